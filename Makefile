@@ -1,0 +1,50 @@
+# Everything a developer does. `make` alone shows this list. No target needs another one first.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(shell command -v uv)
+LOCK_FLAGS := --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url
+
+help:  ## show this list
+	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/run  ## one text-to-image and one image-to-image task through real HTTP, no key needed
+	$(BIN)/broker demo
+
+serve: $(VENV)/run  ## the broker on http://127.0.0.1:8000
+	$(BIN)/broker serve
+
+test: $(VENV)/dev  ## every gate: format, lint, types, layers, tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest
+
+format: $(VENV)/dev  ## put the code into shape
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock:  ## pin the dependencies anew (needs uv)
+	uv pip compile $(LOCK_FLAGS) --upgrade --group build pyproject.toml --output-file requirements.lock
+	uv pip compile $(LOCK_FLAGS) --upgrade --group dev pyproject.toml --output-file requirements-dev.lock
+
+# run: what the product needs; dev: that and the gates. A stamp is made anew when its lock file changes.
+$(VENV)/run: requirements.lock pyproject.toml | $(BIN)/python
+	$(call install,requirements.lock)
+
+$(VENV)/dev: requirements-dev.lock pyproject.toml | $(BIN)/python
+	$(call install,requirements-dev.lock)
+	@touch $(VENV)/run
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+define install
+	$(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet --disable-pip-version-check) --require-hashes -r $(1)
+	$(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet --disable-pip-version-check) --no-deps --no-build-isolation --editable .
+	@touch $@
+endef
+
+.PHONY: help demo serve test format lock

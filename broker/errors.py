@@ -1,0 +1,116 @@
+"""Every error of ours, as one tree.
+
+Exception
+├── Refusal            the caller asked for something we do not do; becomes the HTTP error of its code
+├── SettingsError      a wrong environment variable; stops the start with name, shape and cure
+├── ProviderError      we could not learn what the provider knows (permanent: asking again will not help)
+│   └── NotSent        no byte of the request left the house
+└── FetchError         a result could not be brought home (code from the task error codes)
+    └── EgressRefused  the address is not one we ever talk to
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+STATUS_OF: Final[dict[str, int]] = {
+    "invalid_request": 400,
+    "invalid_prompt": 400,
+    "invalid_image": 400,
+    "too_many_images": 400,
+    "unsupported_parameter": 400,
+    "payload_too_large": 413,
+    "rate_limited": 429,
+    "quota_exceeded": 429,
+    "unauthorized": 401,
+    "not_found": 404,
+    "task_not_found": 404,
+    "task_expired": 410,
+    "conflict": 409,
+    "idempotency_mismatch": 422,
+    "storage_full": 507,
+}
+"""HTTP status of each code that a request can be answered with."""
+
+TASK_CODES: Final[frozenset[str]] = frozenset(
+    """safety_input safety_output no_image provider_rejected provider_auth provider_credits provider_rate_limited
+    provider_unavailable provider_error unknown_outcome deadline_exceeded result_gone invalid_result download_failed
+    storage_full canceled""".split()
+)
+"""The closed set of codes a task can end with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Complaint:
+    """One thing wrong with a request: which field, and how to mend it."""
+
+    field: str
+    message: str
+
+
+class Refusal(Exception):
+    """The request cannot be served, and the caller can do something about it.
+
+    code: a key of `STATUS_OF`. message: one sentence naming the cure. field: the request field at fault.
+    retry_after: seconds until the same request may succeed. status: overrides the code's status (405).
+    """
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        field: str | None = None,
+        details: Sequence[Complaint] = (),
+        retryable: bool = False,
+        retry_after: float | None = None,
+        status: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.field = field
+        self.details = tuple(details)
+        self.retryable = retryable
+        self.retry_after = retry_after
+        self.status = status or STATUS_OF[code]
+
+
+class SettingsError(Exception):
+    """A wrong environment variable. The message has its name, the shape of its value and the cure; never a secret."""
+
+
+class ProviderError(Exception):
+    """The provider's answer is missing or makes no sense: nothing was learned about the job.
+
+    From `submit` it means that the outcome is unknown and may cost money. The message never holds a secret.
+    """
+
+    def __init__(self, message: str, *, permanent: bool = False, retry_in: float | None = None) -> None:
+        super().__init__(message)
+        self.permanent = permanent
+        self.retry_in = retry_in
+
+
+class NotSent(ProviderError):
+    """DNS, connect, TLS or pool time-out: the provider cannot have seen the request, so repeating it is free."""
+
+
+class FetchError(Exception):
+    """Bytes from an outside address did not arrive as they should.
+
+    code: `result_gone`, `invalid_result` or `download_failed`. The message never holds the URL's query.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class EgressRefused(FetchError):
+    """The address is private, special or malformed; nothing was sent to it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("invalid_result", message)

@@ -1,0 +1,44 @@
+"""What a caller wants, in our words, with every value already checked against the catalog."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Literal
+
+Mode = Literal["text-to-image", "image-to-image"]
+OutputFormat = Literal["png", "jpg"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """An image the caller gave.
+
+    url: where a provider can fetch it from us; None without a public address.
+    read: streams its bytes. sha256: lower-case hex. size: bytes.
+    """
+
+    name: str
+    media_type: str
+    size: int
+    sha256: str
+    url: str | None
+    read: Callable[[], AsyncIterator[bytes]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """One image, ordered.
+
+    model: a canonical name of the catalog. aspect_ratio, resolution: None means the model's own default.
+    """
+
+    prompt: str
+    model: str
+    mode: Mode
+    aspect_ratio: str | None = None
+    resolution: str | None = None
+    output_format: OutputFormat | None = None
+    references: tuple[Reference, ...] = ()
+    steps: int | None = None
+    seed: int | None = None

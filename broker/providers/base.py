@@ -1,0 +1,63 @@
+"""What every provider is to us: five verbs over an order, a job id and a callback body."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from broker.orders import Order
+from broker.reports import Report
+
+
+class Provider(Protocol):
+    """One upstream. It knows no door, no table and no other provider; it never loops, sleeps or retries a submit.
+
+    name: in URLs, rows, metrics. creates_per_10s, concurrency: its documented limits per account.
+    """
+
+    name: str
+    creates_per_10s: int
+    concurrency: int
+
+    def supports(self, model: str) -> bool:
+        """Whether this canonical model can be ordered here."""
+        ...
+
+    def preview(self, order: Order, callback_url: str | None) -> dict[str, Any]:
+        """The request that `submit` would send: `{"method", "url", "json", "price"}`. No secret, no I/O."""
+        ...
+
+    def ignored(self, order: Order) -> tuple[str, ...]:
+        """Names of order fields (as the native API spells them) that this provider cannot use."""
+        ...
+
+    async def submit(self, order: Order, callback_url: str | None) -> Report:
+        """Order one image, once. May cost money; called at most once per attempt.
+
+        Pending(job_id) = accepted. Failed(billed="no") = certainly not accepted (nothing was sent, or it said no).
+        Finished = done at once. Raises `ProviderError` when the outcome is unknown: the job may exist.
+        """
+        ...
+
+    async def check(self, job_id: str) -> Report:
+        """What became of a job. Free and repeatable. Raises `ProviderError` when nothing could be learned."""
+        ...
+
+    def hear(self, body: Any) -> Report:
+        """What a callback body (parsed JSON) says. Never raises on strange bodies: `Pending(check_in=0)` = ask."""
+        ...
+
+    def names(self, body: Any) -> tuple[str, ...]:
+        """Ids (the provider's or ours) that a callback body names, most telling first."""
+        ...
+
+    async def cancel(self, job_id: str) -> bool:
+        """Ask to stop the job; False where the provider has no such thing."""
+        ...
+
+    async def refresh(self, url: str) -> str | None:
+        """A fresh link for a result URL that no longer answers; None where there is no such thing."""
+        ...
+
+    async def credits(self) -> float | None:
+        """What is left on the account, in the provider's unit; None where it cannot tell."""
+        ...

@@ -1,0 +1,53 @@
+"""What a provider says about a job: one of three words, whoever it was that we heard it from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Billed = Literal["yes", "no", "unknown"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pending:
+    """The job exists, or may exist, and is not finished.
+
+    check_in: seconds after which the provider would like to be asked again; 0 = ask now; None = as usual.
+    """
+
+    job_id: str | None = None
+    check_in: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """The job succeeded.
+
+    outputs: URLs of the results, in order; empty when the provider claims success and names none.
+    cost: what it took, in the provider's unit (kie: credits); None when it did not say.
+    """
+
+    outputs: tuple[str, ...]
+    job_id: str | None = None
+    cost: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed:
+    """The job, or the request to make one, was refused or failed.
+
+    code: from the closed set of task error codes. message: the provider's own words, untranslated, for `errorDetail`.
+    provider_code: its own code. retryable: another attempt may succeed. billed: whether this attempt cost money.
+    retry_in: seconds the provider asked us to wait, already parsed; None when it did not say.
+    """
+
+    code: str
+    message: str
+    retryable: bool
+    billed: Billed = "unknown"
+    job_id: str | None = None
+    provider_code: str | None = None
+    retry_in: float | None = None
+
+
+Report = Pending | Finished | Failed

@@ -1,0 +1,78 @@
+"""The contract every blob store keeps: bytes in whole or not at all, named by what they are."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blob:
+    """Bytes at rest.
+
+    name: `<owner>/<sha256>`, the only handle. size: bytes. sha256: lower-case hex.
+    """
+
+    name: str
+    size: int
+    sha256: str
+
+
+class Draft(Protocol):
+    """Bytes on their way in: written in chunks, looked at, then kept or dropped. Use it with `async with`.
+
+    Leaving the block without `keep` leaves nothing behind.
+    """
+
+    size: int
+
+    @property
+    def path(self) -> Path:
+        """A local file with all bytes written so far, for a decoder to look at (in a thread)."""
+        ...
+
+    async def write(self, chunk: bytes) -> None:
+        """Append; hashes and writes outside the event loop. Raises `StorageFull`."""
+        ...
+
+    async def keep(self) -> Blob:
+        """Make the bytes durable under their final name, atomically. Doing it twice for equal bytes is once."""
+        ...
+
+    async def __aenter__(self) -> Draft: ...
+    async def __aexit__(self, *exc: object) -> None: ...
+
+
+class BlobStore(Protocol):
+    """A store of immutable bytes.
+
+    Every implementation keeps these promises: a blob is visible whole or not at all, also after a power cut;
+    keeping equal bytes for one owner twice is one blob; a reader in the middle keeps what it reads after a delete;
+    memory use does not grow with the size of a blob; owners match `[A-Za-z0-9_]{1,80}`, anything else is a ValueError.
+    """
+
+    def draft(self, owner: str) -> Draft:
+        """A place for new bytes of `owner`."""
+        ...
+
+    async def open(self, name: str, start: int = 0, stop: int | None = None) -> AsyncIterator[bytes]:
+        """The bytes [start, stop) in chunks of at most 1 MiB. Raises `BlobMissing` before the first chunk."""
+        ...
+
+    async def delete(self, owner: str) -> int:
+        """Remove all blobs of an owner; how many there were."""
+        ...
+
+    async def sweep(self, older_than: float) -> int:
+        """Remove leftovers of writers that died (drafts untouched for `older_than` seconds); how many."""
+        ...
+
+    async def check(self) -> None:
+        """Raise `StorageError` with the cure if nothing can be stored now."""
+        ...
+
+
+class BlobMissing(Exception):
+    """No blob of that name."""

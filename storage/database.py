@@ -1,0 +1,84 @@
+"""The contract every database keeps: read, change together or not at all, wake and sleep."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+Row = Mapping[str, Any]
+
+
+class StorageError(Exception):
+    """The store cannot do it now (locked, full, gone); the caller may try again later."""
+
+
+class StorageFull(StorageError):
+    """No space left. Cure: free disk space, or shorten BROKER_RETENTION_HOURS."""
+
+
+class Stale(Exception):
+    """A statement with `must_change` changed nothing: somebody was quicker. Nothing of the transaction happened."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statement:
+    """One SQL statement with `:name` parameters.
+
+    must_change: changing no row makes the whole transaction raise `Stale`.
+    """
+
+    sql: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+    must_change: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What one statement did: rows changed, and the rows of its RETURNING clause."""
+
+    count: int
+    rows: Sequence[Row] = ()
+
+
+class Database(Protocol):
+    """A SQL database, used with one SQL text on every implementation.
+
+    Every implementation keeps these promises:
+
+    * parameters are named (`:name`); time is a parameter, never the database's own clock;
+    * `transact` returns only after its changes survive a power cut, and applies all of them or none;
+    * a failing transaction never takes another one along, even where several share one commit;
+    * a cancelled caller may leave the transaction done or undone, but never half done;
+    * channels named in `wake` are woken after the commit, in every process where the store can tell them.
+
+    skip_locked: appended to the inner SELECT of a claim; empty where one writer makes it needless.
+    """
+
+    skip_locked: str
+
+    async def fetch(self, sql: str, **params: Any) -> list[Row]:
+        """All rows of a query. May take a while; never blocks the event loop."""
+        ...
+
+    async def point(self, sql: str, **params: Any) -> Row | None:
+        """The first row of a look-up by a unique index: cheap enough to be run in the loop itself."""
+        ...
+
+    async def execute(self, sql: str, **params: Any) -> int:
+        """One statement as a transaction of its own; the number of rows it changed."""
+        ...
+
+    async def transact(self, *statements: Statement, wake: Sequence[str] = ()) -> list[Outcome]:
+        """All statements or none, in order. Raises `Stale` if one with `must_change` changed nothing."""
+        ...
+
+    def wake(self, *channels: str) -> None:
+        """Wake everybody who sleeps on these channels."""
+        ...
+
+    async def sleep(self, channel: str, timeout: float) -> bool:
+        """Wait until `channel` is woken (True) or `timeout` seconds are over (False)."""
+        ...
+
+    async def close(self) -> None: ...
