@@ -23,10 +23,14 @@ class Blob:
 class Draft(Protocol):
     """Bytes on their way in: written in chunks, looked at, then kept or dropped. Use it with `async with`.
 
-    Leaving the block without `keep` leaves nothing behind.
+    Leaving the block without `keep` leaves nothing behind. Every call of `write` costs a thread hop: hand over
+    some hundred KiB at once.
     """
 
-    size: int
+    @property
+    def size(self) -> int:
+        """Bytes written so far."""
+        ...
 
     @property
     def path(self) -> Path:
@@ -34,15 +38,26 @@ class Draft(Protocol):
         ...
 
     async def write(self, chunk: bytes) -> None:
-        """Append; hashes and writes outside the event loop. Raises `StorageFull`."""
+        """Append; hashes and writes outside the event loop. Raises `StorageFull`. After an error, leave the block."""
         ...
 
     async def keep(self) -> Blob:
-        """Make the bytes durable under their final name, atomically. Doing it twice for equal bytes is once."""
+        """Make the bytes durable under their final name, atomically. Doing it twice for equal bytes is once.
+
+        The last call on a draft. Cancelled in the middle, it has kept the bytes or it has not.
+        """
         ...
 
     async def __aenter__(self) -> Draft: ...
     async def __aexit__(self, *exc: object) -> None: ...
+
+
+class Reading(Protocol):
+    """The bytes of a blob, chunk by chunk. Who stops before the end calls `aclose` (`contextlib.aclosing`)."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
+    async def __anext__(self) -> bytes: ...
+    async def aclose(self) -> None: ...
 
 
 class BlobStore(Protocol):
@@ -50,19 +65,23 @@ class BlobStore(Protocol):
 
     Every implementation keeps these promises: a blob is visible whole or not at all, also after a power cut;
     keeping equal bytes for one owner twice is one blob; a reader in the middle keeps what it reads after a delete;
-    memory use does not grow with the size of a blob; owners match `[A-Za-z0-9_]{1,80}`, anything else is a ValueError.
+    memory use does not grow with the size of a blob; owners match `[A-Za-z0-9_]{1,80}`, anything else is a ValueError;
+    messages of errors name a cure and no path.
     """
 
     def draft(self, owner: str) -> Draft:
-        """A place for new bytes of `owner`."""
+        """A place for new bytes of `owner`; it is made on entering the block, which raises `StorageFull` too."""
         ...
 
-    async def open(self, name: str, start: int = 0, stop: int | None = None) -> AsyncIterator[bytes]:
-        """The bytes [start, stop) in chunks of at most 1 MiB. Raises `BlobMissing` before the first chunk."""
+    async def open(self, name: str, start: int = 0, stop: int | None = None) -> Reading:
+        """The bytes [start, stop) in chunks of at most 1 MiB; both ends are cut to what there is.
+
+        Raises `BlobMissing` here, before the first chunk, also for what could never be a name.
+        """
         ...
 
     async def delete(self, owner: str) -> int:
-        """Remove all blobs of an owner; how many there were."""
+        """Remove all blobs of an owner; how many there were. A blob that is being kept meanwhile may stay."""
         ...
 
     async def sweep(self, older_than: float) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -41,6 +42,14 @@ class Outcome:
     rows: Sequence[Row] = ()
 
 
+class Bell(Protocol):
+    """Rings when its channel is woken; rings that nobody waited for are kept as one."""
+
+    async def wait(self, timeout: float) -> bool:
+        """True as soon as it rang, False when `timeout` seconds are over."""
+        ...
+
+
 class Database(Protocol):
     """A SQL database, used with one SQL text on every implementation.
 
@@ -77,8 +86,12 @@ class Database(Protocol):
         """Wake everybody who sleeps on these channels."""
         ...
 
-    async def sleep(self, channel: str, timeout: float) -> bool:
-        """Wait until `channel` is woken (True) or `timeout` seconds are over (False)."""
+    def listen(self, channel: str) -> AbstractContextManager[Bell]:
+        """Hear every wake of `channel` from now on. Listen first, look second, wait third: no wake is missed."""
+        ...
+
+    async def check(self) -> None:
+        """Raise `StorageError` with the cure if the store is damaged or out of reach."""
         ...
 
     async def close(self) -> None: ...

@@ -1,0 +1,70 @@
+"""Which images there are, whose they are and under which public name; the bytes are a blob store's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from storage.database import Database, Statement
+
+Kind = Literal["result", "reference"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredImage:
+    """One image. name: its public file name. owner: a task (results) or a batch (references). size: bytes."""
+
+    name: str
+    owner: str
+    kind: Kind
+    position: int
+    blob: str
+    media_type: str
+    size: int
+    width: int
+    height: int
+    sha256: str
+    created_at: float
+
+
+_COLUMNS = tuple(f.name for f in fields(StoredImage))
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images at rest."""
+
+    database: Database
+
+    async def named(self, name: str) -> StoredImage | None:
+        row = await self.database.point("SELECT * FROM images WHERE name = :name", name=name)
+        return StoredImage(**row) if row else None
+
+    async def of(self, owner: str, kind: Kind) -> list[StoredImage]:
+        """An owner's images in order."""
+        rows = await self.database.fetch(
+            "SELECT * FROM images WHERE owner = :owner AND kind = :kind ORDER BY position", owner=owner, kind=kind
+        )
+        return [StoredImage(**row) for row in rows]
+
+    def adding(self, image: StoredImage) -> Statement:
+        """Bringing the same image home twice is once."""
+        return Statement(
+            sql=f"""INSERT INTO images ({", ".join(_COLUMNS)}) VALUES ({", ".join(":" + c for c in _COLUMNS)})
+                ON CONFLICT (owner, kind, position) DO NOTHING""",
+            params={name: getattr(image, name) for name in _COLUMNS},
+        )
+
+    def deleting(self, owner: str, kinds: Sequence[Kind]) -> list[Statement]:
+        return [
+            Statement(
+                sql="DELETE FROM images WHERE owner = :owner AND kind = :kind", params={"owner": owner, "kind": kind}
+            )
+            for kind in kinds
+        ]
+
+    async def stored(self) -> dict[str, Any]:
+        """How many images and bytes there are, for the metrics."""
+        row = await self.database.point("SELECT count(*) AS n, coalesce(sum(size), 0) AS size FROM images")
+        return dict(row or {})

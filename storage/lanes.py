@@ -1,0 +1,110 @@
+"""How much a provider takes from us at once: its window, its places, and the pauses it asks for.
+
+Kept in the database, because all processes of one account share one window.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from storage.database import Database, Statement
+from storage.tasks import Attempt
+
+WINDOW_SECONDS = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """creates: new jobs per 10 seconds. places: jobs submitted and not yet finished."""
+
+    creates: int
+    places: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Room:
+    """How many jobs may be submitted now; if none, when to look again (`inf`: when a job ends)."""
+
+    free: int
+    again_at: float = math.inf
+
+
+_TAKEN = "SELECT count(*) AS n FROM attempts WHERE provider = :provider AND sent_at > :since"
+_RUNNING = """SELECT count(*) AS n FROM tasks WHERE provider = :provider AND state IN ('submitting', 'waiting')"""
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """The lanes at rest; one per provider."""
+
+    database: Database
+
+    async def room(self, provider: str, limits: Limits, now: float) -> Room:
+        """What may be submitted now. Only a hint: `intending` decides."""
+        paused_until, troubles = await self._pause(provider)
+        if paused_until > now:
+            return Room(free=0, again_at=paused_until)
+        window = limits.creates - await self._count(_TAKEN, provider=provider, since=now - WINDOW_SECONDS)
+        if window <= 0:
+            return Room(free=0, again_at=await self._window_opens(provider, limits))
+        places = limits.places - await self._count(_RUNNING, provider=provider)
+        # after a trouble one job goes first and shows whether the way is free
+        return Room(free=max(0, min(window, places, 1 if troubles else window)))
+
+    def intending(self, attempt: Attempt, limits: Limits) -> Statement:
+        """Write the attempt into the ledger if the lane still has room; otherwise `Stale`.
+
+        It comes after the task's own row became `submitting`, which therefore counts as one of the places.
+        """
+        return Statement(
+            sql=f"""INSERT INTO attempts (task_id, number, provider, sent_at, outcome, billed)
+                SELECT :task_id, :number, :provider, :sent_at, 'sent', 'unknown'
+                WHERE ({_TAKEN}) < :creates AND ({_RUNNING}) <= :places""",
+            params={
+                "task_id": attempt.task_id,
+                "number": attempt.number,
+                "provider": attempt.provider,
+                "sent_at": attempt.sent_at,
+                "since": attempt.sent_at - WINDOW_SECONDS,
+                "creates": limits.creates,
+                "places": limits.places,
+            },
+            must_change=True,
+        )
+
+    def pausing(self, provider: str, until: float) -> Statement:
+        """Submit nothing before `until`, and count one more trouble."""
+        return Statement(
+            sql="""INSERT INTO lanes (provider, paused_until, troubles) VALUES (:provider, :until, 1)
+                ON CONFLICT (provider) DO UPDATE SET troubles = lanes.troubles + 1, paused_until =
+                CASE WHEN lanes.paused_until > :until THEN lanes.paused_until ELSE :until END""",
+            params={"provider": provider, "until": until},
+        )
+
+    def clearing(self, provider: str) -> Statement:
+        """The way is free again."""
+        return Statement(
+            sql="UPDATE lanes SET troubles = 0, paused_until = 0 WHERE provider = :provider AND troubles > 0",
+            params={"provider": provider},
+        )
+
+    async def troubles(self, provider: str) -> int:
+        """How many submissions in a row met trouble."""
+        return (await self._pause(provider))[1]
+
+    async def _pause(self, provider: str) -> tuple[float, int]:
+        row = await self.database.point("SELECT * FROM lanes WHERE provider = :provider", provider=provider)
+        return (row["paused_until"], row["troubles"]) if row else (0.0, 0)
+
+    async def _count(self, sql: str, **params: object) -> int:
+        row = await self.database.point(sql, **params)
+        return int(row["n"]) if row else 0
+
+    async def _window_opens(self, provider: str, limits: Limits) -> float:
+        row = await self.database.point(
+            "SELECT sent_at FROM attempts WHERE provider = :provider ORDER BY sent_at DESC LIMIT 1 OFFSET :skip",
+            provider=provider,
+            skip=limits.creates - 1,
+        )
+        return row["sent_at"] + WINDOW_SECONDS if row else 0.0

@@ -1,0 +1,76 @@
+"""Brings a database to today's shape: numbered files, each in a transaction of its own, run once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+
+from storage.database import Database, Stale, Statement
+
+TABLE = """CREATE TABLE IF NOT EXISTS migrations
+    (number BIGINT PRIMARY KEY, name TEXT NOT NULL, ran_at DOUBLE PRECISION NOT NULL)"""
+MARK = """INSERT INTO migrations (number, name, ran_at) VALUES (:number, :name, :now)
+    ON CONFLICT (number) DO NOTHING"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Migration:
+    number: int
+    name: str
+    statements: tuple[str, ...]
+
+
+class SchemaTooNew(Exception):
+    """The database was used by a newer broker. Cure: run that version, or restore an older backup."""
+
+
+def migrations() -> list[Migration]:
+    """Every migration that ships with this version, in order."""
+    folder = resources.files("storage.migrations")
+    return sorted(
+        (_read(f.name, f.read_text("utf-8")) for f in folder.iterdir() if f.name.endswith(".sql")),
+        key=lambda m: m.number,
+    )
+
+
+def _read(name: str, text: str) -> Migration:
+    return Migration(number=int(name[:4]), name=name.removesuffix(".sql"), statements=tuple(_statements(text)))
+
+
+def _statements(text: str) -> Iterator[str]:
+    # our own files: no semicolon stands inside a string or a comment
+    without_comments = re.sub(r"--[^\n]*", "", text)
+    return (part.strip() for part in without_comments.split(";") if part.strip())
+
+
+async def applied(database: Database) -> set[int]:
+    """Numbers of the migrations that this database has seen."""
+    await database.execute(TABLE)
+    return {row["number"] for row in await database.fetch("SELECT number FROM migrations")}
+
+
+async def upgrade(database: Database, now: float) -> list[Migration]:
+    """Run what is missing; several starters at once are safe. Returns what was run here."""
+    known = migrations()
+    seen = await applied(database)
+    if seen - {m.number for m in known}:
+        raise SchemaTooNew(
+            f"the database has migration {max(seen)}, this version knows {known[-1].number}: use the newer broker"
+        )
+    return [m for m in known if m.number not in seen and await _run(database, m, now)]
+
+
+async def _run(database: Database, migration: Migration, now: float) -> bool:
+    # the row comes first: of two starters the second finds it there, and changes nothing
+    mark = Statement(
+        sql=MARK,
+        params={"number": migration.number, "name": migration.name, "now": now},
+        must_change=True,
+    )
+    try:
+        await database.transact(mark, *(Statement(sql=sql) for sql in migration.statements))
+    except Stale:
+        return False
+    return True

@@ -1,0 +1,386 @@
+"""Blobs as files: what only this store can get wrong, shown with real faults where the system offers them."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import gc
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from storage.blobs import BlobMissing
+from storage.database import StorageError, StorageFull
+from storage.local import LocalBlobs, _HashingFile, _remove, _rename_into
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def blobs(tmp_path: Path) -> LocalBlobs:
+    return LocalBlobs(tmp_path / "blobs")
+
+
+def files(root: Path) -> list[Path]:
+    return sorted(path for path in root.rglob("*") if not path.is_dir())
+
+
+def descriptors() -> int:
+    gc.collect()
+    return len(os.listdir("/proc/self/fd"))
+
+
+def run(code: str, root: Path) -> str:
+    """Run code in a process of its own, which may break its limits, or die."""
+    script = "import asyncio, os, resource, sys; from pathlib import Path; from storage.local import *\n" + code
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script, str(root)], capture_output=True, text=True, timeout=60, check=True
+    )
+    return result.stdout
+
+
+# -- a full or broken disk
+
+
+WRITE_TOO_MUCH = """
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+async def main():
+    blobs = LocalBlobs(Path(sys.argv[1]))
+    try:
+        async with blobs.draft("task_1") as draft:
+            for _ in range(10):
+                await draft.write(b"x" * 30_000)
+    except StorageFull as error:
+        print(error)
+    async with blobs.draft("task_1") as draft:
+        await draft.write(b"fits")
+        print((await draft.keep()).size)
+asyncio.run(main())
+"""
+
+
+def test_a_full_disk_is_said_leaves_nothing_and_heals(tmp_path: Path) -> None:
+    """A real limit of the system in the middle of a write."""
+    said, size = run(WRITE_TOO_MUCH, tmp_path).splitlines()
+    assert "BROKER_RETENTION_HOURS" in said
+    assert size == "4"
+    assert [path.stat().st_size for path in files(tmp_path)] == [4]
+
+
+OPEN_TOO_MUCH = """
+async def main():
+    blobs = LocalBlobs(Path(sys.argv[1]))
+    async with blobs.draft("task_1") as draft:
+        await draft.write(b"x")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) - 1, 100))
+        for doing in (draft.keep, blobs.check, lambda: blobs.open("task_1/" + "0" * 64)):
+            try:
+                await doing()
+            except (StorageError, BlobMissing) as error:
+                print(type(error).__name__, error)
+asyncio.run(main())
+"""
+
+
+def test_too_many_open_files_name_the_cure(tmp_path: Path) -> None:
+    lines = run(OPEN_TOO_MUCH, tmp_path).splitlines()
+    assert [line.split()[0] for line in lines] == ["StorageError"] * 3
+    assert all("ulimit" in line for line in lines)
+    assert files(tmp_path) == []
+
+
+async def test_a_draft_below_the_floor_is_refused(tmp_path: Path) -> None:
+    """The database on the same disk must still be able to write."""
+    blobs = LocalBlobs(tmp_path / "blobs", free_floor=2**60)
+    with pytest.raises(StorageFull, match="BROKER_RETENTION_HOURS"):
+        async with blobs.draft("task_1"):
+            pytest.fail("not reached")
+    with pytest.raises(StorageFull):
+        await blobs.check()
+    assert files(tmp_path) == []
+
+
+async def test_a_floor_that_is_kept_refuses_nothing(tmp_path: Path) -> None:
+    blobs = LocalBlobs(tmp_path / "blobs", free_floor=1)
+    await blobs.check()
+    async with blobs.draft("task_1") as draft:
+        await draft.keep()
+
+
+async def test_a_root_that_is_no_folder_is_said_without_its_path(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file")
+    blobs = LocalBlobs(tmp_path / "taken")
+    with pytest.raises(StorageError, match="BROKER_BLOB_URL must name a folder") as caught:
+        await blobs.check()
+    assert str(tmp_path) not in str(caught.value)
+    with pytest.raises(StorageError):
+        async with blobs.draft("task_1"):
+            pytest.fail("not reached")
+    assert await blobs.sweep(0) == 0
+
+
+class Failing(LocalBlobs):
+    """A disk that fails at the n-th sync."""
+
+    syncs = 0
+    fails_at = 1
+
+    def sync(self, descriptor: int) -> None:
+        self.syncs += 1
+        if self.syncs == self.fails_at:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        super().sync(descriptor)
+
+
+@pytest.mark.parametrize("fails_at", [1, 2, 3, 4])
+async def test_a_disk_that_fails_to_sync_never_says_done(tmp_path: Path, fails_at: int) -> None:
+    blobs = Failing(tmp_path)
+    blobs.fails_at = fails_at
+    before = descriptors()
+    with pytest.raises(StorageError, match="the disk is failing"):
+        async with blobs.draft("task_1") as draft:
+            await draft.write(b"x")
+            await draft.keep()
+    assert files(tmp_path / ".drafts") == []
+    assert descriptors() == before
+    async with blobs.draft("task_1") as draft:
+        await draft.write(b"x")
+        blob = await draft.keep()
+    assert len(files(tmp_path)) == 1
+    assert blob.size == 1
+
+
+async def test_a_check_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="the disk is failing"):
+        await Failing(tmp_path).check()
+    assert files(tmp_path) == []
+
+
+# -- a power cut
+
+
+class Recording(LocalBlobs):
+    """Notes what is synced, and whether the blob had its name by then."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.synced: list[tuple[str, bool]] = []
+
+    def sync(self, descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        named = any(len(path.name) == 64 for path in files(self.root))
+        self.synced.append((path.relative_to(self.root).parts[0] if path != self.root else "root", named))
+        self.lengths = [path.stat().st_size for path in files(self.root)]
+        super().sync(descriptor)
+
+
+async def test_bytes_are_durable_before_their_name_and_the_name_before_the_answer(tmp_path: Path) -> None:
+    """1. the bytes 2. the name 3. the folder, and those that may be new above it."""
+    blobs = Recording(tmp_path)
+    async with blobs.draft("task_1") as draft:
+        await draft.write(b"x" * 10)
+        assert blobs.synced == []
+        await draft.keep()
+        assert blobs.synced == [(".drafts", False), ("_1", True), ("_1", True), ("root", True)]
+    assert blobs.lengths == [10]
+
+
+# -- leftovers
+
+
+DIE = """
+async def main():
+    blobs = LocalBlobs(Path(sys.argv[1]))
+    async with blobs.draft("task_1") as draft:
+        await draft.write(b"x" * 1000)
+        os._exit(0)
+asyncio.run(main())
+"""
+
+
+async def test_a_sweep_removes_what_a_dead_writer_left(blobs: LocalBlobs) -> None:
+    run(DIE, blobs.root)
+    (orphan,) = files(blobs.root)
+    assert await blobs.sweep(3600) == 0  # too young
+    os.utime(orphan, (0, 0))
+    assert await blobs.sweep(3600) == 1
+    assert files(blobs.root) == []
+    assert await blobs.sweep(3600) == 0
+
+
+async def test_a_sweep_spares_a_living_writer_however_slow(blobs: LocalBlobs) -> None:
+    """A sweep at the start of one process must not harm the others."""
+    async with blobs.draft("task_1") as draft:
+        await draft.write(b"slow")
+        os.utime(draft.path, (0, 0))
+        assert await blobs.sweep(0) == 0
+        assert (await draft.keep()).size == 4
+
+
+async def test_a_sweep_before_anything_was_stored_is_fine(blobs: LocalBlobs) -> None:
+    assert await blobs.sweep(0) == 0
+
+
+async def test_a_sweep_passes_by_what_is_no_draft(blobs: LocalBlobs) -> None:
+    (blobs.root / ".drafts" / "folder").mkdir(parents=True)
+    (blobs.root / ".drafts" / "link").symlink_to("/nowhere")
+    assert await blobs.sweep(-1) == 0
+
+
+async def test_a_draft_is_used_inside_its_block(blobs: LocalBlobs) -> None:
+    draft = blobs.draft("task_1")
+    with pytest.raises(RuntimeError, match="async with"):
+        await draft.write(b"x")
+
+
+async def test_a_draft_that_was_taken_away_is_an_error_not_a_blob(blobs: LocalBlobs) -> None:
+    with pytest.raises(StorageError):
+        async with blobs.draft("task_1") as draft:
+            await draft.write(b"x")
+            draft.path.unlink()
+            await draft.keep()
+    assert files(blobs.root) == []
+
+
+def test_a_folder_that_is_deleted_while_a_blob_is_placed_is_made_again(tmp_path: Path) -> None:
+    """Between any two system calls; without the syncs, which would make the moment rare."""
+    folder = tmp_path / "_1" / "task_1"
+    names = [f"{number:064}" for number in range(600)]
+    for name in names:
+        (tmp_path / name).touch()
+
+    def place() -> None:
+        for name in names:
+            os.close(_rename_into(folder, tmp_path / name, name))
+
+    with ThreadPoolExecutor(4) as threads:
+        placing = threads.submit(place)
+
+        def remove() -> int:
+            removed = 0
+            while not placing.done():
+                removed += _remove(folder)
+            return removed
+
+        removers = [threads.submit(remove) for _ in range(3)]
+        placing.result()
+    left = _remove(folder)
+    assert sum(remover.result() for remover in removers) + left == len(names)
+
+
+async def test_a_deleted_owner_leaves_no_folder(blobs: LocalBlobs) -> None:
+    async with blobs.draft("task_1") as draft:
+        await draft.keep()
+    assert await blobs.delete("task_1") == 1
+    assert not list(blobs.root.rglob("task_1"))
+
+
+@pytest.mark.parametrize("steps", range(0, 40, 3))
+def test_a_cancelled_writer_leaves_nothing(tmp_path: Path, steps: int) -> None:
+    """Wherever it is cancelled, its thread included: no draft, no half blob, no open file."""
+    blobs = LocalBlobs(tmp_path)
+
+    async def write() -> None:
+        async with blobs.draft("task_1") as draft:
+            for _ in range(3):
+                await draft.write(b"x" * 500_000)
+            await draft.keep()
+
+    async def cancel() -> None:
+        writing = [asyncio.create_task(write()) for _ in range(20)]  # more than there are threads
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        for _ in range(6):  # impatiently, as cancel scopes do
+            for writer in writing:
+                writer.cancel()
+            await asyncio.sleep(0)
+        await asyncio.gather(*writing, return_exceptions=True)
+
+    before = descriptors()
+    asyncio.run(cancel())  # waits for its threads
+    assert descriptors() == before
+    assert [path.stat().st_size for path in files(tmp_path)] in ([], [1_500_000])
+    assert files(tmp_path / ".drafts") == []
+
+
+async def test_a_draft_that_was_left_before_its_thread_began_is_never_made(blobs: LocalBlobs) -> None:
+    """The order in which threads come to a cancelled draft is not ours."""
+    draft = blobs.draft("task_1")
+    await draft.__aexit__(None, None, None)
+    await draft.__aenter__()
+    assert files(blobs.root) == []
+
+
+async def test_no_reading_keeps_its_file_open(blobs: LocalBlobs) -> None:
+    """Read to the end, closed, or forgotten before the first chunk: a client may go away at any time."""
+    async with blobs.draft("task_1") as draft:
+        await draft.write(b"x" * 3_000_000)
+        blob = await draft.keep()
+    before = descriptors()
+    assert sum([len(chunk) async for chunk in await blobs.open(blob.name)]) == 3_000_000
+    assert descriptors() == before
+    closed = await blobs.open(blob.name)
+    assert descriptors() == before + 1
+    await closed.aclose()
+    assert descriptors() == before
+    forgotten = await blobs.open(blob.name)
+    del forgotten
+    async for _ in await blobs.open(blob.name):
+        break
+    assert descriptors() == before
+
+
+# -- paths and links
+
+
+@given(st.text())
+def test_no_owner_from_outside_becomes_a_path(owner: str) -> None:
+    blobs = LocalBlobs(Path("/nonexistent"))
+    if not (owner.isascii() and owner.replace("_", "a").isalnum() and len(owner) <= 80):
+        with pytest.raises(ValueError, match="owner"):
+            blobs.draft(owner)
+
+
+async def test_a_link_in_place_of_a_blob_is_not_followed(blobs: LocalBlobs, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    async with blobs.draft("task_1") as draft:
+        await draft.write(b"x")
+        blob = await draft.keep()
+    (place,) = files(blobs.root)
+    place.unlink()
+    place.symlink_to(tmp_path / "secret")
+    with pytest.raises(BlobMissing):
+        await blobs.open(blob.name)
+    assert await blobs.delete("task_1") == 1
+    assert (tmp_path / "secret").read_text() == "secret"
+
+
+async def test_a_link_in_place_of_an_owner_is_not_followed(blobs: LocalBlobs, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (blobs.root / "_1").mkdir(parents=True)
+    (blobs.root / "_1" / "task_1").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StorageError):
+        async with blobs.draft("task_1") as draft:
+            await draft.keep()
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_a_link_in_place_of_a_draft_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "draft").symlink_to(tmp_path / "precious")
+    with pytest.raises(FileExistsError):
+        _HashingFile(tmp_path / "draft")
+    assert (tmp_path / "precious").read_text() == "precious"
+
+
+async def test_blobs_are_not_for_other_users_of_the_machine(blobs: LocalBlobs) -> None:
+    async with blobs.draft("task_1") as draft:
+        await draft.keep()
+    (place,) = files(blobs.root)
+    assert place.stat().st_mode & 0o007 == 0

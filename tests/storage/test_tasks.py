@@ -1,0 +1,272 @@
+"""Leasing, comparing and setting; and that no statement of the loop ever walks through a whole table."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storage.database import Database, Outcome, Row, Stale, Statement
+from storage.hooks import Hook, Hooks
+from storage.images import Images, StoredImage
+from storage.keys import Keys, KeyUse
+from storage.lanes import Lanes, Limits
+from storage.migrate import upgrade
+from storage.sqlite import SqliteDatabase
+from storage.tasks import SHOWN, Attempt, Lease, State, Task, Tasks
+
+pytestmark = pytest.mark.anyio
+
+NOW = 1_000.0
+
+
+class Recorder(SqliteDatabase):
+    """Keeps every statement that runs, to ask for its plan."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.seen: list[tuple[str, Mapping[str, Any]]] = []
+
+    async def fetch(self, sql: str, **params: Any) -> list[Row]:
+        self.seen.append((sql, params))
+        return await super().fetch(sql, **params)
+
+    async def point(self, sql: str, **params: Any) -> Row | None:
+        self.seen.append((sql, params))
+        return await super().point(sql, **params)
+
+    async def transact(self, *statements: Statement, wake: Sequence[str] = ()) -> list[Outcome]:
+        self.seen.extend((s.sql, s.params) for s in statements)
+        return await super().transact(*statements, wake=wake)
+
+
+@pytest.fixture
+async def database(tmp_path: Path) -> AsyncIterator[Recorder]:
+    recorder = Recorder(tmp_path / "broker.db")
+    async with recorder:
+        await upgrade(recorder, NOW)
+        yield recorder
+
+
+def a_task(number: int = 1, **changes: Any) -> Task:
+    task_id = f"task_{number:032x}"
+    values: dict[str, Any] = {
+        "id": task_id,
+        "batch": task_id,
+        "caller": "local",
+        "due_at": NOW,
+        "provider": "kie",
+        "model": "nano-banana",
+        "mode": "text-to-image",
+        "prompt": "a red bicycle",
+        "deadline_at": NOW + 100,
+        "created_at": NOW + number,
+        "updated_at": NOW,
+    }
+    return Task(**{**values, **changes})
+
+
+def lease(holder: str = "me", until: float = NOW + 30) -> Lease:
+    return Lease(holder=holder, until=until)
+
+
+async def add(database: Database, *tasks: Task) -> Tasks:
+    rows = Tasks(database)
+    await database.transact(*(rows.adding(task) for task in tasks))
+    return rows
+
+
+async def test_a_task_comes_back_as_it_went_in(database: Recorder) -> None:
+    task = a_task(refs=({"name": "r.png"},), outputs=("https://a/1", "https://a/2"), hooked=True, cost=4.5)
+    rows = await add(database, task)
+    assert await rows.get(task.id) == task
+
+
+async def test_two_workers_never_lease_the_same_task(database: Recorder) -> None:
+    rows = await add(database, *(a_task(n, state=State.WAITING) for n in range(40)))
+    claims = await asyncio.gather(*(rows.claim(now=NOW, lease=lease(f"worker-{n}"), limit=10) for n in range(8)))
+    ids = [task.id for claim in claims for task in claim]
+    assert len(ids) == len(set(ids)) == 40
+
+
+async def test_a_lease_that_ended_is_taken_over_and_the_late_writer_loses(database: Recorder) -> None:
+    """Fencing: who slept through its lease cannot overwrite what the next one wrote."""
+    rows = await add(database, a_task(state=State.WAITING))
+    (mine,) = await rows.claim(now=NOW, lease=lease("sleeper"), limit=1)
+    assert await rows.claim(now=NOW + 29, lease=lease("other", NOW + 60), limit=1) == []
+    (theirs,) = await rows.claim(now=NOW + 31, lease=lease("other", NOW + 60), limit=1)
+    await database.transact(rows.saving(theirs, state=State.FETCHING))
+    with pytest.raises(Stale):
+        await database.transact(rows.saving(mine, state=State.FAILED))
+    after = await rows.get(mine.id)
+    assert after is not None
+    assert after.state == State.FETCHING
+
+
+async def test_a_lost_lease_is_not_renewed(database: Recorder) -> None:
+    rows = await add(database, a_task(state=State.WAITING))
+    (mine,) = await rows.claim(now=NOW, lease=lease("sleeper"), limit=1)
+    await rows.claim(now=NOW + 31, lease=lease("other", NOW + 60), limit=1)
+    await rows.renew([(mine.id, "sleeper")], NOW + 1000)
+    row = await rows.get(mine.id)
+    assert row is not None
+    assert row.lease_until == NOW + 60
+
+
+async def test_orders_are_submitted_first_come_first_served(database: Recorder) -> None:
+    rows = await add(database, *(a_task(n, due_at=NOW - 100 + n) for n in (3, 1, 2)))
+    claimed = await rows.claim_queued("kie", now=NOW, lease=lease(), limit=2)
+    assert {task.id for task in claimed} == {a_task(1).id, a_task(2).id}
+    assert await rows.claim(now=NOW, lease=lease(), limit=10) == []
+
+
+async def test_the_window_of_a_provider_holds_however_many_try(database: Recorder) -> None:
+    rows = await add(database, *(a_task(n) for n in range(30)))
+    lanes, limits = Lanes(database), Limits(creates=20, places=100)
+
+    async def submit(task: Task) -> bool:
+        attempt = Attempt(task_id=task.id, number=1, provider="kie", sent_at=NOW)
+        try:
+            await database.transact(
+                rows.saving(task, state=State.SUBMITTING, attempt=1), lanes.intending(attempt, limits)
+            )
+        except Stale:
+            return False
+        return True
+
+    went = await asyncio.gather(*(submit(a_task(n)) for n in range(30)))
+    assert sum(went) == 20
+    room = await lanes.room("kie", limits, NOW + 1)
+    assert (room.free, room.again_at) == (0, NOW + 10)
+    assert (await lanes.room("kie", limits, NOW + 10.5)).free == 20
+
+
+async def test_the_places_of_a_provider_hold(database: Recorder) -> None:
+    rows = await add(database, *(a_task(n, state=State.WAITING) for n in range(3)), a_task(9))
+    lanes, limits = Lanes(database), Limits(creates=20, places=3)
+    assert (await lanes.room("kie", limits, NOW)).free == 0
+    attempt = Attempt(task_id=a_task(9).id, number=1, provider="kie", sent_at=NOW)
+    with pytest.raises(Stale):
+        await database.transact(rows.saving(a_task(9), state=State.SUBMITTING), lanes.intending(attempt, limits))
+    row = await rows.get(a_task(9).id)
+    assert row is not None
+    assert row.state == State.QUEUED
+
+
+async def test_a_paused_lane_lets_one_go_first(database: Recorder) -> None:
+    lanes, limits = Lanes(database), Limits(creates=20, places=100)
+    await database.transact(lanes.pausing("kie", NOW + 5))
+    assert await lanes.room("kie", limits, NOW) == await lanes.room("kie", limits, NOW + 4)
+    assert (await lanes.room("kie", limits, NOW + 6)).free == 1
+    await database.transact(lanes.clearing("kie"))
+    assert (await lanes.room("kie", limits, NOW)).free == 20
+
+
+@pytest.mark.parametrize("status", [None, *SHOWN])
+async def test_pages_have_every_task_once(database: Recorder, status: str | None) -> None:
+    states = [State.QUEUED, State.WAITING, State.FETCHING, State.SUCCEEDED, State.FAILED, State.CANCELED]
+    tasks = [a_task(n, state=states[n % 6], created_at=NOW + n // 3) for n in range(60)]
+    rows = await add(database, *tasks)
+    seen: list[Task] = []
+    before: tuple[float, str] | None = None
+    while page := await rows.newest(status=status, limit=7, before=before):
+        seen += page
+        before = (page[-1].created_at, page[-1].id)
+    expected = [task for task in tasks if status is None or task.status == status]
+    assert [task.id for task in seen] == [
+        task.id for task in sorted(expected, key=lambda t: (t.created_at, t.id), reverse=True)
+    ]
+
+
+async def test_no_statement_walks_through_a_table(database: Recorder) -> None:
+    """Growth must not slow the loop: every statement finds its rows by an index."""
+    task = a_task(state=State.WAITING)
+    rows = await add(database, task, a_task(2), a_task(3, state=State.SUCCEEDED))
+    database.seen.clear()
+    await _use_everything(database, rows, task)
+    walks = {}
+    for sql, params in tuple(database.seen):
+        plan = await database.fetch(f"EXPLAIN QUERY PLAN {sql}", **params)
+        if bad := [r["detail"] for r in plan if r["detail"].startswith("SCAN") and "INDEX" not in r["detail"]]:
+            walks[sql] = bad
+    assert {sql: bad for sql, bad in walks.items() if bad != ["SCAN CONSTANT ROW"]} == {}
+
+
+async def _use_everything(database: Recorder, rows: Tasks, task: Task) -> None:
+    images, hooks, keys, lanes = Images(database), Hooks(database), Keys(database), Lanes(database)
+    limits = Limits(creates=1, places=1)
+    await rows.get(task.id)
+    await rows.version(task.id)
+    await rows.of_job("job")
+    await rows.of_batch(task.batch)
+    for status in (None, *SHOWN):
+        await rows.newest(status=status, limit=5, before=(NOW, "task"))
+    await rows.attempts(task.id)
+    await rows.attempt(task.id, 1)
+    await rows.claim(now=NOW, lease=lease(until=NOW), limit=5)
+    await rows.claim_queued("kie", now=NOW, lease=lease(until=NOW), limit=5)
+    await rows.claim_overdue(now=NOW + 1000, lease=lease(until=NOW), limit=5)
+    await rows.claim_ended(now=NOW, lease=lease(until=NOW), limit=5)
+    await rows.renew([(task.id, "me")], NOW)
+    await rows.next_due(NOW)
+    await rows.next_queued("kie", NOW)
+    attempt = Attempt(task_id=task.id, number=1, provider="kie", sent_at=NOW)
+    await database.transact(lanes.intending(attempt, Limits(creates=5, places=5)))
+    await database.transact(rows.noting(task.id, 1, job_id="job"))
+    await lanes.room("kie", limits, NOW)
+    await database.transact(lanes.pausing("kie", NOW), lanes.clearing("kie"))
+    await lanes.room("kie", Limits(creates=5, places=5), NOW)
+    await images.named("x")
+    await images.of(task.id, "result")
+    await database.transact(images.adding(_an_image(task)), *images.deleting(task.id, ("result",)))
+    hook = _a_hook(task)
+    await database.transact(hooks.adding(hook))
+    await hooks.get(hook.id)
+    await hooks.newest(limit=5)
+    await hooks.tasks_with_news(5)
+    await hooks.unread(task.id)
+    await hooks.count_for(task.id)
+    await database.transact(hooks.digesting(hook, NOW))
+    await hooks.forget(NOW, 5)
+    use = KeyUse(caller="me", key="k", fingerprint="f", batch=task.batch, created_at=NOW)
+    await database.transact(keys.using(use))
+    await keys.get("me", "k")
+    await keys.forget(NOW, 5)
+    fresh = await rows.get(task.id)
+    assert fresh is not None
+    await database.transact(rows.saving(fresh, tries=1))
+    await database.transact(*rows.deleting(await rows.get(task.id) or fresh))
+
+
+def _an_image(task: Task) -> StoredImage:
+    return StoredImage(
+        name="x",
+        owner=task.id,
+        kind="result",
+        position=0,
+        blob="b",
+        media_type="image/png",
+        size=1,
+        width=1,
+        height=1,
+        sha256="0",
+        created_at=NOW,
+    )
+
+
+def _a_hook(task: Task) -> Hook:
+    return Hook(
+        id="hook_1",
+        provider="kie",
+        task_id=task.id,
+        verdict="believe",
+        status=200,
+        reason="",
+        headers="{}",
+        query="{}",
+        body="{}",
+        received_at=NOW,
+    )

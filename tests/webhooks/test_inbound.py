@@ -1,0 +1,117 @@
+"""From raw bytes to a verdict."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from webhooks.inbound import (
+    MAX_BODY_BYTES,
+    MalformedBody,
+    Verdict,
+    judge,
+    kept_body,
+    kept_headers,
+    kept_query,
+    parse,
+)
+from webhooks.proofs import Proof
+
+
+def verdict(
+    token: Proof = Proof.NONE,
+    signature: Proof = Proof.NONE,
+    *,
+    required: bool = False,
+    trusted: bool = False,
+    known: bool = True,
+) -> tuple[Verdict, int]:
+    judged = judge(token=token, signature=signature, signature_required=required, trusted=trusted, known=known)
+    return judged.verdict, judged.status
+
+
+def test_the_proof_table() -> None:
+    assert verdict(Proof.BODY) == (Verdict.BELIEVE, 200)
+    assert verdict(signature=Proof.BODY) == (Verdict.BELIEVE, 200)
+    assert verdict(signature=Proof.SENDER) == (Verdict.ASK, 202)
+    assert verdict(trusted=True) == (Verdict.BELIEVE, 200)
+    assert verdict() == (Verdict.ASK, 202)
+    assert verdict(Proof.WRONG) == (Verdict.REFUSE, 401)
+    assert verdict(signature=Proof.WRONG) == (Verdict.REFUSE, 401)
+    assert verdict(required=True) == (Verdict.REFUSE, 401)
+    assert verdict(known=False) == (Verdict.UNKNOWN, 404)
+
+
+def test_something_wrong_is_never_outweighed() -> None:
+    for other, trusted, known in itertools.product(Proof, [True, False], [True, False]):
+        assert verdict(Proof.WRONG, other, trusted=trusted, known=known) == (Verdict.REFUSE, 401)
+        assert verdict(other, Proof.WRONG, trusted=trusted, known=known) == (Verdict.REFUSE, 401)
+
+
+def test_only_body_proofs_and_trusted_callers_are_believed() -> None:
+    for token, signature, required, trusted, known in itertools.product(
+        Proof, Proof, [True, False], [True, False], [True, False]
+    ):
+        if verdict(token, signature, required=required, trusted=trusted, known=known)[0] == Verdict.BELIEVE:
+            assert known
+            assert Proof.BODY in {token, signature} or (trusted and signature == Proof.NONE)
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"", 400),
+        (b"not json", 400),
+        (b'{"a": NaN}', 400),
+        (b'{"a": Infinity}', 400),
+        (b"\xff\xfe{}", 400),
+        (b'{"a": "\\ud800"}', 400),
+        (b"[" * 200_000, 400),
+        (b'{"a":' * 40 + b"1" + b"}" * 40, 400),
+        (b'{"n": ' + b"9" * 5000 + b"}", 400),
+        (b'{"truncated": ', 400),
+        (b" " * (MAX_BODY_BYTES + 1), 413),
+    ],
+    ids=lambda value: repr(value)[:20],
+)
+def test_what_is_not_readable_is_said_to_be_so(body: bytes, status: int) -> None:
+    with pytest.raises(MalformedBody) as told:
+        parse(body)
+    assert told.value.status == status
+
+
+def test_ordinary_bodies_are_read() -> None:
+    assert parse(b'{"data": {"taskId": "x", "n": [1, 2.5, null, true]}}')["data"]["taskId"] == "x"
+    assert parse('{"текст": "图片"}'.encode()) == {"текст": "图片"}
+    assert parse(b"[]") == []
+
+
+@given(st.binary(max_size=2000))
+def test_no_bytes_break_the_reader(body: bytes) -> None:
+    with suppress(MalformedBody):
+        json.dumps(parse(body))
+    assert "\x00" not in kept_body(body)
+
+
+def test_secrets_stay_out_of_the_inbox() -> None:
+    headers = {
+        "authorization": "Bearer canary",
+        "cookie": "canary",
+        "x-api-key": "canary",
+        "x-secret": "canary",
+        "x-webhook-timestamp": "1",
+        "content-type": "application/json",
+        "user-agent": "kie",
+    }
+    kept = kept_headers(headers)
+    assert "canary" not in kept
+    assert set(json.loads(kept)) == {"x-webhook-timestamp", "content-type", "user-agent"}
+    assert json.loads(kept_query({"task": "t", "attempt": "1", "token": "canary", "x": "canary"})) == {
+        "task": "t",
+        "attempt": "1",
+    }

@@ -1,0 +1,127 @@
+"""A callback from raw bytes to a verdict, and into the inbox. Fast: it reads, judges, writes one row, and is done."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+from webhooks.proofs import Proof
+
+MAX_BODY_BYTES: Final = 256 * 1024
+MAX_DEPTH: Final = 32
+_KEPT_HEADERS: Final = re.compile(r"content-type|content-length|user-agent|webhook-.*|x-.*")
+_SECRET_HEADERS: Final = re.compile(r".*(authorization|cookie|secret|token|key).*")
+
+
+class Verdict(StrEnum):
+    """What we do with a callback. BELIEVE: its body is news. ASK: ask the provider now. The others change nothing."""
+
+    BELIEVE = "believe"
+    ASK = "ask"
+    REFUSE = "refuse"
+    UNKNOWN = "unknown"
+    MALFORMED = "malformed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Callback:
+    """One request to a webhook path, as it came.
+
+    provider: from the path. query: single values. headers: lower-case names. trusted: whether the caller is.
+    """
+
+    provider: str
+    query: Mapping[str, str]
+    headers: Mapping[str, str]
+    body: bytes
+    trusted: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """verdict: what to do. status: our HTTP answer. reason: for the inbox, in words."""
+
+    verdict: Verdict
+    status: int
+    reason: str
+
+
+class MalformedBody(Exception):
+    """Not a JSON document that we would read. status: the HTTP answer."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.reason = reason
+
+
+def parse(body: bytes) -> Any:
+    """JSON as the standard has it: UTF-8, no NaN, not too deep, no endless numbers. Raises `MalformedBody`."""
+    if len(body) > MAX_BODY_BYTES:
+        raise MalformedBody(413, f"the body is larger than {MAX_BODY_BYTES // 1024} KiB")
+    try:
+        document = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
+        _check_depth(document)
+        json.dumps(document, ensure_ascii=False).encode("utf-8")  # lone surrogates cannot be stored
+    except (ValueError, RecursionError) as error:
+        raise MalformedBody(400, "the body is not readable JSON") from error
+    return document
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _check_depth(document: Any) -> None:
+    level = [document]
+    for _ in range(MAX_DEPTH):
+        level = [child for item in level for child in _children(item)]
+        if not level:
+            return
+    raise ValueError("too deep")
+
+
+def _children(item: Any) -> list[Any]:
+    if isinstance(item, dict):
+        return list(item.values())
+    return list(item) if isinstance(item, list) else []
+
+
+def judge(*, token: Proof, signature: Proof, signature_required: bool, trusted: bool, known: bool) -> Judgement:
+    """What the proofs allow; the first rule that fits decides. `known`: whether a task goes with the callback."""
+    rules = (
+        (token == Proof.WRONG, Verdict.REFUSE, 401, "its token is wrong"),
+        (signature == Proof.WRONG, Verdict.REFUSE, 401, "its signature is wrong or too old"),
+        (not known, Verdict.UNKNOWN, 404, "no task goes with it"),
+        (Proof.BODY in {token, signature}, Verdict.BELIEVE, 200, "its token or signature is right"),
+        (signature == Proof.SENDER, Verdict.ASK, 202, "signed, but the signature does not cover the body"),
+        (signature_required, Verdict.REFUSE, 401, "neither token nor signature, though a webhook key is set"),
+        (trusted, Verdict.BELIEVE, 200, "from a trusted caller"),
+        (True, Verdict.ASK, 202, "nothing proves it"),
+    )
+    verdict, status, reason = next(rule[1:] for rule in rules if rule[0])
+    return Judgement(verdict=verdict, status=status, reason=reason)
+
+
+def kept_headers(headers: Mapping[str, str]) -> str:
+    """The headers worth keeping, as JSON, without secrets."""
+    kept = {
+        name: value[:500]
+        for name, value in headers.items()
+        if _KEPT_HEADERS.fullmatch(name) and not _SECRET_HEADERS.fullmatch(name)
+    }
+    return json.dumps(kept, ensure_ascii=False)
+
+
+def kept_query(query: Mapping[str, str]) -> str:
+    """Which task and attempt it named; the token, and all we did not put there, stays out."""
+    return json.dumps({name: query[name][:100] for name in ("task", "attempt") if name in query}, ensure_ascii=False)
+
+
+def kept_body(body: bytes) -> str:
+    """As text, cut where it is larger than we read; NUL cannot be stored everywhere."""
+    return body[:MAX_BODY_BYTES].decode("utf-8", "replace").replace("\x00", "\ufffd")
