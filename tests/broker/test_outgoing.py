@@ -1,0 +1,357 @@
+"""What a provider may have seen, and what it may have said: the class of an error decides whether money is at stake."""
+
+from __future__ import annotations
+
+import asyncio
+import email.parser
+import email.policy
+import json
+import socket
+import traceback
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from broker.errors import NotSent, ProviderError
+from broker.outgoing import Answer, ApiClient, FilePart, redact_url
+from tests.faults.faulty_http import Script, Visit, answers, head, pieces, rst, says, serve, silence
+
+pytestmark = pytest.mark.anyio
+
+SECRET = "sk-s3cret"
+HEADERS = {"Authorization": f"Bearer {SECRET}"}
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[ApiClient]:
+    client = ApiClient(timeout=0.3, max_connections=4, max_answer_bytes=10_000)
+    yield client
+    await client.aclose()
+
+
+async def failure(client: ApiClient, url: str, **request: Any) -> ProviderError:
+    """The error of a request, after checking that nothing printed with it tells a secret."""
+    with pytest.raises(ProviderError) as caught:
+        await client.request("POST", f"{url}?key={SECRET}", headers=HEADERS, json={"prompt": SECRET}, **request)
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+    return caught.value
+
+
+def unused_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+async def half_head(visit: Visit) -> None:
+    await visit.say(b"HTTP/1.1 200 OK\r\nContent-")
+
+
+async def half_body(visit: Visit) -> None:
+    await visit.say(head("200 OK", "Content-Length: 100"), b'{"data":')
+
+
+async def dripping(visit: Visit) -> None:
+    await visit.say(head("200 OK", "Content-Length: 1000"))
+    for _ in range(1000):
+        await visit.say(b" ")
+        await asyncio.sleep(0.01)
+
+
+async def echo(visit: Visit) -> None:
+    """Not HTTP: it says back what it was told, key included."""
+    await visit.say(visit.head)
+
+
+AFTER_SENDING: dict[str, Script] = {
+    "closes": says(),
+    "resets": rst,
+    "never answers": silence,
+    "half a head": half_head,
+    "half a body": half_body,
+    "drips": dripping,
+    "echoes": echo,
+    "not http": says(b"SSH-2.0-OpenSSH_9.2\r\n"),
+    "too long, announced": answers("200 OK", bytes(10_001)),
+    "too long, chunked": says(
+        head("200 OK", "Transfer-Encoding: chunked"), b"2711\r\n" + bytes(10_001) + b"\r\n0\r\n\r\n"
+    ),
+    "encoded": answers("200 OK", b"x", "Content-Encoding: gzip"),
+}
+
+
+@pytest.mark.parametrize("fault", AFTER_SENDING)
+async def test_once_a_byte_may_have_left_the_outcome_is_unknown(client: ApiClient, fault: str) -> None:
+    """Never `NotSent`: a repeat could be a second bill."""
+    async with serve(AFTER_SENDING[fault]) as server, asyncio.timeout(5):
+        error = await failure(client, server.url("/createTask"))
+    assert type(error) is ProviderError
+    assert not error.permanent
+    assert server.connections == 1
+    assert f"POST {server.url('/createTask')}" in str(error)
+
+
+async def test_the_seconds_are_for_the_whole_answer(client: ApiClient) -> None:
+    """Read time-outs alone start anew with every byte."""
+
+    async def slow(visit: Visit) -> None:
+        await visit.say(head("200 OK", "Content-Length: 20"))
+        for _ in range(20):
+            await visit.say(b"1")
+            await asyncio.sleep(0.01)
+
+    async with serve(slow) as server:
+        assert type(await failure(client, server.url(), timeout=0.1)) is ProviderError
+        assert (await client.request("GET", server.url(), timeout=5)).json() == 11_111_111_111_111_111_111
+
+
+async def test_a_refused_connection_was_not_sent(client: ApiClient) -> None:
+    error = await failure(client, f"http://127.0.0.1:{unused_port()}/x")
+    assert (type(error), error.permanent) == (NotSent, False)
+
+
+async def test_an_unknown_name_was_not_sent(client: ApiClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*args: object, **kwargs: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    assert type(await failure(client, "http://api.example.com/x")) is NotSent
+
+
+async def test_a_failed_handshake_was_not_sent(client: ApiClient) -> None:
+    """The key travels only inside TLS; a server that speaks none never sees it."""
+    seen = []
+
+    async def plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.append(await reader.read(1000))
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(plain, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        assert type(await failure(client, f"https://127.0.0.1:{port}/x")) is NotSent
+    assert len(seen) == 1
+    assert SECRET.encode() not in seen[0]
+
+
+async def test_a_handshake_that_hangs_was_not_sent(client: ApiClient) -> None:
+    async with serve(silence) as server:
+        assert type(await failure(client, f"https://{server.host}/x", timeout=0.1)) is NotSent
+        assert server.heads == []
+
+
+async def test_waiting_in_vain_for_a_connection_was_not_sent() -> None:
+    client = ApiClient(timeout=5, max_connections=1)
+    async with serve(silence) as server:
+        busy = asyncio.create_task(client.request("POST", server.url()))
+        await server.called.wait()
+        assert type(await failure(client, server.url(), timeout=0.05)) is NotSent
+        assert server.connections == 1
+        busy.cancel()
+        await asyncio.gather(busy, return_exceptions=True)
+        assert type(await failure(client, server.url(), timeout=0.05)) is ProviderError
+    await client.aclose()
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "api.example.com", "ftp://api.example.com/", "http:///x", "http://[::1/", "http://x:99999/", "http://\n/"],
+)
+async def test_what_cannot_be_addressed_never_will_be(client: ApiClient, url: str) -> None:
+    with pytest.raises(NotSent) as caught:
+        await client.request("GET", url, headers=HEADERS)
+    assert caught.value.permanent
+
+
+@pytest.mark.parametrize("key", [f"{SECRET}\n", f"{SECRET}…", f"\x00{SECRET}", f"{SECRET}\r\nX: y"])
+async def test_a_key_that_fits_no_header_is_named_and_not_shown(client: ApiClient, key: str) -> None:
+    """A line break copied along with the key is the commonest mistake, and the HTTP library would quote it."""
+    with pytest.raises(NotSent, match="authorization") as caught:
+        await client.request("GET", "http://127.0.0.1:9/", headers={"authorization": key})
+    assert caught.value.permanent
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("body", [{"x": float("nan")}, {"x": "\ud800"}])
+async def test_json_that_is_none_was_not_sent(client: ApiClient, body: Any) -> None:
+    with pytest.raises(NotSent) as caught:
+        await client.request("POST", "http://127.0.0.1:9/", json=body)
+    assert caught.value.permanent
+
+
+async def test_an_idle_connection_that_dies_makes_the_outcome_unknown(client: ApiClient) -> None:
+    """The provider closes just as the second request arrives: it may have read it."""
+
+    async def once(visit: Visit) -> None:
+        await visit.say(head("200 OK", "Content-Length: 2"), b"{}")
+        await visit.reader.readuntil(b"\r\n\r\n")
+
+    async with serve(once) as server:
+        assert (await client.request("GET", server.url())).json() == {}
+        assert type(await failure(client, server.url())) is ProviderError
+        assert server.connections == 1
+
+
+async def test_connections_are_kept_for_the_next_request(client: ApiClient) -> None:
+    async def patient(visit: Visit) -> None:
+        while True:
+            await visit.say(head("200 OK", "Content-Length: 2"), b"{}")
+            await visit.reader.readuntil(b"\r\n\r\n")
+
+    async with serve(patient) as server:
+        for _ in range(5):
+            await client.request("GET", server.url())
+        assert server.connections == 1
+        await client.aclose()
+
+
+async def test_a_request_says_what_it_was_given_and_no_more(client: ApiClient) -> None:
+    """No cookie of an earlier answer, no compression, parameters added to those of the address."""
+    script = answers("302 Found", b"{}", "Set-Cookie: a=b", "Location: /elsewhere", "X-A: 1", "X-A: 2")
+    async with serve(script) as server:
+        for _ in range(2):
+            answer = await client.request("GET", server.url("/x?a=1"), params={"b": "ü&"}, headers=HEADERS)
+            assert (answer.status, answer.headers["location"], answer.headers["x-a"]) == (302, "/elsewhere", "1, 2")
+    assert [said.split(b"\r\n")[0] for said in server.heads] == [b"GET /x?a=1&b=%C3%BC%26 HTTP/1.1"] * 2
+    for said in server.heads:
+        names = {line.partition(b":")[0].lower() for line in said.strip().split(b"\r\n")[1:]}
+        assert names == {b"host", b"user-agent", b"accept", b"accept-encoding", b"authorization"}
+        assert b"identity" in said
+
+
+async def test_a_body_can_be_json_bytes_or_a_stream(client: ApiClient) -> None:
+    bodies = []
+
+    async def keep(visit: Visit) -> None:
+        chunked = b"chunked" in visit.head.lower()
+        bodies.append(await visit.reader.readuntil(b"0\r\n\r\n") if chunked else await visit.hear_body())
+        await answers("200 OK", b"{}")(visit)
+
+    async with serve(keep) as server:
+        await client.request("POST", server.url(), json={"prompt": "猫"})
+        await client.request("PUT", server.url(), content=b"abc")
+        await client.request("PUT", server.url(), content=pieces(b"ab", b"c"))
+    assert json.loads(bodies[0]) == {"prompt": "猫"}
+    assert bodies[1:] == [b"abc", b"2\r\nab\r\n1\r\nc\r\n0\r\n\r\n"]
+    assert b"content-type: application/json" in server.heads[0].lower()
+
+
+async def test_a_file_is_uploaded_as_a_form_while_it_is_read(client: ApiClient) -> None:
+    """With the length said beforehand, and names that cannot break out of their quotes."""
+    image = bytes(range(256)) * 4096
+    bodies = []
+
+    async def keep(visit: Visit) -> None:
+        bodies.append(await visit.hear_body())
+        await answers("200 OK", b"{}")(visit)
+
+    file = FilePart(
+        name="file",
+        filename='a"; name="x\r\n.png',
+        media_type="image/png",
+        size=len(image),
+        chunks=pieces(image[:5], image[5:70_000], image[70_000:]),
+    )
+    async with serve(keep) as server:
+        await client.request("POST", server.url(), form={"uploadPath": "images/ü", "n": ""}, file=file, timeout=5)
+        await client.request("POST", server.url(), form={"n": "1"})
+    assert bodies[1].split(b"\r\n")[1:4] == [b'Content-Disposition: form-data; name="n"', b"", b"1"]
+    head_text = server.heads[0].decode().partition("\r\n")[2]
+    content_type = next(line for line in head_text.split("\r\n") if line.lower().startswith("content-type:"))
+    message = email.parser.BytesParser(policy=email.policy.HTTP).parsebytes(
+        content_type.encode() + b"\r\n\r\n" + bodies[0]
+    )
+    parts = {part.get_param("name", header="content-disposition"): part for part in message.iter_parts()}
+    assert set(parts) == {"uploadPath", "n", "file"}
+    assert parts["uploadPath"].get_payload(decode=True) == "images/ü".encode()
+    assert parts["file"].get_payload(decode=True) == image
+    assert parts["file"].get_content_type() == "image/png"
+    assert parts["file"].get_filename() == "a%22; name=%22x%0D%0A.png"
+
+
+@pytest.mark.parametrize("given", [b"too short", b"longer than it said"])
+async def test_a_file_of_another_size_than_announced_fails(client: ApiClient, given: bytes) -> None:
+    file = FilePart(name="file", filename="a", media_type="image/png", size=12, chunks=pieces(given))
+    async with serve(silence) as server:
+        with pytest.raises(ProviderError, match="not 12 bytes long") as caught:
+            await client.request("POST", server.url(), file=file)
+    assert type(caught.value) is ProviderError
+
+
+async def test_trouble_with_our_own_file_is_not_the_providers(client: ApiClient) -> None:
+    async def broken() -> AsyncIterator[bytes]:
+        yield b"x"
+        raise OSError("disk on fire")
+
+    file = FilePart(name="file", filename="a", media_type="image/png", size=12, chunks=broken())
+    async with serve(silence) as server:
+        with pytest.raises(OSError, match="disk on fire"):
+            await client.request("POST", server.url(), file=file)
+
+
+@pytest.mark.parametrize(
+    ("body", "value"),
+    [
+        (b'{"data": {"taskId": "1"}}', {"data": {"taskId": "1"}}),
+        (b' "x" ', "x"),
+        (b"null", None),
+        (b'{"msg": "cut \\ud83d"}', {"msg": "cut \ufffd"}),
+        (b'{"msg": "\\uD83D\\uDE00"}', {"msg": "\U0001f600"}),
+        (b"[" * 60 + b"]" * 60, json.loads("[" * 60 + "]" * 60)),
+    ],
+)
+def test_sound_json_is_read(body: bytes, value: Any) -> None:
+    assert Answer(status=200, headers={}, body=body).json() == value
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b" ",
+        b"<html><body>s3cret</body></html>",
+        b'{"data": {"taskId": "s3cret',
+        b'{"a": NaN}',
+        b'{"a": Infinity}',
+        b'{"a": -Infinity}',
+        b'{"a": "s3cret \xff"}',
+        b"\xff\xfe{\x00}\x00",
+        b"[" * 70 + b"]" * 70,
+        b"[" * 100_000 + b"]" * 100_000,
+        b'{"a":' * 100_000,
+        b"9" * 10_000,
+        b"{} s3cret",
+        b"{'a': 1}",
+        b'{"a": "\x00"}',
+    ],
+)
+def test_unsound_json_is_a_provider_error_that_quotes_nothing(body: bytes) -> None:
+    with pytest.raises(ProviderError) as caught:
+        Answer(status=502, headers={}, body=body).json()
+    assert "HTTP 502" in str(caught.value)
+    assert "s3cret" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_an_answer_does_not_print_its_content() -> None:
+    answer = Answer(status=200, headers={"set-cookie": SECRET}, body=SECRET.encode())
+    assert repr(answer) == "Answer(status=200)"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://cdn.example.com/a/b.png?X-Amz-Signature=s3cret#s3cret", "https://cdn.example.com/a/b.png"),
+        ("HTTP://Example.COM:8080", "http://example.com:8080/"),
+        ("http://[::1]:80/x", "http://[::1]/x"),
+        ("http://127.0.0.1/", "http://127.0.0.1/"),
+        ("https://user:s3cret@example.com/x", "(an unreadable address)"),
+        ("https://user:s3/cret@example.com/x", "(an unreadable address)"),
+        ("https://example.com/\x1b[31m", "(an unreadable address)"),
+        ("data:image/png;base64,s3cret", "(an unreadable address)"),
+        ("", "(an unreadable address)"),
+        ("https://example.com/" + "a" * 500, "https://example.com/" + "a" * 199 + "…"),
+    ],
+)
+def test_addresses_are_shown_without_what_may_be_secret(url: str, shown: str) -> None:
+    assert redact_url(url) == shown

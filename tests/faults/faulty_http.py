@@ -1,0 +1,202 @@
+"""What is outside our walls: a server that says exactly the bytes it is told, and a network that only remembers."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from ssl import SSLContext
+from typing import Any
+
+import httpcore
+
+PUBLIC = "93.184.216.34"
+
+Script = Callable[["Visit"], Awaitable[None]]
+"""What to do with one connection whose request head has arrived; the connection is closed afterwards."""
+
+
+@dataclass
+class Visit:
+    """One connection with its first request."""
+
+    head: bytes
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    @property
+    def path(self) -> str:
+        return self.head.split(b" ", 2)[1].decode()
+
+    async def say(self, *parts: bytes) -> None:
+        for part in parts:
+            self.writer.write(part)
+            await self.writer.drain()
+
+    async def hear_body(self) -> bytes:
+        headers = self.head.lower().split(b"\r\n")
+        length = next(int(line[15:]) for line in headers if line.startswith(b"content-length:"))
+        return await self.reader.readexactly(length)
+
+    def reset(self) -> None:
+        """End with RST, as a crashed or impolite server does."""
+        sock = self.writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.writer.transport.abort()
+
+
+@dataclass
+class Server:
+    """A running server: how often it was called, and with which request heads."""
+
+    port: int = 0
+    connections: int = 0
+    heads: list[bytes] = field(default_factory=list)
+    left: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when a caller went away before it was served."""
+    called: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when a request head has come in."""
+
+    @property
+    def host(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def url(self, path: str = "/") -> str:
+        return f"http://{self.host}{path}"
+
+
+@asynccontextmanager
+async def serve(script: Script | Mapping[str, Script]) -> AsyncGenerator[Server]:
+    """A server on a free port of loopback; a mapping goes by path."""
+    server, visits = Server(), set[asyncio.Task[None]]()
+
+    async def visit(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        server.connections += 1
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+            server.heads.append(head)
+            server.called.set()
+            guest = Visit(head, reader, writer)
+            await (script if callable(script) else script[guest.path])(guest)
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            server.left.set()
+        finally:
+            writer.close()
+
+    def welcome(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        visits.add(asyncio.create_task(visit(reader, writer)))
+
+    listener = await asyncio.start_server(welcome, "127.0.0.1", 0)
+    server.port = listener.sockets[0].getsockname()[1]
+    try:
+        yield server
+    finally:
+        listener.close()
+        for task in visits:
+            task.cancel()
+        await asyncio.gather(*visits, return_exceptions=True)
+        await listener.wait_closed()
+
+
+def head(status: str = "200 OK", *headers: str) -> bytes:
+    return "\r\n".join([f"HTTP/1.1 {status}", *headers, "", ""]).encode("latin-1")
+
+
+def says(*parts: bytes) -> Script:
+    """Say this, then close."""
+
+    async def script(visit: Visit) -> None:
+        await visit.say(*parts)
+
+    return script
+
+
+def answers(status: str = "200 OK", body: bytes = b"", *headers: str) -> Script:
+    return says(head(status, f"Content-Length: {len(body)}", *headers), body)
+
+
+async def silence(visit: Visit) -> None:
+    """Take the request and never answer; ends when the caller does."""
+    await visit.reader.readuntil(b"never")
+
+
+async def rst(visit: Visit) -> None:
+    visit.reset()
+
+
+@dataclass
+class Network(httpcore.AsyncNetworkBackend):
+    """A network that dials nobody: it remembers who was asked for, and answers from a list of prepared bytes.
+
+    replies: the whole answer of each connection in turn; without any the connection is refused.
+    """
+
+    replies: list[bytes] = field(default_factory=list)
+    dialled: list[tuple[str, int]] = field(default_factory=list)
+    tls_names: list[str | None] = field(default_factory=list)
+    sent: list[bytes] = field(default_factory=list)
+    open: int = 0
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Any = None,
+    ) -> httpcore.AsyncNetworkStream:
+        self.dialled.append((host, port))
+        if not self.replies:
+            raise httpcore.ConnectError("refused")
+        self.sent.append(b"")
+        self.open += 1
+        return _Line(self, self.replies.pop(0))
+
+
+class _Line(httpcore.AsyncNetworkStream):
+    """A connection of `Network`: one reply, then the end."""
+
+    def __init__(self, network: Network, reply: bytes) -> None:
+        self._network = network
+        self._reply = reply
+        self._open = True
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        reply, self._reply = self._reply[:max_bytes], self._reply[max_bytes:]
+        return reply
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._network.sent[-1] += buffer
+
+    async def aclose(self) -> None:
+        self._network.open -= self._open
+        self._open = False
+
+    async def start_tls(
+        self, ssl_context: SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.AsyncNetworkStream:
+        self._network.tls_names.append(server_hostname)
+        return self
+
+    def get_extra_info(self, info: str) -> Any:
+        return None
+
+
+@dataclass
+class Names:
+    """A name server: what it was asked, and what it says each time – the last answer again and again."""
+
+    answers: list[list[str]] = field(default_factory=lambda: [[PUBLIC]])
+    asked: list[str] = field(default_factory=list)
+
+    async def __call__(self, host: str, port: int) -> list[str]:
+        self.asked.append(host)
+        return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+
+
+async def pieces(*parts: bytes) -> AsyncIterator[bytes]:
+    for part in parts:
+        yield part

@@ -1,0 +1,165 @@
+"""A name is asked for once, all its addresses must be good, and the very address that was checked is dialled."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import socket
+import threading
+from collections.abc import Sequence
+
+import httpcore
+import pytest
+
+from broker.errors import EgressRefused, FetchError
+from broker.outgoing import Fetcher, SystemResolver
+from tests.faults.faulty_http import PUBLIC, Names, Network, head
+from tests.faults.test_egress_urls import FORBIDDEN, SPECIAL_V6
+
+pytestmark = pytest.mark.anyio
+
+GOOD = ["93.184.216.34", "2606:4700::1111"]
+OK = head("200 OK", "Content-Length: 2") + b"ok"
+
+
+async def fetch(fetcher: Fetcher, url: str = "https://cdn.example.com/x?sig=1") -> bytes:
+    async with fetcher.open(url, max_bytes=1000) as download:
+        return b"".join([chunk async for chunk in download.chunks])
+
+
+@pytest.mark.parametrize("bad", [*FORBIDDEN, *SPECIAL_V6, "::ffff:10.0.0.1", "fe80::1%eth0", "64:ff9b::a00:1", "junk"])
+async def test_one_bad_address_spoils_the_name(bad: str) -> None:
+    """Alone, first, last or between good ones: a client that tries them in turn would come to the bad one."""
+    mixed = [[bad], *([*GOOD[:place], bad, *GOOD[place:]] for place in range(len(GOOD) + 1))]
+    network, names = Network([OK]), Names(list(mixed))
+    fetcher = Fetcher(resolve=names, backend=network)
+    for _ in mixed:
+        with pytest.raises(EgressRefused):
+            await fetch(fetcher)
+    assert (network.dialled, len(names.asked)) == ([], len(mixed))
+
+
+async def test_a_flipping_name_server_never_leads_inside() -> None:
+    """DNS rebinding: good, bad, good … – what is dialled is what was checked, and it is asked for once per request."""
+    flips = [[PUBLIC], ["127.0.0.1"], [PUBLIC, "10.0.0.1"]]
+    rounds = 300
+    names = Names([answer for _, answer in zip(range(rounds), itertools.cycle(flips), strict=False)])
+    network = Network([OK] * rounds)
+    fetcher = Fetcher(resolve=names, backend=network)
+    outcomes = []
+    for _ in range(rounds):
+        try:
+            outcomes.append(await fetch(fetcher))
+        except EgressRefused:
+            outcomes.append(b"refused")
+    assert (outcomes.count(b"ok"), outcomes.count(b"refused")) == (100, 200)
+    assert set(network.dialled) == {(PUBLIC, 443)}
+    assert len(names.asked) == rounds
+
+
+async def test_tls_is_for_the_name_although_the_address_is_dialled() -> None:
+    """Only the destination of the TCP connection changes: SNI, certificate and Host are the name's."""
+    network = Network([OK])
+    assert (
+        await fetch(Fetcher(resolve=Names(), backend=network), "https://CDN.example.com.:443/a%20b?sig=%2F+1#f")
+        == b"ok"
+    )
+    assert network.dialled == [(PUBLIC, 443)]
+    assert network.tls_names == ["cdn.example.com"]
+    assert network.sent[0].startswith(b"GET /a%20b?sig=%2F+1 HTTP/1.1\r\n")
+    assert b"\r\nhost: cdn.example.com\r\n" in network.sent[0].lower()
+    assert network.open == 0
+
+
+async def test_nothing_rides_along() -> None:
+    """A plain request: no cookie, no credentials, no compression, no connection to share with the next one."""
+    network = Network([head("200 OK", "Content-Length: 2", "Set-Cookie: a=b") + b"ok", OK])
+    fetcher = Fetcher(resolve=Names(), backend=network)
+    assert [await fetch(fetcher), await fetch(fetcher)] == [b"ok", b"ok"]
+    for sent in network.sent:
+        names = {line.partition(b":")[0].lower() for line in sent.strip().split(b"\r\n")[1:]}
+        assert names == {b"host", b"user-agent", b"accept", b"accept-encoding", b"connection"}
+        assert b"accept-encoding: identity\r\nconnection: close" in sent.lower()
+    assert len(network.dialled) == 2
+
+
+async def test_the_environment_has_no_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy variable would hand every address, checked or not, to somebody else's resolver."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    network = Network([OK])
+    assert await fetch(Fetcher(resolve=Names(), backend=network)) == b"ok"
+    assert network.dialled == [(PUBLIC, 443)]
+
+
+async def test_the_next_address_is_tried_when_one_is_dead() -> None:
+    """Half the world announces IPv6 that does not work; at most four are tried."""
+
+    class HalfDead(Network):
+        async def connect_tcp(self, host: str, *args: object, **kwargs: object) -> httpcore.AsyncNetworkStream:
+            if ":" in host:
+                self.dialled.append((host, 0))
+                raise httpcore.ConnectTimeout("no route")
+            return await super().connect_tcp(host, *args, **kwargs)  # type: ignore[arg-type]
+
+    network = HalfDead([OK])
+    assert await fetch(Fetcher(resolve=Names([["2606:4700::1", "2606:4700::2", PUBLIC]]), backend=network)) == b"ok"
+    assert [host for host, _ in network.dialled] == ["2606:4700::1", "2606:4700::2", PUBLIC]
+    dead = HalfDead()
+    with pytest.raises(FetchError, match="ConnectTimeout"):
+        await fetch(Fetcher(resolve=Names([[f"2606:4700::{n}" for n in range(1, 9)]]), backend=dead))
+    assert len(dead.dialled) == 4
+
+
+@pytest.mark.parametrize("failure", [OSError("no such name"), UnicodeError("label too long"), None])
+async def test_a_name_without_an_address_is_a_failed_download(failure: Exception | None) -> None:
+    async def resolve(host: str, port: int) -> Sequence[str]:
+        if failure is not None:
+            raise failure
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    with pytest.raises(FetchError) as caught:
+        await fetch(Fetcher(resolve=resolve, backend=Network(), total_seconds=0.05))
+    assert (caught.value.code, type(caught.value)) == ("download_failed", FetchError)
+
+
+async def test_a_name_that_resolves_to_nothing_is_refused() -> None:
+    with pytest.raises(EgressRefused):
+        await fetch(Fetcher(resolve=Names([[]]), backend=Network()))
+
+
+async def test_the_system_is_asked_in_threads_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow name server must not take the threads that file writes need, nor more than a few of its own."""
+    lock, gate, full = threading.Lock(), threading.Event(), threading.Event()
+    here = most = 0
+
+    def slow(host: str, port: int, **_: object) -> list[tuple[object, ...]]:
+        nonlocal here, most
+        with lock:
+            here += 1
+            most = max(most, here)
+            if here == 2:
+                full.set()
+        assert gate.wait(10)
+        with lock:
+            here -= 1
+        return [(0, 0, 0, "", (PUBLIC, port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    resolve = SystemResolver(threads=2)
+    lookups = [asyncio.create_task(resolve(f"{n}.example.com", 80)) for n in range(5)]
+    assert await asyncio.to_thread(full.wait, 10)
+    lookups[0].cancel()
+    gate.set()
+    outcomes = await asyncio.wait_for(asyncio.gather(*lookups, return_exceptions=True), 10)
+    assert isinstance(outcomes[0], asyncio.CancelledError)
+    assert outcomes[1:] == [[PUBLIC]] * 4
+    assert most == 2
+
+
+async def test_the_system_knows_numbers_and_says_when_it_does_not_know() -> None:
+    resolve = SystemResolver()
+    assert set(await resolve("127.0.0.1", 80)) == {"127.0.0.1"}
+    with pytest.raises(UnicodeError):
+        await resolve("a" * 64 + ".example", 80)
