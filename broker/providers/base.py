@@ -1,4 +1,8 @@
-"""What every provider is to us: five verbs over an order, a job id and a callback body."""
+"""What every provider is to us: a few verbs over an order, a job id and a callback body.
+
+Modules beside this one: one per upstream (`kie`, `legacy`), none of which imports another; and what a family of them
+shares: `reading` (what a body says), `verdicts` (what an answer comes to), `addresses` (which adapter is meant).
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,10 @@ class Provider(Protocol):
         ...
 
     def preview(self, order: Order, callback_url: str | None) -> dict[str, Any]:
-        """The request that `submit` would send: `{"method", "url", "json", "price"}`. No secret, no I/O."""
+        """The request that `submit` would send: `{"method", "url", "json", "price"}`.
+
+        No I/O and no secret: the callback's query is cut off, an upload to come appears as `upload:<name>`.
+        """
         ...
 
     def ignored(self, order: Order) -> tuple[str, ...]:
@@ -39,11 +46,17 @@ class Provider(Protocol):
         ...
 
     async def check(self, job_id: str) -> Report:
-        """What became of a job. Free and repeatable. Raises `ProviderError` when nothing could be learned."""
+        """What became of a job. Free and repeatable. Raises `ProviderError` when nothing could be learned.
+
+        Never `Pending(check_in=0)`, which would ask for ever.
+        """
         ...
 
     def hear(self, body: Any) -> Report:
-        """What a callback body (parsed JSON) says. Never raises on strange bodies: `Pending(check_in=0)` = ask."""
+        """What a callback body (parsed JSON) says. Never raises on strange bodies: `Pending(check_in=0)` = ask.
+
+        The report's job_id is the body's most telling id; where people simulate callbacks it may be a task's of ours.
+        """
         ...
 
     def names(self, body: Any) -> tuple[str, ...]:

@@ -1,0 +1,302 @@
+"""Which models there are, what each accepts, and how each provider spells it: the reader of `catalog.toml`."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from importlib import resources
+from typing import Any, Final, Literal, get_args
+
+from pydantic import ConfigDict, TypeAdapter
+
+from broker.errors import Complaint, Refusal
+from broker.orders import Mode, Order, OutputFormat
+
+Status = Literal["live", "deprecated", "retired"]
+Found = Iterator[tuple[str, Complaint]]
+
+MODES: Final[tuple[Mode, ...]] = get_args(Mode)
+WRITTEN_CONTROLS: Final = frozenset("\t\n\r")
+"""Control characters that people do write."""
+
+_STRICT: Final = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wire:
+    """How one provider spells one mode of one model. A field without a name does not exist there."""
+
+    __pydantic_config__ = _STRICT
+    model: str | None = None
+    ratio: str | None = None
+    default_ratio: str | None = None
+    resolution: str | None = None
+    format: str | None = None
+    formats: Mapping[OutputFormat, str] = field(default_factory=dict)
+    references: str | None = None
+    empty_references: bool = False
+    prices: Mapping[str, float] = field(default_factory=dict)
+
+    def spell(self, order: Order, references: Sequence[str]) -> dict[str, Any]:
+        """The order in the provider's words: its input object, the model's id left out."""
+        fields = {
+            self.ratio: order.aspect_ratio or self.default_ratio,
+            self.resolution: order.resolution,
+            self.format: self.formats[order.output_format] if self.format and order.output_format else None,
+            self.references: list(references) if references or self.empty_references else None,
+        }
+        return {"prompt": order.prompt} | {name: value for name, value in fields.items() if name and value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """One model under its canonical name. prompt_limit: characters. The dates are Google's, for its own id."""
+
+    __pydantic_config__ = _STRICT
+    name: str
+    title: str
+    google: str
+    aliases: tuple[str, ...]
+    deprecated_on: date | None = None
+    shutdown_on: date | None = None
+    prompt_limit: int
+    aspect_ratios: tuple[str, ...]
+    resolutions: tuple[str, ...]
+    output_formats: tuple[OutputFormat, ...]
+    max_references: int
+    max_reference_bytes: int
+    providers: Mapping[str, Mapping[Mode, Wire]]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Everything it answers to, the canonical name first."""
+        return (self.name, self.google, *self.aliases)
+
+    def status(self, on: date) -> Status:
+        """What Google says about it on a day; a reseller may still sell what is retired."""
+        if self.shutdown_on and on >= self.shutdown_on:
+            return "retired"
+        return "deprecated" if self.deprecated_on and on >= self.deprecated_on else "live"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A request that passed `Catalog.check`: canonical model, the mode that was meant, values as an Order has them."""
+
+    model: Model
+    mode: Mode
+    aspect_ratio: str | None
+    resolution: str | None
+    output_format: OutputFormat | None
+
+
+class Catalog:
+    """The models, by every name they have."""
+
+    def __init__(self, models: Sequence[Model], *, default: str) -> None:
+        self.models = tuple(models)
+        self._by_name = _index(self.models)
+        self.default = self._by_name[default]
+
+    @classmethod
+    def load(cls, text: str | None = None) -> Catalog:
+        """Read the TOML given, or the one shipped. ValueError where it contradicts itself."""
+        raw = tomllib.loads(text or resources.files("broker").joinpath("catalog.toml").read_text("utf-8"))
+        models = TypeAdapter(tuple[Model, ...]).validate_python([_unfolded(model) for model in raw["models"]])
+        return cls(models, default=raw["default"])
+
+    def resolve(self, name: str | None) -> Model:
+        """The model with this name or alias; None or empty = the default. Unknown: Refusal("unsupported_parameter")."""
+        if not name or not name.strip():
+            return self.default
+        found = self._by_name.get(_folded(name))
+        if found is None:
+            raise Refusal("unsupported_parameter", self._unknown(name), field="model")
+        return found
+
+    def serves(self, provider: str, model: str) -> bool:
+        """Whether a provider has a canonical model, in one mode at least."""
+        return any(model == known.name and provider in known.providers for known in self.models)
+
+    def wire(self, provider: str, model: str, mode: Mode) -> Wire | None:
+        """How a provider spells this mode of a canonical model; None where it does not serve it."""
+        found = self._by_name.get(model)
+        return found.providers.get(provider, {}).get(mode) if found else None
+
+    def price(self, provider: str, model: str, mode: Mode, resolution: str | None) -> float | None:
+        """What one image costs, in the provider's unit; None where that is not known."""
+        wire = self.wire(provider, model, mode)
+        return wire.prices.get(resolution or self._by_name[model].resolutions[0]) if wire else None
+
+    def ignored(self, provider: str, order: Order) -> tuple[str, ...]:
+        """What the order asks for and the provider has no field for, as the native API spells it.
+
+        A model's only resolution is what one gets without a field, so asking for it is not ignored.
+        """
+        wire = self.wire(provider, order.model, order.mode) or Wire()
+        one_size = len(self.resolve(order.model).resolutions) == 1
+        wishes = {
+            "aspectRatio": (order.aspect_ratio, wire.ratio),
+            "resolution": (order.resolution, wire.resolution or one_size),
+            "outputFormat": (order.output_format, wire.format),
+            "steps": (order.steps, None),
+            "seed": (order.seed, None),
+        }
+        return tuple(name for name, (wish, honoured) in wishes.items() if wish is not None and not honoured)
+
+    def check(
+        self,
+        *,
+        prompt: str,
+        model: str | None = None,
+        mode: str | None = None,
+        aspect_ratio: str | None = None,
+        resolution: str | None = None,
+        output_format: str | None = None,
+        references: int = 0,
+    ) -> Choice:
+        """Hold a request against its model; an empty optional value counts as absent. references: how many images.
+
+        Raises one `Refusal` with everything that is wrong in `details`; code, message and field are the first one's.
+        """
+        known, unknown_model = self._resolved(model)
+        wish = {
+            "aspectRatio": aspect_ratio or None,
+            "resolution": resolution.upper() if resolution else None,
+            "outputFormat": {"jpeg": "jpg"}.get(output_format, output_format) if output_format else None,
+        }
+        complaints = [
+            *_about_prompt(prompt, known),
+            *unknown_model,
+            *_about_mode(mode or None, references),
+            *_about_references(references, known),
+            *_about_choices(wish, known),
+        ]
+        if complaints:
+            raise _refusal(complaints)
+        return Choice(
+            model=known,
+            mode="image-to-image" if references else "text-to-image",
+            aspect_ratio=wish["aspectRatio"],
+            resolution=wish["resolution"],
+            output_format=wish["outputFormat"],  # type: ignore[arg-type]  # checked against the model's own
+        )
+
+    def _resolved(self, name: str | None) -> tuple[Model, list[tuple[str, Complaint]]]:
+        """The model, or the default one and a complaint: the rest of the request is still worth a look."""
+        try:
+            return self.resolve(name), []
+        except Refusal as refusal:
+            return self.default, [(refusal.code, Complaint(field="model", message=refusal.message))]
+
+    def _unknown(self, name: str) -> str:
+        close = difflib.get_close_matches(_folded(name)[:80], self._by_name, n=1)
+        hint = f' Did you mean "{self._by_name[close[0]].name}"?' if close else ""
+        return f"Unknown model {_quoted(name)}.{hint} Accepted: {_listed(model.name for model in self.models)}."
+
+
+def _about_prompt(prompt: str, model: Model) -> Found:
+    """Length counts characters, not bytes; what a person cannot see is no prompt."""
+    if not any(char.isprintable() and not char.isspace() for char in prompt):
+        yield _complaint("invalid_prompt", "prompt", "The prompt is empty: say what the image should show.")
+    if len(prompt) > model.prompt_limit:
+        text = f"The prompt has {len(prompt)} characters; {model.name} takes at most {model.prompt_limit}."
+        yield _complaint("invalid_prompt", "prompt", text)
+    strange = next((char for char in prompt if _unwritable(char)), None)
+    if strange is not None:
+        text = f"The prompt has a character that no text has (U+{ord(strange):04X}): remove it."
+        yield _complaint("invalid_prompt", "prompt", text)
+
+
+def _about_mode(mode: str | None, references: int) -> Found:
+    if mode is not None and mode not in MODES:
+        text = f"Unknown mode {_quoted(mode)}. Accepted: {_listed(MODES)}."
+        yield _complaint("unsupported_parameter", "mode", text)
+    if mode == "image-to-image" and not references:
+        yield _complaint("invalid_request", "image", "image-to-image needs at least one image: add one.")
+    if mode == "text-to-image" and references:
+        text = "text-to-image takes no images: leave them out, or ask for image-to-image."
+        yield _complaint("invalid_request", "mode", text)
+
+
+def _about_references(references: int, model: Model) -> Found:
+    if references > model.max_references:
+        text = f"{references} images are too many; {model.name} takes at most {model.max_references}."
+        yield _complaint("too_many_images", "image", text)
+
+
+def _about_choices(wish: Mapping[str, str | None], model: Model) -> Found:
+    accepted: dict[str, tuple[str, ...]] = {
+        "aspectRatio": model.aspect_ratios,
+        "resolution": model.resolutions,
+        "outputFormat": model.output_formats,
+    }
+    for name, value in wish.items():
+        if value is not None and value not in accepted[name]:
+            text = f"{model.name} has no {name} {_quoted(value)}. Accepted: {_listed(accepted[name])}."
+            yield _complaint("unsupported_parameter", name, text)
+
+
+def _complaint(code: str, name: str, message: str) -> tuple[str, Complaint]:
+    return code, Complaint(field=name, message=message)
+
+
+def _refusal(complaints: Sequence[tuple[str, Complaint]]) -> Refusal:
+    code, first = complaints[0]
+    return Refusal(code, first.message, field=first.field, details=[complaint for _, complaint in complaints])
+
+
+def _unwritable(char: str) -> bool:
+    return unicodedata.category(char) in {"Cc", "Cs"} and char not in WRITTEN_CONTROLS
+
+
+def _quoted(text: str) -> str:
+    """Somebody else's text inside a sentence of ours: short, on one line, harmless to a terminal."""
+    return ascii(text[:64]) if not text.isprintable() else f'"{text[:64]}"'
+
+
+def _listed(names: Iterator[str] | Sequence[str]) -> str:
+    return ", ".join(names)
+
+
+def _folded(name: str) -> str:
+    """One spelling for `Nano Banana Pro`, `nano_banana_pro` and Google's `models/…`."""
+    return name.strip().lower().removeprefix("models/").replace(" ", "-").replace("_", "-")
+
+
+def _unfolded(model: dict[str, Any]) -> dict[str, Any]:
+    return model | {"providers": {name: _per_mode(table) for name, table in model["providers"].items()}}
+
+
+def _per_mode(table: dict[str, Any]) -> dict[str, Any]:
+    """What all modes share, and each mode's own on top. Without a table of its own for any, every mode is served."""
+    shared = {key: value for key, value in table.items() if key not in MODES}
+    named = {mode: table[mode] for mode in MODES if mode in table} or {mode: {} for mode in MODES}
+    return {mode: shared | own for mode, own in named.items()}
+
+
+def _index(models: Sequence[Model]) -> dict[str, Model]:
+    found: dict[str, Model] = {}
+    for model in models:
+        _agree(model)
+        for name in model.names:
+            if found.setdefault(_folded(name), model) is not model:
+                raise ValueError(f"catalog: {name} names both {found[_folded(name)].name} and {model.name}")
+    return found
+
+
+def _agree(model: Model) -> None:
+    """A wire that cannot spell what its model promises would fail at the first order: better at the start."""
+    for provider, modes in model.providers.items():
+        for mode, wire in modes.items():
+            where = f"catalog: {model.name}, {provider}, {mode}"
+            if wire.format and set(wire.formats) != set(model.output_formats):
+                raise ValueError(f"{where}: formats must spell each of {_listed(model.output_formats)}")
+            if not set(wire.prices) <= set(model.resolutions):
+                raise ValueError(f"{where}: prices are for {_listed(model.resolutions)}")
+            if mode == "image-to-image" and not wire.references:
+                raise ValueError(f"{where}: references must name the field of the images")

@@ -1,0 +1,259 @@
+"""kie.ai, and whatever speaks its dialect (the sandbox does).
+
+Rules cited as "kie.ai: …" are from docs.kie.ai, pages Market (one per model), Get Task Detail, Webhook Verification,
+Download URL, Get Account Credits, File Upload API and Getting Started; others were seen in public integrations.
+
+An order can be refused through the HTTP status or, with HTTP 200, through the body's `code`; both are read, the code
+first. An answer with a job id is an accepted order whatever code stands beside it: the id is all we ever get to find a
+paid image by, and asking about it is free.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential
+
+from broker.catalog import Catalog, Wire
+from broker.errors import NotSent, ProviderError
+from broker.orders import Order, Reference
+from broker.outgoing import Answer, ApiClient, FilePart
+from broker.providers import reading, verdicts
+from broker.providers.reading import Said
+from broker.providers.verdicts import Reply
+from broker.reports import Failed, Finished, Pending, Report
+
+DIALECT: Final = "kie"
+"""Our name in the catalog, whatever the instance is called."""
+
+UPLOAD_FOLDER: Final = "references"
+EXTENSIONS: Final = {"image/jpeg": "jpg", "image/png": "png", "image/webp": "webp"}
+
+ENDED: Final = frozenset({408, 501, 531})
+"""Envelope codes of Get Task Detail that are about the job, which is over: no result in time, failed, refunded."""
+ENDED_IN_CALLBACK: Final = ENDED | {400, 413, 422, 451, 500}
+"""kie.ai calls back only when a job is over; these codes say how (400: content refused)."""
+
+
+@dataclass(kw_only=True, eq=False)
+class Kie:
+    """One account at kie.ai.
+
+    base_url, upload_url: without a slash at the end. upload_references: hand references over through kie's own file
+    host even where they have a public address. upload_pause: seconds before an upload is tried again, then doubled.
+    """
+
+    name: str = "kie"
+    base_url: str
+    upload_url: str
+    api_key: str = field(repr=False)
+    client: ApiClient
+    catalog: Catalog
+    now: Callable[[], float]
+    upload_references: bool
+    upload_pause: float = 0.5
+    creates_per_10s: int = 20
+    concurrency: int = 100
+
+    def supports(self, model: str) -> bool:
+        return self.catalog.serves(DIALECT, model)
+
+    def preview(self, order: Order, callback_url: str | None) -> dict[str, Any]:
+        """References that would be uploaded first appear as `upload:<name>`; the callback's query is cut off."""
+        references = [self._public_url(reference) or f"upload:{reference.name}" for reference in order.references]
+        callback = self._harmless(callback_url) if callback_url else None
+        return {
+            "method": "POST",
+            "url": self._url("/api/v1/jobs/createTask"),
+            "json": _create(self.catalog.wire(DIALECT, order.model, order.mode) or Wire(), order, references, callback),
+            "price": self.catalog.price(DIALECT, order.model, order.mode, order.resolution),
+        }
+
+    def ignored(self, order: Order) -> tuple[str, ...]:
+        return self.catalog.ignored(DIALECT, order)
+
+    # -- ordering
+
+    async def submit(self, order: Order, callback_url: str | None) -> Report:
+        """Upload the references, which is free and repeatable; then createTask, once (kie.ai: Market)."""
+        wire = self.catalog.wire(DIALECT, order.model, order.mode)
+        if wire is None:
+            return verdicts.not_served(self.name, order)
+        references = await self._references(order)
+        if isinstance(references, Failed):
+            return references
+        try:
+            answer = await self._post("/api/v1/jobs/createTask", _create(wire, order, references, callback_url))
+        except NotSent as error:
+            return verdicts.unsent(error, self._harmless)
+        return self._ordered(self._reply(answer))
+
+    def _ordered(self, reply: Reply) -> Report:
+        """What an answer to createTask means; ProviderError where it leaves the outcome open.
+
+        kie.ai: 429 created and charged nothing. Code 500, HTTP 5xx and 408 may come after the order was taken.
+        """
+        if reply.said.job_id:
+            return Pending(job_id=reply.said.job_id)
+        if reply.proves_refusal:
+            return reply.refusal(self._harmless)
+        raise self._trouble("createTask", reply)
+
+    # -- references
+
+    def _public_url(self, reference: Reference) -> str | None:
+        return None if self.upload_references else reference.url
+
+    async def _references(self, order: Order) -> list[str] | Failed:
+        urls: list[str] = []
+        for reference in order.references:
+            url = self._public_url(reference) or await self._uploaded(reference)
+            if isinstance(url, Failed):
+                return url
+            urls.append(url)
+        return urls
+
+    async def _uploaded(self, reference: Reference) -> str | Failed:
+        """The address of a reference on kie's file host. Nothing is ordered yet, so trouble costs nothing."""
+        tries = AsyncRetrying(
+            stop=stop_after_attempt(3),
+            wait=wait_exponential(multiplier=self.upload_pause, max=4),
+            retry=retry_if_exception(lambda error: isinstance(error, ProviderError) and not error.permanent),
+            reraise=True,
+        )
+        try:
+            return await tries(self._upload, reference)
+        except ProviderError as error:
+            return verdicts.unsent(error, self._harmless)
+
+    async def _upload(self, reference: Reference) -> str | Failed:
+        """kie.ai: File Stream Upload. A name used before may go on serving the old bytes, so each is new."""
+        name = _file_name(reference)
+        file = FilePart(
+            name="file",
+            filename=name,
+            media_type=reference.media_type,
+            size=reference.size,
+            chunks=reference.read(),
+        )
+        answer = await self.client.request(
+            "POST",
+            f"{self.upload_url.rstrip('/')}/api/file-stream-upload",
+            headers=self._headers(),
+            form={"uploadPath": UPLOAD_FOLDER, "fileName": name},
+            file=file,
+        )
+        reply = self._reply(answer)
+        data = reading.record_of(reading.mapping(reply.body))
+        if url := reading.first_link([data.get("downloadUrl"), data.get("fileUrl")]):
+            return url
+        if reply.proves_refusal and reply.code not in verdicts.WAITS:
+            return reply.refusal(self._harmless)
+        raise self._trouble("file-stream-upload", reply)
+
+    # -- listening
+
+    async def check(self, job_id: str) -> Report:
+        """kie.ai: Get Task Detail. A job may be unknown there (404, 422) for a while after it was ordered.
+
+        Never permanent: whatever is wrong now, the job may be there and paid. The deadline ends the asking.
+        """
+        answer = await self._get("/api/v1/jobs/recordInfo", {"taskId": job_id})
+        reply = self._reply(answer)
+        said = reply.said
+        if reply.body is None:
+            said = Said.of(reading.salvaged(answer.body.decode("utf-8", "replace")))
+        if said.ids and job_id not in said.ids:
+            raise ProviderError(f"{self.name}: recordInfo answered about another job")
+        match said.state:
+            case "done" if said.ids:
+                return Finished(outputs=said.outputs, job_id=job_id, cost=said.cost)
+            case "failed" if said.ids:
+                return verdicts.failed(said, job_id, self._harmless)
+            case None if said.code in ENDED:
+                return verdicts.failed(said, job_id, self._harmless)
+            case "running" | "unknown" | None if said.ids and reply.fine:
+                return Pending(job_id=job_id)
+        raise self._trouble("recordInfo", reply)
+
+    def hear(self, body: Any) -> Report:
+        """kie.ai: Callbacks of the Market models (the record of Get Task Detail beside a code), the older
+        `{"task_id", "status", "output"}`, and the bodies of sibling products.
+
+        Where code and state contradict each other, or nothing can be read, the provider is to be asked.
+        """
+        said = Said.of(body)
+        fine = said.code is None or said.code in reading.FINE
+        match said.state:
+            case "done" | None if fine and said.outputs:
+                return Finished(outputs=said.outputs, job_id=said.job_id, cost=said.cost)
+            case "failed" if said.code is None or not fine:
+                return verdicts.failed(said, said.job_id, self._harmless)
+            case None if said.code in ENDED_IN_CALLBACK and not said.outputs:
+                return verdicts.failed(said, said.job_id, self._harmless)
+            case "running" if fine:
+                return Pending(job_id=said.job_id)
+        return Pending(job_id=said.job_id, check_in=0)
+
+    def names(self, body: Any) -> tuple[str, ...]:
+        return reading.ids_in(body)
+
+    # -- the rest
+
+    async def cancel(self, job_id: str) -> bool:
+        """kie.ai documents no way to cancel a job."""
+        return False
+
+    async def refresh(self, url: str) -> str | None:
+        """kie.ai: Download URL. A link good for 20 minutes; 422 for what is not theirs."""
+        reply = self._reply(await self._post("/api/v1/common/download-url", {"url": url}))
+        if reply.fine and (link := reading.first_link([reading.mapping(reply.body).get("data")])):
+            return link
+        if reply.code in {404, 422}:
+            return None
+        raise self._trouble("download-url", reply, permanent=True)
+
+    async def credits(self) -> float | None:
+        """kie.ai: Get Account Credits. Documented as a whole number, in practice a fraction."""
+        reply = self._reply(await self._get("/api/v1/chat/credit", {}))
+        left = reading.amount(reading.mapping(reply.body).get("data"))
+        if reply.fine and left is not None:
+            return left
+        raise self._trouble("credit", reply, permanent=True)
+
+    # -- talking
+
+    def _url(self, path: str) -> str:
+        return self.base_url.rstrip("/") + path
+
+    def _headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.api_key}"}
+
+    async def _post(self, path: str, body: Mapping[str, Any]) -> Answer:
+        return await self.client.request("POST", self._url(path), headers=self._headers(), json=body)
+
+    async def _get(self, path: str, params: Mapping[str, str]) -> Answer:
+        return await self.client.request("GET", self._url(path), headers=self._headers(), params=params)
+
+    def _harmless(self, words: str) -> str:
+        return reading.harmless(words, (self.api_key,))
+
+    def _reply(self, answer: Answer) -> Reply:
+        return Reply.of(answer, self.now())
+
+    def _trouble(self, verb: str, reply: Reply, *, permanent: bool = False) -> ProviderError:
+        return reply.trouble(f"{self.name}: {verb}", self._harmless, permanent=permanent)
+
+
+def _create(wire: Wire, order: Order, references: Sequence[str], callback_url: str | None) -> dict[str, Any]:
+    """The body of createTask. kie.ai: `callBackUrl`, spelt so; left out, no callback is ever sent."""
+    body: dict[str, Any] = {"model": wire.model, "input": wire.spell(order, references)}
+    return body | ({"callBackUrl": callback_url} if callback_url else {})
+
+
+def _file_name(reference: Reference) -> str:
+    extension = EXTENSIONS.get(reference.media_type, "bin")
+    return f"{reference.sha256[:16]}-{secrets.token_hex(8)}.{extension}"

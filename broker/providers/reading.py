@@ -1,0 +1,282 @@
+"""Tolerant reading of what providers answer and call back: ids, states, result URLs, costs, reasons.
+
+Shared by adapters of one family of APIs: an envelope `{"code", "msg", "data"}` around a job, in many spellings. Nothing
+here raises on strange input, and nothing is believed because it looks plausible: what cannot be read is None.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Final, Literal
+from urllib.parse import urlsplit
+
+from broker.reports import Billed
+
+State = Literal["running", "done", "failed", "unknown"]
+
+FINE: Final = frozenset({0, 200})
+"""Envelope codes that mean success (kie.ai documents 200; 0 is seen in the wild)."""
+MAX_OUTPUTS: Final = 16
+MAX_URL: Final = 4096
+MAX_CANDIDATES: Final = 1000
+"""Strings looked at in search of URLs: a hostile body must not keep us busy."""
+MAX_SALVAGE: Final = 2**20
+
+TASK_IDS: Final = ("taskId", "task_id")
+"""kie.ai's names for a job's id. Others may name a request or an account, so an order is not bound to them."""
+ANY_IDS: Final = (*TASK_IDS, "job_id", "jobId", "id")
+
+_STATES: Final[dict[str, State]] = {
+    **dict.fromkeys("waiting queuing queued pending submitted created starting".split(), "running"),
+    **dict.fromkeys("generating processing running in_progress".split(), "running"),
+    **dict.fromkeys("success succeeded completed complete finished done".split(), "done"),
+    **dict.fromkeys("fail failed failure error canceled cancelled timeout".split(), "failed"),
+}
+_STATE_FIELDS: Final = ("state", "status", "taskStatus", "task_status")
+_COST_FIELDS: Final = ("creditsConsumed", "consumeCredits", "credits_consumed")
+_PLACES: Final = ("resultJson", "output", "result", "info", "response")
+_URL_FIELDS: Final = (
+    *("resultUrls", "result_urls", "resultUrl", "resultImageUrl", "result_url"),
+    *("image_url", "imageUrl", "url", "image_urls", "imageUrls", "urls", "images"),
+    *("result", "output", "data"),
+)
+
+_QUERY: Final = re.compile(r"(https?:[^\s?\"'<>]+)\?[^\s\"'<>]*", re.I)
+_RESULT_URLS: Final = re.compile(r'\s*\{\s*"resultUrls"\s*:\s*\[')
+_QUOTED_URL: Final = re.compile(r'"https?:(?:[^"\\]++|\\.)*+"')
+_FIELD: Final = re.compile(
+    r'(?<!\\)"(taskId|state|resultJson|failCode|failMsg|creditsConsumed)"\s*:\s*("(?:[^"\\]++|\\.)*+"|[0-9.]+(?=[,}])|null)'
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """What one body says about one job, before anybody decides whether to believe it.
+
+    code: of the envelope, None if there is none. fail_code, message, cost: as far as they are there.
+    """
+
+    ids: tuple[str, ...]
+    code: int | None
+    state: State | None
+    outputs: tuple[str, ...]
+    fail_code: str | None
+    message: str
+    cost: float | None
+
+    @classmethod
+    def of(cls, body: Any, *, id_fields: Sequence[str] = TASK_IDS) -> Said:
+        """Read a body; anything that is not a JSON object says nothing."""
+        top = mapping(body)
+        record = record_of(top)
+        return cls(
+            ids=ids_in(top, id_fields),
+            code=whole(top.get("code")),
+            state=_state(record) or _state(top),
+            outputs=outputs_in(record, top),
+            fail_code=_fail_code(record, top),
+            message=_message(record, top),
+            cost=next((cost for name in _COST_FIELDS if (cost := amount(record.get(name))) is not None), None),
+        )
+
+    @property
+    def job_id(self) -> str | None:
+        return self.ids[0] if self.ids else None
+
+    @property
+    def billed(self) -> Billed:
+        """kie.ai: a job that consumed no credits was not billed; one that does not say may have been."""
+        if self.cost is None:
+            return "unknown"
+        return "yes" if self.cost > 0 else "no"
+
+
+# -- pieces of a body
+
+
+def mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def record_of(top: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The job inside the envelope, or the body itself where there is none."""
+    return mapping(unpacked(top.get("data"))) or top
+
+
+def unpacked(value: Any) -> Any:
+    """JSON inside strings, up to twice (kie.ai does this); a string that is no JSON object or list stays itself."""
+    for _ in range(2):
+        if not isinstance(value, str) or not value.lstrip().startswith(("{", "[", '"')):
+            return value
+        try:
+            value = json.loads(value, strict=False)
+        except (ValueError, RecursionError):
+            return value
+    return value
+
+
+def amount(value: Any) -> float | None:
+    """A finite number that is not negative, also from a string; None otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) and number >= 0 else None
+
+
+def whole(value: Any) -> int | None:
+    """A code: a small whole number, also from a string (some answers say "200")."""
+    number = amount(value)
+    return int(number) if number is not None and number == int(number) and number < 1_000_000 else None
+
+
+def text(value: Any) -> str | None:
+    """What a string says; None for an empty one and for everything else."""
+    return value.strip() or None if isinstance(value, str) else None
+
+
+def label(value: Any) -> str | None:
+    """An id or a code: a short printable string, or a positive whole number as one."""
+    if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**63:
+        return str(value)
+    found = text(value)
+    return found if found and len(found) <= 256 and found.isprintable() else None
+
+
+def ids_in(top: Any, id_fields: Sequence[str] = ANY_IDS) -> tuple[str, ...]:
+    """Job ids in a body, most telling first (kie.ai: `data.taskId`, `data.task_id`, `taskId`, `task_id`)."""
+    body = mapping(top)
+    places = (mapping(unpacked(body.get("data"))), body)
+    telling = [place.get(name) for place in places for name in id_fields if name in TASK_IDS]
+    others = [place.get(name) for place in places for name in id_fields if name not in TASK_IDS]
+    return tuple(dict.fromkeys(found for value in (*telling, *others) if (found := label(value))))
+
+
+def _state(record: Mapping[str, Any]) -> State | None:
+    """None where nothing is said; "unknown" for a word nobody documented: such a job is not finished."""
+    said = next((found for name in _STATE_FIELDS if (found := text(record.get(name)))), None)
+    return _STATES.get(said.lower().replace("-", "_"), "unknown") if said else None
+
+
+def _fail_code(record: Mapping[str, Any], top: Mapping[str, Any]) -> str | None:
+    own = (record.get("failCode"), record.get("errorCode"), mapping(record.get("error")).get("code"))
+    code = next((found for value in own if (found := label(value))), None)
+    envelope = whole(top.get("code"))
+    return code or (str(envelope) if envelope is not None and envelope not in FINE else None)
+
+
+def _message(record: Mapping[str, Any], top: Mapping[str, Any]) -> str:
+    """The most telling words; the envelope's own only where it does not say "success"."""
+    values = [
+        *(record.get(name) for name in ("failMsg", "fail_msg", "errorMessage", "error_message")),
+        *(found for place in (record, top) for found in _error_words(place.get("error"))),
+    ]
+    says_fine = whole(top.get("code")) in FINE
+    places = [place for place in (record, top) if not (place is top and says_fine)]
+    values += [place.get(name) for place in places for name in ("msg", "message", "detail")]
+    return next((found for value in values if (found := text(value))), "no reason given")
+
+
+def _error_words(error: Any) -> tuple[Any, ...]:
+    return (error,) if isinstance(error, str) else (mapping(error).get("message"), mapping(error).get("msg"))
+
+
+# -- results
+
+
+def outputs_in(record: Mapping[str, Any], top: Mapping[str, Any]) -> tuple[str, ...]:
+    """URLs of the results: all that the first telling place has, without repeats.
+
+    Places in order: kie.ai's `resultJson`; `output` and `result` of the older callback; `info` and `response` of
+    kie.ai's sibling products; the job itself; the body.
+    """
+    places = [place.get(name) for place in (record, top) for name in _PLACES]
+    for place in (*places, record, top):
+        if found := links(place):
+            return found
+    return ()
+
+
+def links(value: Any) -> tuple[str, ...]:
+    """Every acceptable URL in a value: a bare string, a list, an object with a known field, JSON of these."""
+    candidates = islice(_candidates(value, depth=4), MAX_CANDIDATES)
+    return tuple(islice(dict.fromkeys(filter(is_link, candidates)), MAX_OUTPUTS))
+
+
+def first_link(values: Sequence[Any]) -> str | None:
+    """The first of several fields that is a URL."""
+    return next((found[0] for value in values if (found := links(value))), None)
+
+
+def is_link(value: str) -> bool:
+    """Only http(s) with a host, of sane length, without blanks or control characters."""
+    if len(value) > MAX_URL or not value.isprintable() or " " in value:
+        return False
+    try:
+        parts = urlsplit(value)
+        return parts.scheme in {"http", "https"} and bool(parts.hostname)
+    except ValueError:
+        return False
+
+
+def _candidates(value: Any, *, depth: int) -> Iterator[str]:
+    value = unpacked(value)
+    if depth == 0:
+        return
+    if isinstance(value, str):
+        yield value.strip()
+        yield from _cut_off(value)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _candidates(item, depth=depth - 1)
+    elif isinstance(value, dict):
+        for name in _URL_FIELDS:
+            yield from _candidates(value.get(name), depth=depth - 1)
+
+
+def _cut_off(broken: str) -> Iterator[str]:
+    """Whole URLs in a `{"resultUrls": [...` that ends too early (kie.ai cuts long records)."""
+    if (start := _RESULT_URLS.match(broken)) is not None:
+        for quoted in _QUOTED_URL.finditer(broken, start.end()):
+            yield from _string(quoted[0])
+
+
+def _string(quoted: str) -> Iterator[str]:
+    try:
+        yield str(json.loads(quoted, strict=False))
+    except ValueError:
+        return
+
+
+def salvaged(broken: str) -> Mapping[str, Any]:
+    """The ended job in a body that is no JSON any more; empty unless it is beyond doubt.
+
+    kie.ai's answers about jobs with a very long `param` are sometimes cut. Only fields with a complete value count;
+    inside `param` (a string) every quote is escaped, so a prompt cannot pose as one. A field that comes twice with two
+    values, or a success without its result, proves nothing.
+    """
+    found: dict[str, Any] = {}
+    for name, quoted in _FIELD.findall(broken[:MAX_SALVAGE]):
+        value = next(_string(quoted), None) if quoted.startswith('"') else amount(quoted)
+        if found.setdefault(name, value) != value:
+            return {}
+    state = _state(found)
+    return found if state == "failed" or (state == "done" and links(found.get("resultJson"))) else {}
+
+
+# -- words
+
+
+def harmless(words: str, secrets: Iterable[str] = ()) -> str:
+    """A provider's words, fit to be kept: no key, no query of an address (it may hold a token), one line, short."""
+    for secret in filter(None, secrets):
+        words = words.replace(secret, "[secret]")
+    words = _QUERY.sub(r"\1?…", words[:4000])
+    return "".join(char if char.isprintable() else " " for char in words)[:500]

@@ -1,0 +1,253 @@
+"""What every blob store promises (storage/blobs.py), run on every one there is."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import tracemalloc
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+
+from storage.blobs import Blob, BlobMissing, BlobStore
+from tests.contracts.blob_stores import STORES
+
+pytestmark = pytest.mark.anyio
+
+MIB = 2**20
+NOT_OWNERS = ["", ".", "..", "../x", "a/b", "/etc", "a b", "a\0", "a\n", "ä", "a-b", "x" * 81, "a.b", "\\", "~"]
+
+
+@pytest.fixture(params=STORES)
+async def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[BlobStore]:
+    async with STORES[request.param](tmp_path) as store:
+        yield store
+
+
+async def keep(blobs: BlobStore, owner: str, data: bytes) -> Blob:
+    async with blobs.draft(owner) as draft:
+        for start in range(0, len(data), 300_000):
+            await draft.write(data[start : start + 300_000])
+        return await draft.keep()
+
+
+async def read(blobs: BlobStore, name: str, start: int = 0, stop: int | None = None) -> bytes:
+    return b"".join([chunk async for chunk in await blobs.open(name, start, stop)])
+
+
+async def there(blobs: BlobStore, name: str) -> bool:
+    try:
+        async with aclosing(await blobs.open(name)):
+            return True
+    except BlobMissing:
+        return False
+
+
+@pytest.mark.parametrize("size", [0, 1, MIB - 1, MIB, MIB + 1, 3 * MIB + 17])
+async def test_what_was_kept_comes_back(blobs: BlobStore, size: int) -> None:
+    data = os.urandom(size)
+    blob = await keep(blobs, "task_1", data)
+    sha256 = hashlib.sha256(data).hexdigest()
+    assert blob == Blob(name=f"task_1/{sha256}", size=size, sha256=sha256)
+    assert await read(blobs, blob.name) == data
+
+
+async def test_keeping_equal_bytes_twice_is_once(blobs: BlobStore) -> None:
+    """A repeated download after a crash must not cost space, nor change what readers see."""
+    first = await keep(blobs, "task_1", b"equal")
+    assert await keep(blobs, "task_1", b"equal") == first
+    assert await read(blobs, first.name) == b"equal"
+    assert await blobs.delete("task_1") == 1
+
+
+async def test_keeping_equal_bytes_at_once_is_once(blobs: BlobStore) -> None:
+    kept = await asyncio.gather(*(keep(blobs, "task_1", b"equal" * 100_000) for _ in range(20)))
+    assert len(set(kept)) == 1
+    assert await blobs.delete("task_1") == 1
+
+
+async def test_owners_are_apart(blobs: BlobStore) -> None:
+    """Owners that share a beginning or an end too."""
+    kept = [await keep(blobs, owner, b"equal") for owner in ("a", "a_1", "b_1", "1", "A_1")]
+    assert await blobs.delete("a_1") == 1
+    assert [await there(blobs, blob.name) for blob in kept] == [True, False, True, True, True]
+
+
+@pytest.mark.parametrize("owner", NOT_OWNERS)
+async def test_an_owner_that_is_no_word_is_refused(blobs: BlobStore, owner: str) -> None:
+    """No path is ever built from what came from outside."""
+    with pytest.raises(ValueError, match="owner"):
+        blobs.draft(owner)
+    with pytest.raises(ValueError, match="owner"):
+        await blobs.delete(owner)
+    with pytest.raises(BlobMissing):
+        await blobs.open(f"{owner}/{'0' * 64}")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "/", "task_1", "task_1/", "task_1/x", f"task_1/{'A' * 64}", f"task_1/{'0' * 64}\n", f"task_1/{'0' * 65}"],
+)
+async def test_what_could_never_be_a_name_is_missing(blobs: BlobStore, name: str) -> None:
+    with pytest.raises(BlobMissing):
+        await blobs.open(name)
+
+
+async def test_missing_is_said_before_the_first_chunk(blobs: BlobStore) -> None:
+    """An HTTP answer must know it before its headers are sent."""
+    with pytest.raises(BlobMissing):
+        await blobs.open(f"task_1/{'0' * 64}")
+    blob = await keep(blobs, "task_1", b"x")
+    with pytest.raises(BlobMissing):
+        await blobs.open(f"task_1/{'0' * 64}")
+    with pytest.raises(BlobMissing):
+        await blobs.open(blob.name.replace("task_1", "task_2"))
+
+
+async def test_a_draft_is_not_visible_before_it_is_kept(blobs: BlobStore) -> None:
+    name = f"task_1/{hashlib.sha256(b'x').hexdigest()}"
+    async with blobs.draft("task_1") as draft:
+        await draft.write(b"x")
+        assert not await there(blobs, name)
+        await draft.keep()
+        assert await there(blobs, name)
+    assert await there(blobs, name)
+
+
+async def test_a_draft_that_is_not_kept_leaves_nothing(blobs: BlobStore) -> None:
+    async with blobs.draft("task_1") as draft:
+        await draft.write(b"x")
+        path = draft.path
+    assert not path.exists()
+    assert await blobs.delete("task_1") == 0
+
+
+async def test_a_draft_that_fails_leaves_nothing(blobs: BlobStore) -> None:
+    with pytest.raises(RuntimeError, match="decoder"):
+        async with blobs.draft("task_1") as draft:
+            await draft.write(b"x")
+            path = draft.path
+            raise RuntimeError("decoder")
+    assert not path.exists()
+    assert await blobs.delete("task_1") == 0
+
+
+async def test_a_draft_shows_all_bytes_written_so_far(blobs: BlobStore) -> None:
+    """A decoder looks at them before anybody decides to keep them."""
+    async with blobs.draft("task_1") as draft:
+        for size in (1, 70_000, 2 * MIB):
+            before = draft.size
+            await draft.write(b"x" * size)
+            assert draft.size == before + size
+            assert draft.path.read_bytes() == b"x" * draft.size
+
+
+@pytest.mark.parametrize(
+    ("start", "stop"),
+    [
+        *[(0, None), (0, 0), (0, 1), (5, 6), (5, 5), (6, 5), (0, 10**12), (10**12, None)],
+        *[(MIB - 1, MIB + 1), (3, 2 * MIB + 8), (2 * MIB, None), (2 * MIB + 10, None)],
+    ],
+)
+async def test_a_range_is_cut_to_what_there_is(blobs: BlobStore, start: int, stop: int | None) -> None:
+    data = os.urandom(2 * MIB + 10)
+    blob = await keep(blobs, "task_1", data)
+    assert await read(blobs, blob.name, start, stop) == data[start:stop]
+
+
+async def test_a_range_counts_from_the_first_byte(blobs: BlobStore) -> None:
+    blob = await keep(blobs, "task_1", b"x")
+    with pytest.raises(ValueError, match="start"):
+        await blobs.open(blob.name, -1)
+
+
+async def test_chunks_are_small(blobs: BlobStore) -> None:
+    blob = await keep(blobs, "task_1", b"x" * (5 * MIB + 1))
+    sizes = [len(chunk) async for chunk in await blobs.open(blob.name)]
+    assert max(sizes) <= MIB
+    assert min(sizes) > 0
+
+
+async def test_a_reader_in_the_middle_keeps_what_it_reads(blobs: BlobStore) -> None:
+    """Retention may delete an image while somebody downloads it."""
+    data = os.urandom(3 * MIB)
+    blob = await keep(blobs, "task_1", data)
+    reading, late = await blobs.open(blob.name), await blobs.open(blob.name)
+    first = await anext(aiter(reading))
+    assert await blobs.delete("task_1") == 1
+    assert first + b"".join([chunk async for chunk in reading]) == data
+    assert b"".join([chunk async for chunk in late]) == data  # opened, nothing read yet
+    assert not await there(blobs, blob.name)
+
+
+async def test_a_reading_may_be_closed_at_any_time(blobs: BlobStore) -> None:
+    blob = await keep(blobs, "task_1", b"x" * (3 * MIB))
+    for chunks in range(4):
+        reading = await blobs.open(blob.name)
+        for _ in range(chunks):
+            await anext(aiter(reading))
+        await reading.aclose()
+        await reading.aclose()
+        with pytest.raises(StopAsyncIteration):
+            await anext(aiter(reading))
+
+
+async def test_deleting_counts_and_may_be_repeated(blobs: BlobStore) -> None:
+    for number in range(5):
+        await keep(blobs, "task_1", bytes([number]))
+    assert await blobs.delete("task_1") == 5
+    assert await blobs.delete("task_1") == 0
+    assert await blobs.delete("nobody") == 0
+    assert await read(blobs, (await keep(blobs, "task_1", b"again")).name) == b"again"
+
+
+async def test_keeping_and_deleting_at_once_is_safe(blobs: BlobStore) -> None:
+    """Each blob is whole or gone, and nobody crashes."""
+
+    async def write(number: int) -> Blob:
+        return await keep(blobs, "task_1", b"%d" % number)
+
+    async def delete() -> None:
+        while not writing.done():
+            await blobs.delete("task_1")
+
+    writing = asyncio.gather(*(write(number) for number in range(100)))
+    await asyncio.gather(delete(), delete(), delete())
+    kept = await writing
+    left = [(number, blob.name) for number, blob in enumerate(kept) if await there(blobs, blob.name)]
+    for number, name in left:
+        assert await read(blobs, name) == b"%d" % number
+    assert await blobs.delete("task_1") == len(left)
+
+
+async def test_a_sweep_spares_what_is_in_use(blobs: BlobStore) -> None:
+    blob = await keep(blobs, "task_1", b"kept")
+    assert await blobs.sweep(3600) == 0
+    async with blobs.draft("task_1") as draft:
+        await draft.write(b"slow")
+        assert await blobs.sweep(3600) == 0
+        slow = await draft.keep()
+    assert await read(blobs, blob.name) + await read(blobs, slow.name) == b"keptslow"
+
+
+async def test_a_healthy_store_says_nothing(blobs: BlobStore) -> None:
+    await blobs.check()
+    assert await blobs.sweep(0) == 0
+
+
+async def test_memory_does_not_grow_with_the_blob(blobs: BlobStore) -> None:
+    chunk = os.urandom(256 * 1024)
+    tracemalloc.start()
+    try:
+        async with blobs.draft("task_1") as draft:
+            for _ in range(256):
+                await draft.write(chunk)
+            blob = await draft.keep()
+        total = sum([len(piece) async for piece in await blobs.open(blob.name)])
+        assert total == blob.size == 64 * MIB
+        assert tracemalloc.get_traced_memory()[1] < 6 * MIB
+    finally:
+        tracemalloc.stop()

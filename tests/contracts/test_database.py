@@ -1,0 +1,128 @@
+"""What every database must keep; see `storage.database.Database`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from storage.database import Database, Stale, Statement, StorageError
+from storage.migrate import migrations, upgrade
+from tests.contracts.databases import DATABASES
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(params=DATABASES)
+async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Database]:
+    async with DATABASES[request.param](tmp_path) as opened:
+        await opened.execute("CREATE TABLE notes (id TEXT PRIMARY KEY, n BIGINT NOT NULL, blob DOUBLE PRECISION)")
+        yield opened
+
+
+def adding(key: str, n: int = 0) -> Statement:
+    return Statement(sql="INSERT INTO notes (id, n) VALUES (:id, :n)", params={"id": key, "n": n})
+
+
+def bumping(key: str, seen: int) -> Statement:
+    return Statement(
+        sql="UPDATE notes SET n = n + 1 WHERE id = :id AND n = :seen",
+        params={"id": key, "seen": seen},
+        must_change=True,
+    )
+
+
+async def test_a_transaction_happens_whole_or_not_at_all(database: Database) -> None:
+    await database.transact(adding("a"))
+    with pytest.raises(Stale):
+        await database.transact(adding("b"), bumping("a", seen=7))
+    assert await database.fetch("SELECT id FROM notes") == [{"id": "a"}]
+
+
+async def test_a_statement_the_database_refuses_undoes_its_transaction_only(database: Database) -> None:
+    outcomes = await asyncio.gather(
+        database.transact(adding("x"), adding("x")),
+        *(database.transact(adding(f"k{i}")) for i in range(50)),
+        return_exceptions=True,
+    )
+    assert isinstance(outcomes[0], Exception)
+    assert not any(isinstance(outcome, BaseException) for outcome in outcomes[1:])
+    rows = await database.fetch("SELECT id FROM notes ORDER BY id")
+    assert {row["id"] for row in rows} == {f"k{i}" for i in range(50)}
+
+
+async def test_of_many_who_saw_the_same_row_one_wins(database: Database) -> None:
+    await database.transact(adding("a"))
+    outcomes = await asyncio.gather(
+        *(database.transact(bumping("a", seen=0)) for _ in range(20)), return_exceptions=True
+    )
+    assert sum(isinstance(outcome, Stale) for outcome in outcomes) == 19
+    assert await database.point("SELECT n FROM notes WHERE id = :id", id="a") == {"n": 1}
+
+
+async def test_returning_rows_and_counts(database: Database) -> None:
+    outcome = await database.transact(
+        adding("a", 1),
+        adding("b", 2),
+        Statement(sql="UPDATE notes SET n = n + 10 RETURNING id, n"),
+        Statement(sql="DELETE FROM notes WHERE id = :id", params={"id": "a"}),
+    )
+    assert sorted((row["id"], row["n"]) for row in outcome[2].rows) == [("a", 11), ("b", 12)]
+    assert [o.count for o in outcome] == [1, 1, 2, 1]
+    assert await database.execute("DELETE FROM notes WHERE id = :id", id="nobody") == 0
+
+
+async def test_what_was_written_is_read_at_once_on_every_way_of_reading(database: Database) -> None:
+    for n in range(20):
+        await database.transact(adding(f"k{n}", n))
+        assert await database.point("SELECT n FROM notes WHERE id = :id", id=f"k{n}") == {"n": n}
+        assert await database.fetch("SELECT n FROM notes WHERE id = :id", id=f"k{n}") == [{"n": n}]
+
+
+async def test_a_bell_rings_after_the_commit_and_not_for_what_was_undone(database: Database) -> None:
+    with database.listen("news") as bell:
+        with pytest.raises(Stale):
+            await database.transact(bumping("nobody", seen=0), wake=("news",))
+        assert not await bell.wait(0)
+        await database.transact(adding("a"), wake=("news",))
+        assert await bell.wait(5)
+        assert not await bell.wait(0)
+
+
+async def test_a_ring_between_looking_and_waiting_is_not_missed(database: Database) -> None:
+    with database.listen("news") as bell:
+        database.wake("news", "other")
+        assert await bell.wait(0)
+
+
+async def test_every_listener_is_woken_and_nobody_else(database: Database) -> None:
+    with database.listen("a") as one, database.listen("a") as two, database.listen("b") as other:
+        database.wake("a")
+        assert await one.wait(5)
+        assert await two.wait(5)
+        assert not await other.wait(0)
+
+
+async def test_a_cancelled_writer_harms_nobody(database: Database) -> None:
+    writing = asyncio.ensure_future(database.transact(adding("a")))
+    await asyncio.sleep(0)
+    writing.cancel()
+    await asyncio.gather(writing, return_exceptions=True)
+    await database.transact(adding("b"))
+    assert await database.point("SELECT id FROM notes WHERE id = :id", id="b")
+
+
+async def test_migrations_run_once_even_with_two_starters(database: Database) -> None:
+    ran = await asyncio.gather(upgrade(database, 1.0), upgrade(database, 1.0))
+    assert sorted(m.number for part in ran for m in part) == [m.number for m in migrations()]
+    assert await upgrade(database, 2.0) == []
+
+
+async def test_a_closed_database_says_so(tmp_path: Path) -> None:
+    for opener in DATABASES.values():
+        async with opener(tmp_path) as opened:
+            await opened.check()
+        with pytest.raises(StorageError):
+            await opened.execute("SELECT 1")

@@ -1,0 +1,223 @@
+"""What every provider keeps, whoever the upstream is: the classes of outcome on which nobody pays twice."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from functools import cache
+from operator import attrgetter
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from broker.catalog import Catalog
+from broker.errors import TASK_CODES, ProviderError
+from broker.orders import Order
+from broker.outgoing import ApiClient
+from broker.providers.base import Provider
+from broker.reports import Failed, Finished, Pending, Report
+from tests.conftest import ManualClock
+from tests.contracts.providers import CALLBACK, CASES, IMAGE, JOB, KEY, TOKEN, Case, Says, Upstream, closed_port
+
+pytestmark = pytest.mark.anyio
+
+CATALOG = Catalog.load()
+ORDER = Order(prompt="a red bicycle", model="nano-banana", mode="text-to-image", aspect_ratio="16:9", seed=7)
+_KEYS = st.text() | st.sampled_from(
+    "code msg data taskId task_id state status resultJson resultUrls output result info image_url url failCode failMsg "
+    "creditsConsumed error message id".split()
+)
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.sampled_from([IMAGE, JOB, "success", "[]"]),
+    lambda inner: st.lists(inner) | st.dictionaries(_KEYS, inner),
+    max_leaves=12,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """A provider and its upstream."""
+
+    case: Case
+    upstream: Upstream
+    provider: Provider
+
+    async def submit(self, says: Says) -> Report:
+        self.upstream.will(says)
+        return await self.provider.submit(ORDER, CALLBACK)
+
+    async def check(self, says: Says) -> Report:
+        self.upstream.will(says)
+        return await self.provider.check(JOB)
+
+
+@pytest.fixture(params=CASES, ids=attrgetter("name"))
+async def scene(request: pytest.FixtureRequest, clock: ManualClock) -> AsyncIterator[Scene]:
+    client = ApiClient(timeout=5.0, max_connections=4)
+    async with Upstream().open() as upstream:
+        provider = request.param.build(upstream.url, client, CATALOG, clock.now)
+        yield Scene(case=request.param, upstream=upstream, provider=provider)
+        await client.aclose()
+
+
+@cache
+def offline(case: Case) -> Provider:
+    """For verbs that talk to nobody."""
+    return case.build("http://127.0.0.1:9", ApiClient(timeout=1.0, max_connections=1), CATALOG, lambda: 0.0)
+
+
+def silent(subject: object) -> None:
+    """No secret in what is kept of an outcome."""
+    shown = repr(subject)
+    if isinstance(subject, BaseException):
+        shown += "".join(traceback.format_exception(subject))
+    assert KEY not in shown
+    assert TOKEN not in shown
+
+
+async def test_an_answer_with_a_job_is_an_accepted_order(scene: Scene) -> None:
+    for says in scene.case.accepted:
+        assert await scene.submit(says) == Pending(job_id=JOB)
+
+
+async def test_the_order_is_sent_once_with_key_and_callback(scene: Scene) -> None:
+    await scene.submit(scene.case.accepted[0])
+    (got,) = scene.upstream.got
+    assert got.method == "POST"
+    assert got.headers["authorization"] == f"Bearer {KEY}"
+    assert CALLBACK in got.json().values()
+
+
+async def test_a_refusal_names_its_code_and_costs_nothing(scene: Scene) -> None:
+    for says, code, retryable in scene.case.refused:
+        report = await scene.submit(says)
+        assert isinstance(report, Failed)
+        assert (report.code, report.retryable, report.billed) == (code, retryable, "no")
+        assert report.code in TASK_CODES
+        assert report.job_id is None
+        silent(report)
+
+
+async def test_an_outcome_nobody_knows_is_an_error_and_never_repeated(scene: Scene) -> None:
+    """A second request could order, and bill, a second image."""
+    for number, says in enumerate(scene.case.unknown, start=1):
+        with pytest.raises(ProviderError) as caught:
+            await scene.submit(says)
+        silent(caught.value)
+        assert len(scene.upstream.got) == number, says
+
+
+async def test_no_answer_in_time_is_an_unknown_outcome(scene: Scene, clock: ManualClock) -> None:
+    client = ApiClient(timeout=0.1, max_connections=1)
+    scene.upstream.will(Says(quiet=True))
+    with pytest.raises(ProviderError) as caught:
+        await scene.case.build(scene.upstream.url, client, CATALOG, clock.now).submit(ORDER, CALLBACK)
+    silent(caught.value)
+    await client.aclose()
+
+
+async def test_what_never_left_the_house_may_be_ordered_again(scene: Scene, clock: ManualClock) -> None:
+    client = ApiClient(timeout=5.0, max_connections=1)
+    report = await scene.case.build(closed_port(), client, CATALOG, clock.now).submit(ORDER, CALLBACK)
+    assert isinstance(report, Failed)
+    assert (report.code, report.retryable, report.billed) == ("provider_unavailable", True, "no")
+    silent(report)
+    await client.aclose()
+
+
+async def test_a_model_that_is_not_served_is_refused_without_a_request(scene: Scene) -> None:
+    report = await scene.provider.submit(Order(prompt="x", model="no-such", mode="text-to-image"), None)
+    assert isinstance(report, Failed)
+    assert (report.retryable, report.billed) == (False, "no")
+    assert not scene.provider.supports("no-such")
+    assert scene.upstream.got == []
+
+
+async def test_a_running_job_is_pending_even_in_a_state_nobody_knows(scene: Scene) -> None:
+    for says in scene.case.running:
+        report = await scene.check(says)
+        assert isinstance(report, Pending)
+        assert report.check_in != 0
+
+
+async def test_a_finished_job_has_its_result(scene: Scene) -> None:
+    for says in scene.case.finished:
+        report = await scene.check(says)
+        assert isinstance(report, Finished)
+        assert (report.outputs, report.job_id) == ((IMAGE,), JOB)
+
+
+async def test_a_failed_job_says_why(scene: Scene) -> None:
+    for says in scene.case.failed:
+        report = await scene.check(says)
+        assert isinstance(report, Failed)
+        assert report.code in TASK_CODES
+        assert report.message.startswith("cannot reach https://broker.example/api/webhook/nano-banana?…")
+        silent(report)
+
+
+async def test_an_unreadable_status_teaches_nothing_and_is_worth_asking_again(scene: Scene) -> None:
+    for says in scene.case.unreadable:
+        with pytest.raises(ProviderError) as caught:
+            await scene.check(says)
+        assert not caught.value.permanent
+        silent(caught.value)
+
+
+async def test_a_callback_is_heard(scene: Scene) -> None:
+    case, hear = scene.case, scene.provider.hear
+    assert [hear(body) for body in case.told_running] == [Pending(job_id=JOB)] * len(case.told_running)
+    for body in case.told_finished:
+        report = hear(body)
+        assert isinstance(report, Finished)
+        assert (report.outputs, report.job_id or JOB) == ((IMAGE,), JOB)
+    for body in case.told_failed:
+        report = hear(body)
+        assert isinstance(report, Failed)
+        silent(report)
+    for body in (*case.told_running, *case.told_finished, *case.told_failed):
+        assert JOB in scene.provider.names(body)
+
+
+@pytest.mark.parametrize("case", CASES, ids=attrgetter("name"))
+@given(body=JSON)
+@settings(max_examples=200, deadline=None)
+def test_no_callback_can_upset_us(case: Case, body: Any) -> None:
+    provider = offline(case)
+    report = provider.hear(body)
+    if isinstance(report, Finished):
+        assert report.outputs
+        assert all(url.startswith(("http://", "https://")) for url in report.outputs)
+    if isinstance(report, Failed):
+        assert report.code in TASK_CODES
+    repr(report).encode()
+    assert all(isinstance(name, str) and 0 < len(name) <= 256 for name in provider.names(body))
+
+
+async def test_a_preview_shows_the_request_and_no_secret(scene: Scene) -> None:
+    preview = scene.provider.preview(ORDER, CALLBACK)
+    silent(preview)
+    assert set(preview) == {"method", "url", "json", "price"}
+    assert scene.upstream.got == []
+    await scene.submit(scene.case.accepted[0])
+    (got,) = scene.upstream.got
+    assert preview["url"] == scene.upstream.url + got.path
+    assert preview["json"].keys() == got.json().keys()
+
+
+async def test_what_a_provider_cannot_use_is_named(scene: Scene) -> None:
+    assert "seed" in scene.provider.ignored(ORDER)
+    assert "aspectRatio" not in scene.provider.ignored(ORDER)
+
+
+async def test_nothing_secret_is_shown_of_the_provider_itself(scene: Scene) -> None:
+    silent(scene.provider)
+    assert await scene.provider.cancel(JOB) is False
