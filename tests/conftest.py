@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
+from broker.settings import variables
 
-@pytest.fixture
+
+@pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_settings_from_outside() -> Iterator[None]:
+    """A developer's own keys and addresses must not reach a test."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in variables():
+            patch.delenv(name, raising=False)
+        yield
 
 
 class ManualClock:
