@@ -88,6 +88,10 @@ class BlobStore(Protocol):
         """Remove leftovers of writers that died (drafts untouched for `older_than` seconds); how many."""
         ...
 
+    async def owners(self, older_than: float) -> list[str]:
+        """Who has blobs, none of them younger than `older_than` seconds: candidates for a look whether they exist."""
+        ...
+
     async def check(self) -> None:
         """Raise `StorageError` with the cure if nothing can be stored now."""
         ...

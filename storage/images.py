@@ -48,6 +48,11 @@ class Images:
         )
         return [StoredImage(**row) for row in rows]
 
+    async def owned(self, owner: str) -> bool:
+        """Whether any image belongs to this owner."""
+        row = await self.database.point("SELECT 1 AS one FROM images WHERE owner = :owner LIMIT 1", owner=owner)
+        return row is not None
+
     def adding(self, image: StoredImage) -> Statement:
         """Bringing the same image home twice is once."""
         return Statement(

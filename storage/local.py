@@ -78,6 +78,9 @@ class LocalBlobs:
         """Call it at start and now and then; a draft whose writer lives is left alone, however old."""
         return await _in_thread(partial(self._sweep, older_than))
 
+    async def owners(self, older_than: float) -> list[str]:
+        return await _in_thread(partial(self._owners, older_than))
+
     async def check(self) -> None:
         """Write and sync a small file, as a draft would. Raises `StorageError` with the cure."""
         await _in_thread(self._check)
@@ -125,6 +128,11 @@ class LocalBlobs:
             return 0
         limit = time.time() - older_than  # the age of a file is told by the machine's clock and no other
         return sum(_remove_orphan(path, limit) for path in self._drafts.iterdir())
+
+    def _owners(self, older_than: float) -> list[str]:
+        limit = time.time() - older_than  # a folder is as old as the last file that came or went
+        folders = (folder for folder in self.root.glob("[A-Za-z0-9_]*/*") if OWNER.fullmatch(folder.name))
+        return [folder.name for folder in folders if _age_mark(folder) <= limit]
 
     def _check(self) -> None:
         file = self.new_draft()
@@ -292,6 +300,13 @@ def _told(error: OSError) -> StorageError:
         return StorageFull("no space is left for images: free some, or shorten BROKER_RETENTION_HOURS")
     cure = CURES.get(error.errno or 0, "look at the disk of BROKER_BLOB_URL, then try again")
     return StorageError(f"the image store cannot do it now ({error.strerror or 'unknown error'}): {cure}")
+
+
+def _age_mark(folder: Path) -> float:
+    try:
+        return folder.stat().st_mtime
+    except FileNotFoundError:
+        return float("inf")
 
 
 def _owner(owner: str) -> str:

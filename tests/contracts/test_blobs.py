@@ -233,6 +233,15 @@ async def test_a_sweep_spares_what_is_in_use(blobs: BlobStore) -> None:
     assert await read(blobs, blob.name) + await read(blobs, slow.name) == b"keptslow"
 
 
+async def test_owners_are_told_by_age(blobs: BlobStore) -> None:
+    await keep(blobs, "task_1", b"one")
+    await keep(blobs, "refs_2", b"two")
+    assert sorted(await blobs.owners(0)) == ["refs_2", "task_1"]
+    assert await blobs.owners(3600) == []
+    await blobs.delete("task_1")
+    assert await blobs.owners(0) == ["refs_2"]
+
+
 async def test_a_healthy_store_says_nothing(blobs: BlobStore) -> None:
     await blobs.check()
     assert await blobs.sweep(0) == 0

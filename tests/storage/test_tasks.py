@@ -220,6 +220,7 @@ async def _use_everything(database: Recorder, rows: Tasks, task: Task) -> None:
     await database.transact(lanes.pausing("kie", NOW), lanes.clearing("kie"))
     await lanes.room("kie", Limits(creates=5, places=5), NOW)
     await images.named("x")
+    await images.owned("x")
     await images.of(task.id, "result")
     await database.transact(images.adding(_an_image(task)), *images.deleting(task.id, ("result",)))
     hook = _a_hook(task)

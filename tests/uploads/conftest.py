@@ -1,0 +1,50 @@
+"""An intake on a folder, and the two questions every test asks of it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from storage.local import LocalBlobs
+from uploads.intake import Image, Intake, IntakeError
+
+MAX_PIXELS = 120_000_000
+MAX_BYTES = 64 * 2**20
+
+
+async def stream(data: bytes, step: int = 65_536) -> AsyncIterator[bytes]:
+    for start in range(0, len(data), step):
+        yield data[start : start + step]
+
+
+@dataclass
+class Desk:
+    """Where images are handed in."""
+
+    root: Path
+    intake: Intake = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.blobs = LocalBlobs(self.root)
+        self.intake = Intake(self.blobs, max_pixels=MAX_PIXELS)
+
+    async def take(self, data: bytes, step: int = 65_536) -> Image:
+        return await self.intake.from_stream("task_1", stream(data, step), max_bytes=MAX_BYTES)
+
+    async def refuse(self, data: bytes) -> IntakeError:
+        """The refusal; and nothing may be left of what was refused."""
+        with pytest.raises(IntakeError) as caught:
+            await self.take(data)
+        assert self.files() == []
+        return caught.value
+
+    def files(self) -> list[Path]:
+        return [path for path in self.root.rglob("*") if path.is_file()]
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    return Desk(tmp_path)
