@@ -42,3 +42,47 @@ class Order:
     references: tuple[Reference, ...] = ()
     steps: int | None = None
     seed: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upload:
+    """A reference image sent along with the request."""
+
+    chunks: AsyncIterator[bytes]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataUri:
+    """A reference image written into the request."""
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Link:
+    """A reference image that we are to fetch."""
+
+    url: str
+
+
+Source = Upload | DataUri | Link
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a caller asked for, in whichever dialect, before it is held against the catalog.
+
+    count: how many images. idempotency_key: the caller's word that a repeated request is the same one.
+    """
+
+    prompt: str
+    model: str | None = None
+    mode: str | None = None
+    aspect_ratio: str | None = None
+    resolution: str | None = None
+    output_format: str | None = None
+    count: int = 1
+    steps: int | None = None
+    seed: int | None = None
+    sources: tuple[Source, ...] = ()
+    idempotency_key: str | None = None

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from broker.sandbox import dialect, moods, painter, wire
+from broker.sandbox.jobs import Files
 from broker.sandbox.moods import Mood
 from broker.sandbox.options import Options
 from broker.sandbox.server import serve_sandbox
@@ -740,3 +741,10 @@ async def test_a_server_that_speaks_no_http_is_an_oserror() -> None:
         port = server.sockets[0].getsockname()[1]
         with pytest.raises(ConnectionError):
             await wire.post(f"http://127.0.0.1:{port}/", {}, b"")
+
+
+async def test_a_file_can_be_stored_twice_at_once(tmp_path: Path) -> None:
+    """Two jobs with the same reference download it at the same time."""
+    files = Files(folder=tmp_path)
+    await asyncio.gather(*(files.put("a reference", bytes(100_000)) for _ in range(50)))
+    assert await files.get("a reference") == bytes(100_000)

@@ -1,0 +1,156 @@
+"""Request bodies: counted while they are read, parsed by one function each, never trusted."""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import aclosing
+from typing import Any, Final, NoReturn
+
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import FormData
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+
+from broker.errors import Refusal
+
+MOST_DEPTH: Final = 32
+MOST_PARTS: Final = 100
+MOST_TEXT_BYTES: Final = 256 * 1024
+"""Of one text part; the longest prompt is a quarter of it."""
+
+_NO_SPACE: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class Counted(Request):
+    """A request whose body ends in a refusal as soon as it is larger than allowed.
+
+    Starlette's own limit is not used: it answers in plain text, and with 413 where we would say 401.
+    """
+
+    def __init__(self, request: Request, most: int) -> None:
+        super().__init__(request.scope, request.receive)
+        self._most = most
+
+    async def stream(self) -> AsyncGenerator[bytes, None]:
+        length = self.headers.get("content-length", "0")
+        read = int(length) if re.fullmatch(r"[0-9]{1,20}", length) else 0
+        self._check(read)
+        read = 0
+        async with aclosing(super().stream()) as chunks:
+            async for chunk in chunks:
+                read += len(chunk)
+                self._check(read)
+                yield chunk
+
+    def _check(self, size: int) -> None:
+        if size > self._most:
+            raise Refusal("payload_too_large", f"The request is larger than {self._most:,} bytes: send less.")
+
+
+def kind(request: Request) -> tuple[str, Mapping[bytes, bytes]]:
+    """The media type and its parameters."""
+    refuse_encoding(request)
+    media_type, options = parse_options_header(request.headers.get("content-type", ""))
+    charset = options.get(b"charset", b"utf-8").lower()
+    if charset not in {b"utf-8", b"utf8"}:  # some codecs of Python make what is no text at all
+        raise Refusal("invalid_request", "Send text as UTF-8: no other charset is read.", field="Content-Type")
+    return media_type.decode("latin-1").strip().lower(), options
+
+
+def refuse_encoding(request: Request) -> None:
+    """Nothing is inflated: a small body must not become a large one in here."""
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in {"identity", ""}:
+        raise Refusal("invalid_request", "Send the body as it is, without Content-Encoding.", field="Content-Encoding")
+
+
+# -- JSON
+
+
+async def read_object(request: Request, most: int) -> dict[str, Any]:
+    """The JSON object of a request. Raises `Refusal`."""
+    document = parse(await Counted(request, most).body())
+    if not isinstance(document, dict):
+        raise Refusal("invalid_request", 'The body is not a JSON object: send {"prompt": "…"}.')
+    return document
+
+
+def parse(body: bytes) -> Any:
+    """JSON as the standard has it: UTF-8, no NaN, not too deep, no endless numbers, only text that can be stored."""
+    try:
+        document = json.loads(body.decode("utf-8"), parse_constant=_no_constant)
+        for text in _texts(document):
+            text.encode("utf-8")  # a lone surrogate cannot
+    except (ValueError, RecursionError) as error:
+        raise Refusal(
+            "invalid_request", "The body is not readable JSON: check its syntax and that it is UTF-8."
+        ) from error
+    return document
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _texts(document: Any) -> Iterator[str]:
+    """Every string of a document, level by level; ValueError where it is too deep."""
+    level = [document]
+    for _ in range(MOST_DEPTH):
+        yield from (item for item in level if isinstance(item, str))
+        level = [child for item in level for child in _children(item)]
+        if not level:
+            return
+    raise ValueError("too deep")
+
+
+def _children(item: Any) -> list[Any]:
+    if isinstance(item, dict):
+        return [*item.keys(), *item.values()]
+    return item if isinstance(item, list) else []
+
+
+# -- forms
+
+
+class _Form(MultiPartParser):
+    """Starlette's parser, which does not mind when the end is missing. We do: half an upload is none."""
+
+    ended = False
+
+    def on_end(self) -> None:
+        self.ended = True
+
+
+async def read_form(request: Request, options: Mapping[bytes, bytes], most: int) -> FormData:
+    """The parts of a form, files spooled; whoever gets it closes it. Raises `Refusal`."""
+    if not options.get(b"boundary"):
+        raise Refusal("invalid_request", "The form has no boundary: let your HTTP client set Content-Type.")
+    async with aclosing(Counted(request, most).stream()) as chunks:
+        parser = _Form(
+            request.headers, chunks, max_files=MOST_PARTS, max_fields=MOST_PARTS, max_part_size=MOST_TEXT_BYTES
+        )
+        try:
+            form = await parser.parse()
+        except MultiPartException as error:
+            raise _malformed(error.message) from error
+        except OSError as error:
+            raise _no_room(error) from error
+    if not parser.ended:
+        await form.close()
+        raise _malformed("Its end is missing")
+    return form
+
+
+def _malformed(why: str) -> Refusal:
+    if why.startswith("Part exceeded"):
+        return Refusal("payload_too_large", f"A text field is larger than {MOST_TEXT_BYTES:,} bytes: send less.")
+    return Refusal("invalid_request", f"The form cannot be read. {why.rstrip('.')}: let your HTTP client write it.")
+
+
+def _no_room(error: OSError) -> Exception:
+    if error.errno in _NO_SPACE:
+        return Refusal("storage_full", "There is no space left for uploads. Try again later.", retryable=True)
+    return error

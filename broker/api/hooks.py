@@ -1,0 +1,61 @@
+"""Where providers call: read at most what we would judge, judge it, answer. The work comes later."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from broker.api.access import Access
+from broker.api.answers import answer, iso
+from broker.api.bodies import refuse_encoding
+from broker.broker import Broker
+from broker.errors import Refusal
+from webhooks.inbound import MAX_BODY_BYTES, Callback, Judgement
+
+_CODES: Final = {400: "invalid_request", 401: "unauthorized", 404: "task_not_found", 413: "payload_too_large"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hooks:
+    broker: Broker
+    access: Access
+
+    async def greet(self, _: Request) -> Response:
+        """For whoever checks an address before using it."""
+        message = "Nano Banana webhook endpoint is ready"
+        return answer({"status": "ok", "message": message, "timestamp": iso(self.broker.clock.now())})
+
+    async def hear(self, request: Request) -> Response:
+        """Any content type is read as JSON; nothing is inflated."""
+        began = time.perf_counter()
+        refuse_encoding(request)
+        callback = Callback(
+            provider=request.path_params.get("provider", "nano-banana"),
+            query=dict(request.query_params),
+            headers={name.lower(): value for name, value in request.headers.items()},
+            body=await _read(request),
+            trusted=self.access.caller(request).trusted,
+        )
+        heard = await self.broker.hear(callback)
+        self.broker.metrics.callback_seconds.observe(time.perf_counter() - began)
+        return _told(heard.judgement)
+
+
+async def _read(request: Request) -> bytes:
+    """The body, or one byte more than is judged: what is longer is refused by its length alone."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            break
+    return bytes(body[: MAX_BODY_BYTES + 1])
+
+
+def _told(judgement: Judgement) -> Response:
+    if judgement.status in _CODES:
+        raise Refusal(_CODES[judgement.status], f"The callback was not taken: {judgement.reason}.")
+    return answer({"success": True, "message": f"The callback was taken: {judgement.reason}."}, judgement.status)

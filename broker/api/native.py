@@ -1,0 +1,228 @@
+"""Our own dialect: order, poll, follow, cancel, list."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import re
+from collections.abc import AsyncIterator
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+import anyio
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from starlette.requests import Request
+from starlette.responses import Response
+
+from broker.api import bodies
+from broker.api.access import Access, Caller
+from broker.api.answers import POLL_SECONDS, answer, language
+from broker.api.fields import Given
+from broker.api.views import Views
+from broker.broker import Broker, Created
+from broker.errors import Refusal
+from broker.sentences import Language, Sentences
+from storage.tasks import SHOWN, Task
+
+LONGEST_WAIT: Final = 30.0
+PAGE: Final = 20
+LONGEST_PAGE: Final = 100
+MOST_JSON_BYTES: Final = 48 * 2**20
+FORM_OVERHEAD: Final = 2 * 2**20
+PING_SECONDS: Final = 15
+
+_KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
+_CURSOR: Final = re.compile(r"([0-9]{1,12}\.[0-9]{1,12}) (task_[0-9a-f]{32})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Native:
+    """The routes of the contract's Native HTTP."""
+
+    broker: Broker
+    access: Access
+    views: Views
+    sentences: Sentences
+
+    # -- ordering
+
+    async def create(self, request: Request) -> Response:
+        """Order images. 1. Who asks. 2. What they say. 3. Durable tasks, or with `dryRun` what would be sent."""
+        caller = self.access.require(request)
+        key = _idempotency_key(request)
+        media_type, options = bodies.kind(request)
+        if media_type == "multipart/form-data":
+            form = await bodies.read_form(request, options, self._most_form_bytes())
+            try:
+                return await self._order(request, caller, Given.in_form(form), key)
+            finally:
+                await form.close()
+        if media_type == "application/json" or re.fullmatch(r"application/[\w.-]+\+json", media_type):
+            document = await bodies.read_object(request, min(MOST_JSON_BYTES, self._most_form_bytes()))
+            return await self._order(request, caller, Given.in_object(document), key)
+        raise Refusal(
+            "invalid_request", "Send the order as multipart/form-data or application/json.", field="Content-Type"
+        )
+
+    def _most_form_bytes(self) -> int:
+        """As many of the largest images as the hungriest model takes, and the rest of the form."""
+        most = max(model.max_references for model in self.broker.catalog.models)
+        return most * self.broker.max_file_size + FORM_OVERHEAD
+
+    async def _order(self, request: Request, caller: Caller, given: Given, key: str | None) -> Response:
+        order = given.request(key)
+        if given.truth("dryRun"):
+            preview = self.broker.preview(order)
+            return answer(
+                {"success": True, "dryRun": True, "data": {**preview, "ignored": given.ignored(preview["ignored"])}}
+            )
+        return self._accepted(await self.broker.create(caller.name, order), given, language(request))
+
+    def _accepted(self, created: Created, given: Given, language: Language) -> Response:
+        first = created.tasks[0].id
+        document = {
+            "success": True,
+            "taskId": first,
+            "status": "processing",
+            "message": self.sentences.say("processing", language),
+            "pollUrl": f"/api/task/{first}",
+            "taskIds": [task.id for task in created.tasks],
+            "ignored": given.ignored(created.ignored),
+        }
+        return answer(document, 202, {"location": f"/api/task/{first}", "retry-after": POLL_SECONDS})
+
+    # -- looking
+
+    async def poll(self, request: Request) -> Response:
+        """How a task is; with `wait` not before it has ended or the time is over."""
+        task_id = request.path_params["id"]
+        seconds = _seconds(request.query_params.get("wait"))
+        if seconds:
+            await _unless_gone(request, self.broker.wait(task_id, seconds))
+        return (await self.views.of(task_id, language(request))).to(request)
+
+    async def events(self, request: Request) -> Response:
+        """The same as a stream. An event's id is its content, so a caller who has it is not sent it again."""
+        task_id, speech = request.path_params["id"], language(request)
+        now = await self.views.of(task_id, speech)
+        last = request.headers.get("last-event-id")
+        if last == _event_id(now.tag) and (await self.broker.get(task_id)).ended:
+            return Response(status_code=204)  # the one answer after which a browser does not come again
+        return _Events(
+            self._changes(task_id, speech, last), ping=PING_SECONDS, sep="\n", headers={"Vary": "Accept-Language"}
+        )
+
+    async def _changes(self, task_id: str, speech: Language, last: str | None) -> AsyncIterator[ServerSentEvent]:
+        with suppress(Refusal):  # deleted while somebody looked on: the next request hears of it
+            async with aclosing(self.broker.changes(task_id)) as changes:
+                async for _ in changes:
+                    now = await self.views.of(task_id, speech)
+                    if _event_id(now.tag) != last:
+                        last = _event_id(now.tag)
+                        yield ServerSentEvent(now.body.decode(), id=last, sep="\n")
+
+    async def listing(self, request: Request) -> Response:
+        """The newest tasks, page by page."""
+        self.access.require(request)
+        status = request.query_params.get("status") or None
+        if status is not None and status not in SHOWN:
+            raise Refusal("invalid_request", f"status must be one of {', '.join(SHOWN)}.", field="status")
+        limit = _limit(request.query_params.get("limit"))
+        before = _cursor(request.query_params.get("cursor"))
+        tasks = await self.broker.newest(status=status, limit=limit + 1, before=before)
+        page, more = tasks[:limit], len(tasks) > limit
+        speech = language(request)
+        documents = [await self.views.document(task, speech) for task in page]
+        return answer({"success": True, "data": documents, "nextCursor": _cursor_after(page[-1]) if more else None})
+
+    # -- changing
+
+    async def cancel(self, request: Request) -> Response:
+        self.access.require(request)
+        task = await self.broker.cancel(request.path_params["id"])
+        return answer({"success": True, "data": await self.views.document(task, language(request))})
+
+
+class _Events(EventSourceResponse):
+    """The broker ends its streams itself when it closes; the library would look for a signal twice a second."""
+
+    @staticmethod
+    async def _listen_for_exit_signal() -> None:
+        await anyio.sleep_forever()
+
+
+def _event_id(tag: str) -> str:
+    return tag.strip('"')
+
+
+async def _unless_gone(request: Request, waiting: Any) -> None:
+    """Wait, but not for somebody who hung up."""
+    waiter, gone = asyncio.ensure_future(waiting), asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({waiter, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if waiter.done():
+            waiter.result()
+    finally:
+        waiter.cancel()
+        gone.cancel()
+        await asyncio.gather(waiter, gone, return_exceptions=True)
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+# -- what a request says beside its body
+
+
+def _idempotency_key(request: Request) -> str | None:
+    keys = request.headers.getlist("idempotency-key")
+    if not keys:
+        return None
+    if len(keys) > 1 or not _KEY.fullmatch(keys[0]):
+        raise Refusal(
+            "invalid_request", "Idempotency-Key must be 1 to 255 visible ASCII characters.", field="Idempotency-Key"
+        )
+    return keys[0]
+
+
+def _seconds(text: str | None) -> float:
+    if not text:
+        return 0.0
+    if not re.fullmatch(r"[0-9]{1,20}(\.[0-9]{1,20})?", text):
+        raise Refusal("invalid_request", f"wait must be a number of seconds up to {LONGEST_WAIT:.0f}.", field="wait")
+    return min(float(text), LONGEST_WAIT)
+
+
+def _limit(text: str | None) -> int:
+    if not text:
+        return PAGE
+    if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) == 0:
+        raise Refusal("invalid_request", f"limit must be a whole number from 1 to {LONGEST_PAGE}.", field="limit")
+    return min(int(text), LONGEST_PAGE)
+
+
+def _cursor_after(task: Task) -> str:
+    """Where the next page begins, in a form that nobody is tempted to read."""
+    return base64.urlsafe_b64encode(f"{task.created_at!r} {task.id}".encode()).decode().rstrip("=")
+
+
+def _cursor(text: str | None) -> tuple[float, str] | None:
+    if not text:
+        return None
+    match = _CURSOR.fullmatch(_decoded(text))
+    if match is None:
+        raise Refusal("invalid_request", "cursor must be the nextCursor of an earlier page.", field="cursor")
+    return float(match[1]), match[2]
+
+
+def _decoded(text: str) -> str:
+    """Empty for what is no base64 of ASCII."""
+    try:
+        padded = text[:200].encode("ascii") + b"=" * (-len(text[:200]) % 4)
+        return base64.b64decode(padded, altchars=b"-_", validate=True).decode("ascii")
+    except (binascii.Error, ValueError):
+        return ""

@@ -1,0 +1,429 @@
+"""The broker: what every door talks to. It takes orders, tells how they are, and hears what providers call to say."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import re
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+from broker import lifecycle
+from broker.catalog import Catalog, Choice
+from broker.clock import Clock
+from broker.errors import FetchError, ProviderError, Refusal
+from broker.lifecycle import Rules
+from broker.logs import log
+from broker.metrics import Metrics
+from broker.orders import DataUri, Link, Order, Reference, Request, Source, Upload
+from broker.outgoing import Fetcher
+from broker.pacing import CallerPace
+from broker.providers.base import Provider
+from broker.steps import Steps, reference_owner, stored_image
+from storage.blobs import BlobStore
+from storage.database import Database, Stale, StorageError, StorageFull
+from storage.hooks import Hook, Hooks
+from storage.images import Images, StoredImage
+from storage.keys import Keys, KeyUse
+from storage.tasks import DUE, State, Task, Tasks, task_channel
+from uploads.intake import Image, Intake, IntakeError
+from webhooks import inbound
+from webhooks.inbound import Callback, Judgement, Verdict
+from webhooks.proofs import CallbackTokens, Proof, Signature, Unsigned
+
+MOST_IMAGES: Final = 6
+MOST_UNREAD_HOOKS: Final = 20
+MOST_REFUSED_PER_MINUTE: Final = 120
+LOOK_AGAIN_SECONDS: Final = 2.0
+_TASK_ID: Final = re.compile(r"task_[0-9a-f]{32}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Created:
+    """The tasks of one request, durable. ignored: fields the provider cannot use. repeated: an earlier answer again."""
+
+    tasks: tuple[Task, ...]
+    ignored: tuple[str, ...] = ()
+    repeated: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heard:
+    """What became of a callback. id: in the inbox; None if a flood kept it out."""
+
+    judgement: Judgement
+    id: str | None
+
+
+@dataclass(kw_only=True)
+class Broker:
+    """One object for all doors; knows no HTTP."""
+
+    clock: Clock
+    rules: Rules
+    catalog: Catalog
+    database: Database
+    tasks: Tasks
+    images: Images
+    hooks: Hooks
+    keys: Keys
+    blobs: BlobStore
+    intake: Intake
+    fetcher: Fetcher
+    steps: Steps
+    provider: Provider
+    providers: Mapping[str, Provider]
+    signatures: Mapping[str, Signature]
+    tokens: CallbackTokens
+    metrics: Metrics
+    pace: CallerPace
+    max_file_size: int
+    closing: bool = False
+    _refused: CallerPace = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._refused = CallerPace(MOST_REFUSED_PER_MINUTE, self.clock)
+
+    # -- orders
+
+    async def create(self, caller: str, request: Request) -> Created:
+        """Make durable tasks of a request.
+
+        1. Everything that can be wrong is checked. 2. References are brought in. 3. Tasks, references and the
+        idempotency key are written together. Raises `Refusal`; then nothing is left behind.
+        """
+        choice = self._check(request)
+        self.pace.take(caller, request.count)
+        batch = f"task_{secrets.token_hex(16)}"
+        owner = reference_owner(batch)
+        kept = False
+        try:
+            references = [
+                await self._bring_in(owner, position, source) for position, source in enumerate(request.sources)
+            ]
+            created = await self._write(caller, request, choice, batch, references)
+            kept = not created.repeated
+        except (IntakeError, FetchError, StorageFull) as error:
+            raise _refusal(error) from error
+        except asyncio.CancelledError:
+            kept = True  # nobody knows whether it was written; the sweep removes what belongs to no task
+            raise
+        finally:
+            if request.sources and not kept:
+                await self.blobs.delete(owner)
+        return created
+
+    def preview(self, request: Request) -> dict[str, Any]:
+        """What would be sent to the provider, and its price. Nothing is created, fetched or stored."""
+        choice = self._check(request)
+        base = self.steps.image_base()
+        references = tuple(
+            Reference(
+                name=f"reference-{n}",
+                media_type="image/png",
+                size=0,
+                sha256="",
+                url=f"{base}/uploads/references/reference-{n}" if base else None,
+                read=_nothing,
+            )
+            for n in range(1, len(request.sources) + 1)
+        )
+        order = self._order(request, choice, references)
+        callback = self.steps.callback_url("task_dry_run", 1)
+        address = callback.split("?")[0] if callback else None
+        return {**self.provider.preview(order, address), "ignored": list(self.provider.ignored(order))}
+
+    def _check(self, request: Request) -> Choice:
+        if not 1 <= request.count <= MOST_IMAGES:
+            raise Refusal(
+                "invalid_request",
+                f"numberOfImages must be from 1 to {MOST_IMAGES}.",
+                field="numberOfImages",
+            )
+        choice = self.catalog.check(
+            prompt=request.prompt,
+            model=request.model,
+            mode=request.mode,
+            aspect_ratio=request.aspect_ratio,
+            resolution=request.resolution,
+            output_format=request.output_format,
+            references=len(request.sources),
+        )
+        if not self.provider.supports(choice.model.name):
+            raise Refusal(
+                "unsupported_parameter",
+                f"The provider in use ({self.provider.name}) does not serve {choice.model.name}.",
+                field="model",
+            )
+        return choice
+
+    @staticmethod
+    def _order(request: Request, choice: Choice, references: tuple[Reference, ...] = ()) -> Order:
+        return Order(
+            prompt=request.prompt,
+            model=choice.model.name,
+            mode=choice.mode,
+            aspect_ratio=choice.aspect_ratio,
+            resolution=choice.resolution,
+            output_format=choice.output_format,
+            references=references,
+            steps=request.steps,
+            seed=request.seed,
+        )
+
+    async def _bring_in(self, owner: str, position: int, source: Source) -> StoredImage:
+        image = await self._take_in(owner, source)
+        return stored_image(image, owner=owner, kind="reference", position=position, now=self.clock.now())
+
+    async def _take_in(self, owner: str, source: Source) -> Image:
+        match source:
+            case Upload(chunks=chunks):
+                return await self.intake.from_stream(owner, chunks, max_bytes=self.max_file_size)
+            case DataUri(text=text):
+                return await self.intake.from_data_uri(owner, text, max_bytes=self.max_file_size)
+            case Link(url=url):
+                async with self.fetcher.open(url, max_bytes=self.max_file_size) as download:
+                    return await self.intake.from_stream(owner, download.chunks, max_bytes=self.max_file_size)
+
+    async def _write(
+        self, caller: str, request: Request, choice: Choice, batch: str, references: list[StoredImage]
+    ) -> Created:
+        order = self._order(request, choice)
+        ids = [batch, *(f"task_{secrets.token_hex(16)}" for _ in range(request.count - 1))]
+        tasks = tuple(self._task(task_id, batch, caller, order, references) for task_id in ids)
+        statements = [self.tasks.adding(task) for task in tasks]
+        statements += [self.images.adding(reference) for reference in references]
+        use = self._key_use(caller, request, order, batch, references)
+        if use is not None:
+            statements.insert(0, self.keys.using(use))
+        try:
+            await self.database.transact(*statements, wake=(DUE,))
+        except Stale:
+            return await self._repeated(use)
+        log.info(
+            "order accepted", action="task_created", task=batch, count=len(tasks), model=order.model, mode=order.mode
+        )
+        return Created(tasks=tasks, ignored=self.provider.ignored(order))
+
+    def _task(self, task_id: str, batch: str, caller: str, order: Order, references: list[StoredImage]) -> Task:
+        now = self.clock.now()
+        return Task(
+            id=task_id,
+            batch=batch,
+            caller=caller,
+            due_at=now,
+            provider=self.provider.name,
+            model=order.model,
+            mode=order.mode,
+            prompt=order.prompt,
+            aspect_ratio=order.aspect_ratio,
+            resolution=order.resolution,
+            output_format=order.output_format,
+            steps=order.steps,
+            seed=order.seed,
+            refs=tuple(_as_ref(reference) for reference in references),
+            deadline_at=now + self.rules.queue,
+            created_at=now,
+            updated_at=now,
+        )
+
+    def _key_use(
+        self, caller: str, request: Request, order: Order, batch: str, references: list[StoredImage]
+    ) -> KeyUse | None:
+        if request.idempotency_key is None:
+            return None
+        content = {**asdict(order), "references": [r.sha256 for r in references], "count": request.count}
+        fingerprint = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return KeyUse(
+            caller=caller,
+            key=request.idempotency_key,
+            fingerprint=fingerprint,
+            batch=batch,
+            created_at=self.clock.now(),
+        )
+
+    async def _repeated(self, use: KeyUse | None) -> Created:
+        """The answer that was given when this key was used first."""
+        first = await self.keys.get(use.caller, use.key) if use else None
+        if use is None or first is None:
+            raise StorageError("the order could not be written")
+        if first.fingerprint != use.fingerprint:
+            raise Refusal(
+                "idempotency_mismatch",
+                "This Idempotency-Key was used for another request. Use a new key for a new request.",
+                field="Idempotency-Key",
+            )
+        tasks = await self.tasks.of_batch(first.batch)
+        order = self.steps.order(tasks[0])
+        return Created(tasks=tuple(tasks), ignored=self.provider.ignored(order), repeated=True)
+
+    # -- tasks
+
+    async def get(self, task_id: str) -> Task:
+        """Raises `Refusal`: task_not_found, or task_expired while we remember that there was one."""
+        task = await self.tasks.get(task_id) if _TASK_ID.fullmatch(task_id) else None
+        if task is None:
+            raise Refusal("task_not_found", "There is no task with this id. Check the id, or create the task again.")
+        if task.state == State.EXPIRED:
+            raise Refusal("task_expired", "This task and its images were deleted when their retention time was over.")
+        return task
+
+    async def version(self, task_id: str) -> int | None:
+        """The row's version, or None for ids that are none; cheap."""
+        return await self.tasks.version(task_id) if _TASK_ID.fullmatch(task_id) else None
+
+    async def results(self, task: Task) -> list[StoredImage]:
+        """The images of a completed task, in order."""
+        return await self.images.of(task.id, "result") if task.state == State.SUCCEEDED else []
+
+    async def wait(self, task_id: str, seconds: float) -> Task:
+        """The task as soon as it has ended, or as it is after `seconds`, or when the broker closes."""
+        until = self.clock.now() + seconds
+        with self.database.listen(task_channel(task_id)) as bell:
+            while True:
+                task = await self.get(task_id)
+                left = until - self.clock.now()
+                if task.ended or self.closing or left <= 0:
+                    return task
+                await bell.wait(min(left, LOOK_AGAIN_SECONDS))
+
+    async def changes(self, task_id: str) -> AsyncGenerator[Task, None]:
+        """The task now, and again whenever it may have changed, until it ends or the broker closes.
+
+        Who stops before the end closes it (`contextlib.aclosing`).
+        """
+        with self.database.listen(task_channel(task_id)) as bell:
+            while not self.closing:
+                task = await self.get(task_id)
+                yield task
+                if task.ended:
+                    return
+                await bell.wait(LOOK_AGAIN_SECONDS)
+
+    async def newest(self, *, status: str | None, limit: int, before: tuple[float, str] | None) -> list[Task]:
+        return await self.tasks.newest(status=status, limit=limit, before=before)
+
+    async def cancel(self, task_id: str) -> Task:
+        """Raises `Refusal("conflict")` when the task has ended or its image is already on its way."""
+        task = await self.get(task_id)
+        await self.steps.settle(
+            task, lambda row, _: lifecycle.canceled(row, self.clock.now(), self.rules), holder=False
+        )
+        task = await self.get(task_id)
+        if task.state != State.CANCELED:
+            raise Refusal("conflict", f"This task cannot be canceled any more: it is {task.status}.")
+        await self._cancel_at_provider(task)
+        return task
+
+    async def _cancel_at_provider(self, task: Task) -> None:
+        provider = self.providers.get(task.provider)
+        if provider is None or task.job_id is None:
+            return
+        try:
+            await provider.cancel(task.job_id)
+        except ProviderError as error:
+            log.info("the provider could not be told", action="cancel_untold", task=task.id, why=str(error))
+
+    # -- callbacks
+
+    async def hear(self, callback: Callback) -> Heard:
+        """Judge a callback and write it down; a worker reads its news afterwards."""
+        provider = self.providers.get(callback.provider, self.provider)
+        token, task_id, attempt = self._token(callback)
+        try:
+            body = inbound.parse(callback.body) if token != Proof.WRONG else None
+        except inbound.MalformedBody as malformed:
+            judgement = Judgement(verdict=Verdict.MALFORMED, status=malformed.status, reason=malformed.reason)
+            return await self._note(callback, provider, judgement, None, attempt)
+        ids = provider.names(body) if body is not None else ()
+        task = await self._addressee(task_id, ids) if token != Proof.WRONG else None
+        signature = self.signatures.get(provider.name, Unsigned())
+        judgement = inbound.judge(
+            token=token,
+            signature=signature.prove(callback.headers, callback.body, ids, self.clock.now()),
+            signature_required=signature.required and token == Proof.NONE,
+            trusted=callback.trusted,
+            known=task is not None,
+        )
+        return await self._note(callback, provider, judgement, task, attempt)
+
+    def _token(self, callback: Callback) -> tuple[Proof, str | None, int | None]:
+        """What the token in the address proves, and for which task and attempt."""
+        task_id = callback.query.get("task")
+        token = callback.query.get("token")
+        if token is None:
+            return Proof.NONE, task_id, None
+        number = callback.query.get("attempt", "")
+        if task_id is None or not re.fullmatch(r"[1-9][0-9]{0,5}", number):
+            return Proof.WRONG, None, None
+        return self.tokens.prove(task_id, int(number), token), task_id, int(number)
+
+    async def _addressee(self, task_id: str | None, ids: tuple[str, ...]) -> Task | None:
+        """The task a callback is about: by its address, else by our id or the provider's in the body."""
+        for name in (task_id, *ids) if task_id else ids:
+            if name is None or len(name) > 200:
+                continue
+            task = await (self.tasks.get(name) if _TASK_ID.fullmatch(name) else self.tasks.of_job(name))
+            if task is not None:
+                return task
+        return None
+
+    async def _note(
+        self, callback: Callback, provider: Provider, judgement: Judgement, task: Task | None, attempt: int | None
+    ) -> Heard:
+        """Into the inbox. News wakes the workers; what a flood brings is counted and not kept."""
+        self.metrics.callbacks.labels(provider.name, judgement.verdict.value).inc()
+        is_news = task is not None and judgement.verdict in {Verdict.BELIEVE, Verdict.ASK}
+        if not await self._has_place(task if is_news else None):
+            return Heard(judgement=judgement, id=None)
+        now = self.clock.now()
+        hook = Hook(
+            id=f"hook_{secrets.token_hex(12)}",
+            provider=task.provider if task else provider.name,
+            task_id=task.id if task else None,
+            attempt=attempt,
+            verdict=judgement.verdict.value,
+            status=judgement.status,
+            reason=judgement.reason,
+            headers=inbound.kept_headers(callback.headers),
+            query=inbound.kept_query(callback.query),
+            body=inbound.kept_body(callback.body),
+            received_at=now,
+            digested_at=None if is_news else now,
+        )
+        await self.database.transact(self.hooks.adding(hook), wake=(DUE,) if is_news else ())
+        return Heard(judgement=judgement, id=hook.id)
+
+    async def _has_place(self, task: Task | None) -> bool:
+        if task is not None:
+            return await self.hooks.count_for(task.id) < MOST_UNREAD_HOOKS
+        try:
+            self._refused.take("refused", 1)
+        except Refusal:
+            return False
+        return True
+
+
+def _as_ref(image: StoredImage) -> dict[str, Any]:
+    names = ("name", "blob", "media_type", "size", "sha256")
+    return {name: getattr(image, name) for name in names}
+
+
+def _refusal(error: IntakeError | FetchError | StorageFull) -> Refusal:
+    """A reference that could not be brought in, in the words of the API."""
+    match error:
+        case FetchError():
+            return Refusal("invalid_image", f"A reference image could not be fetched: {error}", field="imageUrls")
+        case IntakeError(code="invalid_image" | "payload_too_large" as code):
+            return Refusal(code, str(error), field="image")
+        case _:
+            sentence = "There is no space left to store this. Try again later."
+            return Refusal("storage_full", sentence, retryable=True)
+
+
+async def _nothing() -> AsyncIterator[bytes]:
+    for chunk in list[bytes]():
+        yield chunk

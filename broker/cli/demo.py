@@ -1,0 +1,132 @@
+"""`broker demo`: the whole way of two images through real HTTP, in a few seconds and without a key."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import anyio
+from PIL import Image
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
+
+from broker.cli.generate import failure
+from broker.cli.house import Moment, broker_for_a_moment, quiet_logs
+from broker.cli.screen import Unable, complain, say
+from broker.settings import Settings
+from storage.hooks import Hook
+
+LOOK_EVERY = 0.5
+PATIENCE_SECONDS = 30.0
+FOLDER = Path("data/demo")
+SIZE = (1344, 768)
+PROMPT = "a red fox reading a newspaper in a banana grove, morning light"
+CHANGE = "the same fox, now at night under a paper lantern"
+
+
+class _OnlyThese(Settings):
+    """Settings of nothing but what is written down here: the demo must never find your key and spend your money."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
+
+
+@dataclass(kw_only=True)
+class Story:
+    """Tells each step with the seconds since the beginning."""
+
+    begin: float = field(default_factory=anyio.current_time)
+
+    def tell(self, text: str) -> None:
+        say(f"{anyio.current_time() - self.begin:6.2f} s  {text}")
+
+
+async def demo() -> int:
+    """0 when both images were made, called back for, stored, and are what was ordered."""
+    story = Story()
+    try:
+        with tempfile.TemporaryDirectory(prefix="broker-demo-") as folder:
+            settings = _only(data_dir=Path(folder))
+            quiet_logs(settings)
+            async with broker_for_a_moment(settings) as moment:
+                story.tell(f"broker at {moment.client.base}, sandbox provider at {moment.services.settings.api_url}")
+                await _both_ways(moment, story)
+    except Unable as error:
+        complain(f"The demo failed: {error}")
+        return 1
+    story.tell("everything is closed again. `broker serve` is the real thing.")
+    return 0
+
+
+def _only(**values: Any) -> Settings:
+    return _OnlyThese(**values)
+
+
+async def _both_ways(moment: Moment, story: Story) -> None:
+    first = await _make(moment, story, "text-to-image", {"prompt": PROMPT, "aspectRatio": "16:9"})
+    await _make(moment, story, "image-to-image", {"prompt": CHANGE, "aspectRatio": "16:9"}, first)
+
+
+async def _make(moment: Moment, story: Story, mode: str, fields: dict[str, str], *references: bytes) -> bytes:
+    """One image from the order to a file that is there when the demo is gone."""
+    story.tell(f"{mode}: POST /api/generate/image")
+    (task_id,) = await moment.client.create({**fields, "mode": mode}, references)
+    story.tell(f"order accepted, durable before the answer: {task_id}")
+    task = await _ended(moment, task_id, story.tell)
+    _check_callback(await moment.services.broker.hooks.newest(limit=10, task_id=task_id))
+    story.tell("callback received and believed: its token was right")
+    content = await moment.client.image(task["result"])
+    story.tell(f"image stored: {_checked(content)}, {len(content) / 1024:.0f} KiB, GET {task['result']}")
+    path = _keep(f"{mode}{Path(task['result']).suffix}", content)
+    story.tell(f"it lies at {path}")
+    return content
+
+
+async def _ended(moment: Moment, task_id: str, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Polls as a front end does, and tells each status."""
+    status = ""
+    with anyio.move_on_after(PATIENCE_SECONDS):
+        while True:
+            task: dict[str, Any] = (await moment.client.task(task_id))["data"]
+            if task["status"] != status:
+                status = task["status"]
+                tell(f"GET /api/task/{task_id[:12]}…: {status}")
+            if status == "completed":
+                return task
+            if status in {"failed", "canceled"}:
+                raise Unable(failure(task))
+            await anyio.sleep(LOOK_EVERY)
+    raise Unable(f"after {PATIENCE_SECONDS:g} s the task is still {status or 'unknown'}")
+
+
+def _check_callback(hooks: list[Hook]) -> None:
+    """The image must have come by webhook, not by asking."""
+    if not any(hook.verdict == "believe" for hook in hooks):
+        raise Unable(f"no callback was believed: {[hook.reason for hook in hooks] or 'none came'}")
+
+
+def _checked(content: bytes) -> str:
+    """Format and size, read by a decoder that has nothing to do with ours."""
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            image.load()
+            if image.size != SIZE:
+                raise Unable(f"the image has {image.size} pixels, {SIZE} were ordered")
+            return f"{image.format} of {image.width} × {image.height} pixels"
+    except OSError as error:
+        raise Unable(f"the image cannot be decoded: {error}") from None
+
+
+def _keep(name: str, content: bytes) -> Path:
+    try:
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        (FOLDER / name).write_bytes(content)
+    except OSError as error:
+        raise Unable(f"{FOLDER / name} cannot be written: {error.strerror}") from None
+    return (FOLDER / name).resolve()

@@ -1,0 +1,113 @@
+"""`broker serve` and `broker worker`: open the system, say what it is, run until told to end."""
+
+from __future__ import annotations
+
+import ipaddress
+import platform
+import sqlite3
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from functools import partial
+from typing import Any
+from urllib.parse import urlsplit
+
+import anyio
+
+from broker import logs, server
+from broker.cli.client import address
+from broker.cli.house import opened
+from broker.cli.screen import note, say
+from broker.cli.signals import told_to_end
+from broker.errors import SettingsError
+from broker.logs import log
+from broker.settings import Settings, load
+from broker.wiring import Services, open_services
+
+ANYWHERE = {"0.0.0.0", "::"}  # noqa: S104
+
+
+async def serve(host: str | None, port: int | None) -> None:
+    """API, webhooks and worker until SIGINT or SIGTERM; then what is running is finished first."""
+    given: dict[str, Any] = {"host": host, "port": port}
+    settings = load(**{name: value for name, value in given.items() if value is not None})
+    _configure_logs(settings)
+    with closing(server.bind(settings.host, settings.port)) as sock:
+        async with opened(settings, sock) as services:
+            await server.serve(services, [sock], ready=partial(_introduce, services, server.port_of(sock)))
+
+
+async def work() -> None:
+    """The worker alone until SIGINT or SIGTERM; then its steps are finished or given back."""
+    settings = load()
+    if settings.sandboxed:
+        raise SettingsError(
+            "NANO_BANANA_API_KEY is not set, and the sandbox provider lives in `broker serve`: "
+            "set the key, or run `broker serve` instead of a worker"
+        )
+    _configure_logs(settings)
+    with told_to_end() as told:
+        async with open_services(settings) as services, anyio.create_task_group() as tasks:
+            say(f"Worker for {services.provider.name} on {settings.database}")
+            say(f"  results    {_results(services)}")
+            tasks.start_soon(services.worker.run)
+            await told()
+            services.worker.stop()
+
+
+def _introduce(services: Services, port: int) -> None:
+    """Where we are, who paints, how results come, and what will not please for long."""
+    settings = services.settings
+    say(f"Broker at {address(settings.host, port)}" + (" (all interfaces)" if settings.host in ANYWHERE else ""))
+    say(f"  provider   {services.provider.name} at {settings.api_url}")
+    say(f"  results    {_results(services)}")
+    say(f"  data       {settings.data_dir.resolve()}")
+    _warn(services)
+
+
+def _results(services: Services) -> str:
+    if services.callback_base is None:
+        return f"polling every {services.settings.poll_every:g} s (no public address: see README, Tunnels)"
+    source = f" ({services.public_url.source})" if services.public_url else ""
+    return f"webhook at {services.callback_base}/api/webhook/nano-banana{source}"
+
+
+def _configure_logs(settings: Settings) -> None:
+    try:
+        logs.configure(settings.log_level, settings.log_format, settings.log_dir)
+    except OSError as error:
+        raise SettingsError(
+            f"BROKER_LOG_DIR cannot be used ({error.strerror}): make {settings.log_dir} writable, or set another"
+        ) from error
+    log.info("starting", action="starting", python=platform.python_version(), sqlite=sqlite3.sqlite_version)
+
+
+def _warn(services: Services) -> None:
+    settings = services.settings
+    if settings.sandboxed:
+        note(
+            "NO PROVIDER KEY: the sandbox paints PRETEND PICTURES. Set NANO_BANANA_API_KEY for real ones.",
+            style="bold yellow reverse",
+        )
+    for advice in warnings(settings, sys.version_info[:3]):
+        note(f"Warning: {advice}", style="yellow")
+
+
+def warnings(settings: Settings, python: tuple[Any, ...]) -> Iterator[str]:
+    """What works, but will not please for long; each with its cure."""
+    if python < (3, 11, 10) or (3, 12) <= python < (3, 12, 6):
+        yield "one Cookie header can keep this Python busy for seconds (CVE-2024-7592): use 3.11.10, 3.12.6 or newer"
+    open_wide = not _is_local(settings.host)
+    if open_wide and settings.allow_anonymous:
+        yield f"everybody who reaches {settings.host} may spend your credits (BROKER_ALLOW_ANONYMOUS)"
+    elif open_wide and not settings.api_keys:
+        yield "other machines can reach the broker but not use it: set BROKER_API_KEYS"
+    if settings.webhook_base_url and _is_local(urlsplit(settings.webhook_base_url).hostname or ""):
+        yield "no provider can reach WEBHOOK_BASE_URL: set a public address, or leave it empty"
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

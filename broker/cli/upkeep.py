@@ -1,0 +1,77 @@
+"""`broker cleanup` and `broker db`: what an operator does to the data, and sees of it."""
+
+from __future__ import annotations
+
+import platform
+import sqlite3
+from pathlib import Path
+
+from broker.cli.house import quiet_logs
+from broker.cli.screen import say
+from broker.clock import SystemClock
+from broker.settings import load
+from broker.wiring import open_services
+from storage import migrate
+from storage.database import Database
+from storage.images import Images
+from storage.sqlite import SqliteDatabase, sqlite_path
+from storage.tasks import State, Tasks
+
+
+async def cleanup() -> None:
+    """Retention now. Nothing is submitted and nobody is asked."""
+    settings = load()
+    quiet_logs(settings)
+    async with open_services(settings) as services:
+        removed = await services.worker.clean_up()
+    say(f"{removed} {'task' if removed == 1 else 'tasks'} older than {settings.retention_hours:g} hours deleted.")
+
+
+async def upgrade() -> None:
+    """Run the migrations that are missing."""
+    async with SqliteDatabase(sqlite_path(load().database)) as database:
+        ran = await migrate.upgrade(database, SystemClock().now())
+    for migration in ran:
+        say(f"ran {migration.name}")
+    say(f"The database is up to date: {len(migrate.migrations())} migrations.")
+
+
+async def status() -> int:
+    """0 when the database is as this version wants it, 1 when `broker db upgrade` or a first start is needed."""
+    path = sqlite_path(load().database)
+    _say_facts({"database": str(path.resolve()), "SQLite": sqlite3.sqlite_version, "Python": platform.python_version()})
+    if not path.exists():
+        say("There is no database yet. The first start makes one.")
+        return 1
+    _say_facts({"size": _size(path)})
+    async with SqliteDatabase(path) as database:
+        await database.check()
+        if missing := await _missing(database):
+            say(f"Migrations are missing: {', '.join(missing)}. Run: broker db upgrade", style="yellow")
+            return 1
+        await _say_contents(database)
+    return 0
+
+
+async def _missing(database: Database) -> list[str]:
+    seen = await migrate.applied(database)
+    return [migration.name for migration in migrate.migrations() if migration.number not in seen]
+
+
+async def _say_contents(database: Database) -> None:
+    counts, images = await Tasks(database).counts(), await Images(database).stored()
+    _say_facts({"migrations": f"all {len(migrate.migrations())} applied"})
+    _say_facts({f"tasks {state.value}": str(counts.get(state.value, 0)) for state in State})
+    _say_facts({"images": f"{images['n']}, {images['size'] / 2**20:.1f} MiB"})
+
+
+def _say_facts(facts: dict[str, str]) -> None:
+    for name, value in facts.items():
+        say(f"{name:<18} {value}")
+
+
+def _size(path: Path) -> str:
+    """The file, and what waits in its write-ahead log."""
+    log = path.with_name(path.name + "-wal")
+    waiting = log.stat().st_size if log.exists() else 0
+    return f"{path.stat().st_size / 2**20:.1f} MiB, {waiting / 2**20:.1f} MiB more in its log"

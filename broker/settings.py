@@ -1,0 +1,204 @@
+"""Every environment variable: name, default, shape, cure. Read once and frozen; nothing else reads the environment."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Final
+from urllib.parse import urlsplit
+
+from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from broker.errors import SettingsError
+
+
+def _split(value: Any) -> Any:
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)]
+Seconds = Annotated[float, Field(gt=0, le=10 * 365 * 86400)]
+
+
+def _named(name: str, *others: str) -> Any:
+    return AliasChoices(name, *others)
+
+
+class Settings(BaseSettings):
+    """The configuration of one process. Secrets show themselves as `**********` wherever they are printed."""
+
+    model_config = SettingsConfigDict(
+        env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True, populate_by_name=True, case_sensitive=True
+    )
+
+    api_key: SecretStr | None = Field(None, validation_alias=_named("NANO_BANANA_API_KEY", "KIE_API_KEY"))
+    api_url: str = Field("https://api.kie.ai", validation_alias=_named("NANO_BANANA_API_URL"))
+    upload_url: str = Field("https://kieai.redpandaai.co", validation_alias=_named("NANO_BANANA_UPLOAD_URL"))
+    webhook_key: SecretStr | None = Field(None, validation_alias=_named("NANO_BANANA_WEBHOOK_KEY"))
+    webhook_base_url: str = Field("", validation_alias=_named("WEBHOOK_BASE_URL"))
+    tunnel_api: str = Field("http://127.0.0.1:4040", validation_alias=_named("BROKER_TUNNEL_API"))
+    upload_references: bool = Field(False, validation_alias=_named("BROKER_UPLOAD_REFERENCES"))
+
+    database_url: str = Field("", validation_alias=_named("DATABASE_URL"))
+    blob_url: str = Field("", validation_alias=_named("BROKER_BLOB_URL"))
+    data_dir: Path = Field(Path("data"), validation_alias=_named("BROKER_DATA_DIR"))
+    secret_key: SecretStr | None = Field(None, validation_alias=_named("SECRET_KEY"), min_length=16)
+
+    host: str = Field("127.0.0.1", validation_alias=_named("BROKER_HOST"))
+    port: int = Field(8000, ge=0, le=65535, validation_alias=_named("BROKER_PORT"))
+    api_keys: Secrets = Field((), validation_alias=_named("BROKER_API_KEYS"))
+    allow_anonymous: bool = Field(False, validation_alias=_named("BROKER_ALLOW_ANONYMOUS"))
+    cors_origins: Names = Field((), validation_alias=_named("BROKER_CORS_ORIGINS"))
+
+    retention_hours: float = Field(24, gt=0, le=87600, validation_alias=_named("BROKER_RETENTION_HOURS"))
+    check_after: Seconds = Field(30, validation_alias=_named("BROKER_CHECK_AFTER_SECONDS"))
+    poll_every: Seconds = Field(3, validation_alias=_named("BROKER_POLL_SECONDS"))
+    task_deadline: Seconds = Field(900, validation_alias=_named("BROKER_TASK_DEADLINE_SECONDS"))
+    retry_after: Seconds = Field(2, validation_alias=_named("BROKER_RETRY_SECONDS"))
+    lease: Seconds = Field(30, validation_alias=_named("BROKER_LEASE_SECONDS"))
+    resubmit_unknown: bool = Field(False, validation_alias=_named("BROKER_RESUBMIT_UNKNOWN"))
+
+    download_allow: Names = Field((), validation_alias=_named("BROKER_DOWNLOAD_ALLOW"))
+    max_download_bytes: int = Field(64 * 2**20, gt=0, validation_alias=_named("BROKER_MAX_DOWNLOAD_BYTES"))
+    max_pixels: int = Field(120_000_000, gt=0, validation_alias=_named("BROKER_MAX_PIXELS"))
+    max_file_size: int = Field(10_485_760, gt=0, validation_alias=_named("MAX_FILE_SIZE"))
+    max_concurrent: int | None = Field(None, gt=0, validation_alias=_named("MAX_CONCURRENT_GENERATIONS", "MAX_WORKERS"))
+    creates_per_10s: int = Field(20, gt=0, validation_alias=_named("NANO_BANANA_CREATES_PER_10S"))
+    rate_per_minute: int = Field(60, gt=0, validation_alias=_named("RATE_LIMIT_PER_MINUTE"))
+    request_timeout: Seconds = Field(120, validation_alias=_named("REQUEST_TIMEOUT_SECONDS"))
+    max_connections: int = Field(100, gt=0, validation_alias=_named("MAX_CONNECTIONS"))
+
+    log_level: str = Field("INFO", validation_alias=_named("LOG_LEVEL"))
+    log_format: str = Field("console", validation_alias=_named("BROKER_LOG_FORMAT"))
+    log_dir: Path | None = Field(None, validation_alias=_named("BROKER_LOG_DIR"))
+
+    sandbox_mood: str = Field("", validation_alias=_named("BROKER_SANDBOX_MOOD"))
+
+    @field_validator("log_level")
+    @classmethod
+    def _known_level(cls, value: str) -> str:
+        if value.upper() not in {"DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"}:
+            raise ValueError("use DEBUG, INFO, WARNING, ERROR or CRITICAL")
+        return value.upper()
+
+    @field_validator("log_format")
+    @classmethod
+    def _known_format(cls, value: str) -> str:
+        if value not in {"console", "json"}:
+            raise ValueError("use console or json")
+        return value
+
+    @field_validator("api_url", "upload_url", "tunnel_api")
+    @classmethod
+    def _http_address(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username or parts.password:
+            raise ValueError("use an address like https://api.kie.ai, without user name, password or key in it")
+        return value.rstrip("/")
+
+    @field_validator("webhook_base_url")
+    @classmethod
+    def _public_address(cls, value: str) -> str:
+        return cls._http_address(value) if value else ""
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _exact_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if not re.fullmatch(r"https?://[A-Za-z0-9.\-\[\]:]+", origin):
+                raise ValueError("use exact origins like https://app.example.com, separated by commas; * is not one")
+        return value
+
+    @field_validator("download_allow")
+    @classmethod
+    def _hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in value:
+            if not re.fullmatch(r"(?:[A-Za-z0-9.\-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?", entry):
+                raise ValueError("use host or host:port, separated by commas, without http://")
+        return value
+
+    @field_validator("database_url")
+    @classmethod
+    def _known_database(cls, value: str) -> str:
+        if value and not value.startswith("sqlite:///"):
+            raise ValueError("use sqlite:///data/broker.db")
+        return value
+
+    @field_validator("blob_url")
+    @classmethod
+    def _known_blobs(cls, value: str) -> str:
+        if value and not value.startswith("file:"):
+            raise ValueError("use file:data/blobs")
+        return value
+
+    @property
+    def database(self) -> str:
+        return self.database_url or f"sqlite:///{self.data_dir / 'broker.db'}"
+
+    @property
+    def blobs(self) -> Path:
+        return Path(self.blob_url.removeprefix("file:")) if self.blob_url else self.data_dir / "blobs"
+
+    @property
+    def sandboxed(self) -> bool:
+        """No provider key at all: the sandbox provider answers."""
+        return self.api_key is None
+
+
+_SHAPES: Final = {
+    "secret_key": "at least 16 characters; delete the variable and one is made for you",
+}
+
+
+def load(*, env_file: Path | None = Path(".env"), **overrides: Any) -> Settings:
+    """The settings of this process. Raises `SettingsError` naming each wrong variable, its value's shape, the cure.
+
+    env_file: read beside the environment. overrides: by field name, stronger than both.
+    """
+    try:
+        return Settings(_env_file=env_file, **overrides)  # type: ignore[call-arg]  # pydantic-settings' own parameter
+    except ValidationError as error:
+        raise SettingsError("\n".join(_complaint(e) for e in error.errors(include_input=True))) from None
+
+
+def _complaint(error: Any) -> str:
+    field = str(error["loc"][0])
+    variable = _variable(field)
+    cure = _SHAPES.get(_field_of(variable), error["msg"].removeprefix("Value error, "))
+    return f"{variable} is wrong ({_shape(error.get('input'))}): {cure}"
+
+
+def _variable(location: str) -> str:
+    """The primary name of the variable behind a pydantic location, which may be a field or one of its aliases."""
+    for name, field in Settings.model_fields.items():
+        names = _aliases(field)
+        if location == name or location in names:
+            return names[0]
+    return location
+
+
+def _field_of(variable: str) -> str:
+    return next((name for name, field in Settings.model_fields.items() if variable in _aliases(field)), variable)
+
+
+def _aliases(field: Any) -> list[str]:
+    return [str(choice) for choice in field.validation_alias.choices]
+
+
+def _shape(value: object) -> str:
+    """What a value looks like, never what it is."""
+    if isinstance(value, SecretStr):
+        value = value.get_secret_value()
+    if isinstance(value, str):
+        kind = "a number" if re.fullmatch(r"-?[0-9.]+", value) else "text"
+        return f"{kind} of {len(value)} characters"
+    return type(value).__name__
+
+
+def variables() -> list[str]:
+    """Every name that is understood, primary names first among their aliases."""
+    return [alias for field in Settings.model_fields.values() for alias in _aliases(field)]

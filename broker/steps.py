@@ -1,0 +1,420 @@
+"""One step per state: the I/O that the state asks for, then a decision of `lifecycle`, then compare and set.
+
+No transaction stays open across the network. What a step learned is applied to the row as it is then, not as it was:
+if a callback was quicker, the same pure decision is taken again on what it left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import secrets
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from broker import lifecycle
+from broker.clock import Clock
+from broker.errors import FetchError, NotSent, ProviderError
+from broker.lifecycle import NOTHING, Changes, Rules, Trouble
+from broker.logs import log
+from broker.metrics import Metrics
+from broker.orders import Order, Reference
+from broker.outgoing import Fetcher
+from broker.pacing import pause_after
+from broker.providers.base import Provider
+from broker.reports import Finished, Pending, Report
+from storage.blobs import BlobMissing, BlobStore
+from storage.database import Stale, Statement, StorageError
+from storage.hooks import Hook, Hooks
+from storage.images import Images, Kind, StoredImage
+from storage.lanes import Lanes, Limits
+from storage.tasks import DUE, Attempt, State, Task, Tasks, task_channel
+from uploads.intake import Image, Intake, IntakeError
+
+Decision = Callable[[Task, Attempt | None], Changes]
+"""What to change, given the row and one line of its ledger as they are now."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steps:
+    """Takes one task one step further.
+
+    callback_url: (task, attempt) → the address that the provider is to call, with its token; None without
+    one. image_base: where a provider reaches our images; None if it cannot. max_download_bytes: of one result.
+    """
+
+    clock: Clock
+    rules: Rules
+    tasks: Tasks
+    images: Images
+    hooks: Hooks
+    lanes: Lanes
+    blobs: BlobStore
+    intake: Intake
+    fetcher: Fetcher
+    providers: Mapping[str, Provider]
+    metrics: Metrics
+    callback_url: Callable[[str, int], str | None]
+    image_base: Callable[[], str | None]
+    max_download_bytes: int
+    downloads: asyncio.Semaphore
+
+    async def take(self, task: Task) -> None:
+        """The step of the task's state."""
+        step = {
+            State.QUEUED: self.submit,
+            State.SUBMITTING: self.recover,
+            State.WAITING: self.check,
+            State.FETCHING: self.fetch,
+            State.SUCCEEDED: self.expire,
+            State.FAILED: self.expire,
+            State.CANCELED: self.expire,
+            State.EXPIRED: self.purge,
+        }[task.state]
+        await step(task)
+
+    # -- the one way a row changes
+
+    async def settle(
+        self,
+        task: Task,
+        decide: Decision,
+        *,
+        number: int | None = None,
+        also: Sequence[Statement] = (),
+        holder: bool = True,
+    ) -> Task | None:
+        """Apply a decision to the row as it is now; whoever was quicker, it is taken again on what they left.
+
+        number: which line of the ledger it is about, the current one if None. also: statements of the same transaction.
+        holder: whether the caller holds the task's lease, which ends here. Returns the row as it was decided on.
+        """
+        seen = task
+        while True:
+            attempt = await self.tasks.attempt(task.id, number or task.attempt)
+            changes = decide(task, attempt)
+            values = self._values(seen, task, changes, holder)
+            ledger = (
+                [self.tasks.noting(task.id, attempt.number, **changes.attempt)] if attempt and changes.attempt else []
+            )
+            if not values and not ledger and not also:
+                return task
+            try:
+                await self.tasks.database.transact(
+                    self.tasks.saving(task, **values), *ledger, *also, wake=(DUE, task_channel(task.id))
+                )
+            except Stale:
+                fresh = await self.tasks.get(task.id)
+                if fresh is None or fresh.version == task.version:
+                    return None  # the row is gone, or what comes `also` was done by somebody else
+                task = fresh
+                continue
+            self._tell(task, changes)
+            return task
+
+    @staticmethod
+    def _values(seen: Task, task: Task, changes: Changes, holder: bool) -> dict[str, Any]:
+        values = dict(changes.task)
+        same_state = values.get("state", task.state) == seen.state == task.state
+        if same_state and "due_at" in values and task.due_at < seen.due_at:
+            values["due_at"] = min(values["due_at"], task.due_at)  # somebody asked for haste in the meantime
+        held = holder and task.leased_by == seen.leased_by
+        if held or values.get("state", task.state) != task.state:
+            values |= {"lease_until": 0.0, "leased_by": ""}
+        return values
+
+    def _tell(self, task: Task, changes: Changes) -> None:
+        state = changes.task.get("state", task.state)
+        if changes.attempt.get("spare"):
+            self.metrics.spares.labels(task.provider).inc()
+            log.warning("a second result for the same order was kept as spare", action="spare_kept", task=task.id)
+        if state == task.state:
+            return
+        self.metrics.transitions.labels(task.state.value, state.value).inc()
+        log.info(
+            f"task is {state.value} now",
+            action=f"task_{state.value}",
+            task=task.id,
+            was=task.state.value,
+            attempt=changes.task.get("attempt", task.attempt),
+            provider=task.provider,
+            code=changes.task.get("error_code"),
+        )
+
+    async def _after(
+        self, task: Task, report: Report, number: int | None, *, also: Sequence[Statement] = (), holder: bool = True
+    ) -> None:
+        """Let the lifecycle decide on a report about one attempt."""
+        now = self.clock.now()
+        await self.settle(
+            task,
+            lambda row, attempt: lifecycle.after(row, attempt, report, now, self.rules),
+            number=number,
+            also=also,
+            holder=holder,
+        )
+
+    async def _decide(self, task: Task, decide: Callable[[Task, float, Rules], Changes]) -> None:
+        """Let the lifecycle decide on the row alone."""
+        await self.settle(task, lambda row, _: decide(row, self.clock.now(), self.rules))
+
+    # -- queued
+
+    async def submit(self, task: Task) -> None:
+        """Order at the provider, once.
+
+        1. Patience over: fail. 2. Intent, durably, if the lane has room. 3. The one request that may cost money.
+        4. Whatever it said, into row, ledger and lane.
+        """
+        provider = self.providers.get(task.provider)
+        if provider is None or self.clock.now() >= task.deadline_at:
+            await self._decide(task, lifecycle.overdue)
+            return
+        attempt = await self._intend(task, provider)
+        if attempt is None:
+            return
+        intended = await self.tasks.get(task.id)
+        if intended is None or intended.state != State.SUBMITTING:
+            return
+        await self._order(intended, attempt, provider)
+
+    async def _intend(self, task: Task, provider: Provider) -> Attempt | None:
+        now = self.clock.now()
+        number = task.attempt + 1
+        hooked = self.callback_url(task.id, number) is not None
+        attempt = Attempt(task_id=task.id, number=number, provider=provider.name, sent_at=now)
+        changes = lifecycle.intent(task, hooked=hooked, now=now, rules=self.rules).task
+        limits = Limits(creates=provider.creates_per_10s, places=provider.concurrency)
+        try:
+            await self.tasks.database.transact(
+                self.tasks.saving(task, **changes),
+                self.lanes.intending(attempt, limits),
+                wake=(task_channel(task.id),),
+            )
+        except Stale:
+            await self.settle(task, lambda *_: NOTHING)  # no room, or changed meanwhile: back into the queue
+            return None
+        self._tell(task, Changes(task=changes))
+        return attempt
+
+    async def _order(self, task: Task, attempt: Attempt, provider: Provider) -> None:
+        address = self.callback_url(task.id, attempt.number) if task.hooked else None
+        troubles = await self.lanes.troubles(provider.name)
+        try:
+            report = await provider.submit(self.order(task), address)
+        except ProviderError as error:
+            log.warning("the outcome of a submission is unknown", action="submit_unknown", task=task.id, why=str(error))
+            await self._pace(provider, None, troubles)
+            await self._decide(task, lifecycle.unknown)
+            return
+        await self._pace(provider, report, troubles)
+        await self._after(task, report, attempt.number)
+
+    async def _pace(self, provider: Provider, report: Report | None, troubles: int) -> None:
+        until = pause_after(report, troubles, self.clock.now(), self.rules)
+        if until is not None:
+            await self.tasks.database.transact(self.lanes.pausing(provider.name, until))
+        elif troubles:
+            await self.tasks.database.transact(self.lanes.clearing(provider.name), wake=(DUE,))
+
+    def order(self, task: Task) -> Order:
+        """What the row says, in the words that adapters understand."""
+        return Order(
+            prompt=task.prompt,
+            model=task.model,
+            mode="image-to-image" if task.mode == "image-to-image" else "text-to-image",
+            aspect_ratio=task.aspect_ratio,
+            resolution=task.resolution,
+            output_format=_output_format(task.output_format),
+            references=tuple(self._reference(ref) for ref in task.refs),
+            steps=task.steps,
+            seed=task.seed,
+        )
+
+    def _reference(self, ref: Mapping[str, Any]) -> Reference:
+        base = self.image_base()
+        return Reference(
+            name=ref["name"],
+            media_type=ref["media_type"],
+            size=ref["size"],
+            sha256=ref["sha256"],
+            url=f"{base}/uploads/references/{ref['name']}" if base else None,
+            read=lambda: self._read(ref["blob"]),
+        )
+
+    async def _read(self, blob: str) -> AsyncIterator[bytes]:
+        """A reference's bytes for the provider. Without them nothing can be ordered, so nothing is."""
+        try:
+            async with contextlib.aclosing(await self.blobs.open(blob)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+        except (BlobMissing, StorageError) as error:
+            raise NotSent("a reference image cannot be read", permanent=True) from error
+
+    # -- submitting
+
+    async def recover(self, task: Task) -> None:
+        """We died while ordering, or the answer never came, and the time for a callback is over."""
+        await self._decide(task, lifecycle.unknown)
+
+    # -- waiting
+
+    async def check(self, task: Task) -> None:
+        """Ask the provider what became of the job."""
+        provider = self.providers.get(task.provider)
+        if provider is None or task.job_id is None:
+            await self._decide(task, lifecycle.unheard)
+            return
+        try:
+            report = await provider.check(task.job_id)
+        except ProviderError as error:
+            self.metrics.checks.labels(task.provider, "unheard").inc()
+            log.info("the provider could not be asked", action="check_failed", task=task.id, why=str(error))
+            await self._decide(task, partial(lifecycle.unheard, retry_in=error.retry_in))
+            return
+        self.metrics.checks.labels(task.provider, type(report).__name__.lower()).inc()
+        await self._after(task, replace(report, job_id=task.job_id), task.attempt)
+
+    # -- news
+
+    async def digest(self, task_id: str) -> None:
+        """Take in the news of callbacks that were acknowledged before."""
+        for hook in await self.hooks.unread(task_id):
+            task = await self.tasks.get(task_id)
+            digesting = self.hooks.digesting(hook, self.clock.now())
+            if task is None:
+                with contextlib.suppress(Stale):
+                    await self.tasks.database.transact(digesting)
+                continue
+            await self._after(task, self._news(task, hook), hook.attempt, also=(digesting,), holder=False)
+
+    def _news(self, task: Task, hook: Hook) -> Report:
+        provider = self.providers.get(hook.provider)
+        if hook.verdict != "believe" or provider is None:
+            return Pending(check_in=0)
+        report = provider.hear(json.loads(hook.body))
+        return replace(report, job_id=None) if report.job_id == task.id else report
+
+    # -- fetching
+
+    async def fetch(self, task: Task) -> None:
+        """Bring home what is not here yet, then decide; a link that seems dead is asked for anew."""
+        here = {image.position for image in await self.images.of(task.id, "result")}
+        missing = [position for position in range(len(task.outputs)) if position not in here]
+        tried = await asyncio.gather(*(self._bring(task, position) for position in missing))
+        troubles = [trouble for trouble in tried if trouble is not None]
+        stored = len(task.outputs) - len(troubles)
+        await self._decide(task, lambda row, now, rules: lifecycle.fetched(row, stored, troubles, now, rules))
+        if any(trouble.code == "result_gone" for trouble in troubles):
+            await self._ask_for_links(task)
+
+    async def _bring(self, task: Task, position: int) -> Trouble | None:
+        async with self.downloads:
+            try:
+                image = await self._download(task, position)
+            except (FetchError, IntakeError, StorageError) as error:
+                trouble = _trouble(error)
+                self.metrics.downloads.labels(trouble.code).inc()
+                log.warning(
+                    "a result is not here yet", action="fetch_failed", task=task.id, code=trouble.code, why=str(error)
+                )
+                return trouble
+        await self.tasks.database.transact(self.images.adding(image))
+        self.metrics.downloads.labels("stored").inc()
+        return None
+
+    async def _download(self, task: Task, position: int) -> StoredImage:
+        async with self.fetcher.open(task.outputs[position], max_bytes=self.max_download_bytes) as download:
+            image = await self.intake.from_stream(task.id, download.chunks, max_bytes=self.max_download_bytes)
+        return stored_image(image, owner=task.id, kind="result", position=position, now=self.clock.now())
+
+    async def _ask_for_links(self, task: Task) -> None:
+        """The provider may have fresh links to the same result; not getting them is no news."""
+        row, provider = await self.tasks.get(task.id), self.providers.get(task.provider)
+        if row is None or provider is None or row.state != State.FETCHING:
+            return
+        with contextlib.suppress(ProviderError):
+            outputs = await self._fresh_links(row, provider)
+            if outputs != row.outputs:
+                await self._after(row, Finished(outputs=outputs, job_id=row.job_id), row.attempt, holder=False)
+
+    async def _fresh_links(self, task: Task, provider: Provider) -> tuple[str, ...]:
+        if task.job_id is not None:
+            report = await provider.check(task.job_id)
+            if isinstance(report, Finished) and report.outputs and report.outputs != task.outputs:
+                return report.outputs
+        return tuple([await provider.refresh(url) or url for url in task.outputs])
+
+    # -- ends
+
+    async def expire(self, task: Task) -> None:
+        """Row first, files later: whoever reads a file in that moment keeps it."""
+        changes = lifecycle.expired(task, self.clock.now(), self.rules)
+        also = self.images.deleting(task.id, ("result",)) if "state" in changes.task else ()
+        try:
+            await self.tasks.database.transact(
+                self.tasks.saving(task, lease_until=0.0, leased_by="", **changes.task),
+                *also,
+                wake=(DUE, task_channel(task.id)),
+            )
+        except Stale:
+            return
+        self._tell(task, changes)
+
+    async def purge(self, task: Task) -> None:
+        """First the files of an expired task, and a week later the row."""
+        if task.tries == 0:
+            await self.blobs.delete(task.id)
+            await self._forget_references(task)
+            await self._decide(task, lambda _, now, rules: lifecycle.emptied(now, rules))
+            return
+        with contextlib.suppress(Stale):
+            await self.tasks.database.transact(*self.tasks.deleting(task))
+
+    async def _forget_references(self, task: Task) -> None:
+        batch = await self.tasks.of_batch(task.batch)
+        if any(other.state != State.EXPIRED for other in batch):
+            return
+        owner = reference_owner(task.batch)
+        await self.tasks.database.transact(*self.images.deleting(owner, ("reference",)))
+        await self.blobs.delete(owner)
+
+
+def reference_owner(batch: str) -> str:
+    """Who owns the references of a batch: not its first task, which may expire before the others."""
+    return batch.replace("task_", "refs_", 1)
+
+
+def stored_image(image: Image, *, owner: str, kind: Kind, position: int, now: float) -> StoredImage:
+    """The row of an image whose bytes are stored, under a public name that nobody can guess."""
+    prefix = {"result": "generated", "reference": "reference"}[kind]
+    return StoredImage(
+        name=f"{prefix}_{secrets.token_hex(16)}.{image.extension}",
+        owner=owner,
+        kind=kind,
+        position=position,
+        blob=image.blob.name,
+        media_type=image.media_type,
+        size=image.blob.size,
+        width=image.width,
+        height=image.height,
+        sha256=image.blob.sha256,
+        created_at=now,
+    )
+
+
+def _output_format(value: str | None) -> Any:
+    return value if value in {"png", "jpg"} else None
+
+
+def _trouble(error: FetchError | IntakeError | StorageError) -> Trouble:
+    if isinstance(error, FetchError):
+        return Trouble(code=error.code, message=str(error))
+    if isinstance(error, StorageError) or error.code == "storage_full":
+        return Trouble(code="storage_full", message=str(error))
+    if error.truncated:
+        return Trouble(code="download_failed", message=str(error))
+    return Trouble(code="invalid_result", message=str(error))

@@ -1,0 +1,247 @@
+"""The worker: lease what is due, take one step each, keep the leases, drain on stop.
+
+Nothing that must happen is known only here. If this process dies, its leases end and another one goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import secrets
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from broker.clock import Clock
+from broker.lifecycle import Rules
+from broker.logs import log
+from broker.steps import Steps
+from storage.database import StorageError
+from storage.hooks import Hooks
+from storage.keys import Keys
+from storage.lanes import Lanes, Limits
+from storage.tasks import DUE, Lease, State, Task, Tasks
+
+LONGEST_SLEEP: Final = 1.0
+HOUSEKEEPING_EVERY: Final = 60.0
+HOUSEKEEPING_BATCH: Final = 500
+SWEEP_EVERY: Final = 3600.0
+DRAIN_SECONDS: Final = 8.0
+
+
+@dataclass(kw_only=True)
+class Worker:
+    """Takes steps until it is stopped. lease: seconds a step may be silent before others take over."""
+
+    clock: Clock
+    rules: Rules
+    steps: Steps
+    tasks: Tasks
+    hooks: Hooks
+    keys: Keys
+    lanes: Lanes
+    lease: float = 30.0
+    at_once: int = 64
+    beat_at: float = 0.0
+    _running: dict[asyncio.Task[None], tuple[str, str]] = field(default_factory=dict)
+    _reading: set[str] = field(default_factory=set)
+    _stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    _housekept_at: float = 0.0
+    _swept_at: float = 0.0
+
+    async def run(self) -> None:
+        """Work until `stop`, then finish what is running, or give it back after `DRAIN_SECONDS`."""
+        with self.tasks.database.listen(DUE) as bell:
+            keeper = asyncio.create_task(self._keep_leases(), name="lease-keeper")
+            try:
+                while not self._stopping.is_set():
+                    await bell.wait(await self._turn())
+            finally:
+                await self._drain()
+                keeper.cancel()
+                await asyncio.gather(keeper, return_exceptions=True)
+
+    def stop(self) -> None:
+        """Begin nothing new."""
+        self._stopping.set()
+        self.tasks.database.wake(DUE)
+
+    @property
+    def busy(self) -> int:
+        """Steps in progress."""
+        return len(self._running)
+
+    async def _turn(self) -> float:
+        """One look at the table; returns the seconds until the next one. A store in trouble is asked again soon."""
+        try:
+            self.beat_at = self.clock.now()
+            await self._read_news()
+            await self._start_steps()
+            self._housekeep()
+            return await self._until_next()
+        except StorageError as error:
+            log.error("the store cannot be reached", action="store_trouble", why=str(error))
+            return LONGEST_SLEEP
+
+    async def clean_up(self) -> int:
+        """Retention now, and nothing else: no order is submitted, no provider asked. How many tasks were removed."""
+        removed = 0
+        while ended := await self.tasks.claim_ended(now=self.clock.now(), lease=self._lease(), limit=self.at_once):
+            removed += sum(task.state != State.EXPIRED for task in ended)
+            await asyncio.gather(*(self._step(task) for task in ended))
+        await self.housekeep()
+        return removed
+
+    async def settle_down(self) -> None:
+        """Do all that is due now, and what becomes due by it; for tests, which move the clock themselves."""
+        while True:
+            await self._read_news()
+            await self._start_steps()
+            if not self._running:
+                return
+            await asyncio.wait(list(self._running))
+
+    # -- starting
+
+    async def _read_news(self) -> None:
+        for task_id in await self.hooks.tasks_with_news(self._free):
+            if task_id not in self._reading:
+                self._reading.add(task_id)
+                self._start(self._read(task_id), task_id, "")
+
+    async def _read(self, task_id: str) -> None:
+        """News that could not be taken in stay in the inbox, and are tried again after a moment."""
+        done = await self._guarded(self.steps.digest(task_id), task_id, "news")
+        asyncio.get_running_loop().call_later(0.0 if done else LONGEST_SLEEP, self._reading.discard, task_id)
+
+    async def _start_steps(self) -> None:
+        now, lease = self.clock.now(), self._lease()
+        for task in await self.tasks.claim(now=now, lease=lease, limit=self._free):
+            self._start(self._step(task), task.id, lease.holder)
+        for task in await self.tasks.claim_overdue(now=now, lease=lease, limit=self._free):
+            self._start(self._step(task), task.id, lease.holder)
+        for name in self.steps.providers:
+            await self._start_submissions(name, now, lease)
+
+    async def _start_submissions(self, provider: str, now: float, lease: Lease) -> None:
+        room = await self.lanes.room(provider, self._limits(provider), now)
+        limit = min(room.free, self._free)
+        for task in await self.tasks.claim_queued(provider, now=now, lease=lease, limit=limit):
+            self._start(self._step(task), task.id, lease.holder)
+
+    def _lease(self) -> Lease:
+        return Lease(holder=secrets.token_hex(8), until=self.clock.now() + self.lease)
+
+    def _limits(self, provider: str) -> Limits:
+        upstream = self.steps.providers[provider]
+        return Limits(creates=upstream.creates_per_10s, places=upstream.concurrency)
+
+    @property
+    def _free(self) -> int:
+        return max(0, self.at_once - len(self._running))
+
+    def _start(self, step: Awaitable[None], task_id: str, holder: str) -> None:
+        running = asyncio.ensure_future(step)
+        self._running[running] = (task_id, holder)
+        running.add_done_callback(self._finished)
+
+    def _finished(self, step: asyncio.Task[None]) -> None:
+        self._running.pop(step, None)
+        self.tasks.database.wake(DUE)
+
+    async def _step(self, task: Task) -> None:
+        """A step that went wrong is tried again when its lease ends."""
+        await self._guarded(self.steps.take(task), task.id, task.state.value)
+
+    async def _guarded(self, step: Awaitable[None], task_id: str, what: str) -> bool:
+        """Whether it went well. Nothing that one task does may stop the others."""
+        try:
+            await step
+        except StorageError as error:
+            log.error("a step could not be written down", action="store_trouble", task=task_id, why=str(error))
+        except Exception:
+            self.steps.metrics.steps_failed.labels(what).inc()
+            log.exception("a step failed unexpectedly", action="step_failed", task=task_id, step=what)
+        else:
+            return True
+        return False
+
+    # -- leases and sleep
+
+    async def _keep_leases(self) -> None:
+        while True:
+            await asyncio.sleep(self.lease / 3)
+            held = [h for h in self._running.values() if h[1]]
+            try:
+                await self.tasks.renew(held, self.clock.now() + self.lease)
+            except StorageError as error:
+                log.error("leases could not be renewed", action="store_trouble", why=str(error))
+
+    async def _until_next(self) -> float:
+        if not self._free:
+            return LONGEST_SLEEP
+        now = self.clock.now()
+        moments = [await self.tasks.next_due(now) or math.inf]
+        for provider in self.steps.providers:
+            moments.append(await self._next_submission(provider, now))
+        return min(max(0.0, min(moments) - now), LONGEST_SLEEP)
+
+    async def _next_submission(self, provider: str, now: float) -> float:
+        queued = await self.tasks.next_queued(provider, now)
+        if queued is None:
+            return math.inf
+        room = await self.lanes.room(provider, self._limits(provider), now)
+        return max(queued, now if room.free else room.again_at)
+
+    # -- the rest
+
+    def _housekeep(self) -> None:
+        """What nobody's task row reminds us of: old callbacks, old keys, leftovers of writers that died."""
+        now = self.clock.now()
+        if now - self._housekept_at >= HOUSEKEEPING_EVERY:
+            self._housekept_at = now
+            self._start(self._tidied(), "", "")
+
+    async def _tidied(self) -> None:
+        await self._guarded(self.housekeep(), "", "housekeeping")
+
+    async def housekeep(self) -> None:
+        """Remove it now, in batches that never hold the store for long."""
+        now = self.clock.now()
+        before = now - self.rules.retention
+        await _in_batches(lambda: self.hooks.forget(before, HOUSEKEEPING_BATCH))
+        await _in_batches(lambda: self.keys.forget(before, HOUSEKEEPING_BATCH))
+        if now - self._swept_at >= SWEEP_EVERY:
+            self._swept_at = now
+            await self.sweep(older_than=SWEEP_EVERY)
+
+    async def sweep(self, older_than: float) -> int:
+        """Remove files that no row knows: their writers died between the file and the row. How many owners they had."""
+        blobs, images = self.steps.blobs, self.steps.images
+        await blobs.sweep(older_than)
+        strays = [owner for owner in await blobs.owners(older_than) if not await images.owned(owner)]
+        for owner in strays:
+            await blobs.delete(owner)
+        return len(strays)
+
+    async def _drain(self) -> None:
+        if self._running:
+            await asyncio.wait(list(self._running), timeout=DRAIN_SECONDS)
+        left = list(self._running.items())
+        for step, _ in left:
+            step.cancel()
+        await asyncio.gather(*(step for step, _ in left), return_exceptions=True)
+        await self._give_back([held for _, held in left])
+
+    async def _give_back(self, held: list[tuple[str, str]]) -> None:
+        """Steps that were cut off become due for others at once."""
+        try:
+            await self.tasks.renew([h for h in held if h[1]], 0.0)
+        except StorageError as error:
+            log.error("leases could not be given back", action="store_trouble", why=str(error))
+
+
+async def _in_batches(forget: Callable[[], Awaitable[int]]) -> None:
+    forgotten = HOUSEKEEPING_BATCH
+    while forgotten == HOUSEKEEPING_BATCH:
+        forgotten = await forget()

@@ -1,0 +1,142 @@
+"""The broker over real HTTP, with a provider that nobody can reach: what is ordered stays ordered."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+from PIL import Image
+
+from broker.server import PATIENCE, Patience, bind, port_of, running
+from broker.settings import load
+from broker.wiring import Services, open_services
+from storage.images import StoredImage
+from storage.tasks import State, Task
+
+NEVER = 9e9
+"""A moment that no test lives to see."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApiHouse:
+    services: Services
+    client: httpx.AsyncClient
+    port: int
+    folder: Path
+
+    async def add(self, **changes: Any) -> Task:
+        """A task as if it had been ordered, which no worker touches."""
+        task = a_task(self.services.clock.now(), **changes)
+        await self.services.database.transact(self.services.broker.tasks.adding(task))
+        return task
+
+    async def change(self, task: Task, **changes: Any) -> None:
+        """As if a worker had saved it."""
+        fresh = await self.services.broker.tasks.get(task.id)
+        assert fresh is not None
+        saving = self.services.broker.tasks.saving(fresh, **changes)
+        await self.services.database.transact(saving, wake=(f"task:{task.id}",))
+
+    async def somebody_waits_for(self, task: Task) -> None:
+        """Until a request listens for news of the task."""
+        while not self.services.database._wakes._bells.get(f"task:{task.id}"):  # type: ignore[attr-defined]  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
+
+    async def nobody_waits_for(self, task: Task) -> None:
+        while self.services.database._wakes._bells.get(f"task:{task.id}"):  # type: ignore[attr-defined]  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
+
+    async def add_image(self, owner: str, data: bytes, *, kind: Any = "result", position: int = 0) -> StoredImage:
+        async with self.services.broker.blobs.draft(owner) as draft:
+            await draft.write(data)
+            blob = await draft.keep()
+        prefix = "generated" if kind == "result" else "reference"
+        image = StoredImage(
+            name=f"{prefix}_{blob.sha256[:31]}{position}.png",
+            owner=owner,
+            kind=kind,
+            position=position,
+            blob=blob.name,
+            media_type="image/png",
+            size=blob.size,
+            width=4,
+            height=4,
+            sha256=blob.sha256,
+            created_at=self.services.clock.now(),
+        )
+        await self.services.database.transact(self.services.broker.images.adding(image))
+        return image
+
+    async def left_behind(self) -> tuple[int, int, int, int]:
+        """How many tasks, images, idempotency keys and files there are."""
+        counts = []
+        for table in ("tasks", "images", "idempotency"):
+            rows = await self.services.database.fetch(f"SELECT count(*) AS n FROM {table}")
+            counts.append(rows[0]["n"])
+        files = sum(path.is_file() for path in (self.folder / "blobs").rglob("*"))
+        return counts[0], counts[1], counts[2], files
+
+    async def raw(self, data: bytes, *, patience: float = 5.0) -> bytes:
+        """Whatever comes back on a connection of its own until the other side closes it, or says no more."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            writer.write(data)
+            async with asyncio.timeout(patience):
+                return await reader.read()
+        finally:
+            writer.close()
+
+
+@asynccontextmanager
+async def open_api(folder: Path, *, patience: Patience = PATIENCE, **settings: Any) -> AsyncIterator[ApiHouse]:
+    defaults: dict[str, Any] = {
+        "api_key": "a-key-of-the-tests",
+        "api_url": "http://127.0.0.1:9",
+        "webhook_base_url": "https://broker.example",
+        "tunnel_api": "http://127.0.0.1:9",
+        "data_dir": folder,
+        "rate_per_minute": 100_000,
+    }
+    with closing(bind("127.0.0.1", 0)) as sock:
+        port = port_of(sock)
+        chosen = load(env_file=None, **{**defaults, **settings})
+        async with (
+            open_services(chosen, port=port) as services,
+            running(services, sock, patience=patience) as base,
+            httpx.AsyncClient(base_url=base, timeout=35) as client,
+        ):
+            yield ApiHouse(services=services, client=client, port=port, folder=folder)
+
+
+def a_task(now: float, **changes: Any) -> Task:
+    task_id = changes.pop("id", None) or f"task_{changes.pop('number', 1):032x}"
+    values: dict[str, Any] = {
+        "id": task_id,
+        "batch": task_id,
+        "caller": "local",
+        "state": State.WAITING,
+        "due_at": NEVER,
+        "provider": "kie",
+        "model": "nano-banana",
+        "mode": "text-to-image",
+        "prompt": "a banana",
+        "deadline_at": NEVER,
+        "attempt": 1,
+        "hooked": True,
+        "job_id": None,
+        "created_at": now,
+        "updated_at": now,
+    }
+    return Task(**{**values, **changes})
+
+
+def png(color: str = "yellow") -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (4, 4), color).save(out, "PNG")
+    return out.getvalue()

@@ -1,0 +1,290 @@
+"""Who is trusted: neither a tunnel nor a page in the owner's browser may spend the owner's money."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.requests import HTTPConnection
+
+from broker.api.access import Access
+from broker.app import build_app
+from broker.errors import Refusal
+from broker.settings import load
+from tests.broker.api_house import open_api
+
+pytestmark = pytest.mark.anyio
+
+KEY = "key-of-a-caller-0123456789"
+HOST = ("host", "127.0.0.1:8000")
+
+
+def access(**settings: Any) -> Access:
+    return Access(load(env_file=None, **settings), b"secret-of-the-tests")
+
+
+def request(*headers: tuple[str, str], peer: str | None = "127.0.0.1") -> HTTPConnection:
+    raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+    client = (peer, 50000) if peer is not None else None
+    return HTTPConnection({"type": "http", "scheme": "http", "client": client, "headers": raw})
+
+
+def trusted(headers: Sequence[tuple[str, str]], *, peer: str | None = "127.0.0.1", **settings: Any) -> bool:
+    return access(**settings).caller(request(*headers, peer=peer)).trusted
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "localhost",
+        "localhost:8000",
+        "LOCALHOST:8000",
+        "127.0.0.1",
+        "127.0.0.1:8000",
+        "127.9.9.9:1",
+        "[::1]",
+        "[::1]:8000",
+    ],
+)
+def test_a_direct_call_from_this_machine_is_trusted(host: str) -> None:
+    assert trusted([("host", host)])
+
+
+@pytest.mark.parametrize("peer", ["127.0.0.1", "127.8.8.8", "::1", "::ffff:127.0.0.1"])
+def test_every_way_to_be_this_machine(peer: str) -> None:
+    assert trusted([HOST], peer=peer)
+
+
+@pytest.mark.parametrize(
+    "peer", ["10.0.0.1", "192.168.1.5", "8.8.8.8", "::ffff:10.0.0.1", "fe80::1", "", "unix", "0.0.0.0", None]
+)
+def test_other_machines_are_not(peer: str | None) -> None:
+    """And what has no address is no machine we know."""
+    assert not trusted([HOST], peer=peer)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1.evil.com",
+        "localhost.evil.com",
+        "evil.com",
+        "evil.com:8000",
+        "127.0.0.1@evil.com",
+        "localhost:8000@evil.com",
+        "localhost:",
+        "localhost:port",
+        "localhost:123456",
+        "[::1",
+        "::1",
+        "[::1].evil.com",
+        "[::ffff:127.0.0.1]",
+        "0.0.0.0:8000",
+        "2130706433",
+        "0x7f.1",
+        "127.1",
+        "localhost.",
+        "localhost ",
+        " localhost",
+        "local\u00adhost",
+        "abc.ngrok-free.app",
+        "",
+    ],
+)
+def test_a_name_that_is_not_ours_is_a_rebound_one(host: str) -> None:
+    """A page whose name was pointed at 127.0.0.1 keeps its name in Host."""
+    assert not trusted([("host", host)])
+
+
+def test_no_host_and_two_hosts_are_nobodys() -> None:
+    assert not trusted([])
+    assert not trusted([HOST, HOST])
+
+
+@pytest.mark.parametrize(
+    "name",
+    """forwarded Forwarded FORWARDED x-forwarded-for X-Forwarded-For x-forwarded-host x-forwarded-proto X-FORWARDED-ANY
+    via Via cf-connecting-ip CF-Ray cf-visitor ngrok-trace-id Ngrok-Skip-Browser-Warning NGROK-X""".split(),
+)
+def test_what_was_forwarded_is_not_direct(name: str) -> None:
+    """Tunnels and proxies reach us over loopback and say so in one of these; an empty value says it as well."""
+    assert not trusted([HOST, (name, "1")])
+    assert not trusted([HOST, (name, "")])
+
+
+@pytest.mark.parametrize("name", ["forward", "viaduct", "x-cf-ray", "cfray", "forwarded-not", "x-request-id"])
+def test_other_headers_say_nothing(name: str) -> None:
+    assert trusted([HOST, (name, "1")])
+
+
+@pytest.mark.parametrize(
+    ("site", "expected"),
+    [("cross-site", False), ("same-site", False), ("Cross-Site", False), ("junk", False), ("", False),
+     ("same-origin", True), ("none", True)],
+)  # fmt: skip
+def test_a_browser_says_which_site_sent_it(site: str, expected: bool) -> None:
+    assert trusted([HOST, ("sec-fetch-site", site)]) is expected
+    assert not trusted([HOST, ("Sec-Fetch-Site", "none"), ("sec-fetch-site", "cross-site")])
+
+
+@pytest.mark.parametrize(
+    ("origin", "expected"),
+    [
+        ("http://127.0.0.1:8000", True),
+        ("HTTP://127.0.0.1:8000", True),
+        ("https://app.example.com", True),
+        ("https://127.0.0.1:8000", False),
+        ("http://127.0.0.1:3000", False),
+        ("http://127.0.0.1", False),
+        ("http://localhost:8000", False),
+        ("http://app.example.com", False),
+        ("https://app.example.com.evil.com", False),
+        ("https://app.example.com/", False),
+        ("null", False),
+        ("", False),
+        ("file://", False),
+    ],
+)
+def test_a_page_elsewhere_is_not_this_machine(origin: str, expected: bool) -> None:
+    """`null` is what sandboxed frames and local files send: anybody's page."""
+    settings: dict[str, Any] = {"cors_origins": ("https://app.example.com",)}
+    assert trusted([HOST, ("origin", origin)], **settings) is expected
+    assert not trusted([HOST, ("origin", origin), ("Origin", "https://evil.com")], **settings)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (f"Bearer {KEY}", True),
+        (f"bearer {KEY}", True),
+        (f"BEARER   {KEY} ", True),
+        (f"Bearer {KEY}x", False),
+        (f"Bearer {KEY[:-1]}", False),
+        (f"Basic {KEY}", False),
+        (KEY, False),
+        ("Bearer", False),
+        ("Bearer ", False),
+        (f"Bearer {KEY} {KEY}", False),
+        (f"Bearer {KEY},Bearer {KEY}", False),
+        ("Bearer \u00ff\u00fe", False),
+        ("", False),
+    ],
+)
+def test_a_known_key_is_trusted_from_anywhere(value: str, expected: bool) -> None:
+    headers = [("host", "public.example.com"), ("x-forwarded-for", "8.8.8.8"), ("Authorization", value)]
+    assert trusted(headers, peer="8.8.8.8", api_keys=("another-key-of-somebody", KEY)) is expected
+
+
+def test_two_authorization_headers_are_nobodys() -> None:
+    """Which of them a proxy before us looked at is not known."""
+    two = [HOST, ("authorization", f"Bearer {KEY}"), ("Authorization", f"Bearer {KEY}")]
+    assert not trusted(two, api_keys=(KEY,))
+
+
+def test_with_a_key_configured_this_machine_needs_it_too() -> None:
+    assert not trusted([HOST], api_keys=(KEY,))
+
+
+def test_keys_outside_ascii_work() -> None:
+    key = "schlüssel-für-alle-fälle"
+    header = f"Bearer {key}".encode().decode("latin-1")
+    assert trusted([HOST, ("authorization", header)], api_keys=(key,))
+
+
+def test_anonymous_access_trusts_everybody() -> None:
+    assert trusted([("host", "evil.com"), ("via", "1")], peer="8.8.8.8", allow_anonymous=True)
+
+
+def test_names_tell_callers_apart_and_hold_no_key() -> None:
+    """They are kept in the database, so a key must not be found out from them."""
+    known = access(api_keys=(KEY, "another-key-of-somebody"))
+    first = known.caller(request(HOST, ("authorization", f"Bearer {KEY}"))).name
+    second = known.caller(request(HOST, ("authorization", "Bearer another-key-of-somebody"))).name
+    assert first != second
+    assert first.startswith("key:")
+    assert len(first) == len("key:") + 8
+    assert access().caller(request(HOST)).name == "local"
+    assert access(allow_anonymous=True).caller(request()).name == "anonymous"
+    other_house = Access(load(env_file=None, api_keys=(KEY,)), b"another-secret")
+    assert other_house.caller(request(("authorization", f"Bearer {KEY}"))).name != first
+
+
+def test_the_refusal_names_the_cure() -> None:
+    with pytest.raises(Refusal, match="BROKER_API_KEYS") as caught:
+        access().require(request())
+    assert caught.value.status == 401
+
+
+TRUSTED_ONLY = [
+    ("POST", "/api/generate/image"),
+    ("GET", "/api/tasks"),
+    ("DELETE", f"/api/task/task_{'0' * 32}"),
+    ("GET", "/ready"),
+    ("GET", "/metrics"),
+]
+OPEN = [
+    ("GET", "/health", 200),
+    ("GET", "/api/webhook/nano-banana", 200),
+    ("GET", "/api/webhook/kie", 200),
+    ("GET", f"/api/task/task_{'0' * 32}", 404),
+    ("GET", f"/api/task/task_{'0' * 32}/events", 404),
+    ("GET", f"/uploads/images/generated_{'0' * 32}.png", 404),
+    ("GET", f"/uploads/references/reference_{'0' * 32}.png", 404),
+]
+
+
+async def test_the_table_of_doors_holds_over_http(tmp_path: Path) -> None:
+    """What is not written down as open is closed, before its body is read."""
+    async with open_api(tmp_path) as house:
+        forwarded = {"X-Forwarded-For": "8.8.8.8"}
+        for method, path in TRUSTED_ONLY:
+            refused = await house.client.request(method, path, headers=forwarded)
+            assert refused.status_code == 401, path
+            assert refused.headers["www-authenticate"] == "Bearer"
+            assert refused.json()["code"] == "unauthorized"
+            assert "BROKER_API_KEYS" in refused.json()["error"]
+            assert (await house.client.request(method, path)).status_code != 401, path
+        for method, path, status in OPEN:
+            assert (await house.client.request(method, path, headers=forwarded)).status_code == status, path
+
+
+async def test_no_door_is_forgotten(tmp_path: Path) -> None:
+    """A new route must be put into one of the two tables."""
+    async with open_api(tmp_path) as house:
+        written = {(method, _pattern(path)) for method, path in TRUSTED_ONLY}
+        written |= {(method, _pattern(path)) for method, path, _ in OPEN}
+        written |= {("POST", "/api/webhook/nano-banana"), ("POST", "/api/webhook/{provider}")}
+        routes: Any = build_app(house.services).routes
+        assert written == {(m, route.path) for route in routes for m in route.methods - {"HEAD"}}
+
+
+def _pattern(path: str) -> str:
+    for start, pattern in {
+        "/api/task/": "{id}",
+        "/uploads/images/": "{name}",
+        "/uploads/references/": "{name}",
+    }.items():
+        if path.startswith(start):
+            return start + pattern + path.removeprefix(start)[len(path.removeprefix(start).split("/")[0]) :]
+    return "/api/webhook/{provider}" if path == "/api/webhook/kie" else path
+
+
+async def test_a_key_opens_and_two_do_not(tmp_path: Path) -> None:
+    async with open_api(tmp_path, api_keys=(KEY,)) as house:
+        assert (await house.client.get("/api/tasks")).status_code == 401
+        right = ("Authorization", f"Bearer {KEY}")
+        assert (await house.client.get("/api/tasks", headers=[right])).status_code == 200
+        assert (await house.client.get("/api/tasks", headers=[right, right])).status_code == 401
+
+
+async def test_a_stranger_is_refused_before_the_body_is_read(tmp_path: Path) -> None:
+    """Otherwise anybody could fill our disk with uploads."""
+    async with open_api(tmp_path) as house:
+        head = (
+            f"POST /api/generate/image HTTP/1.1\r\nHost: evil.example:{house.port}\r\nContent-Length: 99999999\r\n"
+            "Content-Type: multipart/form-data; boundary=x\r\nConnection: close\r\n\r\n"
+        )
+        answer = await house.raw(head.encode())
+        assert answer.startswith(b"HTTP/1.1 401 ")

@@ -1,0 +1,174 @@
+"""Images by name: the right bytes, of a fixed type, that no browser takes for a page."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.broker.api_house import open_api, png
+
+pytestmark = pytest.mark.anyio
+
+OWNER = "task_" + "1" * 32
+DATA = bytes(range(256)) * 40  # 10 240 bytes; the door does not look at them
+FORWARDED = {"X-Forwarded-For": "8.8.8.8"}
+
+
+async def test_an_image_carries_all_guards(tmp_path: Path) -> None:
+    """Open to all who know the name; kept by browsers for as long as we keep it."""
+    async with open_api(tmp_path, retention_hours=2) as house:
+        image = await house.add_image(OWNER, DATA)
+        for method in ("GET", "HEAD"):
+            answer = await house.client.request(method, f"/uploads/images/{image.name}", headers=FORWARDED)
+            assert answer.status_code == 200
+            assert answer.content == (DATA if method == "GET" else b"")
+            assert answer.headers["content-type"] == "image/png"
+            assert answer.headers["content-length"] == str(len(DATA))
+            assert answer.headers["x-content-type-options"] == "nosniff"
+            assert answer.headers["content-security-policy"] == "default-src 'none'; sandbox"
+            assert answer.headers["cross-origin-resource-policy"] == "cross-origin"
+            assert answer.headers["referrer-policy"] == "no-referrer"
+            assert answer.headers["content-disposition"] == f'inline; filename="{image.name}"'
+            assert answer.headers["accept-ranges"] == "bytes"
+            assert answer.headers["etag"] == f'"{hashlib.sha256(DATA).hexdigest()}"'
+            match = re.fullmatch(r"private, max-age=([0-9]+), immutable", answer.headers["cache-control"])
+            assert match is not None
+            assert 7190 <= int(match[1]) <= 7200
+
+
+async def test_an_image_past_its_retention_is_not_kept_by_browsers(tmp_path: Path) -> None:
+    async with open_api(tmp_path) as house:
+        image = await house.add_image(OWNER, DATA)
+        await house.services.database.execute("UPDATE images SET created_at = 1.0")
+        answer = await house.client.get(f"/uploads/images/{image.name}")
+        assert answer.headers["cache-control"] == "private, no-cache"
+
+
+async def test_who_has_it_is_not_sent_it_again(tmp_path: Path) -> None:
+    async with open_api(tmp_path) as house:
+        image = await house.add_image(OWNER, DATA)
+        path, tag = f"/uploads/images/{image.name}", f'"{image.sha256}"'
+        for offered in (tag, f"W/{tag}", f'"x", {tag}', "*"):
+            answer = await house.client.get(path, headers={"If-None-Match": offered, "Range": "bytes=0-1"})
+            assert (answer.status_code, answer.content, answer.headers["etag"]) == (304, b"", tag)
+            assert answer.headers["content-security-policy"]
+        assert (await house.client.get(path, headers={"If-None-Match": '"x"'})).status_code == 200
+
+
+SIZE = len(DATA)
+
+
+RANGES: list[tuple[str, int, tuple[int, int] | None]] = [
+    ("bytes=0-0", 206, (0, 1)),
+    ("bytes=0-99", 206, (0, 100)),
+    ("bytes=100-", 206, (100, SIZE)),
+    ("bytes=-100", 206, (SIZE - 100, SIZE)),
+    (f"bytes={SIZE - 1}-", 206, (SIZE - 1, SIZE)),
+    ("bytes=5-99999999", 206, (5, SIZE)),
+    ("bytes= 5 - 9", 206, (5, 10)),
+    ("bytes=-99999999", 200, (0, SIZE)),
+    ("bytes=0-", 200, (0, SIZE)),
+    (f"bytes=0-{SIZE - 1}", 200, (0, SIZE)),
+    ("bytes=0-1,4-5", 200, (0, SIZE)),
+    ("bytes=" + "0-1," * 500 + "0-1", 200, (0, SIZE)),
+    ("items=0-1", 200, (0, SIZE)),
+    ("junk", 200, (0, SIZE)),
+    (f"bytes={SIZE}-", 416, None),
+    ("bytes=-0", 416, None),
+    ("bytes=9-5", 416, None),
+    ("bytes=-", 416, None),
+    ("bytes=", 416, None),
+    ("bytes=a-b", 416, None),
+    ("bytes=0x1-2", 416, None),
+    ("bytes=--1", 416, None),
+    ("bytes=" + "9" * 5000 + "-", 416, None),
+]
+
+
+async def test_ranges(tmp_path: Path) -> None:
+    """One range is served, several are the whole, and what cannot be had is told with the size."""
+    async with open_api(tmp_path) as house:
+        image = await house.add_image(OWNER, DATA)
+        for wish, status, part in RANGES:
+            answer = await house.client.get(f"/uploads/images/{image.name}", headers={"Range": wish})
+            assert answer.status_code == status, wish
+            told = answer.headers.get("content-range")
+            if part is None:
+                assert (answer.content, told) == (b"", f"bytes */{SIZE}"), wish
+            else:
+                assert answer.content == DATA[slice(*part)], wish
+                assert told == (f"bytes {part[0]}-{part[1] - 1}/{SIZE}" if status == 206 else None), wish
+
+
+async def test_a_range_of_another_version_is_the_whole(tmp_path: Path) -> None:
+    async with open_api(tmp_path) as house:
+        image = await house.add_image(OWNER, DATA)
+        path = f"/uploads/images/{image.name}"
+        same = {"Range": "bytes=0-1", "If-Range": f'"{image.sha256}"'}
+        assert (await house.client.get(path, headers=same)).status_code == 206
+        assert (await house.client.get(path, headers={**same, "If-Range": '"other"'})).status_code == 200
+
+
+async def test_names_of_nothing(tmp_path: Path) -> None:
+    """Neither a path out of the folder, nor a result by the door of the references, nor what is in no table."""
+    async with open_api(tmp_path) as house:
+        result = await house.add_image(OWNER, png())
+        reference = await house.add_image(OWNER, png("red"), kind="reference")
+        wrong = [
+            f"/uploads/references/{result.name}",
+            f"/uploads/images/{reference.name}",
+            f"/uploads/images/{result.name}.html",
+            f"/uploads/images/{result.name.replace('.png', '.jpg')}",
+            f"/uploads/images/{result.name.upper()}",
+            f"/uploads/images/{result.name}%0a",
+            f"/uploads/images/{result.name}%00",
+            f"/uploads/images/generated_{'0' * 32}.png",
+            f"/uploads/images/{result.blob}",
+            "/uploads/images/",
+            "/uploads/images/..%2f..%2fbroker.db",
+            "/uploads/images/%2e%2e/%2e%2e/secret.key",
+            "/uploads/images/%ff.png",
+            "/uploads/images/" + "x" * 5000,
+            "/uploads/",
+        ]
+        for path in wrong:
+            answer = await house.client.get(path)
+            assert (answer.status_code, answer.json()["code"]) == (404, "not_found"), path
+        assert (await house.client.get(f"/uploads/references/{reference.name}")).content == png("red")
+
+
+async def test_a_row_without_its_bytes_is_not_found(tmp_path: Path) -> None:
+    async with open_api(tmp_path) as house:
+        image = await house.add_image(OWNER, DATA)
+        await house.services.broker.blobs.delete(OWNER)
+        for method in ("GET", "HEAD"):
+            assert (await house.client.request(method, f"/uploads/images/{image.name}")).status_code == 404
+
+
+async def test_a_strange_type_in_the_table_is_no_page(tmp_path: Path) -> None:
+    """Should a row ever say text/html, it is a download."""
+    async with open_api(tmp_path) as house:
+        image = await house.add_image(OWNER, b"<script>alert(1)</script>")
+        await house.services.database.execute("UPDATE images SET media_type = 'text/html'")
+        answer = await house.client.get(f"/uploads/images/{image.name}")
+        assert answer.headers["content-type"] == "application/octet-stream"
+
+
+async def test_readers_keep_what_they_read_when_it_is_deleted(tmp_path: Path) -> None:
+    """And somebody who hangs up in the middle is no trouble for the others."""
+    large = b"0123456789abcdef" * 2**18  # 4 MiB, more than any buffer on the way
+    async with open_api(tmp_path) as house:
+        image = await house.add_image(OWNER, large)
+        path = f"/uploads/images/{image.name}"
+        async with contextlib.AsyncExitStack() as stack:
+            streams = [await stack.enter_async_context(house.client.stream("GET", path)) for _ in range(3)]
+            await streams[0].aclose()
+            await house.services.broker.blobs.delete(OWNER)
+            assert (await house.client.get(path)).status_code == 404
+            whole = await asyncio.gather(*(stream.aread() for stream in streams[1:]))
+        assert [hashlib.sha256(data).hexdigest() for data in whole] == [image.sha256] * 2

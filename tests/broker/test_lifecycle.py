@@ -1,0 +1,375 @@
+"""Every decision of a task's life, without any I/O."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker.lifecycle import (
+    NOTHING,
+    Changes,
+    Rules,
+    Trouble,
+    after,
+    canceled,
+    emptied,
+    expired,
+    fetched,
+    intent,
+    overdue,
+    unheard,
+    unknown,
+)
+from broker.reports import Failed, Finished, Pending, Report
+from storage.tasks import Attempt, State, Task
+
+NOW = 10_000.0
+RULES = Rules()
+URLS = ("https://cdn.example/a.png",)
+RANK = {"pending": 0, "processing": 1, "failed": 2, "canceled": 3, "completed": 3, "expired": 4}
+
+
+def a_task(state: State = State.QUEUED, **changes: Any) -> Task:
+    values: dict[str, Any] = {
+        "id": "task_1",
+        "batch": "task_1",
+        "caller": "local",
+        "state": state,
+        "due_at": NOW,
+        "provider": "kie",
+        "model": "nano-banana",
+        "mode": "text-to-image",
+        "prompt": "a red bicycle",
+        "attempt": 0 if state == State.QUEUED else 1,
+        "hooked": True,
+        "job_id": "job" if state in {State.WAITING, State.FETCHING, State.SUCCEEDED} else None,
+        "outputs": URLS if state in {State.FETCHING, State.SUCCEEDED} else (),
+        "deadline_at": NOW + 900,
+        "created_at": NOW,
+        "updated_at": NOW,
+    }
+    return Task(**{**values, **changes})
+
+
+def an_attempt(**changes: Any) -> Attempt:
+    return Attempt(**{"task_id": "task_1", "number": 1, "provider": "kie", "sent_at": NOW, **changes})
+
+
+def accepted() -> Attempt:
+    return an_attempt(job_id="job", outcome="accepted")
+
+
+def applied(task: Task, changes: Changes) -> Task:
+    return replace(task, **changes.task)
+
+
+REFUSED = Failed(code="provider_rate_limited", message="slow down", retryable=True, billed="no", retry_in=5)
+TOLD = Failed(code="safety_input", message="flagged", retryable=False, billed="unknown", job_id="job")
+FREE_FAILURE = Failed(code="provider_error", message="internal error", retryable=True, billed="no", job_id="job")
+DONE = Finished(outputs=URLS, job_id="job", cost=4)
+
+
+# -- submitting
+
+
+def test_the_intent_is_an_attempt_that_waits_for_its_callback() -> None:
+    changes = intent(a_task(), hooked=True, now=NOW, rules=RULES).task
+    assert (changes["state"], changes["attempt"], changes["due_at"]) == (State.SUBMITTING, 1, NOW + 900)
+
+
+def test_a_job_id_means_waiting_and_asking_later() -> None:
+    changes = after(a_task(State.SUBMITTING), an_attempt(), Pending(job_id="job"), NOW, RULES)
+    assert changes.task["state"] == State.WAITING
+    assert changes.task["due_at"] == NOW + RULES.check_after
+    assert changes.attempt == {"job_id": "job", "outcome": "accepted"}
+
+
+def test_without_callbacks_the_provider_is_asked_every_three_seconds() -> None:
+    task = a_task(State.SUBMITTING, hooked=False)
+    assert after(task, an_attempt(), Pending(job_id="job"), NOW, RULES).task["due_at"] == NOW + 3
+
+
+def test_a_refusal_that_cost_nothing_goes_back_into_the_queue() -> None:
+    changes = after(a_task(State.SUBMITTING), an_attempt(), REFUSED, NOW, RULES)
+    assert (changes.task["state"], changes.task["due_at"]) == (State.QUEUED, NOW + 5)
+    assert changes.attempt["outcome"] == "refused"
+
+
+def test_patience_with_refusals_ends_at_the_deadline() -> None:
+    task = a_task(State.SUBMITTING, deadline_at=NOW + 3)
+    assert after(task, an_attempt(), REFUSED, NOW, RULES).task["error_code"] == "provider_rate_limited"
+
+
+@pytest.mark.parametrize("billed", ["yes", "unknown"])
+def test_what_may_have_cost_something_is_never_ordered_again(billed: Any) -> None:
+    report = replace(FREE_FAILURE, billed=billed)
+    assert after(a_task(State.WAITING), accepted(), report, NOW, RULES).task["state"] == State.FAILED
+
+
+def test_a_failure_that_cost_nothing_is_ordered_again_but_not_for_ever() -> None:
+    first = after(a_task(State.WAITING), accepted(), FREE_FAILURE, NOW, RULES)
+    assert first.task["state"] == State.QUEUED
+    third = a_task(State.WAITING, attempt=3)
+    assert after(third, replace(accepted(), number=3), FREE_FAILURE, NOW, RULES).task["state"] == State.FAILED
+
+
+def test_an_unknown_outcome_waits_for_the_callback_and_is_not_repeated() -> None:
+    task = a_task(State.SUBMITTING)
+    waiting = unknown(task, NOW, RULES)
+    assert waiting.task == {"due_at": task.deadline_at}
+    ended = unknown(task, task.deadline_at, RULES)
+    assert (ended.task["state"], ended.task["error_code"], ended.task["billed"]) == (
+        State.FAILED,
+        "unknown_outcome",
+        "unknown",
+    )
+
+
+def test_where_no_callback_can_come_an_unknown_outcome_ends_at_once() -> None:
+    assert unknown(a_task(State.SUBMITTING, hooked=False), NOW, RULES).task["error_code"] == "unknown_outcome"
+
+
+def test_by_setting_an_unknown_outcome_is_ordered_again() -> None:
+    rules = replace(RULES, resubmit_unknown=True)
+    task = a_task(State.SUBMITTING, deadline_at=NOW)
+    assert unknown(task, NOW, rules).task["state"] == State.QUEUED
+    assert unknown(replace(task, attempt=3), NOW, rules).task["state"] == State.FAILED
+
+
+def test_a_retried_task_is_not_shown_as_pending_again() -> None:
+    changes = after(a_task(State.SUBMITTING), an_attempt(), REFUSED, NOW, RULES)
+    assert applied(a_task(State.SUBMITTING), changes).status == "processing"
+
+
+# -- news
+
+
+def test_a_callback_quicker_than_the_submit_answer_loses_nothing() -> None:
+    task, attempt = a_task(State.SUBMITTING), an_attempt()
+    early = after(task, attempt, DONE, NOW, RULES)
+    task, attempt = applied(task, early), replace(attempt, **early.attempt)
+    assert (task.state, task.job_id, attempt.outcome) == (State.FETCHING, "job", "succeeded")
+    late = after(task, attempt, Pending(job_id="job"), NOW, RULES)
+    assert late == NOTHING
+
+
+def test_a_late_submit_answer_completes_a_ledger_that_a_callback_without_an_id_began() -> None:
+    attempt = an_attempt(outcome="succeeded")
+    changes = after(a_task(State.FETCHING), attempt, Pending(job_id="job"), NOW, RULES)
+    assert changes == Changes(attempt={"job_id": "job", "outcome": "succeeded"})
+
+
+@pytest.mark.parametrize("state", [State.FETCHING, State.SUCCEEDED, State.CANCELED, State.EXPIRED])
+@pytest.mark.parametrize("report", [Pending(job_id="job"), Pending(check_in=0), TOLD, FREE_FAILURE])
+def test_late_news_never_takes_anything_back(state: State, report: Report) -> None:
+    assert after(a_task(state), accepted(), report, NOW, RULES).task == {}
+
+
+def test_a_repeated_success_changes_nothing() -> None:
+    attempt = replace(accepted(), outcome="succeeded")
+    for state in (State.FETCHING, State.SUCCEEDED):
+        assert after(a_task(state), attempt, DONE, NOW, RULES) == NOTHING
+
+
+@pytest.mark.parametrize("code", ["deadline_exceeded", "unknown_outcome", "provider_error"])
+def test_a_success_after_we_gave_up_still_lands(code: str) -> None:
+    task = a_task(State.FAILED, error_code=code, ended_at=NOW - 5)
+    landing = applied(task, after(task, accepted(), DONE, NOW, RULES))
+    assert (landing.state, landing.status) == (State.FETCHING, "failed")
+    landed = applied(landing, fetched(landing, 1, [], NOW, RULES))
+    assert (landed.status, landed.error_code) == ("completed", None)
+
+
+def test_a_success_after_cancel_is_kept_as_spare_and_not_shown() -> None:
+    changes = after(a_task(State.CANCELED), accepted(), DONE, NOW, RULES)
+    assert changes.task == {}
+    assert json.loads(changes.attempt["spare"]) == {"job_id": "job", "outputs": list(URLS)}
+
+
+def test_a_second_job_on_one_callback_address_is_noticed_and_changes_nothing() -> None:
+    foreign = replace(DONE, job_id="another", outputs=("https://evil.example/x.png",))
+    changes = after(a_task(State.WAITING), accepted(), foreign, NOW, RULES)
+    assert changes.task == {}
+    assert json.loads(changes.attempt["spare"])["job_id"] == "another"
+
+
+def test_a_success_of_an_earlier_attempt_is_welcome() -> None:
+    changes = after(a_task(State.QUEUED, attempt=1), an_attempt(outcome="failed"), DONE, NOW, RULES)
+    assert changes.task["state"] == State.FETCHING
+
+
+def test_a_failure_of_an_earlier_attempt_is_only_noted() -> None:
+    changes = after(a_task(State.WAITING, attempt=2), an_attempt(), TOLD, NOW, RULES)
+    assert changes.task == {}
+    assert changes.attempt["code"] == "safety_input"
+
+
+def test_strangers_can_make_us_ask_but_not_often() -> None:
+    task = a_task(State.WAITING, due_at=NOW + 30, checked_at=NOW - 2)
+    assert after(task, accepted(), Pending(check_in=0), NOW, RULES).task == {"due_at": NOW + 8}
+    quiet = replace(task, checked_at=NOW - 60)
+    assert after(quiet, accepted(), Pending(check_in=0), NOW, RULES).task == {"due_at": NOW}
+
+
+# -- waiting
+
+
+def test_pauses_between_questions_grow_up_to_a_minute() -> None:
+    task, pauses = a_task(State.WAITING, deadline_at=NOW + 10_000), []
+    for _ in range(6):
+        changes = after(task, accepted(), Pending(job_id="job"), NOW, RULES)
+        pauses.append(changes.task["due_at"] - NOW)
+        task = applied(task, changes)
+    assert pauses == sorted(pauses)
+    assert pauses[-1] == 60
+
+
+def test_the_last_question_is_asked_at_the_deadline_and_then_it_is_over() -> None:
+    task = a_task(State.WAITING, deadline_at=NOW + 5)
+    changes = after(task, accepted(), Pending(job_id="job"), NOW, RULES)
+    assert changes.task["due_at"] == NOW + 5
+    ended = after(task, accepted(), Pending(job_id="job"), NOW + 5, RULES)
+    assert ended.task["error_code"] == "deadline_exceeded"
+
+
+def test_a_provider_that_cannot_be_asked_is_asked_until_the_deadline() -> None:
+    task = a_task(State.WAITING)
+    assert unheard(task, NOW, RULES).task["due_at"] == NOW + 2
+    assert unheard(task, task.deadline_at, RULES).task["error_code"] == "deadline_exceeded"
+    assert unheard(a_task(State.FETCHING), NOW, RULES) == NOTHING
+
+
+def test_success_without_a_result_is_read_once_more() -> None:
+    empty = Finished(outputs=(), job_id="job")
+    first = after(a_task(State.WAITING), accepted(), empty, NOW, RULES)
+    again = applied(a_task(State.WAITING), first)
+    assert again.state == State.WAITING
+    assert after(again, accepted(), DONE, NOW, RULES).task["state"] == State.FETCHING
+    assert after(again, accepted(), empty, NOW, RULES).task["error_code"] == "no_image"
+
+
+def test_an_early_success_without_a_result_binds_the_job_so_that_it_can_be_asked() -> None:
+    changes = after(a_task(State.SUBMITTING), an_attempt(), Finished(outputs=(), job_id="job"), NOW, RULES)
+    assert (changes.task["state"], changes.task["job_id"]) == (State.WAITING, "job")
+
+
+# -- queue
+
+
+def test_an_order_does_not_wait_in_the_queue_for_ever() -> None:
+    task = a_task(State.QUEUED, deadline_at=NOW)
+    assert overdue(task, NOW, RULES).task["error_code"] == "deadline_exceeded"
+    refused = replace(task, error_code="provider_rate_limited", error_detail="slow down")
+    assert overdue(refused, NOW, RULES).task["error_code"] == "provider_rate_limited"
+    assert overdue(task, NOW - 1, RULES) == NOTHING
+
+
+# -- fetching
+
+GONE = Trouble(code="result_gone", message="404")
+SLOW = Trouble(code="download_failed", message="reset")
+
+
+def test_a_dead_link_is_tried_a_few_times_before_it_is_believed() -> None:
+    task = a_task(State.FETCHING)
+    for _ in range(RULES.dead_links - 1):
+        task = applied(task, fetched(task, 0, [GONE], NOW, RULES))
+        assert task.state == State.FETCHING
+    assert fetched(task, 0, [GONE], NOW, RULES).task["error_code"] == "result_gone"
+
+
+def test_of_several_results_the_good_ones_are_enough() -> None:
+    task = a_task(State.FETCHING, tries=RULES.dead_links - 1)
+    assert fetched(task, 2, [GONE], NOW, RULES).task["state"] == State.SUCCEEDED
+
+
+def test_a_paid_image_is_fetched_on_after_the_caller_was_told_that_it_failed() -> None:
+    task = a_task(State.FETCHING, deadline_at=NOW)
+    told = applied(task, fetched(task, 0, [SLOW], NOW, RULES))
+    assert (told.state, told.status, told.error_code) == (State.FETCHING, "failed", "download_failed")
+    assert applied(told, fetched(told, 1, [], NOW + 60, RULES)).status == "completed"
+    gone = fetched(told, 0, [SLOW], NOW + RULES.keep, RULES)
+    assert (gone.task["state"], gone.task["billed"]) == (State.FAILED, "yes")
+
+
+def test_fresh_links_to_the_same_result_are_taken() -> None:
+    fresh = Finished(outputs=("https://cdn.example/fresh.png",), job_id="job")
+    changes = after(a_task(State.FETCHING), replace(accepted(), outcome="succeeded"), fresh, NOW, RULES)
+    assert changes.task == {"outputs": fresh.outputs, "due_at": NOW}
+
+
+# -- ends
+
+
+@pytest.mark.parametrize("state", list(State))
+def test_only_what_is_not_on_its_way_home_can_be_canceled(state: State) -> None:
+    can = state in {State.QUEUED, State.SUBMITTING, State.WAITING}
+    assert bool(canceled(a_task(state), NOW, RULES)) == can
+
+
+def test_retention_forgets_what_was_given_and_got() -> None:
+    task = a_task(State.SUCCEEDED, ended_at=NOW, refs=({"name": "r"},))
+    assert expired(task, NOW + 60, RULES).task == {"due_at": NOW + RULES.retention}
+    gone = applied(task, expired(task, NOW + RULES.retention, RULES))
+    assert (gone.state, gone.prompt, gone.refs, gone.outputs) == (State.EXPIRED, "", (), ())
+    assert emptied(NOW, RULES).task["due_at"] == NOW + 7 * 86400
+
+
+# -- in whatever order
+
+EVENTS: dict[str, Report | str] = {
+    "answer": Pending(job_id="job"),
+    "success": DONE,
+    "success again": DONE,
+    "stale": Pending(job_id="job", check_in=0),
+    "failure": TOLD,
+    "cancel": "cancel",
+    "fetched": "fetched",
+    "deadline": "deadline",
+}
+
+
+def happen(task: Task, attempt: Attempt, event: Report | str, now: float) -> tuple[Task, Attempt]:
+    match event:
+        case "cancel":
+            changes = canceled(task, now, RULES)
+        case "fetched":
+            changes = fetched(task, 1, [], now, RULES)
+        case "deadline":
+            changes = unknown(task, now, RULES) or unheard(task, now, RULES)
+        case Pending() | Finished() | Failed():
+            changes = after(task, attempt, event, now, RULES)
+        case _:
+            raise AssertionError(event)
+    return applied(task, changes), replace(attempt, **changes.attempt)
+
+
+def test_all_orders_of_events_end_rightly() -> None:
+    """40 320 orders: the status never goes back, nothing is ordered twice, and a believed success is never lost."""
+    for order in itertools.permutations(EVENTS):
+        task, attempt = a_task(State.SUBMITTING), an_attempt()
+        for event in (*order, "fetched"):
+            before = task
+            now = task.deadline_at if event == "deadline" else NOW
+            task, attempt = happen(task, attempt, EVENTS[event], now)
+            assert RANK[task.status] >= RANK[before.status], order
+        assert task.attempt == 1, order
+        assert task.state != State.QUEUED, order
+        if order.index("cancel") > order.index("success") and order.index("failure") > order.index("success"):
+            assert task.status == "completed", order
+
+
+@given(st.lists(st.sampled_from(list(EVENTS)), max_size=30), st.floats(0, 3000))
+def test_any_history_keeps_the_status_moving_forward(history: list[str], late: float) -> None:
+    task, attempt = a_task(State.SUBMITTING), an_attempt()
+    for event in history:
+        before = task
+        task, attempt = happen(task, attempt, EVENTS[event], NOW + late)
+        assert RANK[task.status] >= RANK[before.status]
+        assert task.due_at >= 0

@@ -1,0 +1,59 @@
+"""Logs tell what happened, and nothing that must stay secret."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import structlog
+
+from broker.logs import configure, log
+
+
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    for handler in set(root.handlers) - set(handlers):
+        handler.close()
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    structlog.reset_defaults()
+
+
+@pytest.mark.parametrize("form", ["console", "json"])
+def test_secrets_and_local_variables_stay_out(form: str, capsys: pytest.CaptureFixture[str]) -> None:
+    configure("INFO", form, None)
+    local_secret = "canary-local"
+    try:
+        raise ValueError("something broke")
+    except ValueError:
+        log.exception("a step failed", action="step_failed", token="canary-token", prompt="canary-prompt")
+    log.info("called https://x.example/hook?token=canary-query&task=t", header="Authorization: Bearer canary-bearer")
+    logging.getLogger("other").warning("GET /api?key=canary-key HTTP/1.1")
+    out = capsys.readouterr().err
+    assert "canary" not in out
+    assert "step_failed" in out
+    assert "something broke" in out
+    assert local_secret not in out
+
+
+def test_json_lines_are_json_whatever_the_text(capsys: pytest.CaptureFixture[str]) -> None:
+    configure("INFO", "json", None)
+    log.info("a line\nand another \x1b[31m \u202e", action="odd", why='{"quoted"}')
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    event = json.loads(lines[0])
+    assert (event["action"], event["level"]) == ("odd", "info")
+
+
+def test_a_folder_adds_a_file(tmp_path: Path) -> None:
+    configure("INFO", "json", tmp_path / "logs")
+    log.info("hello", action="hello")
+    assert json.loads((tmp_path / "logs" / "app.log").read_text())["action"] == "hello"
+    handler = next(h for h in logging.getLogger().handlers if hasattr(h, "backupCount"))
+    assert handler.backupCount == 7

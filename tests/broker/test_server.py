@@ -1,0 +1,432 @@
+"""The server itself: impatient with silence, strict about requests, and gone quickly when told."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import time
+from collections import Counter
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+
+from broker.errors import SettingsError
+from broker.server import DeadlineH11, Patience, bind, port_of, running, serve
+from broker.settings import load
+from broker.wiring import Services, open_services
+from storage.tasks import State
+from tests.broker.api_house import ApiHouse, open_api, png
+
+pytestmark = pytest.mark.anyio
+
+QUICK = Patience(head=0.5, idle=1, window=0.5, rate=1024)
+HOST = b"Host: 127.0.0.1\r\n"
+POST = b"POST /api/generate/image HTTP/1.1\r\n" + HOST + b"Content-Type: application/json\r\n"
+
+
+async def closed_after(house: ApiHouse, data: bytes, *, drip: bytes = b"", every: float = 0.05) -> float:
+    """Seconds until the server hangs up on somebody who sends `data`, and then `drip` again and again."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", house.port)
+    began = time.monotonic()
+
+    async def dripping() -> None:
+        while drip:
+            writer.write(drip)
+            await asyncio.sleep(every)
+
+    writer.write(data)
+    sender = asyncio.create_task(dripping())
+    try:
+        async with asyncio.timeout(5):
+            while await _read(reader):
+                pass
+        return time.monotonic() - began
+    finally:
+        sender.cancel()
+        writer.close()
+
+
+async def _read(reader: asyncio.StreamReader) -> bytes:
+    try:
+        return await reader.read(65536)
+    except ConnectionError:
+        return b""
+
+
+# -- callers who do not finish
+
+
+UNFINISHED = [
+    ("silent", b"", b""),
+    ("half a head", b"GET /health HTTP/1.1\r\nHos", b""),
+    ("a head byte by byte", b"GET /health HTTP/1.1\r\nX: ", b"x"),
+    ("a head line by line", b"GET /health HTTP/1.1\r\n", b"a: b\r\n"),
+    ("half a body", POST + b"Content-Length: 1000\r\n\r\n{", b""),
+    ("a body byte by byte", POST + b"Content-Length: 100000\r\n\r\n", b"x"),
+    ("half a chunk", POST + b"Transfer-Encoding: chunked\r\n\r\n5\r\n{", b""),
+    ("a chunk header byte by byte", POST + b"Transfer-Encoding: chunked\r\n\r\n1;", b"x"),
+    ("a second head", b"GET /health HTTP/1.1\r\n" + HOST + b"\r\nGET /health HTTP/1.1\r\n", b""),
+    ("a body nobody reads", b"POST /nope HTTP/1.1\r\n" + HOST + b"Content-Length: 100000\r\n\r\n", b"x"),
+    ("an endless body nobody reads", b"POST /nope HTTP/1.1\r\n" + HOST + b"Content-Length: 999999999\r\n\r\n",
+     b"x" * 65536),
+]  # fmt: skip
+
+
+async def test_who_does_not_finish_is_hung_up_on(tmp_path: Path) -> None:
+    """Each more byte buys no more time, unless it is a body that comes at a decent rate."""
+    async with open_api(tmp_path, patience=QUICK) as house:
+        tries = [closed_after(house, data, drip=drip) for _, data, drip in UNFINISHED]
+        for (what, _, _), seconds in zip(UNFINISHED, await asyncio.gather(*tries), strict=True):
+            assert 0.3 <= seconds <= 2.5, what
+
+
+async def test_hundreds_of_silent_callers_do_not_disturb(tmp_path: Path) -> None:
+    async with open_api(tmp_path, patience=QUICK) as house:
+        silent = [asyncio.create_task(closed_after(house, b"GET /health HT")) for _ in range(300)]
+        slowest = 0.0
+        for _ in range(20):
+            began = time.monotonic()
+            assert (await house.client.get("/health")).status_code == 200
+            slowest = max(slowest, time.monotonic() - began)
+        assert max(await asyncio.gather(*silent)) < 4
+        assert slowest < 1.0
+
+
+async def test_a_slow_line_may_take_its_time(tmp_path: Path) -> None:
+    """A large image over a bad connection lasts many windows; only a stall ends it."""
+    async with open_api(tmp_path, patience=Patience(head=0.3, window=0.3, rate=100)) as house:
+
+        async def slowly() -> Any:
+            yield b'{"prompt":"x","padding":"'
+            for _ in range(24):
+                await asyncio.sleep(0.05)
+                yield b"x" * 100
+            yield b'"}'
+
+        headers = {"content-type": "application/json"}
+        answer = await house.client.post("/api/generate/image", content=slowly(), headers=headers)
+        assert answer.status_code == 202
+
+
+async def test_our_own_slowness_is_not_held_against_a_caller(tmp_path: Path) -> None:
+    """A long poll outlasts every patience with requests; so does an idle stream."""
+    async with open_api(tmp_path, patience=Patience(head=0.1, window=0.1)) as house:
+        task = await house.add()
+        assert (await house.client.get(f"/api/task/{task.id}?wait=0.5")).status_code == 200
+        async with house.client.stream("GET", f"/api/task/{task.id}/events") as answer:
+            await asyncio.sleep(0.4)
+            await house.change(task, state=State.CANCELED, ended_at=5.0)
+            assert '"canceled"' in "".join([text async for text in answer.aiter_text()])
+
+
+async def test_keep_alive_goes_on(tmp_path: Path) -> None:
+    """One connection, many requests, longer than a head may take."""
+    async with open_api(tmp_path, patience=Patience(head=0.2)) as house:
+        reader, writer = await asyncio.open_connection("127.0.0.1", house.port)
+        with closing(writer):
+            for _ in range(6):
+                writer.write(b"GET /health HTTP/1.1\r\n" + HOST + b"\r\n")
+                head = await reader.readuntil(b"\r\n\r\n")
+                assert head.startswith(b"HTTP/1.1 200 ")
+                await reader.readuntil(b"}")
+                await asyncio.sleep(0.08)
+
+
+async def test_a_reader_who_does_not_read_is_hung_up_on(tmp_path: Path) -> None:
+    """Otherwise a few of them hold all our memory and files."""
+    async with open_api(tmp_path, patience=QUICK) as house:
+        image = await house.add_image("task_x", os.urandom(2**20) * 24)
+        with closing(socket.socket()) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sock.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", house.port))
+            request = f"GET /uploads/images/{image.name} HTTP/1.1\r\nHost: localhost\r\n\r\n"
+            await asyncio.get_running_loop().sock_sendall(sock, request.encode())
+            async with asyncio.timeout(5):
+                await asyncio.sleep(1.5)
+                got = 0
+                while chunk := await _drain(sock):
+                    got += len(chunk)
+        assert got < image.size
+
+
+async def _drain(sock: socket.socket) -> bytes:
+    try:
+        return await asyncio.get_running_loop().sock_recv(sock, 2**20)
+    except ConnectionError:
+        return b""
+
+
+async def test_somebody_who_hangs_up_while_waiting_is_forgotten(tmp_path: Path) -> None:
+    """The question is dropped with the caller, not kept for the rest of its thirty seconds."""
+    async with open_api(tmp_path) as house:
+        task = await house.add()
+        _, writer = await asyncio.open_connection("127.0.0.1", house.port)
+        writer.write(f"GET /api/task/{task.id}?wait=30 HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        await house.somebody_waits_for(task)
+        writer.close()
+        async with asyncio.timeout(3):
+            await house.nobody_waits_for(task)
+
+
+async def test_an_upload_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
+    async with open_api(tmp_path) as house:
+        before = await house.left_behind()
+        head = (
+            POST.replace(b"application/json", b"multipart/form-data; boundary=x") + b"Content-Length: 5000000\r\n\r\n"
+        )
+        part = (
+            b'--x\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n' + png() + b"x" * 3_000_000
+        )
+        for _ in range(5):
+            _, writer = await asyncio.open_connection("127.0.0.1", house.port)
+            writer.write(head + part)
+            await writer.drain()
+            writer.close()
+        assert (await house.client.get("/health")).status_code == 200
+        assert await house.left_behind() == before
+
+
+# -- requests that are none
+
+
+NO_REQUESTS = [
+    ("junk", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n"),
+    ("blank line", b"\r\nGET /health HTTP/1.1\r\n"),
+    ("no version", b"GET /health\r\n\r\n"),
+    ("no host", b"GET /health HTTP/1.1\r\n\r\n"),
+    ("two hosts", b"GET /health HTTP/1.1\r\n" + HOST + HOST + b"\r\n"),
+    ("framed twice", POST + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+    ("framed twice, other way", POST + b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n"),
+    ("two lengths", POST + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello!"),
+    ("negative length", POST + b"Content-Length: -1\r\n\r\n"),
+    ("length in words", POST + b"Content-Length: many\r\n\r\n"),
+    ("huge length", POST + b"Content-Length: " + b"9" * 100 + b"\r\n\r\n"),
+    ("another coding", POST + b"Transfer-Encoding: gzip, chunked\r\n\r\n"),
+    ("bad chunk", POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"),
+    ("large header", b"GET /health HTTP/1.1\r\n" + HOST + b"X: " + b"x" * 40_000 + b"\r\n\r\n"),
+    ("many headers", b"GET /health HTTP/1.1\r\n" + HOST + b"X: x\r\n" * 10_000 + b"\r\n"),
+    ("large target", b"GET /" + b"x" * 40_000 + b" HTTP/1.1\r\n" + HOST + b"\r\n"),
+    ("control in header", b"GET /health HTTP/1.1\r\n" + HOST + b"X: a\x00b\r\n\r\n"),
+    ("space before colon", b"GET /health HTTP/1.1\r\n" + HOST + b"X : a\r\n\r\n"),
+]
+
+
+async def test_what_is_no_request_is_refused_and_closed(tmp_path: Path) -> None:
+    async with open_api(tmp_path) as house:
+        for what, data in NO_REQUESTS:
+            answer = await house.raw(data)
+            assert answer.startswith(b"HTTP/1.1 400 "), what
+            assert b'"success":false' in answer, what
+            assert b"uvicorn" not in answer
+        assert (await house.client.get("/health")).status_code == 200
+
+
+async def test_a_bad_chunk_after_the_answer_is_no_trouble(tmp_path: Path) -> None:
+    """The answer has gone out already, so the connection is all that is left to end."""
+    async with open_api(tmp_path) as house:
+        data = b"POST /nope HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n"
+        reader, writer = await asyncio.open_connection("127.0.0.1", house.port)
+        with closing(writer):
+            writer.write(data)
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 404 ")
+            writer.write(b"zz\r\nzz\r\n")
+            async with asyncio.timeout(5):
+                while await _read(reader):
+                    pass
+
+
+async def test_an_upgrade_is_just_a_request(tmp_path: Path) -> None:
+    async with open_api(tmp_path) as house:
+        upgrade = b"Connection: Upgrade, close\r\nUpgrade: websocket\r\nSec-WebSocket-Key: x\r\n"
+        answer = await house.raw(b"GET /api/tasks HTTP/1.1\r\n" + HOST + upgrade + b"\r\n")
+        assert answer.startswith(b"HTTP/1.1 200 ")
+
+
+async def test_100_continue_is_said_when_the_body_is_wanted(tmp_path: Path) -> None:
+    """And not to somebody whom we refuse: the upload is spared."""
+    async with open_api(tmp_path) as house:
+        body = b'{"prompt":"x"}'
+        head = POST + b"Expect: 100-continue\r\nConnection: close\r\nContent-Length: %d\r\n" % len(body)
+        welcome = await house.raw(head + b"\r\n" + body)
+        assert b"HTTP/1.1 202 " in welcome
+        stranger = await house.raw(head + b"Via: 1.1 x\r\n\r\n")
+        assert stranger.startswith(b"HTTP/1.1 401 ")
+
+
+# -- one address, many connections
+
+
+class Pipe(asyncio.Transport):
+    """A connection from elsewhere."""
+
+    def __init__(self, peer: str) -> None:
+        super().__init__({"peername": (peer, 1), "sockname": ("10.0.0.1", 80)})
+        self.aborted = False
+        self.written = b""
+
+    def abort(self) -> None:
+        self.aborted = True
+
+    def close(self) -> None:
+        self.aborted = True
+
+    def is_closing(self) -> bool:
+        return self.aborted
+
+    def write(self, data: Any) -> None:
+        self.written += bytes(data)
+
+
+async def test_one_address_holds_no_more_than_its_share() -> None:
+    """Loopback may: the tunnel and a proxy bring everybody from there. Who leaves makes room."""
+    config = uvicorn.Config(lambda: None, log_config=None, lifespan="off", ws="none")
+    config.load()
+    state, peers = uvicorn.server.ServerState(), Counter[str]()
+
+    def connect(peer: str) -> tuple[Any, Pipe]:
+        protocol = DeadlineH11(config, state, {}, patience=Patience(per_peer=3), peers=peers)
+        pipe = Pipe(peer)
+        protocol.connection_made(pipe)
+        return protocol, pipe
+
+    many = [connect("203.0.113.5") for _ in range(5)]
+    assert [pipe.aborted for _, pipe in many] == [False, False, False, True, True]
+    assert not connect("203.0.113.6")[1].aborted
+    assert not any(connect(peer)[1].aborted for peer in ["127.0.0.1", "::1", "::ffff:127.0.0.1"] * 3)
+    for protocol, _ in many:
+        protocol.connection_lost(None)
+    assert peers == {"203.0.113.6": 1}
+    assert not connect("203.0.113.5")[1].aborted
+    for protocol in list(state.connections):
+        protocol.connection_lost(None)
+    assert not peers
+
+
+# -- stopping
+
+
+def settings(folder: Path) -> Any:
+    closed = "http://127.0.0.1:9"
+    return load(env_file=None, api_key="a-key-of-the-tests", api_url=closed, tunnel_api=closed, data_dir=folder)
+
+
+async def told_by(number: signal.Signals, folder: Path) -> float:
+    """Seconds from the signal until `serve` returned, with a long poll, a stream and an upload under way."""
+    with closing(bind("127.0.0.1", 0)) as sock:
+        base = f"http://127.0.0.1:{port_of(sock)}"
+        async with open_services(settings(folder), port=port_of(sock)) as services:
+            house = ApiHouse(
+                services=services, client=httpx.AsyncClient(base_url=base), port=port_of(sock), folder=folder
+            )
+            task = await house.add()
+            serving = asyncio.create_task(serve(services, [sock]))
+            async with house.client as client:
+                assert (await client.get("/ready")).status_code == 200
+                under_way = [
+                    asyncio.create_task(client.get(f"/api/task/{task.id}?wait=30", timeout=40)),
+                    asyncio.create_task(client.get(f"/api/task/{task.id}/events", timeout=40)),
+                    asyncio.create_task(client.post("/api/generate/image", content=_a_slow_order(), headers=JSON)),
+                ]
+                await house.somebody_waits_for(task)
+                await asyncio.sleep(0.3)
+                began = time.monotonic()
+                os.kill(os.getpid(), number)
+                await serving
+                seconds = time.monotonic() - began
+                answers = await asyncio.gather(*under_way)
+            assert [answer.status_code for answer in answers] == [200, 200, 202]
+            assert answers[0].json()["data"]["status"] == "processing"
+            assert services.broker.closing
+            assert services.worker.busy == 0
+            assert await services.broker.tasks.get(answers[2].json()["taskId"]) is not None
+            return seconds
+
+
+JSON = {"content-type": "application/json"}
+
+
+async def _a_slow_order() -> Any:
+    yield b'{"prompt":'
+    await asyncio.sleep(1.0)
+    yield b'"x"}'
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_drains_and_ends_within_ten_seconds(tmp_path: Path, number: signal.Signals) -> None:
+    """What was accepted is answered, what waits is told the state of things, and nothing new is taken."""
+    before = signal.getsignal(number)
+    assert await told_by(number, tmp_path) < 5
+    assert signal.getsignal(number) is before
+
+
+async def test_who_never_finishes_does_not_keep_us(tmp_path: Path) -> None:
+    """An upload that stalls is cut off when the time to drain is over."""
+    sock = bind("127.0.0.1", 0)
+    async with open_services(settings(tmp_path), port=port_of(sock)) as services:
+        async with running(services, sock, patience=Patience(drain=1)):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port_of(sock))
+            writer.write(POST + b"Content-Length: 1000\r\n\r\n{")
+            await asyncio.sleep(0.1)
+            began = time.monotonic()
+        assert time.monotonic() - began < 4
+        writer.close()
+        with pytest.raises(OSError):
+            await asyncio.open_connection("127.0.0.1", port_of_closed(reader, writer))
+
+
+def port_of_closed(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> int:
+    return int(writer.get_extra_info("peername")[1])
+
+
+class Crashing:
+    """A worker that dies."""
+
+    beat_at = 9e9
+    busy = 0
+
+    async def run(self) -> None:
+        await asyncio.sleep(0.05)
+        raise RuntimeError("the worker is dead")
+
+    def stop(self) -> None:
+        pass
+
+
+async def test_without_a_worker_there_is_no_server(tmp_path: Path) -> None:
+    """A broker that takes orders and works on none would be worse than one that is restarted."""
+    with closing(bind("127.0.0.1", 0)) as sock:
+        async with open_services(settings(tmp_path), port=port_of(sock)) as services:
+            crippled = Services(**{**vars(services), "worker": Crashing()})
+            async with asyncio.timeout(10):
+                with pytest.raises(RuntimeError, match="the worker is dead"):
+                    await serve(crippled, [sock])
+
+
+# -- the socket
+
+
+def test_a_taken_port_is_told_with_the_variable() -> None:
+    with closing(bind("127.0.0.1", 0)) as sock, pytest.raises(SettingsError, match="BROKER_PORT"):
+        bind("127.0.0.1", port_of(sock))
+
+
+@pytest.mark.parametrize("host", ["203.0.113.7", "no such host", "x" * 300, "::ffff:203.0.113.7"])
+def test_an_address_that_is_not_ours_is_told_with_the_variable(host: str) -> None:
+    with pytest.raises(SettingsError, match="BROKER_HOST"):
+        bind(host, 0)
+
+
+def test_answers_are_not_held_back() -> None:
+    """Without this every answer of two packets waits 40 ms for the caller's acknowledgement."""
+    with closing(bind("127.0.0.1", 0)) as sock, socket.create_connection(sock.getsockname()) as client:
+        connection, _ = sock.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert client
