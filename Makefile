@@ -39,11 +39,16 @@ $(VENV)/dev: requirements-dev.lock pyproject.toml | $(BIN)/python
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11")'
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || $(PYTHON) -m venv --clear --without-pip $(VENV)
+
+# uv if there is one, else the pip of the environment, else (where Debian keeps ensurepip apart) the pip outside of it
+PIP = $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$$($(BIN)/python -m pip --version >/dev/null 2>&1 \
+	&& echo $(BIN)/python -m pip install || echo $(PYTHON) -m pip --python $(BIN)/python install) \
+	--quiet --disable-pip-version-check)
 
 define install
-	$(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet --disable-pip-version-check) --require-hashes -r $(1)
-	$(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet --disable-pip-version-check) --no-deps --no-build-isolation --editable .
+	$(PIP) --require-hashes -r $(1)
+	$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 endef
 

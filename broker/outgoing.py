@@ -106,9 +106,11 @@ class ApiClient:
     ) -> Answer:
         """Send one request, once. `form` and `file` make a multipart body that is never whole in memory.
 
+        timeout: seconds, where less than the client's own is enough.
+
         Raises `NotSent` when no byte of the request can have left, `ProviderError` for all that may go wrong after.
         """
-        seconds = self._timeout if timeout is None else timeout
+        seconds = self._timeout if timeout is None else min(timeout, self._timeout)
         what = f"{method} {redact_url(url)}"
         if form is not None or file is not None:
             boundary = secrets.token_hex(16)

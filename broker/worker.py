@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -22,11 +22,32 @@ from storage.keys import Keys
 from storage.lanes import Lanes, Limits
 from storage.tasks import DUE, Lease, State, Task, Tasks
 
+PLACES: Final = {
+    State.QUEUED: 32,
+    State.SUBMITTING: 16,
+    State.WAITING: 32,
+    State.FETCHING: 24,
+    State.SUCCEEDED: 8,
+    State.FAILED: 8,
+    State.CANCELED: 8,
+    State.EXPIRED: 8,
+}
+"""Steps at once, by state: a provider that hangs, or slow downloads, must not keep the other steps waiting."""
+NEWS_PLACES: Final = 32
 LONGEST_SLEEP: Final = 1.0
 HOUSEKEEPING_EVERY: Final = 60.0
 HOUSEKEEPING_BATCH: Final = 500
 SWEEP_EVERY: Final = 3600.0
 DRAIN_SECONDS: Final = 8.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Running:
+    """A step in progress. state: whose place it takes; None = nobody's. holder: of its lease, if it has one."""
+
+    task_id: str
+    state: State | None = None
+    holder: str = ""
 
 
 @dataclass(kw_only=True)
@@ -41,9 +62,8 @@ class Worker:
     keys: Keys
     lanes: Lanes
     lease: float = 30.0
-    at_once: int = 64
     beat_at: float = 0.0
-    _running: dict[asyncio.Task[None], tuple[str, str]] = field(default_factory=dict)
+    _running: dict[asyncio.Task[None], _Running] = field(default_factory=dict)
     _reading: set[str] = field(default_factory=set)
     _stopping: asyncio.Event = field(default_factory=asyncio.Event)
     _housekept_at: float = 0.0
@@ -86,28 +106,20 @@ class Worker:
     async def clean_up(self) -> int:
         """Retention now, and nothing else: no order is submitted, no provider asked. How many tasks were removed."""
         removed = 0
-        while ended := await self.tasks.claim_ended(now=self.clock.now(), lease=self._lease(), limit=self.at_once):
-            removed += sum(task.state != State.EXPIRED for task in ended)
-            await asyncio.gather(*(self._step(task) for task in ended))
+        for state in (State.SUCCEEDED, State.FAILED, State.CANCELED, State.EXPIRED):
+            while ended := await self.tasks.claim(state, now=self.clock.now(), lease=self._lease(), limit=64):
+                removed += sum(task.state != State.EXPIRED for task in ended)
+                await asyncio.gather(*(self._step(task) for task in ended))
         await self.housekeep()
         return removed
-
-    async def settle_down(self) -> None:
-        """Do all that is due now, and what becomes due by it; for tests, which move the clock themselves."""
-        while True:
-            await self._read_news()
-            await self._start_steps()
-            if not self._running:
-                return
-            await asyncio.wait(list(self._running))
 
     # -- starting
 
     async def _read_news(self) -> None:
-        for task_id in await self.hooks.tasks_with_news(self._free):
-            if task_id not in self._reading:
+        for task_id in await self.hooks.tasks_with_news(NEWS_PLACES + len(self._reading)):
+            if task_id not in self._reading and len(self._reading) < NEWS_PLACES:
                 self._reading.add(task_id)
-                self._start(self._read(task_id), task_id, "")
+                self._start(self._read(task_id), _Running(task_id=task_id))
 
     async def _read(self, task_id: str) -> None:
         """News that could not be taken in stay in the inbox, and are tried again after a moment."""
@@ -116,18 +128,18 @@ class Worker:
 
     async def _start_steps(self) -> None:
         now, lease = self.clock.now(), self._lease()
-        for task in await self.tasks.claim(now=now, lease=lease, limit=self._free):
-            self._start(self._step(task), task.id, lease.holder)
-        for task in await self.tasks.claim_overdue(now=now, lease=lease, limit=self._free):
-            self._start(self._step(task), task.id, lease.holder)
+        for state in PLACES:
+            if state != State.QUEUED:
+                self._start_all(await self.tasks.claim(state, now=now, lease=lease, limit=self._free(state)))
+        self._start_all(await self.tasks.claim_overdue(now=now, lease=lease, limit=self._free(State.QUEUED)))
         for name in self.steps.providers:
-            await self._start_submissions(name, now, lease)
+            room = await self.lanes.room(name, self._limits(name), now)
+            limit = min(room.free, self._free(State.QUEUED))
+            self._start_all(await self.tasks.claim_queued(name, now=now, lease=lease, limit=limit))
 
-    async def _start_submissions(self, provider: str, now: float, lease: Lease) -> None:
-        room = await self.lanes.room(provider, self._limits(provider), now)
-        limit = min(room.free, self._free)
-        for task in await self.tasks.claim_queued(provider, now=now, lease=lease, limit=limit):
-            self._start(self._step(task), task.id, lease.holder)
+    def _start_all(self, tasks: Sequence[Task]) -> None:
+        for task in tasks:
+            self._start(self._step(task), _Running(task_id=task.id, state=task.state, holder=task.leased_by))
 
     def _lease(self) -> Lease:
         return Lease(holder=secrets.token_hex(8), until=self.clock.now() + self.lease)
@@ -136,13 +148,12 @@ class Worker:
         upstream = self.steps.providers[provider]
         return Limits(creates=upstream.creates_per_10s, places=upstream.concurrency)
 
-    @property
-    def _free(self) -> int:
-        return max(0, self.at_once - len(self._running))
+    def _free(self, state: State) -> int:
+        return PLACES[state] - sum(running.state == state for running in self._running.values())
 
-    def _start(self, step: Awaitable[None], task_id: str, holder: str) -> None:
+    def _start(self, step: Awaitable[None], what: _Running) -> None:
         running = asyncio.ensure_future(step)
-        self._running[running] = (task_id, holder)
+        self._running[running] = what
         running.add_done_callback(self._finished)
 
     def _finished(self, step: asyncio.Task[None]) -> None:
@@ -171,20 +182,18 @@ class Worker:
     async def _keep_leases(self) -> None:
         while True:
             await asyncio.sleep(self.lease / 3)
-            held = [h for h in self._running.values() if h[1]]
             try:
-                await self.tasks.renew(held, self.clock.now() + self.lease)
+                await self.tasks.renew(_held(self._running.values()), self.clock.now() + self.lease)
             except StorageError as error:
                 log.error("leases could not be renewed", action="store_trouble", why=str(error))
 
     async def _until_next(self) -> float:
-        if not self._free:
-            return LONGEST_SLEEP
         now = self.clock.now()
-        moments = [await self.tasks.next_due(now) or math.inf]
-        for provider in self.steps.providers:
-            moments.append(await self._next_submission(provider, now))
-        return min(max(0.0, min(moments) - now), LONGEST_SLEEP)
+        states = [state for state in PLACES if state != State.QUEUED and self._free(state)]
+        moments = [await self.tasks.next_due(state, now) or math.inf for state in states]
+        if self._free(State.QUEUED):
+            moments += [await self._next_submission(provider, now) for provider in self.steps.providers]
+        return min(max(0.0, min(moments, default=math.inf) - now), LONGEST_SLEEP)
 
     async def _next_submission(self, provider: str, now: float) -> float:
         queued = await self.tasks.next_queued(provider, now)
@@ -200,7 +209,7 @@ class Worker:
         now = self.clock.now()
         if now - self._housekept_at >= HOUSEKEEPING_EVERY:
             self._housekept_at = now
-            self._start(self._tidied(), "", "")
+            self._start(self._tidied(), _Running(task_id=""))
 
     async def _tidied(self) -> None:
         await self._guarded(self.housekeep(), "", "housekeeping")
@@ -231,14 +240,18 @@ class Worker:
         for step, _ in left:
             step.cancel()
         await asyncio.gather(*(step for step, _ in left), return_exceptions=True)
-        await self._give_back([held for _, held in left])
+        await self._give_back(_held(what for _, what in left))
 
     async def _give_back(self, held: list[tuple[str, str]]) -> None:
         """Steps that were cut off become due for others at once."""
         try:
-            await self.tasks.renew([h for h in held if h[1]], 0.0)
+            await self.tasks.renew(held, 0.0)
         except StorageError as error:
             log.error("leases could not be given back", action="store_trouble", why=str(error))
+
+
+def _held(steps: Iterable[_Running]) -> list[tuple[str, str]]:
+    return [(step.task_id, step.holder) for step in steps if step.holder]
 
 
 async def _in_batches(forget: Callable[[], Awaitable[int]]) -> None:

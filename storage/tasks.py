@@ -247,10 +247,10 @@ class Tasks:
 
     # -- leasing
 
-    async def claim(self, *, now: float, lease: Lease, limit: int) -> list[Task]:
-        """Lease up to `limit` due tasks that are past the queue, the most overdue first."""
+    async def claim(self, state: State, *, now: float, lease: Lease, limit: int) -> list[Task]:
+        """Lease up to `limit` tasks whose next step in this state is due, the most overdue first."""
         return await self._lease(
-            "state <> 'queued' AND due_at <= :now ORDER BY due_at", now=now, lease=lease, limit=limit
+            "state = :state AND due_at <= :now ORDER BY due_at", state=state.value, now=now, lease=lease, limit=limit
         )
 
     async def claim_queued(self, provider: str, *, now: float, lease: Lease, limit: int) -> list[Task]:
@@ -267,16 +267,6 @@ class Tasks:
         """Orders that waited in the queue longer than anybody should."""
         return await self._lease(
             "state = 'queued' AND deadline_at <= :now ORDER BY deadline_at", now=now, lease=lease, limit=limit
-        )
-
-    async def claim_ended(self, *, now: float, lease: Lease, limit: int) -> list[Task]:
-        """Only those whose retention is over."""
-        return await self._lease(
-            """state <> 'queued' AND state IN ('succeeded', 'failed', 'canceled', 'expired') AND due_at <= :now
-                ORDER BY due_at""",
-            now=now,
-            lease=lease,
-            limit=limit,
         )
 
     async def _lease(self, which: str, *, now: float, lease: Lease, limit: int, **params: Any) -> list[Task]:
@@ -312,10 +302,12 @@ class Tasks:
             )
         )
 
-    async def next_due(self, now: float) -> float | None:
-        """When the next task past the queue, that nobody works on, is due."""
+    async def next_due(self, state: State, now: float) -> float | None:
+        """When the next task of this state, that nobody works on, is due."""
         row = await self.database.point(
-            "SELECT due_at FROM tasks WHERE state <> 'queued' AND lease_until <= :now ORDER BY due_at LIMIT 1", now=now
+            "SELECT due_at FROM tasks WHERE state = :state AND lease_until <= :now ORDER BY due_at LIMIT 1",
+            state=state.value,
+            now=now,
         )
         return row["due_at"] if row else None
 

@@ -118,10 +118,22 @@ def _children(item: Any) -> list[Any]:
 class _Form(MultiPartParser):
     """Starlette's parser, which does not mind when the end is missing. We do: half an upload is none."""
 
-    ended = False
+    _ended = False
+
+    async def parse(self) -> FormData:
+        async with aclosing(self._to_its_end(self.stream)) as chunks:
+            self.stream = chunks
+            return await super().parse()
+
+    async def _to_its_end(self, chunks: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+        """Complains from within the stream, so that the parser closes its files, finished or not."""
+        async for chunk in chunks:
+            yield chunk
+        if not self._ended:
+            raise MultiPartException("Its end is missing.")
 
     def on_end(self) -> None:
-        self.ended = True
+        self._ended = True
 
 
 async def read_form(request: Request, options: Mapping[bytes, bytes], most: int) -> FormData:
@@ -133,15 +145,11 @@ async def read_form(request: Request, options: Mapping[bytes, bytes], most: int)
             request.headers, chunks, max_files=MOST_PARTS, max_fields=MOST_PARTS, max_part_size=MOST_TEXT_BYTES
         )
         try:
-            form = await parser.parse()
+            return await parser.parse()
         except MultiPartException as error:
             raise _malformed(error.message) from error
         except OSError as error:
             raise _no_room(error) from error
-    if not parser.ended:
-        await form.close()
-        raise _malformed("Its end is missing")
-    return form
 
 
 def _malformed(why: str) -> Refusal:

@@ -6,10 +6,13 @@ shares: `reading` (what a body says), `verdicts` (what an answer comes to), `add
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from broker.orders import Order
 from broker.reports import Report
+
+STATUS_SECONDS: Final = 30.0
+"""For a question about a job. It can be asked again, so a provider that hangs must not hold the asker for long."""
 
 
 class Provider(Protocol):

@@ -22,6 +22,7 @@ from broker.errors import NotSent, ProviderError
 from broker.orders import Order, Reference
 from broker.outgoing import Answer, ApiClient, FilePart
 from broker.providers import reading, verdicts
+from broker.providers.base import STATUS_SECONDS
 from broker.providers.reading import Said
 from broker.providers.verdicts import Reply
 from broker.reports import Failed, Finished, Pending, Report
@@ -236,7 +237,9 @@ class Kie:
         return await self.client.request("POST", self._url(path), headers=self._headers(), json=body)
 
     async def _get(self, path: str, params: Mapping[str, str]) -> Answer:
-        return await self.client.request("GET", self._url(path), headers=self._headers(), params=params)
+        return await self.client.request(
+            "GET", self._url(path), headers=self._headers(), params=params, timeout=STATUS_SECONDS
+        )
 
     def _harmless(self, words: str) -> str:
         return reading.harmless(words, (self.api_key,))

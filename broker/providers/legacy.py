@@ -22,6 +22,7 @@ from broker.errors import NotSent, ProviderError
 from broker.orders import Order
 from broker.outgoing import Answer, ApiClient
 from broker.providers import reading, verdicts
+from broker.providers.base import STATUS_SECONDS
 from broker.providers.reading import Said
 from broker.providers.verdicts import Reply
 from broker.reports import Failed, Finished, Pending, Report
@@ -104,7 +105,7 @@ class Legacy:
     async def check(self, job_id: str) -> Report:
         """A state nobody knows means that the job is not finished."""
         url = self._url(f"/status/{quote(job_id, safe='')}")
-        reply = self._reply(await self.client.request("GET", url, headers=self._headers()))
+        reply = self._reply(await self.client.request("GET", url, headers=self._headers(), timeout=STATUS_SECONDS))
         if reply.body is None or not reply.fine:
             raise self._trouble("status", reply)
         if reply.said.state == "done":

@@ -36,8 +36,8 @@ CREATE TABLE tasks (
     ended_at DOUBLE PRECISION
 );
 
--- what is due, whatever its state; orders that still wait for a place at the provider have a queue of their own
-CREATE INDEX tasks_due ON tasks (due_at) WHERE state <> 'queued';
+-- what is due in each state; orders that still wait for a place at their provider have a queue of their own
+CREATE INDEX tasks_due ON tasks (state, due_at);
 CREATE INDEX tasks_queue ON tasks (provider, due_at, id) WHERE state = 'queued';
 CREATE INDEX tasks_queue_deadline ON tasks (deadline_at) WHERE state = 'queued';
 -- jobs that occupy a place at the provider

@@ -126,6 +126,9 @@ async def test_too_large_is_told_before_it_is_read(tmp_path: Path) -> None:
             "/api/generate/image", content=big, headers={"content-type": "application/json"}
         )
         await check(answer, 413, "payload_too_large")
+        head = b"POST /api/generate/image HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        announced = await house.raw(head + b"Connection: close\r\nContent-Length: 999999999\r\n\r\n")
+        assert announced.startswith(b"HTTP/1.1 413 ")
 
 
 class Broken:
@@ -179,8 +182,8 @@ class HalfReading:
         self.closed = True
 
 
-async def test_an_answer_that_breaks_in_the_middle_is_cut_off(tmp_path: Path) -> None:
-    """Half an image must not look like a whole one."""
+async def test_an_answer_that_breaks_in_the_middle_is_cut_off(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Half an image must not look like a whole one; and there is no second answer after the first."""
     reading = HalfReading()
 
     class Blobs:
@@ -193,6 +196,7 @@ async def test_an_answer_that_breaks_in_the_middle_is_cut_off(tmp_path: Path) ->
         with pytest.raises(httpx.RemoteProtocolError):
             await house.client.get(f"/uploads/images/{image.name}")
         assert reading.closed
+    assert "Exception in ASGI application" not in caplog.text
 
 
 # -- other web sites

@@ -9,6 +9,7 @@ import socket
 import time
 from collections import Counter
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,32 @@ async def test_our_own_slowness_is_not_held_against_a_caller(tmp_path: Path) -> 
             await asyncio.sleep(0.4)
             await house.change(task, state=State.CANCELED, ended_at=5.0)
             assert '"canceled"' in "".join([text async for text in answer.aiter_text()])
+
+
+@pytest.mark.parametrize("expect", [b"", b"Expect: 100-continue\r\n"])
+async def test_a_body_that_we_do_not_read_yet_may_wait(expect: bytes) -> None:
+    """Somebody who was told to stop sending, or not yet to begin, is not slow."""
+
+    async def busy(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.sleep(0.6)
+        while (await receive()).get("more_body"):
+            pass
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"connection", b"close")]})
+        await send({"type": "http.response.body", "body": b"done"})
+
+    config = uvicorn.Config(busy, log_config=None, lifespan="off", ws="none")
+    config.load()
+    protocol = partial(
+        DeadlineH11, config, uvicorn.server.ServerState(), {}, patience=Patience(window=0.1), peers=Counter()
+    )
+    async with await asyncio.get_running_loop().create_server(protocol, "127.0.0.1", 0) as server:
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        with closing(writer):
+            writer.write(b"POST / HTTP/1.1\r\n" + HOST + expect + b"Content-Length: 3000000\r\n\r\n")
+            if expect:
+                assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 100 ")
+            writer.write(b"x" * 3_000_000)
+            assert b"done" in await reader.read()
 
 
 async def test_keep_alive_goes_on(tmp_path: Path) -> None:

@@ -87,7 +87,9 @@ async def test_a_task_comes_back_as_it_went_in(database: Recorder) -> None:
 
 async def test_two_workers_never_lease_the_same_task(database: Recorder) -> None:
     rows = await add(database, *(a_task(n, state=State.WAITING) for n in range(40)))
-    claims = await asyncio.gather(*(rows.claim(now=NOW, lease=lease(f"worker-{n}"), limit=10) for n in range(8)))
+    claims = await asyncio.gather(
+        *(rows.claim(State.WAITING, now=NOW, lease=lease(f"worker-{n}"), limit=10) for n in range(8))
+    )
     ids = [task.id for claim in claims for task in claim]
     assert len(ids) == len(set(ids)) == 40
 
@@ -95,9 +97,9 @@ async def test_two_workers_never_lease_the_same_task(database: Recorder) -> None
 async def test_a_lease_that_ended_is_taken_over_and_the_late_writer_loses(database: Recorder) -> None:
     """Fencing: who slept through its lease cannot overwrite what the next one wrote."""
     rows = await add(database, a_task(state=State.WAITING))
-    (mine,) = await rows.claim(now=NOW, lease=lease("sleeper"), limit=1)
-    assert await rows.claim(now=NOW + 29, lease=lease("other", NOW + 60), limit=1) == []
-    (theirs,) = await rows.claim(now=NOW + 31, lease=lease("other", NOW + 60), limit=1)
+    (mine,) = await rows.claim(State.WAITING, now=NOW, lease=lease("sleeper"), limit=1)
+    assert await rows.claim(State.WAITING, now=NOW + 29, lease=lease("other", NOW + 60), limit=1) == []
+    (theirs,) = await rows.claim(State.WAITING, now=NOW + 31, lease=lease("other", NOW + 60), limit=1)
     await database.transact(rows.saving(theirs, state=State.FETCHING))
     with pytest.raises(Stale):
         await database.transact(rows.saving(mine, state=State.FAILED))
@@ -108,8 +110,8 @@ async def test_a_lease_that_ended_is_taken_over_and_the_late_writer_loses(databa
 
 async def test_a_lost_lease_is_not_renewed(database: Recorder) -> None:
     rows = await add(database, a_task(state=State.WAITING))
-    (mine,) = await rows.claim(now=NOW, lease=lease("sleeper"), limit=1)
-    await rows.claim(now=NOW + 31, lease=lease("other", NOW + 60), limit=1)
+    (mine,) = await rows.claim(State.WAITING, now=NOW, lease=lease("sleeper"), limit=1)
+    await rows.claim(State.WAITING, now=NOW + 31, lease=lease("other", NOW + 60), limit=1)
     await rows.renew([(mine.id, "sleeper")], NOW + 1000)
     row = await rows.get(mine.id)
     assert row is not None
@@ -120,7 +122,7 @@ async def test_orders_are_submitted_first_come_first_served(database: Recorder) 
     rows = await add(database, *(a_task(n, due_at=NOW - 100 + n) for n in (3, 1, 2)))
     claimed = await rows.claim_queued("kie", now=NOW, lease=lease(), limit=2)
     assert {task.id for task in claimed} == {a_task(1).id, a_task(2).id}
-    assert await rows.claim(now=NOW, lease=lease(), limit=10) == []
+    assert await rows.claim(State.WAITING, now=NOW, lease=lease(), limit=10) == []
 
 
 async def test_the_window_of_a_provider_holds_however_many_try(database: Recorder) -> None:
@@ -206,12 +208,11 @@ async def _use_everything(database: Recorder, rows: Tasks, task: Task) -> None:
         await rows.newest(status=status, limit=5, before=(NOW, "task"))
     await rows.attempts(task.id)
     await rows.attempt(task.id, 1)
-    await rows.claim(now=NOW, lease=lease(until=NOW), limit=5)
+    await rows.claim(State.WAITING, now=NOW, lease=lease(until=NOW), limit=5)
     await rows.claim_queued("kie", now=NOW, lease=lease(until=NOW), limit=5)
     await rows.claim_overdue(now=NOW + 1000, lease=lease(until=NOW), limit=5)
-    await rows.claim_ended(now=NOW, lease=lease(until=NOW), limit=5)
     await rows.renew([(task.id, "me")], NOW)
-    await rows.next_due(NOW)
+    await rows.next_due(State.WAITING, NOW)
     await rows.next_queued("kie", NOW)
     attempt = Attempt(task_id=task.id, number=1, provider="kie", sent_at=NOW)
     await database.transact(lanes.intending(attempt, Limits(creates=5, places=5)))
