@@ -309,11 +309,12 @@ class Broker:
     async def cancel(self, task_id: str) -> Task:
         """Raises `Refusal("conflict")` when the task has ended or its image is already on its way."""
         task = await self.get(task_id)
+        ended = task.ended
         await self.steps.settle(
             task, lambda row, _: lifecycle.canceled(row, self.clock.now(), self.rules), holder=False
         )
         task = await self.get(task_id)
-        if task.state != State.CANCELED:
+        if ended or task.state != State.CANCELED:
             raise Refusal("conflict", f"This task cannot be canceled any more: it is {task.status}.")
         await self._cancel_at_provider(task)
         return task

@@ -211,7 +211,7 @@ def _rules(settings: Settings) -> Rules:
 
 def _provider(settings: Settings, client: ApiClient, catalog: Catalog, clock: Clock) -> Provider:
     kind, base = adapter_for(settings.api_url)
-    key = settings.api_key.get_secret_value() if settings.api_key else "sandbox"
+    key = settings.api_key.get_secret_value() if settings.api_key else "sandbox-needs-no-key"
     creates, places = settings.creates_per_10s, settings.max_concurrent or PLACES
     if kind == "legacy":
         return Legacy(

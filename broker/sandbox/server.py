@@ -87,6 +87,7 @@ async def _running(app: Starlette, listener: socket.socket) -> AsyncIterator[Non
         ws="none",
         lifespan="off",
         log_config=None,
+        log_level="error",
         access_log=False,
         date_header=False,
         timeout_graceful_shutdown=1,

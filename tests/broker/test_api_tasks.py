@@ -331,7 +331,7 @@ async def test_cancel_ends_a_task_that_waits(tmp_path: Path) -> None:
         answer = await house.client.delete(f"/api/task/{task.id}")
         assert (answer.status_code, answer.json()["data"]["status"]) == (200, "canceled")
         again = await house.client.delete(f"/api/task/{task.id}")
-        assert (again.status_code, again.json()["data"]["status"]) == (200, "canceled")
+        assert (again.status_code, again.json()["code"]) == (409, "conflict")
 
 
 @pytest.mark.parametrize("state", [State.SUCCEEDED, State.FAILED, State.FETCHING])
