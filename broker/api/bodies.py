@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import errno
-import json
 import re
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData
@@ -15,8 +14,8 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from broker.errors import Refusal
+from webhooks.documents import read_json
 
-MOST_DEPTH: Final = 32
 MOST_PARTS: Final = 100
 MOST_TEXT_BYTES: Final = 256 * 1024
 """Of one text part; the longest prompt is a quarter of it."""
@@ -79,37 +78,13 @@ async def read_object(request: Request, most: int) -> dict[str, Any]:
 
 
 def parse(body: bytes) -> Any:
-    """JSON as the standard has it: UTF-8, no NaN, not too deep, no endless numbers, only text that can be stored."""
+    """JSON that we would store. Raises `Refusal`."""
     try:
-        document = json.loads(body.decode("utf-8"), parse_constant=_no_constant)
-        for text in _texts(document):
-            text.encode("utf-8")  # a lone surrogate cannot
-    except (ValueError, RecursionError) as error:
+        return read_json(body)
+    except ValueError as error:
         raise Refusal(
             "invalid_request", "The body is not readable JSON: check its syntax and that it is UTF-8."
         ) from error
-    return document
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _texts(document: Any) -> Iterator[str]:
-    """Every string of a document, level by level; ValueError where it is too deep."""
-    level = [document]
-    for _ in range(MOST_DEPTH):
-        yield from (item for item in level if isinstance(item, str))
-        level = [child for item in level for child in _children(item)]
-        if not level:
-            return
-    raise ValueError("too deep")
-
-
-def _children(item: Any) -> list[Any]:
-    if isinstance(item, dict):
-        return [*item.keys(), *item.values()]
-    return item if isinstance(item, list) else []
 
 
 # -- forms
