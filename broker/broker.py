@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
@@ -92,10 +92,14 @@ class Broker:
     async def create(self, caller: str, request: Request) -> Created:
         """Make durable tasks of a request.
 
-        1. Everything that can be wrong is checked. 2. References are brought in. 3. Tasks, references and the
-        idempotency key are written together. Raises `Refusal`; then nothing is left behind.
+        1. Everything that can be wrong is checked. 2. A repeated order gets its first answer. 3. References are
+        brought in. 4. Tasks, references and the idempotency key are written together. Raises `Refusal`; then nothing
+        is left behind.
         """
         choice = self._check(request)
+        first = await self.keys.get(caller, request.idempotency_key) if request.idempotency_key else None
+        if first is not None:
+            return await self._again(first, await _fingerprint(request, self._order(request, choice)))
         self.pace.take(caller, request.count)
         batch = f"task_{secrets.token_hex(16)}"
         owner = reference_owner(batch)
@@ -196,7 +200,7 @@ class Broker:
         tasks = tuple(self._task(task_id, batch, caller, order, references) for task_id in ids)
         statements = [self.tasks.adding(task) for task in tasks]
         statements += [self.images.adding(reference) for reference in references]
-        use = self._key_use(caller, request, order, batch, references)
+        use = await self._key_use(caller, request, order, batch, references)
         if use is not None:
             statements.insert(0, self.keys.using(use))
         try:
@@ -230,33 +234,37 @@ class Broker:
             updated_at=now,
         )
 
-    def _key_use(
+    async def _key_use(
         self, caller: str, request: Request, order: Order, batch: str, references: list[StoredImage]
     ) -> KeyUse | None:
         if request.idempotency_key is None:
             return None
-        content = {**asdict(order), "references": [r.sha256 for r in references], "count": request.count}
-        fingerprint = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         return KeyUse(
             caller=caller,
             key=request.idempotency_key,
-            fingerprint=fingerprint,
+            fingerprint=await _fingerprint(request, order, references),
             batch=batch,
             created_at=self.clock.now(),
         )
 
     async def _repeated(self, use: KeyUse | None) -> Created:
-        """The answer that was given when this key was used first."""
+        """Two equal orders at once: somebody was quicker, and has the answer."""
         first = await self.keys.get(use.caller, use.key) if use else None
         if use is None or first is None:
             raise StorageError("the order could not be written")
-        if first.fingerprint != use.fingerprint:
+        return await self._again(first, use.fingerprint)
+
+    async def _again(self, first: KeyUse, fingerprint: str) -> Created:
+        """The answer that was given when this key was used first."""
+        if first.fingerprint != fingerprint:
             raise Refusal(
                 "idempotency_mismatch",
                 "This Idempotency-Key was used for another request. Use a new key for a new request.",
                 field="Idempotency-Key",
             )
         tasks = await self.tasks.of_batch(first.batch)
+        if not tasks:
+            raise Refusal("task_expired", "This Idempotency-Key was used for a task that is deleted. Use a new key.")
         order = self.steps.order(tasks[0])
         return Created(tasks=tuple(tasks), ignored=self.provider.ignored(order), repeated=True)
 
@@ -281,11 +289,11 @@ class Broker:
 
     async def wait(self, task_id: str, seconds: float) -> Task:
         """The task as soon as it has ended, or as it is after `seconds`, or when the broker closes."""
-        until = self.clock.now() + seconds
+        until = self.clock.monotonic() + seconds
         with self.database.listen(task_channel(task_id)) as bell:
             while True:
                 task = await self.get(task_id)
-                left = until - self.clock.now()
+                left = until - self.clock.monotonic()
                 if task.ended or self.closing or left <= 0:
                     return task
                 await bell.wait(min(left, LOOK_AGAIN_SECONDS))
@@ -309,12 +317,13 @@ class Broker:
     async def cancel(self, task_id: str) -> Task:
         """Raises `Refusal("conflict")` when the task has ended or its image is already on its way."""
         task = await self.get(task_id)
-        ended = task.ended
+        if task.ended:
+            raise Refusal("conflict", f"This task has ended: it is {task.status}.")
         await self.steps.settle(
             task, lambda row, _: lifecycle.canceled(row, self.clock.now(), self.rules), holder=False
         )
         task = await self.get(task_id)
-        if ended or task.state != State.CANCELED:
+        if task.state != State.CANCELED:
             raise Refusal("conflict", f"This task cannot be canceled any more: it is {task.status}.")
         await self._cancel_at_provider(task)
         return task
@@ -378,7 +387,8 @@ class Broker:
         """Into the inbox. News wakes the workers; what a flood brings is counted and not kept."""
         self.metrics.callbacks.labels(provider.name, judgement.verdict.value).inc()
         is_news = task is not None and judgement.verdict in {Verdict.BELIEVE, Verdict.ASK}
-        if not await self._has_place(task if is_news else None):
+        believed = judgement.verdict == Verdict.BELIEVE
+        if not await self._has_place(task if is_news else None, believed=believed):
             return Heard(judgement=judgement, id=None)
         now = self.clock.now()
         hook = Hook(
@@ -398,9 +408,10 @@ class Broker:
         await self.database.transact(self.hooks.adding(hook), wake=(DUE,) if is_news else ())
         return Heard(judgement=judgement, id=hook.id)
 
-    async def _has_place(self, task: Task | None) -> bool:
+    async def _has_place(self, task: Task | None, *, believed: bool) -> bool:
+        """What proves itself always has; what does not must not crowd it out."""
         if task is not None:
-            return await self.hooks.count_for(task.id) < MOST_UNREAD_HOOKS
+            return believed or await self.hooks.count_for(task.id) < MOST_UNREAD_HOOKS
         try:
             self._refused.take("refused", 1)
         except Refusal:
@@ -423,6 +434,36 @@ def _refusal(error: IntakeError | FetchError | StorageFull) -> Refusal:
         case _:
             sentence = "There is no space left to store this. Try again later."
             return Refusal("storage_full", sentence, retryable=True)
+
+
+async def _fingerprint(request: Request, order: Order, references: Sequence[StoredImage] = ()) -> str:
+    """What makes a repeated order the same one: the wish, and the references as they were given.
+
+    references: as stored, if they were brought in already; the uploads among the sources are read otherwise.
+    """
+    given = [
+        await _given(source, references[position] if references else None)
+        for position, source in enumerate(request.sources)
+    ]
+    content = {**asdict(order), "references": given, "count": request.count}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+async def _given(source: Source, stored: StoredImage | None) -> str:
+    match source:
+        case Link(url=url):
+            return url
+        case DataUri(text=text):
+            return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
+        case Upload(chunks=chunks):
+            return stored.sha256 if stored else await _hashed(chunks)
+
+
+async def _hashed(chunks: AsyncIterator[bytes]) -> str:
+    digest = hashlib.sha256()
+    async for chunk in chunks:
+        digest.update(chunk)
+    return digest.hexdigest()
 
 
 async def _nothing() -> AsyncIterator[bytes]:

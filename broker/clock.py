@@ -8,10 +8,17 @@ from typing import Protocol
 
 class Clock(Protocol):
     def now(self) -> float:
-        """Seconds since the epoch."""
+        """Seconds since the epoch. It may be set, forwards and backwards."""
+        ...
+
+    def monotonic(self) -> float:
+        """Seconds since some moment; only ever forwards."""
         ...
 
 
 class SystemClock:
     def now(self) -> float:
         return time.time()
+
+    def monotonic(self) -> float:
+        return time.monotonic()

@@ -27,7 +27,8 @@ class Rules:
     poll_every: pause between questions when no callback can come. ask_every: least time between two questions that
     strangers provoke. deadline: how long a provider may take. queue: how long an order may wait for its turn.
     keep: how long a provider keeps results. retry: first pause after a failed step, doubled each time up to retry_most.
-    dead_links: tries of a result that seems gone or is no image. max_attempts: submissions per task, all of them but
+    dead_links: tries of a result that seems gone or is no image before the caller is told.
+    max_attempts: submissions per task, all of them but
     the last known to have cost nothing. resubmit_unknown: order again when an outcome stays unknown (may cost twice).
     retention: how long an end is kept. tombstone: how long we remember that it was.
     """
@@ -40,7 +41,7 @@ class Rules:
     queue: float = 24 * 3600.0
     keep: float = 24 * 3600.0
     retry: float = 2.0
-    retry_most: float = 600.0
+    retry_most: float = 3600.0
     dead_links: int = 6
     max_attempts: int = 3
     resubmit_unknown: bool = False
@@ -113,11 +114,18 @@ def _pending(task: Task, attempt: Attempt | None, report: Pending, now: float, r
     ledger = _accepted(attempt, report)
     if not _is_current(task, attempt):
         return Changes(attempt=ledger)
-    if task.state == State.SUBMITTING and report.job_id:
+    if report.job_id and (task.state == State.SUBMITTING or _is_unknown(task)):
         return Changes(task=_waiting(task, report, now, rules), attempt=ledger)
+    if report.job_id and task.state == State.FETCHING and task.job_id is None:
+        return Changes(task={"job_id": report.job_id}, attempt=ledger)
     if task.state == State.WAITING:
         return Changes(task=_still_waiting(task, report, now, rules), attempt=ledger)
     return Changes(attempt=ledger)
+
+
+def _is_unknown(task: Task) -> bool:
+    """We gave up because nobody could tell whether there is a job."""
+    return task.state == State.FAILED and task.error_code == "unknown_outcome"
 
 
 def _accepted(attempt: Attempt | None, report: Pending) -> dict[str, Any]:
@@ -134,14 +142,15 @@ def _waiting(task: Task, report: Pending, now: float, rules: Rules) -> dict[str,
         "tries": 0,
         "deadline_at": deadline_at,
         "due_at": min(now + _pause(task, 0, report, rules), deadline_at),
-        "error_code": None,
+        "error_code": task.error_code if task.ended_at else None,
         "updated_at": now,
     }
 
 
 def _still_waiting(task: Task, report: Pending, now: float, rules: Rules) -> dict[str, Any]:
     if report.check_in == 0:  # somebody says there is news: ask soon, but not as often as strangers please
-        return {"due_at": min(task.due_at, max(now, task.checked_at + rules.ask_every))}
+        soon = max(now, task.checked_at + rules.ask_every)
+        return {"due_at": soon if task.due_at <= now else min(task.due_at, soon)}
     if now >= task.deadline_at:
         return failing(task, "deadline_exceeded", "the provider did not finish in time", now, rules, billed="unknown")
     return _ask_again(task, _pause(task, task.tries + 1, report, rules), now)
@@ -179,15 +188,19 @@ def _finished(task: Task, attempt: Attempt | None, report: Finished, now: float,
     if not report.outputs:
         return _empty(task, attempt, report, now, rules)
     ledger = _succeeded(attempt, report, now)
-    if task.state in UNSENT or (task.state == State.FAILED and not task.outputs):
+    if task.state in UNSENT or (task.state == State.FAILED and report.outputs != task.outputs):
         return Changes(task=_fetching(task, report, now, rules), attempt=ledger)
-    if task.state == State.FETCHING and _is_current(task, attempt) and report.outputs != task.outputs:
-        return Changes(task={"outputs": report.outputs, "due_at": now})  # fresh links to the same result
-    if task.state == State.CANCELED and attempt:
+    if attempt and (task.state == State.CANCELED or not _is_same_job(task, attempt, report)):
         return Changes(attempt={**ledger, **_spare(attempt, report).attempt})
-    if attempt and not _is_current(task, attempt):
-        return Changes(attempt={**ledger, **_spare(attempt, report).attempt})
+    if task.state == State.FETCHING and report.outputs != task.outputs:
+        return Changes(task={"outputs": report.outputs}, attempt=ledger)  # fresh links; tried in their turn
     return Changes(attempt=ledger)
+
+
+def _is_same_job(task: Task, attempt: Attempt, report: Finished) -> bool:
+    """Whether this is the success that the task already has."""
+    job_id = report.job_id or attempt.job_id
+    return job_id == task.job_id if job_id and task.job_id else _is_current(task, attempt)
 
 
 def _succeeded(attempt: Attempt | None, report: Finished, now: float) -> dict[str, Any]:
@@ -205,7 +218,7 @@ def _succeeded(attempt: Attempt | None, report: Finished, now: float) -> dict[st
 def _fetching(task: Task, report: Finished, now: float, rules: Rules) -> dict[str, Any]:
     return {
         "state": State.FETCHING,
-        "job_id": task.job_id or report.job_id,
+        "job_id": report.job_id or task.job_id,
         "outputs": report.outputs,
         "cost": report.cost,
         "billed": "yes",
@@ -236,6 +249,8 @@ def _failed(task: Task, attempt: Attempt | None, report: Failed, now: float, rul
     ledger = _lost(task, attempt, report, now)
     if task.state not in UNSENT or not _is_current(task, attempt):
         return Changes(attempt=ledger)
+    if task.state == State.QUEUED and attempt is not None:
+        return Changes(attempt=ledger)  # said again: what follows from it was decided before
     again_at = _another_attempt_at(task, report, now, rules)
     if again_at is None:
         return Changes(task=_told(task, report, now, rules), attempt=ledger)
@@ -257,7 +272,7 @@ def _lost(task: Task, attempt: Attempt | None, report: Failed, now: float) -> di
 
 def _another_attempt_at(task: Task, report: Failed, now: float, rules: Rules) -> float | None:
     """When to order again, or None. Only what certainly cost nothing is ordered again."""
-    if not report.retryable or report.billed != "no":
+    if not report.retryable or report.billed != "no" or task.ended_at is not None:
         return None
     had_a_job = task.job_id is not None or report.job_id is not None
     if had_a_job and task.attempt >= rules.max_attempts:
@@ -326,9 +341,24 @@ def intent(task: Task, *, hooked: bool, now: float, rules: Rules) -> Changes:
     )
 
 
-def unknown(task: Task, now: float, rules: Rules) -> Changes:
-    """Nobody knows whether the provider took the order: wait for its callback, then end without ordering again."""
-    if task.state != State.SUBMITTING:
+def unprepared(task: Task, report: Failed, now: float, rules: Rules) -> Changes:
+    """The references could not be handed over; nothing was ordered, so it is tried again until the deadline."""
+    if task.state != State.QUEUED:
+        return NOTHING
+    deadline_at = min(task.deadline_at, now + rules.deadline)
+    again_at = now + max(report.retry_in or 0.0, backoff(task.tries, rules, most=rules.check_most))
+    if not report.retryable or again_at > deadline_at:
+        return Changes(task=_told(task, report, now, rules))
+    again = {"due_at": again_at, "tries": task.tries + 1, "deadline_at": deadline_at}
+    return Changes(task={**again, "error_code": report.code, "error_detail": report.message})
+
+
+def unknown(task: Task, now: float, rules: Rules, attempt: int | None = None) -> Changes:
+    """Nobody knows whether the provider took the order: wait for its callback, then end without ordering again.
+
+    attempt: the one whose outcome is unknown; by now another one may be under way.
+    """
+    if task.state != State.SUBMITTING or (attempt or task.attempt) != task.attempt:
         return NOTHING
     if task.hooked and now < task.deadline_at:
         return Changes(task={"due_at": task.deadline_at}, attempt={"outcome": "unknown"})
@@ -361,12 +391,13 @@ def fetched(task: Task, stored: int, troubles: Sequence[Trouble], now: float, ru
     if not troubles:
         return Changes(task=_succeeding(now, rules))
     worst = next((t for t in troubles if not t.final), troubles[0])
-    if worst.final and task.tries + 1 >= rules.dead_links:
-        ending = _succeeding(now, rules) if stored else _lost_result(task, worst, now, rules)
-        return Changes(task=ending)
+    believed = worst.final and task.tries + 1 >= rules.dead_links
+    if believed and stored:
+        return Changes(task=_succeeding(now, rules))
     if now >= task.deadline_at + rules.keep:
         return Changes(task=_lost_result(task, worst, now, rules))
-    return Changes(task={**_told_late(task, worst, now), **_fetch_again(task, now, rules)})
+    told = _told_early(task, worst, now) if believed or now >= task.deadline_at else {}
+    return Changes(task={**told, **_fetch_again(task, now, rules)})
 
 
 def _succeeding(now: float, rules: Rules) -> dict[str, Any]:
@@ -389,9 +420,9 @@ def _fetch_again(task: Task, now: float, rules: Rules) -> dict[str, Any]:
     return {"due_at": now + backoff(task.tries, rules, most=rules.retry_most), "tries": task.tries + 1}
 
 
-def _told_late(task: Task, trouble: Trouble, now: float) -> dict[str, Any]:
-    """Past the deadline the caller hears of the failure; the image is paid, so we keep trying all the same."""
-    if now < task.deadline_at or task.ended_at is not None:
+def _told_early(task: Task, trouble: Trouble, now: float) -> dict[str, Any]:
+    """The caller hears of the failure now; the image is paid, so we keep trying while the provider keeps it."""
+    if task.ended_at is not None:
         return {}
     return {
         "ended_at": now,
@@ -407,7 +438,7 @@ def _told_late(task: Task, trouble: Trouble, now: float) -> dict[str, Any]:
 
 def canceled(task: Task, now: float, rules: Rules) -> Changes:
     """NOTHING when it is too late: the image is on its way or the task has ended."""
-    if task.state not in UNSENT:
+    if task.state not in UNSENT or task.ended:
         return NOTHING
     billed = "no" if task.state == State.QUEUED else "unknown"
     changes = failing(task, "canceled", "canceled by the caller", now, rules, billed=billed)

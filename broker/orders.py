@@ -14,7 +14,7 @@ OutputFormat = Literal["png", "jpg"]
 class Reference:
     """An image the caller gave.
 
-    url: where a provider can fetch it from us; None without a public address.
+    url: where a provider can fetch it; None without a public address. handed_over: that is the provider's own store.
     read: streams its bytes. sha256: lower-case hex. size: bytes.
     """
 
@@ -24,6 +24,7 @@ class Reference:
     sha256: str
     url: str | None
     read: Callable[[], AsyncIterator[bytes]]
+    handed_over: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ def pause_after(report: Report | None, troubles: int, now: float, rules: Rules) 
     """
     if report is None:
         return now + BREAK_SECONDS if troubles + 1 >= UNKNOWN_IN_A_ROW else now
-    if isinstance(report, Failed) and report.code in ACCOUNT_TROUBLES:
+    if isinstance(report, Failed) and report.retryable and report.code in ACCOUNT_TROUBLES:
         return now + max(report.retry_in or 0.0, backoff(troubles, rules, most=rules.check_most))
     return None
 
@@ -45,8 +45,10 @@ class CallerPace:
         self._taken.move_to_end(caller)
         if len(self._taken) > self.MOST_CALLERS:
             self._taken.popitem(last=False)
-        while taken and taken[0] <= now - 60.0:
+        while taken and not now - 60.0 < taken[0] <= now:  # too old, or from before the clock was set back
             taken.popleft()
+        if count > self._per_minute:
+            raise Refusal("rate_limited", f"At most {self._per_minute} images can be ordered at once: order fewer.")
         if len(taken) + count > self._per_minute:
             wait = max(1.0, taken[0] + 60.0 - now) if taken else 60.0
             raise Refusal(

@@ -100,6 +100,14 @@ class Settings(BaseSettings):
             raise ValueError("use an address like https://api.kie.ai, without user name, password or key in it")
         return value.rstrip("/")
 
+    @field_validator("api_key", "api_keys")
+    @classmethod
+    def _writable_keys(cls, value: Any) -> Any:
+        for key in value if isinstance(value, tuple) else (value,):
+            if key is not None and not re.fullmatch(r"[\x21-\x7e]+", key.get_secret_value()):
+                raise ValueError("use a key of visible ASCII characters, without blanks; several are parted by commas")
+        return value
+
     @field_validator("webhook_base_url")
     @classmethod
     def _public_address(cls, value: str) -> str:
@@ -161,6 +169,8 @@ def load(*, env_file: Path | None = Path(".env"), **overrides: Any) -> Settings:
     """
     try:
         return Settings(_env_file=env_file, **overrides)  # type: ignore[call-arg]  # pydantic-settings' own parameter
+    except UnicodeDecodeError:
+        raise SettingsError(f"{env_file} is no text in UTF-8: write it anew, see .env.example") from None
     except ValidationError as error:
         raise SettingsError("\n".join(_complaint(e) for e in error.errors(include_input=True))) from None
 

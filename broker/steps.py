@@ -25,7 +25,7 @@ from broker.orders import Order, Reference
 from broker.outgoing import Fetcher
 from broker.pacing import pause_after
 from broker.providers.base import Provider
-from broker.reports import Finished, Pending, Report
+from broker.reports import Failed, Finished, Pending, Report
 from storage.blobs import BlobMissing, BlobStore
 from storage.database import Stale, Statement, StorageError
 from storage.hooks import Hook, Hooks
@@ -33,6 +33,8 @@ from storage.images import Images, Kind, StoredImage
 from storage.lanes import Lanes, Limits
 from storage.tasks import DUE, Attempt, State, Task, Tasks, task_channel
 from uploads.intake import Image, Intake, IntakeError
+
+WRITE_AGAIN_SECONDS = 0.5
 
 Decision = Callable[[Task, Attempt | None], Changes]
 """What to change, given the row and one line of its ledger as they are now."""
@@ -119,7 +121,7 @@ class Steps:
     def _values(seen: Task, task: Task, changes: Changes, holder: bool) -> dict[str, Any]:
         values = dict(changes.task)
         same_state = values.get("state", task.state) == seen.state == task.state
-        if same_state and "due_at" in values and task.due_at < seen.due_at:
+        if same_state and "due_at" in values and task.due_at != seen.due_at:
             values["due_at"] = min(values["due_at"], task.due_at)  # somebody asked for haste in the meantime
         held = holder and task.leased_by == seen.leased_by
         if held or values.get("state", task.state) != task.state:
@@ -166,20 +168,25 @@ class Steps:
     async def submit(self, task: Task) -> None:
         """Order at the provider, once.
 
-        1. Patience over: fail. 2. Intent, durably, if the lane has room. 3. The one request that may cost money.
-        4. Whatever it said, into row, ledger and lane.
+        1. Patience over: fail. 2. References to where the provider can fetch them: free, so before the intent.
+        3. Intent, durably, if the lane has room. 4. The one request that may cost money. 5. Whatever it said, into
+        row, ledger and lane.
         """
         provider = self.providers.get(task.provider)
         if provider is None or self.clock.now() >= task.deadline_at:
             await self._decide(task, lifecycle.overdue)
             return
+        order = await provider.hand_over(self.order(task)) if task.refs else self.order(task)
+        if isinstance(order, Failed):
+            log.warning("references not handed over", action="hand_over_failed", task=task.id, why=order.message)
+            await self._decide(task, lambda row, now, rules: lifecycle.unprepared(row, order, now, rules))
+            return
         attempt = await self._intend(task, provider)
         if attempt is None:
             return
         intended = await self.tasks.get(task.id)
-        if intended is None or intended.state != State.SUBMITTING:
-            return
-        await self._order(intended, attempt, provider)
+        if intended and (intended.state, intended.attempt) == (State.SUBMITTING, attempt.number):
+            await self._order(intended, order, attempt, provider)
 
     async def _intend(self, task: Task, provider: Provider) -> Attempt | None:
         now = self.clock.now()
@@ -200,20 +207,37 @@ class Steps:
         self._tell(task, Changes(task=changes))
         return attempt
 
-    async def _order(self, task: Task, attempt: Attempt, provider: Provider) -> None:
+    async def _order(self, task: Task, order: Order, attempt: Attempt, provider: Provider) -> None:
         address = self.callback_url(task.id, attempt.number) if task.hooked else None
-        troubles = await self.lanes.troubles(provider.name)
         try:
-            report = await provider.submit(self.order(task), address)
+            report = await provider.submit(order, address)
         except ProviderError as error:
             log.warning("the outcome of a submission is unknown", action="submit_unknown", task=task.id, why=str(error))
-            await self._pace(provider, None, troubles)
-            await self._decide(task, lifecycle.unknown)
+            await self._pace(provider, None)
+            await self._decide(task, partial(lifecycle.unknown, attempt=attempt.number))
             return
-        await self._pace(provider, report, troubles)
-        await self._after(task, report, attempt.number)
+        await self._surely(task, report, attempt.number)
+        await self._pace(provider, report)
 
-    async def _pace(self, provider: Provider, report: Report | None, troubles: int) -> None:
+    async def _surely(self, task: Task, report: Report, number: int) -> None:
+        """Write down what the provider answered, however long the store is in trouble: the answer is worth money."""
+        while True:
+            try:
+                await self._after(task, report, number)
+            except StorageError as error:
+                log.error(
+                    "an answer of the provider waits to be written down",
+                    action="answer_kept",
+                    task=task.id,
+                    job=report.job_id,
+                    why=str(error),
+                )
+                await asyncio.sleep(WRITE_AGAIN_SECONDS)
+            else:
+                return
+
+    async def _pace(self, provider: Provider, report: Report | None) -> None:
+        troubles = await self.lanes.troubles(provider.name)
         until = pause_after(report, troubles, self.clock.now(), self.rules)
         if until is not None:
             await self.tasks.database.transact(self.lanes.pausing(provider.name, until))
@@ -315,6 +339,7 @@ class Steps:
         async with self.downloads:
             try:
                 image = await self._download(task, position)
+                await self.tasks.database.transact(self.images.adding(image))
             except (FetchError, IntakeError, StorageError) as error:
                 trouble = _trouble(error)
                 self.metrics.downloads.labels(trouble.code).inc()
@@ -322,7 +347,6 @@ class Steps:
                     "a result is not here yet", action="fetch_failed", task=task.id, code=trouble.code, why=str(error)
                 )
                 return trouble
-        await self.tasks.database.transact(self.images.adding(image))
         self.metrics.downloads.labels("stored").inc()
         return None
 
@@ -347,6 +371,14 @@ class Steps:
             if isinstance(report, Finished) and report.outputs and report.outputs != task.outputs:
                 return report.outputs
         return tuple([await provider.refresh(url) or url for url in task.outputs])
+
+    async def stumble(self, task: Task) -> None:
+        """A step that ended in an error nobody foresaw counts as a try, so that it ends some day."""
+        trouble = Trouble(code="download_failed", message="an unexpected error; the log has it")
+        if task.state == State.WAITING:
+            await self._decide(task, lifecycle.unheard)
+        elif task.state == State.FETCHING:
+            await self._decide(task, lambda row, now, rules: lifecycle.fetched(row, 0, [trouble], now, rules))
 
     # -- ends
 

@@ -41,6 +41,8 @@ from webhooks.proofs import CallbackTokens, KieSignature, Signature, Unsigned
 PLACES = 100
 """kie.ai, Getting Started: an account may usually have 100 and more jobs running."""
 DOWNLOADS_AT_ONCE = 20
+FREE_FLOOR = 64 * 2**20
+"""Bytes that images leave free on the disk: the database must always be able to write down what happened."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +92,7 @@ async def open_services(
         base = public_url.url if public_url else _local_address(settings, port) if local_provider else None
         catalog = Catalog.load()
         provider = _provider(settings, client, catalog, clock)
-        blobs = LocalBlobs(settings.blobs)
+        blobs = LocalBlobs(settings.blobs, free_floor=FREE_FLOOR)
         await blobs.check()
         yield _assemble(
             settings=settings,

@@ -10,6 +10,7 @@ import math
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 from broker.clock import Clock
@@ -20,6 +21,7 @@ from storage.database import StorageError
 from storage.hooks import Hooks
 from storage.keys import Keys
 from storage.lanes import Lanes, Limits
+from storage.migrate import born_at
 from storage.tasks import DUE, Lease, State, Task, Tasks
 
 PLACES: Final = {
@@ -33,12 +35,17 @@ PLACES: Final = {
     State.EXPIRED: 8,
 }
 """Steps at once, by state: a provider that hangs, or slow downloads, must not keep the other steps waiting."""
+RETENTION: Final = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELED, State.EXPIRED})
+"""States whose step deletes something."""
 NEWS_PLACES: Final = 32
 LONGEST_SLEEP: Final = 1.0
 HOUSEKEEPING_EVERY: Final = 60.0
 HOUSEKEEPING_BATCH: Final = 500
+FEW_STRAYS: Final = 10
 SWEEP_EVERY: Final = 3600.0
-DRAIN_SECONDS: Final = 8.0
+CLOCK_JUMP: Final = 120.0
+SPARED_SECONDS: Final = 3600.0
+DRAIN_SECONDS: Final = 7.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +75,15 @@ class Worker:
     _stopping: asyncio.Event = field(default_factory=asyncio.Event)
     _housekept_at: float = 0.0
     _swept_at: float = 0.0
+    _epoch: float = field(init=False)
+    _spare_until: float = -math.inf
+
+    def __post_init__(self) -> None:
+        self._epoch = self.clock.now() - self.clock.monotonic()
 
     async def run(self) -> None:
         """Work until `stop`, then finish what is running, or give it back after `DRAIN_SECONDS`."""
+        await self._shorten_retention()
         with self.tasks.database.listen(DUE) as bell:
             keeper = asyncio.create_task(self._keep_leases(), name="lease-keeper")
             try:
@@ -106,6 +119,7 @@ class Worker:
     async def clean_up(self) -> int:
         """Retention now, and nothing else: no order is submitted, no provider asked. How many tasks were removed."""
         removed = 0
+        await self._shorten_retention()
         for state in (State.SUCCEEDED, State.FAILED, State.CANCELED, State.EXPIRED):
             while ended := await self.tasks.claim(state, now=self.clock.now(), lease=self._lease(), limit=64):
                 removed += sum(task.state != State.EXPIRED for task in ended)
@@ -128,7 +142,7 @@ class Worker:
 
     async def _start_steps(self) -> None:
         now, lease = self.clock.now(), self._lease()
-        for state in PLACES:
+        for state in self._states():
             if state != State.QUEUED:
                 self._start_all(await self.tasks.claim(state, now=now, lease=lease, limit=self._free(state)))
         self._start_all(await self.tasks.claim_overdue(now=now, lease=lease, limit=self._free(State.QUEUED)))
@@ -137,8 +151,24 @@ class Worker:
             limit = min(room.free, self._free(State.QUEUED))
             self._start_all(await self.tasks.claim_queued(name, now=now, lease=lease, limit=limit))
 
+    def _states(self) -> list[State]:
+        """Those whose steps may be taken. After the clock was set nothing is deleted by it for a while."""
+        jump = self.clock.now() - self.clock.monotonic() - self._epoch
+        self._epoch += jump
+        if abs(jump) > CLOCK_JUMP:
+            log.warning("the clock was set: nothing is deleted for an hour", action="clock_jumped", seconds=round(jump))
+            self._spare_until = self.clock.monotonic() + SPARED_SECONDS
+        return [state for state in PLACES if state not in RETENTION or not self._sparing()]
+
+    def _sparing(self) -> bool:
+        return self.clock.monotonic() < self._spare_until
+
     def _start_all(self, tasks: Sequence[Task]) -> None:
+        """Not those that still run here: their lease ended all the same, but their step is worth its outcome."""
+        busy = {running.task_id for running in self._running.values() if running.state is not None}
         for task in tasks:
+            if task.id in busy:
+                continue
             self._start(self._step(task), _Running(task_id=task.id, state=task.state, holder=task.leased_by))
 
     def _lease(self) -> Lease:
@@ -162,7 +192,8 @@ class Worker:
 
     async def _step(self, task: Task) -> None:
         """A step that went wrong is tried again when its lease ends."""
-        await self._guarded(self.steps.take(task), task.id, task.state.value)
+        if not await self._guarded(self.steps.take(task), task.id, task.state.value):
+            await self._guarded(self.steps.stumble(task), task.id, "stumble")
 
     async def _guarded(self, step: Awaitable[None], task_id: str, what: str) -> bool:
         """Whether it went well. Nothing that one task does may stop the others."""
@@ -189,7 +220,7 @@ class Worker:
 
     async def _until_next(self) -> float:
         now = self.clock.now()
-        states = [state for state in PLACES if state != State.QUEUED and self._free(state)]
+        states = [state for state in self._states() if state != State.QUEUED and self._free(state)]
         moments = [await self.tasks.next_due(state, now) or math.inf for state in states]
         if self._free(State.QUEUED):
             moments += [await self._next_submission(provider, now) for provider in self.steps.providers]
@@ -207,7 +238,7 @@ class Worker:
     def _housekeep(self) -> None:
         """What nobody's task row reminds us of: old callbacks, old keys, leftovers of writers that died."""
         now = self.clock.now()
-        if now - self._housekept_at >= HOUSEKEEPING_EVERY:
+        if now - self._housekept_at >= HOUSEKEEPING_EVERY and not self._sparing():
             self._housekept_at = now
             self._start(self._tidied(), _Running(task_id=""))
 
@@ -226,12 +257,29 @@ class Worker:
 
     async def sweep(self, older_than: float) -> int:
         """Remove files that no row knows: their writers died between the file and the row. How many owners they had."""
-        blobs, images = self.steps.blobs, self.steps.images
+        blobs = self.steps.blobs
         await blobs.sweep(older_than)
-        strays = [owner for owner in await blobs.owners(older_than) if not await images.owned(owner)]
+        owners = await blobs.owners(older_than, await born_at(self.tasks.database))
+        strays = await self._strays(owners)
+        if len(strays) > FEW_STRAYS and len(strays) > len(owners) / 2:
+            log.error("most images have no row: is this the right database? None is deleted", action="sweep_refused")
+            return 0
         for owner in strays:
             await blobs.delete(owner)
         return len(strays)
+
+    async def _strays(self, owners: Sequence[str]) -> list[str]:
+        strays: list[str] = []
+        for start in range(0, len(owners), HOUSEKEEPING_BATCH):
+            batch = owners[start : start + HOUSEKEEPING_BATCH]
+            known = await self.steps.images.owning(batch)
+            strays += [owner for owner in batch if owner not in known]
+        return strays
+
+    async def _shorten_retention(self) -> None:
+        """A retention that is shorter than before counts for what has ended already, too."""
+        for state in (State.SUCCEEDED, State.FAILED, State.CANCELED):
+            await _in_batches(partial(self.tasks.due_sooner, state, self.rules.retention, HOUSEKEEPING_BATCH))
 
     async def _drain(self) -> None:
         if self._running:

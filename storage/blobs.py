@@ -88,8 +88,8 @@ class BlobStore(Protocol):
         """Remove leftovers of writers that died (drafts untouched for `older_than` seconds); how many."""
         ...
 
-    async def owners(self, older_than: float) -> list[str]:
-        """Who has blobs, none of them younger than `older_than` seconds: candidates for a look whether they exist."""
+    async def owners(self, older_than: float, since: float = 0.0) -> list[str]:
+        """Who has blobs, the last of them older than `older_than` seconds and not from before `since` (epoch)."""
         ...
 
     async def check(self) -> None:

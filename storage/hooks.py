@@ -84,10 +84,11 @@ class Hooks:
         )
 
     async def forget(self, before: float, limit: int) -> int:
-        """Remove callbacks that came before `before`, at most `limit`; how many."""
+        """Remove callbacks that came before `before` and were read, at most `limit`; how many."""
         return await self.database.execute(
             """DELETE FROM hooks WHERE id IN
-                (SELECT id FROM hooks WHERE received_at < :before ORDER BY received_at, id LIMIT :limit)""",
+                (SELECT id FROM hooks WHERE received_at < :before AND digested_at IS NOT NULL
+                ORDER BY received_at, id LIMIT :limit)""",
             before=before,
             limit=limit,
         )

@@ -12,6 +12,10 @@ from storage.database import Database, Statement
 from storage.tasks import Attempt
 
 WINDOW_SECONDS = 10.0
+PROBE_SECONDS = 150.0
+"""Longer than a submission can take; an attempt that is still `sent` after that belongs to a process that died."""
+LONGEST_PAUSE = 3600.0
+"""No pause is longer: one that seems so was written before the clock was set back."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +34,13 @@ class Room:
     again_at: float = math.inf
 
 
-_TAKEN = "SELECT count(*) AS n FROM attempts WHERE provider = :provider AND sent_at > :since"
+_TAKEN = """SELECT count(*) AS n FROM attempts
+    WHERE provider = :provider AND sent_at > :since AND sent_at <= :now"""
 _RUNNING = """SELECT count(*) AS n FROM tasks WHERE provider = :provider AND state IN ('submitting', 'waiting')"""
+# after a trouble one job goes first and shows whether the way is free
+_PROBE = """SELECT count(*) AS n FROM lanes l JOIN attempts a ON a.provider = l.provider
+    WHERE l.provider = :provider AND l.troubles > 0 AND a.outcome = 'sent'
+    AND a.sent_at >= l.paused_until AND a.sent_at > :probing AND a.sent_at <= :now"""
 
 
 @dataclass(frozen=True)
@@ -43,13 +52,14 @@ class Lanes:
     async def room(self, provider: str, limits: Limits, now: float) -> Room:
         """What may be submitted now. Only a hint: `intending` decides."""
         paused_until, troubles = await self._pause(provider)
-        if paused_until > now:
+        if now < paused_until < now + LONGEST_PAUSE:
             return Room(free=0, again_at=paused_until)
-        window = limits.creates - await self._count(_TAKEN, provider=provider, since=now - WINDOW_SECONDS)
+        if troubles and await self._count(_PROBE, provider=provider, probing=now - PROBE_SECONDS, now=now):
+            return Room(free=0)
+        window = limits.creates - await self._count(_TAKEN, provider=provider, since=now - WINDOW_SECONDS, now=now)
         if window <= 0:
-            return Room(free=0, again_at=await self._window_opens(provider, limits))
+            return Room(free=0, again_at=await self._window_opens(provider, limits, now))
         places = limits.places - await self._count(_RUNNING, provider=provider)
-        # after a trouble one job goes first and shows whether the way is free
         return Room(free=max(0, min(window, places, 1 if troubles else window)))
 
     def intending(self, attempt: Attempt, limits: Limits) -> Statement:
@@ -60,13 +70,15 @@ class Lanes:
         return Statement(
             sql=f"""INSERT INTO attempts (task_id, number, provider, sent_at, outcome, billed)
                 SELECT :task_id, :number, :provider, :sent_at, 'sent', 'unknown'
-                WHERE ({_TAKEN}) < :creates AND ({_RUNNING}) <= :places""",
+                WHERE ({_TAKEN}) < :creates AND ({_RUNNING}) <= :places AND ({_PROBE}) = 0""",
             params={
                 "task_id": attempt.task_id,
                 "number": attempt.number,
                 "provider": attempt.provider,
                 "sent_at": attempt.sent_at,
+                "now": attempt.sent_at,
                 "since": attempt.sent_at - WINDOW_SECONDS,
+                "probing": attempt.sent_at - PROBE_SECONDS,
                 "creates": limits.creates,
                 "places": limits.places,
             },
@@ -101,10 +113,12 @@ class Lanes:
         row = await self.database.point(sql, **params)
         return int(row["n"]) if row else 0
 
-    async def _window_opens(self, provider: str, limits: Limits) -> float:
+    async def _window_opens(self, provider: str, limits: Limits, now: float) -> float:
         row = await self.database.point(
-            "SELECT sent_at FROM attempts WHERE provider = :provider ORDER BY sent_at DESC LIMIT 1 OFFSET :skip",
+            """SELECT sent_at FROM attempts WHERE provider = :provider AND sent_at <= :now
+                ORDER BY sent_at DESC LIMIT 1 OFFSET :skip""",
             provider=provider,
+            now=now,
             skip=limits.creates - 1,
         )
         return row["sent_at"] + WINDOW_SECONDS if row else 0.0

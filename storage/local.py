@@ -78,8 +78,8 @@ class LocalBlobs:
         """Call it at start and now and then; a draft whose writer lives is left alone, however old."""
         return await _in_thread(partial(self._sweep, older_than))
 
-    async def owners(self, older_than: float) -> list[str]:
-        return await _in_thread(partial(self._owners, older_than))
+    async def owners(self, older_than: float, since: float = 0.0) -> list[str]:
+        return await _in_thread(partial(self._owners, older_than, since))
 
     async def check(self) -> None:
         """Write and sync a small file, as a draft would. Raises `StorageError` with the cure."""
@@ -129,10 +129,10 @@ class LocalBlobs:
         limit = time.time() - older_than  # the age of a file is told by the machine's clock and no other
         return sum(_remove_orphan(path, limit) for path in self._drafts.iterdir())
 
-    def _owners(self, older_than: float) -> list[str]:
+    def _owners(self, older_than: float, since: float) -> list[str]:
         limit = time.time() - older_than  # a folder is as old as the last file that came or went
         folders = (folder for folder in self.root.glob("[A-Za-z0-9_]*/*") if OWNER.fullmatch(folder.name))
-        return [folder.name for folder in folders if _age_mark(folder) <= limit]
+        return [folder.name for folder in folders if since <= _age_mark(folder) <= limit]
 
     def _check(self) -> None:
         file = self.new_draft()

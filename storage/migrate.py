@@ -51,6 +51,12 @@ async def applied(database: Database) -> set[int]:
     return {row["number"] for row in await database.fetch("SELECT number FROM migrations")}
 
 
+async def born_at(database: Database) -> float:
+    """When this database was made. Files that are older cannot be its own."""
+    row = await database.point("SELECT min(ran_at) AS born_at FROM migrations")
+    return float(row["born_at"]) if row and row["born_at"] is not None else float("inf")
+
+
 async def upgrade(database: Database, now: float) -> list[Migration]:
     """Run what is missing; several starters at once are safe. Returns what was run here."""
     known = migrations()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import sqlite3
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack, suppress
@@ -24,6 +25,8 @@ from storage.wakes import Wakes
 T = TypeVar("T")
 MAX_GROUP = 256
 WAL_LIMIT_BYTES = 64 * 2**20
+OPEN_TRIES = 50
+OPEN_PAUSE = 0.1
 
 
 class _Connection(aiosqlite.Connection):
@@ -61,11 +64,24 @@ def _connect(path: Path, pragmas: str) -> sqlite3.Connection:
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=256)
     connection.row_factory = _dict_row
     try:
-        connection.executescript(f"PRAGMA busy_timeout=5000; PRAGMA mmap_size=0; {pragmas}")
+        _set_up(connection, f"PRAGMA busy_timeout=5000; PRAGMA mmap_size=0; {pragmas}")
     except sqlite3.Error:
         connection.close()
         raise
     return connection
+
+
+def _set_up(connection: sqlite3.Connection, pragmas: str) -> None:
+    """Several starters at once: going over to WAL does not wait for the others by itself."""
+    for left in reversed(range(OPEN_TRIES)):
+        try:
+            connection.executescript(pragmas)
+        except sqlite3.OperationalError as error:
+            if not left or not _is_busy(error):
+                raise
+            time.sleep(OPEN_PAUSE)
+        else:
+            return
 
 
 WRITER = f"""PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA wal_autocheckpoint=1000;
@@ -95,7 +111,7 @@ def _apply_group(connection: sqlite3.Connection, group: Sequence[_Write]) -> lis
             connection.execute("SAVEPOINT one")
             try:
                 results.append(_apply(connection, write.statements))
-            except (Stale, sqlite3.Error) as error:
+            except Exception as error:  # whatever it is, it is this write's alone
                 if not connection.in_transaction:  # a full disk rolls the whole transaction back
                     raise
                 connection.execute("ROLLBACK TO one")
@@ -114,14 +130,18 @@ def _commit(connection: sqlite3.Connection, group: Sequence[_Write]) -> list[lis
     try:
         return _apply_group(connection, group)
     except sqlite3.Error as error:
-        if len(group) == 1:
-            return [error]
+        if len(group) == 1 or _is_busy(error):  # each of them would only wait for the same lock again
+            return [error] * len(group)
         return [_commit(connection, [write])[0] for write in group]
+
+
+def _is_busy(error: sqlite3.Error) -> bool:
+    return (getattr(error, "sqlite_errorname", "") or "").startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
 
 
 def _told(error: Exception) -> Exception:
     """SQLite's error in the words of the contract."""
-    if isinstance(error, sqlite3.OperationalError):
+    if isinstance(error, sqlite3.Error):
         name = getattr(error, "sqlite_errorname", "") or ""
         if name == "SQLITE_FULL" or name.startswith("SQLITE_IOERR_WRITE"):
             return StorageFull("the disk of the database is full: free some space")
@@ -156,7 +176,7 @@ class SqliteDatabase:
             opened.push_async_callback(self._writer.close)
             self._reader = await _Connection.to(self.path, READER)
             opened.push_async_callback(self._reader.close)
-            self._inline = _connect(self.path, READER)
+            self._inline = await asyncio.to_thread(_connect, self.path, READER)
             opened.callback(self._inline.close)
             self._opened = opened.pop_all()
 
@@ -186,6 +206,8 @@ class SqliteDatabase:
     async def transact(self, *statements: Statement, wake: Sequence[str] = ()) -> list[Outcome]:
         if self._closing:
             raise StorageError("the database is closed")
+        if not statements:
+            return []
         write = _Write(statements, wake, asyncio.get_running_loop().create_future())
         self._queue.append(write)
         self._arrived.set()

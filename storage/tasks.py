@@ -7,7 +7,8 @@
       └─ refused ──┘   └─ Finished at once, or the callback was quicker ──► FETCHING
     first four ──► FAILED (told for good, deadline, result gone)     first three ──► CANCELED
     FAILED, CANCELED ──► EXPIRED
-    FAILED(deadline_exceeded, unknown_outcome) ──► FETCHING   the success came late, and is still welcome
+    FAILED ──► FETCHING                  the success came late, and is still welcome
+    FAILED(unknown_outcome) ──► WAITING  the job turned up, and can be asked about; both go on being shown as failed
 
 A row says what happens next and when: `(state, due_at)`. `version` is the fence: whoever changes the row names the
 version it saw, and loses if somebody was quicker. A lease (`leased_by`, `lease_until`) only keeps two workers from
@@ -44,14 +45,15 @@ class State(StrEnum):
     EXPIRED = "expired"
 
 
-ENDED = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELED, State.EXPIRED})
+LANDING = frozenset({State.WAITING, State.FETCHING})
+"""States in which a task may be after its caller was told that it failed: its image may still come."""
 
 SHOWN = {
     "pending": "state = 'queued' AND attempt = 0",
     "processing": """ended_at IS NULL AND
         (state IN ('submitting', 'waiting', 'fetching') OR (state = 'queued' AND attempt > 0))""",
     "completed": "state = 'succeeded'",
-    "failed": "(state = 'failed' OR (state = 'fetching' AND ended_at IS NOT NULL))",
+    "failed": "(state = 'failed' OR (state IN ('waiting', 'fetching') AND ended_at IS NOT NULL))",
     "canceled": "state = 'canceled'",
 }
 """Public status → which rows show it."""
@@ -105,7 +107,7 @@ class Task:
     @property
     def status(self) -> str:
         """What callers are shown. It never goes back: not from failed before the image is here, nor into the queue."""
-        if self.state == State.FETCHING and self.ended_at is not None:
+        if self.state in LANDING and self.ended_at is not None:
             return "failed"
         if self.state == State.QUEUED and self.attempt > 0:
             return "processing"
@@ -290,8 +292,6 @@ class Tasks:
 
     async def renew(self, held: Sequence[tuple[str, str]], until: float) -> None:
         """Keep the leases (task id, holder) of steps that still run; one that was lost or given back stays so."""
-        if not held:
-            return
         await self.database.transact(
             *(
                 Statement(
@@ -320,6 +320,21 @@ class Tasks:
             now=now,
         )
         return row["due_at"] if row else None
+
+    async def due_sooner(self, state: State, retention: float, limit: int) -> int:
+        """Ended tasks that would be kept longer than `retention` seconds after their end: not any more. How many."""
+        # looked for by a reader: where there is none, the writer is not kept waiting
+        rows = await self.database.fetch(
+            "SELECT id FROM tasks WHERE state = :state AND due_at > ended_at + :retention + 1 LIMIT :limit",
+            state=state.value,
+            retention=retention,
+            limit=limit,
+        )
+        sooner = "UPDATE tasks SET due_at = ended_at + :retention, version = version + 1 WHERE id = :id"
+        await self.database.transact(
+            *(Statement(sql=sooner, params={"id": row["id"], "retention": retention}) for row in rows)
+        )
+        return len(rows)
 
     # -- changing: statements for a transaction
 

@@ -14,6 +14,7 @@ from webhooks.proofs import Proof
 
 MAX_BODY_BYTES: Final = 256 * 1024
 _KEPT_HEADERS: Final = re.compile(r"content-type|content-length|user-agent|webhook-.*|x-.*")
+_TOKEN: Final = re.compile(r"token=[0-9a-f]{32}")
 _SECRET_HEADERS: Final = re.compile(r".*(authorization|cookie|secret|token|key).*")
 
 
@@ -101,5 +102,9 @@ def kept_query(query: Mapping[str, str]) -> str:
 
 
 def kept_body(body: bytes) -> str:
-    """As text, cut where it is larger than we read; NUL cannot be stored everywhere."""
-    return body[:MAX_BODY_BYTES].decode("utf-8", "replace").replace("\x00", "\ufffd")
+    """As text, cut where it is larger than we read, without the tokens that a provider repeats from our address.
+
+    NUL cannot be stored everywhere.
+    """
+    text = body[:MAX_BODY_BYTES].decode("utf-8", "replace").replace("\x00", "\ufffd")
+    return _TOKEN.sub("token=[hidden]", text)

@@ -86,6 +86,8 @@ class Given:
     def _add(self, key: str, name: str | None, value: Any) -> None:
         if name is None:
             self.unknown.append(key)
+        elif name in _MANY and value in ("", None) and not self.written:
+            raise _wrong(name, "must not have empty entries")  # dropped, the order would be another one
         elif value is not None and value != "":  # an empty field of a form is one that was not filled in
             self.values.setdefault(name, []).append(value)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, Final, Protocol
 
 from broker.orders import Order
-from broker.reports import Report
+from broker.reports import Failed, Report
 
 STATUS_SECONDS: Final = 30.0
 """For a question about a job. It can be asked again, so a provider that hangs must not hold the asker for long."""
@@ -38,6 +38,13 @@ class Provider(Protocol):
 
     def ignored(self, order: Order) -> tuple[str, ...]:
         """Names of order fields (as the native API spells them) that this provider cannot use."""
+        ...
+
+    async def hand_over(self, order: Order) -> Order | Failed:
+        """The same order, its references where the provider can fetch them. Free and repeatable; nothing is ordered.
+
+        Failed(billed="no") where that does not work. `submit` does it for references that were not handed over.
+        """
         ...
 
     async def submit(self, order: Order, callback_url: str | None) -> Report:

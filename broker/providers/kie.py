@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential
@@ -79,7 +79,7 @@ class Kie:
     # -- ordering
 
     async def submit(self, order: Order, callback_url: str | None) -> Report:
-        """Upload the references, which is free and repeatable; then createTask, once (kie.ai: Market)."""
+        """Upload references that were not handed over; then createTask, once (kie.ai: Market)."""
         wire = self.catalog.wire(DIALECT, order.model, order.mode)
         if wire is None:
             return verdicts.not_served(self.name, order)
@@ -105,8 +105,16 @@ class Kie:
 
     # -- references
 
+    async def hand_over(self, order: Order) -> Order | Failed:
+        urls = await self._references(order)
+        if isinstance(urls, Failed):
+            return urls
+        handed_over = zip(order.references, urls, strict=True)
+        references = tuple(replace(reference, url=url, handed_over=True) for reference, url in handed_over)
+        return replace(order, references=references)
+
     def _public_url(self, reference: Reference) -> str | None:
-        return None if self.upload_references else reference.url
+        return None if self.upload_references and not reference.handed_over else reference.url
 
     async def _references(self, order: Order) -> list[str] | Failed:
         urls: list[str] = []

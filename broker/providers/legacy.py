@@ -67,6 +67,9 @@ class Legacy:
 
     # -- ordering
 
+    async def hand_over(self, order: Order) -> Order | Failed:
+        return order if all(reference.url for reference in order.references) else self._unreachable()
+
     async def submit(self, order: Order, callback_url: str | None) -> Report:
         wire = self.catalog.wire(DIALECT, order.model, order.mode)
         if wire is None:

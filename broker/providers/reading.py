@@ -207,7 +207,8 @@ def outputs_in(record: Mapping[str, Any], top: Mapping[str, Any]) -> tuple[str, 
 def links(value: Any) -> tuple[str, ...]:
     """Every acceptable URL in a value: a bare string, a list, an object with a known field, JSON of these."""
     candidates = islice(_candidates(value, depth=4), MAX_CANDIDATES)
-    return tuple(islice(dict.fromkeys(filter(is_link, candidates)), MAX_OUTPUTS))
+    found = (candidate for candidate in candidates if candidate is not None)
+    return tuple(islice(dict.fromkeys(filter(is_link, found)), MAX_OUTPUTS))
 
 
 def first_link(values: Sequence[Any]) -> str | None:
@@ -226,7 +227,9 @@ def is_link(value: str) -> bool:
         return False
 
 
-def _candidates(value: Any, *, depth: int) -> Iterator[str]:
+def _candidates(value: Any, *, depth: int) -> Iterator[str | None]:
+    """Every string that could be one, and None for each place looked at: places are counted, too."""
+    yield None
     value = unpacked(value)
     if depth == 0:
         return

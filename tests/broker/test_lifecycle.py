@@ -25,6 +25,7 @@ from broker.lifecycle import (
     overdue,
     unheard,
     unknown,
+    unprepared,
 )
 from broker.reports import Failed, Finished, Pending, Report
 from storage.tasks import Attempt, State, Task
@@ -99,6 +100,24 @@ def test_a_refusal_that_cost_nothing_goes_back_into_the_queue() -> None:
     changes = after(a_task(State.SUBMITTING), an_attempt(), REFUSED, NOW, RULES)
     assert (changes.task["state"], changes.task["due_at"]) == (State.QUEUED, NOW + 5)
     assert changes.attempt["outcome"] == "refused"
+
+
+def test_a_refusal_that_is_said_twice_is_followed_once() -> None:
+    task = a_task(State.QUEUED, attempt=1, due_at=NOW + 5)
+    assert after(task, an_attempt(outcome="refused"), REFUSED, NOW + 1, RULES) == NOTHING
+
+
+def test_references_that_cannot_be_handed_over_are_tried_again_for_a_while() -> None:
+    task = a_task(State.QUEUED, deadline_at=NOW + RULES.queue)
+    again = applied(task, unprepared(task, REFUSED, NOW, RULES))
+    assert (again.state, again.due_at, again.deadline_at, again.attempt) == (State.QUEUED, NOW + 5, NOW + 900, 0)
+    assert unprepared(again, REFUSED, again.deadline_at, RULES).task["state"] == State.FAILED
+    assert unprepared(task, replace(REFUSED, retryable=False), NOW, RULES).task["state"] == State.FAILED
+    assert unprepared(a_task(State.CANCELED), REFUSED, NOW, RULES) == NOTHING
+
+
+def test_an_unknown_outcome_of_an_earlier_attempt_concerns_nobody() -> None:
+    assert unknown(a_task(State.SUBMITTING, attempt=2, deadline_at=NOW), NOW, RULES, attempt=1) == NOTHING
 
 
 def test_patience_with_refusals_ends_at_the_deadline() -> None:
@@ -186,6 +205,24 @@ def test_a_success_after_we_gave_up_still_lands(code: str) -> None:
     assert (landed.status, landed.error_code) == ("completed", None)
 
 
+def test_another_result_after_the_first_was_lost_is_welcome() -> None:
+    task = a_task(State.FAILED, error_code="result_gone", ended_at=NOW, outputs=("https://cdn.example/dead.png",))
+    assert after(task, accepted(), DONE, NOW, RULES).task["state"] == State.FETCHING
+    same = replace(DONE, outputs=task.outputs)
+    assert after(task, replace(accepted(), outcome="succeeded"), same, NOW, RULES) == NOTHING
+
+
+def test_a_job_that_turns_up_after_we_gave_up_is_asked_about_and_never_ordered_again() -> None:
+    """The answer came when the time for it was over: the id is worth money."""
+    task = a_task(State.FAILED, error_code="unknown_outcome", ended_at=NOW - 5)
+    found = applied(task, after(task, an_attempt(outcome="unknown"), Pending(job_id="job"), NOW, RULES))
+    assert (found.state, found.job_id, found.status) == (State.WAITING, "job", "failed")
+    assert canceled(found, NOW, RULES) == NOTHING
+    assert after(found, accepted(), FREE_FAILURE, NOW, RULES).task["state"] == State.FAILED
+    landing = applied(found, after(found, accepted(), DONE, NOW, RULES))
+    assert applied(landing, fetched(landing, 1, [], NOW, RULES)).status == "completed"
+
+
 def test_a_success_after_cancel_is_kept_as_spare_and_not_shown() -> None:
     changes = after(a_task(State.CANCELED), accepted(), DONE, NOW, RULES)
     assert changes.task == {}
@@ -213,6 +250,8 @@ def test_a_failure_of_an_earlier_attempt_is_only_noted() -> None:
 def test_strangers_can_make_us_ask_but_not_often() -> None:
     task = a_task(State.WAITING, due_at=NOW + 30, checked_at=NOW - 2)
     assert after(task, accepted(), Pending(check_in=0), NOW, RULES).task == {"due_at": NOW + 8}
+    under_way = replace(task, due_at=NOW - 1)
+    assert after(under_way, accepted(), Pending(check_in=0), NOW, RULES).task == {"due_at": NOW + 8}
     quiet = replace(task, checked_at=NOW - 60)
     assert after(quiet, accepted(), Pending(check_in=0), NOW, RULES).task == {"due_at": NOW}
 
@@ -280,8 +319,18 @@ def test_a_dead_link_is_tried_a_few_times_before_it_is_believed() -> None:
     task = a_task(State.FETCHING)
     for _ in range(RULES.dead_links - 1):
         task = applied(task, fetched(task, 0, [GONE], NOW, RULES))
-        assert task.state == State.FETCHING
-    assert fetched(task, 0, [GONE], NOW, RULES).task["error_code"] == "result_gone"
+        assert task.status == "processing"
+    task = applied(task, fetched(task, 0, [GONE], NOW, RULES))
+    assert (task.status, task.error_code) == ("failed", "result_gone")
+
+
+def test_even_then_a_paid_image_is_looked_for_while_the_provider_may_have_it() -> None:
+    told = a_task(State.FETCHING, tries=9, ended_at=NOW, error_code="result_gone")
+    again = applied(told, fetched(told, 0, [GONE], NOW, RULES))
+    assert (again.state, again.due_at) == (State.FETCHING, NOW + 2 * 2**9)
+    assert applied(told, fetched(told, 1, [], NOW, RULES)).status == "completed"
+    late = NOW + 900 + RULES.keep
+    assert fetched(told, 0, [GONE], late, RULES).task["state"] == State.FAILED
 
 
 def test_of_several_results_the_good_ones_are_enough() -> None:
@@ -301,7 +350,15 @@ def test_a_paid_image_is_fetched_on_after_the_caller_was_told_that_it_failed() -
 def test_fresh_links_to_the_same_result_are_taken() -> None:
     fresh = Finished(outputs=("https://cdn.example/fresh.png",), job_id="job")
     changes = after(a_task(State.FETCHING), replace(accepted(), outcome="succeeded"), fresh, NOW, RULES)
-    assert changes.task == {"outputs": fresh.outputs, "due_at": NOW}
+    assert changes.task == {"outputs": fresh.outputs}, "and tried in their turn: a link is no reason to hurry"
+
+
+def test_a_second_success_during_the_download_is_a_spare() -> None:
+    task = a_task(State.FETCHING, attempt=2, job_id="job")
+    second = an_attempt(number=2, job_id="other", outcome="accepted")
+    changes = after(task, second, Finished(outputs=("https://cdn.example/b.png",), job_id="other"), NOW, RULES)
+    assert changes.task == {}
+    assert (changes.attempt["outcome"], "spare" in changes.attempt) == ("succeeded", True)
 
 
 # -- ends

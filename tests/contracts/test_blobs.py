@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import time
 import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -238,6 +239,7 @@ async def test_owners_are_told_by_age(blobs: BlobStore) -> None:
     await keep(blobs, "refs_2", b"two")
     assert sorted(await blobs.owners(0)) == ["refs_2", "task_1"]
     assert await blobs.owners(3600) == []
+    assert await blobs.owners(0, since=time.time() + 60) == []
     await blobs.delete("task_1")
     assert await blobs.owners(0) == ["refs_2"]
 

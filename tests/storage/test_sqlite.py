@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,42 @@ async def test_writers_at_once_share_commits(tmp_path: Path) -> None:
         await asyncio.gather(*(database.execute("INSERT INTO t VALUES (:n)", n=n) for n in range(200)))
         await database._writer.run(lambda c: c.set_trace_callback(None))
     assert 1 <= commits.count("COMMIT") <= 5
+
+
+async def test_a_value_that_cannot_be_stored_harms_nobody_else(tmp_path: Path) -> None:
+    async with SqliteDatabase(tmp_path / "b.db") as database:
+        await database.execute("CREATE TABLE t (n BIGINT)")
+        told = await asyncio.gather(
+            *(database.execute("INSERT INTO t VALUES (:n)", n=n) for n in (1, 2**70, 3)), return_exceptions=True
+        )
+        rows = await database.fetch("SELECT n FROM t ORDER BY n")
+    assert [isinstance(one, Exception) for one in told] == [False, True, False]
+    assert [row["n"] for row in rows] == [1, 3]
+
+
+async def test_a_locked_database_is_waited_for_once_and_not_once_for_each(tmp_path: Path) -> None:
+    path = tmp_path / "b.db"
+    async with SqliteDatabase(path) as database:
+        await database.execute("CREATE TABLE t (n BIGINT)")
+        await database._writer.run(lambda c: c.execute("PRAGMA busy_timeout = 1").fetchall())
+        begun: list[str] = []
+        await database._writer.run(lambda c: c.set_trace_callback(begun.append))
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            told = await asyncio.gather(
+                *(database.execute("INSERT INTO t VALUES (:n)", n=n) for n in range(20)), return_exceptions=True
+            )
+            other.execute("ROLLBACK")
+        await database._writer.run(lambda c: c.set_trace_callback(None))
+        await database.execute("INSERT INTO t VALUES (99)")
+    assert all(isinstance(one, StorageError) for one in told)
+    assert begun.count("BEGIN IMMEDIATE") <= 2
+
+
+async def test_many_can_open_a_fresh_file_at_once(tmp_path: Path) -> None:
+    files = [SqliteDatabase(tmp_path / "b.db") for _ in range(6)]
+    opened = await asyncio.gather(*(file.open() for file in files))
+    await asyncio.gather(*(file.close() for file in opened))
 
 
 async def test_a_full_disk_is_told_and_later_writes_go_on(tmp_path: Path) -> None:

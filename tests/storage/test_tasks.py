@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,52 @@ async def test_a_paused_lane_lets_one_go_first(database: Recorder) -> None:
     assert (await lanes.room("kie", limits, NOW)).free == 20
 
 
+async def test_after_a_trouble_one_goes_first_and_the_others_wait_for_it(database: Recorder) -> None:
+    """A provider that hangs again must cost one order, not a burst of them."""
+    rows = await add(database, *(a_task(n) for n in range(3)))
+    lanes, limits = Lanes(database), Limits(creates=20, places=100)
+    await database.transact(lanes.pausing("kie", NOW))
+
+    async def submit(number: int) -> None:
+        attempt = Attempt(task_id=a_task(number).id, number=1, provider="kie", sent_at=NOW + 1)
+        going = rows.saving(a_task(number), state=State.SUBMITTING, attempt=1)
+        await database.transact(going, lanes.intending(attempt, limits))
+
+    await submit(0)
+    assert (await lanes.room("kie", limits, NOW + 2)).free == 0
+    with pytest.raises(Stale):
+        await submit(1)
+    await database.transact(rows.noting(a_task(0).id, 1, outcome="accepted"), lanes.clearing("kie"))
+    await submit(1)
+
+
+async def test_a_clock_that_was_set_back_does_not_close_the_lane(database: Recorder) -> None:
+    rows = await add(database, *(a_task(n) for n in range(20)))
+    lanes, limits = Lanes(database), Limits(creates=20, places=100)
+    for number in range(20):
+        attempt = Attempt(task_id=a_task(number).id, number=1, provider="kie", sent_at=NOW)
+        await database.transact(rows.saving(a_task(number), tries=1), lanes.intending(attempt, limits))
+    await database.transact(lanes.pausing("kie", NOW + 60), lanes.clearing("kie"), lanes.pausing("kie", NOW + 60))
+    assert (await lanes.room("kie", limits, NOW - 7200)).free == 1
+
+
+async def test_callbacks_that_nobody_read_are_not_forgotten(database: Recorder) -> None:
+    hooks, hook = Hooks(database), _a_hook(a_task())
+    await database.transact(hooks.adding(hook))
+    assert await hooks.forget(NOW + 1, 10) == 0
+    await database.transact(hooks.digesting(hook, NOW))
+    assert await hooks.forget(NOW + 1, 10) == 1
+
+
+async def test_a_result_nobody_waits_for_gets_no_row(database: Recorder) -> None:
+    await add(database, a_task(1, state=State.FETCHING), a_task(2, state=State.EXPIRED))
+    images = Images(database)
+    for number in (1, 2, 3):
+        image = replace(_an_image(a_task(number)), name=f"{number}.png")
+        await database.transact(images.adding(image))
+    assert await images.owning([a_task(n).id for n in (1, 2, 3)]) == {a_task(1).id}
+
+
 @pytest.mark.parametrize("status", [None, *SHOWN])
 async def test_pages_have_every_task_once(database: Recorder, status: str | None) -> None:
     states = [State.QUEUED, State.WAITING, State.FETCHING, State.SUCCEEDED, State.FAILED, State.CANCELED]
@@ -212,6 +259,7 @@ async def _use_everything(database: Recorder, rows: Tasks, task: Task) -> None:
     await rows.claim_queued("kie", now=NOW, lease=lease(until=NOW), limit=5)
     await rows.claim_overdue(now=NOW + 1000, lease=lease(until=NOW), limit=5)
     await rows.renew([(task.id, "me")], NOW)
+    await rows.due_sooner(State.SUCCEEDED, 60.0, 5)
     await rows.next_due(State.WAITING, NOW)
     await rows.next_queued("kie", NOW)
     attempt = Attempt(task_id=task.id, number=1, provider="kie", sent_at=NOW)
@@ -221,7 +269,7 @@ async def _use_everything(database: Recorder, rows: Tasks, task: Task) -> None:
     await database.transact(lanes.pausing("kie", NOW), lanes.clearing("kie"))
     await lanes.room("kie", Limits(creates=5, places=5), NOW)
     await images.named("x")
-    await images.owned("x")
+    await images.owning(["x", "y"])
     await images.of(task.id, "result")
     await database.transact(images.adding(_an_image(task)), *images.deleting(task.id, ("result",)))
     hook = _a_hook(task)

@@ -1,0 +1,225 @@
+"""What goes wrong around the steps: a store that stutters, a clock that jumps, a wrong database, a bug."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from broker.broker import Broker
+from broker.orders import Request
+from broker.settings import Settings, load
+from broker.wiring import Services, open_services
+from storage.database import Outcome, Statement, StorageFull
+from storage.sqlite import SqliteDatabase, sqlite_path
+from storage.tasks import State, Task
+from tests.conftest import ManualClock
+from tests.journeys.house import House, open_house
+
+pytestmark = pytest.mark.anyio
+
+HOUR = 3600.0
+
+
+class Stuttering(SqliteDatabase):
+    """Has no room the first `times` times that an answer of the provider is to be written down."""
+
+    times = 3
+
+    async def transact(self, *statements: Statement, wake: Sequence[str] = ()) -> list[Outcome]:
+        if self.times and any(statement.params.get("state") == State.WAITING for statement in statements):
+            self.times -= 1
+            raise StorageFull("the disk of the database is full: free some space")
+        return await super().transact(*statements, wake=wake)
+
+
+@pytest.mark.parametrize("hooked", [True, False])
+async def test_a_job_id_is_not_lost_because_it_could_not_be_written_at_once(tmp_path: Path, hooked: bool) -> None:
+    def open_stuttering(settings: Settings) -> Stuttering:
+        return Stuttering(sqlite_path(settings.database))
+
+    async with open_house(tmp_path, hooked=hooked, open_database=open_stuttering) as house:
+        task_id = await house.order("a red bicycle [mood:lost]")
+        assert (await house.end(task_id))["status"] == "completed"
+        assert len(await house.jobs()) == 1
+
+
+async def test_a_step_with_a_bug_in_it_ends_at_the_deadline(tmp_path: Path) -> None:
+    """The provider's answers make our adapter stumble; the task must not go on for ever."""
+    async with open_house(tmp_path, hooked=False, lease=0.2, task_deadline=1.0) as house:
+        steps = house.services.broker.steps
+        provider = steps.providers["kie"]
+        broken = {"kie": _Stumbling(provider)}
+        object.__setattr__(steps, "providers", broken)
+        data = await house.end(await house.order("a red bicycle"))
+    assert data["errorDetail"]["code"] == "deadline_exceeded"
+
+
+class _Stumbling:
+    """A provider whose adapter has a bug."""
+
+    def __init__(self, provider: Any) -> None:
+        self._provider = provider
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._provider, name)
+
+    async def check(self, job_id: str) -> Any:
+        raise ZeroDivisionError("a bug")
+
+
+# -- with a clock that we move, and no provider
+
+
+@asynccontextmanager
+async def still(folder: Path, clock: ManualClock, **settings: Any) -> AsyncIterator[Services]:
+    """The system without a server, whose worker does nothing by itself."""
+    chosen = load(
+        env_file=None,
+        api_key="test-key",
+        api_url="http://127.0.0.1:9",
+        tunnel_api="http://127.0.0.1:9",
+        data_dir=folder,
+        **settings,
+    )
+    async with open_services(chosen, clock=clock) as services:
+        yield services
+
+
+async def ended(services: Services, clock: ManualClock, **changes: Any) -> Task:
+    """A task that has succeeded just now, with a file."""
+    broker: Broker = services.broker
+    (task,) = (await broker.create("local", Request(prompt="a red bicycle"))).tasks
+    await _file(services, task.id)
+    due_at = clock.now() + broker.rules.retention
+    values = {"state": State.SUCCEEDED, "ended_at": clock.now(), "due_at": due_at, **changes}
+    await services.database.transact(broker.tasks.saving(task, **values))
+    return replace(task, version=task.version + 1, **values)
+
+
+async def _file(services: Services, owner: str) -> None:
+    async with services.broker.blobs.draft(owner) as draft:
+        await draft.write(b"bytes")
+        await draft.keep()
+
+
+def files(folder: Path) -> int:
+    return sum(path.is_file() for path in (folder / "blobs").rglob("*"))
+
+
+async def turn(services: Services) -> None:
+    """One look of the worker at the table, and the end of what it began."""
+    worker = services.worker
+    await worker._turn()
+    while worker.busy:
+        await asyncio.wait(list(worker._running))
+        await worker._turn()
+
+
+async def test_retention_takes_what_is_old_enough(tmp_path: Path, clock: ManualClock) -> None:
+    async with still(tmp_path, clock) as services:
+        task = await ended(services, clock)
+        clock.advance(23 * HOUR)
+        assert (await services.worker.clean_up(), files(tmp_path)) == (0, 1)
+        clock.advance(2 * HOUR)
+        assert (await services.worker.clean_up(), files(tmp_path)) == (1, 0)
+        row = await services.broker.tasks.get(task.id)
+        assert row is not None
+        assert (row.state, row.prompt) == (State.EXPIRED, "")
+        clock.advance(8 * 24 * HOUR)
+        await services.worker.clean_up()
+        assert await services.broker.tasks.get(task.id) is None
+
+
+async def test_a_shorter_retention_counts_for_what_has_ended_already(tmp_path: Path, clock: ManualClock) -> None:
+    """It is the cure that we name for a full disk."""
+    async with still(tmp_path, clock) as services:
+        await ended(services, clock)
+    clock.advance(2 * HOUR)
+    async with still(tmp_path, clock, retention_hours=1) as services:
+        assert (await services.worker.clean_up(), files(tmp_path)) == (1, 0)
+
+
+class JumpingClock(ManualClock):
+    """Its time of day can be set; the seconds that pass cannot."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.set_by = 0.0
+
+    def now(self) -> float:
+        return super().now() + self.set_by
+
+
+async def test_a_clock_that_jumps_ahead_deletes_nothing(tmp_path: Path) -> None:
+    clock = JumpingClock()
+    async with still(tmp_path, clock) as services:
+        await ended(services, clock)
+        await turn(services)
+        clock.set_by = 25 * HOUR
+        await turn(services)
+        assert files(tmp_path) == 1
+        clock.set_by = 0.0
+        clock.advance(2 * HOUR)
+        await turn(services)
+        assert files(tmp_path) == 1
+        clock.advance(23 * HOUR)
+        await turn(services)
+        assert files(tmp_path) == 0, "without a jump it does"
+
+
+async def test_files_without_a_row_are_swept_and_no_others(tmp_path: Path, clock: ManualClock) -> None:
+    async with still(tmp_path, ManualClock(time.time() - 10 * HOUR)) as services:
+        await _file(services, "refs_stray")
+        _age(tmp_path, HOUR * 2)
+        await _file(services, "refs_young")
+        assert (await services.worker.sweep(older_than=HOUR), files(tmp_path)) == (1, 1)
+
+
+async def test_a_fresh_database_does_not_sweep_the_files_of_another(tmp_path: Path) -> None:
+    """A typo in DATABASE_URL must not cost the images."""
+    async with still(tmp_path, ManualClock(time.time() - 10 * HOUR)) as services:
+        await _file(services, "refs_a")
+    _age(tmp_path, HOUR * 2)
+    other = f"sqlite:///{tmp_path / 'other.db'}"
+    async with still(tmp_path, ManualClock(time.time()), database_url=other) as services:
+        assert (await services.worker.sweep(older_than=HOUR), files(tmp_path)) == (0, 1)
+
+
+async def test_a_sweep_that_would_take_most_of_all_is_refused(tmp_path: Path) -> None:
+    async with still(tmp_path, ManualClock(time.time() - 10 * HOUR)) as services:
+        for number in range(20):
+            await _file(services, f"refs_{number}")
+        _age(tmp_path, HOUR * 2)
+        assert (await services.worker.sweep(older_than=HOUR), files(tmp_path)) == (0, 20)
+
+
+def _age(folder: Path, seconds: float) -> None:
+    for path in (folder / "blobs").glob("*/*"):
+        os.utime(path, (time.time() - seconds,) * 2)
+
+
+async def test_a_step_that_outlives_its_lease_is_not_begun_a_second_time_here(tmp_path: Path) -> None:
+    """The clock jumps while an order is on its way: recovering it now would give up a job that is just being made."""
+    async with open_house(tmp_path, hooked=False) as house:
+        await _jump_while_ordering(house)
+
+
+async def _jump_while_ordering(house: House) -> None:
+    task_id = await house.order("a red bicycle [mood:slow_answer:1]")
+    async with asyncio.timeout(10):
+        while True:
+            if await house.jobs():
+                break
+            await asyncio.sleep(0.02)
+    database = house.services.database
+    await database.execute("UPDATE tasks SET lease_until = 1 WHERE id = :id", id=task_id)
+    database.wake("due")
+    assert (await house.end(task_id))["status"] == "completed"
