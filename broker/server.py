@@ -50,7 +50,7 @@ class Patience:
     rate: int = 1024
     body: float = 3600.0
     per_peer: int = 64
-    drain: int = 8
+    drain: int = 7
 
 
 PATIENCE: Final = Patience()

@@ -100,12 +100,19 @@ class Settings(BaseSettings):
             raise ValueError("use an address like https://api.kie.ai, without user name, password or key in it")
         return value.rstrip("/")
 
-    @field_validator("api_key", "api_keys")
+    @field_validator("api_key")
     @classmethod
-    def _writable_keys(cls, value: Any) -> Any:
-        for key in value if isinstance(value, tuple) else (value,):
-            if key is not None and not re.fullmatch(r"[\x21-\x7e]+", key.get_secret_value()):
-                raise ValueError("use a key of visible ASCII characters, without blanks; several are parted by commas")
+    def _header_value(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not re.fullmatch(r"[\x21-\x7e]+", value.get_secret_value()):
+            raise ValueError("use the key as the provider shows it: visible ASCII characters, without blanks")
+        return value
+
+    @field_validator("api_keys")
+    @classmethod
+    def _bearer_values(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        for key in value:
+            if not key.get_secret_value().isprintable() or " " in key.get_secret_value():
+                raise ValueError("use keys without blanks, separated by commas; any other cannot be sent to us")
         return value
 
     @field_validator("webhook_base_url")

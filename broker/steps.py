@@ -331,9 +331,9 @@ class Steps:
         tried = await asyncio.gather(*(self._bring(task, position) for position in missing))
         troubles = [trouble for trouble in tried if trouble is not None]
         stored = len(task.outputs) - len(troubles)
-        await self._decide(task, lambda row, now, rules: lifecycle.fetched(row, stored, troubles, now, rules))
         if any(trouble.code == "result_gone" for trouble in troubles):
             await self._ask_for_links(task)
+        await self._decide(task, lambda row, now, rules: lifecycle.fetched(row, stored, troubles, now, rules))
 
     async def _bring(self, task: Task, position: int) -> Trouble | None:
         async with self.downloads:

@@ -144,12 +144,12 @@ class Worker:
         now, lease = self.clock.now(), self._lease()
         for state in self._states():
             if state != State.QUEUED:
-                self._start_all(await self.tasks.claim(state, now=now, lease=lease, limit=self._free(state)))
-        self._start_all(await self.tasks.claim_overdue(now=now, lease=lease, limit=self._free(State.QUEUED)))
+                await self._start_all(await self.tasks.claim(state, now=now, lease=lease, limit=self._free(state)))
+        await self._start_all(await self.tasks.claim_overdue(now=now, lease=lease, limit=self._free(State.QUEUED)))
         for name in self.steps.providers:
             room = await self.lanes.room(name, self._limits(name), now)
             limit = min(room.free, self._free(State.QUEUED))
-            self._start_all(await self.tasks.claim_queued(name, now=now, lease=lease, limit=limit))
+            await self._start_all(await self.tasks.claim_queued(name, now=now, lease=lease, limit=limit))
 
     def _states(self) -> list[State]:
         """Those whose steps may be taken. After the clock was set nothing is deleted by it for a while."""
@@ -163,13 +163,14 @@ class Worker:
     def _sparing(self) -> bool:
         return self.clock.monotonic() < self._spare_until
 
-    def _start_all(self, tasks: Sequence[Task]) -> None:
-        """Not those that still run here: their lease ended all the same, but their step is worth its outcome."""
-        busy = {running.task_id for running in self._running.values() if running.state is not None}
+    async def _start_all(self, tasks: Sequence[Task]) -> None:
+        """Not a step that still runs here: its lease ended all the same, but it is worth its outcome."""
+        busy = {(running.task_id, _step_of(running.state)) for running in self._running.values() if running.state}
         for task in tasks:
-            if task.id in busy:
-                continue
-            self._start(self._step(task), _Running(task_id=task.id, state=task.state, holder=task.leased_by))
+            if (task.id, _step_of(task.state)) in busy:
+                await self.tasks.renew([(task.id, task.leased_by)], self.clock.now() + LONGEST_SLEEP)
+            else:
+                self._start(self._step(task), _Running(task_id=task.id, state=task.state, holder=task.leased_by))
 
     def _lease(self) -> Lease:
         return Lease(holder=secrets.token_hex(8), until=self.clock.now() + self.lease)
@@ -296,6 +297,11 @@ class Worker:
             await self.tasks.renew(held, 0.0)
         except StorageError as error:
             log.error("leases could not be given back", action="store_trouble", why=str(error))
+
+
+def _step_of(state: State) -> State:
+    """Ordering begins in one state and goes on in the next."""
+    return State.SUBMITTING if state == State.QUEUED else state
 
 
 def _held(steps: Iterable[_Running]) -> list[tuple[str, str]]:

@@ -71,7 +71,10 @@ class Given:
         given = cls()
         for key, value in document.items():
             name = _NAMES.get(key)
-            for one in value if name in _MANY and isinstance(value, list) else [value]:
+            listed = name in _MANY and isinstance(value, list)
+            if name and listed and ("" in value or None in value):
+                raise _wrong(name, "must not have empty entries")  # dropped, the order would be another one
+            for one in value if listed else [value]:
                 given._add(key, name, one)
         return given
 
@@ -86,8 +89,6 @@ class Given:
     def _add(self, key: str, name: str | None, value: Any) -> None:
         if name is None:
             self.unknown.append(key)
-        elif name in _MANY and value in ("", None) and not self.written:
-            raise _wrong(name, "must not have empty entries")  # dropped, the order would be another one
         elif value is not None and value != "":  # an empty field of a form is one that was not filled in
             self.values.setdefault(name, []).append(value)
 

@@ -156,6 +156,68 @@ async def test_the_same_key_at_once_is_one_order(tmp_path: Path) -> None:
         assert (tasks, images, keys, files) == (1, 1, 1, 1)
 
 
+async def test_a_repeated_order_costs_no_pace_and_is_not_looked_at_again(tmp_path: Path) -> None:
+    """Its first answer stands, whatever has become of a link since."""
+    async with open_api(tmp_path, rate_per_minute=1) as house:
+        headers = {"Idempotency-Key": "order-1"}
+        order = {**PROMPT, "images": [DATA_URI]}
+        first = await house.client.post(CREATE, json=order, headers=headers)
+        repeated = [await house.client.post(CREATE, json=order, headers=headers) for _ in range(3)]
+        assert {answer.text for answer in repeated} == {first.text}
+        task_id = first.json()["taskId"]
+        await house.services.database.execute("DELETE FROM tasks WHERE id = :id", id=task_id)
+        late = await house.client.post(CREATE, json=order, headers=headers)
+        assert (late.status_code, late.json()["code"]) == (410, "task_expired")
+
+
+async def test_a_link_is_the_same_as_long_as_its_address_is(tmp_path: Path) -> None:
+    """The second time nobody is asked: there is nothing behind the address any more."""
+    picture = png()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % len(picture) + picture)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    host = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with open_api(tmp_path, download_allow=(host,)) as house:
+        order = {**PROMPT, "imageUrls": [f"http://{host}/a.png"]}
+        headers = {"Idempotency-Key": "order-1"}
+        first = await house.client.post(CREATE, json=order, headers=headers)
+        server.close()
+        await server.wait_closed()
+        again = await house.client.post(CREATE, json=order, headers=headers)
+        other = {**PROMPT, "imageUrls": [f"http://{host}/b.png"]}
+        mismatch = await house.client.post(CREATE, json=other, headers=headers)
+    assert (first.status_code, again.text) == (202, first.text)
+    assert mismatch.json()["code"] == "idempotency_mismatch"
+
+
+async def test_the_same_files_with_the_same_key_are_the_same_order(tmp_path: Path) -> None:
+    async with open_api(tmp_path) as house:
+        headers = {"Idempotency-Key": "order-1"}
+        files = {"image": ("a.png", png(), "image/png")}
+        answers = [
+            await house.client.post(CREATE, data={"prompt": "x"}, files=files, headers=headers) for _ in range(2)
+        ]
+        assert answers[0].status_code == 202, answers[0].text
+        assert answers[0].text == answers[1].text
+        another = {"image": ("a.png", png("blue"), "image/png")}
+        other = await house.client.post(CREATE, data={"prompt": "x"}, files=another, headers=headers)
+        assert other.json()["code"] == "idempotency_mismatch"
+
+
+@pytest.mark.parametrize("field", ["images", "imageUrls"])
+@pytest.mark.parametrize("entry", ["", None])
+async def test_an_empty_reference_is_not_another_order(tmp_path: Path, field: str, entry: str | None) -> None:
+    """Dropped, image-to-image would become text-to-image, and be paid."""
+    async with open_api(tmp_path) as house:
+        answer = await house.client.post(CREATE, json={**PROMPT, field: [entry]})
+        assert (answer.status_code, answer.json()["code"]) == (400, "invalid_image")
+
+
 async def test_a_key_is_visible_ascii(tmp_path: Path) -> None:
     async with open_api(tmp_path) as house:
         for keys in ([""], ["a b"], ["ü"], ["x" * 256], ["a", "a"]):

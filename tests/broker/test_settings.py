@@ -30,6 +30,9 @@ def no_dotenv_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("BROKER_BLOB_URL", "ftp://x", "file:"),
         ("SECRET_KEY", "hunter2", "at least 16"),
         ("LOG_LEVEL", "LOUD", "DEBUG"),
+        ("NANO_BANANA_API_KEY", "hunter2 ключ", "visible ASCII"),
+        ("BROKER_API_KEYS", "hunter2 b", "without blanks"),
+        ("BROKER_DOWNLOAD_ALLOW", "http://x", "without http"),
         ("BROKER_LOG_FORMAT", "xml", "json"),
         ("MAX_FILE_SIZE", "-1", "greater than 0"),
     ],
@@ -54,11 +57,11 @@ def test_every_wrong_value_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_both_names_of_a_variable_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KIE_API_KEY", "from the other name")
+    monkeypatch.setenv("KIE_API_KEY", "from-the-other-name")
     monkeypatch.setenv("MAX_WORKERS", "3")
     settings = load()
     assert settings.api_key is not None
-    assert settings.api_key.get_secret_value() == "from the other name"
+    assert settings.api_key.get_secret_value() == "from-the-other-name"
     assert settings.max_concurrent == 3
     assert not settings.sandboxed
 
@@ -68,6 +71,12 @@ def test_a_dotenv_file_is_read_and_an_empty_value_means_unset(monkeypatch: pytes
     settings = load()
     assert (settings.port, settings.sandboxed) == (8123, True)
     assert [key.get_secret_value() for key in settings.api_keys] == ["one", "two"]
+
+
+def test_a_dotenv_file_that_is_no_text_is_told(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_bytes(b"\xff\xfe\0garbage")
+    with pytest.raises(SettingsError, match="UTF-8"):
+        load()
 
 
 def test_secrets_do_not_show_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
