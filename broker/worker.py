@@ -59,7 +59,10 @@ class _Running:
 
 @dataclass(kw_only=True)
 class Worker:
-    """Takes steps until it is stopped. lease: seconds a step may be silent before others take over."""
+    """Takes steps until it is stopped.
+
+    lease: seconds a step may be silent before others take over. patience: seconds that steps under way get on stop.
+    """
 
     clock: Clock
     rules: Rules
@@ -69,6 +72,7 @@ class Worker:
     keys: Keys
     lanes: Lanes
     lease: float = 30.0
+    patience: float = DRAIN_SECONDS
     beat_at: float = 0.0
     _running: dict[asyncio.Task[None], _Running] = field(default_factory=dict)
     _reading: set[str] = field(default_factory=set)
@@ -82,7 +86,7 @@ class Worker:
         self._epoch = self.clock.now() - self.clock.monotonic()
 
     async def run(self) -> None:
-        """Work until `stop`, then finish what is running, or give it back after `DRAIN_SECONDS`."""
+        """Work until `stop`, then finish what is running, or give it back after `patience`."""
         await self._shorten_retention()
         with self.tasks.database.listen(DUE) as bell:
             keeper = asyncio.create_task(self._keep_leases(), name="lease-keeper")
@@ -284,7 +288,7 @@ class Worker:
 
     async def _drain(self) -> None:
         if self._running:
-            await asyncio.wait(list(self._running), timeout=DRAIN_SECONDS)
+            await asyncio.wait(list(self._running), timeout=self.patience)
         left = list(self._running.items())
         for step, _ in left:
             step.cancel()

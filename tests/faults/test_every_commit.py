@@ -64,8 +64,9 @@ async def _live(folder: Path, sandbox: str, fuse: int, port: int, *, after: bool
         return mortal[0]
 
     async with open_house(
-        folder, port=port, sandbox=sandbox, hooked=hooked, open_database=open_mortal, lease=2
+        folder, port=port, sandbox=sandbox, hooked=hooked, open_database=open_mortal, lease=2, task_deadline=6
     ) as house:
+        house.services.worker.patience = 0.1  # the dead do not tidy up
         task_id = await _order_armed(house, mortal[0])
         async for _ in _until_dead_or_done(house, mortal[0], task_id):
             pass
@@ -115,10 +116,10 @@ async def test_a_crash_at_any_commit_costs_time_only(tmp_path: Path, after: bool
 async def _life(folder: Path, fuse: int, *, after: bool, hooked: bool) -> tuple[bool, bool]:
     """Whether the first process died, and whether the outcome stayed unknown."""
     port = free_port()
-    options = Options(duration=0.1, callback_spacing=0.2, callback_retries=20, creates_per_window=10_000)
+    options = Options(duration=0.1, callback_spacing=0.2, callback_retries=60, creates_per_window=10_000)
     async with serve_sandbox(options=options) as sandbox:
         task_id, died = await _live(folder, sandbox, fuse, port, after=after, hooked=hooked)
-        async with open_house(folder, port=port, sandbox=sandbox, hooked=hooked) as house:
+        async with open_house(folder, port=port, sandbox=sandbox, hooked=hooked, task_deadline=6) as house:
             data = await house.end(task_id)
             return died, _judge(data, len(await house.jobs()))
 
