@@ -391,12 +391,13 @@ def fetched(task: Task, stored: int, troubles: Sequence[Trouble], now: float, ru
     if not troubles:
         return Changes(task=_succeeding(now, rules))
     worst = next((t for t in troubles if not t.final), troubles[0])
-    believed = worst.final and task.tries + 1 >= rules.dead_links
-    if believed and stored:
-        return Changes(task=_succeeding(now, rules))
-    if now >= task.deadline_at + rules.keep:
+    late, over = now >= task.deadline_at, now >= task.deadline_at + rules.keep
+    believed = worst.final and (late or task.tries + 1 >= rules.dead_links)
+    if stored and (believed or over):
+        return Changes(task=_succeeding(now, rules))  # what is here is enough, the rest is not to be had
+    if over:
         return Changes(task=_lost_result(task, worst, now, rules))
-    told = _told_early(task, worst, now) if believed or now >= task.deadline_at else {}
+    told = _told_early(task, worst, now) if believed or late else {}
     return Changes(task={**told, **_fetch_again(task, now, rules)})
 
 

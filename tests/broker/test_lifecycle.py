@@ -336,6 +336,11 @@ def test_even_then_a_paid_image_is_looked_for_while_the_provider_may_have_it() -
 def test_of_several_results_the_good_ones_are_enough() -> None:
     task = a_task(State.FETCHING, tries=RULES.dead_links - 1)
     assert fetched(task, 2, [GONE], NOW, RULES).task["state"] == State.SUCCEEDED
+    early = a_task(State.FETCHING)
+    assert "state" not in fetched(early, 2, [GONE], NOW, RULES).task
+    assert fetched(early, 2, [GONE], early.deadline_at, RULES).task["state"] == State.SUCCEEDED
+    assert "state" not in fetched(early, 2, [SLOW], early.deadline_at, RULES).task
+    assert fetched(early, 2, [SLOW], early.deadline_at + RULES.keep, RULES).task["state"] == State.SUCCEEDED
 
 
 def test_a_paid_image_is_fetched_on_after_the_caller_was_told_that_it_failed() -> None:
