@@ -26,8 +26,8 @@ format: $(VENV)/dev  ## put the code into shape
 	$(BIN)/ruff check --fix .
 
 lock:  ## pin the dependencies anew (needs uv)
-	uv pip compile $(LOCK_FLAGS) --upgrade --group build pyproject.toml --output-file requirements.lock
-	uv pip compile $(LOCK_FLAGS) --upgrade --group dev pyproject.toml --output-file requirements-dev.lock
+	uv pip compile $(LOCK_FLAGS) --upgrade --all-extras --group build pyproject.toml --output-file requirements.lock
+	uv pip compile $(LOCK_FLAGS) --upgrade --all-extras --group dev pyproject.toml --output-file requirements-dev.lock
 
 # run: what the product needs; dev: that and the gates. A stamp is made anew when its lock file changes.
 $(VENV)/run: requirements.lock pyproject.toml | $(BIN)/python
@@ -46,8 +46,9 @@ PIP = $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$$($(BIN)/pyth
 	&& echo $(BIN)/python -m pip install || echo $(PYTHON) -m pip --python $(BIN)/python install) \
 	--quiet --disable-pip-version-check)
 
+# the lock is complete; asked to resolve it again, pip stumbles over extras as soon as something newer is out
 define install
-	$(PIP) --require-hashes -r $(1)
+	$(PIP) --require-hashes --no-deps -r $(1)
 	$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 endef
