@@ -112,7 +112,7 @@ class Broker:
             kept = not created.repeated
         except (IntakeError, FetchError, StorageFull) as error:
             raise _refusal(error) from error
-        except asyncio.CancelledError:
+        except (StorageError, asyncio.CancelledError):
             kept = True  # nobody knows whether it was written; the sweep removes what belongs to no task
             raise
         finally:
@@ -206,7 +206,9 @@ class Broker:
         try:
             await self.database.transact(*statements, wake=(DUE,))
         except Stale:
-            return await self._repeated(use)
+            first = await self._first(use)
+            if first.batch != batch:
+                return await self._again(first, use.fingerprint if use else "")
         log.info(
             "order accepted", action="task_created", task=batch, count=len(tasks), model=order.model, mode=order.mode
         )
@@ -247,12 +249,12 @@ class Broker:
             created_at=self.clock.now(),
         )
 
-    async def _repeated(self, use: KeyUse | None) -> Created:
-        """Two equal orders at once: somebody was quicker, and has the answer."""
+    async def _first(self, use: KeyUse | None) -> KeyUse:
+        """Who has the key: of two equal orders at once the quicker one – or we, if the connection broke too late."""
         first = await self.keys.get(use.caller, use.key) if use else None
-        if use is None or first is None:
+        if first is None:
             raise StorageError("the order could not be written")
-        return await self._again(first, use.fingerprint)
+        return first
 
     async def _again(self, first: KeyUse, fingerprint: str) -> Created:
         """The answer that was given when this key was used first."""

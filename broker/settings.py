@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from broker.errors import SettingsError
@@ -21,11 +22,38 @@ def _split(value: Any) -> Any:
 
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)]
+Links = Literal["none", "presigned", "public"]
 Seconds = Annotated[float, Field(gt=0, le=10 * 365 * 86400)]
 
 
 def _named(name: str, *others: str) -> Any:
     return AliasChoices(name, *others)
+
+
+_BUCKET = re.compile(r"s3:(?://)?([a-z0-9][a-z0-9.\-]{1,61}[a-z0-9])?(?:/([A-Za-z0-9_.\-/]*))?")
+
+
+def _is_postgres(url: str) -> bool:
+    parts = urlsplit(url)
+    return parts.scheme in {"postgresql", "postgres"} and bool(parts.netloc or parts.query)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bucket:
+    """A place in an S3-compatible store. endpoint: None = AWS itself. keys: None = those of the machine's role.
+
+    links: whether callers are sent to the store for results, and how. public_base: where everybody may read the bucket.
+    """
+
+    name: str
+    prefix: str
+    endpoint: str | None
+    region: str
+    access_key: SecretStr | None
+    secret_key: SecretStr | None
+    session_token: SecretStr | None
+    links: Links
+    public_base: str | None
 
 
 class Settings(BaseSettings):
@@ -43,8 +71,19 @@ class Settings(BaseSettings):
     tunnel_api: str = Field("http://127.0.0.1:4040", validation_alias=_named("BROKER_TUNNEL_API"))
     upload_references: bool = Field(False, validation_alias=_named("BROKER_UPLOAD_REFERENCES"))
 
-    database_url: str = Field("", validation_alias=_named("DATABASE_URL"))
+    database_url: SecretStr = Field(SecretStr(""), validation_alias=_named("DATABASE_URL"))
+    database_listen_url: SecretStr = Field(SecretStr(""), validation_alias=_named("BROKER_DATABASE_LISTEN_URL"))
+    database_connections: int = Field(10, ge=2, le=1000, validation_alias=_named("BROKER_DATABASE_CONNECTIONS"))
     blob_url: str = Field("", validation_alias=_named("BROKER_BLOB_URL"))
+    blob_links: Links = Field("none", validation_alias=_named("BROKER_BLOB_LINKS"))
+    s3_endpoint: str = Field("", validation_alias=_named("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "MINIO_ENDPOINT"))
+    s3_use_ssl: bool = Field(False, validation_alias=_named("MINIO_USE_SSL"))
+    s3_region: str = Field("us-east-1", validation_alias=_named("AWS_REGION", "AWS_DEFAULT_REGION"))
+    s3_access_key: SecretStr | None = Field(None, validation_alias=_named("AWS_ACCESS_KEY_ID", "MINIO_ACCESS_KEY"))
+    s3_secret_key: SecretStr | None = Field(None, validation_alias=_named("AWS_SECRET_ACCESS_KEY", "MINIO_SECRET_KEY"))
+    s3_session_token: SecretStr | None = Field(None, validation_alias=_named("AWS_SESSION_TOKEN"))
+    s3_bucket: str = Field("", validation_alias=_named("MINIO_BUCKET"))
+    s3_public_url: str = Field("", validation_alias=_named("MINIO_PUBLIC_URL"))
     data_dir: Path = Field(Path("data"), validation_alias=_named("BROKER_DATA_DIR"))
     secret_key: SecretStr | None = Field(None, validation_alias=_named("SECRET_KEY"), min_length=16)
 
@@ -138,25 +177,92 @@ class Settings(BaseSettings):
 
     @field_validator("database_url")
     @classmethod
-    def _known_database(cls, value: str) -> str:
-        if value and not value.startswith("sqlite:///"):
-            raise ValueError("use sqlite:///data/broker.db")
+    def _known_database(cls, value: SecretStr) -> SecretStr:
+        url = value.get_secret_value()
+        if url and not url.startswith("sqlite:///") and not _is_postgres(url):
+            raise ValueError("use sqlite:///data/broker.db or postgresql://user:password@host:5432/name")
+        return value
+
+    @field_validator("database_listen_url")
+    @classmethod
+    def _direct_address(cls, value: SecretStr) -> SecretStr:
+        url = value.get_secret_value()
+        if url and url != "none" and not _is_postgres(url):
+            raise ValueError("use the address of Postgres itself, postgresql://user:password@host:5432/name, or none")
         return value
 
     @field_validator("blob_url")
     @classmethod
     def _known_blobs(cls, value: str) -> str:
-        if value and not value.startswith("file:"):
-            raise ValueError("use file:data/blobs")
+        if value and not value.startswith("file:") and not _BUCKET.fullmatch(value):
+            raise ValueError("use file:data/blobs or s3://bucket/prefix")
         return value
+
+    @field_validator("s3_endpoint", "s3_public_url")
+    @classmethod
+    def _bare_or_http(cls, value: str) -> str:
+        if value and "://" not in value and re.fullmatch(r"[A-Za-z0-9.\-]+(?::[0-9]{1,5})?", value):
+            return value
+        return cls._http_address(value) if value else ""
+
+    @model_validator(mode="after")
+    def _whole_bucket(self) -> Settings:
+        bucket = self.bucket
+        if bucket is not None and not bucket.name:
+            raise ValueError(
+                "BROKER_BLOB_URL names no bucket: use s3://bucket/prefix, or set MINIO_BUCKET beside s3://"
+            )
+        if bucket is not None and (bucket.access_key is None) != (bucket.secret_key is None):
+            raise ValueError(
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY go together: set both, or none for a role's own"
+            )
+        if bucket is not None and self.blob_links == "public" and not self.s3_public_url:
+            raise ValueError("BROKER_BLOB_LINKS is public: set MINIO_PUBLIC_URL to where everybody reads the bucket")
+        return self
 
     @property
     def database(self) -> str:
-        return self.database_url or f"sqlite:///{self.data_dir / 'broker.db'}"
+        """May have a password in it."""
+        return self.database_url.get_secret_value() or f"sqlite:///{self.data_dir / 'broker.db'}"
+
+    @property
+    def database_shown(self) -> str:
+        """For people to read: without user, password and options."""
+        if not _is_postgres(self.database):
+            return self.database
+        parts = urlsplit(self.database)
+        return f"postgresql://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
     @property
     def blobs(self) -> Path:
-        return Path(self.blob_url.removeprefix("file:")) if self.blob_url else self.data_dir / "blobs"
+        """The folder of the images, or that of drafts on their way into a bucket."""
+        if self.blob_url.startswith("file:"):
+            return Path(self.blob_url.removeprefix("file:"))
+        return self.data_dir / "blobs"
+
+    @property
+    def bucket(self) -> Bucket | None:
+        """Where the images are, if not in a folder."""
+        match = _BUCKET.fullmatch(self.blob_url)
+        if match is None:
+            return None
+        return Bucket(
+            name=match[1] or self.s3_bucket,
+            prefix=match[2] or "",
+            endpoint=self._with_scheme(self.s3_endpoint),
+            region=self.s3_region,
+            access_key=self.s3_access_key,
+            secret_key=self.s3_secret_key,
+            session_token=self.s3_session_token,
+            links=self.blob_links,
+            public_base=self._with_scheme(self.s3_public_url),
+        )
+
+    def _with_scheme(self, address: str) -> str | None:
+        """MinIO's own names have the host alone, and a truth for TLS."""
+        if not address or "://" in address:
+            return address or None
+        return f"{'https' if self.s3_use_ssl else 'http'}://{address}"
 
     @property
     def sandboxed(self) -> bool:
@@ -183,6 +289,8 @@ def load(*, env_file: Path | None = Path(".env"), **overrides: Any) -> Settings:
 
 
 def _complaint(error: Any) -> str:
+    if not error["loc"]:  # about several variables together; the sentence names them
+        return str(error["msg"]).removeprefix("Value error, ")
     field = str(error["loc"][0])
     variable = _variable(field)
     cure = _SHAPES.get(_field_of(variable), error["msg"].removeprefix("Value error, "))

@@ -198,14 +198,24 @@ class Steps:
         try:
             await self.tasks.database.transact(
                 self.tasks.saving(task, **changes),
-                self.lanes.intending(attempt, limits),
+                *self.lanes.intending(attempt, limits),
                 wake=(task_channel(task.id),),
             )
         except Stale:
-            await self.settle(task, lambda *_: NOTHING)  # no room, or changed meanwhile: back into the queue
-            return None
+            if not await self._intended(task, number):
+                await self.settle(task, lambda *_: NOTHING)  # no room, or changed meanwhile: back into the queue
+                return None
         self._tell(task, Changes(task=changes))
         return attempt
+
+    async def _intended(self, task: Task, number: int) -> bool:
+        """Whether the intent is ours after all: it was written, and the connection broke before we knew."""
+        row = await self.tasks.get(task.id)
+        return row is not None and (row.state, row.attempt, row.leased_by) == (
+            State.SUBMITTING,
+            number,
+            task.leased_by,
+        )
 
     async def _order(self, task: Task, order: Order, attempt: Attempt, provider: Provider) -> None:
         address = self.callback_url(task.id, attempt.number) if task.hooked else None
@@ -339,7 +349,7 @@ class Steps:
         async with self.downloads:
             try:
                 image = await self._download(task, position)
-                await self.tasks.database.transact(self.images.adding(image))
+                await self._keep(task, image)
             except (FetchError, IntakeError, StorageError) as error:
                 trouble = _trouble(error)
                 self.metrics.downloads.labels(trouble.code).inc()
@@ -349,6 +359,12 @@ class Steps:
                 return trouble
         self.metrics.downloads.labels("stored").inc()
         return None
+
+    async def _keep(self, task: Task, image: StoredImage) -> None:
+        """Only while the task waits for it: a row that came after retention would outlive its bytes."""
+        with contextlib.suppress(Stale):
+            pinning = self.tasks.pinning(task.id, State.FETCHING)
+            await self.tasks.database.transact(pinning, self.images.adding(image))
 
     async def _download(self, task: Task, position: int) -> StoredImage:
         async with self.fetcher.open(task.outputs[position], max_bytes=self.max_download_bytes) as download:

@@ -60,8 +60,32 @@ class Services:
     callback_base: str | None
 
 
-def open_sqlite(settings: Settings) -> SqliteDatabase:
-    return SqliteDatabase(sqlite_path(settings.database))
+def database_for(settings: Settings) -> AbstractAsyncContextManager[Database]:
+    """The database that DATABASE_URL names, to be opened."""
+    url = settings.database
+    if url.startswith("sqlite:"):
+        return SqliteDatabase(sqlite_path(url))
+    try:
+        from storage.postgres import PostgresDatabase
+    except ImportError:
+        raise _missing("DATABASE_URL leads to Postgres", "postgres") from None
+    return PostgresDatabase(
+        url,
+        listen_url=settings.database_listen_url.get_secret_value(),
+        connections=settings.database_connections,
+    )
+
+
+def absent(settings: Settings) -> Path | None:
+    """The file of a database that was never made, to say so instead of making it; None if there is a database."""
+    if not settings.database.startswith("sqlite:"):
+        return None
+    path = sqlite_path(settings.database)
+    return None if path.exists() else path
+
+
+def _missing(why: str, extra: str) -> SettingsError:
+    return SettingsError(f"{why}, and its driver is not installed: pip install 'nano-banana-broker[{extra}]'")
 
 
 @asynccontextmanager
@@ -71,7 +95,7 @@ async def open_services(
     clock: Clock | None = None,
     port: int | None = None,
     local_provider: bool = False,
-    open_database: Callable[[Settings], AbstractAsyncContextManager[Database]] = open_sqlite,
+    open_database: Callable[[Settings], AbstractAsyncContextManager[Database]] = database_for,
 ) -> AsyncIterator[Services]:
     """Open the system; on the way out nothing is left open.
 

@@ -58,13 +58,17 @@ class Database(Protocol):
     * parameters are named (`:name`); time is a parameter, never the database's own clock;
     * `transact` returns only after its changes survive a power cut, and applies all of them or none;
     * a failing transaction never takes another one along, even where several share one commit;
+    * a transaction of which nobody can tell whether it happened is run again, so that one that had happened is refused:
+      write it so that a second run is (by compare-and-set or a new key), and take `Stale` as "look again";
     * a cancelled caller may leave the transaction done or undone, but never half done;
     * channels named in `wake` are woken after the commit, in every process where the store can tell them.
 
     skip_locked: appended to the inner SELECT of a claim; empty where one writer makes it needless.
+    exclusive: a statement that makes others who run it wait until this transaction has ended, for migrations.
     """
 
     skip_locked: str
+    exclusive: str
 
     async def fetch(self, sql: str, **params: Any) -> list[Row]:
         """All rows of a query. May take a while; never blocks the event loop."""
@@ -92,6 +96,10 @@ class Database(Protocol):
 
     async def check(self) -> None:
         """Raise `StorageError` with the cure if the store is damaged or out of reach."""
+        ...
+
+    async def facts(self) -> dict[str, str]:
+        """What an operator wants to know of it: kind and version, where it is, how large. Never a password."""
         ...
 
     async def close(self) -> None: ...

@@ -86,9 +86,9 @@ class Hooks:
     async def forget(self, before: float, limit: int) -> int:
         """Remove callbacks that came before `before` and were read, at most `limit`; how many."""
         return await self.database.execute(
-            """DELETE FROM hooks WHERE id IN
+            f"""DELETE FROM hooks WHERE id IN
                 (SELECT id FROM hooks WHERE received_at < :before AND digested_at IS NOT NULL
-                ORDER BY received_at, id LIMIT :limit)""",
+                ORDER BY received_at, id LIMIT :limit{self.database.skip_locked})""",
             before=before,
             limit=limit,
         )

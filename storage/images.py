@@ -56,10 +56,9 @@ class Images:
         return {row["owner"] for row in rows}
 
     def adding(self, image: StoredImage) -> Statement:
-        """Bringing the same image home twice is once; a result whose task does not wait for it any more is none."""
+        """Bringing the same image home twice is once. Pin the task of a result: nobody may want it any more."""
         return Statement(
-            sql=f"""INSERT INTO images ({", ".join(_COLUMNS)}) SELECT {", ".join(":" + c for c in _COLUMNS)}
-                WHERE :kind = 'reference' OR EXISTS (SELECT 1 FROM tasks WHERE id = :owner AND state = 'fetching')
+            sql=f"""INSERT INTO images ({", ".join(_COLUMNS)}) VALUES ({", ".join(":" + c for c in _COLUMNS)})
                 ON CONFLICT (owner, kind, position) DO NOTHING""",
             params={name: getattr(image, name) for name in _COLUMNS},
         )
@@ -74,5 +73,7 @@ class Images:
 
     async def stored(self) -> dict[str, Any]:
         """How many images and bytes there are, for the metrics."""
-        row = await self.database.point("SELECT count(*) AS n, coalesce(sum(size), 0) AS size FROM images")
+        row = await self.database.point(
+            "SELECT count(*) AS n, CAST(coalesce(sum(size), 0) AS BIGINT) AS size FROM images"
+        )
         return dict(row or {})

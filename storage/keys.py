@@ -41,8 +41,8 @@ class Keys:
 
     async def forget(self, before: float, limit: int) -> int:
         return await self.database.execute(
-            """DELETE FROM idempotency WHERE (caller, key) IN
-                (SELECT caller, key FROM idempotency WHERE created_at < :before ORDER BY created_at LIMIT :limit)""",
+            f"""DELETE FROM idempotency WHERE (caller, key) IN (SELECT caller, key FROM idempotency
+                WHERE created_at < :before ORDER BY created_at LIMIT :limit{self.database.skip_locked})""",
             before=before,
             limit=limit,
         )

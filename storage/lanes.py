@@ -62,11 +62,21 @@ class Lanes:
         places = limits.places - await self._count(_RUNNING, provider=provider)
         return Room(free=max(0, min(window, places, 1 if troubles else window)))
 
-    def intending(self, attempt: Attempt, limits: Limits) -> Statement:
+    def intending(self, attempt: Attempt, limits: Limits) -> list[Statement]:
         """Write the attempt into the ledger if the lane still has room; otherwise `Stale`.
 
+        1. Take the lane: who counts what others take must not do so at the same time as they. 2. Count, and write.
         It comes after the task's own row became `submitting`, which therefore counts as one of the places.
         """
+        taking = Statement(
+            sql="""INSERT INTO lanes (provider, paused_until, troubles) VALUES (:provider, 0, 0)
+                ON CONFLICT (provider) DO UPDATE SET troubles = lanes.troubles""",
+            params={"provider": attempt.provider},
+        )
+        return [taking, self._counting(attempt, limits)]
+
+    @staticmethod
+    def _counting(attempt: Attempt, limits: Limits) -> Statement:
         return Statement(
             sql=f"""INSERT INTO attempts (task_id, number, provider, sent_at, outcome, billed)
                 SELECT :task_id, :number, :provider, :sent_at, 'sent', 'unknown'

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 
-from storage.database import Database, Stale, Statement
+from storage.database import Database, Stale, Statement, StorageError
 
 TABLE = """CREATE TABLE IF NOT EXISTS migrations
     (number BIGINT PRIMARY KEY, name TEXT NOT NULL, ran_at DOUBLE PRECISION NOT NULL)"""
@@ -45,9 +45,18 @@ def _statements(text: str) -> Iterator[str]:
     return (part.strip() for part in without_comments.split(";") if part.strip())
 
 
-async def applied(database: Database) -> set[int]:
+async def missing(database: Database) -> list[Migration]:
+    """What `upgrade` would run. Changes nothing."""
+    try:
+        rows = await database.fetch("SELECT number FROM migrations")
+    except StorageError:
+        rows = []  # there is no such table, as in an empty database
+    return [migration for migration in migrations() if migration.number not in {row["number"] for row in rows}]
+
+
+async def _applied(database: Database) -> set[int]:
     """Numbers of the migrations that this database has seen."""
-    await database.execute(TABLE)
+    await database.transact(Statement(sql=database.exclusive), Statement(sql=TABLE))
     return {row["number"] for row in await database.fetch("SELECT number FROM migrations")}
 
 
@@ -60,7 +69,7 @@ async def born_at(database: Database) -> float:
 async def upgrade(database: Database, now: float) -> list[Migration]:
     """Run what is missing; several starters at once are safe. Returns what was run here."""
     known = migrations()
-    seen = await applied(database)
+    seen = await _applied(database)
     if seen - {m.number for m in known}:
         raise SchemaTooNew(
             f"the database has migration {max(seen)}, this version knows {known[-1].number}: use the newer broker"
@@ -76,7 +85,9 @@ async def _run(database: Database, migration: Migration, now: float) -> bool:
         must_change=True,
     )
     try:
-        await database.transact(mark, *(Statement(sql=sql) for sql in migration.statements))
+        await database.transact(
+            Statement(sql=database.exclusive), mark, *(Statement(sql=sql) for sql in migration.statements)
+        )
     except Stale:
         return False
     return True

@@ -153,6 +153,7 @@ class SqliteDatabase:
     """A database in one file. `async with SqliteDatabase(path)` opens it, or use `await open()` and `await close()`."""
 
     skip_locked = ""
+    exclusive = "SELECT 1 AS alone"  # there is one writer at a time anyway
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -227,6 +228,15 @@ class SqliteDatabase:
             raise StorageError(
                 f"{self.path.name} is damaged ({verdict}). Restore it from a backup; it is left as it is"
             )
+
+    async def facts(self) -> dict[str, str]:
+        log = self.path.with_name(self.path.name + "-wal")
+        waiting = log.stat().st_size if log.exists() else 0
+        return {
+            "database": str(self.path.resolve()),
+            "SQLite": sqlite3.sqlite_version,
+            "size": f"{self.path.stat().st_size / 2**20:.1f} MiB, {waiting / 2**20:.1f} MiB more in its log",
+        }
 
     async def close(self) -> None:
         """Everything handed in before is written first."""

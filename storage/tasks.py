@@ -277,9 +277,11 @@ class Tasks:
             return []
         (outcome,) = await self.database.transact(
             Statement(
-                sql=f"""UPDATE tasks SET leased_by = :holder, lease_until = :until, version = version + 1 WHERE id IN (
-                    SELECT id FROM tasks WHERE {where} AND lease_until <= :now
-                    ORDER BY{order} LIMIT :limit{self.database.skip_locked}) RETURNING *""",
+                # materialized: chosen and locked once, however the update is carried out
+                sql=f"""WITH due AS MATERIALIZED (SELECT id FROM tasks WHERE {where} AND lease_until <= :now
+                    ORDER BY{order} LIMIT :limit{self.database.skip_locked})
+                    UPDATE tasks SET leased_by = :holder, lease_until = :until, version = version + 1
+                    WHERE id IN (SELECT id FROM due) RETURNING *""",
                 params={"now": now, "holder": lease.holder, "until": lease.until, "limit": limit, **params},
             )
         )
@@ -325,7 +327,8 @@ class Tasks:
         """Ended tasks that would be kept longer than `retention` seconds after their end: not any more. How many."""
         # looked for by a reader: where there is none, the writer is not kept waiting
         rows = await self.database.fetch(
-            "SELECT id FROM tasks WHERE state = :state AND due_at > ended_at + :retention + 1 LIMIT :limit",
+            """SELECT id FROM tasks WHERE state = :state AND due_at > ended_at + :retention + 1
+                ORDER BY id LIMIT :limit""",  # in one order, whoever does it: two of them must not wait for each other
             state=state.value,
             retention=retention,
             limit=limit,
@@ -348,6 +351,14 @@ class Tasks:
         return Statement(
             sql=f"UPDATE tasks SET {sets}version = version + 1 WHERE id = :id AND version = :version",
             params={**_to_row(changes), "id": task.id, "version": task.version},
+            must_change=True,
+        )
+
+    def pinning(self, task_id: str, state: State) -> Statement:
+        """The task stays in this state until the transaction has ended; `Stale` if it is in another one."""
+        return Statement(
+            sql="UPDATE tasks SET version = version WHERE id = :id AND state = :state",
+            params={"id": task_id, "state": state.value},
             must_change=True,
         )
 

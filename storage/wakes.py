@@ -21,6 +21,10 @@ class Wakes:
             for bell in self._bells.get(channel, ()):
                 bell.ring()
 
+    def wake_all(self) -> None:
+        """Somebody may have called while we could not hear."""
+        self.wake(*self._bells)
+
     @contextmanager
     def listen(self, channel: str) -> Iterator[Bell]:
         bell = _Bell()

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from broker.settings import variables
+from tests.servers import postgres as server
 
 
 @pytest.fixture(scope="session")
@@ -21,6 +22,13 @@ def no_settings_from_outside() -> Iterator[None]:
         for name in variables():
             patch.delenv(name, raising=False)
         yield
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[server.Postgres]:
+    """One server for all tests; each takes a database of its own from it (`await postgres.fresh()`)."""
+    with server.running() as running:
+        yield running
 
 
 class ManualClock:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+from pydantic import SecretStr
 
 from broker.cli.client import Client, address, running_broker
 from broker.cli.house import broker_for_a_moment, quiet_logs
@@ -110,7 +111,7 @@ async def _some_broker(settings: Settings) -> AsyncIterator[Client]:
 def _pretending(settings: Settings, stack: AsyncExitStack) -> Settings:
     note("No provider key: the sandbox paints a PRETEND PICTURE. Set NANO_BANANA_API_KEY for a real one.", style="bold")
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="broker-"))
-    return settings.model_copy(update={"data_dir": Path(folder), "database_url": "", "blob_url": ""})
+    return settings.model_copy(update={"data_dir": Path(folder), "database_url": SecretStr(""), "blob_url": ""})
 
 
 def _unreachable(settings: Settings) -> Settings:

@@ -48,7 +48,7 @@ async def work() -> None:
     _configure_logs(settings)
     with told_to_end() as told:
         async with open_services(settings) as services, anyio.create_task_group() as tasks:
-            say(f"Worker for {services.provider.name} on {settings.database}")
+            say(f"Worker for {services.provider.name} on {settings.database_shown}")
             say(f"  results    {_results(services)}")
             tasks.start_soon(services.worker.run)
             await told()
@@ -61,7 +61,7 @@ def _introduce(services: Services, port: int) -> None:
     say(f"Broker at {address(settings.host, port)}" + (" (all interfaces)" if settings.host in ANYWHERE else ""))
     say(f"  provider   {services.provider.name} at {settings.api_url}")
     say(f"  results    {_results(services)}")
-    say(f"  data       {settings.data_dir.resolve()}")
+    say(f"  data       {_data(settings)}")
     _warn(services)
 
 
@@ -70,6 +70,14 @@ def _results(services: Services) -> str:
         return f"polling every {services.settings.poll_every:g} s (no public address: see README, Tunnels)"
     source = f" ({services.public_url.source})" if services.public_url else ""
     return f"webhook at {services.callback_base}/api/webhook/nano-banana{source}"
+
+
+def _data(settings: Settings) -> str:
+    """Where everything is kept."""
+    bucket = settings.bucket
+    places = [] if settings.database.startswith("sqlite:") else [settings.database_shown]
+    places += [] if bucket is None else [f"s3://{bucket.name}/{bucket.prefix}"]
+    return ", ".join([str(settings.data_dir.resolve()), *places])
 
 
 def _configure_logs(settings: Settings) -> None:

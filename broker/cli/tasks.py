@@ -15,8 +15,7 @@ from broker.cli.house import quiet_logs
 from broker.cli.screen import Unable, clear, complain, note, say, say_json
 from broker.sentences import Sentences
 from broker.settings import Settings, load
-from broker.wiring import Services, open_services
-from storage.sqlite import sqlite_path
+from broker.wiring import Services, absent, open_services
 
 LOOK_EVERY = 1.0
 Document = dict[str, Any]
@@ -92,8 +91,8 @@ async def _source() -> AsyncIterator[Source]:
 
 def _settled(settings: Settings) -> Settings:
     """Nobody needs to reach us for this. Raises `Unable` in a folder where there is nothing to see."""
-    path = sqlite_path(settings.database)
-    if not path.exists():
+    path = absent(settings)
+    if path is not None:
         where = address(settings.host, settings.port)
         raise Unable(
             f"No broker answers at {where}, and there is no database {path.resolve()}: is this the right folder?"

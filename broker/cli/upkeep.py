@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import platform
-import sqlite3
-from pathlib import Path
 
 from broker.cli.house import quiet_logs
 from broker.cli.screen import say
 from broker.clock import SystemClock
 from broker.settings import load
-from broker.wiring import open_services
+from broker.wiring import absent, database_for, open_services
 from storage import migrate
 from storage.database import Database
 from storage.images import Images
-from storage.sqlite import SqliteDatabase, sqlite_path
 from storage.tasks import State, Tasks
 
 
@@ -29,7 +26,7 @@ async def cleanup() -> None:
 
 async def upgrade() -> None:
     """Run the migrations that are missing."""
-    async with SqliteDatabase(sqlite_path(load().database)) as database:
+    async with database_for(load()) as database:
         ran = await migrate.upgrade(database, SystemClock().now())
     for migration in ran:
         say(f"ran {migration.name}")
@@ -38,24 +35,20 @@ async def upgrade() -> None:
 
 async def status() -> int:
     """0 when the database is as this version wants it, 1 when `broker db upgrade` or a first start is needed."""
-    path = sqlite_path(load().database)
-    _say_facts({"database": str(path.resolve()), "SQLite": sqlite3.sqlite_version, "Python": platform.python_version()})
-    if not path.exists():
+    settings = load()
+    path = absent(settings)
+    if path is not None:
+        _say_facts({"database": str(path.resolve()), "Python": platform.python_version()})
         say("There is no database yet. The first start makes one.")
         return 1
-    _say_facts({"size": _size(path)})
-    async with SqliteDatabase(path) as database:
+    async with database_for(settings) as database:
         await database.check()
-        if missing := await _missing(database):
-            say(f"Migrations are missing: {', '.join(missing)}. Run: broker db upgrade", style="yellow")
+        _say_facts({**await database.facts(), "Python": platform.python_version()})
+        if missing := await migrate.missing(database):
+            say(f"Migrations are missing: {', '.join(m.name for m in missing)}. Run: broker db upgrade", style="yellow")
             return 1
         await _say_contents(database)
     return 0
-
-
-async def _missing(database: Database) -> list[str]:
-    seen = await migrate.applied(database)
-    return [migration.name for migration in migrate.migrations() if migration.number not in seen]
 
 
 async def _say_contents(database: Database) -> None:
@@ -68,10 +61,3 @@ async def _say_contents(database: Database) -> None:
 def _say_facts(facts: dict[str, str]) -> None:
     for name, value in facts.items():
         say(f"{name:<18} {value}")
-
-
-def _size(path: Path) -> str:
-    """The file, and what waits in its write-ahead log."""
-    log = path.with_name(path.name + "-wal")
-    waiting = log.stat().st_size if log.exists() else 0
-    return f"{path.stat().st_size / 2**20:.1f} MiB, {waiting / 2**20:.1f} MiB more in its log"

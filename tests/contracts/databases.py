@@ -1,14 +1,30 @@
-"""The databases that the contract suite runs on: the next one adds one line."""
+"""The databases that the contract suites run on: the next one adds one line."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
+import pytest
+
 from storage.database import Database
+from storage.postgres import PostgresDatabase
 from storage.sqlite import SqliteDatabase
+from tests.servers.postgres import Postgres
 
-Opener = Callable[[Path], AbstractAsyncContextManager[Database]]
+Opened = AbstractAsyncContextManager[Database]
+Opener = Callable[[pytest.FixtureRequest, Path], Awaitable[Opened]]
+"""An empty database, which is closed again by leaving it."""
 
-DATABASES: dict[str, Opener] = {"sqlite": lambda folder: SqliteDatabase(folder / "broker.db")}
+
+async def sqlite(_: pytest.FixtureRequest, folder: Path) -> Opened:
+    return SqliteDatabase(folder / "broker.db")
+
+
+async def postgres(request: pytest.FixtureRequest, _: Path) -> Opened:
+    server: Postgres = request.getfixturevalue("postgres")
+    return PostgresDatabase(await server.fresh())
+
+
+DATABASES: dict[str, Opener] = {"sqlite": sqlite, "postgres": postgres}

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture(params=DATABASES)
 async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Database]:
-    async with DATABASES[request.param](tmp_path) as opened:
+    async with await DATABASES[request.param](request, tmp_path) as opened:
         await opened.execute("CREATE TABLE notes (id TEXT PRIMARY KEY, n BIGINT NOT NULL, blob DOUBLE PRECISION)")
         yield opened
 
@@ -120,9 +120,42 @@ async def test_migrations_run_once_even_with_two_starters(database: Database) ->
     assert await upgrade(database, 2.0) == []
 
 
-async def test_a_closed_database_says_so(tmp_path: Path) -> None:
-    for opener in DATABASES.values():
-        async with opener(tmp_path) as opened:
-            await opened.check()
-        with pytest.raises(StorageError):
-            await opened.execute("SELECT 1")
+async def test_a_closed_database_says_so(database: Database) -> None:
+    await database.check()
+    await database.close()
+    await database.close()
+    with pytest.raises(StorageError):
+        await database.execute("DELETE FROM notes")
+
+
+async def test_a_value_that_cannot_be_stored_harms_nobody_else(database: Database) -> None:
+    outcomes = await asyncio.gather(
+        *(database.transact(adding(key, n)) for key, n in (("a", 1), ("b", 2**70), ("c", 3))), return_exceptions=True
+    )
+    assert [isinstance(one, Exception) for one in outcomes] == [False, True, False]
+    assert await database.fetch("SELECT id FROM notes ORDER BY id") == [{"id": "a"}, {"id": "c"}]
+
+
+async def test_an_error_never_tells_a_value(database: Database) -> None:
+    """Values are prompts, and errors end in logs."""
+    await database.transact(adding("a secret fox"))
+    for statement in (adding("a secret fox"), Statement(sql="SELECT nothing", params={"x": "a secret fox"})):
+        with pytest.raises(Exception) as caught:
+            await database.transact(statement)
+        assert "fox" not in f"{caught.value} {caught.value.__cause__}"
+
+
+@pytest.mark.parametrize("text", ["", "a\0b", "\0", "狐狸 читает 🦊", "it's :name $1 %s", "a\ud7ffb"])
+async def test_any_text_can_be_stored_and_found(database: Database, text: str) -> None:
+    """Callbacks and prompts bring what they like; only NUL may come back as U+FFFD."""
+    await database.transact(adding(text))
+    rows = await database.fetch("SELECT id FROM notes WHERE id = :id", id=text)
+    assert [row["id"].replace("\ufffd", "\0") for row in rows] == [text]
+    assert await database.point("SELECT id FROM notes WHERE id = 'a:b' OR id = :id", id=text)
+
+
+async def test_what_is_not_a_parameter_is_left_alone(database: Database) -> None:
+    await database.transact(
+        Statement(sql="INSERT INTO notes (id, n) VALUES (':n ''q'' :id', CAST(:n AS BIGINT))", params={"n": 7})
+    )
+    assert await database.fetch("SELECT id, n FROM notes") == [{"id": ":n 'q' :id", "n": 7}]

@@ -15,7 +15,7 @@ from broker.sandbox.options import Options
 from broker.sandbox.server import serve_sandbox
 from broker.server import bind, port_of, running
 from broker.settings import Settings, load
-from broker.wiring import Services, open_services, open_sqlite
+from broker.wiring import Services, database_for, open_services
 from storage.database import Database
 
 QUICK: dict[str, Any] = {
@@ -96,7 +96,7 @@ async def open_house(
     port: int = 0,
     sandbox: str | None = None,
     options: Options | None = None,
-    open_database: Callable[[Settings], AbstractAsyncContextManager[Database]] = open_sqlite,
+    open_database: Callable[[Settings], AbstractAsyncContextManager[Database]] = database_for,
     **settings: Any,
 ) -> AsyncIterator[House]:
     """hooked: the broker knows its address, so the provider calls back; otherwise it is asked.
