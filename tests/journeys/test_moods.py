@@ -13,6 +13,7 @@ from PIL import Image
 
 from broker.sandbox.options import Options
 from tests.journeys.house import House, open_house
+from tests.servers.postgres import Postgres
 
 pytestmark = pytest.mark.anyio
 
@@ -117,9 +118,10 @@ WAYS: dict[str, dict[str, End]] = {
 }
 """How results come: the provider calls us, we ask because it cannot, it calls and signs."""
 
-JOURNEYS = [(way, mood) for way, ends in WAYS.items() for mood in ends]
+DATABASES = ("sqlite", "postgres")
+JOURNEYS = [(database, way, mood) for database in DATABASES for way, ends in WAYS.items() for mood in ends]
 AT_ONCE = 10
-Journeys = dict[tuple[str, str], "asyncio.Task[Journey]"]
+Journeys = dict[tuple[str, str, str], "asyncio.Task[Journey]"]
 
 
 class Journey(NamedTuple):
@@ -130,33 +132,38 @@ class Journey(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-async def journeys(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Journeys]:
+async def journeys(tmp_path_factory: pytest.TempPathFactory, postgres: Postgres) -> AsyncIterator[Journeys]:
     """All of them, each in a house of its own, several at once: they mostly wait."""
     places = asyncio.Semaphore(AT_ONCE)
 
-    async def travel(way: str, mood: str) -> Journey:
+    async def travel(database: str, way: str, mood: str) -> Journey:
         async with places:
-            return await _travel(tmp_path_factory.mktemp("house"), way, mood)
+            url = await postgres.fresh() if database == "postgres" else ""
+            return await _travel(tmp_path_factory.mktemp("house"), way, mood, url)
 
     # not a task group: one that goes wrong must not end the others
-    under_way = {(way, mood): asyncio.create_task(travel(way, mood)) for way, mood in JOURNEYS}
+    under_way = {journey: asyncio.create_task(travel(*journey)) for journey in JOURNEYS}
     yield under_way
     await asyncio.gather(*under_way.values(), return_exceptions=True)
 
 
-async def _travel(folder: Path, way: str, mood: str) -> Journey:
+async def _travel(folder: Path, way: str, mood: str, database: str) -> Journey:
     key = "hmac-key" if way == "signed" else None
     options = Options(duration=0.1, callback_spacing=0.05, creates_per_window=10_000, webhook_key=key)
-    async with open_house(folder, hooked=way != "asking", options=options, webhook_key=key) as house:
+    async with open_house(
+        folder, hooked=way != "asking", options=options, webhook_key=key, database_url=database
+    ) as house:
         data = await house.end(await house.order(f"a red bicycle [mood:{mood}]"))
         await _check_images(house, data)
         return Journey(data, await house.jobs())
 
 
-@pytest.mark.parametrize(("way", "mood"), JOURNEYS)
-async def test_a_task_ends_right_whatever_the_provider_does(journeys: Journeys, way: str, mood: str) -> None:
+@pytest.mark.parametrize(("database", "way", "mood"), JOURNEYS)
+async def test_a_task_ends_right_whatever_the_provider_does(
+    journeys: Journeys, database: str, way: str, mood: str
+) -> None:
     expected = WAYS[way][mood]
-    data, jobs = await journeys[way, mood]
+    data, jobs = await journeys[database, way, mood]
     detail = data["errorDetail"] or {}
     assert (detail.get("code"), len(data["results"]), len(jobs)) == (expected.code, expected.images, expected.jobs)
     assert (data["status"], bool(data["error"])) == (("failed", True) if expected.code else ("completed", False))
