@@ -234,6 +234,11 @@ class Settings(BaseSettings):
         return f"postgresql://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
     @property
+    def shared(self) -> bool:
+        """Whether other machines may work on the same tasks."""
+        return _is_postgres(self.database)
+
+    @property
     def blobs(self) -> Path:
         """The folder of the images, or that of drafts on their way into a bucket."""
         if self.blob_url.startswith("file:"):

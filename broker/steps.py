@@ -1,4 +1,4 @@
-"""One step per state: the I/O that the state asks for, then a decision of `lifecycle`, then compare and set.
+"""One step per state of a living task: the I/O it asks for, then a decision of `lifecycle`, then compare and set.
 
 No transaction stays open across the network. What a step learned is applied to the row as it is then, not as it was:
 if a callback was quicker, the same pure decision is taken again on what it left.
@@ -71,10 +71,6 @@ class Steps:
             State.SUBMITTING: self.recover,
             State.WAITING: self.check,
             State.FETCHING: self.fetch,
-            State.SUCCEEDED: self.expire,
-            State.FAILED: self.expire,
-            State.CANCELED: self.expire,
-            State.EXPIRED: self.purge,
         }[task.state]
         await step(task)
 
@@ -395,40 +391,6 @@ class Steps:
             await self._decide(task, lifecycle.unheard)
         elif task.state == State.FETCHING:
             await self._decide(task, lambda row, now, rules: lifecycle.fetched(row, 0, [trouble], now, rules))
-
-    # -- ends
-
-    async def expire(self, task: Task) -> None:
-        """Row first, files later: whoever reads a file in that moment keeps it."""
-        changes = lifecycle.expired(task, self.clock.now(), self.rules)
-        also = self.images.deleting(task.id, ("result",)) if "state" in changes.task else ()
-        try:
-            await self.tasks.database.transact(
-                self.tasks.saving(task, lease_until=0.0, leased_by="", **changes.task),
-                *also,
-                wake=(DUE, task_channel(task.id)),
-            )
-        except Stale:
-            return
-        self._tell(task, changes)
-
-    async def purge(self, task: Task) -> None:
-        """First the files of an expired task, and a week later the row."""
-        if task.tries == 0:
-            await self.blobs.delete(task.id)
-            await self._forget_references(task)
-            await self._decide(task, lambda _, now, rules: lifecycle.emptied(now, rules))
-            return
-        with contextlib.suppress(Stale):
-            await self.tasks.database.transact(*self.tasks.deleting(task))
-
-    async def _forget_references(self, task: Task) -> None:
-        batch = await self.tasks.of_batch(task.batch)
-        if any(other.state != State.EXPIRED for other in batch):
-            return
-        owner = reference_owner(task.batch)
-        await self.tasks.database.transact(*self.images.deleting(owner, ("reference",)))
-        await self.blobs.delete(owner)
 
 
 def reference_owner(batch: str) -> str:

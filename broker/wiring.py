@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import hmac
 import os
 import secrets
 from collections.abc import AsyncIterator, Callable
@@ -15,6 +17,7 @@ from broker.catalog import Catalog
 from broker.clock import Clock, SystemClock
 from broker.errors import SettingsError
 from broker.lifecycle import Rules
+from broker.logs import log
 from broker.metrics import Metrics
 from broker.outgoing import ApiClient, Fetcher
 from broker.pacing import CallerPace
@@ -23,10 +26,13 @@ from broker.providers.base import Provider
 from broker.providers.kie import Kie
 from broker.providers.legacy import Legacy
 from broker.public_url import PublicUrl, find
+from broker.retention import Retention
 from broker.settings import Settings
 from broker.steps import Steps
 from broker.worker import Worker
+from storage.chores import Chores
 from storage.database import Database
+from storage.facts import Facts
 from storage.hooks import Hooks
 from storage.images import Images
 from storage.keys import Keys
@@ -108,6 +114,8 @@ async def open_services(
         database = await stack.enter_async_context(open_database(settings))
         await database.check()
         await upgrade(database, clock.now())
+        if settings.shared:
+            await _agree(Facts(database), secret, chosen=settings.secret_key is not None)
         client = ApiClient(timeout=settings.request_timeout, max_connections=settings.max_connections)
         stack.push_async_callback(client.aclose)
         fetcher = Fetcher(allow=settings.download_allow, max_connections=DOWNLOADS_AT_ONCE * 2, total_seconds=300)
@@ -196,12 +204,22 @@ def _assemble(
     )
     worker = Worker(
         clock=clock,
-        rules=rules,
         steps=steps,
         tasks=tasks,
         hooks=hooks,
-        keys=keys,
         lanes=lanes,
+        retention=Retention(
+            clock=clock,
+            rules=rules,
+            database=database,
+            tasks=tasks,
+            images=images,
+            hooks=hooks,
+            keys=keys,
+            chores=Chores(database),
+            blobs=blobs,
+            metrics=metrics,
+        ),
         lease=settings.lease,
     )
     return Services(
@@ -287,6 +305,28 @@ def _secret(settings: Settings) -> bytes:
         raise SettingsError(
             f"BROKER_DATA_DIR cannot be used ({error.strerror}): make {settings.data_dir} writable, or set another"
         ) from error
+
+
+async def _agree(facts: Facts, secret: bytes, *, chosen: bool) -> None:
+    """All processes of one database sign alike, or each refuses the callbacks that another one asked for.
+
+    A secret that this machine made for itself gives way; one that somebody chose replaces the one before.
+    """
+    ours = hmac.new(secret, b"which secret is it", hashlib.sha256).hexdigest()[:32]
+    theirs = await facts.agree("secret", ours)
+    if hmac.compare_digest(ours, theirs):
+        return
+    if not chosen:
+        raise SettingsError(
+            "SECRET_KEY is not set, so this machine made one of its own; but the others on this database sign with "
+            "another one: set the same SECRET_KEY for all (the first has it in secret.key in its BROKER_DATA_DIR)"
+        )
+    await facts.replace("secret", ours)
+    log.warning(
+        "SECRET_KEY is not the one of the process that started before: set the same for all. "
+        "If you have changed it: callbacks of orders under way are not believed now, the provider is asked instead",
+        action="secret_changed",
+    )
 
 
 def _make_once(path: Path) -> None:

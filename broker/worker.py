@@ -8,41 +8,29 @@ from __future__ import annotations
 import asyncio
 import math
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Final
 
+from broker import retention
 from broker.clock import Clock
-from broker.lifecycle import Rules
 from broker.logs import log
+from broker.retention import Retention
 from broker.steps import Steps
 from storage.database import StorageError
 from storage.hooks import Hooks
-from storage.keys import Keys
 from storage.lanes import Lanes, Limits
-from storage.migrate import born_at
-from storage.tasks import DUE, Lease, State, Task, Tasks
+from storage.tasks import DUE, Agenda, Lease, State, Task, Tasks
 
 PLACES: Final = {
     State.QUEUED: 32,
     State.SUBMITTING: 16,
     State.WAITING: 32,
     State.FETCHING: 24,
-    State.SUCCEEDED: 8,
-    State.FAILED: 8,
-    State.CANCELED: 8,
-    State.EXPIRED: 8,
 }
 """Steps at once, by state: a provider that hangs, or slow downloads, must not keep the other steps waiting."""
-RETENTION: Final = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELED, State.EXPIRED})
-"""States whose step deletes something."""
 NEWS_PLACES: Final = 32
 LONGEST_SLEEP: Final = 1.0
-HOUSEKEEPING_EVERY: Final = 60.0
-HOUSEKEEPING_BATCH: Final = 500
-FEW_STRAYS: Final = 10
-SWEEP_EVERY: Final = 3600.0
 CLOCK_JUMP: Final = 120.0
 SPARED_SECONDS: Final = 3600.0
 DRAIN_SECONDS: Final = 7.0
@@ -52,7 +40,7 @@ DRAIN_SECONDS: Final = 7.0
 class _Running:
     """A step in progress. state: whose place it takes; None = nobody's. holder: of its lease, if it has one."""
 
-    task_id: str
+    task_ids: tuple[str, ...] = ()
     state: State | None = None
     holder: str = ""
 
@@ -65,20 +53,18 @@ class Worker:
     """
 
     clock: Clock
-    rules: Rules
     steps: Steps
     tasks: Tasks
     hooks: Hooks
-    keys: Keys
     lanes: Lanes
+    retention: Retention
     lease: float = 30.0
     patience: float = DRAIN_SECONDS
     beat_at: float = 0.0
-    _running: dict[asyncio.Task[None], _Running] = field(default_factory=dict)
+    _running: dict[asyncio.Future[object], _Running] = field(default_factory=dict)
     _reading: set[str] = field(default_factory=set)
     _stopping: asyncio.Event = field(default_factory=asyncio.Event)
     _housekept_at: float = 0.0
-    _swept_at: float = 0.0
     _epoch: float = field(init=False)
     _spare_until: float = -math.inf
 
@@ -87,8 +73,8 @@ class Worker:
 
     async def run(self) -> None:
         """Work until `stop`, then finish what is running, or give it back after `patience`."""
-        await self._shorten_retention()
         with self.tasks.database.listen(DUE) as bell:
+            self._start(self._guarded(self.retention.shorten(), "", "retention"), _Running())
             keeper = asyncio.create_task(self._keep_leases(), name="lease-keeper")
             try:
                 while not self._stopping.is_set():
@@ -112,23 +98,29 @@ class Worker:
         """One look at the table; returns the seconds until the next one. A store in trouble is asked again soon."""
         try:
             self.beat_at = self.clock.now()
-            await self._read_news()
-            await self._start_steps()
+            agenda = await self._agenda()
+            if agenda.news:
+                await self._read_news()
+            if await self._start_steps(agenda):
+                agenda = await self._agenda()
             self._housekeep()
-            return await self._until_next()
+            return await self._until_next(agenda)
         except StorageError as error:
             log.error("the store cannot be reached", action="store_trouble", why=str(error))
             return LONGEST_SLEEP
 
+    async def _agenda(self) -> Agenda:
+        return await self.tasks.agenda(self._states(), list(self.steps.providers), self.clock.now())
+
     async def clean_up(self) -> int:
         """Retention now, and nothing else: no order is submitted, no provider asked. How many tasks were removed."""
         removed = 0
-        await self._shorten_retention()
-        for state in (State.SUCCEEDED, State.FAILED, State.CANCELED, State.EXPIRED):
-            while ended := await self.tasks.claim(state, now=self.clock.now(), lease=self._lease(), limit=64):
+        await self.retention.shorten()
+        for state in retention.STATES:
+            while ended := await self._claim(state, retention.AT_ONCE):
                 removed += sum(task.state != State.EXPIRED for task in ended)
-                await asyncio.gather(*(self._step(task) for task in ended))
-        await self.housekeep()
+                await self._guarded(self.retention.retire(ended), "", "retention")
+        await self.retention.housekeep()
         return removed
 
     # -- starting
@@ -137,23 +129,41 @@ class Worker:
         for task_id in await self.hooks.tasks_with_news(NEWS_PLACES + len(self._reading)):
             if task_id not in self._reading and len(self._reading) < NEWS_PLACES:
                 self._reading.add(task_id)
-                self._start(self._read(task_id), _Running(task_id=task_id))
+                self._start(self._read(task_id), _Running(task_ids=(task_id,)))
 
     async def _read(self, task_id: str) -> None:
         """News that could not be taken in stay in the inbox, and are tried again after a moment."""
         done = await self._guarded(self.steps.digest(task_id), task_id, "news")
         asyncio.get_running_loop().call_later(0.0 if done else LONGEST_SLEEP, self._reading.discard, task_id)
 
-    async def _start_steps(self) -> None:
-        now, lease = self.clock.now(), self._lease()
-        for state in self._states():
-            if state != State.QUEUED:
-                await self._start_all(await self.tasks.claim(state, now=now, lease=lease, limit=self._free(state)))
-        await self._start_all(await self.tasks.claim_overdue(now=now, lease=lease, limit=self._free(State.QUEUED)))
-        for name in self.steps.providers:
-            room = await self.lanes.room(name, self._limits(name), now)
+    async def _start_steps(self, agenda: Agenda) -> bool:
+        """Whether any was due."""
+        now = self.clock.now()
+        due = [state for state, at in agenda.due.items() if at <= now]
+        for state in due:
+            if state in retention.STATES:
+                await self._retire(state)
+            else:
+                await self._start_all(await self._claim(state, self._free(state)))
+        if agenda.overdue <= now:
+            overdue = await self.tasks.claim_overdue(now=now, lease=self._lease(), limit=self._free(State.QUEUED))
+            await self._start_all(overdue)
+        waiting = [provider for provider, at in agenda.queued.items() if at <= now]
+        for provider in waiting:
+            room = await self.lanes.room(provider, self._limits(provider), now)
             limit = min(room.free, self._free(State.QUEUED))
-            await self._start_all(await self.tasks.claim_queued(name, now=now, lease=lease, limit=limit))
+            await self._start_all(await self.tasks.claim_queued(provider, now=now, lease=self._lease(), limit=limit))
+        return bool(due or waiting or agenda.overdue <= now)
+
+    async def _claim(self, state: State, limit: int) -> list[Task]:
+        return await self.tasks.claim(state, now=self.clock.now(), lease=self._lease(), limit=limit)
+
+    async def _retire(self, state: State) -> None:
+        """Many tasks in one step; one such step at a time and state."""
+        if tasks := await self._claim(state, retention.AT_ONCE * self._free(state)):
+            step = self._guarded(self.retention.retire(tasks), "", "retention")
+            ids = tuple(task.id for task in tasks)
+            self._start(step, _Running(task_ids=ids, state=state, holder=tasks[0].leased_by))
 
     def _states(self) -> list[State]:
         """Those whose steps may be taken. After the clock was set nothing is deleted by it for a while."""
@@ -162,19 +172,24 @@ class Worker:
         if abs(jump) > CLOCK_JUMP:
             log.warning("the clock was set: nothing is deleted for an hour", action="clock_jumped", seconds=round(jump))
             self._spare_until = self.clock.monotonic() + SPARED_SECONDS
-        return [state for state in PLACES if state not in RETENTION or not self._sparing()]
+        living: list[State] = [state for state in PLACES if state != State.QUEUED]
+        return living if self._sparing() else [*living, *retention.STATES]
 
     def _sparing(self) -> bool:
         return self.clock.monotonic() < self._spare_until
 
     async def _start_all(self, tasks: Sequence[Task]) -> None:
         """Not a step that still runs here: its lease ended all the same, but it is worth its outcome."""
-        busy = {(running.task_id, _step_of(running.state)) for running in self._running.values() if running.state}
+        busy = self._busy()
         for task in tasks:
             if (task.id, _step_of(task.state)) in busy:
                 await self.tasks.renew([(task.id, task.leased_by)], self.clock.now() + LONGEST_SLEEP)
             else:
-                self._start(self._step(task), _Running(task_id=task.id, state=task.state, holder=task.leased_by))
+                self._start(self._step(task), _Running(task_ids=(task.id,), state=task.state, holder=task.leased_by))
+
+    def _busy(self) -> set[tuple[str, State]]:
+        steps = [(running.task_ids, running.state) for running in self._running.values()]
+        return {(task_id, _step_of(state)) for task_ids, state in steps if state for task_id in task_ids}
 
     def _lease(self) -> Lease:
         return Lease(holder=secrets.token_hex(8), until=self.clock.now() + self.lease)
@@ -184,14 +199,14 @@ class Worker:
         return Limits(creates=upstream.creates_per_10s, places=upstream.concurrency)
 
     def _free(self, state: State) -> int:
-        return PLACES[state] - sum(running.state == state for running in self._running.values())
+        return PLACES.get(state, 1) - sum(running.state == state for running in self._running.values())
 
-    def _start(self, step: Awaitable[None], what: _Running) -> None:
+    def _start(self, step: Awaitable[object], what: _Running) -> None:
         running = asyncio.ensure_future(step)
         self._running[running] = what
         running.add_done_callback(self._finished)
 
-    def _finished(self, step: asyncio.Task[None]) -> None:
+    def _finished(self, step: asyncio.Future[object]) -> None:
         self._running.pop(step, None)
         self.tasks.database.wake(DUE)
 
@@ -200,7 +215,7 @@ class Worker:
         if not await self._guarded(self.steps.take(task), task.id, task.state.value):
             await self._guarded(self.steps.stumble(task), task.id, "stumble")
 
-    async def _guarded(self, step: Awaitable[None], task_id: str, what: str) -> bool:
+    async def _guarded(self, step: Awaitable[object], task_id: str, what: str) -> bool:
         """Whether it went well. Nothing that one task does may stop the others."""
         try:
             await step
@@ -223,68 +238,28 @@ class Worker:
             except StorageError as error:
                 log.error("leases could not be renewed", action="store_trouble", why=str(error))
 
-    async def _until_next(self) -> float:
+    async def _until_next(self, agenda: Agenda) -> float:
         now = self.clock.now()
-        states = [state for state in self._states() if state != State.QUEUED and self._free(state)]
-        moments = [await self.tasks.next_due(state, now) or math.inf for state in states]
+        moments = [at for state, at in agenda.due.items() if self._free(state)]
         if self._free(State.QUEUED):
-            moments += [await self._next_submission(provider, now) for provider in self.steps.providers]
-        return min(max(0.0, min(moments, default=math.inf) - now), LONGEST_SLEEP)
+            moments += [await self._next_submission(provider, at, now) for provider, at in agenda.queued.items()]
+            moments.append(agenda.overdue)
+        return min(max(0.0, min(moments) - now), LONGEST_SLEEP)
 
-    async def _next_submission(self, provider: str, now: float) -> float:
-        queued = await self.tasks.next_queued(provider, now)
-        if queued is None:
-            return math.inf
+    async def _next_submission(self, provider: str, queued: float, now: float) -> float:
+        if math.isinf(queued):
+            return queued
         room = await self.lanes.room(provider, self._limits(provider), now)
         return max(queued, now if room.free else room.again_at)
 
     # -- the rest
 
     def _housekeep(self) -> None:
-        """What nobody's task row reminds us of: old callbacks, old keys, leftovers of writers that died."""
+        """What nobody's task row reminds us of."""
         now = self.clock.now()
-        if now - self._housekept_at >= HOUSEKEEPING_EVERY and not self._sparing():
+        if now - self._housekept_at >= retention.EVERY and not self._sparing():
             self._housekept_at = now
-            self._start(self._tidied(), _Running(task_id=""))
-
-    async def _tidied(self) -> None:
-        await self._guarded(self.housekeep(), "", "housekeeping")
-
-    async def housekeep(self) -> None:
-        """Remove it now, in batches that never hold the store for long."""
-        now = self.clock.now()
-        before = now - self.rules.retention
-        await _in_batches(lambda: self.hooks.forget(before, HOUSEKEEPING_BATCH))
-        await _in_batches(lambda: self.keys.forget(before, HOUSEKEEPING_BATCH))
-        if now - self._swept_at >= SWEEP_EVERY:
-            self._swept_at = now
-            await self.sweep(older_than=SWEEP_EVERY)
-
-    async def sweep(self, older_than: float) -> int:
-        """Remove files that no row knows: their writers died between the file and the row. How many owners they had."""
-        blobs = self.steps.blobs
-        await blobs.sweep(older_than)
-        owners = await blobs.owners(older_than, await born_at(self.tasks.database))
-        strays = await self._strays(owners)
-        if len(strays) > FEW_STRAYS and len(strays) > len(owners) / 2:
-            log.error("most images have no row: is this the right database? None is deleted", action="sweep_refused")
-            return 0
-        for owner in strays:
-            await blobs.delete(owner)
-        return len(strays)
-
-    async def _strays(self, owners: Sequence[str]) -> list[str]:
-        strays: list[str] = []
-        for start in range(0, len(owners), HOUSEKEEPING_BATCH):
-            batch = owners[start : start + HOUSEKEEPING_BATCH]
-            known = await self.steps.images.owning(batch)
-            strays += [owner for owner in batch if owner not in known]
-        return strays
-
-    async def _shorten_retention(self) -> None:
-        """A retention that is shorter than before counts for what has ended already, too."""
-        for state in (State.SUCCEEDED, State.FAILED, State.CANCELED):
-            await _in_batches(partial(self.tasks.due_sooner, state, self.rules.retention, HOUSEKEEPING_BATCH))
+            self._start(self._guarded(self.retention.housekeep_for_all(), "", "housekeeping"), _Running())
 
     async def _drain(self) -> None:
         if self._running:
@@ -309,10 +284,4 @@ def _step_of(state: State) -> State:
 
 
 def _held(steps: Iterable[_Running]) -> list[tuple[str, str]]:
-    return [(step.task_id, step.holder) for step in steps if step.holder]
-
-
-async def _in_batches(forget: Callable[[], Awaitable[int]]) -> None:
-    forgotten = HOUSEKEEPING_BATCH
-    while forgotten == HOUSEKEEPING_BATCH:
-        forgotten = await forget()
+    return [(task_id, step.holder) for step in steps if step.holder for task_id in step.task_ids]

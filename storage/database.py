@@ -42,6 +42,12 @@ class Outcome:
     rows: Sequence[Row] = ()
 
 
+def listing(values: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """For `IN (…)`: `:v0, :v1, …` and what they stand for; some hundred values at the most."""
+    params = {f"v{number}": value for number, value in enumerate(values)}
+    return ", ".join(f":{name}" for name in params), params
+
+
 class Bell(Protocol):
     """Rings when its channel is woken; rings that nobody waited for are kept as one."""
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from storage.database import Database, Statement
+from storage.database import Database, Statement, listing
 
 Kind = Literal["result", "reference"]
 
@@ -50,9 +50,8 @@ class Images:
 
     async def owning(self, owners: Sequence[str]) -> set[str]:
         """Those of a few hundred owners who have any image."""
-        names = {f"o{number}": owner for number, owner in enumerate(owners)}
-        listed = ", ".join(f":{name}" for name in names)
-        rows = await self.database.fetch(f"SELECT DISTINCT owner FROM images WHERE owner IN ({listed})", **names)
+        listed, params = listing(owners)
+        rows = await self.database.fetch(f"SELECT DISTINCT owner FROM images WHERE owner IN ({listed})", **params)
         return {row["owner"] for row in rows}
 
     def adding(self, image: StoredImage) -> Statement:
@@ -63,13 +62,17 @@ class Images:
             params={name: getattr(image, name) for name in _COLUMNS},
         )
 
-    def deleting(self, owner: str, kinds: Sequence[Kind]) -> list[Statement]:
-        return [
-            Statement(
-                sql="DELETE FROM images WHERE owner = :owner AND kind = :kind", params={"owner": owner, "kind": kind}
-            )
-            for kind in kinds
-        ]
+    def deleting(self, owners: Sequence[str], kind: Kind) -> Statement:
+        listed, params = listing(owners)
+        return Statement(
+            sql=f"DELETE FROM images WHERE owner IN ({listed}) AND kind = :kind", params={**params, "kind": kind}
+        )
+
+    def deleting_expired(self, tasks: Sequence[str]) -> Statement:
+        """The results of those of some tasks that are expired; comes after the statement that makes them so."""
+        listed, params = listing(tasks)
+        expired = f"SELECT id FROM tasks WHERE id IN ({listed}) AND state = 'expired'"
+        return Statement(sql=f"DELETE FROM images WHERE kind = 'result' AND owner IN ({expired})", params=params)
 
     async def stored(self) -> dict[str, Any]:
         """How many images and bytes there are, for the metrics."""

@@ -18,12 +18,13 @@ doing the same step at once; losing it costs nothing but that step's time.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any
 
-from storage.database import Database, Row, Statement
+from storage.database import Database, Row, Statement, listing
 
 DUE = "due"
 """The channel that wakes workers."""
@@ -189,6 +190,24 @@ class Lease:
     until: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Agenda:
+    """When something is to be done; `inf` where nothing is.
+
+    due: by state, the next step of a task that nobody works on. queued: by provider, the next order that may be
+    submitted. overdue: when the first of them has waited too long. news: whether a callback waits to be read.
+    """
+
+    due: Mapping[State, float]
+    queued: Mapping[str, float]
+    overdue: float
+    news: bool
+
+
+def _moment(value: float | None) -> float:
+    return math.inf if value is None else value
+
+
 @dataclass(frozen=True)
 class Tasks:
     """Tasks at rest."""
@@ -273,7 +292,7 @@ class Tasks:
 
     async def _lease(self, which: str, *, now: float, lease: Lease, limit: int, **params: Any) -> list[Task]:
         where, order = which.split("ORDER BY")
-        if limit <= 0 or not await self._any(where, now=now, **params):
+        if limit <= 0:
             return []
         (outcome,) = await self.database.transact(
             Statement(
@@ -287,11 +306,6 @@ class Tasks:
         )
         return [_to_task(row) for row in outcome.rows]
 
-    async def _any(self, where: str, **params: Any) -> bool:
-        """Look before claiming: an idle worker must not take the writer's time."""
-        sql = f"SELECT 1 AS one FROM tasks WHERE {where} AND lease_until <= :now LIMIT 1"
-        return await self.database.point(sql, **params) is not None
-
     async def renew(self, held: Sequence[tuple[str, str]], until: float) -> None:
         """Keep the leases (task id, holder) of steps that still run; one that was lost or given back stays so."""
         await self.database.transact(
@@ -304,24 +318,32 @@ class Tasks:
             )
         )
 
-    async def next_due(self, state: State, now: float) -> float | None:
-        """When the next task of this state, that nobody works on, is due."""
+    async def agenda(self, states: Sequence[State], providers: Sequence[str], now: float) -> Agenda:
+        """What a worker has to know before it does anything, in one look."""
+        free = "lease_until <= :now"  # nobody works on it
+        looks = [
+            f"(SELECT due_at FROM tasks WHERE state = '{s}' AND {free} ORDER BY due_at LIMIT 1) AS {s}" for s in states
+        ]
+        looks += [
+            f"""(SELECT due_at FROM tasks WHERE state = 'queued' AND provider = :p{number} AND {free}
+                ORDER BY due_at, id LIMIT 1) AS p{number}"""
+            for number, _ in enumerate(providers)
+        ]
         row = await self.database.point(
-            "SELECT due_at FROM tasks WHERE state = :state AND lease_until <= :now ORDER BY due_at LIMIT 1",
-            state=state.value,
+            f"""SELECT {", ".join(looks)},
+                (SELECT deadline_at FROM tasks WHERE state = 'queued' AND {free}
+                    ORDER BY deadline_at LIMIT 1) AS overdue,
+                (SELECT 1 FROM hooks WHERE digested_at IS NULL AND task_id IS NOT NULL LIMIT 1) AS news""",
             now=now,
+            **{f"p{number}": provider for number, provider in enumerate(providers)},
         )
-        return row["due_at"] if row else None
-
-    async def next_queued(self, provider: str, now: float) -> float | None:
-        """When the next order, that nobody is about to submit, may be submitted."""
-        row = await self.database.point(
-            """SELECT due_at FROM tasks WHERE state = 'queued' AND provider = :provider AND lease_until <= :now
-                ORDER BY due_at, id LIMIT 1""",
-            provider=provider,
-            now=now,
+        found = row or {}
+        return Agenda(
+            due={state: _moment(found.get(state.value)) for state in states},
+            queued={provider: _moment(found.get(f"p{number}")) for number, provider in enumerate(providers)},
+            overdue=_moment(found.get("overdue")),
+            news=found.get("news") is not None,
         )
-        return row["due_at"] if row else None
 
     async def due_sooner(self, state: State, retention: float, limit: int) -> int:
         """Ended tasks that would be kept longer than `retention` seconds after their end: not any more. How many."""
@@ -362,16 +384,31 @@ class Tasks:
             must_change=True,
         )
 
-    def deleting(self, task: Task) -> list[Statement]:
-        """The row and its ledger, if the row still has the version of `task`."""
-        return [
-            Statement(
-                sql="DELETE FROM tasks WHERE id = :id AND version = :version",
-                params={"id": task.id, "version": task.version},
-                must_change=True,
-            ),
-            Statement(sql="DELETE FROM attempts WHERE task_id = :id", params={"id": task.id}),
-        ]
+    def saving_all(self, tasks: Sequence[Task], **changes: Any) -> Statement:
+        """The same changes to many tasks, and the end of their lease: to those whose lease and state are still these.
+
+        tasks: of one claim, all in one state.
+        """
+        sets = "".join(f"{name} = :{name}, " for name in changes)
+        which, params = _still_leased(tasks)
+        return Statement(
+            sql=f"UPDATE tasks SET {sets}lease_until = 0, leased_by = '', version = version + 1 WHERE {which}",
+            params={**_to_row(changes), **params},
+        )
+
+    def deleting_all(self, tasks: Sequence[Task]) -> list[Statement]:
+        """Rows and ledgers of tasks of one claim, as far as they are still leased and in that state."""
+        which, params = _still_leased(tasks)
+        ledgers = f"DELETE FROM attempts WHERE task_id IN (SELECT id FROM tasks WHERE {which})"
+        return [Statement(sql=ledgers, params=params), Statement(sql=f"DELETE FROM tasks WHERE {which}", params=params)]
+
+    async def unexpired_batches(self, batches: Sequence[str]) -> set[str]:
+        """Those of some batches that have a task which is not expired yet."""
+        listed, params = listing(batches)
+        rows = await self.database.fetch(
+            f"SELECT DISTINCT batch FROM tasks WHERE batch IN ({listed}) AND state <> 'expired'", **params
+        )
+        return {row["batch"] for row in rows}
 
     def noting(self, task_id: str, number: int, **changes: Any) -> Statement:
         """Write into one line of the ledger."""
@@ -380,3 +417,9 @@ class Tasks:
             sql=f"UPDATE attempts SET {sets} WHERE task_id = :task_id AND number = :number",
             params={**changes, "task_id": task_id, "number": number},
         )
+
+
+def _still_leased(tasks: Sequence[Task]) -> tuple[str, dict[str, Any]]:
+    listed, params = listing([task.id for task in tasks])
+    which = f"id IN ({listed}) AND leased_by = :holder AND state = :was"
+    return which, {**params, "holder": tasks[0].leased_by, "was": tasks[0].state.value}

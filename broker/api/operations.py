@@ -18,6 +18,7 @@ from broker.broker import Broker
 from broker.sentences import Sentences
 from broker.worker import Worker
 from storage.database import StorageError
+from storage.migrate import probe
 from storage.tasks import State
 
 PATIENCE: Final = 5.0
@@ -40,7 +41,7 @@ class Operations:
         """Whether an order that comes now would be kept and worked on; else which part is to blame."""
         self.access.require(request)
         parts = {
-            "database": await _trouble(self.broker.database.transact()),
+            "database": await _trouble(probe(self.broker.database)),
             "blobs": await _trouble(self.broker.blobs.check()),
             "worker": self._worker_trouble(),
             "server": "it is stopping" if self.broker.closing else None,

@@ -180,7 +180,7 @@ async def test_files_without_a_row_are_swept_and_no_others(tmp_path: Path, clock
         await _file(services, "refs_stray")
         _age(tmp_path, HOUR * 2)
         await _file(services, "refs_young")
-        assert (await services.worker.sweep(older_than=HOUR), files(tmp_path)) == (1, 1)
+        assert (await services.worker.retention.sweep(older_than=HOUR), files(tmp_path)) == (1, 1)
 
 
 async def test_a_fresh_database_does_not_sweep_the_files_of_another(tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ async def test_a_fresh_database_does_not_sweep_the_files_of_another(tmp_path: Pa
     _age(tmp_path, HOUR * 2)
     other = f"sqlite:///{tmp_path / 'other.db'}"
     async with still(tmp_path, ManualClock(time.time()), database_url=other) as services:
-        assert (await services.worker.sweep(older_than=HOUR), files(tmp_path)) == (0, 1)
+        assert (await services.worker.retention.sweep(older_than=HOUR), files(tmp_path)) == (0, 1)
 
 
 async def test_a_sweep_that_would_take_most_of_all_is_refused(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ async def test_a_sweep_that_would_take_most_of_all_is_refused(tmp_path: Path) ->
         for number in range(20):
             await _file(services, f"refs_{number}")
         _age(tmp_path, HOUR * 2)
-        assert (await services.worker.sweep(older_than=HOUR), files(tmp_path)) == (0, 20)
+        assert (await services.worker.retention.sweep(older_than=HOUR), files(tmp_path)) == (0, 20)
 
 
 def _age(folder: Path, seconds: float) -> None:

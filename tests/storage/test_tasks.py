@@ -232,7 +232,7 @@ async def test_a_result_and_the_end_of_its_task_exclude_each_other(database: Any
             await database.transact(rows.pinning(task.id, State.FETCHING), images.adding(image))
 
     async def expire(task: Task) -> None:
-        await database.transact(rows.saving(task, state=State.EXPIRED), *images.deleting(task.id, ("result",)))
+        await database.transact(rows.saving(task, state=State.EXPIRED), images.deleting_expired([task.id]))
 
     await asyncio.gather(*(step(a_task(n)) for n in range(30) for step in (arrive, expire)))
     assert await images.owning([a_task(n).id for n in range(30)]) == set()
@@ -301,8 +301,7 @@ async def _use_everything(database: Any, rows: Tasks, task: Task) -> None:
     await rows.claim_overdue(now=NOW + 1000, lease=lease(until=NOW), limit=5)
     await rows.renew([(task.id, "me")], NOW)
     await rows.due_sooner(State.SUCCEEDED, 60.0, 5)
-    await rows.next_due(State.WAITING, NOW)
-    await rows.next_queued("kie", NOW)
+    await rows.agenda([State.WAITING, State.EXPIRED], ["kie"], NOW)
     attempt = Attempt(task_id=task.id, number=1, provider="kie", sent_at=NOW)
     await database.transact(*lanes.intending(attempt, Limits(creates=5, places=5)))
     await database.transact(rows.noting(task.id, 1, job_id="job"))
@@ -312,7 +311,7 @@ async def _use_everything(database: Any, rows: Tasks, task: Task) -> None:
     await images.named("x")
     await images.owning(["x", "y"])
     await images.of(task.id, "result")
-    await database.transact(images.adding(_an_image(task)), *images.deleting(task.id, ("result",)))
+    await database.transact(images.adding(_an_image(task)), images.deleting_expired([task.id]))
     hook = _a_hook(task)
     await database.transact(hooks.adding(hook))
     await hooks.get(hook.id)
@@ -329,7 +328,9 @@ async def _use_everything(database: Any, rows: Tasks, task: Task) -> None:
     fresh = await rows.get(task.id)
     assert fresh is not None
     await database.transact(rows.saving(fresh, tries=1))
-    await database.transact(*rows.deleting(await rows.get(task.id) or fresh))
+    await database.transact(rows.saving_all([fresh], tries=1), *rows.deleting_all([fresh]))
+    await database.transact(images.deleting(["x"], "reference"))
+    await rows.unexpired_batches(["b"])
 
 
 def _an_image(task: Task) -> StoredImage:

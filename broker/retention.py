@@ -1,0 +1,156 @@
+"""Retention: what ended long enough ago is forgotten, many tasks at a time, and so is what nobody's row speaks of.
+
+Rows first, files later: whoever reads a file in that moment keeps it. What a crash leaves between the two belongs to
+nobody, and is swept.
+
+Decisions worth remembering
+
+* Tasks end one by one, but are forgotten by the hundred: one claim, one transaction, one deletion of files. A day's
+  million is then a matter of minutes beside the day's work, and no statement holds anybody up for longer than some
+  milliseconds (docs/scaling.md has the numbers, also those of partitions that are dropped, which we do not use: a task
+  is looked up by its id alone, ends on another day than it began, and is remembered for a week).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+from broker import lifecycle
+from broker.clock import Clock
+from broker.lifecycle import Rules
+from broker.logs import log
+from broker.metrics import Metrics
+from broker.steps import reference_owner
+from storage.blobs import BlobStore
+from storage.chores import Chores
+from storage.database import Database
+from storage.hooks import Hooks
+from storage.images import Images
+from storage.keys import Keys
+from storage.migrate import born_at
+from storage.tasks import State, Task, Tasks
+
+ENDED: Final = (State.SUCCEEDED, State.FAILED, State.CANCELED)
+STATES: Final = (*ENDED, State.EXPIRED)
+"""States whose step deletes something."""
+AT_ONCE: Final = 100
+BATCH: Final = 500
+EVERY: Final = 60.0
+SWEEP_EVERY: Final = 3600.0
+FEW_STRAYS: Final = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retention:
+    """Forgets what is old enough."""
+
+    clock: Clock
+    rules: Rules
+    database: Database
+    tasks: Tasks
+    images: Images
+    hooks: Hooks
+    keys: Keys
+    chores: Chores
+    blobs: BlobStore
+    metrics: Metrics
+
+    # -- tasks
+
+    async def retire(self, tasks: Sequence[Task]) -> None:
+        """The step of ended tasks: of one claim, all in one state, at most `AT_ONCE`."""
+        if tasks[0].state != State.EXPIRED:
+            await self._expire(tasks)
+            return
+        full = [task for task in tasks if task.tries == 0]
+        if full:
+            await self._empty(full)
+        if empty := [task for task in tasks if task.tries > 0]:
+            await self.database.transact(*self.tasks.deleting_all(empty))
+
+    async def _expire(self, tasks: Sequence[Task]) -> None:
+        """What the callers gave and got is forgotten; that there were tasks is remembered for a while."""
+        now = self.clock.now()
+        for changes, alike in _alike(tasks, lambda task: lifecycle.expired(task, now, self.rules).task):
+            saving = self.tasks.saving_all(alike, **changes)
+            if changes.get("state") != State.EXPIRED:
+                await self.database.transact(saving)  # ended later than it seemed
+                continue
+            ids = [task.id for task in alike]
+            (expired, _) = await self.database.transact(saving, self.images.deleting_expired(ids))
+            self.metrics.transitions.labels(alike[0].state.value, State.EXPIRED.value).inc(expired.count)
+            log.info("tasks are expired now", action="task_expired", was=alike[0].state.value, count=expired.count)
+
+    async def _empty(self, tasks: Sequence[Task]) -> None:
+        """The files of expired tasks, and of the references whose orders are all expired."""
+        batches = list({task.batch for task in tasks})
+        alive = await self.tasks.unexpired_batches(batches)
+        owners = [reference_owner(batch) for batch in batches if batch not in alive]
+        referring = sorted(await self.images.owning(owners)) if owners else []
+        if referring:
+            await self.database.transact(self.images.deleting(referring, "reference"))
+        for owner in (*(task.id for task in tasks), *referring):
+            await self.blobs.delete(owner)
+        await self.database.transact(
+            self.tasks.saving_all(tasks, **lifecycle.emptied(self.clock.now(), self.rules).task)
+        )
+
+    async def shorten(self) -> None:
+        """A retention that is shorter than before counts for what has ended already, too."""
+        for state in ENDED:
+            await _in_batches(partial(self.tasks.due_sooner, state, self.rules.retention, BATCH))
+
+    # -- what no task's row reminds of
+
+    async def housekeep(self) -> None:
+        """Old callbacks, old keys, leftovers of writers that died: in batches that never hold the store for long."""
+        before = self.clock.now() - self.rules.retention
+        await _in_batches(lambda: self.hooks.forget(before, BATCH))
+        await _in_batches(lambda: self.keys.forget(before, BATCH))
+        if await self.chores.take("sweep", now=self.clock.now(), every=SWEEP_EVERY):
+            await self.sweep(older_than=SWEEP_EVERY)
+
+    async def housekeep_for_all(self) -> None:
+        """Unless another process does it just now."""
+        if await self.chores.take("housekeeping", now=self.clock.now(), every=EVERY):
+            await self.housekeep()
+
+    async def sweep(self, older_than: float) -> int:
+        """Remove files that no row knows: their writers died between the file and the row. How many owners they had."""
+        await self.blobs.sweep(older_than)
+        owners = await self.blobs.owners(older_than, await born_at(self.database))
+        strays = await self._strays(owners)
+        if len(strays) > FEW_STRAYS and len(strays) > len(owners) / 2:
+            log.error("most images have no row: is this the right database? None is deleted", action="sweep_refused")
+            return 0
+        for owner in strays:
+            await self.blobs.delete(owner)
+        return len(strays)
+
+    async def _strays(self, owners: Sequence[str]) -> list[str]:
+        strays: list[str] = []
+        for start in range(0, len(owners), BATCH):
+            batch = owners[start : start + BATCH]
+            known = await self.images.owning(batch)
+            strays += [owner for owner in batch if owner not in known]
+        return strays
+
+
+def _alike(
+    tasks: Sequence[Task], decide: Callable[[Task], Mapping[str, Any]]
+) -> list[tuple[Mapping[str, Any], list[Task]]]:
+    """Tasks by what is to be changed in them."""
+    groups: defaultdict[tuple[Any, ...], list[Task]] = defaultdict(list)
+    for task in tasks:
+        groups[tuple(sorted(decide(task).items()))].append(task)
+    return [(dict(changes), alike) for changes, alike in groups.items()]
+
+
+async def _in_batches(forget: Callable[[], Awaitable[int]]) -> None:
+    forgotten = BATCH
+    while forgotten == BATCH:
+        forgotten = await forget()

@@ -1,0 +1,28 @@
+"""What the processes of one database agree on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from storage.database import Database
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Facts at rest."""
+
+    database: Database
+
+    async def agree(self, name: str, value: str) -> str:
+        """The value that holds: the one somebody brought first, ours if nobody did."""
+        await self.database.execute(
+            "INSERT INTO facts (name, value) VALUES (:name, :value) ON CONFLICT (name) DO NOTHING",
+            name=name,
+            value=value,
+        )
+        row = await self.database.point("SELECT value FROM facts WHERE name = :name", name=name)
+        return str(row["value"]) if row else value
+
+    async def replace(self, name: str, value: str) -> None:
+        """From now on another value holds."""
+        await self.database.execute("UPDATE facts SET value = :value WHERE name = :name", name=name, value=value)
