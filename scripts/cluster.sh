@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# A cluster on this machine: Postgres, a bucket, the sandbox provider, a balancer, two brokers and two workers.
+#   scripts/cluster.sh up             keep it until Ctrl-C
+#   scripts/cluster.sh trial [2000]   orders through it while two processes are killed and one is paused; the numbers
+set -euo pipefail
+cd "$(dirname "$0")/.."
+make --silent .venv/dev
+exec .venv/bin/python -m tests.cluster "${@:-trial}"

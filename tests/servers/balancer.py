@@ -1,0 +1,45 @@
+"""What stands in front of several brokers where no nginx does: it passes connections on to whoever takes them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from itertools import cycle
+
+
+async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with suppress(OSError):
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+    with suppress(OSError):
+        writer.write_eof()
+
+
+@asynccontextmanager
+async def balancing(port: int, ports: Sequence[int]) -> AsyncIterator[str]:
+    """A base URL that leads to each of `ports` in turn, and to the next one where nobody answers."""
+    turns = cycle(range(len(ports)))
+
+    async def connect() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        first = next(turns)
+        for offset in range(len(ports)):
+            with suppress(OSError):
+                return await asyncio.open_connection("127.0.0.1", ports[(first + offset) % len(ports)])
+        raise ConnectionRefusedError
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            with suppress(OSError):
+                there, back = await connect()
+                try:
+                    await asyncio.gather(_pass_on(reader, back), _pass_on(there, writer))
+                finally:
+                    back.close()
+        finally:
+            writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", port, backlog=1024) as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        server.close_clients() if hasattr(server, "close_clients") else None
