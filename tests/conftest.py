@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from broker.settings import variables
+from tests.contracts.s3_server import S3Server, serving_s3
 
 
 @pytest.fixture(scope="session")
@@ -21,6 +22,13 @@ def no_settings_from_outside() -> Iterator[None]:
         for name in variables():
             patch.delenv(name, raising=False)
         yield
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """Started by the first test that asks for it."""
+    with serving_s3() as server:
+        yield server
 
 
 class ManualClock:
