@@ -19,6 +19,8 @@ from storage.sigv4 import Key, quoted_path, quoted_query, signed_headers
 ANSWER_BYTES: Final = 4 * 2**20
 """A page has at most 1000 uploads, of some hundred bytes each."""
 
+NO_SUCH_CALL: Final = frozenset({405, 501})
+
 
 @dataclass(frozen=True, kw_only=True)
 class Unfinished:
@@ -56,10 +58,15 @@ class Multiparts:
         self._seconds = seconds
 
     def pages(self, prefix: str) -> Iterator[list[Unfinished]]:
-        """All that begin with `prefix`, some at a time."""
+        """All that begin with `prefix`, some at a time; none where the store has no such call."""
         marker: dict[str, str] = {}
         while True:
-            answer = _parsed(self._call("GET", "", {"uploads": "", "prefix": prefix, **marker}))
+            try:
+                answer = _parsed(self._call("GET", "", {"uploads": "", "prefix": prefix, **marker}))
+            except Refused as refused:
+                if refused.status in NO_SUCH_CALL:
+                    return
+                raise
             yield [_unfinished(upload) for upload in answer.iterfind("{*}Upload")]
             if _text(answer, "IsTruncated") != "true":
                 return

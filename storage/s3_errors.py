@@ -28,6 +28,8 @@ _OTHER_REGION: Final = "set AWS_REGION to the region of the bucket in BROKER_BLO
 _OLD_TOKEN: Final = "renew AWS_SESSION_TOKEN together with its key, or unset it"  # noqa: S105
 _BUSY: Final = "it is busy: try again later"
 _FULL: Final = "make room in the bucket of BROKER_BLOB_URL, raise its quota, or shorten BROKER_RETENTION_HOURS"
+_LATE: Final = f"it did not answer in time: try again later, or see that {ENDPOINT} is right"
+_BROKEN: Final = f"the connection broke off: try again, and see that {ENDPOINT} names a store that speaks S3"
 _UNREACHABLE: Final = f"see that {ENDPOINT} names a store that runs, with http or https as it speaks"
 
 CURES: Final = {
@@ -61,14 +63,14 @@ CURES_BY_STATUS: Final = {
 }
 FULL: Final = frozenset({"QuotaExceeded", "InsufficientStorage", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded"})
 
-# the first that is found in what obstore says when no store answered, or none that it understood
+# the first that is found in what obstore says when no store gave a reason
 SIGNS: Final = (
     ("169.254.", _NO_KEY),
     ("credential", _NO_KEY),
     ("Received redirect without LOCATION", _OTHER_REGION),
     ("ertificate", f"its certificate is not trusted here: see that {ENDPOINT} names it as the certificate does"),
     ("kind: Connect", _UNREACHABLE),
-    ("TimedOut", _BUSY),
+    ("TimedOut", _LATE),
 )
 
 
@@ -88,11 +90,13 @@ def refusal(text: str) -> Refusal:
 
 def told(text: str) -> StorageError:
     """obstore's message in the words of the contract."""
+    found = refusal(text)
+    if found.code:
+        return answered(found)
     for sign, cure in SIGNS:
         if sign in text:
             return _error(None, cure)
-    found = refusal(text)
-    return answered(found) if found.status else unreachable()
+    return answered(found) if found.status else _error(None, _BROKEN)
 
 
 def answered(found: Refusal) -> StorageError:
@@ -107,7 +111,7 @@ def unreachable() -> StorageError:
 
 
 def slow() -> StorageError:
-    return _error("too slow", _BUSY)
+    return _error(None, _LATE)
 
 
 def odd_key() -> StorageError:
