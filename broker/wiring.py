@@ -12,6 +12,8 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import SecretStr
+
 from broker.broker import Broker
 from broker.catalog import Catalog
 from broker.clock import Clock, SystemClock
@@ -30,6 +32,7 @@ from broker.retention import Retention
 from broker.settings import Settings
 from broker.steps import Steps
 from broker.worker import Worker
+from storage.blobs import BlobStore
 from storage.chores import Chores
 from storage.database import Database
 from storage.facts import Facts
@@ -90,6 +93,40 @@ def absent(settings: Settings) -> Path | None:
     return None if path.exists() else path
 
 
+@asynccontextmanager
+async def _blobs(settings: Settings) -> AsyncIterator[BlobStore]:
+    """The store that BROKER_BLOB_URL names."""
+    bucket = settings.bucket
+    if bucket is None:
+        yield LocalBlobs(settings.blobs, free_floor=FREE_FLOOR)
+        return
+    try:
+        from storage.s3 import S3Blobs
+    except ImportError:
+        raise _missing("BROKER_BLOB_URL leads to S3", "s3") from None
+    store = S3Blobs(
+        bucket=bucket.name,
+        prefix=bucket.prefix,
+        scratch=settings.blobs / ".drafts",
+        endpoint=bucket.endpoint,
+        region=bucket.region,
+        access_key=_revealed(bucket.access_key),
+        secret_key=_revealed(bucket.secret_key),
+        session_token=_revealed(bucket.session_token),
+        links=bucket.links,
+        public_base=bucket.public_base,
+        free_floor=FREE_FLOOR,
+    )
+    try:
+        yield store
+    finally:
+        await store.aclose()
+
+
+def _revealed(secret: SecretStr | None) -> str | None:
+    return secret.get_secret_value() if secret else None
+
+
 def _missing(why: str, extra: str) -> SettingsError:
     return SettingsError(f"{why}, and its driver is not installed: pip install 'nano-banana-broker[{extra}]'")
 
@@ -124,7 +161,7 @@ async def open_services(
         base = public_url.url if public_url else _local_address(settings, port) if local_provider else None
         catalog = Catalog.load()
         provider = _provider(settings, client, catalog, clock)
-        blobs = LocalBlobs(settings.blobs, free_floor=FREE_FLOOR)
+        blobs = await stack.enter_async_context(_blobs(settings))
         await blobs.check()
         yield _assemble(
             settings=settings,
@@ -148,7 +185,7 @@ def _assemble(
     fetcher: Fetcher,
     catalog: Catalog,
     provider: Provider,
-    blobs: LocalBlobs,
+    blobs: BlobStore,
     tokens: CallbackTokens,
     public_url: PublicUrl | None,
     base: str | None,

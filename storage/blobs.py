@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
+
+OWNER: Final = re.compile(r"[A-Za-z0-9_]{1,80}")
+NAME: Final = re.compile(r"([A-Za-z0-9_]{1,80})/([0-9a-f]{64})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +45,10 @@ class Draft(Protocol):
         """Append; hashes and writes outside the event loop. Raises `StorageFull`. After an error, leave the block."""
         ...
 
-    async def keep(self) -> Blob:
+    async def keep(self, media_type: str | None = None) -> Blob:
         """Make the bytes durable under their final name, atomically. Doing it twice for equal bytes is once.
 
+        media_type: what a link to the blob says it is, where the store has links; others ignore it.
         The last call on a draft. Cancelled in the middle, it has kept the bytes or it has not.
         """
         ...
@@ -92,6 +97,13 @@ class BlobStore(Protocol):
         """Who has blobs, the last of them older than `older_than` seconds and not from before `since` (epoch)."""
         ...
 
+    async def link(self, name: str, seconds: int) -> str | None:
+        """Where anybody may fetch the blob without us for the next `seconds`; None where only we can serve it.
+
+        Whether there is such a blob is not looked at; what could never be a name raises `BlobMissing`, if links are.
+        """
+        ...
+
     async def check(self) -> None:
         """Raise `StorageError` with the cure if nothing can be stored now."""
         ...
@@ -99,3 +111,10 @@ class BlobStore(Protocol):
 
 class BlobMissing(Exception):
     """No blob of that name."""
+
+
+def known_owner(owner: str) -> str:
+    """The owner, if it is one: no path and no key is ever built from anything else."""
+    if OWNER.fullmatch(owner) is None:
+        raise ValueError("an owner is 1 to 80 letters, digits and underscores")
+    return owner

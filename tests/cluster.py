@@ -69,10 +69,9 @@ class Cluster:
     async def start(self, name: str, port: int | None = None) -> Member:
         """A process: `serve …` on a port, `worker …` without."""
         env = {**self.environment, **({} if port is None else {"BROKER_PORT": str(port)})}
+        command = [sys.executable, "-m", "broker", name.split(maxsplit=1)[0]]
         with (self.folder / "log.txt").open("ab") as log:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "broker", name.split()[0], cwd=self.folder, env=env, stdout=log, stderr=log
-            )
+            process = await asyncio.create_subprocess_exec(*command, cwd=self.folder, env=env, stdout=log, stderr=log)
         self.members[name] = Member(name, process, port)
         return self.members[name]
 

@@ -8,6 +8,7 @@ import pytest
 
 from broker.settings import variables
 from tests.servers import postgres as server
+from tests.servers.s3 import S3Server, serving_s3
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +30,13 @@ def postgres() -> Iterator[server.Postgres]:
     """One server for all tests; each takes a database of its own from it (`await postgres.fresh()`)."""
     with server.running() as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """Started by the first test that asks for it."""
+    with serving_s3() as server:
+        yield server
 
 
 class ManualClock:

@@ -109,7 +109,7 @@ class Intake:
                 await draft.write(piece)
             look = partial(_look, draft.path, media_type, self._max_pixels)
             shape = await anyio.to_thread.run_sync(look, limiter=self._decoders)
-            blob = await draft.keep()
+            blob = await draft.keep(media_type)
         return Image(blob=blob, media_type=media_type, width=shape.width, height=shape.height)
 
 

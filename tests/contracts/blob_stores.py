@@ -3,20 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from pathlib import Path
+
+import pytest
 
 from storage.blobs import BlobStore
 from storage.local import LocalBlobs
+from storage.s3 import S3Blobs
+from tests.servers.s3 import S3Server
 
-Open = Callable[[Path], AbstractAsyncContextManager[BlobStore]]
+Open = Callable[[Path, pytest.FixtureRequest], AbstractAsyncContextManager[BlobStore]]
 
 
 @asynccontextmanager
-async def local(folder: Path) -> AsyncIterator[BlobStore]:
+async def local(folder: Path, _: pytest.FixtureRequest) -> AsyncIterator[BlobStore]:
     yield LocalBlobs(folder / "blobs")
+
+
+@asynccontextmanager
+async def s3(folder: Path, request: pytest.FixtureRequest) -> AsyncIterator[BlobStore]:
+    server: S3Server = request.getfixturevalue("s3_server")
+    store = S3Blobs(
+        bucket=server.new_bucket(),
+        prefix="images",
+        scratch=folder / "scratch",
+        endpoint=server.url,
+        access_key="test-id",
+        secret_key="test-secret",
+    )
+    async with aclosing(store):
+        yield store
 
 
 STORES: dict[str, Open] = {
     "local": local,
+    "s3": s3,
 }

@@ -24,7 +24,7 @@ NOT_OWNERS = ["", ".", "..", "../x", "a/b", "/etc", "a b", "a\0", "a\n", "ä", "
 
 @pytest.fixture(params=STORES)
 async def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[BlobStore]:
-    async with STORES[request.param](tmp_path) as store:
+    async with STORES[request.param](tmp_path, request) as store:
         yield store
 
 
@@ -116,6 +116,19 @@ async def test_a_draft_is_not_visible_before_it_is_kept(blobs: BlobStore) -> Non
         await draft.keep()
         assert await there(blobs, name)
     assert await there(blobs, name)
+
+
+async def test_a_media_type_is_no_part_of_the_name(blobs: BlobStore) -> None:
+    async with blobs.draft("task_1") as draft:
+        await draft.write(b"x")
+        typed = await draft.keep("image/png")
+    assert await keep(blobs, "task_1", b"x") == typed
+    assert await read(blobs, typed.name) == b"x"
+
+
+async def test_there_are_no_links_unless_they_were_asked_for(blobs: BlobStore) -> None:
+    """They can be passed on, and do not ask who fetches them."""
+    assert await blobs.link((await keep(blobs, "task_1", b"x")).name, 60) is None
 
 
 async def test_a_draft_that_is_not_kept_leaves_nothing(blobs: BlobStore) -> None:

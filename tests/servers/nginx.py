@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -39,12 +38,15 @@ async def balancing(port: int, ports: Sequence[int]) -> AsyncIterator[str]:
         folder = Path(name)
         servers = " ".join(f"server 127.0.0.1:{one} max_fails=1 fail_timeout=1s;" for one in ports)
         (folder / "nginx.conf").write_text(CONFIG.format(folder=folder, servers=servers, port=port))
-        with subprocess.Popen(["nginx", "-c", str(folder / "nginx.conf"), "-p", name], stderr=subprocess.DEVNULL) as one:
-            try:
-                await _answers(port)
-                yield f"http://127.0.0.1:{port}"
-            finally:
-                one.terminate()
+        process = await asyncio.create_subprocess_exec(
+            "nginx", "-c", str(folder / "nginx.conf"), "-p", name, stderr=asyncio.subprocess.DEVNULL
+        )
+        try:
+            await _answers(port)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            await process.wait()
 
 
 async def _answers(port: int) -> None:

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from storage.blobs import BlobMissing
 from storage.database import StorageError, StorageFull
-from storage.local import LocalBlobs, _HashingFile, _remove, _rename_into
+from storage.drafts import HashingFile
+from storage.local import LocalBlobs, _remove, _rename_into
 
 pytestmark = pytest.mark.anyio
 
@@ -36,9 +37,18 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
+IMPORTS = """
+import asyncio, os, resource, sys
+from pathlib import Path
+from storage.blobs import BlobMissing
+from storage.database import StorageError, StorageFull
+from storage.local import LocalBlobs
+"""
+
+
 def run(code: str, root: Path) -> str:
     """Run code in a process of its own, which may break its limits, or die."""
-    script = "import asyncio, os, resource, sys; from pathlib import Path; from storage.local import *\n" + code
+    script = IMPORTS + code
     result = subprocess.run(
         [sys.executable, "-W", "error", "-c", script, str(root)], capture_output=True, text=True, timeout=60, check=True
     )
@@ -375,7 +385,7 @@ def test_a_link_in_place_of_a_draft_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("precious")
     (tmp_path / "draft").symlink_to(tmp_path / "precious")
     with pytest.raises(FileExistsError):
-        _HashingFile(tmp_path / "draft")
+        HashingFile(tmp_path / "draft")
     assert (tmp_path / "precious").read_text() == "precious"
 
 
