@@ -139,7 +139,7 @@ DOINGS: dict[str, Callable[[S3Blobs], Awaitable[object]]] = {
 @pytest.mark.parametrize("doing", DOINGS)
 async def test_a_store_that_never_answers_is_given_up(make: Make, net: Network, doing: str) -> None:
     """A step must not hang for ever; the lease of its task would run out."""
-    blobs = make(attempt_seconds=IMPATIENT, retries=0)
+    blobs = make(attempt_seconds=IMPATIENT, connect_seconds=IMPATIENT, retries=0)
     net.when(".", net.hang)
     async with within(5):
         with pytest.raises(StorageError):
@@ -154,6 +154,18 @@ async def test_the_wait_for_a_thread_is_part_of_the_call(make: Make, net: Networ
         said = await asyncio.gather(*(keep(blobs, b"%d" % number) for number in range(5)), return_exceptions=True)
     assert {type(what) for what in said} == {StorageError}
     assert "in time" in str(said[0])
+
+
+async def test_a_check_is_over_soon(make: Make, net: Network) -> None:
+    """However patient the rest is: it is asked by who watches over us, and at the start."""
+    net.when(".", net.hang)
+    async with within(5):
+        with pytest.raises(StorageError, match="in time"):
+            await make(connect_seconds=0.2).check()
+    net.when(".", error("503 Slow Down", "SlowDown"))
+    async with within(5):
+        with pytest.raises(StorageError, match="busy"):
+            await make(retries=20).check()
 
 
 async def test_a_busy_store_is_asked_again(make: Make, net: Network) -> None:
