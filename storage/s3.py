@@ -75,6 +75,7 @@ class S3Blobs:
     access_key, secret_key, session_token: None for what the environment, a web identity or the machine's role says.
     links: how `link` answers; "public" needs `public_base`, under which the keys of the bucket can be fetched.
     free_floor: bytes that stay free on the disk of `scratch`.
+    connect_seconds: until a connection stands; a `check` takes twice as long at most.
     attempt_seconds: one request, or the wait for the next bytes of a download. retries: of one request, with
     back-off; all of them are safe to repeat. total_seconds: a whole call, the wait for a thread included.
     """
@@ -117,6 +118,9 @@ class S3Blobs:
         self._calls = store(attempt=timedelta(seconds=attempt_seconds))
         # a slow reader makes a download long; only its pauses tell whether the store still lives
         self._reads = store(attempt=FOREVER, read=timedelta(seconds=attempt_seconds))
+        # a check tells how it is now, and somebody waits for it
+        self._probe = store(attempt=timedelta(seconds=connect_seconds), retries=1)
+        self._check_seconds = connect_seconds * 2
         self._multiparts = _multiparts(bucket, endpoint, region, key, attempt_seconds)
 
     def __repr__(self) -> str:
@@ -162,9 +166,9 @@ class S3Blobs:
         return [owner for owner, at in newest.items() if since <= at <= limit]
 
     async def check(self) -> None:
-        """Write a draft; write, list and delete an object. Raises `StorageError` with the cure."""
+        """Write a draft; write, list and delete an object. Raises `StorageError` with the cure, and soon."""
         await DISK.run(self._check_scratch)
-        await self.call(self._check_bucket)
+        await self.call(self._check_bucket, self._check_seconds)
 
     async def link(self, name: str, seconds: int) -> str | None:
         """At most a week, which is what S3 allows."""
@@ -176,13 +180,13 @@ class S3Blobs:
         valid = timedelta(seconds=max(1, min(seconds, WEEK)))
         return await self.call(partial(obstore.sign, self._calls, "GET", key, valid))
 
-    async def call(self, work: Callable[[], T]) -> T:
+    async def call(self, work: Callable[[], T], seconds: float | None = None) -> T:
         """Run a call to the store in one of our threads, with its errors in the words of the contract.
 
         Who is cancelled leaves at once. The thread ends by itself: nothing of what it does is half done.
         """
         try:
-            async with asyncio.timeout(self._total_seconds):
+            async with asyncio.timeout(seconds or self._total_seconds):
                 return await asyncio.get_running_loop().run_in_executor(self._pool, partial(_translated, work))
         except TimeoutError:
             raise s3_errors.slow() from None
@@ -275,9 +279,9 @@ class S3Blobs:
 
     def _check_bucket(self) -> None:
         key = self._base + ".check"
-        obstore.put(self._calls, key, b"ok", use_multipart=False)
-        next(iter(obstore.list(self._calls, key, chunk_size=PAGE)), None)
-        obstore.delete(self._calls, [key])
+        obstore.put(self._probe, key, b"ok", use_multipart=False)
+        next(iter(obstore.list(self._probe, key, chunk_size=PAGE)), None)
+        obstore.delete(self._probe, [key])
 
 
 class _Source(io.FileIO):

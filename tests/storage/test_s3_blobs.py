@@ -11,7 +11,7 @@ import threading
 import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import pytest
 from storage.blobs import Blob, BlobMissing
 from storage.database import StorageError, StorageFull
 from storage.s3 import FRESH, S3Blobs
-from tests.faults.faulty_http import Script, Visit, answers
+from tests.faults.faulty_http import Script, Visit, answers, head, says
 from tests.faults.faulty_s3 import Network, error, holds, network
 from tests.servers.s3 import S3Server
 
@@ -31,7 +31,9 @@ pytestmark = pytest.mark.anyio
 MIB = 2**20
 ROOT = Path(__file__).parents[2]
 SECRET = "a-very-secret-secret"
-QUICK = {"attempt_seconds": 0.4, "connect_seconds": 0.4, "total_seconds": 10.0, "retries": 1}
+USUAL = {"attempt_seconds": 10.0, "connect_seconds": 5.0, "total_seconds": 60.0, "retries": 1}
+IMPATIENT = 0.4
+"""Seconds for an attempt, where the network hangs; elsewhere a busy machine must not be taken for one."""
 
 
 @pytest.fixture
@@ -69,7 +71,7 @@ async def make(net: Network, bucket: str, tmp_path: Path) -> AsyncIterator[Make]
                 "access_key": "test-id",
                 "secret_key": SECRET,
             }
-            blobs = S3Blobs(**{**known, **QUICK, **options})
+            blobs = S3Blobs(**{**known, **USUAL, **options})
             stack.push_async_callback(blobs.aclose)
             return blobs
 
@@ -135,10 +137,11 @@ DOINGS: dict[str, Callable[[S3Blobs], Awaitable[object]]] = {
 
 
 @pytest.mark.parametrize("doing", DOINGS)
-async def test_a_store_that_never_answers_is_given_up(blobs: S3Blobs, net: Network, doing: str) -> None:
+async def test_a_store_that_never_answers_is_given_up(make: Make, net: Network, doing: str) -> None:
     """A step must not hang for ever; the lease of its task would run out."""
+    blobs = make(attempt_seconds=IMPATIENT, connect_seconds=IMPATIENT, retries=0)
     net.when(".", net.hang)
-    async with within(3):
+    async with within(5):
         with pytest.raises(StorageError):
             await DOINGS[doing](blobs)
 
@@ -151,6 +154,18 @@ async def test_the_wait_for_a_thread_is_part_of_the_call(make: Make, net: Networ
         said = await asyncio.gather(*(keep(blobs, b"%d" % number) for number in range(5)), return_exceptions=True)
     assert {type(what) for what in said} == {StorageError}
     assert "in time" in str(said[0])
+
+
+async def test_a_check_is_over_soon(make: Make, net: Network) -> None:
+    """However patient the rest is: it is asked by who watches over us, and at the start."""
+    net.when(".", net.hang)
+    async with within(5):
+        with pytest.raises(StorageError, match="in time"):
+            await make(connect_seconds=0.2).check()
+    net.when(".", error("503 Slow Down", "SlowDown"))
+    async with within(5):
+        with pytest.raises(StorageError, match="busy"):
+            await make(retries=20).check()
 
 
 async def test_a_busy_store_is_asked_again(make: Make, net: Network) -> None:
@@ -234,26 +249,36 @@ async def test_a_download_that_is_always_cut_is_never_a_short_success(
     assert data[bounds[0] :].startswith(seen)
 
 
-async def test_a_download_that_stands_still_is_given_up(blobs: S3Blobs, net: Network) -> None:
+async def test_an_answer_that_is_shorter_than_it_says_is_an_error(blobs: S3Blobs, net: Network) -> None:
+    """As proxies between us and the store have been seen to send them."""
+    part = ("Content-Length: 5", "Content-Range: bytes 1-10/11", "Last-Modified: Tue, 24 Nov 2026 00:00:00 GMT")
+    net.when("GET", says(head("206 Partial Content", *part, 'ETag: "x"', "Connection: close"), b"short"))
+    with pytest.raises(StorageError, match="broke off"):
+        await read(blobs, name_of(b"x"), 1)
+
+
+async def test_a_download_that_stands_still_is_given_up(make: Make, net: Network) -> None:
+    blobs = make(attempt_seconds=IMPATIENT, retries=0)
     blob = await keep(blobs, b"x" * (3 * MIB))
     net.when("GET", net.half_and_hang)
-    async with within(4):
+    async with within(5):
         with pytest.raises(StorageError):
             await read(blobs, blob.name)
 
 
 async def test_a_slow_reader_is_no_slow_store(make: Make) -> None:
     """Somebody on a bad line may take longer for an image than any request may take."""
-    blobs = make(attempt_seconds=0.2)
+    blobs = make(attempt_seconds=IMPATIENT, retries=0)
     data = os.urandom(24 * MIB)
     blob = await keep(make(), data)
     async with aclosing(await blobs.open(blob.name)) as reading:
         first = await anext(aiter(reading))
-        await asyncio.sleep(0.5)  # what is shown is that time passes
+        await asyncio.sleep(IMPATIENT * 1.5)  # what is shown is that time passes
         assert first + b"".join([chunk async for chunk in reading]) == data
 
 
 async def test_a_closed_reading_lets_its_connection_go(blobs: S3Blobs, net: Network) -> None:
+    """At once, and not when the store is given up."""
     blob = await keep(blobs, b"x" * (3 * MIB))
     net.when("GET", net.half_and_hang)
     for chunks in (0, 1):
@@ -270,28 +295,30 @@ async def test_a_reader_that_was_cancelled_may_come_again(blobs: S3Blobs) -> Non
     """What its thread had read meanwhile is not lost: a gap in the middle would be worse than an error."""
     data = os.urandom(3 * MIB)
     reading = await blobs.open((await keep(blobs, data)).name)
-    for _ in range(3):
+    seen: list[bytes] = []
+    for _ in range(5):
         waiting = asyncio.ensure_future(anext(aiter(reading)))
         await asyncio.sleep(0)
         waiting.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await waiting
-    assert b"".join([chunk async for chunk in reading]) == data
+        with suppress(asyncio.CancelledError):  # or the bytes were there already
+            seen.append(await waiting)
+    assert b"".join([*seen, *[chunk async for chunk in reading]]) == data
 
 
 # -- writers that go away
 
 
 async def test_a_cancelled_writer_leaves_at_once_and_nothing_is_visible(
-    blobs: S3Blobs, net: Network, s3_server: S3Server, bucket: str, tmp_path: Path
+    make: Make, net: Network, s3_server: S3Server, bucket: str, tmp_path: Path
 ) -> None:
-    net.when("partNumber=2", net.hang)
+    blobs = make(attempt_seconds=1.0)
+    net.when("partNumber=2", net.hang, times=1)  # the store comes back, and would take the rest
     writing = asyncio.create_task(keep(blobs, b"x" * (24 * MIB)))
     await net.hanging.wait()
-    async with within(0.3):
-        writing.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await writing
+    writing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await writing
+    assert not net.left.is_set()  # its request still waits
     assert list((tmp_path / "scratch").iterdir()) == []
     await blobs.aclose()
     assert stored(s3_server, bucket) == []
