@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from storage.database import Database, Statement
 from storage.tasks import Attempt
@@ -51,16 +52,24 @@ class Lanes:
 
     async def room(self, provider: str, limits: Limits, now: float) -> Room:
         """What may be submitted now. Only a hint: `intending` decides."""
-        paused_until, troubles = await self._pause(provider)
-        if now < paused_until < now + LONGEST_PAUSE:
-            return Room(free=0, again_at=paused_until)
-        if troubles and await self._count(_PROBE, provider=provider, probing=now - PROBE_SECONDS, now=now):
+        row: Any = await self.database.point(
+            f"""SELECT (SELECT paused_until FROM lanes WHERE provider = :provider) AS paused_until,
+                (SELECT troubles FROM lanes WHERE provider = :provider) AS troubles,
+                ({_TAKEN}) AS taken, ({_RUNNING}) AS running, ({_PROBE}) AS probes""",
+            provider=provider,
+            now=now,
+            since=now - WINDOW_SECONDS,
+            probing=now - PROBE_SECONDS,
+        )
+        if now < (row["paused_until"] or 0.0) < now + LONGEST_PAUSE:
+            return Room(free=0, again_at=row["paused_until"])
+        if row["probes"]:
             return Room(free=0)
-        window = limits.creates - await self._count(_TAKEN, provider=provider, since=now - WINDOW_SECONDS, now=now)
+        window = limits.creates - row["taken"]
         if window <= 0:
             return Room(free=0, again_at=await self._window_opens(provider, limits, now))
-        places = limits.places - await self._count(_RUNNING, provider=provider)
-        return Room(free=max(0, min(window, places, 1 if troubles else window)))
+        places = limits.places - row["running"]
+        return Room(free=max(0, min(window, places, 1 if row["troubles"] else window)))
 
     def intending(self, attempt: Attempt, limits: Limits) -> list[Statement]:
         """Write the attempt into the ledger if the lane still has room; otherwise `Stale`.
@@ -113,15 +122,8 @@ class Lanes:
 
     async def troubles(self, provider: str) -> int:
         """How many submissions in a row met trouble."""
-        return (await self._pause(provider))[1]
-
-    async def _pause(self, provider: str) -> tuple[float, int]:
-        row = await self.database.point("SELECT * FROM lanes WHERE provider = :provider", provider=provider)
-        return (row["paused_until"], row["troubles"]) if row else (0.0, 0)
-
-    async def _count(self, sql: str, **params: object) -> int:
-        row = await self.database.point(sql, **params)
-        return int(row["n"]) if row else 0
+        row = await self.database.point("SELECT troubles FROM lanes WHERE provider = :provider", provider=provider)
+        return int(row["troubles"]) if row else 0
 
     async def _window_opens(self, provider: str, limits: Limits, now: float) -> float:
         row = await self.database.point(

@@ -305,18 +305,24 @@ class PostgresDatabase:
 
     async def _tried(self, work: Callable[[], Awaitable[T]]) -> T:
         """Again and again until it went well, went wrong for good, or patience is over."""
+        try:
+            try:
+                return await work()
+            except _Again:
+                return await self._again(work)
+        except _Again as error:
+            raise _told(error.said) from None
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
+            raise _told(error) from None
+
+    async def _again(self, work: Callable[[], Awaitable[T]]) -> T:
         tries = AsyncRetrying(
             retry=retry_if_exception_type(_Again),
             stop=stop_after_delay(self._patience),
             wait=wait_random_exponential(multiplier=0.05, max=0.5),
             reraise=True,
         )
-        try:
-            return await tries(work)
-        except _Again as error:
-            raise _told(error.said) from None
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
-            raise _told(error) from None
+        return await tries(work)
 
 
 class _Writing:
