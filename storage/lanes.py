@@ -36,12 +36,12 @@ class Room:
 
 
 _TAKEN = """SELECT count(*) AS n FROM attempts
-    WHERE provider = :provider AND sent_at > :since AND sent_at <= :now"""
+    WHERE provider = :provider AND sent_at > :since AND sent_at <= :horizon"""
 _RUNNING = """SELECT count(*) AS n FROM tasks WHERE provider = :provider AND state IN ('submitting', 'waiting')"""
 # after a trouble one job goes first and shows whether the way is free
 _PROBE = """SELECT count(*) AS n FROM lanes l JOIN attempts a ON a.provider = l.provider
     WHERE l.provider = :provider AND l.troubles > 0 AND a.outcome = 'sent'
-    AND a.sent_at >= l.paused_until AND a.sent_at > :probing AND a.sent_at <= :now"""
+    AND a.sent_at >= l.paused_until AND a.sent_at > :probing AND a.sent_at <= :horizon"""
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,7 @@ class Lanes:
             f"""SELECT (SELECT paused_until FROM lanes WHERE provider = :provider) AS paused_until,
                 (SELECT troubles FROM lanes WHERE provider = :provider) AS troubles,
                 ({_TAKEN}) AS taken, ({_RUNNING}) AS running, ({_PROBE}) AS probes""",
-            provider=provider,
-            now=now,
-            since=now - WINDOW_SECONDS,
-            probing=now - PROBE_SECONDS,
+            **_moments(provider, now),
         )
         if now < (row["paused_until"] or 0.0) < now + LONGEST_PAUSE:
             return Room(free=0, again_at=row["paused_until"])
@@ -91,13 +88,10 @@ class Lanes:
                 SELECT :task_id, :number, :provider, :sent_at, 'sent', 'unknown'
                 WHERE ({_TAKEN}) < :creates AND ({_RUNNING}) <= :places AND ({_PROBE}) = 0""",
             params={
+                **_moments(attempt.provider, attempt.sent_at),
                 "task_id": attempt.task_id,
                 "number": attempt.number,
-                "provider": attempt.provider,
                 "sent_at": attempt.sent_at,
-                "now": attempt.sent_at,
-                "since": attempt.sent_at - WINDOW_SECONDS,
-                "probing": attempt.sent_at - PROBE_SECONDS,
                 "creates": limits.creates,
                 "places": limits.places,
             },
@@ -127,10 +121,20 @@ class Lanes:
 
     async def _window_opens(self, provider: str, limits: Limits, now: float) -> float:
         row = await self.database.point(
-            """SELECT sent_at FROM attempts WHERE provider = :provider AND sent_at <= :now
+            """SELECT sent_at FROM attempts WHERE provider = :provider AND sent_at <= :horizon
                 ORDER BY sent_at DESC LIMIT 1 OFFSET :skip""",
             provider=provider,
-            now=now,
+            horizon=now + WINDOW_SECONDS,
             skip=limits.creates - 1,
         )
         return row["sent_at"] + WINDOW_SECONDS if row else 0.0
+
+
+def _moments(provider: str, now: float) -> dict[str, Any]:
+    """What the counts are about. Others may be a little ahead of us; who is far ahead had a clock that was set back."""
+    return {
+        "provider": provider,
+        "since": now - WINDOW_SECONDS,
+        "probing": now - PROBE_SECONDS,
+        "horizon": now + WINDOW_SECONDS,
+    }

@@ -64,7 +64,8 @@ class Notices:
         """Whether what we tell comes back within `seconds`: only then will others hear it."""
         self.tell(ECHO)
         try:
-            await asyncio.wait_for(self._echo.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._echo.wait()
         except TimeoutError:
             return False
         return True
@@ -73,6 +74,7 @@ class Notices:
         connection = await self._connected()
         try:
             self._pid = connection.get_server_pid()
+            connection.add_termination_listener(lambda _: self._news.set())  # a broken line is news, too
             await connection.add_listener(CHANNEL, self._hear)
             self._wakes.wake_all()
             while not connection.is_closed():
@@ -92,7 +94,8 @@ class Notices:
 
     async def _tell_next(self, connection: asyncpg.Connection[Any]) -> None:
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._news.wait(), HEARTBEAT_SECONDS)
+            async with asyncio.timeout(HEARTBEAT_SECONDS):
+                await self._news.wait()
         self._news.clear()
         channels = frozenset(self._untold)
         if not channels:

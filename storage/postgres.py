@@ -295,10 +295,10 @@ class PostgresDatabase:
         try:
             yield connection
         except (ValueError, asyncio.CancelledError):  # a value that asyncpg cannot send; we are being stopped
-            connection.terminate()
+            _drop(connection)
             raise
         except (*BROKEN, *UNDONE) as error:
-            connection.terminate()
+            _drop(connection)
             raise _Again(error) from None
         finally:
             await self._pool.release(connection)
@@ -389,6 +389,12 @@ def _count(status: str) -> int:
 
 async def _leave_as_it_is(_: Connection) -> None:
     """Sessions have no state that the next user could stumble over; asking the server costs a round trip."""
+
+
+def _drop(connection: Connection) -> None:
+    """Use it no more. One that broke by itself has gone back already."""
+    with suppress(asyncpg.InterfaceError):
+        connection.terminate()
 
 
 def _complaint(facts: dict[str, Any]) -> str | None:

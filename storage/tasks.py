@@ -296,8 +296,10 @@ class Tasks:
             return []
         (outcome,) = await self.database.transact(
             Statement(
-                # materialized: chosen and locked once, however the update is carried out
-                sql=f"""WITH due AS MATERIALIZED (SELECT id FROM tasks WHERE {where} AND lease_until <= :now
+                # materialized: chosen and locked once, however the update is carried out;
+                # ours already: this is the second run of a claim of which nobody could tell whether it happened
+                sql=f"""WITH due AS MATERIALIZED (SELECT id FROM tasks
+                    WHERE {where} AND (lease_until <= :now OR leased_by = :holder)
                     ORDER BY{order} LIMIT :limit{self.database.skip_locked})
                     UPDATE tasks SET leased_by = :holder, lease_until = :until, version = version + 1
                     WHERE id IN (SELECT id FROM due) RETURNING *""",

@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -94,3 +94,12 @@ async def _healthy(broker: Broker, folder: Path) -> None:
                 if (await broker.client.get("/health")).status_code == 200:
                     return
             await asyncio.sleep(0.05)
+
+
+async def until(true: Callable[[], Awaitable[bool]]) -> None:
+    """Look again and again: the other process cannot ring our bell."""
+    async with asyncio.timeout(20):
+        while True:
+            if await true():
+                return
+            await asyncio.sleep(0.01)

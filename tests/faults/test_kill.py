@@ -12,7 +12,7 @@ import pytest
 
 from broker.sandbox.options import Options
 from broker.sandbox.server import serve_sandbox
-from tests.faults.process import Broker, environment, free_port, serving
+from tests.faults.process import Broker, environment, free_port, serving, until
 
 pytestmark = pytest.mark.anyio
 
@@ -50,15 +50,6 @@ async def jobs(sandbox: str) -> list[dict[str, Any]]:
     async with httpx.AsyncClient() as client:
         found: list[dict[str, Any]] = (await client.get(f"{sandbox}/sandbox/jobs")).json()["jobs"]
         return found
-
-
-async def until(true: Callable[[], Awaitable[bool]]) -> None:
-    """Look again and again: the other process cannot ring our bell."""
-    async with asyncio.timeout(20):
-        while True:
-            if await true():
-                return
-            await asyncio.sleep(0.01)
 
 
 async def killed_and_restarted(

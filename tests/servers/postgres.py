@@ -14,7 +14,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -49,6 +49,10 @@ class Postgres:
     def stop(self, mode: Literal["fast", "immediate"] = "fast") -> None:
         """immediate: as if it were killed; the next start replays its log."""
         self._ctl("stop", "-m", mode)
+
+    @property
+    def runs(self) -> bool:
+        return (self.folder / "postmaster.pid").exists()
 
     def restart_hard(self) -> None:
         """As after a crash."""
@@ -101,7 +105,7 @@ def running(folder: Path | None = None, port: int | None = None) -> Iterator[Pos
     try:
         yield server
     finally:
-        with suppress(Exception):
+        if server.runs:
             server.stop("immediate")
         shutil.rmtree(folder, ignore_errors=True)
 
