@@ -227,8 +227,13 @@ class PostgresDatabase:
             return []
         write = asyncio.ensure_future(self._write(statements, wake))
         self._writes.add(write)
-        write.add_done_callback(self._writes.discard)
+        write.add_done_callback(self._written)
         return await asyncio.shield(write)
+
+    def _written(self, write: asyncio.Task[list[Outcome]]) -> None:
+        self._writes.discard(write)
+        if not write.cancelled():
+            write.exception()  # whoever waited may be gone, and does not need it any more
 
     async def _write(self, statements: Sequence[Statement], wake: Sequence[str]) -> list[Outcome]:
         outcomes = await self._tried(
