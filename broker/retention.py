@@ -13,6 +13,7 @@ Decisions worth remembering
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -93,8 +94,7 @@ class Retention:
         referring = sorted(await self.images.owning(owners)) if owners else []
         if referring:
             await self.database.transact(self.images.deleting(referring, "reference"))
-        for owner in (*(task.id for task in tasks), *referring):
-            await self.blobs.delete(owner)
+        await asyncio.gather(*(self.blobs.delete(owner) for owner in (*(task.id for task in tasks), *referring)))
         await self.database.transact(
             self.tasks.saving_all(tasks, **lifecycle.emptied(self.clock.now(), self.rules).task)
         )

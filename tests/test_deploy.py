@@ -31,16 +31,6 @@ from broker.cli.commands import app
 from broker.server import PATIENCE
 from broker.settings import load, variables
 
-COMING = {
-    "AWS_ACCESS_KEY_ID",
-    "AWS_ENDPOINT_URL",
-    "AWS_REGION",
-    "AWS_SECRET_ACCESS_KEY",
-    "BROKER_BLOB_LINKS",
-    "BROKER_DATABASE_CONNECTIONS",
-}
-"""Variables of the Postgres and S3 work, which these files use already."""
-
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
 ONE, FULL = DEPLOY / "compose.yml", DEPLOY / "full.yml"
@@ -252,7 +242,7 @@ def test_brokers_start_when_the_stores_are_ready() -> None:
 def test_every_variable_given_to_the_broker_exists(file: Path) -> None:
     given = {name for service in of_ours(file).values() for name in service["environment"]}
     assert given
-    assert given - set(variables()) - COMING == set()
+    assert given - set(variables()) == set()
 
 
 @BOTH
@@ -687,7 +677,7 @@ def test_the_guide_names_only_variables_that_exist() -> None:
         re.findall(r"\b((?:BROKER|NANO_BANANA|WEBHOOK|SECRET|DATABASE|POSTGRES|OBJECTS|NGROK)_[A-Z_]+)\b", GUIDE)
     )
     assert len(named) > 5
-    assert named - set(variables()) - COMING - FOREIGN == set()
+    assert named - set(variables()) - FOREIGN == set()
 
 
 def test_the_guide_names_only_commands_that_exist() -> None:

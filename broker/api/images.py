@@ -31,6 +31,10 @@ GUARDS: Final = {
 """On every answer that carries an image: it is never a page, whatever bytes it has."""
 
 
+LINK_SECONDS: Final = 600
+_REDIRECT: Final = {"cache-control": f"private, max-age={LINK_SECONDS // 2}"}
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImageDoor:
     broker: Broker
@@ -46,6 +50,8 @@ class ImageDoor:
         headers = self._headers(image)
         if matches(request, headers["etag"]):
             return Response(status_code=304, headers=headers)
+        if link := await self._link(image):
+            return Response(status_code=307, headers={**GUARDS, **_REDIRECT, "location": link})
         start, stop = _range(request, image.size, headers["etag"])
         if start >= stop:
             return Response(status_code=416, headers={**headers, "content-range": f"bytes */{image.size}"})
@@ -60,6 +66,10 @@ class ImageDoor:
         if image is None or image.kind != kind:
             raise _missing()
         return image
+
+    async def _link(self, image: StoredImage) -> str | None:
+        """Where the store hands a result out itself, if the operator wants that. Providers may not follow it."""
+        return await self.broker.blobs.link(image.blob, LINK_SECONDS) if image.kind == "result" else None
 
     async def _open(self, image: StoredImage, start: int, stop: int) -> Reading:
         try:

@@ -27,7 +27,13 @@ def no_dotenv_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("BROKER_ALLOW_ANONYMOUS", "perhaps", "boolean"),
         ("BROKER_CORS_ORIGINS", "*", "exact origins"),
         ("DATABASE_URL", "mysql://x", "sqlite:///"),
+        ("DATABASE_URL", "mysql://user:hunter2@x", "postgresql://"),
+        ("BROKER_DATABASE_LISTEN_URL", "sqlite:///hunter2", "Postgres itself"),
+        ("BROKER_DATABASE_CONNECTIONS", "1", "greater than or equal to 2"),
         ("BROKER_BLOB_URL", "ftp://x", "file:"),
+        ("BROKER_BLOB_URL", "s3://Big_Bucket", "s3://bucket/prefix"),
+        ("BROKER_BLOB_LINKS", "sometimes", "presigned"),
+        ("AWS_ENDPOINT_URL", "ftp://x", "https://"),
         ("SECRET_KEY", "hunter2", "at least 16"),
         ("LOG_LEVEL", "LOUD", "DEBUG"),
         ("NANO_BANANA_API_KEY", "hunter2 ключ", "visible ASCII"),
@@ -91,3 +97,52 @@ def test_the_defaults_live_in_the_data_folder() -> None:
     settings = load()
     assert settings.database == "sqlite:///data/broker.db"
     assert settings.blobs == Path("data/blobs")
+
+
+def test_a_bucket_has_a_name_and_both_halves_of_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BROKER_BLOB_URL", "s3:")
+    with pytest.raises(SettingsError, match="MINIO_BUCKET"):
+        load()
+    monkeypatch.setenv("MINIO_BUCKET", "images")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "hunter2")
+    with pytest.raises(SettingsError, match="go together") as told:
+        load()
+    assert "hunter2" not in str(told.value)
+    monkeypatch.setenv("BROKER_BLOB_LINKS", "public")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+    with pytest.raises(SettingsError, match="MINIO_PUBLIC_URL"):
+        load()
+
+
+def test_the_older_names_of_a_bucket_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "BROKER_BLOB_URL": "s3:/images/of/ours",
+        "MINIO_ENDPOINT": "localhost:9000",
+        "MINIO_ACCESS_KEY": "older-key",
+        "MINIO_SECRET_KEY": "older-secret",
+        "MINIO_BUCKET": "nano-banana-images",
+    }.items():
+        monkeypatch.setenv(name, value)
+    bucket = load().bucket
+    assert bucket is not None
+    assert (bucket.name, bucket.prefix, bucket.endpoint) == (
+        "nano-banana-images",
+        "images/of/ours",
+        "http://localhost:9000",
+    )
+    assert bucket.access_key is not None
+    assert bucket.access_key.get_secret_value() == "older-key"
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "newer-key")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://s3.example.com")
+    newer = load().bucket
+    assert newer is not None
+    assert newer.access_key is not None
+    assert (newer.access_key.get_secret_value(), newer.endpoint) == ("newer-key", "https://s3.example.com")
+
+
+def test_a_password_in_an_address_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://me:hunter2@db.example.com:5432/broker?sslpassword=hunter2")
+    settings = load()
+    assert settings.database_shown == "postgresql://db.example.com:5432/broker"
+    assert "hunter2" not in f"{settings!r}{settings}{settings.model_dump()}"
+    assert "hunter2" in settings.database
