@@ -15,7 +15,7 @@ import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from functools import partial
 from typing import Any, Final, cast
@@ -337,7 +337,8 @@ async def serve(
 
     ready: called when requests are answered and signals are heard.
     """
-    async with _at_work(services, sockets, PATIENCE) as house:
+    patience = replace(PATIENCE, per_peer=services.settings.connections_per_peer)
+    async with _at_work(services, sockets, patience) as house:
         with _signals(house.stop):
             ready()
             await asyncio.wait(house.parts, return_when=asyncio.FIRST_COMPLETED)

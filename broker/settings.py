@@ -89,6 +89,7 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", validation_alias=_named("BROKER_HOST"))
     port: int = Field(8000, ge=0, le=65535, validation_alias=_named("BROKER_PORT"))
+    connections_per_peer: int = Field(64, gt=0, validation_alias=_named("BROKER_CONNECTIONS_PER_PEER"))
     api_keys: Secrets = Field((), validation_alias=_named("BROKER_API_KEYS"))
     allow_anonymous: bool = Field(False, validation_alias=_named("BROKER_ALLOW_ANONYMOUS"))
     cors_origins: Names = Field((), validation_alias=_named("BROKER_CORS_ORIGINS"))

@@ -4,5 +4,5 @@
 #   scripts/cluster.sh trial [2000]   orders through it while two processes are killed and one is paused; the numbers
 set -euo pipefail
 cd "$(dirname "$0")/.."
-make --silent .venv/dev
+[ -n "${CLUSTER_IS_SET_UP:-}" ] || make --silent .venv/dev
 exec .venv/bin/python -m tests.cluster "${@:-trial}"

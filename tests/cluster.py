@@ -95,6 +95,11 @@ class Cluster:
     def log(self) -> str:
         return (self.folder / "log.txt").read_text("utf-8", "replace")[-4000:]
 
+    def kept(self) -> set[str]:
+        """The names of all blobs in the bucket."""
+        bucket, prefix = self.environment["BROKER_BLOB_URL"].removeprefix("s3://").split("/")
+        return {key.removeprefix(f"{prefix}/") for key in self.bucket.keys(bucket)}
+
     async def jobs(self) -> list[dict[str, Any]]:
         """Every submission that the provider accepted: what it would bill."""
         async with httpx.AsyncClient(timeout=60) as client:
@@ -205,6 +210,7 @@ class Verdict:
     submissions: int = 0
     twice: int = 0
     unreadable: int = 0
+    hollow: int = 0
     spares: int = 0
     reordered: int = 0
     answers: list[float] = field(default_factory=list)
@@ -216,7 +222,9 @@ class Verdict:
     def right(self) -> bool:
         """Every acknowledged order was made exactly once and can be looked at."""
         one_each = self.submissions == self.ordered and not self.twice
-        return one_each and self.ends["completed"] == self.ordered and not self.unreadable and not self.spares
+        return (
+            one_each and self.ends["completed"] == self.ordered and not (self.unreadable or self.hollow or self.spares)
+        )
 
     def told(self) -> str:
         """For people to read."""
@@ -227,7 +235,8 @@ class Verdict:
                 f"orders acknowledged   {self.ordered}",
                 f"right ends            {self.ends['completed']}   ({dict(self.ends)})",
                 f"submissions           {self.submissions}   (twice for one order: {self.twice})",
-                f"images unreadable     {self.unreadable}   spare results: {self.spares}",
+                f"images unreadable     {self.unreadable}   (rows without bytes: {self.hollow})",
+                f"spare results         {self.spares}",
                 f"ordered anew          {self.reordered}   (killed before the first byte had left)",
                 f"order answered in     p50 {cuts[49] * 1000:.0f} ms, p99 {cuts[98] * 1000:.0f} ms",
                 f"from order to end     p50 {lives[49]:.1f} s, p99 {lives[98]:.1f} s (the provider takes 1 s)",
@@ -323,6 +332,8 @@ async def _count(cluster: Cluster, verdict: Verdict) -> None:
     verdict.twice = sum(count > 1 for count in prompts.values())
     connection = await asyncpg.connect(cluster.database_url)
     try:
+        blobs = {row["blob"] for row in await connection.fetch("SELECT blob FROM images")}
+        verdict.hollow = len(blobs - cluster.kept())
         verdict.spares = await connection.fetchval("SELECT count(*) FROM attempts WHERE spare IS NOT NULL")
         rows = await connection.fetch("SELECT ended_at - created_at AS life FROM tasks WHERE ended_at IS NOT NULL")
         verdict.lives = [row["life"] for row in rows]
@@ -336,6 +347,14 @@ def kill(name: str) -> Disaster:
         cluster.members[name].send(signal.SIGKILL)
 
     happen.__doc__ = f"kill -9 of {name}"
+    return happen
+
+
+def revive(name: str) -> Disaster:
+    async def happen(cluster: Cluster) -> None:
+        await cluster.start(name, cluster.members[name].port)
+
+    happen.__doc__ = f"{name} is started again"
     return happen
 
 

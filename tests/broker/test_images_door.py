@@ -7,10 +7,13 @@ import contextlib
 import hashlib
 import re
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 
 from tests.broker.api_house import open_api, png
+from tests.servers.s3 import S3Server
 
 pytestmark = pytest.mark.anyio
 
@@ -172,3 +175,26 @@ async def test_readers_keep_what_they_read_when_it_is_deleted(tmp_path: Path) ->
             assert (await house.client.get(path)).status_code == 404
             whole = await asyncio.gather(*(stream.aread() for stream in streams[1:]))
         assert [hashlib.sha256(data).hexdigest() for data in whole] == [image.sha256] * 2
+
+
+async def test_a_result_in_a_bucket_is_fetched_from_there_if_the_operator_wants_that(
+    tmp_path: Path, s3_server: S3Server
+) -> None:
+    """With a link that is good for ten minutes; references go through us: a provider may not follow a redirect."""
+    bucket: dict[str, Any] = {
+        "blob_url": f"s3://{s3_server.new_bucket()}/images",
+        "s3_endpoint": s3_server.url,
+        "s3_access_key": "test",
+        "s3_secret_key": "test",
+        "blob_links": "presigned",
+    }
+    async with open_api(tmp_path, **bucket) as house:
+        image = await house.add_image(OWNER, DATA)
+        answer = await house.client.get(f"/uploads/images/{image.name}")
+        assert (answer.status_code, answer.headers["cache-control"]) == (307, "private, max-age=300")
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        async with httpx.AsyncClient() as anybody:
+            assert (await anybody.get(answer.headers["location"])).content == DATA
+        reference = await house.add_image(OWNER, DATA, kind="reference")
+        answer = await house.client.get(f"/uploads/references/{reference.name}")
+        assert (answer.status_code, answer.content) == (200, DATA)

@@ -16,7 +16,7 @@ import pytest
 from storage.blobs import Blob, BlobMissing, BlobStore
 from tests.contracts.blob_stores import STORES
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("nothing_is_left_open")]
 
 MIB = 2**20
 NOT_OWNERS = ["", ".", "..", "../x", "a/b", "/etc", "a b", "a\0", "a\n", "ä", "a-b", "x" * 81, "a.b", "\\", "~"]

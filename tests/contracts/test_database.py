@@ -12,7 +12,7 @@ from storage.database import Database, Stale, Statement, StorageError
 from storage.migrate import migrations, upgrade
 from tests.contracts.databases import DATABASES
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("nothing_is_left_open")]
 
 
 @pytest.fixture(params=DATABASES)

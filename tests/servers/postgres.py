@@ -75,16 +75,6 @@ class Postgres:
         await self.execute(f"CREATE DATABASE {name}")
         return self.url(name)
 
-    async def sessions(self, url: str) -> int:
-        """How many connections a database has."""
-        connection = await asyncpg.connect(self.url())
-        try:
-            name = url.rpartition("/")[2]
-            count: int = await connection.fetchval("SELECT count(*) FROM pg_stat_activity WHERE datname = $1", name)
-            return count
-        finally:
-            await connection.close()
-
 
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as sock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import subprocess
 import sys
@@ -32,6 +33,17 @@ class S3Server:
         name = f"bucket-{secrets.token_hex(8)}"
         httpx.put(f"{self.url}/{name}").raise_for_status()
         return name
+
+    def keys(self, bucket: str) -> Iterator[str]:
+        """All keys of a bucket."""
+        after = ""
+        while True:
+            page = httpx.get(f"{self.url}/{bucket}", params={"list-type": "2", "start-after": after}).text
+            found = re.findall(r"<Key>([^<]*)</Key>", page)
+            yield from found
+            if "<IsTruncated>true</IsTruncated>" not in page:
+                return
+            after = found[-1]
 
 
 @contextmanager

@@ -1,0 +1,69 @@
+"""Whoever opens closes: after every test of a store nothing of it is left open."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+from collections.abc import AsyncIterator
+from typing import Any
+
+import asyncpg
+import pytest
+
+from storage.s3 import S3Blobs
+from tests.servers.postgres import Postgres
+from tests.servers.s3 import S3Server
+
+PATIENCE = 3.0
+
+
+@pytest.fixture(scope="session")
+async def started(postgres: Postgres, s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Postgres:
+    """What opens once and stays: the servers, and the threads of the S3 client."""
+    folder = tmp_path_factory.mktemp("scratch")
+    store = S3Blobs(
+        bucket=s3_server.new_bucket(), scratch=folder, endpoint=s3_server.url, access_key="test", secret_key="test"
+    )
+    await store.check()
+    await store.aclose()
+    return postgres
+
+
+@pytest.fixture
+async def nothing_is_left_open(started: Postgres) -> AsyncIterator[None]:
+    """Connections to Postgres, open files and sockets, tasks of the loop."""
+    tasks, files = _tasks(), _files()
+    yield
+    left: dict[str, object] = {}
+    for _ in range(int(PATIENCE / 0.05)):  # a socket is closed a moment after it was told to
+        left = {
+            "tasks": _tasks() - tasks,
+            "files": max(0, _files() - files),
+            "sessions": await _sessions(started),
+        }
+        if not any(left.values()):
+            return
+        await asyncio.sleep(0.05)
+    pytest.fail(f"left open: {left}")
+
+
+def _tasks() -> set[asyncio.Task[Any]]:
+    """All but the runner's, in which tests and fixtures run themselves."""
+    return {task for task in asyncio.all_tasks() if "TestRunner" not in repr(task.get_coro())}
+
+
+def _files() -> int:
+    gc.collect()
+    return len(os.listdir("/proc/self/fd"))
+
+
+async def _sessions(postgres: Postgres) -> int:
+    connection = await asyncpg.connect(postgres.url())
+    try:
+        count: int = await connection.fetchval(
+            "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+        )
+    finally:
+        await connection.close()
+    return count
