@@ -14,6 +14,7 @@ from PIL import Image
 from broker.sandbox.options import Options
 from tests.journeys.house import House, open_house
 from tests.servers.postgres import Postgres
+from tests.servers.s3 import S3Server
 
 pytestmark = pytest.mark.anyio
 
@@ -118,8 +119,10 @@ WAYS: dict[str, dict[str, End]] = {
 }
 """How results come: the provider calls us, we ask because it cannot, it calls and signs."""
 
-DATABASES = ("sqlite", "postgres")
-JOURNEYS = [(database, way, mood) for database in DATABASES for way, ends in WAYS.items() for mood in ends]
+PLACES = ("one machine", "many machines")
+"""SQLite and files, or Postgres and a bucket."""
+
+JOURNEYS = [(place, way, mood) for place in PLACES for way, ends in WAYS.items() for mood in ends]
 AT_ONCE = 10
 Journeys = dict[tuple[str, str, str], "asyncio.Task[Journey]"]
 
@@ -132,14 +135,16 @@ class Journey(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-async def journeys(tmp_path_factory: pytest.TempPathFactory, postgres: Postgres) -> AsyncIterator[Journeys]:
+async def journeys(
+    tmp_path_factory: pytest.TempPathFactory, postgres: Postgres, s3_server: S3Server
+) -> AsyncIterator[Journeys]:
     """All of them, each in a house of its own, several at once: they mostly wait."""
     places = asyncio.Semaphore(AT_ONCE)
 
-    async def travel(database: str, way: str, mood: str) -> Journey:
+    async def travel(place: str, way: str, mood: str) -> Journey:
         async with places:
-            url = await postgres.fresh() if database == "postgres" else ""
-            return await _travel(tmp_path_factory.mktemp("house"), way, mood, url)
+            shared = await _shared(postgres, s3_server) if place == "many machines" else {}
+            return await _travel(tmp_path_factory.mktemp("house"), way, mood, shared)
 
     # not a task group: one that goes wrong must not end the others
     under_way = {journey: asyncio.create_task(travel(*journey)) for journey in JOURNEYS}
@@ -147,23 +152,31 @@ async def journeys(tmp_path_factory: pytest.TempPathFactory, postgres: Postgres)
     await asyncio.gather(*under_way.values(), return_exceptions=True)
 
 
-async def _travel(folder: Path, way: str, mood: str, database: str) -> Journey:
+async def _shared(postgres: Postgres, s3_server: S3Server) -> dict[str, Any]:
+    return {
+        "database_url": await postgres.fresh(),
+        "blob_url": f"s3://{s3_server.new_bucket()}/images",
+        "s3_endpoint": s3_server.url,
+        "s3_access_key": "test",
+        "s3_secret_key": "test",
+    }
+
+
+async def _travel(folder: Path, way: str, mood: str, shared: dict[str, Any]) -> Journey:
     key = "hmac-key" if way == "signed" else None
     options = Options(duration=0.1, callback_spacing=0.05, creates_per_window=10_000, webhook_key=key)
-    async with open_house(
-        folder, hooked=way != "asking", options=options, webhook_key=key, database_url=database
-    ) as house:
+    async with open_house(folder, hooked=way != "asking", options=options, webhook_key=key, **shared) as house:
         data = await house.end(await house.order(f"a red bicycle [mood:{mood}]"))
         await _check_images(house, data)
         return Journey(data, await house.jobs())
 
 
-@pytest.mark.parametrize(("database", "way", "mood"), JOURNEYS)
+@pytest.mark.parametrize(("place", "way", "mood"), JOURNEYS)
 async def test_a_task_ends_right_whatever_the_provider_does(
-    journeys: Journeys, database: str, way: str, mood: str
+    journeys: Journeys, place: str, way: str, mood: str
 ) -> None:
     expected = WAYS[way][mood]
-    data, jobs = await journeys[database, way, mood]
+    data, jobs = await journeys[place, way, mood]
     detail = data["errorDetail"] or {}
     assert (detail.get("code"), len(data["results"]), len(jobs)) == (expected.code, expected.images, expected.jobs)
     assert (data["status"], bool(data["error"])) == (("failed", True) if expected.code else ("completed", False))
