@@ -20,7 +20,7 @@ RUN /opt/broker/bin/pip install --no-cache-dir --disable-pip-version-check --no-
  && /opt/broker/bin/pip uninstall --yes --quiet setuptools pip
 
 # Debian 13 beneath has SQLite 3.46. Versions before 3.51.3 have a rare flaw when two processes write at the same
-# moment: one container per SQLite volume, or Postgres (deploy/full.yml).
+# moment: one container per SQLite volume, or Postgres (the profile `full` of deploy/compose.yml).
 FROM python:3.13-slim
 RUN groupadd --gid 10001 broker \
  && useradd --uid 10001 --gid broker --home-dir /data --no-create-home --shell /usr/sbin/nologin broker \

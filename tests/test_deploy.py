@@ -1,4 +1,4 @@
-"""What we ship for operators does what it says: image, compose files, proxy, tunnel, guide. No engine needed."""
+"""What we ship for operators does what it says: image, compose file, proxy, tunnel, guide. No engine needed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 import pytest
 import typer
 import yaml
+from pydantic import SecretStr
 from starlette.requests import Request
 
 from broker.api.access import Access
@@ -29,78 +30,85 @@ from broker.api.native import FORM_OVERHEAD, LONGEST_WAIT, PING_SECONDS
 from broker.catalog import Catalog
 from broker.cli.commands import app
 from broker.server import PATIENCE
-from broker.settings import load, variables
+from broker.settings import Settings, load, variables
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
-ONE, FULL = DEPLOY / "compose.yml", DEPLOY / "full.yml"
+COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yml").read_text("utf-8"))
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 DOCKERFILE = (ROOT / "Dockerfile").read_text("utf-8")
 GUIDE = (ROOT / "docs" / "deploying.md").read_text("utf-8")
 OURS = "banana-service"
-FOREIGN = {"POSTGRES_PASSWORD", "OBJECTS_PASSWORD", "NGROK_AUTHTOKEN"}
+FOREIGN = {"POSTGRES_PASSWORD", "OBJECTS_PASSWORD", "NGROK_AUTHTOKEN", "PROXY_PORT"}
 """Variables of .env that are not the broker's."""
 
+CHECK = SERVICES["settings"]
+"""The one that ends when it has looked at .env."""
+PROCESSES = {name: service for name, service in SERVICES.items() if service["image"] == OURS and service is not CHECK}
+FULL_SET = {"broker", "broker-2", "worker", "settings", "proxy", "postgres", "objects"}
 STARTED = [
-    (ONE, (), {"broker"}),
-    (ONE, ("tunnel",), {"broker", "ngrok"}),
-    (FULL, (), {"proxy", "broker-a", "broker-b", "worker", "postgres", "objects"}),
-    (FULL, ("tunnel",), {"proxy", "broker-a", "broker-b", "worker", "postgres", "objects", "ngrok"}),
+    ((), {"broker"}),
+    (("tunnel",), {"broker", "ngrok"}),
+    (("full",), FULL_SET),
+    (("full", "tunnel"), {*FULL_SET, "ngrok"}),
 ]
-
-
-def read(file: Path) -> dict[str, Any]:
-    document: dict[str, Any] = yaml.safe_load(file.read_text("utf-8"))
-    return document
-
-
-def services(file: Path) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = read(file)["services"]
-    return found
-
-
-def of_ours(file: Path) -> dict[str, dict[str, Any]]:
-    return {name: service for name, service in services(file).items() if service["image"] == OURS}
+EACH = pytest.mark.parametrize("service", SERVICES.values(), ids=SERVICES)
 
 
 def is_worker(service: dict[str, Any]) -> bool:
     return service.get("command") == ["worker"]
 
 
-EACH = [pytest.param(file, name, id=f"{file.stem}-{name}") for file in (ONE, FULL) for name in services(file)]
-BOTH = pytest.mark.parametrize("file", [ONE, FULL], ids=lambda file: file.stem)
+def filled(text: str, **given: str) -> str:
+    """As compose does it, from the inside out; what is demanded and missing is empty here."""
+    while found := re.search(r"\$\{([A-Z0-9_]+):([-+?])([^${}]*)\}", text):
+        name, sign, word = found.groups()
+        value = given.get(name, "")
+        said = {"-": value or word, "+": word if value else "", "?": value}[sign]
+        text = text[: found.start()] + said + text[found.end() :]
+    return text
+
+
+def environment_of(service: dict[str, Any], **given: str) -> dict[str, str]:
+    return {name: filled(value, **given) for name, value in service["environment"].items()}
+
+
+def guide_block() -> dict[str, str]:
+    """What the guide puts into .env for the full set, with values in place of its words in angle brackets."""
+    (block,) = re.findall(r"```ini\n([^`]*POSTGRES_PASSWORD=[^`]*)```", GUIDE)
+    given: dict[str, str] = {}
+    for name, value in re.findall(r"(?m)^([A-Z_]+)=(.*)$", block):
+        dummy = re.sub(r"<[^>]*>", f"0123456789abcdef{len(given)}", value)
+        given[name] = re.sub(r"\$\{(\w+)\}", lambda other: given[other[1]], dummy)
+    return given
 
 
 # -- compose: what starts
 
 
-@pytest.mark.parametrize(("file", "profiles", "expected"), STARTED)
-def test_a_profile_starts_what_it_says_and_nothing_else(
-    file: Path, profiles: tuple[str, ...], expected: set[str]
-) -> None:
-    """Two systems must not start together: they would have two queues and one provider account."""
+@pytest.mark.parametrize(("profiles", "expected"), STARTED)
+def test_a_profile_starts_what_it_says_and_nothing_else(profiles: tuple[str, ...], expected: set[str]) -> None:
     started = {
         name
-        for name, service in services(file).items()
+        for name, service in SERVICES.items()
         if not service.get("profiles") or set(service["profiles"]) & set(profiles)
     }
     assert started == expected
 
 
-def test_compose_in_the_root_means_the_one_broker() -> None:
-    assert read(ROOT / "compose.yml")["include"] == [ONE.relative_to(ROOT).as_posix()]
+def test_compose_in_the_root_means_this_file() -> None:
+    assert yaml.safe_load((ROOT / "compose.yml").read_text("utf-8"))["include"] == ["deploy/compose.yml"]
 
 
-@BOTH
-def test_nothing_is_demanded_for_a_profile_that_nobody_asked_for(file: Path) -> None:
-    """compose looks at every ${NAME:?} of a file before it looks at profiles."""
-    demanding = {name for name, service in services(file).items() if ":?" in str(service)}
-    assert demanding
-    assert not any(services(file)[name].get("profiles") for name in demanding)
+def test_only_what_every_profile_needs_is_demanded() -> None:
+    """compose looks at every ${NAME:?} of a file before it looks at profiles. Without a key for callers a broker in a
+    container trusts nobody at all."""
+    assert set(re.findall(r"\$\{([A-Z0-9_]+):?\?", str(COMPOSE))) == {"BROKER_API_KEYS"}
+    assert all(service["environment"]["BROKER_API_KEYS"].startswith("${BROKER_API_KEYS:?") for service in ours())
 
 
-def test_the_one_broker_and_the_full_set_cannot_run_side_by_side_by_mistake() -> None:
-    assert services(ONE)["broker"]["ports"] == services(FULL)["proxy"]["ports"]
-    assert read(FULL)["name"] != read(ROOT / "compose.yml")["name"]
+def ours() -> list[dict[str, Any]]:
+    return [*PROCESSES.values(), CHECK]
 
 
 def compose() -> list[str]:
@@ -113,56 +121,52 @@ def compose() -> list[str]:
     return [docker, "compose"]
 
 
-DUMMIES = {
-    "BROKER_API_KEYS": "key",
-    "SECRET_KEY": "0123456789abcdef",
-    "POSTGRES_PASSWORD": "word",
-    "OBJECTS_PASSWORD": "word",
-    "KIE_API_KEY": "key",
-}
-
-
-def ask_compose(file: Path, *words: str, **given: str) -> subprocess.CompletedProcess[str]:
+def ask_compose(*words: str, profiles: tuple[str, ...] = (), **given: str) -> subprocess.CompletedProcess[str]:
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "DOCKER_CONFIG") if name in os.environ}
-    command = [*compose(), "-f", str(file), "--env-file", os.devnull, *words]
+    flags = [word for profile in profiles for word in ("--profile", profile)]
+    command = [*compose(), "-f", str(ROOT / "compose.yml"), "--env-file", os.devnull, *flags, *words]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=kept | given)
 
 
-@pytest.mark.parametrize(("file", "profiles", "expected"), [*STARTED, (ROOT / "compose.yml", (), {"broker"})])
-def test_compose_itself_reads_the_files_the_same_way(file: Path, profiles: tuple[str, ...], expected: set[str]) -> None:
-    flags = [word for profile in profiles for word in ("--profile", profile)]
-    answer = ask_compose(file, *flags, "config", "--services", **DUMMIES)
+@pytest.mark.parametrize(("profiles", "expected"), STARTED)
+def test_compose_itself_starts_the_same_and_demands_a_key_for_callers_only(
+    profiles: tuple[str, ...], expected: set[str]
+) -> None:
+    answer = ask_compose("config", "--services", profiles=profiles, BROKER_API_KEYS="key")
     assert answer.returncode == 0, answer.stderr
     assert set(answer.stdout.split()) == expected
+    refused = ask_compose("config", "--services", profiles=profiles)
+    assert refused.returncode != 0
+    assert "BROKER_API_KEYS" in refused.stderr
 
 
-@pytest.mark.parametrize(("file", "missing"), [(ONE, "BROKER_API_KEYS"), *((FULL, name) for name in DUMMIES)], ids=str)
-def test_compose_stops_when_a_secret_is_missing_and_names_it(file: Path, missing: str) -> None:
-    given = {name: value for name, value in DUMMIES.items() if name != missing}
-    answer = ask_compose(file, "config", "--quiet", **given)
-    assert answer.returncode != 0
-    assert missing in answer.stderr
+@pytest.mark.parametrize("given", [{"BROKER_API_KEYS": "key"}, guide_block()], ids=["one broker", "full set"])
+def test_compose_itself_fills_in_the_same(given: dict[str, str]) -> None:
+    answer = ask_compose("config", "--format", "json", profiles=("full",), **given)
+    assert answer.returncode == 0, answer.stderr
+    read = json.loads(answer.stdout)["services"]
+    for name in (*PROCESSES, "settings", "objects"):
+        assert environment_of(SERVICES[name], **given).items() <= read[name]["environment"].items()
 
 
 # -- compose: how it runs
 
 
-@pytest.mark.parametrize(("file", "name"), EACH)
-def test_a_service_holds_no_more_rights_than_it_needs(file: Path, name: str) -> None:
-    service = services(file)[name]
+@EACH
+def test_a_service_holds_no_more_rights_than_it_needs(service: dict[str, Any]) -> None:
     assert service["cap_drop"] == ["ALL"]
     assert "cap_add" not in service
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert service["read_only"] is True
     assert "/tmp" in service["tmpfs"]
-    assert not {"privileged", "network_mode", "pid", "devices"} & set(service)
+    assert not {"privileged", "pid", "devices"} & set(service)
+    assert service.get("network_mode", "none") == "none"
     assert not str(service.get("user", "10001")).startswith(("0", "root"))
 
 
-@pytest.mark.parametrize(("file", "name"), EACH)
-def test_a_service_comes_back_ends_in_peace_and_cannot_take_the_machine_with_it(file: Path, name: str) -> None:
-    service = services(file)[name]
-    assert service["restart"] == "unless-stopped"
+@EACH
+def test_a_service_comes_back_ends_in_peace_and_cannot_take_the_machine_with_it(service: dict[str, Any]) -> None:
+    assert service["restart"] == ("no" if service is CHECK else "unless-stopped")
     assert service["init"] is True
     assert service["mem_limit"]
     assert service["pids_limit"]
@@ -174,11 +178,10 @@ def seconds(text: str) -> int:
     return int(text.removesuffix("s"))
 
 
-@pytest.mark.parametrize(("file", "name"), EACH)
-def test_a_service_has_a_health_check_but_the_worker_who_listens_nowhere(file: Path, name: str) -> None:
+@EACH
+def test_a_service_that_listens_has_a_health_check(service: dict[str, Any]) -> None:
     """Ours have the image's own; for a worker that one would fail for ever."""
-    service = services(file)[name]
-    if is_worker(service):
+    if is_worker(service) or service is CHECK:
         assert service["healthcheck"] == {"disable": True}
     elif service["image"] == OURS:
         assert "healthcheck" not in service
@@ -186,140 +189,249 @@ def test_a_service_has_a_health_check_but_the_worker_who_listens_nowhere(file: P
         assert service["healthcheck"]["test"]
 
 
-@pytest.mark.parametrize(("file", "name"), EACH)
-def test_an_image_is_pinned_to_a_version(file: Path, name: str) -> None:
-    image = services(file)[name]["image"]
-    assert image == OURS or re.search(r":[0-9][\w.-]*$", image)
+@EACH
+def test_an_image_is_pinned_to_a_version(service: dict[str, Any]) -> None:
+    assert service["image"] == OURS or re.search(r":[0-9][\w.-]*$", service["image"])
 
 
-@BOTH
-def test_a_port_is_open_to_this_machine_only_and_only_where_people_come_in(file: Path) -> None:
-    ports = {name: service["ports"] for name, service in services(file).items() if "ports" in service}
-    assert set(ports) == {entrance(file)}
-    assert all(re.fullmatch(r"127\.0\.0\.1:\$\{BROKER_PORT:-8000\}:8000", port) for port in ports[entrance(file)])
+def test_a_port_is_open_to_this_machine_only_and_only_where_people_come_in() -> None:
+    """The entrances differ by default, because both are open in the full set."""
+    ports = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
+    assert ports == {
+        "broker": ["127.0.0.1:${BROKER_PORT:-8000}:8000"],
+        "proxy": ["127.0.0.1:${PROXY_PORT:-8080}:8000"],
+    }
 
 
-def entrance(file: Path) -> str:
-    """The one service that the tunnel and people come to."""
-    networks = {name: service.get("networks") for name, service in services(file).items()}
-    (found,) = (name for name, of in networks.items() if isinstance(of, dict) and "entrance" in str(of))
-    return found
-
-
-@BOTH
-def test_data_is_in_named_volumes(file: Path) -> None:
-    mounted = [mount for service in services(file).values() for mount in service.get("volumes", [])]
-    assert mounted
-    assert {mount.split(":")[0] for mount in mounted} == set(read(file)["volumes"])
+def test_data_is_in_named_volumes() -> None:
+    mounted = [mount for service in SERVICES.values() for mount in service.get("volumes", [])]
+    assert {mount.split(":")[0] for mount in mounted} == set(COMPOSE["volumes"])
+    assert all(f"data:{one('VOLUME')}" in service["volumes"] for service in PROCESSES.values())
+    assert one("VOLUME") in CHECK["tmpfs"]
 
 
 def test_postgres_keeps_its_data_where_version_18_wants_it() -> None:
     """Mounted at …/data, as for 17, the image refuses to start or leaves the data in a volume without a name."""
-    postgres = services(FULL)["postgres"]
+    postgres = SERVICES["postgres"]
     assert postgres["image"].startswith("postgres:18")
     assert [mount.split(":")[1] for mount in postgres["volumes"]] == ["/var/lib/postgresql"]
     assert "pg_isready" in postgres["healthcheck"]["test"]
 
 
 def test_the_stores_are_reached_by_brokers_and_workers_only() -> None:
-    """The object store has doors that know no password."""
-    inside = {name for name, service in services(FULL).items() if "store" in service["networks"]}
-    assert read(FULL)["networks"]["store"] == {"internal": True}
-    assert inside == {*of_ours(FULL), "postgres", "objects"}
-    assert all(list(services(FULL)[name]["networks"]) == ["store"] for name in ("postgres", "objects"))
+    """The object store has doors that know no password. A broker without any store still needs the way out."""
+    networks = {name: service.get("networks", []) for name, service in SERVICES.items()}
+    assert COMPOSE["networks"] == {"edge": None, "store": {"internal": True}}
+    assert {name for name, of in networks.items() if "store" in of} == {*PROCESSES, "postgres", "objects"}
+    assert networks["postgres"] == networks["objects"] == ["store"]
+    assert all("edge" in networks[name] for name in (*PROCESSES, "proxy", "ngrok"))
+    assert CHECK["network_mode"] == "none"
 
 
-def test_brokers_start_when_the_stores_are_ready() -> None:
-    for service in of_ours(FULL).values():
-        for store in ("postgres", "objects"):
-            assert service["depends_on"][store] == {"condition": "service_healthy"}
+def test_each_waits_for_what_it_needs_and_for_the_check_before_that() -> None:
+    """The broker without a profile must do without what is not there."""
+    done, well = {"condition": "service_completed_successfully"}, {"condition": "service_healthy"}
+    optional = {"required": False}
+    needs: dict[str, dict[str, Any]] = {"settings": done, "postgres": well, "objects": well, "ngrok": well | optional}
+    assert SERVICES["broker"]["depends_on"] == {name: how | optional for name, how in needs.items()}
+    assert SERVICES["broker-2"]["depends_on"] == SERVICES["worker"]["depends_on"] == needs
+    assert SERVICES["proxy"]["depends_on"] == {"settings": done, "broker": well, "broker-2": well}
+    assert SERVICES["postgres"]["depends_on"] == SERVICES["objects"]["depends_on"] == {"settings": done}
+    assert "depends_on" not in CHECK
 
 
 # -- compose: settings
 
 
-@BOTH
-def test_every_variable_given_to_the_broker_exists(file: Path) -> None:
-    given = {name for service in of_ours(file).values() for name in service["environment"]}
-    assert given
-    assert given - set(variables()) == set()
+def test_every_variable_exists_that_the_broker_is_given_or_the_operator_is_asked_for() -> None:
+    assert set(SERVICES["broker"]["environment"]) <= set(variables())
+    assert set(re.findall(r"\$\{([A-Z0-9_]+)", str(COMPOSE))) - set(variables()) == FOREIGN
 
 
-@BOTH
-def test_every_variable_asked_of_the_operator_exists(file: Path) -> None:
-    asked = set(re.findall(r"\$\{([A-Z0-9_]+)", re.sub(r"(?m)^ *#.*$", "", file.read_text("utf-8"))))
-    assert asked
-    assert asked - set(variables()) - FOREIGN == set()
+@EACH
+def test_no_secret_stands_in_the_file(service: dict[str, Any]) -> None:
+    """Whatever is secret is empty, or what the operator gave."""
+    given = {name: f"from .env {name}" for name in {*variables(), *FOREIGN}}
+    secret = [n for n in service.get("environment", {}) if re.search(r"KEY|PASSWORD|SECRET|TOKEN", n)]
+    nothing, all_of_it = (environment_of(service, **known) if secret else {} for known in ({}, given))
+    for name in secret:
+        if name != "AWS_ACCESS_KEY_ID":
+            assert nothing[name] == ""
+            assert all_of_it[name] in given.values()
+    addresses = [str(value) for value in nothing.values() if "://" in str(value)]
+    assert not any("@" in address for address in addresses)
 
 
-@BOTH
-def test_a_key_for_callers_is_demanded(file: Path) -> None:
-    """Without one a broker in a container trusts nobody at all."""
-    for service in of_ours(file).values():
-        assert service["environment"]["BROKER_API_KEYS"].startswith("${BROKER_API_KEYS:?")
-
-
-@BOTH
-def test_no_secret_stands_in_the_file(file: Path) -> None:
-    for service in services(file).values():
-        for name, value in service.get("environment", {}).items():
-            if re.search(r"KEY|PASSWORD|SECRET|TOKEN", name) and name != "AWS_ACCESS_KEY_ID":
-                assert re.fullmatch(r"\$\{[A-Z_]+:[?-].*\}", value), name
-            if "://" in str(value):
-                assert re.fullmatch(r"\$\{[A-Z_]+:\?[^}]*\}|", password(value)), name
-
-
-def password(address: str) -> str:
-    return address.split("://")[1].rpartition("@")[0].partition(":")[2]
-
-
-def test_all_processes_of_the_full_set_share_one_configuration() -> None:
+def test_all_processes_share_one_configuration() -> None:
     """One secret above all: a callback may arrive at a broker that did not place the order."""
-    environments = [service["environment"] for service in of_ours(FULL).values()]
-    assert len(environments) == 3
-    assert all(environment == environments[0] for environment in environments)
-    assert {"SECRET_KEY", "DATABASE_URL", "BROKER_BLOB_URL", "NANO_BANANA_API_KEY"} <= set(environments[0])
+    environment = SERVICES["broker"]["environment"]
+    assert len(PROCESSES) == 3
+    assert all(service["environment"] == environment for service in PROCESSES.values())
+    assert {"SECRET_KEY", "DATABASE_URL", "BROKER_BLOB_URL", "NANO_BANANA_API_KEY"} <= set(environment)
+    assert {**CHECK["environment"], **environment} == CHECK["environment"]
+    assert all(service["env_file"] == SERVICES["broker"]["env_file"] for service in ours())
 
 
-def test_two_brokers_and_a_worker_are_served_by_what_postgres_and_the_store_expect() -> None:
-    environment = services(FULL)["broker-a"]["environment"]
-    database, postgres = urlsplit(environment["DATABASE_URL"].replace(":?", "")), services(FULL)["postgres"]
-    assert database.hostname in services(FULL)
-    assert database.username == postgres["environment"]["POSTGRES_USER"]
-    assert database.path == f"/{postgres['environment']['POSTGRES_DB']}"
-    objects = services(FULL)["objects"]
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        assert objects["environment"][name] == environment[name]
-    bucket = urlsplit(environment["BROKER_BLOB_URL"]).hostname
-    assert f"-bucket={bucket}" in objects["command"]
-    assert f"/buckets/{bucket}/" in str(objects["healthcheck"]["test"])
+@pytest.fixture
+def as_read(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Settings]:
+    """The settings of a broker in compose, for an operator who set these variables."""
+
+    def read(**given: str) -> Settings:
+        for name in variables():
+            monkeypatch.delenv(name, raising=False)
+        for name, value in {**given, **environment_of(SERVICES["broker"], **given)}.items():
+            monkeypatch.setenv(name, value)
+        return load(env_file=None)
+
+    return read
+
+
+def test_a_broker_alone_keeps_all_in_its_volume(as_read: Callable[..., Settings]) -> None:
+    said = as_read(BROKER_API_KEYS="key")
+    assert (said.database, said.blobs) == ("sqlite:////data/broker.db", Path("/data/blobs"))
+    assert said.bucket is None
+    assert said.sandboxed
+    assert said.secret_key is None
+
+
+def test_the_full_set_is_served_by_what_postgres_and_the_store_expect(as_read: Callable[..., Settings]) -> None:
+    given = guide_block()
+    said, postgres, objects = as_read(**given), SERVICES["postgres"], SERVICES["objects"]
+    database, known = urlsplit(said.database), environment_of(postgres, **given)
+    assert (database.hostname, database.port) == ("postgres", 5432)
+    assert (database.username, database.password) == (known["POSTGRES_USER"], known["POSTGRES_PASSWORD"])
+    assert database.path == f"/{known['POSTGRES_DB']}"
+    bucket, keys = said.bucket, environment_of(objects, **given)
+    assert bucket is not None
+    assert bucket.endpoint == "http://objects:8333"
+    assert bucket.access_key == SecretStr(keys["AWS_ACCESS_KEY_ID"])
+    assert bucket.secret_key == SecretStr(keys["AWS_SECRET_ACCESS_KEY"])
+    assert bucket.links == "none"
+    assert f"-bucket={bucket.name}" in objects["command"]
+    assert f"/buckets/{bucket.name}/" in str(objects["healthcheck"]["test"])
+
+
+def test_a_store_of_the_operators_own_wins(as_read: Callable[..., Settings]) -> None:
+    keys = {"AWS_ACCESS_KEY_ID": "mine", "AWS_SECRET_ACCESS_KEY": "secret"}
+    plain = as_read(BROKER_BLOB_URL="s3://mine", **keys).bucket
+    assert plain is not None
+    assert plain.endpoint is None
+    assert plain.access_key == SecretStr("mine")
+    given = {**guide_block(), "AWS_ENDPOINT_URL": "https://s3.example.com", **keys}
+    full = as_read(**given).bucket
+    assert full is not None
+    assert (full.endpoint, full.access_key) == ("https://s3.example.com", SecretStr("mine"))
+
+
+def test_no_empty_variable_reaches_a_library_that_takes_it_for_a_value() -> None:
+    """obstore reads AWS_… by itself, and ends badly at an empty AWS_ENDPOINT_URL; to the broker empty is not set."""
+    assert not any(name.startswith("AWS_") for name in SERVICES["broker"]["environment"])
+
+
+# -- compose: the check of .env before the full set starts
+
+
+def check(**given: str) -> subprocess.CompletedProcess[str]:
+    """What the service runs, with what it is given; it needs nothing that is not in Python."""
+    (config,) = CHECK["configs"]
+    assert CHECK["entrypoint"] == ["python", config["target"]]
+    script = DEPLOY / COMPOSE["configs"][config["source"]]["file"]
+    env = {**given, **environment_of(CHECK, **given)}
+    return subprocess.run([sys.executable, "-I", script], env=env, capture_output=True, text=True, check=False)
+
+
+def test_the_check_is_content_with_what_the_guide_says() -> None:
+    answer = check(**guide_block())
+    assert (answer.returncode, answer.stderr) == (0, "")
+
+
+NEEDED = (
+    "NANO_BANANA_API_KEY",
+    "SECRET_KEY",
+    "POSTGRES_PASSWORD",
+    "OBJECTS_PASSWORD",
+    "DATABASE_URL",
+    "BROKER_BLOB_URL",
+)
+
+
+@pytest.mark.parametrize("missing", NEEDED)
+def test_the_check_names_what_is_missing(missing: str) -> None:
+    answer = check(**{name: value for name, value in guide_block().items() if name != missing})
+    assert answer.returncode == 1
+    assert named(answer.stderr) == [missing, *(["DATABASE_URL"] if missing == "POSTGRES_PASSWORD" else [])]
+
+
+def named(complaint: str) -> list[str]:
+    return [line.split()[0] for line in complaint.splitlines()[1:]]
+
+
+def test_the_check_names_all_that_is_missing_at_once() -> None:
+    answer = check()
+    assert answer.returncode == 1
+    assert named(answer.stderr) == list(NEEDED)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SECRET_KEY", "fifteen letters"),
+        ("POSTGRES_PASSWORD", "p@ss/word"),
+        ("OBJECTS_PASSWORD", "two words"),
+        ("DATABASE_URL", "sqlite:////data/broker.db"),
+        ("DATABASE_URL", "postgresql://broker:another-one@postgres:5432/broker"),
+        ("BROKER_BLOB_URL", "file:/data/blobs"),
+        ("BROKER_BLOB_URL", "s3://another-bucket/broker"),
+        ("BROKER_BLOB_LINKS", "presigned"),
+        ("AWS_ACCESS_KEY_ID", "of-another-store"),
+        ("AWS_SECRET_ACCESS_KEY", "of-another-store"),
+    ],
+)
+def test_the_check_names_what_does_not_fit_and_never_shows_it(name: str, value: str) -> None:
+    answer = check(**{**guide_block(), name: value})
+    assert answer.returncode == 1
+    assert name in named(answer.stderr)
+    assert value not in answer.stderr
+
+
+def test_the_check_is_content_with_stores_of_the_operators_own() -> None:
+    theirs = {
+        "DATABASE_URL": "postgres://me:of-my-own@db.example.com/broker",
+        "BROKER_BLOB_URL": "s3://mine",
+        "BROKER_BLOB_LINKS": "presigned",
+        "AWS_ENDPOINT_URL": "https://s3.example.com",
+        "AWS_ACCESS_KEY_ID": "mine",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+    }
+    assert check(**{**guide_block(), **theirs}).stderr == ""
+    given = {name: value for name, value in guide_block().items() if name != "NANO_BANANA_API_KEY"}
+    assert check(**given, KIE_API_KEY="key").stderr == ""
 
 
 # -- the tunnel
 
 
 def tunnel() -> dict[str, Any]:
-    return read(DEPLOY / "ngrok.yml")
+    document: dict[str, Any] = yaml.safe_load((DEPLOY / "ngrok.yml").read_text("utf-8"))
+    return document
 
 
 def test_the_tunnel_of_compose_lets_in_what_the_tunnel_of_the_desk_lets_in() -> None:
     """tests/test_docs.py tells what that is."""
-    (here,), (desk,) = tunnel()["endpoints"], read(ROOT / "ngrok.yml")["endpoints"]
+    (here,), (desk,) = tunnel()["endpoints"], yaml.safe_load((ROOT / "ngrok.yml").read_text("utf-8"))["endpoints"]
     assert here["traffic_policy"] == desk["traffic_policy"]
     assert here["traffic_policy"]["on_http_request"][0]["expressions"]
 
 
-@BOTH
-def test_the_broker_finds_its_tunnel(file: Path) -> None:
-    """It asks the agent once, at its start, and knows its tunnel by the port."""
+def test_the_broker_finds_its_tunnel() -> None:
+    """It asks the agent once, at its start, and knows its tunnel by the port. It is there with every profile."""
     upstream = urlsplit(tunnel()["endpoints"][0]["upstream"]["url"])
     agent_port = tunnel()["agent"]["web_addr"].rpartition(":")[2]
-    assert upstream.hostname in str(services(file)[entrance(file)]["networks"])
-    for service in of_ours(file).values():
+    assert "profiles" not in PROCESSES[str(upstream.hostname)]
+    for service in PROCESSES.values():
         assert service["environment"]["BROKER_PORT"] == str(upstream.port)
         assert service["environment"]["BROKER_TUNNEL_API"] == f"http://ngrok:{agent_port}"
-        assert service["depends_on"]["ngrok"] == {"condition": "service_healthy", "required": False}
-    assert read(file)["configs"]["tunnel"] == {"file": "ngrok.yml"}
+    assert COMPOSE["configs"]["tunnel"] == {"file": "ngrok.yml"}
     assert "authtoken:" not in (DEPLOY / "ngrok.yml").read_text("utf-8")
 
 
@@ -342,9 +454,9 @@ def in_seconds(text: str) -> float:
 
 def test_the_proxy_leads_to_every_broker_and_no_worker() -> None:
     targets = [value.split()[0] for directive, value in DIRECTIVES if directive == "server"]
-    brokers = [name for name, service in of_ours(FULL).items() if not is_worker(service)]
-    assert len(brokers) == 2
-    assert targets == [f"{name}:{services(FULL)[name]['environment']['BROKER_PORT']}" for name in brokers]
+    brokers = [name for name, service in PROCESSES.items() if not is_worker(service)]
+    assert brokers == ["broker", "broker-2"]
+    assert targets == [f"{name}:{PROCESSES[name]['environment']['BROKER_PORT']}" for name in brokers]
 
 
 def test_the_proxy_is_not_told_to_repeat_orders() -> None:
@@ -465,7 +577,7 @@ def nginx(tmp_path: Path) -> Iterator[int]:
         port = free_port()
         text = NGINX.replace("daemon off;", "daemon on;").replace("listen 8000;", f"listen 127.0.0.1:{port};")
         text = text.replace("/tmp/", f"{tmp_path}/").replace("/dev/stdout", f"{tmp_path}/access.log")
-        for name in ("broker-a", "broker-b"):
+        for name in ("broker", "broker-2"):
             # `resolve` is for names, and newer than the nginx of some distributions
             text = text.replace(f"{name}:8000 resolve", f"127.0.0.1:{stack.enter_context(listening(Upstream))}")
         conf = tmp_path / "nginx.conf"
@@ -629,7 +741,7 @@ def fits(pattern: str, path: str) -> bool:
 
 @pytest.mark.parametrize(
     "path",
-    """.env .env.local .git/config data/broker.db data/secret.key .venv/bin/python tests/conftest.py deploy/full.yml
+    """.env .env.local .git/config data/broker.db data/secret.key .venv/bin/python tests/conftest.py deploy/compose.yml
     broker/.env storage/broker.db storage/broker.db-wal broker/__pycache__/app.cpython-313.pyc uploads/secret.key
     webhooks/.git/config Makefile requirements-dev.lock notes.txt""".split(),
 )
@@ -673,18 +785,18 @@ def test_every_package_gets_into_the_image_with_all_of_its_files() -> None:
 
 
 def test_the_guide_names_only_variables_that_exist() -> None:
-    named = set(
-        re.findall(r"\b((?:BROKER|NANO_BANANA|WEBHOOK|SECRET|DATABASE|POSTGRES|OBJECTS|NGROK)_[A-Z_]+)\b", GUIDE)
+    found = set(
+        re.findall(r"\b((?:BROKER|NANO_BANANA|WEBHOOK|SECRET|DATABASE|POSTGRES|OBJECTS|NGROK|PROXY)_[A-Z_]+)\b", GUIDE)
     )
-    assert len(named) > 5
-    assert named - set(variables()) - FOREIGN == set()
+    assert len(found) > 5
+    assert found - set(variables()) - FOREIGN == set()
 
 
 def test_the_guide_names_only_commands_that_exist() -> None:
     there = set(getattr(typer.main.get_command(app), "commands", {}))
-    named = set(re.findall(r"(?:bin/broker|--no-deps broker|`broker) ([a-z]+)", GUIDE))
-    assert named
-    assert named <= there
+    found = set(re.findall(r"(?:bin/broker|--no-deps broker|`broker) ([a-z]+)", GUIDE))
+    assert found
+    assert found <= there
 
 
 def test_the_guide_names_only_files_and_services_that_exist() -> None:
@@ -692,9 +804,11 @@ def test_the_guide_names_only_files_and_services_that_exist() -> None:
     links = re.findall(r"\]\(([^)]+)\)", GUIDE)
     assert links
     assert all((ROOT / "docs" / link).exists() for link in links)
-    rolled = re.findall(r"--no-deps(?: --wait)? ([a-z]+-[a-z]|worker)\b", GUIDE)
-    assert sorted(rolled) == sorted(of_ours(FULL))
-    assert f"{read(FULL)['name']}_objects" in GUIDE
+    rolled = re.findall(r"up -d --no-deps(?: --wait)? ([\w-]+)", GUIDE)
+    assert sorted(rolled) == sorted(PROCESSES)
+    assert set(re.findall(r"--profile ([a-z]+)", GUIDE)) == {"full", "tunnel"}
+    project = yaml.safe_load((ROOT / "compose.yml").read_text("utf-8"))["name"]
+    assert f"{project}_objects" in GUIDE
 
 
 def test_the_guide_gives_the_number_of_the_user_in_the_image() -> None:
