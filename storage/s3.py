@@ -356,9 +356,16 @@ def _store(
     patience: float,
 ) -> S3Store:
     """What is given here counts; obstore takes the rest from the environment (roles, web identities, proxies)."""
-    where: S3Config = {"region": region}
-    if endpoint is not None:
-        where |= {"endpoint": endpoint, "aws_endpoint_url_s3": endpoint, "virtual_hosted_style_request": False}
+    # the name of the bucket in the host is AWS' own way; its certificates do not cover a name with dots
+    hosted = endpoint is None and "." not in bucket
+    # always said: obstore would take an empty variable of the environment for an address
+    where = endpoint or f"https://{f'{bucket}.' if hosted else ''}s3.{region}.amazonaws.com"
+    config: S3Config = {
+        "region": region,
+        "endpoint": where,
+        "aws_endpoint_url_s3": where,
+        "virtual_hosted_style_request": hosted,
+    }
     client: ClientConfig = {
         "allow_http": endpoint is not None and endpoint.startswith("http:"),
         "connect_timeout": timedelta(seconds=connect),
@@ -368,7 +375,7 @@ def _store(
         client["read_timeout"] = read
     return S3Store(
         bucket,
-        config=where,
+        config=config,
         client_options=client,
         retry_config={"max_retries": retries, "retry_timeout": timedelta(seconds=patience)},
         # not as settings: those would be mixed with a session token of the environment

@@ -603,3 +603,32 @@ async def test_a_public_link_is_an_address_and_the_name(make: Make) -> None:
 async def test_what_could_never_be_a_name_has_no_link(make: Make, links: str) -> None:
     with pytest.raises(BlobMissing):
         await make(links=links, public_base="https://images.example.com").link("../secrets", 60)
+
+
+@pytest.mark.parametrize(
+    ("bucket", "endpoint", "expected"),
+    [
+        ("images", None, "https://images.s3.eu-west-1.amazonaws.com/task_1/"),
+        ("im.ages", None, "https://s3.eu-west-1.amazonaws.com/im.ages/task_1/"),
+        ("images", "http://localhost:9000", "http://localhost:9000/images/task_1/"),
+    ],
+)
+async def test_a_store_is_where_it_was_said_to_be_whatever_the_environment_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bucket: str, endpoint: str | None, expected: str
+) -> None:
+    """An empty variable, as a compose file leaves it behind, is no address."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "")
+    store = S3Blobs(
+        bucket=bucket,
+        scratch=tmp_path,
+        endpoint=endpoint,
+        region="eu-west-1",
+        access_key="key",
+        secret_key="secret",
+        links="presigned",
+    )
+    link = await store.link(f"task_1/{'0' * 64}", 60)
+    await store.aclose()
+    assert link is not None
+    assert link.startswith(expected)
