@@ -265,13 +265,24 @@ class PostgresDatabase:
                 current_setting('server_encoding') AS encoding, current_setting('synchronous_commit') AS commit"""
         )
         complaint = _complaint(dict(row or {}))
+        if complaint is None and not self._pooled and await self._is_pooled():
+            complaint = (
+                "DATABASE_URL leads through a pooler, like pgbouncer: set BROKER_DATABASE_LISTEN_URL to the address of "
+                "Postgres itself, or to none, then processes notice each other's news within two seconds"
+            )
         if complaint is None and not self._deaf and not await self._notices.heard(ECHO_SECONDS):
             complaint = (
-                "LISTEN does not work, as behind a pooler in transaction mode: set BROKER_DATABASE_LISTEN_URL to the "
-                "address of Postgres itself, or to none, then processes notice each other's news within two seconds"
+                "LISTEN does not work on this way: set BROKER_DATABASE_LISTEN_URL to the address of Postgres itself, or "
+                "to none, then processes notice each other's news within two seconds"
             )
         if complaint is not None:
             raise StorageError(complaint)
+
+    async def _is_pooled(self) -> bool:
+        """Whether somebody stands in between: then the session is not the one that we were greeted by."""
+        async with self._session() as connection:
+            pid: int = await connection.fetchval("SELECT pg_backend_pid()")
+            return pid != connection.get_server_pid()
 
     async def facts(self) -> dict[str, str]:
         row = await self.point(
