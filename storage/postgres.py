@@ -272,8 +272,8 @@ class PostgresDatabase:
             )
         if complaint is None and not self._deaf and not await self._notices.heard(ECHO_SECONDS):
             complaint = (
-                "LISTEN does not work on this way: set BROKER_DATABASE_LISTEN_URL to the address of Postgres itself, or "
-                "to none, then processes notice each other's news within two seconds"
+                "LISTEN does not work here: set BROKER_DATABASE_LISTEN_URL to the address of Postgres itself, or to "
+                "none, then processes notice each other's news within two seconds"
             )
         if complaint is not None:
             raise StorageError(complaint)

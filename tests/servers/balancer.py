@@ -30,16 +30,23 @@ async def balancing(port: int, ports: Sequence[int]) -> AsyncIterator[str]:
         raise ConnectionRefusedError
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            with suppress(OSError):
-                there, back = await connect()
-                try:
-                    await asyncio.gather(_pass_on(reader, back), _pass_on(there, writer))
-                finally:
-                    back.close()
-        finally:
-            writer.close()
+        with suppress(OSError):
+            there, back = await connect()
+            try:
+                await asyncio.gather(_pass_on(reader, back), _pass_on(there, writer))
+            finally:
+                back.close()
+        writer.close()
 
-    async with await asyncio.start_server(serve, "127.0.0.1", port, backlog=1024) as server:
+    lines: set[asyncio.Task[None]] = set()
+
+    def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        line = asyncio.ensure_future(serve(reader, writer))
+        lines.add(line)
+        line.add_done_callback(lines.discard)
+
+    async with await asyncio.start_server(take, "127.0.0.1", port, backlog=1024) as server:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        server.close_clients() if hasattr(server, "close_clients") else None
+        for line in lines:
+            line.cancel()
+        await asyncio.gather(*lines, return_exceptions=True)
