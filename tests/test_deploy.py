@@ -487,7 +487,8 @@ def test_the_proxy_stays_below_the_connections_that_a_broker_takes_from_one_addr
     """One more would be cut off, and count as a failure of the broker."""
     most = [int(found) for found in re.findall(r"max_conns=(\d+)", NGINX)]
     assert len(most) == 2
-    assert all(number < PATIENCE.per_peer for number in most)
+    allowed = int(SERVICES["broker"]["environment"]["BROKER_CONNECTIONS_PER_PEER"])
+    assert all(number < allowed for number in most)
 
 
 def test_the_proxy_says_that_it_forwards() -> None:
