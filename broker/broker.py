@@ -110,10 +110,12 @@ class Broker:
             ]
             created = await self._write(caller, request, choice, batch, references)
             kept = not created.repeated
-        except (IntakeError, FetchError, StorageFull) as error:
+        except (IntakeError, FetchError) as error:
             raise _refusal(error) from error
-        except (StorageError, asyncio.CancelledError):
+        except (StorageError, asyncio.CancelledError) as error:
             kept = True  # nobody knows whether it was written; the sweep removes what belongs to no task
+            if isinstance(error, StorageFull):
+                raise _refusal(error) from error
             raise
         finally:
             if request.sources and not kept:

@@ -17,7 +17,6 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final
 
 from broker import lifecycle
@@ -29,6 +28,7 @@ from broker.steps import reference_owner
 from storage.blobs import BlobStore
 from storage.chores import Chores
 from storage.database import Database
+from storage.facts import Facts
 from storage.hooks import Hooks
 from storage.images import Images
 from storage.keys import Keys
@@ -57,6 +57,7 @@ class Retention:
     hooks: Hooks
     keys: Keys
     chores: Chores
+    facts: Facts
     blobs: BlobStore
     metrics: Metrics
 
@@ -81,8 +82,8 @@ class Retention:
             if changes.get("state") != State.EXPIRED:
                 await self.database.transact(saving)  # ended later than it seemed
                 continue
-            ids = [task.id for task in alike]
-            (expired, _) = await self.database.transact(saving, self.images.deleting_expired(ids))
+            deleting = self.images.deleting_of([task.id for task in alike], alike[0].leased_by)
+            (_, expired) = await self.database.transact(deleting, saving)
             self.metrics.transitions.labels(alike[0].state.value, State.EXPIRED.value).inc(expired.count)
             log.info("tasks are expired now", action="task_expired", was=alike[0].state.value, count=expired.count)
 
@@ -92,17 +93,23 @@ class Retention:
         alive = await self.tasks.unexpired_batches(batches)
         owners = [reference_owner(batch) for batch in batches if batch not in alive]
         referring = sorted(await self.images.owning(owners)) if owners else []
-        if referring:
-            await self.database.transact(self.images.deleting(referring, "reference"))
+        # bytes first: a row is what reminds the next try of them, if this one goes wrong in between
         await asyncio.gather(*(self.blobs.delete(owner) for owner in (*(task.id for task in tasks), *referring)))
-        await self.database.transact(
-            self.tasks.saving_all(tasks, **lifecycle.emptied(self.clock.now(), self.rules).task)
-        )
+        forgetting = [self.images.deleting(referring, "reference")] if referring else []
+        emptied = lifecycle.emptied(self.clock.now(), self.rules).task
+        await self.database.transact(self.tasks.saving_all(tasks, **emptied), *forgetting)
 
     async def shorten(self) -> None:
-        """A retention that is shorter than before counts for what has ended already, too."""
-        for state in ENDED:
-            await _in_batches(partial(self.tasks.due_sooner, state, self.rules.retention, BATCH))
+        """A retention that is shorter than before counts for what has ended already, too: once, by whoever is first."""
+        ours = self.rules.retention
+        before = float(await self.facts.agree("retention", repr(ours)))
+        if ours < before:
+            for state in ENDED:
+                last: str | None = ""
+                while last is not None:
+                    last = await self.tasks.due_sooner(state, ours, after=last, limit=BATCH)
+        if ours != before:
+            await self.facts.replace("retention", repr(ours))
 
     # -- what no task's row reminds of
 
@@ -135,7 +142,8 @@ class Retention:
         strays: list[str] = []
         for start in range(0, len(owners), BATCH):
             batch = owners[start : start + BATCH]
-            known = await self.images.owning(batch)
+            # one whose task lives may get its row any moment, and is cleared away with its task
+            known = await self.images.owning(batch) | await self.tasks.living(batch)
             strays += [owner for owner in batch if owner not in known]
         return strays
 

@@ -10,10 +10,10 @@ import asyncio
 import contextlib
 import json
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from broker import lifecycle
 from broker.clock import Clock
@@ -34,6 +34,7 @@ from storage.lanes import Lanes, Limits
 from storage.tasks import DUE, Attempt, State, Task, Tasks, task_channel
 from uploads.intake import Image, Intake, IntakeError
 
+T = TypeVar("T")
 WRITE_AGAIN_SECONDS = 0.5
 
 Decision = Callable[[Task, Attempt | None], Changes]
@@ -84,14 +85,19 @@ class Steps:
         number: int | None = None,
         also: Sequence[Statement] = (),
         holder: bool = True,
+        news: bool = True,
     ) -> Task | None:
         """Apply a decision to the row as it is now; whoever was quicker, it is taken again on what they left.
 
         number: which line of the ledger it is about, the current one if None. also: statements of the same transaction.
-        holder: whether the caller holds the task's lease, which ends here. Returns the row as it was decided on.
+        holder: whether the caller holds the task's lease, which ends here. news: whether the decision counts for a row
+        whose lease was lost meanwhile: what a provider said does, what follows from the row alone is somebody else's
+        to decide by then. Returns the row as it was decided on.
         """
         seen = task
         while True:
+            if holder and not news and task.leased_by != seen.leased_by:
+                return None
             attempt = await self.tasks.attempt(task.id, number or task.attempt)
             changes = decide(task, attempt)
             values = self._values(seen, task, changes, holder)
@@ -108,10 +114,18 @@ class Steps:
                 fresh = await self.tasks.get(task.id)
                 if fresh is None or fresh.version == task.version:
                     return None  # the row is gone, or what comes `also` was done by somebody else
-                task = fresh
-                continue
+                if also or not await self._is_done(fresh, task, changes):
+                    task = fresh
+                    continue
             self._tell(task, changes)
             return task
+
+    async def _is_done(self, fresh: Task, task: Task, changes: Changes) -> bool:
+        """Whether the change is there after all: the line broke between its commit and the answer."""
+        if not changes.task or fresh.version != task.version + 1:
+            return False
+        ledger = await self.tasks.attempt(task.id, task.attempt) if changes.attempt else None
+        return _has(fresh, changes.task) and (not changes.attempt or _has(ledger, changes.attempt))
 
     @staticmethod
     def _values(seen: Task, task: Task, changes: Changes, holder: bool) -> dict[str, Any]:
@@ -143,7 +157,14 @@ class Steps:
         )
 
     async def _after(
-        self, task: Task, report: Report, number: int | None, *, also: Sequence[Statement] = (), holder: bool = True
+        self,
+        task: Task,
+        report: Report,
+        number: int | None,
+        *,
+        also: Sequence[Statement] = (),
+        holder: bool = True,
+        news: bool = True,
     ) -> None:
         """Let the lifecycle decide on a report about one attempt."""
         now = self.clock.now()
@@ -153,11 +174,12 @@ class Steps:
             number=number,
             also=also,
             holder=holder,
+            news=news,
         )
 
     async def _decide(self, task: Task, decide: Callable[[Task, float, Rules], Changes]) -> None:
         """Let the lifecycle decide on the row alone."""
-        await self.settle(task, lambda row, _: decide(row, self.clock.now(), self.rules))
+        await self.settle(task, lambda row, _: decide(row, self.clock.now(), self.rules), news=False)
 
     # -- queued
 
@@ -180,7 +202,7 @@ class Steps:
         attempt = await self._intend(task, provider)
         if attempt is None:
             return
-        intended = await self.tasks.get(task.id)
+        intended = await self._patiently(lambda: self.tasks.get(task.id))
         if intended and (intended.state, intended.attempt) == (State.SUBMITTING, attempt.number):
             await self._order(intended, order, attempt, provider)
 
@@ -197,9 +219,10 @@ class Steps:
                 *self.lanes.intending(attempt, limits),
                 wake=(task_channel(task.id),),
             )
-        except Stale:
-            if not await self._intended(task, number):
-                await self.settle(task, lambda *_: NOTHING)  # no room, or changed meanwhile: back into the queue
+        except (Stale, StorageError):
+            if not await self._patiently(lambda: self._intended(task, number)):
+                # no room, or changed meanwhile: back into the queue
+                await self.settle(task, lambda *_: NOTHING, news=False)
                 return None
         self._tell(task, Changes(task=changes))
         return attempt
@@ -224,6 +247,15 @@ class Steps:
             return
         await self._surely(task, report, attempt.number)
         await self._pace(provider, report)
+
+    async def _patiently(self, look: Callable[[], Awaitable[T]]) -> T:
+        """Look, however long the store is in trouble: an intent that nobody knows of would never be ordered."""
+        while True:
+            try:
+                return await look()
+            except StorageError as error:
+                log.error("an intent waits to be looked at", action="intent_kept", why=str(error))
+                await asyncio.sleep(WRITE_AGAIN_SECONDS)
 
     async def _surely(self, task: Task, report: Report, number: int) -> None:
         """Write down what the provider answered, however long the store is in trouble: the answer is worth money."""
@@ -288,7 +320,7 @@ class Steps:
 
     async def recover(self, task: Task) -> None:
         """We died while ordering, or the answer never came, and the time for a callback is over."""
-        await self._decide(task, lifecycle.unknown)
+        await self._decide(task, partial(lifecycle.unknown, attempt=task.attempt))
 
     # -- waiting
 
@@ -306,7 +338,8 @@ class Steps:
             await self._decide(task, partial(lifecycle.unheard, retry_in=error.retry_in))
             return
         self.metrics.checks.labels(task.provider, type(report).__name__.lower()).inc()
-        await self._after(task, replace(report, job_id=task.job_id), task.attempt)
+        said = replace(report, job_id=task.job_id)
+        await self._after(task, said, task.attempt, news=not isinstance(report, Pending))
 
     # -- news
 
@@ -391,6 +424,10 @@ class Steps:
             await self._decide(task, lifecycle.unheard)
         elif task.state == State.FETCHING:
             await self._decide(task, lambda row, now, rules: lifecycle.fetched(row, 0, [trouble], now, rules))
+
+
+def _has(row: Task | Attempt | None, values: Mapping[str, Any]) -> bool:
+    return row is not None and all(getattr(row, name) == value for name, value in values.items())
 
 
 def reference_owner(batch: str) -> str:

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
-import os
-import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -14,12 +10,12 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
+from broker import agreement
 from broker.broker import Broker
 from broker.catalog import Catalog
 from broker.clock import Clock, SystemClock
 from broker.errors import SettingsError
 from broker.lifecycle import Rules
-from broker.logs import log
 from broker.metrics import Metrics
 from broker.outgoing import ApiClient, Fetcher
 from broker.pacing import CallerPace
@@ -138,12 +134,14 @@ async def open_services(
     clock: Clock | None = None,
     port: int | None = None,
     local_provider: bool = False,
+    joins: bool = True,
     open_database: Callable[[Settings], AbstractAsyncContextManager[Database]] = database_for,
 ) -> AsyncIterator[Services]:
     """Open the system; on the way out nothing is left open.
 
     port: the one we really listen on; None without HTTP (then a callback address must be configured).
     local_provider: the provider runs on this machine and reaches us here; no tunnel is looked for (the sandbox).
+    joins: this process takes part in the work, and must agree with the others on what they share; otherwise it looks.
     """
     clock = clock or SystemClock()
     async with AsyncExitStack() as stack:
@@ -151,8 +149,9 @@ async def open_services(
         database = await stack.enter_async_context(open_database(settings))
         await database.check()
         await upgrade(database, clock.now())
-        if settings.shared:
-            await _agree(Facts(database), secret, chosen=settings.secret_key is not None)
+        if settings.shared and joins:
+            await agreement.keep_time(database, clock, settings.lease)
+            await agreement.reach(Facts(database), settings, secret)
         client = ApiClient(timeout=settings.request_timeout, max_connections=settings.max_connections)
         stack.push_async_callback(client.aclose)
         fetcher = Fetcher(allow=settings.download_allow, max_connections=DOWNLOADS_AT_ONCE * 2, total_seconds=300)
@@ -254,6 +253,7 @@ def _assemble(
             hooks=hooks,
             keys=keys,
             chores=Chores(database),
+            facts=Facts(database),
             blobs=blobs,
             metrics=metrics,
         ),
@@ -336,48 +336,9 @@ def _secret(settings: Settings) -> bytes:
     path = settings.data_dir / "secret.key"
     try:
         settings.data_dir.mkdir(parents=True, exist_ok=True)
-        _make_once(path)
+        agreement.make_once(path)
         return path.read_bytes().strip()
     except OSError as error:
         raise SettingsError(
             f"BROKER_DATA_DIR cannot be used ({error.strerror}): make {settings.data_dir} writable, or set another"
         ) from error
-
-
-async def _agree(facts: Facts, secret: bytes, *, chosen: bool) -> None:
-    """All processes of one database sign alike, or each refuses the callbacks that another one asked for.
-
-    A secret that this machine made for itself gives way; one that somebody chose replaces the one before.
-    """
-    ours = hmac.new(secret, b"which secret is it", hashlib.sha256).hexdigest()[:32]
-    theirs = await facts.agree("secret", ours)
-    if hmac.compare_digest(ours, theirs):
-        return
-    if not chosen:
-        raise SettingsError(
-            "SECRET_KEY is not set, so this machine made one of its own; but the others on this database sign with "
-            "another one: set the same SECRET_KEY for all (the first has it in secret.key in its BROKER_DATA_DIR)"
-        )
-    await facts.replace("secret", ours)
-    log.warning(
-        "SECRET_KEY is not the one of the process that started before: set the same for all. "
-        "If you have changed it: callbacks of orders under way are not believed now, the provider is asked instead",
-        action="secret_changed",
-    )
-
-
-def _make_once(path: Path) -> None:
-    if path.exists():
-        return
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(secrets.token_hex(32))
-        file.flush()
-        os.fsync(file.fileno())
-    try:
-        os.link(draft, path)  # fails if somebody was quicker: then theirs is the secret
-    except FileExistsError:
-        pass
-    finally:
-        draft.unlink()

@@ -9,7 +9,7 @@ import asyncio
 import math
 import secrets
 from collections.abc import Awaitable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from broker import retention
@@ -31,6 +31,9 @@ PLACES: Final = {
 """Steps at once, by state: a provider that hangs, or slow downloads, must not keep the other steps waiting."""
 NEWS_PLACES: Final = 32
 LONGEST_SLEEP: Final = 1.0
+LOCKED_PAUSE: Final = 0.1
+SLOW_STORE: Final = 1.0
+SHORTEST_GRACE: Final = 3.0
 CLOCK_JUMP: Final = 120.0
 SPARED_SECONDS: Final = 3600.0
 DRAIN_SECONDS: Final = 7.0
@@ -67,9 +70,11 @@ class Worker:
     _housekept_at: float = 0.0
     _epoch: float = field(init=False)
     _spare_until: float = -math.inf
+    _recover_from: float = field(init=False)
 
     def __post_init__(self) -> None:
         self._epoch = self.clock.now() - self.clock.monotonic()
+        self._in_trouble()  # there may have been some, just before we came
 
     async def run(self) -> None:
         """Work until `stop`, then finish what is running, or give it back after `patience`."""
@@ -101,16 +106,29 @@ class Worker:
             agenda = await self._agenda()
             if agenda.news:
                 await self._read_news()
-            if await self._start_steps(agenda):
+            busy = self.busy
+            was_due = await self._start_steps(agenda)
+            if was_due:
                 agenda = await self._agenda()
             self._housekeep()
-            return await self._until_next(agenda)
+            # due, and not to be had: somebody else is just changing it
+            return max(LOCKED_PAUSE if was_due and self.busy == busy else 0.0, await self._until_next(agenda))
         except StorageError as error:
             log.error("the store cannot be reached", action="store_trouble", why=str(error))
+            self._in_trouble()
             return LONGEST_SLEEP
 
+    def _in_trouble(self) -> None:
+        """Leases could not be renewed: whoever has an answer of a provider in hand gets the time to write it down."""
+        self._recover_from = self.clock.monotonic() + max(self.lease, SHORTEST_GRACE)
+
     async def _agenda(self) -> Agenda:
-        return await self.tasks.agenda(self._states(), list(self.steps.providers), self.clock.now())
+        begun = self.clock.monotonic()
+        agenda = await self.tasks.agenda(self._states(), list(self.steps.providers), self.clock.now())
+        if self.clock.monotonic() - begun < SLOW_STORE:
+            return agenda
+        self._in_trouble()  # the store was away, and came back before it was given up
+        return replace(agenda, due={state: at for state, at in agenda.due.items() if state != State.SUBMITTING})
 
     async def clean_up(self) -> int:
         """Retention now, and nothing else: no order is submitted, no provider asked. How many tasks were removed."""
@@ -172,7 +190,8 @@ class Worker:
         if abs(jump) > CLOCK_JUMP:
             log.warning("the clock was set: nothing is deleted for an hour", action="clock_jumped", seconds=round(jump))
             self._spare_until = self.clock.monotonic() + SPARED_SECONDS
-        living: list[State] = [state for state in PLACES if state != State.QUEUED]
+        recovering = self.clock.monotonic() >= self._recover_from
+        living: list[State] = [s for s in PLACES if s != State.QUEUED and (recovering or s != State.SUBMITTING)]
         return living if self._sparing() else [*living, *retention.STATES]
 
     def _sparing(self) -> bool:
@@ -237,6 +256,7 @@ class Worker:
                 await self.tasks.renew(_held(self._running.values()), self.clock.now() + self.lease)
             except StorageError as error:
                 log.error("leases could not be renewed", action="store_trouble", why=str(error))
+                self._in_trouble()
 
     async def _until_next(self, agenda: Agenda) -> float:
         now = self.clock.now()
@@ -268,6 +288,7 @@ class Worker:
         for step, _ in left:
             step.cancel()
         await asyncio.gather(*(step for step, _ in left), return_exceptions=True)
+        await self.tasks.database.settled()  # what they had handed in is written all the same
         await self._give_back(_held(what for _, what in left))
 
     async def _give_back(self, held: list[tuple[str, str]]) -> None:

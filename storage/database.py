@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass, field, fields
+from typing import Any, Protocol, TypeVar, cast
 
 Row = Mapping[str, Any]
+T = TypeVar("T")
 
 
 class StorageError(Exception):
     """The store cannot do it now (locked, full, gone); the caller may try again later."""
+
+
+class NoSuchTable(StorageError):
+    """The database has not been made ready. Cure: `broker db upgrade`, or a start."""
 
 
 class StorageFull(StorageError):
@@ -46,6 +51,11 @@ def listing(values: Sequence[str]) -> tuple[str, dict[str, str]]:
     """For `IN (…)`: `:v0, :v1, …` and what they stand for; some hundred values at the most."""
     params = {f"v{number}": value for number, value in enumerate(values)}
     return ", ".join(f":{name}" for name in params), params
+
+
+def record(kind: type[T], row: Row) -> T:
+    """A row as the dataclass it stands for. Columns that a newer version added beside us are none of our business."""
+    return kind(**{field.name: row[field.name] for field in fields(cast("Any", kind))})
 
 
 class Bell(Protocol):
@@ -92,6 +102,10 @@ class Database(Protocol):
         """All statements or none, in order. Raises `Stale` if one with `must_change` changed nothing."""
         ...
 
+    async def settled(self) -> None:
+        """Wait until nothing that was handed in is still to be written, also of callers that were cancelled."""
+        ...
+
     def wake(self, *channels: str) -> None:
         """Wake everybody who sleeps on these channels."""
         ...
@@ -102,6 +116,10 @@ class Database(Protocol):
 
     async def check(self) -> None:
         """Raise `StorageError` with the cure if the store is damaged or out of reach."""
+        ...
+
+    async def now(self) -> float:
+        """What time it is there, in seconds since the epoch: only to see how far our clocks are apart."""
         ...
 
     async def facts(self) -> dict[str, str]:

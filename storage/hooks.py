@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from storage.database import Database, Statement
+from storage.database import Database, Statement, record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Hooks:
 
     async def get(self, hook_id: str) -> Hook | None:
         row = await self.database.point("SELECT * FROM hooks WHERE id = :id", id=hook_id)
-        return Hook(**row) if row else None
+        return record(Hook, row) if row else None
 
     async def newest(self, *, limit: int, task_id: str | None = None) -> list[Hook]:
         rows = await self.database.fetch(
@@ -56,7 +56,7 @@ class Hooks:
             limit=limit,
             task_id=task_id or "",
         )
-        return [Hook(**row) for row in rows]
+        return [record(Hook, row) for row in rows]
 
     async def tasks_with_news(self, limit: int) -> list[str]:
         """Tasks whose callbacks were acknowledged and not read yet."""
@@ -73,7 +73,7 @@ class Hooks:
                 ORDER BY received_at, id""",
             task_id=task_id,
         )
-        return [Hook(**row) for row in rows]
+        return [record(Hook, row) for row in rows]
 
     def digesting(self, hook: Hook, now: float) -> Statement:
         """Its news is taken in; `Stale` if somebody else did so."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from storage.database import Database, Statement, listing
+from storage.database import Database, Statement, listing, record
 
 Kind = Literal["result", "reference"]
 
@@ -39,14 +39,14 @@ class Images:
 
     async def named(self, name: str) -> StoredImage | None:
         row = await self.database.point("SELECT * FROM images WHERE name = :name", name=name)
-        return StoredImage(**row) if row else None
+        return record(StoredImage, row) if row else None
 
     async def of(self, owner: str, kind: Kind) -> list[StoredImage]:
         """An owner's images in order."""
         rows = await self.database.fetch(
             "SELECT * FROM images WHERE owner = :owner AND kind = :kind ORDER BY position", owner=owner, kind=kind
         )
-        return [StoredImage(**row) for row in rows]
+        return [record(StoredImage, row) for row in rows]
 
     async def owning(self, owners: Sequence[str]) -> set[str]:
         """Those of a few hundred owners who have any image."""
@@ -68,11 +68,13 @@ class Images:
             sql=f"DELETE FROM images WHERE owner IN ({listed}) AND kind = :kind", params={**params, "kind": kind}
         )
 
-    def deleting_expired(self, tasks: Sequence[str]) -> Statement:
-        """The results of those of some tasks that are expired; comes after the statement that makes them so."""
+    def deleting_of(self, tasks: Sequence[str], holder: str) -> Statement:
+        """The results of some tasks, as far as they are still leased to `holder`; before the statement that ends it."""
         listed, params = listing(tasks)
-        expired = f"SELECT id FROM tasks WHERE id IN ({listed}) AND state = 'expired'"
-        return Statement(sql=f"DELETE FROM images WHERE kind = 'result' AND owner IN ({expired})", params=params)
+        leased = f"SELECT id FROM tasks WHERE id IN ({listed}) AND leased_by = :holder"
+        return Statement(
+            sql=f"DELETE FROM images WHERE kind = 'result' AND owner IN ({leased})", params={**params, "holder": holder}
+        )
 
     async def stored(self) -> dict[str, Any]:
         """How many images and bytes there are, for the metrics."""

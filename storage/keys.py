@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from storage.database import Database, Statement
+from storage.database import Database, Statement, record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class Keys:
         row = await self.database.point(
             "SELECT * FROM idempotency WHERE caller = :caller AND key = :key", caller=caller, key=key
         )
-        return KeyUse(**row) if row else None
+        return record(KeyUse, row) if row else None
 
     def using(self, use: KeyUse) -> Statement:
         """`Stale` if the key is in use: of two equal orders at once, one wins and the other reads its answer."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 
-from storage.database import Database, Stale, Statement, StorageError
+from storage.database import Database, NoSuchTable, Stale, Statement
 
 TABLE = """CREATE TABLE IF NOT EXISTS migrations
     (number BIGINT PRIMARY KEY, name TEXT NOT NULL, ran_at DOUBLE PRECISION NOT NULL)"""
@@ -46,12 +46,21 @@ def _statements(text: str) -> Iterator[str]:
 
 
 async def missing(database: Database) -> list[Migration]:
-    """What `upgrade` would run. Changes nothing."""
+    """What `upgrade` would run. Changes nothing. Raises `SchemaTooNew`."""
     try:
         rows = await database.fetch("SELECT number FROM migrations")
-    except StorageError:
-        rows = []  # there is no such table, as in an empty database
-    return [migration for migration in migrations() if migration.number not in {row["number"] for row in rows}]
+    except NoSuchTable:
+        rows = []
+    return _unseen({row["number"] for row in rows})
+
+
+def _unseen(seen: set[int]) -> list[Migration]:
+    known = migrations()
+    if seen - {m.number for m in known}:
+        raise SchemaTooNew(
+            f"the database has migration {max(seen)}, this version knows {known[-1].number}: use the newer broker"
+        )
+    return [m for m in known if m.number not in seen]
 
 
 async def _applied(database: Database) -> set[int]:
@@ -73,13 +82,7 @@ async def born_at(database: Database) -> float:
 
 async def upgrade(database: Database, now: float) -> list[Migration]:
     """Run what is missing; several starters at once are safe. Returns what was run here."""
-    known = migrations()
-    seen = await _applied(database)
-    if seen - {m.number for m in known}:
-        raise SchemaTooNew(
-            f"the database has migration {max(seen)}, this version knows {known[-1].number}: use the newer broker"
-        )
-    return [m for m in known if m.number not in seen and await _run(database, m, now)]
+    return [m for m in _unseen(await _applied(database)) if await _run(database, m, now)]
 
 
 async def _run(database: Database, migration: Migration, now: float) -> bool:

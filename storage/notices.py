@@ -29,7 +29,7 @@ ECHO: Final = "echo"
 """A channel that nobody listens on: it only shows that telling and hearing work."""
 
 Connect = Callable[[], Awaitable["asyncpg.Connection[Any]"]]
-TROUBLE: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
+TROUBLE: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, ValueError)
 
 
 class Notices:
@@ -97,12 +97,15 @@ class Notices:
             async with asyncio.timeout(HEARTBEAT_SECONDS):
                 await self._news.wait()
         self._news.clear()
-        channels = frozenset(self._untold)
+        channels, self._untold = self._untold, set()
         if not channels:
             await connection.execute("SELECT 1", timeout=self._patience)  # it may be dead without knowing it
-        for payload in _payloads(sorted(channels)):
-            await connection.execute("SELECT pg_notify($1, $2)", CHANNEL, payload, timeout=self._patience)
-        self._untold -= channels
+        try:
+            for payload in _payloads(sorted(channels)):
+                await connection.execute("SELECT pg_notify($1, $2)", CHANNEL, payload, timeout=self._patience)
+        except BaseException:
+            self.tell(*channels)
+            raise
 
     def _hear(self, _: object, pid: int, __: str, payload: object) -> None:
         channels = str(payload).split()

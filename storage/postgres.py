@@ -15,16 +15,18 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, Final, TypeAlias, TypeVar
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import asyncpg
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
-from storage.database import Bell, Outcome, Row, Stale, Statement, StorageError, StorageFull
+from storage.database import Bell, NoSuchTable, Outcome, Row, Stale, Statement, StorageError, StorageFull
 from storage.notices import Notices
 from storage.wakes import Wakes
 
@@ -37,12 +39,20 @@ IDLE_SECONDS: Final = 3.0
 """A transaction waits for nothing but us; who is silent in the middle of one for so long is stopped or dead."""
 LOCK_SECONDS: Final = 4.0
 """Longer than the dead keep a lock."""
-STATEMENT_SECONDS: Final = 30.0
+STATEMENT_SECONDS: Final = 10.0
+"""For one statement or commit; a server that does not even answer is given up by then."""
+MIGRATION_SECONDS: Final = 3600.0
 ECHO_SECONDS: Final = 5.0
 CLOSE_SECONDS: Final = 5.0
 OLDEST_VERSION: Final = 14
 MIGRATION_LOCK: Final = 0x62726F6B6572
 """An advisory lock of the whole database: "broker" in ASCII."""
+
+FOREIGN_OPTIONS: Final = frozenset(
+    """channel_binding connect_timeout keepalives keepalives_idle keepalives_interval keepalives_count gssencmode
+    sslcompression client_encoding fallback_application_name tcp_user_timeout pgbouncer pool_timeout
+    connection_limit""".split()
+)
 
 BROKEN = (
     asyncpg.PostgresConnectionError,
@@ -52,8 +62,7 @@ BROKEN = (
     asyncpg.StatementCompletionUnknownError,
     asyncpg.InternalClientError,
     asyncpg.InterfaceError,
-    OSError,
-    TimeoutError,
+    OSError,  # a time-out is one
 )
 """The connection is gone; what it was doing may have happened."""
 UNDONE = (
@@ -112,7 +121,7 @@ class PostgresDatabase:
     url: `postgresql://user:password@host/name`. listen_url: an address that leads to Postgres itself, where `url` leads
     to a pooler in transaction mode; `none` where there is none, then wakes stay within their process. connections: how
     many at the most, besides one for wakes. patience: seconds that a broken connection is tried again. idle: seconds
-    after which Postgres ends a transaction whose process is silent.
+    after which Postgres ends a transaction whose process is silent. statement: seconds for one statement.
     """
 
     skip_locked = " FOR UPDATE SKIP LOCKED"
@@ -126,19 +135,22 @@ class PostgresDatabase:
         connections: int = 10,
         patience: float = PATIENCE_SECONDS,
         idle: float = IDLE_SECONDS,
+        statement: float = STATEMENT_SECONDS,
     ) -> None:
-        self._url = url
+        self._url = _for_asyncpg(url)
         self._pooled = bool(listen_url)
         self._deaf = listen_url == "none"
         self._connections = connections
         self._patience = patience
+        self._seconds = statement
         self._begin = (
             "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; "
             f"SET LOCAL idle_in_transaction_session_timeout = {int(idle * 1000)}; "
             f"SET LOCAL lock_timeout = {int(LOCK_SECONDS * 1000)}"
         )
+        self._begin_migration = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL lock_timeout = 0"
         self._wakes = Wakes()
-        self._notices = Notices(self._wakes, partial(self._connect, listen_url or url), patience=patience)
+        self._notices = Notices(self._wakes, partial(self._connect, _for_asyncpg(listen_url or url)), patience=patience)
         self._writes: set[asyncio.Task[list[Outcome]]] = set()
         self._closed = False
 
@@ -168,7 +180,7 @@ class PostgresDatabase:
         # behind a pooler the next statement may meet another session, which knows nothing of what this one prepared
         return {
             "statement_cache_size": 0 if self._pooled else 256,
-            "command_timeout": STATEMENT_SECONDS,
+            "command_timeout": self._seconds,
             "timeout": self._patience,
             "server_settings": {"application_name": "nano-banana-broker"},
         }
@@ -184,8 +196,7 @@ class PostgresDatabase:
         if self._closed:
             return
         self._closed = True
-        if self._writes:
-            await asyncio.wait(self._writes)
+        await self.settled()
         if self._telling is not None:
             self._telling.cancel()
             await asyncio.gather(self._telling, return_exceptions=True)
@@ -209,10 +220,8 @@ class PostgresDatabase:
         async with self._session() as connection:
             if not self._pooled:
                 return [dict(record) for record in await connection.fetch(query.text, *values)]
-            await connection.execute("BEGIN READ ONLY")  # keeps both halves of a statement in one session
-            records = await connection.fetch(query.text, *values)
-            await connection.execute("COMMIT")
-            return [dict(record) for record in records]
+            async with connection.transaction(readonly=True):  # keeps both halves of a statement in one session
+                return [dict(record) for record in await connection.fetch(query.text, *values)]
 
     # -- writing
 
@@ -236,21 +245,29 @@ class PostgresDatabase:
             write.exception()  # whoever waited may be gone, and does not need it any more
 
     async def _write(self, statements: Sequence[Statement], wake: Sequence[str]) -> list[Outcome]:
-        outcomes = await self._tried(
-            _Writing(statements, self._session, None if self._is_one(statements) else self._begin)
-        )
+        outcomes = await self._tried(_Writing(statements, self._session, *self._frame(statements)))
         self.wake(*wake)
         return outcomes
 
-    def _is_one(self, statements: Sequence[Statement]) -> bool:
-        """One statement is a transaction by itself, in one round trip instead of three."""
-        return len(statements) == 1 and not self._pooled
+    def _frame(self, statements: Sequence[Statement]) -> tuple[str | None, float]:
+        """How the transaction begins, and the seconds for each statement of it.
+
+        A single statement is a transaction by itself, in one round trip instead of three. A migration takes its time,
+        and waits for whoever runs it just now.
+        """
+        if statements[0].sql == self.exclusive:
+            return self._begin_migration, MIGRATION_SECONDS
+        return (None if len(statements) == 1 and not self._pooled else self._begin), self._seconds
+
+    async def settled(self) -> None:
+        if self._writes:
+            await asyncio.wait(self._writes)
 
     # -- waking
 
     def wake(self, *channels: str) -> None:
         self._wakes.wake(*channels)
-        if not self._deaf:
+        if channels and not self._deaf:
             self._notices.tell(*channels)
 
     def listen(self, channel: str) -> AbstractContextManager[Bell]:
@@ -283,6 +300,10 @@ class PostgresDatabase:
         async with self._session() as connection:
             pid: int = await connection.fetchval("SELECT pg_backend_pid()")
             return pid != connection.get_server_pid()
+
+    async def now(self) -> float:
+        row = await self.point("SELECT extract(epoch FROM clock_timestamp())::double precision AS now")
+        return float((row or {})["now"])
 
     async def facts(self) -> dict[str, str]:
         row = await self.point(
@@ -317,14 +338,18 @@ class PostgresDatabase:
             _drop(connection)
             raise _Again(error) from None
         finally:
-            await self._pool.release(connection)
+            with suppress(*BROKEN):  # it is closed on the way now and then, which may go wrong as well
+                await self._pool.release(connection)
 
     async def _tried(self, work: Callable[[], Awaitable[T]]) -> T:
         """Again and again until it went well, went wrong for good, or patience is over."""
+        begun = time.monotonic()
         try:
             try:
                 return await work()
             except _Again:
+                if time.monotonic() - begun > self._patience:  # it did not say no, it said nothing
+                    raise
                 return await self._again(work)
         except _Again as error:
             raise _told(error.said) from None
@@ -344,10 +369,13 @@ class PostgresDatabase:
 class _Writing:
     """One transaction, and what earlier runs of it may have left."""
 
-    def __init__(self, statements: Sequence[Statement], session: Callable[[], Any], begin: str | None) -> None:
+    def __init__(
+        self, statements: Sequence[Statement], session: Callable[[], Any], begin: str | None, seconds: float
+    ) -> None:
         self._statements = statements
         self._session = session
         self._begin = begin
+        self._seconds = seconds
         self._doubtful: list[Outcome] | None = None
 
     async def __call__(self) -> list[Outcome]:
@@ -362,7 +390,7 @@ class _Writing:
     async def _at_once(self, connection: Connection) -> list[Outcome]:
         (statement,) = self._statements
         try:
-            return [await _run(connection, statement)]
+            return [await _run(connection, statement, self._seconds)]
         except BROKEN:
             self._doubtful = [Outcome(count=1)]
             raise
@@ -370,7 +398,7 @@ class _Writing:
     async def _in_turn(self, connection: Connection) -> list[Outcome]:
         try:
             await connection.execute(self._begin or "")
-            outcomes = [await _run(connection, statement) for statement in self._statements]
+            outcomes = [await _run(connection, statement, self._seconds) for statement in self._statements]
         except (Stale, asyncpg.PostgresError):
             with suppress(*BROKEN):
                 await connection.execute("ROLLBACK")
@@ -383,14 +411,14 @@ class _Writing:
         return outcomes
 
 
-async def _run(connection: Connection, statement: Statement) -> Outcome:
+async def _run(connection: Connection, statement: Statement, seconds: float) -> Outcome:
     query = _query(statement.sql)
     values = _values(query, statement.params)
     if query.has_rows:
-        rows = [dict(record) for record in await connection.fetch(query.text, *values)]
+        rows = [dict(record) for record in await connection.fetch(query.text, *values, timeout=seconds)]
         outcome = Outcome(count=len(rows), rows=rows)
     else:
-        status = await connection.execute(query.text, *values)
+        status = await connection.execute(query.text, *values, timeout=seconds)
         outcome = Outcome(count=_count(status))
     if statement.must_change and outcome.count == 0:
         raise Stale
@@ -413,6 +441,13 @@ def _drop(connection: Connection) -> None:
         connection.terminate()
 
 
+def _for_asyncpg(url: str) -> str:
+    """Without the options that only libpq, or only some other driver, understands; hosted databases hand them out."""
+    parts = urlsplit(url)
+    options = [(name, value) for name, value in parse_qsl(parts.query) if name not in FOREIGN_OPTIONS]
+    return urlunsplit(parts._replace(query=urlencode(options)))
+
+
 def _complaint(facts: dict[str, Any]) -> str | None:
     if facts["version"] < OLDEST_VERSION:
         return f"Postgres {facts['version']} is too old: use {OLDEST_VERSION} or newer"
@@ -425,15 +460,30 @@ def _complaint(facts: dict[str, Any]) -> str | None:
     return None
 
 
+_CURES: Final[tuple[tuple[type[BaseException], str], ...]] = (
+    (asyncpg.InvalidAuthorizationSpecificationError, "Postgres refuses us ({}): check DATABASE_URL"),
+    (asyncpg.InvalidCatalogNameError, "Postgres refuses us ({}): check DATABASE_URL"),
+    (asyncpg.InsufficientPrivilegeError, "Postgres forbids it ({}): GRANT that to the user of DATABASE_URL"),
+    (asyncpg.UndefinedObjectError, "Postgres does not know something ({}): are the options of DATABASE_URL right?"),
+)
+
+
 def _told(error: BaseException) -> StorageError:
     """Postgres' error in the words of the contract; never with a value, which may be anybody's prompt."""
     if isinstance(error, asyncpg.DiskFullError):
         return StorageFull("the disk of the database is full: free some space")
-    if isinstance(error, asyncpg.InvalidAuthorizationSpecificationError | asyncpg.InvalidCatalogNameError):
-        return StorageError(f"Postgres refuses us ({error.args[0]}): check DATABASE_URL")
+    if isinstance(error, asyncpg.UndefinedTableError):
+        return NoSuchTable("the database has no tables yet: run broker db upgrade")
+    for kind, cure in _CURES:
+        if isinstance(error, kind):
+            return StorageError(cure.format(error.args[0]))
+    return StorageError(_in_general(error))
+
+
+def _in_general(error: BaseException) -> str:
+    name = type(error).__name__
     if isinstance(error, asyncpg.PostgresError):
-        return StorageError(f"the database cannot do it now ({type(error).__name__}, {error.sqlstate})")
-    if isinstance(error, OSError | TimeoutError | asyncpg.InternalClientError):
-        kind = type(error).__name__
-        return StorageError(f"the database cannot be reached ({kind}): does Postgres run, is DATABASE_URL right?")
-    return StorageError(f"the database does not take this value ({type(error).__name__})")
+        return f"the database cannot do it now ({name}, {error.sqlstate})"
+    if isinstance(error, ValueError):
+        return f"the database takes no such value, or no such address ({name}): check DATABASE_URL"
+    return f"the database cannot be reached ({name}): does Postgres run, is DATABASE_URL right?"

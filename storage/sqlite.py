@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import aiosqlite
 
-from storage.database import Bell, Outcome, Row, Stale, Statement, StorageError, StorageFull
+from storage.database import Bell, NoSuchTable, Outcome, Row, Stale, Statement, StorageError, StorageFull
 from storage.wakes import Wakes
 
 T = TypeVar("T")
@@ -53,6 +53,7 @@ class _Write:
     statements: Sequence[Statement]
     wake: Sequence[str]
     done: asyncio.Future[list[Outcome]]
+    settled: asyncio.Event
 
 
 def _dict_row(cursor: sqlite3.Cursor, values: tuple[Any, ...]) -> dict[str, Any]:
@@ -145,6 +146,8 @@ def _told(error: Exception) -> Exception:
         name = getattr(error, "sqlite_errorname", "") or ""
         if name == "SQLITE_FULL" or name.startswith("SQLITE_IOERR_WRITE"):
             return StorageFull("the disk of the database is full: free some space")
+        if "no such table" in str(error):
+            return NoSuchTable("the database has no tables yet: run broker db upgrade")
         return StorageError(f"the database cannot do it now ({name or 'error'}): {error}")
     return error
 
@@ -159,6 +162,7 @@ class SqliteDatabase:
         self.path = path
         self._wakes = Wakes()
         self._queue: deque[_Write] = deque()
+        self._writing: list[_Write] = []
         self._arrived = asyncio.Event()
         self._closing = False
 
@@ -209,10 +213,13 @@ class SqliteDatabase:
             raise StorageError("the database is closed")
         if not statements:
             return []
-        write = _Write(statements, wake, asyncio.get_running_loop().create_future())
+        write = _Write(statements, wake, asyncio.get_running_loop().create_future(), asyncio.Event())
         self._queue.append(write)
         self._arrived.set()
         return await write.done
+
+    async def settled(self) -> None:
+        await asyncio.gather(*[write.settled.wait() for write in (*self._queue, *self._writing)])
 
     def wake(self, *channels: str) -> None:
         self._wakes.wake(*channels)
@@ -228,6 +235,9 @@ class SqliteDatabase:
             raise StorageError(
                 f"{self.path.name} is damaged ({verdict}). Restore it from a backup; it is left as it is"
             )
+
+    async def now(self) -> float:
+        return time.time()
 
     async def facts(self) -> dict[str, str]:
         log = self.path.with_name(self.path.name + "-wal")
@@ -257,6 +267,7 @@ class SqliteDatabase:
             await self._write(group)
 
     async def _write(self, group: list[_Write]) -> None:
+        self._writing = group
         try:
             results = await self._writer.run(lambda connection: _commit(connection, group))
         except Exception as error:  # the thread itself failed: nobody may wait for ever
@@ -265,6 +276,7 @@ class SqliteDatabase:
             self._settle(write, result)
 
     def _settle(self, write: _Write, result: list[Outcome] | Exception) -> None:
+        write.settled.set()
         if isinstance(result, Exception):
             if not write.done.done():
                 write.done.set_exception(_told(result))

@@ -24,7 +24,7 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any
 
-from storage.database import Database, Row, Statement, listing
+from storage.database import Database, Row, Statement, listing, record
 
 DUE = "due"
 """The channel that wakes workers."""
@@ -258,13 +258,13 @@ class Tasks:
 
     async def attempts(self, task_id: str) -> list[Attempt]:
         rows = await self.database.fetch("SELECT * FROM attempts WHERE task_id = :id ORDER BY number", id=task_id)
-        return [Attempt(**row) for row in rows]
+        return [record(Attempt, row) for row in rows]
 
     async def attempt(self, task_id: str, number: int) -> Attempt | None:
         row = await self.database.point(
             "SELECT * FROM attempts WHERE task_id = :id AND number = :number", id=task_id, number=number
         )
-        return Attempt(**row) if row else None
+        return record(Attempt, row) if row else None
 
     # -- leasing
 
@@ -347,21 +347,37 @@ class Tasks:
             news=found.get("news") is not None,
         )
 
-    async def due_sooner(self, state: State, retention: float, limit: int) -> int:
-        """Ended tasks that would be kept longer than `retention` seconds after their end: not any more. How many."""
-        # looked for by a reader: where there is none, the writer is not kept waiting
+    async def due_sooner(self, state: State, retention: float, *, after: str, limit: int) -> str | None:
+        """Ended tasks that would be kept longer than `retention` seconds after their end: not any more.
+
+        Looks at the next `limit` ids behind `after`; returns the last of them, None at the end.
+        """
         rows = await self.database.fetch(
-            """SELECT id FROM tasks WHERE state = :state AND due_at > ended_at + :retention + 1
-                ORDER BY id LIMIT :limit""",  # in one order, whoever does it: two of them must not wait for each other
+            "SELECT id FROM tasks WHERE id > :after ORDER BY id LIMIT :limit", after=after, limit=limit
+        )
+        if not rows:
+            return None
+        listed, params = listing([row["id"] for row in rows])
+        await self.database.execute(
+            f"""UPDATE tasks SET due_at = ended_at + :retention, version = version + 1
+                WHERE id IN ({listed}) AND state = :state AND due_at > ended_at + :retention + 1""",
             state=state.value,
             retention=retention,
-            limit=limit,
+            **params,
         )
-        sooner = "UPDATE tasks SET due_at = ended_at + :retention, version = version + 1 WHERE id = :id"
-        await self.database.transact(
-            *(Statement(sql=sooner, params={"id": row["id"], "retention": retention}) for row in rows)
+        return str(rows[-1]["id"])
+
+    async def living(self, owners: Sequence[str]) -> set[str]:
+        """Those of some owners of files whose task, or a task of whose batch, is there and not expired."""
+        names = {owner: owner.replace("refs_", "task_", 1) for owner in owners}
+        listed, params = listing(sorted(set(names.values())))
+        rows = await self.database.fetch(
+            f"""SELECT id AS name FROM tasks WHERE id IN ({listed}) AND state <> 'expired'
+                UNION SELECT batch FROM tasks WHERE batch IN ({listed}) AND state <> 'expired'""",
+            **params,
         )
-        return len(rows)
+        found = {row["name"] for row in rows}
+        return {owner for owner, name in names.items() if name in found}
 
     # -- changing: statements for a transaction
 
@@ -387,10 +403,7 @@ class Tasks:
         )
 
     def saving_all(self, tasks: Sequence[Task], **changes: Any) -> Statement:
-        """The same changes to many tasks, and the end of their lease: to those whose lease and state are still these.
-
-        tasks: of one claim, all in one state.
-        """
+        """The same changes to many tasks of one claim, and the end of their lease: to those still leased by it."""
         sets = "".join(f"{name} = :{name}, " for name in changes)
         which, params = _still_leased(tasks)
         return Statement(
@@ -399,7 +412,7 @@ class Tasks:
         )
 
     def deleting_all(self, tasks: Sequence[Task]) -> list[Statement]:
-        """Rows and ledgers of tasks of one claim, as far as they are still leased and in that state."""
+        """Rows and ledgers of tasks of one claim, as far as they are still leased by it."""
         which, params = _still_leased(tasks)
         ledgers = f"DELETE FROM attempts WHERE task_id IN (SELECT id FROM tasks WHERE {which})"
         return [Statement(sql=ledgers, params=params), Statement(sql=f"DELETE FROM tasks WHERE {which}", params=params)]
@@ -422,6 +435,6 @@ class Tasks:
 
 
 def _still_leased(tasks: Sequence[Task]) -> tuple[str, dict[str, Any]]:
+    """Whoever changes a state ends the lease, so the state need not be asked for: Postgres would look through it."""
     listed, params = listing([task.id for task in tasks])
-    which = f"id IN ({listed}) AND leased_by = :holder AND state = :was"
-    return which, {**params, "holder": tasks[0].leased_by, "was": tasks[0].state.value}
+    return f"id IN ({listed}) AND leased_by = :holder", {**params, "holder": tasks[0].leased_by}

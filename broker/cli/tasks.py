@@ -85,7 +85,7 @@ async def _source() -> AsyncIterator[Source]:
         if client is not None:
             yield client
             return
-    async with open_services(_settled(settings)) as services:
+    async with open_services(_settled(settings), joins=False) as services:
         yield Shelf(services)
 
 

@@ -19,7 +19,7 @@ async def cleanup() -> None:
     """Retention now. Nothing is submitted and nobody is asked."""
     settings = load()
     quiet_logs(settings)
-    async with open_services(settings) as services:
+    async with open_services(settings, joins=False) as services:
         removed = await services.worker.clean_up()
     say(f"{removed} {'task' if removed == 1 else 'tasks'} older than {settings.retention_hours:g} hours deleted.")
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -15,7 +17,7 @@ import pytest
 from broker.sandbox.options import Options
 from broker.sandbox.server import serve_sandbox
 from storage.database import Stale, Statement, StorageError
-from storage.migrate import upgrade
+from storage.migrate import SchemaTooNew, migrations, missing, upgrade
 from storage.postgres import BROKEN, PostgresDatabase
 from storage.tasks import State, Tasks
 from tests.faults.faulty_postgres import Cable, When, cable
@@ -362,3 +364,70 @@ async def test_a_health_check_tells_the_truth_about_the_database(tmp_path: Path)
 
 async def _ready(house: House) -> bool:
     return (await house.client.get("/ready")).status_code == 200
+
+
+async def test_a_server_that_says_nothing_is_given_up(tmp_path: Path) -> None:
+    """It is stopped, so nobody refuses and nobody answers."""
+    with servers.running() as server:
+        async with PostgresDatabase(await server.fresh(), patience=0.5, statement=0.5) as database:
+            await database.check()
+            pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+            ours = [pid for pid in pids if _is_of(pid, server)]
+            for pid in ours:
+                os.kill(pid, signal.SIGSTOP)
+            try:
+                begun = time.monotonic()
+                with pytest.raises(StorageError, match="does Postgres run"):
+                    await database.fetch("SELECT 1 AS one")
+                assert time.monotonic() - begun < 5
+            finally:
+                for pid in ours:
+                    os.kill(pid, signal.SIGCONT)
+            assert await database.fetch("SELECT 1 AS one") == [{"one": 1}]
+
+
+def _is_of(pid: int, server: Postgres) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+        parent = int(status.split("PPid:")[1].split()[0])
+        postmaster = int((server.folder / "postmaster.pid").read_text().split()[0])
+    except (OSError, ValueError):
+        return False
+    return postmaster in {pid, parent}
+
+
+async def test_a_starter_waits_for_the_migration_of_another(postgres: Postgres) -> None:
+    """However long that takes."""
+    url = await postgres.fresh()
+    async with PostgresDatabase(url) as one, PostgresDatabase(url, patience=0.2) as other:
+        slow = Statement(sql="SELECT pg_sleep(6)")
+        running = asyncio.create_task(one.transact(Statement(sql=one.exclusive), slow))
+        await asyncio.sleep(0.2)
+        assert await upgrade(other, NOW)
+        assert running.done()
+        await running
+
+
+@pytest.mark.parametrize("option", ["channel_binding=prefer", "connect_timeout=3", "pgbouncer=true", "sslmode=disable"])
+async def test_an_address_with_the_options_of_other_drivers_will_do(postgres: Postgres, option: str) -> None:
+    async with PostgresDatabase(f"{await postgres.fresh()}?{option}") as database:
+        await database.check()
+
+
+@pytest.mark.parametrize(
+    ("end", "cure"), [("?sslmode=bogus", "DATABASE_URL"), ("?no_such_option=1", "options of DATABASE_URL")]
+)
+async def test_an_address_that_makes_no_sense_is_told(postgres: Postgres, end: str, cure: str) -> None:
+    with pytest.raises(StorageError, match=cure):
+        async with PostgresDatabase(f"{await postgres.fresh()}{end}", patience=0.3) as database:
+            await database.check()
+
+
+async def test_an_empty_database_misses_everything_and_a_newer_one_is_said_to_be_newer(postgres: Postgres) -> None:
+    async with PostgresDatabase(await postgres.fresh()) as database:
+        assert [m.number for m in await missing(database)] == [m.number for m in migrations()]
+        await upgrade(database, NOW)
+        assert await missing(database) == []
+        await database.execute("INSERT INTO migrations VALUES (9999, '9999_future', 1.0)")
+        with pytest.raises(SchemaTooNew, match="9999"):
+            await missing(database)

@@ -232,7 +232,7 @@ async def test_a_result_and_the_end_of_its_task_exclude_each_other(database: Any
             await database.transact(rows.pinning(task.id, State.FETCHING), images.adding(image))
 
     async def expire(task: Task) -> None:
-        await database.transact(rows.saving(task, state=State.EXPIRED), images.deleting_expired([task.id]))
+        await database.transact(rows.saving(task, state=State.EXPIRED), images.deleting([task.id], "result"))
 
     await asyncio.gather(*(step(a_task(n)) for n in range(30) for step in (arrive, expire)))
     assert await images.owning([a_task(n).id for n in range(30)]) == set()
@@ -300,7 +300,8 @@ async def _use_everything(database: Any, rows: Tasks, task: Task) -> None:
     await rows.claim_queued("kie", now=NOW, lease=lease(until=NOW), limit=5)
     await rows.claim_overdue(now=NOW + 1000, lease=lease(until=NOW), limit=5)
     await rows.renew([(task.id, "me")], NOW)
-    await rows.due_sooner(State.SUCCEEDED, 60.0, 5)
+    await rows.due_sooner(State.SUCCEEDED, 60.0, after="", limit=5)
+    await rows.living(["x", "refs_y"])
     await rows.agenda([State.WAITING, State.EXPIRED], ["kie"], NOW)
     attempt = Attempt(task_id=task.id, number=1, provider="kie", sent_at=NOW)
     await database.transact(*lanes.intending(attempt, Limits(creates=5, places=5)))
@@ -311,7 +312,7 @@ async def _use_everything(database: Any, rows: Tasks, task: Task) -> None:
     await images.named("x")
     await images.owning(["x", "y"])
     await images.of(task.id, "result")
-    await database.transact(images.adding(_an_image(task)), images.deleting_expired([task.id]))
+    await database.transact(images.adding(_an_image(task)), images.deleting_of([task.id], "me"))
     hook = _a_hook(task)
     await database.transact(hooks.adding(hook))
     await hooks.get(hook.id)
@@ -362,3 +363,27 @@ def _a_hook(task: Task) -> Hook:
         body="{}",
         received_at=NOW,
     )
+
+
+async def test_a_process_goes_on_beside_a_newer_one(database: Any) -> None:
+    """Migrations run when the first new process starts, while old ones still work: new columns are none of theirs."""
+    task = a_task(state=State.FETCHING)
+    rows, images, hooks, keys, lanes = (
+        await add(database, task),
+        Images(database),
+        Hooks(database),
+        Keys(database),
+        Lanes(database),
+    )
+    for table in ("tasks", "attempts", "images", "hooks", "idempotency", "lanes"):
+        await database.execute(f"ALTER TABLE {table} ADD COLUMN novelty TEXT")
+    attempt = Attempt(task_id=task.id, number=1, provider="kie", sent_at=NOW)
+    use = KeyUse(caller="me", key="k", fingerprint="f", batch=task.batch, created_at=NOW)
+    await database.transact(*lanes.intending(attempt, Limits(creates=5, places=5)), keys.using(use))
+    await database.transact(images.adding(_an_image(task)), hooks.adding(_a_hook(task)))
+    assert await rows.get(task.id) == task
+    assert await rows.attempts(task.id) == [attempt]
+    assert await images.of(task.id, "result") == [_an_image(task)]
+    assert await hooks.unread(task.id) == [_a_hook(task)]
+    assert await keys.get("me", "k") == use
+    assert (await lanes.room("kie", Limits(creates=5, places=5), NOW)).free == 4

@@ -1,0 +1,228 @@
+"""When one worker takes over from another that is not dead: what the late one still has to say must not do harm."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from broker.orders import Request
+from broker.reports import Finished, Pending
+from broker.sandbox.options import Options
+from broker.sandbox.server import serve_sandbox
+from broker.settings import load
+from broker.wiring import Services, open_services
+from storage.database import StorageError
+from storage.tasks import Attempt, Lease, State, Task
+from tests.conftest import ManualClock
+from tests.faults.process import until
+from tests.journeys.house import House, open_house
+from tests.servers import postgres as servers
+
+pytestmark = pytest.mark.anyio
+
+
+@asynccontextmanager
+async def still(folder: Path, clock: ManualClock, **settings: Any) -> AsyncIterator[Services]:
+    """The system without a server, whose worker does nothing by itself."""
+    chosen = load(
+        env_file=None,
+        api_key="test-key",
+        api_url="http://127.0.0.1:9",
+        tunnel_api="http://127.0.0.1:9",
+        data_dir=folder,
+        **settings,
+    )
+    async with open_services(chosen, clock=clock) as services:
+        yield services
+
+
+async def a_task(services: Services, clock: ManualClock, state: State, attempt: int, **changes: Any) -> Task:
+    """A task in some state, with the ledger that goes with it."""
+    broker = services.broker
+    (task,) = (await broker.create("local", Request(prompt="a red bicycle"))).tasks
+    values = {"state": state, "attempt": attempt, "due_at": clock.now(), "hooked": False, **changes}
+    saving = broker.tasks.saving(task, **values)
+    limits = services.worker._limits(task.provider)
+    ledger = Attempt(task_id=task.id, number=attempt, provider=task.provider, sent_at=clock.now())
+    await services.database.transact(saving, *broker.steps.lanes.intending(ledger, limits))
+    fresh = await broker.tasks.get(task.id)
+    assert fresh is not None
+    return fresh
+
+
+async def leased(services: Services, state: State, holder: str, now: float) -> Task:
+    (task,) = await services.broker.tasks.claim(state, now=now, lease=Lease(holder=holder, until=now + 30), limit=1)
+    return task
+
+
+@pytest.mark.parametrize("resubmit", [False, True])
+async def test_a_late_recovery_does_not_judge_the_attempt_of_somebody_else(
+    tmp_path: Path, clock: ManualClock, resubmit: bool
+) -> None:
+    async with still(tmp_path, clock, resubmit_unknown=resubmit) as services:
+        steps, tasks = services.broker.steps, services.broker.tasks
+        await a_task(services, clock, State.SUBMITTING, 1)
+        sleeper = await leased(services, State.SUBMITTING, "sleeper", clock.now())
+        clock.advance(60)
+        other = await leased(services, State.SUBMITTING, "other", clock.now())
+        # a callback had it ordered again, and the other one is just ordering
+        await services.database.transact(tasks.saving(other, attempt=2))
+        before = await tasks.get(sleeper.id)
+        await steps.recover(sleeper)
+        assert await tasks.get(sleeper.id) == before
+
+
+async def test_a_late_answer_without_news_does_not_end_what_another_works_on(
+    tmp_path: Path, clock: ManualClock
+) -> None:
+    async with still(tmp_path, clock) as services:
+        steps, tasks = services.broker.steps, services.broker.tasks
+        task = await a_task(services, clock, State.WAITING, 1, job_id="job", deadline_at=clock.now() + 10)
+        sleeper = await leased(services, State.WAITING, "sleeper", clock.now())
+        clock.advance(60)
+        await leased(services, State.WAITING, "other", clock.now())
+        before = await tasks.get(task.id)
+        provider = _Saying(steps.providers["kie"], Pending(job_id="job"))
+        object.__setattr__(steps, "providers", {"kie": provider})
+        await steps.check(sleeper)
+        assert await tasks.get(task.id) == before
+        provider.report = Finished(outputs=("https://example.com/a.png",), job_id="job")
+        await steps.check(sleeper)
+        after = await tasks.get(task.id)
+        assert after is not None
+        assert after.state == State.FETCHING, "a result is news, whoever brings it"
+
+
+class _Saying:
+    """A provider that says what it is told to."""
+
+    def __init__(self, provider: Any, report: Any) -> None:
+        self._provider = provider
+        self.report = report
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._provider, name)
+
+    async def check(self, job_id: str) -> Any:
+        return self.report
+
+
+@pytest.mark.parametrize("resubmit", [False, True])
+async def test_an_outage_longer_than_the_lease_costs_nobody_an_order(tmp_path: Path, resubmit: bool) -> None:
+    """Two workers; the database goes while orders are on their way, and comes back when all leases have ended."""
+    options = Options(duration=0.1, creates_per_window=10_000)
+    with servers.running() as server:
+        shared: dict[str, Any] = {
+            "database_url": await server.fresh(),
+            "blob_url": f"file:{tmp_path / 'blobs'}",
+            "secret_key": "the same for all of them",
+            "hooked": False,
+            "lease": 1.0,
+            "task_deadline": 60,
+            "request_timeout": 30,
+            "resubmit_unknown": resubmit,
+        }
+        async with (
+            serve_sandbox(options=options) as sandbox,
+            open_house(tmp_path / "one", sandbox=sandbox, **shared) as one,
+            open_house(tmp_path / "two", sandbox=sandbox, **shared),
+        ):
+            ids = [await one.order(f"picture {n} [mood:slow_answer:1]") for n in range(20)]
+            await until(lambda: _accepted(one, 20))
+            await asyncio.to_thread(server.stop, "immediate")
+            await asyncio.sleep(8)
+            await asyncio.to_thread(server.start)
+            ends = [await one.end(task_id, seconds=60) for task_id in ids]
+            jobs = await one.jobs()
+    assert Counter(data["status"] for data in ends) == {"completed": 20}
+    assert len(jobs) == 20
+
+
+async def _accepted(house: House, count: int) -> bool:
+    return len(await house.jobs()) >= count
+
+
+# -- retention, where it is interrupted
+
+
+async def test_references_are_forgotten_even_if_the_store_refuses_once(tmp_path: Path, clock: ManualClock) -> None:
+    async with still(tmp_path, clock) as services:
+        retention, images = services.worker.retention, services.broker.images
+        task = await a_task(services, clock, State.SUCCEEDED, 1, ended_at=clock.now())
+        owner = task.batch.replace("task_", "refs_", 1)
+        async with services.broker.blobs.draft(owner) as draft:
+            await draft.write(b"bytes")
+            blob = await draft.keep()
+        row = {**_ROW, "owner": owner, "blob": blob.name, "created_at": clock.now()}
+        columns = ", ".join(row)
+        await services.database.execute(
+            f"INSERT INTO images ({columns}) VALUES ({', '.join(':' + name for name in row)})", **row
+        )
+        clock.advance(25 * 3600)
+        await retention.retire([await leased(services, State.SUCCEEDED, "me", clock.now())])
+        expired = await leased(services, State.EXPIRED, "me", clock.now())
+        stubborn = replace(retention, blobs=_Refusing(services.broker.blobs))
+        with pytest.raises(StorageError):
+            await stubborn.retire([expired])
+        assert await images.owning([owner]) == {owner}
+        await retention.retire([expired])
+        assert await images.owning([owner]) == set()
+        assert sum(path.is_file() for path in (tmp_path / "blobs" / owner[-2:] / owner).rglob("*")) == 0
+
+
+_ROW = {
+    "name": "reference_1.png",
+    "kind": "reference",
+    "position": 0,
+    "media_type": "image/png",
+    "size": 5,
+    "width": 1,
+    "height": 1,
+    "sha256": "0",
+}
+
+
+class _Refusing:
+    """A store that is out of order."""
+
+    def __init__(self, blobs: Any) -> None:
+        self._blobs = blobs
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._blobs, name)
+
+    async def delete(self, owner: str) -> int:
+        raise StorageError("503")
+
+
+async def test_a_sweep_leaves_alone_whose_task_may_still_get_its_row(tmp_path: Path, clock: ManualClock) -> None:
+    """Its bytes are kept, and its row was not written yet."""
+    async with still(tmp_path, clock) as services:
+        task = await a_task(services, clock, State.FETCHING, 1)
+        for owner in (task.id, "task_" + "f" * 32, task.id.replace("task_", "refs_", 1)):
+            async with services.broker.blobs.draft(owner) as draft:
+                await draft.write(b"bytes")
+                await draft.keep()
+        assert await services.worker.retention._strays(
+            [task.id, "task_" + "f" * 32, task.id.replace("task_", "refs_", 1)]
+        ) == ["task_" + "f" * 32]
+
+
+async def test_a_shorter_retention_does_not_touch_what_was_revived(tmp_path: Path, clock: ManualClock) -> None:
+    async with still(tmp_path, clock) as services:
+        tasks = services.broker.tasks
+        due = {"ended_at": clock.now(), "due_at": clock.now() + 86_400}
+        ended = await a_task(services, clock, State.FAILED, 1, **due)
+        revived = await a_task(services, clock, State.FETCHING, 1, **due)
+        assert await tasks.due_sooner(State.FAILED, 60.0, after="", limit=10) == max(ended.id, revived.id)
+        one, other = await tasks.get(ended.id), await tasks.get(revived.id)
+        assert one is not None
+        assert (one.due_at, other) == (clock.now() + 60, revived)
+        assert await tasks.due_sooner(State.FAILED, 60.0, after=max(ended.id, revived.id), limit=10) is None
