@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import secrets
 import tempfile
+import time
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, fields
@@ -32,16 +34,26 @@ from tests.benchmarks.measuring import Side
 from webhooks.inbound import Callback
 
 AT_ONCE: Final = 32
-PROVIDER_SECONDS: Final = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upstream:
+    """What the pretend provider allows, and how long it takes. jitter: half to one and a half of that."""
+
+    creates_per_10s: int = 1_000_000
+    places: int = 1_000_000
+    seconds: float = 0.05
+    jitter: bool = False
 
 
 @dataclass
 class Counts:
-    """What one process asked of its database. writes: transactions; statements: in them."""
+    """What one process asked of its database. writes: transactions; statements: in them. cpu: seconds."""
 
     reads: int = 0
     writes: int = 0
     statements: int = 0
+    cpu: float = 0.0
 
 
 class CountingPostgres(PostgresDatabase):
@@ -61,11 +73,11 @@ class Prompt:
     """A provider without a network: it takes every order, and calls back a moment later."""
 
     name = "prompt"
-    creates_per_10s = 1_000_000
-    concurrency = 1_000_000
 
-    def __init__(self, creates_per_10s: int) -> None:
-        self.creates_per_10s = creates_per_10s
+    def __init__(self, upstream: Upstream) -> None:
+        self.creates_per_10s = upstream.creates_per_10s
+        self.concurrency = upstream.places
+        self._upstream = upstream
         self.broker: Broker
         self._calling: set[asyncio.Task[None]] = set()
 
@@ -89,7 +101,8 @@ class Prompt:
         return Pending(job_id=job)
 
     async def _call(self, job: str, callback_url: str) -> None:
-        await asyncio.sleep(PROVIDER_SECONDS)
+        share = random.uniform(0.5, 1.5) if self._upstream.jitter else 1.0
+        await asyncio.sleep(self._upstream.seconds * share)
         query = dict(parse_qsl(urlsplit(callback_url).query))
         body = json.dumps({"job": job}).encode()
         await self.broker.hear(Callback(provider=self.name, query=query, headers={}, body=body, trusted=False))
@@ -156,8 +169,8 @@ def _database(settings: Settings) -> AbstractAsyncContextManager[Database]:
     return SqliteDatabase(sqlite_path(url)) if url.startswith("sqlite:") else CountingPostgres(url)
 
 
-def _feed(services: Services, creates_per_10s: int) -> None:
-    provider, steps = Prompt(creates_per_10s), services.broker.steps
+def _feed(services: Services, upstream: Upstream) -> None:
+    provider, steps = Prompt(upstream), services.broker.steps
     parts = {f.name: getattr(steps, f.name) for f in fields(steps)}
     fed = Fed(**{**parts, "providers": {provider.name: provider}})
     broker = services.broker
@@ -166,25 +179,31 @@ def _feed(services: Services, creates_per_10s: int) -> None:
     provider.broker = broker
 
 
-async def live(side: Side, url: str, lives: int, creates_per_10s: int) -> Counts:
-    """One process, `broker serve` without its doors: it takes so many orders, and works until it is told to stop."""
+async def live(side: Side, url: str, upstream: Upstream, arrivals: Sequence[float]) -> Counts:
+    """One process, `broker serve` without its doors: it takes orders, and works until all are done.
+
+    arrivals: seconds from the start, of each order; no more than `AT_ONCE` are taken at a time.
+    """
     with tempfile.TemporaryDirectory() as folder:
         async with open_services(_settings(url, Path(folder)), open_database=_database) as services:
-            _feed(services, creates_per_10s)
+            _feed(services, upstream)
             await side.wait_for_go()
-            CountingPostgres.counts = Counts()
+            counts = CountingPostgres.counts = Counts()
+            begun, cpu = time.monotonic(), time.process_time()
             working = asyncio.create_task(services.worker.run())
             places = asyncio.Semaphore(AT_ONCE)
 
-            async def order(number: int) -> None:
+            async def order(number: int, at: float) -> None:
+                await asyncio.sleep(begun + at - time.monotonic())
                 async with places:
                     await services.broker.create("local", Request(prompt=f"picture {number}"))
 
-            await asyncio.gather(*(order(number) for number in range(lives)))
+            await asyncio.gather(*(order(number, at) for number, at in enumerate(arrivals)))
             await _all_ended(services.database)
             services.worker.stop()
             await working
-            return CountingPostgres.counts
+            counts.cpu = time.process_time() - cpu
+            return counts
 
 
 async def _all_ended(database: Database) -> None:

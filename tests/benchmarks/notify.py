@@ -174,7 +174,7 @@ async def latency(url: str, ids: list[str], times: int, busy: int) -> list[str]:
     async with PostgresDatabase(url, connections=2) as ours, PostgresDatabase(url, connections=2) as theirs:
         await theirs.check()  # both can hear
         await ours.check()
-        channel = task_channel("nobody else's")
+        channel = task_channel("of_the_benchmark")
         with theirs.listen(channel) as bell:
             for _ in range(times):
                 await ours.transact(*step(Tasks(ours), ids[0]), wake=(channel,))
