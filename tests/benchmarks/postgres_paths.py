@@ -15,7 +15,6 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from statistics import median
 from typing import Any, Final
 
 import asyncpg
@@ -223,18 +222,36 @@ def _last_end_of_file(path: Path) -> float:
     return last
 
 
-async def whole_lives(server: Postgres, lives: int, rounds: int) -> tuple[list[list[str]], list[Counts]]:
-    one: list[Counts] = []
+async def whole_lives(server: Postgres, lives: int, rounds: int) -> list[list[str]]:
+    counts: dict[str, list[Counts]] = {}
+
+    def on_postgres(processes: int) -> tuple[str, Callable[[], Awaitable[float]]]:
+        name = f"Postgres, {processes} process{'es' if processes > 1 else ''}"
+        heard = counts.setdefault(name, [])
+        return name, lambda: _on_postgres(server, lives, processes, heard)
+
     results = await interleaved(
-        {
-            "Postgres, 1 process": lambda: _on_postgres(server, lives, 1, one),
-            "Postgres, 2 processes": lambda: _on_postgres(server, lives, 2, []),
-            "SQLite, 1 process": lambda: _on_sqlite(lives),
-        },
-        rounds,
+        dict([on_postgres(1), on_postgres(2), ("SQLite, 1 process", lambda: _on_sqlite(lives))]), rounds
     )
-    base = results["Postgres, 1 process"]
-    return [[name, f"{rate:.0f}", f"{rate / base:.2f}"] for name, rate in results.items()], one
+    base = next(iter(results.values()))
+    rows = []
+    for name, rate in results.items():
+        asked = counts.get(name, [])
+        each = [sum(getattr(one, f.name) for one in asked) / lives / rounds for f in fields(Counts)]
+        told = [f"{each[0]:.1f}", f"{each[1]:.1f}", f"{each[2]:.1f}", f"{each[3] * 1000:.1f}"] if asked else [""] * 4
+        rows.append([name, f"{rate:.0f}", f"{rate / base:.2f}", *told])
+    return rows
+
+
+LIFE_HEAD: Final = (
+    "database",
+    "lives/s",
+    "× Postgres, 1 process",
+    "reads per life",
+    "transactions",
+    "statements in them",
+    "processor ms, Postgres' own not counted",
+)
 
 
 async def main(seconds: float, lives: int) -> None:
@@ -247,15 +264,8 @@ async def main(seconds: float, lives: int) -> None:
         say(table(CLAIM_HEAD, await claims(url, seconds)))
         say("\n### Creating\n")
         say(table(CREATE_HEAD, await creates(url, seconds)))
-        told, counts = await whole_lives(server, lives, 3)
         say(f"\n### Whole lives without a network, {lives} at a time\n")
-        say(table(("database", "lives/s", "× Postgres, 1 process"), told))
-        per_life = [median(getattr(c, f.name) / lives for c in counts) for f in fields(Counts)]
-        reads_each, writes_each, statements_each, cpu = per_life
-        say(
-            f"\nOf each life, the worker's own looks included: {reads_each:.1f} reads, {writes_each:.1f} transactions "
-            f"with {statements_each:.1f} statements, {cpu * 1000:.1f} ms of a processor (Postgres' own not counted)"
-        )
+        say(table(LIFE_HEAD, await whole_lives(server, lives, 3)))
 
 
 if __name__ == "__main__":
