@@ -8,10 +8,10 @@ from tests.benchmarks import notify, postgres_paths, retention, simulation
 
 
 async def main() -> None:
-    await postgres_paths.main(0.4, 600)
-    await notify.main(1.0)
-    await retention.main(20_000, 3.0)
-    await simulation.main(15.0)
+    await postgres_paths.main(0.3, 300)
+    await notify.main(0.5)
+    await retention.main(10_000, 2.0)
+    await simulation.main(10.0)
 
 
 if __name__ == "__main__":

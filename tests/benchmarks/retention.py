@@ -6,7 +6,7 @@ Three ways on copies of one Postgres database, in which as many tasks as you say
   when retention is over, the row itself a week later. Both are measured, each beside pollers and creators.
 * one DELETE of everything in one transaction, for comparison; no files, no week in which a task is known as expired.
 * a prototype with tables partitioned by day, of which the oldest is dropped; and what a look-up by id alone costs when
-  the row may be in any partition.
+  the row may be in any partition. Nothing is remembered of what is dropped, which the broker would have to keep apart.
 """
 
 from __future__ import annotations
@@ -54,6 +54,16 @@ SEED: Final = (
     """INSERT INTO images SELECT 'generated_' || md5('image' || id) || '.png', id, 'result', 0, id || '/' || md5(id),
         'image/png', 2000000, 1024, 1024, md5(id) || md5(id), ended_at FROM tasks""",
 )
+REMEMBERED: Final = (
+    """INSERT INTO tasks
+        SELECT 'task_' || md5(id), 'task_' || md5(id), caller, 'expired', {now} + 30 * {day}, 0, '', 13, provider,
+        model, mode, '', aspect_ratio, NULL, output_format, NULL, NULL, '[]', 1, 1, md5(job_id), 1, '[]', deadline_at,
+        checked_at, NULL, NULL, 0, 'yes', NULL, 4, created_at, updated_at, ended_at FROM tasks""",
+    """INSERT INTO attempts
+        SELECT id, 1, provider, job_id, created_at, ended_at, 'succeeded', NULL, NULL, 'yes', 4, NULL
+        FROM tasks WHERE state = 'expired'""",
+)
+"""As many again that are known to have been, so that Postgres' statistics are those of a table in use."""
 ONE_DELETE: Final = """BEGIN;
     DELETE FROM images WHERE owner IN (SELECT id FROM tasks WHERE state = 'succeeded' AND due_at <= {now});
     DELETE FROM attempts WHERE task_id IN (SELECT id FROM tasks WHERE state = 'succeeded' AND due_at <= {now});
@@ -105,11 +115,15 @@ HEAD: Final = (
 
 @dataclass(kw_only=True)
 class Bench:
-    """rows: of a day. calm: seconds of polls and creates before anything is forgotten, for comparison."""
+    """rows: of a day. calm: seconds of polls and creates before anything is forgotten, for comparison.
+
+    remembered: whether there are expired tasks, too, whose time has not come.
+    """
 
     server: Postgres
     rows: int
     calm: float
+    remembered: bool
     costs: list[Cost] = field(default_factory=list)
 
     # -- databases
@@ -121,7 +135,7 @@ class Bench:
             await upgrade(database, time.time() - 10 * DAY)
         connection = await asyncpg.connect(url)
         try:
-            for sql in SEED:
+            for sql in (*SEED, *(REMEMBERED if self.remembered else ())):
                 await connection.execute(sql.format(rows=self.rows, now=time.time(), day=DAY), timeout=3600)
             await connection.execute("VACUUM ANALYZE", timeout=3600)
         finally:
@@ -364,6 +378,8 @@ async def partition(url: str, days: int = 9) -> None:
     }
     connection = await asyncpg.connect(url)
     try:
+        await connection.execute("DELETE FROM attempts WHERE task_id IN (SELECT id FROM tasks WHERE state = 'expired')")
+        await connection.execute("DELETE FROM tasks WHERE state = 'expired'")
         for name, (at, key) in kinds.items():
             await connection.execute(f"ALTER TABLE {name} RENAME TO old_{name}")
             first = f"UPDATE old_{name} SET {at} = {at} - {(days + 1) * DAY}"
@@ -440,9 +456,9 @@ async def _median_seconds(ask: Callable[[], Awaitable[object]]) -> float:
 LOOK_UP_HEAD: Final = ("the same rows in", "read by id µs", "× one table", "claim of 10 µs", "× one table")
 
 
-async def main(rows: int, calm: float) -> None:
+async def main(rows: int, calm: float, *, remembered: bool = True) -> None:
     with running() as server:
-        bench = Bench(server=server, rows=rows, calm=calm)
+        bench = Bench(server=server, rows=rows, calm=calm, remembered=remembered)
         template = await bench.seeded()
         for processes in (1, 2):
             await bench.batched(template, processes)
@@ -461,5 +477,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.retention")
     parser.add_argument("rows", type=int, nargs="?", default=1_000_000, help="ended tasks of a day")
     parser.add_argument("--calm", type=float, default=10.0, help="seconds of polls and creates before, for comparison")
+    parser.add_argument("--first-day", action="store_true", help="no task has expired before")
     chosen = parser.parse_args()
-    asyncio.run(main(chosen.rows, chosen.calm))
+    asyncio.run(main(chosen.rows, chosen.calm, remembered=not chosen.first_day))
