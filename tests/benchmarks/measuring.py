@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import multiprocessing
 import sys
 import time
@@ -32,7 +33,7 @@ def cut(values: Sequence[float], percent: float) -> float:
 
 
 def ms(seconds: float) -> str:
-    return f"{seconds * 1000:.1f}"
+    return "–" if math.isnan(seconds) else f"{seconds * 1000:.1f}"
 
 
 def mb(size: float) -> str:
