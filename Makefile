@@ -21,6 +21,9 @@ test: $(VENV)/dev  ## every gate: format, lint, types, layers, tests
 	$(BIN)/lint-imports
 	$(BIN)/pytest
 
+bench: $(VENV)/dev  ## what it can do on this machine, as tables; takes some minutes
+	$(BIN)/python -m tests.benchmarks
+
 format: $(VENV)/dev  ## put the code into shape
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -53,4 +56,4 @@ define install
 	@touch $@
 endef
 
-.PHONY: help demo serve test format lock
+.PHONY: help demo serve test bench format lock

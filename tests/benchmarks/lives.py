@@ -1,0 +1,214 @@
+"""Whole lives without a network: the real broker, its real worker and steps, beside a provider that answers at once.
+
+Left out are HTTP and the bytes of the image; its row is written. So this is what the engine and its database can do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import secrets
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import parse_qsl, urlsplit
+
+from broker.broker import Broker
+from broker.lifecycle import Trouble
+from broker.orders import Order, Request
+from broker.reports import Finished, Pending, Report
+from broker.settings import Settings, load
+from broker.steps import Steps
+from broker.wiring import Services, open_services
+from storage.database import Database, Outcome, Row, Statement
+from storage.images import StoredImage
+from storage.postgres import PostgresDatabase
+from storage.sqlite import SqliteDatabase, sqlite_path
+from storage.tasks import State, Task
+from tests.benchmarks.measuring import Side
+from webhooks.inbound import Callback
+
+AT_ONCE: Final = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upstream:
+    """What the pretend provider allows, and how long it takes. jitter: half to one and a half of that."""
+
+    creates_per_10s: int = 1_000_000
+    places: int = 1_000_000
+    seconds: float = 0.05
+    jitter: bool = False
+
+
+@dataclass
+class Counts:
+    """What one process asked of its database. writes: transactions; statements: in them. cpu: seconds."""
+
+    reads: int = 0
+    writes: int = 0
+    statements: int = 0
+    cpu: float = 0.0
+
+
+class CountingPostgres(PostgresDatabase):
+    counts = Counts()
+
+    async def fetch(self, sql: str, **params: Any) -> list[Row]:
+        self.counts.reads += 1
+        return await super().fetch(sql, **params)
+
+    async def transact(self, *statements: Statement, wake: Sequence[str] = ()) -> list[Outcome]:
+        self.counts.writes += bool(statements)
+        self.counts.statements += len(statements)
+        return await super().transact(*statements, wake=wake)
+
+
+class Prompt:
+    """A provider without a network: it takes every order, and calls back a moment later."""
+
+    name = "prompt"
+
+    def __init__(self, upstream: Upstream) -> None:
+        self.creates_per_10s = upstream.creates_per_10s
+        self.concurrency = upstream.places
+        self._upstream = upstream
+        self.broker: Broker
+        self._calling: set[asyncio.Task[None]] = set()
+
+    def supports(self, model: str) -> bool:
+        return True
+
+    def preview(self, order: Order, callback_url: str | None) -> dict[str, Any]:
+        return {}
+
+    def ignored(self, order: Order) -> tuple[str, ...]:
+        return ()
+
+    async def hand_over(self, order: Order) -> Order:
+        return order
+
+    async def submit(self, order: Order, callback_url: str | None) -> Report:
+        job = secrets.token_hex(16)
+        calling = asyncio.create_task(self._call(job, callback_url or ""))
+        self._calling.add(calling)
+        calling.add_done_callback(self._calling.discard)
+        return Pending(job_id=job)
+
+    async def _call(self, job: str, callback_url: str) -> None:
+        share = random.uniform(0.5, 1.5) if self._upstream.jitter else 1.0
+        await asyncio.sleep(self._upstream.seconds * share)
+        query = dict(parse_qsl(urlsplit(callback_url).query))
+        body = json.dumps({"job": job}).encode()
+        await self.broker.hear(Callback(provider=self.name, query=query, headers={}, body=body, trusted=False))
+
+    async def check(self, job_id: str) -> Report:
+        return self._finished(job_id)
+
+    def hear(self, body: Any) -> Report:
+        return self._finished(body["job"])
+
+    @staticmethod
+    def _finished(job: str) -> Report:
+        return Finished(outputs=(f"https://files.example.com/{job}.png",), job_id=job, cost=4.0)
+
+    def names(self, body: Any) -> tuple[str, ...]:
+        return (body["job"],)
+
+    async def cancel(self, job_id: str) -> bool:
+        return False
+
+    async def refresh(self, url: str) -> str | None:
+        return None
+
+    async def credits(self) -> float | None:
+        return None
+
+
+class Fed(Steps):
+    """Steps whose downloads are done as soon as they begin."""
+
+    async def _bring(self, task: Task, position: int) -> Trouble | None:
+        image = StoredImage(
+            name=f"generated_{secrets.token_hex(16)}.png",
+            owner=task.id,
+            kind="result",
+            position=position,
+            blob=f"{task.id}/{secrets.token_hex(32)}",
+            media_type="image/png",
+            size=2_000_000,
+            width=1024,
+            height=1024,
+            sha256=secrets.token_hex(32),
+            created_at=self.clock.now(),
+        )
+        await self._keep(task, image)
+        return None
+
+
+def _settings(url: str, folder: Path) -> Settings:
+    return load(
+        env_file=None,
+        database_url=url,
+        data_dir=folder,
+        api_key="bench-key",
+        api_url="http://127.0.0.1:9",
+        webhook_base_url="https://broker.example.com",
+        secret_key="the same for all of them",
+        rate_per_minute=10_000_000,
+    )
+
+
+def _database(settings: Settings) -> AbstractAsyncContextManager[Database]:
+    url = settings.database
+    return SqliteDatabase(sqlite_path(url)) if url.startswith("sqlite:") else CountingPostgres(url)
+
+
+def _feed(services: Services, upstream: Upstream) -> None:
+    provider, steps = Prompt(upstream), services.broker.steps
+    parts = {f.name: getattr(steps, f.name) for f in fields(steps)}
+    fed = Fed(**{**parts, "providers": {provider.name: provider}})
+    broker = services.broker
+    broker.steps = services.worker.steps = fed
+    broker.provider, broker.providers, broker.signatures = provider, fed.providers, {}
+    provider.broker = broker
+
+
+async def live(side: Side, url: str, upstream: Upstream, arrivals: Sequence[float]) -> Counts:
+    """One process, `broker serve` without its doors: it takes orders, and works until all are done.
+
+    arrivals: seconds from the start, of each order; no more than `AT_ONCE` are taken at a time.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        async with open_services(_settings(url, Path(folder)), open_database=_database) as services:
+            _feed(services, upstream)
+            await side.wait_for_go()
+            counts = CountingPostgres.counts = Counts()
+            begun, cpu = time.monotonic(), time.process_time()
+            working = asyncio.create_task(services.worker.run())
+            places = asyncio.Semaphore(AT_ONCE)
+
+            async def order(number: int, at: float) -> None:
+                await asyncio.sleep(begun + at - time.monotonic())
+                async with places:
+                    await services.broker.create("local", Request(prompt=f"picture {number}"))
+
+            await asyncio.gather(*(order(number, at) for number, at in enumerate(arrivals)))
+            await _all_ended(services.database)
+            services.worker.stop()
+            await working
+            counts.cpu = time.process_time() - cpu
+            return counts
+
+
+async def _all_ended(database: Database) -> None:
+    """Whoever's they are. Asked seldom: it is no part of the work."""
+    while True:
+        if not await database.point(f"SELECT 1 AS open FROM tasks WHERE state <> '{State.SUCCEEDED.value}' LIMIT 1"):
+            return
+        await asyncio.sleep(0.25)
