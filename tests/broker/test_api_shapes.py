@@ -187,6 +187,9 @@ async def test_an_answer_that_breaks_in_the_middle_is_cut_off(tmp_path: Path, ca
     reading = HalfReading()
 
     class Blobs:
+        async def link(self, *_: Any) -> None:
+            return None
+
         async def open(self, *_: Any) -> HalfReading:
             return reading
 
