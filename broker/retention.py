@@ -102,7 +102,7 @@ class Retention:
     async def shorten(self) -> None:
         """A retention that is shorter than before counts for what has ended already, too: once, by whoever is first."""
         ours = self.rules.retention
-        before = float(await self.facts.agree("retention", repr(ours)))
+        before = float(await self.facts.agree("retention", "inf"))
         if ours < before:
             for state in ENDED:
                 last: str | None = ""

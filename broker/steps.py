@@ -47,6 +47,7 @@ class Steps:
 
     callback_url: (task, attempt) → the address that the provider is to call, with its token; None without
     one. image_base: where a provider reaches our images; None if it cannot. max_download_bytes: of one result.
+    turns: how many may stand in line for a provider's lane at once; the others would hold connections meanwhile.
     """
 
     clock: Clock
@@ -64,6 +65,7 @@ class Steps:
     image_base: Callable[[], str | None]
     max_download_bytes: int
     downloads: asyncio.Semaphore
+    turns: asyncio.Semaphore
 
     async def take(self, task: Task) -> None:
         """The step of the task's state."""
@@ -214,11 +216,12 @@ class Steps:
         changes = lifecycle.intent(task, hooked=hooked, now=now, rules=self.rules).task
         limits = Limits(creates=provider.creates_per_10s, places=provider.concurrency)
         try:
-            await self.tasks.database.transact(
-                self.tasks.saving(task, **changes),
-                *self.lanes.intending(attempt, limits),
-                wake=(task_channel(task.id),),
-            )
+            async with self.turns:
+                await self.tasks.database.transact(
+                    self.tasks.saving(task, **changes),
+                    *self.lanes.intending(attempt, limits),
+                    wake=(task_channel(task.id),),
+                )
         except (Stale, StorageError):
             if not await self._patiently(lambda: self._intended(task, number)):
                 # no room, or changed meanwhile: back into the queue

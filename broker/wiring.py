@@ -46,6 +46,7 @@ from webhooks.proofs import CallbackTokens, KieSignature, Signature, Unsigned
 PLACES = 100
 """kie.ai, Getting Started: an account may usually have 100 and more jobs running."""
 DOWNLOADS_AT_ONCE = 20
+TURNS = 2
 FREE_FLOOR = 64 * 2**20
 """Bytes that images leave free on the disk: the database must always be able to write down what happened."""
 
@@ -216,6 +217,7 @@ def _assemble(
         image_base=lambda: base,
         max_download_bytes=settings.max_download_bytes,
         downloads=asyncio.Semaphore(DOWNLOADS_AT_ONCE),
+        turns=asyncio.Semaphore(TURNS),
     )
     broker = Broker(
         clock=clock,
