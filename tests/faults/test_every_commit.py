@@ -119,7 +119,7 @@ async def _life(folder: Path, fuse: int, *, after: bool, hooked: bool) -> tuple[
     options = Options(duration=0.1, callback_spacing=0.2, callback_retries=60, creates_per_window=10_000)
     async with serve_sandbox(options=options) as sandbox:
         task_id, died = await _live(folder, sandbox, fuse, port, after=after, hooked=hooked)
-        async with open_house(folder, port=port, sandbox=sandbox, hooked=hooked, task_deadline=6) as house:
+        async with open_house(folder, port=port, sandbox=sandbox, hooked=hooked, lease=2, task_deadline=6) as house:
             data = await house.end(task_id)
             return died, _judge(data, len(await house.jobs()))
 

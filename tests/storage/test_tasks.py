@@ -290,7 +290,8 @@ async def _grow(database: Any) -> None:
     for table, keys in (
         (
             "tasks",
-            "'id', 'task_' || md5(g::text), 'batch', md5(g::text), 'created_at', g, 'ended_at', g, 'state', 'succeeded', 'due_at', 9e9",
+            "'id', 'task_' || md5(g::text), 'batch', md5(g::text), 'created_at', g, 'ended_at', g, "
+            "'state', 'succeeded', 'due_at', 9e9",
         ),
         ("attempts", "'task_id', 'task_' || md5(g::text), 'job_id', md5(g::text), 'sent_at', g - 30000"),
         ("hooks", "'id', md5(g::text), 'task_id', md5(g::text), 'digested_at', 9e9, 'received_at', 9e9"),
