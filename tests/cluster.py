@@ -27,7 +27,7 @@ import httpx
 
 from tests.servers import nginx, postgres
 from tests.servers.balancer import balancing
-from tests.servers.postgres import free_port
+from tests.servers.ports import free_port
 from tests.servers.s3 import S3Server, serving_s3
 
 ROOT = Path(__file__).parents[1]

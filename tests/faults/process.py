@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -13,13 +12,11 @@ from pathlib import Path
 
 import httpx
 
+from tests.servers.ports import free_port
+
+__all__ = ["Broker", "environment", "free_port", "serving", "until"]
+
 ROOT = Path(__file__).parents[2]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def environment(folder: Path, provider: str, port: int, **more: str) -> dict[str, str]:

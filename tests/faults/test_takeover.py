@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,31 +14,15 @@ from broker.orders import Request
 from broker.reports import Finished, Pending
 from broker.sandbox.options import Options
 from broker.sandbox.server import serve_sandbox
-from broker.settings import load
-from broker.wiring import Services, open_services
+from broker.wiring import Services
 from storage.database import StorageError
 from storage.tasks import Attempt, Lease, State, Task
 from tests.conftest import ManualClock
 from tests.faults.process import until
-from tests.journeys.house import House, open_house
+from tests.journeys.house import House, open_house, still
 from tests.servers import postgres as servers
 
 pytestmark = pytest.mark.anyio
-
-
-@asynccontextmanager
-async def still(folder: Path, clock: ManualClock, **settings: Any) -> AsyncIterator[Services]:
-    """The system without a server, whose worker does nothing by itself."""
-    chosen = load(
-        env_file=None,
-        api_key="test-key",
-        api_url="http://127.0.0.1:9",
-        tunnel_api="http://127.0.0.1:9",
-        data_dir=folder,
-        **settings,
-    )
-    async with open_services(chosen, clock=clock) as services:
-        yield services
 
 
 async def a_task(services: Services, clock: ManualClock, state: State, attempt: int, **changes: Any) -> Task:

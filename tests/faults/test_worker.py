@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,13 @@ import pytest
 
 from broker.broker import Broker
 from broker.orders import Request
-from broker.settings import Settings, load
-from broker.wiring import Services, open_services
+from broker.settings import Settings
+from broker.wiring import Services
 from storage.database import Outcome, Statement, StorageFull
 from storage.sqlite import SqliteDatabase, sqlite_path
 from storage.tasks import State, Task
 from tests.conftest import ManualClock
-from tests.journeys.house import House, open_house
+from tests.journeys.house import House, open_house, still
 
 pytestmark = pytest.mark.anyio
 
@@ -76,21 +75,6 @@ class _Stumbling:
 
 
 # -- with a clock that we move, and no provider
-
-
-@asynccontextmanager
-async def still(folder: Path, clock: ManualClock, **settings: Any) -> AsyncIterator[Services]:
-    """The system without a server, whose worker does nothing by itself."""
-    chosen = load(
-        env_file=None,
-        api_key="test-key",
-        api_url="http://127.0.0.1:9",
-        tunnel_api="http://127.0.0.1:9",
-        data_dir=folder,
-        **settings,
-    )
-    async with open_services(chosen, clock=clock) as services:
-        yield services
 
 
 async def ended(services: Services, clock: ManualClock, **changes: Any) -> Task:

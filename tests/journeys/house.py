@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 
+from broker.clock import Clock
 from broker.sandbox.options import Options
 from broker.sandbox.server import serve_sandbox
 from broker.server import bind, port_of, running
@@ -130,3 +131,18 @@ async def open_house(
         await stack.enter_async_context(running(services, sock))
         client = await stack.enter_async_context(httpx.AsyncClient(base_url=address, timeout=35))
         yield House(services=services, client=client, sandbox=sandbox)
+
+
+@asynccontextmanager
+async def still(folder: Path, clock: Clock, **settings: Any) -> AsyncIterator[Services]:
+    """The system without a server, whose worker does nothing by itself."""
+    chosen = load(
+        env_file=None,
+        api_key="test-key",
+        api_url="http://127.0.0.1:9",
+        tunnel_api="http://127.0.0.1:9",
+        data_dir=folder,
+        **settings,
+    )
+    async with open_services(chosen, clock=clock) as services:
+        yield services

@@ -6,8 +6,10 @@ import asyncio
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
+
+from tests.servers.ports import answers
 
 CONFIG = """
 daemon off; worker_processes 1; pid {folder}/pid; error_log {folder}/error.log; user root;
@@ -42,18 +44,8 @@ async def balancing(port: int, ports: Sequence[int]) -> AsyncIterator[str]:
             "nginx", "-c", str(folder / "nginx.conf"), "-p", name, stderr=asyncio.subprocess.DEVNULL
         )
         try:
-            await _answers(port)
+            await answers(port)
             yield f"http://127.0.0.1:{port}"
         finally:
             process.terminate()
             await process.wait()
-
-
-async def _answers(port: int) -> None:
-    async with asyncio.timeout(10):
-        while True:
-            with suppress(OSError):
-                _, writer = await asyncio.open_connection("127.0.0.1", port)
-                writer.close()
-                return
-            await asyncio.sleep(0.05)

@@ -10,7 +10,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
-from tests.servers.postgres import Postgres, free_port
+from tests.servers.ports import answers, free_port
+from tests.servers.postgres import Postgres
 
 CONFIG = """
 [databases]
@@ -42,19 +43,9 @@ async def pooling(postgres: Postgres) -> AsyncIterator[int]:
         user = ["-u", postgres.user] if postgres.user and os.geteuid() == 0 else []
         process = await asyncio.create_subprocess_exec("pgbouncer", "-q", *user, str(folder / "pgbouncer.ini"))
         try:
-            await _answers(port)
+            await answers(port)
             yield port
         finally:
             with suppress(ProcessLookupError):
                 process.terminate()
             await process.wait()
-
-
-async def _answers(port: int) -> None:
-    async with asyncio.timeout(10):
-        while True:
-            with suppress(OSError):
-                _, writer = await asyncio.open_connection("127.0.0.1", port)
-                writer.close()
-                return
-            await asyncio.sleep(0.05)

@@ -9,7 +9,6 @@ import asyncio
 import secrets
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import warnings
@@ -20,6 +19,8 @@ from pathlib import Path
 from typing import Literal
 
 import asyncpg
+
+from tests.servers.ports import free_port
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of a variable that is not set; we use no runtime folder
@@ -74,12 +75,6 @@ class Postgres:
         name = f"broker_{secrets.token_hex(6)}"
         await self.execute(f"CREATE DATABASE {name}")
         return self.url(name)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-        return port
 
 
 @contextmanager
