@@ -1,7 +1,7 @@
 """Retention: what ended long enough ago is forgotten, many tasks at a time, and so is what nobody's row speaks of.
 
-Rows first, files later: whoever reads a file in that moment keeps it. What a crash leaves between the two belongs to
-nobody, and is swept.
+Results: rows first, files later, with the task's own row to remind of them; whoever reads a file in that moment keeps
+it. References: files first, because nothing but their rows reminds of them. What has no row at all is swept.
 
 Decisions worth remembering
 
