@@ -74,12 +74,12 @@ class Worker:
 
     def __post_init__(self) -> None:
         self._epoch = self.clock.now() - self.clock.monotonic()
-        self._in_trouble()  # there may have been some, just before we came
+        self._recover_from = self.clock.monotonic() + SHORTEST_GRACE  # there may have been some just before we came
 
     async def run(self) -> None:
         """Work until `stop`, then finish what is running, or give it back after `patience`."""
+        await self._guarded(self.retention.shorten(), "", "retention")
         with self.tasks.database.listen(DUE) as bell:
-            self._start(self._guarded(self.retention.shorten(), "", "retention"), _Running())
             keeper = asyncio.create_task(self._keep_leases(), name="lease-keeper")
             try:
                 while not self._stopping.is_set():

@@ -347,7 +347,7 @@ class Tasks:
             news=found.get("news") is not None,
         )
 
-    async def due_sooner(self, state: State, retention: float, *, after: str, limit: int) -> str | None:
+    async def due_sooner(self, retention: float, *, after: str, limit: int) -> str | None:
         """Ended tasks that would be kept longer than `retention` seconds after their end: not any more.
 
         Looks at the next `limit` ids behind `after`; returns the last of them, None at the end.
@@ -360,8 +360,8 @@ class Tasks:
         listed, params = listing([row["id"] for row in rows])
         await self.database.execute(
             f"""UPDATE tasks SET due_at = ended_at + :retention, version = version + 1
-                WHERE id IN ({listed}) AND state = :state AND due_at > ended_at + :retention + 1""",
-            state=state.value,
+                WHERE id IN ({listed}) AND state IN ('succeeded', 'failed', 'canceled')
+                AND due_at > ended_at + :retention + 1""",
             retention=retention,
             **params,
         )

@@ -14,7 +14,7 @@ from broker.sandbox.server import serve_sandbox
 from broker.settings import Settings
 from storage.database import Outcome, Row, Statement, StorageError
 from storage.sqlite import SqliteDatabase, sqlite_path
-from tests.faults.process import free_port
+from tests.faults.process import free_port, until
 from tests.journeys.house import House, open_house
 
 pytestmark = pytest.mark.anyio
@@ -74,9 +74,15 @@ async def _live(folder: Path, sandbox: str, fuse: int, port: int, *, after: bool
 
 
 async def _order_armed(house: House, database: Mortal) -> str:
+    await until(lambda: _settled(house))  # the fuse is for the commits of a task's life, not for housekeeping
     task_id = await house.order("a red bicycle")
     database.armed = True
     return task_id
+
+
+async def _settled(house: House) -> bool:
+    worker = house.services.worker
+    return worker._housekept_at > 0 and not worker.busy
 
 
 async def _until_dead_or_done(house: House, database: Mortal, task_id: str) -> Any:

@@ -203,8 +203,8 @@ async def test_a_shorter_retention_does_not_touch_what_was_revived(tmp_path: Pat
         due = {"ended_at": clock.now(), "due_at": clock.now() + 86_400}
         ended = await a_task(services, clock, State.FAILED, 1, **due)
         revived = await a_task(services, clock, State.FETCHING, 1, **due)
-        assert await tasks.due_sooner(State.FAILED, 60.0, after="", limit=10) == max(ended.id, revived.id)
+        assert await tasks.due_sooner(60.0, after="", limit=10) == max(ended.id, revived.id)
         one, other = await tasks.get(ended.id), await tasks.get(revived.id)
         assert one is not None
         assert (one.due_at, other) == (clock.now() + 60, revived)
-        assert await tasks.due_sooner(State.FAILED, 60.0, after=max(ended.id, revived.id), limit=10) is None
+        assert await tasks.due_sooner(60.0, after=max(ended.id, revived.id), limit=10) is None

@@ -339,7 +339,7 @@ async def _use_everything(database: Any, rows: Tasks, task: Task) -> None:
     await rows.claim_queued("kie", now=NOW, lease=lease(until=NOW), limit=5)
     await rows.claim_overdue(now=NOW + 1000, lease=lease(until=NOW), limit=5)
     await rows.renew([(task.id, "me")], NOW)
-    await rows.due_sooner(State.SUCCEEDED, 60.0, after="", limit=5)
+    await rows.due_sooner(60.0, after="", limit=5)
     await rows.living(["x", "refs_y"])
     await rows.agenda([State.WAITING, State.EXPIRED], ["kie"], NOW)
     attempt = Attempt(task_id=task.id, number=1, provider="kie", sent_at=NOW)
