@@ -264,7 +264,7 @@ class Worker:
         if self._free(State.QUEUED):
             moments += [await self._next_submission(provider, at, now) for provider, at in agenda.queued.items()]
             moments.append(agenda.overdue)
-        return min(max(0.0, min(moments) - now), LONGEST_SLEEP)
+        return min(max(0.0, min(moments, default=math.inf) - now), LONGEST_SLEEP)
 
     async def _next_submission(self, provider: str, queued: float, now: float) -> float:
         if math.isinf(queued):

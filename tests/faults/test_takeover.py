@@ -12,9 +12,11 @@ import pytest
 
 from broker.orders import Request
 from broker.reports import Finished, Pending
+from broker.retention import STATES
 from broker.sandbox.options import Options
 from broker.sandbox.server import serve_sandbox
 from broker.wiring import Services
+from broker.worker import LONGEST_SLEEP, PLACES, _Running
 from storage.database import StorageError
 from storage.tasks import Attempt, Lease, State, Task
 from tests.conftest import ManualClock
@@ -208,3 +210,14 @@ async def test_a_shorter_retention_does_not_touch_what_was_revived(tmp_path: Pat
         assert one is not None
         assert (one.due_at, other) == (clock.now() + 60, revived)
         assert await tasks.due_sooner(60.0, after=max(ended.id, revived.id), limit=10) is None
+
+
+async def test_a_worker_whose_places_are_all_taken_looks_again_soon(tmp_path: Path, clock: ManualClock) -> None:
+    async with still(tmp_path, clock) as services:
+        worker = services.worker
+        agenda = await worker._agenda()
+        for state in (*PLACES, *STATES):
+            for _ in range(worker._free(state)):
+                worker._running[asyncio.get_running_loop().create_future()] = _Running(state=state)
+        assert await worker._until_next(agenda) == LONGEST_SLEEP
+        worker._running.clear()
