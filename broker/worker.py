@@ -78,6 +78,7 @@ class Worker:
 
     async def run(self) -> None:
         """Work until `stop`, then finish what is running, or give it back after `patience`."""
+        self.beat_at = self.clock.now()
         await self._guarded(self.retention.shorten(), "", "retention")
         with self.tasks.database.listen(DUE) as bell:
             keeper = asyncio.create_task(self._keep_leases(), name="lease-keeper")
