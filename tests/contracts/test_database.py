@@ -18,6 +18,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("nothing_is_left_open")
 @pytest.fixture(params=DATABASES)
 async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Database]:
     async with await DATABASES[request.param](request, tmp_path) as opened:
+        await opened.check()  # by then it hears the other processes, and rings for nothing it may have missed
         await opened.execute("CREATE TABLE notes (id TEXT PRIMARY KEY, n BIGINT NOT NULL, blob DOUBLE PRECISION)")
         yield opened
 
