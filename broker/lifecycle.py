@@ -366,7 +366,11 @@ def unknown(task: Task, now: float, rules: Rules, attempt: int | None = None) ->
     ledger = {"outcome": "unknown", "code": "unknown_outcome", "ended_at": now}
     if rules.resubmit_unknown and task.attempt < rules.max_attempts:
         return Changes(
-            task={**requeued(task, "unknown_outcome", detail, now, now), "deadline_at": now + rules.deadline},
+            # where it stood in the queue: behind all that came meanwhile its patience would end before its turn
+            task={
+                **requeued(task, "unknown_outcome", detail, min(task.created_at, now), now),
+                "deadline_at": now + rules.deadline,
+            },
             attempt=ledger,
         )
     return Changes(task=failing(task, "unknown_outcome", detail, now, rules, billed="unknown"), attempt=ledger)

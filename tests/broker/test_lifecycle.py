@@ -435,3 +435,12 @@ def test_any_history_keeps_the_status_moving_forward(history: list[str], late: f
         task, attempt = happen(task, attempt, EVENTS[event], NOW + late)
         assert RANK[task.status] >= RANK[before.status]
         assert task.due_at >= 0
+
+
+def test_an_order_that_is_ordered_anew_keeps_its_place_in_the_queue() -> None:
+    """Behind all that came meanwhile its patience would end before its turn."""
+    rules = replace(RULES, resubmit_unknown=True)
+    task = a_task(State.SUBMITTING, attempt=1, hooked=False, deadline_at=NOW)
+    changes = unknown(task, NOW + 50, rules)
+    assert (changes.task["state"], changes.task["due_at"]) == (State.QUEUED, task.created_at)
+    assert changes.task["deadline_at"] == NOW + 50 + rules.deadline
