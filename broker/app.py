@@ -42,9 +42,9 @@ _SENTENCES: Final = {
 
 def build_app(services: Services) -> Starlette:
     """The HTTP side of an opened system."""
-    broker, sentences = services.broker, Sentences.load()
+    broker, sentences = services.broker, services.broker.showing.sentences
     access = Access(services.settings, broker.tokens.secret)
-    native = Native(broker=broker, access=access, views=Views(broker, sentences), sentences=sentences)
+    native = Native(broker=broker, access=access, views=Views(broker), sentences=sentences)
     hooks = Hooks(broker=broker, access=access)
     images = ImageDoor(broker=broker)
     operations = Operations(

@@ -22,6 +22,7 @@ from broker.orders import DataUri, Link, Order, Reference, Request, Source, Uplo
 from broker.outgoing import Fetcher
 from broker.pacing import CallerPace
 from broker.providers.base import Provider
+from broker.showing import Showing
 from broker.steps import Steps, reference_owner, stored_image
 from storage.blobs import BlobStore
 from storage.database import Database, Stale, StorageError, StorageFull
@@ -80,6 +81,7 @@ class Broker:
     tokens: CallbackTokens
     metrics: Metrics
     pace: CallerPace
+    showing: Showing
     max_file_size: int
     closing: bool = False
     _refused: CallerPace = field(init=False)

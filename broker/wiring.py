@@ -25,7 +25,9 @@ from broker.providers.kie import Kie
 from broker.providers.legacy import Legacy
 from broker.public_url import PublicUrl, find
 from broker.retention import Retention
+from broker.sentences import Sentences
 from broker.settings import Settings
+from broker.showing import Showing
 from broker.steps import Steps
 from broker.worker import Worker
 from storage.blobs import BlobStore
@@ -238,6 +240,7 @@ def _assemble(
         tokens=tokens,
         metrics=metrics,
         pace=CallerPace(settings.rate_per_minute, clock),
+        showing=Showing(sentences=Sentences.load(), retention=rules.retention),
         max_file_size=settings.max_file_size,
     )
     worker = Worker(

@@ -7,7 +7,6 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, Final
 
 from starlette.requests import HTTPConnection
@@ -25,13 +24,6 @@ def to_json(document: Any) -> bytes:
     """UTF-8; what no text can hold is written as an escape rather than failing an answer."""
     text = json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.encode("utf-8", "backslashreplace")
-
-
-def iso(moment: float | None) -> str | None:
-    """ISO 8601 in UTC, to the millisecond."""
-    if moment is None:
-        return None
-    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def language(request: HTTPConnection) -> Language:

@@ -10,9 +10,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from broker.api.access import Access
-from broker.api.answers import answer, iso
+from broker.api.answers import answer
 from broker.api.bodies import refuse_encoding
 from broker.broker import Broker
+from broker.clock import iso
 from broker.errors import Refusal
 from webhooks.inbound import MAX_BODY_BYTES, Callback, Judgement
 

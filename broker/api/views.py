@@ -1,26 +1,17 @@
-"""A task as callers see it, and the answers kept ready for those who poll."""
+"""The answers kept ready for those who poll."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from broker.api.answers import Prepared, iso
+from broker.api.answers import Prepared
 from broker.broker import Broker
-from broker.sentences import Language, Sentences
-from storage.images import StoredImage
-from storage.tasks import State, Task
+from broker.sentences import Language
+from storage.tasks import Task
 
 MOST_BYTES: Final = 16 * 2**20
-
-_STAGES: Final = {
-    State.QUEUED: "queued",
-    State.SUBMITTING: "submitting",
-    State.WAITING: "waiting",
-    State.FETCHING: "downloading",
-}
 
 
 @dataclass
@@ -31,7 +22,6 @@ class Views:
     """
 
     broker: Broker
-    sentences: Sentences
     most_bytes: int = MOST_BYTES
     _kept: OrderedDict[tuple[str, Language], tuple[int, Prepared]] = field(default_factory=OrderedDict)
     _bytes: int = 0
@@ -49,38 +39,8 @@ class Views:
         return prepared
 
     async def document(self, task: Task, language: Language) -> dict[str, Any]:
-        """The keys of the contract, no more and no fewer."""
-        images = await self.broker.results(task)
-        results = [_result(image) for image in images]
-        error = self._error(task)
-        return {
-            "id": task.id,
-            "status": task.status,
-            "prompt": task.prompt,
-            "model": task.model,
-            "mode": task.mode,
-            "aspectRatio": task.aspect_ratio,
-            "resolution": task.resolution,
-            "result": results[0]["url"] if results else None,
-            "results": results,
-            "error": self.sentences.say(error, language) if error else None,
-            "errorDetail": _error_detail(task, error) if error else None,
-            "progress": {"stage": "done" if task.ended else _STAGES[task.state]},
-            "provider": task.provider,
-            "attempts": task.attempt,
-            "cost": None if task.cost is None else {"amount": task.cost, "unit": "credits"},
-            "createdAt": iso(task.created_at),
-            "updatedAt": iso(task.updated_at),
-            "expiresAt": iso(task.ended_at + self.broker.rules.retention) if task.ended_at is not None else None,
-            "generation": _generation(task, results),
-        }
-
-    @staticmethod
-    def _error(task: Task) -> str | None:
-        """The code of an end that was told; what a running task remembers of its last attempt is nobody's business."""
-        if task.status not in {"failed", "canceled"}:
-            return None
-        return task.error_code or ("canceled" if task.state == State.CANCELED else "provider_error")
+        """What is told of a task, without the answer around it."""
+        return self.broker.showing.document(task, await self.broker.results(task), language)
 
     def _keep(self, key: tuple[str, Language], version: int, prepared: Prepared) -> None:
         old = self._kept.pop(key, None)
@@ -89,44 +49,3 @@ class Views:
         while self._bytes > self.most_bytes and self._kept:
             _, (_, dropped) = self._kept.popitem(last=False)
             self._bytes -= len(dropped.body)
-
-
-def _result(image: StoredImage) -> dict[str, Any]:
-    return {
-        "url": f"/uploads/images/{image.name}",
-        "width": image.width,
-        "height": image.height,
-        "bytes": image.size,
-        "mediaType": image.media_type,
-        "sha256": image.sha256,
-        "thumbnail": None,
-    }
-
-
-def _error_detail(task: Task, code: str) -> dict[str, Any]:
-    """message: the provider's own words, in its own language."""
-    return {
-        "code": code,
-        "retryable": task.error_retryable,
-        "billed": task.billed,
-        "provider": task.provider,
-        "providerCode": task.provider_code,
-        "message": task.error_detail,
-    }
-
-
-def _generation(task: Task, results: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The record that older front ends put into their list."""
-    if task.state != State.SUCCEEDED or not results:
-        return None
-    return {
-        "id": task.id,
-        "type": "image",
-        "mode": task.mode,
-        "model": task.model,
-        "prompt": task.prompt,
-        "url": results[0]["url"],
-        "timestamp": iso(task.ended_at),
-        "aspectRatio": task.aspect_ratio,
-        "steps": task.steps,
-    }

@@ -13,7 +13,6 @@ from broker.cli.client import address, running_broker
 from broker.cli.generate import ENDED, failure
 from broker.cli.house import quiet_logs
 from broker.cli.screen import Unable, clear, complain, note, say, say_json
-from broker.sentences import Sentences
 from broker.settings import Settings, load
 from broker.wiring import Services, absent, open_services
 
@@ -36,7 +35,7 @@ class Shelf:
 
     def __init__(self, services: Services) -> None:
         self._broker = services.broker
-        self._views = Views(services.broker, Sentences.load())
+        self._views = Views(services.broker)
 
     async def task(self, task_id: str) -> Document:
         return {"success": True, "data": await self._views.document(await self._broker.get(task_id), "en")}

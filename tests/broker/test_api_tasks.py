@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from broker.api.views import Views
-from broker.sentences import Sentences
 from storage.tasks import State
 from tests.broker.api_house import ApiHouse, open_api, png
 
@@ -185,7 +184,7 @@ async def test_a_hot_poll_reads_one_version_and_builds_nothing(tmp_path: Path) -
     """Proved by what is not asked for: the row itself is taken away behind the cache's back."""
     async with open_api(tmp_path) as house:
         task = await house.add()
-        views = Views(house.services.broker, Sentences.load())
+        views = Views(house.services.broker)
         first = await views.of(task.id, "en")
         await house.services.database.execute("UPDATE tasks SET prompt = 'changed without a version'")
         assert await views.of(task.id, "en") is first
@@ -197,7 +196,7 @@ async def test_a_hot_poll_reads_one_version_and_builds_nothing(tmp_path: Path) -
 async def test_kept_answers_are_bounded(tmp_path: Path) -> None:
     """By bytes: a prompt may be as long as forty others."""
     async with open_api(tmp_path) as house:
-        views = Views(house.services.broker, Sentences.load(), most_bytes=5_000)
+        views = Views(house.services.broker, most_bytes=5_000)
         tasks = [await house.add(number=n, prompt="x" * 900) for n in range(20)]
         for task in tasks:
             await views.of(task.id, "en")

@@ -93,7 +93,9 @@ def _address(process: subprocess.Popen[str]) -> str:
 
 def is_open(address: str) -> bool:
     with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", int(address.rpartition(":")[2]))) == 0
+        answered = probe.connect_ex(("127.0.0.1", int(address.rpartition(":")[2]))) == 0
+        # where nobody listens, the system may give the probe that very port, and it reaches itself
+        return answered and probe.getsockname() != probe.getpeername()
 
 
 @pytest.fixture
