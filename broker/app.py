@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from broker.api.access import Access
 from broker.api.answers import answer, language, refused
+from broker.api.batches import Batches
 from broker.api.hooks import Hooks
 from broker.api.images import ImageDoor
 from broker.api.native import Native
@@ -25,6 +26,7 @@ from broker.api.views import Views
 from broker.errors import Refusal
 from broker.logs import log
 from broker.metrics import Metrics
+from broker.repeats import Repeats
 from broker.sentences import Sentences
 from broker.wiring import Services
 from storage.database import StorageError
@@ -44,7 +46,9 @@ def build_app(services: Services) -> Starlette:
     """The HTTP side of an opened system."""
     broker, sentences = services.broker, services.broker.showing.sentences
     access = Access(services.settings, broker.tokens.secret)
-    native = Native(broker=broker, access=access, views=Views(broker), sentences=sentences)
+    views = Views(broker)
+    native = Native(broker=broker, access=access, views=views, sentences=sentences, repeats=Repeats(services.clock))
+    batches = Batches(broker=broker, access=access, views=views)
     hooks = Hooks(broker=broker, access=access)
     images = ImageDoor(broker=broker)
     operations = Operations(
@@ -53,6 +57,8 @@ def build_app(services: Services) -> Starlette:
     routes = [
         _at("/api/task/{id}", GET=native.poll, DELETE=native.cancel),
         _at("/api/task/{id}/events", GET=native.events),
+        _at("/api/task/{id}/retry", POST=native.retry),
+        _at("/api/batch/{id}", GET=batches.poll, DELETE=batches.cancel),
         _at("/api/tasks", GET=native.listing),
         _at("/api/generate/image", POST=native.create),
         _at("/api/webhook/nano-banana", GET=hooks.greet, POST=hooks.hear),

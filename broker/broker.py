@@ -8,7 +8,8 @@ import json
 import re
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import aclosing, suppress
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 from broker import lifecycle
@@ -18,18 +19,19 @@ from broker.errors import FetchError, ProviderError, Refusal
 from broker.lifecycle import Rules
 from broker.logs import log
 from broker.metrics import Metrics
-from broker.orders import DataUri, Link, Order, Reference, Request, Source, Upload
+from broker.orders import DataUri, Kept, Link, Order, Reference, Request, Source, Upload
 from broker.outgoing import Fetcher
 from broker.pacing import CallerPace
 from broker.providers.base import Provider
+from broker.repeats import InTurn
 from broker.showing import Showing
 from broker.steps import Steps, reference_owner, stored_image
-from storage.blobs import BlobStore
+from storage.blobs import BlobMissing, BlobStore, Reading
 from storage.database import Database, Stale, StorageError, StorageFull
 from storage.hooks import Hook, Hooks
 from storage.images import Images, StoredImage
 from storage.keys import Keys, KeyUse
-from storage.tasks import DUE, State, Task, Tasks, task_channel
+from storage.tasks import DUE, LANDING, State, Task, Tasks, task_channel
 from uploads.intake import Image, Intake, IntakeError
 from webhooks import inbound
 from webhooks.inbound import Callback, Judgement, Verdict
@@ -40,6 +42,7 @@ MOST_UNREAD_HOOKS: Final = 20
 MOST_REFUSED_PER_MINUTE: Final = 120
 LOOK_AGAIN_SECONDS: Final = 2.0
 _TASK_ID: Final = re.compile(r"task_[0-9a-f]{32}")
+_BATCH_ID: Final = re.compile(r"batch_[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +88,7 @@ class Broker:
     max_file_size: int
     closing: bool = False
     _refused: CallerPace = field(init=False)
+    _turns: InTurn = field(default_factory=InTurn)
 
     def __post_init__(self) -> None:
         self._refused = CallerPace(MOST_REFUSED_PER_MINUTE, self.clock)
@@ -98,12 +102,16 @@ class Broker:
         brought in. 4. Tasks, references and the idempotency key are written together. Raises `Refusal`; then nothing
         is left behind.
         """
+        async with self._turns.of((caller, request.idempotency_key or object())):
+            return await self._create(caller, request)
+
+    async def _create(self, caller: str, request: Request) -> Created:
         choice = self._check(request)
         first = await self.keys.get(caller, request.idempotency_key) if request.idempotency_key else None
         if first is not None:
             return await self._again(first, await _fingerprint(request, self._order(request, choice)))
         self.pace.take(caller, request.count)
-        batch = f"task_{secrets.token_hex(16)}"
+        batch = f"batch_{secrets.token_hex(16)}"
         owner = reference_owner(batch)
         kept = False
         try:
@@ -123,6 +131,22 @@ class Broker:
             if request.sources and not kept:
                 await self.blobs.delete(owner)
         return created
+
+    async def fingerprint(self, request: Request) -> str:
+        """What makes a repeated request the same one. Reads the uploads, which can be read again. Raises `Refusal`."""
+        return await _fingerprint(request, self._order(request, self._check(request)))
+
+    async def retry(self, task_id: str) -> Created:
+        """The order of a failed task again, as a new task of the same caller; a second time it is the same one.
+
+        Raises `Refusal("conflict")` for a task that did not fail, or whose image is paid and may still come.
+        """
+        task = await self.get(task_id)
+        if task.status not in {"failed", "canceled"}:
+            raise Refusal("conflict", f"Only a failed or canceled task can be tried again: this one is {task.status}.")
+        if task.state in LANDING:
+            raise Refusal("conflict", "The provider has this image, and we are still fetching it: look again later.")
+        return await self.create(task.caller, _request_of(task))
 
     def preview(self, request: Request) -> dict[str, Any]:
         """What would be sent to the provider, and its price. Nothing is created, fetched or stored."""
@@ -192,16 +216,26 @@ class Broker:
                 return await self.intake.from_stream(owner, chunks, max_bytes=self.max_file_size)
             case DataUri(text=text):
                 return await self.intake.from_data_uri(owner, text, max_bytes=self.max_file_size)
+            case Kept(blob=blob):
+                async with aclosing(await self._open_kept(blob)) as chunks:
+                    return await self.intake.from_stream(owner, chunks, max_bytes=self.max_file_size)
             case Link(url=url):
                 async with self.fetcher.open(url, max_bytes=self.max_file_size) as download:
                     return await self.intake.from_stream(owner, download.chunks, max_bytes=self.max_file_size)
+
+    async def _open_kept(self, blob: str) -> Reading:
+        try:
+            return await self.blobs.open(blob)
+        except BlobMissing as error:
+            raise Refusal("task_expired", "The reference images of this task are deleted: order it anew.") from error
 
     async def _write(
         self, caller: str, request: Request, choice: Choice, batch: str, references: list[StoredImage]
     ) -> Created:
         order = self._order(request, choice)
-        ids = [batch, *(f"task_{secrets.token_hex(16)}" for _ in range(request.count - 1))]
-        tasks = tuple(self._task(task_id, batch, caller, order, references) for task_id in ids)
+        alike = self._task(batch, caller, order, references)
+        ids = sorted(f"task_{secrets.token_hex(16)}" for _ in range(request.count))  # as a batch is read again
+        tasks = tuple(replace(alike, id=task_id) for task_id in ids)
         statements = [self.tasks.adding(task) for task in tasks]
         statements += [self.images.adding(reference) for reference in references]
         use = await self._key_use(caller, request, order, batch, references)
@@ -214,14 +248,20 @@ class Broker:
             if first.batch != batch:
                 return await self._again(first, use.fingerprint if use else "")
         log.info(
-            "order accepted", action="task_created", task=batch, count=len(tasks), model=order.model, mode=order.mode
+            "order accepted",
+            action="task_created",
+            task=tasks[0].id,
+            count=len(tasks),
+            model=order.model,
+            mode=order.mode,
         )
         return Created(tasks=tasks, ignored=self.provider.ignored(order))
 
-    def _task(self, task_id: str, batch: str, caller: str, order: Order, references: list[StoredImage]) -> Task:
+    def _task(self, batch: str, caller: str, order: Order, references: list[StoredImage]) -> Task:
+        """One of a batch, but for its id."""
         now = self.clock.now()
         return Task(
-            id=task_id,
+            id="",
             batch=batch,
             caller=caller,
             due_at=now,
@@ -285,6 +325,16 @@ class Broker:
             raise Refusal("task_expired", "This task and its images were deleted when their retention time was over.")
         return task
 
+    async def batch(self, batch_id: str) -> list[Task]:
+        """The tasks of one request, as far as they are kept. Raises `Refusal` like `get`."""
+        tasks = await self.tasks.of_batch(batch_id) if _BATCH_ID.fullmatch(batch_id) else []
+        if not tasks:
+            raise Refusal("task_not_found", "There is no batch with this id. Check the id, or create the tasks again.")
+        kept = [task for task in tasks if task.state != State.EXPIRED]
+        if not kept:
+            raise Refusal("task_expired", "The tasks of this batch were deleted when their retention time was over.")
+        return kept
+
     async def version(self, task_id: str) -> int | None:
         """The row's version, or None for ids that are none; cheap."""
         return await self.tasks.version(task_id) if _TASK_ID.fullmatch(task_id) else None
@@ -303,6 +353,13 @@ class Broker:
                 if task.ended or self.closing or left <= 0:
                     return task
                 await bell.wait(min(left, LOOK_AGAIN_SECONDS))
+
+    async def wait_for_batch(self, batch_id: str, seconds: float) -> None:
+        """Until all tasks of a batch have ended, `seconds` are over, or the broker closes."""
+        until = self.clock.monotonic() + seconds
+        for task in await self.batch(batch_id):
+            with suppress(Refusal):  # deleted meanwhile: the others are still worth waiting for
+                await self.wait(task.id, max(0.0, until - self.clock.monotonic()))
 
     async def changes(self, task_id: str) -> AsyncGenerator[Task, None]:
         """The task now, and again whenever it may have changed, until it ends or the broker closes.
@@ -333,6 +390,21 @@ class Broker:
             raise Refusal("conflict", f"This task cannot be canceled any more: it is {task.status}.")
         await self._cancel_at_provider(task)
         return task
+
+    async def cancel_batch(self, batch_id: str) -> list[Task]:
+        """Cancel what can be; the tasks as they are then. Raises `Refusal("conflict")` when nothing could be."""
+        canceled = 0
+        for task in await self.batch(batch_id):
+            try:
+                await self.cancel(task.id)
+            except Refusal as refusal:
+                if refusal.code != "conflict":
+                    raise
+            else:
+                canceled += 1
+        if not canceled:
+            raise Refusal("conflict", "No task of this batch can be canceled any more.")
+        return await self.batch(batch_id)
 
     async def _cancel_at_provider(self, task: Task) -> None:
         provider = self.providers.get(task.provider)
@@ -425,6 +497,22 @@ class Broker:
         return True
 
 
+def _request_of(task: Task) -> Request:
+    """What a task was ordered with. Its key has a space in it, so it is none that a caller can send."""
+    return Request(
+        prompt=task.prompt,
+        model=task.model,
+        mode=task.mode,
+        aspect_ratio=task.aspect_ratio,
+        resolution=task.resolution,
+        output_format=task.output_format,
+        steps=task.steps,
+        seed=task.seed,
+        sources=tuple(Kept(blob=ref["blob"], sha256=ref["sha256"]) for ref in task.refs),
+        idempotency_key=f"retry {task.id}",
+    )
+
+
 def _as_ref(image: StoredImage) -> dict[str, Any]:
     names = ("name", "blob", "media_type", "size", "sha256")
     return {name: getattr(image, name) for name in names}
@@ -459,6 +547,8 @@ async def _given(source: Source, stored: StoredImage | None) -> str:
     match source:
         case Link(url=url):
             return url
+        case Kept(sha256=sha256):
+            return sha256
         case DataUri(text=text):
             return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
         case Upload(chunks=chunks):

@@ -435,7 +435,7 @@ def _has(row: Task | Attempt | None, values: Mapping[str, Any]) -> bool:
 
 def reference_owner(batch: str) -> str:
     """Who owns the references of a batch: not its first task, which may expire before the others."""
-    return batch.replace("task_", "refs_", 1)
+    return f"refs_{batch.rpartition('_')[2]}"
 
 
 def stored_image(image: Image, *, owner: str, kind: Kind, position: int, now: float) -> StoredImage:

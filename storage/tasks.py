@@ -64,7 +64,7 @@ SHOWN = {
 class Task:
     """One image, ordered by somebody. Moments (`_at`) are seconds since the epoch.
 
-    batch: id of the first task of the same request; its references belong to it. attempt: number of the current
+    batch: what the tasks of one request have in common; its references belong to it. attempt: number of the current
     attempt, 0 before the first. tries: how often the step of this state was tried. hooked: whether the provider
     knows a callback address. refs: the references, as stored. outputs: result URLs, in order. deadline_at: when
     patience with this state ends. ended_at: when the caller was first told an end.
@@ -369,15 +369,15 @@ class Tasks:
 
     async def living(self, owners: Sequence[str]) -> set[str]:
         """Those of some owners of files whose task, or a task of whose batch, is there and not expired."""
-        names = {owner: owner.replace("refs_", "task_", 1) for owner in owners}
-        listed, params = listing(sorted(set(names.values())))
+        names = {owner: _living_as(owner) for owner in owners}
+        listed, params = listing(sorted({name for several in names.values() for name in several}))
         rows = await self.database.fetch(
             f"""SELECT id AS name FROM tasks WHERE id IN ({listed}) AND state <> 'expired'
                 UNION SELECT batch FROM tasks WHERE batch IN ({listed}) AND state <> 'expired'""",
             **params,
         )
         found = {row["name"] for row in rows}
-        return {owner for owner, name in names.items() if name in found}
+        return {owner for owner, several in names.items() if not found.isdisjoint(several)}
 
     # -- changing: statements for a transaction
 
@@ -432,6 +432,12 @@ class Tasks:
             sql=f"UPDATE attempts SET {sets} WHERE task_id = :task_id AND number = :number",
             params={**changes, "task_id": task_id, "number": number},
         )
+
+
+def _living_as(owner: str) -> tuple[str, ...]:
+    """What lives if an owner of files does. Batches of older versions are called like their first task."""
+    number = owner.removeprefix("refs_")
+    return (owner,) if number == owner else (f"batch_{number}", f"task_{number}")
 
 
 def _still_leased(tasks: Sequence[Task]) -> tuple[str, dict[str, Any]]:

@@ -23,6 +23,8 @@ from broker.api.fields import Given
 from broker.api.views import Views
 from broker.broker import Broker, Created
 from broker.errors import Refusal
+from broker.orders import Request as Order
+from broker.repeats import Repeats
 from broker.sentences import Language, Sentences
 from storage.tasks import SHOWN, Task
 
@@ -45,6 +47,7 @@ class Native:
     access: Access
     views: Views
     sentences: Sentences
+    repeats: Repeats[Created]
 
     # -- ordering
 
@@ -72,16 +75,27 @@ class Native:
         return most * self.broker.max_file_size + FORM_OVERHEAD
 
     async def _order(self, request: Request, caller: Caller, given: Given, key: str | None) -> Response:
-        order = given.request(key)
+        order = given.request(key, _sent_before(request))
         if given.truth("dryRun"):
             preview = self.broker.preview(order)
             return answer(
                 {"success": True, "dryRun": True, "data": {**preview, "ignored": given.ignored(preview["ignored"])}}
             )
-        return self._accepted(await self.broker.create(caller.name, order), given, language(request))
+        created = await self._created(request, caller, order)
+        return self._accepted(created, given.ignored(created.ignored), language(request))
 
-    def _accepted(self, created: Created, given: Given, language: Language) -> Response:
-        first = created.tasks[0].id
+    async def _created(self, request: Request, caller: Caller, order: Order) -> Created:
+        """Durable tasks; those of the first try for a client that repeats by itself, unless it has a key anyway."""
+        if order.sent_before is None or order.idempotency_key is not None:
+            return await self.broker.create(caller.name, order)
+        who = (caller.name, await self.broker.fingerprint(order))
+        created = await self.repeats.once(who, order.sent_before, lambda: self.broker.create(caller.name, order))
+        if not await request.is_disconnected():
+            self.repeats.answered(who, created)
+        return created
+
+    def _accepted(self, created: Created, ignored: list[str], language: Language) -> Response:
+        first, batch = created.tasks[0].id, created.tasks[0].batch
         document = {
             "success": True,
             "taskId": first,
@@ -89,7 +103,9 @@ class Native:
             "message": self.sentences.say("processing", language),
             "pollUrl": f"/api/task/{first}",
             "taskIds": [task.id for task in created.tasks],
-            "ignored": given.ignored(created.ignored),
+            "batchId": batch,
+            "batchUrl": f"/api/batch/{batch}",
+            "ignored": ignored,
         }
         return answer(document, 202, {"location": f"/api/task/{first}", "retry-after": POLL_SECONDS})
 
@@ -98,9 +114,9 @@ class Native:
     async def poll(self, request: Request) -> Response:
         """How a task is; with `wait` not before it has ended or the time is over."""
         task_id = request.path_params["id"]
-        seconds = _seconds(request.query_params.get("wait"))
+        seconds = seconds_to_wait(request)
         if seconds:
-            await _unless_gone(request, self.broker.wait(task_id, seconds))
+            await unless_gone(request, self.broker.wait(task_id, seconds))
         return (await self.views.of(task_id, language(request))).to(request)
 
     async def events(self, request: Request) -> Response:
@@ -144,6 +160,12 @@ class Native:
         task = await self.broker.cancel(request.path_params["id"])
         return answer({"success": True, "data": await self.views.document(task, language(request))})
 
+    async def retry(self, request: Request) -> Response:
+        """A failed task again, as a new one. Asked for twice, the same new one."""
+        self.access.require(request)
+        created = await self.broker.retry(request.path_params["id"])
+        return self._accepted(created, list(created.ignored), language(request))
+
 
 class _Events(EventSourceResponse):
     """The broker ends its streams itself when it closes; the library would look for a signal twice a second."""
@@ -157,7 +179,7 @@ def _event_id(tag: str) -> str:
     return tag.strip('"')
 
 
-async def _unless_gone(request: Request, waiting: Any) -> None:
+async def unless_gone(request: Request, waiting: Any) -> None:
     """Wait, but not for somebody who hung up."""
     waiter, gone = asyncio.ensure_future(waiting), asyncio.ensure_future(_gone(request))
     try:
@@ -189,7 +211,15 @@ def _idempotency_key(request: Request) -> str | None:
     return keys[0]
 
 
-def _seconds(text: str | None) -> float:
+def _sent_before(request: Request) -> int | None:
+    """How often an SDK of Stainless' making says it has sent this request already; none of theirs says nothing."""
+    count = request.headers.get("x-stainless-retry-count", "")
+    return int(count) if re.fullmatch(r"[0-9]{1,3}", count) else None
+
+
+def seconds_to_wait(request: Request) -> float:
+    """What `wait` asks for, 0 … `LONGEST_WAIT`."""
+    text = request.query_params.get("wait")
     if not text:
         return 0.0
     if not re.fullmatch(r"[0-9]{1,20}(\.[0-9]{1,20})?", text):

@@ -221,6 +221,8 @@ TRUSTED_ONLY = [
     ("POST", "/api/generate/image"),
     ("GET", "/api/tasks"),
     ("DELETE", f"/api/task/task_{'0' * 32}"),
+    ("POST", f"/api/task/task_{'0' * 32}/retry"),
+    ("DELETE", f"/api/batch/batch_{'0' * 32}"),
     ("GET", "/ready"),
     ("GET", "/metrics"),
 ]
@@ -230,6 +232,7 @@ OPEN = [
     ("GET", "/api/webhook/kie", 200),
     ("GET", f"/api/task/task_{'0' * 32}", 404),
     ("GET", f"/api/task/task_{'0' * 32}/events", 404),
+    ("GET", f"/api/batch/batch_{'0' * 32}", 404),
     ("GET", f"/uploads/images/generated_{'0' * 32}.png", 404),
     ("GET", f"/uploads/references/reference_{'0' * 32}.png", 404),
 ]
@@ -263,6 +266,7 @@ async def test_no_door_is_forgotten(tmp_path: Path) -> None:
 def _pattern(path: str) -> str:
     for start, pattern in {
         "/api/task/": "{id}",
+        "/api/batch/": "{id}",
         "/uploads/images/": "{name}",
         "/uploads/references/": "{name}",
     }.items():
