@@ -19,6 +19,7 @@ from broker.api.access import Access
 from broker.api.answers import answer, language, refused
 from broker.api.hooks import Hooks
 from broker.api.images import ImageDoor
+from broker.api.inbox import InboxDoor
 from broker.api.native import Native
 from broker.api.operations import Operations, installed_version
 from broker.api.views import Views
@@ -46,6 +47,7 @@ def build_app(services: Services) -> Starlette:
     access = Access(services.settings, broker.tokens.secret)
     native = Native(broker=broker, access=access, views=Views(broker), sentences=sentences)
     hooks = Hooks(broker=broker, access=access)
+    inbox = InboxDoor(inbox=services.inbox, access=access)
     images = ImageDoor(broker=broker)
     operations = Operations(
         broker=broker, worker=services.worker, access=access, sentences=sentences, version=installed_version()
@@ -57,6 +59,10 @@ def build_app(services: Services) -> Starlette:
         _at("/api/generate/image", POST=native.create),
         _at("/api/webhook/nano-banana", GET=hooks.greet, POST=hooks.hear),
         _at("/api/webhook/{provider}", GET=hooks.greet, POST=hooks.hear),
+        _at("/api/hooks", GET=inbox.listing),
+        _at("/api/hooks/{id}", GET=inbox.show),
+        _at("/api/hooks/{id}/replay", POST=inbox.replay),
+        _at("/api/hooks/{id}/fixture", GET=inbox.fixture),
         _at("/uploads/images/{name}", GET=images.result),
         _at("/uploads/references/{name}", GET=images.reference),
         _at("/health", GET=operations.health),

@@ -221,6 +221,10 @@ TRUSTED_ONLY = [
     ("POST", "/api/generate/image"),
     ("GET", "/api/tasks"),
     ("DELETE", f"/api/task/task_{'0' * 32}"),
+    ("GET", "/api/hooks"),
+    ("GET", f"/api/hooks/hook_{'0' * 24}"),
+    ("POST", f"/api/hooks/hook_{'0' * 24}/replay"),
+    ("GET", f"/api/hooks/hook_{'0' * 24}/fixture"),
     ("GET", "/ready"),
     ("GET", "/metrics"),
 ]
@@ -263,6 +267,7 @@ async def test_no_door_is_forgotten(tmp_path: Path) -> None:
 def _pattern(path: str) -> str:
     for start, pattern in {
         "/api/task/": "{id}",
+        "/api/hooks/": "{id}",
         "/uploads/images/": "{name}",
         "/uploads/references/": "{name}",
     }.items():
