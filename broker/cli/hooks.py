@@ -173,6 +173,7 @@ def _explain(told: Document) -> None:
         "says": told["says"],
         "verdict": f"{told['verdict']} ({told['status']}): {told['reason']}",
         "was": f"{was['verdict']} ({was['status']}): {was['reason']}",
+        "taken as": told["takenAs"] if told["takenAs"] != told["verdict"] else None,
         "effect": told["effect"],
     }
     _say_facts(facts)
