@@ -20,6 +20,7 @@ from broker.api.answers import answer, language, refused
 from broker.api.batches import Batches
 from broker.api.hooks import Hooks
 from broker.api.images import ImageDoor
+from broker.api.inbox import InboxDoor
 from broker.api.native import Native
 from broker.api.operations import Operations, installed_version
 from broker.api.views import Views
@@ -50,6 +51,7 @@ def build_app(services: Services) -> Starlette:
     native = Native(broker=broker, access=access, views=views, sentences=sentences, repeats=Repeats(services.clock))
     batches = Batches(broker=broker, access=access, views=views)
     hooks = Hooks(broker=broker, access=access)
+    inbox = InboxDoor(inbox=services.inbox, access=access)
     images = ImageDoor(broker=broker)
     operations = Operations(
         broker=broker, worker=services.worker, access=access, sentences=sentences, version=installed_version()
@@ -63,6 +65,10 @@ def build_app(services: Services) -> Starlette:
         _at("/api/generate/image", POST=native.create),
         _at("/api/webhook/nano-banana", GET=hooks.greet, POST=hooks.hear),
         _at("/api/webhook/{provider}", GET=hooks.greet, POST=hooks.hear),
+        _at("/api/hooks", GET=inbox.listing),
+        _at("/api/hooks/{id}", GET=inbox.show),
+        _at("/api/hooks/{id}/replay", POST=inbox.replay),
+        _at("/api/hooks/{id}/fixture", GET=inbox.fixture),
         _at("/uploads/images/{name}", GET=images.result),
         _at("/uploads/references/{name}", GET=images.reference),
         _at("/health", GET=operations.health),

@@ -24,6 +24,7 @@ from broker.outgoing import Fetcher
 from broker.pacing import CallerPace
 from broker.providers.base import Provider
 from broker.repeats import InTurn
+from broker.reports import Pending, Report
 from broker.showing import Showing
 from broker.steps import Steps, reference_owner, stored_image
 from storage.blobs import BlobMissing, BlobStore, Reading
@@ -34,13 +35,15 @@ from storage.keys import Keys, KeyUse
 from storage.tasks import DUE, LANDING, State, Task, Tasks, task_channel
 from uploads.intake import Image, Intake, IntakeError
 from webhooks import inbound
-from webhooks.inbound import Callback, Judgement, Verdict
+from webhooks.inbound import Callback, Judgement, Proofs, Verdict
 from webhooks.proofs import CallbackTokens, Proof, Signature, Unsigned
 
 MOST_IMAGES: Final = 6
 MOST_UNREAD_HOOKS: Final = 20
 MOST_REFUSED_PER_MINUTE: Final = 120
 LOOK_AGAIN_SECONDS: Final = 2.0
+MOST_CLOCK_DRIFT: Final = 300.0
+OLDEST_NEWS: Final = 14 * 24 * 3600.0
 _TASK_ID: Final = re.compile(r"task_[0-9a-f]{32}")
 _BATCH_ID: Final = re.compile(r"batch_[0-9a-f]{32}")
 
@@ -60,6 +63,17 @@ class Heard:
 
     judgement: Judgement
     id: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Judged:
+    """A callback after it was read. body: parsed; None where it cannot be."""
+
+    judgement: Judgement
+    proofs: Proofs
+    task: Task | None = None
+    attempt: int | None = None
+    body: Any = None
 
 
 @dataclass(kw_only=True)
@@ -420,23 +434,27 @@ class Broker:
     async def hear(self, callback: Callback) -> Heard:
         """Judge a callback and write it down; a worker reads its news afterwards."""
         provider = self.providers.get(callback.provider, self.provider)
+        signature = self.signatures.get(provider.name, Unsigned())
         token, task_id, attempt = self._token(callback)
+        required = signature.required and token == Proof.NONE
+        proofs = Proofs(token=token, signature_required=required, trusted=callback.trusted)
         try:
             body = inbound.parse(callback.body) if token != Proof.WRONG else None
         except inbound.MalformedBody as malformed:
             judgement = Judgement(verdict=Verdict.MALFORMED, status=malformed.status, reason=malformed.reason)
-            return await self._note(callback, provider, judgement, None, attempt)
+            return await self._note(callback, provider, _Judged(judgement=judgement, proofs=proofs, attempt=attempt))
         ids = provider.names(body) if body is not None else ()
-        task = await self._addressee(task_id, ids) if token != Proof.WRONG else None
-        signature = self.signatures.get(provider.name, Unsigned())
-        judgement = inbound.judge(
-            token=token,
-            signature=signature.prove(callback.headers, callback.body, ids, self.clock.now()),
-            signature_required=signature.required and token == Proof.NONE,
-            trusted=callback.trusted,
-            known=task is not None,
-        )
-        return await self._note(callback, provider, judgement, task, attempt)
+        task = await self.addressee(task_id, ids, token) if token != Proof.WRONG else None
+        signed = signature.prove(callback.headers, callback.body, ids, self.clock.now())
+        proofs = replace(proofs, signature=signed, known=task is not None)
+        judged = _Judged(judgement=inbound.judge(**vars(proofs)), proofs=proofs, task=task, attempt=attempt, body=body)
+        return await self._note(callback, provider, judged)
+
+    async def acknowledged(self, heard: Heard, seconds: float) -> None:
+        """How long a callback had to wait for our answer, once it has gone out. Not worth any trouble of the store."""
+        if heard.id is not None:
+            with suppress(StorageError):
+                await self.hooks.acknowledge(heard.id, seconds)
 
     def _token(self, callback: Callback) -> tuple[Proof, str | None, int | None]:
         """What the token in the address proves, and for which task and attempt."""
@@ -449,9 +467,13 @@ class Broker:
             return Proof.WRONG, None, None
         return self.tokens.prove(task_id, int(number), token), task_id, int(number)
 
-    async def _addressee(self, task_id: str | None, ids: tuple[str, ...]) -> Task | None:
-        """The task a callback is about: by its address, else by our id or the provider's in the body."""
-        for name in (task_id, *ids) if task_id else ids:
+    async def addressee(self, task_id: str | None, ids: tuple[str, ...], token: Proof) -> Task | None:
+        """The task a callback is about: by its address, else by our id or the provider's in the body.
+
+        A right token speaks for the task of its address, and for no other.
+        """
+        named = (task_id, *ids) if task_id else ids
+        for name in named[:1] if token == Proof.BODY else named:
             if name is None or len(name) > 200:
                 continue
             task = await (self.tasks.get(name) if _TASK_ID.fullmatch(name) else self.tasks.of_job(name))
@@ -459,32 +481,35 @@ class Broker:
                 return task
         return None
 
-    async def _note(
-        self, callback: Callback, provider: Provider, judgement: Judgement, task: Task | None, attempt: int | None
-    ) -> Heard:
+    async def _note(self, callback: Callback, provider: Provider, judged: _Judged) -> Heard:
         """Into the inbox. News wakes the workers; what a flood brings is counted and not kept."""
-        self.metrics.callbacks.labels(provider.name, judgement.verdict.value).inc()
-        is_news = task is not None and judgement.verdict in {Verdict.BELIEVE, Verdict.ASK}
-        believed = judgement.verdict == Verdict.BELIEVE
+        verdict, task = judged.judgement.verdict, judged.task
+        self.metrics.callbacks.labels(provider.name, verdict.value).inc()
+        is_news = task is not None and verdict in {Verdict.BELIEVE, Verdict.ASK}
+        believed = verdict == Verdict.BELIEVE
         if not await self._has_place(task if is_news else None, believed=believed):
-            return Heard(judgement=judgement, id=None)
+            return Heard(judgement=judged.judgement, id=None)
         now = self.clock.now()
         hook = Hook(
-            id=f"hook_{secrets.token_hex(12)}",
+            id=new_hook_id(),
             provider=task.provider if task else provider.name,
             task_id=task.id if task else None,
-            attempt=attempt,
-            verdict=judgement.verdict.value,
-            status=judgement.status,
-            reason=judgement.reason,
+            attempt=judged.attempt,
+            verdict=verdict.value,
+            status=judged.judgement.status,
+            reason=judged.judgement.reason,
             headers=inbound.kept_headers(callback.headers),
             query=inbound.kept_query(callback.query),
             body=inbound.kept_body(callback.body),
+            proofs=judged.proofs.kept(),
             received_at=now,
             digested_at=None if is_news else now,
+            job_ended_at=_ended_at(provider.hear(judged.body), now) if is_news else None,
         )
         await self.database.transact(self.hooks.adding(hook), wake=(DUE,) if is_news else ())
-        return Heard(judgement=judgement, id=hook.id)
+        if believed and hook.job_ended_at is not None:
+            self.metrics.callback_lag.labels(hook.provider).observe(max(0.0, now - hook.job_ended_at))
+        return Heard(judgement=judged.judgement, id=hook.id)
 
     async def _has_place(self, task: Task | None, *, believed: bool) -> bool:
         """What proves itself always has; what does not must not crowd it out."""
@@ -511,6 +536,16 @@ def _request_of(task: Task) -> Request:
         sources=tuple(Kept(blob=ref["blob"], sha256=ref["sha256"]) for ref in task.refs),
         idempotency_key=f"retry {task.id}",
     )
+
+
+def new_hook_id() -> str:
+    return f"hook_{secrets.token_hex(12)}"
+
+
+def _ended_at(report: Report, now: float) -> float | None:
+    """When the job ended, as far as that can be true: clocks differ, and some callbacks name times that never were."""
+    said = None if isinstance(report, Pending) else report.ended_at
+    return said if said is not None and -MOST_CLOCK_DRIFT < now - said < OLDEST_NEWS else None
 
 
 def _as_ref(image: StoredImage) -> dict[str, Any]:

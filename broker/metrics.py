@@ -28,6 +28,19 @@ class Metrics:
             buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0),
             registry=self.registry,
         )
+        self.callback_lag = Histogram(
+            "broker_callback_lag_seconds",
+            "From the end of a job, by the provider's clock, to the believed callback about it",
+            ["provider"],
+            buckets=(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3600),
+            registry=self.registry,
+        )
+        self.callbacks_missing = Counter(
+            "broker_callbacks_missing",
+            "Jobs whose end was learned by asking, because the callback that was expected had not come",
+            ["provider"],
+            registry=self.registry,
+        )
         self.checks = Counter(
             "broker_provider_checks",
             "Times a provider was asked about a job",

@@ -13,7 +13,7 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from broker import lifecycle
 from broker.clock import Clock
@@ -36,6 +36,11 @@ from uploads.intake import Image, Intake, IntakeError
 
 T = TypeVar("T")
 WRITE_AGAIN_SECONDS = 0.5
+
+CALLBACK: Final = "callback"
+QUESTION: Final = "question"
+POLL: Final = "poll"
+"""How the end of an attempt was learned, for the ledger (`storage.tasks.Attempt`)."""
 
 Decision = Callable[[Task, Attempt | None], Changes]
 """What to change, given the row and one line of its ledger as they are now."""
@@ -142,6 +147,8 @@ class Steps:
 
     def _tell(self, task: Task, changes: Changes) -> None:
         state = changes.task.get("state", task.state)
+        if changes.attempt.get("learned_by") == QUESTION:
+            self.metrics.callbacks_missing.labels(task.provider).inc()
         if changes.attempt.get("spare"):
             self.metrics.spares.labels(task.provider).inc()
             log.warning("a second result for the same order was kept as spare", action="spare_kept", task=task.id)
@@ -167,12 +174,13 @@ class Steps:
         also: Sequence[Statement] = (),
         holder: bool = True,
         news: bool = True,
+        learned_by: str | None = None,
     ) -> None:
-        """Let the lifecycle decide on a report about one attempt."""
+        """Let the lifecycle decide on a report about one attempt. learned_by: for the ledger, if it is an end."""
         now = self.clock.now()
         await self.settle(
             task,
-            lambda row, attempt: lifecycle.after(row, attempt, report, now, self.rules),
+            lambda row, attempt: _learned(lifecycle.after(row, attempt, report, now, self.rules), learned_by),
             number=number,
             also=also,
             holder=holder,
@@ -341,8 +349,15 @@ class Steps:
             await self._decide(task, partial(lifecycle.unheard, retry_in=error.retry_in))
             return
         self.metrics.checks.labels(task.provider, type(report).__name__.lower()).inc()
-        said = replace(report, job_id=task.job_id)
-        await self._after(task, said, task.attempt, news=not isinstance(report, Pending))
+        said, over = replace(report, job_id=task.job_id), not isinstance(report, Pending)
+        learned_by = await self._way_of_asking(task) if over else None
+        await self._after(task, said, task.attempt, news=over, learned_by=learned_by)
+
+    async def _way_of_asking(self, task: Task) -> str:
+        """How the end of a job was learned that was asked about. A callback that came meanwhile did come."""
+        if not task.hooked:
+            return POLL
+        return CALLBACK if await self.hooks.believed(task.id, task.attempt) else QUESTION
 
     # -- news
 
@@ -355,9 +370,11 @@ class Steps:
                 with contextlib.suppress(Stale):
                     await self.tasks.database.transact(digesting)
                 continue
-            await self._after(task, self._news(task, hook), hook.attempt, also=(digesting,), holder=False)
+            news = self.news(task, hook)
+            await self._after(task, news, hook.attempt, also=(digesting,), holder=False, learned_by=CALLBACK)
 
-    def _news(self, task: Task, hook: Hook) -> Report:
+    def news(self, task: Task, hook: Hook) -> Report:
+        """What a callback says to its task; where it is not believed, that the provider is to be asked."""
         provider = self.providers.get(hook.provider)
         if hook.verdict != "believe" or provider is None:
             return Pending(check_in=0)
@@ -427,6 +444,12 @@ class Steps:
             await self._decide(task, lifecycle.unheard)
         elif task.state == State.FETCHING:
             await self._decide(task, lambda row, now, rules: lifecycle.fetched(row, 0, [trouble], now, rules))
+
+
+def _learned(changes: Changes, learned_by: str | None) -> Changes:
+    if learned_by is None or "ended_at" not in changes.attempt:
+        return changes
+    return replace(changes, attempt={**changes.attempt, "learned_by": learned_by})
 
 
 def _has(row: Task | Attempt | None, values: Mapping[str, Any]) -> bool:

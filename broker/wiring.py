@@ -15,6 +15,7 @@ from broker.broker import Broker
 from broker.catalog import Catalog
 from broker.clock import Clock, SystemClock
 from broker.errors import SettingsError
+from broker.inbox import Inbox
 from broker.lifecycle import Rules
 from broker.metrics import Metrics
 from broker.outgoing import ApiClient, Fetcher
@@ -61,6 +62,7 @@ class Services:
     clock: Clock
     database: Database
     broker: Broker
+    inbox: Inbox
     worker: Worker
     provider: Provider
     metrics: Metrics
@@ -269,6 +271,7 @@ def _assemble(
         clock=clock,
         database=database,
         broker=broker,
+        inbox=Inbox(broker=broker),
         worker=worker,
         provider=provider,
         metrics=metrics,

@@ -136,6 +136,8 @@ class Attempt:
     """One line of the ledger: a request that could cost something, and what became of it.
 
     outcome: `sent`, `accepted`, `refused`, `failed`, `succeeded` or `unknown`. spare: a second success, kept as JSON.
+    learned_by: how we heard of the end: `callback`, `question` (asked, although a callback was expected) or `poll`
+    (asked, none could come); None where the order's own answer told it.
     """
 
     task_id: str
@@ -150,6 +152,7 @@ class Attempt:
     billed: str = "unknown"
     cost: float | None = None
     spare: str | None = None
+    learned_by: str | None = None
 
 
 _JSON = ("refs", "outputs")

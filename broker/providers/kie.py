@@ -198,7 +198,7 @@ class Kie:
         fine = said.code is None or said.code in reading.FINE
         match said.state:
             case "done" | None if fine and said.outputs:
-                return Finished(outputs=said.outputs, job_id=said.job_id, cost=said.cost)
+                return Finished(outputs=said.outputs, job_id=said.job_id, cost=said.cost, ended_at=said.ended_at)
             case "failed" if said.code is None or not fine:
                 return verdicts.failed(said, said.job_id, self._harmless)
             case None if said.code in ENDED_IN_CALLBACK and not said.outputs:

@@ -129,7 +129,7 @@ class Legacy:
         if said.state == "failed":
             return verdicts.failed(said, job_id, self._harmless)
         if said.outputs and said.state in {"done", None}:
-            return Finished(outputs=said.outputs, job_id=job_id, cost=said.cost)
+            return Finished(outputs=said.outputs, job_id=job_id, cost=said.cost, ended_at=said.ended_at)
         return None
 
     # -- the rest

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import islice
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
@@ -27,6 +28,10 @@ MAX_CANDIDATES: Final = 1000
 """Strings looked at in search of URLs: a hostile body must not keep us busy."""
 MAX_SALVAGE: Final = 2**20
 
+_OLDEST: Final = 946_684_800.0
+_NEWEST: Final = 4_102_444_800.0
+"""The century in which jobs end, in seconds since the epoch: beyond it something counts in smaller units."""
+
 TASK_IDS: Final = ("taskId", "task_id")
 """kie.ai's names for a job's id. Others may name a request or an account, so an order is not bound to them."""
 ANY_IDS: Final = (*TASK_IDS, "job_id", "jobId", "id")
@@ -39,6 +44,7 @@ _STATES: Final[dict[str, State]] = {
 }
 _STATE_FIELDS: Final = ("state", "status", "taskStatus", "task_status")
 _COST_FIELDS: Final = ("creditsConsumed", "consumeCredits", "credits_consumed")
+_END_FIELDS: Final = ("completeTime", "complete_time", "completedAt", "completed_at")
 _PLACES: Final = ("resultJson", "output", "result", "info", "response")
 _URL_FIELDS: Final = (
     *("resultUrls", "result_urls", "resultUrl", "resultImageUrl", "result_url"),
@@ -58,7 +64,8 @@ _FIELD: Final = re.compile(
 class Said:
     """What one body says about one job, before anybody decides whether to believe it.
 
-    code: of the envelope, None if there is none. fail_code, message, cost: as far as they are there.
+    code: of the envelope, None if there is none. fail_code, message, cost: as far as they are there. ended_at: when the
+    job was over by the clock of whoever says so, in seconds since the epoch.
     """
 
     ids: tuple[str, ...]
@@ -68,6 +75,7 @@ class Said:
     fail_code: str | None
     message: str
     cost: float | None
+    ended_at: float | None
 
     @classmethod
     def of(cls, body: Any, *, id_fields: Sequence[str] = TASK_IDS) -> Said:
@@ -82,6 +90,7 @@ class Said:
             fail_code=_fail_code(record, top),
             message=_message(record, top),
             cost=next((cost for name in _COST_FIELDS if (cost := amount(record.get(name))) is not None), None),
+            ended_at=next((at for name in _END_FIELDS if (at := moment(record.get(name))) is not None), None),
         )
 
     @property
@@ -129,6 +138,26 @@ def amount(value: Any) -> float | None:
     except (ValueError, OverflowError):
         return None
     return number if math.isfinite(number) and number >= 0 else None
+
+
+def moment(value: Any) -> float | None:
+    """Seconds since the epoch, from a count of seconds, milli- or microseconds, or from ISO 8601 with its zone.
+
+    kie.ai's callbacks mix seconds and milliseconds. None for what is no time of this century.
+    """
+    count = amount(value)
+    seconds = _of_iso(text(value) or "") if count is None else count
+    while seconds is not None and seconds > _NEWEST:
+        seconds = seconds / 1000 if seconds < _NEWEST * 1e6 else None
+    return seconds if seconds is not None and seconds >= _OLDEST else None
+
+
+def _of_iso(words: str) -> float | None:
+    try:
+        at = datetime.fromisoformat(words[:40])
+        return at.timestamp() if at.tzinfo else None
+    except (ValueError, OverflowError):
+        return None
 
 
 def whole(value: Any) -> int | None:

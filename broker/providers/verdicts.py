@@ -151,6 +151,7 @@ def failed(said: Said, job_id: str | None, harmless: Harmless) -> Failed:
         billed="no" if said.fail_code == "531" else said.billed,
         job_id=job_id,
         provider_code=said.fail_code,
+        ended_at=said.ended_at,
     )
 
 

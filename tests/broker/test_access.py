@@ -223,6 +223,10 @@ TRUSTED_ONLY = [
     ("DELETE", f"/api/task/task_{'0' * 32}"),
     ("POST", f"/api/task/task_{'0' * 32}/retry"),
     ("DELETE", f"/api/batch/batch_{'0' * 32}"),
+    ("GET", "/api/hooks"),
+    ("GET", f"/api/hooks/hook_{'0' * 24}"),
+    ("POST", f"/api/hooks/hook_{'0' * 24}/replay"),
+    ("GET", f"/api/hooks/hook_{'0' * 24}/fixture"),
     ("GET", "/ready"),
     ("GET", "/metrics"),
 ]
@@ -267,6 +271,7 @@ def _pattern(path: str) -> str:
     for start, pattern in {
         "/api/task/": "{id}",
         "/api/batch/": "{id}",
+        "/api/hooks/": "{id}",
         "/uploads/images/": "{name}",
         "/uploads/references/": "{name}",
     }.items():

@@ -355,7 +355,11 @@ async def _use_everything(database: Any, rows: Tasks, task: Task) -> None:
     hook = _a_hook(task)
     await database.transact(hooks.adding(hook))
     await hooks.get(hook.id)
-    await hooks.newest(limit=5)
+    for only in ({}, {"task_id": task.id}, {"verdict": "refuse"}, {"provider": "fal"}):
+        await hooks.newest(limit=5, before=(NOW, "hook"), **only)
+    await hooks.believed(task.id, 1)
+    await hooks.missing(since=0, until=NOW, limit=5)
+    await hooks.acknowledge(hook.id, 0.1)
     await hooks.tasks_with_news(5)
     await hooks.unread(task.id)
     await hooks.count_for(task.id)
