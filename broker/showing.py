@@ -40,7 +40,7 @@ class Showing:
             "resolution": task.resolution,
             "result": results[0]["url"] if results else None,
             "results": results,
-            "error": self.sentences.say(error, language) if error else None,
+            "error": self.sentences.end(error, task.billed, language) if error else None,
             "errorDetail": _error_detail(task, error) if error else None,
             "progress": {"stage": "done" if task.ended else _STAGES[task.state]},
             "provider": task.provider,

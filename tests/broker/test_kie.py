@@ -723,7 +723,7 @@ def test_news_of_progress_is_in_the_words_of_kie(ear: Kie) -> None:
 async def test_how_far_a_job_is_is_never_made_up(
     kie: Kie, upstream: Upstream, said: dict[str, Any], stage: str | None, percent: float | None
 ) -> None:
-    """A percentage only where kie.ai says one (0 stands in records of models that have none), a word only if it is one."""
+    """A percentage only where kie.ai says one (0 stands for none), a word only if it is one."""
     upstream.will(record(**said))
     assert await kie.check(JOB) == Pending(job_id=JOB, stage=stage, percent=percent)
 

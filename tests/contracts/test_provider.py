@@ -177,7 +177,7 @@ async def test_a_callback_is_heard(scene: Scene) -> None:
     for body in case.told_running:
         told = hear(body)
         assert isinstance(told, Pending)
-        assert (told.job_id, told.check_in, told.stage in str(body)) == (JOB, None, True)
+        assert (told.job_id, told.check_in, str(told.stage) in str(body)) == (JOB, None, True)
     for body in case.told_finished:
         report = hear(body)
         assert isinstance(report, Finished)
