@@ -15,6 +15,7 @@ from broker import lifecycle
 from broker.catalog import Catalog, Choice
 from broker.clock import Clock
 from broker.errors import FetchError, ProviderError, Refusal
+from broker.forecast import Forecast
 from broker.lifecycle import Rules
 from broker.logs import log
 from broker.metrics import Metrics
@@ -82,6 +83,7 @@ class Broker:
     metrics: Metrics
     pace: CallerPace
     showing: Showing
+    forecast: Forecast
     max_file_size: int
     closing: bool = False
     _refused: CallerPace = field(init=False)

@@ -15,6 +15,7 @@ from broker.broker import Broker
 from broker.catalog import Catalog
 from broker.clock import Clock, SystemClock
 from broker.errors import SettingsError
+from broker.forecast import Forecast
 from broker.lifecycle import Rules
 from broker.metrics import Metrics
 from broker.outgoing import ApiClient, Fetcher
@@ -37,7 +38,7 @@ from storage.facts import Facts
 from storage.hooks import Hooks
 from storage.images import Images
 from storage.keys import Keys
-from storage.lanes import Lanes
+from storage.lanes import Lanes, Limits
 from storage.local import LocalBlobs
 from storage.migrate import upgrade
 from storage.sqlite import SqliteDatabase, sqlite_path
@@ -241,6 +242,13 @@ def _assemble(
         metrics=metrics,
         pace=CallerPace(settings.rate_per_minute, clock),
         showing=Showing(sentences=Sentences.load(), retention=rules.retention),
+        forecast=Forecast(
+            clock=clock,
+            tasks=tasks,
+            lanes=lanes,
+            limits=lambda name: _limits(providers.get(name)),
+            models=[model.name for model in catalog.models],
+        ),
         max_file_size=settings.max_file_size,
     )
     worker = Worker(
@@ -321,6 +329,10 @@ def _provider(settings: Settings, client: ApiClient, catalog: Catalog, clock: Cl
         concurrency=places,
         now=clock.now,
     )
+
+
+def _limits(provider: Provider | None) -> Limits | None:
+    return Limits(creates=provider.creates_per_10s, places=provider.concurrency) if provider else None
 
 
 def _signature(settings: Settings) -> Signature:
