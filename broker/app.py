@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import platform
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -47,8 +48,15 @@ def build_app(services: Services) -> Starlette:
     native = Native(broker=broker, access=access, views=Views(broker), sentences=sentences)
     hooks = Hooks(broker=broker, access=access)
     images = ImageDoor(broker=broker)
+    version = installed_version()
+    services.metrics.build.info({"version": version, "python": platform.python_version()})
     operations = Operations(
-        broker=broker, worker=services.worker, access=access, sentences=sentences, version=installed_version()
+        broker=broker,
+        worker=services.worker,
+        gauges=services.gauges,
+        access=access,
+        sentences=sentences,
+        version=version,
     )
     routes = [
         _at("/api/task/{id}", GET=native.poll, DELETE=native.cancel),

@@ -53,6 +53,7 @@ class Forecast:
     lanes: Lanes
     limits: Callable[[str], Limits | None]
     models: Sequence[str]
+    most_places: int = MOST_PLACES
     _lines: dict[str, Snapshot[_Line]] = field(default_factory=dict)
     _histories: dict[str, Snapshot[Mapping[str, Sequence[Took]]]] = field(default_factory=dict)
 
@@ -69,35 +70,32 @@ class Forecast:
     async def _queued(self, task: Task) -> Progress:
         snapshot = self._lines.setdefault(task.provider, self._line_of(task.provider))
         line = await snapshot.get()
-        place = line.places.get(task.id, MOST_PLACES + 1 if line.full else None)
-        pace = await self._pace(task)
-        eta = None
-        if place is not None and place <= MOST_PLACES and pace is not None:
-            turn = self._turn(task, place, line.load, pace)
-            eta = None if turn is None else coarse(turn + pace.making + pace.fetching)
-        return Progress(position=place, eta=eta, fresh_for=max(0.0, snapshot.fresh_for))
+        place = line.places.get(task.id)
+        turn = await self._turn(task, place, line.load) if place else None
+        behind = self.most_places + 1 if line.full else None
+        return Progress(position=place or behind, eta=turn, fresh_for=max(0.0, snapshot.fresh_for))
 
     def _line_of(self, provider: str) -> Snapshot[_Line]:
         async def look() -> _Line:
-            ids = await self.tasks.line(provider, MOST_PLACES + 1)
+            ids = await self.tasks.line(provider, self.most_places + 1)
             return _Line(
-                places={task_id: place for place, task_id in enumerate(ids[:MOST_PLACES], 1)},
-                full=len(ids) > MOST_PLACES,
+                places={task_id: place for place, task_id in enumerate(ids[: self.most_places], 1)},
+                full=len(ids) > self.most_places,
                 load=await self.lanes.load(provider, self.clock.now()),
             )
 
         return Snapshot(look, seconds=LOOK_SECONDS, clock=self.clock)
 
-    def _turn(self, task: Task, place: int, load: Load, pace: _Pace) -> float | None:
-        """Seconds until it is this one's turn: as many are ordered per window, and run at once, as the lane allows."""
-        limits, now = self.limits(task.provider), self.clock.now()
-        if limits is None or limits.creates <= 0 or limits.places <= 0:
+    async def _turn(self, task: Task, place: int, load: Load) -> int | None:
+        """Seconds until it is done: its turn comes as fast as the lane lets orders in, and jobs run at once."""
+        pace, limits, now = await self._pace(task), self.limits(task.provider), self.clock.now()
+        if pace is None or limits is None or limits.creates <= 0 or limits.places <= 0:
             return None
         by_window = (place - 1) // limits.creates * WINDOW_SECONDS
-        waiting = max(0, place - max(0, limits.places - load.running))
-        by_places = waiting * pace.making / limits.places
+        by_places = max(0, place - max(0, limits.places - load.running)) * pace.making / limits.places
         pause = max(0.0, load.paused_until - now)
-        return max(pause + max(by_window, by_places), task.due_at - now)
+        turn = max(pause + max(by_window, by_places), task.due_at - now)
+        return coarse(turn + pace.making + pace.fetching)
 
     # -- history
 
@@ -108,7 +106,7 @@ class Forecast:
         if begun is None:
             return UNKNOWN
         whole = pace.fetching if fetching else pace.making + pace.fetching
-        left = begun + whole - self.clock.now()
+        left = min(begun + whole - self.clock.now(), whole)  # the clock may have been set back
         return Progress(eta=coarse(left), fresh_for=_steady(left))
 
     async def _pace(self, task: Task) -> _Pace | None:

@@ -14,8 +14,10 @@ from broker import agreement
 from broker.broker import Broker
 from broker.catalog import Catalog
 from broker.clock import Clock, SystemClock
+from broker.credits import Credits
 from broker.errors import SettingsError
 from broker.forecast import Forecast
+from broker.gauges import Gauges
 from broker.lifecycle import Rules
 from broker.metrics import Metrics
 from broker.outgoing import ApiClient, Fetcher
@@ -30,6 +32,7 @@ from broker.sentences import Sentences
 from broker.settings import Settings
 from broker.showing import Showing
 from broker.steps import Steps
+from broker.watchdog import watching
 from broker.worker import Worker
 from storage.blobs import BlobStore
 from storage.chores import Chores
@@ -65,6 +68,7 @@ class Services:
     worker: Worker
     provider: Provider
     metrics: Metrics
+    gauges: Gauges
     public_url: PublicUrl | None
     callback_base: str | None
 
@@ -166,7 +170,7 @@ async def open_services(
         provider = _provider(settings, client, catalog, clock)
         blobs = await stack.enter_async_context(_blobs(settings))
         await blobs.check()
-        yield _assemble(
+        services = _assemble(
             settings=settings,
             clock=clock,
             database=database,
@@ -178,6 +182,8 @@ async def open_services(
             public_url=public_url,
             base=base,
         )
+        await stack.enter_async_context(watching(services.metrics))
+        yield services
 
 
 def _assemble(
@@ -251,6 +257,7 @@ def _assemble(
         ),
         max_file_size=settings.max_file_size,
     )
+    accounts = Credits(clock=clock, chores=Chores(database), facts=Facts(database), providers=providers)
     worker = Worker(
         clock=clock,
         steps=steps,
@@ -270,6 +277,7 @@ def _assemble(
             blobs=blobs,
             metrics=metrics,
         ),
+        accounts=accounts,
         lease=settings.lease,
     )
     return Services(
@@ -280,6 +288,9 @@ def _assemble(
         worker=worker,
         provider=provider,
         metrics=metrics,
+        gauges=Gauges(
+            clock=clock, metrics=metrics, tasks=tasks, lanes=lanes, accounts=accounts, steps_running=lambda: worker.busy
+        ),
         public_url=public_url,
         callback_base=base,
     )

@@ -14,6 +14,7 @@ from typing import Final
 
 from broker import retention
 from broker.clock import Clock
+from broker.credits import Credits
 from broker.logs import log
 from broker.retention import Retention
 from broker.steps import Steps
@@ -61,6 +62,7 @@ class Worker:
     hooks: Hooks
     lanes: Lanes
     retention: Retention
+    accounts: Credits
     lease: float = 30.0
     patience: float = DRAIN_SECONDS
     beat_at: float = 0.0
@@ -126,7 +128,9 @@ class Worker:
     async def _agenda(self) -> Agenda:
         begun = self.clock.monotonic()
         agenda = await self.tasks.agenda(self._states(), list(self.steps.providers), self.clock.now())
-        if self.clock.monotonic() - begun < SLOW_STORE:
+        took = self.clock.monotonic() - begun
+        self.steps.metrics.store_seconds.labels("look").observe(took)
+        if took < SLOW_STORE:
             return agenda
         self._in_trouble()  # the store was away, and came back before it was given up
         return replace(agenda, due={state: at for state, at in agenda.due.items() if state != State.SUBMITTING})
@@ -281,6 +285,7 @@ class Worker:
         if now - self._housekept_at >= retention.EVERY and not self._sparing():
             self._housekept_at = now
             self._start(self._guarded(self.retention.housekeep_for_all(), "", "housekeeping"), _Running())
+            self._start(self._guarded(self.accounts.ask(), "", "credits"), _Running())
 
     async def _drain(self) -> None:
         if self._running:

@@ -267,14 +267,13 @@ class Tasks:
         )
         return [_to_task(row) for row in rows]
 
-    async def counts(self, states: Sequence[State]) -> dict[str, int]:
+    async def counts(self, states: Sequence[State] = tuple(State)) -> dict[str, int]:
         """Rows by state, of some states. It looks at each of them: ask seldom where they may be many."""
         listed, params = listing([state.value for state in states])
         rows = await self.database.fetch(
             f"SELECT state, count(*) AS n FROM tasks WHERE state IN ({listed}) GROUP BY state", **params
         )
-        found = {row["state"]: row["n"] for row in rows}
-        return {state.value: found.get(state.value, 0) for state in states}
+        return {row["state"]: row["n"] for row in rows}
 
     async def line(self, provider: str, limit: int) -> list[str]:
         """Ids of the orders that wait for this provider, in the order in which they will be submitted."""
