@@ -24,7 +24,7 @@ from broker.api.native import Native
 from broker.api.operations import Operations, installed_version
 from broker.api.views import Views
 from broker.errors import Refusal
-from broker.logs import log
+from broker.logs import bare, log
 from broker.metrics import Metrics
 from broker.sentences import Sentences
 from broker.wiring import Services
@@ -168,14 +168,9 @@ class LastResort:
             log.warning("a request was cut off", action="request_cut_off")
             status = 503
         except Exception as error:
-            log.error("a request failed unexpectedly", action="request_failed", exc_info=_bare(error))
+            log.error("a request failed unexpectedly", action="request_failed", exc_info=bare(error))
             status = 500
         else:
             return
         if not begun:
             await _failure(self._sentences, Request(scope), status)(scope, receive, send)
-
-
-def _bare(error: Exception) -> Any:
-    """The kind of error and where it happened; its text may hold what a caller sent."""
-    return RuntimeError, RuntimeError(type(error).__qualname__), error.__traceback__

@@ -343,7 +343,7 @@ class Broker:
         try:
             await provider.cancel(task.job_id)
         except ProviderError as error:
-            log.info("the provider could not be told", action="cancel_untold", task=task.id, why=str(error))
+            log.info("the provider could not be told", action="cancel_untold", task=task.id, why=error.summary)
 
     # -- callbacks
 

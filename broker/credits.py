@@ -50,10 +50,8 @@ async def _left_at(provider: Provider) -> float | None:
     try:
         async with asyncio.timeout(PATIENCE):
             return await provider.credits()
-    except (ProviderError, TimeoutError) as error:
-        log.debug(
-            "the provider did not say what is left", action="credits_unheard", provider=provider.name, why=str(error)
-        )
+    except (ProviderError, TimeoutError):
+        log.debug("the provider did not say what is left", action="credits_unheard", provider=provider.name)
         return None
 
 

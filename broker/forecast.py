@@ -71,9 +71,9 @@ class Forecast:
         snapshot = self._lines.setdefault(task.provider, self._line_of(task.provider))
         line = await snapshot.get()
         place = line.places.get(task.id)
-        turn = await self._turn(task, place, line.load) if place else None
+        eta = await self._done_in(task, place, line.load) if place else None
         behind = self.most_places + 1 if line.full else None
-        return Progress(position=place or behind, eta=turn, fresh_for=max(0.0, snapshot.fresh_for))
+        return Progress(position=place or behind, eta=eta, fresh_for=max(0.0, snapshot.fresh_for))
 
     def _line_of(self, provider: str) -> Snapshot[_Line]:
         async def look() -> _Line:
@@ -86,7 +86,7 @@ class Forecast:
 
         return Snapshot(look, seconds=LOOK_SECONDS, clock=self.clock)
 
-    async def _turn(self, task: Task, place: int, load: Load) -> int | None:
+    async def _done_in(self, task: Task, place: int, load: Load) -> int | None:
         """Seconds until it is done: its turn comes as fast as the lane lets orders in, and jobs run at once."""
         pace, limits, now = await self._pace(task), self.limits(task.provider), self.clock.now()
         if pace is None or limits is None or limits.creates <= 0 or limits.places <= 0:

@@ -218,7 +218,7 @@ class Steps:
             return
         order = await provider.hand_over(self.order(task)) if task.refs else self.order(task)
         if isinstance(order, Failed):
-            log.warning("references not handed over", action="hand_over_failed", task=task.id, why=order.message)
+            log.warning("references not handed over", action="hand_over_failed", task=task.id, code=order.code)
             await self._decide(task, lambda row, now, rules: lifecycle.unprepared(row, order, now, rules))
             return
         attempt = await self._intend(task, provider)
@@ -266,7 +266,9 @@ class Steps:
             report = await provider.submit(order, address)
         except ProviderError as error:
             self._submitted(provider, "unknown", begun)
-            log.warning("the outcome of a submission is unknown", action="submit_unknown", task=task.id, why=str(error))
+            log.warning(
+                "the outcome of a submission is unknown", action="submit_unknown", task=task.id, why=error.summary
+            )
             await self._pace(provider, None)
             await self._decide(task, partial(lifecycle.unknown, attempt=attempt.number))
             return
@@ -364,7 +366,7 @@ class Steps:
             report = await provider.check(task.job_id)
         except ProviderError as error:
             self.metrics.checks.labels(task.provider, "unheard").inc()
-            log.info("the provider could not be asked", action="check_failed", task=task.id, why=str(error))
+            log.info("the provider could not be asked", action="check_failed", task=task.id, why=error.summary)
             await self._decide(task, partial(lifecycle.unheard, retry_in=error.retry_in))
             return
         self.metrics.checks.labels(task.provider, type(report).__name__.lower()).inc()

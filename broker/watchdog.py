@@ -16,9 +16,9 @@ LONG: Final = 0.5
 
 
 @asynccontextmanager
-async def watching(metrics: Metrics) -> AsyncIterator[None]:
+async def watching(metrics: Metrics, *, every: float = EVERY) -> AsyncIterator[None]:
     """By the loop's own clock: what is measured is the loop, not the time of day."""
-    watch = asyncio.create_task(_watch(metrics), name="watchdog")
+    watch = asyncio.create_task(_watch(metrics, every), name="watchdog")
     try:
         yield
     finally:
@@ -26,11 +26,11 @@ async def watching(metrics: Metrics) -> AsyncIterator[None]:
         await asyncio.gather(watch, return_exceptions=True)
 
 
-async def _watch(metrics: Metrics) -> None:
+async def _watch(metrics: Metrics, every: float) -> None:
     loop = asyncio.get_running_loop()
     while True:
-        due = loop.time() + EVERY
-        await asyncio.sleep(EVERY)
+        due = loop.time() + every
+        await asyncio.sleep(every)
         late = max(0.0, loop.time() - due)
         metrics.loop_lag.observe(late)
         if late >= LONG:

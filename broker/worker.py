@@ -15,7 +15,7 @@ from typing import Final
 from broker import retention
 from broker.clock import Clock
 from broker.credits import Credits
-from broker.logs import log
+from broker.logs import bare, log
 from broker.retention import Retention
 from broker.steps import Steps
 from storage.database import StorageError
@@ -245,9 +245,9 @@ class Worker:
             await step
         except StorageError as error:
             log.error("a step could not be written down", action="store_trouble", task=task_id, why=str(error))
-        except Exception:
+        except Exception as error:
             self.steps.metrics.steps_failed.labels(what).inc()
-            log.exception("a step failed unexpectedly", action="step_failed", task=task_id, step=what)
+            log.error("a step failed unexpectedly", action="step_failed", task=task_id, step=what, exc_info=bare(error))
         else:
             return True
         return False

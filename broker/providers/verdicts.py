@@ -94,8 +94,9 @@ class Reply:
         """An answer that does not help. who: name and verb. permanent: a refusal of this verb is for good."""
         wait = self.wait if self.wait is not None else (OPERATOR_WAITS | WAITS).get(self.code)
         final = permanent and self.proves_refusal and self.code not in WAITS
-        message = f"{who} answered HTTP {self.status}, code {self.said.code}: {harmless(self.words)}"
-        return ProviderError(message, permanent=final, retry_in=wait)
+        summary = f"{who} answered HTTP {self.status}, code {self.said.code}"
+        message = f"{summary}: {harmless(self.words)}"
+        return ProviderError(message, permanent=final, retry_in=wait, summary=summary)
 
 
 def _json(answer: Answer) -> Any:
