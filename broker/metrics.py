@@ -24,13 +24,50 @@ WAITS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 60
 
 
 class Metrics:
-    """The metrics of one process."""
+    """The counters of one process."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.transitions = Counter(
+            "broker_task_transitions",
+            "Tasks that went from one state to another",
+            ["was", "now"],
+            registry=self.registry,
+        )
+        self.callbacks = Counter(
+            "broker_callbacks",
+            "Callbacks received, by what they proved",
+            ["provider", "verdict"],
+            registry=self.registry,
+        )
+        self.callback_seconds = Histogram(
+            "broker_callback_seconds",
+            "From the first byte of a callback to its acknowledgement",
+            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0),
+            registry=self.registry,
+        )
+        self.checks = Counter(
+            "broker_provider_checks",
+            "Times a provider was asked about a job",
+            ["provider", "answer"],
+            registry=self.registry,
+        )
+        self.downloads = Counter(
+            "broker_downloads", "Tries to bring a result home, by outcome", ["outcome"], registry=self.registry
+        )
+        self.spares = Counter(
+            "broker_spare_results",
+            "Second results for one order: somebody paid twice",
+            ["provider"],
+            registry=self.registry,
+        )
+        self.steps_failed = Counter(
+            "broker_steps_failed", "Steps that ended in an error nobody foresaw", ["step"], registry=self.registry
+        )
+        self.refusals = Counter("broker_refusals", "Requests refused, by code", ["code"], registry=self.registry)
+        self.tasks = Gauge("broker_tasks", "Tasks by state", ["state"], registry=self.registry)
         self._of_tasks()
         self._of_providers()
-        self._of_callbacks()
         self._of_results()
         self._of_this_process()
 
@@ -39,10 +76,6 @@ class Metrics:
         return generate_latest(self.registry)
 
     def _of_tasks(self) -> None:
-        self.tasks = self._gauge("broker_tasks", "Tasks by state, counted at most every few seconds", "state")
-        self.transitions = self._counter(
-            "broker_task_transitions", "Tasks that went from one state to another", "was", "now"
-        )
         self.state_seconds = self._histogram("broker_state_seconds", "Time a task spent in a state", WAITS, "state")
         self.queue_seconds = self._histogram(
             "broker_queue_seconds", "From the order's acceptance to its first submission", WAITS, "provider"
@@ -54,7 +87,6 @@ class Metrics:
         self.late_results = self._counter(
             "broker_late_results", "Images that came home after their task was shown as failed", "model"
         )
-        self.refusals = self._counter("broker_refusals", "Requests refused, by code", "code")
 
     def _of_providers(self) -> None:
         self.submissions = self._counter(
@@ -69,12 +101,6 @@ class Metrics:
         self.unmapped_failures = self._counter(
             "broker_unmapped_failures", "Failures that a provider told in a way no table knows", "provider"
         )
-        self.checks = self._counter(
-            "broker_provider_checks", "Times a provider was asked about a job", "provider", "answer"
-        )
-        self.spares = self._counter(
-            "broker_spare_results", "Second results for one order: somebody paid twice", "provider"
-        )
         self.lane_paused = self._gauge(
             "broker_lane_paused_seconds", "For how long nothing more is submitted to a provider", "provider"
         )
@@ -82,18 +108,7 @@ class Metrics:
             "broker_provider_credits", "What is left on a provider's account, in its unit", "provider"
         )
 
-    def _of_callbacks(self) -> None:
-        self.callbacks = self._counter(
-            "broker_callbacks", "Callbacks received, by what they proved", "provider", "verdict"
-        )
-        self.callback_seconds = self._histogram(
-            "broker_callback_seconds",
-            "From the first byte of a callback to its acknowledgement",
-            (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0),
-        )
-
     def _of_results(self) -> None:
-        self.downloads = self._counter("broker_downloads", "Tries to bring a result home, by outcome", "outcome")
         self.download_retries = self._counter("broker_download_retries", "Tries after the first one of a result")
         self.download_bytes = self._counter("broker_download_bytes", "Bytes of results that came home")
         self.download_seconds = self._histogram(
@@ -102,7 +117,6 @@ class Metrics:
 
     def _of_this_process(self) -> None:
         self.steps_running = self._gauge("broker_steps_running", "Steps in progress in this process")
-        self.steps_failed = self._counter("broker_steps_failed", "Steps that ended in an error nobody foresaw", "step")
         self.store_seconds = self._histogram(
             "broker_store_seconds", "Time the database took for a worker's look, and for a change", MOMENTS, "operation"
         )
