@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import platform
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -25,7 +26,7 @@ from broker.api.native import Native
 from broker.api.operations import Operations, installed_version
 from broker.api.views import Views
 from broker.errors import Refusal
-from broker.logs import log
+from broker.logs import bare, log
 from broker.metrics import Metrics
 from broker.repeats import Repeats
 from broker.sentences import Sentences
@@ -53,8 +54,15 @@ def build_app(services: Services) -> Starlette:
     hooks = Hooks(broker=broker, access=access)
     inbox = InboxDoor(inbox=services.inbox, access=access)
     images = ImageDoor(broker=broker)
+    version = installed_version()
+    services.metrics.build.info({"version": version, "python": platform.python_version()})
     operations = Operations(
-        broker=broker, worker=services.worker, access=access, sentences=sentences, version=installed_version()
+        broker=broker,
+        worker=services.worker,
+        gauges=services.gauges,
+        access=access,
+        sentences=sentences,
+        version=version,
     )
     routes = [
         _at("/api/task/{id}", GET=native.poll, DELETE=native.cancel),
@@ -172,14 +180,9 @@ class LastResort:
             log.warning("a request was cut off", action="request_cut_off")
             status = 503
         except Exception as error:
-            log.error("a request failed unexpectedly", action="request_failed", exc_info=_bare(error))
+            log.error("a request failed unexpectedly", action="request_failed", exc_info=bare(error))
             status = 500
         else:
             return
         if not begun:
             await _failure(self._sentences, Request(scope), status)(scope, receive, send)
-
-
-def _bare(error: Exception) -> Any:
-    """The kind of error and where it happened; its text may hold what a caller sent."""
-    return RuntimeError, RuntimeError(type(error).__qualname__), error.__traceback__

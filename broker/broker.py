@@ -16,6 +16,7 @@ from broker import lifecycle
 from broker.catalog import Catalog, Choice
 from broker.clock import Clock
 from broker.errors import FetchError, ProviderError, Refusal
+from broker.forecast import Forecast
 from broker.lifecycle import Rules
 from broker.logs import log
 from broker.metrics import Metrics
@@ -99,6 +100,7 @@ class Broker:
     metrics: Metrics
     pace: CallerPace
     showing: Showing
+    forecast: Forecast
     max_file_size: int
     closing: bool = False
     _refused: CallerPace = field(init=False)
@@ -427,7 +429,7 @@ class Broker:
         try:
             await provider.cancel(task.job_id)
         except ProviderError as error:
-            log.info("the provider could not be told", action="cancel_untold", task=task.id, why=str(error))
+            log.info("the provider could not be told", action="cancel_untold", task=task.id, why=error.summary)
 
     # -- callbacks
 

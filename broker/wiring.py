@@ -14,7 +14,10 @@ from broker import agreement
 from broker.broker import Broker
 from broker.catalog import Catalog
 from broker.clock import Clock, SystemClock
+from broker.credits import Credits
 from broker.errors import SettingsError
+from broker.forecast import Forecast
+from broker.gauges import Gauges
 from broker.inbox import Inbox
 from broker.lifecycle import Rules
 from broker.metrics import Metrics
@@ -30,6 +33,7 @@ from broker.sentences import Sentences
 from broker.settings import Settings
 from broker.showing import Showing
 from broker.steps import Steps
+from broker.watchdog import watching
 from broker.worker import Worker
 from storage.blobs import BlobStore
 from storage.chores import Chores
@@ -38,7 +42,7 @@ from storage.facts import Facts
 from storage.hooks import Hooks
 from storage.images import Images
 from storage.keys import Keys
-from storage.lanes import Lanes
+from storage.lanes import Lanes, Limits
 from storage.local import LocalBlobs
 from storage.migrate import upgrade
 from storage.sqlite import SqliteDatabase, sqlite_path
@@ -66,6 +70,7 @@ class Services:
     worker: Worker
     provider: Provider
     metrics: Metrics
+    gauges: Gauges
     public_url: PublicUrl | None
     callback_base: str | None
 
@@ -167,7 +172,7 @@ async def open_services(
         provider = _provider(settings, client, catalog, clock)
         blobs = await stack.enter_async_context(_blobs(settings))
         await blobs.check()
-        yield _assemble(
+        services = _assemble(
             settings=settings,
             clock=clock,
             database=database,
@@ -179,6 +184,8 @@ async def open_services(
             public_url=public_url,
             base=base,
         )
+        await stack.enter_async_context(watching(services.metrics))
+        yield services
 
 
 def _assemble(
@@ -243,8 +250,16 @@ def _assemble(
         metrics=metrics,
         pace=CallerPace(settings.rate_per_minute, clock),
         showing=Showing(sentences=Sentences.load(), retention=rules.retention),
+        forecast=Forecast(
+            clock=clock,
+            tasks=tasks,
+            lanes=lanes,
+            limits=lambda name: _limits(providers.get(name)),
+            models=[model.name for model in catalog.models],
+        ),
         max_file_size=settings.max_file_size,
     )
+    accounts = Credits(clock=clock, chores=Chores(database), facts=Facts(database), providers=providers)
     worker = Worker(
         clock=clock,
         steps=steps,
@@ -264,6 +279,7 @@ def _assemble(
             blobs=blobs,
             metrics=metrics,
         ),
+        accounts=accounts,
         lease=settings.lease,
     )
     return Services(
@@ -275,6 +291,9 @@ def _assemble(
         worker=worker,
         provider=provider,
         metrics=metrics,
+        gauges=Gauges(
+            clock=clock, metrics=metrics, tasks=tasks, lanes=lanes, accounts=accounts, steps_running=lambda: worker.busy
+        ),
         public_url=public_url,
         callback_base=base,
     )
@@ -324,6 +343,10 @@ def _provider(settings: Settings, client: ApiClient, catalog: Catalog, clock: Cl
         concurrency=places,
         now=clock.now,
     )
+
+
+def _limits(provider: Provider | None) -> Limits | None:
+    return Limits(creates=provider.creates_per_10s, places=provider.concurrency) if provider else None
 
 
 def _signature(settings: Settings) -> Signature:

@@ -67,7 +67,9 @@ class Task:
     batch: what the tasks of one request have in common; its references belong to it. attempt: number of the current
     attempt, 0 before the first. tries: how often the step of this state was tried. hooked: whether the provider
     knows a callback address. refs: the references, as stored. outputs: result URLs, in order. deadline_at: when
-    patience with this state ends. ended_at: when the caller was first told an end.
+    patience with this state ends. ended_at: when the caller was first told an end. entered_at: when it came into this
+    state. sent_at, finished_at: when the current attempt was ordered, and when its result was ready. provider_state,
+    provider_percent: how far the provider says it is. (None: a version that knew none of these wrote the row.)
     """
 
     id: str
@@ -104,6 +106,11 @@ class Task:
     created_at: float
     updated_at: float
     ended_at: float | None = None
+    entered_at: float | None = None
+    sent_at: float | None = None
+    finished_at: float | None = None
+    provider_state: str | None = None
+    provider_percent: float | None = None
 
     @property
     def status(self) -> str:
@@ -153,6 +160,15 @@ class Attempt:
     cost: float | None = None
     spare: str | None = None
     learned_by: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Took:
+    """How long one image took, in seconds: from the order to the provider's result, and from there to its end here."""
+
+    resolution: str | None
+    making: float
+    fetching: float
 
 
 _JSON = ("refs", "outputs")
@@ -254,10 +270,33 @@ class Tasks:
         )
         return [_to_task(row) for row in rows]
 
-    async def counts(self) -> dict[str, int]:
-        """Rows by state."""
-        rows = await self.database.fetch("SELECT state, count(*) AS n FROM tasks GROUP BY state")
+    async def counts(self, states: Sequence[State] = tuple(State)) -> dict[str, int]:
+        """Rows by state, of some states. It looks at each of them: ask seldom where they may be many."""
+        listed, params = listing([state.value for state in states])
+        rows = await self.database.fetch(
+            f"SELECT state, count(*) AS n FROM tasks WHERE state IN ({listed}) GROUP BY state", **params
+        )
         return {row["state"]: row["n"] for row in rows}
+
+    async def line(self, provider: str, limit: int) -> list[str]:
+        """Ids of the orders that wait for this provider, in the order in which they will be submitted."""
+        rows = await self.database.fetch(
+            "SELECT id FROM tasks WHERE state = 'queued' AND provider = :provider ORDER BY due_at, id LIMIT :limit",
+            provider=provider,
+            limit=limit,
+        )
+        return [row["id"] for row in rows]
+
+    async def took(self, provider: str, model: str) -> list[Took]:
+        """How long the last images of a model took, newest first; a hundred at the most."""
+        rows = await self.database.fetch(
+            """SELECT resolution, finished_at - sent_at AS making, ended_at - finished_at AS fetching FROM tasks
+                WHERE state = 'succeeded' AND provider = :provider AND model = :model
+                AND finished_at IS NOT NULL AND sent_at IS NOT NULL ORDER BY ended_at DESC LIMIT 100""",
+            provider=provider,
+            model=model,
+        )
+        return [record(Took, row) for row in rows]
 
     async def attempts(self, task_id: str) -> list[Attempt]:
         rows = await self.database.fetch("SELECT * FROM attempts WHERE task_id = :id ORDER BY number", id=task_id)

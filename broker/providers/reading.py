@@ -27,6 +27,7 @@ MAX_URL: Final = 4096
 MAX_CANDIDATES: Final = 1000
 """Strings looked at in search of URLs: a hostile body must not keep us busy."""
 MAX_SALVAGE: Final = 2**20
+MAX_NAMES: Final = 8
 
 _OLDEST: Final = 946_684_800.0
 _NEWEST: Final = 4_102_444_800.0
@@ -52,6 +53,9 @@ _URL_FIELDS: Final = (
     *("result", "output", "data"),
 )
 
+_ONE_WORD: Final = re.compile(r"[A-Za-z][A-Za-z_-]{0,31}")
+_A_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{1,63}")
+_WAIT: Final = re.compile(r"(?:^|resets in ~?)([0-9]{1,6}(?:\.[0-9]{1,9})?) ?s\b")
 _QUERY: Final = re.compile(r"(https?:[^\s?\"'<>]+)\?[^\s\"'<>]*", re.I)
 _RESULT_URLS: Final = re.compile(r'\s*\{\s*"resultUrls"\s*:\s*\[')
 _QUOTED_URL: Final = re.compile(r'"https?:(?:[^"\\]++|\\.)*+"')
@@ -65,7 +69,8 @@ class Said:
     """What one body says about one job, before anybody decides whether to believe it.
 
     code: of the envelope, None if there is none. fail_code, message, cost: as far as they are there. ended_at: when the
-    job was over by the clock of whoever says so, in seconds since the epoch.
+    job was over by the clock of whoever says so, in seconds since the epoch. names: what a failure is called beside
+    its number, most telling first. word, percent: how far the job is, in the provider's words.
     """
 
     ids: tuple[str, ...]
@@ -76,11 +81,14 @@ class Said:
     message: str
     cost: float | None
     ended_at: float | None
+    names: tuple[str, ...] = ()
+    word: str | None = None
+    percent: float | None = None
 
     @classmethod
     def of(cls, body: Any, *, id_fields: Sequence[str] = TASK_IDS) -> Said:
         """Read a body; anything that is not a JSON object says nothing."""
-        top = mapping(body)
+        top = mapping(_unwrapped(body))
         record = record_of(top)
         return cls(
             ids=ids_in(top, id_fields),
@@ -91,6 +99,9 @@ class Said:
             message=_message(record, top),
             cost=next((cost for name in _COST_FIELDS if (cost := amount(record.get(name))) is not None), None),
             ended_at=next((at for name in _END_FIELDS if (at := moment(record.get(name))) is not None), None),
+            names=_names(record, top),
+            word=_word(record) or _word(top),
+            percent=_percent(record),
         )
 
     @property
@@ -190,8 +201,68 @@ def ids_in(top: Any, id_fields: Sequence[str] = ANY_IDS) -> tuple[str, ...]:
 
 def _state(record: Mapping[str, Any]) -> State | None:
     """None where nothing is said; "unknown" for a word nobody documented: such a job is not finished."""
-    said = next((found for name in _STATE_FIELDS if (found := text(record.get(name)))), None)
+    said = _said_state(record)
     return _STATES.get(said.lower().replace("-", "_"), "unknown") if said else None
+
+
+def _said_state(record: Mapping[str, Any]) -> str | None:
+    return next((found for name in _STATE_FIELDS if (found := text(record.get(name)))), None)
+
+
+def _word(record: Mapping[str, Any]) -> str | None:
+    """The state in the provider's own word, if it is one."""
+    said = _said_state(record)
+    return said if said and _ONE_WORD.fullmatch(said) else None
+
+
+def _percent(record: Mapping[str, Any]) -> float | None:
+    """kie.ai: `progress`, 0 … 100, of some models; the others have 0 or nothing there, which says as much."""
+    found = amount(record.get("progress"))
+    return found if found is not None and 0 < found <= 100 else None
+
+
+def _unwrapped(body: Any) -> Any:
+    """Gemini sometimes puts its error into a list of one."""
+    return body[0] if isinstance(body, list) and len(body) == 1 and "error" in mapping(body[0]) else body
+
+
+def _names(record: Mapping[str, Any], top: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a failure is called: Gemini's reasons and statuses, fal's types, codes that are words."""
+    places = (record, top) if record is not top else (record,)
+    found = (name for place in places for value in _called(place) if (name := _name(value)))
+    return tuple(islice(dict.fromkeys(found), MAX_NAMES))
+
+
+def _called(place: Mapping[str, Any]) -> Iterator[Any]:
+    error = mapping(place.get("error"))
+    for detail in _items(error.get("details")):
+        yield detail.get("reason")
+    yield from (error.get("status"), error.get("type"), error.get("code"))
+    for detail in _items(place.get("detail")):
+        yield detail.get("type")
+    yield mapping(place.get("promptFeedback")).get("blockReason")
+    for candidate in _items(place.get("candidates")):
+        yield candidate.get("finishReason")
+    yield from (place.get(name) for name in ("failCode", "errorCode", "error_code", "error_type", "code"))
+
+
+def _items(value: Any) -> list[Mapping[str, Any]]:
+    return [mapping(item) for item in value[:MAX_NAMES]] if isinstance(value, list) else []
+
+
+def _name(value: Any) -> str | None:
+    found = text(value)
+    return found if found and _A_NAME.fullmatch(found) else None
+
+
+def asked_wait(body: Any) -> float | None:
+    """Seconds that a body asks us to wait: Gemini's `retryDelay`, Replicate's "resets in ~30s"."""
+    top = mapping(_unwrapped(body))
+    delays = [detail.get("retryDelay") for detail in _items(mapping(top.get("error")).get("details"))]
+    for value in (*delays, top.get("detail")):
+        if isinstance(value, str) and (match := _WAIT.search(value[:500])):
+            return float(match[1])
+    return None
 
 
 def _fail_code(record: Mapping[str, Any], top: Mapping[str, Any]) -> str | None:
@@ -210,6 +281,8 @@ def _message(record: Mapping[str, Any], top: Mapping[str, Any]) -> str:
     says_fine = whole(top.get("code")) in FINE
     places = [place for place in (record, top) if not (place is top and says_fine)]
     values += [place.get(name) for place in places for name in ("msg", "message", "detail")]
+    values += [detail.get("msg") for place in (record, top) for detail in _items(place.get("detail"))]
+    values += [candidate.get("finishMessage") for candidate in _items(top.get("candidates"))]
     return next((found for value in values if (found := text(value))), "no reason given")
 
 
