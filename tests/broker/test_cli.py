@@ -121,7 +121,8 @@ def test_help_names_every_command(shell: Shell) -> None:
     ended = shell.run("--help")
     assert ended.code == 0
     assert all(
-        f" {name} " in ended.out for name in "demo serve worker sandbox generate task tasks cancel hooks cleanup db".split()
+        f" {name} " in ended.out
+        for name in "demo serve worker sandbox generate task tasks cancel hooks cleanup db".split()
     )
 
 
