@@ -16,6 +16,7 @@ from storage.hooks import Hook
 from storage.tasks import State, Task
 from tests.broker.api_house import NEVER, ApiHouse, open_api
 from tests.broker.test_api_hooks import FORWARDED, HOOK, JOB, WEBHOOK_KEY, a_job, address, done, signed
+from tests.servers.postgres import Postgres
 from webhooks.inbound import Proofs
 from webhooks.proofs import Proof
 
@@ -167,6 +168,7 @@ async def test_how_long_a_callback_was_on_its_way(tmp_path: Path, changes: Any, 
         assert expected[0] <= hook["lagSeconds"] <= expected[1]
         page = (await house.client.get("/metrics")).text
         assert 'broker_callback_lag_seconds_count{provider="kie"} 1.0' in page
+        assert 'broker_callback_lag_seconds_sum{provider="kie"} -' not in page
 
 
 @pytest.mark.parametrize("time", [None, -1, 0, "soon", [], 10**30, 1_000, "2001-01-01T00:00:00Z", 4_000_000_000_000])
@@ -230,6 +232,24 @@ async def test_what_is_not_there_is_not_found(tmp_path: Path, hook_id: str) -> N
         for method, path in (("GET", ""), ("POST", "/replay"), ("GET", "/fixture")):
             answer = await house.client.request(method, f"/api/hooks/{hook_id}{path}")
             assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+
+
+async def test_what_postgres_cannot_hold_is_not_found_either(tmp_path: Path, postgres: Postgres) -> None:
+    """It takes no NUL, and must not have us answer that the store is in trouble."""
+    async with open_api(tmp_path, database_url=await postgres.fresh()) as house:
+        assert (await house.client.get("/api/hooks/hook_%00")).status_code == 404
+        assert (await house.client.get("/api/hooks?task=%00")).status_code == 400
+
+
+async def test_a_second_result_does_not_change_how_the_end_was_learned(tmp_path: Path) -> None:
+    async with open_api(tmp_path) as house:
+        task = await a_job(house)
+        await house.services.database.execute("UPDATE attempts SET outcome = 'succeeded', learned_by = 'question'")
+        hook_id = await call(house, address(house, task), done("another-job"))
+        await settled(house, hook_id, "digestedAt")
+        (attempt,) = await house.services.broker.tasks.attempts(task.id)
+        assert "another-job" in (attempt.spare or "")
+        assert attempt.learned_by == "question"
 
 
 # -- replaying
