@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
@@ -115,7 +115,7 @@ async def looks(look: Callable[[], Awaitable[Document]], watch: bool) -> AsyncIt
 def _tell(task: Document) -> None:
     facts = {
         "task": task["id"],
-        "status": f"{task['status']} ({task['progress']['stage']})",
+        "status": f"{task['status']} ({', '.join(_progress(task['progress']))})",
         "model": f"{task['model']}, {task['mode']}, by {task['provider']}, attempt {task['attempts']}",
         "prompt": task["prompt"],
         "created": task["createdAt"],
@@ -126,6 +126,18 @@ def _tell(task: Document) -> None:
         say(f"{name:<10} {value}")
     if task["error"]:
         complain(failure(task))
+
+
+def _progress(progress: Document) -> Iterator[str]:
+    yield progress["stage"]
+    if (place := progress.get("position")) is not None:
+        yield f"place {place}"
+    if word := progress.get("providerState"):
+        yield f"the provider says {word}"
+    if (percent := progress.get("percent")) is not None:
+        yield f"{percent} %"
+    if (seconds := progress.get("etaSeconds")) is not None:
+        yield f"about {seconds} s left"
 
 
 def _list(tasks: list[Document], watch: bool) -> None:

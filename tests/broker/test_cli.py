@@ -385,6 +385,7 @@ def test_without_a_broker_the_database_tells_and_cancels(shell: Shell) -> None:
     listed = json.loads(shell.run("tasks", "--json").out)
     assert [task["status"] for task in listed["data"]] == ["pending"]
     task_id = listed["data"][0]["id"]
+    assert "pending (queued, place 1)" in shell.run("task", task_id).out
     assert shell.run("cancel", task_id).code == 0
     assert json.loads(shell.run("task", task_id, "--json").out)["data"]["status"] == "canceled"
 

@@ -15,12 +15,13 @@ from broker import forecast
 from broker.api.views import Views
 from broker.forecast import coarse
 from broker.reports import Finished, Pending
+from broker.sandbox.options import Options
 from broker.wiring import Services
 from storage.tasks import State, Task
 from tests.broker.api_house import NEVER, a_task, open_api
 from tests.broker.test_api_tasks import NOTHING_KNOWN, look, parsed
 from tests.conftest import ManualClock
-from tests.journeys.house import still
+from tests.journeys.house import open_house, still
 
 pytestmark = pytest.mark.anyio
 
@@ -255,3 +256,17 @@ async def test_times_are_kept_for_the_next_estimates(quiet: Services, clock: Man
     await quiet.broker.steps._after(task, Finished(outputs=("https://a/1",), job_id="job"), 0)
     row = await quiet.broker.get(task.id)
     assert (row.state, row.sent_at, row.finished_at, row.entered_at) == (State.FETCHING, NOW, NOW + 17, NOW + 17)
+
+
+async def test_a_front_end_sees_how_far_the_provider_is(tmp_path: Path) -> None:
+    """Over HTTP, by asking: the words of the sandbox are those of kie.ai."""
+    async with open_house(tmp_path, hooked=False, options=Options(duration=0.9)) as house:
+        task_id = await house.order("a red bicycle")
+        seen: list[str | None] = []
+        async for data in house.polls(task_id):
+            seen.append(data["progress"]["providerState"])
+            if data["status"] == "completed":
+                break
+        assert {"queuing", "generating"} <= set(seen)
+        assert set(seen) <= {None, "waiting", "queuing", "generating"}
+        assert seen[-1] is None
