@@ -19,6 +19,7 @@ from broker.api.access import Access
 from broker.api.answers import answer, language, refused
 from broker.api.hooks import Hooks
 from broker.api.images import ImageDoor
+from broker.api.models import Models
 from broker.api.native import Native
 from broker.api.operations import Operations, installed_version
 from broker.api.views import Views
@@ -47,6 +48,7 @@ def build_app(services: Services) -> Starlette:
     native = Native(broker=broker, access=access, views=Views(broker), sentences=sentences)
     hooks = Hooks(broker=broker, access=access)
     images = ImageDoor(broker=broker)
+    models = Models(broker=broker, access=access)
     operations = Operations(
         broker=broker, worker=services.worker, access=access, sentences=sentences, version=installed_version()
     )
@@ -55,6 +57,7 @@ def build_app(services: Services) -> Starlette:
         _at("/api/task/{id}/events", GET=native.events),
         _at("/api/tasks", GET=native.listing),
         _at("/api/generate/image", POST=native.create),
+        _at("/api/models", GET=models.listing),
         _at("/api/webhook/nano-banana", GET=hooks.greet, POST=hooks.hear),
         _at("/api/webhook/{provider}", GET=hooks.greet, POST=hooks.hear),
         _at("/uploads/images/{name}", GET=images.result),
@@ -92,7 +95,7 @@ def _cors(origins: tuple[str, ...]) -> list[Middleware]:
             allow_origins=origins,
             allow_methods=("GET", "POST", "DELETE"),
             allow_headers=("Authorization", "Idempotency-Key", "If-None-Match", "Last-Event-ID", "Cache-Control"),
-            expose_headers=("ETag", "Retry-After", "Location"),
+            expose_headers=("ETag", "Retry-After", "Location", "Warning"),
         )
     ]
 

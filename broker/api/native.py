@@ -6,7 +6,7 @@ import asyncio
 import base64
 import binascii
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -21,7 +21,7 @@ from broker.api.access import Access, Caller
 from broker.api.answers import POLL_SECONDS, answer, language
 from broker.api.fields import Given
 from broker.api.views import Views
-from broker.broker import Broker, Created
+from broker.broker import Broker, Created, Quote
 from broker.errors import Refusal
 from broker.sentences import Language, Sentences
 from storage.tasks import SHOWN, Task
@@ -74,13 +74,13 @@ class Native:
     async def _order(self, request: Request, caller: Caller, given: Given, key: str | None) -> Response:
         order = given.request(key)
         if given.truth("dryRun"):
-            preview = self.broker.preview(order)
-            return answer(
-                {"success": True, "dryRun": True, "data": {**preview, "ignored": given.ignored(preview["ignored"])}}
-            )
-        return self._accepted(await self.broker.create(caller.name, order), given, language(request))
+            preview = await self.broker.preview(order)
+            document = {**preview, "ignored": given.ignored(preview["ignored"])}
+            return answer({"success": True, "dryRun": True, "data": document}, 200, _warned(preview["warnings"]))
+        created = await self.broker.create(caller.name, order)
+        return self._accepted(created, self.broker.quote(order), given, language(request))
 
-    def _accepted(self, created: Created, given: Given, language: Language) -> Response:
+    def _accepted(self, created: Created, quote: Quote, given: Given, language: Language) -> Response:
         first = created.tasks[0].id
         document = {
             "success": True,
@@ -90,8 +90,11 @@ class Native:
             "pollUrl": f"/api/task/{first}",
             "taskIds": [task.id for task in created.tasks],
             "ignored": given.ignored(created.ignored),
+            "warnings": list(quote.warnings),
+            "estimate": {"price": quote.price, "count": quote.count, "total": quote.total, "unit": quote.unit},
         }
-        return answer(document, 202, {"location": f"/api/task/{first}", "retry-after": POLL_SECONDS})
+        headers = {"location": f"/api/task/{first}", "retry-after": POLL_SECONDS, **_warned(quote.warnings)}
+        return answer(document, 202, headers)
 
     # -- looking
 
@@ -173,6 +176,11 @@ async def _unless_gone(request: Request, waiting: Any) -> None:
 async def _gone(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def _warned(warnings: Sequence[str]) -> dict[str, str]:
+    """RFC 7234, 5.5: 299 is what persists, - is us; the sentences of the catalog are ASCII without quotes."""
+    return {"warning": ", ".join(f'299 - "{warning}"' for warning in warnings)} if warnings else {}
 
 
 # -- what a request says beside its body

@@ -220,6 +220,7 @@ def test_the_refusal_names_the_cure() -> None:
 TRUSTED_ONLY = [
     ("POST", "/api/generate/image"),
     ("GET", "/api/tasks"),
+    ("GET", "/api/models"),
     ("DELETE", f"/api/task/task_{'0' * 32}"),
     ("GET", "/ready"),
     ("GET", "/metrics"),
