@@ -16,7 +16,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from broker.api.access import Access
-from broker.api.answers import answer, language, refused
+from broker.api.answers import GUARDS, answer, language, refused
+from broker.api.docs import Docs
 from broker.api.hooks import Hooks
 from broker.api.images import ImageDoor
 from broker.api.models import Models
@@ -49,9 +50,9 @@ def build_app(services: Services) -> Starlette:
     hooks = Hooks(broker=broker, access=access)
     images = ImageDoor(broker=broker)
     models = Models(broker=broker, access=access)
-    operations = Operations(
-        broker=broker, worker=services.worker, access=access, sentences=sentences, version=installed_version()
-    )
+    version = installed_version()
+    docs = Docs(access=access, version=version)
+    operations = Operations(broker=broker, worker=services.worker, access=access, sentences=sentences, version=version)
     routes = [
         _at("/api/task/{id}", GET=native.poll, DELETE=native.cancel),
         _at("/api/task/{id}/events", GET=native.events),
@@ -65,10 +66,17 @@ def build_app(services: Services) -> Starlette:
         _at("/health", GET=operations.health),
         _at("/ready", GET=operations.ready),
         _at("/metrics", GET=operations.metrics),
+        _at("/openapi.json", GET=docs.document),
+        _at("/docs", GET=docs.page),
+        _at("/docs/{file}", GET=docs.file),
     ]
     app = Starlette(
         routes=routes,
-        middleware=[*_cors(services.settings.cors_origins), Middleware(LastResort, sentences=sentences)],
+        middleware=[
+            Middleware(Guarded),
+            *_cors(services.settings.cors_origins),
+            Middleware(LastResort, sentences=sentences),
+        ],
         exception_handlers=_handlers(sentences, services.metrics),
         debug=False,
     )
@@ -140,6 +148,22 @@ def _failure(sentences: Sentences, request: Request, status: int) -> Response:
         "retryable": passes,
     }
     return answer(document, status, {"retry-after": TRY_AGAIN} if passes else {})
+
+
+class Guarded:
+    """`GUARDS` on every answer, whichever door gave it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                said = {name for name, _ in message["headers"]}
+                message["headers"] = [*message["headers"], *(one for one in GUARDS if one[0] not in said)]
+            await send(message)
+
+        await self._app(scope, receive, sending)
 
 
 class LastResort:

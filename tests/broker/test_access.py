@@ -224,6 +224,9 @@ TRUSTED_ONLY = [
     ("DELETE", f"/api/task/task_{'0' * 32}"),
     ("GET", "/ready"),
     ("GET", "/metrics"),
+    ("GET", "/openapi.json"),
+    ("GET", "/docs"),
+    ("GET", "/docs/start.js"),
 ]
 OPEN = [
     ("GET", "/health", 200),
@@ -266,6 +269,7 @@ def _pattern(path: str) -> str:
         "/api/task/": "{id}",
         "/uploads/images/": "{name}",
         "/uploads/references/": "{name}",
+        "/docs/": "{file}",
     }.items():
         if path.startswith(start):
             return start + pattern + path.removeprefix(start)[len(path.removeprefix(start).split("/")[0]) :]
