@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -167,7 +168,7 @@ async def main(seconds: int, seeds: Sequence[int], server: postgres.Postgres | N
         with tempfile.TemporaryDirectory() as folder:
             async with furnished(Path(folder), **settings) as (house, known):
                 findings = await walk(house, known, examples=50, seconds=seconds, seed=seed)
-        print("\n".join([f"seed {seed}", *told(findings)]))
+        sys.stdout.write("\n".join([f"seed {seed}", *told(findings), ""]))
         failures += len(findings.failures)
     return 1 if failures else 0
 

@@ -1,4 +1,4 @@
-"""What every door is for, as a table: a route of `broker/app.py` without a line here has no place in the API description.
+"""What every door is for, as a table: without a line here, a route of `broker/app.py` has no API description.
 
 To add one: a line in `DESCRIPTIONS` under "METHOD path"; its documents are in `schemas`. Trusted doors get their 401,
 and all of them their 5XX, by themselves.
@@ -119,8 +119,8 @@ HEARD: Final = {
 }
 CALLBACK: Final[Mapping[str, Schema]] = {"application/json": {}}
 HEAR_TEXT: Final = (
-    "What a callback proves decides what it does: the token of its address is believed, anything else at most makes the "
-    "broker ask the provider. Any content type is read as JSON."
+    "What a callback proves decides what it does: the token of its address is believed, anything else at most makes "
+    "the broker ask the provider. Any content type is read as JSON."
 )
 PROOF: Final = tuple(
     Parameter(name=name, where="query", text="of the address the provider was given", schema=TEXT)

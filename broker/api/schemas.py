@@ -1,7 +1,7 @@
 """The documents that go over our doors, as schemas: what is promised, to be read by people and held against answers.
 
-Nothing is produced or read through them, the doors do that faster; `tests/broker/test_openapi.py` holds real answers and
-thousands of odd requests against them. Ours are closed: a key that is not here is a mistake. Requests are open.
+Nothing is produced or read through them, the doors do that faster; `tests/broker/test_openapi.py` holds real answers
+against them, and those to thousands of odd requests. Ours are closed: a key that is not here is a mistake.
 """
 
 from __future__ import annotations
