@@ -19,6 +19,7 @@ from typing import Any, Final
 import schemathesis
 from schemathesis.engine import events, from_schema
 
+from broker.api.native import LONGEST_WAIT
 from broker.logs import configure
 from storage.tasks import State
 from tests.broker.api_house import ApiHouse, open_api, png
@@ -99,17 +100,22 @@ async def walk(house: ApiHouse, known: Known, *, examples: int, seconds: int | N
 def _config(house: ApiHouse, known: Known, examples: int, seconds: int | None, seed: int) -> dict[str, Any]:
     often = {"probability": 0.7}
     doors = {
-        "/api/task/{id}": {"path.id": {"dictionary": "tasks", **often}, "query.wait": {"dictionary": "waits"}},
+        "/api/task/{id}": {
+            "path.id": {"dictionary": "tasks", **often},
+            "query.wait": {"dictionary": "waits", "probability": 1},
+        },
         "/api/task/{id}/events": {"path.id": {"dictionary": "ended", **often}},
         "/uploads/images/{name}": {"path.name": {"dictionary": "images", **often}},
         "/uploads/references/{name}": {"path.name": {"dictionary": "images", **often}},
+        "/api/webhook/nano-banana": {"query.task": {"dictionary": "tasks", **often}},
+        "/api/webhook/{provider}": {"query.task": {"dictionary": "tasks", **often}},
         "/docs/{file}": {"path.file": {"dictionary": "files", **often}},
     }
     return {
         "seed": seed,
         "base-url": f"http://127.0.0.1:{house.port}",
         "headers": AUTHORIZED,
-        "request-timeout": 10,
+        "request-timeout": LONGEST_WAIT + 10,
         **({"max-time": seconds} if seconds else {}),
         "max-stream-events": 1,
         "continue-on-failure": True,

@@ -117,7 +117,15 @@ HEARD: Final = {
     200: json_answer("taken, or old news", schemas.Heard),
     202: json_answer("not believed: the provider is asked", schemas.Heard),
 }
-CALLBACK: Final[Mapping[str, Schema]] = {"application/json": {}}
+CALLBACK: Final[Mapping[str, Schema]] = {
+    "application/json": {
+        "examples": [
+            {"task_id": "task_…", "status": "completed", "output": {"image_url": "https://example.com/a.png"}},
+            {"code": 200, "data": {"taskId": "…", "state": "success", "resultJson": '{"resultUrls":["https://…"]}'}},
+        ]
+    }
+}
+"""Providers write what they like, so nothing is required."""
 HEAR_TEXT: Final = (
     "What a callback proves decides what it does: the token of its address is believed, anything else at most makes "
     "the broker ask the provider. Any content type is read as JSON."

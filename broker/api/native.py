@@ -179,7 +179,7 @@ async def _gone(request: Request) -> None:
 
 
 def _warned(warnings: Sequence[str]) -> dict[str, str]:
-    """RFC 7234, 5.5: 299 is what persists, - is us; the sentences of the catalog are ASCII without quotes."""
+    """RFC 7234, 5.5: 299 is what persists, - hides our name. The sentences of the catalog are ASCII without quotes."""
     return {"warning": ", ".join(f'299 - "{warning}"' for warning in warnings)} if warnings else {}
 
 
