@@ -380,11 +380,16 @@ class Fetcher:
         self._min_bytes_per_second = min_bytes_per_second
         self._grace_seconds = grace_seconds
 
+    def check(self, url: str) -> Link:
+        """The address taken apart, or what can be said against it without asking a name server."""
+        link = read_link(url)
+        self._policy.check(link)
+        return link
+
     @asynccontextmanager
     async def open(self, url: str, *, max_bytes: int) -> AsyncGenerator[Download]:
         """GET an address. Leaving the context ends the connection, read to the end or not."""
-        link = read_link(url)
-        self._policy.check(link)  # before the queue: what is refused is refused at once
+        link = self.check(url)  # before the queue: what is refused is refused at once
         async with self._slots, AsyncExitStack() as stack:
             deadline = asyncio.get_running_loop().time() + self._total_seconds
             link, response = await self._follow(stack, link, deadline)
