@@ -46,10 +46,10 @@ class Ours(BaseModel):
     model_config = ConfigDict(extra="forbid", alias_generator=to_camel)
 
 
-class Theirs(BaseModel):
-    """What others say: unknown keys are taken."""
-
-    model_config = ConfigDict(extra="allow", alias_generator=to_camel)
+OPEN: Final = ConfigDict(extra="allow", alias_generator=to_camel)
+"""What others say: unknown keys are taken."""
+TO_TRY: Final = {"prompt": "a red fox", "model": "nano-banana", "aspectRatio": "16:9", "dryRun": True}
+"""What the page offers to send: it costs nothing."""
 
 
 # -- what goes wrong
@@ -74,8 +74,10 @@ class Refused(Ours):
 # -- orders
 
 
-class Order(Theirs):
+class Order(BaseModel):
     """An order in JSON. An empty or null value counts as absent; snake_case names are understood, too."""
+
+    model_config = OPEN | ConfigDict(json_schema_extra={"examples": [TO_TRY]})
 
     prompt: Annotated[str, Field(min_length=1, description="up to the model's limit", examples=["a red fox"])]
     model: Annotated[str | None, Field(description="a name or alias of /api/models", examples=["nano-banana"])] = None
@@ -91,8 +93,10 @@ class Order(Theirs):
     dry_run: Annotated[bool | Literal[""] | None, Field(description="only show what would be sent")] = None
 
 
-class OrderForm(Theirs):
+class OrderForm(BaseModel):
     """The same as a form, with the images as files."""
+
+    model_config = OPEN
 
     prompt: Annotated[str, Field(min_length=1, examples=["a red fox"])]
     model: Annotated[str, Field(examples=["nano-banana"])] = ""

@@ -93,6 +93,14 @@ async def test_the_codes_are_a_closed_set(tmp_path: Path) -> None:
         assert set(schemas["ErrorDetail"]["properties"]["code"]["enum"]) == set(TASK_CODES)
 
 
+async def test_what_the_page_offers_to_send_is_taken_and_costs_nothing(tmp_path: Path) -> None:
+    async with open_api(tmp_path) as house:
+        (example,) = (await the_document(house))["components"]["schemas"]["Order"]["examples"]
+        before = await house.left_behind()
+        assert (await house.client.post(CREATE, json=example)).status_code == 200
+        assert await house.left_behind() == before
+
+
 async def test_the_description_is_asked_for_again_cheaply(tmp_path: Path) -> None:
     async with open_api(tmp_path) as house:
         first = await house.client.get("/openapi.json")
