@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -163,7 +164,7 @@ class Steps:
                 action="failure_unmapped",
                 task=task.id,
                 provider=task.provider,
-                provider_code=report.provider_code,
+                provider_code=_short_code(report.provider_code),
             )
         if state == task.state:
             return
@@ -464,6 +465,11 @@ class Steps:
             await self._decide(task, lifecycle.unheard)
         elif task.state == State.FETCHING:
             await self._decide(task, lambda row, now, rules: lifecycle.fetched(row, 0, [trouble], now, rules))
+
+
+def _short_code(code: str | None) -> str:
+    """A code fit for a log: what is no plain code may be words."""
+    return code if code and re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", code) else "none that is plain"
 
 
 def _outcome(report: Report) -> str:
