@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -170,7 +171,7 @@ class Steps:
                 action="failure_unmapped",
                 task=task.id,
                 provider=task.provider,
-                provider_code=report.provider_code,
+                provider_code=_short_code(report.provider_code),
             )
         if state == task.state:
             return
@@ -487,6 +488,11 @@ def _learned(changes: Changes, learned_by: str | None) -> Changes:
     if learned_by is None or "ended_at" not in changes.attempt:
         return changes
     return replace(changes, attempt={**changes.attempt, "learned_by": learned_by})
+
+
+def _short_code(code: str | None) -> str:
+    """A code fit for a log: what is no plain code may be words."""
+    return code if code and re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", code) else "none that is plain"
 
 
 def _outcome(report: Report) -> str:
