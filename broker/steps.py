@@ -36,6 +36,7 @@ from uploads.intake import Image, Intake, IntakeError
 
 T = TypeVar("T")
 WRITE_AGAIN_SECONDS = 0.5
+CUT_OFF_AT_ONCE = 50
 
 Decision = Callable[[Task, Attempt | None], Changes]
 """What to change, given the row and one line of its ledger as they are now."""
@@ -341,8 +342,21 @@ class Steps:
             await self._decide(task, partial(lifecycle.unheard, retry_in=error.retry_in))
             return
         self.metrics.checks.labels(task.provider, type(report).__name__.lower()).inc()
+        if task.hooked and not isinstance(report, Pending):
+            self.metrics.missed_callbacks.labels(task.provider).inc()
         said = replace(report, job_id=task.job_id)
         await self._after(task, said, task.attempt, news=not isinstance(report, Pending))
+
+    async def cut_off(self, before: float) -> int:
+        """Whoever waits for the callback of an order sent before this moment asks instead. How many they were."""
+        count = 0
+        while waiting := await self.tasks.expecting(before, CUT_OFF_AT_ONCE):
+            await asyncio.gather(*(self._ask_instead(task) for task in waiting))
+            count += len(waiting)
+        return count
+
+    async def _ask_instead(self, task: Task) -> None:
+        await self.settle(task, lambda row, _: lifecycle.cut_off(row, self.clock.now(), self.rules), holder=False)
 
     # -- news
 

@@ -47,7 +47,11 @@ async def work() -> None:
         )
     _configure_logs(settings)
     with told_to_end() as told:
-        async with open_services(settings) as services, anyio.create_task_group() as tasks:
+        async with (
+            open_services(settings) as services,
+            services.lookout.keeping(),
+            anyio.create_task_group() as tasks,
+        ):
             say(f"Worker for {services.provider.name} on {settings.database_shown}")
             say(f"  results    {_results(services)}")
             tasks.start_soon(services.worker.run)
@@ -66,10 +70,11 @@ def _introduce(services: Services, port: int) -> None:
 
 
 def _results(services: Services) -> str:
-    if services.callback_base is None:
+    address = services.address.current
+    if address is None:
         return f"polling every {services.settings.poll_every:g} s (no public address: see README, Tunnels)"
-    source = f" ({services.public_url.source})" if services.public_url else ""
-    return f"webhook at {services.callback_base}/api/webhook/nano-banana{source}"
+    source = "" if address.source == "local" else f" ({address.source})"
+    return f"webhook at {address.url}/api/webhook/nano-banana{source}"
 
 
 def _data(settings: Settings) -> str:

@@ -130,7 +130,7 @@ class Reply:
         wait = self.wait if self.wait is not None else (OPERATOR_WAITS | WAITS).get(self.code)
         final = permanent and self.proves_refusal and self.code not in WAITS
         message = f"{who} answered HTTP {self.status}, code {self.said.code}: {harmless(self.words)}"
-        return ProviderError(message, permanent=final, retry_in=wait)
+        return ProviderError(message, permanent=final, retry_in=wait, code=verdict(self.code, self.words)[0])
 
 
 def _json(answer: Answer) -> Any:
