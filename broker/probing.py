@@ -27,10 +27,14 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class RoundTrip:
-    """why: what came instead of our proof, without any secret. seconds: there and back."""
+    """why: what came instead of our proof, without any secret. broker: it was a broker, but of another secret.
+
+    seconds: there and back. error: why nobody answered.
+    """
 
     verdict: Verdict
     why: str = ""
+    broker: bool = False
     seconds: float = 0.0
     error: ProviderError | None = None
 
@@ -61,10 +65,7 @@ class Prober:
             said = None
         if isinstance(said, dict) and self.presence.shown(nonce, said.get("probe")):
             return RoundTrip(verdict=Verdict.US, seconds=time.perf_counter() - began)
-        return RoundTrip(verdict=Verdict.STRANGER, why=_instead(answer.status, said))
-
-
-def _instead(status: int, said: object) -> str:
-    if isinstance(said, dict) and said.get("message") == "Nano Banana webhook endpoint is ready":
-        return "a broker answers there, but not one with our SECRET_KEY"
-    return f"somebody else answers there (HTTP {status})"
+        if isinstance(said, dict) and said.get("message") == "Nano Banana webhook endpoint is ready":
+            why = "a broker answers there, but not one with our SECRET_KEY"
+            return RoundTrip(verdict=Verdict.STRANGER, why=why, broker=True)
+        return RoundTrip(verdict=Verdict.STRANGER, why=f"somebody else answers there (HTTP {answer.status})")

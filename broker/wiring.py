@@ -95,7 +95,7 @@ def absent(settings: Settings) -> Path | None:
 
 
 @asynccontextmanager
-async def _blobs(settings: Settings) -> AsyncIterator[BlobStore]:
+async def blobs_for(settings: Settings) -> AsyncIterator[BlobStore]:
     """The store that BROKER_BLOB_URL names."""
     bucket = settings.bucket
     if bucket is None:
@@ -164,8 +164,8 @@ async def open_services(
         scouts = ApiClient(timeout=PROBE_SECONDS, max_connections=16, max_answer_bytes=2**20)
         stack.push_async_callback(scouts.aclose)
         catalog = Catalog.load()
-        provider = _provider(settings, client, catalog, clock)
-        blobs = await stack.enter_async_context(_blobs(settings))
+        provider = provider_for(settings, client, catalog, clock)
+        blobs = await stack.enter_async_context(blobs_for(settings))
         await blobs.check()
         services = _assemble(
             settings=settings,
@@ -293,7 +293,7 @@ def _assemble(
 def _address(settings: Settings, port: int | None, *, local_provider: bool, now: float) -> PublicAddress:
     """Ours before any tunnel was looked for. Raises `SettingsError` for a wrong WEBHOOK_BASE_URL."""
     if local_provider:
-        return PublicAddress(current=PublicUrl(url=_local_address(settings, port), source="local"))
+        return PublicAddress(current=PublicUrl(url=local_address(settings, port), source="local"))
     if settings.webhook_base_url:
         return PublicAddress(current=PublicUrl(url=check_configured(settings.webhook_base_url), source="configured"))
     return PublicAddress(since=now)
@@ -311,7 +311,7 @@ def _rules(settings: Settings) -> Rules:
     )
 
 
-def _provider(settings: Settings, client: ApiClient, catalog: Catalog, clock: Clock) -> Provider:
+def provider_for(settings: Settings, client: ApiClient, catalog: Catalog, clock: Clock) -> Provider:
     kind, base = adapter_for(settings.api_url)
     key = settings.api_key.get_secret_value() if settings.api_key else "sandbox-needs-no-key"
     creates, places = settings.creates_per_10s, settings.max_concurrent or PLACES
@@ -345,16 +345,21 @@ def _signature(settings: Settings) -> Signature:
     return KieSignature(settings.webhook_key.get_secret_value().encode())
 
 
-def _local_address(settings: Settings, port: int | None) -> str:
+def local_address(settings: Settings, port: int | None) -> str:
+    """How this machine reaches the broker."""
     host = "127.0.0.1" if settings.host in {"0.0.0.0", "::", "localhost", ""} else settings.host  # noqa: S104
     return f"http://[{host}]:{port or settings.port}" if ":" in host else f"http://{host}:{port or settings.port}"
+
+
+def secret_file(settings: Settings) -> Path:
+    return settings.data_dir / "secret.key"
 
 
 def _secret(settings: Settings) -> bytes:
     """SECRET_KEY, or one made at the first start and kept for the owner's eyes only."""
     if settings.secret_key is not None:
         return settings.secret_key.get_secret_value().encode()
-    path = settings.data_dir / "secret.key"
+    path = secret_file(settings)
     try:
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         agreement.make_once(path)

@@ -19,6 +19,7 @@ from broker.cli.client import address
 from broker.cli.house import opened
 from broker.cli.screen import note, say
 from broker.cli.signals import told_to_end
+from broker.doctor.doors import COOKIE_FLAW, NEWER_PYTHON, is_flawed
 from broker.errors import SettingsError
 from broker.logs import log
 from broker.settings import Settings, load
@@ -108,8 +109,8 @@ def _warn(services: Services) -> None:
 
 def warnings(settings: Settings, python: tuple[Any, ...]) -> Iterator[str]:
     """What works, but will not please for long; each with its cure."""
-    if python < (3, 11, 10) or (3, 12) <= python < (3, 12, 6):
-        yield "one Cookie header can keep this Python busy for seconds (CVE-2024-7592): use 3.11.10, 3.12.6 or newer"
+    if is_flawed(python):
+        yield f"Python: {COOKIE_FLAW}; {NEWER_PYTHON}"
     open_wide = not _is_local(settings.host)
     if open_wide and settings.allow_anonymous:
         yield f"everybody who reaches {settings.host} may spend your credits (BROKER_ALLOW_ANONYMOUS)"
