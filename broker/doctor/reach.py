@@ -171,7 +171,7 @@ async def _address(patient: Patient, tunnels: Sequence[Tunnel]) -> Sequence[Find
         found = f"none: the provider is asked every {settings.poll_every:g} seconds, which works and is slower"
         return [warning("public address", found, START)]
     trips = await asyncio.gather(*(patient.prober.probe(url.url) for url in urls))
-    judged = [_judged(url, trip) for url, trip in zip(urls, trips, strict=True)]
+    judged = [_judged(settings, url, trip) for url, trip in zip(urls, trips, strict=True)]
     arrived = [finding for finding in judged if finding.status != "failed"]
     return arrived[:1] or judged[:1]
 
@@ -183,17 +183,22 @@ def _urls(settings: Settings, tunnels: Sequence[Tunnel]) -> Iterator[PublicUrl]:
         yield from candidates(tunnels, settings.port)
 
 
-def _judged(url: PublicUrl, trip: RoundTrip) -> Finding:
+def _judged(settings: Settings, url: PublicUrl, trip: RoundTrip) -> Finding:
     name, shown = "public address", f"{url.url} ({url.source})"
     if trip.verdict != Verdict.US:
         return failed(name, f"{shown}: {_trouble(trip)}", _remedy(url, trip))
-    if url.source == "configured" and is_loopback(urlsplit(url.url).hostname or ""):
-        return warning(
-            name, f"{shown} is this very machine: no provider can reach it", "set a public one, or leave it empty"
-        )
-    if url.source == "configured" and url.url.startswith("http://"):
-        return warning(name, f"{shown} leads to us, but everybody on the way can read callback tokens", "use https://")
+    near, plain = _is_here(url.url), url.url.startswith("http://")
+    if near and not _is_here(settings.api_url):
+        found = f"{shown} is this very machine: no provider can reach it"
+        return warning(name, found, "set a public one in WEBHOOK_BASE_URL, or leave it empty")
+    if plain and not near:
+        found = f"{shown} leads to us, but everybody on the way can read callback tokens"
+        return warning(name, found, "use https://")
     return ok(name, f"{shown} leads to us and back in {trip.seconds * 1000:.0f} ms")
+
+
+def _is_here(url: str) -> bool:
+    return is_loopback(urlsplit(url).hostname or "")
 
 
 def _trouble(trip: RoundTrip) -> str:
