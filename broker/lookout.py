@@ -44,7 +44,11 @@ class _Record:
 
 @dataclass(kw_only=True)
 class Lookout:
-    """Watches while `keeping` is open. every: seconds between two looks."""
+    """Watches while `keeping` is open. every: seconds between two looks.
+
+    alone: no other machine works on our tasks, so callbacks can only come to us; otherwise another one may have an
+    address although we never had.
+    """
 
     address: PublicAddress
     agents: Agents
@@ -52,7 +56,9 @@ class Lookout:
     steps: Steps
     clock: Clock
     metrics: Metrics
+    alone: bool = True
     every: float = LOOK_SECONDS
+    _had_one: bool = False
     _records: dict[str, _Record] = field(default_factory=dict)
     _looked: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -149,7 +155,9 @@ class Lookout:
         old = self.address.current
         if new == old:
             return
-        self.address.current, self.address.since = new, self.clock.now()
+        self.address.current = new
+        self.address.since = self.clock.now() if old or self.alone else 0.0
+        self._had_one = True
         what = "changed" if old and new else "found" if new else "lost"
         self.metrics.address_changes.labels(what).inc()
         for url in filter(None, (old, new)):
@@ -162,6 +170,8 @@ class Lookout:
 
     async def _cut_off(self) -> None:
         """Orders that have another address than ours of today, also those that were just on their way when it went."""
+        if self.address.current is None and not (self.alone or self._had_one):
+            return
         before = self.address.since if self.address.current else self.clock.now()
         if count := await self.steps.cut_off(before):
             log.info("callbacks are not waited for any more", action="callbacks_given_up", count=count)

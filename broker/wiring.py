@@ -286,6 +286,7 @@ def _assemble(
             steps=steps,
             clock=clock,
             metrics=metrics,
+            alone=not settings.shared,
         ),
     )
 

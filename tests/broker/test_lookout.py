@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from tests.broker.api_house import a_task
 from tests.conftest import ManualClock
 from tests.faults.faulty_http import answers, serve
 from tests.journeys.house import open_house
+from tests.servers.postgres import Postgres
 from tests.servers.tunnels import Agent, Tunnel, an_agent, tunnelling
 
 pytestmark = pytest.mark.anyio
@@ -332,6 +334,33 @@ async def test_a_task_ends_although_its_callback_can_never_come(tmp_path: Path) 
         await house.services.lookout.look()
         assert (await house.end(task_id, seconds=10))["status"] == "completed"
         assert len(await house.jobs()) == 1
+
+
+async def test_who_never_had_an_address_leaves_the_callbacks_of_others_alone(
+    tmp_path: Path, postgres: Postgres
+) -> None:
+    """On a shared database another machine may have the tunnel; one that had it here and lost it does count."""
+    clock = ManualClock(time.time())
+    async with place(tmp_path, clock, database_url=await postgres.fresh()) as house:
+        task = await house.waiting(sent=100)
+        await house.look(after=1)
+        tunnel = await house.tunnel()
+        house.agent.names(tunnel.url, port=house.port)
+        await house.look(after=1)
+        assert (await house.now(task)).hooked
+        await tunnel.kill()
+        house.agent.silent = True
+        await house.look(after=1)
+        assert not (await house.now(task)).hooked
+
+
+async def test_after_a_restart_nobody_waits_for_calls_to_an_address_of_before(
+    tmp_path: Path, clock: ManualClock
+) -> None:
+    async with place(tmp_path, clock) as house:
+        task = await house.waiting(sent=100)
+        await house.look(after=1)
+        assert not (await house.now(task)).hooked
 
 
 # -- configured
