@@ -138,7 +138,7 @@ def _ngrok(answer: Any) -> Iterator[Tunnel]:
 def _cloudflared(answer: Any) -> Iterator[Tunnel]:
     hostname = _field(answer, "hostname")
     if isinstance(hostname, str) and hostname:
-        scheme = "http" if is_loopback(urlsplit(f"//{hostname}").hostname or "") else "https"
+        scheme = "http" if is_loopback(hostname.rpartition(":")[0]) else "https"
         yield Tunnel(url=f"{scheme}://{hostname}", port=None, agent="cloudflared")
 
 

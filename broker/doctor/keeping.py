@@ -103,12 +103,12 @@ async def images(patient: Patient) -> Sequence[Finding]:
 
 
 async def disks(patient: Patient) -> Sequence[Finding]:
-    """Every disk that we write to, once."""
+    """Every disk that we write to, once; and every folder that we cannot write to."""
     return await asyncio.to_thread(lambda: list(_disks(patient.settings)))
 
 
 def _disks(settings: Settings) -> Iterator[Finding]:
-    seen = set()
+    seen: set[int | Path] = set()
     folders = [settings.data_dir, settings.blobs]
     if not settings.shared:
         folders.insert(0, sqlite_path(settings.database).parent)
@@ -116,10 +116,12 @@ def _disks(settings: Settings) -> Iterator[Finding]:
         folders.append(settings.log_dir)
     for folder in folders:
         existing = _existing(folder)
-        mark = (existing.stat().st_dev, existing.resolve())
-        if mark not in seen:
-            seen.add(mark)
-            yield _disk(folder, existing)
+        if existing in seen:
+            continue
+        device, finding = existing.stat().st_dev, _disk(folder, existing)
+        if device not in seen or finding.status == "failed":
+            yield finding
+        seen |= {device, existing}
 
 
 def _existing(folder: Path) -> Path:

@@ -250,4 +250,4 @@ def _open_ways(settings: Settings, tunnels: Sequence[Tunnel]) -> Iterator[Findin
 
 
 def _is_raw(url: str) -> bool:
-    return urlsplit(url).scheme in {"tcp", "tls"}
+    return url.startswith(("tcp://", "tls://"))

@@ -133,6 +133,7 @@ STRANGE_JSON: list[Any] = [
         "hostname": "u@h",
     },
     {"endpoints": [endpoint("https://a/?q", PORT)], "tunnels": [tunnel("x", "http://a:99999")], "hostname": "/x"},
+    {"endpoints": [endpoint("https://[", PORT)], "tunnels": [tunnel("tcp://[", PORT)], "hostname": "[x"},
 ]
 
 STRANGE: dict[str, Script] = {
