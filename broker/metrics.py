@@ -78,6 +78,15 @@ class Metrics:
             "broker_steps_failed", "Steps that ended in an error nobody foresaw", ["step"], registry=self.registry
         )
         self.refusals = Counter("broker_refusals", "Requests refused, by code", ["code"], registry=self.registry)
+        self.public_address = Gauge(
+            "broker_public_address",
+            "1 where the last try to reach ourselves at our public address came through",
+            ["source"],
+            registry=self.registry,
+        )
+        self.address_changes = Counter(
+            "broker_public_address_changes", "Public addresses found, changed, lost", ["what"], registry=self.registry
+        )
         self.tasks = Gauge("broker_tasks", "Tasks by state", ["state"], registry=self.registry)
         self._of_tasks()
         self._of_providers()

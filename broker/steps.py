@@ -37,6 +37,7 @@ from uploads.intake import Image, Intake, IntakeError
 
 T = TypeVar("T")
 WRITE_AGAIN_SECONDS = 0.5
+CUT_OFF_AT_ONCE = 50
 
 CALLBACK: Final = "callback"
 QUESTION: Final = "question"
@@ -388,6 +389,17 @@ class Steps:
         if not task.hooked:
             return POLL
         return CALLBACK if await self.hooks.believed(task.id, task.attempt) else QUESTION
+
+    async def cut_off(self, before: float) -> int:
+        """Whoever waits for the callback of an order sent before this moment asks instead. How many they were."""
+        count = 0
+        while waiting := await self.tasks.expecting(before, CUT_OFF_AT_ONCE):
+            await asyncio.gather(*(self._ask_instead(task) for task in waiting))
+            count += len(waiting)
+        return count
+
+    async def _ask_instead(self, task: Task) -> None:
+        await self.settle(task, lambda row, _: lifecycle.cut_off(row, self.clock.now(), self.rules), holder=False)
 
     # -- news
 

@@ -388,6 +388,7 @@ async def _use_everything(database: Any, rows: Tasks, task: Task) -> None:
     await rows.line("kie", 10_000)
     await rows.took("kie", "nano-banana")
     await lanes.load("kie", NOW)
+    await rows.expecting(NOW, 5)
     attempt = Attempt(task_id=task.id, number=1, provider="kie", sent_at=NOW)
     await database.transact(*lanes.intending(attempt, Limits(creates=5, places=5)))
     await database.transact(rows.noting(task.id, 1, job_id="job"))
