@@ -83,7 +83,8 @@ async def _make(moment: Moment, story: Story, mode: str, prompt: str, *reference
     _check_callback(await moment.services.broker.hooks.newest(limit=10, task_id=order.id))
     story.tell("callback received and believed: its token was right")
     (image,) = await moment.client.images(task)
-    story.tell(f"image stored: {_checked(image.content)}, {len(image.content) / 1024:.0f} KiB, GET {image.url}")
+    path = image.url.removeprefix(moment.client.base)
+    story.tell(f"image stored: {_checked(image.content)}, {len(image.content) / 1024:.0f} KiB, GET {path}")
     story.tell(f"it lies at {_keep(image, FOLDER / f'{mode}{Path(image.name).suffix}')}")
     return image
 

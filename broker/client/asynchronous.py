@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json as jsonlib
+import json
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Iterable, Mapping
 from contextlib import aclosing
@@ -17,7 +17,7 @@ import aiofiles
 import anyio
 
 from broker.client.errors import Damaged, Refused, TimedOut, Unreachable, ending
-from broker.client.line import LONGEST_HOLD, Line
+from broker.client.line import LONGEST_HOLD, Line, Sleep
 from broker.client.references import Reference, References
 from broker.client.results import Document, Image, Malformed, Order, Page, Result, Task
 
@@ -39,7 +39,7 @@ class AsyncClient:
     base: the broker's address. key: one of its BROKER_API_KEYS; needed unless it runs on this machine without any.
     language: of its sentences, `en`, `zh` or `ru`. timeout: seconds for one request. patience: seconds for which the
     broker may be silent or busy, as when it starts anew; what is safe to repeat is repeated as long. An order is: it
-    carries a key of its own, so that it is one order however often it is sent.
+    carries a key of its own, so that it is one order however often it is sent. sleep: how a pause is made.
 
     Everything raises `BrokerError`. Close it with `async with`, or with `aclose`.
     """
@@ -52,8 +52,9 @@ class AsyncClient:
         language: str | None = None,
         timeout: float = 120.0,
         patience: float = 90.0,
+        sleep: Sleep = asyncio.sleep,
     ) -> None:
-        self._line = Line(base, key=key, language=language, timeout=timeout, patience=patience)
+        self._line = Line(base, key=key, language=language, timeout=timeout, patience=patience, sleep=sleep)
 
     @property
     def base(self) -> str:
@@ -80,7 +81,7 @@ class AsyncClient:
         self,
         prompt: str,
         *,
-        images: Iterable[Reference] = (),
+        images: Reference | Iterable[Reference] = (),
         model: str | None = None,
         aspect_ratio: str | None = None,
         resolution: str | None = None,
@@ -119,7 +120,7 @@ class AsyncClient:
         self,
         prompt: str,
         *,
-        images: Iterable[Reference] = (),
+        images: Reference | Iterable[Reference] = (),
         model: str | None = None,
         aspect_ratio: str | None = None,
         resolution: str | None = None,
@@ -131,9 +132,9 @@ class AsyncClient:
     ) -> Order:
         """Order images. When this returns, the broker has the order safe.
 
-        images: what to start from – paths, bytes, Pillow images, images of ours, or web addresses (which come last,
-        whatever their place). n: how many images, one task each. callback_url: told when a task ends. idempotency_key:
-        made anew for each call unless given; the same one orders only once.
+        images: one or several to start from – paths, bytes, Pillow images, images of ours, or web addresses (which
+        come last, whatever their place). n: how many images, one task each. callback_url: told when a task ends.
+        idempotency_key: made anew for each call unless given; the same one orders only once.
         """
         references = await References.read(images)
         form = {
@@ -206,7 +207,7 @@ class AsyncClient:
                 async with self._line.follow(path, last) as stream:
                     tries.heard()
                     async for event in stream:
-                        now, last = Task.of(_json(event.data), self.base), event.id
+                        now, last = self._task(_object(event.data)), event.id
                         yield now
                         if now.ended:
                             return
@@ -327,11 +328,15 @@ def _id(task: Named) -> str:
     return quote(task.id if isinstance(task, Task) else task, safe="")
 
 
-def _json(text: str) -> Any:
+def _object(text: str) -> Document:
+    """Raises `Malformed`."""
     try:
-        return jsonlib.loads(text)
+        document = json.loads(text)
     except (ValueError, RecursionError):
-        raise Malformed("an event that is no JSON") from None
+        document = None
+    if not isinstance(document, Mapping):
+        raise Malformed("an event is no JSON object")
+    return document
 
 
 async def _all(several: Iterable[Awaitable[T]]) -> list[T]:

@@ -7,7 +7,7 @@ import random
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 from broker.client import events
@@ -18,6 +18,7 @@ from broker.errors import NotSent, ProviderError
 from broker.outgoing import Answer, ApiClient, FilePart, Form, Stream
 
 T = TypeVar("T")
+Sleep: TypeAlias = Callable[[float], Awaitable[None]]
 
 CONNECTIONS: Final = 32
 """Half of what a broker grants one address."""
@@ -51,7 +52,7 @@ class Line:
         language: str | None = None,
         timeout: float,
         patience: float,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        sleep: Sleep = asyncio.sleep,
     ) -> None:
         self.base = _checked(base)
         self.sleep = sleep
@@ -186,13 +187,13 @@ class Line:
         self._heard = True
         if not 200 <= answer.status < 300:
             raise self._refusal(answer)
-        document = answer.json()
-        if not isinstance(document, Mapping):
-            raise Malformed("its answer is no object")
+        document = _object(answer)
+        if document is None:
+            raise Malformed("its answer is no JSON object")
         return document
 
     def _refusal(self, answer: Answer) -> Refused:
-        said = _object(answer)
+        said = _object(answer) or {}
         passing = answer.status in _PASSING
         return Refused(
             str(said.get("error") or f"{self.base} answered with HTTP {answer.status}."),
@@ -252,12 +253,12 @@ def _checked(base: str) -> str:
     return base.rstrip("/")
 
 
-def _object(answer: Answer) -> Document:
+def _object(answer: Answer) -> Document | None:
     try:
         said = answer.json()
     except ProviderError:
-        return {}
-    return said if isinstance(said, Mapping) else {}
+        return None
+    return said if isinstance(said, Mapping) else None
 
 
 def _word(said: Document, key: str) -> str | None:

@@ -18,7 +18,7 @@ from broker.outgoing import FilePart
 
 PIECE: Final = 256 * 1024
 
-_PNG_MODES: Final = frozenset({"1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA"})
+_PNG_MODES: Final = frozenset({"1", "L", "LA", "P", "RGB", "RGBA"})
 
 
 @runtime_checkable
@@ -45,11 +45,11 @@ class References:
     links: tuple[str, ...]
 
     @classmethod
-    async def read(cls, given: Iterable[Reference]) -> References:
+    async def read(cls, given: Reference | Iterable[Reference]) -> References:
         """Raises OSError for files that cannot be read, TypeError for what is no image at all."""
-        given = [given] if isinstance(given, str | bytes | os.PathLike | Image) else list(given)
-        links = [one for one in given if _is_link(one)]
-        files = [await asyncio.to_thread(_bytes, one) for one in given if not _is_link(one)]
+        several = [given] if isinstance(given, str | bytes | os.PathLike | Image | Picture) else list(given)
+        links = [one for one in several if _is_link(one)]
+        files = [await asyncio.to_thread(_bytes, one) for one in several if not _is_link(one)]
         return cls(files=tuple(files), links=tuple(map(str, links)))
 
     def parts(self) -> list[FilePart]:
