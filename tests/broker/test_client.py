@@ -303,7 +303,8 @@ async def test_a_broker_that_was_never_there_is_not_waited_for() -> None:
             await client.create("a fox")
     assert not caught.value.sent
     assert not hasattr(caught.value, "__notes__")
-    assert sum(pauses.seconds[:4]) < 2.5
+    assert len(pauses.seconds) < 8
+    assert sum(pauses.seconds) < 5
 
 
 @pytest.mark.parametrize(
@@ -353,6 +354,16 @@ async def test_the_time_to_wait_is_ours_to_choose() -> None:
         with pytest.raises(TimedOut, match=r"0\.05 seconds. It goes on") as caught:
             await client.wait(ID, timeout=0.05)
     assert caught.value.task_id == ID
+
+
+async def test_what_the_broker_holds_may_take_longer_than_a_request() -> None:
+    async def hold(visit: Visit) -> None:
+        await asyncio.sleep(0.3)
+        await says_json(told("completed"))(visit)
+
+    async with meeting(hold, timeout=0.1) as (client, server, _):
+        assert (await client.wait(ID)).ended
+    assert len(server.heads) == 1
 
 
 async def test_an_id_cannot_leave_its_place_in_the_address() -> None:
@@ -677,6 +688,22 @@ async def test_an_end_without_an_image_tells_why_and_hands_over_what_was_paid_fo
     async with meeting(broker_of(("canceled", {"error": "Canceled."}))) as (client, _, _):
         with pytest.raises(TaskCanceled, match="billed: unknown"):
             await client.generate("a fox")
+
+
+async def test_when_one_of_several_is_lost_nobody_waits_for_the_others() -> None:
+    async def script(visit: Visit) -> None:
+        if visit.head.startswith(b"POST"):
+            await hearing([], says_json({"taskIds": ["task_0", "task_1"]}, "202 Accepted"))(visit)
+        elif "task_0" in visit.path:
+            await says_json({"error": "Deleted.", "code": "task_expired"}, "410 Gone")(visit)
+        else:
+            await visit.reader.readexactly(1)
+
+    async with meeting(script) as (client, server, _):
+        with pytest.raises(Refused, match="Deleted"):
+            await client.generate("a fox", n=2)
+        async with asyncio.timeout(5):
+            await server.left.wait()
 
 
 async def test_many_who_wait_do_not_keep_others_from_asking() -> None:

@@ -250,19 +250,24 @@ def test_an_interpreter_ends_in_silence_with_a_client_open(ending: str) -> None:
 def test_an_interrupted_call_ends_and_the_client_goes_on() -> None:
     ended = _python(
         """
-        import os, signal, sys, threading
+        import asyncio, os, signal, sys, threading
         from broker.client import Client
+
+        async def at_work():
+            await asyncio.sleep(0.1)
+            return len(asyncio.all_tasks()) - 2
+
         with Client(sys.argv[1]) as client:
             for call in (lambda: client.wait("task_hold"), lambda: list(client.events("task_hold"))):
                 threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
                 try:
                     call()
                 except KeyboardInterrupt:
-                    print("interrupted")
+                    print("interrupted", client._background.run(at_work()))
             print(client.get(sys.argv[2]).status)
         """
     )
-    assert (ended.stdout, ended.stderr) == ("interrupted\ninterrupted\nprocessing\n", "")
+    assert (ended.stdout, ended.stderr) == ("interrupted 0\ninterrupted 0\nprocessing\n", "")
 
 
 def test_it_loads_nothing_of_the_server() -> None:
@@ -317,7 +322,7 @@ def _python(program: str) -> subprocess.CompletedProcess[str]:
 
     with Elsewhere(script) as server:
         return subprocess.run(
-            [sys.executable, "-X", "dev", "-W", "error", "-c", _program(program), server.url(), ID],
+            [sys.executable, "-W", "error", "-c", _program(program), server.url(), ID],
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             check=False,
             capture_output=True,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import io
+import re
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
 import PIL.Image
 import pytest
@@ -14,11 +16,14 @@ import pytest
 from broker.client import AsyncClient, Client, Refused, TaskCanceled, TaskFailed
 from broker.sandbox.options import Options
 from broker.sandbox.server import serve_sandbox
+from tests.broker.api_house import png
 from tests.journeys.house import House, open_house
+from tests.servers.s3 import S3Server
 
 pytestmark = pytest.mark.anyio
 
 KEY = "a-key-of-a-trusted-caller"
+README = Path(__file__).parent.parent.parent / "README.md"
 
 
 @pytest.fixture
@@ -62,6 +67,35 @@ async def test_without_awaiting_it_is_the_same(house: House, tmp_path: Path) -> 
 
     assert await asyncio.to_thread(notebook) == ["completed"]
     assert size((tmp_path / "night.png").read_bytes()) == size((tmp_path / "fox.png").read_bytes())
+
+
+async def test_the_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (example,) = re.findall(r"### From Python\n\n```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fox.png").write_bytes(png())
+    async with open_house(tmp_path / "data") as house:
+        program = example.replace("Client()", f"Client({str(house.client.base_url)!r})")
+        said: dict[str, Any] = {}
+        await asyncio.to_thread(exec, program, said)
+        said["client"].close()
+    assert (tmp_path / "night.png").read_bytes() == said["fox"].content
+
+
+async def test_images_may_come_straight_from_the_bucket(tmp_path: Path, s3_server: S3Server) -> None:
+    bucket: dict[str, Any] = {
+        "blob_url": f"s3://{s3_server.new_bucket()}/images",
+        "blob_links": "presigned",
+        "s3_endpoint": s3_server.url,
+        "s3_access_key": "test",
+        "s3_secret_key": "test",
+    }
+    async with (
+        open_house(tmp_path, api_keys=(KEY,), task_deadline=30, **bucket) as house,
+        AsyncClient(str(house.client.base_url), key=KEY) as client,
+    ):
+        (fox,) = await client.generate("a red fox")
+        assert (await house.client.get(fox.url)).status_code == 307
+        assert size(fox.content) == (fox.width, fox.height)
 
 
 async def test_the_same_key_is_the_same_order(client: AsyncClient, house: House) -> None:
