@@ -34,6 +34,7 @@ LONGEST_HOLD: Final = 25.0
 SILENCE_SECONDS: Final = 60.0
 """In a stream a broker gives a sign of life every fifteen."""
 MOST_ANSWER_BYTES: Final = 64 * 2**20
+MOST_ERROR_BYTES: Final = 2**20
 
 _PASSING: Final = frozenset({429, 502, 503, 504})
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
@@ -179,8 +180,9 @@ class Line:
         if not 200 <= stream.status < 300:
             body = bytearray()
             async for chunk in stream.chunks:
-                if len(body) < MOST_ANSWER_BYTES:
-                    body += chunk
+                body += chunk
+                if len(body) > MOST_ERROR_BYTES:
+                    break
             raise self._refusal(Answer(status=stream.status, headers=stream.headers, body=bytes(body)))
 
     def _document(self, answer: Answer) -> Document:

@@ -260,6 +260,7 @@ REFUSALS = {
     "bad": ("400 Bad Request", {"error": "No.", "code": "invalid_prompt", "field": "prompt", "retryable": False}),
     "never": ("429 Too Many Requests", {"error": "Order fewer.", "code": "rate_limited", "retryable": False}),
     "gone": ("410 Gone", {"error": "Deleted.", "code": "task_expired", "retryable": False}),
+    "full": ("507 Insufficient Storage", {"error": "No space.", "code": "storage_full", "retryable": True}),
     "broken": ("500 Internal Server Error", {"error": "?", "code": "unknown_outcome", "retryable": False}),
 }
 
@@ -272,7 +273,8 @@ async def test_a_refusal_is_told_and_not_tried_again(name: str) -> None:
             await client.get(ID)
     error = caught.value
     assert (str(error), error.status, error.code) == (document["error"], int(status[:3]), document["code"])
-    assert (error.field, error.retryable, error.retry_after) == (document.get("field"), False, None)
+    assert (error.field, error.retryable) == (document.get("field"), document["retryable"])
+    assert error.retry_after is None
     assert len(server.heads) == 1
 
 
@@ -506,6 +508,14 @@ async def test_a_stream_that_ends_at_once_is_not_opened_all_the_time() -> None:
     assert all(0.5 < seconds <= 1 for seconds in pauses.seconds)
 
 
+async def test_a_stream_that_breaks_often_is_no_silent_broker() -> None:
+    """Patience is for silence; each stream that begins is a sign of life."""
+    cut = says(head("200 OK", "Content-Length: 999"), b": ping\n\n")
+    async with meeting(in_turn(*[cut] * 8, stream(event(1, "completed"))), patience=1.0) as (client, server, _):
+        assert await seen(client) == ["completed"]
+    assert len(server.heads) == 9
+
+
 async def test_a_stream_that_is_refused_is_over() -> None:
     status, document = REFUSALS["gone"]
     async with meeting(says_json(document, status)) as (client, _, _):
@@ -601,6 +611,24 @@ async def test_other_bytes_than_the_broker_keeps_are_never_handed_over(tmp_path:
         assert (await client.image(kept(server, None))).content == PNG + b" "
     assert place.read_bytes() == b"an older image"
     assert names(tmp_path) == ["fox.png"]
+
+
+async def test_an_image_that_is_gone_is_told_so() -> None:
+    status, document = REFUSALS["gone"]
+    async with meeting(says_json(document, status)) as (client, server, _):
+        with pytest.raises(Refused, match="Deleted"):
+            await client.image(kept(server, None))
+        assert len(server.heads) == 1
+
+
+async def test_an_error_without_an_end_is_not_read_for_ever() -> None:
+    async def endless(visit: Visit) -> None:
+        await visit.say(head("404 Not Found"), bytes(2**21))
+        await visit.reader.readexactly(1)
+
+    async with meeting(endless) as (client, server, _), asyncio.timeout(10):
+        with pytest.raises(Refused, match="HTTP 404"):
+            await client.image(kept(server))
 
 
 async def test_a_file_that_cannot_be_written_is_the_callers_to_hear_of(tmp_path: Path) -> None:
