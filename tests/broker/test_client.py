@@ -523,9 +523,10 @@ async def test_a_stream_that_is_refused_is_over() -> None:
             await seen(client)
 
 
-@pytest.mark.parametrize(
-    "data", [b"data: <html>\n\n", b"data: []\n\n", b"data: {}\n\n", b"data: " + b"x" * (9 * 2**20)]
-)
+ENDLESS = {"line": b"data: " + bytes(9 * 2**20), "event": (b"data: " + bytes(2**20) + b"\n") * 9}
+
+
+@pytest.mark.parametrize("data", [b"data: <html>\n\n", b"data: []\n\n", b"data: {}\n\n", *ENDLESS.values()])
 async def test_a_stream_of_something_else_is_told_so(data: bytes) -> None:
     async with meeting(stream(data)) as (client, _, _):
         with pytest.raises(Unreachable, match="no broker"):
