@@ -48,7 +48,12 @@ class Ours(BaseModel):
 
 OPEN: Final = ConfigDict(extra="allow", alias_generator=to_camel)
 """What others say: unknown keys are taken."""
-TO_TRY: Final[dict[str, JsonValue]] = {"prompt": "a red fox", "model": "nano-banana", "aspectRatio": "16:9", "dryRun": True}
+TO_TRY: Final[dict[str, JsonValue]] = {
+    "prompt": "a red fox",
+    "model": "nano-banana",
+    "aspectRatio": "16:9",
+    "dryRun": True,
+}
 """What the page offers to send: it costs nothing."""
 
 
