@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
+from pydantic.config import JsonDict
 from pydantic.json_schema import SkipJsonSchema
 
 from broker.api.fields import MOST_STEPS, SAFE_INTEGER
@@ -42,7 +43,7 @@ class Ours(BaseModel):
 
 OPEN: Final = ConfigDict(extra="allow", alias_generator=to_camel)
 """What others say: unknown keys are taken."""
-TO_TRY: Final = {"prompt": "a red fox", "model": "nano-banana", "aspectRatio": "16:9", "dryRun": True}
+TO_TRY: Final[JsonDict] = {"prompt": "a red fox", "model": "nano-banana", "aspectRatio": "16:9", "dryRun": True}
 """What the page offers to send: it costs nothing."""
 
 
