@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from broker.api.access import Access
 from broker.api.answers import answer, language, refused
+from broker.api.deliveries import DeliveryDoor
 from broker.api.hooks import Hooks
 from broker.api.images import ImageDoor
 from broker.api.native import Native
@@ -47,6 +48,7 @@ def build_app(services: Services) -> Starlette:
     native = Native(broker=broker, access=access, views=Views(broker), sentences=sentences)
     hooks = Hooks(broker=broker, access=access)
     images = ImageDoor(broker=broker)
+    deliveries = DeliveryDoor(broker=broker, access=access)
     operations = Operations(
         broker=broker, worker=services.worker, access=access, sentences=sentences, version=installed_version()
     )
@@ -57,6 +59,9 @@ def build_app(services: Services) -> Starlette:
         _at("/api/generate/image", POST=native.create),
         _at("/api/webhook/nano-banana", GET=hooks.greet, POST=hooks.hear),
         _at("/api/webhook/{provider}", GET=hooks.greet, POST=hooks.hear),
+        _at("/api/deliveries", GET=deliveries.listing),
+        _at("/api/deliveries/{id}", GET=deliveries.show),
+        _at("/api/deliveries/{id}/replay", POST=deliveries.replay),
         _at("/uploads/images/{name}", GET=images.result),
         _at("/uploads/references/{name}", GET=images.reference),
         _at("/health", GET=operations.health),

@@ -14,7 +14,7 @@ from typing import Any, Final
 from broker import lifecycle
 from broker.catalog import Catalog, Choice
 from broker.clock import Clock
-from broker.errors import FetchError, ProviderError, Refusal
+from broker.errors import EgressRefused, FetchError, ProviderError, Refusal
 from broker.lifecycle import Rules
 from broker.logs import log
 from broker.metrics import Metrics
@@ -26,6 +26,7 @@ from broker.showing import Showing
 from broker.steps import Steps, reference_owner, stored_image
 from storage.blobs import BlobStore
 from storage.database import Database, Stale, StorageError, StorageFull
+from storage.deliveries import Deliveries, Delivery
 from storage.hooks import Hook, Hooks
 from storage.images import Images, StoredImage
 from storage.keys import Keys, KeyUse
@@ -38,8 +39,10 @@ from webhooks.proofs import CallbackTokens, Proof, Signature, Unsigned
 MOST_IMAGES: Final = 6
 MOST_UNREAD_HOOKS: Final = 20
 MOST_REFUSED_PER_MINUTE: Final = 120
+MOST_CALLBACK_URL: Final = 2048
 LOOK_AGAIN_SECONDS: Final = 2.0
 _TASK_ID: Final = re.compile(r"task_[0-9a-f]{32}")
+_EVENT_ID: Final = re.compile(r"evt_[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +64,7 @@ class Heard:
 
 @dataclass(kw_only=True)
 class Broker:
-    """One object for all doors; knows no HTTP."""
+    """One object for all doors; knows no HTTP. caller_fetcher: knows which callers' addresses we may call."""
 
     clock: Clock
     rules: Rules
@@ -71,9 +74,11 @@ class Broker:
     images: Images
     hooks: Hooks
     keys: Keys
+    deliveries: Deliveries
     blobs: BlobStore
     intake: Intake
     fetcher: Fetcher
+    caller_fetcher: Fetcher
     steps: Steps
     provider: Provider
     providers: Mapping[str, Provider]
@@ -103,6 +108,7 @@ class Broker:
         if first is not None:
             return await self._again(first, await _fingerprint(request, self._order(request, choice)))
         self.pace.take(caller, request.count)
+        await self._check_callback(request.callback_url)
         batch = f"task_{secrets.token_hex(16)}"
         owner = reference_owner(batch)
         kept = False
@@ -124,9 +130,10 @@ class Broker:
                 await self.blobs.delete(owner)
         return created
 
-    def preview(self, request: Request) -> dict[str, Any]:
+    async def preview(self, request: Request) -> dict[str, Any]:
         """What would be sent to the provider, and its price. Nothing is created, fetched or stored."""
         choice = self._check(request)
+        await self._check_callback(request.callback_url)
         base = self.steps.image_base()
         references = tuple(
             Reference(
@@ -168,6 +175,22 @@ class Broker:
             )
         return choice
 
+    async def _check_callback(self, url: str | None) -> None:
+        """Told at once, to whoever can mend it; the guard is where we call."""
+        if url is None:
+            return
+        try:
+            if len(url) > MOST_CALLBACK_URL:
+                raise EgressRefused(f"the address is longer than {MOST_CALLBACK_URL} characters")
+            await self.caller_fetcher.vet(url)
+        except EgressRefused as error:
+            raise Refusal(
+                "invalid_request",
+                f"callbackUrl is not an address that we call: {error}. "
+                "Use a public https:// address, without user name and on the usual port.",
+                field="callbackUrl",
+            ) from error
+
     @staticmethod
     def _order(request: Request, choice: Choice, references: tuple[Reference, ...] = ()) -> Order:
         return Order(
@@ -201,7 +224,8 @@ class Broker:
     ) -> Created:
         order = self._order(request, choice)
         ids = [batch, *(f"task_{secrets.token_hex(16)}" for _ in range(request.count - 1))]
-        tasks = tuple(self._task(task_id, batch, caller, order, references) for task_id in ids)
+        told = {"callback_url": request.callback_url}
+        tasks = tuple(self._task(task_id, batch, caller, order, references, **told) for task_id in ids)
         statements = [self.tasks.adding(task) for task in tasks]
         statements += [self.images.adding(reference) for reference in references]
         use = await self._key_use(caller, request, order, batch, references)
@@ -218,7 +242,9 @@ class Broker:
         )
         return Created(tasks=tasks, ignored=self.provider.ignored(order))
 
-    def _task(self, task_id: str, batch: str, caller: str, order: Order, references: list[StoredImage]) -> Task:
+    def _task(
+        self, task_id: str, batch: str, caller: str, order: Order, references: list[StoredImage], **more: Any
+    ) -> Task:
         now = self.clock.now()
         return Task(
             id=task_id,
@@ -238,6 +264,7 @@ class Broker:
             deadline_at=now + self.rules.queue,
             created_at=now,
             updated_at=now,
+            **more,
         )
 
     async def _key_use(
@@ -342,6 +369,21 @@ class Broker:
             await provider.cancel(task.job_id)
         except ProviderError as error:
             log.info("the provider could not be told", action="cancel_untold", task=task.id, why=str(error))
+
+    # -- webhooks to callers
+
+    async def delivery(self, delivery_id: str) -> Delivery:
+        """Raises `Refusal`."""
+        delivery = await self.deliveries.get(delivery_id) if _EVENT_ID.fullmatch(delivery_id) else None
+        if delivery is None:
+            raise Refusal("not_found", "There is no delivery with this id. Finished ones are deleted with their tasks.")
+        return delivery
+
+    async def replay(self, delivery_id: str) -> Delivery:
+        """Tell a caller again, whatever became of it before."""
+        await self.delivery(delivery_id)
+        await self.deliveries.replay(delivery_id, self.clock.now())
+        return await self.delivery(delivery_id)
 
     # -- callbacks
 
@@ -451,7 +493,8 @@ async def _fingerprint(request: Request, order: Order, references: Sequence[Stor
         await _given(source, references[position] if references else None)
         for position, source in enumerate(request.sources)
     ]
-    content = {**asdict(order), "references": given, "count": request.count}
+    told = {"callback_url": request.callback_url} if request.callback_url else {}
+    content = {**asdict(order), "references": given, "count": request.count, **told}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Mode = Literal["text-to-image", "image-to-image"]
@@ -73,7 +73,8 @@ Source = Upload | DataUri | Link
 class Request:
     """What a caller asked for, in whichever dialect, before it is held against the catalog.
 
-    count: how many images. idempotency_key: the caller's word that a repeated request is the same one.
+    count: how many images. callback_url: where the caller wants to be told of the end. idempotency_key: the caller's
+    word that a repeated request is the same one.
     """
 
     prompt: str
@@ -86,4 +87,5 @@ class Request:
     steps: int | None = None
     seed: int | None = None
     sources: tuple[Source, ...] = ()
+    callback_url: str | None = field(default=None, repr=False)
     idempotency_key: str | None = None

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import re
 from collections.abc import AsyncIterator
 from contextlib import aclosing, suppress
@@ -16,7 +14,7 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.requests import Request
 from starlette.responses import Response
 
-from broker.api import bodies
+from broker.api import bodies, paging
 from broker.api.access import Access, Caller
 from broker.api.answers import POLL_SECONDS, answer, language
 from broker.api.fields import Given
@@ -24,17 +22,14 @@ from broker.api.views import Views
 from broker.broker import Broker, Created
 from broker.errors import Refusal
 from broker.sentences import Language, Sentences
-from storage.tasks import SHOWN, Task
+from storage.tasks import SHOWN
 
 LONGEST_WAIT: Final = 30.0
-PAGE: Final = 20
-LONGEST_PAGE: Final = 100
 MOST_JSON_BYTES: Final = 48 * 2**20
 FORM_OVERHEAD: Final = 2 * 2**20
 PING_SECONDS: Final = 15
 
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
-_CURSOR: Final = re.compile(r"([0-9]{1,12}\.[0-9]{1,12}) (task_[0-9a-f]{32})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +69,7 @@ class Native:
     async def _order(self, request: Request, caller: Caller, given: Given, key: str | None) -> Response:
         order = given.request(key)
         if given.truth("dryRun"):
-            preview = self.broker.preview(order)
+            preview = await self.broker.preview(order)
             return answer(
                 {"success": True, "dryRun": True, "data": {**preview, "ignored": given.ignored(preview["ignored"])}}
             )
@@ -129,13 +124,13 @@ class Native:
         status = request.query_params.get("status") or None
         if status is not None and status not in SHOWN:
             raise Refusal("invalid_request", f"status must be one of {', '.join(SHOWN)}.", field="status")
-        limit = _limit(request.query_params.get("limit"))
-        before = _cursor(request.query_params.get("cursor"))
+        limit = paging.limit(request)
+        before = paging.before(request, "task")
         tasks = await self.broker.newest(status=status, limit=limit + 1, before=before)
         page, more = tasks[:limit], len(tasks) > limit
         speech = language(request)
         documents = [await self.views.document(task, speech) for task in page]
-        return answer({"success": True, "data": documents, "nextCursor": _cursor_after(page[-1]) if more else None})
+        return answer({"success": True, "data": documents, "nextCursor": paging.after(page[-1]) if more else None})
 
     # -- changing
 
@@ -195,34 +190,3 @@ def _seconds(text: str | None) -> float:
     if not re.fullmatch(r"[0-9]{1,20}(\.[0-9]{1,20})?", text):
         raise Refusal("invalid_request", f"wait must be a number of seconds up to {LONGEST_WAIT:.0f}.", field="wait")
     return min(float(text), LONGEST_WAIT)
-
-
-def _limit(text: str | None) -> int:
-    if not text:
-        return PAGE
-    if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) == 0:
-        raise Refusal("invalid_request", f"limit must be a whole number from 1 to {LONGEST_PAGE}.", field="limit")
-    return min(int(text), LONGEST_PAGE)
-
-
-def _cursor_after(task: Task) -> str:
-    """Where the next page begins, in a form that nobody is tempted to read."""
-    return base64.urlsafe_b64encode(f"{task.created_at!r} {task.id}".encode()).decode().rstrip("=")
-
-
-def _cursor(text: str | None) -> tuple[float, str] | None:
-    if not text:
-        return None
-    match = _CURSOR.fullmatch(_decoded(text))
-    if match is None:
-        raise Refusal("invalid_request", "cursor must be the nextCursor of an earlier page.", field="cursor")
-    return float(match[1]), match[2]
-
-
-def _decoded(text: str) -> str:
-    """Empty for what is no base64 of ASCII."""
-    try:
-        padded = text[:200].encode("ascii") + b"=" * (-len(text[:200]) % 4)
-        return base64.b64decode(padded, altchars=b"-_", validate=True).decode("ascii")
-    except (binascii.Error, ValueError):
-        return ""

@@ -69,6 +69,7 @@ class Operations:
         counts = await self.broker.tasks.counts()
         for state in State:
             self.broker.metrics.tasks.labels(state.value).set(counts.get(state.value, 0))
+        self.broker.metrics.deliveries_pending.set(await self.broker.deliveries.pending())
         return Response(self.broker.metrics.page(), headers={"content-type": CONTENT_TYPE_LATEST})
 
 

@@ -22,6 +22,8 @@ app = typer.Typer(
 )
 db = typer.Typer(help="The database: its state, and bringing it to today's shape.", no_args_is_help=True)
 app.add_typer(db, name="db")
+hooks = typer.Typer(help="Webhooks, from providers and to callers.", no_args_is_help=True)
+app.add_typer(hooks, name="hooks")
 
 AsJson = Annotated[bool, typer.Option("--json", help="JSON for programs, one document per line.")]
 Watch = Annotated[bool, typer.Option("--watch", help="Go on and show each change.")]
@@ -156,6 +158,14 @@ def cleanup() -> None:
     from broker.cli.upkeep import cleanup
 
     _run(cleanup)
+
+
+@hooks.command()
+def secret() -> None:
+    """Print what we sign webhooks to callers with. Give it to the receiver, and to nobody else."""
+    from broker.cli.hooks_secret import show
+
+    _run(show)
 
 
 @db.command()

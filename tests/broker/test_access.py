@@ -221,6 +221,9 @@ TRUSTED_ONLY = [
     ("POST", "/api/generate/image"),
     ("GET", "/api/tasks"),
     ("DELETE", f"/api/task/task_{'0' * 32}"),
+    ("GET", "/api/deliveries"),
+    ("GET", f"/api/deliveries/evt_{'0' * 32}"),
+    ("POST", f"/api/deliveries/evt_{'0' * 32}/replay"),
     ("GET", "/ready"),
     ("GET", "/metrics"),
 ]
@@ -263,6 +266,7 @@ async def test_no_door_is_forgotten(tmp_path: Path) -> None:
 def _pattern(path: str) -> str:
     for start, pattern in {
         "/api/task/": "{id}",
+        "/api/deliveries/": "{id}",
         "/uploads/images/": "{name}",
         "/uploads/references/": "{name}",
     }.items():
