@@ -25,8 +25,6 @@ from webhooks.outbound import Heard, Next
 from webhooks.signing import StandardSignature
 
 PLACES: Final = 16
-SLOW_SECONDS: Final = 5.0
-"""A receiver that took so long last time is slow."""
 SLOW_FOR: Final = 120.0
 """For so long it is remembered as such, unless it was quicker since."""
 PUT_OFF_SECONDS: Final = 30.0
@@ -34,7 +32,10 @@ PUT_OFF_SECONDS: Final = 30.0
 
 @dataclass(kw_only=True)
 class Deliverer:
-    """timeout: seconds for one try, from the look-up of the name on. lease: seconds until others may take one over."""
+    """timeout: seconds for one try, from the look-up of the name on. slow: seconds that make a receiver a slow one.
+
+    lease: seconds until others may take a webhook over; more than the time-out.
+    """
 
     clock: Clock
     deliveries: Deliveries
@@ -42,6 +43,7 @@ class Deliverer:
     signature: StandardSignature
     metrics: Metrics
     timeout: float = 15.0
+    slow: float = 5.0
     lease: float = 45.0
     random: Callable[[], float] = SystemRandom().random
     _under_way: dict[str, Delivery] = field(default_factory=dict)
@@ -116,7 +118,7 @@ class Deliverer:
     def _remember(self, host: str, seconds: float) -> None:
         now = self.clock.monotonic()
         self._slow_until = {name: until for name, until in self._slow_until.items() if until > now and name != host}
-        if seconds >= SLOW_SECONDS:
+        if seconds >= self.slow:
             self._slow_until[host] = now + SLOW_FOR
 
     async def _note(self, delivery: Delivery, one: Try, heard: Heard, kind: str) -> None:

@@ -116,8 +116,8 @@ def _mac(timestamp: str) -> bytes:
 
 WRONG_SIGNATURES = [
     "", " ", ",", "v1", "v1,", "v1,,", "v1,é", "v1,\ud800", "v1,=", "v1,AAAA", "v1,!!!!", "v1a,x", "v2,{right}",
-    "{right}",     "v1 {right}", "v1,{right}=", "v1,{right}\n", "v1, {right}", "V1,{right}", "v1;{right}", "v1,v1,{right}", "\x00",
-    " ".join(["v1,AAAA"] * 5) + " v1,{right}",
+    "{right}", "v1 {right}", "v1,{right}=", "v1,{right}\n", "v1, {right}", "V1,{right}", "v1;{right}", "v1,v1,{right}",
+    "\x00", " ".join(["v1,AAAA"] * 5) + " v1,{right}",
 ]  # fmt: skip
 
 
