@@ -14,8 +14,12 @@ from broker import agreement
 from broker.broker import Broker
 from broker.catalog import Catalog
 from broker.clock import Clock, SystemClock
+from broker.credits import Credits
 from broker.deliverer import Deliverer
 from broker.errors import SettingsError
+from broker.forecast import Forecast
+from broker.gauges import Gauges
+from broker.inbox import Inbox
 from broker.lifecycle import Rules
 from broker.metrics import Metrics
 from broker.outbox import Outbox
@@ -31,6 +35,7 @@ from broker.sentences import Sentences
 from broker.settings import Settings
 from broker.showing import Showing
 from broker.steps import Steps
+from broker.watchdog import watching
 from broker.worker import Worker
 from storage.blobs import BlobStore
 from storage.chores import Chores
@@ -40,7 +45,7 @@ from storage.facts import Facts
 from storage.hooks import Hooks
 from storage.images import Images
 from storage.keys import Keys
-from storage.lanes import Lanes
+from storage.lanes import Lanes, Limits
 from storage.local import LocalBlobs
 from storage.migrate import upgrade
 from storage.sqlite import SqliteDatabase, sqlite_path
@@ -65,9 +70,11 @@ class Services:
     clock: Clock
     database: Database
     broker: Broker
+    inbox: Inbox
     worker: Worker
     provider: Provider
     metrics: Metrics
+    gauges: Gauges
     public_url: PublicUrl | None
     callback_base: str | None
 
@@ -169,7 +176,7 @@ async def open_services(
         provider = _provider(settings, client, catalog, clock)
         blobs = await stack.enter_async_context(_blobs(settings))
         await blobs.check()
-        yield _assemble(
+        services = _assemble(
             settings=settings,
             clock=clock,
             database=database,
@@ -181,6 +188,8 @@ async def open_services(
             public_url=public_url,
             base=base,
         )
+        await stack.enter_async_context(watching(services.metrics))
+        yield services
 
 
 def _assemble(
@@ -249,8 +258,16 @@ def _assemble(
         metrics=metrics,
         pace=CallerPace(settings.rate_per_minute, clock),
         showing=showing,
+        forecast=Forecast(
+            clock=clock,
+            tasks=tasks,
+            lanes=lanes,
+            limits=lambda name: _limits(providers.get(name)),
+            models=[model.name for model in catalog.models],
+        ),
         max_file_size=settings.max_file_size,
     )
+    accounts = Credits(clock=clock, chores=Chores(database), facts=Facts(database), providers=providers)
     worker = Worker(
         clock=clock,
         steps=steps,
@@ -278,6 +295,7 @@ def _assemble(
             blobs=blobs,
             metrics=metrics,
         ),
+        accounts=accounts,
         lease=settings.lease,
     )
     return Services(
@@ -285,9 +303,19 @@ def _assemble(
         clock=clock,
         database=database,
         broker=broker,
+        inbox=Inbox(broker=broker),
         worker=worker,
         provider=provider,
         metrics=metrics,
+        gauges=Gauges(
+            clock=clock,
+            metrics=metrics,
+            tasks=tasks,
+            lanes=lanes,
+            deliveries=deliveries,
+            accounts=accounts,
+            steps_running=lambda: worker.busy,
+        ),
         public_url=public_url,
         callback_base=base,
     )
@@ -337,6 +365,10 @@ def _provider(settings: Settings, client: ApiClient, catalog: Catalog, clock: Cl
         concurrency=places,
         now=clock.now,
     )
+
+
+def _limits(provider: Provider | None) -> Limits | None:
+    return Limits(creates=provider.creates_per_10s, places=provider.concurrency) if provider else None
 
 
 def _signature(settings: Settings) -> Signature:

@@ -11,9 +11,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from broker.addresses import redact_url
-from broker.api import paging
 from broker.api.access import Access
 from broker.api.answers import answer
+from broker.api.pages import cursor_after, cursor_of, limit_of, page_of
 from broker.broker import Broker
 from broker.clock import iso
 from broker.errors import Refusal
@@ -30,16 +30,18 @@ class DeliveryDoor:
     async def listing(self, request: Request) -> Response:
         """Newest first; of one task, or with one outcome."""
         self.access.require(request)
-        outcome, limit = _outcome(request.query_params.get("outcome")), paging.limit(request)
+        query = request.query_params
+        limit = limit_of(query.get("limit"))
         deliveries = await self.broker.deliveries.newest(
-            task_id=request.query_params.get("task") or None,
-            outcome=outcome,
+            task_id=query.get("task") or None,
+            outcome=_outcome(query.get("outcome")),
             limit=limit + 1,
-            before=paging.before(request, "evt"),
+            before=cursor_of(query.get("cursor"), "evt"),
         )
-        page, more = deliveries[:limit], len(deliveries) > limit
+        page, more = page_of(deliveries, limit)
         documents = [_document(delivery) for delivery in page]
-        return answer({"success": True, "data": documents, "nextCursor": paging.after(page[-1]) if more else None})
+        after = cursor_after(page[-1].created_at, page[-1].id) if more else None
+        return answer({"success": True, "data": documents, "nextCursor": after})
 
     async def show(self, request: Request) -> Response:
         """One of them, with its body and every try."""

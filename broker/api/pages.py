@@ -1,33 +1,25 @@
-"""Pages of what is listed newest first: how long one is, and where the next one begins."""
+"""Lists page by page: how long a page is, and where the next one begins."""
 
 from __future__ import annotations
 
 import base64
 import binascii
 import re
-from typing import Final, Protocol
-
-from starlette.requests import Request
+from collections.abc import Sequence
+from typing import Final, TypeVar
 
 from broker.errors import Refusal
 
 PAGE: Final = 20
 LONGEST_PAGE: Final = 100
 
+_POSITION: Final = re.compile(r"([0-9]{1,12}\.[0-9]{1,12}) ([a-z]+_[0-9a-f]{1,64})")
 
-class Listed(Protocol):
-    """What stands in a list."""
-
-    @property
-    def id(self) -> str: ...
-
-    @property
-    def created_at(self) -> float: ...
+T = TypeVar("T")
 
 
-def limit(request: Request) -> int:
-    """How many the caller wants. Raises `Refusal`."""
-    text = request.query_params.get("limit")
+def limit_of(text: str | None) -> int:
+    """The length of a page, from a query."""
     if not text:
         return PAGE
     if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) == 0:
@@ -35,20 +27,24 @@ def limit(request: Request) -> int:
     return min(int(text), LONGEST_PAGE)
 
 
-def after(last: Listed) -> str:
+def cursor_after(moment: float, row_id: str) -> str:
     """Where the next page begins, in a form that nobody is tempted to read."""
-    return base64.urlsafe_b64encode(f"{last.created_at!r} {last.id}".encode()).decode().rstrip("=")
+    return base64.urlsafe_b64encode(f"{moment!r} {row_id}".encode()).decode().rstrip("=")
 
 
-def before(request: Request, kind: str) -> tuple[float, str] | None:
-    """Where the page begins: moment and id of the last one before it. kind: how its ids begin. Raises `Refusal`."""
-    text = request.query_params.get("cursor")
+def cursor_of(text: str | None, kind: str) -> tuple[float, str] | None:
+    """The moment and the id of the last row of the page before. kind: what its id begins with, like `task`."""
     if not text:
         return None
-    match = re.fullmatch(rf"([0-9]{{1,12}}\.[0-9]{{1,12}}) ({kind}_[0-9a-f]{{32}})", _decoded(text))
-    if match is None:
+    match = _POSITION.fullmatch(_decoded(text))
+    if match is None or not match[2].startswith(f"{kind}_"):
         raise Refusal("invalid_request", "cursor must be the nextCursor of an earlier page.", field="cursor")
     return float(match[1]), match[2]
+
+
+def page_of(rows: Sequence[T], limit: int) -> tuple[Sequence[T], bool]:
+    """A page out of `limit` + 1 rows, and whether another one follows."""
+    return rows[:limit], len(rows) > limit
 
 
 def _decoded(text: str) -> str:
