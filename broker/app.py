@@ -17,12 +17,14 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from broker.api.access import Access
-from broker.api.answers import answer, language, refused
+from broker.api.answers import GUARDS, answer, language, refused
 from broker.api.batches import Batches
 from broker.api.deliveries import DeliveryDoor
+from broker.api.docs import Docs
 from broker.api.hooks import Hooks
 from broker.api.images import ImageDoor
 from broker.api.inbox import InboxDoor
+from broker.api.models import Models
 from broker.api.native import Native
 from broker.api.operations import Operations, installed_version
 from broker.api.views import Views
@@ -66,6 +68,8 @@ def build_app(services: Services) -> Starlette:
         sentences=sentences,
         version=version,
     )
+    models = Models(broker=broker, access=access)
+    docs = Docs(access=access, version=version)
     routes = [
         _at("/api/task/{id}", GET=native.poll, DELETE=native.cancel),
         _at("/api/task/{id}/events", GET=native.events),
@@ -73,6 +77,7 @@ def build_app(services: Services) -> Starlette:
         _at("/api/batch/{id}", GET=batches.poll, DELETE=batches.cancel),
         _at("/api/tasks", GET=native.listing),
         _at("/api/generate/image", POST=native.create),
+        _at("/api/models", GET=models.listing),
         _at("/api/webhook/nano-banana", GET=hooks.greet, POST=hooks.hear),
         _at("/api/webhook/{provider}", GET=hooks.greet, POST=hooks.hear),
         _at("/api/hooks", GET=inbox.listing),
@@ -87,10 +92,17 @@ def build_app(services: Services) -> Starlette:
         _at("/health", GET=operations.health),
         _at("/ready", GET=operations.ready),
         _at("/metrics", GET=operations.metrics),
+        _at("/openapi.json", GET=docs.document),
+        _at("/docs", GET=docs.page),
+        _at("/docs/{file}", GET=docs.file),
     ]
     app = Starlette(
         routes=routes,
-        middleware=[*_cors(services.settings.cors_origins), Middleware(LastResort, sentences=sentences)],
+        middleware=[
+            Middleware(Guarded),
+            *_cors(services.settings.cors_origins),
+            Middleware(LastResort, sentences=sentences),
+        ],
         exception_handlers=_handlers(sentences, services.metrics),
         debug=False,
     )
@@ -117,7 +129,7 @@ def _cors(origins: tuple[str, ...]) -> list[Middleware]:
             allow_origins=origins,
             allow_methods=("GET", "POST", "DELETE"),
             allow_headers=("Authorization", "Idempotency-Key", "If-None-Match", "Last-Event-ID", "Cache-Control"),
-            expose_headers=("ETag", "Retry-After", "Location"),
+            expose_headers=("ETag", "Retry-After", "Location", "Warning"),
         )
     ]
 
@@ -162,6 +174,22 @@ def _failure(sentences: Sentences, request: Request, status: int) -> Response:
         "retryable": passes,
     }
     return answer(document, status, {"retry-after": TRY_AGAIN} if passes else {})
+
+
+class Guarded:
+    """`GUARDS` on every answer, whichever door gave it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                said = {name for name, _ in message["headers"]}
+                message["headers"] = [*message["headers"], *(one for one in GUARDS if one[0] not in said)]
+            await send(message)
+
+        await self._app(scope, receive, sending)
 
 
 class LastResort:

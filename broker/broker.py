@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from broker import lifecycle
 from broker.catalog import Catalog, Choice
-from broker.clock import Clock
+from broker.clock import Clock, day
 from broker.errors import EgressRefused, FetchError, ProviderError, Refusal
 from broker.forecast import Forecast
 from broker.lifecycle import Rules
@@ -59,6 +59,20 @@ class Created:
     tasks: tuple[Task, ...]
     ignored: tuple[str, ...] = ()
     repeated: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quote:
+    """What a request costs by the catalog, and what its caller should know. price: of one image; None = not known."""
+
+    price: float | None
+    count: int
+    unit: str | None
+    warnings: tuple[str, ...]
+
+    @property
+    def total(self) -> float | None:
+        return None if self.price is None else self.price * self.count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,8 +151,9 @@ class Broker:
         owner = reference_owner(batch)
         kept = False
         try:
+            most = self._most_bytes(choice)
             references = [
-                await self._bring_in(owner, position, source) for position, source in enumerate(request.sources)
+                await self._bring_in(owner, position, source, most) for position, source in enumerate(request.sources)
             ]
             created = await self._write(caller, request, choice, batch, references)
             kept = not created.repeated
@@ -158,8 +173,8 @@ class Broker:
         """What makes a repeated request the same one. Reads the uploads, which can be read again. Raises `Refusal`."""
         return await _fingerprint(request, self._order(request, self._check(request)))
 
-    async def retry(self, task_id: str) -> Created:
-        """The order of a failed task again, as a new task of the same caller; a second time it is the same one.
+    async def failed_order(self, task_id: str) -> tuple[str, Request]:
+        """Who ordered a failed task, and what, to be ordered again; ordered twice it is one new task.
 
         Raises `Refusal("conflict")` for a task that did not fail, or whose image is paid and may still come.
         """
@@ -168,12 +183,27 @@ class Broker:
             raise Refusal("conflict", f"Only a failed or canceled task can be tried again: this one is {task.status}.")
         if task.state in LANDING:
             raise Refusal("conflict", "The provider has this image, and we are still fetching it: look again later.")
-        return await self.create(task.caller, _request_of(task))
+        return task.caller, _request_of(task)
+
+    def quote(self, request: Request) -> Quote:
+        """Raises `Refusal` for what `create` would refuse for its fields."""
+        order = self._order(request, self._check(request))
+        offer = self.provider.preview(order, None)
+        return Quote(
+            price=offer.get("price"),
+            count=request.count,
+            unit=offer.get("unit"),
+            warnings=self.catalog.warnings(request.model, day(self.clock.now())),
+        )
 
     async def preview(self, request: Request) -> dict[str, Any]:
-        """What would be sent to the provider, and its price. Nothing is created, fetched or stored."""
-        choice = self._check(request)
+        """What would be sent to the provider, and its price. Raises `Refusal` where `create` would.
+
+        Images that came along are looked at and forgotten; those at an address are not fetched. Nothing is created.
+        """
+        quote, choice = self.quote(request), self._check(request)
         await self._check_callback(request.callback_url)
+        await self._look_at(request.sources, self._most_bytes(choice))
         base = self.steps.image_base()
         references = tuple(
             Reference(
@@ -189,7 +219,33 @@ class Broker:
         order = self._order(request, choice, references)
         callback = self.steps.callback_url("task_dry_run", 1)
         address = callback.split("?")[0] if callback else None
-        return {**self.provider.preview(order, address), "ignored": list(self.provider.ignored(order))}
+        return {
+            **self.provider.preview(order, address),
+            "count": quote.count,
+            "total": quote.total,
+            "warnings": list(quote.warnings),
+            "ignored": list(self.provider.ignored(order)),
+        }
+
+    async def _look_at(self, sources: Sequence[Source], most: int) -> None:
+        """The same way in as for an order, and out again."""
+        owner = reference_owner(f"task_{secrets.token_hex(16)}")
+        sent = [source for source in sources if not isinstance(source, Link)]
+        try:
+            for source in sources:
+                if isinstance(source, Link):
+                    self.fetcher.check(source.url)
+                else:
+                    await self._take_in(owner, source, most)
+        except (IntakeError, FetchError, StorageFull) as error:
+            raise _refusal(error) from error
+        finally:
+            if sent:
+                await self.blobs.delete(owner)
+
+    def _most_bytes(self, choice: Choice) -> int:
+        """Of one reference: our limit, or the model's own if that is lower."""
+        return min(self.max_file_size, choice.model.max_reference_bytes)
 
     def _check(self, request: Request) -> Choice:
         if not 1 <= request.count <= MOST_IMAGES:
@@ -245,22 +301,22 @@ class Broker:
             seed=request.seed,
         )
 
-    async def _bring_in(self, owner: str, position: int, source: Source) -> StoredImage:
-        image = await self._take_in(owner, source)
+    async def _bring_in(self, owner: str, position: int, source: Source, most: int) -> StoredImage:
+        image = await self._take_in(owner, source, most)
         return stored_image(image, owner=owner, kind="reference", position=position, now=self.clock.now())
 
-    async def _take_in(self, owner: str, source: Source) -> Image:
+    async def _take_in(self, owner: str, source: Source, most: int) -> Image:
         match source:
             case Upload(chunks=chunks):
-                return await self.intake.from_stream(owner, chunks, max_bytes=self.max_file_size)
+                return await self.intake.from_stream(owner, chunks, max_bytes=most)
             case DataUri(text=text):
-                return await self.intake.from_data_uri(owner, text, max_bytes=self.max_file_size)
+                return await self.intake.from_data_uri(owner, text, max_bytes=most)
             case Kept(blob=blob):
                 async with aclosing(await self._open_kept(blob)) as chunks:
-                    return await self.intake.from_stream(owner, chunks, max_bytes=self.max_file_size)
+                    return await self.intake.from_stream(owner, chunks, max_bytes=most)
             case Link(url=url):
-                async with self.fetcher.open(url, max_bytes=self.max_file_size) as download:
-                    return await self.intake.from_stream(owner, download.chunks, max_bytes=self.max_file_size)
+                async with self.fetcher.open(url, max_bytes=most) as download:
+                    return await self.intake.from_stream(owner, download.chunks, max_bytes=most)
 
     async def _open_kept(self, blob: str) -> Reading:
         try:

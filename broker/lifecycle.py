@@ -191,6 +191,17 @@ def unheard(task: Task, now: float, rules: Rules, retry_in: float | None = None)
     return Changes(task=_ask_again(task, retry_in or backoff(task.tries, rules, most=rules.check_most), now))
 
 
+def cut_off(task: Task, now: float, rules: Rules) -> Changes:
+    """The address that the provider was given is ours no more: ask, instead of waiting for a call.
+
+    An order of unknown outcome goes on waiting. A callback is all that can ever prove it, the address may come back,
+    and to give it up earlier could only cost a second order.
+    """
+    if task.state != State.WAITING or not task.hooked:
+        return NOTHING
+    return Changes(task={"hooked": False, "due_at": min(task.due_at, now + rules.poll_every)})
+
+
 # -- finished
 
 

@@ -93,6 +93,15 @@ class Metrics:
         self.deliveries_pending = Gauge(
             "broker_deliveries_pending", "Webhooks to callers that have not arrived yet", registry=self.registry
         )
+        self.public_address = Gauge(
+            "broker_public_address",
+            "1 where the last try to reach ourselves at our public address came through",
+            ["source"],
+            registry=self.registry,
+        )
+        self.address_changes = Counter(
+            "broker_public_address_changes", "Public addresses found, changed, lost", ["what"], registry=self.registry
+        )
         self.tasks = Gauge("broker_tasks", "Tasks by state", ["state"], registry=self.registry)
         self._of_tasks()
         self._of_providers()

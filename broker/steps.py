@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -37,6 +38,7 @@ from uploads.intake import Image, Intake, IntakeError
 
 T = TypeVar("T")
 WRITE_AGAIN_SECONDS = 0.5
+CUT_OFF_AT_ONCE = 50
 
 CALLBACK: Final = "callback"
 QUESTION: Final = "question"
@@ -174,7 +176,7 @@ class Steps:
                 action="failure_unmapped",
                 task=task.id,
                 provider=task.provider,
-                provider_code=report.provider_code,
+                provider_code=_short_code(report.provider_code),
             )
         if state == task.state:
             return
@@ -392,6 +394,17 @@ class Steps:
             return POLL
         return CALLBACK if await self.hooks.believed(task.id, task.attempt) else QUESTION
 
+    async def cut_off(self, before: float) -> int:
+        """Whoever waits for the callback of an order sent before this moment asks instead. How many they were."""
+        count = 0
+        while waiting := await self.tasks.expecting(before, CUT_OFF_AT_ONCE):
+            await asyncio.gather(*(self._ask_instead(task) for task in waiting))
+            count += len(waiting)
+        return count
+
+    async def _ask_instead(self, task: Task) -> None:
+        await self.settle(task, lambda row, _: lifecycle.cut_off(row, self.clock.now(), self.rules), holder=False)
+
     # -- news
 
     async def digest(self, task_id: str) -> None:
@@ -491,6 +504,11 @@ def _learned(changes: Changes, learned_by: str | None) -> Changes:
     if learned_by is None or "ended_at" not in changes.attempt:
         return changes
     return replace(changes, attempt={**changes.attempt, "learned_by": learned_by})
+
+
+def _short_code(code: str | None) -> str:
+    """A code fit for a log: what is no plain code may be words."""
+    return code if code and re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", code) else "none that is plain"
 
 
 def _outcome(report: Report) -> str:

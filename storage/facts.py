@@ -23,6 +23,11 @@ class Facts:
         row = await self.database.point("SELECT value FROM facts WHERE name = :name", name=name)
         return str(row["value"]) if row else value
 
+    async def known(self, name: str) -> str | None:
+        """The value that holds, if anybody brought one."""
+        row = await self.database.point("SELECT value FROM facts WHERE name = :name", name=name)
+        return str(row["value"]) if row else None
+
     async def replace(self, name: str, value: str) -> None:
         """From now on another value holds."""
         await self.database.execute("UPDATE facts SET value = :value WHERE name = :name", name=name, value=value)

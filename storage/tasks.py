@@ -65,11 +65,11 @@ class Task:
     """One image, ordered by somebody. Moments (`_at`) are seconds since the epoch.
 
     batch: what the tasks of one request have in common; its references belong to it. attempt: number of the current
-    attempt, 0 before the first. tries: how often the step of this state was tried. hooked: whether the provider
-    knows a callback address. refs: the references, as stored. outputs: result URLs, in order. callback_url:
-    where the caller wants to be told of the end; may hold a secret. deadline_at: when patience with this state ends.
-    ended_at: when the caller was first told an end. entered_at: when it came into this
-    state. sent_at, finished_at: when the current attempt was ordered, and when its result was ready. provider_state,
+    attempt, 0 before the first. tries: how often the step of this state was tried. hooked: whether a callback may
+    come: the provider knows an address, and it is still ours. refs: the references, as stored. outputs: result URLs,
+    in order. callback_url: where the caller wants to be told of the end; may hold a secret. deadline_at: when patience
+    with this state ends. ended_at: when the caller was first told an end. entered_at: when it came into this state.
+    sent_at, finished_at: when the current attempt was ordered, and when its result was ready. provider_state,
     provider_percent: how far the provider says it is. (None: a version that knew none of these wrote the row.)
     """
 
@@ -365,6 +365,17 @@ class Tasks:
                 for task_id, holder in held
             )
         )
+
+    async def expecting(self, before: float, limit: int) -> list[Task]:
+        """Tasks that wait for the callback of an order that was sent before a moment, the next due first."""
+        rows = await self.database.fetch(
+            """SELECT * FROM tasks WHERE state = 'waiting' AND hooked = 1
+                AND (SELECT sent_at FROM attempts WHERE task_id = tasks.id AND number = tasks.attempt) < :before
+                ORDER BY due_at LIMIT :limit""",
+            before=before,
+            limit=limit,
+        )
+        return [_to_task(row) for row in rows]
 
     async def agenda(self, states: Sequence[State], providers: Sequence[str], now: float) -> Agenda:
         """What a worker has to know before it does anything, in one look."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -18,6 +19,8 @@ from broker.broker import Broker
 from broker.clock import iso
 from broker.errors import Refusal
 from storage.deliveries import Delivery, Fate, Try
+
+_NAME: Final = re.compile(r"[\x21-\x7e]{1,100}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +36,7 @@ class DeliveryDoor:
         query = request.query_params
         limit = limit_of(query.get("limit"))
         deliveries = await self.broker.deliveries.newest(
-            task_id=query.get("task") or None,
+            task_id=_task(query.get("task")),
             outcome=_outcome(query.get("outcome")),
             limit=limit + 1,
             before=cursor_of(query.get("cursor"), "evt"),
@@ -57,6 +60,12 @@ class DeliveryDoor:
         return answer(
             {"success": True, "data": _document(delivery)}, 202, {"location": f"/api/deliveries/{delivery.id}"}
         )
+
+
+def _task(text: str | None) -> str | None:
+    if text and not _NAME.fullmatch(text):
+        raise Refusal("invalid_request", "task must be the id of a task.", field="task")
+    return text or None
 
 
 def _outcome(text: str | None) -> Fate | None:

@@ -17,6 +17,7 @@ from broker.broker import Broker, Heard
 from broker.clock import iso
 from broker.errors import Refusal
 from webhooks.inbound import MAX_BODY_BYTES, Callback, Judgement
+from webhooks.proofs import Presence
 
 _CODES: Final = {400: "invalid_request", 401: "unauthorized", 404: "task_not_found", 413: "payload_too_large"}
 
@@ -26,10 +27,13 @@ class Hooks:
     broker: Broker
     access: Access
 
-    async def greet(self, _: Request) -> Response:
-        """For whoever checks an address before using it."""
+    async def greet(self, request: Request) -> Response:
+        """For whoever checks an address before using it; to a nonce we also show that it is we who answer."""
         message = "Nano Banana webhook endpoint is ready"
-        return answer({"status": "ok", "message": message, "timestamp": iso(self.broker.clock.now())})
+        greeting = {"status": "ok", "message": message, "timestamp": iso(self.broker.clock.now())}
+        nonces = request.query_params.getlist("probe")
+        shown = Presence(self.broker.tokens.secret).answer(nonces[0]) if len(nonces) == 1 else None
+        return answer(greeting | ({"probe": shown} if shown else {}))
 
     async def hear(self, request: Request) -> Response:
         """Any content type is read as JSON; nothing is inflated."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -20,7 +20,7 @@ from broker.api.answers import POLL_SECONDS, answer, language
 from broker.api.fields import Given
 from broker.api.pages import cursor_after, cursor_of, limit_of, page_of
 from broker.api.views import Views
-from broker.broker import Broker, Created
+from broker.broker import Broker, Created, Quote
 from broker.errors import Refusal
 from broker.orders import Request as Order
 from broker.repeats import Repeats
@@ -74,11 +74,10 @@ class Native:
         order = given.request(key, _sent_before(request))
         if given.truth("dryRun"):
             preview = await self.broker.preview(order)
-            return answer(
-                {"success": True, "dryRun": True, "data": {**preview, "ignored": given.ignored(preview["ignored"])}}
-            )
+            document = {**preview, "ignored": given.ignored(preview["ignored"])}
+            return answer({"success": True, "dryRun": True, "data": document}, 200, _warned(preview["warnings"]))
         created = await self._created(request, caller, order)
-        return self._accepted(created, given.ignored(created.ignored), language(request))
+        return self._accepted(created, self.broker.quote(order), given.ignored(created.ignored), language(request))
 
     async def _created(self, request: Request, caller: Caller, order: Order) -> Created:
         """Durable tasks; those of the first try for a client that repeats by itself, unless it has a key anyway."""
@@ -90,7 +89,7 @@ class Native:
             self.repeats.answered(who, created)
         return created
 
-    def _accepted(self, created: Created, ignored: list[str], language: Language) -> Response:
+    def _accepted(self, created: Created, quote: Quote, ignored: list[str], language: Language) -> Response:
         first, batch = created.tasks[0].id, created.tasks[0].batch
         document = {
             "success": True,
@@ -102,8 +101,11 @@ class Native:
             "batchId": batch,
             "batchUrl": f"/api/batch/{batch}",
             "ignored": ignored,
+            "warnings": list(quote.warnings),
+            "estimate": {"price": quote.price, "count": quote.count, "total": quote.total, "unit": quote.unit},
         }
-        return answer(document, 202, {"location": f"/api/task/{first}", "retry-after": POLL_SECONDS})
+        headers = {"location": f"/api/task/{first}", "retry-after": POLL_SECONDS, **_warned(quote.warnings)}
+        return answer(document, 202, headers)
 
     # -- looking
 
@@ -160,8 +162,9 @@ class Native:
     async def retry(self, request: Request) -> Response:
         """A failed task again, as a new one. Asked for twice, the same new one."""
         self.access.require(request)
-        created = await self.broker.retry(request.path_params["id"])
-        return self._accepted(created, list(created.ignored), language(request))
+        caller, order = await self.broker.failed_order(request.path_params["id"])
+        created = await self.broker.create(caller, order)
+        return self._accepted(created, self.broker.quote(order), list(created.ignored), language(request))
 
 
 class _Events(EventSourceResponse):
@@ -192,6 +195,11 @@ async def unless_gone(request: Request, waiting: Any) -> None:
 async def _gone(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def _warned(warnings: Sequence[str]) -> dict[str, str]:
+    """RFC 7234, 5.5: 299 is what persists, - hides our name. The sentences of the catalog are ASCII without quotes."""
+    return {"warning": ", ".join(f'299 - "{warning}"' for warning in warnings)} if warnings else {}
 
 
 # -- what a request says beside its body

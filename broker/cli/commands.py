@@ -209,6 +209,14 @@ def export_hook(
 
 
 @app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say what is wrong, and how to cure it: provider, key, credits, public address, clock, disk, database."""
+    from broker.cli.doctor import doctor
+
+    _run(partial(doctor, as_json=as_json))
+
+
+@app.command()
 def cleanup() -> None:
     """Retention now: delete ended tasks that are old enough, and their images. Orders no image, asks no provider."""
     from broker.cli.upkeep import cleanup

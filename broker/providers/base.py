@@ -31,9 +31,10 @@ class Provider(Protocol):
         ...
 
     def preview(self, order: Order, callback_url: str | None) -> dict[str, Any]:
-        """The request that `submit` would send: `{"method", "url", "json", "price"}`.
+        """The request that `submit` would send: `{"method", "url", "json", "price", "unit"}`.
 
-        No I/O and no secret: the callback's query is cut off, an upload to come appears as `upload:<name>`.
+        price: of one image, or None where that is not known; unit: what it is counted in. No I/O and no secret: the
+        callback's query is cut off, an upload to come appears as `upload:<name>`.
         """
         ...
 

@@ -71,6 +71,7 @@ class Kie:
             "url": self._url("/api/v1/jobs/createTask"),
             "json": _create(self.catalog.wire(DIALECT, order.model, order.mode) or Wire(), order, references, callback),
             "price": self.catalog.price(DIALECT, order.model, order.mode, order.resolution),
+            "unit": self.catalog.unit(DIALECT),
         }
 
     def ignored(self, order: Order) -> tuple[str, ...]:

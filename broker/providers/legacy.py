@@ -60,6 +60,7 @@ class Legacy:
             "url": self._url("/generate"),
             "json": self._create(wire, order, references, self._harmless(callback_url) if callback_url else None),
             "price": self.catalog.price(DIALECT, order.model, order.mode, order.resolution),
+            "unit": self.catalog.unit(DIALECT),
         }
 
     def ignored(self, order: Order) -> tuple[str, ...]:

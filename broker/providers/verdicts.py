@@ -96,7 +96,8 @@ class Reply:
         final = permanent and self.proves_refusal and self.code not in WAITS
         summary = f"{who} answered HTTP {self.status}, code {self.said.code}"
         message = f"{summary}: {harmless(self.words)}"
-        return ProviderError(message, permanent=final, retry_in=wait, summary=summary)
+        code = meaning(self.code, self.words, self.said.names).code
+        return ProviderError(message, permanent=final, retry_in=wait, summary=summary, code=code)
 
 
 def _json(answer: Answer) -> Any:

@@ -13,9 +13,11 @@ from typing import Any
 import httpx
 from PIL import Image
 
+from broker.clock import Clock
 from broker.server import PATIENCE, Patience, bind, port_of, running
 from broker.settings import load
 from broker.wiring import Services, open_services
+from storage.deliveries import Delivery, Fate
 from storage.images import StoredImage
 from storage.tasks import State, Task
 
@@ -75,6 +77,25 @@ class ApiHouse:
         await self.services.database.execute(f"INSERT INTO images ({columns}) VALUES ({values})", **row)
         return image
 
+    async def add_delivery(self, task: Task, **changes: Any) -> Delivery:
+        """A webhook to the task's caller that has arrived, or as `changes` say."""
+        now = self.services.clock.now()
+        values: dict[str, Any] = {
+            "id": task.id.replace("task_", "evt_"),
+            "task_id": task.id,
+            "type": "task.completed",
+            "url": "https://hooks.example.com/x?secret=of-the-receiver",
+            "host": "hooks.example.com",
+            "body": '{"type":"task.completed"}',
+            "outcome": Fate.DELIVERED,
+            "due_at": None,
+            "created_at": now,
+            "ended_at": now,
+        }
+        delivery = Delivery(**{**values, **changes})
+        await self.services.database.transact(self.services.broker.deliveries.adding(delivery))
+        return delivery
+
     async def left_behind(self) -> tuple[int, int, int, int]:
         """How many tasks, images, idempotency keys and files there are."""
         counts = []
@@ -96,7 +117,9 @@ class ApiHouse:
 
 
 @asynccontextmanager
-async def open_api(folder: Path, *, patience: Patience = PATIENCE, **settings: Any) -> AsyncIterator[ApiHouse]:
+async def open_api(
+    folder: Path, *, patience: Patience = PATIENCE, clock: Clock | None = None, **settings: Any
+) -> AsyncIterator[ApiHouse]:
     defaults: dict[str, Any] = {
         "api_key": "a-key-of-the-tests",
         "api_url": "http://127.0.0.1:9",
@@ -109,7 +132,7 @@ async def open_api(folder: Path, *, patience: Patience = PATIENCE, **settings: A
         port = port_of(sock)
         chosen = load(env_file=None, **{**defaults, **settings})
         async with (
-            open_services(chosen, port=port) as services,
+            open_services(chosen, clock=clock, port=port) as services,
             running(services, sock, patience=patience) as base,
             httpx.AsyncClient(base_url=base, timeout=35) as client,
         ):

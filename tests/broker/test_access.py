@@ -220,6 +220,7 @@ def test_the_refusal_names_the_cure() -> None:
 TRUSTED_ONLY = [
     ("POST", "/api/generate/image"),
     ("GET", "/api/tasks"),
+    ("GET", "/api/models"),
     ("DELETE", f"/api/task/task_{'0' * 32}"),
     ("POST", f"/api/task/task_{'0' * 32}/retry"),
     ("DELETE", f"/api/batch/batch_{'0' * 32}"),
@@ -232,6 +233,9 @@ TRUSTED_ONLY = [
     ("POST", f"/api/deliveries/evt_{'0' * 32}/replay"),
     ("GET", "/ready"),
     ("GET", "/metrics"),
+    ("GET", "/openapi.json"),
+    ("GET", "/docs"),
+    ("GET", "/docs/start.js"),
 ]
 OPEN = [
     ("GET", "/health", 200),
@@ -278,6 +282,7 @@ def _pattern(path: str) -> str:
         "/api/deliveries/": "{id}",
         "/uploads/images/": "{name}",
         "/uploads/references/": "{name}",
+        "/docs/": "{file}",
     }.items():
         if path.startswith(start):
             return start + pattern + path.removeprefix(start)[len(path.removeprefix(start).split("/")[0]) :]

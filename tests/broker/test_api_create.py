@@ -7,6 +7,7 @@ import base64
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import httpx
 import pytest
@@ -41,6 +42,7 @@ async def test_a_json_order_is_taken(tmp_path: Path) -> None:
         answer = await house.client.post(CREATE, json=PROMPT)
         document = answer.json()
         task_id, batch_id = document.pop("taskId"), document.pop("batchId")
+        assert (document.pop("warnings"), document.pop("estimate")["total"]) == ([ANY], 4)
         assert answer.status_code == 202
         assert document == {
             "success": True,

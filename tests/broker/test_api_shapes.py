@@ -253,7 +253,7 @@ async def test_only_exact_origins_may_read(tmp_path: Path) -> None:
             assert "access-control-allow-origin" not in answer.headers
         answer = await house.client.get("/nope", headers={"Origin": ORIGIN})
         assert answer.headers["access-control-allow-origin"] == ORIGIN
-        assert answer.headers["access-control-expose-headers"] == "ETag, Retry-After, Location"
+        assert answer.headers["access-control-expose-headers"] == "ETag, Retry-After, Location, Warning"
         assert "access-control-allow-credentials" not in answer.headers
         assert "Origin" in answer.headers["vary"]
 

@@ -803,6 +803,7 @@ async def test_a_wrong_key_is_told_from_a_bad_moment(kie: Kie, upstream: Upstrea
     with pytest.raises(ProviderError) as caught:
         await kie.credits()
     assert caught.value.permanent is permanent
+    assert (caught.value.code == "provider_auth") is permanent
     assert KEY not in str(caught.value)
     with pytest.raises(ProviderError):
         await kie.refresh(IMAGE)

@@ -208,7 +208,7 @@ def test_no_callback_can_upset_us(case: Case, body: Any) -> None:
 async def test_a_preview_shows_the_request_and_no_secret(scene: Scene) -> None:
     preview = scene.provider.preview(ORDER, CALLBACK)
     silent(preview)
-    assert set(preview) == {"method", "url", "json", "price"}
+    assert set(preview) == {"method", "url", "json", "price", "unit"}
     assert scene.upstream.got == []
     await scene.submit(scene.case.accepted[0])
     (got,) = scene.upstream.got

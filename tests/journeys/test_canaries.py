@@ -61,7 +61,7 @@ class Echo(Upstream):
         if "recordInfo" in head:
             said: dict[str, Any] = {
                 "code": 200,
-                "data": {"taskId": "job", "state": "fail", "failCode": "E777", "failMsg": repeated},
+                "data": {"taskId": "job", "state": "fail", "failCode": PROMPT, "failMsg": repeated},
             }
         elif "accept" in body:
             said = {"code": 200, "data": {"taskId": "job"}}
