@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
+from pydantic.config import JsonDict
 from pydantic.json_schema import SkipJsonSchema
 
 from broker.api.fields import MOST_STEPS, SAFE_INTEGER
@@ -52,12 +53,7 @@ class Ours(BaseModel):
 
 OPEN: Final = ConfigDict(extra="allow", alias_generator=to_camel)
 """What others say: unknown keys are taken."""
-TO_TRY: Final[dict[str, JsonValue]] = {
-    "prompt": "a red fox",
-    "model": "nano-banana",
-    "aspectRatio": "16:9",
-    "dryRun": True,
-}
+TO_TRY: Final[JsonDict] = {"prompt": "a red fox", "model": "nano-banana", "aspectRatio": "16:9", "dryRun": True}
 """What the page offers to send: it costs nothing."""
 
 

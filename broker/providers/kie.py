@@ -154,7 +154,7 @@ class Kie:
             f"{self.upload_url.rstrip('/')}/api/file-stream-upload",
             headers=self._headers(),
             form={"uploadPath": UPLOAD_FOLDER, "fileName": name},
-            file=file,
+            files=[file],
         )
         reply = self._reply(answer)
         data = reading.record_of(reading.mapping(reply.body))

@@ -84,7 +84,9 @@ def serving(shell: Shell, *args: str, **settings: str) -> Iterator[tuple[subproc
 def _address(process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
     ready, _, _ = select.select([process.stdout], [], [], SECONDS)
-    line = process.stdout.readline() if ready else ""
+    line = ""
+    while ready and not line.endswith("\n"):  # no more than that: what a reader had kept, `communicate` would not see
+        line += os.read(process.stdout.fileno(), 1).decode()
     found = re.search(r"http://\S+", line)
     if found is None:
         process.kill()

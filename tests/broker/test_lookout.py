@@ -409,4 +409,5 @@ async def test_a_look_that_goes_wrong_is_followed_by_another(tmp_path: Path, clo
         with capture_logs() as logs:
             async with house.services.lookout.keeping(), asyncio.timeout(5):
                 await agents.enough.wait()
-        assert [entry["action"] for entry in logs if "action" in entry] == ["store_trouble", "look_failed"]
+        ours = [entry["action"] for entry in logs if entry.get("action") in {"store_trouble", "look_failed"}]
+        assert ours == ["store_trouble", "look_failed"]

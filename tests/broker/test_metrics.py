@@ -28,8 +28,8 @@ from tests.journeys.house import House, open_house, still
 
 pytestmark = pytest.mark.anyio
 
-BESIDE = {"broker_callback_lag_seconds", "broker_callbacks_missing_total", "broker_deliveries_total"}
-"""Metrics of the inbox and of webhooks to callers, which the dashboard shows as well."""
+BESIDE = {"broker_deliveries_total"}
+"""The metric of webhooks to callers, which the dashboard shows as well."""
 ROOT = Path(__file__).parent.parent.parent
 NOW = 1_790_000_000.0
 UNKNOWN_WORDS = Failed(code="provider_error", message="the flux is cold", retryable=False, known=False, job_id="job")

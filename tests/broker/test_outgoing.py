@@ -261,7 +261,7 @@ async def test_a_file_is_uploaded_as_a_form_while_it_is_read(client: ApiClient) 
         chunks=pieces(image[:5], image[5:70_000], image[70_000:]),
     )
     async with serve(keep) as server:
-        await client.request("POST", server.url(), form={"uploadPath": "images/ü", "n": ""}, file=file, timeout=5)
+        await client.request("POST", server.url(), form={"uploadPath": "images/ü", "n": ""}, files=[file], timeout=5)
         await client.request("POST", server.url(), form={"n": "1"})
     assert bodies[1].split(b"\r\n")[1:4] == [b'Content-Disposition: form-data; name="n"', b"", b"1"]
     head_text = server.heads[0].decode().partition("\r\n")[2]
@@ -282,7 +282,7 @@ async def test_a_file_of_another_size_than_announced_fails(client: ApiClient, gi
     file = FilePart(name="file", filename="a", media_type="image/png", size=12, chunks=pieces(given))
     async with serve(silence) as server:
         with pytest.raises(ProviderError, match="not 12 bytes long") as caught:
-            await client.request("POST", server.url(), file=file)
+            await client.request("POST", server.url(), files=[file])
     assert type(caught.value) is ProviderError
 
 
@@ -294,7 +294,7 @@ async def test_trouble_with_our_own_file_is_not_the_providers(client: ApiClient)
     file = FilePart(name="file", filename="a", media_type="image/png", size=12, chunks=broken())
     async with serve(silence) as server:
         with pytest.raises(OSError, match="disk on fire"):
-            await client.request("POST", server.url(), file=file)
+            await client.request("POST", server.url(), files=[file])
 
 
 @pytest.mark.parametrize(
