@@ -13,12 +13,14 @@ from typing import Any
 import httpx
 from PIL import Image
 
-from broker.clock import Clock
+from broker.clock import Clock, iso
 from broker.server import PATIENCE, Patience, bind, port_of, running
 from broker.settings import load
 from broker.wiring import Services, open_services
+from storage.deliveries import Delivery, Fate
 from storage.images import StoredImage
 from storage.tasks import State, Task
+from webhooks.events import Event, event_body
 
 NEVER = 9e9
 """A moment that no test lives to see."""
@@ -75,6 +77,25 @@ class ApiHouse:
         columns, values = ", ".join(row), ", ".join(f":{name}" for name in row)
         await self.services.database.execute(f"INSERT INTO images ({columns}) VALUES ({values})", **row)
         return image
+
+    async def add_delivery(self, task: Task, **changes: Any) -> Delivery:
+        """A webhook to the task's caller that has arrived, or as `changes` say."""
+        now = self.services.clock.now()
+        values: dict[str, Any] = {
+            "id": task.id.replace("task_", "evt_"),
+            "task_id": task.id,
+            "type": "task.completed",
+            "url": "https://hooks.example.com/x?secret=of-the-receiver",
+            "host": "hooks.example.com",
+            "body": event_body(Event.COMPLETED, iso(now) or "", self.services.broker.showing.document(task, [], "en")),
+            "outcome": Fate.DELIVERED,
+            "due_at": None,
+            "created_at": now,
+            "ended_at": now,
+        }
+        delivery = Delivery(**{**values, **changes})
+        await self.services.database.transact(self.services.broker.deliveries.adding(delivery))
+        return delivery
 
     async def left_behind(self) -> tuple[int, int, int, int]:
         """How many tasks, images, idempotency keys and files there are."""

@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 
 from storage.deliveries import Delivery, Fate
-from tests.broker.api_house import ApiHouse, open_api
+from tests.broker.api_house import ApiHouse, a_task, open_api
 
 pytestmark = pytest.mark.anyio
 
 NOW = 1_790_000_000.0
-URL = "https://hooks.example.com/x?secret=of-the-receiver"
 KEYS = {
     "id", "taskId", "type", "url", "outcome", "attempts", "lastStatus", "reason", "createdAt", "nextAt", "deliveredAt",
 }  # fmt: skip
@@ -21,22 +20,8 @@ KEYS = {
 
 async def add(house: ApiHouse, number: int, **changes: Any) -> Delivery:
     """One that nobody is going to send."""
-    values: dict[str, Any] = {
-        "id": f"evt_{number:032x}",
-        "task_id": f"task_{number:032x}",
-        "type": "task.completed",
-        "url": URL,
-        "host": "hooks.example.com",
-        "body": '{"type":"task.completed"}',
-        "outcome": Fate.DELIVERED,
-        "due_at": None,
-        "created_at": NOW + number // 3,
-        "ended_at": 9e9,
-        **changes,
-    }
-    delivery = Delivery(**values)
-    await house.services.database.transact(house.services.broker.deliveries.adding(delivery))
-    return delivery
+    more = {"created_at": NOW + number // 3, "ended_at": 9e9, **changes}
+    return await house.add_delivery(a_task(NOW, number=number), **more)
 
 
 async def test_pages_have_every_delivery_once_newest_first(tmp_path: Path) -> None:
@@ -87,6 +72,7 @@ async def test_a_list_tells_no_body_and_no_secret_of_the_receiver(tmp_path: Path
     ("query", "field"),
     [
         ({"outcome": "lost"}, "outcome"),
+        ({"task": "a\x00b"}, "task"),
         ({"limit": "0"}, "limit"),
         ({"limit": "x"}, "limit"),
         ({"cursor": "x"}, "cursor"),

@@ -343,8 +343,8 @@ async def _grow(database: Any) -> None:
     ):
         for begin in range(1, 20000, 4000):  # a statement may not take longer than five seconds, on a busy machine too
             await database._database.execute(
-                f"""INSERT INTO {table} SELECT (jsonb_populate_record(t, jsonb_build_object({keys}))).*
-                    FROM {table} t, generate_series({begin}, {begin + 3999}) g
+                f"""INSERT INTO {table} SELECT row.* FROM {table} t, generate_series({begin}, {begin + 3999}) g,
+                    LATERAL jsonb_populate_record(t, jsonb_build_object({keys})) row
                     WHERE t.ctid = (SELECT max(ctid) FROM {table})"""
             )
         await database._database.execute(f"ANALYZE {table}")
