@@ -78,10 +78,10 @@ class Background:
             future.cancel()
 
     def close(self) -> None:
-        """Cancel what is under way, close, and wait for it. Again is no harm, nor is a loop that closes itself."""
+        """Cancel what is under way, close, and wait for it – unless it is the thread itself that found us forgotten."""
         with self._lock:
-            first, self._closed = not self._closed, True
-            if first and self._thread.is_alive():
+            self._closed = True
+            if self._thread.is_alive():
                 self._loop.call_soon_threadsafe(self._told.set)
         if threading.current_thread() is not self._thread:
             self._thread.join(CLOSING_SECONDS)

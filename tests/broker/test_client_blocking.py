@@ -165,6 +165,7 @@ def test_a_closed_client_says_so_and_ends_what_is_under_way() -> None:
         ]
         server.is_called()
         client.close()
+        assert not client._background._thread.is_alive()
         client.close()
         for future in waiting:
             with pytest.raises(RuntimeError, match="closed"):
@@ -217,7 +218,7 @@ def test_a_fork_does_not_hang() -> None:
             try:
                 client.get(sys.argv[2])
             except RuntimeError as error:
-                os._exit(7 if "fork" in str(error) else 1)
+                sys.exit(7 if "fork" in str(error) else 1)
         _, status = os.waitpid(child, 0)
         print(os.waitstatus_to_exitcode(status), client.get(sys.argv[2]).status)
         """
