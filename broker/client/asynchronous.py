@@ -41,8 +41,8 @@ class AsyncClient:
     broker may be silent or busy, as when it starts anew; what is safe to repeat is repeated as long. An order is: it
     carries a key of its own, so that it is one order however often it is sent. sleep: how a pause is made.
 
-    Everything raises `BrokerError`. It belongs to the event loop that it is first used in. Close it with `async with`, or
-    with `aclose`.
+    Everything raises `BrokerError`. It belongs to the event loop that first uses it. Close it with `async with` or
+    `aclose`.
     """
 
     def __init__(
