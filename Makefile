@@ -24,6 +24,9 @@ test: $(VENV)/dev  ## every gate: format, lint, types, layers, tests
 bench: $(VENV)/dev  ## what it can do on this machine, as tables; takes some minutes
 	$(BIN)/python -m tests.benchmarks
 
+fuzz: $(VENV)/dev  ## odd requests for five minutes, every answer held against the API description
+	$(BIN)/python -m tests.fuzzing
+
 format: $(VENV)/dev  ## put the code into shape
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -56,4 +59,4 @@ define install
 	@touch $@
 endef
 
-.PHONY: help demo serve test bench format lock
+.PHONY: help demo serve test bench fuzz format lock

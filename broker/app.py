@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import platform
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -16,15 +17,20 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from broker.api.access import Access
-from broker.api.answers import answer, language, refused
+from broker.api.answers import GUARDS, answer, language, refused
+from broker.api.batches import Batches
+from broker.api.docs import Docs
 from broker.api.hooks import Hooks
 from broker.api.images import ImageDoor
+from broker.api.inbox import InboxDoor
+from broker.api.models import Models
 from broker.api.native import Native
 from broker.api.operations import Operations, installed_version
 from broker.api.views import Views
 from broker.errors import Refusal
-from broker.logs import log
+from broker.logs import bare, log
 from broker.metrics import Metrics
+from broker.repeats import Repeats
 from broker.sentences import Sentences
 from broker.wiring import Services
 from storage.database import StorageError
@@ -44,28 +50,54 @@ def build_app(services: Services) -> Starlette:
     """The HTTP side of an opened system."""
     broker, sentences = services.broker, services.broker.showing.sentences
     access = Access(services.settings, broker.tokens.secret)
-    native = Native(broker=broker, access=access, views=Views(broker), sentences=sentences)
+    views = Views(broker)
+    native = Native(broker=broker, access=access, views=views, sentences=sentences, repeats=Repeats(services.clock))
+    batches = Batches(broker=broker, access=access, views=views)
     hooks = Hooks(broker=broker, access=access)
+    inbox = InboxDoor(inbox=services.inbox, access=access)
     images = ImageDoor(broker=broker)
+    version = installed_version()
+    services.metrics.build.info({"version": version, "python": platform.python_version()})
     operations = Operations(
-        broker=broker, worker=services.worker, access=access, sentences=sentences, version=installed_version()
+        broker=broker,
+        worker=services.worker,
+        gauges=services.gauges,
+        access=access,
+        sentences=sentences,
+        version=version,
     )
+    models = Models(broker=broker, access=access)
+    docs = Docs(access=access, version=version)
     routes = [
         _at("/api/task/{id}", GET=native.poll, DELETE=native.cancel),
         _at("/api/task/{id}/events", GET=native.events),
+        _at("/api/task/{id}/retry", POST=native.retry),
+        _at("/api/batch/{id}", GET=batches.poll, DELETE=batches.cancel),
         _at("/api/tasks", GET=native.listing),
         _at("/api/generate/image", POST=native.create),
+        _at("/api/models", GET=models.listing),
         _at("/api/webhook/nano-banana", GET=hooks.greet, POST=hooks.hear),
         _at("/api/webhook/{provider}", GET=hooks.greet, POST=hooks.hear),
+        _at("/api/hooks", GET=inbox.listing),
+        _at("/api/hooks/{id}", GET=inbox.show),
+        _at("/api/hooks/{id}/replay", POST=inbox.replay),
+        _at("/api/hooks/{id}/fixture", GET=inbox.fixture),
         _at("/uploads/images/{name}", GET=images.result),
         _at("/uploads/references/{name}", GET=images.reference),
         _at("/health", GET=operations.health),
         _at("/ready", GET=operations.ready),
         _at("/metrics", GET=operations.metrics),
+        _at("/openapi.json", GET=docs.document),
+        _at("/docs", GET=docs.page),
+        _at("/docs/{file}", GET=docs.file),
     ]
     app = Starlette(
         routes=routes,
-        middleware=[*_cors(services.settings.cors_origins), Middleware(LastResort, sentences=sentences)],
+        middleware=[
+            Middleware(Guarded),
+            *_cors(services.settings.cors_origins),
+            Middleware(LastResort, sentences=sentences),
+        ],
         exception_handlers=_handlers(sentences, services.metrics),
         debug=False,
     )
@@ -92,7 +124,7 @@ def _cors(origins: tuple[str, ...]) -> list[Middleware]:
             allow_origins=origins,
             allow_methods=("GET", "POST", "DELETE"),
             allow_headers=("Authorization", "Idempotency-Key", "If-None-Match", "Last-Event-ID", "Cache-Control"),
-            expose_headers=("ETag", "Retry-After", "Location"),
+            expose_headers=("ETag", "Retry-After", "Location", "Warning"),
         )
     ]
 
@@ -139,6 +171,22 @@ def _failure(sentences: Sentences, request: Request, status: int) -> Response:
     return answer(document, status, {"retry-after": TRY_AGAIN} if passes else {})
 
 
+class Guarded:
+    """`GUARDS` on every answer, whichever door gave it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                said = {name for name, _ in message["headers"]}
+                message["headers"] = [*message["headers"], *(one for one in GUARDS if one[0] not in said)]
+            await send(message)
+
+        await self._app(scope, receive, sending)
+
+
 class LastResort:
     """Whatever nobody foresaw: logged once, answered blandly. Starlette's own would have uvicorn log it again."""
 
@@ -160,14 +208,9 @@ class LastResort:
             log.warning("a request was cut off", action="request_cut_off")
             status = 503
         except Exception as error:
-            log.error("a request failed unexpectedly", action="request_failed", exc_info=_bare(error))
+            log.error("a request failed unexpectedly", action="request_failed", exc_info=bare(error))
             status = 500
         else:
             return
         if not begun:
             await _failure(self._sentences, Request(scope), status)(scope, receive, send)
-
-
-def _bare(error: Exception) -> Any:
-    """The kind of error and where it happened; its text may hold what a caller sent."""
-    return RuntimeError, RuntimeError(type(error).__qualname__), error.__traceback__

@@ -53,16 +53,42 @@ class Wire:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Alias:
+    """Another name of a model. until: the day on which its vendor took it back; we go on understanding it."""
+
+    __pydantic_config__ = _STRICT
+    name: str
+    until: date | None = None
+
+    def retired(self, on: date) -> bool:
+        return self.until is not None and on >= self.until
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offer:
+    """What a provider sells of a model, and for how much. prices: by resolution; empty where they are not known."""
+
+    provider: str
+    modes: tuple[Mode, ...]
+    prices: Mapping[str, float]
+    unit: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Model:
-    """One model under its canonical name. prompt_limit: characters. The dates are Google's, for its own id."""
+    """One model under its canonical name. prompt_limit: characters. The dates are Google's, for its own id.
+
+    instead: the canonical name of the model to move to, once there are dates.
+    """
 
     __pydantic_config__ = _STRICT
     name: str
     title: str
     google: str
-    aliases: tuple[str, ...]
+    aliases: tuple[Alias, ...]
     deprecated_on: date | None = None
     shutdown_on: date | None = None
+    instead: str | None = None
     prompt_limit: int
     aspect_ratios: tuple[str, ...]
     resolutions: tuple[str, ...]
@@ -74,13 +100,26 @@ class Model:
     @property
     def names(self) -> tuple[str, ...]:
         """Everything it answers to, the canonical name first."""
-        return (self.name, self.google, *self.aliases)
+        return (self.name, self.google, *(alias.name for alias in self.aliases))
 
     def status(self, on: date) -> Status:
         """What Google says about it on a day; a reseller may still sell what is retired."""
         if self.shutdown_on and on >= self.shutdown_on:
             return "retired"
         return "deprecated" if self.deprecated_on and on >= self.deprecated_on else "live"
+
+    def warning(self, on: date) -> str | None:
+        """What somebody who orders it on that day should know, in ASCII: headers carry it."""
+        name = f"{self.name} ({self.google})"
+        match self.status(on):
+            case "retired":
+                known = f"Google shut {name} down on {self.shutdown_on}; it is served while the provider sells it."
+            case "deprecated":
+                end = f", to be shut down on {self.shutdown_on}" if self.shutdown_on else ""
+                known = f"Google deprecated {name} on {self.deprecated_on}{end}."
+            case "live":
+                return None
+        return f"{known} Use {self.instead} instead."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,17 +136,20 @@ class Choice:
 class Catalog:
     """The models, by every name they have."""
 
-    def __init__(self, models: Sequence[Model], *, default: str) -> None:
+    def __init__(self, models: Sequence[Model], *, default: str, units: Mapping[str, str]) -> None:
         self.models = tuple(models)
         self._by_name = _index(self.models)
+        self._units = units
         self.default = self._by_name[default]
+        for model in self.models:
+            _agree_among(model, self._by_name, units)
 
     @classmethod
     def load(cls, text: str | None = None) -> Catalog:
         """Read the TOML given, or the one shipped. ValueError where it contradicts itself."""
         raw = tomllib.loads(text or resources.files("broker").joinpath("catalog.toml").read_text("utf-8"))
         models = TypeAdapter(tuple[Model, ...]).validate_python([_unfolded(model) for model in raw["models"]])
-        return cls(models, default=raw["default"])
+        return cls(models, default=raw["default"], units=raw.get("units", {}))
 
     def resolve(self, name: str | None) -> Model:
         """The model with this name or alias; None or empty = the default. Unknown: Refusal("unsupported_parameter")."""
@@ -117,6 +159,25 @@ class Catalog:
         if found is None:
             raise Refusal("unsupported_parameter", self._unknown(name), field="model")
         return found
+
+    def warnings(self, name: str | None, on: date) -> tuple[str, ...]:
+        """What somebody should know who orders by a name of the catalog on a day: the name's end, and the model's."""
+        model = self.resolve(name)
+        gone = [alias for alias in model.aliases if name and _folded(name) == _folded(alias.name) and alias.retired(on)]
+        old = [f"Google took the name {one.name} back on {one.until}. Use {model.name} instead." for one in gone]
+        return (*old, *filter(None, [model.warning(on)]))
+
+    def offers(self, model: Model) -> tuple[Offer, ...]:
+        """Who sells a model for how much; modes of one provider that cost the same stand together."""
+        return tuple(
+            Offer(provider=provider, modes=modes, prices=prices, unit=self.unit(provider) if prices else None)
+            for provider, wires in model.providers.items()
+            for modes, prices in _by_price(wires)
+        )
+
+    def unit(self, provider: str) -> str | None:
+        """What a provider counts its prices in; None where none is known."""
+        return self._units.get(provider)
 
     def serves(self, provider: str, model: str) -> bool:
         """Whether a provider has a canonical model, in one mode at least."""
@@ -269,7 +330,10 @@ def _folded(name: str) -> str:
 
 
 def _unfolded(model: dict[str, Any]) -> dict[str, Any]:
-    return model | {"providers": {name: _per_mode(table) for name, table in model["providers"].items()}}
+    return model | {
+        "aliases": [{"name": alias} if isinstance(alias, str) else alias for alias in model["aliases"]],
+        "providers": {name: _per_mode(table) for name, table in model["providers"].items()},
+    }
 
 
 def _per_mode(table: dict[str, Any]) -> dict[str, Any]:
@@ -277,6 +341,14 @@ def _per_mode(table: dict[str, Any]) -> dict[str, Any]:
     shared = {key: value for key, value in table.items() if key not in MODES}
     named = {mode: table[mode] for mode in MODES if mode in table} or {mode: {} for mode in MODES}
     return {mode: shared | own for mode, own in named.items()}
+
+
+def _by_price(wires: Mapping[Mode, Wire]) -> Iterator[tuple[tuple[Mode, ...], Mapping[str, float]]]:
+    ordered = [mode for mode in MODES if mode in wires]
+    for n, mode in enumerate(ordered):
+        prices = wires[mode].prices
+        if all(wires[earlier].prices != prices for earlier in ordered[:n]):
+            yield tuple(same for same in ordered if wires[same].prices == prices), prices
 
 
 def _index(models: Sequence[Model]) -> dict[str, Model]:
@@ -300,3 +372,12 @@ def _agree(model: Model) -> None:
                 raise ValueError(f"{where}: prices are for {_listed(model.resolutions)}")
             if mode == "image-to-image" and not wire.references:
                 raise ValueError(f"{where}: references must name the field of the images")
+
+
+def _agree_among(model: Model, names: Mapping[str, Model], units: Mapping[str, str]) -> None:
+    """What a model says about others and about providers must be there to be looked up."""
+    if (model.deprecated_on or model.shutdown_on) and (model.instead is None or _folded(model.instead) not in names):
+        raise ValueError(f"catalog: {model.name} has a date: instead must name a model to move to")
+    for provider, modes in model.providers.items():
+        if provider not in units and any(wire.prices for wire in modes.values()):
+            raise ValueError(f"catalog: {model.name} has prices at {provider}: units must say what they are")

@@ -16,9 +16,9 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
-from ssl import SSLContext
+from ssl import SSLContext, SSLError
 from types import MappingProxyType
-from typing import Any, Final, TypeAlias, cast
+from typing import Any, Final, Literal, TypeAlias, cast
 
 import anyio
 import httpcore
@@ -301,13 +301,27 @@ def _provider_trouble(what: str) -> Iterator[None]:
     try:
         yield
     except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as exc:
-        raise NotSent(f"{what}: no connection ({str(exc) or type(exc).__name__})") from None
+        raise NotSent(f"{what}: no connection ({str(exc) or type(exc).__name__})", at=_how_far(exc)) from None
     except (httpx.TimeoutException, TimeoutError):
         raise ProviderError(f"{what}: no whole answer in time") from None
     except httpx.NetworkError:
         raise ProviderError(f"{what}: the connection broke") from None
     except httpx.HTTPError:
         raise ProviderError(f"{what}: the answer is cut short or is not HTTP") from None
+
+
+def _how_far(error: BaseException) -> Literal["name", "connection", "tls", "time-out"]:
+    """What stood in the way of a connection: each has a cure of its own."""
+    if isinstance(error, httpx.TimeoutException):
+        return "time-out"
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, socket.gaierror):
+            return "name"
+        if isinstance(cause, SSLError):
+            return "tls"
+        cause = cause.__cause__ or cause.__context__
+    return "connection"
 
 
 def _form_headers(boundary: str, form: Form, files: Sequence[FilePart]) -> dict[str, str]:
@@ -449,11 +463,16 @@ class Fetcher:
         self._min_bytes_per_second = min_bytes_per_second
         self._grace_seconds = grace_seconds
 
+    def check(self, url: str) -> Link:
+        """The address taken apart, or what can be said against it without asking a name server."""
+        link = read_link(url)
+        self._policy.check(link)
+        return link
+
     @asynccontextmanager
     async def open(self, url: str, *, max_bytes: int) -> AsyncGenerator[Download]:
         """GET an address. Leaving the context ends the connection, read to the end or not."""
-        link = read_link(url)
-        self._policy.check(link)  # before the queue: what is refused is refused at once
+        link = self.check(url)  # before the queue: what is refused is refused at once
         async with self._slots, AsyncExitStack() as stack:
             deadline = asyncio.get_running_loop().time() + self._total_seconds
             link, response = await self._follow(stack, link, deadline)

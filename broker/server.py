@@ -24,7 +24,7 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from broker.api.answers import to_json
+from broker.api.answers import GUARDS, to_json
 from broker.app import build_app
 from broker.errors import SettingsError
 from broker.logs import log
@@ -244,9 +244,10 @@ class DeadlineH11(H11Protocol):
             self.transport.abort()
             return
         headers = [
-            ("content-type", "application/json"),
-            ("content-length", str(len(_NO_HTTP))),
-            ("connection", "close"),
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(_NO_HTTP)).encode()),
+            (b"connection", b"close"),
+            *GUARDS,
         ]
         for event in (h11.Response(status_code=400, headers=headers), h11.Data(data=_NO_HTTP), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")
@@ -375,7 +376,8 @@ async def _at_work(services: Services, sockets: Sequence[socket.socket], patienc
     house = _House(services=services, server=server, parts=(serving, working))
     try:
         await _first(server.listening.wait(), *house.parts)
-        yield house
+        async with services.lookout.keeping():
+            yield house
     finally:
         if not server.should_exit:
             house.stop()

@@ -20,6 +20,14 @@ POLL_SECONDS: Final = "3"
 """When an unfinished task is worth another look, as `Retry-After` says it."""
 
 
+GUARDS: Final = (
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+)
+"""What every answer tells browsers, unless it has words of its own: that it is no page, whatever bytes it has."""
+
+
 def to_json(document: Any) -> bytes:
     """UTF-8; what no text can hold is written as an escape rather than failing an answer."""
     text = json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
@@ -32,7 +40,7 @@ def language(request: HTTPConnection) -> Language:
 
 def answer(document: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """One JSON answer; nobody keeps it unless `headers` say so."""
-    fixed = {"content-type": "application/json", "x-content-type-options": "nosniff", "cache-control": "no-store"}
+    fixed = {"content-type": "application/json", "cache-control": "no-store"}
     return Response(to_json(document), status, headers={**fixed, **(headers or {})})
 
 
@@ -95,7 +103,6 @@ class Prepared:
             short.append((b"retry-after", POLL_SECONDS.encode()))
         full = [
             (b"content-type", b"application/json"),
-            (b"x-content-type-options", b"nosniff"),
             (b"content-length", str(len(body)).encode()),
             *short,
         ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Protocol, TypeVar
 
@@ -19,7 +19,7 @@ from broker.wiring import Services, absent, open_services
 from storage.tasks import Task as Row
 
 LOOK_EVERY = 1.0
-T = TypeVar("T", Task, Page)
+T = TypeVar("T")
 
 
 class Source(Protocol):
@@ -56,7 +56,7 @@ class Shelf:
 async def show(task_id: str, *, as_json: bool, watch: bool) -> int:
     """0, or 1 if the watched task did not end well."""
     async with _source() as source:
-        async for task in _looks(lambda: source.get(task_id), watch):
+        async for task in looks(lambda: source.get(task_id), watch):
             say_json({"success": True, "data": task.raw}) if as_json else _tell(task)
             if task.ended:
                 break
@@ -66,7 +66,7 @@ async def show(task_id: str, *, as_json: bool, watch: bool) -> int:
 async def show_all(*, status: str | None, limit: int, as_json: bool, watch: bool) -> None:
     """The newest tasks; when watching, again after every change."""
     async with _source() as source:
-        async for page in _looks(lambda: source.tasks(status=status, limit=limit), watch):
+        async for page in looks(lambda: source.tasks(status=status, limit=limit), watch):
             if as_json:
                 say_json({"success": True, "data": [task.raw for task in page.tasks], "nextCursor": page.cursor})
             else:
@@ -88,11 +88,11 @@ async def _source() -> AsyncIterator[Source]:
         if client is not None:
             yield client
             return
-    async with open_services(_settled(settings), joins=False) as services:
+    async with open_services(settled(settings), joins=False) as services:
         yield Shelf(services)
 
 
-def _settled(settings: Settings) -> Settings:
+def settled(settings: Settings) -> Settings:
     """Nobody needs to reach us for this. Raises `Unable` in a folder where there is nothing to see."""
     path = absent(settings)
     if path is not None:
@@ -103,7 +103,7 @@ def _settled(settings: Settings) -> Settings:
     return settings.model_copy(update={"webhook_base_url": "", "tunnel_api": ""})
 
 
-async def _looks(look: Callable[[], Awaitable[T]], watch: bool) -> AsyncIterator[T]:
+async def looks(look: Callable[[], Awaitable[T]], watch: bool) -> AsyncIterator[T]:
     """What is seen at first, and with `watch` each change of it."""
     seen: T | None = None
     while True:
@@ -119,7 +119,7 @@ async def _looks(look: Callable[[], Awaitable[T]], watch: bool) -> AsyncIterator
 def _tell(task: Task) -> None:
     facts = {
         "task": task.id,
-        "status": f"{task.status} ({task.stage})",
+        "status": f"{task.status} ({', '.join(_progress(task))})",
         "model": f"{task.model}, {task.mode}, by {task.provider}, attempt {task.attempts}",
         "prompt": task.prompt,
         "created": task.raw.get("createdAt"),
@@ -130,6 +130,19 @@ def _tell(task: Task) -> None:
         say(f"{name:<10} {value}")
     if task.error:
         complain(failure(task))
+
+
+def _progress(task: Task) -> Iterator[str]:
+    progress = task.progress
+    yield task.stage or task.status
+    if (place := progress.get("position")) is not None:
+        yield f"place {place}"
+    if word := progress.get("providerState"):
+        yield f"the provider says {word}"
+    if (percent := progress.get("percent")) is not None:
+        yield f"{percent} %"
+    if (seconds := progress.get("etaSeconds")) is not None:
+        yield f"about {seconds} s left"
 
 
 def _list(tasks: Sequence[Task], watch: bool) -> None:

@@ -1,7 +1,8 @@
 """What every provider is to us: a few verbs over an order, a job id and a callback body.
 
-Modules beside this one: one per upstream (`kie`, `legacy`), none of which imports another; and what a family of them
-shares: `reading` (what a body says), `verdicts` (what an answer comes to), `addresses` (which adapter is meant).
+Modules beside this one: one per upstream (`kie`, `legacy`), none of which imports another; and what they
+share: `failures` (why something failed), `reading` (what a body says), `verdicts` (what an answer comes to),
+`addresses` (which adapter is meant).
 """
 
 from __future__ import annotations
@@ -30,9 +31,10 @@ class Provider(Protocol):
         ...
 
     def preview(self, order: Order, callback_url: str | None) -> dict[str, Any]:
-        """The request that `submit` would send: `{"method", "url", "json", "price"}`.
+        """The request that `submit` would send: `{"method", "url", "json", "price", "unit"}`.
 
-        No I/O and no secret: the callback's query is cut off, an upload to come appears as `upload:<name>`.
+        price: of one image, or None where that is not known; unit: what it is counted in. No I/O and no secret: the
+        callback's query is cut off, an upload to come appears as `upload:<name>`.
         """
         ...
 

@@ -220,9 +220,19 @@ def test_the_refusal_names_the_cure() -> None:
 TRUSTED_ONLY = [
     ("POST", "/api/generate/image"),
     ("GET", "/api/tasks"),
+    ("GET", "/api/models"),
     ("DELETE", f"/api/task/task_{'0' * 32}"),
+    ("POST", f"/api/task/task_{'0' * 32}/retry"),
+    ("DELETE", f"/api/batch/batch_{'0' * 32}"),
+    ("GET", "/api/hooks"),
+    ("GET", f"/api/hooks/hook_{'0' * 24}"),
+    ("POST", f"/api/hooks/hook_{'0' * 24}/replay"),
+    ("GET", f"/api/hooks/hook_{'0' * 24}/fixture"),
     ("GET", "/ready"),
     ("GET", "/metrics"),
+    ("GET", "/openapi.json"),
+    ("GET", "/docs"),
+    ("GET", "/docs/start.js"),
 ]
 OPEN = [
     ("GET", "/health", 200),
@@ -230,6 +240,7 @@ OPEN = [
     ("GET", "/api/webhook/kie", 200),
     ("GET", f"/api/task/task_{'0' * 32}", 404),
     ("GET", f"/api/task/task_{'0' * 32}/events", 404),
+    ("GET", f"/api/batch/batch_{'0' * 32}", 404),
     ("GET", f"/uploads/images/generated_{'0' * 32}.png", 404),
     ("GET", f"/uploads/references/reference_{'0' * 32}.png", 404),
 ]
@@ -263,8 +274,11 @@ async def test_no_door_is_forgotten(tmp_path: Path) -> None:
 def _pattern(path: str) -> str:
     for start, pattern in {
         "/api/task/": "{id}",
+        "/api/batch/": "{id}",
+        "/api/hooks/": "{id}",
         "/uploads/images/": "{name}",
         "/uploads/references/": "{name}",
+        "/docs/": "{file}",
     }.items():
         if path.startswith(start):
             return start + pattern + path.removeprefix(start)[len(path.removeprefix(start).split("/")[0]) :]

@@ -237,6 +237,36 @@ def test_a_catalog_that_contradicts_itself_stops_the_start(wire: str) -> None:
         Catalog.load(f"{BROKEN}\n{wire}")
 
 
+@pytest.mark.parametrize(
+    ("more", "cure"),
+    [
+        ("shutdown_on = 2026-10-02", "instead must name"),
+        ("deprecated_on = 2026-10-02\ninstead = 'b'", "instead must name"),
+        ("[models.providers.kie]\nreferences = 'r'\nprices = { 1K = 4 }", "units must say"),
+    ],
+)
+def test_what_a_catalog_leads_to_must_be_there(more: str, cure: str) -> None:
+    providers = "" if "providers" in more else "\n[models.providers.kie]\nreferences = 'r'"
+    with pytest.raises(ValueError, match=cure):
+        Catalog.load(f"{BROKEN}{more}{providers}")
+
+
+def test_modes_that_cost_the_same_stand_together() -> None:
+    wires = """
+        [models.providers.kie]
+        references = 'r'
+        prices = { 1K = 4 }
+        [models.providers.kie.text-to-image]
+        [models.providers.kie.image-to-image]
+        prices = { 1K = 8 }
+    """
+    catalog = Catalog.load(f"units = {{ kie = 'credits' }}{BROKEN}{wires}")
+    offers = [(offer.modes, dict(offer.prices)) for offer in catalog.offers(catalog.default)]
+    assert offers == [(("text-to-image",), {"1K": 4}), (("image-to-image",), {"1K": 8})]
+    (one,) = CATALOG.offers(CATALOG.resolve("nano-banana-pro"))
+    assert (one.modes, one.unit) == (("text-to-image", "image-to-image"), "credits")
+
+
 def test_a_name_that_means_two_models_stops_the_start() -> None:
     second = BROKEN.replace('default = "a"', "").replace('name = "a"', 'name = "b"')
     wire = "[models.providers.kie]\nreferences = 'r'\n"

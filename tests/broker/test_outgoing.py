@@ -108,7 +108,8 @@ async def test_the_seconds_are_for_the_whole_answer(client: ApiClient) -> None:
 
 async def test_a_refused_connection_was_not_sent(client: ApiClient) -> None:
     error = await failure(client, f"http://127.0.0.1:{unused_port()}/x")
-    assert (type(error), error.permanent) == (NotSent, False)
+    assert isinstance(error, NotSent)
+    assert (error.permanent, error.at) == (False, "connection")
 
 
 async def test_an_unknown_name_was_not_sent(client: ApiClient, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +117,9 @@ async def test_an_unknown_name_was_not_sent(client: ApiClient, monkeypatch: pyte
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    assert type(await failure(client, "http://api.example.com/x")) is NotSent
+    error = await failure(client, "http://api.example.com/x")
+    assert isinstance(error, NotSent)
+    assert error.at == "name"
 
 
 async def test_a_failed_handshake_was_not_sent(client: ApiClient) -> None:
@@ -130,14 +133,18 @@ async def test_a_failed_handshake_was_not_sent(client: ApiClient) -> None:
 
     async with await asyncio.start_server(plain, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        assert type(await failure(client, f"https://127.0.0.1:{port}/x")) is NotSent
+        error = await failure(client, f"https://127.0.0.1:{port}/x")
+    assert isinstance(error, NotSent)
+    assert error.at == "tls"
     assert len(seen) == 1
     assert SECRET.encode() not in seen[0]
 
 
 async def test_a_handshake_that_hangs_was_not_sent(client: ApiClient) -> None:
     async with serve(silence) as server:
-        assert type(await failure(client, f"https://{server.host}/x", timeout=0.1)) is NotSent
+        error = await failure(client, f"https://{server.host}/x", timeout=0.1)
+        assert isinstance(error, NotSent)
+        assert error.at == "time-out"
         assert server.heads == []
 
 
