@@ -250,6 +250,13 @@ class AsyncClient:
                 return now
             raise
 
+    async def retry(self, task: Named) -> Order:
+        """A task that failed, once more as a new one; asked for twice, the same new one. `Refused` for any other."""
+        path = f"/api/task/{_id(task)}/retry"
+        document = await self._line.persist(lambda: self._line.ask("POST", path))
+        with self._line.trouble():
+            return Order.of(document)
+
     # -- images
 
     async def images(self, task: Named) -> list[Image]:
