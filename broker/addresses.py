@@ -179,21 +179,28 @@ class Policy:
 
     allow: `host` (any port) or `host:port`, free of the rules on names, private addresses and ports – never of those
     on scheme and user names. deny: addresses or networks refused although they are public, such as our own.
+    exemption: the variable that fills `allow`, for those who read a refusal.
     """
 
     def __init__(
-        self, *, allow: Collection[str] = (), deny: Collection[str] = (), ports: Iterable[int] = (80, 443)
+        self,
+        *,
+        allow: Collection[str] = (),
+        deny: Collection[str] = (),
+        ports: Iterable[int] = (80, 443),
+        exemption: str = "BROKER_DOWNLOAD_ALLOW",
     ) -> None:
         self._allow = frozenset(map(_allowed, allow))
         self._deny: tuple[Network, ...] = tuple(ipaddress.ip_network(text, strict=False) for text in deny)
         self._ports = frozenset(ports)
+        self._exemption = exemption
 
     def check(self, link: Link) -> None:
         """All that can be said without asking a name server; raises `EgressRefused`."""
         if self.exempts(link.host, link.port):
             return
         if link.port not in self._ports:
-            raise EgressRefused(f"{link}: port {link.port} is not one we fetch from")
+            raise EgressRefused(f"{link}: port {link.port} is not one we go to")
         ip = _ip(link.host)
         if ip is not None:
             self._check_ip(ip, link.host)
@@ -220,7 +227,7 @@ class Policy:
         # The address itself stays out of the message: a caller must not read our network's names from it.
         plain = (ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None) or ip
         if not is_public(ip) or any(plain in network for network in self._deny):
-            raise EgressRefused(f"{host}: a private or special address (BROKER_DOWNLOAD_ALLOW can exempt it)")
+            raise EgressRefused(f"{host}: a private or special address ({self._exemption} can exempt it)")
 
 
 def _allowed(entry: str) -> tuple[str, int | None]:

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from broker.api.access import Access
 from broker.api.answers import GUARDS, answer, language, refused
 from broker.api.batches import Batches
+from broker.api.deliveries import DeliveryDoor
 from broker.api.docs import Docs
 from broker.api.hooks import Hooks
 from broker.api.images import ImageDoor
@@ -56,6 +57,7 @@ def build_app(services: Services) -> Starlette:
     hooks = Hooks(broker=broker, access=access)
     inbox = InboxDoor(inbox=services.inbox, access=access)
     images = ImageDoor(broker=broker)
+    deliveries = DeliveryDoor(broker=broker, access=access)
     version = installed_version()
     services.metrics.build.info({"version": version, "python": platform.python_version()})
     operations = Operations(
@@ -82,6 +84,9 @@ def build_app(services: Services) -> Starlette:
         _at("/api/hooks/{id}", GET=inbox.show),
         _at("/api/hooks/{id}/replay", POST=inbox.replay),
         _at("/api/hooks/{id}/fixture", GET=inbox.fixture),
+        _at("/api/deliveries", GET=deliveries.listing),
+        _at("/api/deliveries/{id}", GET=deliveries.show),
+        _at("/api/deliveries/{id}/replay", POST=deliveries.replay),
         _at("/uploads/images/{name}", GET=images.result),
         _at("/uploads/references/{name}", GET=images.reference),
         _at("/health", GET=operations.health),

@@ -15,7 +15,7 @@ from typing import Any, Final
 from broker import lifecycle
 from broker.catalog import Catalog, Choice
 from broker.clock import Clock, day
-from broker.errors import FetchError, ProviderError, Refusal
+from broker.errors import EgressRefused, FetchError, ProviderError, Refusal
 from broker.forecast import Forecast
 from broker.lifecycle import Rules
 from broker.logs import log
@@ -30,6 +30,7 @@ from broker.showing import Showing
 from broker.steps import Steps, reference_owner, stored_image
 from storage.blobs import BlobMissing, BlobStore, Reading
 from storage.database import Database, Stale, StorageError, StorageFull
+from storage.deliveries import Deliveries, Delivery
 from storage.hooks import Hook, Hooks
 from storage.images import Images, StoredImage
 from storage.keys import Keys, KeyUse
@@ -42,11 +43,13 @@ from webhooks.proofs import CallbackTokens, Proof, Signature, Unsigned
 MOST_IMAGES: Final = 6
 MOST_UNREAD_HOOKS: Final = 20
 MOST_REFUSED_PER_MINUTE: Final = 120
+MOST_CALLBACK_URL: Final = 2048
 LOOK_AGAIN_SECONDS: Final = 2.0
 MOST_CLOCK_DRIFT: Final = 300.0
 OLDEST_NEWS: Final = 14 * 24 * 3600.0
 _TASK_ID: Final = re.compile(r"task_[0-9a-f]{32}")
 _BATCH_ID: Final = re.compile(r"batch_[0-9a-f]{32}")
+_EVENT_ID: Final = re.compile(r"evt_[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +96,7 @@ class _Judged:
 
 @dataclass(kw_only=True)
 class Broker:
-    """One object for all doors; knows no HTTP."""
+    """One object for all doors; knows no HTTP. caller_fetcher: knows which callers' addresses we may call."""
 
     clock: Clock
     rules: Rules
@@ -103,9 +106,11 @@ class Broker:
     images: Images
     hooks: Hooks
     keys: Keys
+    deliveries: Deliveries
     blobs: BlobStore
     intake: Intake
     fetcher: Fetcher
+    caller_fetcher: Fetcher
     steps: Steps
     provider: Provider
     providers: Mapping[str, Provider]
@@ -141,6 +146,7 @@ class Broker:
         if first is not None:
             return await self._again(first, await _fingerprint(request, self._order(request, choice)))
         self.pace.take(caller, request.count)
+        await self._check_callback(request.callback_url)
         batch = f"batch_{secrets.token_hex(16)}"
         owner = reference_owner(batch)
         kept = False
@@ -196,6 +202,7 @@ class Broker:
         Images that came along are looked at and forgotten; those at an address are not fetched. Nothing is created.
         """
         quote, choice = self.quote(request), self._check(request)
+        await self._check_callback(request.callback_url)
         await self._look_at(request.sources, self._most_bytes(choice))
         base = self.steps.image_base()
         references = tuple(
@@ -264,6 +271,22 @@ class Broker:
             )
         return choice
 
+    async def _check_callback(self, url: str | None) -> None:
+        """Told at once, to whoever can mend it; the guard is where we call."""
+        if url is None:
+            return
+        try:
+            if len(url) > MOST_CALLBACK_URL:
+                raise EgressRefused(f"the address is longer than {MOST_CALLBACK_URL} characters")
+            await self.caller_fetcher.vet(url)
+        except EgressRefused as error:
+            raise Refusal(
+                "invalid_request",
+                f"callbackUrl is not an address that we call: {error}. "
+                "Use a public https:// address, without user name and on the usual port.",
+                field="callbackUrl",
+            ) from error
+
     @staticmethod
     def _order(request: Request, choice: Choice, references: tuple[Reference, ...] = ()) -> Order:
         return Order(
@@ -305,7 +328,7 @@ class Broker:
         self, caller: str, request: Request, choice: Choice, batch: str, references: list[StoredImage]
     ) -> Created:
         order = self._order(request, choice)
-        alike = self._task(batch, caller, order, references)
+        alike = replace(self._task(batch, caller, order, references), callback_url=request.callback_url)
         ids = sorted(f"task_{secrets.token_hex(16)}" for _ in range(request.count))  # as a batch is read again
         tasks = tuple(replace(alike, id=task_id) for task_id in ids)
         statements = [self.tasks.adding(task) for task in tasks]
@@ -487,6 +510,21 @@ class Broker:
         except ProviderError as error:
             log.info("the provider could not be told", action="cancel_untold", task=task.id, why=error.summary)
 
+    # -- webhooks to callers
+
+    async def delivery(self, delivery_id: str) -> Delivery:
+        """Raises `Refusal`."""
+        delivery = await self.deliveries.get(delivery_id) if _EVENT_ID.fullmatch(delivery_id) else None
+        if delivery is None:
+            raise Refusal("not_found", "There is no delivery with this id. Finished ones are deleted with their tasks.")
+        return delivery
+
+    async def replay(self, delivery_id: str) -> Delivery:
+        """Tell a caller again, whatever became of it before."""
+        await self.delivery(delivery_id)
+        await self.deliveries.replay(delivery_id, self.clock.now())
+        return await self.delivery(delivery_id)
+
     # -- callbacks
 
     async def hear(self, callback: Callback) -> Heard:
@@ -592,6 +630,7 @@ def _request_of(task: Task) -> Request:
         steps=task.steps,
         seed=task.seed,
         sources=tuple(Kept(blob=ref["blob"], sha256=ref["sha256"]) for ref in task.refs),
+        callback_url=task.callback_url,
         idempotency_key=f"retry {task.id}",
     )
 
@@ -632,7 +671,8 @@ async def _fingerprint(request: Request, order: Order, references: Sequence[Stor
         await _given(source, references[position] if references else None)
         for position, source in enumerate(request.sources)
     ]
-    content = {**asdict(order), "references": given, "count": request.count}
+    told = {"callback_url": request.callback_url} if request.callback_url else {}
+    content = {**asdict(order), "references": given, "count": request.count, **told}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -13,6 +13,7 @@ from broker.clock import Clock
 from broker.credits import Credits
 from broker.metrics import Metrics
 from broker.snapshots import Snapshot
+from storage.deliveries import Deliveries
 from storage.lanes import Lanes
 from storage.tasks import State, Tasks
 
@@ -32,6 +33,7 @@ class Gauges:
         metrics: Metrics,
         tasks: Tasks,
         lanes: Lanes,
+        deliveries: Deliveries,
         accounts: Credits,
         steps_running: Callable[[], int],
     ) -> None:
@@ -42,6 +44,7 @@ class Gauges:
         self._steps_running = steps_running
         self._living = Snapshot(lambda: tasks.counts(LIVING), seconds=LIVING_SECONDS, clock=clock)
         self._ended = Snapshot(lambda: tasks.counts(ENDED), seconds=ENDED_SECONDS, clock=clock)
+        self._untold = Snapshot(deliveries.pending, seconds=LIVING_SECONDS, clock=clock)
         self._lately = Snapshot(self._look, seconds=LIVING_SECONDS, clock=clock)
 
     async def page(self) -> bytes:
@@ -55,6 +58,7 @@ class Gauges:
         self._metrics.credits_left.clear()
         for provider, amount in left.items():
             self._metrics.credits_left.labels(provider).set(amount)
+        self._metrics.deliveries_pending.set(await self._untold.get())
         self._metrics.steps_running.set(self._steps_running())
         return self._metrics.page()
 

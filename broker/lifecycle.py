@@ -490,6 +490,7 @@ def expired(task: Task, now: float, rules: Rules) -> Changes:
             "prompt": "",
             "refs": (),
             "outputs": (),
+            "callback_url": None,
             "error_detail": None,
             "tries": 0,
             "due_at": now,

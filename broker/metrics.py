@@ -87,6 +87,21 @@ class Metrics:
         self.address_changes = Counter(
             "broker_public_address_changes", "Public addresses found, changed, lost", ["what"], registry=self.registry
         )
+        self.deliveries = Counter(
+            "broker_deliveries",
+            "Tries to tell a caller of an end, by what came of it",
+            ["type", "outcome"],
+            registry=self.registry,
+        )
+        self.delivery_seconds = Histogram(
+            "broker_delivery_seconds",
+            "From the end of a task to the answer of the caller who was told of it",
+            buckets=(0.1, 0.5, 1.0, 5.0, 30.0, 300.0, 1800.0, 7200.0, 36000.0, 144000.0),
+            registry=self.registry,
+        )
+        self.deliveries_pending = Gauge(
+            "broker_deliveries_pending", "Webhooks to callers that have not arrived yet", registry=self.registry
+        )
         self.tasks = Gauge("broker_tasks", "Tasks by state", ["state"], registry=self.registry)
         self._of_tasks()
         self._of_providers()

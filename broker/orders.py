@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Mode = Literal["text-to-image", "image-to-image"]
@@ -81,8 +81,9 @@ Source = Upload | DataUri | Link | Kept
 class Request:
     """What a caller asked for, in whichever dialect, before it is held against the catalog.
 
-    count: how many images. idempotency_key: the caller's word that a repeated request is the same one.
-    sent_before: how often the client says it sent this very request already; None if it does not count.
+    count: how many images. callback_url: where the caller wants to be told of the end. idempotency_key: the caller's
+    word that a repeated request is the same one. sent_before: how often the client says it sent this very request
+    already; None if it does not count.
     """
 
     prompt: str
@@ -95,5 +96,6 @@ class Request:
     steps: int | None = None
     seed: int | None = None
     sources: tuple[Source, ...] = ()
+    callback_url: str | None = field(default=None, repr=False)
     idempotency_key: str | None = None
     sent_before: int | None = None

@@ -438,7 +438,8 @@ class Fetcher:
     Every hop of a redirect is checked like the first. TLS verifies the name, not the address. One connection per
     request: nothing that a host sends beyond its answer can reach the next one. Errors: `EgressRefused` (nothing was
     sent), `FetchError("result_gone" | "invalid_result" | "download_failed")`.
-    allow, deny, ports: see `Policy`. total_seconds: for one download, redirects included, waiting for a slot not.
+    allow, deny, ports, exemption: see `Policy`. total_seconds: for one download, redirects included, waiting for a slot
+    not.
     min_bytes_per_second: on average of the time spent waiting for the body, after grace_seconds.
     """
 
@@ -454,8 +455,9 @@ class Fetcher:
         min_bytes_per_second: float = 10_000,
         grace_seconds: float = 5,
         ports: Collection[int] = (80, 443),
+        exemption: str = "BROKER_DOWNLOAD_ALLOW",
     ) -> None:
-        self._policy = Policy(allow=allow, deny=deny, ports=ports)
+        self._policy = Policy(allow=allow, deny=deny, ports=ports, exemption=exemption)
         self._backend = _GuardedBackend(self._policy, resolve or SystemResolver(), backend or httpcore.AnyIOBackend())
         self._tls = _tls()
         self._slots = asyncio.Semaphore(max_connections)
@@ -484,7 +486,10 @@ class Fetcher:
     async def post(
         self, url: str, *, content: bytes, headers: Mapping[str, str], timeout: float = 15, max_bytes: int = 65_536
     ) -> Answer:
-        """POST to a guarded address, for webhooks to callers. Redirects are not followed; any status is an answer."""
+        """POST to a guarded address, for webhooks to callers. Redirects are not followed; any status is an answer.
+
+        The status is what counts: a body that is too long, too slow or cut off is dropped.
+        """
         link = read_link(url)
         self._policy.check(link)
         async with self._slots, AsyncExitStack() as stack:
@@ -492,16 +497,32 @@ class Fetcher:
             response = await stack.enter_async_context(
                 self._ask(link, deadline, method="POST", headers=headers, content=content)
             )
-            body = self._body(link, response, max_bytes, deadline)
-            chunks = await stack.enter_async_context(aclosing(body.chunks()))
             return Answer(
                 status=response.status,
                 headers={name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers},
-                body=b"".join([chunk async for chunk in chunks]),
+                body=await self._whole(link, response, max_bytes, deadline),
             )
+
+    async def vet(self, url: str, *, patience: float = 2.0) -> None:
+        """Raise `EgressRefused` for an address that would be refused now: for the moment somebody hands it in.
+
+        A courtesy, not the guard, which looks again. A name server in trouble is no reason to refuse.
+        """
+        link = read_link(url)
+        self._policy.check(link)
+        if not self._policy.exempts(link.host, link.port):
+            await self._backend.vet(link.host, link.port, patience)
 
     async def aclose(self) -> None:
         """Nothing stays open between requests; here so that both clients end alike."""
+
+    async def _whole(self, link: Link, response: httpcore.Response, max_bytes: int, deadline: float) -> bytes:
+        """The body, or nothing if it does not come as it should."""
+        try:
+            async with aclosing(self._body(link, response, max_bytes, deadline).chunks()) as chunks:
+                return b"".join([chunk async for chunk in chunks])
+        except FetchError:
+            return b""
 
     async def _follow(self, stack: AsyncExitStack, link: Link, deadline: float) -> tuple[Link, httpcore.Response]:
         """The first answer that is no redirect, its connection held open by the stack."""
@@ -580,6 +601,12 @@ class _GuardedBackend(httpcore.AsyncNetworkBackend):
             with suppress(httpcore.ConnectError, httpcore.ConnectTimeout):
                 return _WideStream(await self._inner.connect_tcp(address, port, share, local_address, socket_options))
         return _WideStream(await self._inner.connect_tcp(last, port, share, local_address, socket_options))
+
+    async def vet(self, host: str, port: int, patience: float) -> None:
+        """Whether the name leads where we go just now; what it cannot tell in time is no refusal."""
+        with suppress(httpcore.ConnectError, TimeoutError):
+            async with asyncio.timeout(patience):
+                self._policy.admit(host, port, await self._ask_for(host, port))
 
     async def _ask_for(self, host: str, port: int) -> Sequence[str]:
         if is_ip(host):

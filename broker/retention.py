@@ -29,6 +29,7 @@ from broker.steps import reference_owner
 from storage.blobs import BlobStore
 from storage.chores import Chores
 from storage.database import Database
+from storage.deliveries import Deliveries
 from storage.facts import Facts
 from storage.hooks import Hooks
 from storage.images import Images
@@ -56,6 +57,7 @@ class Retention:
     images: Images
     hooks: Hooks
     keys: Keys
+    deliveries: Deliveries
     chores: Chores
     facts: Facts
     blobs: BlobStore
@@ -113,10 +115,11 @@ class Retention:
     # -- what no task's row reminds of
 
     async def housekeep(self) -> None:
-        """Old callbacks, old keys, leftovers of writers that died: in batches that never hold the store for long."""
+        """Old callbacks, keys and webhooks, what dead writers left: in batches that never hold the store for long."""
         before = self.clock.now() - self.rules.retention
         await _in_batches(lambda: self.hooks.forget(before, BATCH))
         await _in_batches(lambda: self.keys.forget(before, BATCH))
+        await _in_batches(lambda: self.deliveries.forget(before, BATCH))
         if await self.chores.take("sweep", now=self.clock.now(), every=SWEEP_EVERY):
             await self.sweep(older_than=SWEEP_EVERY)
 

@@ -12,6 +12,7 @@ from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, Validation
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from broker.errors import SettingsError
+from webhooks.signing import read_secret
 
 
 def _split(value: Any) -> Any:
@@ -102,6 +103,9 @@ class Settings(BaseSettings):
     lease: Seconds = Field(30, validation_alias=_named("BROKER_LEASE_SECONDS"))
     resubmit_unknown: bool = Field(False, validation_alias=_named("BROKER_RESUBMIT_UNKNOWN"))
 
+    webhook_secrets: Secrets = Field((), validation_alias=_named("BROKER_WEBHOOK_SECRETS"))
+    callback_allow: Names = Field((), validation_alias=_named("BROKER_CALLBACK_ALLOW"))
+
     download_allow: Names = Field((), validation_alias=_named("BROKER_DOWNLOAD_ALLOW"))
     max_download_bytes: int = Field(64 * 2**20, gt=0, validation_alias=_named("BROKER_MAX_DOWNLOAD_BYTES"))
     max_pixels: int = Field(120_000_000, gt=0, validation_alias=_named("BROKER_MAX_PIXELS"))
@@ -168,7 +172,20 @@ class Settings(BaseSettings):
                 raise ValueError("use exact origins like https://app.example.com, separated by commas; * is not one")
         return value
 
-    @field_validator("download_allow")
+    @field_validator("webhook_secrets")
+    @classmethod
+    def _signing_keys(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        for secret in value:
+            try:
+                read_secret(secret.get_secret_value())
+            except ValueError as error:
+                raise ValueError(
+                    f"{error}: use whsec_ and 24 to 64 random bytes in base64 (openssl rand -base64 32), several "
+                    "separated by commas; or delete the variable, and one is derived from SECRET_KEY"
+                ) from None
+        return value
+
+    @field_validator("download_allow", "callback_allow")
     @classmethod
     def _hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for entry in value:

@@ -23,6 +23,7 @@ from broker.lifecycle import NOTHING, Changes, Rules, Trouble
 from broker.logs import log
 from broker.metrics import Metrics
 from broker.orders import Order, Reference
+from broker.outbox import Outbox
 from broker.outgoing import Fetcher
 from broker.pacing import pause_after
 from broker.providers.base import Provider
@@ -63,6 +64,7 @@ class Steps:
     images: Images
     hooks: Hooks
     lanes: Lanes
+    outbox: Outbox
     blobs: BlobStore
     intake: Intake
     fetcher: Fetcher
@@ -99,6 +101,7 @@ class Steps:
     ) -> Task | None:
         """Apply a decision to the row as it is now; whoever was quicker, it is taken again on what they left.
 
+        An end that the caller wants to hear of is put into the outbox by the same transaction.
         number: which line of the ledger it is about, the current one if None. also: statements of the same transaction.
         holder: whether the caller holds the task's lease, which ends here. news: whether the decision counts for a row
         whose lease was lost meanwhile: what a provider said does, what follows from the row alone is somebody else's
@@ -117,10 +120,11 @@ class Steps:
             )
             if not values and not ledger and not also:
                 return task
+            told = await self.outbox.telling(task, replace(task, **values))
             try:
                 with self._timed():
                     await self.tasks.database.transact(
-                        self.tasks.saving(task, **values), *ledger, *also, wake=(DUE, task_channel(task.id))
+                        self.tasks.saving(task, **values), *ledger, *told, *also, wake=(DUE, task_channel(task.id))
                     )
             except Stale:
                 fresh = await self.tasks.get(task.id)

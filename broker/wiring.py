@@ -15,6 +15,7 @@ from broker.broker import Broker
 from broker.catalog import Catalog
 from broker.clock import Clock, SystemClock
 from broker.credits import Credits
+from broker.deliverer import Deliverer
 from broker.errors import SettingsError
 from broker.forecast import Forecast
 from broker.gauges import Gauges
@@ -22,6 +23,7 @@ from broker.inbox import Inbox
 from broker.lifecycle import Rules
 from broker.lookout import Lookout
 from broker.metrics import Metrics
+from broker.outbox import Outbox
 from broker.outgoing import ApiClient, Fetcher
 from broker.pacing import CallerPace
 from broker.probing import PROBE_SECONDS, Prober
@@ -40,6 +42,7 @@ from broker.worker import Worker
 from storage.blobs import BlobStore
 from storage.chores import Chores
 from storage.database import Database
+from storage.deliveries import Deliveries
 from storage.facts import Facts
 from storage.hooks import Hooks
 from storage.images import Images
@@ -51,6 +54,7 @@ from storage.sqlite import SqliteDatabase, sqlite_path
 from storage.tasks import Tasks
 from uploads.intake import Intake
 from webhooks.proofs import CallbackTokens, KieSignature, Presence, Signature, Unsigned
+from webhooks.signing import StandardSignature, derived_key, read_secret
 
 PLACES = 100
 """kie.ai, Getting Started: an account may usually have 100 and more jobs running."""
@@ -213,8 +217,9 @@ def _assemble(
         return f"{base}/api/webhook/nano-banana?task={task}&attempt={attempt}&token={token}"
 
     tasks, images, hooks = Tasks(database), Images(database), Hooks(database)
-    keys, lanes = Keys(database), Lanes(database)
+    keys, lanes, deliveries = Keys(database), Lanes(database), Deliveries(database)
     metrics, rules = Metrics(), _rules(settings)
+    showing = Showing(sentences=Sentences.load(), retention=rules.retention)
     intake = Intake(blobs, max_pixels=settings.max_pixels)
     providers = {provider.name: provider}
     steps = Steps(
@@ -224,6 +229,7 @@ def _assemble(
         images=images,
         hooks=hooks,
         lanes=lanes,
+        outbox=Outbox(clock=clock, deliveries=deliveries, images=images, showing=showing),
         blobs=blobs,
         intake=intake,
         fetcher=fetcher,
@@ -244,9 +250,11 @@ def _assemble(
         images=images,
         hooks=hooks,
         keys=keys,
+        deliveries=deliveries,
         blobs=blobs,
         intake=intake,
         fetcher=fetcher,
+        caller_fetcher=_caller_fetcher(settings),
         steps=steps,
         provider=provider,
         providers=providers,
@@ -254,7 +262,7 @@ def _assemble(
         tokens=tokens,
         metrics=metrics,
         pace=CallerPace(settings.rate_per_minute, clock),
-        showing=Showing(sentences=Sentences.load(), retention=rules.retention),
+        showing=showing,
         forecast=Forecast(
             clock=clock,
             tasks=tasks,
@@ -271,6 +279,13 @@ def _assemble(
         tasks=tasks,
         hooks=hooks,
         lanes=lanes,
+        deliverer=Deliverer(
+            clock=clock,
+            deliveries=deliveries,
+            fetcher=_caller_fetcher(settings),  # one of its own: names asked for at the door take no thread from it
+            signature=StandardSignature(signing_keys(settings, tokens.secret)),
+            metrics=metrics,
+        ),
         retention=Retention(
             clock=clock,
             rules=rules,
@@ -279,6 +294,7 @@ def _assemble(
             images=images,
             hooks=hooks,
             keys=keys,
+            deliveries=deliveries,
             chores=Chores(database),
             facts=Facts(database),
             blobs=blobs,
@@ -297,7 +313,13 @@ def _assemble(
         provider=provider,
         metrics=metrics,
         gauges=Gauges(
-            clock=clock, metrics=metrics, tasks=tasks, lanes=lanes, accounts=accounts, steps_running=lambda: worker.busy
+            clock=clock,
+            metrics=metrics,
+            tasks=tasks,
+            lanes=lanes,
+            deliveries=deliveries,
+            accounts=accounts,
+            steps_running=lambda: worker.busy,
         ),
         address=address,
         lookout=Lookout(
@@ -371,6 +393,17 @@ def _signature(settings: Settings) -> Signature:
     return KieSignature(settings.webhook_key.get_secret_value().encode())
 
 
+def signing_keys(settings: Settings, secret: bytes) -> list[bytes]:
+    """What webhooks to callers are signed with: the keys somebody chose, or one of our own."""
+    chosen = [read_secret(key.get_secret_value()) for key in settings.webhook_secrets]
+    return chosen or [derived_key(secret)]
+
+
+def _caller_fetcher(settings: Settings) -> Fetcher:
+    """It keeps nothing open between two requests, so there is nothing to close."""
+    return Fetcher(allow=settings.callback_allow, exemption="BROKER_CALLBACK_ALLOW")
+
+
 def local_address(settings: Settings, port: int | None) -> str:
     """How this machine reaches the broker."""
     host = "127.0.0.1" if settings.host in {"0.0.0.0", "::", "localhost", ""} else settings.host  # noqa: S104
@@ -381,15 +414,23 @@ def secret_file(settings: Settings) -> Path:
     return settings.data_dir / "secret.key"
 
 
-def _secret(settings: Settings) -> bytes:
-    """SECRET_KEY, or one made at the first start and kept for the owner's eyes only."""
+def kept_secret(settings: Settings) -> bytes | None:
+    """SECRET_KEY, or what was made at the first start; None before that."""
     if settings.secret_key is not None:
         return settings.secret_key.get_secret_value().encode()
     path = secret_file(settings)
+    return path.read_bytes().strip() if path.exists() else None
+
+
+def _secret(settings: Settings) -> bytes:
+    """SECRET_KEY, or one made at the first start and kept for the owner's eyes only."""
     try:
+        kept = kept_secret(settings)
+        if kept is not None:
+            return kept
         settings.data_dir.mkdir(parents=True, exist_ok=True)
-        agreement.make_once(path)
-        return path.read_bytes().strip()
+        agreement.make_once(secret_file(settings))
+        return secret_file(settings).read_bytes().strip()
     except OSError as error:
         raise SettingsError(
             f"BROKER_DATA_DIR cannot be used ({error.strerror}): make {settings.data_dir} writable, or set another"

@@ -15,6 +15,7 @@ from typing import Final
 from broker import retention
 from broker.clock import Clock
 from broker.credits import Credits
+from broker.deliverer import Deliverer
 from broker.logs import bare, log
 from broker.retention import Retention
 from broker.steps import Steps
@@ -61,6 +62,7 @@ class Worker:
     tasks: Tasks
     hooks: Hooks
     lanes: Lanes
+    deliverer: Deliverer
     retention: Retention
     accounts: Credits
     lease: float = 30.0
@@ -176,7 +178,14 @@ class Worker:
             room = await self.lanes.room(provider, self._limits(provider), now)
             limit = min(room.free, self._free(State.QUEUED))
             await self._start_all(await self.tasks.claim_queued(provider, now=now, lease=self._lease(), limit=limit))
-        return bool(due or waiting or agenda.overdue <= now)
+        if agenda.telling <= now:
+            await self._tell()
+        return bool(due or waiting or min(agenda.overdue, agenda.telling) <= now)
+
+    async def _tell(self) -> None:
+        """Webhooks to callers; the deliverer has places of its own."""
+        for delivery in await self.deliverer.claim():
+            self._start(self._guarded(self.deliverer.deliver(delivery), delivery.task_id, "delivery"), _Running())
 
     async def _claim(self, state: State, limit: int) -> list[Task]:
         return await self.tasks.claim(state, now=self.clock.now(), lease=self._lease(), limit=limit)
@@ -269,6 +278,8 @@ class Worker:
         if self._free(State.QUEUED):
             moments += [await self._next_submission(provider, at, now) for provider, at in agenda.queued.items()]
             moments.append(agenda.overdue)
+        if self.deliverer.free:
+            moments.append(agenda.telling)
         return min(max(0.0, min(moments, default=math.inf) - now), LONGEST_SLEEP)
 
     async def _next_submission(self, provider: str, queued: float, now: float) -> float:
@@ -298,9 +309,10 @@ class Worker:
         await self._give_back(_held(what for _, what in left))
 
     async def _give_back(self, held: list[tuple[str, str]]) -> None:
-        """Steps that were cut off become due for others at once."""
+        """Steps and webhooks that were cut off become due for others at once."""
         try:
             await self.tasks.renew(held, 0.0)
+            await self.deliverer.give_back()
         except StorageError as error:
             log.error("leases could not be given back", action="store_trouble", why=str(error))
 

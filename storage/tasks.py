@@ -67,7 +67,8 @@ class Task:
     batch: what the tasks of one request have in common; its references belong to it. attempt: number of the current
     attempt, 0 before the first. tries: how often the step of this state was tried. hooked: whether a callback may
     come: the provider knows an address, and it is still ours. refs: the references, as stored. outputs: result URLs,
-    in order. deadline_at: when patience with this state ends. ended_at: when the caller was first told an end.
+    in order. callback_url: where the caller wants to be told of the end; may hold a secret. deadline_at: when
+    patience with this state ends. ended_at: when the caller was first told an end.
     entered_at: when it came into this state. sent_at, finished_at: when the current attempt was ordered, and when its
     result was ready. provider_state, provider_percent: how far the provider says it is. (None: a version that knew
     none of these wrote the row.)
@@ -98,6 +99,7 @@ class Task:
     outputs: tuple[str, ...] = ()
     deadline_at: float
     checked_at: float = 0.0
+    callback_url: str | None = None
     error_code: str | None = None
     error_detail: str | None = None
     error_retryable: bool = False
@@ -216,12 +218,14 @@ class Agenda:
 
     due: by state, the next step of a task that nobody works on. queued: by provider, the next order that may be
     submitted. overdue: when the first of them has waited too long. news: whether a callback waits to be read.
+    telling: the next webhook to a caller.
     """
 
     due: Mapping[State, float]
     queued: Mapping[str, float]
     overdue: float
     news: bool
+    telling: float
 
 
 def _moment(value: float | None) -> float:
@@ -389,6 +393,8 @@ class Tasks:
             f"""SELECT {", ".join(looks)},
                 (SELECT deadline_at FROM tasks WHERE state = 'queued' AND {free}
                     ORDER BY deadline_at LIMIT 1) AS overdue,
+                (SELECT due_at FROM deliveries WHERE due_at IS NOT NULL AND {free}
+                    ORDER BY due_at LIMIT 1) AS telling,
                 (SELECT 1 FROM hooks WHERE digested_at IS NULL AND task_id IS NOT NULL LIMIT 1) AS news""",
             now=now,
             **{f"p{number}": provider for number, provider in enumerate(providers)},
@@ -399,6 +405,7 @@ class Tasks:
             queued={provider: _moment(found.get(f"p{number}")) for number, provider in enumerate(providers)},
             overdue=_moment(found.get("overdue")),
             news=found.get("news") is not None,
+            telling=_moment(found.get("telling")),
         )
 
     async def due_sooner(self, retention: float, *, after: str, limit: int) -> str | None:

@@ -21,9 +21,11 @@ from schemathesis.engine import events, from_schema
 
 from broker.api.native import LONGEST_WAIT
 from broker.logs import configure
-from storage.tasks import State
+from storage.deliveries import Delivery, Fate
+from storage.tasks import State, Task
 from tests.broker.api_house import ApiHouse, open_api, png
 from tests.servers import postgres
+from webhooks.events import Event, event_body, event_id
 
 KEY: Final = "key-of-a-caller-0123456789"
 AUTHORIZED: Final = {"Authorization": f"Bearer {KEY}"}
@@ -50,6 +52,7 @@ class Known:
     tasks: tuple[str, ...]
     ended: tuple[str, ...]
     images: tuple[str, ...]
+    deliveries: tuple[str, ...]
 
 
 @asynccontextmanager
@@ -78,13 +81,36 @@ async def _furnish(house: ApiHouse) -> Known:
         State.EXPIRED: {"ended_at": now},
     }
     tasks = {state: await house.add(number=n, state=state, **more) for n, (state, more) in enumerate(facts.items(), 1)}
+    told = await _delivered(house, tasks[State.SUCCEEDED])
     made = await house.add_image(tasks[State.SUCCEEDED].id, png())
     given = await house.add_image("task_reference", png("blue"), kind="reference")
     return Known(
         tasks=tuple(task.id for task in tasks.values()),
         ended=tuple(task.id for state, task in tasks.items() if task.ended or state == State.EXPIRED),
         images=(made.name, given.name),
+        deliveries=(told,),
     )
+
+
+async def _delivered(house: ApiHouse, task: Task) -> str:
+    """A webhook to a caller that was tried once; its id."""
+    broker = house.services.broker
+    body = event_body(Event.COMPLETED, "2026-11-20T12:00:00.000Z", broker.showing.document(task, [], "en"))
+    now = house.services.clock.now()
+    delivery = Delivery(
+        id=event_id(task.id, Event.COMPLETED),
+        task_id=task.id,
+        type=Event.COMPLETED.value,
+        url="https://example.com/hook",
+        host="example.com",
+        body=body,
+        outcome=Fate.DELIVERED,
+        due_at=None,
+        created_at=now,
+        delivered_at=now,
+    )
+    await house.services.database.transact(broker.deliveries.adding(delivery))
+    return delivery.id
 
 
 async def walk(house: ApiHouse, known: Known, *, examples: int, seconds: int | None = None, seed: int = 1) -> Findings:
@@ -105,6 +131,8 @@ def _config(house: ApiHouse, known: Known, examples: int, seconds: int | None, s
             "query.wait": {"dictionary": "waits", "probability": 1},
         },
         "/api/task/{id}/events": {"path.id": {"dictionary": "ended", **often}},
+        "/api/deliveries/{id}": {"path.id": {"dictionary": "deliveries", **often}},
+        "/api/deliveries/{id}/replay": {"path.id": {"dictionary": "deliveries", **often}},
         "/uploads/images/{name}": {"path.name": {"dictionary": "images", **often}},
         "/uploads/references/{name}": {"path.name": {"dictionary": "images", **often}},
         "/api/webhook/nano-banana": {"query.task": {"dictionary": "tasks", **often}},
@@ -127,6 +155,7 @@ def _config(house: ApiHouse, known: Known, examples: int, seconds: int | None, s
             "tasks": {"values": list(known.tasks)},
             "ended": {"values": list(known.ended)},
             "images": {"values": list(known.images)},
+            "deliveries": {"values": list(known.deliveries)},
             "files": {"values": ["start.js", "swagger-ui.css"]},
             "waits": {"values": [0, 0.01]},
         },

@@ -59,3 +59,21 @@ def test_there_is_no_slow_middleware() -> None:
         and getattr(node, "id", getattr(node, "attr", "")) == "BaseHTTPMiddleware"
     ]
     assert guilty == []
+
+
+def test_a_task_is_changed_in_one_place_only() -> None:
+    """Where the end of a task is written, its caller is told: a second place would end tasks that nobody hears of."""
+    writers = {
+        (name, function.name)
+        for name, tree in modules()
+        for function in ast.walk(tree)
+        if isinstance(function, ast.AsyncFunctionDef | ast.FunctionDef)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Attribute) and node.attr in {"saving", "saving_all"}
+    }
+    assert writers == {
+        ("broker/steps.py", "settle"),
+        ("broker/steps.py", "_intend"),
+        ("broker/retention.py", "_expire"),
+        ("broker/retention.py", "_empty"),
+    }

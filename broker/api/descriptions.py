@@ -13,6 +13,7 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel
 
 from broker.api import schemas
+from storage.deliveries import Fate
 from storage.tasks import SHOWN
 from webhooks.inbound import Verdict
 
@@ -77,6 +78,12 @@ BATCH: Final = Parameter(
 )
 HOOK: Final = Parameter(
     name="id", where="path", text="the callback's id", schema={"type": "string", "pattern": schemas.HOOK_ID}
+)
+DELIVERY: Final = Parameter(
+    name="id",
+    where="path",
+    text="the delivery's id, and its webhook-id",
+    schema={"type": "string", "pattern": schemas.DELIVERY_ID},
 )
 WAIT: Final = Parameter(
     name="wait",
@@ -329,6 +336,45 @@ DESCRIPTIONS: Final[Mapping[str, Description]] = {
         takes=(HOOK,),
         answers={200: json_answer("what was said and proved, and what it comes to", schemas.HookFixture)},
         refuses=(404,),
+    ),
+    "GET /api/deliveries": Description(
+        id="listDeliveries",
+        summary="Webhooks to callers, newest first",
+        tag="operators",
+        takes=(
+            Parameter(name="task", where="query", text="only of this task", schema=NAMED),
+            Parameter(
+                name="outcome",
+                where="query",
+                text="only with this outcome",
+                schema={"enum": [*(fate.value for fate in Fate), ""]},
+            ),
+            LIMIT,
+            CURSOR,
+        ),
+        answers={200: json_answer("a page", schemas.DeliveryPage)},
+        refuses=(400,),
+    ),
+    "GET /api/deliveries/{id}": Description(
+        id="getDelivery",
+        summary="One of them, with its body and every try",
+        tag="operators",
+        takes=(DELIVERY,),
+        answers={200: json_answer("the delivery", schemas.DeliveryWholeAnswer)},
+        refuses=(404,),
+    ),
+    "POST /api/deliveries/{id}/replay": Description(
+        id="replayDelivery",
+        summary="Send one again",
+        tag="operators",
+        text="Under the same webhook-id, from the first rung of the ladder on.",
+        takes=(DELIVERY,),
+        answers={
+            202: json_answer(
+                "due now", schemas.DeliveryAnswer, headers={"Location": (True, "where to see what becomes of it")}
+            )
+        },
+        refuses=(404, 409),
     ),
     "GET /api/webhook/nano-banana": Description(
         id="greetKie",

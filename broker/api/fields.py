@@ -153,12 +153,6 @@ class Given:
 
     def request(self, idempotency_key: str | None, sent_before: int | None = None) -> Request:
         """Raises `Refusal` naming the first field that is no such value; the catalog looks at the meaning."""
-        if self.word("callbackUrl"):
-            raise Refusal(
-                "unsupported_parameter",
-                "callbackUrl is not available yet: poll the task, or follow /api/task/{id}/events.",
-                field="callbackUrl",
-            )
         count = self.integer("numberOfImages", 1, 6)
         return Request(
             prompt=self.text("prompt") or "",
@@ -171,6 +165,7 @@ class Given:
             steps=self.integer("steps", 1, MOST_STEPS),
             seed=self.integer("seed", -SAFE_INTEGER, SAFE_INTEGER),
             sources=self.sources(),
+            callback_url=self.word("callbackUrl"),
             idempotency_key=idempotency_key,
             sent_before=sent_before,
         )

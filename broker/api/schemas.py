@@ -8,18 +8,21 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
+from pydantic.config import JsonDict
 from pydantic.json_schema import SkipJsonSchema
 
 from broker.api.fields import MOST_STEPS, SAFE_INTEGER
 from broker.catalog import Status
 from broker.errors import STATUS_OF, TASK_CODES
 from broker.orders import Mode, OutputFormat
+from storage.deliveries import Fate as _Fate
 from webhooks.inbound import Verdict as _Verdict
 
 TASK_ID: Final = "^task_[0-9a-f]{32}$"
 BATCH_ID: Final = "^batch_[0-9a-f]{32}$"
+DELIVERY_ID: Final = "^evt_[0-9a-f]{32}$"
 HOOK_ID: Final = "^hook_[0-9a-f]{24}$"
 IMAGE_NAME: Final = r"(generated|reference)_[0-9a-f]{32}\.(png|jpg|webp)"
 
@@ -34,6 +37,8 @@ ImagePath = Annotated[str, Field(pattern=f"^/uploads/images/{IMAGE_NAME}$")]
 Code = Annotated[str, Field(json_schema_extra={"enum": sorted({*STATUS_OF, *TASK_CODES})})]
 TaskCode = Annotated[str, Field(json_schema_extra={"enum": sorted(TASK_CODES)})]
 File = Annotated[str, Field(json_schema_extra={"format": "binary"})]
+DeliveryId = Annotated[str, Field(pattern=DELIVERY_ID, examples=[f"evt_{'0' * 32}"])]
+Fate = Annotated[str, Field(json_schema_extra={"enum": [fate.value for fate in _Fate]})]
 Verdict = Annotated[str, Field(json_schema_extra={"enum": [verdict.value for verdict in _Verdict]})]
 TaskStatus = Literal["pending", "processing", "completed", "failed", "canceled"]
 Yes = Literal[True]
@@ -48,12 +53,7 @@ class Ours(BaseModel):
 
 OPEN: Final = ConfigDict(extra="allow", alias_generator=to_camel)
 """What others say: unknown keys are taken."""
-TO_TRY: Final[dict[str, JsonValue]] = {
-    "prompt": "a red fox",
-    "model": "nano-banana",
-    "aspectRatio": "16:9",
-    "dryRun": True,
-}
+TO_TRY: Final[JsonDict] = {"prompt": "a red fox", "model": "nano-banana", "aspectRatio": "16:9", "dryRun": True}
 """What the page offers to send: it costs nothing."""
 
 
@@ -93,6 +93,7 @@ class Order(BaseModel):
     number_of_images: Annotated[int | Literal[""] | None, Field(ge=1, le=6, description="that many tasks")] = None
     images: Annotated[list[str] | None, Field(description="data URIs: jpeg, png or webp")] = None
     image_urls: Annotated[list[str] | None, Field(description="web addresses, fetched at once")] = None
+    callback_url: Annotated[str | None, Field(description="told when the task has ended, by a signed webhook")] = None
     steps: Annotated[int | Literal[""] | None, Field(ge=1, le=MOST_STEPS)] = None
     seed: Annotated[int | Literal[""] | None, Field(ge=-SAFE_INTEGER, le=SAFE_INTEGER)] = None
     dry_run: Annotated[bool | Literal[""] | None, Field(description="only show what would be sent")] = None
@@ -112,6 +113,7 @@ class OrderForm(BaseModel):
     number_of_images: Annotated[int, Field(ge=1, le=6)] = 1
     image: list[File] = []
     image_urls: list[str] = []
+    callback_url: str = ""
     steps: Annotated[int | Absent, Field(ge=1, le=MOST_STEPS)] = None
     seed: Annotated[int | Absent, Field(ge=-SAFE_INTEGER, le=SAFE_INTEGER)] = None
     dry_run: bool = False
@@ -411,6 +413,57 @@ class HookFixture(Ours):
     proofs: dict[str, Any]
     was: HookWas
     expected: HookExpected
+
+
+class Delivery(Ours):
+    """A webhook to a caller. url: without its query, which may be a secret."""
+
+    id: DeliveryId
+    task_id: TaskId
+    type: Literal["task.completed", "task.failed", "task.canceled"]
+    url: str
+    outcome: Fate
+    attempts: int
+    last_status: int | None
+    reason: str | None
+    created_at: Moment
+    next_at: Moment | None
+    delivered_at: Moment | None
+
+
+class DeliveryTry(Ours):
+    number: int
+    at: Moment
+    status: int | None
+    error: str | None
+    milliseconds: int
+
+
+class Event(Ours):
+    type: Literal["task.completed", "task.failed", "task.canceled"]
+    timestamp: Moment
+    data: Task
+
+
+class DeliveryWhole(Delivery):
+    tries: list[DeliveryTry]
+    body: Event
+
+
+class DeliveryPage(Ours):
+    success: Yes
+    data: list[Delivery]
+    next_cursor: str | None
+
+
+class DeliveryAnswer(Ours):
+    success: Yes
+    data: Delivery
+
+
+class DeliveryWholeAnswer(Ours):
+    success: Yes
+    data: DeliveryWhole
 
 
 class Health(Ours):

@@ -224,6 +224,14 @@ def cleanup() -> None:
     _run(cleanup)
 
 
+@hooks.command()
+def secret() -> None:
+    """Print what we sign webhooks to callers with. Give it to the receiver, and to nobody else."""
+    from broker.cli.hooks_secret import show
+
+    _run(show)
+
+
 @db.command()
 def upgrade() -> None:
     """Run the migrations that are missing. Every start does so, too."""

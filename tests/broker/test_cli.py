@@ -26,6 +26,7 @@ from broker.settings import load, variables
 from storage.migrate import upgrade
 from storage.sqlite import SqliteDatabase
 from storage.tasks import State, Task, Tasks
+from webhooks.signing import derived_key, write_secret
 
 SECONDS = 40.0
 KEY = "a-key-of-a-trusted-caller"
@@ -423,6 +424,23 @@ def test_the_database_is_upgraded_and_described(shell: Shell) -> None:
     assert described.code == 0
     assert re.search(r"^tasks queued +1$", described.out, re.MULTILINE)
     assert "SQLite" in described.out
+
+
+def test_the_secret_of_our_webhooks_is_printed(shell: Shell) -> None:
+    """What is printed is what a receiver needs, and the derived one is the same as that of the process that signs."""
+    derived = shell.run("hooks", "secret", SECRET_KEY="a-secret-of-the-tests")
+    assert (derived.code, derived.out) == (0, write_secret(derived_key(b"a-secret-of-the-tests")) + "\n")
+    two = [write_secret(byte * 32) for byte in (b"n", b"o")]
+    chosen = shell.run("hooks", "secret", BROKER_WEBHOOK_SECRETS=", ".join(two))
+    assert chosen.out.split() == two
+
+
+def test_a_secret_that_was_not_made_yet_is_not_made_by_looking(shell: Shell) -> None:
+    """In the wrong folder it would be a secret that nobody signs with."""
+    ended = shell.run("hooks", "secret")
+    assert (ended.code, ended.out) == (1, "")
+    assert "start the broker once" in ended.err
+    assert not list(shell.folder.rglob("secret.key"))
 
 
 def test_a_database_of_a_newer_broker_is_left_alone(shell: Shell) -> None:

@@ -1,4 +1,5 @@
-"""A crash before or after any commit of a task's life: the next process ends the task, and orders nothing twice."""
+"""A crash before or after any commit of a task's life: the next process ends the task, orders nothing twice, and tells
+the caller how it ended."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ from storage.database import Outcome, Row, Statement, StorageError
 from storage.sqlite import SqliteDatabase, sqlite_path
 from tests.faults.process import free_port, until
 from tests.journeys.house import House, open_house
+from tests.servers.receiver import Receiver, receiving
 
 pytestmark = pytest.mark.anyio
 
@@ -55,7 +57,9 @@ class Mortal(SqliteDatabase):
         raise StorageError("the process is dead")
 
 
-async def _live(folder: Path, sandbox: str, fuse: int, port: int, *, after: bool, hooked: bool) -> tuple[str, bool]:
+async def _live(
+    folder: Path, sandbox: str, receiver: Receiver, fuse: int, port: int, *, after: bool, hooked: bool
+) -> tuple[str, bool]:
     """A first life that may be cut short; the task's id, and whether it was."""
     mortal: list[Mortal] = []
 
@@ -64,18 +68,26 @@ async def _live(folder: Path, sandbox: str, fuse: int, port: int, *, after: bool
         return mortal[0]
 
     async with open_house(
-        folder, port=port, sandbox=sandbox, hooked=hooked, open_database=open_mortal, lease=2, task_deadline=6
+        folder,
+        port=port,
+        sandbox=sandbox,
+        hooked=hooked,
+        open_database=open_mortal,
+        lease=2,
+        task_deadline=6,
+        callback_allow=(receiver.host,),
     ) as house:
         house.services.worker.patience = 0.1  # the dead do not tidy up
-        task_id = await _order_armed(house, mortal[0])
-        async for _ in _until_dead_or_done(house, mortal[0], task_id):
+        house.services.worker.deliverer.lease = 1.0
+        task_id = await _order_armed(house, mortal[0], receiver)
+        async for _ in _until_dead_or_told(house, mortal[0], task_id, receiver):
             pass
     return task_id, mortal[0].dead
 
 
-async def _order_armed(house: House, database: Mortal) -> str:
+async def _order_armed(house: House, database: Mortal, receiver: Receiver) -> str:
     await until(lambda: _settled(house))  # the fuse is for the commits of a task's life, not for housekeeping
-    task_id = await house.order("a red bicycle")
+    task_id = await house.order("a red bicycle", callbackUrl=receiver.url)
     database.armed = True
     return task_id
 
@@ -85,9 +97,9 @@ async def _settled(house: House) -> bool:
     return worker._housekept_at > 0 and not worker.busy
 
 
-async def _until_dead_or_done(house: House, database: Mortal, task_id: str) -> Any:
+async def _until_dead_or_told(house: House, database: Mortal, task_id: str, receiver: Receiver) -> Any:
     async for answer in _answers(house, task_id):
-        if database.dead or answer.get("status") in {"completed", "failed"}:
+        if database.dead or (receiver.heard and answer.get("status") in {"completed", "failed"}):
             return
         yield answer
 
@@ -98,7 +110,7 @@ async def _answers(house: House, task_id: str) -> Any:
         yield answer.json().get("data", {})
 
 
-COMMITS = 16
+COMMITS = 24
 """More than a life has."""
 
 
@@ -123,10 +135,22 @@ async def _life(folder: Path, fuse: int, *, after: bool, hooked: bool) -> tuple[
     """Whether the first process died, and whether the outcome stayed unknown."""
     port = free_port()
     options = Options(duration=0.1, callback_spacing=0.2, callback_retries=60, creates_per_window=10_000)
-    async with serve_sandbox(options=options) as sandbox:
-        task_id, died = await _live(folder, sandbox, fuse, port, after=after, hooked=hooked)
-        async with open_house(folder, port=port, sandbox=sandbox, hooked=hooked, lease=2, task_deadline=6) as house:
+    async with receiving() as receiver, serve_sandbox(options=options) as sandbox:
+        task_id, died = await _live(folder, sandbox, receiver, fuse, port, after=after, hooked=hooked)
+        async with open_house(
+            folder,
+            port=port,
+            sandbox=sandbox,
+            hooked=hooked,
+            lease=2,
+            task_deadline=6,
+            callback_allow=(receiver.host,),
+        ) as house:
             data = await house.end(task_id)
+            await receiver.has_heard(1)
+            assert {(m.id, m.document["type"]) for m in receiver.heard} == {
+                (receiver.heard[0].id, f"task.{data['status']}")
+            }
             return died, _judge(data, len(await house.jobs()))
 
 

@@ -14,6 +14,7 @@ import asyncpg
 import pytest
 
 from storage.database import Database, Outcome, Row, Stale, Statement
+from storage.deliveries import Deliveries, Delivery, Fate, Try
 from storage.hooks import Hook, Hooks
 from storage.images import Images, StoredImage
 from storage.keys import Keys, KeyUse
@@ -337,6 +338,8 @@ async def _grow(database: Any) -> None:
         ("hooks", "'id', md5(g::text), 'task_id', md5(g::text), 'digested_at', 9e9, 'received_at', 9e9"),
         ("images", "'name', md5(g::text), 'owner', md5(g::text)"),
         ("idempotency", "'key', md5(g::text), 'created_at', 9e9"),
+        ("deliveries", "'id', md5(g::text), 'task_id', md5(g::text), 'created_at', g, 'ended_at', 9e9, 'due_at', NULL"),
+        ("delivery_tries", "'delivery_id', md5(g::text)"),
     ):
         for begin in range(1, 20000, 4000):  # a statement may not take longer than five seconds, on a busy machine too
             await database._database.execute(
@@ -422,6 +425,46 @@ async def _use_everything(database: Any, rows: Tasks, task: Task) -> None:
     await database.transact(rows.saving_all([fresh], tries=1), *rows.deleting_all([fresh]))
     await database.transact(images.deleting(["x"], "reference"))
     await rows.unexpired_batches(["b"])
+    await _use_deliveries(Deliveries(database))
+
+
+async def _use_deliveries(deliveries: Deliveries) -> None:
+    delivery = _a_delivery(a_task())
+    await deliveries.database.transact(deliveries.adding(delivery))
+    await deliveries.get(delivery.id)
+    for task_id in (None, delivery.task_id):
+        for outcome in (None, Fate.PENDING):
+            await deliveries.newest(limit=5, task_id=task_id, outcome=outcome, before=(NOW + 1, "x"))
+    await deliveries.pending()
+    await deliveries.put_off("a.example", lease(), but="", now=NOW, until=NOW)
+    (claimed,) = await deliveries.claim(now=NOW, lease=lease(until=NOW), limit=5)
+    await deliveries.give_back([claimed])
+    (claimed,) = await deliveries.claim(now=NOW, lease=lease(until=NOW), limit=5)
+    await deliveries.tried(claimed, _a_try(claimed), outcome=Fate.FAILED, due_at=None, ended_at=NOW)
+    with pytest.raises(Stale):
+        await deliveries.tried(claimed, replace(_a_try(claimed), at=NOW + 1), outcome=Fate.FAILED)
+    await deliveries.tries(delivery.id)
+    await deliveries.forget(NOW, 5)
+    await deliveries.replay(delivery.id, NOW)
+    await deliveries.database.transact(deliveries.adding(replace(delivery, id="evt_2", due_at=None, ended_at=1.0)))
+    await deliveries.forget(NOW, 5)
+
+
+def _a_delivery(task: Task) -> Delivery:
+    return Delivery(
+        id="evt_1",
+        task_id=task.id,
+        type="task.completed",
+        url="https://a.example/hook",
+        host="a.example",
+        body="{}",
+        due_at=NOW,
+        created_at=NOW,
+    )
+
+
+def _a_try(delivery: Delivery) -> Try:
+    return Try(delivery_id=delivery.id, number=delivery.tries + 1, at=NOW, status=500, milliseconds=1)
 
 
 def _an_image(task: Task) -> StoredImage:
@@ -465,7 +508,7 @@ async def test_a_process_goes_on_beside_a_newer_one(database: Any) -> None:
         Keys(database),
         Lanes(database),
     )
-    for table in ("tasks", "attempts", "images", "hooks", "idempotency", "lanes"):
+    for table in ("tasks", "attempts", "images", "hooks", "idempotency", "lanes", "deliveries", "delivery_tries"):
         await database.execute(f"ALTER TABLE {table} ADD COLUMN novelty TEXT")
     attempt = Attempt(task_id=task.id, number=1, provider="kie", sent_at=NOW)
     use = KeyUse(caller="me", key="k", fingerprint="f", batch=task.batch, created_at=NOW)
@@ -476,4 +519,10 @@ async def test_a_process_goes_on_beside_a_newer_one(database: Any) -> None:
     assert await images.of(task.id, "result") == [_an_image(task)]
     assert await hooks.unread(task.id) == [_a_hook(task)]
     assert await keys.get("me", "k") == use
+    deliveries = Deliveries(database)
+    await database.transact(deliveries.adding(_a_delivery(task)))
+    (delivery,) = await deliveries.claim(now=NOW, lease=lease(), limit=1)
+    await deliveries.tried(delivery, _a_try(delivery))
+    assert await deliveries.tries(delivery.id) == [_a_try(delivery)]
+    assert await deliveries.get(delivery.id) == replace(_a_delivery(task), tries=1)
     assert (await lanes.room("kie", Limits(creates=5, places=5), NOW)).free == 4

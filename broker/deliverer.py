@@ -1,0 +1,172 @@
+"""The deliverer: tells callers of the ends of their tasks, again and again until they have heard or the ladder ends.
+
+It has a small number of places of its own, so that slow receivers hold up no task. One receiver that is slow does not
+hold up the others either: while it is, one of its webhooks is tried at a time here and the rest are put off a little.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import SystemRandom
+from typing import Any, Final
+
+from broker.clock import Clock
+from broker.errors import EgressRefused, FetchError
+from broker.logs import log
+from broker.metrics import Metrics
+from broker.outgoing import Fetcher
+from storage.database import Stale
+from storage.deliveries import Deliveries, Delivery, Fate, Try
+from storage.tasks import Lease
+from webhooks import outbound
+from webhooks.outbound import Heard, Next
+from webhooks.signing import StandardSignature
+
+PLACES: Final = 16
+SLOW_FOR: Final = 120.0
+"""For so long it is remembered as such, unless it was quicker since."""
+PUT_OFF_SECONDS: Final = 30.0
+
+
+@dataclass(kw_only=True)
+class Deliverer:
+    """timeout: seconds for one try, from the look-up of the name on. slow: seconds that make a receiver a slow one.
+
+    lease: seconds until others may take a webhook over; more than the time-out.
+    """
+
+    clock: Clock
+    deliveries: Deliveries
+    fetcher: Fetcher
+    signature: StandardSignature
+    metrics: Metrics
+    timeout: float = 15.0
+    slow: float = 5.0
+    lease: float = 45.0
+    random: Callable[[], float] = SystemRandom().random
+    _under_way: dict[str, Delivery] = field(default_factory=dict)
+    _slow_until: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def free(self) -> int:
+        return PLACES - len(self._under_way)
+
+    # -- claiming
+
+    async def claim(self) -> list[Delivery]:
+        """What is due and has a place here; each is to be given to `deliver`."""
+        now = self.clock.now()
+        lease = Lease(holder=secrets.token_hex(8), until=now + self.lease)
+        claimed = await self.deliveries.claim(now=now, lease=lease, limit=self.free)
+        going: list[Delivery] = []
+        for delivery in claimed:
+            if not (self._is_slow(delivery.host) and self._is_busy(delivery, going)):
+                going.append(delivery)
+        waiting = {delivery.host for delivery in claimed if delivery not in going}
+        for host in sorted(waiting):
+            kept = next((delivery.id for delivery in going if delivery.host == host), "")
+            await self.deliveries.put_off(host, lease, but=kept, now=now, until=now + PUT_OFF_SECONDS)
+        self._under_way |= {delivery.id: delivery for delivery in going}
+        return going
+
+    def _is_slow(self, host: str) -> bool:
+        return self._slow_until.get(host, 0.0) > self.clock.monotonic()
+
+    def _is_busy(self, delivery: Delivery, going: list[Delivery]) -> bool:
+        return any(other.host == delivery.host for other in (*self._under_way.values(), *going))
+
+    # -- telling
+
+    async def deliver(self, delivery: Delivery) -> None:
+        """One try: sign, send, note what came of it. What is not noted is tried again when the lease ends."""
+        try:
+            await self._try(delivery)
+        except Exception:
+            self._under_way.pop(delivery.id, None)
+            raise
+        self._under_way.pop(delivery.id, None)  # one that was cut off keeps its place until it is given back
+
+    async def _try(self, delivery: Delivery) -> None:
+        at, begun = self.clock.now(), self.clock.monotonic()
+        heard, kind = await self._tell(delivery, at)
+        seconds = self.clock.monotonic() - begun
+        self._remember(delivery.host, seconds)
+        one = Try(
+            delivery_id=delivery.id,
+            number=delivery.tries + 1,
+            at=at,
+            status=heard.status,
+            error=heard.trouble,
+            milliseconds=round(seconds * 1000),
+        )
+        await self._note(delivery, one, heard, kind)
+
+    async def _tell(self, delivery: Delivery, at: float) -> tuple[Heard, str]:
+        """What the receiver said, and in one word how it went."""
+        body = delivery.body.encode()
+        headers = {"Content-Type": "application/json", **self.signature.headers(delivery.id, at, body)}
+        try:
+            answer = await self.fetcher.post(delivery.url, content=body, headers=headers, timeout=self.timeout)
+        except EgressRefused as error:
+            return Heard(trouble=_why(error)), "forbidden"
+        except FetchError as error:
+            return Heard(trouble=_why(error)), "unreached"
+        return Heard(status=answer.status, retry_after=answer.headers.get("retry-after")), "refused"
+
+    def _remember(self, host: str, seconds: float) -> None:
+        now = self.clock.monotonic()
+        self._slow_until = {name: until for name, until in self._slow_until.items() if until > now and name != host}
+        if seconds >= self.slow:
+            self._slow_until[host] = now + SLOW_FOR
+
+    async def _note(self, delivery: Delivery, one: Try, heard: Heard, kind: str) -> None:
+        now = self.clock.now()
+        rung = delivery.rung + 1
+        then = outbound.after(rung, heard, now, self.random)
+        try:
+            await self.deliveries.tried(delivery, one, rung=rung, **_changes(then, heard, now))
+        except Stale:
+            log.info("a webhook is somebody else's by now", action="delivery_lost", delivery=delivery.id)
+            return
+        ended = then.fate if then.fate in {Fate.DELIVERED, Fate.GONE} else kind
+        self.metrics.deliveries.labels(delivery.type, str(ended)).inc()
+        if then.fate == Fate.DELIVERED:
+            self.metrics.delivery_seconds.observe(max(0.0, now - delivery.created_at))
+        self._say(delivery, one, then)
+
+    @staticmethod
+    def _say(delivery: Delivery, one: Try, then: Next) -> None:
+        facts = {"delivery": delivery.id, "task": delivery.task_id, "type": delivery.type, "number": one.number}
+        match then.fate:
+            case Fate.DELIVERED:
+                log.info("a caller was told", action="delivery_delivered", **facts)
+            case Fate.PENDING:
+                log.info("a caller could not be told yet", action="delivery_failed", why=then.reason, **facts)
+            case Fate.GONE | Fate.FAILED:
+                log.warning("a caller is not told any more", action="delivery_ended", why=then.reason, **facts)
+
+    # -- stopping
+
+    async def give_back(self) -> None:
+        """What was cut off becomes due for others at once."""
+        held = list(self._under_way.values())
+        self._under_way.clear()
+        await self.deliveries.give_back(held)
+
+
+def _changes(then: Next, heard: Heard, now: float) -> dict[str, Any]:
+    return {
+        "outcome": then.fate,
+        "due_at": then.due_at,
+        "reason": then.reason,
+        "last_status": heard.status,
+        "delivered_at": now if then.fate == Fate.DELIVERED else None,
+        "ended_at": None if then.fate == Fate.PENDING else now,
+    }
+
+
+def _why(error: FetchError) -> str:
+    """Without the address, which stands beside it."""
+    return str(error).rpartition(": ")[2][:200]

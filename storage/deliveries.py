@@ -1,0 +1,247 @@
+"""Webhooks to callers at rest: what is still to be told to whom, and every try to do so.
+
+A row is written in the transaction that makes its event true, and leased like a task's: whoever tries names its lease
+and the number of tries it saw, and loses if somebody was quicker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from typing import Any
+
+from storage.database import Database, Row, Stale, Statement, listing, record
+from storage.tasks import DUE, Lease
+
+
+class Fate(StrEnum):
+    """What became of an event. FAILED: given up after the last try. GONE: the receiver wants no more."""
+
+    PENDING = "pending"
+    DELIVERED = "delivered"
+    FAILED = "failed"
+    GONE = "gone"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delivery:
+    """One event on its way to a caller. Moments (`_at`) are seconds since the epoch.
+
+    id: its `webhook-id`. url: may hold a secret of the receiver. host: of it, with port. body: as it is sent.
+    due_at: of the next try; None when there is none. rung: tries on this ladder. tries: all of them, replays included.
+    last_status: of the last answer, if there was one. reason: why it is not delivered yet, in a few words.
+    """
+
+    id: str
+    task_id: str
+    type: str
+    url: str
+    host: str
+    body: str
+    outcome: Fate = Fate.PENDING
+    due_at: float | None
+    lease_until: float = 0.0
+    leased_by: str = ""
+    rung: int = 0
+    tries: int = 0
+    last_status: int | None = None
+    reason: str | None = None
+    created_at: float
+    delivered_at: float | None = None
+    ended_at: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Try:
+    """One request to a receiver. status: of its answer; None without one, and then `error` says why."""
+
+    delivery_id: str
+    number: int
+    at: float
+    status: int | None = None
+    error: str | None = None
+    milliseconds: int
+
+
+_COLUMNS = tuple(f.name for f in fields(Delivery))
+_TRY_COLUMNS = tuple(f.name for f in fields(Try))
+
+
+def _insert(table: str, columns: Sequence[str], key: str, row: object) -> Statement:
+    """Written once, however often it is run."""
+    names, values = ", ".join(columns), ", ".join(f":{name}" for name in columns)
+    return Statement(
+        sql=f"INSERT INTO {table} ({names}) VALUES ({values}) ON CONFLICT ({key}) DO NOTHING",
+        params={name: _plain(getattr(row, name)) for name in columns},
+    )
+
+
+def _plain(value: Any) -> Any:
+    return value.value if isinstance(value, Fate) else value
+
+
+def _delivery(row: Row) -> Delivery:
+    return record(Delivery, {**row, "outcome": Fate(row["outcome"])})
+
+
+@dataclass(frozen=True)
+class Deliveries:
+    """The outbox."""
+
+    database: Database
+
+    # -- reading
+
+    async def get(self, delivery_id: str) -> Delivery | None:
+        row = await self.database.point("SELECT * FROM deliveries WHERE id = :id", id=delivery_id)
+        return _delivery(row) if row else None
+
+    async def tries(self, delivery_id: str) -> list[Try]:
+        """In order."""
+        rows = await self.database.fetch(
+            "SELECT * FROM delivery_tries WHERE delivery_id = :id ORDER BY number", id=delivery_id
+        )
+        return [record(Try, row) for row in rows]
+
+    async def newest(
+        self,
+        *,
+        limit: int,
+        task_id: str | None = None,
+        outcome: Fate | None = None,
+        before: tuple[float, str] | None = None,
+    ) -> list[Delivery]:
+        """One page, newest first; `before` is (created_at, id) of the last one of the page before."""
+        at, last = before or (9e18, "")
+        chosen = {"task_id": task_id, "outcome": _plain(outcome)}
+        wanted = {name: value for name, value in chosen.items() if value is not None}
+        rows = await self.database.fetch(
+            f"""SELECT * FROM deliveries
+                WHERE {"".join(f"{name} = :{name} AND " for name in wanted)}(created_at, id) < (:at, :last)
+                ORDER BY created_at DESC, id DESC LIMIT :limit""",
+            at=at,
+            last=last,
+            limit=limit,
+            **wanted,
+        )
+        return [_delivery(row) for row in rows]
+
+    async def pending(self) -> int:
+        """How many are still to be told."""
+        row = await self.database.point("SELECT count(*) AS n FROM deliveries WHERE due_at IS NOT NULL")
+        return int(row["n"]) if row else 0
+
+    # -- leasing
+
+    async def claim(self, *, now: float, lease: Lease, limit: int) -> list[Delivery]:
+        """Lease up to `limit` that are due, the most overdue first."""
+        if limit <= 0:
+            return []
+        (outcome,) = await self.database.transact(
+            Statement(
+                # ours already: this is the second run of a claim of which nobody could tell whether it happened
+                sql=f"""WITH due AS MATERIALIZED (SELECT id FROM deliveries
+                    WHERE due_at <= :now AND (lease_until <= :now OR leased_by = :holder)
+                    ORDER BY due_at LIMIT :limit{self.database.skip_locked})
+                    UPDATE deliveries SET leased_by = :holder, lease_until = :until
+                    WHERE id IN (SELECT id FROM due) RETURNING *""",
+                params={"now": now, "holder": lease.holder, "until": lease.until, "limit": limit},
+            )
+        )
+        return [_delivery(row) for row in outcome.rows]
+
+    async def give_back(self, held: Sequence[Delivery]) -> None:
+        """Those that were not tried are due for others at once."""
+        await self.database.transact(
+            *(
+                Statement(
+                    sql="UPDATE deliveries SET lease_until = 0, leased_by = '' WHERE id = :id AND leased_by = :holder",
+                    params={"id": delivery.id, "holder": delivery.leased_by},
+                )
+                for delivery in held
+            ),
+            wake=(DUE,),
+        )
+
+    async def put_off(self, host: str, lease: Lease, *, but: str, now: float, until: float) -> None:
+        """All that is due at a receiver, and leased by nobody or by this lease, is due at `until`; `but` one id."""
+        await self.database.transact(
+            Statement(
+                sql="""UPDATE deliveries SET due_at = :until, lease_until = 0, leased_by = ''
+                    WHERE host = :host AND due_at <= :now AND id <> :but
+                    AND (lease_until <= :now OR leased_by = :holder)""",
+                params={"host": host, "holder": lease.holder, "but": but, "now": now, "until": until},
+            )
+        )
+
+    # -- changing
+
+    def adding(self, delivery: Delivery) -> Statement:
+        """For the transaction that makes the event true."""
+        return _insert("deliveries", _COLUMNS, "id", delivery)
+
+    async def tried(self, delivery: Delivery, one: Try, **changes: Any) -> None:
+        """Note a try and what follows from it; `Stale` if it is not ours any more. The lease ends."""
+        sets = "".join(f"{name} = :{name}, " for name in changes)
+        saving = Statement(
+            sql=f"""UPDATE deliveries SET {sets}tries = :number, lease_until = 0, leased_by = ''
+                WHERE id = :id AND leased_by = :holder AND tries = :seen""",
+            params={
+                **{name: _plain(value) for name, value in changes.items()},
+                "id": delivery.id,
+                "holder": delivery.leased_by,
+                "seen": delivery.tries,
+                "number": one.number,
+            },
+            must_change=True,
+        )
+        noting = _insert("delivery_tries", _TRY_COLUMNS, "delivery_id, number", one)
+        try:
+            await self.database.transact(saving, noting)
+        except Stale:
+            rows = await self.database.fetch(
+                """SELECT 1 FROM delivery_tries
+                    WHERE delivery_id = :delivery_id AND number = :number AND at = :at""",
+                delivery_id=one.delivery_id,
+                number=one.number,
+                at=one.at,
+            )
+            if not rows:
+                raise
+
+    async def replay(self, delivery_id: str, now: float) -> bool:
+        """Tell it again, from the first rung on, whatever became of it; False if there is none.
+
+        A try that is just under way does not count: its lease ends here.
+        """
+        (outcome,) = await self.database.transact(
+            Statement(
+                sql="""UPDATE deliveries SET outcome = 'pending', due_at = :now, rung = 0, lease_until = 0,
+                    leased_by = '', delivered_at = NULL, ended_at = NULL, reason = NULL WHERE id = :id""",
+                params={"id": delivery_id, "now": now},
+            ),
+            wake=(DUE,),
+        )
+        return outcome.count == 1
+
+    async def forget(self, before: float, limit: int) -> int:
+        """Remove at most `limit` that ended before `before`, and their tries; how many."""
+        rows = await self.database.fetch(
+            "SELECT id FROM deliveries WHERE ended_at < :before ORDER BY ended_at LIMIT :limit",
+            before=before,
+            limit=limit,
+        )
+        if not rows:
+            return 0
+        listed, params = listing([row["id"] for row in rows])
+        which = f"id IN ({listed}) AND ended_at < :before"  # one that is replayed meanwhile stays
+        which_params: dict[str, Any] = {**params, "before": before}
+        _, forgotten = await self.database.transact(
+            Statement(
+                sql=f"DELETE FROM delivery_tries WHERE delivery_id IN (SELECT id FROM deliveries WHERE {which})",
+                params=which_params,
+            ),
+            Statement(sql=f"DELETE FROM deliveries WHERE {which}", params=which_params),
+        )
+        return forgotten.count

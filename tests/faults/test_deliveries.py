@@ -1,0 +1,593 @@
+"""Webhooks to callers: every end is told, whatever the receiver, the network or we ourselves do in between."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from broker import lifecycle
+from broker.api.views import Views
+from broker.clock import SystemClock
+from broker.deliverer import PLACES
+from broker.errors import Refusal
+from broker.lifecycle import Changes, Trouble
+from broker.orders import Request
+from broker.outgoing import Fetcher
+from broker.reports import Failed
+from broker.settings import Settings
+from broker.wiring import Services, open_services
+from storage.database import Outcome, Stale, Statement
+from storage.deliveries import Delivery, Fate
+from storage.images import StoredImage
+from storage.sqlite import SqliteDatabase, sqlite_path
+from storage.tasks import State, Task
+from tests.conftest import ManualClock
+from tests.faults.faulty_http import PUBLIC, Names, Network, Script, Visit, answers, head, rst, says, silence
+from tests.faults.test_worker import turn
+from tests.journeys.house import still
+from tests.servers.postgres import Postgres
+from tests.servers.receiver import Receiver, receiving
+from webhooks.events import Event
+from webhooks.outbound import LADDER
+from webhooks.proofs import Proof
+from webhooks.signing import StandardSignature, write_secret
+
+pytestmark = pytest.mark.anyio
+
+KEYS = (b"n" * 32, b"o" * 32)
+HOUR = 3600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """A broker whose worker does nothing by itself, and a caller who wants to be told."""
+
+    services: Services
+    receiver: Receiver
+    clock: ManualClock
+
+    async def order(self, url: str | None = None) -> Task:
+        request = Request(prompt="a red bicycle", callback_url=url or self.receiver.url)
+        return (await self.services.broker.create("local", request)).tasks[0]
+
+    async def ended(self) -> Task:
+        """One that was canceled just now."""
+        task = await self.order()
+        return await self.services.broker.cancel(task.id)
+
+    async def turn(self) -> None:
+        await turn(self.services)
+
+    async def delivery(self) -> Delivery:
+        """The only one there is."""
+        (delivery,) = await self.services.broker.deliveries.newest(limit=10)
+        return delivery
+
+
+@asynccontextmanager
+async def a_scene(folder: Path, clock: ManualClock, receiver: Receiver, **settings: Any) -> AsyncIterator[Scene]:
+    secrets = tuple(write_secret(key) for key in KEYS)
+    async with still(folder, clock, callback_allow=(receiver.host,), webhook_secrets=secrets, **settings) as services:
+        services.worker.deliverer.random = lambda: 0.0
+        yield Scene(services=services, receiver=receiver, clock=clock)
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    async with receiving() as receiver:
+        yield receiver
+
+
+@pytest.fixture
+async def scene(tmp_path: Path, clock: ManualClock, receiver: Receiver) -> AsyncIterator[Scene]:
+    async with a_scene(tmp_path, clock, receiver) as scene:
+        yield scene
+
+
+# -- the ladder
+
+
+async def test_the_whole_ladder(scene: Scene) -> None:
+    """A receiver that is down for more than a day hears eight times, at the hours of the contract, and no more."""
+    scene.receiver.script = answers("500 Internal Server Error")
+    await scene.ended()
+    await scene.turn()
+    for rung, pause in enumerate(LADDER, 1):
+        scene.clock.advance(pause - 1)
+        await scene.turn()
+        assert len(scene.receiver.heard) == rung, "not before its time"
+        scene.clock.advance(1)
+        await scene.turn()
+    assert len(scene.receiver.heard) == 8
+    scene.clock.advance(100 * HOUR)
+    delivery = await scene.delivery()
+    assert (delivery.outcome, delivery.tries, delivery.due_at, delivery.last_status) == (Fate.FAILED, 8, None, 500)
+    tries = await scene.services.broker.deliveries.tries(delivery.id)
+    assert [one.status for one in tries] == [500] * 8
+    assert [round(b.at - a.at) for a, b in itertools.pairwise(tries)] == list(LADDER)
+
+
+async def test_every_try_has_the_same_id_and_body_and_a_signature_of_its_own_time(scene: Scene) -> None:
+    scene.receiver.script = answers("503 Service Unavailable")
+    await scene.ended()
+    for pause in (5, 300, 1800):
+        await scene.turn()
+        message = scene.receiver.heard[-1]
+        now = scene.clock.now()
+        assert message.headers["webhook-timestamp"] == str(int(now))
+        for key in KEYS:
+            assert StandardSignature([key]).prove(message.headers, message.body, (), now) == Proof.BODY
+        scene.clock.advance(pause)
+    assert len(scene.receiver.heard) == 3
+    assert len({(message.id, message.body) for message in scene.receiver.heard}) == 1
+    assert scene.receiver.heard[0].headers["content-type"] == "application/json"
+
+
+async def test_a_receiver_that_comes_back_is_told_and_then_left_alone(scene: Scene) -> None:
+    scene.receiver.script = answers("502 Bad Gateway")
+    await scene.ended()
+    await scene.turn()
+    scene.receiver.script = answers("200 OK", b"thanks")
+    scene.clock.advance(5)
+    await scene.turn()
+    delivery = await scene.delivery()
+    assert (delivery.outcome, delivery.tries, delivery.delivered_at) == (Fate.DELIVERED, 2, scene.clock.now())
+    scene.clock.advance(30)
+    await scene.turn()
+    assert len(scene.receiver.heard) == 2
+
+
+async def endless(visit: Visit) -> None:
+    await visit.say(head("200 OK", "Transfer-Encoding: chunked"))
+    while True:
+        await visit.say(b"1000\r\n" + b"x" * 0x1000 + b"\r\n")
+
+
+REACTIONS: dict[str, tuple[Script, Fate, float | None, str]] = {
+    "no content": (answers("204 No Content"), Fate.DELIVERED, None, ""),
+    "a page that never ends": (endless, Fate.DELIVERED, None, ""),
+    "a body cut off": (says(head("200 OK", "Content-Length: 9"), b"x"), Fate.DELIVERED, None, ""),
+    "gone": (answers("410 Gone"), Fate.GONE, None, "HTTP 410"),
+    "too many": (answers("429 Too Many Requests", b"", "Retry-After: 120"), Fate.PENDING, 120, "HTTP 429"),
+    "much later": (answers("503 Unavailable", b"", "Retry-After: 86400"), Fate.PENDING, 3605, "HTTP 503"),
+    "moved": (answers("302 Found", b"", "Location: /elsewhere"), Fate.PENDING, 5, "redirects are not followed"),
+    "moved for good": (answers("308 Moved", b"", "Location: /elsewhere"), Fate.PENDING, 5, "not followed"),
+    "not found": (answers("404 Not Found"), Fate.PENDING, 5, "HTTP 404"),
+    "silence": (silence, Fate.PENDING, 5, "too slow"),
+    "a reset": (rst, Fate.PENDING, 5, "Error"),
+    "half a head": (says(b"HTTP/1.1 200 O"), Fate.PENDING, 5, "Error"),
+    "no HTTP": (says(b"SSH-2.0-OpenSSH\r\n\r\n"), Fate.PENDING, 5, "Error"),
+}
+
+
+@pytest.mark.parametrize("what", REACTIONS)
+async def test_what_a_receiver_does_decides(scene: Scene, what: str) -> None:
+    script, fate, pause, reason = REACTIONS[what]
+    scene.receiver.script = script
+    scene.services.worker.deliverer.timeout = 0.3
+    await scene.ended()
+    await scene.turn()
+    delivery = await scene.delivery()
+    assert (delivery.outcome, delivery.tries) == (fate, 1)
+    assert delivery.due_at == (None if pause is None else scene.clock.now() + pause)
+    assert reason in (delivery.reason or "")
+    assert scene.receiver.server.connections == 1
+    if fate != Fate.PENDING:
+        scene.clock.advance(100 * HOUR)
+        await scene.turn()
+        assert scene.receiver.server.connections == 1, "it is over"
+
+
+async def test_nobody_there_is_tried_again(scene: Scene) -> None:
+    async with receiving() as gone:
+        services = scene.services
+        fetcher = Fetcher(allow=[gone.host])
+        services.broker.caller_fetcher = services.worker.deliverer.fetcher = fetcher
+        task = await scene.order(gone.url)
+    await services.broker.cancel(task.id)
+    await scene.turn()
+    delivery = await scene.delivery()
+    assert (delivery.outcome, delivery.reason, delivery.last_status) == (Fate.PENDING, "ConnectError", None)
+
+
+# -- crashes and company
+
+
+async def test_a_crash_between_the_end_and_the_telling_costs_time_only(
+    tmp_path: Path, clock: ManualClock, receiver: Receiver
+) -> None:
+    async with a_scene(tmp_path, clock, receiver) as scene:
+        task = await scene.ended()
+    assert receiver.heard == []
+    async with a_scene(tmp_path, clock, receiver) as scene:
+        await scene.turn()
+    (message,) = receiver.heard
+    assert message.document["data"]["id"] == task.id
+
+
+async def test_a_crash_while_telling_tells_again_when_the_lease_ends(
+    tmp_path: Path, clock: ManualClock, receiver: Receiver
+) -> None:
+    """At least once: nobody knows whether the first one was heard, so it has the same id."""
+    async with a_scene(tmp_path, clock, receiver) as scene:
+        await scene.ended()
+        (claimed,) = await scene.services.worker.deliverer.claim()
+        await scene.services.worker.deliverer._tell(claimed, clock.now())
+    async with a_scene(tmp_path, clock, receiver) as scene:
+        await scene.turn()
+        assert len(receiver.heard) == 1, "somebody may still be at it"
+        clock.advance(scene.services.worker.deliverer.lease + 1)
+        await scene.turn()
+    first, second = receiver.heard
+    assert (first.id, first.body) == (second.id, second.body)
+
+
+async def test_a_stop_gives_back_what_it_cuts_off(tmp_path: Path, receiver: Receiver) -> None:
+    """The next process need not wait for a lease, and nothing is told twice that a receiver could finish."""
+    clock = ManualClock(time.time())
+    receiver.script = silence
+    async with a_scene(tmp_path, clock, receiver) as scene:
+        await scene.ended()
+        worker = scene.services.worker
+        worker.patience = 0.05
+        running = asyncio.create_task(worker.run())
+        await receiver.has_heard(1)
+        worker.stop()
+        await running
+        delivery = await scene.delivery()
+        assert (delivery.leased_by, delivery.tries, delivery.outcome) == ("", 0, Fate.PENDING)
+        assert worker.deliverer.free == PLACES
+    receiver.script = answers("204 No Content")
+    async with a_scene(tmp_path, clock, receiver) as scene:
+        await scene.turn()
+        assert (await scene.delivery()).outcome == Fate.DELIVERED
+
+
+@pytest.mark.parametrize("store", ["sqlite", "postgres"])
+async def test_two_processes_tell_it_once(tmp_path: Path, receiver: Receiver, postgres: Postgres, store: str) -> None:
+    clock = ManualClock(time.time())
+    settings = {"database_url": await postgres.fresh()} if store == "postgres" else {}
+    async with (
+        a_scene(tmp_path, clock, receiver, **settings) as one,
+        a_scene(tmp_path, clock, receiver, **settings) as other,
+    ):
+        tasks = [await one.ended() for _ in range(24)]
+        for _ in range(4):
+            await asyncio.gather(one.turn(), other.turn())
+        assert {d.outcome for d in await one.services.broker.deliveries.newest(limit=50)} == {Fate.DELIVERED}
+    told = [message.document["data"]["id"] for message in receiver.heard]
+    assert sorted(told) == sorted(task.id for task in tasks)
+
+
+async def test_who_slept_through_its_lease_changes_nothing(scene: Scene) -> None:
+    deliverer = scene.services.worker.deliverer
+    scene.receiver.script = answers("500 Internal Server Error")
+    await scene.ended()
+    (sleeper,) = await deliverer.claim()
+    scene.clock.advance(deliverer.lease + 1)
+    await scene.turn()
+    before = await scene.delivery()
+    scene.receiver.script = answers("410 Gone")
+    await deliverer.deliver(sleeper)
+    assert await scene.delivery() == before
+    assert [one.status for one in await deliverer.deliveries.tries(before.id)] == [500]
+
+
+class Doubtful(SqliteDatabase):
+    """Every transaction is run a second time, as if nobody could tell whether the first run happened."""
+
+    async def transact(self, *statements: Statement, wake: Sequence[str] = ()) -> list[Outcome]:
+        await super().transact(*statements, wake=wake)
+        return await super().transact(*statements, wake=wake)
+
+
+async def test_a_transaction_that_is_run_twice_tells_once(
+    tmp_path: Path, clock: ManualClock, receiver: Receiver
+) -> None:
+    async with a_scene(tmp_path, clock, receiver) as scene:
+        task = await scene.order()
+    settings = scene.services.settings
+
+    def open_doubtful(chosen: Settings) -> Doubtful:
+        return Doubtful(sqlite_path(chosen.database))
+
+    async with open_services(settings, clock=clock, open_database=open_doubtful) as services:
+        await services.broker.cancel(task.id)
+        await turn(services)
+        (delivery,) = await services.broker.deliveries.newest(limit=10)
+        assert (delivery.outcome, delivery.tries) == (Fate.DELIVERED, 1)
+    assert receiver.types == ["task.canceled"]
+
+
+async def test_slow_receivers_do_not_hold_up_the_others(tmp_path: Path) -> None:
+    """Sixty-four webhooks to somebody who never answers, and behind them one to somebody who does."""
+    async with receiving() as slow, receiving() as quick:
+        slow.script = silence
+        hosts = (slow.host, quick.host)
+        async with still(tmp_path, SystemClock(), callback_allow=hosts, rate_per_minute=1000) as services:
+            deliverer = services.worker.deliverer
+            deliverer.timeout, deliverer.slow = 0.3, 0.2
+            for url in (*[slow.url] * 4 * PLACES, quick.url):
+                request = Request(prompt="a red bicycle", callback_url=url)
+                await services.broker.cancel((await services.broker.create("local", request)).tasks[0].id)
+            while not quick.heard:
+                await services.worker._turn()
+                if services.worker.busy:
+                    await asyncio.wait(list(services.worker._running), return_when=asyncio.FIRST_COMPLETED)
+            assert slow.server.connections <= 2 * PLACES
+            await services.worker._drain()
+
+
+# -- an event exists if and only if the task has ended
+
+Ending = Callable[[Services, Task], Awaitable[None]]
+
+
+async def _settle(services: Services, task: Task, decide: Callable[[Task], Changes]) -> None:
+    row = await services.broker.tasks.get(task.id)
+    assert row is not None
+    await services.broker.steps.settle(row, lambda now, _: decide(now), holder=False)
+
+
+async def _fetching(services: Services, task: Task) -> None:
+    tasks, now = services.broker.tasks, services.clock.now()
+    row = await tasks.get(task.id)
+    assert row is not None
+    image = StoredImage(
+        name=f"generated_{task.id[5:]}.png",
+        owner=task.id,
+        kind="result",
+        position=0,
+        blob="b",
+        media_type="image/png",
+        size=1,
+        width=4,
+        height=4,
+        sha256="0" * 64,
+        created_at=now,
+    )
+    found = {"outputs": ("https://a.example/1",), "billed": "yes", "deadline_at": now}
+    values = {"state": State.FETCHING, "attempt": 1, **found}
+    await services.database.transact(tasks.saving(row, **values))
+    await services.database.transact(tasks.pinning(task.id, State.FETCHING), services.broker.images.adding(image))
+
+
+async def complete(services: Services, task: Task) -> None:
+    rules, now = services.broker.rules, services.clock.now()
+    await _settle(services, task, lambda row: lifecycle.fetched(row, 1, [], now, rules))
+
+
+async def succeed(services: Services, task: Task) -> None:
+    await _fetching(services, task)
+    await complete(services, task)
+
+
+async def fail(services: Services, task: Task) -> None:
+    report = Failed(code="safety_input", message="no", retryable=False, billed="no")
+    rules, now = services.broker.rules, services.clock.now()
+    await _settle(services, task, lambda row: lifecycle.unprepared(row, report, now, rules))
+
+
+async def cancel(services: Services, task: Task) -> None:
+    await services.broker.cancel(task.id)
+
+
+async def fail_early_and_for_good(services: Services, task: Task) -> None:
+    """Told at the deadline; a day later the image is given up."""
+    rules, dead = services.broker.rules, Trouble(code="result_gone", message="404")
+    await _fetching(services, task)
+    for later in (1.0, 2.0, rules.keep + 3.0):
+        now = services.clock.now() + later
+        await _settle(services, task, lambda row, now=now: lifecycle.fetched(row, 0, [dead], now, rules))  # type: ignore[misc]
+
+
+async def fail_and_succeed(services: Services, task: Task) -> None:
+    rules, dead = services.broker.rules, Trouble(code="result_gone", message="404")
+    await _fetching(services, task)
+    now = services.clock.now() + 1
+    await _settle(services, task, lambda row: lifecycle.fetched(row, 0, [dead], now, rules))
+    await complete(services, task)
+
+
+async def nothing(services: Services, task: Task) -> None:
+    """It goes on."""
+    await _fetching(services, task)
+
+
+ENDINGS: dict[str, tuple[Ending, list[Event]]] = {
+    "completed": (succeed, [Event.COMPLETED]),
+    "failed": (fail, [Event.FAILED]),
+    "canceled": (cancel, [Event.CANCELED]),
+    "failed twice": (fail_early_and_for_good, [Event.FAILED]),
+    "failed, then completed": (fail_and_succeed, [Event.FAILED, Event.COMPLETED]),
+    "not ended": (nothing, []),
+}
+
+
+@pytest.mark.parametrize("store", ["sqlite", "postgres"])
+@pytest.mark.parametrize("how", ENDINGS)
+async def test_every_end_is_told_once_and_as_a_poll_would_tell_it(
+    tmp_path: Path, receiver: Receiver, postgres: Postgres, how: str, store: str
+) -> None:
+    ending, events = ENDINGS[how]
+    settings = {"database_url": await postgres.fresh()} if store == "postgres" else {}
+    async with a_scene(tmp_path, ManualClock(time.time()), receiver, **settings) as scene:
+        task = await scene.order()
+        await ending(scene.services, task)
+        deliveries = await scene.services.broker.deliveries.newest(limit=10)
+        assert sorted(d.type for d in deliveries) == sorted(events)
+        await asyncio.gather(*(scene.services.worker.deliverer.deliver(d) for d in await _claimed(scene.services)))
+        assert sorted(receiver.types) == sorted(events)
+        if events:
+            row = await scene.services.broker.get(task.id)
+            poll = await Views(scene.services.broker).document(row, "en")
+            (last,) = [m.document for m in receiver.heard if m.document["type"] == f"task.{poll['status']}"]
+            later = {"updatedAt": None}  # what failed early may have changed since, as nobody but this can see
+            assert {**last["data"], **later} == {**poll, **later}
+            assert last.keys() == {"type", "timestamp", "data"}
+
+
+async def _claimed(services: Services) -> list[Delivery]:
+    return await services.worker.deliverer.claim()
+
+
+async def test_a_task_without_an_address_is_told_to_nobody(scene: Scene) -> None:
+    (task,) = (await scene.services.broker.create("local", Request(prompt="a red bicycle"))).tasks
+    await scene.services.broker.cancel(task.id)
+    assert await scene.services.broker.deliveries.newest(limit=10) == []
+
+
+async def test_an_end_that_was_not_written_is_not_told(scene: Scene) -> None:
+    """One transaction: whoever lost the race for the row has told nobody."""
+    broker = scene.services.broker
+    task = await scene.order()
+    told = await broker.steps.outbox.telling(task, await _as_canceled(task))
+    await scene.services.database.transact(broker.tasks.saving(task, tries=1))
+    with pytest.raises(Stale):
+        await scene.services.database.transact(broker.tasks.saving(task, state=State.CANCELED), *told)
+    assert await broker.deliveries.newest(limit=10) == []
+
+
+async def _as_canceled(task: Task) -> Task:
+    return Task(**{**vars(task), "state": State.CANCELED, "ended_at": 1.0})
+
+
+# -- where we do not call
+
+FORBIDDEN = [
+    "http://127.0.0.1/",
+    "http://[::1]/",
+    "http://10.0.0.1/hook",
+    "http://169.254.169.254/latest/meta-data",
+    "http://192.168.1.1/",
+    "http://[::ffff:127.0.0.1]/",
+    "http://2130706433/",
+    "http://0x7f.1/",
+    "http://localhost/",
+    "http://postgres/",
+    "http://broker.internal/",
+    "https://example.com:8443/",
+    "https://example.com:22/",
+    "https://user:word@example.com/",
+    "ftp://example.com/",
+    "file:///etc/passwd",
+    "gopher://example.com/",
+    "javascript:alert(1)",
+    "https://",
+    "https:///hook",
+    "//example.com/hook",
+    "https://exa mple.com/",
+    "https://example.com\\@127.0.0.1/",
+]
+UNFIT = ["https://example.com/\udc80", "https://example.com/\x00", "https://example.com/" + "x" * 2048]
+"""Those that no row can hold."""
+
+
+@pytest.mark.parametrize("url", [*FORBIDDEN, *UNFIT])
+async def test_a_forbidden_address_is_refused_when_it_is_handed_in(scene: Scene, url: str) -> None:
+    scene.services.broker.caller_fetcher = Fetcher(resolve=Names())
+    request = Request(prompt="a red bicycle", callback_url=url)
+    for attempt in (scene.services.broker.create("local", request), scene.services.broker.preview(request)):
+        with pytest.raises(Refusal) as refused:
+            await attempt
+        assert (refused.value.code, refused.value.field) == ("invalid_request", "callbackUrl")
+        assert "https://" in refused.value.message, "the cure"
+        assert "word" not in refused.value.message
+    assert await scene.services.broker.newest(status=None, limit=5, before=None) == []
+
+
+@pytest.mark.parametrize("bad", [["10.0.0.1"], [PUBLIC, "127.0.0.1"], ["::1"], ["64:ff9b::a00:1"]])
+async def test_a_name_that_leads_inside_is_refused_when_it_is_handed_in(scene: Scene, bad: list[str]) -> None:
+    scene.services.broker.caller_fetcher = Fetcher(resolve=Names([bad]), exemption="BROKER_CALLBACK_ALLOW")
+    with pytest.raises(Refusal, match="BROKER_CALLBACK_ALLOW"):
+        await scene.order("https://hooks.example.com/x")
+
+
+async def _unanswered(host: str, port: int) -> list[str]:
+    raise OSError("the name server is down")
+
+
+async def _never(host: str, port: int) -> list[str]:
+    await asyncio.Event().wait()
+    return []
+
+
+@pytest.mark.parametrize("resolve", [_unanswered, _never])
+async def test_a_name_server_in_trouble_refuses_nothing(resolve: Any) -> None:
+    await Fetcher(resolve=resolve).vet("https://hooks.example.com/x", patience=0.02)
+
+
+async def test_what_is_allowed_is_not_looked_up() -> None:
+    await Fetcher(allow=["receiver:9000"], resolve=_never).vet("http://receiver:9000/hook")
+
+
+async def test_a_name_that_leads_inside_later_is_not_called(scene: Scene) -> None:
+    """DNS rebinding: good when it was handed in, bad when it is called, and good again in the end."""
+    names = Names([[PUBLIC], ["127.0.0.1"], [PUBLIC, "10.0.0.1"], [PUBLIC]])
+    network = Network([b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"])
+    fetcher = Fetcher(resolve=names, backend=network, exemption="BROKER_CALLBACK_ALLOW")
+    scene.services.broker.caller_fetcher = scene.services.worker.deliverer.fetcher = fetcher
+    task = await scene.order("http://hooks.example.com/x")
+    await scene.services.broker.cancel(task.id)
+    for pause in LADDER[:2]:
+        await scene.turn()
+        delivery = await scene.delivery()
+        assert "a private or special address" in (delivery.reason or "")
+        assert (delivery.outcome, network.dialled) == (Fate.PENDING, [])
+        scene.clock.advance(pause)
+    await scene.turn()
+    assert ((await scene.delivery()).outcome, network.dialled) == (Fate.DELIVERED, [(PUBLIC, 80)])
+
+
+@pytest.mark.parametrize("url", FORBIDDEN)
+async def test_a_forbidden_address_is_not_called_however_it_came_into_the_row(scene: Scene, url: str) -> None:
+    """The look at the door is a courtesy; and an address that cannot be read holds up no end."""
+    network = Network()
+    scene.services.worker.deliverer.fetcher = Fetcher(resolve=Names(), backend=network)
+    task = await scene.order()
+    await scene.services.database.execute(
+        "UPDATE tasks SET callback_url = :url, version = version + 1 WHERE id = :id", url=url, id=task.id
+    )
+    await scene.services.broker.cancel(task.id)
+    await scene.turn()
+    delivery = await scene.delivery()
+    assert network.dialled == []
+    assert (delivery.outcome, delivery.tries) == (Fate.PENDING, 1)
+
+
+# -- retention
+
+
+async def test_what_is_still_to_be_told_outlives_its_task(scene: Scene) -> None:
+    """Finished webhooks are forgotten with the retention time, those on their ladder when that is over."""
+    scene.receiver.script = answers("500 Internal Server Error")
+    task = await scene.ended()
+    for pause in (*LADDER, 0):
+        await scene.turn()
+        scene.clock.advance(pause)
+    row = await scene.services.broker.tasks.get(task.id)
+    assert row is not None
+    assert (row.state, row.callback_url) == (State.EXPIRED, None)
+    assert (await scene.delivery()).outcome == Fate.FAILED
+    scene.clock.advance(25 * HOUR)
+    await scene.turn()
+    assert await scene.services.broker.deliveries.newest(limit=5) == []
+    assert await scene.services.database.fetch("SELECT * FROM delivery_tries") == []
+
+
+async def test_a_replay_in_the_last_moment_is_not_forgotten(scene: Scene) -> None:
+    await scene.ended()
+    await scene.turn()
+    deliveries, delivery = scene.services.broker.deliveries, await scene.delivery()
+    await scene.services.broker.replay(delivery.id)
+    assert await deliveries.forget(scene.clock.now() + 100, 10) == 0
+    await scene.turn()
+    assert await deliveries.forget(scene.clock.now() + 100, 10) == 1
