@@ -146,6 +146,12 @@ def is_ip(host: str) -> bool:
     return _ip(host) is not None
 
 
+def is_loopback(host: str) -> bool:
+    """Whether a host, as an address names it, is this very machine."""
+    ip = _ip(host)
+    return host == "localhost" or (ip is not None and ip.is_loopback)
+
+
 def is_public(ip: IP) -> bool:
     """Whether this is an ordinary host on the internet: no special network, no tunnel into IPv4, no zone."""
     if isinstance(ip, ipaddress.IPv4Address):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 STATUS_OF: Final[dict[str, int]] = {
     "invalid_request": 400,
@@ -86,16 +86,42 @@ class ProviderError(Exception):
     """The provider's answer is missing or makes no sense: nothing was learned about the job.
 
     From `submit` it means that the outcome is unknown and may cost money. The message never holds a secret.
+    summary: the same without the provider's own words, which may repeat a prompt; for logs. code: why, in a word of
+    the task error codes, where the provider said so.
     """
 
-    def __init__(self, message: str, *, permanent: bool = False, retry_in: float | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        permanent: bool = False,
+        retry_in: float | None = None,
+        summary: str | None = None,
+        code: str | None = None,
+    ) -> None:
         super().__init__(message)
+        self.summary = message if summary is None else summary
         self.permanent = permanent
         self.retry_in = retry_in
+        self.code = code
 
 
 class NotSent(ProviderError):
-    """DNS, connect, TLS or pool time-out: the provider cannot have seen the request, so repeating it is free."""
+    """DNS, connect, TLS or pool time-out: the provider cannot have seen the request, so repeating it is free.
+
+    at: how far it came; None where that is not known.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        permanent: bool = False,
+        retry_in: float | None = None,
+        at: Literal["name", "connection", "tls", "time-out"] | None = None,
+    ) -> None:
+        super().__init__(message, permanent=permanent, retry_in=retry_in)
+        self.at = at
 
 
 class FetchError(Exception):

@@ -16,9 +16,9 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
-from ssl import SSLContext
+from ssl import SSLContext, SSLError
 from types import MappingProxyType
-from typing import Any, Final, TypeAlias, cast
+from typing import Any, Final, Literal, TypeAlias, cast
 
 import anyio
 import httpcore
@@ -33,7 +33,9 @@ __all__ = [
     "Download",
     "Fetcher",
     "FilePart",
+    "Form",
     "Resolver",
+    "Stream",
     "SystemResolver",
     "check_url",
     "redact_url",
@@ -47,7 +49,11 @@ KEEPALIVE_SECONDS: Final = 5.0
 
 USER_AGENT: Final = "nano-banana-broker"
 
+_CRLF: Final = b"\r\n"
 _NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
+
+Form: TypeAlias = Mapping[str, "str | Sequence[str]"]
+"""Text fields of a multipart form; a sequence is a field that is repeated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +70,15 @@ class Answer:
             return _parse_json(self.body)
         except (ValueError, RecursionError):
             raise ProviderError(f"HTTP {self.status} with {len(self.body)} bytes that are not sound JSON") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stream:
+    """An answer whose body is still on its way. chunks: as they arrive; raises `ProviderError`."""
+
+    status: int
+    headers: Mapping[str, str] = field(repr=False)
+    chunks: AsyncIterator[bytes] = field(repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,11 +115,11 @@ class ApiClient:
         params: Mapping[str, str] | None = None,
         json: Any = None,
         content: AsyncIterator[bytes] | bytes | None = None,
-        form: Mapping[str, str] | None = None,
-        file: FilePart | None = None,
+        form: Form | None = None,
+        files: Sequence[FilePart] = (),
         timeout: float | None = None,
     ) -> Answer:
-        """Send one request, once. `form` and `file` make a multipart body that is never whole in memory.
+        """Send one request, once. `form` and `files` make a multipart body that is never whole in memory.
 
         timeout: seconds, where less than the client's own is enough.
 
@@ -112,11 +127,11 @@ class ApiClient:
         """
         seconds = self._timeout if timeout is None else min(timeout, self._timeout)
         what = f"{method} {redact_url(url)}"
-        if form is not None or file is not None:
+        if form is not None or files:
             boundary = secrets.token_hex(16)
             headers, content = (
-                {**headers, **_form_headers(boundary, form or {}, file)},
-                _form(boundary, form or {}, file),
+                {**headers, **_form_headers(boundary, form or {}, files)},
+                _form(boundary, form or {}, files),
             )
         request = _build(what, method, url, headers=headers, params=params, json=json, content=content)
         connect = min(seconds, CONNECT_SECONDS)
@@ -127,6 +142,40 @@ class ApiClient:
                 async with asyncio.timeout(3 * connect + seconds) as patience:
                     request.extensions["trace"] = _from_sending(patience, seconds)
                     return await self._exchange(what, request)
+
+    @asynccontextmanager
+    async def stream(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str] = _NO_HEADERS,
+        params: Mapping[str, str] | None = None,
+        silence: float,
+    ) -> AsyncGenerator[Stream]:
+        """Send one request, once, and read its answer as it comes, however long that takes and however much it is.
+
+        silence: seconds without a byte after which the other side is gone. Raises as `request` does. Leaving the
+        context ends the connection unless the answer was read to its end.
+        """
+        what = f"{method} {redact_url(url)}"
+        request = _build(what, method, url, headers=headers, params=params, json=None, content=None)
+        request.extensions["timeout"] = {
+            "pool": CONNECT_SECONDS,
+            "connect": CONNECT_SECONDS,
+            "read": silence,
+            "write": silence,
+        }
+        async with self._slot(what, CONNECT_SECONDS):
+            with _provider_trouble(what):
+                async with asyncio.timeout(3 * CONNECT_SECONDS + silence):
+                    response = await self._transport.handle_async_request(request)
+            try:
+                _refuse_encoded(what, response)
+                async with aclosing(_chunks(what, response)) as chunks:
+                    yield Stream(status=response.status_code, headers=dict(response.headers), chunks=chunks)
+            finally:
+                await response.aclose()
 
     async def aclose(self) -> None:
         await self._transport.aclose()
@@ -146,8 +195,7 @@ class ApiClient:
     async def _exchange(self, what: str, request: httpx.Request) -> Answer:
         response = await self._transport.handle_async_request(request)
         try:
-            if response.headers.get("content-encoding", "identity").lower() != "identity":
-                raise ProviderError(f"{what}: the answer is encoded although we asked for it plain")
+            _refuse_encoded(what, response)
             return Answer(
                 status=response.status_code,
                 headers=dict(response.headers),
@@ -163,6 +211,19 @@ class ApiClient:
             if len(body) > self._max_answer_bytes:
                 raise ProviderError(f"{what}: the answer is longer than {self._max_answer_bytes} bytes")
         return bytes(body)
+
+
+def _refuse_encoded(what: str, response: httpx.Response) -> None:
+    if response.headers.get("content-encoding", "identity").lower() != "identity":
+        raise ProviderError(f"{what}: the answer is encoded although we asked for it plain")
+
+
+async def _chunks(what: str, response: httpx.Response) -> AsyncGenerator[bytes]:
+    stream = cast(AsyncGenerator[bytes, None], response.aiter_raw())
+    async with aclosing(stream) as parts:
+        with _provider_trouble(what):
+            async for part in parts:
+                yield part
 
 
 def _parse_json(body: bytes) -> Any:
@@ -240,7 +301,7 @@ def _provider_trouble(what: str) -> Iterator[None]:
     try:
         yield
     except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as exc:
-        raise NotSent(f"{what}: no connection ({str(exc) or type(exc).__name__})") from None
+        raise NotSent(f"{what}: no connection ({str(exc) or type(exc).__name__})", at=_how_far(exc)) from None
     except (httpx.TimeoutException, TimeoutError):
         raise ProviderError(f"{what}: no whole answer in time") from None
     except httpx.NetworkError:
@@ -249,37 +310,59 @@ def _provider_trouble(what: str) -> Iterator[None]:
         raise ProviderError(f"{what}: the answer is cut short or is not HTTP") from None
 
 
-def _form_headers(boundary: str, form: Mapping[str, str], file: FilePart | None) -> dict[str, str]:
-    size = len(_form_start(boundary, form, file)) + (file.size if file else 0) + len(_form_end(boundary, file))
+def _how_far(error: BaseException) -> Literal["name", "connection", "tls", "time-out"]:
+    """What stood in the way of a connection: each has a cure of its own."""
+    if isinstance(error, httpx.TimeoutException):
+        return "time-out"
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, socket.gaierror):
+            return "name"
+        if isinstance(cause, SSLError):
+            return "tls"
+        cause = cause.__cause__ or cause.__context__
+    return "connection"
+
+
+def _form_headers(boundary: str, form: Form, files: Sequence[FilePart]) -> dict[str, str]:
+    size = len(_texts(boundary, form)) + len(_form_end(boundary))
+    size += sum(len(_file_start(boundary, file)) + file.size + len(_CRLF) for file in files)
     return {"Content-Type": f"multipart/form-data; boundary={boundary}", "Content-Length": str(size)}
 
 
-async def _form(boundary: str, form: Mapping[str, str], file: FilePart | None) -> AsyncIterator[bytes]:
-    yield _form_start(boundary, form, file)
-    if file is not None:
+async def _form(boundary: str, form: Form, files: Sequence[FilePart]) -> AsyncIterator[bytes]:
+    yield _texts(boundary, form)
+    for file in files:
+        yield _file_start(boundary, file)
         left = file.size
         async for chunk in file.chunks:
             left -= len(chunk)
             yield chunk if left >= 0 else b""
         if left != 0:
             raise ProviderError(f"the file to upload is not {file.size} bytes long, as was announced")
-    yield _form_end(boundary, file)
+        yield _CRLF
+    yield _form_end(boundary)
 
 
-def _form_start(boundary: str, form: Mapping[str, str], file: FilePart | None) -> bytes:
+def _texts(boundary: str, form: Form) -> bytes:
+    fields = [
+        (name, value) for name, given in form.items() for value in ((given,) if isinstance(given, str) else given)
+    ]
     parts = [
         f'--{boundary}\r\nContent-Disposition: form-data; name="{_quoted(name)}"\r\n\r\n{value}\r\n'
-        for name, value in form.items()
+        for name, value in fields
     ]
-    if file is not None:
-        names = f'name="{_quoted(file.name)}"; filename="{_quoted(file.filename)}"'
-        kind = f"Content-Type: {_quoted(file.media_type)}"
-        parts.append(f"--{boundary}\r\nContent-Disposition: form-data; {names}\r\n{kind}\r\n\r\n")
     return "".join(parts).encode("utf-8", "replace")
 
 
-def _form_end(boundary: str, file: FilePart | None) -> bytes:
-    return f"{'' if file is None else chr(13) + chr(10)}--{boundary}--\r\n".encode()
+def _file_start(boundary: str, file: FilePart) -> bytes:
+    names = f'name="{_quoted(file.name)}"; filename="{_quoted(file.filename)}"'
+    kind = f"Content-Type: {_quoted(file.media_type)}"
+    return f"--{boundary}\r\nContent-Disposition: form-data; {names}\r\n{kind}\r\n\r\n".encode("utf-8", "replace")
+
+
+def _form_end(boundary: str) -> bytes:
+    return f"--{boundary}--\r\n".encode()
 
 
 def _quoted(text: str) -> str:

@@ -3,6 +3,9 @@
 ngrok's agent lists its endpoints (new) or tunnels (old) with the local port each leads to; cloudflared's metrics
 server names the host of a quick tunnel, on the first free of five ports. Without an answer we are not reachable, and
 results are polled for.
+
+The agents are believed as far as this machine is: whoever may listen at their ports here could send our callbacks
+elsewhere. On a machine shared with strangers WEBHOOK_BASE_URL is the answer.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
-from broker.addresses import read_link
+from broker.addresses import is_loopback, read_link
 from broker.errors import EgressRefused, ProviderError, SettingsError
 from broker.outgoing import ApiClient
 
@@ -23,43 +26,79 @@ CLOUDFLARED: Final = tuple(f"http://127.0.0.1:{port}" for port in range(20241, 2
 
 ASK_SECONDS: Final = 1.0
 
+Agent = Literal["ngrok", "cloudflared"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class PublicUrl:
-    """Our address as the internet sees it, without a slash at the end."""
+    """Our address as the internet sees it, without a slash at the end.
+
+    source: `local` is no public one; the provider runs on this machine, too.
+    """
 
     url: str
-    source: Literal["configured", "ngrok", "cloudflared"]
+    source: Literal["configured", "ngrok", "cloudflared", "local"]
 
 
-async def find(
-    configured: str,
-    *,
-    port: int,
-    tunnel_api: str,
-    client: ApiClient,
-    cloudflared: Sequence[str] = CLOUDFLARED,
-    seconds: float = ASK_SECONDS,
-) -> PublicUrl | None:
-    """The configured address, else ngrok's tunnel to our port, else cloudflared's; None within `seconds` otherwise.
+@dataclass(kw_only=True)
+class PublicAddress:
+    """The address of the moment, which the next order gives to its provider.
 
-    cloudflared does not say which port its tunnel leads to, so it comes last. Raises `SettingsError` for a wrong
-    configured address, and nothing for strange answers: whoever answers at these ports need not be a tunnel.
+    current: None = we are not reachable, and providers are asked. since: from when on orders had this address; what
+    was sent before had another one, or nobody can tell.
     """
-    if configured.strip():
-        return PublicUrl(url=check_configured(configured), source="configured")
-    agent = tunnel_api.rstrip("/")
-    questions = [f"{agent}/api/endpoints", f"{agent}/api/tunnels"] if agent else []
-    answers = await asyncio.gather(
-        *(_ask(client, url, seconds) for url in [*questions, *(f"{base}/quicktunnel" for base in cloudflared)])
-    )
-    for answer in answers[: len(questions)]:
-        for url in _ngrok(answer, port):
-            return PublicUrl(url=url, source="ngrok")
-    for answer in answers[len(questions) :]:
-        for url in _cloudflared(answer):
-            return PublicUrl(url=url, source="cloudflared")
-    return None
+
+    current: PublicUrl | None = None
+    since: float = 0.0
+
+    @property
+    def base(self) -> str | None:
+        return self.current.url if self.current else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tunnel:
+    """What an agent says of one tunnel. url: as it says it. port: of this machine, None where it does not say."""
+
+    url: str
+    port: int | None
+    agent: Agent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agents:
+    """The tunnel agents of this machine. port: ours. Each has `seconds` to answer; all are asked at once.
+
+    Nothing is raised for strange answers: whoever answers at these ports need not be a tunnel.
+    """
+
+    client: ApiClient
+    tunnel_api: str
+    port: int
+    cloudflared: Sequence[str] = CLOUDFLARED
+    seconds: float = ASK_SECONDS
+
+    async def tunnels(self) -> list[Tunnel]:
+        """Everything they name, wherever it leads."""
+        agent = self.tunnel_api.rstrip("/")
+        ngrok = [f"{agent}/api/endpoints", f"{agent}/api/tunnels"] if agent else []
+        quick = [f"{base}/quicktunnel" for base in self.cloudflared]
+        answers = await asyncio.gather(*(_ask(self.client, url, self.seconds) for url in [*ngrok, *quick]))
+        found = [tunnel for answer in answers[: len(ngrok)] for tunnel in _ngrok(answer)]
+        found += [tunnel for answer in answers[len(ngrok) :] for tunnel in _cloudflared(answer)]
+        return list(dict.fromkeys(found))
+
+    async def ours(self) -> list[PublicUrl]:
+        """The addresses that may be ours, the likeliest first."""
+        return list(candidates(await self.tunnels(), self.port))
+
+
+def candidates(tunnels: Sequence[Tunnel], port: int) -> Iterator[PublicUrl]:
+    """ngrok's tunnels to our port, then quick tunnels: they may lead to anybody, and must prove that it is us."""
+    for tunnel in tunnels:
+        url = _public(tunnel.url)
+        if url is not None and (tunnel.port == port or tunnel.agent == "cloudflared"):
+            yield PublicUrl(url=url, source=tunnel.agent)
 
 
 def check_configured(text: str) -> str:
@@ -88,20 +127,19 @@ async def _ask(client: ApiClient, url: str, seconds: float) -> Any:
     return None
 
 
-def _ngrok(answer: Any, port: int) -> Iterator[str]:
-    """The https addresses of tunnels that lead to our port."""
+def _ngrok(answer: Any) -> Iterator[Tunnel]:
     for entry in [*_entries(answer, "endpoints"), *_entries(answer, "tunnels")]:
-        url = _public(entry.get("url") or entry.get("public_url"))
+        url = entry.get("url") or entry.get("public_url")
         target = _field(entry.get("upstream"), "url") or _field(entry.get("config"), "addr")
-        if url is not None and _port(target) == port:
-            yield url
+        if isinstance(url, str):
+            yield Tunnel(url=url, port=_port(target), agent="ngrok")
 
 
-def _cloudflared(answer: Any) -> Iterator[str]:
+def _cloudflared(answer: Any) -> Iterator[Tunnel]:
     hostname = _field(answer, "hostname")
-    url = _public(f"https://{hostname}") if isinstance(hostname, str) and hostname else None
-    if url is not None:
-        yield url
+    if isinstance(hostname, str) and hostname:
+        scheme = "http" if is_loopback(hostname.rpartition(":")[0]) else "https"
+        yield Tunnel(url=f"{scheme}://{hostname}", port=None, agent="cloudflared")
 
 
 def _entries(answer: Any, name: str) -> list[dict[str, Any]]:
@@ -113,12 +151,15 @@ def _field(value: Any, name: str) -> Any:
     return value.get(name) if isinstance(value, dict) else None
 
 
-def _public(url: Any) -> str | None:
-    """An https address as we use it, or None for anything else (tcp://, http://, nonsense)."""
-    if not isinstance(url, str) or not url.startswith("https://"):
-        return None
+def _public(url: str) -> str | None:
+    """An https address as we use it, or None for anything else (tcp://, http://, nonsense).
+
+    http:// would show our tokens to everybody on the way; only where there is no way, on this machine, it will do.
+    """
     with suppress(SettingsError):
-        return check_configured(url)
+        address = check_configured(url)
+        parts = urlsplit(address)
+        return address if parts.scheme == "https" or is_loopback(parts.hostname or "") else None
     return None
 
 

@@ -376,7 +376,8 @@ async def _at_work(services: Services, sockets: Sequence[socket.socket], patienc
     house = _House(services=services, server=server, parts=(serving, working))
     try:
         await _first(server.listening.wait(), *house.parts)
-        yield house
+        async with services.lookout.keeping():
+            yield house
     finally:
         if not server.should_exit:
             house.stop()

@@ -294,6 +294,36 @@ def load(*, env_file: Path | None = Path(".env"), **overrides: Any) -> Settings:
         raise SettingsError("\n".join(_complaint(e) for e in error.errors(include_input=True))) from None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Salvaged:
+    """Settings with the defaults in place of what is wrong. wrong: those fields. complaints: why, and the cures."""
+
+    settings: Settings
+    wrong: frozenset[str] = frozenset()
+    complaints: tuple[str, ...] = ()
+
+
+def salvage(*, env_file: Path | None = Path(".env")) -> Salvaged:
+    """What can be had in spite of wrong variables, for whoever looks for all that is wrong."""
+    defaults: dict[str, Any] = {}
+    complaints: dict[str, None] = {}
+    while True:
+        try:
+            settings = Settings(_env_file=env_file, **defaults)  # type: ignore[call-arg]
+        except UnicodeDecodeError:
+            complaints[f"{env_file} is no text in UTF-8: write it anew, see .env.example"] = None
+            env_file = None
+        except ValidationError as error:
+            errors = error.errors(include_input=True)
+            complaints |= dict.fromkeys(map(_complaint, errors))
+            wrong = {_field_of(_variable(str(e["loc"][0]))) if e["loc"] else "blob_url" for e in errors}
+            if wrong <= defaults.keys():
+                raise SettingsError("\n".join(complaints)) from None
+            defaults |= {name: Settings.model_fields[name].default for name in wrong}
+        else:
+            return Salvaged(settings=settings, wrong=frozenset(defaults), complaints=tuple(complaints))
+
+
 def _complaint(error: Any) -> str:
     if not error["loc"]:  # about several variables together; the sentence names them
         return str(error["msg"]).removeprefix("Value error, ")

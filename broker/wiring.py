@@ -14,21 +14,28 @@ from broker import agreement
 from broker.broker import Broker
 from broker.catalog import Catalog
 from broker.clock import Clock, SystemClock
+from broker.credits import Credits
 from broker.errors import SettingsError
+from broker.forecast import Forecast
+from broker.gauges import Gauges
+from broker.inbox import Inbox
 from broker.lifecycle import Rules
+from broker.lookout import Lookout
 from broker.metrics import Metrics
 from broker.outgoing import ApiClient, Fetcher
 from broker.pacing import CallerPace
+from broker.probing import PROBE_SECONDS, Prober
 from broker.providers.addresses import adapter_for
 from broker.providers.base import Provider
 from broker.providers.kie import Kie
 from broker.providers.legacy import Legacy
-from broker.public_url import PublicUrl, find
+from broker.public_url import Agents, PublicAddress, PublicUrl, check_configured
 from broker.retention import Retention
 from broker.sentences import Sentences
 from broker.settings import Settings
 from broker.showing import Showing
 from broker.steps import Steps
+from broker.watchdog import watching
 from broker.worker import Worker
 from storage.blobs import BlobStore
 from storage.chores import Chores
@@ -37,13 +44,13 @@ from storage.facts import Facts
 from storage.hooks import Hooks
 from storage.images import Images
 from storage.keys import Keys
-from storage.lanes import Lanes
+from storage.lanes import Lanes, Limits
 from storage.local import LocalBlobs
 from storage.migrate import upgrade
 from storage.sqlite import SqliteDatabase, sqlite_path
 from storage.tasks import Tasks
 from uploads.intake import Intake
-from webhooks.proofs import CallbackTokens, KieSignature, Signature, Unsigned
+from webhooks.proofs import CallbackTokens, KieSignature, Presence, Signature, Unsigned
 
 PLACES = 100
 """kie.ai, Getting Started: an account may usually have 100 and more jobs running."""
@@ -55,17 +62,19 @@ FREE_FLOOR = 64 * 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class Services:
-    """The opened system. public_url: None = the provider is asked instead of calling us."""
+    """The opened system. lookout: keeps `address` true while it is at work."""
 
     settings: Settings
     clock: Clock
     database: Database
     broker: Broker
+    inbox: Inbox
     worker: Worker
     provider: Provider
     metrics: Metrics
-    public_url: PublicUrl | None
-    callback_base: str | None
+    gauges: Gauges
+    address: PublicAddress
+    lookout: Lookout
 
 
 def database_for(settings: Settings) -> AbstractAsyncContextManager[Database]:
@@ -93,7 +102,7 @@ def absent(settings: Settings) -> Path | None:
 
 
 @asynccontextmanager
-async def _blobs(settings: Settings) -> AsyncIterator[BlobStore]:
+async def blobs_for(settings: Settings) -> AsyncIterator[BlobStore]:
     """The store that BROKER_BLOB_URL names."""
     bucket = settings.bucket
     if bucket is None:
@@ -159,13 +168,13 @@ async def open_services(
         stack.push_async_callback(client.aclose)
         fetcher = Fetcher(allow=settings.download_allow, max_connections=DOWNLOADS_AT_ONCE * 2, total_seconds=300)
         stack.push_async_callback(fetcher.aclose)
-        public_url = None if local_provider else await _public_url(settings, port, client)
-        base = public_url.url if public_url else _local_address(settings, port) if local_provider else None
+        scouts = ApiClient(timeout=PROBE_SECONDS, max_connections=16, max_answer_bytes=2**20)
+        stack.push_async_callback(scouts.aclose)
         catalog = Catalog.load()
-        provider = _provider(settings, client, catalog, clock)
-        blobs = await stack.enter_async_context(_blobs(settings))
+        provider = provider_for(settings, client, catalog, clock)
+        blobs = await stack.enter_async_context(blobs_for(settings))
         await blobs.check()
-        yield _assemble(
+        services = _assemble(
             settings=settings,
             clock=clock,
             database=database,
@@ -174,9 +183,13 @@ async def open_services(
             provider=provider,
             blobs=blobs,
             tokens=CallbackTokens(secret),
-            public_url=public_url,
-            base=base,
+            address=_address(settings, port, local_provider=local_provider, now=clock.now()),
+            agents=Agents(client=scouts, tunnel_api=settings.tunnel_api, port=port or settings.port),
         )
+        await stack.enter_async_context(watching(services.metrics))
+        if joins and services.address.current is None:
+            await services.lookout.begin()
+        yield services
 
 
 def _assemble(
@@ -189,10 +202,11 @@ def _assemble(
     provider: Provider,
     blobs: BlobStore,
     tokens: CallbackTokens,
-    public_url: PublicUrl | None,
-    base: str | None,
+    address: PublicAddress,
+    agents: Agents,
 ) -> Services:
     def callback_url(task: str, attempt: int) -> str | None:
+        base = address.base
         if base is None:
             return None
         token = tokens.token(task, attempt)
@@ -216,7 +230,7 @@ def _assemble(
         providers=providers,
         metrics=metrics,
         callback_url=callback_url,
-        image_base=lambda: base,
+        image_base=lambda: address.base,
         max_download_bytes=settings.max_download_bytes,
         downloads=asyncio.Semaphore(DOWNLOADS_AT_ONCE),
         turns=asyncio.Semaphore(TURNS),
@@ -241,8 +255,16 @@ def _assemble(
         metrics=metrics,
         pace=CallerPace(settings.rate_per_minute, clock),
         showing=Showing(sentences=Sentences.load(), retention=rules.retention),
+        forecast=Forecast(
+            clock=clock,
+            tasks=tasks,
+            lanes=lanes,
+            limits=lambda name: _limits(providers.get(name)),
+            models=[model.name for model in catalog.models],
+        ),
         max_file_size=settings.max_file_size,
     )
+    accounts = Credits(clock=clock, chores=Chores(database), facts=Facts(database), providers=providers)
     worker = Worker(
         clock=clock,
         steps=steps,
@@ -262,6 +284,7 @@ def _assemble(
             blobs=blobs,
             metrics=metrics,
         ),
+        accounts=accounts,
         lease=settings.lease,
     )
     return Services(
@@ -269,18 +292,33 @@ def _assemble(
         clock=clock,
         database=database,
         broker=broker,
+        inbox=Inbox(broker=broker),
         worker=worker,
         provider=provider,
         metrics=metrics,
-        public_url=public_url,
-        callback_base=base,
+        gauges=Gauges(
+            clock=clock, metrics=metrics, tasks=tasks, lanes=lanes, accounts=accounts, steps_running=lambda: worker.busy
+        ),
+        address=address,
+        lookout=Lookout(
+            address=address,
+            agents=agents,
+            prober=Prober(client=agents.client, presence=Presence(tokens.secret)),
+            steps=steps,
+            clock=clock,
+            metrics=metrics,
+            alone=not settings.shared,
+        ),
     )
 
 
-async def _public_url(settings: Settings, port: int | None, client: ApiClient) -> PublicUrl | None:
-    return await find(
-        settings.webhook_base_url, port=port or settings.port, tunnel_api=settings.tunnel_api, client=client
-    )
+def _address(settings: Settings, port: int | None, *, local_provider: bool, now: float) -> PublicAddress:
+    """Ours before any tunnel was looked for. Raises `SettingsError` for a wrong WEBHOOK_BASE_URL."""
+    if local_provider:
+        return PublicAddress(current=PublicUrl(url=local_address(settings, port), source="local"))
+    if settings.webhook_base_url:
+        return PublicAddress(current=PublicUrl(url=check_configured(settings.webhook_base_url), source="configured"))
+    return PublicAddress(since=now)
 
 
 def _rules(settings: Settings) -> Rules:
@@ -295,7 +333,7 @@ def _rules(settings: Settings) -> Rules:
     )
 
 
-def _provider(settings: Settings, client: ApiClient, catalog: Catalog, clock: Clock) -> Provider:
+def provider_for(settings: Settings, client: ApiClient, catalog: Catalog, clock: Clock) -> Provider:
     kind, base = adapter_for(settings.api_url)
     key = settings.api_key.get_secret_value() if settings.api_key else "sandbox-needs-no-key"
     creates, places = settings.creates_per_10s, settings.max_concurrent or PLACES
@@ -323,22 +361,31 @@ def _provider(settings: Settings, client: ApiClient, catalog: Catalog, clock: Cl
     )
 
 
+def _limits(provider: Provider | None) -> Limits | None:
+    return Limits(creates=provider.creates_per_10s, places=provider.concurrency) if provider else None
+
+
 def _signature(settings: Settings) -> Signature:
     if settings.webhook_key is None:
         return Unsigned()
     return KieSignature(settings.webhook_key.get_secret_value().encode())
 
 
-def _local_address(settings: Settings, port: int | None) -> str:
+def local_address(settings: Settings, port: int | None) -> str:
+    """How this machine reaches the broker."""
     host = "127.0.0.1" if settings.host in {"0.0.0.0", "::", "localhost", ""} else settings.host  # noqa: S104
     return f"http://[{host}]:{port or settings.port}" if ":" in host else f"http://{host}:{port or settings.port}"
+
+
+def secret_file(settings: Settings) -> Path:
+    return settings.data_dir / "secret.key"
 
 
 def _secret(settings: Settings) -> bytes:
     """SECRET_KEY, or one made at the first start and kept for the owner's eyes only."""
     if settings.secret_key is not None:
         return settings.secret_key.get_secret_value().encode()
-    path = settings.data_dir / "secret.key"
+    path = secret_file(settings)
     try:
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         agreement.make_once(path)

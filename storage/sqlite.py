@@ -171,7 +171,9 @@ class SqliteDatabase:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             await self._connect()
         except (OSError, sqlite3.Error) as error:
-            raise StorageError(f"cannot open the database {self.path.name}: {error}. Check DATABASE_URL") from error
+            raise StorageError(
+                f"cannot open the database {self.path.name} ({error}): is its disk full, is DATABASE_URL right?"
+            ) from error
         self._group_commit = asyncio.create_task(self._write_groups(), name="sqlite-writer")
         return self
 
@@ -233,7 +235,7 @@ class SqliteDatabase:
         verdict = next(iter(rows[0].values()))
         if verdict != "ok":
             raise StorageError(
-                f"{self.path.name} is damaged ({verdict}). Restore it from a backup; it is left as it is"
+                f"{self.path.name} is damaged ({verdict}): restore it from a backup; it is left as it is"
             )
 
     async def now(self) -> float:

@@ -1,4 +1,7 @@
-"""What shows that a callback comes from where it says: a token in its address, a signature over its ids."""
+"""What shows that a callback comes from where it says: a token in its address, a signature over its ids.
+
+And what shows that an address, called from outside, leads to us.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,14 @@ import binascii
 import hashlib
 import hmac
 import re
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Final, Protocol
 
 TOLERANCE_SECONDS = 300
+_NONCE: Final = re.compile(r"[0-9a-f]{32}")
 
 
 class Proof(StrEnum):
@@ -40,6 +45,35 @@ class CallbackTokens:
         expected = self.token(task, attempt)
         right = hmac.compare_digest(expected.encode(), token.encode("utf-8", "replace"))
         return Proof.BODY if right else Proof.WRONG
+
+
+@dataclass(frozen=True)
+class Presence:
+    """Shows that an address leads to us: only who has our secret knows the answer to a nonce.
+
+    Whoever passes the question on can pass the answer on, too; that is what a tunnel is.
+    """
+
+    secret: bytes
+
+    def answer(self, nonce: str) -> str | None:
+        """None for what is no nonce: nothing else is ever signed for a stranger."""
+        if not _NONCE.fullmatch(nonce):
+            return None
+        return hmac.new(self.secret, f"presence.v1:{nonce}".encode(), hashlib.sha256).hexdigest()[:32]
+
+    def shown(self, nonce: str, answer: object) -> bool:
+        expected = self.answer(nonce)
+        return expected is not None and isinstance(answer, str) and hmac.compare_digest(expected, _ascii(answer))
+
+
+def new_nonce() -> str:
+    """128 bits that nobody has asked with before."""
+    return secrets.token_hex(16)
+
+
+def _ascii(text: str) -> str:
+    return text if text.isascii() else ""
 
 
 class Signature(Protocol):

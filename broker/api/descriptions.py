@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from broker.api import schemas
 from storage.tasks import SHOWN
+from webhooks.inbound import Verdict
 
 Schema = type[BaseModel] | Mapping[str, Any]
 Tag = Literal["images", "tasks", "models", "providers", "operators"]
@@ -68,6 +69,29 @@ TASK: Final = Parameter(
     text="the task's id, which is a secret: whoever has it may look",
     schema={"type": "string", "pattern": schemas.TASK_ID},
 )
+BATCH: Final = Parameter(
+    name="id",
+    where="path",
+    text="the batch's id, which is a secret: whoever has it may look",
+    schema={"type": "string", "pattern": schemas.BATCH_ID},
+)
+HOOK: Final = Parameter(
+    name="id", where="path", text="the callback's id", schema={"type": "string", "pattern": schemas.HOOK_ID}
+)
+WAIT: Final = Parameter(
+    name="wait",
+    where="query",
+    text="seconds to hold the answer until the end; 30 at most are waited",
+    schema={"anyOf": [{"type": "number", "minimum": 0}, NOTHING]},
+)
+LIMIT: Final = Parameter(
+    name="limit",
+    where="query",
+    text="of a page; 100 at most",
+    schema={"anyOf": [{"type": "integer", "minimum": 1, "maximum": 999_999_999}, NOTHING], "default": 20},
+)
+CURSOR: Final = Parameter(name="cursor", where="query", text="`nextCursor` of the page before", schema=TEXT)
+NAMED: Final = {"anyOf": [{"type": "string", "pattern": "^[!-~]{1,100}$"}, NOTHING]}
 IMAGE: Final = Parameter(name="name", where="path", text="the image's name", schema=TEXT)
 IF_NONE_MATCH: Final = Parameter(
     name="If-None-Match", where="header", text="the ETag you have; then 304 if nothing changed", schema=TEXT
@@ -84,6 +108,11 @@ LANGUAGE: Final = Parameter(
 ETAG: Final = {"ETag": (True, "of this very answer")}
 LATER: Final = {"Retry-After": (False, "seconds, while the task has not ended")}
 WARNING: Final = {"Warning": (False, "a name or a model that its vendor has given an end")}
+TAKEN: Final = {
+    "Location": (True, "of the first task"),
+    "Retry-After": (True, "seconds until a look is worth it"),
+    **WARNING,
+}
 POLLS: Final = {
     "poll": ("getTask", {"id": "$response.body#/taskId"}),
     "cancel": ("cancelTask", {"id": "$response.body#/taskId"}),
@@ -150,11 +179,7 @@ DESCRIPTIONS: Final[Mapping[str, Description]] = {
             202: json_answer(
                 "the order is taken",
                 schemas.Created,
-                headers={
-                    "Location": (True, "of the first task"),
-                    "Retry-After": (True, "seconds until a look is worth it"),
-                    **WARNING,
-                },
+                headers=TAKEN,
                 links=POLLS,
             ),
         },
@@ -168,12 +193,7 @@ DESCRIPTIONS: Final[Mapping[str, Description]] = {
         "*completed*.",
         takes=(
             TASK,
-            Parameter(
-                name="wait",
-                where="query",
-                text="seconds to hold the answer until the task ends; 30 at most are waited",
-                schema={"anyOf": [{"type": "number", "minimum": 0}, NOTHING]},
-            ),
+            WAIT,
             IF_NONE_MATCH,
             LANGUAGE,
         ),
@@ -209,19 +229,44 @@ DESCRIPTIONS: Final[Mapping[str, Description]] = {
         answers={200: json_answer("canceled", schemas.TaskAnswer)},
         refuses=(404, 409, 410),
     ),
+    "POST /api/task/{id}/retry": Description(
+        id="retryTask",
+        summary="A failed task again, as a new one",
+        tag="tasks",
+        text="Asked for twice, it is the same new task. 409 for a task that did not fail, or whose image is paid and "
+        "still on its way.",
+        takes=(TASK, LANGUAGE),
+        answers={202: json_answer("the order is taken", schemas.Created, headers=TAKEN, links=POLLS)},
+        refuses=(400, 404, 409, 410, 429),
+    ),
+    "GET /api/batch/{id}": Description(
+        id="getBatch",
+        summary="How all images of one request are",
+        tag="tasks",
+        takes=(BATCH, WAIT, IF_NONE_MATCH, LANGUAGE),
+        answers={
+            200: json_answer("its tasks", schemas.BatchAnswer, headers={**ETAG, **LATER}),
+            304: Answer(text="nothing changed", headers={**ETAG, **LATER}),
+        },
+        refuses=(400, 404, 410),
+        trusted=False,
+    ),
+    "DELETE /api/batch/{id}": Description(
+        id="cancelBatch",
+        summary="Cancel what can be canceled of one request",
+        tag="tasks",
+        takes=(BATCH, LANGUAGE),
+        answers={200: json_answer("its tasks now", schemas.BatchAnswer)},
+        refuses=(404, 409, 410),
+    ),
     "GET /api/tasks": Description(
         id="listTasks",
         summary="The newest tasks",
         tag="tasks",
         takes=(
             Parameter(name="status", where="query", text="only these", schema={"enum": [*SHOWN, ""]}),
-            Parameter(
-                name="limit",
-                where="query",
-                text="of a page; 100 at most",
-                schema={"anyOf": [{"type": "integer", "minimum": 1, "maximum": 999_999_999}, NOTHING], "default": 20},
-            ),
-            Parameter(name="cursor", where="query", text="`nextCursor` of the page before", schema=TEXT),
+            LIMIT,
+            CURSOR,
             LANGUAGE,
         ),
         answers={200: json_answer("a page", schemas.TaskPage)},
@@ -232,6 +277,58 @@ DESCRIPTIONS: Final[Mapping[str, Description]] = {
         summary="Which models there are, what each takes, and what it costs",
         tag="models",
         answers={200: json_answer("the catalog as it is today", schemas.ModelList)},
+    ),
+    "GET /api/hooks": Description(
+        id="listHooks",
+        summary="Callbacks that came, newest first, and how many never came",
+        tag="operators",
+        takes=(
+            Parameter(name="task", where="query", text="only about this task", schema=NAMED),
+            Parameter(
+                name="verdict",
+                where="query",
+                text="only with this verdict",
+                schema={"enum": [*(verdict.value for verdict in Verdict), ""]},
+            ),
+            Parameter(name="provider", where="query", text="only from this provider", schema=NAMED),
+            LIMIT,
+            CURSOR,
+        ),
+        answers={200: json_answer("a page", schemas.HookPage)},
+        refuses=(400,),
+    ),
+    "GET /api/hooks/{id}": Description(
+        id="getHook",
+        summary="One callback whole",
+        tag="operators",
+        takes=(HOOK,),
+        answers={200: json_answer("what it said, and what it proved", schemas.HookAnswer)},
+        refuses=(404,),
+    ),
+    "POST /api/hooks/{id}/replay": Description(
+        id="replayHook",
+        summary="Let today's code read a callback again",
+        tag="operators",
+        text="Its news is taken in as it was then, never believed more. With `dryRun` it is only explained.",
+        takes=(
+            HOOK,
+            Parameter(
+                name="dryRun",
+                where="query",
+                text="change nothing",
+                schema={"enum": ["true", "false", "1", "0", ""]},
+            ),
+        ),
+        answers={200: json_answer("what it comes to", schemas.ReplayAnswer)},
+        refuses=(400, 404),
+    ),
+    "GET /api/hooks/{id}/fixture": Description(
+        id="exportHook",
+        summary="A callback as a test fixture",
+        tag="operators",
+        takes=(HOOK,),
+        answers={200: json_answer("what was said and proved, and what it comes to", schemas.HookFixture)},
+        refuses=(404,),
     ),
     "GET /api/webhook/nano-banana": Description(
         id="greetKie",

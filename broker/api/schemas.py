@@ -8,28 +8,33 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from pydantic.alias_generators import to_camel
-from pydantic.config import JsonDict
 from pydantic.json_schema import SkipJsonSchema
 
 from broker.api.fields import MOST_STEPS, SAFE_INTEGER
 from broker.catalog import Status
 from broker.errors import STATUS_OF, TASK_CODES
 from broker.orders import Mode, OutputFormat
+from webhooks.inbound import Verdict as _Verdict
 
 TASK_ID: Final = "^task_[0-9a-f]{32}$"
+BATCH_ID: Final = "^batch_[0-9a-f]{32}$"
+HOOK_ID: Final = "^hook_[0-9a-f]{24}$"
 IMAGE_NAME: Final = r"(generated|reference)_[0-9a-f]{32}\.(png|jpg|webp)"
 
 Absent = SkipJsonSchema[None]
 """A key that may be missing, but is never null."""
 TaskId = Annotated[str, Field(pattern=TASK_ID, examples=[f"task_{'0' * 32}"])]
+BatchId = Annotated[str, Field(pattern=BATCH_ID, examples=[f"batch_{'0' * 32}"])]
+HookId = Annotated[str, Field(pattern=HOOK_ID, examples=[f"hook_{'0' * 24}"])]
 Moment = Annotated[str, Field(json_schema_extra={"format": "date-time"}, examples=["2026-11-20T12:00:00.000Z"])]
 Day = Annotated[str, Field(json_schema_extra={"format": "date"}, examples=["2026-10-02"])]
 ImagePath = Annotated[str, Field(pattern=f"^/uploads/images/{IMAGE_NAME}$")]
 Code = Annotated[str, Field(json_schema_extra={"enum": sorted({*STATUS_OF, *TASK_CODES})})]
 TaskCode = Annotated[str, Field(json_schema_extra={"enum": sorted(TASK_CODES)})]
 File = Annotated[str, Field(json_schema_extra={"format": "binary"})]
+Verdict = Annotated[str, Field(json_schema_extra={"enum": [verdict.value for verdict in _Verdict]})]
 TaskStatus = Literal["pending", "processing", "completed", "failed", "canceled"]
 Yes = Literal[True]
 No = Literal[False]
@@ -43,7 +48,12 @@ class Ours(BaseModel):
 
 OPEN: Final = ConfigDict(extra="allow", alias_generator=to_camel)
 """What others say: unknown keys are taken."""
-TO_TRY: Final[JsonDict] = {"prompt": "a red fox", "model": "nano-banana", "aspectRatio": "16:9", "dryRun": True}
+TO_TRY: Final[dict[str, JsonValue]] = {
+    "prompt": "a red fox",
+    "model": "nano-banana",
+    "aspectRatio": "16:9",
+    "dryRun": True,
+}
 """What the page offers to send: it costs nothing."""
 
 
@@ -123,6 +133,8 @@ class Created(Ours):
     message: str
     poll_url: Annotated[str, Field(pattern=f"^/api/task/{TASK_ID[1:]}")]
     task_ids: Annotated[list[TaskId], Field(min_length=1)]
+    batch_id: BatchId
+    batch_url: Annotated[str, Field(pattern=f"^/api/batch/{BATCH_ID[1:]}")]
     ignored: Annotated[list[str], Field(description="fields that nobody used")]
     warnings: Annotated[list[str], Field(description="the same as in the header Warning")]
     estimate: Estimate
@@ -160,7 +172,13 @@ class Result(Ours):
 
 
 class Progress(Ours):
+    """null is what nobody knows."""
+
     stage: Literal["queued", "submitting", "waiting", "downloading", "done"]
+    position: Annotated[int | None, Field(ge=1, description="place in the queue of its provider")]
+    provider_state: Annotated[str | None, Field(description="the provider's own word")]
+    percent: Annotated[int | None, Field(ge=0, le=100, description="only where the provider says one")]
+    eta_seconds: Annotated[int | None, Field(ge=0, description="from the history of this broker")]
 
 
 class Cost(Ours):
@@ -226,6 +244,26 @@ class TaskPage(Ours):
     next_cursor: Annotated[str | None, Field(description="the cursor of the next page; null on the last")]
 
 
+class Counts(Ours):
+    pending: int
+    processing: int
+    completed: int
+    failed: int
+    canceled: int
+
+
+class Batch(Ours):
+    id: BatchId
+    status: Annotated[TaskStatus, Field(description="completed: all have ended, and at least one image is there")]
+    counts: Counts
+    tasks: list[Task]
+
+
+class BatchAnswer(Ours):
+    success: Yes
+    data: Batch
+
+
 # -- models
 
 
@@ -280,6 +318,99 @@ class Greeting(Ours):
 class Heard(Ours):
     success: Yes
     message: str
+
+
+class HookEntry(Ours):
+    """One callback that came. lagSeconds: how long it was on its way, where its body says when the job ended."""
+
+    id: HookId
+    provider: str
+    task_id: TaskId | None
+    attempt: int | None
+    verdict: Verdict
+    status: int
+    reason: str
+    received_at: Moment
+    acknowledged_in_ms: float | None
+    lag_seconds: float | None
+    digested_at: Moment | None
+    replay_of: HookId | Absent = None
+
+
+class Hook(HookEntry):
+    headers: dict[str, str]
+    query: dict[str, str]
+    proofs: dict[str, Any] | None
+    body: str
+
+
+class MissingHooks(Ours):
+    """Callbacks that were expected, and never came."""
+
+    count: int
+    hours: float
+    providers: dict[str, int]
+
+
+class HookPage(Ours):
+    success: Yes
+    data: list[HookEntry]
+    next_cursor: str | None
+    missing: Annotated[MissingHooks | Absent, Field(description="with the first page")] = None
+
+
+class HookAnswer(Ours):
+    success: Yes
+    data: Hook
+
+
+class HookWas(Ours):
+    verdict: Verdict
+    status: int
+    reason: str
+
+
+class Replay(Ours):
+    """What today's code says of a callback. effect: what its news does to the task now."""
+
+    id: HookId
+    was: HookWas
+    names: list[str]
+    task_id: TaskId | None
+    attempt: int | None
+    verdict: Verdict
+    status: int
+    reason: str
+    taken_as: Verdict | None
+    report: dict[str, Any] | None
+    says: str
+    effect: str
+    dry_run: bool
+    replayed: bool
+    replay_id: HookId | None
+
+
+class ReplayAnswer(Ours):
+    success: Yes
+    data: Replay
+
+
+class HookExpected(Ours):
+    names: list[str]
+    report: dict[str, Any] | None
+    verdict: Verdict
+    status: int
+
+
+class HookFixture(Ours):
+    provider: str
+    received_at: Moment
+    headers: dict[str, str]
+    query: dict[str, str]
+    body: str
+    proofs: dict[str, Any]
+    was: HookWas
+    expected: HookExpected
 
 
 class Health(Ours):

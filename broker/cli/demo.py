@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-from PIL import Image
+import PIL.Image
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
-from broker.cli.generate import failure
 from broker.cli.house import Moment, broker_for_a_moment, quiet_logs
 from broker.cli.screen import Unable, complain, say
+from broker.client import BrokerError, Image, Task
+from broker.client.errors import failure
 from broker.settings import Settings
-from storage.hooks import Hook
+from storage.hooks import Entry
 
 LOOK_EVERY = 0.5
 PATIENCE_SECONDS = 30.0
@@ -57,7 +58,7 @@ async def demo() -> int:
             async with broker_for_a_moment(settings) as moment:
                 story.tell(f"broker at {moment.client.base}, sandbox provider at {moment.services.settings.api_url}")
                 await _both_ways(moment, story)
-    except Unable as error:
+    except (Unable, BrokerError) as error:
         complain(f"The demo failed: {error}")
         return 1
     story.tell("everything is closed again. `broker serve` is the real thing.")
@@ -69,33 +70,33 @@ def _only(**values: Any) -> Settings:
 
 
 async def _both_ways(moment: Moment, story: Story) -> None:
-    first = await _make(moment, story, "text-to-image", {"prompt": PROMPT, "aspectRatio": "16:9"})
-    await _make(moment, story, "image-to-image", {"prompt": CHANGE, "aspectRatio": "16:9"}, first)
+    first = await _make(moment, story, "text-to-image", PROMPT)
+    await _make(moment, story, "image-to-image", CHANGE, first)
 
 
-async def _make(moment: Moment, story: Story, mode: str, fields: dict[str, str], *references: bytes) -> bytes:
+async def _make(moment: Moment, story: Story, mode: str, prompt: str, *references: Image) -> Image:
     """One image from the order to a file that is there when the demo is gone."""
     story.tell(f"{mode}: POST /api/generate/image")
-    (task_id,) = await moment.client.create({**fields, "mode": mode}, references)
-    story.tell(f"order accepted, durable before the answer: {task_id}")
-    task = await _ended(moment, task_id, story.tell)
-    _check_callback(await moment.services.broker.hooks.newest(limit=10, task_id=task_id))
+    order = await moment.client.create(prompt, images=references, aspect_ratio="16:9")
+    story.tell(f"order accepted, durable before the answer: {order.id}")
+    task = await _ended(moment, order.id, story.tell)
+    _check_callback(await moment.services.broker.hooks.newest(limit=10, task_id=order.id))
     story.tell("callback received and believed: its token was right")
-    content = await moment.client.image(task["result"])
-    story.tell(f"image stored: {_checked(content)}, {len(content) / 1024:.0f} KiB, GET {task['result']}")
-    path = _keep(f"{mode}{Path(task['result']).suffix}", content)
-    story.tell(f"it lies at {path}")
-    return content
+    (image,) = await moment.client.images(task)
+    path = image.url.removeprefix(moment.client.base)
+    story.tell(f"image stored: {_checked(image.content)}, {len(image.content) / 1024:.0f} KiB, GET {path}")
+    story.tell(f"it lies at {_keep(image, FOLDER / f'{mode}{Path(image.name).suffix}')}")
+    return image
 
 
-async def _ended(moment: Moment, task_id: str, tell: Callable[[str], None]) -> dict[str, Any]:
+async def _ended(moment: Moment, task_id: str, tell: Callable[[str], None]) -> Task:
     """Polls as a front end does, and tells each status."""
     status = ""
     with anyio.move_on_after(PATIENCE_SECONDS):
         while True:
-            task: dict[str, Any] = (await moment.client.task(task_id))["data"]
-            if task["status"] != status:
-                status = task["status"]
+            task = await moment.client.get(task_id)
+            if task.status != status:
+                status = task.status
                 tell(f"GET /api/task/{task_id[:12]}…: {status}")
             if status == "completed":
                 return task
@@ -105,7 +106,7 @@ async def _ended(moment: Moment, task_id: str, tell: Callable[[str], None]) -> d
     raise Unable(f"after {PATIENCE_SECONDS:g} s the task is still {status or 'unknown'}")
 
 
-def _check_callback(hooks: list[Hook]) -> None:
+def _check_callback(hooks: list[Entry]) -> None:
     """The image must have come by webhook, not by asking."""
     if not any(hook.verdict == "believe" for hook in hooks):
         raise Unable(f"no callback was believed: {[hook.reason for hook in hooks] or 'none came'}")
@@ -114,7 +115,7 @@ def _check_callback(hooks: list[Hook]) -> None:
 def _checked(content: bytes) -> str:
     """Format and size, read by a decoder that has nothing to do with ours."""
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with PIL.Image.open(io.BytesIO(content)) as image:
             image.load()
             if image.size != SIZE:
                 raise Unable(f"the image has {image.size} pixels, {SIZE} were ordered")
@@ -123,10 +124,9 @@ def _checked(content: bytes) -> str:
         raise Unable(f"the image cannot be decoded: {error}") from None
 
 
-def _keep(name: str, content: bytes) -> Path:
+def _keep(image: Image, path: Path) -> Path:
     try:
-        FOLDER.mkdir(parents=True, exist_ok=True)
-        (FOLDER / name).write_bytes(content)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return image.save(path).resolve()
     except OSError as error:
-        raise Unable(f"{FOLDER / name} cannot be written: {error.strerror}") from None
-    return (FOLDER / name).resolve()
+        raise Unable(f"{path} cannot be written: {error.strerror}") from None

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import anyio
 from pydantic import SecretStr
 
-from broker.cli.client import Client, address, running_broker
+from broker.cli.client import address, running_broker
 from broker.cli.house import broker_for_a_moment, quiet_logs
 from broker.cli.screen import Unable, complain, note, progress, say
-from broker.errors import ProviderError
+from broker.client import AsyncClient, Order, Result, Task, Unreachable
+from broker.client.errors import failure
 from broker.settings import Settings, load
-
-LOOK_EVERY = 0.5
-SILENCE_SECONDS = 120.0
-ENDED = frozenset({"completed", "failed", "canceled"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,55 +39,53 @@ async def generate(wish: Wish) -> int:
     settings = load()
     quiet_logs(settings)
     _check_place(wish.out)
-    fields, images = _fields(wish), [_read(path) for path in wish.images]
+    for path in wish.images:
+        _check_readable(path)
     async with _some_broker(settings) as client:
-        ids = await client.create(fields, images)
-        for task_id in ids:
+        order = await _order(client, wish)
+        for task_id in order.ids:
             note(f"order accepted: {task_id}")
-        tasks = await ended(client, ids)
-        await _save(client, wish.out, [task for task in tasks if task["status"] == "completed"])
-    failures = [task for task in tasks if task["status"] != "completed"]
+        tasks = await _ended(client, order.ids)
+        await _save(client, wish.out, [task for task in tasks if task.status == "completed"])
+    failures = [task for task in tasks if task.status != "completed"]
     for task in failures:
         complain(failure(task))
     return 1 if failures else 0
 
 
-async def ended(client: Client, ids: Sequence[str]) -> list[dict[str, Any]]:
+async def _order(client: AsyncClient, wish: Wish) -> Order:
+    return await client.create(
+        wish.prompt,
+        images=wish.images,
+        model=wish.model,
+        aspect_ratio=wish.aspect_ratio,
+        resolution=wish.resolution,
+        n=wish.count,
+    )
+
+
+async def _ended(client: AsyncClient, ids: Sequence[str]) -> list[Task]:
     """The tasks as they are when the last of them has ended."""
     with progress("waiting for the image") as tell:
-        return [await end_of(client, task_id, tell) for task_id in ids]
+        return [await _end_of(client, task_id, tell) for task_id in ids]
 
 
-async def end_of(client: Client, task_id: str, tell: Callable[[str], None]) -> dict[str, Any]:
-    """The task when it has ended, each change told. A broker that is silent for a while may be starting anew."""
-    status, heard_at = "", anyio.current_time()
-    while True:
-        try:
-            task: dict[str, Any] = (await client.task(task_id))["data"]
-        except ProviderError as error:
-            if anyio.current_time() > heard_at + SILENCE_SECONDS:
-                raise Unable(f"The broker is silent ({error}). The task goes on without us: {task_id}") from None
-        else:
-            heard_at = anyio.current_time()
-            if task["status"] != status:
-                status = task["status"]
-                tell(f"{task_id} is {status}")
-            if status in ENDED:
-                return task
-        await anyio.sleep(LOOK_EVERY)
-
-
-def failure(task: dict[str, Any]) -> str:
-    """Why a task did not end well, and what it means for the bill."""
-    detail = task.get("errorDetail") or {}
-    facts = [f"code {detail['code']}"] if detail.get("code") else []
-    facts += [f"billed: {detail['billed']}"] if detail.get("billed") else []
-    facts += ["worth another try"] if detail.get("retryable") else []
-    return f"{task['id']} is {task['status']}: {task.get('error') or 'no reason given'} ({', '.join(facts)})"
+async def _end_of(client: AsyncClient, task_id: str, tell: Callable[[str], None]) -> Task:
+    """The task when it has ended, each change told."""
+    status = ""
+    try:
+        async with aclosing(client.events(task_id)) as changes:
+            async for task in changes:
+                if task.status != status:
+                    status = task.status
+                    tell(f"{task_id} is {status}")
+    except Unreachable as error:
+        raise Unable(f"The broker is silent ({error}). The task goes on without us: {task_id}") from None
+    return task
 
 
 @asynccontextmanager
-async def _some_broker(settings: Settings) -> AsyncIterator[Client]:
+async def _some_broker(settings: Settings) -> AsyncIterator[AsyncClient]:
     """The broker that runs, or one for the moment.
 
     With a key it works on the real data, so that nothing paid for can be lost; pretend pictures leave no trace.
@@ -119,20 +112,9 @@ def _unreachable(settings: Settings) -> Settings:
     return settings.model_copy(update={"webhook_base_url": "", "tunnel_api": "", "check_after": settings.poll_every})
 
 
-def _fields(wish: Wish) -> dict[str, str]:
-    fields = {
-        "prompt": wish.prompt,
-        "model": wish.model,
-        "aspectRatio": wish.aspect_ratio,
-        "resolution": wish.resolution,
-        "numberOfImages": str(wish.count),
-    }
-    return {name: value for name, value in fields.items() if value is not None}
-
-
-def _read(path: Path) -> bytes:
+def _check_readable(path: Path) -> None:
     try:
-        return path.read_bytes()
+        path.open("rb").close()
     except OSError as error:
         raise Unable(f"{path} cannot be read: {error.strerror}.") from None
 
@@ -142,24 +124,22 @@ def _check_place(out: Path | None) -> None:
         raise Unable(f"There is no folder {out.parent} to save the image in.")
 
 
-async def _save(client: Client, out: Path | None, tasks: Sequence[dict[str, Any]]) -> None:
+async def _save(client: AsyncClient, out: Path | None, tasks: Sequence[Task]) -> None:
     found = list(_found(tasks))
-    for number, (name, url) in enumerate(found, 1):
+    for number, (name, image) in enumerate(found, 1):
         path = _place(out, name, number if len(found) > 1 else None)
-        content = await client.image(url)
         try:
-            path.write_bytes(content)
+            await client.download(image, path)
         except OSError as error:
-            raise Unable(f"{path} cannot be written: {error.strerror}. The image is at {client.base}{url}") from None
+            raise Unable(f"{path} cannot be written: {error.strerror}. The image is at {image.url}") from None
         say(str(path))
 
 
-def _found(tasks: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str]]:
-    """A name and the address of every image."""
+def _found(tasks: Sequence[Task]) -> Iterator[tuple[str, Result]]:
+    """A name for every image."""
     for task in tasks:
-        for number, result in enumerate(task["results"], 1):
-            suffix = Path(result["url"]).suffix
-            yield f"{task['id']}{f'-{number}' if number > 1 else ''}{suffix}", result["url"]
+        for number, image in enumerate(task.images, 1):
+            yield f"{task.id}{f'-{number}' if number > 1 else ''}{Path(image.name).suffix}", image
 
 
 def _place(out: Path | None, name: str, number: int | None) -> Path:

@@ -8,8 +8,9 @@ from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 
 from broker import logs, server
-from broker.cli.client import Client, address, client_for
+from broker.cli.client import address, client_for
 from broker.cli.sandbox import LOOPBACK, beside
+from broker.client import AsyncClient
 from broker.public_url import check_configured
 from broker.settings import Settings
 from broker.wiring import Services, open_services
@@ -20,7 +21,7 @@ class Moment:
     """A broker that runs as long as a command does. client: reaches it through real HTTP."""
 
     services: Services
-    client: Client
+    client: AsyncClient
 
 
 @asynccontextmanager

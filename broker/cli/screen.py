@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from broker.client import BrokerError
 from broker.errors import ProviderError, Refusal, SettingsError
 from storage.database import StorageError
 from storage.migrate import SchemaTooNew
@@ -35,8 +36,9 @@ def explained(error: BaseException) -> Explained | None:
     match error:
         case SettingsError() | StorageError() | SchemaTooNew():
             return Explained(sentence=str(error), exit_code=2)
-        case Unable() | Refusal() | ProviderError():
-            return Explained(sentence=str(error), exit_code=1)
+        case Unable() | Refusal() | ProviderError() | BrokerError():
+            notes = getattr(error, "__notes__", ())
+            return Explained(sentence=" ".join([str(error), *notes]), exit_code=1)
         case _:
             return None
 

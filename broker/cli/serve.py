@@ -19,6 +19,7 @@ from broker.cli.client import address
 from broker.cli.house import opened
 from broker.cli.screen import note, say
 from broker.cli.signals import told_to_end
+from broker.doctor.doors import COOKIE_FLAW, NEWER_PYTHON, is_flawed
 from broker.errors import SettingsError
 from broker.logs import log
 from broker.settings import Settings, load
@@ -47,7 +48,11 @@ async def work() -> None:
         )
     _configure_logs(settings)
     with told_to_end() as told:
-        async with open_services(settings) as services, anyio.create_task_group() as tasks:
+        async with (
+            open_services(settings) as services,
+            services.lookout.keeping(),
+            anyio.create_task_group() as tasks,
+        ):
             say(f"Worker for {services.provider.name} on {settings.database_shown}")
             say(f"  results    {_results(services)}")
             tasks.start_soon(services.worker.run)
@@ -66,10 +71,11 @@ def _introduce(services: Services, port: int) -> None:
 
 
 def _results(services: Services) -> str:
-    if services.callback_base is None:
+    address = services.address.current
+    if address is None:
         return f"polling every {services.settings.poll_every:g} s (no public address: see README, Tunnels)"
-    source = f" ({services.public_url.source})" if services.public_url else ""
-    return f"webhook at {services.callback_base}/api/webhook/nano-banana{source}"
+    source = "" if address.source == "local" else f" ({address.source})"
+    return f"webhook at {address.url}/api/webhook/nano-banana{source}"
 
 
 def _data(settings: Settings) -> str:
@@ -103,8 +109,8 @@ def _warn(services: Services) -> None:
 
 def warnings(settings: Settings, python: tuple[Any, ...]) -> Iterator[str]:
     """What works, but will not please for long; each with its cure."""
-    if python < (3, 11, 10) or (3, 12) <= python < (3, 12, 6):
-        yield "one Cookie header can keep this Python busy for seconds (CVE-2024-7592): use 3.11.10, 3.12.6 or newer"
+    if is_flawed(python):
+        yield f"Python: {COOKIE_FLAW}; {NEWER_PYTHON}"
     open_wide = not _is_local(settings.host)
     if open_wide and settings.allow_anonymous:
         yield f"everybody who reaches {settings.host} may spend your credits (BROKER_ALLOW_ANONYMOUS)"

@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Protocol
+from typing import Protocol, TypeVar
 
 import anyio
 
 from broker.api.views import Views
 from broker.cli.client import address, running_broker
-from broker.cli.generate import ENDED, failure
 from broker.cli.house import quiet_logs
 from broker.cli.screen import Unable, clear, complain, note, say, say_json
+from broker.client import Page, Task
+from broker.client.errors import failure
 from broker.settings import Settings, load
 from broker.wiring import Services, absent, open_services
+from storage.tasks import Task as Row
 
 LOOK_EVERY = 1.0
-Document = dict[str, Any]
+T = TypeVar("T")
 
 
 class Source(Protocol):
-    """Where tasks are seen and canceled: the broker that runs, or the database. Answers are those of the API."""
+    """Where tasks are seen and canceled: the broker that runs, or the database."""
 
-    async def task(self, task_id: str) -> Document: ...
+    async def get(self, task: str) -> Task: ...
 
-    async def tasks(self, *, status: str | None, limit: int) -> Document: ...
+    async def tasks(self, *, status: str | None, limit: int) -> Page: ...
 
-    async def cancel(self, task_id: str) -> Document: ...
+    async def cancel(self, task: str) -> Task: ...
 
 
 class Shelf:
@@ -37,40 +39,42 @@ class Shelf:
         self._broker = services.broker
         self._views = Views(services.broker)
 
-    async def task(self, task_id: str) -> Document:
-        return {"success": True, "data": await self._views.document(await self._broker.get(task_id), "en")}
+    async def get(self, task: str) -> Task:
+        return await self._seen(await self._broker.get(task))
 
-    async def tasks(self, *, status: str | None, limit: int) -> Document:
-        tasks = await self._broker.newest(status=status, limit=limit, before=None)
-        return {"success": True, "data": [await self._views.document(task, "en") for task in tasks]}
+    async def tasks(self, *, status: str | None, limit: int) -> Page:
+        rows = await self._broker.newest(status=status, limit=limit, before=None)
+        return Page(tasks=tuple([await self._seen(row) for row in rows]))
 
-    async def cancel(self, task_id: str) -> Document:
-        return {"success": True, "data": await self._views.document(await self._broker.cancel(task_id), "en")}
+    async def cancel(self, task: str) -> Task:
+        return await self._seen(await self._broker.cancel(task))
+
+    async def _seen(self, row: Row) -> Task:
+        return Task.of(await self._views.document(row, "en"))
 
 
 async def show(task_id: str, *, as_json: bool, watch: bool) -> int:
     """0, or 1 if the watched task did not end well."""
     async with _source() as source:
-        document: Document = {}
-        async for document in _looks(lambda: source.task(task_id), watch):
-            say_json(document) if as_json else _tell(document["data"])
-            if document["data"]["status"] in ENDED:
+        async for task in looks(lambda: source.get(task_id), watch):
+            say_json({"success": True, "data": task.raw}) if as_json else _tell(task)
+            if task.ended:
                 break
-    return int(watch and document["data"]["status"] != "completed")
+    return int(watch and task.status != "completed")
 
 
 async def show_all(*, status: str | None, limit: int, as_json: bool, watch: bool) -> None:
     """The newest tasks; when watching, again after every change."""
     async with _source() as source:
-        async for document in _looks(lambda: source.tasks(status=status, limit=limit), watch):
+        async for page in looks(lambda: source.tasks(status=status, limit=limit), watch):
             if as_json:
-                say_json(document)
+                say_json({"success": True, "data": [task.raw for task in page.tasks], "nextCursor": page.cursor})
             else:
-                _list(document["data"], watch)
+                _list(page.tasks, watch)
 
 
 async def cancel(task_id: str) -> None:
-    """Raises `Unable` or `Refusal` when it is too late."""
+    """Raises `BrokerError` or `Refusal` when it is too late."""
     async with _source() as source:
         await source.cancel(task_id)
     say(f"{task_id} is canceled.")
@@ -84,11 +88,11 @@ async def _source() -> AsyncIterator[Source]:
         if client is not None:
             yield client
             return
-    async with open_services(_settled(settings), joins=False) as services:
+    async with open_services(settled(settings), joins=False) as services:
         yield Shelf(services)
 
 
-def _settled(settings: Settings) -> Settings:
+def settled(settings: Settings) -> Settings:
     """Nobody needs to reach us for this. Raises `Unable` in a folder where there is nothing to see."""
     path = absent(settings)
     if path is not None:
@@ -99,42 +103,56 @@ def _settled(settings: Settings) -> Settings:
     return settings.model_copy(update={"webhook_base_url": "", "tunnel_api": ""})
 
 
-async def _looks(look: Callable[[], Awaitable[Document]], watch: bool) -> AsyncIterator[Document]:
+async def looks(look: Callable[[], Awaitable[T]], watch: bool) -> AsyncIterator[T]:
     """What is seen at first, and with `watch` each change of it."""
-    seen: Document | None = None
+    seen: T | None = None
     while True:
-        document = await look()
-        if document != seen:
-            yield document
+        now = await look()
+        if now != seen:
+            yield now
         if not watch:
             return
-        seen = document
+        seen = now
         await anyio.sleep(LOOK_EVERY)
 
 
-def _tell(task: Document) -> None:
+def _tell(task: Task) -> None:
     facts = {
-        "task": task["id"],
-        "status": f"{task['status']} ({task['progress']['stage']})",
-        "model": f"{task['model']}, {task['mode']}, by {task['provider']}, attempt {task['attempts']}",
-        "prompt": task["prompt"],
-        "created": task["createdAt"],
-        "updated": task["updatedAt"],
-        **{f"image {n}": result["url"] for n, result in enumerate(task["results"], 1)},
+        "task": task.id,
+        "status": f"{task.status} ({', '.join(_progress(task))})",
+        "model": f"{task.model}, {task.mode}, by {task.provider}, attempt {task.attempts}",
+        "prompt": task.prompt,
+        "created": task.raw.get("createdAt"),
+        "updated": task.raw.get("updatedAt"),
+        **{f"image {n}": image.url for n, image in enumerate(task.images, 1)},
     }
     for name, value in facts.items():
         say(f"{name:<10} {value}")
-    if task["error"]:
+    if task.error:
         complain(failure(task))
 
 
-def _list(tasks: list[Document], watch: bool) -> None:
+def _progress(task: Task) -> Iterator[str]:
+    progress = task.progress
+    yield task.stage or task.status
+    if (place := progress.get("position")) is not None:
+        yield f"place {place}"
+    if word := progress.get("providerState"):
+        yield f"the provider says {word}"
+    if (percent := progress.get("percent")) is not None:
+        yield f"{percent} %"
+    if (seconds := progress.get("etaSeconds")) is not None:
+        yield f"about {seconds} s left"
+
+
+def _list(tasks: Sequence[Task], watch: bool) -> None:
     if watch:
         clear()
     if not tasks:
         note("No tasks.")
     for task in tasks:
-        say(f"{task['id']}  {task['status']:<10}  {task['createdAt']}  {task['model']}  {_short(task['prompt'])}")
+        created = task.raw.get("createdAt")
+        say(f"{task.id}  {task.status:<10}  {created}  {task.model}  {_short(task.prompt or '')}")
 
 
 def _short(prompt: str) -> str:

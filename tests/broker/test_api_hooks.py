@@ -15,6 +15,7 @@ import pytest
 from storage.tasks import Attempt, Task
 from tests.broker.api_house import ApiHouse, open_api
 from webhooks.inbound import MAX_BODY_BYTES
+from webhooks.proofs import Presence, new_nonce
 
 pytestmark = pytest.mark.anyio
 
@@ -62,6 +63,16 @@ async def test_the_address_can_be_checked_with_get(tmp_path: Path) -> None:
             document = (await house.client.get(path, headers=FORWARDED)).json()
             assert document["timestamp"].endswith("Z")
             assert (document["status"], document["message"]) == ("ok", "Nano Banana webhook endpoint is ready")
+
+
+async def test_the_greeting_shows_that_it_is_ours_to_a_nonce_and_to_nothing_else(tmp_path: Path) -> None:
+    async with open_api(tmp_path) as house:
+        presence, nonce = Presence(house.services.broker.tokens.secret), new_nonce()
+        shown = (await house.client.get(HOOK, params={"probe": nonce}, headers=FORWARDED)).json()
+        assert presence.shown(nonce, shown["probe"])
+        for query in ("", "?probe=", "?probe=task_1:1", f"?probe={nonce}0", f"?probe={nonce}&probe={nonce}", "?x=1"):
+            greeting = (await house.client.get(HOOK + query)).json()
+            assert set(greeting) == {"status", "message", "timestamp"}, query
 
 
 async def test_without_a_webhook_key_the_token_decides(tmp_path: Path) -> None:
@@ -217,8 +228,8 @@ async def test_tokens_and_secrets_stay_out_of_the_inbox(tmp_path: Path) -> None:
         path = address(house, task)
         headers = {**FORWARDED, "Authorization": "Bearer canary-1", "X-Api-Key": "canary-2", "X-Trace": "kept"}
         await house.client.post(path, json=done(), headers=headers)
-        (hook,) = await house.services.broker.hooks.newest(limit=10)
-        kept = str(vars(hook))
+        (entry,) = await house.services.broker.hooks.newest(limit=10)
+        kept = str(await house.services.broker.hooks.get(entry.id))
         assert "kept" in kept
         assert "canary" not in kept
         assert house.services.broker.tokens.token(task.id, 1) not in kept

@@ -18,6 +18,7 @@ from broker.lifecycle import (
     Trouble,
     after,
     canceled,
+    cut_off,
     emptied,
     expired,
     fetched,
@@ -74,6 +75,22 @@ REFUSED = Failed(code="provider_rate_limited", message="slow down", retryable=Tr
 TOLD = Failed(code="safety_input", message="flagged", retryable=False, billed="unknown", job_id="job")
 FREE_FAILURE = Failed(code="provider_error", message="internal error", retryable=True, billed="no", job_id="job")
 DONE = Finished(outputs=URLS, job_id="job", cost=4)
+
+
+# -- an address that is gone
+
+
+def test_who_waits_for_a_callback_that_cannot_come_asks_soon() -> None:
+    waiting = a_task(State.WAITING, due_at=NOW + 60)
+    assert cut_off(waiting, NOW, RULES).task == {"hooked": False, "due_at": NOW + 3}
+    assert cut_off(replace(waiting, due_at=NOW + 1), NOW, RULES).task["due_at"] == NOW + 1
+    assert cut_off(replace(waiting, hooked=False), NOW, RULES) == NOTHING
+
+
+@pytest.mark.parametrize("state", [state for state in State if state != State.WAITING])
+def test_nobody_else_is_concerned(state: State) -> None:
+    """Least of all an order of unknown outcome: given up early, it could be ordered and paid again."""
+    assert cut_off(a_task(state), NOW, RULES) == NOTHING
 
 
 # -- submitting

@@ -108,7 +108,8 @@ async def test_the_seconds_are_for_the_whole_answer(client: ApiClient) -> None:
 
 async def test_a_refused_connection_was_not_sent(client: ApiClient) -> None:
     error = await failure(client, f"http://127.0.0.1:{unused_port()}/x")
-    assert (type(error), error.permanent) == (NotSent, False)
+    assert isinstance(error, NotSent)
+    assert (error.permanent, error.at) == (False, "connection")
 
 
 async def test_an_unknown_name_was_not_sent(client: ApiClient, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +117,9 @@ async def test_an_unknown_name_was_not_sent(client: ApiClient, monkeypatch: pyte
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    assert type(await failure(client, "http://api.example.com/x")) is NotSent
+    error = await failure(client, "http://api.example.com/x")
+    assert isinstance(error, NotSent)
+    assert error.at == "name"
 
 
 async def test_a_failed_handshake_was_not_sent(client: ApiClient) -> None:
@@ -130,14 +133,18 @@ async def test_a_failed_handshake_was_not_sent(client: ApiClient) -> None:
 
     async with await asyncio.start_server(plain, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        assert type(await failure(client, f"https://127.0.0.1:{port}/x")) is NotSent
+        error = await failure(client, f"https://127.0.0.1:{port}/x")
+    assert isinstance(error, NotSent)
+    assert error.at == "tls"
     assert len(seen) == 1
     assert SECRET.encode() not in seen[0]
 
 
 async def test_a_handshake_that_hangs_was_not_sent(client: ApiClient) -> None:
     async with serve(silence) as server:
-        assert type(await failure(client, f"https://{server.host}/x", timeout=0.1)) is NotSent
+        error = await failure(client, f"https://{server.host}/x", timeout=0.1)
+        assert isinstance(error, NotSent)
+        assert error.at == "time-out"
         assert server.heads == []
 
 
@@ -254,7 +261,7 @@ async def test_a_file_is_uploaded_as_a_form_while_it_is_read(client: ApiClient) 
         chunks=pieces(image[:5], image[5:70_000], image[70_000:]),
     )
     async with serve(keep) as server:
-        await client.request("POST", server.url(), form={"uploadPath": "images/ü", "n": ""}, file=file, timeout=5)
+        await client.request("POST", server.url(), form={"uploadPath": "images/ü", "n": ""}, files=[file], timeout=5)
         await client.request("POST", server.url(), form={"n": "1"})
     assert bodies[1].split(b"\r\n")[1:4] == [b'Content-Disposition: form-data; name="n"', b"", b"1"]
     head_text = server.heads[0].decode().partition("\r\n")[2]
@@ -275,7 +282,7 @@ async def test_a_file_of_another_size_than_announced_fails(client: ApiClient, gi
     file = FilePart(name="file", filename="a", media_type="image/png", size=12, chunks=pieces(given))
     async with serve(silence) as server:
         with pytest.raises(ProviderError, match="not 12 bytes long") as caught:
-            await client.request("POST", server.url(), file=file)
+            await client.request("POST", server.url(), files=[file])
     assert type(caught.value) is ProviderError
 
 
@@ -287,7 +294,7 @@ async def test_trouble_with_our_own_file_is_not_the_providers(client: ApiClient)
     file = FilePart(name="file", filename="a", media_type="image/png", size=12, chunks=broken())
     async with serve(silence) as server:
         with pytest.raises(OSError, match="disk on fire"):
-            await client.request("POST", server.url(), file=file)
+            await client.request("POST", server.url(), files=[file])
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Our public address: as configured, else as a tunnel says, else none – quickly, and whatever answers there."""
+"""What tunnels say of themselves, and what of it may be our address – quickly, and whatever answers there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from broker.errors import SettingsError
 from broker.outgoing import ApiClient
-from broker.public_url import CLOUDFLARED, PublicUrl, find
+from broker.public_url import CLOUDFLARED, Agents, PublicUrl, check_configured
 from tests.faults.faulty_http import Script, answers, rst, says, serve, silence
 
 pytestmark = pytest.mark.anyio
@@ -43,9 +43,10 @@ async def ask(client: ApiClient, *, endpoints: Script, tunnels: Script, quick: S
     scripts = {"/api/endpoints": endpoints, "/api/tunnels": tunnels, "/quicktunnel": quick}
     async with serve(scripts) as server, asyncio.timeout(3):
         agent = server.url("/")
-        return await find(
-            "", port=PORT, tunnel_api=agent, client=client, cloudflared=[NOWHERE, agent.rstrip("/")], seconds=0.3
+        agents = Agents(
+            client=client, tunnel_api=agent, port=PORT, cloudflared=[NOWHERE, agent.rstrip("/")], seconds=0.3
         )
+        return next(iter(await agents.ours()), None)
 
 
 @pytest.mark.parametrize(
@@ -59,12 +60,8 @@ async def ask(client: ApiClient, *, endpoints: Script, tunnels: Script, quick: S
         ("http://broker:8000", "http://broker:8000"),
     ],
 )
-async def test_what_is_configured_wins(client: ApiClient, configured: str, url: str) -> None:
-    """Nobody is asked then: an agent of another program must not change our address."""
-    async with serve(tells({"endpoints": [endpoint("https://x.ngrok.app", f"http://localhost:{PORT}")]})) as server:
-        found = await find(configured, port=PORT, tunnel_api=server.url(), client=client)
-        assert server.connections == 0
-    assert found == PublicUrl(url=url, source="configured")
+def test_a_configured_address_is_understood_in_all_its_spellings(configured: str, url: str) -> None:
+    assert check_configured(configured) == url
 
 
 @pytest.mark.parametrize(
@@ -72,9 +69,9 @@ async def test_what_is_configured_wins(client: ApiClient, configured: str, url: 
     """example.com ftp://example.com https:// https:///x https://u:s3cret@example.com https://example.com/?token=s3cret
     https://example.com/? https://example.com/#x https://exa\\mple.com https://127.1 https://example.com:99999""".split(),
 )
-async def test_a_wrong_configured_address_stops_the_start_with_a_cure(client: ApiClient, configured: str) -> None:
+def test_a_wrong_configured_address_stops_the_start_with_a_cure(configured: str) -> None:
     with pytest.raises(SettingsError) as caught:
-        await find(configured, port=PORT, tunnel_api=NOWHERE, client=client)
+        check_configured(configured)
     assert str(caught.value).startswith("WEBHOOK_BASE_URL: ")
     assert "https://broker.example.com" in str(caught.value)
     assert "s3cret" not in str(caught.value)
@@ -108,7 +105,7 @@ async def test_ngrok_is_believed_about_our_port(client: ApiClient, target: Any, 
 async def test_an_upstream_without_a_port_means_the_usual_one(client: ApiClient) -> None:
     script = tells({"endpoints": [endpoint("https://ours.ngrok.app", "http://localhost")]})
     async with serve(script) as server:
-        found = await find("", port=80, tunnel_api=server.url(), client=client, cloudflared=[])
+        (found,) = await Agents(client=client, tunnel_api=server.url(), port=80, cloudflared=[]).ours()
     assert found == PublicUrl(url="https://ours.ngrok.app", source="ngrok")
 
 
@@ -136,6 +133,7 @@ STRANGE_JSON: list[Any] = [
         "hostname": "u@h",
     },
     {"endpoints": [endpoint("https://a/?q", PORT)], "tunnels": [tunnel("x", "http://a:99999")], "hostname": "/x"},
+    {"endpoints": [endpoint("https://[", PORT)], "tunnels": [tunnel("tcp://[", PORT)], "hostname": "[x"},
 ]
 
 STRANGE: dict[str, Script] = {
@@ -160,5 +158,4 @@ async def test_strange_answers_are_no_address(client: ApiClient, name: str) -> N
 
 @pytest.mark.parametrize("tunnel_api", [NOWHERE, "", "nonsense", "ftp://x", "http://[::1"])
 async def test_nobody_there_means_polling(client: ApiClient, tunnel_api: str) -> None:
-    found = await find("", port=PORT, tunnel_api=tunnel_api, client=client, cloudflared=[NOWHERE])
-    assert found is None
+    assert await Agents(client=client, tunnel_api=tunnel_api, port=PORT, cloudflared=[NOWHERE]).ours() == []

@@ -47,3 +47,11 @@ async def test_the_first_value_holds_until_it_is_replaced(database: Any) -> None
     assert len(set(heard)) == 1
     await facts.replace("secret", "another")
     assert await facts.agree("secret", "a third") == "another"
+
+
+async def test_what_is_told_replaces_what_was_known(database: Any) -> None:
+    facts = Facts(database)
+    assert await facts.get("credits") is None
+    for value in ("12", "11"):
+        await facts.tell("credits", value)
+        assert await facts.get("credits") == value

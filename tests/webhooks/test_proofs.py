@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from webhooks.proofs import CallbackTokens, KieSignature, Proof, Unsigned
+from webhooks.proofs import CallbackTokens, KieSignature, Presence, Proof, Unsigned, new_nonce
 
 JOB = "558a0e58d58a6cb69e5c6a55170398da"
 AT = 1769670760
@@ -94,3 +94,19 @@ def test_no_header_breaks_the_verifier(headers: dict[str, str], job: str) -> Non
 def test_signed_twice_is_not_signed_once() -> None:
     two = base64.b64encode(base64.b64decode(SIGNED["x-webhook-signature"]) * 2).decode()
     assert KIE.prove({**SIGNED, "x-webhook-signature": two}, b"", (JOB,), AT) == Proof.WRONG
+
+
+def test_only_who_has_the_secret_can_answer_a_nonce() -> None:
+    ours, nonce = Presence(b"secret"), new_nonce()
+    answer = ours.answer(nonce)
+    assert ours.shown(nonce, answer)
+    assert not ours.shown(new_nonce(), answer), "an answer heard before is worth nothing"
+    assert not Presence(b"another").shown(nonce, answer)
+    stranger: tuple[object, ...] = (None, 7, [], "", "ä", nonce)
+    assert not any(ours.shown(nonce, strange) for strange in stranger)
+
+
+@pytest.mark.parametrize("nonce", ["", "a" * 31, "a" * 33, "A" * 32, "g" * 32, "a" * 31 + "\n", "task_1:1", "ａ" * 32])
+def test_nothing_but_a_nonce_is_ever_signed(nonce: str) -> None:
+    """Or a stranger could have us sign a token of somebody's task."""
+    assert Presence(b"secret").answer(nonce) is None

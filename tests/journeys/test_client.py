@@ -1,0 +1,181 @@
+"""The client and a whole broker: both modes, restarts in the middle, and one order however often it is sent."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import re
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import pytest
+
+from broker.client import AsyncClient, Client, Refused, TaskCanceled, TaskFailed
+from broker.sandbox.options import Options
+from broker.sandbox.server import serve_sandbox
+from tests.broker.api_house import png
+from tests.journeys.house import House, open_house
+from tests.servers.s3 import S3Server
+
+pytestmark = pytest.mark.anyio
+
+KEY = "a-key-of-a-trusted-caller"
+README = Path(__file__).parent.parent.parent / "README.md"
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[House]:
+    async with open_house(tmp_path, api_keys=(KEY,)) as house:
+        yield house
+
+
+@pytest.fixture
+async def client(house: House) -> AsyncIterator[AsyncClient]:
+    async with AsyncClient(str(house.client.base_url), key=KEY) as client:
+        yield client
+
+
+def size(content: bytes) -> tuple[int, int]:
+    with PIL.Image.open(io.BytesIO(content)) as image:
+        image.load()
+        return image.size
+
+
+async def test_an_image_from_words_and_one_from_it(client: AsyncClient, house: House) -> None:
+    (fox,) = await client.generate("a red fox", aspect_ratio="16:9")
+    assert size(fox.content) == (1344, 768) == (fox.width, fox.height)
+    assert (fox.media_type, fox.size) == ("image/png", len(fox.content))
+    night = await client.generate("at night", images=[fox, PIL.Image.new("RGB", (64, 64))], n=2)
+    assert len({image.url for image in night}) == 2
+    page = await client.tasks(limit=2)
+    assert [task.mode for task in page.tasks] == ["image-to-image"] * 2
+    assert page.cursor is not None
+    assert [task.mode for task in (await client.tasks(cursor=page.cursor)).tasks] == ["text-to-image"]
+
+
+async def test_without_awaiting_it_is_the_same(house: House, tmp_path: Path) -> None:
+    def notebook() -> list[str]:
+        with Client(str(house.client.base_url), key=KEY) as client:
+            fox = client.generate("a red fox")[0]
+            path = fox.save(tmp_path / "fox.png")
+            order = client.create("at night", images=[path])
+            client.download(client.wait(order.id).images[0], tmp_path / "night.png")
+            return [task.status for task in client.events(order.id)]
+
+    assert await asyncio.to_thread(notebook) == ["completed"]
+    assert size((tmp_path / "night.png").read_bytes()) == size((tmp_path / "fox.png").read_bytes())
+
+
+async def test_the_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (example,) = re.findall(r"### From Python\n\n```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fox.png").write_bytes(png())
+    async with open_house(tmp_path / "data") as house:
+        program = example.replace("Client()", f"Client({str(house.client.base_url)!r})")
+        said: dict[str, Any] = {}
+        await asyncio.to_thread(exec, program, said)
+        said["client"].close()
+    assert (tmp_path / "night.png").read_bytes() == said["fox"].content
+
+
+async def test_images_may_come_straight_from_the_bucket(tmp_path: Path, s3_server: S3Server) -> None:
+    bucket: dict[str, Any] = {
+        "blob_url": f"s3://{s3_server.new_bucket()}/images",
+        "blob_links": "presigned",
+        "s3_endpoint": s3_server.url,
+        "s3_access_key": "test",
+        "s3_secret_key": "test",
+    }
+    async with (
+        open_house(tmp_path, api_keys=(KEY,), task_deadline=30, **bucket) as house,
+        AsyncClient(str(house.client.base_url), key=KEY) as client,
+    ):
+        (fox,) = await client.generate("a red fox")
+        assert (await house.client.get(fox.url)).status_code == 307
+        assert size(fox.content) == (fox.width, fox.height)
+
+
+async def test_the_same_key_is_the_same_order(client: AsyncClient, house: House) -> None:
+    orders = [await client.create("a fox", idempotency_key="order-4711") for _ in range(3)]
+    assert orders == [orders[0]] * 3
+    await client.wait(orders[0].id)
+    assert len(await house.jobs()) == 1
+    with pytest.raises(Refused) as caught:
+        await client.create("another fox", idempotency_key="order-4711")
+    assert (caught.value.status, caught.value.code) == (422, "idempotency_mismatch")
+
+
+async def test_ends_without_an_image_say_why(client: AsyncClient) -> None:
+    with pytest.raises(TaskFailed) as caught:
+        await client.generate("a fox [mood:flagged]")
+    assert (caught.value.code, caught.value.billed) == ("safety_input", "no")
+    order = await client.create("a fox [mood:slow:600]")
+    assert (await client.cancel(order.id)).status == "canceled"
+    assert (await client.cancel(order.id)).status == "canceled"
+    with pytest.raises(TaskCanceled):
+        await client.images(order.id)
+
+
+async def test_what_it_may_not_do_is_told(house: House) -> None:
+    async with AsyncClient(str(house.client.base_url), key="another-key") as client:
+        with pytest.raises(Refused, match="BROKER_API_KEYS") as caught:
+            await client.create("a fox")
+        assert caught.value.status == 401
+        with pytest.raises(Refused) as caught:
+            await client.get("task_" + "0" * 32)
+        assert caught.value.code == "task_not_found"
+
+
+async def test_the_order_to_go_slower_is_followed(tmp_path: Path) -> None:
+    """Sixty a minute is what a broker grants; the one too many waits its turn instead of failing."""
+    pauses: list[float] = []
+
+    async def rested(seconds: float) -> None:
+        """As if the time had passed: the window of the broker is a minute long."""
+        pauses.append(seconds)
+        if seconds > 10:
+            raise InterruptedError
+
+    async with (
+        open_house(tmp_path, rate_per_minute=2) as house,
+        AsyncClient(str(house.client.base_url), sleep=rested) as client,
+    ):
+        await client.create("a fox", n=2)
+        with pytest.raises(InterruptedError):
+            await client.create("a fox")
+    assert 50 < pauses[-1] < 62
+
+
+async def test_a_broker_that_starts_anew_is_waited_for(tmp_path: Path) -> None:
+    """Whoever waits, listens or orders meanwhile hears nothing of it."""
+    options = Options(duration=1.0, callback_spacing=0.05, callback_retries=100, creates_per_window=10_000)
+    async with serve_sandbox(options=options) as sandbox:
+        async with open_house(tmp_path, sandbox=sandbox) as house:
+            address = str(house.client.base_url)
+            client = AsyncClient(address)
+            order = await client.create("a red fox")
+            listening = asyncio.Event()
+            waiter = asyncio.create_task(client.wait(order.id))
+            listener = asyncio.create_task(_statuses(client, order.id, listening))
+            await listening.wait()
+        latecomer = asyncio.create_task(client.generate("a blue fox"))
+        async with open_house(tmp_path, sandbox=sandbox, port=int(address.rpartition(":")[2])), client:
+            async with asyncio.timeout(20):
+                assert (await waiter).status == "completed"
+                statuses = await listener
+                assert len(await latecomer) == 1
+    assert statuses[-1] == "completed"
+    assert len(statuses) == len(set(statuses))
+
+
+async def _statuses(client: AsyncClient, task_id: str, listening: asyncio.Event) -> list[str]:
+    """Each stage once: what was told already is not told again after the restart."""
+    stages: list[str] = []
+    async with aclosing(client.events(task_id)) as changes:
+        async for task in changes:
+            listening.set()
+            stages.append(task.status if task.ended else f"{task.status} {task.stage}")
+    return stages
