@@ -46,7 +46,7 @@ def build_app(services: Services) -> Starlette:
     access = Access(services.settings, broker.tokens.secret)
     native = Native(broker=broker, access=access, views=Views(broker), sentences=sentences)
     hooks = Hooks(broker=broker, access=access)
-    images = ImageDoor(broker=broker)
+    images = ImageDoor(broker=broker, access=access)
     operations = Operations(
         broker=broker, worker=services.worker, access=access, sentences=sentences, version=installed_version()
     )
@@ -57,6 +57,8 @@ def build_app(services: Services) -> Starlette:
         _at("/api/generate/image", POST=native.create),
         _at("/api/webhook/nano-banana", GET=hooks.greet, POST=hooks.hear),
         _at("/api/webhook/{provider}", GET=hooks.greet, POST=hooks.hear),
+        _at("/uploads/images/{name}.json", GET=images.about_result),
+        _at("/uploads/references/{name}.json", GET=images.about_reference),
         _at("/uploads/images/{name}", GET=images.result),
         _at("/uploads/references/{name}", GET=images.reference),
         _at("/health", GET=operations.health),

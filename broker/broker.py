@@ -24,6 +24,7 @@ from broker.pacing import CallerPace
 from broker.providers.base import Provider
 from broker.showing import Showing
 from broker.steps import Steps, reference_owner, stored_image
+from broker.thumbnails import Thumbnails
 from storage.blobs import BlobStore
 from storage.database import Database, Stale, StorageError, StorageFull
 from storage.hooks import Hook, Hooks
@@ -82,6 +83,7 @@ class Broker:
     metrics: Metrics
     pace: CallerPace
     showing: Showing
+    thumbnails: Thumbnails
     max_file_size: int
     closing: bool = False
     _refused: CallerPace = field(init=False)
@@ -292,6 +294,14 @@ class Broker:
     async def results(self, task: Task) -> list[StoredImage]:
         """The images of a completed task, in order."""
         return await self.images.of(task.id, "result") if task.state == State.SUCCEEDED else []
+
+    async def origin(self, image: StoredImage) -> list[Task]:
+        """The tasks an image comes from: the one that made it, or those of the request it was a reference of."""
+        if image.kind == "reference":
+            tasks = await self.tasks.of_batch(image.owner.replace("refs_", "task_", 1))
+            return [task for task in tasks if task.state != State.EXPIRED]
+        task = await self.tasks.get(image.owner)
+        return [task] if task and task.state != State.EXPIRED else []
 
     async def wait(self, task_id: str, seconds: float) -> Task:
         """The task as soon as it has ended, or as it is after `seconds`, or when the broker closes."""

@@ -29,6 +29,7 @@ from broker.sentences import Sentences
 from broker.settings import Settings
 from broker.showing import Showing
 from broker.steps import Steps
+from broker.thumbnails import Thumbnails
 from broker.worker import Worker
 from storage.blobs import BlobStore
 from storage.chores import Chores
@@ -39,7 +40,7 @@ from storage.images import Images
 from storage.keys import Keys
 from storage.lanes import Lanes
 from storage.local import LocalBlobs
-from storage.migrate import upgrade
+from storage.migrate import known_to_all, upgrade
 from storage.sqlite import SqliteDatabase, sqlite_path
 from storage.tasks import Tasks
 from uploads.intake import Intake
@@ -49,6 +50,8 @@ PLACES = 100
 """kie.ai, Getting Started: an account may usually have 100 and more jobs running."""
 DOWNLOADS_AT_ONCE = 20
 TURNS = 2
+SHARING = 5
+"""The migration with which equal results are stored once: older processes would delete what others still need."""
 FREE_FLOOR = 64 * 2**20
 """Bytes that images leave free on the disk: the database must always be able to write down what happened."""
 
@@ -165,7 +168,7 @@ async def open_services(
         provider = _provider(settings, client, catalog, clock)
         blobs = await stack.enter_async_context(_blobs(settings))
         await blobs.check()
-        yield _assemble(
+        services = _assemble(
             settings=settings,
             clock=clock,
             database=database,
@@ -176,7 +179,10 @@ async def open_services(
             tokens=CallbackTokens(secret),
             public_url=public_url,
             base=base,
+            shares_from=await known_to_all(database, SHARING),
         )
+        stack.push_async_callback(services.broker.thumbnails.aclose)
+        yield services
 
 
 def _assemble(
@@ -191,6 +197,7 @@ def _assemble(
     tokens: CallbackTokens,
     public_url: PublicUrl | None,
     base: str | None,
+    shares_from: float,
 ) -> Services:
     def callback_url(task: str, attempt: int) -> str | None:
         if base is None:
@@ -218,6 +225,7 @@ def _assemble(
         callback_url=callback_url,
         image_base=lambda: base,
         max_download_bytes=settings.max_download_bytes,
+        shares_from=shares_from,
         downloads=asyncio.Semaphore(DOWNLOADS_AT_ONCE),
         turns=asyncio.Semaphore(TURNS),
     )
@@ -241,6 +249,7 @@ def _assemble(
         metrics=metrics,
         pace=CallerPace(settings.rate_per_minute, clock),
         showing=Showing(sentences=Sentences.load(), retention=rules.retention),
+        thumbnails=Thumbnails(clock=clock, tasks=tasks, images=images, blobs=blobs, metrics=metrics),
         max_file_size=settings.max_file_size,
     )
     worker = Worker(

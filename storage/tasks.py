@@ -402,6 +402,18 @@ class Tasks:
             must_change=True,
         )
 
+    def pinning_owner(self, owner: str) -> Statement:
+        """Whose files these are (a task, or the orders of one request) is not expired until the transaction has ended.
+
+        `Stale` if it is already.
+        """
+        column = "batch" if owner.startswith("refs_") else "id"
+        return Statement(
+            sql=f"UPDATE tasks SET version = version WHERE {column} = :name AND state <> 'expired'",
+            params={"name": owner.replace("refs_", "task_", 1)},
+            must_change=True,
+        )
+
     def saving_all(self, tasks: Sequence[Task], **changes: Any) -> Statement:
         """The same changes to many tasks of one claim, and the end of their lease: to those still leased by it."""
         sets = "".join(f"{name} = :{name}, " for name in changes)

@@ -221,6 +221,8 @@ TRUSTED_ONLY = [
     ("POST", "/api/generate/image"),
     ("GET", "/api/tasks"),
     ("DELETE", f"/api/task/task_{'0' * 32}"),
+    ("GET", f"/uploads/images/generated_{'0' * 32}.png.json"),
+    ("GET", f"/uploads/references/reference_{'0' * 32}.png.json"),
     ("GET", "/ready"),
     ("GET", "/metrics"),
 ]
@@ -261,6 +263,8 @@ async def test_no_door_is_forgotten(tmp_path: Path) -> None:
 
 
 def _pattern(path: str) -> str:
+    if path.endswith(".json"):
+        return _pattern(path.removesuffix(".json")) + ".json"
     for start, pattern in {
         "/api/task/": "{id}",
         "/uploads/images/": "{name}",
