@@ -10,10 +10,11 @@ import asyncio
 import contextlib
 import json
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 from broker import lifecycle
 from broker.clock import Clock
@@ -49,6 +50,7 @@ class Steps:
     one. image_base: where a provider reaches our images; None if it cannot. max_download_bytes: of one result.
     shares_from: the moment from which on equal results are stored once, because all processes know of it.
     turns: how many may stand in line for a provider's lane at once; the others would hold connections meanwhile.
+    arriving: by hash, the results that are being written down just now.
     """
 
     clock: Clock
@@ -68,6 +70,7 @@ class Steps:
     shares_from: float
     downloads: asyncio.Semaphore
     turns: asyncio.Semaphore
+    arriving: MutableMapping[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
 
     async def take(self, task: Task) -> None:
         """The step of the task's state."""
@@ -395,12 +398,13 @@ class Steps:
 
     async def _bring_in(self, task: Task, position: int) -> None:
         shares = self.clock.now() >= self.shares_from
-        image = await self._download(task, position, partial(self._known, task) if shares else None)
-        if await self._keep(task, image):
-            if image.holder is not None:
-                self.metrics.shared_results.inc()
-        elif image.holder is not None:  # who has these bytes expired in this very moment: bring our own
-            await self._keep(task, await self._download(task, position, None))
+        async with contextlib.AsyncExitStack() as turn:
+            image = await self._download(task, position, partial(self._known, task, turn) if shares else None)
+            if await self._keep(task, image):
+                if image.holder is not None:
+                    self.metrics.shared_results.inc()
+            elif image.holder is not None:  # who has these bytes expired in this very moment: bring our own
+                await self._keep(task, await self._download(task, position, None))
 
     async def _keep(self, task: Task, image: StoredImage) -> bool:
         """Only while the task waits for it, and the bytes are not about to go: a row never outlives its bytes."""
@@ -420,7 +424,9 @@ class Steps:
             image = await self.intake.from_stream(task.id, download.chunks, max_bytes=most, known=known)
         return stored_image(image, owner=task.id, kind="result", position=position, now=self.clock.now())
 
-    async def _known(self, task: Task, sha256: str, size: int) -> Blob | None:
+    async def _known(self, task: Task, turn: contextlib.AsyncExitStack, sha256: str, size: int) -> Blob | None:
+        """Whoever brings the same bytes in this moment goes first: the pictures of one request come together."""
+        await turn.enter_async_context(self.arriving.setdefault(sha256, asyncio.Lock()))
         there = await self.images.equal(sha256, size, besides=task.id)
         return Blob(name=there.blob, size=there.size, sha256=there.sha256) if there else None
 

@@ -70,11 +70,10 @@ class Images:
         return record(StoredImage, row) if row else None
 
     async def equal(self, sha256: str, size: int, *, besides: str) -> StoredImage | None:
-        """The newest result with these bytes that another living task holds itself."""
+        """The newest result with these bytes that another task holds itself: the one that stays for longest."""
         row = await self.database.point(
-            """SELECT i.* FROM images i JOIN tasks t ON t.id = i.owner
-                WHERE i.sha256 = :sha256 AND i.size = :size AND i.kind = 'result' AND i.holder IS NULL
-                AND i.owner <> :besides AND t.state <> 'expired' ORDER BY i.created_at DESC LIMIT 1""",
+            """SELECT * FROM images WHERE sha256 = :sha256 AND size = :size AND kind = 'result' AND holder IS NULL
+                AND owner <> :besides ORDER BY created_at DESC LIMIT 1""",
             sha256=sha256,
             size=size,
             besides=besides,

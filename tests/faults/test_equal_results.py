@@ -156,6 +156,19 @@ async def test_equal_results_are_stored_once(tmp_path: Path, place: dict[str, An
         assert stored == {"n": 4, "size": len(DATA) + len(OTHER)}
 
 
+async def test_equal_results_that_come_together_are_stored_once(
+    tmp_path: Path, place: dict[str, Any], clock: ManualClock
+) -> None:
+    """As those of one request for several pictures do: one goes first."""
+    async with home(tmp_path, clock, **place) as house:
+        tasks = [await house.fetching(DATA) for _ in range(6)]
+        await asyncio.gather(*(house.steps.fetch(task) for task in tasks))
+        for task in tasks:
+            await house.readable(await house.look(task))
+        assert (len(await house.holders()), house.shared()) == (1, 5)
+        assert dict(house.steps.arriving) == {}
+
+
 async def test_equal_results_of_one_task_are_one_file_of_its_own(tmp_path: Path, clock: ManualClock) -> None:
     async with home(tmp_path, clock) as house:
         task = await house.succeeded(DATA, OTHER, DATA)
@@ -189,6 +202,7 @@ async def test_references_are_nobodys_but_their_requests(tmp_path: Path, clock: 
         await house.services.database.transact(broker.images.adding(row))
         await house.services.database.execute("DELETE FROM images WHERE kind = 'result'")
         assert [image.holder for image in await house.images(await house.succeeded(DATA))] == [None]
+        assert house.pictures.fetched == 2, "nor are they tried"
 
 
 async def test_processes_of_before_are_given_a_day(tmp_path: Path, clock: ManualClock) -> None:
@@ -274,6 +288,7 @@ async def test_whose_bytes_are_about_to_go_holds_nothing_for_anybody(tmp_path: P
         fourth = await house.succeeded(DATA)
         held_by = [(await house.images(task))[0].holder for task in (second, third, fourth)]
         assert held_by == [first.id, None, third.id]
+        assert house.pictures.fetched == 4, "nor is it tried"
 
 
 async def test_a_thumbnail_is_its_own_tasks(tmp_path: Path, clock: ManualClock) -> None:
@@ -487,7 +502,7 @@ async def live_and_die(house: Home, steps: Steps, retention: Retention, turns: T
         new = [await house.fetching(data) for _ in range(turns.lot.randint(1, 2))]
         tasks += new
         await turns.play(
-            *(steps.fetch(task) for task in new),
+            *(replace(steps, arriving={}).fetch(task) for task in new),  # each in a process of its own
             house.retire(State.SUCCEEDED, retention),
             house.retire(State.EXPIRED, retention),
             house.retire(State.EXPIRED, retention),
