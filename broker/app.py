@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import platform
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -17,14 +18,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from broker.api.access import Access
 from broker.api.answers import answer, language, refused
+from broker.api.batches import Batches
 from broker.api.hooks import Hooks
 from broker.api.images import ImageDoor
+from broker.api.inbox import InboxDoor
 from broker.api.native import Native
 from broker.api.operations import Operations, installed_version
 from broker.api.views import Views
 from broker.errors import Refusal
-from broker.logs import log
+from broker.logs import bare, log
 from broker.metrics import Metrics
+from broker.repeats import Repeats
 from broker.sentences import Sentences
 from broker.wiring import Services
 from storage.database import StorageError
@@ -44,21 +48,37 @@ def build_app(services: Services) -> Starlette:
     """The HTTP side of an opened system."""
     broker, sentences = services.broker, services.broker.showing.sentences
     access = Access(services.settings, broker.tokens.secret)
-    native = Native(broker=broker, access=access, views=Views(broker), sentences=sentences)
+    views = Views(broker)
+    native = Native(broker=broker, access=access, views=views, sentences=sentences, repeats=Repeats(services.clock))
+    batches = Batches(broker=broker, access=access, views=views)
     hooks = Hooks(broker=broker, access=access)
     images = ImageDoor(broker=broker, access=access)
+    inbox = InboxDoor(inbox=services.inbox, access=access)
+    version = installed_version()
+    services.metrics.build.info({"version": version, "python": platform.python_version()})
     operations = Operations(
-        broker=broker, worker=services.worker, access=access, sentences=sentences, version=installed_version()
+        broker=broker,
+        worker=services.worker,
+        gauges=services.gauges,
+        access=access,
+        sentences=sentences,
+        version=version,
     )
     routes = [
         _at("/api/task/{id}", GET=native.poll, DELETE=native.cancel),
         _at("/api/task/{id}/events", GET=native.events),
+        _at("/api/task/{id}/retry", POST=native.retry),
+        _at("/api/batch/{id}", GET=batches.poll, DELETE=batches.cancel),
         _at("/api/tasks", GET=native.listing),
         _at("/api/generate/image", POST=native.create),
         _at("/api/webhook/nano-banana", GET=hooks.greet, POST=hooks.hear),
         _at("/api/webhook/{provider}", GET=hooks.greet, POST=hooks.hear),
         _at("/uploads/images/{name}.json", GET=images.about_result),
         _at("/uploads/references/{name}.json", GET=images.about_reference),
+        _at("/api/hooks", GET=inbox.listing),
+        _at("/api/hooks/{id}", GET=inbox.show),
+        _at("/api/hooks/{id}/replay", POST=inbox.replay),
+        _at("/api/hooks/{id}/fixture", GET=inbox.fixture),
         _at("/uploads/images/{name}", GET=images.result),
         _at("/uploads/references/{name}", GET=images.reference),
         _at("/health", GET=operations.health),
@@ -162,14 +182,9 @@ class LastResort:
             log.warning("a request was cut off", action="request_cut_off")
             status = 503
         except Exception as error:
-            log.error("a request failed unexpectedly", action="request_failed", exc_info=_bare(error))
+            log.error("a request failed unexpectedly", action="request_failed", exc_info=bare(error))
             status = 500
         else:
             return
         if not begun:
             await _failure(self._sentences, Request(scope), status)(scope, receive, send)
-
-
-def _bare(error: Exception) -> Any:
-    """The kind of error and where it happened; its text may hold what a caller sent."""
-    return RuntimeError, RuntimeError(type(error).__qualname__), error.__traceback__

@@ -8,39 +8,46 @@ import json
 import re
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import aclosing, suppress
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 from broker import lifecycle
 from broker.catalog import Catalog, Choice
 from broker.clock import Clock
 from broker.errors import FetchError, ProviderError, Refusal
+from broker.forecast import Forecast
 from broker.lifecycle import Rules
 from broker.logs import log
 from broker.metrics import Metrics
-from broker.orders import DataUri, Link, Order, Reference, Request, Source, Upload
+from broker.orders import DataUri, Kept, Link, Order, Reference, Request, Source, Upload
 from broker.outgoing import Fetcher
 from broker.pacing import CallerPace
 from broker.providers.base import Provider
+from broker.repeats import InTurn
+from broker.reports import Pending, Report
 from broker.showing import Showing
 from broker.steps import Steps, reference_owner, stored_image
 from broker.thumbnails import Thumbnails
-from storage.blobs import BlobStore
+from storage.blobs import BlobMissing, BlobStore, Reading
 from storage.database import Database, Stale, StorageError, StorageFull
 from storage.hooks import Hook, Hooks
 from storage.images import Images, StoredImage
 from storage.keys import Keys, KeyUse
-from storage.tasks import DUE, State, Task, Tasks, task_channel
+from storage.tasks import DUE, LANDING, State, Task, Tasks, task_channel
 from uploads.intake import Image, Intake, IntakeError
 from webhooks import inbound
-from webhooks.inbound import Callback, Judgement, Verdict
+from webhooks.inbound import Callback, Judgement, Proofs, Verdict
 from webhooks.proofs import CallbackTokens, Proof, Signature, Unsigned
 
 MOST_IMAGES: Final = 6
 MOST_UNREAD_HOOKS: Final = 20
 MOST_REFUSED_PER_MINUTE: Final = 120
 LOOK_AGAIN_SECONDS: Final = 2.0
+MOST_CLOCK_DRIFT: Final = 300.0
+OLDEST_NEWS: Final = 14 * 24 * 3600.0
 _TASK_ID: Final = re.compile(r"task_[0-9a-f]{32}")
+_BATCH_ID: Final = re.compile(r"batch_[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +65,17 @@ class Heard:
 
     judgement: Judgement
     id: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Judged:
+    """A callback after it was read. body: parsed; None where it cannot be."""
+
+    judgement: Judgement
+    proofs: Proofs
+    task: Task | None = None
+    attempt: int | None = None
+    body: Any = None
 
 
 @dataclass(kw_only=True)
@@ -84,9 +102,11 @@ class Broker:
     pace: CallerPace
     showing: Showing
     thumbnails: Thumbnails
+    forecast: Forecast
     max_file_size: int
     closing: bool = False
     _refused: CallerPace = field(init=False)
+    _turns: InTurn = field(default_factory=InTurn)
 
     def __post_init__(self) -> None:
         self._refused = CallerPace(MOST_REFUSED_PER_MINUTE, self.clock)
@@ -100,12 +120,16 @@ class Broker:
         brought in. 4. Tasks, references and the idempotency key are written together. Raises `Refusal`; then nothing
         is left behind.
         """
+        async with self._turns.of((caller, request.idempotency_key or object())):
+            return await self._create(caller, request)
+
+    async def _create(self, caller: str, request: Request) -> Created:
         choice = self._check(request)
         first = await self.keys.get(caller, request.idempotency_key) if request.idempotency_key else None
         if first is not None:
             return await self._again(first, await _fingerprint(request, self._order(request, choice)))
         self.pace.take(caller, request.count)
-        batch = f"task_{secrets.token_hex(16)}"
+        batch = f"batch_{secrets.token_hex(16)}"
         owner = reference_owner(batch)
         kept = False
         try:
@@ -125,6 +149,22 @@ class Broker:
             if request.sources and not kept:
                 await self.blobs.delete(owner)
         return created
+
+    async def fingerprint(self, request: Request) -> str:
+        """What makes a repeated request the same one. Reads the uploads, which can be read again. Raises `Refusal`."""
+        return await _fingerprint(request, self._order(request, self._check(request)))
+
+    async def retry(self, task_id: str) -> Created:
+        """The order of a failed task again, as a new task of the same caller; a second time it is the same one.
+
+        Raises `Refusal("conflict")` for a task that did not fail, or whose image is paid and may still come.
+        """
+        task = await self.get(task_id)
+        if task.status not in {"failed", "canceled"}:
+            raise Refusal("conflict", f"Only a failed or canceled task can be tried again: this one is {task.status}.")
+        if task.state in LANDING:
+            raise Refusal("conflict", "The provider has this image, and we are still fetching it: look again later.")
+        return await self.create(task.caller, _request_of(task))
 
     def preview(self, request: Request) -> dict[str, Any]:
         """What would be sent to the provider, and its price. Nothing is created, fetched or stored."""
@@ -194,16 +234,26 @@ class Broker:
                 return await self.intake.from_stream(owner, chunks, max_bytes=self.max_file_size)
             case DataUri(text=text):
                 return await self.intake.from_data_uri(owner, text, max_bytes=self.max_file_size)
+            case Kept(blob=blob):
+                async with aclosing(await self._open_kept(blob)) as chunks:
+                    return await self.intake.from_stream(owner, chunks, max_bytes=self.max_file_size)
             case Link(url=url):
                 async with self.fetcher.open(url, max_bytes=self.max_file_size) as download:
                     return await self.intake.from_stream(owner, download.chunks, max_bytes=self.max_file_size)
+
+    async def _open_kept(self, blob: str) -> Reading:
+        try:
+            return await self.blobs.open(blob)
+        except BlobMissing as error:
+            raise Refusal("task_expired", "The reference images of this task are deleted: order it anew.") from error
 
     async def _write(
         self, caller: str, request: Request, choice: Choice, batch: str, references: list[StoredImage]
     ) -> Created:
         order = self._order(request, choice)
-        ids = [batch, *(f"task_{secrets.token_hex(16)}" for _ in range(request.count - 1))]
-        tasks = tuple(self._task(task_id, batch, caller, order, references) for task_id in ids)
+        alike = self._task(batch, caller, order, references)
+        ids = sorted(f"task_{secrets.token_hex(16)}" for _ in range(request.count))  # as a batch is read again
+        tasks = tuple(replace(alike, id=task_id) for task_id in ids)
         statements = [self.tasks.adding(task) for task in tasks]
         statements += [self.images.adding(reference) for reference in references]
         use = await self._key_use(caller, request, order, batch, references)
@@ -216,14 +266,20 @@ class Broker:
             if first.batch != batch:
                 return await self._again(first, use.fingerprint if use else "")
         log.info(
-            "order accepted", action="task_created", task=batch, count=len(tasks), model=order.model, mode=order.mode
+            "order accepted",
+            action="task_created",
+            task=tasks[0].id,
+            count=len(tasks),
+            model=order.model,
+            mode=order.mode,
         )
         return Created(tasks=tasks, ignored=self.provider.ignored(order))
 
-    def _task(self, task_id: str, batch: str, caller: str, order: Order, references: list[StoredImage]) -> Task:
+    def _task(self, batch: str, caller: str, order: Order, references: list[StoredImage]) -> Task:
+        """One of a batch, but for its id."""
         now = self.clock.now()
         return Task(
-            id=task_id,
+            id="",
             batch=batch,
             caller=caller,
             due_at=now,
@@ -287,6 +343,16 @@ class Broker:
             raise Refusal("task_expired", "This task and its images were deleted when their retention time was over.")
         return task
 
+    async def batch(self, batch_id: str) -> list[Task]:
+        """The tasks of one request, as far as they are kept. Raises `Refusal` like `get`."""
+        tasks = await self.tasks.of_batch(batch_id) if _BATCH_ID.fullmatch(batch_id) else []
+        if not tasks:
+            raise Refusal("task_not_found", "There is no batch with this id. Check the id, or create the tasks again.")
+        kept = [task for task in tasks if task.state != State.EXPIRED]
+        if not kept:
+            raise Refusal("task_expired", "The tasks of this batch were deleted when their retention time was over.")
+        return kept
+
     async def version(self, task_id: str) -> int | None:
         """The row's version, or None for ids that are none; cheap."""
         return await self.tasks.version(task_id) if _TASK_ID.fullmatch(task_id) else None
@@ -297,11 +363,7 @@ class Broker:
 
     async def origin(self, image: StoredImage) -> list[Task]:
         """The tasks an image comes from: the one that made it, or those of the request it was a reference of."""
-        if image.kind == "reference":
-            tasks = await self.tasks.of_batch(image.owner.replace("refs_", "task_", 1))
-            return [task for task in tasks if task.state != State.EXPIRED]
-        task = await self.tasks.get(image.owner)
-        return [task] if task and task.state != State.EXPIRED else []
+        return await self.tasks.of_owner(image.owner)
 
     async def wait(self, task_id: str, seconds: float) -> Task:
         """The task as soon as it has ended, or as it is after `seconds`, or when the broker closes."""
@@ -313,6 +375,13 @@ class Broker:
                 if task.ended or self.closing or left <= 0:
                     return task
                 await bell.wait(min(left, LOOK_AGAIN_SECONDS))
+
+    async def wait_for_batch(self, batch_id: str, seconds: float) -> None:
+        """Until all tasks of a batch have ended, `seconds` are over, or the broker closes."""
+        until = self.clock.monotonic() + seconds
+        for task in await self.batch(batch_id):
+            with suppress(Refusal):  # deleted meanwhile: the others are still worth waiting for
+                await self.wait(task.id, max(0.0, until - self.clock.monotonic()))
 
     async def changes(self, task_id: str) -> AsyncGenerator[Task, None]:
         """The task now, and again whenever it may have changed, until it ends or the broker closes.
@@ -344,6 +413,21 @@ class Broker:
         await self._cancel_at_provider(task)
         return task
 
+    async def cancel_batch(self, batch_id: str) -> list[Task]:
+        """Cancel what can be; the tasks as they are then. Raises `Refusal("conflict")` when nothing could be."""
+        canceled = 0
+        for task in await self.batch(batch_id):
+            try:
+                await self.cancel(task.id)
+            except Refusal as refusal:
+                if refusal.code != "conflict":
+                    raise
+            else:
+                canceled += 1
+        if not canceled:
+            raise Refusal("conflict", "No task of this batch can be canceled any more.")
+        return await self.batch(batch_id)
+
     async def _cancel_at_provider(self, task: Task) -> None:
         provider = self.providers.get(task.provider)
         if provider is None or task.job_id is None:
@@ -351,30 +435,34 @@ class Broker:
         try:
             await provider.cancel(task.job_id)
         except ProviderError as error:
-            log.info("the provider could not be told", action="cancel_untold", task=task.id, why=str(error))
+            log.info("the provider could not be told", action="cancel_untold", task=task.id, why=error.summary)
 
     # -- callbacks
 
     async def hear(self, callback: Callback) -> Heard:
         """Judge a callback and write it down; a worker reads its news afterwards."""
         provider = self.providers.get(callback.provider, self.provider)
+        signature = self.signatures.get(provider.name, Unsigned())
         token, task_id, attempt = self._token(callback)
+        required = signature.required and token == Proof.NONE
+        proofs = Proofs(token=token, signature_required=required, trusted=callback.trusted)
         try:
             body = inbound.parse(callback.body) if token != Proof.WRONG else None
         except inbound.MalformedBody as malformed:
             judgement = Judgement(verdict=Verdict.MALFORMED, status=malformed.status, reason=malformed.reason)
-            return await self._note(callback, provider, judgement, None, attempt)
+            return await self._note(callback, provider, _Judged(judgement=judgement, proofs=proofs, attempt=attempt))
         ids = provider.names(body) if body is not None else ()
-        task = await self._addressee(task_id, ids) if token != Proof.WRONG else None
-        signature = self.signatures.get(provider.name, Unsigned())
-        judgement = inbound.judge(
-            token=token,
-            signature=signature.prove(callback.headers, callback.body, ids, self.clock.now()),
-            signature_required=signature.required and token == Proof.NONE,
-            trusted=callback.trusted,
-            known=task is not None,
-        )
-        return await self._note(callback, provider, judgement, task, attempt)
+        task = await self.addressee(task_id, ids, token) if token != Proof.WRONG else None
+        signed = signature.prove(callback.headers, callback.body, ids, self.clock.now())
+        proofs = replace(proofs, signature=signed, known=task is not None)
+        judged = _Judged(judgement=inbound.judge(**vars(proofs)), proofs=proofs, task=task, attempt=attempt, body=body)
+        return await self._note(callback, provider, judged)
+
+    async def acknowledged(self, heard: Heard, seconds: float) -> None:
+        """How long a callback had to wait for our answer, once it has gone out. Not worth any trouble of the store."""
+        if heard.id is not None:
+            with suppress(StorageError):
+                await self.hooks.acknowledge(heard.id, seconds)
 
     def _token(self, callback: Callback) -> tuple[Proof, str | None, int | None]:
         """What the token in the address proves, and for which task and attempt."""
@@ -387,9 +475,13 @@ class Broker:
             return Proof.WRONG, None, None
         return self.tokens.prove(task_id, int(number), token), task_id, int(number)
 
-    async def _addressee(self, task_id: str | None, ids: tuple[str, ...]) -> Task | None:
-        """The task a callback is about: by its address, else by our id or the provider's in the body."""
-        for name in (task_id, *ids) if task_id else ids:
+    async def addressee(self, task_id: str | None, ids: tuple[str, ...], token: Proof) -> Task | None:
+        """The task a callback is about: by its address, else by our id or the provider's in the body.
+
+        A right token speaks for the task of its address, and for no other.
+        """
+        named = (task_id, *ids) if task_id else ids
+        for name in named[:1] if token == Proof.BODY else named:
             if name is None or len(name) > 200:
                 continue
             task = await (self.tasks.get(name) if _TASK_ID.fullmatch(name) else self.tasks.of_job(name))
@@ -397,32 +489,35 @@ class Broker:
                 return task
         return None
 
-    async def _note(
-        self, callback: Callback, provider: Provider, judgement: Judgement, task: Task | None, attempt: int | None
-    ) -> Heard:
+    async def _note(self, callback: Callback, provider: Provider, judged: _Judged) -> Heard:
         """Into the inbox. News wakes the workers; what a flood brings is counted and not kept."""
-        self.metrics.callbacks.labels(provider.name, judgement.verdict.value).inc()
-        is_news = task is not None and judgement.verdict in {Verdict.BELIEVE, Verdict.ASK}
-        believed = judgement.verdict == Verdict.BELIEVE
+        verdict, task = judged.judgement.verdict, judged.task
+        self.metrics.callbacks.labels(provider.name, verdict.value).inc()
+        is_news = task is not None and verdict in {Verdict.BELIEVE, Verdict.ASK}
+        believed = verdict == Verdict.BELIEVE
         if not await self._has_place(task if is_news else None, believed=believed):
-            return Heard(judgement=judgement, id=None)
+            return Heard(judgement=judged.judgement, id=None)
         now = self.clock.now()
         hook = Hook(
-            id=f"hook_{secrets.token_hex(12)}",
+            id=new_hook_id(),
             provider=task.provider if task else provider.name,
             task_id=task.id if task else None,
-            attempt=attempt,
-            verdict=judgement.verdict.value,
-            status=judgement.status,
-            reason=judgement.reason,
+            attempt=judged.attempt,
+            verdict=verdict.value,
+            status=judged.judgement.status,
+            reason=judged.judgement.reason,
             headers=inbound.kept_headers(callback.headers),
             query=inbound.kept_query(callback.query),
             body=inbound.kept_body(callback.body),
+            proofs=judged.proofs.kept(),
             received_at=now,
             digested_at=None if is_news else now,
+            job_ended_at=_ended_at(provider.hear(judged.body), now) if is_news else None,
         )
         await self.database.transact(self.hooks.adding(hook), wake=(DUE,) if is_news else ())
-        return Heard(judgement=judgement, id=hook.id)
+        if believed and hook.job_ended_at is not None:
+            self.metrics.callback_lag.labels(hook.provider).observe(max(0.0, now - hook.job_ended_at))
+        return Heard(judgement=judged.judgement, id=hook.id)
 
     async def _has_place(self, task: Task | None, *, believed: bool) -> bool:
         """What proves itself always has; what does not must not crowd it out."""
@@ -433,6 +528,32 @@ class Broker:
         except Refusal:
             return False
         return True
+
+
+def _request_of(task: Task) -> Request:
+    """What a task was ordered with. Its key has a space in it, so it is none that a caller can send."""
+    return Request(
+        prompt=task.prompt,
+        model=task.model,
+        mode=task.mode,
+        aspect_ratio=task.aspect_ratio,
+        resolution=task.resolution,
+        output_format=task.output_format,
+        steps=task.steps,
+        seed=task.seed,
+        sources=tuple(Kept(blob=ref["blob"], sha256=ref["sha256"]) for ref in task.refs),
+        idempotency_key=f"retry {task.id}",
+    )
+
+
+def new_hook_id() -> str:
+    return f"hook_{secrets.token_hex(12)}"
+
+
+def _ended_at(report: Report, now: float) -> float | None:
+    """When the job ended, as far as that can be true: clocks differ, and some callbacks name times that never were."""
+    said = None if isinstance(report, Pending) else report.ended_at
+    return said if said is not None and -MOST_CLOCK_DRIFT < now - said < OLDEST_NEWS else None
 
 
 def _as_ref(image: StoredImage) -> dict[str, Any]:
@@ -469,6 +590,8 @@ async def _given(source: Source, stored: StoredImage | None) -> str:
     match source:
         case Link(url=url):
             return url
+        case Kept(sha256=sha256):
+            return sha256
         case DataUri(text=text):
             return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
         case Upload(chunks=chunks):

@@ -86,10 +86,14 @@ class ProviderError(Exception):
     """The provider's answer is missing or makes no sense: nothing was learned about the job.
 
     From `submit` it means that the outcome is unknown and may cost money. The message never holds a secret.
+    summary: the same without the provider's own words, which may repeat a prompt; for logs.
     """
 
-    def __init__(self, message: str, *, permanent: bool = False, retry_in: float | None = None) -> None:
+    def __init__(
+        self, message: str, *, permanent: bool = False, retry_in: float | None = None, summary: str | None = None
+    ) -> None:
         super().__init__(message)
+        self.summary = message if summary is None else summary
         self.permanent = permanent
         self.retry_in = retry_in
 

@@ -141,11 +141,14 @@ def _waiting(task: Task, report: Pending, now: float, rules: Rules) -> dict[str,
     deadline_at = now + rules.deadline
     return {
         "state": State.WAITING,
+        "entered_at": now,
         "job_id": report.job_id,
         "tries": 0,
         "deadline_at": deadline_at,
         "due_at": min(now + _pause(task, 0, report, rules), deadline_at),
         "error_code": task.error_code if task.ended_at else None,
+        "provider_state": report.stage,
+        "provider_percent": report.percent,
         "updated_at": now,
     }
 
@@ -156,7 +159,14 @@ def _still_waiting(task: Task, report: Pending, now: float, rules: Rules) -> dic
         return {"due_at": soon if task.due_at <= now else min(task.due_at, soon)}
     if now >= task.deadline_at:
         return failing(task, "deadline_exceeded", "the provider did not finish in time", now, rules, billed="unknown")
-    return _ask_again(task, _pause(task, task.tries + 1, report, rules), now)
+    return {**_ask_again(task, _pause(task, task.tries + 1, report, rules), now), **_progress(task, report, now)}
+
+
+def _progress(task: Task, report: Pending, now: float) -> dict[str, Any]:
+    """What the provider says of how far it is, if it says something new."""
+    told = {"provider_state": report.stage, "provider_percent": report.percent}
+    is_news = report.stage is not None and told != {name: getattr(task, name) for name in told}
+    return {**told, "updated_at": now} if is_news else {}
 
 
 def _ask_again(task: Task, pause: float, now: float) -> dict[str, Any]:
@@ -221,8 +231,10 @@ def _succeeded(attempt: Attempt | None, report: Finished, now: float) -> dict[st
 def _fetching(task: Task, report: Finished, now: float, rules: Rules) -> dict[str, Any]:
     return {
         "state": State.FETCHING,
+        "entered_at": now,
         "job_id": report.job_id or task.job_id,
         "outputs": report.outputs,
+        "finished_at": now,
         "cost": report.cost,
         "billed": "yes",
         "tries": 0,
@@ -295,6 +307,7 @@ def requeued(task: Task, code: str, detail: str, again_at: float, now: float) ->
     """Back into the queue, remembering why in case its patience ends there."""
     return {
         "state": State.QUEUED,
+        "entered_at": now,
         "job_id": None,
         "tries": 0,
         "due_at": again_at,
@@ -310,6 +323,7 @@ def failing(
     """The end that nobody wanted. A caller who was told an end before keeps the time of it."""
     return {
         "state": State.FAILED,
+        "entered_at": now,
         "error_code": code,
         "error_detail": detail,
         "error_retryable": retryable,
@@ -333,7 +347,9 @@ def intent(task: Task, *, hooked: bool, now: float, rules: Rules) -> Changes:
     return Changes(
         task={
             "state": State.SUBMITTING,
+            "entered_at": now,
             "attempt": task.attempt + 1,
+            "sent_at": now,
             "hooked": hooked,
             "job_id": None,
             "tries": 0,
@@ -411,6 +427,7 @@ def fetched(task: Task, stored: int, troubles: Sequence[Trouble], now: float, ru
 def _succeeding(now: float, rules: Rules) -> dict[str, Any]:
     return {
         "state": State.SUCCEEDED,
+        "entered_at": now,
         "error_code": None,
         "error_detail": None,
         "error_retryable": False,
@@ -461,6 +478,7 @@ def expired(task: Task, now: float, rules: Rules) -> Changes:
     return Changes(
         task={
             "state": State.EXPIRED,
+            "entered_at": now,
             "prompt": "",
             "refs": (),
             "outputs": (),

@@ -47,7 +47,8 @@ def configure(level: str, form: str, folder: Path | None) -> None:
         handler.setFormatter(_formatter(form, colors=handler is handlers[0] and sys.stderr.isatty()))
     root = logging.getLogger()
     root.handlers[:] = handlers
-    root.setLevel(level.upper())
+    root.setLevel(max(logging.INFO, logging.getLevelName(level.upper())))  # what libraries debug holds whole bodies
+    logging.getLogger("broker").setLevel(level.upper())
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs whole URLs
     logging.getLogger("httpcore").setLevel(logging.WARNING)
     structlog.configure(
@@ -56,6 +57,11 @@ def configure(level: str, form: str, folder: Path | None) -> None:
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=False,
     )
+
+
+def bare(error: Exception) -> Any:
+    """For `exc_info`: the kind of an error and where it happened; its text may hold what a caller sent."""
+    return RuntimeError, RuntimeError(type(error).__qualname__), error.__traceback__
 
 
 _SHARED: list[structlog.typing.Processor] = [

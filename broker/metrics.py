@@ -1,8 +1,26 @@
-"""What is counted: a metric per arrow of the state drawing, labels from closed sets only."""
+"""What is counted: a metric per arrow of the state drawing, labels from closed sets only.
+
+docs/operating.md says what each of them means and when to worry; a test keeps both alike.
+"""
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    Info,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
+
+MOMENTS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+"""Seconds of what takes milliseconds when all is well."""
+WAITS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 7200.0)
+"""Seconds of what takes as long as providers take."""
 
 
 class Metrics:
@@ -26,6 +44,19 @@ class Metrics:
             "broker_callback_seconds",
             "From the first byte of a callback to its acknowledgement",
             buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0),
+            registry=self.registry,
+        )
+        self.callback_lag = Histogram(
+            "broker_callback_lag_seconds",
+            "From the end of a job, by the provider's clock, to the believed callback about it",
+            ["provider"],
+            buckets=(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3600),
+            registry=self.registry,
+        )
+        self.callbacks_missing = Counter(
+            "broker_callbacks_missing",
+            "Jobs whose end was learned by asking, because the callback that was expected had not come",
+            ["provider"],
             registry=self.registry,
         )
         self.checks = Counter(
@@ -56,7 +87,73 @@ class Metrics:
         )
         self.refusals = Counter("broker_refusals", "Requests refused, by code", ["code"], registry=self.registry)
         self.tasks = Gauge("broker_tasks", "Tasks by state", ["state"], registry=self.registry)
+        self._of_tasks()
+        self._of_providers()
+        self._of_results()
+        self._of_this_process()
 
     def page(self) -> bytes:
         """The Prometheus text format."""
         return generate_latest(self.registry)
+
+    def _of_tasks(self) -> None:
+        self.state_seconds = self._histogram("broker_state_seconds", "Time a task spent in a state", WAITS, "state")
+        self.queue_seconds = self._histogram(
+            "broker_queue_seconds", "From the order's acceptance to its first submission", WAITS, "provider"
+        )
+        self.task_seconds = self._histogram(
+            "broker_task_seconds", "From the order to the end its caller was told first", WAITS, "model", "outcome"
+        )
+        self.task_attempts = self._histogram("broker_task_attempts", "Submissions per ended task", (0, 1, 2, 3, 5))
+        self.late_results = self._counter(
+            "broker_late_results", "Images that came home after their task was shown as failed", "model"
+        )
+
+    def _of_providers(self) -> None:
+        self.submissions = self._counter(
+            "broker_submissions", "Orders sent to a provider, by what became of them", "provider", "outcome"
+        )
+        self.submission_seconds = self._histogram(
+            "broker_submission_seconds", "Time a provider took to answer an order", WAITS, "provider"
+        )
+        self.unknown_outcomes = self._counter(
+            "broker_unknown_outcomes", "Attempts that ended without anybody knowing whether they cost", "provider"
+        )
+        self.unmapped_failures = self._counter(
+            "broker_unmapped_failures", "Failures that a provider told in a way no table knows", "provider"
+        )
+        self.lane_paused = self._gauge(
+            "broker_lane_paused_seconds", "For how long nothing more is submitted to a provider", "provider"
+        )
+        self.credits_left = self._gauge(
+            "broker_provider_credits", "What is left on a provider's account, in its unit", "provider"
+        )
+
+    def _of_results(self) -> None:
+        self.download_retries = self._counter("broker_download_retries", "Tries after the first one of a result")
+        self.download_bytes = self._counter("broker_download_bytes", "Bytes of results that came home")
+        self.download_seconds = self._histogram(
+            "broker_download_seconds", "Time one result took to come home, storing included", WAITS
+        )
+
+    def _of_this_process(self) -> None:
+        self.steps_running = self._gauge("broker_steps_running", "Steps in progress in this process")
+        self.store_seconds = self._histogram(
+            "broker_store_seconds", "Time the database took for a worker's look, and for a change", MOMENTS, "operation"
+        )
+        self.loop_lag = self._histogram(
+            "broker_event_loop_lag_seconds", "How late the event loop was, asked once a second", MOMENTS
+        )
+        self.build = Info("broker_build", "What runs here", registry=self.registry)
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(name, text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(name, text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+        return Histogram(name, text, labels, buckets=buckets, registry=self.registry)

@@ -66,7 +66,15 @@ class Link:
     url: str
 
 
-Source = Upload | DataUri | Link
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """A reference image of an earlier order. blob: its name in the store. sha256: lower-case hex."""
+
+    blob: str
+    sha256: str
+
+
+Source = Upload | DataUri | Link | Kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +82,7 @@ class Request:
     """What a caller asked for, in whichever dialect, before it is held against the catalog.
 
     count: how many images. idempotency_key: the caller's word that a repeated request is the same one.
+    sent_before: how often the client says it sent this very request already; None if it does not count.
     """
 
     prompt: str
@@ -87,3 +96,4 @@ class Request:
     seed: int | None = None
     sources: tuple[Source, ...] = ()
     idempotency_key: str | None = None
+    sent_before: int | None = None

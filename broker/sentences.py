@@ -14,7 +14,7 @@ from broker.errors import STATUS_OF, TASK_CODES
 Language = Literal["en", "zh", "ru"]
 LANGUAGES: Final[tuple[Language, ...]] = get_args(Language)
 
-MESSAGES: Final = ("processing", "unavailable", "unexpected")
+MESSAGES: Final = ("processing", "unavailable", "unexpected", "billed_yes", "billed_no", "billed_unknown")
 """Keys that are no error codes."""
 
 _WISH: Final = re.compile(
@@ -43,6 +43,11 @@ class Sentences:
     def say(self, key: str, language: Language, detail: str = "") -> str:
         """The sentence of a key; `{detail}` in it is where the specific words of the case go."""
         return self.table[key][language].replace("{detail}", detail).strip()
+
+    def end(self, code: str, billed: str, language: Language) -> str:
+        """Why a task did not end well, what to do about it, and whether it cost."""
+        sentences = (self.say(code, language), self.say(f"billed_{billed}", language))
+        return ("" if language == "zh" else " ").join(sentences)
 
 
 def language_of(header: str) -> Language:

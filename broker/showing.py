@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -23,13 +24,31 @@ SHOWN_SIZE: Final = 512
 
 
 @dataclass(frozen=True, kw_only=True)
+class Progress:
+    """What can be told of a task beyond its row.
+
+    position: its place in the queue, from 1. eta: seconds until it is done, rounded. fresh_for: how many seconds this
+    stands if the row does not change.
+    """
+
+    position: int | None = None
+    eta: int | None = None
+    fresh_for: float = math.inf
+
+
+UNKNOWN: Final = Progress()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Showing:
     """retention: seconds that an end is kept, for `expiresAt`."""
 
     sentences: Sentences
     retention: float
 
-    def document(self, task: Task, images: Sequence[StoredImage], language: Language) -> dict[str, Any]:
+    def document(
+        self, task: Task, images: Sequence[StoredImage], language: Language, progress: Progress = UNKNOWN
+    ) -> dict[str, Any]:
         """The keys of the contract, no more and no fewer. images: the results of a completed task, in order."""
         results = [_result(image) for image in images]
         error = _error(task)
@@ -43,9 +62,9 @@ class Showing:
             "resolution": task.resolution,
             "result": results[0]["url"] if results else None,
             "results": results,
-            "error": self.sentences.say(error, language) if error else None,
+            "error": self.sentences.end(error, task.billed, language) if error else None,
             "errorDetail": _error_detail(task, error) if error else None,
-            "progress": {"stage": "done" if task.ended else _STAGES[task.state]},
+            "progress": _progress(task, progress),
             "provider": task.provider,
             "attempts": task.attempt,
             "cost": None if task.cost is None else {"amount": task.cost, "unit": "credits"},
@@ -75,6 +94,19 @@ class Showing:
             "createdAt": iso(image.created_at),
             "expiresAt": iso(max(end for end in ends if end) + self.retention) if all(ends) else None,
         }
+
+
+def _progress(task: Task, progress: Progress) -> dict[str, Any]:
+    """null is what nobody knows, or what has no meaning at this stage."""
+    asked = task.state == State.WAITING and not task.ended
+    percent = task.provider_percent if asked else None
+    return {
+        "stage": "done" if task.ended else _STAGES[task.state],
+        "position": progress.position,
+        "providerState": task.provider_state if asked else None,
+        "percent": None if percent is None else round(percent),
+        "etaSeconds": progress.eta,
+    }
 
 
 def _error(task: Task) -> str | None:

@@ -10,13 +10,13 @@ import asyncio
 import contextlib
 import json
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 from weakref import WeakValueDictionary
 
-from broker import lifecycle
+from broker import lifecycle, tally
 from broker.clock import Clock
 from broker.errors import FetchError, NotSent, ProviderError
 from broker.lifecycle import NOTHING, Changes, Rules, Trouble
@@ -37,6 +37,11 @@ from uploads.intake import Image, Intake, IntakeError, Known
 
 T = TypeVar("T")
 WRITE_AGAIN_SECONDS = 0.5
+
+CALLBACK: Final = "callback"
+QUESTION: Final = "question"
+POLL: Final = "poll"
+"""How the end of an attempt was learned, for the ledger (`storage.tasks.Attempt`)."""
 
 Decision = Callable[[Task, Attempt | None], Changes]
 """What to change, given the row and one line of its ledger as they are now."""
@@ -93,13 +98,15 @@ class Steps:
         also: Sequence[Statement] = (),
         holder: bool = True,
         news: bool = True,
+        report: Report | None = None,
     ) -> Task | None:
         """Apply a decision to the row as it is now; whoever was quicker, it is taken again on what they left.
 
         number: which line of the ledger it is about, the current one if None. also: statements of the same transaction.
         holder: whether the caller holds the task's lease, which ends here. news: whether the decision counts for a row
         whose lease was lost meanwhile: what a provider said does, what follows from the row alone is somebody else's
-        to decide by then. Returns the row as it was decided on.
+        to decide by then. report: what the decision is about, if a provider said something. Returns the row as it was
+        decided on.
         """
         seen = task
         while True:
@@ -114,9 +121,10 @@ class Steps:
             if not values and not ledger and not also:
                 return task
             try:
-                await self.tasks.database.transact(
-                    self.tasks.saving(task, **values), *ledger, *also, wake=(DUE, task_channel(task.id))
-                )
+                with self._timed():
+                    await self.tasks.database.transact(
+                        self.tasks.saving(task, **values), *ledger, *also, wake=(DUE, task_channel(task.id))
+                    )
             except Stale:
                 fresh = await self.tasks.get(task.id)
                 if fresh is None or fresh.version == task.version:
@@ -124,8 +132,16 @@ class Steps:
                 if also or not await self._is_done(fresh, task, changes):
                     task = fresh
                     continue
-            self._tell(task, changes)
+            self._tell(task, changes, report)
             return task
+
+    @contextlib.contextmanager
+    def _timed(self) -> Iterator[None]:
+        begun = self.clock.monotonic()
+        try:
+            yield
+        finally:
+            self.metrics.store_seconds.labels("change").observe(self.clock.monotonic() - begun)
 
     async def _is_done(self, fresh: Task, task: Task, changes: Changes) -> bool:
         """Whether the change is there after all: the line broke between its commit and the answer."""
@@ -145,14 +161,24 @@ class Steps:
             values |= {"lease_until": 0.0, "leased_by": ""}
         return values
 
-    def _tell(self, task: Task, changes: Changes) -> None:
+    def _tell(self, task: Task, changes: Changes, report: Report | None = None) -> None:
+        tally.count(self.metrics, task, changes, self.clock.now(), report)
         state = changes.task.get("state", task.state)
+        if changes.attempt.get("learned_by") == QUESTION:
+            self.metrics.callbacks_missing.labels(task.provider).inc()
         if changes.attempt.get("spare"):
-            self.metrics.spares.labels(task.provider).inc()
             log.warning("a second result for the same order was kept as spare", action="spare_kept", task=task.id)
+        if changes.attempt.get("outcome") in {"failed", "refused"} and isinstance(report, Failed) and not report.known:
+            # its words may repeat the prompt: they are in the task's errorDetail
+            log.warning(
+                "a failure that no table knows",
+                action="failure_unmapped",
+                task=task.id,
+                provider=task.provider,
+                provider_code=report.provider_code,
+            )
         if state == task.state:
             return
-        self.metrics.transitions.labels(task.state.value, state.value).inc()
         log.info(
             f"task is {state.value} now",
             action=f"task_{state.value}",
@@ -172,16 +198,18 @@ class Steps:
         also: Sequence[Statement] = (),
         holder: bool = True,
         news: bool = True,
+        learned_by: str | None = None,
     ) -> None:
-        """Let the lifecycle decide on a report about one attempt."""
+        """Let the lifecycle decide on a report about one attempt. learned_by: for the ledger, if it is an end."""
         now = self.clock.now()
         await self.settle(
             task,
-            lambda row, attempt: lifecycle.after(row, attempt, report, now, self.rules),
+            lambda row, attempt: _learned(lifecycle.after(row, attempt, report, now, self.rules), learned_by),
             number=number,
             also=also,
             holder=holder,
             news=news,
+            report=report,
         )
 
     async def _decide(self, task: Task, decide: Callable[[Task, float, Rules], Changes]) -> None:
@@ -203,7 +231,7 @@ class Steps:
             return
         order = await provider.hand_over(self.order(task)) if task.refs else self.order(task)
         if isinstance(order, Failed):
-            log.warning("references not handed over", action="hand_over_failed", task=task.id, why=order.message)
+            log.warning("references not handed over", action="hand_over_failed", task=task.id, code=order.code)
             await self._decide(task, lambda row, now, rules: lifecycle.unprepared(row, order, now, rules))
             return
         attempt = await self._intend(task, provider)
@@ -246,15 +274,24 @@ class Steps:
 
     async def _order(self, task: Task, order: Order, attempt: Attempt, provider: Provider) -> None:
         address = self.callback_url(task.id, attempt.number) if task.hooked else None
+        begun = self.clock.monotonic()
         try:
             report = await provider.submit(order, address)
         except ProviderError as error:
-            log.warning("the outcome of a submission is unknown", action="submit_unknown", task=task.id, why=str(error))
+            self._submitted(provider, "unknown", begun)
+            log.warning(
+                "the outcome of a submission is unknown", action="submit_unknown", task=task.id, why=error.summary
+            )
             await self._pace(provider, None)
             await self._decide(task, partial(lifecycle.unknown, attempt=attempt.number))
             return
+        self._submitted(provider, _outcome(report), begun)
         await self._surely(task, report, attempt.number)
         await self._pace(provider, report)
+
+    def _submitted(self, provider: Provider, outcome: str, begun: float) -> None:
+        self.metrics.submissions.labels(provider.name, outcome).inc()
+        self.metrics.submission_seconds.labels(provider.name).observe(self.clock.monotonic() - begun)
 
     async def _patiently(self, look: Callable[[], Awaitable[T]]) -> T:
         """Look, however long the store is in trouble: an intent that nobody knows of would never be ordered."""
@@ -342,12 +379,19 @@ class Steps:
             report = await provider.check(task.job_id)
         except ProviderError as error:
             self.metrics.checks.labels(task.provider, "unheard").inc()
-            log.info("the provider could not be asked", action="check_failed", task=task.id, why=str(error))
+            log.info("the provider could not be asked", action="check_failed", task=task.id, why=error.summary)
             await self._decide(task, partial(lifecycle.unheard, retry_in=error.retry_in))
             return
         self.metrics.checks.labels(task.provider, type(report).__name__.lower()).inc()
-        said = replace(report, job_id=task.job_id)
-        await self._after(task, said, task.attempt, news=not isinstance(report, Pending))
+        said, over = replace(report, job_id=task.job_id), not isinstance(report, Pending)
+        learned_by = await self._way_of_asking(task) if over else None
+        await self._after(task, said, task.attempt, news=over, learned_by=learned_by)
+
+    async def _way_of_asking(self, task: Task) -> str:
+        """How the end of a job was learned that was asked about. A callback that came meanwhile did come."""
+        if not task.hooked:
+            return POLL
+        return CALLBACK if await self.hooks.believed(task.id, task.attempt) else QUESTION
 
     # -- news
 
@@ -360,9 +404,11 @@ class Steps:
                 with contextlib.suppress(Stale):
                     await self.tasks.database.transact(digesting)
                 continue
-            await self._after(task, self._news(task, hook), hook.attempt, also=(digesting,), holder=False)
+            news = self.news(task, hook)
+            await self._after(task, news, hook.attempt, also=(digesting,), holder=False, learned_by=CALLBACK)
 
-    def _news(self, task: Task, hook: Hook) -> Report:
+    def news(self, task: Task, hook: Hook) -> Report:
+        """What a callback says to its task; where it is not believed, that the provider is to be asked."""
         provider = self.providers.get(hook.provider)
         if hook.verdict != "believe" or provider is None:
             return Pending(check_in=0)
@@ -377,6 +423,8 @@ class Steps:
         missing = [position for position in range(len(task.outputs)) if position not in here]
         tried = await asyncio.gather(*(self._bring(task, position) for position in missing))
         troubles = [trouble for trouble in tried if trouble is not None]
+        if task.tries:
+            self.metrics.download_retries.inc(len(missing))
         stored = len(task.outputs) - len(troubles)
         if any(trouble.code == "result_gone" for trouble in troubles):
             await self._ask_for_links(task)
@@ -384,8 +432,9 @@ class Steps:
 
     async def _bring(self, task: Task, position: int) -> Trouble | None:
         async with self.downloads:
+            begun = self.clock.monotonic()
             try:
-                await self._bring_in(task, position)
+                image = await self._bring_in(task, position)
             except (FetchError, IntakeError, StorageError) as error:
                 trouble = _trouble(error)
                 self.metrics.downloads.labels(trouble.code).inc()
@@ -393,10 +442,15 @@ class Steps:
                     "a result is not here yet", action="fetch_failed", task=task.id, code=trouble.code, why=str(error)
                 )
                 return trouble
-        self.metrics.downloads.labels("stored").inc()
+            self._came_home(image, begun)
         return None
 
-    async def _bring_in(self, task: Task, position: int) -> None:
+    def _came_home(self, image: StoredImage, begun: float) -> None:
+        self.metrics.downloads.labels("stored").inc()
+        self.metrics.download_bytes.inc(image.size)
+        self.metrics.download_seconds.observe(self.clock.monotonic() - begun)
+
+    async def _bring_in(self, task: Task, position: int) -> StoredImage:
         shares = self.clock.now() >= self.shares_from
         async with contextlib.AsyncExitStack() as turn:
             image = await self._download(task, position, partial(self._known, task, turn) if shares else None)
@@ -404,7 +458,9 @@ class Steps:
                 if image.holder is not None:
                     self.metrics.shared_results.inc()
             elif image.holder is not None:  # who has these bytes expired in this very moment: bring our own
-                await self._keep(task, await self._download(task, position, None))
+                image = await self._download(task, position, None)
+                await self._keep(task, image)
+        return image
 
     async def _keep(self, task: Task, image: StoredImage) -> bool:
         """Only while the task waits for it, and the bytes are not about to go: a row never outlives its bytes."""
@@ -456,13 +512,26 @@ class Steps:
             await self._decide(task, lambda row, now, rules: lifecycle.fetched(row, 0, [trouble], now, rules))
 
 
+def _learned(changes: Changes, learned_by: str | None) -> Changes:
+    if learned_by is None or "ended_at" not in changes.attempt:
+        return changes
+    return replace(changes, attempt={**changes.attempt, "learned_by": learned_by})
+
+
+def _outcome(report: Report) -> str:
+    """What became of an order, as a metric calls it."""
+    if isinstance(report, Failed) and report.job_id is None:
+        return "refused" if report.sent else "not_sent"
+    return "accepted"
+
+
 def _has(row: Task | Attempt | None, values: Mapping[str, Any]) -> bool:
     return row is not None and all(getattr(row, name) == value for name, value in values.items())
 
 
 def reference_owner(batch: str) -> str:
     """Who owns the references of a batch: not its first task, which may expire before the others."""
-    return batch.replace("task_", "refs_", 1)
+    return f"refs_{batch.rpartition('_')[2]}"
 
 
 def stored_image(image: Image, *, owner: str, kind: Kind, position: int, now: float) -> StoredImage:

@@ -14,7 +14,11 @@ from broker import agreement
 from broker.broker import Broker
 from broker.catalog import Catalog
 from broker.clock import Clock, SystemClock
+from broker.credits import Credits
 from broker.errors import SettingsError
+from broker.forecast import Forecast
+from broker.gauges import Gauges
+from broker.inbox import Inbox
 from broker.lifecycle import Rules
 from broker.metrics import Metrics
 from broker.outgoing import ApiClient, Fetcher
@@ -30,6 +34,7 @@ from broker.settings import Settings
 from broker.showing import Showing
 from broker.steps import Steps
 from broker.thumbnails import Thumbnails
+from broker.watchdog import watching
 from broker.worker import Worker
 from storage.blobs import BlobStore
 from storage.chores import Chores
@@ -38,7 +43,7 @@ from storage.facts import Facts
 from storage.hooks import Hooks
 from storage.images import Images
 from storage.keys import Keys
-from storage.lanes import Lanes
+from storage.lanes import Lanes, Limits
 from storage.local import LocalBlobs
 from storage.migrate import known_to_all, upgrade
 from storage.sqlite import SqliteDatabase, sqlite_path
@@ -64,9 +69,11 @@ class Services:
     clock: Clock
     database: Database
     broker: Broker
+    inbox: Inbox
     worker: Worker
     provider: Provider
     metrics: Metrics
+    gauges: Gauges
     public_url: PublicUrl | None
     callback_base: str | None
 
@@ -182,6 +189,7 @@ async def open_services(
             shares_from=await known_to_all(database, SHARING),
         )
         stack.push_async_callback(services.broker.thumbnails.aclose)
+        await stack.enter_async_context(watching(services.metrics))
         yield services
 
 
@@ -250,8 +258,16 @@ def _assemble(
         pace=CallerPace(settings.rate_per_minute, clock),
         showing=Showing(sentences=Sentences.load(), retention=rules.retention),
         thumbnails=Thumbnails(clock=clock, tasks=tasks, images=images, blobs=blobs, metrics=metrics),
+        forecast=Forecast(
+            clock=clock,
+            tasks=tasks,
+            lanes=lanes,
+            limits=lambda name: _limits(providers.get(name)),
+            models=[model.name for model in catalog.models],
+        ),
         max_file_size=settings.max_file_size,
     )
+    accounts = Credits(clock=clock, chores=Chores(database), facts=Facts(database), providers=providers)
     worker = Worker(
         clock=clock,
         steps=steps,
@@ -271,6 +287,7 @@ def _assemble(
             blobs=blobs,
             metrics=metrics,
         ),
+        accounts=accounts,
         lease=settings.lease,
     )
     return Services(
@@ -278,9 +295,13 @@ def _assemble(
         clock=clock,
         database=database,
         broker=broker,
+        inbox=Inbox(broker=broker),
         worker=worker,
         provider=provider,
         metrics=metrics,
+        gauges=Gauges(
+            clock=clock, metrics=metrics, tasks=tasks, lanes=lanes, accounts=accounts, steps_running=lambda: worker.busy
+        ),
         public_url=public_url,
         callback_base=base,
     )
@@ -330,6 +351,10 @@ def _provider(settings: Settings, client: ApiClient, catalog: Catalog, clock: Cl
         concurrency=places,
         now=clock.now,
     )
+
+
+def _limits(provider: Provider | None) -> Limits | None:
+    return Limits(creates=provider.creates_per_10s, places=provider.concurrency) if provider else None
 
 
 def _signature(settings: Settings) -> Signature:

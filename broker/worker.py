@@ -14,7 +14,8 @@ from typing import Final
 
 from broker import retention
 from broker.clock import Clock
-from broker.logs import log
+from broker.credits import Credits
+from broker.logs import bare, log
 from broker.retention import Retention
 from broker.steps import Steps
 from storage.database import StorageError
@@ -61,6 +62,7 @@ class Worker:
     hooks: Hooks
     lanes: Lanes
     retention: Retention
+    accounts: Credits
     lease: float = 30.0
     patience: float = DRAIN_SECONDS
     beat_at: float = 0.0
@@ -126,7 +128,9 @@ class Worker:
     async def _agenda(self) -> Agenda:
         begun = self.clock.monotonic()
         agenda = await self.tasks.agenda(self._states(), list(self.steps.providers), self.clock.now())
-        if self.clock.monotonic() - begun < SLOW_STORE:
+        took = self.clock.monotonic() - begun
+        self.steps.metrics.store_seconds.labels("look").observe(took)
+        if took < SLOW_STORE:
             return agenda
         self._in_trouble()  # the store was away, and came back before it was given up
         return replace(agenda, due={state: at for state, at in agenda.due.items() if state != State.SUBMITTING})
@@ -241,9 +245,9 @@ class Worker:
             await step
         except StorageError as error:
             log.error("a step could not be written down", action="store_trouble", task=task_id, why=str(error))
-        except Exception:
+        except Exception as error:
             self.steps.metrics.steps_failed.labels(what).inc()
-            log.exception("a step failed unexpectedly", action="step_failed", task=task_id, step=what)
+            log.error("a step failed unexpectedly", action="step_failed", task=task_id, step=what, exc_info=bare(error))
         else:
             return True
         return False
@@ -281,6 +285,7 @@ class Worker:
         if now - self._housekept_at >= retention.EVERY and not self._sparing():
             self._housekept_at = now
             self._start(self._guarded(self.retention.housekeep_for_all(), "", "housekeeping"), _Running())
+            self._start(self._guarded(self.accounts.ask(), "", "credits"), _Running())
 
     async def _drain(self) -> None:
         if self._running:

@@ -26,3 +26,15 @@ class Facts:
     async def replace(self, name: str, value: str) -> None:
         """From now on another value holds."""
         await self.database.execute("UPDATE facts SET value = :value WHERE name = :name", name=name, value=value)
+
+    async def tell(self, name: str, value: str) -> None:
+        """Write down what holds now, whatever was there."""
+        await self.database.execute(
+            "INSERT INTO facts (name, value) VALUES (:name, :value) ON CONFLICT (name) DO UPDATE SET value = :value",
+            name=name,
+            value=value,
+        )
+
+    async def get(self, name: str) -> str | None:
+        row = await self.database.point("SELECT value FROM facts WHERE name = :name", name=name)
+        return str(row["value"]) if row else None

@@ -9,11 +9,13 @@ from storage.database import Database, Statement, record
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hook:
-    """One callback as it came, secrets removed.
+class Entry:
+    """One line of the inbox: a callback without its content.
 
-    verdict: `believe`, `ask`, `refuse`, `unknown` or `malformed`. status: our HTTP answer. headers, query: JSON.
-    body: as text. digested_at: when its news was taken in; None while it is still to be read.
+    verdict: `believe`, `ask`, `refuse`, `unknown` or `malformed`. status: our HTTP answer. digested_at: when its news
+    was taken in, if it was any; None while it is still to be read. acknowledged_in: seconds from its first byte to the
+    end of our answer; None until that was written down. job_ended_at: when the job ended by the provider's own clock,
+    as far as the body says so. replay_of: the callback that this one repeats, because somebody asked for it.
     """
 
     id: str
@@ -23,14 +25,34 @@ class Hook:
     verdict: str
     status: int
     reason: str
+    received_at: float
+    digested_at: float | None = None
+    acknowledged_in: float | None = None
+    job_ended_at: float | None = None
+    replay_of: str | None = None
+
+    @property
+    def is_news(self) -> bool:
+        """Whether it makes anybody look at its task."""
+        return self.verdict in {"believe", "ask"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hook(Entry):
+    """One callback as it came, secrets removed.
+
+    headers, query: JSON. body: as text. proofs: what it proved, as JSON; None for one that an older version kept.
+    """
+
     headers: str
     query: str
     body: str
-    received_at: float
-    digested_at: float | None = None
+    proofs: str | None = None
 
 
+_LINE = ", ".join(f.name for f in fields(Entry))
 _COLUMNS = tuple(f.name for f in fields(Hook))
+_CALLED = "h.verdict = 'believe' AND h.replay_of IS NULL"
 
 
 @dataclass(frozen=True)
@@ -49,14 +71,55 @@ class Hooks:
         row = await self.database.point("SELECT * FROM hooks WHERE id = :id", id=hook_id)
         return record(Hook, row) if row else None
 
-    async def newest(self, *, limit: int, task_id: str | None = None) -> list[Hook]:
+    async def newest(
+        self,
+        *,
+        limit: int,
+        before: tuple[float, str] | None = None,
+        task_id: str | None = None,
+        verdict: str | None = None,
+        provider: str | None = None,
+    ) -> list[Entry]:
+        """One page, newest first; `before` is (received_at, id) of the last line of the page before."""
+        at, last = before or (9e18, "")
+        wanted = {"task_id": task_id, "verdict": verdict, "provider": provider}
+        only = {name: value for name, value in wanted.items() if value is not None}
         rows = await self.database.fetch(
-            """SELECT * FROM hooks WHERE :task_id = '' OR task_id = :task_id
+            f"""SELECT {_LINE} FROM hooks
+                WHERE (received_at, id) < (:at, :last) {" ".join(f"AND {name} = :{name}" for name in only)}
                 ORDER BY received_at DESC, id DESC LIMIT :limit""",
+            at=at,
+            last=last,
             limit=limit,
-            task_id=task_id or "",
+            **only,
         )
-        return [record(Hook, row) for row in rows]
+        return [record(Entry, row) for row in rows]
+
+    async def believed(self, task_id: str, attempt: int) -> bool:
+        """Whether the provider called about this attempt, read or not."""
+        row = await self.database.point(
+            f"SELECT 1 AS one FROM hooks h WHERE h.task_id = :task_id AND h.attempt = :attempt AND {_CALLED} LIMIT 1",
+            task_id=task_id,
+            attempt=attempt,
+        )
+        return row is not None
+
+    async def missing(self, *, since: float, until: float, limit: int) -> dict[str, int]:
+        """By provider, the jobs that ended between two moments and whose callback never came; `limit` at the most.
+
+        Their end was learned by asking although a callback was expected, and none has come since.
+        """
+        rows = await self.database.fetch(
+            f"""SELECT provider, count(*) AS n FROM
+                (SELECT provider FROM attempts a WHERE a.learned_by = 'question'
+                AND a.ended_at > :since AND a.ended_at <= :until AND NOT EXISTS
+                (SELECT 1 FROM hooks h WHERE h.task_id = a.task_id AND h.attempt = a.number AND {_CALLED})
+                LIMIT :limit) due GROUP BY provider""",
+            since=since,
+            until=until,
+            limit=limit,
+        )
+        return {row["provider"]: row["n"] for row in rows}
 
     async def tasks_with_news(self, limit: int) -> list[str]:
         """Tasks whose callbacks were acknowledged and not read yet."""
@@ -81,6 +144,12 @@ class Hooks:
             sql="UPDATE hooks SET digested_at = :now WHERE id = :id AND digested_at IS NULL",
             params={"id": hook.id, "now": now},
             must_change=True,
+        )
+
+    async def acknowledge(self, hook_id: str, seconds: float) -> None:
+        """How long it took us, once that is known."""
+        await self.database.execute(
+            "UPDATE hooks SET acknowledged_in = :seconds WHERE id = :id", id=hook_id, seconds=seconds
         )
 
     async def forget(self, before: float, limit: int) -> int:

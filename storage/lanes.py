@@ -35,6 +35,14 @@ class Room:
     again_at: float = math.inf
 
 
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What stands before the next order. paused_until: since the epoch. running: jobs that have a place."""
+
+    paused_until: float
+    running: int
+
+
 _TAKEN = """SELECT count(*) AS n FROM attempts
     WHERE provider = :provider AND sent_at > :since AND sent_at <= :horizon"""
 _RUNNING = """SELECT count(*) AS n FROM tasks WHERE provider = :provider AND state IN ('submitting', 'waiting')"""
@@ -67,6 +75,16 @@ class Lanes:
             return Room(free=0, again_at=await self._window_opens(provider, limits, now))
         places = limits.places - row["running"]
         return Room(free=max(0, min(window, places, 1 if row["troubles"] else window)))
+
+    async def load(self, provider: str, now: float) -> Load:
+        """How busy the lane is. A pause that is longer than any was written before the clock was set back."""
+        row: Any = await self.database.point(
+            f"""SELECT (SELECT paused_until FROM lanes WHERE provider = :provider) AS paused_until,
+                ({_RUNNING}) AS running""",
+            provider=provider,
+        )
+        until = row["paused_until"] or 0.0
+        return Load(paused_until=until if until < now + LONGEST_PAUSE else 0.0, running=row["running"])
 
     def intending(self, attempt: Attempt, limits: Limits) -> list[Statement]:
         """Write the attempt into the ledger if the lane still has room; otherwise `Stale`.

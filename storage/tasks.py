@@ -64,10 +64,12 @@ SHOWN = {
 class Task:
     """One image, ordered by somebody. Moments (`_at`) are seconds since the epoch.
 
-    batch: id of the first task of the same request; its references belong to it. attempt: number of the current
+    batch: what the tasks of one request have in common; its references belong to it. attempt: number of the current
     attempt, 0 before the first. tries: how often the step of this state was tried. hooked: whether the provider
     knows a callback address. refs: the references, as stored. outputs: result URLs, in order. deadline_at: when
-    patience with this state ends. ended_at: when the caller was first told an end.
+    patience with this state ends. ended_at: when the caller was first told an end. entered_at: when it came into this
+    state. sent_at, finished_at: when the current attempt was ordered, and when its result was ready. provider_state,
+    provider_percent: how far the provider says it is. (None: a version that knew none of these wrote the row.)
     """
 
     id: str
@@ -104,6 +106,11 @@ class Task:
     created_at: float
     updated_at: float
     ended_at: float | None = None
+    entered_at: float | None = None
+    sent_at: float | None = None
+    finished_at: float | None = None
+    provider_state: str | None = None
+    provider_percent: float | None = None
 
     @property
     def status(self) -> str:
@@ -136,6 +143,8 @@ class Attempt:
     """One line of the ledger: a request that could cost something, and what became of it.
 
     outcome: `sent`, `accepted`, `refused`, `failed`, `succeeded` or `unknown`. spare: a second success, kept as JSON.
+    learned_by: how we heard of the end: `callback`, `question` (asked, although a callback was expected) or `poll`
+    (asked, none could come); None where the order's own answer told it.
     """
 
     task_id: str
@@ -150,6 +159,16 @@ class Attempt:
     billed: str = "unknown"
     cost: float | None = None
     spare: str | None = None
+    learned_by: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Took:
+    """How long one image took, in seconds: from the order to the provider's result, and from there to its end here."""
+
+    resolution: str | None
+    making: float
+    fetching: float
 
 
 _JSON = ("refs", "outputs")
@@ -232,6 +251,15 @@ class Tasks:
         )
         return _to_task(row) if row else None
 
+    async def of_owner(self, owner: str) -> list[Task]:
+        """The tasks that are not expired yet and whose files those of an owner are."""
+        column = "batch" if owner.startswith("refs_") else "id"
+        listed, params = listing(_living_as(owner))
+        rows = await self.database.fetch(
+            f"SELECT * FROM tasks WHERE {column} IN ({listed}) AND state <> 'expired' ORDER BY created_at, id", **params
+        )
+        return [_to_task(row) for row in rows]
+
     async def of_batch(self, batch: str) -> list[Task]:
         rows = await self.database.fetch(
             "SELECT * FROM tasks WHERE batch = :batch ORDER BY created_at, id", batch=batch
@@ -251,10 +279,33 @@ class Tasks:
         )
         return [_to_task(row) for row in rows]
 
-    async def counts(self) -> dict[str, int]:
-        """Rows by state."""
-        rows = await self.database.fetch("SELECT state, count(*) AS n FROM tasks GROUP BY state")
+    async def counts(self, states: Sequence[State] = tuple(State)) -> dict[str, int]:
+        """Rows by state, of some states. It looks at each of them: ask seldom where they may be many."""
+        listed, params = listing([state.value for state in states])
+        rows = await self.database.fetch(
+            f"SELECT state, count(*) AS n FROM tasks WHERE state IN ({listed}) GROUP BY state", **params
+        )
         return {row["state"]: row["n"] for row in rows}
+
+    async def line(self, provider: str, limit: int) -> list[str]:
+        """Ids of the orders that wait for this provider, in the order in which they will be submitted."""
+        rows = await self.database.fetch(
+            "SELECT id FROM tasks WHERE state = 'queued' AND provider = :provider ORDER BY due_at, id LIMIT :limit",
+            provider=provider,
+            limit=limit,
+        )
+        return [row["id"] for row in rows]
+
+    async def took(self, provider: str, model: str) -> list[Took]:
+        """How long the last images of a model took, newest first; a hundred at the most."""
+        rows = await self.database.fetch(
+            """SELECT resolution, finished_at - sent_at AS making, ended_at - finished_at AS fetching FROM tasks
+                WHERE state = 'succeeded' AND provider = :provider AND model = :model
+                AND finished_at IS NOT NULL AND sent_at IS NOT NULL ORDER BY ended_at DESC LIMIT 100""",
+            provider=provider,
+            model=model,
+        )
+        return [record(Took, row) for row in rows]
 
     async def attempts(self, task_id: str) -> list[Attempt]:
         rows = await self.database.fetch("SELECT * FROM attempts WHERE task_id = :id ORDER BY number", id=task_id)
@@ -369,15 +420,15 @@ class Tasks:
 
     async def living(self, owners: Sequence[str]) -> set[str]:
         """Those of some owners of files whose task, or a task of whose batch, is there and not expired."""
-        names = {owner: owner.replace("refs_", "task_", 1) for owner in owners}
-        listed, params = listing(sorted(set(names.values())))
+        names = {owner: _living_as(owner) for owner in owners}
+        listed, params = listing(sorted({name for several in names.values() for name in several}))
         rows = await self.database.fetch(
             f"""SELECT id AS name FROM tasks WHERE id IN ({listed}) AND state <> 'expired'
                 UNION SELECT batch FROM tasks WHERE batch IN ({listed}) AND state <> 'expired'""",
             **params,
         )
         found = {row["name"] for row in rows}
-        return {owner for owner, name in names.items() if name in found}
+        return {owner for owner, several in names.items() if not found.isdisjoint(several)}
 
     # -- changing: statements for a transaction
 
@@ -408,9 +459,10 @@ class Tasks:
         `Stale` if it is already.
         """
         column = "batch" if owner.startswith("refs_") else "id"
+        listed, params = listing(_living_as(owner))
         return Statement(
-            sql=f"UPDATE tasks SET version = version WHERE {column} = :name AND state <> 'expired'",
-            params={"name": owner.replace("refs_", "task_", 1)},
+            sql=f"UPDATE tasks SET version = version WHERE {column} IN ({listed}) AND state <> 'expired'",
+            params=params,
             must_change=True,
         )
 
@@ -444,6 +496,12 @@ class Tasks:
             sql=f"UPDATE attempts SET {sets} WHERE task_id = :task_id AND number = :number",
             params={**changes, "task_id": task_id, "number": number},
         )
+
+
+def _living_as(owner: str) -> tuple[str, ...]:
+    """What lives if an owner of files does. Batches of older versions are called like their first task."""
+    number = owner.removeprefix("refs_")
+    return (owner,) if number == owner else (f"batch_{number}", f"task_{number}")
 
 
 def _still_leased(tasks: Sequence[Task]) -> tuple[str, dict[str, Any]]:

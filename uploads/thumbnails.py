@@ -129,7 +129,6 @@ def _plain(image: Image.Image) -> Image.Image:
 
 def _encoded(image: Image.Image) -> Thumbnail:
     out = io.BytesIO()
-    image.info.clear()
     image.save(out, "WEBP", quality=QUALITY)
     return Thumbnail(data=out.getvalue(), width=image.width, height=image.height)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from typing import Any, Final
 
@@ -40,6 +40,30 @@ class Callback:
     headers: Mapping[str, str]
     body: bytes
     trusted: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proofs:
+    """All that decides about a callback that can be read; kept beside it, so that it can be judged again.
+
+    signature_required: a webhook key is set, and there is no token. known: whether a task goes with it.
+    """
+
+    token: Proof = Proof.NONE
+    signature: Proof = Proof.NONE
+    signature_required: bool = False
+    trusted: bool = False
+    known: bool = False
+
+    def kept(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def of(cls, kept: str) -> Proofs:
+        """From what `kept` gave, also of a newer or older version."""
+        values = json.loads(kept)
+        known = {one.name: values[one.name] for one in fields(cls) if one.name in values}
+        return cls(**known | {name: Proof(known.get(name, Proof.NONE)) for name in ("token", "signature")})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +123,12 @@ def kept_headers(headers: Mapping[str, str]) -> str:
 def kept_query(query: Mapping[str, str]) -> str:
     """Which task and attempt it named; the token, and all we did not put there, stays out."""
     return json.dumps({name: query[name][:100] for name in ("task", "attempt") if name in query}, ensure_ascii=False)
+
+
+def task_in(kept: str) -> str | None:
+    """The task that a kept query names."""
+    task = json.loads(kept).get("task")
+    return task if isinstance(task, str) else None
 
 
 def kept_body(body: bytes) -> str:

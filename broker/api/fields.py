@@ -41,16 +41,24 @@ PIECE: Final = 256 * 1024
 _MOST_UNKNOWN: Final = 20
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Part:
-    """The bytes of an uploaded file. A class: a generator that is left in the middle must be closed by somebody."""
+    """The bytes of an uploaded file, from its beginning each time.
+
+    A class: a generator that is left in the middle must be closed by somebody.
+    """
 
     file: UploadFile
+    _begun: bool = False
 
     def __aiter__(self) -> _Part:
+        self._begun = False
         return self
 
     async def __anext__(self) -> bytes:
+        if not self._begun:
+            await self.file.seek(0)
+            self._begun = True
         chunk = await self.file.read(PIECE)
         if not chunk:
             raise StopAsyncIteration
@@ -143,7 +151,7 @@ class Given:
             *(_linked(value) for value in self.values.get("imageUrls", [])),
         )
 
-    def request(self, idempotency_key: str | None) -> Request:
+    def request(self, idempotency_key: str | None, sent_before: int | None = None) -> Request:
         """Raises `Refusal` naming the first field that is no such value; the catalog looks at the meaning."""
         if self.word("callbackUrl"):
             raise Refusal(
@@ -164,6 +172,7 @@ class Given:
             seed=self.integer("seed", -SAFE_INTEGER, SAFE_INTEGER),
             sources=self.sources(),
             idempotency_key=idempotency_key,
+            sent_before=sent_before,
         )
 
     def ignored(self, by_provider: Iterable[str]) -> list[str]:

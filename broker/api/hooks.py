@@ -6,13 +6,14 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
+from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import Response
 
 from broker.api.access import Access
-from broker.api.answers import answer
+from broker.api.answers import answer, refused
 from broker.api.bodies import refuse_encoding
-from broker.broker import Broker
+from broker.broker import Broker, Heard
 from broker.clock import iso
 from broker.errors import Refusal
 from webhooks.inbound import MAX_BODY_BYTES, Callback, Judgement
@@ -42,8 +43,25 @@ class Hooks:
             trusted=self.access.caller(request).trusted,
         )
         heard = await self.broker.hear(callback)
-        self.broker.metrics.callback_seconds.observe(time.perf_counter() - began)
-        return _told(heard.judgement)
+        response = self._told(request, heard.judgement)
+        response.background = BackgroundTask(self._answered, heard, began)
+        return response
+
+    async def _answered(self, heard: Heard, began: float) -> None:
+        """Our answer has gone out, so it is known how long it took."""
+        seconds = time.perf_counter() - began
+        self.broker.metrics.callback_seconds.observe(seconds)
+        await self.broker.acknowledged(heard, seconds)
+
+    def _told(self, request: Request, judgement: Judgement) -> Response:
+        """A refusal is answered like every other, but here: raised, it would lose what is to be done after it."""
+        if judgement.status not in _CODES:
+            return answer(
+                {"success": True, "message": f"The callback was taken: {judgement.reason}."}, judgement.status
+            )
+        refusal = Refusal(_CODES[judgement.status], f"The callback was not taken: {judgement.reason}.")
+        self.broker.metrics.refusals.labels(refusal.code).inc()
+        return refused(self.broker.showing.sentences, refusal, request, {})
 
 
 async def _read(request: Request) -> bytes:
@@ -54,9 +72,3 @@ async def _read(request: Request) -> bytes:
         if len(body) > MAX_BODY_BYTES:
             break
     return bytes(body[: MAX_BODY_BYTES + 1])
-
-
-def _told(judgement: Judgement) -> Response:
-    if judgement.status in _CODES:
-        raise Refusal(_CODES[judgement.status], f"The callback was not taken: {judgement.reason}.")
-    return answer({"success": True, "message": f"The callback was taken: {judgement.reason}."}, judgement.status)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import re
 from collections.abc import AsyncIterator
 from contextlib import aclosing, suppress
@@ -20,21 +18,21 @@ from broker.api import bodies
 from broker.api.access import Access, Caller
 from broker.api.answers import POLL_SECONDS, answer, language
 from broker.api.fields import Given
+from broker.api.pages import cursor_after, cursor_of, limit_of, page_of
 from broker.api.views import Views
 from broker.broker import Broker, Created
 from broker.errors import Refusal
+from broker.orders import Request as Order
+from broker.repeats import Repeats
 from broker.sentences import Language, Sentences
-from storage.tasks import SHOWN, Task
+from storage.tasks import SHOWN
 
 LONGEST_WAIT: Final = 30.0
-PAGE: Final = 20
-LONGEST_PAGE: Final = 100
 MOST_JSON_BYTES: Final = 48 * 2**20
 FORM_OVERHEAD: Final = 2 * 2**20
 PING_SECONDS: Final = 15
 
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
-_CURSOR: Final = re.compile(r"([0-9]{1,12}\.[0-9]{1,12}) (task_[0-9a-f]{32})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +43,7 @@ class Native:
     access: Access
     views: Views
     sentences: Sentences
+    repeats: Repeats[Created]
 
     # -- ordering
 
@@ -72,16 +71,27 @@ class Native:
         return most * self.broker.max_file_size + FORM_OVERHEAD
 
     async def _order(self, request: Request, caller: Caller, given: Given, key: str | None) -> Response:
-        order = given.request(key)
+        order = given.request(key, _sent_before(request))
         if given.truth("dryRun"):
             preview = self.broker.preview(order)
             return answer(
                 {"success": True, "dryRun": True, "data": {**preview, "ignored": given.ignored(preview["ignored"])}}
             )
-        return self._accepted(await self.broker.create(caller.name, order), given, language(request))
+        created = await self._created(request, caller, order)
+        return self._accepted(created, given.ignored(created.ignored), language(request))
 
-    def _accepted(self, created: Created, given: Given, language: Language) -> Response:
-        first = created.tasks[0].id
+    async def _created(self, request: Request, caller: Caller, order: Order) -> Created:
+        """Durable tasks; those of the first try for a client that repeats by itself, unless it has a key anyway."""
+        if order.sent_before is None or order.idempotency_key is not None:
+            return await self.broker.create(caller.name, order)
+        who = (caller.name, await self.broker.fingerprint(order))
+        created = await self.repeats.once(who, order.sent_before, lambda: self.broker.create(caller.name, order))
+        if not await request.is_disconnected():
+            self.repeats.answered(who, created)
+        return created
+
+    def _accepted(self, created: Created, ignored: list[str], language: Language) -> Response:
+        first, batch = created.tasks[0].id, created.tasks[0].batch
         document = {
             "success": True,
             "taskId": first,
@@ -89,7 +99,9 @@ class Native:
             "message": self.sentences.say("processing", language),
             "pollUrl": f"/api/task/{first}",
             "taskIds": [task.id for task in created.tasks],
-            "ignored": given.ignored(created.ignored),
+            "batchId": batch,
+            "batchUrl": f"/api/batch/{batch}",
+            "ignored": ignored,
         }
         return answer(document, 202, {"location": f"/api/task/{first}", "retry-after": POLL_SECONDS})
 
@@ -98,9 +110,9 @@ class Native:
     async def poll(self, request: Request) -> Response:
         """How a task is; with `wait` not before it has ended or the time is over."""
         task_id = request.path_params["id"]
-        seconds = _seconds(request.query_params.get("wait"))
+        seconds = seconds_to_wait(request)
         if seconds:
-            await _unless_gone(request, self.broker.wait(task_id, seconds))
+            await unless_gone(request, self.broker.wait(task_id, seconds))
         return (await self.views.of(task_id, language(request))).to(request)
 
     async def events(self, request: Request) -> Response:
@@ -129,13 +141,14 @@ class Native:
         status = request.query_params.get("status") or None
         if status is not None and status not in SHOWN:
             raise Refusal("invalid_request", f"status must be one of {', '.join(SHOWN)}.", field="status")
-        limit = _limit(request.query_params.get("limit"))
-        before = _cursor(request.query_params.get("cursor"))
+        limit = limit_of(request.query_params.get("limit"))
+        before = cursor_of(request.query_params.get("cursor"), "task")
         tasks = await self.broker.newest(status=status, limit=limit + 1, before=before)
-        page, more = tasks[:limit], len(tasks) > limit
+        page, more = page_of(tasks, limit)
         speech = language(request)
         documents = [await self.views.document(task, speech) for task in page]
-        return answer({"success": True, "data": documents, "nextCursor": _cursor_after(page[-1]) if more else None})
+        after = cursor_after(page[-1].created_at, page[-1].id) if more else None
+        return answer({"success": True, "data": documents, "nextCursor": after})
 
     # -- changing
 
@@ -143,6 +156,12 @@ class Native:
         self.access.require(request)
         task = await self.broker.cancel(request.path_params["id"])
         return answer({"success": True, "data": await self.views.document(task, language(request))})
+
+    async def retry(self, request: Request) -> Response:
+        """A failed task again, as a new one. Asked for twice, the same new one."""
+        self.access.require(request)
+        created = await self.broker.retry(request.path_params["id"])
+        return self._accepted(created, list(created.ignored), language(request))
 
 
 class _Events(EventSourceResponse):
@@ -157,7 +176,7 @@ def _event_id(tag: str) -> str:
     return tag.strip('"')
 
 
-async def _unless_gone(request: Request, waiting: Any) -> None:
+async def unless_gone(request: Request, waiting: Any) -> None:
     """Wait, but not for somebody who hung up."""
     waiter, gone = asyncio.ensure_future(waiting), asyncio.ensure_future(_gone(request))
     try:
@@ -189,40 +208,17 @@ def _idempotency_key(request: Request) -> str | None:
     return keys[0]
 
 
-def _seconds(text: str | None) -> float:
+def _sent_before(request: Request) -> int | None:
+    """How often an SDK of Stainless' making says it has sent this request already; none of theirs says nothing."""
+    count = request.headers.get("x-stainless-retry-count", "")
+    return int(count) if re.fullmatch(r"[0-9]{1,3}", count) else None
+
+
+def seconds_to_wait(request: Request) -> float:
+    """What `wait` asks for, 0 … `LONGEST_WAIT`."""
+    text = request.query_params.get("wait")
     if not text:
         return 0.0
     if not re.fullmatch(r"[0-9]{1,20}(\.[0-9]{1,20})?", text):
         raise Refusal("invalid_request", f"wait must be a number of seconds up to {LONGEST_WAIT:.0f}.", field="wait")
     return min(float(text), LONGEST_WAIT)
-
-
-def _limit(text: str | None) -> int:
-    if not text:
-        return PAGE
-    if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) == 0:
-        raise Refusal("invalid_request", f"limit must be a whole number from 1 to {LONGEST_PAGE}.", field="limit")
-    return min(int(text), LONGEST_PAGE)
-
-
-def _cursor_after(task: Task) -> str:
-    """Where the next page begins, in a form that nobody is tempted to read."""
-    return base64.urlsafe_b64encode(f"{task.created_at!r} {task.id}".encode()).decode().rstrip("=")
-
-
-def _cursor(text: str | None) -> tuple[float, str] | None:
-    if not text:
-        return None
-    match = _CURSOR.fullmatch(_decoded(text))
-    if match is None:
-        raise Refusal("invalid_request", "cursor must be the nextCursor of an earlier page.", field="cursor")
-    return float(match[1]), match[2]
-
-
-def _decoded(text: str) -> str:
-    """Empty for what is no base64 of ASCII."""
-    try:
-        padded = text[:200].encode("ascii") + b"=" * (-len(text[:200]) % 4)
-        return base64.b64decode(padded, altchars=b"-_", validate=True).decode("ascii")
-    except (binascii.Error, ValueError):
-        return ""

@@ -15,11 +15,11 @@ from starlette.responses import Response
 from broker.api.access import Access
 from broker.api.answers import answer, language
 from broker.broker import Broker
+from broker.gauges import Gauges
 from broker.sentences import Sentences
 from broker.worker import Worker
 from storage.database import StorageError
 from storage.migrate import probe
-from storage.tasks import State
 
 PATIENCE: Final = 5.0
 OLDEST_BEAT: Final = 30.0
@@ -29,6 +29,7 @@ OLDEST_BEAT: Final = 30.0
 class Operations:
     broker: Broker
     worker: Worker
+    gauges: Gauges
     access: Access
     sentences: Sentences
     version: str
@@ -66,10 +67,7 @@ class Operations:
     async def metrics(self, request: Request) -> Response:
         """The Prometheus text format."""
         self.access.require(request)
-        counts = await self.broker.tasks.counts()
-        for state in State:
-            self.broker.metrics.tasks.labels(state.value).set(counts.get(state.value, 0))
-        return Response(self.broker.metrics.page(), headers={"content-type": CONTENT_TYPE_LATEST})
+        return Response(await self.gauges.page(), headers={"content-type": CONTENT_TYPE_LATEST})
 
 
 async def _trouble(check: Awaitable[object]) -> str | None:

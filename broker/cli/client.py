@@ -30,23 +30,23 @@ class Client:
         kind, body = _form(fields, images)
         headers = {"Idempotency-Key": secrets.token_hex(16), "Content-Type": kind}
         try:
-            created = await self._ask("POST", "/api/generate/image", content=body, headers=headers)
+            created = await self.ask("POST", "/api/generate/image", content=body, headers=headers)
         except ProviderError:
-            created = await self._ask("POST", "/api/generate/image", content=body, headers=headers)
+            created = await self.ask("POST", "/api/generate/image", content=body, headers=headers)
         return list(created["taskIds"])
 
     async def task(self, task_id: str) -> dict[str, Any]:
         """The task as a poll shows it."""
-        answer: dict[str, Any] = await self._ask("GET", f"/api/task/{task_id}")
+        answer: dict[str, Any] = await self.ask("GET", f"/api/task/{task_id}")
         return answer
 
     async def tasks(self, *, status: str | None, limit: int) -> dict[str, Any]:
         params = {"limit": str(limit)} | ({"status": status} if status else {})
-        answer: dict[str, Any] = await self._ask("GET", "/api/tasks", params=params)
+        answer: dict[str, Any] = await self.ask("GET", "/api/tasks", params=params)
         return answer
 
     async def cancel(self, task_id: str) -> dict[str, Any]:
-        answer: dict[str, Any] = await self._ask("DELETE", f"/api/task/{task_id}")
+        answer: dict[str, Any] = await self.ask("DELETE", f"/api/task/{task_id}")
         return answer
 
     async def image(self, path: str) -> bytes:
@@ -62,7 +62,8 @@ class Client:
             return False
         return isinstance(health, dict) and health.get("status") == "healthy"
 
-    async def _ask(self, method: str, path: str, **request: Any) -> Any:
+    async def ask(self, method: str, path: str, **request: Any) -> Any:
+        """The JSON document of an answer. Raises `Unable` with the broker's own words for a refusal."""
         return (await self._send(method, path, **request)).json()
 
     async def _send(

@@ -22,9 +22,12 @@ app = typer.Typer(
 )
 db = typer.Typer(help="The database: its state, and bringing it to today's shape.", no_args_is_help=True)
 app.add_typer(db, name="db")
+hooks = typer.Typer(help="Callbacks that came, and webhooks that went out: list, show, replay.")
+app.add_typer(hooks, name="hooks")
 
 AsJson = Annotated[bool, typer.Option("--json", help="JSON for programs, one document per line.")]
 Watch = Annotated[bool, typer.Option("--watch", help="Go on and show each change.")]
+HookId = Annotated[str, typer.Argument(metavar="ID", help="hook_… came, evt_… went out.")]
 Port = Annotated[int | None, typer.Option(min=0, max=65535, help="Port to listen on, 0 for any free one.")]
 
 
@@ -148,6 +151,61 @@ def cancel(task_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
     from broker.cli.tasks import cancel
 
     _run(cancel, task_id)
+
+
+@hooks.callback(invoke_without_command=True)
+def list_hooks(
+    context: typer.Context,
+    *,
+    task: Annotated[str | None, typer.Option(metavar="ID", help="Only those of this task.")] = None,
+    verdict: Annotated[
+        str | None,
+        typer.Option(help="Only believe, ask, refuse, unknown or malformed ones; with --sent an outcome, like failed."),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=100, help="How many.")] = 20,
+    sent: Annotated[bool, typer.Option("--sent", help="Webhooks that went to callers, not callbacks that came.")] = (
+        False
+    ),
+    as_json: AsJson = False,
+    watch: Watch = False,
+) -> None:
+    """The inbox of callbacks, newest first: verdict, how long each took, and how many never came."""
+    if context.invoked_subcommand is not None:
+        return
+    from broker.cli.hooks import list_all
+
+    _run(partial(list_all, task=task, verdict=verdict, limit=limit, sent=sent, as_json=as_json, watch=watch))
+
+
+@hooks.command("show")
+def show_hook(hook_id: HookId, as_json: AsJson = False) -> None:
+    """One of them whole: what it proved, headers, raw body."""
+    from broker.cli.hooks import show
+
+    _run(partial(show, hook_id, as_json=as_json))
+
+
+@hooks.command("replay")
+def replay_hook(
+    hook_id: HookId,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only explain what it would do.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Let today's code read a callback again, or send a webhook again. What was refused is only explained."""
+    from broker.cli.hooks import replay
+
+    _run(partial(replay, hook_id, dry_run=dry_run, as_json=as_json))
+
+
+@hooks.command("export")
+def export_hook(
+    hook_id: HookId,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Where to save it. Default: print it.")] = None,
+) -> None:
+    """A received callback as a test fixture. It holds what the callback held, like the prompt."""
+    from broker.cli.hooks import export
+
+    _run(partial(export, hook_id, out=out))
 
 
 @app.command()

@@ -17,7 +17,7 @@ from broker.cli.generate import failure
 from broker.cli.house import Moment, broker_for_a_moment, quiet_logs
 from broker.cli.screen import Unable, complain, say
 from broker.settings import Settings
-from storage.hooks import Hook
+from storage.hooks import Entry
 
 LOOK_EVERY = 0.5
 PATIENCE_SECONDS = 30.0
@@ -105,7 +105,7 @@ async def _ended(moment: Moment, task_id: str, tell: Callable[[str], None]) -> d
     raise Unable(f"after {PATIENCE_SECONDS:g} s the task is still {status or 'unknown'}")
 
 
-def _check_callback(hooks: list[Hook]) -> None:
+def _check_callback(hooks: list[Entry]) -> None:
     """The image must have come by webhook, not by asking."""
     if not any(hook.verdict == "believe" for hook in hooks):
         raise Unable(f"no callback was believed: {[hook.reason for hook in hooks] or 'none came'}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
@@ -52,7 +52,7 @@ async def show(task_id: str, *, as_json: bool, watch: bool) -> int:
     """0, or 1 if the watched task did not end well."""
     async with _source() as source:
         document: Document = {}
-        async for document in _looks(lambda: source.task(task_id), watch):
+        async for document in looks(lambda: source.task(task_id), watch):
             say_json(document) if as_json else _tell(document["data"])
             if document["data"]["status"] in ENDED:
                 break
@@ -62,7 +62,7 @@ async def show(task_id: str, *, as_json: bool, watch: bool) -> int:
 async def show_all(*, status: str | None, limit: int, as_json: bool, watch: bool) -> None:
     """The newest tasks; when watching, again after every change."""
     async with _source() as source:
-        async for document in _looks(lambda: source.tasks(status=status, limit=limit), watch):
+        async for document in looks(lambda: source.tasks(status=status, limit=limit), watch):
             if as_json:
                 say_json(document)
             else:
@@ -84,11 +84,11 @@ async def _source() -> AsyncIterator[Source]:
         if client is not None:
             yield client
             return
-    async with open_services(_settled(settings), joins=False) as services:
+    async with open_services(settled(settings), joins=False) as services:
         yield Shelf(services)
 
 
-def _settled(settings: Settings) -> Settings:
+def settled(settings: Settings) -> Settings:
     """Nobody needs to reach us for this. Raises `Unable` in a folder where there is nothing to see."""
     path = absent(settings)
     if path is not None:
@@ -99,7 +99,7 @@ def _settled(settings: Settings) -> Settings:
     return settings.model_copy(update={"webhook_base_url": "", "tunnel_api": ""})
 
 
-async def _looks(look: Callable[[], Awaitable[Document]], watch: bool) -> AsyncIterator[Document]:
+async def looks(look: Callable[[], Awaitable[Document]], watch: bool) -> AsyncIterator[Document]:
     """What is seen at first, and with `watch` each change of it."""
     seen: Document | None = None
     while True:
@@ -115,7 +115,7 @@ async def _looks(look: Callable[[], Awaitable[Document]], watch: bool) -> AsyncI
 def _tell(task: Document) -> None:
     facts = {
         "task": task["id"],
-        "status": f"{task['status']} ({task['progress']['stage']})",
+        "status": f"{task['status']} ({', '.join(_progress(task['progress']))})",
         "model": f"{task['model']}, {task['mode']}, by {task['provider']}, attempt {task['attempts']}",
         "prompt": task["prompt"],
         "created": task["createdAt"],
@@ -126,6 +126,18 @@ def _tell(task: Document) -> None:
         say(f"{name:<10} {value}")
     if task["error"]:
         complain(failure(task))
+
+
+def _progress(progress: Document) -> Iterator[str]:
+    yield progress["stage"]
+    if (place := progress.get("position")) is not None:
+        yield f"place {place}"
+    if word := progress.get("providerState"):
+        yield f"the provider says {word}"
+    if (percent := progress.get("percent")) is not None:
+        yield f"{percent} %"
+    if (seconds := progress.get("etaSeconds")) is not None:
+        yield f"about {seconds} s left"
 
 
 def _list(tasks: list[Document], watch: bool) -> None:

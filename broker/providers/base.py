@@ -1,7 +1,8 @@
 """What every provider is to us: a few verbs over an order, a job id and a callback body.
 
-Modules beside this one: one per upstream (`kie`, `legacy`), none of which imports another; and what a family of them
-shares: `reading` (what a body says), `verdicts` (what an answer comes to), `addresses` (which adapter is meant).
+Modules beside this one: one per upstream (`kie`, `legacy`), none of which imports another; and what they
+share: `failures` (why something failed), `reading` (what a body says), `verdicts` (what an answer comes to),
+`addresses` (which adapter is meant).
 """
 
 from __future__ import annotations

@@ -185,7 +185,7 @@ class Kie:
             case None if said.code in ENDED:
                 return verdicts.failed(said, job_id, self._harmless)
             case "running" | "unknown" | None if said.ids and reply.fine:
-                return Pending(job_id=job_id)
+                return Pending(job_id=job_id, stage=said.word, percent=said.percent)
         raise self._trouble("recordInfo", reply)
 
     def hear(self, body: Any) -> Report:
@@ -198,13 +198,13 @@ class Kie:
         fine = said.code is None or said.code in reading.FINE
         match said.state:
             case "done" | None if fine and said.outputs:
-                return Finished(outputs=said.outputs, job_id=said.job_id, cost=said.cost)
+                return Finished(outputs=said.outputs, job_id=said.job_id, cost=said.cost, ended_at=said.ended_at)
             case "failed" if said.code is None or not fine:
                 return verdicts.failed(said, said.job_id, self._harmless)
             case None if said.code in ENDED_IN_CALLBACK and not said.outputs:
                 return verdicts.failed(said, said.job_id, self._harmless)
             case "running" if fine:
-                return Pending(job_id=said.job_id)
+                return Pending(job_id=said.job_id, stage=said.word, percent=said.percent)
         return Pending(job_id=said.job_id, check_in=0)
 
     def names(self, body: Any) -> tuple[str, ...]:

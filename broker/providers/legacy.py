@@ -113,23 +113,27 @@ class Legacy:
             raise self._trouble("status", reply)
         if reply.said.state == "done":
             return Finished(outputs=reply.said.outputs, job_id=job_id, cost=reply.said.cost)
-        return self._report(reply.said, job_id) or Pending(job_id=job_id)
+        return self._report(reply.said, job_id) or self._running(reply.said, job_id)
 
     def hear(self, body: Any) -> Report:
         said = Said.of(body, id_fields=reading.ANY_IDS)
         if report := self._report(said, said.job_id):
             return report
-        return Pending(job_id=said.job_id, check_in=None if said.state == "running" else 0)
+        return self._running(said, said.job_id) if said.state == "running" else Pending(job_id=said.job_id, check_in=0)
 
     def names(self, body: Any) -> tuple[str, ...]:
         return reading.ids_in(body)
+
+    @staticmethod
+    def _running(said: Said, job_id: str | None) -> Pending:
+        return Pending(job_id=job_id, stage=said.word, percent=said.percent)
 
     def _report(self, said: Said, job_id: str | None) -> Report | None:
         """The end of a job, if a body tells of one: a failure, or a result beside no word that speaks against it."""
         if said.state == "failed":
             return verdicts.failed(said, job_id, self._harmless)
         if said.outputs and said.state in {"done", None}:
-            return Finished(outputs=said.outputs, job_id=job_id, cost=said.cost)
+            return Finished(outputs=said.outputs, job_id=job_id, cost=said.cost, ended_at=said.ended_at)
         return None
 
     # -- the rest

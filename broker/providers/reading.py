@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import islice
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
@@ -26,6 +27,11 @@ MAX_URL: Final = 4096
 MAX_CANDIDATES: Final = 1000
 """Strings looked at in search of URLs: a hostile body must not keep us busy."""
 MAX_SALVAGE: Final = 2**20
+MAX_NAMES: Final = 8
+
+_OLDEST: Final = 946_684_800.0
+_NEWEST: Final = 4_102_444_800.0
+"""The century in which jobs end, in seconds since the epoch: beyond it something counts in smaller units."""
 
 TASK_IDS: Final = ("taskId", "task_id")
 """kie.ai's names for a job's id. Others may name a request or an account, so an order is not bound to them."""
@@ -39,6 +45,7 @@ _STATES: Final[dict[str, State]] = {
 }
 _STATE_FIELDS: Final = ("state", "status", "taskStatus", "task_status")
 _COST_FIELDS: Final = ("creditsConsumed", "consumeCredits", "credits_consumed")
+_END_FIELDS: Final = ("completeTime", "complete_time", "completedAt", "completed_at")
 _PLACES: Final = ("resultJson", "output", "result", "info", "response")
 _URL_FIELDS: Final = (
     *("resultUrls", "result_urls", "resultUrl", "resultImageUrl", "result_url"),
@@ -46,6 +53,9 @@ _URL_FIELDS: Final = (
     *("result", "output", "data"),
 )
 
+_ONE_WORD: Final = re.compile(r"[A-Za-z][A-Za-z_-]{0,31}")
+_A_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{1,63}")
+_WAIT: Final = re.compile(r"(?:^|resets in ~?)([0-9]{1,6}(?:\.[0-9]{1,9})?) ?s\b")
 _QUERY: Final = re.compile(r"(https?:[^\s?\"'<>]+)\?[^\s\"'<>]*", re.I)
 _RESULT_URLS: Final = re.compile(r'\s*\{\s*"resultUrls"\s*:\s*\[')
 _QUOTED_URL: Final = re.compile(r'"https?:(?:[^"\\]++|\\.)*+"')
@@ -58,7 +68,9 @@ _FIELD: Final = re.compile(
 class Said:
     """What one body says about one job, before anybody decides whether to believe it.
 
-    code: of the envelope, None if there is none. fail_code, message, cost: as far as they are there.
+    code: of the envelope, None if there is none. fail_code, message, cost: as far as they are there. ended_at: when the
+    job was over by the clock of whoever says so, in seconds since the epoch. names: what a failure is called beside
+    its number, most telling first. word, percent: how far the job is, in the provider's words.
     """
 
     ids: tuple[str, ...]
@@ -68,11 +80,15 @@ class Said:
     fail_code: str | None
     message: str
     cost: float | None
+    ended_at: float | None
+    names: tuple[str, ...] = ()
+    word: str | None = None
+    percent: float | None = None
 
     @classmethod
     def of(cls, body: Any, *, id_fields: Sequence[str] = TASK_IDS) -> Said:
         """Read a body; anything that is not a JSON object says nothing."""
-        top = mapping(body)
+        top = mapping(_unwrapped(body))
         record = record_of(top)
         return cls(
             ids=ids_in(top, id_fields),
@@ -82,6 +98,10 @@ class Said:
             fail_code=_fail_code(record, top),
             message=_message(record, top),
             cost=next((cost for name in _COST_FIELDS if (cost := amount(record.get(name))) is not None), None),
+            ended_at=next((at for name in _END_FIELDS if (at := moment(record.get(name))) is not None), None),
+            names=_names(record, top),
+            word=_word(record) or _word(top),
+            percent=_percent(record),
         )
 
     @property
@@ -131,6 +151,26 @@ def amount(value: Any) -> float | None:
     return number if math.isfinite(number) and number >= 0 else None
 
 
+def moment(value: Any) -> float | None:
+    """Seconds since the epoch, from a count of seconds, milli- or microseconds, or from ISO 8601 with its zone.
+
+    kie.ai's callbacks mix seconds and milliseconds. None for what is no time of this century.
+    """
+    count = amount(value)
+    seconds = _of_iso(text(value) or "") if count is None else count
+    while seconds is not None and seconds > _NEWEST:
+        seconds = seconds / 1000 if seconds < _NEWEST * 1e6 else None
+    return seconds if seconds is not None and seconds >= _OLDEST else None
+
+
+def _of_iso(words: str) -> float | None:
+    try:
+        at = datetime.fromisoformat(words[:40])
+        return at.timestamp() if at.tzinfo else None
+    except (ValueError, OverflowError):
+        return None
+
+
 def whole(value: Any) -> int | None:
     """A code: a small whole number, also from a string (some answers say "200")."""
     number = amount(value)
@@ -161,8 +201,68 @@ def ids_in(top: Any, id_fields: Sequence[str] = ANY_IDS) -> tuple[str, ...]:
 
 def _state(record: Mapping[str, Any]) -> State | None:
     """None where nothing is said; "unknown" for a word nobody documented: such a job is not finished."""
-    said = next((found for name in _STATE_FIELDS if (found := text(record.get(name)))), None)
+    said = _said_state(record)
     return _STATES.get(said.lower().replace("-", "_"), "unknown") if said else None
+
+
+def _said_state(record: Mapping[str, Any]) -> str | None:
+    return next((found for name in _STATE_FIELDS if (found := text(record.get(name)))), None)
+
+
+def _word(record: Mapping[str, Any]) -> str | None:
+    """The state in the provider's own word, if it is one."""
+    said = _said_state(record)
+    return said if said and _ONE_WORD.fullmatch(said) else None
+
+
+def _percent(record: Mapping[str, Any]) -> float | None:
+    """kie.ai: `progress`, 0 … 100, of some models; the others have 0 or nothing there, which says as much."""
+    found = amount(record.get("progress"))
+    return found if found is not None and 0 < found <= 100 else None
+
+
+def _unwrapped(body: Any) -> Any:
+    """Gemini sometimes puts its error into a list of one."""
+    return body[0] if isinstance(body, list) and len(body) == 1 and "error" in mapping(body[0]) else body
+
+
+def _names(record: Mapping[str, Any], top: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a failure is called: Gemini's reasons and statuses, fal's types, codes that are words."""
+    places = (record, top) if record is not top else (record,)
+    found = (name for place in places for value in _called(place) if (name := _name(value)))
+    return tuple(islice(dict.fromkeys(found), MAX_NAMES))
+
+
+def _called(place: Mapping[str, Any]) -> Iterator[Any]:
+    error = mapping(place.get("error"))
+    for detail in _items(error.get("details")):
+        yield detail.get("reason")
+    yield from (error.get("status"), error.get("type"), error.get("code"))
+    for detail in _items(place.get("detail")):
+        yield detail.get("type")
+    yield mapping(place.get("promptFeedback")).get("blockReason")
+    for candidate in _items(place.get("candidates")):
+        yield candidate.get("finishReason")
+    yield from (place.get(name) for name in ("failCode", "errorCode", "error_code", "error_type", "code"))
+
+
+def _items(value: Any) -> list[Mapping[str, Any]]:
+    return [mapping(item) for item in value[:MAX_NAMES]] if isinstance(value, list) else []
+
+
+def _name(value: Any) -> str | None:
+    found = text(value)
+    return found if found and _A_NAME.fullmatch(found) else None
+
+
+def asked_wait(body: Any) -> float | None:
+    """Seconds that a body asks us to wait: Gemini's `retryDelay`, Replicate's "resets in ~30s"."""
+    top = mapping(_unwrapped(body))
+    delays = [detail.get("retryDelay") for detail in _items(mapping(top.get("error")).get("details"))]
+    for value in (*delays, top.get("detail")):
+        if isinstance(value, str) and (match := _WAIT.search(value[:500])):
+            return float(match[1])
+    return None
 
 
 def _fail_code(record: Mapping[str, Any], top: Mapping[str, Any]) -> str | None:
@@ -181,6 +281,8 @@ def _message(record: Mapping[str, Any], top: Mapping[str, Any]) -> str:
     says_fine = whole(top.get("code")) in FINE
     places = [place for place in (record, top) if not (place is top and says_fine)]
     values += [place.get(name) for place in places for name in ("msg", "message", "detail")]
+    values += [detail.get("msg") for place in (record, top) for detail in _items(place.get("detail"))]
+    values += [candidate.get("finishMessage") for candidate in _items(top.get("candidates"))]
     return next((found for value in values if (found := text(value))), "no reason given")
 
 

@@ -1,12 +1,11 @@
 """What an answer comes to: accepted, refused, unknown or not sent; why; and how long to wait.
 
-Shared by adapters of one family of APIs. The tables hold HTTP's codes and those that kie.ai (Getting Started) adds.
+Shared by adapters of one family of APIs. Why something failed is looked up in `failures`.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC
@@ -16,53 +15,15 @@ from typing import Any, Final
 from broker.errors import ProviderError
 from broker.orders import Order
 from broker.outgoing import Answer
-from broker.providers.reading import FINE, TASK_IDS, Said, whole
+from broker.providers.failures import meaning
+from broker.providers.reading import FINE, TASK_IDS, Said, asked_wait, whole
 from broker.reports import Failed
-
-Verdict = tuple[str, bool]
-"""A task error code, and whether another attempt may succeed."""
 
 Harmless = Callable[[str], str]
 """Takes secrets out of words."""
 
 MAX_WAIT: Final = 600.0
 """The longest wait, in seconds, that a provider can talk us into."""
-
-ACCOUNT: Final[dict[int, Verdict]] = {
-    401: ("provider_auth", False),
-    402: ("provider_credits", False),
-    403: ("provider_auth", False),
-    429: ("provider_rate_limited", True),
-    433: ("provider_credits", False),  # kie.ai: a sub-key's own limit
-    455: ("provider_unavailable", True),  # kie.ai: maintenance
-}
-"""Codes about the account or the service: whatever the words beside them, they are not about this order."""
-
-ORDER: Final[dict[int, Verdict]] = {
-    408: ("provider_error", True),  # kie.ai, of a job: no result for more than ten minutes
-    505: ("provider_rejected", False),  # kie.ai: feature disabled
-    531: ("provider_error", True),  # kie.ai: failed, credits returned
-}
-"""Codes about one order, where the words beside them say nothing better."""
-
-_FLAGGED: Final = re.compile(r"sensitive|flagged|\bpolic(y|ies)\b|moderat|nsfw|prohibited|safety|unsafe|violat", re.I)
-_OUTPUT_ONLY: Final = re.compile(r"^(?!.*\b(inputs?|prompts?)\b).*\b(outputs?|generated|results?)\b", re.I | re.S)
-_WORDS: Final[tuple[tuple[re.Pattern[str], Verdict], ...]] = (
-    (re.compile(r"could not generate an? image|no image|no media", re.I), ("no_image", False)),
-    (
-        re.compile(
-            r"not within the range|allowed options|is required|must be|unsupported|not supported|too (long|large|many)"
-            r"|\binvalid (parameter|value|input|image|url|prompt|aspect|model|format)|exceeds",
-            re.I,
-        ),
-        ("provider_rejected", False),
-    ),
-    (
-        re.compile(r"internal (server )?error|try again later|temporar|overload|time.?out|unavailable|busy", re.I),
-        ("provider_error", True),
-    ),
-)
-"""Words of real failures, in the order in which they decide: kie.ai reports even a bad ratio as code 500."""
 
 WAITS: Final[dict[int, float]] = {429: 5.0, 455: 60.0}
 """Seconds to wait where the provider does not say (kie.ai: a window of ten seconds; maintenance takes minutes)."""
@@ -73,7 +34,7 @@ OPERATOR_WAITS: Final = dict.fromkeys((401, 402, 403, 433), 60.0)
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """An answer as it came and as it reads. body: its JSON or None. wait: seconds that its Retry-After asks for."""
+    """An answer as it came and as it reads. body: its JSON or None. wait: seconds that it asks for."""
 
     status: int
     body: Any
@@ -84,7 +45,10 @@ class Reply:
     def of(cls, answer: Answer, now: float, *, id_fields: Sequence[str] = TASK_IDS) -> Reply:
         body = _json(answer)
         said = Said.of(body, id_fields=id_fields)
-        return cls(status=answer.status, body=body, said=said, wait=wait_of(answer.headers, now))
+        wait = wait_of(answer.headers, now)
+        return cls(
+            status=answer.status, body=body, said=said, wait=_within_reason(asked_wait(body)) if wait is None else wait
+        )
 
     @property
     def code(self) -> int:
@@ -114,23 +78,25 @@ class Reply:
 
     def refusal(self, harmless: Harmless) -> Failed:
         """What it refused, once it is certain that nothing was accepted."""
-        code, retryable = verdict(self.code, self.words)
+        means = meaning(self.code, self.words, self.said.names)
         wait = self.wait if self.wait is not None else WAITS.get(self.code)
         return Failed(
-            code=code,
+            code=means.code,
             message=harmless(self.words),
-            retryable=retryable,
+            retryable=means.retryable,
             billed="no",
             provider_code=str(self.code),
-            retry_in=wait if retryable else None,
+            retry_in=wait if means.retryable else None,
+            known=means.known,
         )
 
     def trouble(self, who: str, harmless: Harmless, *, permanent: bool = False) -> ProviderError:
         """An answer that does not help. who: name and verb. permanent: a refusal of this verb is for good."""
         wait = self.wait if self.wait is not None else (OPERATOR_WAITS | WAITS).get(self.code)
         final = permanent and self.proves_refusal and self.code not in WAITS
-        message = f"{who} answered HTTP {self.status}, code {self.said.code}: {harmless(self.words)}"
-        return ProviderError(message, permanent=final, retry_in=wait)
+        summary = f"{who} answered HTTP {self.status}, code {self.said.code}"
+        message = f"{summary}: {harmless(self.words)}"
+        return ProviderError(message, permanent=final, retry_in=wait, summary=summary)
 
 
 def _json(answer: Answer) -> Any:
@@ -143,14 +109,17 @@ def _json(answer: Answer) -> Any:
 
 def failed(said: Said, job_id: str | None, harmless: Harmless) -> Failed:
     """A job that failed."""
-    code, retryable = verdict(whole(said.fail_code), said.message)
+    means = meaning(whole(said.fail_code), said.message, said.names)
+    refunded = said.fail_code == "531"  # kie.ai: whatever it consumed at first
     return Failed(
-        code=code,
+        code=means.code,
         message=harmless(said.message),
-        retryable=retryable,
-        billed="no" if said.fail_code == "531" else said.billed,
+        retryable=means.retryable,
+        billed=means.billed or "unknown" if said.cost is None or refunded else said.billed,
         job_id=job_id,
-        provider_code=said.fail_code,
+        ended_at=said.ended_at,
+        provider_code=said.fail_code or (said.names[0] if said.names else None),
+        known=means.known,
     )
 
 
@@ -162,29 +131,14 @@ def unsent(error: ProviderError, harmless: Harmless) -> Failed:
         retryable=not error.permanent,
         billed="no",
         retry_in=error.retry_in,
+        sent=False,
     )
 
 
 def not_served(name: str, order: Order) -> Failed:
     """An order for what the catalog no longer has at this provider: nothing was sent."""
     message = f"{name} does not serve {order.model} ({order.mode})"
-    return Failed(code="provider_rejected", message=message, retryable=False, billed="no")
-
-
-def verdict(code: int | None, words: str) -> Verdict:
-    """What a code and the words beside it come to."""
-    if code in ACCOUNT:
-        return ACCOUNT[code]
-    if _FLAGGED.search(words):
-        return ("safety_output" if _OUTPUT_ONLY.match(words) else "safety_input"), False
-    for pattern, found in _WORDS:
-        if pattern.search(words):
-            return found
-    return ORDER.get(code or 0) or _by_class(code or 0)
-
-
-def _by_class(code: int) -> Verdict:
-    return ("provider_rejected", False) if 400 <= code < 500 else ("provider_error", code >= 500)
+    return Failed(code="provider_rejected", message=message, retryable=False, billed="no", sent=False)
 
 
 def wait_of(headers: Mapping[str, str], now: float) -> float | None:
@@ -194,7 +148,11 @@ def wait_of(headers: Mapping[str, str], now: float) -> float | None:
         seconds = float(value)
     except ValueError:
         seconds = _until(value, now)
-    return None if math.isnan(seconds) else min(max(seconds, 0.0), MAX_WAIT)
+    return _within_reason(None if math.isnan(seconds) else seconds)
+
+
+def _within_reason(seconds: float | None) -> float | None:
+    return None if seconds is None else min(max(seconds, 0.0), MAX_WAIT)
 
 
 def _until(date: str, now: float) -> float:

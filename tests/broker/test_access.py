@@ -223,6 +223,12 @@ TRUSTED_ONLY = [
     ("DELETE", f"/api/task/task_{'0' * 32}"),
     ("GET", f"/uploads/images/generated_{'0' * 32}.png.json"),
     ("GET", f"/uploads/references/reference_{'0' * 32}.png.json"),
+    ("POST", f"/api/task/task_{'0' * 32}/retry"),
+    ("DELETE", f"/api/batch/batch_{'0' * 32}"),
+    ("GET", "/api/hooks"),
+    ("GET", f"/api/hooks/hook_{'0' * 24}"),
+    ("POST", f"/api/hooks/hook_{'0' * 24}/replay"),
+    ("GET", f"/api/hooks/hook_{'0' * 24}/fixture"),
     ("GET", "/ready"),
     ("GET", "/metrics"),
 ]
@@ -232,6 +238,7 @@ OPEN = [
     ("GET", "/api/webhook/kie", 200),
     ("GET", f"/api/task/task_{'0' * 32}", 404),
     ("GET", f"/api/task/task_{'0' * 32}/events", 404),
+    ("GET", f"/api/batch/batch_{'0' * 32}", 404),
     ("GET", f"/uploads/images/generated_{'0' * 32}.png", 404),
     ("GET", f"/uploads/references/reference_{'0' * 32}.png", 404),
 ]
@@ -267,6 +274,8 @@ def _pattern(path: str) -> str:
         return _pattern(path.removesuffix(".json")) + ".json"
     for start, pattern in {
         "/api/task/": "{id}",
+        "/api/batch/": "{id}",
+        "/api/hooks/": "{id}",
         "/uploads/images/": "{name}",
         "/uploads/references/": "{name}",
     }.items():

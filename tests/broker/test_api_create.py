@@ -40,7 +40,7 @@ async def test_a_json_order_is_taken(tmp_path: Path) -> None:
     async with open_api(tmp_path) as house:
         answer = await house.client.post(CREATE, json=PROMPT)
         document = answer.json()
-        task_id = document.pop("taskId")
+        task_id, batch_id = document.pop("taskId"), document.pop("batchId")
         assert answer.status_code == 202
         assert document == {
             "success": True,
@@ -48,6 +48,7 @@ async def test_a_json_order_is_taken(tmp_path: Path) -> None:
             "message": "Your image is being generated, please wait...",
             "pollUrl": f"/api/task/{task_id}",
             "taskIds": [task_id],
+            "batchUrl": f"/api/batch/{batch_id}",
             "ignored": [],
         }
         assert answer.headers["location"] == f"/api/task/{task_id}"
@@ -154,6 +155,17 @@ async def test_the_same_key_at_once_is_one_order(tmp_path: Path) -> None:
         assert len({answer.json()["taskId"] for answer in answers}) == 1
         tasks, images, keys, files = await house.left_behind()
         assert (tasks, images, keys, files) == (1, 1, 1, 1)
+
+
+async def test_two_hundred_equal_orders_at_once_are_one_order(tmp_path: Path) -> None:
+    """More than a minute's pace, and not one of them is turned away: there is only one order."""
+    async with open_api(tmp_path, rate_per_minute=2) as house:
+        headers = {"Idempotency-Key": "one-click"}
+        order = {**PROMPT, "n": 2}
+        answers = await asyncio.gather(*(house.client.post(CREATE, json=order, headers=headers) for _ in range(200)))
+        assert [answer.status_code for answer in answers] == [202] * 200
+        assert len({answer.text for answer in answers}) == 1
+        assert (await house.left_behind())[0] == 2
 
 
 async def test_a_repeated_order_costs_no_pace_and_is_not_looked_at_again(tmp_path: Path) -> None:

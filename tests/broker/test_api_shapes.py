@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import traceback
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from structlog.testing import capture_logs
 
 from broker.api.answers import refused, to_json
 from broker.errors import STATUS_OF, TASK_CODES, Complaint, Refusal
-from broker.sentences import LANGUAGES, Sentences, language_of
+from broker.sentences import LANGUAGES, Language, Sentences, language_of
 from broker.server import Patience
 from storage.database import StorageError
 from storage.tasks import State
@@ -68,6 +69,27 @@ def test_field_and_details_stand_beside_the_sentence() -> None:
 def test_sentences_that_are_missing_stop_the_start() -> None:
     with pytest.raises(ValueError, match="is missing"):
         Sentences.load('[processing]\nen = "x"\nzh = "x"\nru = "x"')
+
+
+@pytest.mark.parametrize("key", sorted(SENTENCES.table))
+def test_a_sentence_says_the_same_in_every_language(key: str) -> None:
+    """One placeholder and no other; where a translation leaves the English detail out, all translations do."""
+    told = SENTENCES.table[key]
+    places = {language: re.findall(r"\{[^}]*\}", text) for language, text in told.items()}
+    assert all(found in ([], ["{detail}"]) for found in places.values())
+    assert places["zh"] == places["ru"]
+    assert places["en"] == ["{detail}"] or places["zh"] == []
+    assert re.search(r"[\u4e00-\u9fff]", told["zh"])
+    assert re.search(r"[\u0400-\u04ff]", told["ru"])
+    assert all(text == text.strip() and text[-1] in ".。}" for text in told.values())
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_an_end_says_whether_it_cost(language: Language) -> None:
+    for code in TASK_CODES:
+        ends = [SENTENCES.end(code, billed, language) for billed in ("yes", "no", "unknown")]
+        assert len(set(ends)) == 3
+        assert all(end.startswith(SENTENCES.say(code, language)) and "\n" not in end for end in ends)
 
 
 @pytest.mark.parametrize(

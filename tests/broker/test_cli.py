@@ -121,7 +121,8 @@ def test_help_names_every_command(shell: Shell) -> None:
     ended = shell.run("--help")
     assert ended.code == 0
     assert all(
-        f" {name} " in ended.out for name in "demo serve worker sandbox generate task tasks cancel cleanup db".split()
+        f" {name} " in ended.out
+        for name in "demo serve worker sandbox generate task tasks cancel hooks cleanup db".split()
     )
 
 
@@ -384,6 +385,7 @@ def test_without_a_broker_the_database_tells_and_cancels(shell: Shell) -> None:
     listed = json.loads(shell.run("tasks", "--json").out)
     assert [task["status"] for task in listed["data"]] == ["pending"]
     task_id = listed["data"][0]["id"]
+    assert "pending (queued, place 1)" in shell.run("task", task_id).out
     assert shell.run("cancel", task_id).code == 0
     assert json.loads(shell.run("task", task_id, "--json").out)["data"]["status"] == "canceled"
 

@@ -470,7 +470,7 @@ async def test_no_more_than_sixteen_results_are_taken(kie: Kie, upstream: Upstre
 )
 async def test_a_result_beside_an_unfinished_state_does_not_count(kie: Kie, upstream: Upstream, state: str) -> None:
     upstream.will(record(state=state, resultJson=result(*TWO)))
-    assert await kie.check(JOB) == Pending(job_id=JOB)
+    assert await kie.check(JOB) == Pending(job_id=JOB, stage=state)
 
 
 FAILURES = [
@@ -492,8 +492,10 @@ FAILURES = [
     ("429", "too many", "provider_rate_limited", True),
     ("", "", "provider_error", False),
     (None, None, "provider_error", False),
-    ("E005", "weird", "provider_error", False),
+    ("E005", "weird", "safety_input", False),
+    ("E777", "weird", "provider_error", False),
 ]
+FREE = {"402", "429"}
 
 
 @pytest.mark.parametrize(("fail_code", "words", "code", "retryable"), FAILURES)
@@ -505,9 +507,10 @@ async def test_a_failure_is_told_by_code_and_words(
         code=code,
         message=words or "no reason given",
         retryable=retryable,
-        billed="unknown",
+        billed="no" if fail_code in FREE else "unknown",
         job_id=JOB,
         provider_code=str(fail_code) if fail_code else None,
+        known=fail_code != "E777",
     )
 
 
@@ -699,8 +702,30 @@ def test_a_callback_that_contradicts_itself_only_makes_us_ask(ear: Kie, body: An
     assert ear.hear(body) == Pending(job_id=JOB, check_in=0)
 
 
-def test_news_of_progress_changes_nothing(ear: Kie) -> None:
-    assert ear.hear({"code": 200, "data": {"taskId": JOB, "state": "generating"}}) == Pending(job_id=JOB)
+def test_news_of_progress_is_in_the_words_of_kie(ear: Kie) -> None:
+    told = ear.hear({"code": 200, "data": {"taskId": JOB, "state": "generating"}})
+    assert told == Pending(job_id=JOB, stage="generating")
+
+
+@pytest.mark.parametrize(
+    ("said", "stage", "percent"),
+    [
+        ({"state": "queuing", "progress": 0}, "queuing", None),
+        ({"state": "generating", "progress": 40}, "generating", 40.0),
+        ({"state": "generating", "progress": "40"}, "generating", 40.0),
+        ({"state": "generating", "progress": 101}, "generating", None),
+        ({"state": "generating", "progress": True}, "generating", None),
+        ({"state": "dozing <b>"}, None, None),
+        ({"state": "x" * 40}, None, None),
+        ({"progress": 50}, None, 50.0),
+    ],
+)
+async def test_how_far_a_job_is_is_never_made_up(
+    kie: Kie, upstream: Upstream, said: dict[str, Any], stage: str | None, percent: float | None
+) -> None:
+    """A percentage only where kie.ai says one (0 stands for none), a word only if it is one."""
+    upstream.will(record(**said))
+    assert await kie.check(JOB) == Pending(job_id=JOB, stage=stage, percent=percent)
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ async def test_a_job_that_failed_at_once_may_have_been_billed(legacy: Legacy, up
 
 async def test_the_status_address_holds_the_id(legacy: Legacy, upstream: Upstream) -> None:
     upstream.will(Says(body={"status": "processing"}))
-    assert await legacy.check("a/../b?c") == Pending(job_id="a/../b?c")
+    assert await legacy.check("a/../b?c") == Pending(job_id="a/../b?c", stage="processing")
     assert upstream.got[0].path == "/nano-banana/status/a/../b?c"
     assert upstream.got[0].query == {}
 
@@ -136,13 +136,16 @@ async def test_an_error_about_asking_is_not_the_end_of_the_job(legacy: Legacy, u
 
 
 @pytest.mark.parametrize(
-    ("body", "check_in"),
-    [({"task_id": JOB, "status": "pending"}, None), ({"task_id": JOB, "status": "odd", "url": IMAGE}, 0)],
+    ("body", "report"),
+    [
+        ({"task_id": JOB, "status": "pending"}, Pending(job_id=JOB, stage="pending")),
+        ({"task_id": JOB, "status": "odd", "url": IMAGE}, Pending(job_id=JOB, check_in=0)),
+    ],
 )
-async def test_a_callback_without_an_end_changes_nothing_or_makes_us_ask(
-    legacy: Legacy, body: Any, check_in: float | None
+async def test_a_callback_without_an_end_tells_how_far_it_is_or_makes_us_ask(
+    legacy: Legacy, body: Any, report: Pending
 ) -> None:
-    assert legacy.hear(body) == Pending(job_id=JOB, check_in=check_in)
+    assert legacy.hear(body) == report
 
 
 async def test_what_this_dialect_does_not_have(legacy: Legacy) -> None:

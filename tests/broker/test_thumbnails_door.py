@@ -40,7 +40,7 @@ async def shown(house: ApiHouse, number: int = 1, data: bytes = DATA, **changes:
 
 
 async def referred(house: ApiHouse, number: int = 1) -> StoredImage:
-    task = await house.add(number=number)
+    task = await house.add(number=number, batch=f"batch_{number:032x}")
     owner = task.id.replace("task_", "refs_")
     return await house.add_image(owner, DATA, kind="reference", width=WIDTH, height=HEIGHT)
 

@@ -15,6 +15,7 @@ from broker.reports import Finished, Pending
 from broker.retention import STATES
 from broker.sandbox.options import Options
 from broker.sandbox.server import serve_sandbox
+from broker.steps import reference_owner
 from broker.wiring import Services
 from broker.worker import LONGEST_SLEEP, PLACES, _Running
 from storage.database import StorageError
@@ -140,7 +141,7 @@ async def test_references_are_forgotten_even_if_the_store_refuses_once(tmp_path:
     async with still(tmp_path, clock) as services:
         retention, images = services.worker.retention, services.broker.images
         task = await a_task(services, clock, State.SUCCEEDED, 1, ended_at=clock.now())
-        owner = task.batch.replace("task_", "refs_", 1)
+        owner = reference_owner(task.batch)
         async with services.broker.blobs.draft(owner) as draft:
             await draft.write(b"bytes")
             blob = await draft.keep()

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from storage.hooks import Hook
+from storage.hooks import Entry
 from tests.journeys.house import House, open_house
 
 pytestmark = pytest.mark.anyio
@@ -64,7 +64,7 @@ async def stranger(house: House, path: str, body: Any) -> httpx.Response:
     return await house.client.post(path, json=body, headers={"x-forwarded-for": "203.0.113.7"})
 
 
-async def read(house: House) -> list[Hook]:
+async def read(house: House) -> list[Entry]:
     """The inbox, as soon as all its news is taken in."""
     async with asyncio.timeout(10):
         while True:

@@ -17,7 +17,7 @@ from storage.database import Database, Outcome, Row, Stale, Statement
 from storage.hooks import Hook, Hooks
 from storage.images import Images, StoredImage
 from storage.keys import Keys, KeyUse
-from storage.lanes import Lanes, Limits
+from storage.lanes import Lanes, Limits, Load
 from storage.migrate import upgrade
 from storage.postgres import PostgresDatabase, _query, _values
 from storage.tasks import SHOWN, Attempt, Lease, State, Task, Tasks
@@ -256,6 +256,46 @@ async def test_pages_have_every_task_once(database: Any, status: str | None) -> 
     ]
 
 
+async def test_the_line_is_the_order_of_submission(database: Any) -> None:
+    late, soon = a_task(1, due_at=NOW + 60), [a_task(n, due_at=NOW - n) for n in (2, 3, 4)]
+    other, gone = a_task(5, provider="other"), a_task(6, state=State.WAITING)
+    rows = await add(database, late, *soon, other, gone)
+    expected = [a_task(n).id for n in (4, 3, 2, 1)]
+    assert await rows.line("kie", 10) == expected
+    assert await rows.line("kie", 2) == expected[:2]
+    claimed = await rows.claim_queued("kie", now=NOW, lease=lease(), limit=2)
+    assert {task.id for task in claimed} == set(expected[:2])
+
+
+async def test_how_long_others_took_is_known_of_those_that_went_well(database: Any) -> None:
+    """Newest first; of rows that an older version wrote nothing is known."""
+
+    def done(number: int, **changes: Any) -> Task:
+        times = {"sent_at": NOW, "finished_at": NOW + 10 * number, "ended_at": NOW + 10 * number + 1}
+        return a_task(number, **{"state": State.SUCCEEDED, "resolution": "2K", **times, **changes})
+
+    rows = await add(
+        database,
+        *(done(n) for n in (1, 2, 3)),
+        done(4, state=State.FAILED),
+        done(5, model="nano-banana-pro"),
+        done(6, sent_at=None),
+        done(7, finished_at=None),
+        done(8, provider="other"),
+    )
+    took = await rows.took("kie", "nano-banana")
+    assert [(one.resolution, one.making, one.fetching) for one in took] == [("2K", 30, 1), ("2K", 20, 1), ("2K", 10, 1)]
+
+
+async def test_how_busy_a_lane_is(database: Any) -> None:
+    await add(database, *(a_task(n, state=State.WAITING) for n in range(3)), a_task(9))
+    lanes = Lanes(database)
+    assert await lanes.load("kie", NOW) == Load(paused_until=0.0, running=3)
+    await database.transact(lanes.pausing("kie", NOW + 5))
+    assert await lanes.load("kie", NOW) == Load(paused_until=NOW + 5, running=3)
+    assert (await lanes.load("kie", NOW - 9e6)).paused_until == 0.0
+
+
 async def test_no_statement_walks_through_a_table(database: Any) -> None:
     """Growth must not slow the loop: every statement finds its rows by an index, and looks at few of them."""
     task = a_task(state=State.WAITING)
@@ -291,7 +331,7 @@ async def _grow(database: Any) -> None:
         (
             "tasks",
             "'id', 'task_' || md5(g::text), 'batch', md5(g::text), 'created_at', g, 'ended_at', g, "
-            "'state', 'succeeded', 'due_at', 9e9",
+            "'state', 'succeeded', 'due_at', 9e9, 'sent_at', g, 'finished_at', g",
         ),
         ("attempts", "'task_id', 'task_' || md5(g::text), 'job_id', md5(g::text), 'sent_at', g - 30000"),
         ("hooks", "'id', md5(g::text), 'task_id', md5(g::text), 'digested_at', 9e9, 'received_at', 9e9"),
@@ -303,8 +343,9 @@ async def _grow(database: Any) -> None:
         ("idempotency", "'key', md5(g::text), 'created_at', 9e9"),
     ):
         await database._database.execute(
-            f"""INSERT INTO {table} SELECT (jsonb_populate_record(t, jsonb_build_object({keys}))).*
-                FROM {table} t, generate_series(1, 20000) g WHERE t.ctid = (SELECT max(ctid) FROM {table})"""
+            f"""INSERT INTO {table} SELECT r.* FROM {table} t, generate_series(1, 20000) g,
+                LATERAL jsonb_populate_record(t, jsonb_build_object({keys})) r
+                WHERE t.ctid = (SELECT max(ctid) FROM {table})"""
         )
         await database._database.execute(f"ANALYZE {table}")
 
@@ -346,6 +387,10 @@ async def _use_everything(database: Any, rows: Tasks, task: Task) -> None:
     await rows.due_sooner(60.0, after="", limit=5)
     await rows.living(["x", "refs_y"])
     await rows.agenda([State.WAITING, State.EXPIRED], ["kie"], NOW)
+    await rows.counts([State.QUEUED, State.SUBMITTING, State.WAITING, State.FETCHING])
+    await rows.line("kie", 10_000)
+    await rows.took("kie", "nano-banana")
+    await lanes.load("kie", NOW)
     attempt = Attempt(task_id=task.id, number=1, provider="kie", sent_at=NOW)
     await database.transact(*lanes.intending(attempt, Limits(creates=5, places=5)))
     await database.transact(rows.noting(task.id, 1, job_id="job"))
@@ -359,11 +404,17 @@ async def _use_everything(database: Any, rows: Tasks, task: Task) -> None:
     await images.equal("0", 1, besides="x")
     await images.needed(["x", task.id])
     await database.transact(rows.pinning_owner(task.id), rows.pinning_owner(f"refs_{task.id[5:]}"))
+    await rows.of_owner(task.id)
+    await rows.of_owner(f"refs_{task.id[5:]}")
     await database.transact(images.adding(_an_image(task)), images.deleting_expired([task.id]))
     hook = _a_hook(task)
     await database.transact(hooks.adding(hook))
     await hooks.get(hook.id)
-    await hooks.newest(limit=5)
+    for only in ({}, {"task_id": task.id}, {"verdict": "refuse"}, {"provider": "fal"}):
+        await hooks.newest(limit=5, before=(NOW, "hook"), **only)
+    await hooks.believed(task.id, 1)
+    await hooks.missing(since=0, until=NOW, limit=5)
+    await hooks.acknowledge(hook.id, 0.1)
     await hooks.tasks_with_news(5)
     await hooks.unread(task.id)
     await hooks.count_for(task.id)

@@ -1,0 +1,200 @@
+"""The inbox of callbacks: what came, what today's code says of it, and taking its news in once more.
+
+Decisions worth remembering
+
+* A callback is kept with what it proved, not with the proof: the token is no more to be had, a signature grows old.
+  So one that comes before today's judge again brings yesterday's proofs, and can never prove more than it did then.
+* A replay is a new line of the inbox that names the old one, read by a worker like every other. What it does twice was
+  harmless twice before: late and repeated news change nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from broker import lifecycle
+from broker.broker import Broker, new_hook_id
+from broker.errors import Refusal
+from broker.lifecycle import Changes
+from broker.logs import log
+from broker.providers.base import Provider
+from broker.reports import Report
+from storage.hooks import Entry, Hook
+from storage.tasks import DUE, Task
+from webhooks import inbound
+from webhooks.inbound import Judgement, Proofs, Verdict
+from webhooks.proofs import Proof, Unsigned
+
+DAY: Final = 24 * 3600.0
+STILL_EXPECTED: Final = 60.0
+"""Seconds after the end of a job in which its callback may be on its way."""
+MOST_MISSING: Final = 10_000
+
+_TAKEN: Final = frozenset({Verdict.BELIEVE, Verdict.ASK})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation:
+    """What today's code says of a callback.
+
+    names: ids in its body. task: which it is about now. judgement: by today's rules, on what it proved then. taken_as:
+    how a replay would be taken in; None = not at all. report: what its body says; None where it cannot be read.
+    effect: what its news would do to the task now, in words.
+    """
+
+    hook: Hook
+    proofs: Proofs
+    names: tuple[str, ...]
+    task: Task | None
+    judgement: Judgement
+    taken_as: Verdict | None
+    report: Report | None
+    effect: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Missing:
+    """Callbacks that never came in the last `hours`, by provider."""
+
+    hours: float
+    by_provider: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inbox:
+    """What people and programs may do with callbacks that came."""
+
+    broker: Broker
+
+    async def newest(
+        self,
+        *,
+        limit: int,
+        before: tuple[float, str] | None = None,
+        task_id: str | None = None,
+        verdict: str | None = None,
+        provider: str | None = None,
+    ) -> list[Entry]:
+        """One page, newest first; `before` is (received_at, id) of the last line of the page before."""
+        return await self.broker.hooks.newest(
+            limit=limit, before=before, task_id=task_id, verdict=verdict, provider=provider
+        )
+
+    async def get(self, hook_id: str) -> Hook:
+        """Raises `Refusal("not_found")`."""
+        hook = await self.broker.hooks.get(hook_id)
+        if hook is None:
+            hours = self.broker.rules.retention / 3600
+            raise Refusal("not_found", f"There is no callback with this id. They are kept for {hours:g} hours.")
+        return hook
+
+    async def missing(self) -> Missing:
+        """Jobs whose end we learned only by asking. Their callbacks would be in here for as long as that is kept."""
+        now, window = self.broker.clock.now(), min(DAY, self.broker.rules.retention)
+        found = await self.broker.hooks.missing(since=now - window, until=now - STILL_EXPECTED, limit=MOST_MISSING)
+        return Missing(hours=window / 3600, by_provider=found)
+
+    async def explain(self, hook_id: str) -> Explanation:
+        """Read and judge it once more. Changes nothing, asks nobody."""
+        hook = await self.get(hook_id)
+        provider = self.broker.providers.get(hook.provider, self.broker.provider)
+        proofs = self._proofs(hook, provider)
+        body, malformed = _read(hook)
+        names = provider.names(body)
+        task = await self.broker.addressee(inbound.task_in(hook.query), names, proofs.token)
+        proofs = replace(proofs, known=task is not None)
+        judgement = inbound.judge(**vars(proofs)) if malformed is None or proofs.token == Proof.WRONG else malformed
+        taken_as = _taken_as(hook, judgement)
+        return Explanation(
+            hook=hook,
+            proofs=proofs,
+            names=names,
+            task=task,
+            judgement=judgement,
+            taken_as=taken_as,
+            report=provider.hear(body) if malformed is None else None,
+            effect=await self._effect(hook, task, taken_as),
+        )
+
+    async def replay(self, hook_id: str) -> tuple[Explanation, str | None]:
+        """Take its news in again, as if it had just come. The id of the new line; None where it may do nothing."""
+        told = await self.explain(hook_id)
+        if told.task is None or told.taken_as is None:
+            return told, None
+        again = _again(told.hook, told.task, told.taken_as, self.broker.clock.now())
+        await self.broker.database.transact(self.broker.hooks.adding(again), wake=(DUE,))
+        log.info("a callback is replayed", action="callback_replayed", task=told.task.id, hook=hook_id, replay=again.id)
+        return told, again.id
+
+    def _proofs(self, hook: Hook, provider: Provider) -> Proofs:
+        """What it proved then, beside what must be proved today."""
+        proofs = Proofs.of(hook.proofs) if hook.proofs is not None else _guessed(hook)
+        signature = self.broker.signatures.get(provider.name, Unsigned())
+        return replace(proofs, signature_required=signature.required and proofs.token == Proof.NONE)
+
+    async def _effect(self, hook: Hook, task: Task | None, taken_as: Verdict | None) -> str:
+        if task is None or taken_as is None:
+            return "nothing: it is not taken in"
+        if task.state.value == "expired":
+            return "nothing: the task was deleted by retention"
+        report = self.broker.steps.news(task, replace(hook, verdict=taken_as.value))
+        attempt = await self.broker.tasks.attempt(task.id, hook.attempt or task.attempt)
+        changes = lifecycle.after(task, attempt, report, self.broker.clock.now(), self.broker.rules)
+        return _in_words(task, changes, taken_as)
+
+
+def _read(hook: Hook) -> tuple[Any, Judgement | None]:
+    """The document in its body, or why there is none. Of one that was too large only the beginning was kept."""
+    if hook.status == 413:
+        return None, Judgement(verdict=Verdict.MALFORMED, status=413, reason=hook.reason)
+    try:
+        return inbound.parse(hook.body.encode("utf-8", "replace")), None
+    except inbound.MalformedBody as error:
+        return None, Judgement(verdict=Verdict.MALFORMED, status=error.status, reason=error.reason)
+
+
+def _guessed(hook: Hook) -> Proofs:
+    """Of a callback that was kept without its proofs: no more than its verdict shows."""
+    tokens = {"believe": Proof.BODY, "refuse": Proof.WRONG}
+    return Proofs(token=tokens.get(hook.verdict, Proof.NONE))
+
+
+def _taken_as(hook: Hook, judgement: Judgement) -> Verdict | None:
+    """What was believed stays believed, what was asked about is asked about; what was refused stays outside.
+
+    One that could not be read, or whose task was not known, is worth what it proved.
+    """
+    if hook.verdict == Verdict.REFUSE or judgement.verdict in {Verdict.UNKNOWN, Verdict.MALFORMED}:
+        return None
+    verdict = Verdict(hook.verdict) if hook.is_news else judgement.verdict
+    return verdict if verdict in _TAKEN else None
+
+
+def _again(hook: Hook, task: Task, taken_as: Verdict, now: float) -> Hook:
+    return replace(
+        hook,
+        id=new_hook_id(),
+        task_id=task.id,
+        verdict=taken_as.value,
+        status=200 if taken_as == Verdict.BELIEVE else 202,
+        reason="replayed by hand",
+        received_at=now,
+        digested_at=None,
+        acknowledged_in=None,
+        job_ended_at=None,
+        replay_of=hook.id,
+    )
+
+
+def _in_words(task: Task, changes: Changes, taken_as: Verdict) -> str:
+    state = changes.task.get("state", task.state)
+    if state != task.state:
+        return f"the task goes from {task.state.value} to {state.value}"
+    if "due_at" in changes.task:
+        return "the provider is asked soon"
+    if "spare" in changes.attempt:
+        return "a second result for the same order is kept as spare"
+    if changes:
+        return f"the task stays {task.state.value}, and its books are amended"
+    return f"nothing: the task is {task.state.value}" + (" already" if taken_as == Verdict.BELIEVE else "")

@@ -1,0 +1,87 @@
+"""Every callback that was ever exported, before today's parser and today's judge."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from broker.api.inbox import report_document
+from broker.catalog import Catalog
+from broker.outgoing import ApiClient
+from broker.providers.base import Provider
+from broker.providers.kie import Kie
+from broker.providers.legacy import Legacy
+from tests.conftest import ManualClock
+from webhooks import inbound
+from webhooks.inbound import MalformedBody, Proofs
+from webhooks.proofs import KieSignature, Proof
+
+pytestmark = pytest.mark.anyio
+
+FOLDER = Path(__file__).parent.parent / "fixtures" / "callbacks"
+FILES = sorted(FOLDER.glob("*.json"))
+KEY = b"webhook-key-of-the-fixtures"
+NOTHING_THERE = "http://127.0.0.1:9"
+
+
+@pytest.fixture
+async def providers(clock: ManualClock) -> AsyncIterator[dict[str, Provider]]:
+    client = ApiClient(timeout=1.0, max_connections=1)
+    shared: dict[str, Any] = {"api_key": "k", "client": client, "catalog": Catalog.load(), "now": clock.now}
+    kie = Kie(base_url=NOTHING_THERE, upload_url=NOTHING_THERE, upload_references=False, **shared)
+    yield {"kie": kie, "sandbox": kie, "legacy": Legacy(base_url=NOTHING_THERE, **shared)}
+    await client.aclose()
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text("utf-8"))
+
+
+def test_there_are_fixtures_of_every_verdict() -> None:
+    verdicts = {_read(path)["expected"]["verdict"] for path in FILES}
+    assert verdicts == {"believe", "ask", "refuse", "unknown", "malformed"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+async def test_it_comes_to_what_it_came_to(path: Path, providers: dict[str, Provider]) -> None:
+    fixture = _read(path)
+    assert _today(fixture, providers[fixture["provider"]]) == fixture["expected"]
+
+
+def _today(fixture: dict[str, Any], provider: Provider) -> dict[str, Any]:
+    proofs = Proofs.of(json.dumps(fixture["proofs"]))
+    try:
+        body = inbound.parse(fixture["body"].encode())
+    except MalformedBody as malformed:
+        return {"names": [], "report": None, "verdict": "malformed", "status": malformed.status}
+    judged = inbound.judge(**vars(proofs))
+    return {
+        "names": list(provider.names(body)),
+        "report": report_document(provider.hear(body)),
+        "verdict": judged.verdict.value,
+        "status": judged.status,
+    }
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_its_signature_proves_what_it_proved(path: Path) -> None:
+    """As long as a webhook key was set where it came; the other houses of the fixtures had none."""
+    fixture = _read(path)
+    if "x-webhook-signature" not in fixture["headers"] or fixture["proofs"]["token"] == "wrong":
+        return
+    at = datetime.fromisoformat(fixture["receivedAt"]).timestamp()
+    ids = tuple(fixture["expected"]["names"])
+    proved = KieSignature(KEY).prove(fixture["headers"], fixture["body"].encode(), ids, at)
+    assert proved == Proof(fixture["proofs"]["signature"])
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_nothing_in_it_is_secret(path: Path) -> None:
+    text = path.read_text("utf-8")
+    assert "token=[hidden]" in text or "token=" not in text
+    assert "authorization" not in text.lower()

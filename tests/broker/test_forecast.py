@@ -1,0 +1,272 @@
+"""A place in the queue, the provider's word, and an estimate from our history: told when known, never made up."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from broker import forecast
+from broker.api.views import Views
+from broker.forecast import coarse
+from broker.reports import Finished, Pending
+from broker.sandbox.options import Options
+from broker.wiring import Services
+from storage.tasks import State, Task
+from tests.broker.api_house import NEVER, a_task, open_api
+from tests.broker.test_api_tasks import NOTHING_KNOWN, look, parsed
+from tests.conftest import ManualClock
+from tests.journeys.house import open_house, still
+
+pytestmark = pytest.mark.anyio
+
+NOW = 1_790_000_000.0
+
+
+@pytest.fixture
+async def quiet(tmp_path: Path, clock: ManualClock) -> AsyncIterator[Services]:
+    """A system whose clock stands still and whose worker sleeps."""
+    async with still(tmp_path, clock, creates_per_10s=2, max_concurrent=3) as services:
+        yield services
+
+
+async def add(services: Services, *tasks: Task) -> None:
+    await services.database.transact(*(services.broker.tasks.adding(task) for task in tasks))
+
+
+def queued(number: int, **changes: Any) -> Task:
+    return a_task(NOW, **{"number": number, "state": State.QUEUED, "attempt": 0, "due_at": NOW + number, **changes})
+
+
+def done(number: int, *, making: float = 20.0, fetching: float = 2.0, **changes: Any) -> Task:
+    ended = NOW - 1000 + number
+    times = {"ended_at": ended, "finished_at": ended - fetching, "sent_at": ended - fetching - making}
+    return a_task(NOW, **{"number": 1000 + number, "state": State.SUCCEEDED, **times, **changes})
+
+
+async def told(services: Services, task: Task) -> tuple[int | None, int | None]:
+    """Place and estimate."""
+    progress = await services.broker.forecast.of(task)
+    return progress.position, progress.eta
+
+
+# -- the place
+
+
+async def test_a_place_is_the_order_of_submission(quiet: Services) -> None:
+    """Who waits for a pause of its own stands behind those who do not; another provider has another queue."""
+    late, other = queued(1, due_at=NOW + 900), queued(9, provider="other", due_at=NOW)
+    tasks = [queued(n) for n in (2, 3, 4)]
+    await add(quiet, late, other, *tasks)
+    assert [(await told(quiet, task))[0] for task in (*tasks, late, other)] == [1, 2, 3, 4, 1]
+
+
+async def test_one_look_serves_all_who_ask_within_a_moment(quiet: Services, clock: ManualClock) -> None:
+    first, second = queued(1), queued(2)
+    await add(quiet, first, second)
+    places = await asyncio.gather(*(told(quiet, task) for task in [second] * 50))
+    assert {place for place, _ in places} == {2}
+    await quiet.database.transact(quiet.broker.tasks.saving(first, state=State.WAITING))
+    await add(quiet, queued(3))
+    assert (await told(quiet, second))[0] == 2
+    assert (await told(quiet, queued(3)))[0] is None  # it came after the look
+    clock.advance(forecast.LOOK_SECONDS)
+    assert [(await told(quiet, task))[0] for task in (second, queued(3))] == [1, 2]
+
+
+async def test_who_stands_very_far_back_is_told_only_that(quiet: Services) -> None:
+    quiet.broker.forecast.most_places = 3
+    tasks = [queued(n) for n in range(1, 7)]
+    await add(quiet, *tasks, *(done(n) for n in range(9)))
+    assert [(await told(quiet, task))[0] for task in tasks] == [1, 2, 3, 4, 4, 4]
+    assert (await told(quiet, tasks[-1]))[1] is None
+
+
+async def test_only_who_waits_in_the_queue_has_a_place(quiet: Services) -> None:
+    for state in (State.SUBMITTING, State.WAITING, State.FETCHING, State.SUCCEEDED, State.FAILED):
+        assert (await told(quiet, a_task(NOW, state=state)))[0] is None
+
+
+# -- the estimate
+
+
+async def test_an_estimate_is_the_median_of_those_alike(quiet: Services, clock: ManualClock) -> None:
+    """Of this model and resolution; one that took for ever does not spoil it."""
+    alike = [done(n, making=m, resolution="2K") for n, m in enumerate((10, 20, 30, 40, 9000))]
+    others = [done(n, making=500.0, resolution="4K") for n in range(10, 20)]
+    await add(quiet, *alike, *others)
+    task = a_task(NOW, state=State.WAITING, resolution="2K", sent_at=NOW)
+    assert await told(quiet, task) == (None, 40)  # 30 there, 2 on the way home, in steps of ten
+    clock.advance(25)
+    assert await told(quiet, task) == (None, 10)
+    assert await told(quiet, a_task(NOW, state=State.FETCHING, resolution="2K", finished_at=clock.now())) == (None, 5)
+
+
+async def test_without_enough_alike_the_model_counts_then_the_provider_then_nothing(quiet: Services) -> None:
+    task = a_task(NOW, state=State.WAITING, resolution="2K", sent_at=NOW)
+    pro = a_task(NOW, state=State.WAITING, model="nano-banana-pro", sent_at=NOW)
+    await add(quiet, *(done(n, resolution="1K") for n in range(4)))
+    assert await told(quiet, task) == (None, None)
+    await add(quiet, done(5, resolution="4K"))
+    quiet.broker.forecast._histories.clear()
+    assert await told(quiet, task) == (None, 25)
+    assert await told(quiet, pro) == (None, 25)
+    assert await told(quiet, a_task(NOW, state=State.WAITING, provider="other", sent_at=NOW)) == (None, None)
+
+
+async def test_an_estimate_that_was_exceeded_says_no_more(quiet: Services, clock: ManualClock) -> None:
+    await add(quiet, *(done(n) for n in range(5)))
+    task = a_task(NOW, state=State.WAITING, sent_at=NOW)
+    clock.advance(22)
+    assert await told(quiet, task) == (None, None)
+    assert (await quiet.broker.forecast.of(task)).fresh_for == math.inf
+    clock.advance(-3600)  # the clock was set back
+    assert (await told(quiet, task))[1] == 25
+
+
+async def test_a_row_of_an_older_version_has_no_estimate(quiet: Services) -> None:
+    await add(quiet, *(done(n) for n in range(5)))
+    assert await told(quiet, a_task(NOW, state=State.WAITING)) == (None, None)
+
+
+async def test_who_waits_for_a_turn_waits_for_the_window_the_places_and_the_pause(
+    quiet: Services, clock: ManualClock
+) -> None:
+    """Two orders per ten seconds, three places, 20 seconds each, and two on the way home."""
+    tasks = [queued(n, due_at=NOW) for n in range(1, 9)]
+    await add(quiet, *tasks, *(done(n) for n in range(5)))
+    # the fourth waits 7 for a place and 10 for the window, the eighth 33 for a place
+    assert [(await told(quiet, task))[1] for task in (tasks[0], tasks[1], tasks[3], tasks[7])] == [25, 25, 40, 60]
+    await quiet.database.transact(quiet.worker.lanes.pausing("kie", NOW + 300))
+    clock.advance(forecast.LOOK_SECONDS)
+    assert (await told(quiet, tasks[0]))[1] == 330
+    assert (await told(quiet, queued(1, due_at=NOW + 400)))[1] == 450  # it has a pause of its own
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [(-1, None), (0, None), (0.1, 5), (5, 5), (5.1, 10), (30, 30), (31, 40), (120, 120), (121, 150), (601, 660)],
+)
+def test_estimates_are_rounded_up_to_steps(seconds: float, told: int | None) -> None:
+    assert coarse(seconds) == told
+
+
+def test_a_rounded_estimate_stands_until_the_next_step() -> None:
+    """So an answer need be built, and sent, only when it says something new."""
+    for left in (1.0, 4.9, 5.0, 17.2, 30.0, 30.1, 119.0, 599.0, 4000.0):
+        stands = forecast._steady(left)
+        assert stands > 0
+        assert coarse(left - stands + 0.001) == coarse(left)
+        assert coarse(left - stands) != coarse(left)
+
+
+# -- in what callers see
+
+
+async def test_a_queued_task_shows_its_place_and_its_tag_changes_with_it(tmp_path: Path) -> None:
+    async with open_api(tmp_path) as house:
+        tasks = [await house.add(number=n, state=State.QUEUED, attempt=0) for n in (1, 2)]
+        path = f"/api/task/{tasks[1].id}"
+        first = await house.client.get(path)
+        assert first.json()["data"]["progress"] == {**NOTHING_KNOWN, "stage": "queued", "position": 2}
+        same = await house.client.get(path, headers={"If-None-Match": first.headers["etag"]})
+        assert same.status_code == 304
+        await house.change(tasks[0], state=State.CANCELED, ended_at=5.0)
+        house.services.broker.forecast._lines.clear()
+        views = Views(house.services.broker)
+        prepared = await views.of(tasks[1].id, "en")
+        assert b'"position":1' in prepared.body
+        assert prepared.tag != first.headers["etag"]
+
+
+async def test_a_stream_tells_each_step_ahead(tmp_path: Path) -> None:
+    """The row itself does not change when others leave the queue."""
+    async with open_api(tmp_path) as house:
+        tasks = [await house.add(number=n, state=State.QUEUED, attempt=0) for n in (1, 2)]
+        received = ""
+        async with asyncio.timeout(10), house.client.stream("GET", f"/api/task/{tasks[1].id}/events") as answer:
+            async for text in answer.aiter_text():
+                received += text
+                places = [document["data"]["progress"]["position"] for _, document in parsed(received)]
+                if places == [2]:
+                    await house.change(tasks[0], state=State.CANCELED, ended_at=5.0)
+                elif places == [2, 1]:
+                    break
+        assert [document["data"]["status"] for _, document in parsed(received)] == ["pending", "pending"]
+
+
+async def test_an_ended_task_has_no_progress_left(tmp_path: Path) -> None:
+    async with open_api(tmp_path) as house:
+        told = {"provider_state": "generating", "provider_percent": 40.0, "sent_at": 1.0}
+        task = await house.add(state=State.CANCELED, ended_at=1.0, error_code="canceled", **told)
+        assert (await look(house, task.id))["progress"] == {**NOTHING_KNOWN, "stage": "done"}
+
+
+async def test_a_task_that_is_not_queued_is_one_point_read_per_poll(tmp_path: Path) -> None:
+    """Its answer stands until the estimate says something else: no queue and no history are looked at."""
+    async with open_api(tmp_path) as house:
+        task = await house.add(provider_state="generating", provider_percent=40.4, sent_at=NOW)
+        views = Views(house.services.broker)
+        first = await views.of(task.id, "en")
+        assert b'"providerState":"generating","percent":40,' in first.body
+        await house.services.database.execute("DROP INDEX tasks_history")
+        await house.services.database.execute("ALTER TABLE tasks RENAME COLUMN finished_at TO gone")
+        assert await views.of(task.id, "en") is first
+
+
+# -- the provider's word
+
+
+async def test_a_new_word_of_the_provider_is_news_and_an_old_one_is_not(quiet: Services, clock: ManualClock) -> None:
+    """It reaches those who wait, and changes nothing that anybody sees when it is said again."""
+    task = a_task(NOW, job_id="job", due_at=NOW, provider="kie")
+    await add(quiet, task)
+    steps = quiet.broker.steps
+    for stage, percent, news in (("waiting", None, True), ("waiting", None, False), ("generating", 40.0, True)):
+        clock.advance(60)
+        before = await quiet.broker.get(task.id)
+        await steps._after(before, Pending(job_id="job", stage=stage, percent=percent), 0)
+        row = await quiet.broker.get(task.id)
+        assert (row.provider_state, row.provider_percent) == (stage, percent)
+        assert (row.updated_at == clock.now()) is news
+        assert row.version == before.version + 1  # the next question is written down in any case
+
+
+async def test_those_who_follow_hear_the_providers_word(tmp_path: Path) -> None:
+    async with open_api(tmp_path) as house:
+        task = await house.add(job_id="job")
+        async with aclosing(house.services.broker.changes(task.id)) as changes:
+            words = [(await anext(changes)).provider_state]
+            await house.services.broker.steps._after(task, Pending(job_id="job", stage="queuing"), 0)
+            async with asyncio.timeout(1):
+                words.append((await anext(changes)).provider_state)
+        assert words == [None, "queuing"]
+        assert (await look(house, task.id))["progress"]["providerState"] == "queuing"
+
+
+async def test_times_are_kept_for_the_next_estimates(quiet: Services, clock: ManualClock) -> None:
+    task = a_task(NOW, job_id="job", due_at=NEVER, sent_at=NOW, outputs=())
+    await add(quiet, task)
+    clock.advance(17)
+    await quiet.broker.steps._after(task, Finished(outputs=("https://a/1",), job_id="job"), 0)
+    row = await quiet.broker.get(task.id)
+    assert (row.state, row.sent_at, row.finished_at, row.entered_at) == (State.FETCHING, NOW, NOW + 17, NOW + 17)
+
+
+async def test_a_front_end_sees_how_far_the_provider_is(tmp_path: Path) -> None:
+    """Over HTTP, by asking: the words of the sandbox are those of kie.ai."""
+    async with open_house(tmp_path, hooked=False, options=Options(duration=0.9)) as house:
+        task_id = await house.order("a red bicycle")
+        seen: list[str | None] = []
+        async for data in house.polls(task_id):
+            seen.append(data["progress"]["providerState"])
+            if data["status"] == "completed":
+                break
+        assert {"queuing", "generating"} <= set(seen)
+        assert set(seen) <= {None, "waiting", "queuing", "generating"}
+        assert seen[-1] is None

@@ -1,0 +1,320 @@
+"""Every metric moves when the thing happens, and is explained to those who look at it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from broker import credits as accounts
+from broker import gauges, lifecycle
+from broker.metrics import Metrics
+from broker.reports import Failed, Finished, Pending
+from broker.watchdog import watching
+from broker.wiring import Services
+from storage.tasks import Attempt, State, Task
+from tests.broker.api_house import a_task, open_api
+from tests.conftest import ManualClock
+from tests.contracts.providers import closed_port
+from tests.journeys.house import House, open_house, still
+
+pytestmark = pytest.mark.anyio
+
+BESIDE = {"broker_callback_lag_seconds", "broker_callbacks_missing_total", "broker_deliveries_total"}
+"""Metrics of the inbox and of webhooks to callers, which the dashboard shows as well."""
+ROOT = Path(__file__).parent.parent.parent
+NOW = 1_790_000_000.0
+UNKNOWN_WORDS = Failed(code="provider_error", message="the flux is cold", retryable=False, known=False, job_id="job")
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float:
+    return metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+@pytest.fixture
+async def quiet(tmp_path: Path, clock: ManualClock) -> AsyncIterator[Services]:
+    async with still(tmp_path, clock) as services:
+        yield services
+
+
+async def add(services: Services, **changes: Any) -> Task:
+    """A task with a job at the provider, and its line in the ledger."""
+    task = a_task(NOW, **{"job_id": "job", "sent_at": NOW, "entered_at": NOW, **changes})
+    await services.database.transact(services.broker.tasks.adding(task))
+    row = {**vars(Attempt(task_id=task.id, number=1, provider="kie", job_id="job", sent_at=NOW, outcome="accepted"))}
+    columns, values = ", ".join(row), ", ".join(f":{name}" for name in row)
+    await services.database.execute(f"INSERT INTO attempts ({columns}) VALUES ({values})", **row)
+    return task
+
+
+# -- whole journeys
+
+GOOD: list[tuple[str, dict[str, str], float]] = [
+    ("broker_task_transitions_total", {"was": "queued", "now": "submitting"}, 2),
+    ("broker_task_transitions_total", {"was": "submitting", "now": "waiting"}, 2),
+    ("broker_task_transitions_total", {"was": "waiting", "now": "fetching"}, 1),
+    ("broker_task_transitions_total", {"was": "fetching", "now": "succeeded"}, 1),
+    ("broker_task_transitions_total", {"was": "waiting", "now": "failed"}, 1),
+    ("broker_state_seconds_count", {"state": "queued"}, 2),
+    ("broker_state_seconds_count", {"state": "submitting"}, 2),
+    ("broker_state_seconds_count", {"state": "waiting"}, 2),
+    ("broker_state_seconds_count", {"state": "fetching"}, 1),
+    ("broker_queue_seconds_count", {"provider": "kie"}, 2),
+    ("broker_task_seconds_count", {"model": "nano-banana", "outcome": "completed"}, 1),
+    ("broker_task_seconds_count", {"model": "nano-banana", "outcome": "no_image"}, 1),
+    ("broker_task_attempts_count", {}, 2),
+    ("broker_task_attempts_sum", {}, 2),
+    ("broker_submissions_total", {"provider": "kie", "outcome": "accepted"}, 2),
+    ("broker_submission_seconds_count", {"provider": "kie"}, 2),
+    ("broker_callbacks_total", {"provider": "kie", "verdict": "believe"}, 2),
+    ("broker_callback_seconds_count", {}, 2),
+    ("broker_downloads_total", {"outcome": "stored"}, 1),
+    ("broker_download_seconds_count", {}, 1),
+    ("broker_refusals_total", {"code": "invalid_request"}, 1),
+]
+
+
+async def test_a_journey_moves_every_metric_on_its_way(tmp_path: Path) -> None:
+    async with open_house(tmp_path, check_after=60.0, task_deadline=60.0) as house:
+        done = await house.end(await house.order("a red bicycle"))
+        await house.end(await house.order("a red bicycle [mood:failed]"))
+        await house.client.post("/api/generate/image", json={"prompt": "x", "numberOfImages": 99})
+        metrics = house.services.metrics
+        assert [
+            (row, value(metrics, row[0], **row[1])) for row in GOOD if value(metrics, row[0], **row[1]) != row[2]
+        ] == []
+        assert value(metrics, "broker_download_bytes_total") == done["results"][0]["bytes"]
+        for operation in ("look", "change"):
+            assert value(metrics, "broker_store_seconds_count", operation=operation) > 2
+        page = (await house.client.get("/metrics")).text
+    assert 'broker_tasks{state="succeeded"} 1.0' in page
+    assert 'broker_tasks{state="queued"} 0.0' in page
+    assert 'broker_lane_paused_seconds{provider="kie"} 0.0' in page
+    assert re.search(r'broker_build_info{python="3\.\d+\.\d+",version="[^"]+"} 1\.0', page)
+    assert "process_resident_memory_bytes" in page
+    assert "python_gc_collections_total" in page
+    assert "broker_steps_running" in page
+
+
+@pytest.mark.parametrize(("mood", "outcome"), [("code:402", "refused"), ("code:500", "unknown"), ("silent", "unknown")])
+async def test_what_became_of_an_order_is_counted(tmp_path: Path, mood: str, outcome: str) -> None:
+    async with open_house(tmp_path, hooked=False) as house:
+        await house.end(await house.order(f"a red bicycle [mood:{mood}]"))
+        metrics = house.services.metrics
+        assert value(metrics, "broker_submissions_total", provider="kie", outcome=outcome) == 1
+        assert value(metrics, "broker_unknown_outcomes_total", provider="kie") == (outcome == "unknown")
+
+
+async def test_an_order_that_never_left_is_counted_as_that(tmp_path: Path) -> None:
+    async with open_house(tmp_path, sandbox=closed_port(), task_deadline=0.2) as house:
+        await house.end(await house.order("a red bicycle"))
+        assert value(house.services.metrics, "broker_submissions_total", provider="kie", outcome="not_sent") >= 1
+
+
+async def test_checks_and_retries_of_downloads_are_counted(tmp_path: Path) -> None:
+    async with open_house(tmp_path, hooked=False) as house:
+        await house.end(await house.order("a red bicycle [mood:gone_once:2]"))
+        metrics = house.services.metrics
+        assert value(metrics, "broker_provider_checks_total", provider="kie", answer="finished") >= 1
+        assert value(metrics, "broker_download_retries_total") == 2
+        assert value(metrics, "broker_downloads_total", outcome="result_gone") == 2
+        assert value(metrics, "broker_downloads_total", outcome="stored") == 1
+
+
+# -- single changes
+
+
+async def test_a_failure_that_no_table_knows_is_counted_once_and_logged_without_its_words(quiet: Services) -> None:
+    task = await add(quiet)
+    report = replace(UNKNOWN_WORDS, provider_code="FLUX")
+    with capture_logs() as logs:
+        for _ in range(2):  # a callback and a check may both tell it
+            await quiet.broker.steps._after(task, report, 1)
+    assert value(quiet.metrics, "broker_unmapped_failures_total", provider="kie") == 1
+    (line,) = [line for line in logs if line["action"] == "failure_unmapped"]
+    assert (line["provider_code"], "flux is cold" in str(logs)) == ("FLUX", False)
+    row = await quiet.broker.get(task.id)
+    assert (row.error_code, row.error_detail, row.provider_code) == ("provider_error", "the flux is cold", "FLUX")
+
+
+async def test_a_failure_that_is_known_is_no_news(quiet: Services) -> None:
+    await quiet.broker.steps._after(await add(quiet), replace(UNKNOWN_WORDS, known=True), 1)
+    assert value(quiet.metrics, "broker_unmapped_failures_total", provider="kie") == 0
+
+
+async def test_somebody_paid_twice(quiet: Services) -> None:
+    task = await add(quiet, state=State.CANCELED, ended_at=NOW)
+    for _ in range(2):
+        await quiet.broker.steps._after(task, Finished(outputs=("https://a/1",), job_id="job"), 1)
+    assert value(quiet.metrics, "broker_spare_results_total", provider="kie") == 1
+
+
+async def test_an_end_is_told_once_and_a_late_image_is_counted_apart(quiet: Services, clock: ManualClock) -> None:
+    task = await add(quiet, state=State.FETCHING, deadline_at=NOW)
+    gone = lifecycle.Trouble(code="download_failed", message="")
+    clock.advance(90)
+    steps = quiet.broker.steps
+    await steps._decide(task, lambda row, now, rules: lifecycle.fetched(row, 0, [gone], now, rules))
+    labels = {"model": "nano-banana", "outcome": "download_failed"}
+    assert value(quiet.metrics, "broker_task_seconds_sum", **labels) == 90
+    await steps._decide(
+        await quiet.broker.get(task.id), lambda row, now, rules: lifecycle.fetched(row, 1, [], now, rules)
+    )
+    assert value(quiet.metrics, "broker_late_results_total", model="nano-banana") == 1
+    assert value(quiet.metrics, "broker_task_attempts_count") == 1
+
+
+async def test_the_time_in_a_state_is_not_shortened_by_news_of_the_provider(
+    quiet: Services, clock: ManualClock
+) -> None:
+    task = await add(quiet)
+    clock.advance(10)
+    await quiet.broker.steps._after(task, Pending(job_id="job", stage="generating"), 1)
+    clock.advance(10)
+    await quiet.broker.steps._after(
+        await quiet.broker.get(task.id), Finished(outputs=("https://a/1",), job_id="job"), 1
+    )
+    assert value(quiet.metrics, "broker_state_seconds_sum", state="waiting") == 20
+
+
+async def test_a_step_that_nobody_foresaw_is_counted(quiet: Services) -> None:
+    async def broken() -> None:
+        raise ValueError
+
+    assert not await quiet.worker._guarded(broken(), "task_1", "waiting")
+    assert value(quiet.metrics, "broker_steps_failed_total", step="waiting") == 1
+
+
+# -- what is looked at when somebody asks
+
+
+async def test_tasks_are_counted_no_oftener_than_it_is_worth(quiet: Services, clock: ManualClock) -> None:
+    """Half a second for a million of them: ended ones are looked at every five minutes."""
+
+    async def counted(state: State) -> float:
+        await quiet.gauges.page()
+        return value(quiet.metrics, "broker_tasks", state=state.value)
+
+    await quiet.gauges.page()
+    await add(quiet, number=1, state=State.WAITING)
+    await quiet.database.transact(quiet.broker.tasks.adding(a_task(NOW, number=2, state=State.FAILED)))
+    assert [await counted(state) for state in (State.WAITING, State.FAILED)] == [0, 0]
+    clock.advance(gauges.LIVING_SECONDS)
+    assert [await counted(state) for state in (State.WAITING, State.FAILED)] == [1, 0]
+    clock.advance(gauges.ENDED_SECONDS)
+    assert [await counted(state) for state in (State.WAITING, State.FAILED)] == [1, 1]
+
+
+async def test_many_who_ask_at_once_cost_one_look(quiet: Services) -> None:
+    pages = await asyncio.gather(*(quiet.gauges.page() for _ in range(20)))
+    assert len(pages) == 20
+    assert quiet.gauges._living.fresh_for == gauges.LIVING_SECONDS
+
+
+async def test_a_pause_is_shown_as_what_is_left_of_it(quiet: Services, clock: ManualClock) -> None:
+    await quiet.database.transact(quiet.worker.lanes.pausing("kie", NOW + 30))
+    await quiet.gauges.page()
+    assert value(quiet.metrics, "broker_lane_paused_seconds", provider="kie") == 30
+    clock.advance(40)
+    await quiet.gauges.page()
+    assert value(quiet.metrics, "broker_lane_paused_seconds", provider="kie") == 0
+
+
+async def test_one_process_asks_for_credits_and_all_know(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as house:
+        asks = house.services.worker.accounts
+        await _credits_known(house)
+        assert not await asks.chores.take("credits", now=house.services.clock.now(), every=accounts.EVERY)
+        async with open_api(tmp_path) as other:  # another process on the same database, which asks nobody
+            page = (await other.client.get("/metrics")).text
+    assert re.search(r'broker_provider_credits{provider="kie"} \d', page)
+
+
+async def _credits_known(house: House) -> None:
+    async with asyncio.timeout(5):
+        while not await house.services.worker.accounts.left():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def test_credits_that_nobody_could_ask_for_are_absent(quiet: Services, clock: ManualClock) -> None:
+    """A number that is old is no number; nor is there one while the provider cannot be reached."""
+    asks = quiet.worker.accounts
+    await asks.ask()
+    assert await asks.left() == {}
+    await asks.facts.tell("credits of kie", f"12.5 {NOW!r}")
+    assert await asks.left() == {"kie": 12.5}
+    await quiet.gauges.page()
+    assert value(quiet.metrics, "broker_provider_credits", provider="kie") == 12.5
+    clock.advance(accounts.OLD + 1)
+    await quiet.gauges.page()
+    assert b"broker_provider_credits{" not in quiet.metrics.page()
+
+
+async def test_a_loop_that_stood_still_is_noticed() -> None:
+    metrics = Metrics()
+    with capture_logs() as logs:
+        async with watching(metrics, every=0.0), asyncio.timeout(5):
+            await asyncio.sleep(0)
+            time.sleep(0.6)  # noqa: ASYNC251  # this is the stall
+            while value(metrics, "broker_event_loop_lag_seconds_sum") < 0.5:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+    assert [line["action"] for line in logs] == ["loop_stalled"]
+
+
+# -- what is said about them
+
+
+def names(metrics: Metrics) -> set[str]:
+    """As a query spells them."""
+    endings = {"counter": "_total", "info": "_info"}
+    return {family.name + endings.get(family.type, "") for family in metrics.registry.collect()}
+
+
+def test_the_operators_handbook_explains_every_metric_and_no_other() -> None:
+    handbook = (ROOT / "docs" / "operating.md").read_text("utf-8")
+    table = handbook.split("| metric |")[1].split("\n\n")[0]
+    explained = {name for line in table.splitlines() for name in re.findall(r"`([a-z_]+)`", line.split("|")[1])}
+    assert explained == {name for name in names(Metrics()) if name.startswith("broker_")}
+
+
+def test_the_handbook_and_the_dashboard_ask_for_nothing_that_does_not_exist() -> None:
+    handbook = (ROOT / "docs" / "operating.md").read_text("utf-8")
+    asked = re.findall(r"\b(?:broker|process|python)_[a-z_]+(?=[{\[)`]| [<>])", handbook)
+    dashboard = json.loads((ROOT / "deploy" / "grafana.json").read_text("utf-8"))
+    for query in queries(dashboard):
+        asked += re.findall(r"\b(?:broker|process)_[a-z_]+", query)
+    base = {re.sub(r"_(bucket|sum|count)$", "", name) for name in asked}
+    assert len(base) > 25
+    assert base - names(Metrics()) <= BESIDE
+
+
+def queries(dashboard: dict[str, Any]) -> list[str]:
+    return [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
+
+
+def test_the_dashboard_works_with_any_prometheus() -> None:
+    """Its data source is chosen on import; every panel uses that and no other, has a title, and covers nobody else."""
+    dashboard = json.loads((ROOT / "deploy" / "grafana.json").read_text("utf-8"))
+    assert [variable["type"] for variable in dashboard["templating"]["list"]] == ["datasource"]
+    assert (dashboard["schemaVersion"] >= 39, dashboard["id"]) == (True, None)
+    panels = [panel for panel in dashboard["panels"] if panel["type"] != "row"]
+    assert all(
+        panel["datasource"]["uid"] == "${datasource}" and panel["title"] and panel["targets"] for panel in panels
+    )
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
+    cells = [
+        (panel["gridPos"]["x"] + x, panel["gridPos"]["y"] + y)
+        for panel in dashboard["panels"]
+        for x in range(panel["gridPos"]["w"])
+        for y in range(panel["gridPos"]["h"])
+    ]
+    assert len(set(cells)) == len(cells)
+    assert max(x for x, _ in cells) == 23

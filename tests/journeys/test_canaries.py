@@ -1,0 +1,192 @@
+"""Journeys with canaries in everything that must stay secret: none is found in logs, metrics or error answers."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import structlog
+
+from broker.logs import configure, log
+from broker.sandbox.options import Options
+from storage.tasks import State
+from tests.broker.api_house import png
+from tests.contracts.providers import Says, Upstream
+from tests.journeys.house import House, open_house
+
+pytestmark = pytest.mark.anyio
+
+KEY = "canary-provider-key"
+CALLER = "canary-caller-key-0123456789"
+PROMPT = "canary-prompt a red bicycle"
+SECRETS: dict[str, Any] = {
+    "api_key": KEY,
+    "api_keys": (CALLER,),
+    "secret_key": "canary-secret-0123456789",
+    "webhook_key": "canary-hmac-key",
+}
+MOODS = (
+    "good",
+    "flagged",
+    "failed",
+    "internal",
+    "code:500",
+    "code:401",
+    "code:422",
+    "status:503",
+    "gone_once:1",
+    "html",
+    "lost",
+)
+TRUSTED = {"Authorization": f"Bearer {CALLER}"}
+
+
+class Echo(Upstream):
+    """A provider that repeats whatever it was sent in every complaint."""
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        length = next(
+            (int(line.split(":")[1]) for line in head.split("\r\n") if line.lower().startswith("content-length")), 0
+        )
+        body = (await reader.readexactly(length)).decode()
+        repeated = f"no: {head} {body} {PROMPT}".replace("\r\n", " ")
+        if "recordInfo" in head:
+            said: dict[str, Any] = {
+                "code": 200,
+                "data": {"taskId": "job", "state": "fail", "failCode": "E777", "failMsg": repeated},
+            }
+        elif "accept" in body:
+            said = {"code": 200, "data": {"taskId": "job"}}
+        else:
+            said = {"code": 500 if "unknown" in body else 400, "msg": repeated}
+        writer.write(Says(body=said).encoded())
+        await writer.drain()
+        return True
+
+
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    root, ours = logging.getLogger(), logging.getLogger("broker")
+    before = root.handlers[:], root.level, ours.level
+    yield
+    for handler in set(root.handlers) - set(before[0]):
+        handler.close()
+    root.handlers[:] = before[0]
+    root.setLevel(before[1])
+    ours.setLevel(before[2])
+    structlog.reset_defaults()
+
+
+@pytest.mark.parametrize("form", ["console", "json"])
+async def test_no_secret_is_told_to_anybody(tmp_path: Path, form: str) -> None:
+    configure("DEBUG", form, tmp_path / "logs")
+    told: list[str] = []
+    sandbox_options = Options(
+        duration=0.05, callback_spacing=0.05, creates_per_window=10_000, webhook_key="canary-hmac-key"
+    )
+    async with open_house(tmp_path / "one", options=sandbox_options, **SECRETS) as house:
+        house.client.headers.update(TRUSTED)
+        tokens = await _journeys(house)
+        told += await _complaints(house)
+        told.append((await house.client.get("/metrics")).text)
+    async with Echo().open() as echo, open_house(tmp_path / "two", sandbox=echo.url, hooked=False, **SECRETS) as house:
+        house.client.headers.update(TRUSTED)
+        for wish in ("refuse", "unknown", "accept"):
+            await house.end(await house.order(f"{PROMPT} {wish}"))
+        told.append((await house.client.get("/metrics")).text)
+    logs = (tmp_path / "logs" / "app.log").read_text("utf-8")
+    for action in ("task_succeeded", "task_failed", "failure_unmapped", "submit_unknown", "fetch_failed"):
+        assert action in logs  # there was something to tell
+    for text in (logs, *told):
+        assert "canary" not in text, _around(text, "canary")
+        assert not any(token in text for token in tokens)
+        assert base64.b64encode(png())[:60].decode() not in text
+
+
+def _around(text: str, word: str) -> str:
+    at = text.index(word)
+    return text[max(0, at - 300) : at + 100]
+
+
+async def _journeys(house: House) -> set[str]:
+    """Every kind of end; the tokens of their callbacks."""
+    image = f"data:image/png;base64,{base64.b64encode(png()).decode()}"
+    ids = [await house.order(f"{PROMPT} [mood:{mood}]") for mood in MOODS]
+    ids.append(await house.order(PROMPT, mode="image-to-image", images=[image]))
+    for task_id in ids:
+        await house.client.get(f"/api/task/{task_id}/events", timeout=30)
+        await house.end(task_id)
+    canceled = await house.order(f"{PROMPT} [mood:slow:60]")
+    await house.client.delete(f"/api/task/{canceled}")
+    token = house.services.broker.tokens.token
+    return {token(task_id, attempt) for task_id in (*ids, canceled) for attempt in (1, 2, 3)}
+
+
+async def _complaints(house: House) -> list[str]:
+    """Every way to be turned away, with canaries in what was sent."""
+    task = (await house.client.get("/api/tasks")).json()["data"][0]["id"]
+    hook = "/api/webhook/nano-banana"
+    async with httpx.AsyncClient(base_url=house.client.base_url, timeout=20) as stranger:
+        answers = [
+            await stranger.post(
+                "/api/generate/image", json={"prompt": PROMPT}, headers={"Authorization": "Bearer canary-bad"}
+            ),
+            await stranger.get(
+                "/api/tasks", headers={"Authorization": "Bearer canary-bad", "X-Forwarded-For": "1.2.3.4"}
+            ),
+            await stranger.post(f"{hook}?task={task}&attempt=1&token=canary-token", json={"prompt": PROMPT}),
+            await stranger.post(f"{hook}?task={task}&secret=canary-query", content=b"canary not json"),
+            await stranger.get("/api/task/task_canary"),
+            await stranger.get("/canary?token=canary"),
+        ]
+    answers += [
+        await house.client.post("/api/generate/image", json={"prompt": PROMPT, "model": "no-such"}),
+        await house.client.post("/api/generate/image", json={"prompt": PROMPT, "mode": "image-to-image"}),
+        await house.client.post("/api/generate/image", json={"prompt": PROMPT, "images": ["data:canary"]}),
+        await house.client.post(
+            "/api/generate/image", content=b'{"prompt": "canary', headers={"content-type": "application/json"}
+        ),
+        await house.client.post(
+            "/api/generate/image", json={"prompt": PROMPT, "imageUrls": ["http://127.0.0.1:9/x?sig=canary"]}
+        ),
+    ]
+    assert all(answer.status_code >= 400 for answer in answers)
+    return [answer.text for answer in answers]
+
+
+@pytest.mark.parametrize("form", ["console", "json"])
+async def test_what_nobody_foresaw_is_logged_without_its_text(tmp_path: Path, form: str) -> None:
+    """An error of ours may hold whatever a caller or a provider sent."""
+    configure("DEBUG", form, tmp_path / "logs")
+    async with open_house(tmp_path, **SECRETS) as house:
+
+        async def broken() -> None:
+            raise ValueError(f"cannot handle {PROMPT}")
+
+        assert not await house.services.worker._guarded(broken(), "task_1", State.WAITING.value)
+        house.services.broker.tasks = None  # type: ignore[assignment]
+        answer = await house.client.get(f"/api/task/task_{'0' * 32}")
+        assert answer.status_code == 500
+    logs = (tmp_path / "logs" / "app.log").read_text("utf-8")
+    assert "step_failed" in logs
+    assert "ValueError" in logs
+    assert "request_failed" in logs
+    assert "canary" not in logs
+
+
+def test_libraries_do_not_debug_into_our_log(tmp_path: Path) -> None:
+    """Some of them log whole bodies and statements with their values."""
+    configure("DEBUG", "json", tmp_path)
+    for name in ("aiosqlite", "sse_starlette.sse", "httpx", "python_multipart.multipart", "asyncio"):
+        logging.getLogger(name).debug("canary")
+    log.debug("ours", action="ours")
+    lines = [json.loads(line)["action"] for line in (tmp_path / "app.log").read_text().splitlines()]
+    assert lines == ["ours"]

@@ -1,0 +1,166 @@
+"""The inbox at rest: pages by what people look for, and callbacks that never came."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storage.hooks import Entry, Hook, Hooks
+from storage.migrate import upgrade
+from storage.tasks import Attempt
+from tests.contracts.databases import DATABASES
+
+pytestmark = pytest.mark.anyio
+
+NOW = 1_000_000.0
+LATER_COLUMNS = {"proofs", "acknowledged_in", "job_ended_at", "replay_of"}
+
+
+@pytest.fixture(params=DATABASES)
+async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Any]:
+    async with await DATABASES[request.param](request, tmp_path) as opened:
+        await upgrade(opened, NOW)
+        yield opened
+
+
+def a_hook(number: int = 1, **changes: Any) -> Hook:
+    values: dict[str, Any] = {
+        "id": f"hook_{number:024x}",
+        "provider": "kie",
+        "task_id": f"task_{number:032x}",
+        "attempt": 1,
+        "verdict": "believe",
+        "status": 200,
+        "reason": "its token is right",
+        "headers": "{}",
+        "query": "{}",
+        "body": '{"text": "фоx"}',
+        "proofs": "{}",
+        "received_at": NOW + number,
+    }
+    return Hook(**{**values, **changes})
+
+
+async def keep(database: Any, *hooks: Hook) -> Hooks:
+    inbox = Hooks(database)
+    await database.transact(*(inbox.adding(hook) for hook in hooks))
+    return inbox
+
+
+async def learn(database: Any, number: int = 1, **changes: Any) -> None:
+    """The line of the ledger of an attempt that ended."""
+    values: dict[str, Any] = {
+        "task_id": f"task_{number:032x}",
+        "number": 1,
+        "provider": "kie",
+        "sent_at": NOW,
+        "ended_at": NOW + 10,
+        "learned_by": "question",
+    }
+    row = vars(Attempt(**{**values, **changes}))
+    columns, names = ", ".join(row), ", ".join(f":{name}" for name in row)
+    await database.execute(f"INSERT INTO attempts ({columns}) VALUES ({names})", **row)
+
+
+async def missing(database: Any, limit: int = 100) -> dict[str, int]:
+    return await Hooks(database).missing(since=NOW, until=NOW + 100, limit=limit)
+
+
+async def test_a_callback_comes_back_as_it_came(database: Any) -> None:
+    hook = a_hook(acknowledged_in=0.004, job_ended_at=NOW - 1, replay_of="hook_0")
+    inbox = await keep(database, hook)
+    assert await inbox.get(hook.id) == hook
+    (line,) = await inbox.newest(limit=5)
+    assert line == Entry(**{one.name: getattr(hook, one.name) for one in fields(Entry)})
+    assert await inbox.get("hook_2") is None
+
+
+@pytest.mark.parametrize(
+    ("only", "expected"),
+    [
+        ({}, range(60)),
+        ({"task_id": "task_a"}, range(0, 60, 3)),
+        ({"verdict": "refuse"}, range(0, 60, 4)),
+        ({"provider": "fal"}, range(0, 60, 5)),
+        ({"task_id": "task_a", "verdict": "refuse", "provider": "fal"}, [0]),
+    ],
+    ids=str,
+)
+async def test_pages_have_every_callback_once(database: Any, only: dict[str, str], expected: Any) -> None:
+    hooks = [
+        a_hook(
+            number,
+            task_id="task_a" if number % 3 == 0 else None,
+            verdict="refuse" if number % 4 == 0 else "believe",
+            provider="fal" if number % 5 == 0 else "kie",
+            received_at=NOW + number // 7,
+        )
+        for number in range(60)
+    ]
+    inbox = await keep(database, *hooks)
+    seen: list[Entry] = []
+    before: tuple[float, str] | None = None
+    while page := await inbox.newest(limit=7, before=before, **only):
+        seen += page
+        before = (page[-1].received_at, page[-1].id)
+    assert [entry.id for entry in seen] == [hooks[number].id for number in reversed(expected)]
+
+
+async def test_the_time_to_the_answer_is_written_afterwards(database: Any) -> None:
+    inbox = await keep(database, a_hook())
+    await inbox.acknowledge(a_hook().id, 0.25)
+    await inbox.acknowledge("hook_that_is_gone", 0.25)
+    hook = await inbox.get(a_hook().id)
+    assert hook is not None
+    assert hook.acknowledged_in == 0.25
+
+
+async def test_an_end_that_was_asked_for_misses_its_callback(database: Any) -> None:
+    await learn(database)
+    assert await missing(database) == {"kie": 1}
+
+
+async def test_a_callback_that_came_late_came_all_the_same(database: Any) -> None:
+    await learn(database)
+    inbox = await keep(database, a_hook(received_at=NOW + 50))
+    assert await inbox.believed(a_hook().task_id or "", 1)
+    assert await missing(database) == {}
+
+
+@pytest.mark.parametrize("changes", [{"verdict": "ask"}, {"attempt": 2}, {"attempt": None}, {"replay_of": "hook_0"}])
+async def test_what_is_no_callback_about_the_attempt_does_not_count(database: Any, changes: dict[str, Any]) -> None:
+    """A hint, one about another attempt, one from somebody at this machine, and one that we repeated ourselves."""
+    await learn(database)
+    inbox = await keep(database, a_hook(**changes))
+    assert not await inbox.believed(a_hook().task_id or "", 1)
+    assert await missing(database) == {"kie": 1}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"learned_by": "callback"}, {"learned_by": "poll"}, {"learned_by": None}, {"ended_at": NOW}, {"ended_at": None}],
+    ids=str,
+)
+async def test_only_recent_ends_that_were_asked_for_count(database: Any, changes: dict[str, Any]) -> None:
+    await learn(database, **changes)
+    assert await missing(database) == {}
+
+
+async def test_missing_callbacks_are_counted_by_provider_up_to_a_limit(database: Any) -> None:
+    for number in range(8):
+        await learn(database, number, provider="fal" if number > 5 else "kie")
+    assert await missing(database) == {"kie": 6, "fal": 2}
+    assert sum((await missing(database, limit=3)).values()) == 3
+
+
+async def test_an_older_process_writes_beside_us(database: Any) -> None:
+    """While a newer one is brought in, older ones go on inserting the columns that they know."""
+    row = {name: value for name, value in vars(a_hook()).items() if name not in LATER_COLUMNS}
+    await database.execute(
+        f"INSERT INTO hooks ({', '.join(row)}) VALUES ({', '.join(f':{name}' for name in row)})", **row
+    )
+    assert await Hooks(database).get(a_hook().id) == a_hook(proofs=None)
