@@ -331,6 +331,12 @@ async def test_closing_gives_up_what_is_being_made(tmp_path: Path) -> None:
         assert files(house) == 1, "and leaves no draft behind"
 
 
+async def test_the_house_closes_them_on_its_way_out(tmp_path: Path) -> None:
+    async with open_api(tmp_path) as house:
+        image = await shown(house)
+    assert house.services.broker.thumbnails._begin(image, 512) is None
+
+
 class _OutOfOrder:
     """A blob store that cannot be read the first time."""
 
