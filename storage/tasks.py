@@ -256,6 +256,15 @@ class Tasks:
         )
         return _to_task(row) if row else None
 
+    async def of_owner(self, owner: str) -> list[Task]:
+        """The tasks that are not expired yet and whose files those of an owner are."""
+        column = "batch" if owner.startswith("refs_") else "id"
+        listed, params = listing(_living_as(owner))
+        rows = await self.database.fetch(
+            f"SELECT * FROM tasks WHERE {column} IN ({listed}) AND state <> 'expired' ORDER BY created_at, id", **params
+        )
+        return [_to_task(row) for row in rows]
+
     async def of_batch(self, batch: str) -> list[Task]:
         rows = await self.database.fetch(
             "SELECT * FROM tasks WHERE batch = :batch ORDER BY created_at, id", batch=batch
@@ -460,6 +469,19 @@ class Tasks:
         return Statement(
             sql="UPDATE tasks SET version = version WHERE id = :id AND state = :state",
             params={"id": task_id, "state": state.value},
+            must_change=True,
+        )
+
+    def pinning_owner(self, owner: str) -> Statement:
+        """Whose files these are (a task, or the orders of one request) is not expired until the transaction has ended.
+
+        `Stale` if it is already.
+        """
+        column = "batch" if owner.startswith("refs_") else "id"
+        listed, params = listing(_living_as(owner))
+        return Statement(
+            sql=f"UPDATE tasks SET version = version WHERE {column} IN ({listed}) AND state <> 'expired'",
+            params=params,
             must_change=True,
         )
 

@@ -131,6 +131,8 @@ def _config(house: ApiHouse, known: Known, examples: int, seconds: int | None, s
         "/api/hooks/{id}/replay": {"path.id": {"dictionary": "hooks", **often}},
         "/api/hooks/{id}/fixture": {"path.id": {"dictionary": "hooks", **often}},
         "/uploads/images/{name}": {"path.name": {"dictionary": "images", **often}},
+        "/uploads/images/{name}.json": {"path.name": {"dictionary": "images", **often}},
+        "/uploads/references/{name}.json": {"path.name": {"dictionary": "images", **often}},
         "/uploads/references/{name}": {"path.name": {"dictionary": "images", **often}},
         "/api/webhook/nano-banana": {"query.task": {"dictionary": "tasks", **often}},
         "/api/webhook/{provider}": {"query.task": {"dictionary": "tasks", **often}},

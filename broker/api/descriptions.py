@@ -146,6 +146,12 @@ PICTURES: Final[Mapping[int, Answer]] = {
     307: Answer(text="the store hands it out itself", headers={"Location": (True, "for a few minutes")}),
     416: Answer(text="the image has no such part"),
 }
+SIZE: Final = Parameter(
+    name="size",
+    where="query",
+    text="a WebP thumbnail with this longest side: the next of 128, 256, 512, 1024",
+    schema={"anyOf": [{"type": "integer", "minimum": 1, "maximum": 999_999}, NOTHING]},
+)
 RANGE: Final = Parameter(name="Range", where="header", text="a part: bytes=0-99", schema=TEXT)
 
 GREETING: Final = json_answer("it is there", schemas.Greeting)
@@ -417,18 +423,34 @@ DESCRIPTIONS: Final[Mapping[str, Description]] = {
         id="getImage",
         summary="An image that was made",
         tag="images",
-        takes=(IMAGE, IF_NONE_MATCH, RANGE),
+        takes=(IMAGE, SIZE, IF_NONE_MATCH, RANGE),
         answers=PICTURES,
-        refuses=(404,),
+        refuses=(400, 404),
         trusted=False,
+    ),
+    "GET /uploads/images/{name}.json": Description(
+        id="aboutImage",
+        summary="What is known of an image that was made",
+        tag="images",
+        takes=(IMAGE,),
+        answers={200: json_answer("prompt, model, provider and the rest", schemas.SidecarAnswer)},
+        refuses=(404,),
+    ),
+    "GET /uploads/references/{name}.json": Description(
+        id="aboutReference",
+        summary="What is known of an image that was given",
+        tag="images",
+        takes=(IMAGE,),
+        answers={200: json_answer("the tasks it was given for", schemas.SidecarAnswer)},
+        refuses=(404,),
     ),
     "GET /uploads/references/{name}": Description(
         id="getReference",
         summary="An image that was given",
         tag="images",
-        takes=(IMAGE, IF_NONE_MATCH, RANGE),
+        takes=(IMAGE, SIZE, IF_NONE_MATCH, RANGE),
         answers=PICTURES,
-        refuses=(404,),
+        refuses=(400, 404),
         trusted=False,
     ),
     "GET /health": Description(

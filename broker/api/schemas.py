@@ -173,6 +173,37 @@ class Result(Ours):
     thumbnail: str | None
 
 
+class Sidecar(Ours):
+    """What is known of an image beside its bytes. tasks: all of the request that it belongs to, for a reference."""
+
+    name: str
+    url: str
+    width: int
+    height: int
+    bytes: int
+    media_type: Literal["image/png", "image/jpeg", "image/webp"]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    thumbnail: str | None
+    kind: Literal["result", "reference"]
+    task: TaskId
+    tasks: list[TaskId]
+    prompt: str
+    model: str
+    mode: Mode
+    aspect_ratio: str | None
+    resolution: str | None
+    steps: int | None
+    seed: int | None
+    provider: str
+    created_at: Moment
+    expires_at: Moment | None
+
+
+class SidecarAnswer(Ours):
+    success: Yes
+    data: Sidecar
+
+
 class Progress(Ours):
     """null is what nobody knows."""
 

@@ -6,7 +6,7 @@ import asyncio
 import io
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,9 @@ class ApiHouse:
         while self.services.database._wakes._bells.get(f"task:{task.id}"):  # type: ignore[attr-defined]  # noqa: ASYNC110
             await asyncio.sleep(0.002)
 
-    async def add_image(self, owner: str, data: bytes, *, kind: Any = "result", position: int = 0) -> StoredImage:
+    async def add_image(
+        self, owner: str, data: bytes, *, kind: Any = "result", position: int = 0, **changes: Any
+    ) -> StoredImage:
         async with self.services.broker.blobs.draft(owner) as draft:
             await draft.write(data)
             blob = await draft.keep()
@@ -73,6 +75,7 @@ class ApiHouse:
             sha256=blob.sha256,
             created_at=self.services.clock.now(),
         )
+        image = replace(image, **changes)
         row = vars(image)  # as it is in the end, whatever the task was then
         columns, values = ", ".join(row), ", ".join(f":{name}" for name in row)
         await self.services.database.execute(f"INSERT INTO images ({columns}) VALUES ({values})", **row)
