@@ -82,7 +82,9 @@ async def _furnish(house: ApiHouse) -> Known:
         State.EXPIRED: {"ended_at": now},
     }
     tasks = {state: await house.add(number=n, state=state, **more) for n, (state, more) in enumerate(facts.items(), 1)}
-    deliveries = [await house.add_delivery(task) for task in tasks.values() if task.ended]
+    deliveries = [
+        await house.add_delivery(task) for state, task in tasks.items() if task.ended and state != State.EXPIRED
+    ]
     running, over = f"batch_{1:032x}", f"batch_{2:032x}"
     for number in (11, 12):
         await house.add(number=number, batch=running)

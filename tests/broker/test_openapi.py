@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 import subprocess
 import tomllib
@@ -77,11 +78,8 @@ async def test_the_description_knows_who_may_enter(tmp_path: Path) -> None:
 
 def operation(paths: dict[str, Any], method: str, path: str) -> Any:
     """The operation that a concrete path leads to, the most concrete one first."""
-    for template in sorted(paths, key=lambda one: one.count("{")):
-        parts, wanted = template.split("/"), path.split("/")
-        if len(parts) == len(wanted) and all(
-            part.startswith("{") or part == want for part, want in zip(parts, wanted, strict=True)
-        ):
+    for template in sorted(paths, key=lambda one: (one.count("{"), -len(one))):
+        if re.fullmatch(re.sub(r"\\{[a-z]+\\}", "[^/]+", re.escape(template)), path):
             return paths[template][method.lower()]
     raise AssertionError(path)
 
