@@ -55,8 +55,8 @@ def build_app(services: Services) -> Starlette:
     native = Native(broker=broker, access=access, views=views, sentences=sentences, repeats=Repeats(services.clock))
     batches = Batches(broker=broker, access=access, views=views)
     hooks = Hooks(broker=broker, access=access)
+    images = ImageDoor(broker=broker, access=access)
     inbox = InboxDoor(inbox=services.inbox, access=access)
-    images = ImageDoor(broker=broker)
     deliveries = DeliveryDoor(broker=broker, access=access)
     version = installed_version()
     services.metrics.build.info({"version": version, "python": platform.python_version()})
@@ -80,6 +80,8 @@ def build_app(services: Services) -> Starlette:
         _at("/api/models", GET=models.listing),
         _at("/api/webhook/nano-banana", GET=hooks.greet, POST=hooks.hear),
         _at("/api/webhook/{provider}", GET=hooks.greet, POST=hooks.hear),
+        _at("/uploads/images/{name}.json", GET=images.about_result),
+        _at("/uploads/references/{name}.json", GET=images.about_reference),
         _at("/api/hooks", GET=inbox.listing),
         _at("/api/hooks/{id}", GET=inbox.show),
         _at("/api/hooks/{id}/replay", POST=inbox.replay),

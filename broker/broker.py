@@ -28,6 +28,7 @@ from broker.repeats import InTurn
 from broker.reports import Pending, Report
 from broker.showing import Showing
 from broker.steps import Steps, reference_owner, stored_image
+from broker.thumbnails import Thumbnails
 from storage.blobs import BlobMissing, BlobStore, Reading
 from storage.database import Database, Stale, StorageError, StorageFull
 from storage.deliveries import Deliveries, Delivery
@@ -119,6 +120,7 @@ class Broker:
     metrics: Metrics
     pace: CallerPace
     showing: Showing
+    thumbnails: Thumbnails
     forecast: Forecast
     max_file_size: int
     closing: bool = False
@@ -437,6 +439,10 @@ class Broker:
     async def results(self, task: Task) -> list[StoredImage]:
         """The images of a completed task, in order."""
         return await self.images.of(task.id, "result") if task.state == State.SUCCEEDED else []
+
+    async def origin(self, image: StoredImage) -> list[Task]:
+        """The tasks an image comes from: the one that made it, or those of the request it was a reference of."""
+        return await self.tasks.of_owner(image.owner)
 
     async def wait(self, task_id: str, seconds: float) -> Task:
         """The task as soon as it has ended, or as it is after `seconds`, or when the broker closes."""

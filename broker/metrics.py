@@ -68,6 +68,14 @@ class Metrics:
         self.downloads = Counter(
             "broker_downloads", "Tries to bring a result home, by outcome", ["outcome"], registry=self.registry
         )
+        self.shared_results = Counter(
+            "broker_shared_results",
+            "Results whose bytes were here already, as those of another task",
+            registry=self.registry,
+        )
+        self.thumbnails = Counter(
+            "broker_thumbnails", "Thumbnails that were asked for and not there", ["outcome"], registry=self.registry
+        )
         self.spares = Counter(
             "broker_spare_results",
             "Second results for one order: somebody paid twice",
@@ -78,6 +86,15 @@ class Metrics:
             "broker_steps_failed", "Steps that ended in an error nobody foresaw", ["step"], registry=self.registry
         )
         self.refusals = Counter("broker_refusals", "Requests refused, by code", ["code"], registry=self.registry)
+        self.public_address = Gauge(
+            "broker_public_address",
+            "1 where the last try to reach ourselves at our public address came through",
+            ["source"],
+            registry=self.registry,
+        )
+        self.address_changes = Counter(
+            "broker_public_address_changes", "Public addresses found, changed, lost", ["what"], registry=self.registry
+        )
         self.deliveries = Counter(
             "broker_deliveries",
             "Tries to tell a caller of an end, by what came of it",
@@ -92,15 +109,6 @@ class Metrics:
         )
         self.deliveries_pending = Gauge(
             "broker_deliveries_pending", "Webhooks to callers that have not arrived yet", registry=self.registry
-        )
-        self.public_address = Gauge(
-            "broker_public_address",
-            "1 where the last try to reach ourselves at our public address came through",
-            ["source"],
-            registry=self.registry,
-        )
-        self.address_changes = Counter(
-            "broker_public_address_changes", "Public addresses found, changed, lost", ["what"], registry=self.registry
         )
         self.tasks = Gauge("broker_tasks", "Tasks by state", ["state"], registry=self.registry)
         self._of_tasks()

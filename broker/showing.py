@@ -11,6 +11,7 @@ from broker.clock import iso
 from broker.sentences import Language, Sentences
 from storage.images import StoredImage
 from storage.tasks import State, Task
+from uploads.thumbnails import shrinkable
 
 _STAGES: Final = {
     State.QUEUED: "queued",
@@ -18,6 +19,8 @@ _STAGES: Final = {
     State.WAITING: "waiting",
     State.FETCHING: "downloading",
 }
+
+SHOWN_SIZE: Final = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +74,27 @@ class Showing:
             "generation": _generation(task, results),
         }
 
+    def sidecar(self, image: StoredImage, tasks: Sequence[Task]) -> dict[str, Any]:
+        """What is known of one image beside its bytes. tasks: those it comes from, all of one request; at least one."""
+        task, ends = tasks[0], [task.ended_at for task in tasks]
+        return {
+            "name": image.name,
+            **_result(image),
+            "kind": image.kind,
+            "task": task.id,
+            "tasks": [task.id for task in tasks],
+            "prompt": task.prompt,
+            "model": task.model,
+            "mode": task.mode,
+            "aspectRatio": task.aspect_ratio,
+            "resolution": task.resolution,
+            "steps": task.steps,
+            "seed": task.seed,
+            "provider": task.provider,
+            "createdAt": iso(image.created_at),
+            "expiresAt": iso(max(end for end in ends if end) + self.retention) if all(ends) else None,
+        }
+
 
 def _progress(task: Task, progress: Progress) -> dict[str, Any]:
     """null is what nobody knows, or what has no meaning at this stage."""
@@ -93,14 +117,15 @@ def _error(task: Task) -> str | None:
 
 
 def _result(image: StoredImage) -> dict[str, Any]:
+    url = f"/uploads/{'references' if image.kind == 'reference' else 'images'}/{image.name}"
     return {
-        "url": f"/uploads/images/{image.name}",
+        "url": url,
         "width": image.width,
         "height": image.height,
         "bytes": image.size,
         "mediaType": image.media_type,
         "sha256": image.sha256,
-        "thumbnail": None,
+        "thumbnail": f"{url}?size={SHOWN_SIZE}" if shrinkable(image) else None,
     }
 
 

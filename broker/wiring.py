@@ -37,6 +37,7 @@ from broker.sentences import Sentences
 from broker.settings import Settings
 from broker.showing import Showing
 from broker.steps import Steps
+from broker.thumbnails import Thumbnails
 from broker.watchdog import watching
 from broker.worker import Worker
 from storage.blobs import BlobStore
@@ -49,7 +50,7 @@ from storage.images import Images
 from storage.keys import Keys
 from storage.lanes import Lanes, Limits
 from storage.local import LocalBlobs
-from storage.migrate import upgrade
+from storage.migrate import known_to_all, upgrade
 from storage.sqlite import SqliteDatabase, sqlite_path
 from storage.tasks import Tasks
 from uploads.intake import Intake
@@ -60,6 +61,8 @@ PLACES = 100
 """kie.ai, Getting Started: an account may usually have 100 and more jobs running."""
 DOWNLOADS_AT_ONCE = 20
 TURNS = 2
+SHARING = 5
+"""The migration with which equal results are stored once: older processes would delete what others still need."""
 FREE_FLOOR = 64 * 2**20
 """Bytes that images leave free on the disk: the database must always be able to write down what happened."""
 
@@ -189,7 +192,9 @@ async def open_services(
             tokens=CallbackTokens(secret),
             address=_address(settings, port, local_provider=local_provider, now=clock.now()),
             agents=Agents(client=scouts, tunnel_api=settings.tunnel_api, port=port or settings.port),
+            shares_from=await known_to_all(database, SHARING),
         )
+        stack.push_async_callback(services.broker.thumbnails.aclose)
         await stack.enter_async_context(watching(services.metrics))
         if joins and services.address.current is None:
             await services.lookout.begin()
@@ -208,6 +213,7 @@ def _assemble(
     tokens: CallbackTokens,
     address: PublicAddress,
     agents: Agents,
+    shares_from: float,
 ) -> Services:
     def callback_url(task: str, attempt: int) -> str | None:
         base = address.base
@@ -238,6 +244,7 @@ def _assemble(
         callback_url=callback_url,
         image_base=lambda: address.base,
         max_download_bytes=settings.max_download_bytes,
+        shares_from=shares_from,
         downloads=asyncio.Semaphore(DOWNLOADS_AT_ONCE),
         turns=asyncio.Semaphore(TURNS),
     )
@@ -263,6 +270,7 @@ def _assemble(
         metrics=metrics,
         pace=CallerPace(settings.rate_per_minute, clock),
         showing=showing,
+        thumbnails=Thumbnails(clock=clock, tasks=tasks, images=images, blobs=blobs, metrics=metrics),
         forecast=Forecast(
             clock=clock,
             tasks=tasks,

@@ -37,6 +37,11 @@ class Draft(Protocol):
         ...
 
     @property
+    def sha256(self) -> str:
+        """Of the bytes written so far, in lower-case hex."""
+        ...
+
+    @property
     def path(self) -> Path:
         """A local file with all bytes written so far, for a decoder to look at (in a thread)."""
         ...

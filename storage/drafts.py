@@ -124,6 +124,10 @@ class FileDraft:
         return self._opened.size
 
     @property
+    def sha256(self) -> str:
+        return self._opened.sha256.hexdigest()
+
+    @property
     def path(self) -> Path:
         return self._opened.path
 

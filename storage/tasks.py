@@ -67,10 +67,11 @@ class Task:
     batch: what the tasks of one request have in common; its references belong to it. attempt: number of the current
     attempt, 0 before the first. tries: how often the step of this state was tried. hooked: whether a callback may
     come: the provider knows an address, and it is still ours. refs: the references, as stored. outputs: result URLs,
-    in order. callback_url: where the caller wants to be told of the end; may hold a secret. deadline_at: when patience
-    with this state ends. ended_at: when the caller was first told an end. entered_at: when it came into this state.
-    sent_at, finished_at: when the current attempt was ordered, and when its result was ready. provider_state,
-    provider_percent: how far the provider says it is. (None: a version that knew none of these wrote the row.)
+    in order. callback_url: where the caller wants to be told of the end; may hold a secret. deadline_at: when
+    patience with this state ends. ended_at: when the caller was first told an end.
+    entered_at: when it came into this state. sent_at, finished_at: when the current attempt was ordered, and when its
+    result was ready. provider_state, provider_percent: how far the provider says it is. (None: a version that knew
+    none of these wrote the row.)
     """
 
     id: str
@@ -254,6 +255,15 @@ class Tasks:
             "SELECT t.* FROM attempts a JOIN tasks t ON t.id = a.task_id WHERE a.job_id = :job LIMIT 1", job=job_id
         )
         return _to_task(row) if row else None
+
+    async def of_owner(self, owner: str) -> list[Task]:
+        """The tasks that are not expired yet and whose files those of an owner are."""
+        column = "batch" if owner.startswith("refs_") else "id"
+        listed, params = listing(_living_as(owner))
+        rows = await self.database.fetch(
+            f"SELECT * FROM tasks WHERE {column} IN ({listed}) AND state <> 'expired' ORDER BY created_at, id", **params
+        )
+        return [_to_task(row) for row in rows]
 
     async def of_batch(self, batch: str) -> list[Task]:
         rows = await self.database.fetch(
@@ -459,6 +469,19 @@ class Tasks:
         return Statement(
             sql="UPDATE tasks SET version = version WHERE id = :id AND state = :state",
             params={"id": task_id, "state": state.value},
+            must_change=True,
+        )
+
+    def pinning_owner(self, owner: str) -> Statement:
+        """Whose files these are (a task, or the orders of one request) is not expired until the transaction has ended.
+
+        `Stale` if it is already.
+        """
+        column = "batch" if owner.startswith("refs_") else "id"
+        listed, params = listing(_living_as(owner))
+        return Statement(
+            sql=f"UPDATE tasks SET version = version WHERE {column} IN ({listed}) AND state <> 'expired'",
+            params=params,
             must_change=True,
         )
 

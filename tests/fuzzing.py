@@ -49,8 +49,10 @@ class Known:
 
     tasks: tuple[str, ...]
     ended: tuple[str, ...]
-    images: tuple[str, ...]
     batches: tuple[str, ...]
+    hooks: tuple[str, ...]
+    images: tuple[str, ...]
+    failed: tuple[str, ...]
     deliveries: tuple[str, ...]
 
 
@@ -79,18 +81,23 @@ async def _furnish(house: ApiHouse) -> Known:
         State.CANCELED: {"ended_at": now, "error_code": "canceled"},
         State.EXPIRED: {"ended_at": now},
     }
-    tasks = {
-        state: await house.add(number=n, batch=f"batch_{n:032x}", state=state, **more)
-        for n, (state, more) in enumerate(facts.items(), 1)
-    }
+    tasks = {state: await house.add(number=n, state=state, **more) for n, (state, more) in enumerate(facts.items(), 1)}
     deliveries = [await house.add_delivery(task) for task in tasks.values() if task.ended]
+    running, over = f"batch_{1:032x}", f"batch_{2:032x}"
+    for number in (11, 12):
+        await house.add(number=number, batch=running)
+    await house.add(number=13, batch=over, state=State.FAILED, ended_at=now, error_code="no_image")
+    await house.client.post("/api/webhook/kie", json={"task_id": tasks[State.WAITING].id}, headers=AUTHORIZED)
+    hooks = (await house.client.get("/api/hooks", headers=AUTHORIZED)).json()["data"]
     made = await house.add_image(tasks[State.SUCCEEDED].id, png())
     given = await house.add_image("task_reference", png("blue"), kind="reference")
     return Known(
         tasks=tuple(task.id for task in tasks.values()),
         ended=tuple(task.id for state, task in tasks.items() if task.ended or state == State.EXPIRED),
+        batches=(running, over),
+        hooks=tuple(hook["id"] for hook in hooks),
         images=(made.name, given.name),
-        batches=tuple(task.batch for task in tasks.values()),
+        failed=(tasks[State.FAILED].id,),
         deliveries=tuple(delivery.id for delivery in deliveries),
     )
 
@@ -113,13 +120,19 @@ def _config(house: ApiHouse, known: Known, examples: int, seconds: int | None, s
             "query.wait": {"dictionary": "waits", "probability": 1},
         },
         "/api/task/{id}/events": {"path.id": {"dictionary": "ended", **often}},
+        "/api/task/{id}/retry": {"path.id": {"dictionary": "failed", **often}},
         "/api/batch/{id}": {
             "path.id": {"dictionary": "batches", **often},
             "query.wait": {"dictionary": "waits", "probability": 1},
         },
         "/api/deliveries/{id}": {"path.id": {"dictionary": "deliveries", **often}},
         "/api/deliveries/{id}/replay": {"path.id": {"dictionary": "deliveries", **often}},
+        "/api/hooks/{id}": {"path.id": {"dictionary": "hooks", **often}},
+        "/api/hooks/{id}/replay": {"path.id": {"dictionary": "hooks", **often}},
+        "/api/hooks/{id}/fixture": {"path.id": {"dictionary": "hooks", **often}},
         "/uploads/images/{name}": {"path.name": {"dictionary": "images", **often}},
+        "/uploads/images/{name}.json": {"path.name": {"dictionary": "images", **often}},
+        "/uploads/references/{name}.json": {"path.name": {"dictionary": "images", **often}},
         "/uploads/references/{name}": {"path.name": {"dictionary": "images", **often}},
         "/api/webhook/nano-banana": {"query.task": {"dictionary": "tasks", **often}},
         "/api/webhook/{provider}": {"query.task": {"dictionary": "tasks", **often}},
@@ -139,9 +152,11 @@ def _config(house: ApiHouse, known: Known, examples: int, seconds: int | None, s
         "checks": {name: {"enabled": False} for name in UNFIT},
         "dictionaries": {
             "tasks": {"values": list(known.tasks)},
+            "failed": {"values": list(known.failed)},
             "ended": {"values": list(known.ended)},
-            "images": {"values": list(known.images)},
             "batches": {"values": list(known.batches)},
+            "hooks": {"values": list(known.hooks)},
+            "images": {"values": list(known.images)},
             "deliveries": {"values": list(known.deliveries)},
             "files": {"values": ["start.js", "swagger-ui.css"]},
             "waits": {"values": [0, 0.01]},

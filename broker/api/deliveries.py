@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -14,13 +13,11 @@ from starlette.responses import Response
 from broker.addresses import redact_url
 from broker.api.access import Access
 from broker.api.answers import answer
-from broker.api.pages import cursor_after, cursor_of, limit_of, page_of
+from broker.api.pages import cursor_after, cursor_of, limit_of, name_of, page_of
 from broker.broker import Broker
 from broker.clock import iso
 from broker.errors import Refusal
 from storage.deliveries import Delivery, Fate, Try
-
-_NAME: Final = re.compile(r"[\x21-\x7e]{1,100}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +33,7 @@ class DeliveryDoor:
         query = request.query_params
         limit = limit_of(query.get("limit"))
         deliveries = await self.broker.deliveries.newest(
-            task_id=_task(query.get("task")),
+            task_id=name_of(request, "task"),
             outcome=_outcome(query.get("outcome")),
             limit=limit + 1,
             before=cursor_of(query.get("cursor"), "evt"),
@@ -60,12 +57,6 @@ class DeliveryDoor:
         return answer(
             {"success": True, "data": _document(delivery)}, 202, {"location": f"/api/deliveries/{delivery.id}"}
         )
-
-
-def _task(text: str | None) -> str | None:
-    if text and not _NAME.fullmatch(text):
-        raise Refusal("invalid_request", "task must be the id of a task.", field="task")
-    return text or None
 
 
 def _outcome(text: str | None) -> Fate | None:

@@ -79,11 +79,11 @@ BATCH: Final = Parameter(
 HOOK: Final = Parameter(
     name="id", where="path", text="the callback's id", schema={"type": "string", "pattern": schemas.HOOK_ID}
 )
-EVENT_ID: Final = Parameter(
+DELIVERY: Final = Parameter(
     name="id",
     where="path",
-    text="the delivery's id, its `webhook-id`",
-    schema={"type": "string", "pattern": schemas.EVENT_ID},
+    text="the delivery's id, and its webhook-id",
+    schema={"type": "string", "pattern": schemas.DELIVERY_ID},
 )
 WAIT: Final = Parameter(
     name="wait",
@@ -146,6 +146,12 @@ PICTURES: Final[Mapping[int, Answer]] = {
     307: Answer(text="the store hands it out itself", headers={"Location": (True, "for a few minutes")}),
     416: Answer(text="the image has no such part"),
 }
+SIZE: Final = Parameter(
+    name="size",
+    where="query",
+    text="a WebP thumbnail with this longest side: the next of 128, 256, 512, 1024",
+    schema={"anyOf": [{"type": "integer", "minimum": 1, "maximum": 999_999}, NOTHING]},
+)
 RANGE: Final = Parameter(name="Range", where="header", text="a part: bytes=0-99", schema=TEXT)
 
 GREETING: Final = json_answer("it is there", schemas.Greeting)
@@ -285,47 +291,6 @@ DESCRIPTIONS: Final[Mapping[str, Description]] = {
         tag="models",
         answers={200: json_answer("the catalog as it is today", schemas.ModelList)},
     ),
-    "GET /api/deliveries": Description(
-        id="listDeliveries",
-        summary="Webhooks to callers, newest first",
-        tag="operators",
-        takes=(
-            Parameter(name="task", where="query", text="only about this task", schema=NAMED),
-            Parameter(
-                name="outcome",
-                where="query",
-                text="only those of which this became",
-                schema={"enum": [*(fate.value for fate in Fate), ""]},
-            ),
-            LIMIT,
-            CURSOR,
-        ),
-        answers={200: json_answer("a page", schemas.DeliveryPage)},
-        refuses=(400,),
-    ),
-    "GET /api/deliveries/{id}": Description(
-        id="getDelivery",
-        summary="One webhook to a caller, with its body and every try",
-        tag="operators",
-        takes=(EVENT_ID,),
-        answers={200: json_answer("what is told, and what came of it", schemas.DeliveryAnswer)},
-        refuses=(404,),
-    ),
-    "POST /api/deliveries/{id}/replay": Description(
-        id="replayDelivery",
-        summary="Tell a caller again",
-        tag="operators",
-        text="Whatever became of it, it is sent now, under the same `webhook-id`, and then from the first pause on.",
-        takes=(EVENT_ID,),
-        answers={
-            202: json_answer(
-                "it will be sent",
-                schemas.DeliveryReplayed,
-                headers={"Location": (True, "where to look what came of it")},
-            )
-        },
-        refuses=(404,),
-    ),
     "GET /api/hooks": Description(
         id="listHooks",
         summary="Callbacks that came, newest first, and how many never came",
@@ -378,6 +343,45 @@ DESCRIPTIONS: Final[Mapping[str, Description]] = {
         answers={200: json_answer("what was said and proved, and what it comes to", schemas.HookFixture)},
         refuses=(404,),
     ),
+    "GET /api/deliveries": Description(
+        id="listDeliveries",
+        summary="Webhooks to callers, newest first",
+        tag="operators",
+        takes=(
+            Parameter(name="task", where="query", text="only of this task", schema=NAMED),
+            Parameter(
+                name="outcome",
+                where="query",
+                text="only with this outcome",
+                schema={"enum": [*(fate.value for fate in Fate), ""]},
+            ),
+            LIMIT,
+            CURSOR,
+        ),
+        answers={200: json_answer("a page", schemas.DeliveryPage)},
+        refuses=(400,),
+    ),
+    "GET /api/deliveries/{id}": Description(
+        id="getDelivery",
+        summary="One of them, with its body and every try",
+        tag="operators",
+        takes=(DELIVERY,),
+        answers={200: json_answer("the delivery", schemas.DeliveryWholeAnswer)},
+        refuses=(404,),
+    ),
+    "POST /api/deliveries/{id}/replay": Description(
+        id="replayDelivery",
+        summary="Send one again",
+        tag="operators",
+        text="Under the same webhook-id, from the first rung of the ladder on.",
+        takes=(DELIVERY,),
+        answers={
+            202: json_answer(
+                "due now", schemas.DeliveryAnswer, headers={"Location": (True, "where to see what becomes of it")}
+            )
+        },
+        refuses=(404, 409),
+    ),
     "GET /api/webhook/nano-banana": Description(
         id="greetKie",
         summary="Is the address right?",
@@ -419,18 +423,34 @@ DESCRIPTIONS: Final[Mapping[str, Description]] = {
         id="getImage",
         summary="An image that was made",
         tag="images",
-        takes=(IMAGE, IF_NONE_MATCH, RANGE),
+        takes=(IMAGE, SIZE, IF_NONE_MATCH, RANGE),
         answers=PICTURES,
-        refuses=(404,),
+        refuses=(400, 404),
         trusted=False,
+    ),
+    "GET /uploads/images/{name}.json": Description(
+        id="aboutImage",
+        summary="What is known of an image that was made",
+        tag="images",
+        takes=(IMAGE,),
+        answers={200: json_answer("prompt, model, provider and the rest", schemas.SidecarAnswer)},
+        refuses=(404,),
+    ),
+    "GET /uploads/references/{name}.json": Description(
+        id="aboutReference",
+        summary="What is known of an image that was given",
+        tag="images",
+        takes=(IMAGE,),
+        answers={200: json_answer("the tasks it was given for", schemas.SidecarAnswer)},
+        refuses=(404,),
     ),
     "GET /uploads/references/{name}": Description(
         id="getReference",
         summary="An image that was given",
         tag="images",
-        takes=(IMAGE, IF_NONE_MATCH, RANGE),
+        takes=(IMAGE, SIZE, IF_NONE_MATCH, RANGE),
         answers=PICTURES,
-        refuses=(404,),
+        refuses=(400, 404),
         trusted=False,
     ),
     "GET /health": Description(

@@ -1,4 +1,4 @@
-"""Images by name: bytes of a fixed type that no browser takes for anything else."""
+"""Images by name: bytes of a fixed type that no browser takes for anything else, thumbnails, and sidecars."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from broker.api.answers import matches
+from broker.api.access import Access
+from broker.api.answers import answer, matches
 from broker.broker import Broker
 from broker.errors import Refusal
 from storage.blobs import BlobMissing, Reading
 from storage.images import Kind, StoredImage
+from uploads.thumbnails import RUNGS
 
 _NAME: Final = re.compile(r"(generated|reference)_[0-9a-f]{32}\.(png|jpg|webp)")
 _TYPES: Final = frozenset({"image/png", "image/jpeg", "image/webp"})
+_SIZE: Final = re.compile(r"[0-9]{1,6}")
 _RANGE: Final = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 
 GUARDS: Final = {
@@ -31,6 +34,9 @@ GUARDS: Final = {
 """On every answer that carries an image: it is never a page, whatever bytes it has."""
 
 
+_ASK_AGAIN: Final = {"cache-control": "private, no-cache"}
+_SIZES: Final = ", ".join(str(rung) for rung in RUNGS)
+
 LINK_SECONDS: Final = 600
 _REDIRECT: Final = {"cache-control": f"private, max-age={LINK_SECONDS // 2}"}
 
@@ -38,6 +44,7 @@ _REDIRECT: Final = {"cache-control": f"private, max-age={LINK_SECONDS // 2}"}
 @dataclass(frozen=True, kw_only=True)
 class ImageDoor:
     broker: Broker
+    access: Access
 
     async def result(self, request: Request) -> Response:
         return await self._serve(request, "result")
@@ -45,9 +52,33 @@ class ImageDoor:
     async def reference(self, request: Request) -> Response:
         return await self._serve(request, "reference")
 
-    async def _serve(self, request: Request, kind: Kind) -> Response:
+    async def about_result(self, request: Request) -> Response:
+        return await self._about(request, "result")
+
+    async def about_reference(self, request: Request) -> Response:
+        return await self._about(request, "reference")
+
+    async def _about(self, request: Request, kind: Kind) -> Response:
+        """Names of images stand in pages; the prompt is for those who may list the tasks, too."""
+        self.access.require(request)
         image = await self._named(request.path_params["name"], kind)
-        headers = self._headers(image)
+        tasks = await self.broker.origin(image)
+        if not tasks:
+            raise _missing()
+        return answer({"success": True, "data": self.broker.showing.sidecar(image, tasks)})
+
+    async def _serve(self, request: Request, kind: Kind) -> Response:
+        wish = _wish(request.query_params.get("size"))
+        image = await self._named(request.path_params["name"], kind)
+        if wish is None:
+            return await self._send(request, image, self._headers(image, image))
+        small = await self.broker.thumbnails.of(image, wish)
+        if small is not None:
+            return await self._send(request, small, self._headers(small, image))
+        # the next one who asks may get a small one
+        return await self._send(request, image, {**self._headers(image, image), **_ASK_AGAIN})
+
+    async def _send(self, request: Request, image: StoredImage, headers: dict[str, str]) -> Response:
         if matches(request, headers["etag"]):
             return Response(status_code=304, headers=headers)
         if link := await self._link(image):
@@ -68,8 +99,13 @@ class ImageDoor:
         return image
 
     async def _link(self, image: StoredImage) -> str | None:
-        """Where the store hands a result out itself, if the operator wants that. Providers may not follow it."""
-        return await self.broker.blobs.link(image.blob, LINK_SECONDS) if image.kind == "result" else None
+        """Where the store hands a result out itself, if the operator wants that. Providers may not follow it.
+
+        A blob's name has the id of the task that holds it: another's is told to nobody.
+        """
+        if image.kind != "result" or image.holder is not None:
+            return None
+        return await self.broker.blobs.link(image.blob, LINK_SECONDS)
 
     async def _open(self, image: StoredImage, start: int, stop: int) -> Reading:
         try:
@@ -77,9 +113,9 @@ class ImageDoor:
         except BlobMissing as error:
             raise _missing() from error
 
-    def _headers(self, image: StoredImage) -> dict[str, str]:
-        """Kept by browsers as long as we keep it ourselves, and not longer."""
-        left = int(image.created_at + self.broker.rules.retention - self.broker.clock.now())
+    def _headers(self, image: StoredImage, source: StoredImage) -> dict[str, str]:
+        """Kept by browsers as long as we keep it ourselves, and not longer. source: a thumbnail's image."""
+        left = int(source.created_at + self.broker.rules.retention - self.broker.clock.now())
         return {
             **GUARDS,
             "content-type": image.media_type if image.media_type in _TYPES else "application/octet-stream",
@@ -88,6 +124,15 @@ class ImageDoor:
             "etag": f'"{image.sha256}"',
             "accept-ranges": "bytes",
         }
+
+
+def _wish(text: str | None) -> int | None:
+    """The longest side that somebody wants."""
+    if not text:
+        return None
+    if not _SIZE.fullmatch(text) or int(text) == 0:
+        raise Refusal("invalid_request", f"size must be a number of pixels: one of {_SIZES}.", field="size")
+    return int(text)
 
 
 def _missing() -> Refusal:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from typing import Any, Final, assert_never
 
@@ -12,7 +11,7 @@ from starlette.responses import Response
 
 from broker.api.access import Access
 from broker.api.answers import answer
-from broker.api.pages import cursor_after, cursor_of, limit_of, page_of
+from broker.api.pages import cursor_after, cursor_of, limit_of, name_of, page_of
 from broker.clock import iso
 from broker.errors import Refusal
 from broker.inbox import Explanation, Inbox
@@ -20,7 +19,6 @@ from broker.reports import Failed, Finished, Pending, Report
 from storage.hooks import Entry, Hook
 from webhooks.inbound import Verdict
 
-_NAME: Final = re.compile(r"[\x21-\x7e]{1,100}")
 _TRUTHS: Final = {"": False, "false": False, "0": False, "true": True, "1": True}
 
 Document = dict[str, Any]
@@ -39,9 +37,9 @@ class InboxDoor:
         found = await self.inbox.newest(
             limit=limit + 1,
             before=before,
-            task_id=_name(request, "task"),
+            task_id=name_of(request, "task"),
             verdict=_verdict(request),
-            provider=_name(request, "provider"),
+            provider=name_of(request, "provider"),
         )
         page, more = page_of(found, limit)
         document: Document = {
@@ -194,13 +192,6 @@ def in_words(report: Report) -> str:
 
 
 # -- what is asked for
-
-
-def _name(request: Request, field: str) -> str | None:
-    text = request.query_params.get(field) or None
-    if text is not None and not _NAME.fullmatch(text):
-        raise Refusal("invalid_request", f"{field} must be 1 to 100 visible ASCII characters.", field=field)
-    return text
 
 
 def _verdict(request: Request) -> str | None:

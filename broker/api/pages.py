@@ -8,12 +8,16 @@ import re
 from collections.abc import Sequence
 from typing import Final, TypeVar
 
+from starlette.requests import Request
+
 from broker.errors import Refusal
 
 PAGE: Final = 20
 LONGEST_PAGE: Final = 100
 
 _POSITION: Final = re.compile(r"([0-9]{1,12}\.[0-9]{1,12}) ([a-z]+_[0-9a-f]{1,64})")
+
+_NAME: Final = re.compile(r"[\x21-\x7e]{1,100}")
 
 T = TypeVar("T")
 
@@ -54,3 +58,11 @@ def _decoded(text: str) -> str:
         return base64.b64decode(padded, altchars=b"-_", validate=True).decode("ascii")
     except (binascii.Error, ValueError):
         return ""
+
+
+def name_of(request: Request, field: str) -> str | None:
+    """What a page is filtered by; an empty value is none."""
+    text = request.query_params.get(field) or None
+    if text is not None and not _NAME.fullmatch(text):
+        raise Refusal("invalid_request", f"{field} must be 1 to 100 visible ASCII characters.", field=field)
+    return text

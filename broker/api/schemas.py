@@ -17,14 +17,13 @@ from broker.api.fields import MOST_STEPS, SAFE_INTEGER
 from broker.catalog import Status
 from broker.errors import STATUS_OF, TASK_CODES
 from broker.orders import Mode, OutputFormat
-from storage.deliveries import Fate
-from webhooks.events import Event
+from storage.deliveries import Fate as _Fate
 from webhooks.inbound import Verdict as _Verdict
 
 TASK_ID: Final = "^task_[0-9a-f]{32}$"
 BATCH_ID: Final = "^batch_[0-9a-f]{32}$"
+DELIVERY_ID: Final = "^evt_[0-9a-f]{32}$"
 HOOK_ID: Final = "^hook_[0-9a-f]{24}$"
-EVENT_ID: Final = "^evt_[0-9a-f]{32}$"
 IMAGE_NAME: Final = r"(generated|reference)_[0-9a-f]{32}\.(png|jpg|webp)"
 
 Absent = SkipJsonSchema[None]
@@ -32,13 +31,14 @@ Absent = SkipJsonSchema[None]
 TaskId = Annotated[str, Field(pattern=TASK_ID, examples=[f"task_{'0' * 32}"])]
 BatchId = Annotated[str, Field(pattern=BATCH_ID, examples=[f"batch_{'0' * 32}"])]
 HookId = Annotated[str, Field(pattern=HOOK_ID, examples=[f"hook_{'0' * 24}"])]
-EventId = Annotated[str, Field(pattern=EVENT_ID, examples=[f"evt_{'0' * 32}"])]
 Moment = Annotated[str, Field(json_schema_extra={"format": "date-time"}, examples=["2026-11-20T12:00:00.000Z"])]
 Day = Annotated[str, Field(json_schema_extra={"format": "date"}, examples=["2026-10-02"])]
 ImagePath = Annotated[str, Field(pattern=f"^/uploads/images/{IMAGE_NAME}$")]
 Code = Annotated[str, Field(json_schema_extra={"enum": sorted({*STATUS_OF, *TASK_CODES})})]
 TaskCode = Annotated[str, Field(json_schema_extra={"enum": sorted(TASK_CODES)})]
 File = Annotated[str, Field(json_schema_extra={"format": "binary"})]
+DeliveryId = Annotated[str, Field(pattern=DELIVERY_ID, examples=[f"evt_{'0' * 32}"])]
+Fate = Annotated[str, Field(json_schema_extra={"enum": [fate.value for fate in _Fate]})]
 Verdict = Annotated[str, Field(json_schema_extra={"enum": [verdict.value for verdict in _Verdict]})]
 TaskStatus = Literal["pending", "processing", "completed", "failed", "canceled"]
 Yes = Literal[True]
@@ -93,9 +93,9 @@ class Order(BaseModel):
     number_of_images: Annotated[int | Literal[""] | None, Field(ge=1, le=6, description="that many tasks")] = None
     images: Annotated[list[str] | None, Field(description="data URIs: jpeg, png or webp")] = None
     image_urls: Annotated[list[str] | None, Field(description="web addresses, fetched at once")] = None
+    callback_url: Annotated[str | None, Field(description="told when the task has ended, by a signed webhook")] = None
     steps: Annotated[int | Literal[""] | None, Field(ge=1, le=MOST_STEPS)] = None
     seed: Annotated[int | Literal[""] | None, Field(ge=-SAFE_INTEGER, le=SAFE_INTEGER)] = None
-    callback_url: Annotated[str | None, Field(description="told when the task has ended, by a signed webhook")] = None
     dry_run: Annotated[bool | Literal[""] | None, Field(description="only show what would be sent")] = None
 
 
@@ -113,9 +113,9 @@ class OrderForm(BaseModel):
     number_of_images: Annotated[int, Field(ge=1, le=6)] = 1
     image: list[File] = []
     image_urls: list[str] = []
+    callback_url: str = ""
     steps: Annotated[int | Absent, Field(ge=1, le=MOST_STEPS)] = None
     seed: Annotated[int | Absent, Field(ge=-SAFE_INTEGER, le=SAFE_INTEGER)] = None
-    callback_url: str = ""
     dry_run: bool = False
 
 
@@ -171,6 +171,37 @@ class Result(Ours):
     media_type: Literal["image/png", "image/jpeg", "image/webp"]
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     thumbnail: str | None
+
+
+class Sidecar(Ours):
+    """What is known of an image beside its bytes. tasks: all of the request that it belongs to, for a reference."""
+
+    name: str
+    url: str
+    width: int
+    height: int
+    bytes: int
+    media_type: Literal["image/png", "image/jpeg", "image/webp"]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    thumbnail: str | None
+    kind: Literal["result", "reference"]
+    task: TaskId
+    tasks: list[TaskId]
+    prompt: str
+    model: str
+    mode: Mode
+    aspect_ratio: str | None
+    resolution: str | None
+    steps: int | None
+    seed: int | None
+    provider: str
+    created_at: Moment
+    expires_at: Moment | None
+
+
+class SidecarAnswer(Ours):
+    success: Yes
+    data: Sidecar
 
 
 class Progress(Ours):
@@ -322,55 +353,6 @@ class Heard(Ours):
     message: str
 
 
-class DeliveryEntry(Ours):
-    """One event on its way to a caller. attempts: all tries, replays included. url: without its query."""
-
-    id: EventId
-    task_id: TaskId
-    type: Annotated[str, Field(json_schema_extra={"enum": [event.value for event in Event]})]
-    url: str
-    outcome: Annotated[str, Field(json_schema_extra={"enum": [fate.value for fate in Fate]})]
-    attempts: int
-    last_status: int | None
-    reason: str | None
-    created_at: Moment
-    next_at: Annotated[Moment | None, Field(description="when it is tried next")]
-    delivered_at: Moment | None
-
-
-class DeliveryTry(Ours):
-    """error: why there was no answer."""
-
-    number: int
-    at: Moment
-    status: int | None
-    error: str | None
-    milliseconds: int
-
-
-class Delivery(DeliveryEntry):
-    """body: as it is sent; its `data` is what a poll answered at that moment."""
-
-    tries: list[DeliveryTry]
-    body: dict[str, Any]
-
-
-class DeliveryPage(Ours):
-    success: Yes
-    data: list[DeliveryEntry]
-    next_cursor: str | None
-
-
-class DeliveryAnswer(Ours):
-    success: Yes
-    data: Delivery
-
-
-class DeliveryReplayed(Ours):
-    success: Yes
-    data: DeliveryEntry
-
-
 class HookEntry(Ours):
     """One callback that came. lagSeconds: how long it was on its way, where its body says when the job ended."""
 
@@ -462,6 +444,57 @@ class HookFixture(Ours):
     proofs: dict[str, Any]
     was: HookWas
     expected: HookExpected
+
+
+class Delivery(Ours):
+    """A webhook to a caller. url: without its query, which may be a secret."""
+
+    id: DeliveryId
+    task_id: TaskId
+    type: Literal["task.completed", "task.failed", "task.canceled"]
+    url: str
+    outcome: Fate
+    attempts: int
+    last_status: int | None
+    reason: str | None
+    created_at: Moment
+    next_at: Moment | None
+    delivered_at: Moment | None
+
+
+class DeliveryTry(Ours):
+    number: int
+    at: Moment
+    status: int | None
+    error: str | None
+    milliseconds: int
+
+
+class Event(Ours):
+    type: Literal["task.completed", "task.failed", "task.canceled"]
+    timestamp: Moment
+    data: Task
+
+
+class DeliveryWhole(Delivery):
+    tries: list[DeliveryTry]
+    body: Event
+
+
+class DeliveryPage(Ours):
+    success: Yes
+    data: list[Delivery]
+    next_cursor: str | None
+
+
+class DeliveryAnswer(Ours):
+    success: Yes
+    data: Delivery
+
+
+class DeliveryWholeAnswer(Ours):
+    success: Yes
+    data: DeliveryWhole
 
 
 class Health(Ours):

@@ -41,7 +41,8 @@ class AsyncClient:
     broker may be silent or busy, as when it starts anew; what is safe to repeat is repeated as long. An order is: it
     carries a key of its own, so that it is one order however often it is sent. sleep: how a pause is made.
 
-    Everything raises `BrokerError`. Close it with `async with`, or with `aclose`.
+    Everything raises `BrokerError`. It belongs to the event loop that first uses it. Close it with `async with` or
+    `aclose`.
     """
 
     def __init__(
@@ -248,6 +249,13 @@ class AsyncClient:
             if error.status == 409 and (now := await self.get(task)).status == "canceled":
                 return now
             raise
+
+    async def retry(self, task: Named) -> Order:
+        """A task that failed, once more as a new one; asked for twice, the same new one. `Refused` for any other."""
+        path = f"/api/task/{_id(task)}/retry"
+        document = await self._line.persist(lambda: self._line.ask("POST", path))
+        with self._line.trouble():
+            return Order.of(document)
 
     # -- images
 

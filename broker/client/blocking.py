@@ -11,7 +11,6 @@ import threading
 import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import CancelledError, Future
-from contextlib import aclosing
 from functools import wraps
 from queue import SimpleQueue
 from types import TracebackType
@@ -62,9 +61,8 @@ class Background:
         arrived: SimpleQueue[T | _End] = SimpleQueue()
 
         async def pump() -> None:
-            async with aclosing(items):
-                async for item in items:
-                    arrived.put(item)
+            async for item in items:  # canceled in here, where it closes itself
+                arrived.put(item)
 
         future = self._start(pump())
         future.add_done_callback(lambda _: arrived.put(_End()))
@@ -78,10 +76,10 @@ class Background:
             future.cancel()
 
     def close(self) -> None:
-        """Cancel what is under way, close, and wait for it. Again is no harm, nor is a loop that closes itself."""
+        """Cancel what is under way, close, and wait for it – unless it is the thread itself that found us forgotten."""
         with self._lock:
-            first, self._closed = not self._closed, True
-            if first and self._thread.is_alive():
+            self._closed = True
+            if self._thread.is_alive():
                 self._loop.call_soon_threadsafe(self._told.set)
         if threading.current_thread() is not self._thread:
             self._thread.join(CLOSING_SECONDS)
@@ -153,6 +151,7 @@ class Client:
     events = _iterating(AsyncClient.events)
     tasks = _blocking(AsyncClient.tasks)
     cancel = _blocking(AsyncClient.cancel)
+    retry = _blocking(AsyncClient.retry)
     images = _blocking(AsyncClient.images)
     image = _blocking(AsyncClient.image)
     download = _blocking(AsyncClient.download)

@@ -25,12 +25,12 @@ class Malformed(ValueError):
 class Order:
     """An order that the broker keeps. ids: its tasks, one per image. ignored: fields that the provider cannot use.
 
-    key: the idempotency key; ordering the same with it again gives the same tasks, and costs nothing.
+    key: the idempotency key; ordering the same with it again gives the same tasks, and costs nothing. A retry has none.
     """
 
     ids: tuple[str, ...]
     ignored: tuple[str, ...] = ()
-    key: str
+    key: str | None = None
 
     @property
     def id(self) -> str:
@@ -38,7 +38,7 @@ class Order:
         return self.ids[0]
 
     @classmethod
-    def of(cls, document: Document, key: str) -> Order:
+    def of(cls, document: Document, key: str | None = None) -> Order:
         ids = [task_id for task_id in _listed(document, "taskIds") if isinstance(task_id, str)]
         if not ids:
             raise Malformed("an order without tasks")

@@ -6,20 +6,21 @@ import asyncio
 import io
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 from PIL import Image
 
-from broker.clock import Clock
+from broker.clock import Clock, iso
 from broker.server import PATIENCE, Patience, bind, port_of, running
 from broker.settings import load
 from broker.wiring import Services, open_services
 from storage.deliveries import Delivery, Fate
 from storage.images import StoredImage
 from storage.tasks import State, Task
+from webhooks.events import Event, event_body
 
 NEVER = 9e9
 """A moment that no test lives to see."""
@@ -54,7 +55,9 @@ class ApiHouse:
         while self.services.database._wakes._bells.get(f"task:{task.id}"):  # type: ignore[attr-defined]  # noqa: ASYNC110
             await asyncio.sleep(0.002)
 
-    async def add_image(self, owner: str, data: bytes, *, kind: Any = "result", position: int = 0) -> StoredImage:
+    async def add_image(
+        self, owner: str, data: bytes, *, kind: Any = "result", position: int = 0, **changes: Any
+    ) -> StoredImage:
         async with self.services.broker.blobs.draft(owner) as draft:
             await draft.write(data)
             blob = await draft.keep()
@@ -72,6 +75,7 @@ class ApiHouse:
             sha256=blob.sha256,
             created_at=self.services.clock.now(),
         )
+        image = replace(image, **changes)
         row = vars(image)  # as it is in the end, whatever the task was then
         columns, values = ", ".join(row), ", ".join(f":{name}" for name in row)
         await self.services.database.execute(f"INSERT INTO images ({columns}) VALUES ({values})", **row)
@@ -86,7 +90,7 @@ class ApiHouse:
             "type": "task.completed",
             "url": "https://hooks.example.com/x?secret=of-the-receiver",
             "host": "hooks.example.com",
-            "body": '{"type":"task.completed"}',
+            "body": event_body(Event.COMPLETED, iso(now) or "", self.services.broker.showing.document(task, [], "en")),
             "outcome": Fate.DELIVERED,
             "due_at": None,
             "created_at": now,

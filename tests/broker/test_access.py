@@ -222,6 +222,8 @@ TRUSTED_ONLY = [
     ("GET", "/api/tasks"),
     ("GET", "/api/models"),
     ("DELETE", f"/api/task/task_{'0' * 32}"),
+    ("GET", f"/uploads/images/generated_{'0' * 32}.png.json"),
+    ("GET", f"/uploads/references/reference_{'0' * 32}.png.json"),
     ("POST", f"/api/task/task_{'0' * 32}/retry"),
     ("DELETE", f"/api/batch/batch_{'0' * 32}"),
     ("GET", "/api/hooks"),
@@ -275,6 +277,8 @@ async def test_no_door_is_forgotten(tmp_path: Path) -> None:
 
 
 def _pattern(path: str) -> str:
+    if path.endswith(".json"):
+        return _pattern(path.removesuffix(".json")) + ".json"
     for start, pattern in {
         "/api/task/": "{id}",
         "/api/batch/": "{id}",

@@ -104,7 +104,7 @@ async def test_a_completed_task_has_results_and_the_old_record(tmp_path: Path) -
             "bytes": images[1].size,
             "mediaType": "image/png",
             "sha256": images[1].sha256,
-            "thumbnail": None,
+            "thumbnail": f"/uploads/images/{images[1].name}?size=512",
         }
         assert data["generation"] == {
             "id": task.id,

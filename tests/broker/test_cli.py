@@ -84,14 +84,20 @@ def serving(shell: Shell, *args: str, **settings: str) -> Iterator[tuple[subproc
 def _address(process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
     ready, _, _ = select.select([process.stdout], [], [], SECONDS)
-    line = ""
-    while ready and not line.endswith("\n"):  # no more than that: what a reader had kept, `communicate` would not see
-        line += os.read(process.stdout.fileno(), 1).decode()
+    line = _line(process.stdout.fileno()) if ready else ""
     found = re.search(r"http://\S+", line)
     if found is None:
         process.kill()
         raise AssertionError(f"no address in {line!r}: {process.communicate()}")
     return found[0]
+
+
+def _line(source: int) -> str:
+    """One line and not a byte more: what a reader has ahead, `communicate` would not find."""
+    line = b""
+    while not line.endswith(b"\n") and (byte := os.read(source, 1)):
+        line += byte
+    return line.decode()
 
 
 def is_open(address: str) -> bool:

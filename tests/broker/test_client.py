@@ -556,6 +556,21 @@ async def test_a_cancel_whose_answer_was_lost_is_done_all_the_same() -> None:
     async with meeting(in_turn(conflict, says_json(told("completed")))) as (client, _, _):
         with pytest.raises(Refused, match="It is canceled"):
             await client.cancel(ID)
+    async with meeting(says_json({"error": "No key.", "code": "unauthorized"}, "401 Unauthorized")) as (
+        client,
+        server,
+        _,
+    ):
+        with pytest.raises(Refused, match="No key"):
+            await client.cancel(ID)
+        assert len(server.heads) == 1
+
+
+async def test_a_retry_is_the_same_one_when_it_has_to_be_asked_for_twice() -> None:
+    again = says_json({"taskId": "task_2", "taskIds": ["task_2"]}, "202 Accepted")
+    async with meeting(in_turn(rst, again)) as (client, server, _):
+        assert await client.retry(ID) == Order(ids=("task_2",))
+    assert [head.split()[:2] for head in server.heads] == [[b"POST", f"/api/task/{ID}/retry".encode()]] * 2
 
 
 async def test_any_other_request_is_repeated_only_when_it_changes_nothing() -> None:

@@ -12,7 +12,10 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.broker.api_house import open_api, png
+from broker.clock import iso
+from storage.images import StoredImage
+from storage.tasks import State
+from tests.broker.api_house import ApiHouse, open_api, png
 from tests.servers.s3 import S3Server
 
 pytestmark = pytest.mark.anyio
@@ -198,3 +201,91 @@ async def test_a_result_in_a_bucket_is_fetched_from_there_if_the_operator_wants_
         reference = await house.add_image(OWNER, DATA, kind="reference")
         answer = await house.client.get(f"/uploads/references/{reference.name}")
         assert (answer.status_code, answer.content) == (200, DATA)
+
+
+# -- what is known of an image beside its bytes
+
+
+async def about(house: ApiHouse, image: StoredImage, **headers: str) -> httpx.Response:
+    folder = "references" if image.kind == "reference" else "images"
+    return await house.client.get(f"/uploads/{folder}/{image.name}.json", headers=headers)
+
+
+async def test_the_sidecar_tells_where_an_image_comes_from(tmp_path: Path) -> None:
+    async with open_api(tmp_path) as house:
+        task = await house.add(
+            state=State.SUCCEEDED, ended_at=1_790_000_000.0, aspect_ratio="1:1", resolution="2K", seed=7
+        )
+        image = await house.add_image(task.id, DATA)
+        answer = await about(house, image)
+        assert (answer.status_code, answer.headers["cache-control"]) == (200, "no-store")
+        assert answer.json() == {
+            "success": True,
+            "data": {
+                "name": image.name,
+                "url": f"/uploads/images/{image.name}",
+                "width": 4,
+                "height": 4,
+                "bytes": len(DATA),
+                "mediaType": "image/png",
+                "sha256": image.sha256,
+                "thumbnail": f"/uploads/images/{image.name}?size=512",
+                "kind": "result",
+                "task": task.id,
+                "tasks": [task.id],
+                "prompt": "a banana",
+                "model": "nano-banana",
+                "mode": "text-to-image",
+                "aspectRatio": "1:1",
+                "resolution": "2K",
+                "steps": None,
+                "seed": 7,
+                "provider": "kie",
+                "createdAt": iso(image.created_at),
+                "expiresAt": "2026-09-22T14:13:20.000Z",
+            },
+        }
+
+
+async def test_the_sidecar_of_a_reference_names_all_orders_of_its_request(tmp_path: Path) -> None:
+    async with open_api(tmp_path) as house:
+        batch = f"task_{1:032x}"
+        first, second, third = [await house.add(number=number, batch=batch) for number in (1, 2, 3)]
+        image = await house.add_image(batch.replace("task_", "refs_"), DATA, kind="reference")
+        data = (await about(house, image)).json()["data"]
+        assert (data["tasks"], data["expiresAt"]) == ([first.id, second.id, third.id], None)
+        assert (data["kind"], data["url"]) == ("reference", f"/uploads/references/{image.name}")
+        await house.change(first, state=State.EXPIRED, prompt="", ended_at=1.0)
+        await house.change(second, state=State.FAILED, ended_at=1_790_000_000.0)
+        await house.change(third, state=State.FAILED, ended_at=1_790_000_060.0)
+        data = (await about(house, image)).json()["data"]
+        assert (data["task"], data["tasks"]) == (second.id, [second.id, third.id])
+        assert (data["prompt"], data["expiresAt"]) == ("a banana", "2026-09-22T14:14:20.000Z")
+
+
+async def test_the_sidecar_is_for_trusted_callers_only(tmp_path: Path) -> None:
+    """Images are shown around by their names; what was asked for is not."""
+    async with open_api(tmp_path) as house:
+        task = await house.add(state=State.SUCCEEDED, ended_at=1.0, prompt="a secret wish")
+        image = await house.add_image(task.id, DATA)
+        answer = await about(house, image, **FORWARDED)
+        assert (answer.status_code, "secret" in answer.text) == (401, False)
+        assert "secret" in (await about(house, image)).text
+
+
+async def test_sidecars_of_nothing(tmp_path: Path) -> None:
+    async with open_api(tmp_path) as house:
+        task = await house.add(state=State.SUCCEEDED, ended_at=1.0)
+        result = await house.add_image(task.id, DATA)
+        for path in (
+            f"/uploads/references/{result.name}.json",
+            f"/uploads/images/{result.name}.json.json",
+            f"/uploads/images/{result.name}x.json",
+            f"/uploads/images/generated_{'0' * 32}.png.json",
+            "/uploads/images/.json",
+            "/uploads/images/%2e%2e%2fbroker.json",
+        ):
+            answer = await house.client.get(path)
+            assert (answer.status_code, answer.json()["code"]) == (404, "not_found"), path
+        await house.change(task, state=State.EXPIRED, prompt="")
+        assert (await about(house, result)).status_code == 404

@@ -277,6 +277,28 @@ async def test_a_file_is_uploaded_as_a_form_while_it_is_read(client: ApiClient) 
     assert parts["file"].get_filename() == "a%22; name=%22x%0D%0A.png"
 
 
+async def test_a_form_may_have_several_files_and_repeat_a_field(client: ApiClient) -> None:
+    bodies = []
+
+    async def keep(visit: Visit) -> None:
+        bodies.append(await visit.hear_body())
+        await answers("200 OK", b"{}")(visit)
+
+    files = [
+        FilePart(name="image", filename=name, media_type="image/png", size=len(name), chunks=pieces(name.encode()))
+        for name in ("one", "three")
+    ]
+    async with serve(keep) as server:
+        await client.request("POST", server.url(), form={"link": ["a", "b"], "n": "1", "none": []}, files=files)
+    kind = next(line for line in server.heads[0].split(b"\r\n") if line.lower().startswith(b"content-type:"))
+    message = email.parser.BytesParser(policy=email.policy.HTTP).parsebytes(kind + b"\r\n\r\n" + bodies[0])
+    parts = [
+        (part.get_param("name", header="content-disposition"), part.get_payload(decode=True))
+        for part in message.iter_parts()
+    ]
+    assert parts == [("link", b"a"), ("link", b"b"), ("n", b"1"), ("image", b"one"), ("image", b"three")]
+
+
 @pytest.mark.parametrize("given", [b"too short", b"longer than it said"])
 async def test_a_file_of_another_size_than_announced_fails(client: ApiClient, given: bytes) -> None:
     file = FilePart(name="file", filename="a", media_type="image/png", size=12, chunks=pieces(given))
@@ -295,6 +317,78 @@ async def test_trouble_with_our_own_file_is_not_the_providers(client: ApiClient)
     async with serve(silence) as server:
         with pytest.raises(OSError, match="disk on fire"):
             await client.request("POST", server.url(), files=[file])
+
+
+# -- streams
+
+
+async def received(client: ApiClient, url: str, silence: float = 5.0) -> bytes:
+    async with client.stream("GET", url, headers=HEADERS, silence=silence) as stream:
+        return b"".join([chunk async for chunk in stream.chunks])
+
+
+async def test_a_stream_is_read_as_it_comes_however_long_it_is(client: ApiClient) -> None:
+    """Neither the seconds nor the bytes that hold for whole answers hold for it."""
+    more = asyncio.Event()
+
+    async def slowly(visit: Visit) -> None:
+        await visit.say(head("203 Other", "X-A: 1"), b"one")
+        await more.wait()
+        await visit.say(bytes(20_000))
+
+    async with (
+        serve(slowly) as server,
+        client.stream("GET", server.url("/x"), headers=HEADERS, params={"a": "1"}, silence=5) as stream,
+    ):
+        assert (stream.status, stream.headers["x-a"]) == (203, "1")
+        assert await anext(stream.chunks) == b"one"
+        await asyncio.sleep(0.35)  # longer than a whole answer may take
+        more.set()
+        assert sum([len(chunk) async for chunk in stream.chunks]) == 20_000
+    assert server.heads[0].startswith(b"GET /x?a=1 HTTP/1.1")
+
+
+async def test_a_stream_that_falls_silent_is_gone(client: ApiClient) -> None:
+    async def falls_silent(visit: Visit) -> None:
+        await visit.say(head("200 OK"), b"one")
+        await silence(visit)
+
+    for script in (falls_silent, silence):
+        async with serve(script) as server:
+            with pytest.raises(ProviderError, match="no whole answer in time") as caught:
+                await received(client, server.url(f"/?key={SECRET}"), silence=0.05)
+            assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("fault", ["resets", "half a head", "half a body", "echoes", "encoded"])
+async def test_a_stream_that_breaks_is_no_whole_answer(client: ApiClient, fault: str) -> None:
+    async with serve(AFTER_SENDING[fault]) as server:
+        with pytest.raises(ProviderError) as caught:
+            await received(client, server.url(f"/?key={SECRET}"))
+        assert type(caught.value) is ProviderError
+        assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+async def test_a_stream_that_nobody_answers_was_not_sent(client: ApiClient) -> None:
+    with pytest.raises(NotSent):
+        await received(client, f"http://127.0.0.1:{unused_port()}/")
+
+
+async def test_leaving_a_stream_ends_its_connection_and_frees_its_place() -> None:
+    async def endless(visit: Visit) -> None:
+        await visit.say(head("200 OK"), b"one")
+        await silence(visit)
+
+    client = ApiClient(timeout=5, max_connections=1)
+    async with serve(endless) as server:
+        for _ in range(3):
+            server.left.clear()
+            async with client.stream("GET", server.url(), silence=5) as stream:
+                assert await anext(stream.chunks) == b"one"
+            async with asyncio.timeout(5):
+                await server.left.wait()
+        assert server.connections == 3
+    await client.aclose()
 
 
 @pytest.mark.parametrize(

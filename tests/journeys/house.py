@@ -134,7 +134,13 @@ async def open_house(
 
 
 @asynccontextmanager
-async def still(folder: Path, clock: Clock, **settings: Any) -> AsyncIterator[Services]:
+async def still(
+    folder: Path,
+    clock: Clock,
+    *,
+    open_database: Callable[[Settings], AbstractAsyncContextManager[Database]] = database_for,
+    **settings: Any,
+) -> AsyncIterator[Services]:
     """The system without a server, whose worker does nothing by itself."""
     chosen = load(
         env_file=None,
@@ -144,5 +150,5 @@ async def still(folder: Path, clock: Clock, **settings: Any) -> AsyncIterator[Se
         data_dir=folder,
         **settings,
     )
-    async with open_services(chosen, clock=clock) as services:
+    async with open_services(chosen, clock=clock, open_database=open_database) as services:
         yield services

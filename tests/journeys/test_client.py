@@ -112,6 +112,9 @@ async def test_ends_without_an_image_say_why(client: AsyncClient) -> None:
     with pytest.raises(TaskFailed) as caught:
         await client.generate("a fox [mood:flagged]")
     assert (caught.value.code, caught.value.billed) == ("safety_input", "no")
+    again = await client.retry(caught.value.task)
+    assert again == await client.retry(caught.value.task)
+    assert (await client.wait(again.id)).status == "failed"
     order = await client.create("a fox [mood:slow:600]")
     assert (await client.cancel(order.id)).status == "canceled"
     assert (await client.cancel(order.id)).status == "canceled"

@@ -235,7 +235,7 @@ async def test_a_result_and_the_end_of_its_task_exclude_each_other(database: Any
             await database.transact(rows.pinning(task.id, State.FETCHING), images.adding(image))
 
     async def expire(task: Task) -> None:
-        await database.transact(rows.saving(task, state=State.EXPIRED), images.deleting([task.id], "result"))
+        await database.transact(rows.saving(task, state=State.EXPIRED), images.deleting_expired([task.id]))
 
     await asyncio.gather(*(step(a_task(n)) for n in range(30) for step in (arrive, expire)))
     assert await images.owning([a_task(n).id for n in range(30)]) == set()
@@ -336,15 +336,19 @@ async def _grow(database: Any) -> None:
         ),
         ("attempts", "'task_id', 'task_' || md5(g::text), 'job_id', md5(g::text), 'sent_at', g - 30000"),
         ("hooks", "'id', md5(g::text), 'task_id', md5(g::text), 'digested_at', 9e9, 'received_at', 9e9"),
-        ("images", "'name', md5(g::text), 'owner', md5(g::text)"),
+        (
+            "images",
+            "'name', md5(g::text), 'owner', md5(g::text), 'sha256', md5(g::text), "
+            "'holder', CASE WHEN g % 2 = 0 THEN md5(g::text) END",
+        ),
         ("idempotency", "'key', md5(g::text), 'created_at', 9e9"),
         ("deliveries", "'id', md5(g::text), 'task_id', md5(g::text), 'created_at', g, 'ended_at', 9e9, 'due_at', NULL"),
         ("delivery_tries", "'delivery_id', md5(g::text)"),
     ):
         for begin in range(1, 20000, 4000):  # a statement may not take longer than five seconds, on a busy machine too
             await database._database.execute(
-                f"""INSERT INTO {table} SELECT row.* FROM {table} t, generate_series({begin}, {begin + 3999}) g,
-                    LATERAL jsonb_populate_record(t, jsonb_build_object({keys})) row
+                f"""INSERT INTO {table} SELECT r.* FROM {table} t, generate_series({begin}, {begin + 3999}) g,
+                    LATERAL jsonb_populate_record(t, jsonb_build_object({keys})) r
                     WHERE t.ctid = (SELECT max(ctid) FROM {table})"""
             )
         await database._database.execute(f"ANALYZE {table}")
@@ -401,7 +405,13 @@ async def _use_everything(database: Any, rows: Tasks, task: Task) -> None:
     await images.named("x")
     await images.owning(["x", "y"])
     await images.of(task.id, "result")
-    await database.transact(images.adding(_an_image(task)), images.deleting_of([task.id], "me"))
+    await images.at(task.id, "thumbnail-512", 0)
+    await images.equal("0", 1, besides="x")
+    await images.needed(["x", task.id])
+    await database.transact(rows.pinning_owner(task.id), rows.pinning_owner(f"refs_{task.id[5:]}"))
+    await rows.of_owner(task.id)
+    await rows.of_owner(f"refs_{task.id[5:]}")
+    await database.transact(images.adding(_an_image(task)), images.deleting_expired([task.id]))
     hook = _a_hook(task)
     await database.transact(hooks.adding(hook))
     await hooks.get(hook.id)
@@ -423,7 +433,7 @@ async def _use_everything(database: Any, rows: Tasks, task: Task) -> None:
     assert fresh is not None
     await database.transact(rows.saving(fresh, tries=1))
     await database.transact(rows.saving_all([fresh], tries=1), *rows.deleting_all([fresh]))
-    await database.transact(images.deleting(["x"], "reference"))
+    await database.transact(images.deleting(["x"]))
     await rows.unexpired_batches(["b"])
     await _use_deliveries(Deliveries(database))
 

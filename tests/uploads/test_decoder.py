@@ -45,14 +45,14 @@ def test_a_decoder_is_not_asked_where_it_would_take_too_much_memory(tmp_path: Pa
         ("jpeg progressive", "image/jpeg", 6),
         ("jpeg grey progressive", "image/jpeg", 2),
         ("jpeg cmyk", "image/jpeg", 0),
-        ("webp", "image/webp", 12),
-        ("webp lossless", "image/webp", 12),
+        ("webp", "image/webp", 16),
+        ("webp lossless", "image/webp", 16),
     ],
 )
 def test_the_memory_of_a_decode_is_known_before(
     tmp_path: Path, name: str, media_type: MediaType, per_pixel: int
 ) -> None:
-    """Progressive JPEG keeps all coefficients, WebP three canvases and the file; the others a few rows."""
+    """Progressive JPEG keeps all coefficients, WebP four canvases and the file; the others a few rows."""
     data = s.IMAGES[name]
     file = 2 * len(data) if media_type == "image/webp" else 0
     assert shape_of(tmp_path, data, media_type).decode_bytes == 24 * 17 * per_pixel + file

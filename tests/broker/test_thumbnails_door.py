@@ -1,0 +1,501 @@
+"""Images made small, over HTTP: once for everybody, never a page with a hole, and gone with their image."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+
+from broker.thumbnails import Thumbnails
+from storage.blobs import BlobStore, Draft
+from storage.database import StorageError
+from storage.images import StoredImage
+from storage.local import LocalBlobs
+from storage.tasks import State, Task
+from tests.broker.api_house import ApiHouse, open_api
+from tests.servers.postgres import Postgres
+from tests.servers.s3 import S3Server
+from tests.uploads.samples import encoded, picture
+
+pytestmark = pytest.mark.anyio
+
+WIDTH, HEIGHT = 900, 600
+DATA = encoded("PNG", picture(90, 60).resize((WIDTH, HEIGHT)))
+FORWARDED = {"X-Forwarded-For": "8.8.8.8"}
+
+
+async def shown(house: ApiHouse, number: int = 1, data: bytes = DATA, **changes: Any) -> StoredImage:
+    """The result of a task that has succeeded."""
+    task = await house.add(number=number, state=State.SUCCEEDED, ended_at=house.services.clock.now())
+    name = f"generated_{number:032x}.png"
+    return await house.add_image(task.id, data, **{"name": name, "width": WIDTH, "height": HEIGHT, **changes})
+
+
+async def referred(house: ApiHouse, number: int = 1) -> StoredImage:
+    task = await house.add(number=number, batch=f"batch_{number:032x}")
+    owner = task.id.replace("task_", "refs_")
+    return await house.add_image(owner, DATA, kind="reference", width=WIDTH, height=HEIGHT)
+
+
+def path_of(image: StoredImage) -> str:
+    return f"/uploads/{'references' if image.kind == 'reference' else 'images'}/{image.name}"
+
+
+async def small(
+    house: ApiHouse, image: StoredImage, size: int = 512, headers: dict[str, str] | None = None
+) -> httpx.Response:
+    return await house.client.get(f"{path_of(image)}?size={size}", headers=headers)
+
+
+def is_small(answer: httpx.Response, longest: int = 512) -> bool:
+    assert answer.status_code == 200
+    if answer.headers["content-type"] != "image/webp":
+        return False
+    with Image.open(io.BytesIO(answer.content)) as image:
+        assert image.format == "WEBP"
+        return max(image.size) == longest
+
+
+async def rows(house: ApiHouse) -> list[str]:
+    found = await house.services.database.fetch("SELECT kind FROM images ORDER BY kind")
+    return [row["kind"] for row in found]
+
+
+def outcomes(house: ApiHouse) -> dict[str, float]:
+    samples = next(iter(house.services.metrics.thumbnails.collect())).samples
+    return {s.labels["outcome"]: s.value for s in samples if s.name.endswith("_total")}
+
+
+def files(house: ApiHouse) -> int:
+    return sum(path.is_file() for path in (house.folder / "blobs").rglob("*"))
+
+
+def with_parts(house: ApiHouse, **parts: Any) -> Thumbnails:
+    """The house with thumbnails that have other parts, or less patience."""
+    now = house.services.broker.thumbnails
+    kept = {name: getattr(now, name) for name in ("clock", "tasks", "images", "blobs", "metrics")}
+    house.services.broker.thumbnails = Thumbnails(**{**kept, **parts})
+    return house.services.broker.thumbnails
+
+
+# -- what is served
+
+
+async def test_a_thumbnail_is_an_image_like_any_other(tmp_path: Path) -> None:
+    """Of its own type, with its own tag and all guards, open to all who know the name."""
+    async with open_api(tmp_path, retention_hours=2) as house:
+        image = await shown(house)
+        answer = await small(house, image, headers=FORWARDED)
+        assert is_small(answer)
+        tag = answer.headers["etag"]
+        assert tag != f'"{image.sha256}"'
+        assert answer.headers["content-length"] == str(len(answer.content))
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["content-security-policy"] == "default-src 'none'; sandbox"
+        assert answer.headers["cache-control"].startswith("private, max-age=7")
+        assert answer.headers["content-disposition"].endswith('.webp"')
+        assert (await small(house, image, headers={"If-None-Match": tag})).status_code == 304
+        assert (await small(house, image, headers={"If-None-Match": f'"{image.sha256}"'})).status_code == 200
+        part = await small(house, image, headers={"Range": "bytes=0-3"})
+        assert (part.status_code, part.content) == (206, b"RIFF")
+        head = await house.client.head(f"{path_of(image)}?size=512")
+        assert (head.status_code, head.content, head.headers["etag"]) == (200, b"", tag)
+        assert (await house.client.get(path_of(image))).content == DATA
+
+
+async def test_it_is_kept_no_longer_than_its_image(tmp_path: Path) -> None:
+    async with open_api(tmp_path) as house:
+        image = await shown(house, created_at=1.0)
+        assert (await small(house, image)).headers["cache-control"] == "private, no-cache"
+
+
+async def test_the_sizes(tmp_path: Path) -> None:
+    """Any wish is served; only four sizes are ever made, and none that the image does not fill."""
+    async with open_api(tmp_path) as house:
+        image = await shown(house)
+        for wish, longest in [(1, 128), (128, 128), (129, 256), (512, 512), (513, 900), (999_999, 900)]:
+            assert is_small(await small(house, image, wish), longest)
+        assert await rows(house) == ["result", "thumbnail-1024", "thumbnail-128", "thumbnail-256", "thumbnail-512"]
+
+
+@pytest.mark.parametrize("wish", ["0", "-1", "x", "512px", "5.0", "1234567", "٥١٢", "%00", "512%20", "1e3"])
+async def test_a_size_that_is_none_is_refused_with_the_cure(tmp_path: Path, wish: str) -> None:
+    async with open_api(tmp_path) as house:
+        image = await shown(house)
+        answer = await house.client.get(f"{path_of(image)}?size={wish}")
+        assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request")
+        assert (answer.json()["field"], "128, 256, 512, 1024" in answer.json()["error"]) == ("size", True)
+        assert (await house.client.get(f"{path_of(image)}?size=")).content == DATA
+
+
+async def test_the_document_of_a_task_leads_to_it(tmp_path: Path) -> None:
+    async with open_api(tmp_path) as house:
+        image = await shown(house)
+        huge = await shown(house, 2, b"never looked at", width=30_000, height=30_000)
+        data = (await house.client.get(f"/api/task/{image.owner}")).json()["data"]
+        assert is_small(await house.client.get(data["results"][0]["thumbnail"]))
+        data = (await house.client.get(f"/api/task/{huge.owner}")).json()["data"]
+        assert data["results"][0]["thumbnail"] is None
+        assert (await small(house, huge)).content == b"never looked at"
+        assert outcomes(house) == {"made": 1}
+
+
+async def test_a_thumbnails_own_name_leads_nowhere(tmp_path: Path) -> None:
+    async with open_api(tmp_path) as house:
+        image = await shown(house)
+        await small(house, image)
+        row = await house.services.broker.images.at(image.owner, "thumbnail-512", 0)
+        assert row is not None
+        for folder in ("images", "references"):
+            assert (await house.client.get(f"/uploads/{folder}/{row.name}")).status_code == 404
+
+
+async def test_references_have_them_too(tmp_path: Path) -> None:
+    async with open_api(tmp_path) as house:
+        image = await referred(house)
+        assert is_small(await small(house, image))
+        assert await rows(house) == ["reference", "thumbnail-512"]
+
+
+# -- made once
+
+
+async def test_a_hundred_who_ask_at_once_are_one_making(tmp_path: Path) -> None:
+    async with open_api(tmp_path) as house:
+        image = await shown(house)
+        answers = await asyncio.gather(*(small(house, image) for _ in range(100)))
+        assert all(is_small(answer) for answer in answers)
+        assert len({answer.content for answer in answers}) == 1
+        assert outcomes(house) == {"made": 1}
+        assert (await rows(house), files(house)) == (["result", "thumbnail-512"], 2)
+        await small(house, image)
+        assert outcomes(house) == {"made": 1}, "nor later"
+
+
+Place = dict[str, Any]
+
+
+@pytest.fixture(params=["sqlite and files", "postgres and a bucket"])
+async def place(request: pytest.FixtureRequest) -> Place:
+    """Where a house keeps things."""
+    if request.param == "sqlite and files":
+        return {}
+    postgres: Postgres = request.getfixturevalue("postgres")
+    server: S3Server = request.getfixturevalue("s3_server")
+    return {"database_url": await postgres.fresh(), **bucket(server)}
+
+
+def bucket(server: S3Server) -> Place:
+    return {
+        "blob_url": f"s3://{server.new_bucket()}/images",
+        "s3_endpoint": server.url,
+        "s3_access_key": "test",
+        "s3_secret_key": "test",
+    }
+
+
+async def test_two_processes_who_make_it_at_once_keep_one(tmp_path: Path, place: Place) -> None:
+    """The second finds the row of the first, and serves that."""
+    async with open_api(tmp_path, **place) as house:
+        for number in range(1, 11):
+            image = await shown(house, number)
+            one, other = with_parts(house), with_parts(house)
+            made = await asyncio.gather(one.of(image, 512), other.of(image, 512))
+            assert made[0] is not None
+            assert made[0] == made[1]
+        assert outcomes(house) == {"made": 20}
+        assert await rows(house) == ["result"] * 10 + ["thumbnail-512"] * 10
+        assert is_small(await small(house, image))
+
+
+# -- nothing that goes wrong is a hole in a page
+
+
+@pytest.mark.parametrize("damage", ["no image at all", "changed on the disk", "cut off"])
+async def test_a_damaged_image_is_served_as_it_is_and_tried_once(tmp_path: Path, damage: str) -> None:
+    async with open_api(tmp_path) as house:
+        image = await shown(house, data=b"no image, but text" if damage == "no image at all" else DATA)
+        path = house.folder / "blobs" / image.owner[-2:] / image.blob
+        if damage == "changed on the disk":
+            path.write_bytes(DATA[:-30] + b"x" + DATA[-29:])
+        elif damage == "cut off":
+            path.write_bytes(DATA[: len(DATA) // 2])
+        answer = await small(house, image, headers={"Range": "bytes=0-7"})
+        assert (answer.status_code, answer.headers["cache-control"]) == (206, "private, no-cache")
+        assert answer.content == (await house.client.get(path_of(image), headers={"Range": "bytes=0-7"})).content
+        await small(house, image, headers={"Range": "bytes=0-7"})
+        assert (outcomes(house), await rows(house)) == ({"unshrinkable": 1}, ["result"])
+
+
+async def test_an_image_that_is_gone_is_not_found(tmp_path: Path) -> None:
+    async with open_api(tmp_path) as house:
+        image = await shown(house)
+        await house.services.broker.blobs.delete(image.owner)
+        assert (await small(house, image)).status_code == 404
+
+
+async def test_on_a_full_disk_the_image_is_served(tmp_path: Path) -> None:
+    """And the thumbnail later, when there is room."""
+    async with open_api(tmp_path) as house:
+        image = await shown(house)
+        with_parts(house, blobs=LocalBlobs(house.folder / "blobs", free_floor=2**60))
+        answer = await small(house, image)
+        assert (answer.content, answer.headers["cache-control"]) == (DATA, "private, no-cache")
+        assert outcomes(house) == {"no_store": 1}
+        with_parts(house, blobs=LocalBlobs(house.folder / "blobs"))
+        assert is_small(await small(house, image, headers={"If-None-Match": answer.headers["etag"]}))
+
+
+@dataclass
+class Held:
+    """A blob store whose readers wait at the door, and then perhaps find it out of order."""
+
+    blobs: BlobStore
+
+    def __post_init__(self) -> None:
+        self.asked, self.open_now = asyncio.Event(), asyncio.Event()
+        self.opened = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.blobs, name)
+
+    async def open(self, name: str) -> Any:
+        self.opened += 1
+        self.asked.set()
+        await self.open_now.wait()
+        return await self.blobs.open(name)
+
+
+async def test_a_flood_of_names_does_not_pile_up(tmp_path: Path) -> None:
+    """Whoever finds the line full gets the image at once; and two are made at a time."""
+    async with open_api(tmp_path) as house:
+        images = [await shown(house, number) for number in range(10)]
+        held = Held(house.services.broker.blobs)
+        with_parts(house, blobs=held, most_waiting=3)
+        waiting = [asyncio.create_task(small(house, image)) for image in images[:3]]
+        await held.asked.wait()
+        while len(house.services.broker.thumbnails._making) < 3:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        answers = await asyncio.gather(*(small(house, image) for image in images[3:]))
+        assert {answer.content for answer in answers} == {DATA}
+        assert (held.opened, outcomes(house)) == (2, {"crowded": 7})
+        held.open_now.set()
+        assert all(is_small(answer) for answer in await asyncio.gather(*waiting))
+        assert is_small(await small(house, images[3]))
+
+
+async def test_nobody_waits_for_ever_but_it_is_made_all_the_same(tmp_path: Path) -> None:
+    async with open_api(tmp_path) as house:
+        image = await shown(house)
+        held = Held(house.services.broker.blobs)
+        thumbnails = with_parts(house, blobs=held, patience=0)
+        assert (await small(house, image)).content == DATA
+        held.open_now.set()
+        await asyncio.gather(*thumbnails._making.values())
+        assert is_small(await small(house, image))
+        assert held.opened == 1
+
+
+async def test_who_hangs_up_does_not_take_it_from_the_others(tmp_path: Path) -> None:
+    async with open_api(tmp_path) as house:
+        image = await shown(house)
+        held = Held(house.services.broker.blobs)
+        thumbnails = with_parts(house, blobs=held)
+        first = asyncio.create_task(thumbnails.of(image, 512))
+        second = asyncio.create_task(thumbnails.of(image, 512))
+        await held.asked.wait()
+        first.cancel()
+        held.open_now.set()
+        assert await second is not None
+        assert held.opened == 1
+
+
+async def test_closing_gives_up_what_is_being_made(tmp_path: Path) -> None:
+    async with open_api(tmp_path) as house:
+        image = await shown(house)
+        held = Held(house.services.broker.blobs)
+        thumbnails = with_parts(house, blobs=held)
+        asking = asyncio.create_task(thumbnails.of(image, 512))
+        await held.asked.wait()
+        await thumbnails.aclose()
+        assert await asking is None
+        assert await thumbnails.of(image, 512) is None
+        assert files(house) == 1, "and leaves no draft behind"
+
+
+async def test_the_house_closes_them_on_its_way_out(tmp_path: Path) -> None:
+    async with open_api(tmp_path) as house:
+        image = await shown(house)
+    assert house.services.broker.thumbnails._begin(image, 512) is None
+
+
+class _OutOfOrder:
+    """A blob store that cannot be read the first time."""
+
+    def __init__(self, blobs: BlobStore) -> None:
+        self._blobs = blobs
+        self._tries = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._blobs, name)
+
+    async def open(self, name: str) -> Any:
+        self._tries += 1
+        if self._tries == 1:
+            raise StorageError("503")
+        return await self._blobs.open(name)
+
+
+async def test_a_store_that_refuses_does_not_stop_the_next_try(tmp_path: Path) -> None:
+    async with open_api(tmp_path) as house:
+        image = await shown(house)
+        with_parts(house, blobs=_OutOfOrder(house.services.broker.blobs))
+        assert (await small(house, image)).content == DATA
+        assert is_small(await small(house, image))
+
+
+# -- gone with the image
+
+
+async def retire(house: ApiHouse, task: Task, state: State) -> None:
+    """The step of an ended task, as a worker takes it."""
+    now = house.services.clock.now()
+    await house.services.database.execute(
+        "UPDATE tasks SET leased_by = 'test', ended_at = 1.0, due_at = :now WHERE id = :id", id=task.id, now=now
+    )
+    fresh = await house.services.broker.tasks.get(task.id)
+    assert fresh is not None
+    assert fresh.state == state
+    await house.services.worker.retention.retire([fresh])
+
+
+async def task_of(house: ApiHouse, task_id: str) -> Task:
+    task = await house.services.broker.tasks.get(task_id)
+    assert task is not None
+    return task
+
+
+async def stored(house: ApiHouse) -> int:
+    """How many owners of bytes there are."""
+    return len(await house.services.broker.blobs.owners(-60.0))
+
+
+async def test_retention_takes_thumbnails_along(tmp_path: Path, place: Place) -> None:
+    async with open_api(tmp_path, **place) as house:
+        for image in (await shown(house, 1), await referred(house, 2)):
+            await small(house, image, 128)
+            await small(house, image, 512)
+            task = await task_of(house, image.owner.replace("refs_", "task_"))
+            await house.change(task, state=State.SUCCEEDED, ended_at=1.0)
+            assert await house.services.worker.retention._strays([image.owner]) == []
+            await retire(house, task, State.SUCCEEDED)
+            await retire(house, task, State.EXPIRED)
+            assert await house.services.broker.images.owning([image.owner]) == set()
+            assert (await small(house, image)).status_code == 404
+        assert (await rows(house), await stored(house)) == ([], 0)
+
+
+class Interrupted:
+    """A blob store in whose drafts something happens before the thumbnail is kept."""
+
+    def __init__(self, blobs: BlobStore, happening: Any) -> None:
+        self._blobs = blobs
+        self._happening = happening
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._blobs, name)
+
+    @asynccontextmanager
+    async def draft(self, owner: str) -> AsyncIterator[Any]:
+        async with self._blobs.draft(owner) as draft:
+            yield _InterruptedDraft(draft, self._happening)
+
+
+class _InterruptedDraft:
+    def __init__(self, draft: Draft, happening: Any) -> None:
+        self._draft = draft
+        self._happening = happening
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._draft, name)
+
+    async def keep(self, media_type: str) -> Any:
+        await self._happening()
+        return await self._draft.keep(media_type)
+
+
+async def test_an_image_that_is_forgotten_meanwhile_gets_no_thumbnail(tmp_path: Path, place: Place) -> None:
+    """A row that came after retention would stand there for ever; bytes without a row are swept."""
+    async with open_api(tmp_path, **place) as house:
+        for image in (await shown(house, 1), await referred(house, 2)):
+            task = await task_of(house, image.owner.replace("refs_", "task_"))
+            await house.change(task, state=State.SUCCEEDED, ended_at=1.0)
+
+            async def forgotten(task: Task = task) -> None:
+                await retire(house, task, State.SUCCEEDED)
+                await retire(house, task, State.EXPIRED)
+
+            thumbnails = with_parts(house, blobs=Interrupted(house.services.broker.blobs, forgotten))
+            assert await thumbnails.of(image, 512) is None
+            assert await house.services.worker.retention._strays([image.owner]) == [image.owner]
+        assert (await rows(house), outcomes(house)) == ([], {"too_late": 2})
+
+
+async def test_a_thumbnail_and_the_end_of_its_task_exclude_each_other(tmp_path: Path, place: Place) -> None:
+    """However the two transactions meet: no row of an expired task is left."""
+    async with open_api(tmp_path, **place) as house:
+        broker = house.services.broker
+        images = [await shown(house, number) for number in range(30)]
+
+        async def write(image: StoredImage) -> None:
+            row = replace(image, name=f"thumbnail_{image.name}", kind="thumbnail-512")
+            await asyncio.gather(
+                broker.database.transact(broker.tasks.pinning_owner(image.owner), broker.images.adding(row)),
+                retire(house, await task_of(house, image.owner), State.SUCCEEDED),
+                return_exceptions=True,
+            )
+
+        await asyncio.gather(*(write(image) for image in images))
+        assert await rows(house) == []
+
+
+async def test_thumbnails_of_an_older_process_go_with_the_last_of_the_task(tmp_path: Path) -> None:
+    """It deletes the rows of results and knows of no others."""
+    async with open_api(tmp_path) as house:
+        image = await shown(house)
+        await small(house, image)
+        task = await task_of(house, image.owner)
+        await house.services.database.execute("DELETE FROM images WHERE kind = 'result'")
+        await house.change(task, state=State.EXPIRED, tries=1)
+        await retire(house, task, State.EXPIRED)
+        assert (await house.services.broker.tasks.get(task.id), await rows(house)) == (None, [])
+
+
+# -- a bucket that hands out links
+
+
+async def test_thumbnails_go_through_us(tmp_path: Path, s3_server: S3Server) -> None:
+    """They are small; and a link would have the id of the task in it."""
+    async with open_api(tmp_path, **bucket(s3_server), blob_links="presigned") as house:
+        image = await shown(house)
+        assert (await house.client.get(path_of(image))).status_code == 307
+        assert is_small(await small(house, image))
+
+
+async def test_the_bytes_of_another_task_are_not_handed_out_by_link(tmp_path: Path, s3_server: S3Server) -> None:
+    """Who may see one task would learn the id of another, and with it read what was ordered there."""
+    async with open_api(tmp_path, **bucket(s3_server), blob_links="presigned") as house:
+        holder = await shown(house, 1)
+        other = await house.add(number=2, state=State.SUCCEEDED, ended_at=1.0)
+        row = replace(holder, name=f"generated_{'e' * 32}.png", owner=other.id, holder=holder.owner)
+        await house.services.database.transact(house.services.broker.images.adding(row))
+        answer = await house.client.get(path_of(row))
+        assert (answer.status_code, answer.content) == (200, DATA)

@@ -1,0 +1,311 @@
+"""Which images get a thumbnail, how it looks, and what making it costs."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+import warnings
+import zlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image, ImageOps
+
+from storage.images import StoredImage
+from tests.uploads import samples as s
+from uploads.decoder import DECODE_BYTES
+from uploads.sniff import recognise, walk
+from uploads.thumbnails import RUNGS, Rung, Thumbnail, Unshrinkable, rung_for, shrink, shrinkable
+
+QUARTERS = ("red", "lime", "blue", "white")
+"""Top left, top right, bottom left, bottom right."""
+
+
+def row(media_type: str, width: int, height: int, size: int = 1000) -> StoredImage:
+    return StoredImage(
+        name="generated_1.png",
+        owner="task_1",
+        kind="result",
+        position=0,
+        blob="task_1/0",
+        media_type=media_type,
+        size=size,
+        width=width,
+        height=height,
+        sha256="0",
+        created_at=0,
+    )
+
+
+def small(folder: Path, data: bytes, rung: Rung = 128) -> Thumbnail:
+    path = folder / "image"
+    path.write_bytes(data)
+    with path.open("rb") as file:
+        shape = walk(file, recognise(data), 10**9)
+    return shrink(path, row(recognise(data), shape.width, shape.height, len(data)), rung)
+
+
+def pixels(thumbnail: Thumbnail, mode: str = "RGB") -> Image.Image:
+    with Image.open(io.BytesIO(thumbnail.data)) as image:
+        assert (image.format, image.size) == ("WEBP", (thumbnail.width, thumbnail.height))
+        return image.convert(mode)
+
+
+def quarters(width: int, height: int, mode: str = "RGB") -> Image.Image:
+    image = Image.new("RGB", (2, 2))
+    for at, colour in zip(((0, 0), (1, 0), (0, 1), (1, 1)), QUARTERS, strict=True):
+        image.paste(colour, (*at, at[0] + 1, at[1] + 1))
+    return image.resize((width, height), Image.Resampling.NEAREST).convert(mode)
+
+
+def corners(image: Image.Image) -> list[tuple[int, ...]]:
+    """The colours in the middle of each quarter, as far as a lossy picture keeps them: on or off."""
+    width, height = image.size
+    at = [(x * width // 4, y * height // 4) for y in (1, 3) for x in (1, 3)]
+    found: list[Any] = [image.getpixel(point) for point in at]
+    return [tuple(round(channel / 255) for channel in colour[:3]) for colour in found]
+
+
+UPRIGHT = [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1)]
+
+
+@pytest.mark.parametrize("name", s.IMAGES)
+def test_every_image_that_we_take_can_be_shown_small(tmp_path: Path, name: str) -> None:
+    assert pixels(small(tmp_path, s.IMAGES[name])).size == ((1, 1) if "one pixel" in name else (24, 17)), "as large"
+
+
+@pytest.mark.parametrize(("kind", "options"), [
+    ("PNG", {}), ("JPEG", {}), ("JPEG", {"progressive": True}), ("WEBP", {}), ("WEBP", {"lossless": True}),
+])  # fmt: skip
+@pytest.mark.parametrize("size", [(1600, 1200), (1200, 1600), (1025, 7), (7, 1025), (300, 300), (4100, 40)])
+def test_the_longest_side_is_the_rung_and_the_shape_stays(
+    tmp_path: Path, kind: str, options: dict[str, Any], size: tuple[int, int]
+) -> None:
+    thumbnail = small(tmp_path, s.encoded(kind, quarters(*size), **options), 256)
+    assert max(thumbnail.width, thumbnail.height) == 256
+    expected = [max(1, round(side * 256 / max(size))) for side in size]
+    assert [thumbnail.width, thumbnail.height] == expected
+    if min(expected) > 30:
+        assert corners(pixels(thumbnail)) == UPRIGHT
+
+
+@pytest.mark.parametrize("mode", ["RGB", "P", "CMYK", "L", "1", "LA", "RGBA"])
+def test_every_mode_keeps_its_colours(tmp_path: Path, mode: str) -> None:
+    image = quarters(600, 400, "RGB").quantize(8) if mode == "P" else quarters(600, 400, mode)
+    found = corners(pixels(small(tmp_path, s.encoded("JPEG" if mode == "CMYK" else "PNG", image))))
+    if mode in {"RGB", "P", "CMYK", "RGBA"}:
+        assert found == UPRIGHT
+    else:
+        assert [found[0], found[3]] == [(0, 0, 0), (1, 1, 1)]
+
+
+def test_sixteen_bits_of_grey_are_scaled_and_not_cut_off(tmp_path: Path) -> None:
+    image = Image.new("I;16", (400, 400), 128 * 257)
+    (level, *_) = pixels(small(tmp_path, s.encoded("PNG", image))).getpixel((50, 50))  # type: ignore[misc]
+    assert abs(level - 128) <= 2
+
+
+def test_sixteen_bits_of_colour(tmp_path: Path) -> None:
+    pixel = b"".join(value.to_bytes(2, "big") for value in (0xFFFF, 0, 0))
+    body = zlib.compress((b"\0" + pixel * 300) * 300)
+    data = s.png(s.header(300, 300, 16, 2), s.chunk(b"IDAT", body))
+    assert corners(pixels(small(tmp_path, data))) == [(1, 0, 0)] * 4
+
+
+def test_interlaced(tmp_path: Path) -> None:
+    assert small(tmp_path, s.interlaced(300, 200)).width == 128
+
+
+@pytest.mark.parametrize("size", [(64, 64), (3000, 2000)])
+def test_what_is_transparent_stays_so(tmp_path: Path, size: tuple[int, int]) -> None:
+    image = quarters(*size, "RGBA")
+    image.paste((0, 0, 0, 0), (0, 0, size[0] // 2, size[1]))
+    palette = image.quantize(8)
+    grey = Image.merge("LA", (image.convert("L"), image.getchannel("A")))
+    for data in (
+        s.encoded("PNG", image),
+        s.encoded("WEBP", image),
+        s.encoded("PNG", palette),
+        s.encoded("PNG", grey),
+        s.encoded("PNG", quarters(*size), transparency=(255, 0, 0)),
+    ):
+        shown = pixels(small(tmp_path, data), "RGBA")
+        alpha = shown.getchannel("A")
+        assert alpha.getpixel((shown.width // 8, shown.height // 8)) == 0
+        assert alpha.getpixel((shown.width * 7 // 8, shown.height // 8)) == 255
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_a_photo_stands_upright(tmp_path: Path, kind: str, orientation: int) -> None:
+    """Whichever way the camera was held; Pillow's own judgement is the measure."""
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    data = s.encoded(kind, quarters(300, 200), exif=exif.tobytes())
+    with Image.open(io.BytesIO(data)) as image:
+        upright = ImageOps.exif_transpose(image).convert("RGB")
+    shown = pixels(small(tmp_path, data))
+    assert (shown.width > shown.height) is (upright.width > upright.height)
+    assert corners(shown) == corners(upright)
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"",
+        b"Exif\0\0",
+        b"Exif\0\0II*\0",
+        b"Exif\0\0MM\0*\xff\xff\xff\xff" + b"\xff" * 40,
+        b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\xff" * 40,
+        b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x2a\0\0\0",
+        b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01",
+    ],
+)
+def test_bad_exif_turns_nothing_and_warns_nobody(tmp_path: Path, exif: bytes) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data = s.encoded("JPEG", quarters(300, 200), **({"exif": exif} if exif else {}))
+        assert corners(pixels(small(tmp_path, data))) == UPRIGHT
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_no_metadata_is_copied(tmp_path: Path, kind: str) -> None:
+    """Neither where a photo was taken, nor what is in a comment."""
+    exif = Image.Exif()
+    exif[0x10E] = "secret place"
+    more: dict[str, Any] = {} if kind == "PNG" else {"comment": b"secret"} if kind == "JPEG" else {"xmp": b"<secret/>"}
+    data = s.encoded(kind, quarters(300, 200), exif=exif.tobytes(), icc_profile=b"secret" * 50, **more)
+    assert b"secret" in data
+    thumbnail = small(tmp_path, data)
+    assert b"secret" not in thumbnail.data
+    assert b"EXIF" not in thumbnail.data
+    assert b"ICCP" not in thumbnail.data
+
+
+def test_the_same_image_makes_the_same_thumbnail(tmp_path: Path) -> None:
+    """So that it does not matter which process made it."""
+    data = s.encoded("PNG", s.picture(400, 300))
+    assert small(tmp_path, data) == small(tmp_path, data)
+
+
+# -- which sizes
+
+
+@pytest.mark.parametrize(("wish", "rung"), [
+    (1, 128), (127, 128), (128, 128), (129, 256), (500, 512), (512, 512), (513, 1024), (1024, 1024), (999_999, 1024),
+])  # fmt: skip
+def test_a_wish_is_rounded_up_to_the_next_rung(wish: int, rung: int) -> None:
+    assert rung_for(row("image/png", 4096, 100), wish) == rung
+
+
+@pytest.mark.parametrize(("longest", "rung"), [(1, 128), (128, 128), (129, 256), (700, 1024), (4096, 1024)])
+def test_no_rung_is_made_that_the_image_does_not_fill(longest: int, rung: int) -> None:
+    """All of them would be the same picture."""
+    assert rung_for(row("image/png", 1, longest), 1024) == rung
+    assert rung in RUNGS
+
+
+# -- what it may cost
+
+
+@pytest.mark.parametrize(("media_type", "megapixels"), [("image/png", 64), ("image/jpeg", 32), ("image/webp", 16)])
+def test_what_would_need_too_much_memory_is_not_shrunk(media_type: str, megapixels: int) -> None:
+    """By its row alone, so that the document of a task knows it, too."""
+    side = 1024
+    assert shrinkable(row(media_type, side, megapixels * side, 0))
+    assert not shrinkable(row(media_type, side, megapixels * side + 1, 0))
+
+
+def test_a_webp_is_in_memory_beside_its_pixels() -> None:
+    assert not shrinkable(row("image/webp", 10, 10, DECODE_BYTES // 2))
+
+
+def test_other_types_are_not_shrunk() -> None:
+    assert not shrinkable(row("text/html", 10, 10))
+
+
+MEMORY = """
+import re, sys
+from pathlib import Path
+from tests.uploads.test_thumbnails import row, shrink
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+path, media_type, width, height = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+before = peak()
+shrink(path, row(media_type, width, height, path.stat().st_size), 1024)
+print(peak() - before)
+"""
+BESIDE = 40 * 2**20
+"""Strips, the small picture, and the code that was loaded meanwhile."""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the kernel's account is read from /proc")
+@pytest.mark.parametrize(("kind", "mode", "options", "per_pixel"), [
+    ("PNG", "RGBA", {"compress_level": 1}, 4), ("PNG", "P", {"compress_level": 1}, 4),
+    ("JPEG", "RGB", {}, 1), ("JPEG", "CMYK", {"progressive": True}, 8.3), ("WEBP", "RGBA", {}, 16),
+])  # fmt: skip
+def test_memory_is_what_was_reckoned_with(
+    tmp_path: Path, kind: str, mode: str, options: dict[str, Any], per_pixel: float
+) -> None:
+    """In a process of its own, by the kernel's account."""
+    width, height = 5000, 3000
+    image = s.picture(50, 30).resize((width, height), Image.Resampling.NEAREST)
+    image = image.quantize(16) if mode == "P" else image.convert(mode)
+    path = tmp_path / "image"
+    image.save(path, kind, **options)
+    arguments = [str(path), f"image/{kind.lower()}", str(width), str(height)]
+    ran = subprocess.run(
+        [sys.executable, "-c", MEMORY, *arguments],
+        capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    assert int(ran.stdout) < width * height * per_pixel + BESIDE, f"{int(ran.stdout) / width / height:.1f} per pixel"
+
+
+# -- what is no image
+
+
+DAMAGED = {
+    "empty": b"",
+    "text": b"<html></html>",
+    "png without its end": s.PNG[: len(s.PNG) // 2],
+    "jpeg without its middle": s.JPEG[:300],
+    "webp without its end": s.WEBP[:60],
+    "noise behind a signature": s.PNG_MAGIC + b"noise" * 100,
+    "a bomb": s.png(s.header(24, 17), s.chunk(b"IDAT", zlib.compress(b"\0" * 10))),
+    "text that unpacks to a gigabyte": s.plain_png(
+        s.chunk(b"zTXt", b"a\0\0" + zlib.compress(b"x" * 20_000_000)), width=24, height=17
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_damaged_images_are_told(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(DAMAGED[name])
+    for media_type in ("image/png", "image/jpeg", "image/webp"):
+        with pytest.raises(Unshrinkable):
+            shrink(path, row(media_type, 24, 17), 128)
+
+
+def test_an_image_of_another_size_than_its_row_is_not_decoded(tmp_path: Path) -> None:
+    """What it needs was reckoned from the row: a bomb in its place must not be unpacked."""
+    path = tmp_path / "image"
+    path.write_bytes(s.png(s.header(30_000, 30_000), s.chunk(b"IDAT", s.rows(30_000, 30))))
+    with pytest.raises(Unshrinkable):
+        shrink(path, row("image/png", 24, 17), 128)
+
+
+def test_any_flipped_byte_makes_a_thumbnail_or_says_no(tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    for data in (s.PNG, s.JPEG, s.WEBP):
+        image = replace(row(recognise(data), 24, 17), size=len(data))
+        for at in range(0, len(data), max(1, len(data) // 150)):
+            path.write_bytes(data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :])
+            try:
+                assert shrink(path, image, 128).width <= 128
+            except Unshrinkable:
+                continue
