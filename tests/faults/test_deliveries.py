@@ -25,7 +25,7 @@ from broker.reports import Failed
 from broker.settings import Settings
 from broker.wiring import Services, open_services
 from storage.database import Outcome, Stale, Statement
-from storage.deliveries import Delivery, Fate
+from storage.deliveries import Deliveries, Delivery, Fate
 from storage.images import StoredImage
 from storage.sqlite import SqliteDatabase, sqlite_path
 from storage.tasks import State, Task
@@ -583,11 +583,28 @@ async def test_what_is_still_to_be_told_outlives_its_task(scene: Scene) -> None:
     assert await scene.services.database.fetch("SELECT * FROM delivery_tries") == []
 
 
+class Meanwhile:
+    """A database on which something happens between a look and the change that follows from it."""
+
+    def __init__(self, database: Any, happens: Callable[[], Awaitable[Any]]) -> None:
+        self._database = database
+        self._happens = happens
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._database, name)
+
+    async def fetch(self, sql: str, **params: Any) -> Any:
+        rows = await self._database.fetch(sql, **params)
+        await self._happens()
+        return rows
+
+
 async def test_a_replay_in_the_last_moment_is_not_forgotten(scene: Scene) -> None:
     await scene.ended()
     await scene.turn()
-    deliveries, delivery = scene.services.broker.deliveries, await scene.delivery()
-    await scene.services.broker.replay(delivery.id)
-    assert await deliveries.forget(scene.clock.now() + 100, 10) == 0
+    broker, delivery = scene.services.broker, await scene.delivery()
+    meanwhile: Any = Meanwhile(scene.services.database, lambda: broker.replay(delivery.id))
+    assert await Deliveries(meanwhile).forget(scene.clock.now() + 100, 10) == 0
+    assert len(await broker.deliveries.tries(delivery.id)) == 1
     await scene.turn()
-    assert await deliveries.forget(scene.clock.now() + 100, 10) == 1
+    assert await broker.deliveries.forget(scene.clock.now() + 100, 10) == 1
