@@ -21,6 +21,7 @@ from schemathesis.engine import events, from_schema
 
 from broker.api.native import LONGEST_WAIT
 from broker.logs import configure
+from broker.steps import reference_owner
 from storage.tasks import State
 from tests.broker.api_house import ApiHouse, open_api, png
 from tests.servers import postgres
@@ -92,7 +93,7 @@ async def _furnish(house: ApiHouse) -> Known:
     await house.client.post("/api/webhook/kie", json={"task_id": tasks[State.WAITING].id}, headers=AUTHORIZED)
     hooks = (await house.client.get("/api/hooks", headers=AUTHORIZED)).json()["data"]
     made = await house.add_image(tasks[State.SUCCEEDED].id, png())
-    given = await house.add_image("task_reference", png("blue"), kind="reference")
+    given = await house.add_image(reference_owner(running), png("blue"), kind="reference")
     return Known(
         tasks=tuple(task.id for task in tasks.values()),
         ended=tuple(task.id for state, task in tasks.items() if task.ended or state == State.EXPIRED),
