@@ -31,18 +31,25 @@ CANCELED = {"state": State.CANCELED, "ended_at": 1.0, "error_code": "canceled"}
 EXPIRED = {"state": State.EXPIRED, "ended_at": 1.0}
 
 
-async def test_one_poll_tells_of_all_its_tasks(tmp_path: Path) -> None:
+async def test_the_answer_to_an_order_names_its_batch(tmp_path: Path) -> None:
     async with open_api(tmp_path) as house:
         created = (await house.client.post(CREATE, json={"prompt": "a banana", "numberOfImages": 3})).json()
-        answer = await house.client.get(created["batchUrl"])
-        data = answer.json()["data"]
+        data = (await house.client.get(created["batchUrl"])).json()["data"]
         assert data["id"] == created["batchId"]
         assert [task["id"] for task in data["tasks"]] == created["taskIds"]
-        assert data["counts"] == {"pending": 3, "processing": 0, "completed": 0, "failed": 0, "canceled": 0}
+
+
+async def test_one_poll_tells_of_all_its_tasks(tmp_path: Path) -> None:
+    """Of each what its own poll would tell."""
+    async with open_api(tmp_path) as house:
+        await batch_of(house, WAITING, DONE, CANCELED)
+        answer = await house.client.get(f"/api/batch/{BATCH}")
+        data = answer.json()["data"]
+        assert data["counts"] == {"pending": 0, "processing": 1, "completed": 1, "failed": 0, "canceled": 1}
         assert answer.headers["retry-after"] == "3"
-        task = (await house.client.get(f"/api/task/{created['taskId']}")).json()["data"]
-        assert data["tasks"][0] == task
-        again = await house.client.get(created["batchUrl"], headers={"If-None-Match": answer.headers["etag"]})
+        for task in data["tasks"]:
+            assert (await house.client.get(f"/api/task/{task['id']}")).json()["data"] == task
+        again = await house.client.get(f"/api/batch/{BATCH}", headers={"If-None-Match": answer.headers["etag"]})
         assert again.status_code == 304
 
 
