@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -366,7 +367,8 @@ async def test_a_store_that_refuses_does_not_stop_the_next_try(tmp_path: Path) -
 
 
 async def retire(house: ApiHouse, task: Task, state: State) -> None:
-    """The step of an ended task, as a worker takes it."""
+    """The step of an ended task, as a worker takes it; that of the house stands by meanwhile."""
+    house.services.worker._spare_until = math.inf
     now = house.services.clock.now()
     await house.services.database.execute(
         "UPDATE tasks SET leased_by = 'test', ended_at = 1.0, due_at = :now WHERE id = :id", id=task.id, now=now
