@@ -148,6 +148,14 @@ async def test_a_quick_tunnel_counts_when_it_leads_to_us(tmp_path: Path, clock: 
         assert house.metric("broker_public_address", source="cloudflared") == 1
 
 
+async def test_a_quick_tunnel_that_does_not_answer_is_not_used(tmp_path: Path, clock: ManualClock) -> None:
+    """Unlike ngrok's agent, cloudflared never said that it is ours."""
+    async with place(tmp_path, clock) as house:
+        house.agent.quick = "http://127.0.0.1:9"
+        await house.look()
+        assert house.base() is None
+
+
 async def test_a_broker_with_another_secret_is_somebody_else(tmp_path: Path, clock: ManualClock) -> None:
     async with place(tmp_path / "one", clock) as house, place(tmp_path / "two", ManualClock()) as other:
         house.agent.quick = (await house.tunnel(other.port)).url
