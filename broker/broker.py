@@ -602,7 +602,7 @@ class Broker:
             reason=judged.judgement.reason,
             headers=inbound.kept_headers(callback.headers),
             query=inbound.kept_query(callback.query),
-            body=inbound.kept_body(callback.body),
+            body=inbound.kept_body(callback.body, callback.query.get("token")),
             proofs=judged.proofs.kept(),
             received_at=now,
             digested_at=None if is_news else now,

@@ -139,7 +139,8 @@ class Inbox:
         if task.state.value == "expired":
             return "nothing: the task was deleted by retention"
         report = self.broker.steps.news(task, replace(hook, verdict=taken_as.value))
-        attempt = await self.broker.tasks.attempt(task.id, hook.attempt or task.attempt)
+        number = hook.attempt or await self.broker.steps.attempt_with(task, report) or task.attempt
+        attempt = await self.broker.tasks.attempt(task.id, number)
         changes = lifecycle.after(task, attempt, report, self.broker.clock.now(), self.broker.rules)
         return _in_words(task, changes, taken_as)
 

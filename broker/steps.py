@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import re
 import secrets
@@ -422,7 +423,13 @@ class Steps:
                     await self.tasks.database.transact(digesting)
                 continue
             news = self.news(task, hook)
-            await self._after(task, news, hook.attempt, also=(digesting,), holder=False, learned_by=CALLBACK)
+            number = hook.attempt or await self.attempt_with(task, news)
+            await self._after(task, news, number, also=(digesting,), holder=False, learned_by=CALLBACK)
+
+    async def attempt_with(self, task: Task, news: Report) -> int | None:
+        """Whose job a callback names that came without the address of an attempt; None where that is not known."""
+        attempts = await self.tasks.attempts(task.id) if news.job_id else []
+        return next((attempt.number for attempt in attempts if attempt.job_id == news.job_id), None)
 
     def news(self, task: Task, hook: Hook) -> Report:
         """What a callback says to its task; where it is not believed, that the provider is to be asked."""
@@ -501,7 +508,20 @@ class Steps:
         """Whoever brings the same bytes in this moment goes first: the pictures of one request come together."""
         await turn.enter_async_context(self.arriving.setdefault(sha256, asyncio.Lock()))
         there = await self.images.equal(sha256, size, besides=task.id)
-        return Blob(name=there.blob, size=there.size, sha256=there.sha256) if there else None
+        blob = Blob(name=there.blob, size=there.size, sha256=there.sha256) if there else None
+        return blob if blob and await self._is_whole(blob) else None
+
+    async def _is_whole(self, blob: Blob) -> bool:
+        """A row is no proof: the paid bytes in hand are only let go for bytes that were read and are the same."""
+        digest = hashlib.sha256()
+        try:
+            async with contextlib.aclosing(await self.blobs.open(blob.name)) as chunks:
+                async for chunk in chunks:
+                    await asyncio.to_thread(digest.update, chunk)
+        except (BlobMissing, StorageError) as error:
+            log.warning("an image that should be here cannot be read", action="blob_unreadable", why=str(error))
+            return False
+        return digest.hexdigest() == blob.sha256
 
     async def _ask_for_links(self, task: Task) -> None:
         """The provider may have fresh links to the same result; not getting them is no news."""

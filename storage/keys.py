@@ -40,9 +40,12 @@ class Keys:
         )
 
     async def forget(self, before: float, limit: int) -> int:
+        """Those from before `before`, as far as no task of theirs is kept: its repetition would be a second order."""
         return await self.database.execute(
             f"""DELETE FROM idempotency WHERE (caller, key) IN (SELECT caller, key FROM idempotency
-                WHERE created_at < :before ORDER BY created_at LIMIT :limit{self.database.skip_locked})""",
+                WHERE created_at < :before AND NOT EXISTS
+                (SELECT 1 FROM tasks t WHERE t.batch = idempotency.batch AND t.state <> 'expired')
+                ORDER BY created_at LIMIT :limit{self.database.skip_locked})""",
             before=before,
             limit=limit,
         )

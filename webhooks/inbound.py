@@ -13,8 +13,11 @@ from webhooks.documents import read_json
 from webhooks.proofs import Proof
 
 MAX_BODY_BYTES: Final = 256 * 1024
+SHORTEST_TOKEN: Final = 16
+"""Shorter ones are none of ours, and could be any word of a body."""
 _KEPT_HEADERS: Final = re.compile(r"content-type|content-length|user-agent|webhook-.*|x-.*")
-_TOKEN: Final = re.compile(r"token=[0-9a-f]{32}")
+_TOKEN: Final = re.compile(r"token(=|\\+u003d|%3d|%253d)[0-9a-f]{32}", re.IGNORECASE)
+"""As it stands in an address, in JSON that is careful about HTML, and in an address within an address."""
 _SECRET_HEADERS: Final = re.compile(r".*(authorization|cookie|secret|token|key).*")
 
 
@@ -131,10 +134,14 @@ def task_in(kept: str) -> str | None:
     return task if isinstance(task, str) else None
 
 
-def kept_body(body: bytes) -> str:
+def kept_body(body: bytes, token: str | None = None) -> str:
     """As text, cut where it is larger than we read, without the tokens that a provider repeats from our address.
+
+    token: the one it came with, hidden however it is written there.
 
     NUL cannot be stored everywhere.
     """
     text = body[:MAX_BODY_BYTES].decode("utf-8", "replace").replace("\x00", "\ufffd")
-    return _TOKEN.sub("token=[hidden]", text)
+    if token and len(token) >= SHORTEST_TOKEN:
+        text = text.replace(token, "[hidden]")
+    return _TOKEN.sub(r"token\1[hidden]", text)

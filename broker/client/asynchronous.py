@@ -300,12 +300,16 @@ class AsyncClient:
         return place
 
     async def _checked(self, result: Result) -> AsyncGenerator[bytes]:
-        digest = hashlib.sha256()
+        digest, length = hashlib.sha256(), 0
         async with self._line.image(result.url) as stream:
             async for chunk in stream.chunks:
                 digest.update(chunk)
+                length += len(chunk)
+                if result.size is not None and length > result.size:
+                    break  # no need to see how much more there is: it is not what the broker keeps
                 yield chunk
-        if result.sha256 is not None and digest.hexdigest() != result.sha256.lower():
+        whole = result.size is None or length == result.size
+        if not whole or (result.sha256 is not None and digest.hexdigest() != result.sha256.lower()):
             raise Damaged(f"{result.name} arrived with other bytes than the broker keeps: what is on the way to it?")
 
     # -- anything else

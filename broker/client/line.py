@@ -169,7 +169,7 @@ class Line:
             if stream.status not in _REDIRECTS:
                 return stream
             await stack.aclose()
-            url = urljoin(url, stream.headers.get("location", ""))
+            url = follow(url, stream.headers.get("location", ""))
         raise Malformed("its images are always somewhere else")
 
     # -- answers and errors
@@ -270,3 +270,11 @@ def _word(said: Document, key: str) -> str | None:
 
 def _seconds(text: str) -> float | None:
     return float(text) if re.fullmatch(r"[0-9]{1,9}", text.strip()) else None
+
+
+def follow(url: str, location: str) -> str:
+    """Where a redirect leads; from https never to anything else."""
+    there = urljoin(url, location)
+    if url.startswith("https:") and not there.startswith("https:"):
+        raise Malformed("it sends us from https to another kind of address for an image")
+    return there

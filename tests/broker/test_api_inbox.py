@@ -255,6 +255,29 @@ async def test_a_second_result_does_not_change_how_the_end_was_learned(tmp_path:
 # -- replaying
 
 
+async def test_news_of_an_earlier_job_is_about_the_attempt_that_made_it(tmp_path: Path) -> None:
+    """It came without the address of an attempt. The next one is on its way, and may not be ended by it."""
+    async with open_api(tmp_path) as house:
+        task = await house.add(state=State.SUBMITTING, attempt=2, lease_until=NEVER, leased_by="somebody")
+        for number, job_id in ((1, "job-1"), (2, None)):
+            await house.services.database.execute(
+                """INSERT INTO attempts (task_id, number, provider, job_id, sent_at, outcome, billed)
+                    VALUES (:id, :number, 'kie', :job, 1.0, 'sent', 'unknown')""",
+                id=task.id,
+                number=number,
+                job=job_id,
+            )
+        failed = {"code": 500, "data": {"taskId": "job-1", "state": "fail", "failCode": "500", "failMsg": "internal"}}
+        answer = await house.client.post("/api/webhook/nano-banana", json=failed)
+        assert answer.status_code == 200
+        ((hook,), _) = await listed(house, limit=1)
+        told = await replayed(house, hook["id"])
+        await settled(house, told["replayId"], "digestedAt")
+        assert (await row(house, task)).state == State.SUBMITTING
+        attempts = await house.services.broker.tasks.attempts(task.id)
+        assert [(attempt.outcome, attempt.job_id) for attempt in attempts] == [("failed", "job-1"), ("sent", None)]
+
+
 async def test_a_replay_takes_the_news_in_again(tmp_path: Path) -> None:
     """As after a bug of ours: the news was read, nothing came of it, and the code is better now."""
     async with open_api(tmp_path) as house:

@@ -13,7 +13,7 @@ import re
 import traceback
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.message import Message
 from pathlib import Path
@@ -37,6 +37,8 @@ from broker.client import (
     TimedOut,
     Unreachable,
 )
+from broker.client.line import follow
+from broker.client.results import Malformed
 from tests.broker.api_house import png
 from tests.faults.faulty_http import Script, Server, Visit, answers, head, rst, says, serve
 
@@ -627,6 +629,19 @@ async def test_other_bytes_than_the_broker_keeps_are_never_handed_over(tmp_path:
         assert (await client.image(kept(server, None))).content == PNG + b" "
     assert place.read_bytes() == b"an older image"
     assert names(tmp_path) == ["fox.png"]
+
+
+async def test_more_bytes_than_there_should_be_are_not_taken_in() -> None:
+    async with meeting(answers("200 OK", PNG + b" " * 2**20)) as (client, server, _):
+        with pytest.raises(Damaged):
+            await client.image(replace(kept(server, None), size=len(PNG)))
+
+
+def test_a_redirect_leaves_https_for_nothing_else() -> None:
+    assert follow("https://a.example/x", "https://b.example/y") == "https://b.example/y"
+    assert follow("http://a.example/x", "/y") == "http://a.example/y"
+    with pytest.raises(Malformed):
+        follow("https://a.example/x", "http://10.0.0.1/y")
 
 
 async def test_an_image_that_is_gone_is_told_so() -> None:

@@ -161,6 +161,20 @@ async def test_equal_results_are_stored_once(tmp_path: Path, place: dict[str, An
         assert stored == {"n": 4, "size": len(DATA) + len(OTHER)}
 
 
+@pytest.mark.parametrize("damage", ["gone", "changed"])
+async def test_bytes_that_only_a_row_speaks_of_are_stored_again(
+    tmp_path: Path, clock: ManualClock, damage: str
+) -> None:
+    """The paid image in hand is not let go for one that was lost, or lies in a store of before."""
+    async with home(tmp_path, clock) as house:
+        await house.succeeded(DATA)
+        (file,) = [path for path in (tmp_path / "blobs").rglob("*") if path.is_file() and path.parent.name != ".drafts"]
+        file.unlink() if damage == "gone" else file.write_bytes(DATA[:-1] + b"?")
+        second = await house.succeeded(DATA)
+        assert [image.holder for image in await house.images(second)] == [None]
+        await house.readable(second)
+
+
 async def test_equal_results_that_come_together_are_stored_once(
     tmp_path: Path, place: dict[str, Any], clock: ManualClock
 ) -> None:

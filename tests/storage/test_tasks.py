@@ -207,6 +207,23 @@ async def test_a_clock_that_was_set_back_does_not_close_the_lane(database: Any) 
     assert (await lanes.room("kie", limits, NOW - 7200)).free == 1
 
 
+async def test_a_key_is_kept_for_as_long_as_a_task_of_its_order(database: Any) -> None:
+    """An order may wait for a day and run for another: repeated then, it must not be paid again."""
+    task, keys = a_task(), Keys(database)
+    rows = await add(database, task)
+    use = KeyUse(caller="me", key="k", fingerprint="f", batch=task.batch, created_at=NOW)
+    await database.transact(keys.using(use))
+    for state in (State.QUEUED, State.SUCCEEDED):
+        fresh = await rows.get(task.id)
+        assert fresh is not None
+        await database.transact(rows.saving(fresh, state=state))
+        assert await keys.forget(NOW + 1, 10) == 0
+    fresh = await rows.get(task.id)
+    assert fresh is not None
+    await database.transact(rows.saving(fresh, state=State.EXPIRED))
+    assert (await keys.forget(NOW, 10), await keys.forget(NOW + 1, 10)) == (0, 1)
+
+
 async def test_callbacks_that_nobody_read_are_not_forgotten(database: Any) -> None:
     hooks, hook = Hooks(database), _a_hook(a_task())
     await database.transact(hooks.adding(hook))

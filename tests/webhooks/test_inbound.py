@@ -98,12 +98,20 @@ def test_no_bytes_break_the_reader(body: bytes) -> None:
     assert "\x00" not in kept_body(body)
 
 
-def test_the_token_that_a_provider_repeats_stays_out_of_the_inbox() -> None:
-    """kie.ai sends back the whole request, with our callback address in it."""
-    body = '{"data": {"param": "{\\"callBackUrl\\": \\"https://x/h?task=t&token=' + "a1" * 16 + '\\"}"}}'
+@pytest.mark.parametrize("sign", ["=", "\\u003d", "\\\\u003d", "%3D", "%3d", "%253D"])
+def test_the_token_that_a_provider_repeats_stays_out_of_the_inbox(sign: str) -> None:
+    """kie.ai sends back the whole request, with our callback address in it; serializers and addresses escape it."""
+    body = '{"data": {"param": "{\\"callBackUrl\\": \\"https://x/h?task=t&token' + sign + "a1" * 16 + '\\"}"}}'
     kept = kept_body(body.encode())
     assert "a1a1" not in kept
-    assert json.loads(kept)
+    assert "[hidden]" in kept
+
+
+def test_the_token_it_came_with_stays_out_however_it_is_written() -> None:
+    token = "a1" * 16
+    kept = kept_body(json.dumps({"address": ["https://x/h", "secret", token]}).encode(), token)
+    assert json.loads(kept) == {"address": ["https://x/h", "secret", "[hidden]"]}
+    assert kept_body(b'{"state": "fail"}', "fail") == '{"state": "fail"}'
 
 
 def test_secrets_stay_out_of_the_inbox() -> None:
