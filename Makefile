@@ -6,7 +6,7 @@ UV := $(shell command -v uv)
 LOCK_FLAGS := --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url
 
 help:  ## show this list
-	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/run  ## one text-to-image and one image-to-image task through real HTTP, no key needed
 	$(BIN)/broker demo
@@ -20,6 +20,10 @@ test: $(VENV)/dev  ## every gate: format, lint, types, layers, tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest
+
+e2e: $(VENV)/dev  ## in a real browser, and an old front end in Node, where there are any
+	$(BIN)/pytest tests/broker/test_openapi.py -k browser
+	$(BIN)/pytest tests/journeys/test_poller.py
 
 bench: $(VENV)/dev  ## what it can do on this machine, as tables; takes some minutes
 	$(BIN)/python -m tests.benchmarks
@@ -59,4 +63,4 @@ define install
 	@touch $@
 endef
 
-.PHONY: help demo serve test bench fuzz format lock
+.PHONY: help demo serve test e2e bench fuzz format lock

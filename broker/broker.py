@@ -176,16 +176,26 @@ class Broker:
         return await _fingerprint(request, self._order(request, self._check(request)))
 
     async def failed_order(self, task_id: str) -> tuple[str, Request]:
-        """Who ordered a failed task, and what, to be ordered again; ordered twice it is one new task.
+        """Who ordered a failed task, and what, to be ordered again; while that is under way it is one new task.
 
         Raises `Refusal("conflict")` for a task that did not fail, or whose image is paid and may still come.
         """
-        task = await self.get(task_id)
+        task = await self._last_try(await self.get(task_id))
         if task.status not in {"failed", "canceled"}:
-            raise Refusal("conflict", f"Only a failed or canceled task can be tried again: this one is {task.status}.")
+            which = "this one" if task.id == task_id else f"its last try, {task.id},"
+            raise Refusal("conflict", f"Only a failed or canceled task can be tried again: {which} is {task.status}.")
         if task.state in LANDING:
             raise Refusal("conflict", "The provider has this image, and we are still fetching it: look again later.")
         return task.caller, _request_of(task)
+
+    async def _last_try(self, task: Task) -> Task:
+        """The task that is worth another try: the last one that was tried for it and failed, too."""
+        while (use := await self.keys.get(task.caller, _retry_key(task))) is not None:
+            tasks = await self.tasks.of_batch(use.batch)
+            if not tasks or not tasks[0].ended or tasks[0].state == State.EXPIRED:
+                return task
+            task = tasks[0]
+        return task
 
     def quote(self, request: Request) -> Quote:
         """Raises `Refusal` for what `create` would refuse for its fields."""
@@ -541,7 +551,7 @@ class Broker:
         required = signature.required and token == Proof.NONE
         proofs = Proofs(token=token, signature_required=required, trusted=callback.trusted)
         try:
-            body = inbound.parse(callback.body) if token != Proof.WRONG else None
+            body = inbound.read(callback) if token != Proof.WRONG else None
         except inbound.MalformedBody as malformed:
             judgement = Judgement(verdict=Verdict.MALFORMED, status=malformed.status, reason=malformed.reason)
             return await self._note(callback, provider, _Judged(judgement=judgement, proofs=proofs, attempt=attempt))
@@ -624,8 +634,13 @@ class Broker:
         return True
 
 
+def _retry_key(task: Task) -> str:
+    """It has a space in it, so it is none that a caller can send."""
+    return f"retry {task.id}"
+
+
 def _request_of(task: Task) -> Request:
-    """What a task was ordered with. Its key has a space in it, so it is none that a caller can send."""
+    """What a task was ordered with."""
     return Request(
         prompt=task.prompt,
         model=task.model,
@@ -637,7 +652,7 @@ def _request_of(task: Task) -> Request:
         seed=task.seed,
         sources=tuple(Kept(blob=ref["blob"], sha256=ref["sha256"]) for ref in task.refs),
         callback_url=task.callback_url,
-        idempotency_key=f"retry {task.id}",
+        idempotency_key=_retry_key(task),
     )
 
 

@@ -293,6 +293,12 @@ class Settings(BaseSettings):
         return self.api_key is None
 
 
+_LIMITS: Final = {
+    "greater_than": "greater than",
+    "greater_than_equal": "not less than",
+    "less_than": "less than",
+    "less_than_equal": "not greater than",
+}
 _SHAPES: Final = {
     "secret_key": "at least 16 characters; delete the variable and one is made for you",
 }
@@ -346,8 +352,25 @@ def _complaint(error: Any) -> str:
         return str(error["msg"]).removeprefix("Value error, ")
     field = str(error["loc"][0])
     variable = _variable(field)
-    cure = _SHAPES.get(_field_of(variable), error["msg"].removeprefix("Value error, "))
+    cure = _SHAPES.get(_field_of(variable)) or _cure(error)
     return f"{variable} is wrong ({_shape(error.get('input'))}): {cure}"
+
+
+def _cure(error: Any) -> str:
+    """What to write instead, in our words; the library's own are about its types."""
+    kind, limits = error["type"], error.get("ctx", {})
+    if kind.startswith("int_"):
+        return "use a whole number"
+    if kind.startswith("float_"):
+        return "use a number"
+    if kind.startswith("bool_"):
+        return "use true or false"
+    if kind == "literal_error":
+        return f"use {limits['expected']}"
+    for name, words in _LIMITS.items():
+        if kind == name:
+            return f"use a number {words} {next(iter(limits.values()))}"
+    return str(error["msg"]).removeprefix("Value error, ")
 
 
 def _variable(location: str) -> str:

@@ -483,7 +483,7 @@ def _told(error: BaseException) -> StorageError:
 def _in_general(error: BaseException) -> str:
     name = type(error).__name__
     if isinstance(error, asyncpg.PostgresError):
-        return f"the database cannot do it now ({name}, {error.sqlstate})"
+        return f"the database cannot do it now ({name}, {error.sqlstate}): look at the log of Postgres"
     if isinstance(error, ValueError):
         return f"the database takes no such value, or no such address ({name}): check DATABASE_URL"
     return f"the database cannot be reached ({name}): does Postgres run, is DATABASE_URL right?"

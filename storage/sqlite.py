@@ -140,6 +140,24 @@ def _is_busy(error: sqlite3.Error) -> bool:
     return (getattr(error, "sqlite_errorname", "") or "").startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
 
 
+_CURES = {
+    "SQLITE_READONLY": "let this user write to its file and its folder",
+    "SQLITE_CANTOPEN": "let this user read and write its file and its folder",
+    "SQLITE_PERM": "let this user read and write its file and its folder",
+    "SQLITE_AUTH": "let this user read and write its file and its folder",
+    "SQLITE_CORRUPT": "it is damaged; restore it from a backup, or move it away to begin anew",
+    "SQLITE_NOTADB": "it is no database; restore it from a backup, or move it away to begin anew",
+    "SQLITE_BUSY": "another process holds it; end that one, or try again",
+    "SQLITE_LOCKED": "another process holds it; end that one, or try again",
+    "SQLITE_IOERR": "its disk is failing; check it, and the kernel's log",
+}
+
+
+def _cure(name: str) -> str:
+    """By the error's family: SQLITE_CANTOPEN_ISDIR is of SQLITE_CANTOPEN."""
+    return _CURES.get("_".join(name.split("_")[:2]), "look at its disk, and whether DATABASE_URL is right")
+
+
 def _told(error: Exception) -> Exception:
     """SQLite's error in the words of the contract."""
     if isinstance(error, sqlite3.Error):
@@ -148,7 +166,7 @@ def _told(error: Exception) -> Exception:
             return StorageFull("the disk of the database is full: free some space")
         if "no such table" in str(error):
             return NoSuchTable("the database has no tables yet: run broker db upgrade")
-        return StorageError(f"the database cannot do it now ({name or 'error'}): {error}")
+        return StorageError(f"the database cannot do it now ({name or 'error'}, {error}): {_cure(name)}")
     return error
 
 

@@ -15,7 +15,7 @@ from webhooks.proofs import Proof
 MAX_BODY_BYTES: Final = 256 * 1024
 SHORTEST_TOKEN: Final = 16
 """Shorter ones are none of ours, and could be any word of a body."""
-_KEPT_HEADERS: Final = re.compile(r"content-type|content-length|user-agent|webhook-.*|x-.*")
+_KEPT_HEADERS: Final = re.compile(r"content-type|content-length|content-encoding|user-agent|webhook-.*|x-.*")
 _TOKEN: Final = re.compile(r"token(=|\\+u003d|%3d|%253d)[0-9a-f]{32}", re.IGNORECASE)
 """As it stands in an address, in JSON that is careful about HTML, and in an address within an address."""
 _SECRET_HEADERS: Final = re.compile(r".*(authorization|cookie|secret|token|key).*")
@@ -35,7 +35,8 @@ class Verdict(StrEnum):
 class Callback:
     """One request to a webhook path, as it came.
 
-    provider: from the path. query: single values. headers: lower-case names. trusted: whether the caller is.
+    provider: from the path. query: single values. headers: lower-case names. trusted: whether the caller is. encoded:
+    the body is compressed, which nobody undoes here.
     """
 
     provider: str
@@ -43,6 +44,7 @@ class Callback:
     headers: Mapping[str, str]
     body: bytes
     trusted: bool
+    encoded: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +97,13 @@ def parse(body: bytes) -> Any:
         return read_json(body)
     except ValueError as error:
         raise MalformedBody(400, "the body is not readable JSON") from error
+
+
+def read(callback: Callback) -> Any:
+    """The JSON document of a callback. Raises `MalformedBody`."""
+    if callback.encoded:
+        raise MalformedBody(400, "its body has a Content-Encoding: send it as it is")
+    return parse(callback.body)
 
 
 def judge(*, token: Proof, signature: Proof, signature_required: bool, trusted: bool, known: bool) -> Judgement:

@@ -59,10 +59,13 @@ def kind(request: Request) -> tuple[str, Mapping[bytes, bytes]]:
     return media_type.decode("latin-1").strip().lower(), options
 
 
+def is_encoded(request: Request) -> bool:
+    return request.headers.get("content-encoding", "identity").strip().lower() not in {"identity", ""}
+
+
 def refuse_encoding(request: Request) -> None:
     """Nothing is inflated: a small body must not become a large one in here."""
-    encoding = request.headers.get("content-encoding", "identity").strip().lower()
-    if encoding not in {"identity", ""}:
+    if is_encoded(request):
         raise Refusal("invalid_request", "Send the body as it is, without Content-Encoding.", field="Content-Encoding")
 
 

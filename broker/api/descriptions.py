@@ -246,8 +246,8 @@ DESCRIPTIONS: Final[Mapping[str, Description]] = {
         id="retryTask",
         summary="A failed task again, as a new one",
         tag="tasks",
-        text="Asked for twice, it is the same new task. 409 for a task that did not fail, or whose image is paid and "
-        "still on its way.",
+        text="Canceled ones, too. Asked for twice, it is the same new task until that one has ended. 409 for a task "
+        "that did not fail, one whose retry did not, and one whose image is paid and still on its way.",
         takes=(TASK, LANGUAGE),
         answers={202: json_answer("the order is taken", schemas.Created, headers=TAKEN, links=POLLS)},
         refuses=(400, 404, 409, 410, 429),

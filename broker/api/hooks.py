@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from broker.api.access import Access
 from broker.api.answers import answer, refused
-from broker.api.bodies import refuse_encoding
+from broker.api.bodies import is_encoded
 from broker.broker import Broker, Heard
 from broker.clock import iso
 from broker.errors import Refusal
@@ -38,13 +38,13 @@ class Hooks:
     async def hear(self, request: Request) -> Response:
         """Any content type is read as JSON; nothing is inflated."""
         began = time.perf_counter()
-        refuse_encoding(request)
         callback = Callback(
             provider=request.path_params.get("provider", "nano-banana"),
             query=dict(request.query_params),
             headers={name.lower(): value for name, value in request.headers.items()},
             body=await _read(request),
             trusted=self.access.caller(request).trusted,
+            encoded=is_encoded(request),
         )
         heard = await self.broker.hear(callback)
         response = self._told(request, heard.judgement)

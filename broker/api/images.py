@@ -144,7 +144,7 @@ def _range(request: Request, size: int, tag: str) -> tuple[int, int]:
 
     Several ranges, other units and those for another version of the image are answered with the whole, as HTTP allows.
     """
-    wish = request.headers.get("range", "")
+    wish = request.headers.get("range", "") if request.method == "GET" else ""  # RFC 9110: for GET alone
     if not wish.startswith("bytes=") or "," in wish or request.headers.get("if-range", tag) != tag:
         return 0, size
     match = _RANGE.fullmatch(wish.replace(" ", ""))

@@ -61,7 +61,7 @@ async def _replayed(broker: Doors, hook_id: str, dry_run: bool) -> Document:
     params = {"dryRun": "true"} if dry_run else {}
     document: Document = await broker.ask("POST", f"{_path(hook_id)}/replay", params=params)
     if isinstance(broker, Shelf) and document["data"]["replayed"]:
-        note("No broker runs here: the next one that does takes its news in.")
+        note("No broker answers at BROKER_HOST and BROKER_PORT: the one that works on this database takes its news in.")
     return document
 
 

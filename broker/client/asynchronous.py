@@ -29,7 +29,8 @@ LOOK_SECONDS: Final = 1.0
 """At least between two looks, even where a broker never holds a request."""
 ALIVE_SECONDS: Final = 3.0
 
-Named: TypeAlias = "str | Task"
+Named: TypeAlias = "str | Task | Order"
+"""An order of several images stands for its first task."""
 """A task or its id."""
 
 
@@ -337,7 +338,7 @@ class AsyncClient:
 
 def _id(task: Named) -> str:
     """Fit for a path, whatever it is."""
-    return quote(task.id if isinstance(task, Task) else task, safe="")
+    return quote(task if isinstance(task, str) else task.id, safe="")
 
 
 def _object(text: str) -> Document:

@@ -44,8 +44,8 @@ def skipped(name: str, why: str) -> Finding:
 
 def store_trouble(name: str, error: StorageError) -> Finding:
     """Its messages end with their cure."""
-    found, _, cure = str(error).rpartition(": ")
-    return failed(name, found or cure, cure)
+    found, sign, cure = str(error).rpartition(": ")
+    return failed(name, found if sign else cure, cure if sign else "look at the log of the store, and at its disk")
 
 
 @dataclass(frozen=True, kw_only=True)

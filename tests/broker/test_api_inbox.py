@@ -255,6 +255,17 @@ async def test_a_second_result_does_not_change_how_the_end_was_learned(tmp_path:
 # -- replaying
 
 
+async def test_a_callback_that_nobody_unpacks_is_in_the_inbox(tmp_path: Path) -> None:
+    """Or a provider behind a compressing proxy would be refused for ever, and nobody would see it."""
+    async with open_api(tmp_path) as house:
+        headers = {"Content-Encoding": "gzip", "Content-Type": "application/json"}
+        answer = await house.client.post("/api/webhook/nano-banana", content=b"\x1f\x8b\x08{}", headers=headers)
+        assert answer.status_code == 400
+        ((hook,), _) = await listed(house, limit=1)
+        assert (hook["verdict"], hook["status"]) == ("malformed", 400)
+        assert "Content-Encoding" in hook["reason"]
+
+
 async def test_news_of_an_earlier_job_is_about_the_attempt_that_made_it(tmp_path: Path) -> None:
     """It came without the address of an attempt. The next one is on its way, and may not be ended by it."""
     async with open_api(tmp_path) as house:

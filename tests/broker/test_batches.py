@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from storage.tasks import State
-from tests.broker.api_house import ApiHouse, open_api, png
+from tests.broker.api_house import NEVER, ApiHouse, open_api, png
 from tests.journeys.house import open_house
 
 pytestmark = pytest.mark.anyio
@@ -159,6 +159,30 @@ async def test_asked_twice_it_is_the_same_new_task(tmp_path: Path) -> None:
         assert {answer.status_code for answer in answers} == {202}
         assert len({answer.json()["taskId"] for answer in answers}) == 1
         assert (await house.left_behind())[0] == 2
+
+
+async def end(house: ApiHouse, task_id: str, state: str) -> None:
+    """Whatever the worker is doing with it."""
+    await house.services.database.execute(
+        "UPDATE tasks SET state = :state, ended_at = 1, due_at = :never, version = version + 1 WHERE id = :id",
+        id=task_id,
+        state=state,
+        never=NEVER,
+    )
+
+
+async def test_a_retry_that_failed_can_be_tried_again(tmp_path: Path) -> None:
+    """By whichever id: a page that knows only the first task must not be stuck with a retry that has failed."""
+    async with open_api(tmp_path) as house:
+        first = await house.add(**FAILED)
+        second = (await house.client.post(f"/api/task/{first.id}/retry")).json()["taskId"]
+        await end(house, second, "failed")
+        third = (await house.client.post(f"/api/task/{first.id}/retry")).json()["taskId"]
+        assert third not in {first.id, second}
+        assert (await house.client.post(f"/api/task/{second}/retry")).json()["taskId"] == third
+        await end(house, third, "succeeded")
+        answer = await house.client.post(f"/api/task/{first.id}/retry")
+        assert (answer.status_code, third in answer.json()["error"]) == (409, True)
 
 
 @pytest.mark.parametrize(

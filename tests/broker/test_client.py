@@ -339,7 +339,7 @@ async def test_a_key_is_told_to_nobody() -> None:
 async def test_a_wait_is_held_by_the_broker_and_goes_on_after_broken_lines() -> None:
     script = in_turn(says_json(told()), rst, says(), says_json(told("completed")))
     async with meeting(script) as (client, server, _):
-        assert (await client.wait(ID)).status == "completed"
+        assert (await client.wait(Order(ids=(ID,)))).status == "completed"
     assert paths(server) == [f"/api/task/{ID}?wait=25"] * 4
 
 

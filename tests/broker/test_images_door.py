@@ -111,6 +111,14 @@ async def test_ranges(tmp_path: Path) -> None:
                 assert told == (f"bytes {part[0]}-{part[1] - 1}/{SIZE}" if status == 206 else None), wish
 
 
+async def test_a_look_at_the_head_alone_knows_no_ranges(tmp_path: Path) -> None:
+    async with open_api(tmp_path) as house:
+        task = await house.add(state=State.SUCCEEDED)
+        image = await house.add_image(task.id, DATA)
+        answer = await house.client.head(f"/uploads/images/{image.name}", headers={"Range": "bytes=0-9"})
+        assert (answer.status_code, answer.headers["content-length"]) == (200, str(len(DATA)))
+
+
 async def test_a_range_of_another_version_is_the_whole(tmp_path: Path) -> None:
     async with open_api(tmp_path) as house:
         image = await house.add_image(OWNER, DATA)
