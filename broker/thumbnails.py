@@ -5,7 +5,8 @@ Decisions worth remembering
 * Where no thumbnail can be had (an image too large for us, a damaged one, a full disk, too many wishes at once) the
   door serves the image itself: a page with a slow picture is better than one with a hole.
 * Names of images are passed on, so anybody may ask. There are four sizes, two are made at a time, and whoever finds
-  the line full does not wait. What could not be made is not tried again in this process.
+  the line full does not wait. What could not be made is not tried again in this process; where the machine was to
+  blame (a full disk, no memory), not before some seconds have passed.
 * A thumbnail is a row beside that of its image, written only while the task (for a reference: one of its orders) is
   not expired. So retention takes it along, whichever of the two comes first.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import secrets
 from collections import OrderedDict
 from contextlib import aclosing
@@ -36,7 +38,9 @@ MAKERS: Final = 2
 """Each may take `DECODE_BYTES` of memory for a moment."""
 MOST_WAITING: Final = 50
 PATIENCE: Final = 10.0
-MOST_HOPELESS: Final = 1000
+MOST_MISSED: Final = 1000
+PAUSE: Final = 30.0
+"""Seconds until the next try where the machine was to blame: a try may cost a whole decode, and anybody may ask."""
 PIECE: Final = 256 * 1024
 
 _KINDS: Final[dict[Rung, Kind]] = {
@@ -61,7 +65,7 @@ class Thumbnails:
     patience: float = PATIENCE
     most_waiting: int = MOST_WAITING
     _making: dict[Wish, asyncio.Task[StoredImage | None]] = field(default_factory=dict)
-    _hopeless: OrderedDict[Wish, None] = field(default_factory=OrderedDict)
+    _not_before: OrderedDict[Wish, float] = field(default_factory=OrderedDict)
     _makers: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAKERS))
     _closed: bool = False
 
@@ -90,7 +94,7 @@ class Thumbnails:
 
     def _begin(self, image: StoredImage, rung: Rung) -> asyncio.Task[StoredImage | None] | None:
         wish = (image.name, rung)
-        if self._closed or wish in self._hopeless:
+        if self._closed or self.clock.monotonic() < self._not_before.get(wish, -math.inf):
             return None
         if len(self._making) >= self.most_waiting:
             self.metrics.thumbnails.labels("crowded").inc()
@@ -113,10 +117,14 @@ class Thumbnails:
         outcome = "unshrinkable" if isinstance(error, Unshrinkable) else "no_store"
         self.metrics.thumbnails.labels(outcome).inc()
         log.warning("a thumbnail could not be made", action="thumbnail_missed", owner=image.owner, why=str(error))
-        if isinstance(error, Unshrinkable):
-            self._hopeless[image.name, rung] = None
-            while len(self._hopeless) > MOST_HOPELESS:
-                self._hopeless.popitem(last=False)
+        hopeless = isinstance(error, Unshrinkable)
+        self._remember((image.name, rung), math.inf if hopeless else self.clock.monotonic() + PAUSE)
+
+    def _remember(self, wish: Wish, not_before: float) -> None:
+        self._not_before[wish] = not_before
+        self._not_before.move_to_end(wish)
+        while len(self._not_before) > MOST_MISSED:
+            self._not_before.popitem(last=False)
 
     async def _shrunk(self, image: StoredImage, rung: Rung) -> tuple[Thumbnail, Blob]:
         """1. the image into a local file, where it is hashed again 2. shrunk in a thread 3. kept beside the image."""
@@ -127,6 +135,8 @@ class Thumbnails:
                 small = await anyio.to_thread.run_sync(work)
             except OSError as error:
                 raise StorageError(f"the copy of an image cannot be read ({error.strerror})") from error
+            except MemoryError as error:
+                raise StorageError("there is not enough memory for a thumbnail now") from error
         async with self.blobs.draft(image.owner) as draft:
             await draft.write(small.data)
             return small, await draft.keep("image/webp")

@@ -22,10 +22,19 @@ RUNGS: Final[tuple[Rung, ...]] = (128, 256, 512, 1024)
 PIXEL_BYTES: Final = {"image/png": 4, "image/jpeg": 8, "image/webp": webp.BYTES_PER_PIXEL}
 """What a decoder holds at the worst: pixels; the coefficients of a progressive JPEG in four colours; four canvases."""
 
+LONGEST: Final = 32_768
+STRETCH: Final = 64
+"""No side longer, and none this many times the other: there a row, or the pointers to the rows, is what costs."""
+ROW_BYTES: Final = 8
+"""Pillow keeps a pointer to every row."""
+
 QUALITY: Final = 80
 GAP: Final = 2
 """Reduced by whole numbers to this many times the wanted size first; the rest of the way is smooth and cheap."""
-STRIP_PIXELS: Final = 2**20
+TILE: Final = 1024
+COPIES: Final = 3
+"""Of a tile at the worst: as it is in the image, in plain colours, and with its transparency multiplied in."""
+ENCODER_BYTES: Final = 16 * 2**20
 
 _TURNS: Final = {
     2: Transpose.FLIP_LEFT_RIGHT,
@@ -54,11 +63,39 @@ class Thumbnail:
 
 def shrinkable(original: StoredImage) -> bool:
     """Whether a thumbnail can be made within `DECODE_BYTES` of memory; always the same answer for the same image."""
-    per_pixel = PIXEL_BYTES.get(original.media_type)
-    if per_pixel is None:
+    shortest, longest = sorted((original.width, original.height))
+    if original.media_type not in PIXEL_BYTES or longest > LONGEST or longest > STRETCH * shortest:
         return False
-    beside = 2 * original.size if original.media_type == "image/webp" else 0
-    return original.width * original.height * per_pixel + beside <= DECODE_BYTES
+    return memory(original) <= DECODE_BYTES
+
+
+def memory(original: StoredImage) -> int:
+    """Bytes that the largest thumbnail takes at the worst: while the image is decoded, or while it is reduced."""
+    pixels, rows = original.width * original.height, ROW_BYTES * original.height
+    plain = 4 * pixels
+    decoding = PIXEL_BYTES[original.media_type] * pixels + rows
+    kept = plain + rows
+    if original.media_type == "image/jpeg":  # the coefficients go when the pixels are there, at a half or less
+        kept = plain // _drafted(original) ** 2 + rows
+        decoding += kept
+    elif original.media_type == "image/webp":  # the file and two canvases stay, what was handed over goes
+        decoding += 2 * original.size
+        kept = decoding - plain
+    return max(decoding, kept + _reducing_bytes(original))
+
+
+def _drafted(original: StoredImage) -> int:
+    """How many times smaller a JPEG is decoded at the least."""
+    target = _fitted((original.width, original.height), RUNGS[-1])
+    return 2 if all(have >= 2 * GAP * want for have, want in zip((original.width, original.height), target, strict=True)) else 1
+
+
+def _reducing_bytes(original: StoredImage) -> int:
+    """The copies of a tile, the reduced whole twice, halfway to the target, and the target on its way into a file."""
+    size = (original.width, original.height)
+    target = _fitted(size, RUNGS[-1])
+    width, height = _reduced_size(size, _factors(size, target))
+    return 4 * (COPIES * TILE**2 + 2 * width * height + target[0] * height + 3 * target[0] * target[1]) + ENCODER_BYTES
 
 
 def rung_for(original: StoredImage, wish: int) -> Rung:
@@ -70,7 +107,7 @@ def rung_for(original: StoredImage, wish: int) -> Rung:
 def shrink(path: Path, original: StoredImage, rung: Rung) -> Thumbnail:
     """Make one; call it in a thread. Upright, transparent where the image is, never larger, without its metadata.
 
-    Raises `Unshrinkable`, whatever Pillow raises, and OSError if the file cannot be read.
+    Raises `Unshrinkable`, whatever Pillow raises; but MemoryError and OSError where another time may do.
     """
     with path.open("rb") as file:
         try:
@@ -78,7 +115,16 @@ def shrink(path: Path, original: StoredImage, rung: Rung) -> Thumbnail:
                 small = _small(image, original, rung)
             return _encoded(small)
         except Exception as error:
+            if _temporary(error):
+                raise
             raise Unshrinkable("the image cannot be decoded") from error
+
+
+def _temporary(error: Exception) -> bool:
+    """The machine's fault and not the image's. A verdict of Pillow is an OSError, too, but has no number."""
+    if isinstance(error, OSError):
+        return error.errno is not None or "out of memory" in str(error)
+    return isinstance(error, MemoryError)
 
 
 def _small(image: Image.Image, original: StoredImage, rung: Rung) -> Image.Image:
@@ -100,22 +146,35 @@ def _fitted(size: tuple[int, int], rung: int) -> tuple[int, int]:
     return width, height
 
 
+def _factors(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
+    across, down = (max(1, have // (want * GAP)) for have, want in zip(size, target, strict=True))
+    return across, down
+
+
+def _reduced_size(size: tuple[int, int], factors: tuple[int, int]) -> tuple[int, int]:
+    width, height = (-(-have // factor) for have, factor in zip(size, factors, strict=True))
+    return width, height
+
+
 def _reduced(image: Image.Image, target: tuple[int, int]) -> Image.Image:
-    """Near the wanted size and in plain colours, strip by strip: there is never a second copy of the whole."""
-    across, down = (max(1, have // (want * GAP)) for have, want in zip(image.size, target, strict=True))
-    parts = [_plain(strip).reduce((across, down)) for strip in _strips(image, down)]
-    whole = Image.new(parts[0].mode, (parts[0].width, sum(part.height for part in parts)))
-    top = 0
-    for part in parts:
-        whole.paste(part, (0, top))
-        top += part.height
+    """Near the wanted size and in plain colours, tile by tile: there is never a second copy of the whole."""
+    factors = _factors(image.size, target)
+    whole: Image.Image | None = None
+    for left, top, tile in _tiles(image, factors):
+        part = _plain(tile).reduce(factors)
+        whole = whole or Image.new(part.mode, _reduced_size(image.size, factors))
+        whole.paste(part, (left // factors[0], top // factors[1]))
+    if whole is None:
+        raise Unshrinkable("the image has no pixels")
     return whole
 
 
-def _strips(image: Image.Image, multiple: int) -> Iterator[Image.Image]:
-    rows = multiple * max(1, STRIP_PIXELS // (image.width * multiple))
-    for top in range(0, image.height, rows):
-        yield image.crop((0, top, image.width, min(top + rows, image.height)))
+def _tiles(image: Image.Image, factors: tuple[int, int]) -> Iterator[tuple[int, int, Image.Image]]:
+    """Left, top, and the piece there, of whole blocks. As wide as it must be only: a row may be long, too."""
+    width, height = (factor * max(1, TILE // factor) for factor in factors)
+    for top in range(0, image.height, height):
+        for left in range(0, image.width, width):
+            yield left, top, image.crop((left, top, min(left + width, image.width), min(top + height, image.height)))
 
 
 def _plain(image: Image.Image) -> Image.Image:
