@@ -87,8 +87,9 @@ class Retention:
             if changes.get("state") != State.EXPIRED:
                 await self.database.transact(saving)  # ended later than it seemed
                 continue
-            deleting = self.images.deleting_expired([task.id for task in alike])
-            (expired, _) = await self.database.transact(saving, deleting)
+            ids = [task.id for task in alike]
+            untelling = self.deliveries.deleting_expired(ids)
+            expired, *_ = await self.database.transact(saving, self.images.deleting_expired(ids), *untelling)
             self.metrics.transitions.labels(alike[0].state.value, State.EXPIRED.value).inc(expired.count)
             log.info("tasks are expired now", action="task_expired", was=alike[0].state.value, count=expired.count)
 

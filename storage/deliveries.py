@@ -225,6 +225,21 @@ class Deliveries:
         )
         return outcome.count == 1
 
+    def deleting_expired(self, tasks: Sequence[str]) -> list[Statement]:
+        """All that was or is to be told of those of some tasks that are expired: a body has the caller's prompt in it.
+
+        Behind the statement that makes them so. A try under way finds its lease ended first, and leaves no line behind.
+        """
+        listed, params = listing(tasks)
+        state = "(SELECT t.state FROM tasks t WHERE t.id = deliveries.task_id)"
+        which = f"task_id IN ({listed}) AND {state} = 'expired'"
+        tries = f"DELETE FROM delivery_tries WHERE delivery_id IN (SELECT id FROM deliveries WHERE {which})"
+        return [
+            Statement(sql=f"UPDATE deliveries SET lease_until = 0, leased_by = '' WHERE {which}", params=params),
+            Statement(sql=tries, params=params),
+            Statement(sql=f"DELETE FROM deliveries WHERE {which}", params=params),
+        ]
+
     async def forget(self, before: float, limit: int) -> int:
         """Remove at most `limit` that ended before `before`, and their tries; how many."""
         rows = await self.database.fetch(

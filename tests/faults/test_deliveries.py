@@ -95,24 +95,25 @@ async def scene(tmp_path: Path, clock: ManualClock, receiver: Receiver) -> Async
 # -- the ladder
 
 
-async def test_the_whole_ladder(scene: Scene) -> None:
+async def test_the_whole_ladder(tmp_path: Path, clock: ManualClock, receiver: Receiver) -> None:
     """A receiver that is down for more than a day hears eight times, at the hours of the contract, and no more."""
-    scene.receiver.script = answers("500 Internal Server Error")
-    await scene.ended()
-    await scene.turn()
-    for rung, pause in enumerate(LADDER, 1):
-        scene.clock.advance(pause - 1)
+    async with a_scene(tmp_path, clock, receiver, retention_hours=48) as scene:
+        receiver.script = answers("500 Internal Server Error")
+        await scene.ended()
         await scene.turn()
-        assert len(scene.receiver.heard) == rung, "not before its time"
-        scene.clock.advance(1)
-        await scene.turn()
-    assert len(scene.receiver.heard) == 8
-    scene.clock.advance(100 * HOUR)
-    delivery = await scene.delivery()
-    assert (delivery.outcome, delivery.tries, delivery.due_at, delivery.last_status) == (Fate.FAILED, 8, None, 500)
-    tries = await scene.services.broker.deliveries.tries(delivery.id)
-    assert [one.status for one in tries] == [500] * 8
-    assert [round(b.at - a.at) for a, b in itertools.pairwise(tries)] == list(LADDER)
+        for rung, pause in enumerate(LADDER, 1):
+            clock.advance(pause - 1)
+            await scene.turn()
+            assert len(receiver.heard) == rung, "not before its time"
+            clock.advance(1)
+            await scene.turn()
+        assert len(receiver.heard) == 8
+        delivery = await scene.delivery()
+        ended = (Fate.FAILED, 8, None, 500)
+        assert (delivery.outcome, delivery.tries, delivery.due_at, delivery.last_status) == ended
+        tries = await scene.services.broker.deliveries.tries(delivery.id)
+        assert [one.status for one in tries] == [500] * 8
+        assert [round(b.at - a.at) for a, b in itertools.pairwise(tries)] == list(LADDER)
 
 
 async def test_every_try_has_the_same_id_and_body_and_a_signature_of_its_own_time(scene: Scene) -> None:
@@ -566,18 +567,36 @@ async def test_a_forbidden_address_is_not_called_however_it_came_into_the_row(sc
 # -- retention
 
 
-async def test_what_is_still_to_be_told_outlives_its_task(scene: Scene) -> None:
-    """Finished webhooks are forgotten with the retention time, those on their ladder when that is over."""
-    scene.receiver.script = answers("500 Internal Server Error")
-    task = await scene.ended()
-    for pause in (*LADDER, 0):
+@pytest.mark.parametrize("store", ["sqlite", "postgres"])
+async def test_what_was_not_heard_is_forgotten_with_its_task(
+    tmp_path: Path, receiver: Receiver, postgres: Postgres, store: str
+) -> None:
+    """A body has the prompt in it: nothing of an order outlives the retention time, the last rungs or not."""
+    settings = {"database_url": await postgres.fresh()} if store == "postgres" else {}
+    async with a_scene(tmp_path, ManualClock(time.time()), receiver, **settings) as scene:
+        receiver.script = answers("500 Internal Server Error")
+        task = await scene.ended()
+        for pause in LADDER[:6]:
+            await scene.turn()
+            scene.clock.advance(pause)
+        assert (await scene.delivery()).outcome == Fate.PENDING
+        living = await scene.ended()
+        scene.clock.advance(24 * HOUR - sum(LADDER[:6]))
+        (under_way, *_) = [d for d in await _claimed(scene.services) if d.task_id == task.id]
         await scene.turn()
-        scene.clock.advance(pause)
-    row = await scene.services.broker.tasks.get(task.id)
-    assert row is not None
-    assert (row.state, row.callback_url) == (State.EXPIRED, None)
-    assert (await scene.delivery()).outcome == Fate.FAILED
-    scene.clock.advance(25 * HOUR)
+        row = await scene.services.broker.tasks.get(task.id)
+        assert row is not None
+        assert (row.state, row.prompt) == (State.EXPIRED, "")
+        assert (await scene.delivery()).task_id == living.id
+        await scene.services.worker.deliverer.deliver(under_way)  # it is told, and nothing is noted
+        left = await scene.services.database.fetch("SELECT DISTINCT delivery_id AS id FROM delivery_tries")
+        assert {line["id"] for line in left} <= {(await scene.delivery()).id}
+
+
+async def test_what_was_told_is_forgotten_with_its_task(scene: Scene) -> None:
+    await scene.ended()
+    await scene.turn()
+    scene.clock.advance(24 * HOUR)
     await scene.turn()
     assert await scene.services.broker.deliveries.newest(limit=5) == []
     assert await scene.services.database.fetch("SELECT * FROM delivery_tries") == []

@@ -458,6 +458,7 @@ async def _use_deliveries(deliveries: Deliveries) -> None:
     await deliveries.replay(delivery.id, NOW)
     await deliveries.database.transact(deliveries.adding(replace(delivery, id="evt_2", due_at=None, ended_at=1.0)))
     await deliveries.forget(NOW, 5)
+    await deliveries.database.transact(*deliveries.deleting_expired([delivery.task_id, "x"]))
 
 
 def _a_delivery(task: Task) -> Delivery:
