@@ -85,6 +85,14 @@ def _delivery(row: Row) -> Delivery:
     return record(Delivery, {**row, "outcome": Fate(row["outcome"])})
 
 
+def _besides(hosts: Sequence[str], domains: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """What leaves some hosts out, and some domains with all below them; nothing if there are none."""
+    listed, params = listing([*hosts, *domains])
+    below = {f"below{number}": f"%.{domain}" for number, domain in enumerate(domains)}
+    apart = "".join(f" AND host NOT LIKE :{name}" for name in below)
+    return (f"AND host NOT IN ({listed}){apart}" if listed else ""), {**params, **below}
+
+
 @dataclass(frozen=True)
 class Deliveries:
     """The outbox."""
@@ -134,25 +142,39 @@ class Deliveries:
 
     # -- leasing
 
-    async def claim(self, *, now: float, lease: Lease, limit: int) -> list[Delivery]:
-        """Lease up to `limit` that are due, the most overdue first."""
+    async def claim(
+        self,
+        *,
+        now: float,
+        lease: Lease,
+        limit: int,
+        again: bool = False,
+        hosts: Sequence[str] = (),
+        domains: Sequence[str] = (),
+    ) -> list[Delivery]:
+        """Lease up to `limit` first tries that are due, the most overdue first; `again`: of those that were tried.
+
+        Without those to some hosts, and to some domains and what is below them; a few of both.
+        """
         if limit <= 0:
             return []
+        besides, params = _besides(hosts, domains)
         (outcome,) = await self.database.transact(
             Statement(
                 # ours already: this is the second run of a claim of which nobody could tell whether it happened
                 sql=f"""WITH due AS MATERIALIZED (SELECT id FROM deliveries
-                    WHERE due_at <= :now AND (lease_until <= :now OR leased_by = :holder)
+                    WHERE due_at <= :now AND rung {">" if again else "="} 0 {besides}
+                    AND (lease_until <= :now OR leased_by = :holder)
                     ORDER BY due_at LIMIT :limit{self.database.skip_locked})
                     UPDATE deliveries SET leased_by = :holder, lease_until = :until
                     WHERE id IN (SELECT id FROM due) RETURNING *""",
-                params={"now": now, "holder": lease.holder, "until": lease.until, "limit": limit},
+                params={"now": now, "holder": lease.holder, "until": lease.until, "limit": limit, **params},
             )
         )
         return [_delivery(row) for row in outcome.rows]
 
-    async def give_back(self, held: Sequence[Delivery]) -> None:
-        """Those that were not tried are due for others at once."""
+    async def give_back(self, held: Sequence[Delivery], *, wake: bool = True) -> None:
+        """Those that were not tried are due for others at once. wake: whether anybody should come and take them."""
         await self.database.transact(
             *(
                 Statement(
@@ -161,18 +183,7 @@ class Deliveries:
                 )
                 for delivery in held
             ),
-            wake=(DUE,),
-        )
-
-    async def put_off(self, host: str, lease: Lease, *, but: str, now: float, until: float) -> None:
-        """All that is due at a receiver, and leased by nobody or by this lease, is due at `until`; `but` one id."""
-        await self.database.transact(
-            Statement(
-                sql="""UPDATE deliveries SET due_at = :until, lease_until = 0, leased_by = ''
-                    WHERE host = :host AND due_at <= :now AND id <> :but
-                    AND (lease_until <= :now OR leased_by = :holder)""",
-                params={"host": host, "holder": lease.holder, "but": but, "now": now, "until": until},
-            )
+            wake=(DUE,) if wake else (),
         )
 
     # -- changing

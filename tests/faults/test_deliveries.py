@@ -7,7 +7,7 @@ import itertools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pytest
 from broker import lifecycle
 from broker.api.views import Views
 from broker.clock import SystemClock
-from broker.deliverer import PLACES
+from broker.deliverer import PLACES, PLACES_AGAIN
 from broker.errors import Refusal
 from broker.lifecycle import Changes, Trouble
 from broker.orders import Request
@@ -325,6 +325,61 @@ async def test_slow_receivers_do_not_hold_up_the_others(tmp_path: Path) -> None:
                     await asyncio.wait(list(services.worker._running), return_when=asyncio.FIRST_COMPLETED)
             assert slow.server.connections <= 2 * PLACES
             await services.worker._drain()
+
+
+async def test_a_slow_receiver_gets_the_next_as_soon_as_it_has_answered(scene: Scene) -> None:
+    """Nothing is put off: it waits for its place, and its row stays as it is."""
+    scene.services.worker.deliverer.slow = 0.0
+    for _ in range(12):
+        await scene.ended()
+    before = {d.id: d.due_at for d in await scene.services.broker.deliveries.newest(limit=20)}
+    await _tell_all(scene, await _claimed(scene.services))
+    (one,) = await _claimed(scene.services)
+    assert await _claimed(scene.services) == []
+    assert not scene.services.worker.deliverer.ready, "there is nothing to look for until it has answered"
+    waiting = [d for d in await scene.services.broker.deliveries.newest(limit=20) if d.outcome == Fate.PENDING]
+    assert {d.id: d.due_at for d in waiting}.items() <= before.items()
+    assert [d.id for d in waiting if d.leased_by] == [one.id]
+    await _tell_all(scene, [one])
+    await scene.turn()
+    assert len(scene.receiver.heard) == 12, "without a moment's pause"
+
+
+async def _tell_all(scene: Scene, deliveries: Sequence[Delivery]) -> None:
+    await asyncio.gather(*(scene.services.worker.deliverer.deliver(delivery) for delivery in deliveries))
+
+
+async def _outbox(scene: Scene, *hosts: str, rung: int = 0) -> None:
+    """One webhook to each host, the first one the most overdue."""
+    row = Delivery(id="", task_id="task_x", type="task.failed", url="", host="", body="{}", due_at=0.0, created_at=0.0)
+    deliveries = scene.services.broker.deliveries
+    for number, host in enumerate(hosts):
+        values = {"id": f"evt_{rung}_{number}_{host}", "host": host, "due_at": float(number), "rung": rung}
+        await scene.services.database.transact(deliveries.adding(replace(row, **values)))
+
+
+async def test_a_domain_full_of_dead_hosts_leaves_places_to_others(scene: Scene) -> None:
+    await _outbox(scene, *(f"h{n}.evil.example" for n in range(100)), "evil.example", "good.example")
+    claimed = [d.host for d in await _claimed(scene.services)]
+    assert sorted(claimed) == ["good.example", *(f"h{n}.evil.example" for n in range(4))]
+    leased = [d for d in await scene.services.broker.deliveries.newest(limit=200) if d.leased_by]
+    assert len(leased) == 5, "the others are free for other processes"
+
+
+async def test_addresses_are_no_domains(scene: Scene) -> None:
+    hosts = [f"93.184.{n}.7:8443" for n in range(6)] + [f"[2606::{n}]" for n in range(6)]
+    await _outbox(scene, *hosts)
+    assert sorted(d.host for d in await _claimed(scene.services)) == sorted(hosts)
+
+
+async def test_what_was_tried_before_leaves_half_of_the_places_to_what_was_not(scene: Scene) -> None:
+    await _outbox(scene, *(f"dead{n}.example{n}" for n in range(50)), rung=1)
+    await _outbox(scene, "first.example")
+    first, *others = await _claimed(scene.services)
+    assert first.host == "first.example"
+    assert len(others) == PLACES_AGAIN
+    await _outbox(scene, *(f"host{n}.fresh{n}" for n in range(50)))
+    assert [d.rung for d in await _claimed(scene.services)] == [0] * (PLACES - PLACES_AGAIN - 1)
 
 
 # -- an event exists if and only if the task has ended

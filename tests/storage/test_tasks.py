@@ -446,7 +446,9 @@ async def _use_deliveries(deliveries: Deliveries) -> None:
         for outcome in (None, Fate.PENDING):
             await deliveries.newest(limit=5, task_id=task_id, outcome=outcome, before=(NOW + 1, "x"))
     await deliveries.pending()
-    await deliveries.put_off("a.example", lease(), but="", now=NOW, until=NOW)
+    for again in (True, False):
+        but = {"hosts": ["a.example", "b.example"], "domains": ["c.example"]}
+        await deliveries.claim(now=NOW, lease=lease(), limit=5, again=again, **but)
     (claimed,) = await deliveries.claim(now=NOW, lease=lease(until=NOW), limit=5)
     await deliveries.give_back([claimed])
     (claimed,) = await deliveries.claim(now=NOW, lease=lease(until=NOW), limit=5)
