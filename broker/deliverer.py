@@ -79,8 +79,7 @@ class Deliverer:
 
     async def _claim(self, going: list[Delivery], *, again: bool) -> None:
         """Round by round: a receiver of whom there were too many is left out of the next one."""
-        left = [True]
-        while left and (room := self._room(going, again)) > 0:
+        while (room := self._room(going, again)) > 0:
             now = self.clock.now()
             claimed = await self.deliveries.claim(
                 now=now,
@@ -90,12 +89,13 @@ class Deliverer:
                 hosts=self._closed_hosts(going),
                 domains=self._full_domains(going),
             )
-            left = []
+            left: list[Delivery] = []
             for delivery in claimed:
                 has_place = self._has_place(delivery, going)
                 (going if has_place else left).append(delivery)
-            if left:
-                await self.deliveries.give_back(left, wake=False)
+            if not left:
+                return
+            await self.deliveries.give_back(left, wake=False)
 
     def _room(self, going: Sequence[Delivery], again: bool) -> int:
         busy = self._busy(going)
