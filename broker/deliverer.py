@@ -1,13 +1,15 @@
 """The deliverer: tells callers of the ends of their tasks, again and again until they have heard or the ladder ends.
 
-It has a small number of places of its own, so that slow receivers hold up no task. One receiver that is slow does not
-hold up the others either: while it is, one of its webhooks is tried at a time here and the rest are put off a little.
+It has a small number of places of its own, so that slow receivers hold up no task. Nor do they hold up each other: one
+that is slow gets one webhook at a time from here, one domain only some of the places, and what was tried before no more
+than half of them, behind what was never tried. What has no place is left out of the claim; its row stays as it is.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import SystemRandom
 from typing import Any, Final
@@ -25,9 +27,13 @@ from webhooks.outbound import Heard, Next
 from webhooks.signing import StandardSignature
 
 PLACES: Final = 16
+PLACES_AGAIN: Final = 8
+"""For what was tried before."""
+PLACES_OF_DOMAIN: Final = 4
 SLOW_FOR: Final = 120.0
 """For so long it is remembered as such, unless it was quicker since."""
-PUT_OFF_SECONDS: Final = 30.0
+REST: Final = 1.0
+"""For so long nothing is claimed after all that is due had no place, unless a place becomes free."""
 
 
 @dataclass(kw_only=True)
@@ -48,34 +54,71 @@ class Deliverer:
     random: Callable[[], float] = SystemRandom().random
     _under_way: dict[str, Delivery] = field(default_factory=dict)
     _slow_until: dict[str, float] = field(default_factory=dict)
+    _rests_until: float = 0.0
 
     @property
     def free(self) -> int:
         return PLACES - len(self._under_way)
 
+    @property
+    def ready(self) -> bool:
+        """Whether it makes sense to claim."""
+        return self.free > 0 and self.clock.monotonic() >= self._rests_until
+
     # -- claiming
 
     async def claim(self) -> list[Delivery]:
         """What is due and has a place here; each is to be given to `deliver`."""
-        now = self.clock.now()
-        lease = Lease(holder=secrets.token_hex(8), until=now + self.lease)
-        claimed = await self.deliveries.claim(now=now, lease=lease, limit=self.free)
         going: list[Delivery] = []
-        for delivery in claimed:
-            if not (self._is_slow(delivery.host) and self._is_busy(delivery, going)):
-                going.append(delivery)
-        waiting = {delivery.host for delivery in claimed if delivery not in going}
-        for host in sorted(waiting):
-            kept = next((delivery.id for delivery in going if delivery.host == host), "")
-            await self.deliveries.put_off(host, lease, but=kept, now=now, until=now + PUT_OFF_SECONDS)
+        await self._claim(going, again=False)
+        await self._claim(going, again=True)
+        if not going and self._under_way:
+            self._rests_until = self.clock.monotonic() + REST
         self._under_way |= {delivery.id: delivery for delivery in going}
         return going
+
+    async def _claim(self, going: list[Delivery], *, again: bool) -> None:
+        """Round by round: a receiver of whom there were too many is left out of the next one."""
+        while (room := self._room(going, again)) > 0:
+            now = self.clock.now()
+            claimed = await self.deliveries.claim(
+                now=now,
+                lease=Lease(holder=secrets.token_hex(8), until=now + self.lease),
+                limit=room,
+                again=again,
+                hosts=self._closed_hosts(going),
+                domains=self._full_domains(going),
+            )
+            left: list[Delivery] = []
+            for delivery in claimed:
+                has_place = self._has_place(delivery, going)
+                (going if has_place else left).append(delivery)
+            if not left:
+                return
+            await self.deliveries.give_back(left, wake=False)
+
+    def _room(self, going: Sequence[Delivery], again: bool) -> int:
+        busy = self._busy(going)
+        tried = sum(delivery.rung > 0 for delivery in busy)
+        return min(PLACES - len(busy), PLACES_AGAIN - tried if again else PLACES)
+
+    def _has_place(self, delivery: Delivery, going: Sequence[Delivery]) -> bool:
+        closed, full = self._closed_hosts(going), self._full_domains(going)
+        return delivery.host not in closed and _domain(delivery.host) not in full
+
+    def _closed_hosts(self, going: Sequence[Delivery]) -> list[str]:
+        """Those that are slow and have one just now."""
+        return sorted({delivery.host for delivery in self._busy(going) if self._is_slow(delivery.host)})
+
+    def _full_domains(self, going: Sequence[Delivery]) -> list[str]:
+        counts = Counter(_domain(delivery.host) for delivery in self._busy(going))
+        return sorted(domain for domain, count in counts.items() if count >= PLACES_OF_DOMAIN)
 
     def _is_slow(self, host: str) -> bool:
         return self._slow_until.get(host, 0.0) > self.clock.monotonic()
 
-    def _is_busy(self, delivery: Delivery, going: list[Delivery]) -> bool:
-        return any(other.host == delivery.host for other in (*self._under_way.values(), *going))
+    def _busy(self, going: Sequence[Delivery]) -> list[Delivery]:
+        return [*self._under_way.values(), *going]
 
     # -- telling
 
@@ -84,9 +127,13 @@ class Deliverer:
         try:
             await self._try(delivery)
         except Exception:
-            self._under_way.pop(delivery.id, None)
+            self._leave(delivery)
             raise
-        self._under_way.pop(delivery.id, None)  # one that was cut off keeps its place until it is given back
+        self._leave(delivery)  # one that was cut off keeps its place until it is given back
+
+    def _leave(self, delivery: Delivery) -> None:
+        self._under_way.pop(delivery.id, None)
+        self._rests_until = 0.0
 
     async def _try(self, delivery: Delivery) -> None:
         at, begun = self.clock.now(), self.clock.monotonic()
@@ -154,6 +201,13 @@ class Deliverer:
         held = list(self._under_way.values())
         self._under_way.clear()
         await self.deliveries.give_back(held)
+
+
+def _domain(host: str) -> str:
+    """The last two labels of a name, which mostly belong to one owner; an address as it is."""
+    labels = host.split(".")
+    is_address = host.startswith("[") or labels[-1].partition(":")[0].isdigit()
+    return host if is_address else ".".join(labels[-2:])
 
 
 def _changes(then: Next, heard: Heard, now: float) -> dict[str, Any]:

@@ -228,6 +228,7 @@ def _assemble(
     showing = Showing(sentences=Sentences.load(), retention=rules.retention)
     intake = Intake(blobs, max_pixels=settings.max_pixels)
     providers = {provider.name: provider}
+    outbox = Outbox(clock=clock, deliveries=deliveries, images=images, showing=showing)
     steps = Steps(
         clock=clock,
         rules=rules,
@@ -235,7 +236,7 @@ def _assemble(
         images=images,
         hooks=hooks,
         lanes=lanes,
-        outbox=Outbox(clock=clock, deliveries=deliveries, images=images, showing=showing),
+        outbox=outbox,
         blobs=blobs,
         intake=intake,
         fetcher=fetcher,
@@ -303,6 +304,7 @@ def _assemble(
             hooks=hooks,
             keys=keys,
             deliveries=deliveries,
+            outbox=outbox,
             chores=Chores(database),
             facts=Facts(database),
             blobs=blobs,

@@ -178,9 +178,10 @@ class Worker:
             room = await self.lanes.room(provider, self._limits(provider), now)
             limit = min(room.free, self._free(State.QUEUED))
             await self._start_all(await self.tasks.claim_queued(provider, now=now, lease=self._lease(), limit=limit))
-        if agenda.telling <= now:
+        telling = agenda.telling <= now and self.deliverer.ready
+        if telling:
             await self._tell()
-        return bool(due or waiting or min(agenda.overdue, agenda.telling) <= now)
+        return bool(due or waiting or telling or agenda.overdue <= now)
 
     async def _tell(self) -> None:
         """Webhooks to callers; the deliverer has places of its own."""
@@ -278,7 +279,7 @@ class Worker:
         if self._free(State.QUEUED):
             moments += [await self._next_submission(provider, at, now) for provider, at in agenda.queued.items()]
             moments.append(agenda.overdue)
-        if self.deliverer.free:
+        if self.deliverer.ready:
             moments.append(agenda.telling)
         return min(max(0.0, min(moments, default=math.inf) - now), LONGEST_SLEEP)
 

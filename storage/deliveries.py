@@ -64,6 +64,14 @@ class Try:
     milliseconds: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Untold:
+    """Tasks whose present end is not in the outbox. after: where to go on looking; None at the end."""
+
+    tasks: Sequence[str]
+    after: tuple[float, str] | None
+
+
 _COLUMNS = tuple(f.name for f in fields(Delivery))
 _TRY_COLUMNS = tuple(f.name for f in fields(Try))
 
@@ -83,6 +91,14 @@ def _plain(value: Any) -> Any:
 
 def _delivery(row: Row) -> Delivery:
     return record(Delivery, {**row, "outcome": Fate(row["outcome"])})
+
+
+def _besides(hosts: Sequence[str], domains: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """What leaves some hosts out, and some domains with all below them; nothing if there are none."""
+    listed, params = listing([*hosts, *domains])
+    below = {f"below{number}": f"%.{domain}" for number, domain in enumerate(domains)}
+    apart = "".join(f" AND host NOT LIKE :{name}" for name in below)
+    return (f"AND host NOT IN ({listed}){apart}" if listed else ""), {**params, **below}
 
 
 @dataclass(frozen=True)
@@ -132,27 +148,59 @@ class Deliveries:
         row = await self.database.point("SELECT count(*) AS n FROM deliveries WHERE due_at IS NOT NULL")
         return int(row["n"]) if row else 0
 
+    async def untold(self, *, after: tuple[float, str], limit: int) -> Untold:
+        """Looks at the next `limit` ended tasks whose end somebody wants to hear of, behind (ended_at, id) of one."""
+        at, last = after
+        rows = await self.database.fetch(
+            """SELECT id, ended_at, (SELECT 1 FROM deliveries d WHERE d.task_id = tasks.id AND d.type = CASE tasks.state
+                    WHEN 'succeeded' THEN 'task.completed' WHEN 'canceled' THEN 'task.canceled' ELSE 'task.failed' END)
+                    AS told
+                FROM tasks WHERE callback_url IS NOT NULL AND (ended_at, id) > (:at, :last)
+                ORDER BY ended_at, id LIMIT :limit""",
+            at=at,
+            last=last,
+            limit=limit,
+        )
+        return Untold(
+            tasks=[row["id"] for row in rows if row["told"] is None],
+            after=(rows[-1]["ended_at"], rows[-1]["id"]) if len(rows) == limit else None,
+        )
+
     # -- leasing
 
-    async def claim(self, *, now: float, lease: Lease, limit: int) -> list[Delivery]:
-        """Lease up to `limit` that are due, the most overdue first."""
+    async def claim(
+        self,
+        *,
+        now: float,
+        lease: Lease,
+        limit: int,
+        again: bool = False,
+        hosts: Sequence[str] = (),
+        domains: Sequence[str] = (),
+    ) -> list[Delivery]:
+        """Lease up to `limit` first tries that are due, the most overdue first; `again`: of those that were tried.
+
+        Without those to some hosts, and to some domains and what is below them; a few of both.
+        """
         if limit <= 0:
             return []
+        besides, params = _besides(hosts, domains)
         (outcome,) = await self.database.transact(
             Statement(
                 # ours already: this is the second run of a claim of which nobody could tell whether it happened
                 sql=f"""WITH due AS MATERIALIZED (SELECT id FROM deliveries
-                    WHERE due_at <= :now AND (lease_until <= :now OR leased_by = :holder)
+                    WHERE due_at <= :now AND rung {">" if again else "="} 0 {besides}
+                    AND (lease_until <= :now OR leased_by = :holder)
                     ORDER BY due_at LIMIT :limit{self.database.skip_locked})
                     UPDATE deliveries SET leased_by = :holder, lease_until = :until
                     WHERE id IN (SELECT id FROM due) RETURNING *""",
-                params={"now": now, "holder": lease.holder, "until": lease.until, "limit": limit},
+                params={"now": now, "holder": lease.holder, "until": lease.until, "limit": limit, **params},
             )
         )
         return [_delivery(row) for row in outcome.rows]
 
-    async def give_back(self, held: Sequence[Delivery]) -> None:
-        """Those that were not tried are due for others at once."""
+    async def give_back(self, held: Sequence[Delivery], *, wake: bool = True) -> None:
+        """Those that were not tried are due for others at once. wake: whether anybody should come and take them."""
         await self.database.transact(
             *(
                 Statement(
@@ -161,18 +209,7 @@ class Deliveries:
                 )
                 for delivery in held
             ),
-            wake=(DUE,),
-        )
-
-    async def put_off(self, host: str, lease: Lease, *, but: str, now: float, until: float) -> None:
-        """All that is due at a receiver, and leased by nobody or by this lease, is due at `until`; `but` one id."""
-        await self.database.transact(
-            Statement(
-                sql="""UPDATE deliveries SET due_at = :until, lease_until = 0, leased_by = ''
-                    WHERE host = :host AND due_at <= :now AND id <> :but
-                    AND (lease_until <= :now OR leased_by = :holder)""",
-                params={"host": host, "holder": lease.holder, "but": but, "now": now, "until": until},
-            )
+            wake=(DUE,) if wake else (),
         )
 
     # -- changing
@@ -224,6 +261,21 @@ class Deliveries:
             wake=(DUE,),
         )
         return outcome.count == 1
+
+    def deleting_expired(self, tasks: Sequence[str]) -> list[Statement]:
+        """All that was or is to be told of those of some tasks that are expired: a body has the caller's prompt in it.
+
+        Behind the statement that makes them so. A try under way finds its lease ended first, and leaves no line behind.
+        """
+        listed, params = listing(tasks)
+        state = "(SELECT t.state FROM tasks t WHERE t.id = deliveries.task_id)"
+        which = f"task_id IN ({listed}) AND {state} = 'expired'"
+        tries = f"DELETE FROM delivery_tries WHERE delivery_id IN (SELECT id FROM deliveries WHERE {which})"
+        return [
+            Statement(sql=f"UPDATE deliveries SET lease_until = 0, leased_by = '' WHERE {which}", params=params),
+            Statement(sql=tries, params=params),
+            Statement(sql=f"DELETE FROM deliveries WHERE {which}", params=params),
+        ]
 
     async def forget(self, before: float, limit: int) -> int:
         """Remove at most `limit` that ended before `before`, and their tries; how many."""

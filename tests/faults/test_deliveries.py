@@ -7,7 +7,7 @@ import itertools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pytest
 from broker import lifecycle
 from broker.api.views import Views
 from broker.clock import SystemClock
-from broker.deliverer import PLACES
+from broker.deliverer import PLACES, PLACES_AGAIN
 from broker.errors import Refusal
 from broker.lifecycle import Changes, Trouble
 from broker.orders import Request
@@ -26,7 +26,7 @@ from broker.settings import Settings
 from broker.wiring import Services, open_services
 from storage.database import Outcome, Stale, Statement
 from storage.deliveries import Deliveries, Delivery, Fate
-from storage.images import StoredImage
+from storage.images import Images, StoredImage
 from storage.sqlite import SqliteDatabase, sqlite_path
 from storage.tasks import State, Task
 from tests.conftest import ManualClock
@@ -66,6 +66,10 @@ class Scene:
     async def turn(self) -> None:
         await turn(self.services)
 
+    async def delivery_of(self, task: Task) -> Delivery:
+        (delivery,) = await self.services.broker.deliveries.newest(task_id=task.id, limit=10)
+        return delivery
+
     async def delivery(self) -> Delivery:
         """The only one there is."""
         (delivery,) = await self.services.broker.deliveries.newest(limit=10)
@@ -95,24 +99,25 @@ async def scene(tmp_path: Path, clock: ManualClock, receiver: Receiver) -> Async
 # -- the ladder
 
 
-async def test_the_whole_ladder(scene: Scene) -> None:
+async def test_the_whole_ladder(tmp_path: Path, clock: ManualClock, receiver: Receiver) -> None:
     """A receiver that is down for more than a day hears eight times, at the hours of the contract, and no more."""
-    scene.receiver.script = answers("500 Internal Server Error")
-    await scene.ended()
-    await scene.turn()
-    for rung, pause in enumerate(LADDER, 1):
-        scene.clock.advance(pause - 1)
+    async with a_scene(tmp_path, clock, receiver, retention_hours=48) as scene:
+        receiver.script = answers("500 Internal Server Error")
+        await scene.ended()
         await scene.turn()
-        assert len(scene.receiver.heard) == rung, "not before its time"
-        scene.clock.advance(1)
-        await scene.turn()
-    assert len(scene.receiver.heard) == 8
-    scene.clock.advance(100 * HOUR)
-    delivery = await scene.delivery()
-    assert (delivery.outcome, delivery.tries, delivery.due_at, delivery.last_status) == (Fate.FAILED, 8, None, 500)
-    tries = await scene.services.broker.deliveries.tries(delivery.id)
-    assert [one.status for one in tries] == [500] * 8
-    assert [round(b.at - a.at) for a, b in itertools.pairwise(tries)] == list(LADDER)
+        for rung, pause in enumerate(LADDER, 1):
+            clock.advance(pause - 1)
+            await scene.turn()
+            assert len(receiver.heard) == rung, "not before its time"
+            clock.advance(1)
+            await scene.turn()
+        assert len(receiver.heard) == 8
+        delivery = await scene.delivery()
+        ended = (Fate.FAILED, 8, None, 500)
+        assert (delivery.outcome, delivery.tries, delivery.due_at, delivery.last_status) == ended
+        tries = await scene.services.broker.deliveries.tries(delivery.id)
+        assert [one.status for one in tries] == [500] * 8
+        assert [round(b.at - a.at) for a, b in itertools.pairwise(tries)] == list(LADDER)
 
 
 async def test_every_try_has_the_same_id_and_body_and_a_signature_of_its_own_time(scene: Scene) -> None:
@@ -326,6 +331,69 @@ async def test_slow_receivers_do_not_hold_up_the_others(tmp_path: Path) -> None:
             await services.worker._drain()
 
 
+async def test_a_slow_receiver_gets_the_next_as_soon_as_it_has_answered(scene: Scene) -> None:
+    """Nothing is put off: it waits for its place, and its row stays as it is."""
+    scene.services.worker.deliverer.slow = 0.0
+    for _ in range(12):
+        await scene.ended()
+    before = {d.id: d.due_at for d in await scene.services.broker.deliveries.newest(limit=20)}
+    await _tell_all(scene, await _claimed(scene.services))
+    (one,) = await _claimed(scene.services)
+    assert await _claimed(scene.services) == []
+    assert not scene.services.worker.deliverer.ready, "there is nothing to look for until it has answered"
+    waiting = [d for d in await scene.services.broker.deliveries.newest(limit=20) if d.outcome == Fate.PENDING]
+    assert {d.id: d.due_at for d in waiting}.items() <= before.items()
+    assert [d.id for d in waiting if d.leased_by] == [one.id]
+    await _tell_all(scene, [one])
+    await scene.turn()
+    assert len(scene.receiver.heard) == 12, "without a moment's pause"
+
+
+async def _tell_all(scene: Scene, deliveries: Sequence[Delivery]) -> None:
+    await asyncio.gather(*(scene.services.worker.deliverer.deliver(delivery) for delivery in deliveries))
+
+
+async def _outbox(scene: Scene, *hosts: str, rung: int = 0) -> None:
+    """One webhook to each host, the first one the most overdue."""
+    for number, host in enumerate(hosts):
+        one = Delivery(
+            id=f"evt_{rung}_{number}_{host}",
+            task_id="task_x",
+            type="task.failed",
+            url="",
+            host=host,
+            body="{}",
+            due_at=float(number),
+            rung=rung,
+            created_at=0.0,
+        )
+        await scene.services.database.transact(scene.services.broker.deliveries.adding(one))
+
+
+async def test_a_domain_full_of_dead_hosts_leaves_places_to_others(scene: Scene) -> None:
+    await _outbox(scene, *(f"h{n}.evil.example" for n in range(100)), "evil.example", "good.example")
+    claimed = [d.host for d in await _claimed(scene.services)]
+    assert sorted(claimed) == ["good.example", *(f"h{n}.evil.example" for n in range(4))]
+    leased = [d for d in await scene.services.broker.deliveries.newest(limit=200) if d.leased_by]
+    assert len(leased) == 5, "the others are free for other processes"
+
+
+async def test_addresses_are_no_domains(scene: Scene) -> None:
+    hosts = [f"93.184.{n}.7:8443" for n in range(6)] + [f"[2606::{n}]" for n in range(6)]
+    await _outbox(scene, *hosts)
+    assert sorted(d.host for d in await _claimed(scene.services)) == sorted(hosts)
+
+
+async def test_what_was_tried_before_leaves_half_of_the_places_to_what_was_not(scene: Scene) -> None:
+    await _outbox(scene, *(f"dead{n}.example{n}" for n in range(50)), rung=1)
+    await _outbox(scene, "first.example")
+    first, *others = await _claimed(scene.services)
+    assert first.host == "first.example"
+    assert len(others) == PLACES_AGAIN
+    await _outbox(scene, *(f"host{n}.fresh{n}" for n in range(50)))
+    assert [d.rung for d in await _claimed(scene.services)] == [0] * (PLACES - PLACES_AGAIN - 1)
+
+
 # -- an event exists if and only if the task has ended
 
 Ending = Callable[[Services, Task], Awaitable[None]]
@@ -437,6 +505,73 @@ async def test_every_end_is_told_once_and_as_a_poll_would_tell_it(
 
 async def _claimed(services: Services) -> list[Delivery]:
     return await services.worker.deliverer.claim()
+
+
+async def _forget_to_tell(scene: Scene) -> None:
+    """As a process of a version without an outbox ends tasks."""
+    await scene.services.database.execute("DELETE FROM deliveries")
+
+
+@pytest.mark.parametrize("store", ["sqlite", "postgres"])
+@pytest.mark.parametrize("how", ENDINGS)
+async def test_an_end_that_an_older_process_did_not_tell_is_told(
+    tmp_path: Path, receiver: Receiver, postgres: Postgres, how: str, store: str
+) -> None:
+    """What it is by now: of a failure that was a success in the end only the success."""
+    ending, events = ENDINGS[how]
+    settings = {"database_url": await postgres.fresh()} if store == "postgres" else {}
+    async with a_scene(tmp_path, ManualClock(time.time()), receiver, **settings) as scene:
+        await ending(scene.services, await scene.order())
+        deliveries = scene.services.broker.deliveries
+        ids = {delivery.type: delivery.id for delivery in await deliveries.newest(limit=10)}
+        await _forget_to_tell(scene)
+        for _ in range(2):
+            await scene.services.worker.retention.housekeep()
+        assert {d.type: d.id for d in await deliveries.newest(limit=10)} == {e: ids[e] for e in events[-1:]}
+        if events:
+            await _tell_all(scene, await _claimed(scene.services))
+            assert [message.document["data"]["status"] for message in receiver.heard] == [
+                events[-1].removeprefix("task.")
+            ]
+
+
+async def test_untold_ends_are_found_however_many_there_are_and_however_old(scene: Scene) -> None:
+    tasks = [await scene.ended() for _ in range(3)]
+    await scene.services.database.execute("UPDATE tasks SET ended_at = ended_at - 7200")
+    deliveries, now = scene.services.broker.deliveries, scene.clock.now()
+    kept = await scene.delivery_of(tasks[0])
+    await scene.services.database.execute("DELETE FROM deliveries WHERE id <> :id", id=kept.id)
+    found: list[str] = []
+    after = (now - 7300.0, "")
+    while True:
+        untold = await deliveries.untold(after=after, limit=1)
+        found += untold.tasks
+        if untold.after is None:
+            break
+        after = untold.after
+    assert sorted(found) == sorted(task.id for task in tasks[1:])
+    await scene.services.worker.retention.housekeep()
+    assert len(await deliveries.newest(limit=10)) == 3
+
+
+async def test_what_was_told_and_is_forgotten_is_not_told_again(scene: Scene) -> None:
+    """The row of a webhook may go a moment before that of its task."""
+    await scene.ended()
+    await scene.turn()
+    scene.clock.advance(24 * HOUR - 60)
+    await _forget_to_tell(scene)
+    await scene.services.worker.retention.housekeep()
+    assert await scene.services.broker.deliveries.newest(limit=10) == []
+
+
+async def test_an_end_is_not_told_of_a_task_that_is_expired_meanwhile(scene: Scene) -> None:
+    await succeed(scene.services, await scene.order())
+    await _forget_to_tell(scene)
+    retention, database = scene.services.worker.retention, scene.services.database
+    meanwhile: Any = Meanwhile(database, lambda: database.execute("UPDATE tasks SET state = 'expired'"))
+    outbox = replace(retention.outbox, images=Images(meanwhile))
+    await replace(retention, outbox=outbox).housekeep()
+    assert await scene.services.broker.deliveries.newest(limit=10) == []
 
 
 async def test_a_task_without_an_address_is_told_to_nobody(scene: Scene) -> None:
@@ -566,18 +701,36 @@ async def test_a_forbidden_address_is_not_called_however_it_came_into_the_row(sc
 # -- retention
 
 
-async def test_what_is_still_to_be_told_outlives_its_task(scene: Scene) -> None:
-    """Finished webhooks are forgotten with the retention time, those on their ladder when that is over."""
-    scene.receiver.script = answers("500 Internal Server Error")
-    task = await scene.ended()
-    for pause in (*LADDER, 0):
+@pytest.mark.parametrize("store", ["sqlite", "postgres"])
+async def test_what_was_not_heard_is_forgotten_with_its_task(
+    tmp_path: Path, receiver: Receiver, postgres: Postgres, store: str
+) -> None:
+    """A body has the prompt in it: nothing of an order outlives the retention time, the last rungs or not."""
+    settings = {"database_url": await postgres.fresh()} if store == "postgres" else {}
+    async with a_scene(tmp_path, ManualClock(time.time()), receiver, **settings) as scene:
+        receiver.script = answers("500 Internal Server Error")
+        task = await scene.ended()
+        for pause in LADDER[:6]:
+            await scene.turn()
+            scene.clock.advance(pause)
+        assert (await scene.delivery()).outcome == Fate.PENDING
+        living = await scene.ended()
+        scene.clock.advance(24 * HOUR - sum(LADDER[:6]))
+        (under_way, *_) = [d for d in await _claimed(scene.services) if d.task_id == task.id]
         await scene.turn()
-        scene.clock.advance(pause)
-    row = await scene.services.broker.tasks.get(task.id)
-    assert row is not None
-    assert (row.state, row.callback_url) == (State.EXPIRED, None)
-    assert (await scene.delivery()).outcome == Fate.FAILED
-    scene.clock.advance(25 * HOUR)
+        row = await scene.services.broker.tasks.get(task.id)
+        assert row is not None
+        assert (row.state, row.prompt) == (State.EXPIRED, "")
+        assert (await scene.delivery()).task_id == living.id
+        await scene.services.worker.deliverer.deliver(under_way)  # it is told, and nothing is noted
+        left = await scene.services.database.fetch("SELECT DISTINCT delivery_id AS id FROM delivery_tries")
+        assert {line["id"] for line in left} <= {(await scene.delivery()).id}
+
+
+async def test_what_was_told_is_forgotten_with_its_task(scene: Scene) -> None:
+    await scene.ended()
+    await scene.turn()
+    scene.clock.advance(24 * HOUR)
     await scene.turn()
     assert await scene.services.broker.deliveries.newest(limit=5) == []
     assert await scene.services.database.fetch("SELECT * FROM delivery_tries") == []

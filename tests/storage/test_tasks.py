@@ -349,7 +349,7 @@ async def _grow(database: Any) -> None:
         (
             "tasks",
             "'id', 'task_' || md5(g::text), 'batch', md5(g::text), 'created_at', g, 'ended_at', g, "
-            "'state', 'succeeded', 'due_at', 9e9, 'sent_at', g, 'finished_at', g",
+            "'state', 'succeeded', 'due_at', 9e9, 'sent_at', g, 'finished_at', g, 'callback_url', 'https://a.example/'",
         ),
         ("attempts", "'task_id', 'task_' || md5(g::text), 'job_id', md5(g::text), 'sent_at', g - 30000"),
         ("hooks", "'id', md5(g::text), 'task_id', md5(g::text), 'digested_at', 9e9, 'received_at', 9e9"),
@@ -463,7 +463,10 @@ async def _use_deliveries(deliveries: Deliveries) -> None:
         for outcome in (None, Fate.PENDING):
             await deliveries.newest(limit=5, task_id=task_id, outcome=outcome, before=(NOW + 1, "x"))
     await deliveries.pending()
-    await deliveries.put_off("a.example", lease(), but="", now=NOW, until=NOW)
+    await deliveries.untold(after=(15_000.0, ""), limit=5)
+    for again in (True, False):
+        hosts, domains = ["a.example", "b.example"], ["c.example"]
+        await deliveries.claim(now=NOW, lease=lease(), limit=5, again=again, hosts=hosts, domains=domains)
     (claimed,) = await deliveries.claim(now=NOW, lease=lease(until=NOW), limit=5)
     await deliveries.give_back([claimed])
     (claimed,) = await deliveries.claim(now=NOW, lease=lease(until=NOW), limit=5)
@@ -475,6 +478,7 @@ async def _use_deliveries(deliveries: Deliveries) -> None:
     await deliveries.replay(delivery.id, NOW)
     await deliveries.database.transact(deliveries.adding(replace(delivery, id="evt_2", due_at=None, ended_at=1.0)))
     await deliveries.forget(NOW, 5)
+    await deliveries.database.transact(*deliveries.deleting_expired([delivery.task_id, "x"]))
 
 
 def _a_delivery(task: Task) -> Delivery:
