@@ -87,7 +87,11 @@ def memory(original: StoredImage) -> int:
 def _drafted(original: StoredImage) -> int:
     """How many times smaller a JPEG is decoded at the least."""
     target = _fitted((original.width, original.height), RUNGS[-1])
-    return 2 if all(have >= 2 * GAP * want for have, want in zip((original.width, original.height), target, strict=True)) else 1
+    return (
+        2
+        if all(have >= 2 * GAP * want for have, want in zip((original.width, original.height), target, strict=True))
+        else 1
+    )
 
 
 def _reducing_bytes(original: StoredImage) -> int:

@@ -15,13 +15,14 @@ import httpx
 import pytest
 from PIL import Image
 
-from broker.thumbnails import Thumbnails
+from broker.thumbnails import MOST_MISSED, PAUSE, Thumbnails
 from storage.blobs import BlobStore, Draft
 from storage.database import StorageError
 from storage.images import StoredImage
 from storage.local import LocalBlobs
 from storage.tasks import State, Task
 from tests.broker.api_house import ApiHouse, open_api
+from tests.conftest import ManualClock
 from tests.servers.postgres import Postgres
 from tests.servers.s3 import S3Server
 from tests.uploads.samples import encoded, picture
@@ -343,24 +344,105 @@ class _OutOfOrder:
 
     def __init__(self, blobs: BlobStore) -> None:
         self._blobs = blobs
-        self._tries = 0
+        self.tries = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._blobs, name)
 
     async def open(self, name: str) -> Any:
-        self._tries += 1
-        if self._tries == 1:
+        self.tries += 1
+        if self.tries == 1:
             raise StorageError("503")
         return await self._blobs.open(name)
 
 
-async def test_a_store_that_refuses_does_not_stop_the_next_try(tmp_path: Path) -> None:
+async def test_a_store_that_refuses_is_tried_again_after_a_pause(tmp_path: Path, clock: ManualClock) -> None:
+    """Meanwhile the image itself is served at once: a try may cost a whole decode."""
+    async with open_api(tmp_path) as house:
+        image, other = await shown(house), await shown(house, 2)
+        store = _OutOfOrder(house.services.broker.blobs)
+        with_parts(house, blobs=store, clock=clock)
+        thumbnails = house.services.broker.thumbnails
+        assert await thumbnails.of(image, 512) is None
+        clock.advance(PAUSE - 1)
+        assert await thumbnails.of(image, 512) is None
+        assert (store.tries, outcomes(house)) == (1, {"no_store": 1})
+        assert await thumbnails.of(other, 512) is not None, "which has done nothing"
+        clock.advance(1)
+        assert is_small(await small(house, image))
+
+
+class _Unreadable:
+    """A local file that opens, and whose reading fails with what is given."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def open(self, _mode: str) -> Any:
+        return self
+
+    def __enter__(self) -> _Unreadable:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def seek(self, _at: int) -> int:
+        raise self._error
+
+
+class _UnreadableDrafts:
+    """A blob store whose local copies cannot be read."""
+
+    def __init__(self, blobs: BlobStore, error: Exception) -> None:
+        self._blobs, self._error = blobs, error
+        self.copies = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._blobs, name)
+
+    @asynccontextmanager
+    async def draft(self, owner: str) -> AsyncIterator[Any]:
+        self.copies += 1
+        async with self._blobs.draft(owner) as draft:
+            yield _UnreadableDraft(draft, _Unreadable(self._error))
+
+
+class _UnreadableDraft:
+    def __init__(self, draft: Draft, path: _Unreadable) -> None:
+        self._draft = draft
+        self.path = path
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._draft, name)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(5, "Input/output error")], ids=["memory", "disk"])
+async def test_what_the_machine_was_to_blame_for_is_tried_again(
+    tmp_path: Path, clock: ManualClock, error: Exception
+) -> None:
+    """A sound image does not lose its thumbnail for the life of the process; nor is it tried at each request."""
     async with open_api(tmp_path) as house:
         image = await shown(house)
-        with_parts(house, blobs=_OutOfOrder(house.services.broker.blobs))
+        store = _UnreadableDrafts(house.services.broker.blobs, error)
+        thumbnails = with_parts(house, blobs=store, clock=clock)
         assert (await small(house, image)).content == DATA
+        assert (await small(house, image)).content == DATA
+        assert (store.copies, outcomes(house)) == (1, {"no_store": 1})
+        thumbnails.blobs = store._blobs
+        clock.advance(PAUSE)
         assert is_small(await small(house, image))
+
+
+async def test_only_so_many_misses_are_remembered(tmp_path: Path, clock: ManualClock) -> None:
+    """Anybody may make them."""
+    async with open_api(tmp_path) as house:
+        image = await shown(house)
+        thumbnails = with_parts(house, clock=clock)
+        for number in range(MOST_MISSED + 10):
+            thumbnails._missed(replace(image, name=f"generated_{number}.png"), 512, StorageError("503"))
+        assert len(thumbnails._not_before) == MOST_MISSED
+        assert ("generated_9.png", 512) not in thumbnails._not_before
 
 
 # -- gone with the image
