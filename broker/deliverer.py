@@ -7,6 +7,7 @@ than half of them, behind what was never tried. What has no place is left out of
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -34,6 +35,9 @@ SLOW_FOR: Final = 120.0
 """For so long it is remembered as such, unless it was quicker since."""
 REST: Final = 1.0
 """For so long nothing is claimed after all that is due had no place, unless a place becomes free."""
+LONG_LOOK: Final = 0.1
+PATIENCE: Final = 3.0
+"""After a long look nothing is claimed for so many times as long: to pass over many rows must not become all we do."""
 
 
 @dataclass(kw_only=True)
@@ -54,26 +58,31 @@ class Deliverer:
     random: Callable[[], float] = SystemRandom().random
     _under_way: dict[str, Delivery] = field(default_factory=dict)
     _slow_until: dict[str, float] = field(default_factory=dict)
-    _rests_until: float = 0.0
+    _rests_until: float = -math.inf
+    _spares_until: float = -math.inf
 
     @property
     def free(self) -> int:
         return PLACES - len(self._under_way)
 
     @property
-    def ready(self) -> bool:
-        """Whether it makes sense to claim."""
-        return self.free > 0 and self.clock.monotonic() >= self._rests_until
+    def rests_for(self) -> float:
+        """Seconds in which it makes no sense to claim."""
+        return max(0.0, max(self._rests_until, self._spares_until) - self.clock.monotonic())
 
     # -- claiming
 
     async def claim(self) -> list[Delivery]:
         """What is due and has a place here; each is to be given to `deliver`."""
         going: list[Delivery] = []
+        begun = self.clock.monotonic()
         await self._claim(going, again=False)
         await self._claim(going, again=True)
+        now = self.clock.monotonic()
+        if now - begun > LONG_LOOK:
+            self._spares_until = now + PATIENCE * (now - begun)
         if not going and self._under_way:
-            self._rests_until = self.clock.monotonic() + REST
+            self._rests_until = now + REST
         self._under_way |= {delivery.id: delivery for delivery in going}
         return going
 
@@ -133,7 +142,7 @@ class Deliverer:
 
     def _leave(self, delivery: Delivery) -> None:
         self._under_way.pop(delivery.id, None)
-        self._rests_until = 0.0
+        self._rests_until = -math.inf
 
     async def _try(self, delivery: Delivery) -> None:
         at, begun = self.clock.now(), self.clock.monotonic()

@@ -178,7 +178,7 @@ class Worker:
             room = await self.lanes.room(provider, self._limits(provider), now)
             limit = min(room.free, self._free(State.QUEUED))
             await self._start_all(await self.tasks.claim_queued(provider, now=now, lease=self._lease(), limit=limit))
-        telling = agenda.telling <= now and self.deliverer.ready
+        telling = agenda.telling <= now and self.deliverer.free > 0 and not self.deliverer.rests_for
         if telling:
             await self._tell()
         return bool(due or waiting or telling or agenda.overdue <= now)
@@ -279,8 +279,8 @@ class Worker:
         if self._free(State.QUEUED):
             moments += [await self._next_submission(provider, at, now) for provider, at in agenda.queued.items()]
             moments.append(agenda.overdue)
-        if self.deliverer.ready:
-            moments.append(agenda.telling)
+        if self.deliverer.free:
+            moments.append(max(agenda.telling, now + self.deliverer.rests_for))
         return min(max(0.0, min(moments, default=math.inf) - now), LONGEST_SLEEP)
 
     async def _next_submission(self, provider: str, queued: float, now: float) -> float:

@@ -93,14 +93,6 @@ def _delivery(row: Row) -> Delivery:
     return record(Delivery, {**row, "outcome": Fate(row["outcome"])})
 
 
-def _besides(hosts: Sequence[str], domains: Sequence[str]) -> tuple[str, dict[str, str]]:
-    """What leaves some hosts out, and some domains with all below them; nothing if there are none."""
-    listed, params = listing([*hosts, *domains])
-    below = {f"below{number}": f"%.{domain}" for number, domain in enumerate(domains)}
-    apart = "".join(f" AND host NOT LIKE :{name}" for name in below)
-    return (f"AND host NOT IN ({listed}){apart}" if listed else ""), {**params, **below}
-
-
 @dataclass(frozen=True)
 class Deliveries:
     """The outbox."""
@@ -184,13 +176,38 @@ class Deliveries:
         """
         if limit <= 0:
             return []
-        besides, params = _besides(hosts, domains)
+        turn = f"due_at <= :now AND rung {'>' if again else '='} 0"
+        if hosts or domains:
+            chosen = await self._fitting(turn, hosts, domains, now=now, limit=limit)
+            if not chosen:
+                return []
+            listed, params = listing(chosen)
+            return await self._lease(f"{turn} AND id IN ({listed})", now=now, lease=lease, limit=limit, **params)
+        return await self._lease(turn, now=now, lease=lease, limit=limit)
+
+    async def _fitting(
+        self, turn: str, hosts: Sequence[str], domains: Sequence[str], *, now: float, limit: int
+    ) -> list[str]:
+        """Passing over many that are left out may take a moment: this is a look of its own, which holds up no write."""
+        listed, params = listing([*hosts, *domains])
+        below = {f"below{number}": f"%.{domain}" for number, domain in enumerate(domains)}
+        apart = "".join(f" AND host NOT LIKE :{name}" for name in below)
+        rows = await self.database.fetch(
+            f"""SELECT id FROM deliveries WHERE {turn} AND host NOT IN ({listed}){apart} AND lease_until <= :now
+                ORDER BY due_at LIMIT :limit""",
+            now=now,
+            limit=limit,
+            **params,
+            **below,
+        )
+        return [row["id"] for row in rows]
+
+    async def _lease(self, which: str, *, now: float, lease: Lease, limit: int, **params: str) -> list[Delivery]:
         (outcome,) = await self.database.transact(
             Statement(
                 # ours already: this is the second run of a claim of which nobody could tell whether it happened
                 sql=f"""WITH due AS MATERIALIZED (SELECT id FROM deliveries
-                    WHERE due_at <= :now AND rung {">" if again else "="} 0 {besides}
-                    AND (lease_until <= :now OR leased_by = :holder)
+                    WHERE {which} AND (lease_until <= :now OR leased_by = :holder)
                     ORDER BY due_at LIMIT :limit{self.database.skip_locked})
                     UPDATE deliveries SET leased_by = :holder, lease_until = :until
                     WHERE id IN (SELECT id FROM due) RETURNING *""",

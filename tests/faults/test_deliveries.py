@@ -340,7 +340,7 @@ async def test_a_slow_receiver_gets_the_next_as_soon_as_it_has_answered(scene: S
     await _tell_all(scene, await _claimed(scene.services))
     (one,) = await _claimed(scene.services)
     assert await _claimed(scene.services) == []
-    assert not scene.services.worker.deliverer.ready, "there is nothing to look for until it has answered"
+    assert scene.services.worker.deliverer.rests_for, "there is nothing to look for until it has answered"
     waiting = [d for d in await scene.services.broker.deliveries.newest(limit=20) if d.outcome == Fate.PENDING]
     assert {d.id: d.due_at for d in waiting}.items() <= before.items()
     assert [d.id for d in waiting if d.leased_by] == [one.id]
@@ -376,6 +376,30 @@ async def test_a_domain_full_of_dead_hosts_leaves_places_to_others(scene: Scene)
     assert sorted(claimed) == ["good.example", *(f"h{n}.evil.example" for n in range(4))]
     leased = [d for d in await scene.services.broker.deliveries.newest(limit=200) if d.leased_by]
     assert len(leased) == 5, "the others are free for other processes"
+
+
+class Sluggish:
+    """A database for which a claim takes a while."""
+
+    def __init__(self, database: Any, clock: ManualClock) -> None:
+        self._database = database
+        self._clock = clock
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._database, name)
+
+    async def transact(self, *statements: Statement, wake: Sequence[str] = ()) -> Any:
+        self._clock.advance(0.5)
+        return await self._database.transact(*statements, wake=wake)
+
+
+async def test_looks_that_take_long_become_rare(scene: Scene) -> None:
+    deliverer = scene.services.worker.deliverer
+    sluggish: Any = Sluggish(scene.services.database, scene.clock)
+    deliverer.deliveries = Deliveries(sluggish)
+    await _outbox(scene, "a.example")
+    await _tell_all(scene, await _claimed(scene.services))
+    assert deliverer.rests_for > 1.0
 
 
 async def test_addresses_are_no_domains(scene: Scene) -> None:

@@ -465,8 +465,8 @@ async def _use_deliveries(deliveries: Deliveries) -> None:
     await deliveries.pending()
     await deliveries.untold(after=(15_000.0, ""), limit=5)
     for again in (True, False):
-        hosts, domains = ["a.example", "b.example"], ["c.example"]
-        await deliveries.claim(now=NOW, lease=lease(), limit=5, again=again, hosts=hosts, domains=domains)
+        hosts, domains = ["b.example"], ["c.example"]
+        await deliveries.claim(now=NOW, lease=lease(until=NOW), limit=5, again=again, hosts=hosts, domains=domains)
     (claimed,) = await deliveries.claim(now=NOW, lease=lease(until=NOW), limit=5)
     await deliveries.give_back([claimed])
     (claimed,) = await deliveries.claim(now=NOW, lease=lease(until=NOW), limit=5)
