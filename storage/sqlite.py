@@ -189,9 +189,8 @@ class SqliteDatabase:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             await self._connect()
         except (OSError, sqlite3.Error) as error:
-            raise StorageError(
-                f"cannot open the database {self.path.name} ({error}): is its disk full, is DATABASE_URL right?"
-            ) from error
+            name = getattr(error, "sqlite_errorname", "") or ""
+            raise StorageError(f"cannot open the database {self.path.name} ({error}): {_cure(name)}") from error
         self._group_commit = asyncio.create_task(self._write_groups(), name="sqlite-writer")
         return self
 
