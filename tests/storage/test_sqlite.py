@@ -113,7 +113,7 @@ async def test_a_damaged_file_is_refused_and_left_alone(tmp_path: Path) -> None:
 
 async def test_something_that_is_no_database_is_refused(tmp_path: Path) -> None:
     (tmp_path / "b.db").write_text("this is not a database, it only has its name" * 100)
-    with pytest.raises(StorageError, match="DATABASE_URL"):
+    with pytest.raises(StorageError, match="restore it from a backup"):
         await SqliteDatabase(tmp_path / "b.db").open()
 
 
