@@ -34,6 +34,31 @@ class Metrics:
             ["was", "now"],
             registry=self.registry,
         )
+        self.checks = Counter(
+            "broker_provider_checks",
+            "Times a provider was asked about a job",
+            ["provider", "answer"],
+            registry=self.registry,
+        )
+        self.steps_failed = Counter(
+            "broker_steps_failed", "Steps that ended in an error nobody foresaw", ["step"], registry=self.registry
+        )
+        self.refusals = Counter("broker_refusals", "Requests refused, by code", ["code"], registry=self.registry)
+        self.tasks = Gauge("broker_tasks", "Tasks by state", ["state"], registry=self.registry)
+        self._of_callbacks()
+        self._of_images()
+        self._of_the_address()
+        self._of_deliveries()
+        self._of_tasks()
+        self._of_providers()
+        self._of_results()
+        self._of_this_process()
+
+    def page(self) -> bytes:
+        """The Prometheus text format."""
+        return generate_latest(self.registry)
+
+    def _of_callbacks(self) -> None:
         self.callbacks = Counter(
             "broker_callbacks",
             "Callbacks received, by what they proved",
@@ -59,12 +84,8 @@ class Metrics:
             ["provider"],
             registry=self.registry,
         )
-        self.checks = Counter(
-            "broker_provider_checks",
-            "Times a provider was asked about a job",
-            ["provider", "answer"],
-            registry=self.registry,
-        )
+
+    def _of_images(self) -> None:
         self.downloads = Counter(
             "broker_downloads", "Tries to bring a result home, by outcome", ["outcome"], registry=self.registry
         )
@@ -82,10 +103,8 @@ class Metrics:
             ["provider"],
             registry=self.registry,
         )
-        self.steps_failed = Counter(
-            "broker_steps_failed", "Steps that ended in an error nobody foresaw", ["step"], registry=self.registry
-        )
-        self.refusals = Counter("broker_refusals", "Requests refused, by code", ["code"], registry=self.registry)
+
+    def _of_the_address(self) -> None:
         self.public_address = Gauge(
             "broker_public_address",
             "1 where the last try to reach ourselves at our public address came through",
@@ -95,6 +114,8 @@ class Metrics:
         self.address_changes = Counter(
             "broker_public_address_changes", "Public addresses found, changed, lost", ["what"], registry=self.registry
         )
+
+    def _of_deliveries(self) -> None:
         self.deliveries = Counter(
             "broker_deliveries",
             "Tries to tell a caller of an end, by what came of it",
@@ -110,15 +131,6 @@ class Metrics:
         self.deliveries_pending = Gauge(
             "broker_deliveries_pending", "Webhooks to callers that have not arrived yet", registry=self.registry
         )
-        self.tasks = Gauge("broker_tasks", "Tasks by state", ["state"], registry=self.registry)
-        self._of_tasks()
-        self._of_providers()
-        self._of_results()
-        self._of_this_process()
-
-    def page(self) -> bytes:
-        """The Prometheus text format."""
-        return generate_latest(self.registry)
 
     def _of_tasks(self) -> None:
         self.state_seconds = self._histogram("broker_state_seconds", "Time a task spent in a state", WAITS, "state")

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from broker.cli.screen import Unable, clear, note, say, say_json
-from broker.cli.shelf import Doors, Shelf, doors
-from broker.cli.tasks import looks
+from broker.cli.shelf import Doors, Shelf, doors, looks
 
 Document = dict[str, Any]
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from broker.assembly import signing_keys
 from broker.cli.screen import Unable, note, say
 from broker.settings import load
-from broker.wiring import kept_secret, signing_keys
+from broker.wiring import kept_secret
 from webhooks.signing import write_secret
 
 

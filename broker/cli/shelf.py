@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from urllib.parse import quote, urlencode
 
+import anyio
 from starlette.types import ASGIApp, Message
 
 from broker.app import build_app
-from broker.cli.client import running_broker
+from broker.cli.client import address, running_broker
 from broker.cli.house import quiet_logs
 from broker.cli.screen import Unable
-from broker.cli.tasks import settled
-from broker.settings import load
-from broker.wiring import open_services
+from broker.settings import Settings, load
+from broker.wiring import absent, open_services
 
 HERE = "127.0.0.1"
+LOOK_EVERY = 1.0
+
+T = TypeVar("T")
 
 
 class Doors(Protocol):
@@ -39,9 +42,33 @@ async def doors() -> AsyncIterator[Doors]:
         if client is not None:
             yield client
             return
-    async with open_services(settled(settings), joins=False) as services:
+    async with open_services(_settled(settings), joins=False) as services:
         key = settings.api_keys[0].get_secret_value() if settings.api_keys else None
         yield Shelf(app=build_app(services), key=key)
+
+
+def _settled(settings: Settings) -> Settings:
+    """Nobody needs to reach us for this. Raises `Unable` in a folder where there is nothing to see."""
+    path = absent(settings)
+    if path is not None:
+        where = address(settings.host, settings.port)
+        raise Unable(
+            f"No broker answers at {where}, and there is no database {path.resolve()}: is this the right folder?"
+        )
+    return settings.model_copy(update={"webhook_base_url": "", "tunnel_api": ""})
+
+
+async def looks(look: Callable[[], Awaitable[T]], watch: bool) -> AsyncIterator[T]:
+    """What is seen at first, and with `watch` each change of it."""
+    seen: T | None = None
+    while True:
+        now = await look()
+        if now != seen:
+            yield now
+        if not watch:
+            return
+        seen = now
+        await anyio.sleep(LOOK_EVERY)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit
 
+from broker.assembly import Services
 from broker.broker import Broker
 from broker.lifecycle import Trouble
 from broker.orders import Order, Request
 from broker.reports import Finished, Pending, Report
 from broker.settings import Settings, load
 from broker.steps import Steps
-from broker.wiring import Services, open_services
+from broker.wiring import open_services
 from storage.database import Database, Outcome, Row, Statement
 from storage.images import StoredImage
 from storage.postgres import PostgresDatabase

@@ -16,10 +16,10 @@ from structlog.testing import capture_logs
 
 from broker import credits as accounts
 from broker import gauges, lifecycle
+from broker.assembly import Services
 from broker.metrics import Metrics
 from broker.reports import Failed, Finished, Pending
 from broker.watchdog import watching
-from broker.wiring import Services
 from storage.tasks import Attempt, State, Task
 from tests.broker.api_house import a_task, open_api
 from tests.conftest import ManualClock

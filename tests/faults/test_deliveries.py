@@ -15,6 +15,7 @@ import pytest
 
 from broker import lifecycle
 from broker.api.views import Views
+from broker.assembly import Services
 from broker.clock import SystemClock
 from broker.deliverer import PLACES, PLACES_AGAIN
 from broker.errors import Refusal
@@ -23,7 +24,7 @@ from broker.orders import Request
 from broker.outgoing import Fetcher
 from broker.reports import Failed
 from broker.settings import Settings
-from broker.wiring import Services, open_services
+from broker.wiring import open_services
 from storage.database import Outcome, Stale, Statement
 from storage.deliveries import Deliveries, Delivery, Fate
 from storage.images import Images, StoredImage

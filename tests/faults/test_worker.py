@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
+from broker.assembly import Services
 from broker.broker import Broker
 from broker.orders import Request
 from broker.settings import Settings
-from broker.wiring import Services
 from storage.database import Outcome, Statement, StorageFull
 from storage.sqlite import SqliteDatabase, sqlite_path
 from storage.tasks import State, Task
