@@ -191,11 +191,15 @@ def _list_sent(deliveries: list[Document]) -> None:
     for one in deliveries:
         last = "" if one["lastStatus"] is None else f"HTTP {one['lastStatus']}"
         say(
-            f"{one['id']}  {one['createdAt']}  {one['type']:<14} {one['outcome']:<9} {one['attempts']} tries  {last}  "
+            f"{one['id']}  {one['createdAt']}  {one['type']:<14} {one['outcome']:<9} {_so_often(one)}  {last}  "
             f"{one['taskId']}  {one['url']}"
         )
     if not deliveries:
         note("No webhooks were sent.")
+
+
+def _so_often(delivery: Document) -> str:
+    return "once" if delivery["attempts"] == 1 else f"{delivery['attempts']} times"
 
 
 def _tell_sent(one: Document) -> None:
@@ -205,15 +209,15 @@ def _tell_sent(one: Document) -> None:
         "task": one["taskId"],
         "type": one["type"],
         "outcome": f"{one['outcome']}: {one['reason']}" if one["reason"] else one["outcome"],
-        "tries": str(one["attempts"]),
         "last": f"HTTP {one['lastStatus']}" if one["lastStatus"] is not None else None,
         "created": one["createdAt"],
         "next try": one["nextAt"],
         "delivered": one["deliveredAt"],
     }
     _say_facts(facts)
-    for number, attempt in enumerate(one["tries"], 1):
-        say(f"{f'try {number}':<10} {' '.join(f'{name}={value}' for name, value in attempt.items())}")
+    for attempt in one["tries"]:
+        said = attempt["error"] if attempt["status"] is None else f"HTTP {attempt['status']}"
+        say(f"{'try ' + str(attempt['number']):<10} {attempt['at']}  {said}  {attempt['milliseconds']} ms")
     say()
     say(_written(one["body"]))
 

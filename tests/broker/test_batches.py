@@ -130,7 +130,7 @@ async def test_a_failed_task_again_is_a_new_task_with_the_same_wish(tmp_path: Pa
     """The references, too: they are copied, so that neither task's end takes them from the other."""
     async with open_house(tmp_path) as house:
         fields = {
-            "prompt": "a fox [mood:safety]",
+            "prompt": "a fox [mood:flagged]",
             "model": "nano-banana-pro",
             "aspectRatio": "16:9",
             "resolution": "2K",

@@ -32,7 +32,10 @@ DELIVERY: dict[str, Any] = {
     "nextAt": None,
     "deliveredAt": None,
 }
-TRIES = [{"number": 1, "at": "2026-08-11T02:34:43.000Z", "status": 500}]
+TRIES = [
+    {"number": 1, "at": "2026-08-11T02:34:43.000Z", "status": 500, "error": None, "milliseconds": 12},
+    {"number": 2, "at": "2026-08-11T02:34:48.000Z", "status": None, "error": "too slow", "milliseconds": 15000},
+]
 
 
 @pytest.fixture(scope="module")
@@ -284,7 +287,8 @@ def test_what_went_out_is_listed_shown_and_sent_again(tmp_path: Any) -> None:
         assert listed(shell, "--sent") == [DELIVERY]
         shown = shell.run("hooks", "show", EVENT)
         assert "outcome    failed: every try failed" in shown.out
-        assert "try 1      number=1 at=2026-08-11T02:34:43.000Z status=500" in shown.out
+        assert "try 1      2026-08-11T02:34:43.000Z  HTTP 500  12 ms" in shown.out
+        assert "try 2      2026-08-11T02:34:48.000Z  too slow  15000 ms" in shown.out
         assert '"type": "task.completed"' in shown.out
         assert "\x9b" not in shown.out
         replayed = shell.run("hooks", "replay", EVENT)
