@@ -20,10 +20,11 @@ import pytest
 from broker.clock import SystemClock
 from broker.doctor.checks import CHECKS
 from broker.doctor.doors import is_flawed
-from broker.doctor.findings import Check, Finding, examine, ok
+from broker.doctor.findings import Check, Finding, examine, ok, store_trouble
 from broker.doctor.patient import admitted
 from broker.doctor.stand_in import standing_in
 from broker.settings import Salvaged, Settings, load, salvage
+from storage.database import StorageError
 from storage.facts import Facts
 from storage.migrate import migrations, upgrade
 from storage.postgres import PostgresDatabase
@@ -363,6 +364,15 @@ async def test_a_sound_database_is_well_and_left_as_it_is(tmp_path: Path) -> Non
     before = (await a_database(settings)).read_bytes()
     assert (await found(settings, "database"))[0] == "ok"
     assert (settings.data_dir / "broker.db").read_bytes() == before
+
+
+@pytest.mark.parametrize("message", ["it is full: free some space", "it says no more than this"])
+def test_a_store_in_trouble_always_has_a_cure(message: str) -> None:
+    """And never what is wrong, said twice."""
+    finding = store_trouble("database", StorageError(message))
+    assert message.startswith(finding.found)
+    assert finding.cure
+    assert finding.cure != finding.found
 
 
 async def test_a_damaged_database_is_told(tmp_path: Path) -> None:
