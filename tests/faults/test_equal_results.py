@@ -316,7 +316,7 @@ async def test_a_thumbnail_is_its_own_tasks(tmp_path: Path, clock: ManualClock) 
     async with home(tmp_path, clock) as house:
         first, second = await house.succeeded(DATA), await house.succeeded(DATA)
         (image,) = await house.images(second)
-        small = await house.services.broker.thumbnails.of(image, 512)
+        small = await house.services.broker.thumbnails.find_or_make(image, 512)
         assert small is not None
         assert (small.owner, small.holder, image.holder) == (second.id, None, first.id)
         assert await house.holders() == sorted([first.id, second.id])
