@@ -142,13 +142,7 @@ class Kie:
     async def _upload(self, reference: Reference) -> str | Failed:
         """kie.ai: File Stream Upload. A name used before may go on serving the old bytes, so each is new."""
         name = _file_name(reference)
-        file = FilePart(
-            name="file",
-            filename=name,
-            media_type=reference.media_type,
-            size=reference.size,
-            chunks=reference.read(),
-        )
+        file = FilePart(name="file", filename=name, media_type=reference.media_type, read=reference.read)
         answer = await self.client.request(
             "POST",
             f"{self.upload_url.rstrip('/')}/api/file-stream-upload",
