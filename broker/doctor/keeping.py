@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Final
 
 from broker import agreement
+from broker.bootstrap import FREE_FLOOR, absent, blobs_for, database_for, secret_file
 from broker.doctor.findings import Finding, failed, ok, skipped, warning
 from broker.doctor.patient import Patient
 from broker.doctor.provider import NTP
 from broker.settings import Settings
-from broker.wiring import FREE_FLOOR, absent, blobs_for, database_for, secret_file
 from storage import migrate
 from storage.database import Database
 from storage.drafts import FULL

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from broker.assembly import Services
+from broker.bootstrap import database_for
 from broker.retention import Retention
+from broker.services import Services
 from broker.settings import Settings
 from broker.steps import Steps
-from broker.wiring import database_for
 from storage.database import Database, Outcome, Statement
 from storage.images import StoredImage
 from storage.migrate import known_to_all
