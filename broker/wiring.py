@@ -26,14 +26,12 @@ from storage.blobs import BlobStore
 from storage.database import Database
 from storage.facts import Facts
 from storage.local import LocalBlobs
-from storage.migrate import known_to_all, upgrade
+from storage.migrate import upgrade
 from storage.sqlite import SqliteDatabase, sqlite_path
 from webhooks.proofs import CallbackTokens
 
 PLACES = 100
 """kie.ai, Getting Started: an account may usually have 100 and more jobs running."""
-SHARING = 5
-"""The migration with which equal results are stored once: older processes would delete what others still need."""
 FREE_FLOOR = 64 * 2**20
 """Bytes that images leave free on the disk: the database must always be able to write down what happened."""
 
@@ -146,7 +144,6 @@ async def open_services(
             tokens=CallbackTokens(secret),
             address=_address(settings, port, local_provider=local_provider, now=clock.now()),
             agents=Agents(client=scouts, tunnel_api=settings.tunnel_api, port=port or settings.port),
-            shares_from=await known_to_all(database, SHARING),
         ).services()
         stack.push_async_callback(services.broker.thumbnails.aclose)
         await stack.enter_async_context(watching(services.metrics))
