@@ -230,7 +230,7 @@ class Steps:
         if provider is None or self.clock.now() >= task.deadline_at:
             await self._decide(task, lifecycle.overdue)
             return
-        order = await provider.hand_over(self.order(task)) if task.refs else self.order(task)
+        order = await provider.upload_references(self.order(task)) if task.refs else self.order(task)
         if isinstance(order, Failed):
             log.warning("references not handed over", action="hand_over_failed", task=task.id, code=order.code)
             await self._decide(task, lambda row, now, rules: lifecycle.unprepared(row, order, now, rules))
@@ -430,7 +430,7 @@ class Steps:
         provider = self.providers.get(hook.provider)
         if hook.verdict != "believe" or provider is None:
             return Pending(check_in=0)
-        report = provider.hear(json.loads(hook.body))
+        report = provider.parse_callback(json.loads(hook.body))
         return replace(report, job_id=None) if report.job_id == task.id else report
 
     # -- fetching
@@ -498,7 +498,7 @@ class Steps:
             report = await provider.check(task.job_id)
             if isinstance(report, Finished) and report.outputs and report.outputs != task.outputs:
                 return report.outputs
-        return tuple([await provider.refresh(url) or url for url in task.outputs])
+        return tuple([await provider.refresh_url(url) or url for url in task.outputs])
 
     async def stumble(self, task: Task) -> None:
         """A step that ended in an error nobody foresaw counts as a try, so that it ends some day."""

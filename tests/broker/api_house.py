@@ -13,11 +13,11 @@ from typing import Any
 import httpx
 from PIL import Image
 
-from broker.assembly import Services
+from broker.bootstrap import open_services
 from broker.clock import Clock, iso
 from broker.server import PATIENCE, Patience, bind, port_of, running
+from broker.services import Services
 from broker.settings import load
-from broker.wiring import open_services
 from storage.deliveries import Delivery, Fate
 from storage.images import StoredImage
 from storage.tasks import State, Task

@@ -1,4 +1,4 @@
-"""The parts of the system, each made once of those it needs. Opens and closes nothing: that is `wiring`'s."""
+"""The parts of the system, each made once of those it needs. Opens and closes nothing: that is `bootstrap`'s."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Services:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Assembly:
+class Composition:
     """What was opened, and the parts made of it."""
 
     settings: Settings

@@ -9,7 +9,6 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from broker import agreement
-from broker.assembly import DOWNLOADS_AT_ONCE, Assembly, Services
 from broker.catalog import Catalog
 from broker.clock import Clock, SystemClock
 from broker.errors import SettingsError
@@ -17,9 +16,10 @@ from broker.outgoing import ApiClient, Fetcher
 from broker.probing import PROBE_SECONDS
 from broker.providers.addresses import adapter_for
 from broker.providers.base import Provider
-from broker.providers.kie import Kie
-from broker.providers.legacy import Legacy
+from broker.providers.kie.adapter import Kie
+from broker.providers.legacy.adapter import Legacy
 from broker.public_url import Agents, PublicAddress, PublicUrl, check_configured
+from broker.services import DOWNLOADS_AT_ONCE, Composition, Services
 from broker.settings import Settings
 from broker.watchdog import watching
 from storage.blobs import BlobStore
@@ -133,7 +133,7 @@ async def open_services(
         provider = provider_for(settings, client, catalog, clock)
         blobs = await stack.enter_async_context(blobs_for(settings))
         await blobs.check()
-        services = Assembly(
+        services = Composition(
             settings=settings,
             clock=clock,
             database=database,
@@ -182,7 +182,7 @@ def provider_for(settings: Settings, client: ApiClient, catalog: Catalog, clock:
         api_key=key,
         client=client,
         catalog=catalog,
-        upload_references=settings.upload_references,
+        always_upload=settings.upload_references,
         creates_per_10s=creates,
         concurrency=places,
         now=clock.now,
