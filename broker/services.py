@@ -17,8 +17,8 @@ from broker.inbox import Inbox
 from broker.lifecycle import Rules
 from broker.lookout import Lookout
 from broker.metrics import Metrics
+from broker.net.fetcher import Fetcher
 from broker.outbox import Outbox
-from broker.outgoing import Fetcher
 from broker.pacing import CallerPace
 from broker.probing import Prober
 from broker.providers.base import Provider

@@ -20,8 +20,8 @@ from broker.clock import SystemClock
 from broker.deliverer import PLACES, PLACES_AGAIN
 from broker.errors import Refusal
 from broker.lifecycle import Changes, Trouble
+from broker.net.fetcher import Fetcher
 from broker.orders import Request
-from broker.outgoing import Fetcher
 from broker.reports import Failed
 from broker.services import Services
 from broker.settings import Settings
@@ -682,11 +682,11 @@ async def _never(host: str, port: int) -> list[str]:
 
 @pytest.mark.parametrize("resolve", [_unanswered, _never])
 async def test_a_name_server_in_trouble_refuses_nothing(resolve: Any) -> None:
-    await Fetcher(resolve=resolve).vet("https://hooks.example.com/x", patience=0.02)
+    await Fetcher(resolve=resolve).validate("https://hooks.example.com/x", dns_seconds=0.02)
 
 
 async def test_what_is_allowed_is_not_looked_up() -> None:
-    await Fetcher(allow=["receiver:9000"], resolve=_never).vet("http://receiver:9000/hook")
+    await Fetcher(allow=["receiver:9000"], resolve=_never).validate("http://receiver:9000/hook")
 
 
 async def test_a_name_that_leads_inside_later_is_not_called(scene: Scene) -> None:
