@@ -200,7 +200,7 @@ class Broker:
     def quote(self, request: Request) -> Quote:
         """Raises `Refusal` for what `create` would refuse for its fields."""
         order = self._order(request, self._check(request))
-        offer = self.provider.preview(order, None)
+        offer = self.provider.build_request(order, None)
         return Quote(
             price=offer.get("price"),
             count=request.count,
@@ -232,7 +232,7 @@ class Broker:
         callback = self.steps.callback_url("task_dry_run", 1)
         address = callback.split("?")[0] if callback else None
         return {
-            **self.provider.preview(order, address),
+            **self.provider.build_request(order, address),
             "count": quote.count,
             "total": quote.total,
             "warnings": list(quote.warnings),
@@ -555,7 +555,7 @@ class Broker:
         except inbound.MalformedBody as malformed:
             judgement = Judgement(verdict=Verdict.MALFORMED, status=malformed.status, reason=malformed.reason)
             return await self._note(callback, provider, _Judged(judgement=judgement, proofs=proofs, attempt=attempt))
-        ids = provider.names(body) if body is not None else ()
+        ids = provider.job_ids(body) if body is not None else ()
         task = await self.addressee(task_id, ids, token) if token != Proof.WRONG else None
         signed = signature.prove(callback.headers, callback.body, ids, self.clock.now())
         proofs = replace(proofs, signature=signed, known=task is not None)
@@ -616,7 +616,7 @@ class Broker:
             proofs=judged.proofs.kept(),
             received_at=now,
             digested_at=None if is_news else now,
-            job_ended_at=_ended_at(provider.hear(judged.body), now) if is_news else None,
+            job_ended_at=_ended_at(provider.parse_callback(judged.body), now) if is_news else None,
         )
         await self.database.transact(self.hooks.adding(hook), wake=(DUE,) if is_news else ())
         if believed and hook.job_ended_at is not None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json as jsonlib
-import secrets
 import socket
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
@@ -47,9 +46,11 @@ CONNECT_SECONDS: Final = 10.0
 KEEPALIVE_SECONDS: Final = 5.0
 """Short, so that an order rarely rides on a connection the provider is about to close."""
 
+MAX_CONCURRENT_UPLOADS: Final = 4
+"""A file is whole in memory while it is uploaded."""
+
 USER_AGENT: Final = "nano-banana-broker"
 
-_CRLF: Final = b"\r\n"
 _NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
 Form: TypeAlias = Mapping[str, "str | Sequence[str]"]
@@ -83,13 +84,13 @@ class Stream:
 
 @dataclass(frozen=True, kw_only=True)
 class FilePart:
-    """One file of a multipart form, streamed. size: bytes that `chunks` will give, no more and no less."""
+    """One file of a multipart form."""
 
     name: str
     filename: str
     media_type: str
-    size: int
-    chunks: AsyncIterator[bytes]
+    read: Callable[[], AsyncIterator[bytes]]
+    """Streams the content; called when an upload slot is free."""
 
 
 class ApiClient:
@@ -103,6 +104,7 @@ class ApiClient:
         # The bare transport: a client on top of it would keep cookies and log addresses with their queries.
         self._transport = httpx.AsyncHTTPTransport(verify=_tls(), trust_env=False, limits=limits)
         self._slots = asyncio.Semaphore(max_connections)  # the pool's own queue slows with each one waiting
+        self._upload_slots = asyncio.Semaphore(MAX_CONCURRENT_UPLOADS)
         self._timeout = timeout
         self._max_answer_bytes = max_answer_bytes
 
@@ -119,21 +121,23 @@ class ApiClient:
         files: Sequence[FilePart] = (),
         timeout: float | None = None,
     ) -> Answer:
-        """Send one request, once. `form` and `files` make a multipart body that is never whole in memory.
+        """Send one request, once. `form` and `files` make a multipart body; at most four such requests run at once.
 
         timeout: seconds, where less than the client's own is enough.
 
         Raises `NotSent` when no byte of the request can have left, `ProviderError` for all that may go wrong after.
         """
-        seconds = self._timeout if timeout is None else min(timeout, self._timeout)
         what = f"{method} {redact_url(url)}"
-        if form is not None or files:
-            boundary = secrets.token_hex(16)
-            headers, content = (
-                {**headers, **_form_headers(boundary, form or {}, files)},
-                _form(boundary, form or {}, files),
-            )
-        request = _build(what, method, url, headers=headers, params=params, json=json, content=content)
+        seconds = self._timeout if timeout is None else min(timeout, self._timeout)
+        if form is None and not files:
+            request = _build(what, method, url, headers=headers, params=params, json=json, content=content)
+            return await self._send(what, request, seconds)
+        async with self._upload_slots:
+            fields = await _multipart_fields(form or {}, files)
+            request = _build(what, method, url, headers=headers, params=params, files=fields)
+            return await self._send(what, request, seconds)
+
+    async def _send(self, what: str, request: httpx.Request, seconds: float) -> Answer:
         connect = min(seconds, CONNECT_SECONDS)
         request.extensions["timeout"] = {"pool": connect, "connect": connect, "read": seconds, "write": seconds}
         async with self._slot(what, connect):
@@ -159,7 +163,7 @@ class ApiClient:
         context ends the connection unless the answer was read to its end.
         """
         what = f"{method} {redact_url(url)}"
-        request = _build(what, method, url, headers=headers, params=params, json=None, content=None)
+        request = _build(what, method, url, headers=headers, params=params)
         request.extensions["timeout"] = {
             "pool": CONNECT_SECONDS,
             "connect": CONNECT_SECONDS,
@@ -266,8 +270,9 @@ def _build(
     *,
     headers: Mapping[str, str],
     params: Mapping[str, str] | None,
-    json: Any,
-    content: AsyncIterator[bytes] | bytes | None,
+    json: Any = None,
+    content: AsyncIterator[bytes] | bytes | None = None,
+    files: Sequence[tuple[str, Any]] | None = None,
 ) -> httpx.Request:
     """The request, or `NotSent(permanent)`: whatever cannot be written down was certainly not sent."""
     for name, value in headers.items():
@@ -277,7 +282,7 @@ def _build(
     try:
         address = httpx.URL(url).copy_merge_params(params or {})
         all_headers = {"User-Agent": USER_AGENT, "Accept": "*/*", "Accept-Encoding": "identity", **headers}
-        request = httpx.Request(method, address, headers=all_headers, json=json, content=content)
+        request = httpx.Request(method, address, headers=all_headers, json=json, content=content, files=files)
     except (httpx.InvalidURL, ValueError):
         raise NotSent(f"{what}: the request cannot be written down", permanent=True) from None
     if address.scheme not in ("http", "https") or not address.host or not 0 < (address.port or 80) < 65536:
@@ -324,50 +329,16 @@ def _how_far(error: BaseException) -> Literal["name", "connection", "tls", "time
     return "connection"
 
 
-def _form_headers(boundary: str, form: Form, files: Sequence[FilePart]) -> dict[str, str]:
-    size = len(_texts(boundary, form)) + len(_form_end(boundary))
-    size += sum(len(_file_start(boundary, file)) + file.size + len(_CRLF) for file in files)
-    return {"Content-Type": f"multipart/form-data; boundary={boundary}", "Content-Length": str(size)}
-
-
-async def _form(boundary: str, form: Form, files: Sequence[FilePart]) -> AsyncIterator[bytes]:
-    yield _texts(boundary, form)
+async def _multipart_fields(form: Form, files: Sequence[FilePart]) -> list[tuple[str, Any]]:
+    """Return what httpx encodes as multipart, text fields included: with `data=` alone it would send another type."""
+    fields: list[tuple[str, Any]] = []
+    for name, given in form.items():
+        texts = (given,) if isinstance(given, str) else given
+        fields += [(name, (None, text.encode("utf-8", "replace"))) for text in texts]
     for file in files:
-        yield _file_start(boundary, file)
-        left = file.size
-        async for chunk in file.chunks:
-            left -= len(chunk)
-            yield chunk if left >= 0 else b""
-        if left != 0:
-            raise ProviderError(f"the file to upload is not {file.size} bytes long, as was announced")
-        yield _CRLF
-    yield _form_end(boundary)
-
-
-def _texts(boundary: str, form: Form) -> bytes:
-    fields = [
-        (name, value) for name, given in form.items() for value in ((given,) if isinstance(given, str) else given)
-    ]
-    parts = [
-        f'--{boundary}\r\nContent-Disposition: form-data; name="{_quoted(name)}"\r\n\r\n{value}\r\n'
-        for name, value in fields
-    ]
-    return "".join(parts).encode("utf-8", "replace")
-
-
-def _file_start(boundary: str, file: FilePart) -> bytes:
-    names = f'name="{_quoted(file.name)}"; filename="{_quoted(file.filename)}"'
-    kind = f"Content-Type: {_quoted(file.media_type)}"
-    return f"--{boundary}\r\nContent-Disposition: form-data; {names}\r\n{kind}\r\n\r\n".encode("utf-8", "replace")
-
-
-def _form_end(boundary: str) -> bytes:
-    return f"--{boundary}--\r\n".encode()
-
-
-def _quoted(text: str) -> str:
-    """As browsers do it: a name cannot end its own quotes or line."""
-    return text.replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")
+        content = b"".join([chunk async for chunk in file.read()])
+        fields.append((file.name, (file.filename, content, file.media_type)))
+    return fields
 
 
 MAX_REDIRECTS: Final = 3

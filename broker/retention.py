@@ -1,8 +1,7 @@
 """Retention: what ended long enough ago is forgotten, many tasks at a time, and so is what nobody's row speaks of.
 
 Results: rows first, files later, with the task's own row to remind of them; whoever reads a file in that moment keeps
-it. Files that are results of living tasks, too (`holder`), stay until those are forgotten. References: files first,
-because nothing but their rows reminds of them. What has no row at all is swept.
+it. References: files first, because nothing but their rows reminds of them. What has no row at all is swept.
 
 Decisions worth remembering
 
@@ -79,9 +78,7 @@ class Retention:
         if full:
             await self._empty(full)
         if empty := [task for task in tasks if task.tries > 0]:
-            # an older process may have left rows of thumbnails
-            leftovers = self.images.deleting([task.id for task in empty])
-            await self.database.transact(leftovers, *self.tasks.deleting_all(empty))
+            await self.database.transact(*self.tasks.deleting_all(empty))
 
     async def _expire(self, tasks: Sequence[Task]) -> None:
         """What the callers gave and got is forgotten; that there were tasks is remembered for a while."""
@@ -98,26 +95,16 @@ class Retention:
             log.info("tasks are expired now", action="task_expired", was=alike[0].state.value, count=expired.count)
 
     async def _empty(self, tasks: Sequence[Task]) -> None:
-        """The files of expired tasks that nobody else needs, and of the references whose orders are all expired."""
-        needed = await self.images.needed([task.id for task in tasks])
-        bare = [task for task in tasks if task.id not in needed]
+        """Delete the files of expired tasks, and those of references whose orders are all expired."""
         batches = list({task.batch for task in tasks})
         alive = await self.tasks.unexpired_batches(batches)
         owners = [reference_owner(batch) for batch in batches if batch not in alive]
         referring = sorted(await self.images.owning(owners)) if owners else []
         # bytes first: a row is what reminds the next try of them, if this one goes wrong in between
-        await asyncio.gather(*(self.blobs.delete(owner) for owner in (*(task.id for task in bare), *referring)))
-        now = self.clock.now()
-        saving = [
-            self.tasks.saving_all([task], **lifecycle.spared(needed[task.id], now).task)
-            for task in tasks
-            if task.id in needed
-        ]
-        if bare:
-            saving.append(self.tasks.saving_all(bare, **lifecycle.emptied(now, self.rules).task))
-        if referring:
-            saving.append(self.images.deleting(referring))
-        await self.database.transact(*saving)
+        await asyncio.gather(*(self.blobs.delete(owner) for owner in (*(task.id for task in tasks), *referring)))
+        deleting = [self.images.deleting(referring)] if referring else []
+        emptied = lifecycle.emptied(self.clock.now(), self.rules).task
+        await self.database.transact(self.tasks.saving_all(tasks, **emptied), *deleting)
 
     async def shorten(self) -> None:
         """A retention that is shorter than before counts for what has ended already, too: once, by whoever is first."""
@@ -191,7 +178,6 @@ class Retention:
             batch = owners[start : start + BATCH]
             # one whose task lives may get its row any moment, and is cleared away with its task
             known = await self.images.owning(batch) | await self.tasks.living(batch)
-            known |= set(await self.images.needed(batch))  # last: for those that do not live this only shrinks
             strays += [owner for owner in batch if owner not in known]
         return strays
 

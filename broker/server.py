@@ -26,9 +26,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from broker.api.answers import GUARDS, to_json
 from broker.app import build_app
-from broker.assembly import Services
 from broker.errors import SettingsError
 from broker.logs import log
+from broker.services import Services
 
 MOST_HEAD_BYTES: Final = 16 * 1024
 BACKLOG: Final = 2048

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import anyio
 
 from broker import logs, server
-from broker.assembly import Services
+from broker.bootstrap import open_services
 from broker.cli.client import address
 from broker.cli.house import opened
 from broker.cli.screen import note, say
@@ -23,8 +23,8 @@ from broker.cli.signals import told_to_end
 from broker.doctor.doors import COOKIE_FLAW, NEWER_PYTHON, is_flawed
 from broker.errors import SettingsError
 from broker.logs import log
+from broker.services import Services
 from broker.settings import Settings, load
-from broker.wiring import open_services
 
 ANYWHERE = {"0.0.0.0", "::"}  # noqa: S104
 

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from email.utils import parsedate_to_datetime
 from typing import Final
 
+from broker.bootstrap import provider_for
 from broker.catalog import Catalog
 from broker.doctor.findings import Finding, failed, ok, skipped, warning
 from broker.doctor.patient import Patient
 from broker.errors import NotSent, ProviderError
 from broker.outgoing import Answer
 from broker.providers.addresses import adapter_for
-from broker.providers.kie import DIALECT
-from broker.wiring import provider_for
+from broker.providers.kie.adapter import DIALECT
 
 SANDBOX: Final = "the sandbox provider is used: no key, no cost, pretend pictures"
 NTP: Final = "set the clock of this machine by NTP (Linux: timedatectl set-ntp true)"
@@ -50,7 +50,7 @@ async def account(patient: Patient) -> Sequence[Finding]:
         return [warning("key", f"NANO_BANANA_API_KEY is not set: {SANDBOX}", cure), skipped("credits", SANDBOX)]
     catalog = Catalog.load()
     try:
-        left = await provider_for(patient.settings, patient.client, catalog, patient.clock).credits()
+        left = await provider_for(patient.settings, patient.client, catalog, patient.clock).balance()
     except ProviderError as error:
         return _refused(error)
     if left is None:

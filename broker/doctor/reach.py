@@ -11,6 +11,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from broker.addresses import is_loopback
+from broker.bootstrap import local_address
 from broker.doctor.findings import Finding, failed, ok, skipped, warning
 from broker.doctor.patient import Patient
 from broker.doctor.stand_in import standing_in
@@ -19,7 +20,6 @@ from broker.outgoing import Answer
 from broker.probing import GREETING, RoundTrip, Verdict
 from broker.public_url import Agents, PublicUrl, Tunnel, candidates, check_configured
 from broker.settings import Settings
-from broker.wiring import local_address
 from webhooks.proofs import Presence
 
 NEAR_SECONDS: Final = 3.0

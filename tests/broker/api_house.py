@@ -14,11 +14,11 @@ import httpx
 from PIL import Image
 
 from broker.app import build_app
-from broker.assembly import Services
+from broker.bootstrap import open_services
 from broker.clock import Clock, iso
 from broker.server import PATIENCE, Patience, bind, port_of, running
+from broker.services import Services
 from broker.settings import load
-from broker.wiring import open_services
 from storage.deliveries import Delivery, Fate
 from storage.images import StoredImage
 from storage.tasks import State, Task

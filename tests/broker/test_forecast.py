@@ -13,10 +13,10 @@ import pytest
 
 from broker import forecast
 from broker.api.views import Views
-from broker.assembly import Services
 from broker.forecast import coarse
 from broker.reports import Finished, Pending
 from broker.sandbox.options import Options
+from broker.services import Services
 from storage.tasks import State, Task
 from tests.broker.api_house import NEVER, a_task, open_api
 from tests.broker.test_api_tasks import NOTHING_KNOWN, look, parsed

@@ -17,11 +17,11 @@ import httpx
 import pytest
 import uvicorn
 
-from broker.assembly import Services
+from broker.bootstrap import open_services
 from broker.errors import SettingsError
 from broker.server import DeadlineH11, Patience, bind, port_of, running, serve
+from broker.services import Services
 from broker.settings import load
-from broker.wiring import open_services
 from storage.tasks import State
 from tests.broker.api_house import ApiHouse, open_api, png
 

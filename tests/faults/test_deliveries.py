@@ -15,7 +15,7 @@ import pytest
 
 from broker import lifecycle
 from broker.api.views import Views
-from broker.assembly import Services
+from broker.bootstrap import open_services
 from broker.clock import SystemClock
 from broker.deliverer import PLACES, PLACES_AGAIN
 from broker.errors import Refusal
@@ -23,8 +23,8 @@ from broker.lifecycle import Changes, Trouble
 from broker.orders import Request
 from broker.outgoing import Fetcher
 from broker.reports import Failed
+from broker.services import Services
 from broker.settings import Settings
-from broker.wiring import open_services
 from storage.database import Outcome, Stale, Statement
 from storage.deliveries import Deliveries, Delivery, Fate
 from storage.images import Images, StoredImage
