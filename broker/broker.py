@@ -562,12 +562,6 @@ class Broker:
         judged = _Judged(judgement=inbound.judge(**vars(proofs)), proofs=proofs, task=task, attempt=attempt, body=body)
         return await self._note(callback, provider, judged)
 
-    async def acknowledged(self, heard: Heard, seconds: float) -> None:
-        """How long a callback had to wait for our answer, once it has gone out. Not worth any trouble of the store."""
-        if heard.id is not None:
-            with suppress(StorageError):
-                await self.hooks.acknowledge(heard.id, seconds)
-
     def _token(self, callback: Callback) -> tuple[Proof, str | None, int | None]:
         """What the token in the address proves, and for which task and attempt."""
         task_id = callback.query.get("task")

@@ -26,17 +26,11 @@ class Outbox:
     showing: Showing
 
     async def telling(self, was: Task, will: Task) -> Sequence[Statement]:
-        """Nothing, or the event that goes along when a row changes; safe to be run again."""
-        return await self._telling(will, event_between(was.status, will.status))
-
-    async def telling_now(self, task: Task) -> Sequence[Statement]:
-        """The event of its present end, if it has ended; nothing new if it is written already."""
-        return await self._telling(task, event_between("", task.status))
-
-    async def _telling(self, task: Task, event: Event | None) -> Sequence[Statement]:
-        if event is None or task.callback_url is None:
+        """Return the statement that writes the event of a change, or none; it may run twice."""
+        event = event_between(was.status, will.status)
+        if event is None or will.callback_url is None:
             return ()
-        return (self.deliveries.adding(await self._delivery(task, task.callback_url, event)),)
+        return (self.deliveries.adding(await self._delivery(will, will.callback_url, event)),)
 
     async def _delivery(self, task: Task, url: str, event: Event) -> Delivery:
         now = self.clock.now()

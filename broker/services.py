@@ -260,7 +260,6 @@ class Composition:
             hooks=self.hooks,
             keys=self.keys,
             deliveries=self.deliveries,
-            outbox=self.outbox,
             chores=Chores(self.database),
             facts=Facts(self.database),
             blobs=self.blobs,
