@@ -310,7 +310,10 @@ async def test_a_port_that_somebody_else_has_is_told(tmp_path: Path) -> None:
 
 
 async def test_a_running_broker_is_asked_how_it_is(tmp_path: Path) -> None:
-    async with open_api(tmp_path, webhook_base_url="", api_keys=(KEY,)) as house, tunnelling(house.port) as tunnel:
+    async with (
+        open_api(tmp_path, sockets=True, webhook_base_url="", api_keys=(KEY,)) as house,
+        tunnelling(house.port) as tunnel,
+    ):
         settings = house.services.settings.model_copy(update={"port": house.port, "webhook_base_url": tunnel.url})
         report = await examined(settings, "public address")
         assert [report[name].status for name in ("broker", "callbacks")] == ["ok", "ok"]
@@ -324,7 +327,7 @@ async def test_a_running_broker_is_asked_how_it_is(tmp_path: Path) -> None:
 
 
 async def test_a_broker_of_another_folder_is_told_and_gets_no_key(tmp_path: Path) -> None:
-    async with open_api(tmp_path / "other") as house:
+    async with open_api(tmp_path / "other", sockets=True) as house:
         settings = a_set_up(tmp_path, port=house.port, api_keys=("a-key-for-our-broker-only",))
         status, said, cure = await found(settings, "public address", "broker")
     assert status == "failed"
