@@ -28,12 +28,12 @@ from broker.api.models import Models
 from broker.api.native import Native
 from broker.api.operations import Operations, installed_version
 from broker.api.views import Views
-from broker.assembly import Services
 from broker.errors import Refusal
 from broker.logs import bare, log
 from broker.metrics import Metrics
 from broker.repeats import Repeats
 from broker.sentences import Sentences
+from broker.services import Services
 from storage.database import StorageError
 
 Door = Callable[[Request], Awaitable[Response]]

@@ -15,13 +15,13 @@ from typing import Any, Final
 from broker import lifecycle
 from broker.catalog import Catalog, Choice
 from broker.clock import Clock, day
-from broker.errors import EgressRefused, FetchError, ProviderError, Refusal
+from broker.errors import DownloadError, EgressBlocked, ProviderError, Refusal
 from broker.forecast import Forecast
 from broker.lifecycle import Rules
 from broker.logs import log
 from broker.metrics import Metrics
+from broker.net.fetcher import Fetcher
 from broker.orders import DataUri, Kept, Link, Order, Reference, Request, Source, Upload
-from broker.outgoing import Fetcher
 from broker.pacing import CallerPace
 from broker.providers.base import Provider
 from broker.repeats import InTurn
@@ -159,7 +159,7 @@ class Broker:
             ]
             created = await self._write(caller, request, choice, batch, references)
             kept = not created.repeated
-        except (IntakeError, FetchError) as error:
+        except (IntakeError, DownloadError) as error:
             raise _refusal(error) from error
         except (StorageError, asyncio.CancelledError) as error:
             kept = True  # nobody knows whether it was written; the sweep removes what belongs to no task
@@ -200,7 +200,7 @@ class Broker:
     def quote(self, request: Request) -> Quote:
         """Raises `Refusal` for what `create` would refuse for its fields."""
         order = self._order(request, self._check(request))
-        offer = self.provider.preview(order, None)
+        offer = self.provider.build_request(order, None)
         return Quote(
             price=offer.get("price"),
             count=request.count,
@@ -232,7 +232,7 @@ class Broker:
         callback = self.steps.callback_url("task_dry_run", 1)
         address = callback.split("?")[0] if callback else None
         return {
-            **self.provider.preview(order, address),
+            **self.provider.build_request(order, address),
             "count": quote.count,
             "total": quote.total,
             "warnings": list(quote.warnings),
@@ -246,10 +246,10 @@ class Broker:
         try:
             for source in sources:
                 if isinstance(source, Link):
-                    self.fetcher.check(source.url)
+                    self.fetcher.check_url(source.url)
                 else:
                     await self._take_in(owner, source, most)
-        except (IntakeError, FetchError, StorageFull) as error:
+        except (IntakeError, DownloadError, StorageFull) as error:
             raise _refusal(error) from error
         finally:
             if sent:
@@ -289,9 +289,9 @@ class Broker:
             return
         try:
             if len(url) > MOST_CALLBACK_URL:
-                raise EgressRefused(f"the address is longer than {MOST_CALLBACK_URL} characters")
-            await self.caller_fetcher.vet(url)
-        except EgressRefused as error:
+                raise EgressBlocked(f"the address is longer than {MOST_CALLBACK_URL} characters")
+            await self.caller_fetcher.validate(url)
+        except EgressBlocked as error:
             raise Refusal(
                 "invalid_request",
                 f"callbackUrl is not an address that we call: {error}. "
@@ -555,18 +555,12 @@ class Broker:
         except inbound.MalformedBody as malformed:
             judgement = Judgement(verdict=Verdict.MALFORMED, status=malformed.status, reason=malformed.reason)
             return await self._note(callback, provider, _Judged(judgement=judgement, proofs=proofs, attempt=attempt))
-        ids = provider.names(body) if body is not None else ()
+        ids = provider.job_ids(body) if body is not None else ()
         task = await self.addressee(task_id, ids, token) if token != Proof.WRONG else None
         signed = signature.prove(callback.headers, callback.body, ids, self.clock.now())
         proofs = replace(proofs, signature=signed, known=task is not None)
         judged = _Judged(judgement=inbound.judge(**vars(proofs)), proofs=proofs, task=task, attempt=attempt, body=body)
         return await self._note(callback, provider, judged)
-
-    async def acknowledged(self, heard: Heard, seconds: float) -> None:
-        """How long a callback had to wait for our answer, once it has gone out. Not worth any trouble of the store."""
-        if heard.id is not None:
-            with suppress(StorageError):
-                await self.hooks.acknowledge(heard.id, seconds)
 
     def _token(self, callback: Callback) -> tuple[Proof, str | None, int | None]:
         """What the token in the address proves, and for which task and attempt."""
@@ -616,7 +610,7 @@ class Broker:
             proofs=judged.proofs.kept(),
             received_at=now,
             digested_at=None if is_news else now,
-            job_ended_at=_ended_at(provider.hear(judged.body), now) if is_news else None,
+            job_ended_at=_ended_at(provider.parse_callback(judged.body), now) if is_news else None,
         )
         await self.database.transact(self.hooks.adding(hook), wake=(DUE,) if is_news else ())
         if believed and hook.job_ended_at is not None:
@@ -671,10 +665,10 @@ def _as_ref(image: StoredImage) -> dict[str, Any]:
     return {name: getattr(image, name) for name in names}
 
 
-def _refusal(error: IntakeError | FetchError | StorageFull) -> Refusal:
+def _refusal(error: IntakeError | DownloadError | StorageFull) -> Refusal:
     """A reference that could not be brought in, in the words of the API."""
     match error:
-        case FetchError():
+        case DownloadError():
             return Refusal("invalid_image", f"A reference image could not be fetched: {error}", field="imageUrls")
         case IntakeError(code="invalid_image" | "payload_too_large" as code):
             return Refusal(code, str(error), field="image")

@@ -101,7 +101,7 @@ class Inbox:
         provider = self.broker.providers.get(hook.provider, self.broker.provider)
         proofs = self._proofs(hook, provider)
         body, malformed = _read(hook)
-        names = provider.names(body)
+        names = provider.job_ids(body)
         task = await self.broker.addressee(inbound.task_in(hook.query), names, proofs.token)
         proofs = replace(proofs, known=task is not None)
         judgement = inbound.judge(**vars(proofs)) if malformed is None or proofs.token == Proof.WRONG else malformed
@@ -113,7 +113,7 @@ class Inbox:
             task=task,
             judgement=judgement,
             taken_as=taken_as,
-            report=provider.hear(body) if malformed is None else None,
+            report=provider.parse_callback(body) if malformed is None else None,
             effect=await self._effect(hook, task, taken_as),
         )
 
@@ -182,7 +182,6 @@ def _again(hook: Hook, task: Task, taken_as: Verdict, now: float) -> Hook:
         reason="replayed by hand",
         received_at=now,
         digested_at=None,
-        acknowledged_in=None,
         job_ended_at=None,
         replay_of=hook.id,
     )

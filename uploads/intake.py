@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import binascii
 import re
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
@@ -31,10 +31,6 @@ EXTENSIONS: dict[MediaType, Literal["png", "jpg", "webp"]] = {
     "image/jpeg": "jpg",
     "image/webp": "webp",
 }
-
-
-Known = Callable[[str, int], Awaitable[Blob | None]]
-"""(sha256, size) → the blob that already holds these bytes, if they need not be stored again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,18 +78,16 @@ class Intake:
         self._max_pixels = max_pixels
         self._decoders = anyio.CapacityLimiter(decoders)
 
-    async def from_stream(
-        self, owner: str, chunks: AsyncIterable[bytes], *, max_bytes: int, known: Known | None = None
-    ) -> Image:
+    async def from_stream(self, owner: str, chunks: AsyncIterable[bytes], *, max_bytes: int) -> Image:
         """Read, validate and store an image of at most `max_bytes`.
 
-        1. detect the type by the first kilobyte 2. write everything to a draft 3. validate it 4. store it, unless it
-        is `known`. Raises `IntakeError`, `StorageError` when the store is unavailable, and everything that `chunks`
+        1. detect the type by the first kilobyte 2. write everything to a draft 3. validate it 4. store it. Raises
+        `IntakeError`, `StorageError` when the store is unavailable, and everything that `chunks`
         raises. `chunks` may be left before its end; the caller closes it.
         """
         try:
             async with aclosing(_regroup(chunks, max_bytes)) as pieces:
-                return await self._store(owner, pieces, known)
+                return await self._store(owner, pieces)
         except InvalidImage as error:
             raise IntakeError("invalid_image", error.message, truncated=error.truncated) from error
         except StorageFull as error:
@@ -106,7 +100,7 @@ class Intake:
             raise _too_large(max_bytes)
         return await self.from_stream(owner, _decode_base64(uri, start), max_bytes=max_bytes)
 
-    async def _store(self, owner: str, pieces: AsyncIterator[bytes], known: Known | None) -> Image:
+    async def _store(self, owner: str, pieces: AsyncIterator[bytes]) -> Image:
         head = await anext(pieces, b"")
         media_type = detect_type(head)
         async with self._blobs.draft(owner) as draft:
@@ -115,8 +109,7 @@ class Intake:
                 await draft.write(piece)
             validate = partial(_validate_file, draft.path, media_type, self._max_pixels)
             info = await anyio.to_thread.run_sync(validate, limiter=self._decoders)
-            there = await known(draft.sha256, draft.size) if known else None
-            blob = there or await draft.keep(media_type)
+            blob = await draft.keep(media_type)
         return Image(blob=blob, media_type=media_type, width=info.width, height=info.height)
 
 

@@ -8,13 +8,13 @@ from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 
 from broker import logs, server
-from broker.assembly import Services
+from broker.bootstrap import open_services
 from broker.cli.client import address, client_for
 from broker.cli.sandbox import LOOPBACK, beside
 from broker.client import AsyncClient
 from broker.public_url import check_configured
+from broker.services import Services
 from broker.settings import Settings
-from broker.wiring import open_services
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,10 +12,10 @@ import pytest
 
 from broker.api.inbox import report_document
 from broker.catalog import Catalog
-from broker.outgoing import ApiClient
+from broker.net.api_client import ApiClient
 from broker.providers.base import Provider
-from broker.providers.kie import Kie
-from broker.providers.legacy import Legacy
+from broker.providers.kie.adapter import Kie
+from broker.providers.legacy.adapter import Legacy
 from tests.conftest import ManualClock
 from webhooks import inbound
 from webhooks.inbound import MalformedBody, Proofs
@@ -33,7 +33,7 @@ NOTHING_THERE = "http://127.0.0.1:9"
 async def providers(clock: ManualClock) -> AsyncIterator[dict[str, Provider]]:
     client = ApiClient(timeout=1.0, max_connections=1)
     shared: dict[str, Any] = {"api_key": "k", "client": client, "catalog": Catalog.load(), "now": clock.now}
-    kie = Kie(base_url=NOTHING_THERE, upload_url=NOTHING_THERE, upload_references=False, **shared)
+    kie = Kie(base_url=NOTHING_THERE, upload_url=NOTHING_THERE, always_upload=False, **shared)
     yield {"kie": kie, "sandbox": kie, "legacy": Legacy(base_url=NOTHING_THERE, **shared)}
     await client.aclose()
 
@@ -61,8 +61,8 @@ def _today(fixture: dict[str, Any], provider: Provider) -> dict[str, Any]:
         return {"names": [], "report": None, "verdict": "malformed", "status": malformed.status}
     judged = inbound.judge(**vars(proofs))
     return {
-        "names": list(provider.names(body)),
-        "report": report_document(provider.hear(body)),
+        "names": list(provider.job_ids(body)),
+        "report": report_document(provider.parse_callback(body)),
         "verdict": judged.verdict.value,
         "status": judged.status,
     }

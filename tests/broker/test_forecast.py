@@ -13,10 +13,10 @@ import pytest
 
 from broker import forecast
 from broker.api.views import Views
-from broker.assembly import Services
 from broker.forecast import coarse
 from broker.reports import Finished, Pending
 from broker.sandbox.options import Options
+from broker.services import Services
 from storage.tasks import State, Task
 from tests.broker.api_house import NEVER, a_task, open_api
 from tests.broker.test_api_tasks import NOTHING_KNOWN, look, parsed
@@ -186,7 +186,7 @@ async def test_a_queued_task_shows_its_place_and_its_tag_changes_with_it(tmp_pat
 
 async def test_a_stream_tells_each_step_ahead(tmp_path: Path) -> None:
     """The row itself does not change when others leave the queue."""
-    async with open_api(tmp_path) as house:
+    async with open_api(tmp_path, sockets=True) as house:
         tasks = [await house.add(number=n, state=State.QUEUED, attempt=0) for n in (1, 2)]
         received = ""
         async with asyncio.timeout(10), house.client.stream("GET", f"/api/task/{tasks[1].id}/events") as answer:

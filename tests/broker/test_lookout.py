@@ -14,11 +14,11 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
-from broker.assembly import Services
+from broker.bootstrap import open_services
 from broker.lookout import LOOK_SECONDS, PROVE_SECONDS
 from broker.server import bind, port_of, running
+from broker.services import Services
 from broker.settings import load
-from broker.wiring import open_services
 from storage.database import StorageError
 from storage.tasks import Attempt, State, Task
 from tests.broker.api_house import a_task

@@ -16,9 +16,9 @@ from structlog.testing import capture_logs
 
 from broker import credits as accounts
 from broker import gauges, lifecycle
-from broker.assembly import Services
 from broker.metrics import Metrics
 from broker.reports import Failed, Finished, Pending
+from broker.services import Services
 from broker.watchdog import watching
 from storage.tasks import Attempt, State, Task
 from tests.broker.api_house import a_task, open_api

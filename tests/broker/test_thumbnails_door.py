@@ -558,14 +558,3 @@ async def test_thumbnail_is_never_served_by_link(tmp_path: Path, s3_server: S3Se
         image = await shown(house)
         assert (await house.client.get(path_of(image))).status_code == 307
         assert is_small(await small(house, image))
-
-
-async def test_bytes_of_another_task_are_not_served_by_link(tmp_path: Path, s3_server: S3Server) -> None:
-    """A link would reveal the id of the other task, and with it its prompt."""
-    async with open_api(tmp_path, **bucket(s3_server), blob_links="presigned") as house:
-        holder = await shown(house, 1)
-        other = await house.add(number=2, state=State.SUCCEEDED, ended_at=1.0)
-        row = replace(holder, name=f"generated_{'e' * 32}.png", owner=other.id, holder=holder.owner)
-        await house.services.database.transact(house.services.broker.images.adding(row))
-        answer = await house.client.get(path_of(row))
-        assert (answer.status_code, answer.content) == (200, DATA)

@@ -11,13 +11,13 @@ from typing import Any
 
 import httpx
 
-from broker.assembly import Services
+from broker.bootstrap import database_for, open_services
 from broker.clock import Clock
 from broker.sandbox.options import Options
 from broker.sandbox.server import serve_sandbox
 from broker.server import bind, port_of, running
+from broker.services import Services
 from broker.settings import Settings, load
-from broker.wiring import database_for, open_services
 from storage.database import Database
 
 QUICK: dict[str, Any] = {

@@ -9,12 +9,14 @@ import json
 import socket
 import traceback
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import pytest
 
 from broker.errors import NotSent, ProviderError
-from broker.outgoing import Answer, ApiClient, FilePart, redact_url
+from broker.net.api_client import MAX_CONCURRENT_UPLOADS, ApiClient, FilePart, HttpResponse
+from broker.net.url_policy import redact_url
 from tests.faults.faulty_http import Script, Visit, answers, head, pieces, rst, says, serve, silence
 
 pytestmark = pytest.mark.anyio
@@ -244,8 +246,8 @@ async def test_a_body_can_be_json_bytes_or_a_stream(client: ApiClient) -> None:
     assert b"content-type: application/json" in server.heads[0].lower()
 
 
-async def test_a_file_is_uploaded_as_a_form_while_it_is_read(client: ApiClient) -> None:
-    """With the length said beforehand, and names that cannot break out of their quotes."""
+async def test_multipart_upload_arrives_intact(client: ApiClient) -> None:
+    """Its length is announced, fields may repeat, and names cannot break out of their quotes."""
     image = bytes(range(256)) * 4096
     bodies = []
 
@@ -253,70 +255,58 @@ async def test_a_file_is_uploaded_as_a_form_while_it_is_read(client: ApiClient) 
         bodies.append(await visit.hear_body())
         await answers("200 OK", b"{}")(visit)
 
-    file = FilePart(
-        name="file",
-        filename='a"; name="x\r\n.png',
-        media_type="image/png",
-        size=len(image),
-        chunks=pieces(image[:5], image[5:70_000], image[70_000:]),
-    )
+    chunks = partial(pieces, image[:5], image[5:70_000], image[70_000:])
+    files = [
+        FilePart(name="file", filename='a"; name="x\r\n.png', media_type="image/png", read=chunks),
+        FilePart(name="file", filename="b.jpg", media_type="image/jpeg", read=partial(pieces, b"second")),
+    ]
     async with serve(keep) as server:
-        await client.request("POST", server.url(), form={"uploadPath": "images/ü", "n": ""}, files=[file], timeout=5)
+        await client.request(
+            "POST", server.url(), form={"path": "images/ü", "link": ["1", "2"], "none": []}, files=files, timeout=5
+        )
         await client.request("POST", server.url(), form={"n": "1"})
     assert bodies[1].split(b"\r\n")[1:4] == [b'Content-Disposition: form-data; name="n"', b"", b"1"]
-    head_text = server.heads[0].decode().partition("\r\n")[2]
-    content_type = next(line for line in head_text.split("\r\n") if line.lower().startswith("content-type:"))
-    message = email.parser.BytesParser(policy=email.policy.HTTP).parsebytes(
-        content_type.encode() + b"\r\n\r\n" + bodies[0]
-    )
-    parts = {part.get_param("name", header="content-disposition"): part for part in message.iter_parts()}
-    assert set(parts) == {"uploadPath", "n", "file"}
-    assert parts["uploadPath"].get_payload(decode=True) == "images/ü".encode()
-    assert parts["file"].get_payload(decode=True) == image
-    assert parts["file"].get_content_type() == "image/png"
-    assert parts["file"].get_filename() == "a%22; name=%22x%0D%0A.png"
+    content_type = next(line for line in server.heads[0].split(b"\r\n") if line.lower().startswith(b"content-type:"))
+    message = email.parser.BytesParser(policy=email.policy.HTTP).parsebytes(content_type + b"\r\n\r\n" + bodies[0])
+    parts = list(message.iter_parts())
+    assert [
+        (part.get_param("name", header="content-disposition"), part.get_payload(decode=True)) for part in parts
+    ] == [("path", "images/ü".encode()), ("link", b"1"), ("link", b"2"), ("file", image), ("file", b"second")]
+    assert [part.get_content_type() for part in parts[-2:]] == ["image/png", "image/jpeg"]
+    assert parts[-2].get_filename() == "a%22; name=%22x%0D%0A.png"
 
 
-async def test_a_form_may_have_several_files_and_repeat_a_field(client: ApiClient) -> None:
-    bodies = []
+async def test_at_most_four_uploads_run_at_once() -> None:
+    client = ApiClient(timeout=5, max_connections=20)
+    running, most = 0, 0
+    full = asyncio.Event()
 
-    async def keep(visit: Visit) -> None:
-        bodies.append(await visit.hear_body())
+    async def count(visit: Visit) -> None:
+        nonlocal running, most
+        await visit.hear_body()
+        running += 1
+        most = max(most, running)
+        if running == MAX_CONCURRENT_UPLOADS:
+            full.set()
+        await full.wait()  # every slot is taken before the first upload is answered
+        running -= 1
         await answers("200 OK", b"{}")(visit)
 
-    files = [
-        FilePart(name="image", filename=name, media_type="image/png", size=len(name), chunks=pieces(name.encode()))
-        for name in ("one", "three")
-    ]
-    async with serve(keep) as server:
-        await client.request("POST", server.url(), form={"link": ["a", "b"], "n": "1", "none": []}, files=files)
-    kind = next(line for line in server.heads[0].split(b"\r\n") if line.lower().startswith(b"content-type:"))
-    message = email.parser.BytesParser(policy=email.policy.HTTP).parsebytes(kind + b"\r\n\r\n" + bodies[0])
-    parts = [
-        (part.get_param("name", header="content-disposition"), part.get_payload(decode=True))
-        for part in message.iter_parts()
-    ]
-    assert parts == [("link", b"a"), ("link", b"b"), ("n", b"1"), ("image", b"one"), ("image", b"three")]
+    file = FilePart(name="file", filename="a.png", media_type="image/png", read=partial(pieces, b"content"))
+    async with serve(count) as server:
+        await asyncio.gather(*(client.request("POST", server.url(), files=[file]) for _ in range(10)))
+        assert (most, len(server.heads)) == (4, 10)
+        await client.aclose()
 
 
-@pytest.mark.parametrize("given", [b"too short", b"longer than it said"])
-async def test_a_file_of_another_size_than_announced_fails(client: ApiClient, given: bytes) -> None:
-    file = FilePart(name="file", filename="a", media_type="image/png", size=12, chunks=pieces(given))
-    async with serve(silence) as server:
-        with pytest.raises(ProviderError, match="not 12 bytes long") as caught:
-            await client.request("POST", server.url(), files=[file])
-    assert type(caught.value) is ProviderError
-
-
-async def test_trouble_with_our_own_file_is_not_the_providers(client: ApiClient) -> None:
+async def test_error_reading_our_own_file_is_not_a_provider_error(client: ApiClient) -> None:
     async def broken() -> AsyncIterator[bytes]:
         yield b"x"
         raise OSError("disk on fire")
 
-    file = FilePart(name="file", filename="a", media_type="image/png", size=12, chunks=broken())
-    async with serve(silence) as server:
-        with pytest.raises(OSError, match="disk on fire"):
-            await client.request("POST", server.url(), files=[file])
+    file = FilePart(name="file", filename="a", media_type="image/png", read=broken)
+    with pytest.raises(OSError, match="disk on fire"):
+        await client.request("POST", f"http://127.0.0.1:{unused_port()}/", files=[file])
 
 
 # -- streams
@@ -355,7 +345,7 @@ async def test_a_stream_that_falls_silent_is_gone(client: ApiClient) -> None:
 
     for script in (falls_silent, silence):
         async with serve(script) as server:
-            with pytest.raises(ProviderError, match="no whole answer in time") as caught:
+            with pytest.raises(ProviderError, match="no complete response in time") as caught:
                 await received(client, server.url(f"/?key={SECRET}"), silence=0.05)
             assert SECRET not in "".join(traceback.format_exception(caught.value))
 
@@ -403,7 +393,7 @@ async def test_leaving_a_stream_ends_its_connection_and_frees_its_place() -> Non
     ],
 )
 def test_sound_json_is_read(body: bytes, value: Any) -> None:
-    assert Answer(status=200, headers={}, body=body).json() == value
+    assert HttpResponse(status=200, headers={}, body=body).json() == value
 
 
 @pytest.mark.parametrize(
@@ -429,14 +419,14 @@ def test_sound_json_is_read(body: bytes, value: Any) -> None:
 )
 def test_unsound_json_is_a_provider_error_that_quotes_nothing(body: bytes) -> None:
     with pytest.raises(ProviderError) as caught:
-        Answer(status=502, headers={}, body=body).json()
+        HttpResponse(status=502, headers={}, body=body).json()
     assert "HTTP 502" in str(caught.value)
     assert "s3cret" not in "".join(traceback.format_exception(caught.value))
 
 
-def test_an_answer_does_not_print_its_content() -> None:
-    answer = Answer(status=200, headers={"set-cookie": SECRET}, body=SECRET.encode())
-    assert repr(answer) == "Answer(status=200)"
+def test_response_repr_has_no_content() -> None:
+    response = HttpResponse(status=200, headers={"set-cookie": SECRET}, body=SECRET.encode())
+    assert repr(response) == "HttpResponse(status=200)"
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from broker.reports import Billed
 
 
 @dataclass(frozen=True, kw_only=True)
-class Meaning:
+class ErrorClass:
     """code: of the closed set. retryable: another attempt may succeed. known: some table said so, nobody guessed."""
 
     code: str
@@ -28,26 +28,26 @@ class Meaning:
     known: bool = True
 
 
-SAFETY_INPUT: Final = Meaning(code="safety_input")
-SAFETY_OUTPUT: Final = Meaning(code="safety_output")
-NO_IMAGE: Final = Meaning(code="no_image")
-NO_IMAGE_BY_CHANCE: Final = Meaning(code="no_image", retryable=True)
-REJECTED: Final = Meaning(code="provider_rejected")
-AUTH: Final = Meaning(code="provider_auth", billed="no")
-CREDITS: Final = Meaning(code="provider_credits", billed="no")
-RATE: Final = Meaning(code="provider_rate_limited", retryable=True, billed="no")
-AWAY: Final = Meaning(code="provider_unavailable", retryable=True)
-FAILED: Final = Meaning(code="provider_error", retryable=True)
-REFUNDED: Final = Meaning(code="provider_error", retryable=True, billed="no")
+SAFETY_INPUT: Final = ErrorClass(code="safety_input")
+SAFETY_OUTPUT: Final = ErrorClass(code="safety_output")
+NO_IMAGE: Final = ErrorClass(code="no_image")
+NO_IMAGE_BY_CHANCE: Final = ErrorClass(code="no_image", retryable=True)
+REJECTED: Final = ErrorClass(code="provider_rejected")
+AUTH: Final = ErrorClass(code="provider_auth", billed="no")
+CREDITS: Final = ErrorClass(code="provider_credits", billed="no")
+RATE: Final = ErrorClass(code="provider_rate_limited", retryable=True, billed="no")
+AWAY: Final = ErrorClass(code="provider_unavailable", retryable=True)
+FAILED: Final = ErrorClass(code="provider_error", retryable=True)
+REFUNDED: Final = ErrorClass(code="provider_error", retryable=True, billed="no")
 
 
-def _rows(*rows: tuple[str, Meaning]) -> dict[str, Meaning]:
+def _rows(*rows: tuple[str, ErrorClass]) -> dict[str, ErrorClass]:
     return {name.lower(): meaning for names, meaning in rows for name in names.split()}
 
 
 # -- numbers
 
-ACCOUNT: Final[dict[int, Meaning]] = {
+ACCOUNT: Final[dict[int, ErrorClass]] = {
     401: AUTH,
     402: CREDITS,
     403: AUTH,
@@ -57,7 +57,7 @@ ACCOUNT: Final[dict[int, Meaning]] = {
 }
 """Codes about the account or the service: whatever the words beside them, they are not about this order."""
 
-ORDER: Final[dict[int, Meaning]] = {
+ORDER: Final[dict[int, ErrorClass]] = {
     **dict.fromkeys((400, 404, 405, 422), REJECTED),
     408: FAILED,  # kie.ai, of a job: no result for more than ten minutes
     413: REJECTED,  # kie.ai: the input matches an existing work
@@ -77,7 +77,7 @@ CATCH_ALL: Final = frozenset({500, 501})
 
 # -- names
 
-NAMES: Final[dict[str, Meaning]] = _rows(
+NAMES: Final[dict[str, ErrorClass]] = _rows(
     # Gemini: error status and reason
     ("API_KEY_INVALID UNAUTHENTICATED PERMISSION_DENIED FAILED_PRECONDITION", AUTH),  # the last: region, billing
     ("RESOURCE_EXHAUSTED", RATE),
@@ -104,7 +104,7 @@ NAMES: Final[dict[str, Meaning]] = _rows(
 )
 """Failures with a name of their own; they tell more than the number beside them."""
 
-VAGUE_NAMES: Final[dict[str, Meaning]] = _rows(
+VAGUE_NAMES: Final[dict[str, ErrorClass]] = _rows(
     ("INVALID_ARGUMENT NOT_FOUND", REJECTED),  # Gemini; the second: the model is gone
     ("INTERNAL DEADLINE_EXCEEDED", FAILED),  # Gemini
     ("api_error", FAILED),  # AceDataCloud
@@ -116,7 +116,7 @@ VAGUE_NAMES: Final[dict[str, Meaning]] = _rows(
 _FLAGGED: Final = re.compile(r"sensitive|flagged|\bpolic(y|ies)\b|moderat|nsfw|prohibited|safety|unsafe|violat", re.I)
 _OUTPUT_ONLY: Final = re.compile(r"^(?!.*\b(inputs?|prompts?)\b).*\b(outputs?|generated|results?)\b", re.I | re.S)
 
-WORDS: Final[tuple[tuple[re.Pattern[str], Meaning], ...]] = tuple(
+WORDS: Final[tuple[tuple[re.Pattern[str], ErrorClass], ...]] = tuple(
     (re.compile(pattern, re.I), meaning)
     for pattern, meaning in (
         # the account, where a gateway says it without its number
@@ -146,7 +146,7 @@ _SAYS_NOTHING: Final = re.compile(
 _IDENTIFIER: Final = re.compile(r"\b(?:[A-Z]+(?:_[A-Z]+)+|[a-z]+(?:_[a-z]+)+|E00[0-9])\b")
 
 
-def meaning(code: int | None, words: str, names: Sequence[str] = ()) -> Meaning:
+def classify_error(code: int | None, words: str, names: Sequence[str] = ()) -> ErrorClass:
     """What a failure comes to. names: what its body calls it, beside its number and its words.
 
     1. A name that tells. 2. A number about the account. 3. Words: names in them, what is said of the content, others we
@@ -168,23 +168,23 @@ def _names_in(words: str) -> Iterator[str]:
     yield from _IDENTIFIER.findall(words)
 
 
-def _first(table: Mapping[str, Meaning], names: Sequence[str]) -> Meaning | None:
+def _first(table: Mapping[str, ErrorClass], names: Sequence[str]) -> ErrorClass | None:
     return next((table[name.lower()] for name in names if name.lower() in table), None)
 
 
-def _said(words: str) -> Meaning | None:
+def _said(words: str) -> ErrorClass | None:
     found = _first(NAMES, list(_names_in(words))) or _flagged(words)
     found = found or next((meaning for pattern, meaning in WORDS if pattern.search(words)), None)
     return replace(found, billed=None) if found else None
 
 
-def _flagged(words: str) -> Meaning | None:
+def _flagged(words: str) -> ErrorClass | None:
     if not _FLAGGED.search(words):
         return None
     return SAFETY_OUTPUT if _OUTPUT_ONLY.match(words) else SAFETY_INPUT
 
 
-def _by_number(code: int, words: str) -> Meaning:
+def _by_number(code: int, words: str) -> ErrorClass:
     known = bool(_SAYS_NOTHING.fullmatch(words.strip()))
     if code in ORDER:
         return replace(ORDER[code], known=known or code not in CATCH_ALL)

@@ -19,12 +19,12 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait
 
 from broker.catalog import Catalog, Wire
 from broker.errors import NotSent, ProviderError
+from broker.net.api_client import ApiClient, FilePart, HttpResponse
 from broker.orders import Order, Reference
-from broker.outgoing import Answer, ApiClient, FilePart
-from broker.providers import reading, verdicts
+from broker.providers import parsing, responses
 from broker.providers.base import STATUS_SECONDS
-from broker.providers.reading import Said
-from broker.providers.verdicts import Reply
+from broker.providers.parsing import ParsedResponse
+from broker.providers.responses import ProviderResponse
 from broker.reports import Failed, Finished, Pending, Report
 
 DIALECT: Final = "kie"
@@ -43,7 +43,7 @@ ENDED_IN_CALLBACK: Final = ENDED | {400, 413, 422, 451, 500}
 class Kie:
     """One account at kie.ai.
 
-    base_url, upload_url: without a slash at the end. upload_references: hand references over through kie's own file
+    base_url, upload_url: without a slash at the end. always_upload: hand references over through kie's own file
     host even where they have a public address. upload_pause: seconds before an upload is tried again, then doubled.
     """
 
@@ -54,7 +54,7 @@ class Kie:
     client: ApiClient
     catalog: Catalog
     now: Callable[[], float]
-    upload_references: bool
+    always_upload: bool
     upload_pause: float = 0.5
     creates_per_10s: int = 20
     concurrency: int = 100
@@ -62,10 +62,10 @@ class Kie:
     def supports(self, model: str) -> bool:
         return self.catalog.serves(DIALECT, model)
 
-    def preview(self, order: Order, callback_url: str | None) -> dict[str, Any]:
+    def build_request(self, order: Order, callback_url: str | None) -> dict[str, Any]:
         """References that would be uploaded first appear as `upload:<name>`; the callback's query is cut off."""
         references = [self._public_url(reference) or f"upload:{reference.name}" for reference in order.references]
-        callback = self._harmless(callback_url) if callback_url else None
+        callback = self._redact(callback_url) if callback_url else None
         return {
             "method": "POST",
             "url": self._url("/api/v1/jobs/createTask"),
@@ -83,17 +83,17 @@ class Kie:
         """Upload references that were not handed over; then createTask, once (kie.ai: Market)."""
         wire = self.catalog.wire(DIALECT, order.model, order.mode)
         if wire is None:
-            return verdicts.not_served(self.name, order)
+            return responses.not_served(self.name, order)
         references = await self._references(order)
         if isinstance(references, Failed):
             return references
         try:
             answer = await self._post("/api/v1/jobs/createTask", _create(wire, order, references, callback_url))
         except NotSent as error:
-            return verdicts.unsent(error, self._harmless)
+            return responses.unsent(error, self._redact)
         return self._ordered(self._reply(answer))
 
-    def _ordered(self, reply: Reply) -> Report:
+    def _ordered(self, reply: ProviderResponse) -> Report:
         """What an answer to createTask means; ProviderError where it leaves the outcome open.
 
         kie.ai: 429 created and charged nothing. Code 500, HTTP 5xx and 408 may come after the order was taken.
@@ -101,12 +101,12 @@ class Kie:
         if reply.said.job_id:
             return Pending(job_id=reply.said.job_id)
         if reply.proves_refusal:
-            return reply.refusal(self._harmless)
+            return reply.refusal(self._redact)
         raise self._trouble("createTask", reply)
 
     # -- references
 
-    async def hand_over(self, order: Order) -> Order | Failed:
+    async def upload_references(self, order: Order) -> Order | Failed:
         urls = await self._references(order)
         if isinstance(urls, Failed):
             return urls
@@ -115,7 +115,7 @@ class Kie:
         return replace(order, references=references)
 
     def _public_url(self, reference: Reference) -> str | None:
-        return None if self.upload_references and not reference.handed_over else reference.url
+        return None if self.always_upload and not reference.handed_over else reference.url
 
     async def _references(self, order: Order) -> list[str] | Failed:
         urls: list[str] = []
@@ -137,18 +137,12 @@ class Kie:
         try:
             return await tries(self._upload, reference)
         except ProviderError as error:
-            return verdicts.unsent(error, self._harmless)
+            return responses.unsent(error, self._redact)
 
     async def _upload(self, reference: Reference) -> str | Failed:
         """kie.ai: File Stream Upload. A name used before may go on serving the old bytes, so each is new."""
         name = _file_name(reference)
-        file = FilePart(
-            name="file",
-            filename=name,
-            media_type=reference.media_type,
-            size=reference.size,
-            chunks=reference.read(),
-        )
+        file = FilePart(name="file", filename=name, media_type=reference.media_type, read=reference.read)
         answer = await self.client.request(
             "POST",
             f"{self.upload_url.rstrip('/')}/api/file-stream-upload",
@@ -157,11 +151,11 @@ class Kie:
             files=[file],
         )
         reply = self._reply(answer)
-        data = reading.record_of(reading.mapping(reply.body))
-        if url := reading.first_link([data.get("downloadUrl"), data.get("fileUrl")]):
+        data = parsing.record_of(parsing.mapping(reply.body))
+        if url := parsing.first_link([data.get("downloadUrl"), data.get("fileUrl")]):
             return url
-        if reply.proves_refusal and reply.code not in verdicts.WAITS:
-            return reply.refusal(self._harmless)
+        if reply.proves_refusal and reply.code not in responses.WAITS:
+            return reply.refusal(self._redact)
         raise self._trouble("file-stream-upload", reply)
 
     # -- listening
@@ -175,41 +169,41 @@ class Kie:
         reply = self._reply(answer)
         said = reply.said
         if reply.body is None:
-            said = Said.of(reading.salvaged(answer.body.decode("utf-8", "replace")))
+            said = ParsedResponse.from_body(parsing.salvaged(answer.body.decode("utf-8", "replace")))
         if said.ids and job_id not in said.ids:
             raise ProviderError(f"{self.name}: recordInfo answered about another job")
         match said.state:
             case "done" if said.ids:
                 return Finished(outputs=said.outputs, job_id=job_id, cost=said.cost)
             case "failed" if said.ids:
-                return verdicts.failed(said, job_id, self._harmless)
+                return responses.failed(said, job_id, self._redact)
             case None if said.code in ENDED:
-                return verdicts.failed(said, job_id, self._harmless)
+                return responses.failed(said, job_id, self._redact)
             case "running" | "unknown" | None if said.ids and reply.fine:
                 return Pending(job_id=job_id, stage=said.word, percent=said.percent)
         raise self._trouble("recordInfo", reply)
 
-    def hear(self, body: Any) -> Report:
+    def parse_callback(self, body: Any) -> Report:
         """kie.ai: Callbacks of the Market models (the record of Get Task Detail beside a code), the older
         `{"task_id", "status", "output"}`, and the bodies of sibling products.
 
         Where code and state contradict each other, or nothing can be read, the provider is to be asked.
         """
-        said = Said.of(body)
-        fine = said.code is None or said.code in reading.FINE
+        said = ParsedResponse.from_body(body)
+        fine = said.code is None or said.code in parsing.FINE
         match said.state:
             case "done" | None if fine and said.outputs:
                 return Finished(outputs=said.outputs, job_id=said.job_id, cost=said.cost, ended_at=said.ended_at)
             case "failed" if said.code is None or not fine:
-                return verdicts.failed(said, said.job_id, self._harmless)
+                return responses.failed(said, said.job_id, self._redact)
             case None if said.code in ENDED_IN_CALLBACK and not said.outputs:
-                return verdicts.failed(said, said.job_id, self._harmless)
+                return responses.failed(said, said.job_id, self._redact)
             case "running" if fine:
                 return Pending(job_id=said.job_id, stage=said.word, percent=said.percent)
         return Pending(job_id=said.job_id, check_in=0)
 
-    def names(self, body: Any) -> tuple[str, ...]:
-        return reading.ids_in(body)
+    def job_ids(self, body: Any) -> tuple[str, ...]:
+        return parsing.ids_in(body)
 
     # -- the rest
 
@@ -217,19 +211,19 @@ class Kie:
         """kie.ai documents no way to cancel a job."""
         return False
 
-    async def refresh(self, url: str) -> str | None:
+    async def refresh_url(self, url: str) -> str | None:
         """kie.ai: Download URL. A link good for 20 minutes; 422 for what is not theirs."""
         reply = self._reply(await self._post("/api/v1/common/download-url", {"url": url}))
-        if reply.fine and (link := reading.first_link([reading.mapping(reply.body).get("data")])):
+        if reply.fine and (link := parsing.first_link([parsing.mapping(reply.body).get("data")])):
             return link
         if reply.code in {404, 422}:
             return None
         raise self._trouble("download-url", reply, permanent=True)
 
-    async def credits(self) -> float | None:
+    async def balance(self) -> float | None:
         """kie.ai: Get Account Credits. Documented as a whole number, in practice a fraction."""
         reply = self._reply(await self._get("/api/v1/chat/credit", {}))
-        left = reading.amount(reading.mapping(reply.body).get("data"))
+        left = parsing.amount(parsing.mapping(reply.body).get("data"))
         if reply.fine and left is not None:
             return left
         raise self._trouble("credit", reply, permanent=True)
@@ -242,22 +236,22 @@ class Kie:
     def _headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.api_key}"}
 
-    async def _post(self, path: str, body: Mapping[str, Any]) -> Answer:
+    async def _post(self, path: str, body: Mapping[str, Any]) -> HttpResponse:
         return await self.client.request("POST", self._url(path), headers=self._headers(), json=body)
 
-    async def _get(self, path: str, params: Mapping[str, str]) -> Answer:
+    async def _get(self, path: str, params: Mapping[str, str]) -> HttpResponse:
         return await self.client.request(
             "GET", self._url(path), headers=self._headers(), params=params, timeout=STATUS_SECONDS
         )
 
-    def _harmless(self, words: str) -> str:
-        return reading.harmless(words, (self.api_key,))
+    def _redact(self, words: str) -> str:
+        return parsing.redact(words, (self.api_key,))
 
-    def _reply(self, answer: Answer) -> Reply:
-        return Reply.of(answer, self.now())
+    def _reply(self, answer: HttpResponse) -> ProviderResponse:
+        return ProviderResponse.from_http(answer, self.now())
 
-    def _trouble(self, verb: str, reply: Reply, *, permanent: bool = False) -> ProviderError:
-        return reply.trouble(f"{self.name}: {verb}", self._harmless, permanent=permanent)
+    def _trouble(self, verb: str, reply: ProviderResponse, *, permanent: bool = False) -> ProviderError:
+        return reply.trouble(f"{self.name}: {verb}", self._redact, permanent=permanent)
 
 
 def _create(wire: Wire, order: Order, references: Sequence[str], callback_url: str | None) -> dict[str, Any]:

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from broker.errors import TASK_CODES
-from broker.outgoing import Answer
-from broker.providers import failures, verdicts
-from broker.providers.failures import meaning
-from broker.providers.reading import Said
-from broker.providers.verdicts import Reply
+from broker.net.api_client import HttpResponse
+from broker.providers import error_codes, responses
+from broker.providers.error_codes import classify_error
+from broker.providers.parsing import ParsedResponse
+from broker.providers.responses import ProviderResponse
 from broker.reports import Failed
 
 SENSITIVE = "The input or output was flagged as sensitive. Please try again with different inputs."
@@ -136,7 +136,7 @@ TOLD: dict[str, list[tuple[int | None, str, str, bool, str | None]]] = {
 def test_what_is_told_in_numbers_and_words(
     code: int | None, words: str, expected: str, retryable: bool, billed: str | None
 ) -> None:
-    found = meaning(code, words)
+    found = classify_error(code, words)
     assert (found.code, found.retryable, found.billed) == (expected, retryable, billed)
     assert found.known
 
@@ -198,19 +198,19 @@ NAMED: dict[str, tuple[str, bool, str | None]] = {
 
 @pytest.mark.parametrize("name", NAMED)
 def test_what_has_a_name_of_its_own(name: str) -> None:
-    found = meaning(None, "no reason given", [name])
+    found = classify_error(None, "no reason given", [name])
     assert (found.code, found.retryable, found.billed) == NAMED[name]
     assert found.known
-    assert meaning(500, "no reason given", [name.swapcase()]) == found
+    assert classify_error(500, "no reason given", [name.swapcase()]) == found
 
 
 def test_no_row_of_the_tables_is_without_a_test_and_none_leaves_the_closed_set() -> None:
-    rows = [*failures.ACCOUNT.values(), *failures.ORDER.values(), *failures.NAMES.values()]
-    assert {row.code for row in [*rows, *failures.VAGUE_NAMES.values()]} <= TASK_CODES
-    assert {*failures.NAMES, *failures.VAGUE_NAMES} == {name.lower() for name in NAMED}
-    assert {*failures.ACCOUNT, *failures.ORDER} == {row[0] for rows in TOLD.values() for row in rows if row[0]}
+    rows = [*error_codes.ACCOUNT.values(), *error_codes.ORDER.values(), *error_codes.NAMES.values()]
+    assert {row.code for row in [*rows, *error_codes.VAGUE_NAMES.values()]} <= TASK_CODES
+    assert {*error_codes.NAMES, *error_codes.VAGUE_NAMES} == {name.lower() for name in NAMED}
+    assert {*error_codes.ACCOUNT, *error_codes.ORDER} == {row[0] for rows in TOLD.values() for row in rows if row[0]}
     said = [row[1] for rows in TOLD.values() for row in rows]
-    for pattern, row in failures.WORDS:
+    for pattern, row in error_codes.WORDS:
         assert any(pattern.search(words) for words in said), pattern.pattern
         assert row.code in TASK_CODES
 
@@ -228,21 +228,21 @@ def test_no_row_of_the_tables_is_without_a_test_and_none_leaves_the_closed_set()
 def test_what_nobody_knows_is_guessed_and_said_to_be(
     code: int | None, words: str, expected: str, retryable: bool
 ) -> None:
-    found = meaning(code, words)
+    found = classify_error(code, words)
     assert (found.code, found.retryable, found.known) == (expected, retryable, False)
 
 
 def test_a_name_tells_more_than_its_number_and_words_more_than_a_vague_name() -> None:
-    assert meaning(400, "no reason given", ["INVALID_ARGUMENT", "API_KEY_INVALID"]).code == "provider_auth"
-    assert meaning(422, "Invalid status code: 422", ["content_policy_violation"]).code == "safety_input"
-    assert meaning(500, "your prompt was flagged", ["api_error"]).code == "safety_input"
+    assert classify_error(400, "no reason given", ["INVALID_ARGUMENT", "API_KEY_INVALID"]).code == "provider_auth"
+    assert classify_error(422, "Invalid status code: 422", ["content_policy_violation"]).code == "safety_input"
+    assert classify_error(500, "your prompt was flagged", ["api_error"]).code == "safety_input"
 
 
 @pytest.mark.parametrize("words", ["RESOURCE_EXHAUSTED", "rate limit", "credits refunded", "E001", "invalid_token"])
 def test_words_that_may_repeat_a_prompt_never_say_that_nothing_was_billed(words: str) -> None:
     """What certainly cost nothing is ordered again by itself: a prompt must not be able to claim that."""
     for code in (None, 500, 501):
-        assert meaning(code, f"failed: {words}").billed is None
+        assert classify_error(code, f"failed: {words}").billed is None
 
 
 # -- bodies: where the names stand
@@ -288,12 +288,12 @@ BODIES: list[tuple[Any, str, str | None]] = [
 
 @pytest.mark.parametrize(("body", "code", "provider_code"), BODIES)
 def test_names_are_found_where_providers_put_them(body: Any, code: str, provider_code: str | None) -> None:
-    report = verdicts.failed(Said.of(body), "job", str)
+    report = responses.failed(ParsedResponse.from_body(body), "job", str)
     assert (report.code, report.provider_code, report.known) == (code, provider_code, True)
 
 
-def answered(status: int, body: Any, headers: dict[str, str] | None = None) -> Answer:
-    return Answer(status=status, headers=headers or {}, body=json.dumps(body).encode())
+def answered(status: int, body: Any, headers: dict[str, str] | None = None) -> HttpResponse:
+    return HttpResponse(status=status, headers=headers or {}, body=json.dumps(body).encode())
 
 
 @pytest.mark.parametrize(
@@ -308,18 +308,18 @@ def answered(status: int, body: Any, headers: dict[str, str] | None = None) -> A
     ],
 )
 def test_a_wait_may_stand_in_the_body(body: Any, wait: float) -> None:
-    reply = Reply.of(answered(429, body), 0.0)
+    reply = ProviderResponse.from_http(answered(429, body), 0.0)
     assert reply.refusal(str).retry_in == wait
 
 
 def test_the_header_tells_more_than_the_body() -> None:
     body = {"error": {"details": [{"retryDelay": "30s"}]}}
-    assert Reply.of(answered(429, body, {"retry-after": "7"}), 0.0).wait == 7.0
+    assert ProviderResponse.from_http(answered(429, body, {"retry-after": "7"}), 0.0).wait == 7.0
 
 
 def test_what_nobody_knows_stays_visible_as_it_came() -> None:
     body = {"data": {"state": "fail", "failCode": "FLUX-7", "failMsg": "the flux capacitor is cold"}}
-    assert verdicts.failed(Said.of(body), "job", str) == Failed(
+    assert responses.failed(ParsedResponse.from_body(body), "job", str) == Failed(
         code="provider_error",
         message="the flux capacitor is cold",
         retryable=False,

@@ -1,6 +1,6 @@
 """What an answer comes to: accepted, refused, unknown or not sent; why; and how long to wait.
 
-Shared by adapters of one family of APIs. Why something failed is looked up in `failures`.
+Shared by adapters of one family of APIs. Why something failed is looked up in `error_codes`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
 from broker.errors import ProviderError
+from broker.net.api_client import HttpResponse
 from broker.orders import Order
-from broker.outgoing import Answer
-from broker.providers.failures import meaning
-from broker.providers.reading import FINE, TASK_IDS, Said, asked_wait, whole
+from broker.providers.error_codes import classify_error
+from broker.providers.parsing import FINE, TASK_IDS, ParsedResponse, asked_wait, whole
 from broker.reports import Failed
 
-Harmless = Callable[[str], str]
+Redact = Callable[[str], str]
 """Takes secrets out of words."""
 
 MAX_WAIT: Final = 600.0
@@ -33,18 +33,18 @@ OPERATOR_WAITS: Final = dict.fromkeys((401, 402, 403, 433), 60.0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reply:
+class ProviderResponse:
     """An answer as it came and as it reads. body: its JSON or None. wait: seconds that it asks for."""
 
     status: int
     body: Any
-    said: Said
+    said: ParsedResponse
     wait: float | None
 
     @classmethod
-    def of(cls, answer: Answer, now: float, *, id_fields: Sequence[str] = TASK_IDS) -> Reply:
+    def from_http(cls, answer: HttpResponse, now: float, *, id_fields: Sequence[str] = TASK_IDS) -> ProviderResponse:
         body = _json(answer)
-        said = Said.of(body, id_fields=id_fields)
+        said = ParsedResponse.from_body(body, id_fields=id_fields)
         wait = wait_of(answer.headers, now)
         return cls(
             status=answer.status, body=body, said=said, wait=_within_reason(asked_wait(body)) if wait is None else wait
@@ -76,13 +76,13 @@ class Reply:
     def words(self) -> str:
         return self.said.message if self.body is not None else "the answer is not JSON"
 
-    def refusal(self, harmless: Harmless) -> Failed:
+    def refusal(self, redact: Redact) -> Failed:
         """What it refused, once it is certain that nothing was accepted."""
-        means = meaning(self.code, self.words, self.said.names)
+        means = classify_error(self.code, self.words, self.said.names)
         wait = self.wait if self.wait is not None else WAITS.get(self.code)
         return Failed(
             code=means.code,
-            message=harmless(self.words),
+            message=redact(self.words),
             retryable=means.retryable,
             billed="no",
             provider_code=str(self.code),
@@ -90,17 +90,17 @@ class Reply:
             known=means.known,
         )
 
-    def trouble(self, who: str, harmless: Harmless, *, permanent: bool = False) -> ProviderError:
+    def trouble(self, who: str, redact: Redact, *, permanent: bool = False) -> ProviderError:
         """An answer that does not help. who: name and verb. permanent: a refusal of this verb is for good."""
         wait = self.wait if self.wait is not None else (OPERATOR_WAITS | WAITS).get(self.code)
         final = permanent and self.proves_refusal and self.code not in WAITS
         summary = f"{who} answered HTTP {self.status}, code {self.said.code}"
-        message = f"{summary}: {harmless(self.words)}"
-        code = meaning(self.code, self.words, self.said.names).code
+        message = f"{summary}: {redact(self.words)}"
+        code = classify_error(self.code, self.words, self.said.names).code
         return ProviderError(message, permanent=final, retry_in=wait, summary=summary, code=code)
 
 
-def _json(answer: Answer) -> Any:
+def _json(answer: HttpResponse) -> Any:
     """None for what is no JSON: what it is instead (a proxy's page, half a record) is for the adapter to judge."""
     try:
         return answer.json()
@@ -108,13 +108,13 @@ def _json(answer: Answer) -> Any:
         return None
 
 
-def failed(said: Said, job_id: str | None, harmless: Harmless) -> Failed:
+def failed(said: ParsedResponse, job_id: str | None, redact: Redact) -> Failed:
     """A job that failed."""
-    means = meaning(whole(said.fail_code), said.message, said.names)
+    means = classify_error(whole(said.fail_code), said.message, said.names)
     refunded = said.fail_code == "531"  # kie.ai: whatever it consumed at first
     return Failed(
         code=means.code,
-        message=harmless(said.message),
+        message=redact(said.message),
         retryable=means.retryable,
         billed=means.billed or "unknown" if said.cost is None or refunded else said.billed,
         job_id=job_id,
@@ -124,11 +124,11 @@ def failed(said: Said, job_id: str | None, harmless: Harmless) -> Failed:
     )
 
 
-def unsent(error: ProviderError, harmless: Harmless) -> Failed:
+def unsent(error: ProviderError, redact: Redact) -> Failed:
     """An order that never left the house, or that we gave up before it could cost anything."""
     return Failed(
         code="provider_unavailable",
-        message=harmless(str(error)),
+        message=redact(str(error)),
         retryable=not error.permanent,
         billed="no",
         retry_in=error.retry_in,

@@ -65,7 +65,7 @@ _FIELD: Final = re.compile(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Said:
+class ParsedResponse:
     """What one body says about one job, before anybody decides whether to believe it.
 
     code: of the envelope, None if there is none. fail_code, message, cost: as far as they are there. ended_at: when the
@@ -86,7 +86,7 @@ class Said:
     percent: float | None = None
 
     @classmethod
-    def of(cls, body: Any, *, id_fields: Sequence[str] = TASK_IDS) -> Said:
+    def from_body(cls, body: Any, *, id_fields: Sequence[str] = TASK_IDS) -> ParsedResponse:
         """Read a body; anything that is not a JSON object says nothing."""
         top = mapping(_unwrapped(body))
         record = record_of(top)
@@ -379,7 +379,7 @@ def salvaged(broken: str) -> Mapping[str, Any]:
 # -- words
 
 
-def harmless(words: str, secrets: Iterable[str] = ()) -> str:
+def redact(words: str, secrets: Iterable[str] = ()) -> str:
     """A provider's words, fit to be kept: no key, no query of an address (it may hold a token), one line, short."""
     for secret in filter(None, secrets):
         words = words.replace(secret, "[secret]")

@@ -19,12 +19,12 @@ from urllib.parse import quote
 
 from broker.catalog import Catalog, Wire
 from broker.errors import NotSent, ProviderError
+from broker.net.api_client import ApiClient, HttpResponse
 from broker.orders import Order
-from broker.outgoing import Answer, ApiClient
-from broker.providers import reading, verdicts
+from broker.providers import parsing, responses
 from broker.providers.base import STATUS_SECONDS
-from broker.providers.reading import Said
-from broker.providers.verdicts import Reply
+from broker.providers.parsing import ParsedResponse
+from broker.providers.responses import ProviderResponse
 from broker.reports import Failed, Finished, Pending, Report
 
 DIALECT: Final = "legacy"
@@ -51,14 +51,14 @@ class Legacy:
     def supports(self, model: str) -> bool:
         return self.catalog.serves(DIALECT, model)
 
-    def preview(self, order: Order, callback_url: str | None) -> dict[str, Any]:
+    def build_request(self, order: Order, callback_url: str | None) -> dict[str, Any]:
         """References without a public address appear as `upload:<name>`; the callback's query is cut off."""
         wire = self.catalog.wire(DIALECT, order.model, order.mode) or Wire()
         references = [reference.url or f"upload:{reference.name}" for reference in order.references]
         return {
             "method": "POST",
             "url": self._url("/generate"),
-            "json": self._create(wire, order, references, self._harmless(callback_url) if callback_url else None),
+            "json": self._create(wire, order, references, self._redact(callback_url) if callback_url else None),
             "price": self.catalog.price(DIALECT, order.model, order.mode, order.resolution),
             "unit": self.catalog.unit(DIALECT),
         }
@@ -68,13 +68,13 @@ class Legacy:
 
     # -- ordering
 
-    async def hand_over(self, order: Order) -> Order | Failed:
+    async def upload_references(self, order: Order) -> Order | Failed:
         return order if all(reference.url for reference in order.references) else self._unreachable()
 
     async def submit(self, order: Order, callback_url: str | None) -> Report:
         wire = self.catalog.wire(DIALECT, order.model, order.mode)
         if wire is None:
-            return verdicts.not_served(self.name, order)
+            return responses.not_served(self.name, order)
         references = [reference.url for reference in order.references if reference.url]
         if len(references) < len(order.references):
             return self._unreachable()
@@ -82,16 +82,16 @@ class Legacy:
             body = self._create(wire, order, references, callback_url)
             answer = await self.client.request("POST", self._url("/generate"), headers=self._headers(), json=body)
         except NotSent as error:
-            return verdicts.unsent(error, self._harmless)
+            return responses.unsent(error, self._redact)
         return self._ordered(self._reply(answer))
 
-    def _ordered(self, reply: Reply) -> Report:
+    def _ordered(self, reply: ProviderResponse) -> Report:
         """Some services answer with a job, some with the image; ProviderError where the outcome stays open.
 
         Here a refusal decides before an id does: `id` beside an error is as likely the request's as a job's.
         """
         if reply.proves_refusal:
-            return reply.refusal(self._harmless)
+            return reply.refusal(self._redact)
         said = reply.said
         report = (
             self._report(said, said.job_id) if said.state or not said.job_id else None
@@ -116,23 +116,23 @@ class Legacy:
             return Finished(outputs=reply.said.outputs, job_id=job_id, cost=reply.said.cost)
         return self._report(reply.said, job_id) or self._running(reply.said, job_id)
 
-    def hear(self, body: Any) -> Report:
-        said = Said.of(body, id_fields=reading.ANY_IDS)
+    def parse_callback(self, body: Any) -> Report:
+        said = ParsedResponse.from_body(body, id_fields=parsing.ANY_IDS)
         if report := self._report(said, said.job_id):
             return report
         return self._running(said, said.job_id) if said.state == "running" else Pending(job_id=said.job_id, check_in=0)
 
-    def names(self, body: Any) -> tuple[str, ...]:
-        return reading.ids_in(body)
+    def job_ids(self, body: Any) -> tuple[str, ...]:
+        return parsing.ids_in(body)
 
     @staticmethod
-    def _running(said: Said, job_id: str | None) -> Pending:
+    def _running(said: ParsedResponse, job_id: str | None) -> Pending:
         return Pending(job_id=job_id, stage=said.word, percent=said.percent)
 
-    def _report(self, said: Said, job_id: str | None) -> Report | None:
+    def _report(self, said: ParsedResponse, job_id: str | None) -> Report | None:
         """The end of a job, if a body tells of one: a failure, or a result beside no word that speaks against it."""
         if said.state == "failed":
-            return verdicts.failed(said, job_id, self._harmless)
+            return responses.failed(said, job_id, self._redact)
         if said.outputs and said.state in {"done", None}:
             return Finished(outputs=said.outputs, job_id=job_id, cost=said.cost, ended_at=said.ended_at)
         return None
@@ -142,10 +142,10 @@ class Legacy:
     async def cancel(self, job_id: str) -> bool:
         return False
 
-    async def refresh(self, url: str) -> str | None:
+    async def refresh_url(self, url: str) -> str | None:
         return None
 
-    async def credits(self) -> float | None:
+    async def balance(self) -> float | None:
         return None
 
     # -- talking
@@ -160,11 +160,11 @@ class Legacy:
     def _headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.api_key}"}
 
-    def _harmless(self, words: str) -> str:
-        return reading.harmless(words, (self.api_key,))
+    def _redact(self, words: str) -> str:
+        return parsing.redact(words, (self.api_key,))
 
-    def _reply(self, answer: Answer) -> Reply:
-        return Reply.of(answer, self.now(), id_fields=reading.ANY_IDS)
+    def _reply(self, answer: HttpResponse) -> ProviderResponse:
+        return ProviderResponse.from_http(answer, self.now(), id_fields=parsing.ANY_IDS)
 
-    def _trouble(self, verb: str, reply: Reply) -> ProviderError:
-        return reply.trouble(f"{self.name}: {verb}", self._harmless)
+    def _trouble(self, verb: str, reply: ProviderResponse) -> ProviderError:
+        return reply.trouble(f"{self.name}: {verb}", self._redact)

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from broker.assembly import Services
+from broker.bootstrap import open_services
 from broker.clock import Clock, SystemClock
 from broker.errors import SettingsError
+from broker.services import Services
 from broker.settings import load
-from broker.wiring import open_services
 from storage.database import StorageError
 from tests.servers.postgres import Postgres
 
