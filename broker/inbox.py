@@ -129,7 +129,7 @@ class Inbox:
 
     def _proofs(self, hook: Hook, provider: Provider) -> Proofs:
         """What it proved then, beside what must be proved today."""
-        proofs = Proofs.of(hook.proofs) if hook.proofs is not None else _guessed(hook)
+        proofs = Proofs.of(hook.proofs)
         signature = self.broker.signatures.get(provider.name, Unsigned())
         return replace(proofs, signature_required=signature.required and proofs.token == Proof.NONE)
 
@@ -153,12 +153,6 @@ def _read(hook: Hook) -> tuple[Any, Judgement | None]:
         return inbound.parse(hook.body.encode("utf-8", "replace")), None
     except inbound.MalformedBody as error:
         return None, Judgement(verdict=Verdict.MALFORMED, status=error.status, reason=error.reason)
-
-
-def _guessed(hook: Hook) -> Proofs:
-    """Of a callback that was kept without its proofs: no more than its verdict shows."""
-    tokens = {"believe": Proof.BODY, "refuse": Proof.WRONG}
-    return Proofs(token=tokens.get(hook.verdict, Proof.NONE))
 
 
 def _taken_as(hook: Hook, judgement: Judgement) -> Verdict | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, Final
 
@@ -65,10 +65,9 @@ class Proofs:
 
     @classmethod
     def of(cls, kept: str) -> Proofs:
-        """From what `kept` gave, also of a newer or older version."""
+        """Read what `kept` returned."""
         values = json.loads(kept)
-        known = {one.name: values[one.name] for one in fields(cls) if one.name in values}
-        return cls(**known | {name: Proof(known.get(name, Proof.NONE)) for name in ("token", "signature")})
+        return cls(**values | {name: Proof(values[name]) for name in ("token", "signature")})
 
 
 @dataclass(frozen=True, kw_only=True)
