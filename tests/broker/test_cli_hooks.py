@@ -79,11 +79,9 @@ def test_the_inbox_is_listed_for_people(served: Shell) -> None:
     ended = served.run("hooks")
     assert ended.code == 0, ended.err
     lines = ended.out.splitlines()
-    assert re.fullmatch(
-        r"hook_[0-9a-f]{24}  \S+Z  malformed 400  [0-9.]+ ms +no task  the body is not readable JSON", lines[-3]
-    )
-    assert re.fullmatch(r"hook_[0-9a-f]{24}  \S+Z  refuse    401  [0-9.]+ ms +no task  its token is wrong", lines[-2])
-    believed = r"hook_[0-9a-f]{24}  \S+Z  believe   200  [0-9.]+ ms, lag [0-9.]+ s  +task_[0-9a-f]{32}/1  its token .*"
+    assert re.fullmatch(r"hook_[0-9a-f]{24}  \S+Z  malformed 400 +no task  the body is not readable JSON", lines[-3])
+    assert re.fullmatch(r"hook_[0-9a-f]{24}  \S+Z  refuse    401 +no task  its token is wrong", lines[-2])
+    believed = r"hook_[0-9a-f]{24}  \S+Z  believe   200  lag [0-9.]+ s +task_[0-9a-f]{32}/1  its token .*"
     assert re.fullmatch(believed, lines[-1])
 
 
