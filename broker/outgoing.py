@@ -8,7 +8,6 @@ Messages hold no query, header or body: they may be secrets, so library errors a
 from __future__ import annotations
 
 import asyncio
-import json as jsonlib
 import socket
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ import httpx
 
 from broker.addresses import Link, Policy, check_url, is_ip, read_link, redact_url
 from broker.errors import FetchError, NotSent, ProviderError
+from webhooks.strict_json import read_json
 
 __all__ = [
     "Answer",
@@ -68,8 +68,8 @@ class Answer:
     def json(self) -> Any:
         """The body as JSON; `ProviderError` for anything else, quoting none of it."""
         try:
-            return _parse_json(self.body)
-        except (ValueError, RecursionError):
+            return read_json(self.body, max_depth=64, repair_surrogates=True)
+        except ValueError:
             raise ProviderError(f"HTTP {self.status} with {len(self.body)} bytes that are not sound JSON") from None
 
 
@@ -228,39 +228,6 @@ async def _chunks(what: str, response: httpx.Response) -> AsyncGenerator[bytes]:
         with _provider_trouble(what):
             async for part in parts:
                 yield part
-
-
-def _parse_json(body: bytes) -> Any:
-    """JSON that can be stored and walked: UTF-8, no NaN, at most 64 deep, no half characters.
-
-    Half characters (lone surrogates) are mended, not refused: providers cut texts in the middle of an emoji.
-    """
-    text = body.decode("utf-8")
-    value = jsonlib.loads(text, parse_constant=_no_constant)
-    if _deeper_than(64, value):
-        raise ValueError("too deep")
-    if "\\ud" in text or "\\uD" in text:
-        whole = jsonlib.dumps(value, ensure_ascii=False).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        return jsonlib.loads(whole)
-    return value
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(name)
-
-
-def _deeper_than(levels: int, value: Any) -> bool:
-    layer = [value]
-    for _ in range(levels):
-        layer = [
-            child
-            for parent in layer
-            if isinstance(parent, dict | list)
-            for child in (parent.values() if isinstance(parent, dict) else parent)
-        ]
-        if not layer:
-            return False
-    return True
 
 
 def _build(
