@@ -15,13 +15,13 @@ from typing import Any, Final
 from broker import lifecycle
 from broker.catalog import Catalog, Choice
 from broker.clock import Clock, day
-from broker.errors import EgressRefused, FetchError, ProviderError, Refusal
+from broker.errors import DownloadError, EgressBlocked, ProviderError, Refusal
 from broker.forecast import Forecast
 from broker.lifecycle import Rules
 from broker.logs import log
 from broker.metrics import Metrics
+from broker.net.fetcher import Fetcher
 from broker.orders import DataUri, Kept, Link, Order, Reference, Request, Source, Upload
-from broker.outgoing import Fetcher
 from broker.pacing import CallerPace
 from broker.providers.base import Provider
 from broker.repeats import InTurn
@@ -160,7 +160,7 @@ class Broker:
             ]
             created = await self._write(caller, request, choice, batch, references)
             kept = not created.repeated
-        except (IntakeError, FetchError) as error:
+        except (IntakeError, DownloadError) as error:
             raise _refusal(error) from error
         except (StorageError, asyncio.CancelledError) as error:
             kept = True  # nobody knows whether it was written; the sweep removes what belongs to no task
@@ -247,10 +247,10 @@ class Broker:
         try:
             for source in sources:
                 if isinstance(source, Link):
-                    self.fetcher.check(source.url)
+                    self.fetcher.check_url(source.url)
                 else:
                     await self._take_in(owner, source, most)
-        except (IntakeError, FetchError, StorageFull) as error:
+        except (IntakeError, DownloadError, StorageFull) as error:
             raise _refusal(error) from error
         finally:
             if sent:
@@ -290,9 +290,9 @@ class Broker:
             return
         try:
             if len(url) > MOST_CALLBACK_URL:
-                raise EgressRefused(f"the address is longer than {MOST_CALLBACK_URL} characters")
-            await self.caller_fetcher.vet(url)
-        except EgressRefused as error:
+                raise EgressBlocked(f"the address is longer than {MOST_CALLBACK_URL} characters")
+            await self.caller_fetcher.validate(url)
+        except EgressBlocked as error:
             raise Refusal(
                 "invalid_request",
                 f"callbackUrl is not an address that we call: {error}. "
@@ -563,12 +563,6 @@ class Broker:
         judged = _Judged(judgement=verification.decide(proofs), proofs=proofs, task=task, attempt=attempt, body=body)
         return await self._note(callback, provider, judged)
 
-    async def acknowledged(self, heard: Heard, seconds: float) -> None:
-        """How long a callback had to wait for our answer, once it has gone out. Not worth any trouble of the store."""
-        if heard.id is not None:
-            with suppress(StorageError):
-                await self.hooks.acknowledge(heard.id, seconds)
-
     def _token(self, callback: IncomingCallback) -> tuple[Proof, str | None, int | None]:
         """What the token in the address proves, and for which task and attempt."""
         task_id = callback.query.get("task")
@@ -672,10 +666,10 @@ def _as_ref(image: StoredImage) -> dict[str, Any]:
     return {name: getattr(image, name) for name in names}
 
 
-def _refusal(error: IntakeError | FetchError | StorageFull) -> Refusal:
+def _refusal(error: IntakeError | DownloadError | StorageFull) -> Refusal:
     """A reference that could not be brought in, in the words of the API."""
     match error:
-        case FetchError():
+        case DownloadError():
             return Refusal("invalid_image", f"A reference image could not be fetched: {error}", field="imageUrls")
         case IntakeError(code="invalid_image" | "payload_too_large" as code):
             return Refusal(code, str(error), field="image")

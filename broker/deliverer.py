@@ -16,10 +16,10 @@ from random import SystemRandom
 from typing import Any, Final
 
 from broker.clock import Clock
-from broker.errors import EgressRefused, FetchError
+from broker.errors import DownloadError, EgressBlocked
 from broker.logs import log
 from broker.metrics import Metrics
-from broker.outgoing import Fetcher
+from broker.net.fetcher import Fetcher
 from storage.database import Stale
 from storage.deliveries import Deliveries, Delivery, Fate, Try
 from storage.tasks import Lease
@@ -165,9 +165,9 @@ class Deliverer:
         headers = {"Content-Type": "application/json", **self.signature.sign(delivery.id, at, body)}
         try:
             answer = await self.fetcher.post(delivery.url, content=body, headers=headers, timeout=self.timeout)
-        except EgressRefused as error:
+        except EgressBlocked as error:
             return ReceiverResponse(error=_why(error)), "forbidden"
-        except FetchError as error:
+        except DownloadError as error:
             return ReceiverResponse(error=_why(error)), "unreached"
         return ReceiverResponse(status=answer.status, retry_after=answer.headers.get("retry-after")), "refused"
 
@@ -230,6 +230,6 @@ def _changes(then: NextStep, heard: ReceiverResponse, now: float) -> dict[str, A
     }
 
 
-def _why(error: FetchError) -> str:
+def _why(error: DownloadError) -> str:
     """Without the address, which stands beside it."""
     return str(error).rpartition(": ")[2][:200]

@@ -182,7 +182,6 @@ def _again(hook: Hook, task: Task, taken_as: Verification, now: float) -> Hook:
         reason="replayed by hand",
         received_at=now,
         digested_at=None,
-        acknowledged_in=None,
         job_ended_at=None,
         replay_of=hook.id,
     )

@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Final
 
 from broker.errors import ProviderError
-from broker.outgoing import ApiClient
+from broker.net.api_client import ApiClient
 from webhooks.tokens import ChallengeResponse, new_nonce
 
 GREETING: Final = "/api/webhook/nano-banana"

@@ -17,8 +17,8 @@ from broker.inbox import Inbox
 from broker.lifecycle import Rules
 from broker.lookout import Lookout
 from broker.metrics import Metrics
+from broker.net.fetcher import Fetcher
 from broker.outbox import Outbox
-from broker.outgoing import Fetcher
 from broker.pacing import CallerPace
 from broker.probing import Prober
 from broker.providers.base import Provider
@@ -69,7 +69,7 @@ class Services:
 
 @dataclass(frozen=True, kw_only=True)
 class Composition:
-    """What was opened, and the parts made of it. shares_from: when equal results may be stored once, see `Steps`."""
+    """What was opened, and the parts made of it."""
 
     settings: Settings
     clock: Clock
@@ -81,7 +81,6 @@ class Composition:
     tokens: CallbackTokens
     address: PublicAddress
     agents: Agents
-    shares_from: float
 
     def services(self) -> Services:
         return Services(
@@ -183,7 +182,6 @@ class Composition:
             callback_url=self.callback_url,
             image_base=lambda: self.address.base,
             max_download_bytes=self.settings.max_download_bytes,
-            shares_from=self.shares_from,
             downloads=asyncio.Semaphore(DOWNLOADS_AT_ONCE),
             turns=asyncio.Semaphore(TURNS),
         )
@@ -264,7 +262,6 @@ class Composition:
             hooks=self.hooks,
             keys=self.keys,
             deliveries=self.deliveries,
-            outbox=self.outbox,
             chores=Chores(self.database),
             facts=Facts(self.database),
             blobs=self.blobs,

@@ -13,9 +13,8 @@ class Entry:
     """One line of the inbox: a callback without its content.
 
     verdict: `accept`, `recheck`, `reject`, `unknown` or `malformed`. status: our HTTP answer. digested_at: when its
-    news was taken in, if it was any; None while it is still to be read. acknowledged_in: seconds from its first byte to
-    the end of our answer; None until that was written down. job_ended_at: when the job ended by the provider's own
-    clock, as far as the body says so. replay_of: the callback that this one repeats, because somebody asked for it.
+    news was taken in, if it was any; None while it is still to be read. job_ended_at: when the job ended by the
+    provider's own clock, as far as the body says so. replay_of: the callback that this one repeats on request.
     """
 
     id: str
@@ -27,7 +26,6 @@ class Entry:
     reason: str
     received_at: float
     digested_at: float | None = None
-    acknowledged_in: float | None = None
     job_ended_at: float | None = None
     replay_of: str | None = None
 
@@ -144,12 +142,6 @@ class Hooks:
             sql="UPDATE hooks SET digested_at = :now WHERE id = :id AND digested_at IS NULL",
             params={"id": hook.id, "now": now},
             must_change=True,
-        )
-
-    async def acknowledge(self, hook_id: str, seconds: float) -> None:
-        """How long it took us, once that is known."""
-        await self.database.execute(
-            "UPDATE hooks SET acknowledged_in = :seconds WHERE id = :id", id=hook_id, seconds=seconds
         )
 
     async def forget(self, before: float, limit: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import binascii
 import re
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
@@ -31,10 +31,6 @@ EXTENSIONS: dict[MediaType, Literal["png", "jpg", "webp"]] = {
     "image/jpeg": "jpg",
     "image/webp": "webp",
 }
-
-
-Known = Callable[[str, int], Awaitable[Blob | None]]
-"""(sha256, size) → where such bytes are already, if they need not be stored again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,18 +78,16 @@ class Intake:
         self._max_pixels = max_pixels
         self._decoders = anyio.CapacityLimiter(decoders)
 
-    async def from_stream(
-        self, owner: str, chunks: AsyncIterable[bytes], *, max_bytes: int, known: Known | None = None
-    ) -> Image:
+    async def from_stream(self, owner: str, chunks: AsyncIterable[bytes], *, max_bytes: int) -> Image:
         """Read, prove and keep an image of at most `max_bytes`.
 
-        1. judge the first kilobyte 2. write the rest to a draft 3. look at the whole 4. keep it, unless it is `known`.
+        1. judge the first kilobyte 2. write the rest to a draft 3. look at the whole 4. keep it.
         Raises `IntakeError`, `StorageError` when the store is out of order, and whatever `chunks` raises. `chunks`
         is left where it was when the answer was clear: who opened it closes it.
         """
         try:
             async with aclosing(_pieces(chunks, max_bytes)) as pieces:
-                return await self._take(owner, pieces, known)
+                return await self._take(owner, pieces)
         except Malformed as error:
             raise IntakeError("invalid_image", error.message, truncated=error.truncated) from error
         except StorageFull as error:
@@ -106,7 +100,7 @@ class Intake:
             raise _too_large(max_bytes)
         return await self.from_stream(owner, _decoded(uri, start), max_bytes=max_bytes)
 
-    async def _take(self, owner: str, pieces: AsyncIterator[bytes], known: Known | None) -> Image:
+    async def _take(self, owner: str, pieces: AsyncIterator[bytes]) -> Image:
         head = await anext(pieces, b"")
         media_type = recognise(head)
         async with self._blobs.draft(owner) as draft:
@@ -115,8 +109,7 @@ class Intake:
                 await draft.write(piece)
             look = partial(_look, draft.path, media_type, self._max_pixels)
             shape = await anyio.to_thread.run_sync(look, limiter=self._decoders)
-            there = await known(draft.sha256, draft.size) if known else None
-            blob = there or await draft.keep(media_type)
+            blob = await draft.keep(media_type)
         return Image(blob=blob, media_type=media_type, width=shape.width, height=shape.height)
 
 

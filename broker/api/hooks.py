@@ -13,7 +13,7 @@ from starlette.responses import Response
 from broker.api.access import Access
 from broker.api.answers import answer, refused
 from broker.api.bodies import is_encoded
-from broker.broker import Broker, Heard
+from broker.broker import Broker
 from broker.clock import iso
 from broker.errors import Refusal
 from webhooks.tokens import ChallengeResponse
@@ -48,14 +48,12 @@ class Hooks:
         )
         heard = await self.broker.hear(callback)
         response = self._told(request, heard.judgement)
-        response.background = BackgroundTask(self._answered, heard, began)
+        response.background = BackgroundTask(self._observe_answer, began)
         return response
 
-    async def _answered(self, heard: Heard, began: float) -> None:
-        """Our answer has gone out, so it is known how long it took."""
-        seconds = time.perf_counter() - began
-        self.broker.metrics.callback_seconds.observe(seconds)
-        await self.broker.acknowledged(heard, seconds)
+    async def _observe_answer(self, began: float) -> None:
+        """Record the time from the first byte of the request to the end of the response."""
+        self.broker.metrics.callback_seconds.observe(time.perf_counter() - began)
 
     def _told(self, request: Request, judgement: Decision) -> Response:
         """A refusal is answered like every other, but here: raised, it would lose what is to be done after it."""

@@ -99,11 +99,8 @@ class ImageDoor:
         return image
 
     async def _link(self, image: StoredImage) -> str | None:
-        """Where the store hands a result out itself, if the operator wants that. Providers may not follow it.
-
-        A blob's name has the id of the task that holds it: another's is told to nobody.
-        """
-        if image.kind != "result" or image.holder is not None:
+        """Return the store's own link to a result, if the operator wants that. Providers may not follow it."""
+        if image.kind != "result":
             return None
         return await self.broker.blobs.link(image.blob, LINK_SECONDS)
 

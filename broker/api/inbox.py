@@ -93,7 +93,6 @@ def entry_document(entry: Entry) -> Document:
         "status": entry.status,
         "reason": entry.reason,
         "receivedAt": iso(entry.received_at),
-        "acknowledgedInMs": None if entry.acknowledged_in is None else round(entry.acknowledged_in * 1000, 1),
         "lagSeconds": _lag(entry),
         "digestedAt": iso(entry.digested_at) if entry.is_news else None,
     }

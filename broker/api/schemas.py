@@ -364,7 +364,6 @@ class HookEntry(Ours):
     status: int
     reason: str
     received_at: Moment
-    acknowledged_in_ms: float | None
     lag_seconds: float | None
     digested_at: Moment | None
     replay_of: HookId | Absent = None

@@ -10,7 +10,7 @@ from typing import Final
 
 from broker.bootstrap import secret_file
 from broker.clock import Clock
-from broker.outgoing import ApiClient
+from broker.net.api_client import ApiClient
 from broker.probing import Prober
 from broker.public_url import CLOUDFLARED
 from broker.settings import Salvaged, Settings

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from broker.errors import ProviderError
+from broker.net.api_client import HttpResponse
 from broker.orders import Order
-from broker.outgoing import Answer
 from broker.providers.error_codes import classify_error
 from broker.providers.parsing import FINE, TASK_IDS, ParsedResponse, asked_wait, whole
 from broker.reports import Failed
@@ -40,7 +40,7 @@ class ProviderResponse:
     wait: float | None
 
     @classmethod
-    def from_http(cls, answer: Answer, now: float, *, id_fields: Sequence[str] = TASK_IDS) -> ProviderResponse:
+    def from_http(cls, answer: HttpResponse, now: float, *, id_fields: Sequence[str] = TASK_IDS) -> ProviderResponse:
         body = _json(answer)
         said = ParsedResponse.from_body(body, id_fields=id_fields)
         wait = parse_retry_after(answer.headers.get("retry-after"), now)
@@ -98,7 +98,7 @@ class ProviderResponse:
         return ProviderError(message, permanent=final, retry_in=wait, summary=summary, code=code)
 
 
-def _json(answer: Answer) -> Any:
+def _json(answer: HttpResponse) -> Any:
     """None for what is no JSON: what it is instead (a proxy's page, half a record) is for the adapter to judge."""
     try:
         return answer.json()

@@ -141,7 +141,7 @@ async def test_paths_and_methods_that_do_not_exist(tmp_path: Path) -> None:
 
 
 async def test_too_large_is_told_before_it_is_read(tmp_path: Path) -> None:
-    async with open_api(tmp_path, max_file_size=1000) as house:
+    async with open_api(tmp_path, sockets=True, max_file_size=1000) as house:
         most = 14 * 1000 + 2 * 2**20
         big = b'{"prompt":"' + b"x" * most + b'"}'
         answer = await house.client.post(
@@ -215,7 +215,7 @@ async def test_an_answer_that_breaks_in_the_middle_is_cut_off(tmp_path: Path, ca
         async def open(self, *_: Any) -> HalfReading:
             return reading
 
-    async with open_api(tmp_path) as house:
+    async with open_api(tmp_path, sockets=True) as house:
         image = await house.add_image("task_x", b"x" * 100)
         house.services.broker.blobs = Blobs()  # type: ignore[assignment]
         with pytest.raises(httpx.RemoteProtocolError):

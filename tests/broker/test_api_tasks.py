@@ -264,7 +264,7 @@ def parsed(text: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 async def test_a_stream_tells_the_state_each_change_and_the_end(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
+    async with open_api(tmp_path, sockets=True) as house:
         task = await house.add()
         received = ""
         async with asyncio.timeout(10), house.client.stream("GET", f"/api/task/{task.id}/events") as answer:
@@ -283,7 +283,7 @@ async def test_a_stream_tells_the_state_each_change_and_the_end(tmp_path: Path) 
 
 async def test_a_stream_does_not_repeat_itself(tmp_path: Path) -> None:
     """A browser that reconnects names what it has; after the end it is told not to come again."""
-    async with open_api(tmp_path) as house:
+    async with open_api(tmp_path, sockets=True) as house:
         task = await house.add(state=State.FAILED, ended_at=5.0, error_code="no_image")
         path = f"/api/task/{task.id}/events"
         ((event_id, document),) = await stream(house, path)
@@ -296,7 +296,7 @@ async def test_a_stream_does_not_repeat_itself(tmp_path: Path) -> None:
 
 
 async def test_a_reconnected_stream_goes_on_where_it_was(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
+    async with open_api(tmp_path, sockets=True) as house:
         task = await house.add()
         path = f"/api/task/{task.id}/events"
         async with house.client.stream("GET", path) as answer:
@@ -312,7 +312,7 @@ async def test_a_reconnected_stream_goes_on_where_it_was(tmp_path: Path) -> None
 
 
 async def test_a_stream_ends_when_its_task_is_deleted(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
+    async with open_api(tmp_path, sockets=True) as house:
         task = await house.add()
         async with asyncio.timeout(10), house.client.stream("GET", f"/api/task/{task.id}/events") as answer:
             received = ""

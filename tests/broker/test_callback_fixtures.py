@@ -12,7 +12,7 @@ import pytest
 
 from broker.api.inbox import report_document
 from broker.catalog import Catalog
-from broker.outgoing import ApiClient
+from broker.net.api_client import ApiClient
 from broker.providers.base import Provider
 from broker.providers.kie.adapter import Kie
 from broker.providers.kie.signature import callback_signature

@@ -186,7 +186,7 @@ async def test_a_queued_task_shows_its_place_and_its_tag_changes_with_it(tmp_pat
 
 async def test_a_stream_tells_each_step_ahead(tmp_path: Path) -> None:
     """The row itself does not change when others leave the queue."""
-    async with open_api(tmp_path) as house:
+    async with open_api(tmp_path, sockets=True) as house:
         tasks = [await house.add(number=n, state=State.QUEUED, attempt=0) for n in (1, 2)]
         received = ""
         async with asyncio.timeout(10), house.client.stream("GET", f"/api/task/{tasks[1].id}/events") as answer:

@@ -176,7 +176,7 @@ async def test_a_strange_type_in_the_table_is_no_page(tmp_path: Path) -> None:
 async def test_readers_keep_what_they_read_when_it_is_deleted(tmp_path: Path) -> None:
     """And somebody who hangs up in the middle is no trouble for the others."""
     large = b"0123456789abcdef" * 2**18  # 4 MiB, more than any buffer on the way
-    async with open_api(tmp_path) as house:
+    async with open_api(tmp_path, sockets=True) as house:
         image = await house.add_image(OWNER, large)
         path = f"/uploads/images/{image.name}"
         async with contextlib.AsyncExitStack() as stack:

@@ -12,8 +12,8 @@ import pytest
 
 from broker.catalog import Catalog
 from broker.errors import ProviderError
+from broker.net.api_client import ApiClient
 from broker.orders import Mode, Order, OutputFormat, Reference
-from broker.outgoing import ApiClient
 from broker.providers.addresses import adapter_for
 from broker.providers.kie.adapter import Kie
 from broker.reports import Failed, Finished, Pending

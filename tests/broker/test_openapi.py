@@ -212,7 +212,7 @@ async def test_the_walk_finds_what_is_not_described(tmp_path: Path) -> None:
 
 async def test_every_answer_tells_browsers_that_it_is_no_page(tmp_path: Path) -> None:
     """Errors and what is no HTTP included; images and the page have words of their own."""
-    async with open_api(tmp_path, cors_origins=("https://app.example.com",)) as house:
+    async with open_api(tmp_path, sockets=True, cors_origins=("https://app.example.com",)) as house:
         task = await house.add(state=State.SUCCEEDED, ended_at=house.services.clock.now())
         image = await house.add_image(task.id, png())
         paths = ["/health", "/ready", "/metrics", "/api/tasks", "/api/models", "/openapi.json", "/docs", "/nope"]
@@ -233,7 +233,7 @@ async def test_every_answer_tells_browsers_that_it_is_no_page(tmp_path: Path) ->
 
 
 async def test_the_page_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
+    async with open_api(tmp_path, sockets=True) as house:
         page = await house.client.get("/docs")
         assert page.headers["content-type"] == "text/html; charset=utf-8"
         assert "://" not in page.text
@@ -271,7 +271,7 @@ def seen_in_a_browser(url: str, profile: Path) -> tuple[str, str]:
 
 @pytest.mark.skipif(BROWSER is None, reason="there is no browser on this machine")
 async def test_a_browser_shows_the_page_without_a_complaint(tmp_path: Path) -> None:
-    async with open_api(tmp_path / "house") as house:
+    async with open_api(tmp_path / "house", sockets=True) as house:
         url = f"http://127.0.0.1:{house.port}/docs"
         shown, said = await asyncio.to_thread(seen_in_a_browser, url, tmp_path / "profile")
         assert "Order images" in shown

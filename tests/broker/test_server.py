@@ -193,7 +193,7 @@ async def _drain(sock: socket.socket) -> bytes:
 
 async def test_somebody_who_hangs_up_while_waiting_is_forgotten(tmp_path: Path) -> None:
     """The question is dropped with the caller, not kept for the rest of its thirty seconds."""
-    async with open_api(tmp_path) as house:
+    async with open_api(tmp_path, sockets=True) as house:
         task = await house.add()
         _, writer = await asyncio.open_connection("127.0.0.1", house.port)
         writer.write(f"GET /api/task/{task.id}?wait=30 HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
@@ -204,7 +204,7 @@ async def test_somebody_who_hangs_up_while_waiting_is_forgotten(tmp_path: Path) 
 
 
 async def test_an_upload_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
+    async with open_api(tmp_path, sockets=True) as house:
         before = await house.left_behind()
         head = (
             POST.replace(b"application/json", b"multipart/form-data; boundary=x") + b"Content-Length: 5000000\r\n\r\n"
@@ -247,7 +247,7 @@ NO_REQUESTS = [
 
 
 async def test_what_is_no_request_is_refused_and_closed(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
+    async with open_api(tmp_path, sockets=True) as house:
         for what, data in NO_REQUESTS:
             answer = await house.raw(data)
             assert answer.startswith(b"HTTP/1.1 400 "), what
@@ -258,7 +258,7 @@ async def test_what_is_no_request_is_refused_and_closed(tmp_path: Path) -> None:
 
 async def test_a_bad_chunk_after_the_answer_is_no_trouble(tmp_path: Path) -> None:
     """The answer has gone out already, so the connection is all that is left to end."""
-    async with open_api(tmp_path) as house:
+    async with open_api(tmp_path, sockets=True) as house:
         data = b"POST /nope HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n"
         reader, writer = await asyncio.open_connection("127.0.0.1", house.port)
         with closing(writer):
@@ -271,7 +271,7 @@ async def test_a_bad_chunk_after_the_answer_is_no_trouble(tmp_path: Path) -> Non
 
 
 async def test_an_upgrade_is_just_a_request(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
+    async with open_api(tmp_path, sockets=True) as house:
         upgrade = b"Connection: Upgrade, close\r\nUpgrade: websocket\r\nSec-WebSocket-Key: x\r\n"
         answer = await house.raw(b"GET /api/tasks HTTP/1.1\r\n" + HOST + upgrade + b"\r\n")
         assert answer.startswith(b"HTTP/1.1 200 ")
@@ -279,7 +279,7 @@ async def test_an_upgrade_is_just_a_request(tmp_path: Path) -> None:
 
 async def test_100_continue_is_said_when_the_body_is_wanted(tmp_path: Path) -> None:
     """And not to somebody whom we refuse: the upload is spared."""
-    async with open_api(tmp_path) as house:
+    async with open_api(tmp_path, sockets=True) as house:
         body = b'{"prompt":"x"}'
         head = POST + b"Expect: 100-continue\r\nConnection: close\r\nContent-Length: %d\r\n" % len(body)
         welcome = await house.raw(head + b"\r\n" + body)

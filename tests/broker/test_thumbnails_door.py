@@ -551,18 +551,6 @@ async def test_a_thumbnail_and_the_end_of_its_task_exclude_each_other(tmp_path: 
         assert await rows(house) == []
 
 
-async def test_thumbnails_of_an_older_process_go_with_the_last_of_the_task(tmp_path: Path) -> None:
-    """It deletes the rows of results and knows of no others."""
-    async with open_api(tmp_path) as house:
-        image = await shown(house)
-        await small(house, image)
-        task = await task_of(house, image.owner)
-        await house.services.database.execute("DELETE FROM images WHERE kind = 'result'")
-        await house.change(task, state=State.EXPIRED, tries=1)
-        await retire(house, task, State.EXPIRED)
-        assert (await house.services.broker.tasks.get(task.id), await rows(house)) == (None, [])
-
-
 # -- a bucket that hands out links
 
 
@@ -572,14 +560,3 @@ async def test_thumbnails_go_through_us(tmp_path: Path, s3_server: S3Server) -> 
         image = await shown(house)
         assert (await house.client.get(path_of(image))).status_code == 307
         assert is_small(await small(house, image))
-
-
-async def test_the_bytes_of_another_task_are_not_handed_out_by_link(tmp_path: Path, s3_server: S3Server) -> None:
-    """Who may see one task would learn the id of another, and with it read what was ordered there."""
-    async with open_api(tmp_path, **bucket(s3_server), blob_links="presigned") as house:
-        holder = await shown(house, 1)
-        other = await house.add(number=2, state=State.SUCCEEDED, ended_at=1.0)
-        row = replace(holder, name=f"generated_{'e' * 32}.png", owner=other.id, holder=holder.owner)
-        await house.services.database.transact(house.services.broker.images.adding(row))
-        answer = await house.client.get(path_of(row))
-        assert (answer.status_code, answer.content) == (200, DATA)

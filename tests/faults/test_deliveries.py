@@ -7,7 +7,7 @@ import itertools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,14 @@ from broker.clock import SystemClock
 from broker.deliverer import PLACES, PLACES_AGAIN
 from broker.errors import Refusal
 from broker.lifecycle import Changes, Trouble
+from broker.net.fetcher import Fetcher
 from broker.orders import Request
-from broker.outgoing import Fetcher
 from broker.reports import Failed
 from broker.services import Services
 from broker.settings import Settings
 from storage.database import Outcome, Stale, Statement
 from storage.deliveries import Deliveries, Delivery, Fate
-from storage.images import Images, StoredImage
+from storage.images import StoredImage
 from storage.sqlite import SqliteDatabase, sqlite_path
 from storage.tasks import State, Task
 from tests.conftest import ManualClock
@@ -532,73 +532,6 @@ async def _claimed(services: Services) -> list[Delivery]:
     return await services.worker.deliverer.claim()
 
 
-async def _forget_to_tell(scene: Scene) -> None:
-    """As a process of a version without an outbox ends tasks."""
-    await scene.services.database.execute("DELETE FROM deliveries")
-
-
-@pytest.mark.parametrize("store", ["sqlite", "postgres"])
-@pytest.mark.parametrize("how", ENDINGS)
-async def test_an_end_that_an_older_process_did_not_tell_is_told(
-    tmp_path: Path, receiver: Receiver, postgres: Postgres, how: str, store: str
-) -> None:
-    """What it is by now: of a failure that was a success in the end only the success."""
-    ending, events = ENDINGS[how]
-    settings = {"database_url": await postgres.fresh()} if store == "postgres" else {}
-    async with a_scene(tmp_path, ManualClock(time.time()), receiver, **settings) as scene:
-        await ending(scene.services, await scene.order())
-        deliveries = scene.services.broker.deliveries
-        ids = {delivery.type: delivery.id for delivery in await deliveries.newest(limit=10)}
-        await _forget_to_tell(scene)
-        for _ in range(2):
-            await scene.services.worker.retention.housekeep()
-        assert {d.type: d.id for d in await deliveries.newest(limit=10)} == {e: ids[e] for e in events[-1:]}
-        if events:
-            await _tell_all(scene, await _claimed(scene.services))
-            assert [message.document["data"]["status"] for message in receiver.heard] == [
-                events[-1].removeprefix("task.")
-            ]
-
-
-async def test_untold_ends_are_found_however_many_there_are_and_however_old(scene: Scene) -> None:
-    tasks = [await scene.ended() for _ in range(3)]
-    await scene.services.database.execute("UPDATE tasks SET ended_at = ended_at - 7200")
-    deliveries, now = scene.services.broker.deliveries, scene.clock.now()
-    kept = await scene.delivery_of(tasks[0])
-    await scene.services.database.execute("DELETE FROM deliveries WHERE id <> :id", id=kept.id)
-    found: list[str] = []
-    after = (now - 7300.0, "")
-    while True:
-        untold = await deliveries.untold(after=after, limit=1)
-        found += untold.tasks
-        if untold.after is None:
-            break
-        after = untold.after
-    assert sorted(found) == sorted(task.id for task in tasks[1:])
-    await scene.services.worker.retention.housekeep()
-    assert len(await deliveries.newest(limit=10)) == 3
-
-
-async def test_what_was_told_and_is_forgotten_is_not_told_again(scene: Scene) -> None:
-    """The row of a webhook may go a moment before that of its task."""
-    await scene.ended()
-    await scene.turn()
-    scene.clock.advance(24 * HOUR - 60)
-    await _forget_to_tell(scene)
-    await scene.services.worker.retention.housekeep()
-    assert await scene.services.broker.deliveries.newest(limit=10) == []
-
-
-async def test_an_end_is_not_told_of_a_task_that_is_expired_meanwhile(scene: Scene) -> None:
-    await succeed(scene.services, await scene.order())
-    await _forget_to_tell(scene)
-    retention, database = scene.services.worker.retention, scene.services.database
-    meanwhile: Any = Meanwhile(database, lambda: database.execute("UPDATE tasks SET state = 'expired'"))
-    outbox = replace(retention.outbox, images=Images(meanwhile))
-    await replace(retention, outbox=outbox).housekeep()
-    assert await scene.services.broker.deliveries.newest(limit=10) == []
-
-
 async def test_a_task_without_an_address_is_told_to_nobody(scene: Scene) -> None:
     (task,) = (await scene.services.broker.create("local", Request(prompt="a red bicycle"))).tasks
     await scene.services.broker.cancel(task.id)
@@ -682,11 +615,11 @@ async def _never(host: str, port: int) -> list[str]:
 
 @pytest.mark.parametrize("resolve", [_unanswered, _never])
 async def test_a_name_server_in_trouble_refuses_nothing(resolve: Any) -> None:
-    await Fetcher(resolve=resolve).vet("https://hooks.example.com/x", patience=0.02)
+    await Fetcher(resolve=resolve).validate("https://hooks.example.com/x", dns_seconds=0.02)
 
 
 async def test_what_is_allowed_is_not_looked_up() -> None:
-    await Fetcher(allow=["receiver:9000"], resolve=_never).vet("http://receiver:9000/hook")
+    await Fetcher(allow=["receiver:9000"], resolve=_never).validate("http://receiver:9000/hook")
 
 
 async def test_a_name_that_leads_inside_later_is_not_called(scene: Scene) -> None:

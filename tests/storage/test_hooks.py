@@ -17,7 +17,7 @@ from tests.contracts.databases import DATABASES
 pytestmark = pytest.mark.anyio
 
 NOW = 1_000_000.0
-LATER_COLUMNS = {"proofs", "acknowledged_in", "job_ended_at", "replay_of"}
+LATER_COLUMNS = {"proofs", "job_ended_at", "replay_of"}
 
 
 @pytest.fixture(params=DATABASES)
@@ -71,7 +71,7 @@ async def missing(database: Any, limit: int = 100) -> dict[str, int]:
 
 
 async def test_a_callback_comes_back_as_it_came(database: Any) -> None:
-    hook = a_hook(acknowledged_in=0.004, job_ended_at=NOW - 1, replay_of="hook_0")
+    hook = a_hook(job_ended_at=NOW - 1, replay_of="hook_0")
     inbox = await keep(database, hook)
     assert await inbox.get(hook.id) == hook
     (line,) = await inbox.newest(limit=5)
@@ -108,15 +108,6 @@ async def test_pages_have_every_callback_once(database: Any, only: dict[str, str
         seen += page
         before = (page[-1].received_at, page[-1].id)
     assert [entry.id for entry in seen] == [hooks[number].id for number in reversed(expected)]
-
-
-async def test_the_time_to_the_answer_is_written_afterwards(database: Any) -> None:
-    inbox = await keep(database, a_hook())
-    await inbox.acknowledge(a_hook().id, 0.25)
-    await inbox.acknowledge("hook_that_is_gone", 0.25)
-    hook = await inbox.get(a_hook().id)
-    assert hook is not None
-    assert hook.acknowledged_in == 0.25
 
 
 async def test_an_end_that_was_asked_for_misses_its_callback(database: Any) -> None:
