@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from broker.addresses import read_link
 from broker.clock import Clock, iso
-from broker.errors import EgressRefused
+from broker.errors import EgressBlocked
+from broker.net.url_policy import parse_url
 from broker.showing import Showing
 from storage.database import Statement
 from storage.deliveries import Deliveries, Delivery
@@ -50,6 +50,6 @@ class Outbox:
 def _host(url: str) -> str:
     """Empty for an address that cannot be read: it will be refused when it is tried, and holds up no end of a task."""
     try:
-        return read_link(url).authority
-    except EgressRefused:
+        return parse_url(url).authority
+    except EgressBlocked:
         return ""

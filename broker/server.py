@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import ipaddress
 import signal
 import socket
 from collections import Counter
@@ -28,6 +27,7 @@ from broker.api.answers import GUARDS, to_json
 from broker.app import build_app
 from broker.errors import SettingsError
 from broker.logs import log
+from broker.net.hosts import is_loopback_host, local_base_url
 from broker.services import Services
 
 MOST_HEAD_BYTES: Final = 16 * 1024
@@ -154,7 +154,7 @@ class DeadlineH11(H11Protocol):
     def _count_in(self) -> bool:
         """Loopback is not counted: the tunnel's agent and a proxy bring everybody from there."""
         peer = self.client[0] if self.client else ""
-        if not peer or _is_loopback(peer):
+        if not peer or is_loopback_host(peer):
             return True
         self._peer = peer
         self._peers[peer] += 1
@@ -264,13 +264,6 @@ _NO_HTTP: Final = to_json(
 )
 
 
-def _is_loopback(peer: str) -> bool:
-    with suppress(ValueError):
-        address = ipaddress.ip_address(peer)
-        return bool((getattr(address, "ipv4_mapped", None) or address).is_loopback)
-    return False
-
-
 # -- the server
 
 
@@ -349,7 +342,7 @@ async def serve(
 async def running(services: Services, sock: socket.socket, *, patience: Patience = PATIENCE) -> AsyncIterator[str]:
     """Serve and work in this loop while the block runs; yields the base address. For tests, and for the demo."""
     async with _at_work(services, [sock], patience):
-        yield f"http://{_host_of(sock)}:{port_of(sock)}"
+        yield local_base_url(str(sock.getsockname()[0]), port_of(sock))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -443,9 +436,3 @@ def _unbindable(host: str, port: int, error: Exception) -> str:
 def port_of(sock: socket.socket) -> int:
     """The port it really has."""
     return int(sock.getsockname()[1])
-
-
-def _host_of(sock: socket.socket) -> str:
-    host = str(sock.getsockname()[0])
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
-    return f"[{host}]" if ":" in host else host
