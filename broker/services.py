@@ -10,7 +10,6 @@ from broker.broker import Broker
 from broker.catalog import Catalog
 from broker.clock import Clock
 from broker.credits import Credits
-from broker.deliverer import Deliverer
 from broker.forecast import Forecast
 from broker.gauges import Gauges
 from broker.inbox import Inbox
@@ -18,7 +17,8 @@ from broker.lifecycle import Rules
 from broker.lookout import Lookout
 from broker.metrics import Metrics
 from broker.net.fetcher import Fetcher
-from broker.outbox import Outbox
+from broker.notifications.deliverer import Deliverer
+from broker.notifications.outbox import Outbox
 from broker.pacing import CallerPace
 from broker.probing import Prober
 from broker.providers.base import Provider
@@ -250,6 +250,7 @@ class Composition:
             fetcher=_caller_fetcher(self.settings),  # its own: names asked for at the door take no thread from it
             signature=StandardSignature(signing_keys(self.settings, self.tokens.secret)),
             metrics=self.metrics,
+            retention_seconds=self.rules.retention,
         )
 
     def _retention(self) -> Retention:

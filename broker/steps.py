@@ -23,8 +23,8 @@ from broker.lifecycle import NOTHING, Changes, Rules, Trouble
 from broker.logs import log
 from broker.metrics import Metrics
 from broker.net.fetcher import Fetcher
+from broker.notifications.outbox import Outbox
 from broker.orders import Order, Reference
-from broker.outbox import Outbox
 from broker.pacing import pause_after
 from broker.providers.base import Provider
 from broker.reports import Failed, Finished, Pending, Report
@@ -120,7 +120,7 @@ class Steps:
             )
             if not values and not ledger and not also:
                 return task
-            told = await self.outbox.telling(task, replace(task, **values))
+            told = await self.outbox.enqueue_event(task, replace(task, **values))
             try:
                 with self._timed():
                     await self.tasks.database.transact(
