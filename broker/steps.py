@@ -428,7 +428,7 @@ class Steps:
     def news(self, task: Task, hook: Hook) -> Report:
         """What a callback says to its task; where it is not believed, that the provider is to be asked."""
         provider = self.providers.get(hook.provider)
-        if hook.verdict != "believe" or provider is None:
+        if hook.verdict != "accept" or provider is None:
             return Pending(check_in=0)
         report = provider.parse_callback(json.loads(hook.body))
         return replace(report, job_id=None) if report.job_id == task.id else report

@@ -37,9 +37,9 @@ from tests.journeys.house import still
 from tests.servers.postgres import Postgres
 from tests.servers.receiver import Receiver, receiving
 from webhooks.events import Event
-from webhooks.outbound import LADDER
-from webhooks.proofs import Proof
-from webhooks.signing import StandardSignature, write_secret
+from webhooks.retry_policy import RETRY_SCHEDULE
+from webhooks.signatures.base import Proof
+from webhooks.signatures.standard import StandardSignature, write_secret
 
 pytestmark = pytest.mark.anyio
 
@@ -106,7 +106,7 @@ async def test_the_whole_ladder(tmp_path: Path, clock: ManualClock, receiver: Re
         receiver.script = answers("500 Internal Server Error")
         await scene.ended()
         await scene.turn()
-        for rung, pause in enumerate(LADDER, 1):
+        for rung, pause in enumerate(RETRY_SCHEDULE, 1):
             clock.advance(pause - 1)
             await scene.turn()
             assert len(receiver.heard) == rung, "not before its time"
@@ -118,7 +118,7 @@ async def test_the_whole_ladder(tmp_path: Path, clock: ManualClock, receiver: Re
         assert (delivery.outcome, delivery.tries, delivery.due_at, delivery.last_status) == ended
         tries = await scene.services.broker.deliveries.tries(delivery.id)
         assert [one.status for one in tries] == [500] * 8
-        assert [round(b.at - a.at) for a, b in itertools.pairwise(tries)] == list(LADDER)
+        assert [round(b.at - a.at) for a, b in itertools.pairwise(tries)] == list(RETRY_SCHEDULE)
 
 
 async def test_every_try_has_the_same_id_and_body_and_a_signature_of_its_own_time(scene: Scene) -> None:
@@ -130,7 +130,7 @@ async def test_every_try_has_the_same_id_and_body_and_a_signature_of_its_own_tim
         now = scene.clock.now()
         assert message.headers["webhook-timestamp"] == str(int(now))
         for key in KEYS:
-            assert StandardSignature([key]).prove(message.headers, message.body, (), now) == Proof.BODY
+            assert StandardSignature([key]).verify(message.headers, message.body, (), now) == Proof.BODY_VERIFIED
         scene.clock.advance(pause)
     assert len(scene.receiver.heard) == 3
     assert len({(message.id, message.body) for message in scene.receiver.heard}) == 1
@@ -630,7 +630,7 @@ async def test_a_name_that_leads_inside_later_is_not_called(scene: Scene) -> Non
     scene.services.broker.caller_fetcher = scene.services.worker.deliverer.fetcher = fetcher
     task = await scene.order("http://hooks.example.com/x")
     await scene.services.broker.cancel(task.id)
-    for pause in LADDER[:2]:
+    for pause in RETRY_SCHEDULE[:2]:
         await scene.turn()
         delivery = await scene.delivery()
         assert "a private or special address" in (delivery.reason or "")
@@ -668,12 +668,12 @@ async def test_what_was_not_heard_is_forgotten_with_its_task(
     async with a_scene(tmp_path, ManualClock(time.time()), receiver, **settings) as scene:
         receiver.script = answers("500 Internal Server Error")
         task = await scene.ended()
-        for pause in LADDER[:6]:
+        for pause in RETRY_SCHEDULE[:6]:
             await scene.turn()
             scene.clock.advance(pause)
         assert (await scene.delivery()).outcome == Fate.PENDING
         living = await scene.ended()
-        scene.clock.advance(24 * HOUR - sum(LADDER[:6]))
+        scene.clock.advance(24 * HOUR - sum(RETRY_SCHEDULE[:6]))
         (under_way, *_) = [d for d in await _claimed(scene.services) if d.task_id == task.id]
         await scene.turn()
         row = await scene.services.broker.tasks.get(task.id)

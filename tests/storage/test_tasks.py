@@ -426,7 +426,7 @@ async def _use_everything(database: Any, rows: Tasks, task: Task) -> None:
     hook = _a_hook(task)
     await database.transact(hooks.adding(hook))
     await hooks.get(hook.id)
-    for only in ({}, {"task_id": task.id}, {"verdict": "refuse"}, {"provider": "fal"}):
+    for only in ({}, {"task_id": task.id}, {"verdict": "reject"}, {"provider": "fal"}):
         await hooks.newest(limit=5, before=(NOW, "hook"), **only)
     await hooks.believed(task.id, 1)
     await hooks.missing(since=0, until=NOW, limit=5)
@@ -511,7 +511,7 @@ def _a_hook(task: Task) -> Hook:
         id="hook_1",
         provider="kie",
         task_id=task.id,
-        verdict="believe",
+        verdict="accept",
         status=200,
         reason="",
         headers="{}",
