@@ -25,18 +25,17 @@ from broker.clock import Clock
 from broker.lifecycle import Rules
 from broker.logs import log
 from broker.metrics import Metrics
-from broker.outbox import Outbox
 from broker.steps import reference_owner
 from storage.blobs import BlobStore
 from storage.chores import Chores
-from storage.database import Database, Stale
+from storage.database import Database
 from storage.deliveries import Deliveries
 from storage.facts import Facts
 from storage.hooks import Hooks
 from storage.images import Images
 from storage.keys import Keys
 from storage.migrate import born_at
-from storage.tasks import DUE, State, Task, Tasks
+from storage.tasks import State, Task, Tasks
 
 STATES: Final = (State.SUCCEEDED, State.FAILED, State.CANCELED, State.EXPIRED)
 """States whose step deletes something."""
@@ -45,8 +44,6 @@ BATCH: Final = 500
 EVERY: Final = 60.0
 SWEEP_EVERY: Final = 3600.0
 FEW_STRAYS: Final = 10
-RECENT: Final = 600.0
-"""Ends of so many seconds are looked at each time, whether they are in the outbox; all of them every `SWEEP_EVERY`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +58,6 @@ class Retention:
     hooks: Hooks
     keys: Keys
     deliveries: Deliveries
-    outbox: Outbox
     chores: Chores
     facts: Facts
     blobs: BlobStore
@@ -120,40 +116,13 @@ class Retention:
     # -- what no task's row reminds of
 
     async def housekeep(self) -> None:
-        """Old callbacks, keys and webhooks, untold ends, what dead writers left: the store is never held for long."""
+        """Delete old callbacks, idempotency keys, webhooks and files without a row, a few hundred at a time."""
         before = self.clock.now() - self.rules.retention
         await _in_batches(lambda: self.hooks.forget(before, BATCH))
         await _in_batches(lambda: self.keys.forget(before, BATCH))
         await _in_batches(lambda: self.deliveries.forget(before, BATCH))
-        await self.tell_untold(self.clock.now() - RECENT)
-        if await self.chores.take("untold", now=self.clock.now(), every=SWEEP_EVERY):
-            await self.tell_untold(before)
         if await self.chores.take("sweep", now=self.clock.now(), every=SWEEP_EVERY):
             await self.sweep(older_than=SWEEP_EVERY)
-
-    async def tell_untold(self, since: float) -> None:
-        """Put ends since a moment into the outbox that a process of a version without one has left out."""
-        # older than that, what was told may be forgotten already
-        since = max(since, self.clock.now() - self.rules.retention + RECENT)
-        after: tuple[float, str] | None = (since, "")
-        while after is not None:
-            untold = await self.deliveries.untold(after=after, limit=BATCH)
-            for task_id in untold.tasks:
-                await self._tell(task_id)
-            after = untold.after
-
-    async def _tell(self, task_id: str) -> None:
-        task = await self.tasks.get(task_id)
-        telling = await self.outbox.telling_now(task) if task else ()
-        if task is None or not telling:
-            return
-        try:
-            await self.database.transact(self.tasks.pinning(task_id, task.state), *telling, wake=(DUE,))
-        except Stale:
-            return  # it goes on, and whoever moved it tells of it
-        log.warning(
-            "an older process ended a task without telling; its caller is told now", action="untold", task=task_id
-        )
 
     async def housekeep_for_all(self) -> None:
         """Unless another process does it just now."""

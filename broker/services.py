@@ -17,11 +17,12 @@ from broker.inbox import Inbox
 from broker.lifecycle import Rules
 from broker.lookout import Lookout
 from broker.metrics import Metrics
+from broker.net.fetcher import Fetcher
 from broker.outbox import Outbox
-from broker.outgoing import Fetcher
 from broker.pacing import CallerPace
 from broker.probing import Prober
 from broker.providers.base import Provider
+from broker.providers.kie.signature import callback_signature
 from broker.public_url import Agents, PublicAddress
 from broker.retention import Retention
 from broker.sentences import Sentences
@@ -41,8 +42,9 @@ from storage.keys import Keys
 from storage.lanes import Lanes, Limits
 from storage.tasks import Tasks
 from uploads.intake import Intake
-from webhooks.proofs import CallbackTokens, KieSignature, Presence, Signature, Unsigned
-from webhooks.signing import StandardSignature, derived_key, read_secret
+from webhooks.signatures.base import Signature, Unsigned
+from webhooks.signatures.standard import StandardSignature, derived_key, read_secret
+from webhooks.tokens import CallbackTokens, ChallengeResponse
 
 DOWNLOADS_AT_ONCE = 20
 TURNS = 2
@@ -260,7 +262,6 @@ class Composition:
             hooks=self.hooks,
             keys=self.keys,
             deliveries=self.deliveries,
-            outbox=self.outbox,
             chores=Chores(self.database),
             facts=Facts(self.database),
             blobs=self.blobs,
@@ -282,7 +283,7 @@ class Composition:
         return Lookout(
             address=self.address,
             agents=self.agents,
-            prober=Prober(client=self.agents.client, presence=Presence(self.tokens.secret)),
+            prober=Prober(client=self.agents.client, presence=ChallengeResponse(self.tokens.secret)),
             steps=self.steps,
             clock=self.clock,
             metrics=self.metrics,
@@ -309,7 +310,7 @@ def _limits(provider: Provider | None) -> Limits | None:
 def _signature(settings: Settings) -> Signature:
     if settings.webhook_key is None:
         return Unsigned()
-    return KieSignature(settings.webhook_key.get_secret_value().encode())
+    return callback_signature(settings.webhook_key.get_secret_value())
 
 
 def signing_keys(settings: Settings, secret: bytes) -> list[bytes]:

@@ -18,13 +18,13 @@ from typing import Any, Final, TypeVar
 
 from broker import lifecycle, tally
 from broker.clock import Clock
-from broker.errors import FetchError, NotSent, ProviderError
+from broker.errors import DownloadError, NotSent, ProviderError
 from broker.lifecycle import NOTHING, Changes, Rules, Trouble
 from broker.logs import log
 from broker.metrics import Metrics
+from broker.net.fetcher import Fetcher
 from broker.orders import Order, Reference
 from broker.outbox import Outbox
-from broker.outgoing import Fetcher
 from broker.pacing import pause_after
 from broker.providers.base import Provider
 from broker.reports import Failed, Finished, Pending, Report
@@ -428,7 +428,7 @@ class Steps:
     def news(self, task: Task, hook: Hook) -> Report:
         """What a callback says to its task; where it is not believed, that the provider is to be asked."""
         provider = self.providers.get(hook.provider)
-        if hook.verdict != "believe" or provider is None:
+        if hook.verdict != "accept" or provider is None:
             return Pending(check_in=0)
         report = provider.parse_callback(json.loads(hook.body))
         return replace(report, job_id=None) if report.job_id == task.id else report
@@ -453,7 +453,7 @@ class Steps:
             begun = self.clock.monotonic()
             try:
                 image = await self._bring_in(task, position)
-            except (FetchError, IntakeError, StorageError) as error:
+            except (DownloadError, IntakeError, StorageError) as error:
                 trouble = _trouble(error)
                 self.metrics.downloads.labels(trouble.code).inc()
                 log.warning(
@@ -558,8 +558,8 @@ def _output_format(value: str | None) -> Any:
     return value if value in {"png", "jpg"} else None
 
 
-def _trouble(error: FetchError | IntakeError | StorageError) -> Trouble:
-    if isinstance(error, FetchError):
+def _trouble(error: DownloadError | IntakeError | StorageError) -> Trouble:
+    if isinstance(error, DownloadError):
         return Trouble(code=error.code, message=str(error))
     if isinstance(error, StorageError) or error.code == "storage_full":
         return Trouble(code="storage_full", message=str(error))

@@ -7,7 +7,7 @@ import itertools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,14 @@ from broker.clock import SystemClock
 from broker.deliverer import PLACES, PLACES_AGAIN
 from broker.errors import Refusal
 from broker.lifecycle import Changes, Trouble
+from broker.net.fetcher import Fetcher
 from broker.orders import Request
-from broker.outgoing import Fetcher
 from broker.reports import Failed
 from broker.services import Services
 from broker.settings import Settings
 from storage.database import Outcome, Stale, Statement
 from storage.deliveries import Deliveries, Delivery, Fate
-from storage.images import Images, StoredImage
+from storage.images import StoredImage
 from storage.sqlite import SqliteDatabase, sqlite_path
 from storage.tasks import State, Task
 from tests.conftest import ManualClock
@@ -37,9 +37,9 @@ from tests.journeys.house import still
 from tests.servers.postgres import Postgres
 from tests.servers.receiver import Receiver, receiving
 from webhooks.events import Event
-from webhooks.outbound import LADDER
-from webhooks.proofs import Proof
-from webhooks.signing import StandardSignature, write_secret
+from webhooks.retry_policy import RETRY_SCHEDULE
+from webhooks.signatures.base import Proof
+from webhooks.signatures.standard import StandardSignature, write_secret
 
 pytestmark = pytest.mark.anyio
 
@@ -106,7 +106,7 @@ async def test_the_whole_ladder(tmp_path: Path, clock: ManualClock, receiver: Re
         receiver.script = answers("500 Internal Server Error")
         await scene.ended()
         await scene.turn()
-        for rung, pause in enumerate(LADDER, 1):
+        for rung, pause in enumerate(RETRY_SCHEDULE, 1):
             clock.advance(pause - 1)
             await scene.turn()
             assert len(receiver.heard) == rung, "not before its time"
@@ -118,7 +118,7 @@ async def test_the_whole_ladder(tmp_path: Path, clock: ManualClock, receiver: Re
         assert (delivery.outcome, delivery.tries, delivery.due_at, delivery.last_status) == ended
         tries = await scene.services.broker.deliveries.tries(delivery.id)
         assert [one.status for one in tries] == [500] * 8
-        assert [round(b.at - a.at) for a, b in itertools.pairwise(tries)] == list(LADDER)
+        assert [round(b.at - a.at) for a, b in itertools.pairwise(tries)] == list(RETRY_SCHEDULE)
 
 
 async def test_every_try_has_the_same_id_and_body_and_a_signature_of_its_own_time(scene: Scene) -> None:
@@ -130,7 +130,7 @@ async def test_every_try_has_the_same_id_and_body_and_a_signature_of_its_own_tim
         now = scene.clock.now()
         assert message.headers["webhook-timestamp"] == str(int(now))
         for key in KEYS:
-            assert StandardSignature([key]).prove(message.headers, message.body, (), now) == Proof.BODY
+            assert StandardSignature([key]).verify(message.headers, message.body, (), now) == Proof.BODY_VERIFIED
         scene.clock.advance(pause)
     assert len(scene.receiver.heard) == 3
     assert len({(message.id, message.body) for message in scene.receiver.heard}) == 1
@@ -532,73 +532,6 @@ async def _claimed(services: Services) -> list[Delivery]:
     return await services.worker.deliverer.claim()
 
 
-async def _forget_to_tell(scene: Scene) -> None:
-    """As a process of a version without an outbox ends tasks."""
-    await scene.services.database.execute("DELETE FROM deliveries")
-
-
-@pytest.mark.parametrize("store", ["sqlite", "postgres"])
-@pytest.mark.parametrize("how", ENDINGS)
-async def test_an_end_that_an_older_process_did_not_tell_is_told(
-    tmp_path: Path, receiver: Receiver, postgres: Postgres, how: str, store: str
-) -> None:
-    """What it is by now: of a failure that was a success in the end only the success."""
-    ending, events = ENDINGS[how]
-    settings = {"database_url": await postgres.fresh()} if store == "postgres" else {}
-    async with a_scene(tmp_path, ManualClock(time.time()), receiver, **settings) as scene:
-        await ending(scene.services, await scene.order())
-        deliveries = scene.services.broker.deliveries
-        ids = {delivery.type: delivery.id for delivery in await deliveries.newest(limit=10)}
-        await _forget_to_tell(scene)
-        for _ in range(2):
-            await scene.services.worker.retention.housekeep()
-        assert {d.type: d.id for d in await deliveries.newest(limit=10)} == {e: ids[e] for e in events[-1:]}
-        if events:
-            await _tell_all(scene, await _claimed(scene.services))
-            assert [message.document["data"]["status"] for message in receiver.heard] == [
-                events[-1].removeprefix("task.")
-            ]
-
-
-async def test_untold_ends_are_found_however_many_there_are_and_however_old(scene: Scene) -> None:
-    tasks = [await scene.ended() for _ in range(3)]
-    await scene.services.database.execute("UPDATE tasks SET ended_at = ended_at - 7200")
-    deliveries, now = scene.services.broker.deliveries, scene.clock.now()
-    kept = await scene.delivery_of(tasks[0])
-    await scene.services.database.execute("DELETE FROM deliveries WHERE id <> :id", id=kept.id)
-    found: list[str] = []
-    after = (now - 7300.0, "")
-    while True:
-        untold = await deliveries.untold(after=after, limit=1)
-        found += untold.tasks
-        if untold.after is None:
-            break
-        after = untold.after
-    assert sorted(found) == sorted(task.id for task in tasks[1:])
-    await scene.services.worker.retention.housekeep()
-    assert len(await deliveries.newest(limit=10)) == 3
-
-
-async def test_what_was_told_and_is_forgotten_is_not_told_again(scene: Scene) -> None:
-    """The row of a webhook may go a moment before that of its task."""
-    await scene.ended()
-    await scene.turn()
-    scene.clock.advance(24 * HOUR - 60)
-    await _forget_to_tell(scene)
-    await scene.services.worker.retention.housekeep()
-    assert await scene.services.broker.deliveries.newest(limit=10) == []
-
-
-async def test_an_end_is_not_told_of_a_task_that_is_expired_meanwhile(scene: Scene) -> None:
-    await succeed(scene.services, await scene.order())
-    await _forget_to_tell(scene)
-    retention, database = scene.services.worker.retention, scene.services.database
-    meanwhile: Any = Meanwhile(database, lambda: database.execute("UPDATE tasks SET state = 'expired'"))
-    outbox = replace(retention.outbox, images=Images(meanwhile))
-    await replace(retention, outbox=outbox).housekeep()
-    assert await scene.services.broker.deliveries.newest(limit=10) == []
-
-
 async def test_a_task_without_an_address_is_told_to_nobody(scene: Scene) -> None:
     (task,) = (await scene.services.broker.create("local", Request(prompt="a red bicycle"))).tasks
     await scene.services.broker.cancel(task.id)
@@ -682,11 +615,11 @@ async def _never(host: str, port: int) -> list[str]:
 
 @pytest.mark.parametrize("resolve", [_unanswered, _never])
 async def test_a_name_server_in_trouble_refuses_nothing(resolve: Any) -> None:
-    await Fetcher(resolve=resolve).vet("https://hooks.example.com/x", patience=0.02)
+    await Fetcher(resolve=resolve).validate("https://hooks.example.com/x", dns_seconds=0.02)
 
 
 async def test_what_is_allowed_is_not_looked_up() -> None:
-    await Fetcher(allow=["receiver:9000"], resolve=_never).vet("http://receiver:9000/hook")
+    await Fetcher(allow=["receiver:9000"], resolve=_never).validate("http://receiver:9000/hook")
 
 
 async def test_a_name_that_leads_inside_later_is_not_called(scene: Scene) -> None:
@@ -697,7 +630,7 @@ async def test_a_name_that_leads_inside_later_is_not_called(scene: Scene) -> Non
     scene.services.broker.caller_fetcher = scene.services.worker.deliverer.fetcher = fetcher
     task = await scene.order("http://hooks.example.com/x")
     await scene.services.broker.cancel(task.id)
-    for pause in LADDER[:2]:
+    for pause in RETRY_SCHEDULE[:2]:
         await scene.turn()
         delivery = await scene.delivery()
         assert "a private or special address" in (delivery.reason or "")
@@ -735,12 +668,12 @@ async def test_what_was_not_heard_is_forgotten_with_its_task(
     async with a_scene(tmp_path, ManualClock(time.time()), receiver, **settings) as scene:
         receiver.script = answers("500 Internal Server Error")
         task = await scene.ended()
-        for pause in LADDER[:6]:
+        for pause in RETRY_SCHEDULE[:6]:
             await scene.turn()
             scene.clock.advance(pause)
         assert (await scene.delivery()).outcome == Fate.PENDING
         living = await scene.ended()
-        scene.clock.advance(24 * HOUR - sum(LADDER[:6]))
+        scene.clock.advance(24 * HOUR - sum(RETRY_SCHEDULE[:6]))
         (under_way, *_) = [d for d in await _claimed(scene.services) if d.task_id == task.id]
         await scene.turn()
         row = await scene.services.broker.tasks.get(task.id)
