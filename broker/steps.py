@@ -23,8 +23,8 @@ from broker.lifecycle import NOTHING, Changes, Rules, Trouble
 from broker.logs import log
 from broker.metrics import Metrics
 from broker.net.fetcher import Fetcher
+from broker.notifications.outbox import Outbox
 from broker.orders import Order, Reference
-from broker.outbox import Outbox
 from broker.pacing import pause_after
 from broker.providers.base import Provider
 from broker.reports import Failed, Finished, Pending, Report
@@ -120,7 +120,7 @@ class Steps:
             )
             if not values and not ledger and not also:
                 return task
-            told = await self.outbox.telling(task, replace(task, **values))
+            told = await self.outbox.enqueue_event(task, replace(task, **values))
             try:
                 with self._timed():
                     await self.tasks.database.transact(
@@ -428,7 +428,7 @@ class Steps:
     def news(self, task: Task, hook: Hook) -> Report:
         """What a callback says to its task; where it is not believed, that the provider is to be asked."""
         provider = self.providers.get(hook.provider)
-        if hook.verdict != "believe" or provider is None:
+        if hook.verdict != "accept" or provider is None:
             return Pending(check_in=0)
         report = provider.parse_callback(json.loads(hook.body))
         return replace(report, job_id=None) if report.job_id == task.id else report

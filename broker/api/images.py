@@ -18,7 +18,7 @@ from broker.broker import Broker
 from broker.errors import Refusal
 from storage.blobs import BlobMissing, Reading
 from storage.images import Kind, StoredImage
-from uploads.thumbnails import RUNGS
+from uploads.thumbnails import THUMBNAIL_SIZES
 
 _NAME: Final = re.compile(r"(generated|reference)_[0-9a-f]{32}\.(png|jpg|webp)")
 _TYPES: Final = frozenset({"image/png", "image/jpeg", "image/webp"})
@@ -35,7 +35,7 @@ GUARDS: Final = {
 
 
 _ASK_AGAIN: Final = {"cache-control": "private, no-cache"}
-_SIZES: Final = ", ".join(str(rung) for rung in RUNGS)
+_SIZES: Final = ", ".join(str(size) for size in THUMBNAIL_SIZES)
 
 LINK_SECONDS: Final = 600
 _REDIRECT: Final = {"cache-control": f"private, max-age={LINK_SECONDS // 2}"}
@@ -72,7 +72,7 @@ class ImageDoor:
         image = await self._named(request.path_params["name"], kind)
         if wish is None:
             return await self._send(request, image, self._headers(image, image))
-        small = await self.broker.thumbnails.of(image, wish)
+        small = await self.broker.thumbnails.find_or_make(image, wish)
         if small is not None:
             return await self._send(request, small, self._headers(small, image))
         # the next one who asks may get a small one

@@ -32,7 +32,7 @@ from storage.postgres import PostgresDatabase
 from storage.sqlite import SqliteDatabase, sqlite_path
 from storage.tasks import State, Task
 from tests.benchmarks.measuring import Side
-from webhooks.inbound import Callback
+from webhooks.verification import IncomingCallback
 
 AT_ONCE: Final = 32
 
@@ -106,7 +106,7 @@ class Prompt:
         await asyncio.sleep(self._upstream.seconds * share)
         query = dict(parse_qsl(urlsplit(callback_url).query))
         body = json.dumps({"job": job}).encode()
-        await self.broker.hear(Callback(provider=self.name, query=query, headers={}, body=body, trusted=False))
+        await self.broker.hear(IncomingCallback(provider=self.name, query=query, headers={}, body=body, trusted=False))
 
     async def check(self, job_id: str) -> Report:
         return self._finished(job_id)

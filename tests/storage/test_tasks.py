@@ -427,7 +427,7 @@ async def _use_everything(database: Any, rows: Tasks, task: Task) -> None:
     hook = _a_hook(task)
     await database.transact(hooks.adding(hook))
     await hooks.get(hook.id)
-    for only in ({}, {"task_id": task.id}, {"verdict": "refuse"}, {"provider": "fal"}):
+    for only in ({}, {"task_id": task.id}, {"verdict": "reject"}, {"provider": "fal"}):
         await hooks.newest(limit=5, before=(NOW, "hook"), **only)
     await hooks.believed(task.id, 1)
     await hooks.missing(since=0, until=NOW, limit=5)
@@ -457,9 +457,7 @@ async def _use_deliveries(deliveries: Deliveries) -> None:
         for outcome in (None, Fate.PENDING):
             await deliveries.newest(limit=5, task_id=task_id, outcome=outcome, before=(NOW + 1, "x"))
     await deliveries.pending()
-    for again in (True, False):
-        hosts, domains = ["b.example"], ["c.example"]
-        await deliveries.claim(now=NOW, lease=lease(until=NOW), limit=5, again=again, hosts=hosts, domains=domains)
+    await deliveries.claim(now=NOW, lease=lease(until=NOW), limit=5, busy_hosts=["b.example"])
     (claimed,) = await deliveries.claim(now=NOW, lease=lease(until=NOW), limit=5)
     await deliveries.give_back([claimed])
     (claimed,) = await deliveries.claim(now=NOW, lease=lease(until=NOW), limit=5)
@@ -512,7 +510,7 @@ def _a_hook(task: Task) -> Hook:
         id="hook_1",
         provider="kie",
         task_id=task.id,
-        verdict="believe",
+        verdict="accept",
         status=200,
         reason="",
         headers="{}",
