@@ -30,7 +30,7 @@ from storage.facts import Facts
 from storage.local import LocalBlobs
 from storage.migrate import upgrade
 from storage.sqlite import SqliteDatabase, sqlite_path
-from webhooks.proofs import CallbackTokens
+from webhooks.tokens import CallbackTokens
 
 PLACES = 100
 """kie.ai, Getting Started: an account may usually have 100 and more jobs running."""

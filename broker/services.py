@@ -10,7 +10,6 @@ from broker.broker import Broker
 from broker.catalog import Catalog
 from broker.clock import Clock
 from broker.credits import Credits
-from broker.deliverer import Deliverer
 from broker.forecast import Forecast
 from broker.gauges import Gauges
 from broker.inbox import Inbox
@@ -18,10 +17,12 @@ from broker.lifecycle import Rules
 from broker.lookout import Lookout
 from broker.metrics import Metrics
 from broker.net.fetcher import Fetcher
-from broker.outbox import Outbox
+from broker.notifications.deliverer import Deliverer
+from broker.notifications.outbox import Outbox
 from broker.pacing import CallerPace
 from broker.probing import Prober
 from broker.providers.base import Provider
+from broker.providers.kie.signature import callback_signature
 from broker.public_url import Agents, PublicAddress
 from broker.retention import Retention
 from broker.sentences import Sentences
@@ -41,8 +42,9 @@ from storage.keys import Keys
 from storage.lanes import Lanes, Limits
 from storage.tasks import Tasks
 from uploads.intake import Intake
-from webhooks.proofs import CallbackTokens, KieSignature, Presence, Signature, Unsigned
-from webhooks.signing import StandardSignature, derived_key, read_secret
+from webhooks.signatures.base import Signature, Unsigned
+from webhooks.signatures.standard import StandardSignature, derived_key, read_secret
+from webhooks.tokens import CallbackTokens, ChallengeResponse
 
 DOWNLOADS_AT_ONCE = 20
 TURNS = 2
@@ -152,13 +154,14 @@ class Composition:
         chores, facts = Chores(self.database), Facts(self.database)
         return Credits(clock=self.clock, chores=chores, facts=facts, providers=self.providers)
 
-    def callback_url(self, task: str, attempt: int) -> str | None:
-        """Where a provider is to call about one attempt, with its token; None while nobody can reach us."""
+    def callback_url(self, provider: str, task: str, attempt: int) -> str | None:
+        """Return the URL for callbacks about one attempt, token included; None without a public URL."""
         base = self.address.base
         if base is None:
             return None
         token = self.tokens.token(task, attempt)
-        return f"{base}/api/webhook/nano-banana?task={task}&attempt={attempt}&token={token}"
+        path = self.providers[provider].callback_path
+        return f"{base}{path}?task={task}&attempt={attempt}&token={token}"
 
     # -- who works
 
@@ -248,6 +251,7 @@ class Composition:
             fetcher=_caller_fetcher(self.settings),  # its own: names asked for at the door take no thread from it
             signature=StandardSignature(signing_keys(self.settings, self.tokens.secret)),
             metrics=self.metrics,
+            retention_seconds=self.rules.retention,
         )
 
     def _retention(self) -> Retention:
@@ -281,7 +285,7 @@ class Composition:
         return Lookout(
             address=self.address,
             agents=self.agents,
-            prober=Prober(client=self.agents.client, presence=Presence(self.tokens.secret)),
+            prober=Prober(client=self.agents.client, presence=ChallengeResponse(self.tokens.secret)),
             steps=self.steps,
             clock=self.clock,
             metrics=self.metrics,
@@ -308,7 +312,7 @@ def _limits(provider: Provider | None) -> Limits | None:
 def _signature(settings: Settings) -> Signature:
     if settings.webhook_key is None:
         return Unsigned()
-    return KieSignature(settings.webhook_key.get_secret_value().encode())
+    return callback_signature(settings.webhook_key.get_secret_value())
 
 
 def signing_keys(settings: Settings, secret: bytes) -> list[bytes]:

@@ -12,9 +12,9 @@ from storage.database import Database, Statement, record
 class Entry:
     """One line of the inbox: a callback without its content.
 
-    verdict: `believe`, `ask`, `refuse`, `unknown` or `malformed`. status: our HTTP answer. digested_at: when its news
-    was taken in, if it was any; None while it is still to be read. job_ended_at: when the job ended by the provider's
-    own clock, as far as the body says so. replay_of: the callback that this one repeats on an operator's request.
+    verdict: `accept`, `recheck`, `reject`, `unknown` or `malformed`. status: our HTTP answer. digested_at: when its
+    news was taken in, if it was any; None while it is still to be read. job_ended_at: when the job ended by the
+    provider's own clock, as far as the body says so. replay_of: the callback that this one repeats on request.
     """
 
     id: str
@@ -32,25 +32,25 @@ class Entry:
     @property
     def is_news(self) -> bool:
         """Whether it makes anybody look at its task."""
-        return self.verdict in {"believe", "ask"}
+        return self.verdict in {"accept", "recheck"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hook(Entry):
     """One callback as it came, secrets removed.
 
-    headers, query: JSON. body: as text. proofs: what it proved, as JSON; None for one that an older version kept.
+    headers, query: JSON. body: as text. proofs: what it proved, as JSON.
     """
 
     headers: str
     query: str
     body: str
-    proofs: str | None = None
+    proofs: str
 
 
 _LINE = ", ".join(f.name for f in fields(Entry))
 _COLUMNS = tuple(f.name for f in fields(Hook))
-_CALLED = "h.verdict = 'believe' AND h.replay_of IS NULL"
+_CALLED = "h.verdict = 'accept' AND h.replay_of IS NULL"
 
 
 @dataclass(frozen=True)

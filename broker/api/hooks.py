@@ -16,8 +16,8 @@ from broker.api.bodies import is_encoded
 from broker.broker import Broker
 from broker.clock import iso
 from broker.errors import Refusal
-from webhooks.inbound import MAX_BODY_BYTES, Callback, Judgement
-from webhooks.proofs import Presence
+from webhooks.tokens import ChallengeResponse
+from webhooks.verification import MAX_BODY_BYTES, Decision, IncomingCallback
 
 _CODES: Final = {400: "invalid_request", 401: "unauthorized", 404: "task_not_found", 413: "payload_too_large"}
 
@@ -32,13 +32,13 @@ class Hooks:
         message = "Nano Banana webhook endpoint is ready"
         greeting = {"status": "ok", "message": message, "timestamp": iso(self.broker.clock.now())}
         nonces = request.query_params.getlist("probe")
-        shown = Presence(self.broker.tokens.secret).answer(nonces[0]) if len(nonces) == 1 else None
+        shown = ChallengeResponse(self.broker.tokens.secret).answer(nonces[0]) if len(nonces) == 1 else None
         return answer(greeting | ({"probe": shown} if shown else {}))
 
     async def hear(self, request: Request) -> Response:
         """Any content type is read as JSON; nothing is inflated."""
         began = time.perf_counter()
-        callback = Callback(
+        callback = IncomingCallback(
             provider=request.path_params.get("provider", "nano-banana"),
             query=dict(request.query_params),
             headers={name.lower(): value for name, value in request.headers.items()},
@@ -55,7 +55,7 @@ class Hooks:
         """Record the time from the first byte of the request to the end of the response."""
         self.broker.metrics.callback_seconds.observe(time.perf_counter() - began)
 
-    def _told(self, request: Request, judgement: Judgement) -> Response:
+    def _told(self, request: Request, judgement: Decision) -> Response:
         """A refusal is answered like every other, but here: raised, it would lose what is to be done after it."""
         if judgement.status not in _CODES:
             return answer(

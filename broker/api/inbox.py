@@ -17,7 +17,7 @@ from broker.errors import Refusal
 from broker.inbox import Explanation, Inbox
 from broker.reports import Failed, Finished, Pending, Report
 from storage.hooks import Entry, Hook
-from webhooks.inbound import Verdict
+from webhooks.verification import Verification
 
 _TRUTHS: Final = {"": False, "false": False, "0": False, "true": True, "1": True}
 
@@ -109,7 +109,7 @@ def hook_document(hook: Hook) -> Document:
         **entry_document(hook),
         "headers": json.loads(hook.headers),
         "query": json.loads(hook.query),
-        "proofs": json.loads(hook.proofs) if hook.proofs is not None else None,
+        "proofs": json.loads(hook.proofs),
         "body": hook.body,
     }
 
@@ -121,7 +121,7 @@ def explained(told: Explanation) -> Document:
         "names": list(told.names),
         "taskId": told.task.id if told.task else None,
         "attempt": told.hook.attempt,
-        "verdict": told.judgement.verdict.value,
+        "verdict": told.judgement.verification.value,
         "status": told.judgement.status,
         "reason": told.judgement.reason,
         "takenAs": told.taken_as.value if told.taken_as else None,
@@ -145,7 +145,7 @@ def fixture_document(told: Explanation) -> Document:
         "expected": {
             "names": list(told.names),
             "report": report_document(told.report) if told.report else None,
-            "verdict": told.judgement.verdict.value,
+            "verdict": told.judgement.verification.value,
             "status": told.judgement.status,
         },
     }
@@ -195,8 +195,8 @@ def in_words(report: Report) -> str:
 
 def _verdict(request: Request) -> str | None:
     text = request.query_params.get("verdict") or None
-    if text is not None and text not in set(Verdict):
-        raise Refusal("invalid_request", f"verdict must be one of {', '.join(Verdict)}.", field="verdict")
+    if text is not None and text not in set(Verification):
+        raise Refusal("invalid_request", f"verdict must be one of {', '.join(Verification)}.", field="verdict")
     return text
 
 

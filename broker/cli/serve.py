@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import anyio
 
-from broker import logs, server
+from broker import logs
 from broker.bootstrap import open_services
 from broker.cli.client import address
 from broker.cli.house import opened
@@ -23,6 +23,8 @@ from broker.doctor.doors import COOKIE_FLAW, NEWER_PYTHON, is_flawed
 from broker.errors import SettingsError
 from broker.logs import log
 from broker.net.hosts import is_loopback_host
+from broker.server.sockets import bind_socket, socket_port
+from broker.server.uvicorn import serve as serve_http
 from broker.services import Services
 from broker.settings import Settings, load
 
@@ -34,9 +36,9 @@ async def serve(host: str | None, port: int | None) -> None:
     given: dict[str, Any] = {"host": host, "port": port}
     settings = load(**{name: value for name, value in given.items() if value is not None})
     _configure_logs(settings)
-    with closing(server.bind(settings.host, settings.port)) as sock:
+    with closing(bind_socket(settings.host, settings.port)) as sock:
         async with opened(settings, sock) as services:
-            await server.serve(services, [sock], ready=partial(_introduce, services, server.port_of(sock)))
+            await serve_http(services, [sock], ready=partial(_introduce, services, socket_port(sock)))
 
 
 async def work() -> None:

@@ -14,7 +14,7 @@ from broker.net.api_client import ApiClient
 from broker.probing import Prober
 from broker.public_url import CLOUDFLARED
 from broker.settings import Salvaged, Settings
-from webhooks.proofs import Presence
+from webhooks.tokens import ChallengeResponse
 
 ANSWER_SECONDS: Final = 10.0
 
@@ -35,7 +35,7 @@ class Patient:
 
     @property
     def prober(self) -> Prober:
-        return Prober(client=self.client, presence=Presence(self.secret))
+        return Prober(client=self.client, presence=ChallengeResponse(self.secret))
 
 
 @asynccontextmanager

@@ -19,7 +19,7 @@ SANDBOX: Final = "the sandbox provider is used: no key, no cost, pretend picture
 NTP: Final = "set the clock of this machine by NTP (Linux: timedatectl set-ntp true)"
 WARN_SKEW: Final = 120.0
 MOST_SKEW: Final = 300.0
-"""Seconds; signatures that seem older are refused (`webhooks.proofs`)."""
+"""Seconds; signatures that seem older are refused (`webhooks.signatures.base`)."""
 FEW_IMAGES: Final = 25
 
 

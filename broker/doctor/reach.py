@@ -19,7 +19,7 @@ from broker.net.hosts import is_loopback_host, local_base_url
 from broker.probing import GREETING, RoundTrip, Verdict
 from broker.public_url import Agents, PublicUrl, Tunnel, candidates, check_configured
 from broker.settings import Settings
-from webhooks.proofs import Presence
+from webhooks.tokens import ChallengeResponse
 
 NEAR_SECONDS: Final = 3.0
 START: Final = "start ngrok or cloudflared (README, Tunnels), or set WEBHOOK_BASE_URL"
@@ -77,7 +77,9 @@ async def _stand_in(patient: Patient) -> AsyncIterator[tuple[str, str] | None]:
     async with AsyncExitStack() as stack:
         trouble = None
         try:
-            await stack.enter_async_context(standing_in(settings.host, settings.port, Presence(patient.secret)))
+            await stack.enter_async_context(
+                standing_in(settings.host, settings.port, ChallengeResponse(patient.secret))
+            )
         except OSError as error:
             trouble = _unbindable(settings, error)
         yield trouble
@@ -141,7 +143,7 @@ def _callbacks(answer: HttpResponse | None) -> Finding:
     if answer is None or answer.status != 200:
         return skipped(name, "the running broker does not tell")
     page = answer.body.decode("utf-8", "replace")
-    heard = _sum(r'^broker_callbacks_total\{[^}]*verdict="(?:believe|ask)"[^}]*\} (\S+)$', page)
+    heard = _sum(r'^broker_callbacks_total\{[^}]*verdict="(?:accept|recheck)"[^}]*\} (\S+)$', page)
     missed = _sum(r"^broker_callbacks_missing_total\{[^}]*\} (\S+)$", page)
     found = f"{heard:.0f} came; {missed:.0f} ends had to be asked for although a callback was to tell them"
     if missed and not heard:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json as jsonlib
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
@@ -17,6 +16,7 @@ import httpx
 
 from broker.errors import NotSent, ProviderError
 from broker.net.url_policy import redact_url
+from webhooks.strict_json import read_json
 
 CONNECT_SECONDS: Final = 10.0
 """Longest wait for a free connection, and again for DNS, TCP and TLS together."""
@@ -48,7 +48,7 @@ class HttpResponse:
         """Return the body as JSON; raise `ProviderError` for anything else, quoting none of it."""
         try:
             return parse_provider_json(self.body)
-        except (ValueError, RecursionError):
+        except ValueError:
             raise ProviderError(f"HTTP {self.status} with {len(self.body)} bytes that are not sound JSON") from None
 
 
@@ -209,38 +209,8 @@ async def _read_chunks(what: str, response: httpx.Response) -> AsyncGenerator[by
 
 
 def parse_provider_json(body: bytes) -> Any:
-    """Parse JSON that can be stored and traversed: UTF-8, no NaN, at most 64 levels, no lone surrogates.
-
-    Lone surrogates are replaced, not rejected: providers cut texts in the middle of an emoji.
-    """
-    text = body.decode("utf-8")
-    value = jsonlib.loads(text, parse_constant=_reject_constant)
-    if _is_deeper_than(MAX_JSON_DEPTH, value):
-        raise ValueError("too deep")
-    if "\\ud" in text or "\\uD" in text:
-        repaired = (
-            jsonlib.dumps(value, ensure_ascii=False).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        )
-        return jsonlib.loads(repaired)
-    return value
-
-
-def _reject_constant(name: str) -> Any:
-    raise ValueError(name)
-
-
-def _is_deeper_than(levels: int, value: Any) -> bool:
-    layer = [value]
-    for _ in range(levels):
-        layer = [
-            child
-            for parent in layer
-            if isinstance(parent, dict | list)
-            for child in (parent.values() if isinstance(parent, dict) else parent)
-        ]
-        if not layer:
-            return False
-    return True
+    """Parse a provider's JSON; lone surrogates are replaced. Raises ValueError."""
+    return read_json(body, max_depth=MAX_JSON_DEPTH, repair_surrogates=True)
 
 
 def _build_request(

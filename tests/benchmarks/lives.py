@@ -32,7 +32,7 @@ from storage.postgres import PostgresDatabase
 from storage.sqlite import SqliteDatabase, sqlite_path
 from storage.tasks import State, Task
 from tests.benchmarks.measuring import Side
-from webhooks.inbound import Callback
+from webhooks.verification import IncomingCallback
 
 AT_ONCE: Final = 32
 
@@ -74,6 +74,9 @@ class Prompt:
     """A provider without a network: it takes every order, and calls back a moment later."""
 
     name = "prompt"
+    key_id = "default"
+    base_url = ""
+    callback_path = "/api/webhook/prompt"
 
     def __init__(self, upstream: Upstream) -> None:
         self.creates_per_10s = upstream.creates_per_10s
@@ -106,7 +109,7 @@ class Prompt:
         await asyncio.sleep(self._upstream.seconds * share)
         query = dict(parse_qsl(urlsplit(callback_url).query))
         body = json.dumps({"job": job}).encode()
-        await self.broker.hear(Callback(provider=self.name, query=query, headers={}, body=body, trusted=False))
+        await self.broker.hear(IncomingCallback(provider=self.name, query=query, headers={}, body=body, trusted=False))
 
     async def check(self, job_id: str) -> Report:
         return self._finished(job_id)

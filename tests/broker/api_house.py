@@ -16,7 +16,9 @@ from PIL import Image
 from broker.app import build_app
 from broker.bootstrap import open_services
 from broker.clock import Clock, iso
-from broker.server import PATIENCE, Patience, bind, port_of, running
+from broker.server.protocol import ConnectionLimits
+from broker.server.sockets import bind_socket, socket_port
+from broker.server.uvicorn import DEFAULT_LIMITS, running_server
 from broker.services import Services
 from broker.settings import load
 from storage.deliveries import Delivery, Fate
@@ -129,14 +131,14 @@ async def open_api(
     folder: Path,
     *,
     sockets: bool = False,
-    patience: Patience | None = None,
+    limits: ConnectionLimits | None = None,
     clock: Clock | None = None,
     **settings: Any,
 ) -> AsyncIterator[ApiHouse]:
     """Open a broker and a client of its API.
 
     sockets: over real HTTP, where the test concerns connections or a response that does not end; otherwise the client
-    calls the application directly, which takes a fifth of the time. Time limits of connections (`patience`) imply it.
+    calls the application directly, which takes a fifth of the time. Time limits of connections (`limits`) imply it.
     """
     defaults: dict[str, Any] = {
         "api_key": "a-key-of-the-tests",
@@ -147,12 +149,12 @@ async def open_api(
         "rate_per_minute": 100_000,
     }
     chosen = load(env_file=None, **{**defaults, **settings})
-    if sockets or patience is not None:
-        with closing(bind("127.0.0.1", 0)) as sock:
-            port = port_of(sock)
+    if sockets or limits is not None:
+        with closing(bind_socket("127.0.0.1", 0)) as sock:
+            port = socket_port(sock)
             async with (
                 open_services(chosen, clock=clock, port=port) as services,
-                running(services, sock, patience=patience or PATIENCE) as base,
+                running_server(services, sock, limits=limits or DEFAULT_LIMITS) as base,
                 httpx.AsyncClient(base_url=base, timeout=35, verify=False) as client,
             ):
                 await _begun(services)
@@ -189,7 +191,7 @@ def a_task(now: float, **changes: Any) -> Task:
     task_id = changes.pop("id", None) or f"task_{changes.pop('number', 1):032x}"
     values: dict[str, Any] = {
         "id": task_id,
-        "batch": task_id,
+        "batch": task_id.replace("task_", "batch_"),
         "caller": "local",
         "state": State.WAITING,
         "due_at": NEVER,
@@ -203,6 +205,7 @@ def a_task(now: float, **changes: Any) -> Task:
         "job_id": None,
         "created_at": now,
         "updated_at": now,
+        "entered_at": now,
     }
     return Task(**{**values, **changes})
 

@@ -14,8 +14,8 @@ import pytest
 
 from storage.tasks import Attempt, Task
 from tests.broker.api_house import ApiHouse, open_api
-from webhooks.inbound import MAX_BODY_BYTES
-from webhooks.proofs import Presence, new_nonce
+from webhooks.tokens import ChallengeResponse, new_nonce
+from webhooks.verification import MAX_BODY_BYTES
 
 pytestmark = pytest.mark.anyio
 
@@ -67,9 +67,9 @@ async def test_the_address_can_be_checked_with_get(tmp_path: Path) -> None:
 
 async def test_the_greeting_shows_that_it_is_ours_to_a_nonce_and_to_nothing_else(tmp_path: Path) -> None:
     async with open_api(tmp_path) as house:
-        presence, nonce = Presence(house.services.broker.tokens.secret), new_nonce()
+        presence, nonce = ChallengeResponse(house.services.broker.tokens.secret), new_nonce()
         shown = (await house.client.get(HOOK, params={"probe": nonce}, headers=FORWARDED)).json()
-        assert presence.shown(nonce, shown["probe"])
+        assert presence.is_valid(nonce, shown["probe"])
         for query in ("", "?probe=", "?probe=task_1:1", f"?probe={nonce}0", f"?probe={nonce}&probe={nonce}", "?x=1"):
             greeting = (await house.client.get(HOOK + query)).json()
             assert set(greeting) == {"status", "message", "timestamp"}, query

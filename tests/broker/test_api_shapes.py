@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 from broker.api.answers import refused, to_json
 from broker.errors import STATUS_OF, TASK_CODES, Complaint, Refusal
 from broker.sentences import LANGUAGES, Language, Sentences, language_of
-from broker.server import Patience
+from broker.server.protocol import ConnectionLimits
 from storage.database import StorageError
 from storage.tasks import State
 from tests.broker.api_house import ApiHouse, open_api
@@ -318,7 +318,7 @@ async def endless() -> AsyncIterator[bytes]:
 
 async def test_an_endless_body_is_cut_off(tmp_path: Path) -> None:
     """Also where the answer is given without reading it."""
-    async with open_api(tmp_path, patience=Patience(head=0.3), max_file_size=1000) as house:
+    async with open_api(tmp_path, limits=ConnectionLimits(head_seconds=0.3), max_file_size=1000) as house:
         headers = {"content-type": "application/json"}
         try:
             answer = await house.client.post("/api/generate/image", content=endless(), headers=headers)

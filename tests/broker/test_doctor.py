@@ -37,7 +37,7 @@ from tests.servers.ports import free_port
 from tests.servers.postgres import Postgres
 from tests.servers.s3 import S3Server
 from tests.servers.tunnels import an_agent, tunnelling
-from webhooks.proofs import Presence
+from webhooks.tokens import ChallengeResponse
 
 pytestmark = pytest.mark.anyio
 
@@ -225,7 +225,7 @@ async def test_without_a_broker_the_doctor_answers_for_it(tmp_path: Path) -> Non
 )
 async def test_whoever_stands_in_answers_one_question_only(request_: bytes) -> None:
     port = free_port()
-    async with standing_in("127.0.0.1", port, Presence(b"secret")):
+    async with standing_in("127.0.0.1", port, ChallengeResponse(b"secret")):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         _, silent = await asyncio.open_connection("127.0.0.1", port)
         writer.write(request_)

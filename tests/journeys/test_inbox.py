@@ -76,7 +76,7 @@ async def test_a_callback_that_came_is_known_by_its_times(house: House) -> None:
     task_id = await house.order("a red bicycle")
     await house.end(task_id)
     (hook,) = await inbox(house, task_id, 1)
-    assert (hook["verdict"], hook["attempt"]) == ("believe", 1)
+    assert (hook["verdict"], hook["attempt"]) == ("accept", 1)
     assert 0 <= hook["lagSeconds"] < 10
     assert await learned(house, task_id) == ["callback"]
     assert (await never_came(house), await counted(house)) == ({}, 0)
