@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 import anyio
-import httpx
+from starlette.types import ASGIApp
 
 from broker import logs
 from broker.app import build_app
@@ -49,10 +49,11 @@ async def connect_broker() -> AsyncIterator[Connection]:
             f"No broker answers at {base}, and there is no database {missing.resolve()}: is this the right folder?"
         )
     private = settings.model_copy(update={"webhook_base_url": "", "tunnel_api": ""})
-    async with open_services(private, joins=False) as services:
-        transport = httpx.ASGITransport(app=build_app(services))
-        async with make_client(base, settings, transport=transport) as client:
-            yield Connection(client=client, is_running=False)
+    async with (
+        open_services(private, joins=False) as services,
+        make_client(base, settings, app=build_app(services)) as client,
+    ):
+        yield Connection(client=client, is_running=False)
 
 
 @asynccontextmanager
@@ -62,10 +63,10 @@ async def find_running_broker(settings: Settings) -> AsyncIterator[AsyncClient |
         yield client if await client.alive() else None
 
 
-def make_client(base: str, settings: Settings, *, transport: httpx.AsyncBaseTransport | None = None) -> AsyncClient:
+def make_client(base: str, settings: Settings, *, app: ASGIApp | None = None) -> AsyncClient:
     """Return a client with the first of BROKER_API_KEYS; the caller closes it."""
     key = settings.api_keys[0].get_secret_value() if settings.api_keys else None
-    return AsyncClient(base, key=key, timeout=settings.request_timeout, patience=PATIENCE_SECONDS, transport=transport)
+    return AsyncClient(base, key=key, timeout=settings.request_timeout, patience=PATIENCE_SECONDS, app=app)
 
 
 def broker_url(host: str, port: int) -> str:
