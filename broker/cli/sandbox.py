@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from broker.cli.console import CommandError, print_line
 from broker.cli.signals import termination_signal
 from broker.errors import SettingsError
-from broker.sandbox.moods import Mood, UnknownMood, listed
+from broker.sandbox.faults import Fault, UnknownFault, parse_fault_setting
 from broker.sandbox.options import Options
 from broker.sandbox.server import serve_sandbox
 from broker.settings import Settings
@@ -62,7 +62,7 @@ def _print_addresses(url: str, api_key: str | None) -> None:
 
 def list_moods() -> None:
     """Print every mood and its effect. A value follows the name, as in late:30."""
-    for mood in Mood:
+    for mood in Fault:
         value = f" (VALUE is {mood.value_if_none:g} if not given)" if mood.value_if_none else ""
         print_line(f"{mood.value:<18} {mood.doc}{value}")
 
@@ -73,7 +73,7 @@ async def run_sandbox(settings: Settings, port: int) -> AsyncIterator[Settings]:
 
     port: preferred, so that result URLs from before a restart stay valid; if it is in use, any free one.
     """
-    mood = settings.sandbox_mood or Mood.GOOD.value
+    mood = settings.sandbox_mood or Fault.GOOD.value
     _check_mood("BROKER_SANDBOX_MOOD", mood)
     folder = settings.data_dir / "sandbox"
     _make_folder(folder)
@@ -103,8 +103,8 @@ def _settings_for(url: str, settings: Settings) -> Settings:
 
 def _check_mood(where: str, mood: str) -> None:
     try:
-        listed(mood)
-    except UnknownMood as error:
+        parse_fault_setting(mood)
+    except UnknownFault as error:
         raise SettingsError(f"{where} is wrong: {error}") from None
 
 
