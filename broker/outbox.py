@@ -47,7 +47,7 @@ class Outbox:
             type=event.value,
             url=url,
             host=_host(url),
-            body=event_body(event, iso(now) or "", self.showing.document(task, images, "en")),
+            body=event_body(event, iso(now) or "", self.showing.document(task, images, "en").to_document()),
             due_at=now,
             created_at=now,
         )
