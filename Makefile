@@ -19,7 +19,7 @@ test: $(VENV)/dev  ## every gate: format, lint, types, layers, tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile --durations=20
 
 e2e: $(VENV)/dev  ## in a real browser, and an old front end in Node, where there are any
 	$(BIN)/pytest tests/broker/test_openapi.py -k browser

@@ -30,7 +30,8 @@ from broker.repeats import Repeats
 from broker.services import Services
 
 _CORS_METHODS: Final = ("GET", "POST", "DELETE")
-_CORS_REQUEST_HEADERS: Final = "Authorization Idempotency-Key If-None-Match Last-Event-ID Cache-Control X-Request-ID".split()
+_CORS_REQUEST_HEADERS: Final = (
+    "Authorization Idempotency-Key If-None-Match Last-Event-ID Cache-Control X-Request-ID".split()
 )
 _CORS_RESPONSE_HEADERS: Final = ("ETag", "Retry-After", "Location", "Warning", "X-Request-ID")
 
@@ -55,6 +56,7 @@ def build_app(services: Services) -> Starlette:
         exception_handlers=errors.exception_handlers(),
         debug=False,
     )
+    app.state.dialects = dialects
     app.router.redirect_slashes = False  # a redirect would be built from the Host of the request
     return app
 

@@ -15,13 +15,13 @@ from typing import Any, Final
 from broker import lifecycle
 from broker.catalog import Catalog, Choice
 from broker.clock import Clock, day
-from broker.errors import EgressRefused, FetchError, ProviderError, Refusal
+from broker.errors import DownloadError, EgressBlocked, ProviderError, Refusal
 from broker.forecast import Forecast
 from broker.lifecycle import Rules
 from broker.logs import log
 from broker.metrics import Metrics
+from broker.net.fetcher import Fetcher
 from broker.orders import DataUri, Kept, Link, Order, Reference, Request, Source, Upload
-from broker.outgoing import Fetcher
 from broker.pacing import CallerPace
 from broker.providers.base import Provider
 from broker.repeats import InTurn
@@ -37,9 +37,10 @@ from storage.images import Images, StoredImage
 from storage.keys import Keys, KeyUse
 from storage.tasks import DUE, LANDING, State, Task, Tasks, task_channel
 from uploads.intake import Image, Intake, IntakeError
-from webhooks import inbound
-from webhooks.inbound import Callback, Judgement, Proofs, Verdict
-from webhooks.proofs import CallbackTokens, Proof, Signature, Unsigned
+from webhooks import verification
+from webhooks.signatures.base import Proof, Signature, Unsigned
+from webhooks.tokens import CallbackTokens
+from webhooks.verification import Decision, Evidence, IncomingCallback, Verification
 
 MOST_IMAGES: Final = 6
 MOST_UNREAD_HOOKS: Final = 20
@@ -80,7 +81,7 @@ class Quote:
 class Heard:
     """What became of a callback. id: in the inbox; None if a flood kept it out."""
 
-    judgement: Judgement
+    judgement: Decision
     id: str | None
 
 
@@ -88,8 +89,8 @@ class Heard:
 class _Judged:
     """A callback after it was read. body: parsed; None where it cannot be."""
 
-    judgement: Judgement
-    proofs: Proofs
+    judgement: Decision
+    proofs: Evidence
     task: Task | None = None
     attempt: int | None = None
     body: Any = None
@@ -159,7 +160,7 @@ class Broker:
             ]
             created = await self._write(caller, request, choice, batch, references)
             kept = not created.repeated
-        except (IntakeError, FetchError) as error:
+        except (IntakeError, DownloadError) as error:
             raise _refusal(error) from error
         except (StorageError, asyncio.CancelledError) as error:
             kept = True  # nobody knows whether it was written; the sweep removes what belongs to no task
@@ -200,7 +201,7 @@ class Broker:
     def quote(self, request: Request) -> Quote:
         """Raises `Refusal` for what `create` would refuse for its fields."""
         order = self._order(request, self._check(request))
-        offer = self.provider.preview(order, None)
+        offer = self.provider.build_request(order, None)
         return Quote(
             price=offer.get("price"),
             count=request.count,
@@ -232,7 +233,7 @@ class Broker:
         callback = self.steps.callback_url("task_dry_run", 1)
         address = callback.split("?")[0] if callback else None
         return {
-            **self.provider.preview(order, address),
+            **self.provider.build_request(order, address),
             "count": quote.count,
             "total": quote.total,
             "warnings": list(quote.warnings),
@@ -246,10 +247,10 @@ class Broker:
         try:
             for source in sources:
                 if isinstance(source, Link):
-                    self.fetcher.check(source.url)
+                    self.fetcher.check_url(source.url)
                 else:
                     await self._take_in(owner, source, most)
-        except (IntakeError, FetchError, StorageFull) as error:
+        except (IntakeError, DownloadError, StorageFull) as error:
             raise _refusal(error) from error
         finally:
             if sent:
@@ -289,9 +290,9 @@ class Broker:
             return
         try:
             if len(url) > MOST_CALLBACK_URL:
-                raise EgressRefused(f"the address is longer than {MOST_CALLBACK_URL} characters")
-            await self.caller_fetcher.vet(url)
-        except EgressRefused as error:
+                raise EgressBlocked(f"the address is longer than {MOST_CALLBACK_URL} characters")
+            await self.caller_fetcher.validate(url)
+        except EgressBlocked as error:
             raise Refusal(
                 "invalid_request",
                 f"callbackUrl is not an address that we call: {error}. "
@@ -543,32 +544,26 @@ class Broker:
 
     # -- callbacks
 
-    async def hear(self, callback: Callback) -> Heard:
+    async def hear(self, callback: IncomingCallback) -> Heard:
         """Judge a callback and write it down; a worker reads its news afterwards."""
         provider = self.providers.get(callback.provider, self.provider)
         signature = self.signatures.get(provider.name, Unsigned())
         token, task_id, attempt = self._token(callback)
         required = signature.required and token == Proof.NONE
-        proofs = Proofs(token=token, signature_required=required, trusted=callback.trusted)
+        proofs = Evidence(token=token, signature_required=required, trusted=callback.trusted)
         try:
-            body = inbound.read(callback) if token != Proof.WRONG else None
-        except inbound.MalformedBody as malformed:
-            judgement = Judgement(verdict=Verdict.MALFORMED, status=malformed.status, reason=malformed.reason)
+            body = verification.parse_callback_body(callback) if token != Proof.WRONG else None
+        except verification.MalformedBody as malformed:
+            judgement = Decision(verification=Verification.MALFORMED, status=malformed.status, reason=malformed.reason)
             return await self._note(callback, provider, _Judged(judgement=judgement, proofs=proofs, attempt=attempt))
-        ids = provider.names(body) if body is not None else ()
+        ids = provider.job_ids(body) if body is not None else ()
         task = await self.addressee(task_id, ids, token) if token != Proof.WRONG else None
-        signed = signature.prove(callback.headers, callback.body, ids, self.clock.now())
+        signed = signature.verify(callback.headers, callback.body, ids, self.clock.now())
         proofs = replace(proofs, signature=signed, known=task is not None)
-        judged = _Judged(judgement=inbound.judge(**vars(proofs)), proofs=proofs, task=task, attempt=attempt, body=body)
+        judged = _Judged(judgement=verification.decide(proofs), proofs=proofs, task=task, attempt=attempt, body=body)
         return await self._note(callback, provider, judged)
 
-    async def acknowledged(self, heard: Heard, seconds: float) -> None:
-        """How long a callback had to wait for our answer, once it has gone out. Not worth any trouble of the store."""
-        if heard.id is not None:
-            with suppress(StorageError):
-                await self.hooks.acknowledge(heard.id, seconds)
-
-    def _token(self, callback: Callback) -> tuple[Proof, str | None, int | None]:
+    def _token(self, callback: IncomingCallback) -> tuple[Proof, str | None, int | None]:
         """What the token in the address proves, and for which task and attempt."""
         task_id = callback.query.get("task")
         token = callback.query.get("token")
@@ -577,7 +572,7 @@ class Broker:
         number = callback.query.get("attempt", "")
         if task_id is None or not re.fullmatch(r"[1-9][0-9]{0,5}", number):
             return Proof.WRONG, None, None
-        return self.tokens.prove(task_id, int(number), token), task_id, int(number)
+        return self.tokens.verify(task_id, int(number), token), task_id, int(number)
 
     async def addressee(self, task_id: str | None, ids: tuple[str, ...], token: Proof) -> Task | None:
         """The task a callback is about: by its address, else by our id or the provider's in the body.
@@ -585,7 +580,7 @@ class Broker:
         A right token speaks for the task of its address, and for no other.
         """
         named = (task_id, *ids) if task_id else ids
-        for name in named[:1] if token == Proof.BODY else named:
+        for name in named[:1] if token == Proof.BODY_VERIFIED else named:
             if name is None or len(name) > 200:
                 continue
             task = await (self.tasks.get(name) if _TASK_ID.fullmatch(name) else self.tasks.of_job(name))
@@ -593,12 +588,12 @@ class Broker:
                 return task
         return None
 
-    async def _note(self, callback: Callback, provider: Provider, judged: _Judged) -> Heard:
+    async def _note(self, callback: IncomingCallback, provider: Provider, judged: _Judged) -> Heard:
         """Into the inbox. News wakes the workers; what a flood brings is counted and not kept."""
-        verdict, task = judged.judgement.verdict, judged.task
+        verdict, task = judged.judgement.verification, judged.task
         self.metrics.callbacks.labels(provider.name, verdict.value).inc()
-        is_news = task is not None and verdict in {Verdict.BELIEVE, Verdict.ASK}
-        believed = verdict == Verdict.BELIEVE
+        is_news = task is not None and verdict in {Verification.ACCEPT, Verification.RECHECK}
+        believed = verdict == Verification.ACCEPT
         if not await self._has_place(task if is_news else None, believed=believed):
             return Heard(judgement=judged.judgement, id=None)
         now = self.clock.now()
@@ -610,13 +605,13 @@ class Broker:
             verdict=verdict.value,
             status=judged.judgement.status,
             reason=judged.judgement.reason,
-            headers=inbound.kept_headers(callback.headers),
-            query=inbound.kept_query(callback.query),
-            body=inbound.kept_body(callback.body, callback.query.get("token")),
-            proofs=judged.proofs.kept(),
+            headers=verification.stored_headers(callback.headers),
+            query=verification.stored_query(callback.query),
+            body=verification.stored_body(callback.body, callback.query.get("token")),
+            proofs=judged.proofs.to_json(),
             received_at=now,
             digested_at=None if is_news else now,
-            job_ended_at=_ended_at(provider.hear(judged.body), now) if is_news else None,
+            job_ended_at=_ended_at(provider.parse_callback(judged.body), now) if is_news else None,
         )
         await self.database.transact(self.hooks.adding(hook), wake=(DUE,) if is_news else ())
         if believed and hook.job_ended_at is not None:
@@ -671,10 +666,10 @@ def _as_ref(image: StoredImage) -> dict[str, Any]:
     return {name: getattr(image, name) for name in names}
 
 
-def _refusal(error: IntakeError | FetchError | StorageFull) -> Refusal:
+def _refusal(error: IntakeError | DownloadError | StorageFull) -> Refusal:
     """A reference that could not be brought in, in the words of the API."""
     match error:
-        case FetchError():
+        case DownloadError():
             return Refusal("invalid_image", f"A reference image could not be fetched: {error}", field="imageUrls")
         case IntakeError(code="invalid_image" | "payload_too_large" as code):
             return Refusal(code, str(error), field="image")

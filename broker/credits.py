@@ -49,7 +49,7 @@ def _name(provider: str) -> str:
 async def _left_at(provider: Provider) -> float | None:
     try:
         async with asyncio.timeout(PATIENCE):
-            return await provider.credits()
+            return await provider.balance()
     except (ProviderError, TimeoutError):
         log.debug("the provider did not say what is left", action="credits_unheard", provider=provider.name)
         return None

@@ -22,16 +22,16 @@ from broker.providers.base import Provider
 from broker.reports import Report
 from storage.hooks import Entry, Hook
 from storage.tasks import DUE, Task
-from webhooks import inbound
-from webhooks.inbound import Judgement, Proofs, Verdict
-from webhooks.proofs import Proof, Unsigned
+from webhooks import verification
+from webhooks.signatures.base import Proof, Unsigned
+from webhooks.verification import Decision, Evidence, Verification
 
 DAY: Final = 24 * 3600.0
 STILL_EXPECTED: Final = 60.0
 """Seconds after the end of a job in which its callback may be on its way."""
 MOST_MISSING: Final = 10_000
 
-_TAKEN: Final = frozenset({Verdict.BELIEVE, Verdict.ASK})
+_TAKEN: Final = frozenset({Verification.ACCEPT, Verification.RECHECK})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +44,11 @@ class Explanation:
     """
 
     hook: Hook
-    proofs: Proofs
+    proofs: Evidence
     names: tuple[str, ...]
     task: Task | None
-    judgement: Judgement
-    taken_as: Verdict | None
+    judgement: Decision
+    taken_as: Verification | None
     report: Report | None
     effect: str
 
@@ -101,10 +101,10 @@ class Inbox:
         provider = self.broker.providers.get(hook.provider, self.broker.provider)
         proofs = self._proofs(hook, provider)
         body, malformed = _read(hook)
-        names = provider.names(body)
-        task = await self.broker.addressee(inbound.task_in(hook.query), names, proofs.token)
+        names = provider.job_ids(body)
+        task = await self.broker.addressee(verification.task_in_query(hook.query), names, proofs.token)
         proofs = replace(proofs, known=task is not None)
-        judgement = inbound.judge(**vars(proofs)) if malformed is None or proofs.token == Proof.WRONG else malformed
+        judgement = verification.decide(proofs) if malformed is None or proofs.token == Proof.WRONG else malformed
         taken_as = _taken_as(hook, judgement)
         return Explanation(
             hook=hook,
@@ -113,7 +113,7 @@ class Inbox:
             task=task,
             judgement=judgement,
             taken_as=taken_as,
-            report=provider.hear(body) if malformed is None else None,
+            report=provider.parse_callback(body) if malformed is None else None,
             effect=await self._effect(hook, task, taken_as),
         )
 
@@ -127,13 +127,13 @@ class Inbox:
         log.info("a callback is replayed", action="callback_replayed", task=told.task.id, hook=hook_id, replay=again.id)
         return told, again.id
 
-    def _proofs(self, hook: Hook, provider: Provider) -> Proofs:
+    def _proofs(self, hook: Hook, provider: Provider) -> Evidence:
         """What it proved then, beside what must be proved today."""
-        proofs = Proofs.of(hook.proofs) if hook.proofs is not None else _guessed(hook)
+        proofs = Evidence.from_json(hook.proofs) if hook.proofs is not None else _guessed(hook)
         signature = self.broker.signatures.get(provider.name, Unsigned())
         return replace(proofs, signature_required=signature.required and proofs.token == Proof.NONE)
 
-    async def _effect(self, hook: Hook, task: Task | None, taken_as: Verdict | None) -> str:
+    async def _effect(self, hook: Hook, task: Task | None, taken_as: Verification | None) -> str:
         if task is None or taken_as is None:
             return "nothing: it is not taken in"
         if task.state.value == "expired":
@@ -145,50 +145,49 @@ class Inbox:
         return _in_words(task, changes, taken_as)
 
 
-def _read(hook: Hook) -> tuple[Any, Judgement | None]:
+def _read(hook: Hook) -> tuple[Any, Decision | None]:
     """The document in its body, or why there is none. Of one that was too large only the beginning was kept."""
     if hook.status == 413:
-        return None, Judgement(verdict=Verdict.MALFORMED, status=413, reason=hook.reason)
+        return None, Decision(verification=Verification.MALFORMED, status=413, reason=hook.reason)
     try:
-        return inbound.parse(hook.body.encode("utf-8", "replace")), None
-    except inbound.MalformedBody as error:
-        return None, Judgement(verdict=Verdict.MALFORMED, status=error.status, reason=error.reason)
+        return verification.parse_body(hook.body.encode("utf-8", "replace")), None
+    except verification.MalformedBody as error:
+        return None, Decision(verification=Verification.MALFORMED, status=error.status, reason=error.reason)
 
 
-def _guessed(hook: Hook) -> Proofs:
+def _guessed(hook: Hook) -> Evidence:
     """Of a callback that was kept without its proofs: no more than its verdict shows."""
-    tokens = {"believe": Proof.BODY, "refuse": Proof.WRONG}
-    return Proofs(token=tokens.get(hook.verdict, Proof.NONE))
+    tokens = {"accept": Proof.BODY_VERIFIED, "reject": Proof.WRONG}
+    return Evidence(token=tokens.get(hook.verdict, Proof.NONE))
 
 
-def _taken_as(hook: Hook, judgement: Judgement) -> Verdict | None:
+def _taken_as(hook: Hook, judgement: Decision) -> Verification | None:
     """What was believed stays believed, what was asked about is asked about; what was refused stays outside.
 
     One that could not be read, or whose task was not known, is worth what it proved.
     """
-    if hook.verdict == Verdict.REFUSE or judgement.verdict in {Verdict.UNKNOWN, Verdict.MALFORMED}:
+    if hook.verdict == Verification.REJECT or judgement.verification in {Verification.UNKNOWN, Verification.MALFORMED}:
         return None
-    verdict = Verdict(hook.verdict) if hook.is_news else judgement.verdict
+    verdict = Verification(hook.verdict) if hook.is_news else judgement.verification
     return verdict if verdict in _TAKEN else None
 
 
-def _again(hook: Hook, task: Task, taken_as: Verdict, now: float) -> Hook:
+def _again(hook: Hook, task: Task, taken_as: Verification, now: float) -> Hook:
     return replace(
         hook,
         id=new_hook_id(),
         task_id=task.id,
         verdict=taken_as.value,
-        status=200 if taken_as == Verdict.BELIEVE else 202,
+        status=200 if taken_as == Verification.ACCEPT else 202,
         reason="replayed by hand",
         received_at=now,
         digested_at=None,
-        acknowledged_in=None,
         job_ended_at=None,
         replay_of=hook.id,
     )
 
 
-def _in_words(task: Task, changes: Changes, taken_as: Verdict) -> str:
+def _in_words(task: Task, changes: Changes, taken_as: Verification) -> str:
     state = changes.task.get("state", task.state)
     if state != task.state:
         return f"the task goes from {task.state.value} to {state.value}"
@@ -198,4 +197,4 @@ def _in_words(task: Task, changes: Changes, taken_as: Verdict) -> str:
         return "a second result for the same order is kept as spare"
     if changes:
         return f"the task stays {task.state.value}, and its books are amended"
-    return f"nothing: the task is {task.state.value}" + (" already" if taken_as == Verdict.BELIEVE else "")
+    return f"nothing: the task is {task.state.value}" + (" already" if taken_as == Verification.ACCEPT else "")

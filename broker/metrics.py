@@ -44,6 +44,12 @@ class Metrics:
             "broker_steps_failed", "Steps that ended in an error nobody foresaw", ["step"], registry=self.registry
         )
         self.refusals = Counter("broker_refusals", "Requests refused, by code", ["code"], registry=self.registry)
+        self.requests = Counter(
+            "broker_http_requests",
+            "HTTP requests by operation and status",
+            ["operation", "status"],
+            registry=self.registry,
+        )
         self.tasks = Gauge("broker_tasks", "Tasks by state", ["state"], registry=self.registry)
         self._of_callbacks()
         self._of_images()
@@ -88,11 +94,6 @@ class Metrics:
     def _of_images(self) -> None:
         self.downloads = Counter(
             "broker_downloads", "Tries to bring a result home, by outcome", ["outcome"], registry=self.registry
-        )
-        self.shared_results = Counter(
-            "broker_shared_results",
-            "Results whose bytes were here already, as those of another task",
-            registry=self.registry,
         )
         self.thumbnails = Counter(
             "broker_thumbnails", "Thumbnails that were asked for and not there", ["outcome"], registry=self.registry

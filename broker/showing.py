@@ -17,7 +17,7 @@ from broker.errors import TASK_CODES
 from broker.sentences import Language, Sentences
 from storage.images import StoredImage
 from storage.tasks import State, Task
-from uploads.thumbnails import shrinkable
+from uploads.thumbnails import has_thumbnail
 
 _STAGES: Final = {
     State.QUEUED: "queued",
@@ -275,7 +275,7 @@ def _image_path(image: StoredImage) -> str:
 
 
 def _thumbnail_path(image: StoredImage) -> str | None:
-    return f"{_image_path(image)}?size={THUMBNAIL_SIZE}" if shrinkable(image) else None
+    return f"{_image_path(image)}?size={THUMBNAIL_SIZE}" if has_thumbnail(image) else None
 
 
 def _result(image: StoredImage) -> ResultData:

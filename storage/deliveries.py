@@ -64,14 +64,6 @@ class Try:
     milliseconds: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Untold:
-    """Tasks whose present end is not in the outbox. after: where to go on looking; None at the end."""
-
-    tasks: Sequence[str]
-    after: tuple[float, str] | None
-
-
 _COLUMNS = tuple(f.name for f in fields(Delivery))
 _TRY_COLUMNS = tuple(f.name for f in fields(Try))
 
@@ -140,74 +132,19 @@ class Deliveries:
         row = await self.database.point("SELECT count(*) AS n FROM deliveries WHERE due_at IS NOT NULL")
         return int(row["n"]) if row else 0
 
-    async def untold(self, *, after: tuple[float, str], limit: int) -> Untold:
-        """Looks at the next `limit` ended tasks whose end somebody wants to hear of, behind (ended_at, id) of one."""
-        at, last = after
-        rows = await self.database.fetch(
-            """SELECT id, ended_at, (SELECT 1 FROM deliveries d WHERE d.task_id = tasks.id AND d.type = CASE tasks.state
-                    WHEN 'succeeded' THEN 'task.completed' WHEN 'canceled' THEN 'task.canceled' ELSE 'task.failed' END)
-                    AS told
-                FROM tasks WHERE callback_url IS NOT NULL AND (ended_at, id) > (:at, :last)
-                ORDER BY ended_at, id LIMIT :limit""",
-            at=at,
-            last=last,
-            limit=limit,
-        )
-        return Untold(
-            tasks=[row["id"] for row in rows if row["told"] is None],
-            after=(rows[-1]["ended_at"], rows[-1]["id"]) if len(rows) == limit else None,
-        )
-
     # -- leasing
 
-    async def claim(
-        self,
-        *,
-        now: float,
-        lease: Lease,
-        limit: int,
-        again: bool = False,
-        hosts: Sequence[str] = (),
-        domains: Sequence[str] = (),
-    ) -> list[Delivery]:
-        """Lease up to `limit` first tries that are due, the most overdue first; `again`: of those that were tried.
-
-        Without those to some hosts, and to some domains and what is below them; a few of both.
-        """
+    async def claim(self, *, now: float, lease: Lease, limit: int, busy_hosts: Sequence[str] = ()) -> list[Delivery]:
+        """Lease up to `limit` due webhooks, the most overdue first, without those to some hosts."""
         if limit <= 0:
             return []
-        turn = f"due_at <= :now AND rung {'>' if again else '='} 0"
-        if hosts or domains:
-            chosen = await self._fitting(turn, hosts, domains, now=now, limit=limit)
-            if not chosen:
-                return []
-            listed, params = listing(chosen)
-            return await self._lease(f"{turn} AND id IN ({listed})", now=now, lease=lease, limit=limit, **params)
-        return await self._lease(turn, now=now, lease=lease, limit=limit)
-
-    async def _fitting(
-        self, turn: str, hosts: Sequence[str], domains: Sequence[str], *, now: float, limit: int
-    ) -> list[str]:
-        """Passing over many that are left out may take a moment: this is a look of its own, which holds up no write."""
-        listed, params = listing([*hosts, *domains])
-        below = {f"below{number}": f"%.{domain}" for number, domain in enumerate(domains)}
-        apart = "".join(f" AND host NOT LIKE :{name}" for name in below)
-        rows = await self.database.fetch(
-            f"""SELECT id FROM deliveries WHERE {turn} AND host NOT IN ({listed}){apart} AND lease_until <= :now
-                ORDER BY due_at LIMIT :limit""",
-            now=now,
-            limit=limit,
-            **params,
-            **below,
-        )
-        return [row["id"] for row in rows]
-
-    async def _lease(self, which: str, *, now: float, lease: Lease, limit: int, **params: str) -> list[Delivery]:
+        listed, params = listing(busy_hosts)
+        allowed = f"AND host NOT IN ({listed})" if busy_hosts else ""
         (outcome,) = await self.database.transact(
             Statement(
-                # ours already: this is the second run of a claim of which nobody could tell whether it happened
+                # "leased_by = :holder": a claim may run twice when its outcome was unknown
                 sql=f"""WITH due AS MATERIALIZED (SELECT id FROM deliveries
-                    WHERE {which} AND (lease_until <= :now OR leased_by = :holder)
+                    WHERE due_at <= :now {allowed} AND (lease_until <= :now OR leased_by = :holder)
                     ORDER BY due_at LIMIT :limit{self.database.skip_locked})
                     UPDATE deliveries SET leased_by = :holder, lease_until = :until
                     WHERE id IN (SELECT id FROM due) RETURNING *""",
@@ -217,7 +154,7 @@ class Deliveries:
         return [_delivery(row) for row in outcome.rows]
 
     async def give_back(self, held: Sequence[Delivery], *, wake: bool = True) -> None:
-        """Those that were not tried are due for others at once. wake: whether anybody should come and take them."""
+        """Release webhooks that were not attempted. wake: let a worker claim them at once."""
         await self.database.transact(
             *(
                 Statement(

@@ -25,11 +25,11 @@ import yaml
 from pydantic import SecretStr
 from starlette.requests import Request
 
-from broker.api.access import Access
-from broker.api.native import FORM_OVERHEAD, LONGEST_WAIT, PING_SECONDS
+from broker.api.http.auth import Authenticator
+from broker.api.native.tasks import FORM_OVERHEAD_BYTES, MAX_WAIT_SECONDS, PING_SECONDS
 from broker.catalog import Catalog
 from broker.cli.commands import app
-from broker.server import PATIENCE
+from broker.server.uvicorn import DEFAULT_LIMITS
 from broker.settings import Settings, load, variables
 
 ROOT = Path(__file__).parent.parent
@@ -171,7 +171,7 @@ def test_a_service_comes_back_ends_in_peace_and_cannot_take_the_machine_with_it(
     assert service["mem_limit"]
     assert service["pids_limit"]
     assert seconds(service["stop_grace_period"]) >= 10
-    assert seconds(service["stop_grace_period"]) > PATIENCE.drain
+    assert seconds(service["stop_grace_period"]) > DEFAULT_LIMITS.drain_seconds
 
 
 def seconds(text: str) -> int:
@@ -465,7 +465,7 @@ def test_the_proxy_is_not_told_to_repeat_orders() -> None:
 
 
 def test_the_proxy_waits_longer_than_a_long_poll_and_holds_back_no_event() -> None:
-    assert in_seconds(said("proxy_read_timeout")) > max(LONGEST_WAIT, PING_SECONDS)
+    assert in_seconds(said("proxy_read_timeout")) > max(MAX_WAIT_SECONDS, PING_SECONDS)
     (pattern, body) = re.findall(r"location ~ (\S+) \{(.*?)\}", NGINX, re.DOTALL)[0]
     assert re.search(pattern, "/api/task/task_0/events")
     assert not re.search(pattern, "/api/task/task_0")
@@ -476,11 +476,13 @@ def test_the_proxy_lets_through_the_largest_order() -> None:
     """What is larger is refused by the broker, with a sentence."""
     most = max(model.max_references for model in Catalog.load().models)
     assert said("client_max_body_size").endswith("m")
-    assert int(said("client_max_body_size")[:-1]) * 2**20 > most * load(env_file=None).max_file_size + FORM_OVERHEAD
+    assert (
+        int(said("client_max_body_size")[:-1]) * 2**20 > most * load(env_file=None).max_file_size + FORM_OVERHEAD_BYTES
+    )
 
 
 def test_the_proxy_leaves_half_a_head_after_the_time_the_broker_would_give_it() -> None:
-    assert in_seconds(said("client_header_timeout")) <= PATIENCE.head
+    assert in_seconds(said("client_header_timeout")) <= DEFAULT_LIMITS.head_seconds
 
 
 def test_the_proxy_stays_below_the_connections_that_a_broker_takes_from_one_address() -> None:
@@ -507,7 +509,7 @@ def test_the_proxy_says_that_it_forwards() -> None:
 
 
 def trusted(scope: Any) -> bool:
-    return Access(load(env_file=None, api_keys=""), b"secret").caller(Request(scope)).trusted
+    return Authenticator(load(env_file=None, api_keys=""), b"secret").authenticate(Request(scope)).trusted
 
 
 def test_the_proxy_logs_no_query() -> None:

@@ -13,12 +13,12 @@ from starlette.responses import Response
 from broker.api.http.endpoint import TEXT, Endpoint, Parameter, caller_of, json_success
 from broker.api.http.request_body import is_encoded
 from broker.api.http.responses import error_response, json_response
-from broker.broker import Broker, Heard
+from broker.broker import Broker
 from broker.clock import iso
-from broker.errors import ApiError
+from broker.errors import Refusal
 from broker.showing import Absent, Moment, ResponseModel
-from webhooks.inbound import MAX_BODY_BYTES, Callback, Judgement
-from webhooks.proofs import Presence
+from webhooks.tokens import ChallengeResponse
+from webhooks.verification import MAX_BODY_BYTES, Decision, IncomingCallback
 
 _CODES: Final = {400: "invalid_request", 401: "unauthorized", 404: "task_not_found", 413: "payload_too_large"}
 _READY: Final = "Nano Banana webhook endpoint is ready"
@@ -43,14 +43,14 @@ class CallbackRoutes:
     async def ping_webhook(self, request: Request) -> Response:
         """Confirm the address; to a nonce also that it is this broker that answers."""
         nonces = request.query_params.getlist("probe")
-        shown = Presence(self.broker.tokens.secret).answer(nonces[0]) if len(nonces) == 1 else None
+        shown = ChallengeResponse(self.broker.tokens.secret).answer(nonces[0]) if len(nonces) == 1 else None
         ready = WebhookReady(status="ok", message=_READY, timestamp=iso(self.broker.clock.now()), probe=shown)
         return json_response(ready.to_document())
 
     async def receive_callback(self, request: Request) -> Response:
         """Receive a callback. Any content type is read as JSON; a compressed body is not inflated."""
         began = time.perf_counter()
-        callback = Callback(
+        callback = IncomingCallback(
             provider=request.path_params.get("provider", "nano-banana"),
             query=dict(request.query_params),
             headers={name.lower(): value for name, value in request.headers.items()},
@@ -60,21 +60,19 @@ class CallbackRoutes:
         )
         heard = await self.broker.hear(callback)
         response = self._acknowledgement(request, heard.judgement)
-        response.background = BackgroundTask(self._record_duration, heard, began)
+        response.background = BackgroundTask(self._record_duration, began)
         return response
 
-    async def _record_duration(self, heard: Heard, began: float) -> None:
-        """Record the time until the response was sent."""
-        seconds = time.perf_counter() - began
-        self.broker.metrics.callback_seconds.observe(seconds)
-        await self.broker.acknowledged(heard, seconds)
+    async def _record_duration(self, began: float) -> None:
+        """Record the time from the first byte of the request to the end of the response."""
+        self.broker.metrics.callback_seconds.observe(time.perf_counter() - began)
 
-    def _acknowledgement(self, request: Request, judgement: Judgement) -> Response:
+    def _acknowledgement(self, request: Request, judgement: Decision) -> Response:
         """An error is returned, not raised: raised, it would lose the background task."""
         if judgement.status not in _CODES:
             received = CallbackReceived(success=True, message=f"The callback was taken: {judgement.reason}.")
             return json_response(received.to_document(), judgement.status)
-        error = ApiError(_CODES[judgement.status], f"The callback was not taken: {judgement.reason}.")
+        error = Refusal(_CODES[judgement.status], f"The callback was not taken: {judgement.reason}.")
         self.broker.metrics.refusals.labels(error.code).inc()
         return error_response(self.broker.showing.sentences, error, request, {})
 
@@ -108,42 +106,50 @@ _BODY: Final = {
 
 
 def callback_endpoints(callbacks: CallbackRoutes) -> list[Endpoint]:
-    """Return the endpoints of kie.ai's fixed path, and of the other providers."""
-    kie = _endpoints(callbacks, "/api/webhook/nano-banana", (), "KieWebhook", "KieCallback", "kie.ai")
-    others = _endpoints(
-        callbacks, "/api/webhook/{provider}", (_PROVIDER,), "ProviderWebhook", "ProviderCallback", "a provider"
-    )
-    return [*kie, *others]
-
-
-def _endpoints(
-    callbacks: CallbackRoutes, path: str, parameters: tuple[Parameter, ...], webhook: str, callback: str, sender: str
-) -> list[Endpoint]:
-    common: dict[str, Any] = {"path": path, "access": "provider", "tag": "providers"}
+    """Return the endpoints of kie.ai's fixed path, and of the path of the other providers."""
+    ping: dict[str, Any] = {
+        "method": "GET",
+        "handler": callbacks.ping_webhook,
+        "access": "provider",
+        "tag": "providers",
+        "responses": {200: json_success("the address is right", WebhookReady)},
+    }
+    receive: dict[str, Any] = {
+        "method": "POST",
+        "handler": callbacks.receive_callback,
+        "access": "provider",
+        "tag": "providers",
+        "description": "A callback with the right token is accepted; any other at most makes the broker check with "
+        "the provider. Any content type is read as JSON.",
+        "request": _BODY,
+        "responses": {
+            200: json_success("accepted, or known already", CallbackReceived),
+            202: json_success("not proven: the broker checks with the provider", CallbackReceived),
+        },
+        "errors": ("invalid_request", "unauthorized", "task_not_found", "payload_too_large"),
+    }
+    kie, others = "/api/webhook/nano-banana", "/api/webhook/{provider}"
     return [
+        Endpoint(path=kie, operation_id="pingKieWebhook", summary="Check the callback address of kie.ai", **ping),
         Endpoint(
-            method="GET",
-            handler=callbacks.ping_webhook,
-            operation_id=f"ping{webhook}",
-            summary=f"Check the callback address of {sender}",
-            parameters=parameters,
-            responses={200: json_success("the address is right", WebhookReady)},
-            **common,
+            path=kie,
+            operation_id="receiveKieCallback",
+            summary="Receive a callback of kie.ai",
+            parameters=_TOKEN,
+            **receive,
         ),
         Endpoint(
-            method="POST",
-            handler=callbacks.receive_callback,
-            operation_id=f"receive{callback}",
-            summary=f"Receive a callback of {sender}",
-            description="A callback with the right token is accepted; any other at most makes the broker check with "
-            "the provider. Any content type is read as JSON.",
-            parameters=(*parameters, *_TOKEN),
-            request=_BODY,
-            responses={
-                200: json_success("accepted, or known already", CallbackReceived),
-                202: json_success("not proven: the broker checks with the provider", CallbackReceived),
-            },
-            errors=("invalid_request", "unauthorized", "task_not_found", "payload_too_large"),
-            **common,
+            path=others,
+            operation_id="pingProviderWebhook",
+            summary="Check the callback address of a provider",
+            parameters=(_PROVIDER,),
+            **ping,
+        ),
+        Endpoint(
+            path=others,
+            operation_id="receiveProviderCallback",
+            summary="Receive a callback of a provider",
+            parameters=(_PROVIDER, *_TOKEN),
+            **receive,
         ),
     ]

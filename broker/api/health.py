@@ -135,9 +135,7 @@ def health_endpoints(health: HealthRoutes) -> list[Endpoint]:
             tag="operators",
             responses={
                 200: json_success("they are", ReadyResponse),
-                503: json_success(
-                    "the parts that fail", UnreadyResponse, headers={"Retry-After": (True, "seconds")}
-                ),
+                503: json_success("the parts that fail", UnreadyResponse, headers={"Retry-After": (True, "seconds")}),
             },
         ),
         Endpoint(

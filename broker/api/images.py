@@ -27,18 +27,18 @@ from broker.api.http.endpoint import (
 from broker.api.http.pagination import EMPTY
 from broker.api.http.responses import IMAGE_SECURITY_HEADERS, etag_matches, json_response
 from broker.broker import Broker
-from broker.errors import ApiError
+from broker.errors import Refusal
 from broker.showing import IMAGE_NAME, ImageMetadata, ResponseModel
 from storage.blobs import BlobMissing, Reading
 from storage.images import Kind, StoredImage
-from uploads.thumbnails import RUNGS
+from uploads.thumbnails import THUMBNAIL_SIZES
 
 _NAME: Final = re.compile(IMAGE_NAME)
 _MEDIA_TYPES: Final = ("image/png", "image/jpeg", "image/webp")
 _SIZE: Final = re.compile(r"[0-9]{1,6}")
 _RANGE: Final = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 _REVALIDATE: Final = {"cache-control": "private, no-cache"}
-_SIZES: Final = ", ".join(str(rung) for rung in RUNGS)
+_SIZES: Final = ", ".join(str(size) for size in THUMBNAIL_SIZES)
 
 LINK_SECONDS: Final = 600
 _LINK_CACHE: Final = {"cache-control": f"private, max-age={LINK_SECONDS // 2}"}
@@ -79,7 +79,7 @@ class ImageRoutes:
         image = await self._find(request.path_params["name"], kind)
         if size is None:
             return await self._send(request, image, self._headers(image, image))
-        thumbnail = await self.broker.thumbnails.of(image, size)
+        thumbnail = await self.broker.thumbnails.find_or_make(image, size)
         if thumbnail is not None:
             return await self._send(request, thumbnail, self._headers(thumbnail, image))
         # the next request may find a thumbnail
@@ -134,12 +134,12 @@ def _requested_size(request: Request) -> int | None:
     if not text:
         return None
     if not _SIZE.fullmatch(text) or int(text) == 0:
-        raise ApiError("invalid_request", f"size must be a number of pixels: one of {_SIZES}.", field="size")
+        raise Refusal("invalid_request", f"size must be a number of pixels: one of {_SIZES}.", field="size")
     return int(text)
 
 
-def _not_found() -> ApiError:
-    return ApiError("not_found", "Image not found; it may have expired.")
+def _not_found() -> Refusal:
+    return Refusal("not_found", "Image not found; it may have expired.")
 
 
 def _requested_range(request: Request, size: int, tag: str) -> tuple[int, int]:

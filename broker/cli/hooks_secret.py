@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from broker.assembly import signing_keys
+from broker.bootstrap import kept_secret
 from broker.cli.screen import Unable, note, say
+from broker.services import signing_keys
 from broker.settings import load
-from broker.wiring import kept_secret
-from webhooks.signing import write_secret
+from webhooks.signatures.standard import write_secret
 
 
 async def show() -> None:

@@ -13,11 +13,11 @@ import anyio
 from starlette.types import ASGIApp, Message
 
 from broker.app import build_app
+from broker.bootstrap import absent, open_services
 from broker.cli.client import address, running_broker
 from broker.cli.house import quiet_logs
 from broker.cli.screen import Unable
 from broker.settings import Settings, load
-from broker.wiring import absent, open_services
 
 HERE = "127.0.0.1"
 LOOK_EVERY = 1.0

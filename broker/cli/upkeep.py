@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import platform
 
+from broker.bootstrap import absent, database_for, open_services
 from broker.cli.house import quiet_logs
 from broker.cli.screen import say
 from broker.clock import SystemClock
 from broker.settings import load
-from broker.wiring import absent, database_for, open_services
 from storage import migrate
 from storage.database import Database
 from storage.images import Images

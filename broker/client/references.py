@@ -10,11 +10,12 @@ import io
 import os
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeAlias, runtime_checkable
 
 from broker.client.results import Image
-from broker.outgoing import FilePart
+from broker.net.api_client import FilePart
 
 PIECE: Final = 256 * 1024
 
@@ -59,8 +60,7 @@ class References:
                 name="image",
                 filename=f"image-{number}",
                 media_type="application/octet-stream",
-                size=len(content),
-                chunks=_pieces(content),
+                read=partial(_pieces, content),
             )
             for number, content in enumerate(self.files, 1)
         ]

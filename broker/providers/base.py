@@ -1,7 +1,7 @@
 """What every provider is to us: a few verbs over an order, a job id and a callback body.
 
 Modules beside this one: one per upstream (`kie`, `legacy`), none of which imports another; and what they
-share: `failures` (why something failed), `reading` (what a body says), `verdicts` (what an answer comes to),
+share: `error_codes` (classes of errors), `parsing` (fields of a body), `responses` (classes of responses),
 `addresses` (which adapter is meant).
 """
 
@@ -30,7 +30,7 @@ class Provider(Protocol):
         """Whether this canonical model can be ordered here."""
         ...
 
-    def preview(self, order: Order, callback_url: str | None) -> dict[str, Any]:
+    def build_request(self, order: Order, callback_url: str | None) -> dict[str, Any]:
         """The request that `submit` would send: `{"method", "url", "json", "price", "unit"}`.
 
         price: of one image, or None where that is not known; unit: what it is counted in. No I/O and no secret: the
@@ -42,7 +42,7 @@ class Provider(Protocol):
         """Names of order fields (as the native API spells them) that this provider cannot use."""
         ...
 
-    async def hand_over(self, order: Order) -> Order | Failed:
+    async def upload_references(self, order: Order) -> Order | Failed:
         """The same order, its references where the provider can fetch them. Free and repeatable; nothing is ordered.
 
         Failed(billed="no") where that does not work. `submit` does it for references that were not handed over.
@@ -64,14 +64,14 @@ class Provider(Protocol):
         """
         ...
 
-    def hear(self, body: Any) -> Report:
+    def parse_callback(self, body: Any) -> Report:
         """What a callback body (parsed JSON) says. Never raises on strange bodies: `Pending(check_in=0)` = ask.
 
         The report's job_id is the body's most telling id; where people simulate callbacks it may be a task's of ours.
         """
         ...
 
-    def names(self, body: Any) -> tuple[str, ...]:
+    def job_ids(self, body: Any) -> tuple[str, ...]:
         """Ids (the provider's or ours) that a callback body names, most telling first."""
         ...
 
@@ -79,10 +79,10 @@ class Provider(Protocol):
         """Ask to stop the job; False where the provider has no such thing."""
         ...
 
-    async def refresh(self, url: str) -> str | None:
+    async def refresh_url(self, url: str) -> str | None:
         """A fresh link for a result URL that no longer answers; None where there is no such thing."""
         ...
 
-    async def credits(self) -> float | None:
+    async def balance(self) -> float | None:
         """What is left on the account, in the provider's unit; None where it cannot tell."""
         ...

@@ -18,21 +18,21 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit
 
-from broker.assembly import Services
+from broker.bootstrap import open_services
 from broker.broker import Broker
 from broker.lifecycle import Trouble
 from broker.orders import Order, Request
 from broker.reports import Finished, Pending, Report
+from broker.services import Services
 from broker.settings import Settings, load
 from broker.steps import Steps
-from broker.wiring import open_services
 from storage.database import Database, Outcome, Row, Statement
 from storage.images import StoredImage
 from storage.postgres import PostgresDatabase
 from storage.sqlite import SqliteDatabase, sqlite_path
 from storage.tasks import State, Task
 from tests.benchmarks.measuring import Side
-from webhooks.inbound import Callback
+from webhooks.verification import IncomingCallback
 
 AT_ONCE: Final = 32
 
@@ -85,13 +85,13 @@ class Prompt:
     def supports(self, model: str) -> bool:
         return True
 
-    def preview(self, order: Order, callback_url: str | None) -> dict[str, Any]:
+    def build_request(self, order: Order, callback_url: str | None) -> dict[str, Any]:
         return {}
 
     def ignored(self, order: Order) -> tuple[str, ...]:
         return ()
 
-    async def hand_over(self, order: Order) -> Order:
+    async def upload_references(self, order: Order) -> Order:
         return order
 
     async def submit(self, order: Order, callback_url: str | None) -> Report:
@@ -106,28 +106,28 @@ class Prompt:
         await asyncio.sleep(self._upstream.seconds * share)
         query = dict(parse_qsl(urlsplit(callback_url).query))
         body = json.dumps({"job": job}).encode()
-        await self.broker.hear(Callback(provider=self.name, query=query, headers={}, body=body, trusted=False))
+        await self.broker.hear(IncomingCallback(provider=self.name, query=query, headers={}, body=body, trusted=False))
 
     async def check(self, job_id: str) -> Report:
         return self._finished(job_id)
 
-    def hear(self, body: Any) -> Report:
+    def parse_callback(self, body: Any) -> Report:
         return self._finished(body["job"])
 
     @staticmethod
     def _finished(job: str) -> Report:
         return Finished(outputs=(f"https://files.example.com/{job}.png",), job_id=job, cost=4.0)
 
-    def names(self, body: Any) -> tuple[str, ...]:
+    def job_ids(self, body: Any) -> tuple[str, ...]:
         return (body["job"],)
 
     async def cancel(self, job_id: str) -> bool:
         return False
 
-    async def refresh(self, url: str) -> str | None:
+    async def refresh_url(self, url: str) -> str | None:
         return None
 
-    async def credits(self) -> float | None:
+    async def balance(self) -> float | None:
         return None
 
 

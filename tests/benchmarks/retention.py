@@ -24,9 +24,9 @@ from typing import Any, Final
 
 import asyncpg
 
+from broker.bootstrap import open_services
 from broker.clock import SystemClock
 from broker.settings import load
-from broker.wiring import open_services
 from storage.migrate import upgrade
 from storage.postgres import PostgresDatabase
 from tests.benchmarks.company import CREATES, POLLS, Seen, keep_company

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from broker import forecast
-from broker.api.views import Views
-from broker.assembly import Services
+from broker.api.native.task_cache import TaskCache
 from broker.forecast import coarse
 from broker.reports import Finished, Pending
 from broker.sandbox.options import Options
+from broker.services import Services
 from storage.tasks import State, Task
 from tests.broker.api_house import NEVER, a_task, open_api
 from tests.broker.test_api_tasks import NOTHING_KNOWN, look, parsed
@@ -178,15 +178,15 @@ async def test_a_queued_task_shows_its_place_and_its_tag_changes_with_it(tmp_pat
         assert same.status_code == 304
         await house.change(tasks[0], state=State.CANCELED, ended_at=5.0)
         house.services.broker.forecast._lines.clear()
-        views = Views(house.services.broker)
-        prepared = await views.of(tasks[1].id, "en")
+        cache = TaskCache(house.services.broker)
+        prepared = await cache.response(tasks[1].id, "en")
         assert b'"position":1' in prepared.body
         assert prepared.tag != first.headers["etag"]
 
 
 async def test_a_stream_tells_each_step_ahead(tmp_path: Path) -> None:
     """The row itself does not change when others leave the queue."""
-    async with open_api(tmp_path) as house:
+    async with open_api(tmp_path, sockets=True) as house:
         tasks = [await house.add(number=n, state=State.QUEUED, attempt=0) for n in (1, 2)]
         received = ""
         async with asyncio.timeout(10), house.client.stream("GET", f"/api/task/{tasks[1].id}/events") as answer:
@@ -211,12 +211,12 @@ async def test_a_task_that_is_not_queued_is_one_point_read_per_poll(tmp_path: Pa
     """Its answer stands until the estimate says something else: no queue and no history are looked at."""
     async with open_api(tmp_path) as house:
         task = await house.add(provider_state="generating", provider_percent=40.4, sent_at=NOW)
-        views = Views(house.services.broker)
-        first = await views.of(task.id, "en")
+        cache = TaskCache(house.services.broker)
+        first = await cache.response(task.id, "en")
         assert b'"providerState":"generating","percent":40,' in first.body
         await house.services.database.execute("DROP INDEX tasks_history")
         await house.services.database.execute("ALTER TABLE tasks RENAME COLUMN finished_at TO gone")
-        assert await views.of(task.id, "en") is first
+        assert await cache.response(task.id, "en") is first
 
 
 # -- the provider's word

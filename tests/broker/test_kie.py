@@ -12,10 +12,10 @@ import pytest
 
 from broker.catalog import Catalog
 from broker.errors import ProviderError
+from broker.net.api_client import ApiClient
 from broker.orders import Mode, Order, OutputFormat, Reference
-from broker.outgoing import ApiClient
 from broker.providers.addresses import adapter_for
-from broker.providers.kie import Kie
+from broker.providers.kie.adapter import Kie
 from broker.reports import Failed, Finished, Pending
 from tests.conftest import ManualClock
 from tests.contracts.providers import CALLBACK, JOB, KEY, TOKEN, Says, Upstream
@@ -55,7 +55,7 @@ def account(url: str, client: ApiClient, clock: ManualClock) -> Kie:
         client=client,
         catalog=CATALOG,
         now=clock.now,
-        upload_references=False,
+        always_upload=False,
         upload_pause=0.0,
     )
 
@@ -182,7 +182,7 @@ async def test_each_model_is_ordered_in_its_own_words(
     assert (got.method, got.path) == ("POST", "/api/v1/jobs/createTask")
     assert got.json() == expected | {"callBackUrl": CALLBACK}
     assert got.headers["content-type"] == "application/json"
-    preview = kie.preview(order, CALLBACK)
+    preview = kie.build_request(order, CALLBACK)
     assert preview["json"]["input"] == expected["input"]
     assert preview["json"]["callBackUrl"] == "https://broker.example/api/webhook/nano-banana?…"
 
@@ -194,7 +194,9 @@ async def test_without_a_public_address_no_callback_is_asked_for(kie: Kie, upstr
 
 
 async def test_the_dry_run_knows_the_price(kie: Kie) -> None:
-    preview = kie.preview(order("nano-banana-pro", "image-to-image", resolution="4K", references=(reference(),)), None)
+    preview = kie.build_request(
+        order("nano-banana-pro", "image-to-image", resolution="4K", references=(reference(),)), None
+    )
     assert preview["price"] == 24
     assert preview["json"]["input"]["image_input"] == ["upload:cat.png"]
     assert kie.ignored(order("nano-banana-pro")) == ("steps", "seed")
@@ -293,9 +295,9 @@ async def test_a_job_id_is_an_accepted_order_whatever_stands_beside_it(
         ("7", 7.0),
         ("1.5", 1.5),
         ("0", 0.0),
-        ("-3", 0.0),
-        ("1e9", 600.0),
-        ("inf", 600.0),
+        ("-3", 5.0),
+        ("1e9", 5.0),
+        ("inf", 5.0),
         ("99999999999999999999", 600.0),
         ("nan", 5.0),
         ("soon", 5.0),
@@ -364,7 +366,7 @@ async def test_a_reference_without_a_public_address_is_uploaded_first(kie: Kie, 
 
 
 async def test_uploading_first_is_a_setting(kie: Kie, upstream: Upstream) -> None:
-    kie.upload_references = True
+    kie.always_upload = True
     upstream.will(Says(body={"code": 200, "data": {"fileUrl": "https://files.example/y.png"}}), ACCEPTED)
     await kie.submit(order(mode="image-to-image", references=(reference(REF),)), None)
     assert upstream.got[1].json()["input"]["image_urls"] == ["https://files.example/y.png"]
@@ -372,7 +374,7 @@ async def test_uploading_first_is_a_setting(kie: Kie, upstream: Upstream) -> Non
 
 async def test_each_upload_has_a_name_of_its_own(kie: Kie, upstream: Upstream) -> None:
     """kie.ai keeps serving the old bytes of a name that was used before."""
-    kie.upload_references = True
+    kie.always_upload = True
     upstream.will(UPLOADED, UPLOADED, ACCEPTED)
     await kie.submit(order(mode="image-to-image", references=(reference(REF), reference(REF))), None)
     names = [parts(got.body)["fileName"] for got in upstream.got[:2]]
@@ -634,8 +636,8 @@ MARKET_FAILURE = {
 
 def test_the_market_callback_is_understood(ear: Kie) -> None:
     """Its id, its states and its JSON within JSON are none of them what the older dialect has."""
-    assert ear.hear(MARKET_SUCCESS) == Finished(outputs=TWO, job_id=JOB, cost=4.0)
-    assert ear.hear(MARKET_FAILURE) == Failed(
+    assert ear.parse_callback(MARKET_SUCCESS) == Finished(outputs=TWO, job_id=JOB, cost=4.0)
+    assert ear.parse_callback(MARKET_FAILURE) == Failed(
         code="no_image",
         message="Gemini could not generate an image with the given prompt. Please try again.",
         retryable=False,
@@ -667,7 +669,7 @@ def test_the_market_callback_is_understood(ear: Kie) -> None:
 )
 def test_other_callbacks_are_understood(ear: Kie, body: Any, outputs: tuple[str, ...]) -> None:
     """The older dialect with every spelling that existing front ends and tests use, and kie.ai's sibling products."""
-    assert ear.hear(body) == Finished(outputs=outputs, job_id=JOB)
+    assert ear.parse_callback(body) == Finished(outputs=outputs, job_id=JOB)
 
 
 @pytest.mark.parametrize(
@@ -681,7 +683,7 @@ def test_other_callbacks_are_understood(ear: Kie, body: Any, outputs: tuple[str,
     ],
 )
 def test_other_failures_are_understood(ear: Kie, body: Any) -> None:
-    report = ear.hear(body)
+    report = ear.parse_callback(body)
     assert isinstance(report, Failed)
     assert (report.job_id, report.message, report.billed) == (JOB, "out of paint", "unknown")
 
@@ -699,11 +701,11 @@ def test_other_failures_are_understood(ear: Kie, body: Any) -> None:
     ],
 )
 def test_a_callback_that_contradicts_itself_only_makes_us_ask(ear: Kie, body: Any) -> None:
-    assert ear.hear(body) == Pending(job_id=JOB, check_in=0)
+    assert ear.parse_callback(body) == Pending(job_id=JOB, check_in=0)
 
 
 def test_news_of_progress_is_in_the_words_of_kie(ear: Kie) -> None:
-    told = ear.hear({"code": 200, "data": {"taskId": JOB, "state": "generating"}})
+    told = ear.parse_callback({"code": 200, "data": {"taskId": JOB, "state": "generating"}})
     assert told == Pending(job_id=JOB, stage="generating")
 
 
@@ -742,11 +744,13 @@ async def test_how_far_a_job_is_is_never_made_up(
     ],
 )
 def test_ids_are_found_the_most_telling_first(ear: Kie, body: Any, names: tuple[str, ...]) -> None:
-    assert ear.names(body) == names
+    assert ear.job_ids(body) == names
 
 
 def test_a_failure_keeps_no_secret_that_the_provider_repeats(ear: Kie) -> None:
-    report = ear.hear({"code": 501, "msg": f"{KEY} {CALLBACK} \x1b[31m\ud800" + "x" * 9999, "data": {"taskId": JOB}})
+    report = ear.parse_callback(
+        {"code": 501, "msg": f"{KEY} {CALLBACK} \x1b[31m\ud800" + "x" * 9999, "data": {"taskId": JOB}}
+    )
     assert isinstance(report, Failed)
     assert KEY not in report.message
     assert TOKEN not in report.message
@@ -759,9 +763,9 @@ def test_a_hostile_body_does_not_keep_us_busy(ear: Kie) -> None:
     knot: Any = {}
     for _ in range(60):
         knot = {"data": knot, "output": knot, "result": knot, "images": [knot]}
-    assert ear.hear(knot) == Pending(check_in=0)
-    assert ear.hear({"data": {"resultJson": "[" * 200_000}}) == Pending(check_in=0)
-    assert ear.hear({"output": [["x"] * 1000] * 1000}) == Pending(check_in=0)
+    assert ear.parse_callback(knot) == Pending(check_in=0)
+    assert ear.parse_callback({"data": {"resultJson": "[" * 200_000}}) == Pending(check_in=0)
+    assert ear.parse_callback({"output": [["x"] * 1000] * 1000}) == Pending(check_in=0)
 
 
 # -- the rest
@@ -769,20 +773,20 @@ def test_a_hostile_body_does_not_keep_us_busy(ear: Kie) -> None:
 
 async def test_a_dead_link_can_be_renewed(kie: Kie, upstream: Upstream) -> None:
     upstream.will(Says(body={"code": 200, "msg": "success", "data": "https://fresh.example/1?sig=2"}))
-    assert await kie.refresh(IMAGE) == "https://fresh.example/1?sig=2"
+    assert await kie.refresh_url(IMAGE) == "https://fresh.example/1?sig=2"
     assert upstream.got[0].path == "/api/v1/common/download-url"
     assert upstream.got[0].json() == {"url": IMAGE}
 
 
 async def test_a_link_that_is_not_theirs_cannot(kie: Kie, upstream: Upstream) -> None:
     upstream.will(Says(body={"code": 422, "msg": "not ours"}))
-    assert await kie.refresh(IMAGE) is None
+    assert await kie.refresh_url(IMAGE) is None
 
 
 @pytest.mark.parametrize(("data", "left"), [(100, 100.0), (60.62, 60.62), ("60.62", 60.62), (0, 0.0)])
 async def test_credits_may_be_fractions(kie: Kie, upstream: Upstream, data: Any, left: float) -> None:
     upstream.will(Says(body={"code": 200, "msg": "success", "data": data}))
-    assert await kie.credits() == left
+    assert await kie.balance() == left
     assert upstream.got[0].path == "/api/v1/chat/credit"
 
 
@@ -801,12 +805,12 @@ async def test_credits_may_be_fractions(kie: Kie, upstream: Upstream, data: Any,
 async def test_a_wrong_key_is_told_from_a_bad_moment(kie: Kie, upstream: Upstream, says: Says, permanent: bool) -> None:
     upstream.will(says, says)
     with pytest.raises(ProviderError) as caught:
-        await kie.credits()
+        await kie.balance()
     assert caught.value.permanent is permanent
     assert (caught.value.code == "provider_auth") is permanent
     assert KEY not in str(caught.value)
     with pytest.raises(ProviderError):
-        await kie.refresh(IMAGE)
+        await kie.refresh_url(IMAGE)
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ import pytest
 
 from broker.catalog import Catalog
 from broker.errors import ProviderError
+from broker.net.api_client import ApiClient
 from broker.orders import Order, Reference
-from broker.outgoing import ApiClient
-from broker.providers.legacy import Legacy
+from broker.providers.legacy.adapter import Legacy
 from broker.reports import Failed, Finished, Pending
 from tests.conftest import ManualClock
 from tests.contracts.providers import CALLBACK, IMAGE, JOB, KEY, Says, Upstream
@@ -145,12 +145,12 @@ async def test_an_error_about_asking_is_not_the_end_of_the_job(legacy: Legacy, u
 async def test_a_callback_without_an_end_tells_how_far_it_is_or_makes_us_ask(
     legacy: Legacy, body: Any, report: Pending
 ) -> None:
-    assert legacy.hear(body) == report
+    assert legacy.parse_callback(body) == report
 
 
 async def test_what_this_dialect_does_not_have(legacy: Legacy) -> None:
     assert legacy.supports("nano-banana")
     assert not legacy.supports("nano-banana-pro")
-    assert await legacy.refresh(IMAGE) is None
-    assert await legacy.credits() is None
+    assert await legacy.refresh_url(IMAGE) is None
+    assert await legacy.balance() is None
     assert legacy.ignored(TEXT) == ()

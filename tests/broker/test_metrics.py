@@ -16,9 +16,9 @@ from structlog.testing import capture_logs
 
 from broker import credits as accounts
 from broker import gauges, lifecycle
-from broker.assembly import Services
 from broker.metrics import Metrics
 from broker.reports import Failed, Finished, Pending
+from broker.services import Services
 from broker.watchdog import watching
 from storage.tasks import Attempt, State, Task
 from tests.broker.api_house import a_task, open_api
@@ -72,7 +72,7 @@ GOOD: list[tuple[str, dict[str, str], float]] = [
     ("broker_task_attempts_sum", {}, 2),
     ("broker_submissions_total", {"provider": "kie", "outcome": "accepted"}, 2),
     ("broker_submission_seconds_count", {"provider": "kie"}, 2),
-    ("broker_callbacks_total", {"provider": "kie", "verdict": "believe"}, 2),
+    ("broker_callbacks_total", {"provider": "kie", "verdict": "accept"}, 2),
     ("broker_callback_seconds_count", {}, 2),
     ("broker_downloads_total", {"outcome": "stored"}, 1),
     ("broker_download_seconds_count", {}, 1),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from broker.providers.reading import Said, moment
+from broker.providers.parsing import ParsedResponse, moment
 
 AT = 1_786_413_282.0
 
@@ -47,5 +47,5 @@ def test_what_is_no_moment_of_this_century_is_none(value: Any) -> None:
 
 @pytest.mark.parametrize("name", ["completeTime", "complete_time", "completedAt", "completed_at"])
 def test_the_end_of_a_job_under_all_its_names(name: str) -> None:
-    assert Said.of({"data": {"taskId": "x", name: AT * 1000}}).ended_at == AT
-    assert Said.of({"taskId": "x", name: "soon"}).ended_at is None
+    assert ParsedResponse.from_body({"data": {"taskId": "x", name: AT * 1000}}).ended_at == AT
+    assert ParsedResponse.from_body({"taskId": "x", name: "soon"}).ended_at is None

@@ -159,7 +159,7 @@ async def hang_up_while_it_is_written(house: ApiHouse, body: bytes) -> None:
 
 async def test_an_sdk_that_repeats_gets_the_order_it_made(tmp_path: Path) -> None:
     """It hung up before the answer came, and sends the same again with a count."""
-    async with open_api(tmp_path) as house:
+    async with open_api(tmp_path, sockets=True) as house:
         body = b'{"prompt": "a banana"}'
         await hang_up_while_it_is_written(house, body)
         again = await house.client.post(

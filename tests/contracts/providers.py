@@ -16,10 +16,10 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from broker.catalog import Catalog
-from broker.outgoing import ApiClient
+from broker.net.api_client import ApiClient
 from broker.providers.base import Provider
-from broker.providers.kie import Kie
-from broker.providers.legacy import Legacy
+from broker.providers.kie.adapter import Kie
+from broker.providers.legacy.adapter import Legacy
 
 KEY = "key-5f1c0e7d9b2a"
 TOKEN = "token-83ab41c6"
@@ -153,7 +153,7 @@ def _kie(url: str, client: ApiClient, catalog: Catalog, now: Callable[[], float]
         client=client,
         catalog=catalog,
         now=now,
-        upload_references=True,
+        always_upload=True,
         upload_pause=0.0,
     )
 

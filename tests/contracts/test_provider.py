@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from broker.catalog import Catalog
 from broker.errors import TASK_CODES, ProviderError
+from broker.net.api_client import ApiClient
 from broker.orders import Order
-from broker.outgoing import ApiClient
 from broker.providers.base import Provider
 from broker.reports import Failed, Finished, Pending, Report
 from tests.conftest import ManualClock
@@ -173,7 +173,7 @@ async def test_an_unreadable_status_teaches_nothing_and_is_worth_asking_again(sc
 
 
 async def test_a_callback_is_heard(scene: Scene) -> None:
-    case, hear = scene.case, scene.provider.hear
+    case, hear = scene.case, scene.provider.parse_callback
     for body in case.told_running:
         told = hear(body)
         assert isinstance(told, Pending)
@@ -187,7 +187,7 @@ async def test_a_callback_is_heard(scene: Scene) -> None:
         assert isinstance(report, Failed)
         silent(report)
     for body in (*case.told_running, *case.told_finished, *case.told_failed):
-        assert JOB in scene.provider.names(body)
+        assert JOB in scene.provider.job_ids(body)
 
 
 @pytest.mark.parametrize("case", CASES, ids=attrgetter("name"))
@@ -195,18 +195,18 @@ async def test_a_callback_is_heard(scene: Scene) -> None:
 @settings(max_examples=200, deadline=None)
 def test_no_callback_can_upset_us(case: Case, body: Any) -> None:
     provider = offline(case)
-    report = provider.hear(body)
+    report = provider.parse_callback(body)
     if isinstance(report, Finished):
         assert report.outputs
         assert all(url.startswith(("http://", "https://")) for url in report.outputs)
     if isinstance(report, Failed):
         assert report.code in TASK_CODES
     repr(report).encode()
-    assert all(isinstance(name, str) and 0 < len(name) <= 256 for name in provider.names(body))
+    assert all(isinstance(name, str) and 0 < len(name) <= 256 for name in provider.job_ids(body))
 
 
 async def test_a_preview_shows_the_request_and_no_secret(scene: Scene) -> None:
-    preview = scene.provider.preview(ORDER, CALLBACK)
+    preview = scene.provider.build_request(ORDER, CALLBACK)
     silent(preview)
     assert set(preview) == {"method", "url", "json", "price", "unit"}
     assert scene.upstream.got == []

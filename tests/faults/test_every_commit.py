@@ -78,7 +78,7 @@ async def _live(
         callback_allow=(receiver.host,),
     ) as house:
         house.services.worker.patience = 0.1  # the dead do not tidy up
-        house.services.worker.deliverer.lease = 1.0
+        house.services.worker.deliverer.lease_seconds = 1.0
         task_id = await _order_armed(house, mortal[0], receiver)
         async for _ in _until_dead_or_told(house, mortal[0], task_id, receiver):
             pass

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from broker.assembly import Services
 from broker.orders import Request
 from broker.reports import Finished, Pending
 from broker.retention import STATES
 from broker.sandbox.options import Options
 from broker.sandbox.server import serve_sandbox
+from broker.services import Services
 from broker.steps import reference_owner
 from broker.worker import LONGEST_SLEEP, PLACES, _Running
 from storage.database import StorageError

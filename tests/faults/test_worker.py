@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from broker.assembly import Services
 from broker.broker import Broker
 from broker.orders import Request
+from broker.services import Services
 from broker.settings import Settings
 from storage.database import Outcome, Statement, StorageFull
 from storage.sqlite import SqliteDatabase, sqlite_path

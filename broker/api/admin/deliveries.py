@@ -10,7 +10,6 @@ from typing import Any, Final
 from starlette.requests import Request
 from starlette.responses import Response
 
-from broker.addresses import redact_url
 from broker.api.admin.schemas import (
     DELIVERY_ID,
     DELIVERY_STATUSES,
@@ -38,6 +37,7 @@ from broker.api.http.pagination import (
 from broker.api.http.responses import json_response
 from broker.broker import Broker
 from broker.clock import iso
+from broker.net.url_policy import redact_url
 from storage.deliveries import Delivery, Fate, Try
 
 
@@ -158,9 +158,7 @@ def delivery_endpoints(deliveries: DeliveryRoutes) -> list[Endpoint]:
             description="Under the same webhook-id, with all its retries.",
             parameters=(_DELIVERY,),
             responses={
-                202: json_success(
-                    "due now", DeliverySummaryResponse, headers={"Location": (True, "of the delivery")}
-                )
+                202: json_success("due now", DeliverySummaryResponse, headers={"Location": (True, "of the delivery")})
             },
             errors=("not_found", "conflict"),
         ),

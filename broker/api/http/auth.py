@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from starlette.requests import HTTPConnection
 
-from broker.errors import ApiError
+from broker.errors import Refusal
+from broker.net.hosts import is_loopback_host
 from broker.settings import Settings
 
 _LOOPBACK_HOST: Final = re.compile(r"(localhost|127(\.[0-9]{1,3}){3}|\[::1\])(:[0-9]{1,5})?", re.IGNORECASE)
@@ -38,9 +38,9 @@ STRANGER: Final = Caller(name="anonymous", trusted=False)
 
 
 def require_trusted(caller: Caller) -> None:
-    """Raise `ApiError("unauthorized")` unless the caller is trusted."""
+    """Raise `Refusal("unauthorized")` unless the caller is trusted."""
     if not caller.trusted:
-        raise ApiError(
+        raise Refusal(
             "unauthorized",
             "This needs a key: send 'Authorization: Bearer <key>' with one of BROKER_API_KEYS. "
             "Without configured keys only direct calls from this machine are served.",
@@ -82,7 +82,7 @@ class Authenticator:
     def _is_local(self, request: HTTPConnection) -> bool:
         hosts = _header_values(request, b"host")
         return (
-            _is_loopback(request.scope)
+            is_loopback_host((request.scope.get("client") or ("",))[0])
             and len(hosts) == 1
             and _LOOPBACK_HOST.fullmatch(hosts[0]) is not None
             and not any(_FORWARDED.fullmatch(name) for name in _header_names(request))
@@ -112,13 +112,3 @@ def _bearer_token(headers: Sequence[str]) -> str | None:
     """Return the token of the only Authorization header; None if there are two."""
     match = _BEARER.fullmatch(headers[0]) if len(headers) == 1 else None
     return match[1].encode("latin-1").decode("utf-8", "replace") if match else None
-
-
-def _is_loopback(scope: Any) -> bool:
-    """Return whether the peer is this machine; False for a socket without addresses."""
-    try:
-        address = ipaddress.ip_address((scope.get("client") or ("",))[0])
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return bool((mapped or address).is_loopback)

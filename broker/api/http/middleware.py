@@ -97,7 +97,10 @@ class SecurityHeadersMiddleware:
 
 
 class UnhandledErrorMiddleware:
-    """Logs an unforeseen exception once and answers without details. Starlette's own would have uvicorn log it again."""
+    """Logs an unforeseen exception once, and answers without details.
+
+    Starlette's own handling would have uvicorn log it again.
+    """
 
     def __init__(self, app: ASGIApp, errors: ErrorRenderer) -> None:
         self._app = app

@@ -14,7 +14,7 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from broker.errors import STATUS_OF, TASK_CODES, ApiError
+from broker.errors import STATUS_OF, TASK_CODES, Refusal
 from broker.sentences import Language, Sentences, language_of
 from broker.showing import Absent, OneOf, ResponseModel
 
@@ -70,7 +70,7 @@ def json_response(document: Any, status: int = 200, headers: Mapping[str, str] |
 
 
 def error_response(
-    sentences: Sentences, error: ApiError, request: HTTPConnection, headers: Mapping[str, str]
+    sentences: Sentences, error: Refusal, request: HTTPConnection, headers: Mapping[str, str]
 ) -> Response:
     """Return the native error shape, in the caller's language."""
     details = [ErrorField(field=one.field, message=one.message) for one in error.details]
@@ -85,7 +85,7 @@ def error_response(
     return json_response(response.to_document(), error.status, {**error_headers(error), **headers})
 
 
-def error_headers(error: ApiError) -> dict[str, str]:
+def error_headers(error: Refusal) -> dict[str, str]:
     """Return the headers that HTTP wants with an error, in whichever dialect."""
     headers = {}
     if error.status == 401:

@@ -45,9 +45,7 @@ _Mode = Annotated[
 _Count = Annotated[int | None, Field(ge=1, le=6, description="that many tasks", json_schema_extra=_allow_empty_text)]
 _Steps = Annotated[int | None, Field(ge=1, le=MAX_STEPS, json_schema_extra=_allow_empty_text)]
 _Seed = Annotated[int | None, Field(ge=-MAX_SAFE_INTEGER, le=MAX_SAFE_INTEGER, json_schema_extra=_allow_empty_text)]
-_Flag = Annotated[
-    bool | None, Field(description="only show what would be sent", json_schema_extra=_allow_empty_text)
-]
+_Flag = Annotated[bool | None, Field(description="only show what would be sent", json_schema_extra=_allow_empty_text)]
 _File = Annotated[Any, WithJsonSchema({"type": "string", "format": "binary"})]
 
 

@@ -37,8 +37,13 @@ class TaskCache:
     _entries: OrderedDict[tuple[str, Language], _Entry] = field(default_factory=OrderedDict)
     _bytes: int = 0
 
+    @property
+    def size_bytes(self) -> int:
+        """Sum of the bodies that are kept."""
+        return self._bytes
+
     async def response(self, task_id: str, language: Language) -> CachedResponse:
-        """Return the response of a poll. Raises `ApiError` for ids without a task."""
+        """Return the response of a poll. Raises `Refusal` for ids without a task."""
         version = await self.broker.version(task_id)
         entry = self._entries.get((task_id, language))
         now = self.broker.clock.monotonic()

@@ -20,10 +20,17 @@ from broker.api.http.pagination import make_cursor, read_choice, read_cursor, re
 from broker.api.http.request_body import media_type_of, read_form, read_json_object
 from broker.api.http.responses import POLL_SECONDS, json_response, requested_language
 from broker.api.native.params import OrderParams, read_form_order, read_json_order
-from broker.api.native.schemas import CostEstimate, DryRunResponse, OrderAccepted, ProviderPreview, TaskPage, TaskResponse
+from broker.api.native.schemas import (
+    CostEstimate,
+    DryRunResponse,
+    OrderAccepted,
+    ProviderPreview,
+    TaskPage,
+    TaskResponse,
+)
 from broker.api.native.task_cache import TaskCache
 from broker.broker import Broker, Created, Quote
-from broker.errors import ApiError
+from broker.errors import Refusal
 from broker.orders import Request as Order
 from broker.repeats import Repeats
 from broker.sentences import Language, Sentences
@@ -59,7 +66,7 @@ class TaskRoutes:
         if media_type == "application/json" or re.fullmatch(r"application/[\w.-]+\+json", media_type):
             document = await read_json_object(request, min(MAX_JSON_BYTES, self._max_form_bytes()))
             return await self._order(request, read_json_order(document), key)
-        raise ApiError(
+        raise Refusal(
             "invalid_request", "Send the order as multipart/form-data or application/json.", field="Content-Type"
         )
 
@@ -134,7 +141,7 @@ class TaskRoutes:
         )
 
     async def _events(self, task_id: str, language: Language, last: str | None) -> AsyncIterator[ServerSentEvent]:
-        with suppress(ApiError):  # deleted during the stream: the next request gets the error
+        with suppress(Refusal):  # deleted during the stream: the next request gets the error
             async with aclosing(self.broker.changes(task_id)) as changes:
                 async for _ in changes:
                     current = await self.cache.response(task_id, language)
@@ -205,7 +212,7 @@ def _idempotency_key(request: Request) -> str | None:
     if not keys:
         return None
     if len(keys) > 1 or not _KEY.fullmatch(keys[0]):
-        raise ApiError(
+        raise Refusal(
             "invalid_request", "Idempotency-Key must be 1 to 255 visible ASCII characters.", field="Idempotency-Key"
         )
     return keys[0]
@@ -223,5 +230,7 @@ def read_wait(request: Request) -> float:
     if not text:
         return 0.0
     if not re.fullmatch(r"[0-9]{1,20}(\.[0-9]{1,20})?", text):
-        raise ApiError("invalid_request", f"wait must be a number of seconds up to {MAX_WAIT_SECONDS:.0f}.", field="wait")
+        raise Refusal(
+            "invalid_request", f"wait must be a number of seconds up to {MAX_WAIT_SECONDS:.0f}.", field="wait"
+        )
     return min(float(text), MAX_WAIT_SECONDS)

@@ -1,0 +1,329 @@
+"""The parts of the system, each made once of those it needs. Opens and closes nothing: that is `bootstrap`'s."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from broker.broker import Broker
+from broker.catalog import Catalog
+from broker.clock import Clock
+from broker.credits import Credits
+from broker.forecast import Forecast
+from broker.gauges import Gauges
+from broker.inbox import Inbox
+from broker.lifecycle import Rules
+from broker.lookout import Lookout
+from broker.metrics import Metrics
+from broker.net.fetcher import Fetcher
+from broker.notifications.deliverer import Deliverer
+from broker.notifications.outbox import Outbox
+from broker.pacing import CallerPace
+from broker.probing import Prober
+from broker.providers.base import Provider
+from broker.providers.kie.signature import callback_signature
+from broker.public_url import Agents, PublicAddress
+from broker.retention import Retention
+from broker.sentences import Sentences
+from broker.settings import Settings
+from broker.showing import Showing
+from broker.steps import Steps
+from broker.thumbnails import Thumbnails
+from broker.worker import Worker
+from storage.blobs import BlobStore
+from storage.chores import Chores
+from storage.database import Database
+from storage.deliveries import Deliveries
+from storage.facts import Facts
+from storage.hooks import Hooks
+from storage.images import Images
+from storage.keys import Keys
+from storage.lanes import Lanes, Limits
+from storage.tasks import Tasks
+from uploads.intake import Intake
+from webhooks.signatures.base import Signature, Unsigned
+from webhooks.signatures.standard import StandardSignature, derived_key, read_secret
+from webhooks.tokens import CallbackTokens, ChallengeResponse
+
+DOWNLOADS_AT_ONCE = 20
+TURNS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Services:
+    """The opened system. lookout: keeps `address` true while it is at work."""
+
+    settings: Settings
+    clock: Clock
+    database: Database
+    broker: Broker
+    inbox: Inbox
+    worker: Worker
+    provider: Provider
+    metrics: Metrics
+    gauges: Gauges
+    address: PublicAddress
+    lookout: Lookout
+    extra_dialects: tuple[Callable[[Services], Any], ...] = ()
+    """Factories of `broker.api.http.endpoint.Dialect`, mounted after the built-in one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Composition:
+    """What was opened, and the parts made of it."""
+
+    settings: Settings
+    clock: Clock
+    database: Database
+    fetcher: Fetcher
+    catalog: Catalog
+    provider: Provider
+    blobs: BlobStore
+    tokens: CallbackTokens
+    address: PublicAddress
+    agents: Agents
+
+    def services(self) -> Services:
+        return Services(
+            settings=self.settings,
+            clock=self.clock,
+            database=self.database,
+            broker=self.broker,
+            inbox=Inbox(broker=self.broker),
+            worker=self.worker,
+            provider=self.provider,
+            metrics=self.metrics,
+            gauges=self._gauges(),
+            address=self.address,
+            lookout=self._lookout(),
+        )
+
+    # -- what is at rest
+
+    @cached_property
+    def tasks(self) -> Tasks:
+        return Tasks(self.database)
+
+    @cached_property
+    def images(self) -> Images:
+        return Images(self.database)
+
+    @cached_property
+    def hooks(self) -> Hooks:
+        return Hooks(self.database)
+
+    @cached_property
+    def keys(self) -> Keys:
+        return Keys(self.database)
+
+    @cached_property
+    def lanes(self) -> Lanes:
+        return Lanes(self.database)
+
+    @cached_property
+    def deliveries(self) -> Deliveries:
+        return Deliveries(self.database)
+
+    # -- what many parts share
+
+    @cached_property
+    def metrics(self) -> Metrics:
+        return Metrics()
+
+    @cached_property
+    def rules(self) -> Rules:
+        return _rules(self.settings)
+
+    @cached_property
+    def showing(self) -> Showing:
+        return Showing(sentences=Sentences.load(), retention=self.rules.retention)
+
+    @cached_property
+    def intake(self) -> Intake:
+        return Intake(self.blobs, max_pixels=self.settings.max_pixels)
+
+    @cached_property
+    def providers(self) -> dict[str, Provider]:
+        return {self.provider.name: self.provider}
+
+    @cached_property
+    def outbox(self) -> Outbox:
+        return Outbox(clock=self.clock, deliveries=self.deliveries, images=self.images, showing=self.showing)
+
+    @cached_property
+    def accounts(self) -> Credits:
+        chores, facts = Chores(self.database), Facts(self.database)
+        return Credits(clock=self.clock, chores=chores, facts=facts, providers=self.providers)
+
+    def callback_url(self, task: str, attempt: int) -> str | None:
+        """Where a provider is to call about one attempt, with its token; None while nobody can reach us."""
+        base = self.address.base
+        if base is None:
+            return None
+        token = self.tokens.token(task, attempt)
+        return f"{base}/api/webhook/nano-banana?task={task}&attempt={attempt}&token={token}"
+
+    # -- who works
+
+    @cached_property
+    def steps(self) -> Steps:
+        return Steps(
+            clock=self.clock,
+            rules=self.rules,
+            tasks=self.tasks,
+            images=self.images,
+            hooks=self.hooks,
+            lanes=self.lanes,
+            outbox=self.outbox,
+            blobs=self.blobs,
+            intake=self.intake,
+            fetcher=self.fetcher,
+            providers=self.providers,
+            metrics=self.metrics,
+            callback_url=self.callback_url,
+            image_base=lambda: self.address.base,
+            max_download_bytes=self.settings.max_download_bytes,
+            downloads=asyncio.Semaphore(DOWNLOADS_AT_ONCE),
+            turns=asyncio.Semaphore(TURNS),
+        )
+
+    @cached_property
+    def broker(self) -> Broker:
+        return Broker(
+            clock=self.clock,
+            rules=self.rules,
+            catalog=self.catalog,
+            database=self.database,
+            tasks=self.tasks,
+            images=self.images,
+            hooks=self.hooks,
+            keys=self.keys,
+            deliveries=self.deliveries,
+            blobs=self.blobs,
+            intake=self.intake,
+            fetcher=self.fetcher,
+            caller_fetcher=_caller_fetcher(self.settings),
+            steps=self.steps,
+            provider=self.provider,
+            providers=self.providers,
+            signatures={self.provider.name: _signature(self.settings)},
+            tokens=self.tokens,
+            metrics=self.metrics,
+            pace=CallerPace(self.settings.rate_per_minute, self.clock),
+            showing=self.showing,
+            thumbnails=self._thumbnails(),
+            forecast=self._forecast(),
+            max_file_size=self.settings.max_file_size,
+        )
+
+    @cached_property
+    def worker(self) -> Worker:
+        return Worker(
+            clock=self.clock,
+            steps=self.steps,
+            tasks=self.tasks,
+            hooks=self.hooks,
+            lanes=self.lanes,
+            deliverer=self._deliverer(),
+            retention=self._retention(),
+            accounts=self.accounts,
+            lease=self.settings.lease,
+        )
+
+    def _thumbnails(self) -> Thumbnails:
+        return Thumbnails(
+            clock=self.clock, tasks=self.tasks, images=self.images, blobs=self.blobs, metrics=self.metrics
+        )
+
+    def _forecast(self) -> Forecast:
+        return Forecast(
+            clock=self.clock,
+            tasks=self.tasks,
+            lanes=self.lanes,
+            limits=lambda name: _limits(self.providers.get(name)),
+            models=[model.name for model in self.catalog.models],
+        )
+
+    def _deliverer(self) -> Deliverer:
+        return Deliverer(
+            clock=self.clock,
+            deliveries=self.deliveries,
+            fetcher=_caller_fetcher(self.settings),  # its own: names asked for at the door take no thread from it
+            signature=StandardSignature(signing_keys(self.settings, self.tokens.secret)),
+            metrics=self.metrics,
+            retention_seconds=self.rules.retention,
+        )
+
+    def _retention(self) -> Retention:
+        return Retention(
+            clock=self.clock,
+            rules=self.rules,
+            database=self.database,
+            tasks=self.tasks,
+            images=self.images,
+            hooks=self.hooks,
+            keys=self.keys,
+            deliveries=self.deliveries,
+            chores=Chores(self.database),
+            facts=Facts(self.database),
+            blobs=self.blobs,
+            metrics=self.metrics,
+        )
+
+    def _gauges(self) -> Gauges:
+        return Gauges(
+            clock=self.clock,
+            metrics=self.metrics,
+            tasks=self.tasks,
+            lanes=self.lanes,
+            deliveries=self.deliveries,
+            accounts=self.accounts,
+            steps_running=lambda: self.worker.busy,
+        )
+
+    def _lookout(self) -> Lookout:
+        return Lookout(
+            address=self.address,
+            agents=self.agents,
+            prober=Prober(client=self.agents.client, presence=ChallengeResponse(self.tokens.secret)),
+            steps=self.steps,
+            clock=self.clock,
+            metrics=self.metrics,
+            alone=not self.settings.shared,
+        )
+
+
+def _rules(settings: Settings) -> Rules:
+    return Rules(
+        check_after=settings.check_after,
+        check_most=max(60.0, settings.check_after),
+        poll_every=settings.poll_every,
+        deadline=settings.task_deadline,
+        retry=settings.retry_after,
+        resubmit_unknown=settings.resubmit_unknown,
+        retention=settings.retention_hours * 3600.0,
+    )
+
+
+def _limits(provider: Provider | None) -> Limits | None:
+    return Limits(creates=provider.creates_per_10s, places=provider.concurrency) if provider else None
+
+
+def _signature(settings: Settings) -> Signature:
+    if settings.webhook_key is None:
+        return Unsigned()
+    return callback_signature(settings.webhook_key.get_secret_value())
+
+
+def signing_keys(settings: Settings, secret: bytes) -> list[bytes]:
+    """What webhooks to callers are signed with: the keys somebody chose, or one of our own."""
+    chosen = [read_secret(key.get_secret_value()) for key in settings.webhook_secrets]
+    return chosen or [derived_key(secret)]
+
+
+def _caller_fetcher(settings: Settings) -> Fetcher:
+    """It keeps nothing open between two requests, so there is nothing to close."""
+    return Fetcher(allow=settings.callback_allow, exemption="BROKER_CALLBACK_ALLOW")

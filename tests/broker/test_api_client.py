@@ -1,0 +1,448 @@
+"""What a provider may have seen, and what it may have said: the class of an error decides whether money is at stake."""
+
+from __future__ import annotations
+
+import asyncio
+import email.parser
+import email.policy
+import json
+import socket
+import traceback
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Any
+
+import pytest
+
+from broker.errors import NotSent, ProviderError
+from broker.net.api_client import MAX_CONCURRENT_UPLOADS, ApiClient, FilePart, HttpResponse
+from broker.net.url_policy import redact_url
+from tests.faults.faulty_http import Script, Visit, answers, head, pieces, rst, says, serve, silence
+
+pytestmark = pytest.mark.anyio
+
+SECRET = "sk-s3cret"
+HEADERS = {"Authorization": f"Bearer {SECRET}"}
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[ApiClient]:
+    client = ApiClient(timeout=0.3, max_connections=4, max_answer_bytes=10_000)
+    yield client
+    await client.aclose()
+
+
+async def failure(client: ApiClient, url: str, **request: Any) -> ProviderError:
+    """The error of a request, after checking that nothing printed with it tells a secret."""
+    with pytest.raises(ProviderError) as caught:
+        await client.request("POST", f"{url}?key={SECRET}", headers=HEADERS, json={"prompt": SECRET}, **request)
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+    return caught.value
+
+
+def unused_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+async def half_head(visit: Visit) -> None:
+    await visit.say(b"HTTP/1.1 200 OK\r\nContent-")
+
+
+async def half_body(visit: Visit) -> None:
+    await visit.say(head("200 OK", "Content-Length: 100"), b'{"data":')
+
+
+async def dripping(visit: Visit) -> None:
+    await visit.say(head("200 OK", "Content-Length: 1000"))
+    for _ in range(1000):
+        await visit.say(b" ")
+        await asyncio.sleep(0.01)
+
+
+async def echo(visit: Visit) -> None:
+    """Not HTTP: it says back what it was told, key included."""
+    await visit.say(visit.head)
+
+
+AFTER_SENDING: dict[str, Script] = {
+    "closes": says(),
+    "resets": rst,
+    "never answers": silence,
+    "half a head": half_head,
+    "half a body": half_body,
+    "drips": dripping,
+    "echoes": echo,
+    "not http": says(b"SSH-2.0-OpenSSH_9.2\r\n"),
+    "too long, announced": answers("200 OK", bytes(10_001)),
+    "too long, chunked": says(
+        head("200 OK", "Transfer-Encoding: chunked"), b"2711\r\n" + bytes(10_001) + b"\r\n0\r\n\r\n"
+    ),
+    "encoded": answers("200 OK", b"x", "Content-Encoding: gzip"),
+}
+
+
+@pytest.mark.parametrize("fault", AFTER_SENDING)
+async def test_once_a_byte_may_have_left_the_outcome_is_unknown(client: ApiClient, fault: str) -> None:
+    """Never `NotSent`: a repeat could be a second bill."""
+    async with serve(AFTER_SENDING[fault]) as server, asyncio.timeout(5):
+        error = await failure(client, server.url("/createTask"))
+    assert type(error) is ProviderError
+    assert not error.permanent
+    assert server.connections == 1
+    assert f"POST {server.url('/createTask')}" in str(error)
+
+
+async def test_the_seconds_are_for_the_whole_answer(client: ApiClient) -> None:
+    """Read time-outs alone start anew with every byte."""
+
+    async def slow(visit: Visit) -> None:
+        await visit.say(head("200 OK", "Content-Length: 20"))
+        for _ in range(20):
+            await visit.say(b"1")
+            await asyncio.sleep(0.01)
+
+    async with serve(slow) as server:
+        assert type(await failure(client, server.url(), timeout=0.1)) is ProviderError
+        assert (await client.request("GET", server.url(), timeout=5)).json() == 11_111_111_111_111_111_111
+
+
+async def test_a_refused_connection_was_not_sent(client: ApiClient) -> None:
+    error = await failure(client, f"http://127.0.0.1:{unused_port()}/x")
+    assert isinstance(error, NotSent)
+    assert (error.permanent, error.at) == (False, "connection")
+
+
+async def test_an_unknown_name_was_not_sent(client: ApiClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*args: object, **kwargs: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    error = await failure(client, "http://api.example.com/x")
+    assert isinstance(error, NotSent)
+    assert error.at == "name"
+
+
+async def test_a_failed_handshake_was_not_sent(client: ApiClient) -> None:
+    """The key travels only inside TLS; a server that speaks none never sees it."""
+    seen = []
+
+    async def plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.append(await reader.read(1000))
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(plain, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        error = await failure(client, f"https://127.0.0.1:{port}/x")
+    assert isinstance(error, NotSent)
+    assert error.at == "tls"
+    assert len(seen) == 1
+    assert SECRET.encode() not in seen[0]
+
+
+async def test_a_handshake_that_hangs_was_not_sent(client: ApiClient) -> None:
+    async with serve(silence) as server:
+        error = await failure(client, f"https://{server.host}/x", timeout=0.1)
+        assert isinstance(error, NotSent)
+        assert error.at == "time-out"
+        assert server.heads == []
+
+
+async def test_waiting_in_vain_for_a_connection_was_not_sent() -> None:
+    client = ApiClient(timeout=5, max_connections=1)
+    async with serve(silence) as server:
+        busy = asyncio.create_task(client.request("POST", server.url()))
+        await server.called.wait()
+        assert type(await failure(client, server.url(), timeout=0.05)) is NotSent
+        assert server.connections == 1
+        busy.cancel()
+        await asyncio.gather(busy, return_exceptions=True)
+        assert type(await failure(client, server.url(), timeout=0.05)) is ProviderError
+    await client.aclose()
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "api.example.com", "ftp://api.example.com/", "http:///x", "http://[::1/", "http://x:99999/", "http://\n/"],
+)
+async def test_what_cannot_be_addressed_never_will_be(client: ApiClient, url: str) -> None:
+    with pytest.raises(NotSent) as caught:
+        await client.request("GET", url, headers=HEADERS)
+    assert caught.value.permanent
+
+
+@pytest.mark.parametrize("key", [f"{SECRET}\n", f"{SECRET}…", f"\x00{SECRET}", f"{SECRET}\r\nX: y"])
+async def test_a_key_that_fits_no_header_is_named_and_not_shown(client: ApiClient, key: str) -> None:
+    """A line break copied along with the key is the commonest mistake, and the HTTP library would quote it."""
+    with pytest.raises(NotSent, match="authorization") as caught:
+        await client.request("GET", "http://127.0.0.1:9/", headers={"authorization": key})
+    assert caught.value.permanent
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("body", [{"x": float("nan")}, {"x": "\ud800"}])
+async def test_json_that_is_none_was_not_sent(client: ApiClient, body: Any) -> None:
+    with pytest.raises(NotSent) as caught:
+        await client.request("POST", "http://127.0.0.1:9/", json=body)
+    assert caught.value.permanent
+
+
+async def test_an_idle_connection_that_dies_makes_the_outcome_unknown(client: ApiClient) -> None:
+    """The provider closes just as the second request arrives: it may have read it."""
+
+    async def once(visit: Visit) -> None:
+        await visit.say(head("200 OK", "Content-Length: 2"), b"{}")
+        await visit.reader.readuntil(b"\r\n\r\n")
+
+    async with serve(once) as server:
+        assert (await client.request("GET", server.url())).json() == {}
+        assert type(await failure(client, server.url())) is ProviderError
+        assert server.connections == 1
+
+
+async def test_connections_are_kept_for_the_next_request(client: ApiClient) -> None:
+    async def patient(visit: Visit) -> None:
+        while True:
+            await visit.say(head("200 OK", "Content-Length: 2"), b"{}")
+            await visit.reader.readuntil(b"\r\n\r\n")
+
+    async with serve(patient) as server:
+        for _ in range(5):
+            await client.request("GET", server.url())
+        assert server.connections == 1
+        await client.aclose()
+
+
+async def test_a_request_says_what_it_was_given_and_no_more(client: ApiClient) -> None:
+    """No cookie of an earlier answer, no compression, parameters added to those of the address."""
+    script = answers("302 Found", b"{}", "Set-Cookie: a=b", "Location: /elsewhere", "X-A: 1", "X-A: 2")
+    async with serve(script) as server:
+        for _ in range(2):
+            answer = await client.request("GET", server.url("/x?a=1"), params={"b": "ü&"}, headers=HEADERS)
+            assert (answer.status, answer.headers["location"], answer.headers["x-a"]) == (302, "/elsewhere", "1, 2")
+    assert [said.split(b"\r\n")[0] for said in server.heads] == [b"GET /x?a=1&b=%C3%BC%26 HTTP/1.1"] * 2
+    for said in server.heads:
+        names = {line.partition(b":")[0].lower() for line in said.strip().split(b"\r\n")[1:]}
+        assert names == {b"host", b"user-agent", b"accept", b"accept-encoding", b"authorization"}
+        assert b"identity" in said
+
+
+async def test_a_body_can_be_json_bytes_or_a_stream(client: ApiClient) -> None:
+    bodies = []
+
+    async def keep(visit: Visit) -> None:
+        chunked = b"chunked" in visit.head.lower()
+        bodies.append(await visit.reader.readuntil(b"0\r\n\r\n") if chunked else await visit.hear_body())
+        await answers("200 OK", b"{}")(visit)
+
+    async with serve(keep) as server:
+        await client.request("POST", server.url(), json={"prompt": "猫"})
+        await client.request("PUT", server.url(), content=b"abc")
+        await client.request("PUT", server.url(), content=pieces(b"ab", b"c"))
+    assert json.loads(bodies[0]) == {"prompt": "猫"}
+    assert bodies[1:] == [b"abc", b"2\r\nab\r\n1\r\nc\r\n0\r\n\r\n"]
+    assert b"content-type: application/json" in server.heads[0].lower()
+
+
+async def test_multipart_upload_arrives_intact(client: ApiClient) -> None:
+    """Its length is announced, fields may repeat, and names cannot break out of their quotes."""
+    image = bytes(range(256)) * 4096
+    bodies = []
+
+    async def keep(visit: Visit) -> None:
+        bodies.append(await visit.hear_body())
+        await answers("200 OK", b"{}")(visit)
+
+    chunks = partial(pieces, image[:5], image[5:70_000], image[70_000:])
+    files = [
+        FilePart(name="file", filename='a"; name="x\r\n.png', media_type="image/png", read=chunks),
+        FilePart(name="file", filename="b.jpg", media_type="image/jpeg", read=partial(pieces, b"second")),
+    ]
+    async with serve(keep) as server:
+        await client.request(
+            "POST", server.url(), form={"path": "images/ü", "link": ["1", "2"], "none": []}, files=files, timeout=5
+        )
+        await client.request("POST", server.url(), form={"n": "1"})
+    assert bodies[1].split(b"\r\n")[1:4] == [b'Content-Disposition: form-data; name="n"', b"", b"1"]
+    content_type = next(line for line in server.heads[0].split(b"\r\n") if line.lower().startswith(b"content-type:"))
+    message = email.parser.BytesParser(policy=email.policy.HTTP).parsebytes(content_type + b"\r\n\r\n" + bodies[0])
+    parts = list(message.iter_parts())
+    assert [
+        (part.get_param("name", header="content-disposition"), part.get_payload(decode=True)) for part in parts
+    ] == [("path", "images/ü".encode()), ("link", b"1"), ("link", b"2"), ("file", image), ("file", b"second")]
+    assert [part.get_content_type() for part in parts[-2:]] == ["image/png", "image/jpeg"]
+    assert parts[-2].get_filename() == "a%22; name=%22x%0D%0A.png"
+
+
+async def test_at_most_four_uploads_run_at_once() -> None:
+    client = ApiClient(timeout=5, max_connections=20)
+    running, most = 0, 0
+    full = asyncio.Event()
+
+    async def count(visit: Visit) -> None:
+        nonlocal running, most
+        await visit.hear_body()
+        running += 1
+        most = max(most, running)
+        if running == MAX_CONCURRENT_UPLOADS:
+            full.set()
+        await full.wait()  # every slot is taken before the first upload is answered
+        running -= 1
+        await answers("200 OK", b"{}")(visit)
+
+    file = FilePart(name="file", filename="a.png", media_type="image/png", read=partial(pieces, b"content"))
+    async with serve(count) as server:
+        await asyncio.gather(*(client.request("POST", server.url(), files=[file]) for _ in range(10)))
+        assert (most, len(server.heads)) == (4, 10)
+        await client.aclose()
+
+
+async def test_error_reading_our_own_file_is_not_a_provider_error(client: ApiClient) -> None:
+    async def broken() -> AsyncIterator[bytes]:
+        yield b"x"
+        raise OSError("disk on fire")
+
+    file = FilePart(name="file", filename="a", media_type="image/png", read=broken)
+    with pytest.raises(OSError, match="disk on fire"):
+        await client.request("POST", f"http://127.0.0.1:{unused_port()}/", files=[file])
+
+
+# -- streams
+
+
+async def received(client: ApiClient, url: str, silence: float = 5.0) -> bytes:
+    async with client.stream("GET", url, headers=HEADERS, silence=silence) as stream:
+        return b"".join([chunk async for chunk in stream.chunks])
+
+
+async def test_a_stream_is_read_as_it_comes_however_long_it_is(client: ApiClient) -> None:
+    """Neither the seconds nor the bytes that hold for whole answers hold for it."""
+    more = asyncio.Event()
+
+    async def slowly(visit: Visit) -> None:
+        await visit.say(head("203 Other", "X-A: 1"), b"one")
+        await more.wait()
+        await visit.say(bytes(20_000))
+
+    async with (
+        serve(slowly) as server,
+        client.stream("GET", server.url("/x"), headers=HEADERS, params={"a": "1"}, silence=5) as stream,
+    ):
+        assert (stream.status, stream.headers["x-a"]) == (203, "1")
+        assert await anext(stream.chunks) == b"one"
+        await asyncio.sleep(0.35)  # longer than a whole answer may take
+        more.set()
+        assert sum([len(chunk) async for chunk in stream.chunks]) == 20_000
+    assert server.heads[0].startswith(b"GET /x?a=1 HTTP/1.1")
+
+
+async def test_a_stream_that_falls_silent_is_gone(client: ApiClient) -> None:
+    async def falls_silent(visit: Visit) -> None:
+        await visit.say(head("200 OK"), b"one")
+        await silence(visit)
+
+    for script in (falls_silent, silence):
+        async with serve(script) as server:
+            with pytest.raises(ProviderError, match="no complete response in time") as caught:
+                await received(client, server.url(f"/?key={SECRET}"), silence=0.05)
+            assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("fault", ["resets", "half a head", "half a body", "echoes", "encoded"])
+async def test_a_stream_that_breaks_is_no_whole_answer(client: ApiClient, fault: str) -> None:
+    async with serve(AFTER_SENDING[fault]) as server:
+        with pytest.raises(ProviderError) as caught:
+            await received(client, server.url(f"/?key={SECRET}"))
+        assert type(caught.value) is ProviderError
+        assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+async def test_a_stream_that_nobody_answers_was_not_sent(client: ApiClient) -> None:
+    with pytest.raises(NotSent):
+        await received(client, f"http://127.0.0.1:{unused_port()}/")
+
+
+async def test_leaving_a_stream_ends_its_connection_and_frees_its_place() -> None:
+    async def endless(visit: Visit) -> None:
+        await visit.say(head("200 OK"), b"one")
+        await silence(visit)
+
+    client = ApiClient(timeout=5, max_connections=1)
+    async with serve(endless) as server:
+        for _ in range(3):
+            server.left.clear()
+            async with client.stream("GET", server.url(), silence=5) as stream:
+                assert await anext(stream.chunks) == b"one"
+            async with asyncio.timeout(5):
+                await server.left.wait()
+        assert server.connections == 3
+    await client.aclose()
+
+
+@pytest.mark.parametrize(
+    ("body", "value"),
+    [
+        (b'{"data": {"taskId": "1"}}', {"data": {"taskId": "1"}}),
+        (b' "x" ', "x"),
+        (b"null", None),
+        (b'{"msg": "cut \\ud83d"}', {"msg": "cut \ufffd"}),
+        (b'{"msg": "\\uD83D\\uDE00"}', {"msg": "\U0001f600"}),
+        (b"[" * 60 + b"]" * 60, json.loads("[" * 60 + "]" * 60)),
+    ],
+)
+def test_sound_json_is_read(body: bytes, value: Any) -> None:
+    assert HttpResponse(status=200, headers={}, body=body).json() == value
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b" ",
+        b"<html><body>s3cret</body></html>",
+        b'{"data": {"taskId": "s3cret',
+        b'{"a": NaN}',
+        b'{"a": Infinity}',
+        b'{"a": -Infinity}',
+        b'{"a": "s3cret \xff"}',
+        b"\xff\xfe{\x00}\x00",
+        b"[" * 70 + b"]" * 70,
+        b"[" * 100_000 + b"]" * 100_000,
+        b'{"a":' * 100_000,
+        b"9" * 10_000,
+        b"{} s3cret",
+        b"{'a': 1}",
+        b'{"a": "\x00"}',
+    ],
+)
+def test_unsound_json_is_a_provider_error_that_quotes_nothing(body: bytes) -> None:
+    with pytest.raises(ProviderError) as caught:
+        HttpResponse(status=502, headers={}, body=body).json()
+    assert "HTTP 502" in str(caught.value)
+    assert "s3cret" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_response_repr_has_no_content() -> None:
+    response = HttpResponse(status=200, headers={"set-cookie": SECRET}, body=SECRET.encode())
+    assert repr(response) == "HttpResponse(status=200)"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://cdn.example.com/a/b.png?X-Amz-Signature=s3cret#s3cret", "https://cdn.example.com/a/b.png"),
+        ("HTTP://Example.COM:8080", "http://example.com:8080/"),
+        ("http://[::1]:80/x", "http://[::1]/x"),
+        ("http://127.0.0.1/", "http://127.0.0.1/"),
+        ("https://user:s3cret@example.com/x", "(an unreadable address)"),
+        ("https://user:s3/cret@example.com/x", "(an unreadable address)"),
+        ("https://example.com/\x1b[31m", "(an unreadable address)"),
+        ("data:image/png;base64,s3cret", "(an unreadable address)"),
+        ("", "(an unreadable address)"),
+        ("https://example.com/" + "a" * 500, "https://example.com/" + "a" * 199 + "…"),
+    ],
+)
+def test_addresses_are_shown_without_what_may_be_secret(url: str, shown: str) -> None:
+    assert redact_url(url) == shown
