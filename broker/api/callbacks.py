@@ -74,7 +74,7 @@ class CallbackRoutes:
             return json_response(received.to_document(), judgement.status)
         error = Refusal(_CODES[judgement.status], f"The callback was not taken: {judgement.reason}.")
         self.broker.metrics.refusals.labels(error.code).inc()
-        return error_response(self.broker.showing.sentences, error, request, {})
+        return error_response(self.broker.showing.sentences, request, error, {})
 
 
 async def _read_bounded(request: Request) -> bytes:

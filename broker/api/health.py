@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from broker.api.http.endpoint import TEXT, Endpoint, SuccessResponse, json_success
-from broker.api.http.errors import RETRY_SECONDS
+from broker.api.http.errors import RETRY_SECONDS, unavailable
 from broker.api.http.responses import ErrorResponse, json_response, requested_language
 from broker.broker import Broker
 from broker.gauges import Gauges
@@ -76,7 +76,7 @@ class HealthRoutes:
             return json_response(ReadyResponse(status="ready", checks=checks).to_document())
         unready = UnreadyResponse(
             success=False,
-            error=self.sentences.say("unavailable", requested_language(request)),
+            error=self.sentences.say("unavailable", requested_language(request), unavailable().message),
             code="unavailable",
             retryable=True,
             status="unready",

@@ -39,7 +39,7 @@ def a_request(language: str = "en") -> Request:
 @pytest.mark.parametrize("code", sorted(STATUS_OF))
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_code_has_its_status_and_a_sentence_in_every_language(code: str, language: str) -> None:
-    answer = error_response(SENTENCES, Refusal(code, "What to do."), a_request(language), {})
+    answer = error_response(SENTENCES, a_request(language), Refusal(code, "What to do."), {})
     document = json.loads(bytes(answer.body))
     assert answer.status_code == STATUS_OF[code]
     assert list(document) == ["success", "error", "code", "retryable"]
@@ -58,7 +58,7 @@ def test_every_end_of_a_task_has_a_sentence_of_its_own(code: str) -> None:
 def test_field_and_details_stand_beside_the_sentence() -> None:
     complaints = [Complaint(field="a", message="A."), Complaint(field="b", message="B.")]
     refusal = Refusal("invalid_request", "A.", field="a", details=complaints, retry_after=0.2, retryable=True)
-    answer = error_response(SENTENCES, refusal, a_request(), {})
+    answer = error_response(SENTENCES, a_request(), refusal, {})
     document = json.loads(bytes(answer.body))
     assert document["field"] == "a"
     assert document["details"] == [{"field": "a", "message": "A."}, {"field": "b", "message": "B."}]

@@ -70,7 +70,7 @@ def json_response(document: Any, status: int = 200, headers: Mapping[str, str] |
 
 
 def error_response(
-    sentences: Sentences, error: Refusal, request: HTTPConnection, headers: Mapping[str, str]
+    sentences: Sentences, request: HTTPConnection, error: Refusal, headers: Mapping[str, str]
 ) -> Response:
     """Return the native error shape, in the caller's language."""
     details = [ErrorField(field=one.field, message=one.message) for one in error.details]

@@ -213,7 +213,7 @@ def _rule_text(name: str, error: ErrorDetails) -> str:
     if name in _LIST_RULES:
         return _LIST_RULES[name]
     kind = error["type"]
-    if kind == "string_too_long":
+    if kind == "too_long":
         return f"is longer than {MAX_TEXT:,} characters"
     if kind in {"greater_than_equal", "less_than_equal"}:
         return f"must be from {_bound(name, Ge)} to {_bound(name, Le)}"

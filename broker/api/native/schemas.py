@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 from pydantic.alias_generators import to_camel
 from pydantic.config import JsonDict
+from pydantic_core import PydanticCustomError
 
 from broker.showing import TASK_ID, ResponseModel, TaskData, TaskId, TaskStatus
 
@@ -33,11 +34,18 @@ def _allow_empty_text(schema: dict[str, Any]) -> None:
     schema["anyOf"].append({"type": "string", "maxLength": 0})
 
 
-_Text = Annotated[str | None, Field(max_length=MAX_TEXT)]
+def _limit_text(text: str) -> str:
+    """Guard the parser; not published, because the limits of the models are far lower."""
+    if len(text) > MAX_TEXT:
+        raise PydanticCustomError("too_long", "is too long")
+    return text
+
+
+_LimitedText = Annotated[str, AfterValidator(_limit_text)]
+_Text = _LimitedText | None
 _Mode = Annotated[
-    str | None,
+    _Text,
     Field(
-        max_length=MAX_TEXT,
         description="default: by the presence of images",
         json_schema_extra={"enum": ["text-to-image", "image-to-image", "", None]},
     ),
@@ -58,9 +66,8 @@ class OrderFields(BaseModel):
     model_config = ConfigDict(extra="allow", alias_generator=to_camel, strict=True)
 
     prompt: Annotated[
-        str,
+        _LimitedText,
         Field(
-            max_length=MAX_TEXT,
             description="up to the model's limit",
             examples=["a red fox"],
             json_schema_extra={"minLength": 1},  # an absent one is checked by the catalog, with all other fields
@@ -72,9 +79,7 @@ class OrderFields(BaseModel):
     resolution: Annotated[_Text, Field(description="one of the model's", examples=["1K"])] = None
     output_format: Annotated[_Text, Field(description="one of the model's", examples=["png"])] = None
     number_of_images: _Count = None
-    image_urls: Annotated[
-        list[Annotated[str, Field(max_length=MAX_TEXT)]] | None, Field(description="web addresses, fetched at once")
-    ] = None
+    image_urls: Annotated[list[_LimitedText] | None, Field(description="web addresses, fetched at once")] = None
     callback_url: Annotated[_Text, Field(description="called by a signed webhook when the task has ended")] = None
     steps: _Steps = None
     seed: _Seed = None
