@@ -192,12 +192,12 @@ async def test_odd_requests_do_not_upset_postgres(tmp_path: Path, postgres: post
 
 
 async def test_the_walk_finds_what_is_not_described(tmp_path: Path) -> None:
-    """Here the responses have one key more than the description."""
+    """Here the responses lack a key that the description requires."""
     async with furnished(tmp_path) as (house, known):
         document = await the_document(house)
-        del document["components"]["schemas"]["TaskData"]["properties"]["prompt"]
+        document["components"]["schemas"]["TaskData"]["required"].append("texts")
         findings = await walk(house, known, examples=1, document=document)
-        assert any("response_schema_conformance" in failure and "prompt" in failure for failure in findings.failures)
+        assert any("response_schema_conformance" in failure and "texts" in failure for failure in findings.failures)
 
 
 # -- for browsers
