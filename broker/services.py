@@ -13,7 +13,6 @@ from broker.callbacks.tunnels import TunnelAgents
 from broker.callbacks.url_monitor import UrlMonitor
 from broker.catalog import Catalog
 from broker.clock import Clock
-from broker.deliverer import Deliverer
 from broker.forecast import Forecast
 from broker.inbox import Inbox
 from broker.lifecycle import Rules
@@ -21,7 +20,8 @@ from broker.metrics import Metrics
 from broker.monitoring.balance import BalanceMonitor
 from broker.monitoring.collectors import DatabaseCollector
 from broker.net.fetcher import Fetcher
-from broker.outbox import Outbox
+from broker.notifications.deliverer import Deliverer
+from broker.notifications.outbox import Outbox
 from broker.pacing import CallerPace
 from broker.providers.base import Provider
 from broker.providers.kie.signature import callback_signature
@@ -155,13 +155,14 @@ class Composition:
         chores, facts = Chores(self.database), Facts(self.database)
         return BalanceMonitor(clock=self.clock, chores=chores, facts=facts, providers=self.providers)
 
-    def callback_url(self, task: str, attempt: int) -> str | None:
-        """Where a provider is to call about one attempt, with its token; None while nobody can reach us."""
+    def callback_url(self, provider: str, task: str, attempt: int) -> str | None:
+        """Return the URL for callbacks about one attempt, token included; None without a public URL."""
         base = self.address.base
         if base is None:
             return None
         token = self.tokens.token(task, attempt)
-        return f"{base}/api/webhook/nano-banana?task={task}&attempt={attempt}&token={token}"
+        path = self.providers[provider].callback_path
+        return f"{base}{path}?task={task}&attempt={attempt}&token={token}"
 
     # -- who works
 
@@ -251,6 +252,7 @@ class Composition:
             fetcher=_caller_fetcher(self.settings),  # its own: names asked for at the door take no thread from it
             signature=StandardSignature(signing_keys(self.settings, self.tokens.secret)),
             metrics=self.metrics,
+            retention_seconds=self.rules.retention,
         )
 
     def _retention(self) -> Retention:

@@ -23,7 +23,7 @@ from broker.settings import Settings
 from webhooks.tokens import ChallengeResponse
 
 LOCAL_PROBE_SECONDS: Final = 3.0
-_RECEIVED_CALLBACKS: Final = r'^broker_callbacks_total\{[^}]*verdict="(?:believe|ask)"[^}]*\} (\S+)$'
+_RECEIVED_CALLBACKS: Final = r'^broker_callbacks_total\{[^}]*verification="(?:accept|recheck)"[^}]*\} (\S+)$'
 START_TUNNEL: Final = "start ngrok or cloudflared (README, Tunnels), or set WEBHOOK_BASE_URL"
 
 

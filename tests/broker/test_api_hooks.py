@@ -219,7 +219,7 @@ async def test_the_time_to_an_answer_is_measured(tmp_path: Path) -> None:
         await house.client.post(HOOK, json=done())
         page = (await house.client.get("/metrics")).text
         assert "broker_callback_seconds_count 1.0" in page
-        assert 'broker_callbacks_total{provider="kie",verdict="unknown"} 1.0' in page
+        assert 'broker_callbacks_total{provider="kie",verification="unknown"} 1.0' in page
 
 
 async def test_tokens_and_secrets_stay_out_of_the_inbox(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ GOOD: list[tuple[str, dict[str, str], float]] = [
     ("broker_task_attempts_sum", {}, 2),
     ("broker_submissions_total", {"provider": "kie", "outcome": "accepted"}, 2),
     ("broker_submission_seconds_count", {"provider": "kie"}, 2),
-    ("broker_callbacks_total", {"provider": "kie", "verdict": "accept"}, 2),
+    ("broker_callbacks_total", {"provider": "kie", "verification": "accept"}, 2),
     ("broker_callback_seconds_count", {}, 2),
     ("broker_downloads_total", {"outcome": "stored"}, 1),
     ("broker_download_seconds_count", {}, 1),
