@@ -28,7 +28,7 @@ WEBHOOK_KEY = "webhook-key-of-the-tests"
 
 async def a_job(house: ApiHouse) -> Task:
     task = await house.add(job_id=JOB)
-    attempt = Attempt(task_id=task.id, number=1, provider="kie", job_id=JOB, sent_at=task.created_at)
+    attempt = Attempt(task_id=task.id, number=1, provider="kie", key_id="default", job_id=JOB, sent_at=task.created_at)
     values = vars(attempt)
     columns = ", ".join(values)
     await house.services.database.execute(

@@ -47,7 +47,19 @@ async def add(services: Services, **changes: Any) -> Task:
     """A task with a job at the provider, and its line in the ledger."""
     task = a_task(NOW, **{"job_id": "job", "sent_at": NOW, "entered_at": NOW, **changes})
     await services.database.transact(services.broker.tasks.adding(task))
-    row = {**vars(Attempt(task_id=task.id, number=1, provider="kie", job_id="job", sent_at=NOW, outcome="accepted"))}
+    row = {
+        **vars(
+            Attempt(
+                task_id=task.id,
+                number=1,
+                provider="kie",
+                key_id="default",
+                job_id="job",
+                sent_at=NOW,
+                outcome="accepted",
+            )
+        )
+    }
     columns, values = ", ".join(row), ", ".join(f":{name}" for name in row)
     await services.database.execute(f"INSERT INTO attempts ({columns}) VALUES ({values})", **row)
     return task

@@ -66,7 +66,7 @@ class Place:
         """An order of `sent` seconds ago whose callback is expected."""
         now = self.clock.now()
         task = a_task(now, number=number, job_id="job", due_at=now + 30, deadline_at=now + 900, **changes)
-        attempt = Attempt(task_id=task.id, number=1, provider="kie", job_id="job", sent_at=now - sent)
+        attempt = Attempt(task_id=task.id, number=1, provider="kie", key_id="default", job_id="job", sent_at=now - sent)
         columns = ", ".join(vars(attempt))
         await self.services.database.transact(self.services.broker.tasks.adding(task))
         await self.services.database.execute(
