@@ -67,7 +67,7 @@ def native_dialect(services: Services, docs: DocsRoutes, version: str) -> Dialec
     cache = TaskCache(broker)
     tasks = TaskRoutes(broker=broker, cache=cache, sentences=sentences, repeats=Repeats(services.clock))
     health = HealthRoutes(
-        broker=broker, worker=services.worker, gauges=services.gauges, sentences=sentences, version=version
+        broker=broker, worker=services.worker, collector=services.collector, sentences=sentences, version=version
     )
     return Dialect(
         name="native",

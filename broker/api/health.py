@@ -16,7 +16,7 @@ from broker.api.http.endpoint import TEXT, Endpoint, SuccessResponse, json_succe
 from broker.api.http.errors import RETRY_SECONDS, unavailable
 from broker.api.http.responses import ErrorResponse, json_response, requested_language
 from broker.broker import Broker
-from broker.gauges import Gauges
+from broker.monitoring.collectors import DatabaseCollector
 from broker.sentences import Sentences
 from broker.showing import ResponseModel
 from broker.worker import Worker
@@ -55,7 +55,7 @@ class UnreadyResponse(ErrorResponse):
 class HealthRoutes:
     broker: Broker
     worker: Worker
-    gauges: Gauges
+    collector: DatabaseCollector
     sentences: Sentences
     version: str
 
@@ -92,7 +92,7 @@ class HealthRoutes:
 
     async def get_metrics(self, _: Request) -> Response:
         """Return the Prometheus text format."""
-        return Response(await self.gauges.page(), headers={"content-type": CONTENT_TYPE_LATEST})
+        return Response(await self.collector.render_page(), headers={"content-type": CONTENT_TYPE_LATEST})
 
 
 async def _failure_of(check: Awaitable[object]) -> str | None:

@@ -268,8 +268,8 @@ async def test_news_of_an_earlier_job_is_about_the_attempt_that_made_it(tmp_path
         task = await house.add(state=State.SUBMITTING, attempt=2, lease_until=NEVER, leased_by="somebody")
         for number, job_id in ((1, "job-1"), (2, None)):
             await house.services.database.execute(
-                """INSERT INTO attempts (task_id, number, provider, job_id, sent_at, outcome, billed)
-                    VALUES (:id, :number, 'kie', :job, 1.0, 'sent', 'unknown')""",
+                """INSERT INTO attempts (task_id, number, provider, key_id, job_id, sent_at, outcome, billed)
+                    VALUES (:id, :number, 'kie', 'default', :job, 1.0, 'sent', 'unknown')""",
                 id=task.id,
                 number=number,
                 job=job_id,
@@ -382,7 +382,7 @@ async def test_what_was_refused_for_a_rule_that_is_gone_stays_outside(tmp_path: 
         assert (told["verification"], told["replayedAs"], told["replayed"]) == ("recheck", None, False)
 
 
-async def test_what_an_older_parser_could_not_read_is_worth_what_it_proved(tmp_path: Path) -> None:
+async def test_a_callback_that_could_not_be_read_is_replayed_by_what_it_proved(tmp_path: Path) -> None:
     """That is what a replay is for: the token was right, only we did not understand."""
     async with open_api(tmp_path) as house:
         task = await a_job(house)
@@ -414,18 +414,6 @@ async def test_one_that_is_still_unreadable_says_so(tmp_path: Path) -> None:
             told = await replayed(house, await call(house, address(house, task), body))
             assert (told["verification"], told["status"], told["replayed"]) == ("malformed", status, False)
             assert (told["reportData"], told["report"]) == (None, "the body cannot be read")
-
-
-@pytest.mark.parametrize(("verdict", "taken_as"), [("accept", "accept"), ("recheck", "recheck"), ("reject", None)])
-async def test_one_kept_by_an_older_version_is_worth_its_verdict(
-    tmp_path: Path, verdict: str, taken_as: str | None
-) -> None:
-    async with open_api(tmp_path) as house:
-        task = await a_job(house)
-        hook_id = await keep(house, task, verdict=verdict, proofs=None)
-        told = await replayed(house, hook_id, dryRun="1")
-        assert (told["verification"], told["replayedAs"]) == (verdict, taken_as)
-        assert (await shown(house, hook_id))["proofs"] is None
 
 
 async def test_a_replay_after_the_end_changes_nothing(tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def present_callback(callback: Hook) -> CallbackData:
         **_summary_fields(callback),
         headers=json.loads(callback.headers),
         query=json.loads(callback.query),
-        proofs=json.loads(callback.proofs) if callback.proofs is not None else None,
+        proofs=json.loads(callback.proofs),
         body=callback.body,
     )
 

@@ -41,7 +41,7 @@ class CallbackSummary(ResponseModel):
 class CallbackData(CallbackSummary):
     headers: dict[str, str]
     query: dict[str, str]
-    proofs: dict[str, Any] | None
+    proofs: dict[str, Any]
     body: str
 
 
