@@ -98,7 +98,7 @@ def test_a_callback_is_shown_with_its_body(served: Shell) -> None:
     assert ended.code == 0, ended.err
     facts = dict(line.split(None, 1) for line in ended.out.splitlines() if len(line.split(None, 1)) == 2)
     assert facts["callback"] == hook_id
-    assert facts["verification"] == "accept (200): its token or signature is valid"
+    assert facts["verdict"] == "accept (200): its token or signature is valid"
     assert '"state": "success"' in ended.out
     assert "token=[hidden]" in ended.out
     shown = json.loads(served.run("hooks", "show", hook_id, "--json").out)["data"]
