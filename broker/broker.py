@@ -230,7 +230,7 @@ class Broker:
             for n in range(1, len(request.sources) + 1)
         )
         order = self._order(request, choice, references)
-        callback = self.steps.callback_url("task_dry_run", 1)
+        callback = self.steps.callback_url(self.provider.name, "task_dry_run", 1)
         address = callback.split("?")[0] if callback else None
         return {
             **self.provider.build_request(order, address),
@@ -386,6 +386,7 @@ class Broker:
             deadline_at=now + self.rules.queue,
             created_at=now,
             updated_at=now,
+            entered_at=now,
         )
 
     async def _key_use(

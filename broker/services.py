@@ -154,13 +154,14 @@ class Composition:
         chores, facts = Chores(self.database), Facts(self.database)
         return Credits(clock=self.clock, chores=chores, facts=facts, providers=self.providers)
 
-    def callback_url(self, task: str, attempt: int) -> str | None:
-        """Where a provider is to call about one attempt, with its token; None while nobody can reach us."""
+    def callback_url(self, provider: str, task: str, attempt: int) -> str | None:
+        """Return the URL for callbacks about one attempt, token included; None without a public URL."""
         base = self.address.base
         if base is None:
             return None
         token = self.tokens.token(task, attempt)
-        return f"{base}/api/webhook/nano-banana?task={task}&attempt={attempt}&token={token}"
+        path = self.providers[provider].callback_path
+        return f"{base}{path}?task={task}&attempt={attempt}&token={token}"
 
     # -- who works
 
