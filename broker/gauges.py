@@ -54,7 +54,7 @@ class Gauges:
             self._metrics.tasks.labels(state.value).set(counts.get(state.value, 0))
         paused, left = await self._lately.get()
         for provider, until in paused.items():
-            self._metrics.lane_paused.labels(provider).set(max(0.0, until - self._clock.now()))
+            self._metrics.provider_cooldown.labels(provider).set(max(0.0, until - self._clock.now()))
         self._metrics.credits_left.clear()
         for provider, amount in left.items():
             self._metrics.credits_left.labels(provider).set(amount)

@@ -24,7 +24,7 @@ from broker.logs import log
 from broker.metrics import Metrics
 from broker.probing import Prober, RoundTrip, Verdict
 from broker.public_url import Agents, PublicAddress, PublicUrl
-from broker.steps import Steps
+from broker.tasks.steps.check import PollingSwitch
 from storage.database import StorageError
 
 LOOK_SECONDS: Final = 15.0
@@ -53,7 +53,7 @@ class Lookout:
     address: PublicAddress
     agents: Agents
     prober: Prober
-    steps: Steps
+    polling: PollingSwitch
     clock: Clock
     metrics: Metrics
     alone: bool = True
@@ -173,8 +173,8 @@ class Lookout:
         if self.address.current is None and not (self.alone or self._had_one):
             return
         before = self.address.since if self.address.current else self.clock.now()
-        if count := await self.steps.cut_off(before):
-            log.info("callbacks are not waited for any more", action="callbacks_given_up", count=count)
+        if count := await self.polling.switch_to_polling(before):
+            log.info("callbacks are not waited for any more", action="switched_to_polling", count=count)
 
     # -- again and again
 

@@ -80,4 +80,7 @@ class ClockGuard:
         self._offset += jump
         if abs(jump) > MAX_CLOCK_JUMP_SECONDS:
             log.warning("the clock was set: deletion pauses for an hour", action="clock_jumped", seconds=round(jump))
-            self._paused_until = self.clock.monotonic() + DELETION_PAUSE_SECONDS
+            self.pause_deletion()
+
+    def pause_deletion(self) -> None:
+        self._paused_until = self.clock.monotonic() + DELETION_PAUSE_SECONDS

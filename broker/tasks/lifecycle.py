@@ -125,7 +125,9 @@ def _waiting(task: Task, report: Pending, now: float, policy: TaskPolicy) -> dic
 
 
 def _still_waiting(task: Task, report: Pending, now: float, policy: TaskPolicy) -> dict[str, Any]:
-    if report.check_in == 0:  # a callback says that something changed: check soon, but rate-limited, as anyone can send callbacks
+    if (
+        report.check_in == 0
+    ):  # a callback says that something changed: check soon, but rate-limited, as anyone can send callbacks
         soon = max(now, task.checked_at + policy.min_recheck_seconds)
         return {"due_at": soon if task.due_at <= now else min(task.due_at, soon)}
     if now >= task.deadline_at:
@@ -162,7 +164,7 @@ def check_failed(task: Task, now: float, policy: TaskPolicy, retry_in: float | N
     if now >= task.deadline_at:
         detail = "the provider could not be reached or did not know the job"
         return Changes(task=failing(task, "deadline_exceeded", detail, now, policy, billed="unknown"))
-    return Changes(task=_check_again(task, retry_in or backoff_seconds(task.tries, policy, max_seconds=policy.max_check_pause_seconds), now))
+    return Changes(task=_check_again(task, retry_in or _check_backoff(task.tries, policy), now))
 
 
 def switch_to_polling(task: Task, now: float, policy: TaskPolicy) -> Changes:
@@ -274,7 +276,7 @@ def _another_attempt_at(task: Task, report: Failed, now: float, policy: TaskPoli
     had_a_job = task.job_id is not None or report.job_id is not None
     if had_a_job and task.attempt >= policy.max_attempts:
         return None
-    again_at = now + max(report.retry_in or 0.0, backoff_seconds(task.attempt - 1, policy, max_seconds=policy.max_check_pause_seconds))
+    again_at = now + max(report.retry_in or 0.0, _check_backoff(task.attempt - 1, policy))
     return again_at if again_at <= task.deadline_at else None
 
 
@@ -346,7 +348,7 @@ def upload_failed(task: Task, report: Failed, now: float, policy: TaskPolicy) ->
     if task.state != State.QUEUED:
         return NOTHING
     deadline_at = min(task.deadline_at, now + policy.deadline_seconds)
-    again_at = now + max(report.retry_in or 0.0, backoff_seconds(task.tries, policy, max_seconds=policy.max_check_pause_seconds))
+    again_at = now + max(report.retry_in or 0.0, _check_backoff(task.tries, policy))
     if not report.retryable or again_at > deadline_at:
         return Changes(task=_failing_with(task, report, now, policy))
     again = {"due_at": again_at, "tries": task.tries + 1, "deadline_at": deadline_at}
@@ -423,7 +425,10 @@ def _result_lost(task: Task, failure: DownloadFailure, now: float, policy: TaskP
 
 
 def _download_again(task: Task, now: float, policy: TaskPolicy) -> dict[str, Any]:
-    return {"due_at": now + backoff_seconds(task.tries, policy, max_seconds=policy.max_retry_seconds), "tries": task.tries + 1}
+    return {
+        "due_at": now + backoff_seconds(task.tries, policy, max_seconds=policy.max_retry_seconds),
+        "tries": task.tries + 1,
+    }
 
 
 def _fail_early(task: Task, failure: DownloadFailure, now: float) -> dict[str, Any]:
@@ -475,3 +480,7 @@ def expire(task: Task, now: float, policy: TaskPolicy) -> Changes:
 def files_deleted(now: float, policy: TaskPolicy) -> Changes:
     """Return the changes of an expired task after its files are deleted."""
     return Changes(task={"tries": 1, "due_at": now + policy.tombstone_seconds})
+
+
+def _check_backoff(retries: int, policy: TaskPolicy) -> float:
+    return backoff_seconds(retries, policy, max_seconds=policy.max_check_pause_seconds)

@@ -8,10 +8,8 @@ from broker.tasks.lifecycle import LEARNED_BY_QUESTION, Changes
 from storage.tasks import State, Task
 
 
-def record_transition(
-    metrics: Metrics, task: Task, changes: Changes, now: float, report: Report | None = None
-) -> None:
-    """Count a change, once, after it is durable. task: before the change. report: the provider's report that caused it."""
+def record_transition(metrics: Metrics, task: Task, changes: Changes, now: float, report: Report | None = None) -> None:
+    """Count a change once, after its commit. task: the row before it. report: the report that caused it."""
     state = changes.task.get("state", task.state)
     if state != task.state:
         _record_state(metrics, task, state, now)
@@ -29,8 +27,7 @@ def is_unclassified(changes: Changes, report: Report | None) -> bool:
 
 def _record_state(metrics: Metrics, task: Task, state: State, now: float) -> None:
     metrics.transitions.labels(task.state.value, state.value).inc()
-    since = task.updated_at if task.entered_at is None else task.entered_at
-    metrics.state_seconds.labels(task.state.value).observe(max(0.0, now - since))
+    metrics.state_seconds.labels(task.state.value).observe(max(0.0, now - task.entered_at))
     if state == State.SUBMITTING and task.attempt == 0:
         metrics.queue_seconds.labels(task.provider).observe(max(0.0, now - task.created_at))
 

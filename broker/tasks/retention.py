@@ -138,9 +138,7 @@ class Retention:
         owners = await self.blobs.owners(older_than, await born_at(self.database))
         strays = await self.find_strays(owners)
         if len(strays) > MAX_PLAUSIBLE_STRAYS and len(strays) > len(owners) / 2:
-            log.error(
-                "most images have no row: is this the right database? None is deleted", action="sweep_refused"
-            )
+            log.error("most images have no row: is this the right database? None is deleted", action="sweep_refused")
             return 0
         for owner in strays:
             await self.blobs.delete(owner)

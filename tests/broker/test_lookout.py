@@ -215,7 +215,7 @@ async def test_a_new_address_replaces_a_dead_one_at_once(tmp_path: Path, clock: 
         house.agent.names(second.url, port=house.port)
         with capture_logs() as logs:
             await house.look(after=1)
-        assert said(logs) == ["address_silent", "address_proven", "address_changed", "callbacks_given_up"]
+        assert said(logs) == ["address_silent", "address_proven", "address_changed", "switched_to_polling"]
         assert house.base() == second.url
         assert house.metric("broker_public_address_changes_total", what="changed") == 1
         row = await house.now(task)
@@ -256,7 +256,7 @@ async def test_a_tunnel_that_goes_with_its_agent_is_lost_at_once(tmp_path: Path,
         house.agent.silent = True
         with capture_logs() as logs:
             await house.look()
-        assert said(logs) == ["address_silent", "address_lost", "callbacks_given_up"]
+        assert said(logs) == ["address_silent", "address_lost", "switched_to_polling"]
         assert house.base() is None
         assert await house.callback_address() is None
         assert house.metric("broker_public_address", source="ngrok") == 0
@@ -312,7 +312,7 @@ async def test_an_address_that_comes_back_brings_late_callbacks_home(tmp_path: P
         house.agent.names(tunnel.url, port=house.port)
         await house.look()
         task = await house.waiting()
-        callback = house.services.broker.steps.callback_url("kie", task.id, 1)
+        callback = house.services.worker.steps.submit.callback_url("kie", task.id, 1)
         assert callback is not None
         tunnel.edge, house.agent.silent = GONE, True
         await house.look()
@@ -419,5 +419,5 @@ async def test_a_look_that_goes_wrong_is_followed_by_another(tmp_path: Path, clo
         with capture_logs() as logs:
             async with house.services.lookout.keeping(), asyncio.timeout(5):
                 await agents.enough.wait()
-        ours = [entry["action"] for entry in logs if entry.get("action") in {"store_trouble", "look_failed"}]
-        assert ours == ["store_trouble", "look_failed"]
+        ours = [entry["action"] for entry in logs if entry.get("action") in {"store_unavailable", "look_failed"}]
+        assert ours == ["store_unavailable", "look_failed"]

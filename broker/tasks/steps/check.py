@@ -56,7 +56,11 @@ class CheckStep:
         """Return how the end of a checked job counts in the ledger: an accepted callback has priority."""
         if not task.hooked:
             return lifecycle.LEARNED_BY_POLL
-        return lifecycle.LEARNED_BY_CALLBACK if await self.hooks.believed(task.id, task.attempt) else lifecycle.LEARNED_BY_QUESTION
+        return (
+            lifecycle.LEARNED_BY_CALLBACK
+            if await self.hooks.believed(task.id, task.attempt)
+            else lifecycle.LEARNED_BY_QUESTION
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,8 +39,8 @@ class SubmitStep:
     metrics: Metrics
     orders: OrderBuilder
     transitions: Transitions
-    callback_url: Callable[[str, int], str | None]
-    """Returns the URL, with its token, that a provider calls about an attempt of a task; None without a public URL."""
+    callback_url: Callable[[str, str, int], str | None]
+    """(provider, task, attempt): return the URL, with its token, that the provider calls; None without a public URL."""
     reservations: asyncio.Semaphore
 
     async def run(self, task: Task) -> None:
@@ -73,11 +73,9 @@ class SubmitStep:
     async def _begin_submission(self, task: Task, provider: Provider) -> Attempt | None:
         """Write the intent; return None if the provider has no capacity or the task changed."""
         number = task.attempt + 1
-        attempt = Attempt(
-            task_id=task.id, number=number, provider=provider.name, sent_at=self.transitions.clock.now()
-        )
+        attempt = Attempt(task_id=task.id, number=number, provider=provider.name, sent_at=self.transitions.clock.now())
         limits = Limits(creates=provider.creates_per_10s, places=provider.concurrency)
-        expects_callback = self.callback_url(task.id, number) is not None
+        expects_callback = self.callback_url(task.provider, task.id, number) is not None
         try:
             async with self.reservations:
                 await self.transitions.begin_submission(
@@ -103,7 +101,7 @@ class SubmitStep:
         )
 
     async def _submit_order(self, task: Task, order: Order, attempt: Attempt, provider: Provider) -> None:
-        url = self.callback_url(task.id, attempt.number) if task.hooked else None
+        url = self.callback_url(task.provider, task.id, attempt.number) if task.hooked else None
         begun = self.transitions.clock.monotonic()
         try:
             report = await provider.submit(order, url)
