@@ -7,21 +7,22 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from broker.broker import Broker
+from broker.callbacks.probe import ReachabilityProbe
+from broker.callbacks.public_url import PublicAddress
+from broker.callbacks.tunnels import TunnelAgents
+from broker.callbacks.url_monitor import UrlMonitor
 from broker.catalog import Catalog
 from broker.clock import Clock
-from broker.credits import Credits
-from broker.gauges import Gauges
 from broker.inbox import Inbox
-from broker.lookout import Lookout
 from broker.metrics import Metrics
+from broker.monitoring.balance import BalanceMonitor
+from broker.monitoring.collectors import DatabaseCollector
 from broker.net.fetcher import Fetcher
 from broker.notifications.deliverer import Deliverer
 from broker.notifications.outbox import Outbox
 from broker.pacing import CallerPace
-from broker.probing import Prober
 from broker.providers.base import Provider
 from broker.providers.kie.signature import callback_signature
-from broker.public_url import Agents, PublicAddress
 from broker.sentences import Sentences
 from broker.settings import Settings
 from broker.showing import Showing
@@ -61,7 +62,7 @@ DOWNLOAD_CONCURRENCY = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Services:
-    """The opened system. lookout: keeps `address` true while it is at work."""
+    """The opened system. url_monitor: keeps `address` up to date while it runs."""
 
     settings: Settings
     clock: Clock
@@ -71,9 +72,9 @@ class Services:
     worker: Worker
     provider: Provider
     metrics: Metrics
-    gauges: Gauges
+    collector: DatabaseCollector
     address: PublicAddress
-    lookout: Lookout
+    url_monitor: UrlMonitor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +90,7 @@ class Composition:
     blobs: BlobStore
     tokens: CallbackTokens
     address: PublicAddress
-    agents: Agents
+    agents: TunnelAgents
 
     def services(self) -> Services:
         return Services(
@@ -101,9 +102,9 @@ class Composition:
             worker=self.worker,
             provider=self.provider,
             metrics=self.metrics,
-            gauges=self._gauges(),
+            collector=self._collector(),
             address=self.address,
-            lookout=self._lookout(),
+            url_monitor=self._url_monitor(),
         )
 
     # -- what is at rest
@@ -159,9 +160,9 @@ class Composition:
         return Outbox(clock=self.clock, deliveries=self.deliveries, images=self.images, showing=self.showing)
 
     @cached_property
-    def accounts(self) -> Credits:
+    def balances(self) -> BalanceMonitor:
         chores, facts = Chores(self.database), Facts(self.database)
-        return Credits(clock=self.clock, chores=chores, facts=facts, providers=self.providers)
+        return BalanceMonitor(clock=self.clock, chores=chores, facts=facts, providers=self.providers)
 
     def callback_url(self, provider: str, task: str, attempt: int) -> str | None:
         """Return the URL for callbacks about one attempt, token included; None without a public URL."""
@@ -271,7 +272,7 @@ class Composition:
             callbacks=CallbackQueue(hooks=self.hooks, step=self.callback_step, running=running),
             deliverer=self._deliverer(),
             retention=self._retention(),
-            balance=self.accounts,
+            balances=self.balances,
             running=running,
             leases=LeaseKeeper(clock=self.clock, tasks=self.tasks, running=running, lease_seconds=self.settings.lease),
             clock_guard=ClockGuard(clock=self.clock),
@@ -317,26 +318,26 @@ class Composition:
             metrics=self.metrics,
         )
 
-    def _gauges(self) -> Gauges:
-        return Gauges(
+    def _collector(self) -> DatabaseCollector:
+        return DatabaseCollector(
             clock=self.clock,
             metrics=self.metrics,
             tasks=self.tasks,
             lanes=self.lanes,
             deliveries=self.deliveries,
-            accounts=self.accounts,
+            balances=self.balances,
             steps_running=lambda: self.running_steps.count,
         )
 
-    def _lookout(self) -> Lookout:
-        return Lookout(
+    def _url_monitor(self) -> UrlMonitor:
+        return UrlMonitor(
             address=self.address,
             agents=self.agents,
-            prober=Prober(client=self.agents.client, presence=ChallengeResponse(self.tokens.secret)),
-            polling=PollingSwitch(tasks=self.tasks, transitions=self.transitions),
+            probe=ReachabilityProbe(client=self.agents.client, challenge=ChallengeResponse(self.tokens.secret)),
+            switch_to_polling=PollingSwitch(tasks=self.tasks, transitions=self.transitions).switch_to_polling,
             clock=self.clock,
             metrics=self.metrics,
-            alone=not self.settings.shared,
+            is_only_machine=not self.settings.shared,
         )
 
 

@@ -34,6 +34,7 @@ from storage.facts import Facts
 from storage.hooks import Hooks
 from storage.images import Images
 from storage.keys import Keys
+from storage.ledger import Ledger
 from storage.migrate import born_at
 from storage.tasks import State, Task, Tasks
 
@@ -124,6 +125,7 @@ class Retention:
         await _repeat_in_batches(lambda: self.hooks.forget(before, ROWS_PER_STATEMENT))
         await _repeat_in_batches(lambda: self.keys.forget(before, ROWS_PER_STATEMENT))
         await _repeat_in_batches(lambda: self.deliveries.forget(before, ROWS_PER_STATEMENT))
+        await _repeat_in_batches(lambda: Ledger(self.database).delete_older(self.clock.now(), ROWS_PER_STATEMENT))
         if await self.chores.take("sweep", now=self.clock.now(), every=SWEEP_SECONDS):
             await self.sweep(older_than=SWEEP_SECONDS)
 

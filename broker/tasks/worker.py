@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from broker.clock import Clock
-from broker.credits import Credits
 from broker.logs import log
+from broker.monitoring.balance import BalanceMonitor
 from broker.notifications.deliverer import Deliverer
 from broker.tasks import retention
 from broker.tasks.leases import ClockGuard, LeaseKeeper
@@ -43,7 +43,7 @@ class Worker:
     callbacks: CallbackQueue
     deliverer: Deliverer
     retention: Retention
-    balance: Credits
+    balances: BalanceMonitor
     running: RunningSteps
     leases: LeaseKeeper
     clock_guard: ClockGuard
@@ -195,7 +195,7 @@ class Worker:
         self._housekept_at = now
         housekeeping = self.retention.delete_leftovers_once()
         self.running.start(self.running.contain_errors(housekeeping, "", "housekeeping"), RunningStep())
-        self.running.start(self.running.contain_errors(self.balance.ask(), "", "balance"), RunningStep())
+        self.running.start(self.running.contain_errors(self.balances.refresh(), "", "balance"), RunningStep())
 
     # -- stopping
 

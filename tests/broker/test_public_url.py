@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from broker.callbacks.public_url import PublicUrl, check_configured
+from broker.callbacks.tunnels import CLOUDFLARED_URLS, TunnelAgents
 from broker.errors import SettingsError
 from broker.net.api_client import ApiClient
-from broker.public_url import CLOUDFLARED, Agents, PublicUrl, check_configured
 from tests.faults.faulty_http import Script, answers, rst, says, serve, silence
 
 pytestmark = pytest.mark.anyio
@@ -43,10 +44,10 @@ async def ask(client: ApiClient, *, endpoints: Script, tunnels: Script, quick: S
     scripts = {"/api/endpoints": endpoints, "/api/tunnels": tunnels, "/quicktunnel": quick}
     async with serve(scripts) as server, asyncio.timeout(3):
         agent = server.url("/")
-        agents = Agents(
+        agents = TunnelAgents(
             client=client, tunnel_api=agent, port=PORT, cloudflared=[NOWHERE, agent.rstrip("/")], seconds=0.3
         )
-        return next(iter(await agents.ours()), None)
+        return next(iter(await agents.list_candidates()), None)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +106,7 @@ async def test_ngrok_is_believed_about_our_port(client: ApiClient, target: Any, 
 async def test_an_upstream_without_a_port_means_the_usual_one(client: ApiClient) -> None:
     script = tells({"endpoints": [endpoint("https://ours.ngrok.app", "http://localhost")]})
     async with serve(script) as server:
-        (found,) = await Agents(client=client, tunnel_api=server.url(), port=80, cloudflared=[]).ours()
+        (found,) = await TunnelAgents(client=client, tunnel_api=server.url(), port=80, cloudflared=[]).list_candidates()
     assert found == PublicUrl(url="https://ours.ngrok.app", source="ngrok")
 
 
@@ -115,7 +116,7 @@ async def test_cloudflared_is_asked_last(client: ApiClient) -> None:
     quick = tells({"hostname": "a-b-c.trycloudflare.com"})
     found = await ask(client, endpoints=nothing, tunnels=nothing, quick=quick)
     assert found == PublicUrl(url="https://a-b-c.trycloudflare.com", source="cloudflared")
-    assert [base.rpartition(":")[2] for base in CLOUDFLARED] == ["20241", "20242", "20243", "20244", "20245"]
+    assert [base.rpartition(":")[2] for base in CLOUDFLARED_URLS] == ["20241", "20242", "20243", "20244", "20245"]
 
 
 STRANGE_JSON: list[Any] = [
@@ -158,4 +159,7 @@ async def test_strange_answers_are_no_address(client: ApiClient, name: str) -> N
 
 @pytest.mark.parametrize("tunnel_api", [NOWHERE, "", "nonsense", "ftp://x", "http://[::1"])
 async def test_nobody_there_means_polling(client: ApiClient, tunnel_api: str) -> None:
-    assert await Agents(client=client, tunnel_api=tunnel_api, port=PORT, cloudflared=[NOWHERE]).ours() == []
+    assert (
+        await TunnelAgents(client=client, tunnel_api=tunnel_api, port=PORT, cloudflared=[NOWHERE]).list_candidates()
+        == []
+    )

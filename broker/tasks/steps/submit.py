@@ -73,7 +73,13 @@ class SubmitStep:
     async def _begin_submission(self, task: Task, provider: Provider) -> Attempt | None:
         """Write the intent; return None if the provider has no capacity or the task changed."""
         number = task.attempt + 1
-        attempt = Attempt(task_id=task.id, number=number, provider=provider.name, sent_at=self.transitions.clock.now())
+        attempt = Attempt(
+            task_id=task.id,
+            number=number,
+            provider=provider.name,
+            key_id=provider.key_id,
+            sent_at=self.transitions.clock.now(),
+        )
         limits = Limits(creates=provider.creates_per_10s, places=provider.concurrency)
         expects_callback = self.callback_url(task.provider, task.id, number) is not None
         try:
