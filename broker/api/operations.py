@@ -15,7 +15,7 @@ from starlette.responses import Response
 from broker.api.access import Access
 from broker.api.answers import answer, language
 from broker.broker import Broker
-from broker.gauges import Gauges
+from broker.monitoring.collectors import DatabaseCollector
 from broker.sentences import Sentences
 from broker.worker import Worker
 from storage.database import StorageError
@@ -29,7 +29,7 @@ OLDEST_BEAT: Final = 30.0
 class Operations:
     broker: Broker
     worker: Worker
-    gauges: Gauges
+    collector: DatabaseCollector
     access: Access
     sentences: Sentences
     version: str
@@ -67,7 +67,7 @@ class Operations:
     async def metrics(self, request: Request) -> Response:
         """The Prometheus text format."""
         self.access.require(request)
-        return Response(await self.gauges.page(), headers={"content-type": CONTENT_TYPE_LATEST})
+        return Response(await self.collector.render_page(), headers={"content-type": CONTENT_TYPE_LATEST})
 
 
 async def _trouble(check: Awaitable[object]) -> str | None:

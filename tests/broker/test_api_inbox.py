@@ -268,8 +268,8 @@ async def test_news_of_an_earlier_job_is_about_the_attempt_that_made_it(tmp_path
         task = await house.add(state=State.SUBMITTING, attempt=2, lease_until=NEVER, leased_by="somebody")
         for number, job_id in ((1, "job-1"), (2, None)):
             await house.services.database.execute(
-                """INSERT INTO attempts (task_id, number, provider, job_id, sent_at, outcome, billed)
-                    VALUES (:id, :number, 'kie', :job, 1.0, 'sent', 'unknown')""",
+                """INSERT INTO attempts (task_id, number, provider, key_id, job_id, sent_at, outcome, billed)
+                    VALUES (:id, :number, 'kie', 'default', :job, 1.0, 'sent', 'unknown')""",
                 id=task.id,
                 number=number,
                 job=job_id,

@@ -61,7 +61,9 @@ def a_task(state: State = State.QUEUED, **changes: Any) -> Task:
 
 
 def an_attempt(**changes: Any) -> Attempt:
-    return Attempt(**{"task_id": "task_1", "number": 1, "provider": "kie", "sent_at": NOW, **changes})
+    return Attempt(
+        **{"task_id": "task_1", "number": 1, "provider": "kie", "key_id": "default", "sent_at": NOW, **changes}
+    )
 
 
 def accepted() -> Attempt:

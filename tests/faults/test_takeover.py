@@ -35,7 +35,7 @@ async def a_task(services: Services, clock: ManualClock, state: State, attempt: 
     values = {"state": state, "attempt": attempt, "due_at": clock.now(), "hooked": False, **changes}
     saving = broker.tasks.saving(task, **values)
     limits = services.worker._limits(task.provider)
-    ledger = Attempt(task_id=task.id, number=attempt, provider=task.provider, sent_at=clock.now())
+    ledger = Attempt(task_id=task.id, number=attempt, provider=task.provider, key_id="default", sent_at=clock.now())
     await services.database.transact(saving, *broker.steps.lanes.intending(ledger, limits))
     fresh = await broker.tasks.get(task.id)
     assert fresh is not None
