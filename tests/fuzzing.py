@@ -23,7 +23,7 @@ from broker.api.http.endpoint import Dialect, Endpoint
 from broker.api.native.tasks import MAX_WAIT_SECONDS
 from broker.app import build_app
 from broker.logs import configure
-from broker.steps import reference_owner
+from broker.tasks.images import reference_owner
 from storage.tasks import State
 from tests.broker.api_house import ApiHouse, open_api, png
 from tests.servers import postgres

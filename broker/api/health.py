@@ -19,7 +19,7 @@ from broker.broker import Broker
 from broker.monitoring.collectors import DatabaseCollector
 from broker.sentences import Sentences
 from broker.showing import ResponseModel
-from broker.worker import Worker
+from broker.tasks.worker import Worker
 from storage.database import StorageError
 from storage.migrate import probe
 
@@ -85,7 +85,7 @@ class HealthRoutes:
         return json_response(unready.to_document(), 503, {"retry-after": f"{RETRY_SECONDS:.0f}"})
 
     def _worker_failure(self) -> str | None:
-        silent = self.broker.clock.now() - self.worker.beat_at
+        silent = self.broker.clock.now() - self.worker.last_heartbeat
         if silent <= MAX_HEARTBEAT_SECONDS:
             return None
         return f"it has not been seen for more than {MAX_HEARTBEAT_SECONDS:.0f} seconds"

@@ -117,7 +117,7 @@ class ImageRoutes:
 
     def _headers(self, image: StoredImage, source: StoredImage) -> dict[str, str]:
         """Let browsers keep an image as long as the broker does. source: the image of a thumbnail."""
-        left = int(source.created_at + self.broker.rules.retention - self.broker.clock.now())
+        left = int(source.created_at + self.broker.policy.retention_seconds - self.broker.clock.now())
         return {
             **IMAGE_SECURITY_HEADERS,
             "content-type": image.media_type if image.media_type in _MEDIA_TYPES else "application/octet-stream",

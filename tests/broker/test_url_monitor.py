@@ -1,4 +1,4 @@
-"""The public address is found, proved from outside, and let go when it changes or dies."""
+"""The public URL is discovered, verified from outside, and replaced when it changes or fails."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from tests.servers.tunnels import Agent, Tunnel, an_agent, tunnelling
 pytestmark = pytest.mark.anyio
 
 GONE = b"HTTP/1.1 404 Not Found\r\nContent-Length: 14\r\n\r\nERR_NGROK_3200"
-"""What ngrok's edge says of a tunnel that nobody holds."""
+"""The answer of ngrok's edge for a tunnel that does not exist."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """A broker whose clock we move, and everything between it and the internet."""
+    """A broker with a manual clock, and the tunnels and agents around it."""
 
     services: Services
     port: int
@@ -57,7 +57,7 @@ class Place:
         return self.services.address.base
 
     async def callback_address(self) -> str | None:
-        """The one that an order of this moment would give to its provider."""
+        """Return the URL that an order would pass to its provider now."""
         answer = await self.client.post("/api/generate/image", json={"prompt": "a fox", "dryRun": True})
         address: str | None = answer.json()["data"]["json"].get("callBackUrl") if "data" in answer.json() else None
         return address
@@ -86,7 +86,7 @@ class Place:
 
 @asynccontextmanager
 async def place(folder: Path, clock: ManualClock, **settings: Any) -> AsyncIterator[Place]:
-    """The agent names nothing, unless a test does before it opens the broker."""
+    """The agent reports no tunnel, unless a test adds one before it opens the broker."""
     async with AsyncExitStack() as stack:
         agent = settings.pop("agent", None) or await stack.enter_async_context(an_agent())
         sock = stack.enter_context(closing(settings.pop("sock", None) or bind_socket("127.0.0.1", 0)))
@@ -107,7 +107,7 @@ def said(logs: list[Any]) -> list[str]:
 
 
 @pytest.mark.parametrize("old", [False, True])
-async def test_a_tunnel_that_runs_is_found_and_proved_at_start(tmp_path: Path, clock: ManualClock, old: bool) -> None:
+async def test_running_tunnel_is_found_and_verified_at_start(tmp_path: Path, clock: ManualClock, old: bool) -> None:
     async with AsyncExitStack() as stack:
         sock = bind_socket("127.0.0.1", 0)
         agent = await stack.enter_async_context(an_agent(old=old))
@@ -120,8 +120,8 @@ async def test_a_tunnel_that_runs_is_found_and_proved_at_start(tmp_path: Path, c
         assert b"ngrok-skip-browser-warning" in tunnel.requests[0]
 
 
-async def test_a_tunnel_started_after_the_broker_is_found(tmp_path: Path, clock: ManualClock) -> None:
-    """The next order has its address; nothing is restarted."""
+async def test_tunnel_started_after_the_broker_is_found(tmp_path: Path, clock: ManualClock) -> None:
+    """The next order carries its URL, without a restart."""
     async with place(tmp_path, clock) as house:
         assert house.base() is None
         assert await house.callback_address() is None
@@ -136,8 +136,8 @@ async def test_a_tunnel_started_after_the_broker_is_found(tmp_path: Path, clock:
         assert await house.callback_address() == f"{tunnel.url}/api/webhook/nano-banana"
 
 
-async def test_a_quick_tunnel_counts_when_it_leads_to_us(tmp_path: Path, clock: ManualClock) -> None:
-    """cloudflared does not say which port it leads to; another program's tunnel would get our callbacks."""
+async def test_quick_tunnel_is_used_once_verified(tmp_path: Path, clock: ManualClock) -> None:
+    """cloudflared does not report its port; another program's tunnel would receive our callbacks."""
     async with place(tmp_path, clock) as house, serve(answers("200 OK", b'{"status": "ok"}')) as other:
         theirs, ours = await house.tunnel(other.port), await house.tunnel()
         house.agent.quick = theirs.url
@@ -150,25 +150,23 @@ async def test_a_quick_tunnel_counts_when_it_leads_to_us(tmp_path: Path, clock: 
         assert house.metric("broker_public_address", source="cloudflared") == 1
 
 
-async def test_a_quick_tunnel_that_does_not_answer_is_not_used(tmp_path: Path, clock: ManualClock) -> None:
-    """Unlike ngrok's agent, cloudflared never said that it is ours."""
+async def test_quick_tunnel_that_does_not_answer_is_not_used(tmp_path: Path, clock: ManualClock) -> None:
+    """Unlike ngrok's agent, cloudflared does not report that it leads to our port."""
     async with place(tmp_path, clock) as house:
         house.agent.quick = "http://127.0.0.1:9"
         await house.refresh()
         assert house.base() is None
 
 
-async def test_a_broker_with_another_secret_is_somebody_else(tmp_path: Path, clock: ManualClock) -> None:
+async def test_broker_with_another_secret_is_not_verified(tmp_path: Path, clock: ManualClock) -> None:
     async with place(tmp_path / "one", clock) as house, place(tmp_path / "two", ManualClock()) as other:
         house.agent.quick = (await house.tunnel(other.port)).url
         await house.refresh()
         assert house.base() is None
 
 
-async def test_ngrok_is_believed_where_we_cannot_reach_the_address_ourselves(
-    tmp_path: Path, clock: ManualClock
-) -> None:
-    """Its agent may go through a proxy that we know nothing of; it knows which port it leads to."""
+async def test_unreachable_ngrok_url_is_trusted(tmp_path: Path, clock: ManualClock) -> None:
+    """Its agent may use a proxy that the broker does not know; it reports the port it leads to."""
     async with place(tmp_path, clock) as house:
         house.agent.names("http://127.0.0.1:9", port=house.port)
         for _ in range(4):
@@ -177,7 +175,7 @@ async def test_ngrok_is_believed_where_we_cannot_reach_the_address_ourselves(
         assert house.metric("broker_public_address", source="ngrok") == 0
 
 
-async def test_an_address_where_somebody_else_answers_is_not_used(tmp_path: Path, clock: ManualClock) -> None:
+async def test_url_answered_by_another_server_is_not_used(tmp_path: Path, clock: ManualClock) -> None:
     async with place(tmp_path, clock) as house:
         tunnel = await house.tunnel()
         tunnel.edge = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n"
@@ -186,8 +184,8 @@ async def test_an_address_where_somebody_else_answers_is_not_used(tmp_path: Path
         assert house.base() is None
 
 
-async def test_an_address_that_fails_is_not_asked_at_every_look(tmp_path: Path, clock: ManualClock) -> None:
-    """Free tunnels have a monthly number of requests."""
+async def test_failing_url_is_not_probed_at_every_refresh(tmp_path: Path, clock: ManualClock) -> None:
+    """Free tunnels have a monthly quota of requests."""
     async with place(tmp_path, clock) as house:
         tunnel = await house.tunnel()
         house.agent.names(tunnel.url, port=house.port)
@@ -204,7 +202,7 @@ async def test_an_address_that_fails_is_not_asked_at_every_look(tmp_path: Path, 
 # -- changed
 
 
-async def test_a_new_address_replaces_a_dead_one_at_once(tmp_path: Path, clock: ManualClock) -> None:
+async def test_new_url_replaces_a_dead_one_at_once(tmp_path: Path, clock: ManualClock) -> None:
     async with place(tmp_path, clock) as house:
         first, second = await house.tunnel(), await house.tunnel()
         house.agent.names(first.url, port=house.port)
@@ -227,7 +225,7 @@ async def test_a_new_address_replaces_a_dead_one_at_once(tmp_path: Path, clock: 
         assert (row.hooked, row.due_at) == (False, clock.now() + 3)
 
 
-async def test_what_is_ordered_under_the_new_address_goes_on_waiting(tmp_path: Path, clock: ManualClock) -> None:
+async def test_order_sent_with_the_new_url_keeps_waiting(tmp_path: Path, clock: ManualClock) -> None:
     async with place(tmp_path, clock) as house:
         house.agent.names((await house.tunnel()).url, port=house.port)
         await house.refresh()
@@ -237,8 +235,8 @@ async def test_what_is_ordered_under_the_new_address_goes_on_waiting(tmp_path: P
         assert await house.now(task) == task
 
 
-async def test_an_order_that_was_on_its_way_when_the_address_went_asks_too(tmp_path: Path, clock: ManualClock) -> None:
-    """Its row begins to wait after the change, for a call to the address before."""
+async def test_order_submitted_during_the_change_is_switched_to_polling(tmp_path: Path, clock: ManualClock) -> None:
+    """Its row starts waiting after the change, for a callback to the previous URL."""
     async with place(tmp_path, clock) as house:
         house.agent.names((await house.tunnel()).url, port=house.port)
         await house.refresh()
@@ -250,7 +248,7 @@ async def test_an_order_that_was_on_its_way_when_the_address_went_asks_too(tmp_p
 # -- lost
 
 
-async def test_a_tunnel_that_goes_with_its_agent_is_lost_at_once(tmp_path: Path, clock: ManualClock) -> None:
+async def test_tunnel_that_ends_with_its_agent_is_lost_at_once(tmp_path: Path, clock: ManualClock) -> None:
     async with place(tmp_path, clock) as house:
         tunnel = await house.tunnel()
         house.agent.names(tunnel.url, port=house.port)
@@ -269,7 +267,7 @@ async def test_a_tunnel_that_goes_with_its_agent_is_lost_at_once(tmp_path: Path,
         assert (await house.now(silent)).hooked, "an order of unknown outcome has nothing but its callback"
 
 
-async def test_a_tunnel_that_its_agent_still_names_may_stumble_once(tmp_path: Path, clock: ManualClock) -> None:
+async def test_reported_tunnel_may_fail_once(tmp_path: Path, clock: ManualClock) -> None:
     async with place(tmp_path, clock) as house:
         tunnel = await house.tunnel()
         house.agent.names(tunnel.url, port=house.port)
@@ -286,7 +284,7 @@ async def test_a_tunnel_that_its_agent_still_names_may_stumble_once(tmp_path: Pa
         assert house.base() is None
 
 
-async def test_an_address_that_answered_once_and_is_silent_now_is_lost(tmp_path: Path, clock: ManualClock) -> None:
+async def test_verified_url_that_stops_answering_is_lost(tmp_path: Path, clock: ManualClock) -> None:
     async with place(tmp_path, clock) as house:
         tunnel = await house.tunnel()
         house.agent.names(tunnel.url, port=house.port)
@@ -297,7 +295,7 @@ async def test_an_address_that_answered_once_and_is_silent_now_is_lost(tmp_path:
         assert house.base() is None
 
 
-async def test_an_agent_that_does_not_answer_is_no_dead_tunnel(tmp_path: Path, clock: ManualClock) -> None:
+async def test_silent_agent_does_not_end_a_working_tunnel(tmp_path: Path, clock: ManualClock) -> None:
     async with place(tmp_path, clock) as house:
         tunnel = await house.tunnel()
         house.agent.names(tunnel.url, port=house.port)
@@ -310,14 +308,14 @@ async def test_an_agent_that_does_not_answer_is_no_dead_tunnel(tmp_path: Path, c
         assert said(logs) == []
 
 
-async def test_an_address_that_comes_back_brings_late_callbacks_home(tmp_path: Path, clock: ManualClock) -> None:
-    """Tokens outlive their address: ngrok gives the same name again."""
+async def test_late_callbacks_arrive_when_the_url_returns(tmp_path: Path, clock: ManualClock) -> None:
+    """Tokens outlive the URL: ngrok assigns the same name again."""
     async with place(tmp_path, clock) as house:
         tunnel = await house.tunnel()
         house.agent.names(tunnel.url, port=house.port)
         await house.refresh()
         task = await house.waiting()
-        callback = house.services.broker.steps.callback_url("kie", task.id, 1)
+        callback = house.services.worker.steps.submit.callback_url("kie", task.id, 1)
         assert callback is not None
         tunnel.edge, house.agent.silent = GONE, True
         await house.refresh()
@@ -330,8 +328,8 @@ async def test_an_address_that_comes_back_brings_late_callbacks_home(tmp_path: P
         assert heard.status_code == 200
 
 
-async def test_a_task_ends_although_its_callback_can_never_come(tmp_path: Path) -> None:
-    """The whole way: ordered with a callback address, the tunnel dies, and the provider is asked instead."""
+async def test_task_ends_although_its_callback_cannot_arrive(tmp_path: Path) -> None:
+    """End to end: ordered with a callback URL, the tunnel dies, and the provider is polled instead."""
     async with (
         an_agent() as agent,
         open_house(tmp_path, hooked=False, tunnel_api=agent.url, check_after=60.0, task_deadline=60.0) as house,
@@ -351,10 +349,8 @@ async def test_a_task_ends_although_its_callback_can_never_come(tmp_path: Path) 
         assert len(await house.jobs()) == 1
 
 
-async def test_who_never_had_an_address_leaves_the_callbacks_of_others_alone(
-    tmp_path: Path, postgres: Postgres
-) -> None:
-    """On a shared database another machine may have the tunnel; one that had it here and lost it does count."""
+async def test_machine_without_a_url_does_not_switch_tasks_of_others(tmp_path: Path, postgres: Postgres) -> None:
+    """On a shared database another machine may have the tunnel; a machine that had one and lost it does switch."""
     clock = ManualClock(time.time())
     async with place(tmp_path, clock, database_url=await postgres.fresh()) as house:
         task = await house.waiting(sent=100)
@@ -369,9 +365,7 @@ async def test_who_never_had_an_address_leaves_the_callbacks_of_others_alone(
         assert not (await house.now(task)).hooked
 
 
-async def test_after_a_restart_nobody_waits_for_calls_to_an_address_of_before(
-    tmp_path: Path, clock: ManualClock
-) -> None:
+async def test_restart_switches_tasks_with_an_earlier_url(tmp_path: Path, clock: ManualClock) -> None:
     async with place(tmp_path, clock) as house:
         task = await house.waiting(sent=100)
         await house.refresh(after=1)
@@ -381,10 +375,8 @@ async def test_after_a_restart_nobody_waits_for_calls_to_an_address_of_before(
 # -- configured
 
 
-async def test_a_configured_address_is_never_changed_and_its_silence_is_said_once(
-    tmp_path: Path, clock: ManualClock
-) -> None:
-    """Many machines cannot reach their own public name, and are reached by everybody else."""
+async def test_configured_url_is_kept_and_its_failure_logged_once(tmp_path: Path, clock: ManualClock) -> None:
+    """Many machines cannot reach their own public name although other machines can."""
     async with AsyncExitStack() as stack:
         sock = bind_socket("127.0.0.1", 0)
         tunnel = await stack.enter_async_context(tunnelling(socket_port(sock)))
@@ -401,10 +393,10 @@ async def test_a_configured_address_is_never_changed_and_its_silence_is_said_onc
         assert house.metric("broker_public_address", source="configured") == 1
 
 
-# -- whatever else goes wrong
+# -- errors
 
 
-async def test_a_look_that_goes_wrong_is_followed_by_another(tmp_path: Path, clock: ManualClock) -> None:
+async def test_failed_refresh_is_repeated(tmp_path: Path, clock: ManualClock) -> None:
     class Failing:
         calls = 0
         enough = asyncio.Event()

@@ -51,7 +51,7 @@ class TaskCache:
             self._entries.move_to_end((task_id, language))
             return entry.response
         task = await self.broker.get(task_id)
-        progress = await self.broker.forecast.of(task)
+        progress = await self.broker.eta.estimate(task)
         document = TaskResponse(success=True, data=await self._present(task, language, progress))
         response = CachedResponse.from_document(document.to_document(), ended=task.ended)
         fresh_until = self.broker.clock.monotonic() + progress.fresh_for
@@ -60,7 +60,7 @@ class TaskCache:
 
     async def task_data(self, task: Task, language: Language) -> TaskData:
         """Return a task for a list or a batch; not cached."""
-        return await self._present(task, language, await self.broker.forecast.of(task))
+        return await self._present(task, language, await self.broker.eta.estimate(task))
 
     async def _present(self, task: Task, language: Language, progress: Progress) -> TaskData:
         return self.broker.showing.document(task, await self.broker.results(task), language, progress)
