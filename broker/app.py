@@ -34,7 +34,7 @@ from broker.metrics import Metrics
 from broker.repeats import Repeats
 from broker.sentences import Sentences
 from broker.services import Services
-from storage.database import StorageError
+from storage.errors import StorageError
 
 Door = Callable[[Request], Awaitable[Response]]
 

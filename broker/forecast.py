@@ -15,8 +15,9 @@ from typing import Final
 from broker.clock import Clock
 from broker.showing import UNKNOWN, Progress
 from broker.snapshots import Snapshot
-from storage.lanes import WINDOW_SECONDS, Lanes, Limits, Load
-from storage.tasks import State, Task, Tasks, Took
+from storage.provider_limits import WINDOW_SECONDS, Lanes, Limits, Load
+from storage.states import State
+from storage.tasks import Task, Tasks, Took
 
 MOST_PLACES: Final = 10_000
 """Who stands behind so many is told only that: their place is one more than that, however far back they are."""

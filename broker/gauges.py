@@ -14,11 +14,10 @@ from broker.credits import Credits
 from broker.metrics import Metrics
 from broker.snapshots import Snapshot
 from storage.deliveries import Deliveries
-from storage.lanes import Lanes
-from storage.tasks import State, Tasks
+from storage.provider_limits import Lanes
+from storage.states import ACTIVE_STATES, FINAL_STATES, State
+from storage.tasks import Tasks
 
-LIVING: Final = (State.QUEUED, State.SUBMITTING, State.WAITING, State.FETCHING)
-ENDED: Final = tuple(state for state in State if state not in LIVING)
 LIVING_SECONDS: Final = 5.0
 ENDED_SECONDS: Final = 300.0
 
@@ -42,8 +41,8 @@ class Gauges:
         self._lanes = lanes
         self._accounts = accounts
         self._steps_running = steps_running
-        self._living = Snapshot(lambda: tasks.counts(LIVING), seconds=LIVING_SECONDS, clock=clock)
-        self._ended = Snapshot(lambda: tasks.counts(ENDED), seconds=ENDED_SECONDS, clock=clock)
+        self._living = Snapshot(lambda: tasks.counts(ACTIVE_STATES), seconds=LIVING_SECONDS, clock=clock)
+        self._ended = Snapshot(lambda: tasks.counts(FINAL_STATES), seconds=ENDED_SECONDS, clock=clock)
         self._untold = Snapshot(deliveries.pending, seconds=LIVING_SECONDS, clock=clock)
         self._lately = Snapshot(self._look, seconds=LIVING_SECONDS, clock=clock)
 

@@ -1,6 +1,6 @@
 """Every decision about a task's life, and no I/O.
 
-The states are drawn in `storage.tasks`. Providers report, these functions decide, the store compares and sets. All of
+The states are drawn in `storage.states`. Providers report, these functions decide, the store compares and sets. All of
 them take the row as it is and return what to change; nothing to change means that the news was old. So a decision that
 lost a race is simply taken again on the row the winner left.
 """
@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final, assert_never
 
 from broker.reports import Failed, Finished, Pending, Report
-from storage.tasks import Attempt, State, Task
-
-UNSENT: Final = frozenset({State.QUEUED, State.SUBMITTING, State.WAITING})
-"""States in which a first success is what everybody waits for, and in which a task can be canceled."""
+from storage.attempts import Attempt
+from storage.states import CANCELABLE_STATES, State
+from storage.tasks import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,7 +208,7 @@ def _finished(task: Task, attempt: Attempt | None, report: Finished, now: float,
     if not report.outputs:
         return _empty(task, attempt, report, now, rules)
     ledger = _succeeded(attempt, report, now)
-    if task.state in UNSENT or (task.state == State.FAILED and report.outputs != task.outputs):
+    if task.state in CANCELABLE_STATES or (task.state == State.FAILED and report.outputs != task.outputs):
         return Changes(task=_fetching(task, report, now, rules), attempt=ledger)
     if attempt and (task.state == State.CANCELED or not _is_same_job(task, attempt, report)):
         return Changes(attempt={**ledger, **_spare(attempt, report).attempt})
@@ -270,7 +269,7 @@ def _empty(task: Task, attempt: Attempt | None, report: Finished, now: float, ru
 
 def _failed(task: Task, attempt: Attempt | None, report: Failed, now: float, rules: Rules) -> Changes:
     ledger = _lost(task, attempt, report, now)
-    if task.state not in UNSENT or not _is_current(task, attempt):
+    if task.state not in CANCELABLE_STATES or not _is_current(task, attempt):
         return Changes(attempt=ledger)
     if task.state == State.QUEUED and attempt is not None:
         return Changes(attempt=ledger)  # said again: what follows from it was decided before
@@ -471,7 +470,7 @@ def _told_early(task: Task, trouble: Trouble, now: float) -> dict[str, Any]:
 
 def canceled(task: Task, now: float, rules: Rules) -> Changes:
     """NOTHING when it is too late: the image is on its way or the task has ended."""
-    if task.state not in UNSENT or task.ended:
+    if task.state not in CANCELABLE_STATES or task.ended:
         return NOTHING
     billed = "no" if task.state == State.QUEUED else "unknown"
     changes = failing(task, "canceled", "canceled by the caller", now, rules, billed=billed)

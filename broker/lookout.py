@@ -25,7 +25,7 @@ from broker.metrics import Metrics
 from broker.probing import Prober, RoundTrip, Verdict
 from broker.public_url import Agents, PublicAddress, PublicUrl
 from broker.steps import Steps
-from storage.database import StorageError
+from storage.errors import StorageError
 
 LOOK_SECONDS: Final = 15.0
 PROVE_SECONDS: Final = 300.0

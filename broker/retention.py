@@ -25,21 +25,20 @@ from broker.clock import Clock
 from broker.lifecycle import Rules
 from broker.logs import log
 from broker.metrics import Metrics
-from broker.steps import reference_owner
-from storage.blobs import BlobStore
-from storage.chores import Chores
-from storage.database import Database
+from storage.blobs.store import BlobStore
+from storage.callbacks import Hooks
+from storage.cluster_state import Facts
 from storage.deliveries import Deliveries
-from storage.facts import Facts
-from storage.hooks import Hooks
+from storage.idempotency import Keys
+from storage.ids import reference_owner
 from storage.images import Images
-from storage.keys import Keys
 from storage.ledger import Ledger
-from storage.migrate import born_at
-from storage.tasks import State, Task, Tasks
+from storage.periodic_jobs import Chores
+from storage.sql.database import Database
+from storage.sql.migrate import born_at
+from storage.states import State
+from storage.tasks import Task, Tasks
 
-STATES: Final = (State.SUCCEEDED, State.FAILED, State.CANCELED, State.EXPIRED)
-"""States whose step deletes something."""
 AT_ONCE: Final = 100
 BATCH: Final = 500
 EVERY: Final = 60.0

@@ -10,7 +10,8 @@ from typing import Any, Final
 from broker.clock import iso
 from broker.sentences import Language, Sentences
 from storage.images import StoredImage
-from storage.tasks import State, Task
+from storage.states import State
+from storage.tasks import Task
 from uploads.thumbnails import has_thumbnail
 
 _STAGES: Final = {

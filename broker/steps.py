@@ -28,12 +28,15 @@ from broker.orders import Order, Reference
 from broker.pacing import pause_after
 from broker.providers.base import Provider
 from broker.reports import Failed, Finished, Pending, Report
-from storage.blobs import BlobMissing, BlobStore
-from storage.database import Stale, Statement, StorageError
-from storage.hooks import Hook, Hooks
+from storage.attempts import Attempt
+from storage.blobs.store import BlobMissing, BlobStore
+from storage.callbacks import Hook, Hooks
+from storage.errors import StorageError
 from storage.images import Images, Kind, StoredImage
-from storage.lanes import Lanes, Limits
-from storage.tasks import DUE, Attempt, State, Task, Tasks, task_channel
+from storage.provider_limits import Lanes, Limits
+from storage.sql.database import Stale, Statement
+from storage.states import State
+from storage.tasks import DUE, Task, Tasks, task_channel
 from uploads.intake import Image, Intake, IntakeError
 
 T = TypeVar("T")
@@ -43,7 +46,7 @@ CUT_OFF_AT_ONCE = 50
 CALLBACK: Final = "callback"
 QUESTION: Final = "question"
 POLL: Final = "poll"
-"""How the end of an attempt was learned, for the ledger (`storage.tasks.Attempt`)."""
+"""How the end of an attempt was learned, for the ledger (`storage.attempts.Attempt`)."""
 
 Decision = Callable[[Task, Attempt | None], Changes]
 """What to change, given the row and one line of its ledger as they are now."""
@@ -529,11 +532,6 @@ def _outcome(report: Report) -> str:
 
 def _has(row: Task | Attempt | None, values: Mapping[str, Any]) -> bool:
     return row is not None and all(getattr(row, name) == value for name, value in values.items())
-
-
-def reference_owner(batch: str) -> str:
-    """Who owns the references of a batch: not its first task, which may expire before the others."""
-    return f"refs_{batch.rpartition('_')[2]}"
 
 
 def stored_image(image: Image, *, owner: str, kind: Kind, position: int, now: float) -> StoredImage:

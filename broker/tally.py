@@ -5,7 +5,8 @@ from __future__ import annotations
 from broker.lifecycle import Changes
 from broker.metrics import Metrics
 from broker.reports import Failed, Report
-from storage.tasks import State, Task
+from storage.states import State
+from storage.tasks import Task
 
 
 def count(metrics: Metrics, task: Task, changes: Changes, now: float, report: Report | None = None) -> None:

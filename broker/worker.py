@@ -19,10 +19,11 @@ from broker.logs import bare, log
 from broker.notifications.deliverer import Deliverer
 from broker.retention import Retention
 from broker.steps import Steps
-from storage.database import StorageError
-from storage.hooks import Hooks
-from storage.lanes import Lanes, Limits
-from storage.tasks import DUE, Agenda, Lease, State, Task, Tasks
+from storage.callbacks import Hooks
+from storage.errors import StorageError
+from storage.provider_limits import Lanes, Limits
+from storage.states import FINAL_STATES, State
+from storage.tasks import DUE, Agenda, Lease, Task, Tasks
 
 PLACES: Final = {
     State.QUEUED: 32,
@@ -141,7 +142,7 @@ class Worker:
         """Retention now, and nothing else: no order is submitted, no provider asked. How many tasks were removed."""
         removed = 0
         await self.retention.shorten()
-        for state in retention.STATES:
+        for state in FINAL_STATES:
             while ended := await self._claim(state, retention.AT_ONCE):
                 removed += sum(task.state != State.EXPIRED for task in ended)
                 await self._guarded(self.retention.retire(ended), "", "retention")
@@ -166,7 +167,7 @@ class Worker:
         now = self.clock.now()
         due = [state for state, at in agenda.due.items() if at <= now]
         for state in due:
-            if state in retention.STATES:
+            if state in FINAL_STATES:
                 await self._retire(state)
             else:
                 await self._start_all(await self._claim(state, self._free(state)))
@@ -207,7 +208,7 @@ class Worker:
             self._spare_until = self.clock.monotonic() + SPARED_SECONDS
         recovering = self.clock.monotonic() >= self._recover_from
         living: list[State] = [s for s in PLACES if s != State.QUEUED and (recovering or s != State.SUBMITTING)]
-        return living if self._sparing() else [*living, *retention.STATES]
+        return living if self._sparing() else [*living, *FINAL_STATES]
 
     def _sparing(self) -> bool:
         return self.clock.monotonic() < self._spare_until

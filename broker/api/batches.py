@@ -16,7 +16,8 @@ from broker.api.native import seconds_to_wait, unless_gone
 from broker.api.views import Views
 from broker.broker import Broker
 from broker.sentences import Language
-from storage.tasks import SHOWN, Task
+from storage.states import SHOWN
+from storage.tasks import Task
 
 _BEST_FIRST: Final = ("completed", "failed", "canceled")
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from broker.api import schemas
 from storage.deliveries import Fate
-from storage.tasks import SHOWN
+from storage.states import SHOWN
 from webhooks.verification import Verification
 
 Schema = type[BaseModel] | Mapping[str, Any]

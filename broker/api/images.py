@@ -16,7 +16,7 @@ from broker.api.access import Access
 from broker.api.answers import answer, matches
 from broker.broker import Broker
 from broker.errors import Refusal
-from storage.blobs import BlobMissing, Reading
+from storage.blobs.store import BlobMissing, Reading
 from storage.images import Kind, StoredImage
 from uploads.thumbnails import THUMBNAIL_SIZES
 

@@ -16,7 +16,7 @@ from broker.clock import iso
 from broker.errors import Refusal
 from broker.inbox import Explanation, Inbox
 from broker.reports import Failed, Finished, Pending, Report
-from storage.hooks import Entry, Hook
+from storage.callbacks import Entry, Hook
 from webhooks.verification import Verification
 
 _TRUTHS: Final = {"": False, "false": False, "0": False, "true": True, "1": True}

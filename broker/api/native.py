@@ -25,7 +25,7 @@ from broker.errors import Refusal
 from broker.orders import Request as Order
 from broker.repeats import Repeats
 from broker.sentences import Language, Sentences
-from storage.tasks import SHOWN
+from storage.states import SHOWN
 
 LONGEST_WAIT: Final = 30.0
 MOST_JSON_BYTES: Final = 48 * 2**20

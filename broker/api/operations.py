@@ -18,8 +18,8 @@ from broker.broker import Broker
 from broker.gauges import Gauges
 from broker.sentences import Sentences
 from broker.worker import Worker
-from storage.database import StorageError
-from storage.migrate import probe
+from storage.errors import StorageError
+from storage.sql.migrate import probe
 
 PATIENCE: Final = 5.0
 OLDEST_BEAT: Final = 30.0

@@ -17,13 +17,14 @@ from broker.api.fields import MOST_STEPS, SAFE_INTEGER
 from broker.catalog import Status
 from broker.errors import STATUS_OF, TASK_CODES
 from broker.orders import Mode, OutputFormat
+from storage import ids
 from storage.deliveries import Fate as _Fate
 from webhooks.verification import Verification as _Verdict
 
-TASK_ID: Final = "^task_[0-9a-f]{32}$"
-BATCH_ID: Final = "^batch_[0-9a-f]{32}$"
-DELIVERY_ID: Final = "^evt_[0-9a-f]{32}$"
-HOOK_ID: Final = "^hook_[0-9a-f]{24}$"
+TASK_ID: Final = f"^{ids.TASK_ID.pattern}$"
+BATCH_ID: Final = f"^{ids.BATCH_ID.pattern}$"
+DELIVERY_ID: Final = f"^{ids.EVENT_ID.pattern}$"
+HOOK_ID: Final = f"^{ids.CALLBACK_ID.pattern}$"
 IMAGE_NAME: Final = r"(generated|reference)_[0-9a-f]{32}\.(png|jpg|webp)"
 
 Absent = SkipJsonSchema[None]

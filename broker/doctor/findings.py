@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from broker.doctor.patient import Patient
-from storage.database import StorageError
+from storage.errors import StorageError
 
 PATIENCE: Final = 20.0
 """Seconds for one check; they run side by side."""

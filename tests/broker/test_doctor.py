@@ -24,11 +24,11 @@ from broker.doctor.findings import Check, Finding, examine, ok, store_trouble
 from broker.doctor.patient import admitted
 from broker.doctor.stand_in import standing_in
 from broker.settings import Salvaged, Settings, load, salvage
-from storage.database import StorageError
-from storage.facts import Facts
-from storage.migrate import migrations, upgrade
-from storage.postgres import PostgresDatabase
-from storage.sqlite import SqliteDatabase
+from storage.cluster_state import Facts
+from storage.errors import StorageError
+from storage.sql.migrate import migrations, upgrade
+from storage.sql.postgres import PostgresDatabase
+from storage.sql.sqlite import SqliteDatabase
 from tests.broker.api_house import open_api
 from tests.broker.test_cli import Shell
 from tests.faults.faulty_http import Script, Visit, answers, serve, silence

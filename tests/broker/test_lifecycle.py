@@ -29,7 +29,9 @@ from broker.lifecycle import (
     unprepared,
 )
 from broker.reports import Failed, Finished, Pending, Report
-from storage.tasks import Attempt, State, Task
+from storage.attempts import Attempt
+from storage.states import State
+from storage.tasks import Task
 
 NOW = 10_000.0
 RULES = Rules()

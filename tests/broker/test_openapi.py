@@ -20,7 +20,7 @@ from broker.api.descriptions import DESCRIPTIONS
 from broker.api.openapi import describe, doors
 from broker.app import build_app
 from broker.errors import STATUS_OF, TASK_CODES
-from storage.tasks import State
+from storage.states import State
 from tests.broker.api_house import ApiHouse, open_api, png
 from tests.broker.test_access import OPEN, TRUSTED_ONLY
 from tests.fuzzing import AUTHORIZED, Findings, furnished, told, walk

@@ -12,14 +12,15 @@ import pytest
 
 from broker.orders import Request
 from broker.reports import Finished, Pending
-from broker.retention import STATES
 from broker.sandbox.options import Options
 from broker.sandbox.server import serve_sandbox
 from broker.services import Services
-from broker.steps import reference_owner
 from broker.worker import LONGEST_SLEEP, PLACES, _Running
-from storage.database import StorageError
-from storage.tasks import Attempt, Lease, State, Task
+from storage.attempts import Attempt
+from storage.errors import StorageError
+from storage.ids import reference_owner
+from storage.states import FINAL_STATES, State
+from storage.tasks import Lease, Task
 from tests.conftest import ManualClock
 from tests.faults.process import until
 from tests.journeys.house import House, open_house, still
@@ -218,7 +219,7 @@ async def test_a_worker_whose_places_are_all_taken_looks_again_soon(tmp_path: Pa
     async with still(tmp_path, clock) as services:
         worker = services.worker
         agenda = await worker._agenda()
-        for state in (*PLACES, *STATES):
+        for state in (*PLACES, *FINAL_STATES):
             for _ in range(worker._free(state)):
                 worker._running[asyncio.get_running_loop().create_future()] = _Running(state=state)
         assert await worker._until_next(agenda) == LONGEST_SLEEP
