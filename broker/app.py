@@ -63,7 +63,7 @@ def build_app(services: Services) -> Starlette:
     operations = Operations(
         broker=broker,
         worker=services.worker,
-        gauges=services.gauges,
+        collector=services.collector,
         access=access,
         sentences=sentences,
         version=version,

@@ -15,9 +15,9 @@ from starlette.responses import Response
 from broker.api.access import Access
 from broker.api.answers import answer, language
 from broker.broker import Broker
-from broker.gauges import Gauges
+from broker.monitoring.collectors import DatabaseCollector
 from broker.sentences import Sentences
-from broker.worker import Worker
+from broker.tasks.worker import Worker
 from storage.errors import StorageError
 from storage.sql.migrate import probe
 
@@ -29,7 +29,7 @@ OLDEST_BEAT: Final = 30.0
 class Operations:
     broker: Broker
     worker: Worker
-    gauges: Gauges
+    collector: DatabaseCollector
     access: Access
     sentences: Sentences
     version: str
@@ -61,13 +61,13 @@ class Operations:
         return answer(document, 503, {"retry-after": "5"})
 
     def _worker_trouble(self) -> str | None:
-        silent = self.broker.clock.now() - self.worker.beat_at
+        silent = self.broker.clock.now() - self.worker.last_heartbeat
         return f"it has not been seen for more than {OLDEST_BEAT:.0f} seconds" if silent > OLDEST_BEAT else None
 
     async def metrics(self, request: Request) -> Response:
         """The Prometheus text format."""
         self.access.require(request)
-        return Response(await self.gauges.page(), headers={"content-type": CONTENT_TYPE_LATEST})
+        return Response(await self.collector.render_page(), headers={"content-type": CONTENT_TYPE_LATEST})
 
 
 async def _trouble(check: Awaitable[object]) -> str | None:

@@ -173,7 +173,7 @@ async def _working(services: Services) -> AsyncIterator[None]:
     """Run the worker, as the server does beside its requests."""
     working = asyncio.create_task(services.worker.run())
     try:
-        async with services.lookout.keeping():
+        async with services.url_monitor.run():
             yield
     finally:
         services.broker.closing = True

@@ -136,7 +136,7 @@ async def test_a_proved_success_becomes_a_download(tmp_path: Path) -> None:
         simulated = {"task_id": task.id, "status": "completed", "output": {"image_url": "http://127.0.0.1:9/x.png"}}
         for _ in range(3):
             assert (await house.client.post(HOOK, json=simulated)).status_code == 200
-        await house.services.worker.steps.digest(task.id)
+        await house.services.worker.callbacks.step.process_callbacks(task.id)
         row = await house.services.broker.tasks.get(task.id)
         assert row is not None
         assert row.outputs == ("http://127.0.0.1:9/x.png",)
@@ -220,7 +220,7 @@ async def test_the_time_to_an_answer_is_measured(tmp_path: Path) -> None:
         await house.client.post(HOOK, json=done())
         page = (await house.client.get("/metrics")).text
         assert "broker_callback_seconds_count 1.0" in page
-        assert 'broker_callbacks_total{provider="kie",verdict="unknown"} 1.0' in page
+        assert 'broker_callbacks_total{provider="kie",verification="unknown"} 1.0' in page
 
 
 async def test_tokens_and_secrets_stay_out_of_the_inbox(tmp_path: Path) -> None:
