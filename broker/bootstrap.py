@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from pydantic import SecretStr
 
@@ -110,12 +112,14 @@ async def open_services(
     local_provider: bool = False,
     joins: bool = True,
     open_database: Callable[[Settings], AbstractAsyncContextManager[Database]] = database_for,
+    extra_dialects: Sequence[Callable[[Services], Any]] = (),
 ) -> AsyncIterator[Services]:
     """Open the system; on the way out nothing is left open.
 
     port: the one we really listen on; None without HTTP (then a callback address must be configured).
     local_provider: the provider runs on this machine and reaches us here; no tunnel is looked for (the sandbox).
     joins: this process takes part in the work, and must agree with the others on what they share; otherwise it looks.
+    extra_dialects: factories of `broker.api.http.endpoint.Dialect`, mounted after the built-in one.
     """
     clock = clock or SystemClock()
     async with AsyncExitStack() as stack:
@@ -148,6 +152,7 @@ async def open_services(
             address=_address(settings, port, local_provider=local_provider, now=clock.now()),
             agents=TunnelAgents(client=agent_client, tunnel_api=settings.tunnel_api, port=port or settings.port),
         ).services()
+        services = replace(services, extra_dialects=tuple(extra_dialects))
         stack.push_async_callback(services.broker.thumbnails.aclose)
         await stack.enter_async_context(measure_loop_lag(services.metrics))
         if joins and services.address.current is None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from broker.broker import Broker
 from broker.callbacks.probe import ReachabilityProbe
@@ -75,6 +77,8 @@ class Services:
     collector: DatabaseCollector
     address: PublicAddress
     url_monitor: UrlMonitor
+    extra_dialects: tuple[Callable[[Services], Any], ...] = ()
+    """Factories of `broker.api.http.endpoint.Dialect`, mounted after the built-in one."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,8 +35,9 @@ import obstore
 from obstore.exceptions import BaseError, InvalidPathError
 from obstore.store import S3Store
 
+from storage.blobs import s3_errors
 from storage.blobs.staging import Disk, Drafts, FileDraft, HashingFile
-from storage.blobs.store import NAME, Blob, BlobMissing, Draft, Reading, known_owner, s3_errors
+from storage.blobs.store import NAME, Blob, BlobMissing, Draft, Reading, known_owner
 from storage.errors import StorageError
 
 if TYPE_CHECKING:

@@ -97,7 +97,9 @@ class ApiHouse:
             "type": "task.completed",
             "url": "https://hooks.example.com/x?secret=of-the-receiver",
             "host": "hooks.example.com",
-            "body": event_body(Event.COMPLETED, iso(now) or "", self.services.broker.showing.document(task, [], "en")),
+            "body": event_body(
+                Event.COMPLETED, iso(now) or "", self.services.broker.showing.document(task, [], "en").to_document()
+            ),
             "outcome": Fate.DELIVERED,
             "due_at": None,
             "created_at": now,

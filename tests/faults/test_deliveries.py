@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from broker.api.views import Views
+from broker.api.native.task_cache import TaskCache
 from broker.bootstrap import open_services
 from broker.clock import SystemClock
 from broker.errors import Refusal
@@ -493,7 +493,7 @@ async def test_every_end_is_told_once_and_as_a_poll_would_tell_it(
         assert sorted(receiver.types) == sorted(events)
         if events:
             row = await scene.services.broker.get(task.id)
-            poll = await Views(scene.services.broker).document(row, "en")
+            poll = (await TaskCache(scene.services.broker).task_data(row, "en")).to_document()
             (last,) = [m.document for m in receiver.heard if m.document["type"] == f"task.{poll['status']}"]
             later = {"updatedAt": None}  # what failed early may have changed since, as nobody but this can see
             assert {**last["data"], **later} == {**poll, **later}

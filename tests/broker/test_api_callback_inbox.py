@@ -16,7 +16,7 @@ from storage.callbacks import Hook
 from storage.states import State
 from storage.tasks import Task
 from tests.broker.api_house import NEVER, ApiHouse, open_api
-from tests.broker.test_api_hooks import FORWARDED, HOOK, JOB, WEBHOOK_KEY, a_job, address, done, signed
+from tests.broker.test_api_callbacks import FORWARDED, HOOK, JOB, WEBHOOK_KEY, a_job, address, done, signed
 from tests.servers.postgres import Postgres
 from webhooks.signatures.base import Proof
 from webhooks.verification import Evidence
@@ -36,14 +36,14 @@ async def call(house: ApiHouse, path: str, body: Any, **headers: str) -> str:
 
 
 async def listed(house: ApiHouse, **params: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    answer = await house.client.get("/api/hooks", params=params)
+    answer = await house.client.get("/api/callbacks", params=params)
     assert answer.status_code == 200, answer.text
     document: dict[str, Any] = answer.json()
     return document["data"], document
 
 
 async def shown(house: ApiHouse, hook_id: str) -> dict[str, Any]:
-    answer = await house.client.get(f"/api/hooks/{hook_id}")
+    answer = await house.client.get(f"/api/callbacks/{hook_id}")
     assert answer.status_code == 200, answer.text
     data: dict[str, Any] = answer.json()["data"]
     return data
@@ -60,7 +60,7 @@ async def settled(house: ApiHouse, hook_id: str, field: str) -> dict[str, Any]:
 
 
 async def replayed(house: ApiHouse, hook_id: str, **params: str) -> dict[str, Any]:
-    answer = await house.client.post(f"/api/hooks/{hook_id}/replay", params=params)
+    answer = await house.client.post(f"/api/callbacks/{hook_id}/replay", params=params)
     assert answer.status_code == 200, answer.text
     data: dict[str, Any] = answer.json()["data"]
     return data
@@ -115,12 +115,12 @@ async def test_the_keys_of_a_line_and_of_the_whole(tmp_path: Path) -> None:
     async with open_api(tmp_path) as house:
         task = await a_job(house)
         hook_id = await call(house, address(house, task), done(), **{"X-Trace": "kept"})
-        whole = await settled(house, hook_id, "digestedAt")
+        whole = await settled(house, hook_id, "processedAt")
         ((line,), document) = await listed(house)
         assert document.keys() == {"success", "data", "nextCursor", "missing"}
-        expected = {"id": hook_id, "provider": "kie", "taskId": task.id, "attempt": 1, "verdict": "accept"}
+        expected = {"id": hook_id, "provider": "kie", "taskId": task.id, "attempt": 1, "verification": "accept"}
         assert {name: line[name] for name in expected} == expected
-        keys = "status reason receivedAt lagSeconds digestedAt"
+        keys = "status reason receivedAt lagSeconds processedAt"
         assert line.keys() == {*expected, *keys.split()}
         assert whole == {**line, **{name: whole[name] for name in ("headers", "query", "proofs", "body")}}
         assert json.loads(whole["body"]) == done()
@@ -140,10 +140,10 @@ async def test_every_verdict_can_be_listed(tmp_path: Path) -> None:
             "malformed": await call(house, HOOK, b"{"),
         }
         for verdict, hook_id in sent.items():
-            ((line,), _) = await listed(house, verdict=verdict)
+            ((line,), _) = await listed(house, verification=verdict)
             assert line["id"] == hook_id
         for verdict in ("reject", "unknown", "malformed"):
-            assert (await shown(house, sent[verdict]))["digestedAt"] is None
+            assert (await shown(house, sent[verdict]))["processedAt"] is None
 
 
 @pytest.mark.parametrize(
@@ -174,14 +174,14 @@ async def test_times_that_cannot_be_are_no_lag(tmp_path: Path, time: Any) -> Non
         task, body = await a_job(house), done()
         body["data"]["completeTime"] = time
         hook = await shown(house, await call(house, address(house, task), body))
-        assert (hook["verdict"], hook["lagSeconds"]) == ("accept", None)
+        assert (hook["verification"], hook["lagSeconds"]) == ("accept", None)
 
 
 async def test_a_stranger_does_not_move_the_histogram(tmp_path: Path) -> None:
     async with open_api(tmp_path) as house:
         await a_job(house)
         hook = await shown(house, await call(house, HOOK, ended(100, house.services.clock.now())))
-        assert hook["verdict"] == "recheck"
+        assert hook["verification"] == "recheck"
         assert "broker_callback_lag_seconds_count" not in (await house.client.get("/metrics")).text
 
 
@@ -190,7 +190,7 @@ async def test_pages_follow_each_other(tmp_path: Path) -> None:
         task = await a_job(house)
         sent = [await call(house, address(house, task, "0" * 32), done()) for _ in range(7)]
         seen: list[str] = []
-        params: dict[str, Any] = {"limit": 3, "verdict": "reject", "provider": "kie"}
+        params: dict[str, Any] = {"limit": 3, "verification": "reject", "provider": "kie"}
         while True:
             page, document = await listed(house, **params)
             seen += [hook["id"] for hook in page]
@@ -209,7 +209,7 @@ async def test_pages_follow_each_other(tmp_path: Path) -> None:
         ({"limit": "many"}, "limit"),
         ({"cursor": "x"}, "cursor"),
         ({"cursor": "MTAwMC41IHRhc2tfMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDA"}, "cursor"),
-        ({"verdict": "fine"}, "verdict"),
+        ({"verification": "fine"}, "verification"),
         ({"task": "a\x00b"}, "task"),
         ({"task": "x" * 101}, "task"),
         ({"provider": "ki e"}, "provider"),
@@ -219,7 +219,7 @@ async def test_pages_follow_each_other(tmp_path: Path) -> None:
 async def test_what_is_asked_for_wrongly_is_named(tmp_path: Path, params: Mapping[str, str], field: str) -> None:
     """The second cursor is one of the list of tasks."""
     async with open_api(tmp_path) as house:
-        answer = await house.client.get("/api/hooks", params=params)
+        answer = await house.client.get("/api/callbacks", params=params)
         assert (answer.status_code, answer.json()["field"]) == (400, field)
 
 
@@ -227,15 +227,15 @@ async def test_what_is_asked_for_wrongly_is_named(tmp_path: Path, params: Mappin
 async def test_what_is_not_there_is_not_found(tmp_path: Path, hook_id: str) -> None:
     async with open_api(tmp_path) as house:
         for method, path in (("GET", ""), ("POST", "/replay"), ("GET", "/fixture")):
-            answer = await house.client.request(method, f"/api/hooks/{hook_id}{path}")
+            answer = await house.client.request(method, f"/api/callbacks/{hook_id}{path}")
             assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
 
 
 async def test_what_postgres_cannot_hold_is_not_found_either(tmp_path: Path, postgres: Postgres) -> None:
     """It takes no NUL, and must not have us answer that the store is in trouble."""
     async with open_api(tmp_path, database_url=await postgres.fresh()) as house:
-        assert (await house.client.get("/api/hooks/hook_%00")).status_code == 404
-        assert (await house.client.get("/api/hooks?task=%00")).status_code == 400
+        assert (await house.client.get("/api/callbacks/hook_%00")).status_code == 404
+        assert (await house.client.get("/api/callbacks?task=%00")).status_code == 400
 
 
 async def test_a_second_result_does_not_change_how_the_end_was_learned(tmp_path: Path) -> None:
@@ -243,7 +243,7 @@ async def test_a_second_result_does_not_change_how_the_end_was_learned(tmp_path:
         task = await a_job(house)
         await house.services.database.execute("UPDATE attempts SET outcome = 'succeeded', learned_by = 'question'")
         hook_id = await call(house, address(house, task), done("another-job"))
-        await settled(house, hook_id, "digestedAt")
+        await settled(house, hook_id, "processedAt")
         (attempt,) = await house.services.broker.tasks.attempts(task.id)
         assert "another-job" in (attempt.spare or "")
         assert attempt.learned_by == "question"
@@ -259,7 +259,7 @@ async def test_a_callback_that_nobody_unpacks_is_in_the_inbox(tmp_path: Path) ->
         answer = await house.client.post("/api/webhook/nano-banana", content=b"\x1f\x8b\x08{}", headers=headers)
         assert answer.status_code == 400
         ((hook,), _) = await listed(house, limit=1)
-        assert (hook["verdict"], hook["status"]) == ("malformed", 400)
+        assert (hook["verification"], hook["status"]) == ("malformed", 400)
         assert "Content-Encoding" in hook["reason"]
 
 
@@ -280,7 +280,7 @@ async def test_news_of_an_earlier_job_is_about_the_attempt_that_made_it(tmp_path
         assert answer.status_code == 200
         ((hook,), _) = await listed(house, limit=1)
         told = await replayed(house, hook["id"])
-        await settled(house, told["replayId"], "digestedAt")
+        await settled(house, told["replayId"], "processedAt")
         assert (await row(house, task)).state == State.SUBMITTING
         attempts = await house.services.broker.tasks.attempts(task.id)
         assert [(attempt.outcome, attempt.job_id) for attempt in attempts] == [("failed", "job-1"), ("sent", None)]
@@ -292,13 +292,13 @@ async def test_a_replay_takes_the_news_in_again(tmp_path: Path) -> None:
         task = await a_job(house)
         hook_id = await keep(house, task)
         told = await replayed(house, hook_id)
-        assert (told["verdict"], told["takenAs"], told["replayed"]) == ("accept", "accept", True)
+        assert (told["verification"], told["replayedAs"], told["replayed"]) == ("accept", "accept", True)
         assert told["names"] == [JOB]
-        assert told["report"]["outputs"] == [RESULT]
-        assert told["says"] == "the job succeeded: 1 result"
+        assert told["reportData"]["outputs"] == [RESULT]
+        assert told["report"] == "the job succeeded: 1 result"
         assert told["effect"] == "the task goes from waiting to fetching"
         assert (await becomes(house, task, State.FETCHING)).outputs == (RESULT,)
-        replay = await settled(house, told["replayId"], "digestedAt")
+        replay = await settled(house, told["replayId"], "processedAt")
         assert (replay["replayOf"], replay["reason"]) == (hook_id, "replayed by hand")
         assert replay["lagSeconds"] is None
         assert replay["body"] == (await shown(house, hook_id))["body"]
@@ -314,7 +314,7 @@ async def test_a_dry_run_changes_nothing(tmp_path: Path) -> None:
         assert (told["dryRun"], told["replayed"], told["replayId"]) == (True, False, None)
         assert told["effect"] == "the task goes from waiting to fetching"
         assert (await row(house, task), await listed(house)) == before
-        answer = await house.client.post(f"/api/hooks/{hook_id}/replay", params={"dryRun": "perhaps"})
+        answer = await house.client.post(f"/api/callbacks/{hook_id}/replay", params={"dryRun": "perhaps"})
         assert (answer.status_code, answer.json()["field"]) == (400, "dryRun")
         assert await listed(house) == before[1]
 
@@ -324,10 +324,10 @@ async def test_what_was_only_asked_about_stays_a_question(tmp_path: Path) -> Non
     async with open_api(tmp_path) as house:
         task = await a_job(house)
         hook_id = await call(house, HOOK, done())
-        await settled(house, hook_id, "digestedAt")
+        await settled(house, hook_id, "processedAt")
         told = await replayed(house, hook_id)
-        assert (told["verdict"], told["takenAs"], told["replayed"]) == ("recheck", "recheck", True)
-        assert (await settled(house, told["replayId"], "digestedAt"))["verdict"] == "recheck"
+        assert (told["verification"], told["replayedAs"], told["replayed"]) == ("recheck", "recheck", True)
+        assert (await settled(house, told["replayId"], "processedAt"))["verification"] == "recheck"
         found = await row(house, task)
         assert (found.state, found.outputs) == (State.WAITING, ())
 
@@ -338,8 +338,8 @@ async def test_milder_rules_make_no_news_of_a_question(tmp_path: Path) -> None:
         task = await a_job(house)
         hook_id = await keep(house, task, verdict="recheck", status=202, proofs=Evidence(trusted=True).to_json())
         told = await replayed(house, hook_id)
-        assert (told["verdict"], told["takenAs"]) == ("accept", "recheck")
-        await settled(house, told["replayId"], "digestedAt")
+        assert (told["verification"], told["replayedAs"]) == ("accept", "recheck")
+        await settled(house, told["replayId"], "processedAt")
         assert (await row(house, task)).state == State.WAITING
 
 
@@ -348,7 +348,11 @@ async def test_a_signature_that_does_not_cover_the_body_is_worth_a_question_agai
         task = await a_job(house)
         hook_id = await call(house, HOOK, done(), **signed(house.services.clock.now()))
         told = await replayed(house, hook_id)
-        assert (told["was"]["verdict"], told["verdict"], told["takenAs"]) == ("recheck", "recheck", "recheck")
+        assert (told["was"]["verification"], told["verification"], told["replayedAs"]) == (
+            "recheck",
+            "recheck",
+            "recheck",
+        )
         assert (await row(house, task)).state == State.WAITING
 
 
@@ -357,7 +361,12 @@ async def test_what_was_refused_is_explained_and_never_believed(tmp_path: Path) 
         task = await a_job(house)
         hook_id = await call(house, address(house, task, "0" * 32), done())
         told = await replayed(house, hook_id)
-        assert (told["verdict"], told["status"], told["takenAs"], told["replayed"]) == ("reject", 401, None, False)
+        assert (told["verification"], told["status"], told["replayedAs"], told["replayed"]) == (
+            "reject",
+            401,
+            None,
+            False,
+        )
         assert (told["taskId"], told["effect"]) == (task.id, "nothing: it is not taken in")
         assert [hook["id"] for hook in (await listed(house))[0]] == [hook_id]
         assert (await row(house, task)).state == State.WAITING
@@ -371,7 +380,7 @@ async def test_what_was_refused_for_a_rule_that_is_gone_stays_outside(tmp_path: 
             house, task, verdict="reject", status=401, task_id=None, attempt=None, proofs=Evidence().to_json()
         )
         told = await replayed(house, hook_id)
-        assert (told["verdict"], told["takenAs"], told["replayed"]) == ("recheck", None, False)
+        assert (told["verification"], told["replayedAs"], told["replayed"]) == ("recheck", None, False)
 
 
 async def test_a_callback_that_could_not_be_read_is_replayed_by_what_it_proved(tmp_path: Path) -> None:
@@ -381,18 +390,22 @@ async def test_a_callback_that_could_not_be_read_is_replayed_by_what_it_proved(t
         proofs = Evidence(token=Proof.BODY_VERIFIED).to_json()
         hook_id = await keep(house, task, verdict="malformed", status=400, task_id=None, proofs=proofs)
         told = await replayed(house, hook_id)
-        assert (told["was"]["verdict"], told["verdict"], told["takenAs"]) == ("malformed", "accept", "accept")
+        assert (told["was"]["verification"], told["verification"], told["replayedAs"]) == (
+            "malformed",
+            "accept",
+            "accept",
+        )
         assert (await becomes(house, task, State.FETCHING)).outputs == (RESULT,)
 
 
 async def test_a_task_that_was_not_known_then_is_asked_about_now(tmp_path: Path) -> None:
     async with open_api(tmp_path) as house:
         hook_id = await call(house, HOOK, done())
-        assert (await replayed(house, hook_id))["verdict"] == "unknown"
+        assert (await replayed(house, hook_id))["verification"] == "unknown"
         task = await a_job(house)
         told = await replayed(house, hook_id)
-        assert (told["verdict"], told["takenAs"], told["taskId"]) == ("recheck", "recheck", task.id)
-        assert (await settled(house, told["replayId"], "digestedAt"))["taskId"] == task.id
+        assert (told["verification"], told["replayedAs"], told["taskId"]) == ("recheck", "recheck", task.id)
+        assert (await settled(house, told["replayId"], "processedAt"))["taskId"] == task.id
 
 
 async def test_one_that_is_still_unreadable_says_so(tmp_path: Path) -> None:
@@ -400,8 +413,8 @@ async def test_one_that_is_still_unreadable_says_so(tmp_path: Path) -> None:
         task = await a_job(house)
         for body, status in ((b"{", 400), (b"x" * 300_000, 413)):
             told = await replayed(house, await call(house, address(house, task), body))
-            assert (told["verdict"], told["status"], told["replayed"]) == ("malformed", status, False)
-            assert (told["report"], told["says"]) == (None, "nothing that can be read")
+            assert (told["verification"], told["status"], told["replayed"]) == ("malformed", status, False)
+            assert (told["reportData"], told["report"]) == (None, "the body cannot be read")
 
 
 async def test_a_replay_after_the_end_changes_nothing(tmp_path: Path) -> None:
@@ -416,7 +429,7 @@ async def test_a_replay_after_the_end_changes_nothing(tmp_path: Path) -> None:
             await house.change(task, state=state, ended_at=NEVER, due_at=NEVER)
             told = await replayed(house, hook_id)
             assert told["effect"] == effect
-            await settled(house, told["replayId"], "digestedAt")
+            await settled(house, told["replayId"], "processedAt")
             assert (await row(house, task)).state == state
 
 
@@ -428,7 +441,7 @@ async def test_a_right_token_speaks_for_its_own_task_only(tmp_path: Path) -> Non
         token = house.services.broker.tokens.token(gone, 1)
         path = f"{HOOK}?{httpx.QueryParams({'task': gone, 'attempt': '1', 'token': token})}"
         hook_id = await call(house, path, done())
-        assert (await shown(house, hook_id))["verdict"] == "unknown"
+        assert (await shown(house, hook_id))["verification"] == "unknown"
         assert not (await replayed(house, hook_id))["replayed"]
         assert (await row(house, task)).state == State.WAITING
 
@@ -440,11 +453,11 @@ async def test_a_fixture_says_what_it_should_come_to(tmp_path: Path) -> None:
     async with open_api(tmp_path) as house:
         task = await a_job(house)
         hook_id = await call(house, address(house, task), ended(2, house.services.clock.now()))
-        fixture = (await house.client.get(f"/api/hooks/{hook_id}/fixture")).json()
+        fixture = (await house.client.get(f"/api/callbacks/{hook_id}/fixture")).json()
         assert fixture.keys() == {"provider", "receivedAt", "headers", "query", "body", "proofs", "was", "expected"}
-        assert (fixture["provider"], fixture["was"]["verdict"]) == ("kie", "accept")
+        assert (fixture["provider"], fixture["was"]["verification"]) == ("kie", "accept")
         expected = fixture["expected"]
-        assert (expected["names"], expected["verdict"], expected["status"]) == ([JOB], "accept", 200)
+        assert (expected["names"], expected["verification"], expected["status"]) == ([JOB], "accept", 200)
         assert (expected["report"]["kind"], expected["report"]["outputs"]) == ("finished", [RESULT])
         assert expected["report"]["endedAt"].endswith("Z")
 
@@ -457,7 +470,7 @@ async def test_no_way_out_shows_a_secret(tmp_path: Path) -> None:
         hook_id = await call(house, address(house, task), repeated, Authorization="Bearer canary", Cookie="canary=1")
         told = await replayed(house, hook_id)
         for path in ("", f"/{hook_id}", f"/{told['replayId']}", f"/{hook_id}/fixture"):
-            text = (await house.client.get(f"/api/hooks{path}")).text
+            text = (await house.client.get(f"/api/callbacks{path}")).text
             assert task.id in text
             assert token not in text
             assert "canary" not in text
