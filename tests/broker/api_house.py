@@ -23,7 +23,8 @@ from broker.services import Services
 from broker.settings import load
 from storage.deliveries import Delivery, Fate
 from storage.images import StoredImage
-from storage.tasks import State, Task
+from storage.states import State
+from storage.tasks import Task
 from webhooks.events import Event, event_body
 
 PORT = 8000
