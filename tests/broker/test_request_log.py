@@ -11,7 +11,7 @@ import pytest
 from structlog.contextvars import merge_contextvars
 from structlog.testing import capture_logs
 
-from storage.tasks import State
+from storage.states import State
 from tests.broker.api_house import open_api, png
 
 pytestmark = pytest.mark.anyio

@@ -12,7 +12,7 @@ from pydantic.alias_generators import to_camel
 from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
-from broker.showing import TASK_ID, ResponseModel, TaskData, TaskId, TaskStatus
+from broker.presenter import TASK_ID, ResponseModel, TaskData, TaskId, TaskStatus
 
 BATCH_ID: Final = "^batch_[0-9a-f]{32}$"
 MAX_TEXT: Final = 256 * 1024
