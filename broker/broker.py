@@ -386,6 +386,7 @@ class Broker:
             deadline_at=now + self.rules.queue,
             created_at=now,
             updated_at=now,
+            entered_at=now,
         )
 
     async def _key_use(

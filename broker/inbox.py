@@ -129,7 +129,7 @@ class Inbox:
 
     def _proofs(self, hook: Hook, provider: Provider) -> Evidence:
         """What it proved then, beside what must be proved today."""
-        proofs = Evidence.from_json(hook.proofs) if hook.proofs is not None else _guessed(hook)
+        proofs = Evidence.from_json(hook.proofs)
         signature = self.broker.signatures.get(provider.name, Unsigned())
         return replace(proofs, signature_required=signature.required and proofs.token == Proof.NONE)
 
@@ -153,12 +153,6 @@ def _read(hook: Hook) -> tuple[Any, Decision | None]:
         return verification.parse_body(hook.body.encode("utf-8", "replace")), None
     except verification.MalformedBody as error:
         return None, Decision(verification=Verification.MALFORMED, status=error.status, reason=error.reason)
-
-
-def _guessed(hook: Hook) -> Evidence:
-    """Of a callback that was kept without its proofs: no more than its verdict shows."""
-    tokens = {"accept": Proof.BODY_VERIFIED, "reject": Proof.WRONG}
-    return Evidence(token=tokens.get(hook.verdict, Proof.NONE))
 
 
 def _taken_as(hook: Hook, judgement: Decision) -> Verification | None:

@@ -39,13 +39,13 @@ class Entry:
 class Hook(Entry):
     """One callback as it came, secrets removed.
 
-    headers, query: JSON. body: as text. proofs: what it proved, as JSON; None for one that an older version kept.
+    headers, query: JSON. body: as text. proofs: what it proved, as JSON.
     """
 
     headers: str
     query: str
     body: str
-    proofs: str | None = None
+    proofs: str
 
 
 _LINE = ", ".join(f.name for f in fields(Entry))

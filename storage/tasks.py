@@ -69,9 +69,8 @@ class Task:
     come: the provider knows an address, and it is still ours. refs: the references, as stored. outputs: result URLs,
     in order. callback_url: where the caller wants to be told of the end; may hold a secret. deadline_at: when
     patience with this state ends. ended_at: when the caller was first told an end.
-    entered_at: when it came into this state. sent_at, finished_at: when the current attempt was ordered, and when its
-    result was ready. provider_state, provider_percent: how far the provider says it is. (None: a version that knew
-    none of these wrote the row.)
+    entered_at: when it came into this state. sent_at, finished_at: when the current attempt was submitted, and when its
+    result was ready. provider_state, provider_percent: the provider's own word for its progress, if it has any.
     """
 
     id: str
@@ -109,7 +108,7 @@ class Task:
     created_at: float
     updated_at: float
     ended_at: float | None = None
-    entered_at: float | None = None
+    entered_at: float
     sent_at: float | None = None
     finished_at: float | None = None
     provider_state: str | None = None
@@ -258,10 +257,9 @@ class Tasks:
 
     async def of_owner(self, owner: str) -> list[Task]:
         """The tasks that are not expired yet and whose files those of an owner are."""
-        column = "batch" if owner.startswith("refs_") else "id"
-        listed, params = listing(_living_as(owner))
+        column, value = _owner_key(owner)
         rows = await self.database.fetch(
-            f"SELECT * FROM tasks WHERE {column} IN ({listed}) AND state <> 'expired' ORDER BY created_at, id", **params
+            f"SELECT * FROM tasks WHERE {column} = :value AND state <> 'expired' ORDER BY created_at, id", value=value
         )
         return [_to_task(row) for row in rows]
 
@@ -438,16 +436,16 @@ class Tasks:
         return str(rows[-1]["id"])
 
     async def living(self, owners: Sequence[str]) -> set[str]:
-        """Those of some owners of files whose task, or a task of whose batch, is there and not expired."""
-        names = {owner: _living_as(owner) for owner in owners}
-        listed, params = listing(sorted({name for several in names.values() for name in several}))
+        """Return the owners of files that have a task, or a task of their batch, that is not expired."""
+        names = {owner: _owner_key(owner)[1] for owner in owners}
+        listed, params = listing(sorted(set(names.values())))
         rows = await self.database.fetch(
             f"""SELECT id AS name FROM tasks WHERE id IN ({listed}) AND state <> 'expired'
                 UNION SELECT batch FROM tasks WHERE batch IN ({listed}) AND state <> 'expired'""",
             **params,
         )
         found = {row["name"] for row in rows}
-        return {owner for owner, several in names.items() if not found.isdisjoint(several)}
+        return {owner for owner, name in names.items() if name in found}
 
     # -- changing: statements for a transaction
 
@@ -477,11 +475,10 @@ class Tasks:
 
         `Stale` if it is already.
         """
-        column = "batch" if owner.startswith("refs_") else "id"
-        listed, params = listing(_living_as(owner))
+        column, value = _owner_key(owner)
         return Statement(
-            sql=f"UPDATE tasks SET version = version WHERE {column} IN ({listed}) AND state <> 'expired'",
-            params=params,
+            sql=f"UPDATE tasks SET version = version WHERE {column} = :value AND state <> 'expired'",
+            params={"value": value},
             must_change=True,
         )
 
@@ -517,10 +514,10 @@ class Tasks:
         )
 
 
-def _living_as(owner: str) -> tuple[str, ...]:
-    """What lives if an owner of files does. Batches of older versions are called like their first task."""
+def _owner_key(owner: str) -> tuple[str, str]:
+    """Return the column and its value by which an owner of files is found: a task, or the batch of references."""
     number = owner.removeprefix("refs_")
-    return (owner,) if number == owner else (f"batch_{number}", f"task_{number}")
+    return ("id", owner) if number == owner else ("batch", f"batch_{number}")
 
 
 def _still_leased(tasks: Sequence[Task]) -> tuple[str, dict[str, Any]]:

@@ -191,7 +191,7 @@ def a_task(now: float, **changes: Any) -> Task:
     task_id = changes.pop("id", None) or f"task_{changes.pop('number', 1):032x}"
     values: dict[str, Any] = {
         "id": task_id,
-        "batch": task_id,
+        "batch": task_id.replace("task_", "batch_"),
         "caller": "local",
         "state": State.WAITING,
         "due_at": NEVER,
@@ -205,6 +205,7 @@ def a_task(now: float, **changes: Any) -> Task:
         "job_id": None,
         "created_at": now,
         "updated_at": now,
+        "entered_at": now,
     }
     return Task(**{**values, **changes})
 

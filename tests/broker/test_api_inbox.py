@@ -373,7 +373,7 @@ async def test_what_was_refused_for_a_rule_that_is_gone_stays_outside(tmp_path: 
         assert (told["verdict"], told["takenAs"], told["replayed"]) == ("recheck", None, False)
 
 
-async def test_what_an_older_parser_could_not_read_is_worth_what_it_proved(tmp_path: Path) -> None:
+async def test_a_callback_that_could_not_be_read_is_replayed_by_what_it_proved(tmp_path: Path) -> None:
     """That is what a replay is for: the token was right, only we did not understand."""
     async with open_api(tmp_path) as house:
         task = await a_job(house)
@@ -401,18 +401,6 @@ async def test_one_that_is_still_unreadable_says_so(tmp_path: Path) -> None:
             told = await replayed(house, await call(house, address(house, task), body))
             assert (told["verdict"], told["status"], told["replayed"]) == ("malformed", status, False)
             assert (told["report"], told["says"]) == (None, "nothing that can be read")
-
-
-@pytest.mark.parametrize(("verdict", "taken_as"), [("accept", "accept"), ("recheck", "recheck"), ("reject", None)])
-async def test_one_kept_by_an_older_version_is_worth_its_verdict(
-    tmp_path: Path, verdict: str, taken_as: str | None
-) -> None:
-    async with open_api(tmp_path) as house:
-        task = await a_job(house)
-        hook_id = await keep(house, task, verdict=verdict, proofs=None)
-        told = await replayed(house, hook_id, dryRun="1")
-        assert (told["verdict"], told["takenAs"]) == (verdict, taken_as)
-        assert (await shown(house, hook_id))["proofs"] is None
 
 
 async def test_a_replay_after_the_end_changes_nothing(tmp_path: Path) -> None:

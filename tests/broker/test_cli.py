@@ -352,7 +352,7 @@ def test_without_a_broker_and_a_database_there_is_nothing_to_see(shell: Shell) -
 def _row(number: int, **changes: object) -> Task:
     task = {
         "id": f"task_{number:032x}",
-        "batch": f"task_{number:032x}",
+        "batch": f"batch_{number:032x}",
         "caller": "test",
         "due_at": 0.0,
         "provider": "sandbox",
@@ -362,6 +362,7 @@ def _row(number: int, **changes: object) -> Task:
         "deadline_at": OLD + 9e9,
         "created_at": OLD,
         "updated_at": OLD,
+        "entered_at": OLD,
     }
     return Task(**{**task, **changes})  # type: ignore[arg-type]
 

@@ -55,6 +55,7 @@ def a_task(state: State = State.QUEUED, **changes: Any) -> Task:
         "deadline_at": NOW + 900,
         "created_at": NOW,
         "updated_at": NOW,
+        "entered_at": NOW,
     }
     return Task(**{**values, **changes})
 
