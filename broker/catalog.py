@@ -172,7 +172,9 @@ class Catalog:
             if unknown := table.get("models", {}).keys() - known:
                 raise ValueError(f"catalog of {name}: no model is named {_listed(sorted(unknown))}")
         models = TypeAdapter(tuple[Model, ...]).validate_python([_expand(model, tables) for model in raw["models"]])
-        terms = {name: {key: value for key, value in table.items() if key != "models"} for name, table in tables.items()}
+        terms = {
+            name: {key: value for key, value in table.items() if key != "models"} for name, table in tables.items()
+        }
         return cls(
             models, default=raw["default"], providers=TypeAdapter(dict[str, ProviderTerms]).validate_python(terms)
         )

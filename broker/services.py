@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,7 +23,7 @@ from broker.notifications.outbox import Outbox
 from broker.pacing import CallerPace
 from broker.probing import Prober
 from broker.providers.base import Provider
-from broker.providers.kie.signature import callback_signature
+from broker.providers.registry import ProviderRegistry
 from broker.public_url import Agents, PublicAddress
 from broker.retention import Retention
 from broker.sentences import Sentences
@@ -42,7 +43,6 @@ from storage.keys import Keys
 from storage.lanes import Lanes, Limits
 from storage.tasks import Tasks
 from uploads.intake import Intake
-from webhooks.signatures.base import Signature, Unsigned
 from webhooks.signatures.standard import StandardSignature, derived_key, read_secret
 from webhooks.tokens import CallbackTokens, ChallengeResponse
 
@@ -61,6 +61,8 @@ class Services:
     inbox: Inbox
     worker: Worker
     provider: Provider
+    """The preferred one of `providers`."""
+    providers: Mapping[str, Provider]
     metrics: Metrics
     gauges: Gauges
     address: PublicAddress
@@ -76,7 +78,7 @@ class Composition:
     database: Database
     fetcher: Fetcher
     catalog: Catalog
-    provider: Provider
+    registry: ProviderRegistry
     blobs: BlobStore
     tokens: CallbackTokens
     address: PublicAddress
@@ -91,6 +93,7 @@ class Composition:
             inbox=Inbox(broker=self.broker),
             worker=self.worker,
             provider=self.provider,
+            providers=self.providers,
             metrics=self.metrics,
             gauges=self._gauges(),
             address=self.address,
@@ -143,7 +146,12 @@ class Composition:
 
     @cached_property
     def providers(self) -> dict[str, Provider]:
-        return {self.provider.name: self.provider}
+        return self.registry.open_all()
+
+    @property
+    def provider(self) -> Provider:
+        """The preferred one of the configured providers."""
+        return next(iter(self.providers.values()))
 
     @cached_property
     def outbox(self) -> Outbox:
@@ -206,7 +214,7 @@ class Composition:
             steps=self.steps,
             provider=self.provider,
             providers=self.providers,
-            signatures={self.provider.name: _signature(self.settings)},
+            signatures=self.registry.signatures(),
             tokens=self.tokens,
             metrics=self.metrics,
             pace=CallerPace(self.settings.rate_per_minute, self.clock),
@@ -307,12 +315,6 @@ def _rules(settings: Settings) -> Rules:
 
 def _limits(provider: Provider | None) -> Limits | None:
     return Limits(creates=provider.creates_per_10s, places=provider.concurrency) if provider else None
-
-
-def _signature(settings: Settings) -> Signature:
-    if settings.webhook_key is None:
-        return Unsigned()
-    return callback_signature(settings.webhook_key.get_secret_value())
 
 
 def signing_keys(settings: Settings, secret: bytes) -> list[bytes]:

@@ -27,10 +27,11 @@ from starlette.requests import Request
 
 from broker.api.access import Access
 from broker.api.native import FORM_OVERHEAD, LONGEST_WAIT, PING_SECONDS
+from broker.bootstrap import load_settings, settings_variables
 from broker.catalog import Catalog
 from broker.cli.commands import app
 from broker.server.uvicorn import DEFAULT_LIMITS
-from broker.settings import Settings, load, variables
+from broker.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
@@ -244,14 +245,14 @@ def test_each_waits_for_what_it_needs_and_for_the_check_before_that() -> None:
 
 
 def test_every_variable_exists_that_the_broker_is_given_or_the_operator_is_asked_for() -> None:
-    assert set(SERVICES["broker"]["environment"]) <= set(variables())
-    assert set(re.findall(r"\$\{([A-Z0-9_]+)", str(COMPOSE))) - set(variables()) == FOREIGN
+    assert set(SERVICES["broker"]["environment"]) <= set(settings_variables())
+    assert set(re.findall(r"\$\{([A-Z0-9_]+)", str(COMPOSE))) - set(settings_variables()) == FOREIGN
 
 
 @EACH
 def test_no_secret_stands_in_the_file(service: dict[str, Any]) -> None:
     """Whatever is secret is empty, or what the operator gave."""
-    given = {name: f"from .env {name}" for name in {*variables(), *FOREIGN}}
+    given = {name: f"from .env {name}" for name in {*settings_variables(), *FOREIGN}}
     secret = [n for n in service.get("environment", {}) if re.search(r"KEY|PASSWORD|SECRET|TOKEN", n)]
     nothing, all_of_it = (environment_of(service, **known) if secret else {} for known in ({}, given))
     for name in secret:
@@ -277,11 +278,11 @@ def as_read(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Settings]:
     """The settings of a broker in compose, for an operator who set these variables."""
 
     def read(**given: str) -> Settings:
-        for name in variables():
+        for name in settings_variables():
             monkeypatch.delenv(name, raising=False)
         for name, value in {**given, **environment_of(SERVICES["broker"], **given)}.items():
             monkeypatch.setenv(name, value)
-        return load(env_file=None)
+        return load_settings(env_file=None)
 
     return read
 
@@ -476,7 +477,10 @@ def test_the_proxy_lets_through_the_largest_order() -> None:
     """What is larger is refused by the broker, with a sentence."""
     most = max(model.max_references for model in Catalog.load().models)
     assert said("client_max_body_size").endswith("m")
-    assert int(said("client_max_body_size")[:-1]) * 2**20 > most * load(env_file=None).max_file_size + FORM_OVERHEAD
+    assert (
+        int(said("client_max_body_size")[:-1]) * 2**20
+        > most * load_settings(env_file=None).max_file_size + FORM_OVERHEAD
+    )
 
 
 def test_the_proxy_leaves_half_a_head_after_the_time_the_broker_would_give_it() -> None:
@@ -507,7 +511,7 @@ def test_the_proxy_says_that_it_forwards() -> None:
 
 
 def trusted(scope: Any) -> bool:
-    return Access(load(env_file=None, api_keys=""), b"secret").caller(Request(scope)).trusted
+    return Access(load_settings(env_file=None, api_keys=""), b"secret").caller(Request(scope)).trusted
 
 
 def test_the_proxy_logs_no_query() -> None:
@@ -677,11 +681,11 @@ def test_both_stages_have_the_same_python() -> None:
 def test_the_image_serves_on_all_of_its_own_interfaces_and_keeps_its_data_on_the_volume() -> None:
     assert environment()["BROKER_HOST"] == "0.0.0.0"
     assert environment()["BROKER_DATA_DIR"] == environment()["TMPDIR"] == one("VOLUME") == one("WORKDIR")
-    assert one("EXPOSE") == str(load(env_file=None).port)
+    assert one("EXPOSE") == str(load_settings(env_file=None).port)
     assert one("STOPSIGNAL") == "SIGTERM"
     assert json.loads(one("ENTRYPOINT")) == ["broker"]
     assert json.loads(one("CMD")) == ["serve"]
-    assert {name for name in environment() if name.startswith("BROKER_")} <= set(variables())
+    assert {name for name in environment() if name.startswith("BROKER_")} <= set(settings_variables())
 
 
 def test_no_secret_is_built_in() -> None:
@@ -714,7 +718,7 @@ def test_the_health_check_is_not_content_with_trouble_or_silence(health_check: l
 
 def test_the_health_check_asks_for_health_at_the_usual_port() -> None:
     check = one("HEALTHCHECK")
-    assert f"or {load(env_file=None).port})" in check
+    assert f"or {load_settings(env_file=None).port})" in check
     assert "'GET', '/health'" in check
 
 
@@ -790,7 +794,7 @@ def test_the_guide_names_only_variables_that_exist() -> None:
         re.findall(r"\b((?:BROKER|NANO_BANANA|WEBHOOK|SECRET|DATABASE|POSTGRES|OBJECTS|NGROK|PROXY)_[A-Z_]+)\b", GUIDE)
     )
     assert len(found) > 5
-    assert found - set(variables()) - FOREIGN == set()
+    assert found - set(settings_variables()) - FOREIGN == set()
 
 
 def test_the_guide_names_only_commands_that_exist() -> None:

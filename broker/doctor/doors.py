@@ -44,12 +44,6 @@ def _rule(settings: Settings) -> str:
     return "direct calls from this machine only"
 
 
-async def signatures(patient: Patient) -> Sequence[Finding]:
-    if patient.settings.webhook_key is not None:
-        return [ok("webhook key", "NANO_BANANA_WEBHOOK_KEY is set: callbacks need its signature, or our token")]
-    return [ok("webhook key", "not set: a callback is believed by the token in its address, which is enough")]
-
-
 async def python(_: Patient) -> Sequence[Finding]:
     found = platform.python_version()
     if is_flawed(sys.version_info[:3]):

@@ -5,41 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 from broker.doctor.patient import Patient
+from broker.providers.base import Finding
+from broker.providers.health import failed, ok, skipped, warning
 from storage.database import StorageError
+
+__all__ = ["Check", "Finding", "examine", "failed", "ok", "skipped", "store_trouble", "warning"]
 
 PATIENCE: Final = 20.0
 """Seconds for one check; they run side by side."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """One line of the report. found, cure: sentences for a person, without any secret."""
-
-    name: str
-    status: Literal["ok", "warning", "failed", "skipped"]
-    found: str
-    cure: str | None = None
-
-
-def ok(name: str, found: str) -> Finding:
-    return Finding(name=name, status="ok", found=found)
-
-
-def warning(name: str, found: str, cure: str) -> Finding:
-    """Works, but will not please for long."""
-    return Finding(name=name, status="warning", found=found, cure=cure)
-
-
-def failed(name: str, found: str, cure: str) -> Finding:
-    return Finding(name=name, status="failed", found=found, cure=cure)
-
-
-def skipped(name: str, why: str) -> Finding:
-    """Nothing to look at."""
-    return Finding(name=name, status="skipped", found=why)
 
 
 def store_trouble(name: str, error: StorageError) -> Finding:

@@ -17,7 +17,7 @@ from broker import agreement
 from broker.bootstrap import FREE_FLOOR, absent, blobs_for, database_for, secret_file
 from broker.doctor.findings import Finding, failed, ok, skipped, warning
 from broker.doctor.patient import Patient
-from broker.doctor.provider import NTP
+from broker.providers.health import NTP_CURE
 from broker.settings import Settings
 from storage import migrate
 from storage.database import Database
@@ -80,9 +80,9 @@ async def _shared(opened: Database, patient: Patient) -> Sequence[Finding]:
     name, skew = "clock of the database", abs(theirs - now)
     found = f"{skew:.1f} seconds away from ours"
     if skew > max(agreement.MOST_SKEW, patient.settings.lease / 4):
-        clock = failed(name, f"{found}: a broker does not start", f"{NTP}, and that of the database, too")
+        clock = failed(name, f"{found}: a broker does not start", f"{NTP_CURE}, and that of the database, too")
     else:
-        clock = warning(name, found, NTP) if skew > agreement.MOST_SKEW else ok(name, found)
+        clock = warning(name, found, NTP_CURE) if skew > agreement.MOST_SKEW else ok(name, found)
     if await agreement.signs_alike(Facts(opened), patient.secret):
         return [clock]
     cure = "set the same SECRET_KEY for all (the first has it in secret.key in its BROKER_DATA_DIR)"

@@ -12,8 +12,10 @@ from broker.bootstrap import secret_file
 from broker.clock import Clock
 from broker.net.api_client import ApiClient
 from broker.probing import Prober
+from broker.providers.registry import ProviderRegistry, load_catalog
 from broker.public_url import CLOUDFLARED
-from broker.settings import Salvaged, Settings
+from broker.settings import Settings
+from broker.settings.loading import SalvagedSettings
 from webhooks.tokens import ChallengeResponse
 
 ANSWER_SECONDS: Final = 10.0
@@ -30,6 +32,7 @@ class Patient:
     wrong: frozenset[str]
     clock: Clock
     client: ApiClient
+    registry: ProviderRegistry
     secret: bytes = field(repr=False)
     cloudflared: Sequence[str] = CLOUDFLARED
 
@@ -39,7 +42,9 @@ class Patient:
 
 
 @asynccontextmanager
-async def admitted(found: Salvaged, clock: Clock, cloudflared: Sequence[str] = CLOUDFLARED) -> AsyncIterator[Patient]:
+async def admitted(
+    found: SalvagedSettings, clock: Clock, cloudflared: Sequence[str] = CLOUDFLARED
+) -> AsyncIterator[Patient]:
     """A patient, and a client that is closed at the end."""
     client = ApiClient(timeout=ANSWER_SECONDS, max_connections=32)
     try:
@@ -48,6 +53,7 @@ async def admitted(found: Salvaged, clock: Clock, cloudflared: Sequence[str] = C
             wrong=found.wrong,
             clock=clock,
             client=client,
+            registry=ProviderRegistry(settings=found.settings, client=client, catalog=load_catalog(), now=clock.now),
             secret=_secret(found.settings),
             cloudflared=cloudflared,
         )

@@ -172,7 +172,7 @@ async def _address(patient: Patient, tunnels: Sequence[Tunnel]) -> Sequence[Find
         found = f"none: the provider is asked every {settings.poll_every:g} seconds, which works and is slower"
         return [warning("public address", found, START)]
     trips = await asyncio.gather(*(patient.prober.probe(url.url) for url in urls))
-    judged = [_judged(settings, url, trip) for url, trip in zip(urls, trips, strict=True)]
+    judged = [_judged(patient, url, trip) for url, trip in zip(urls, trips, strict=True)]
     arrived = [finding for finding in judged if finding.status != "failed"]
     return arrived[:1] or judged[:1]
 
@@ -184,12 +184,13 @@ def _urls(settings: Settings, tunnels: Sequence[Tunnel]) -> Iterator[PublicUrl]:
         yield from candidates(tunnels, settings.port)
 
 
-def _judged(settings: Settings, url: PublicUrl, trip: RoundTrip) -> Finding:
+def _judged(patient: Patient, url: PublicUrl, trip: RoundTrip) -> Finding:
     name, shown = "public address", f"{url.url} ({url.source})"
     if trip.verdict != Verdict.US:
         return failed(name, f"{shown}: {_trouble(trip)}", _remedy(url, trip))
     near, plain = _is_here(url.url), url.url.startswith("http://")
-    if near and not _is_here(settings.api_url):
+    remote = any(not _is_here(provider.base_url) for provider in patient.registry.open_all().values())
+    if near and remote:
         found = f"{shown} is this very machine: no provider can reach it"
         return warning(name, found, "set a public one in WEBHOOK_BASE_URL, or leave it empty")
     if plain and not near:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from types import MappingProxyType
 from typing import Final
 
 from broker.catalog import Catalog
 from broker.net.api_client import ApiClient
 from broker.providers.base import DEFAULT_KEY_ID, HealthContext, Provider, ProviderContext, ProviderPackage
-from broker.providers.kie import KIE, KieSettings
+from broker.providers.kie import KIE
+from broker.providers.kie.checks import SANDBOX_CHECKS
+from broker.providers.kie.settings import KieSettings
 from broker.providers.legacy import legacy_package
 from broker.settings import Settings
 from broker.settings.types import PackageSettings
@@ -21,16 +24,19 @@ PROVIDERS: Final[tuple[ProviderPackage, ...]] = (
     legacy_package(KieSettings),  # exclusive with the line above: one upstream, chosen by its URL
 )
 
-SANDBOX: Final = replace(KIE, name="sandbox")
+SANDBOX: Final = replace(KIE, name="sandbox", checks=SANDBOX_CHECKS)
 """Used where no provider is configured; the sandbox server speaks the same API."""
+
+
+def sandbox_upstream(settings: Settings) -> KieSettings:
+    """Return the settings of the upstream that the sandbox server stands in for."""
+    return settings.package(KieSettings)
 
 
 def point_to_sandbox(settings: Settings, url: str) -> Settings:
     """Return settings whose upstream is the sandbox server at `url`, without any key."""
-    upstream = settings.package(KieSettings)
-    return settings.with_packages(
-        upstream.model_copy(update={"api_key": None, "api_url": url, "upload_url": url})
-    )
+    upstream = sandbox_upstream(settings)
+    return settings.with_packages(upstream.model_copy(update={"api_key": None, "api_url": url, "upload_url": url}))
 
 
 def settings_classes(extra: Sequence[ProviderPackage] = ()) -> tuple[type[PackageSettings], ...]:
@@ -57,6 +63,7 @@ class ProviderRegistry:
     extra: Sequence[ProviderPackage] = ()
     """Packages beside those of this module."""
 
+    @cached_property
     def packages(self) -> Mapping[str, ProviderPackage]:
         """Return the configured packages by name, in the order of preference; the sandbox if none is configured."""
         found = [package for package in (*PROVIDERS, *self.extra) if package.is_configured(self._settings_of(package))]
@@ -64,7 +71,7 @@ class ProviderRegistry:
 
     def open(self, name: str, key_id: str = DEFAULT_KEY_ID) -> Provider:
         """Return an adapter of a configured provider, bound to one key. Raises KeyError for an unknown one."""
-        package = self.packages()[name]
+        package = self.packages[name]
         if key_id != DEFAULT_KEY_ID:
             raise KeyError(f"{name} has no key {key_id}")
         terms = self.catalog.terms(name if name != SANDBOX.name else KIE.name)
@@ -83,7 +90,7 @@ class ProviderRegistry:
 
     def open_all(self) -> dict[str, Provider]:
         """Return an adapter of every configured provider, bound to the operator's key; the preferred one first."""
-        return {name: self.open(name) for name in self.packages()}
+        return {name: self.open(name) for name in self.packages}
 
     def candidates(self, model: str) -> tuple[str, ...]:
         """Return the names of the providers that serve a canonical model, the preferred one first."""
@@ -91,7 +98,7 @@ class ProviderRegistry:
 
     def signatures(self) -> dict[str, Signature]:
         """Return the verifier of each provider's callbacks."""
-        return {name: package.signature(self._settings_of(package)) for name, package in self.packages().items()}
+        return {name: package.signature(self._settings_of(package)) for name, package in self.packages.items()}
 
     def health_contexts(self) -> dict[str, HealthContext]:
         """Return what the checks of each configured provider examine."""
@@ -103,7 +110,7 @@ class ProviderRegistry:
                 catalog=self.catalog,
                 now=self.now,
             )
-            for name, package in self.packages().items()
+            for name, package in self.packages.items()
         }
 
     def _settings_of(self, package: ProviderPackage) -> PackageSettings:

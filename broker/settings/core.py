@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import Field, PrivateAttr, SecretStr, field_validator, model_validator
@@ -16,7 +16,6 @@ from broker.settings.types import (
     Bucket,
     HttpUrl,
     Names,
-    Packages,
     PackageSettings,
     Seconds,
     Secrets,
@@ -38,7 +37,7 @@ class Settings(BaseSettings):
     """The configuration of one process. Secrets show themselves as `**********` wherever they are printed."""
 
     model_config = SETTINGS_CONFIG
-    _packages: Packages = PrivateAttr(default_factory=dict)
+    _packages: tuple[PackageSettings, ...] = PrivateAttr(default=())
 
     webhook_base_url: str = Field("", validation_alias=env_names("WEBHOOK_BASE_URL"))
     tunnel_api: HttpUrl = Field("http://127.0.0.1:4040", validation_alias=env_names("BROKER_TUNNEL_API"))
@@ -48,11 +47,15 @@ class Settings(BaseSettings):
     database_connections: int = Field(10, ge=2, le=1000, validation_alias=env_names("BROKER_DATABASE_CONNECTIONS"))
     blob_url: str = Field("", validation_alias=env_names("BROKER_BLOB_URL"))
     blob_links: BlobLinks = Field("none", validation_alias=env_names("BROKER_BLOB_LINKS"))
-    s3_endpoint: str = Field("", validation_alias=env_names("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "MINIO_ENDPOINT"))
+    s3_endpoint: str = Field(
+        "", validation_alias=env_names("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "MINIO_ENDPOINT")
+    )
     s3_use_ssl: bool = Field(False, validation_alias=env_names("MINIO_USE_SSL"))
     s3_region: str = Field("us-east-1", validation_alias=env_names("AWS_REGION", "AWS_DEFAULT_REGION"))
     s3_access_key: SecretStr | None = Field(None, validation_alias=env_names("AWS_ACCESS_KEY_ID", "MINIO_ACCESS_KEY"))
-    s3_secret_key: SecretStr | None = Field(None, validation_alias=env_names("AWS_SECRET_ACCESS_KEY", "MINIO_SECRET_KEY"))
+    s3_secret_key: SecretStr | None = Field(
+        None, validation_alias=env_names("AWS_SECRET_ACCESS_KEY", "MINIO_SECRET_KEY")
+    )
     s3_session_token: SecretStr | None = Field(None, validation_alias=env_names("AWS_SESSION_TOKEN"))
     s3_bucket: str = Field("", validation_alias=env_names("MINIO_BUCKET"))
     s3_public_url: str = Field("", validation_alias=env_names("MINIO_PUBLIC_URL"))
@@ -81,7 +84,9 @@ class Settings(BaseSettings):
     max_download_bytes: int = Field(64 * 2**20, gt=0, validation_alias=env_names("BROKER_MAX_DOWNLOAD_BYTES"))
     max_pixels: int = Field(120_000_000, gt=0, validation_alias=env_names("BROKER_MAX_PIXELS"))
     max_file_size: int = Field(10_485_760, gt=0, validation_alias=env_names("MAX_FILE_SIZE"))
-    max_concurrent: int | None = Field(None, gt=0, validation_alias=env_names("MAX_CONCURRENT_GENERATIONS", "MAX_WORKERS"))
+    max_concurrent: int | None = Field(
+        None, gt=0, validation_alias=env_names("MAX_CONCURRENT_GENERATIONS", "MAX_WORKERS")
+    )
     rate_per_minute: int = Field(60, gt=0, validation_alias=env_names("RATE_LIMIT_PER_MINUTE"))
     request_timeout: Seconds = Field(120, validation_alias=env_names("REQUEST_TIMEOUT_SECONDS"))
     max_connections: int = Field(100, gt=0, validation_alias=env_names("MAX_CONNECTIONS"))
@@ -251,16 +256,15 @@ class Settings(BaseSettings):
     @property
     def sandboxed(self) -> bool:
         """True if no provider is configured: the sandbox provider is used."""
-        return not any(package.is_configured for package in self._packages.values())
+        return not any(package.is_configured for package in self._packages)
 
     def package(self, kind: type[_P]) -> _P:
         """Return the settings of a package."""
-        found = self._packages[kind]
-        assert isinstance(found, kind)
-        return found
+        return next(package for package in self._packages if isinstance(package, kind))
 
     def with_packages(self, *packages: PackageSettings) -> Settings:
         """Return a copy in which these replace the packages of their kinds."""
         copy = self.model_copy()
-        copy._packages = {**self._packages, **{type(package): package for package in packages}}
+        kinds = tuple(map(type, packages))
+        copy._packages = (*packages, *(package for package in self._packages if not isinstance(package, kinds)))
         return copy

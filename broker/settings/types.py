@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
@@ -79,6 +78,3 @@ class Bucket:
     """How callers are redirected to the store for results, if at all."""
     public_base: str | None
     """URL at which the bucket can be read without credentials."""
-
-
-Packages = Mapping[type[PackageSettings], PackageSettings]

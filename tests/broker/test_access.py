@@ -11,8 +11,8 @@ from starlette.requests import HTTPConnection
 
 from broker.api.access import Access
 from broker.app import build_app
+from broker.bootstrap import load_settings
 from broker.errors import Refusal
-from broker.settings import load
 from tests.broker.api_house import open_api
 
 pytestmark = pytest.mark.anyio
@@ -22,7 +22,7 @@ HOST = ("host", "127.0.0.1:8000")
 
 
 def access(**settings: Any) -> Access:
-    return Access(load(env_file=None, **settings), b"secret-of-the-tests")
+    return Access(load_settings(env_file=None, **settings), b"secret-of-the-tests")
 
 
 def request(*headers: tuple[str, str], peer: str | None = "127.0.0.1") -> HTTPConnection:
@@ -207,7 +207,7 @@ def test_names_tell_callers_apart_and_hold_no_key() -> None:
     assert len(first) == len("key:") + 8
     assert access().caller(request(HOST)).name == "local"
     assert access(allow_anonymous=True).caller(request()).name == "anonymous"
-    other_house = Access(load(env_file=None, api_keys=(KEY,)), b"another-secret")
+    other_house = Access(load_settings(env_file=None, api_keys=(KEY,)), b"another-secret")
     assert other_house.caller(request(("authorization", f"Bearer {KEY}"))).name != first
 
 

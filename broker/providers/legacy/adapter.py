@@ -179,8 +179,8 @@ class Legacy:
 def open_legacy(context: ProviderContext) -> Legacy:
     """Return the adapter for the configured account."""
     settings: LegacySettings = context.settings
-    assert settings.api_key is not None
-    assert settings.older_dialect_url is not None
+    if settings.api_key is None or settings.older_dialect_url is None:
+        raise ValueError("the upstream is not configured for this dialect")
     return Legacy(
         name=context.name,
         key_id=context.key_id,
