@@ -4,26 +4,28 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import SecretStr
 
-from broker import agreement
+from broker.callbacks.probe import PROBE_SECONDS
+from broker.callbacks.public_url import PublicAddress, PublicUrl, check_configured
+from broker.callbacks.tunnels import TunnelAgents
 from broker.clock import Clock, SystemClock
+from broker.cluster import check_clock_skew, check_cluster, create_secret_file
 from broker.errors import SettingsError
+from broker.monitoring.loop_lag import measure_loop_lag
 from broker.net.api_client import ApiClient
 from broker.net.fetcher import Fetcher
 from broker.net.hosts import local_base_url
-from broker.probing import PROBE_SECONDS
 from broker.providers import registry
 from broker.providers.base import ProviderPackage
 from broker.providers.registry import ProviderRegistry
-from broker.public_url import Agents, PublicAddress, PublicUrl, check_configured
-from broker.services import DOWNLOADS_AT_ONCE, Composition, Services
+from broker.services import DOWNLOAD_CONCURRENCY, Composition, Services
 from broker.settings import Settings, loading
 from broker.settings.loading import SalvagedSettings
-from broker.watchdog import watching
 from storage.blobs import BlobStore
 from storage.database import Database
 from storage.facts import Facts
@@ -135,6 +137,7 @@ async def open_services(
     joins: bool = True,
     extra_providers: Sequence[ProviderPackage] = (),
     open_database: Callable[[Settings], AbstractAsyncContextManager[Database]] = database_for,
+    extra_dialects: Sequence[Callable[[Services], Any]] = (),
 ) -> AsyncIterator[Services]:
     """Open the system; everything is closed on the way out.
 
@@ -142,6 +145,7 @@ async def open_services(
     local_provider: the provider runs on this machine, so callbacks need no tunnel (the sandbox).
     joins: the process works on tasks, so it must agree with the others on what they share; otherwise it only reads.
     extra_providers: packages beside those of the registry; `settings` must have been loaded with them.
+    extra_dialects: factories of `broker.api.http.endpoint.Dialect`, mounted after the built-in one.
     """
     clock = clock or SystemClock()
     async with AsyncExitStack() as stack:
@@ -150,14 +154,14 @@ async def open_services(
         await database.check()
         await upgrade(database, clock.now())
         if settings.shared and joins:
-            await agreement.keep_time(database, clock, settings.lease)
-            await agreement.reach(Facts(database), settings, secret)
+            await check_clock_skew(database, clock, settings.lease)
+            await check_cluster(Facts(database), settings, secret)
         client = ApiClient(timeout=settings.request_timeout, max_connections=settings.max_connections)
         stack.push_async_callback(client.aclose)
-        fetcher = Fetcher(allow=settings.download_allow, max_connections=DOWNLOADS_AT_ONCE * 2, total_seconds=300)
+        fetcher = Fetcher(allow=settings.download_allow, max_connections=DOWNLOAD_CONCURRENCY * 2, total_seconds=300)
         stack.push_async_callback(fetcher.aclose)
-        scouts = ApiClient(timeout=PROBE_SECONDS, max_connections=16, max_answer_bytes=2**20)
-        stack.push_async_callback(scouts.aclose)
+        agent_client = ApiClient(timeout=PROBE_SECONDS, max_connections=16, max_answer_bytes=2**20)
+        stack.push_async_callback(agent_client.aclose)
         catalog = registry.load_catalog(extra_providers)
         providers = ProviderRegistry(
             settings=settings, client=client, catalog=catalog, now=clock.now, extra=extra_providers
@@ -174,17 +178,18 @@ async def open_services(
             blobs=blobs,
             tokens=CallbackTokens(secret),
             address=_address(settings, port, local_provider=local_provider, now=clock.now()),
-            agents=Agents(client=scouts, tunnel_api=settings.tunnel_api, port=port or settings.port),
+            agents=TunnelAgents(client=agent_client, tunnel_api=settings.tunnel_api, port=port or settings.port),
         ).services()
+        services = replace(services, extra_dialects=tuple(extra_dialects))
         stack.push_async_callback(services.broker.thumbnails.aclose)
-        await stack.enter_async_context(watching(services.metrics))
+        await stack.enter_async_context(measure_loop_lag(services.metrics))
         if joins and services.address.current is None:
-            await services.lookout.begin()
+            await services.url_monitor.seed()
         yield services
 
 
 def _address(settings: Settings, port: int | None, *, local_provider: bool, now: float) -> PublicAddress:
-    """Ours before any tunnel was looked for. Raises `SettingsError` for a wrong WEBHOOK_BASE_URL."""
+    """Return the URL known before tunnels are discovered. Raises `SettingsError` for a wrong WEBHOOK_BASE_URL."""
     if local_provider:
         return PublicAddress(
             current=PublicUrl(url=local_base_url(settings.host, port or settings.port), source="local")
@@ -213,7 +218,7 @@ def _secret(settings: Settings) -> bytes:
         if kept is not None:
             return kept
         settings.data_dir.mkdir(parents=True, exist_ok=True)
-        agreement.make_once(secret_file(settings))
+        create_secret_file(secret_file(settings))
         return secret_file(settings).read_bytes().strip()
     except OSError as error:
         raise SettingsError(

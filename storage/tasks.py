@@ -25,6 +25,7 @@ from enum import StrEnum
 from typing import Any
 
 from storage.database import Database, Row, Statement, listing, record
+from storage.ledger import Ledger
 
 DUE = "due"
 """The channel that wakes workers."""
@@ -142,8 +143,9 @@ _STATUS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """One line of the ledger: a request that could cost something, and what became of it.
+    """One submission to a provider: a request that could cost something, and its outcome.
 
+    key_id: the provider's key that it used, by its stable name; checks and cancels use the same.
     outcome: `sent`, `accepted`, `refused`, `failed`, `succeeded` or `unknown`. spare: a second success, kept as JSON.
     learned_by: how we heard of the end: `callback`, `question` (asked, although a callback was expected) or `poll`
     (asked, none could come); None where the order's own answer told it.
@@ -152,6 +154,7 @@ class Attempt:
     task_id: str
     number: int
     provider: str
+    key_id: str
     job_id: str | None = None
     sent_at: float
     ended_at: float | None = None
@@ -402,7 +405,7 @@ class Tasks:
                     ORDER BY deadline_at LIMIT 1) AS overdue,
                 (SELECT due_at FROM deliveries WHERE due_at IS NOT NULL AND {free}
                     ORDER BY due_at LIMIT 1) AS telling,
-                (SELECT 1 FROM hooks WHERE digested_at IS NULL AND task_id IS NOT NULL LIMIT 1) AS news""",
+                (SELECT 1 FROM callbacks WHERE digested_at IS NULL AND task_id IS NOT NULL LIMIT 1) AS news""",
             now=now,
             **{f"p{number}": provider for number, provider in enumerate(providers)},
         )
@@ -492,10 +495,19 @@ class Tasks:
         )
 
     def deleting_all(self, tasks: Sequence[Task]) -> list[Statement]:
-        """Rows and ledgers of tasks of one claim, as far as they are still leased by it."""
+        """Delete tasks of one claim that are still leased by it, and move their attempts into the ledger.
+
+        1. Lock the tasks: another claim between the steps would count their attempts twice. 2. Add the attempts to the
+        ledger. 3. Delete attempts and tasks.
+        """
         which, params = _still_leased(tasks)
-        ledgers = f"DELETE FROM attempts WHERE task_id IN (SELECT id FROM tasks WHERE {which})"
-        return [Statement(sql=ledgers, params=params), Statement(sql=f"DELETE FROM tasks WHERE {which}", params=params)]
+        attempts = f"DELETE FROM attempts WHERE task_id IN (SELECT id FROM tasks WHERE {which})"
+        return [
+            Statement(sql=f"UPDATE tasks SET version = version WHERE {which}", params=params),
+            Ledger(self.database).append_attempts(which, params),
+            Statement(sql=attempts, params=params),
+            Statement(sql=f"DELETE FROM tasks WHERE {which}", params=params),
+        ]
 
     async def unexpired_batches(self, batches: Sequence[str]) -> set[str]:
         """Those of some batches that have a task which is not expired yet."""

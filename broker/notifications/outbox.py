@@ -41,7 +41,7 @@ class Outbox:
             type=event.value,
             url=url,
             host=_host_of(url),
-            body=event_body(event, iso(now) or "", self.showing.document(task, images, "en")),
+            body=event_body(event, iso(now) or "", self.showing.document(task, images, "en").to_document()),
             due_at=now,
             created_at=now,
         )

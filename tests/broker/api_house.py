@@ -95,7 +95,9 @@ class ApiHouse:
             "type": "task.completed",
             "url": "https://hooks.example.com/x?secret=of-the-receiver",
             "host": "hooks.example.com",
-            "body": event_body(Event.COMPLETED, iso(now) or "", self.services.broker.showing.document(task, [], "en")),
+            "body": event_body(
+                Event.COMPLETED, iso(now) or "", self.services.broker.showing.document(task, [], "en").to_document()
+            ),
             "outcome": Fate.DELIVERED,
             "due_at": None,
             "created_at": now,
@@ -171,7 +173,7 @@ async def _working(services: Services) -> AsyncIterator[None]:
     """Run the worker, as the server does beside its requests."""
     working = asyncio.create_task(services.worker.run())
     try:
-        async with services.lookout.keeping():
+        async with services.url_monitor.run():
             yield
     finally:
         services.broker.closing = True
@@ -181,7 +183,7 @@ async def _working(services: Services) -> AsyncIterator[None]:
 
 async def _begun(services: Services) -> None:
     """Until the worker has looked for tasks that are kept too long; it would find those that a test makes up, too."""
-    known = "SELECT 1 FROM facts WHERE name = 'retention' AND value <> 'inf'"
+    known = "SELECT 1 FROM cluster_state WHERE name = 'retention' AND value <> 'inf'"
     while await services.database.point(known) is None:  # noqa: ASYNC110
         await asyncio.sleep(0.005)
 

@@ -56,6 +56,7 @@ async def learn(database: Any, number: int = 1, **changes: Any) -> None:
         "task_id": f"task_{number:032x}",
         "number": 1,
         "provider": "kie",
+        "key_id": "default",
         "sent_at": NOW,
         "ended_at": NOW + 10,
         "learned_by": "question",
