@@ -24,6 +24,7 @@ from broker.providers import registry
 from broker.providers.base import ProviderPackage
 from broker.providers.registry import ProviderRegistry
 from broker.services import DOWNLOAD_CONCURRENCY, Composition, Services
+<<<<<<< HEAD
 from broker.settings import Settings, loading
 from broker.settings.loading import SalvagedSettings
 from storage.blobs import BlobStore
@@ -32,6 +33,15 @@ from storage.facts import Facts
 from storage.local import LocalBlobs
 from storage.migrate import upgrade
 from storage.sqlite import SqliteDatabase, sqlite_path
+=======
+from broker.settings import Settings
+from storage.blobs.local import LocalBlobs
+from storage.blobs.store import BlobStore
+from storage.cluster_state import Facts
+from storage.sql.database import Database
+from storage.sql.migrate import upgrade
+from storage.sql.sqlite import SqliteDatabase, sqlite_path
+>>>>>>> main
 from webhooks.tokens import CallbackTokens
 
 FREE_FLOOR = 64 * 2**20
@@ -71,7 +81,7 @@ def database_for(settings: Settings) -> AbstractAsyncContextManager[Database]:
     if url.startswith("sqlite:"):
         return SqliteDatabase(sqlite_path(url))
     try:
-        from storage.postgres import PostgresDatabase
+        from storage.sql.postgres import PostgresDatabase
     except ImportError:
         raise _missing("DATABASE_URL leads to Postgres", "postgres") from None
     return PostgresDatabase(
@@ -97,7 +107,7 @@ async def blobs_for(settings: Settings) -> AsyncIterator[BlobStore]:
         yield LocalBlobs(settings.blobs, free_floor=FREE_FLOOR)
         return
     try:
-        from storage.s3 import S3Blobs
+        from storage.blobs.s3 import S3Blobs
     except ImportError:
         raise _missing("BROKER_BLOB_URL leads to S3", "s3") from None
     store = S3Blobs(

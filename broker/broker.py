@@ -31,13 +31,15 @@ from broker.tasks.orders import OrderBuilder
 from broker.tasks.policy import TaskPolicy
 from broker.tasks.transitions import Transitions
 from broker.thumbnails import Thumbnails
-from storage.blobs import BlobMissing, BlobStore, Reading
-from storage.database import Database, Stale, StorageError, StorageFull
+from storage.blobs.store import BlobMissing, BlobStore, Reading
+from storage.callbacks import Hook, Hooks
 from storage.deliveries import Deliveries, Delivery
-from storage.hooks import Hook, Hooks
+from storage.errors import StorageError, StorageFull
+from storage.idempotency import Keys, KeyUse
 from storage.images import Images, StoredImage
-from storage.keys import Keys, KeyUse
-from storage.tasks import DUE, LANDING, State, Task, Tasks, task_channel
+from storage.sql.database import Database, Stale
+from storage.states import LANDING, State
+from storage.tasks import DUE, Task, Tasks, task_channel
 from uploads.intake import Image, Intake, IntakeError
 from webhooks import verification
 from webhooks.signatures.base import Proof, Signature, Unsigned

@@ -21,7 +21,7 @@ from broker.reports import Report
 from broker.tasks import lifecycle
 from broker.tasks.lifecycle import Changes
 from broker.tasks.steps.callbacks import CallbackStep
-from storage.hooks import Entry, Hook
+from storage.callbacks import Entry, Hook
 from storage.tasks import DUE, Task
 from webhooks import verification
 from webhooks.signatures.base import Proof, Unsigned

@@ -44,15 +44,15 @@ from broker.tasks.steps.table import StepTable
 from broker.tasks.transitions import Transitions
 from broker.tasks.worker import Worker
 from broker.thumbnails import Thumbnails
-from storage.blobs import BlobStore
-from storage.chores import Chores
-from storage.database import Database
+from storage.blobs.store import BlobStore
+from storage.callbacks import Hooks
+from storage.cluster_state import Facts
 from storage.deliveries import Deliveries
-from storage.facts import Facts
-from storage.hooks import Hooks
+from storage.idempotency import Keys
 from storage.images import Images
-from storage.keys import Keys
-from storage.lanes import Lanes, Limits
+from storage.periodic_jobs import Chores
+from storage.provider_limits import Lanes, Limits
+from storage.sql.database import Database
 from storage.tasks import Tasks
 from uploads.intake import Intake
 from webhooks.signatures.standard import StandardSignature, derived_key, read_secret

@@ -16,7 +16,8 @@ from broker.clock import iso
 from broker.errors import TASK_CODES
 from broker.sentences import Language, Sentences
 from storage.images import StoredImage
-from storage.tasks import State, Task
+from storage.states import State
+from storage.tasks import Task
 from uploads.thumbnails import has_thumbnail
 
 _STAGES: Final = {

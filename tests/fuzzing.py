@@ -24,7 +24,7 @@ from broker.api.native.tasks import MAX_WAIT_SECONDS
 from broker.app import build_app
 from broker.logs import configure
 from broker.tasks.images import reference_owner
-from storage.tasks import State
+from storage.states import State
 from tests.broker.api_house import ApiHouse, open_api, png
 from tests.servers import postgres
 

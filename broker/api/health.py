@@ -20,8 +20,8 @@ from broker.monitoring.collectors import DatabaseCollector
 from broker.sentences import Sentences
 from broker.showing import ResponseModel
 from broker.tasks.worker import Worker
-from storage.database import StorageError
-from storage.migrate import probe
+from storage.errors import StorageError
+from storage.sql.migrate import probe
 
 CHECK_SECONDS: Final = 5.0
 MAX_HEARTBEAT_SECONDS: Final = 30.0

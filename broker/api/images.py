@@ -29,7 +29,7 @@ from broker.api.http.responses import IMAGE_SECURITY_HEADERS, etag_matches, json
 from broker.broker import Broker
 from broker.errors import Refusal
 from broker.showing import IMAGE_NAME, ImageMetadata, ResponseModel
-from storage.blobs import BlobMissing, Reading
+from storage.blobs.store import BlobMissing, Reading
 from storage.images import Kind, StoredImage
 from uploads.thumbnails import THUMBNAIL_SIZES
 

@@ -9,10 +9,11 @@ from broker.clock import Clock, iso
 from broker.errors import EgressBlocked
 from broker.net.url_policy import parse_url
 from broker.showing import Showing
-from storage.database import Statement
 from storage.deliveries import Deliveries, Delivery
 from storage.images import Images
-from storage.tasks import State, Task
+from storage.sql.database import Statement
+from storage.states import State
+from storage.tasks import Task
 from webhooks.events import Event, event_between, event_body, event_id
 
 

@@ -22,7 +22,8 @@ from broker.server.uvicorn import DEFAULT_LIMITS, running_server
 from broker.services import Services
 from storage.deliveries import Delivery, Fate
 from storage.images import StoredImage
-from storage.tasks import State, Task
+from storage.states import State
+from storage.tasks import Task
 from webhooks.events import Event, event_body
 
 PORT = 8000

@@ -12,8 +12,9 @@ from typing import Any
 import httpx
 import pytest
 
-from storage.hooks import Hook
-from storage.tasks import State, Task
+from storage.callbacks import Hook
+from storage.states import State
+from storage.tasks import Task
 from tests.broker.api_house import NEVER, ApiHouse, open_api
 from tests.broker.test_api_callbacks import FORWARDED, HOOK, JOB, WEBHOOK_KEY, a_job, address, done, signed
 from tests.servers.postgres import Postgres

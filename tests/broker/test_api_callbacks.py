@@ -12,7 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
-from storage.tasks import Attempt, Task
+from storage.attempts import Attempt
+from storage.tasks import Task
 from tests.broker.api_house import ApiHouse, open_api
 from webhooks.tokens import ChallengeResponse, new_nonce
 from webhooks.verification import MAX_BODY_BYTES

@@ -14,7 +14,7 @@ import pytest
 
 from broker.clock import iso
 from storage.images import StoredImage
-from storage.tasks import State
+from storage.states import State
 from tests.broker.api_house import ApiHouse, open_api, png
 from tests.servers.s3 import S3Server
 

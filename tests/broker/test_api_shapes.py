@@ -18,8 +18,8 @@ from broker.api.http.responses import error_response, to_json
 from broker.errors import STATUS_OF, TASK_CODES, Complaint, Refusal
 from broker.sentences import LANGUAGES, Language, Sentences, language_of
 from broker.server.protocol import ConnectionLimits
-from storage.database import StorageError
-from storage.tasks import State
+from storage.errors import StorageError
+from storage.states import State
 from tests.broker.api_house import ApiHouse, open_api
 
 pytestmark = pytest.mark.anyio

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from broker.api.native.task_cache import TaskCache
-from storage.tasks import State
+from storage.states import State
 from tests.broker.api_house import ApiHouse, open_api, png
 
 pytestmark = pytest.mark.anyio

@@ -17,7 +17,8 @@ from broker.sandbox.options import Options
 from broker.services import Services
 from broker.tasks import eta
 from broker.tasks.eta import round_up
-from storage.tasks import State, Task
+from storage.states import State
+from storage.tasks import Task
 from tests.broker.api_house import NEVER, a_task, open_api
 from tests.broker.test_api_tasks import NOTHING_KNOWN, look, parsed
 from tests.conftest import ManualClock

@@ -17,7 +17,7 @@ from openapi_spec_validator import validate
 from broker.api.http.openapi import openapi_document
 from broker.app import build_app
 from broker.errors import STATUS_OF, TASK_CODES
-from storage.tasks import State
+from storage.states import State
 from tests.broker.api_house import ApiHouse, open_api, png
 from tests.fuzzing import AUTHORIZED, Findings, endpoints_of, furnished, told, walk
 from tests.servers import postgres

@@ -25,11 +25,12 @@ from broker.services import Services
 from broker.settings import Settings
 from broker.tasks import lifecycle
 from broker.tasks.lifecycle import Changes, DownloadFailure
-from storage.database import Outcome, Stale, Statement
 from storage.deliveries import Deliveries, Delivery, Fate
 from storage.images import StoredImage
-from storage.sqlite import SqliteDatabase, sqlite_path
-from storage.tasks import State, Task
+from storage.sql.database import Outcome, Stale, Statement
+from storage.sql.sqlite import SqliteDatabase, sqlite_path
+from storage.states import State
+from storage.tasks import Task
 from tests.conftest import ManualClock
 from tests.faults.faulty_http import PUBLIC, Names, Network, Script, Visit, answers, head, rst, says, silence
 from tests.faults.test_worker import turn

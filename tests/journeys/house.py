@@ -19,7 +19,7 @@ from broker.server.sockets import bind_socket, socket_port
 from broker.server.uvicorn import running_server
 from broker.services import Services
 from broker.settings import Settings
-from storage.database import Database
+from storage.sql.database import Database
 
 QUICK: dict[str, Any] = {
     "check_after": 0.3,

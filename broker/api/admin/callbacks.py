@@ -41,7 +41,7 @@ from broker.api.http.responses import json_response
 from broker.clock import iso
 from broker.inbox import Explanation, Inbox
 from broker.reports import Failed, Finished, Pending, Report
-from storage.hooks import Entry, Hook
+from storage.callbacks import Entry, Hook
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from broker.api.http.endpoint import Dialect, dialect_of
 from broker.errors import Refusal
 from broker.logs import log
 from broker.metrics import Metrics
-from storage.database import StorageError
+from storage.errors import StorageError
 
 RETRY_SECONDS: Final = 5.0
 """`Retry-After` while the database or the image store is out of reach."""

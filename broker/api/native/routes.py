@@ -19,7 +19,7 @@ from broker.api.native.schemas import (
 )
 from broker.api.native.tasks import TaskRoutes
 from broker.showing import TASK_ID
-from storage.tasks import SHOWN
+from storage.states import SHOWN
 
 TASK: Final = Parameter(
     name="id",

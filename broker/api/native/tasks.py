@@ -34,7 +34,7 @@ from broker.errors import Refusal
 from broker.orders import Request as Order
 from broker.repeats import Repeats
 from broker.sentences import Language, Sentences
-from storage.tasks import SHOWN
+from storage.states import SHOWN
 
 MAX_WAIT_SECONDS: Final = 30.0
 MAX_JSON_BYTES: Final = 48 * 2**20

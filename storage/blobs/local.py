@@ -16,8 +16,8 @@ from pathlib import Path
 
 from aiofiles.threadpool.binary import AsyncBufferedReader
 
-from storage.blobs import NAME, OWNER, Blob, BlobMissing, Draft, Reading, known_owner
-from storage.drafts import Disk, Drafts, FileDraft, HashingFile
+from storage.blobs.staging import Disk, Drafts, FileDraft, HashingFile
+from storage.blobs.store import NAME, OWNER, Blob, BlobMissing, Draft, Reading, known_owner
 
 CHUNK = 2**20
 DISK = Disk(variable="BROKER_BLOB_URL", room="free some, or shorten BROKER_RETENTION_HOURS")

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import asyncpg
 
-from storage.wakes import Wakes
+from storage.sql.pubsub import Wakes
 
 CHANNEL: Final = "broker_wakes"
 LONGEST_PAYLOAD: Final = 7900

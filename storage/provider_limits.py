@@ -9,8 +9,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from storage.database import Database, Statement
-from storage.tasks import Attempt
+from storage.attempts import Attempt
+from storage.sql.database import Database, Statement
 
 WINDOW_SECONDS = 10.0
 PROBE_SECONDS = 150.0

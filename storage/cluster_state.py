@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from storage.database import Database
+from storage.sql.database import Database
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from aiofiles.threadpool.binary import AsyncFileIO
 
-from storage.blobs import Blob, Draft
-from storage.database import StorageError, StorageFull
+from storage.blobs.store import Blob, Draft
+from storage.errors import StorageError, StorageFull
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer

@@ -26,9 +26,10 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 import asyncpg
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
-from storage.database import Bell, NoSuchTable, Outcome, Row, Stale, Statement, StorageError, StorageFull
-from storage.notices import Notices
-from storage.wakes import Wakes
+from storage.errors import NoSuchTable, StorageError, StorageFull
+from storage.sql.database import Bell, Outcome, Row, Stale, Statement
+from storage.sql.pg_notify import Notices
+from storage.sql.pubsub import Wakes
 
 T = TypeVar("T")
 Connection: TypeAlias = "asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]"

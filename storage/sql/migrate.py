@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 
-from storage.database import Database, NoSuchTable, Stale, Statement
+from storage.errors import NoSuchTable
+from storage.sql.database import Database, Stale, Statement
 
 TABLE = """CREATE TABLE IF NOT EXISTS migrations
     (number BIGINT PRIMARY KEY, name TEXT NOT NULL, ran_at DOUBLE PRECISION NOT NULL)"""
@@ -28,7 +29,7 @@ class SchemaTooNew(Exception):
 
 def migrations() -> list[Migration]:
     """Every migration that ships with this version, in order."""
-    folder = resources.files("storage.migrations")
+    folder = resources.files("storage.sql.migrations")
     return sorted(
         (_read(f.name, f.read_text("utf-8")) for f in folder.iterdir() if f.name.endswith(".sql")),
         key=lambda m: m.number,

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from storage.database import StorageError, StorageFull
+from storage.errors import StorageError, StorageFull
 
 STATUS: Final = re.compile(r"status code: ([0-9]{3})")
 CODE: Final = re.compile(r"<Code>([A-Za-z]{1,60})</Code>")

@@ -35,10 +35,10 @@ import obstore
 from obstore.exceptions import BaseError, InvalidPathError
 from obstore.store import S3Store
 
-from storage import s3_errors
-from storage.blobs import NAME, Blob, BlobMissing, Draft, Reading, known_owner
-from storage.database import StorageError
-from storage.drafts import Disk, Drafts, FileDraft, HashingFile
+from storage.blobs import s3_errors
+from storage.blobs.staging import Disk, Drafts, FileDraft, HashingFile
+from storage.blobs.store import NAME, Blob, BlobMissing, Draft, Reading, known_owner
+from storage.errors import StorageError
 
 if TYPE_CHECKING:
     from obstore import GetOptions, GetResult, ObjectMeta

@@ -4,23 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, fields
-from typing import Any, Protocol, TypeVar, cast
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 Row = Mapping[str, Any]
-T = TypeVar("T")
-
-
-class StorageError(Exception):
-    """The store cannot do it now (locked, full, gone); the caller may try again later."""
-
-
-class NoSuchTable(StorageError):
-    """The database has not been made ready. Cure: `broker db upgrade`, or a start."""
-
-
-class StorageFull(StorageError):
-    """No space left. Cure: free disk space, or shorten BROKER_RETENTION_HOURS."""
 
 
 class Stale(Exception):
@@ -45,17 +32,6 @@ class Outcome:
 
     count: int
     rows: Sequence[Row] = ()
-
-
-def listing(values: Sequence[str]) -> tuple[str, dict[str, str]]:
-    """For `IN (…)`: `:v0, :v1, …` and what they stand for; some hundred values at the most."""
-    params = {f"v{number}": value for number, value in enumerate(values)}
-    return ", ".join(f":{name}" for name in params), params
-
-
-def record(kind: type[T], row: Row) -> T:
-    """Return the row as a dataclass with a field for each of its columns."""
-    return kind(**{field.name: row[field.name] for field in fields(cast("Any", kind))})
 
 
 class Bell(Protocol):

@@ -18,9 +18,10 @@ from typing import Any, Final, cast
 
 import aiosqlite
 
-from storage.database import Bell, NoSuchTable, Outcome, Row, Statement, StorageError, StorageFull
-from storage.group_commit import GroupCommitWriter, is_busy
-from storage.wakes import Wakes
+from storage.errors import NoSuchTable, StorageError, StorageFull
+from storage.sql.database import Bell, Outcome, Row, Statement
+from storage.sql.group_commit import GroupCommitWriter, is_busy
+from storage.sql.pubsub import Wakes
 
 WAL_LIMIT_BYTES: Final = 64 * 2**20
 MAX_OPEN_ATTEMPTS: Final = 50

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import TypeAlias
 
-from storage.database import Outcome, Stale, Statement
+from storage.sql.database import Outcome, Stale, Statement
 
 MAX_WRITES_PER_COMMIT = 256
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from storage.database import Database, Statement, record
+from storage.sql.database import Database, Statement
+from storage.sql.rows import record
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from storage.database import Bell
+from storage.sql.database import Bell
 
 
 class Wakes:
