@@ -24,24 +24,14 @@ from broker.providers import registry
 from broker.providers.base import ProviderPackage
 from broker.providers.registry import ProviderRegistry
 from broker.services import DOWNLOAD_CONCURRENCY, Composition, Services
-<<<<<<< HEAD
 from broker.settings import Settings, loading
 from broker.settings.loading import SalvagedSettings
-from storage.blobs import BlobStore
-from storage.database import Database
-from storage.facts import Facts
-from storage.local import LocalBlobs
-from storage.migrate import upgrade
-from storage.sqlite import SqliteDatabase, sqlite_path
-=======
-from broker.settings import Settings
 from storage.blobs.local import LocalBlobs
 from storage.blobs.store import BlobStore
 from storage.cluster_state import Facts
 from storage.sql.database import Database
 from storage.sql.migrate import upgrade
 from storage.sql.sqlite import SqliteDatabase, sqlite_path
->>>>>>> main
 from webhooks.tokens import CallbackTokens
 
 FREE_FLOOR = 64 * 2**20

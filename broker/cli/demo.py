@@ -16,12 +16,7 @@ from broker.cli.house import Moment, broker_for_a_moment, quiet_logs
 from broker.cli.screen import Unable, complain, say
 from broker.client import BrokerError, Image, Task
 from broker.client.errors import describe_failure
-<<<<<<< HEAD
-from storage.hooks import Entry
-=======
-from broker.settings import Settings
 from storage.callbacks import Entry
->>>>>>> main
 
 LOOK_EVERY = 0.5
 PATIENCE_SECONDS = 30.0

@@ -8,12 +8,6 @@ from broker.bootstrap import absent, database_for, load_settings, open_services
 from broker.cli.house import quiet_logs
 from broker.cli.screen import say
 from broker.clock import SystemClock
-<<<<<<< HEAD
-from storage import migrate
-from storage.database import Database
-=======
-from broker.bootstrap import load_settings
->>>>>>> main
 from storage.images import Images
 from storage.sql import migrate
 from storage.sql.database import Database

@@ -8,13 +8,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from broker.doctor.context import DoctorContext
-<<<<<<< HEAD
 from broker.providers.base import Finding
 from broker.providers.health import failed, ok, skipped, warning
-from storage.database import StorageError
-=======
 from storage.errors import StorageError
->>>>>>> main
 
 __all__ = ["Check", "Finding", "failed", "ok", "run_checks", "skipped", "storage_failure", "warning"]
 

@@ -26,14 +26,8 @@ import asyncpg
 
 from broker.bootstrap import load_settings, open_services
 from broker.clock import SystemClock
-<<<<<<< HEAD
-from storage.migrate import upgrade
-from storage.postgres import PostgresDatabase
-=======
-from broker.bootstrap import load_settings
 from storage.sql.migrate import upgrade
 from storage.sql.postgres import PostgresDatabase
->>>>>>> main
 from tests.benchmarks.company import CREATES, POLLS, Seen, keep_company
 from tests.benchmarks.measuring import Child, Side, cut, interleaved, mb, ms, say, table, task_id
 from tests.servers.postgres import Postgres, running

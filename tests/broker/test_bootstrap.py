@@ -13,12 +13,7 @@ from broker.bootstrap import load_settings, open_services
 from broker.clock import Clock, SystemClock
 from broker.errors import SettingsError
 from broker.services import Services
-<<<<<<< HEAD
-from storage.database import StorageError
-=======
-from broker.bootstrap import load_settings
 from storage.errors import StorageError
->>>>>>> main
 from tests.servers.postgres import Postgres
 
 pytestmark = pytest.mark.anyio

@@ -25,22 +25,13 @@ from broker.doctor.checks import checks_for
 from broker.doctor.context import open_context
 from broker.doctor.findings import Check, Finding, ok, run_checks, storage_failure
 from broker.doctor.probe_server import probe_server
-<<<<<<< HEAD
 from broker.settings import Settings
 from broker.settings.loading import SalvagedSettings
-from storage.database import StorageError
-from storage.facts import Facts
-from storage.migrate import migrations, upgrade
-from storage.postgres import PostgresDatabase
-from storage.sqlite import SqliteDatabase
-=======
-from broker.settings import Salvaged, Settings, load, salvage
 from storage.cluster_state import Facts
 from storage.errors import StorageError
 from storage.sql.migrate import migrations, upgrade
 from storage.sql.postgres import PostgresDatabase
 from storage.sql.sqlite import SqliteDatabase
->>>>>>> main
 from tests.broker.api_house import open_api
 from tests.broker.test_cli import Shell
 from tests.faults.faulty_http import Script, Visit, answers, serve, silence

@@ -23,12 +23,7 @@ from broker.server.protocol import ConnectionLimits, DeadlineH11
 from broker.server.sockets import bind_socket, socket_port
 from broker.server.uvicorn import running_server, serve
 from broker.services import Services
-<<<<<<< HEAD
-from storage.tasks import State
-=======
-from broker.bootstrap import load_settings
 from storage.states import State
->>>>>>> main
 from tests.broker.api_house import ApiHouse, open_api, png
 
 pytestmark = pytest.mark.anyio
