@@ -15,6 +15,7 @@ from pydantic_core import CoreSchema, core_schema
 from broker.clock import iso
 from broker.errors import TASK_CODES
 from broker.i18n import Language, Messages
+from storage import ids
 from storage.images import StoredImage
 from storage.states import State
 from storage.tasks import Task
@@ -30,7 +31,7 @@ _STAGES: Final = {
 THUMBNAIL_SIZE: Final = 512
 """Longest side of the thumbnail that `thumbnail` links to."""
 
-TASK_ID: Final = "^task_[0-9a-f]{32}$"
+TASK_ID: Final = f"^{ids.TASK_ID.pattern}$"
 IMAGE_NAME: Final = r"(generated|reference)_[0-9a-f]{32}\.(png|jpg|webp)"
 
 

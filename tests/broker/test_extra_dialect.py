@@ -15,10 +15,9 @@ from starlette.responses import JSONResponse, Response
 from broker.api.http.auth import STRANGER, Caller
 from broker.api.http.endpoint import Dialect, Endpoint, caller_of, json_success
 from broker.app import build_app
-from broker.bootstrap import open_services
+from broker.bootstrap import load_settings, open_services
 from broker.errors import Refusal
 from broker.services import Services
-from broker.settings import load
 
 pytestmark = pytest.mark.anyio
 
@@ -70,7 +69,9 @@ def demo_dialect(_: Services) -> Dialect:
 
 async def test_an_extra_dialect_is_mounted_with_its_own_rules(tmp_path: Path) -> None:
     chosen: dict[str, Any] = {"data_dir": tmp_path, "tunnel_api": "http://127.0.0.1:9", "api_url": "http://127.0.0.1:9"}
-    settings = load(env_file=None, api_key="a-key-of-the-tests", webhook_base_url="https://broker.example", **chosen)
+    settings = load_settings(
+        env_file=None, api_key="a-key-of-the-tests", webhook_base_url="https://broker.example", **chosen
+    )
     async with open_services(settings, extra_dialects=[demo_dialect]) as services:
         transport = httpx.ASGITransport(build_app(services), client=("127.0.0.1", 1))
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000") as client:
