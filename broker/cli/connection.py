@@ -12,10 +12,10 @@ from starlette.types import ASGIApp
 
 from broker import logs
 from broker.app import build_app
-from broker.bootstrap import absent, open_services
+from broker.bootstrap import absent, load_settings, open_services
 from broker.cli.console import CommandError
 from broker.client import AsyncClient
-from broker.settings import Settings, load
+from broker.settings import Settings
 
 PATIENCE_SECONDS: Final = 120.0
 """Long enough for a restart of the broker."""
@@ -36,7 +36,7 @@ class Connection:
 @asynccontextmanager
 async def connect_broker() -> AsyncIterator[Connection]:
     """Connect to the running broker, or else open its database. Raises `CommandError` if there is none either."""
-    settings = load()
+    settings = load_settings()
     quiet_logs(settings)
     async with find_running_broker(settings) as client:
         if client is not None:

@@ -6,20 +6,18 @@ import io
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import anyio
 import PIL.Image
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
+from broker.bootstrap import load_settings
 from broker.cli.connection import quiet_logs
 from broker.cli.console import CommandError, print_error, print_line
 from broker.cli.embedded import EmbeddedBroker, run_embedded_broker
 from broker.cli.exit_codes import ExitCode
 from broker.client import BrokerError, Image, Task
 from broker.client.errors import describe_failure
-from broker.settings import Settings
-from storage.hooks import Entry
+from storage.callbacks import Entry
 
 POLL_SECONDS = 0.5
 TIMEOUT_SECONDS = 30.0
@@ -27,16 +25,6 @@ FOLDER = Path("data/demo")
 SIZE = (1344, 768)
 PROMPT = "a red fox reading a newspaper in a banana grove, morning light"
 CHANGE = "the same fox, now at night under a paper lantern"
-
-
-class _ExplicitSettings(Settings):
-    """Settings that ignore the environment: the demo must never find a key and spend money."""
-
-    @classmethod
-    def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return (init_settings,)
 
 
 @dataclass(kw_only=True)
@@ -54,11 +42,13 @@ async def demo() -> int:
     narrator = Narrator()
     try:
         with tempfile.TemporaryDirectory(prefix="broker-demo-") as folder:
-            settings = _only(data_dir=Path(folder))
+            settings = load_settings(
+                isolated=True, data_dir=Path(folder)
+            )  # no key: no costs
             quiet_logs(settings)
             async with run_embedded_broker(settings) as broker:
                 narrator.print_step(
-                    f"broker at {broker.client.base}, sandbox provider at {broker.services.settings.api_url}"
+                    f"broker at {broker.client.base}, sandbox provider at {broker.services.provider.base_url}"
                 )
                 await _make_both(broker, narrator)
     except (CommandError, BrokerError) as error:
@@ -66,10 +56,6 @@ async def demo() -> int:
         return ExitCode.NOT_DONE
     narrator.print_step("everything is closed. `broker serve` is the real thing.")
     return ExitCode.DONE
-
-
-def _only(**values: Any) -> Settings:
-    return _ExplicitSettings(**values)
 
 
 async def _make_both(broker: EmbeddedBroker, narrator: Narrator) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict
 
+from broker.bootstrap import salvage_settings
 from broker.cli.connection import quiet_logs
 from broker.cli.console import print_json, print_line
 from broker.cli.exit_codes import ExitCode
 from broker.clock import SystemClock
-from broker.doctor.checks import CHECKS
-from broker.doctor.findings import Finding, examine, failed, ok
-from broker.doctor.patient import admitted
-from broker.settings import Salvaged, salvage
+from broker.doctor.checks import checks_for
+from broker.doctor.context import open_context
+from broker.doctor.findings import Finding, failed, ok, run_checks
+from broker.settings.loading import SalvagedSettings
 
 _MARKS = {"ok": ("ok     ", "green"), "warning": ("WARNING", "yellow"), "failed": ("FAILED ", "bold red")}
 _SKIPPED = ("-      ", "dim")
@@ -20,14 +21,14 @@ _SKIPPED = ("-      ", "dim")
 
 async def run_doctor(*, as_json: bool) -> int:
     """Print all findings; NOT_DONE if a check failed, UNAVAILABLE if the settings are wrong."""
-    found = salvage()
+    found = salvage_settings()
     quiet_logs(found.settings)
     report = []
-    async with admitted(found, SystemClock()) as patient:
+    async with open_context(found, SystemClock()) as context:
         for finding in _settings_findings(found):
             report.append(finding)
             _print_finding(finding, quiet=as_json)
-        async for finding in examine(patient, CHECKS):
+        async for finding in run_checks(context, checks_for(context)):
             report.append(finding)
             _print_finding(finding, quiet=as_json)
     is_healthy = not any(finding.status == "failed" for finding in report)
@@ -40,7 +41,7 @@ async def run_doctor(*, as_json: bool) -> int:
     return ExitCode.DONE if is_healthy else ExitCode.NOT_DONE
 
 
-def _settings_findings(found: Salvaged) -> Iterator[Finding]:
+def _settings_findings(found: SalvagedSettings) -> Iterator[Finding]:
     if not found.complaints:
         yield ok("settings", "understood")
     for complaint in found.complaints:

@@ -8,10 +8,10 @@ from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 
 from broker.bootstrap import open_services
+from broker.callbacks.public_url import check_configured
 from broker.cli.connection import broker_url, make_client
 from broker.cli.sandbox import LOOPBACK, run_sandbox
 from broker.client import AsyncClient
-from broker.public_url import check_configured
 from broker.server.sockets import bind_socket, socket_port
 from broker.server.uvicorn import running_server
 from broker.services import Services

@@ -10,13 +10,14 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
+from broker.bootstrap import load_settings
 from broker.cli.connection import broker_url, find_running_broker, quiet_logs
 from broker.cli.console import CommandError, print_error, print_line, print_note, show_progress
 from broker.cli.embedded import run_embedded_broker
 from broker.cli.exit_codes import ExitCode
 from broker.client import AsyncClient, Order, Result, Task, Unreachable
 from broker.client.errors import describe_failure
-from broker.settings import Settings, load
+from broker.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ async def generate(options: GenerateOptions) -> int:
 
     1. check the local files 2. order 3. wait for all tasks 4. save the images, print the failures
     """
-    settings = load()
+    settings = load_settings()
     quiet_logs(settings)
     _check_target(options.out)
     for path in options.images:

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import platform
 
-from broker.bootstrap import absent, database_for, open_services
+from broker.bootstrap import absent, database_for, load_settings, open_services
 from broker.cli.connection import quiet_logs
 from broker.cli.console import print_facts, print_line
 from broker.cli.exit_codes import ExitCode
 from broker.clock import SystemClock
-from broker.settings import load
-from storage import migrate
-from storage.database import Database
 from storage.images import Images
-from storage.tasks import State, Tasks
+from storage.sql import migrate
+from storage.sql.database import Database
+from storage.states import State
+from storage.tasks import Tasks
 
 _WIDTH = 18
 
 
 async def delete_expired() -> None:
     """Run retention once. No order is submitted, no provider is called."""
-    settings = load()
+    settings = load_settings()
     quiet_logs(settings)
     async with open_services(settings, joins=False) as services:
         removed = await services.worker.clean_up()
@@ -31,7 +31,7 @@ async def delete_expired() -> None:
 
 async def upgrade_database() -> None:
     """Run the missing migrations."""
-    async with database_for(load()) as database:
+    async with database_for(load_settings()) as database:
         ran = await migrate.upgrade(database, SystemClock().now())
     for migration in ran:
         print_line(f"ran {migration.name}")
@@ -40,7 +40,7 @@ async def upgrade_database() -> None:
 
 async def show_database() -> int:
     """Print the state of the database; NOT_DONE when `broker db upgrade` or a first start is needed."""
-    settings = load()
+    settings = load_settings()
     path = absent(settings)
     if path is not None:
         print_facts({"database": str(path.resolve()), "Python": platform.python_version()}, width=_WIDTH)

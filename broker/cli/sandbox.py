@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from broker.cli.console import CommandError, print_line
 from broker.cli.signals import termination_signal
 from broker.errors import SettingsError
+from broker.providers.registry import point_to_sandbox, sandbox_upstream
 from broker.sandbox.faults import Fault, UnknownFault, parse_fault_setting
 from broker.sandbox.options import Options
 from broker.sandbox.server import serve_sandbox
@@ -77,10 +78,11 @@ async def run_sandbox(settings: Settings, port: int) -> AsyncIterator[Settings]:
     _check_mood("BROKER_SANDBOX_MOOD", mood)
     folder = settings.data_dir / "sandbox"
     _make_folder(folder)
+    upstream = sandbox_upstream(settings)
     options = Options(
-        webhook_key=settings.webhook_key.get_secret_value() if settings.webhook_key else None,
+        webhook_key=upstream.webhook_key.get_secret_value() if upstream.webhook_key else None,
         credits=ENDLESS_CREDITS,
-        creates_per_window=settings.creates_per_10s,
+        creates_per_window=upstream.creates_per_10s or Options.creates_per_window,
         mood=mood,
         data_dir=folder,
     )
@@ -90,15 +92,8 @@ async def run_sandbox(settings: Settings, port: int) -> AsyncIterator[Settings]:
 
 def _settings_for(url: str, settings: Settings) -> Settings:
     """Return the settings without the public URL, which is not needed, and without the key, which must not leak."""
-    return settings.model_copy(
-        update={
-            "api_key": None,
-            "api_url": url,
-            "upload_url": url,
-            "webhook_base_url": "",
-            "download_allow": (*settings.download_allow, urlsplit(url).netloc),
-        }
-    )
+    allowed = (*settings.download_allow, urlsplit(url).netloc)
+    return point_to_sandbox(settings.model_copy(update={"webhook_base_url": "", "download_allow": allowed}), url)
 
 
 def _check_mood(where: str, mood: str) -> None:

@@ -9,24 +9,24 @@ from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
 
 import anyio
 
 from broker import logs
-from broker.bootstrap import open_services
+from broker.bootstrap import load_settings, open_services
+from broker.callbacks.public_url import is_private_url
 from broker.cli.connection import broker_url
 from broker.cli.console import print_line, print_note
 from broker.cli.embedded import open_system
 from broker.cli.signals import termination_signal
-from broker.doctor.doors import COOKIE_FLAW, NEWER_PYTHON, is_flawed
+from broker.doctor.access import COOKIE_FLAW, NEWER_PYTHON, has_cookie_flaw
 from broker.errors import SettingsError
 from broker.logs import log
 from broker.net.hosts import is_loopback_host
 from broker.server.sockets import bind_socket, socket_port
 from broker.server.uvicorn import serve as serve_http
 from broker.services import Services
-from broker.settings import Settings, load
+from broker.settings import Settings
 
 ANYWHERE = {"0.0.0.0", "::"}  # noqa: S104
 
@@ -34,7 +34,7 @@ ANYWHERE = {"0.0.0.0", "::"}  # noqa: S104
 async def serve(host: str | None, port: int | None) -> None:
     """Run API, webhooks and worker until SIGINT or SIGTERM; running requests and steps are finished."""
     given: dict[str, Any] = {"host": host, "port": port}
-    settings = load(**{name: value for name, value in given.items() if value is not None})
+    settings = load_settings(**{name: value for name, value in given.items() if value is not None})
     _configure_logs(settings)
     with closing(bind_socket(settings.host, settings.port)) as sock:
         async with open_system(settings, sock) as services:
@@ -43,7 +43,7 @@ async def serve(host: str | None, port: int | None) -> None:
 
 async def run_worker() -> None:
     """Run the worker until SIGINT or SIGTERM; its steps are finished or released."""
-    settings = load()
+    settings = load_settings()
     if settings.sandboxed:
         raise SettingsError(
             "NANO_BANANA_API_KEY is not set, and the sandbox provider lives in `broker serve`: "
@@ -53,10 +53,10 @@ async def run_worker() -> None:
     with termination_signal() as wait_for_signal:
         async with (
             open_services(settings) as services,
-            services.lookout.keeping(),
+            services.url_monitor.run(),
             anyio.create_task_group() as tasks,
         ):
-            print_line(f"Worker for {services.provider.name} on {settings.database_shown}")
+            print_line(f"Worker for {', '.join(services.providers)} on {settings.database_shown}")
             print_line(f"  results    {_describe_results(services)}")
             tasks.start_soon(services.worker.run)
             await wait_for_signal()
@@ -69,7 +69,8 @@ def _print_summary(services: Services, port: int) -> None:
     print_line(
         f"Broker at {broker_url(settings.host, port)}" + (" (all interfaces)" if settings.host in ANYWHERE else "")
     )
-    print_line(f"  provider   {services.provider.name} at {settings.api_url}")
+    for provider in services.providers.values():
+        print_line(f"  provider   {provider.name} at {provider.base_url}")
     print_line(f"  results    {_describe_results(services)}")
     print_line(f"  data       {_describe_storage(settings)}")
     _print_warnings(services)
@@ -80,7 +81,7 @@ def _describe_results(services: Services) -> str:
     if public_url is None:
         return f"polling every {services.settings.poll_every:g} s (no public address: see README, Tunnels)"
     source = "" if public_url.source == "local" else f" ({public_url.source})"
-    return f"webhook at {public_url.url}/api/webhook/nano-banana{source}"
+    return f"webhook at {public_url.url}{services.provider.callback_path}{source}"
 
 
 def _describe_storage(settings: Settings) -> str:
@@ -114,12 +115,15 @@ def _print_warnings(services: Services) -> None:
 
 def deployment_warnings(settings: Settings, python: tuple[Any, ...]) -> Iterator[str]:
     """Yield risks of these settings, each with its cure."""
-    if is_flawed(python):
+    if has_cookie_flaw(python):
         yield f"Python: {COOKIE_FLAW}; {NEWER_PYTHON}"
     is_exposed = not is_loopback_host(settings.host)
     if is_exposed and settings.allow_anonymous:
         yield f"every client that reaches {settings.host} may spend your credits (BROKER_ALLOW_ANONYMOUS)"
     elif is_exposed and not settings.api_keys:
         yield "other machines can reach the broker but not use it: set BROKER_API_KEYS"
-    if settings.webhook_base_url and is_loopback_host(urlsplit(settings.webhook_base_url).hostname or ""):
-        yield "no provider can reach WEBHOOK_BASE_URL: set a public address, or leave it empty"
+    if settings.webhook_base_url and is_private_url(settings.webhook_base_url):
+        yield (
+            "WEBHOOK_BASE_URL names a host that only this machine or its network can reach, so no callback arrives: "
+            "set a public URL, or leave it empty"
+        )

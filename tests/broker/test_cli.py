@@ -20,12 +20,13 @@ import anyio
 import pytest
 from PIL import Image
 
+from broker.bootstrap import load_settings, settings_variables
 from broker.cli.console import strip_controls
 from broker.cli.serve import deployment_warnings
-from broker.settings import load, variables
-from storage.migrate import upgrade
-from storage.sqlite import SqliteDatabase
-from storage.tasks import State, Task, Tasks
+from storage.sql.migrate import upgrade
+from storage.sql.sqlite import SqliteDatabase
+from storage.states import State
+from storage.tasks import Task, Tasks
 from tests.servers.forking import Ended, fork_server
 from webhooks.signatures.standard import derived_key, write_secret
 
@@ -57,7 +58,7 @@ class Shell:
         return fork_server().run(args, cwd=self.folder, env=self.environment(settings))
 
     def environment(self, settings: Mapping[str, str]) -> dict[str, str]:
-        ours = {name: value for name, value in os.environ.items() if name not in variables()}
+        ours = {name: value for name, value in os.environ.items() if name not in settings_variables()}
         return {**ours, "NO_COLOR": "1", "PYTHONUNBUFFERED": "1", **self.settings, **settings}
 
 
@@ -175,7 +176,7 @@ def test_control_characters_are_replaced() -> None:
 
 
 def test_deployment_warnings() -> None:
-    good, fine = (3, 11, 10), load(env_file=None, host="127.0.0.1", api_keys=(), webhook_base_url="")
+    good, fine = (3, 11, 10), load_settings(env_file=None, host="127.0.0.1", api_keys=(), webhook_base_url="")
     assert list(deployment_warnings(fine, good)) == []
     assert ["CVE" in said for said in deployment_warnings(fine, (3, 11, 7))] == [True]
     assert ["CVE" in said for said in deployment_warnings(fine, (3, 12, 5))] == [True]
@@ -183,8 +184,11 @@ def test_deployment_warnings() -> None:
     assert ["BROKER_API_KEYS" in said for said in deployment_warnings(wide, good)] == [True]
     free = wide.model_copy(update={"allow_anonymous": True})
     assert ["BROKER_ALLOW_ANONYMOUS" in said for said in deployment_warnings(free, good)] == [True]
-    lost = fine.model_copy(update={"webhook_base_url": "http://localhost:8000"})
-    assert ["WEBHOOK_BASE_URL" in said for said in deployment_warnings(lost, good)] == [True]
+    for private in ["http://localhost:8000", "http://127.0.0.1:8000", "https://192.168.1.2", "http://broker:8000"]:
+        lost = fine.model_copy(update={"webhook_base_url": private})
+        assert ["WEBHOOK_BASE_URL" in said for said in deployment_warnings(lost, good)] == [True]
+    public = fine.model_copy(update={"webhook_base_url": "https://broker.example.com"})
+    assert list(deployment_warnings(public, good)) == []
 
 
 # -- demo

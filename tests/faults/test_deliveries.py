@@ -13,23 +13,24 @@ from typing import Any
 
 import pytest
 
-from broker import lifecycle
-from broker.api.views import Views
+from broker.api.native.task_cache import TaskCache
 from broker.bootstrap import open_services
 from broker.clock import SystemClock
 from broker.errors import Refusal
-from broker.lifecycle import Changes, Trouble
 from broker.net.fetcher import Fetcher
 from broker.notifications.deliverer import CONCURRENCY, HOST_CONCURRENCY
 from broker.orders import Request
 from broker.reports import Failed
 from broker.services import Services
 from broker.settings import Settings
-from storage.database import Outcome, Stale, Statement
+from broker.tasks import lifecycle
+from broker.tasks.lifecycle import Changes, DownloadFailure
 from storage.deliveries import Deliveries, Delivery, Fate
 from storage.images import StoredImage
-from storage.sqlite import SqliteDatabase, sqlite_path
-from storage.tasks import State, Task
+from storage.sql.database import Outcome, Stale, Statement
+from storage.sql.sqlite import SqliteDatabase, sqlite_path
+from storage.states import State
+from storage.tasks import Task
 from tests.conftest import ManualClock
 from tests.faults.faulty_http import PUBLIC, Names, Network, Script, Visit, answers, head, rst, says, silence
 from tests.faults.test_worker import turn
@@ -259,7 +260,7 @@ async def test_a_stop_gives_back_what_it_cuts_off(tmp_path: Path, receiver: Rece
     async with a_scene(tmp_path, clock, receiver) as scene:
         await scene.ended()
         worker = scene.services.worker
-        worker.patience = 0.05
+        worker.drain_seconds = 0.05
         running = asyncio.create_task(worker.run())
         await receiver.has_heard(1)
         worker.stop()
@@ -340,11 +341,10 @@ async def test_slow_receiver_does_not_delay_others(tmp_path: Path) -> None:
                 request = Request(prompt="a red bicycle", callback_url=url)
                 await services.broker.cancel((await services.broker.create("local", request)).tasks[0].id)
             while not quick.heard:
-                await services.worker._turn()
-                if services.worker.busy:
-                    await asyncio.wait(list(services.worker._running), return_when=asyncio.FIRST_COMPLETED)
+                await services.worker.poll_once()
+                await services.worker.running.wait_for_one()
             assert slow.server.connections <= 2 * HOST_CONCURRENCY
-            await services.worker._drain()
+            await services.worker.drain()
 
 
 async def _tell_all(scene: Scene, deliveries: Sequence[Delivery]) -> None:
@@ -399,7 +399,7 @@ Ending = Callable[[Services, Task], Awaitable[None]]
 async def _settle(services: Services, task: Task, decide: Callable[[Task], Changes]) -> None:
     row = await services.broker.tasks.get(task.id)
     assert row is not None
-    await services.broker.steps.settle(row, lambda now, _: decide(now), holder=False)
+    await services.worker.steps.transitions.apply(row, lambda now, _: decide(now), is_leased=False)
 
 
 async def _fetching(services: Services, task: Task) -> None:
@@ -426,8 +426,8 @@ async def _fetching(services: Services, task: Task) -> None:
 
 
 async def complete(services: Services, task: Task) -> None:
-    rules, now = services.broker.rules, services.clock.now()
-    await _settle(services, task, lambda row: lifecycle.fetched(row, 1, [], now, rules))
+    rules, now = services.worker.steps.transitions.policy, services.clock.now()
+    await _settle(services, task, lambda row: lifecycle.downloaded(row, 1, [], now, rules))
 
 
 async def succeed(services: Services, task: Task) -> None:
@@ -437,8 +437,8 @@ async def succeed(services: Services, task: Task) -> None:
 
 async def fail(services: Services, task: Task) -> None:
     report = Failed(code="safety_input", message="no", retryable=False, billed="no")
-    rules, now = services.broker.rules, services.clock.now()
-    await _settle(services, task, lambda row: lifecycle.unprepared(row, report, now, rules))
+    rules, now = services.worker.steps.transitions.policy, services.clock.now()
+    await _settle(services, task, lambda row: lifecycle.upload_failed(row, report, now, rules))
 
 
 async def cancel(services: Services, task: Task) -> None:
@@ -447,18 +447,18 @@ async def cancel(services: Services, task: Task) -> None:
 
 async def fail_early_and_for_good(services: Services, task: Task) -> None:
     """Told at the deadline; a day later the image is given up."""
-    rules, dead = services.broker.rules, Trouble(code="result_gone", message="404")
+    rules, dead = services.worker.steps.transitions.policy, DownloadFailure(code="result_gone", message="404")
     await _fetching(services, task)
-    for later in (1.0, 2.0, rules.keep + 3.0):
+    for later in (1.0, 2.0, rules.result_kept_seconds + 3.0):
         now = services.clock.now() + later
-        await _settle(services, task, lambda row, now=now: lifecycle.fetched(row, 0, [dead], now, rules))  # type: ignore[misc]
+        await _settle(services, task, lambda row, now=now: lifecycle.downloaded(row, 0, [dead], now, rules))  # type: ignore[misc]
 
 
 async def fail_and_succeed(services: Services, task: Task) -> None:
-    rules, dead = services.broker.rules, Trouble(code="result_gone", message="404")
+    rules, dead = services.worker.steps.transitions.policy, DownloadFailure(code="result_gone", message="404")
     await _fetching(services, task)
     now = services.clock.now() + 1
-    await _settle(services, task, lambda row: lifecycle.fetched(row, 0, [dead], now, rules))
+    await _settle(services, task, lambda row: lifecycle.downloaded(row, 0, [dead], now, rules))
     await complete(services, task)
 
 
@@ -493,7 +493,7 @@ async def test_every_end_is_told_once_and_as_a_poll_would_tell_it(
         assert sorted(receiver.types) == sorted(events)
         if events:
             row = await scene.services.broker.get(task.id)
-            poll = await Views(scene.services.broker).document(row, "en")
+            poll = (await TaskCache(scene.services.broker).task_data(row, "en")).to_document()
             (last,) = [m.document for m in receiver.heard if m.document["type"] == f"task.{poll['status']}"]
             later = {"updatedAt": None}  # what failed early may have changed since, as nobody but this can see
             assert {**last["data"], **later} == {**poll, **later}
@@ -514,7 +514,7 @@ async def test_an_end_that_was_not_written_is_not_told(scene: Scene) -> None:
     """One transaction: whoever lost the race for the row has told nobody."""
     broker = scene.services.broker
     task = await scene.order()
-    told = await broker.steps.outbox.enqueue_event(task, await _as_canceled(task))
+    told = await scene.services.worker.steps.transitions.outbox.enqueue_event(task, await _as_canceled(task))
     await scene.services.database.transact(broker.tasks.saving(task, tries=1))
     with pytest.raises(Stale):
         await scene.services.database.transact(broker.tasks.saving(task, state=State.CANCELED), *told)
@@ -653,7 +653,7 @@ async def test_what_was_not_heard_is_forgotten_with_its_task(
         assert (row.state, row.prompt) == (State.EXPIRED, "")
         assert (await scene.delivery()).task_id == living.id
         await scene.services.worker.deliverer.deliver(under_way)  # it is told, and nothing is noted
-        left = await scene.services.database.fetch("SELECT DISTINCT delivery_id AS id FROM delivery_tries")
+        left = await scene.services.database.fetch("SELECT DISTINCT delivery_id AS id FROM delivery_attempts")
         assert {line["id"] for line in left} <= {(await scene.delivery()).id}
 
 
@@ -663,7 +663,7 @@ async def test_what_was_told_is_forgotten_with_its_task(scene: Scene) -> None:
     scene.clock.advance(24 * HOUR)
     await scene.turn()
     assert await scene.services.broker.deliveries.newest(limit=5) == []
-    assert await scene.services.database.fetch("SELECT * FROM delivery_tries") == []
+    assert await scene.services.database.fetch("SELECT * FROM delivery_attempts") == []
 
 
 class Meanwhile:

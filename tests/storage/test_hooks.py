@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from storage.hooks import Entry, Hook, Hooks
-from storage.migrate import upgrade
-from storage.tasks import Attempt
+from storage.attempts import Attempt
+from storage.callbacks import Entry, Hook, Hooks
+from storage.sql.migrate import upgrade
 from tests.contracts.databases import DATABASES
 
 pytestmark = pytest.mark.anyio
@@ -56,6 +56,7 @@ async def learn(database: Any, number: int = 1, **changes: Any) -> None:
         "task_id": f"task_{number:032x}",
         "number": 1,
         "provider": "kie",
+        "key_id": "default",
         "sent_at": NOW,
         "ended_at": NOW + 10,
         "learned_by": "question",

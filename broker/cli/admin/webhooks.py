@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from broker.bootstrap import kept_secret
+from broker.bootstrap import kept_secret, load_settings
 from broker.cli.connection import connect_broker, poll_changes
 from broker.cli.console import (
     CommandError,
@@ -17,7 +17,6 @@ from broker.cli.console import (
     print_note,
 )
 from broker.services import signing_keys
-from broker.settings import load
 from webhooks.signatures.standard import write_secret
 
 Delivery = dict[str, Any]
@@ -53,7 +52,7 @@ async def replay_webhook(webhook_id: str, *, as_json: bool) -> None:
 
 async def print_secrets() -> None:
     """Print each signing secret, the current one first. Raises `CommandError` before the first start."""
-    settings = load()
+    settings = load_settings()
     secret = kept_secret(settings)
     if secret is None and not settings.webhook_secrets:
         folder = settings.data_dir.resolve()

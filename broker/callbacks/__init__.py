@@ -1,0 +1,1 @@
+"""Callbacks from providers: the public URL that they reach, and receiving them."""

@@ -1,0 +1,190 @@
+"""Where everything is kept: the database, the images, the disks under both, and the secret."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import secrets
+import shutil
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from broker.bootstrap import FREE_FLOOR, absent, blobs_for, database_for, secret_file
+from broker.cluster import MAX_HARMLESS_SKEW_SECONDS, max_clock_skew, secrets_match
+from broker.doctor.context import DoctorContext
+from broker.doctor.findings import Finding, failed, ok, skipped, warning
+from broker.providers.health import NTP_CURE
+from broker.settings import Settings
+from storage.blobs.staging import FULL
+from storage.cluster_state import Facts
+from storage.sql import migrate
+from storage.sql.database import Database
+from storage.sql.migrate import SchemaTooNew
+from storage.sql.sqlite import sqlite_path
+
+MIB: Final = 2**20
+LITTLE: Final = 1024 * MIB
+FLAWED_SQLITE: Final = ((3, 7, 0), (3, 51, 2))
+"""First and last version with the WAL-reset flaw."""
+LIFECYCLE_RULE: Final = (
+    "give the bucket the lifecycle rule AbortIncompleteMultipartUpload (DaysAfterInitiation 2, see docs/deploying.md) "
+    "if it has none: it cannot be read from here"
+)
+MORE_ROOM: Final = "free some space (df -h), or shorten BROKER_RETENTION_HOURS and run: broker cleanup"
+
+
+# -- the database
+
+
+async def database(context: DoctorContext) -> Sequence[Finding]:
+    """Sound, of today's shape, and able to commit. Nothing is changed."""
+    settings, name = context.settings, "database"
+    path = absent(settings)
+    if path is not None:
+        return [ok(name, f"none yet: the first start makes {path}"), *_sqlite_version(settings)]
+    async with database_for(settings) as opened:
+        await opened.check()
+        try:
+            missing = await migrate.missing(opened)
+        except SchemaTooNew as error:
+            return [failed(name, "a newer broker has used it", str(error))]
+        if missing:
+            found = f"{settings.database_shown}: {len(missing)} migrations are missing"
+            return [warning(name, found, "run: broker db upgrade (every start does it, too)")]
+        await migrate.probe(opened)
+        sound = ok(name, f"{settings.database_shown}: sound, all migrations there, takes commits")
+        return [sound, *_sqlite_version(settings), *await _shared(opened, context)]
+
+
+def _sqlite_version(settings: Settings) -> Iterator[Finding]:
+    first, last = FLAWED_SQLITE
+    if not settings.shared and first <= sqlite3.sqlite_version_info <= last:
+        yield warning(
+            "SQLite",
+            f"{sqlite3.sqlite_version} has a rare flaw when two processes write at the same moment",
+            "run one process, or use Postgres, or a Python with SQLite 3.51.3 or newer",
+        )
+    elif not settings.shared:
+        yield ok("SQLite", sqlite3.sqlite_version)
+
+
+async def _shared(opened: Database, context: DoctorContext) -> Sequence[Finding]:
+    """What processes on several machines must have alike."""
+    if not context.settings.shared:
+        return []
+    theirs, now = await opened.now(), context.clock.now()
+    name, skew = "clock of the database", abs(theirs - now)
+    found = f"{skew:.1f} seconds away from ours"
+    if skew > max_clock_skew(context.settings.lease):
+        clock = failed(name, f"{found}: a broker does not start", f"{NTP_CURE}, and that of the database, too")
+    else:
+        clock = warning(name, found, NTP_CURE) if skew > MAX_HARMLESS_SKEW_SECONDS else ok(name, found)
+    if await secrets_match(Facts(opened), context.secret):
+        return [clock]
+    cure = "set the same SECRET_KEY for all (the first has it in secret.key in its BROKER_DATA_DIR)"
+    return [clock, failed("shared secret", "the others on this database sign with another secret", cure)]
+
+
+# -- images
+
+
+async def images(context: DoctorContext) -> Sequence[Finding]:
+    """Write where the images are kept."""
+    settings, bucket = context.settings, context.settings.bucket
+    if bucket is None and not settings.blobs.exists():
+        return [ok("images", f"none yet: the first start makes {settings.blobs}")]
+    async with blobs_for(settings) as store:
+        await store.check()
+    if bucket is None:
+        return [ok("images", f"{settings.blobs} accepts writes")]
+    where = f"s3://{bucket.name}/{bucket.prefix}"
+    return [ok("images", f"{where} accepts writes; {LIFECYCLE_RULE}")]
+
+
+# -- disks
+
+
+async def disks(context: DoctorContext) -> Sequence[Finding]:
+    """Every disk that we write to, once; and every folder that we cannot write to."""
+    return await asyncio.to_thread(lambda: list(_disks(context.settings)))
+
+
+def _disks(settings: Settings) -> Iterator[Finding]:
+    seen: set[int | Path] = set()
+    folders = [settings.data_dir, settings.blobs]
+    if not settings.shared:
+        folders.insert(0, sqlite_path(settings.database).parent)
+    if settings.log_dir is not None:
+        folders.append(settings.log_dir)
+    for folder in folders:
+        existing = _existing(folder)
+        if existing in seen:
+            continue
+        device, finding = existing.stat().st_dev, _disk(folder, existing)
+        if device not in seen or finding.status == "failed":
+            yield finding
+        seen |= {device, existing}
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the one in which it would be made."""
+    folder = folder.absolute()
+    return next(place for place in (folder, *folder.parents) if place.exists())
+
+
+def _disk(folder: Path, existing: Path) -> Finding:
+    name = "disk"
+    try:
+        _write(existing)
+    except OSError as error:
+        if error.errno in FULL:
+            return failed(name, f"{existing} is full", MORE_ROOM)
+        return failed(name, f"{existing} cannot be written to ({error.strerror})", f"let this user write to {existing}")
+    free = shutil.disk_usage(existing).free
+    found = f"{folder}: {_sized(free)} free"
+    if free < FREE_FLOOR:
+        return failed(name, f"{found}; below {FREE_FLOOR // MIB} MiB images are refused", MORE_ROOM)
+    return warning(name, found, MORE_ROOM) if free < LITTLE else ok(name, f"{found}, takes writes")
+
+
+def _sized(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB" if size >= LITTLE else f"{size / MIB:.1f} MiB"
+
+
+def _write(folder: Path) -> None:
+    """As a database would: to the disk itself, not only into memory."""
+    path = folder / f".doctor-{secrets.token_hex(8)}"
+    try:
+        with path.open("xb", buffering=0) as file:
+            file.write(b"\0" * 65536)
+            os.fsync(file.fileno())
+    finally:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+# -- the secret
+
+
+async def secret(context: DoctorContext) -> Sequence[Finding]:
+    """It signs callback addresses: whoever reads it can forge results."""
+    name = "secret"
+    if context.settings.secret_key is not None:
+        return [ok(name, "SECRET_KEY is set")]
+    path = secret_file(context.settings)
+    try:
+        mode, content = path.stat().st_mode, path.read_bytes().strip()
+    except FileNotFoundError:
+        return [skipped(name, f"none yet: the first start makes {path}")]
+    except OSError as error:
+        return [failed(name, f"{path} cannot be read ({error.strerror})", "run this as the user who runs the broker")]
+    if not re.fullmatch(rb"[0-9a-f]{64}", content):
+        cure = f"restore {path} from a backup, or delete it: a new one is made, and callbacks under way are asked for"
+        return [failed(name, f"{path} is damaged", cure)]
+    if mode & 0o077:
+        return [failed(name, f"{path} can be read by others (mode {mode & 0o777:o})", f"chmod 600 {path}")]
+    return [ok(name, f"{path}, for its owner's eyes only")]
