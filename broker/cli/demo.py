@@ -42,9 +42,7 @@ async def demo() -> int:
     narrator = Narrator()
     try:
         with tempfile.TemporaryDirectory(prefix="broker-demo-") as folder:
-            settings = load_settings(
-                isolated=True, data_dir=Path(folder)
-            )  # no key: no costs
+            settings = load_settings(isolated=True, data_dir=Path(folder))  # no key: no costs
             quiet_logs(settings)
             async with run_embedded_broker(settings) as broker:
                 narrator.print_step(

@@ -416,7 +416,7 @@ def test_the_database_is_upgraded_and_described(shell: Shell) -> None:
     assert not (shell.folder / "data").exists()
     upgraded = shell.run("db", "upgrade")
     assert upgraded.code == 0
-    assert "ran 0001_tasks" in upgraded.out
+    assert "ran 0001_initial" in upgraded.out
     _stored(shell, _row(1))
     described = shell.run("db", "status")
     assert described.code == 0
