@@ -140,7 +140,7 @@ def _handlers(sentences: Sentences, metrics: Metrics) -> Any:
     """What is raised becomes an answer of the one error shape."""
 
     async def refusal(request: Request, error: Refusal) -> Response:
-        metrics.refusals.labels(error.code).inc()
+        metrics.request_errors.labels(error.code).inc()
         return refused(sentences, error, request, {})
 
     async def starlette(request: Request, error: HTTPException) -> Response:

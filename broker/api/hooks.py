@@ -53,7 +53,7 @@ class Hooks:
 
     async def _observe_answer(self, began: float) -> None:
         """Record the time from the first byte of the request to the end of the response."""
-        self.broker.metrics.callback_seconds.observe(time.perf_counter() - began)
+        self.broker.metrics.callback_ack_seconds.observe(time.perf_counter() - began)
 
     def _told(self, request: Request, judgement: Decision) -> Response:
         """A refusal is answered like every other, but here: raised, it would lose what is to be done after it."""
@@ -62,7 +62,7 @@ class Hooks:
                 {"success": True, "message": f"The callback was taken: {judgement.reason}."}, judgement.status
             )
         refusal = Refusal(_CODES[judgement.status], f"The callback was not taken: {judgement.reason}.")
-        self.broker.metrics.refusals.labels(refusal.code).inc()
+        self.broker.metrics.request_errors.labels(refusal.code).inc()
         return refused(self.broker.showing.sentences, refusal, request, {})
 
 
