@@ -40,6 +40,9 @@ class Metrics:
 
     def _declare_requests(self) -> None:
         self.request_errors = self._counter("broker_request_errors", "Requests answered with an error, by code", "code")
+        self.requests = self._counter(
+            "broker_http_requests", "HTTP requests by operation and status", "operation", "status"
+        )
 
     def _declare_tasks(self) -> None:
         self.tasks = self._gauge("broker_tasks", "Tasks by state", "state")
