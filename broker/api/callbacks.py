@@ -16,7 +16,7 @@ from broker.api.http.responses import error_response, json_response
 from broker.broker import Broker
 from broker.clock import iso
 from broker.errors import Refusal
-from broker.showing import Absent, Moment, ResponseModel
+from broker.presenter import Absent, Moment, ResponseModel
 from webhooks.tokens import ChallengeResponse
 from webhooks.verification import MAX_BODY_BYTES, Decision, IncomingCallback
 
@@ -74,7 +74,7 @@ class CallbackRoutes:
             return json_response(received.to_document(), judgement.status)
         error = Refusal(_CODES[judgement.status], f"The callback was not taken: {judgement.reason}.")
         self.broker.metrics.request_errors.labels(error.code).inc()
-        return error_response(self.broker.showing.sentences, request, error, {})
+        return error_response(self.broker.presenter.messages, request, error, {})
 
 
 async def _read_bounded(request: Request) -> bytes:
