@@ -15,6 +15,7 @@ from broker.callbacks.tunnels import TunnelAgents
 from broker.callbacks.url_monitor import UrlMonitor
 from broker.catalog import Catalog
 from broker.clock import Clock
+from broker.i18n import Messages
 from broker.inbox import Inbox
 from broker.metrics import Metrics
 from broker.monitoring.balance import BalanceMonitor
@@ -23,11 +24,10 @@ from broker.net.fetcher import Fetcher
 from broker.notifications.deliverer import Deliverer
 from broker.notifications.outbox import Outbox
 from broker.pacing import CallerPace
+from broker.presenter import TaskPresenter
 from broker.providers.base import Provider
 from broker.providers.registry import ProviderRegistry
-from broker.sentences import Sentences
 from broker.settings import Settings
-from broker.showing import Showing
 from broker.tasks.eta import EtaEstimator
 from broker.tasks.leases import ClockGuard, LeaseKeeper
 from broker.tasks.orders import OrderBuilder
@@ -155,8 +155,8 @@ class Composition:
         return _policy(self.settings)
 
     @cached_property
-    def showing(self) -> Showing:
-        return Showing(sentences=Sentences.load(), retention=self.policy.retention_seconds)
+    def presenter(self) -> TaskPresenter:
+        return TaskPresenter(messages=Messages.load(), retention=self.policy.retention_seconds)
 
     @cached_property
     def intake(self) -> Intake:
@@ -173,7 +173,7 @@ class Composition:
 
     @cached_property
     def outbox(self) -> Outbox:
-        return Outbox(clock=self.clock, deliveries=self.deliveries, images=self.images, showing=self.showing)
+        return Outbox(clock=self.clock, deliveries=self.deliveries, images=self.images, presenter=self.presenter)
 
     @cached_property
     def balances(self) -> BalanceMonitor:
@@ -277,7 +277,7 @@ class Composition:
             tokens=self.tokens,
             metrics=self.metrics,
             pace=CallerPace(self.settings.rate_per_minute, self.clock),
-            showing=self.showing,
+            presenter=self.presenter,
             thumbnails=self._thumbnails(),
             eta=self._eta(),
             max_file_size=self.settings.max_file_size,
