@@ -63,16 +63,16 @@ def build_app(services: Services) -> Starlette:
 
 def native_dialect(services: Services, docs: DocsRoutes, version: str) -> Dialect:
     """Return all endpoints of the native dialect, in the order in which they are matched."""
-    broker, sentences = services.broker, services.broker.showing.sentences
+    broker, messages = services.broker, services.broker.presenter.messages
     cache = TaskCache(broker)
-    tasks = TaskRoutes(broker=broker, cache=cache, sentences=sentences, repeats=Repeats(services.clock))
+    tasks = TaskRoutes(broker=broker, cache=cache, messages=messages, repeats=Repeats(services.clock))
     health = HealthRoutes(
-        broker=broker, worker=services.worker, collector=services.collector, sentences=sentences, version=version
+        broker=broker, worker=services.worker, collector=services.collector, messages=messages, version=version
     )
     return Dialect(
         name="native",
         authenticate=Authenticator(services.settings, broker.tokens.secret).authenticate,
-        render_error=partial(error_response, sentences),
+        render_error=partial(error_response, messages),
         error_model=ErrorResponse,
         endpoints=[
             *order_endpoints(tasks),

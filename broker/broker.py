@@ -19,10 +19,10 @@ from broker.metrics import Metrics
 from broker.net.fetcher import Fetcher
 from broker.orders import DataUri, Kept, Link, Order, Reference, Request, Source, Upload
 from broker.pacing import CallerPace
+from broker.presenter import TaskPresenter
 from broker.providers.base import Provider
 from broker.repeats import InTurn
 from broker.reports import Pending, Report
-from broker.showing import Showing
 from broker.tasks import lifecycle
 from broker.tasks.eta import EtaEstimator
 from broker.tasks.images import stored_image
@@ -123,7 +123,7 @@ class Broker:
     tokens: CallbackTokens
     metrics: Metrics
     pace: CallerPace
-    showing: Showing
+    presenter: TaskPresenter
     thumbnails: Thumbnails
     eta: EtaEstimator
     max_file_size: int

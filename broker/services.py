@@ -15,6 +15,7 @@ from broker.callbacks.tunnels import TunnelAgents
 from broker.callbacks.url_monitor import UrlMonitor
 from broker.catalog import Catalog
 from broker.clock import Clock
+from broker.i18n import Messages
 from broker.inbox import Inbox
 from broker.metrics import Metrics
 from broker.monitoring.balance import BalanceMonitor
@@ -23,11 +24,10 @@ from broker.net.fetcher import Fetcher
 from broker.notifications.deliverer import Deliverer
 from broker.notifications.outbox import Outbox
 from broker.pacing import CallerPace
+from broker.presenter import TaskPresenter
 from broker.providers.base import Provider
 from broker.providers.registry import ProviderRegistry
-from broker.sentences import Sentences
 from broker.settings import Settings
-from broker.showing import Showing
 from broker.tasks.eta import EtaEstimator
 from broker.tasks.leases import ClockGuard, LeaseKeeper
 from broker.tasks.orders import OrderBuilder
@@ -44,6 +44,7 @@ from broker.tasks.steps.table import StepTable
 from broker.tasks.transitions import Transitions
 from broker.tasks.worker import Worker
 from broker.thumbnails import Thumbnails
+from storage.attempts import Attempts
 from storage.blobs.store import BlobStore
 from storage.callbacks import Hooks
 from storage.cluster_state import Facts
@@ -120,6 +121,10 @@ class Composition:
         return Tasks(self.database)
 
     @cached_property
+    def attempts(self) -> Attempts:
+        return Attempts(self.database)
+
+    @cached_property
     def images(self) -> Images:
         return Images(self.database)
 
@@ -150,8 +155,8 @@ class Composition:
         return _policy(self.settings)
 
     @cached_property
-    def showing(self) -> Showing:
-        return Showing(sentences=Sentences.load(), retention=self.policy.retention_seconds)
+    def presenter(self) -> TaskPresenter:
+        return TaskPresenter(messages=Messages.load(), retention=self.policy.retention_seconds)
 
     @cached_property
     def intake(self) -> Intake:
@@ -168,7 +173,7 @@ class Composition:
 
     @cached_property
     def outbox(self) -> Outbox:
-        return Outbox(clock=self.clock, deliveries=self.deliveries, images=self.images, showing=self.showing)
+        return Outbox(clock=self.clock, deliveries=self.deliveries, images=self.images, presenter=self.presenter)
 
     @cached_property
     def balances(self) -> BalanceMonitor:
@@ -193,7 +198,12 @@ class Composition:
     @cached_property
     def transitions(self) -> Transitions:
         return Transitions(
-            clock=self.clock, policy=self.policy, tasks=self.tasks, outbox=self.outbox, metrics=self.metrics
+            clock=self.clock,
+            policy=self.policy,
+            tasks=self.tasks,
+            attempts=self.attempts,
+            outbox=self.outbox,
+            metrics=self.metrics,
         )
 
     @cached_property
@@ -232,6 +242,7 @@ class Composition:
         return CallbackStep(
             clock=self.clock,
             tasks=self.tasks,
+            attempts=self.attempts,
             hooks=self.hooks,
             providers=self.providers,
             transitions=self.transitions,
@@ -266,7 +277,7 @@ class Composition:
             tokens=self.tokens,
             metrics=self.metrics,
             pace=CallerPace(self.settings.rate_per_minute, self.clock),
-            showing=self.showing,
+            presenter=self.presenter,
             thumbnails=self._thumbnails(),
             eta=self._eta(),
             max_file_size=self.settings.max_file_size,

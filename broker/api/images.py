@@ -28,7 +28,7 @@ from broker.api.http.pagination import EMPTY
 from broker.api.http.responses import IMAGE_SECURITY_HEADERS, etag_matches, json_response
 from broker.broker import Broker
 from broker.errors import Refusal
-from broker.showing import IMAGE_NAME, ImageMetadata, ResponseModel
+from broker.presenter import IMAGE_NAME, ImageMetadata, ResponseModel
 from storage.blobs.store import BlobMissing, Reading
 from storage.images import Kind, StoredImage
 from uploads.thumbnails import THUMBNAIL_SIZES
@@ -71,7 +71,7 @@ class ImageRoutes:
         tasks = await self.broker.origin(image)
         if not tasks:
             raise _not_found()
-        data = self.broker.showing.sidecar(image, tasks)
+        data = self.broker.presenter.image_metadata(image, tasks)
         return json_response(ImageMetadataResponse(success=True, data=data).to_document())
 
     async def _serve(self, request: Request, kind: Kind) -> Response:

@@ -16,7 +16,7 @@ from broker.broker import Broker
 from broker.catalog import MODES, Model, Offer, Status
 from broker.clock import day
 from broker.orders import OutputFormat
-from broker.showing import ModeName, ResponseModel
+from broker.presenter import ModeName, ResponseModel
 
 Day = Annotated[str, Field(json_schema_extra={"format": "date"}, examples=["2026-10-02"])]
 

@@ -97,7 +97,7 @@ class ApiHouse:
             "url": "https://hooks.example.com/x?secret=of-the-receiver",
             "host": "hooks.example.com",
             "body": event_body(
-                Event.COMPLETED, iso(now) or "", self.services.broker.showing.document(task, [], "en").to_document()
+                Event.COMPLETED, iso(now) or "", self.services.broker.presenter.task(task, [], "en").to_document()
             ),
             "outcome": Fate.DELIVERED,
             "due_at": None,

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
 
-from broker.showing import Absent, Moment, OneOf, ResponseModel, TaskData, TaskId
+from broker.presenter import Absent, Moment, OneOf, ResponseModel, TaskData, TaskId
 from storage import ids
 from storage.deliveries import Fate
 

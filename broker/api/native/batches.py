@@ -15,7 +15,7 @@ from broker.api.native.schemas import BatchData, BatchResponse, StatusCounts
 from broker.api.native.task_cache import TaskCache
 from broker.api.native.tasks import read_wait, wait_unless_disconnected
 from broker.broker import Broker
-from broker.sentences import Language
+from broker.i18n import Language
 from storage.tasks import Task
 
 _BEST_FIRST: Final = ("completed", "failed", "canceled")

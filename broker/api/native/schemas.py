@@ -12,7 +12,7 @@ from pydantic.alias_generators import to_camel
 from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
-from broker.showing import TASK_ID, ResponseModel, TaskData, TaskId, TaskStatus
+from broker.presenter import TASK_ID, ResponseModel, TaskData, TaskId, TaskStatus
 from storage import ids
 
 BATCH_ID: Final = f"^{ids.BATCH_ID.pattern}$"

@@ -9,8 +9,8 @@ from typing import Final
 from broker.api.http.responses import CachedResponse
 from broker.api.native.schemas import TaskResponse
 from broker.broker import Broker
-from broker.sentences import Language
-from broker.showing import Progress, TaskData
+from broker.i18n import Language
+from broker.presenter import Progress, TaskData
 from storage.tasks import Task
 
 MAX_CACHE_BYTES: Final = 16 * 2**20
@@ -63,7 +63,7 @@ class TaskCache:
         return await self._present(task, language, await self.broker.eta.estimate(task))
 
     async def _present(self, task: Task, language: Language, progress: Progress) -> TaskData:
-        return self.broker.showing.document(task, await self.broker.results(task), language, progress)
+        return self.broker.presenter.task(task, await self.broker.results(task), language, progress)
 
     def _keep(self, key: tuple[str, Language], entry: _Entry) -> None:
         old = self._entries.pop(key, None)

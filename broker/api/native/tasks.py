@@ -31,9 +31,9 @@ from broker.api.native.schemas import (
 from broker.api.native.task_cache import TaskCache
 from broker.broker import Broker, Created, Quote
 from broker.errors import Refusal
+from broker.i18n import Language, Messages
 from broker.orders import Request as Order
 from broker.repeats import Repeats
-from broker.sentences import Language, Sentences
 from storage.states import SHOWN
 
 MAX_WAIT_SECONDS: Final = 30.0
@@ -48,7 +48,7 @@ _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 class TaskRoutes:
     broker: Broker
     cache: TaskCache
-    sentences: Sentences
+    messages: Messages
     repeats: Repeats[Created]
 
     # -- orders
@@ -102,7 +102,7 @@ class TaskRoutes:
             success=True,
             task_id=first,
             status="processing",
-            message=self.sentences.say("processing", language),
+            message=self.messages.get("processing", language),
             poll_url=f"/api/task/{first}",
             task_ids=[task.id for task in created.tasks],
             batch_id=batch,

@@ -14,7 +14,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from broker.clock import iso
 from broker.errors import TASK_CODES
-from broker.sentences import Language, Sentences
+from broker.i18n import Language, Messages
 from storage import ids
 from storage.images import StoredImage
 from storage.states import State
@@ -189,14 +189,14 @@ UNKNOWN: Final = Progress()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Showing:
+class TaskPresenter:
     """Builds the native models of tasks and images."""
 
-    sentences: Sentences
+    messages: Messages
     retention: float
     """Seconds after the end until a task is deleted."""
 
-    def document(
+    def task(
         self, task: Task, images: Sequence[StoredImage], language: Language, progress: Progress = UNKNOWN
     ) -> TaskData:
         """Return a task. images: the results of a completed task, in order."""
@@ -212,7 +212,7 @@ class Showing:
             resolution=task.resolution,
             result=results[0].url if results else None,
             results=results,
-            error=self.sentences.end(error, task.billed, language) if error else None,
+            error=self.messages.task_error(error, task.billed, language) if error else None,
             error_detail=_error_detail(task, error) if error else None,
             progress=_progress(task, progress),
             provider=task.provider,
@@ -224,7 +224,7 @@ class Showing:
             generation=_generation(task, results),
         )
 
-    def sidecar(self, image: StoredImage, tasks: Sequence[Task]) -> ImageMetadata:
+    def image_metadata(self, image: StoredImage, tasks: Sequence[Task]) -> ImageMetadata:
         """Return the metadata of an image. tasks: those it belongs to, all of one request; at least one."""
         task, ends = tasks[0], [task.ended_at for task in tasks]
         return ImageMetadata(
