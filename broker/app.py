@@ -25,16 +25,16 @@ from broker.api.hooks import Hooks
 from broker.api.images import ImageDoor
 from broker.api.inbox import InboxDoor
 from broker.api.models import Models
-from broker.api.native import Native
+from broker.api.native import Native, max_form_bytes
 from broker.api.operations import Operations, installed_version
 from broker.api.views import Views
 from broker.errors import Refusal
 from broker.logs import bare, log
 from broker.metrics import Metrics
-from broker.repeats import Repeats
 from broker.sentences import Sentences
 from broker.services import Services
 from storage.database import StorageError
+from webhooks.proofs import Presence
 
 Door = Callable[[Request], Awaitable[Response]]
 
@@ -49,26 +49,60 @@ _SENTENCES: Final = {
 
 def build_app(services: Services) -> Starlette:
     """The HTTP side of an opened system."""
-    broker, sentences = services.broker, services.broker.showing.sentences
-    access = Access(services.settings, broker.tokens.secret)
-    views = Views(broker)
-    native = Native(broker=broker, access=access, views=views, sentences=sentences, repeats=Repeats(services.clock))
-    batches = Batches(broker=broker, access=access, views=views)
-    hooks = Hooks(broker=broker, access=access)
-    images = ImageDoor(broker=broker, access=access)
+    sentences = services.showing.sentences
+    secret = services.tokens.secret
+    access = Access(services.settings, secret)
+    views = Views(clock=services.clock, queries=services.queries, forecast=services.forecast, showing=services.showing)
+    native = Native(
+        orders=services.orders,
+        queries=services.queries,
+        canceler=services.canceler,
+        access=access,
+        views=views,
+        sentences=sentences,
+        max_form_bytes=max_form_bytes(services.catalog, services.settings.max_file_size),
+    )
+    batches = Batches(queries=services.queries, canceler=services.canceler, access=access, views=views)
+    hooks = Hooks(
+        clock=services.clock,
+        receiver=services.callbacks,
+        presence=Presence(secret),
+        metrics=services.metrics,
+        sentences=sentences,
+        access=access,
+    )
+    images = ImageDoor(
+        clock=services.clock,
+        images=services.images,
+        blobs=services.blobs,
+        queries=services.queries,
+        thumbnails=services.thumbnails,
+        showing=services.showing,
+        access=access,
+    )
     inbox = InboxDoor(inbox=services.inbox, access=access)
-    deliveries = DeliveryDoor(broker=broker, access=access)
+    deliveries = DeliveryDoor(log=services.delivery_log, access=access)
     version = installed_version()
     services.metrics.build.info({"version": version, "python": platform.python_version()})
     operations = Operations(
-        broker=broker,
+        clock=services.clock,
+        database=services.database,
+        blobs=services.blobs,
+        queries=services.queries,
         worker=services.worker,
         gauges=services.gauges,
         access=access,
         sentences=sentences,
         version=version,
     )
-    models = Models(broker=broker, access=access)
+    models = Models(
+        clock=services.clock,
+        catalog=services.catalog,
+        provider_name=services.provider.name,
+        supports=services.provider.supports,
+        max_file_size=services.settings.max_file_size,
+        access=access,
+    )
     docs = Docs(access=access, version=version)
     routes = [
         _at("/api/task/{id}", GET=native.poll, DELETE=native.cancel),

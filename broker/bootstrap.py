@@ -148,7 +148,7 @@ async def open_services(
             agents=Agents(client=scouts, tunnel_api=settings.tunnel_api, port=port or settings.port),
             shares_from=await known_to_all(database, SHARING),
         ).services()
-        stack.push_async_callback(services.broker.thumbnails.aclose)
+        stack.push_async_callback(services.thumbnails.aclose)
         await stack.enter_async_context(watching(services.metrics))
         if joins and services.address.current is None:
             await services.lookout.begin()

@@ -34,8 +34,8 @@ from storage.database import Database, Stale
 from storage.deliveries import Deliveries
 from storage.facts import Facts
 from storage.hooks import Hooks
+from storage.idempotency import IdempotencyRecords
 from storage.images import Images
-from storage.keys import Keys
 from storage.migrate import born_at
 from storage.tasks import DUE, State, Task, Tasks
 
@@ -60,7 +60,7 @@ class Retention:
     tasks: Tasks
     images: Images
     hooks: Hooks
-    keys: Keys
+    idempotency: IdempotencyRecords
     deliveries: Deliveries
     outbox: Outbox
     chores: Chores
@@ -136,7 +136,7 @@ class Retention:
         """Old callbacks, keys and webhooks, untold ends, what dead writers left: the store is never held for long."""
         before = self.clock.now() - self.rules.retention
         await _in_batches(lambda: self.hooks.forget(before, BATCH))
-        await _in_batches(lambda: self.keys.forget(before, BATCH))
+        await _in_batches(lambda: self.idempotency.delete_before(before, BATCH))
         await _in_batches(lambda: self.deliveries.forget(before, BATCH))
         await self.tell_untold(self.clock.now() - RECENT)
         if await self.chores.take("untold", now=self.clock.now(), every=SWEEP_EVERY):

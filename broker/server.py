@@ -362,7 +362,7 @@ class _House:
 
     def stop(self) -> None:
         """Take nothing new; those who wait are told how things are. Told twice, wait for nobody."""
-        self.services.broker.closing = True
+        self.services.queries.closing = True
         self.services.worker.stop()
         self.server.stop()
 

@@ -6,20 +6,26 @@ import asyncio
 from dataclasses import dataclass
 from functools import cached_property
 
-from broker.broker import Broker
+from broker.callbacks.inbox import CallbackInbox
+from broker.callbacks.receive import CallbackReceiver, FloodGuard
+from broker.callbacks.verification import CallbackVerifier
 from broker.catalog import Catalog
 from broker.clock import Clock
 from broker.credits import Credits
 from broker.deliverer import Deliverer
 from broker.forecast import Forecast
 from broker.gauges import Gauges
-from broker.inbox import Inbox
 from broker.lifecycle import Rules
 from broker.lookout import Lookout
 from broker.metrics import Metrics
+from broker.notifications.delivery_log import DeliveryLog
+from broker.ordering.idempotency import Idempotency
+from broker.ordering.plan import Planner
+from broker.ordering.rate_limit import RateLimiter
+from broker.ordering.references import ReferenceIntake
+from broker.ordering.service import OrderService
 from broker.outbox import Outbox
 from broker.outgoing import Fetcher
-from broker.pacing import CallerPace
 from broker.probing import Prober
 from broker.providers.base import Provider
 from broker.public_url import Agents, PublicAddress
@@ -28,6 +34,8 @@ from broker.sentences import Sentences
 from broker.settings import Settings
 from broker.showing import Showing
 from broker.steps import Steps
+from broker.tasks.cancellation import TaskCanceler
+from broker.tasks.queries import TaskQueries
 from broker.thumbnails import Thumbnails
 from broker.worker import Worker
 from storage.blobs import BlobStore
@@ -36,9 +44,10 @@ from storage.database import Database
 from storage.deliveries import Deliveries
 from storage.facts import Facts
 from storage.hooks import Hooks
+from storage.idempotency import IdempotencyRecords
 from storage.images import Images
-from storage.keys import Keys
 from storage.lanes import Lanes, Limits
+from storage.rate_limits import RateLimits
 from storage.tasks import Tasks
 from uploads.intake import Intake
 from webhooks.proofs import CallbackTokens, KieSignature, Presence, Signature, Unsigned
@@ -50,16 +59,31 @@ TURNS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Services:
-    """The opened system. lookout: keeps `address` true while it is at work."""
+    """The opened system."""
 
     settings: Settings
     clock: Clock
     database: Database
-    broker: Broker
-    inbox: Inbox
-    worker: Worker
+    blobs: BlobStore
+    tokens: CallbackTokens
+    catalog: Catalog
     provider: Provider
     metrics: Metrics
+    showing: Showing
+    tasks: Tasks
+    images: Images
+    hooks: Hooks
+    deliveries: Deliveries
+    orders: OrderService
+    queries: TaskQueries
+    canceler: TaskCanceler
+    callbacks: CallbackReceiver
+    inbox: CallbackInbox
+    delivery_log: DeliveryLog
+    thumbnails: Thumbnails
+    forecast: Forecast
+    steps: Steps
+    worker: Worker
     gauges: Gauges
     address: PublicAddress
     lookout: Lookout
@@ -86,11 +110,26 @@ class Composition:
             settings=self.settings,
             clock=self.clock,
             database=self.database,
-            broker=self.broker,
-            inbox=Inbox(broker=self.broker),
-            worker=self.worker,
+            blobs=self.blobs,
+            tokens=self.tokens,
+            catalog=self.catalog,
             provider=self.provider,
             metrics=self.metrics,
+            showing=self.showing,
+            tasks=self.tasks,
+            images=self.images,
+            hooks=self.hooks,
+            deliveries=self.deliveries,
+            orders=self._orders(),
+            queries=self.queries,
+            canceler=self._canceler(),
+            callbacks=self._callbacks(),
+            inbox=self._inbox(),
+            delivery_log=DeliveryLog(clock=self.clock, deliveries=self.deliveries),
+            thumbnails=self._thumbnails(),
+            forecast=self._forecast(),
+            steps=self.steps,
+            worker=self.worker,
             gauges=self._gauges(),
             address=self.address,
             lookout=self._lookout(),
@@ -111,8 +150,8 @@ class Composition:
         return Hooks(self.database)
 
     @cached_property
-    def keys(self) -> Keys:
-        return Keys(self.database)
+    def idempotency_records(self) -> IdempotencyRecords:
+        return IdempotencyRecords(self.database)
 
     @cached_property
     def lanes(self) -> Lanes:
@@ -187,32 +226,77 @@ class Composition:
         )
 
     @cached_property
-    def broker(self) -> Broker:
-        return Broker(
+    def queries(self) -> TaskQueries:
+        return TaskQueries(clock=self.clock, database=self.database, tasks=self.tasks, images=self.images)
+
+    @cached_property
+    def verifier(self) -> CallbackVerifier:
+        return CallbackVerifier(
             clock=self.clock,
-            rules=self.rules,
-            catalog=self.catalog,
-            database=self.database,
             tasks=self.tasks,
-            images=self.images,
-            hooks=self.hooks,
-            keys=self.keys,
-            deliveries=self.deliveries,
-            blobs=self.blobs,
-            intake=self.intake,
-            fetcher=self.fetcher,
-            caller_fetcher=_caller_fetcher(self.settings),
-            steps=self.steps,
+            tokens=self.tokens,
             provider=self.provider,
             providers=self.providers,
             signatures={self.provider.name: _signature(self.settings)},
-            tokens=self.tokens,
+        )
+
+    def _orders(self) -> OrderService:
+        return OrderService(
+            clock=self.clock,
+            rules=self.rules,
+            database=self.database,
+            tasks=self.tasks,
+            images=self.images,
+            queries=self.queries,
+            planner=Planner(
+                clock=self.clock,
+                catalog=self.catalog,
+                providers=self.providers,
+                caller_fetcher=_caller_fetcher(self.settings),
+            ),
+            references=ReferenceIntake(
+                clock=self.clock,
+                catalog=self.catalog,
+                blobs=self.blobs,
+                intake=self.intake,
+                fetcher=self.fetcher,
+                max_file_size_bytes=self.settings.max_file_size,
+            ),
+            idempotency=Idempotency(clock=self.clock, records=self.idempotency_records),
+            limiter=RateLimiter(
+                clock=self.clock, usage=RateLimits(self.database), per_minute=self.settings.rate_per_minute
+            ),
+            providers=self.providers,
+            callback_url=self.callback_url,
+            image_base=lambda: self.address.base,
+        )
+
+    def _canceler(self) -> TaskCanceler:
+        return TaskCanceler(
+            clock=self.clock,
+            rules=self.rules,
+            queries=self.queries,
+            steps=self.steps,
+            providers=self.providers,
+        )
+
+    def _callbacks(self) -> CallbackReceiver:
+        return CallbackReceiver(
+            clock=self.clock,
+            verifier=self.verifier,
+            hooks=self.hooks,
             metrics=self.metrics,
-            pace=CallerPace(self.settings.rate_per_minute, self.clock),
-            showing=self.showing,
-            thumbnails=self._thumbnails(),
-            forecast=self._forecast(),
-            max_file_size=self.settings.max_file_size,
+            flood_guard=FloodGuard(clock=self.clock),
+        )
+
+    def _inbox(self) -> CallbackInbox:
+        return CallbackInbox(
+            clock=self.clock,
+            rules=self.rules,
+            tasks=self.tasks,
+            hooks=self.hooks,
+            steps=self.steps,
+            verifier=self.verifier,
         )
 
     @cached_property
@@ -260,7 +344,7 @@ class Composition:
             tasks=self.tasks,
             images=self.images,
             hooks=self.hooks,
-            keys=self.keys,
+            idempotency=self.idempotency_records,
             deliveries=self.deliveries,
             outbox=self.outbox,
             chores=Chores(self.database),

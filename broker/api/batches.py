@@ -14,8 +14,9 @@ from broker.api.access import Access
 from broker.api.answers import Prepared, answer, language
 from broker.api.native import seconds_to_wait, unless_gone
 from broker.api.views import Views
-from broker.broker import Broker
 from broker.sentences import Language
+from broker.tasks.cancellation import TaskCanceler
+from broker.tasks.queries import TaskQueries
 from storage.tasks import SHOWN, Task
 
 _BEST_FIRST: Final = ("completed", "failed", "canceled")
@@ -23,7 +24,8 @@ _BEST_FIRST: Final = ("completed", "failed", "canceled")
 
 @dataclass(frozen=True, kw_only=True)
 class Batches:
-    broker: Broker
+    queries: TaskQueries
+    canceler: TaskCanceler
     access: Access
     views: Views
 
@@ -31,8 +33,8 @@ class Batches:
         """How all tasks are; with `wait` not before all have ended or the time is over."""
         batch_id = request.path_params["id"]
         if seconds := seconds_to_wait(request):
-            await unless_gone(request, self.broker.wait_for_batch(batch_id, seconds))
-        tasks = await self.broker.batch(batch_id)
+            await unless_gone(request, self.queries.wait_for_batch(batch_id, seconds))
+        tasks = await self.queries.get_batch(batch_id)
         document = await self._document(batch_id, tasks, language(request))
         return Prepared.of(document, ended=all(task.ended for task in tasks)).to(request)
 
@@ -40,7 +42,7 @@ class Batches:
         """Those that have not ended and whose image is not on its way yet."""
         self.access.require(request)
         batch_id = request.path_params["id"]
-        tasks = await self.broker.cancel_batch(batch_id)
+        tasks = await self.canceler.cancel_batch(batch_id)
         return answer(await self._document(batch_id, tasks, language(request)))
 
     async def _document(self, batch_id: str, tasks: Sequence[Task], speech: Language) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from broker.addresses import redact_url
 from broker.api.access import Access
 from broker.api.answers import answer
 from broker.api.pages import cursor_after, cursor_of, limit_of, name_of, page_of
-from broker.broker import Broker
 from broker.clock import iso
 from broker.errors import Refusal
+from broker.notifications.delivery_log import DeliveryLog
 from storage.deliveries import Delivery, Fate, Try
 
 
@@ -24,7 +24,7 @@ from storage.deliveries import Delivery, Fate, Try
 class DeliveryDoor:
     """For trusted callers only: a body has what its task's caller asked for."""
 
-    broker: Broker
+    log: DeliveryLog
     access: Access
 
     async def listing(self, request: Request) -> Response:
@@ -32,7 +32,7 @@ class DeliveryDoor:
         self.access.require(request)
         query = request.query_params
         limit = limit_of(query.get("limit"))
-        deliveries = await self.broker.deliveries.newest(
+        deliveries = await self.log.list_newest(
             task_id=name_of(request, "task"),
             outcome=_outcome(query.get("outcome")),
             limit=limit + 1,
@@ -46,14 +46,14 @@ class DeliveryDoor:
     async def show(self, request: Request) -> Response:
         """One of them, with its body and every try."""
         self.access.require(request)
-        delivery = await self.broker.delivery(request.path_params["id"])
-        tries = await self.broker.deliveries.tries(delivery.id)
+        delivery = await self.log.get(request.path_params["id"])
+        tries = await self.log.list_attempts(delivery.id)
         return answer({"success": True, "data": {**_document(delivery), **_inside(delivery, tries)}})
 
     async def replay(self, request: Request) -> Response:
         """Tell it again now, under the same webhook-id, from the first rung on."""
         self.access.require(request)
-        delivery = await self.broker.replay(request.path_params["id"])
+        delivery = await self.log.replay(request.path_params["id"])
         return answer(
             {"success": True, "data": _document(delivery)}, 202, {"location": f"/api/deliveries/{delivery.id}"}
         )

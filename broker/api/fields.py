@@ -10,7 +10,7 @@ from typing import Any, Final
 from starlette.datastructures import FormData, UploadFile
 
 from broker.errors import Refusal
-from broker.orders import DataUri, Link, Request, Source, Upload
+from broker.orders import DataUriReference, OrderRequest, ReferenceSource, UploadedReference, UrlReference
 
 _ALIASES: Final[dict[str, tuple[str, ...]]] = {
     "prompt": (),
@@ -144,17 +144,17 @@ class Given:
 
     # -- the whole
 
-    def sources(self) -> tuple[Source, ...]:
+    def sources(self) -> tuple[ReferenceSource, ...]:
         """The reference images, in their order; those that came along before those to be fetched."""
         return (
             *(_sent(value) for value in self.values.get("image", [])),
             *(_linked(value) for value in self.values.get("imageUrls", [])),
         )
 
-    def request(self, idempotency_key: str | None, sent_before: int | None = None) -> Request:
+    def request(self, idempotency_key: str | None, retry_count: int | None = None) -> OrderRequest:
         """Raises `Refusal` naming the first field that is no such value; the catalog looks at the meaning."""
         count = self.integer("numberOfImages", 1, 6)
-        return Request(
+        return OrderRequest(
             prompt=self.text("prompt") or "",
             model=self.word("model"),
             mode=self.word("mode"),
@@ -167,7 +167,7 @@ class Given:
             sources=self.sources(),
             callback_url=self.word("callbackUrl"),
             idempotency_key=idempotency_key,
-            sent_before=sent_before,
+            retry_count=retry_count,
         )
 
     def ignored(self, by_provider: Iterable[str]) -> list[str]:
@@ -187,17 +187,17 @@ def _proper(name: str, value: str | UploadFile) -> str | UploadFile | None:
     return value
 
 
-def _sent(value: Any) -> Source:
+def _sent(value: Any) -> ReferenceSource:
     if isinstance(value, UploadFile):
-        return Upload(chunks=_Part(value))
+        return UploadedReference(chunks=_Part(value))
     if isinstance(value, str):
-        return DataUri(text=value)
+        return DataUriReference(text=value)
     raise _wrong("image", "must be a data URI: send data:image/png;base64,…")
 
 
-def _linked(value: Any) -> Source:
+def _linked(value: Any) -> ReferenceSource:
     if isinstance(value, str) and len(value) <= MOST_TEXT:
-        return Link(url=value)
+        return UrlReference(url=value)
     raise _wrong("imageUrls", "must be a list of web addresses")
 
 

@@ -13,9 +13,11 @@ from starlette.responses import Response
 from broker.api.access import Access
 from broker.api.answers import answer, refused
 from broker.api.bodies import is_encoded
-from broker.broker import Broker, Heard
-from broker.clock import iso
+from broker.callbacks.receive import CallbackReceiver, ReceivedCallback
+from broker.clock import Clock, iso
 from broker.errors import Refusal
+from broker.metrics import Metrics
+from broker.sentences import Sentences
 from webhooks.inbound import MAX_BODY_BYTES, Callback, Judgement
 from webhooks.proofs import Presence
 
@@ -24,15 +26,19 @@ _CODES: Final = {400: "invalid_request", 401: "unauthorized", 404: "task_not_fou
 
 @dataclass(frozen=True, kw_only=True)
 class Hooks:
-    broker: Broker
+    clock: Clock
+    receiver: CallbackReceiver
+    presence: Presence
+    metrics: Metrics
+    sentences: Sentences
     access: Access
 
     async def greet(self, request: Request) -> Response:
         """For whoever checks an address before using it; to a nonce we also show that it is we who answer."""
         message = "Nano Banana webhook endpoint is ready"
-        greeting = {"status": "ok", "message": message, "timestamp": iso(self.broker.clock.now())}
+        greeting = {"status": "ok", "message": message, "timestamp": iso(self.clock.now())}
         nonces = request.query_params.getlist("probe")
-        shown = Presence(self.broker.tokens.secret).answer(nonces[0]) if len(nonces) == 1 else None
+        shown = self.presence.answer(nonces[0]) if len(nonces) == 1 else None
         return answer(greeting | ({"probe": shown} if shown else {}))
 
     async def hear(self, request: Request) -> Response:
@@ -46,16 +52,16 @@ class Hooks:
             trusted=self.access.caller(request).trusted,
             encoded=is_encoded(request),
         )
-        heard = await self.broker.hear(callback)
+        heard = await self.receiver.receive(callback)
         response = self._told(request, heard.judgement)
         response.background = BackgroundTask(self._answered, heard, began)
         return response
 
-    async def _answered(self, heard: Heard, began: float) -> None:
+    async def _answered(self, heard: ReceivedCallback, began: float) -> None:
         """Our answer has gone out, so it is known how long it took."""
         seconds = time.perf_counter() - began
-        self.broker.metrics.callback_seconds.observe(seconds)
-        await self.broker.acknowledged(heard, seconds)
+        self.metrics.callback_seconds.observe(seconds)
+        await self.receiver.record_acknowledgement(heard, seconds)
 
     def _told(self, request: Request, judgement: Judgement) -> Response:
         """A refusal is answered like every other, but here: raised, it would lose what is to be done after it."""
@@ -64,8 +70,8 @@ class Hooks:
                 {"success": True, "message": f"The callback was taken: {judgement.reason}."}, judgement.status
             )
         refusal = Refusal(_CODES[judgement.status], f"The callback was not taken: {judgement.reason}.")
-        self.broker.metrics.refusals.labels(refusal.code).inc()
-        return refused(self.broker.showing.sentences, refusal, request, {})
+        self.metrics.refusals.labels(refusal.code).inc()
+        return refused(self.sentences, refusal, request, {})
 
 
 async def _read(request: Request) -> bytes:

@@ -14,10 +14,13 @@ from starlette.types import Receive, Scope, Send
 
 from broker.api.access import Access
 from broker.api.answers import answer, matches
-from broker.broker import Broker
+from broker.clock import Clock
 from broker.errors import Refusal
-from storage.blobs import BlobMissing, Reading
-from storage.images import Kind, StoredImage
+from broker.showing import Showing
+from broker.tasks.queries import TaskQueries
+from broker.thumbnails import Thumbnails
+from storage.blobs import BlobMissing, BlobStore, Reading
+from storage.images import Images, Kind, StoredImage
 from uploads.thumbnails import RUNGS
 
 _NAME: Final = re.compile(r"(generated|reference)_[0-9a-f]{32}\.(png|jpg|webp)")
@@ -43,7 +46,12 @@ _REDIRECT: Final = {"cache-control": f"private, max-age={LINK_SECONDS // 2}"}
 
 @dataclass(frozen=True, kw_only=True)
 class ImageDoor:
-    broker: Broker
+    clock: Clock
+    images: Images
+    blobs: BlobStore
+    queries: TaskQueries
+    thumbnails: Thumbnails
+    showing: Showing
     access: Access
 
     async def result(self, request: Request) -> Response:
@@ -62,17 +70,17 @@ class ImageDoor:
         """Names of images stand in pages; the prompt is for those who may list the tasks, too."""
         self.access.require(request)
         image = await self._named(request.path_params["name"], kind)
-        tasks = await self.broker.origin(image)
+        tasks = await self.queries.get_image_tasks(image)
         if not tasks:
             raise _missing()
-        return answer({"success": True, "data": self.broker.showing.sidecar(image, tasks)})
+        return answer({"success": True, "data": self.showing.sidecar(image, tasks)})
 
     async def _serve(self, request: Request, kind: Kind) -> Response:
         wish = _wish(request.query_params.get("size"))
         image = await self._named(request.path_params["name"], kind)
         if wish is None:
             return await self._send(request, image, self._headers(image, image))
-        small = await self.broker.thumbnails.of(image, wish)
+        small = await self.thumbnails.of(image, wish)
         if small is not None:
             return await self._send(request, small, self._headers(small, image))
         # the next one who asks may get a small one
@@ -93,7 +101,7 @@ class ImageDoor:
         return _Bytes(request, await self._open(image, start, stop), 206 if part else 200, headers)
 
     async def _named(self, name: str, kind: Kind) -> StoredImage:
-        image = await self.broker.images.named(name) if _NAME.fullmatch(name) else None
+        image = await self.images.named(name) if _NAME.fullmatch(name) else None
         if image is None or image.kind != kind:
             raise _missing()
         return image
@@ -105,17 +113,17 @@ class ImageDoor:
         """
         if image.kind != "result" or image.holder is not None:
             return None
-        return await self.broker.blobs.link(image.blob, LINK_SECONDS)
+        return await self.blobs.link(image.blob, LINK_SECONDS)
 
     async def _open(self, image: StoredImage, start: int, stop: int) -> Reading:
         try:
-            return await self.broker.blobs.open(image.blob, start, stop)
+            return await self.blobs.open(image.blob, start, stop)
         except BlobMissing as error:
             raise _missing() from error
 
     def _headers(self, image: StoredImage, source: StoredImage) -> dict[str, str]:
         """Kept by browsers as long as we keep it ourselves, and not longer. source: a thumbnail's image."""
-        left = int(source.created_at + self.broker.rules.retention - self.broker.clock.now())
+        left = int(source.created_at + self.showing.retention - self.clock.now())
         return {
             **GUARDS,
             "content-type": image.media_type if image.media_type in _TYPES else "application/octet-stream",

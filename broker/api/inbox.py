@@ -12,9 +12,9 @@ from starlette.responses import Response
 from broker.api.access import Access
 from broker.api.answers import answer
 from broker.api.pages import cursor_after, cursor_of, limit_of, name_of, page_of
+from broker.callbacks.inbox import CallbackInbox, Explanation
 from broker.clock import iso
 from broker.errors import Refusal
-from broker.inbox import Explanation, Inbox
 from broker.reports import Failed, Finished, Pending, Report
 from storage.hooks import Entry, Hook
 from webhooks.inbound import Verdict
@@ -26,7 +26,7 @@ Document = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class InboxDoor:
-    inbox: Inbox
+    inbox: CallbackInbox
     access: Access
 
     async def listing(self, request: Request) -> Response:
@@ -34,7 +34,7 @@ class InboxDoor:
         self.access.require(request)
         limit = limit_of(request.query_params.get("limit"))
         before = cursor_of(request.query_params.get("cursor"), "hook")
-        found = await self.inbox.newest(
+        found = await self.inbox.list_newest(
             limit=limit + 1,
             before=before,
             task_id=name_of(request, "task"),
@@ -52,7 +52,7 @@ class InboxDoor:
         return answer(document)
 
     async def _missing(self) -> Document:
-        missing = await self.inbox.missing()
+        missing = await self.inbox.count_missing()
         return {
             "count": sum(missing.by_provider.values()),
             "hours": missing.hours,
@@ -119,12 +119,12 @@ def explained(told: Explanation) -> Document:
     return {
         "id": told.hook.id,
         "was": {"verdict": told.hook.verdict, "status": told.hook.status, "reason": told.hook.reason},
-        "names": list(told.names),
-        "taskId": told.task.id if told.task else None,
+        "names": list(told.verified.job_ids),
+        "taskId": told.verified.task.id if told.verified.task else None,
         "attempt": told.hook.attempt,
-        "verdict": told.judgement.verdict.value,
-        "status": told.judgement.status,
-        "reason": told.judgement.reason,
+        "verdict": told.verified.judgement.verdict.value,
+        "status": told.verified.judgement.status,
+        "reason": told.verified.judgement.reason,
         "takenAs": told.taken_as.value if told.taken_as else None,
         "report": report_document(told.report) if told.report else None,
         "says": in_words(told.report) if told.report else "nothing that can be read",
@@ -141,13 +141,13 @@ def fixture_document(told: Explanation) -> Document:
         "headers": json.loads(hook.headers),
         "query": json.loads(hook.query),
         "body": hook.body,
-        "proofs": vars(told.proofs),
+        "proofs": vars(told.verified.proofs),
         "was": {"verdict": hook.verdict, "status": hook.status, "reason": hook.reason},
         "expected": {
-            "names": list(told.names),
+            "names": list(told.verified.job_ids),
             "report": report_document(told.report) if told.report else None,
-            "verdict": told.judgement.verdict.value,
-            "status": told.judgement.status,
+            "verdict": told.verified.judgement.verdict.value,
+            "status": told.verified.judgement.status,
         },
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
@@ -11,36 +12,39 @@ from starlette.responses import Response
 
 from broker.api.access import Access
 from broker.api.answers import answer
-from broker.broker import Broker
-from broker.catalog import MODES, Alias, Model, Offer
-from broker.clock import day
+from broker.catalog import MODES, Alias, Catalog, Model, Offer
+from broker.clock import Clock, day
 
 
 @dataclass(frozen=True, kw_only=True)
 class Models:
-    broker: Broker
+    clock: Clock
+    catalog: Catalog
+    provider_name: str
+    supports: Callable[[str], bool]
+    max_file_size: int
     access: Access
 
     async def listing(self, request: Request) -> Response:
         """The whole catalog as it is today; a form can be built from it."""
         self.access.require(request)
-        catalog, today = self.broker.catalog, day(self.broker.clock.now())
+        catalog, today = self.catalog, day(self.clock.now())
         return answer(
             {
                 "success": True,
                 "data": [self._document(model, today) for model in catalog.models],
                 "default": catalog.default.name,
-                "provider": self.broker.provider.name,
+                "provider": self.provider_name,
             }
         )
 
     def _document(self, model: Model, today: date) -> dict[str, Any]:
-        offers = self.broker.catalog.offers(model)
+        offers = self.catalog.offers(model)
         return {
             "name": model.name,
             "title": model.title,
-            "default": model is self.broker.catalog.default,
-            "available": self.broker.provider.supports(model.name),
+            "default": model is self.catalog.default,
+            "available": self.supports(model.name),
             "status": model.status(today),
             "deprecatedOn": _iso(model.deprecated_on),
             "shutdownOn": _iso(model.shutdown_on),
@@ -51,7 +55,7 @@ class Models:
             "resolutions": model.resolutions,
             "outputFormats": model.output_formats,
             "maxReferences": model.max_references,
-            "maxReferenceBytes": min(model.max_reference_bytes, self.broker.max_file_size),
+            "maxReferenceBytes": min(model.max_reference_bytes, self.max_file_size),
             "promptLimit": model.prompt_limit,
             "providers": [_offer(offer) for offer in offers],
         }

@@ -20,11 +20,13 @@ from broker.api.answers import POLL_SECONDS, answer, language
 from broker.api.fields import Given
 from broker.api.pages import cursor_after, cursor_of, limit_of, page_of
 from broker.api.views import Views
-from broker.broker import Broker, Created, Quote
+from broker.catalog import Catalog
 from broker.errors import Refusal
-from broker.orders import Request as Order
-from broker.repeats import Repeats
+from broker.ordering.service import CreatedTasks, OrderService
+from broker.orders import Plan
 from broker.sentences import Language, Sentences
+from broker.tasks.cancellation import TaskCanceler
+from broker.tasks.queries import TaskQueries
 from storage.tasks import SHOWN
 
 LONGEST_WAIT: Final = 30.0
@@ -39,11 +41,13 @@ _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 class Native:
     """The routes of the contract's Native HTTP."""
 
-    broker: Broker
+    orders: OrderService
+    queries: TaskQueries
+    canceler: TaskCanceler
     access: Access
     views: Views
     sentences: Sentences
-    repeats: Repeats[Created]
+    max_form_bytes: int
 
     # -- ordering
 
@@ -53,44 +57,32 @@ class Native:
         key = _idempotency_key(request)
         media_type, options = bodies.kind(request)
         if media_type == "multipart/form-data":
-            form = await bodies.read_form(request, options, self._most_form_bytes())
+            form = await bodies.read_form(request, options, self.max_form_bytes)
             try:
                 return await self._order(request, caller, Given.in_form(form), key)
             finally:
                 await form.close()
         if media_type == "application/json" or re.fullmatch(r"application/[\w.-]+\+json", media_type):
-            document = await bodies.read_object(request, min(MOST_JSON_BYTES, self._most_form_bytes()))
+            document = await bodies.read_object(request, min(MOST_JSON_BYTES, self.max_form_bytes))
             return await self._order(request, caller, Given.in_object(document), key)
         raise Refusal(
             "invalid_request", "Send the order as multipart/form-data or application/json.", field="Content-Type"
         )
 
-    def _most_form_bytes(self) -> int:
-        """As many of the largest images as the hungriest model takes, and the rest of the form."""
-        most = max(model.max_references for model in self.broker.catalog.models)
-        return most * self.broker.max_file_size + FORM_OVERHEAD
-
     async def _order(self, request: Request, caller: Caller, given: Given, key: str | None) -> Response:
-        order = given.request(key, _sent_before(request))
+        order = given.request(key, _retry_count(request))
+        plan = self.orders.plan(order)
         if given.truth("dryRun"):
-            preview = await self.broker.preview(order)
+            preview = await self.orders.dry_run(order, plan)
             document = {**preview, "ignored": given.ignored(preview["ignored"])}
-            return answer({"success": True, "dryRun": True, "data": document}, 200, _warned(preview["warnings"]))
-        created = await self._created(request, caller, order)
-        return self._accepted(created, self.broker.quote(order), given.ignored(created.ignored), language(request))
-
-    async def _created(self, request: Request, caller: Caller, order: Order) -> Created:
-        """Durable tasks; those of the first try for a client that repeats by itself, unless it has a key anyway."""
-        if order.sent_before is None or order.idempotency_key is not None:
-            return await self.broker.create(caller.name, order)
-        who = (caller.name, await self.broker.fingerprint(order))
-        created = await self.repeats.once(who, order.sent_before, lambda: self.broker.create(caller.name, order))
+            return answer({"success": True, "dryRun": True, "data": document}, 200, _warned(plan.warnings))
+        created = await self.orders.create(caller.name, order, plan)
         if not await request.is_disconnected():
-            self.repeats.answered(who, created)
-        return created
+            await self.orders.mark_answered(created)
+        return self._accepted(created, plan, given.ignored(plan.ignored), language(request))
 
-    def _accepted(self, created: Created, quote: Quote, ignored: list[str], language: Language) -> Response:
-        first, batch = created.tasks[0].id, created.tasks[0].batch
+    def _accepted(self, created: CreatedTasks, plan: Plan, ignored: list[str], language: Language) -> Response:
+        first, batch, quote = created.tasks[0].id, created.tasks[0].batch, plan.quote
         document = {
             "success": True,
             "taskId": first,
@@ -101,10 +93,10 @@ class Native:
             "batchId": batch,
             "batchUrl": f"/api/batch/{batch}",
             "ignored": ignored,
-            "warnings": list(quote.warnings),
+            "warnings": list(plan.warnings),
             "estimate": {"price": quote.price, "count": quote.count, "total": quote.total, "unit": quote.unit},
         }
-        headers = {"location": f"/api/task/{first}", "retry-after": POLL_SECONDS, **_warned(quote.warnings)}
+        headers = {"location": f"/api/task/{first}", "retry-after": POLL_SECONDS, **_warned(plan.warnings)}
         return answer(document, 202, headers)
 
     # -- looking
@@ -114,7 +106,7 @@ class Native:
         task_id = request.path_params["id"]
         seconds = seconds_to_wait(request)
         if seconds:
-            await unless_gone(request, self.broker.wait(task_id, seconds))
+            await unless_gone(request, self.queries.wait(task_id, seconds))
         return (await self.views.of(task_id, language(request))).to(request)
 
     async def events(self, request: Request) -> Response:
@@ -122,7 +114,7 @@ class Native:
         task_id, speech = request.path_params["id"], language(request)
         now = await self.views.of(task_id, speech)
         last = request.headers.get("last-event-id")
-        if last == _event_id(now.tag) and (await self.broker.get(task_id)).ended:
+        if last == _event_id(now.tag) and (await self.queries.get(task_id)).ended:
             return Response(status_code=204)  # the one answer after which a browser does not come again
         return _Events(
             self._changes(task_id, speech, last), ping=PING_SECONDS, sep="\n", headers={"Vary": "Accept-Language"}
@@ -130,7 +122,7 @@ class Native:
 
     async def _changes(self, task_id: str, speech: Language, last: str | None) -> AsyncIterator[ServerSentEvent]:
         with suppress(Refusal):  # deleted while somebody looked on: the next request hears of it
-            async with aclosing(self.broker.changes(task_id)) as changes:
+            async with aclosing(self.queries.changes(task_id)) as changes:
                 async for _ in changes:
                     now = await self.views.of(task_id, speech)
                     if _event_id(now.tag) != last:
@@ -145,7 +137,7 @@ class Native:
             raise Refusal("invalid_request", f"status must be one of {', '.join(SHOWN)}.", field="status")
         limit = limit_of(request.query_params.get("limit"))
         before = cursor_of(request.query_params.get("cursor"), "task")
-        tasks = await self.broker.newest(status=status, limit=limit + 1, before=before)
+        tasks = await self.queries.list_newest(status=status, limit=limit + 1, before=before)
         page, more = page_of(tasks, limit)
         speech = language(request)
         documents = [await self.views.document(task, speech) for task in page]
@@ -156,15 +148,16 @@ class Native:
 
     async def cancel(self, request: Request) -> Response:
         self.access.require(request)
-        task = await self.broker.cancel(request.path_params["id"])
+        task = await self.canceler.cancel_task(request.path_params["id"])
         return answer({"success": True, "data": await self.views.document(task, language(request))})
 
     async def retry(self, request: Request) -> Response:
         """A failed task again, as a new one. Asked for twice, the same new one."""
         self.access.require(request)
-        caller, order = await self.broker.failed_order(request.path_params["id"])
-        created = await self.broker.create(caller, order)
-        return self._accepted(created, self.broker.quote(order), list(created.ignored), language(request))
+        caller, order = await self.orders.failed_request(request.path_params["id"])
+        plan = self.orders.plan(order)
+        created = await self.orders.create(caller, order, plan)
+        return self._accepted(created, plan, list(plan.ignored), language(request))
 
 
 class _Events(EventSourceResponse):
@@ -177,6 +170,11 @@ class _Events(EventSourceResponse):
 
 def _event_id(tag: str) -> str:
     return tag.strip('"')
+
+
+def max_form_bytes(catalog: Catalog, max_file_size_bytes: int) -> int:
+    """Return the size limit of a form: the references of the model that takes most, and the other fields."""
+    return max(model.max_references for model in catalog.models) * max_file_size_bytes + FORM_OVERHEAD
 
 
 async def unless_gone(request: Request, waiting: Any) -> None:
@@ -216,8 +214,8 @@ def _idempotency_key(request: Request) -> str | None:
     return keys[0]
 
 
-def _sent_before(request: Request) -> int | None:
-    """How often an SDK of Stainless' making says it has sent this request already; none of theirs says nothing."""
+def _retry_count(request: Request) -> int | None:
+    """Return how many times an SDK made by Stainless says it has sent this request before; None for other clients."""
     count = request.headers.get("x-stainless-retry-count", "")
     return int(count) if re.fullmatch(r"[0-9]{1,3}", count) else None
 

@@ -14,11 +14,13 @@ from starlette.responses import Response
 
 from broker.api.access import Access
 from broker.api.answers import answer, language
-from broker.broker import Broker
+from broker.clock import Clock
 from broker.gauges import Gauges
 from broker.sentences import Sentences
+from broker.tasks.queries import TaskQueries
 from broker.worker import Worker
-from storage.database import StorageError
+from storage.blobs import BlobStore
+from storage.database import Database, StorageError
 from storage.migrate import probe
 
 PATIENCE: Final = 5.0
@@ -27,7 +29,10 @@ OLDEST_BEAT: Final = 30.0
 
 @dataclass(frozen=True, kw_only=True)
 class Operations:
-    broker: Broker
+    clock: Clock
+    database: Database
+    blobs: BlobStore
+    queries: TaskQueries
     worker: Worker
     gauges: Gauges
     access: Access
@@ -42,10 +47,10 @@ class Operations:
         """Whether an order that comes now would be kept and worked on; else which part is to blame."""
         self.access.require(request)
         parts = {
-            "database": await _trouble(probe(self.broker.database)),
-            "blobs": await _trouble(self.broker.blobs.check()),
+            "database": await _trouble(probe(self.database)),
+            "blobs": await _trouble(self.blobs.check()),
             "worker": self._worker_trouble(),
-            "server": "it is stopping" if self.broker.closing else None,
+            "server": "it is stopping" if self.queries.closing else None,
         }
         checks = {name: trouble or "ok" for name, trouble in parts.items()}
         if not any(parts.values()):
@@ -61,7 +66,7 @@ class Operations:
         return answer(document, 503, {"retry-after": "5"})
 
     def _worker_trouble(self) -> str | None:
-        silent = self.broker.clock.now() - self.worker.beat_at
+        silent = self.clock.now() - self.worker.beat_at
         return f"it has not been seen for more than {OLDEST_BEAT:.0f} seconds" if silent > OLDEST_BEAT else None
 
     async def metrics(self, request: Request) -> Response:

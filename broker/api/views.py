@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from broker.api.answers import Prepared
-from broker.broker import Broker
+from broker.clock import Clock
+from broker.forecast import Forecast
 from broker.sentences import Language
-from broker.showing import Progress
+from broker.showing import Progress, Showing
+from broker.tasks.queries import TaskQueries
 from storage.tasks import Task
 
 MOST_BYTES: Final = 16 * 2**20
@@ -32,33 +34,36 @@ class Views:
     row whose change nobody can see is still "not modified".
     """
 
-    broker: Broker
+    clock: Clock
+    queries: TaskQueries
+    forecast: Forecast
+    showing: Showing
     most_bytes: int = MOST_BYTES
     _kept: OrderedDict[tuple[str, Language], _Kept] = field(default_factory=OrderedDict)
     _bytes: int = 0
 
     async def of(self, task_id: str, language: Language) -> Prepared:
         """Raises `Refusal` for ids without a task."""
-        version = await self.broker.version(task_id)
+        version = await self.queries.get_version(task_id)
         kept = self._kept.get((task_id, language))
-        now = self.broker.clock.monotonic()
+        now = self.clock.monotonic()
         if kept is not None and kept.version == version and now < kept.until:
             self._kept.move_to_end((task_id, language))
             return kept.prepared
-        task = await self.broker.get(task_id)
-        progress = await self.broker.forecast.of(task)
+        task = await self.queries.get(task_id)
+        progress = await self.forecast.of(task)
         document = {"success": True, "data": await self._told(task, language, progress)}
         prepared = Prepared.of(document, ended=task.ended)
-        until = self.broker.clock.monotonic() + progress.fresh_for
+        until = self.clock.monotonic() + progress.fresh_for
         self._keep((task_id, language), _Kept(version=task.version, until=until, prepared=prepared))
         return prepared
 
     async def document(self, task: Task, language: Language) -> dict[str, Any]:
         """What is told of a task, without the answer around it."""
-        return await self._told(task, language, await self.broker.forecast.of(task))
+        return await self._told(task, language, await self.forecast.of(task))
 
     async def _told(self, task: Task, language: Language, progress: Progress) -> dict[str, Any]:
-        return self.broker.showing.document(task, await self.broker.results(task), language, progress)
+        return self.showing.document(task, await self.queries.get_results(task), language, progress)
 
     def _keep(self, key: tuple[str, Language], kept: _Kept) -> None:
         old = self._kept.pop(key, None)

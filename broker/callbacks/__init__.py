@@ -1,0 +1,1 @@
+"""Callbacks: what providers send to us."""

@@ -1,0 +1,1 @@
+"""Notifications: the webhooks that callers receive."""
