@@ -34,7 +34,7 @@ from broker.metrics import Metrics
 from broker.sentences import Sentences
 from broker.services import Services
 from storage.database import StorageError
-from webhooks.proofs import Presence
+from webhooks.tokens import ChallengeResponse
 
 Door = Callable[[Request], Awaitable[Response]]
 
@@ -66,7 +66,7 @@ def build_app(services: Services) -> Starlette:
     hooks = Hooks(
         clock=services.clock,
         receiver=services.callbacks,
-        presence=Presence(secret),
+        challenge=ChallengeResponse(secret),
         metrics=services.metrics,
         sentences=sentences,
         access=access,

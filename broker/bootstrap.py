@@ -12,7 +12,9 @@ from broker import agreement
 from broker.catalog import Catalog
 from broker.clock import Clock, SystemClock
 from broker.errors import SettingsError
-from broker.outgoing import ApiClient, Fetcher
+from broker.net.api_client import ApiClient
+from broker.net.fetcher import Fetcher
+from broker.net.hosts import local_base_url
 from broker.probing import PROBE_SECONDS
 from broker.providers.addresses import adapter_for
 from broker.providers.base import Provider
@@ -26,14 +28,12 @@ from storage.blobs import BlobStore
 from storage.database import Database
 from storage.facts import Facts
 from storage.local import LocalBlobs
-from storage.migrate import known_to_all, upgrade
+from storage.migrate import upgrade
 from storage.sqlite import SqliteDatabase, sqlite_path
-from webhooks.proofs import CallbackTokens
+from webhooks.tokens import CallbackTokens
 
 PLACES = 100
 """kie.ai, Getting Started: an account may usually have 100 and more jobs running."""
-SHARING = 5
-"""The migration with which equal results are stored once: older processes would delete what others still need."""
 FREE_FLOOR = 64 * 2**20
 """Bytes that images leave free on the disk: the database must always be able to write down what happened."""
 
@@ -146,7 +146,6 @@ async def open_services(
             tokens=CallbackTokens(secret),
             address=_address(settings, port, local_provider=local_provider, now=clock.now()),
             agents=Agents(client=scouts, tunnel_api=settings.tunnel_api, port=port or settings.port),
-            shares_from=await known_to_all(database, SHARING),
         ).services()
         stack.push_async_callback(services.thumbnails.aclose)
         await stack.enter_async_context(watching(services.metrics))
@@ -158,7 +157,9 @@ async def open_services(
 def _address(settings: Settings, port: int | None, *, local_provider: bool, now: float) -> PublicAddress:
     """Ours before any tunnel was looked for. Raises `SettingsError` for a wrong WEBHOOK_BASE_URL."""
     if local_provider:
-        return PublicAddress(current=PublicUrl(url=local_address(settings, port), source="local"))
+        return PublicAddress(
+            current=PublicUrl(url=local_base_url(settings.host, port or settings.port), source="local")
+        )
     if settings.webhook_base_url:
         return PublicAddress(current=PublicUrl(url=check_configured(settings.webhook_base_url), source="configured"))
     return PublicAddress(since=now)
@@ -190,12 +191,6 @@ def provider_for(settings: Settings, client: ApiClient, catalog: Catalog, clock:
         concurrency=places,
         now=clock.now,
     )
-
-
-def local_address(settings: Settings, port: int | None) -> str:
-    """How this machine reaches the broker."""
-    host = "127.0.0.1" if settings.host in {"0.0.0.0", "::", "localhost", ""} else settings.host  # noqa: S104
-    return f"http://[{host}]:{port or settings.port}" if ":" in host else f"http://{host}:{port or settings.port}"
 
 
 def secret_file(settings: Settings) -> Path:

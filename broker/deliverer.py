@@ -16,16 +16,16 @@ from random import SystemRandom
 from typing import Any, Final
 
 from broker.clock import Clock
-from broker.errors import EgressRefused, FetchError
+from broker.errors import DownloadError, EgressBlocked
 from broker.logs import log
 from broker.metrics import Metrics
-from broker.outgoing import Fetcher
+from broker.net.fetcher import Fetcher
 from storage.database import Stale
 from storage.deliveries import Deliveries, Delivery, Fate, Try
 from storage.tasks import Lease
-from webhooks import outbound
-from webhooks.outbound import Heard, Next
-from webhooks.signing import StandardSignature
+from webhooks import retry_policy
+from webhooks.retry_policy import NextStep, ReceiverResponse
+from webhooks.signatures.standard import StandardSignature
 
 PLACES: Final = 16
 PLACES_AGAIN: Final = 8
@@ -154,22 +154,22 @@ class Deliverer:
             number=delivery.tries + 1,
             at=at,
             status=heard.status,
-            error=heard.trouble,
+            error=heard.error,
             milliseconds=round(seconds * 1000),
         )
         await self._note(delivery, one, heard, kind)
 
-    async def _tell(self, delivery: Delivery, at: float) -> tuple[Heard, str]:
+    async def _tell(self, delivery: Delivery, at: float) -> tuple[ReceiverResponse, str]:
         """What the receiver said, and in one word how it went."""
         body = delivery.body.encode()
-        headers = {"Content-Type": "application/json", **self.signature.headers(delivery.id, at, body)}
+        headers = {"Content-Type": "application/json", **self.signature.sign(delivery.id, at, body)}
         try:
             answer = await self.fetcher.post(delivery.url, content=body, headers=headers, timeout=self.timeout)
-        except EgressRefused as error:
-            return Heard(trouble=_why(error)), "forbidden"
-        except FetchError as error:
-            return Heard(trouble=_why(error)), "unreached"
-        return Heard(status=answer.status, retry_after=answer.headers.get("retry-after")), "refused"
+        except EgressBlocked as error:
+            return ReceiverResponse(error=_why(error)), "forbidden"
+        except DownloadError as error:
+            return ReceiverResponse(error=_why(error)), "unreached"
+        return ReceiverResponse(status=answer.status, retry_after=answer.headers.get("retry-after")), "refused"
 
     def _remember(self, host: str, seconds: float) -> None:
         now = self.clock.monotonic()
@@ -177,10 +177,10 @@ class Deliverer:
         if seconds >= self.slow:
             self._slow_until[host] = now + SLOW_FOR
 
-    async def _note(self, delivery: Delivery, one: Try, heard: Heard, kind: str) -> None:
+    async def _note(self, delivery: Delivery, one: Try, heard: ReceiverResponse, kind: str) -> None:
         now = self.clock.now()
         rung = delivery.rung + 1
-        then = outbound.after(rung, heard, now, self.random)
+        then = retry_policy.next_step(rung, heard, now, self.random)
         try:
             await self.deliveries.tried(delivery, one, rung=rung, **_changes(then, heard, now))
         except Stale:
@@ -193,7 +193,7 @@ class Deliverer:
         self._say(delivery, one, then)
 
     @staticmethod
-    def _say(delivery: Delivery, one: Try, then: Next) -> None:
+    def _say(delivery: Delivery, one: Try, then: NextStep) -> None:
         facts = {"delivery": delivery.id, "task": delivery.task_id, "type": delivery.type, "number": one.number}
         match then.fate:
             case Fate.DELIVERED:
@@ -219,7 +219,7 @@ def _domain(host: str) -> str:
     return host if is_address else ".".join(labels[-2:])
 
 
-def _changes(then: Next, heard: Heard, now: float) -> dict[str, Any]:
+def _changes(then: NextStep, heard: ReceiverResponse, now: float) -> dict[str, Any]:
     return {
         "outcome": then.fate,
         "due_at": then.due_at,
@@ -230,6 +230,6 @@ def _changes(then: Next, heard: Heard, now: float) -> dict[str, Any]:
     }
 
 
-def _why(error: FetchError) -> str:
+def _why(error: DownloadError) -> str:
     """Without the address, which stands beside it."""
     return str(error).rpartition(": ")[2][:200]

@@ -4,9 +4,9 @@ Exception
 ├── Refusal            the caller asked for something we do not do; becomes the HTTP error of its code
 ├── SettingsError      a wrong environment variable; stops the start with name, shape and cure
 ├── ProviderError      we could not learn what the provider knows (permanent: asking again will not help)
-│   └── NotSent        no byte of the request left the house
-└── FetchError         a result could not be brought home (code from the task error codes)
-    └── EgressRefused  the address is not one we ever talk to
+│   └── NotSent        no byte of the request was sent
+└── DownloadError      a result could not be downloaded (code from the task error codes)
+    └── EgressBlocked  the URL is one that is never requested
 """
 
 from __future__ import annotations
@@ -124,8 +124,8 @@ class NotSent(ProviderError):
         self.at = at
 
 
-class FetchError(Exception):
-    """Bytes from an outside address did not arrive as they should.
+class DownloadError(Exception):
+    """The bytes behind a URL from outside did not arrive as they should.
 
     code: `result_gone`, `invalid_result` or `download_failed`. The message never holds the URL's query.
     """
@@ -135,7 +135,7 @@ class FetchError(Exception):
         self.code = code
 
 
-class EgressRefused(FetchError):
+class EgressBlocked(DownloadError):
     """The address is private, special or malformed; nothing was sent to it."""
 
     def __init__(self, message: str) -> None:

@@ -18,9 +18,6 @@ from storage.tasks import Attempt, State, Task
 UNSENT: Final = frozenset({State.QUEUED, State.SUBMITTING, State.WAITING})
 """States in which a first success is what everybody waits for, and in which a task can be canceled."""
 
-SPARED_LEAST: Final = 60.0
-SPARED_MOST: Final = 3600.0
-
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
@@ -505,11 +502,6 @@ def expired(task: Task, now: float, rules: Rules) -> Changes:
 def emptied(now: float, rules: Rules) -> Changes:
     """An expired task whose files are gone, too."""
     return Changes(task={"tries": 1, "due_at": now + rules.tombstone})
-
-
-def spared(needed_until: float, now: float) -> Changes:
-    """An expired task whose files others still need: looked at again when the last of them goes, or sooner."""
-    return Changes(task={"due_at": min(max(needed_until, now + SPARED_LEAST), now + SPARED_MOST)})
 
 
 def backoff(tries: int, rules: Rules, *, most: float) -> float:

@@ -89,11 +89,6 @@ class Metrics:
         self.downloads = Counter(
             "broker_downloads", "Tries to bring a result home, by outcome", ["outcome"], registry=self.registry
         )
-        self.shared_results = Counter(
-            "broker_shared_results",
-            "Results whose bytes were here already, as those of another task",
-            registry=self.registry,
-        )
         self.thumbnails = Counter(
             "broker_thumbnails", "Thumbnails that were asked for and not there", ["outcome"], registry=self.registry
         )

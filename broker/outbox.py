@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from broker.addresses import read_link
 from broker.clock import Clock, iso
-from broker.errors import EgressRefused
+from broker.errors import EgressBlocked
+from broker.net.url_policy import parse_url
 from broker.showing import Showing
 from storage.database import Statement
 from storage.deliveries import Deliveries, Delivery
@@ -26,17 +26,11 @@ class Outbox:
     showing: Showing
 
     async def telling(self, was: Task, will: Task) -> Sequence[Statement]:
-        """Nothing, or the event that goes along when a row changes; safe to be run again."""
-        return await self._telling(will, event_between(was.status, will.status))
-
-    async def telling_now(self, task: Task) -> Sequence[Statement]:
-        """The event of its present end, if it has ended; nothing new if it is written already."""
-        return await self._telling(task, event_between("", task.status))
-
-    async def _telling(self, task: Task, event: Event | None) -> Sequence[Statement]:
-        if event is None or task.callback_url is None:
+        """Return the statement that writes the event of a change, or none; it may run twice."""
+        event = event_between(was.status, will.status)
+        if event is None or will.callback_url is None:
             return ()
-        return (self.deliveries.adding(await self._delivery(task, task.callback_url, event)),)
+        return (self.deliveries.adding(await self._delivery(will, will.callback_url, event)),)
 
     async def _delivery(self, task: Task, url: str, event: Event) -> Delivery:
         now = self.clock.now()
@@ -56,6 +50,6 @@ class Outbox:
 def _host(url: str) -> str:
     """Empty for an address that cannot be read: it will be refused when it is tried, and holds up no end of a task."""
     try:
-        return read_link(url).authority
-    except EgressRefused:
+        return parse_url(url).authority
+    except EgressBlocked:
         return ""

@@ -8,8 +8,8 @@ from enum import StrEnum
 from typing import Final
 
 from broker.errors import ProviderError
-from broker.outgoing import ApiClient
-from webhooks.proofs import Presence, new_nonce
+from broker.net.api_client import ApiClient
+from webhooks.tokens import ChallengeResponse, new_nonce
 
 GREETING: Final = "/api/webhook/nano-banana"
 PROBE_SECONDS: Final = 10.0
@@ -48,7 +48,7 @@ class Prober:
     """
 
     client: ApiClient
-    presence: Presence
+    presence: ChallengeResponse
 
     async def probe(self, base: str, seconds: float = PROBE_SECONDS) -> RoundTrip:
         """base: an address without a slash at the end."""
@@ -63,7 +63,7 @@ class Prober:
             said = answer.json()
         except ProviderError:
             said = None
-        if isinstance(said, dict) and self.presence.shown(nonce, said.get("probe")):
+        if isinstance(said, dict) and self.presence.is_valid(nonce, said.get("probe")):
             return RoundTrip(verdict=Verdict.US, seconds=time.perf_counter() - began)
         if isinstance(said, dict) and said.get("message") == "Nano Banana webhook endpoint is ready":
             why = "a broker answers there, but not one with our SECRET_KEY"

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
-from broker.addresses import is_loopback, read_link
-from broker.errors import EgressRefused, ProviderError, SettingsError
-from broker.outgoing import ApiClient
+from broker.errors import EgressBlocked, ProviderError, SettingsError
+from broker.net.api_client import ApiClient
+from broker.net.hosts import is_loopback_host
+from broker.net.url_policy import parse_url
 
 CLOUDFLARED: Final = tuple(f"http://127.0.0.1:{port}" for port in range(20241, 20246))
 """Where cloudflared serves its metrics when nothing else is configured."""
@@ -105,8 +106,8 @@ def check_configured(text: str) -> str:
     """WEBHOOK_BASE_URL as we use it; a path in front of ours is kept."""
     text = text.strip()
     try:
-        link = read_link(text)
-    except EgressRefused as exc:
+        link = parse_url(text)
+    except EgressBlocked as exc:
         raise _wrong(str(exc)) from None
     if "?" in text or "#" in text:
         raise _wrong("the address has a query or a fragment")
@@ -138,7 +139,7 @@ def _ngrok(answer: Any) -> Iterator[Tunnel]:
 def _cloudflared(answer: Any) -> Iterator[Tunnel]:
     hostname = _field(answer, "hostname")
     if isinstance(hostname, str) and hostname:
-        scheme = "http" if is_loopback(hostname.rpartition(":")[0]) else "https"
+        scheme = "http" if is_loopback_host(hostname.rpartition(":")[0]) else "https"
         yield Tunnel(url=f"{scheme}://{hostname}", port=None, agent="cloudflared")
 
 
@@ -159,7 +160,7 @@ def _public(url: str) -> str | None:
     with suppress(SettingsError):
         address = check_configured(url)
         parts = urlsplit(address)
-        return address if parts.scheme == "https" or is_loopback(parts.hostname or "") else None
+        return address if parts.scheme == "https" or is_loopback_host(parts.hostname or "") else None
     return None
 
 

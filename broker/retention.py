@@ -1,8 +1,7 @@
 """Retention: what ended long enough ago is forgotten, many tasks at a time, and so is what nobody's row speaks of.
 
 Results: rows first, files later, with the task's own row to remind of them; whoever reads a file in that moment keeps
-it. Files that are results of living tasks, too (`holder`), stay until those are forgotten. References: files first,
-because nothing but their rows reminds of them. What has no row at all is swept.
+it. References: files first, because nothing but their rows reminds of them. What has no row at all is swept.
 
 Decisions worth remembering
 
@@ -26,18 +25,17 @@ from broker.clock import Clock
 from broker.lifecycle import Rules
 from broker.logs import log
 from broker.metrics import Metrics
-from broker.outbox import Outbox
 from broker.steps import reference_owner
 from storage.blobs import BlobStore
 from storage.chores import Chores
-from storage.database import Database, Stale
+from storage.database import Database
 from storage.deliveries import Deliveries
 from storage.facts import Facts
 from storage.hooks import Hooks
 from storage.idempotency import IdempotencyRecords
 from storage.images import Images
 from storage.migrate import born_at
-from storage.tasks import DUE, State, Task, Tasks
+from storage.tasks import State, Task, Tasks
 
 STATES: Final = (State.SUCCEEDED, State.FAILED, State.CANCELED, State.EXPIRED)
 """States whose step deletes something."""
@@ -46,8 +44,6 @@ BATCH: Final = 500
 EVERY: Final = 60.0
 SWEEP_EVERY: Final = 3600.0
 FEW_STRAYS: Final = 10
-RECENT: Final = 600.0
-"""Ends of so many seconds are looked at each time, whether they are in the outbox; all of them every `SWEEP_EVERY`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +58,6 @@ class Retention:
     hooks: Hooks
     idempotency: IdempotencyRecords
     deliveries: Deliveries
-    outbox: Outbox
     chores: Chores
     facts: Facts
     blobs: BlobStore
@@ -79,9 +74,7 @@ class Retention:
         if full:
             await self._empty(full)
         if empty := [task for task in tasks if task.tries > 0]:
-            # an older process may have left rows of thumbnails
-            leftovers = self.images.deleting([task.id for task in empty])
-            await self.database.transact(leftovers, *self.tasks.deleting_all(empty))
+            await self.database.transact(*self.tasks.deleting_all(empty))
 
     async def _expire(self, tasks: Sequence[Task]) -> None:
         """What the callers gave and got is forgotten; that there were tasks is remembered for a while."""
@@ -98,26 +91,16 @@ class Retention:
             log.info("tasks are expired now", action="task_expired", was=alike[0].state.value, count=expired.count)
 
     async def _empty(self, tasks: Sequence[Task]) -> None:
-        """The files of expired tasks that nobody else needs, and of the references whose orders are all expired."""
-        needed = await self.images.needed([task.id for task in tasks])
-        bare = [task for task in tasks if task.id not in needed]
+        """Delete the files of expired tasks, and those of references whose orders are all expired."""
         batches = list({task.batch for task in tasks})
         alive = await self.tasks.unexpired_batches(batches)
         owners = [reference_owner(batch) for batch in batches if batch not in alive]
         referring = sorted(await self.images.owning(owners)) if owners else []
         # bytes first: a row is what reminds the next try of them, if this one goes wrong in between
-        await asyncio.gather(*(self.blobs.delete(owner) for owner in (*(task.id for task in bare), *referring)))
-        now = self.clock.now()
-        saving = [
-            self.tasks.saving_all([task], **lifecycle.spared(needed[task.id], now).task)
-            for task in tasks
-            if task.id in needed
-        ]
-        if bare:
-            saving.append(self.tasks.saving_all(bare, **lifecycle.emptied(now, self.rules).task))
-        if referring:
-            saving.append(self.images.deleting(referring))
-        await self.database.transact(*saving)
+        await asyncio.gather(*(self.blobs.delete(owner) for owner in (*(task.id for task in tasks), *referring)))
+        deleting = [self.images.deleting(referring)] if referring else []
+        emptied = lifecycle.emptied(self.clock.now(), self.rules).task
+        await self.database.transact(self.tasks.saving_all(tasks, **emptied), *deleting)
 
     async def shorten(self) -> None:
         """A retention that is shorter than before counts for what has ended already, too: once, by whoever is first."""
@@ -133,40 +116,13 @@ class Retention:
     # -- what no task's row reminds of
 
     async def housekeep(self) -> None:
-        """Old callbacks, keys and webhooks, untold ends, what dead writers left: the store is never held for long."""
+        """Delete old callbacks, idempotency keys, webhooks and files without a row, a few hundred at a time."""
         before = self.clock.now() - self.rules.retention
         await _in_batches(lambda: self.hooks.forget(before, BATCH))
         await _in_batches(lambda: self.idempotency.delete_before(before, BATCH))
         await _in_batches(lambda: self.deliveries.forget(before, BATCH))
-        await self.tell_untold(self.clock.now() - RECENT)
-        if await self.chores.take("untold", now=self.clock.now(), every=SWEEP_EVERY):
-            await self.tell_untold(before)
         if await self.chores.take("sweep", now=self.clock.now(), every=SWEEP_EVERY):
             await self.sweep(older_than=SWEEP_EVERY)
-
-    async def tell_untold(self, since: float) -> None:
-        """Put ends since a moment into the outbox that a process of a version without one has left out."""
-        # older than that, what was told may be forgotten already
-        since = max(since, self.clock.now() - self.rules.retention + RECENT)
-        after: tuple[float, str] | None = (since, "")
-        while after is not None:
-            untold = await self.deliveries.untold(after=after, limit=BATCH)
-            for task_id in untold.tasks:
-                await self._tell(task_id)
-            after = untold.after
-
-    async def _tell(self, task_id: str) -> None:
-        task = await self.tasks.get(task_id)
-        telling = await self.outbox.telling_now(task) if task else ()
-        if task is None or not telling:
-            return
-        try:
-            await self.database.transact(self.tasks.pinning(task_id, task.state), *telling, wake=(DUE,))
-        except Stale:
-            return  # it goes on, and whoever moved it tells of it
-        log.warning(
-            "an older process ended a task without telling; its caller is told now", action="untold", task=task_id
-        )
 
     async def housekeep_for_all(self) -> None:
         """Unless another process does it just now."""
@@ -191,7 +147,6 @@ class Retention:
             batch = owners[start : start + BATCH]
             # one whose task lives may get its row any moment, and is cleared away with its task
             known = await self.images.owning(batch) | await self.tasks.living(batch)
-            known |= set(await self.images.needed(batch))  # last: for those that do not live this only shrinks
             strays += [owner for owner in batch if owner not in known]
         return strays
 

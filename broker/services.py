@@ -18,6 +18,7 @@ from broker.gauges import Gauges
 from broker.lifecycle import Rules
 from broker.lookout import Lookout
 from broker.metrics import Metrics
+from broker.net.fetcher import Fetcher
 from broker.notifications.delivery_log import DeliveryLog
 from broker.ordering.idempotency import Idempotency
 from broker.ordering.plan import Planner
@@ -25,9 +26,9 @@ from broker.ordering.rate_limit import RateLimiter
 from broker.ordering.references import ReferenceIntake
 from broker.ordering.service import OrderService
 from broker.outbox import Outbox
-from broker.outgoing import Fetcher
 from broker.probing import Prober
 from broker.providers.base import Provider
+from broker.providers.kie.signature import callback_signature
 from broker.public_url import Agents, PublicAddress
 from broker.retention import Retention
 from broker.sentences import Sentences
@@ -50,8 +51,9 @@ from storage.lanes import Lanes, Limits
 from storage.rate_limits import RateLimits
 from storage.tasks import Tasks
 from uploads.intake import Intake
-from webhooks.proofs import CallbackTokens, KieSignature, Presence, Signature, Unsigned
-from webhooks.signing import StandardSignature, derived_key, read_secret
+from webhooks.signatures.base import Signature, Unsigned
+from webhooks.signatures.standard import StandardSignature, derived_key, read_secret
+from webhooks.tokens import CallbackTokens, ChallengeResponse
 
 DOWNLOADS_AT_ONCE = 20
 TURNS = 2
@@ -91,7 +93,7 @@ class Services:
 
 @dataclass(frozen=True, kw_only=True)
 class Composition:
-    """What was opened, and the parts made of it. shares_from: when equal results may be stored once, see `Steps`."""
+    """What was opened, and the parts made of it."""
 
     settings: Settings
     clock: Clock
@@ -103,7 +105,6 @@ class Composition:
     tokens: CallbackTokens
     address: PublicAddress
     agents: Agents
-    shares_from: float
 
     def services(self) -> Services:
         return Services(
@@ -220,7 +221,6 @@ class Composition:
             callback_url=self.callback_url,
             image_base=lambda: self.address.base,
             max_download_bytes=self.settings.max_download_bytes,
-            shares_from=self.shares_from,
             downloads=asyncio.Semaphore(DOWNLOADS_AT_ONCE),
             turns=asyncio.Semaphore(TURNS),
         )
@@ -346,7 +346,6 @@ class Composition:
             hooks=self.hooks,
             idempotency=self.idempotency_records,
             deliveries=self.deliveries,
-            outbox=self.outbox,
             chores=Chores(self.database),
             facts=Facts(self.database),
             blobs=self.blobs,
@@ -368,7 +367,7 @@ class Composition:
         return Lookout(
             address=self.address,
             agents=self.agents,
-            prober=Prober(client=self.agents.client, presence=Presence(self.tokens.secret)),
+            prober=Prober(client=self.agents.client, presence=ChallengeResponse(self.tokens.secret)),
             steps=self.steps,
             clock=self.clock,
             metrics=self.metrics,
@@ -395,7 +394,7 @@ def _limits(provider: Provider | None) -> Limits | None:
 def _signature(settings: Settings) -> Signature:
     if settings.webhook_key is None:
         return Unsigned()
-    return KieSignature(settings.webhook_key.get_secret_value().encode())
+    return callback_signature(settings.webhook_key.get_secret_value())
 
 
 def signing_keys(settings: Settings, secret: bytes) -> list[bytes]:

@@ -12,7 +12,7 @@ from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, Validation
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from broker.errors import SettingsError
-from webhooks.signing import read_secret
+from webhooks.signatures.standard import read_secret
 
 
 def _split(value: Any) -> Any:

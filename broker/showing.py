@@ -11,7 +11,7 @@ from broker.clock import iso
 from broker.sentences import Language, Sentences
 from storage.images import StoredImage
 from storage.tasks import State, Task
-from uploads.thumbnails import shrinkable
+from uploads.thumbnails import has_thumbnail
 
 _STAGES: Final = {
     State.QUEUED: "queued",
@@ -125,7 +125,7 @@ def _result(image: StoredImage) -> dict[str, Any]:
         "bytes": image.size,
         "mediaType": image.media_type,
         "sha256": image.sha256,
-        "thumbnail": f"{url}?size={SHOWN_SIZE}" if shrinkable(image) else None,
+        "thumbnail": f"{url}?size={SHOWN_SIZE}" if has_thumbnail(image) else None,
     }
 
 

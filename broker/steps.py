@@ -8,35 +8,33 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import json
 import re
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, TypeVar
-from weakref import WeakValueDictionary
 
 from broker import lifecycle, tally
 from broker.clock import Clock
-from broker.errors import FetchError, NotSent, ProviderError
+from broker.errors import DownloadError, NotSent, ProviderError
 from broker.lifecycle import NOTHING, Changes, Rules, Trouble
 from broker.logs import log
 from broker.metrics import Metrics
+from broker.net.fetcher import Fetcher
 from broker.orders import Order, Reference
 from broker.outbox import Outbox
-from broker.outgoing import Fetcher
 from broker.pacing import pause_after
 from broker.providers.base import Provider
 from broker.reports import Failed, Finished, Pending, Report
-from storage.blobs import Blob, BlobMissing, BlobStore
+from storage.blobs import BlobMissing, BlobStore
 from storage.database import Stale, Statement, StorageError
 from storage.hooks import Hook, Hooks
 from storage.images import Images, Kind, StoredImage
 from storage.lanes import Lanes, Limits
 from storage.tasks import DUE, Attempt, State, Task, Tasks, task_channel
-from uploads.intake import Image, Intake, IntakeError, Known
+from uploads.intake import Image, Intake, IntakeError
 
 T = TypeVar("T")
 WRITE_AGAIN_SECONDS = 0.5
@@ -57,9 +55,7 @@ class Steps:
 
     callback_url: (task, attempt) → the address that the provider is to call, with its token; None without
     one. image_base: where a provider reaches our images; None if it cannot. max_download_bytes: of one result.
-    shares_from: the moment from which on equal results are stored once, because all processes know of it.
     turns: how many may stand in line for a provider's lane at once; the others would hold connections meanwhile.
-    arriving: by hash, the results that are being written down just now.
     """
 
     clock: Clock
@@ -77,10 +73,8 @@ class Steps:
     callback_url: Callable[[str, int], str | None]
     image_base: Callable[[], str | None]
     max_download_bytes: int
-    shares_from: float
     downloads: asyncio.Semaphore
     turns: asyncio.Semaphore
-    arriving: MutableMapping[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
 
     async def take(self, task: Task) -> None:
         """The step of the task's state."""
@@ -434,7 +428,7 @@ class Steps:
     def news(self, task: Task, hook: Hook) -> Report:
         """What a callback says to its task; where it is not believed, that the provider is to be asked."""
         provider = self.providers.get(hook.provider)
-        if hook.verdict != "believe" or provider is None:
+        if hook.verdict != "accept" or provider is None:
             return Pending(check_in=0)
         report = provider.parse_callback(json.loads(hook.body))
         return replace(report, job_id=None) if report.job_id == task.id else report
@@ -459,7 +453,7 @@ class Steps:
             begun = self.clock.monotonic()
             try:
                 image = await self._bring_in(task, position)
-            except (FetchError, IntakeError, StorageError) as error:
+            except (DownloadError, IntakeError, StorageError) as error:
                 trouble = _trouble(error)
                 self.metrics.downloads.labels(trouble.code).inc()
                 log.warning(
@@ -475,53 +469,19 @@ class Steps:
         self.metrics.download_seconds.observe(self.clock.monotonic() - begun)
 
     async def _bring_in(self, task: Task, position: int) -> StoredImage:
-        shares = self.clock.now() >= self.shares_from
-        async with contextlib.AsyncExitStack() as turn:
-            image = await self._download(task, position, partial(self._known, task, turn) if shares else None)
-            if await self._keep(task, image):
-                if image.holder is not None:
-                    self.metrics.shared_results.inc()
-            elif image.holder is not None:  # who has these bytes expired in this very moment: bring our own
-                image = await self._download(task, position, None)
-                await self._keep(task, image)
-        return image
-
-    async def _keep(self, task: Task, image: StoredImage) -> bool:
-        """Only while the task waits for it, and the bytes are not about to go: a row never outlives its bytes."""
-        pins = {task.id: self.tasks.pinning(task.id, State.FETCHING)}
-        if image.holder is not None:
-            pins[image.holder] = self.tasks.pinning_owner(image.holder)
-        try:
-            # always in the same order: two tasks may hold something for each other
-            await self.tasks.database.transact(*(pins[name] for name in sorted(pins)), self.images.adding(image))
-        except Stale:
-            return False
-        return True
-
-    async def _download(self, task: Task, position: int, known: Known | None) -> StoredImage:
+        """Download one result and store it."""
         most = self.max_download_bytes
         async with self.fetcher.open(task.outputs[position], max_bytes=most) as download:
-            image = await self.intake.from_stream(task.id, download.chunks, max_bytes=most, known=known)
-        return stored_image(image, owner=task.id, kind="result", position=position, now=self.clock.now())
+            image = await self.intake.from_stream(task.id, download.chunks, max_bytes=most)
+        stored = stored_image(image, owner=task.id, kind="result", position=position, now=self.clock.now())
+        await self._keep(task, stored)
+        return stored
 
-    async def _known(self, task: Task, turn: contextlib.AsyncExitStack, sha256: str, size: int) -> Blob | None:
-        """Whoever brings the same bytes in this moment goes first: the pictures of one request come together."""
-        await turn.enter_async_context(self.arriving.setdefault(sha256, asyncio.Lock()))
-        there = await self.images.equal(sha256, size, besides=task.id)
-        blob = Blob(name=there.blob, size=there.size, sha256=there.sha256) if there else None
-        return blob if blob and await self._is_whole(blob) else None
-
-    async def _is_whole(self, blob: Blob) -> bool:
-        """A row is no proof: the paid bytes in hand are only let go for bytes that were read and are the same."""
-        digest = hashlib.sha256()
-        try:
-            async with contextlib.aclosing(await self.blobs.open(blob.name)) as chunks:
-                async for chunk in chunks:
-                    await asyncio.to_thread(digest.update, chunk)
-        except (BlobMissing, StorageError) as error:
-            log.warning("an image that should be here cannot be read", action="blob_unreadable", why=str(error))
-            return False
-        return digest.hexdigest() == blob.sha256
+    async def _keep(self, task: Task, image: StoredImage) -> None:
+        """Insert the row of an image, only while the task is in FETCHING: a row must not outlive its bytes."""
+        pin = self.tasks.pinning(task.id, State.FETCHING)
+        with contextlib.suppress(Stale):
+            await self.tasks.database.transact(pin, self.images.adding(image))
 
     async def _ask_for_links(self, task: Task) -> None:
         """The provider may have fresh links to the same result; not getting them is no news."""
@@ -579,7 +539,6 @@ def reference_owner(batch: str) -> str:
 def stored_image(image: Image, *, owner: str, kind: Kind, position: int, now: float) -> StoredImage:
     """The row of an image whose bytes are stored, under a public name that nobody can guess."""
     prefix = "generated" if kind == "result" else "reference"
-    holder = image.blob.name.partition("/")[0]
     return StoredImage(
         name=f"{prefix}_{secrets.token_hex(16)}.{image.extension}",
         owner=owner,
@@ -592,7 +551,6 @@ def stored_image(image: Image, *, owner: str, kind: Kind, position: int, now: fl
         height=image.height,
         sha256=image.blob.sha256,
         created_at=now,
-        holder=None if holder == owner else holder,
     )
 
 
@@ -600,8 +558,8 @@ def _output_format(value: str | None) -> Any:
     return value if value in {"png", "jpg"} else None
 
 
-def _trouble(error: FetchError | IntakeError | StorageError) -> Trouble:
-    if isinstance(error, FetchError):
+def _trouble(error: DownloadError | IntakeError | StorageError) -> Trouble:
+    if isinstance(error, DownloadError):
         return Trouble(code=error.code, message=str(error))
     if isinstance(error, StorageError) or error.code == "storage_full":
         return Trouble(code="storage_full", message=str(error))

@@ -8,5 +8,5 @@ Decisions worth remembering
   Reconsider if a statement ever needs a value that only the statement before it can tell.
 * A blob belongs to an owner (a task, or the task whose order brought the reference). Within an owner it is
   named by its hash, so a repeated download is the same file, and retention removes an owner without counting
-  references. Reconsider when equal results of different tasks are to be stored once.
+  references.
 """

@@ -64,14 +64,6 @@ class Try:
     milliseconds: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Untold:
-    """Tasks whose present end is not in the outbox. after: where to go on looking; None at the end."""
-
-    tasks: Sequence[str]
-    after: tuple[float, str] | None
-
-
 _COLUMNS = tuple(f.name for f in fields(Delivery))
 _TRY_COLUMNS = tuple(f.name for f in fields(Try))
 
@@ -139,24 +131,6 @@ class Deliveries:
         """How many are still to be told."""
         row = await self.database.point("SELECT count(*) AS n FROM deliveries WHERE due_at IS NOT NULL")
         return int(row["n"]) if row else 0
-
-    async def untold(self, *, after: tuple[float, str], limit: int) -> Untold:
-        """Looks at the next `limit` ended tasks whose end somebody wants to hear of, behind (ended_at, id) of one."""
-        at, last = after
-        rows = await self.database.fetch(
-            """SELECT id, ended_at, (SELECT 1 FROM deliveries d WHERE d.task_id = tasks.id AND d.type = CASE tasks.state
-                    WHEN 'succeeded' THEN 'task.completed' WHEN 'canceled' THEN 'task.canceled' ELSE 'task.failed' END)
-                    AS told
-                FROM tasks WHERE callback_url IS NOT NULL AND (ended_at, id) > (:at, :last)
-                ORDER BY ended_at, id LIMIT :limit""",
-            at=at,
-            last=last,
-            limit=limit,
-        )
-        return Untold(
-            tasks=[row["id"] for row in rows if row["told"] is None],
-            after=(rows[-1]["ended_at"], rows[-1]["id"]) if len(rows) == limit else None,
-        )
 
     # -- leasing
 

@@ -12,10 +12,9 @@ from storage.database import Database, Statement, record
 class Entry:
     """One line of the inbox: a callback without its content.
 
-    verdict: `believe`, `ask`, `refuse`, `unknown` or `malformed`. status: our HTTP answer. digested_at: when its news
-    was taken in, if it was any; None while it is still to be read. acknowledged_in: seconds from its first byte to the
-    end of our answer; None until that was written down. job_ended_at: when the job ended by the provider's own clock,
-    as far as the body says so. replay_of: the callback that this one repeats, because somebody asked for it.
+    verdict: `accept`, `recheck`, `reject`, `unknown` or `malformed`. status: our HTTP answer. digested_at: when its
+    news was taken in, if it was any; None while it is still to be read. job_ended_at: when the job ended by the
+    provider's own clock, as far as the body says so. replay_of: the callback that this one repeats on request.
     """
 
     id: str
@@ -27,14 +26,13 @@ class Entry:
     reason: str
     received_at: float
     digested_at: float | None = None
-    acknowledged_in: float | None = None
     job_ended_at: float | None = None
     replay_of: str | None = None
 
     @property
     def is_news(self) -> bool:
         """Whether it makes anybody look at its task."""
-        return self.verdict in {"believe", "ask"}
+        return self.verdict in {"accept", "recheck"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +50,7 @@ class Hook(Entry):
 
 _LINE = ", ".join(f.name for f in fields(Entry))
 _COLUMNS = tuple(f.name for f in fields(Hook))
-_CALLED = "h.verdict = 'believe' AND h.replay_of IS NULL"
+_CALLED = "h.verdict = 'accept' AND h.replay_of IS NULL"
 
 
 @dataclass(frozen=True)
@@ -144,12 +142,6 @@ class Hooks:
             sql="UPDATE hooks SET digested_at = :now WHERE id = :id AND digested_at IS NULL",
             params={"id": hook.id, "now": now},
             must_change=True,
-        )
-
-    async def acknowledge(self, hook_id: str, seconds: float) -> None:
-        """How long it took us, once that is known."""
-        await self.database.execute(
-            "UPDATE hooks SET acknowledged_in = :seconds WHERE id = :id", id=hook_id, seconds=seconds
         )
 
     async def forget(self, before: float, limit: int) -> int:

@@ -1,11 +1,6 @@
-"""Which images there are, whose they are and under which public name; the bytes are a blob store's.
+"""The rows of images: owner, public name, measures; the bytes are in a blob store.
 
-Decisions worth remembering
-
-* Equal results are stored once: the later row points to the blob of an earlier task, its `holder`, and no bytes are
-  written. A row that points is written together with a pin on the holder, which is then not expired; from its end on
-  it gets no new ones, so that whoever clears files away sees all of them. Only bytes that are a task's own are pointed
-  to: no chains. A thumbnail belongs to the owner of its image and has its position; it goes where that goes.
+A thumbnail belongs to the owner of its image and has its position; it is deleted together with it.
 """
 
 from __future__ import annotations
@@ -21,10 +16,7 @@ Kind = Literal["result", "reference", "thumbnail-128", "thumbnail-256", "thumbna
 
 @dataclass(frozen=True, kw_only=True)
 class StoredImage:
-    """One image. name: its public file name. owner: a task (results) or a batch (references). size: bytes.
-
-    holder: the task whose blob it is, if that is another one; None for the owner's own.
-    """
+    """One image. name: its public file name. owner: a task (results) or a batch (references). size: bytes."""
 
     name: str
     owner: str
@@ -37,7 +29,6 @@ class StoredImage:
     height: int
     sha256: str
     created_at: float
-    holder: str | None = None
 
 
 _COLUMNS = tuple(f.name for f in fields(StoredImage))
@@ -69,30 +60,6 @@ class Images:
         )
         return record(StoredImage, row) if row else None
 
-    async def equal(self, sha256: str, size: int, *, besides: str) -> StoredImage | None:
-        """The newest result with these bytes that another task holds itself: the one that stays for longest."""
-        row = await self.database.point(
-            """SELECT * FROM images WHERE sha256 = :sha256 AND size = :size AND kind = 'result' AND holder IS NULL
-                AND owner <> :besides ORDER BY created_at DESC LIMIT 1""",
-            sha256=sha256,
-            size=size,
-            besides=besides,
-        )
-        return record(StoredImage, row) if row else None
-
-    async def needed(self, holders: Sequence[str]) -> dict[str, float]:
-        """Those of some hundred tasks whose bytes are also results of others, and when the last of these is due.
-
-        For a task that is expired this only ever shrinks.
-        """
-        listed, params = listing(holders)
-        rows = await self.database.fetch(
-            f"""SELECT i.holder, max(t.due_at) AS due_at FROM images i JOIN tasks t ON t.id = i.owner
-                WHERE i.holder IN ({listed}) AND t.state <> 'expired' GROUP BY i.holder""",
-            **params,
-        )
-        return {row["holder"]: row["due_at"] for row in rows}
-
     async def owning(self, owners: Sequence[str]) -> set[str]:
         """Those of a few hundred owners who have any image."""
         listed, params = listing(owners)
@@ -122,9 +89,8 @@ class Images:
         return Statement(sql=f"DELETE FROM images WHERE owner IN ({listed}) AND {state} = 'expired'", params=params)
 
     async def stored(self) -> dict[str, Any]:
-        """How many images there are, thumbnails included, and their bytes: those of equal ones once."""
+        """How many images there are, thumbnails included, and their bytes."""
         row = await self.database.point(
-            """SELECT count(*) AS n,
-                CAST(coalesce(sum(CASE WHEN holder IS NULL THEN size END), 0) AS BIGINT) AS size FROM images"""
+            "SELECT count(*) AS n, CAST(coalesce(sum(size), 0) AS BIGINT) AS size FROM images"
         )
         return dict(row or {})

@@ -14,10 +14,6 @@ TABLE = """CREATE TABLE IF NOT EXISTS migrations
 MARK = """INSERT INTO migrations (number, name, ran_at) VALUES (:number, :name, :now)
     ON CONFLICT (number) DO NOTHING"""
 
-TOGETHER = 60.0
-"""A database whose migrations ran within this many seconds never had an older process."""
-REPLACED = 86_400.0
-
 
 @dataclass(frozen=True, kw_only=True)
 class Migration:
@@ -82,15 +78,6 @@ async def born_at(database: Database) -> float:
     """When this database was made. Files that are older cannot be its own."""
     row = await database.point("SELECT min(ran_at) AS born_at FROM migrations")
     return float(row["born_at"]) if row and row["born_at"] is not None else float("inf")
-
-
-async def known_to_all(database: Database, number: int) -> float:
-    """From when on every process knows of a migration: those that ran before it are given a day to be replaced."""
-    row = await database.point("SELECT ran_at FROM migrations WHERE number = :number", number=number)
-    if row is None:
-        return float("inf")
-    is_new = row["ran_at"] - await born_at(database) < TOGETHER
-    return 0.0 if is_new else float(row["ran_at"]) + REPLACED
 
 
 async def upgrade(database: Database, now: float) -> list[Migration]:

@@ -1,4 +1,4 @@
-"""Rate limit counters: how many images each caller ordered in this minute and in the one before.
+"""Rate limit counters: how many images each caller ordered in its current window.
 
 One row per caller, updated by one compare-and-set statement, so that the limit holds over all processes.
 """
@@ -9,16 +9,20 @@ from dataclasses import dataclass
 
 from storage.database import Database, Statement, record
 
+WINDOW_SECONDS = 60.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class RateUsage:
     """What a caller used of its limit."""
 
-    minute: int
-    """Minutes since the epoch."""
+    started_at: float
+    """When the window began: with the first order after the window before."""
     used: int
-    used_before: int
-    """Of the minute before."""
+
+    def is_current(self, now: float) -> bool:
+        """Return False once the window is over, or if it began before the clock was set back."""
+        return -WINDOW_SECONDS < now - self.started_at < WINDOW_SECONDS
 
 
 @dataclass(frozen=True)
@@ -31,25 +35,24 @@ class RateLimits:
         row = await self.database.point("SELECT * FROM rate_limits WHERE caller = :caller", caller=caller)
         return record(RateUsage, row) if row else None
 
-    def add_usage(self, caller: str, count: int, *, minute: int, weight: float, limit: float) -> Statement:
-        """Count `count` images; `Stale` if more than `limit` would be used then.
-
-        weight: the share of the minute before that lies within the last 60 seconds. A row of the next minute was
-        written by a process whose clock is slightly ahead, and is continued; any other row is outdated.
-        """
+    def add_usage(self, caller: str, count: int, *, limit: int, now: float) -> Statement:
+        """Count `count` images; `Stale` if more than `limit` would be used in the window then."""
         return Statement(
-            sql=f"""INSERT INTO rate_limits AS r (caller, minute, used, used_before)
-                VALUES (:caller, :minute, :count, 0)
+            sql=f"""INSERT INTO rate_limits AS r (caller, started_at, used) VALUES (:caller, :now, :count)
                 ON CONFLICT (caller) DO UPDATE SET
-                minute = {_IS_CURRENT} r.minute ELSE :minute END,
-                used = {_IS_CURRENT} r.used ELSE 0 END + :count,
-                used_before = {_USED_BEFORE}
-                WHERE {_IS_CURRENT} r.used ELSE 0 END + :count
-                    + ({_USED_BEFORE}) * CAST(:weight AS DOUBLE PRECISION) <= CAST(:limit AS DOUBLE PRECISION)""",
-            params={"caller": caller, "count": count, "minute": minute, "weight": weight, "limit": limit},
+                started_at = CASE WHEN {_IS_CURRENT} THEN r.started_at ELSE :now END,
+                used = CASE WHEN {_IS_CURRENT} THEN r.used ELSE 0 END + :count
+                WHERE CASE WHEN {_IS_CURRENT} THEN r.used ELSE 0 END + :count <= :limit""",
+            params={
+                "caller": caller,
+                "count": count,
+                "limit": limit,
+                "now": now,
+                "oldest": now - WINDOW_SECONDS,
+                "newest": now + WINDOW_SECONDS,
+            },
             must_change=True,
         )
 
 
-_IS_CURRENT = "CASE WHEN r.minute = :minute OR r.minute = :minute + 1 THEN"
-_USED_BEFORE = f"{_IS_CURRENT} r.used_before WHEN r.minute = :minute - 1 THEN r.used ELSE 0 END"
+_IS_CURRENT = "r.started_at > :oldest AND r.started_at < :newest"

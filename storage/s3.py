@@ -23,8 +23,9 @@ import io
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -38,8 +39,6 @@ from storage import s3_errors
 from storage.blobs import NAME, Blob, BlobMissing, Draft, Reading, known_owner
 from storage.database import StorageError
 from storage.drafts import Disk, Drafts, FileDraft, HashingFile
-from storage.multiparts import Multiparts, NoAnswer, Refused
-from storage.sigv4 import Key
 
 if TYPE_CHECKING:
     from obstore import GetOptions, GetResult, ObjectMeta
@@ -66,6 +65,15 @@ PREFIX: Final = re.compile(r"(?!\.{1,2}(/|$))[A-Za-z0-9._-]+(/(?!\.{1,2}(/|$))[A
 ENDPOINT: Final = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:]+\])(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]*)?")
 
 Links = Literal["none", "presigned", "public"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class S3Key:
+    """Static credentials of the bucket. Only the id may be shown."""
+
+    id: str
+    secret: str = field(repr=False)
+    token: str | None = field(default=None, repr=False)
 
 
 class S3Blobs:
@@ -121,7 +129,6 @@ class S3Blobs:
         # a check tells how it is now, and somebody waits for it
         self._probe = store(attempt=timedelta(seconds=connect_seconds), retries=1)
         self._check_seconds = connect_seconds * 2
-        self._multiparts = _multiparts(bucket, endpoint, region, key, attempt_seconds)
 
     def __repr__(self) -> str:
         return f"S3Blobs({self._shown})"
@@ -148,13 +155,11 @@ class S3Blobs:
         return removed
 
     async def sweep(self, older_than: float) -> int:
-        """Remove drafts of this machine's dead writers, and abort what dead writers anywhere began to upload.
+        """Remove drafts that stopped writers left on this machine.
 
-        Without a static key (instance roles, web identities) the latter is left to the bucket: give it the lifecycle
-        rule AbortIncompleteMultipartUpload. So with MinIO, which lists no uploads by prefix, but forgets them in a day.
+        Unfinished multipart uploads are removed by the bucket's lifecycle rule AbortIncompleteMultipartUpload.
         """
-        drafts = await DISK.run(partial(self._drafts.sweep, older_than))
-        return drafts + await self._abort_unfinished(time.time() - older_than)
+        return await DISK.run(partial(self._drafts.sweep, older_than))
 
     async def owners(self, older_than: float, since: float = 0.0) -> list[str]:
         limit = time.time() - older_than  # an object's age is told by the store's clock, which must be near ours
@@ -194,23 +199,9 @@ class S3Blobs:
     async def _keep(self, owner: str, file: HashingFile, media_type: str | None) -> Blob:
         return await self.call(partial(self._kept, owner, file, media_type or MEDIA_TYPE))
 
-    async def _abort_unfinished(self, limit: float) -> int:
-        if self._multiparts is None:
-            return 0
-        aborted = 0
-        async for page in self._pages(self._multiparts.pages(self._base)):
-            for upload in page:
-                if self._named(upload.key) and upload.begun_at <= limit:
-                    await self.call(partial(self._multiparts.abort, upload))
-                    aborted += 1
-        return aborted
-
-    def _listed(self, prefix: str) -> AsyncIterator[Sequence[ObjectMeta]]:
-        """Whole folders only: obstore ends the prefix with a slash if it does not."""
-        return self._pages(obstore.list(self._calls, prefix or None, chunk_size=PAGE))
-
-    async def _pages(self, pages: Iterator[T]) -> AsyncIterator[T]:
-        """A call per page: the time for the whole depends on what there is."""
+    async def _listed(self, prefix: str) -> AsyncIterator[Sequence[ObjectMeta]]:
+        """List whole folders only: obstore appends a slash to the prefix. One call per page, each with its own time."""
+        pages = obstore.list(self._calls, prefix or None, chunk_size=PAGE)
         while (page := await self.call(partial(next, pages, None))) is not None:
             yield page
 
@@ -347,7 +338,7 @@ def _store(
     bucket: str,
     endpoint: str | None,
     region: str,
-    key: Key | None,
+    key: S3Key | None,
     *,
     attempt: timedelta,
     read: timedelta | None = None,
@@ -383,21 +374,14 @@ def _store(
     )
 
 
-def _multiparts(bucket: str, endpoint: str | None, region: str, key: Key | None, seconds: float) -> Multiparts | None:
-    if key is None:
-        return None
-    where = endpoint or f"https://s3.{region}.amazonaws.com"
-    return Multiparts(endpoint=where, bucket=bucket, region=region, key=key, seconds=seconds)
-
-
-def _credential(key: Key) -> S3Credential:
+def _credential(key: S3Key) -> S3Credential:
     return {"access_key_id": key.id, "secret_access_key": key.secret, "token": key.token, "expires_at": None}
 
 
-def _key(access_key: str | None, secret_key: str | None, session_token: str | None) -> Key | None:
+def _key(access_key: str | None, secret_key: str | None, session_token: str | None) -> S3Key | None:
     if bool(access_key) != bool(secret_key):
         raise ValueError(f"a key has two parts: set both {s3_errors.ID} and {s3_errors.SECRET}, or neither")
-    return Key(id=access_key, secret=secret_key, token=session_token or None) if access_key and secret_key else None
+    return S3Key(id=access_key, secret=secret_key, token=session_token or None) if access_key and secret_key else None
 
 
 def _judge(bucket: str, prefix: str, endpoint: str | None) -> None:
@@ -414,10 +398,6 @@ def _translated(work: Callable[[], T]) -> T:
         return work()
     except InvalidPathError:
         raise s3_errors.odd_key() from None
-    except Refused as error:
-        raise s3_errors.answered(s3_errors.Refusal(status=error.status, code=error.code)) from None
-    except NoAnswer:
-        raise s3_errors.unreachable() from None
     except BaseError as error:
         raise s3_errors.told(str(error)) from None
     except OSError as error:

@@ -21,9 +21,7 @@ SECRET: Final = "AWS_SECRET_ACCESS_KEY (or MINIO_SECRET_KEY)"  # noqa: S105
 
 _NO_KEY: Final = f"set {ID} and {SECRET}"
 _NO_BUCKET: Final = "make the bucket, or name the right one in BROKER_BLOB_URL"
-_NO_RIGHT: Final = (
-    f"let the key of {ID} read, write, list and delete in the bucket of BROKER_BLOB_URL, and list and abort uploads"
-)
+_NO_RIGHT: Final = f"let the key of {ID} read, write, list and delete in the bucket of BROKER_BLOB_URL"
 _OTHER_REGION: Final = "set AWS_REGION to the region of the bucket in BROKER_BLOB_URL"
 _OLD_TOKEN: Final = "renew AWS_SESSION_TOKEN together with its key, or unset it"  # noqa: S105
 _BUSY: Final = "it is busy: try again later"
@@ -104,10 +102,6 @@ def answered(found: Refusal) -> StorageError:
         return StorageFull(f"no space is left for images ({_reason(found)}): {_FULL}")
     cure = CURES.get(found.code or "") or CURES_BY_STATUS.get(found.status or 0)
     return _error(_reason(found), cure or "look at its own log, then try again")
-
-
-def unreachable() -> StorageError:
-    return _error(None, _UNREACHABLE)
 
 
 def slow() -> StorageError:

@@ -60,7 +60,7 @@ class Known:
 @asynccontextmanager
 async def furnished(folder: Path, **settings: Any) -> AsyncIterator[tuple[ApiHouse, Known]]:
     """A house that knows its callers, with a task in every state; what is ordered stays ordered."""
-    async with open_api(folder, api_keys=(KEY,), **settings) as house:
+    async with open_api(folder, sockets=True, api_keys=(KEY,), **settings) as house:
         yield house, await _furnish(house)
 
 

@@ -29,7 +29,7 @@ from broker.api.access import Access
 from broker.api.native import FORM_OVERHEAD, LONGEST_WAIT, PING_SECONDS
 from broker.catalog import Catalog
 from broker.cli.commands import app
-from broker.server import PATIENCE
+from broker.server.uvicorn import DEFAULT_LIMITS
 from broker.settings import Settings, load, variables
 
 ROOT = Path(__file__).parent.parent
@@ -171,7 +171,7 @@ def test_a_service_comes_back_ends_in_peace_and_cannot_take_the_machine_with_it(
     assert service["mem_limit"]
     assert service["pids_limit"]
     assert seconds(service["stop_grace_period"]) >= 10
-    assert seconds(service["stop_grace_period"]) > PATIENCE.drain
+    assert seconds(service["stop_grace_period"]) > DEFAULT_LIMITS.drain_seconds
 
 
 def seconds(text: str) -> int:
@@ -480,7 +480,7 @@ def test_the_proxy_lets_through_the_largest_order() -> None:
 
 
 def test_the_proxy_leaves_half_a_head_after_the_time_the_broker_would_give_it() -> None:
-    assert in_seconds(said("client_header_timeout")) <= PATIENCE.head
+    assert in_seconds(said("client_header_timeout")) <= DEFAULT_LIMITS.head_seconds
 
 
 def test_the_proxy_stays_below_the_connections_that_a_broker_takes_from_one_address() -> None:

@@ -1,10 +1,10 @@
-"""Bytes from anywhere become an image in the store, or an error that names the cure."""
+"""Intake of images: bytes from any source become a stored image, or an error that names the cure."""
 
 from __future__ import annotations
 
 import binascii
 import re
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
@@ -15,14 +15,14 @@ import anyio.to_thread
 
 from storage.blobs import Blob, BlobStore
 from storage.database import StorageError, StorageFull
-from uploads.decoder import decode
-from uploads.shape import Malformed, Shape
-from uploads.sniff import HEAD, MediaType, recognise, walk
+from uploads.decoder import check_decodable
+from uploads.detect import HEAD_BYTES, MediaType, detect_type, validate_structure
+from uploads.structure import ImageInfo, InvalidImage
 
-PIECE = 256 * 1024
-"""Bytes written at once: a thread hop each, and what one upload holds in memory."""
+WRITE_SIZE_BYTES = 256 * 1024
+"""Bytes written at once (one thread hop each), and the memory of one upload."""
 
-BASE64_PIECE = 4 * 64 * 1024
+BASE64_CHUNK_CHARACTERS = 4 * 64 * 1024
 """Characters decoded at once; a multiple of four."""
 
 DATA_URI = re.compile(r"data:([^,]{0,200});base64,", re.IGNORECASE)
@@ -33,13 +33,9 @@ EXTENSIONS: dict[MediaType, Literal["png", "jpg", "webp"]] = {
 }
 
 
-Known = Callable[[str, int], Awaitable[Blob | None]]
-"""(sha256, size) → where such bytes are already, if they need not be stored again."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Image:
-    """An image at rest: durable, and what it says it is."""
+    """Stored image with its type and size."""
 
     blob: Blob
     media_type: MediaType
@@ -52,9 +48,9 @@ class Image:
 
 
 class IntakeError(Exception):
-    """The bytes do not become an image. Nothing of them was kept.
+    """The bytes are not an acceptable image; nothing of them was stored.
 
-    message: one sentence naming the cure. truncated: they look cut off, so that fetching them again may help.
+    message: one sentence that names the cure. truncated: the end is missing, so fetching again may help.
     """
 
     def __init__(
@@ -71,10 +67,10 @@ class IntakeError(Exception):
 
 
 class Intake:
-    """The way in.
+    """Validator and writer of incoming images.
 
-    max_pixels: of one image, checked before anything is decoded. decoders: how many are looked into at once; each
-    may take `DECODE_BYTES` of memory, the rest is flat.
+    max_pixels: limit of one image, checked before anything is decoded. decoders: images validated at once; each may
+    take `MAX_DECODE_BYTES` of memory, everything else is constant.
     """
 
     def __init__(self, blobs: BlobStore, *, max_pixels: int, decoders: int = 2) -> None:
@@ -82,60 +78,57 @@ class Intake:
         self._max_pixels = max_pixels
         self._decoders = anyio.CapacityLimiter(decoders)
 
-    async def from_stream(
-        self, owner: str, chunks: AsyncIterable[bytes], *, max_bytes: int, known: Known | None = None
-    ) -> Image:
-        """Read, prove and keep an image of at most `max_bytes`.
+    async def from_stream(self, owner: str, chunks: AsyncIterable[bytes], *, max_bytes: int) -> Image:
+        """Read, validate and store an image of at most `max_bytes`.
 
-        1. judge the first kilobyte 2. write the rest to a draft 3. look at the whole 4. keep it, unless it is `known`.
-        Raises `IntakeError`, `StorageError` when the store is out of order, and whatever `chunks` raises. `chunks`
-        is left where it was when the answer was clear: who opened it closes it.
+        1. detect the type by the first kilobyte 2. write everything to a draft 3. validate it 4. store it. Raises
+        `IntakeError`, `StorageError` when the store is unavailable, and everything that `chunks`
+        raises. `chunks` may be left before its end; the caller closes it.
         """
         try:
-            async with aclosing(_pieces(chunks, max_bytes)) as pieces:
-                return await self._take(owner, pieces, known)
-        except Malformed as error:
+            async with aclosing(_regroup(chunks, max_bytes)) as pieces:
+                return await self._store(owner, pieces)
+        except InvalidImage as error:
             raise IntakeError("invalid_image", error.message, truncated=error.truncated) from error
         except StorageFull as error:
             raise IntakeError("storage_full", str(error)) from error
 
     async def from_data_uri(self, owner: str, uri: str, *, max_bytes: int) -> Image:
-        """The same for `data:image/png;base64,…`, or base64 alone. The type it declares is not looked at."""
+        """Store `data:image/png;base64,…` or bare base64 likewise. The declared type is ignored."""
         start = _base64_start(uri)
         if (len(uri) - start) // 4 * 3 > max_bytes + 2:  # two bytes may be padding
             raise _too_large(max_bytes)
-        return await self.from_stream(owner, _decoded(uri, start), max_bytes=max_bytes)
+        return await self.from_stream(owner, _decode_base64(uri, start), max_bytes=max_bytes)
 
-    async def _take(self, owner: str, pieces: AsyncIterator[bytes], known: Known | None) -> Image:
+    async def _store(self, owner: str, pieces: AsyncIterator[bytes]) -> Image:
         head = await anext(pieces, b"")
-        media_type = recognise(head)
+        media_type = detect_type(head)
         async with self._blobs.draft(owner) as draft:
             await draft.write(head)
             async for piece in pieces:
                 await draft.write(piece)
-            look = partial(_look, draft.path, media_type, self._max_pixels)
-            shape = await anyio.to_thread.run_sync(look, limiter=self._decoders)
-            there = await known(draft.sha256, draft.size) if known else None
-            blob = there or await draft.keep(media_type)
-        return Image(blob=blob, media_type=media_type, width=shape.width, height=shape.height)
+            validate = partial(_validate_file, draft.path, media_type, self._max_pixels)
+            info = await anyio.to_thread.run_sync(validate, limiter=self._decoders)
+            blob = await draft.keep(media_type)
+        return Image(blob=blob, media_type=media_type, width=info.width, height=info.height)
 
 
-def _look(path: Path, media_type: MediaType, max_pixels: int) -> Shape:
-    """In a thread: the structure first, which bounds what a decoder can be made to do."""
+def _validate_file(path: Path, media_type: MediaType, max_pixels: int) -> ImageInfo:
+    """Validate in a thread; the structure first, because it bounds the work of the decoder."""
     try:
         with path.open("rb") as file:
-            shape = walk(file, media_type, max_pixels)
-            decode(file, media_type, shape)
+            info = validate_structure(file, media_type, max_pixels)
+            check_decodable(file, media_type, info)
     except OSError as error:
         raise StorageError(
             f"the image cannot be read back ({error.strerror}): look at the disk of BROKER_BLOB_URL"
         ) from error
-    return shape
+    return info
 
 
-async def _pieces(chunks: AsyncIterable[bytes], max_bytes: int) -> AsyncGenerator[bytes, None]:
-    """Chunks gathered to a small first piece, which tells the type, and large ones; counted while they are read."""
-    total, held, wanted = 0, bytearray(), HEAD
+async def _regroup(chunks: AsyncIterable[bytes], max_bytes: int) -> AsyncGenerator[bytes, None]:
+    """Regroup chunks into one small head, used to detect the type, and large pieces; count bytes while reading."""
+    total, held, wanted = 0, bytearray(), HEAD_BYTES
     async for chunk in chunks:
         total += len(chunk)
         if total > max_bytes:
@@ -144,7 +137,7 @@ async def _pieces(chunks: AsyncIterable[bytes], max_bytes: int) -> AsyncGenerato
         if len(held) >= wanted:
             yield bytes(held)
             held.clear()
-            wanted = PIECE
+            wanted = WRITE_SIZE_BYTES
     if held:
         yield bytes(held)
 
@@ -154,7 +147,7 @@ def _too_large(max_bytes: int) -> IntakeError:
 
 
 def _base64_start(uri: str) -> int:
-    """Where the base64 begins: behind the comma of a data URI, or at once."""
+    """Return the offset of the base64: after the comma of a data URI, or 0."""
     if match := DATA_URI.match(uri):
         return match.end()
     if uri[:5].lower() == "data:":
@@ -164,14 +157,14 @@ def _base64_start(uri: str) -> int:
     return 0
 
 
-async def _decoded(uri: str, start: int) -> AsyncIterator[bytes]:
-    for at in range(start, len(uri), BASE64_PIECE):
-        text = uri[at : at + BASE64_PIECE]
+async def _decode_base64(uri: str, start: int) -> AsyncIterator[bytes]:
+    for at in range(start, len(uri), BASE64_CHUNK_CHARACTERS):
+        text = uri[at : at + BASE64_CHUNK_CHARACTERS]
         try:
             data = binascii.a2b_base64(text, strict_mode=True)
         except ValueError as error:
             raise _not_base64() from error
-        if at + BASE64_PIECE < len(uri) and len(data) * 4 != BASE64_PIECE * 3:
+        if at + BASE64_CHUNK_CHARACTERS < len(uri) and len(data) * 4 != BASE64_CHUNK_CHARACTERS * 3:
             raise _not_base64()  # padding in the middle
         yield data
 

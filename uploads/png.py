@@ -1,4 +1,4 @@
-"""PNG from signature to IEND: order and checksum of every chunk, and pixel data that inflates to the right length."""
+"""Structure check of PNG: order and checksum of every chunk, and pixel data that inflates to the right length."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from uploads.shape import MEND, Allowance, Malformed, Shape, Source, check_size, followed
+from uploads.structure import SAVE_AGAIN, ImageInfo, InvalidImage, ParseBudget, Source, check_size, trailing_data
 
 MAGIC = b"\x89PNG\r\n\x1a\n"
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
@@ -18,43 +18,44 @@ ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (
 WHOLE = ((0, 0, 1, 1),)
 MAX_CHUNKS = 100_000
 MAX_LENGTH = 2**31 - 1
-INFLATED_PIECE = 256 * 1024
+INFLATED_CHUNK_BYTES = 256 * 1024
 
 
-def walk(source: Source, max_pixels: int) -> Shape:
+def validate_structure(source: Source, max_pixels: int) -> ImageInfo:
+    """Check a whole file and return its size; raises `InvalidImage`."""
     source.skip(len(MAGIC))
     header = _Header(source, max_pixels)
-    allowance = Allowance(MAX_CHUNKS)
+    budget = ParseBudget(MAX_CHUNKS)
     seen: set[bytes] = set()
     kind = b"IHDR"
     while kind != b"IEND":
         before = kind
-        length, kind = struct.unpack(">I4s", source.take(8))
+        length, kind = struct.unpack(">I4s", source.read_exactly(8))
         _check_chunk(kind, length)
         _check_place(kind, before, seen, header)
         if kind == b"IDAT":
-            allowance.part()
+            budget.count_part()
         else:
-            allowance.metadata(length)
+            budget.count_metadata(length)
         _check_body(source, kind, length, header.pixels)
         seen.add(kind)
     header.pixels.finish()
-    if source.left:
-        raise followed()
-    return Shape(width=header.width, height=header.height, decode_bytes=0)
+    if source.remaining:
+        raise trailing_data()
+    return ImageInfo(width=header.width, height=header.height, decode_bytes=0)
 
 
 class _Header:
     def __init__(self, source: Source, max_pixels: int) -> None:
-        length, kind = struct.unpack(">I4s", source.take(8))
+        length, kind = struct.unpack(">I4s", source.read_exactly(8))
         if (length, kind) != (13, b"IHDR"):
-            raise Malformed(f"the PNG does not begin with its header: {MEND}")
-        body = source.take(13)
-        if zlib.crc32(body, zlib.crc32(kind)) != int.from_bytes(source.take(4), "big"):
+            raise InvalidImage(f"the PNG does not begin with its header: {SAVE_AGAIN}")
+        body = source.read_exactly(13)
+        if zlib.crc32(body, zlib.crc32(kind)) != int.from_bytes(source.read_exactly(4), "big"):
             raise _damaged(kind)
         self.width, self.height, depth, self.colour, method, filters, interlace = struct.unpack(">IIBBBBB", body)
         if depth not in DEPTHS.get(self.colour, ()) or method or filters or interlace > 1:
-            raise Malformed(f"the PNG has a header that no program understands: {MEND}")
+            raise InvalidImage(f"the PNG has a header that programs do not understand: {SAVE_AGAIN}")
         check_size(self.width, self.height, max_pixels)
         passes = ADAM7 if interlace else WHOLE
         self.pixels = _Pixels(list(_rows(self.width, self.height, depth * CHANNELS[self.colour], passes)))
@@ -63,7 +64,7 @@ class _Header:
 def _rows(
     width: int, height: int, bits: int, passes: tuple[tuple[int, int, int, int], ...]
 ) -> Iterator[tuple[int, int]]:
-    """How many rows of how many bytes (filter byte included) each pass has."""
+    """Yield the number of rows and the bytes per row, filter byte included, of each pass."""
     for x, y, step_x, step_y in passes:
         columns, rows = -(-(width - x) // step_x), -(-(height - y) // step_y)
         if columns > 0 and rows > 0:
@@ -72,59 +73,59 @@ def _rows(
 
 def _check_chunk(kind: bytes, length: int) -> None:
     if not (kind.isascii() and kind.isalpha()) or length > MAX_LENGTH:
-        raise Malformed(f"the PNG is damaged, a part of it makes no sense: {MEND}")
+        raise InvalidImage(f"the PNG is damaged, a part of it makes no sense: {SAVE_AGAIN}")
     if kind in {b"acTL", b"fcTL", b"fdAT"}:
-        raise Malformed("this PNG is animated: send a single picture")
+        raise InvalidImage("this PNG is animated: send a single picture")
     if kind[0:1].isupper() and kind not in {b"PLTE", b"IDAT", b"IEND"}:
-        raise Malformed(f"the PNG needs a feature ({kind.decode()}) that browsers do not have: {MEND}")
+        raise InvalidImage(f"the PNG needs a feature ({kind.decode()}) that browsers do not have: {SAVE_AGAIN}")
     if kind == b"IEND" and length:
-        raise Malformed(f"the PNG has something in its end: {MEND}")
+        raise InvalidImage(f"the PNG has bytes in its end marker: {SAVE_AGAIN}")
 
 
 def _check_place(kind: bytes, before: bytes, seen: set[bytes], header: _Header) -> None:
     late = b"IDAT" in seen and (kind in BEFORE_PIXELS or (kind == b"IDAT" and before != b"IDAT"))
     early = kind == b"IDAT" and header.colour == PALETTE and b"PLTE" not in seen
     if late or early:
-        raise Malformed(f"the parts of the PNG are out of order: {MEND}")
+        raise InvalidImage(f"the parts of the PNG are out of order: {SAVE_AGAIN}")
 
 
 def _check_body(source: Source, kind: bytes, length: int, pixels: _Pixels) -> None:
     crc = zlib.crc32(kind)
-    for piece in source.pieces(length):
-        crc = zlib.crc32(piece, crc)
+    for data in source.read_chunks(length):
+        crc = zlib.crc32(data, crc)
         if kind == b"IDAT":
-            pixels.feed(piece)
-    if crc != int.from_bytes(source.take(4), "big"):
+            pixels.feed(data)
+    if crc != int.from_bytes(source.read_exactly(4), "big"):
         raise _damaged(kind)
 
 
-def _damaged(kind: bytes) -> Malformed:
-    return Malformed(f"the PNG is damaged, the checksum of {kind.decode()} is wrong: send it again")
+def _damaged(kind: bytes) -> InvalidImage:
+    return InvalidImage(f"the PNG is damaged, the checksum of {kind.decode()} is wrong: send it again")
 
 
 class _Pixels:
-    """Inflates pixel data and forgets it: right length, right checksum, filter types that exist."""
+    """Checker of inflated pixel data: length, checksum and filter types. Nothing is kept."""
 
     def __init__(self, passes: list[tuple[int, int]]) -> None:
         self._zlib = zlib.decompressobj()
         self._passes = passes
-        self._row_at = 0  # where the next row begins, seen from the next byte
+        self._row_at = 0  # offset of the next row from the next byte
 
-    def feed(self, piece: bytes) -> None:
-        while piece:
-            self._check_filters(_inflated(partial(self._zlib.decompress, piece, INFLATED_PIECE)))
+    def feed(self, data: bytes) -> None:
+        while data:
+            self._check_filters(_inflate(partial(self._zlib.decompress, data, INFLATED_CHUNK_BYTES)))
             if self._zlib.unused_data:
-                raise Malformed(f"the PNG has something behind its pixels: {MEND}")
-            piece = self._zlib.unconsumed_tail
+                raise InvalidImage(f"the PNG has bytes after its pixels: {SAVE_AGAIN}")
+            data = self._zlib.unconsumed_tail
 
     def _check_filters(self, data: bytes) -> None:
         while self._row_at < len(data):
             if not self._passes:
-                raise Malformed(f"the PNG has more pixels than its header says: {MEND}")
+                raise InvalidImage(f"the PNG has more pixels than its header says: {SAVE_AGAIN}")
             rows, stride = self._passes[0]
             filters = data[self._row_at :: stride][:rows]
             if max(filters) > 4:
-                raise Malformed("the PNG is damaged, a row of it makes no sense: send it again")
+                raise InvalidImage("the PNG is damaged, a row of it makes no sense: send it again")
             self._row_at += len(filters) * stride
             self._passes[0] = (rows - len(filters), stride)
             if rows == len(filters):
@@ -132,14 +133,14 @@ class _Pixels:
         self._row_at -= len(data)
 
     def finish(self) -> None:
-        """The end of the stream is there, and the last row began and ended where the data did."""
-        self._check_filters(_inflated(self._zlib.flush))
+        """Check that the stream has ended with the last row."""
+        self._check_filters(_inflate(self._zlib.flush))
         if self._passes or self._row_at or not self._zlib.eof:
-            raise Malformed("the PNG has fewer pixels than its header says: send it again")
+            raise InvalidImage("the PNG has fewer pixels than its header says: send it again")
 
 
-def _inflated(work: Callable[[], bytes]) -> bytes:
+def _inflate(work: Callable[[], bytes]) -> bytes:
     try:
         return work()
     except zlib.error as error:
-        raise Malformed("the PNG is damaged, its pixels do not unpack: send it again") from error
+        raise InvalidImage("the PNG is damaged, its pixels do not unpack: send it again") from error

@@ -1,9 +1,12 @@
-"""Small WebP pictures of large images: which sizes there are, of what they can be made, and the making."""
+"""WebP thumbnails: the sizes, the images that have them, and the resizing.
+
+Pillow's `thumbnail` decodes a JPEG at a half, a quarter or an eighth, and reduces every image by whole steps before it
+resamples. The cap on pixels bounds the memory of one image to about `MAX_DECODE_BYTES`.
+"""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -12,31 +15,23 @@ from PIL import Image
 from PIL.Image import Resampling, Transpose
 
 from storage.images import StoredImage
-from uploads import webp
-from uploads.decoder import DECODE_BYTES, opened
+from uploads.decoder import open_image
 
-Rung = Literal[128, 256, 512, 1024]
-RUNGS: Final[tuple[Rung, ...]] = (128, 256, 512, 1024)
-"""The longest sides there are. Names of images are passed on, and a stranger must not choose how much we make."""
+ThumbnailSize = Literal[128, 256, 512, 1024]
+THUMBNAIL_SIZES: Final[tuple[ThumbnailSize, ...]] = (128, 256, 512, 1024)
+"""Longest sides in pixels. A fixed set: image URLs are shared, and strangers must not choose how many are made."""
 
-PIXEL_BYTES: Final = {"image/png": 4, "image/jpeg": 8, "image/webp": webp.BYTES_PER_PIXEL}
-"""What a decoder holds at the worst: pixels; the coefficients of a progressive JPEG in four colours; four canvases."""
+MAX_PIXELS: Final[dict[str, int]] = {"image/png": 32_000_000, "image/jpeg": 28_000_000, "image/webp": 16_000_000}
+"""Memory per pixel in the worst case: a PNG and one copy of it, 8 bytes; the coefficients of a progressive JPEG in
+four colours and its draft, 9; four canvases of a WebP, 16."""
 
-LONGEST: Final = 32_768
-STRETCH: Final = 64
-"""No side longer, and none this many times the other: there a row, or the pointers to the rows, is what costs."""
-ROW_BYTES: Final = 8
-"""Pillow keeps a pointer to every row."""
+MAX_SIDE_PIXELS: Final = 32_768
+"""Pillow keeps a pointer to every row, which is most of the memory of a tall, narrow image."""
 
-QUALITY: Final = 80
-GAP: Final = 2
-"""Reduced by whole numbers to this many times the wanted size first; the rest of the way is smooth and cheap."""
-TILE: Final = 1024
-COPIES: Final = 3
-"""Of a tile at the worst: as it is in the image, in plain colours, and with its transparency multiplied in."""
-ENCODER_BYTES: Final = 16 * 2**20
+REDUCING_GAP: Final = 2.0
+WEBP_QUALITY: Final = 80
 
-_TURNS: Final = {
+_TRANSPOSE_BY_ORIENTATION: Final = {
     2: Transpose.FLIP_LEFT_RIGHT,
     3: Transpose.ROTATE_180,
     4: Transpose.FLIP_TOP_BOTTOM,
@@ -45,159 +40,89 @@ _TURNS: Final = {
     7: Transpose.TRANSVERSE,
     8: Transpose.ROTATE_90,
 }
-"""What undoes each orientation of Exif."""
 
 
-class Unshrinkable(Exception):
-    """The bytes are not the image they should be, or no decoder understands them."""
+class ThumbnailError(Exception):
+    """The bytes are not the expected image, or cannot be decoded."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Thumbnail:
-    """data: a WebP file."""
+    """WebP file with its size in pixels."""
 
     data: bytes
     width: int
     height: int
 
 
-def shrinkable(original: StoredImage) -> bool:
-    """Whether a thumbnail can be made within `DECODE_BYTES` of memory; always the same answer for the same image."""
-    shortest, longest = sorted((original.width, original.height))
-    if original.media_type not in PIXEL_BYTES or longest > LONGEST or longest > STRETCH * shortest:
-        return False
-    return memory(original) <= DECODE_BYTES
+def has_thumbnail(original: StoredImage) -> bool:
+    """Return whether thumbnails of the image can be made; depends on its type and size only."""
+    width, height = original.width, original.height
+    return width * height <= MAX_PIXELS.get(original.media_type, 0) and max(width, height) <= MAX_SIDE_PIXELS
 
 
-def memory(original: StoredImage) -> int:
-    """Bytes that the largest thumbnail takes at the worst: while the image is decoded, or while it is reduced."""
-    pixels, rows = original.width * original.height, ROW_BYTES * original.height
-    plain = 4 * pixels
-    decoding = PIXEL_BYTES[original.media_type] * pixels + rows
-    kept = plain + rows
-    if original.media_type == "image/jpeg":  # the coefficients go when the pixels are there, at a half or less
-        kept = plain // _drafted(original) ** 2 + rows
-        decoding += kept
-    elif original.media_type == "image/webp":  # the file and two canvases stay, what was handed over goes
-        decoding += 2 * original.size
-        kept = decoding - plain
-    return max(decoding, kept + _reducing_bytes(original))
-
-
-def _drafted(original: StoredImage) -> int:
-    """How many times smaller a JPEG is decoded at the least."""
-    target = _fitted((original.width, original.height), RUNGS[-1])
-    return (
-        2
-        if all(have >= 2 * GAP * want for have, want in zip((original.width, original.height), target, strict=True))
-        else 1
-    )
-
-
-def _reducing_bytes(original: StoredImage) -> int:
-    """The copies of a tile, the reduced whole twice, halfway to the target, and the target on its way into a file."""
-    size = (original.width, original.height)
-    target = _fitted(size, RUNGS[-1])
-    width, height = _reduced_size(size, _factors(size, target))
-    return 4 * (COPIES * TILE**2 + 2 * width * height + target[0] * height + 3 * target[0] * target[1]) + ENCODER_BYTES
-
-
-def rung_for(original: StoredImage, wish: int) -> Rung:
-    """The size that is made for a wish: the next one up, and none that the image itself does not fill."""
+def thumbnail_size(original: StoredImage, requested: int) -> ThumbnailSize:
+    """Return the smallest size that covers the requested one, or the whole image if that is smaller."""
     longest = max(original.width, original.height)
-    return next((rung for rung in RUNGS if rung >= min(wish, longest)), RUNGS[-1])
+    return next((size for size in THUMBNAIL_SIZES if size >= min(requested, longest)), THUMBNAIL_SIZES[-1])
 
 
-def shrink(path: Path, original: StoredImage, rung: Rung) -> Thumbnail:
-    """Make one; call it in a thread. Upright, transparent where the image is, never larger, without its metadata.
+def make_thumbnail(path: Path, original: StoredImage, size: ThumbnailSize) -> Thumbnail:
+    """Make an upright thumbnail, never larger than the image and without its metadata; call it in a thread.
 
-    Raises `Unshrinkable`, whatever Pillow raises; but MemoryError and OSError where another time may do.
+    Raises `ThumbnailError` for a bad image; MemoryError and OSError where another attempt may succeed.
     """
     with path.open("rb") as file:
         try:
-            with opened(file, original.media_type) as image:
-                small = _small(image, original, rung)
-            return _encoded(small)
+            with open_image(file, original.media_type) as image:
+                if image.size != (original.width, original.height):
+                    raise ThumbnailError("the image has another size than it had")
+                scale = REDUCING_GAP * size / max(image.size)  # thumbnail() alone drafts wide and tall JPEGs too large
+                image.draft(None, (round(image.width * scale), round(image.height * scale)))
+                resized = _with_resizable_mode(image)
+                resized.thumbnail((size, size), Resampling.LANCZOS, reducing_gap=REDUCING_GAP)
+                resized.load()
+                return _encode_webp(resized, _read_orientation(image.info.get("exif")))
         except Exception as error:
-            if _temporary(error):
+            if _is_temporary(error):
                 raise
-            raise Unshrinkable("the image cannot be decoded") from error
+            raise ThumbnailError("the image cannot be decoded") from error
 
 
-def _temporary(error: Exception) -> bool:
-    """The machine's fault and not the image's. A verdict of Pillow is an OSError, too, but has no number."""
+def _is_temporary(error: Exception) -> bool:
+    """Return whether the machine caused the error. Pillow's own OSErrors about bad images have no errno."""
     if isinstance(error, OSError):
         return error.errno is not None or "out of memory" in str(error)
     return isinstance(error, MemoryError)
 
 
-def _small(image: Image.Image, original: StoredImage, rung: Rung) -> Image.Image:
-    if image.size != (original.width, original.height):
-        raise Unshrinkable("the image has another size than it had")
-    target = _fitted(image.size, rung)
-    image.draft(None, (target[0] * GAP, target[1] * GAP))  # a JPEG is decoded at a half, a quarter or an eighth
-    image.load()
-    small = _reduced(image, target).resize(target, Resampling.LANCZOS)
-    turn = _TURNS.get(_orientation(image.info.get("exif")))
-    return small.transpose(turn) if turn is not None else small
+def _with_resizable_mode(image: Image.Image) -> Image.Image:
+    """Convert the modes that Pillow resizes badly or not at all, and free the original then."""
+    if image.mode.startswith("I"):
+        mode = "I"
+    elif image.mode in {"1", "P", "L", "RGB"} and image.has_transparency_data:
+        mode = "RGBA"
+    elif image.mode in {"1", "P"}:
+        mode = "L" if image.mode == "1" else "RGB"
+    else:
+        return image
+    converted = image.convert(mode)
+    image.close()
+    return converted
 
 
-def _fitted(size: tuple[int, int], rung: int) -> tuple[int, int]:
-    longest = max(size)
-    if longest <= rung:
-        return size
-    width, height = (max(1, round(side * rung / longest)) for side in size)
-    return width, height
-
-
-def _factors(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
-    across, down = (max(1, have // (want * GAP)) for have, want in zip(size, target, strict=True))
-    return across, down
-
-
-def _reduced_size(size: tuple[int, int], factors: tuple[int, int]) -> tuple[int, int]:
-    width, height = (-(-have // factor) for have, factor in zip(size, factors, strict=True))
-    return width, height
-
-
-def _reduced(image: Image.Image, target: tuple[int, int]) -> Image.Image:
-    """Near the wanted size and in plain colours, tile by tile: there is never a second copy of the whole."""
-    factors = _factors(image.size, target)
-    whole: Image.Image | None = None
-    for left, top, tile in _tiles(image, factors):
-        part = _plain(tile).reduce(factors)
-        whole = whole or Image.new(part.mode, _reduced_size(image.size, factors))
-        whole.paste(part, (left // factors[0], top // factors[1]))
-    if whole is None:
-        raise Unshrinkable("the image has no pixels")
-    return whole
-
-
-def _tiles(image: Image.Image, factors: tuple[int, int]) -> Iterator[tuple[int, int, Image.Image]]:
-    """Left, top, and the piece there, of whole blocks. As wide as it must be only: a row may be long, too."""
-    width, height = (factor * max(1, TILE // factor) for factor in factors)
-    for top in range(0, image.height, height):
-        for left in range(0, image.width, width):
-            yield left, top, image.crop((left, top, min(left + width, image.width), min(top + height, image.height)))
-
-
-def _plain(image: Image.Image) -> Image.Image:
-    """Eight bits a colour: grey, RGB or RGBA."""
-    if image.mode.startswith("I"):  # sixteen bits of grey; converting alone would cut them off instead of scaling
-        return image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
-    if image.has_transparency_data:
-        return image.convert("RGBA")
-    return image.convert("L" if image.mode in {"1", "L"} else "RGB")
-
-
-def _encoded(image: Image.Image) -> Thumbnail:
+def _encode_webp(image: Image.Image, orientation: int) -> Thumbnail:
+    if image.mode == "I":  # sixteen bits of grey; convert() alone would clip instead of scale
+        image = image.point(lambda value: value * (1 / 257)).convert("L")
+    transpose = _TRANSPOSE_BY_ORIENTATION.get(orientation)
+    upright = image.transpose(transpose) if transpose is not None else image
     out = io.BytesIO()
-    image.save(out, "WEBP", quality=QUALITY)
-    return Thumbnail(data=out.getvalue(), width=image.width, height=image.height)
+    upright.save(out, "WEBP", quality=WEBP_QUALITY)
+    return Thumbnail(data=out.getvalue(), width=upright.width, height=upright.height)
 
 
-def _orientation(exif: bytes | None) -> int:
-    """Tag 0x112 of the first directory, 1 where there is none. Pillow's own reader warns about bad Exif."""
+def _read_orientation(exif: bytes | None) -> int:
+    """Return tag 0x112 of the first directory, or 1. Pillow's own reader warns process-wide about bad Exif."""
     tiff = (exif or b"").removeprefix(b"Exif\0\0")
     order: Literal["little", "big"] = "little" if tiff[:2] == b"II" else "big"
     start = int.from_bytes(tiff[4:8], order)

@@ -1,26 +1,36 @@
-"""WebP: a RIFF file whose length is that of the file, with one still picture inside."""
+"""Structure check of WebP: a RIFF file of exactly its declared length, with one still picture."""
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
 
-from uploads.shape import MEND, Allowance, Malformed, Shape, Source, check_size, cut_off, followed
+from uploads.structure import (
+    SAVE_AGAIN,
+    ImageInfo,
+    InvalidImage,
+    ParseBudget,
+    Source,
+    check_size,
+    trailing_data,
+    truncated,
+)
 
 RIFF, KIND = b"RIFF", b"WEBP"
 ANIMATED = 0x02
 MAX_CHUNKS = 1_000
 PICTURE_HEADER = 10
 BYTES_PER_PIXEL = 16
-"""Two canvases of the decoder, what it hands over and what Pillow makes of it: four bytes each, as measured."""
+"""Measured: two canvases of the decoder, its output, and the copy in Pillow; four bytes each."""
 
 
-def walk(source: Source, max_pixels: int) -> Shape:
+def validate_structure(source: Source, max_pixels: int) -> ImageInfo:
+    """Check a whole file and return its size; raises `InvalidImage`."""
     end = _end(source)
-    allowance = Allowance(MAX_CHUNKS)
+    budget = ParseBudget(MAX_CHUNKS)
     canvas: tuple[int, int] | None = None
     picture: tuple[int, int] | None = None
-    for index, (kind, body) in enumerate(_chunks(source, end, allowance)):
+    for index, (kind, body) in enumerate(_chunks(source, end, budget)):
         if kind == b"VP8X" and index == 0:
             canvas = _canvas(body)
             check_size(*canvas, max_pixels)
@@ -28,67 +38,67 @@ def walk(source: Source, max_pixels: int) -> Shape:
             picture = _lossy(body) if kind == b"VP8 " else _lossless(body)
             check_size(*picture, max_pixels)
         elif kind in {b"ANIM", b"ANMF"}:
-            raise _animated()
+            raise _animated_error()
         elif kind in {b"VP8X", b"VP8 ", b"VP8L"}:
-            raise Malformed(f"the parts of the WebP are out of order: {MEND}")
+            raise InvalidImage(f"the parts of the WebP are out of order: {SAVE_AGAIN}")
     if picture is None or (canvas or picture) != picture:
-        raise Malformed(f"the WebP has no picture of the size it says: {MEND}")
+        raise InvalidImage(f"the WebP has no picture of its declared size: {SAVE_AGAIN}")
     width, height = picture
-    return Shape(width=width, height=height, decode_bytes=BYTES_PER_PIXEL * width * height + 2 * source.size)
+    return ImageInfo(width=width, height=height, decode_bytes=BYTES_PER_PIXEL * width * height + 2 * source.size)
 
 
 def _end(source: Source) -> int:
-    """Where the RIFF ends: at the end of the file, or a padding byte before."""
-    length = int.from_bytes(source.take(12)[4:8], "little")
+    """Return the offset of the RIFF's end: the end of the file, or one padding byte before."""
+    length = int.from_bytes(source.read_exactly(12)[4:8], "little")
     end = 8 + length
     if end > source.size:
-        raise cut_off()
+        raise truncated()
     padding = source.size - end
     if padding > length % 2:
-        raise followed()
+        raise trailing_data()
     return end
 
 
-def _chunks(source: Source, end: int, allowance: Allowance) -> Iterator[tuple[bytes, bytes]]:
-    """Kind and first bytes of every chunk."""
-    while source.at < end:
-        kind, length = struct.unpack("<4sI", source.take(min(8, end - source.at)).ljust(8, b"\xff"))
-        if source.at + length > end:  # or fewer than the eight bytes of a header are left
-            raise Malformed(f"the WebP is damaged, a part of it is longer than the file: {MEND}")
+def _chunks(source: Source, end: int, budget: ParseBudget) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the kind and first bytes of every chunk."""
+    while source.position < end:
+        kind, length = struct.unpack("<4sI", source.read_exactly(min(8, end - source.position)).ljust(8, b"\xff"))
+        if source.position + length > end:  # or fewer than the eight bytes of a header are left
+            raise InvalidImage(f"the WebP is damaged, a part of it is longer than the file: {SAVE_AGAIN}")
         if kind in {b"VP8 ", b"VP8L", b"ALPH"}:
-            allowance.part()
+            budget.count_part()
         else:
-            allowance.metadata(length)
-        following = source.at + length
-        yield kind, source.take(min(length, PICTURE_HEADER))
-        source.go(min(following + length % 2, source.size))
+            budget.count_metadata(length)
+        following = source.position + length
+        yield kind, source.read_exactly(min(length, PICTURE_HEADER))
+        source.seek(min(following + length % 2, source.size))
 
 
 def _canvas(body: bytes) -> tuple[int, int]:
     if len(body) < PICTURE_HEADER:
-        raise _headless()
+        raise _bad_header()
     if body[0] & ANIMATED:
-        raise _animated()
+        raise _animated_error()
     return 1 + int.from_bytes(body[4:7], "little"), 1 + int.from_bytes(body[7:10], "little")
 
 
 def _lossy(body: bytes) -> tuple[int, int]:
     if len(body) < PICTURE_HEADER or body[0] & 1 or body[3:6] != b"\x9d\x01\x2a":
-        raise _headless()
+        raise _bad_header()
     width, height = struct.unpack("<HH", body[6:10])
     return width & 0x3FFF, height & 0x3FFF
 
 
 def _lossless(body: bytes) -> tuple[int, int]:
     if len(body) < 5 or body[0] != 0x2F:
-        raise _headless()
+        raise _bad_header()
     bits = int.from_bytes(body[1:5], "little")
     return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
 
 
-def _headless() -> Malformed:
-    return Malformed(f"the WebP is damaged, its header makes no sense: {MEND}")
+def _bad_header() -> InvalidImage:
+    return InvalidImage(f"the WebP is damaged, its header makes no sense: {SAVE_AGAIN}")
 
 
-def _animated() -> Malformed:
-    return Malformed("this WebP is animated: send a single picture")
+def _animated_error() -> InvalidImage:
+    return InvalidImage("this WebP is animated: send a single picture")

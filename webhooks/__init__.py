@@ -1,8 +1,6 @@
-"""News in and out, provably from whom they say they are.
+"""The webhook protocol in both directions, without I/O.
 
-A callback is only news: it is written down and acknowledged at once, and read by a worker afterwards. What it may
-change depends on what it proves (`inbound.judge`), and never on who it claims to be.
-
-What callers are told is written down with the change that makes it true, and sent afterwards, at least once; what an
-answer means is decided by `outbound.after`.
+Incoming: `verification` decides, from the evidence alone, what a provider's callback may change; `tokens` and
+`signatures` produce the evidence. Outgoing: `events` names the events and renders their bodies, `signatures` signs
+them, and `retry_policy` decides from a receiver's response when the next attempt is due.
 """

@@ -1,4 +1,4 @@
-"""The events that callers may rely on: their names, their ids, and what is said."""
+"""The events that webhooks announce: names, ids and bodies."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from typing import Any
 
 
 class Event(StrEnum):
-    """A task came to this end. One that failed may be completed later; each happens to a task at most once."""
+    """The end of a task. Each event happens to a task at most once; a failed task may still complete later."""
 
     COMPLETED = "task.completed"
     FAILED = "task.failed"
     CANCELED = "task.canceled"
 
 
-def event_between(was: str, now: str) -> Event | None:
-    """What is to be told when the public status of a task goes from one to another."""
+def event_between(before: str, after: str) -> Event | None:
+    """Return the event that a change of the public status causes, or None."""
     ends = {event.removeprefix("task."): event for event in Event}
-    return ends.get(now) if was != now else None
+    return ends.get(after) if before != after else None
 
 
 def event_id(task_id: str, event: Event) -> str:
-    """The `webhook-id`: always the same for the same event, so that it cannot be written down twice."""
+    """Return the `webhook-id`: a function of task and event, so that an event is stored only once."""
     return f"evt_{hashlib.sha256(f'{event.value}:{task_id}'.encode()).hexdigest()[:32]}"
 
 
 def event_body(event: Event, at: str, data: Mapping[str, Any]) -> str:
-    """at: ISO 8601. In ASCII: what a text can hold, every database and every receiver can."""
+    """Return the JSON body, in ASCII so that every database and receiver accepts it. at: ISO 8601."""
     return json.dumps({"type": event.value, "timestamp": at, "data": data}, allow_nan=False, separators=(",", ":"))

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from starlette.requests import HTTPConnection
 
 from broker.errors import Refusal
+from broker.net.hosts import is_loopback_host
 from broker.settings import Settings
 
 _LOOPBACK_HOST: Final = re.compile(r"(localhost|127(\.[0-9]{1,3}){3}|\[::1\])(:[0-9]{1,5})?", re.IGNORECASE)
@@ -81,7 +81,7 @@ class Access:
     def _from_here(self, request: HTTPConnection) -> bool:
         hosts = _values(request, b"host")
         return (
-            _is_loopback(request.scope)
+            is_loopback_host((request.scope.get("client") or ("",))[0])
             and len(hosts) == 1
             and _LOOPBACK_HOST.fullmatch(hosts[0]) is not None
             and not any(_FORWARDED.fullmatch(name) for name in _names(request))
@@ -111,13 +111,3 @@ def _bearer(headers: Sequence[str]) -> str | None:
     """The key of the one Authorization header; two of them are nobody's."""
     match = _BEARER.fullmatch(headers[0]) if len(headers) == 1 else None
     return match[1].encode("latin-1").decode("utf-8", "replace") if match else None
-
-
-def _is_loopback(scope: Any) -> bool:
-    """Whether the peer is this machine; a socket without addresses tells nothing."""
-    try:
-        address = ipaddress.ip_address((scope.get("client") or ("",))[0])
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return bool((mapped or address).is_loopback)

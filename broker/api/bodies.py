@@ -14,7 +14,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from broker.errors import Refusal
-from webhooks.documents import read_json
+from webhooks.strict_json import read_json
 
 MOST_PARTS: Final = 100
 MOST_TEXT_BYTES: Final = 256 * 1024

@@ -10,12 +10,12 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from broker.addresses import redact_url
 from broker.api.access import Access
 from broker.api.answers import answer
 from broker.api.pages import cursor_after, cursor_of, limit_of, name_of, page_of
 from broker.clock import iso
 from broker.errors import Refusal
+from broker.net.url_policy import redact_url
 from broker.notifications.delivery_log import DeliveryLog
 from storage.deliveries import Delivery, Fate, Try
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from broker.api import schemas
 from storage.deliveries import Fate
 from storage.tasks import SHOWN
-from webhooks.inbound import Verdict
+from webhooks.verification import Verification
 
 Schema = type[BaseModel] | Mapping[str, Any]
 Tag = Literal["images", "tasks", "models", "providers", "operators"]
@@ -301,7 +301,7 @@ DESCRIPTIONS: Final[Mapping[str, Description]] = {
                 name="verdict",
                 where="query",
                 text="only with this verdict",
-                schema={"enum": [*(verdict.value for verdict in Verdict), ""]},
+                schema={"enum": [*(verdict.value for verdict in Verification), ""]},
             ),
             Parameter(name="provider", where="query", text="only from this provider", schema=NAMED),
             LIMIT,

@@ -13,13 +13,13 @@ from starlette.responses import Response
 from broker.api.access import Access
 from broker.api.answers import answer, refused
 from broker.api.bodies import is_encoded
-from broker.callbacks.receive import CallbackReceiver, ReceivedCallback
+from broker.callbacks.receive import CallbackReceiver
 from broker.clock import Clock, iso
 from broker.errors import Refusal
 from broker.metrics import Metrics
 from broker.sentences import Sentences
-from webhooks.inbound import MAX_BODY_BYTES, Callback, Judgement
-from webhooks.proofs import Presence
+from webhooks.tokens import ChallengeResponse
+from webhooks.verification import MAX_BODY_BYTES, Decision, IncomingCallback
 
 _CODES: Final = {400: "invalid_request", 401: "unauthorized", 404: "task_not_found", 413: "payload_too_large"}
 
@@ -28,7 +28,7 @@ _CODES: Final = {400: "invalid_request", 401: "unauthorized", 404: "task_not_fou
 class Hooks:
     clock: Clock
     receiver: CallbackReceiver
-    presence: Presence
+    challenge: ChallengeResponse
     metrics: Metrics
     sentences: Sentences
     access: Access
@@ -38,13 +38,13 @@ class Hooks:
         message = "Nano Banana webhook endpoint is ready"
         greeting = {"status": "ok", "message": message, "timestamp": iso(self.clock.now())}
         nonces = request.query_params.getlist("probe")
-        shown = self.presence.answer(nonces[0]) if len(nonces) == 1 else None
+        shown = self.challenge.answer(nonces[0]) if len(nonces) == 1 else None
         return answer(greeting | ({"probe": shown} if shown else {}))
 
     async def hear(self, request: Request) -> Response:
         """Any content type is read as JSON; nothing is inflated."""
         began = time.perf_counter()
-        callback = Callback(
+        callback = IncomingCallback(
             provider=request.path_params.get("provider", "nano-banana"),
             query=dict(request.query_params),
             headers={name.lower(): value for name, value in request.headers.items()},
@@ -53,17 +53,15 @@ class Hooks:
             encoded=is_encoded(request),
         )
         heard = await self.receiver.receive(callback)
-        response = self._told(request, heard.judgement)
-        response.background = BackgroundTask(self._answered, heard, began)
+        response = self._told(request, heard.decision)
+        response.background = BackgroundTask(self._observe_answer, began)
         return response
 
-    async def _answered(self, heard: ReceivedCallback, began: float) -> None:
-        """Our answer has gone out, so it is known how long it took."""
-        seconds = time.perf_counter() - began
-        self.metrics.callback_seconds.observe(seconds)
-        await self.receiver.record_acknowledgement(heard, seconds)
+    async def _observe_answer(self, began: float) -> None:
+        """Record the time from the first byte of the request to the end of the response."""
+        self.metrics.callback_seconds.observe(time.perf_counter() - began)
 
-    def _told(self, request: Request, judgement: Judgement) -> Response:
+    def _told(self, request: Request, judgement: Decision) -> Response:
         """A refusal is answered like every other, but here: raised, it would lose what is to be done after it."""
         if judgement.status not in _CODES:
             return answer(

@@ -21,7 +21,7 @@ from broker.tasks.queries import TaskQueries
 from broker.thumbnails import Thumbnails
 from storage.blobs import BlobMissing, BlobStore, Reading
 from storage.images import Images, Kind, StoredImage
-from uploads.thumbnails import RUNGS
+from uploads.thumbnails import THUMBNAIL_SIZES
 
 _NAME: Final = re.compile(r"(generated|reference)_[0-9a-f]{32}\.(png|jpg|webp)")
 _TYPES: Final = frozenset({"image/png", "image/jpeg", "image/webp"})
@@ -38,7 +38,7 @@ GUARDS: Final = {
 
 
 _ASK_AGAIN: Final = {"cache-control": "private, no-cache"}
-_SIZES: Final = ", ".join(str(rung) for rung in RUNGS)
+_SIZES: Final = ", ".join(str(size) for size in THUMBNAIL_SIZES)
 
 LINK_SECONDS: Final = 600
 _REDIRECT: Final = {"cache-control": f"private, max-age={LINK_SECONDS // 2}"}
@@ -80,7 +80,7 @@ class ImageDoor:
         image = await self._named(request.path_params["name"], kind)
         if wish is None:
             return await self._send(request, image, self._headers(image, image))
-        small = await self.thumbnails.of(image, wish)
+        small = await self.thumbnails.find_or_make(image, wish)
         if small is not None:
             return await self._send(request, small, self._headers(small, image))
         # the next one who asks may get a small one
@@ -107,11 +107,8 @@ class ImageDoor:
         return image
 
     async def _link(self, image: StoredImage) -> str | None:
-        """Where the store hands a result out itself, if the operator wants that. Providers may not follow it.
-
-        A blob's name has the id of the task that holds it: another's is told to nobody.
-        """
-        if image.kind != "result" or image.holder is not None:
+        """Return the store's own link to a result, if the operator wants that. Providers may not follow it."""
+        if image.kind != "result":
             return None
         return await self.blobs.link(image.blob, LINK_SECONDS)
 

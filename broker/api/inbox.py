@@ -17,7 +17,7 @@ from broker.clock import iso
 from broker.errors import Refusal
 from broker.reports import Failed, Finished, Pending, Report
 from storage.hooks import Entry, Hook
-from webhooks.inbound import Verdict
+from webhooks.verification import Verification
 
 _TRUTHS: Final = {"": False, "false": False, "0": False, "true": True, "1": True}
 
@@ -93,7 +93,6 @@ def entry_document(entry: Entry) -> Document:
         "status": entry.status,
         "reason": entry.reason,
         "receivedAt": iso(entry.received_at),
-        "acknowledgedInMs": None if entry.acknowledged_in is None else round(entry.acknowledged_in * 1000, 1),
         "lagSeconds": _lag(entry),
         "digestedAt": iso(entry.digested_at) if entry.is_news else None,
     }
@@ -122,10 +121,10 @@ def explained(told: Explanation) -> Document:
         "names": list(told.verified.job_ids),
         "taskId": told.verified.task.id if told.verified.task else None,
         "attempt": told.hook.attempt,
-        "verdict": told.verified.judgement.verdict.value,
-        "status": told.verified.judgement.status,
-        "reason": told.verified.judgement.reason,
-        "takenAs": told.taken_as.value if told.taken_as else None,
+        "verdict": told.verified.decision.verification.value,
+        "status": told.verified.decision.status,
+        "reason": told.verified.decision.reason,
+        "takenAs": told.replayed_as.value if told.replayed_as else None,
         "report": report_document(told.report) if told.report else None,
         "says": in_words(told.report) if told.report else "nothing that can be read",
         "effect": told.effect,
@@ -141,13 +140,13 @@ def fixture_document(told: Explanation) -> Document:
         "headers": json.loads(hook.headers),
         "query": json.loads(hook.query),
         "body": hook.body,
-        "proofs": vars(told.verified.proofs),
+        "proofs": vars(told.verified.evidence),
         "was": {"verdict": hook.verdict, "status": hook.status, "reason": hook.reason},
         "expected": {
             "names": list(told.verified.job_ids),
             "report": report_document(told.report) if told.report else None,
-            "verdict": told.verified.judgement.verdict.value,
-            "status": told.verified.judgement.status,
+            "verdict": told.verified.decision.verification.value,
+            "status": told.verified.decision.status,
         },
     }
 
@@ -196,8 +195,8 @@ def in_words(report: Report) -> str:
 
 def _verdict(request: Request) -> str | None:
     text = request.query_params.get("verdict") or None
-    if text is not None and text not in set(Verdict):
-        raise Refusal("invalid_request", f"verdict must be one of {', '.join(Verdict)}.", field="verdict")
+    if text is not None and text not in set(Verification):
+        raise Refusal("invalid_request", f"verdict must be one of {', '.join(Verification)}.", field="verdict")
     return text
 
 

@@ -18,7 +18,7 @@ from broker.catalog import Status
 from broker.errors import STATUS_OF, TASK_CODES
 from broker.orders import Mode, OutputFormat
 from storage.deliveries import Fate as _Fate
-from webhooks.inbound import Verdict as _Verdict
+from webhooks.verification import Verification as _Verdict
 
 TASK_ID: Final = "^task_[0-9a-f]{32}$"
 BATCH_ID: Final = "^batch_[0-9a-f]{32}$"
@@ -39,7 +39,7 @@ TaskCode = Annotated[str, Field(json_schema_extra={"enum": sorted(TASK_CODES)})]
 File = Annotated[str, Field(json_schema_extra={"format": "binary"})]
 DeliveryId = Annotated[str, Field(pattern=DELIVERY_ID, examples=[f"evt_{'0' * 32}"])]
 Fate = Annotated[str, Field(json_schema_extra={"enum": [fate.value for fate in _Fate]})]
-Verdict = Annotated[str, Field(json_schema_extra={"enum": [verdict.value for verdict in _Verdict]})]
+Verification = Annotated[str, Field(json_schema_extra={"enum": [verdict.value for verdict in _Verdict]})]
 TaskStatus = Literal["pending", "processing", "completed", "failed", "canceled"]
 Yes = Literal[True]
 No = Literal[False]
@@ -360,11 +360,10 @@ class HookEntry(Ours):
     provider: str
     task_id: TaskId | None
     attempt: int | None
-    verdict: Verdict
+    verdict: Verification
     status: int
     reason: str
     received_at: Moment
-    acknowledged_in_ms: float | None
     lag_seconds: float | None
     digested_at: Moment | None
     replay_of: HookId | Absent = None
@@ -398,7 +397,7 @@ class HookAnswer(Ours):
 
 
 class HookWas(Ours):
-    verdict: Verdict
+    verdict: Verification
     status: int
     reason: str
 
@@ -411,10 +410,10 @@ class Replay(Ours):
     names: list[str]
     task_id: TaskId | None
     attempt: int | None
-    verdict: Verdict
+    verdict: Verification
     status: int
     reason: str
-    taken_as: Verdict | None
+    taken_as: Verification | None
     report: dict[str, Any] | None
     says: str
     effect: str
@@ -431,7 +430,7 @@ class ReplayAnswer(Ours):
 class HookExpected(Ours):
     names: list[str]
     report: dict[str, Any] | None
-    verdict: Verdict
+    verdict: Verification
     status: int
 
 

@@ -1,7 +1,7 @@
 """Callback inbox: lists and explains stored callbacks, and replays one.
 
 * A callback is stored with what it proved, not with the proof: its token is removed, and a signature expires. So a
-  replay is judged by the old proofs, and can never prove more than the callback did on arrival.
+  replay is judged by the old evidence, and can never prove more than the callback did on arrival.
 * A replay is a new entry that names the old one, and is processed like every other. Late and repeated reports change
   nothing, so replaying twice does no harm.
 """
@@ -22,14 +22,14 @@ from broker.reports import Report
 from broker.steps import Steps
 from storage.hooks import Entry, Hook, Hooks
 from storage.tasks import DUE, Task, Tasks
-from webhooks.inbound import Verdict
+from webhooks.verification import Verification
 
 DAY_SECONDS: Final = 24 * 3600.0
 EXPECTED_WITHIN_SECONDS: Final = 60.0
 """After the end of a job its callback may still be on its way for this long."""
 MAX_MISSING: Final = 10_000
 
-_REPLAYABLE: Final = frozenset({Verdict.BELIEVE, Verdict.ASK})
+_REPLAYABLE: Final = frozenset({Verification.ACCEPT, Verification.RECHECK})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class Explanation:
 
     hook: Hook
     verified: VerifiedCallback
-    taken_as: Verdict | None
+    replayed_as: Verification | None
     """How a replay would be taken in; None: not at all."""
     report: Report | None
     """What its body reports; None if it is not readable."""
@@ -95,67 +95,66 @@ class CallbackInbox:
         """Verify and read a stored callback again. Changes nothing, and sends nothing."""
         hook = await self.get(hook_id)
         verified = await self.verifier.verify_stored(hook)
-        taken_as = _replay_verdict(hook, verified)
+        replayed_as = _replay_verdict(hook, verified)
         return Explanation(
             hook=hook,
             verified=verified,
-            taken_as=taken_as,
+            replayed_as=replayed_as,
             report=verified.provider.parse_callback(verified.body) if verified.is_readable else None,
-            effect=await self._describe_effect(hook, verified.task, taken_as),
+            effect=await self._describe_effect(hook, verified.task, replayed_as),
         )
 
     async def replay(self, hook_id: str) -> tuple[Explanation, str | None]:
         """Process a stored callback as if it had just arrived; return the new entry's id, or None if rejected."""
         explained = await self.explain(hook_id)
-        task, taken_as = explained.verified.task, explained.taken_as
-        if task is None or taken_as is None:
+        task, replayed_as = explained.verified.task, explained.replayed_as
+        if task is None or replayed_as is None:
             return explained, None
-        again = _replayed_hook(explained.hook, task, taken_as, self.clock.now())
+        again = _replayed_hook(explained.hook, task, replayed_as, self.clock.now())
         await self.hooks.database.transact(self.hooks.adding(again), wake=(DUE,))
         log.info("a callback is replayed", action="callback_replayed", task=task.id, hook=hook_id, replay=again.id)
         return explained, again.id
 
-    async def _describe_effect(self, hook: Hook, task: Task | None, taken_as: Verdict | None) -> str:
-        if task is None or taken_as is None:
+    async def _describe_effect(self, hook: Hook, task: Task | None, replayed_as: Verification | None) -> str:
+        if task is None or replayed_as is None:
             return "nothing: it is not taken in"
         if task.state.value == "expired":
             return "nothing: the task was deleted by retention"
-        report = self.steps.news(task, replace(hook, verdict=taken_as.value))
+        report = self.steps.news(task, replace(hook, verdict=replayed_as.value))
         number = hook.attempt or await self.steps.attempt_with(task, report) or task.attempt
         attempt = await self.tasks.attempt(task.id, number)
         changes = lifecycle.after(task, attempt, report, self.clock.now(), self.rules)
-        return _describe_changes(task, changes, taken_as)
+        return _describe_changes(task, changes, replayed_as)
 
 
-def _replay_verdict(hook: Hook, verified: VerifiedCallback) -> Verdict | None:
+def _replay_verdict(hook: Hook, verified: VerifiedCallback) -> Verification | None:
     """Return how a replay is taken in: as on arrival, if the callback was taken in then; None for a rejected one.
 
     One that was not readable, or whose task was unknown, is judged by what it proved.
     """
-    judgement = verified.judgement
-    if hook.verdict == Verdict.REFUSE or judgement.verdict in {Verdict.UNKNOWN, Verdict.MALFORMED}:
+    decision = verified.decision
+    if hook.verdict == Verification.REJECT or decision.verification in {Verification.UNKNOWN, Verification.MALFORMED}:
         return None
-    verdict = Verdict(hook.verdict) if hook.is_news else judgement.verdict
+    verdict = Verification(hook.verdict) if hook.is_news else decision.verification
     return verdict if verdict in _REPLAYABLE else None
 
 
-def _replayed_hook(hook: Hook, task: Task, taken_as: Verdict, now: float) -> Hook:
+def _replayed_hook(hook: Hook, task: Task, replayed_as: Verification, now: float) -> Hook:
     return replace(
         hook,
         id=new_hook_id(),
         task_id=task.id,
-        verdict=taken_as.value,
-        status=200 if taken_as == Verdict.BELIEVE else 202,
+        verdict=replayed_as.value,
+        status=200 if replayed_as == Verification.ACCEPT else 202,
         reason="replayed by hand",
         received_at=now,
         digested_at=None,
-        acknowledged_in=None,
         job_ended_at=None,
         replay_of=hook.id,
     )
 
 
-def _describe_changes(task: Task, changes: Changes, taken_as: Verdict) -> str:
+def _describe_changes(task: Task, changes: Changes, replayed_as: Verification) -> str:
     state = changes.task.get("state", task.state)
     if state != task.state:
         return f"the task goes from {task.state.value} to {state.value}"
@@ -165,4 +164,4 @@ def _describe_changes(task: Task, changes: Changes, taken_as: Verdict) -> str:
         return "a second result for the same order is kept as spare"
     if changes:
         return f"the task stays {task.state.value}, and its books are amended"
-    return f"nothing: the task is {task.state.value}" + (" already" if taken_as == Verdict.BELIEVE else "")
+    return f"nothing: the task is {task.state.value}" + (" already" if replayed_as == Verification.ACCEPT else "")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 from collections import deque
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -12,11 +11,10 @@ from broker.callbacks.verification import CallbackVerifier, VerifiedCallback
 from broker.clock import Clock
 from broker.metrics import Metrics
 from broker.reports import Pending, Report
-from storage.database import StorageError
 from storage.hooks import Hook, Hooks
 from storage.tasks import DUE, Task
-from webhooks import inbound
-from webhooks.inbound import Callback, Judgement, Verdict
+from webhooks import verification
+from webhooks.verification import Decision, IncomingCallback, Verification
 
 MAX_UNREAD_PER_TASK: Final = 20
 MAX_REJECTED_PER_MINUTE: Final = 120
@@ -28,7 +26,7 @@ MAX_CALLBACK_AGE_SECONDS: Final = 14 * 24 * 3600.0
 class ReceivedCallback:
     """The result of receiving a callback."""
 
-    judgement: Judgement
+    decision: Decision
     id: str | None
     """In the inbox; None if the flood guard kept it out."""
 
@@ -62,29 +60,23 @@ class CallbackReceiver:
     metrics: Metrics
     flood_guard: FloodGuard
 
-    async def receive(self, callback: Callback) -> ReceivedCallback:
+    async def receive(self, callback: IncomingCallback) -> ReceivedCallback:
         """Verify a callback and store it in the inbox. One that concerns a task wakes the workers."""
         verified = await self.verifier.verify(callback)
-        verdict, provider = verified.judgement.verdict, verified.provider
+        verdict, provider = verified.decision.verification, verified.provider
         self.metrics.callbacks.labels(provider.name, verdict.value).inc()
-        is_accepted = verdict == Verdict.BELIEVE
-        task = verified.task if verdict in {Verdict.BELIEVE, Verdict.ASK} else None
+        is_accepted = verdict == Verification.ACCEPT
+        task = verified.task if verdict in {Verification.ACCEPT, Verification.RECHECK} else None
         if not await self._may_store(task, is_accepted=is_accepted):
-            return ReceivedCallback(judgement=verified.judgement, id=None)
+            return ReceivedCallback(decision=verified.decision, id=None)
         hook = self._build_hook(callback, verified, has_news=task is not None)
         await self.hooks.database.transact(self.hooks.adding(hook), wake=(DUE,) if task is not None else ())
         if is_accepted and hook.job_ended_at is not None:
             lag_seconds = max(0.0, hook.received_at - hook.job_ended_at)
             self.metrics.callback_lag.labels(hook.provider).observe(lag_seconds)
-        return ReceivedCallback(judgement=verified.judgement, id=hook.id)
+        return ReceivedCallback(decision=verified.decision, id=hook.id)
 
-    async def record_acknowledgement(self, received: ReceivedCallback, seconds: float) -> None:
-        """Record how long our answer took. Best effort."""
-        if received.id is not None:
-            with suppress(StorageError):
-                await self.hooks.acknowledge(received.id, seconds)
-
-    def _build_hook(self, callback: Callback, verified: VerifiedCallback, *, has_news: bool) -> Hook:
+    def _build_hook(self, callback: IncomingCallback, verified: VerifiedCallback, *, has_news: bool) -> Hook:
         now, task = self.clock.now(), verified.task
         report = verified.provider.parse_callback(verified.body) if has_news else None
         return Hook(
@@ -92,13 +84,13 @@ class CallbackReceiver:
             provider=task.provider if task else verified.provider.name,
             task_id=task.id if task else None,
             attempt=verified.attempt,
-            verdict=verified.judgement.verdict.value,
-            status=verified.judgement.status,
-            reason=verified.judgement.reason,
-            headers=inbound.kept_headers(callback.headers),
-            query=inbound.kept_query(callback.query),
-            body=inbound.kept_body(callback.body, callback.query.get("token")),
-            proofs=verified.proofs.kept(),
+            verdict=verified.decision.verification.value,
+            status=verified.decision.status,
+            reason=verified.decision.reason,
+            headers=verification.stored_headers(callback.headers),
+            query=verification.stored_query(callback.query),
+            body=verification.stored_body(callback.body, callback.query.get("token")),
+            proofs=verified.evidence.to_json(),
             received_at=now,
             digested_at=None if has_news else now,
             job_ended_at=_plausible_end(report, now) if report else None,

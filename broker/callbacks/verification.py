@@ -12,9 +12,10 @@ from broker.providers.base import Provider
 from broker.tasks.queries import TASK_ID
 from storage.hooks import Hook
 from storage.tasks import Task, Tasks
-from webhooks import inbound
-from webhooks.inbound import Callback, Judgement, MalformedBody, Proofs, Verdict
-from webhooks.proofs import CallbackTokens, Proof, Signature, Unsigned
+from webhooks import verification
+from webhooks.signatures.base import Proof, Signature, Unsigned
+from webhooks.tokens import CallbackTokens
+from webhooks.verification import Decision, Evidence, IncomingCallback, MalformedBody, Verification
 
 MAX_ID_CHARACTERS: Final = 200
 _ATTEMPT: Final = re.compile(r"[1-9][0-9]{0,5}")
@@ -25,8 +26,8 @@ class VerifiedCallback:
     """A callback that was read and judged."""
 
     provider: Provider
-    proofs: Proofs
-    judgement: Judgement
+    evidence: Evidence
+    decision: Decision
     job_ids: tuple[str, ...] = ()
     """The ids in its body, ours or the provider's."""
     task: Task | None = None
@@ -49,33 +50,33 @@ class CallbackVerifier:
     providers: Mapping[str, Provider]
     signatures: Mapping[str, Signature]
 
-    async def verify(self, callback: Callback) -> VerifiedCallback:
+    async def verify(self, callback: IncomingCallback) -> VerifiedCallback:
         """Verify a new callback."""
         provider = self._provider_of(callback.provider)
         token, task_id, attempt = self._check_token(callback)
         signature = self._signature_of(provider)
-        proofs = Proofs(
+        evidence = Evidence(
             token=token,
             signature_required=signature.required and token == Proof.NONE,
             trusted=callback.trusted,
         )
         if token == Proof.WRONG:  # its body is not worth reading
-            judgement = inbound.judge(**vars(proofs))
-            return VerifiedCallback(provider=provider, proofs=proofs, judgement=judgement, attempt=attempt)
+            decision = verification.decide(evidence)
+            return VerifiedCallback(provider=provider, evidence=evidence, decision=decision, attempt=attempt)
         try:
-            body = inbound.read(callback)
+            body = verification.parse_callback_body(callback)
         except MalformedBody as error:
             return VerifiedCallback(
-                provider=provider, proofs=proofs, judgement=_malformed(error), attempt=attempt, is_readable=False
+                provider=provider, evidence=evidence, decision=_malformed(error), attempt=attempt, is_readable=False
             )
         job_ids = provider.job_ids(body)
         task = await self._find_task(task_id, job_ids, token)
-        signed = signature.prove(callback.headers, callback.body, job_ids, self.clock.now())
-        proofs = replace(proofs, signature=signed, known=task is not None)
+        signed = signature.verify(callback.headers, callback.body, job_ids, self.clock.now())
+        evidence = replace(evidence, signature=signed, known=task is not None)
         return VerifiedCallback(
             provider=provider,
-            proofs=proofs,
-            judgement=inbound.judge(**vars(proofs)),
+            evidence=evidence,
+            decision=verification.decide(evidence),
             job_ids=job_ids,
             task=task,
             attempt=attempt,
@@ -85,16 +86,16 @@ class CallbackVerifier:
     async def verify_stored(self, hook: Hook) -> VerifiedCallback:
         """Verify a callback of the inbox by what it proved on arrival and what is required now."""
         provider = self._provider_of(hook.provider)
-        proofs = Proofs.of(hook.proofs) if hook.proofs is not None else _guessed(hook)
-        required = self._signature_of(provider).required and proofs.token == Proof.NONE
+        evidence = Evidence.from_json(hook.proofs) if hook.proofs else Evidence()
+        required = self._signature_of(provider).required and evidence.token == Proof.NONE
         body, malformed = _read_stored(hook)
         job_ids = provider.job_ids(body)
-        task = await self._find_task(inbound.task_in(hook.query), job_ids, proofs.token)
-        proofs = replace(proofs, signature_required=required, known=task is not None)
+        task = await self._find_task(verification.task_in_query(hook.query), job_ids, evidence.token)
+        evidence = replace(evidence, signature_required=required, known=task is not None)
         return VerifiedCallback(
             provider=provider,
-            proofs=proofs,
-            judgement=inbound.judge(**vars(proofs)) if malformed is None or proofs.token == Proof.WRONG else malformed,
+            evidence=evidence,
+            decision=verification.decide(evidence) if malformed is None or evidence.token == Proof.WRONG else malformed,
             job_ids=job_ids,
             task=task,
             attempt=hook.attempt,
@@ -108,7 +109,7 @@ class CallbackVerifier:
     def _signature_of(self, provider: Provider) -> Signature:
         return self.signatures.get(provider.name, Unsigned())
 
-    def _check_token(self, callback: Callback) -> tuple[Proof, str | None, int | None]:
+    def _check_token(self, callback: IncomingCallback) -> tuple[Proof, str | None, int | None]:
         """Return what the token in the address proves, and for which task and attempt."""
         task_id = callback.query.get("task")
         token = callback.query.get("token")
@@ -117,7 +118,7 @@ class CallbackVerifier:
         number = callback.query.get("attempt", "")
         if task_id is None or not _ATTEMPT.fullmatch(number):
             return Proof.WRONG, None, None
-        return self.tokens.prove(task_id, int(number), token), task_id, int(number)
+        return self.tokens.verify(task_id, int(number), token), task_id, int(number)
 
     async def _find_task(self, task_id: str | None, job_ids: tuple[str, ...], token: Proof) -> Task | None:
         """Return the task named by the address, or else by an id in the body.
@@ -125,7 +126,7 @@ class CallbackVerifier:
         A right token is valid for the task of its address, and for no other.
         """
         named = (task_id, *job_ids) if task_id else job_ids
-        for name in named[:1] if token == Proof.BODY else named:
+        for name in named[:1] if token == Proof.BODY_VERIFIED else named:
             if len(name) > MAX_ID_CHARACTERS:
                 continue
             task = await (self.tasks.get(name) if TASK_ID.fullmatch(name) else self.tasks.of_job(name))
@@ -134,21 +135,15 @@ class CallbackVerifier:
         return None
 
 
-def _read_stored(hook: Hook) -> tuple[Any, Judgement | None]:
+def _read_stored(hook: Hook) -> tuple[Any, Decision | None]:
     """Return the parsed body, or why there is none; only the beginning of a body that was too large is stored."""
     if hook.status == 413:
-        return None, Judgement(verdict=Verdict.MALFORMED, status=413, reason=hook.reason)
+        return None, Decision(verification=Verification.MALFORMED, status=413, reason=hook.reason)
     try:
-        return inbound.parse(hook.body.encode("utf-8", "replace")), None
+        return verification.parse_body(hook.body.encode("utf-8", "replace")), None
     except MalformedBody as error:
         return None, _malformed(error)
 
 
-def _malformed(error: MalformedBody) -> Judgement:
-    return Judgement(verdict=Verdict.MALFORMED, status=error.status, reason=error.reason)
-
-
-def _guessed(hook: Hook) -> Proofs:
-    """Return what the verdict of a callback shows that was stored without its proofs."""
-    tokens = {"believe": Proof.BODY, "refuse": Proof.WRONG}
-    return Proofs(token=tokens.get(hook.verdict, Proof.NONE))
+def _malformed(error: MalformedBody) -> Decision:
+    return Decision(verification=Verification.MALFORMED, status=error.status, reason=error.reason)

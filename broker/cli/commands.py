@@ -160,7 +160,9 @@ def list_hooks(
     task: Annotated[str | None, typer.Option(metavar="ID", help="Only those of this task.")] = None,
     verdict: Annotated[
         str | None,
-        typer.Option(help="Only believe, ask, refuse, unknown or malformed ones; with --sent an outcome, like failed."),
+        typer.Option(
+            help="Only accept, recheck, reject, unknown or malformed ones; with --sent an outcome, like failed."
+        ),
     ] = None,
     limit: Annotated[int, typer.Option(min=1, max=100, help="How many.")] = 20,
     sent: Annotated[bool, typer.Option("--sent", help="Webhooks that went to callers, not callbacks that came.")] = (

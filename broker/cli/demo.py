@@ -108,7 +108,7 @@ async def _ended(moment: Moment, task_id: str, tell: Callable[[str], None]) -> T
 
 def _check_callback(hooks: list[Entry]) -> None:
     """The image must have come by webhook, not by asking."""
-    if not any(hook.verdict == "believe" for hook in hooks):
+    if not any(hook.verdict == "accept" for hook in hooks):
         raise Unable(f"no callback was believed: {[hook.reason for hook in hooks] or 'none came'}")
 
 

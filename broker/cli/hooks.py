@@ -109,7 +109,7 @@ def _list_received(document: Document) -> None:
         task = f"{hook['taskId']}{_attempt(hook)}" if hook["taskId"] else "no task"
         replayed = f" (replay of {hook['replayOf']})" if "replayOf" in hook else ""
         say(
-            f"{hook['id']}  {hook['receivedAt']}  {hook['verdict']:<9} {hook['status']}  {_times(hook):<22}  "
+            f"{hook['id']}  {hook['receivedAt']}  {hook['verdict']:<9} {hook['status']}  {_lag(hook):<14}  "
             f"{task}  {hook['reason']}{replayed}"
         )
     if not document["data"]:
@@ -121,10 +121,8 @@ def _attempt(hook: Document) -> str:
     return f"/{hook['attempt']}" if hook["attempt"] is not None else ""
 
 
-def _times(hook: Document) -> str:
-    answered = "" if hook["acknowledgedInMs"] is None else f"{hook['acknowledgedInMs']:g} ms"
-    lag = "" if hook["lagSeconds"] is None else f"lag {hook['lagSeconds']:g} s"
-    return ", ".join(filter(None, (answered, lag)))
+def _lag(hook: Document) -> str:
+    return "" if hook["lagSeconds"] is None else f"lag {hook['lagSeconds']:g} s"
 
 
 def _tell_missing(missing: Document) -> None:
@@ -143,7 +141,6 @@ def _tell_received(hook: Document) -> None:
         "verdict": f"{hook['verdict']} ({hook['status']}): {hook['reason']}",
         "proved": _proved(hook["proofs"]),
         "received": hook["receivedAt"],
-        "answered": f"in {hook['acknowledgedInMs']:g} ms" if hook["acknowledgedInMs"] is not None else None,
         "lag": f"{hook['lagSeconds']:g} s after the end of the job" if hook["lagSeconds"] is not None else None,
         "news read": hook["digestedAt"],
         "replay of": hook.get("replayOf"),

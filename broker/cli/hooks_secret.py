@@ -6,7 +6,7 @@ from broker.bootstrap import kept_secret
 from broker.cli.screen import Unable, note, say
 from broker.services import signing_keys
 from broker.settings import load
-from webhooks.signing import write_secret
+from webhooks.signatures.standard import write_secret
 
 
 async def show() -> None:

@@ -7,12 +7,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 
-from broker import logs, server
+from broker import logs
 from broker.bootstrap import open_services
 from broker.cli.client import address, client_for
 from broker.cli.sandbox import LOOPBACK, beside
 from broker.client import AsyncClient
 from broker.public_url import check_configured
+from broker.server.sockets import bind_socket, socket_port
+from broker.server.uvicorn import running_server
 from broker.services import Services
 from broker.settings import Settings
 
@@ -28,7 +30,7 @@ class Moment:
 @asynccontextmanager
 async def opened(settings: Settings, sock: socket.socket) -> AsyncIterator[Services]:
     """The system for the port of `sock`, with a sandbox beside it if there is no provider key."""
-    port = server.port_of(sock)
+    port = socket_port(sock)
     if settings.webhook_base_url:
         check_configured(settings.webhook_base_url)  # the sandbox does not need it, but wrong is wrong
     if not settings.sandboxed:
@@ -46,11 +48,11 @@ async def opened(settings: Settings, sock: socket.socket) -> AsyncIterator[Servi
 async def broker_for_a_moment(settings: Settings) -> AsyncIterator[Moment]:
     """A broker on a free port of this machine, gone at the end; what it was doing stays in its database."""
     settings = settings.model_copy(update={"host": LOOPBACK})
-    with closing(server.bind(LOOPBACK, 0)) as sock:
+    with closing(bind_socket(LOOPBACK, 0)) as sock:
         async with (
             opened(settings, sock) as services,
-            server.running(services, sock),
-            client_for(address(LOOPBACK, server.port_of(sock)), settings) as client,
+            running_server(services, sock),
+            client_for(address(LOOPBACK, socket_port(sock)), settings) as client,
         ):
             yield Moment(services=services, client=client)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import platform
 import sqlite3
 import sys
@@ -14,7 +13,7 @@ from urllib.parse import urlsplit
 
 import anyio
 
-from broker import logs, server
+from broker import logs
 from broker.bootstrap import open_services
 from broker.cli.client import address
 from broker.cli.house import opened
@@ -23,6 +22,9 @@ from broker.cli.signals import told_to_end
 from broker.doctor.doors import COOKIE_FLAW, NEWER_PYTHON, is_flawed
 from broker.errors import SettingsError
 from broker.logs import log
+from broker.net.hosts import is_loopback_host
+from broker.server.sockets import bind_socket, socket_port
+from broker.server.uvicorn import serve as serve_http
 from broker.services import Services
 from broker.settings import Settings, load
 
@@ -34,9 +36,9 @@ async def serve(host: str | None, port: int | None) -> None:
     given: dict[str, Any] = {"host": host, "port": port}
     settings = load(**{name: value for name, value in given.items() if value is not None})
     _configure_logs(settings)
-    with closing(server.bind(settings.host, settings.port)) as sock:
+    with closing(bind_socket(settings.host, settings.port)) as sock:
         async with opened(settings, sock) as services:
-            await server.serve(services, [sock], ready=partial(_introduce, services, server.port_of(sock)))
+            await serve_http(services, [sock], ready=partial(_introduce, services, socket_port(sock)))
 
 
 async def work() -> None:
@@ -112,17 +114,10 @@ def warnings(settings: Settings, python: tuple[Any, ...]) -> Iterator[str]:
     """What works, but will not please for long; each with its cure."""
     if is_flawed(python):
         yield f"Python: {COOKIE_FLAW}; {NEWER_PYTHON}"
-    open_wide = not _is_local(settings.host)
+    open_wide = not is_loopback_host(settings.host)
     if open_wide and settings.allow_anonymous:
         yield f"everybody who reaches {settings.host} may spend your credits (BROKER_ALLOW_ANONYMOUS)"
     elif open_wide and not settings.api_keys:
         yield "other machines can reach the broker but not use it: set BROKER_API_KEYS"
-    if settings.webhook_base_url and _is_local(urlsplit(settings.webhook_base_url).hostname or ""):
+    if settings.webhook_base_url and is_loopback_host(urlsplit(settings.webhook_base_url).hostname or ""):
         yield "no provider can reach WEBHOOK_BASE_URL: set a public address, or leave it empty"
-
-
-def _is_local(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -15,7 +15,7 @@ from broker.client.errors import BrokerError, Damaged, Refused, Unreachable
 from broker.client.events import Event
 from broker.client.results import Document, Malformed
 from broker.errors import NotSent, ProviderError
-from broker.outgoing import Answer, ApiClient, FilePart, Form, Stream
+from broker.net.api_client import ApiClient, FilePart, Form, HttpResponse, Stream
 
 T = TypeVar("T")
 Sleep: TypeAlias = Callable[[float], Awaitable[None]]
@@ -183,9 +183,9 @@ class Line:
                 body += chunk
                 if len(body) > MOST_ERROR_BYTES:
                     break
-            raise self._refusal(Answer(status=stream.status, headers=stream.headers, body=bytes(body)))
+            raise self._refusal(HttpResponse(status=stream.status, headers=stream.headers, body=bytes(body)))
 
-    def _document(self, answer: Answer) -> Document:
+    def _document(self, answer: HttpResponse) -> Document:
         self._heard = True
         if not 200 <= answer.status < 300:
             raise self._refusal(answer)
@@ -194,7 +194,7 @@ class Line:
             raise Malformed("its answer is no JSON object")
         return document
 
-    def _refusal(self, answer: Answer) -> Refused:
+    def _refusal(self, answer: HttpResponse) -> Refused:
         said = _object(answer) or {}
         passing = answer.status in _PASSING
         return Refused(
@@ -255,7 +255,7 @@ def _checked(base: str) -> str:
     return base.rstrip("/")
 
 
-def _object(answer: Answer) -> Document | None:
+def _object(answer: HttpResponse) -> Document | None:
     try:
         said = answer.json()
     except ProviderError:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol, TypeAlias, runtime_checkable
 
 from broker.client.results import Image
-from broker.outgoing import FilePart
+from broker.net.api_client import FilePart
 
 PIECE: Final = 256 * 1024
 

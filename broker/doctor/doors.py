@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from broker.addresses import is_loopback
 from broker.doctor.findings import Finding, ok, warning
 from broker.doctor.patient import Patient
+from broker.net.hosts import is_loopback_host
 from broker.settings import Settings
 
 COOKIE_FLAW: Final = "one Cookie header can keep it busy for seconds (CVE-2024-7592)"
@@ -22,7 +22,7 @@ async def access(patient: Patient) -> Sequence[Finding]:
 
 
 def _access(settings: Settings) -> Iterator[Finding]:
-    wide = not is_loopback(settings.host)
+    wide = not is_loopback_host(settings.host)
     if wide and settings.allow_anonymous:
         found = f"everybody who reaches {settings.host} may spend your credits (BROKER_ALLOW_ANONYMOUS)"
         yield warning("access", found, "set BROKER_API_KEYS instead, unless the network is private")
@@ -31,7 +31,7 @@ def _access(settings: Settings) -> Iterator[Finding]:
         yield warning("access", found, "set BROKER_API_KEYS")
     for origin in settings.cors_origins:
         parts = urlsplit(origin)
-        if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
+        if parts.scheme == "http" and not is_loopback_host(parts.hostname or ""):
             found = f"pages of {origin} may order, and whoever is on the way can change them"
             yield warning("origins", found, "serve the page over https://, and put that into BROKER_CORS_ORIGINS")
 

@@ -30,6 +30,10 @@ MIB: Final = 2**20
 LITTLE: Final = 1024 * MIB
 FLAWED_SQLITE: Final = ((3, 7, 0), (3, 51, 2))
 """First and last version with the WAL-reset flaw."""
+LIFECYCLE_RULE: Final = (
+    "give the bucket the lifecycle rule AbortIncompleteMultipartUpload (DaysAfterInitiation 2, see docs/deploying.md) "
+    "if it has none: it cannot be read from here"
+)
 MORE_ROOM: Final = "free some space (df -h), or shorten BROKER_RETENTION_HOURS and run: broker cleanup"
 
 
@@ -89,14 +93,16 @@ async def _shared(opened: Database, patient: Patient) -> Sequence[Finding]:
 
 
 async def images(patient: Patient) -> Sequence[Finding]:
-    """A real write where the images go."""
+    """Write where the images are kept."""
     settings, bucket = patient.settings, patient.settings.bucket
     if bucket is None and not settings.blobs.exists():
         return [ok("images", f"none yet: the first start makes {settings.blobs}")]
     async with blobs_for(settings) as store:
         await store.check()
-    where = f"s3://{bucket.name}/{bucket.prefix}" if bucket else str(settings.blobs)
-    return [ok("images", f"{where} takes them")]
+    if bucket is None:
+        return [ok("images", f"{settings.blobs} accepts writes")]
+    where = f"s3://{bucket.name}/{bucket.prefix}"
+    return [ok("images", f"{where} accepts writes; {LIFECYCLE_RULE}")]
 
 
 # -- disks

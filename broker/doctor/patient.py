@@ -10,11 +10,11 @@ from typing import Final
 
 from broker.bootstrap import secret_file
 from broker.clock import Clock
-from broker.outgoing import ApiClient
+from broker.net.api_client import ApiClient
 from broker.probing import Prober
 from broker.public_url import CLOUDFLARED
 from broker.settings import Salvaged, Settings
-from webhooks.proofs import Presence
+from webhooks.tokens import ChallengeResponse
 
 ANSWER_SECONDS: Final = 10.0
 
@@ -35,7 +35,7 @@ class Patient:
 
     @property
     def prober(self) -> Prober:
-        return Prober(client=self.client, presence=Presence(self.secret))
+        return Prober(client=self.client, presence=ChallengeResponse(self.secret))
 
 
 @asynccontextmanager

@@ -11,7 +11,7 @@ from broker.catalog import Catalog
 from broker.doctor.findings import Finding, failed, ok, skipped, warning
 from broker.doctor.patient import Patient
 from broker.errors import NotSent, ProviderError
-from broker.outgoing import Answer
+from broker.net.api_client import HttpResponse
 from broker.providers.addresses import adapter_for
 from broker.providers.kie.adapter import DIALECT
 
@@ -19,7 +19,7 @@ SANDBOX: Final = "the sandbox provider is used: no key, no cost, pretend picture
 NTP: Final = "set the clock of this machine by NTP (Linux: timedatectl set-ntp true)"
 WARN_SKEW: Final = 120.0
 MOST_SKEW: Final = 300.0
-"""Seconds; signatures that seem older are refused (`webhooks.proofs`)."""
+"""Seconds; signatures that seem older are refused (`webhooks.signatures.base`)."""
 FEW_IMAGES: Final = 25
 
 
@@ -96,7 +96,7 @@ def _base(patient: Patient) -> str:
     return adapter_for(patient.settings.api_url)[1]
 
 
-async def _reach(name: str, variable: str, url: str, patient: Patient) -> tuple[Finding, Answer | None]:
+async def _reach(name: str, variable: str, url: str, patient: Patient) -> tuple[Finding, HttpResponse | None]:
     """Any answer will do: nobody says what a base address answers."""
     try:
         answer = await patient.client.request("GET", url)
@@ -132,7 +132,7 @@ def _obstacle(error: ProviderError, variable: str) -> tuple[str, str]:
 # -- the clock
 
 
-def _clock(answer: Answer | None, now: float) -> Finding:
+def _clock(answer: HttpResponse | None, now: float) -> Finding:
     there = _date(answer)
     if there is None:
         return skipped("clock", "the provider does not tell the time")
@@ -143,7 +143,7 @@ def _clock(answer: Answer | None, now: float) -> Finding:
     return warning("clock", found, NTP) if abs(skew) > WARN_SKEW else ok("clock", found)
 
 
-def _date(answer: Answer | None) -> float | None:
+def _date(answer: HttpResponse | None) -> float | None:
     """What time it was there; a cache in between says how long ago that was."""
     headers = answer.headers if answer else {}
     age = headers.get("age", "")

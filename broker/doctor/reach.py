@@ -10,17 +10,16 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from broker.addresses import is_loopback
-from broker.bootstrap import local_address
 from broker.doctor.findings import Finding, failed, ok, skipped, warning
 from broker.doctor.patient import Patient
 from broker.doctor.stand_in import standing_in
 from broker.errors import NotSent, ProviderError, SettingsError
-from broker.outgoing import Answer
+from broker.net.api_client import HttpResponse
+from broker.net.hosts import is_loopback_host, local_base_url
 from broker.probing import GREETING, RoundTrip, Verdict
 from broker.public_url import Agents, PublicUrl, Tunnel, candidates, check_configured
 from broker.settings import Settings
-from webhooks.proofs import Presence
+from webhooks.tokens import ChallengeResponse
 
 NEAR_SECONDS: Final = 3.0
 START: Final = "start ngrok or cloudflared (README, Tunnels), or set WEBHOOK_BASE_URL"
@@ -31,7 +30,7 @@ async def way_in(patient: Patient) -> Sequence[Finding]:
     settings = patient.settings
     if settings.port == 0:
         return [skipped("broker", "BROKER_PORT is 0: its port is another one each time")]
-    at_home = await patient.prober.probe(local_address(settings, None), NEAR_SECONDS)
+    at_home = await patient.prober.probe(local_base_url(settings.host, settings.port), NEAR_SECONDS)
     tunnels = await _agents(patient).tunnels()
     async with _answering(patient, at_home) as obstacle:
         broker = [obstacle] if obstacle else await _broker(patient, at_home)
@@ -78,7 +77,9 @@ async def _stand_in(patient: Patient) -> AsyncIterator[tuple[str, str] | None]:
     async with AsyncExitStack() as stack:
         trouble = None
         try:
-            await stack.enter_async_context(standing_in(settings.host, settings.port, Presence(patient.secret)))
+            await stack.enter_async_context(
+                standing_in(settings.host, settings.port, ChallengeResponse(patient.secret))
+            )
         except OSError as error:
             trouble = _unbindable(settings, error)
         yield trouble
@@ -96,7 +97,7 @@ def _unbindable(settings: Settings, error: OSError) -> tuple[str, str]:
 
 async def _broker(patient: Patient, at_home: RoundTrip) -> Sequence[Finding]:
     """What a running broker says of itself. Our key goes to nobody who did not prove to be ours."""
-    name, base = "broker", local_address(patient.settings, None)
+    name, base = "broker", local_base_url(patient.settings.host, patient.settings.port)
     if at_home.verdict != Verdict.US:
         why = f"none runs at {base}"
         return [skipped(name, why), skipped("callbacks", why)]
@@ -104,7 +105,7 @@ async def _broker(patient: Patient, at_home: RoundTrip) -> Sequence[Finding]:
     return [_ready(ready, base), _callbacks(counted)]
 
 
-async def _ask(patient: Patient, url: str) -> Answer | None:
+async def _ask(patient: Patient, url: str) -> HttpResponse | None:
     keys = patient.settings.api_keys
     headers = {"Authorization": f"Bearer {keys[0].get_secret_value()}"} if keys else {}
     try:
@@ -113,7 +114,7 @@ async def _ask(patient: Patient, url: str) -> Answer | None:
         return None
 
 
-def _ready(answer: Answer | None, base: str) -> Finding:
+def _ready(answer: HttpResponse | None, base: str) -> Finding:
     name = "broker"
     if answer is None:
         return failed(name, f"the one at {base} hangs: it does not say whether it is ready", "see its log; restart it")
@@ -128,7 +129,7 @@ def _ready(answer: Answer | None, base: str) -> Finding:
     return failed(name, f"runs at {base}, but is not ready: {_blame(answer)}", "see the other lines, and its log")
 
 
-def _blame(answer: Answer) -> str:
+def _blame(answer: HttpResponse) -> str:
     try:
         checks: dict[str, Any] = answer.json()["checks"]
         return ", ".join(f"{part}: {said}" for part, said in checks.items() if said != "ok")
@@ -136,13 +137,13 @@ def _blame(answer: Answer) -> str:
         return f"HTTP {answer.status}"
 
 
-def _callbacks(answer: Answer | None) -> Finding:
+def _callbacks(answer: HttpResponse | None) -> Finding:
     """Since it started: how many callbacks came, and how many ends had to be asked for instead."""
     name = "callbacks"
     if answer is None or answer.status != 200:
         return skipped(name, "the running broker does not tell")
     page = answer.body.decode("utf-8", "replace")
-    heard = _sum(r'^broker_callbacks_total\{[^}]*verdict="(?:believe|ask)"[^}]*\} (\S+)$', page)
+    heard = _sum(r'^broker_callbacks_total\{[^}]*verdict="(?:accept|recheck)"[^}]*\} (\S+)$', page)
     missed = _sum(r"^broker_callbacks_missing_total\{[^}]*\} (\S+)$", page)
     found = f"{heard:.0f} came; {missed:.0f} ends had to be asked for although a callback was to tell them"
     if missed and not heard:
@@ -198,7 +199,7 @@ def _judged(settings: Settings, url: PublicUrl, trip: RoundTrip) -> Finding:
 
 
 def _is_here(url: str) -> bool:
-    return is_loopback(urlsplit(url).hostname or "")
+    return is_loopback_host(urlsplit(url).hostname or "")
 
 
 def _trouble(trip: RoundTrip) -> str:

@@ -9,14 +9,14 @@ from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 from broker.probing import GREETING
-from webhooks.proofs import Presence
+from webhooks.tokens import ChallengeResponse
 
 HEAD_SECONDS: Final = 5.0
 _QUESTION: Final = re.compile(rb"GET " + GREETING.encode() + rb"\?probe=([0-9a-f]{32}) HTTP/1\.[01]\r\n")
 
 
 @asynccontextmanager
-async def standing_in(host: str, port: int, presence: Presence) -> AsyncIterator[None]:
+async def standing_in(host: str, port: int, presence: ChallengeResponse) -> AsyncIterator[None]:
     """Knows one question, and ends with the block. Raises OSError where the port cannot be had."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -47,7 +47,7 @@ async def standing_in(host: str, port: int, presence: Presence) -> AsyncIterator
         await server.wait_closed()
 
 
-def _answer(head: bytes, presence: Presence) -> bytes:
+def _answer(head: bytes, presence: ChallengeResponse) -> bytes:
     question = _QUESTION.match(head)
     shown = presence.answer(question[1].decode()) if question else None
     status, body = ("200 OK", f'{{"status":"ok","probe":"{shown}"}}') if shown else ("404 Not Found", "{}")

@@ -8,9 +8,9 @@ from typing import Final
 
 from broker.catalog import Catalog
 from broker.clock import Clock, day
-from broker.errors import EgressRefused, Refusal
+from broker.errors import EgressBlocked, Refusal
+from broker.net.fetcher import Fetcher
 from broker.orders import Order, OrderRequest, Plan, Quote
-from broker.outgoing import Fetcher
 from broker.providers.base import Provider
 
 MAX_IMAGES: Final = 6
@@ -48,9 +48,9 @@ class Planner:
             return
         try:
             if len(url) > MAX_CALLBACK_URL_CHARACTERS:
-                raise EgressRefused(f"the address is longer than {MAX_CALLBACK_URL_CHARACTERS} characters")
-            await self.caller_fetcher.vet(url)
-        except EgressRefused as error:
+                raise EgressBlocked(f"the address is longer than {MAX_CALLBACK_URL_CHARACTERS} characters")
+            await self.caller_fetcher.validate(url)
+        except EgressBlocked as error:
             raise Refusal(
                 "invalid_request",
                 f"callbackUrl is not an address that we call: {error}. "

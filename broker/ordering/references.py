@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from broker.catalog import Catalog
 from broker.clock import Clock
-from broker.errors import FetchError, Refusal
+from broker.errors import DownloadError, Refusal
+from broker.net.fetcher import Fetcher
 from broker.orders import DataUriReference, ReferenceSource, StoredReference, UploadedReference, UrlReference
-from broker.outgoing import Fetcher
 from broker.steps import reference_owner, stored_image
 from storage.blobs import BlobMissing, BlobStore, Reading
 from storage.database import StorageFull
@@ -47,7 +47,7 @@ class ReferenceIntake:
                 )
                 for position, source in enumerate(sources)
             ]
-        except (IntakeError, FetchError) as error:
+        except (IntakeError, DownloadError) as error:
             raise reference_error(error) from error
 
     async def inspect(self, sources: Sequence[ReferenceSource], model: str) -> None:
@@ -57,10 +57,10 @@ class ReferenceIntake:
         try:
             for source in sources:
                 if isinstance(source, UrlReference):
-                    self.fetcher.check(source.url)
+                    self.fetcher.check_url(source.url)
                 else:
                     await self._take_in(owner, source, self._max_bytes(model))
-        except (IntakeError, FetchError, StorageFull) as error:
+        except (IntakeError, DownloadError, StorageFull) as error:
             raise reference_error(error) from error
         finally:
             if has_content:
@@ -115,10 +115,10 @@ async def _hash_chunks(chunks: AsyncIterator[bytes]) -> str:
     return digest.hexdigest()
 
 
-def reference_error(error: IntakeError | FetchError | StorageFull) -> Refusal:
+def reference_error(error: IntakeError | DownloadError | StorageFull) -> Refusal:
     """Return the API's error for a reference that could not be stored."""
     match error:
-        case FetchError():
+        case DownloadError():
             return Refusal("invalid_image", f"A reference image could not be fetched: {error}", field="imageUrls")
         case IntakeError(code="invalid_image" | "payload_too_large" as code):
             return Refusal(code, str(error), field="image")

@@ -5,19 +5,17 @@ Shared by adapters of one family of APIs. Why something failed is looked up in `
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC
-from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
 from broker.errors import ProviderError
+from broker.net.api_client import HttpResponse
 from broker.orders import Order
-from broker.outgoing import Answer
 from broker.providers.error_codes import classify_error
 from broker.providers.parsing import FINE, TASK_IDS, ParsedResponse, asked_wait, whole
 from broker.reports import Failed
+from webhooks.retry_after import parse_retry_after
 
 Redact = Callable[[str], str]
 """Takes secrets out of words."""
@@ -42,12 +40,12 @@ class ProviderResponse:
     wait: float | None
 
     @classmethod
-    def from_http(cls, answer: Answer, now: float, *, id_fields: Sequence[str] = TASK_IDS) -> ProviderResponse:
+    def from_http(cls, answer: HttpResponse, now: float, *, id_fields: Sequence[str] = TASK_IDS) -> ProviderResponse:
         body = _json(answer)
         said = ParsedResponse.from_body(body, id_fields=id_fields)
-        wait = wait_of(answer.headers, now)
+        wait = parse_retry_after(answer.headers.get("retry-after"), now)
         return cls(
-            status=answer.status, body=body, said=said, wait=_within_reason(asked_wait(body)) if wait is None else wait
+            status=answer.status, body=body, said=said, wait=_within_reason(asked_wait(body) if wait is None else wait)
         )
 
     @property
@@ -100,7 +98,7 @@ class ProviderResponse:
         return ProviderError(message, permanent=final, retry_in=wait, summary=summary, code=code)
 
 
-def _json(answer: Answer) -> Any:
+def _json(answer: HttpResponse) -> Any:
     """None for what is no JSON: what it is instead (a proxy's page, half a record) is for the adapter to judge."""
     try:
         return answer.json()
@@ -142,23 +140,5 @@ def not_served(name: str, order: Order) -> Failed:
     return Failed(code="provider_rejected", message=message, retryable=False, billed="no", sent=False)
 
 
-def wait_of(headers: Mapping[str, str], now: float) -> float | None:
-    """Seconds that a Retry-After header asks for, 0 … 600; None without one that makes sense. now: since the epoch."""
-    value = headers.get("retry-after", "").strip()[:64]
-    try:
-        seconds = float(value)
-    except ValueError:
-        seconds = _until(value, now)
-    return _within_reason(None if math.isnan(seconds) else seconds)
-
-
 def _within_reason(seconds: float | None) -> float | None:
     return None if seconds is None else min(max(seconds, 0.0), MAX_WAIT)
-
-
-def _until(date: str, now: float) -> float:
-    try:
-        moment = parsedate_to_datetime(date)
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() - now
-    except (ValueError, TypeError, OverflowError, IndexError):
-        return math.nan

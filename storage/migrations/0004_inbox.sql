@@ -1,6 +1,5 @@
 -- What the inbox tells of a callback besides itself, and how the end of each attempt was learned.
 ALTER TABLE hooks ADD COLUMN proofs TEXT;
-ALTER TABLE hooks ADD COLUMN acknowledged_in DOUBLE PRECISION;
 ALTER TABLE hooks ADD COLUMN job_ended_at DOUBLE PRECISION;
 ALTER TABLE hooks ADD COLUMN replay_of TEXT;
 

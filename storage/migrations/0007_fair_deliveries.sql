@@ -3,4 +3,3 @@
 DROP INDEX deliveries_host;
 CREATE INDEX deliveries_first ON deliveries (due_at, host) WHERE due_at IS NOT NULL AND rung = 0;
 CREATE INDEX deliveries_again ON deliveries (due_at, host) WHERE due_at IS NOT NULL AND rung > 0;
-CREATE INDEX tasks_told ON tasks (ended_at, id) WHERE callback_url IS NOT NULL;

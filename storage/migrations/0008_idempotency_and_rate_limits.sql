@@ -6,7 +6,6 @@ CREATE INDEX idempotency_derived ON idempotency (caller, fingerprint, ordinal) W
 
 CREATE TABLE rate_limits (
     caller TEXT PRIMARY KEY,
-    minute BIGINT NOT NULL,
-    used BIGINT NOT NULL,
-    used_before BIGINT NOT NULL
+    started_at DOUBLE PRECISION NOT NULL,
+    used BIGINT NOT NULL
 );

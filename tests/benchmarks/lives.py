@@ -13,15 +13,16 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit
 
 from broker.bootstrap import open_services
-from broker.broker import Broker
+from broker.callbacks.receive import CallbackReceiver
 from broker.lifecycle import Trouble
-from broker.orders import Order, Request
+from broker.ordering.service import OrderService
+from broker.orders import Order, OrderRequest
 from broker.reports import Finished, Pending, Report
 from broker.services import Services
 from broker.settings import Settings, load
@@ -32,7 +33,7 @@ from storage.postgres import PostgresDatabase
 from storage.sqlite import SqliteDatabase, sqlite_path
 from storage.tasks import State, Task
 from tests.benchmarks.measuring import Side
-from webhooks.inbound import Callback
+from webhooks.verification import IncomingCallback
 
 AT_ONCE: Final = 32
 
@@ -79,7 +80,7 @@ class Prompt:
         self.creates_per_10s = upstream.creates_per_10s
         self.concurrency = upstream.places
         self._upstream = upstream
-        self.broker: Broker
+        self.receiver: CallbackReceiver
         self._calling: set[asyncio.Task[None]] = set()
 
     def supports(self, model: str) -> bool:
@@ -106,7 +107,9 @@ class Prompt:
         await asyncio.sleep(self._upstream.seconds * share)
         query = dict(parse_qsl(urlsplit(callback_url).query))
         body = json.dumps({"job": job}).encode()
-        await self.broker.hear(Callback(provider=self.name, query=query, headers={}, body=body, trusted=False))
+        await self.receiver.receive(
+            IncomingCallback(provider=self.name, query=query, headers={}, body=body, trusted=False)
+        )
 
     async def check(self, job_id: str) -> Report:
         return self._finished(job_id)
@@ -170,14 +173,16 @@ def _database(settings: Settings) -> AbstractAsyncContextManager[Database]:
     return SqliteDatabase(sqlite_path(url)) if url.startswith("sqlite:") else CountingPostgres(url)
 
 
-def _feed(services: Services, upstream: Upstream) -> None:
-    provider, steps = Prompt(upstream), services.broker.steps
+def _feed(services: Services, upstream: Upstream) -> OrderService:
+    """Replace the provider; return what orders from it."""
+    provider, steps = Prompt(upstream), services.steps
     parts = {f.name: getattr(steps, f.name) for f in fields(steps)}
     fed = Fed(**{**parts, "providers": {provider.name: provider}})
-    broker = services.broker
-    broker.steps = services.worker.steps = fed
-    broker.provider, broker.providers, broker.signatures = provider, fed.providers, {}
-    provider.broker = broker
+    services.worker.steps = fed
+    receiver, orders = services.callbacks, services.orders
+    verifier = replace(receiver.verifier, provider=provider, providers=fed.providers, signatures={})
+    provider.receiver = replace(receiver, verifier=verifier)
+    return replace(orders, providers=fed.providers, planner=replace(orders.planner, providers=fed.providers))
 
 
 async def live(side: Side, url: str, upstream: Upstream, arrivals: Sequence[float]) -> Counts:
@@ -187,7 +192,7 @@ async def live(side: Side, url: str, upstream: Upstream, arrivals: Sequence[floa
     """
     with tempfile.TemporaryDirectory() as folder:
         async with open_services(_settings(url, Path(folder)), open_database=_database) as services:
-            _feed(services, upstream)
+            orders = _feed(services, upstream)
             await side.wait_for_go()
             counts = CountingPostgres.counts = Counts()
             begun, cpu = time.monotonic(), time.process_time()
@@ -197,7 +202,8 @@ async def live(side: Side, url: str, upstream: Upstream, arrivals: Sequence[floa
             async def order(number: int, at: float) -> None:
                 await asyncio.sleep(begun + at - time.monotonic())
                 async with places:
-                    await services.broker.create("local", Request(prompt=f"picture {number}"))
+                    request = OrderRequest(prompt=f"picture {number}")
+                    await orders.create("local", request, orders.plan(request))
 
             await asyncio.gather(*(order(number, at) for number, at in enumerate(arrivals)))
             await _all_ended(services.database)

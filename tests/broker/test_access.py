@@ -303,7 +303,7 @@ async def test_a_key_opens_and_two_do_not(tmp_path: Path) -> None:
 
 async def test_a_stranger_is_refused_before_the_body_is_read(tmp_path: Path) -> None:
     """Otherwise anybody could fill our disk with uploads."""
-    async with open_api(tmp_path) as house:
+    async with open_api(tmp_path, sockets=True) as house:
         head = (
             f"POST /api/generate/image HTTP/1.1\r\nHost: evil.example:{house.port}\r\nContent-Length: 99999999\r\n"
             "Content-Type: multipart/form-data; boundary=x\r\nConnection: close\r\n\r\n"

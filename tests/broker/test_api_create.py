@@ -15,7 +15,7 @@ import pytest
 from broker.api import bodies
 from broker.errors import Refusal
 from tests.broker.api_house import ApiHouse, open_api, png
-from webhooks import documents
+from webhooks import strict_json
 
 pytestmark = pytest.mark.anyio
 
@@ -96,7 +96,7 @@ async def test_an_image_part_makes_it_image_to_image(tmp_path: Path, part: str) 
         assert answer.status_code == 202, answer.text
         data = (await house.client.get(answer.json()["pollUrl"])).json()["data"]
         assert data["mode"] == "image-to-image"
-        owner = (await house.services.broker.tasks.get(data["id"])).refs  # type: ignore[union-attr]
+        owner = (await house.services.tasks.get(data["id"])).refs  # type: ignore[union-attr]
         for reference, color in zip(owner, ("red", "blue"), strict=True):
             served = await house.client.get(f"/uploads/references/{reference['name']}")
             assert served.content == png(color)
@@ -520,7 +520,7 @@ async def test_too_many_orders_are_slowed_down(tmp_path: Path) -> None:
 
 def test_one_depth_for_all_json() -> None:
     """A body at the limit is read, one deeper is not."""
-    deepest = documents.MOST_DEPTH - 1
+    deepest = strict_json.MAX_DEPTH - 1
     assert bodies.parse(b"[" * deepest + b"1" + b"]" * deepest)
     with pytest.raises(Refusal):
         bodies.parse(b"[" * (deepest + 1) + b"1" + b"]" * (deepest + 1))

@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from broker.api.views import Views
 from storage.tasks import State
-from tests.broker.api_house import ApiHouse, open_api, png
+from tests.broker.api_house import ApiHouse, open_api, png, task_views
 
 pytestmark = pytest.mark.anyio
 
@@ -185,7 +184,7 @@ async def test_a_hot_poll_reads_one_version_and_builds_nothing(tmp_path: Path) -
     """Proved by what is not asked for: the row itself is taken away behind the cache's back."""
     async with open_api(tmp_path) as house:
         task = await house.add()
-        views = Views(house.services.broker)
+        views = task_views(house.services)
         first = await views.of(task.id, "en")
         await house.services.database.execute("UPDATE tasks SET prompt = 'changed without a version'")
         assert await views.of(task.id, "en") is first
@@ -197,7 +196,7 @@ async def test_a_hot_poll_reads_one_version_and_builds_nothing(tmp_path: Path) -
 async def test_kept_answers_are_bounded(tmp_path: Path) -> None:
     """By bytes: a prompt may be as long as forty others."""
     async with open_api(tmp_path) as house:
-        views = Views(house.services.broker, most_bytes=5_000)
+        views = task_views(house.services, most_bytes=5_000)
         tasks = [await house.add(number=n, prompt="x" * 900) for n in range(20)]
         for task in tasks:
             await views.of(task.id, "en")
@@ -264,7 +263,7 @@ def parsed(text: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 async def test_a_stream_tells_the_state_each_change_and_the_end(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
+    async with open_api(tmp_path, sockets=True) as house:
         task = await house.add()
         received = ""
         async with asyncio.timeout(10), house.client.stream("GET", f"/api/task/{task.id}/events") as answer:
@@ -283,7 +282,7 @@ async def test_a_stream_tells_the_state_each_change_and_the_end(tmp_path: Path) 
 
 async def test_a_stream_does_not_repeat_itself(tmp_path: Path) -> None:
     """A browser that reconnects names what it has; after the end it is told not to come again."""
-    async with open_api(tmp_path) as house:
+    async with open_api(tmp_path, sockets=True) as house:
         task = await house.add(state=State.FAILED, ended_at=5.0, error_code="no_image")
         path = f"/api/task/{task.id}/events"
         ((event_id, document),) = await stream(house, path)
@@ -296,7 +295,7 @@ async def test_a_stream_does_not_repeat_itself(tmp_path: Path) -> None:
 
 
 async def test_a_reconnected_stream_goes_on_where_it_was(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
+    async with open_api(tmp_path, sockets=True) as house:
         task = await house.add()
         path = f"/api/task/{task.id}/events"
         async with house.client.stream("GET", path) as answer:
@@ -312,7 +311,7 @@ async def test_a_reconnected_stream_goes_on_where_it_was(tmp_path: Path) -> None
 
 
 async def test_a_stream_ends_when_its_task_is_deleted(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
+    async with open_api(tmp_path, sockets=True) as house:
         task = await house.add()
         async with asyncio.timeout(10), house.client.stream("GET", f"/api/task/{task.id}/events") as answer:
             received = ""
@@ -338,10 +337,10 @@ async def test_cancel_ends_a_task_that_waits(tmp_path: Path) -> None:
 async def test_it_is_too_late_to_cancel(tmp_path: Path, state: State) -> None:
     async with open_api(tmp_path) as house:
         task = await house.add(state=state, ended_at=None if state == State.FETCHING else 5.0)
-        before = await house.services.broker.tasks.get(task.id)
+        before = await house.services.tasks.get(task.id)
         answer = await house.client.delete(f"/api/task/{task.id}")
         assert (answer.status_code, answer.json()["code"]) == (409, "conflict")
-        assert await house.services.broker.tasks.get(task.id) == before
+        assert await house.services.tasks.get(task.id) == before
 
 
 # -- the list

@@ -12,20 +12,21 @@ import pytest
 
 from broker.api.inbox import report_document
 from broker.catalog import Catalog
-from broker.outgoing import ApiClient
+from broker.net.api_client import ApiClient
 from broker.providers.base import Provider
 from broker.providers.kie.adapter import Kie
+from broker.providers.kie.signature import callback_signature
 from broker.providers.legacy.adapter import Legacy
 from tests.conftest import ManualClock
-from webhooks import inbound
-from webhooks.inbound import MalformedBody, Proofs
-from webhooks.proofs import KieSignature, Proof
+from webhooks import verification
+from webhooks.signatures.base import Proof
+from webhooks.verification import Evidence, MalformedBody
 
 pytestmark = pytest.mark.anyio
 
 FOLDER = Path(__file__).parent.parent / "fixtures" / "callbacks"
 FILES = sorted(FOLDER.glob("*.json"))
-KEY = b"webhook-key-of-the-fixtures"
+KEY = "webhook-key-of-the-fixtures"
 NOTHING_THERE = "http://127.0.0.1:9"
 
 
@@ -44,7 +45,7 @@ def _read(path: Path) -> Any:
 
 def test_there_are_fixtures_of_every_verdict() -> None:
     verdicts = {_read(path)["expected"]["verdict"] for path in FILES}
-    assert verdicts == {"believe", "ask", "refuse", "unknown", "malformed"}
+    assert verdicts == {"accept", "recheck", "reject", "unknown", "malformed"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -54,16 +55,16 @@ async def test_it_comes_to_what_it_came_to(path: Path, providers: dict[str, Prov
 
 
 def _today(fixture: dict[str, Any], provider: Provider) -> dict[str, Any]:
-    proofs = Proofs.of(json.dumps(fixture["proofs"]))
+    proofs = Evidence.from_json(json.dumps(fixture["proofs"]))
     try:
-        body = inbound.parse(fixture["body"].encode())
+        body = verification.parse_body(fixture["body"].encode())
     except MalformedBody as malformed:
         return {"names": [], "report": None, "verdict": "malformed", "status": malformed.status}
-    judged = inbound.judge(**vars(proofs))
+    judged = verification.decide(proofs)
     return {
         "names": list(provider.job_ids(body)),
         "report": report_document(provider.parse_callback(body)),
-        "verdict": judged.verdict.value,
+        "verdict": judged.verification.value,
         "status": judged.status,
     }
 
@@ -76,7 +77,7 @@ def test_its_signature_proves_what_it_proved(path: Path) -> None:
         return
     at = datetime.fromisoformat(fixture["receivedAt"]).timestamp()
     ids = tuple(fixture["expected"]["names"])
-    proved = KieSignature(KEY).prove(fixture["headers"], fixture["body"].encode(), ids, at)
+    proved = callback_signature(KEY).verify(fixture["headers"], fixture["body"].encode(), ids, at)
     assert proved == Proof(fixture["proofs"]["signature"])
 
 

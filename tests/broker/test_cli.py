@@ -26,7 +26,7 @@ from broker.settings import load, variables
 from storage.migrate import upgrade
 from storage.sqlite import SqliteDatabase
 from storage.tasks import State, Task, Tasks
-from webhooks.signing import derived_key, write_secret
+from webhooks.signatures.standard import derived_key, write_secret
 
 SECONDS = 40.0
 KEY = "a-key-of-a-trusted-caller"

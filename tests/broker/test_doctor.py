@@ -35,8 +35,9 @@ from tests.faults.faulty_http import Script, Visit, answers, serve, silence
 from tests.journeys.house import open_house
 from tests.servers.ports import free_port
 from tests.servers.postgres import Postgres
+from tests.servers.s3 import S3Server
 from tests.servers.tunnels import an_agent, tunnelling
-from webhooks.proofs import Presence
+from webhooks.tokens import ChallengeResponse
 
 pytestmark = pytest.mark.anyio
 
@@ -224,7 +225,7 @@ async def test_without_a_broker_the_doctor_answers_for_it(tmp_path: Path) -> Non
 )
 async def test_whoever_stands_in_answers_one_question_only(request_: bytes) -> None:
     port = free_port()
-    async with standing_in("127.0.0.1", port, Presence(b"secret")):
+    async with standing_in("127.0.0.1", port, ChallengeResponse(b"secret")):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         _, silent = await asyncio.open_connection("127.0.0.1", port)
         writer.write(request_)
@@ -309,7 +310,10 @@ async def test_a_port_that_somebody_else_has_is_told(tmp_path: Path) -> None:
 
 
 async def test_a_running_broker_is_asked_how_it_is(tmp_path: Path) -> None:
-    async with open_api(tmp_path, webhook_base_url="", api_keys=(KEY,)) as house, tunnelling(house.port) as tunnel:
+    async with (
+        open_api(tmp_path, sockets=True, webhook_base_url="", api_keys=(KEY,)) as house,
+        tunnelling(house.port) as tunnel,
+    ):
         settings = house.services.settings.model_copy(update={"port": house.port, "webhook_base_url": tunnel.url})
         report = await examined(settings, "public address")
         assert [report[name].status for name in ("broker", "callbacks")] == ["ok", "ok"]
@@ -317,13 +321,13 @@ async def test_a_running_broker_is_asked_how_it_is(tmp_path: Path) -> None:
         keyless = settings.model_copy(update={"api_keys": ()})
         status, said, cure = await found(keyless, "public address", "broker")
         assert (status, "BROKER_API_KEYS" in cure) == ("warning", True)
-        house.services.broker.closing = True
+        house.services.queries.closing = True
         status, said, _ = await found(settings, "public address", "broker")
         assert (status, "server: it is stopping" in said) == ("failed", True)
 
 
 async def test_a_broker_of_another_folder_is_told_and_gets_no_key(tmp_path: Path) -> None:
-    async with open_api(tmp_path / "other") as house:
+    async with open_api(tmp_path / "other", sockets=True) as house:
         settings = a_set_up(tmp_path, port=house.port, api_keys=("a-key-for-our-broker-only",))
         status, said, cure = await found(settings, "public address", "broker")
     assert status == "failed"
@@ -423,6 +427,15 @@ async def test_a_postgres_that_is_not_there_is_told_without_its_password(tmp_pat
     assert status == "failed"
     assert "s3cret" not in said + cure
     assert "DATABASE_URL" in said + cure
+
+
+async def test_bucket_finding_names_the_lifecycle_rule(tmp_path: Path, s3_server: S3Server) -> None:
+    bucket = s3_server.new_bucket()
+    settings = a_set_up(
+        tmp_path, blob_url=f"s3://{bucket}", s3_endpoint=s3_server.url, s3_access_key="a", s3_secret_key="b"
+    )
+    status, said, _ = await found(settings, "images")
+    assert (status, "AbortIncompleteMultipartUpload" in said) == ("ok", True)
 
 
 async def test_a_bucket_that_is_not_there_is_told(tmp_path: Path) -> None:

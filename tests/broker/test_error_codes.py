@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from broker.errors import TASK_CODES
-from broker.outgoing import Answer
+from broker.net.api_client import HttpResponse
 from broker.providers import error_codes, responses
 from broker.providers.error_codes import classify_error
 from broker.providers.parsing import ParsedResponse
@@ -292,8 +292,8 @@ def test_names_are_found_where_providers_put_them(body: Any, code: str, provider
     assert (report.code, report.provider_code, report.known) == (code, provider_code, True)
 
 
-def answered(status: int, body: Any, headers: dict[str, str] | None = None) -> Answer:
-    return Answer(status=status, headers=headers or {}, body=json.dumps(body).encode())
+def answered(status: int, body: Any, headers: dict[str, str] | None = None) -> HttpResponse:
+    return HttpResponse(status=status, headers=headers or {}, body=json.dumps(body).encode())
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,12 @@ from typing import Any
 import pytest
 
 from broker import forecast
-from broker.api.views import Views
 from broker.forecast import coarse
 from broker.reports import Finished, Pending
 from broker.sandbox.options import Options
 from broker.services import Services
 from storage.tasks import State, Task
-from tests.broker.api_house import NEVER, a_task, open_api
+from tests.broker.api_house import NEVER, a_task, open_api, task_views
 from tests.broker.test_api_tasks import NOTHING_KNOWN, look, parsed
 from tests.conftest import ManualClock
 from tests.journeys.house import open_house, still
@@ -36,7 +35,7 @@ async def quiet(tmp_path: Path, clock: ManualClock) -> AsyncIterator[Services]:
 
 
 async def add(services: Services, *tasks: Task) -> None:
-    await services.database.transact(*(services.broker.tasks.adding(task) for task in tasks))
+    await services.database.transact(*(services.tasks.adding(task) for task in tasks))
 
 
 def queued(number: int, **changes: Any) -> Task:
@@ -51,7 +50,7 @@ def done(number: int, *, making: float = 20.0, fetching: float = 2.0, **changes:
 
 async def told(services: Services, task: Task) -> tuple[int | None, int | None]:
     """Place and estimate."""
-    progress = await services.broker.forecast.of(task)
+    progress = await services.forecast.of(task)
     return progress.position, progress.eta
 
 
@@ -71,7 +70,7 @@ async def test_one_look_serves_all_who_ask_within_a_moment(quiet: Services, cloc
     await add(quiet, first, second)
     places = await asyncio.gather(*(told(quiet, task) for task in [second] * 50))
     assert {place for place, _ in places} == {2}
-    await quiet.database.transact(quiet.broker.tasks.saving(first, state=State.WAITING))
+    await quiet.database.transact(quiet.tasks.saving(first, state=State.WAITING))
     await add(quiet, queued(3))
     assert (await told(quiet, second))[0] == 2
     assert (await told(quiet, queued(3)))[0] is None  # it came after the look
@@ -80,7 +79,7 @@ async def test_one_look_serves_all_who_ask_within_a_moment(quiet: Services, cloc
 
 
 async def test_who_stands_very_far_back_is_told_only_that(quiet: Services) -> None:
-    quiet.broker.forecast.most_places = 3
+    quiet.forecast.most_places = 3
     tasks = [queued(n) for n in range(1, 7)]
     await add(quiet, *tasks, *(done(n) for n in range(9)))
     assert [(await told(quiet, task))[0] for task in tasks] == [1, 2, 3, 4, 4, 4]
@@ -113,7 +112,7 @@ async def test_without_enough_alike_the_model_counts_then_the_provider_then_noth
     await add(quiet, *(done(n, resolution="1K") for n in range(4)))
     assert await told(quiet, task) == (None, None)
     await add(quiet, done(5, resolution="4K"))
-    quiet.broker.forecast._histories.clear()
+    quiet.forecast._histories.clear()
     assert await told(quiet, task) == (None, 25)
     assert await told(quiet, pro) == (None, 25)
     assert await told(quiet, a_task(NOW, state=State.WAITING, provider="other", sent_at=NOW)) == (None, None)
@@ -124,7 +123,7 @@ async def test_an_estimate_that_was_exceeded_says_no_more(quiet: Services, clock
     task = a_task(NOW, state=State.WAITING, sent_at=NOW)
     clock.advance(22)
     assert await told(quiet, task) == (None, None)
-    assert (await quiet.broker.forecast.of(task)).fresh_for == math.inf
+    assert (await quiet.forecast.of(task)).fresh_for == math.inf
     clock.advance(-3600)  # the clock was set back
     assert (await told(quiet, task))[1] == 25
 
@@ -177,8 +176,8 @@ async def test_a_queued_task_shows_its_place_and_its_tag_changes_with_it(tmp_pat
         same = await house.client.get(path, headers={"If-None-Match": first.headers["etag"]})
         assert same.status_code == 304
         await house.change(tasks[0], state=State.CANCELED, ended_at=5.0)
-        house.services.broker.forecast._lines.clear()
-        views = Views(house.services.broker)
+        house.services.forecast._lines.clear()
+        views = task_views(house.services)
         prepared = await views.of(tasks[1].id, "en")
         assert b'"position":1' in prepared.body
         assert prepared.tag != first.headers["etag"]
@@ -186,7 +185,7 @@ async def test_a_queued_task_shows_its_place_and_its_tag_changes_with_it(tmp_pat
 
 async def test_a_stream_tells_each_step_ahead(tmp_path: Path) -> None:
     """The row itself does not change when others leave the queue."""
-    async with open_api(tmp_path) as house:
+    async with open_api(tmp_path, sockets=True) as house:
         tasks = [await house.add(number=n, state=State.QUEUED, attempt=0) for n in (1, 2)]
         received = ""
         async with asyncio.timeout(10), house.client.stream("GET", f"/api/task/{tasks[1].id}/events") as answer:
@@ -211,7 +210,7 @@ async def test_a_task_that_is_not_queued_is_one_point_read_per_poll(tmp_path: Pa
     """Its answer stands until the estimate says something else: no queue and no history are looked at."""
     async with open_api(tmp_path) as house:
         task = await house.add(provider_state="generating", provider_percent=40.4, sent_at=NOW)
-        views = Views(house.services.broker)
+        views = task_views(house.services)
         first = await views.of(task.id, "en")
         assert b'"providerState":"generating","percent":40,' in first.body
         await house.services.database.execute("DROP INDEX tasks_history")
@@ -226,12 +225,12 @@ async def test_a_new_word_of_the_provider_is_news_and_an_old_one_is_not(quiet: S
     """It reaches those who wait, and changes nothing that anybody sees when it is said again."""
     task = a_task(NOW, job_id="job", due_at=NOW, provider="kie")
     await add(quiet, task)
-    steps = quiet.broker.steps
+    steps = quiet.steps
     for stage, percent, news in (("waiting", None, True), ("waiting", None, False), ("generating", 40.0, True)):
         clock.advance(60)
-        before = await quiet.broker.get(task.id)
+        before = await quiet.queries.get(task.id)
         await steps._after(before, Pending(job_id="job", stage=stage, percent=percent), 0)
-        row = await quiet.broker.get(task.id)
+        row = await quiet.queries.get(task.id)
         assert (row.provider_state, row.provider_percent) == (stage, percent)
         assert (row.updated_at == clock.now()) is news
         assert row.version == before.version + 1  # the next question is written down in any case
@@ -240,9 +239,9 @@ async def test_a_new_word_of_the_provider_is_news_and_an_old_one_is_not(quiet: S
 async def test_those_who_follow_hear_the_providers_word(tmp_path: Path) -> None:
     async with open_api(tmp_path) as house:
         task = await house.add(job_id="job")
-        async with aclosing(house.services.broker.changes(task.id)) as changes:
+        async with aclosing(house.services.queries.changes(task.id)) as changes:
             words = [(await anext(changes)).provider_state]
-            await house.services.broker.steps._after(task, Pending(job_id="job", stage="queuing"), 0)
+            await house.services.steps._after(task, Pending(job_id="job", stage="queuing"), 0)
             async with asyncio.timeout(1):
                 words.append((await anext(changes)).provider_state)
         assert words == [None, "queuing"]
@@ -253,8 +252,8 @@ async def test_times_are_kept_for_the_next_estimates(quiet: Services, clock: Man
     task = a_task(NOW, job_id="job", due_at=NEVER, sent_at=NOW, outputs=())
     await add(quiet, task)
     clock.advance(17)
-    await quiet.broker.steps._after(task, Finished(outputs=("https://a/1",), job_id="job"), 0)
-    row = await quiet.broker.get(task.id)
+    await quiet.steps._after(task, Finished(outputs=("https://a/1",), job_id="job"), 0)
+    row = await quiet.queries.get(task.id)
     assert (row.state, row.sent_at, row.finished_at, row.entered_at) == (State.FETCHING, NOW, NOW + 17, NOW + 17)
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from broker.catalog import Catalog
 from broker.errors import ProviderError
+from broker.net.api_client import ApiClient
 from broker.orders import Order, Reference
-from broker.outgoing import ApiClient
 from broker.providers.legacy.adapter import Legacy
 from broker.reports import Failed, Finished, Pending
 from tests.conftest import ManualClock

@@ -16,7 +16,8 @@ from structlog.testing import capture_logs
 
 from broker.bootstrap import open_services
 from broker.lookout import LOOK_SECONDS, PROVE_SECONDS
-from broker.server import bind, port_of, running
+from broker.server.sockets import bind_socket, socket_port
+from broker.server.uvicorn import running_server
 from broker.services import Services
 from broker.settings import load
 from storage.database import StorageError
@@ -67,7 +68,7 @@ class Place:
         task = a_task(now, number=number, job_id="job", due_at=now + 30, deadline_at=now + 900, **changes)
         attempt = Attempt(task_id=task.id, number=1, provider="kie", job_id="job", sent_at=now - sent)
         columns = ", ".join(vars(attempt))
-        await self.services.database.transact(self.services.broker.tasks.adding(task))
+        await self.services.database.transact(self.services.tasks.adding(task))
         await self.services.database.execute(
             f"INSERT INTO attempts ({columns}) VALUES ({', '.join(':' + name for name in vars(attempt))})",
             **vars(attempt),
@@ -75,7 +76,7 @@ class Place:
         return task
 
     async def now(self, task: Task) -> Task:
-        fresh = await self.services.broker.tasks.get(task.id)
+        fresh = await self.services.tasks.get(task.id)
         assert fresh is not None
         return fresh
 
@@ -88,14 +89,14 @@ async def place(folder: Path, clock: ManualClock, **settings: Any) -> AsyncItera
     """The agent names nothing, unless a test does before it opens the broker."""
     async with AsyncExitStack() as stack:
         agent = settings.pop("agent", None) or await stack.enter_async_context(an_agent())
-        sock = stack.enter_context(closing(settings.pop("sock", None) or bind("127.0.0.1", 0)))
+        sock = stack.enter_context(closing(settings.pop("sock", None) or bind_socket("127.0.0.1", 0)))
         chosen: dict[str, Any] = {"api_key": "a-key-of-the-tests", "api_url": "http://127.0.0.1:9", "data_dir": folder}
         loaded = load(env_file=None, **{**chosen, "tunnel_api": agent.url, **settings})
-        services = await stack.enter_async_context(open_services(loaded, clock=clock, port=port_of(sock)))
+        services = await stack.enter_async_context(open_services(loaded, clock=clock, port=socket_port(sock)))
         services.lookout.agents = replace(services.lookout.agents, cloudflared=[agent.url])
-        base = await stack.enter_async_context(running(services, sock))
+        base = await stack.enter_async_context(running_server(services, sock))
         client = await stack.enter_async_context(httpx.AsyncClient(base_url=base, timeout=10))
-        yield Place(services=services, port=port_of(sock), client=client, agent=agent, clock=clock, stack=stack)
+        yield Place(services=services, port=socket_port(sock), client=client, agent=agent, clock=clock, stack=stack)
 
 
 def said(logs: list[Any]) -> list[str]:
@@ -108,10 +109,10 @@ def said(logs: list[Any]) -> list[str]:
 @pytest.mark.parametrize("old", [False, True])
 async def test_a_tunnel_that_runs_is_found_and_proved_at_start(tmp_path: Path, clock: ManualClock, old: bool) -> None:
     async with AsyncExitStack() as stack:
-        sock = bind("127.0.0.1", 0)
+        sock = bind_socket("127.0.0.1", 0)
         agent = await stack.enter_async_context(an_agent(old=old))
-        tunnel = await stack.enter_async_context(tunnelling(port_of(sock)))
-        agent.names(tunnel.url, port=port_of(sock))
+        tunnel = await stack.enter_async_context(tunnelling(socket_port(sock)))
+        agent.names(tunnel.url, port=socket_port(sock))
         house = await stack.enter_async_context(place(tmp_path, clock, agent=agent, sock=sock))
         assert house.base() == tunnel.url
         assert house.metric("broker_public_address", source="ngrok") == 1
@@ -311,7 +312,7 @@ async def test_an_address_that_comes_back_brings_late_callbacks_home(tmp_path: P
         house.agent.names(tunnel.url, port=house.port)
         await house.look()
         task = await house.waiting()
-        callback = house.services.broker.steps.callback_url(task.id, 1)
+        callback = house.services.steps.callback_url(task.id, 1)
         assert callback is not None
         tunnel.edge, house.agent.silent = GONE, True
         await house.look()
@@ -380,8 +381,8 @@ async def test_a_configured_address_is_never_changed_and_its_silence_is_said_onc
 ) -> None:
     """Many machines cannot reach their own public name, and are reached by everybody else."""
     async with AsyncExitStack() as stack:
-        sock = bind("127.0.0.1", 0)
-        tunnel = await stack.enter_async_context(tunnelling(port_of(sock)))
+        sock = bind_socket("127.0.0.1", 0)
+        tunnel = await stack.enter_async_context(tunnelling(socket_port(sock)))
         house = await stack.enter_async_context(place(tmp_path, clock, sock=sock, webhook_base_url=tunnel.url))
         house.agent.names("https://other.example", port=house.port)
         task = await house.waiting(sent=100)

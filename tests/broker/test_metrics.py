@@ -46,7 +46,7 @@ async def quiet(tmp_path: Path, clock: ManualClock) -> AsyncIterator[Services]:
 async def add(services: Services, **changes: Any) -> Task:
     """A task with a job at the provider, and its line in the ledger."""
     task = a_task(NOW, **{"job_id": "job", "sent_at": NOW, "entered_at": NOW, **changes})
-    await services.database.transact(services.broker.tasks.adding(task))
+    await services.database.transact(services.tasks.adding(task))
     row = {**vars(Attempt(task_id=task.id, number=1, provider="kie", job_id="job", sent_at=NOW, outcome="accepted"))}
     columns, values = ", ".join(row), ", ".join(f":{name}" for name in row)
     await services.database.execute(f"INSERT INTO attempts ({columns}) VALUES ({values})", **row)
@@ -72,7 +72,7 @@ GOOD: list[tuple[str, dict[str, str], float]] = [
     ("broker_task_attempts_sum", {}, 2),
     ("broker_submissions_total", {"provider": "kie", "outcome": "accepted"}, 2),
     ("broker_submission_seconds_count", {"provider": "kie"}, 2),
-    ("broker_callbacks_total", {"provider": "kie", "verdict": "believe"}, 2),
+    ("broker_callbacks_total", {"provider": "kie", "verdict": "accept"}, 2),
     ("broker_callback_seconds_count", {}, 2),
     ("broker_downloads_total", {"outcome": "stored"}, 1),
     ("broker_download_seconds_count", {}, 1),
@@ -135,23 +135,23 @@ async def test_a_failure_that_no_table_knows_is_counted_once_and_logged_without_
     report = replace(UNKNOWN_WORDS, provider_code="FLUX")
     with capture_logs() as logs:
         for _ in range(2):  # a callback and a check may both tell it
-            await quiet.broker.steps._after(task, report, 1)
+            await quiet.steps._after(task, report, 1)
     assert value(quiet.metrics, "broker_unmapped_failures_total", provider="kie") == 1
     (line,) = [line for line in logs if line["action"] == "failure_unmapped"]
     assert (line["provider_code"], "flux is cold" in str(logs)) == ("FLUX", False)
-    row = await quiet.broker.get(task.id)
+    row = await quiet.queries.get(task.id)
     assert (row.error_code, row.error_detail, row.provider_code) == ("provider_error", "the flux is cold", "FLUX")
 
 
 async def test_a_failure_that_is_known_is_no_news(quiet: Services) -> None:
-    await quiet.broker.steps._after(await add(quiet), replace(UNKNOWN_WORDS, known=True), 1)
+    await quiet.steps._after(await add(quiet), replace(UNKNOWN_WORDS, known=True), 1)
     assert value(quiet.metrics, "broker_unmapped_failures_total", provider="kie") == 0
 
 
 async def test_somebody_paid_twice(quiet: Services) -> None:
     task = await add(quiet, state=State.CANCELED, ended_at=NOW)
     for _ in range(2):
-        await quiet.broker.steps._after(task, Finished(outputs=("https://a/1",), job_id="job"), 1)
+        await quiet.steps._after(task, Finished(outputs=("https://a/1",), job_id="job"), 1)
     assert value(quiet.metrics, "broker_spare_results_total", provider="kie") == 1
 
 
@@ -159,12 +159,12 @@ async def test_an_end_is_told_once_and_a_late_image_is_counted_apart(quiet: Serv
     task = await add(quiet, state=State.FETCHING, deadline_at=NOW)
     gone = lifecycle.Trouble(code="download_failed", message="")
     clock.advance(90)
-    steps = quiet.broker.steps
+    steps = quiet.steps
     await steps._decide(task, lambda row, now, rules: lifecycle.fetched(row, 0, [gone], now, rules))
     labels = {"model": "nano-banana", "outcome": "download_failed"}
     assert value(quiet.metrics, "broker_task_seconds_sum", **labels) == 90
     await steps._decide(
-        await quiet.broker.get(task.id), lambda row, now, rules: lifecycle.fetched(row, 1, [], now, rules)
+        await quiet.queries.get(task.id), lambda row, now, rules: lifecycle.fetched(row, 1, [], now, rules)
     )
     assert value(quiet.metrics, "broker_late_results_total", model="nano-banana") == 1
     assert value(quiet.metrics, "broker_task_attempts_count") == 1
@@ -175,11 +175,9 @@ async def test_the_time_in_a_state_is_not_shortened_by_news_of_the_provider(
 ) -> None:
     task = await add(quiet)
     clock.advance(10)
-    await quiet.broker.steps._after(task, Pending(job_id="job", stage="generating"), 1)
+    await quiet.steps._after(task, Pending(job_id="job", stage="generating"), 1)
     clock.advance(10)
-    await quiet.broker.steps._after(
-        await quiet.broker.get(task.id), Finished(outputs=("https://a/1",), job_id="job"), 1
-    )
+    await quiet.steps._after(await quiet.queries.get(task.id), Finished(outputs=("https://a/1",), job_id="job"), 1)
     assert value(quiet.metrics, "broker_state_seconds_sum", state="waiting") == 20
 
 
@@ -203,7 +201,7 @@ async def test_tasks_are_counted_no_oftener_than_it_is_worth(quiet: Services, cl
 
     await quiet.gauges.page()
     await add(quiet, number=1, state=State.WAITING)
-    await quiet.database.transact(quiet.broker.tasks.adding(a_task(NOW, number=2, state=State.FAILED)))
+    await quiet.database.transact(quiet.tasks.adding(a_task(NOW, number=2, state=State.FAILED)))
     assert [await counted(state) for state in (State.WAITING, State.FAILED)] == [0, 0]
     clock.advance(gauges.LIVING_SECONDS)
     assert [await counted(state) for state in (State.WAITING, State.FAILED)] == [1, 0]

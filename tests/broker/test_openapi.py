@@ -23,6 +23,7 @@ from broker.errors import STATUS_OF, TASK_CODES
 from storage.tasks import State
 from tests.broker.api_house import ApiHouse, open_api, png
 from tests.broker.test_access import OPEN, TRUSTED_ONLY
+from tests.conftest import ManualClock
 from tests.fuzzing import AUTHORIZED, Findings, furnished, told, walk
 from tests.servers import postgres
 
@@ -153,7 +154,7 @@ async def test_answers_are_what_the_description_says(tmp_path: Path) -> None:
 async def test_a_broker_in_trouble_answers_as_described(tmp_path: Path) -> None:
     async with open_api(tmp_path) as house:
         document = await the_document(house)
-        house.services.broker.clock = type("Late", (), {"now": staticmethod(lambda: 9e9)})()
+        house.mount(clock=ManualClock(9e9))
         answer = await house.client.get("/ready")
         assert answer.status_code == 503
         held(document, "GET", "/ready", answer)
@@ -195,14 +196,14 @@ async def test_odd_requests_do_not_upset_postgres(tmp_path: Path, postgres: post
 async def test_the_walk_finds_what_is_not_described(tmp_path: Path) -> None:
     """Else its silence would prove nothing: here the answers have a key more than the description."""
     async with furnished(tmp_path) as (house, known):
-        showing = house.services.broker.showing
+        showing = house.services.showing
         document = type(showing).document
 
         class Chatty(type(showing)):  # type: ignore[misc]
             def document(self, *args: Any) -> dict[str, Any]:
                 return {**document(self, *args), "more": 1}
 
-        house.services.broker.showing = Chatty(**vars(showing))
+        house.mount(showing=Chatty(**vars(showing)))
         findings = await walk(house, known, examples=1)
         assert any("response_schema_conformance" in failure and "more" in failure for failure in findings.failures)
 
@@ -212,7 +213,7 @@ async def test_the_walk_finds_what_is_not_described(tmp_path: Path) -> None:
 
 async def test_every_answer_tells_browsers_that_it_is_no_page(tmp_path: Path) -> None:
     """Errors and what is no HTTP included; images and the page have words of their own."""
-    async with open_api(tmp_path, cors_origins=("https://app.example.com",)) as house:
+    async with open_api(tmp_path, sockets=True, cors_origins=("https://app.example.com",)) as house:
         task = await house.add(state=State.SUCCEEDED, ended_at=house.services.clock.now())
         image = await house.add_image(task.id, png())
         paths = ["/health", "/ready", "/metrics", "/api/tasks", "/api/models", "/openapi.json", "/docs", "/nope"]
@@ -233,7 +234,7 @@ async def test_every_answer_tells_browsers_that_it_is_no_page(tmp_path: Path) ->
 
 
 async def test_the_page_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
+    async with open_api(tmp_path, sockets=True) as house:
         page = await house.client.get("/docs")
         assert page.headers["content-type"] == "text/html; charset=utf-8"
         assert "://" not in page.text
@@ -271,7 +272,7 @@ def seen_in_a_browser(url: str, profile: Path) -> tuple[str, str]:
 
 @pytest.mark.skipif(BROWSER is None, reason="there is no browser on this machine")
 async def test_a_browser_shows_the_page_without_a_complaint(tmp_path: Path) -> None:
-    async with open_api(tmp_path / "house") as house:
+    async with open_api(tmp_path / "house", sockets=True) as house:
         url = f"http://127.0.0.1:{house.port}/docs"
         shown, said = await asyncio.to_thread(seen_in_a_browser, url, tmp_path / "profile")
         assert "Order images" in shown

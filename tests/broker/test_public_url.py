@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from broker.errors import SettingsError
-from broker.outgoing import ApiClient
+from broker.net.api_client import ApiClient
 from broker.public_url import CLOUDFLARED, Agents, PublicUrl, check_configured
 from tests.faults.faulty_http import Script, answers, rst, says, serve, silence
 

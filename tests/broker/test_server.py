@@ -19,15 +19,17 @@ import uvicorn
 
 from broker.bootstrap import open_services
 from broker.errors import SettingsError
-from broker.server import DeadlineH11, Patience, bind, port_of, running, serve
+from broker.server.protocol import ConnectionLimits, DeadlineH11
+from broker.server.sockets import bind_socket, socket_port
+from broker.server.uvicorn import running_server, serve
 from broker.services import Services
 from broker.settings import load
 from storage.tasks import State
-from tests.broker.api_house import ApiHouse, open_api, png
+from tests.broker.api_house import ApiHouse, MountedApp, open_api, png
 
 pytestmark = pytest.mark.anyio
 
-QUICK = Patience(head=0.5, idle=1, window=0.5, rate=1024)
+QUICK = ConnectionLimits(head_seconds=0.5, idle_seconds=1, window_seconds=0.5, min_bytes_per_second=1024)
 HOST = b"Host: 127.0.0.1\r\n"
 POST = b"POST /api/generate/image HTTP/1.1\r\n" + HOST + b"Content-Type: application/json\r\n"
 
@@ -82,14 +84,14 @@ UNFINISHED = [
 
 async def test_who_does_not_finish_is_hung_up_on(tmp_path: Path) -> None:
     """Each more byte buys no more time, unless it is a body that comes at a decent rate."""
-    async with open_api(tmp_path, patience=QUICK) as house:
+    async with open_api(tmp_path, limits=QUICK) as house:
         tries = [closed_after(house, data, drip=drip) for _, data, drip in UNFINISHED]
         for (what, _, _), seconds in zip(UNFINISHED, await asyncio.gather(*tries), strict=True):
             assert 0.3 <= seconds <= 2.5, what
 
 
 async def test_hundreds_of_silent_callers_do_not_disturb(tmp_path: Path) -> None:
-    async with open_api(tmp_path, patience=QUICK) as house:
+    async with open_api(tmp_path, limits=QUICK) as house:
         silent = [asyncio.create_task(closed_after(house, b"GET /health HT")) for _ in range(300)]
         slowest = 0.0
         for _ in range(20):
@@ -102,7 +104,9 @@ async def test_hundreds_of_silent_callers_do_not_disturb(tmp_path: Path) -> None
 
 async def test_a_slow_line_may_take_its_time(tmp_path: Path) -> None:
     """A large image over a bad connection lasts many windows; only a stall ends it."""
-    async with open_api(tmp_path, patience=Patience(head=0.3, window=0.3, rate=100)) as house:
+    async with open_api(
+        tmp_path, limits=ConnectionLimits(head_seconds=0.3, window_seconds=0.3, min_bytes_per_second=100)
+    ) as house:
 
         async def slowly() -> Any:
             yield b'{"prompt":"x","padding":"'
@@ -118,7 +122,7 @@ async def test_a_slow_line_may_take_its_time(tmp_path: Path) -> None:
 
 async def test_our_own_slowness_is_not_held_against_a_caller(tmp_path: Path) -> None:
     """A long poll outlasts every patience with requests; so does an idle stream."""
-    async with open_api(tmp_path, patience=Patience(head=0.1, window=0.1)) as house:
+    async with open_api(tmp_path, limits=ConnectionLimits(head_seconds=0.1, window_seconds=0.1)) as house:
         task = await house.add()
         assert (await house.client.get(f"/api/task/{task.id}?wait=0.5")).status_code == 200
         async with house.client.stream("GET", f"/api/task/{task.id}/events") as answer:
@@ -141,7 +145,12 @@ async def test_a_body_that_we_do_not_read_yet_may_wait(expect: bytes) -> None:
     config = uvicorn.Config(busy, log_config=None, lifespan="off", ws="none")
     config.load()
     protocol = partial(
-        DeadlineH11, config, uvicorn.server.ServerState(), {}, patience=Patience(window=0.1), peers=Counter()
+        DeadlineH11,
+        config,
+        uvicorn.server.ServerState(),
+        {},
+        limits=ConnectionLimits(window_seconds=0.1),
+        peers=Counter(),
     )
     async with await asyncio.get_running_loop().create_server(protocol, "127.0.0.1", 0) as server:
         reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
@@ -155,7 +164,7 @@ async def test_a_body_that_we_do_not_read_yet_may_wait(expect: bytes) -> None:
 
 async def test_keep_alive_goes_on(tmp_path: Path) -> None:
     """One connection, many requests, longer than a head may take."""
-    async with open_api(tmp_path, patience=Patience(head=0.2)) as house:
+    async with open_api(tmp_path, limits=ConnectionLimits(head_seconds=0.2)) as house:
         reader, writer = await asyncio.open_connection("127.0.0.1", house.port)
         with closing(writer):
             for _ in range(6):
@@ -168,7 +177,7 @@ async def test_keep_alive_goes_on(tmp_path: Path) -> None:
 
 async def test_a_reader_who_does_not_read_is_hung_up_on(tmp_path: Path) -> None:
     """Otherwise a few of them hold all our memory and files."""
-    async with open_api(tmp_path, patience=QUICK) as house:
+    async with open_api(tmp_path, limits=QUICK) as house:
         image = await house.add_image("task_x", os.urandom(2**20) * 24)
         with closing(socket.socket()) as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -193,7 +202,7 @@ async def _drain(sock: socket.socket) -> bytes:
 
 async def test_somebody_who_hangs_up_while_waiting_is_forgotten(tmp_path: Path) -> None:
     """The question is dropped with the caller, not kept for the rest of its thirty seconds."""
-    async with open_api(tmp_path) as house:
+    async with open_api(tmp_path, sockets=True) as house:
         task = await house.add()
         _, writer = await asyncio.open_connection("127.0.0.1", house.port)
         writer.write(f"GET /api/task/{task.id}?wait=30 HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
@@ -204,7 +213,7 @@ async def test_somebody_who_hangs_up_while_waiting_is_forgotten(tmp_path: Path) 
 
 
 async def test_an_upload_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
+    async with open_api(tmp_path, sockets=True) as house:
         before = await house.left_behind()
         head = (
             POST.replace(b"application/json", b"multipart/form-data; boundary=x") + b"Content-Length: 5000000\r\n\r\n"
@@ -247,7 +256,7 @@ NO_REQUESTS = [
 
 
 async def test_what_is_no_request_is_refused_and_closed(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
+    async with open_api(tmp_path, sockets=True) as house:
         for what, data in NO_REQUESTS:
             answer = await house.raw(data)
             assert answer.startswith(b"HTTP/1.1 400 "), what
@@ -258,7 +267,7 @@ async def test_what_is_no_request_is_refused_and_closed(tmp_path: Path) -> None:
 
 async def test_a_bad_chunk_after_the_answer_is_no_trouble(tmp_path: Path) -> None:
     """The answer has gone out already, so the connection is all that is left to end."""
-    async with open_api(tmp_path) as house:
+    async with open_api(tmp_path, sockets=True) as house:
         data = b"POST /nope HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n"
         reader, writer = await asyncio.open_connection("127.0.0.1", house.port)
         with closing(writer):
@@ -271,7 +280,7 @@ async def test_a_bad_chunk_after_the_answer_is_no_trouble(tmp_path: Path) -> Non
 
 
 async def test_an_upgrade_is_just_a_request(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
+    async with open_api(tmp_path, sockets=True) as house:
         upgrade = b"Connection: Upgrade, close\r\nUpgrade: websocket\r\nSec-WebSocket-Key: x\r\n"
         answer = await house.raw(b"GET /api/tasks HTTP/1.1\r\n" + HOST + upgrade + b"\r\n")
         assert answer.startswith(b"HTTP/1.1 200 ")
@@ -279,7 +288,7 @@ async def test_an_upgrade_is_just_a_request(tmp_path: Path) -> None:
 
 async def test_100_continue_is_said_when_the_body_is_wanted(tmp_path: Path) -> None:
     """And not to somebody whom we refuse: the upload is spared."""
-    async with open_api(tmp_path) as house:
+    async with open_api(tmp_path, sockets=True) as house:
         body = b'{"prompt":"x"}'
         head = POST + b"Expect: 100-continue\r\nConnection: close\r\nContent-Length: %d\r\n" % len(body)
         welcome = await house.raw(head + b"\r\n" + body)
@@ -319,7 +328,7 @@ async def test_one_address_holds_no_more_than_its_share() -> None:
     state, peers = uvicorn.server.ServerState(), Counter[str]()
 
     def connect(peer: str) -> tuple[Any, Pipe]:
-        protocol = DeadlineH11(config, state, {}, patience=Patience(per_peer=3), peers=peers)
+        protocol = DeadlineH11(config, state, {}, limits=ConnectionLimits(max_per_peer=3), peers=peers)
         pipe = Pipe(peer)
         protocol.connection_made(pipe)
         return protocol, pipe
@@ -347,11 +356,14 @@ def settings(folder: Path) -> Any:
 
 async def told_by(number: signal.Signals, folder: Path) -> float:
     """Seconds from the signal until `serve` returned, with a long poll, a stream and an upload under way."""
-    with closing(bind("127.0.0.1", 0)) as sock:
-        base = f"http://127.0.0.1:{port_of(sock)}"
-        async with open_services(settings(folder), port=port_of(sock)) as services:
+    with closing(bind_socket("127.0.0.1", 0)) as sock:
+        base = f"http://127.0.0.1:{socket_port(sock)}"
+        async with open_services(settings(folder), port=socket_port(sock)) as services:
             house = ApiHouse(
-                services=services, client=httpx.AsyncClient(base_url=base), port=port_of(sock), folder=folder
+                mounted=MountedApp(services=services),
+                client=httpx.AsyncClient(base_url=base),
+                port=socket_port(sock),
+                folder=folder,
             )
             task = await house.add()
             serving = asyncio.create_task(serve(services, [sock]))
@@ -371,9 +383,9 @@ async def told_by(number: signal.Signals, folder: Path) -> float:
                 answers = await asyncio.gather(*under_way)
             assert [answer.status_code for answer in answers] == [200, 200, 202]
             assert answers[0].json()["data"]["status"] == "processing"
-            assert services.broker.closing
+            assert services.queries.closing
             assert services.worker.busy == 0
-            assert await services.broker.tasks.get(answers[2].json()["taskId"]) is not None
+            assert await services.tasks.get(answers[2].json()["taskId"]) is not None
             return seconds
 
 
@@ -396,10 +408,10 @@ async def test_a_signal_drains_and_ends_within_ten_seconds(tmp_path: Path, numbe
 
 async def test_who_never_finishes_does_not_keep_us(tmp_path: Path) -> None:
     """An upload that stalls is cut off when the time to drain is over."""
-    sock = bind("127.0.0.1", 0)
-    async with open_services(settings(tmp_path), port=port_of(sock)) as services:
-        async with running(services, sock, patience=Patience(drain=1)):
-            reader, writer = await asyncio.open_connection("127.0.0.1", port_of(sock))
+    sock = bind_socket("127.0.0.1", 0)
+    async with open_services(settings(tmp_path), port=socket_port(sock)) as services:
+        async with running_server(services, sock, limits=ConnectionLimits(drain_seconds=1)):
+            reader, writer = await asyncio.open_connection("127.0.0.1", socket_port(sock))
             writer.write(POST + b"Content-Length: 1000\r\n\r\n{")
             await asyncio.sleep(0.1)
             began = time.monotonic()
@@ -429,8 +441,8 @@ class Crashing:
 
 async def test_without_a_worker_there_is_no_server(tmp_path: Path) -> None:
     """A broker that takes orders and works on none would be worse than one that is restarted."""
-    with closing(bind("127.0.0.1", 0)) as sock:
-        async with open_services(settings(tmp_path), port=port_of(sock)) as services:
+    with closing(bind_socket("127.0.0.1", 0)) as sock:
+        async with open_services(settings(tmp_path), port=socket_port(sock)) as services:
             crippled = Services(**{**vars(services), "worker": Crashing()})
             async with asyncio.timeout(10):
                 with pytest.raises(RuntimeError, match="the worker is dead"):
@@ -441,19 +453,19 @@ async def test_without_a_worker_there_is_no_server(tmp_path: Path) -> None:
 
 
 def test_a_taken_port_is_told_with_the_variable() -> None:
-    with closing(bind("127.0.0.1", 0)) as sock, pytest.raises(SettingsError, match="BROKER_PORT"):
-        bind("127.0.0.1", port_of(sock))
+    with closing(bind_socket("127.0.0.1", 0)) as sock, pytest.raises(SettingsError, match="BROKER_PORT"):
+        bind_socket("127.0.0.1", socket_port(sock))
 
 
 @pytest.mark.parametrize("host", ["203.0.113.7", "no such host", "x" * 300, "::ffff:203.0.113.7"])
 def test_an_address_that_is_not_ours_is_told_with_the_variable(host: str) -> None:
     with pytest.raises(SettingsError, match="BROKER_HOST"):
-        bind(host, 0)
+        bind_socket(host, 0)
 
 
 def test_answers_are_not_held_back() -> None:
     """Without this every answer of two packets waits 40 ms for the caller's acknowledgement."""
-    with closing(bind("127.0.0.1", 0)) as sock, socket.create_connection(sock.getsockname()) as client:
+    with closing(bind_socket("127.0.0.1", 0)) as sock, socket.create_connection(sock.getsockname()) as client:
         connection, _ = sock.accept()
         with connection:
             assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

@@ -1,4 +1,4 @@
-"""Images made small, over HTTP: once for everybody, never a page with a hole, and gone with their image."""
+"""Thumbnails over HTTP: made once, replaced by the image when they fail, and deleted with it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from broker.thumbnails import MOST_MISSED, PAUSE, Thumbnails
+from broker.thumbnails import MAX_REMEMBERED_FAILURES, RETRY_AFTER_SECONDS, Thumbnails
 from storage.blobs import BlobStore, Draft
 from storage.database import StorageError
 from storage.images import StoredImage
@@ -35,7 +35,7 @@ FORWARDED = {"X-Forwarded-For": "8.8.8.8"}
 
 
 async def shown(house: ApiHouse, number: int = 1, data: bytes = DATA, **changes: Any) -> StoredImage:
-    """The result of a task that has succeeded."""
+    """Return the result of a succeeded task."""
     task = await house.add(number=number, state=State.SUCCEEDED, ended_at=house.services.clock.now())
     name = f"generated_{number:032x}.png"
     return await house.add_image(task.id, data, **{"name": name, "width": WIDTH, "height": HEIGHT, **changes})
@@ -81,18 +81,18 @@ def files(house: ApiHouse) -> int:
 
 
 def with_parts(house: ApiHouse, **parts: Any) -> Thumbnails:
-    """The house with thumbnails that have other parts, or less patience."""
-    now = house.services.broker.thumbnails
+    """Replace the thumbnails of the broker by some with other parts or limits."""
+    now = house.services.thumbnails
     kept = {name: getattr(now, name) for name in ("clock", "tasks", "images", "blobs", "metrics")}
-    house.services.broker.thumbnails = Thumbnails(**{**kept, **parts})
-    return house.services.broker.thumbnails
+    house.mount(thumbnails=Thumbnails(**{**kept, **parts}))
+    return house.services.thumbnails
 
 
 # -- what is served
 
 
-async def test_a_thumbnail_is_an_image_like_any_other(tmp_path: Path) -> None:
-    """Of its own type, with its own tag and all guards, open to all who know the name."""
+async def test_thumbnail_is_served_like_an_image(tmp_path: Path) -> None:
+    """With its own type and tag, all security headers, and readable by name without access rights."""
     async with open_api(tmp_path, retention_hours=2) as house:
         image = await shown(house)
         answer = await small(house, image, headers=FORWARDED)
@@ -113,14 +113,14 @@ async def test_a_thumbnail_is_an_image_like_any_other(tmp_path: Path) -> None:
         assert (await house.client.get(path_of(image))).content == DATA
 
 
-async def test_it_is_kept_no_longer_than_its_image(tmp_path: Path) -> None:
+async def test_thumbnail_is_not_cached_beyond_the_retention_of_its_image(tmp_path: Path) -> None:
     async with open_api(tmp_path) as house:
         image = await shown(house, created_at=1.0)
         assert (await small(house, image)).headers["cache-control"] == "private, no-cache"
 
 
-async def test_the_sizes(tmp_path: Path) -> None:
-    """Any wish is served; only four sizes are ever made, and none that the image does not fill."""
+async def test_only_four_sizes_are_made(tmp_path: Path) -> None:
+    """Any requested size is served, and no thumbnail is larger than the image."""
     async with open_api(tmp_path) as house:
         image = await shown(house)
         for wish, longest in [(1, 128), (128, 128), (129, 256), (512, 512), (513, 900), (999_999, 900)]:
@@ -129,7 +129,7 @@ async def test_the_sizes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wish", ["0", "-1", "x", "512px", "5.0", "1234567", "٥١٢", "%00", "512%20", "1e3"])
-async def test_a_size_that_is_none_is_refused_with_the_cure(tmp_path: Path, wish: str) -> None:
+async def test_invalid_size_is_rejected_with_the_cure(tmp_path: Path, wish: str) -> None:
     async with open_api(tmp_path) as house:
         image = await shown(house)
         answer = await house.client.get(f"{path_of(image)}?size={wish}")
@@ -138,7 +138,7 @@ async def test_a_size_that_is_none_is_refused_with_the_cure(tmp_path: Path, wish
         assert (await house.client.get(f"{path_of(image)}?size=")).content == DATA
 
 
-async def test_the_document_of_a_task_leads_to_it(tmp_path: Path) -> None:
+async def test_task_document_links_the_thumbnail(tmp_path: Path) -> None:
     async with open_api(tmp_path) as house:
         image = await shown(house)
         huge = await shown(house, 2, b"never looked at", width=30_000, height=30_000)
@@ -150,11 +150,11 @@ async def test_the_document_of_a_task_leads_to_it(tmp_path: Path) -> None:
         assert outcomes(house) == {"made": 1}
 
 
-async def test_a_thumbnails_own_name_leads_nowhere(tmp_path: Path) -> None:
+async def test_internal_name_of_a_thumbnail_is_not_found(tmp_path: Path) -> None:
     async with open_api(tmp_path) as house:
         image = await shown(house)
         await small(house, image)
-        row = await house.services.broker.images.at(image.owner, "thumbnail-512", 0)
+        row = await house.services.images.at(image.owner, "thumbnail-512", 0)
         assert row is not None
         for folder in ("images", "references"):
             assert (await house.client.get(f"/uploads/{folder}/{row.name}")).status_code == 404
@@ -170,7 +170,7 @@ async def test_references_have_them_too(tmp_path: Path) -> None:
 # -- made once
 
 
-async def test_a_hundred_who_ask_at_once_are_one_making(tmp_path: Path) -> None:
+async def test_hundred_concurrent_requests_make_one_thumbnail(tmp_path: Path) -> None:
     async with open_api(tmp_path) as house:
         image = await shown(house)
         answers = await asyncio.gather(*(small(house, image) for _ in range(100)))
@@ -187,7 +187,7 @@ Place = dict[str, Any]
 
 @pytest.fixture(params=["sqlite and files", "postgres and a bucket"])
 async def place(request: pytest.FixtureRequest) -> Place:
-    """Where a house keeps things."""
+    """Settings of the database and the blob store."""
     if request.param == "sqlite and files":
         return {}
     postgres: Postgres = request.getfixturevalue("postgres")
@@ -204,13 +204,13 @@ def bucket(server: S3Server) -> Place:
     }
 
 
-async def test_two_processes_who_make_it_at_once_keep_one(tmp_path: Path, place: Place) -> None:
+async def test_two_processes_making_one_thumbnail_keep_one_row(tmp_path: Path, place: Place) -> None:
     """The second finds the row of the first, and serves that."""
     async with open_api(tmp_path, **place) as house:
         for number in range(1, 11):
             image = await shown(house, number)
             one, other = with_parts(house), with_parts(house)
-            made = await asyncio.gather(one.of(image, 512), other.of(image, 512))
+            made = await asyncio.gather(one.find_or_make(image, 512), other.find_or_make(image, 512))
             assert made[0] is not None
             assert made[0] == made[1]
         assert outcomes(house) == {"made": 20}
@@ -218,7 +218,7 @@ async def test_two_processes_who_make_it_at_once_keep_one(tmp_path: Path, place:
         assert is_small(await small(house, image))
 
 
-# -- nothing that goes wrong is a hole in a page
+# -- failures serve the image itself
 
 
 @pytest.mark.parametrize("damage", ["no image at all", "changed on the disk", "cut off"])
@@ -237,10 +237,10 @@ async def test_a_damaged_image_is_served_as_it_is_and_tried_once(tmp_path: Path,
         assert (outcomes(house), await rows(house)) == ({"unshrinkable": 1}, ["result"])
 
 
-async def test_an_image_that_is_gone_is_not_found(tmp_path: Path) -> None:
+async def test_deleted_image_is_not_found(tmp_path: Path) -> None:
     async with open_api(tmp_path) as house:
         image = await shown(house)
-        await house.services.broker.blobs.delete(image.owner)
+        await house.services.blobs.delete(image.owner)
         assert (await small(house, image)).status_code == 404
 
 
@@ -258,7 +258,7 @@ async def test_on_a_full_disk_the_image_is_served(tmp_path: Path) -> None:
 
 @dataclass
 class Held:
-    """A blob store whose readers wait at the door, and then perhaps find it out of order."""
+    """Blob store whose readers wait until released."""
 
     blobs: BlobStore
 
@@ -276,15 +276,15 @@ class Held:
         return await self.blobs.open(name)
 
 
-async def test_a_flood_of_names_does_not_pile_up(tmp_path: Path) -> None:
-    """Whoever finds the line full gets the image at once; and two are made at a time."""
+async def test_requests_above_the_limit_get_the_image_at_once(tmp_path: Path) -> None:
+    """Two thumbnails are made at a time."""
     async with open_api(tmp_path) as house:
         images = [await shown(house, number) for number in range(10)]
-        held = Held(house.services.broker.blobs)
-        with_parts(house, blobs=held, most_waiting=3)
+        held = Held(house.services.blobs)
+        with_parts(house, blobs=held, max_waiting=3)
         waiting = [asyncio.create_task(small(house, image)) for image in images[:3]]
         await held.asked.wait()
-        while len(house.services.broker.thumbnails._making) < 3:  # noqa: ASYNC110
+        while len(house.services.thumbnails._running) < 3:  # noqa: ASYNC110
             await asyncio.sleep(0)
         answers = await asyncio.gather(*(small(house, image) for image in images[3:]))
         assert {answer.content for answer in answers} == {DATA}
@@ -294,25 +294,25 @@ async def test_a_flood_of_names_does_not_pile_up(tmp_path: Path) -> None:
         assert is_small(await small(house, images[3]))
 
 
-async def test_nobody_waits_for_ever_but_it_is_made_all_the_same(tmp_path: Path) -> None:
+async def test_waiting_ends_but_the_thumbnail_is_finished(tmp_path: Path) -> None:
     async with open_api(tmp_path) as house:
         image = await shown(house)
-        held = Held(house.services.broker.blobs)
-        thumbnails = with_parts(house, blobs=held, patience=0)
+        held = Held(house.services.blobs)
+        thumbnails = with_parts(house, blobs=held, wait_seconds=0)
         assert (await small(house, image)).content == DATA
         held.open_now.set()
-        await asyncio.gather(*thumbnails._making.values())
+        await asyncio.gather(*thumbnails._running.values())
         assert is_small(await small(house, image))
         assert held.opened == 1
 
 
-async def test_who_hangs_up_does_not_take_it_from_the_others(tmp_path: Path) -> None:
+async def test_disconnecting_client_does_not_cancel_the_thumbnail_of_others(tmp_path: Path) -> None:
     async with open_api(tmp_path) as house:
         image = await shown(house)
-        held = Held(house.services.broker.blobs)
+        held = Held(house.services.blobs)
         thumbnails = with_parts(house, blobs=held)
-        first = asyncio.create_task(thumbnails.of(image, 512))
-        second = asyncio.create_task(thumbnails.of(image, 512))
+        first = asyncio.create_task(thumbnails.find_or_make(image, 512))
+        second = asyncio.create_task(thumbnails.find_or_make(image, 512))
         await held.asked.wait()
         first.cancel()
         held.open_now.set()
@@ -320,27 +320,27 @@ async def test_who_hangs_up_does_not_take_it_from_the_others(tmp_path: Path) -> 
         assert held.opened == 1
 
 
-async def test_closing_gives_up_what_is_being_made(tmp_path: Path) -> None:
+async def test_closing_cancels_running_thumbnails(tmp_path: Path) -> None:
     async with open_api(tmp_path) as house:
         image = await shown(house)
-        held = Held(house.services.broker.blobs)
+        held = Held(house.services.blobs)
         thumbnails = with_parts(house, blobs=held)
-        asking = asyncio.create_task(thumbnails.of(image, 512))
+        asking = asyncio.create_task(thumbnails.find_or_make(image, 512))
         await held.asked.wait()
         await thumbnails.aclose()
         assert await asking is None
-        assert await thumbnails.of(image, 512) is None
+        assert await thumbnails.find_or_make(image, 512) is None
         assert files(house) == 1, "and leaves no draft behind"
 
 
-async def test_the_house_closes_them_on_its_way_out(tmp_path: Path) -> None:
+async def test_broker_closes_thumbnails_at_shutdown(tmp_path: Path) -> None:
     async with open_api(tmp_path) as house:
         image = await shown(house)
-    assert house.services.broker.thumbnails._begin(image, 512) is None
+    assert house.services.thumbnails._start(image, 512) is None
 
 
 class _OutOfOrder:
-    """A blob store that cannot be read the first time."""
+    """Blob store whose first read fails."""
 
     def __init__(self, blobs: BlobStore) -> None:
         self._blobs = blobs
@@ -356,24 +356,24 @@ class _OutOfOrder:
         return await self._blobs.open(name)
 
 
-async def test_a_store_that_refuses_is_tried_again_after_a_pause(tmp_path: Path, clock: ManualClock) -> None:
-    """Meanwhile the image itself is served at once: a try may cost a whole decode."""
+async def test_unavailable_store_is_tried_again_after_a_pause(tmp_path: Path, clock: ManualClock) -> None:
+    """Until then the image itself is served at once: an attempt may cost a whole decode."""
     async with open_api(tmp_path) as house:
         image, other = await shown(house), await shown(house, 2)
-        store = _OutOfOrder(house.services.broker.blobs)
+        store = _OutOfOrder(house.services.blobs)
         with_parts(house, blobs=store, clock=clock)
-        thumbnails = house.services.broker.thumbnails
-        assert await thumbnails.of(image, 512) is None
-        clock.advance(PAUSE - 1)
-        assert await thumbnails.of(image, 512) is None
+        thumbnails = house.services.thumbnails
+        assert await thumbnails.find_or_make(image, 512) is None
+        clock.advance(RETRY_AFTER_SECONDS - 1)
+        assert await thumbnails.find_or_make(image, 512) is None
         assert (store.tries, outcomes(house)) == (1, {"no_store": 1})
-        assert await thumbnails.of(other, 512) is not None, "which has done nothing"
+        assert await thumbnails.find_or_make(other, 512) is not None, "another image is not affected"
         clock.advance(1)
         assert is_small(await small(house, image))
 
 
 class _Unreadable:
-    """A local file that opens, and whose reading fails with what is given."""
+    """Local file whose reading fails with the given error."""
 
     def __init__(self, error: Exception) -> None:
         self._error = error
@@ -418,61 +418,59 @@ class _UnreadableDraft:
 
 
 @pytest.mark.parametrize("error", [MemoryError(), OSError(5, "Input/output error")], ids=["memory", "disk"])
-async def test_what_the_machine_was_to_blame_for_is_tried_again(
+async def test_temporary_error_is_tried_again_after_a_pause(
     tmp_path: Path, clock: ManualClock, error: Exception
 ) -> None:
     """A sound image does not lose its thumbnail for the life of the process; nor is it tried at each request."""
     async with open_api(tmp_path) as house:
         image = await shown(house)
-        store = _UnreadableDrafts(house.services.broker.blobs, error)
+        store = _UnreadableDrafts(house.services.blobs, error)
         thumbnails = with_parts(house, blobs=store, clock=clock)
         assert (await small(house, image)).content == DATA
         assert (await small(house, image)).content == DATA
         assert (store.copies, outcomes(house)) == (1, {"no_store": 1})
         thumbnails.blobs = store._blobs
-        clock.advance(PAUSE)
+        clock.advance(RETRY_AFTER_SECONDS)
         assert is_small(await small(house, image))
 
 
-async def test_only_so_many_misses_are_remembered(tmp_path: Path, clock: ManualClock) -> None:
-    """Anybody may make them."""
+async def test_number_of_remembered_failures_is_limited(tmp_path: Path, clock: ManualClock) -> None:
     async with open_api(tmp_path) as house:
-        image = await shown(house)
         thumbnails = with_parts(house, clock=clock)
-        for number in range(MOST_MISSED + 10):
-            thumbnails._missed(replace(image, name=f"generated_{number}.png"), 512, StorageError("503"))
-        assert len(thumbnails._not_before) == MOST_MISSED
-        assert ("generated_9.png", 512) not in thumbnails._not_before
+        for number in range(MAX_REMEMBERED_FAILURES + 10):
+            thumbnails._record_failure((f"generated_{number}.png", 512), StorageError("503"))
+        assert len(thumbnails._retry_at) == MAX_REMEMBERED_FAILURES
+        assert ("generated_9.png", 512) not in thumbnails._retry_at
 
 
-# -- gone with the image
+# -- retention
 
 
 async def retire(house: ApiHouse, task: Task, state: State) -> None:
-    """The step of an ended task, as a worker takes it; that of the house stands by meanwhile."""
+    """Run the retention step of an ended task while the worker of the broker is paused."""
     house.services.worker._spare_until = math.inf
     now = house.services.clock.now()
     await house.services.database.execute(
         "UPDATE tasks SET leased_by = 'test', ended_at = 1.0, due_at = :now WHERE id = :id", id=task.id, now=now
     )
-    fresh = await house.services.broker.tasks.get(task.id)
+    fresh = await house.services.tasks.get(task.id)
     assert fresh is not None
     assert fresh.state == state
     await house.services.worker.retention.retire([fresh])
 
 
 async def task_of(house: ApiHouse, task_id: str) -> Task:
-    task = await house.services.broker.tasks.get(task_id)
+    task = await house.services.tasks.get(task_id)
     assert task is not None
     return task
 
 
 async def stored(house: ApiHouse) -> int:
-    """How many owners of bytes there are."""
-    return len(await house.services.broker.blobs.owners(-60.0))
+    """Return the number of owners of stored bytes."""
+    return len(await house.services.blobs.owners(-60.0))
 
 
-async def test_retention_takes_thumbnails_along(tmp_path: Path, place: Place) -> None:
+async def test_retention_deletes_thumbnails(tmp_path: Path, place: Place) -> None:
     async with open_api(tmp_path, **place) as house:
         for image in (await shown(house, 1), await referred(house, 2)):
             await small(house, image, 128)
@@ -482,13 +480,13 @@ async def test_retention_takes_thumbnails_along(tmp_path: Path, place: Place) ->
             assert await house.services.worker.retention._strays([image.owner]) == []
             await retire(house, task, State.SUCCEEDED)
             await retire(house, task, State.EXPIRED)
-            assert await house.services.broker.images.owning([image.owner]) == set()
+            assert await house.services.images.owning([image.owner]) == set()
             assert (await small(house, image)).status_code == 404
         assert (await rows(house), await stored(house)) == ([], 0)
 
 
 class Interrupted:
-    """A blob store in whose drafts something happens before the thumbnail is kept."""
+    """Blob store that runs a callback before a draft is committed."""
 
     def __init__(self, blobs: BlobStore, happening: Any) -> None:
         self._blobs = blobs
@@ -516,8 +514,8 @@ class _InterruptedDraft:
         return await self._draft.keep(media_type)
 
 
-async def test_an_image_that_is_forgotten_meanwhile_gets_no_thumbnail(tmp_path: Path, place: Place) -> None:
-    """A row that came after retention would stand there for ever; bytes without a row are swept."""
+async def test_image_deleted_during_the_making_gets_no_thumbnail(tmp_path: Path, place: Place) -> None:
+    """A row inserted after retention would never be deleted; bytes without a row are swept."""
     async with open_api(tmp_path, **place) as house:
         for image in (await shown(house, 1), await referred(house, 2)):
             task = await task_of(house, image.owner.replace("refs_", "task_"))
@@ -527,22 +525,22 @@ async def test_an_image_that_is_forgotten_meanwhile_gets_no_thumbnail(tmp_path: 
                 await retire(house, task, State.SUCCEEDED)
                 await retire(house, task, State.EXPIRED)
 
-            thumbnails = with_parts(house, blobs=Interrupted(house.services.broker.blobs, forgotten))
-            assert await thumbnails.of(image, 512) is None
+            thumbnails = with_parts(house, blobs=Interrupted(house.services.blobs, forgotten))
+            assert await thumbnails.find_or_make(image, 512) is None
             assert await house.services.worker.retention._strays([image.owner]) == [image.owner]
         assert (await rows(house), outcomes(house)) == ([], {"too_late": 2})
 
 
-async def test_a_thumbnail_and_the_end_of_its_task_exclude_each_other(tmp_path: Path, place: Place) -> None:
-    """However the two transactions meet: no row of an expired task is left."""
+async def test_inserting_a_thumbnail_and_retention_exclude_each_other(tmp_path: Path, place: Place) -> None:
+    """Concurrent transactions leave no row of an expired task."""
     async with open_api(tmp_path, **place) as house:
-        broker = house.services.broker
+        services = house.services
         images = [await shown(house, number) for number in range(30)]
 
         async def write(image: StoredImage) -> None:
             row = replace(image, name=f"thumbnail_{image.name}", kind="thumbnail-512")
             await asyncio.gather(
-                broker.database.transact(broker.tasks.pinning_owner(image.owner), broker.images.adding(row)),
+                services.database.transact(services.tasks.pinning_owner(image.owner), services.images.adding(row)),
                 retire(house, await task_of(house, image.owner), State.SUCCEEDED),
                 return_exceptions=True,
             )
@@ -551,35 +549,12 @@ async def test_a_thumbnail_and_the_end_of_its_task_exclude_each_other(tmp_path: 
         assert await rows(house) == []
 
 
-async def test_thumbnails_of_an_older_process_go_with_the_last_of_the_task(tmp_path: Path) -> None:
-    """It deletes the rows of results and knows of no others."""
-    async with open_api(tmp_path) as house:
-        image = await shown(house)
-        await small(house, image)
-        task = await task_of(house, image.owner)
-        await house.services.database.execute("DELETE FROM images WHERE kind = 'result'")
-        await house.change(task, state=State.EXPIRED, tries=1)
-        await retire(house, task, State.EXPIRED)
-        assert (await house.services.broker.tasks.get(task.id), await rows(house)) == (None, [])
+# -- presigned links
 
 
-# -- a bucket that hands out links
-
-
-async def test_thumbnails_go_through_us(tmp_path: Path, s3_server: S3Server) -> None:
-    """They are small; and a link would have the id of the task in it."""
+async def test_thumbnail_is_never_served_by_link(tmp_path: Path, s3_server: S3Server) -> None:
+    """It is small, and a link would contain the id of the task."""
     async with open_api(tmp_path, **bucket(s3_server), blob_links="presigned") as house:
         image = await shown(house)
         assert (await house.client.get(path_of(image))).status_code == 307
         assert is_small(await small(house, image))
-
-
-async def test_the_bytes_of_another_task_are_not_handed_out_by_link(tmp_path: Path, s3_server: S3Server) -> None:
-    """Who may see one task would learn the id of another, and with it read what was ordered there."""
-    async with open_api(tmp_path, **bucket(s3_server), blob_links="presigned") as house:
-        holder = await shown(house, 1)
-        other = await house.add(number=2, state=State.SUCCEEDED, ended_at=1.0)
-        row = replace(holder, name=f"generated_{'e' * 32}.png", owner=other.id, holder=holder.owner)
-        await house.services.database.transact(house.services.broker.images.adding(row))
-        answer = await house.client.get(path_of(row))
-        assert (answer.status_code, answer.content) == (200, DATA)

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from broker.catalog import Catalog
-from broker.outgoing import ApiClient
+from broker.net.api_client import ApiClient
 from broker.providers.base import Provider
 from broker.providers.kie.adapter import Kie
 from broker.providers.legacy.adapter import Legacy

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from broker.catalog import Catalog
 from broker.errors import TASK_CODES, ProviderError
+from broker.net.api_client import ApiClient
 from broker.orders import Order
-from broker.outgoing import ApiClient
 from broker.providers.base import Provider
 from broker.reports import Failed, Finished, Pending, Report
 from tests.conftest import ManualClock

@@ -14,32 +14,32 @@ from typing import Any
 import pytest
 
 from broker import lifecycle
-from broker.api.views import Views
 from broker.bootstrap import open_services
 from broker.clock import SystemClock
 from broker.deliverer import PLACES, PLACES_AGAIN
 from broker.errors import Refusal
 from broker.lifecycle import Changes, Trouble
-from broker.orders import Request
-from broker.outgoing import Fetcher
+from broker.net.fetcher import Fetcher
+from broker.orders import OrderRequest
 from broker.reports import Failed
 from broker.services import Services
 from broker.settings import Settings
 from storage.database import Outcome, Stale, Statement
 from storage.deliveries import Deliveries, Delivery, Fate
-from storage.images import Images, StoredImage
+from storage.images import StoredImage
 from storage.sqlite import SqliteDatabase, sqlite_path
 from storage.tasks import State, Task
+from tests.broker.api_house import task_views
 from tests.conftest import ManualClock
 from tests.faults.faulty_http import PUBLIC, Names, Network, Script, Visit, answers, head, rst, says, silence
 from tests.faults.test_worker import turn
-from tests.journeys.house import still
+from tests.journeys.house import create_tasks, still
 from tests.servers.postgres import Postgres
 from tests.servers.receiver import Receiver, receiving
 from webhooks.events import Event
-from webhooks.outbound import LADDER
-from webhooks.proofs import Proof
-from webhooks.signing import StandardSignature, write_secret
+from webhooks.retry_policy import RETRY_SCHEDULE
+from webhooks.signatures.base import Proof
+from webhooks.signatures.standard import StandardSignature, write_secret
 
 pytestmark = pytest.mark.anyio
 
@@ -56,24 +56,24 @@ class Scene:
     clock: ManualClock
 
     async def order(self, url: str | None = None) -> Task:
-        request = Request(prompt="a red bicycle", callback_url=url or self.receiver.url)
-        return (await self.services.broker.create("local", request)).tasks[0]
+        request = OrderRequest(prompt="a red bicycle", callback_url=url or self.receiver.url)
+        return (await create_tasks(self.services, request))[0]
 
     async def ended(self) -> Task:
         """One that was canceled just now."""
         task = await self.order()
-        return await self.services.broker.cancel(task.id)
+        return await self.services.canceler.cancel_task(task.id)
 
     async def turn(self) -> None:
         await turn(self.services)
 
     async def delivery_of(self, task: Task) -> Delivery:
-        (delivery,) = await self.services.broker.deliveries.newest(task_id=task.id, limit=10)
+        (delivery,) = await self.services.deliveries.newest(task_id=task.id, limit=10)
         return delivery
 
     async def delivery(self) -> Delivery:
         """The only one there is."""
-        (delivery,) = await self.services.broker.deliveries.newest(limit=10)
+        (delivery,) = await self.services.deliveries.newest(limit=10)
         return delivery
 
 
@@ -97,6 +97,13 @@ async def scene(tmp_path: Path, clock: ManualClock, receiver: Receiver) -> Async
         yield scene
 
 
+def calling_with(scene: Scene, fetcher: Fetcher) -> Scene:
+    """The same broker, whose orders check the addresses of callers with another fetcher."""
+    orders = scene.services.orders
+    planner = replace(orders.planner, caller_fetcher=fetcher)
+    return replace(scene, services=replace(scene.services, orders=replace(orders, planner=planner)))
+
+
 # -- the ladder
 
 
@@ -106,7 +113,7 @@ async def test_the_whole_ladder(tmp_path: Path, clock: ManualClock, receiver: Re
         receiver.script = answers("500 Internal Server Error")
         await scene.ended()
         await scene.turn()
-        for rung, pause in enumerate(LADDER, 1):
+        for rung, pause in enumerate(RETRY_SCHEDULE, 1):
             clock.advance(pause - 1)
             await scene.turn()
             assert len(receiver.heard) == rung, "not before its time"
@@ -116,9 +123,9 @@ async def test_the_whole_ladder(tmp_path: Path, clock: ManualClock, receiver: Re
         delivery = await scene.delivery()
         ended = (Fate.FAILED, 8, None, 500)
         assert (delivery.outcome, delivery.tries, delivery.due_at, delivery.last_status) == ended
-        tries = await scene.services.broker.deliveries.tries(delivery.id)
+        tries = await scene.services.deliveries.tries(delivery.id)
         assert [one.status for one in tries] == [500] * 8
-        assert [round(b.at - a.at) for a, b in itertools.pairwise(tries)] == list(LADDER)
+        assert [round(b.at - a.at) for a, b in itertools.pairwise(tries)] == list(RETRY_SCHEDULE)
 
 
 async def test_every_try_has_the_same_id_and_body_and_a_signature_of_its_own_time(scene: Scene) -> None:
@@ -130,7 +137,7 @@ async def test_every_try_has_the_same_id_and_body_and_a_signature_of_its_own_tim
         now = scene.clock.now()
         assert message.headers["webhook-timestamp"] == str(int(now))
         for key in KEYS:
-            assert StandardSignature([key]).prove(message.headers, message.body, (), now) == Proof.BODY
+            assert StandardSignature([key]).verify(message.headers, message.body, (), now) == Proof.BODY_VERIFIED
         scene.clock.advance(pause)
     assert len(scene.receiver.heard) == 3
     assert len({(message.id, message.body) for message in scene.receiver.heard}) == 1
@@ -196,9 +203,9 @@ async def test_nobody_there_is_tried_again(scene: Scene) -> None:
     async with receiving() as gone:
         services = scene.services
         fetcher = Fetcher(allow=[gone.host])
-        services.broker.caller_fetcher = services.worker.deliverer.fetcher = fetcher
-        task = await scene.order(gone.url)
-    await services.broker.cancel(task.id)
+        services.worker.deliverer.fetcher = fetcher
+        task = await calling_with(scene, fetcher).order(gone.url)
+    await services.canceler.cancel_task(task.id)
     await scene.turn()
     delivery = await scene.delivery()
     assert (delivery.outcome, delivery.reason, delivery.last_status) == (Fate.PENDING, "ConnectError", None)
@@ -268,7 +275,7 @@ async def test_two_processes_tell_it_once(tmp_path: Path, receiver: Receiver, po
         tasks = [await one.ended() for _ in range(24)]
         for _ in range(4):
             await asyncio.gather(one.turn(), other.turn())
-        assert {d.outcome for d in await one.services.broker.deliveries.newest(limit=50)} == {Fate.DELIVERED}
+        assert {d.outcome for d in await one.services.deliveries.newest(limit=50)} == {Fate.DELIVERED}
     told = [message.document["data"]["id"] for message in receiver.heard]
     assert sorted(told) == sorted(task.id for task in tasks)
 
@@ -306,9 +313,9 @@ async def test_a_transaction_that_is_run_twice_tells_once(
         return Doubtful(sqlite_path(chosen.database))
 
     async with open_services(settings, clock=clock, open_database=open_doubtful) as services:
-        await services.broker.cancel(task.id)
+        await services.canceler.cancel_task(task.id)
         await turn(services)
-        (delivery,) = await services.broker.deliveries.newest(limit=10)
+        (delivery,) = await services.deliveries.newest(limit=10)
         assert (delivery.outcome, delivery.tries) == (Fate.DELIVERED, 1)
     assert receiver.types == ["task.canceled"]
 
@@ -322,8 +329,8 @@ async def test_slow_receivers_do_not_hold_up_the_others(tmp_path: Path) -> None:
             deliverer = services.worker.deliverer
             deliverer.timeout, deliverer.slow = 0.3, 0.2
             for url in (*[slow.url] * 4 * PLACES, quick.url):
-                request = Request(prompt="a red bicycle", callback_url=url)
-                await services.broker.cancel((await services.broker.create("local", request)).tasks[0].id)
+                request = OrderRequest(prompt="a red bicycle", callback_url=url)
+                await services.canceler.cancel_task((await create_tasks(services, request))[0].id)
             while not quick.heard:
                 await services.worker._turn()
                 if services.worker.busy:
@@ -337,12 +344,12 @@ async def test_a_slow_receiver_gets_the_next_as_soon_as_it_has_answered(scene: S
     scene.services.worker.deliverer.slow = 0.0
     for _ in range(12):
         await scene.ended()
-    before = {d.id: d.due_at for d in await scene.services.broker.deliveries.newest(limit=20)}
+    before = {d.id: d.due_at for d in await scene.services.deliveries.newest(limit=20)}
     await _tell_all(scene, await _claimed(scene.services))
     (one,) = await _claimed(scene.services)
     assert await _claimed(scene.services) == []
     assert scene.services.worker.deliverer.rests_for, "there is nothing to look for until it has answered"
-    waiting = [d for d in await scene.services.broker.deliveries.newest(limit=20) if d.outcome == Fate.PENDING]
+    waiting = [d for d in await scene.services.deliveries.newest(limit=20) if d.outcome == Fate.PENDING]
     assert {d.id: d.due_at for d in waiting}.items() <= before.items()
     assert [d.id for d in waiting if d.leased_by] == [one.id]
     await _tell_all(scene, [one])
@@ -368,14 +375,14 @@ async def _outbox(scene: Scene, *hosts: str, rung: int = 0) -> None:
             rung=rung,
             created_at=0.0,
         )
-        await scene.services.database.transact(scene.services.broker.deliveries.adding(one))
+        await scene.services.database.transact(scene.services.deliveries.adding(one))
 
 
 async def test_a_domain_full_of_dead_hosts_leaves_places_to_others(scene: Scene) -> None:
     await _outbox(scene, *(f"h{n}.evil.example" for n in range(100)), "evil.example", "good.example")
     claimed = [d.host for d in await _claimed(scene.services)]
     assert sorted(claimed) == ["good.example", *(f"h{n}.evil.example" for n in range(4))]
-    leased = [d for d in await scene.services.broker.deliveries.newest(limit=200) if d.leased_by]
+    leased = [d for d in await scene.services.deliveries.newest(limit=200) if d.leased_by]
     assert len(leased) == 5, "the others are free for other processes"
 
 
@@ -425,13 +432,13 @@ Ending = Callable[[Services, Task], Awaitable[None]]
 
 
 async def _settle(services: Services, task: Task, decide: Callable[[Task], Changes]) -> None:
-    row = await services.broker.tasks.get(task.id)
+    row = await services.tasks.get(task.id)
     assert row is not None
-    await services.broker.steps.settle(row, lambda now, _: decide(now), holder=False)
+    await services.steps.settle(row, lambda now, _: decide(now), holder=False)
 
 
 async def _fetching(services: Services, task: Task) -> None:
-    tasks, now = services.broker.tasks, services.clock.now()
+    tasks, now = services.tasks, services.clock.now()
     row = await tasks.get(task.id)
     assert row is not None
     image = StoredImage(
@@ -450,11 +457,11 @@ async def _fetching(services: Services, task: Task) -> None:
     found = {"outputs": ("https://a.example/1",), "billed": "yes", "deadline_at": now}
     values = {"state": State.FETCHING, "attempt": 1, **found}
     await services.database.transact(tasks.saving(row, **values))
-    await services.database.transact(tasks.pinning(task.id, State.FETCHING), services.broker.images.adding(image))
+    await services.database.transact(tasks.pinning(task.id, State.FETCHING), services.images.adding(image))
 
 
 async def complete(services: Services, task: Task) -> None:
-    rules, now = services.broker.rules, services.clock.now()
+    rules, now = services.steps.rules, services.clock.now()
     await _settle(services, task, lambda row: lifecycle.fetched(row, 1, [], now, rules))
 
 
@@ -465,17 +472,17 @@ async def succeed(services: Services, task: Task) -> None:
 
 async def fail(services: Services, task: Task) -> None:
     report = Failed(code="safety_input", message="no", retryable=False, billed="no")
-    rules, now = services.broker.rules, services.clock.now()
+    rules, now = services.steps.rules, services.clock.now()
     await _settle(services, task, lambda row: lifecycle.unprepared(row, report, now, rules))
 
 
 async def cancel(services: Services, task: Task) -> None:
-    await services.broker.cancel(task.id)
+    await services.canceler.cancel_task(task.id)
 
 
 async def fail_early_and_for_good(services: Services, task: Task) -> None:
     """Told at the deadline; a day later the image is given up."""
-    rules, dead = services.broker.rules, Trouble(code="result_gone", message="404")
+    rules, dead = services.steps.rules, Trouble(code="result_gone", message="404")
     await _fetching(services, task)
     for later in (1.0, 2.0, rules.keep + 3.0):
         now = services.clock.now() + later
@@ -483,7 +490,7 @@ async def fail_early_and_for_good(services: Services, task: Task) -> None:
 
 
 async def fail_and_succeed(services: Services, task: Task) -> None:
-    rules, dead = services.broker.rules, Trouble(code="result_gone", message="404")
+    rules, dead = services.steps.rules, Trouble(code="result_gone", message="404")
     await _fetching(services, task)
     now = services.clock.now() + 1
     await _settle(services, task, lambda row: lifecycle.fetched(row, 0, [dead], now, rules))
@@ -515,13 +522,13 @@ async def test_every_end_is_told_once_and_as_a_poll_would_tell_it(
     async with a_scene(tmp_path, ManualClock(time.time()), receiver, **settings) as scene:
         task = await scene.order()
         await ending(scene.services, task)
-        deliveries = await scene.services.broker.deliveries.newest(limit=10)
+        deliveries = await scene.services.deliveries.newest(limit=10)
         assert sorted(d.type for d in deliveries) == sorted(events)
         await asyncio.gather(*(scene.services.worker.deliverer.deliver(d) for d in await _claimed(scene.services)))
         assert sorted(receiver.types) == sorted(events)
         if events:
-            row = await scene.services.broker.get(task.id)
-            poll = await Views(scene.services.broker).document(row, "en")
+            row = await scene.services.queries.get(task.id)
+            poll = await task_views(scene.services).document(row, "en")
             (last,) = [m.document for m in receiver.heard if m.document["type"] == f"task.{poll['status']}"]
             later = {"updatedAt": None}  # what failed early may have changed since, as nobody but this can see
             assert {**last["data"], **later} == {**poll, **later}
@@ -532,82 +539,15 @@ async def _claimed(services: Services) -> list[Delivery]:
     return await services.worker.deliverer.claim()
 
 
-async def _forget_to_tell(scene: Scene) -> None:
-    """As a process of a version without an outbox ends tasks."""
-    await scene.services.database.execute("DELETE FROM deliveries")
-
-
-@pytest.mark.parametrize("store", ["sqlite", "postgres"])
-@pytest.mark.parametrize("how", ENDINGS)
-async def test_an_end_that_an_older_process_did_not_tell_is_told(
-    tmp_path: Path, receiver: Receiver, postgres: Postgres, how: str, store: str
-) -> None:
-    """What it is by now: of a failure that was a success in the end only the success."""
-    ending, events = ENDINGS[how]
-    settings = {"database_url": await postgres.fresh()} if store == "postgres" else {}
-    async with a_scene(tmp_path, ManualClock(time.time()), receiver, **settings) as scene:
-        await ending(scene.services, await scene.order())
-        deliveries = scene.services.broker.deliveries
-        ids = {delivery.type: delivery.id for delivery in await deliveries.newest(limit=10)}
-        await _forget_to_tell(scene)
-        for _ in range(2):
-            await scene.services.worker.retention.housekeep()
-        assert {d.type: d.id for d in await deliveries.newest(limit=10)} == {e: ids[e] for e in events[-1:]}
-        if events:
-            await _tell_all(scene, await _claimed(scene.services))
-            assert [message.document["data"]["status"] for message in receiver.heard] == [
-                events[-1].removeprefix("task.")
-            ]
-
-
-async def test_untold_ends_are_found_however_many_there_are_and_however_old(scene: Scene) -> None:
-    tasks = [await scene.ended() for _ in range(3)]
-    await scene.services.database.execute("UPDATE tasks SET ended_at = ended_at - 7200")
-    deliveries, now = scene.services.broker.deliveries, scene.clock.now()
-    kept = await scene.delivery_of(tasks[0])
-    await scene.services.database.execute("DELETE FROM deliveries WHERE id <> :id", id=kept.id)
-    found: list[str] = []
-    after = (now - 7300.0, "")
-    while True:
-        untold = await deliveries.untold(after=after, limit=1)
-        found += untold.tasks
-        if untold.after is None:
-            break
-        after = untold.after
-    assert sorted(found) == sorted(task.id for task in tasks[1:])
-    await scene.services.worker.retention.housekeep()
-    assert len(await deliveries.newest(limit=10)) == 3
-
-
-async def test_what_was_told_and_is_forgotten_is_not_told_again(scene: Scene) -> None:
-    """The row of a webhook may go a moment before that of its task."""
-    await scene.ended()
-    await scene.turn()
-    scene.clock.advance(24 * HOUR - 60)
-    await _forget_to_tell(scene)
-    await scene.services.worker.retention.housekeep()
-    assert await scene.services.broker.deliveries.newest(limit=10) == []
-
-
-async def test_an_end_is_not_told_of_a_task_that_is_expired_meanwhile(scene: Scene) -> None:
-    await succeed(scene.services, await scene.order())
-    await _forget_to_tell(scene)
-    retention, database = scene.services.worker.retention, scene.services.database
-    meanwhile: Any = Meanwhile(database, lambda: database.execute("UPDATE tasks SET state = 'expired'"))
-    outbox = replace(retention.outbox, images=Images(meanwhile))
-    await replace(retention, outbox=outbox).housekeep()
-    assert await scene.services.broker.deliveries.newest(limit=10) == []
-
-
 async def test_a_task_without_an_address_is_told_to_nobody(scene: Scene) -> None:
-    (task,) = (await scene.services.broker.create("local", Request(prompt="a red bicycle"))).tasks
-    await scene.services.broker.cancel(task.id)
-    assert await scene.services.broker.deliveries.newest(limit=10) == []
+    (task,) = await create_tasks(scene.services, OrderRequest(prompt="a red bicycle"))
+    await scene.services.canceler.cancel_task(task.id)
+    assert await scene.services.deliveries.newest(limit=10) == []
 
 
 async def test_an_end_that_was_not_written_is_not_told(scene: Scene) -> None:
     """One transaction: whoever lost the race for the row has told nobody."""
-    broker = scene.services.broker
+    broker = scene.services
     task = await scene.order()
     told = await broker.steps.outbox.telling(task, await _as_canceled(task))
     await scene.services.database.transact(broker.tasks.saving(task, tries=1))
@@ -653,22 +593,23 @@ UNFIT = ["https://example.com/\udc80", "https://example.com/\x00", "https://exam
 
 @pytest.mark.parametrize("url", [*FORBIDDEN, *UNFIT])
 async def test_a_forbidden_address_is_refused_when_it_is_handed_in(scene: Scene, url: str) -> None:
-    scene.services.broker.caller_fetcher = Fetcher(resolve=Names())
-    request = Request(prompt="a red bicycle", callback_url=url)
-    for attempt in (scene.services.broker.create("local", request), scene.services.broker.preview(request)):
+    orders = calling_with(scene, Fetcher(resolve=Names())).services.orders
+    request = OrderRequest(prompt="a red bicycle", callback_url=url)
+    plan = orders.plan(request)
+    for attempt in (orders.create("local", request, plan), orders.dry_run(request, plan)):
         with pytest.raises(Refusal) as refused:
             await attempt
         assert (refused.value.code, refused.value.field) == ("invalid_request", "callbackUrl")
         assert "https://" in refused.value.message, "the cure"
         assert "word" not in refused.value.message
-    assert await scene.services.broker.newest(status=None, limit=5, before=None) == []
+    assert await scene.services.queries.list_newest(status=None, limit=5, before=None) == []
 
 
 @pytest.mark.parametrize("bad", [["10.0.0.1"], [PUBLIC, "127.0.0.1"], ["::1"], ["64:ff9b::a00:1"]])
 async def test_a_name_that_leads_inside_is_refused_when_it_is_handed_in(scene: Scene, bad: list[str]) -> None:
-    scene.services.broker.caller_fetcher = Fetcher(resolve=Names([bad]), exemption="BROKER_CALLBACK_ALLOW")
+    fetcher = Fetcher(resolve=Names([bad]), exemption="BROKER_CALLBACK_ALLOW")
     with pytest.raises(Refusal, match="BROKER_CALLBACK_ALLOW"):
-        await scene.order("https://hooks.example.com/x")
+        await calling_with(scene, fetcher).order("https://hooks.example.com/x")
 
 
 async def _unanswered(host: str, port: int) -> list[str]:
@@ -682,11 +623,11 @@ async def _never(host: str, port: int) -> list[str]:
 
 @pytest.mark.parametrize("resolve", [_unanswered, _never])
 async def test_a_name_server_in_trouble_refuses_nothing(resolve: Any) -> None:
-    await Fetcher(resolve=resolve).vet("https://hooks.example.com/x", patience=0.02)
+    await Fetcher(resolve=resolve).validate("https://hooks.example.com/x", dns_seconds=0.02)
 
 
 async def test_what_is_allowed_is_not_looked_up() -> None:
-    await Fetcher(allow=["receiver:9000"], resolve=_never).vet("http://receiver:9000/hook")
+    await Fetcher(allow=["receiver:9000"], resolve=_never).validate("http://receiver:9000/hook")
 
 
 async def test_a_name_that_leads_inside_later_is_not_called(scene: Scene) -> None:
@@ -694,10 +635,10 @@ async def test_a_name_that_leads_inside_later_is_not_called(scene: Scene) -> Non
     names = Names([[PUBLIC], ["127.0.0.1"], [PUBLIC, "10.0.0.1"], [PUBLIC]])
     network = Network([b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"])
     fetcher = Fetcher(resolve=names, backend=network, exemption="BROKER_CALLBACK_ALLOW")
-    scene.services.broker.caller_fetcher = scene.services.worker.deliverer.fetcher = fetcher
-    task = await scene.order("http://hooks.example.com/x")
-    await scene.services.broker.cancel(task.id)
-    for pause in LADDER[:2]:
+    scene.services.worker.deliverer.fetcher = fetcher
+    task = await calling_with(scene, fetcher).order("http://hooks.example.com/x")
+    await scene.services.canceler.cancel_task(task.id)
+    for pause in RETRY_SCHEDULE[:2]:
         await scene.turn()
         delivery = await scene.delivery()
         assert "a private or special address" in (delivery.reason or "")
@@ -716,7 +657,7 @@ async def test_a_forbidden_address_is_not_called_however_it_came_into_the_row(sc
     await scene.services.database.execute(
         "UPDATE tasks SET callback_url = :url, version = version + 1 WHERE id = :id", url=url, id=task.id
     )
-    await scene.services.broker.cancel(task.id)
+    await scene.services.canceler.cancel_task(task.id)
     await scene.turn()
     delivery = await scene.delivery()
     assert network.dialled == []
@@ -735,15 +676,15 @@ async def test_what_was_not_heard_is_forgotten_with_its_task(
     async with a_scene(tmp_path, ManualClock(time.time()), receiver, **settings) as scene:
         receiver.script = answers("500 Internal Server Error")
         task = await scene.ended()
-        for pause in LADDER[:6]:
+        for pause in RETRY_SCHEDULE[:6]:
             await scene.turn()
             scene.clock.advance(pause)
         assert (await scene.delivery()).outcome == Fate.PENDING
         living = await scene.ended()
-        scene.clock.advance(24 * HOUR - sum(LADDER[:6]))
+        scene.clock.advance(24 * HOUR - sum(RETRY_SCHEDULE[:6]))
         (under_way, *_) = [d for d in await _claimed(scene.services) if d.task_id == task.id]
         await scene.turn()
-        row = await scene.services.broker.tasks.get(task.id)
+        row = await scene.services.tasks.get(task.id)
         assert row is not None
         assert (row.state, row.prompt) == (State.EXPIRED, "")
         assert (await scene.delivery()).task_id == living.id
@@ -757,7 +698,7 @@ async def test_what_was_told_is_forgotten_with_its_task(scene: Scene) -> None:
     await scene.turn()
     scene.clock.advance(24 * HOUR)
     await scene.turn()
-    assert await scene.services.broker.deliveries.newest(limit=5) == []
+    assert await scene.services.deliveries.newest(limit=5) == []
     assert await scene.services.database.fetch("SELECT * FROM delivery_tries") == []
 
 
@@ -780,8 +721,8 @@ class Meanwhile:
 async def test_a_replay_in_the_last_moment_is_not_forgotten(scene: Scene) -> None:
     await scene.ended()
     await scene.turn()
-    broker, delivery = scene.services.broker, await scene.delivery()
-    meanwhile: Any = Meanwhile(scene.services.database, lambda: broker.replay(delivery.id))
+    broker, delivery = scene.services, await scene.delivery()
+    meanwhile: Any = Meanwhile(scene.services.database, lambda: broker.delivery_log.replay(delivery.id))
     assert await Deliveries(meanwhile).forget(scene.clock.now() + 100, 10) == 0
     assert len(await broker.deliveries.tries(delivery.id)) == 1
     await scene.turn()

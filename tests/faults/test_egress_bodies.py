@@ -8,8 +8,8 @@ import tracemalloc
 
 import pytest
 
-from broker.errors import FetchError
-from broker.outgoing import Download, Fetcher
+from broker.errors import DownloadError
+from broker.net.fetcher import Download, Fetcher
 from tests.faults.faulty_http import Script, Visit, answers, head, rst, says, serve, silence
 
 pytestmark = pytest.mark.anyio
@@ -98,9 +98,9 @@ async def test_every_fault_ends_with_its_code(name: str) -> None:
     script, code = FAULTS[name]
     async with serve(script) as server, asyncio.timeout(5):
         fetcher = Fetcher(allow=[server.host], total_seconds=0.3, grace_seconds=0.1)
-        with pytest.raises(FetchError) as caught:
+        with pytest.raises(DownloadError) as caught:
             await fetch(fetcher, server.url("/x?sig=s3cret"))
-        assert (caught.value.code, type(caught.value)) == (code, FetchError)
+        assert (caught.value.code, type(caught.value)) == (code, DownloadError)
         assert server.host in str(caught.value)
         assert "s3cret" not in str(caught.value)
         assert server.connections == 1
@@ -153,7 +153,7 @@ async def test_a_steady_drip_is_too_slow_although_it_never_stalls() -> None:
             await asyncio.sleep(0.01)
 
     async with serve(brisk_drip) as server:
-        with pytest.raises(FetchError, match="too slow"):
+        with pytest.raises(DownloadError, match="too slow"):
             await fetch(patient(server.host, grace_seconds=0.05, min_bytes_per_second=1000), server.url())
         assert (
             len((await fetch(patient(server.host, grace_seconds=0.05, min_bytes_per_second=1), server.url()))[1]) == 30
@@ -170,7 +170,7 @@ async def test_bursts_with_long_breaks_are_too_slow_in_sum() -> None:
             await asyncio.sleep(0.15)
 
     async with serve(bursts) as server:
-        with pytest.raises(FetchError, match="too slow"):
+        with pytest.raises(DownloadError, match="too slow"):
             await fetch(patient(server.host, grace_seconds=0.2, min_bytes_per_second=10 * MB), server.url(), 2 * MB)
 
 
@@ -209,7 +209,7 @@ async def test_a_fetch_that_is_left_or_canceled_leaves_nothing_open() -> None:
 
 async def test_a_handshake_that_hangs_leaves_nothing_open() -> None:
     async with serve(silence) as server, asyncio.timeout(5):
-        with pytest.raises(FetchError, match="too slow"):
+        with pytest.raises(DownloadError, match="too slow"):
             await fetch(Fetcher(allow=[server.host], total_seconds=0.1), f"https://{server.host}/")
         await server.left.wait()
         assert server.heads == []

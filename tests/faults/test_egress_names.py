@@ -11,8 +11,9 @@ from collections.abc import Sequence
 import httpcore
 import pytest
 
-from broker.errors import EgressRefused, FetchError
-from broker.outgoing import Fetcher, SystemResolver
+from broker.errors import DownloadError, EgressBlocked
+from broker.net.fetcher import Fetcher
+from broker.net.resolver import SystemResolver
 from tests.faults.faulty_http import PUBLIC, Names, Network, head
 from tests.faults.test_egress_urls import FORBIDDEN, SPECIAL_V6
 
@@ -34,7 +35,7 @@ async def test_one_bad_address_spoils_the_name(bad: str) -> None:
     network, names = Network([OK]), Names(list(mixed))
     fetcher = Fetcher(resolve=names, backend=network)
     for _ in mixed:
-        with pytest.raises(EgressRefused):
+        with pytest.raises(EgressBlocked):
             await fetch(fetcher)
     assert (network.dialled, len(names.asked)) == ([], len(mixed))
 
@@ -50,7 +51,7 @@ async def test_a_flipping_name_server_never_leads_inside() -> None:
     for _ in range(rounds):
         try:
             outcomes.append(await fetch(fetcher))
-        except EgressRefused:
+        except EgressBlocked:
             outcomes.append(b"refused")
     assert (outcomes.count(b"ok"), outcomes.count(b"refused")) == (100, 200)
     assert set(network.dialled) == {(PUBLIC, 443)}
@@ -106,7 +107,7 @@ async def test_the_next_address_is_tried_when_one_is_dead() -> None:
     assert await fetch(Fetcher(resolve=Names([["2606:4700::1", "2606:4700::2", PUBLIC]]), backend=network)) == b"ok"
     assert [host for host, _ in network.dialled] == ["2606:4700::1", "2606:4700::2", PUBLIC]
     dead = HalfDead()
-    with pytest.raises(FetchError, match="ConnectTimeout"):
+    with pytest.raises(DownloadError, match="ConnectTimeout"):
         await fetch(Fetcher(resolve=Names([[f"2606:4700::{n}" for n in range(1, 9)]]), backend=dead))
     assert len(dead.dialled) == 4
 
@@ -119,13 +120,13 @@ async def test_a_name_without_an_address_is_a_failed_download(failure: Exception
         await asyncio.Event().wait()
         raise AssertionError
 
-    with pytest.raises(FetchError) as caught:
+    with pytest.raises(DownloadError) as caught:
         await fetch(Fetcher(resolve=resolve, backend=Network(), total_seconds=0.05))
-    assert (caught.value.code, type(caught.value)) == ("download_failed", FetchError)
+    assert (caught.value.code, type(caught.value)) == ("download_failed", DownloadError)
 
 
 async def test_a_name_that_resolves_to_nothing_is_refused() -> None:
-    with pytest.raises(EgressRefused):
+    with pytest.raises(EgressBlocked):
         await fetch(Fetcher(resolve=Names([[]]), backend=Network()))
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from broker.errors import EgressRefused, FetchError
-from broker.outgoing import Download, Fetcher
+from broker.errors import DownloadError, EgressBlocked
+from broker.net.fetcher import Download, Fetcher
 from tests.faults.faulty_http import PUBLIC, Names, Network, head
 from tests.faults.test_egress_urls import FORBIDDEN, ODD, SPECIAL_V6, spellings
 
@@ -41,7 +41,7 @@ async def test_no_redirect_leads_inside() -> None:
     assert len(locations) >= 500
     for location in locations:
         network.replies = [to(location), OK]
-        with pytest.raises(EgressRefused):
+        with pytest.raises(EgressBlocked):
             async with fetcher.open(FIRST, max_bytes=10):
                 pytest.fail(location)
     assert network.dialled == [(PUBLIC, 443)] * len(locations)
@@ -74,7 +74,7 @@ async def test_relative_and_absolute_redirects_are_followed(status: str, locatio
 async def test_every_hop_is_resolved_and_checked() -> None:
     """The second host's own addresses count, not the first one's."""
     network, names = Network([to("https://other.example.org/"), OK]), Names([[PUBLIC], ["10.0.0.1"]])
-    with pytest.raises(EgressRefused):
+    with pytest.raises(EgressBlocked):
         async with Fetcher(resolve=names, backend=network).open(FIRST, max_bytes=10):
             pass
     assert names.asked == ["cdn.example.com", "other.example.org"]
@@ -83,7 +83,7 @@ async def test_every_hop_is_resolved_and_checked() -> None:
 
 async def test_https_is_never_left_for_http() -> None:
     network = Network([to("http://cdn.example.com/x"), OK])
-    with pytest.raises(EgressRefused, match="from https to http"):
+    with pytest.raises(EgressBlocked, match="from https to http"):
         await fetch(network)
     assert len(network.dialled) == 1
     up = Network([to("https://cdn.example.com/x"), OK])
@@ -97,15 +97,15 @@ async def test_three_redirects_are_enough() -> None:
     assert (await fetch(enough))[1] == b"ok"
     for loop in (["/1", "/2", "/3", "/4"], ["/x"] * 4, ["/a/b?sig=1"] * 4):
         network = Network([*map(to, loop), OK])
-        with pytest.raises(FetchError, match="more than 3 redirects") as caught:
+        with pytest.raises(DownloadError, match="more than 3 redirects") as caught:
             await fetch(network)
-        assert (caught.value.code, type(caught.value)) == ("invalid_result", FetchError)
+        assert (caught.value.code, type(caught.value)) == ("invalid_result", DownloadError)
         assert (len(network.dialled), network.open) == (4, 0)
 
 
 async def test_a_redirect_that_says_not_where_leads_back_and_ends() -> None:
     """No Location means the same address again; the hop limit ends it."""
-    with pytest.raises(FetchError, match="more than 3 redirects"):
+    with pytest.raises(DownloadError, match="more than 3 redirects"):
         await fetch(Network([head("302 Found", "Content-Length: 0")] * 5))
 
 
@@ -113,6 +113,6 @@ async def test_a_redirect_that_says_not_where_leads_back_and_ends() -> None:
     "status", ["300 Multiple Choices", "304 Not Modified", "206 Partial", "204 No Content", "201 C"]
 )
 async def test_other_statuses_are_no_images(status: str) -> None:
-    with pytest.raises(FetchError) as caught:
+    with pytest.raises(DownloadError) as caught:
         await fetch(Network([to("/elsewhere", status), OK]))
     assert caught.value.code == "download_failed"

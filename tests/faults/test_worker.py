@@ -12,15 +12,14 @@ from typing import Any
 
 import pytest
 
-from broker.broker import Broker
-from broker.orders import Request
+from broker.orders import OrderRequest
 from broker.services import Services
 from broker.settings import Settings
 from storage.database import Outcome, Statement, StorageFull
 from storage.sqlite import SqliteDatabase, sqlite_path
 from storage.tasks import State, Task
 from tests.conftest import ManualClock
-from tests.journeys.house import House, open_house, still
+from tests.journeys.house import House, create_tasks, open_house, still
 
 pytestmark = pytest.mark.anyio
 
@@ -53,7 +52,7 @@ async def test_a_job_id_is_not_lost_because_it_could_not_be_written_at_once(tmp_
 async def test_a_step_with_a_bug_in_it_ends_at_the_deadline(tmp_path: Path) -> None:
     """The provider's answers make our adapter stumble; the task must not go on for ever."""
     async with open_house(tmp_path, hooked=False, lease=0.2, task_deadline=1.0) as house:
-        steps = house.services.broker.steps
+        steps = house.services.steps
         provider = steps.providers["kie"]
         broken = {"kie": _Stumbling(provider)}
         object.__setattr__(steps, "providers", broken)
@@ -79,17 +78,16 @@ class _Stumbling:
 
 async def ended(services: Services, clock: ManualClock, **changes: Any) -> Task:
     """A task that has succeeded just now, with a file."""
-    broker: Broker = services.broker
-    (task,) = (await broker.create("local", Request(prompt="a red bicycle"))).tasks
+    (task,) = await create_tasks(services, OrderRequest(prompt="a red bicycle"))
     await _file(services, task.id)
-    due_at = clock.now() + broker.rules.retention
+    due_at = clock.now() + services.steps.rules.retention
     values = {"state": State.SUCCEEDED, "ended_at": clock.now(), "due_at": due_at, **changes}
-    await services.database.transact(broker.tasks.saving(task, **values))
+    await services.database.transact(services.tasks.saving(task, **values))
     return replace(task, version=task.version + 1, **values)
 
 
 async def _file(services: Services, owner: str) -> None:
-    async with services.broker.blobs.draft(owner) as draft:
+    async with services.blobs.draft(owner) as draft:
         await draft.write(b"bytes")
         await draft.keep()
 
@@ -114,12 +112,12 @@ async def test_retention_takes_what_is_old_enough(tmp_path: Path, clock: ManualC
         assert (await services.worker.clean_up(), files(tmp_path)) == (0, 1)
         clock.advance(2 * HOUR)
         assert (await services.worker.clean_up(), files(tmp_path)) == (1, 0)
-        row = await services.broker.tasks.get(task.id)
+        row = await services.tasks.get(task.id)
         assert row is not None
         assert (row.state, row.prompt) == (State.EXPIRED, "")
         clock.advance(8 * 24 * HOUR)
         await services.worker.clean_up()
-        assert await services.broker.tasks.get(task.id) is None
+        assert await services.tasks.get(task.id) is None
 
 
 async def test_a_shorter_retention_counts_for_what_has_ended_already(tmp_path: Path, clock: ManualClock) -> None:

@@ -13,12 +13,15 @@ import httpx
 
 from broker.bootstrap import database_for, open_services
 from broker.clock import Clock
+from broker.orders import OrderRequest
 from broker.sandbox.options import Options
 from broker.sandbox.server import serve_sandbox
-from broker.server import bind, port_of, running
+from broker.server.sockets import bind_socket, socket_port
+from broker.server.uvicorn import running_server
 from broker.services import Services
 from broker.settings import Settings, load
 from storage.database import Database
+from storage.tasks import Task
 
 QUICK: dict[str, Any] = {
     "check_after": 0.3,
@@ -109,9 +112,9 @@ async def open_house(
         if sandbox is None:
             options = options or Options(duration=0.1, callback_spacing=0.05, creates_per_window=10_000)
             sandbox = await stack.enter_async_context(serve_sandbox(options=options))
-        sock = bind("127.0.0.1", port)
+        sock = bind_socket("127.0.0.1", port)
         stack.callback(sock.close)
-        address = f"http://127.0.0.1:{port_of(sock)}"
+        address = f"http://127.0.0.1:{socket_port(sock)}"
         chosen = load(
             env_file=None,
             **{
@@ -127,9 +130,9 @@ async def open_house(
             },
         )
         services = await stack.enter_async_context(
-            open_services(chosen, port=port_of(sock), open_database=open_database)
+            open_services(chosen, port=socket_port(sock), open_database=open_database)
         )
-        await stack.enter_async_context(running(services, sock))
+        await stack.enter_async_context(running_server(services, sock))
         client = await stack.enter_async_context(httpx.AsyncClient(base_url=address, timeout=35))
         yield House(services=services, client=client, sandbox=sandbox)
 
@@ -153,3 +156,7 @@ async def still(
     )
     async with open_services(chosen, clock=clock, open_database=open_database) as services:
         yield services
+
+
+async def create_tasks(services: Services, request: OrderRequest) -> tuple[Task, ...]:
+    return (await services.orders.create("local", request, services.orders.plan(request))).tasks

@@ -13,7 +13,7 @@ from standardwebhooks import Webhook
 from tests.faults.faulty_http import answers
 from tests.journeys.house import House, open_house
 from tests.servers.receiver import Receiver, receiving
-from webhooks.signing import derived_key, write_secret
+from webhooks.signatures.standard import derived_key, write_secret
 
 pytestmark = pytest.mark.anyio
 

@@ -6,14 +6,17 @@ import asyncio
 import sqlite3
 import subprocess
 import sys
-from contextlib import closing
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import pytest
 
-from storage.database import Statement, StorageError, StorageFull
+from storage.database import Outcome, Statement, StorageError, StorageFull
+from storage.group_commit import GroupCommitWriter
 from storage.migrate import SchemaTooNew, upgrade
-from storage.sqlite import SqliteDatabase, sqlite_path
+from storage.sqlite import WRITER_PRAGMAS, SqliteDatabase, open_connection, sqlite_path
 
 pytestmark = pytest.mark.anyio
 
@@ -21,10 +24,15 @@ pytestmark = pytest.mark.anyio
 async def test_the_file_is_kept_as_promised(tmp_path: Path) -> None:
     """WAL, and FULL: what was acknowledged survives a power cut."""
     async with SqliteDatabase(tmp_path / "b.db") as database:
-        journal = await database._writer.run(lambda c: c.execute("PRAGMA journal_mode").fetchone())
-        synchronous = await database._writer.run(lambda c: c.execute("PRAGMA synchronous").fetchone())
-        mmap = await database._reader.run(lambda c: c.execute("PRAGMA mmap_size").fetchone())
-    assert (journal, synchronous, mmap) == ({"journal_mode": "wal"}, {"synchronous": 2}, {"mmap_size": 0})
+        journal, synchronous = await database.transact(
+            Statement(sql="PRAGMA journal_mode"), Statement(sql="PRAGMA synchronous")
+        )
+        mmap = await database.fetch("PRAGMA mmap_size")
+    assert (journal.rows, synchronous.rows, mmap) == (
+        [{"journal_mode": "wal"}],
+        [{"synchronous": 2}],
+        [{"mmap_size": 0}],
+    )
 
 
 async def test_readers_cannot_write(tmp_path: Path) -> None:
@@ -34,15 +42,84 @@ async def test_readers_cannot_write(tmp_path: Path) -> None:
             await database.fetch("INSERT INTO t VALUES (1)")
 
 
+@asynccontextmanager
+async def traced_writer(path: Path, *pragmas: str) -> AsyncIterator[tuple[GroupCommitWriter, list[str]]]:
+    """A writer on a fresh table `t`, and the statements that it runs."""
+    seen: list[str] = []
+
+    def connect() -> sqlite3.Connection:
+        connection = open_connection(path, WRITER_PRAGMAS)
+        connection.executescript("".join(f"PRAGMA {pragma};" for pragma in pragmas))
+        connection.execute("CREATE TABLE t (n BIGINT)")
+        connection.set_trace_callback(seen.append)
+        return connection
+
+    writer = GroupCommitWriter(connect)
+    await writer.open()
+    try:
+        yield writer, seen
+    finally:
+        await writer.close()
+
+
+def submit_numbers(writer: GroupCommitWriter, numbers: range) -> list[asyncio.Future[list[Outcome]]]:
+    return [
+        writer.submit([Statement(sql="INSERT INTO t VALUES (:n)", params={"n": n})], after_commit=lambda: None)
+        for n in numbers
+    ]
+
+
 async def test_writers_at_once_share_commits(tmp_path: Path) -> None:
     """Group commit: far fewer commits than transactions."""
-    async with SqliteDatabase(tmp_path / "b.db") as database:
-        await database.execute("CREATE TABLE t (n BIGINT)")
-        commits: list[str] = []
-        await database._writer.run(lambda c: c.set_trace_callback(commits.append))
-        await asyncio.gather(*(database.execute("INSERT INTO t VALUES (:n)", n=n) for n in range(200)))
-        await database._writer.run(lambda c: c.set_trace_callback(None))
-    assert 1 <= commits.count("COMMIT") <= 5
+    async with traced_writer(tmp_path / "b.db") as (writer, seen):
+        await asyncio.gather(*submit_numbers(writer, range(200)))
+    assert 1 <= seen.count("COMMIT") <= 5
+
+
+async def test_flush_waits_for_all_writes(tmp_path: Path) -> None:
+    async with traced_writer(tmp_path / "b.db") as (writer, _):
+        writes = submit_numbers(writer, range(600))
+        await writer.flush()
+        assert all(write.done() for write in writes)
+
+
+async def test_close_writes_all_that_was_handed_in(tmp_path: Path) -> None:
+    async with traced_writer(tmp_path / "b.db") as (writer, _):
+        writes = submit_numbers(writer, range(600))
+    assert all(write.done() for write in writes)
+    with closing(sqlite3.connect(tmp_path / "b.db")) as other:
+        assert other.execute("SELECT count(*) FROM t").fetchone() == (600,)
+
+
+def test_writes_are_finished_when_the_event_loop_ends_first(tmp_path: Path) -> None:
+    """An interrupted process may leave its loop without `close`."""
+    loop_ended = threading.Event()
+
+    def connect() -> sqlite3.Connection:
+        connection = open_connection(tmp_path / "b.db", WRITER_PRAGMAS)
+        connection.execute("CREATE TABLE t (n BIGINT)")
+        connection.create_function("wait", 0, loop_ended.wait)
+        connection.execute("CREATE TEMP TRIGGER slow BEFORE INSERT ON main.t BEGIN SELECT wait(); END")
+        return connection
+
+    async def interrupted() -> GroupCommitWriter:
+        writer = GroupCommitWriter(connect)
+        await writer.open()
+        submit_numbers(writer, range(3))
+        return writer
+
+    writer = asyncio.run(interrupted())
+    loop_ended.set()
+    asyncio.run(writer.close())
+    with closing(sqlite3.connect(tmp_path / "b.db")) as other:
+        assert other.execute("SELECT count(*) FROM t").fetchone() == (3,)
+
+
+async def test_failed_open_leaves_no_thread(tmp_path: Path) -> None:
+    (tmp_path / "b.db").write_text("this is not a database" * 100)
+    with pytest.raises(StorageError):
+        await SqliteDatabase(tmp_path / "b.db").open()
+    assert [thread.name for thread in threading.enumerate() if thread.name == "sqlite-writer"] == []
 
 
 async def test_a_value_that_cannot_be_stored_harms_nobody_else(tmp_path: Path) -> None:
@@ -58,21 +135,28 @@ async def test_a_value_that_cannot_be_stored_harms_nobody_else(tmp_path: Path) -
 
 async def test_a_locked_database_is_waited_for_once_and_not_once_for_each(tmp_path: Path) -> None:
     path = tmp_path / "b.db"
-    async with SqliteDatabase(path) as database:
-        await database.execute("CREATE TABLE t (n BIGINT)")
-        await database._writer.run(lambda c: c.execute("PRAGMA busy_timeout = 1").fetchall())
-        begun: list[str] = []
-        await database._writer.run(lambda c: c.set_trace_callback(begun.append))
+    async with traced_writer(path, "busy_timeout=1") as (writer, seen):
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
-            told = await asyncio.gather(
-                *(database.execute("INSERT INTO t VALUES (:n)", n=n) for n in range(20)), return_exceptions=True
-            )
+            results = await asyncio.gather(*submit_numbers(writer, range(20)), return_exceptions=True)
             other.execute("ROLLBACK")
-        await database._writer.run(lambda c: c.set_trace_callback(None))
+        begun = seen.count("BEGIN IMMEDIATE")
+        await asyncio.gather(*submit_numbers(writer, range(1)))
+    assert all(isinstance(one, sqlite3.OperationalError) for one in results)
+    assert begun <= 2
+
+
+async def test_a_locked_database_is_a_storage_error(tmp_path: Path) -> None:
+    path = tmp_path / "b.db"
+    async with SqliteDatabase(path) as database:
+        await database.execute("CREATE TABLE t (n BIGINT)")
+        await database.execute("PRAGMA busy_timeout = 1")
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(StorageError, match="another process holds it"):
+                await database.execute("INSERT INTO t VALUES (1)")
+            other.execute("ROLLBACK")
         await database.execute("INSERT INTO t VALUES (99)")
-    assert all(isinstance(one, StorageError) for one in told)
-    assert begun.count("BEGIN IMMEDIATE") <= 2
 
 
 async def test_many_can_open_a_fresh_file_at_once(tmp_path: Path) -> None:
@@ -84,11 +168,11 @@ async def test_many_can_open_a_fresh_file_at_once(tmp_path: Path) -> None:
 async def test_a_full_disk_is_told_and_later_writes_go_on(tmp_path: Path) -> None:
     async with SqliteDatabase(tmp_path / "b.db") as database:
         await database.execute("CREATE TABLE t (x TEXT)")
-        await database._writer.run(lambda c: c.execute("PRAGMA max_page_count = 20").fetchall())
+        await database.execute("PRAGMA max_page_count = 20")
         small = [database.execute("INSERT INTO t VALUES ('small')") for _ in range(3)]
         big = database.execute("INSERT INTO t VALUES (:x)", x="x" * 500_000)
         told = await asyncio.gather(*small, big, return_exceptions=True)
-        await database._writer.run(lambda c: c.execute("PRAGMA max_page_count = 1000000").fetchall())
+        await database.execute("PRAGMA max_page_count = 1000000")
         await database.execute("INSERT INTO t VALUES ('after')")
         rows = await database.fetch("SELECT x FROM t")
     assert isinstance(told[-1], StorageFull)

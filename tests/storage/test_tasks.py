@@ -16,11 +16,12 @@ import pytest
 from storage.database import Database, Outcome, Row, Stale, Statement
 from storage.deliveries import Deliveries, Delivery, Fate, Try
 from storage.hooks import Hook, Hooks
+from storage.idempotency import IdempotencyRecord, IdempotencyRecords
 from storage.images import Images, StoredImage
-from storage.keys import Keys, KeyUse
 from storage.lanes import Lanes, Limits, Load
 from storage.migrate import upgrade
 from storage.postgres import PostgresDatabase, _query, _values
+from storage.rate_limits import RateLimits
 from storage.tasks import SHOWN, Attempt, Lease, State, Task, Tasks
 from tests.contracts.databases import DATABASES
 
@@ -209,19 +210,19 @@ async def test_a_clock_that_was_set_back_does_not_close_the_lane(database: Any) 
 
 async def test_a_key_is_kept_for_as_long_as_a_task_of_its_order(database: Any) -> None:
     """An order may wait for a day and run for another: repeated then, it must not be paid again."""
-    task, keys = a_task(), Keys(database)
+    task, keys = a_task(), IdempotencyRecords(database)
     rows = await add(database, task)
-    use = KeyUse(caller="me", key="k", fingerprint="f", batch=task.batch, created_at=NOW)
-    await database.transact(keys.using(use))
+    use = IdempotencyRecord(caller="me", key="k", fingerprint="f", batch=task.batch, created_at=NOW)
+    await database.transact(keys.claim(use))
     for state in (State.QUEUED, State.SUCCEEDED):
         fresh = await rows.get(task.id)
         assert fresh is not None
         await database.transact(rows.saving(fresh, state=state))
-        assert await keys.forget(NOW + 1, 10) == 0
+        assert await keys.delete_before(NOW + 1, 10) == 0
     fresh = await rows.get(task.id)
     assert fresh is not None
     await database.transact(rows.saving(fresh, state=State.EXPIRED))
-    assert (await keys.forget(NOW, 10), await keys.forget(NOW + 1, 10)) == (0, 1)
+    assert (await keys.delete_before(NOW, 10), await keys.delete_before(NOW + 1, 10)) == (0, 1)
 
 
 async def test_callbacks_that_nobody_read_are_not_forgotten(database: Any) -> None:
@@ -353,11 +354,7 @@ async def _grow(database: Any) -> None:
         ),
         ("attempts", "'task_id', 'task_' || md5(g::text), 'job_id', md5(g::text), 'sent_at', g - 30000"),
         ("hooks", "'id', md5(g::text), 'task_id', md5(g::text), 'digested_at', 9e9, 'received_at', 9e9"),
-        (
-            "images",
-            "'name', md5(g::text), 'owner', md5(g::text), 'sha256', md5(g::text), "
-            "'holder', CASE WHEN g % 2 = 0 THEN md5(g::text) END",
-        ),
+        ("images", "'name', md5(g::text), 'owner', md5(g::text), 'sha256', md5(g::text)"),
         ("idempotency", "'key', md5(g::text), 'created_at', 9e9"),
         ("deliveries", "'id', md5(g::text), 'task_id', md5(g::text), 'created_at', g, 'ended_at', 9e9, 'due_at', NULL"),
         ("delivery_tries", "'delivery_id', md5(g::text)"),
@@ -391,7 +388,7 @@ async def _postgres_walks(database: Any, sql: str, params: Mapping[str, Any]) ->
 
 
 async def _use_everything(database: Any, rows: Tasks, task: Task) -> None:
-    images, hooks, keys, lanes = Images(database), Hooks(database), Keys(database), Lanes(database)
+    images, hooks, keys, lanes = Images(database), Hooks(database), IdempotencyRecords(database), Lanes(database)
     limits = Limits(creates=1, places=1)
     await rows.get(task.id)
     await rows.version(task.id)
@@ -423,8 +420,6 @@ async def _use_everything(database: Any, rows: Tasks, task: Task) -> None:
     await images.owning(["x", "y"])
     await images.of(task.id, "result")
     await images.at(task.id, "thumbnail-512", 0)
-    await images.equal("0", 1, besides="x")
-    await images.needed(["x", task.id])
     await database.transact(rows.pinning_owner(task.id), rows.pinning_owner(f"refs_{task.id[5:]}"))
     await rows.of_owner(task.id)
     await rows.of_owner(f"refs_{task.id[5:]}")
@@ -432,20 +427,27 @@ async def _use_everything(database: Any, rows: Tasks, task: Task) -> None:
     hook = _a_hook(task)
     await database.transact(hooks.adding(hook))
     await hooks.get(hook.id)
-    for only in ({}, {"task_id": task.id}, {"verdict": "refuse"}, {"provider": "fal"}):
+    for only in ({}, {"task_id": task.id}, {"verdict": "reject"}, {"provider": "fal"}):
         await hooks.newest(limit=5, before=(NOW, "hook"), **only)
     await hooks.believed(task.id, 1)
     await hooks.missing(since=0, until=NOW, limit=5)
-    await hooks.acknowledge(hook.id, 0.1)
     await hooks.tasks_with_news(5)
     await hooks.unread(task.id)
     await hooks.count_for(task.id)
     await database.transact(hooks.digesting(hook, NOW))
     await hooks.forget(NOW, 5)
-    use = KeyUse(caller="me", key="k", fingerprint="f", batch=task.batch, created_at=NOW)
-    await database.transact(keys.using(use))
+    use = IdempotencyRecord(caller="me", key="k", fingerprint="f", batch=task.batch, created_at=NOW)
+    await database.transact(keys.claim(use))
     await keys.get("me", "k")
-    await keys.forget(NOW, 5)
+    await keys.newest_unanswered("me", "f", since=NOW, retry_count=1)
+    await keys.next_ordinal("me", "f")
+    await keys.insert_if_absent(use)
+    await keys.join_retry(use, 1)
+    await keys.mark_answered(use, NOW)
+    limits_of_callers = RateLimits(database)
+    await database.transact(limits_of_callers.add_usage("me", 1, limit=5, now=NOW))
+    await limits_of_callers.get("me")
+    await keys.delete_before(NOW, 5)
     fresh = await rows.get(task.id)
     assert fresh is not None
     await database.transact(rows.saving(fresh, tries=1))
@@ -463,7 +465,6 @@ async def _use_deliveries(deliveries: Deliveries) -> None:
         for outcome in (None, Fate.PENDING):
             await deliveries.newest(limit=5, task_id=task_id, outcome=outcome, before=(NOW + 1, "x"))
     await deliveries.pending()
-    await deliveries.untold(after=(15_000.0, ""), limit=5)
     for again in (True, False):
         hosts, domains = ["b.example"], ["c.example"]
         await deliveries.claim(now=NOW, lease=lease(until=NOW), limit=5, again=again, hosts=hosts, domains=domains)
@@ -519,7 +520,7 @@ def _a_hook(task: Task) -> Hook:
         id="hook_1",
         provider="kie",
         task_id=task.id,
-        verdict="believe",
+        verdict="accept",
         status=200,
         reason="",
         headers="{}",
@@ -536,14 +537,14 @@ async def test_a_process_goes_on_beside_a_newer_one(database: Any) -> None:
         await add(database, task),
         Images(database),
         Hooks(database),
-        Keys(database),
+        IdempotencyRecords(database),
         Lanes(database),
     )
     for table in ("tasks", "attempts", "images", "hooks", "idempotency", "lanes", "deliveries", "delivery_tries"):
         await database.execute(f"ALTER TABLE {table} ADD COLUMN novelty TEXT")
     attempt = Attempt(task_id=task.id, number=1, provider="kie", sent_at=NOW)
-    use = KeyUse(caller="me", key="k", fingerprint="f", batch=task.batch, created_at=NOW)
-    await database.transact(*lanes.intending(attempt, Limits(creates=5, places=5)), keys.using(use))
+    use = IdempotencyRecord(caller="me", key="k", fingerprint="f", batch=task.batch, created_at=NOW)
+    await database.transact(*lanes.intending(attempt, Limits(creates=5, places=5)), keys.claim(use))
     await database.transact(images.adding(_an_image(task)), hooks.adding(_a_hook(task)))
     assert await rows.get(task.id) == task
     assert await rows.attempts(task.id) == [attempt]

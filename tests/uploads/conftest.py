@@ -1,4 +1,4 @@
-"""An intake on a folder, and the two questions every test asks of it."""
+"""Intake on a local folder for the tests of uploads."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ async def stream(data: bytes, step: int = 65_536) -> AsyncIterator[bytes]:
 
 @dataclass
 class Desk:
-    """Where images are handed in."""
+    """An intake on a local store."""
 
     root: Path
     intake: Intake = field(init=False)
@@ -35,7 +35,7 @@ class Desk:
         return await self.intake.from_stream("task_1", stream(data, step), max_bytes=MAX_BYTES)
 
     async def refuse(self, data: bytes) -> IntakeError:
-        """The refusal; and nothing may be left of what was refused."""
+        """Return the error, and assert that nothing was stored."""
         with pytest.raises(IntakeError) as caught:
             await self.take(data)
         assert self.files() == []

@@ -1,4 +1,4 @@
-"""Whatever bytes come, the answer is an image or an IntakeError, and nothing else is left."""
+"""Any bytes become an image or an IntakeError, and no other file is left."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def front(tmp_path_factory: pytest.TempPathFactory) -> Desk:
 
 
 def judge(runner: asyncio.Runner, desk: Desk, data: bytes) -> bool:
-    """Whether it was taken; whole then, otherwise without a trace."""
+    """Return whether the bytes were accepted; assert that they are stored whole or not at all."""
 
     async def take() -> bool:
         try:
@@ -93,7 +93,7 @@ def mutated_png(draw: st.DrawFn) -> bytes:
 @MANY
 @given(mutated_png())
 def test_mutated_png_with_right_checksums(runner: asyncio.Runner, front: Desk, data: bytes) -> None:
-    """What is taken, Pillow decodes (thumbnails are made of it), but for compressed text behind the pixels."""
+    """Pillow decodes every accepted PNG, except compressed text after the pixels."""
     behind = data.rpartition(b"IDAT")[2]
     if judge(runner, front, data) and not re.search(b"zTXt|iTXt", behind):
         with Image.open(io.BytesIO(data)) as image:

@@ -1,4 +1,4 @@
-"""What Pillow is asked, and what it is spared."""
+"""Trial decode: memory limits and detected damage."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from pathlib import Path
 import pytest
 
 from tests.uploads import samples as s
-from uploads.decoder import DECODE_BYTES, decode
-from uploads.shape import Malformed, Shape
-from uploads.sniff import MediaType, walk
+from uploads.decoder import MAX_DECODE_BYTES, check_decodable
+from uploads.detect import MediaType, validate_structure
+from uploads.structure import ImageInfo, InvalidImage
 
 SIZE = {"width": 24, "height": 17}
 
 
-def attempt(tmp_path: Path, data: bytes, media_type: MediaType, shape: Shape) -> None:
+def attempt(tmp_path: Path, data: bytes, media_type: MediaType, info: ImageInfo) -> None:
     path = tmp_path / "image"
     path.write_bytes(data)
     with path.open("rb") as file:
-        decode(file, media_type, shape)
+        check_decodable(file, media_type, info)
 
 
-def shape_of(tmp_path: Path, data: bytes, media_type: MediaType) -> Shape:
+def shape_of(tmp_path: Path, data: bytes, media_type: MediaType) -> ImageInfo:
     path = tmp_path / "image"
     path.write_bytes(data)
     with path.open("rb") as file:
-        return walk(file, media_type, 10**9)
+        return validate_structure(file, media_type, 10**9)
 
 
 @pytest.mark.parametrize("media_type", ["image/png", "image/jpeg", "image/webp"])
-def test_a_decoder_is_not_asked_where_it_would_take_too_much_memory(tmp_path: Path, media_type: MediaType) -> None:
-    with pytest.raises(Malformed):
-        attempt(tmp_path, b"garbage", media_type, Shape(**SIZE, decode_bytes=DECODE_BYTES))
-    attempt(tmp_path, b"garbage", media_type, Shape(**SIZE, decode_bytes=DECODE_BYTES + 1))
+def test_image_above_the_memory_limit_is_not_decoded(tmp_path: Path, media_type: MediaType) -> None:
+    with pytest.raises(InvalidImage):
+        attempt(tmp_path, b"garbage", media_type, ImageInfo(**SIZE, decode_bytes=MAX_DECODE_BYTES))
+    attempt(tmp_path, b"garbage", media_type, ImageInfo(**SIZE, decode_bytes=MAX_DECODE_BYTES + 1))
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_a_decoder_is_not_asked_where_it_would_take_too_much_memory(tmp_path: Pa
         ("webp lossless", "image/webp", 16),
     ],
 )
-def test_the_memory_of_a_decode_is_known_before(
+def test_memory_of_a_decode_is_computed_from_the_header(
     tmp_path: Path, name: str, media_type: MediaType, per_pixel: int
 ) -> None:
     """Progressive JPEG keeps all coefficients, WebP four canvases and the file; the others a few rows."""
@@ -58,7 +58,7 @@ def test_the_memory_of_a_decode_is_known_before(
     assert shape_of(tmp_path, data, media_type).decode_bytes == 24 * 17 * per_pixel + file
 
 
-def test_a_jpeg_in_separate_scans_is_kept_whole_by_its_decoder(tmp_path: Path) -> None:
+def test_jpeg_in_separate_scans_counts_as_buffered(tmp_path: Path) -> None:
     """Baseline, but one colour after the other: a scan header that names one of three."""
     one_colour = struct.pack(">BBBBBB", 1, 1, 0, 0, 63, 0)
     before, _ = s.JPEG.split(b"\xff\xda", 1)
@@ -71,27 +71,27 @@ def test_a_jpeg_in_separate_scans_is_kept_whole_by_its_decoder(tmp_path: Path) -
     [(s.PNG, "image/png"), (s.JPEG, "image/jpeg"), (s.WEBP, "image/webp")],
     ids=["png", "jpeg", "webp"],
 )
-def test_both_readings_agree_on_the_size(tmp_path: Path, data: bytes, media_type: MediaType) -> None:
-    attempt(tmp_path, data, media_type, Shape(**SIZE, decode_bytes=0))
-    with pytest.raises(Malformed, match="two sizes"):
-        attempt(tmp_path, data, media_type, Shape(width=17, height=24, decode_bytes=0))
+def test_sizes_of_structure_and_decoder_must_agree(tmp_path: Path, data: bytes, media_type: MediaType) -> None:
+    attempt(tmp_path, data, media_type, ImageInfo(**SIZE, decode_bytes=0))
+    with pytest.raises(InvalidImage, match="two sizes"):
+        attempt(tmp_path, data, media_type, ImageInfo(width=17, height=24, decode_bytes=0))
 
 
-def test_pixels_that_do_not_decode_are_noticed(tmp_path: Path) -> None:
+def test_undecodable_pixels_are_rejected(tmp_path: Path) -> None:
     """Right structure, wrong contents."""
     jpeg = s.JPEG.replace(b"\xff\xdb", b"\xff\xe5")
     webp = s.WEBP_LOSSLESS[:30] + bytes(len(s.WEBP_LOSSLESS) - 30)
     cases: list[tuple[bytes, MediaType]] = [(jpeg, "image/jpeg"), (webp, "image/webp")]
     for data, media_type in cases:
-        shape = shape_of(tmp_path, data, media_type)
-        with pytest.raises(Malformed, match="cannot be decoded"):
-            attempt(tmp_path, data, media_type, shape)
+        info = shape_of(tmp_path, data, media_type)
+        with pytest.raises(InvalidImage, match="cannot be decoded"):
+            attempt(tmp_path, data, media_type, info)
 
 
-def test_bad_exif_is_no_reason_to_warn(tmp_path: Path) -> None:
-    """A warning goes through process-wide state, and many phones write bad Exif."""
+def test_bad_exif_does_not_warn(tmp_path: Path) -> None:
+    """Warnings are process-wide state, and many phones write bad Exif."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        attempt(tmp_path, s.IMAGES["jpeg with broken exif"], "image/jpeg", Shape(**SIZE, decode_bytes=0))
-        attempt(tmp_path, s.IMAGES["jpeg of a phone"], "image/jpeg", Shape(**SIZE, decode_bytes=0))
+        attempt(tmp_path, s.IMAGES["jpeg with broken exif"], "image/jpeg", ImageInfo(**SIZE, decode_bytes=0))
+        attempt(tmp_path, s.IMAGES["jpeg of a phone"], "image/jpeg", ImageInfo(**SIZE, decode_bytes=0))
     assert caught == []

@@ -1,4 +1,4 @@
-"""The way in: limits, data URIs, failures of others, and memory."""
+"""Intake: limits, data URIs, failing senders and stores, and memory."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def test_empty_chunks_change_nothing(desk: Desk) -> None:
     assert (await desk.intake.from_stream("task_1", chunks(), max_bytes=MAX_BYTES)).extension == "webp"
 
 
-async def test_the_limit_is_counted_while_reading(desk: Desk) -> None:
+async def test_size_limit_is_enforced_while_reading(desk: Desk) -> None:
     """A sender that never stops is stopped, whatever length it announced."""
     read = 0
 
@@ -54,7 +54,7 @@ async def test_the_limit_is_counted_while_reading(desk: Desk) -> None:
     assert desk.files() == []
 
 
-async def test_the_limit_itself_is_allowed(desk: Desk) -> None:
+async def test_size_equal_to_the_limit_is_accepted(desk: Desk) -> None:
     size = len(s.PNG)
     await desk.intake.from_stream("task_1", stream(s.PNG), max_bytes=size)
     with pytest.raises(IntakeError, match="larger"):
@@ -67,8 +67,8 @@ async def test_the_same_image_twice_is_one_blob(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("after", [0, 100, 2_000, 700_000])
-async def test_a_sender_that_fails_leaves_nothing(desk: Desk, after: int) -> None:
-    """Its error is its own: a lost connection is not a bad image."""
+async def test_failing_sender_leaves_no_file(desk: Desk, after: int) -> None:
+    """The sender's error is raised: a lost connection is not a bad image."""
     data = s.plain_png(s.chunk(b"tEXt", b"a\0" + b"x" * 1_000_000))
 
     async def broken() -> AsyncIterator[bytes]:
@@ -80,14 +80,14 @@ async def test_a_sender_that_fails_leaves_nothing(desk: Desk, after: int) -> Non
     assert desk.files() == []
 
 
-async def test_a_full_disk_is_told_as_such(tmp_path: Path) -> None:
+async def test_full_disk_is_storage_full(tmp_path: Path) -> None:
     intake = Intake(LocalBlobs(tmp_path, free_floor=2**60), max_pixels=MAX_PIXELS)
     with pytest.raises(IntakeError, match="BROKER_RETENTION_HOURS") as caught:
         await intake.from_stream("task_1", stream(s.PNG), max_bytes=MAX_BYTES)
     assert caught.value.code == "storage_full"
 
 
-async def test_a_draft_that_cannot_be_read_back_is_the_stores_trouble(desk: Desk) -> None:
+async def test_unreadable_draft_is_a_storage_error(desk: Desk) -> None:
     """Not a bad image: the same bytes may be taken later."""
 
     async def chunks() -> AsyncIterator[bytes]:
@@ -99,7 +99,7 @@ async def test_a_draft_that_cannot_be_read_back_is_the_stores_trouble(desk: Desk
         await desk.intake.from_stream("task_1", chunks(), max_bytes=MAX_BYTES)
 
 
-async def test_an_owner_that_is_no_word_is_refused(desk: Desk) -> None:
+async def test_invalid_owner_is_rejected(desk: Desk) -> None:
     with pytest.raises(ValueError, match="owner"):
         await desk.intake.from_stream("../x", stream(s.PNG), max_bytes=MAX_BYTES)
 
@@ -192,7 +192,7 @@ async def test_the_limit_of_a_data_uri_is_that_of_its_bytes(desk: Desk, data: by
 # -- memory
 
 
-async def test_memory_is_flat_whatever_is_sent(desk: Desk) -> None:
+async def test_memory_is_constant_for_many_large_images(desk: Desk) -> None:
     """Twenty senders of 20 MB at once."""
     side = 2600
     pixels = zlib.compress((b"\0" + os.urandom(side * 3)) * side, 0)

@@ -27,7 +27,7 @@ SMALL = {
 
 
 @pytest.mark.parametrize("name", SMALL)
-async def test_every_truncation_is_refused_as_one(desk: Desk, name: str) -> None:
+async def test_every_truncation_is_rejected_as_truncated(desk: Desk, name: str) -> None:
     """At each byte. Pillow alone opens a PNG that misses its last 20."""
     whole = SMALL[name]
     for length in range(len(whole)):
@@ -37,7 +37,7 @@ async def test_every_truncation_is_refused_as_one(desk: Desk, name: str) -> None
 
 
 async def test_a_phone_picture_cut_in_its_preview_is_refused(desk: Desk) -> None:
-    """Between the pictures nobody can tell; everywhere else it is noticed."""
+    """A cut between the pictures cannot be detected; every other cut is."""
     first, second = SMALL["jpeg"], s.encoded("JPEG", s.picture(3, 3))
     for length in range(1, len(second)):
         assert (await desk.refuse(first + second[:length])).truncated
@@ -60,7 +60,7 @@ TAILS = {
 
 @pytest.mark.parametrize("tail", TAILS)
 @pytest.mark.parametrize("name", ["png", "jpeg", "jpeg of a phone", "webp", "webp lossless", "webp with metadata"])
-async def test_something_behind_an_image_is_refused(desk: Desk, name: str, tail: str) -> None:
+async def test_trailing_data_is_rejected(desk: Desk, name: str, tail: str) -> None:
     """A file that is two things at once is served as the harmless one and used as the other."""
     error = await desk.refuse(s.IMAGES[name] + TAILS[tail])
     assert "behind the end" in error.message
@@ -141,7 +141,7 @@ PNGS = {
 
 
 @pytest.mark.parametrize("name", PNGS)
-async def test_a_png_that_is_none_is_refused(desk: Desk, name: str) -> None:
+async def test_invalid_png_is_rejected(desk: Desk, name: str) -> None:
     assert re.search(r": (save|send)", (await desk.refuse(PNGS[name])).message)
 
 
@@ -184,7 +184,7 @@ JPEGS = {
 
 
 @pytest.mark.parametrize("name", JPEGS)
-async def test_a_jpeg_that_is_none_is_refused(desk: Desk, name: str) -> None:
+async def test_invalid_jpeg_is_rejected(desk: Desk, name: str) -> None:
     assert re.search(r": (save|send)", (await desk.refuse(JPEGS[name])).message)
 
 
@@ -219,7 +219,7 @@ WEBPS = {
 
 
 @pytest.mark.parametrize("name", WEBPS)
-async def test_a_webp_that_is_none_is_refused(desk: Desk, name: str) -> None:
+async def test_invalid_webp_is_rejected(desk: Desk, name: str) -> None:
     assert re.search(r": (save|send)", (await desk.refuse(WEBPS[name])).message)
 
 
@@ -241,7 +241,7 @@ LIMITS = {
 
 
 @pytest.mark.parametrize("name", LIMITS)
-async def test_what_keeps_a_decoder_busy_never_reaches_it(desk: Desk, name: str) -> None:
+async def test_expensive_structure_is_rejected_before_decoding(desk: Desk, name: str) -> None:
     images, says = LIMITS[name]
     assert says in (await desk.refuse(images[name.strip()])).message
 
@@ -250,7 +250,7 @@ WIDE = [(12288, 1536), (8192, 2048), (1536, 12288)]
 
 
 @pytest.mark.parametrize(("width", "height"), WIDE)
-async def test_the_largest_results_of_providers_are_taken(desk: Desk, width: int, height: int) -> None:
+async def test_largest_results_of_providers_are_accepted(desk: Desk, width: int, height: int) -> None:
     image = await desk.take(s.plain_png(width=width, height=height))
     assert (image.width, image.height) == (width, height)
 
@@ -272,7 +272,7 @@ async def test_more_pixels_than_allowed_are_refused_by_the_header(desk: Desk, na
     assert error.code == "invalid_image"
 
 
-async def test_pixels_that_unpack_for_ever_stop_at_the_declared_size(desk: Desk) -> None:
+async def test_inflating_stops_at_the_declared_size(desk: Desk) -> None:
     """40 kB that inflate to 40 MB behind a header of 4 x 3."""
     assert (
         "more pixels"

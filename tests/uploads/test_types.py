@@ -8,8 +8,8 @@ import pytest
 
 from tests.uploads.conftest import MAX_BYTES, Desk
 from tests.uploads.samples import IMAGES, interlaced
+from uploads.detect import detect_type
 from uploads.intake import IntakeError
-from uploads.sniff import recognise
 
 pytestmark = pytest.mark.anyio
 
@@ -32,7 +32,7 @@ OTHERS = {
     b"%!PS-Adobe": "PostScript",
     b"RIFF\x24\0\0\0WAVEfmt ": "WAV",
     b"RIFF\x24\0\0\0AVI LIST": "AVI",
-    b"RIFF\x24\0\0\0XXXXxxxx": "no image we know",
+    b"RIFF\x24\0\0\0XXXXxxxx": "not a known image format",
     b"\x1aE\xdf\xa3\x01\0": "WebM",
     b"PK\3\4\x14\0": "ZIP",
     b"\x1f\x8b\x08\0\0\0": "gzip",
@@ -52,16 +52,16 @@ OTHERS = {
     b'{"error": "not found"}': "JSON",
     b"[1, 2]": "JSON",
     b"Not found": "text",
-    b"\x89PNG\n\x1a\n\0\0\0\0": "no image we know",
-    b"\x89PNG\r\n\x1a\r\n": "no image we know",
-    b"\xff\xd8\0\0": "no image we know",
-    b"\0" * 100: "no image we know",
-    b"\x80\x81\x82\x83 noise \0": "no image we know",
+    b"\x89PNG\n\x1a\n\0\0\0\0": "not a known image format",
+    b"\x89PNG\r\n\x1a\r\n": "not a known image format",
+    b"\xff\xd8\0\0": "not a known image format",
+    b"\0" * 100: "not a known image format",
+    b"\x80\x81\x82\x83 noise \0": "not a known image format",
 }
 
 
 @pytest.mark.parametrize(("head", "name"), OTHERS.items())
-async def test_what_is_no_image_is_called_by_its_name(desk: Desk, head: bytes, name: str) -> None:
+async def test_unsupported_type_is_named(desk: Desk, head: bytes, name: str) -> None:
     error = await desk.refuse(head)
     assert error.code == "invalid_image"
     assert name in error.message
@@ -72,17 +72,17 @@ async def test_what_is_no_image_is_called_by_its_name(desk: Desk, head: bytes, n
 @pytest.mark.parametrize(
     "head", [b"", b"\x89", b"\x89PN", b"\x89PNG\r\n\x1a", b"\xff", b"\xff\xd8", b"R", b"RIFF", b"RIFF\1\2\3\4WEB"]
 )
-async def test_the_beginning_of_an_image_alone_was_cut_off(desk: Desk, head: bytes) -> None:
+async def test_beginning_of_an_image_is_rejected_as_truncated(desk: Desk, head: bytes) -> None:
     """Asking again may help, unlike with a web page."""
     assert (await desk.refuse(head)).truncated
 
 
 @pytest.mark.parametrize("name", IMAGES)
-async def test_every_kind_of_image_is_taken(desk: Desk, name: str) -> None:
+async def test_every_supported_kind_is_accepted(desk: Desk, name: str) -> None:
     data = IMAGES[name]
     image = await desk.take(data)
     assert (image.width, image.height) == ((1, 1) if "one pixel" in name else (24, 17))
-    assert image.media_type == f"image/{name.partition(' ')[0]}" == recognise(data[:12])
+    assert image.media_type == f"image/{name.partition(' ')[0]}" == detect_type(data[:12])
     assert image.extension == {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}[image.media_type]
     (file,) = desk.files()
     assert file.read_bytes() == data
@@ -95,7 +95,7 @@ async def test_interlaced_png_is_taken(desk: Desk, size: tuple[int, int]) -> Non
     assert (image.width, image.height) == size
 
 
-async def test_a_wrong_type_is_refused_before_the_rest_is_read(desk: Desk) -> None:
+async def test_wrong_type_is_rejected_before_the_rest_is_read(desk: Desk) -> None:
     """60 MB of web page cost a kilobyte."""
     read = 0
 

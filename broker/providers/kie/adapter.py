@@ -19,8 +19,8 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait
 
 from broker.catalog import Catalog, Wire
 from broker.errors import NotSent, ProviderError
+from broker.net.api_client import ApiClient, FilePart, HttpResponse
 from broker.orders import Order, Reference
-from broker.outgoing import Answer, ApiClient, FilePart
 from broker.providers import parsing, responses
 from broker.providers.base import STATUS_SECONDS
 from broker.providers.parsing import ParsedResponse
@@ -236,10 +236,10 @@ class Kie:
     def _headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.api_key}"}
 
-    async def _post(self, path: str, body: Mapping[str, Any]) -> Answer:
+    async def _post(self, path: str, body: Mapping[str, Any]) -> HttpResponse:
         return await self.client.request("POST", self._url(path), headers=self._headers(), json=body)
 
-    async def _get(self, path: str, params: Mapping[str, str]) -> Answer:
+    async def _get(self, path: str, params: Mapping[str, str]) -> HttpResponse:
         return await self.client.request(
             "GET", self._url(path), headers=self._headers(), params=params, timeout=STATUS_SECONDS
         )
@@ -247,7 +247,7 @@ class Kie:
     def _redact(self, words: str) -> str:
         return parsing.redact(words, (self.api_key,))
 
-    def _reply(self, answer: Answer) -> ProviderResponse:
+    def _reply(self, answer: HttpResponse) -> ProviderResponse:
         return ProviderResponse.from_http(answer, self.now())
 
     def _trouble(self, verb: str, reply: ProviderResponse, *, permanent: bool = False) -> ProviderError:

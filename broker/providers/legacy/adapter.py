@@ -19,8 +19,8 @@ from urllib.parse import quote
 
 from broker.catalog import Catalog, Wire
 from broker.errors import NotSent, ProviderError
+from broker.net.api_client import ApiClient, HttpResponse
 from broker.orders import Order
-from broker.outgoing import Answer, ApiClient
 from broker.providers import parsing, responses
 from broker.providers.base import STATUS_SECONDS
 from broker.providers.parsing import ParsedResponse
@@ -163,7 +163,7 @@ class Legacy:
     def _redact(self, words: str) -> str:
         return parsing.redact(words, (self.api_key,))
 
-    def _reply(self, answer: Answer) -> ProviderResponse:
+    def _reply(self, answer: HttpResponse) -> ProviderResponse:
         return ProviderResponse.from_http(answer, self.now(), id_fields=parsing.ANY_IDS)
 
     def _trouble(self, verb: str, reply: ProviderResponse) -> ProviderError:

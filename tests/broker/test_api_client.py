@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from broker.errors import NotSent, ProviderError
-from broker.outgoing import MAX_CONCURRENT_UPLOADS, Answer, ApiClient, FilePart, redact_url
+from broker.net.api_client import MAX_CONCURRENT_UPLOADS, ApiClient, FilePart, HttpResponse
+from broker.net.url_policy import redact_url
 from tests.faults.faulty_http import Script, Visit, answers, head, pieces, rst, says, serve, silence
 
 pytestmark = pytest.mark.anyio
@@ -344,7 +345,7 @@ async def test_a_stream_that_falls_silent_is_gone(client: ApiClient) -> None:
 
     for script in (falls_silent, silence):
         async with serve(script) as server:
-            with pytest.raises(ProviderError, match="no whole answer in time") as caught:
+            with pytest.raises(ProviderError, match="no complete response in time") as caught:
                 await received(client, server.url(f"/?key={SECRET}"), silence=0.05)
             assert SECRET not in "".join(traceback.format_exception(caught.value))
 
@@ -392,7 +393,7 @@ async def test_leaving_a_stream_ends_its_connection_and_frees_its_place() -> Non
     ],
 )
 def test_sound_json_is_read(body: bytes, value: Any) -> None:
-    assert Answer(status=200, headers={}, body=body).json() == value
+    assert HttpResponse(status=200, headers={}, body=body).json() == value
 
 
 @pytest.mark.parametrize(
@@ -418,14 +419,14 @@ def test_sound_json_is_read(body: bytes, value: Any) -> None:
 )
 def test_unsound_json_is_a_provider_error_that_quotes_nothing(body: bytes) -> None:
     with pytest.raises(ProviderError) as caught:
-        Answer(status=502, headers={}, body=body).json()
+        HttpResponse(status=502, headers={}, body=body).json()
     assert "HTTP 502" in str(caught.value)
     assert "s3cret" not in "".join(traceback.format_exception(caught.value))
 
 
-def test_an_answer_does_not_print_its_content() -> None:
-    answer = Answer(status=200, headers={"set-cookie": SECRET}, body=SECRET.encode())
-    assert repr(answer) == "Answer(status=200)"
+def test_response_repr_has_no_content() -> None:
+    response = HttpResponse(status=200, headers={"set-cookie": SECRET}, body=SECRET.encode())
+    assert repr(response) == "HttpResponse(status=200)"
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from webhooks.proofs import Proof
-from webhooks.signing import StandardSignature, derived_key, read_secret, write_secret
+from webhooks.signatures.base import Proof
+from webhooks.signatures.standard import StandardSignature, derived_key, read_secret, write_secret
 
 OLD, NEW = b"o" * 24, b"n" * 32
 BODY = json.dumps({"type": "task.completed", "data": {"prompt": "狐狸"}}, ensure_ascii=False).encode()
@@ -24,11 +24,11 @@ NOW = 1_790_000_000.0
 
 
 def signed(*keys: bytes, at: float = NOW, body: bytes = BODY, message_id: str = "evt_1") -> dict[str, str]:
-    return StandardSignature(keys).headers(message_id, at, body)
+    return StandardSignature(keys).sign(message_id, at, body)
 
 
 def prove(headers: dict[str, Any], body: bytes = BODY, *keys: bytes, now: float = NOW) -> Proof:
-    return StandardSignature(keys or (NEW,)).prove(headers, body, (), now)
+    return StandardSignature(keys or (NEW,)).verify(headers, body, (), now)
 
 
 # -- the official library on the other side
@@ -60,13 +60,13 @@ def test_the_official_library_refuses_what_was_changed() -> None:
 def test_we_accept_what_the_official_library_signs() -> None:
     signature = Webhook(write_secret(NEW)).sign("msg_1", datetime.fromtimestamp(NOW, UTC), BODY.decode())
     headers = {"webhook-id": "msg_1", "webhook-timestamp": str(int(NOW)), "webhook-signature": signature}
-    assert prove(headers) == Proof.BODY
+    assert prove(headers) == Proof.BODY_VERIFIED
 
 
 def test_the_example_of_the_standard() -> None:
     """From the documentation of the standard's reference libraries: the same secret, id, time and body."""
     key = read_secret("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
-    headers = StandardSignature([key]).headers("msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, b'{"test": 2432232314}')
+    headers = StandardSignature([key]).sign("msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, b'{"test": 2432232314}')
     assert headers["webhook-signature"] == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
 
 
@@ -75,15 +75,15 @@ def test_the_example_of_the_standard() -> None:
 
 def test_the_body_the_id_and_the_time_are_covered() -> None:
     right = signed(NEW)
-    assert prove(right) == Proof.BODY
+    assert prove(right) == Proof.BODY_VERIFIED
     assert prove(right, BODY + b" ") == Proof.WRONG
     assert prove({**right, "webhook-id": "evt_2"}) == Proof.WRONG
     assert prove({**right, "webhook-timestamp": str(int(NOW) + 1)}) == Proof.WRONG
     assert prove(right, BODY, OLD) == Proof.WRONG
-    assert prove(right, BODY, OLD, NEW) == Proof.BODY
+    assert prove(right, BODY, OLD, NEW) == Proof.BODY_VERIFIED
 
 
-@pytest.mark.parametrize(("seconds", "proof"), [(300, Proof.BODY), (301, Proof.WRONG)])
+@pytest.mark.parametrize(("seconds", "proof"), [(300, Proof.BODY_VERIFIED), (301, Proof.WRONG)])
 def test_an_old_or_a_future_signature_is_none(seconds: int, proof: Proof) -> None:
     assert prove(signed(NEW), now=NOW + seconds) == proof
     assert prove(signed(NEW), now=NOW - seconds) == proof
@@ -107,7 +107,7 @@ def test_a_timestamp_is_plain_digits(timestamp: str) -> None:
     key = StandardSignature([NEW])
     mac = base64.b64encode(_mac(timestamp)).decode()
     headers = {"webhook-id": "evt_1", "webhook-timestamp": timestamp, "webhook-signature": f"v1,{mac}"}
-    assert key.prove(headers, BODY, (), NOW) == Proof.WRONG
+    assert key.verify(headers, BODY, (), NOW) == Proof.WRONG
 
 
 def _mac(timestamp: str) -> bytes:
@@ -131,7 +131,7 @@ def test_a_malformed_signature_is_wrong_and_nothing_worse(offered: str) -> None:
 def test_a_right_signature_may_stand_among_the_first_five() -> None:
     right = signed(NEW)
     others = " ".join(["v1a,AAAA", "v1,", "junk", ""])
-    assert prove({**right, "webhook-signature": f"{others} {right['webhook-signature']}"}) == Proof.BODY
+    assert prove({**right, "webhook-signature": f"{others} {right['webhook-signature']}"}) == Proof.BODY_VERIFIED
 
 
 @given(
@@ -140,7 +140,10 @@ def test_a_right_signature_may_stand_among_the_first_five() -> None:
 )
 def test_whatever_is_sent_proves_nothing_and_breaks_nothing(headers: dict[str, str], body: bytes) -> None:
     assert prove(headers, body) in {Proof.NONE, Proof.WRONG}
-    assert prove({**signed(NEW), **headers}, body) in {Proof.WRONG, Proof.BODY if body == BODY else Proof.WRONG}
+    assert prove({**signed(NEW), **headers}, body) in {
+        Proof.WRONG,
+        Proof.BODY_VERIFIED if body == BODY else Proof.WRONG,
+    }
 
 
 # -- secrets

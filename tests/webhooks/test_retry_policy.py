@@ -10,52 +10,52 @@ import pytest
 
 from storage.deliveries import Fate
 from webhooks.events import Event, event_between, event_body, event_id
-from webhooks.outbound import LADDER, Heard, Next, after
+from webhooks.retry_policy import RETRY_SCHEDULE, NextStep, ReceiverResponse, next_step
 
 NOW = 1_790_000_000.0
 MINUTE, HOUR = 60, 3600
 
 
-def pause(rung: int, heard: Heard, random: float = 0.0) -> float:
-    then = after(rung, heard, NOW, lambda: random)
+def pause(rung: int, response: ReceiverResponse, random: float = 0.0) -> float:
+    then = next_step(rung, response, NOW, lambda: random)
     assert then.due_at is not None
     return then.due_at - NOW
 
 
 def test_the_pauses_are_those_of_the_contract() -> None:
-    trouble = Heard(status=500)
+    trouble = ReceiverResponse(status=500)
     expected = [5, 5 * MINUTE, 30 * MINUTE, 2 * HOUR, 5 * HOUR, 10 * HOUR, 10 * HOUR]
     assert [pause(rung, trouble) for rung in range(1, 8)] == expected
-    assert after(8, trouble, NOW, lambda: 0.0) == Next(fate=Fate.FAILED, reason="HTTP 500")
+    assert next_step(8, trouble, NOW, lambda: 0.0) == NextStep(fate=Fate.FAILED, reason="HTTP 500")
 
 
 @pytest.mark.parametrize("rung", range(1, 8))
 def test_a_pause_is_spread_by_a_tenth(rung: int) -> None:
-    shortest, longest = pause(rung, Heard(status=500)), pause(rung, Heard(status=500), 1.0)
+    shortest, longest = pause(rung, ReceiverResponse(status=500)), pause(rung, ReceiverResponse(status=500), 1.0)
     assert longest == pytest.approx(shortest * 1.1)
 
 
 @pytest.mark.parametrize("status", [200, 201, 202, 204, 299])
 @pytest.mark.parametrize("rung", [1, 8])
 def test_every_success_is_one(status: int, rung: int) -> None:
-    assert after(rung, Heard(status=status), NOW, lambda: 0.0) == Next(fate=Fate.DELIVERED)
+    assert next_step(rung, ReceiverResponse(status=status), NOW, lambda: 0.0) == NextStep(fate=Fate.DELIVERED)
 
 
 def test_gone_stops() -> None:
-    assert after(1, Heard(status=410), NOW, lambda: 0.0) == Next(fate=Fate.GONE, reason="HTTP 410")
+    assert next_step(1, ReceiverResponse(status=410), NOW, lambda: 0.0) == NextStep(fate=Fate.GONE, reason="HTTP 410")
 
 
 @pytest.mark.parametrize(
     "status", [100, 301, 302, 307, 308, 400, 401, 403, 404, 405, 409, 418, 429, 500, 502, 503, 599]
 )
 def test_everything_else_is_tried_again(status: int) -> None:
-    then = after(1, Heard(status=status), NOW, lambda: 0.0)
+    then = next_step(1, ReceiverResponse(status=status), NOW, lambda: 0.0)
     assert (then.fate, then.due_at) == (Fate.PENDING, NOW + 5)
     assert str(status) in (then.reason or "")
 
 
 def test_no_answer_is_tried_again_and_says_why() -> None:
-    assert after(1, Heard(trouble="too slow"), NOW, lambda: 0.0) == Next(
+    assert next_step(1, ReceiverResponse(error="too slow"), NOW, lambda: 0.0) == NextStep(
         fate=Fate.PENDING, due_at=NOW + 5, reason="too slow"
     )
 
@@ -80,7 +80,7 @@ DATE = format_datetime(datetime.fromtimestamp(NOW + 90, UTC), usegmt=True)
         ("soon", 1, 5),
         ("-120", 1, 5),
         ("1e9", 1, 5),
-        ("12.5", 1, 5),
+        ("12.5", 1, 12.5),
         ("١٢٠", 1, 5),
         ("9" * 4000, 1, 5),
         ("Fri, 99 Foo 99999999999 99:99:99 GMT", 1, 5),
@@ -91,15 +91,15 @@ DATE = format_datetime(datetime.fromtimestamp(NOW + 90, UTC), usegmt=True)
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_wish_is_a_lower_bound_and_has_a_limit(status: int, wish: str | None, rung: int, seconds: float) -> None:
     """Never sooner than the ladder, and at most an hour later: a receiver cannot put us off for ever."""
-    assert pause(rung, Heard(status=status, retry_after=wish)) == seconds
+    assert pause(rung, ReceiverResponse(status=status, retry_after=wish)) == seconds
 
 
 def test_a_wish_counts_only_where_it_has_a_meaning() -> None:
-    assert pause(1, Heard(status=500, retry_after="120")) == 5
+    assert pause(1, ReceiverResponse(status=500, retry_after="120")) == 5
 
 
 def test_the_whole_ladder_is_a_little_more_than_a_day() -> None:
-    assert 27 * HOUR < sum(LADDER) < 28 * HOUR
+    assert 27 * HOUR < sum(RETRY_SCHEDULE) < 28 * HOUR
 
 
 # -- events

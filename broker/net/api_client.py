@@ -1,0 +1,297 @@
+"""Requests to one provider's API, each classified by what the provider may have seen of it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from ssl import SSLContext, SSLError
+from types import MappingProxyType
+from typing import Any, Final, Literal, TypeAlias, cast
+
+import httpx
+
+from broker.errors import NotSent, ProviderError
+from broker.net.url_policy import redact_url
+from webhooks.strict_json import read_json
+
+CONNECT_SECONDS: Final = 10.0
+"""Longest wait for a free connection, and again for DNS, TCP and TLS together."""
+
+KEEPALIVE_SECONDS: Final = 5.0
+"""Short, so that an order rarely uses a connection that the provider is about to close."""
+
+MAX_CONCURRENT_UPLOADS: Final = 4
+"""A file is whole in memory while it is uploaded."""
+
+MAX_JSON_DEPTH: Final = 64
+USER_AGENT: Final = "nano-banana-broker"
+NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
+
+Form: TypeAlias = Mapping[str, "str | Sequence[str]"]
+"""Text fields of a multipart form; a sequence is a repeated field."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HttpResponse:
+    """A complete response."""
+
+    status: int
+    headers: Mapping[str, str] = field(repr=False)
+    """By lower-case name."""
+    body: bytes = field(repr=False)
+
+    def json(self) -> Any:
+        """Return the body as JSON; raise `ProviderError` for anything else, quoting none of it."""
+        try:
+            return parse_provider_json(self.body)
+        except ValueError:
+            raise ProviderError(f"HTTP {self.status} with {len(self.body)} bytes that are not sound JSON") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stream:
+    """A response whose body is still arriving."""
+
+    status: int
+    headers: Mapping[str, str] = field(repr=False)
+    chunks: AsyncIterator[bytes] = field(repr=False)
+    """As they arrive; raises `ProviderError`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilePart:
+    """One file of a multipart form."""
+
+    name: str
+    filename: str
+    media_type: str
+    read: Callable[[], AsyncIterator[bytes]]
+    """Streams the content; called when an upload slot is free."""
+
+
+class ApiClient:
+    """HTTP client for one provider's API, for the life of the process. The URL is the operator's, hence trusted."""
+
+    def __init__(self, *, timeout: float, max_connections: int, max_answer_bytes: int = 8 * 2**20) -> None:
+        """timeout: seconds for request and response once connected. Redirects are returned like other responses."""
+        limits = httpx.Limits(max_connections=max_connections, keepalive_expiry=KEEPALIVE_SECONDS)
+        # The bare transport: httpx.AsyncClient would keep cookies and log URLs with their queries.
+        self._transport = httpx.AsyncHTTPTransport(verify=tls_context(), trust_env=False, limits=limits)
+        self._slots = asyncio.Semaphore(max_connections)  # the pool's own queue slows down with its length
+        self._upload_slots = asyncio.Semaphore(MAX_CONCURRENT_UPLOADS)
+        self._timeout = timeout
+        self._max_answer_bytes = max_answer_bytes
+
+    async def request(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str] = NO_HEADERS,
+        params: Mapping[str, str] | None = None,
+        json: Any = None,
+        content: AsyncIterator[bytes] | bytes | None = None,
+        form: Form | None = None,
+        files: Sequence[FilePart] = (),
+        timeout: float | None = None,
+    ) -> HttpResponse:
+        """Send one request, once. `form` and `files` make a multipart body; at most four such requests run at once.
+
+        timeout: seconds, where less than the client's own is enough.
+
+        Raises `NotSent` when no byte of the request can have left, `ProviderError` for every later failure.
+        """
+        what = f"{method} {redact_url(url)}"
+        seconds = self._timeout if timeout is None else min(timeout, self._timeout)
+        if form is None and not files:
+            request = _build_request(what, method, url, headers=headers, params=params, json=json, content=content)
+            return await self._send(what, request, seconds)
+        async with self._upload_slots:
+            fields = await _multipart_fields(form or {}, files)
+            request = _build_request(what, method, url, headers=headers, params=params, files=fields)
+            return await self._send(what, request, seconds)
+
+    async def _send(self, what: str, request: httpx.Request, seconds: float) -> HttpResponse:
+        connect = min(seconds, CONNECT_SECONDS)
+        request.extensions["timeout"] = {"pool": connect, "connect": connect, "read": seconds, "write": seconds}
+        async with self._slot(what, connect):
+            with _provider_errors(what):
+                # Pool, TCP and TLS have their own, more specific time-outs; this one must not come before theirs.
+                async with asyncio.timeout(3 * connect + seconds) as deadline:
+                    request.extensions["trace"] = _restart_when_sending(deadline, seconds)
+                    return await self._exchange(what, request)
+
+    @asynccontextmanager
+    async def stream(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str] = NO_HEADERS,
+        params: Mapping[str, str] | None = None,
+        silence: float,
+    ) -> AsyncGenerator[Stream]:
+        """Send one request, once, and yield its response while it arrives, without a limit on duration or size.
+
+        silence: seconds without a byte after which the other side counts as gone. Raises as `request` does. Leaving
+        the context ends the connection unless the response was read to its end.
+        """
+        what = f"{method} {redact_url(url)}"
+        request = _build_request(what, method, url, headers=headers, params=params)
+        request.extensions["timeout"] = {
+            "pool": CONNECT_SECONDS,
+            "connect": CONNECT_SECONDS,
+            "read": silence,
+            "write": silence,
+        }
+        async with self._slot(what, CONNECT_SECONDS):
+            with _provider_errors(what):
+                async with asyncio.timeout(3 * CONNECT_SECONDS + silence):
+                    response = await self._transport.handle_async_request(request)
+            try:
+                _reject_encoded(what, response)
+                async with aclosing(_read_chunks(what, response)) as chunks:
+                    yield Stream(status=response.status_code, headers=dict(response.headers), chunks=chunks)
+            finally:
+                await response.aclose()
+
+    async def aclose(self) -> None:
+        await self._transport.aclose()
+
+    @asynccontextmanager
+    async def _slot(self, what: str, seconds: float) -> AsyncGenerator[None]:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._slots.acquire()
+        except TimeoutError:
+            raise NotSent(f"{what}: all connections are in use") from None
+        try:
+            yield
+        finally:
+            self._slots.release()
+
+    async def _exchange(self, what: str, request: httpx.Request) -> HttpResponse:
+        response = await self._transport.handle_async_request(request)
+        try:
+            _reject_encoded(what, response)
+            return HttpResponse(
+                status=response.status_code,
+                headers=dict(response.headers),
+                body=await self._read_body(what, response),
+            )
+        finally:
+            await response.aclose()
+
+    async def _read_body(self, what: str, response: httpx.Response) -> bytes:
+        body = bytearray()
+        async for part in response.aiter_raw():
+            body += part
+            if len(body) > self._max_answer_bytes:
+                raise ProviderError(f"{what}: the response is longer than {self._max_answer_bytes} bytes")
+        return bytes(body)
+
+
+def _reject_encoded(what: str, response: httpx.Response) -> None:
+    if response.headers.get("content-encoding", "identity").lower() != "identity":
+        raise ProviderError(f"{what}: the response is encoded although identity was requested")
+
+
+async def _read_chunks(what: str, response: httpx.Response) -> AsyncGenerator[bytes]:
+    stream = cast(AsyncGenerator[bytes, None], response.aiter_raw())
+    async with aclosing(stream) as parts:
+        with _provider_errors(what):
+            async for part in parts:
+                yield part
+
+
+def parse_provider_json(body: bytes) -> Any:
+    """Parse a provider's JSON; lone surrogates are replaced. Raises ValueError."""
+    return read_json(body, max_depth=MAX_JSON_DEPTH, repair_surrogates=True)
+
+
+def _build_request(
+    what: str,
+    method: str,
+    url: str,
+    *,
+    headers: Mapping[str, str],
+    params: Mapping[str, str] | None,
+    json: Any = None,
+    content: AsyncIterator[bytes] | bytes | None = None,
+    files: Sequence[tuple[str, Any]] | None = None,
+) -> httpx.Request:
+    """Return the request; raise `NotSent(permanent)` for one that cannot be encoded and so was certainly not sent."""
+    for name, value in headers.items():
+        # h11 would reject it too, but its message quotes the value: a key with a line break in it
+        if not value.isascii() or not value.isprintable():
+            raise NotSent(f"{what}: the header {name} has characters that headers cannot have", permanent=True)
+    try:
+        address = httpx.URL(url).copy_merge_params(params or {})
+        all_headers = {"User-Agent": USER_AGENT, "Accept": "*/*", "Accept-Encoding": "identity", **headers}
+        request = httpx.Request(method, address, headers=all_headers, json=json, content=content, files=files)
+    except (httpx.InvalidURL, ValueError):
+        raise NotSent(f"{what}: the request cannot be encoded", permanent=True) from None
+    if address.scheme not in ("http", "https") or not address.host or not 0 < (address.port or 80) < 65536:
+        raise NotSent(f"{what}: the address needs http:// or https://, a host and a possible port", permanent=True)
+    return request
+
+
+def _restart_when_sending(deadline: asyncio.Timeout, seconds: float) -> Callable[[str, Any], Awaitable[None]]:
+    """Start the time-out when the first byte leaves: read time-outs alone would let a response trickle endlessly."""
+
+    async def on_event(event: str, _: Any) -> None:
+        if event == "http11.send_request_headers.started":
+            deadline.reschedule(asyncio.get_running_loop().time() + seconds)
+
+    return on_event
+
+
+@contextmanager
+def _provider_errors(what: str) -> Iterator[None]:
+    """Translate errors into "certainly not sent" and "unknown": only the first may be repeated at no cost."""
+    try:
+        yield
+    except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as exc:
+        raise NotSent(f"{what}: no connection ({str(exc) or type(exc).__name__})", at=_failed_stage(exc)) from None
+    except (httpx.TimeoutException, TimeoutError):
+        raise ProviderError(f"{what}: no complete response in time") from None
+    except httpx.NetworkError:
+        raise ProviderError(f"{what}: the connection broke") from None
+    except httpx.HTTPError:
+        raise ProviderError(f"{what}: the response is cut short or is not HTTP") from None
+
+
+def _failed_stage(error: BaseException) -> Literal["name", "connection", "tls", "time-out"]:
+    """Return the stage at which connecting failed: each has a cure of its own."""
+    if isinstance(error, httpx.TimeoutException):
+        return "time-out"
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, socket.gaierror):
+            return "name"
+        if isinstance(cause, SSLError):
+            return "tls"
+        cause = cause.__cause__ or cause.__context__
+    return "connection"
+
+
+async def _multipart_fields(form: Form, files: Sequence[FilePart]) -> list[tuple[str, Any]]:
+    """Return what httpx encodes as multipart, text fields included: with `data=` alone it would send another type."""
+    fields: list[tuple[str, Any]] = []
+    for name, given in form.items():
+        texts = (given,) if isinstance(given, str) else given
+        fields += [(name, (None, text.encode("utf-8", "replace"))) for text in texts]
+    for file in files:
+        content = b"".join([chunk async for chunk in file.read()])
+        fields.append((file.name, (file.filename, content, file.media_type)))
+    return fields
+
+
+@cache
+def tls_context() -> SSLContext:
+    """Return the one context of the process: reading the certificates takes 20 ms and some megabytes."""
+    return httpx.create_ssl_context(trust_env=False)

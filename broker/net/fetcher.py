@@ -1,0 +1,351 @@
+"""Downloads from, and webhooks to, URLs that came from outside: checked, resolved once, and dialed as checked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
+from ssl import SSLContext
+from typing import Any, Final, cast
+
+import anyio
+import httpcore
+
+from broker.errors import DownloadError
+from broker.net.api_client import CONNECT_SECONDS, NO_HEADERS, USER_AGENT, HttpResponse, tls_context
+from broker.net.hosts import is_ip
+from broker.net.resolver import Resolver, SystemResolver
+from broker.net.url_policy import EgressPolicy, ParsedUrl, parse_url
+
+MAX_REDIRECTS: Final = 3
+MAX_DIALS: Final = 4
+DNS_SECONDS: Final = 5.0
+RESPONSE_SECONDS: Final = 30.0
+READ_BYTES: Final = 256 * 1024
+CHUNK_BYTES: Final = 256 * 1024
+
+_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+_GONE_STATUSES: Final = frozenset({401, 403, 404, 410, 451})
+_TRANSPORT_ERRORS: Final = (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError, OSError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Download:
+    """A response body that is arriving."""
+
+    url: str = field(repr=False)
+    """The last URL after redirects, query included."""
+    media_type: str | None
+    """Lower case, without parameters."""
+    size: int | None
+    """Content-Length, if given."""
+    chunks: AsyncIterator[bytes] = field(repr=False)
+    """256 KiB or a little more each; raises `DownloadError`."""
+
+
+class Fetcher:
+    """HTTP client for URLs from outside, under `EgressPolicy`.
+
+    Every hop of a redirect is checked like the first. TLS verifies the name, not the address. One connection per
+    request: bytes that a host sends beyond its response cannot reach the next one. Errors: `EgressBlocked` (nothing
+    was sent), `DownloadError("result_gone" | "invalid_result" | "download_failed")`.
+    """
+
+    def __init__(
+        self,
+        *,
+        allow: Collection[str] = (),
+        deny: Collection[str] = (),
+        max_connections: int = 32,
+        resolve: Resolver | None = None,
+        backend: httpcore.AsyncNetworkBackend | None = None,
+        total_seconds: float = 120,
+        min_bytes_per_second: float = 10_000,
+        grace_seconds: float = 5,
+        ports: Collection[int] = (80, 443),
+        exemption: str = "BROKER_DOWNLOAD_ALLOW",
+    ) -> None:
+        """allow, deny, ports, exemption: see `EgressPolicy`.
+
+        total_seconds: for one download, redirects included, waiting for a slot excluded.
+        min_bytes_per_second: average over the time spent waiting for the body, after grace_seconds.
+        """
+        self._policy = EgressPolicy(allow=allow, deny=deny, ports=ports, exemption=exemption)
+        self._backend = _GuardedBackend(self._policy, resolve or SystemResolver(), backend or httpcore.AnyIOBackend())
+        self._tls = tls_context()
+        self._slots = asyncio.Semaphore(max_connections)
+        self._total_seconds = total_seconds
+        self._min_bytes_per_second = min_bytes_per_second
+        self._grace_seconds = grace_seconds
+
+    def check_url(self, url: str) -> ParsedUrl:
+        """Return the parsed URL; raise `EgressBlocked` for what can be rejected without asking a name server."""
+        parsed = parse_url(url)
+        self._policy.check_without_dns(parsed)
+        return parsed
+
+    @asynccontextmanager
+    async def open(self, url: str, *, max_bytes: int) -> AsyncGenerator[Download]:
+        """GET a URL. Leaving the context ends the connection, read to the end or not."""
+        parsed = self.check_url(url)  # before the queue: a blocked URL fails at once
+        async with self._slots, AsyncExitStack() as stack:
+            deadline = asyncio.get_running_loop().time() + self._total_seconds
+            parsed, response = await self._follow_redirects(stack, parsed, deadline)
+            body = self._body(parsed, response, max_bytes, deadline)
+            chunks = await stack.enter_async_context(aclosing(body.chunks()))
+            kind = _first_header(response, b"content-type").partition(";")[0].strip().lower()
+            yield Download(url=parsed.url, media_type=kind or None, size=body.size, chunks=chunks)
+
+    async def post(
+        self, url: str, *, content: bytes, headers: Mapping[str, str], timeout: float = 15, max_bytes: int = 65_536
+    ) -> HttpResponse:
+        """POST to a URL and return the response, whatever its status, without following redirects.
+
+        For webhooks, where the status is what counts: a body that is too long, too slow or cut off is dropped.
+        """
+        parsed = self.check_url(url)
+        async with self._slots, AsyncExitStack() as stack:
+            deadline = asyncio.get_running_loop().time() + timeout
+            response = await stack.enter_async_context(
+                self._send_request(parsed, deadline, method="POST", headers=headers, content=content)
+            )
+            return HttpResponse(
+                status=response.status,
+                headers={name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers},
+                body=await self._read_body(parsed, response, max_bytes, deadline),
+            )
+
+    async def validate(self, url: str, *, dns_seconds: float = 2.0) -> None:
+        """Raise `EgressBlocked` for a URL that would be blocked now: an early error for the caller who sends it.
+
+        The request itself checks again. A failing or slow name server is not a reason to reject.
+        """
+        parsed = self.check_url(url)
+        if not self._policy.is_allowlisted(parsed.host, parsed.port):
+            await self._backend.validate(parsed.host, parsed.port, dns_seconds)
+
+    async def aclose(self) -> None:
+        """Do nothing: no connection outlives its request. Both clients are closed alike."""
+
+    async def _read_body(self, url: ParsedUrl, response: httpcore.Response, max_bytes: int, deadline: float) -> bytes:
+        """Return the body, or nothing if it does not arrive as it should."""
+        try:
+            async with aclosing(self._body(url, response, max_bytes, deadline).chunks()) as chunks:
+                return b"".join([chunk async for chunk in chunks])
+        except DownloadError:
+            return b""
+
+    async def _follow_redirects(
+        self, stack: AsyncExitStack, url: ParsedUrl, deadline: float
+    ) -> tuple[ParsedUrl, httpcore.Response]:
+        """Return the first response that is not a redirect, its connection held open by the stack."""
+        for _ in range(MAX_REDIRECTS + 1):
+            response = await stack.enter_async_context(self._send_request(url, deadline))
+            if response.status not in _REDIRECTS:
+                _check_status(url, response)
+                return url, response
+            await stack.aclose()
+            url = url.follow_redirect(_first_header(response, b"location"))
+        raise DownloadError("invalid_result", f"{url}: more than {MAX_REDIRECTS} redirects")
+
+    @asynccontextmanager
+    async def _send_request(
+        self,
+        url: ParsedUrl,
+        deadline: float,
+        *,
+        method: str = "GET",
+        headers: Mapping[str, str] = NO_HEADERS,
+        content: bytes = b"",
+    ) -> AsyncGenerator[httpcore.Response]:
+        """Send one checked request over one new connection, closed at the end."""
+        self._policy.check_without_dns(url)
+        host, scheme = url.host.encode("ascii"), url.scheme.encode("ascii")
+        connection = httpcore.AsyncHTTPConnection(
+            httpcore.Origin(scheme, host, url.port), ssl_context=self._tls, network_backend=self._backend
+        )
+        request = httpcore.Request(
+            method,
+            httpcore.URL(scheme=scheme, host=host, port=url.port, target=url.target.encode("ascii")),
+            headers=_request_headers(url, headers, content),
+            content=content,
+            extensions={"timeout": {"connect": CONNECT_SECONDS}},
+        )
+        try:
+            with _download_errors(url):
+                now = asyncio.get_running_loop().time()
+                async with asyncio.timeout_at(min(deadline, now + RESPONSE_SECONDS)):
+                    response = await connection.handle_async_request(request)
+            yield response
+        finally:
+            with anyio.CancelScope(shield=True):
+                await connection.aclose()
+
+    def _body(self, url: ParsedUrl, response: httpcore.Response, max_bytes: int, deadline: float) -> _ResponseBody:
+        return _ResponseBody(
+            url=url,
+            response=response,
+            max_bytes=max_bytes,
+            deadline=deadline,
+            grace=self._grace_seconds,
+            rate=self._min_bytes_per_second,
+        )
+
+
+class _GuardedBackend(httpcore.AsyncNetworkBackend):
+    """Network backend that resolves a name once, blocks it if one address is bad, and dials the checked addresses."""
+
+    def __init__(self, policy: EgressPolicy, resolve: Resolver, inner: httpcore.AsyncNetworkBackend) -> None:
+        self._policy = policy
+        self._resolve = resolve
+        self._inner = inner
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Any = None,
+    ) -> httpcore.AsyncNetworkStream:
+        *others, last = self._policy.resolve(host, port, await self._resolve_host(host, port))[:MAX_DIALS]
+        share = (timeout or CONNECT_SECONDS) / (len(others) + 1)
+        for address in others:
+            with suppress(httpcore.ConnectError, httpcore.ConnectTimeout):
+                return _WideStream(await self._inner.connect_tcp(address, port, share, local_address, socket_options))
+        return _WideStream(await self._inner.connect_tcp(last, port, share, local_address, socket_options))
+
+    async def validate(self, host: str, port: int, dns_seconds: float) -> None:
+        """Raise `EgressBlocked` if the name has a bad address now; pass if the name server does not answer in time."""
+        with suppress(httpcore.ConnectError, TimeoutError):
+            async with asyncio.timeout(dns_seconds):
+                self._policy.resolve(host, port, await self._resolve_host(host, port))
+
+    async def _resolve_host(self, host: str, port: int) -> Sequence[str]:
+        if is_ip(host):
+            return [host]
+        try:
+            async with asyncio.timeout(DNS_SECONDS):
+                return await self._resolve(host, port)
+        except (OSError, UnicodeError) as exc:
+            raise httpcore.ConnectError(f"cannot resolve {host}: {exc}") from None
+
+
+class _WideStream(httpcore.AsyncNetworkStream):
+    """Stream that reads 256 KiB at a time: httpcore's 64 KiB cost a copy and an event-loop turn more each."""
+
+    def __init__(self, inner: httpcore.AsyncNetworkStream) -> None:
+        self._inner = inner
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return await self._inner.read(max(max_bytes, READ_BYTES), timeout)
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        await self._inner.write(buffer, timeout)
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+    async def start_tls(
+        self, ssl_context: SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.AsyncNetworkStream:
+        try:
+            return _WideStream(await self._inner.start_tls(ssl_context, server_hostname, timeout))
+        except BaseException:
+            # httpcore forgets the socket when it is canceled in the middle of a handshake.
+            with anyio.CancelScope(shield=True):
+                await self._inner.aclose()
+            raise
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._inner.get_extra_info(info)
+
+
+class _ResponseBody:
+    """Response body in chunks worth a thread call each, with limits on size and time."""
+
+    def __init__(
+        self, *, url: ParsedUrl, response: httpcore.Response, max_bytes: int, deadline: float, grace: float, rate: float
+    ) -> None:
+        self.size = _announced_size(response)
+        if self.size is not None and self.size > max_bytes:
+            raise DownloadError("invalid_result", f"{url}: {self.size} bytes announced, {max_bytes} allowed")
+        self._url = url
+        self._response = response
+        self._max_bytes = max_bytes
+        self._deadline = deadline
+        self._grace = grace
+        self._rate = rate
+        self._received = 0
+        self._waited = 0.0  # only for the server: the time that our reader spends between chunks does not count
+
+    async def chunks(self) -> AsyncGenerator[bytes]:
+        """Yield the body; h11 raises for a body of another length than announced."""
+        stream = cast(AsyncGenerator[bytes, None], self._response.aiter_stream())
+        async with aclosing(stream) as parts:
+            while chunk := await self._next_chunk(parts):
+                yield chunk
+
+    async def _next_chunk(self, parts: AsyncIterator[bytes]) -> bytes:
+        """Return the next chunk; empty at the end of the body."""
+        loop = asyncio.get_running_loop()
+        started, parts_read, length = loop.time(), [], 0
+        with _download_errors(self._url):
+            async with asyncio.timeout_at(self._give_up_at(started)) as deadline:
+                async for part in parts:
+                    parts_read.append(self._count_part(part))
+                    length += len(part)
+                    if length >= CHUNK_BYTES:
+                        break
+                    deadline.reschedule(self._give_up_at(started))
+        self._waited += loop.time() - started
+        return b"".join(parts_read)
+
+    def _give_up_at(self, started: float) -> float:
+        """Return the loop time at which to give up if nothing more arrives."""
+        return min(self._deadline, started - self._waited + self._grace + self._received / self._rate)
+
+    def _count_part(self, part: bytes) -> bytes:
+        self._received += len(part)
+        if self._received > self._max_bytes:
+            raise DownloadError("invalid_result", f"{self._url}: more than {self._max_bytes} bytes")
+        return part
+
+
+@contextmanager
+def _download_errors(url: ParsedUrl) -> Iterator[None]:
+    try:
+        yield
+    except TimeoutError:
+        raise DownloadError("download_failed", f"{url}: too slow") from None
+    except _TRANSPORT_ERRORS as exc:
+        raise DownloadError("download_failed", f"{url}: {type(exc).__name__}") from None
+
+
+def _check_status(url: ParsedUrl, response: httpcore.Response) -> None:
+    if response.status in _GONE_STATUSES:
+        raise DownloadError("result_gone", f"{url}: HTTP {response.status}")
+    if response.status != 200:
+        raise DownloadError("download_failed", f"{url}: HTTP {response.status}")
+    if _first_header(response, b"content-encoding").lower() not in ("", "identity"):
+        raise DownloadError("invalid_result", f"{url}: the body is encoded although identity was requested")
+
+
+def _request_headers(url: ParsedUrl, headers: Mapping[str, str], content: bytes) -> list[tuple[str, str]]:
+    length = {"Content-Length": str(len(content))} if content else {}
+    ours = {"Host": url.authority, "Accept-Encoding": "identity", "Connection": "close", **length}
+    return list({"User-Agent": USER_AGENT, "Accept": "*/*", **headers, **ours}.items())
+
+
+def _first_header(response: httpcore.Response, name: bytes) -> str:
+    """Return the first header of that name, or "". Non-ASCII is read as UTF-8, as browsers read a Location."""
+    values = (value for key, value in response.headers if key.lower() == name)
+    return next(values, b"").decode("utf-8", "replace")
+
+
+def _announced_size(response: httpcore.Response) -> int | None:
+    if _first_header(response, b"transfer-encoding"):
+        return None
+    length = _first_header(response, b"content-length")
+    return int(length) if length.isdecimal() else None

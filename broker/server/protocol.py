@@ -1,0 +1,251 @@
+"""One HTTP/1.1 connection with deadlines and strict framing.
+
+uvicorn waits without limit for a request that never ends, and so do its worker tasks. `DeadlineH11` limits every phase
+of a connection: ten seconds for the head of a request, at least a kibibyte per second for bodies and readers. h11 is
+chosen over the faster parser because that one accepts megabytes of headers and requests without a Host.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any, Final
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from broker.api.answers import GUARDS, to_json
+from broker.net.hosts import is_loopback_host
+
+MAX_HEAD_BYTES: Final = 16 * 1024
+
+_MALFORMED_REQUEST: Final = to_json(
+    {
+        "success": False,
+        "error": "This is not a well-formed HTTP request.",
+        "code": "invalid_request",
+        "retryable": False,
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConnectionLimits:
+    """Limits on the time and the number of connections that a client may use."""
+
+    head_seconds: float = 10.0
+    """For the head of a request, from its first byte on; also for the rest of a request that is already answered."""
+    idle_seconds: int = 5
+    """Between two requests."""
+    body_seconds: float = 3600.0
+    """For a complete body."""
+    window_seconds: float = 30.0
+    min_bytes_per_second: int = 1024
+    """Average over a window. Below it a client is treated as stalled, not as slow."""
+    max_per_peer: int = 64
+    """Connections of one address other than loopback."""
+    drain_seconds: int = 7
+    """For requests in progress when the server stops."""
+
+
+class _Phase(Enum):
+    HEAD = auto()
+    BODY = auto()
+    LEFTOVER = auto()
+    SERVER = auto()
+    """The request is complete, or there is none: time that passes now is not the client's."""
+
+
+class _Deadline:
+    """A time by which something must have happened. Moving it later costs no timer."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, on_expiry: Callable[[], None]) -> None:
+        self._loop = loop
+        self._on_expiry = on_expiry
+        self._at: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def set(self, seconds: float) -> None:
+        self._at = self._loop.time() + seconds
+        if self._timer is not None and self._timer.when() > self._at:
+            self._timer.cancel()
+            self._timer = None
+        if self._timer is None:
+            self._timer = self._loop.call_at(self._at, self._check_expiry)
+
+    def clear(self) -> None:
+        self._at = None
+
+    def close(self) -> None:
+        self._at = None
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _check_expiry(self) -> None:
+        self._timer = None
+        if self._at is None:
+            return
+        if self._at > self._loop.time():
+            self._timer = self._loop.call_at(self._at, self._check_expiry)
+        else:
+            self._at = None
+            self._on_expiry()
+
+
+class _StrictConnection(h11.Connection):
+    """h11 with two more rules for the head of a request.
+
+    A request with both Content-Length and Transfer-Encoding is rejected, though the RFC allows it: a proxy in front may
+    read it the other way. The size limit also holds for a head that arrived in one piece; h11 only counts incomplete
+    ones.
+    """
+
+    def next_event(self) -> Any:
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            if _has_double_framing(event):
+                raise h11.RemoteProtocolError("both Content-Length and Transfer-Encoding")
+            if _head_size(event) > MAX_HEAD_BYTES:
+                raise h11.RemoteProtocolError("the head is too large")
+        return event
+
+
+def _head_size(request: h11.Request) -> int:
+    return len(request.target) + sum(len(name) + len(value) + 4 for name, value in request.headers)
+
+
+def _has_double_framing(request: h11.Request) -> bool:
+    names = {name for name, _ in request.headers}
+    return {b"content-length", b"transfer-encoding"} <= names
+
+
+class DeadlineH11(H11Protocol):
+    """One client connection."""
+
+    def __init__(self, *args: Any, limits: ConnectionLimits, peers: Counter[str], **kwargs: Any) -> None:
+        """peers: connections by client address, shared by all connections of a server."""
+        super().__init__(*args, **kwargs)
+        self.conn = _StrictConnection(h11.SERVER, MAX_HEAD_BYTES)
+        self._limits = limits
+        self._peers = peers
+        self._peer: str | None = None
+        self._phase = _Phase.SERVER
+        self._phase_started = 0.0
+        self._received = 0
+        self._window_start_bytes = 0
+        self._reading = _Deadline(self.loop, self._on_reading_expired)
+        self._writing = _Deadline(self.loop, self._on_writing_expired)
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if self._register_peer():
+            self._update_phase()
+        else:
+            transport.abort()
+
+    def _register_peer(self) -> bool:
+        """Count the connection; return False above the limit. Loopback is exempt: tunnels and proxies use it."""
+        peer = self.client[0] if self.client else ""
+        if not peer or is_loopback_host(peer):
+            return True
+        self._peer = peer
+        self._peers[peer] += 1
+        return self._peers[peer] <= self._limits.max_per_peer
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._reading.close()
+        self._writing.close()
+        if self._peer is not None:
+            self._peers[self._peer] -= 1
+            if not self._peers[self._peer]:
+                del self._peers[self._peer]
+        super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        try:
+            super().shutdown()
+        except h11.LocalProtocolError:
+            self.transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        self._received += len(data)
+        super().data_received(data)
+        self._update_phase()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._update_phase()
+
+    def _update_phase(self) -> None:
+        """Start the deadline of a new phase; within a phase more bytes do not extend it."""
+        phase = self._current_phase()
+        if phase == self._phase:
+            return
+        self._phase, self._phase_started, self._window_start_bytes = phase, self.loop.time(), self._received
+        if phase == _Phase.SERVER:
+            self._reading.clear()
+        else:
+            self._reading.set(self._limits.window_seconds if phase == _Phase.BODY else self._limits.head_seconds)
+
+    def _current_phase(self) -> _Phase:
+        state = self.conn.their_state
+        if state is h11.SEND_BODY:
+            return _Phase.LEFTOVER if self.cycle and self.cycle.response_complete else _Phase.BODY
+        if state is h11.IDLE and self.timeout_keep_alive_task is None:
+            return _Phase.HEAD
+        return _Phase.SERVER
+
+    def _on_reading_expired(self) -> None:
+        if self._phase == _Phase.BODY and self._is_fast_enough():
+            self._window_start_bytes = self._received
+            self._reading.set(self._limits.window_seconds)
+        else:
+            self.transport.abort()
+
+    def _is_fast_enough(self) -> bool:
+        if self.flow.read_paused or self.conn.they_are_waiting_for_100_continue:
+            return True  # the server is the one that does not read
+        enough = (
+            self._received - self._window_start_bytes >= self._limits.min_bytes_per_second * self._limits.window_seconds
+        )
+        return enough and self.loop.time() - self._phase_started < self._limits.body_seconds
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unsent = self.transport.get_write_buffer_size()
+        self._writing.set(self._limits.window_seconds)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._writing.clear()
+
+    def _on_writing_expired(self) -> None:
+        """Close the connection if the client does not read; while the buffer is full it can only shrink."""
+        left = self.transport.get_write_buffer_size()
+        if self._unsent - left < self._limits.min_bytes_per_second * self._limits.window_seconds:
+            self.transport.abort()
+        else:
+            self._unsent = left
+            self._writing.set(self._limits.window_seconds)
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer malformed HTTP in the shape of every other error, unless a response has begun."""
+        if self.conn.our_state not in {h11.IDLE, h11.SEND_RESPONSE}:
+            self.transport.abort()
+            return
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(_MALFORMED_REQUEST)).encode()),
+            (b"connection", b"close"),
+            *GUARDS,
+        ]
+        for event in (
+            h11.Response(status_code=400, headers=headers),
+            h11.Data(data=_MALFORMED_REQUEST),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()

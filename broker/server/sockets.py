@@ -1,0 +1,70 @@
+"""Listening sockets, and the error messages for addresses that cannot be bound."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from dataclasses import dataclass
+from typing import Final
+
+from broker.errors import SettingsError
+
+BACKLOG: Final = 2048
+
+
+@dataclass(frozen=True, kw_only=True)
+class BindFailure:
+    """Explanation of a failed bind."""
+
+    variable: str
+    """The environment variable at fault."""
+    problem: str
+    cure: str
+
+
+def bind_socket(host: str, port: int) -> socket.socket:
+    """Return a listening socket; port 0 takes any free one. Raises `SettingsError` with the cure."""
+    try:
+        return open_socket(host, port)
+    except (OSError, UnicodeError) as error:
+        failure = explain_bind_error(host, port, error)
+        raise SettingsError(f"{failure.variable}: {failure.problem}; {failure.cure}") from error
+
+
+def open_socket(host: str, port: int) -> socket.socket:
+    """Return a listening socket. Raises OSError or UnicodeError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    dual = host == "::" and socket.has_dualstack_ipv6()
+    sock = socket.create_server((host, port), family=family, backlog=BACKLOG, dualstack_ipv6=dual)
+    # connections inherit it; asyncio would not set it on them, and a response's second packet would wait 40 ms
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
+
+
+def explain_bind_error(host: str, port: int, error: Exception) -> BindFailure:
+    match getattr(error, "errno", None):
+        case errno.EADDRINUSE:
+            return BindFailure(
+                variable="BROKER_PORT", problem=port_in_use(port), cure="stop it, or choose another (--port)"
+            )
+        case errno.EACCES:
+            return BindFailure(
+                variable="BROKER_PORT",
+                problem=f"port {port} needs more rights than this process has",
+                cure="choose one above 1023 (--port)",
+            )
+        case _:
+            return BindFailure(
+                variable="BROKER_HOST",
+                problem=f"this machine does not have the address {host}",
+                cure="use 127.0.0.1, or 0.0.0.0 for all (--host)",
+            )
+
+
+def port_in_use(port: int) -> str:
+    return f"port {port} is taken by another program"
+
+
+def socket_port(sock: socket.socket) -> int:
+    """Return the port that the socket was given."""
+    return int(sock.getsockname()[1])

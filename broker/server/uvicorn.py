@@ -1,0 +1,171 @@
+"""uvicorn beside the worker: started together, stopped by a signal, drained within ten seconds."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, cast
+
+import uvicorn
+
+from broker.app import build_app
+from broker.logs import log
+from broker.net.hosts import local_base_url
+from broker.server.protocol import MAX_HEAD_BYTES, ConnectionLimits, DeadlineH11
+from broker.server.sockets import BACKLOG, socket_port
+from broker.services import Services
+
+TICK_SECONDS: Final = 1.0
+"""Between two updates of the Date header."""
+DEFAULT_LIMITS: Final = ConnectionLimits()
+
+
+async def serve(
+    services: Services, sockets: Sequence[socket.socket], *, ready: Callable[[], None] = lambda: None
+) -> None:
+    """Run server and worker until SIGTERM or SIGINT, then drain. Re-raises an error that ends one of them early.
+
+    ready: called when requests are answered and signals are handled.
+    """
+    limits = ConnectionLimits(max_per_peer=services.settings.connections_per_peer)
+    async with _start(services, sockets, limits) as process:
+        with _handle_signals(process.stop):
+            ready()
+            await asyncio.wait(process.parts, return_when=asyncio.FIRST_COMPLETED)
+
+
+@asynccontextmanager
+async def running_server(
+    services: Services, sock: socket.socket, *, limits: ConnectionLimits = DEFAULT_LIMITS
+) -> AsyncIterator[str]:
+    """Run server and worker in this loop while the block runs; yield the base URL. For the demo and tests."""
+    async with _start(services, [sock], limits):
+        yield local_base_url(str(sock.getsockname()[0]), socket_port(sock))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Process:
+    """The running server and worker."""
+
+    services: Services
+    server: _Server
+    parts: tuple[asyncio.Task[None], asyncio.Task[None]]
+    """Server and worker, each running until it is stopped."""
+
+    def stop(self) -> None:
+        """Accept nothing new and answer waiting requests with the current state. A second call stops at once."""
+        self.services.queries.closing = True
+        self.services.worker.stop()
+        self.server.stop()
+
+
+@asynccontextmanager
+async def _start(
+    services: Services, sockets: Sequence[socket.socket], limits: ConnectionLimits
+) -> AsyncIterator[_Process]:
+    """Run server and worker; on exit drain both and re-raise an error of either."""
+    server = _build_server(services, limits)
+    serving = asyncio.create_task(server.serve(list(sockets)), name="server")
+    working = asyncio.create_task(services.worker.run(), name="worker")
+    process = _Process(services=services, server=server, parts=(serving, working))
+    try:
+        await _wait_first(server.listening.wait(), *process.parts)
+        async with services.lookout.keeping():
+            yield process
+    finally:
+        if not server.should_exit:
+            process.stop()
+        ends = await asyncio.gather(working, serving, return_exceptions=True)
+        for end in ends:
+            if isinstance(end, BaseException):
+                raise end
+
+
+async def _wait_first(event: Any, *others: asyncio.Task[None]) -> None:
+    """Wait for the event, or for the end of a task that should have caused it."""
+    waiting = asyncio.ensure_future(event)
+    try:
+        await asyncio.wait({waiting, *others}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+
+
+@contextmanager
+def _handle_signals(stop: Callable[[], None]) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, _stop_on_signal, number, stop)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+def _stop_on_signal(number: signal.Signals, stop: Callable[[], None]) -> None:
+    log.info(f"stopping on {number.name}", action="server_stopping")
+    stop()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers, and without polling ten times a second for the stop flag."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = asyncio.Event()
+        self._stopping = asyncio.Event()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listening.set()
+
+    async def main_loop(self) -> None:
+        tens = 0
+        while not await self.on_tick(tens):  # updates the Date header
+            tens += 10
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), TICK_SECONDS)
+
+    def stop(self) -> None:
+        """Accept no more connections and finish requests in progress. A second call does not wait for them."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
+        self._stopping.set()
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Return when every request has been answered or cut off."""
+        await super().serve(sockets)
+        await asyncio.gather(*self.server_state.tasks, return_exceptions=True)
+
+
+def _build_server(services: Services, limits: ConnectionLimits) -> _Server:
+    protocol = partial(DeadlineH11, limits=limits, peers=Counter())
+    return _Server(
+        uvicorn.Config(
+            build_app(services),
+            http=cast(type[asyncio.Protocol], protocol),
+            interface="asgi3",
+            ws="none",
+            lifespan="off",
+            backlog=BACKLOG,
+            access_log=False,
+            log_config=None,
+            log_level="error",
+            proxy_headers=False,
+            server_header=False,
+            timeout_keep_alive=limits.idle_seconds,
+            timeout_graceful_shutdown=limits.drain_seconds,
+            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+        )
+    )

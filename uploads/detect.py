@@ -1,0 +1,103 @@
+"""Detection of the image type by its first bytes, and dispatch to the structure checks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import BinaryIO, Final, Literal
+
+from uploads import jpeg, png, webp
+from uploads.structure import ImageInfo, InvalidImage, Source
+
+MediaType = Literal["image/png", "image/jpeg", "image/webp"]
+Validator = Callable[[Source, int], ImageInfo]
+
+HEAD_BYTES = 1024
+"""Bytes needed to detect the type, or to name an unsupported one."""
+
+_VALIDATORS: Final[dict[MediaType, Validator]] = {
+    "image/png": png.validate_structure,
+    "image/jpeg": jpeg.validate_structure,
+    "image/webp": webp.validate_structure,
+}
+
+_UNSUPPORTED_TYPES: Final[tuple[tuple[int, bytes, str], ...]] = (
+    (0, b"GIF8", "a GIF"),
+    (0, b"BM", "a BMP"),
+    (0, b"\0\0\1\0", "an icon (ICO)"),
+    (0, b"II*\0", "a TIFF"),
+    (0, b"MM\0*", "a TIFF"),
+    (4, b"ftypavi", "an AVIF"),
+    (4, b"ftyphe", "a HEIC photo"),
+    (4, b"ftypmif1", "a HEIC photo"),
+    (4, b"ftypmsf1", "a HEIC photo"),
+    (4, b"ftyp", "a video (MP4)"),
+    (0, b"\xff\x0a", "a JPEG XL"),
+    (0, b"\0\0\0\x0cJXL ", "a JPEG XL"),
+    (0, b"\0\0\0\x0cjP  ", "a JPEG 2000"),
+    (0, b"\xff\x4f\xff\x51", "a JPEG 2000"),
+    (0, b"8BPS", "a Photoshop file"),
+    (0, b"%PDF", "a PDF"),
+    (0, b"%!PS", "a PostScript file"),
+    (8, b"AVI ", "a video (AVI)"),
+    (8, b"WAVE", "a sound (WAV)"),
+    (0, b"\x1aE\xdf\xa3", "a video (WebM)"),
+    (0, b"PK\3\4", "a ZIP archive"),
+    (0, b"\x1f\x8b", "a gzip archive"),
+    (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
+    (0, b"Rar!", "a RAR archive"),
+    (0, b"MZ", "a Windows program"),
+    (0, b"\x7fELF", "a Linux program"),
+    (0, b"#!", "a script"),
+)
+
+
+def detect_type(head: bytes) -> MediaType:
+    """Return the type by the first `HEAD_BYTES` bytes; raises `InvalidImage` that names what the file is instead."""
+    if head.startswith(png.MAGIC):
+        return "image/png"
+    if head.startswith(jpeg.MAGIC):
+        return "image/jpeg"
+    if head.startswith(webp.RIFF) and head[8:12] == webp.KIND:
+        return "image/webp"
+    raise _unsupported(head)
+
+
+def validate_structure(file: BinaryIO, media_type: MediaType, max_pixels: int) -> ImageInfo:
+    """Check the structure of a whole file of that type in constant memory; raises `InvalidImage`."""
+    file.seek(0)
+    return _VALIDATORS[media_type](Source(file), max_pixels)
+
+
+def _unsupported(head: bytes) -> InvalidImage:
+    if not head:
+        return InvalidImage("the image is empty: send it again", truncated=True)
+    if _is_prefix_of_image(head):
+        return InvalidImage("the image ends after its first bytes: send it again", truncated=True)
+    for offset, magic, name in _UNSUPPORTED_TYPES:
+        if head[offset:].startswith(magic):
+            return InvalidImage(f"this is {name}: save it as PNG, JPEG or WebP")
+    return _describe_text(head) or InvalidImage("this is not a known image format: save it as PNG, JPEG or WebP")
+
+
+def _is_prefix_of_image(head: bytes) -> bool:
+    riff = head.startswith(webp.RIFF) and len(head) < 12
+    return riff or any(magic.startswith(head) for magic in (png.MAGIC, jpeg.MAGIC, webp.RIFF))
+
+
+def _describe_text(head: bytes) -> InvalidImage | None:
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if text.startswith(b"<"):
+        return _describe_markup(text)
+    if text.startswith((b"{", b"[")):
+        return InvalidImage("this is JSON, not an image: use the address of the image itself")
+    if b"\0" not in text and text.isascii():
+        return InvalidImage("this is text, not an image: use the address of the image itself")
+    return None
+
+
+def _describe_markup(text: bytes) -> InvalidImage:
+    if any(tag in text for tag in (b"<!doctype html", b"<html", b"<head", b"<body")):
+        return InvalidImage("this is an HTML page, not an image: use the address of the image itself")
+    if b"<svg" in text or b"<!doctype svg" in text:
+        return InvalidImage("SVG is not accepted: save it as PNG, JPEG or WebP")
+    return InvalidImage("this is a page of markup (HTML or XML), not an image: use the address of the image itself")

@@ -1,0 +1,59 @@
+"""Tokens derived from the broker's secret: proof of a callback's origin, and of a public URL's owner."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+from dataclasses import dataclass, field
+from typing import Final
+
+from webhooks.signatures.base import Proof
+
+_NONCE: Final = re.compile(r"[0-9a-f]{32}")
+
+
+@dataclass(frozen=True)
+class CallbackTokens:
+    """Capability tokens; each is valid for the callbacks of one attempt of one task."""
+
+    secret: bytes = field(repr=False)
+
+    def token(self, task: str, attempt: int) -> str:
+        """Return the token: 128 bits in 32 hex digits."""
+        message = f"callback.v1:{task}:{attempt}".encode("utf-8", "replace")
+        return hmac.new(self.secret, message, hashlib.sha256).hexdigest()[:32]
+
+    def verify(self, task: str, attempt: int, token: str) -> Proof:
+        expected = self.token(task, attempt)
+        matches = hmac.compare_digest(expected.encode(), token.encode("utf-8", "replace"))
+        return Proof.BODY_VERIFIED if matches else Proof.WRONG
+
+
+@dataclass(frozen=True)
+class ChallengeResponse:
+    """Challenge and response that show whether a URL leads to this broker.
+
+    Only a holder of the secret can answer a nonce. An intermediary can forward both challenge and answer, which is
+    exactly the function of a tunnel.
+    """
+
+    secret: bytes = field(repr=False)
+
+    def answer(self, nonce: str) -> str | None:
+        """Return the answer; None unless `nonce` has the form of one, so that no other text is ever signed."""
+        if not _NONCE.fullmatch(nonce):
+            return None
+        return hmac.new(self.secret, f"presence.v1:{nonce}".encode(), hashlib.sha256).hexdigest()[:32]
+
+    def is_valid(self, nonce: str, answer: object) -> bool:
+        expected = self.answer(nonce)
+        if expected is None or not isinstance(answer, str) or not answer.isascii():
+            return False
+        return hmac.compare_digest(expected, answer)
+
+
+def new_nonce() -> str:
+    """Return 128 random bits in 32 hex digits."""
+    return secrets.token_hex(16)
