@@ -403,18 +403,6 @@ async def test_one_that_is_still_unreadable_says_so(tmp_path: Path) -> None:
             assert (told["report"], told["says"]) == (None, "nothing that can be read")
 
 
-@pytest.mark.parametrize(("verdict", "taken_as"), [("accept", "accept"), ("recheck", "recheck"), ("reject", None)])
-async def test_one_kept_by_an_older_version_is_worth_its_verdict(
-    tmp_path: Path, verdict: str, taken_as: str | None
-) -> None:
-    async with open_api(tmp_path) as house:
-        task = await a_job(house)
-        hook_id = await keep(house, task, verdict=verdict, proofs=None)
-        told = await replayed(house, hook_id, dryRun="1")
-        assert (told["verdict"], told["takenAs"]) == (verdict, taken_as)
-        assert (await shown(house, hook_id))["proofs"] is None
-
-
 async def test_a_replay_after_the_end_changes_nothing(tmp_path: Path) -> None:
     async with open_api(tmp_path) as house:
         task = await a_job(house)
