@@ -21,6 +21,9 @@ test: $(VENV)/dev  ## every gate: format, lint, types, layers, tests
 	$(BIN)/lint-imports
 	$(BIN)/pytest -n 2 --dist loadfile --durations=20
 
+faults: $(VENV)/dev  ## kills, crashes, outages and takeovers at full length, and a table of promises; takes some minutes
+	$(BIN)/python -m tests.support.fault_runs
+
 e2e: $(VENV)/dev  ## in a real browser, and an old front end in Node, where there are any
 	$(BIN)/pytest tests/broker/test_openapi.py -k browser
 	$(BIN)/pytest tests/journeys/test_poller.py
@@ -63,4 +66,4 @@ define install
 	@touch $@
 endef
 
-.PHONY: help demo serve test e2e bench fuzz format lock
+.PHONY: help demo serve test faults e2e bench fuzz format lock

@@ -12,20 +12,20 @@ from broker.callbacks.verification import CallbackVerifier
 from broker.catalog import Catalog
 from broker.clock import Clock
 from broker.credits import Credits
-from broker.deliverer import Deliverer
 from broker.forecast import Forecast
 from broker.gauges import Gauges
 from broker.lifecycle import Rules
 from broker.lookout import Lookout
 from broker.metrics import Metrics
 from broker.net.fetcher import Fetcher
+from broker.notifications.deliverer import Deliverer
 from broker.notifications.delivery_log import DeliveryLog
+from broker.notifications.outbox import Outbox
 from broker.ordering.idempotency import Idempotency
 from broker.ordering.plan import Planner
 from broker.ordering.rate_limit import RateLimiter
 from broker.ordering.references import ReferenceIntake
 from broker.ordering.service import OrderService
-from broker.outbox import Outbox
 from broker.probing import Prober
 from broker.providers.base import Provider
 from broker.providers.kie.signature import callback_signature
@@ -193,13 +193,14 @@ class Composition:
         chores, facts = Chores(self.database), Facts(self.database)
         return Credits(clock=self.clock, chores=chores, facts=facts, providers=self.providers)
 
-    def callback_url(self, task: str, attempt: int) -> str | None:
-        """Where a provider is to call about one attempt, with its token; None while nobody can reach us."""
+    def callback_url(self, provider: str, task: str, attempt: int) -> str | None:
+        """Return the URL for callbacks about one attempt, token included; None without a public URL."""
         base = self.address.base
         if base is None:
             return None
         token = self.tokens.token(task, attempt)
-        return f"{base}/api/webhook/nano-banana?task={task}&attempt={attempt}&token={token}"
+        path = self.providers[provider].callback_path
+        return f"{base}{path}?task={task}&attempt={attempt}&token={token}"
 
     # -- who works
 
@@ -334,6 +335,7 @@ class Composition:
             fetcher=_caller_fetcher(self.settings),  # its own: names asked for at the door take no thread from it
             signature=StandardSignature(signing_keys(self.settings, self.tokens.secret)),
             metrics=self.metrics,
+            retention_seconds=self.rules.retention,
         )
 
     def _retention(self) -> Retention:

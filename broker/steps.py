@@ -23,8 +23,8 @@ from broker.lifecycle import NOTHING, Changes, Rules, Trouble
 from broker.logs import log
 from broker.metrics import Metrics
 from broker.net.fetcher import Fetcher
+from broker.notifications.outbox import Outbox
 from broker.orders import Order, Reference
-from broker.outbox import Outbox
 from broker.pacing import pause_after
 from broker.providers.base import Provider
 from broker.reports import Failed, Finished, Pending, Report
@@ -53,7 +53,7 @@ Decision = Callable[[Task, Attempt | None], Changes]
 class Steps:
     """Takes one task one step further.
 
-    callback_url: (task, attempt) → the address that the provider is to call, with its token; None without
+    callback_url: (provider, task, attempt) → the address that the provider is to call, with its token; None without
     one. image_base: where a provider reaches our images; None if it cannot. max_download_bytes: of one result.
     turns: how many may stand in line for a provider's lane at once; the others would hold connections meanwhile.
     """
@@ -70,7 +70,7 @@ class Steps:
     fetcher: Fetcher
     providers: Mapping[str, Provider]
     metrics: Metrics
-    callback_url: Callable[[str, int], str | None]
+    callback_url: Callable[[str, str, int], str | None]
     image_base: Callable[[], str | None]
     max_download_bytes: int
     downloads: asyncio.Semaphore
@@ -120,7 +120,7 @@ class Steps:
             )
             if not values and not ledger and not also:
                 return task
-            told = await self.outbox.telling(task, replace(task, **values))
+            told = await self.outbox.enqueue_event(task, replace(task, **values))
             try:
                 with self._timed():
                     await self.tasks.database.transact(
@@ -245,7 +245,7 @@ class Steps:
     async def _intend(self, task: Task, provider: Provider) -> Attempt | None:
         now = self.clock.now()
         number = task.attempt + 1
-        hooked = self.callback_url(task.id, number) is not None
+        hooked = self.callback_url(task.provider, task.id, number) is not None
         attempt = Attempt(task_id=task.id, number=number, provider=provider.name, sent_at=now)
         changes = lifecycle.intent(task, hooked=hooked, now=now, rules=self.rules).task
         limits = Limits(creates=provider.creates_per_10s, places=provider.concurrency)
@@ -274,7 +274,7 @@ class Steps:
         )
 
     async def _order(self, task: Task, order: Order, attempt: Attempt, provider: Provider) -> None:
-        address = self.callback_url(task.id, attempt.number) if task.hooked else None
+        address = self.callback_url(task.provider, task.id, attempt.number) if task.hooked else None
         begun = self.clock.monotonic()
         try:
             report = await provider.submit(order, address)

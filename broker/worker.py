@@ -15,8 +15,8 @@ from typing import Final
 from broker import retention
 from broker.clock import Clock
 from broker.credits import Credits
-from broker.deliverer import Deliverer
 from broker.logs import bare, log
+from broker.notifications.deliverer import Deliverer
 from broker.retention import Retention
 from broker.steps import Steps
 from storage.database import StorageError
@@ -178,7 +178,7 @@ class Worker:
             room = await self.lanes.room(provider, self._limits(provider), now)
             limit = min(room.free, self._free(State.QUEUED))
             await self._start_all(await self.tasks.claim_queued(provider, now=now, lease=self._lease(), limit=limit))
-        telling = agenda.telling <= now and self.deliverer.free > 0 and not self.deliverer.rests_for
+        telling = agenda.telling <= now and self.deliverer.free_slots > 0 and not self.deliverer.pause_seconds
         if telling:
             await self._tell()
         return bool(due or waiting or telling or agenda.overdue <= now)
@@ -279,8 +279,8 @@ class Worker:
         if self._free(State.QUEUED):
             moments += [await self._next_submission(provider, at, now) for provider, at in agenda.queued.items()]
             moments.append(agenda.overdue)
-        if self.deliverer.free:
-            moments.append(max(agenda.telling, now + self.deliverer.rests_for))
+        if self.deliverer.free_slots:
+            moments.append(max(agenda.telling, now + self.deliverer.pause_seconds))
         return min(max(0.0, min(moments, default=math.inf) - now), LONGEST_SLEEP)
 
     async def _next_submission(self, provider: str, queued: float, now: float) -> float:
@@ -313,7 +313,7 @@ class Worker:
         """Steps and webhooks that were cut off become due for others at once."""
         try:
             await self.tasks.renew(held, 0.0)
-            await self.deliverer.give_back()
+            await self.deliverer.release()
         except StorageError as error:
             log.error("leases could not be given back", action="store_trouble", why=str(error))
 

@@ -134,54 +134,17 @@ class Deliveries:
 
     # -- leasing
 
-    async def claim(
-        self,
-        *,
-        now: float,
-        lease: Lease,
-        limit: int,
-        again: bool = False,
-        hosts: Sequence[str] = (),
-        domains: Sequence[str] = (),
-    ) -> list[Delivery]:
-        """Lease up to `limit` first tries that are due, the most overdue first; `again`: of those that were tried.
-
-        Without those to some hosts, and to some domains and what is below them; a few of both.
-        """
+    async def claim(self, *, now: float, lease: Lease, limit: int, busy_hosts: Sequence[str] = ()) -> list[Delivery]:
+        """Lease up to `limit` due webhooks, the most overdue first, without those to some hosts."""
         if limit <= 0:
             return []
-        turn = f"due_at <= :now AND rung {'>' if again else '='} 0"
-        if hosts or domains:
-            chosen = await self._fitting(turn, hosts, domains, now=now, limit=limit)
-            if not chosen:
-                return []
-            listed, params = listing(chosen)
-            return await self._lease(f"{turn} AND id IN ({listed})", now=now, lease=lease, limit=limit, **params)
-        return await self._lease(turn, now=now, lease=lease, limit=limit)
-
-    async def _fitting(
-        self, turn: str, hosts: Sequence[str], domains: Sequence[str], *, now: float, limit: int
-    ) -> list[str]:
-        """Passing over many that are left out may take a moment: this is a look of its own, which holds up no write."""
-        listed, params = listing([*hosts, *domains])
-        below = {f"below{number}": f"%.{domain}" for number, domain in enumerate(domains)}
-        apart = "".join(f" AND host NOT LIKE :{name}" for name in below)
-        rows = await self.database.fetch(
-            f"""SELECT id FROM deliveries WHERE {turn} AND host NOT IN ({listed}){apart} AND lease_until <= :now
-                ORDER BY due_at LIMIT :limit""",
-            now=now,
-            limit=limit,
-            **params,
-            **below,
-        )
-        return [row["id"] for row in rows]
-
-    async def _lease(self, which: str, *, now: float, lease: Lease, limit: int, **params: str) -> list[Delivery]:
+        listed, params = listing(busy_hosts)
+        allowed = f"AND host NOT IN ({listed})" if busy_hosts else ""
         (outcome,) = await self.database.transact(
             Statement(
-                # ours already: this is the second run of a claim of which nobody could tell whether it happened
+                # "leased_by = :holder": a claim may run twice when its outcome was unknown
                 sql=f"""WITH due AS MATERIALIZED (SELECT id FROM deliveries
-                    WHERE {which} AND (lease_until <= :now OR leased_by = :holder)
+                    WHERE due_at <= :now {allowed} AND (lease_until <= :now OR leased_by = :holder)
                     ORDER BY due_at LIMIT :limit{self.database.skip_locked})
                     UPDATE deliveries SET leased_by = :holder, lease_until = :until
                     WHERE id IN (SELECT id FROM due) RETURNING *""",
@@ -191,7 +154,7 @@ class Deliveries:
         return [_delivery(row) for row in outcome.rows]
 
     async def give_back(self, held: Sequence[Delivery], *, wake: bool = True) -> None:
-        """Those that were not tried are due for others at once. wake: whether anybody should come and take them."""
+        """Release webhooks that were not attempted. wake: let a worker claim them at once."""
         await self.database.transact(
             *(
                 Statement(

@@ -2,7 +2,7 @@
 
 pending ──► delivered   2xx
   │   ├──► gone         410: the receiver is closed for good
-  │   └──► failed       the schedule has no further step; kept, and can be redelivered
+  │   └──► failed       the schedule or the retention time is over; kept, and can be redelivered
   └─ anything else: another attempt, one step later
 """
 
@@ -15,8 +15,8 @@ from typing import Final
 from storage.deliveries import Fate
 from webhooks.retry_after import parse_retry_after
 
-RETRY_SCHEDULE: Final = (5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0, 36000.0)
-"""Seconds between two attempts: 5 s, 5 min, 30 min, 2 h, 5 h, 10 h, 10 h."""
+RETRY_SCHEDULE: Final = (5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0)
+"""Seconds before each retry: 5 s, 5 min, 30 min, 2 h, 5 h, 10 h."""
 JITTER: Final = 0.1
 """Largest share of a pause that is added at random, so that a recovered receiver does not meet every sender at once."""
 MAX_EXTRA_WAIT_SECONDS: Final = 3600.0
@@ -47,8 +47,14 @@ class NextStep:
     reason: str | None = None
 
 
-def next_step(schedule_step: int, response: ReceiverResponse, now: float, random: Callable[[], float]) -> NextStep:
-    """Decide what follows from an attempt. schedule_step: attempts on this schedule so far, this one included."""
+def next_step(
+    schedule_step: int, response: ReceiverResponse, now: float, random: Callable[[], float], expires_at: float
+) -> NextStep:
+    """Decide what follows from an attempt.
+
+    schedule_step: attempts on this schedule so far, this one included. expires_at: end of the task's retention; no
+    attempt is due later.
+    """
     if response.status is not None and 200 <= response.status < 300:
         return NextStep(fate=Fate.DELIVERED)
     reason = _reason(response)
@@ -59,7 +65,10 @@ def next_step(schedule_step: int, response: ReceiverResponse, now: float, random
     pause = RETRY_SCHEDULE[schedule_step - 1]
     requested = parse_retry_after(response.retry_after, now) if response.status in _RETRY_AFTER_STATUSES else None
     pause = max(pause * (1 + JITTER * random()), min(requested or 0.0, pause + MAX_EXTRA_WAIT_SECONDS))
-    return NextStep(fate=Fate.PENDING, due_at=now + pause, reason=reason)
+    due_at = now + pause
+    if due_at >= expires_at:
+        return NextStep(fate=Fate.FAILED, reason=reason)
+    return NextStep(fate=Fate.PENDING, due_at=due_at, reason=reason)
 
 
 def _reason(response: ReceiverResponse) -> str:

@@ -1,1 +1,1 @@
-"""Notifications: the webhooks that callers receive."""
+"""Webhooks to callers: written into the outbox by the transaction that ends a task, delivered until they arrive."""

@@ -53,8 +53,8 @@ class OrderService:
     idempotency: Idempotency
     limiter: RateLimiter
     providers: Mapping[str, Provider]
-    callback_url: Callable[[str, int], str | None]
-    """(task, attempt) → the address that the provider calls."""
+    callback_url: Callable[[str, str, int], str | None]
+    """(provider, task, attempt) → the address that the provider calls."""
     image_base: Callable[[], str | None]
     """Where a provider reaches our images; None without a public URL."""
 
@@ -103,7 +103,7 @@ class OrderService:
         await self.planner.check_callback_url(request.callback_url)
         await self.references.inspect(request.sources, plan.order.model)
         order = replace(plan.order, references=_example_references(len(request.sources), self.image_base()))
-        callback = self.callback_url("task_dry_run", 1)
+        callback = self.callback_url(plan.candidates[0], "task_dry_run", 1)
         address = callback.split("?")[0] if callback else None
         return {
             **self.providers[plan.candidates[0]].build_request(order, address),

@@ -1,8 +1,7 @@
-"""What every provider is to us: a few verbs over an order, a job id and a callback body.
+"""The contract of a provider: what the broker calls, and what an adapter must keep.
 
-Modules beside this one: one per upstream (`kie`, `legacy`), none of which imports another; and what they
-share: `error_codes` (classes of errors), `parsing` (fields of a body), `responses` (classes of responses),
-`addresses` (which adapter is meant).
+A provider is one package in this folder and one line in `registry`. Packages do not import each other; what they share
+is here and in `parsing` (fields of a body), `responses` (classes of responses) and `error_codes` (classes of errors).
 """
 
 from __future__ import annotations
@@ -12,77 +11,88 @@ from typing import Any, Final, Protocol
 from broker.orders import Order
 from broker.reports import Failed, Report
 
-STATUS_SECONDS: Final = 30.0
-"""For a question about a job. It can be asked again, so a provider that hangs must not hold the asker for long."""
+STATUS_TIMEOUT_SECONDS: Final = 30.0
+"""For a status request. It can be repeated, so a provider that hangs must not occupy a slot for long."""
+DEFAULT_KEY_ID: Final = "default"
+"""The key that the operator configured. Rotating the key keeps the id, so that running jobs stay reachable."""
 
 
 class Provider(Protocol):
-    """One upstream. It knows no door, no table and no other provider; it never loops, sleeps or retries a submit.
+    """One account at one upstream, bound to one key.
 
-    name: in URLs, rows, metrics. creates_per_10s, concurrency: its documented limits per account.
+    An adapter knows no route, no table and no other provider. It never loops or sleeps, and never repeats a submission.
     """
 
     name: str
+    """Used in URLs, rows and metrics."""
+    key_id: str
+    """Stable, non-secret name of the key; stored with each attempt."""
+    base_url: str
+    """Where requests are sent; shown to the operator."""
+    callback_path: str
+    """Path below the public URL at which the provider calls back."""
     creates_per_10s: int
+    """Limit of submissions per account."""
     concurrency: int
+    """Limit of running jobs per account."""
 
     def supports(self, model: str) -> bool:
-        """Whether this canonical model can be ordered here."""
+        """Return True if this canonical model can be ordered here."""
         ...
 
     def build_request(self, order: Order, callback_url: str | None) -> dict[str, Any]:
-        """The request that `submit` would send: `{"method", "url", "json", "price", "unit"}`.
+        """Return the request that `submit` would send: `{"method", "url", "json", "price", "unit"}`.
 
-        price: of one image, or None where that is not known; unit: what it is counted in. No I/O and no secret: the
-        callback's query is cut off, an upload to come appears as `upload:<name>`.
+        price: of one image, or None if unknown; unit: the provider's currency. No I/O and no secret: the callback's
+        query is masked, and a reference that needs an upload appears as `upload:<name>`.
         """
         ...
 
     def ignored(self, order: Order) -> tuple[str, ...]:
-        """Names of order fields (as the native API spells them) that this provider cannot use."""
+        """Return the names of order fields, as the native API spells them, that this provider cannot use."""
         ...
 
     async def upload_references(self, order: Order) -> Order | Failed:
-        """The same order, its references where the provider can fetch them. Free and repeatable; nothing is ordered.
+        """Return the order with references that the provider can fetch. Free and repeatable.
 
-        Failed(billed="no") where that does not work. `submit` does it for references that were not handed over.
+        Failed(billed="no") if that is impossible. `submit` does the same for references not yet uploaded.
         """
         ...
 
     async def submit(self, order: Order, callback_url: str | None) -> Report:
         """Order one image, once. May cost money; called at most once per attempt.
 
-        Pending(job_id) = accepted. Failed(billed="no") = certainly not accepted (nothing was sent, or it said no).
-        Finished = done at once. Raises `ProviderError` when the outcome is unknown: the job may exist.
+        Pending(job_id): accepted. Failed(billed="no"): certainly not accepted (not sent, or refused).
+        Finished: completed at once. Raises `ProviderError` if the outcome is unknown: the job may exist.
         """
         ...
 
     async def check(self, job_id: str) -> Report:
-        """What became of a job. Free and repeatable. Raises `ProviderError` when nothing could be learned.
+        """Return the state of a job. Free and repeatable. Raises `ProviderError` if nothing was learned.
 
-        Never `Pending(check_in=0)`, which would ask for ever.
+        Never returns `Pending(check_in=0)`, which would poll without a pause.
         """
         ...
 
     def parse_callback(self, body: Any) -> Report:
-        """What a callback body (parsed JSON) says. Never raises on strange bodies: `Pending(check_in=0)` = ask.
+        """Return the report in a callback body (parsed JSON). Never raises; `Pending(check_in=0)`: poll the provider.
 
-        The report's job_id is the body's most telling id; where people simulate callbacks it may be a task's of ours.
+        The report's job_id is the body's most specific id, which may be a task id where callbacks are simulated.
         """
         ...
 
     def job_ids(self, body: Any) -> tuple[str, ...]:
-        """Ids (the provider's or ours) that a callback body names, most telling first."""
+        """Return the ids in a callback body (the provider's or the broker's), most specific first."""
         ...
 
     async def cancel(self, job_id: str) -> bool:
-        """Ask to stop the job; False where the provider has no such thing."""
+        """Ask the provider to stop the job; False if it offers no cancellation."""
         ...
 
     async def refresh_url(self, url: str) -> str | None:
-        """A fresh link for a result URL that no longer answers; None where there is no such thing."""
+        """Return a fresh link for a result URL that stopped working; None if the provider offers none."""
         ...
 
     async def balance(self) -> float | None:
-        """What is left on the account, in the provider's unit; None where it cannot tell."""
+        """Return what is left on the account, in the provider's unit; None if the provider does not report it."""
         ...

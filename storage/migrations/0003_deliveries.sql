@@ -21,9 +21,8 @@ CREATE TABLE deliveries (
     ended_at DOUBLE PRECISION
 );
 
--- what is due, and what is due at one receiver
+-- the next webhooks to deliver
 CREATE INDEX deliveries_due ON deliveries (due_at) WHERE due_at IS NOT NULL;
-CREATE INDEX deliveries_host ON deliveries (host, due_at) WHERE due_at IS NOT NULL;
 -- the log, newest first: all of it, of one task, with one outcome
 CREATE INDEX deliveries_newest ON deliveries (created_at, id);
 CREATE INDEX deliveries_task ON deliveries (task_id, created_at, id);

@@ -75,6 +75,9 @@ class Prompt:
     """A provider without a network: it takes every order, and calls back a moment later."""
 
     name = "prompt"
+    key_id = "default"
+    base_url = ""
+    callback_path = "/api/webhook/prompt"
 
     def __init__(self, upstream: Upstream) -> None:
         self.creates_per_10s = upstream.creates_per_10s

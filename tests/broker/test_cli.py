@@ -26,18 +26,12 @@ from broker.settings import load, variables
 from storage.migrate import upgrade
 from storage.sqlite import SqliteDatabase
 from storage.tasks import State, Task, Tasks
+from tests.servers.forking import Ended, fork_server
 from webhooks.signatures.standard import derived_key, write_secret
 
 SECONDS = 40.0
 KEY = "a-key-of-a-trusted-caller"
 OLD = 1_000_000_000.0
-
-
-@dataclass(frozen=True)
-class Ended:
-    code: int
-    out: str
-    err: str
 
 
 @dataclass(frozen=True)
@@ -48,23 +42,23 @@ class Shell:
     settings: Mapping[str, str]
 
     def start(self, *args: str, **settings: str) -> subprocess.Popen[str]:
-        ours = {name: value for name, value in os.environ.items() if name not in variables()}
+        """Start a command of its own interpreter: to serve, or to be sent a signal."""
         return subprocess.Popen(
             [sys.executable, "-W", "error", "-m", "broker", *args],
             cwd=self.folder,
-            env={**ours, "NO_COLOR": "1", "PYTHONUNBUFFERED": "1", **self.settings, **settings},
+            env=self.environment(settings),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
 
     def run(self, *args: str, **settings: str) -> Ended:
-        process = self.start(*args, **settings)
-        try:
-            out, err = process.communicate(timeout=SECONDS)
-        finally:
-            process.kill()
-        return Ended(process.returncode, out, err)
+        """Run a command to its end in a process forked from one that has the imports."""
+        return fork_server().run(args, cwd=self.folder, env=self.environment(settings))
+
+    def environment(self, settings: Mapping[str, str]) -> dict[str, str]:
+        ours = {name: value for name, value in os.environ.items() if name not in variables()}
+        return {**ours, "NO_COLOR": "1", "PYTHONUNBUFFERED": "1", **self.settings, **settings}
 
 
 @contextmanager

@@ -80,8 +80,8 @@ def test_the_inbox_is_listed_for_people(served: Shell) -> None:
     assert ended.code == 0, ended.err
     lines = ended.out.splitlines()
     assert re.fullmatch(r"hook_[0-9a-f]{24}  \S+Z  malformed 400 +no task  the body is not readable JSON", lines[-3])
-    assert re.fullmatch(r"hook_[0-9a-f]{24}  \S+Z  refuse    401 +no task  its token is wrong", lines[-2])
-    believed = r"hook_[0-9a-f]{24}  \S+Z  believe   200  lag [0-9.]+ s +task_[0-9a-f]{32}/1  its token .*"
+    assert re.fullmatch(r"hook_[0-9a-f]{24}  \S+Z  reject    401 +no task  its token is wrong", lines[-2])
+    believed = r"hook_[0-9a-f]{24}  \S+Z  accept    200  lag [0-9.]+ s +task_[0-9a-f]{32}/1  its token .*"
     assert re.fullmatch(believed, lines[-1])
 
 
@@ -138,7 +138,7 @@ def test_a_refused_callback_is_only_explained(served: Shell) -> None:
     before = len(listed(served))
     ended = served.run("hooks", "replay", first(served, "reject"))
     assert (ended.code, "It was not replayed." in ended.out) == (1, True)
-    assert "verdict    refuse (401): its token is wrong" in ended.out
+    assert "verdict    reject (401): its token is wrong" in ended.out
     assert len(listed(served)) == before
 
 
@@ -162,7 +162,7 @@ def test_a_callback_becomes_a_fixture(served: Shell) -> None:
         (("show", "hook_../../task"), "begins with hook_"),
         (("replay", f"hook_{'0' * 24}"), "There is no callback with this id"),
         (("export", "hook_0"), "There is no callback with this id"),
-        (("--verdict", "fine"), "verdict must be one of believe, ask"),
+        (("--verdict", "fine"), "verdict must be one of accept, recheck"),
         (("export", EVENT), "Only received callbacks"),
         (("replay", EVENT, "--dry-run"), "--dry-run"),
     ],

@@ -312,7 +312,7 @@ async def test_an_address_that_comes_back_brings_late_callbacks_home(tmp_path: P
         house.agent.names(tunnel.url, port=house.port)
         await house.look()
         task = await house.waiting()
-        callback = house.services.steps.callback_url(task.id, 1)
+        callback = house.services.steps.callback_url("kie", task.id, 1)
         assert callback is not None
         tunnel.edge, house.agent.silent = GONE, True
         await house.look()

@@ -1,4 +1,4 @@
-"""Whoever opens closes: after every test of a store nothing of it is left open."""
+"""Checks that the tests of a contract leave no connection, file or task open."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ async def started(postgres: Postgres, s3_server: S3Server, tmp_path_factory: pyt
     return postgres
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 async def nothing_is_left_open(started: Postgres) -> AsyncIterator[None]:
-    """Connections to Postgres, open files and sockets, tasks of the loop."""
+    """Compare connections to Postgres, open files and sockets, and tasks of the loop before and after a module."""
     tasks, files = _tasks(), _files()
     yield
     left: dict[str, object] = {}

@@ -16,10 +16,10 @@ import pytest
 from broker import lifecycle
 from broker.bootstrap import open_services
 from broker.clock import SystemClock
-from broker.deliverer import PLACES, PLACES_AGAIN
 from broker.errors import Refusal
 from broker.lifecycle import Changes, Trouble
 from broker.net.fetcher import Fetcher
+from broker.notifications.deliverer import CONCURRENCY, HOST_CONCURRENCY
 from broker.orders import OrderRequest
 from broker.reports import Failed
 from broker.services import Services
@@ -104,28 +104,44 @@ def calling_with(scene: Scene, fetcher: Fetcher) -> Scene:
     return replace(scene, services=replace(scene.services, orders=replace(orders, planner=planner)))
 
 
-# -- the ladder
+# -- the retry schedule
 
 
-async def test_the_whole_ladder(tmp_path: Path, clock: ManualClock, receiver: Receiver) -> None:
-    """A receiver that is down for more than a day hears eight times, at the hours of the contract, and no more."""
+async def test_dead_receiver_gets_one_attempt_and_six_retries(
+    tmp_path: Path, clock: ManualClock, receiver: Receiver
+) -> None:
+    """At the pauses of the contract, and then no more."""
     async with a_scene(tmp_path, clock, receiver, retention_hours=48) as scene:
         receiver.script = answers("500 Internal Server Error")
         await scene.ended()
         await scene.turn()
-        for rung, pause in enumerate(RETRY_SCHEDULE, 1):
+        for attempts, pause in enumerate(RETRY_SCHEDULE, 1):
             clock.advance(pause - 1)
             await scene.turn()
-            assert len(receiver.heard) == rung, "not before its time"
+            assert len(receiver.heard) == attempts, "not before its time"
             clock.advance(1)
             await scene.turn()
-        assert len(receiver.heard) == 8
+        assert len(receiver.heard) == 7
         delivery = await scene.delivery()
-        ended = (Fate.FAILED, 8, None, 500)
+        ended = (Fate.FAILED, 7, None, 500)
         assert (delivery.outcome, delivery.tries, delivery.due_at, delivery.last_status) == ended
         tries = await scene.services.deliveries.tries(delivery.id)
-        assert [one.status for one in tries] == [500] * 8
+        assert [one.status for one in tries] == [500] * 7
         assert [round(b.at - a.at) for a, b in itertools.pairwise(tries)] == list(RETRY_SCHEDULE)
+
+
+async def test_no_retry_is_scheduled_after_the_retention_of_the_task(
+    tmp_path: Path, clock: ManualClock, receiver: Receiver
+) -> None:
+    async with a_scene(tmp_path, clock, receiver, retention_hours=1) as scene:
+        receiver.script = answers("500 Internal Server Error")
+        await scene.ended()
+        for pause in RETRY_SCHEDULE[:3]:
+            await scene.turn()
+            clock.advance(pause)
+        await scene.turn()
+        delivery = await scene.delivery()
+        assert (delivery.outcome, delivery.tries, delivery.due_at) == (Fate.FAILED, 4, None)
 
 
 async def test_every_try_has_the_same_id_and_body_and_a_signature_of_its_own_time(scene: Scene) -> None:
@@ -185,7 +201,7 @@ REACTIONS: dict[str, tuple[Script, Fate, float | None, str]] = {
 async def test_what_a_receiver_does_decides(scene: Scene, what: str) -> None:
     script, fate, pause, reason = REACTIONS[what]
     scene.receiver.script = script
-    scene.services.worker.deliverer.timeout = 0.3
+    scene.services.worker.deliverer.timeout_seconds = 0.3
     await scene.ended()
     await scene.turn()
     delivery = await scene.delivery()
@@ -233,11 +249,11 @@ async def test_a_crash_while_telling_tells_again_when_the_lease_ends(
     async with a_scene(tmp_path, clock, receiver) as scene:
         await scene.ended()
         (claimed,) = await scene.services.worker.deliverer.claim()
-        await scene.services.worker.deliverer._tell(claimed, clock.now())
+        await scene.services.worker.deliverer._send(claimed, clock.now())
     async with a_scene(tmp_path, clock, receiver) as scene:
         await scene.turn()
         assert len(receiver.heard) == 1, "somebody may still be at it"
-        clock.advance(scene.services.worker.deliverer.lease + 1)
+        clock.advance(scene.services.worker.deliverer.lease_seconds + 1)
         await scene.turn()
     first, second = receiver.heard
     assert (first.id, first.body) == (second.id, second.body)
@@ -257,7 +273,7 @@ async def test_a_stop_gives_back_what_it_cuts_off(tmp_path: Path, receiver: Rece
         await running
         delivery = await scene.delivery()
         assert (delivery.leased_by, delivery.tries, delivery.outcome) == ("", 0, Fate.PENDING)
-        assert worker.deliverer.free == PLACES
+        assert worker.deliverer.free_slots == CONCURRENCY
     receiver.script = answers("204 No Content")
     async with a_scene(tmp_path, clock, receiver) as scene:
         await scene.turn()
@@ -285,7 +301,7 @@ async def test_who_slept_through_its_lease_changes_nothing(scene: Scene) -> None
     scene.receiver.script = answers("500 Internal Server Error")
     await scene.ended()
     (sleeper,) = await deliverer.claim()
-    scene.clock.advance(deliverer.lease + 1)
+    scene.clock.advance(deliverer.lease_seconds + 1)
     await scene.turn()
     before = await scene.delivery()
     scene.receiver.script = answers("410 Gone")
@@ -320,110 +336,66 @@ async def test_a_transaction_that_is_run_twice_tells_once(
     assert receiver.types == ["task.canceled"]
 
 
-async def test_slow_receivers_do_not_hold_up_the_others(tmp_path: Path) -> None:
-    """Sixty-four webhooks to somebody who never answers, and behind them one to somebody who does."""
+async def test_slow_receiver_does_not_delay_others(tmp_path: Path) -> None:
+    """Many webhooks to a receiver that never answers, and after them one to a receiver that does."""
     async with receiving() as slow, receiving() as quick:
         slow.script = silence
         hosts = (slow.host, quick.host)
         async with still(tmp_path, SystemClock(), callback_allow=hosts, rate_per_minute=1000) as services:
-            deliverer = services.worker.deliverer
-            deliverer.timeout, deliverer.slow = 0.3, 0.2
-            for url in (*[slow.url] * 4 * PLACES, quick.url):
+            services.worker.deliverer.timeout_seconds = 0.3
+            for url in (*[slow.url] * 2 * CONCURRENCY, quick.url):
                 request = OrderRequest(prompt="a red bicycle", callback_url=url)
                 await services.canceler.cancel_task((await create_tasks(services, request))[0].id)
             while not quick.heard:
                 await services.worker._turn()
                 if services.worker.busy:
                     await asyncio.wait(list(services.worker._running), return_when=asyncio.FIRST_COMPLETED)
-            assert slow.server.connections <= 2 * PLACES
+            assert slow.server.connections <= 2 * HOST_CONCURRENCY
             await services.worker._drain()
-
-
-async def test_a_slow_receiver_gets_the_next_as_soon_as_it_has_answered(scene: Scene) -> None:
-    """Nothing is put off: it waits for its place, and its row stays as it is."""
-    scene.services.worker.deliverer.slow = 0.0
-    for _ in range(12):
-        await scene.ended()
-    before = {d.id: d.due_at for d in await scene.services.deliveries.newest(limit=20)}
-    await _tell_all(scene, await _claimed(scene.services))
-    (one,) = await _claimed(scene.services)
-    assert await _claimed(scene.services) == []
-    assert scene.services.worker.deliverer.rests_for, "there is nothing to look for until it has answered"
-    waiting = [d for d in await scene.services.deliveries.newest(limit=20) if d.outcome == Fate.PENDING]
-    assert {d.id: d.due_at for d in waiting}.items() <= before.items()
-    assert [d.id for d in waiting if d.leased_by] == [one.id]
-    await _tell_all(scene, [one])
-    await scene.turn()
-    assert len(scene.receiver.heard) == 12, "without a moment's pause"
 
 
 async def _tell_all(scene: Scene, deliveries: Sequence[Delivery]) -> None:
     await asyncio.gather(*(scene.services.worker.deliverer.deliver(delivery) for delivery in deliveries))
 
 
-async def _outbox(scene: Scene, *hosts: str, rung: int = 0) -> None:
+async def _write_webhooks(scene: Scene, *hosts: str) -> None:
     """One webhook to each host, the first one the most overdue."""
     for number, host in enumerate(hosts):
         one = Delivery(
-            id=f"evt_{rung}_{number}_{host}",
+            id=f"evt_{number}_{host}",
             task_id="task_x",
             type="task.failed",
             url="",
             host=host,
             body="{}",
             due_at=float(number),
-            rung=rung,
             created_at=0.0,
         )
         await scene.services.database.transact(scene.services.deliveries.adding(one))
 
 
-async def test_a_domain_full_of_dead_hosts_leaves_places_to_others(scene: Scene) -> None:
-    await _outbox(scene, *(f"h{n}.evil.example" for n in range(100)), "evil.example", "good.example")
-    claimed = [d.host for d in await _claimed(scene.services)]
-    assert sorted(claimed) == ["good.example", *(f"h{n}.evil.example" for n in range(4))]
+async def test_host_gets_two_webhooks_at_a_time(scene: Scene) -> None:
+    await _write_webhooks(scene, *["a.example"] * 20, "b.example")
+    claimed = [*await _claimed(scene.services), *await _claimed(scene.services)]
+    assert [delivery.host for delivery in claimed] == ["a.example", "a.example", "b.example"]
     leased = [d for d in await scene.services.deliveries.newest(limit=200) if d.leased_by]
-    assert len(leased) == 5, "the others are free for other processes"
+    assert len(leased) == 3, "the others are free for other processes"
 
 
-class Sluggish:
-    """A database for which a claim takes a while."""
-
-    def __init__(self, database: Any, clock: ManualClock) -> None:
-        self._database = database
-        self._clock = clock
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._database, name)
-
-    async def transact(self, *statements: Statement, wake: Sequence[str] = ()) -> Any:
-        self._clock.advance(0.5)
-        return await self._database.transact(*statements, wake=wake)
+async def test_next_webhook_to_a_host_follows_when_a_slot_is_free(scene: Scene) -> None:
+    for _ in range(5):
+        await scene.ended()
+    first = await _claimed(scene.services)
+    assert (len(first), await _claimed(scene.services)) == (HOST_CONCURRENCY, [])
+    assert scene.services.worker.deliverer.pause_seconds, "no claim can succeed until an attempt has ended"
+    await _tell_all(scene, first)
+    await scene.turn()
+    assert len(scene.receiver.heard) == 5
 
 
-async def test_looks_that_take_long_become_rare(scene: Scene) -> None:
-    deliverer = scene.services.worker.deliverer
-    sluggish: Any = Sluggish(scene.services.database, scene.clock)
-    deliverer.deliveries = Deliveries(sluggish)
-    await _outbox(scene, "a.example")
-    await _tell_all(scene, await _claimed(scene.services))
-    assert deliverer.rests_for > 1.0
-
-
-async def test_addresses_are_no_domains(scene: Scene) -> None:
-    hosts = [f"93.184.{n}.7:8443" for n in range(6)] + [f"[2606::{n}]" for n in range(6)]
-    await _outbox(scene, *hosts)
-    assert sorted(d.host for d in await _claimed(scene.services)) == sorted(hosts)
-
-
-async def test_what_was_tried_before_leaves_half_of_the_places_to_what_was_not(scene: Scene) -> None:
-    await _outbox(scene, *(f"dead{n}.example{n}" for n in range(50)), rung=1)
-    await _outbox(scene, "first.example")
-    first, *others = await _claimed(scene.services)
-    assert first.host == "first.example"
-    assert len(others) == PLACES_AGAIN
-    await _outbox(scene, *(f"host{n}.fresh{n}" for n in range(50)))
-    assert [d.rung for d in await _claimed(scene.services)] == [0] * (PLACES - PLACES_AGAIN - 1)
+async def test_process_delivers_sixteen_webhooks_at_a_time(scene: Scene) -> None:
+    await _write_webhooks(scene, *(f"host{n}.example" for n in range(20)))
+    assert (len(await _claimed(scene.services)), await _claimed(scene.services)) == (CONCURRENCY, [])
 
 
 # -- an event exists if and only if the task has ended
@@ -549,7 +521,7 @@ async def test_an_end_that_was_not_written_is_not_told(scene: Scene) -> None:
     """One transaction: whoever lost the race for the row has told nobody."""
     broker = scene.services
     task = await scene.order()
-    told = await broker.steps.outbox.telling(task, await _as_canceled(task))
+    told = await broker.steps.outbox.enqueue_event(task, await _as_canceled(task))
     await scene.services.database.transact(broker.tasks.saving(task, tries=1))
     with pytest.raises(Stale):
         await scene.services.database.transact(broker.tasks.saving(task, state=State.CANCELED), *told)
@@ -676,12 +648,12 @@ async def test_what_was_not_heard_is_forgotten_with_its_task(
     async with a_scene(tmp_path, ManualClock(time.time()), receiver, **settings) as scene:
         receiver.script = answers("500 Internal Server Error")
         task = await scene.ended()
-        for pause in RETRY_SCHEDULE[:6]:
+        for pause in RETRY_SCHEDULE[:5]:
             await scene.turn()
             scene.clock.advance(pause)
         assert (await scene.delivery()).outcome == Fate.PENDING
         living = await scene.ended()
-        scene.clock.advance(24 * HOUR - sum(RETRY_SCHEDULE[:6]))
+        scene.clock.advance(24 * HOUR - sum(RETRY_SCHEDULE[:5]))
         (under_way, *_) = [d for d in await _claimed(scene.services) if d.task_id == task.id]
         await scene.turn()
         row = await scene.services.tasks.get(task.id)

@@ -69,6 +69,7 @@ async def killed_and_restarted(
     return data
 
 
+@pytest.mark.faults
 async def test_killed_right_after_the_create_was_answered(tmp_path: Path, sandbox: str) -> None:
     async def at_once(broker: Broker, task_id: str) -> None:
         pass
@@ -80,6 +81,7 @@ async def test_killed_right_after_the_create_was_answered(tmp_path: Path, sandbo
         assert data["errorDetail"]["code"] == "unknown_outcome"
 
 
+@pytest.mark.faults
 async def test_killed_while_the_order_waits_in_the_queue(tmp_path: Path, sandbox: str) -> None:
     """One place at the provider, taken by another task: this one is certainly not submitted yet."""
     variables = environment(tmp_path, sandbox, free_port(), MAX_CONCURRENT_GENERATIONS="1")
@@ -110,7 +112,7 @@ async def test_killed_after_the_provider_accepted_and_before_we_knew(tmp_path: P
     assert (data["status"], len(await jobs(sandbox))) == ("completed", 1)
 
 
-@pytest.mark.parametrize("resubmit", [False, True])
+@pytest.mark.parametrize("resubmit", [False, pytest.param(True, marks=pytest.mark.faults)])
 async def test_killed_in_submit_before_the_provider_accepted(tmp_path: Path, sandbox: str, resubmit: bool) -> None:
     """The request had left and nobody took it: unknown to us, so it is not repeated – unless the owner says so."""
     arrived = asyncio.Event()
@@ -137,6 +139,7 @@ async def test_killed_in_submit_before_the_provider_accepted(tmp_path: Path, san
         assert (data["errorDetail"]["code"], len(await jobs(sandbox))) == ("unknown_outcome", 0)
 
 
+@pytest.mark.faults
 async def test_killed_after_the_callback_was_acknowledged(tmp_path: Path, sandbox: str) -> None:
     """The provider will not call again; what it said is in the inbox."""
 
@@ -150,6 +153,7 @@ async def test_killed_after_the_callback_was_acknowledged(tmp_path: Path, sandbo
     assert (data["status"], len(await jobs(sandbox))) == ("completed", 1)
 
 
+@pytest.mark.faults
 async def test_killed_in_the_middle_of_a_download(tmp_path: Path, sandbox: str) -> None:
     drafts = tmp_path / "data" / "blobs" / ".drafts"
 
@@ -163,6 +167,7 @@ async def test_killed_in_the_middle_of_a_download(tmp_path: Path, sandbox: str) 
     assert (data["status"], len(await jobs(sandbox))) == ("completed", 1)
 
 
+@pytest.mark.faults
 async def test_killed_before_the_final_commit(tmp_path: Path, sandbox: str) -> None:
     """One of two images is stored for good, the other is still on its way."""
 
@@ -177,6 +182,7 @@ async def test_killed_before_the_final_commit(tmp_path: Path, sandbox: str) -> N
     assert (data["status"], len(data["results"]), len(await jobs(sandbox))) == ("completed", 2, 1)
 
 
+@pytest.mark.faults
 async def test_killed_again_and_again_under_load(tmp_path: Path, sandbox: str) -> None:
     """40 tasks, five kills at odd moments: every accepted order ends, none is ordered twice."""
     variables = environment(tmp_path, sandbox, free_port())

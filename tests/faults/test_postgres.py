@@ -97,9 +97,16 @@ async def test_of_two_who_compare_and_set_one_wins_however_the_line_breaks(postg
         assert (row.tries, row.version) == (7, task.version + 1)
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize(
+    ("when", "fuses"),
+    [
+        pytest.param("after", range(1, 72, 9), id="after some commits"),
+        pytest.param("before", range(1, 72), id="before any commit", marks=pytest.mark.faults),
+        pytest.param("after", range(1, 72), id="after any commit", marks=pytest.mark.faults),
+    ],
+)
 async def test_a_line_that_breaks_anywhere_in_a_life_costs_time_only(
-    tmp_path: Path, postgres: Postgres, when: When
+    tmp_path: Path, postgres: Postgres, when: When, fuses: range
 ) -> None:
     """Whatever is cut off, once, at each moment that a life has: the order is made once and comes home."""
     places = asyncio.Semaphore(8)
@@ -108,9 +115,8 @@ async def test_a_line_that_breaks_anywhere_in_a_life_costs_time_only(
         async with places:
             return await _life(tmp_path / str(fuse), postgres, when, fuse)
 
-    fuses = range(1, 72)
     cuts = await asyncio.gather(*(life(fuse) for fuse in fuses))
-    assert sum(cuts) > 40, "a life has many such moments"
+    assert sum(cuts) > len(fuses) / 2, "a life has many such moments"
 
 
 async def _life(folder: Path, postgres: Postgres, when: When, fuse: int) -> bool:
@@ -127,7 +133,7 @@ async def _life(folder: Path, postgres: Postgres, when: When, fuse: int) -> bool
         return line.cut
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("when", [pytest.param("before", marks=pytest.mark.faults), "after"])
 async def test_an_order_with_a_key_and_references_survives_a_broken_line(
     tmp_path: Path, postgres: Postgres, when: When
 ) -> None:
@@ -154,6 +160,7 @@ async def test_an_order_with_a_key_and_references_survives_a_broken_line(
 # -- a server that dies
 
 
+@pytest.mark.faults
 async def test_postgres_killed_again_and_again_under_load(tmp_path: Path) -> None:
     """Restarted as after a crash every second and a half, while orders come in and go through."""
     orders = 60
@@ -208,6 +215,7 @@ async def _surely_end(house: House, task_id: str) -> dict[str, Any]:
                 return data
 
 
+@pytest.mark.faults
 async def test_a_server_that_is_away_for_long_is_told_and_then_forgiven(tmp_path: Path) -> None:
     with servers.running() as server:
         async with PostgresDatabase(await server.fresh(), patience=0.3) as database:

@@ -48,6 +48,7 @@ async def rows_and_bytes(house: House) -> None:
         assert sum(map(len, chunks)) == row["size"]
 
 
+@pytest.mark.faults
 async def test_a_bucket_that_refuses_for_a_while_costs_time_only(tmp_path: Path, s3_server: S3Server) -> None:
     async with house_with(tmp_path, s3_server) as (house, net):
         net.when(PUT, error("503 Slow Down", "SlowDown"))
@@ -75,6 +76,7 @@ async def test_half_an_upload_is_no_image(tmp_path: Path, s3_server: S3Server) -
         await rows_and_bytes(house)
 
 
+@pytest.mark.faults
 async def test_a_reference_that_cannot_be_kept_orders_nothing(tmp_path: Path, s3_server: S3Server) -> None:
     """The caller is told to come back; no task, no row, nothing to pay."""
     async with house_with(tmp_path, s3_server) as (house, net):

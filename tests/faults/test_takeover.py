@@ -99,6 +99,7 @@ class _Saying:
         return self.report
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("resubmit", [False, True])
 async def test_an_outage_longer_than_the_lease_costs_nobody_an_order(tmp_path: Path, resubmit: bool) -> None:
     """Two workers; the database goes while orders are on their way, and comes back when all leases have ended."""

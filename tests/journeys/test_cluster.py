@@ -22,14 +22,16 @@ KILLED_IN_TURN: tuple[tuple[float, Disaster], ...] = (
 )
 
 
-async def test_processes_killed_in_turn_while_500_orders_go_through() -> None:
+@pytest.mark.parametrize("orders", [60, pytest.param(500, marks=pytest.mark.faults)])
+async def test_processes_are_killed_in_turn_and_every_order_ends_once(orders: int) -> None:
     async with cluster.running() as running:
-        verdict = await trial(running, 500, KILLED_IN_TURN)
+        verdict = await trial(running, orders, KILLED_IN_TURN)
         log = running.log()
     assert verdict.right, f"{verdict.told()}\n{log}"
     assert len(verdict.events) == len(KILLED_IN_TURN)
 
 
+@pytest.mark.faults
 @pytest.mark.timeout(180)
 def test_the_script_says_what_it_saw() -> None:
     """The same trial as at the desk, smaller: two of four stay dead."""

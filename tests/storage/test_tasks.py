@@ -465,9 +465,7 @@ async def _use_deliveries(deliveries: Deliveries) -> None:
         for outcome in (None, Fate.PENDING):
             await deliveries.newest(limit=5, task_id=task_id, outcome=outcome, before=(NOW + 1, "x"))
     await deliveries.pending()
-    for again in (True, False):
-        hosts, domains = ["b.example"], ["c.example"]
-        await deliveries.claim(now=NOW, lease=lease(until=NOW), limit=5, again=again, hosts=hosts, domains=domains)
+    await deliveries.claim(now=NOW, lease=lease(until=NOW), limit=5, busy_hosts=["b.example"])
     (claimed,) = await deliveries.claim(now=NOW, lease=lease(until=NOW), limit=5)
     await deliveries.give_back([claimed])
     (claimed,) = await deliveries.claim(now=NOW, lease=lease(until=NOW), limit=5)

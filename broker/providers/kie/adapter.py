@@ -22,11 +22,12 @@ from broker.errors import NotSent, ProviderError
 from broker.net.api_client import ApiClient, FilePart, HttpResponse
 from broker.orders import Order, Reference
 from broker.providers import parsing, responses
-from broker.providers.base import STATUS_SECONDS
+from broker.providers.base import DEFAULT_KEY_ID, STATUS_TIMEOUT_SECONDS
 from broker.providers.parsing import ParsedResponse
 from broker.providers.responses import ProviderResponse
 from broker.reports import Failed, Finished, Pending, Report
 
+CALLBACK_PATH: Final = "/api/webhook/nano-banana"
 DIALECT: Final = "kie"
 """Our name in the catalog, whatever the instance is called."""
 
@@ -48,6 +49,8 @@ class Kie:
     """
 
     name: str = "kie"
+    key_id: str = DEFAULT_KEY_ID
+    callback_path: str = CALLBACK_PATH
     base_url: str
     upload_url: str
     api_key: str = field(repr=False)
@@ -241,7 +244,7 @@ class Kie:
 
     async def _get(self, path: str, params: Mapping[str, str]) -> HttpResponse:
         return await self.client.request(
-            "GET", self._url(path), headers=self._headers(), params=params, timeout=STATUS_SECONDS
+            "GET", self._url(path), headers=self._headers(), params=params, timeout=STATUS_TIMEOUT_SECONDS
         )
 
     def _redact(self, words: str) -> str:

@@ -22,11 +22,12 @@ from broker.errors import NotSent, ProviderError
 from broker.net.api_client import ApiClient, HttpResponse
 from broker.orders import Order
 from broker.providers import parsing, responses
-from broker.providers.base import STATUS_SECONDS
+from broker.providers.base import DEFAULT_KEY_ID, STATUS_TIMEOUT_SECONDS
 from broker.providers.parsing import ParsedResponse
 from broker.providers.responses import ProviderResponse
 from broker.reports import Failed, Finished, Pending, Report
 
+CALLBACK_PATH: Final = "/api/webhook/nano-banana"
 DIALECT: Final = "legacy"
 """Our name in the catalog, whatever the instance is called."""
 
@@ -39,6 +40,8 @@ class Legacy:
     """
 
     name: str = "legacy"
+    key_id: str = DEFAULT_KEY_ID
+    callback_path: str = CALLBACK_PATH
     base_url: str
     api_key: str = field(repr=False)
     client: ApiClient
@@ -109,7 +112,9 @@ class Legacy:
     async def check(self, job_id: str) -> Report:
         """A state nobody knows means that the job is not finished."""
         url = self._url(f"/status/{quote(job_id, safe='')}")
-        reply = self._reply(await self.client.request("GET", url, headers=self._headers(), timeout=STATUS_SECONDS))
+        reply = self._reply(
+            await self.client.request("GET", url, headers=self._headers(), timeout=STATUS_TIMEOUT_SECONDS)
+        )
         if reply.body is None or not reply.fine:
             raise self._trouble("status", reply)
         if reply.said.state == "done":

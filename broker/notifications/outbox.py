@@ -1,4 +1,4 @@
-"""The outbox: what a caller is to be told of a task's end, for the transaction that makes it so."""
+"""The outbox: the webhook about the end of a task, for the transaction that ends it."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from webhooks.events import Event, event_between, event_body, event_id
 
 @dataclass(frozen=True, kw_only=True)
 class Outbox:
-    """Knows what to say, and writes nothing itself."""
+    """Builder of the statements that write webhooks; executes nothing itself."""
 
     clock: Clock
     deliveries: Deliveries
     images: Images
     showing: Showing
 
-    async def telling(self, was: Task, will: Task) -> Sequence[Statement]:
-        """Return the statement that writes the event of a change, or none; it may run twice."""
-        event = event_between(was.status, will.status)
-        if event is None or will.callback_url is None:
+    async def enqueue_event(self, before: Task, after: Task) -> Sequence[Statement]:
+        """Return the statement that writes the event of a change, or none. It may run twice."""
+        event = event_between(before.status, after.status)
+        if event is None or after.callback_url is None:
             return ()
-        return (self.deliveries.adding(await self._delivery(will, will.callback_url, event)),)
+        return (self.deliveries.adding(await self._delivery(after, after.callback_url, event)),)
 
     async def _delivery(self, task: Task, url: str, event: Event) -> Delivery:
         now = self.clock.now()
@@ -40,15 +40,15 @@ class Outbox:
             task_id=task.id,
             type=event.value,
             url=url,
-            host=_host(url),
+            host=_host_of(url),
             body=event_body(event, iso(now) or "", self.showing.document(task, images, "en")),
             due_at=now,
             created_at=now,
         )
 
 
-def _host(url: str) -> str:
-    """Empty for an address that cannot be read: it will be refused when it is tried, and holds up no end of a task."""
+def _host_of(url: str) -> str:
+    """Return host and port; empty for an invalid URL, which is refused at delivery and must not block the task."""
     try:
         return parse_url(url).authority
     except EgressBlocked:
