@@ -90,7 +90,7 @@ def build_app(services: Services) -> Starlette:
         blobs=services.blobs,
         queries=services.queries,
         worker=services.worker,
-        gauges=services.gauges,
+        collector=services.collector,
         access=access,
         sentences=sentences,
         version=version,

@@ -8,22 +8,23 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from broker import agreement
+from broker.callbacks.probe import PROBE_SECONDS
+from broker.callbacks.public_url import PublicAddress, PublicUrl, check_configured
+from broker.callbacks.tunnels import TunnelAgents
 from broker.catalog import Catalog
 from broker.clock import Clock, SystemClock
+from broker.cluster import check_clock_skew, check_cluster, create_secret_file
 from broker.errors import SettingsError
+from broker.monitoring.loop_lag import measure_loop_lag
 from broker.net.api_client import ApiClient
 from broker.net.fetcher import Fetcher
 from broker.net.hosts import local_base_url
-from broker.probing import PROBE_SECONDS
 from broker.providers.addresses import adapter_for
 from broker.providers.base import Provider
 from broker.providers.kie.adapter import Kie
 from broker.providers.legacy.adapter import Legacy
-from broker.public_url import Agents, PublicAddress, PublicUrl, check_configured
 from broker.services import DOWNLOADS_AT_ONCE, Composition, Services
 from broker.settings import Settings
-from broker.watchdog import watching
 from storage.blobs import BlobStore
 from storage.database import Database
 from storage.facts import Facts
@@ -123,14 +124,14 @@ async def open_services(
         await database.check()
         await upgrade(database, clock.now())
         if settings.shared and joins:
-            await agreement.keep_time(database, clock, settings.lease)
-            await agreement.reach(Facts(database), settings, secret)
+            await check_clock_skew(database, clock, settings.lease)
+            await check_cluster(Facts(database), settings, secret)
         client = ApiClient(timeout=settings.request_timeout, max_connections=settings.max_connections)
         stack.push_async_callback(client.aclose)
         fetcher = Fetcher(allow=settings.download_allow, max_connections=DOWNLOADS_AT_ONCE * 2, total_seconds=300)
         stack.push_async_callback(fetcher.aclose)
-        scouts = ApiClient(timeout=PROBE_SECONDS, max_connections=16, max_answer_bytes=2**20)
-        stack.push_async_callback(scouts.aclose)
+        agent_client = ApiClient(timeout=PROBE_SECONDS, max_connections=16, max_answer_bytes=2**20)
+        stack.push_async_callback(agent_client.aclose)
         catalog = Catalog.load()
         provider = provider_for(settings, client, catalog, clock)
         blobs = await stack.enter_async_context(blobs_for(settings))
@@ -145,17 +146,17 @@ async def open_services(
             blobs=blobs,
             tokens=CallbackTokens(secret),
             address=_address(settings, port, local_provider=local_provider, now=clock.now()),
-            agents=Agents(client=scouts, tunnel_api=settings.tunnel_api, port=port or settings.port),
+            agents=TunnelAgents(client=agent_client, tunnel_api=settings.tunnel_api, port=port or settings.port),
         ).services()
         stack.push_async_callback(services.thumbnails.aclose)
-        await stack.enter_async_context(watching(services.metrics))
+        await stack.enter_async_context(measure_loop_lag(services.metrics))
         if joins and services.address.current is None:
-            await services.lookout.begin()
+            await services.url_monitor.seed()
         yield services
 
 
 def _address(settings: Settings, port: int | None, *, local_provider: bool, now: float) -> PublicAddress:
-    """Ours before any tunnel was looked for. Raises `SettingsError` for a wrong WEBHOOK_BASE_URL."""
+    """Return the URL known before tunnels are discovered. Raises `SettingsError` for a wrong WEBHOOK_BASE_URL."""
     if local_provider:
         return PublicAddress(
             current=PublicUrl(url=local_base_url(settings.host, port or settings.port), source="local")
@@ -212,7 +213,7 @@ def _secret(settings: Settings) -> bytes:
         if kept is not None:
             return kept
         settings.data_dir.mkdir(parents=True, exist_ok=True)
-        agreement.make_once(secret_file(settings))
+        create_secret_file(secret_file(settings))
         return secret_file(settings).read_bytes().strip()
     except OSError as error:
         raise SettingsError(

@@ -1,4 +1,4 @@
-"""The only clock of the house, handed to whoever needs the time."""
+"""The only clock of the broker, passed to every part that needs the time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Logs: one line per change of a task, a sentence and a verb; never a prompt, key, token or image."""
+"""Logs: one line per state change, a sentence and an action; never a prompt, key, token or image."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _KEPT_DAYS = 7
 
 
 def hide_secrets(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Hide what looks like a secret, by name and by shape, in case a caller forgot."""
+    """Hide values that look like secrets, by name and by shape, in case a call site missed one."""
     for name, value in event.items():
         if name in _SECRET_NAMES:
             event[name] = _HIDDEN
@@ -31,7 +31,7 @@ def hide_secrets(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMap
 
 
 def configure(level: str, form: str, folder: Path | None) -> None:
-    """Logs go to standard error; with a folder also to `app.log` there, a new file each midnight, seven kept.
+    """Log to standard error, and with a folder also to `app.log` there: a new file each midnight, seven kept.
 
     form: `console` for people, `json` for machines.
     """
@@ -47,7 +47,9 @@ def configure(level: str, form: str, folder: Path | None) -> None:
         handler.setFormatter(_formatter(form, colors=handler is handlers[0] and sys.stderr.isatty()))
     root = logging.getLogger()
     root.handlers[:] = handlers
-    root.setLevel(max(logging.INFO, logging.getLevelName(level.upper())))  # what libraries debug holds whole bodies
+    root.setLevel(
+        max(logging.INFO, logging.getLevelName(level.upper()))
+    )  # debug lines of libraries hold complete bodies
     logging.getLogger("broker").setLevel(level.upper())
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs whole URLs
     logging.getLogger("httpcore").setLevel(logging.WARNING)
@@ -60,7 +62,7 @@ def configure(level: str, form: str, folder: Path | None) -> None:
 
 
 def bare(error: Exception) -> Any:
-    """For `exc_info`: the kind of an error and where it happened; its text may hold what a caller sent."""
+    """Return for `exc_info` the type of an error and its traceback; its text may hold data of the caller."""
     return RuntimeError, RuntimeError(type(error).__qualname__), error.__traceback__
 
 

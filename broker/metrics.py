@@ -62,7 +62,7 @@ class Metrics:
         self.callbacks = Counter(
             "broker_callbacks",
             "Callbacks received, by what they proved",
-            ["provider", "verdict"],
+            ["provider", "verification"],
             registry=self.registry,
         )
         self.callback_seconds = Histogram(

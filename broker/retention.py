@@ -34,6 +34,7 @@ from storage.facts import Facts
 from storage.hooks import Hooks
 from storage.idempotency import IdempotencyRecords
 from storage.images import Images
+from storage.ledger import Ledger
 from storage.migrate import born_at
 from storage.tasks import State, Task, Tasks
 
@@ -121,6 +122,7 @@ class Retention:
         await _in_batches(lambda: self.hooks.forget(before, BATCH))
         await _in_batches(lambda: self.idempotency.delete_before(before, BATCH))
         await _in_batches(lambda: self.deliveries.forget(before, BATCH))
+        await _in_batches(lambda: Ledger(self.database).delete_older(self.clock.now(), BATCH))
         if await self.chores.take("sweep", now=self.clock.now(), every=SWEEP_EVERY):
             await self.sweep(older_than=SWEEP_EVERY)
 

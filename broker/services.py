@@ -7,16 +7,19 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from broker.callbacks.inbox import CallbackInbox
+from broker.callbacks.probe import ReachabilityProbe
+from broker.callbacks.public_url import PublicAddress
 from broker.callbacks.receive import CallbackReceiver, FloodGuard
+from broker.callbacks.tunnels import TunnelAgents
+from broker.callbacks.url_monitor import UrlMonitor
 from broker.callbacks.verification import CallbackVerifier
 from broker.catalog import Catalog
 from broker.clock import Clock
-from broker.credits import Credits
 from broker.forecast import Forecast
-from broker.gauges import Gauges
 from broker.lifecycle import Rules
-from broker.lookout import Lookout
 from broker.metrics import Metrics
+from broker.monitoring.balance import BalanceMonitor
+from broker.monitoring.collectors import DatabaseCollector
 from broker.net.fetcher import Fetcher
 from broker.notifications.deliverer import Deliverer
 from broker.notifications.delivery_log import DeliveryLog
@@ -26,10 +29,8 @@ from broker.ordering.plan import Planner
 from broker.ordering.rate_limit import RateLimiter
 from broker.ordering.references import ReferenceIntake
 from broker.ordering.service import OrderService
-from broker.probing import Prober
 from broker.providers.base import Provider
 from broker.providers.kie.signature import callback_signature
-from broker.public_url import Agents, PublicAddress
 from broker.retention import Retention
 from broker.sentences import Sentences
 from broker.settings import Settings
@@ -61,7 +62,7 @@ TURNS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Services:
-    """The opened system."""
+    """The opened system. url_monitor: keeps `address` up to date while it runs."""
 
     settings: Settings
     clock: Clock
@@ -86,9 +87,9 @@ class Services:
     forecast: Forecast
     steps: Steps
     worker: Worker
-    gauges: Gauges
+    collector: DatabaseCollector
     address: PublicAddress
-    lookout: Lookout
+    url_monitor: UrlMonitor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +105,7 @@ class Composition:
     blobs: BlobStore
     tokens: CallbackTokens
     address: PublicAddress
-    agents: Agents
+    agents: TunnelAgents
 
     def services(self) -> Services:
         return Services(
@@ -131,9 +132,9 @@ class Composition:
             forecast=self._forecast(),
             steps=self.steps,
             worker=self.worker,
-            gauges=self._gauges(),
+            collector=self._collector(),
             address=self.address,
-            lookout=self._lookout(),
+            url_monitor=self._url_monitor(),
         )
 
     # -- what is at rest
@@ -189,9 +190,9 @@ class Composition:
         return Outbox(clock=self.clock, deliveries=self.deliveries, images=self.images, showing=self.showing)
 
     @cached_property
-    def accounts(self) -> Credits:
+    def balances(self) -> BalanceMonitor:
         chores, facts = Chores(self.database), Facts(self.database)
-        return Credits(clock=self.clock, chores=chores, facts=facts, providers=self.providers)
+        return BalanceMonitor(clock=self.clock, chores=chores, facts=facts, providers=self.providers)
 
     def callback_url(self, provider: str, task: str, attempt: int) -> str | None:
         """Return the URL for callbacks about one attempt, token included; None without a public URL."""
@@ -310,7 +311,7 @@ class Composition:
             lanes=self.lanes,
             deliverer=self._deliverer(),
             retention=self._retention(),
-            accounts=self.accounts,
+            balances=self.balances,
             lease=self.settings.lease,
         )
 
@@ -354,26 +355,26 @@ class Composition:
             metrics=self.metrics,
         )
 
-    def _gauges(self) -> Gauges:
-        return Gauges(
+    def _collector(self) -> DatabaseCollector:
+        return DatabaseCollector(
             clock=self.clock,
             metrics=self.metrics,
             tasks=self.tasks,
             lanes=self.lanes,
             deliveries=self.deliveries,
-            accounts=self.accounts,
+            balances=self.balances,
             steps_running=lambda: self.worker.busy,
         )
 
-    def _lookout(self) -> Lookout:
-        return Lookout(
+    def _url_monitor(self) -> UrlMonitor:
+        return UrlMonitor(
             address=self.address,
             agents=self.agents,
-            prober=Prober(client=self.agents.client, presence=ChallengeResponse(self.tokens.secret)),
-            steps=self.steps,
+            probe=ReachabilityProbe(client=self.agents.client, challenge=ChallengeResponse(self.tokens.secret)),
+            switch_to_polling=self.steps.cut_off,
             clock=self.clock,
             metrics=self.metrics,
-            alone=not self.settings.shared,
+            is_only_machine=not self.settings.shared,
         )
 
 

@@ -162,7 +162,13 @@ class Settings(BaseSettings):
     @field_validator("webhook_base_url")
     @classmethod
     def _public_address(cls, value: str) -> str:
-        return cls._http_address(value) if value else ""
+        try:
+            return cls._http_address(value) if value else ""
+        except ValueError:
+            raise ValueError(
+                "use the public URL of the broker, like https://broker.example.com, without user name or password, "
+                "or leave it empty"
+            ) from None
 
     @field_validator("cors_origins")
     @classmethod

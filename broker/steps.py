@@ -246,7 +246,7 @@ class Steps:
         now = self.clock.now()
         number = task.attempt + 1
         hooked = self.callback_url(task.provider, task.id, number) is not None
-        attempt = Attempt(task_id=task.id, number=number, provider=provider.name, sent_at=now)
+        attempt = Attempt(task_id=task.id, number=number, provider=provider.name, key_id=provider.key_id, sent_at=now)
         changes = lifecycle.intent(task, hooked=hooked, now=now, rules=self.rules).task
         limits = Limits(creates=provider.creates_per_10s, places=provider.concurrency)
         try:

@@ -21,8 +21,7 @@ def count(metrics: Metrics, task: Task, changes: Changes, now: float, report: Re
 
 def _moved(metrics: Metrics, task: Task, state: State, now: float) -> None:
     metrics.transitions.labels(task.state.value, state.value).inc()
-    since = task.updated_at if task.entered_at is None else task.entered_at
-    metrics.state_seconds.labels(task.state.value).observe(max(0.0, now - since))
+    metrics.state_seconds.labels(task.state.value).observe(max(0.0, now - task.entered_at))
     if state == State.SUBMITTING and task.attempt == 0:
         metrics.queue_seconds.labels(task.provider).observe(max(0.0, now - task.created_at))
 

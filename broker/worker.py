@@ -14,8 +14,8 @@ from typing import Final
 
 from broker import retention
 from broker.clock import Clock
-from broker.credits import Credits
 from broker.logs import bare, log
+from broker.monitoring.balance import BalanceMonitor
 from broker.notifications.deliverer import Deliverer
 from broker.retention import Retention
 from broker.steps import Steps
@@ -64,7 +64,7 @@ class Worker:
     lanes: Lanes
     deliverer: Deliverer
     retention: Retention
-    accounts: Credits
+    balances: BalanceMonitor
     lease: float = 30.0
     patience: float = DRAIN_SECONDS
     beat_at: float = 0.0
@@ -297,7 +297,7 @@ class Worker:
         if now - self._housekept_at >= retention.EVERY and not self._sparing():
             self._housekept_at = now
             self._start(self._guarded(self.retention.housekeep_for_all(), "", "housekeeping"), _Running())
-            self._start(self._guarded(self.accounts.ask(), "", "credits"), _Running())
+            self._start(self._guarded(self.balances.refresh(), "", "balance"), _Running())
 
     async def _drain(self) -> None:
         if self._running:

@@ -19,9 +19,9 @@ class Chores:
         One that would be due later than that was taken before the clock was set back, and is due, too.
         """
         taken = await self.database.execute(
-            """INSERT INTO chores (name, due_at) VALUES (:name, :next)
+            """INSERT INTO periodic_jobs (name, due_at) VALUES (:name, :next)
                 ON CONFLICT (name) DO UPDATE SET due_at = :next
-                WHERE chores.due_at <= :now OR chores.due_at > :next""",
+                WHERE periodic_jobs.due_at <= :now OR periodic_jobs.due_at > :next""",
             name=name,
             now=now,
             next=now + every,

@@ -54,7 +54,7 @@ def listing(values: Sequence[str]) -> tuple[str, dict[str, str]]:
 
 
 def record(kind: type[T], row: Row) -> T:
-    """A row as the dataclass it stands for. Columns that a newer version added beside us are none of our business."""
+    """Return the row as a dataclass with a field for each of its columns."""
     return kind(**{field.name: row[field.name] for field in fields(cast("Any", kind))})
 
 

@@ -100,7 +100,7 @@ class Deliveries:
     async def tries(self, delivery_id: str) -> list[Try]:
         """In order."""
         rows = await self.database.fetch(
-            "SELECT * FROM delivery_tries WHERE delivery_id = :id ORDER BY number", id=delivery_id
+            "SELECT * FROM delivery_attempts WHERE delivery_id = :id ORDER BY number", id=delivery_id
         )
         return [record(Try, row) for row in rows]
 
@@ -187,12 +187,12 @@ class Deliveries:
             },
             must_change=True,
         )
-        noting = _insert("delivery_tries", _TRY_COLUMNS, "delivery_id, number", one)
+        noting = _insert("delivery_attempts", _TRY_COLUMNS, "delivery_id, number", one)
         try:
             await self.database.transact(saving, noting)
         except Stale:
             rows = await self.database.fetch(
-                """SELECT 1 FROM delivery_tries
+                """SELECT 1 FROM delivery_attempts
                     WHERE delivery_id = :delivery_id AND number = :number AND at = :at""",
                 delivery_id=one.delivery_id,
                 number=one.number,
@@ -224,7 +224,7 @@ class Deliveries:
         listed, params = listing(tasks)
         state = "(SELECT t.state FROM tasks t WHERE t.id = deliveries.task_id)"
         which = f"task_id IN ({listed}) AND {state} = 'expired'"
-        tries = f"DELETE FROM delivery_tries WHERE delivery_id IN (SELECT id FROM deliveries WHERE {which})"
+        tries = f"DELETE FROM delivery_attempts WHERE delivery_id IN (SELECT id FROM deliveries WHERE {which})"
         return [
             Statement(sql=f"UPDATE deliveries SET lease_until = 0, leased_by = '' WHERE {which}", params=params),
             Statement(sql=tries, params=params),
@@ -245,7 +245,7 @@ class Deliveries:
         which_params: dict[str, Any] = {**params, "before": before}
         _, forgotten = await self.database.transact(
             Statement(
-                sql=f"DELETE FROM delivery_tries WHERE delivery_id IN (SELECT id FROM deliveries WHERE {which})",
+                sql=f"DELETE FROM delivery_attempts WHERE delivery_id IN (SELECT id FROM deliveries WHERE {which})",
                 params=which_params,
             ),
             Statement(sql=f"DELETE FROM deliveries WHERE {which}", params=which_params),

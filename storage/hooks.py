@@ -39,13 +39,13 @@ class Entry:
 class Hook(Entry):
     """One callback as it came, secrets removed.
 
-    headers, query: JSON. body: as text. proofs: what it proved, as JSON; None for one that an older version kept.
+    headers, query: JSON. body: as text. proofs: what it proved, as JSON.
     """
 
     headers: str
     query: str
     body: str
-    proofs: str | None = None
+    proofs: str
 
 
 _LINE = ", ".join(f.name for f in fields(Entry))
@@ -61,12 +61,12 @@ class Hooks:
 
     def adding(self, hook: Hook) -> Statement:
         return Statement(
-            sql=f"INSERT INTO hooks ({', '.join(_COLUMNS)}) VALUES ({', '.join(':' + c for c in _COLUMNS)})",
+            sql=f"INSERT INTO callbacks ({', '.join(_COLUMNS)}) VALUES ({', '.join(':' + c for c in _COLUMNS)})",
             params={name: getattr(hook, name) for name in _COLUMNS},
         )
 
     async def get(self, hook_id: str) -> Hook | None:
-        row = await self.database.point("SELECT * FROM hooks WHERE id = :id", id=hook_id)
+        row = await self.database.point("SELECT * FROM callbacks WHERE id = :id", id=hook_id)
         return record(Hook, row) if row else None
 
     async def newest(
@@ -83,7 +83,7 @@ class Hooks:
         wanted = {"task_id": task_id, "verdict": verdict, "provider": provider}
         only = {name: value for name, value in wanted.items() if value is not None}
         rows = await self.database.fetch(
-            f"""SELECT {_LINE} FROM hooks
+            f"""SELECT {_LINE} FROM callbacks
                 WHERE (received_at, id) < (:at, :last) {" ".join(f"AND {name} = :{name}" for name in only)}
                 ORDER BY received_at DESC, id DESC LIMIT :limit""",
             at=at,
@@ -96,7 +96,8 @@ class Hooks:
     async def believed(self, task_id: str, attempt: int) -> bool:
         """Whether the provider called about this attempt, read or not."""
         row = await self.database.point(
-            f"SELECT 1 AS one FROM hooks h WHERE h.task_id = :task_id AND h.attempt = :attempt AND {_CALLED} LIMIT 1",
+            f"""SELECT 1 AS one FROM callbacks h
+                WHERE h.task_id = :task_id AND h.attempt = :attempt AND {_CALLED} LIMIT 1""",
             task_id=task_id,
             attempt=attempt,
         )
@@ -111,7 +112,7 @@ class Hooks:
             f"""SELECT provider, count(*) AS n FROM
                 (SELECT provider FROM attempts a WHERE a.learned_by = 'question'
                 AND a.ended_at > :since AND a.ended_at <= :until AND NOT EXISTS
-                (SELECT 1 FROM hooks h WHERE h.task_id = a.task_id AND h.attempt = a.number AND {_CALLED})
+                (SELECT 1 FROM callbacks h WHERE h.task_id = a.task_id AND h.attempt = a.number AND {_CALLED})
                 LIMIT :limit) due GROUP BY provider""",
             since=since,
             until=until,
@@ -122,7 +123,7 @@ class Hooks:
     async def tasks_with_news(self, limit: int) -> list[str]:
         """Tasks whose callbacks were acknowledged and not read yet."""
         rows = await self.database.fetch(
-            "SELECT DISTINCT task_id FROM hooks WHERE digested_at IS NULL AND task_id IS NOT NULL LIMIT :limit",
+            "SELECT DISTINCT task_id FROM callbacks WHERE digested_at IS NULL AND task_id IS NOT NULL LIMIT :limit",
             limit=limit,
         )
         return [row["task_id"] for row in rows]
@@ -130,7 +131,7 @@ class Hooks:
     async def unread(self, task_id: str) -> list[Hook]:
         """In the order of arrival."""
         rows = await self.database.fetch(
-            """SELECT * FROM hooks WHERE task_id = :task_id AND digested_at IS NULL AND task_id IS NOT NULL
+            """SELECT * FROM callbacks WHERE task_id = :task_id AND digested_at IS NULL AND task_id IS NOT NULL
                 ORDER BY received_at, id""",
             task_id=task_id,
         )
@@ -139,7 +140,7 @@ class Hooks:
     def digesting(self, hook: Hook, now: float) -> Statement:
         """Its news is taken in; `Stale` if somebody else did so."""
         return Statement(
-            sql="UPDATE hooks SET digested_at = :now WHERE id = :id AND digested_at IS NULL",
+            sql="UPDATE callbacks SET digested_at = :now WHERE id = :id AND digested_at IS NULL",
             params={"id": hook.id, "now": now},
             must_change=True,
         )
@@ -147,8 +148,8 @@ class Hooks:
     async def forget(self, before: float, limit: int) -> int:
         """Remove callbacks that came before `before` and were read, at most `limit`; how many."""
         return await self.database.execute(
-            f"""DELETE FROM hooks WHERE id IN
-                (SELECT id FROM hooks WHERE received_at < :before AND digested_at IS NOT NULL
+            f"""DELETE FROM callbacks WHERE id IN
+                (SELECT id FROM callbacks WHERE received_at < :before AND digested_at IS NOT NULL
                 ORDER BY received_at, id LIMIT :limit{self.database.skip_locked})""",
             before=before,
             limit=limit,
@@ -157,7 +158,8 @@ class Hooks:
     async def count_for(self, task_id: str) -> int:
         """Callbacks of one task that still wait to be read; a flood is cut off by it."""
         row: Any = await self.database.point(
-            "SELECT count(*) AS n FROM hooks WHERE task_id = :task_id AND digested_at IS NULL AND task_id IS NOT NULL",
+            """SELECT count(*) AS n FROM callbacks
+                WHERE task_id = :task_id AND digested_at IS NULL AND task_id IS NOT NULL""",
             task_id=task_id,
         )
         return int(row["n"])

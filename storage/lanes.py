@@ -47,7 +47,7 @@ _TAKEN = """SELECT count(*) AS n FROM attempts
     WHERE provider = :provider AND sent_at > :since AND sent_at <= :horizon"""
 _RUNNING = """SELECT count(*) AS n FROM tasks WHERE provider = :provider AND state IN ('submitting', 'waiting')"""
 # after a trouble one job goes first and shows whether the way is free
-_PROBE = """SELECT count(*) AS n FROM lanes l JOIN attempts a ON a.provider = l.provider
+_PROBE = """SELECT count(*) AS n FROM provider_limits l JOIN attempts a ON a.provider = l.provider
     WHERE l.provider = :provider AND l.troubles > 0 AND a.outcome = 'sent'
     AND a.sent_at >= l.paused_until AND a.sent_at > :probing AND a.sent_at <= :horizon"""
 
@@ -61,8 +61,8 @@ class Lanes:
     async def room(self, provider: str, limits: Limits, now: float) -> Room:
         """What may be submitted now. Only a hint: `intending` decides."""
         row: Any = await self.database.point(
-            f"""SELECT (SELECT paused_until FROM lanes WHERE provider = :provider) AS paused_until,
-                (SELECT troubles FROM lanes WHERE provider = :provider) AS troubles,
+            f"""SELECT (SELECT paused_until FROM provider_limits WHERE provider = :provider) AS paused_until,
+                (SELECT troubles FROM provider_limits WHERE provider = :provider) AS troubles,
                 ({_TAKEN}) AS taken, ({_RUNNING}) AS running, ({_PROBE}) AS probes""",
             **_moments(provider, now),
         )
@@ -79,7 +79,7 @@ class Lanes:
     async def load(self, provider: str, now: float) -> Load:
         """How busy the lane is. A pause that is longer than any was written before the clock was set back."""
         row: Any = await self.database.point(
-            f"""SELECT (SELECT paused_until FROM lanes WHERE provider = :provider) AS paused_until,
+            f"""SELECT (SELECT paused_until FROM provider_limits WHERE provider = :provider) AS paused_until,
                 ({_RUNNING}) AS running""",
             provider=provider,
         )
@@ -93,8 +93,8 @@ class Lanes:
         It comes after the task's own row became `submitting`, which therefore counts as one of the places.
         """
         taking = Statement(
-            sql="""INSERT INTO lanes (provider, paused_until, troubles) VALUES (:provider, 0, 0)
-                ON CONFLICT (provider) DO UPDATE SET troubles = lanes.troubles""",
+            sql="""INSERT INTO provider_limits (provider, paused_until, troubles) VALUES (:provider, 0, 0)
+                ON CONFLICT (provider) DO UPDATE SET troubles = provider_limits.troubles""",
             params={"provider": attempt.provider},
         )
         return [taking, self._counting(attempt, limits)]
@@ -102,13 +102,14 @@ class Lanes:
     @staticmethod
     def _counting(attempt: Attempt, limits: Limits) -> Statement:
         return Statement(
-            sql=f"""INSERT INTO attempts (task_id, number, provider, sent_at, outcome, billed)
-                SELECT :task_id, :number, :provider, :sent_at, 'sent', 'unknown'
+            sql=f"""INSERT INTO attempts (task_id, number, provider, key_id, sent_at, outcome, billed)
+                SELECT :task_id, :number, :provider, :key_id, :sent_at, 'sent', 'unknown'
                 WHERE ({_TAKEN}) < :creates AND ({_RUNNING}) <= :places AND ({_PROBE}) = 0""",
             params={
                 **_moments(attempt.provider, attempt.sent_at),
                 "task_id": attempt.task_id,
                 "number": attempt.number,
+                "key_id": attempt.key_id,
                 "sent_at": attempt.sent_at,
                 "creates": limits.creates,
                 "places": limits.places,
@@ -119,22 +120,24 @@ class Lanes:
     def pausing(self, provider: str, until: float) -> Statement:
         """Submit nothing before `until`, and count one more trouble."""
         return Statement(
-            sql="""INSERT INTO lanes (provider, paused_until, troubles) VALUES (:provider, :until, 1)
-                ON CONFLICT (provider) DO UPDATE SET troubles = lanes.troubles + 1, paused_until =
-                CASE WHEN lanes.paused_until > :until THEN lanes.paused_until ELSE :until END""",
+            sql="""INSERT INTO provider_limits (provider, paused_until, troubles) VALUES (:provider, :until, 1)
+                ON CONFLICT (provider) DO UPDATE SET troubles = provider_limits.troubles + 1, paused_until =
+                CASE WHEN provider_limits.paused_until > :until THEN provider_limits.paused_until ELSE :until END""",
             params={"provider": provider, "until": until},
         )
 
     def clearing(self, provider: str) -> Statement:
         """The way is free again."""
         return Statement(
-            sql="UPDATE lanes SET troubles = 0, paused_until = 0 WHERE provider = :provider AND troubles > 0",
+            sql="UPDATE provider_limits SET troubles = 0, paused_until = 0 WHERE provider = :provider AND troubles > 0",
             params={"provider": provider},
         )
 
     async def troubles(self, provider: str) -> int:
         """How many submissions in a row met trouble."""
-        row = await self.database.point("SELECT troubles FROM lanes WHERE provider = :provider", provider=provider)
+        row = await self.database.point(
+            "SELECT troubles FROM provider_limits WHERE provider = :provider", provider=provider
+        )
         return int(row["troubles"]) if row else 0
 
     async def _window_opens(self, provider: str, limits: Limits, now: float) -> float:

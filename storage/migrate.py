@@ -1,4 +1,4 @@
-"""Brings a database to today's shape: numbered files, each in a transaction of its own, run once."""
+"""Migrations: numbered SQL files, each run once, in a transaction of its own."""
 
 from __future__ import annotations
 

@@ -25,6 +25,7 @@ from enum import StrEnum
 from typing import Any
 
 from storage.database import Database, Row, Statement, listing, record
+from storage.ledger import Ledger
 
 DUE = "due"
 """The channel that wakes workers."""
@@ -69,9 +70,8 @@ class Task:
     come: the provider knows an address, and it is still ours. refs: the references, as stored. outputs: result URLs,
     in order. callback_url: where the caller wants to be told of the end; may hold a secret. deadline_at: when
     patience with this state ends. ended_at: when the caller was first told an end.
-    entered_at: when it came into this state. sent_at, finished_at: when the current attempt was ordered, and when its
-    result was ready. provider_state, provider_percent: how far the provider says it is. (None: a version that knew
-    none of these wrote the row.)
+    entered_at: when it came into this state. sent_at, finished_at: when the current attempt was submitted, and when its
+    result was ready. provider_state, provider_percent: the provider's own word for its progress, if it has any.
     """
 
     id: str
@@ -109,7 +109,7 @@ class Task:
     created_at: float
     updated_at: float
     ended_at: float | None = None
-    entered_at: float | None = None
+    entered_at: float
     sent_at: float | None = None
     finished_at: float | None = None
     provider_state: str | None = None
@@ -143,8 +143,9 @@ _STATUS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """One line of the ledger: a request that could cost something, and what became of it.
+    """One submission to a provider: a request that could cost something, and its outcome.
 
+    key_id: the provider's key that it used, by its stable name; checks and cancels use the same.
     outcome: `sent`, `accepted`, `refused`, `failed`, `succeeded` or `unknown`. spare: a second success, kept as JSON.
     learned_by: how we heard of the end: `callback`, `question` (asked, although a callback was expected) or `poll`
     (asked, none could come); None where the order's own answer told it.
@@ -153,6 +154,7 @@ class Attempt:
     task_id: str
     number: int
     provider: str
+    key_id: str
     job_id: str | None = None
     sent_at: float
     ended_at: float | None = None
@@ -258,10 +260,9 @@ class Tasks:
 
     async def of_owner(self, owner: str) -> list[Task]:
         """The tasks that are not expired yet and whose files those of an owner are."""
-        column = "batch" if owner.startswith("refs_") else "id"
-        listed, params = listing(_living_as(owner))
+        column, value = _owner_key(owner)
         rows = await self.database.fetch(
-            f"SELECT * FROM tasks WHERE {column} IN ({listed}) AND state <> 'expired' ORDER BY created_at, id", **params
+            f"SELECT * FROM tasks WHERE {column} = :value AND state <> 'expired' ORDER BY created_at, id", value=value
         )
         return [_to_task(row) for row in rows]
 
@@ -404,7 +405,7 @@ class Tasks:
                     ORDER BY deadline_at LIMIT 1) AS overdue,
                 (SELECT due_at FROM deliveries WHERE due_at IS NOT NULL AND {free}
                     ORDER BY due_at LIMIT 1) AS telling,
-                (SELECT 1 FROM hooks WHERE digested_at IS NULL AND task_id IS NOT NULL LIMIT 1) AS news""",
+                (SELECT 1 FROM callbacks WHERE digested_at IS NULL AND task_id IS NOT NULL LIMIT 1) AS news""",
             now=now,
             **{f"p{number}": provider for number, provider in enumerate(providers)},
         )
@@ -438,16 +439,16 @@ class Tasks:
         return str(rows[-1]["id"])
 
     async def living(self, owners: Sequence[str]) -> set[str]:
-        """Those of some owners of files whose task, or a task of whose batch, is there and not expired."""
-        names = {owner: _living_as(owner) for owner in owners}
-        listed, params = listing(sorted({name for several in names.values() for name in several}))
+        """Return the owners of files that have a task, or a task of their batch, that is not expired."""
+        names = {owner: _owner_key(owner)[1] for owner in owners}
+        listed, params = listing(sorted(set(names.values())))
         rows = await self.database.fetch(
             f"""SELECT id AS name FROM tasks WHERE id IN ({listed}) AND state <> 'expired'
                 UNION SELECT batch FROM tasks WHERE batch IN ({listed}) AND state <> 'expired'""",
             **params,
         )
         found = {row["name"] for row in rows}
-        return {owner for owner, several in names.items() if not found.isdisjoint(several)}
+        return {owner for owner, name in names.items() if name in found}
 
     # -- changing: statements for a transaction
 
@@ -477,11 +478,10 @@ class Tasks:
 
         `Stale` if it is already.
         """
-        column = "batch" if owner.startswith("refs_") else "id"
-        listed, params = listing(_living_as(owner))
+        column, value = _owner_key(owner)
         return Statement(
-            sql=f"UPDATE tasks SET version = version WHERE {column} IN ({listed}) AND state <> 'expired'",
-            params=params,
+            sql=f"UPDATE tasks SET version = version WHERE {column} = :value AND state <> 'expired'",
+            params={"value": value},
             must_change=True,
         )
 
@@ -495,10 +495,19 @@ class Tasks:
         )
 
     def deleting_all(self, tasks: Sequence[Task]) -> list[Statement]:
-        """Rows and ledgers of tasks of one claim, as far as they are still leased by it."""
+        """Delete tasks of one claim that are still leased by it, and move their attempts into the ledger.
+
+        1. Lock the tasks: another claim between the steps would count their attempts twice. 2. Add the attempts to the
+        ledger. 3. Delete attempts and tasks.
+        """
         which, params = _still_leased(tasks)
-        ledgers = f"DELETE FROM attempts WHERE task_id IN (SELECT id FROM tasks WHERE {which})"
-        return [Statement(sql=ledgers, params=params), Statement(sql=f"DELETE FROM tasks WHERE {which}", params=params)]
+        attempts = f"DELETE FROM attempts WHERE task_id IN (SELECT id FROM tasks WHERE {which})"
+        return [
+            Statement(sql=f"UPDATE tasks SET version = version WHERE {which}", params=params),
+            Ledger(self.database).append_attempts(which, params),
+            Statement(sql=attempts, params=params),
+            Statement(sql=f"DELETE FROM tasks WHERE {which}", params=params),
+        ]
 
     async def unexpired_batches(self, batches: Sequence[str]) -> set[str]:
         """Those of some batches that have a task which is not expired yet."""
@@ -517,10 +526,10 @@ class Tasks:
         )
 
 
-def _living_as(owner: str) -> tuple[str, ...]:
-    """What lives if an owner of files does. Batches of older versions are called like their first task."""
+def _owner_key(owner: str) -> tuple[str, str]:
+    """Return the column and its value by which an owner of files is found: a task, or the batch of references."""
     number = owner.removeprefix("refs_")
-    return (owner,) if number == owner else (f"batch_{number}", f"task_{number}")
+    return ("id", owner) if number == owner else ("batch", f"batch_{number}")
 
 
 def _still_leased(tasks: Sequence[Task]) -> tuple[str, dict[str, Any]]:

@@ -109,7 +109,7 @@ def hook_document(hook: Hook) -> Document:
         **entry_document(hook),
         "headers": json.loads(hook.headers),
         "query": json.loads(hook.query),
-        "proofs": json.loads(hook.proofs) if hook.proofs is not None else None,
+        "proofs": json.loads(hook.proofs),
         "body": hook.body,
     }
 

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from broker.api.access import Access
 from broker.api.answers import answer, language
 from broker.clock import Clock
-from broker.gauges import Gauges
+from broker.monitoring.collectors import DatabaseCollector
 from broker.sentences import Sentences
 from broker.tasks.queries import TaskQueries
 from broker.worker import Worker
@@ -34,7 +34,7 @@ class Operations:
     blobs: BlobStore
     queries: TaskQueries
     worker: Worker
-    gauges: Gauges
+    collector: DatabaseCollector
     access: Access
     sentences: Sentences
     version: str
@@ -72,7 +72,7 @@ class Operations:
     async def metrics(self, request: Request) -> Response:
         """The Prometheus text format."""
         self.access.require(request)
-        return Response(await self.gauges.page(), headers={"content-type": CONTENT_TYPE_LATEST})
+        return Response(await self.collector.render_page(), headers={"content-type": CONTENT_TYPE_LATEST})
 
 
 async def _trouble(check: Awaitable[object]) -> str | None:

@@ -372,7 +372,7 @@ class HookEntry(Ours):
 class Hook(HookEntry):
     headers: dict[str, str]
     query: dict[str, str]
-    proofs: dict[str, Any] | None
+    proofs: dict[str, Any]
     body: str
 
 

@@ -1,1 +1,1 @@
-"""Callbacks: what providers send to us."""
+"""Callbacks from providers: the public URL that they reach, and receiving them."""

@@ -86,7 +86,7 @@ class CallbackVerifier:
     async def verify_stored(self, hook: Hook) -> VerifiedCallback:
         """Verify a callback of the inbox by what it proved on arrival and what is required now."""
         provider = self._provider_of(hook.provider)
-        evidence = Evidence.from_json(hook.proofs) if hook.proofs else Evidence()
+        evidence = Evidence.from_json(hook.proofs)
         required = self._signature_of(provider).required and evidence.token == Proof.NONE
         body, malformed = _read_stored(hook)
         job_ids = provider.job_ids(body)

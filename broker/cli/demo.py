@@ -16,7 +16,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 from broker.cli.house import Moment, broker_for_a_moment, quiet_logs
 from broker.cli.screen import Unable, complain, say
 from broker.client import BrokerError, Image, Task
-from broker.client.errors import failure
+from broker.client.errors import describe_failure
 from broker.settings import Settings
 from storage.hooks import Entry
 
@@ -101,7 +101,7 @@ async def _ended(moment: Moment, task_id: str, tell: Callable[[str], None]) -> T
             if status == "completed":
                 return task
             if status in {"failed", "canceled"}:
-                raise Unable(failure(task))
+                raise Unable(describe_failure(task))
             await anyio.sleep(LOOK_EVERY)
     raise Unable(f"after {PATIENCE_SECONDS:g} s the task is still {status or 'unknown'}")
 

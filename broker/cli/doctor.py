@@ -10,8 +10,8 @@ from broker.cli.house import quiet_logs
 from broker.cli.screen import say, say_json
 from broker.clock import SystemClock
 from broker.doctor.checks import CHECKS
-from broker.doctor.findings import Finding, examine, failed, ok
-from broker.doctor.patient import admitted
+from broker.doctor.context import open_context
+from broker.doctor.findings import Finding, failed, ok, run_checks
 from broker.settings import Salvaged, salvage
 
 _MARKS = {"ok": ("ok     ", "green"), "warning": ("WARNING", "yellow"), "failed": ("FAILED ", "bold red")}
@@ -23,11 +23,11 @@ async def doctor(*, as_json: bool) -> int:
     found = salvage()
     quiet_logs(found.settings)
     report = []
-    async with admitted(found, SystemClock()) as patient:
+    async with open_context(found, SystemClock()) as context:
         for finding in _settings(found):
             report.append(finding)
             _show(finding, quiet=as_json)
-        async for finding in examine(patient, CHECKS):
+        async for finding in run_checks(context, CHECKS):
             report.append(finding)
             _show(finding, quiet=as_json)
     well = not any(finding.status == "failed" for finding in report)

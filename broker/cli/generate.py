@@ -14,7 +14,7 @@ from broker.cli.client import address, running_broker
 from broker.cli.house import broker_for_a_moment, quiet_logs
 from broker.cli.screen import Unable, complain, note, progress, say
 from broker.client import AsyncClient, Order, Result, Task, Unreachable
-from broker.client.errors import failure
+from broker.client.errors import describe_failure
 from broker.settings import Settings, load
 
 
@@ -49,7 +49,7 @@ async def generate(wish: Wish) -> int:
         await _save(client, wish.out, [task for task in tasks if task.status == "completed"])
     failures = [task for task in tasks if task.status != "completed"]
     for task in failures:
-        complain(failure(task))
+        complain(describe_failure(task))
     return 1 if failures else 0
 
 

@@ -153,9 +153,7 @@ def _tell_received(hook: Document) -> None:
     say(hook["body"])
 
 
-def _proved(proofs: Document | None) -> str | None:
-    if proofs is None:
-        return None
+def _proved(proofs: Document) -> str:
     trusted = ", from a trusted caller" if proofs["trusted"] else ""
     return f"token: {proofs['token']}, signature: {proofs['signature']}{trusted}"
 

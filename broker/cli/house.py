@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from broker import logs
 from broker.bootstrap import open_services
+from broker.callbacks.public_url import check_configured
 from broker.cli.client import address, client_for
 from broker.cli.sandbox import LOOPBACK, beside
 from broker.client import AsyncClient
-from broker.public_url import check_configured
 from broker.server.sockets import bind_socket, socket_port
 from broker.server.uvicorn import running_server
 from broker.services import Services

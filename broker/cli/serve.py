@@ -9,17 +9,17 @@ from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
 
 import anyio
 
 from broker import logs
 from broker.bootstrap import open_services
+from broker.callbacks.public_url import is_private_url
 from broker.cli.client import address
 from broker.cli.house import opened
 from broker.cli.screen import note, say
 from broker.cli.signals import told_to_end
-from broker.doctor.doors import COOKIE_FLAW, NEWER_PYTHON, is_flawed
+from broker.doctor.access import COOKIE_FLAW, NEWER_PYTHON, has_cookie_flaw
 from broker.errors import SettingsError
 from broker.logs import log
 from broker.net.hosts import is_loopback_host
@@ -53,7 +53,7 @@ async def work() -> None:
     with told_to_end() as told:
         async with (
             open_services(settings) as services,
-            services.lookout.keeping(),
+            services.url_monitor.run(),
             anyio.create_task_group() as tasks,
         ):
             say(f"Worker for {services.provider.name} on {settings.database_shown}")
@@ -111,13 +111,16 @@ def _warn(services: Services) -> None:
 
 
 def warnings(settings: Settings, python: tuple[Any, ...]) -> Iterator[str]:
-    """What works, but will not please for long; each with its cure."""
-    if is_flawed(python):
+    """Yield settings that work now but may cause problems, each with its cure."""
+    if has_cookie_flaw(python):
         yield f"Python: {COOKIE_FLAW}; {NEWER_PYTHON}"
     open_wide = not is_loopback_host(settings.host)
     if open_wide and settings.allow_anonymous:
         yield f"everybody who reaches {settings.host} may spend your credits (BROKER_ALLOW_ANONYMOUS)"
     elif open_wide and not settings.api_keys:
         yield "other machines can reach the broker but not use it: set BROKER_API_KEYS"
-    if settings.webhook_base_url and is_loopback_host(urlsplit(settings.webhook_base_url).hostname or ""):
-        yield "no provider can reach WEBHOOK_BASE_URL: set a public address, or leave it empty"
+    if settings.webhook_base_url and is_private_url(settings.webhook_base_url):
+        yield (
+            "WEBHOOK_BASE_URL names a host that only this machine or its network can reach, so no callback arrives: "
+            "set a public URL, or leave it empty"
+        )

@@ -8,14 +8,14 @@ from urllib.parse import quote
 from broker.cli.screen import clear, complain, note, say, say_json
 from broker.cli.shelf import doors, looks
 from broker.client import Task
-from broker.client.errors import failure
+from broker.client.errors import describe_failure
 
 
 async def show(task_id: str, *, as_json: bool, watch: bool) -> int:
     """0, or 1 if the watched task did not end well."""
     async with doors() as broker:
         async for document in looks(lambda: broker.ask("GET", _path(task_id)), watch):
-            task = Task.of(document["data"])
+            task = Task.parse(document["data"])
             say_json(document) if as_json else _tell(task)
             if task.ended:
                 break
@@ -30,7 +30,7 @@ async def show_all(*, status: str | None, limit: int, as_json: bool, watch: bool
             if as_json:
                 say_json(document)
             else:
-                _list([Task.of(one) for one in document["data"]], watch)
+                _list([Task.parse(one) for one in document["data"]], watch)
 
 
 async def cancel(task_id: str) -> None:
@@ -57,7 +57,7 @@ def _tell(task: Task) -> None:
     for name, value in facts.items():
         say(f"{name:<10} {value}")
     if task.error:
-        complain(failure(task))
+        complain(describe_failure(task))
 
 
 def _progress(task: Task) -> Iterator[str]:

@@ -1,30 +1,37 @@
-"""For programs that use a broker: `from broker.client import Client`.
+"""Python client of a broker: `from broker.client import Client`.
 
-Everything is written once, for those who await; `Client` runs that in a thread rather than being its twin. Images come
-with their bytes, so that they mean the same in both worlds and show themselves in a notebook. Nothing of the server is
-loaded. To be looked at again when the server's answers are typed by its API description: these could then be, too.
+`AsyncClient` has all the code; `Client` runs it on an event loop in a thread. Images include their bytes, so a notebook
+displays them. The package imports nothing of the server.
 """
 
-from broker.client.asynchronous import AsyncClient
-from broker.client.blocking import Client
-from broker.client.errors import BrokerError, Damaged, Refused, TaskCanceled, TaskFailed, TimedOut, Unreachable
-from broker.client.results import Cost, ErrorDetail, Image, Order, Page, Result, Task
+from broker.client.async_client import AsyncClient
+from broker.client.errors import (
+    BrokerApiError,
+    BrokerError,
+    ChecksumMismatch,
+    TaskCanceled,
+    TaskFailed,
+    Unreachable,
+    WaitTimeout,
+)
+from broker.client.models import Cost, ErrorDetail, Image, Order, Page, Result, Task
+from broker.client.sync_client import Client
 
 __all__ = [
     "AsyncClient",
+    "BrokerApiError",
     "BrokerError",
+    "ChecksumMismatch",
     "Client",
     "Cost",
-    "Damaged",
     "ErrorDetail",
     "Image",
     "Order",
     "Page",
-    "Refused",
     "Result",
     "Task",
     "TaskCanceled",
     "TaskFailed",
-    "TimedOut",
     "Unreachable",
+    "WaitTimeout",
 ]

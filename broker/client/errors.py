@@ -2,12 +2,12 @@
 
 Exception
 └── BrokerError
-    ├── Unreachable       no broker answers there, or its answer broke off
-    ├── Refused           the broker does not do this: status, code, field, retryable, retry_after
+    ├── Unreachable       no broker answers, or its response is incomplete or makes no sense
+    ├── BrokerApiError    the broker answered with an error: status, code, field, retryable, retry_after
     ├── TaskFailed        the task ended without an image: task, code, retryable, billed, made
-    │   └── TaskCanceled  because somebody canceled it
-    ├── TimedOut          your time is over; the task goes on without you
-    └── Damaged           the bytes that came are not those of the image
+    │   └── TaskCanceled  the task was canceled
+    ├── WaitTimeout       the task did not end within `timeout`; it continues
+    └── ChecksumMismatch  the received bytes are not those of the image
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from broker.client.results import ErrorDetail, Image, Task
+from broker.client.models import ErrorDetail, Image, Task
 
 
 class BrokerError(Exception):
-    """Whatever goes wrong between a client and its broker."""
+    """Base of every error of the client."""
 
 
 class Unreachable(BrokerError):
-    """No answer, or none that makes sense.
+    """No response, or one that makes no sense.
 
-    passing: whether it may be better in a moment. sent: whether the broker may have heard the request.
+    passing: the next attempt may succeed. sent: the broker may have received the request.
     """
 
     def __init__(self, message: str, *, passing: bool = True, sent: bool = True) -> None:
@@ -34,11 +34,11 @@ class Unreachable(BrokerError):
         self.sent = sent
 
 
-class Refused(BrokerError):
+class BrokerApiError(BrokerError):
     """The broker answered with an error.
 
-    status: of HTTP. code: of the broker's closed set; None where something before the broker answered. field: of the
-    request, that is at fault. retryable: whether the same request may succeed later. retry_after: in seconds.
+    status: HTTP status. code: of the broker's closed set; None for an answer of a proxy. field: of the request, if one
+    is wrong. retryable: the same request may succeed later. retry_after: seconds.
     """
 
     def __init__(
@@ -64,12 +64,12 @@ class Refused(BrokerError):
 class TaskFailed(BrokerError):
     """A task ended without an image.
 
-    code: why, of the broker's closed set. retryable: whether another try is worth it. billed: `yes`, `no` or `unknown`.
-    made: the images that other tasks of the same order did make.
+    code: of the broker's closed set. retryable: another attempt may succeed. billed: `yes`, `no` or `unknown`.
+    made: images of the other tasks of the order.
     """
 
     def __init__(self, task: Task, made: Sequence[Image] = ()) -> None:
-        super().__init__(failure(task))
+        super().__init__(describe_failure(task))
         detail = task.error_detail or ErrorDetail()
         self.task = task
         self.made = tuple(made)
@@ -79,23 +79,23 @@ class TaskFailed(BrokerError):
 
 
 class TaskCanceled(TaskFailed):
-    """A task was canceled. What the provider had begun may still be billed."""
+    """A task was canceled. A job that the provider has started may still be billed."""
 
 
-class TimedOut(BrokerError):
-    """The task was not done in the time you gave. It goes on: ask for `task_id` later."""
+class WaitTimeout(BrokerError):
+    """The task did not end within `timeout`. It continues; wait for `task_id` again."""
 
     def __init__(self, task_id: str, seconds: float) -> None:
-        super().__init__(f"{task_id} is not done after {seconds:g} seconds. It goes on: ask for it later.")
+        super().__init__(f"{task_id} is not done after {seconds:g} seconds. It continues: wait for it again.")
         self.task_id = task_id
 
 
-class Damaged(BrokerError):
-    """What arrived is not what the broker keeps: something on the way changes or cuts images."""
+class ChecksumMismatch(BrokerError):
+    """The received bytes are not those of the stored image: a proxy in between changes or truncates images."""
 
 
-def failure(task: Task) -> str:
-    """Why a task did not end well, and what it means for the bill."""
+def describe_failure(task: Task) -> str:
+    """Return the reason why a task has no image and whether it is billed, in one sentence."""
     detail = task.error_detail or ErrorDetail()
     facts = [f"code {detail.code}"] if detail.code else []
     facts += [f"billed: {detail.billed}"]
@@ -103,6 +103,6 @@ def failure(task: Task) -> str:
     return f"{task.id} is {task.status}: {task.error or 'no reason given'} ({', '.join(facts)})"
 
 
-def ending(task: Task, made: Sequence[Image] = ()) -> TaskFailed:
-    """The error that an end without an image is."""
+def task_error(task: Task, made: Sequence[Image] = ()) -> TaskFailed:
+    """Return the error for a task that ended without an image."""
     return TaskCanceled(task, made) if task.status == "canceled" else TaskFailed(task, made)

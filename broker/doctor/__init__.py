@@ -1,1 +1,1 @@
-"""What is wrong with a set-up, and how to cure it: checks that change nothing and take all they can look at."""
+"""Checks of a configuration and its environment, each with a cure. They change nothing."""

@@ -1,4 +1,4 @@
-"""What a check found, and running all checks side by side."""
+"""Findings of the checks, and running all checks concurrently."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from broker.doctor.patient import Patient
+from broker.doctor.context import DoctorContext
 from storage.database import StorageError
 
-PATIENCE: Final = 20.0
-"""Seconds for one check; they run side by side."""
+CHECK_SECONDS: Final = 20.0
+"""Time-out of one check; they run concurrently."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One line of the report. found, cure: sentences for a person, without any secret."""
+    """One line of the report, for a person and without secrets."""
 
     name: str
     status: Literal["ok", "warning", "failed", "skipped"]
@@ -29,7 +29,7 @@ def ok(name: str, found: str) -> Finding:
 
 
 def warning(name: str, found: str, cure: str) -> Finding:
-    """Works, but will not please for long."""
+    """Return a finding that works now but may cause problems later."""
     return Finding(name=name, status="warning", found=found, cure=cure)
 
 
@@ -38,48 +38,52 @@ def failed(name: str, found: str, cure: str) -> Finding:
 
 
 def skipped(name: str, why: str) -> Finding:
-    """Nothing to look at."""
+    """Return a finding for a check that does not apply."""
     return Finding(name=name, status="skipped", found=why)
 
 
-def store_trouble(name: str, error: StorageError) -> Finding:
-    """Its messages end with their cure."""
+def storage_failure(name: str, error: StorageError) -> Finding:
+    """Split a storage error, whose message ends with the cure."""
     found, sign, cure = str(error).rpartition(": ")
     return failed(name, found if sign else cure, cure if sign else "look at the log of the store, and at its disk")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """look: returns one finding or several, some named otherwise. needs: settings without which it makes no sense."""
+    """One check of the configuration."""
 
     name: str
-    look: Callable[[Patient], Awaitable[Sequence[Finding]]]
+    run: Callable[[DoctorContext], Awaitable[Sequence[Finding]]]
+    """Returns one or more findings, whose names may differ from the check's."""
     needs: frozenset[str] = frozenset()
+    """Settings without which the check makes no sense."""
 
 
-async def examine(patient: Patient, checks: Sequence[Check], patience: float = PATIENCE) -> AsyncIterator[Finding]:
-    """All findings, in the order of the checks; whatever happens to one, the others are made."""
-    looking = [asyncio.create_task(_look(patient, check, patience)) for check in checks]
+async def run_checks(
+    context: DoctorContext, checks: Sequence[Check], seconds: float = CHECK_SECONDS
+) -> AsyncIterator[Finding]:
+    """Yield all findings in the order of the checks; a check that fails does not affect the others."""
+    running = [asyncio.create_task(_run_check(context, check, seconds)) for check in checks]
     try:
-        for look in looking:
-            for finding in await look:
+        for findings in running:
+            for finding in await findings:
                 yield finding
     finally:
-        for look in looking:
-            look.cancel()
-        await asyncio.gather(*looking, return_exceptions=True)
+        for findings in running:
+            findings.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
 
 
-async def _look(patient: Patient, check: Check, patience: float) -> Sequence[Finding]:
-    if check.needs & patient.wrong:
-        return [skipped(check.name, "cannot be looked at before the settings above are right")]
+async def _run_check(context: DoctorContext, check: Check, seconds: float) -> Sequence[Finding]:
+    if check.needs & context.wrong:
+        return [skipped(check.name, "cannot be checked before the settings above are right")]
     try:
-        async with asyncio.timeout(patience):
-            return await check.look(patient)
+        async with asyncio.timeout(seconds):
+            return await check.run(context)
     except StorageError as error:
-        return [store_trouble(check.name, error)]
+        return [storage_failure(check.name, error)]
     except TimeoutError:
-        return [failed(check.name, f"no answer within {patience:g} seconds", "see why it hangs, then run this again")]
-    except Exception as error:  # the text of an error that nobody foresaw may hold anything
-        found = f"the check itself broke ({type(error).__name__})"
-        return [failed(check.name, found, "please report it, with the versions and the kind of this error")]
+        return [failed(check.name, f"no answer within {seconds:g} seconds", "see why it hangs, then run this again")]
+    except Exception as error:  # the text of an unexpected error may hold secrets
+        found = f"the check itself failed ({type(error).__name__})"
+        return [failed(check.name, found, "please report it, with the versions and the type of this error")]

@@ -8,8 +8,8 @@ from typing import Final
 
 from broker.bootstrap import provider_for
 from broker.catalog import Catalog
+from broker.doctor.context import DoctorContext
 from broker.doctor.findings import Finding, failed, ok, skipped, warning
-from broker.doctor.patient import Patient
 from broker.errors import NotSent, ProviderError
 from broker.net.api_client import HttpResponse
 from broker.providers.addresses import adapter_for
@@ -23,34 +23,34 @@ MOST_SKEW: Final = 300.0
 FEW_IMAGES: Final = 25
 
 
-async def provider(patient: Patient) -> Sequence[Finding]:
+async def provider(context: DoctorContext) -> Sequence[Finding]:
     """Reachable, without a key; and what time it is there."""
-    if patient.settings.sandboxed:
+    if context.settings.sandboxed:
         return [skipped("provider", SANDBOX), skipped("clock", "the sandbox goes by this very clock")]
-    began = patient.clock.now()
-    reached, answer = await _reach("provider", "NANO_BANANA_API_URL", _base(patient), patient)
-    return [reached, _clock(answer, (began + patient.clock.now()) / 2)]
+    began = context.clock.now()
+    reached, answer = await _reach("provider", "NANO_BANANA_API_URL", _base(context), context)
+    return [reached, _clock(answer, (began + context.clock.now()) / 2)]
 
 
-async def upload(patient: Patient) -> Sequence[Finding]:
+async def upload(context: DoctorContext) -> Sequence[Finding]:
     """Where references go that the provider cannot fetch from us."""
     name = "file upload"
-    if patient.settings.sandboxed:
+    if context.settings.sandboxed:
         return [skipped(name, SANDBOX)]
-    if adapter_for(patient.settings.api_url)[0] != "kie":
+    if adapter_for(context.settings.api_url)[0] != "kie":
         return [skipped(name, "the older dialect has none: it fetches references from our public address")]
-    finding, _ = await _reach(name, "NANO_BANANA_UPLOAD_URL", patient.settings.upload_url, patient)
+    finding, _ = await _reach(name, "NANO_BANANA_UPLOAD_URL", context.settings.upload_url, context)
     return [finding]
 
 
-async def account(patient: Patient) -> Sequence[Finding]:
+async def account(context: DoctorContext) -> Sequence[Finding]:
     """Key and credits, by the one question that is free."""
-    if patient.settings.sandboxed:
+    if context.settings.sandboxed:
         cure = "for real images put your kie.ai key into NANO_BANANA_API_KEY"
         return [warning("key", f"NANO_BANANA_API_KEY is not set: {SANDBOX}", cure), skipped("credits", SANDBOX)]
     catalog = Catalog.load()
     try:
-        left = await provider_for(patient.settings, patient.client, catalog, patient.clock).balance()
+        left = await provider_for(context.settings, context.client, catalog, context.clock).balance()
     except ProviderError as error:
         return _refused(error)
     if left is None:
@@ -92,14 +92,14 @@ def _credits(left: float, price: float) -> Finding:
 # -- reaching it
 
 
-def _base(patient: Patient) -> str:
-    return adapter_for(patient.settings.api_url)[1]
+def _base(context: DoctorContext) -> str:
+    return adapter_for(context.settings.api_url)[1]
 
 
-async def _reach(name: str, variable: str, url: str, patient: Patient) -> tuple[Finding, HttpResponse | None]:
+async def _reach(name: str, variable: str, url: str, context: DoctorContext) -> tuple[Finding, HttpResponse | None]:
     """Any answer will do: nobody says what a base address answers."""
     try:
-        answer = await patient.client.request("GET", url)
+        answer = await context.client.request("GET", url)
     except ProviderError as error:
         found, cure = _obstacle(error, variable)
         return failed(name, f"{url} {found}", cure), None

@@ -117,7 +117,7 @@ class Fetcher:
             )
 
     async def validate(self, url: str, *, dns_seconds: float = 2.0) -> None:
-        """Raise `EgressBlocked` for a URL that would be blocked now: an early error for the caller who sends it.
+        """Raise `EgressBlocked` for a URL that would be blocked now: an early error for the caller.
 
         The request itself checks again. A failing or slow name server is not a reason to reject.
         """

@@ -170,6 +170,7 @@ class OrderService:
                 deadline_at=now + self.rules.queue,
                 created_at=now,
                 updated_at=now,
+                entered_at=now,
             )
             for task_id in ids
         )

@@ -76,7 +76,7 @@ async def _start(
     process = _Process(services=services, server=server, parts=(serving, working))
     try:
         await _wait_first(server.listening.wait(), *process.parts)
-        async with services.lookout.keeping():
+        async with services.url_monitor.run():
             yield process
     finally:
         if not server.should_exit:

@@ -47,6 +47,7 @@ def new_task(provider: str = NOBODYS) -> Task:
         deadline_at=now + LONG,
         created_at=now,
         updated_at=now,
+        entered_at=now,
     )
 
 

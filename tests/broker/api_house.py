@@ -212,7 +212,7 @@ async def _working(services: Services) -> AsyncIterator[None]:
     """Run the worker, as the server does beside its requests."""
     working = asyncio.create_task(services.worker.run())
     try:
-        async with services.lookout.keeping():
+        async with services.url_monitor.run():
             yield
     finally:
         services.queries.closing = True
@@ -222,7 +222,7 @@ async def _working(services: Services) -> AsyncIterator[None]:
 
 async def _begun(services: Services) -> None:
     """Until the worker has looked for tasks that are kept too long; it would find those that a test makes up, too."""
-    known = "SELECT 1 FROM facts WHERE name = 'retention' AND value <> 'inf'"
+    known = "SELECT 1 FROM cluster_state WHERE name = 'retention' AND value <> 'inf'"
     while await services.database.point(known) is None:  # noqa: ASYNC110
         await asyncio.sleep(0.005)
 
@@ -231,7 +231,7 @@ def a_task(now: float, **changes: Any) -> Task:
     task_id = changes.pop("id", None) or f"task_{changes.pop('number', 1):032x}"
     values: dict[str, Any] = {
         "id": task_id,
-        "batch": task_id,
+        "batch": task_id.replace("task_", "batch_"),
         "caller": "local",
         "state": State.WAITING,
         "due_at": NEVER,
@@ -245,6 +245,7 @@ def a_task(now: float, **changes: Any) -> Task:
         "job_id": None,
         "created_at": now,
         "updated_at": now,
+        "entered_at": now,
     }
     return Task(**{**values, **changes})
 

@@ -1,4 +1,4 @@
-"""What a provider may have seen, and what it may have said: the class of an error decides whether money is at stake."""
+"""ApiClient: the class of an error states whether the provider may have seen the request, which may cost money."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def client() -> AsyncIterator[ApiClient]:
 
 
 async def failure(client: ApiClient, url: str, **request: Any) -> ProviderError:
-    """The error of a request, after checking that nothing printed with it tells a secret."""
+    """Return the error of a request, after checking that its traceback holds no secret."""
     with pytest.raises(ProviderError) as caught:
         await client.request("POST", f"{url}?key={SECRET}", headers=HEADERS, json={"prompt": SECRET}, **request)
     assert SECRET not in "".join(traceback.format_exception(caught.value))
@@ -62,7 +62,7 @@ async def dripping(visit: Visit) -> None:
 
 
 async def echo(visit: Visit) -> None:
-    """Not HTTP: it says back what it was told, key included."""
+    """Not HTTP: it repeats the request, key included."""
     await visit.say(visit.head)
 
 
@@ -84,8 +84,8 @@ AFTER_SENDING: dict[str, Script] = {
 
 
 @pytest.mark.parametrize("fault", AFTER_SENDING)
-async def test_once_a_byte_may_have_left_the_outcome_is_unknown(client: ApiClient, fault: str) -> None:
-    """Never `NotSent`: a repeat could be a second bill."""
+async def test_error_after_sending_means_unknown_outcome(client: ApiClient, fault: str) -> None:
+    """Never `NotSent`: a repeated request could cost twice."""
     async with serve(AFTER_SENDING[fault]) as server, asyncio.timeout(5):
         error = await failure(client, server.url("/createTask"))
     assert type(error) is ProviderError
@@ -94,8 +94,8 @@ async def test_once_a_byte_may_have_left_the_outcome_is_unknown(client: ApiClien
     assert f"POST {server.url('/createTask')}" in str(error)
 
 
-async def test_the_seconds_are_for_the_whole_answer(client: ApiClient) -> None:
-    """Read time-outs alone start anew with every byte."""
+async def test_timeout_covers_the_complete_response(client: ApiClient) -> None:
+    """Read time-outs alone restart with every byte."""
 
     async def slow(visit: Visit) -> None:
         await visit.say(head("200 OK", "Content-Length: 20"))
@@ -108,13 +108,13 @@ async def test_the_seconds_are_for_the_whole_answer(client: ApiClient) -> None:
         assert (await client.request("GET", server.url(), timeout=5)).json() == 11_111_111_111_111_111_111
 
 
-async def test_a_refused_connection_was_not_sent(client: ApiClient) -> None:
+async def test_refused_connection_means_not_sent(client: ApiClient) -> None:
     error = await failure(client, f"http://127.0.0.1:{unused_port()}/x")
     assert isinstance(error, NotSent)
     assert (error.permanent, error.at) == (False, "connection")
 
 
-async def test_an_unknown_name_was_not_sent(client: ApiClient, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unknown_name_means_not_sent(client: ApiClient, monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(*args: object, **kwargs: object) -> None:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
@@ -124,8 +124,8 @@ async def test_an_unknown_name_was_not_sent(client: ApiClient, monkeypatch: pyte
     assert error.at == "name"
 
 
-async def test_a_failed_handshake_was_not_sent(client: ApiClient) -> None:
-    """The key travels only inside TLS; a server that speaks none never sees it."""
+async def test_failed_handshake_means_not_sent(client: ApiClient) -> None:
+    """The key is sent only inside TLS; a server without TLS never receives it."""
     seen = []
 
     async def plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -142,7 +142,7 @@ async def test_a_failed_handshake_was_not_sent(client: ApiClient) -> None:
     assert SECRET.encode() not in seen[0]
 
 
-async def test_a_handshake_that_hangs_was_not_sent(client: ApiClient) -> None:
+async def test_hanging_handshake_means_not_sent(client: ApiClient) -> None:
     async with serve(silence) as server:
         error = await failure(client, f"https://{server.host}/x", timeout=0.1)
         assert isinstance(error, NotSent)
@@ -150,7 +150,7 @@ async def test_a_handshake_that_hangs_was_not_sent(client: ApiClient) -> None:
         assert server.heads == []
 
 
-async def test_waiting_in_vain_for_a_connection_was_not_sent() -> None:
+async def test_exhausted_pool_means_not_sent() -> None:
     client = ApiClient(timeout=5, max_connections=1)
     async with serve(silence) as server:
         busy = asyncio.create_task(client.request("POST", server.url()))
@@ -167,15 +167,15 @@ async def test_waiting_in_vain_for_a_connection_was_not_sent() -> None:
     "url",
     ["", "api.example.com", "ftp://api.example.com/", "http:///x", "http://[::1/", "http://x:99999/", "http://\n/"],
 )
-async def test_what_cannot_be_addressed_never_will_be(client: ApiClient, url: str) -> None:
+async def test_unusable_url_is_a_permanent_error(client: ApiClient, url: str) -> None:
     with pytest.raises(NotSent) as caught:
         await client.request("GET", url, headers=HEADERS)
     assert caught.value.permanent
 
 
 @pytest.mark.parametrize("key", [f"{SECRET}\n", f"{SECRET}…", f"\x00{SECRET}", f"{SECRET}\r\nX: y"])
-async def test_a_key_that_fits_no_header_is_named_and_not_shown(client: ApiClient, key: str) -> None:
-    """A line break copied along with the key is the commonest mistake, and the HTTP library would quote it."""
+async def test_invalid_header_value_is_named_but_not_shown(client: ApiClient, key: str) -> None:
+    """A line break copied along with the key is the most common mistake, and the HTTP library would quote it."""
     with pytest.raises(NotSent, match="authorization") as caught:
         await client.request("GET", "http://127.0.0.1:9/", headers={"authorization": key})
     assert caught.value.permanent
@@ -183,14 +183,14 @@ async def test_a_key_that_fits_no_header_is_named_and_not_shown(client: ApiClien
 
 
 @pytest.mark.parametrize("body", [{"x": float("nan")}, {"x": "\ud800"}])
-async def test_json_that_is_none_was_not_sent(client: ApiClient, body: Any) -> None:
+async def test_unencodable_json_means_not_sent(client: ApiClient, body: Any) -> None:
     with pytest.raises(NotSent) as caught:
         await client.request("POST", "http://127.0.0.1:9/", json=body)
     assert caught.value.permanent
 
 
-async def test_an_idle_connection_that_dies_makes_the_outcome_unknown(client: ApiClient) -> None:
-    """The provider closes just as the second request arrives: it may have read it."""
+async def test_closed_idle_connection_means_unknown_outcome(client: ApiClient) -> None:
+    """The provider closes the connection just as the second request arrives: it may have read it."""
 
     async def once(visit: Visit) -> None:
         await visit.say(head("200 OK", "Content-Length: 2"), b"{}")
@@ -202,7 +202,7 @@ async def test_an_idle_connection_that_dies_makes_the_outcome_unknown(client: Ap
         assert server.connections == 1
 
 
-async def test_connections_are_kept_for_the_next_request(client: ApiClient) -> None:
+async def test_connections_are_reused(client: ApiClient) -> None:
     async def patient(visit: Visit) -> None:
         while True:
             await visit.say(head("200 OK", "Content-Length: 2"), b"{}")
@@ -215,8 +215,8 @@ async def test_connections_are_kept_for_the_next_request(client: ApiClient) -> N
         await client.aclose()
 
 
-async def test_a_request_says_what_it_was_given_and_no_more(client: ApiClient) -> None:
-    """No cookie of an earlier answer, no compression, parameters added to those of the address."""
+async def test_request_has_only_the_given_headers(client: ApiClient) -> None:
+    """No cookie of an earlier response, no compression; parameters are added to those of the URL."""
     script = answers("302 Found", b"{}", "Set-Cookie: a=b", "Location: /elsewhere", "X-A: 1", "X-A: 2")
     async with serve(script) as server:
         for _ in range(2):
@@ -229,7 +229,7 @@ async def test_a_request_says_what_it_was_given_and_no_more(client: ApiClient) -
         assert b"identity" in said
 
 
-async def test_a_body_can_be_json_bytes_or_a_stream(client: ApiClient) -> None:
+async def test_body_can_be_json_bytes_or_a_stream(client: ApiClient) -> None:
     bodies = []
 
     async def keep(visit: Visit) -> None:
@@ -317,8 +317,8 @@ async def received(client: ApiClient, url: str, silence: float = 5.0) -> bytes:
         return b"".join([chunk async for chunk in stream.chunks])
 
 
-async def test_a_stream_is_read_as_it_comes_however_long_it_is(client: ApiClient) -> None:
-    """Neither the seconds nor the bytes that hold for whole answers hold for it."""
+async def test_stream_has_no_total_time_or_size_limit(client: ApiClient) -> None:
+    """The limits of complete responses do not apply."""
     more = asyncio.Event()
 
     async def slowly(visit: Visit) -> None:
@@ -338,7 +338,7 @@ async def test_a_stream_is_read_as_it_comes_however_long_it_is(client: ApiClient
     assert server.heads[0].startswith(b"GET /x?a=1 HTTP/1.1")
 
 
-async def test_a_stream_that_falls_silent_is_gone(client: ApiClient) -> None:
+async def test_silent_stream_is_an_error(client: ApiClient) -> None:
     async def falls_silent(visit: Visit) -> None:
         await visit.say(head("200 OK"), b"one")
         await silence(visit)
@@ -351,7 +351,7 @@ async def test_a_stream_that_falls_silent_is_gone(client: ApiClient) -> None:
 
 
 @pytest.mark.parametrize("fault", ["resets", "half a head", "half a body", "echoes", "encoded"])
-async def test_a_stream_that_breaks_is_no_whole_answer(client: ApiClient, fault: str) -> None:
+async def test_broken_stream_is_an_error(client: ApiClient, fault: str) -> None:
     async with serve(AFTER_SENDING[fault]) as server:
         with pytest.raises(ProviderError) as caught:
             await received(client, server.url(f"/?key={SECRET}"))
@@ -359,12 +359,12 @@ async def test_a_stream_that_breaks_is_no_whole_answer(client: ApiClient, fault:
         assert SECRET not in "".join(traceback.format_exception(caught.value))
 
 
-async def test_a_stream_that_nobody_answers_was_not_sent(client: ApiClient) -> None:
+async def test_stream_without_a_server_means_not_sent(client: ApiClient) -> None:
     with pytest.raises(NotSent):
         await received(client, f"http://127.0.0.1:{unused_port()}/")
 
 
-async def test_leaving_a_stream_ends_its_connection_and_frees_its_place() -> None:
+async def test_leaving_a_stream_closes_its_connection_and_frees_its_slot() -> None:
     async def endless(visit: Visit) -> None:
         await visit.say(head("200 OK"), b"one")
         await silence(visit)
@@ -392,7 +392,7 @@ async def test_leaving_a_stream_ends_its_connection_and_frees_its_place() -> Non
         (b"[" * 60 + b"]" * 60, json.loads("[" * 60 + "]" * 60)),
     ],
 )
-def test_sound_json_is_read(body: bytes, value: Any) -> None:
+def test_sound_json_is_parsed(body: bytes, value: Any) -> None:
     assert HttpResponse(status=200, headers={}, body=body).json() == value
 
 
@@ -417,7 +417,7 @@ def test_sound_json_is_read(body: bytes, value: Any) -> None:
         b'{"a": "\x00"}',
     ],
 )
-def test_unsound_json_is_a_provider_error_that_quotes_nothing(body: bytes) -> None:
+def test_unsound_json_is_a_provider_error_without_quotes(body: bytes) -> None:
     with pytest.raises(ProviderError) as caught:
         HttpResponse(status=502, headers={}, body=body).json()
     assert "HTTP 502" in str(caught.value)
@@ -444,5 +444,5 @@ def test_response_repr_has_no_content() -> None:
         ("https://example.com/" + "a" * 500, "https://example.com/" + "a" * 199 + "…"),
     ],
 )
-def test_addresses_are_shown_without_what_may_be_secret(url: str, shown: str) -> None:
+def test_redacted_url_has_no_secrets(url: str, shown: str) -> None:
     assert redact_url(url) == shown

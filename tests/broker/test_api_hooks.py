@@ -28,7 +28,7 @@ WEBHOOK_KEY = "webhook-key-of-the-tests"
 
 async def a_job(house: ApiHouse) -> Task:
     task = await house.add(job_id=JOB)
-    attempt = Attempt(task_id=task.id, number=1, provider="kie", job_id=JOB, sent_at=task.created_at)
+    attempt = Attempt(task_id=task.id, number=1, provider="kie", key_id="default", job_id=JOB, sent_at=task.created_at)
     values = vars(attempt)
     columns = ", ".join(values)
     await house.services.database.execute(
@@ -219,7 +219,7 @@ async def test_the_time_to_an_answer_is_measured(tmp_path: Path) -> None:
         await house.client.post(HOOK, json=done())
         page = (await house.client.get("/metrics")).text
         assert "broker_callback_seconds_count 1.0" in page
-        assert 'broker_callbacks_total{provider="kie",verdict="unknown"} 1.0' in page
+        assert 'broker_callbacks_total{provider="kie",verification="unknown"} 1.0' in page
 
 
 async def test_tokens_and_secrets_stay_out_of_the_inbox(tmp_path: Path) -> None:

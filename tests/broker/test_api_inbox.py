@@ -268,8 +268,8 @@ async def test_news_of_an_earlier_job_is_about_the_attempt_that_made_it(tmp_path
         task = await house.add(state=State.SUBMITTING, attempt=2, lease_until=NEVER, leased_by="somebody")
         for number, job_id in ((1, "job-1"), (2, None)):
             await house.services.database.execute(
-                """INSERT INTO attempts (task_id, number, provider, job_id, sent_at, outcome, billed)
-                    VALUES (:id, :number, 'kie', :job, 1.0, 'sent', 'unknown')""",
+                """INSERT INTO attempts (task_id, number, provider, key_id, job_id, sent_at, outcome, billed)
+                    VALUES (:id, :number, 'kie', 'default', :job, 1.0, 'sent', 'unknown')""",
                 id=task.id,
                 number=number,
                 job=job_id,
@@ -373,7 +373,7 @@ async def test_what_was_refused_for_a_rule_that_is_gone_stays_outside(tmp_path: 
         assert (told["verdict"], told["takenAs"], told["replayed"]) == ("recheck", None, False)
 
 
-async def test_what_an_older_parser_could_not_read_is_worth_what_it_proved(tmp_path: Path) -> None:
+async def test_a_callback_that_could_not_be_read_is_replayed_by_what_it_proved(tmp_path: Path) -> None:
     """That is what a replay is for: the token was right, only we did not understand."""
     async with open_api(tmp_path) as house:
         task = await a_job(house)

@@ -183,8 +183,11 @@ def test_warnings_are_for_those_they_concern() -> None:
     assert ["BROKER_API_KEYS" in said for said in warnings(wide, good)] == [True]
     free = wide.model_copy(update={"allow_anonymous": True})
     assert ["BROKER_ALLOW_ANONYMOUS" in said for said in warnings(free, good)] == [True]
-    lost = fine.model_copy(update={"webhook_base_url": "http://localhost:8000"})
-    assert ["WEBHOOK_BASE_URL" in said for said in warnings(lost, good)] == [True]
+    for private in ["http://localhost:8000", "http://127.0.0.1:8000", "https://192.168.1.2", "http://broker:8000"]:
+        lost = fine.model_copy(update={"webhook_base_url": private})
+        assert ["WEBHOOK_BASE_URL" in said for said in warnings(lost, good)] == [True]
+    public = fine.model_copy(update={"webhook_base_url": "https://broker.example.com"})
+    assert list(warnings(public, good)) == []
 
 
 # -- demo
@@ -352,7 +355,7 @@ def test_without_a_broker_and_a_database_there_is_nothing_to_see(shell: Shell) -
 def _row(number: int, **changes: object) -> Task:
     task = {
         "id": f"task_{number:032x}",
-        "batch": f"task_{number:032x}",
+        "batch": f"batch_{number:032x}",
         "caller": "test",
         "due_at": 0.0,
         "provider": "sandbox",
@@ -362,6 +365,7 @@ def _row(number: int, **changes: object) -> Task:
         "deadline_at": OLD + 9e9,
         "created_at": OLD,
         "updated_at": OLD,
+        "entered_at": OLD,
     }
     return Task(**{**task, **changes})  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""The client without awaiting: in threads, in notebooks, interrupted, forgotten – and never a thread left behind."""
+"""Synchronous client: threads, notebooks, interrupts and finalization, without leaked threads."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from typing import Any
 
 import pytest
 
-from broker.client import AsyncClient, Client, Image, Refused, Task
+from broker.client import AsyncClient, BrokerApiError, Client, Image, Task
 from tests.broker.test_client import ID, KEY, ORDERED, PNG, broker_of, event, made, says_json, told
 from tests.faults.faulty_http import Script, Visit, head, serve
 
 ROOT = Path(__file__).parent.parent.parent
 SECONDS = 20.0
+STREAM_HEAD = head("200 OK", "Content-Type: text/event-stream")
 
 
 class Elsewhere:
-    """A broker in a thread of its own, as one is that runs elsewhere."""
+    """Broker in a thread, like one in another process."""
 
     def __init__(self, script: Script) -> None:
         self._script = script
@@ -35,10 +36,10 @@ class Elsewhere:
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
 
     async def _serve(self) -> None:
-        self._loop, self._told = asyncio.get_running_loop(), asyncio.Event()
+        self._loop, self._stopped = asyncio.get_running_loop(), asyncio.Event()
         async with serve(self._script) as self._server:
             self._ready.set()
-            await self._told.wait()
+            await self._stopped.wait()
 
     def __enter__(self) -> Elsewhere:
         self._thread.start()
@@ -46,7 +47,7 @@ class Elsewhere:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self._told.set)
+        self._loop.call_soon_threadsafe(self._stopped.set)
         self._thread.join()
 
     def url(self) -> str:
@@ -59,11 +60,17 @@ class Elsewhere:
         asyncio.run_coroutine_threadsafe(self._server.left.wait(), self._loop).result(SECONDS)
 
 
+def client_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "broker-client"]
+
+
 @pytest.fixture(autouse=True)
 def no_thread_is_left() -> Iterator[None]:
     yield
     gc.collect()
-    assert [thread.name for thread in threading.enumerate() if thread.name == "broker-client"] == []
+    for thread in client_threads():
+        thread.join(SECONDS)
+    assert client_threads() == []
 
 
 async def hold(visit: Visit) -> None:
@@ -71,11 +78,11 @@ async def hold(visit: Visit) -> None:
 
 
 async def endless(visit: Visit) -> None:
-    await visit.say(head("200 OK"), event(1, "pending"))
+    await visit.say(STREAM_HEAD, event(1, "pending"))
     await visit.reader.readexactly(1)
 
 
-def test_one_line_makes_an_image() -> None:
+def test_generate_returns_an_image() -> None:
     with Elsewhere(broker_of(made(0))) as server, Client(server.url(), key=KEY) as client:
         image = client.generate("a red fox")[0]
         assert isinstance(image, Image)
@@ -84,8 +91,8 @@ def test_one_line_makes_an_image() -> None:
         assert KEY not in repr(client)
 
 
-def test_whatever_can_be_awaited_can_be_called() -> None:
-    """And is described alike: notebooks show signature and docstring."""
+def test_every_method_has_a_synchronous_form() -> None:
+    """With the same signature and docstring, which notebooks show."""
     blocking = {name for name in vars(Client) if not name.startswith("_")} - {"close"}
     awaited = {name for name in vars(AsyncClient) if not name.startswith("_")} - {"aclose"}
     assert blocking == awaited
@@ -94,11 +101,11 @@ def test_whatever_can_be_awaited_can_be_called() -> None:
         assert (inspect.signature(ours), ours.__doc__) == (inspect.signature(theirs), theirs.__doc__)
         assert not inspect.iscoroutinefunction(ours)
     options = inspect.signature(AsyncClient).parameters.keys() - inspect.signature(Client).parameters.keys()
-    assert options == {"sleep"}
+    assert options == {"sleep", "transport"}
 
 
-def test_it_works_where_a_loop_is_running() -> None:
-    """A notebook runs one, and cells are called from within."""
+def test_client_works_inside_a_running_loop() -> None:
+    """A notebook runs its cells inside an event loop."""
 
     async def cell(server: Elsewhere) -> list[Image]:
         with Client(server.url()) as client:
@@ -119,21 +126,21 @@ def test_threads_share_one_client() -> None:
     assert len(images) == 24
 
 
-def test_events_come_one_by_one_and_an_error_comes_where_it_is_awaited() -> None:
+def test_events_are_iterated_and_raise_errors() -> None:
     async def script(visit: Visit) -> None:
         if visit.path.startswith(f"/api/task/{ID}/"):
-            await visit.say(head("200 OK"), event(1, "pending"), event(2, "completed"))
+            await visit.say(STREAM_HEAD, event(1, "pending"), event(2, "completed"))
         else:
             await says_json({"error": "No.", "code": "task_not_found"}, "404 Not Found")(visit)
 
     with Elsewhere(script) as server, Client(server.url()) as client:
         assert [task.status for task in client.events(ID)] == ["pending", "completed"]
         nothing = client.events("task_0")
-        with pytest.raises(Refused, match="No"):
+        with pytest.raises(BrokerApiError, match="No"):
             next(nothing)
 
 
-def test_who_stops_listening_hangs_up() -> None:
+def test_abandoned_iterator_closes_the_connection() -> None:
     with Elsewhere(endless) as server, Client(server.url()) as client:
         for task in client.events(ID):
             assert isinstance(task, Task)
@@ -142,11 +149,11 @@ def test_who_stops_listening_hangs_up() -> None:
         server.is_left()
 
 
-def test_a_stream_keeps_its_client() -> None:
-    """`for task in Client().events(…)` names no client that could be kept."""
+def test_iterator_keeps_its_client_alive() -> None:
+    """`for task in Client().events(…)` holds no other reference to the client."""
 
     async def script(visit: Visit) -> None:
-        await visit.say(head("200 OK"), event(1, "pending"), event(2, "completed"))
+        await visit.say(STREAM_HEAD, event(1, "pending"), event(2, "completed"))
 
     with Elsewhere(script) as server:
         statuses = []
@@ -156,7 +163,7 @@ def test_a_stream_keeps_its_client() -> None:
     assert statuses == ["pending", "completed"]
 
 
-def test_a_closed_client_says_so_and_ends_what_is_under_way() -> None:
+def test_closing_cancels_running_calls() -> None:
     with Elsewhere(hold) as server, ThreadPoolExecutor(2) as threads:
         client = Client(server.url())
         waiting: list[Future[object]] = [
@@ -165,7 +172,7 @@ def test_a_closed_client_says_so_and_ends_what_is_under_way() -> None:
         ]
         server.is_called()
         client.close()
-        assert not client._background._thread.is_alive()
+        assert not client_threads()
         client.close()
         for future in waiting:
             with pytest.raises(RuntimeError, match="closed"):
@@ -176,37 +183,45 @@ def test_a_closed_client_says_so_and_ends_what_is_under_way() -> None:
         next(client.events(ID))
 
 
-def test_a_forgotten_client_closes_itself() -> None:
+def test_unreferenced_client_closes_itself() -> None:
     with Elsewhere(says_json(told())) as server:
         Client(server.url()).get(ID)
 
 
-def test_a_client_that_a_cycle_holds_closes_itself_wherever_it_is_found() -> None:
-    """The collector may run in the client's own thread, which cannot wait for itself."""
+def test_client_in_a_reference_cycle_closes_itself() -> None:
+    """The collector may run in the loop's thread, which cannot join itself."""
 
-    async def collect() -> None:
-        gc.collect()
+    class CollectingPath(os.PathLike[str]):
+        """Path whose conversion, in a call of another client, runs the collector."""
 
-    with Elsewhere(says_json(told())) as server:
-        for _ in range(2):
-            client: Any = Client(server.url())
-            background = client._background
-            cycle = [client]
-            cycle.append(cycle)
-            del client, cycle
-            background.run(collect())
-            background._thread.join(SECONDS)
-            assert not background._thread.is_alive()
+        def __fspath__(self) -> str:
+            gc.collect()
+            return __file__
+
+    async def script(visit: Visit) -> None:
+        await (ORDERED if visit.head.startswith(b"POST") else says_json(told()))(visit)
+
+    with Elsewhere(script) as server:
+        client: Any = Client(server.url())
+        cycle = [client]
+        cycle.append(cycle)
+        client.get(ID)
+        del client, cycle
+        with Client(server.url()) as other:
+            other.create("a fox", images=CollectingPath())
+        for thread in client_threads():
+            thread.join(SECONDS)
+        assert not client_threads()
 
 
-def test_a_wrong_address_starts_nothing() -> None:
+def test_invalid_base_starts_no_thread() -> None:
     with pytest.raises(ValueError, match="like http"):
         Client("127.0.0.1:8000")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
-def test_a_fork_does_not_hang() -> None:
-    """The thread stays behind in the parent; the child is told, instead of waiting for ever."""
+def test_client_raises_after_a_fork() -> None:
+    """The thread exists in the parent only; a call in the child would hang otherwise."""
     ended = _python(
         """
         import os, sys
@@ -230,7 +245,7 @@ def test_a_fork_does_not_hang() -> None:
     "ending",
     ["", "sys.exit(3)", "raise KeyboardInterrupt", "next(client.events(sys.argv[2]))", "open(__file__).close()"],
 )
-def test_an_interpreter_ends_in_silence_with_a_client_open(ending: str) -> None:
+def test_interpreter_exits_silently_with_an_open_client(ending: str) -> None:
     ended = _python(
         f"""
         import sys
@@ -248,15 +263,11 @@ def test_an_interpreter_ends_in_silence_with_a_client_open(ending: str) -> None:
     assert ended.returncode == (3 if "exit" in ending else 0)
 
 
-def test_an_interrupted_call_ends_and_the_client_goes_on() -> None:
+def test_client_is_usable_after_an_interrupt() -> None:
     ended = _python(
         """
-        import asyncio, os, signal, sys, threading
+        import os, signal, sys, threading
         from broker.client import Client
-
-        async def at_work():
-            await asyncio.sleep(0.1)
-            return len(asyncio.all_tasks()) - 2
 
         with Client(sys.argv[1]) as client:
             for call in (lambda: client.wait("task_hold"), lambda: list(client.events("task_hold"))):
@@ -264,25 +275,25 @@ def test_an_interrupted_call_ends_and_the_client_goes_on() -> None:
                 try:
                     call()
                 except KeyboardInterrupt:
-                    print("interrupted", client._background.run(at_work()))
+                    print("interrupted")
             print(client.get(sys.argv[2]).status)
         """
     )
-    assert (ended.stdout, ended.stderr) == ("interrupted 0\ninterrupted 0\nprocessing\n", "")
+    assert (ended.stdout, ended.stderr) == ("interrupted\ninterrupted\nprocessing\n", "")
 
 
-def test_it_loads_nothing_of_the_server() -> None:
-    """It is quick to import, and knows a broker over HTTP only."""
+def test_client_imports_nothing_of_the_server() -> None:
+    """Its import is quick, and it depends on the HTTP API only."""
     ours, heavy = ("broker", "storage", "uploads", "webhooks"), "starlette uvicorn pydantic structlog PIL typer".split()
     ended = _python("import sys, broker.client; print(*sys.modules)")
     loaded = ended.stdout.split()
     foreign = {name for name in loaded if name.partition(".")[0] in ours and not name.startswith("broker.client")}
-    assert foreign == {"broker", "broker.addresses", "broker.errors", "broker.outgoing"}
+    assert foreign == {"broker"}
     assert set(loaded).isdisjoint(heavy)
 
 
-def test_it_is_typed_for_those_who_use_it(tmp_path: Path) -> None:
-    """The blocking methods are made from the others; a checker must see through that."""
+def test_synchronous_methods_are_typed(tmp_path: Path) -> None:
+    """The decorator of the methods must keep their types."""
     (tmp_path / "user.py").write_text(
         textwrap.dedent(
             """
@@ -304,8 +315,8 @@ def test_it_is_typed_for_those_who_use_it(tmp_path: Path) -> None:
         text=True,
     )
     said = ended.stdout
-    assert 'list[broker.client.results.Image]"' in said
-    assert 'Iterator[broker.client.results.Task]"' in said
+    assert 'list[broker.client.models.Image]"' in said
+    assert 'Iterator[broker.client.models.Task]"' in said
     assert 'user.py:6: error: Unexpected keyword argument "sizes"' in said
     assert "user.py:7: error: Argument 1" in said
     assert "Found 2 errors in 1 file" in said
@@ -313,7 +324,7 @@ def test_it_is_typed_for_those_who_use_it(tmp_path: Path) -> None:
 
 
 def _python(program: str) -> subprocess.CompletedProcess[str]:
-    """A program of its own beside a broker; all that Python has to complain of comes to standard error."""
+    """Run a program against a broker; warnings are errors."""
 
     async def script(visit: Visit) -> None:
         if visit.head.startswith(b"POST"):

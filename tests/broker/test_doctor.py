@@ -15,14 +15,15 @@ from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from broker.clock import SystemClock
+from broker.doctor.access import has_cookie_flaw
 from broker.doctor.checks import CHECKS
-from broker.doctor.doors import is_flawed
-from broker.doctor.findings import Check, Finding, examine, ok, store_trouble
-from broker.doctor.patient import admitted
-from broker.doctor.stand_in import standing_in
+from broker.doctor.context import open_context
+from broker.doctor.findings import Check, Finding, ok, run_checks, storage_failure
+from broker.doctor.probe_server import probe_server
 from broker.settings import Salvaged, Settings, load, salvage
 from storage.database import StorageError
 from storage.facts import Facts
@@ -61,9 +62,9 @@ def a_set_up(folder: Path, **settings: Any) -> Settings:
 
 async def examined(settings: Settings, *names: str, cloudflared: Sequence[str] = (NOBODY,)) -> dict[str, Finding]:
     """What was found, by name; names: of the checks to make, all if none are given."""
-    async with admitted(Salvaged(settings=settings), SystemClock(), cloudflared) as patient:
+    async with open_context(Salvaged(settings=settings), SystemClock(), cloudflared) as context:
         checks = [check for check in CHECKS if not names or check.name in names]
-        return {finding.name: finding async for finding in examine(patient, checks)}
+        return {finding.name: finding async for finding in run_checks(context, checks)}
 
 
 async def found(settings: Settings, check: str, name: str | None = None, **more: Any) -> tuple[str, str, str]:
@@ -205,7 +206,7 @@ async def test_without_a_broker_the_doctor_answers_for_it(tmp_path: Path) -> Non
         settings = settings.model_copy(update={"tunnel_api": agent.url})
         report = await examined(settings, "public address")
         assert (report["public address"].status, report["broker"].status) == ("ok", "skipped")
-        assert f"{tunnel.url} (ngrok) leads to us" in report["public address"].found
+        assert f"{tunnel.url} (ngrok) leads to this broker" in report["public address"].found
         quick = await found(
             settings.model_copy(update={"tunnel_api": NOBODY}), "public address", cloudflared=[agent.url]
         )
@@ -219,19 +220,18 @@ async def test_without_a_broker_the_doctor_answers_for_it(tmp_path: Path) -> Non
         pass
 
 
-@pytest.mark.parametrize(
-    "request_",
-    [b"GET /api/tasks HTTP/1.1\r\n\r\n", b"POST /api/webhook/nano-banana?probe=" + b"0" * 32 + b" HTTP/1.1\r\n\r\n"],
-)
-async def test_whoever_stands_in_answers_one_question_only(request_: bytes) -> None:
-    port = free_port()
-    async with standing_in("127.0.0.1", port, ChallengeResponse(b"secret")):
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        _, silent = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(request_)
-        assert (await reader.read()).startswith(b"HTTP/1.1 404 ")
-        writer.close()
-    silent.close()
+async def test_probe_server_answers_only_probes() -> None:
+    port, challenge = free_port(), ChallengeResponse(b"secret")
+    nonce = "0" * 32
+    async with (
+        probe_server("127.0.0.1", port, challenge),
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client,
+    ):
+        answer = (await client.get("/api/webhook/nano-banana", params={"probe": nonce})).json()
+        assert challenge.is_valid(nonce, answer["probe"])
+        assert (await client.get("/api/webhook/nano-banana", params={"probe": "other text"})).status_code == 404
+        assert (await client.post("/api/webhook/nano-banana", params={"probe": nonce})).status_code == 405
+        assert (await client.get("/api/tasks")).status_code == 404
 
 
 @pytest.mark.parametrize("edge", [GONE, None])
@@ -255,7 +255,7 @@ async def test_a_tunnel_of_another_program_is_not_ours(tmp_path: Path) -> None:
     async with serve(answers("200 OK", b'{"status": "ok"}')) as other, tunnelling(other.port) as tunnel:
         told = await found(settings.model_copy(update={"webhook_base_url": tunnel.url}), "public address")
     assert told[0] == "failed"
-    assert "somebody else answers there (HTTP 200)" in told[1]
+    assert "another server answers there (HTTP 200)" in told[1]
 
 
 async def test_an_agent_whose_tunnel_leads_to_another_port_is_told(tmp_path: Path) -> None:
@@ -317,7 +317,7 @@ async def test_a_running_broker_is_asked_how_it_is(tmp_path: Path) -> None:
         settings = house.services.settings.model_copy(update={"port": house.port, "webhook_base_url": tunnel.url})
         report = await examined(settings, "public address")
         assert [report[name].status for name in ("broker", "callbacks")] == ["ok", "ok"]
-        assert "leads to us" in report["public address"].found
+        assert "leads to this broker" in report["public address"].found
         keyless = settings.model_copy(update={"api_keys": ()})
         status, said, cure = await found(keyless, "public address", "broker")
         assert (status, "BROKER_API_KEYS" in cure) == ("warning", True)
@@ -341,7 +341,7 @@ async def test_callbacks_that_never_came_are_counted(tmp_path: Path) -> None:
         settings = house.services.settings.model_copy(update={"port": port})
         await house.end(await house.order("a red bicycle [mood:lost]"))
         status, said, cure = await found(settings, "public address", "callbacks")
-        assert (status, "1 ends had to be asked for" in said) == ("warning", True)
+        assert (status, "1 results had to be polled" in said) == ("warning", True)
         assert "NANO_BANANA_WEBHOOK_KEY" in cure
         await house.end(await house.order("a green bicycle"))
         assert (await found(settings, "public address", "callbacks"))[0] == "ok"
@@ -373,7 +373,7 @@ async def test_a_sound_database_is_well_and_left_as_it_is(tmp_path: Path) -> Non
 @pytest.mark.parametrize("message", ["it is full: free some space", "it says no more than this"])
 def test_a_store_in_trouble_always_has_a_cure(message: str) -> None:
     """And never what is wrong, said twice."""
-    finding = store_trouble("database", StorageError(message))
+    finding = storage_failure("database", StorageError(message))
     assert message.startswith(finding.found)
     assert finding.cure
     assert finding.cure != finding.found
@@ -530,7 +530,7 @@ async def test_doors_that_stand_too_wide_are_told(
 
 
 def test_old_pythons_are_known() -> None:
-    assert [is_flawed(version) for version in [(3, 11, 9), (3, 11, 10), (3, 12, 5), (3, 12, 6)]] == [
+    assert [has_cookie_flaw(version) for version in [(3, 11, 9), (3, 11, 10), (3, 12, 5), (3, 12, 6)]] == [
         True,
         False,
         True,
@@ -552,9 +552,9 @@ async def test_a_check_that_breaks_or_hangs_leaves_the_others_alone(tmp_path: Pa
     async def works(_: Any) -> list[Finding]:
         return [ok("works", "well")]
 
-    checks = [Check(name=name, look=look) for name, look in [("h", hangs), ("b", breaks), ("works", works)]]
-    async with admitted(Salvaged(settings=a_set_up(tmp_path)), SystemClock()) as patient:
-        report = [finding async for finding in examine(patient, checks, patience=0.05)]
+    checks = [Check(name=name, run=run) for name, run in [("h", hangs), ("b", breaks), ("works", works)]]
+    async with open_context(Salvaged(settings=a_set_up(tmp_path)), SystemClock()) as context:
+        report = [finding async for finding in run_checks(context, checks, seconds=0.05)]
     assert [(finding.name, finding.status) for finding in report] == [("h", "failed"), ("b", "failed"), ("works", "ok")]
     assert all(finding.cure for finding in report[:2])
     assert not any("s3cret" in finding.found for finding in report)
@@ -562,8 +562,8 @@ async def test_a_check_that_breaks_or_hangs_leaves_the_others_alone(tmp_path: Pa
 
 async def test_what_depends_on_a_wrong_setting_is_not_judged(tmp_path: Path) -> None:
     salvaged = Salvaged(settings=a_set_up(tmp_path), wrong=frozenset({"api_url"}))
-    async with admitted(salvaged, SystemClock(), [NOBODY]) as patient:
-        report = {finding.name: finding async for finding in examine(patient, CHECKS)}
+    async with open_context(salvaged, SystemClock(), [NOBODY]) as context:
+        report = {finding.name: finding async for finding in run_checks(context, CHECKS)}
     assert [report[name].status for name in ("provider", "key", "file upload")] == ["skipped"] * 3
     assert report["disk"].status == "ok"
 

@@ -257,9 +257,9 @@ async def test_the_sidecar_tells_where_an_image_comes_from(tmp_path: Path) -> No
 
 async def test_the_sidecar_of_a_reference_names_all_orders_of_its_request(tmp_path: Path) -> None:
     async with open_api(tmp_path) as house:
-        batch = f"task_{1:032x}"
+        batch = f"batch_{1:032x}"
         first, second, third = [await house.add(number=number, batch=batch) for number in (1, 2, 3)]
-        image = await house.add_image(batch.replace("task_", "refs_"), DATA, kind="reference")
+        image = await house.add_image(batch.replace("batch_", "refs_"), DATA, kind="reference")
         data = (await about(house, image)).json()["data"]
         assert (data["tasks"], data["expiresAt"]) == ([first.id, second.id, third.id], None)
         assert (data["kind"], data["url"]) == ("reference", f"/uploads/references/{image.name}")

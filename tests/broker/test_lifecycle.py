@@ -55,12 +55,15 @@ def a_task(state: State = State.QUEUED, **changes: Any) -> Task:
         "deadline_at": NOW + 900,
         "created_at": NOW,
         "updated_at": NOW,
+        "entered_at": NOW,
     }
     return Task(**{**values, **changes})
 
 
 def an_attempt(**changes: Any) -> Attempt:
-    return Attempt(**{"task_id": "task_1", "number": 1, "provider": "kie", "sent_at": NOW, **changes})
+    return Attempt(
+        **{"task_id": "task_1", "number": 1, "provider": "kie", "key_id": "default", "sent_at": NOW, **changes}
+    )
 
 
 def accepted() -> Attempt:

@@ -1,4 +1,4 @@
-"""Logs tell what happened, and nothing that must stay secret."""
+"""Logs: format, and secrets that stay out."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def restored() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("form", ["console", "json"])
-def test_secrets_and_local_variables_stay_out(form: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_secrets_and_local_variables_are_not_logged(form: str, capsys: pytest.CaptureFixture[str]) -> None:
     configure("INFO", form, None)
     local_secret = "canary-local"
     try:
@@ -42,7 +42,7 @@ def test_secrets_and_local_variables_stay_out(form: str, capsys: pytest.CaptureF
     assert local_secret not in out
 
 
-def test_json_lines_are_json_whatever_the_text(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_lines_are_valid_json_with_any_text(capsys: pytest.CaptureFixture[str]) -> None:
     configure("INFO", "json", None)
     log.info("a line\nand another \x1b[31m \u202e", action="odd", why='{"quoted"}')
     lines = capsys.readouterr().err.splitlines()
@@ -51,7 +51,7 @@ def test_json_lines_are_json_whatever_the_text(capsys: pytest.CaptureFixture[str
     assert (event["action"], event["level"]) == ("odd", "info")
 
 
-def test_a_folder_adds_a_file(tmp_path: Path) -> None:
+def test_folder_adds_a_log_file(tmp_path: Path) -> None:
     configure("INFO", "json", tmp_path / "logs")
     log.info("hello", action="hello")
     assert json.loads((tmp_path / "logs" / "app.log").read_text())["action"] == "hello"

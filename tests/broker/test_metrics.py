@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from broker import credits as accounts
-from broker import gauges, lifecycle
+from broker import lifecycle
 from broker.metrics import Metrics
+from broker.monitoring import balance, collectors
+from broker.monitoring.loop_lag import measure_loop_lag
 from broker.reports import Failed, Finished, Pending
 from broker.services import Services
-from broker.watchdog import watching
 from storage.tasks import Attempt, State, Task
 from tests.broker.api_house import a_task, open_api
 from tests.conftest import ManualClock
@@ -47,7 +47,19 @@ async def add(services: Services, **changes: Any) -> Task:
     """A task with a job at the provider, and its line in the ledger."""
     task = a_task(NOW, **{"job_id": "job", "sent_at": NOW, "entered_at": NOW, **changes})
     await services.database.transact(services.tasks.adding(task))
-    row = {**vars(Attempt(task_id=task.id, number=1, provider="kie", job_id="job", sent_at=NOW, outcome="accepted"))}
+    row = {
+        **vars(
+            Attempt(
+                task_id=task.id,
+                number=1,
+                provider="kie",
+                key_id="default",
+                job_id="job",
+                sent_at=NOW,
+                outcome="accepted",
+            )
+        )
+    }
     columns, values = ", ".join(row), ", ".join(f":{name}" for name in row)
     await services.database.execute(f"INSERT INTO attempts ({columns}) VALUES ({values})", **row)
     return task
@@ -72,7 +84,7 @@ GOOD: list[tuple[str, dict[str, str], float]] = [
     ("broker_task_attempts_sum", {}, 2),
     ("broker_submissions_total", {"provider": "kie", "outcome": "accepted"}, 2),
     ("broker_submission_seconds_count", {"provider": "kie"}, 2),
-    ("broker_callbacks_total", {"provider": "kie", "verdict": "accept"}, 2),
+    ("broker_callbacks_total", {"provider": "kie", "verification": "accept"}, 2),
     ("broker_callback_seconds_count", {}, 2),
     ("broker_downloads_total", {"outcome": "stored"}, 1),
     ("broker_download_seconds_count", {}, 1),
@@ -196,39 +208,39 @@ async def test_tasks_are_counted_no_oftener_than_it_is_worth(quiet: Services, cl
     """Half a second for a million of them: ended ones are looked at every five minutes."""
 
     async def counted(state: State) -> float:
-        await quiet.gauges.page()
+        await quiet.collector.render_page()
         return value(quiet.metrics, "broker_tasks", state=state.value)
 
-    await quiet.gauges.page()
+    await quiet.collector.render_page()
     await add(quiet, number=1, state=State.WAITING)
     await quiet.database.transact(quiet.tasks.adding(a_task(NOW, number=2, state=State.FAILED)))
     assert [await counted(state) for state in (State.WAITING, State.FAILED)] == [0, 0]
-    clock.advance(gauges.LIVING_SECONDS)
+    clock.advance(collectors.ACTIVE_TTL_SECONDS)
     assert [await counted(state) for state in (State.WAITING, State.FAILED)] == [1, 0]
-    clock.advance(gauges.ENDED_SECONDS)
+    clock.advance(collectors.ENDED_TTL_SECONDS)
     assert [await counted(state) for state in (State.WAITING, State.FAILED)] == [1, 1]
 
 
 async def test_many_who_ask_at_once_cost_one_look(quiet: Services) -> None:
-    pages = await asyncio.gather(*(quiet.gauges.page() for _ in range(20)))
+    pages = await asyncio.gather(*(quiet.collector.render_page() for _ in range(20)))
     assert len(pages) == 20
-    assert quiet.gauges._living.fresh_for == gauges.LIVING_SECONDS
+    assert quiet.collector._active.fresh_for == collectors.ACTIVE_TTL_SECONDS
 
 
 async def test_a_pause_is_shown_as_what_is_left_of_it(quiet: Services, clock: ManualClock) -> None:
     await quiet.database.transact(quiet.worker.lanes.pausing("kie", NOW + 30))
-    await quiet.gauges.page()
+    await quiet.collector.render_page()
     assert value(quiet.metrics, "broker_lane_paused_seconds", provider="kie") == 30
     clock.advance(40)
-    await quiet.gauges.page()
+    await quiet.collector.render_page()
     assert value(quiet.metrics, "broker_lane_paused_seconds", provider="kie") == 0
 
 
 async def test_one_process_asks_for_credits_and_all_know(tmp_path: Path) -> None:
     async with open_house(tmp_path) as house:
-        asks = house.services.worker.accounts
+        asks = house.services.worker.balances
         await _credits_known(house)
-        assert not await asks.chores.take("credits", now=house.services.clock.now(), every=accounts.EVERY)
+        assert not await asks.chores.take("credits", now=house.services.clock.now(), every=balance.REFRESH_SECONDS)
         async with open_api(tmp_path) as other:  # another process on the same database, which asks nobody
             page = (await other.client.get("/metrics")).text
     assert re.search(r'broker_provider_credits{provider="kie"} \d', page)
@@ -236,28 +248,28 @@ async def test_one_process_asks_for_credits_and_all_know(tmp_path: Path) -> None
 
 async def _credits_known(house: House) -> None:
     async with asyncio.timeout(5):
-        while not await house.services.worker.accounts.left():  # noqa: ASYNC110
+        while not await house.services.worker.balances.latest():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
 async def test_credits_that_nobody_could_ask_for_are_absent(quiet: Services, clock: ManualClock) -> None:
     """A number that is old is no number; nor is there one while the provider cannot be reached."""
-    asks = quiet.worker.accounts
-    await asks.ask()
-    assert await asks.left() == {}
+    asks = quiet.worker.balances
+    await asks.refresh()
+    assert await asks.latest() == {}
     await asks.facts.tell("credits of kie", f"12.5 {NOW!r}")
-    assert await asks.left() == {"kie": 12.5}
-    await quiet.gauges.page()
+    assert await asks.latest() == {"kie": 12.5}
+    await quiet.collector.render_page()
     assert value(quiet.metrics, "broker_provider_credits", provider="kie") == 12.5
-    clock.advance(accounts.OLD + 1)
-    await quiet.gauges.page()
+    clock.advance(balance.MAX_AGE_SECONDS + 1)
+    await quiet.collector.render_page()
     assert b"broker_provider_credits{" not in quiet.metrics.page()
 
 
 async def test_a_loop_that_stood_still_is_noticed() -> None:
     metrics = Metrics()
     with capture_logs() as logs:
-        async with watching(metrics, every=0.0), asyncio.timeout(5):
+        async with measure_loop_lag(metrics, interval_seconds=0.0), asyncio.timeout(5):
             await asyncio.sleep(0)
             time.sleep(0.6)  # noqa: ASYNC251  # this is the stall
             while value(metrics, "broker_event_loop_lag_seconds_sum") < 0.5:  # noqa: ASYNC110

@@ -1,4 +1,4 @@
-"""What tunnels say of themselves, and what of it may be our address – quickly, and whatever answers there."""
+"""Discovery of tunnels: which reported URLs are used, with any answer and in limited time."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from broker.callbacks.public_url import PublicUrl, check_configured
+from broker.callbacks.tunnels import CLOUDFLARED_URLS, TunnelAgents
 from broker.errors import SettingsError
 from broker.net.api_client import ApiClient
-from broker.public_url import CLOUDFLARED, Agents, PublicUrl, check_configured
 from tests.faults.faulty_http import Script, answers, rst, says, serve, silence
 
 pytestmark = pytest.mark.anyio
@@ -43,10 +44,10 @@ async def ask(client: ApiClient, *, endpoints: Script, tunnels: Script, quick: S
     scripts = {"/api/endpoints": endpoints, "/api/tunnels": tunnels, "/quicktunnel": quick}
     async with serve(scripts) as server, asyncio.timeout(3):
         agent = server.url("/")
-        agents = Agents(
+        agents = TunnelAgents(
             client=client, tunnel_api=agent, port=PORT, cloudflared=[NOWHERE, agent.rstrip("/")], seconds=0.3
         )
-        return next(iter(await agents.ours()), None)
+        return next(iter(await agents.list_candidates()), None)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +61,7 @@ async def ask(client: ApiClient, *, endpoints: Script, tunnels: Script, quick: S
         ("http://broker:8000", "http://broker:8000"),
     ],
 )
-def test_a_configured_address_is_understood_in_all_its_spellings(configured: str, url: str) -> None:
+def test_configured_url_is_normalized(configured: str, url: str) -> None:
     assert check_configured(configured) == url
 
 
@@ -69,7 +70,7 @@ def test_a_configured_address_is_understood_in_all_its_spellings(configured: str
     """example.com ftp://example.com https:// https:///x https://u:s3cret@example.com https://example.com/?token=s3cret
     https://example.com/? https://example.com/#x https://exa\\mple.com https://127.1 https://example.com:99999""".split(),
 )
-def test_a_wrong_configured_address_stops_the_start_with_a_cure(configured: str) -> None:
+def test_wrong_configured_url_stops_the_start_with_a_cure(configured: str) -> None:
     with pytest.raises(SettingsError) as caught:
         check_configured(configured)
     assert str(caught.value).startswith("WEBHOOK_BASE_URL: ")
@@ -82,8 +83,8 @@ def test_a_wrong_configured_address_stops_the_start_with_a_cure(configured: str)
     [f"http://localhost:{PORT}", f"https://127.0.0.1:{PORT}/", f"localhost:{PORT}", f"[::1]:{PORT}", str(PORT), PORT],
 )
 @pytest.mark.parametrize("old", [False, True])
-async def test_ngrok_is_believed_about_our_port(client: ApiClient, target: Any, old: bool) -> None:
-    """Both generations of its API, all spellings of an address, among tunnels that are not ours."""
+async def test_ngrok_tunnel_to_our_port_is_used(client: ApiClient, target: Any, old: bool) -> None:
+    """Both generations of its API, all spellings of a target, among tunnels to other ports."""
     make = tunnel if old else endpoint
     entries = [
         make("https://other.ngrok.app", "http://localhost:8001"),
@@ -102,20 +103,20 @@ async def test_ngrok_is_believed_about_our_port(client: ApiClient, target: Any, 
     assert found == PublicUrl(url="https://ours.ngrok.app", source="ngrok")
 
 
-async def test_an_upstream_without_a_port_means_the_usual_one(client: ApiClient) -> None:
+async def test_upstream_without_a_port_means_the_default_port(client: ApiClient) -> None:
     script = tells({"endpoints": [endpoint("https://ours.ngrok.app", "http://localhost")]})
     async with serve(script) as server:
-        (found,) = await Agents(client=client, tunnel_api=server.url(), port=80, cloudflared=[]).ours()
+        (found,) = await TunnelAgents(client=client, tunnel_api=server.url(), port=80, cloudflared=[]).list_candidates()
     assert found == PublicUrl(url="https://ours.ngrok.app", source="ngrok")
 
 
-async def test_cloudflared_is_asked_last(client: ApiClient) -> None:
-    """It does not say which port its tunnel leads to."""
+async def test_cloudflared_comes_last(client: ApiClient) -> None:
+    """It does not report the port of its tunnel."""
     nothing = tells({"endpoints": [], "tunnels": []})
     quick = tells({"hostname": "a-b-c.trycloudflare.com"})
     found = await ask(client, endpoints=nothing, tunnels=nothing, quick=quick)
     assert found == PublicUrl(url="https://a-b-c.trycloudflare.com", source="cloudflared")
-    assert [base.rpartition(":")[2] for base in CLOUDFLARED] == ["20241", "20242", "20243", "20244", "20245"]
+    assert [base.rpartition(":")[2] for base in CLOUDFLARED_URLS] == ["20241", "20242", "20243", "20244", "20245"]
 
 
 STRANGE_JSON: list[Any] = [
@@ -150,12 +151,15 @@ STRANGE: dict[str, Script] = {
 
 
 @pytest.mark.parametrize("name", STRANGE)
-async def test_strange_answers_are_no_address(client: ApiClient, name: str) -> None:
-    """Any program may listen there; it costs its second at most and never the start."""
+async def test_unexpected_agent_answers_are_ignored(client: ApiClient, name: str) -> None:
+    """Any program may listen there; it costs a second at most and never the start."""
     script = STRANGE[name]
     assert await ask(client, endpoints=script, tunnels=script, quick=script) is None
 
 
 @pytest.mark.parametrize("tunnel_api", [NOWHERE, "", "nonsense", "ftp://x", "http://[::1"])
-async def test_nobody_there_means_polling(client: ApiClient, tunnel_api: str) -> None:
-    assert await Agents(client=client, tunnel_api=tunnel_api, port=PORT, cloudflared=[NOWHERE]).ours() == []
+async def test_without_agents_the_list_is_empty(client: ApiClient, tunnel_api: str) -> None:
+    assert (
+        await TunnelAgents(client=client, tunnel_api=tunnel_api, port=PORT, cloudflared=[NOWHERE]).list_candidates()
+        == []
+    )

@@ -1,4 +1,4 @@
-"""The server itself: impatient with silence, strict about requests, and gone quickly when told."""
+"""HTTP server: deadlines of connections, strict parsing, and a bounded shutdown."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ POST = b"POST /api/generate/image HTTP/1.1\r\n" + HOST + b"Content-Type: applica
 
 
 async def closed_after(house: ApiHouse, data: bytes, *, drip: bytes = b"", every: float = 0.05) -> float:
-    """Seconds until the server hangs up on somebody who sends `data`, and then `drip` again and again."""
+    """Return the seconds until the server closes a connection that sends `data`, then `drip` repeatedly."""
     reader, writer = await asyncio.open_connection("127.0.0.1", house.port)
     began = time.monotonic()
 
@@ -63,7 +63,7 @@ async def _read(reader: asyncio.StreamReader) -> bytes:
         return b""
 
 
-# -- callers who do not finish
+# -- unfinished requests
 
 
 UNFINISHED = [
@@ -82,15 +82,15 @@ UNFINISHED = [
 ]  # fmt: skip
 
 
-async def test_who_does_not_finish_is_hung_up_on(tmp_path: Path) -> None:
-    """Each more byte buys no more time, unless it is a body that comes at a decent rate."""
+async def test_unfinished_request_is_closed(tmp_path: Path) -> None:
+    """More bytes do not extend the deadline, except those of a body at a sufficient rate."""
     async with open_api(tmp_path, limits=QUICK) as house:
         tries = [closed_after(house, data, drip=drip) for _, data, drip in UNFINISHED]
         for (what, _, _), seconds in zip(UNFINISHED, await asyncio.gather(*tries), strict=True):
             assert 0.3 <= seconds <= 2.5, what
 
 
-async def test_hundreds_of_silent_callers_do_not_disturb(tmp_path: Path) -> None:
+async def test_hundreds_of_silent_connections_do_not_block_others(tmp_path: Path) -> None:
     async with open_api(tmp_path, limits=QUICK) as house:
         silent = [asyncio.create_task(closed_after(house, b"GET /health HT")) for _ in range(300)]
         slowest = 0.0
@@ -102,7 +102,7 @@ async def test_hundreds_of_silent_callers_do_not_disturb(tmp_path: Path) -> None
         assert slowest < 1.0
 
 
-async def test_a_slow_line_may_take_its_time(tmp_path: Path) -> None:
+async def test_slow_upload_may_take_many_windows(tmp_path: Path) -> None:
     """A large image over a bad connection lasts many windows; only a stall ends it."""
     async with open_api(
         tmp_path, limits=ConnectionLimits(head_seconds=0.3, window_seconds=0.3, min_bytes_per_second=100)
@@ -120,8 +120,8 @@ async def test_a_slow_line_may_take_its_time(tmp_path: Path) -> None:
         assert answer.status_code == 202
 
 
-async def test_our_own_slowness_is_not_held_against_a_caller(tmp_path: Path) -> None:
-    """A long poll outlasts every patience with requests; so does an idle stream."""
+async def test_slow_response_does_not_close_the_connection(tmp_path: Path) -> None:
+    """A long poll outlasts every deadline of requests; so does an idle stream."""
     async with open_api(tmp_path, limits=ConnectionLimits(head_seconds=0.1, window_seconds=0.1)) as house:
         task = await house.add()
         assert (await house.client.get(f"/api/task/{task.id}?wait=0.5")).status_code == 200
@@ -132,8 +132,8 @@ async def test_our_own_slowness_is_not_held_against_a_caller(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("expect", [b"", b"Expect: 100-continue\r\n"])
-async def test_a_body_that_we_do_not_read_yet_may_wait(expect: bytes) -> None:
-    """Somebody who was told to stop sending, or not yet to begin, is not slow."""
+async def test_unread_body_is_not_timed_out(expect: bytes) -> None:
+    """A client that must pause, or wait for 100 Continue, is not slow."""
 
     async def busy(scope: Any, receive: Any, send: Any) -> None:
         await asyncio.sleep(0.6)
@@ -162,7 +162,7 @@ async def test_a_body_that_we_do_not_read_yet_may_wait(expect: bytes) -> None:
             assert b"done" in await reader.read()
 
 
-async def test_keep_alive_goes_on(tmp_path: Path) -> None:
+async def test_keep_alive_connection_outlasts_the_head_deadline(tmp_path: Path) -> None:
     """One connection, many requests, longer than a head may take."""
     async with open_api(tmp_path, limits=ConnectionLimits(head_seconds=0.2)) as house:
         reader, writer = await asyncio.open_connection("127.0.0.1", house.port)
@@ -175,8 +175,8 @@ async def test_keep_alive_goes_on(tmp_path: Path) -> None:
                 await asyncio.sleep(0.08)
 
 
-async def test_a_reader_who_does_not_read_is_hung_up_on(tmp_path: Path) -> None:
-    """Otherwise a few of them hold all our memory and files."""
+async def test_client_that_does_not_read_is_disconnected(tmp_path: Path) -> None:
+    """Otherwise a few of them occupy all memory and file descriptors."""
     async with open_api(tmp_path, limits=QUICK) as house:
         image = await house.add_image("task_x", os.urandom(2**20) * 24)
         with closing(socket.socket()) as sock:
@@ -200,8 +200,8 @@ async def _drain(sock: socket.socket) -> bytes:
         return b""
 
 
-async def test_somebody_who_hangs_up_while_waiting_is_forgotten(tmp_path: Path) -> None:
-    """The question is dropped with the caller, not kept for the rest of its thirty seconds."""
+async def test_long_poll_ends_when_its_client_disconnects(tmp_path: Path) -> None:
+    """The request ends at once, not after the rest of its thirty seconds."""
     async with open_api(tmp_path, sockets=True) as house:
         task = await house.add()
         _, writer = await asyncio.open_connection("127.0.0.1", house.port)
@@ -212,7 +212,7 @@ async def test_somebody_who_hangs_up_while_waiting_is_forgotten(tmp_path: Path) 
             await house.nobody_waits_for(task)
 
 
-async def test_an_upload_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
+async def test_aborted_upload_leaves_no_task_and_no_file(tmp_path: Path) -> None:
     async with open_api(tmp_path, sockets=True) as house:
         before = await house.left_behind()
         head = (
@@ -230,7 +230,7 @@ async def test_an_upload_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
         assert await house.left_behind() == before
 
 
-# -- requests that are none
+# -- malformed requests
 
 
 NO_REQUESTS = [
@@ -255,7 +255,7 @@ NO_REQUESTS = [
 ]
 
 
-async def test_what_is_no_request_is_refused_and_closed(tmp_path: Path) -> None:
+async def test_malformed_request_is_rejected_and_closed(tmp_path: Path) -> None:
     async with open_api(tmp_path, sockets=True) as house:
         for what, data in NO_REQUESTS:
             answer = await house.raw(data)
@@ -265,8 +265,8 @@ async def test_what_is_no_request_is_refused_and_closed(tmp_path: Path) -> None:
         assert (await house.client.get("/health")).status_code == 200
 
 
-async def test_a_bad_chunk_after_the_answer_is_no_trouble(tmp_path: Path) -> None:
-    """The answer has gone out already, so the connection is all that is left to end."""
+async def test_bad_chunk_after_the_response_closes_the_connection(tmp_path: Path) -> None:
+    """The response was sent already, so only the connection is left to end."""
     async with open_api(tmp_path, sockets=True) as house:
         data = b"POST /nope HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n"
         reader, writer = await asyncio.open_connection("127.0.0.1", house.port)
@@ -279,15 +279,15 @@ async def test_a_bad_chunk_after_the_answer_is_no_trouble(tmp_path: Path) -> Non
                     pass
 
 
-async def test_an_upgrade_is_just_a_request(tmp_path: Path) -> None:
+async def test_upgrade_is_answered_as_a_plain_request(tmp_path: Path) -> None:
     async with open_api(tmp_path, sockets=True) as house:
         upgrade = b"Connection: Upgrade, close\r\nUpgrade: websocket\r\nSec-WebSocket-Key: x\r\n"
         answer = await house.raw(b"GET /api/tasks HTTP/1.1\r\n" + HOST + upgrade + b"\r\n")
         assert answer.startswith(b"HTTP/1.1 200 ")
 
 
-async def test_100_continue_is_said_when_the_body_is_wanted(tmp_path: Path) -> None:
-    """And not to somebody whom we refuse: the upload is spared."""
+async def test_100_continue_is_sent_when_the_body_is_read(tmp_path: Path) -> None:
+    """A rejected request gets none: its upload is not sent."""
     async with open_api(tmp_path, sockets=True) as house:
         body = b'{"prompt":"x"}'
         head = POST + b"Expect: 100-continue\r\nConnection: close\r\nContent-Length: %d\r\n" % len(body)
@@ -321,8 +321,8 @@ class Pipe(asyncio.Transport):
         self.written += bytes(data)
 
 
-async def test_one_address_holds_no_more_than_its_share() -> None:
-    """Loopback may: the tunnel and a proxy bring everybody from there. Who leaves makes room."""
+async def test_connections_per_address_are_limited() -> None:
+    """Loopback is exempt: tunnels and proxies connect from it. A closed connection frees its slot."""
     config = uvicorn.Config(lambda: None, log_config=None, lifespan="off", ws="none")
     config.load()
     state, peers = uvicorn.server.ServerState(), Counter[str]()
@@ -355,7 +355,7 @@ def settings(folder: Path) -> Any:
 
 
 async def told_by(number: signal.Signals, folder: Path) -> float:
-    """Seconds from the signal until `serve` returned, with a long poll, a stream and an upload under way."""
+    """Return the seconds from the signal until `serve` returned, during a long poll, a stream and an upload."""
     with closing(bind_socket("127.0.0.1", 0)) as sock:
         base = f"http://127.0.0.1:{socket_port(sock)}"
         async with open_services(settings(folder), port=socket_port(sock)) as services:
@@ -399,14 +399,14 @@ async def _a_slow_order() -> Any:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_signal_drains_and_ends_within_ten_seconds(tmp_path: Path, number: signal.Signals) -> None:
-    """What was accepted is answered, what waits is told the state of things, and nothing new is taken."""
+async def test_signal_drains_and_stops_within_ten_seconds(tmp_path: Path, number: signal.Signals) -> None:
+    """Accepted requests are answered, waiting ones with the current state, and new ones are rejected."""
     before = signal.getsignal(number)
     assert await told_by(number, tmp_path) < 5
     assert signal.getsignal(number) is before
 
 
-async def test_who_never_finishes_does_not_keep_us(tmp_path: Path) -> None:
+async def test_unfinished_request_does_not_delay_the_shutdown(tmp_path: Path) -> None:
     """An upload that stalls is cut off when the time to drain is over."""
     sock = bind_socket("127.0.0.1", 0)
     async with open_services(settings(tmp_path), port=socket_port(sock)) as services:
@@ -439,8 +439,8 @@ class Crashing:
         pass
 
 
-async def test_without_a_worker_there_is_no_server(tmp_path: Path) -> None:
-    """A broker that takes orders and works on none would be worse than one that is restarted."""
+async def test_server_stops_when_the_worker_dies(tmp_path: Path) -> None:
+    """A broker that accepts orders and processes none would be worse than one that is restarted."""
     with closing(bind_socket("127.0.0.1", 0)) as sock:
         async with open_services(settings(tmp_path), port=socket_port(sock)) as services:
             crippled = Services(**{**vars(services), "worker": Crashing()})
@@ -452,19 +452,19 @@ async def test_without_a_worker_there_is_no_server(tmp_path: Path) -> None:
 # -- the socket
 
 
-def test_a_taken_port_is_told_with_the_variable() -> None:
+def test_taken_port_names_the_variable() -> None:
     with closing(bind_socket("127.0.0.1", 0)) as sock, pytest.raises(SettingsError, match="BROKER_PORT"):
         bind_socket("127.0.0.1", socket_port(sock))
 
 
 @pytest.mark.parametrize("host", ["203.0.113.7", "no such host", "x" * 300, "::ffff:203.0.113.7"])
-def test_an_address_that_is_not_ours_is_told_with_the_variable(host: str) -> None:
+def test_foreign_address_names_the_variable(host: str) -> None:
     with pytest.raises(SettingsError, match="BROKER_HOST"):
         bind_socket(host, 0)
 
 
-def test_answers_are_not_held_back() -> None:
-    """Without this every answer of two packets waits 40 ms for the caller's acknowledgement."""
+def test_accepted_sockets_have_nodelay() -> None:
+    """Without it every response of two packets waits 40 ms for the client's acknowledgement."""
     with closing(bind_socket("127.0.0.1", 0)) as sock, socket.create_connection(sock.getsockname()) as client:
         connection, _ = sock.accept()
         with connection:

@@ -1,4 +1,4 @@
-"""What is outside our walls: a server that says exactly the bytes it is told, and a network that only remembers."""
+"""The network outside: a server that sends given bytes, and a network that only records."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import httpcore
 PUBLIC = "93.184.216.34"
 
 Script = Callable[["Visit"], Awaitable[None]]
-"""What to do with one connection whose request head has arrived; the connection is closed afterwards."""
+"""Handles one connection whose request head has arrived; the connection is closed afterwards."""
 
 
 @dataclass
@@ -50,15 +50,15 @@ class Visit:
 
 @dataclass
 class Server:
-    """A running server: how often it was called, and with which request heads."""
+    """A running server: the number of its connections, and the request heads it received."""
 
     port: int = 0
     connections: int = 0
     heads: list[bytes] = field(default_factory=list)
     left: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when a caller went away before it was served."""
+    """Set when a client disconnected before it was served."""
     called: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when a request head has come in."""
+    """Set when a request head has arrived."""
 
     @property
     def host(self) -> str:
@@ -70,7 +70,7 @@ class Server:
 
 @asynccontextmanager
 async def serve(script: Script | Mapping[str, Script]) -> AsyncGenerator[Server]:
-    """A server on a free port of loopback; a mapping goes by path."""
+    """Run a server on a free loopback port; a mapping selects the script by path."""
     server, visits = Server(), set[asyncio.Task[None]]()
 
     async def visit(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -106,7 +106,7 @@ def head(status: str = "200 OK", *headers: str) -> bytes:
 
 
 def says(*parts: bytes) -> Script:
-    """Say this, then close."""
+    """Return a script that sends the bytes, then closes."""
 
     async def script(visit: Visit) -> None:
         await visit.say(*parts)
@@ -119,7 +119,7 @@ def answers(status: str = "200 OK", body: bytes = b"", *headers: str) -> Script:
 
 
 async def silence(visit: Visit) -> None:
-    """Take the request and never answer; ends when the caller does."""
+    """Read the request and never answer; ends when the client disconnects."""
     await visit.reader.readuntil(b"never")
 
 
@@ -129,7 +129,7 @@ async def rst(visit: Visit) -> None:
 
 @dataclass
 class Network(httpcore.AsyncNetworkBackend):
-    """A network that dials nobody: it remembers who was asked for, and answers from a list of prepared bytes.
+    """A network without connections: it records what was dialed, and answers from a list of prepared bytes.
 
     replies: the whole answer of each connection in turn; without any the connection is refused.
     """
@@ -187,7 +187,7 @@ class _Line(httpcore.AsyncNetworkStream):
 
 @dataclass
 class Names:
-    """A name server: what it was asked, and what it says each time – the last answer again and again."""
+    """A name server: records queries and returns the given answers in turn, repeating the last."""
 
     answers: list[list[str]] = field(default_factory=lambda: [[PUBLIC]])
     asked: list[str] = field(default_factory=list)

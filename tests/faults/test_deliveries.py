@@ -661,7 +661,7 @@ async def test_what_was_not_heard_is_forgotten_with_its_task(
         assert (row.state, row.prompt) == (State.EXPIRED, "")
         assert (await scene.delivery()).task_id == living.id
         await scene.services.worker.deliverer.deliver(under_way)  # it is told, and nothing is noted
-        left = await scene.services.database.fetch("SELECT DISTINCT delivery_id AS id FROM delivery_tries")
+        left = await scene.services.database.fetch("SELECT DISTINCT delivery_id AS id FROM delivery_attempts")
         assert {line["id"] for line in left} <= {(await scene.delivery()).id}
 
 
@@ -671,7 +671,7 @@ async def test_what_was_told_is_forgotten_with_its_task(scene: Scene) -> None:
     scene.clock.advance(24 * HOUR)
     await scene.turn()
     assert await scene.services.deliveries.newest(limit=5) == []
-    assert await scene.services.database.fetch("SELECT * FROM delivery_tries") == []
+    assert await scene.services.database.fetch("SELECT * FROM delivery_attempts") == []
 
 
 class Meanwhile:

@@ -1,4 +1,4 @@
-"""Whatever a server does with its body, we end in time, in bounds, and with a cause."""
+"""Faulty response bodies: every download ends in time, within its limits, and with a cause."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ async def fetch(fetcher: Fetcher, url: str, max_bytes: int = MB) -> tuple[Downlo
 
 
 @pytest.mark.parametrize("name", FAULTS)
-async def test_every_fault_ends_with_its_code(name: str) -> None:
+async def test_body_fault_ends_with_its_code(name: str) -> None:
     script, code = FAULTS[name]
     async with serve(script) as server, asyncio.timeout(5):
         fetcher = Fetcher(allow=[server.host], total_seconds=0.3, grace_seconds=0.1)
@@ -106,7 +106,7 @@ async def test_every_fault_ends_with_its_code(name: str) -> None:
         assert server.connections == 1
 
 
-async def test_a_sound_body_arrives_as_it_is() -> None:
+async def test_sound_body_arrives_unchanged() -> None:
     """With a length, in chunks, or up to the end of the connection; never decoded, whatever it looks like."""
     body = gzip.compress(bytes(100_000))
     chunked = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (body[:7], body[7:])) + b"0\r\n\r\n"
@@ -133,8 +133,8 @@ async def test_a_sound_body_arrives_as_it_is() -> None:
     assert {content for path, (_, content) in got.items() if path not in ("/empty", "/html")} == {body}
 
 
-async def test_what_follows_the_announced_length_reaches_nobody() -> None:
-    """A second answer smuggled behind the first is neither part of it nor the answer to the next request."""
+async def test_bytes_beyond_the_announced_length_are_dropped() -> None:
+    """A second response appended to the first is neither part of it nor the answer to the next request."""
     smuggled = head("200 OK", "Content-Length: 4") + b"evil"
     async with serve(says(head("200 OK", "Content-Length: 4") + b"good" + smuggled)) as server:
         fetcher = patient(server.host)
@@ -143,8 +143,8 @@ async def test_what_follows_the_announced_length_reaches_nobody() -> None:
         assert server.connections == 3
 
 
-async def test_a_steady_drip_is_too_slow_although_it_never_stalls() -> None:
-    """The rate is what counts: with a lower one the same drip is fine."""
+async def test_slow_steady_body_is_an_error() -> None:
+    """The rate counts: with a lower minimum the same body passes."""
 
     async def brisk_drip(visit: Visit) -> None:
         await visit.say(head("200 OK", "Content-Length: 30"))
@@ -160,7 +160,7 @@ async def test_a_steady_drip_is_too_slow_although_it_never_stalls() -> None:
         )
 
 
-async def test_bursts_with_long_breaks_are_too_slow_in_sum() -> None:
+async def test_bursts_with_long_pauses_are_an_error() -> None:
     """The grace is given once, not for every chunk."""
 
     async def bursts(visit: Visit) -> None:
@@ -174,8 +174,8 @@ async def test_bursts_with_long_breaks_are_too_slow_in_sum() -> None:
             await fetch(patient(server.host, grace_seconds=0.2, min_bytes_per_second=10 * MB), server.url(), 2 * MB)
 
 
-async def test_a_slow_reader_is_not_the_servers_fault() -> None:
-    """What we do between chunks does not count against the rate."""
+async def test_slow_reader_does_not_count_against_the_server() -> None:
+    """Time spent between chunks does not count against the rate."""
     body = bytes(2 * MB)
     async with serve(answers("200 OK", body)) as server:
         fetcher = patient(server.host, grace_seconds=0.3, min_bytes_per_second=5 * MB)
@@ -187,8 +187,8 @@ async def test_a_slow_reader_is_not_the_servers_fault() -> None:
     assert length == len(body)
 
 
-async def test_a_fetch_that_is_left_or_canceled_leaves_nothing_open() -> None:
-    """The server sees us go, and the slot is free again."""
+async def test_abandoned_download_leaves_no_connection_open() -> None:
+    """The server sees the connection close, and the slot is free again."""
     async with serve(stall) as server, asyncio.timeout(5):
         fetcher = Fetcher(allow=[server.host], max_connections=1)
         async with fetcher.open(server.url(), max_bytes=MB):
@@ -207,7 +207,7 @@ async def test_a_fetch_that_is_left_or_canceled_leaves_nothing_open() -> None:
             assert server.connections == 4
 
 
-async def test_a_handshake_that_hangs_leaves_nothing_open() -> None:
+async def test_hanging_handshake_leaves_no_connection_open() -> None:
     async with serve(silence) as server, asyncio.timeout(5):
         with pytest.raises(DownloadError, match="too slow"):
             await fetch(Fetcher(allow=[server.host], total_seconds=0.1), f"https://{server.host}/")
@@ -215,7 +215,7 @@ async def test_a_handshake_that_hangs_leaves_nothing_open() -> None:
         assert server.heads == []
 
 
-async def test_memory_is_flat_whatever_the_size() -> None:
+async def test_memory_is_independent_of_the_body_size() -> None:
     """Twenty bodies of 20 MB at once: chunks of at most 1 MiB, and no more than a few of them alive."""
     size, block = 20 * MB, bytes(MB // 4)
 
@@ -242,8 +242,8 @@ async def test_memory_is_flat_whatever_the_size() -> None:
     assert peak < 48 * MB
 
 
-async def test_no_more_connections_than_allowed() -> None:
-    """The rest waits, and waiting does not count against the time a download may take."""
+async def test_concurrent_downloads_are_limited() -> None:
+    """The others wait, and waiting does not count against the time of a download."""
     here = most = 0
 
     async def counting(visit: Visit) -> None:
@@ -260,7 +260,7 @@ async def test_no_more_connections_than_allowed() -> None:
     assert most == 3
 
 
-async def test_posting_is_guarded_and_never_redirected() -> None:
+async def test_post_is_checked_and_never_redirected() -> None:
     """Webhooks to callers: one request, any status is an answer, a redirect is not followed.
 
     What a receiver says beside its status is its own affair: a page that never ends does not make a delivery fail.

@@ -1,4 +1,4 @@
-"""A name is asked for once, all its addresses must be good, and the very address that was checked is dialled."""
+"""A name is resolved once, all its addresses must be good, and the checked address is the one dialed."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ async def fetch(fetcher: Fetcher, url: str = "https://cdn.example.com/x?sig=1") 
 
 
 @pytest.mark.parametrize("bad", [*FORBIDDEN, *SPECIAL_V6, "::ffff:10.0.0.1", "fe80::1%eth0", "64:ff9b::a00:1", "junk"])
-async def test_one_bad_address_spoils_the_name(bad: str) -> None:
-    """Alone, first, last or between good ones: a client that tries them in turn would come to the bad one."""
+async def test_name_with_one_bad_address_is_blocked(bad: str) -> None:
+    """Alone, first, last or between good ones: a client that tries them in turn would reach the bad one."""
     mixed = [[bad], *([*GOOD[:place], bad, *GOOD[place:]] for place in range(len(GOOD) + 1))]
     network, names = Network([OK]), Names(list(mixed))
     fetcher = Fetcher(resolve=names, backend=network)
@@ -40,8 +40,8 @@ async def test_one_bad_address_spoils_the_name(bad: str) -> None:
     assert (network.dialled, len(names.asked)) == ([], len(mixed))
 
 
-async def test_a_flipping_name_server_never_leads_inside() -> None:
-    """DNS rebinding: good, bad, good … – what is dialled is what was checked, and it is asked for once per request."""
+async def test_dns_rebinding_is_blocked() -> None:
+    """Answers alternate between good and bad; the checked address is dialed, and the name resolved once per request."""
     flips = [[PUBLIC], ["127.0.0.1"], [PUBLIC, "10.0.0.1"]]
     rounds = 300
     names = Names([answer for _, answer in zip(range(rounds), itertools.cycle(flips), strict=False)])
@@ -58,7 +58,7 @@ async def test_a_flipping_name_server_never_leads_inside() -> None:
     assert len(names.asked) == rounds
 
 
-async def test_tls_is_for_the_name_although_the_address_is_dialled() -> None:
+async def test_tls_verifies_the_name_although_the_address_is_dialed() -> None:
     """Only the destination of the TCP connection changes: SNI, certificate and Host are the name's."""
     network = Network([OK])
     assert (
@@ -72,7 +72,7 @@ async def test_tls_is_for_the_name_although_the_address_is_dialled() -> None:
     assert network.open == 0
 
 
-async def test_nothing_rides_along() -> None:
+async def test_request_has_no_cookies_or_credentials() -> None:
     """A plain request: no cookie, no credentials, no compression, no connection to share with the next one."""
     network = Network([head("200 OK", "Content-Length: 2", "Set-Cookie: a=b") + b"ok", OK])
     fetcher = Fetcher(resolve=Names(), backend=network)
@@ -84,8 +84,8 @@ async def test_nothing_rides_along() -> None:
     assert len(network.dialled) == 2
 
 
-async def test_the_environment_has_no_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A proxy variable would hand every address, checked or not, to somebody else's resolver."""
+async def test_proxy_variables_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy would resolve every name itself, checked or not."""
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     network = Network([OK])
@@ -93,8 +93,8 @@ async def test_the_environment_has_no_say(monkeypatch: pytest.MonkeyPatch) -> No
     assert network.dialled == [(PUBLIC, 443)]
 
 
-async def test_the_next_address_is_tried_when_one_is_dead() -> None:
-    """Half the world announces IPv6 that does not work; at most four are tried."""
+async def test_next_address_is_tried_when_one_is_dead() -> None:
+    """Many hosts announce IPv6 that does not work; at most four are tried."""
 
     class HalfDead(Network):
         async def connect_tcp(self, host: str, *args: object, **kwargs: object) -> httpcore.AsyncNetworkStream:
@@ -113,7 +113,7 @@ async def test_the_next_address_is_tried_when_one_is_dead() -> None:
 
 
 @pytest.mark.parametrize("failure", [OSError("no such name"), UnicodeError("label too long"), None])
-async def test_a_name_without_an_address_is_a_failed_download(failure: Exception | None) -> None:
+async def test_unresolvable_name_is_a_failed_download(failure: Exception | None) -> None:
     async def resolve(host: str, port: int) -> Sequence[str]:
         if failure is not None:
             raise failure
@@ -125,12 +125,12 @@ async def test_a_name_without_an_address_is_a_failed_download(failure: Exception
     assert (caught.value.code, type(caught.value)) == ("download_failed", DownloadError)
 
 
-async def test_a_name_that_resolves_to_nothing_is_refused() -> None:
+async def test_name_without_addresses_is_blocked() -> None:
     with pytest.raises(EgressBlocked):
         await fetch(Fetcher(resolve=Names([[]]), backend=Network()))
 
 
-async def test_the_system_is_asked_in_threads_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_system_resolver_uses_its_own_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """A slow name server must not take the threads that file writes need, nor more than a few of its own."""
     lock, gate, full = threading.Lock(), threading.Event(), threading.Event()
     here = most = 0
@@ -159,7 +159,7 @@ async def test_the_system_is_asked_in_threads_of_their_own(monkeypatch: pytest.M
     assert most == 2
 
 
-async def test_the_system_knows_numbers_and_says_when_it_does_not_know() -> None:
+async def test_system_resolver_resolves_numbers_and_raises_for_unknown_names() -> None:
     resolve = SystemResolver()
     assert set(await resolve("127.0.0.1", 80)) == {"127.0.0.1"}
     with pytest.raises(UnicodeError):

@@ -1,4 +1,4 @@
-"""A redirect is an address that came from outside, like the first one."""
+"""Redirects are checked like the first URL."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def fetch(network: Network, url: str = FIRST) -> tuple[Download, bytes]:
 
 
 def targets() -> list[str]:
-    """Every payload that can be written into a header, given as a location."""
+    """Return every payload that can be written into a header, as a location."""
     hosts = [f"{scheme}://{host}/x" for scheme in ("http", "https") for ip in FORBIDDEN for host in spellings(ip)]
     scheme_relative = [f"//{host}/x" for host in FORBIDDEN] + [f"//[{ip}]/x" for ip in SPECIAL_V6]
     # ODD has relative references too; what they mean below our first address is harmless.
@@ -34,8 +34,8 @@ def targets() -> list[str]:
     return [url for url in every if not set(url) & set("\x00\r\n") and url.strip() == url and url.isascii()]
 
 
-async def test_no_redirect_leads_inside() -> None:
-    """The first hop is dialled, the second never."""
+async def test_redirect_to_a_private_address_is_blocked() -> None:
+    """The first hop is dialed, the second never."""
     locations, network = targets(), Network()
     fetcher = Fetcher(resolve=Names(), backend=network)
     assert len(locations) >= 500
@@ -81,7 +81,7 @@ async def test_every_hop_is_resolved_and_checked() -> None:
     assert len(network.dialled) == 1
 
 
-async def test_https_is_never_left_for_http() -> None:
+async def test_redirect_from_https_to_http_is_blocked() -> None:
     network = Network([to("http://cdn.example.com/x"), OK])
     with pytest.raises(EgressBlocked, match="from https to http"):
         await fetch(network)
@@ -91,8 +91,8 @@ async def test_https_is_never_left_for_http() -> None:
     assert [port for _, port in up.dialled] == [80, 443]
 
 
-async def test_three_redirects_are_enough() -> None:
-    """Also for loops: the fourth is not followed."""
+async def test_fourth_redirect_is_an_error() -> None:
+    """This also ends loops."""
     enough = Network([to("/1"), to("/2"), to("/3"), OK])
     assert (await fetch(enough))[1] == b"ok"
     for loop in (["/1", "/2", "/3", "/4"], ["/x"] * 4, ["/a/b?sig=1"] * 4):
@@ -103,8 +103,8 @@ async def test_three_redirects_are_enough() -> None:
         assert (len(network.dialled), network.open) == (4, 0)
 
 
-async def test_a_redirect_that_says_not_where_leads_back_and_ends() -> None:
-    """No Location means the same address again; the hop limit ends it."""
+async def test_redirect_without_location_ends_at_the_hop_limit() -> None:
+    """No Location means the same URL again."""
     with pytest.raises(DownloadError, match="more than 3 redirects"):
         await fetch(Network([head("302 Found", "Content-Length: 0")] * 5))
 
@@ -112,7 +112,7 @@ async def test_a_redirect_that_says_not_where_leads_back_and_ends() -> None:
 @pytest.mark.parametrize(
     "status", ["300 Multiple Choices", "304 Not Modified", "206 Partial", "204 No Content", "201 C"]
 )
-async def test_other_statuses_are_no_images(status: str) -> None:
+async def test_other_statuses_are_errors(status: str) -> None:
     with pytest.raises(DownloadError) as caught:
         await fetch(Network([to("/elsewhere", status), OK]))
     assert caught.value.code == "download_failed"

@@ -1,4 +1,4 @@
-"""No spelling of a forbidden address is ever dialled."""
+"""No spelling of a blocked address is ever dialed."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ ODD = [
 
 
 def spellings(text: str) -> list[str]:
-    """The hosts that some client somewhere takes for this IPv4 address."""
+    """Return the spellings that some client accepts for this IPv4 address."""
     ip = IPv4Address(text)
     number, (a, b, c, d) = int(ip), ip.packed
     high, low = f"{number >> 16:x}", f"{number & 0xFFFF:x}"
@@ -190,8 +190,8 @@ async def outcome(fetcher: Fetcher, url: str) -> type[Exception] | None:
         return type(exc)
 
 
-async def test_no_payload_reaches_a_name_server_or_a_socket() -> None:
-    """All are refused by what is written in them. Names resolve and connections would be seen: both stay unused."""
+async def test_payload_reaches_neither_name_server_nor_socket() -> None:
+    """All are blocked by their spelling. Names would resolve and connections be counted: both stay unused."""
     network, names = Network(), Names()
     fetcher = Fetcher(resolve=names, backend=network)
     outcomes = {url: await outcome(fetcher, url) for url in PAYLOADS}
@@ -203,8 +203,8 @@ async def test_no_payload_reaches_a_name_server_or_a_socket() -> None:
 @pytest.mark.parametrize(
     "url", ["http://example.com/x", "https://EXAMPLE.com./x", "https://8.8.8.8/", "http://[2606:4700::1]"]
 )
-async def test_ordinary_addresses_are_dialled(url: str) -> None:
-    """The counter-check: a guard that refuses everything would pass the table above."""
+async def test_ordinary_urls_are_dialed(url: str) -> None:
+    """The counter-check: a policy that blocks everything would pass the table above."""
     network = Network()
     assert await outcome(Fetcher(resolve=Names(), backend=network), url) is DownloadError
     assert len(network.dialled) == 1
@@ -234,12 +234,12 @@ def test_ordinary_addresses_are_public(text: str) -> None:
     assert is_public_ip(ip_address(text))
 
 
-def test_no_zone_is_public() -> None:
+def test_address_with_a_zone_is_not_public() -> None:
     assert not is_public_ip(IPv6Address("2606:4700::1111%eth0"))
 
 
-async def test_exempt_hosts_are_exempt_from_names_addresses_and_ports_only() -> None:
-    """An object store in the next container is fetched from; user names, schemes and other ports stay refused."""
+async def test_allowlisted_hosts_are_exempt_from_names_addresses_and_ports_only() -> None:
+    """An object store in another container is allowed; user names, schemes and other ports stay blocked."""
     allow = ["MinIO.:9000", "127.0.0.1:8080", "[::1]:8080", "::2", "cdn.internal"]
     good = """http://minio:9000/x http://127.0.0.1:8080/x http://[::1]:8080/x http://[0::2]:7/x http://[::2]/
     https://cdn.internal:8443/x http://CDN.internal/""".split()
@@ -255,12 +255,12 @@ async def test_exempt_hosts_are_exempt_from_names_addresses_and_ports_only() -> 
 
 
 @pytest.mark.parametrize("entry", ["", "http://minio", "minio:x", "a@b", "minio:9000/x", "[::1", "*"])
-def test_a_malformed_exemption_stops_the_start(entry: str) -> None:
+def test_malformed_allowlist_entry_stops_the_start(entry: str) -> None:
     with pytest.raises(ValueError, match="neither host nor host:port"):
         Fetcher(allow=[entry])
 
 
-async def test_own_public_addresses_can_be_refused() -> None:
+async def test_own_public_addresses_can_be_denied() -> None:
     network = Network()
     fetcher = Fetcher(deny=["93.184.216.0/24", "2606:4700::1"], resolve=Names(), backend=network)
     for url in "http://93.184.216.34/ http://example.com/ http://[2606:4700::1]/ http://[::ffff:93.184.216.9]/".split():
@@ -268,8 +268,8 @@ async def test_own_public_addresses_can_be_refused() -> None:
     assert network.dialled == []
 
 
-async def test_refusals_tell_nothing_secret() -> None:
-    """Neither the query of the address nor what a name of our network resolves to."""
+async def test_error_messages_hold_no_secret() -> None:
+    """Neither the query of the URL nor the address of a name of our network."""
     fetcher = Fetcher(resolve=Names([["10.11.12.13"]]), backend=Network())
     for url in ["http://example.com/?sig=s3cret", "http://example.com:81/?sig=s3cret", "http://u:s3cret@example.com/"]:
         with pytest.raises(EgressBlocked) as caught:
@@ -280,8 +280,8 @@ async def test_refusals_tell_nothing_secret() -> None:
         assert "10.11.12.13" not in str(caught.value)
 
 
-async def test_a_stock_client_would_have_reached_the_canary() -> None:
-    """The negative control: without the guard these spellings do lead to loopback."""
+async def test_plain_client_reaches_the_canary() -> None:
+    """The negative control: without the policy these spellings do lead to loopback."""
     hosts = """127.0.0.1 127.1 127.0.1 2130706433 0x7f000001 017700000001 0x7f.0.0.1 0177.0.0.1 127.0.0.2 0.0.0.0 0
     localhost LOCALHOST 127.0.0.1. [::ffff:127.0.0.1]""".split()
     async with serve(answers()) as canary:
@@ -298,7 +298,7 @@ async def test_a_stock_client_would_have_reached_the_canary() -> None:
         assert canary.connections == 0
 
 
-async def test_the_port_rule_has_teeth() -> None:
+async def test_port_rule_blocks_other_ports() -> None:
     network = Network()
     assert await outcome(Fetcher(resolve=Names(), backend=network, ports=range(65536)), "http://example.com:22/")
     assert network.dialled == [("93.184.216.34", 22)]

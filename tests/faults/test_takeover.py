@@ -35,7 +35,7 @@ async def a_task(services: Services, clock: ManualClock, state: State, attempt: 
     values = {"state": state, "attempt": attempt, "due_at": clock.now(), "hooked": False, **changes}
     saving = broker.tasks.saving(task, **values)
     limits = services.worker._limits(task.provider)
-    ledger = Attempt(task_id=task.id, number=attempt, provider=task.provider, sent_at=clock.now())
+    ledger = Attempt(task_id=task.id, number=attempt, provider=task.provider, key_id="default", sent_at=clock.now())
     await services.database.transact(saving, *broker.steps.lanes.intending(ledger, limits))
     fresh = await broker.tasks.get(task.id)
     assert fresh is not None
@@ -192,13 +192,13 @@ async def test_a_sweep_leaves_alone_whose_task_may_still_get_its_row(tmp_path: P
     """Its bytes are kept, and its row was not written yet."""
     async with still(tmp_path, clock) as services:
         task = await a_task(services, clock, State.FETCHING, 1)
-        for owner in (task.id, "task_" + "f" * 32, task.id.replace("task_", "refs_", 1)):
+        for owner in (task.id, "task_" + "f" * 32, reference_owner(task.batch)):
             async with services.blobs.draft(owner) as draft:
                 await draft.write(b"bytes")
                 await draft.keep()
-        assert await services.worker.retention._strays(
-            [task.id, "task_" + "f" * 32, task.id.replace("task_", "refs_", 1)]
-        ) == ["task_" + "f" * 32]
+        assert await services.worker.retention._strays([task.id, "task_" + "f" * 32, reference_owner(task.batch)]) == [
+            "task_" + "f" * 32
+        ]
 
 
 async def test_a_shorter_retention_does_not_touch_what_was_revived(tmp_path: Path, clock: ManualClock) -> None:

@@ -1,4 +1,4 @@
-"""The client and a whole broker: both modes, restarts in the middle, and one order however often it is sent."""
+"""Client against a complete broker: both modes, restarts, and idempotent orders."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import PIL.Image
 import pytest
 
-from broker.client import AsyncClient, Client, Refused, TaskCanceled, TaskFailed
+from broker.client import AsyncClient, BrokerApiError, Client, TaskCanceled, TaskFailed
 from broker.sandbox.options import Options
 from broker.sandbox.server import serve_sandbox
 from tests.broker.api_house import png
@@ -44,7 +44,7 @@ def size(content: bytes) -> tuple[int, int]:
         return image.size
 
 
-async def test_an_image_from_words_and_one_from_it(client: AsyncClient, house: House) -> None:
+async def test_text_to_image_then_image_to_image(client: AsyncClient, house: House) -> None:
     (fox,) = await client.generate("a red fox", aspect_ratio="16:9")
     assert size(fox.content) == (1344, 768) == (fox.width, fox.height)
     assert (fox.media_type, fox.size) == ("image/png", len(fox.content))
@@ -56,7 +56,7 @@ async def test_an_image_from_words_and_one_from_it(client: AsyncClient, house: H
     assert [task.mode for task in (await client.tasks(cursor=page.cursor)).tasks] == ["text-to-image"]
 
 
-async def test_without_awaiting_it_is_the_same(house: House, tmp_path: Path) -> None:
+async def test_synchronous_client(house: House, tmp_path: Path) -> None:
     def notebook() -> list[str]:
         with Client(str(house.client.base_url), key=KEY) as client:
             fox = client.generate("a red fox")[0]
@@ -81,7 +81,7 @@ async def test_the_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytes
     assert (tmp_path / "night.png").read_bytes() == said["fox"].content
 
 
-async def test_images_may_come_straight_from_the_bucket(tmp_path: Path, s3_server: S3Server) -> None:
+async def test_images_are_downloaded_from_the_bucket(tmp_path: Path, s3_server: S3Server) -> None:
     bucket: dict[str, Any] = {
         "blob_url": f"s3://{s3_server.new_bucket()}/images",
         "blob_links": "presigned",
@@ -98,17 +98,17 @@ async def test_images_may_come_straight_from_the_bucket(tmp_path: Path, s3_serve
         assert size(fox.content) == (fox.width, fox.height)
 
 
-async def test_the_same_key_is_the_same_order(client: AsyncClient, house: House) -> None:
+async def test_same_idempotency_key_is_the_same_order(client: AsyncClient, house: House) -> None:
     orders = [await client.create("a fox", idempotency_key="order-4711") for _ in range(3)]
     assert orders == [orders[0]] * 3
     await client.wait(orders[0].id)
     assert len(await house.jobs()) == 1
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(BrokerApiError) as caught:
         await client.create("another fox", idempotency_key="order-4711")
     assert (caught.value.status, caught.value.code) == (422, "idempotency_mismatch")
 
 
-async def test_ends_without_an_image_say_why(client: AsyncClient) -> None:
+async def test_failed_and_canceled_tasks_raise(client: AsyncClient) -> None:
     with pytest.raises(TaskFailed) as caught:
         await client.generate("a fox [mood:flagged]")
     assert (caught.value.code, caught.value.billed) == ("safety_input", "no")
@@ -122,22 +122,22 @@ async def test_ends_without_an_image_say_why(client: AsyncClient) -> None:
         await client.images(order.id)
 
 
-async def test_what_it_may_not_do_is_told(house: House) -> None:
+async def test_missing_rights_are_api_errors(house: House) -> None:
     async with AsyncClient(str(house.client.base_url), key="another-key") as client:
-        with pytest.raises(Refused, match="BROKER_API_KEYS") as caught:
+        with pytest.raises(BrokerApiError, match="BROKER_API_KEYS") as caught:
             await client.create("a fox")
         assert caught.value.status == 401
-        with pytest.raises(Refused) as caught:
+        with pytest.raises(BrokerApiError) as caught:
             await client.get("task_" + "0" * 32)
         assert caught.value.code == "task_not_found"
 
 
-async def test_the_order_to_go_slower_is_followed(tmp_path: Path) -> None:
-    """Sixty a minute is what a broker grants; the one too many waits its turn instead of failing."""
+async def test_retry_after_is_respected(tmp_path: Path) -> None:
+    """The order above the rate limit waits instead of failing."""
     pauses: list[float] = []
 
     async def rested(seconds: float) -> None:
-        """As if the time had passed: the window of the broker is a minute long."""
+        """Record the pause, and end the long one."""
         pauses.append(seconds)
         if seconds > 10:
             raise InterruptedError
@@ -152,8 +152,8 @@ async def test_the_order_to_go_slower_is_followed(tmp_path: Path) -> None:
     assert 50 < pauses[-1] < 62
 
 
-async def test_a_broker_that_starts_anew_is_waited_for(tmp_path: Path) -> None:
-    """Whoever waits, listens or orders meanwhile hears nothing of it."""
+async def test_client_survives_a_restart_of_the_broker(tmp_path: Path) -> None:
+    """A wait, an event stream and an order survive the restart."""
     options = Options(duration=1.0, callback_spacing=0.05, callback_retries=100, creates_per_window=10_000)
     async with serve_sandbox(options=options) as sandbox:
         async with open_house(tmp_path, sandbox=sandbox) as house:
@@ -175,7 +175,7 @@ async def test_a_broker_that_starts_anew_is_waited_for(tmp_path: Path) -> None:
 
 
 async def _statuses(client: AsyncClient, task_id: str, listening: asyncio.Event) -> list[str]:
-    """Each stage once: what was told already is not told again after the restart."""
+    """Return each stage; one received before the restart must not be sent again."""
     stages: list[str] = []
     async with aclosing(client.events(task_id)) as changes:
         async for task in changes:

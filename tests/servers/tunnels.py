@@ -1,4 +1,4 @@
-"""What stands between the internet and a broker at a desk: tunnels, and the agents that tell of them."""
+"""Tunnels between the internet and a broker on a desktop, and the agents that report them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from tests.faults.faulty_http import Server, Visit, answers, serve
 
 @dataclass(kw_only=True)
 class Tunnel:
-    """A public address whose requests come to `target`, a port of this machine.
+    """A public URL whose requests are forwarded to `target`, a port of this machine.
 
-    edge: what the far end answers by itself instead, as it does for a tunnel that nobody holds.
+    edge: what the far end answers by itself instead, as it does for a tunnel without an agent.
     """
 
     url: str = ""
@@ -26,7 +26,7 @@ class Tunnel:
     _closing: AsyncExitStack = field(default_factory=AsyncExitStack)
 
     async def kill(self) -> None:
-        """From now on nobody listens there."""
+        """Stop listening."""
         await self._closing.aclose()
 
     async def _forward(self, visit: Visit) -> None:
@@ -72,7 +72,7 @@ async def tunnelling(target: int) -> AsyncIterator[Tunnel]:
 
 @dataclass(kw_only=True)
 class Agent:
-    """ngrok's agent and cloudflared's metrics in one; what they name can be changed at any time.
+    """ngrok's agent and cloudflared's metrics in one; the reported tunnels can be changed at any time.
 
     old: ngrok before its version 3 of endpoints. silent: answers nothing but 404.
     """

@@ -17,7 +17,6 @@ from tests.contracts.databases import DATABASES
 pytestmark = pytest.mark.anyio
 
 NOW = 1_000_000.0
-LATER_COLUMNS = {"proofs", "job_ended_at", "replay_of"}
 
 
 @pytest.fixture(params=DATABASES)
@@ -57,6 +56,7 @@ async def learn(database: Any, number: int = 1, **changes: Any) -> None:
         "task_id": f"task_{number:032x}",
         "number": 1,
         "provider": "kie",
+        "key_id": "default",
         "sent_at": NOW,
         "ended_at": NOW + 10,
         "learned_by": "question",
@@ -148,12 +148,3 @@ async def test_missing_callbacks_are_counted_by_provider_up_to_a_limit(database:
         await learn(database, number, provider="fal" if number > 5 else "kie")
     assert await missing(database) == {"kie": 6, "fal": 2}
     assert sum((await missing(database, limit=3)).values()) == 3
-
-
-async def test_an_older_process_writes_beside_us(database: Any) -> None:
-    """While a newer one is brought in, older ones go on inserting the columns that they know."""
-    row = {name: value for name, value in vars(a_hook()).items() if name not in LATER_COLUMNS}
-    await database.execute(
-        f"INSERT INTO hooks ({', '.join(row)}) VALUES ({', '.join(f':{name}' for name in row)})", **row
-    )
-    assert await Hooks(database).get(a_hook().id) == a_hook(proofs=None)

@@ -67,7 +67,7 @@ def a_task(number: int = 1, **changes: Any) -> Task:
     task_id = f"task_{number:032x}"
     values: dict[str, Any] = {
         "id": task_id,
-        "batch": task_id,
+        "batch": task_id.replace("task_", "batch_"),
         "caller": "local",
         "due_at": NOW,
         "provider": "kie",
@@ -77,6 +77,7 @@ def a_task(number: int = 1, **changes: Any) -> Task:
         "deadline_at": NOW + 100,
         "created_at": NOW + number,
         "updated_at": NOW,
+        "entered_at": NOW,
     }
     return Task(**{**values, **changes})
 
@@ -142,7 +143,7 @@ async def test_the_window_of_a_provider_holds_however_many_try(database: Any) ->
     lanes, limits = Lanes(database), Limits(creates=20, places=100)
 
     async def submit(task: Task) -> bool:
-        attempt = Attempt(task_id=task.id, number=1, provider="kie", sent_at=NOW)
+        attempt = Attempt(task_id=task.id, number=1, provider="kie", key_id="default", sent_at=NOW)
         try:
             await database.transact(
                 rows.saving(task, state=State.SUBMITTING, attempt=1), *lanes.intending(attempt, limits)
@@ -162,7 +163,7 @@ async def test_the_places_of_a_provider_hold(database: Any) -> None:
     rows = await add(database, *(a_task(n, state=State.WAITING) for n in range(3)), a_task(9))
     lanes, limits = Lanes(database), Limits(creates=20, places=3)
     assert (await lanes.room("kie", limits, NOW)).free == 0
-    attempt = Attempt(task_id=a_task(9).id, number=1, provider="kie", sent_at=NOW)
+    attempt = Attempt(task_id=a_task(9).id, number=1, provider="kie", key_id="default", sent_at=NOW)
     with pytest.raises(Stale):
         await database.transact(rows.saving(a_task(9), state=State.SUBMITTING), *lanes.intending(attempt, limits))
     row = await rows.get(a_task(9).id)
@@ -186,7 +187,7 @@ async def test_after_a_trouble_one_goes_first_and_the_others_wait_for_it(databas
     await database.transact(lanes.pausing("kie", NOW))
 
     async def submit(number: int) -> None:
-        attempt = Attempt(task_id=a_task(number).id, number=1, provider="kie", sent_at=NOW + 1)
+        attempt = Attempt(task_id=a_task(number).id, number=1, provider="kie", key_id="default", sent_at=NOW + 1)
         going = rows.saving(a_task(number), state=State.SUBMITTING, attempt=1)
         await database.transact(going, *lanes.intending(attempt, limits))
 
@@ -202,7 +203,7 @@ async def test_a_clock_that_was_set_back_does_not_close_the_lane(database: Any) 
     rows = await add(database, *(a_task(n) for n in range(20)))
     lanes, limits = Lanes(database), Limits(creates=20, places=100)
     for number in range(20):
-        attempt = Attempt(task_id=a_task(number).id, number=1, provider="kie", sent_at=NOW)
+        attempt = Attempt(task_id=a_task(number).id, number=1, provider="kie", key_id="default", sent_at=NOW)
         await database.transact(rows.saving(a_task(number), tries=1), *lanes.intending(attempt, limits))
     await database.transact(lanes.pausing("kie", NOW + 60), lanes.clearing("kie"), lanes.pausing("kie", NOW + 60))
     assert (await lanes.room("kie", limits, NOW - 7200)).free == 1
@@ -287,7 +288,7 @@ async def test_the_line_is_the_order_of_submission(database: Any) -> None:
 
 
 async def test_how_long_others_took_is_known_of_those_that_went_well(database: Any) -> None:
-    """Newest first; of rows that an older version wrote nothing is known."""
+    """Newest first; a task without both times does not count."""
 
     def done(number: int, **changes: Any) -> Task:
         times = {"sent_at": NOW, "finished_at": NOW + 10 * number, "ended_at": NOW + 10 * number + 1}
@@ -343,8 +344,8 @@ async def _sqlite_walks(database: Any, sql: str, params: Mapping[str, Any]) -> l
 async def _grow(database: Any) -> None:
     """Twenty thousand of each: all tasks of one provider, most of them ended and not due."""
     await database._database.execute(
-        "INSERT INTO attempts (task_id, number, provider, sent_at, outcome, billed)"
-        " VALUES ('t', 1, 'kie', 0, 'failed', 'no')"
+        "INSERT INTO attempts (task_id, number, provider, key_id, sent_at, outcome, billed)"
+        " VALUES ('t', 1, 'kie', 'default', 0, 'failed', 'no')"
     )
     for table, keys in (
         (
@@ -353,11 +354,11 @@ async def _grow(database: Any) -> None:
             "'state', 'succeeded', 'due_at', 9e9, 'sent_at', g, 'finished_at', g, 'callback_url', 'https://a.example/'",
         ),
         ("attempts", "'task_id', 'task_' || md5(g::text), 'job_id', md5(g::text), 'sent_at', g - 30000"),
-        ("hooks", "'id', md5(g::text), 'task_id', md5(g::text), 'digested_at', 9e9, 'received_at', 9e9"),
+        ("callbacks", "'id', md5(g::text), 'task_id', md5(g::text), 'digested_at', 9e9, 'received_at', 9e9"),
         ("images", "'name', md5(g::text), 'owner', md5(g::text), 'sha256', md5(g::text)"),
         ("idempotency", "'key', md5(g::text), 'created_at', 9e9"),
         ("deliveries", "'id', md5(g::text), 'task_id', md5(g::text), 'created_at', g, 'ended_at', 9e9, 'due_at', NULL"),
-        ("delivery_tries", "'delivery_id', md5(g::text)"),
+        ("delivery_attempts", "'delivery_id', md5(g::text)"),
     ):
         for begin in range(1, 20000, 4000):  # a statement may not take longer than five seconds, on a busy machine too
             await database._database.execute(
@@ -410,7 +411,7 @@ async def _use_everything(database: Any, rows: Tasks, task: Task) -> None:
     await rows.took("kie", "nano-banana")
     await lanes.load("kie", NOW)
     await rows.expecting(NOW, 5)
-    attempt = Attempt(task_id=task.id, number=1, provider="kie", sent_at=NOW)
+    attempt = Attempt(task_id=task.id, number=1, provider="kie", key_id="default", sent_at=NOW)
     await database.transact(*lanes.intending(attempt, Limits(creates=5, places=5)))
     await database.transact(rows.noting(task.id, 1, job_id="job"))
     await lanes.room("kie", limits, NOW)
@@ -524,35 +525,6 @@ def _a_hook(task: Task) -> Hook:
         headers="{}",
         query="{}",
         body="{}",
+        proofs="{}",
         received_at=NOW,
     )
-
-
-async def test_a_process_goes_on_beside_a_newer_one(database: Any) -> None:
-    """Migrations run when the first new process starts, while old ones still work: new columns are none of theirs."""
-    task = a_task(state=State.FETCHING)
-    rows, images, hooks, keys, lanes = (
-        await add(database, task),
-        Images(database),
-        Hooks(database),
-        IdempotencyRecords(database),
-        Lanes(database),
-    )
-    for table in ("tasks", "attempts", "images", "hooks", "idempotency", "lanes", "deliveries", "delivery_tries"):
-        await database.execute(f"ALTER TABLE {table} ADD COLUMN novelty TEXT")
-    attempt = Attempt(task_id=task.id, number=1, provider="kie", sent_at=NOW)
-    use = IdempotencyRecord(caller="me", key="k", fingerprint="f", batch=task.batch, created_at=NOW)
-    await database.transact(*lanes.intending(attempt, Limits(creates=5, places=5)), keys.claim(use))
-    await database.transact(images.adding(_an_image(task)), hooks.adding(_a_hook(task)))
-    assert await rows.get(task.id) == task
-    assert await rows.attempts(task.id) == [attempt]
-    assert await images.of(task.id, "result") == [_an_image(task)]
-    assert await hooks.unread(task.id) == [_a_hook(task)]
-    assert await keys.get("me", "k") == use
-    deliveries = Deliveries(database)
-    await database.transact(deliveries.adding(_a_delivery(task)))
-    (delivery,) = await deliveries.claim(now=NOW, lease=lease(), limit=1)
-    await deliveries.tried(delivery, _a_try(delivery))
-    assert await deliveries.tries(delivery.id) == [_a_try(delivery)]
-    assert await deliveries.get(delivery.id) == replace(_a_delivery(task), tries=1)
-    assert (await lanes.room("kie", Limits(creates=5, places=5), NOW)).free == 4

@@ -13,10 +13,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from broker import agreement
 from broker.bootstrap import FREE_FLOOR, absent, blobs_for, database_for, secret_file
+from broker.cluster import MAX_HARMLESS_SKEW_SECONDS, max_clock_skew, secrets_match
+from broker.doctor.context import DoctorContext
 from broker.doctor.findings import Finding, failed, ok, skipped, warning
-from broker.doctor.patient import Patient
 from broker.doctor.provider import NTP
 from broker.settings import Settings
 from storage import migrate
@@ -40,9 +40,9 @@ MORE_ROOM: Final = "free some space (df -h), or shorten BROKER_RETENTION_HOURS a
 # -- the database
 
 
-async def database(patient: Patient) -> Sequence[Finding]:
+async def database(context: DoctorContext) -> Sequence[Finding]:
     """Sound, of today's shape, and able to commit. Nothing is changed."""
-    settings, name = patient.settings, "database"
+    settings, name = context.settings, "database"
     path = absent(settings)
     if path is not None:
         return [ok(name, f"none yet: the first start makes {path}"), *_sqlite_version(settings)]
@@ -57,7 +57,7 @@ async def database(patient: Patient) -> Sequence[Finding]:
             return [warning(name, found, "run: broker db upgrade (every start does it, too)")]
         await migrate.probe(opened)
         sound = ok(name, f"{settings.database_shown}: sound, all migrations there, takes commits")
-        return [sound, *_sqlite_version(settings), *await _shared(opened, patient)]
+        return [sound, *_sqlite_version(settings), *await _shared(opened, context)]
 
 
 def _sqlite_version(settings: Settings) -> Iterator[Finding]:
@@ -72,18 +72,18 @@ def _sqlite_version(settings: Settings) -> Iterator[Finding]:
         yield ok("SQLite", sqlite3.sqlite_version)
 
 
-async def _shared(opened: Database, patient: Patient) -> Sequence[Finding]:
+async def _shared(opened: Database, context: DoctorContext) -> Sequence[Finding]:
     """What processes on several machines must have alike."""
-    if not patient.settings.shared:
+    if not context.settings.shared:
         return []
-    theirs, now = await opened.now(), patient.clock.now()
+    theirs, now = await opened.now(), context.clock.now()
     name, skew = "clock of the database", abs(theirs - now)
     found = f"{skew:.1f} seconds away from ours"
-    if skew > max(agreement.MOST_SKEW, patient.settings.lease / 4):
+    if skew > max_clock_skew(context.settings.lease):
         clock = failed(name, f"{found}: a broker does not start", f"{NTP}, and that of the database, too")
     else:
-        clock = warning(name, found, NTP) if skew > agreement.MOST_SKEW else ok(name, found)
-    if await agreement.signs_alike(Facts(opened), patient.secret):
+        clock = warning(name, found, NTP) if skew > MAX_HARMLESS_SKEW_SECONDS else ok(name, found)
+    if await secrets_match(Facts(opened), context.secret):
         return [clock]
     cure = "set the same SECRET_KEY for all (the first has it in secret.key in its BROKER_DATA_DIR)"
     return [clock, failed("shared secret", "the others on this database sign with another secret", cure)]
@@ -92,9 +92,9 @@ async def _shared(opened: Database, patient: Patient) -> Sequence[Finding]:
 # -- images
 
 
-async def images(patient: Patient) -> Sequence[Finding]:
+async def images(context: DoctorContext) -> Sequence[Finding]:
     """Write where the images are kept."""
-    settings, bucket = patient.settings, patient.settings.bucket
+    settings, bucket = context.settings, context.settings.bucket
     if bucket is None and not settings.blobs.exists():
         return [ok("images", f"none yet: the first start makes {settings.blobs}")]
     async with blobs_for(settings) as store:
@@ -108,9 +108,9 @@ async def images(patient: Patient) -> Sequence[Finding]:
 # -- disks
 
 
-async def disks(patient: Patient) -> Sequence[Finding]:
+async def disks(context: DoctorContext) -> Sequence[Finding]:
     """Every disk that we write to, once; and every folder that we cannot write to."""
-    return await asyncio.to_thread(lambda: list(_disks(patient.settings)))
+    return await asyncio.to_thread(lambda: list(_disks(context.settings)))
 
 
 def _disks(settings: Settings) -> Iterator[Finding]:
@@ -170,12 +170,12 @@ def _write(folder: Path) -> None:
 # -- the secret
 
 
-async def secret(patient: Patient) -> Sequence[Finding]:
+async def secret(context: DoctorContext) -> Sequence[Finding]:
     """It signs callback addresses: whoever reads it can forge results."""
     name = "secret"
-    if patient.settings.secret_key is not None:
+    if context.settings.secret_key is not None:
         return [ok(name, "SECRET_KEY is set")]
-    path = secret_file(patient.settings)
+    path = secret_file(context.settings)
     try:
         mode, content = path.stat().st_mode, path.read_bytes().strip()
     except FileNotFoundError:

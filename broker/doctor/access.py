@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from broker.doctor.context import DoctorContext
 from broker.doctor.findings import Finding, ok, warning
-from broker.doctor.patient import Patient
 from broker.net.hosts import is_loopback_host
 from broker.settings import Settings
 
@@ -17,8 +17,8 @@ COOKIE_FLAW: Final = "one Cookie header can keep it busy for seconds (CVE-2024-7
 NEWER_PYTHON: Final = "use 3.11.10, 3.12.6 or newer"
 
 
-async def access(patient: Patient) -> Sequence[Finding]:
-    return list(_access(patient.settings)) or [ok("access", _rule(patient.settings))]
+async def access(context: DoctorContext) -> Sequence[Finding]:
+    return list(_access(context.settings)) or [ok("access", _rule(context.settings))]
 
 
 def _access(settings: Settings) -> Iterator[Finding]:
@@ -44,18 +44,18 @@ def _rule(settings: Settings) -> str:
     return "direct calls from this machine only"
 
 
-async def signatures(patient: Patient) -> Sequence[Finding]:
-    if patient.settings.webhook_key is not None:
+async def signatures(context: DoctorContext) -> Sequence[Finding]:
+    if context.settings.webhook_key is not None:
         return [ok("webhook key", "NANO_BANANA_WEBHOOK_KEY is set: callbacks need its signature, or our token")]
     return [ok("webhook key", "not set: a callback is believed by the token in its address, which is enough")]
 
 
-async def python(_: Patient) -> Sequence[Finding]:
+async def python(_: DoctorContext) -> Sequence[Finding]:
     found = platform.python_version()
-    if is_flawed(sys.version_info[:3]):
+    if has_cookie_flaw(sys.version_info[:3]):
         return [warning("Python", f"{found}: {COOKIE_FLAW}", NEWER_PYTHON)]
     return [ok("Python", found)]
 
 
-def is_flawed(version: tuple[Any, ...]) -> bool:
+def has_cookie_flaw(version: tuple[Any, ...]) -> bool:
     return version < (3, 11, 10) or (3, 12) <= version < (3, 12, 6)

@@ -1,0 +1,64 @@
+"""Settings under examination, and the clients that the checks use."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Final
+
+from broker.bootstrap import secret_file
+from broker.callbacks.probe import ReachabilityProbe
+from broker.callbacks.tunnels import CLOUDFLARED_URLS
+from broker.clock import Clock
+from broker.net.api_client import ApiClient
+from broker.settings import Salvaged, Settings
+from webhooks.tokens import ChallengeResponse
+
+RESPONSE_SECONDS: Final = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorContext:
+    """Everything that a check may use."""
+
+    settings: Settings
+    wrong: frozenset[str]
+    """Fields of the settings that have their defaults because the given value is wrong."""
+    clock: Clock
+    client: ApiClient
+    secret: bytes = field(repr=False)
+    """The deployment's secret; a temporary one where none has been generated yet."""
+    cloudflared: Sequence[str] = CLOUDFLARED_URLS
+
+    @property
+    def probe(self) -> ReachabilityProbe:
+        return ReachabilityProbe(client=self.client, challenge=ChallengeResponse(self.secret))
+
+
+@asynccontextmanager
+async def open_context(
+    salvaged: Salvaged, clock: Clock, cloudflared: Sequence[str] = CLOUDFLARED_URLS
+) -> AsyncIterator[DoctorContext]:
+    client = ApiClient(timeout=RESPONSE_SECONDS, max_connections=32)
+    try:
+        yield DoctorContext(
+            settings=salvaged.settings,
+            wrong=salvaged.wrong,
+            clock=clock,
+            client=client,
+            secret=_read_secret(salvaged.settings),
+            cloudflared=cloudflared,
+        )
+    finally:
+        await client.aclose()
+
+
+def _read_secret(settings: Settings) -> bytes:
+    """Return the secret without creating its file: checks change nothing."""
+    if settings.secret_key is not None:
+        return settings.secret_key.get_secret_value().encode()
+    with suppress(OSError):
+        return secret_file(settings).read_bytes().strip()
+    return secrets.token_bytes(32)

@@ -1,0 +1,245 @@
+"""Inbound checks: a running broker, the public URL and back, and tunnels that expose too much."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from broker.callbacks.probe import PROBE_PATH, ProbeResult, ProbeVerdict
+from broker.callbacks.public_url import PublicUrl, check_configured
+from broker.callbacks.tunnels import Tunnel, TunnelAgents, candidate_urls
+from broker.doctor.context import DoctorContext
+from broker.doctor.findings import Finding, failed, ok, skipped, warning
+from broker.doctor.probe_server import probe_server
+from broker.errors import NotSent, ProviderError, SettingsError
+from broker.net.api_client import HttpResponse
+from broker.net.hosts import is_loopback_host, local_base_url
+from broker.server.sockets import explain_bind_error, port_in_use
+from broker.settings import Settings
+from webhooks.tokens import ChallengeResponse
+
+LOCAL_PROBE_SECONDS: Final = 3.0
+_RECEIVED_CALLBACKS: Final = r'^broker_callbacks_total\{[^}]*verification="(?:accept|recheck)"[^}]*\} (\S+)$'
+START_TUNNEL: Final = "start ngrok or cloudflared (README, Tunnels), or set WEBHOOK_BASE_URL"
+
+
+async def check_inbound(context: DoctorContext) -> Sequence[Finding]:
+    """Check the broker's port and public URL; if no broker runs, a temporary server answers the probe."""
+    settings = context.settings
+    if settings.port == 0:
+        return [skipped("broker", "BROKER_PORT is 0: the port changes with every start")]
+    local = await context.probe.probe_url(local_base_url(settings.host, settings.port), LOCAL_PROBE_SECONDS)
+    agents = TunnelAgents(
+        client=context.client,
+        tunnel_api=settings.tunnel_api,
+        port=settings.port,
+        cloudflared=context.cloudflared,
+    )
+    tunnels = await agents.list_tunnels()
+    async with _ensure_answer(context, local) as obstacle:
+        broker = [obstacle] if obstacle else await _check_broker(context, local)
+        public = await _check_public_url(context, tunnels)
+    return [*broker, *public, *_check_tunnel_ports(settings, tunnels), *_check_exposure(settings, tunnels)]
+
+
+# -- the local port
+
+
+@asynccontextmanager
+async def _ensure_answer(context: DoctorContext, local: ProbeResult) -> AsyncIterator[Finding | None]:
+    """Yield None while our port answers probes with our secret, or a finding why it cannot."""
+    settings = context.settings
+    cure = "stop it, or choose another BROKER_PORT"
+    match local:
+        case ProbeResult(verdict=ProbeVerdict.VERIFIED):
+            yield None
+        case ProbeResult(verdict=ProbeVerdict.OTHER_SERVER, is_broker=True):
+            found = f"the broker at port {settings.port} has another secret than this folder"
+            yield failed("broker", found, "run this where it was started, with its SECRET_KEY or BROKER_DATA_DIR")
+        case ProbeResult(verdict=ProbeVerdict.OTHER_SERVER):
+            yield failed("broker", port_in_use(settings.port), cure)
+        case ProbeResult(error=NotSent(at="connection")):
+            async with _start_probe_server(context) as obstacle:
+                yield obstacle
+        case _:
+            found = f"{port_in_use(settings.port)}, or by a broker that hangs: it does not answer"
+            yield failed("broker", found, cure)
+
+
+@asynccontextmanager
+async def _start_probe_server(context: DoctorContext) -> AsyncIterator[Finding | None]:
+    settings = context.settings
+    async with AsyncExitStack() as stack:
+        obstacle = None
+        try:
+            challenge = ChallengeResponse(context.secret)
+            await stack.enter_async_context(probe_server(settings.host, settings.port, challenge))
+        except (OSError, UnicodeError) as error:
+            failure = explain_bind_error(settings.host, settings.port, error)
+            obstacle = failed("broker", failure.problem, f"{failure.cure.partition(' (--')[0]}, in {failure.variable}")
+        yield obstacle
+
+
+async def _check_broker(context: DoctorContext, local: ProbeResult) -> Sequence[Finding]:
+    """Query a running broker. Our API key is sent only to a server that proved to be ours."""
+    base = local_base_url(context.settings.host, context.settings.port)
+    if not local.is_verified:
+        why = f"none runs at {base}"
+        return [skipped("broker", why), skipped("callbacks", why)]
+    ready, metrics = await asyncio.gather(_get(context, f"{base}/ready"), _get(context, f"{base}/metrics"))
+    return [_judge_readiness(ready, base), _judge_callbacks(metrics)]
+
+
+async def _get(context: DoctorContext, url: str) -> HttpResponse | None:
+    keys = context.settings.api_keys
+    headers = {"Authorization": f"Bearer {keys[0].get_secret_value()}"} if keys else {}
+    try:
+        return await context.client.request("GET", url, headers=headers)
+    except ProviderError:
+        return None
+
+
+def _judge_readiness(response: HttpResponse | None, base: str) -> Finding:
+    name = "broker"
+    if response is None:
+        found = f"the one at {base} hangs: it does not answer the readiness check"
+        return failed(name, found, "see its log; restart it")
+    if response.status == 200:
+        return ok(name, f"runs at {base}, ready")
+    if response.status == 401:
+        return warning(
+            name,
+            f"runs at {base}, but with other settings: it does not accept our key",
+            "restart it, or set the BROKER_API_KEYS it was started with",
+        )
+    found = f"runs at {base}, but is not ready: {_unready_parts(response)}"
+    return failed(name, found, "see the other lines, and its log")
+
+
+def _unready_parts(response: HttpResponse) -> str:
+    try:
+        checks: dict[str, Any] = response.json()["checks"]
+        return ", ".join(f"{part}: {result}" for part, result in checks.items() if result != "ok")
+    except (ProviderError, LookupError, TypeError, AttributeError):
+        return f"HTTP {response.status}"
+
+
+def _judge_callbacks(response: HttpResponse | None) -> Finding:
+    """Compare the callbacks received since the start with the results that had to be polled instead."""
+    name = "callbacks"
+    if response is None or response.status != 200:
+        return skipped(name, "the running broker does not report them")
+    page = response.body.decode("utf-8", "replace")
+    received = _sum_samples(_RECEIVED_CALLBACKS, page)
+    missing = _sum_samples(r"^broker_callbacks_missing_total\{[^}]*\} (\S+)$", page)
+    found = f"{received:.0f} received; {missing:.0f} results had to be polled although a callback was expected"
+    if missing and not received:
+        cure = "see the public address; does NANO_BANANA_WEBHOOK_KEY equal the webhookHmacKey at kie.ai?"
+        return warning(name, f"none arrived: {found}", cure)
+    return ok(name, found)
+
+
+def _sum_samples(pattern: str, page: str) -> float:
+    return sum(float(number) for number in re.findall(pattern, page, re.MULTILINE))
+
+
+# -- the public URL
+
+
+async def _check_public_url(context: DoctorContext, tunnels: Sequence[Tunnel]) -> Sequence[Finding]:
+    settings = context.settings
+    try:
+        urls = list(_public_urls(settings, tunnels))
+    except SettingsError as error:
+        return [failed("public address", str(error), "correct WEBHOOK_BASE_URL, or leave it empty")]
+    if not urls:
+        if settings.sandboxed:
+            return [skipped("public address", "none, and none is needed: the sandbox is on this machine")]
+        found = f"none: the provider is polled every {settings.poll_every:g} seconds, which works and is slower"
+        return [warning("public address", found, START_TUNNEL)]
+    results = await asyncio.gather(*(context.probe.probe_url(url.url) for url in urls))
+    judged = [_judge_probe(settings, url, result) for url, result in zip(urls, results, strict=True)]
+    passed = [finding for finding in judged if finding.status != "failed"]
+    return passed[:1] or judged[:1]
+
+
+def _public_urls(settings: Settings, tunnels: Sequence[Tunnel]) -> Iterator[PublicUrl]:
+    if settings.webhook_base_url:
+        yield PublicUrl(url=check_configured(settings.webhook_base_url), source="configured")
+    else:
+        yield from candidate_urls(tunnels, settings.port)
+
+
+def _judge_probe(settings: Settings, url: PublicUrl, result: ProbeResult) -> Finding:
+    name, shown = "public address", f"{url.url} ({url.source})"
+    if not result.is_verified:
+        return failed(name, f"{shown}: {_describe_failure(result)}", _probe_cure(url, result))
+    is_local, is_plain = _is_loopback_url(url.url), url.url.startswith("http://")
+    if is_local and not _is_loopback_url(settings.api_url):
+        found = f"{shown} is this very machine: no provider can reach it"
+        return warning(name, found, "set a public one in WEBHOOK_BASE_URL, or leave it empty")
+    if is_plain and not is_local:
+        found = f"{shown} leads to this broker, but without TLS callback tokens can be read on the way"
+        return warning(name, found, "use https://")
+    return ok(name, f"{shown} leads to this broker; round trip {result.seconds * 1000:.0f} ms")
+
+
+def _is_loopback_url(url: str) -> bool:
+    return is_loopback_host(urlsplit(url).hostname or "")
+
+
+def _describe_failure(result: ProbeResult) -> str:
+    if result.verdict == ProbeVerdict.OTHER_SERVER:
+        return result.reason
+    stage = result.error.at if isinstance(result.error, NotSent) else None
+    return {
+        "name": "its name is unknown",
+        "connection": "the connection is refused",
+        "tls": "its TLS certificate is not accepted",
+        "time-out": "no connection in time",
+    }.get(stage or "", "no valid answer")
+
+
+def _probe_cure(url: PublicUrl, result: ProbeResult) -> str:
+    if url.source != "configured":
+        return f"restart {url.source}: its tunnel is dead or leads elsewhere. A running broker notices the new one"
+    if result.verdict == ProbeVerdict.OTHER_SERVER:
+        return "WEBHOOK_BASE_URL must lead to this broker: restart the tunnel or correct the proxy, or leave it empty"
+    return (
+        "start the tunnel or the proxy behind WEBHOOK_BASE_URL, or correct it. If only this machine cannot reach "
+        f"its own public name, try from another one: curl {url.url}{PROBE_PATH}"
+    )
+
+
+# -- tunnels to other ports, and tunnels that expose too much
+
+
+def _check_tunnel_ports(settings: Settings, tunnels: Sequence[Tunnel]) -> Iterator[Finding]:
+    other_ports = {str(tunnel.port) for tunnel in tunnels if tunnel.port not in {None, settings.port}}
+    has_candidate = any(candidate_urls(tunnels, settings.port))
+    if other_ports and not has_candidate and not settings.webhook_base_url:
+        ports = ", ".join(sorted(other_ports))
+        found = f"ngrok runs, but leads to port {ports}, and the broker is at {settings.port}"
+        yield warning("tunnel", found, f"ngrok http {settings.port} (or with ngrok.yml), or set BROKER_PORT")
+
+
+def _check_exposure(settings: Settings, tunnels: Sequence[Tunnel]) -> Iterator[Finding]:
+    """Report access that is too wide: through a raw TCP tunnel every client appears to be on this machine."""
+    raw = [tunnel.url for tunnel in tunnels if tunnel.port == settings.port and _is_raw_tunnel(tunnel.url)]
+    if raw and not settings.api_keys:
+        found = f"{raw[0]} is a raw TCP tunnel: all its clients appear to be on this machine, and may order"
+        yield failed("raw tunnel", found, "set BROKER_API_KEYS before using one, or use an http tunnel (ngrok.yml)")
+    elif raw:
+        yield ok("raw tunnel", f"{raw[0]}: a key is needed")
+    is_exposed = settings.webhook_base_url or raw or any(candidate_urls(tunnels, settings.port))
+    if settings.allow_anonymous and is_exposed:
+        found = "BROKER_ALLOW_ANONYMOUS trusts every client, and the broker can be reached from the internet"
+        yield failed("anonymous access", found, "unset BROKER_ALLOW_ANONYMOUS and set BROKER_API_KEYS")
+
+
+def _is_raw_tunnel(url: str) -> bool:
+    return url.startswith(("tcp://", "tls://"))

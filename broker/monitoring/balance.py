@@ -1,0 +1,65 @@
+"""Balance at the providers: queried every five minutes by one process, stored for all processes of the database."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from broker.clock import Clock
+from broker.errors import ProviderError
+from broker.logs import log
+from broker.providers.base import Provider
+from storage.chores import Chores
+from storage.facts import Facts
+
+REFRESH_SECONDS: Final = 300.0
+QUERY_SECONDS: Final = 5.0
+MAX_AGE_SECONDS: Final = 3 * REFRESH_SECONDS
+"""An older answer is not reported."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BalanceMonitor:
+    """Balances by provider, shared through the database."""
+
+    clock: Clock
+    chores: Chores
+    facts: Facts
+    providers: Mapping[str, Provider]
+
+    async def refresh(self) -> None:
+        """Query every provider, unless a process did so recently. The query is free; a failure is only logged."""
+        if not await self.chores.take("credits", now=self.clock.now(), every=REFRESH_SECONDS):
+            return
+        for provider in self.providers.values():
+            if (balance := await _query_balance(provider)) is not None:
+                await self.facts.tell(_fact_name(provider.name), f"{balance!r} {self.clock.now()!r}")
+
+    async def latest(self) -> dict[str, float]:
+        """Return the recent balances by provider; those without a recent answer are missing."""
+        now = self.clock.now()
+        balances = {name: _parse_recent(await self.facts.get(_fact_name(name)), now) for name in self.providers}
+        return {name: balance for name, balance in balances.items() if balance is not None}
+
+
+def _fact_name(provider: str) -> str:
+    return f"credits of {provider}"
+
+
+async def _query_balance(provider: Provider) -> float | None:
+    try:
+        async with asyncio.timeout(QUERY_SECONDS):
+            return await provider.balance()
+    except (ProviderError, TimeoutError):
+        log.debug("the provider did not report its balance", action="balance_unavailable", provider=provider.name)
+        return None
+
+
+def _parse_recent(fact: str | None, now: float) -> float | None:
+    if fact is None:
+        return None
+    balance, at = map(float, fact.split())
+    return balance if math.isfinite(balance) and abs(now - at) <= MAX_AGE_SECONDS else None

@@ -1,0 +1,70 @@
+"""Metrics read from the database, collected when the metrics page is requested and cached for their cost.
+
+Active tasks are few and indexed, so they are counted every few seconds. Ended ones are many (half a second for a
+million), so their number may be five minutes old.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from broker.clock import Clock
+from broker.metrics import Metrics
+from broker.monitoring.balance import BalanceMonitor
+from broker.snapshots import Snapshot
+from storage.deliveries import Deliveries
+from storage.lanes import Lanes
+from storage.tasks import State, Tasks
+
+ACTIVE_STATES: Final = (State.QUEUED, State.SUBMITTING, State.WAITING, State.FETCHING)
+ENDED_STATES: Final = tuple(state for state in State if state not in ACTIVE_STATES)
+ACTIVE_TTL_SECONDS: Final = 5.0
+ENDED_TTL_SECONDS: Final = 300.0
+
+
+class DatabaseCollector:
+    """Fills the gauges and renders the metrics page."""
+
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        metrics: Metrics,
+        tasks: Tasks,
+        lanes: Lanes,
+        deliveries: Deliveries,
+        balances: BalanceMonitor,
+        steps_running: Callable[[], int],
+    ) -> None:
+        """steps_running: returns the number of steps in progress in this process."""
+        self._clock = clock
+        self._metrics = metrics
+        self._lanes = lanes
+        self._balances = balances
+        self._steps_running = steps_running
+        self._active = Snapshot(lambda: tasks.counts(ACTIVE_STATES), seconds=ACTIVE_TTL_SECONDS, clock=clock)
+        self._ended = Snapshot(lambda: tasks.counts(ENDED_STATES), seconds=ENDED_TTL_SECONDS, clock=clock)
+        self._pending_deliveries = Snapshot(deliveries.pending, seconds=ACTIVE_TTL_SECONDS, clock=clock)
+        self._provider_state = Snapshot(self._load_provider_state, seconds=ACTIVE_TTL_SECONDS, clock=clock)
+
+    async def render_page(self) -> bytes:
+        """Return the current metrics in the Prometheus text format."""
+        counts = {**await self._active.get(), **await self._ended.get()}
+        for state in State:
+            self._metrics.tasks.labels(state.value).set(counts.get(state.value, 0))
+        cooldowns, balances = await self._provider_state.get()
+        for provider, until in cooldowns.items():
+            self._metrics.lane_paused.labels(provider).set(max(0.0, until - self._clock.now()))
+        self._metrics.credits_left.clear()
+        for provider, balance in balances.items():
+            self._metrics.credits_left.labels(provider).set(balance)
+        self._metrics.deliveries_pending.set(await self._pending_deliveries.get())
+        self._metrics.steps_running.set(self._steps_running())
+        return self._metrics.page()
+
+    async def _load_provider_state(self) -> tuple[Mapping[str, float], Mapping[str, float]]:
+        """Return the end of each provider's cooldown, and the balances."""
+        now = self._clock.now()
+        cooldowns = {name: (await self._lanes.load(name, now)).paused_until for name in self._balances.providers}
+        return cooldowns, await self._balances.latest()

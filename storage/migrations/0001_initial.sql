@@ -1,0 +1,208 @@
+-- Tasks, their attempts, and the ledger that keeps what attempts cost after their tasks are gone.
+CREATE TABLE tasks (
+    id TEXT PRIMARY KEY,
+    batch TEXT NOT NULL,
+    caller TEXT NOT NULL,
+    state TEXT NOT NULL,
+    due_at DOUBLE PRECISION NOT NULL,
+    lease_until DOUBLE PRECISION NOT NULL,
+    leased_by TEXT NOT NULL,
+    version BIGINT NOT NULL,
+    provider TEXT NOT NULL,
+    model TEXT NOT NULL,
+    mode TEXT NOT NULL,
+    prompt TEXT NOT NULL,
+    aspect_ratio TEXT,
+    resolution TEXT,
+    output_format TEXT,
+    steps BIGINT,
+    seed BIGINT,
+    refs TEXT NOT NULL,
+    attempt BIGINT NOT NULL,
+    tries BIGINT NOT NULL,
+    job_id TEXT,
+    hooked BIGINT NOT NULL,
+    outputs TEXT NOT NULL,
+    deadline_at DOUBLE PRECISION NOT NULL,
+    checked_at DOUBLE PRECISION NOT NULL,
+    callback_url TEXT,
+    error_code TEXT,
+    error_detail TEXT,
+    error_retryable BIGINT NOT NULL,
+    billed TEXT NOT NULL,
+    provider_code TEXT,
+    cost DOUBLE PRECISION,
+    created_at DOUBLE PRECISION NOT NULL,
+    updated_at DOUBLE PRECISION NOT NULL,
+    ended_at DOUBLE PRECISION,
+    entered_at DOUBLE PRECISION NOT NULL,
+    sent_at DOUBLE PRECISION,
+    finished_at DOUBLE PRECISION,
+    provider_state TEXT,
+    provider_percent DOUBLE PRECISION
+);
+
+-- due steps by state; queued tasks have an order of their own per provider
+CREATE INDEX tasks_due ON tasks (state, due_at);
+CREATE INDEX tasks_queue ON tasks (provider, due_at, id) WHERE state = 'queued';
+CREATE INDEX tasks_queue_deadline ON tasks (deadline_at) WHERE state = 'queued';
+-- jobs that occupy a slot at the provider
+CREATE INDEX tasks_running ON tasks (provider) WHERE state IN ('submitting', 'waiting');
+CREATE INDEX tasks_newest ON tasks (created_at, id);
+CREATE INDEX tasks_batch ON tasks (batch);
+-- durations of the newest successes
+CREATE INDEX tasks_history ON tasks (provider, model, ended_at)
+    WHERE state = 'succeeded' AND finished_at IS NOT NULL AND sent_at IS NOT NULL;
+
+CREATE TABLE attempts (
+    task_id TEXT NOT NULL,
+    number BIGINT NOT NULL,
+    provider TEXT NOT NULL,
+    key_id TEXT NOT NULL,
+    job_id TEXT,
+    sent_at DOUBLE PRECISION NOT NULL,
+    ended_at DOUBLE PRECISION,
+    outcome TEXT NOT NULL,
+    code TEXT,
+    provider_code TEXT,
+    billed TEXT NOT NULL,
+    cost DOUBLE PRECISION,
+    spare TEXT,
+    learned_by TEXT,
+    PRIMARY KEY (task_id, number)
+);
+CREATE INDEX attempts_job ON attempts (job_id) WHERE job_id IS NOT NULL;
+CREATE INDEX attempts_window ON attempts (provider, sent_at);
+CREATE INDEX attempts_asked ON attempts (ended_at) WHERE learned_by = 'question';
+
+-- attempts of purged tasks, summed up: day is in days since the epoch (UTC), cost in the unit of the provider
+CREATE TABLE ledger (
+    day BIGINT NOT NULL,
+    owner TEXT NOT NULL,
+    provider TEXT NOT NULL,
+    key_id TEXT NOT NULL,
+    model TEXT NOT NULL,
+    billed TEXT NOT NULL,
+    attempts BIGINT NOT NULL,
+    cost DOUBLE PRECISION NOT NULL,
+    PRIMARY KEY (day, owner, provider, key_id, model, billed)
+);
+
+-- cooldown of a provider: nothing is submitted before `paused_until`
+CREATE TABLE provider_limits (
+    provider TEXT PRIMARY KEY,
+    paused_until DOUBLE PRECISION NOT NULL,
+    troubles BIGINT NOT NULL
+);
+
+CREATE TABLE images (
+    name TEXT PRIMARY KEY,
+    owner TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    position BIGINT NOT NULL,
+    blob TEXT NOT NULL,
+    media_type TEXT NOT NULL,
+    size BIGINT NOT NULL,
+    width BIGINT NOT NULL,
+    height BIGINT NOT NULL,
+    sha256 TEXT NOT NULL,
+    created_at DOUBLE PRECISION NOT NULL
+);
+CREATE UNIQUE INDEX images_owner ON images (owner, kind, position);
+
+-- callback inbox
+CREATE TABLE callbacks (
+    id TEXT PRIMARY KEY,
+    provider TEXT NOT NULL,
+    task_id TEXT,
+    attempt BIGINT,
+    verdict TEXT NOT NULL,
+    status BIGINT NOT NULL,
+    reason TEXT NOT NULL,
+    headers TEXT NOT NULL,
+    query TEXT NOT NULL,
+    body TEXT NOT NULL,
+    proofs TEXT NOT NULL,
+    received_at DOUBLE PRECISION NOT NULL,
+    digested_at DOUBLE PRECISION,
+    job_ended_at DOUBLE PRECISION,
+    replay_of TEXT
+);
+CREATE INDEX callbacks_unread ON callbacks (task_id, received_at) WHERE digested_at IS NULL AND task_id IS NOT NULL;
+-- pages of the inbox, newest first: all of it, of one task, with one verdict, of one provider
+CREATE INDEX callbacks_received ON callbacks (received_at, id);
+CREATE INDEX callbacks_task ON callbacks (task_id, received_at, id);
+CREATE INDEX callbacks_verdict ON callbacks (verdict, received_at, id);
+CREATE INDEX callbacks_provider ON callbacks (provider, received_at, id);
+
+CREATE TABLE idempotency (
+    caller TEXT NOT NULL,
+    key TEXT NOT NULL,
+    fingerprint TEXT NOT NULL,
+    ordinal BIGINT NOT NULL,
+    retry_count BIGINT NOT NULL,
+    batch TEXT NOT NULL,
+    created_at DOUBLE PRECISION NOT NULL,
+    answered_at DOUBLE PRECISION,
+    PRIMARY KEY (caller, key)
+);
+CREATE INDEX idempotency_age ON idempotency (created_at);
+-- requests without Idempotency-Key
+CREATE INDEX idempotency_derived ON idempotency (caller, fingerprint, ordinal) WHERE ordinal > 0;
+
+-- images that each caller ordered in its current window
+CREATE TABLE rate_limits (
+    caller TEXT PRIMARY KEY,
+    started_at DOUBLE PRECISION NOT NULL,
+    used BIGINT NOT NULL
+);
+
+-- outbox of webhooks
+CREATE TABLE deliveries (
+    id TEXT PRIMARY KEY,
+    task_id TEXT NOT NULL,
+    type TEXT NOT NULL,
+    url TEXT NOT NULL,
+    host TEXT NOT NULL,
+    body TEXT NOT NULL,
+    outcome TEXT NOT NULL,
+    due_at DOUBLE PRECISION,
+    lease_until DOUBLE PRECISION NOT NULL,
+    leased_by TEXT NOT NULL,
+    rung BIGINT NOT NULL,
+    tries BIGINT NOT NULL,
+    last_status BIGINT,
+    reason TEXT,
+    created_at DOUBLE PRECISION NOT NULL,
+    delivered_at DOUBLE PRECISION,
+    ended_at DOUBLE PRECISION
+);
+
+-- due deliveries
+CREATE INDEX deliveries_due ON deliveries (due_at) WHERE due_at IS NOT NULL;
+-- pages of the log, newest first: all of it, of one task, with one outcome
+CREATE INDEX deliveries_newest ON deliveries (created_at, id);
+CREATE INDEX deliveries_task ON deliveries (task_id, created_at, id);
+CREATE INDEX deliveries_outcome ON deliveries (outcome, created_at, id);
+CREATE INDEX deliveries_ended ON deliveries (ended_at) WHERE ended_at IS NOT NULL;
+
+CREATE TABLE delivery_attempts (
+    delivery_id TEXT NOT NULL,
+    number BIGINT NOT NULL,
+    at DOUBLE PRECISION NOT NULL,
+    status BIGINT,
+    error TEXT,
+    milliseconds BIGINT NOT NULL,
+    PRIMARY KEY (delivery_id, number)
+);
+
+-- values that all processes of one database share, and jobs that one of them does for all
+CREATE TABLE cluster_state (
+    name TEXT PRIMARY KEY,
+    value TEXT NOT NULL
+);
+
+CREATE TABLE periodic_jobs (
+    name TEXT PRIMARY KEY,
+    due_at DOUBLE PRECISION NOT NULL
+);
