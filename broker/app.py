@@ -52,7 +52,7 @@ def build_app(services: Services) -> Starlette:
     sentences = services.showing.sentences
     secret = services.tokens.secret
     access = Access(services.settings, secret)
-    views = Views(clock=services.clock, queries=services.queries, forecast=services.forecast, showing=services.showing)
+    views = Views(clock=services.clock, queries=services.queries, eta=services.eta, showing=services.showing)
     native = Native(
         orders=services.orders,
         queries=services.queries,

@@ -18,7 +18,7 @@ from broker.clock import Clock
 from broker.monitoring.collectors import DatabaseCollector
 from broker.sentences import Sentences
 from broker.tasks.queries import TaskQueries
-from broker.worker import Worker
+from broker.tasks.worker import Worker
 from storage.blobs import BlobStore
 from storage.database import Database, StorageError
 from storage.migrate import probe
@@ -66,7 +66,7 @@ class Operations:
         return answer(document, 503, {"retry-after": "5"})
 
     def _worker_trouble(self) -> str | None:
-        silent = self.clock.now() - self.worker.beat_at
+        silent = self.clock.now() - self.worker.last_heartbeat
         return f"it has not been seen for more than {OLDEST_BEAT:.0f} seconds" if silent > OLDEST_BEAT else None
 
     async def metrics(self, request: Request) -> Response:

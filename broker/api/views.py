@@ -8,9 +8,9 @@ from typing import Any, Final
 
 from broker.api.answers import Prepared
 from broker.clock import Clock
-from broker.forecast import Forecast
 from broker.sentences import Language
 from broker.showing import Progress, Showing
+from broker.tasks.eta import EtaEstimator
 from broker.tasks.queries import TaskQueries
 from storage.tasks import Task
 
@@ -36,7 +36,7 @@ class Views:
 
     clock: Clock
     queries: TaskQueries
-    forecast: Forecast
+    eta: EtaEstimator
     showing: Showing
     most_bytes: int = MOST_BYTES
     _kept: OrderedDict[tuple[str, Language], _Kept] = field(default_factory=OrderedDict)
@@ -51,7 +51,7 @@ class Views:
             self._kept.move_to_end((task_id, language))
             return kept.prepared
         task = await self.queries.get(task_id)
-        progress = await self.forecast.of(task)
+        progress = await self.eta.estimate(task)
         document = {"success": True, "data": await self._told(task, language, progress)}
         prepared = Prepared.of(document, ended=task.ended)
         until = self.clock.monotonic() + progress.fresh_for
@@ -60,7 +60,7 @@ class Views:
 
     async def document(self, task: Task, language: Language) -> dict[str, Any]:
         """What is told of a task, without the answer around it."""
-        return await self._told(task, language, await self.forecast.of(task))
+        return await self._told(task, language, await self.eta.estimate(task))
 
     async def _told(self, task: Task, language: Language, progress: Progress) -> dict[str, Any]:
         return self.showing.document(task, await self.queries.get_results(task), language, progress)

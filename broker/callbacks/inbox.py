@@ -11,15 +11,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
-from broker import lifecycle
 from broker.callbacks.receive import new_hook_id
 from broker.callbacks.verification import CallbackVerifier, VerifiedCallback
 from broker.clock import Clock
 from broker.errors import Refusal
-from broker.lifecycle import Changes, Rules
 from broker.logs import log
 from broker.reports import Report
-from broker.steps import Steps
+from broker.tasks import lifecycle
+from broker.tasks.lifecycle import Changes
+from broker.tasks.policy import TaskPolicy
+from broker.tasks.steps.callbacks import CallbackStep
 from storage.hooks import Entry, Hook, Hooks
 from storage.tasks import DUE, Task, Tasks
 from webhooks.verification import Verification
@@ -59,10 +60,10 @@ class CallbackInbox:
     """Reads and replays stored callbacks."""
 
     clock: Clock
-    rules: Rules
+    policy: TaskPolicy
     tasks: Tasks
     hooks: Hooks
-    steps: Steps
+    callback_step: CallbackStep
     verifier: CallbackVerifier
 
     async def list_newest(
@@ -81,13 +82,13 @@ class CallbackInbox:
         """Return the stored callback. Raises `Refusal("not_found")`."""
         hook = await self.hooks.get(hook_id)
         if hook is None:
-            hours = self.rules.retention / 3600
+            hours = self.policy.retention_seconds / 3600
             raise Refusal("not_found", f"There is no callback with this id. They are kept for {hours:g} hours.")
         return hook
 
     async def count_missing(self) -> MissingCallbacks:
         """Count the jobs whose end was learned only by a status check, while callbacks of that time are stored."""
-        now, window = self.clock.now(), min(DAY_SECONDS, self.rules.retention)
+        now, window = self.clock.now(), min(DAY_SECONDS, self.policy.retention_seconds)
         found = await self.hooks.missing(since=now - window, until=now - EXPECTED_WITHIN_SECONDS, limit=MAX_MISSING)
         return MissingCallbacks(hours=window / 3600, by_provider=found)
 
@@ -120,10 +121,10 @@ class CallbackInbox:
             return "nothing: it is not taken in"
         if task.state.value == "expired":
             return "nothing: the task was deleted by retention"
-        report = self.steps.news(task, replace(hook, verdict=replayed_as.value))
-        number = hook.attempt or await self.steps.attempt_with(task, report) or task.attempt
+        report = self.callback_step.report_of(task, replace(hook, verdict=replayed_as.value))
+        number = hook.attempt or await self.callback_step.attempt_number(task, report) or task.attempt
         attempt = await self.tasks.attempt(task.id, number)
-        changes = lifecycle.after(task, attempt, report, self.clock.now(), self.rules)
+        changes = lifecycle.apply_report(task, attempt, report, self.clock.now(), self.policy)
         return _describe_changes(task, changes, replayed_as)
 
 

@@ -13,7 +13,7 @@ from broker.clock import Clock
 from broker.errors import DownloadError, Refusal
 from broker.net.fetcher import Fetcher
 from broker.orders import DataUriReference, ReferenceSource, StoredReference, UploadedReference, UrlReference
-from broker.steps import reference_owner, stored_image
+from broker.tasks.images import reference_owner, stored_image
 from storage.blobs import BlobMissing, BlobStore, Reading
 from storage.database import StorageFull
 from storage.images import StoredImage

@@ -12,7 +12,6 @@ from typing import Any
 
 from broker.clock import Clock
 from broker.errors import Refusal
-from broker.lifecycle import Rules
 from broker.logs import log
 from broker.ordering.idempotency import Idempotency
 from broker.ordering.plan import Planner
@@ -20,7 +19,8 @@ from broker.ordering.rate_limit import RateLimiter
 from broker.ordering.references import ReferenceIntake, hash_source, reference_error
 from broker.orders import Order, OrderRequest, Plan, Reference, StoredReference
 from broker.providers.base import Provider
-from broker.steps import reference_owner
+from broker.tasks.images import reference_owner
+from broker.tasks.policy import TaskPolicy
 from broker.tasks.queries import TaskQueries
 from storage.database import Database, Stale, StorageError, StorageFull
 from storage.idempotency import IdempotencyRecord
@@ -43,7 +43,7 @@ class OrderService:
     """Creates tasks, and describes what creating them would send."""
 
     clock: Clock
-    rules: Rules
+    policy: TaskPolicy
     database: Database
     tasks: Tasks
     images: Images
@@ -167,7 +167,7 @@ class OrderService:
                 seed=order.seed,
                 refs=tuple(_reference_columns(reference) for reference in references),
                 callback_url=request.callback_url,
-                deadline_at=now + self.rules.queue,
+                deadline_at=now + self.policy.queue_seconds,
                 created_at=now,
                 updated_at=now,
                 entered_at=now,

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from broker import lifecycle
 from broker.clock import Clock
 from broker.errors import ProviderError, Refusal
-from broker.lifecycle import Rules
 from broker.logs import log
 from broker.providers.base import Provider
-from broker.steps import Steps
+from broker.tasks import lifecycle
+from broker.tasks.policy import TaskPolicy
 from broker.tasks.queries import TaskQueries
+from broker.tasks.transitions import Transitions
 from storage.tasks import State, Task
 
 
@@ -21,9 +21,9 @@ class TaskCanceler:
     """Cancels tasks, here and at their provider."""
 
     clock: Clock
-    rules: Rules
+    policy: TaskPolicy
     queries: TaskQueries
-    steps: Steps
+    transitions: Transitions
     providers: Mapping[str, Provider]
 
     async def cancel_task(self, task_id: str) -> Task:
@@ -31,8 +31,8 @@ class TaskCanceler:
         task = await self.queries.get(task_id)
         if task.ended:
             raise Refusal("conflict", f"This task has ended: it is {task.status}.")
-        await self.steps.settle(
-            task, lambda row, _: lifecycle.canceled(row, self.clock.now(), self.rules), holder=False
+        await self.transitions.apply(
+            task, lambda row, _: lifecycle.cancel(row, self.clock.now(), self.policy), is_leased=False
         )
         task = await self.queries.get(task_id)
         if task.state != State.CANCELED:

@@ -20,13 +20,13 @@ from urllib.parse import parse_qsl, urlsplit
 
 from broker.bootstrap import open_services
 from broker.callbacks.receive import CallbackReceiver
-from broker.lifecycle import Trouble
 from broker.ordering.service import OrderService
 from broker.orders import Order, OrderRequest
 from broker.reports import Finished, Pending, Report
 from broker.services import Services
 from broker.settings import Settings, load
-from broker.steps import Steps
+from broker.tasks.lifecycle import DownloadFailure
+from broker.tasks.steps.download import DownloadStep, insert_result
 from storage.database import Database, Outcome, Row, Statement
 from storage.images import StoredImage
 from storage.postgres import PostgresDatabase
@@ -137,10 +137,10 @@ class Prompt:
         return None
 
 
-class Fed(Steps):
-    """Steps whose downloads are done as soon as they begin."""
+class InstantDownload(DownloadStep):
+    """A download step whose downloads end as soon as they begin."""
 
-    async def _bring(self, task: Task, position: int) -> Trouble | None:
+    async def _download(self, task: Task, position: int) -> DownloadFailure | None:
         image = StoredImage(
             name=f"generated_{secrets.token_hex(16)}.png",
             owner=task.id,
@@ -152,9 +152,9 @@ class Fed(Steps):
             width=1024,
             height=1024,
             sha256=secrets.token_hex(32),
-            created_at=self.clock.now(),
+            created_at=self.transitions.clock.now(),
         )
-        await self._keep(task, image)
+        await insert_result(self.tasks, self.images, task, image)
         return None
 
 
@@ -178,14 +178,21 @@ def _database(settings: Settings) -> AbstractAsyncContextManager[Database]:
 
 def _feed(services: Services, upstream: Upstream) -> OrderService:
     """Replace the provider; return what orders from it."""
-    provider, steps = Prompt(upstream), services.steps
-    parts = {f.name: getattr(steps, f.name) for f in fields(steps)}
-    fed = Fed(**{**parts, "providers": {provider.name: provider}})
-    services.worker.steps = fed
+    provider, steps = Prompt(upstream), services.worker.steps
+    providers = {provider.name: provider}
+    parts = {part.name: getattr(steps.download, part.name) for part in fields(steps.download)}
+    services.worker.steps = replace(
+        steps,
+        submit=replace(steps.submit, providers=providers),
+        check=replace(steps.check, providers=providers),
+        download=InstantDownload(**{**parts, "providers": providers}),
+    )
+    services.worker.callbacks.step = replace(services.worker.callbacks.step, providers=providers)
+    services.worker.submissions = replace(services.worker.submissions, providers=providers)
     receiver, orders = services.callbacks, services.orders
-    verifier = replace(receiver.verifier, provider=provider, providers=fed.providers, signatures={})
+    verifier = replace(receiver.verifier, provider=provider, providers=providers, signatures={})
     provider.receiver = replace(receiver, verifier=verifier)
-    return replace(orders, providers=fed.providers, planner=replace(orders.planner, providers=fed.providers))
+    return replace(orders, providers=providers, planner=replace(orders.planner, providers=providers))
 
 
 async def live(side: Side, url: str, upstream: Upstream, arrivals: Sequence[float]) -> Counts:

@@ -201,7 +201,7 @@ def task_views(services: Services, **limits: Any) -> Views:
     return Views(
         clock=services.clock,
         queries=services.queries,
-        forecast=services.forecast,
+        eta=services.eta,
         showing=services.showing,
         **limits,
     )
