@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from pydantic import SecretStr
 
@@ -25,12 +27,12 @@ from broker.providers.kie.adapter import Kie
 from broker.providers.legacy.adapter import Legacy
 from broker.services import DOWNLOAD_CONCURRENCY, Composition, Services
 from broker.settings import Settings
-from storage.blobs import BlobStore
-from storage.database import Database
-from storage.facts import Facts
-from storage.local import LocalBlobs
-from storage.migrate import upgrade
-from storage.sqlite import SqliteDatabase, sqlite_path
+from storage.blobs.local import LocalBlobs
+from storage.blobs.store import BlobStore
+from storage.cluster_state import Facts
+from storage.sql.database import Database
+from storage.sql.migrate import upgrade
+from storage.sql.sqlite import SqliteDatabase, sqlite_path
 from webhooks.tokens import CallbackTokens
 
 PLACES = 100
@@ -45,7 +47,7 @@ def database_for(settings: Settings) -> AbstractAsyncContextManager[Database]:
     if url.startswith("sqlite:"):
         return SqliteDatabase(sqlite_path(url))
     try:
-        from storage.postgres import PostgresDatabase
+        from storage.sql.postgres import PostgresDatabase
     except ImportError:
         raise _missing("DATABASE_URL leads to Postgres", "postgres") from None
     return PostgresDatabase(
@@ -71,7 +73,7 @@ async def blobs_for(settings: Settings) -> AsyncIterator[BlobStore]:
         yield LocalBlobs(settings.blobs, free_floor=FREE_FLOOR)
         return
     try:
-        from storage.s3 import S3Blobs
+        from storage.blobs.s3 import S3Blobs
     except ImportError:
         raise _missing("BROKER_BLOB_URL leads to S3", "s3") from None
     store = S3Blobs(
@@ -110,12 +112,14 @@ async def open_services(
     local_provider: bool = False,
     joins: bool = True,
     open_database: Callable[[Settings], AbstractAsyncContextManager[Database]] = database_for,
+    extra_dialects: Sequence[Callable[[Services], Any]] = (),
 ) -> AsyncIterator[Services]:
     """Open the system; on the way out nothing is left open.
 
     port: the one we really listen on; None without HTTP (then a callback address must be configured).
     local_provider: the provider runs on this machine and reaches us here; no tunnel is looked for (the sandbox).
     joins: this process takes part in the work, and must agree with the others on what they share; otherwise it looks.
+    extra_dialects: factories of `broker.api.http.endpoint.Dialect`, mounted after the built-in one.
     """
     clock = clock or SystemClock()
     async with AsyncExitStack() as stack:
@@ -148,6 +152,7 @@ async def open_services(
             address=_address(settings, port, local_provider=local_provider, now=clock.now()),
             agents=TunnelAgents(client=agent_client, tunnel_api=settings.tunnel_api, port=port or settings.port),
         ).services()
+        services = replace(services, extra_dialects=tuple(extra_dialects))
         stack.push_async_callback(services.thumbnails.aclose)
         await stack.enter_async_context(measure_loop_lag(services.metrics))
         if joins and services.address.current is None:

@@ -14,7 +14,7 @@ from broker.errors import STATUS_OF, TASK_CODES
 Language = Literal["en", "zh", "ru"]
 LANGUAGES: Final[tuple[Language, ...]] = get_args(Language)
 
-MESSAGES: Final = ("processing", "unavailable", "unexpected", "billed_yes", "billed_no", "billed_unknown")
+MESSAGES: Final = ("processing", "billed_yes", "billed_no", "billed_unknown")
 """Keys that are no error codes."""
 
 _WISH: Final = re.compile(

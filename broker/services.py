@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from broker.callbacks.inbox import CallbackInbox
 from broker.callbacks.probe import ReachabilityProbe
@@ -50,16 +52,16 @@ from broker.tasks.steps.table import StepTable
 from broker.tasks.transitions import Transitions
 from broker.tasks.worker import Worker
 from broker.thumbnails import Thumbnails
-from storage.blobs import BlobStore
-from storage.chores import Chores
-from storage.database import Database
+from storage.blobs.store import BlobStore
+from storage.callbacks import Hooks
+from storage.cluster_state import Facts
 from storage.deliveries import Deliveries
-from storage.facts import Facts
-from storage.hooks import Hooks
 from storage.idempotency import IdempotencyRecords
 from storage.images import Images
-from storage.lanes import Lanes, Limits
+from storage.periodic_jobs import Chores
+from storage.provider_limits import Lanes, Limits
 from storage.rate_limits import RateLimits
+from storage.sql.database import Database
 from storage.tasks import Tasks
 from uploads.intake import Intake
 from webhooks.signatures.base import Signature, Unsigned
@@ -98,6 +100,8 @@ class Services:
     collector: DatabaseCollector
     address: PublicAddress
     url_monitor: UrlMonitor
+    extra_dialects: tuple[Callable[[Services], Any], ...] = ()
+    """Factories of `broker.api.http.endpoint.Dialect`, mounted after the built-in one."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from storage.database import Database, Statement, record
+from storage.sql.database import Database, Statement
+from storage.sql.rows import record
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from storage.database import Database, Statement, record
+from storage.sql.database import Database, Statement
+from storage.sql.rows import record
 
 WINDOW_SECONDS = 60.0
 

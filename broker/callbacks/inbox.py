@@ -21,7 +21,7 @@ from broker.tasks import lifecycle
 from broker.tasks.lifecycle import Changes
 from broker.tasks.policy import TaskPolicy
 from broker.tasks.steps.callbacks import CallbackStep
-from storage.hooks import Entry, Hook, Hooks
+from storage.callbacks import Entry, Hook, Hooks
 from storage.tasks import DUE, Task, Tasks
 from webhooks.verification import Verification
 

@@ -11,7 +11,7 @@ from broker.callbacks.verification import CallbackVerifier, VerifiedCallback
 from broker.clock import Clock
 from broker.metrics import Metrics
 from broker.reports import Pending, Report
-from storage.hooks import Hook, Hooks
+from storage.callbacks import Hook, Hooks
 from storage.tasks import DUE, Task
 from webhooks import verification
 from webhooks.verification import Decision, IncomingCallback, Verification

@@ -18,7 +18,7 @@ from broker.cli.screen import Unable, complain, say
 from broker.client import BrokerError, Image, Task
 from broker.client.errors import describe_failure
 from broker.settings import Settings
-from storage.hooks import Entry
+from storage.callbacks import Entry
 
 LOOK_EVERY = 0.5
 PATIENCE_SECONDS = 30.0

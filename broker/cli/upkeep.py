@@ -9,10 +9,11 @@ from broker.cli.house import quiet_logs
 from broker.cli.screen import say
 from broker.clock import SystemClock
 from broker.settings import load
-from storage import migrate
-from storage.database import Database
 from storage.images import Images
-from storage.tasks import State, Tasks
+from storage.sql import migrate
+from storage.sql.database import Database
+from storage.states import State
+from storage.tasks import Tasks
 
 
 async def cleanup() -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from broker.doctor.context import DoctorContext
-from storage.database import StorageError
+from storage.errors import StorageError
 
 CHECK_SECONDS: Final = 20.0
 """Time-out of one check; they run concurrently."""

@@ -19,12 +19,12 @@ from broker.doctor.context import DoctorContext
 from broker.doctor.findings import Finding, failed, ok, skipped, warning
 from broker.doctor.provider import NTP
 from broker.settings import Settings
-from storage import migrate
-from storage.database import Database
-from storage.drafts import FULL
-from storage.facts import Facts
-from storage.migrate import SchemaTooNew
-from storage.sqlite import sqlite_path
+from storage.blobs.staging import FULL
+from storage.cluster_state import Facts
+from storage.sql import migrate
+from storage.sql.database import Database
+from storage.sql.migrate import SchemaTooNew
+from storage.sql.sqlite import sqlite_path
 
 MIB: Final = 2**20
 LITTLE: Final = 1024 * MIB

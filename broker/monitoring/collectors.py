@@ -14,8 +14,9 @@ from broker.metrics import Metrics
 from broker.monitoring.balance import BalanceMonitor
 from broker.snapshots import Snapshot
 from storage.deliveries import Deliveries
-from storage.lanes import Lanes
-from storage.tasks import State, Tasks
+from storage.provider_limits import Lanes
+from storage.states import State
+from storage.tasks import Tasks
 
 ACTIVE_STATES: Final = (State.QUEUED, State.SUBMITTING, State.WAITING, State.FETCHING)
 ENDED_STATES: Final = tuple(state for state in State if state not in ACTIVE_STATES)

@@ -9,10 +9,11 @@ from broker.clock import Clock, iso
 from broker.errors import EgressBlocked
 from broker.net.url_policy import parse_url
 from broker.showing import Showing
-from storage.database import Statement
 from storage.deliveries import Deliveries, Delivery
 from storage.images import Images
-from storage.tasks import State, Task
+from storage.sql.database import Statement
+from storage.states import State
+from storage.tasks import Task
 from webhooks.events import Event, event_between, event_body, event_id
 
 
@@ -41,7 +42,7 @@ class Outbox:
             type=event.value,
             url=url,
             host=_host_of(url),
-            body=event_body(event, iso(now) or "", self.showing.document(task, images, "en")),
+            body=event_body(event, iso(now) or "", self.showing.document(task, images, "en").to_document()),
             due_at=now,
             created_at=now,
         )

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from broker.clock import Clock
 from broker.errors import Refusal
-from storage.database import Statement
 from storage.rate_limits import WINDOW_SECONDS, RateLimits
+from storage.sql.database import Statement
 
 
 @dataclass(frozen=True, kw_only=True)

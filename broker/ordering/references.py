@@ -14,8 +14,8 @@ from broker.errors import DownloadError, Refusal
 from broker.net.fetcher import Fetcher
 from broker.orders import DataUriReference, ReferenceSource, StoredReference, UploadedReference, UrlReference
 from broker.tasks.images import reference_owner, stored_image
-from storage.blobs import BlobMissing, BlobStore, Reading
-from storage.database import StorageFull
+from storage.blobs.store import BlobMissing, BlobStore, Reading
+from storage.errors import StorageFull
 from storage.images import StoredImage
 from uploads.intake import Image, Intake, IntakeError
 

@@ -22,10 +22,12 @@ from broker.providers.base import Provider
 from broker.tasks.images import reference_owner
 from broker.tasks.policy import TaskPolicy
 from broker.tasks.queries import TaskQueries
-from storage.database import Database, Stale, StorageError, StorageFull
+from storage.errors import StorageError, StorageFull
 from storage.idempotency import IdempotencyRecord
 from storage.images import Images, StoredImage
-from storage.tasks import DUE, LANDING, State, Task, Tasks
+from storage.sql.database import Database, Stale
+from storage.states import LANDING, State
+from storage.tasks import DUE, Task, Tasks
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,8 @@ from broker.tasks import lifecycle
 from broker.tasks.policy import TaskPolicy
 from broker.tasks.queries import TaskQueries
 from broker.tasks.transitions import Transitions
-from storage.tasks import State, Task
+from storage.states import State
+from storage.tasks import Task
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,9 @@ from typing import Any, Final, assert_never
 
 from broker.reports import Failed, Finished, Pending, Report
 from broker.tasks.policy import TaskPolicy, backoff_seconds
-from storage.tasks import Attempt, State, Task
+from storage.attempts import Attempt
+from storage.states import State
+from storage.tasks import Task
 
 CANCELABLE: Final = frozenset({State.QUEUED, State.SUBMITTING, State.WAITING})
 """States without a result: a first success is awaited, and a caller can cancel the task."""

@@ -10,9 +10,10 @@ from typing import Final
 
 from broker.clock import Clock
 from broker.errors import Refusal
-from storage.database import Database
 from storage.images import Images, StoredImage
-from storage.tasks import State, Task, Tasks, task_channel
+from storage.sql.database import Database
+from storage.states import State
+from storage.tasks import Task, Tasks, task_channel
 
 POLL_SECONDS: Final = 2.0
 """A waiting caller reads the row this often even without a notification."""

@@ -21,8 +21,9 @@ from broker.tasks.retention import Retention
 from broker.tasks.running import CONCURRENCY, RunningStep, RunningSteps
 from broker.tasks.sources import CallbackQueue, SubmissionQueue
 from broker.tasks.steps.table import StepTable
-from storage.database import StorageError
-from storage.tasks import DUE, Agenda, State, Task, Tasks
+from storage.errors import StorageError
+from storage.states import State
+from storage.tasks import DUE, Agenda, Task, Tasks
 
 MAX_SLEEP_SECONDS: Final = 1.0
 LOCKED_PAUSE_SECONDS: Final = 0.1

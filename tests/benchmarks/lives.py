@@ -27,11 +27,12 @@ from broker.services import Services
 from broker.settings import Settings, load
 from broker.tasks.lifecycle import DownloadFailure
 from broker.tasks.steps.download import DownloadStep, insert_result
-from storage.database import Database, Outcome, Row, Statement
 from storage.images import StoredImage
-from storage.postgres import PostgresDatabase
-from storage.sqlite import SqliteDatabase, sqlite_path
-from storage.tasks import State, Task
+from storage.sql.database import Database, Outcome, Row, Statement
+from storage.sql.postgres import PostgresDatabase
+from storage.sql.sqlite import SqliteDatabase, sqlite_path
+from storage.states import State
+from storage.tasks import Task
 from tests.benchmarks.measuring import Side
 from webhooks.verification import IncomingCallback
 

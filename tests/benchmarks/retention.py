@@ -27,8 +27,8 @@ import asyncpg
 from broker.bootstrap import open_services
 from broker.clock import SystemClock
 from broker.settings import load
-from storage.migrate import upgrade
-from storage.postgres import PostgresDatabase
+from storage.sql.migrate import upgrade
+from storage.sql.postgres import PostgresDatabase
 from tests.benchmarks.company import CREATES, POLLS, Seen, keep_company
 from tests.benchmarks.measuring import Child, Side, cut, interleaved, mb, ms, say, table, task_id
 from tests.servers.postgres import Postgres, running

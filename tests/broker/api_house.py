@@ -14,7 +14,7 @@ import httpx
 from PIL import Image
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from broker.api.views import Views
+from broker.api.native.task_cache import TaskCache
 from broker.app import build_app
 from broker.bootstrap import open_services
 from broker.clock import Clock, iso
@@ -25,7 +25,8 @@ from broker.services import Services
 from broker.settings import load
 from storage.deliveries import Delivery, Fate
 from storage.images import StoredImage
-from storage.tasks import State, Task
+from storage.states import State
+from storage.tasks import Task
 from webhooks.events import Event, event_body
 
 PORT = 8000
@@ -122,7 +123,9 @@ class ApiHouse:
             "type": "task.completed",
             "url": "https://hooks.example.com/x?secret=of-the-receiver",
             "host": "hooks.example.com",
-            "body": event_body(Event.COMPLETED, iso(now) or "", self.services.showing.document(task, [], "en")),
+            "body": event_body(
+                Event.COMPLETED, iso(now) or "", self.services.showing.document(task, [], "en").to_document()
+            ),
             "outcome": Fate.DELIVERED,
             "due_at": None,
             "created_at": now,
@@ -197,8 +200,8 @@ async def open_api(
             yield ApiHouse(mounted=mounted, client=client, port=PORT, folder=folder)
 
 
-def task_views(services: Services, **limits: Any) -> Views:
-    return Views(
+def task_cache(services: Services, **limits: Any) -> TaskCache:
+    return TaskCache(
         clock=services.clock,
         queries=services.queries,
         eta=services.eta,

@@ -14,12 +14,12 @@ import pytest
 from starlette.requests import Request
 from structlog.testing import capture_logs
 
-from broker.api.answers import refused, to_json
+from broker.api.http.responses import error_response, to_json
 from broker.errors import STATUS_OF, TASK_CODES, Complaint, Refusal
 from broker.sentences import LANGUAGES, Language, Sentences, language_of
 from broker.server.protocol import ConnectionLimits
-from storage.database import StorageError
-from storage.tasks import State
+from storage.errors import StorageError
+from storage.states import State
 from tests.broker.api_house import ApiHouse, open_api
 from tests.conftest import ManualClock
 
@@ -40,7 +40,7 @@ def a_request(language: str = "en") -> Request:
 @pytest.mark.parametrize("code", sorted(STATUS_OF))
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_code_has_its_status_and_a_sentence_in_every_language(code: str, language: str) -> None:
-    answer = refused(SENTENCES, Refusal(code, "What to do."), a_request(language), {})
+    answer = error_response(SENTENCES, a_request(language), Refusal(code, "What to do."), {})
     document = json.loads(bytes(answer.body))
     assert answer.status_code == STATUS_OF[code]
     assert list(document) == ["success", "error", "code", "retryable"]
@@ -59,7 +59,7 @@ def test_every_end_of_a_task_has_a_sentence_of_its_own(code: str) -> None:
 def test_field_and_details_stand_beside_the_sentence() -> None:
     complaints = [Complaint(field="a", message="A."), Complaint(field="b", message="B.")]
     refusal = Refusal("invalid_request", "A.", field="a", details=complaints, retry_after=0.2, retryable=True)
-    answer = refused(SENTENCES, refusal, a_request(), {})
+    answer = error_response(SENTENCES, a_request(), refusal, {})
     document = json.loads(bytes(answer.body))
     assert document["field"] == "a"
     assert document["details"] == [{"field": "a", "message": "A."}, {"field": "b", "message": "B."}]
@@ -168,7 +168,7 @@ async def test_a_store_in_trouble_is_temporary(tmp_path: Path) -> None:
     async with open_api(tmp_path) as house:
         house.mount(images=Broken(StorageError(CANARY)))
         answer = await house.client.get(IMAGE)
-        await check(answer, 503, "storage_full")
+        await check(answer, 503, "unavailable")
         assert answer.json()["retryable"] is True
         assert answer.headers["retry-after"] == "5"
         assert CANARY not in answer.text
@@ -179,7 +179,7 @@ async def test_what_nobody_foresaw_is_told_blandly(tmp_path: Path) -> None:
     with capture_logs() as lines:
         async with open_api(tmp_path) as house:
             house.mount(images=Broken(KeyError(CANARY)))
-            await check(await house.client.get(IMAGE), 500, "unknown_outcome")
+            await check(await house.client.get(IMAGE), 500, "internal_error")
             assert (await house.client.get("/health")).status_code == 200
     (line,) = (line for line in lines if line["action"] == "request_failed")
     logged = "".join(traceback.format_exception(*line["exc_info"]))
@@ -253,7 +253,7 @@ async def test_only_exact_origins_may_read(tmp_path: Path) -> None:
             assert "access-control-allow-origin" not in answer.headers
         answer = await house.client.get("/nope", headers={"Origin": ORIGIN})
         assert answer.headers["access-control-allow-origin"] == ORIGIN
-        assert answer.headers["access-control-expose-headers"] == "ETag, Retry-After, Location, Warning"
+        assert answer.headers["access-control-expose-headers"] == "ETag, Retry-After, Location, Warning, X-Request-ID"
         assert "access-control-allow-credentials" not in answer.headers
         assert "Origin" in answer.headers["vary"]
 
@@ -283,7 +283,7 @@ async def test_ready_names_the_part_to_blame(tmp_path: Path) -> None:
 
         house.mount(blobs=Full(), clock=ManualClock(9e9))
         answer = await house.client.get("/ready")
-        await check(answer, 503, "storage_full")
+        await check(answer, 503, "unavailable")
         checks = answer.json()["checks"]
         assert checks["database"] == "ok"
         assert "free some space" in checks["blobs"]

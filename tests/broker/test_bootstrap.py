@@ -14,7 +14,7 @@ from broker.clock import Clock, SystemClock
 from broker.errors import SettingsError
 from broker.services import Services
 from broker.settings import load
-from storage.database import StorageError
+from storage.errors import StorageError
 from tests.servers.postgres import Postgres
 
 pytestmark = pytest.mark.anyio

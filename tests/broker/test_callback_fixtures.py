@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from broker.api.inbox import report_document
+from broker.api.admin.callbacks import report_document
 from broker.catalog import Catalog
 from broker.net.api_client import ApiClient
 from broker.providers.base import Provider
@@ -44,7 +44,7 @@ def _read(path: Path) -> Any:
 
 
 def test_there_are_fixtures_of_every_verdict() -> None:
-    verdicts = {_read(path)["expected"]["verdict"] for path in FILES}
+    verdicts = {_read(path)["expected"]["verification"] for path in FILES}
     assert verdicts == {"accept", "recheck", "reject", "unknown", "malformed"}
 
 
@@ -59,12 +59,12 @@ def _today(fixture: dict[str, Any], provider: Provider) -> dict[str, Any]:
     try:
         body = verification.parse_body(fixture["body"].encode())
     except MalformedBody as malformed:
-        return {"names": [], "report": None, "verdict": "malformed", "status": malformed.status}
+        return {"names": [], "report": None, "verification": "malformed", "status": malformed.status}
     judged = verification.decide(proofs)
     return {
         "names": list(provider.job_ids(body)),
         "report": report_document(provider.parse_callback(body)),
-        "verdict": judged.verification.value,
+        "verification": judged.verification.value,
         "status": judged.status,
     }
 

@@ -23,9 +23,10 @@ from PIL import Image
 from broker.cli.screen import printable
 from broker.cli.serve import warnings
 from broker.settings import load, variables
-from storage.migrate import upgrade
-from storage.sqlite import SqliteDatabase
-from storage.tasks import State, Task, Tasks
+from storage.sql.migrate import upgrade
+from storage.sql.sqlite import SqliteDatabase
+from storage.states import State
+from storage.tasks import Task, Tasks
 from tests.servers.forking import Ended, fork_server
 from webhooks.signatures.standard import derived_key, write_secret
 

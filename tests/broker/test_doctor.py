@@ -25,11 +25,11 @@ from broker.doctor.context import open_context
 from broker.doctor.findings import Check, Finding, ok, run_checks, storage_failure
 from broker.doctor.probe_server import probe_server
 from broker.settings import Salvaged, Settings, load, salvage
-from storage.database import StorageError
-from storage.facts import Facts
-from storage.migrate import migrations, upgrade
-from storage.postgres import PostgresDatabase
-from storage.sqlite import SqliteDatabase
+from storage.cluster_state import Facts
+from storage.errors import StorageError
+from storage.sql.migrate import migrations, upgrade
+from storage.sql.postgres import PostgresDatabase
+from storage.sql.sqlite import SqliteDatabase
 from tests.broker.api_house import open_api
 from tests.broker.test_cli import Shell
 from tests.faults.faulty_http import Script, Visit, answers, serve, silence

@@ -24,7 +24,7 @@ from broker.server.sockets import bind_socket, socket_port
 from broker.server.uvicorn import running_server, serve
 from broker.services import Services
 from broker.settings import load
-from storage.tasks import State
+from storage.states import State
 from tests.broker.api_house import ApiHouse, MountedApp, open_api, png
 
 pytestmark = pytest.mark.anyio

@@ -20,8 +20,10 @@ from broker.server.sockets import bind_socket, socket_port
 from broker.server.uvicorn import running_server
 from broker.services import Services
 from broker.settings import load
-from storage.database import StorageError
-from storage.tasks import Attempt, State, Task
+from storage.attempts import Attempt
+from storage.errors import StorageError
+from storage.states import State
+from storage.tasks import Task
 from tests.broker.api_house import a_task
 from tests.conftest import ManualClock
 from tests.faults.faulty_http import answers, serve

@@ -24,12 +24,13 @@ from broker.services import Services
 from broker.settings import Settings
 from broker.tasks import lifecycle
 from broker.tasks.lifecycle import Changes, DownloadFailure
-from storage.database import Outcome, Stale, Statement
 from storage.deliveries import Deliveries, Delivery, Fate
 from storage.images import StoredImage
-from storage.sqlite import SqliteDatabase, sqlite_path
-from storage.tasks import State, Task
-from tests.broker.api_house import task_views
+from storage.sql.database import Outcome, Stale, Statement
+from storage.sql.sqlite import SqliteDatabase, sqlite_path
+from storage.states import State
+from storage.tasks import Task
+from tests.broker.api_house import task_cache
 from tests.conftest import ManualClock
 from tests.faults.faulty_http import PUBLIC, Names, Network, Script, Visit, answers, head, rst, says, silence
 from tests.faults.test_worker import turn
@@ -499,7 +500,7 @@ async def test_every_end_is_told_once_and_as_a_poll_would_tell_it(
         assert sorted(receiver.types) == sorted(events)
         if events:
             row = await scene.services.queries.get(task.id)
-            poll = await task_views(scene.services).document(row, "en")
+            poll = (await task_cache(scene.services).task_data(row, "en")).to_document()
             (last,) = [m.document for m in receiver.heard if m.document["type"] == f"task.{poll['status']}"]
             later = {"updatedAt": None}  # what failed early may have changed since, as nobody but this can see
             assert {**last["data"], **later} == {**poll, **later}

@@ -19,8 +19,10 @@ from broker.tasks.images import reference_owner
 from broker.tasks.retention import STATES
 from broker.tasks.running import CONCURRENCY, RunningStep
 from broker.tasks.worker import MAX_SLEEP_SECONDS
-from storage.database import StorageError
-from storage.tasks import Attempt, Lease, State, Task
+from storage.attempts import Attempt
+from storage.errors import StorageError
+from storage.states import State
+from storage.tasks import Lease, Task
 from tests.conftest import ManualClock
 from tests.faults.process import until
 from tests.journeys.house import House, create_tasks, open_house, still

@@ -15,9 +15,11 @@ import pytest
 from broker.orders import OrderRequest
 from broker.services import Services
 from broker.settings import Settings
-from storage.database import Outcome, Statement, StorageFull
-from storage.sqlite import SqliteDatabase, sqlite_path
-from storage.tasks import State, Task
+from storage.errors import StorageFull
+from storage.sql.database import Outcome, Statement
+from storage.sql.sqlite import SqliteDatabase, sqlite_path
+from storage.states import State
+from storage.tasks import Task
 from tests.conftest import ManualClock
 from tests.journeys.house import House, create_tasks, open_house, still
 

@@ -20,7 +20,7 @@ from broker.server.sockets import bind_socket, socket_port
 from broker.server.uvicorn import running_server
 from broker.services import Services
 from broker.settings import Settings, load
-from storage.database import Database
+from storage.sql.database import Database
 from storage.tasks import Task
 
 QUICK: dict[str, Any] = {

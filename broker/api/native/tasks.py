@@ -1,0 +1,232 @@
+"""Orders and tasks of the native dialect: create, poll, stream, list, cancel, retry."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+import anyio
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from starlette.requests import Request
+from starlette.responses import Response
+
+from broker.api.http.endpoint import caller_of
+from broker.api.http.pagination import make_cursor, read_choice, read_cursor, read_limit, split_page
+from broker.api.http.request_body import media_type_of, read_form, read_json_object
+from broker.api.http.responses import POLL_SECONDS, json_response, requested_language
+from broker.api.native.params import OrderParams, read_form_order, read_json_order
+from broker.api.native.schemas import (
+    CostEstimate,
+    DryRunResponse,
+    OrderAccepted,
+    ProviderPreview,
+    TaskPage,
+    TaskResponse,
+)
+from broker.api.native.task_cache import TaskCache
+from broker.catalog import Catalog
+from broker.errors import Refusal
+from broker.ordering.service import CreatedTasks, OrderService
+from broker.orders import Plan
+from broker.sentences import Language, Sentences
+from broker.tasks.cancellation import TaskCanceler
+from broker.tasks.queries import TaskQueries
+from storage.states import SHOWN
+
+MAX_WAIT_SECONDS: Final = 30.0
+MAX_JSON_BYTES: Final = 48 * 2**20
+FORM_OVERHEAD_BYTES: Final = 2 * 2**20
+PING_SECONDS: Final = 15
+
+_KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskRoutes:
+    orders: OrderService
+    queries: TaskQueries
+    canceler: TaskCanceler
+    cache: TaskCache
+    sentences: Sentences
+    max_form_bytes: int
+
+    # -- orders
+
+    async def create_image(self, request: Request) -> Response:
+        """Order images. 1. Read the order. 2. Write durable tasks, or with `dryRun` show the provider request."""
+        key = _idempotency_key(request)
+        media_type, options = media_type_of(request)
+        if media_type == "multipart/form-data":
+            form = await read_form(request, options, self.max_form_bytes)
+            try:
+                return await self._order(request, read_form_order(form), key)
+            finally:
+                await form.close()
+        if media_type == "application/json" or re.fullmatch(r"application/[\w.-]+\+json", media_type):
+            document = await read_json_object(request, min(MAX_JSON_BYTES, self.max_form_bytes))
+            return await self._order(request, read_json_order(document), key)
+        raise Refusal(
+            "invalid_request", "Send the order as multipart/form-data or application/json.", field="Content-Type"
+        )
+
+    async def _order(self, request: Request, params: OrderParams, key: str | None) -> Response:
+        order = params.to_request(key, _retry_count(request))
+        plan = self.orders.plan(order)
+        if params.dry_run:
+            preview = await self.orders.dry_run(order, plan)
+            data = ProviderPreview(**{**preview, "ignored": params.ignored_fields(preview["ignored"])})
+            document = DryRunResponse(success=True, dry_run=True, data=data).to_document()
+            return json_response(document, 200, _warning_headers(data.warnings))
+        created = await self.orders.create(caller_of(request).name, order, plan)
+        if not await request.is_disconnected():
+            await self.orders.mark_answered(created)
+        return self._accepted(created, plan, params.ignored_fields(plan.ignored), requested_language(request))
+
+    def _accepted(self, created: CreatedTasks, plan: Plan, ignored: list[str], language: Language) -> Response:
+        first, batch, quote = created.tasks[0].id, created.tasks[0].batch, plan.quote
+        accepted = OrderAccepted(
+            success=True,
+            task_id=first,
+            status="processing",
+            message=self.sentences.say("processing", language),
+            poll_url=f"/api/task/{first}",
+            task_ids=[task.id for task in created.tasks],
+            batch_id=batch,
+            batch_url=f"/api/batch/{batch}",
+            ignored=ignored,
+            warnings=list(plan.warnings),
+            estimate=CostEstimate(price=quote.price, count=quote.count, total=quote.total, unit=quote.unit),
+        )
+        headers = {"location": accepted.poll_url, "retry-after": POLL_SECONDS, **_warning_headers(plan.warnings)}
+        return json_response(accepted.to_document(), 202, headers)
+
+    async def retry_task(self, request: Request) -> Response:
+        """Order a failed task again, as a new one; the same new one for every call until that has ended."""
+        caller, order = await self.orders.failed_request(request.path_params["id"])
+        plan = self.orders.plan(order)
+        created = await self.orders.create(caller, order, plan)
+        return self._accepted(created, plan, list(plan.ignored), requested_language(request))
+
+    # -- tasks
+
+    async def get_task(self, request: Request) -> Response:
+        """Return a task; with `wait` as soon as it has ended or the time is over."""
+        task_id = request.path_params["id"]
+        if seconds := read_wait(request):
+            await wait_unless_disconnected(request, self.queries.wait(task_id, seconds))
+        return (await self.cache.response(task_id, requested_language(request))).respond(request)
+
+    async def stream_task(self, request: Request) -> Response:
+        """Stream a task. An event's id is a hash of its content, so a client is not sent what it has."""
+        task_id, language = request.path_params["id"], requested_language(request)
+        current = await self.cache.response(task_id, language)
+        last = request.headers.get("last-event-id")
+        if last == _event_id(current.tag) and (await self.queries.get(task_id)).ended:
+            return Response(status_code=204)  # the only response after which a browser does not reconnect
+        return _TaskStream(
+            self._events(task_id, language, last), ping=PING_SECONDS, sep="\n", headers={"Vary": "Accept-Language"}
+        )
+
+    async def _events(self, task_id: str, language: Language, last: str | None) -> AsyncIterator[ServerSentEvent]:
+        with suppress(Refusal):  # deleted during the stream: the next request gets the error
+            async with aclosing(self.queries.changes(task_id)) as changes:
+                async for _ in changes:
+                    current = await self.cache.response(task_id, language)
+                    if _event_id(current.tag) != last:
+                        last = _event_id(current.tag)
+                        yield ServerSentEvent(current.body.decode(), id=last, sep="\n")
+
+    async def list_tasks(self, request: Request) -> Response:
+        """Return a page of tasks, newest first."""
+        status = read_choice(request, "status", tuple(SHOWN))
+        limit, before = read_limit(request), read_cursor(request, "task")
+        tasks = await self.queries.list_newest(status=status, limit=limit + 1, before=before)
+        page, has_more = split_page(tasks, limit)
+        language = requested_language(request)
+        document = TaskPage(
+            success=True,
+            data=[await self.cache.task_data(task, language) for task in page],
+            next_cursor=make_cursor(page[-1].created_at, page[-1].id) if has_more else None,
+        )
+        return json_response(document.to_document())
+
+    async def cancel_task(self, request: Request) -> Response:
+        task = await self.canceler.cancel_task(request.path_params["id"])
+        data = await self.cache.task_data(task, requested_language(request))
+        return json_response(TaskResponse(success=True, data=data).to_document())
+
+
+def max_form_bytes(catalog: Catalog, max_file_size_bytes: int) -> int:
+    """Return the size limit of a form: the references of the model that takes most, and the other fields."""
+    return max(model.max_references for model in catalog.models) * max_file_size_bytes + FORM_OVERHEAD_BYTES
+
+
+class _TaskStream(EventSourceResponse):
+    """The broker ends its streams itself when it closes; the library would poll for a signal twice a second."""
+
+    @staticmethod
+    async def _listen_for_exit_signal() -> None:
+        await anyio.sleep_forever()
+
+
+def _event_id(tag: str) -> str:
+    return tag.strip('"')
+
+
+async def wait_unless_disconnected(request: Request, waiting: Any) -> None:
+    """Wait for an awaitable, but not longer than the client stays connected."""
+    waiter, disconnect = asyncio.ensure_future(waiting), asyncio.ensure_future(_disconnect(request))
+    try:
+        await asyncio.wait({waiter, disconnect}, return_when=asyncio.FIRST_COMPLETED)
+        if waiter.done():
+            waiter.result()
+    finally:
+        waiter.cancel()
+        disconnect.cancel()
+        await asyncio.gather(waiter, disconnect, return_exceptions=True)
+
+
+async def _disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _warning_headers(warnings: Sequence[str]) -> dict[str, str]:
+    """RFC 7234, 5.5: 299 is persistent, - hides our name. The sentences of the catalog are ASCII without quotes."""
+    return {"warning": ", ".join(f'299 - "{warning}"' for warning in warnings)} if warnings else {}
+
+
+# -- headers and query
+
+
+def _idempotency_key(request: Request) -> str | None:
+    keys = request.headers.getlist("idempotency-key")
+    if not keys:
+        return None
+    if len(keys) > 1 or not _KEY.fullmatch(keys[0]):
+        raise Refusal(
+            "invalid_request", "Idempotency-Key must be 1 to 255 visible ASCII characters.", field="Idempotency-Key"
+        )
+    return keys[0]
+
+
+def _retry_count(request: Request) -> int | None:
+    """Return how often a Stainless SDK has already sent this request; None for other clients."""
+    count = request.headers.get("x-stainless-retry-count", "")
+    return int(count) if re.fullmatch(r"[0-9]{1,3}", count) else None
+
+
+def read_wait(request: Request) -> float:
+    """Return the seconds of `wait`, 0 … `MAX_WAIT_SECONDS`."""
+    text = request.query_params.get("wait")
+    if not text:
+        return 0.0
+    if not re.fullmatch(r"[0-9]{1,20}(\.[0-9]{1,20})?", text):
+        raise Refusal(
+            "invalid_request", f"wait must be a number of seconds up to {MAX_WAIT_SECONDS:.0f}.", field="wait"
+        )
+    return min(float(text), MAX_WAIT_SECONDS)
