@@ -63,16 +63,16 @@ def build_app(services: Services) -> Starlette:
 
 def native_dialect(services: Services, docs: DocsRoutes, version: str) -> Dialect:
     """Return all endpoints of the native dialect, in the order in which they are matched."""
-    sentences = services.showing.sentences
+    messages = services.presenter.messages
     secret = services.tokens.secret
     max_file_size_bytes = services.settings.max_file_size
-    cache = TaskCache(clock=services.clock, queries=services.queries, eta=services.eta, showing=services.showing)
+    cache = TaskCache(clock=services.clock, queries=services.queries, eta=services.eta, presenter=services.presenter)
     tasks = TaskRoutes(
         orders=services.orders,
         queries=services.queries,
         canceler=services.canceler,
         cache=cache,
-        sentences=sentences,
+        messages=messages,
         max_form_bytes=max_form_bytes(services.catalog, max_file_size_bytes),
     )
     models = ModelRoutes(
@@ -87,7 +87,7 @@ def native_dialect(services: Services, docs: DocsRoutes, version: str) -> Dialec
         receiver=services.callbacks,
         challenge=ChallengeResponse(secret),
         metrics=services.metrics,
-        sentences=sentences,
+        messages=messages,
     )
     images = ImageRoutes(
         clock=services.clock,
@@ -95,7 +95,7 @@ def native_dialect(services: Services, docs: DocsRoutes, version: str) -> Dialec
         blobs=services.blobs,
         queries=services.queries,
         thumbnails=services.thumbnails,
-        showing=services.showing,
+        presenter=services.presenter,
     )
     health = HealthRoutes(
         clock=services.clock,
@@ -104,13 +104,13 @@ def native_dialect(services: Services, docs: DocsRoutes, version: str) -> Dialec
         queries=services.queries,
         worker=services.worker,
         collector=services.collector,
-        sentences=sentences,
+        messages=messages,
         version=version,
     )
     return Dialect(
         name="native",
         authenticate=Authenticator(services.settings, secret).authenticate,
-        render_error=partial(error_response, sentences),
+        render_error=partial(error_response, messages),
         error_model=ErrorResponse,
         endpoints=[
             *order_endpoints(tasks),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,6 +17,7 @@ from broker.callbacks.url_monitor import UrlMonitor
 from broker.callbacks.verification import CallbackVerifier
 from broker.catalog import Catalog
 from broker.clock import Clock
+from broker.i18n import Messages
 from broker.metrics import Metrics
 from broker.monitoring.balance import BalanceMonitor
 from broker.monitoring.collectors import DatabaseCollector
@@ -29,11 +30,10 @@ from broker.ordering.plan import Planner
 from broker.ordering.rate_limit import RateLimiter
 from broker.ordering.references import ReferenceIntake
 from broker.ordering.service import OrderService
+from broker.presenter import TaskPresenter
 from broker.providers.base import Provider
-from broker.providers.kie.signature import callback_signature
-from broker.sentences import Sentences
+from broker.providers.registry import ProviderRegistry
 from broker.settings import Settings
-from broker.showing import Showing
 from broker.tasks.cancellation import TaskCanceler
 from broker.tasks.eta import EtaEstimator
 from broker.tasks.leases import ClockGuard, LeaseKeeper
@@ -64,7 +64,6 @@ from storage.rate_limits import RateLimits
 from storage.sql.database import Database
 from storage.tasks import Tasks
 from uploads.intake import Intake
-from webhooks.signatures.base import Signature, Unsigned
 from webhooks.signatures.standard import StandardSignature, derived_key, read_secret
 from webhooks.tokens import CallbackTokens, ChallengeResponse
 
@@ -82,8 +81,10 @@ class Services:
     tokens: CallbackTokens
     catalog: Catalog
     provider: Provider
+    """The preferred one of `providers`."""
+    providers: Mapping[str, Provider]
     metrics: Metrics
-    showing: Showing
+    presenter: TaskPresenter
     tasks: Tasks
     images: Images
     hooks: Hooks
@@ -113,7 +114,7 @@ class Composition:
     database: Database
     fetcher: Fetcher
     catalog: Catalog
-    provider: Provider
+    registry: ProviderRegistry
     blobs: BlobStore
     tokens: CallbackTokens
     address: PublicAddress
@@ -128,8 +129,9 @@ class Composition:
             tokens=self.tokens,
             catalog=self.catalog,
             provider=self.provider,
+            providers=self.providers,
             metrics=self.metrics,
-            showing=self.showing,
+            presenter=self.presenter,
             tasks=self.tasks,
             images=self.images,
             hooks=self.hooks,
@@ -185,8 +187,8 @@ class Composition:
         return _policy(self.settings)
 
     @cached_property
-    def showing(self) -> Showing:
-        return Showing(sentences=Sentences.load(), retention=self.policy.retention_seconds)
+    def presenter(self) -> TaskPresenter:
+        return TaskPresenter(messages=Messages.load(), retention=self.policy.retention_seconds)
 
     @cached_property
     def intake(self) -> Intake:
@@ -194,11 +196,16 @@ class Composition:
 
     @cached_property
     def providers(self) -> dict[str, Provider]:
-        return {self.provider.name: self.provider}
+        return self.registry.open_all()
+
+    @property
+    def provider(self) -> Provider:
+        """The preferred one of the configured providers."""
+        return next(iter(self.providers.values()))
 
     @cached_property
     def outbox(self) -> Outbox:
-        return Outbox(clock=self.clock, deliveries=self.deliveries, images=self.images, showing=self.showing)
+        return Outbox(clock=self.clock, deliveries=self.deliveries, images=self.images, presenter=self.presenter)
 
     @cached_property
     def balances(self) -> BalanceMonitor:
@@ -283,7 +290,7 @@ class Composition:
             tokens=self.tokens,
             provider=self.provider,
             providers=self.providers,
-            signatures={self.provider.name: _signature(self.settings)},
+            signatures=self.registry.signatures(),
         )
 
     def _orders(self) -> OrderService:
@@ -439,12 +446,6 @@ def _policy(settings: Settings) -> TaskPolicy:
 
 def _limits(provider: Provider | None) -> Limits | None:
     return Limits(creates=provider.creates_per_10s, places=provider.concurrency) if provider else None
-
-
-def _signature(settings: Settings) -> Signature:
-    if settings.webhook_key is None:
-        return Unsigned()
-    return callback_signature(settings.webhook_key.get_secret_value())
 
 
 def signing_keys(settings: Settings, secret: bytes) -> list[bytes]:

@@ -23,7 +23,7 @@ from broker.api.http.endpoint import Dialect, Endpoint
 from broker.api.native.tasks import MAX_WAIT_SECONDS
 from broker.app import build_app
 from broker.logs import configure
-from broker.tasks.images import reference_owner
+from storage.ids import reference_owner
 from storage.states import State
 from tests.broker.api_house import ApiHouse, open_api, png
 from tests.servers import postgres

@@ -16,9 +16,9 @@ from broker.api.http.responses import error_response, json_response
 from broker.callbacks.receive import CallbackReceiver
 from broker.clock import Clock, iso
 from broker.errors import Refusal
+from broker.i18n import Messages
 from broker.metrics import Metrics
-from broker.sentences import Sentences
-from broker.showing import Absent, Moment, ResponseModel
+from broker.presenter import Absent, Moment, ResponseModel
 from webhooks.tokens import ChallengeResponse
 from webhooks.verification import MAX_BODY_BYTES, Decision, IncomingCallback
 
@@ -44,7 +44,7 @@ class CallbackRoutes:
     receiver: CallbackReceiver
     challenge: ChallengeResponse
     metrics: Metrics
-    sentences: Sentences
+    messages: Messages
 
     async def ping_webhook(self, request: Request) -> Response:
         """Confirm the address; to a nonce also that it is this broker that answers."""
@@ -80,7 +80,7 @@ class CallbackRoutes:
             return json_response(received.to_document(), judgement.status)
         error = Refusal(_CODES[judgement.status], f"The callback was not taken: {judgement.reason}.")
         self.metrics.refusals.labels(error.code).inc()
-        return error_response(self.sentences, request, error, {})
+        return error_response(self.messages, request, error, {})
 
 
 async def _read_bounded(request: Request) -> bytes:

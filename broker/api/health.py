@@ -16,9 +16,9 @@ from broker.api.http.endpoint import TEXT, Endpoint, SuccessResponse, json_succe
 from broker.api.http.errors import RETRY_SECONDS, unavailable
 from broker.api.http.responses import ErrorResponse, json_response, requested_language
 from broker.clock import Clock
+from broker.i18n import Messages
 from broker.monitoring.collectors import DatabaseCollector
-from broker.sentences import Sentences
-from broker.showing import ResponseModel
+from broker.presenter import ResponseModel
 from broker.tasks.queries import TaskQueries
 from broker.tasks.worker import Worker
 from storage.blobs.store import BlobStore
@@ -62,7 +62,7 @@ class HealthRoutes:
     queries: TaskQueries
     worker: Worker
     collector: DatabaseCollector
-    sentences: Sentences
+    messages: Messages
     version: str
 
     async def get_health(self, _: Request) -> Response:
@@ -82,7 +82,7 @@ class HealthRoutes:
             return json_response(ReadyResponse(status="ready", checks=checks).to_document())
         unready = UnreadyResponse(
             success=False,
-            error=self.sentences.say("unavailable", requested_language(request), unavailable().message),
+            error=self.messages.get("unavailable", requested_language(request), unavailable().message),
             code="unavailable",
             retryable=True,
             status="unready",

@@ -28,7 +28,7 @@ from broker.api.http.pagination import EMPTY
 from broker.api.http.responses import IMAGE_SECURITY_HEADERS, etag_matches, json_response
 from broker.clock import Clock
 from broker.errors import Refusal
-from broker.showing import IMAGE_NAME, ImageMetadata, ResponseModel, Showing
+from broker.presenter import IMAGE_NAME, ImageMetadata, ResponseModel, TaskPresenter
 from broker.tasks.queries import TaskQueries
 from broker.thumbnails import Thumbnails
 from storage.blobs.store import BlobMissing, BlobStore, Reading
@@ -58,7 +58,7 @@ class ImageRoutes:
     blobs: BlobStore
     queries: TaskQueries
     thumbnails: Thumbnails
-    showing: Showing
+    presenter: TaskPresenter
 
     async def get_result(self, request: Request) -> Response:
         return await self._serve(request, "result")
@@ -78,7 +78,7 @@ class ImageRoutes:
         tasks = await self.queries.get_image_tasks(image)
         if not tasks:
             raise _not_found()
-        data = self.showing.sidecar(image, tasks)
+        data = self.presenter.image_metadata(image, tasks)
         return json_response(ImageMetadataResponse(success=True, data=data).to_document())
 
     async def _serve(self, request: Request, kind: Kind) -> Response:
@@ -124,7 +124,7 @@ class ImageRoutes:
 
     def _headers(self, image: StoredImage, source: StoredImage) -> dict[str, str]:
         """Let browsers keep an image as long as the broker does. source: the image of a thumbnail."""
-        left = int(source.created_at + self.showing.retention - self.clock.now())
+        left = int(source.created_at + self.presenter.retention - self.clock.now())
         return {
             **IMAGE_SECURITY_HEADERS,
             "content-type": image.media_type if image.media_type in _MEDIA_TYPES else "application/octet-stream",

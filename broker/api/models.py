@@ -16,7 +16,7 @@ from broker.api.http.responses import json_response
 from broker.catalog import MODES, Catalog, Model, Offer, Status
 from broker.clock import Clock, day
 from broker.orders import OutputFormat
-from broker.showing import ModeName, ResponseModel
+from broker.presenter import ModeName, ResponseModel
 
 Day = Annotated[str, Field(json_schema_extra={"format": "date"}, examples=["2026-10-02"])]
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
-from broker.callbacks.receive import new_hook_id
 from broker.callbacks.verification import CallbackVerifier, VerifiedCallback
 from broker.clock import Clock
 from broker.errors import Refusal
@@ -22,6 +21,7 @@ from broker.tasks.lifecycle import Changes
 from broker.tasks.policy import TaskPolicy
 from broker.tasks.steps.callbacks import CallbackStep
 from storage.callbacks import Entry, Hook, Hooks
+from storage.ids import new_callback_id
 from storage.tasks import DUE, Task, Tasks
 from webhooks.verification import Verification
 
@@ -143,7 +143,7 @@ def _replay_verdict(hook: Hook, verified: VerifiedCallback) -> Verification | No
 def _replayed_hook(hook: Hook, task: Task, replayed_as: Verification, now: float) -> Hook:
     return replace(
         hook,
-        id=new_hook_id(),
+        id=new_callback_id(),
         task_id=task.id,
         verdict=replayed_as.value,
         status=200 if replayed_as == Verification.ACCEPT else 202,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
@@ -12,6 +11,7 @@ from broker.clock import Clock
 from broker.metrics import Metrics
 from broker.reports import Pending, Report
 from storage.callbacks import Hook, Hooks
+from storage.ids import new_callback_id
 from storage.tasks import DUE, Task
 from webhooks import verification
 from webhooks.verification import Decision, IncomingCallback, Verification
@@ -80,7 +80,7 @@ class CallbackReceiver:
         now, task = self.clock.now(), verified.task
         report = verified.provider.parse_callback(verified.body) if has_news else None
         return Hook(
-            id=new_hook_id(),
+            id=new_callback_id(),
             provider=task.provider if task else verified.provider.name,
             task_id=task.id if task else None,
             attempt=verified.attempt,
@@ -101,10 +101,6 @@ class CallbackReceiver:
         if task is not None:
             return is_accepted or await self.hooks.count_for(task.id) < MAX_UNREAD_PER_TASK
         return self.flood_guard.admit_rejected()
-
-
-def new_hook_id() -> str:
-    return f"hook_{secrets.token_hex(12)}"
 
 
 def _plausible_end(report: Report, now: float) -> float | None:

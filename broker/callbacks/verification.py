@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from broker.clock import Clock
 from broker.providers.base import Provider
-from broker.tasks.queries import TASK_ID
 from storage.callbacks import Hook
+from storage.ids import TASK_ID
 from storage.tasks import Task, Tasks
 from webhooks import verification
 from webhooks.signatures.base import Proof, Signature, Unsigned

@@ -15,11 +15,9 @@ from broker.monitoring.balance import BalanceMonitor
 from broker.snapshots import Snapshot
 from storage.deliveries import Deliveries
 from storage.provider_limits import Lanes
-from storage.states import State
+from storage.states import ACTIVE_STATES, FINAL_STATES, State
 from storage.tasks import Tasks
 
-ACTIVE_STATES: Final = (State.QUEUED, State.SUBMITTING, State.WAITING, State.FETCHING)
-ENDED_STATES: Final = tuple(state for state in State if state not in ACTIVE_STATES)
 ACTIVE_TTL_SECONDS: Final = 5.0
 ENDED_TTL_SECONDS: Final = 300.0
 
@@ -45,7 +43,7 @@ class DatabaseCollector:
         self._balances = balances
         self._steps_running = steps_running
         self._active = Snapshot(lambda: tasks.counts(ACTIVE_STATES), seconds=ACTIVE_TTL_SECONDS, clock=clock)
-        self._ended = Snapshot(lambda: tasks.counts(ENDED_STATES), seconds=ENDED_TTL_SECONDS, clock=clock)
+        self._ended = Snapshot(lambda: tasks.counts(FINAL_STATES), seconds=ENDED_TTL_SECONDS, clock=clock)
         self._pending_deliveries = Snapshot(deliveries.pending, seconds=ACTIVE_TTL_SECONDS, clock=clock)
         self._provider_state = Snapshot(self._load_provider_state, seconds=ACTIVE_TTL_SECONDS, clock=clock)
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from typing import Final
 
 from broker.clock import Clock
 from broker.errors import Refusal
 from storage.deliveries import Deliveries, Delivery, Fate, Try
-
-_DELIVERY_ID: Final = re.compile(r"evt_[0-9a-f]{32}")
+from storage.ids import EVENT_ID
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +19,7 @@ class DeliveryLog:
 
     async def get(self, delivery_id: str) -> Delivery:
         """Return the delivery. Raises `Refusal`."""
-        delivery = await self.deliveries.get(delivery_id) if _DELIVERY_ID.fullmatch(delivery_id) else None
+        delivery = await self.deliveries.get(delivery_id) if EVENT_ID.fullmatch(delivery_id) else None
         if delivery is None:
             raise Refusal("not_found", "There is no delivery with this id. Finished ones are deleted with their tasks.")
         return delivery

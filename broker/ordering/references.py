@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -13,9 +12,10 @@ from broker.clock import Clock
 from broker.errors import DownloadError, Refusal
 from broker.net.fetcher import Fetcher
 from broker.orders import DataUriReference, ReferenceSource, StoredReference, UploadedReference, UrlReference
-from broker.tasks.images import reference_owner, stored_image
+from broker.tasks.images import stored_image
 from storage.blobs.store import BlobMissing, BlobStore, Reading
 from storage.errors import StorageFull
+from storage.ids import new_batch_id, reference_owner
 from storage.images import StoredImage
 from uploads.intake import Image, Intake, IntakeError
 
@@ -52,7 +52,7 @@ class ReferenceIntake:
 
     async def inspect(self, sources: Sequence[ReferenceSource], model: str) -> None:
         """Raise `Refusal` where `store` would, and keep nothing. Addresses are checked, not downloaded."""
-        owner = reference_owner(f"task_{secrets.token_hex(16)}")
+        owner = reference_owner(new_batch_id())
         has_content = any(not isinstance(source, UrlReference) for source in sources)
         try:
             for source in sources:

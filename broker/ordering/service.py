@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import secrets
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -19,11 +18,11 @@ from broker.ordering.rate_limit import RateLimiter
 from broker.ordering.references import ReferenceIntake, hash_source, reference_error
 from broker.orders import Order, OrderRequest, Plan, Reference, StoredReference
 from broker.providers.base import Provider
-from broker.tasks.images import reference_owner
 from broker.tasks.policy import TaskPolicy
 from broker.tasks.queries import TaskQueries
 from storage.errors import StorageError, StorageFull
 from storage.idempotency import IdempotencyRecord
+from storage.ids import new_batch_id, new_task_id, reference_owner
 from storage.images import Images, StoredImage
 from storage.sql.database import Database, Stale
 from storage.states import LANDING, State
@@ -75,7 +74,7 @@ class OrderService:
             return await self._repeat(record)
         await self.limiter.check_allowance(caller, request.count)
         await self.planner.check_callback_url(request.callback_url)
-        batch = f"batch_{secrets.token_hex(16)}"
+        batch = new_batch_id()
         owner = reference_owner(batch)
         is_kept = False
         try:
@@ -151,7 +150,7 @@ class OrderService:
         self, caller: str, request: OrderRequest, plan: Plan, batch: str, references: Sequence[StoredImage]
     ) -> tuple[Task, ...]:
         now, order = self.clock.now(), plan.order
-        ids = sorted(f"task_{secrets.token_hex(16)}" for _ in range(request.count))  # the order of reading
+        ids = sorted(new_task_id() for _ in range(request.count))  # the order of reading
         return tuple(
             Task(
                 id=task_id,

@@ -13,7 +13,7 @@ from statistics import median
 from typing import Final
 
 from broker.clock import Clock
-from broker.showing import UNKNOWN, Progress
+from broker.presenter import UNKNOWN, Progress
 from broker.snapshots import Snapshot
 from storage.provider_limits import WINDOW_SECONDS, Lanes, Limits, Load
 from storage.states import State

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Final
 
 from broker.clock import Clock
 from broker.errors import Refusal
+from storage.ids import BATCH_ID, TASK_ID
 from storage.images import Images, StoredImage
 from storage.sql.database import Database
 from storage.states import State
@@ -17,8 +17,6 @@ from storage.tasks import Task, Tasks, task_channel
 
 POLL_SECONDS: Final = 2.0
 """A waiting caller reads the row this often even without a notification."""
-TASK_ID: Final = re.compile(r"task_[0-9a-f]{32}")
-_BATCH_ID: Final = re.compile(r"batch_[0-9a-f]{32}")
 
 
 @dataclass(kw_only=True)
@@ -43,7 +41,7 @@ class TaskQueries:
 
     async def get_batch(self, batch_id: str) -> list[Task]:
         """Return the tasks of one request that are not expired. Raises `Refusal` like `get`."""
-        tasks = await self.tasks.of_batch(batch_id) if _BATCH_ID.fullmatch(batch_id) else []
+        tasks = await self.tasks.of_batch(batch_id) if BATCH_ID.fullmatch(batch_id) else []
         if not tasks:
             raise Refusal("task_not_found", "There is no batch with this id. Check the id, or create the tasks again.")
         kept = [task for task in tasks if task.state != State.EXPIRED]

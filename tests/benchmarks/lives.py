@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit
 
-from broker.bootstrap import open_services
+from broker.bootstrap import load_settings, open_services
 from broker.callbacks.receive import CallbackReceiver
 from broker.ordering.service import OrderService
 from broker.orders import Order, OrderRequest
 from broker.reports import Finished, Pending, Report
 from broker.services import Services
-from broker.settings import Settings, load
+from broker.settings import Settings
 from broker.tasks.lifecycle import DownloadFailure
 from broker.tasks.steps.download import DownloadStep, insert_result
 from storage.images import StoredImage
@@ -160,7 +160,7 @@ class InstantDownload(DownloadStep):
 
 
 def _settings(url: str, folder: Path) -> Settings:
-    return load(
+    return load_settings(
         env_file=None,
         database_url=url,
         data_dir=folder,

@@ -24,9 +24,8 @@ from typing import Any, Final
 
 import asyncpg
 
-from broker.bootstrap import open_services
+from broker.bootstrap import load_settings, open_services
 from broker.clock import SystemClock
-from broker.settings import load
 from storage.sql.migrate import upgrade
 from storage.sql.postgres import PostgresDatabase
 from tests.benchmarks.company import CREATES, POLLS, Seen, keep_company
@@ -323,7 +322,7 @@ class _Ahead(SystemClock):
 async def retire(side: Side, url: str, ahead: float) -> float:
     """`broker worker` on this database, with its clock that far ahead. Returns its CPU seconds."""
     with tempfile.TemporaryDirectory() as folder:
-        settings = load(
+        settings = load_settings(
             env_file=None,
             database_url=url,
             data_dir=Path(folder),

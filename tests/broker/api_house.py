@@ -16,13 +16,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from broker.api.native.task_cache import TaskCache
 from broker.app import build_app
-from broker.bootstrap import open_services
+from broker.bootstrap import load_settings, open_services
 from broker.clock import Clock, iso
 from broker.server.protocol import ConnectionLimits
 from broker.server.sockets import bind_socket, socket_port
 from broker.server.uvicorn import DEFAULT_LIMITS, running_server
 from broker.services import Services
-from broker.settings import load
 from storage.deliveries import Delivery, Fate
 from storage.images import StoredImage
 from storage.states import State
@@ -124,7 +123,7 @@ class ApiHouse:
             "url": "https://hooks.example.com/x?secret=of-the-receiver",
             "host": "hooks.example.com",
             "body": event_body(
-                Event.COMPLETED, iso(now) or "", self.services.showing.document(task, [], "en").to_document()
+                Event.COMPLETED, iso(now) or "", self.services.presenter.task(task, [], "en").to_document()
             ),
             "outcome": Fate.DELIVERED,
             "due_at": None,
@@ -179,7 +178,7 @@ async def open_api(
         "data_dir": folder,
         "rate_per_minute": 100_000,
     }
-    chosen = load(env_file=None, **{**defaults, **settings})
+    chosen = load_settings(env_file=None, **{**defaults, **settings})
     if sockets or limits is not None:
         with closing(bind_socket("127.0.0.1", 0)) as sock:
             port = socket_port(sock)
@@ -205,7 +204,7 @@ def task_cache(services: Services, **limits: Any) -> TaskCache:
         clock=services.clock,
         queries=services.queries,
         eta=services.eta,
-        showing=services.showing,
+        presenter=services.presenter,
         **limits,
     )
 

@@ -12,8 +12,8 @@ from starlette.requests import HTTPConnection
 
 from broker.api.http.auth import Authenticator, require_trusted
 from broker.api.http.endpoint import Endpoint
+from broker.bootstrap import load_settings
 from broker.errors import Refusal
-from broker.settings import load
 from tests.broker.api_house import open_api
 from tests.fuzzing import endpoints_of
 
@@ -24,7 +24,7 @@ HOST = ("host", "127.0.0.1:8000")
 
 
 def access(**settings: Any) -> Authenticator:
-    return Authenticator(load(env_file=None, **settings), b"secret-of-the-tests")
+    return Authenticator(load_settings(env_file=None, **settings), b"secret-of-the-tests")
 
 
 def request(*headers: tuple[str, str], peer: str | None = "127.0.0.1") -> HTTPConnection:
@@ -209,7 +209,7 @@ def test_names_tell_callers_apart_and_hold_no_key() -> None:
     assert len(first) == len("key:") + 8
     assert access().authenticate(request(HOST)).name == "local"
     assert access(allow_anonymous=True).authenticate(request()).name == "anonymous"
-    other_house = Authenticator(load(env_file=None, api_keys=(KEY,)), b"another-secret")
+    other_house = Authenticator(load_settings(env_file=None, api_keys=(KEY,)), b"another-secret")
     assert other_house.authenticate(request(("authorization", f"Bearer {KEY}"))).name != first
 
 

@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 
 from broker.api.http.responses import error_response, to_json
 from broker.errors import STATUS_OF, TASK_CODES, Complaint, Refusal
-from broker.sentences import LANGUAGES, Language, Sentences, language_of
+from broker.i18n import LANGUAGES, Language, Messages, language_of
 from broker.server.protocol import ConnectionLimits
 from storage.errors import StorageError
 from storage.states import State
@@ -25,7 +25,7 @@ from tests.conftest import ManualClock
 
 pytestmark = pytest.mark.anyio
 
-SENTENCES = Sentences.load()
+MESSAGES = Messages.load()
 IMAGE = f"/uploads/images/generated_{'0' * 32}.png"
 CANARY = "canary-in-an-error-message"
 
@@ -40,7 +40,7 @@ def a_request(language: str = "en") -> Request:
 @pytest.mark.parametrize("code", sorted(STATUS_OF))
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_code_has_its_status_and_a_sentence_in_every_language(code: str, language: str) -> None:
-    answer = error_response(SENTENCES, a_request(language), Refusal(code, "What to do."), {})
+    answer = error_response(MESSAGES, a_request(language), Refusal(code, "What to do."), {})
     document = json.loads(bytes(answer.body))
     assert answer.status_code == STATUS_OF[code]
     assert list(document) == ["success", "error", "code", "retryable"]
@@ -51,7 +51,7 @@ def test_every_code_has_its_status_and_a_sentence_in_every_language(code: str, l
 
 @pytest.mark.parametrize("code", sorted(TASK_CODES))
 def test_every_end_of_a_task_has_a_sentence_of_its_own(code: str) -> None:
-    told = {SENTENCES.say(code, language) for language in LANGUAGES}
+    told = {MESSAGES.get(code, language) for language in LANGUAGES}
     assert len(told) == 3
     assert not any("{" in sentence for sentence in told)
 
@@ -59,7 +59,7 @@ def test_every_end_of_a_task_has_a_sentence_of_its_own(code: str) -> None:
 def test_field_and_details_stand_beside_the_sentence() -> None:
     complaints = [Complaint(field="a", message="A."), Complaint(field="b", message="B.")]
     refusal = Refusal("invalid_request", "A.", field="a", details=complaints, retry_after=0.2, retryable=True)
-    answer = error_response(SENTENCES, a_request(), refusal, {})
+    answer = error_response(MESSAGES, a_request(), refusal, {})
     document = json.loads(bytes(answer.body))
     assert document["field"] == "a"
     assert document["details"] == [{"field": "a", "message": "A."}, {"field": "b", "message": "B."}]
@@ -69,13 +69,13 @@ def test_field_and_details_stand_beside_the_sentence() -> None:
 
 def test_sentences_that_are_missing_stop_the_start() -> None:
     with pytest.raises(ValueError, match="is missing"):
-        Sentences.load('[processing]\nen = "x"\nzh = "x"\nru = "x"')
+        Messages.load('[processing]\nen = "x"\nzh = "x"\nru = "x"')
 
 
-@pytest.mark.parametrize("key", sorted(SENTENCES.table))
+@pytest.mark.parametrize("key", sorted(MESSAGES.table))
 def test_a_sentence_says_the_same_in_every_language(key: str) -> None:
     """One placeholder and no other; where a translation leaves the English detail out, all translations do."""
-    told = SENTENCES.table[key]
+    told = MESSAGES.table[key]
     places = {language: re.findall(r"\{[^}]*\}", text) for language, text in told.items()}
     assert all(found in ([], ["{detail}"]) for found in places.values())
     assert places["zh"] == places["ru"]
@@ -88,9 +88,9 @@ def test_a_sentence_says_the_same_in_every_language(key: str) -> None:
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_an_end_says_whether_it_cost(language: Language) -> None:
     for code in TASK_CODES:
-        ends = [SENTENCES.end(code, billed, language) for billed in ("yes", "no", "unknown")]
+        ends = [MESSAGES.task_error(code, billed, language) for billed in ("yes", "no", "unknown")]
         assert len(set(ends)) == 3
-        assert all(end.startswith(SENTENCES.say(code, language)) and "\n" not in end for end in ends)
+        assert all(end.startswith(MESSAGES.get(code, language)) and "\n" not in end for end in ends)
 
 
 @pytest.mark.parametrize(

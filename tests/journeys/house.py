@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from broker.bootstrap import database_for, open_services
+from broker.bootstrap import database_for, load_settings, open_services
 from broker.clock import Clock
 from broker.orders import OrderRequest
 from broker.sandbox.options import Options
@@ -19,7 +19,7 @@ from broker.sandbox.server import serve_sandbox
 from broker.server.sockets import bind_socket, socket_port
 from broker.server.uvicorn import running_server
 from broker.services import Services
-from broker.settings import Settings, load
+from broker.settings import Settings
 from storage.sql.database import Database
 from storage.tasks import Task
 
@@ -115,7 +115,7 @@ async def open_house(
         sock = bind_socket("127.0.0.1", port)
         stack.callback(sock.close)
         address = f"http://127.0.0.1:{socket_port(sock)}"
-        chosen = load(
+        chosen = load_settings(
             env_file=None,
             **{
                 **QUICK,
@@ -146,7 +146,7 @@ async def still(
     **settings: Any,
 ) -> AsyncIterator[Services]:
     """The system without a server, whose worker does nothing by itself."""
-    chosen = load(
+    chosen = load_settings(
         env_file=None,
         api_key="test-key",
         api_url="http://127.0.0.1:9",

@@ -6,11 +6,12 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
 
-from broker.showing import Absent, Moment, OneOf, ResponseModel, TaskData, TaskId
+from broker.presenter import Absent, Moment, OneOf, ResponseModel, TaskData, TaskId
+from storage import ids
 from storage.deliveries import Fate
 
-CALLBACK_ID: Final = "^hook_[0-9a-f]{24}$"
-DELIVERY_ID: Final = "^evt_[0-9a-f]{32}$"
+CALLBACK_ID: Final = f"^{ids.CALLBACK_ID.pattern}$"
+DELIVERY_ID: Final = f"^{ids.EVENT_ID.pattern}$"
 VERIFICATIONS: Final = ("accept", "recheck", "reject", "unknown", "malformed")
 """accept: the body is taken as the provider's word. recheck: check with the provider. The others change nothing."""
 DELIVERY_STATUSES: Final = tuple(status.value for status in Fate)

@@ -15,8 +15,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from broker.errors import STATUS_OF, TASK_CODES, Refusal
-from broker.sentences import Language, Sentences, language_of
-from broker.showing import Absent, OneOf, ResponseModel
+from broker.i18n import Language, Messages, language_of
+from broker.presenter import Absent, OneOf, ResponseModel
 
 POLL_SECONDS: Final = "3"
 """`Retry-After` of an unfinished task."""
@@ -69,14 +69,12 @@ def json_response(document: Any, status: int = 200, headers: Mapping[str, str] |
     return Response(to_json(document), status, headers={**fixed, **(headers or {})})
 
 
-def error_response(
-    sentences: Sentences, request: HTTPConnection, error: Refusal, headers: Mapping[str, str]
-) -> Response:
+def error_response(messages: Messages, request: HTTPConnection, error: Refusal, headers: Mapping[str, str]) -> Response:
     """Return the native error shape, in the caller's language."""
     details = [ErrorField(field=one.field, message=one.message) for one in error.details]
     response = ErrorResponse(
         success=False,
-        error=sentences.say(error.code, requested_language(request), error.message),
+        error=messages.get(error.code, requested_language(request), error.message),
         code=error.code,
         retryable=error.retryable,
         field=error.field,

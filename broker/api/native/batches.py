@@ -14,7 +14,7 @@ from broker.api.http.responses import CachedResponse, json_response, requested_l
 from broker.api.native.schemas import BatchData, BatchResponse, StatusCounts
 from broker.api.native.task_cache import TaskCache
 from broker.api.native.tasks import read_wait, wait_unless_disconnected
-from broker.sentences import Language
+from broker.i18n import Language
 from broker.tasks.cancellation import TaskCanceler
 from broker.tasks.queries import TaskQueries
 from storage.tasks import Task

@@ -18,7 +18,7 @@ from broker.api.native.schemas import (
     TaskResponse,
 )
 from broker.api.native.tasks import TaskRoutes
-from broker.showing import TASK_ID
+from broker.presenter import TASK_ID
 from storage.states import SHOWN
 
 TASK: Final = Parameter(

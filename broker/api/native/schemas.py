@@ -12,9 +12,10 @@ from pydantic.alias_generators import to_camel
 from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
-from broker.showing import TASK_ID, ResponseModel, TaskData, TaskId, TaskStatus
+from broker.presenter import TASK_ID, ResponseModel, TaskData, TaskId, TaskStatus
+from storage import ids
 
-BATCH_ID: Final = "^batch_[0-9a-f]{32}$"
+BATCH_ID: Final = f"^{ids.BATCH_ID.pattern}$"
 MAX_TEXT: Final = 256 * 1024
 """Characters of one field; the catalog then checks the model's own limit."""
 MAX_STEPS: Final = 1000

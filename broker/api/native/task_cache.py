@@ -9,8 +9,8 @@ from typing import Final
 from broker.api.http.responses import CachedResponse
 from broker.api.native.schemas import TaskResponse
 from broker.clock import Clock
-from broker.sentences import Language
-from broker.showing import Progress, Showing, TaskData
+from broker.i18n import Language
+from broker.presenter import Progress, TaskData, TaskPresenter
 from broker.tasks.eta import EtaEstimator
 from broker.tasks.queries import TaskQueries
 from storage.tasks import Task
@@ -37,7 +37,7 @@ class TaskCache:
     clock: Clock
     queries: TaskQueries
     eta: EtaEstimator
-    showing: Showing
+    presenter: TaskPresenter
     max_bytes: int = MAX_CACHE_BYTES
     _entries: OrderedDict[tuple[str, Language], _Entry] = field(default_factory=OrderedDict)
     _bytes: int = 0
@@ -68,7 +68,7 @@ class TaskCache:
         return await self._present(task, language, await self.eta.estimate(task))
 
     async def _present(self, task: Task, language: Language, progress: Progress) -> TaskData:
-        return self.showing.document(task, await self.queries.get_results(task), language, progress)
+        return self.presenter.task(task, await self.queries.get_results(task), language, progress)
 
     def _keep(self, key: tuple[str, Language], entry: _Entry) -> None:
         old = self._entries.pop(key, None)

@@ -30,9 +30,9 @@ from broker.api.native.schemas import (
 from broker.api.native.task_cache import TaskCache
 from broker.catalog import Catalog
 from broker.errors import Refusal
+from broker.i18n import Language, Messages
 from broker.ordering.service import CreatedTasks, OrderService
 from broker.orders import Plan
-from broker.sentences import Language, Sentences
 from broker.tasks.cancellation import TaskCanceler
 from broker.tasks.queries import TaskQueries
 from storage.states import SHOWN
@@ -51,7 +51,7 @@ class TaskRoutes:
     queries: TaskQueries
     canceler: TaskCanceler
     cache: TaskCache
-    sentences: Sentences
+    messages: Messages
     max_form_bytes: int
 
     # -- orders
@@ -92,7 +92,7 @@ class TaskRoutes:
             success=True,
             task_id=first,
             status="processing",
-            message=self.sentences.say("processing", language),
+            message=self.messages.get("processing", language),
             poll_url=f"/api/task/{first}",
             task_ids=[task.id for task in created.tasks],
             batch_id=batch,
@@ -196,7 +196,7 @@ async def _disconnect(request: Request) -> None:
 
 
 def _warning_headers(warnings: Sequence[str]) -> dict[str, str]:
-    """RFC 7234, 5.5: 299 is persistent, - hides our name. The sentences of the catalog are ASCII without quotes."""
+    """RFC 7234, 5.5: 299 is persistent, - hides our name. The messages of the catalog are ASCII without quotes."""
     return {"warning": ", ".join(f'299 - "{warning}"' for warning in warnings)} if warnings else {}
 
 

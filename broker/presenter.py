@@ -14,7 +14,8 @@ from pydantic_core import CoreSchema, core_schema
 
 from broker.clock import iso
 from broker.errors import TASK_CODES
-from broker.sentences import Language, Sentences
+from broker.i18n import Language, Messages
+from storage import ids
 from storage.images import StoredImage
 from storage.states import State
 from storage.tasks import Task
@@ -30,7 +31,7 @@ _STAGES: Final = {
 THUMBNAIL_SIZE: Final = 512
 """Longest side of the thumbnail that `thumbnail` links to."""
 
-TASK_ID: Final = "^task_[0-9a-f]{32}$"
+TASK_ID: Final = f"^{ids.TASK_ID.pattern}$"
 IMAGE_NAME: Final = r"(generated|reference)_[0-9a-f]{32}\.(png|jpg|webp)"
 
 
@@ -188,14 +189,14 @@ UNKNOWN: Final = Progress()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Showing:
+class TaskPresenter:
     """Builds the native models of tasks and images."""
 
-    sentences: Sentences
+    messages: Messages
     retention: float
     """Seconds after the end until a task is deleted."""
 
-    def document(
+    def task(
         self, task: Task, images: Sequence[StoredImage], language: Language, progress: Progress = UNKNOWN
     ) -> TaskData:
         """Return a task. images: the results of a completed task, in order."""
@@ -211,7 +212,7 @@ class Showing:
             resolution=task.resolution,
             result=results[0].url if results else None,
             results=results,
-            error=self.sentences.end(error, task.billed, language) if error else None,
+            error=self.messages.task_error(error, task.billed, language) if error else None,
             error_detail=_error_detail(task, error) if error else None,
             progress=_progress(task, progress),
             provider=task.provider,
@@ -223,7 +224,7 @@ class Showing:
             generation=_generation(task, results),
         )
 
-    def sidecar(self, image: StoredImage, tasks: Sequence[Task]) -> ImageMetadata:
+    def image_metadata(self, image: StoredImage, tasks: Sequence[Task]) -> ImageMetadata:
         """Return the metadata of an image. tasks: those it belongs to, all of one request; at least one."""
         task, ends = tasks[0], [task.ended_at for task in tasks]
         return ImageMetadata(
