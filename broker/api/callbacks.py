@@ -71,7 +71,7 @@ class CallbackRoutes:
 
     async def _record_duration(self, began: float) -> None:
         """Record the time from the first byte of the request to the end of the response."""
-        self.metrics.callback_seconds.observe(time.perf_counter() - began)
+        self.metrics.callback_ack_seconds.observe(time.perf_counter() - began)
 
     def _acknowledgement(self, request: Request, judgement: Decision) -> Response:
         """An error is returned, not raised: raised, it would lose the background task."""
@@ -79,7 +79,7 @@ class CallbackRoutes:
             received = CallbackReceived(success=True, message=f"The callback was taken: {judgement.reason}.")
             return json_response(received.to_document(), judgement.status)
         error = Refusal(_CODES[judgement.status], f"The callback was not taken: {judgement.reason}.")
-        self.metrics.refusals.labels(error.code).inc()
+        self.metrics.request_errors.labels(error.code).inc()
         return error_response(self.messages, request, error, {})
 
 

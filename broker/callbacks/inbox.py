@@ -20,9 +20,10 @@ from broker.tasks import lifecycle
 from broker.tasks.lifecycle import Changes
 from broker.tasks.policy import TaskPolicy
 from broker.tasks.steps.callbacks import CallbackStep
+from storage.attempts import Attempts
 from storage.callbacks import Entry, Hook, Hooks
 from storage.ids import new_callback_id
-from storage.tasks import DUE, Task, Tasks
+from storage.tasks import DUE, Task
 from webhooks.verification import Verification
 
 DAY_SECONDS: Final = 24 * 3600.0
@@ -61,7 +62,7 @@ class CallbackInbox:
 
     clock: Clock
     policy: TaskPolicy
-    tasks: Tasks
+    attempts: Attempts
     hooks: Hooks
     callback_step: CallbackStep
     verifier: CallbackVerifier
@@ -123,7 +124,7 @@ class CallbackInbox:
             return "nothing: the task was deleted by retention"
         report = self.callback_step.report_of(task, replace(hook, verdict=replayed_as.value))
         number = hook.attempt or await self.callback_step.attempt_number(task, report) or task.attempt
-        attempt = await self.tasks.attempt(task.id, number)
+        attempt = await self.attempts.get(task.id, number)
         changes = lifecycle.apply_report(task, attempt, report, self.clock.now(), self.policy)
         return _describe_changes(task, changes, replayed_as)
 
