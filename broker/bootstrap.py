@@ -23,7 +23,7 @@ from broker.providers.addresses import adapter_for
 from broker.providers.base import Provider
 from broker.providers.kie.adapter import Kie
 from broker.providers.legacy.adapter import Legacy
-from broker.services import DOWNLOADS_AT_ONCE, Composition, Services
+from broker.services import DOWNLOAD_CONCURRENCY, Composition, Services
 from broker.settings import Settings
 from storage.blobs import BlobStore
 from storage.database import Database
@@ -128,7 +128,7 @@ async def open_services(
             await check_cluster(Facts(database), settings, secret)
         client = ApiClient(timeout=settings.request_timeout, max_connections=settings.max_connections)
         stack.push_async_callback(client.aclose)
-        fetcher = Fetcher(allow=settings.download_allow, max_connections=DOWNLOADS_AT_ONCE * 2, total_seconds=300)
+        fetcher = Fetcher(allow=settings.download_allow, max_connections=DOWNLOAD_CONCURRENCY * 2, total_seconds=300)
         stack.push_async_callback(fetcher.aclose)
         agent_client = ApiClient(timeout=PROBE_SECONDS, max_connections=16, max_answer_bytes=2**20)
         stack.push_async_callback(agent_client.aclose)

@@ -7,17 +7,14 @@ import hashlib
 import json
 import re
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
-from broker import lifecycle
 from broker.catalog import Catalog, Choice
 from broker.clock import Clock, day
 from broker.errors import DownloadError, EgressBlocked, ProviderError, Refusal
-from broker.forecast import Forecast
-from broker.lifecycle import Rules
 from broker.logs import log
 from broker.metrics import Metrics
 from broker.net.fetcher import Fetcher
@@ -27,7 +24,12 @@ from broker.providers.base import Provider
 from broker.repeats import InTurn
 from broker.reports import Pending, Report
 from broker.showing import Showing
-from broker.steps import Steps, reference_owner, stored_image
+from broker.tasks import lifecycle
+from broker.tasks.eta import EtaEstimator
+from broker.tasks.images import reference_owner, stored_image
+from broker.tasks.orders import OrderBuilder
+from broker.tasks.policy import TaskPolicy
+from broker.tasks.transitions import Transitions
 from broker.thumbnails import Thumbnails
 from storage.blobs import BlobMissing, BlobStore, Reading
 from storage.database import Database, Stale, StorageError, StorageFull
@@ -101,7 +103,7 @@ class Broker:
     """One object for all doors; knows no HTTP. caller_fetcher: knows which callers' addresses we may call."""
 
     clock: Clock
-    rules: Rules
+    policy: TaskPolicy
     catalog: Catalog
     database: Database
     tasks: Tasks
@@ -113,7 +115,9 @@ class Broker:
     intake: Intake
     fetcher: Fetcher
     caller_fetcher: Fetcher
-    steps: Steps
+    transitions: Transitions
+    order_builder: OrderBuilder
+    callback_url: Callable[[str, str, int], str | None]
     provider: Provider
     providers: Mapping[str, Provider]
     signatures: Mapping[str, Signature]
@@ -122,7 +126,7 @@ class Broker:
     pace: CallerPace
     showing: Showing
     thumbnails: Thumbnails
-    forecast: Forecast
+    eta: EtaEstimator
     max_file_size: int
     closing: bool = False
     _refused: CallerPace = field(init=False)
@@ -217,7 +221,7 @@ class Broker:
         quote, choice = self.quote(request), self._check(request)
         await self._check_callback(request.callback_url)
         await self._look_at(request.sources, self._most_bytes(choice))
-        base = self.steps.image_base()
+        base = self.order_builder.image_base()
         references = tuple(
             Reference(
                 name=f"reference-{n}",
@@ -230,7 +234,7 @@ class Broker:
             for n in range(1, len(request.sources) + 1)
         )
         order = self._order(request, choice, references)
-        callback = self.steps.callback_url(self.provider.name, "task_dry_run", 1)
+        callback = self.callback_url(self.provider.name, "task_dry_run", 1)
         address = callback.split("?")[0] if callback else None
         return {
             **self.provider.build_request(order, address),
@@ -383,7 +387,7 @@ class Broker:
             steps=order.steps,
             seed=order.seed,
             refs=tuple(_as_ref(reference) for reference in references),
-            deadline_at=now + self.rules.queue,
+            deadline_at=now + self.policy.queue_seconds,
             created_at=now,
             updated_at=now,
             entered_at=now,
@@ -420,7 +424,7 @@ class Broker:
         tasks = await self.tasks.of_batch(first.batch)
         if not tasks:
             raise Refusal("task_expired", "This Idempotency-Key was used for a task that is deleted. Use a new key.")
-        order = self.steps.order(tasks[0])
+        order = self.order_builder.build_order(tasks[0])
         return Created(tasks=tuple(tasks), ignored=self.provider.ignored(order), repeated=True)
 
     # -- tasks
@@ -495,8 +499,8 @@ class Broker:
         task = await self.get(task_id)
         if task.ended:
             raise Refusal("conflict", f"This task has ended: it is {task.status}.")
-        await self.steps.settle(
-            task, lambda row, _: lifecycle.canceled(row, self.clock.now(), self.rules), holder=False
+        await self.transitions.apply(
+            task, lambda row, _: lifecycle.cancel(row, self.clock.now(), self.policy), is_leased=False
         )
         task = await self.get(task_id)
         if task.state != State.CANCELED:

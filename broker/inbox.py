@@ -13,13 +13,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from broker import lifecycle
 from broker.broker import Broker, new_hook_id
 from broker.errors import Refusal
-from broker.lifecycle import Changes
 from broker.logs import log
 from broker.providers.base import Provider
 from broker.reports import Report
+from broker.tasks import lifecycle
+from broker.tasks.lifecycle import Changes
+from broker.tasks.steps.callbacks import CallbackStep
 from storage.hooks import Entry, Hook
 from storage.tasks import DUE, Task
 from webhooks import verification
@@ -66,6 +67,7 @@ class Inbox:
     """What people and programs may do with callbacks that came."""
 
     broker: Broker
+    callback_step: CallbackStep
 
     async def newest(
         self,
@@ -85,13 +87,13 @@ class Inbox:
         """Raises `Refusal("not_found")`."""
         hook = await self.broker.hooks.get(hook_id)
         if hook is None:
-            hours = self.broker.rules.retention / 3600
+            hours = self.broker.policy.retention_seconds / 3600
             raise Refusal("not_found", f"There is no callback with this id. They are kept for {hours:g} hours.")
         return hook
 
     async def missing(self) -> Missing:
         """Jobs whose end we learned only by asking. Their callbacks would be in here for as long as that is kept."""
-        now, window = self.broker.clock.now(), min(DAY, self.broker.rules.retention)
+        now, window = self.broker.clock.now(), min(DAY, self.broker.policy.retention_seconds)
         found = await self.broker.hooks.missing(since=now - window, until=now - STILL_EXPECTED, limit=MOST_MISSING)
         return Missing(hours=window / 3600, by_provider=found)
 
@@ -138,10 +140,10 @@ class Inbox:
             return "nothing: it is not taken in"
         if task.state.value == "expired":
             return "nothing: the task was deleted by retention"
-        report = self.broker.steps.news(task, replace(hook, verdict=taken_as.value))
-        number = hook.attempt or await self.broker.steps.attempt_with(task, report) or task.attempt
+        report = self.callback_step.report_of(task, replace(hook, verdict=taken_as.value))
+        number = hook.attempt or await self.callback_step.attempt_number(task, report) or task.attempt
         attempt = await self.broker.tasks.attempt(task.id, number)
-        changes = lifecycle.after(task, attempt, report, self.broker.clock.now(), self.broker.rules)
+        changes = lifecycle.apply_report(task, attempt, report, self.broker.clock.now(), self.broker.policy)
         return _in_words(task, changes, taken_as)
 
 

@@ -31,7 +31,7 @@ class Metrics:
         self.transitions = Counter(
             "broker_task_transitions",
             "Tasks that went from one state to another",
-            ["was", "now"],
+            ["from", "to"],
             registry=self.registry,
         )
         self.checks = Counter(
@@ -41,7 +41,7 @@ class Metrics:
             registry=self.registry,
         )
         self.steps_failed = Counter(
-            "broker_steps_failed", "Steps that ended in an error nobody foresaw", ["step"], registry=self.registry
+            "broker_steps_failed", "Steps that ended in an unexpected error", ["step"], registry=self.registry
         )
         self.refusals = Counter("broker_refusals", "Requests refused, by code", ["code"], registry=self.registry)
         self.tasks = Gauge("broker_tasks", "Tasks by state", ["state"], registry=self.registry)
@@ -87,14 +87,14 @@ class Metrics:
 
     def _of_images(self) -> None:
         self.downloads = Counter(
-            "broker_downloads", "Tries to bring a result home, by outcome", ["outcome"], registry=self.registry
+            "broker_downloads", "Downloads of results, by outcome", ["outcome"], registry=self.registry
         )
         self.thumbnails = Counter(
             "broker_thumbnails", "Thumbnails that were asked for and not there", ["outcome"], registry=self.registry
         )
-        self.spares = Counter(
-            "broker_spare_results",
-            "Second results for one order: somebody paid twice",
+        self.duplicate_results = Counter(
+            "broker_duplicate_results",
+            "Second results of one order, paid twice",
             ["provider"],
             registry=self.registry,
         )
@@ -113,18 +113,18 @@ class Metrics:
     def _of_deliveries(self) -> None:
         self.deliveries = Counter(
             "broker_deliveries",
-            "Tries to tell a caller of an end, by what came of it",
+            "Attempts to deliver a webhook, by outcome",
             ["type", "outcome"],
             registry=self.registry,
         )
         self.delivery_seconds = Histogram(
             "broker_delivery_seconds",
-            "From the end of a task to the answer of the caller who was told of it",
+            "From the end of a task to the caller's response to its webhook",
             buckets=(0.1, 0.5, 1.0, 5.0, 30.0, 300.0, 1800.0, 7200.0, 36000.0, 144000.0),
             registry=self.registry,
         )
         self.deliveries_pending = Gauge(
-            "broker_deliveries_pending", "Webhooks to callers that have not arrived yet", registry=self.registry
+            "broker_deliveries_pending", "Webhooks not delivered yet", registry=self.registry
         )
 
     def _of_tasks(self) -> None:
@@ -133,44 +133,47 @@ class Metrics:
             "broker_queue_seconds", "From the order's acceptance to its first submission", WAITS, "provider"
         )
         self.task_seconds = self._histogram(
-            "broker_task_seconds", "From the order to the end its caller was told first", WAITS, "model", "outcome"
+            "broker_task_seconds", "From the order to the first end that its caller saw", WAITS, "model", "outcome"
         )
         self.task_attempts = self._histogram("broker_task_attempts", "Submissions per ended task", (0, 1, 2, 3, 5))
         self.late_results = self._counter(
-            "broker_late_results", "Images that came home after their task was shown as failed", "model"
+            "broker_late_results", "Images that arrived after their task was shown as failed", "model"
         )
 
     def _of_providers(self) -> None:
         self.submissions = self._counter(
-            "broker_submissions", "Orders sent to a provider, by what became of them", "provider", "outcome"
+            "broker_submissions", "Orders submitted to a provider, by outcome", "provider", "outcome"
         )
         self.submission_seconds = self._histogram(
             "broker_submission_seconds", "Time a provider took to answer an order", WAITS, "provider"
         )
         self.unknown_outcomes = self._counter(
-            "broker_unknown_outcomes", "Attempts that ended without anybody knowing whether they cost", "provider"
+            "broker_unknown_outcomes", "Attempts whose outcome and cost stayed unknown", "provider"
         )
-        self.unmapped_failures = self._counter(
-            "broker_unmapped_failures", "Failures that a provider told in a way no table knows", "provider"
+        self.unclassified_errors = self._counter(
+            "broker_unclassified_errors", "Provider errors that its error table does not contain", "provider"
         )
-        self.lane_paused = self._gauge(
-            "broker_lane_paused_seconds", "For how long nothing more is submitted to a provider", "provider"
+        self.provider_cooldown = self._gauge(
+            "broker_provider_cooldown_seconds", "Time until the next submission to a provider", "provider"
         )
         self.credits_left = self._gauge(
-            "broker_provider_credits", "What is left on a provider's account, in its unit", "provider"
+            "broker_provider_credits", "Balance of a provider's account, in its unit", "provider"
         )
 
     def _of_results(self) -> None:
-        self.download_retries = self._counter("broker_download_retries", "Tries after the first one of a result")
-        self.download_bytes = self._counter("broker_download_bytes", "Bytes of results that came home")
+        self.download_retries = self._counter("broker_download_retries", "Downloads of results after the first try")
+        self.download_bytes = self._counter("broker_download_bytes", "Bytes of results downloaded")
         self.download_seconds = self._histogram(
-            "broker_download_seconds", "Time one result took to come home, storing included", WAITS
+            "broker_download_seconds", "Time to download and store one result", WAITS
         )
 
     def _of_this_process(self) -> None:
         self.steps_running = self._gauge("broker_steps_running", "Steps in progress in this process")
-        self.store_seconds = self._histogram(
-            "broker_store_seconds", "Time the database took for a worker's look, and for a change", MOMENTS, "operation"
+        self.database_seconds = self._histogram(
+            "broker_database_seconds",
+            "Time of the database for a poll of a worker, and for a change",
+            MOMENTS,
+            "operation",
         )
         self.loop_lag = self._histogram(
             "broker_event_loop_lag_seconds", "How late the event loop was, asked once a second", MOMENTS

@@ -13,9 +13,7 @@ from broker.callbacks.tunnels import TunnelAgents
 from broker.callbacks.url_monitor import UrlMonitor
 from broker.catalog import Catalog
 from broker.clock import Clock
-from broker.forecast import Forecast
 from broker.inbox import Inbox
-from broker.lifecycle import Rules
 from broker.metrics import Metrics
 from broker.monitoring.balance import BalanceMonitor
 from broker.monitoring.collectors import DatabaseCollector
@@ -25,13 +23,25 @@ from broker.notifications.outbox import Outbox
 from broker.pacing import CallerPace
 from broker.providers.base import Provider
 from broker.providers.kie.signature import callback_signature
-from broker.retention import Retention
 from broker.sentences import Sentences
 from broker.settings import Settings
 from broker.showing import Showing
-from broker.steps import Steps
+from broker.tasks.eta import EtaEstimator
+from broker.tasks.leases import ClockGuard, LeaseKeeper
+from broker.tasks.orders import OrderBuilder
+from broker.tasks.policy import TaskPolicy
+from broker.tasks.retention import Retention
+from broker.tasks.running import RunningSteps
+from broker.tasks.sources import CallbackQueue, SubmissionQueue
+from broker.tasks.steps.callbacks import CallbackStep
+from broker.tasks.steps.check import CheckStep, PollingSwitch
+from broker.tasks.steps.download import DownloadStep
+from broker.tasks.steps.recover import RecoverStep
+from broker.tasks.steps.submit import MAX_RESERVATIONS, SubmitStep
+from broker.tasks.steps.table import StepTable
+from broker.tasks.transitions import Transitions
+from broker.tasks.worker import Worker
 from broker.thumbnails import Thumbnails
-from broker.worker import Worker
 from storage.blobs import BlobStore
 from storage.chores import Chores
 from storage.database import Database
@@ -47,8 +57,7 @@ from webhooks.signatures.base import Signature, Unsigned
 from webhooks.signatures.standard import StandardSignature, derived_key, read_secret
 from webhooks.tokens import CallbackTokens, ChallengeResponse
 
-DOWNLOADS_AT_ONCE = 20
-TURNS = 2
+DOWNLOAD_CONCURRENCY = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +98,7 @@ class Composition:
             clock=self.clock,
             database=self.database,
             broker=self.broker,
-            inbox=Inbox(broker=self.broker),
+            inbox=Inbox(broker=self.broker, callback_step=self.callback_step),
             worker=self.worker,
             provider=self.provider,
             metrics=self.metrics,
@@ -131,12 +140,12 @@ class Composition:
         return Metrics()
 
     @cached_property
-    def rules(self) -> Rules:
-        return _rules(self.settings)
+    def policy(self) -> TaskPolicy:
+        return _policy(self.settings)
 
     @cached_property
     def showing(self) -> Showing:
-        return Showing(sentences=Sentences.load(), retention=self.rules.retention)
+        return Showing(sentences=Sentences.load(), retention=self.policy.retention_seconds)
 
     @cached_property
     def intake(self) -> Intake:
@@ -167,32 +176,65 @@ class Composition:
     # -- who works
 
     @cached_property
-    def steps(self) -> Steps:
-        return Steps(
-            clock=self.clock,
-            rules=self.rules,
-            tasks=self.tasks,
-            images=self.images,
-            hooks=self.hooks,
-            lanes=self.lanes,
-            outbox=self.outbox,
-            blobs=self.blobs,
-            intake=self.intake,
-            fetcher=self.fetcher,
-            providers=self.providers,
-            metrics=self.metrics,
-            callback_url=self.callback_url,
-            image_base=lambda: self.address.base,
-            max_download_bytes=self.settings.max_download_bytes,
-            downloads=asyncio.Semaphore(DOWNLOADS_AT_ONCE),
-            turns=asyncio.Semaphore(TURNS),
+    def order_builder(self) -> OrderBuilder:
+        return OrderBuilder(blobs=self.blobs, image_base=lambda: self.address.base)
+
+    @cached_property
+    def transitions(self) -> Transitions:
+        return Transitions(
+            clock=self.clock, policy=self.policy, tasks=self.tasks, outbox=self.outbox, metrics=self.metrics
         )
+
+    @cached_property
+    def steps(self) -> StepTable:
+        return StepTable(
+            submit=SubmitStep(
+                tasks=self.tasks,
+                lanes=self.lanes,
+                providers=self.providers,
+                metrics=self.metrics,
+                orders=self.order_builder,
+                transitions=self.transitions,
+                callback_url=self.callback_url,
+                reservations=asyncio.Semaphore(MAX_RESERVATIONS),
+            ),
+            recover=RecoverStep(transitions=self.transitions),
+            check=CheckStep(
+                hooks=self.hooks, providers=self.providers, metrics=self.metrics, transitions=self.transitions
+            ),
+            download=DownloadStep(
+                tasks=self.tasks,
+                images=self.images,
+                intake=self.intake,
+                fetcher=self.fetcher,
+                providers=self.providers,
+                metrics=self.metrics,
+                transitions=self.transitions,
+                max_download_bytes=self.settings.max_download_bytes,
+                downloads=asyncio.Semaphore(DOWNLOAD_CONCURRENCY),
+            ),
+            transitions=self.transitions,
+        )
+
+    @cached_property
+    def callback_step(self) -> CallbackStep:
+        return CallbackStep(
+            clock=self.clock,
+            tasks=self.tasks,
+            hooks=self.hooks,
+            providers=self.providers,
+            transitions=self.transitions,
+        )
+
+    @cached_property
+    def running_steps(self) -> RunningSteps:
+        return RunningSteps(tasks=self.tasks, metrics=self.metrics)
 
     @cached_property
     def broker(self) -> Broker:
         return Broker(
             clock=self.clock,
-            rules=self.rules,
+            policy=self.policy,
             catalog=self.catalog,
             database=self.database,
             tasks=self.tasks,
@@ -204,7 +246,9 @@ class Composition:
             intake=self.intake,
             fetcher=self.fetcher,
             caller_fetcher=_caller_fetcher(self.settings),
-            steps=self.steps,
+            transitions=self.transitions,
+            order_builder=self.order_builder,
+            callback_url=self.callback_url,
             provider=self.provider,
             providers=self.providers,
             signatures={self.provider.name: _signature(self.settings)},
@@ -213,22 +257,25 @@ class Composition:
             pace=CallerPace(self.settings.rate_per_minute, self.clock),
             showing=self.showing,
             thumbnails=self._thumbnails(),
-            forecast=self._forecast(),
+            eta=self._eta(),
             max_file_size=self.settings.max_file_size,
         )
 
     @cached_property
     def worker(self) -> Worker:
+        running = self.running_steps
         return Worker(
             clock=self.clock,
-            steps=self.steps,
             tasks=self.tasks,
-            hooks=self.hooks,
-            lanes=self.lanes,
+            steps=self.steps,
+            submissions=SubmissionQueue(clock=self.clock, tasks=self.tasks, lanes=self.lanes, providers=self.providers),
+            callbacks=CallbackQueue(hooks=self.hooks, step=self.callback_step, running=running),
             deliverer=self._deliverer(),
             retention=self._retention(),
             balances=self.balances,
-            lease=self.settings.lease,
+            running=running,
+            leases=LeaseKeeper(clock=self.clock, tasks=self.tasks, running=running, lease_seconds=self.settings.lease),
+            clock_guard=ClockGuard(clock=self.clock),
         )
 
     def _thumbnails(self) -> Thumbnails:
@@ -236,8 +283,8 @@ class Composition:
             clock=self.clock, tasks=self.tasks, images=self.images, blobs=self.blobs, metrics=self.metrics
         )
 
-    def _forecast(self) -> Forecast:
-        return Forecast(
+    def _eta(self) -> EtaEstimator:
+        return EtaEstimator(
             clock=self.clock,
             tasks=self.tasks,
             lanes=self.lanes,
@@ -252,13 +299,13 @@ class Composition:
             fetcher=_caller_fetcher(self.settings),  # its own: names asked for at the door take no thread from it
             signature=StandardSignature(signing_keys(self.settings, self.tokens.secret)),
             metrics=self.metrics,
-            retention_seconds=self.rules.retention,
+            retention_seconds=self.policy.retention_seconds,
         )
 
     def _retention(self) -> Retention:
         return Retention(
             clock=self.clock,
-            rules=self.rules,
+            policy=self.policy,
             database=self.database,
             tasks=self.tasks,
             images=self.images,
@@ -279,7 +326,7 @@ class Composition:
             lanes=self.lanes,
             deliveries=self.deliveries,
             balances=self.balances,
-            steps_running=lambda: self.worker.busy,
+            steps_running=lambda: self.running_steps.count,
         )
 
     def _url_monitor(self) -> UrlMonitor:
@@ -287,22 +334,22 @@ class Composition:
             address=self.address,
             agents=self.agents,
             probe=ReachabilityProbe(client=self.agents.client, challenge=ChallengeResponse(self.tokens.secret)),
-            switch_to_polling=self.steps.cut_off,
+            switch_to_polling=PollingSwitch(tasks=self.tasks, transitions=self.transitions).switch_to_polling,
             clock=self.clock,
             metrics=self.metrics,
             is_only_machine=not self.settings.shared,
         )
 
 
-def _rules(settings: Settings) -> Rules:
-    return Rules(
-        check_after=settings.check_after,
-        check_most=max(60.0, settings.check_after),
-        poll_every=settings.poll_every,
-        deadline=settings.task_deadline,
-        retry=settings.retry_after,
+def _policy(settings: Settings) -> TaskPolicy:
+    return TaskPolicy(
+        check_after_seconds=settings.check_after,
+        max_check_pause_seconds=max(60.0, settings.check_after),
+        poll_seconds=settings.poll_every,
+        deadline_seconds=settings.task_deadline,
+        retry_seconds=settings.retry_after,
         resubmit_unknown=settings.resubmit_unknown,
-        retention=settings.retention_hours * 3600.0,
+        retention_seconds=settings.retention_hours * 3600.0,
     )
 
 

@@ -21,7 +21,7 @@ from schemathesis.engine import events, from_schema
 
 from broker.api.native import LONGEST_WAIT
 from broker.logs import configure
-from broker.steps import reference_owner
+from broker.tasks.images import reference_owner
 from storage.tasks import State
 from tests.broker.api_house import ApiHouse, open_api, png
 from tests.servers import postgres

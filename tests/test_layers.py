@@ -72,8 +72,8 @@ def test_a_task_is_changed_in_one_place_only() -> None:
         if isinstance(node, ast.Attribute) and node.attr in {"saving", "saving_all"}
     }
     assert writers == {
-        ("broker/steps.py", "settle"),
-        ("broker/steps.py", "_intend"),
-        ("broker/retention.py", "_expire"),
-        ("broker/retention.py", "_empty"),
+        ("broker/tasks/transitions.py", "apply"),
+        ("broker/tasks/transitions.py", "begin_submission"),
+        ("broker/tasks/retention.py", "_expire"),
+        ("broker/tasks/retention.py", "_delete_files"),
     }

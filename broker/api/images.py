@@ -112,7 +112,7 @@ class ImageDoor:
 
     def _headers(self, image: StoredImage, source: StoredImage) -> dict[str, str]:
         """Kept by browsers as long as we keep it ourselves, and not longer. source: a thumbnail's image."""
-        left = int(source.created_at + self.broker.rules.retention - self.broker.clock.now())
+        left = int(source.created_at + self.broker.policy.retention_seconds - self.broker.clock.now())
         return {
             **GUARDS,
             "content-type": image.media_type if image.media_type in _TYPES else "application/octet-stream",

@@ -17,7 +17,7 @@ from broker.api.answers import answer, language
 from broker.broker import Broker
 from broker.monitoring.collectors import DatabaseCollector
 from broker.sentences import Sentences
-from broker.worker import Worker
+from broker.tasks.worker import Worker
 from storage.database import StorageError
 from storage.migrate import probe
 
@@ -61,7 +61,7 @@ class Operations:
         return answer(document, 503, {"retry-after": "5"})
 
     def _worker_trouble(self) -> str | None:
-        silent = self.broker.clock.now() - self.worker.beat_at
+        silent = self.broker.clock.now() - self.worker.last_heartbeat
         return f"it has not been seen for more than {OLDEST_BEAT:.0f} seconds" if silent > OLDEST_BEAT else None
 
     async def metrics(self, request: Request) -> Response:

@@ -46,7 +46,7 @@ class Views:
             self._kept.move_to_end((task_id, language))
             return kept.prepared
         task = await self.broker.get(task_id)
-        progress = await self.broker.forecast.of(task)
+        progress = await self.broker.eta.estimate(task)
         document = {"success": True, "data": await self._told(task, language, progress)}
         prepared = Prepared.of(document, ended=task.ended)
         until = self.broker.clock.monotonic() + progress.fresh_for
@@ -55,7 +55,7 @@ class Views:
 
     async def document(self, task: Task, language: Language) -> dict[str, Any]:
         """What is told of a task, without the answer around it."""
-        return await self._told(task, language, await self.broker.forecast.of(task))
+        return await self._told(task, language, await self.broker.eta.estimate(task))
 
     async def _told(self, task: Task, language: Language, progress: Progress) -> dict[str, Any]:
         return self.broker.showing.document(task, await self.broker.results(task), language, progress)

@@ -55,7 +55,7 @@ class DatabaseCollector:
             self._metrics.tasks.labels(state.value).set(counts.get(state.value, 0))
         cooldowns, balances = await self._provider_state.get()
         for provider, until in cooldowns.items():
-            self._metrics.lane_paused.labels(provider).set(max(0.0, until - self._clock.now()))
+            self._metrics.provider_cooldown.labels(provider).set(max(0.0, until - self._clock.now()))
         self._metrics.credits_left.clear()
         for provider, balance in balances.items():
             self._metrics.credits_left.labels(provider).set(balance)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from ssl import SSLContext, SSLError
 from types import MappingProxyType
-from typing import Any, Final, Literal, TypeAlias, cast
+from typing import Any, Final, Literal
 
 import httpx
 
@@ -31,9 +31,6 @@ MAX_JSON_DEPTH: Final = 64
 USER_AGENT: Final = "nano-banana-broker"
 NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
-Form: TypeAlias = Mapping[str, "str | Sequence[str]"]
-"""Text fields of a multipart form; a sequence is a repeated field."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class HttpResponse:
@@ -50,16 +47,6 @@ class HttpResponse:
             return parse_provider_json(self.body)
         except ValueError:
             raise ProviderError(f"HTTP {self.status} with {len(self.body)} bytes that are not sound JSON") from None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stream:
-    """A response whose body is still arriving."""
-
-    status: int
-    headers: Mapping[str, str] = field(repr=False)
-    chunks: AsyncIterator[bytes] = field(repr=False)
-    """As they arrive; raises `ProviderError`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +81,7 @@ class ApiClient:
         headers: Mapping[str, str] = NO_HEADERS,
         params: Mapping[str, str] | None = None,
         json: Any = None,
-        content: AsyncIterator[bytes] | bytes | None = None,
-        form: Form | None = None,
+        form: Mapping[str, str] | None = None,
         files: Sequence[FilePart] = (),
         timeout: float | None = None,
     ) -> HttpResponse:
@@ -108,7 +94,7 @@ class ApiClient:
         what = f"{method} {redact_url(url)}"
         seconds = self._timeout if timeout is None else min(timeout, self._timeout)
         if form is None and not files:
-            request = _build_request(what, method, url, headers=headers, params=params, json=json, content=content)
+            request = _build_request(what, method, url, headers=headers, params=params, json=json)
             return await self._send(what, request, seconds)
         async with self._upload_slots:
             fields = await _multipart_fields(form or {}, files)
@@ -124,40 +110,6 @@ class ApiClient:
                 async with asyncio.timeout(3 * connect + seconds) as deadline:
                     request.extensions["trace"] = _restart_when_sending(deadline, seconds)
                     return await self._exchange(what, request)
-
-    @asynccontextmanager
-    async def stream(
-        self,
-        method: str,
-        url: str,
-        *,
-        headers: Mapping[str, str] = NO_HEADERS,
-        params: Mapping[str, str] | None = None,
-        silence: float,
-    ) -> AsyncGenerator[Stream]:
-        """Send one request, once, and yield its response while it arrives, without a limit on duration or size.
-
-        silence: seconds without a byte after which the other side counts as gone. Raises as `request` does. Leaving
-        the context ends the connection unless the response was read to its end.
-        """
-        what = f"{method} {redact_url(url)}"
-        request = _build_request(what, method, url, headers=headers, params=params)
-        request.extensions["timeout"] = {
-            "pool": CONNECT_SECONDS,
-            "connect": CONNECT_SECONDS,
-            "read": silence,
-            "write": silence,
-        }
-        async with self._slot(what, CONNECT_SECONDS):
-            with _provider_errors(what):
-                async with asyncio.timeout(3 * CONNECT_SECONDS + silence):
-                    response = await self._transport.handle_async_request(request)
-            try:
-                _reject_encoded(what, response)
-                async with aclosing(_read_chunks(what, response)) as chunks:
-                    yield Stream(status=response.status_code, headers=dict(response.headers), chunks=chunks)
-            finally:
-                await response.aclose()
 
     async def aclose(self) -> None:
         await self._transport.aclose()
@@ -200,14 +152,6 @@ def _reject_encoded(what: str, response: httpx.Response) -> None:
         raise ProviderError(f"{what}: the response is encoded although identity was requested")
 
 
-async def _read_chunks(what: str, response: httpx.Response) -> AsyncGenerator[bytes]:
-    stream = cast(AsyncGenerator[bytes, None], response.aiter_raw())
-    async with aclosing(stream) as parts:
-        with _provider_errors(what):
-            async for part in parts:
-                yield part
-
-
 def parse_provider_json(body: bytes) -> Any:
     """Parse a provider's JSON; lone surrogates are replaced. Raises ValueError."""
     return read_json(body, max_depth=MAX_JSON_DEPTH, repair_surrogates=True)
@@ -221,7 +165,6 @@ def _build_request(
     headers: Mapping[str, str],
     params: Mapping[str, str] | None,
     json: Any = None,
-    content: AsyncIterator[bytes] | bytes | None = None,
     files: Sequence[tuple[str, Any]] | None = None,
 ) -> httpx.Request:
     """Return the request; raise `NotSent(permanent)` for one that cannot be encoded and so was certainly not sent."""
@@ -232,7 +175,7 @@ def _build_request(
     try:
         address = httpx.URL(url).copy_merge_params(params or {})
         all_headers = {"User-Agent": USER_AGENT, "Accept": "*/*", "Accept-Encoding": "identity", **headers}
-        request = httpx.Request(method, address, headers=all_headers, json=json, content=content, files=files)
+        request = httpx.Request(method, address, headers=all_headers, json=json, files=files)
     except (httpx.InvalidURL, ValueError):
         raise NotSent(f"{what}: the request cannot be encoded", permanent=True) from None
     if address.scheme not in ("http", "https") or not address.host or not 0 < (address.port or 80) < 65536:
@@ -279,12 +222,9 @@ def _failed_stage(error: BaseException) -> Literal["name", "connection", "tls", 
     return "connection"
 
 
-async def _multipart_fields(form: Form, files: Sequence[FilePart]) -> list[tuple[str, Any]]:
+async def _multipart_fields(form: Mapping[str, str], files: Sequence[FilePart]) -> list[tuple[str, Any]]:
     """Return what httpx encodes as multipart, text fields included: with `data=` alone it would send another type."""
-    fields: list[tuple[str, Any]] = []
-    for name, given in form.items():
-        texts = (given,) if isinstance(given, str) else given
-        fields += [(name, (None, text.encode("utf-8", "replace"))) for text in texts]
+    fields: list[tuple[str, Any]] = [(name, (None, text.encode("utf-8", "replace"))) for name, text in form.items()]
     for file in files:
         content = b"".join([chunk async for chunk in file.read()])
         fields.append((file.name, (file.filename, content, file.media_type)))

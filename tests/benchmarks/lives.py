@@ -13,19 +13,19 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit
 
 from broker.bootstrap import open_services
 from broker.broker import Broker
-from broker.lifecycle import Trouble
 from broker.orders import Order, Request
 from broker.reports import Finished, Pending, Report
 from broker.services import Services
 from broker.settings import Settings, load
-from broker.steps import Steps
+from broker.tasks.lifecycle import DownloadFailure
+from broker.tasks.steps.download import DownloadStep, insert_result
 from storage.database import Database, Outcome, Row, Statement
 from storage.images import StoredImage
 from storage.postgres import PostgresDatabase
@@ -134,10 +134,10 @@ class Prompt:
         return None
 
 
-class Fed(Steps):
-    """Steps whose downloads are done as soon as they begin."""
+class InstantDownload(DownloadStep):
+    """A download step whose downloads end as soon as they begin."""
 
-    async def _bring(self, task: Task, position: int) -> Trouble | None:
+    async def _download(self, task: Task, position: int) -> DownloadFailure | None:
         image = StoredImage(
             name=f"generated_{secrets.token_hex(16)}.png",
             owner=task.id,
@@ -149,9 +149,9 @@ class Fed(Steps):
             width=1024,
             height=1024,
             sha256=secrets.token_hex(32),
-            created_at=self.clock.now(),
+            created_at=self.transitions.clock.now(),
         )
-        await self._keep(task, image)
+        await insert_result(self.tasks, self.images, task, image)
         return None
 
 
@@ -174,12 +174,18 @@ def _database(settings: Settings) -> AbstractAsyncContextManager[Database]:
 
 
 def _feed(services: Services, upstream: Upstream) -> None:
-    provider, steps = Prompt(upstream), services.broker.steps
-    parts = {f.name: getattr(steps, f.name) for f in fields(steps)}
-    fed = Fed(**{**parts, "providers": {provider.name: provider}})
-    broker = services.broker
-    broker.steps = services.worker.steps = fed
-    broker.provider, broker.providers, broker.signatures = provider, fed.providers, {}
+    provider, steps, broker = Prompt(upstream), services.worker.steps, services.broker
+    providers = {provider.name: provider}
+    parts = {part.name: getattr(steps.download, part.name) for part in fields(steps.download)}
+    services.worker.steps = replace(
+        steps,
+        submit=replace(steps.submit, providers=providers),
+        check=replace(steps.check, providers=providers),
+        download=InstantDownload(**{**parts, "providers": providers}),
+    )
+    services.worker.callbacks.step = replace(services.worker.callbacks.step, providers=providers)
+    services.worker.submissions = replace(services.worker.submissions, providers=providers)
+    broker.provider, broker.providers, broker.signatures = provider, providers, {}
     provider.broker = broker
 
 

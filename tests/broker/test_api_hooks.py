@@ -135,7 +135,7 @@ async def test_a_proved_success_becomes_a_download(tmp_path: Path) -> None:
         simulated = {"task_id": task.id, "status": "completed", "output": {"image_url": "http://127.0.0.1:9/x.png"}}
         for _ in range(3):
             assert (await house.client.post(HOOK, json=simulated)).status_code == 200
-        await house.services.worker.steps.digest(task.id)
+        await house.services.worker.callbacks.step.process_callbacks(task.id)
         row = await house.services.broker.tasks.get(task.id)
         assert row is not None
         assert row.outputs == ("http://127.0.0.1:9/x.png",)

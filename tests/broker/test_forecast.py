@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from broker import forecast
 from broker.api.views import Views
-from broker.forecast import coarse
 from broker.reports import Finished, Pending
 from broker.sandbox.options import Options
 from broker.services import Services
+from broker.tasks import eta
+from broker.tasks.eta import round_up
 from storage.tasks import State, Task
 from tests.broker.api_house import NEVER, a_task, open_api
 from tests.broker.test_api_tasks import NOTHING_KNOWN, look, parsed
@@ -51,7 +51,7 @@ def done(number: int, *, making: float = 20.0, fetching: float = 2.0, **changes:
 
 async def told(services: Services, task: Task) -> tuple[int | None, int | None]:
     """Place and estimate."""
-    progress = await services.broker.forecast.of(task)
+    progress = await services.broker.eta.estimate(task)
     return progress.position, progress.eta
 
 
@@ -75,12 +75,12 @@ async def test_one_look_serves_all_who_ask_within_a_moment(quiet: Services, cloc
     await add(quiet, queued(3))
     assert (await told(quiet, second))[0] == 2
     assert (await told(quiet, queued(3)))[0] is None  # it came after the look
-    clock.advance(forecast.LOOK_SECONDS)
+    clock.advance(eta.QUEUE_TTL_SECONDS)
     assert [(await told(quiet, task))[0] for task in (second, queued(3))] == [1, 2]
 
 
 async def test_who_stands_very_far_back_is_told_only_that(quiet: Services) -> None:
-    quiet.broker.forecast.most_places = 3
+    quiet.broker.eta.max_positions = 3
     tasks = [queued(n) for n in range(1, 7)]
     await add(quiet, *tasks, *(done(n) for n in range(9)))
     assert [(await told(quiet, task))[0] for task in tasks] == [1, 2, 3, 4, 4, 4]
@@ -113,7 +113,7 @@ async def test_without_enough_alike_the_model_counts_then_the_provider_then_noth
     await add(quiet, *(done(n, resolution="1K") for n in range(4)))
     assert await told(quiet, task) == (None, None)
     await add(quiet, done(5, resolution="4K"))
-    quiet.broker.forecast._histories.clear()
+    quiet.broker.eta._histories.clear()
     assert await told(quiet, task) == (None, 25)
     assert await told(quiet, pro) == (None, 25)
     assert await told(quiet, a_task(NOW, state=State.WAITING, provider="other", sent_at=NOW)) == (None, None)
@@ -124,7 +124,7 @@ async def test_an_estimate_that_was_exceeded_says_no_more(quiet: Services, clock
     task = a_task(NOW, state=State.WAITING, sent_at=NOW)
     clock.advance(22)
     assert await told(quiet, task) == (None, None)
-    assert (await quiet.broker.forecast.of(task)).fresh_for == math.inf
+    assert (await quiet.broker.eta.estimate(task)).fresh_for == math.inf
     clock.advance(-3600)  # the clock was set back
     assert (await told(quiet, task))[1] == 25
 
@@ -142,8 +142,8 @@ async def test_who_waits_for_a_turn_waits_for_the_window_the_places_and_the_paus
     await add(quiet, *tasks, *(done(n) for n in range(5)))
     # the fourth waits 7 for a place and 10 for the window, the eighth 33 for a place
     assert [(await told(quiet, task))[1] for task in (tasks[0], tasks[1], tasks[3], tasks[7])] == [25, 25, 40, 60]
-    await quiet.database.transact(quiet.worker.lanes.pausing("kie", NOW + 300))
-    clock.advance(forecast.LOOK_SECONDS)
+    await quiet.database.transact(quiet.worker.submissions.lanes.pausing("kie", NOW + 300))
+    clock.advance(eta.QUEUE_TTL_SECONDS)
     assert (await told(quiet, tasks[0]))[1] == 330
     assert (await told(quiet, queued(1, due_at=NOW + 400)))[1] == 450  # it has a pause of its own
 
@@ -153,16 +153,16 @@ async def test_who_waits_for_a_turn_waits_for_the_window_the_places_and_the_paus
     [(-1, None), (0, None), (0.1, 5), (5, 5), (5.1, 10), (30, 30), (31, 40), (120, 120), (121, 150), (601, 660)],
 )
 def test_estimates_are_rounded_up_to_steps(seconds: float, told: int | None) -> None:
-    assert coarse(seconds) == told
+    assert round_up(seconds) == told
 
 
 def test_a_rounded_estimate_stands_until_the_next_step() -> None:
     """So an answer need be built, and sent, only when it says something new."""
     for left in (1.0, 4.9, 5.0, 17.2, 30.0, 30.1, 119.0, 599.0, 4000.0):
-        stands = forecast._steady(left)
+        stands = eta.stable_for(left)
         assert stands > 0
-        assert coarse(left - stands + 0.001) == coarse(left)
-        assert coarse(left - stands) != coarse(left)
+        assert round_up(left - stands + 0.001) == round_up(left)
+        assert round_up(left - stands) != round_up(left)
 
 
 # -- in what callers see
@@ -177,7 +177,7 @@ async def test_a_queued_task_shows_its_place_and_its_tag_changes_with_it(tmp_pat
         same = await house.client.get(path, headers={"If-None-Match": first.headers["etag"]})
         assert same.status_code == 304
         await house.change(tasks[0], state=State.CANCELED, ended_at=5.0)
-        house.services.broker.forecast._lines.clear()
+        house.services.broker.eta._queues.clear()
         views = Views(house.services.broker)
         prepared = await views.of(tasks[1].id, "en")
         assert b'"position":1' in prepared.body
@@ -226,11 +226,11 @@ async def test_a_new_word_of_the_provider_is_news_and_an_old_one_is_not(quiet: S
     """It reaches those who wait, and changes nothing that anybody sees when it is said again."""
     task = a_task(NOW, job_id="job", due_at=NOW, provider="kie")
     await add(quiet, task)
-    steps = quiet.broker.steps
+    steps = quiet.worker.steps
     for stage, percent, news in (("waiting", None, True), ("waiting", None, False), ("generating", 40.0, True)):
         clock.advance(60)
         before = await quiet.broker.get(task.id)
-        await steps._after(before, Pending(job_id="job", stage=stage, percent=percent), 0)
+        await steps.transitions.apply_report(before, Pending(job_id="job", stage=stage, percent=percent), 0)
         row = await quiet.broker.get(task.id)
         assert (row.provider_state, row.provider_percent) == (stage, percent)
         assert (row.updated_at == clock.now()) is news
@@ -242,7 +242,7 @@ async def test_those_who_follow_hear_the_providers_word(tmp_path: Path) -> None:
         task = await house.add(job_id="job")
         async with aclosing(house.services.broker.changes(task.id)) as changes:
             words = [(await anext(changes)).provider_state]
-            await house.services.broker.steps._after(task, Pending(job_id="job", stage="queuing"), 0)
+            await house.services.worker.steps.transitions.apply_report(task, Pending(job_id="job", stage="queuing"), 0)
             async with asyncio.timeout(1):
                 words.append((await anext(changes)).provider_state)
         assert words == [None, "queuing"]
@@ -253,7 +253,7 @@ async def test_times_are_kept_for_the_next_estimates(quiet: Services, clock: Man
     task = a_task(NOW, job_id="job", due_at=NEVER, sent_at=NOW, outputs=())
     await add(quiet, task)
     clock.advance(17)
-    await quiet.broker.steps._after(task, Finished(outputs=("https://a/1",), job_id="job"), 0)
+    await quiet.worker.steps.transitions.apply_report(task, Finished(outputs=("https://a/1",), job_id="job"), 0)
     row = await quiet.broker.get(task.id)
     assert (row.state, row.sent_at, row.finished_at, row.entered_at) == (State.FETCHING, NOW, NOW + 17, NOW + 17)
 

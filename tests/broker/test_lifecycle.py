@@ -11,28 +11,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.lifecycle import (
+from broker.reports import Failed, Finished, Pending, Report
+from broker.tasks.lifecycle import (
     NOTHING,
     Changes,
-    Rules,
-    Trouble,
-    after,
-    canceled,
-    cut_off,
-    emptied,
-    expired,
-    fetched,
-    intent,
-    overdue,
-    unheard,
-    unknown,
-    unprepared,
+    DownloadFailure,
+    apply_report,
+    begin_submission,
+    cancel,
+    check_failed,
+    downloaded,
+    expire,
+    files_deleted,
+    outcome_unknown,
+    queue_timeout,
+    switch_to_polling,
+    upload_failed,
 )
-from broker.reports import Failed, Finished, Pending, Report
+from broker.tasks.policy import TaskPolicy
 from storage.tasks import Attempt, State, Task
 
 NOW = 10_000.0
-RULES = Rules()
+POLICY = TaskPolicy()
 URLS = ("https://cdn.example/a.png",)
 RANK = {"pending": 0, "processing": 1, "failed": 2, "canceled": 3, "completed": 3, "expired": 4}
 
@@ -85,84 +85,84 @@ DONE = Finished(outputs=URLS, job_id="job", cost=4)
 
 def test_who_waits_for_a_callback_that_cannot_come_asks_soon() -> None:
     waiting = a_task(State.WAITING, due_at=NOW + 60)
-    assert cut_off(waiting, NOW, RULES).task == {"hooked": False, "due_at": NOW + 3}
-    assert cut_off(replace(waiting, due_at=NOW + 1), NOW, RULES).task["due_at"] == NOW + 1
-    assert cut_off(replace(waiting, hooked=False), NOW, RULES) == NOTHING
+    assert switch_to_polling(waiting, NOW, POLICY).task == {"hooked": False, "due_at": NOW + 3}
+    assert switch_to_polling(replace(waiting, due_at=NOW + 1), NOW, POLICY).task["due_at"] == NOW + 1
+    assert switch_to_polling(replace(waiting, hooked=False), NOW, POLICY) == NOTHING
 
 
 @pytest.mark.parametrize("state", [state for state in State if state != State.WAITING])
 def test_nobody_else_is_concerned(state: State) -> None:
     """Least of all an order of unknown outcome: given up early, it could be ordered and paid again."""
-    assert cut_off(a_task(state), NOW, RULES) == NOTHING
+    assert switch_to_polling(a_task(state), NOW, POLICY) == NOTHING
 
 
 # -- submitting
 
 
 def test_the_intent_is_an_attempt_that_waits_for_its_callback() -> None:
-    changes = intent(a_task(), hooked=True, now=NOW, rules=RULES).task
+    changes = begin_submission(a_task(), hooked=True, now=NOW, policy=POLICY).task
     assert (changes["state"], changes["attempt"], changes["due_at"]) == (State.SUBMITTING, 1, NOW + 900)
 
 
 def test_a_job_id_means_waiting_and_asking_later() -> None:
-    changes = after(a_task(State.SUBMITTING), an_attempt(), Pending(job_id="job"), NOW, RULES)
+    changes = apply_report(a_task(State.SUBMITTING), an_attempt(), Pending(job_id="job"), NOW, POLICY)
     assert changes.task["state"] == State.WAITING
-    assert changes.task["due_at"] == NOW + RULES.check_after
+    assert changes.task["due_at"] == NOW + POLICY.check_after_seconds
     assert changes.attempt == {"job_id": "job", "outcome": "accepted"}
 
 
 def test_without_callbacks_the_provider_is_asked_every_three_seconds() -> None:
     task = a_task(State.SUBMITTING, hooked=False)
-    assert after(task, an_attempt(), Pending(job_id="job"), NOW, RULES).task["due_at"] == NOW + 3
+    assert apply_report(task, an_attempt(), Pending(job_id="job"), NOW, POLICY).task["due_at"] == NOW + 3
 
 
 def test_a_refusal_that_cost_nothing_goes_back_into_the_queue() -> None:
-    changes = after(a_task(State.SUBMITTING), an_attempt(), REFUSED, NOW, RULES)
+    changes = apply_report(a_task(State.SUBMITTING), an_attempt(), REFUSED, NOW, POLICY)
     assert (changes.task["state"], changes.task["due_at"]) == (State.QUEUED, NOW + 5)
     assert changes.attempt["outcome"] == "refused"
 
 
 def test_a_refusal_that_is_said_twice_is_followed_once() -> None:
     task = a_task(State.QUEUED, attempt=1, due_at=NOW + 5)
-    assert after(task, an_attempt(outcome="refused"), REFUSED, NOW + 1, RULES) == NOTHING
+    assert apply_report(task, an_attempt(outcome="refused"), REFUSED, NOW + 1, POLICY) == NOTHING
 
 
 def test_references_that_cannot_be_handed_over_are_tried_again_for_a_while() -> None:
-    task = a_task(State.QUEUED, deadline_at=NOW + RULES.queue)
-    again = applied(task, unprepared(task, REFUSED, NOW, RULES))
+    task = a_task(State.QUEUED, deadline_at=NOW + POLICY.queue_seconds)
+    again = applied(task, upload_failed(task, REFUSED, NOW, POLICY))
     assert (again.state, again.due_at, again.deadline_at, again.attempt) == (State.QUEUED, NOW + 5, NOW + 900, 0)
-    assert unprepared(again, REFUSED, again.deadline_at, RULES).task["state"] == State.FAILED
-    assert unprepared(task, replace(REFUSED, retryable=False), NOW, RULES).task["state"] == State.FAILED
-    assert unprepared(a_task(State.CANCELED), REFUSED, NOW, RULES) == NOTHING
+    assert upload_failed(again, REFUSED, again.deadline_at, POLICY).task["state"] == State.FAILED
+    assert upload_failed(task, replace(REFUSED, retryable=False), NOW, POLICY).task["state"] == State.FAILED
+    assert upload_failed(a_task(State.CANCELED), REFUSED, NOW, POLICY) == NOTHING
 
 
 def test_an_unknown_outcome_of_an_earlier_attempt_concerns_nobody() -> None:
-    assert unknown(a_task(State.SUBMITTING, attempt=2, deadline_at=NOW), NOW, RULES, attempt=1) == NOTHING
+    assert outcome_unknown(a_task(State.SUBMITTING, attempt=2, deadline_at=NOW), NOW, POLICY, attempt=1) == NOTHING
 
 
 def test_patience_with_refusals_ends_at_the_deadline() -> None:
     task = a_task(State.SUBMITTING, deadline_at=NOW + 3)
-    assert after(task, an_attempt(), REFUSED, NOW, RULES).task["error_code"] == "provider_rate_limited"
+    assert apply_report(task, an_attempt(), REFUSED, NOW, POLICY).task["error_code"] == "provider_rate_limited"
 
 
 @pytest.mark.parametrize("billed", ["yes", "unknown"])
 def test_what_may_have_cost_something_is_never_ordered_again(billed: Any) -> None:
     report = replace(FREE_FAILURE, billed=billed)
-    assert after(a_task(State.WAITING), accepted(), report, NOW, RULES).task["state"] == State.FAILED
+    assert apply_report(a_task(State.WAITING), accepted(), report, NOW, POLICY).task["state"] == State.FAILED
 
 
 def test_a_failure_that_cost_nothing_is_ordered_again_but_not_for_ever() -> None:
-    first = after(a_task(State.WAITING), accepted(), FREE_FAILURE, NOW, RULES)
+    first = apply_report(a_task(State.WAITING), accepted(), FREE_FAILURE, NOW, POLICY)
     assert first.task["state"] == State.QUEUED
     third = a_task(State.WAITING, attempt=3)
-    assert after(third, replace(accepted(), number=3), FREE_FAILURE, NOW, RULES).task["state"] == State.FAILED
+    assert apply_report(third, replace(accepted(), number=3), FREE_FAILURE, NOW, POLICY).task["state"] == State.FAILED
 
 
 def test_an_unknown_outcome_waits_for_the_callback_and_is_not_repeated() -> None:
     task = a_task(State.SUBMITTING)
-    waiting = unknown(task, NOW, RULES)
+    waiting = outcome_unknown(task, NOW, POLICY)
     assert waiting.task == {"due_at": task.deadline_at}
-    ended = unknown(task, task.deadline_at, RULES)
+    ended = outcome_unknown(task, task.deadline_at, POLICY)
     assert (ended.task["state"], ended.task["error_code"], ended.task["billed"]) == (
         State.FAILED,
         "unknown_outcome",
@@ -171,18 +171,18 @@ def test_an_unknown_outcome_waits_for_the_callback_and_is_not_repeated() -> None
 
 
 def test_where_no_callback_can_come_an_unknown_outcome_ends_at_once() -> None:
-    assert unknown(a_task(State.SUBMITTING, hooked=False), NOW, RULES).task["error_code"] == "unknown_outcome"
+    assert outcome_unknown(a_task(State.SUBMITTING, hooked=False), NOW, POLICY).task["error_code"] == "unknown_outcome"
 
 
 def test_by_setting_an_unknown_outcome_is_ordered_again() -> None:
-    rules = replace(RULES, resubmit_unknown=True)
+    policy = replace(POLICY, resubmit_unknown=True)
     task = a_task(State.SUBMITTING, deadline_at=NOW)
-    assert unknown(task, NOW, rules).task["state"] == State.QUEUED
-    assert unknown(replace(task, attempt=3), NOW, rules).task["state"] == State.FAILED
+    assert outcome_unknown(task, NOW, policy).task["state"] == State.QUEUED
+    assert outcome_unknown(replace(task, attempt=3), NOW, policy).task["state"] == State.FAILED
 
 
 def test_a_retried_task_is_not_shown_as_pending_again() -> None:
-    changes = after(a_task(State.SUBMITTING), an_attempt(), REFUSED, NOW, RULES)
+    changes = apply_report(a_task(State.SUBMITTING), an_attempt(), REFUSED, NOW, POLICY)
     assert applied(a_task(State.SUBMITTING), changes).status == "processing"
 
 
@@ -191,89 +191,89 @@ def test_a_retried_task_is_not_shown_as_pending_again() -> None:
 
 def test_a_callback_quicker_than_the_submit_answer_loses_nothing() -> None:
     task, attempt = a_task(State.SUBMITTING), an_attempt()
-    early = after(task, attempt, DONE, NOW, RULES)
+    early = apply_report(task, attempt, DONE, NOW, POLICY)
     task, attempt = applied(task, early), replace(attempt, **early.attempt)
     assert (task.state, task.job_id, attempt.outcome) == (State.FETCHING, "job", "succeeded")
-    late = after(task, attempt, Pending(job_id="job"), NOW, RULES)
+    late = apply_report(task, attempt, Pending(job_id="job"), NOW, POLICY)
     assert late == NOTHING
 
 
 def test_a_late_submit_answer_completes_a_ledger_that_a_callback_without_an_id_began() -> None:
     attempt = an_attempt(outcome="succeeded")
-    changes = after(a_task(State.FETCHING), attempt, Pending(job_id="job"), NOW, RULES)
+    changes = apply_report(a_task(State.FETCHING), attempt, Pending(job_id="job"), NOW, POLICY)
     assert changes == Changes(attempt={"job_id": "job", "outcome": "succeeded"})
 
 
 @pytest.mark.parametrize("state", [State.FETCHING, State.SUCCEEDED, State.CANCELED, State.EXPIRED])
 @pytest.mark.parametrize("report", [Pending(job_id="job"), Pending(check_in=0), TOLD, FREE_FAILURE])
 def test_late_news_never_takes_anything_back(state: State, report: Report) -> None:
-    assert after(a_task(state), accepted(), report, NOW, RULES).task == {}
+    assert apply_report(a_task(state), accepted(), report, NOW, POLICY).task == {}
 
 
 def test_a_repeated_success_changes_nothing() -> None:
     attempt = replace(accepted(), outcome="succeeded")
     for state in (State.FETCHING, State.SUCCEEDED):
-        assert after(a_task(state), attempt, DONE, NOW, RULES) == NOTHING
+        assert apply_report(a_task(state), attempt, DONE, NOW, POLICY) == NOTHING
 
 
 @pytest.mark.parametrize("code", ["deadline_exceeded", "unknown_outcome", "provider_error"])
 def test_a_success_after_we_gave_up_still_lands(code: str) -> None:
     task = a_task(State.FAILED, error_code=code, ended_at=NOW - 5)
-    landing = applied(task, after(task, accepted(), DONE, NOW, RULES))
+    landing = applied(task, apply_report(task, accepted(), DONE, NOW, POLICY))
     assert (landing.state, landing.status) == (State.FETCHING, "failed")
-    landed = applied(landing, fetched(landing, 1, [], NOW, RULES))
+    landed = applied(landing, downloaded(landing, 1, [], NOW, POLICY))
     assert (landed.status, landed.error_code) == ("completed", None)
 
 
 def test_another_result_after_the_first_was_lost_is_welcome() -> None:
     task = a_task(State.FAILED, error_code="result_gone", ended_at=NOW, outputs=("https://cdn.example/dead.png",))
-    assert after(task, accepted(), DONE, NOW, RULES).task["state"] == State.FETCHING
+    assert apply_report(task, accepted(), DONE, NOW, POLICY).task["state"] == State.FETCHING
     same = replace(DONE, outputs=task.outputs)
-    assert after(task, replace(accepted(), outcome="succeeded"), same, NOW, RULES) == NOTHING
+    assert apply_report(task, replace(accepted(), outcome="succeeded"), same, NOW, POLICY) == NOTHING
 
 
 def test_a_job_that_turns_up_after_we_gave_up_is_asked_about_and_never_ordered_again() -> None:
     """The answer came when the time for it was over: the id is worth money."""
     task = a_task(State.FAILED, error_code="unknown_outcome", ended_at=NOW - 5)
-    found = applied(task, after(task, an_attempt(outcome="unknown"), Pending(job_id="job"), NOW, RULES))
+    found = applied(task, apply_report(task, an_attempt(outcome="unknown"), Pending(job_id="job"), NOW, POLICY))
     assert (found.state, found.job_id, found.status) == (State.WAITING, "job", "failed")
-    assert canceled(found, NOW, RULES) == NOTHING
-    assert after(found, accepted(), FREE_FAILURE, NOW, RULES).task["state"] == State.FAILED
-    landing = applied(found, after(found, accepted(), DONE, NOW, RULES))
-    assert applied(landing, fetched(landing, 1, [], NOW, RULES)).status == "completed"
+    assert cancel(found, NOW, POLICY) == NOTHING
+    assert apply_report(found, accepted(), FREE_FAILURE, NOW, POLICY).task["state"] == State.FAILED
+    landing = applied(found, apply_report(found, accepted(), DONE, NOW, POLICY))
+    assert applied(landing, downloaded(landing, 1, [], NOW, POLICY)).status == "completed"
 
 
 def test_a_success_after_cancel_is_kept_as_spare_and_not_shown() -> None:
-    changes = after(a_task(State.CANCELED), accepted(), DONE, NOW, RULES)
+    changes = apply_report(a_task(State.CANCELED), accepted(), DONE, NOW, POLICY)
     assert changes.task == {}
     assert json.loads(changes.attempt["spare"]) == {"job_id": "job", "outputs": list(URLS)}
 
 
 def test_a_second_job_on_one_callback_address_is_noticed_and_changes_nothing() -> None:
     foreign = replace(DONE, job_id="another", outputs=("https://evil.example/x.png",))
-    changes = after(a_task(State.WAITING), accepted(), foreign, NOW, RULES)
+    changes = apply_report(a_task(State.WAITING), accepted(), foreign, NOW, POLICY)
     assert changes.task == {}
     assert json.loads(changes.attempt["spare"])["job_id"] == "another"
 
 
 def test_a_success_of_an_earlier_attempt_is_welcome() -> None:
-    changes = after(a_task(State.QUEUED, attempt=1), an_attempt(outcome="failed"), DONE, NOW, RULES)
+    changes = apply_report(a_task(State.QUEUED, attempt=1), an_attempt(outcome="failed"), DONE, NOW, POLICY)
     assert changes.task["state"] == State.FETCHING
 
 
 def test_a_failure_of_an_earlier_attempt_is_only_noted() -> None:
-    changes = after(a_task(State.WAITING, attempt=2), an_attempt(), TOLD, NOW, RULES)
+    changes = apply_report(a_task(State.WAITING, attempt=2), an_attempt(), TOLD, NOW, POLICY)
     assert changes.task == {}
     assert changes.attempt["code"] == "safety_input"
 
 
 def test_strangers_can_make_us_ask_but_not_often() -> None:
     task = a_task(State.WAITING, due_at=NOW + 30, checked_at=NOW - 2)
-    assert after(task, accepted(), Pending(check_in=0), NOW, RULES).task == {"due_at": NOW + 8}
+    assert apply_report(task, accepted(), Pending(check_in=0), NOW, POLICY).task == {"due_at": NOW + 8}
     under_way = replace(task, due_at=NOW - 1)
-    assert after(under_way, accepted(), Pending(check_in=0), NOW, RULES).task == {"due_at": NOW + 8}
+    assert apply_report(under_way, accepted(), Pending(check_in=0), NOW, POLICY).task == {"due_at": NOW + 8}
     quiet = replace(task, checked_at=NOW - 60)
-    assert after(quiet, accepted(), Pending(check_in=0), NOW, RULES).task == {"due_at": NOW}
+    assert apply_report(quiet, accepted(), Pending(check_in=0), NOW, POLICY).task == {"due_at": NOW}
 
 
 # -- waiting
@@ -282,7 +282,7 @@ def test_strangers_can_make_us_ask_but_not_often() -> None:
 def test_pauses_between_questions_grow_up_to_a_minute() -> None:
     task, pauses = a_task(State.WAITING, deadline_at=NOW + 10_000), []
     for _ in range(6):
-        changes = after(task, accepted(), Pending(job_id="job"), NOW, RULES)
+        changes = apply_report(task, accepted(), Pending(job_id="job"), NOW, POLICY)
         pauses.append(changes.task["due_at"] - NOW)
         task = applied(task, changes)
     assert pauses == sorted(pauses)
@@ -291,30 +291,30 @@ def test_pauses_between_questions_grow_up_to_a_minute() -> None:
 
 def test_the_last_question_is_asked_at_the_deadline_and_then_it_is_over() -> None:
     task = a_task(State.WAITING, deadline_at=NOW + 5)
-    changes = after(task, accepted(), Pending(job_id="job"), NOW, RULES)
+    changes = apply_report(task, accepted(), Pending(job_id="job"), NOW, POLICY)
     assert changes.task["due_at"] == NOW + 5
-    ended = after(task, accepted(), Pending(job_id="job"), NOW + 5, RULES)
+    ended = apply_report(task, accepted(), Pending(job_id="job"), NOW + 5, POLICY)
     assert ended.task["error_code"] == "deadline_exceeded"
 
 
 def test_a_provider_that_cannot_be_asked_is_asked_until_the_deadline() -> None:
     task = a_task(State.WAITING)
-    assert unheard(task, NOW, RULES).task["due_at"] == NOW + 2
-    assert unheard(task, task.deadline_at, RULES).task["error_code"] == "deadline_exceeded"
-    assert unheard(a_task(State.FETCHING), NOW, RULES) == NOTHING
+    assert check_failed(task, NOW, POLICY).task["due_at"] == NOW + 2
+    assert check_failed(task, task.deadline_at, POLICY).task["error_code"] == "deadline_exceeded"
+    assert check_failed(a_task(State.FETCHING), NOW, POLICY) == NOTHING
 
 
 def test_success_without_a_result_is_read_once_more() -> None:
     empty = Finished(outputs=(), job_id="job")
-    first = after(a_task(State.WAITING), accepted(), empty, NOW, RULES)
+    first = apply_report(a_task(State.WAITING), accepted(), empty, NOW, POLICY)
     again = applied(a_task(State.WAITING), first)
     assert again.state == State.WAITING
-    assert after(again, accepted(), DONE, NOW, RULES).task["state"] == State.FETCHING
-    assert after(again, accepted(), empty, NOW, RULES).task["error_code"] == "no_image"
+    assert apply_report(again, accepted(), DONE, NOW, POLICY).task["state"] == State.FETCHING
+    assert apply_report(again, accepted(), empty, NOW, POLICY).task["error_code"] == "no_image"
 
 
 def test_an_early_success_without_a_result_binds_the_job_so_that_it_can_be_asked() -> None:
-    changes = after(a_task(State.SUBMITTING), an_attempt(), Finished(outputs=(), job_id="job"), NOW, RULES)
+    changes = apply_report(a_task(State.SUBMITTING), an_attempt(), Finished(outputs=(), job_id="job"), NOW, POLICY)
     assert (changes.task["state"], changes.task["job_id"]) == (State.WAITING, "job")
 
 
@@ -323,65 +323,68 @@ def test_an_early_success_without_a_result_binds_the_job_so_that_it_can_be_asked
 
 def test_an_order_does_not_wait_in_the_queue_for_ever() -> None:
     task = a_task(State.QUEUED, deadline_at=NOW)
-    assert overdue(task, NOW, RULES).task["error_code"] == "deadline_exceeded"
+    assert queue_timeout(task, NOW, POLICY).task["error_code"] == "deadline_exceeded"
     refused = replace(task, error_code="provider_rate_limited", error_detail="slow down")
-    assert overdue(refused, NOW, RULES).task["error_code"] == "provider_rate_limited"
-    assert overdue(task, NOW - 1, RULES) == NOTHING
+    assert queue_timeout(refused, NOW, POLICY).task["error_code"] == "provider_rate_limited"
+    assert queue_timeout(task, NOW - 1, POLICY) == NOTHING
 
 
 # -- fetching
 
-GONE = Trouble(code="result_gone", message="404")
-SLOW = Trouble(code="download_failed", message="reset")
+GONE = DownloadFailure(code="result_gone", message="404")
+SLOW = DownloadFailure(code="download_failed", message="reset")
 
 
 def test_a_dead_link_is_tried_a_few_times_before_it_is_believed() -> None:
     task = a_task(State.FETCHING)
-    for _ in range(RULES.dead_links - 1):
-        task = applied(task, fetched(task, 0, [GONE], NOW, RULES))
+    for _ in range(POLICY.max_dead_link_retries - 1):
+        task = applied(task, downloaded(task, 0, [GONE], NOW, POLICY))
         assert task.status == "processing"
-    task = applied(task, fetched(task, 0, [GONE], NOW, RULES))
+    task = applied(task, downloaded(task, 0, [GONE], NOW, POLICY))
     assert (task.status, task.error_code) == ("failed", "result_gone")
 
 
 def test_even_then_a_paid_image_is_looked_for_while_the_provider_may_have_it() -> None:
     told = a_task(State.FETCHING, tries=9, ended_at=NOW, error_code="result_gone")
-    again = applied(told, fetched(told, 0, [GONE], NOW, RULES))
+    again = applied(told, downloaded(told, 0, [GONE], NOW, POLICY))
     assert (again.state, again.due_at) == (State.FETCHING, NOW + 2 * 2**9)
-    assert applied(told, fetched(told, 1, [], NOW, RULES)).status == "completed"
-    late = NOW + 900 + RULES.keep
-    assert fetched(told, 0, [GONE], late, RULES).task["state"] == State.FAILED
+    assert applied(told, downloaded(told, 1, [], NOW, POLICY)).status == "completed"
+    late = NOW + 900 + POLICY.result_kept_seconds
+    assert downloaded(told, 0, [GONE], late, POLICY).task["state"] == State.FAILED
 
 
 def test_of_several_results_the_good_ones_are_enough() -> None:
-    task = a_task(State.FETCHING, tries=RULES.dead_links - 1)
-    assert fetched(task, 2, [GONE], NOW, RULES).task["state"] == State.SUCCEEDED
+    task = a_task(State.FETCHING, tries=POLICY.max_dead_link_retries - 1)
+    assert downloaded(task, 2, [GONE], NOW, POLICY).task["state"] == State.SUCCEEDED
     early = a_task(State.FETCHING)
-    assert "state" not in fetched(early, 2, [GONE], NOW, RULES).task
-    assert fetched(early, 2, [GONE], early.deadline_at, RULES).task["state"] == State.SUCCEEDED
-    assert "state" not in fetched(early, 2, [SLOW], early.deadline_at, RULES).task
-    assert fetched(early, 2, [SLOW], early.deadline_at + RULES.keep, RULES).task["state"] == State.SUCCEEDED
+    assert "state" not in downloaded(early, 2, [GONE], NOW, POLICY).task
+    assert downloaded(early, 2, [GONE], early.deadline_at, POLICY).task["state"] == State.SUCCEEDED
+    assert "state" not in downloaded(early, 2, [SLOW], early.deadline_at, POLICY).task
+    assert (
+        downloaded(early, 2, [SLOW], early.deadline_at + POLICY.result_kept_seconds, POLICY).task["state"]
+        == State.SUCCEEDED
+    )
 
 
 def test_a_paid_image_is_fetched_on_after_the_caller_was_told_that_it_failed() -> None:
     task = a_task(State.FETCHING, deadline_at=NOW)
-    told = applied(task, fetched(task, 0, [SLOW], NOW, RULES))
+    told = applied(task, downloaded(task, 0, [SLOW], NOW, POLICY))
     assert (told.state, told.status, told.error_code) == (State.FETCHING, "failed", "download_failed")
-    assert applied(told, fetched(told, 1, [], NOW + 60, RULES)).status == "completed"
-    gone = fetched(told, 0, [SLOW], NOW + RULES.keep, RULES)
+    assert applied(told, downloaded(told, 1, [], NOW + 60, POLICY)).status == "completed"
+    gone = downloaded(told, 0, [SLOW], NOW + POLICY.result_kept_seconds, POLICY)
     assert (gone.task["state"], gone.task["billed"]) == (State.FAILED, "yes")
 
 
 def test_fresh_links_to_the_same_result_are_taken() -> None:
     fresh = Finished(outputs=("https://cdn.example/fresh.png",), job_id="job")
-    changes = after(a_task(State.FETCHING), replace(accepted(), outcome="succeeded"), fresh, NOW, RULES)
+    changes = apply_report(a_task(State.FETCHING), replace(accepted(), outcome="succeeded"), fresh, NOW, POLICY)
     assert changes.task == {"outputs": fresh.outputs}, "and tried in their turn: a link is no reason to hurry"
 
 
 def test_a_second_success_during_the_download_is_a_spare() -> None:
     task = a_task(State.FETCHING, attempt=2, job_id="job")
     second = an_attempt(number=2, job_id="other", outcome="accepted")
-    changes = after(task, second, Finished(outputs=("https://cdn.example/b.png",), job_id="other"), NOW, RULES)
+    changes = apply_report(task, second, Finished(outputs=("https://cdn.example/b.png",), job_id="other"), NOW, POLICY)
     assert changes.task == {}
     assert (changes.attempt["outcome"], "spare" in changes.attempt) == ("succeeded", True)
 
@@ -392,15 +395,15 @@ def test_a_second_success_during_the_download_is_a_spare() -> None:
 @pytest.mark.parametrize("state", list(State))
 def test_only_what_is_not_on_its_way_home_can_be_canceled(state: State) -> None:
     can = state in {State.QUEUED, State.SUBMITTING, State.WAITING}
-    assert bool(canceled(a_task(state), NOW, RULES)) == can
+    assert bool(cancel(a_task(state), NOW, POLICY)) == can
 
 
 def test_retention_forgets_what_was_given_and_got() -> None:
     task = a_task(State.SUCCEEDED, ended_at=NOW, refs=({"name": "r"},))
-    assert expired(task, NOW + 60, RULES).task == {"due_at": NOW + RULES.retention}
-    gone = applied(task, expired(task, NOW + RULES.retention, RULES))
+    assert expire(task, NOW + 60, POLICY).task == {"due_at": NOW + POLICY.retention_seconds}
+    gone = applied(task, expire(task, NOW + POLICY.retention_seconds, POLICY))
     assert (gone.state, gone.prompt, gone.refs, gone.outputs) == (State.EXPIRED, "", (), ())
-    assert emptied(NOW, RULES).task["due_at"] == NOW + 7 * 86400
+    assert files_deleted(NOW, POLICY).task["due_at"] == NOW + 7 * 86400
 
 
 # -- in whatever order
@@ -420,13 +423,13 @@ EVENTS: dict[str, Report | str] = {
 def happen(task: Task, attempt: Attempt, event: Report | str, now: float) -> tuple[Task, Attempt]:
     match event:
         case "cancel":
-            changes = canceled(task, now, RULES)
+            changes = cancel(task, now, POLICY)
         case "fetched":
-            changes = fetched(task, 1, [], now, RULES)
+            changes = downloaded(task, 1, [], now, POLICY)
         case "deadline":
-            changes = unknown(task, now, RULES) or unheard(task, now, RULES)
+            changes = outcome_unknown(task, now, POLICY) or check_failed(task, now, POLICY)
         case Pending() | Finished() | Failed():
-            changes = after(task, attempt, event, now, RULES)
+            changes = apply_report(task, attempt, event, now, POLICY)
         case _:
             raise AssertionError(event)
     return applied(task, changes), replace(attempt, **changes.attempt)
@@ -459,8 +462,8 @@ def test_any_history_keeps_the_status_moving_forward(history: list[str], late: f
 
 def test_an_order_that_is_ordered_anew_keeps_its_place_in_the_queue() -> None:
     """Behind all that came meanwhile its patience would end before its turn."""
-    rules = replace(RULES, resubmit_unknown=True)
+    policy = replace(POLICY, resubmit_unknown=True)
     task = a_task(State.SUBMITTING, attempt=1, hooked=False, deadline_at=NOW)
-    changes = unknown(task, NOW + 50, rules)
+    changes = outcome_unknown(task, NOW + 50, policy)
     assert (changes.task["state"], changes.task["due_at"]) == (State.QUEUED, task.created_at)
-    assert changes.task["deadline_at"] == NOW + 50 + rules.deadline
+    assert changes.task["deadline_at"] == NOW + 50 + policy.deadline_seconds

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from broker import lifecycle
 from broker.metrics import Metrics
 from broker.monitoring import balance, collectors
 from broker.monitoring.loop_lag import measure_loop_lag
 from broker.reports import Failed, Finished, Pending
 from broker.services import Services
+from broker.tasks import lifecycle
 from storage.tasks import Attempt, State, Task
 from tests.broker.api_house import a_task, open_api
 from tests.conftest import ManualClock
@@ -68,11 +68,11 @@ async def add(services: Services, **changes: Any) -> Task:
 # -- whole journeys
 
 GOOD: list[tuple[str, dict[str, str], float]] = [
-    ("broker_task_transitions_total", {"was": "queued", "now": "submitting"}, 2),
-    ("broker_task_transitions_total", {"was": "submitting", "now": "waiting"}, 2),
-    ("broker_task_transitions_total", {"was": "waiting", "now": "fetching"}, 1),
-    ("broker_task_transitions_total", {"was": "fetching", "now": "succeeded"}, 1),
-    ("broker_task_transitions_total", {"was": "waiting", "now": "failed"}, 1),
+    ("broker_task_transitions_total", {"from": "queued", "to": "submitting"}, 2),
+    ("broker_task_transitions_total", {"from": "submitting", "to": "waiting"}, 2),
+    ("broker_task_transitions_total", {"from": "waiting", "to": "fetching"}, 1),
+    ("broker_task_transitions_total", {"from": "fetching", "to": "succeeded"}, 1),
+    ("broker_task_transitions_total", {"from": "waiting", "to": "failed"}, 1),
     ("broker_state_seconds_count", {"state": "queued"}, 2),
     ("broker_state_seconds_count", {"state": "submitting"}, 2),
     ("broker_state_seconds_count", {"state": "waiting"}, 2),
@@ -102,12 +102,12 @@ async def test_a_journey_moves_every_metric_on_its_way(tmp_path: Path) -> None:
             (row, value(metrics, row[0], **row[1])) for row in GOOD if value(metrics, row[0], **row[1]) != row[2]
         ] == []
         assert value(metrics, "broker_download_bytes_total") == done["results"][0]["bytes"]
-        for operation in ("look", "change"):
-            assert value(metrics, "broker_store_seconds_count", operation=operation) > 2
+        for operation in ("poll", "change"):
+            assert value(metrics, "broker_database_seconds_count", operation=operation) > 2
         page = (await house.client.get("/metrics")).text
     assert 'broker_tasks{state="succeeded"} 1.0' in page
     assert 'broker_tasks{state="queued"} 0.0' in page
-    assert 'broker_lane_paused_seconds{provider="kie"} 0.0' in page
+    assert 'broker_provider_cooldown_seconds{provider="kie"} 0.0' in page
     assert re.search(r'broker_build_info{python="3\.\d+\.\d+",version="[^"]+"} 1\.0', page)
     assert "process_resident_memory_bytes" in page
     assert "python_gc_collections_total" in page
@@ -147,36 +147,36 @@ async def test_a_failure_that_no_table_knows_is_counted_once_and_logged_without_
     report = replace(UNKNOWN_WORDS, provider_code="FLUX")
     with capture_logs() as logs:
         for _ in range(2):  # a callback and a check may both tell it
-            await quiet.broker.steps._after(task, report, 1)
-    assert value(quiet.metrics, "broker_unmapped_failures_total", provider="kie") == 1
-    (line,) = [line for line in logs if line["action"] == "failure_unmapped"]
+            await quiet.worker.steps.transitions.apply_report(task, report, 1)
+    assert value(quiet.metrics, "broker_unclassified_errors_total", provider="kie") == 1
+    (line,) = [line for line in logs if line["action"] == "unclassified_provider_error"]
     assert (line["provider_code"], "flux is cold" in str(logs)) == ("FLUX", False)
     row = await quiet.broker.get(task.id)
     assert (row.error_code, row.error_detail, row.provider_code) == ("provider_error", "the flux is cold", "FLUX")
 
 
 async def test_a_failure_that_is_known_is_no_news(quiet: Services) -> None:
-    await quiet.broker.steps._after(await add(quiet), replace(UNKNOWN_WORDS, known=True), 1)
-    assert value(quiet.metrics, "broker_unmapped_failures_total", provider="kie") == 0
+    await quiet.worker.steps.transitions.apply_report(await add(quiet), replace(UNKNOWN_WORDS, known=True), 1)
+    assert value(quiet.metrics, "broker_unclassified_errors_total", provider="kie") == 0
 
 
 async def test_somebody_paid_twice(quiet: Services) -> None:
     task = await add(quiet, state=State.CANCELED, ended_at=NOW)
     for _ in range(2):
-        await quiet.broker.steps._after(task, Finished(outputs=("https://a/1",), job_id="job"), 1)
-    assert value(quiet.metrics, "broker_spare_results_total", provider="kie") == 1
+        await quiet.worker.steps.transitions.apply_report(task, Finished(outputs=("https://a/1",), job_id="job"), 1)
+    assert value(quiet.metrics, "broker_duplicate_results_total", provider="kie") == 1
 
 
 async def test_an_end_is_told_once_and_a_late_image_is_counted_apart(quiet: Services, clock: ManualClock) -> None:
     task = await add(quiet, state=State.FETCHING, deadline_at=NOW)
-    gone = lifecycle.Trouble(code="download_failed", message="")
+    gone = lifecycle.DownloadFailure(code="download_failed", message="")
     clock.advance(90)
-    steps = quiet.broker.steps
-    await steps._decide(task, lambda row, now, rules: lifecycle.fetched(row, 0, [gone], now, rules))
+    steps = quiet.worker.steps
+    await steps.transitions.apply_own(task, lambda row, now, rules: lifecycle.downloaded(row, 0, [gone], now, rules))
     labels = {"model": "nano-banana", "outcome": "download_failed"}
     assert value(quiet.metrics, "broker_task_seconds_sum", **labels) == 90
-    await steps._decide(
-        await quiet.broker.get(task.id), lambda row, now, rules: lifecycle.fetched(row, 1, [], now, rules)
+    await steps.transitions.apply_own(
+        await quiet.broker.get(task.id), lambda row, now, rules: lifecycle.downloaded(row, 1, [], now, rules)
     )
     assert value(quiet.metrics, "broker_late_results_total", model="nano-banana") == 1
     assert value(quiet.metrics, "broker_task_attempts_count") == 1
@@ -187,9 +187,9 @@ async def test_the_time_in_a_state_is_not_shortened_by_news_of_the_provider(
 ) -> None:
     task = await add(quiet)
     clock.advance(10)
-    await quiet.broker.steps._after(task, Pending(job_id="job", stage="generating"), 1)
+    await quiet.worker.steps.transitions.apply_report(task, Pending(job_id="job", stage="generating"), 1)
     clock.advance(10)
-    await quiet.broker.steps._after(
+    await quiet.worker.steps.transitions.apply_report(
         await quiet.broker.get(task.id), Finished(outputs=("https://a/1",), job_id="job"), 1
     )
     assert value(quiet.metrics, "broker_state_seconds_sum", state="waiting") == 20
@@ -199,7 +199,7 @@ async def test_a_step_that_nobody_foresaw_is_counted(quiet: Services) -> None:
     async def broken() -> None:
         raise ValueError
 
-    assert not await quiet.worker._guarded(broken(), "task_1", "waiting")
+    assert not await quiet.worker.running.contain_errors(broken(), "task_1", "waiting")
     assert value(quiet.metrics, "broker_steps_failed_total", step="waiting") == 1
 
 
@@ -230,12 +230,12 @@ async def test_many_who_ask_at_once_cost_one_look(quiet: Services) -> None:
 
 
 async def test_a_pause_is_shown_as_what_is_left_of_it(quiet: Services, clock: ManualClock) -> None:
-    await quiet.database.transact(quiet.worker.lanes.pausing("kie", NOW + 30))
+    await quiet.database.transact(quiet.worker.submissions.lanes.pausing("kie", NOW + 30))
     await quiet.collector.render_page()
-    assert value(quiet.metrics, "broker_lane_paused_seconds", provider="kie") == 30
+    assert value(quiet.metrics, "broker_provider_cooldown_seconds", provider="kie") == 30
     clock.advance(40)
     await quiet.collector.render_page()
-    assert value(quiet.metrics, "broker_lane_paused_seconds", provider="kie") == 0
+    assert value(quiet.metrics, "broker_provider_cooldown_seconds", provider="kie") == 0
 
 
 async def test_one_process_asks_for_credits_and_all_know(tmp_path: Path) -> None:

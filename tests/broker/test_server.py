@@ -381,7 +381,7 @@ async def told_by(number: signal.Signals, folder: Path) -> float:
             assert [answer.status_code for answer in answers] == [200, 200, 202]
             assert answers[0].json()["data"]["status"] == "processing"
             assert services.broker.closing
-            assert services.worker.busy == 0
+            assert services.worker.running.count == 0
             assert await services.broker.tasks.get(answers[2].json()["taskId"]) is not None
             return seconds
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -448,7 +447,7 @@ async def test_number_of_remembered_failures_is_limited(tmp_path: Path, clock: M
 
 async def retire(house: ApiHouse, task: Task, state: State) -> None:
     """Run the retention step of an ended task while the worker of the broker is paused."""
-    house.services.worker._spare_until = math.inf
+    house.services.worker.clock_guard.pause_deletion()
     now = house.services.clock.now()
     await house.services.database.execute(
         "UPDATE tasks SET leased_by = 'test', ended_at = 1.0, due_at = :now WHERE id = :id", id=task.id, now=now
@@ -456,7 +455,7 @@ async def retire(house: ApiHouse, task: Task, state: State) -> None:
     fresh = await house.services.broker.tasks.get(task.id)
     assert fresh is not None
     assert fresh.state == state
-    await house.services.worker.retention.retire([fresh])
+    await house.services.worker.retention.run([fresh])
 
 
 async def task_of(house: ApiHouse, task_id: str) -> Task:
@@ -477,7 +476,7 @@ async def test_retention_deletes_thumbnails(tmp_path: Path, place: Place) -> Non
             await small(house, image, 512)
             task = await task_of(house, image.owner.replace("refs_", "task_"))
             await house.change(task, state=State.SUCCEEDED, ended_at=1.0)
-            assert await house.services.worker.retention._strays([image.owner]) == []
+            assert await house.services.worker.retention.find_strays([image.owner]) == []
             await retire(house, task, State.SUCCEEDED)
             await retire(house, task, State.EXPIRED)
             assert await house.services.broker.images.owning([image.owner]) == set()
@@ -527,7 +526,7 @@ async def test_image_deleted_during_the_making_gets_no_thumbnail(tmp_path: Path,
 
             thumbnails = with_parts(house, blobs=Interrupted(house.services.broker.blobs, forgotten))
             assert await thumbnails.find_or_make(image, 512) is None
-            assert await house.services.worker.retention._strays([image.owner]) == [image.owner]
+            assert await house.services.worker.retention.find_strays([image.owner]) == [image.owner]
         assert (await rows(house), outcomes(house)) == ([], {"too_late": 2})
 
 

@@ -315,7 +315,7 @@ async def test_late_callbacks_arrive_when_the_url_returns(tmp_path: Path, clock:
         house.agent.names(tunnel.url, port=house.port)
         await house.refresh()
         task = await house.waiting()
-        callback = house.services.broker.steps.callback_url("kie", task.id, 1)
+        callback = house.services.worker.steps.submit.callback_url("kie", task.id, 1)
         assert callback is not None
         tunnel.edge, house.agent.silent = GONE, True
         await house.refresh()

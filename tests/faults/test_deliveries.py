@@ -13,18 +13,18 @@ from typing import Any
 
 import pytest
 
-from broker import lifecycle
 from broker.api.views import Views
 from broker.bootstrap import open_services
 from broker.clock import SystemClock
 from broker.errors import Refusal
-from broker.lifecycle import Changes, Trouble
 from broker.net.fetcher import Fetcher
 from broker.notifications.deliverer import CONCURRENCY, HOST_CONCURRENCY
 from broker.orders import Request
 from broker.reports import Failed
 from broker.services import Services
 from broker.settings import Settings
+from broker.tasks import lifecycle
+from broker.tasks.lifecycle import Changes, DownloadFailure
 from storage.database import Outcome, Stale, Statement
 from storage.deliveries import Deliveries, Delivery, Fate
 from storage.images import StoredImage
@@ -259,7 +259,7 @@ async def test_a_stop_gives_back_what_it_cuts_off(tmp_path: Path, receiver: Rece
     async with a_scene(tmp_path, clock, receiver) as scene:
         await scene.ended()
         worker = scene.services.worker
-        worker.patience = 0.05
+        worker.drain_seconds = 0.05
         running = asyncio.create_task(worker.run())
         await receiver.has_heard(1)
         worker.stop()
@@ -340,11 +340,10 @@ async def test_slow_receiver_does_not_delay_others(tmp_path: Path) -> None:
                 request = Request(prompt="a red bicycle", callback_url=url)
                 await services.broker.cancel((await services.broker.create("local", request)).tasks[0].id)
             while not quick.heard:
-                await services.worker._turn()
-                if services.worker.busy:
-                    await asyncio.wait(list(services.worker._running), return_when=asyncio.FIRST_COMPLETED)
+                await services.worker.poll_once()
+                await services.worker.running.wait_for_one()
             assert slow.server.connections <= 2 * HOST_CONCURRENCY
-            await services.worker._drain()
+            await services.worker.drain()
 
 
 async def _tell_all(scene: Scene, deliveries: Sequence[Delivery]) -> None:
@@ -399,7 +398,7 @@ Ending = Callable[[Services, Task], Awaitable[None]]
 async def _settle(services: Services, task: Task, decide: Callable[[Task], Changes]) -> None:
     row = await services.broker.tasks.get(task.id)
     assert row is not None
-    await services.broker.steps.settle(row, lambda now, _: decide(now), holder=False)
+    await services.worker.steps.transitions.apply(row, lambda now, _: decide(now), is_leased=False)
 
 
 async def _fetching(services: Services, task: Task) -> None:
@@ -426,8 +425,8 @@ async def _fetching(services: Services, task: Task) -> None:
 
 
 async def complete(services: Services, task: Task) -> None:
-    rules, now = services.broker.rules, services.clock.now()
-    await _settle(services, task, lambda row: lifecycle.fetched(row, 1, [], now, rules))
+    rules, now = services.worker.steps.transitions.policy, services.clock.now()
+    await _settle(services, task, lambda row: lifecycle.downloaded(row, 1, [], now, rules))
 
 
 async def succeed(services: Services, task: Task) -> None:
@@ -437,8 +436,8 @@ async def succeed(services: Services, task: Task) -> None:
 
 async def fail(services: Services, task: Task) -> None:
     report = Failed(code="safety_input", message="no", retryable=False, billed="no")
-    rules, now = services.broker.rules, services.clock.now()
-    await _settle(services, task, lambda row: lifecycle.unprepared(row, report, now, rules))
+    rules, now = services.worker.steps.transitions.policy, services.clock.now()
+    await _settle(services, task, lambda row: lifecycle.upload_failed(row, report, now, rules))
 
 
 async def cancel(services: Services, task: Task) -> None:
@@ -447,18 +446,18 @@ async def cancel(services: Services, task: Task) -> None:
 
 async def fail_early_and_for_good(services: Services, task: Task) -> None:
     """Told at the deadline; a day later the image is given up."""
-    rules, dead = services.broker.rules, Trouble(code="result_gone", message="404")
+    rules, dead = services.worker.steps.transitions.policy, DownloadFailure(code="result_gone", message="404")
     await _fetching(services, task)
-    for later in (1.0, 2.0, rules.keep + 3.0):
+    for later in (1.0, 2.0, rules.result_kept_seconds + 3.0):
         now = services.clock.now() + later
-        await _settle(services, task, lambda row, now=now: lifecycle.fetched(row, 0, [dead], now, rules))  # type: ignore[misc]
+        await _settle(services, task, lambda row, now=now: lifecycle.downloaded(row, 0, [dead], now, rules))  # type: ignore[misc]
 
 
 async def fail_and_succeed(services: Services, task: Task) -> None:
-    rules, dead = services.broker.rules, Trouble(code="result_gone", message="404")
+    rules, dead = services.worker.steps.transitions.policy, DownloadFailure(code="result_gone", message="404")
     await _fetching(services, task)
     now = services.clock.now() + 1
-    await _settle(services, task, lambda row: lifecycle.fetched(row, 0, [dead], now, rules))
+    await _settle(services, task, lambda row: lifecycle.downloaded(row, 0, [dead], now, rules))
     await complete(services, task)
 
 
@@ -514,7 +513,7 @@ async def test_an_end_that_was_not_written_is_not_told(scene: Scene) -> None:
     """One transaction: whoever lost the race for the row has told nobody."""
     broker = scene.services.broker
     task = await scene.order()
-    told = await broker.steps.outbox.enqueue_event(task, await _as_canceled(task))
+    told = await scene.services.worker.steps.transitions.outbox.enqueue_event(task, await _as_canceled(task))
     await scene.services.database.transact(broker.tasks.saving(task, tries=1))
     with pytest.raises(Stale):
         await scene.services.database.transact(broker.tasks.saving(task, state=State.CANCELED), *told)

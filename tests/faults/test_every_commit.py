@@ -77,7 +77,7 @@ async def _live(
         task_deadline=6,
         callback_allow=(receiver.host,),
     ) as house:
-        house.services.worker.patience = 0.1  # the dead do not tidy up
+        house.services.worker.drain_seconds = 0.1  # the dead do not tidy up
         house.services.worker.deliverer.lease_seconds = 1.0
         task_id = await _order_armed(house, mortal[0], receiver)
         async for _ in _until_dead_or_told(house, mortal[0], task_id, receiver):
@@ -94,7 +94,7 @@ async def _order_armed(house: House, database: Mortal, receiver: Receiver) -> st
 
 async def _settled(house: House) -> bool:
     worker = house.services.worker
-    return worker._housekept_at > 0 and not worker.busy
+    return worker._housekept_at > 0 and not worker.running.count
 
 
 async def _until_dead_or_told(house: House, database: Mortal, task_id: str, receiver: Receiver) -> Any:

@@ -12,12 +12,13 @@ import pytest
 
 from broker.orders import Request
 from broker.reports import Finished, Pending
-from broker.retention import STATES
 from broker.sandbox.options import Options
 from broker.sandbox.server import serve_sandbox
 from broker.services import Services
-from broker.steps import reference_owner
-from broker.worker import LONGEST_SLEEP, PLACES, _Running
+from broker.tasks.images import reference_owner
+from broker.tasks.retention import STATES
+from broker.tasks.running import CONCURRENCY, RunningStep
+from broker.tasks.worker import MAX_SLEEP_SECONDS
 from storage.database import StorageError
 from storage.tasks import Attempt, Lease, State, Task
 from tests.conftest import ManualClock
@@ -34,9 +35,9 @@ async def a_task(services: Services, clock: ManualClock, state: State, attempt: 
     (task,) = (await broker.create("local", Request(prompt="a red bicycle"))).tasks
     values = {"state": state, "attempt": attempt, "due_at": clock.now(), "hooked": False, **changes}
     saving = broker.tasks.saving(task, **values)
-    limits = services.worker._limits(task.provider)
+    limits = services.worker.submissions.limits_of(task.provider)
     ledger = Attempt(task_id=task.id, number=attempt, provider=task.provider, key_id="default", sent_at=clock.now())
-    await services.database.transact(saving, *broker.steps.lanes.intending(ledger, limits))
+    await services.database.transact(saving, *services.worker.steps.submit.lanes.intending(ledger, limits))
     fresh = await broker.tasks.get(task.id)
     assert fresh is not None
     return fresh
@@ -52,7 +53,7 @@ async def test_a_late_recovery_does_not_judge_the_attempt_of_somebody_else(
     tmp_path: Path, clock: ManualClock, resubmit: bool
 ) -> None:
     async with still(tmp_path, clock, resubmit_unknown=resubmit) as services:
-        steps, tasks = services.broker.steps, services.broker.tasks
+        steps, tasks = services.worker.steps, services.broker.tasks
         await a_task(services, clock, State.SUBMITTING, 1)
         sleeper = await leased(services, State.SUBMITTING, "sleeper", clock.now())
         clock.advance(60)
@@ -60,7 +61,7 @@ async def test_a_late_recovery_does_not_judge_the_attempt_of_somebody_else(
         # a callback had it ordered again, and the other one is just ordering
         await services.database.transact(tasks.saving(other, attempt=2))
         before = await tasks.get(sleeper.id)
-        await steps.recover(sleeper)
+        await steps.recover.run(sleeper)
         assert await tasks.get(sleeper.id) == before
 
 
@@ -68,18 +69,18 @@ async def test_a_late_answer_without_news_does_not_end_what_another_works_on(
     tmp_path: Path, clock: ManualClock
 ) -> None:
     async with still(tmp_path, clock) as services:
-        steps, tasks = services.broker.steps, services.broker.tasks
+        steps, tasks = services.worker.steps, services.broker.tasks
         task = await a_task(services, clock, State.WAITING, 1, job_id="job", deadline_at=clock.now() + 10)
         sleeper = await leased(services, State.WAITING, "sleeper", clock.now())
         clock.advance(60)
         await leased(services, State.WAITING, "other", clock.now())
         before = await tasks.get(task.id)
-        provider = _Saying(steps.providers["kie"], Pending(job_id="job"))
-        object.__setattr__(steps, "providers", {"kie": provider})
-        await steps.check(sleeper)
+        provider = _Saying(steps.check.providers["kie"], Pending(job_id="job"))
+        object.__setattr__(steps.check, "providers", {"kie": provider})
+        await steps.check.run(sleeper)
         assert await tasks.get(task.id) == before
         provider.report = Finished(outputs=("https://example.com/a.png",), job_id="job")
-        await steps.check(sleeper)
+        await steps.check.run(sleeper)
         after = await tasks.get(task.id)
         assert after is not None
         assert after.state == State.FETCHING, "a result is news, whoever brings it"
@@ -152,13 +153,13 @@ async def test_references_are_forgotten_even_if_the_store_refuses_once(tmp_path:
             f"INSERT INTO images ({columns}) VALUES ({', '.join(':' + name for name in row)})", **row
         )
         clock.advance(25 * 3600)
-        await retention.retire([await leased(services, State.SUCCEEDED, "me", clock.now())])
+        await retention.run([await leased(services, State.SUCCEEDED, "me", clock.now())])
         expired = await leased(services, State.EXPIRED, "me", clock.now())
         stubborn = replace(retention, blobs=_Refusing(services.broker.blobs))
         with pytest.raises(StorageError):
-            await stubborn.retire([expired])
+            await stubborn.run([expired])
         assert await images.owning([owner]) == {owner}
-        await retention.retire([expired])
+        await retention.run([expired])
         assert await images.owning([owner]) == set()
         assert sum(path.is_file() for path in (tmp_path / "blobs" / owner[-2:] / owner).rglob("*")) == 0
 
@@ -196,9 +197,9 @@ async def test_a_sweep_leaves_alone_whose_task_may_still_get_its_row(tmp_path: P
             async with services.broker.blobs.draft(owner) as draft:
                 await draft.write(b"bytes")
                 await draft.keep()
-        assert await services.worker.retention._strays([task.id, "task_" + "f" * 32, reference_owner(task.batch)]) == [
-            "task_" + "f" * 32
-        ]
+        assert await services.worker.retention.find_strays(
+            [task.id, "task_" + "f" * 32, reference_owner(task.batch)]
+        ) == ["task_" + "f" * 32]
 
 
 async def test_a_shorter_retention_does_not_touch_what_was_revived(tmp_path: Path, clock: ManualClock) -> None:
@@ -214,12 +215,12 @@ async def test_a_shorter_retention_does_not_touch_what_was_revived(tmp_path: Pat
         assert await tasks.due_sooner(60.0, after=max(ended.id, revived.id), limit=10) is None
 
 
-async def test_a_worker_whose_places_are_all_taken_looks_again_soon(tmp_path: Path, clock: ManualClock) -> None:
+async def test_worker_without_free_slots_polls_again_soon(tmp_path: Path, clock: ManualClock) -> None:
     async with still(tmp_path, clock) as services:
         worker = services.worker
-        agenda = await worker._agenda()
-        for state in (*PLACES, *STATES):
-            for _ in range(worker._free(state)):
-                worker._running[asyncio.get_running_loop().create_future()] = _Running(state=state)
-        assert await worker._until_next(agenda) == LONGEST_SLEEP
-        worker._running.clear()
+        agenda = await worker.read_agenda()
+        for state in (*CONCURRENCY, *STATES):
+            for _ in range(worker.running.free_slots(state)):
+                worker.running.start(asyncio.get_running_loop().create_future(), RunningStep(state=state))
+        assert await worker.seconds_until_due(agenda) == MAX_SLEEP_SECONDS
+        await worker.running.cancel_all()

@@ -53,10 +53,10 @@ async def test_a_job_id_is_not_lost_because_it_could_not_be_written_at_once(tmp_
 async def test_a_step_with_a_bug_in_it_ends_at_the_deadline(tmp_path: Path) -> None:
     """The provider's answers make our adapter stumble; the task must not go on for ever."""
     async with open_house(tmp_path, hooked=False, lease=0.2, task_deadline=1.0) as house:
-        steps = house.services.broker.steps
-        provider = steps.providers["kie"]
+        steps = house.services.worker.steps
+        provider = steps.check.providers["kie"]
         broken = {"kie": _Stumbling(provider)}
-        object.__setattr__(steps, "providers", broken)
+        object.__setattr__(steps.check, "providers", broken)
         data = await house.end(await house.order("a red bicycle"))
     assert data["errorDetail"]["code"] == "deadline_exceeded"
 
@@ -82,7 +82,7 @@ async def ended(services: Services, clock: ManualClock, **changes: Any) -> Task:
     broker: Broker = services.broker
     (task,) = (await broker.create("local", Request(prompt="a red bicycle"))).tasks
     await _file(services, task.id)
-    due_at = clock.now() + broker.rules.retention
+    due_at = clock.now() + services.worker.steps.transitions.policy.retention_seconds
     values = {"state": State.SUCCEEDED, "ended_at": clock.now(), "due_at": due_at, **changes}
     await services.database.transact(broker.tasks.saving(task, **values))
     return replace(task, version=task.version + 1, **values)
@@ -99,12 +99,12 @@ def files(folder: Path) -> int:
 
 
 async def turn(services: Services) -> None:
-    """One look of the worker at the table, and the end of what it began."""
+    """Poll until no step is left."""
     worker = services.worker
-    await worker._turn()
-    while worker.busy:
-        await asyncio.wait(list(worker._running))
-        await worker._turn()
+    await worker.poll_once()
+    while worker.running.count:
+        await worker.running.wait()
+        await worker.poll_once()
 
 
 async def test_retention_takes_what_is_old_enough(tmp_path: Path, clock: ManualClock) -> None:

@@ -103,7 +103,7 @@ async def test_no_secret_is_told_to_anybody(tmp_path: Path, form: str) -> None:
             await house.end(await house.order(f"{PROMPT} {wish}"))
         told.append((await house.client.get("/metrics")).text)
     logs = (tmp_path / "logs" / "app.log").read_text("utf-8")
-    for action in ("task_succeeded", "task_failed", "failure_unmapped", "submit_unknown", "fetch_failed"):
+    for action in ("task_succeeded", "task_failed", "unclassified_provider_error", "submit_unknown", "download_failed"):
         assert action in logs  # there was something to tell
     for text in (logs, *told):
         assert "canary" not in text, _around(text, "canary")
@@ -171,7 +171,7 @@ async def test_what_nobody_foresaw_is_logged_without_its_text(tmp_path: Path, fo
         async def broken() -> None:
             raise ValueError(f"cannot handle {PROMPT}")
 
-        assert not await house.services.worker._guarded(broken(), "task_1", State.WAITING.value)
+        assert not await house.services.worker.running.contain_errors(broken(), "task_1", State.WAITING.value)
         house.services.broker.tasks = None  # type: ignore[assignment]
         answer = await house.client.get(f"/api/task/task_{'0' * 32}")
         assert answer.status_code == 500

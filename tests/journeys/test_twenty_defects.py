@@ -55,7 +55,7 @@ def results(*urls: str) -> str:
 
 async def call_back(house: House, task_id: str, body: Any, *, attempt: int = 1) -> httpx.Response:
     """As the provider would: at the address it was given, from outside."""
-    address = house.services.broker.steps.callback_url("kie", task_id, attempt)
+    address = house.services.worker.steps.submit.callback_url("kie", task_id, attempt)
     assert address is not None
     return await house.client.post(address, json=body, headers={"x-forwarded-for": "203.0.113.7"})
 

@@ -1,0 +1,1 @@
+"""Tasks: their states, the steps that change them, and reading them."""

@@ -1,0 +1,167 @@
+"""The ETA of a task: its position in the queue, and the time that recent tasks like it took.
+
+The position comes from one read of the queue per process and moment, for all callers. The estimate is the median of our
+own history, or absent: no percentage is invented, and a time that has passed is not extended.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Final
+
+from broker.clock import Clock
+from broker.showing import UNKNOWN, Progress
+from broker.snapshots import Snapshot
+from storage.lanes import WINDOW_SECONDS, Lanes, Limits, Load
+from storage.tasks import State, Task, Tasks, Took
+
+MAX_POSITIONS: Final = 10_000
+"""Every task further back has this position plus one."""
+QUEUE_TTL_SECONDS: Final = 1.5
+HISTORY_TTL_SECONDS: Final = 30.0
+MIN_HISTORY: Final = 5
+"""Images needed for an estimate."""
+MAX_HISTORY: Final = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Queue:
+    """The queue of one provider."""
+
+    positions: Mapping[str, int]
+    """By task id, from 1."""
+    is_truncated: bool
+    """Whether there are more orders than we read."""
+    load: Load
+
+
+@dataclass(frozen=True, kw_only=True)
+class Durations:
+    """Median time of one image, in seconds."""
+
+    making: float
+    """From the submission to the provider's result."""
+    fetching: float
+    """From there to the end of the task."""
+
+
+@dataclass(kw_only=True)
+class EtaEstimator:
+    """Estimates when tasks end."""
+
+    clock: Clock
+    tasks: Tasks
+    lanes: Lanes
+    limits: Callable[[str], Limits | None]
+    """Returns the current limits of a provider."""
+    models: Sequence[str]
+    """All models whose history counts."""
+    max_positions: int = MAX_POSITIONS
+    _queues: dict[str, Snapshot[_Queue]] = field(default_factory=dict)
+    _histories: dict[str, Snapshot[Mapping[str, Sequence[Took]]]] = field(default_factory=dict)
+
+    async def estimate(self, task: Task) -> Progress:
+        """Return position and ETA; costs nothing for a task that has ended."""
+        if task.ended:
+            return UNKNOWN
+        if task.state == State.QUEUED:
+            return await self._estimate_queued(task)
+        durations = await self._durations(task)
+        return self._estimate_running(durations, _started_at(task), fetching=task.state == State.FETCHING)
+
+    # -- the queue
+
+    async def _estimate_queued(self, task: Task) -> Progress:
+        snapshot = self._queues.setdefault(task.provider, self._queue_of(task.provider))
+        queue = await snapshot.get()
+        position = queue.positions.get(task.id)
+        eta = await self._queued_eta(task, position, queue.load) if position else None
+        beyond = self.max_positions + 1 if queue.is_truncated else None
+        return Progress(position=position or beyond, eta=eta, fresh_for=max(0.0, snapshot.fresh_for))
+
+    def _queue_of(self, provider: str) -> Snapshot[_Queue]:
+        async def load() -> _Queue:
+            ids = await self.tasks.line(provider, self.max_positions + 1)
+            return _Queue(
+                positions={task_id: position for position, task_id in enumerate(ids[: self.max_positions], 1)},
+                is_truncated=len(ids) > self.max_positions,
+                load=await self.lanes.load(provider, self.clock.now()),
+            )
+
+        return Snapshot(load, seconds=QUEUE_TTL_SECONDS, clock=self.clock)
+
+    async def _queued_eta(self, task: Task, position: int, load: Load) -> int | None:
+        """Return the seconds until the end: orders are submitted as fast as the provider's limits allow."""
+        durations, limits, now = await self._durations(task), self.limits(task.provider), self.clock.now()
+        if durations is None or limits is None or limits.creates <= 0 or limits.places <= 0:
+            return None
+        by_window = (position - 1) // limits.creates * WINDOW_SECONDS
+        by_slots = max(0, position - max(0, limits.places - load.running)) * durations.making / limits.places
+        cooldown = max(0.0, load.paused_until - now)
+        submission = max(cooldown + max(by_window, by_slots), task.due_at - now)
+        return round_up(submission + durations.making + durations.fetching)
+
+    # -- history
+
+    def _estimate_running(self, durations: Durations | None, started_at: float | None, *, fetching: bool) -> Progress:
+        """Estimate a task that was submitted. Past its estimate it has none; without history it may get one later."""
+        if durations is None:
+            return Progress(fresh_for=HISTORY_TTL_SECONDS)
+        if started_at is None:
+            return UNKNOWN
+        whole = durations.fetching if fetching else durations.making + durations.fetching
+        left = min(started_at + whole - self.clock.now(), whole)  # the clock may have been set back
+        return Progress(eta=round_up(left), fresh_for=stable_for(left))
+
+    async def _durations(self, task: Task) -> Durations | None:
+        """Return the durations by model and resolution, else by model, else by provider."""
+        snapshot = self._histories.setdefault(task.provider, self._history_of(task.provider))
+        history = await snapshot.get()
+        same_model = history.get(task.model, ())
+        everything = [image for model in history.values() for image in model]
+        same_resolution = [image for image in same_model if image.resolution == task.resolution]
+        candidates = (same_resolution, same_model, everything)
+        sufficient = next((images for images in candidates if len(images) >= MIN_HISTORY), None)
+        return _median_durations(sufficient[:MAX_HISTORY]) if sufficient else None
+
+    def _history_of(self, provider: str) -> Snapshot[Mapping[str, Sequence[Took]]]:
+        async def load() -> Mapping[str, Sequence[Took]]:
+            return {model: await self.tasks.took(provider, model) for model in self.models}
+
+        return Snapshot(load, seconds=HISTORY_TTL_SECONDS, clock=self.clock)
+
+
+def _started_at(task: Task) -> float | None:
+    return task.finished_at if task.state == State.FETCHING else task.sent_at
+
+
+def _median_durations(images: Sequence[Took]) -> Durations:
+    """Return medians; a clock that was set in between makes none negative."""
+    return Durations(
+        making=max(0.0, median(image.making for image in images)),
+        fetching=max(0.0, median(image.fetching for image in images)),
+    )
+
+
+def _rounding_step(seconds: float) -> int:
+    """Return the precision of an estimate; a response that stays the same for a while need not be sent again."""
+    return next((step for limit, step in ((30, 5), (120, 10), (600, 30)) if seconds <= limit), 60)
+
+
+def round_up(seconds: float) -> int | None:
+    """Round up to a step; None when the time is over."""
+    if seconds <= 0:
+        return None
+    step = _rounding_step(seconds)
+    return math.ceil(seconds / step) * step
+
+
+def stable_for(seconds: float) -> float:
+    """Return how long the rounded estimate stays the same."""
+    if seconds <= 0:
+        return math.inf
+    step = _rounding_step(seconds)
+    return seconds - (math.ceil(seconds / step) - 1) * step

@@ -1,0 +1,486 @@
+"""Every decision about a task, without I/O.
+
+The states are drawn in `storage.tasks`. Providers report, these functions decide, the store compares and sets. Each
+function takes the row as it is and returns what to change; no change means that the report was late or repeated. So a
+decision that lost a race is made again on the row as it is then.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, assert_never
+
+from broker.reports import Failed, Finished, Pending, Report
+from broker.tasks.policy import TaskPolicy, backoff_seconds
+from storage.tasks import Attempt, State, Task
+
+CANCELABLE: Final = frozenset({State.QUEUED, State.SUBMITTING, State.WAITING})
+"""States without a result: a first success is awaited, and a caller can cancel the task."""
+
+
+LEARNED_BY_CALLBACK: Final = "callback"
+LEARNED_BY_QUESTION: Final = "question"
+"""A check found the end although a callback was expected."""
+LEARNED_BY_POLL: Final = "poll"
+"""A check found the end, and no callback could arrive."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changes:
+    """Columns to set in the row of the task and in the row of the attempt."""
+
+    task: Mapping[str, Any] = field(default_factory=dict)
+    attempt: Mapping[str, Any] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.task or self.attempt)
+
+
+NOTHING: Final = Changes()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DownloadFailure:
+    """The reason why one result is not stored yet. code: from the task error codes."""
+
+    code: str
+    message: str
+
+    @property
+    def final(self) -> bool:
+        """Return whether a repetition will hardly help; a network or a disk recovers, a missing result does not."""
+        return self.code in {"result_gone", "invalid_result"}
+
+
+def apply_report(task: Task, attempt: Attempt | None, report: Report, now: float, policy: TaskPolicy) -> Changes:
+    """Return what a report about one attempt changes. attempt: None if nothing was ever submitted."""
+    if attempt and attempt.job_id and report.job_id and attempt.job_id != report.job_id:
+        return _duplicate(attempt, report)  # two job ids for one attempt: the provider made two jobs
+    match report:
+        case Pending():
+            return _pending(task, attempt, report, now, policy)
+        case Finished():
+            return _finished(task, attempt, report, now, policy)
+        case Failed():
+            return _failed(task, attempt, report, now, policy)
+        case _:
+            assert_never(report)
+
+
+def _duplicate(attempt: Attempt, report: Report) -> Changes:
+    """Keep a second result of one attempt, for comparison with the invoice."""
+    if attempt.spare is not None:
+        return NOTHING
+    outputs = report.outputs if isinstance(report, Finished) else ()
+    return Changes(attempt={"spare": json.dumps({"job_id": report.job_id, "outputs": outputs})})
+
+
+def _is_current(task: Task, attempt: Attempt | None) -> bool:
+    return attempt is None or attempt.number == task.attempt
+
+
+# -- pending
+
+
+def _pending(task: Task, attempt: Attempt | None, report: Pending, now: float, policy: TaskPolicy) -> Changes:
+    ledger = _accepted(attempt, report)
+    if not _is_current(task, attempt):
+        return Changes(attempt=ledger)
+    if report.job_id and (task.state == State.SUBMITTING or _is_unknown(task)):
+        return Changes(task=_waiting(task, report, now, policy), attempt=ledger)
+    if report.job_id and task.state == State.FETCHING and task.job_id is None:
+        return Changes(task={"job_id": report.job_id}, attempt=ledger)
+    if task.state == State.WAITING:
+        return Changes(task=_still_waiting(task, report, now, policy), attempt=ledger)
+    return Changes(attempt=ledger)
+
+
+def _is_unknown(task: Task) -> bool:
+    """Return whether the task failed because the outcome of its submission stayed unknown."""
+    return task.state == State.FAILED and task.error_code == "unknown_outcome"
+
+
+def _accepted(attempt: Attempt | None, report: Pending) -> dict[str, Any]:
+    if attempt is None or attempt.job_id or not report.job_id:
+        return {}
+    return {"job_id": report.job_id, "outcome": "succeeded" if attempt.outcome == "succeeded" else "accepted"}
+
+
+def _waiting(task: Task, report: Pending, now: float, policy: TaskPolicy) -> dict[str, Any]:
+    deadline_at = now + policy.deadline_seconds
+    return {
+        "state": State.WAITING,
+        "entered_at": now,
+        "job_id": report.job_id,
+        "tries": 0,
+        "deadline_at": deadline_at,
+        "due_at": min(now + _pause(task, 0, report, policy), deadline_at),
+        "error_code": task.error_code if task.ended_at else None,
+        "provider_state": report.stage,
+        "provider_percent": report.percent,
+        "updated_at": now,
+    }
+
+
+def _still_waiting(task: Task, report: Pending, now: float, policy: TaskPolicy) -> dict[str, Any]:
+    if (
+        report.check_in == 0
+    ):  # a callback says that something changed: check soon, but rate-limited, as anyone can send callbacks
+        soon = max(now, task.checked_at + policy.min_recheck_seconds)
+        return {"due_at": soon if task.due_at <= now else min(task.due_at, soon)}
+    if now >= task.deadline_at:
+        return failing(task, "deadline_exceeded", "the provider did not finish in time", now, policy, billed="unknown")
+    return {**_check_again(task, _pause(task, task.tries + 1, report, policy), now), **_progress(task, report, now)}
+
+
+def _progress(task: Task, report: Pending, now: float) -> dict[str, Any]:
+    """Return the progress that the provider reports, if it is new."""
+    progress = {"provider_state": report.stage, "provider_percent": report.percent}
+    is_new = report.stage is not None and progress != {name: getattr(task, name) for name in progress}
+    return {**progress, "updated_at": now} if is_new else {}
+
+
+def _check_again(task: Task, pause: float, now: float) -> dict[str, Any]:
+    due_at = now + pause
+    if now < task.deadline_at:
+        due_at = min(due_at, task.deadline_at)  # the last check is made at the deadline itself
+    return {"due_at": due_at, "tries": task.tries + 1, "checked_at": now}
+
+
+def _pause(task: Task, tries: int, report: Pending, policy: TaskPolicy) -> float:
+    if report.check_in:
+        return report.check_in
+    if task.hooked:
+        return float(min(policy.check_after_seconds * 1.5 ** min(tries, 20), policy.max_check_pause_seconds))
+    return policy.poll_seconds if tries < 40 else policy.poll_seconds * 3
+
+
+def check_failed(task: Task, now: float, policy: TaskPolicy, retry_in: float | None = None) -> Changes:
+    """Return what a failed check changes: no response, or one that is not readable."""
+    if task.state != State.WAITING:
+        return NOTHING
+    if now >= task.deadline_at:
+        detail = "the provider could not be reached or did not know the job"
+        return Changes(task=failing(task, "deadline_exceeded", detail, now, policy, billed="unknown"))
+    return Changes(task=_check_again(task, retry_in or _check_backoff(task.tries, policy), now))
+
+
+def switch_to_polling(task: Task, now: float, policy: TaskPolicy) -> Changes:
+    """Return the changes of a task whose callback can no longer arrive: check the job instead.
+
+    A submission with unknown outcome goes on waiting. Only a callback can prove it, the public URL may come back, and
+    giving up earlier could only cost a second submission.
+    """
+    if task.state != State.WAITING or not task.hooked:
+        return NOTHING
+    return Changes(task={"hooked": False, "due_at": min(task.due_at, now + policy.poll_seconds)})
+
+
+# -- finished
+
+
+def _finished(task: Task, attempt: Attempt | None, report: Finished, now: float, policy: TaskPolicy) -> Changes:
+    if not report.outputs:
+        return _empty(task, attempt, report, now, policy)
+    ledger = _succeeded(attempt, report, now)
+    if task.state in CANCELABLE or (task.state == State.FAILED and report.outputs != task.outputs):
+        return Changes(task=_fetching(task, report, now, policy), attempt=ledger)
+    if attempt and (task.state == State.CANCELED or not _is_same_job(task, attempt, report)):
+        return Changes(attempt={**ledger, **_duplicate(attempt, report).attempt})
+    if task.state == State.FETCHING and report.outputs != task.outputs:
+        return Changes(task={"outputs": report.outputs}, attempt=ledger)  # fresh links for the next download
+    return Changes(attempt=ledger)
+
+
+def _is_same_job(task: Task, attempt: Attempt, report: Finished) -> bool:
+    """Return whether this is the result that the task has already."""
+    job_id = report.job_id or attempt.job_id
+    return job_id == task.job_id if job_id and task.job_id else _is_current(task, attempt)
+
+
+def _succeeded(attempt: Attempt | None, report: Finished, now: float) -> dict[str, Any]:
+    if attempt is None or attempt.outcome == "succeeded":
+        return {}
+    return {
+        "outcome": "succeeded",
+        "job_id": attempt.job_id or report.job_id,
+        "cost": report.cost,
+        "billed": "yes",
+        "ended_at": now,
+    }
+
+
+def _fetching(task: Task, report: Finished, now: float, policy: TaskPolicy) -> dict[str, Any]:
+    return {
+        "state": State.FETCHING,
+        "entered_at": now,
+        "job_id": report.job_id or task.job_id,
+        "outputs": report.outputs,
+        "finished_at": now,
+        "cost": report.cost,
+        "billed": "yes",
+        "tries": 0,
+        "due_at": now,
+        "deadline_at": now + policy.deadline_seconds,
+        "updated_at": now,
+    }
+
+
+def _empty(task: Task, attempt: Attempt | None, report: Finished, now: float, policy: TaskPolicy) -> Changes:
+    """Check a success without a result once more, then fail (kie.ai sends these occasionally)."""
+    if task.state == State.SUBMITTING:
+        return _pending(task, attempt, Pending(job_id=report.job_id, check_in=policy.retry_seconds), now, policy)
+    if task.state != State.WAITING or not _is_current(task, attempt):
+        return NOTHING
+    if task.error_code != "no_image":
+        return Changes(task={"error_code": "no_image", "due_at": now + policy.retry_seconds, "checked_at": now})
+    detail = "the provider said success and named no image"
+    ledger = {"outcome": "failed", "code": "no_image", "ended_at": now} if attempt else {}
+    return Changes(task=failing(task, "no_image", detail, now, policy, billed="unknown"), attempt=ledger)
+
+
+# -- failed
+
+
+def _failed(task: Task, attempt: Attempt | None, report: Failed, now: float, policy: TaskPolicy) -> Changes:
+    ledger = _failed_attempt(task, attempt, report, now)
+    if task.state not in CANCELABLE or not _is_current(task, attempt):
+        return Changes(attempt=ledger)
+    if task.state == State.QUEUED and attempt is not None:
+        return Changes(attempt=ledger)  # repeated: the decision was made before
+    again_at = _another_attempt_at(task, report, now, policy)
+    if again_at is None:
+        return Changes(task=_failing_with(task, report, now, policy), attempt=ledger)
+    return Changes(task=requeued(task, report.code, report.message, again_at, now), attempt=ledger)
+
+
+def _failed_attempt(task: Task, attempt: Attempt | None, report: Failed, now: float) -> dict[str, Any]:
+    if attempt is None or attempt.outcome in {"succeeded", "failed", "refused"}:
+        return {}
+    return {
+        "outcome": "failed" if attempt.job_id or report.job_id else "refused",
+        "job_id": attempt.job_id or report.job_id,
+        "code": report.code,
+        "provider_code": report.provider_code,
+        "billed": report.billed,
+        "ended_at": now,
+    }
+
+
+def _another_attempt_at(task: Task, report: Failed, now: float, policy: TaskPolicy) -> float | None:
+    """Return the moment of another attempt, or None. Only an attempt that certainly cost nothing is repeated."""
+    if not report.retryable or report.billed != "no" or task.ended_at is not None:
+        return None
+    had_a_job = task.job_id is not None or report.job_id is not None
+    if had_a_job and task.attempt >= policy.max_attempts:
+        return None
+    again_at = now + max(report.retry_in or 0.0, _check_backoff(task.attempt - 1, policy))
+    return again_at if again_at <= task.deadline_at else None
+
+
+def _failing_with(task: Task, report: Failed, now: float, policy: TaskPolicy) -> dict[str, Any]:
+    return {
+        **failing(task, report.code, report.message, now, policy, billed=report.billed, retryable=report.retryable),
+        "provider_code": report.provider_code,
+    }
+
+
+def requeued(task: Task, code: str, detail: str, again_at: float, now: float) -> dict[str, Any]:
+    """Return the columns of a task that goes back to the queue, with the reason in case it times out there."""
+    return {
+        "state": State.QUEUED,
+        "entered_at": now,
+        "job_id": None,
+        "tries": 0,
+        "due_at": again_at,
+        "error_code": code,
+        "error_detail": detail,
+        "updated_at": now,
+    }
+
+
+def failing(
+    task: Task, code: str, detail: str, now: float, policy: TaskPolicy, *, billed: str, retryable: bool = True
+) -> dict[str, Any]:
+    """Return the columns of a failed task. An end that callers saw before keeps its time."""
+    return {
+        "state": State.FAILED,
+        "entered_at": now,
+        "error_code": code,
+        "error_detail": detail,
+        "error_retryable": retryable,
+        "billed": billed,
+        "ended_at": task.ended_at or now,
+        "due_at": now + policy.retention_seconds,
+        "updated_at": now,
+    }
+
+
+# -- submitting
+
+
+def begin_submission(task: Task, *, hooked: bool, now: float, policy: TaskPolicy) -> Changes:
+    """Return the changes to write before the one request that can cost money: a crash must not submit twice.
+
+    The row is due when the deadline of the provider is over, or at once where no callback can arrive.
+    """
+    deadline_at = now + policy.deadline_seconds if task.attempt == 0 else task.deadline_at
+    return Changes(
+        task={
+            "state": State.SUBMITTING,
+            "entered_at": now,
+            "attempt": task.attempt + 1,
+            "sent_at": now,
+            "hooked": hooked,
+            "job_id": None,
+            "tries": 0,
+            "deadline_at": deadline_at,
+            "due_at": max(deadline_at, now) if hooked else now,
+            "updated_at": now,
+        }
+    )
+
+
+def upload_failed(task: Task, report: Failed, now: float, policy: TaskPolicy) -> Changes:
+    """Return the changes after a failed upload of references. Nothing was submitted: retry until the deadline."""
+    if task.state != State.QUEUED:
+        return NOTHING
+    deadline_at = min(task.deadline_at, now + policy.deadline_seconds)
+    again_at = now + max(report.retry_in or 0.0, _check_backoff(task.tries, policy))
+    if not report.retryable or again_at > deadline_at:
+        return Changes(task=_failing_with(task, report, now, policy))
+    again = {"due_at": again_at, "tries": task.tries + 1, "deadline_at": deadline_at}
+    return Changes(task={**again, "error_code": report.code, "error_detail": report.message})
+
+
+def outcome_unknown(task: Task, now: float, policy: TaskPolicy, attempt: int | None = None) -> Changes:
+    """Return the changes after a submission with unknown outcome: wait for its callback, then fail.
+
+    attempt: number of that attempt; by now a later one may have begun.
+    """
+    if task.state != State.SUBMITTING or (attempt or task.attempt) != task.attempt:
+        return NOTHING
+    if task.hooked and now < task.deadline_at:
+        return Changes(task={"due_at": task.deadline_at}, attempt={"outcome": "unknown"})
+    detail = "the connection broke during the submission; whether the provider made and billed an image is unknown"
+    ledger = {"outcome": "unknown", "code": "unknown_outcome", "ended_at": now}
+    if policy.resubmit_unknown and task.attempt < policy.max_attempts:
+        return Changes(
+            # at its old place: behind all later orders it could time out in the queue
+            task={
+                **requeued(task, "unknown_outcome", detail, min(task.created_at, now), now),
+                "deadline_at": now + policy.deadline_seconds,
+            },
+            attempt=ledger,
+        )
+    return Changes(task=failing(task, "unknown_outcome", detail, now, policy, billed="unknown"), attempt=ledger)
+
+
+def queue_timeout(task: Task, now: float, policy: TaskPolicy) -> Changes:
+    """Return the changes of a task that waited in the queue for too long."""
+    if task.state != State.QUEUED or now < task.deadline_at:
+        return NOTHING
+    code = task.error_code or "deadline_exceeded"
+    detail = task.error_detail or "the order waited in the queue for too long"
+    return Changes(task=failing(task, code, detail, now, policy, billed="no"))
+
+
+# -- fetching
+
+
+def downloaded(task: Task, stored: int, failures: Sequence[DownloadFailure], now: float, policy: TaskPolicy) -> Changes:
+    """Return the changes after a download: `stored` results are here, each of `failures` is one that is not."""
+    if task.state != State.FETCHING:
+        return NOTHING
+    if not failures:
+        return Changes(task=_succeeding(now, policy))
+    worst = next((t for t in failures if not t.final), failures[0])
+    late, over = now >= task.deadline_at, now >= task.deadline_at + policy.result_kept_seconds
+    is_conclusive = worst.final and (late or task.tries + 1 >= policy.max_dead_link_retries)
+    if stored and (is_conclusive or over):
+        return Changes(task=_succeeding(now, policy))  # partial success: the rest is not available
+    if over:
+        return Changes(task=_result_lost(task, worst, now, policy))
+    ended = _fail_early(task, worst, now) if is_conclusive or late else {}
+    return Changes(task={**ended, **_download_again(task, now, policy)})
+
+
+def _succeeding(now: float, policy: TaskPolicy) -> dict[str, Any]:
+    return {
+        "state": State.SUCCEEDED,
+        "entered_at": now,
+        "error_code": None,
+        "error_detail": None,
+        "error_retryable": False,
+        "ended_at": now,
+        "due_at": now + policy.retention_seconds,
+        "updated_at": now,
+    }
+
+
+def _result_lost(task: Task, failure: DownloadFailure, now: float, policy: TaskPolicy) -> dict[str, Any]:
+    return failing(task, failure.code, failure.message, now, policy, billed="yes")
+
+
+def _download_again(task: Task, now: float, policy: TaskPolicy) -> dict[str, Any]:
+    return {
+        "due_at": now + backoff_seconds(task.tries, policy, max_seconds=policy.max_retry_seconds),
+        "tries": task.tries + 1,
+    }
+
+
+def _fail_early(task: Task, failure: DownloadFailure, now: float) -> dict[str, Any]:
+    """Show the failure to callers now; the image is paid, so the download is retried while the provider keeps it."""
+    if task.ended_at is not None:
+        return {}
+    return {
+        "ended_at": now,
+        "updated_at": now,
+        "error_code": failure.code,
+        "error_detail": failure.message,
+        "error_retryable": True,
+    }
+
+
+# -- ends
+
+
+def cancel(task: Task, now: float, policy: TaskPolicy) -> Changes:
+    """Return the changes of a cancellation; NOTHING when the image is being downloaded or the task has ended."""
+    if task.state not in CANCELABLE or task.ended:
+        return NOTHING
+    billed = "no" if task.state == State.QUEUED else "unknown"
+    changes = failing(task, "canceled", "canceled by the caller", now, policy, billed=billed)
+    return Changes(task={**changes, "state": State.CANCELED})
+
+
+def expire(task: Task, now: float, policy: TaskPolicy) -> Changes:
+    """Return the changes at the end of retention: content is deleted, the row stays as a tombstone."""
+    expires_at = (task.ended_at or now) + policy.retention_seconds
+    if now < expires_at:
+        return Changes(task={"due_at": expires_at})
+    return Changes(
+        task={
+            "state": State.EXPIRED,
+            "entered_at": now,
+            "prompt": "",
+            "refs": (),
+            "outputs": (),
+            "callback_url": None,
+            "error_detail": None,
+            "tries": 0,
+            "due_at": now,
+            "updated_at": now,
+        }
+    )
+
+
+def files_deleted(now: float, policy: TaskPolicy) -> Changes:
+    """Return the changes of an expired task after its files are deleted."""
+    return Changes(task={"tries": 1, "due_at": now + policy.tombstone_seconds})
+
+
+def _check_backoff(retries: int, policy: TaskPolicy) -> float:
+    return backoff_seconds(retries, policy, max_seconds=policy.max_check_pause_seconds)

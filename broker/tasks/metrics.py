@@ -1,0 +1,53 @@
+"""The metrics of a change of a task."""
+
+from __future__ import annotations
+
+from broker.metrics import Metrics
+from broker.reports import Failed, Report
+from broker.tasks.lifecycle import LEARNED_BY_QUESTION, Changes
+from storage.tasks import State, Task
+
+
+def record_transition(metrics: Metrics, task: Task, changes: Changes, now: float, report: Report | None = None) -> None:
+    """Count a change once, after its commit. task: the row before it. report: the report that caused it."""
+    state = changes.task.get("state", task.state)
+    if state != task.state:
+        _record_state(metrics, task, state, now)
+    if changes.task.get("ended_at") is not None:
+        _record_end(metrics, task, changes, state, now)
+    if changes.attempt:
+        _record_attempt(metrics, task, changes, report)
+
+
+def is_unclassified(changes: Changes, report: Report | None) -> bool:
+    """Return whether an attempt failed with an error that the provider's table does not contain."""
+    failed = changes.attempt.get("outcome") in {"failed", "refused"}
+    return failed and isinstance(report, Failed) and not report.known
+
+
+def _record_state(metrics: Metrics, task: Task, state: State, now: float) -> None:
+    metrics.transitions.labels(task.state.value, state.value).inc()
+    metrics.state_seconds.labels(task.state.value).observe(max(0.0, now - task.entered_at))
+    if state == State.SUBMITTING and task.attempt == 0:
+        metrics.queue_seconds.labels(task.provider).observe(max(0.0, now - task.created_at))
+
+
+def _record_end(metrics: Metrics, task: Task, changes: Changes, state: State, now: float) -> None:
+    """Count the first end that callers see; the image of a task shown as failed may still arrive."""
+    if task.ended_at is None:
+        outcome = "completed" if state == State.SUCCEEDED else changes.task["error_code"]
+        metrics.task_seconds.labels(task.model, outcome).observe(max(0.0, now - task.created_at))
+        metrics.task_attempts.observe(task.attempt)
+    elif state == State.SUCCEEDED:
+        metrics.late_results.labels(task.model).inc()
+
+
+def _record_attempt(metrics: Metrics, task: Task, changes: Changes, report: Report | None) -> None:
+    if changes.attempt.get("spare"):
+        metrics.duplicate_results.labels(task.provider).inc()
+    if changes.attempt.get("outcome") == "unknown" and changes.attempt.get("ended_at") is not None:
+        metrics.unknown_outcomes.labels(task.provider).inc()
+    if changes.attempt.get("learned_by") == LEARNED_BY_QUESTION:
+        metrics.callbacks_missing.labels(task.provider).inc()
+    if is_unclassified(changes, report):
+        metrics.unclassified_errors.labels(task.provider).inc()

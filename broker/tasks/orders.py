@@ -1,0 +1,60 @@
+"""Orders of tasks: the row in the form that provider adapters accept."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from broker.errors import NotSent
+from broker.orders import Order, Reference
+from storage.blobs import BlobMissing, BlobStore
+from storage.database import StorageError
+from storage.tasks import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrderBuilder:
+    """Builds orders from tasks."""
+
+    blobs: BlobStore
+    image_base: Callable[[], str | None]
+    """Returns the URL at which providers reach our images; None without one."""
+
+    def build_order(self, task: Task) -> Order:
+        return Order(
+            prompt=task.prompt,
+            model=task.model,
+            mode="image-to-image" if task.mode == "image-to-image" else "text-to-image",
+            aspect_ratio=task.aspect_ratio,
+            resolution=task.resolution,
+            output_format=_output_format(task.output_format),
+            references=tuple(self._build_reference(ref) for ref in task.refs),
+            steps=task.steps,
+            seed=task.seed,
+        )
+
+    def _build_reference(self, ref: Mapping[str, Any]) -> Reference:
+        base = self.image_base()
+        return Reference(
+            name=ref["name"],
+            media_type=ref["media_type"],
+            size=ref["size"],
+            sha256=ref["sha256"],
+            url=f"{base}/uploads/references/{ref['name']}" if base else None,
+            read=lambda: self._read(ref["blob"]),
+        )
+
+    async def _read(self, blob: str) -> AsyncIterator[bytes]:
+        """Yield the bytes of a reference. Raises `NotSent` if they cannot be read: nothing is submitted then."""
+        try:
+            async with contextlib.aclosing(await self.blobs.open(blob)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+        except (BlobMissing, StorageError) as error:
+            raise NotSent("a reference image cannot be read", permanent=True) from error
+
+
+def _output_format(value: str | None) -> Any:
+    return value if value in {"png", "jpg"} else None

@@ -1,0 +1,43 @@
+"""The policy of tasks: every waiting time and limit in one value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskPolicy:
+    """Waiting times and limits of a task's life."""
+
+    check_after_seconds: float = 30.0
+    """First check of a job when a callback is expected."""
+    max_check_pause_seconds: float = 60.0
+    """Longest pause between two checks."""
+    poll_seconds: float = 3.0
+    """Pause between checks when no callback can arrive."""
+    min_recheck_seconds: float = 10.0
+    """Shortest pause between two checks that unverified callbacks cause."""
+    deadline_seconds: float = 900.0
+    """Time a provider has for a job."""
+    queue_seconds: float = 24 * 3600.0
+    """Time an order may wait in the queue."""
+    result_kept_seconds: float = 24 * 3600.0
+    """Time a provider keeps results."""
+    retry_seconds: float = 2.0
+    """First pause after a failed step; each further one is twice as long."""
+    max_retry_seconds: float = 3600.0
+    max_dead_link_retries: int = 6
+    """Downloads of a missing or invalid result before the task is shown as failed."""
+    max_attempts: int = 3
+    """Submissions per task; all but the last are known to have cost nothing."""
+    resubmit_unknown: bool = False
+    """Submit again after an unknown outcome. May cost twice."""
+    retention_seconds: float = 24 * 3600.0
+    """Time a finished task is kept."""
+    tombstone_seconds: float = 7 * 24 * 3600.0
+    """Time an expired task answers 410."""
+
+
+def backoff_seconds(retries: int, policy: TaskPolicy, *, max_seconds: float) -> float:
+    """Return the pause before a step is repeated that was repeated `retries` times already."""
+    return float(min(policy.retry_seconds * 2.0 ** min(max(retries, 0), 20), max_seconds))

@@ -1,0 +1,111 @@
+"""The steps in progress in one process: slots by state, leases held, errors contained."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from broker.logs import bare, log
+from broker.metrics import Metrics
+from storage.database import StorageError
+from storage.tasks import DUE, State, Task, Tasks
+
+CONCURRENCY: Final = {
+    State.QUEUED: 32,
+    State.SUBMITTING: 16,
+    State.WAITING: 32,
+    State.FETCHING: 24,
+}
+"""Steps at a time, by state: a provider that hangs, or slow downloads, must not delay the other steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunningStep:
+    """A step in progress."""
+
+    task_ids: tuple[str, ...] = ()
+    state: State | None = None
+    """Whose slot it takes; None if it takes none."""
+    lease_holder: str = ""
+    """Of its tasks' lease; empty without one."""
+
+
+@dataclass(kw_only=True)
+class RunningSteps:
+    """The steps of one process."""
+
+    tasks: Tasks
+    metrics: Metrics
+    _steps: dict[asyncio.Future[object], RunningStep] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        return len(self._steps)
+
+    def free_slots(self, state: State) -> int:
+        """Return the free slots of a state; a state outside `CONCURRENCY` has one."""
+        return CONCURRENCY.get(state, 1) - sum(step.state == state for step in self._steps.values())
+
+    def has_step_of(self, task: Task) -> bool:
+        """Return whether a step of this task and state is in progress here."""
+        wanted = _step_state(task.state)
+        return any(
+            step.state is not None and _step_state(step.state) == wanted and task.id in step.task_ids
+            for step in self._steps.values()
+        )
+
+    def start(self, work: Awaitable[object], step: RunningStep) -> None:
+        """Begin a step; a worker is woken when it ends."""
+        future = asyncio.ensure_future(work)
+        self._steps[future] = step
+        future.add_done_callback(self._remove)
+
+    def _remove(self, future: asyncio.Future[object]) -> None:
+        self._steps.pop(future, None)
+        self.tasks.database.wake(DUE)
+
+    async def contain_errors(self, work: Awaitable[object], task_id: str, name: str) -> bool:
+        """Await work; return whether it succeeded. An error of one task must not stop the others."""
+        try:
+            await work
+        except StorageError as error:
+            log.error("a step could not be stored", action="store_unavailable", task=task_id, why=str(error))
+        except Exception as error:
+            self.metrics.steps_failed.labels(name).inc()
+            log.error("a step failed unexpectedly", action="step_failed", task=task_id, step=name, exc_info=bare(error))
+        else:
+            return True
+        return False
+
+    def held_leases(self) -> list[tuple[str, str]]:
+        """Return (task id, lease holder) of every lease that a step needs."""
+        return _leases(list(self._steps.values()))
+
+    async def wait(self, timeout_seconds: float | None = None) -> None:
+        """Wait until all present steps have ended."""
+        if self._steps:
+            await asyncio.wait(list(self._steps), timeout=timeout_seconds)
+
+    async def wait_for_one(self) -> None:
+        """Wait until one of the present steps has ended."""
+        if self._steps:
+            await asyncio.wait(list(self._steps), return_when=asyncio.FIRST_COMPLETED)
+
+    async def cancel_all(self) -> list[tuple[str, str]]:
+        """Cancel the steps that are left; return the leases they held."""
+        left = dict(self._steps)
+        for future in left:
+            future.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+        return _leases(list(left.values()))
+
+
+def _step_state(state: State) -> State:
+    """Return the state that names a step: a submission begins in QUEUED and goes on in SUBMITTING."""
+    return State.SUBMITTING if state == State.QUEUED else state
+
+
+def _leases(steps: Sequence[RunningStep]) -> list[tuple[str, str]]:
+    return [(task_id, step.lease_holder) for step in steps if step.lease_holder for task_id in step.task_ids]

@@ -1,0 +1,5 @@
+"""The steps of tasks: one module per state, and one for the callback inbox.
+
+A step does the I/O of its state, lets `lifecycle` decide, and applies the decision through `transitions`. No
+transaction stays open across the network.
+"""

@@ -1,0 +1,85 @@
+"""The step of WAITING: ask the provider for the state of a job; and the switch from callbacks to checks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Final
+
+from broker.errors import ProviderError
+from broker.logs import log
+from broker.metrics import Metrics
+from broker.providers.base import Provider
+from broker.reports import Pending
+from broker.tasks import lifecycle
+from broker.tasks.transitions import Transitions
+from storage.hooks import Hooks
+from storage.tasks import Task, Tasks
+
+SWITCH_BATCH_SIZE: Final = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckStep:
+    """Checks jobs at their provider."""
+
+    hooks: Hooks
+    providers: Mapping[str, Provider]
+    metrics: Metrics
+    transitions: Transitions
+
+    async def run(self, task: Task) -> None:
+        provider = self.providers.get(task.provider)
+        if provider is None or task.job_id is None:
+            await self.transitions.apply_own(task, lifecycle.check_failed)
+            return
+        try:
+            report = await provider.check(task.job_id)
+        except ProviderError as error:
+            self.metrics.checks.labels(task.provider, "error").inc()
+            log.info("check failed", action="check_failed", task=task.id, why=error.summary)
+            await self.transitions.apply_own(task, partial(lifecycle.check_failed, retry_in=error.retry_in))
+            return
+        self.metrics.checks.labels(task.provider, type(report).__name__.lower()).inc()
+        ended = not isinstance(report, Pending)
+        await self.transitions.apply_report(
+            task,
+            replace(report, job_id=task.job_id),
+            task.attempt,
+            outlives_lease=ended,
+            learned_by=await self._learned_by(task) if ended else None,
+        )
+
+    async def _learned_by(self, task: Task) -> str:
+        """Return how the end of a checked job counts in the ledger: an accepted callback has priority."""
+        if not task.hooked:
+            return lifecycle.LEARNED_BY_POLL
+        return (
+            lifecycle.LEARNED_BY_CALLBACK
+            if await self.hooks.believed(task.id, task.attempt)
+            else lifecycle.LEARNED_BY_QUESTION
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PollingSwitch:
+    """Switches waiting tasks to checks when callbacks cannot arrive."""
+
+    tasks: Tasks
+    transitions: Transitions
+
+    async def switch_to_polling(self, sent_before: float) -> int:
+        """Switch every task whose current attempt was sent before this moment; return their number."""
+        count = 0
+        while waiting := await self.tasks.expecting(sent_before, SWITCH_BATCH_SIZE):
+            await asyncio.gather(*(self._switch_task(task) for task in waiting))
+            count += len(waiting)
+        return count
+
+    async def _switch_task(self, task: Task) -> None:
+        clock, policy = self.transitions.clock, self.transitions.policy
+        await self.transitions.apply(
+            task, lambda row, _: lifecycle.switch_to_polling(row, clock.now(), policy), is_leased=False
+        )

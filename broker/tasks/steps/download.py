@@ -1,0 +1,116 @@
+"""The step of FETCHING: download the results of a job and store them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from broker.errors import DownloadError, ProviderError
+from broker.logs import log
+from broker.metrics import Metrics
+from broker.net.fetcher import Fetcher
+from broker.providers.base import Provider
+from broker.reports import Finished
+from broker.tasks import lifecycle
+from broker.tasks.images import stored_image
+from broker.tasks.lifecycle import DownloadFailure
+from broker.tasks.transitions import Transitions
+from storage.database import Stale, StorageError
+from storage.images import Images, StoredImage
+from storage.tasks import State, Task, Tasks
+from uploads.intake import Intake, IntakeError
+
+
+@dataclass(frozen=True, kw_only=True)
+class DownloadStep:
+    """Downloads results."""
+
+    tasks: Tasks
+    images: Images
+    intake: Intake
+    fetcher: Fetcher
+    providers: Mapping[str, Provider]
+    metrics: Metrics
+    transitions: Transitions
+    max_download_bytes: int
+    """Limit of one result."""
+    downloads: asyncio.Semaphore
+
+    async def run(self, task: Task) -> None:
+        """Download what is not stored yet, then decide. A result that seems gone is looked for at a fresh link."""
+        stored_positions = {image.position for image in await self.images.of(task.id, "result")}
+        missing = [position for position in range(len(task.outputs)) if position not in stored_positions]
+        outcomes = await asyncio.gather(*(self._download(task, position) for position in missing))
+        failures = [failure for failure in outcomes if failure is not None]
+        if task.tries:
+            self.metrics.download_retries.inc(len(missing))
+        stored = len(task.outputs) - len(failures)
+        if any(failure.code == "result_gone" for failure in failures):
+            await self._refresh_links(task)
+        await self.transitions.apply_own(
+            task, lambda row, now, policy: lifecycle.downloaded(row, stored, failures, now, policy)
+        )
+
+    async def _download(self, task: Task, position: int) -> DownloadFailure | None:
+        clock = self.transitions.clock
+        async with self.downloads:
+            begun = clock.monotonic()
+            try:
+                image = await self._store_result(task, position)
+            except (DownloadError, IntakeError, StorageError) as error:
+                failure = _failure_of(error)
+                self.metrics.downloads.labels(failure.code).inc()
+                log.warning(
+                    "download failed", action="download_failed", task=task.id, code=failure.code, why=str(error)
+                )
+                return failure
+            self.metrics.downloads.labels("stored").inc()
+            self.metrics.download_bytes.inc(image.size)
+            self.metrics.download_seconds.observe(clock.monotonic() - begun)
+        return None
+
+    async def _store_result(self, task: Task, position: int) -> StoredImage:
+        max_bytes = self.max_download_bytes
+        async with self.fetcher.open(task.outputs[position], max_bytes=max_bytes) as download:
+            image = await self.intake.from_stream(task.id, download.chunks, max_bytes=max_bytes)
+        now = self.transitions.clock.now()
+        row = stored_image(image, owner=task.id, kind="result", position=position, now=now)
+        await insert_result(self.tasks, self.images, task, row)
+        return row
+
+    async def _refresh_links(self, task: Task) -> None:
+        """Ask the provider for fresh links to the same results; a failure changes nothing."""
+        row, provider = await self.tasks.get(task.id), self.providers.get(task.provider)
+        if row is None or provider is None or row.state != State.FETCHING:
+            return
+        with contextlib.suppress(ProviderError):
+            outputs = await _fresh_links(row, provider)
+            if outputs != row.outputs:
+                report = Finished(outputs=outputs, job_id=row.job_id)
+                await self.transitions.apply_report(row, report, row.attempt, is_leased=False)
+
+
+async def insert_result(tasks: Tasks, images: Images, task: Task, image: StoredImage) -> None:
+    """Insert the row of a result, only while the task is in FETCHING: a row must not outlive its bytes."""
+    with contextlib.suppress(Stale):
+        await tasks.database.transact(tasks.pinning(task.id, State.FETCHING), images.adding(image))
+
+
+async def _fresh_links(task: Task, provider: Provider) -> tuple[str, ...]:
+    if task.job_id is not None:
+        report = await provider.check(task.job_id)
+        if isinstance(report, Finished) and report.outputs and report.outputs != task.outputs:
+            return report.outputs
+    return tuple([await provider.refresh_url(url) or url for url in task.outputs])
+
+
+def _failure_of(error: DownloadError | IntakeError | StorageError) -> DownloadFailure:
+    if isinstance(error, DownloadError):
+        return DownloadFailure(code=error.code, message=str(error))
+    if isinstance(error, StorageError) or error.code == "storage_full":
+        return DownloadFailure(code="storage_full", message=str(error))
+    if error.truncated:
+        return DownloadFailure(code="download_failed", message=str(error))
+    return DownloadFailure(code="invalid_result", message=str(error))

@@ -1,0 +1,168 @@
+"""The step of QUEUED: submit an order to its provider, once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, TypeVar
+
+from broker.errors import ProviderError
+from broker.logs import log
+from broker.metrics import Metrics
+from broker.orders import Order
+from broker.providers.base import Provider
+from broker.reports import Failed, Report
+from broker.tasks import lifecycle
+from broker.tasks.circuit_breaker import cooldown_until
+from broker.tasks.orders import OrderBuilder
+from broker.tasks.transitions import Transitions
+from storage.database import Stale, StorageError
+from storage.lanes import Lanes, Limits
+from storage.tasks import DUE, Attempt, State, Task, Tasks
+
+T = TypeVar("T")
+
+STORE_RETRY_SECONDS: Final = 0.5
+MAX_RESERVATIONS: Final = 2
+"""Reservations of capacity at a time: they wait for each other, and each holds a database connection."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubmitStep:
+    """Submits orders to providers."""
+
+    tasks: Tasks
+    lanes: Lanes
+    providers: Mapping[str, Provider]
+    metrics: Metrics
+    orders: OrderBuilder
+    transitions: Transitions
+    callback_url: Callable[[str, str, int], str | None]
+    """(provider, task, attempt): return the URL, with its token, that the provider calls; None without a public URL."""
+    reservations: asyncio.Semaphore
+
+    async def run(self, task: Task) -> None:
+        """Submit the order of a task.
+
+        1. Fail if it waited too long. 2. Upload references, which is free, before the intent. 3. Write the intent, if
+        the provider has capacity. 4. Send the one request that may cost money. 5. Store the response.
+        """
+        provider = self.providers.get(task.provider)
+        if provider is None or self.transitions.clock.now() >= task.deadline_at:
+            await self.transitions.apply_own(task, lifecycle.queue_timeout)
+            return
+        built = self.orders.build_order(task)
+        order = await provider.upload_references(built) if task.refs else built
+        if isinstance(order, Failed):
+            log.warning(
+                "references could not be uploaded", action="reference_upload_failed", task=task.id, code=order.code
+            )
+            await self.transitions.apply_own(
+                task, lambda row, now, policy: lifecycle.upload_failed(row, order, now, policy)
+            )
+            return
+        attempt = await self._begin_submission(task, provider)
+        if attempt is None:
+            return
+        row = await _retry_read(lambda: self.tasks.get(task.id))
+        if row and (row.state, row.attempt) == (State.SUBMITTING, attempt.number):
+            await self._submit_order(row, order, attempt, provider)
+
+    async def _begin_submission(self, task: Task, provider: Provider) -> Attempt | None:
+        """Write the intent; return None if the provider has no capacity or the task changed."""
+        number = task.attempt + 1
+        attempt = Attempt(
+            task_id=task.id,
+            number=number,
+            provider=provider.name,
+            key_id=provider.key_id,
+            sent_at=self.transitions.clock.now(),
+        )
+        limits = Limits(creates=provider.creates_per_10s, places=provider.concurrency)
+        expects_callback = self.callback_url(task.provider, task.id, number) is not None
+        try:
+            async with self.reservations:
+                await self.transitions.begin_submission(
+                    task,
+                    attempt,
+                    expects_callback=expects_callback,
+                    reserving=self.lanes.intending(attempt, limits),
+                )
+        except (Stale, StorageError):
+            if not await _retry_read(lambda: self._was_begun(task, number)):
+                await self.transitions.release(task)
+                return None
+        self.transitions.record_submission(task, attempt, expects_callback=expects_callback)
+        return attempt
+
+    async def _was_begun(self, task: Task, number: int) -> bool:
+        """Return whether our intent is in the database: the connection broke between its commit and the response."""
+        row = await self.tasks.get(task.id)
+        return row is not None and (row.state, row.attempt, row.leased_by) == (
+            State.SUBMITTING,
+            number,
+            task.leased_by,
+        )
+
+    async def _submit_order(self, task: Task, order: Order, attempt: Attempt, provider: Provider) -> None:
+        url = self.callback_url(task.provider, task.id, attempt.number) if task.hooked else None
+        begun = self.transitions.clock.monotonic()
+        try:
+            report = await provider.submit(order, url)
+        except ProviderError as error:
+            self._record_request(provider, "unknown", begun)
+            log.warning("submission with unknown outcome", action="submit_unknown", task=task.id, why=error.summary)
+            await self._update_cooldown(provider, None)
+            await self.transitions.apply_own(task, partial(lifecycle.outcome_unknown, attempt=attempt.number))
+            return
+        self._record_request(provider, _outcome_label(report), begun)
+        await self._store_answer(task, report, attempt.number)
+        await self._update_cooldown(provider, report)
+
+    def _record_request(self, provider: Provider, outcome: str, begun: float) -> None:
+        self.metrics.submissions.labels(provider.name, outcome).inc()
+        self.metrics.submission_seconds.labels(provider.name).observe(self.transitions.clock.monotonic() - begun)
+
+    async def _store_answer(self, task: Task, report: Report, number: int) -> None:
+        """Store the provider's response, retrying for as long as the database fails: the response is worth money."""
+        while True:
+            try:
+                await self.transitions.apply_report(task, report, number)
+            except StorageError as error:
+                log.error(
+                    "the provider's response cannot be stored yet",
+                    action="store_retry",
+                    task=task.id,
+                    job=report.job_id,
+                    why=str(error),
+                )
+                await asyncio.sleep(STORE_RETRY_SECONDS)
+            else:
+                return
+
+    async def _update_cooldown(self, provider: Provider, report: Report | None) -> None:
+        failures = await self.lanes.troubles(provider.name)
+        clock, policy = self.transitions.clock, self.transitions.policy
+        until = cooldown_until(report, failures, clock.now(), policy)
+        if until is not None:
+            await self.tasks.database.transact(self.lanes.pausing(provider.name, until))
+        elif failures:
+            await self.tasks.database.transact(self.lanes.clearing(provider.name), wake=(DUE,))
+
+
+async def _retry_read(read: Callable[[], Awaitable[T]]) -> T:
+    """Read, retrying for as long as the database fails: an intent that is not seen would never be submitted."""
+    while True:
+        try:
+            return await read()
+        except StorageError as error:
+            log.error("an intent cannot be read yet", action="intent_read_retry", why=str(error))
+            await asyncio.sleep(STORE_RETRY_SECONDS)
+
+
+def _outcome_label(report: Report) -> str:
+    if isinstance(report, Failed) and report.job_id is None:
+        return "refused" if report.sent else "not_sent"
+    return "accepted"

@@ -1,0 +1,57 @@
+"""The table of steps: which step runs in which state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from broker.tasks import lifecycle
+from broker.tasks.lifecycle import DownloadFailure
+from broker.tasks.steps.check import CheckStep
+from broker.tasks.steps.download import DownloadStep
+from broker.tasks.steps.recover import RecoverStep
+from broker.tasks.steps.submit import SubmitStep
+from broker.tasks.transitions import Transitions
+from storage.tasks import State, Task
+
+
+class Step(Protocol):
+    """The step of one state."""
+
+    async def run(self, task: Task) -> None:
+        """Do the I/O of the state and apply what follows. The caller holds the task's lease."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepTable:
+    """The step of each state of an unfinished task."""
+
+    submit: SubmitStep
+    recover: RecoverStep
+    check: CheckStep
+    download: DownloadStep
+    transitions: Transitions
+
+    async def run(self, task: Task) -> None:
+        """Run the step of the task's state."""
+        await self._step_of(task.state).run(task)
+
+    def _step_of(self, state: State) -> Step:
+        steps: dict[State, Step] = {
+            State.QUEUED: self.submit,
+            State.SUBMITTING: self.recover,
+            State.WAITING: self.check,
+            State.FETCHING: self.download,
+        }
+        return steps[state]
+
+    async def record_crash(self, task: Task) -> None:
+        """Count a step that ended in an unexpected error as a retry, so that its task ends at the deadline."""
+        failure = DownloadFailure(code="download_failed", message="an unexpected error; the log has it")
+        if task.state == State.WAITING:
+            await self.transitions.apply_own(task, lifecycle.check_failed)
+        elif task.state == State.FETCHING:
+            await self.transitions.apply_own(
+                task, lambda row, now, policy: lifecycle.downloaded(row, 0, [failure], now, policy)
+            )

@@ -1,0 +1,204 @@
+"""Transitions: the only way in which a task changes.
+
+A decision is applied to the row as it is now, in one compare-and-set transaction: row, ledger line, outbox event. When
+another process was quicker, the same pure decision is made again on the row as it is then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from broker.clock import Clock
+from broker.logs import log
+from broker.metrics import Metrics
+from broker.notifications.outbox import Outbox
+from broker.reports import Failed, Report
+from broker.tasks import lifecycle
+from broker.tasks.lifecycle import Changes
+from broker.tasks.metrics import is_unclassified, record_transition
+from broker.tasks.policy import TaskPolicy
+from storage.database import Stale, Statement
+from storage.tasks import DUE, Attempt, Task, Tasks, task_channel
+
+Decision = Callable[[Task, Attempt | None], Changes]
+"""Returns what to change, given the row and one attempt as they are now."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transitions:
+    """Applies decisions to tasks."""
+
+    clock: Clock
+    policy: TaskPolicy
+    tasks: Tasks
+    outbox: Outbox
+    metrics: Metrics
+
+    async def apply(
+        self,
+        task: Task,
+        decide: Decision,
+        *,
+        number: int | None = None,
+        also: Sequence[Statement] = (),
+        is_leased: bool = True,
+        outlives_lease: bool = True,
+        report: Report | None = None,
+    ) -> Task | None:
+        """Apply a decision; return the row on which it was made, or None if it was not applied.
+
+        number: of the attempt, the current one if None. also: statements of the same transaction. is_leased: the
+        caller holds the task's lease, which ends with the change. outlives_lease: the decision counts after the lease
+        was lost, as for a provider's report; a decision that follows from the row alone is the next worker's then.
+        report: subject of the decision, for metrics and log.
+        """
+        seen = task
+        while True:
+            if is_leased and not outlives_lease and task.leased_by != seen.leased_by:
+                return None
+            attempt = await self.tasks.attempt(task.id, number or task.attempt)
+            changes = decide(task, attempt)
+            values = _row_values(seen, task, changes, is_leased=is_leased)
+            ledger = (
+                [self.tasks.noting(task.id, attempt.number, **changes.attempt)] if attempt and changes.attempt else []
+            )
+            if not values and not ledger and not also:
+                return task
+            events = await self.outbox.enqueue_event(task, replace(task, **values))
+            try:
+                with self._timed():
+                    await self.tasks.database.transact(
+                        self.tasks.saving(task, **values), *ledger, *events, *also, wake=(DUE, task_channel(task.id))
+                    )
+            except Stale:
+                fresh = await self.tasks.get(task.id)
+                if fresh is None or fresh.version == task.version:
+                    return None  # the row is gone, or another process executed the statements of `also`
+                if also or not await self._was_committed(fresh, task, changes):
+                    task = fresh
+                    continue
+            self._record(task, changes, report)
+            return task
+
+    async def apply_report(
+        self,
+        task: Task,
+        report: Report,
+        number: int | None,
+        *,
+        also: Sequence[Statement] = (),
+        is_leased: bool = True,
+        outlives_lease: bool = True,
+        learned_by: str | None = None,
+    ) -> None:
+        """Apply the lifecycle's decision on a report about one attempt. learned_by: for the ledger, if it is an end."""
+        now = self.clock.now()
+
+        def decide(row: Task, attempt: Attempt | None) -> Changes:
+            changes = lifecycle.apply_report(row, attempt, report, now, self.policy)
+            if learned_by is None or "ended_at" not in changes.attempt:
+                return changes
+            return replace(changes, attempt={**changes.attempt, "learned_by": learned_by})
+
+        await self.apply(
+            task,
+            decide,
+            number=number,
+            also=also,
+            is_leased=is_leased,
+            outlives_lease=outlives_lease,
+            report=report,
+        )
+
+    async def apply_own(self, task: Task, decide: Callable[[Task, float, TaskPolicy], Changes]) -> None:
+        """Apply a decision that follows from the row alone."""
+        await self.apply(task, lambda row, _: decide(row, self.clock.now(), self.policy), outlives_lease=False)
+
+    async def begin_submission(
+        self, task: Task, attempt: Attempt, *, expects_callback: bool, reserving: Sequence[Statement]
+    ) -> None:
+        """Write the intent to submit; the caller calls `record_submission` once it is durable.
+
+        reserving: statements that write the attempt if the provider has capacity. Raises `Stale` without capacity or
+        when another process changed the row, `StorageError` when it is unknown whether the intent was written.
+        """
+        changes = self._intent(task, attempt, expects_callback=expects_callback)
+        await self.tasks.database.transact(
+            self.tasks.saving(task, **changes.task), *reserving, wake=(task_channel(task.id),)
+        )
+
+    def record_submission(self, task: Task, attempt: Attempt, *, expects_callback: bool) -> None:
+        """Count and log the intent to submit. task: the row before it."""
+        self._record(task, self._intent(task, attempt, expects_callback=expects_callback))
+
+    def _intent(self, task: Task, attempt: Attempt, *, expects_callback: bool) -> Changes:
+        return lifecycle.begin_submission(task, hooked=expects_callback, now=attempt.sent_at, policy=self.policy)
+
+    async def release(self, task: Task) -> None:
+        """End the lease of a task without a change."""
+        await self.apply(task, lambda *_: lifecycle.NOTHING, outlives_lease=False)
+
+    def _record(self, task: Task, changes: Changes, report: Report | None = None) -> None:
+        """Count and log a change that is durable. task: the row before it."""
+        record_transition(self.metrics, task, changes, self.clock.now(), report)
+        state = changes.task.get("state", task.state)
+        if changes.attempt.get("spare"):
+            log.warning("a second result of one order was kept", action="duplicate_result", task=task.id)
+        if isinstance(report, Failed) and is_unclassified(changes, report):
+            # without the message, which may repeat the prompt: it is in the task's errorDetail
+            log.warning(
+                "unclassified provider error",
+                action="unclassified_provider_error",
+                task=task.id,
+                provider=task.provider,
+                provider_code=_plain_code(report.provider_code),
+            )
+        if state == task.state:
+            return
+        log.info(
+            f"task is {state.value} now",
+            action=f"task_{state.value}",
+            task=task.id,
+            previous=task.state.value,
+            attempt=changes.task.get("attempt", task.attempt),
+            provider=task.provider,
+            code=changes.task.get("error_code"),
+        )
+
+    @contextlib.contextmanager
+    def _timed(self) -> Iterator[None]:
+        begun = self.clock.monotonic()
+        try:
+            yield
+        finally:
+            self.metrics.database_seconds.labels("change").observe(self.clock.monotonic() - begun)
+
+    async def _was_committed(self, fresh: Task, task: Task, changes: Changes) -> bool:
+        """Return whether the change is in the database: the connection broke between its commit and the response."""
+        if not changes.task or fresh.version != task.version + 1:
+            return False
+        ledger = await self.tasks.attempt(task.id, task.attempt) if changes.attempt else None
+        return _has(fresh, changes.task) and (not changes.attempt or _has(ledger, changes.attempt))
+
+
+def _row_values(seen: Task, task: Task, changes: Changes, *, is_leased: bool) -> dict[str, Any]:
+    values = dict(changes.task)
+    same_state = values.get("state", task.state) == seen.state == task.state
+    if same_state and "due_at" in values and task.due_at != seen.due_at:
+        values["due_at"] = min(values["due_at"], task.due_at)  # another process made it due earlier
+    if (is_leased and task.leased_by == seen.leased_by) or values.get("state", task.state) != task.state:
+        values |= {"lease_until": 0.0, "leased_by": ""}
+    return values
+
+
+def _plain_code(code: str | None) -> str:
+    """Return a code that is fit for a log; anything that is not a plain code may be text of the prompt."""
+    return code if code and re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", code) else "not plain"
+
+
+def _has(row: Task | Attempt | None, values: Mapping[str, Any]) -> bool:
+    return row is not None and all(getattr(row, name) == value for name, value in values.items())

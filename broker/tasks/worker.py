@@ -1,0 +1,211 @@
+"""The worker: claims due tasks, runs one step per task, renews leases, and drains on stop.
+
+Nothing that must happen is stored only here. If the process dies, its leases end and another worker goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from broker.clock import Clock
+from broker.logs import log
+from broker.monitoring.balance import BalanceMonitor
+from broker.notifications.deliverer import Deliverer
+from broker.tasks import retention
+from broker.tasks.leases import ClockGuard, LeaseKeeper
+from broker.tasks.retention import Retention
+from broker.tasks.running import CONCURRENCY, RunningStep, RunningSteps
+from broker.tasks.sources import CallbackQueue, SubmissionQueue
+from broker.tasks.steps.table import StepTable
+from storage.database import StorageError
+from storage.tasks import DUE, Agenda, State, Task, Tasks
+
+MAX_SLEEP_SECONDS: Final = 1.0
+LOCKED_PAUSE_SECONDS: Final = 0.1
+"""Pause when every due task was locked by another worker."""
+SLOW_QUERY_SECONDS: Final = 1.0
+"""A poll that takes longer counts as a database outage."""
+DRAIN_SECONDS: Final = 7.0
+
+
+@dataclass(kw_only=True)
+class Worker:
+    """The worker of one process."""
+
+    clock: Clock
+    tasks: Tasks
+    steps: StepTable
+    submissions: SubmissionQueue
+    callbacks: CallbackQueue
+    deliverer: Deliverer
+    retention: Retention
+    balances: BalanceMonitor
+    running: RunningSteps
+    leases: LeaseKeeper
+    clock_guard: ClockGuard
+    drain_seconds: float = DRAIN_SECONDS
+    """Time that running steps get on stop."""
+    last_heartbeat: float = 0.0
+    _housekept_at: float = 0.0
+    _stopping: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def run(self) -> None:
+        """Work until `stop`; then wait for running steps, and release what is left after `drain_seconds`."""
+        self.last_heartbeat = self.clock.now()
+        await self.running.contain_errors(self.retention.apply_shorter_retention(), "", "retention")
+        with self.tasks.database.listen(DUE) as subscription:
+            keeper = asyncio.create_task(self.leases.keep(), name="lease-keeper")
+            try:
+                while not self._stopping.is_set():
+                    await subscription.wait(await self.poll_once())
+            finally:
+                await self.drain()
+                keeper.cancel()
+                await asyncio.gather(keeper, return_exceptions=True)
+
+    def stop(self) -> None:
+        """Begin no further step."""
+        self._stopping.set()
+        self.tasks.database.wake(DUE)
+
+    async def clean_up(self) -> int:
+        """Apply retention now, and nothing else; return the number of tasks removed."""
+        removed = 0
+        await self.retention.apply_shorter_retention()
+        for state in retention.STATES:
+            while ended := await self._claim(state, retention.BATCH_SIZE):
+                removed += sum(task.state != State.EXPIRED for task in ended)
+                await self.running.contain_errors(self.retention.run(ended), "", "retention")
+        await self.retention.delete_leftovers()
+        return removed
+
+    # -- polling
+
+    async def poll_once(self) -> float:
+        """Start the steps that are due; return the seconds until the next poll."""
+        try:
+            self.last_heartbeat = self.clock.now()
+            agenda = await self.read_agenda()
+            if agenda.news:
+                await self.callbacks.start_due()
+            count = self.running.count
+            was_due = await self._start_due(agenda)
+            if was_due:
+                agenda = await self.read_agenda()
+            self._start_housekeeping()
+            is_locked = was_due and self.running.count == count  # due, but locked by another worker
+            return max(LOCKED_PAUSE_SECONDS if is_locked else 0.0, await self.seconds_until_due(agenda))
+        except StorageError as error:
+            log.error("the database is unavailable", action="store_unavailable", why=str(error))
+            self.leases.record_outage()
+            return MAX_SLEEP_SECONDS
+
+    async def read_agenda(self) -> Agenda:
+        """Return what is due, and when."""
+        begun = self.clock.monotonic()
+        agenda = await self.tasks.agenda(self._due_states(), list(self.submissions.providers), self.clock.now())
+        took = self.clock.monotonic() - begun
+        self.running.metrics.database_seconds.labels("poll").observe(took)
+        if took < SLOW_QUERY_SECONDS:
+            return agenda
+        self.leases.record_outage()  # the database was away, and came back before the query was given up
+        return replace(agenda, due={state: at for state, at in agenda.due.items() if state != State.SUBMITTING})
+
+    def _due_states(self) -> list[State]:
+        """Return the states whose steps may run now, QUEUED aside."""
+        self.clock_guard.check_clock()
+        unfinished: list[State] = [
+            state
+            for state in CONCURRENCY
+            if state != State.QUEUED and (self.leases.may_recover or state != State.SUBMITTING)
+        ]
+        return unfinished if self.clock_guard.deletion_paused else [*unfinished, *retention.STATES]
+
+    async def seconds_until_due(self, agenda: Agenda) -> float:
+        """Return the seconds until a step with a free slot is due, `MAX_SLEEP_SECONDS` at most."""
+        now = self.clock.now()
+        moments = [at for state, at in agenda.due.items() if self.running.free_slots(state)]
+        if self.running.free_slots(State.QUEUED):
+            moments += [await self.submissions.next_at(provider, at) for provider, at in agenda.queued.items()]
+            moments.append(agenda.overdue)
+        if self.deliverer.free_slots:
+            moments.append(max(agenda.telling, now + self.deliverer.pause_seconds))
+        return min(max(0.0, min(moments, default=math.inf) - now), MAX_SLEEP_SECONDS)
+
+    # -- starting steps
+
+    async def _start_due(self, agenda: Agenda) -> bool:
+        """Start what is due; return whether anything was."""
+        now = self.clock.now()
+        due = [state for state, at in agenda.due.items() if at <= now]
+        for state in due:
+            if state in retention.STATES:
+                await self._start_retention(state)
+            else:
+                await self._start_all(await self._claim(state, self.running.free_slots(state)))
+        if agenda.overdue <= now:
+            lease, limit = self.leases.create_lease(), self.running.free_slots(State.QUEUED)
+            await self._start_all(await self.tasks.claim_overdue(now=now, lease=lease, limit=limit))
+        queued = [provider for provider, at in agenda.queued.items() if at <= now]
+        for provider in queued:
+            limit = self.running.free_slots(State.QUEUED)
+            await self._start_all(await self.submissions.claim(provider, self.leases.create_lease(), limit=limit))
+        has_webhooks = agenda.telling <= now and self.deliverer.free_slots > 0 and not self.deliverer.pause_seconds
+        if has_webhooks:
+            await self._start_deliveries()
+        return bool(due or queued or has_webhooks or agenda.overdue <= now)
+
+    async def _claim(self, state: State, limit: int) -> list[Task]:
+        return await self.tasks.claim(state, now=self.clock.now(), lease=self.leases.create_lease(), limit=limit)
+
+    async def _start_all(self, tasks: Sequence[Task]) -> None:
+        """Start the step of each task, unless it still runs here: its lease ended, but its outcome is needed."""
+        for task in tasks:
+            if self.running.has_step_of(task):
+                await self.tasks.renew([(task.id, task.leased_by)], self.clock.now() + MAX_SLEEP_SECONDS)
+            else:
+                step = RunningStep(task_ids=(task.id,), state=task.state, lease_holder=task.leased_by)
+                self.running.start(self._run_step(task), step)
+
+    async def _run_step(self, task: Task) -> None:
+        """Run the step of a task. After an error it is repeated when its lease ends."""
+        if not await self.running.contain_errors(self.steps.run(task), task.id, task.state.value):
+            await self.running.contain_errors(self.steps.record_crash(task), task.id, "crash")
+
+    async def _start_retention(self, state: State) -> None:
+        """Start one step for many ended tasks; one such step at a time and state."""
+        if tasks := await self._claim(state, retention.BATCH_SIZE * self.running.free_slots(state)):
+            work = self.running.contain_errors(self.retention.run(tasks), "", "retention")
+            ids = tuple(task.id for task in tasks)
+            self.running.start(work, RunningStep(task_ids=ids, state=state, lease_holder=tasks[0].leased_by))
+
+    async def _start_deliveries(self) -> None:
+        for delivery in await self.deliverer.claim():
+            work = self.running.contain_errors(self.deliverer.deliver(delivery), delivery.task_id, "delivery")
+            self.running.start(work, RunningStep())
+
+    def _start_housekeeping(self) -> None:
+        now = self.clock.now()
+        if now - self._housekept_at < retention.HOUSEKEEPING_SECONDS or self.clock_guard.deletion_paused:
+            return
+        self._housekept_at = now
+        housekeeping = self.retention.delete_leftovers_once()
+        self.running.start(self.running.contain_errors(housekeeping, "", "housekeeping"), RunningStep())
+        self.running.start(self.running.contain_errors(self.balances.refresh(), "", "balance"), RunningStep())
+
+    # -- stopping
+
+    async def drain(self) -> None:
+        """Wait for running steps, cancel the rest, and make their tasks and webhooks due for other workers at once."""
+        await self.running.wait(self.drain_seconds)
+        held = await self.running.cancel_all()
+        await self.tasks.database.settled()  # statements that a step handed over are executed all the same
+        try:
+            await self.tasks.renew(held, 0.0)
+            await self.deliverer.release()
+        except StorageError as error:
+            log.error("leases could not be released", action="store_unavailable", why=str(error))
