@@ -1,223 +1,104 @@
-"""Every door on one screen."""
+"""The HTTP application: every dialect and middleware on one screen."""
 
 from __future__ import annotations
 
-import asyncio
 import platform
-from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from functools import partial
+from typing import Final
 
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
-from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from broker.api.access import Access
-from broker.api.answers import GUARDS, answer, language, refused
-from broker.api.batches import Batches
-from broker.api.deliveries import DeliveryDoor
-from broker.api.docs import Docs
-from broker.api.hooks import Hooks
-from broker.api.images import ImageDoor
-from broker.api.inbox import InboxDoor
-from broker.api.models import Models
-from broker.api.native import Native
-from broker.api.operations import Operations, installed_version
-from broker.api.views import Views
-from broker.errors import Refusal
-from broker.logs import bare, log
-from broker.metrics import Metrics
+from broker.api.admin.callbacks import CallbackInboxRoutes, callback_inbox_endpoints
+from broker.api.admin.deliveries import DeliveryRoutes, delivery_endpoints
+from broker.api.callbacks import CallbackRoutes, callback_endpoints
+from broker.api.docs import DocsRoutes, docs_endpoints
+from broker.api.health import HealthRoutes, health_endpoints, installed_version
+from broker.api.http.auth import Authenticator
+from broker.api.http.endpoint import Dialect, build_routes
+from broker.api.http.errors import ErrorRenderer
+from broker.api.http.middleware import RequestLogMiddleware, SecurityHeadersMiddleware, UnhandledErrorMiddleware
+from broker.api.http.responses import ErrorResponse, error_response
+from broker.api.images import ImageRoutes, image_endpoints
+from broker.api.models import ModelRoutes, model_endpoints
+from broker.api.native.batches import BatchRoutes
+from broker.api.native.routes import batch_endpoints, order_endpoints, task_endpoints
+from broker.api.native.task_cache import TaskCache
+from broker.api.native.tasks import TaskRoutes
 from broker.repeats import Repeats
-from broker.sentences import Sentences
 from broker.services import Services
-from storage.database import StorageError
 
-Door = Callable[[Request], Awaitable[Response]]
-
-TRY_AGAIN: Final = "5"
-_CODES: Final = {404: "not_found", 413: "payload_too_large"}
-_SENTENCES: Final = {
-    404: "There is nothing at this address.",
-    405: "This address does not know that method.",
-    413: "The request is too large: send less.",
-}
+_CORS_METHODS: Final = ("GET", "POST", "DELETE")
+_CORS_REQUEST_HEADERS: Final = (
+    "Authorization Idempotency-Key If-None-Match Last-Event-ID Cache-Control X-Request-ID".split()
+)
+_CORS_RESPONSE_HEADERS: Final = ("ETag", "Retry-After", "Location", "Warning", "X-Request-ID")
 
 
 def build_app(services: Services) -> Starlette:
-    """The HTTP side of an opened system."""
-    broker, sentences = services.broker, services.broker.showing.sentences
-    access = Access(services.settings, broker.tokens.secret)
-    views = Views(broker)
-    native = Native(broker=broker, access=access, views=views, sentences=sentences, repeats=Repeats(services.clock))
-    batches = Batches(broker=broker, access=access, views=views)
-    hooks = Hooks(broker=broker, access=access)
-    images = ImageDoor(broker=broker, access=access)
-    inbox = InboxDoor(inbox=services.inbox, access=access)
-    deliveries = DeliveryDoor(broker=broker, access=access)
+    """Return the HTTP side of an opened system."""
     version = installed_version()
     services.metrics.build.info({"version": version, "python": platform.python_version()})
-    operations = Operations(
-        broker=broker,
-        worker=services.worker,
-        collector=services.collector,
-        access=access,
-        sentences=sentences,
-        version=version,
-    )
-    models = Models(broker=broker, access=access)
-    docs = Docs(access=access, version=version)
-    routes = [
-        _at("/api/task/{id}", GET=native.poll, DELETE=native.cancel),
-        _at("/api/task/{id}/events", GET=native.events),
-        _at("/api/task/{id}/retry", POST=native.retry),
-        _at("/api/batch/{id}", GET=batches.poll, DELETE=batches.cancel),
-        _at("/api/tasks", GET=native.listing),
-        _at("/api/generate/image", POST=native.create),
-        _at("/api/models", GET=models.listing),
-        _at("/api/webhook/nano-banana", GET=hooks.greet, POST=hooks.hear),
-        _at("/api/webhook/{provider}", GET=hooks.greet, POST=hooks.hear),
-        _at("/uploads/images/{name}.json", GET=images.about_result),
-        _at("/uploads/references/{name}.json", GET=images.about_reference),
-        _at("/api/hooks", GET=inbox.listing),
-        _at("/api/hooks/{id}", GET=inbox.show),
-        _at("/api/hooks/{id}/replay", POST=inbox.replay),
-        _at("/api/hooks/{id}/fixture", GET=inbox.fixture),
-        _at("/api/deliveries", GET=deliveries.listing),
-        _at("/api/deliveries/{id}", GET=deliveries.show),
-        _at("/api/deliveries/{id}/replay", POST=deliveries.replay),
-        _at("/uploads/images/{name}", GET=images.result),
-        _at("/uploads/references/{name}", GET=images.reference),
-        _at("/health", GET=operations.health),
-        _at("/ready", GET=operations.ready),
-        _at("/metrics", GET=operations.metrics),
-        _at("/openapi.json", GET=docs.document),
-        _at("/docs", GET=docs.page),
-        _at("/docs/{file}", GET=docs.file),
-    ]
+    docs = DocsRoutes(version=version)
+    native = native_dialect(services, docs, version)
+    dialects = [native, *(make_dialect(services) for make_dialect in services.extra_dialects)]
+    docs.dialects = dialects
+    errors = ErrorRenderer(native, services.metrics)
     app = Starlette(
-        routes=routes,
+        routes=build_routes(dialects),
         middleware=[
-            Middleware(Guarded),
-            *_cors(services.settings.cors_origins),
-            Middleware(LastResort, sentences=sentences),
+            Middleware(RequestLogMiddleware, metrics=services.metrics),
+            Middleware(SecurityHeadersMiddleware),
+            *_cors_middleware(services.settings.cors_origins),
+            Middleware(UnhandledErrorMiddleware, errors=errors),
         ],
-        exception_handlers=_handlers(sentences, services.metrics),
+        exception_handlers=errors.exception_handlers(),
         debug=False,
     )
-    app.router.redirect_slashes = False  # a redirect would be built from whatever Host the request names
+    app.state.dialects = dialects
+    app.router.redirect_slashes = False  # a redirect would be built from the Host of the request
     return app
 
 
-def _at(path: str, **doors: Door) -> Route:
-    """One route per path, so that 405 names every method there is."""
+def native_dialect(services: Services, docs: DocsRoutes, version: str) -> Dialect:
+    """Return all endpoints of the native dialect, in the order in which they are matched."""
+    broker, messages = services.broker, services.broker.presenter.messages
+    cache = TaskCache(broker)
+    tasks = TaskRoutes(broker=broker, cache=cache, messages=messages, repeats=Repeats(services.clock))
+    health = HealthRoutes(
+        broker=broker, worker=services.worker, collector=services.collector, messages=messages, version=version
+    )
+    return Dialect(
+        name="native",
+        authenticate=Authenticator(services.settings, broker.tokens.secret).authenticate,
+        render_error=partial(error_response, messages),
+        error_model=ErrorResponse,
+        endpoints=[
+            *order_endpoints(tasks),
+            *task_endpoints(tasks),
+            *batch_endpoints(BatchRoutes(broker=broker, cache=cache)),
+            *model_endpoints(ModelRoutes(broker=broker)),
+            *callback_endpoints(CallbackRoutes(broker=broker)),
+            *image_endpoints(ImageRoutes(broker=broker)),
+            *callback_inbox_endpoints(CallbackInboxRoutes(inbox=services.inbox)),
+            *delivery_endpoints(DeliveryRoutes(broker=broker)),
+            *health_endpoints(health),
+            *docs_endpoints(docs),
+        ],
+    )
 
-    async def enter(request: Request) -> Response:
-        return await doors["GET" if request.method == "HEAD" else request.method](request)
 
-    return Route(path, enter, methods=list(doors), name=path)
-
-
-def _cors(origins: tuple[str, ...]) -> list[Middleware]:
-    """Exact origins only, and never with cookies, which we have none of."""
+def _cors_middleware(origins: tuple[str, ...]) -> list[Middleware]:
+    """Allow exact origins only, without cookies."""
     if not origins:
         return []
     return [
         Middleware(
             CORSMiddleware,
             allow_origins=origins,
-            allow_methods=("GET", "POST", "DELETE"),
-            allow_headers=("Authorization", "Idempotency-Key", "If-None-Match", "Last-Event-ID", "Cache-Control"),
-            expose_headers=("ETag", "Retry-After", "Location", "Warning"),
+            allow_methods=_CORS_METHODS,
+            allow_headers=_CORS_REQUEST_HEADERS,
+            expose_headers=_CORS_RESPONSE_HEADERS,
         )
     ]
-
-
-def _handlers(sentences: Sentences, metrics: Metrics) -> Any:
-    """What is raised becomes an answer of the one error shape."""
-
-    async def refusal(request: Request, error: Refusal) -> Response:
-        metrics.refusals.labels(error.code).inc()
-        return refused(sentences, error, request, {})
-
-    async def starlette(request: Request, error: HTTPException) -> Response:
-        """Paths, methods and limits that Starlette itself refuses."""
-        headers = dict(error.headers or {})
-        if "Allow" in headers:
-            headers["Allow"] = ", ".join(sorted(headers["Allow"].split(", ")))
-        text = _SENTENCES.get(error.status_code, "The request cannot be understood.")
-        refusal = Refusal(_CODES.get(error.status_code, "invalid_request"), text, status=error.status_code)
-        return refused(sentences, refusal, request, headers)
-
-    async def storage(request: Request, error: StorageError) -> Response:
-        log.error("the store cannot be used", action="store_trouble", why=str(error))
-        return _failure(sentences, request, 503)
-
-    async def hung_up(request: Request, _: ClientDisconnect) -> Response:
-        log.debug("a caller hung up", action="caller_gone", path=request.scope["path"])
-        return Response(status_code=400)  # nobody reads it
-
-    return {Refusal: refusal, HTTPException: starlette, StorageError: storage, ClientDisconnect: hung_up}
-
-
-def _failure(sentences: Sentences, request: Request, status: int) -> Response:
-    """Our own trouble, told without details; 503 passes, 500 may not.
-
-    The closed set of codes has one for the store, and one for not knowing what became of a request.
-    """
-    passes = status == 503
-    document = {
-        "success": False,
-        "error": sentences.say("unavailable" if passes else "unexpected", language(request)),
-        "code": "storage_full" if passes else "unknown_outcome",
-        "retryable": passes,
-    }
-    return answer(document, status, {"retry-after": TRY_AGAIN} if passes else {})
-
-
-class Guarded:
-    """`GUARDS` on every answer, whichever door gave it."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def sending(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                said = {name for name, _ in message["headers"]}
-                message["headers"] = [*message["headers"], *(one for one in GUARDS if one[0] not in said)]
-            await send(message)
-
-        await self._app(scope, receive, sending)
-
-
-class LastResort:
-    """Whatever nobody foresaw: logged once, answered blandly. Starlette's own would have uvicorn log it again."""
-
-    def __init__(self, app: ASGIApp, sentences: Sentences) -> None:
-        self._app = app
-        self._sentences = sentences
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        begun = False
-
-        async def sending(message: Message) -> None:
-            nonlocal begun
-            begun = True
-            await send(message)
-
-        try:
-            await self._app(scope, receive, sending)
-        except asyncio.CancelledError:  # we are stopping, and the time to drain is over
-            log.warning("a request was cut off", action="request_cut_off")
-            status = 503
-        except Exception as error:
-            log.error("a request failed unexpectedly", action="request_failed", exc_info=bare(error))
-            status = 500
-        else:
-            return
-        if not begun:
-            await _failure(self._sentences, Request(scope), status)(scope, receive, send)

@@ -1,17 +1,18 @@
-"""Every long-lived object, opened in order, closed in reverse: the one way to build the system, for tests too."""
+"""Opening the system: settings, then every long-lived object in order, closed in reverse. Tests use the same way."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from pydantic import SecretStr
 
 from broker.callbacks.probe import PROBE_SECONDS
 from broker.callbacks.public_url import PublicAddress, PublicUrl, check_configured
 from broker.callbacks.tunnels import TunnelAgents
-from broker.catalog import Catalog
 from broker.clock import Clock, SystemClock
 from broker.cluster import check_clock_skew, check_cluster, create_secret_file
 from broker.errors import SettingsError
@@ -19,24 +20,49 @@ from broker.monitoring.loop_lag import measure_loop_lag
 from broker.net.api_client import ApiClient
 from broker.net.fetcher import Fetcher
 from broker.net.hosts import local_base_url
-from broker.providers.addresses import adapter_for
-from broker.providers.base import Provider
-from broker.providers.kie.adapter import Kie
-from broker.providers.legacy.adapter import Legacy
+from broker.providers import registry
+from broker.providers.base import ProviderPackage
+from broker.providers.registry import ProviderRegistry
 from broker.services import DOWNLOAD_CONCURRENCY, Composition, Services
-from broker.settings import Settings
-from storage.blobs import BlobStore
-from storage.database import Database
-from storage.facts import Facts
-from storage.local import LocalBlobs
-from storage.migrate import upgrade
-from storage.sqlite import SqliteDatabase, sqlite_path
+from broker.settings import Settings, loading
+from broker.settings.loading import SalvagedSettings
+from storage.blobs.local import LocalBlobs
+from storage.blobs.store import BlobStore
+from storage.cluster_state import Facts
+from storage.sql.database import Database
+from storage.sql.migrate import upgrade
+from storage.sql.sqlite import SqliteDatabase, sqlite_path
 from webhooks.tokens import CallbackTokens
 
-PLACES = 100
-"""kie.ai, Getting Started: an account may usually have 100 and more jobs running."""
 FREE_FLOOR = 64 * 2**20
 """Bytes that images leave free on the disk: the database must always be able to write down what happened."""
+
+
+def load_settings(
+    *,
+    env_file: Path | None = Path(".env"),
+    extra_providers: Sequence[ProviderPackage] = (),
+    isolated: bool = False,
+    **overrides: Any,
+) -> Settings:
+    """Return the settings of this process: the broker's own, and those of every package.
+
+    env_file: read in addition to the environment, which is stronger. overrides: by field or variable name, strongest.
+    isolated: read nothing but the overrides.
+    Raises `SettingsError` naming each wrong variable, the shape of its value, and the cure.
+    """
+    packages = registry.settings_classes(extra_providers)
+    return loading.read_settings(packages, env_file=env_file, overrides=overrides, isolated=isolated)
+
+
+def salvage_settings(*, env_file: Path | None = Path(".env")) -> SalvagedSettings:
+    """Return settings with defaults in place of wrong values, for a report of everything that is wrong."""
+    return loading.salvage_settings(registry.settings_classes(), env_file=env_file)
+
+
+def settings_variables() -> list[str]:
+    """Return every variable, primary names before their aliases."""
+    return loading.variables_of(registry.settings_classes())
 
 
 def database_for(settings: Settings) -> AbstractAsyncContextManager[Database]:
@@ -45,7 +71,7 @@ def database_for(settings: Settings) -> AbstractAsyncContextManager[Database]:
     if url.startswith("sqlite:"):
         return SqliteDatabase(sqlite_path(url))
     try:
-        from storage.postgres import PostgresDatabase
+        from storage.sql.postgres import PostgresDatabase
     except ImportError:
         raise _missing("DATABASE_URL leads to Postgres", "postgres") from None
     return PostgresDatabase(
@@ -71,7 +97,7 @@ async def blobs_for(settings: Settings) -> AsyncIterator[BlobStore]:
         yield LocalBlobs(settings.blobs, free_floor=FREE_FLOOR)
         return
     try:
-        from storage.s3 import S3Blobs
+        from storage.blobs.s3 import S3Blobs
     except ImportError:
         raise _missing("BROKER_BLOB_URL leads to S3", "s3") from None
     store = S3Blobs(
@@ -109,13 +135,17 @@ async def open_services(
     port: int | None = None,
     local_provider: bool = False,
     joins: bool = True,
+    extra_providers: Sequence[ProviderPackage] = (),
     open_database: Callable[[Settings], AbstractAsyncContextManager[Database]] = database_for,
+    extra_dialects: Sequence[Callable[[Services], Any]] = (),
 ) -> AsyncIterator[Services]:
-    """Open the system; on the way out nothing is left open.
+    """Open the system; everything is closed on the way out.
 
-    port: the one we really listen on; None without HTTP (then a callback address must be configured).
-    local_provider: the provider runs on this machine and reaches us here; no tunnel is looked for (the sandbox).
-    joins: this process takes part in the work, and must agree with the others on what they share; otherwise it looks.
+    port: the one that the server listens on; None without HTTP (callbacks then need a configured public URL).
+    local_provider: the provider runs on this machine, so callbacks need no tunnel (the sandbox).
+    joins: the process works on tasks, so it must agree with the others on what they share; otherwise it only reads.
+    extra_providers: packages beside those of the registry; `settings` must have been loaded with them.
+    extra_dialects: factories of `broker.api.http.endpoint.Dialect`, mounted after the built-in one.
     """
     clock = clock or SystemClock()
     async with AsyncExitStack() as stack:
@@ -132,8 +162,10 @@ async def open_services(
         stack.push_async_callback(fetcher.aclose)
         agent_client = ApiClient(timeout=PROBE_SECONDS, max_connections=16, max_answer_bytes=2**20)
         stack.push_async_callback(agent_client.aclose)
-        catalog = Catalog.load()
-        provider = provider_for(settings, client, catalog, clock)
+        catalog = registry.load_catalog(extra_providers)
+        providers = ProviderRegistry(
+            settings=settings, client=client, catalog=catalog, now=clock.now, extra=extra_providers
+        )
         blobs = await stack.enter_async_context(blobs_for(settings))
         await blobs.check()
         services = Composition(
@@ -142,12 +174,13 @@ async def open_services(
             database=database,
             fetcher=fetcher,
             catalog=catalog,
-            provider=provider,
+            registry=providers,
             blobs=blobs,
             tokens=CallbackTokens(secret),
             address=_address(settings, port, local_provider=local_provider, now=clock.now()),
             agents=TunnelAgents(client=agent_client, tunnel_api=settings.tunnel_api, port=port or settings.port),
         ).services()
+        services = replace(services, extra_dialects=tuple(extra_dialects))
         stack.push_async_callback(services.broker.thumbnails.aclose)
         await stack.enter_async_context(measure_loop_lag(services.metrics))
         if joins and services.address.current is None:
@@ -164,34 +197,6 @@ def _address(settings: Settings, port: int | None, *, local_provider: bool, now:
     if settings.webhook_base_url:
         return PublicAddress(current=PublicUrl(url=check_configured(settings.webhook_base_url), source="configured"))
     return PublicAddress(since=now)
-
-
-def provider_for(settings: Settings, client: ApiClient, catalog: Catalog, clock: Clock) -> Provider:
-    kind, base = adapter_for(settings.api_url)
-    key = settings.api_key.get_secret_value() if settings.api_key else "sandbox-needs-no-key"
-    creates, places = settings.creates_per_10s, settings.max_concurrent or PLACES
-    if kind == "legacy":
-        return Legacy(
-            base_url=base,
-            api_key=key,
-            client=client,
-            catalog=catalog,
-            creates_per_10s=creates,
-            concurrency=places,
-            now=clock.now,
-        )
-    return Kie(
-        name="sandbox" if settings.sandboxed else "kie",
-        base_url=base,
-        upload_url=settings.upload_url,
-        api_key=key,
-        client=client,
-        catalog=catalog,
-        always_upload=settings.upload_references,
-        creates_per_10s=creates,
-        concurrency=places,
-        now=clock.now,
-    )
 
 
 def secret_file(settings: Settings) -> Path:

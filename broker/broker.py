@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import json
 import re
-import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -20,24 +19,27 @@ from broker.metrics import Metrics
 from broker.net.fetcher import Fetcher
 from broker.orders import DataUri, Kept, Link, Order, Reference, Request, Source, Upload
 from broker.pacing import CallerPace
+from broker.presenter import TaskPresenter
 from broker.providers.base import Provider
 from broker.repeats import InTurn
 from broker.reports import Pending, Report
-from broker.showing import Showing
 from broker.tasks import lifecycle
 from broker.tasks.eta import EtaEstimator
-from broker.tasks.images import reference_owner, stored_image
+from broker.tasks.images import stored_image
 from broker.tasks.orders import OrderBuilder
 from broker.tasks.policy import TaskPolicy
 from broker.tasks.transitions import Transitions
 from broker.thumbnails import Thumbnails
-from storage.blobs import BlobMissing, BlobStore, Reading
-from storage.database import Database, Stale, StorageError, StorageFull
+from storage.blobs.store import BlobMissing, BlobStore, Reading
+from storage.callbacks import Hook, Hooks
 from storage.deliveries import Deliveries, Delivery
-from storage.hooks import Hook, Hooks
+from storage.errors import StorageError, StorageFull
+from storage.idempotency import Keys, KeyUse
+from storage.ids import BATCH_ID, EVENT_ID, TASK_ID, new_batch_id, new_callback_id, new_task_id, reference_owner
 from storage.images import Images, StoredImage
-from storage.keys import Keys, KeyUse
-from storage.tasks import DUE, LANDING, State, Task, Tasks, task_channel
+from storage.sql.database import Database, Stale
+from storage.states import LANDING, State
+from storage.tasks import DUE, Task, Tasks, task_channel
 from uploads.intake import Image, Intake, IntakeError
 from webhooks import verification
 from webhooks.signatures.base import Proof, Signature, Unsigned
@@ -51,9 +53,6 @@ MOST_CALLBACK_URL: Final = 2048
 LOOK_AGAIN_SECONDS: Final = 2.0
 MOST_CLOCK_DRIFT: Final = 300.0
 OLDEST_NEWS: Final = 14 * 24 * 3600.0
-_TASK_ID: Final = re.compile(r"task_[0-9a-f]{32}")
-_BATCH_ID: Final = re.compile(r"batch_[0-9a-f]{32}")
-_EVENT_ID: Final = re.compile(r"evt_[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +123,7 @@ class Broker:
     tokens: CallbackTokens
     metrics: Metrics
     pace: CallerPace
-    showing: Showing
+    presenter: TaskPresenter
     thumbnails: Thumbnails
     eta: EtaEstimator
     max_file_size: int
@@ -154,7 +153,7 @@ class Broker:
             return await self._again(first, await _fingerprint(request, self._order(request, choice)))
         self.pace.take(caller, request.count)
         await self._check_callback(request.callback_url)
-        batch = f"batch_{secrets.token_hex(16)}"
+        batch = new_batch_id()
         owner = reference_owner(batch)
         kept = False
         try:
@@ -246,7 +245,7 @@ class Broker:
 
     async def _look_at(self, sources: Sequence[Source], most: int) -> None:
         """The same way in as for an order, and out again."""
-        owner = reference_owner(f"task_{secrets.token_hex(16)}")
+        owner = reference_owner(new_batch_id())
         sent = [source for source in sources if not isinstance(source, Link)]
         try:
             for source in sources:
@@ -346,7 +345,7 @@ class Broker:
     ) -> Created:
         order = self._order(request, choice)
         alike = replace(self._task(batch, caller, order, references), callback_url=request.callback_url)
-        ids = sorted(f"task_{secrets.token_hex(16)}" for _ in range(request.count))  # as a batch is read again
+        ids = sorted(new_task_id() for _ in range(request.count))  # as a batch is read again
         tasks = tuple(replace(alike, id=task_id) for task_id in ids)
         statements = [self.tasks.adding(task) for task in tasks]
         statements += [self.images.adding(reference) for reference in references]
@@ -431,7 +430,7 @@ class Broker:
 
     async def get(self, task_id: str) -> Task:
         """Raises `Refusal`: task_not_found, or task_expired while we remember that there was one."""
-        task = await self.tasks.get(task_id) if _TASK_ID.fullmatch(task_id) else None
+        task = await self.tasks.get(task_id) if TASK_ID.fullmatch(task_id) else None
         if task is None:
             raise Refusal("task_not_found", "There is no task with this id. Check the id, or create the task again.")
         if task.state == State.EXPIRED:
@@ -440,7 +439,7 @@ class Broker:
 
     async def batch(self, batch_id: str) -> list[Task]:
         """The tasks of one request, as far as they are kept. Raises `Refusal` like `get`."""
-        tasks = await self.tasks.of_batch(batch_id) if _BATCH_ID.fullmatch(batch_id) else []
+        tasks = await self.tasks.of_batch(batch_id) if BATCH_ID.fullmatch(batch_id) else []
         if not tasks:
             raise Refusal("task_not_found", "There is no batch with this id. Check the id, or create the tasks again.")
         kept = [task for task in tasks if task.state != State.EXPIRED]
@@ -450,7 +449,7 @@ class Broker:
 
     async def version(self, task_id: str) -> int | None:
         """The row's version, or None for ids that are none; cheap."""
-        return await self.tasks.version(task_id) if _TASK_ID.fullmatch(task_id) else None
+        return await self.tasks.version(task_id) if TASK_ID.fullmatch(task_id) else None
 
     async def results(self, task: Task) -> list[StoredImage]:
         """The images of a completed task, in order."""
@@ -536,7 +535,7 @@ class Broker:
 
     async def delivery(self, delivery_id: str) -> Delivery:
         """Raises `Refusal`."""
-        delivery = await self.deliveries.get(delivery_id) if _EVENT_ID.fullmatch(delivery_id) else None
+        delivery = await self.deliveries.get(delivery_id) if EVENT_ID.fullmatch(delivery_id) else None
         if delivery is None:
             raise Refusal("not_found", "There is no delivery with this id. Finished ones are deleted with their tasks.")
         return delivery
@@ -588,7 +587,7 @@ class Broker:
         for name in named[:1] if token == Proof.BODY_VERIFIED else named:
             if name is None or len(name) > 200:
                 continue
-            task = await (self.tasks.get(name) if _TASK_ID.fullmatch(name) else self.tasks.of_job(name))
+            task = await (self.tasks.get(name) if TASK_ID.fullmatch(name) else self.tasks.of_job(name))
             if task is not None:
                 return task
         return None
@@ -603,7 +602,7 @@ class Broker:
             return Heard(judgement=judged.judgement, id=None)
         now = self.clock.now()
         hook = Hook(
-            id=new_hook_id(),
+            id=new_callback_id(),
             provider=task.provider if task else provider.name,
             task_id=task.id if task else None,
             attempt=judged.attempt,
@@ -654,10 +653,6 @@ def _request_of(task: Task) -> Request:
         callback_url=task.callback_url,
         idempotency_key=_retry_key(task),
     )
-
-
-def new_hook_id() -> str:
-    return f"hook_{secrets.token_hex(12)}"
 
 
 def _ended_at(report: Report, now: float) -> float | None:

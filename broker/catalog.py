@@ -1,4 +1,4 @@
-"""Which models there are, what each accepts, and how each provider spells it: the reader of `catalog.toml`."""
+"""The models: what each accepts, and how each provider spells and prices it. Read from the `catalog.toml` files."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from importlib import resources
-from typing import Any, Final, Literal, get_args
+from typing import Annotated, Any, Final, Literal, get_args
 
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import ConfigDict, Field, TypeAdapter
 
 from broker.errors import Complaint, Refusal
 from broker.orders import Mode, Order, OutputFormat
@@ -72,6 +72,19 @@ class Offer:
     modes: tuple[Mode, ...]
     prices: Mapping[str, float]
     unit: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProviderTerms:
+    """What a provider documents for every model."""
+
+    __pydantic_config__ = _STRICT
+    unit: str | None = None
+    """Currency of its prices."""
+    creates_per_10s: Annotated[int, Field(gt=0)] = 20
+    """Submissions per account."""
+    concurrency: Annotated[int, Field(gt=0)] = 100
+    """Running jobs per account."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,20 +149,35 @@ class Choice:
 class Catalog:
     """The models, by every name they have."""
 
-    def __init__(self, models: Sequence[Model], *, default: str, units: Mapping[str, str]) -> None:
+    def __init__(
+        self, models: Sequence[Model], *, default: str, providers: Mapping[str, ProviderTerms] | None = None
+    ) -> None:
         self.models = tuple(models)
         self._by_name = _index(self.models)
-        self._units = units
+        self._terms = providers or {}
         self.default = self._by_name[default]
         for model in self.models:
-            _agree_among(model, self._by_name, units)
+            _check_references_among(model, self._by_name, self._terms)
 
     @classmethod
-    def load(cls, text: str | None = None) -> Catalog:
-        """Read the TOML given, or the one shipped. ValueError where it contradicts itself."""
+    def load(cls, text: str | None = None, *, providers: Mapping[str, str] | None = None) -> Catalog:
+        """Parse the models and each provider's catalog. Raises ValueError for a contradiction.
+
+        text: TOML of the models; the file shipped with the broker by default. providers: TOML by provider name.
+        """
         raw = tomllib.loads(text or resources.files("broker").joinpath("catalog.toml").read_text("utf-8"))
-        models = TypeAdapter(tuple[Model, ...]).validate_python([_unfolded(model) for model in raw["models"]])
-        return cls(models, default=raw["default"], units=raw.get("units", {}))
+        tables = {name: tomllib.loads(toml) for name, toml in (providers or {}).items()}
+        known = {model["name"] for model in raw["models"]}
+        for name, table in tables.items():
+            if unknown := table.get("models", {}).keys() - known:
+                raise ValueError(f"catalog of {name}: no model is named {_listed(sorted(unknown))}")
+        models = TypeAdapter(tuple[Model, ...]).validate_python([_expand(model, tables) for model in raw["models"]])
+        terms = {
+            name: {key: value for key, value in table.items() if key != "models"} for name, table in tables.items()
+        }
+        return cls(
+            models, default=raw["default"], providers=TypeAdapter(dict[str, ProviderTerms]).validate_python(terms)
+        )
 
     def resolve(self, name: str | None) -> Model:
         """The model with this name or alias; None or empty = the default. Unknown: Refusal("unsupported_parameter")."""
@@ -176,8 +204,13 @@ class Catalog:
         )
 
     def unit(self, provider: str) -> str | None:
-        """What a provider counts its prices in; None where none is known."""
-        return self._units.get(provider)
+        """Return the currency of a provider's prices; None if it has no known prices."""
+        terms = self._terms.get(provider)
+        return terms.unit if terms else None
+
+    def terms(self, provider: str) -> ProviderTerms:
+        """Return a provider's limits and unit."""
+        return self._terms[provider]
 
     def serves(self, provider: str, model: str) -> bool:
         """Whether a provider has a canonical model, in one mode at least."""
@@ -329,10 +362,12 @@ def _folded(name: str) -> str:
     return name.strip().lower().removeprefix("models/").replace(" ", "-").replace("_", "-")
 
 
-def _unfolded(model: dict[str, Any]) -> dict[str, Any]:
+def _expand(model: dict[str, Any], tables: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Write out a model's abbreviated aliases, and add the providers that serve it."""
+    served = {name: table["models"] for name, table in tables.items() if model["name"] in table.get("models", {})}
     return model | {
         "aliases": [{"name": alias} if isinstance(alias, str) else alias for alias in model["aliases"]],
-        "providers": {name: _per_mode(table) for name, table in model["providers"].items()},
+        "providers": {name: _per_mode(models[model["name"]]) for name, models in served.items()},
     }
 
 
@@ -354,15 +389,15 @@ def _by_price(wires: Mapping[Mode, Wire]) -> Iterator[tuple[tuple[Mode, ...], Ma
 def _index(models: Sequence[Model]) -> dict[str, Model]:
     found: dict[str, Model] = {}
     for model in models:
-        _agree(model)
+        _check_wires(model)
         for name in model.names:
             if found.setdefault(_folded(name), model) is not model:
                 raise ValueError(f"catalog: {name} names both {found[_folded(name)].name} and {model.name}")
     return found
 
 
-def _agree(model: Model) -> None:
-    """A wire that cannot spell what its model promises would fail at the first order: better at the start."""
+def _check_wires(model: Model) -> None:
+    """Check that each wire can spell what its model promises; the first order would fail otherwise."""
     for provider, modes in model.providers.items():
         for mode, wire in modes.items():
             where = f"catalog: {model.name}, {provider}, {mode}"
@@ -374,10 +409,10 @@ def _agree(model: Model) -> None:
                 raise ValueError(f"{where}: references must name the field of the images")
 
 
-def _agree_among(model: Model, names: Mapping[str, Model], units: Mapping[str, str]) -> None:
-    """What a model says about others and about providers must be there to be looked up."""
+def _check_references_among(model: Model, names: Mapping[str, Model], terms: Mapping[str, ProviderTerms]) -> None:
+    """Check what a model refers to: its successor, and the unit of its prices."""
     if (model.deprecated_on or model.shutdown_on) and (model.instead is None or _folded(model.instead) not in names):
         raise ValueError(f"catalog: {model.name} has a date: instead must name a model to move to")
     for provider, modes in model.providers.items():
-        if provider not in units and any(wire.prices for wire in modes.values()):
-            raise ValueError(f"catalog: {model.name} has prices at {provider}: units must say what they are")
+        if terms[provider].unit is None and any(wire.prices for wire in modes.values()):
+            raise ValueError(f"catalog: {model.name} has prices at {provider}: unit must say what they are")

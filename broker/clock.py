@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, date, datetime
-from typing import Protocol
+from typing import Protocol, overload
 
 
 class Clock(Protocol):
@@ -25,8 +25,14 @@ class SystemClock:
         return time.monotonic()
 
 
+@overload
+def iso(moment: float) -> str: ...
+@overload
+def iso(moment: None) -> None: ...
+@overload
+def iso(moment: float | None) -> str | None: ...
 def iso(moment: float | None) -> str | None:
-    """ISO 8601 in UTC, to the millisecond."""
+    """Return ISO 8601 in UTC, to the millisecond; None for None."""
     if moment is None:
         return None
     return datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -14,8 +14,8 @@ from broker.clock import Clock
 from broker.errors import SettingsError
 from broker.logs import log
 from broker.settings import Settings
-from storage.database import Database
-from storage.facts import Facts
+from storage.cluster_state import Facts
+from storage.sql.database import Database
 
 MAX_HARMLESS_SKEW_SECONDS: Final = 2.0
 """Difference between two clocks that needs no warning."""

@@ -31,6 +31,8 @@ STATUS_OF: Final[dict[str, int]] = {
     "conflict": 409,
     "idempotency_mismatch": 422,
     "storage_full": 507,
+    "internal_error": 500,
+    "unavailable": 503,
 }
 """HTTP status of each code that a request can be answered with."""
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from broker.broker import Broker, new_hook_id
+from broker.broker import Broker
 from broker.errors import Refusal
 from broker.logs import log
 from broker.providers.base import Provider
@@ -21,7 +21,8 @@ from broker.reports import Report
 from broker.tasks import lifecycle
 from broker.tasks.lifecycle import Changes
 from broker.tasks.steps.callbacks import CallbackStep
-from storage.hooks import Entry, Hook
+from storage.callbacks import Entry, Hook
+from storage.ids import new_callback_id
 from storage.tasks import DUE, Task
 from webhooks import verification
 from webhooks.signatures.base import Proof, Unsigned
@@ -171,7 +172,7 @@ def _taken_as(hook: Hook, judgement: Decision) -> Verification | None:
 def _again(hook: Hook, task: Task, taken_as: Verification, now: float) -> Hook:
     return replace(
         hook,
-        id=new_hook_id(),
+        id=new_callback_id(),
         task_id=task.id,
         verdict=taken_as.value,
         status=200 if taken_as == Verification.ACCEPT else 202,

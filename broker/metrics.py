@@ -44,6 +44,12 @@ class Metrics:
             "broker_steps_failed", "Steps that ended in an unexpected error", ["step"], registry=self.registry
         )
         self.refusals = Counter("broker_refusals", "Requests refused, by code", ["code"], registry=self.registry)
+        self.requests = Counter(
+            "broker_http_requests",
+            "HTTP requests by operation and status",
+            ["operation", "status"],
+            registry=self.registry,
+        )
         self.tasks = Gauge("broker_tasks", "Tasks by state", ["state"], registry=self.registry)
         self._of_callbacks()
         self._of_images()

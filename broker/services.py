@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from broker.broker import Broker
 from broker.callbacks.probe import ReachabilityProbe
@@ -13,6 +15,7 @@ from broker.callbacks.tunnels import TunnelAgents
 from broker.callbacks.url_monitor import UrlMonitor
 from broker.catalog import Catalog
 from broker.clock import Clock
+from broker.i18n import Messages
 from broker.inbox import Inbox
 from broker.metrics import Metrics
 from broker.monitoring.balance import BalanceMonitor
@@ -21,11 +24,10 @@ from broker.net.fetcher import Fetcher
 from broker.notifications.deliverer import Deliverer
 from broker.notifications.outbox import Outbox
 from broker.pacing import CallerPace
+from broker.presenter import TaskPresenter
 from broker.providers.base import Provider
-from broker.providers.kie.signature import callback_signature
-from broker.sentences import Sentences
+from broker.providers.registry import ProviderRegistry
 from broker.settings import Settings
-from broker.showing import Showing
 from broker.tasks.eta import EtaEstimator
 from broker.tasks.leases import ClockGuard, LeaseKeeper
 from broker.tasks.orders import OrderBuilder
@@ -42,18 +44,17 @@ from broker.tasks.steps.table import StepTable
 from broker.tasks.transitions import Transitions
 from broker.tasks.worker import Worker
 from broker.thumbnails import Thumbnails
-from storage.blobs import BlobStore
-from storage.chores import Chores
-from storage.database import Database
+from storage.blobs.store import BlobStore
+from storage.callbacks import Hooks
+from storage.cluster_state import Facts
 from storage.deliveries import Deliveries
-from storage.facts import Facts
-from storage.hooks import Hooks
+from storage.idempotency import Keys
 from storage.images import Images
-from storage.keys import Keys
-from storage.lanes import Lanes, Limits
+from storage.periodic_jobs import Chores
+from storage.provider_limits import Lanes, Limits
+from storage.sql.database import Database
 from storage.tasks import Tasks
 from uploads.intake import Intake
-from webhooks.signatures.base import Signature, Unsigned
 from webhooks.signatures.standard import StandardSignature, derived_key, read_secret
 from webhooks.tokens import CallbackTokens, ChallengeResponse
 
@@ -71,10 +72,14 @@ class Services:
     inbox: Inbox
     worker: Worker
     provider: Provider
+    """The preferred one of `providers`."""
+    providers: Mapping[str, Provider]
     metrics: Metrics
     collector: DatabaseCollector
     address: PublicAddress
     url_monitor: UrlMonitor
+    extra_dialects: tuple[Callable[[Services], Any], ...] = ()
+    """Factories of `broker.api.http.endpoint.Dialect`, mounted after the built-in one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +91,7 @@ class Composition:
     database: Database
     fetcher: Fetcher
     catalog: Catalog
-    provider: Provider
+    registry: ProviderRegistry
     blobs: BlobStore
     tokens: CallbackTokens
     address: PublicAddress
@@ -101,6 +106,7 @@ class Composition:
             inbox=Inbox(broker=self.broker, callback_step=self.callback_step),
             worker=self.worker,
             provider=self.provider,
+            providers=self.providers,
             metrics=self.metrics,
             collector=self._collector(),
             address=self.address,
@@ -144,8 +150,8 @@ class Composition:
         return _policy(self.settings)
 
     @cached_property
-    def showing(self) -> Showing:
-        return Showing(sentences=Sentences.load(), retention=self.policy.retention_seconds)
+    def presenter(self) -> TaskPresenter:
+        return TaskPresenter(messages=Messages.load(), retention=self.policy.retention_seconds)
 
     @cached_property
     def intake(self) -> Intake:
@@ -153,11 +159,16 @@ class Composition:
 
     @cached_property
     def providers(self) -> dict[str, Provider]:
-        return {self.provider.name: self.provider}
+        return self.registry.open_all()
+
+    @property
+    def provider(self) -> Provider:
+        """The preferred one of the configured providers."""
+        return next(iter(self.providers.values()))
 
     @cached_property
     def outbox(self) -> Outbox:
-        return Outbox(clock=self.clock, deliveries=self.deliveries, images=self.images, showing=self.showing)
+        return Outbox(clock=self.clock, deliveries=self.deliveries, images=self.images, presenter=self.presenter)
 
     @cached_property
     def balances(self) -> BalanceMonitor:
@@ -251,11 +262,11 @@ class Composition:
             callback_url=self.callback_url,
             provider=self.provider,
             providers=self.providers,
-            signatures={self.provider.name: _signature(self.settings)},
+            signatures=self.registry.signatures(),
             tokens=self.tokens,
             metrics=self.metrics,
             pace=CallerPace(self.settings.rate_per_minute, self.clock),
-            showing=self.showing,
+            presenter=self.presenter,
             thumbnails=self._thumbnails(),
             eta=self._eta(),
             max_file_size=self.settings.max_file_size,
@@ -355,12 +366,6 @@ def _policy(settings: Settings) -> TaskPolicy:
 
 def _limits(provider: Provider | None) -> Limits | None:
     return Limits(creates=provider.creates_per_10s, places=provider.concurrency) if provider else None
-
-
-def _signature(settings: Settings) -> Signature:
-    if settings.webhook_key is None:
-        return Unsigned()
-    return callback_signature(settings.webhook_key.get_secret_value())
 
 
 def signing_keys(settings: Settings, secret: bytes) -> list[bytes]:

@@ -27,9 +27,10 @@ import anyio.to_thread
 from broker.clock import Clock
 from broker.logs import log
 from broker.metrics import Metrics
-from storage.blobs import Blob, BlobMissing, BlobStore, Draft
-from storage.database import Stale, StorageError
+from storage.blobs.store import Blob, BlobMissing, BlobStore, Draft
+from storage.errors import StorageError
 from storage.images import Images, Kind, StoredImage
+from storage.sql.database import Stale
 from storage.tasks import Tasks
 from uploads.thumbnails import Thumbnail, ThumbnailError, ThumbnailSize, has_thumbnail, make_thumbnail, thumbnail_size
 

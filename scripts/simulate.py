@@ -157,7 +157,7 @@ class Station:
 
 
 class Lane:
-    """The provider's window and places, as storage.lanes counts them: any ten seconds, and what is under way."""
+    """Window and concurrency of the provider, counted as in storage.provider_limits: any ten seconds; running jobs."""
 
     def __init__(self, calendar: Calendar, creates: int, places: int, until: float) -> None:
         self.creates, self.places = creates, places

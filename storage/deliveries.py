@@ -11,7 +11,8 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any
 
-from storage.database import Database, Row, Stale, Statement, listing, record
+from storage.sql.database import Database, Row, Stale, Statement
+from storage.sql.rows import listing, record
 from storage.tasks import DUE, Lease
 
 

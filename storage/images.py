@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from storage.database import Database, Statement, listing, record
+from storage.sql.database import Database, Statement
+from storage.sql.rows import listing, record
 
 Kind = Literal["result", "reference", "thumbnail-128", "thumbnail-256", "thumbnail-512", "thumbnail-1024"]
 

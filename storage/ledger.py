@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from storage.database import Database, Statement
+from storage.sql.database import Database, Statement
 
 SECONDS_PER_DAY: Final = 86_400
 KEPT_DAYS: Final = 400

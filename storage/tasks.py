@@ -1,15 +1,5 @@
 """The task row: its states, its ledger of attempts, and the statements that lease and change it together.
 
-    QUEUED ──► SUBMITTING ──► WAITING ──► FETCHING ──► SUCCEEDED ──► EXPIRED ──► (row gone)
-      ▲            │   │         │  ▲        │
-      │            │   │         │  └─ the provider says: not yet
-      │            │   │         └──► QUEUED   told Failed, worth another attempt
-      └─ refused ──┘   └─ Finished at once, or the callback was quicker ──► FETCHING
-    first four ──► FAILED (told for good, deadline, result gone)     first three ──► CANCELED
-    FAILED, CANCELED ──► EXPIRED
-    FAILED ──► FETCHING                  the success came late, and is still welcome
-    FAILED(unknown_outcome) ──► WAITING  the job turned up, and can be asked about; both go on being shown as failed
-
 A row says what happens next and when: `(state, due_at)`. `version` is the fence: whoever changes the row names the
 version it saw, and loses if somebody was quicker. A lease (`leased_by`, `lease_until`) only keeps two workers from
 doing the same step at once; losing it costs nothing but that step's time.
@@ -21,11 +11,14 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from enum import StrEnum
 from typing import Any
 
-from storage.database import Database, Row, Statement, listing, record
+from storage.attempts import Attempt
+from storage.ids import owner_key
 from storage.ledger import Ledger
+from storage.sql.database import Database, Row, Statement
+from storage.sql.rows import listing, record
+from storage.states import ENDED_STATUSES, SHOWN, State, public_status
 
 DUE = "due"
 """The channel that wakes workers."""
@@ -34,31 +27,6 @@ DUE = "due"
 def task_channel(task_id: str) -> str:
     """The channel that wakes those who wait for one task."""
     return f"task:{task_id}"
-
-
-class State(StrEnum):
-    QUEUED = "queued"
-    SUBMITTING = "submitting"
-    WAITING = "waiting"
-    FETCHING = "fetching"
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    CANCELED = "canceled"
-    EXPIRED = "expired"
-
-
-LANDING = frozenset({State.WAITING, State.FETCHING})
-"""States in which a task may be after its caller was told that it failed: its image may still come."""
-
-SHOWN = {
-    "pending": "state = 'queued' AND attempt = 0",
-    "processing": """ended_at IS NULL AND
-        (state IN ('submitting', 'waiting', 'fetching') OR (state = 'queued' AND attempt > 0))""",
-    "completed": "state = 'succeeded'",
-    "failed": "(state = 'failed' OR (state IN ('waiting', 'fetching') AND ended_at IS NOT NULL))",
-    "canceled": "state = 'canceled'",
-}
-"""Public status → which rows show it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,54 +85,11 @@ class Task:
 
     @property
     def status(self) -> str:
-        """What callers are shown. It never goes back: not from failed before the image is here, nor into the queue."""
-        if self.state in LANDING and self.ended_at is not None:
-            return "failed"
-        if self.state == State.QUEUED and self.attempt > 0:
-            return "processing"
-        return _STATUS[self.state]
+        return public_status(self.state, attempt=self.attempt, ended_at=self.ended_at)
 
     @property
     def ended(self) -> bool:
-        return self.status in {"completed", "failed", "canceled", "expired"}
-
-
-_STATUS = {
-    State.QUEUED: "pending",
-    State.SUBMITTING: "processing",
-    State.WAITING: "processing",
-    State.FETCHING: "processing",
-    State.SUCCEEDED: "completed",
-    State.FAILED: "failed",
-    State.CANCELED: "canceled",
-    State.EXPIRED: "expired",
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Attempt:
-    """One submission to a provider: a request that could cost something, and its outcome.
-
-    key_id: the provider's key that it used, by its stable name; checks and cancels use the same.
-    outcome: `sent`, `accepted`, `refused`, `failed`, `succeeded` or `unknown`. spare: a second success, kept as JSON.
-    learned_by: how we heard of the end: `callback`, `question` (asked, although a callback was expected) or `poll`
-    (asked, none could come); None where the order's own answer told it.
-    """
-
-    task_id: str
-    number: int
-    provider: str
-    key_id: str
-    job_id: str | None = None
-    sent_at: float
-    ended_at: float | None = None
-    outcome: str = "sent"
-    code: str | None = None
-    provider_code: str | None = None
-    billed: str = "unknown"
-    cost: float | None = None
-    spare: str | None = None
-    learned_by: str | None = None
+        return self.status in ENDED_STATUSES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,7 +185,7 @@ class Tasks:
 
     async def of_owner(self, owner: str) -> list[Task]:
         """The tasks that are not expired yet and whose files those of an owner are."""
-        column, value = _owner_key(owner)
+        column, value = owner_key(owner)
         rows = await self.database.fetch(
             f"SELECT * FROM tasks WHERE {column} = :value AND state <> 'expired' ORDER BY created_at, id", value=value
         )
@@ -440,7 +365,7 @@ class Tasks:
 
     async def living(self, owners: Sequence[str]) -> set[str]:
         """Return the owners of files that have a task, or a task of their batch, that is not expired."""
-        names = {owner: _owner_key(owner)[1] for owner in owners}
+        names = {owner: owner_key(owner)[1] for owner in owners}
         listed, params = listing(sorted(set(names.values())))
         rows = await self.database.fetch(
             f"""SELECT id AS name FROM tasks WHERE id IN ({listed}) AND state <> 'expired'
@@ -478,7 +403,7 @@ class Tasks:
 
         `Stale` if it is already.
         """
-        column, value = _owner_key(owner)
+        column, value = owner_key(owner)
         return Statement(
             sql=f"UPDATE tasks SET version = version WHERE {column} = :value AND state <> 'expired'",
             params={"value": value},
@@ -524,12 +449,6 @@ class Tasks:
             sql=f"UPDATE attempts SET {sets} WHERE task_id = :task_id AND number = :number",
             params={**changes, "task_id": task_id, "number": number},
         )
-
-
-def _owner_key(owner: str) -> tuple[str, str]:
-    """Return the column and its value by which an owner of files is found: a task, or the batch of references."""
-    number = owner.removeprefix("refs_")
-    return ("id", owner) if number == owner else ("batch", f"batch_{number}")
 
 
 def _still_leased(tasks: Sequence[Task]) -> tuple[str, dict[str, Any]]:

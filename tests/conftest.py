@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from broker.settings import variables
+from broker.bootstrap import settings_variables
 from tests.servers import postgres as server
 from tests.servers.s3 import S3Server, serving_s3
 
@@ -20,7 +20,7 @@ def anyio_backend() -> str:
 def no_settings_from_outside() -> Iterator[None]:
     """A developer's own keys and addresses must not reach a test."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in variables():
+        for name in settings_variables():
             patch.delenv(name, raising=False)
         yield
 

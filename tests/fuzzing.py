@@ -19,10 +19,12 @@ from typing import Any, Final
 import schemathesis
 from schemathesis.engine import events, from_schema
 
-from broker.api.native import LONGEST_WAIT
+from broker.api.http.endpoint import Dialect, Endpoint
+from broker.api.native.tasks import MAX_WAIT_SECONDS
+from broker.app import build_app
 from broker.logs import configure
-from broker.tasks.images import reference_owner
-from storage.tasks import State
+from storage.ids import reference_owner
+from storage.states import State
 from tests.broker.api_house import ApiHouse, open_api, png
 from tests.servers import postgres
 
@@ -30,6 +32,19 @@ KEY: Final = "key-of-a-caller-0123456789"
 AUTHORIZED: Final = {"Authorization": f"Bearer {KEY}"}
 UNFIT: Final = ("positive_data_acceptance", "use_after_free")
 """Checks that are not for us: what a model takes is no matter of a schema, and a canceled task is still there."""
+
+
+DICTIONARIES: Final = (
+    ("/api/task/{id}/events", "ended"),
+    ("/api/task/{id}/retry", "failed"),
+    ("/api/task/", "tasks"),
+    ("/api/batch/", "batches"),
+    ("/api/callbacks/", "callbacks"),
+    ("/api/deliveries/", "deliveries"),
+    ("/uploads/", "images"),
+    ("/docs/", "files"),
+)
+"""Start of a path → the dictionary of its ids; the first match counts."""
 
 
 @dataclass(kw_only=True)
@@ -51,7 +66,7 @@ class Known:
     tasks: tuple[str, ...]
     ended: tuple[str, ...]
     batches: tuple[str, ...]
-    hooks: tuple[str, ...]
+    callbacks: tuple[str, ...]
     images: tuple[str, ...]
     failed: tuple[str, ...]
     deliveries: tuple[str, ...]
@@ -91,61 +106,72 @@ async def _furnish(house: ApiHouse) -> Known:
         await house.add(number=number, batch=running)
     await house.add(number=13, batch=over, state=State.FAILED, ended_at=now, error_code="no_image")
     await house.client.post("/api/webhook/kie", json={"task_id": tasks[State.WAITING].id}, headers=AUTHORIZED)
-    hooks = (await house.client.get("/api/hooks", headers=AUTHORIZED)).json()["data"]
+    callbacks = (await house.client.get("/api/callbacks", headers=AUTHORIZED)).json()["data"]
     made = await house.add_image(tasks[State.SUCCEEDED].id, png())
     given = await house.add_image(reference_owner(running), png("blue"), kind="reference")
     return Known(
         tasks=tuple(task.id for task in tasks.values()),
         ended=tuple(task.id for state, task in tasks.items() if task.ended or state == State.EXPIRED),
         batches=(running, over),
-        hooks=tuple(hook["id"] for hook in hooks),
+        callbacks=tuple(one["id"] for one in callbacks),
         images=(made.name, given.name),
         failed=(tasks[State.FAILED].id,),
         deliveries=tuple(delivery.id for delivery in deliveries),
     )
 
 
-async def walk(house: ApiHouse, known: Known, *, examples: int, seconds: int | None = None, seed: int = 1) -> Findings:
-    """Every door, with requests as the description has them and with others.
+async def walk(
+    house: ApiHouse,
+    known: Known,
+    *,
+    examples: int,
+    seconds: int | None = None,
+    seed: int = 1,
+    document: dict[str, Any] | None = None,
+) -> Findings:
+    """Send requests to every endpoint, valid ones and others.
 
-    examples: per door and phase. seconds: go on with new ones until they are over; None = once, always the same.
+    examples: per endpoint and phase. seconds: continue with new ones until they are over; None = once, always the same.
+    document: the description that the responses are compared with; None = the one that is served.
     """
-    document = (await house.client.get("/openapi.json", headers=AUTHORIZED)).json()
+    document = document or (await house.client.get("/openapi.json", headers=AUTHORIZED)).json()
     config = schemathesis.Config.from_dict(_config(house, known, examples, seconds, seed))
     return await asyncio.to_thread(_walk, document, config)
 
 
-def _config(house: ApiHouse, known: Known, examples: int, seconds: int | None, seed: int) -> dict[str, Any]:
+def endpoints_of(house: ApiHouse) -> list[Endpoint]:
+    dialects: list[Dialect] = build_app(house.services).state.dialects
+    return [endpoint for dialect in dialects for endpoint in dialect.endpoints]
+
+
+def _bound_parameters(endpoint: Endpoint) -> dict[str, Any]:
+    """Values that exist, for the parameters of an endpoint that take an id or a name."""
     often = {"probability": 0.7}
-    doors = {
-        "/api/task/{id}": {
-            "path.id": {"dictionary": "tasks", **often},
-            "query.wait": {"dictionary": "waits", "probability": 1},
-        },
-        "/api/task/{id}/events": {"path.id": {"dictionary": "ended", **often}},
-        "/api/task/{id}/retry": {"path.id": {"dictionary": "failed", **often}},
-        "/api/batch/{id}": {
-            "path.id": {"dictionary": "batches", **often},
-            "query.wait": {"dictionary": "waits", "probability": 1},
-        },
-        "/api/deliveries/{id}": {"path.id": {"dictionary": "deliveries", **often}},
-        "/api/deliveries/{id}/replay": {"path.id": {"dictionary": "deliveries", **often}},
-        "/api/hooks/{id}": {"path.id": {"dictionary": "hooks", **often}},
-        "/api/hooks/{id}/replay": {"path.id": {"dictionary": "hooks", **often}},
-        "/api/hooks/{id}/fixture": {"path.id": {"dictionary": "hooks", **often}},
-        "/uploads/images/{name}": {"path.name": {"dictionary": "images", **often}},
-        "/uploads/images/{name}.json": {"path.name": {"dictionary": "images", **often}},
-        "/uploads/references/{name}.json": {"path.name": {"dictionary": "images", **often}},
-        "/uploads/references/{name}": {"path.name": {"dictionary": "images", **often}},
-        "/api/webhook/nano-banana": {"query.task": {"dictionary": "tasks", **often}},
-        "/api/webhook/{provider}": {"query.task": {"dictionary": "tasks", **often}},
-        "/docs/{file}": {"path.file": {"dictionary": "files", **often}},
-    }
+    bound: dict[str, Any] = {}
+    for parameter in endpoint.parameters:
+        if parameter.where == "path" and (found := _dictionary_of(endpoint.path)):
+            bound[f"path.{parameter.name}"] = {"dictionary": found, **often}
+        elif parameter.name == "wait":
+            bound["query.wait"] = {"dictionary": "waits", "probability": 1}
+        elif parameter.name == "task" and endpoint.access == "provider":
+            bound["query.task"] = {"dictionary": "tasks", **often}
+    return bound
+
+
+def _dictionary_of(path: str) -> str | None:
+    return next((name for start, name in DICTIONARIES if path.startswith(start)), None)
+
+
+def _config(house: ApiHouse, known: Known, examples: int, seconds: int | None, seed: int) -> dict[str, Any]:
+    doors: dict[str, dict[str, Any]] = {}
+    for endpoint in endpoints_of(house):
+        if bound := _bound_parameters(endpoint):
+            doors.setdefault(endpoint.path, {}).update(bound)
     return {
         "seed": seed,
         "base-url": f"http://127.0.0.1:{house.port}",
         "headers": AUTHORIZED,
-        "request-timeout": LONGEST_WAIT + 10,
+        "request-timeout": MAX_WAIT_SECONDS + 10,
         **({"max-time": seconds} if seconds else {}),
         "max-stream-events": 1,
         "continue-on-failure": True,
@@ -158,7 +184,7 @@ def _config(house: ApiHouse, known: Known, examples: int, seconds: int | None, s
             "failed": {"values": list(known.failed)},
             "ended": {"values": list(known.ended)},
             "batches": {"values": list(known.batches)},
-            "hooks": {"values": list(known.hooks)},
+            "callbacks": {"values": list(known.callbacks)},
             "images": {"values": list(known.images)},
             "deliveries": {"values": list(known.deliveries)},
             "files": {"values": ["start.js", "swagger-ui.css"]},

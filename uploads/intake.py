@@ -13,8 +13,8 @@ from typing import Literal
 
 import anyio.to_thread
 
-from storage.blobs import Blob, BlobStore
-from storage.database import StorageError, StorageFull
+from storage.blobs.store import Blob, BlobStore
+from storage.errors import StorageError, StorageFull
 from uploads.decoder import check_decodable
 from uploads.detect import HEAD_BYTES, MediaType, detect_type, validate_structure
 from uploads.structure import ImageInfo, InvalidImage

@@ -1,7 +1,8 @@
-"""The API description, and a page to look at it: served by ourselves, so that it works offline and loads nothing."""
+"""The OpenAPI document and a page that shows it, served from the package: it works offline and loads nothing else."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
@@ -10,61 +11,112 @@ from typing import Final
 from starlette.requests import Request
 from starlette.responses import Response
 
-from broker.api.access import Access
-from broker.api.answers import Prepared, etag, matches
-from broker.api.openapi import describe
+from broker.api.http.endpoint import (
+    ETAG,
+    IF_NONE_MATCH,
+    TEXT,
+    Dialect,
+    Endpoint,
+    Parameter,
+    SuccessResponse,
+    json_success,
+)
+from broker.api.http.openapi import openapi_document
+from broker.api.http.responses import CachedResponse, etag_matches, make_etag
 from broker.errors import Refusal
 
-POLICY: Final = (
+CONTENT_POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 )
 """Nothing inline, nothing from elsewhere; the icons of Swagger UI are in its style."""
-FILES: Final = {
+ASSETS: Final = {
     "start.js": ("start.js", "text/javascript"),
     "swagger-ui-bundle.js": ("swagger-ui/swagger-ui-bundle.js", "text/javascript"),
     "swagger-ui.css": ("swagger-ui/swagger-ui.css", "text/css"),
 }
-_KEEP: Final = {"cache-control": "private, no-cache"}
+_REVALIDATE: Final = {"cache-control": "private, no-cache"}
 
 
 @dataclass(kw_only=True)
-class Docs:
-    access: Access
+class DocsRoutes:
     version: str
-    _document: Prepared | None = field(default=None, init=False)
+    dialects: Sequence[Dialect] = ()
+    """All that are mounted; set by the app, because the routes of this class are among them."""
+    _document: CachedResponse | None = field(default=None, init=False)
 
-    async def document(self, request: Request) -> Response:
-        """OpenAPI 3.1 of exactly the routes that are served."""
-        self.access.require(request)
+    async def get_openapi(self, request: Request) -> Response:
+        """Return OpenAPI 3.1 of exactly the routes that are served."""
         if self._document is None:
-            self._document = Prepared.of(describe(request.app.routes, version=self.version), ended=True)
-        return self._document.to(request)
+            document = openapi_document(self.dialects, version=self.version)
+            self._document = CachedResponse.from_document(document, ended=True)
+        return self._document.respond(request)
 
-    async def page(self, request: Request) -> Response:
-        self.access.require(request)
-        return Response(
-            _read("page.html"), media_type="text/html", headers={"content-security-policy": POLICY, **_KEEP}
-        )
+    async def get_page(self, _: Request) -> Response:
+        headers = {"content-security-policy": CONTENT_POLICY, **_REVALIDATE}
+        return Response(_read_file("page.html"), media_type="text/html", headers=headers)
 
-    async def file(self, request: Request) -> Response:
-        self.access.require(request)
+    async def get_asset(self, request: Request) -> Response:
         name = request.path_params["file"]
-        if name not in FILES:
+        if name not in ASSETS:
             raise Refusal("not_found", "The page has no such file.")
-        path, media_type = FILES[name]
-        headers = {"etag": _tag(path), **_KEEP}
-        if matches(request, headers["etag"]):
+        path, media_type = ASSETS[name]
+        headers = {"etag": _file_etag(path), **_REVALIDATE}
+        if etag_matches(request, headers["etag"]):
             return Response(status_code=304, headers=headers)
-        return Response(_read(path), media_type=media_type, headers=headers)
+        return Response(_read_file(path), media_type=media_type, headers=headers)
 
 
 @cache
-def _read(path: str) -> bytes:
-    """Read once: what is inside the package does not change."""
+def _read_file(path: str) -> bytes:
+    """Read once: the files of the package do not change."""
     return resources.files("broker").joinpath("web/docs", path).read_bytes()
 
 
 @cache
-def _tag(path: str) -> str:
-    return etag(_read(path))
+def _file_etag(path: str) -> str:
+    return make_etag(_read_file(path))
+
+
+def docs_endpoints(docs: DocsRoutes) -> list[Endpoint]:
+    not_modified = SuccessResponse(text="nothing changed", headers=ETAG)
+    return [
+        Endpoint(
+            method="GET",
+            path="/openapi.json",
+            handler=docs.get_openapi,
+            access="admin",
+            operation_id="openapi",
+            summary="Get this description",
+            tag="operators",
+            parameters=(IF_NONE_MATCH,),
+            responses={200: json_success("OpenAPI 3.1", {"type": "object"}, headers=ETAG), 304: not_modified},
+        ),
+        Endpoint(
+            method="GET",
+            path="/docs",
+            handler=docs.get_page,
+            access="admin",
+            operation_id="docs",
+            summary="Show this description as a page with examples to send",
+            tag="operators",
+            responses={200: SuccessResponse(text="a page", content={"text/html": TEXT})},
+        ),
+        Endpoint(
+            method="GET",
+            path="/docs/{file}",
+            handler=docs.get_asset,
+            access="admin",
+            operation_id="getDocsAsset",
+            summary="Get a script or style of the page",
+            tag="operators",
+            parameters=(Parameter(name="file", where="path", text="its name", schema=TEXT), IF_NONE_MATCH),
+            responses={
+                200: SuccessResponse(
+                    text="script or style", content={"text/javascript": TEXT, "text/css": TEXT}, headers=ETAG
+                ),
+                304: not_modified,
+            },
+            errors=("not_found",),
+        ),
+    ]

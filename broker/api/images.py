@@ -1,4 +1,7 @@
-"""Images by name: bytes of a fixed type that no browser takes for anything else, thumbnails, and sidecars."""
+"""Images by name: bytes of a fixed media type, thumbnails, and metadata.
+
+Browsers must never take an image for a page: the media type comes from the stored content, not from the request.
+"""
 
 from __future__ import annotations
 
@@ -6,116 +9,118 @@ import re
 from collections.abc import Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, Literal
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from broker.api.access import Access
-from broker.api.answers import answer, matches
+from broker.api.http.endpoint import (
+    ETAG,
+    IF_NONE_MATCH,
+    TEXT,
+    Endpoint,
+    Parameter,
+    SuccessResponse,
+    json_success,
+)
+from broker.api.http.pagination import EMPTY
+from broker.api.http.responses import IMAGE_SECURITY_HEADERS, etag_matches, json_response
 from broker.broker import Broker
 from broker.errors import Refusal
-from storage.blobs import BlobMissing, Reading
+from broker.presenter import IMAGE_NAME, ImageMetadata, ResponseModel
+from storage.blobs.store import BlobMissing, Reading
 from storage.images import Kind, StoredImage
 from uploads.thumbnails import THUMBNAIL_SIZES
 
-_NAME: Final = re.compile(r"(generated|reference)_[0-9a-f]{32}\.(png|jpg|webp)")
-_TYPES: Final = frozenset({"image/png", "image/jpeg", "image/webp"})
+_NAME: Final = re.compile(IMAGE_NAME)
+_MEDIA_TYPES: Final = ("image/png", "image/jpeg", "image/webp")
 _SIZE: Final = re.compile(r"[0-9]{1,6}")
 _RANGE: Final = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
-
-GUARDS: Final = {
-    "x-content-type-options": "nosniff",
-    "content-security-policy": "default-src 'none'; sandbox",
-    "cross-origin-resource-policy": "cross-origin",
-    "referrer-policy": "no-referrer",
-}
-"""On every answer that carries an image: it is never a page, whatever bytes it has."""
-
-
-_ASK_AGAIN: Final = {"cache-control": "private, no-cache"}
+_REVALIDATE: Final = {"cache-control": "private, no-cache"}
 _SIZES: Final = ", ".join(str(size) for size in THUMBNAIL_SIZES)
 
 LINK_SECONDS: Final = 600
-_REDIRECT: Final = {"cache-control": f"private, max-age={LINK_SECONDS // 2}"}
+_LINK_CACHE: Final = {"cache-control": f"private, max-age={LINK_SECONDS // 2}"}
+
+
+class ImageMetadataResponse(ResponseModel):
+    success: Literal[True]
+    data: ImageMetadata
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageDoor:
+class ImageRoutes:
     broker: Broker
-    access: Access
 
-    async def result(self, request: Request) -> Response:
+    async def get_result(self, request: Request) -> Response:
         return await self._serve(request, "result")
 
-    async def reference(self, request: Request) -> Response:
+    async def get_reference(self, request: Request) -> Response:
         return await self._serve(request, "reference")
 
-    async def about_result(self, request: Request) -> Response:
-        return await self._about(request, "result")
+    async def get_result_metadata(self, request: Request) -> Response:
+        return await self._metadata(request, "result")
 
-    async def about_reference(self, request: Request) -> Response:
-        return await self._about(request, "reference")
+    async def get_reference_metadata(self, request: Request) -> Response:
+        return await self._metadata(request, "reference")
 
-    async def _about(self, request: Request, kind: Kind) -> Response:
-        """Names of images stand in pages; the prompt is for those who may list the tasks, too."""
-        self.access.require(request)
-        image = await self._named(request.path_params["name"], kind)
+    async def _metadata(self, request: Request, kind: Kind) -> Response:
+        """Return the metadata. It needs a key: names of images are in public pages, prompts are not."""
+        image = await self._find(request.path_params["name"], kind)
         tasks = await self.broker.origin(image)
         if not tasks:
-            raise _missing()
-        return answer({"success": True, "data": self.broker.showing.sidecar(image, tasks)})
+            raise _not_found()
+        data = self.broker.presenter.image_metadata(image, tasks)
+        return json_response(ImageMetadataResponse(success=True, data=data).to_document())
 
     async def _serve(self, request: Request, kind: Kind) -> Response:
-        wish = _wish(request.query_params.get("size"))
-        image = await self._named(request.path_params["name"], kind)
-        if wish is None:
+        size = _requested_size(request)
+        image = await self._find(request.path_params["name"], kind)
+        if size is None:
             return await self._send(request, image, self._headers(image, image))
-        small = await self.broker.thumbnails.find_or_make(image, wish)
-        if small is not None:
-            return await self._send(request, small, self._headers(small, image))
-        # the next one who asks may get a small one
-        return await self._send(request, image, {**self._headers(image, image), **_ASK_AGAIN})
+        thumbnail = await self.broker.thumbnails.find_or_make(image, size)
+        if thumbnail is not None:
+            return await self._send(request, thumbnail, self._headers(thumbnail, image))
+        # the next request may find a thumbnail
+        return await self._send(request, image, {**self._headers(image, image), **_REVALIDATE})
 
     async def _send(self, request: Request, image: StoredImage, headers: dict[str, str]) -> Response:
-        if matches(request, headers["etag"]):
+        if etag_matches(request, headers["etag"]):
             return Response(status_code=304, headers=headers)
-        if link := await self._link(image):
-            return Response(status_code=307, headers={**GUARDS, **_REDIRECT, "location": link})
-        start, stop = _range(request, image.size, headers["etag"])
+        if link := await self._store_link(image):
+            return Response(status_code=307, headers={**IMAGE_SECURITY_HEADERS, **_LINK_CACHE, "location": link})
+        start, stop = _requested_range(request, image.size, headers["etag"])
         if start >= stop:
             return Response(status_code=416, headers={**headers, "content-range": f"bytes */{image.size}"})
-        part = (start, stop) != (0, image.size)
-        if part:
+        is_part = (start, stop) != (0, image.size)
+        if is_part:
             headers["content-range"] = f"bytes {start}-{stop - 1}/{image.size}"
         headers["content-length"] = str(stop - start)
-        return _Bytes(request, await self._open(image, start, stop), 206 if part else 200, headers)
+        return _BlobResponse(request, await self._open(image, start, stop), 206 if is_part else 200, headers)
 
-    async def _named(self, name: str, kind: Kind) -> StoredImage:
+    async def _find(self, name: str, kind: Kind) -> StoredImage:
         image = await self.broker.images.named(name) if _NAME.fullmatch(name) else None
         if image is None or image.kind != kind:
-            raise _missing()
+            raise _not_found()
         return image
 
-    async def _link(self, image: StoredImage) -> str | None:
-        """Return the store's own link to a result, if the operator wants that. Providers may not follow it."""
-        if image.kind != "result":
-            return None
-        return await self.broker.blobs.link(image.blob, LINK_SECONDS)
+    async def _store_link(self, image: StoredImage) -> str | None:
+        """Return a link into the store, if the operator allows it. Not for references: providers may not follow it."""
+        return await self.broker.blobs.link(image.blob, LINK_SECONDS) if image.kind == "result" else None
 
     async def _open(self, image: StoredImage, start: int, stop: int) -> Reading:
         try:
             return await self.broker.blobs.open(image.blob, start, stop)
         except BlobMissing as error:
-            raise _missing() from error
+            raise _not_found() from error
 
     def _headers(self, image: StoredImage, source: StoredImage) -> dict[str, str]:
-        """Kept by browsers as long as we keep it ourselves, and not longer. source: a thumbnail's image."""
+        """Let browsers keep an image as long as the broker does. source: the image of a thumbnail."""
         left = int(source.created_at + self.broker.policy.retention_seconds - self.broker.clock.now())
         return {
-            **GUARDS,
-            "content-type": image.media_type if image.media_type in _TYPES else "application/octet-stream",
+            **IMAGE_SECURITY_HEADERS,
+            "content-type": image.media_type if image.media_type in _MEDIA_TYPES else "application/octet-stream",
             "content-disposition": f'inline; filename="{image.name}"',
             "cache-control": f"private, max-age={left}, immutable" if left > 0 else "private, no-cache",
             "etag": f'"{image.sha256}"',
@@ -123,8 +128,9 @@ class ImageDoor:
         }
 
 
-def _wish(text: str | None) -> int | None:
-    """The longest side that somebody wants."""
+def _requested_size(request: Request) -> int | None:
+    """Return the longest side of the thumbnail that is asked for; None for the image itself."""
+    text = request.query_params.get("size")
     if not text:
         return None
     if not _SIZE.fullmatch(text) or int(text) == 0:
@@ -132,19 +138,19 @@ def _wish(text: str | None) -> int | None:
     return int(text)
 
 
-def _missing() -> Refusal:
-    return Refusal("not_found", "There is no image of this name: it never was, or its retention time is over.")
+def _not_found() -> Refusal:
+    return Refusal("not_found", "Image not found; it may have expired.")
 
 
-def _range(request: Request, size: int, tag: str) -> tuple[int, int]:
-    """The bytes [start, stop) to send; an empty range where the one asked for cannot be had.
+def _requested_range(request: Request, size: int, tag: str) -> tuple[int, int]:
+    """Return the bytes [start, stop) to send; an empty range if the requested one cannot be satisfied.
 
-    Several ranges, other units and those for another version of the image are answered with the whole, as HTTP allows.
+    Several ranges, other units and ranges of another version of the image get the whole, as HTTP allows.
     """
-    wish = request.headers.get("range", "") if request.method == "GET" else ""  # RFC 9110: for GET alone
-    if not wish.startswith("bytes=") or "," in wish or request.headers.get("if-range", tag) != tag:
+    value = request.headers.get("range", "") if request.method == "GET" else ""  # RFC 9110: for GET alone
+    if not value.startswith("bytes=") or "," in value or request.headers.get("if-range", tag) != tag:
         return 0, size
-    match = _RANGE.fullmatch(wish.replace(" ", ""))
+    match = _RANGE.fullmatch(value.replace(" ", ""))
     if match is None or not (match[1] or match[2]):
         return 0, 0
     if not match[1]:
@@ -153,8 +159,8 @@ def _range(request: Request, size: int, tag: str) -> tuple[int, int]:
     return int(match[1]), min(last + 1, size)
 
 
-class _Bytes(Response):
-    """Chunks as they are read; the blob is closed whatever happens, and not read on for somebody who hung up."""
+class _BlobResponse(Response):
+    """Streams a blob, closes it in any case, and stops reading when the client disconnects."""
 
     def __init__(self, request: Request, reading: Reading, status: int, headers: Mapping[str, str]) -> None:
         self._request = request
@@ -167,11 +173,82 @@ class _Bytes(Response):
         async with aclosing(self._reading):
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             if scope["method"] != "HEAD":
-                await self._pass_on(send)
+                await self._send_chunks(send)
             await send({"type": "http.response.body", "body": b""})
 
-    async def _pass_on(self, send: Send) -> None:
+    async def _send_chunks(self, send: Send) -> None:
         async for chunk in self._reading:
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
             if await self._request.is_disconnected():
                 return
+
+
+# -- endpoints
+
+_IMAGE: Final = Parameter(name="name", where="path", text="the image's name", schema=TEXT)
+_THUMBNAIL: Final = Parameter(
+    name="size",
+    where="query",
+    text=f"a WebP thumbnail with this longest side: the next larger of {_SIZES}",
+    schema={"anyOf": [{"type": "integer", "minimum": 1, "maximum": 999_999}, EMPTY]},
+)
+_PART: Final = Parameter(name="Range", where="header", text="a part of the bytes: bytes=0-99", schema=TEXT)
+_BYTES: Final = {media_type: {"type": "string", "format": "binary"} for media_type in _MEDIA_TYPES}
+_RESPONSES: Final = {
+    200: SuccessResponse(text="the image", content=_BYTES, headers=ETAG),
+    206: SuccessResponse(text="the requested part", content=_BYTES, headers=ETAG),
+    304: SuccessResponse(text="nothing changed", headers=ETAG),
+    307: SuccessResponse(text="served by the image store", headers={"Location": (True, "valid for some minutes")}),
+    416: SuccessResponse(text="the image has no such part"),
+}
+
+
+def image_endpoints(images: ImageRoutes) -> list[Endpoint]:
+    """Return the endpoints; the paths that end in `.json` come first, because the others match them, too."""
+    metadata: dict[str, Any] = {
+        "method": "GET",
+        "access": "caller",
+        "tag": "images",
+        "parameters": (_IMAGE,),
+        "responses": {200: json_success("prompt, model, provider, tasks", ImageMetadataResponse)},
+        "errors": ("not_found",),
+    }
+    content: dict[str, Any] = {
+        "method": "GET",
+        "access": "public",
+        "tag": "images",
+        "parameters": (_IMAGE, _THUMBNAIL, IF_NONE_MATCH, _PART),
+        "responses": _RESPONSES,
+        "errors": ("invalid_request", "not_found"),
+        "is_quiet": True,
+    }
+    return [
+        Endpoint(
+            path="/uploads/images/{name}.json",
+            handler=images.get_result_metadata,
+            operation_id="getImageMetadata",
+            summary="Get the metadata of a generated image",
+            **metadata,
+        ),
+        Endpoint(
+            path="/uploads/references/{name}.json",
+            handler=images.get_reference_metadata,
+            operation_id="getReferenceMetadata",
+            summary="Get the metadata of a reference image",
+            **metadata,
+        ),
+        Endpoint(
+            path="/uploads/images/{name}",
+            handler=images.get_result,
+            operation_id="getImage",
+            summary="Get a generated image",
+            **content,
+        ),
+        Endpoint(
+            path="/uploads/references/{name}",
+            handler=images.get_reference,
+            operation_id="getReference",
+            summary="Get a reference image",
+            **content,
+        ),
+    ]

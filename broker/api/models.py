@@ -1,69 +1,124 @@
-"""Which models there are, what each takes, who sells it for how much, and how long its vendor will have it."""
+"""The model catalog over HTTP: parameters, providers, prices and dates of each model."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import date
-from typing import Any
+from typing import Annotated, Literal
 
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from broker.api.access import Access
-from broker.api.answers import answer
+from broker.api.http.endpoint import Endpoint, json_success
+from broker.api.http.responses import json_response
 from broker.broker import Broker
-from broker.catalog import MODES, Alias, Model, Offer
+from broker.catalog import MODES, Model, Offer, Status
 from broker.clock import day
+from broker.orders import OutputFormat
+from broker.presenter import ModeName, ResponseModel
+
+Day = Annotated[str, Field(json_schema_extra={"format": "date"}, examples=["2026-10-02"])]
+
+
+class ModelAlias(ResponseModel):
+    name: str
+    until: Annotated[Day | None, Field(description="withdrawn by its vendor on that day")]
+
+
+class ProviderOffer(ResponseModel):
+    name: Annotated[str, Field(description="the provider")]
+    modes: list[ModeName]
+    prices: Annotated[dict[str, float], Field(description="of one image, by resolution; empty: unknown")]
+    unit: str | None
+
+
+class ModelData(ResponseModel):
+    name: str
+    title: str
+    default: bool
+    available: Annotated[bool, Field(description="the provider in use serves it")]
+    status: Status
+    deprecated_on: Day | None
+    shutdown_on: Day | None
+    instead: Annotated[str | None, Field(description="the model to move to")]
+    aliases: list[ModelAlias]
+    modes: list[ModeName]
+    aspect_ratios: list[str]
+    resolutions: list[str]
+    output_formats: list[OutputFormat]
+    max_references: int
+    max_reference_bytes: int
+    prompt_limit: Annotated[int, Field(description="characters")]
+    providers: list[ProviderOffer]
+
+
+class ModelList(ResponseModel):
+    success: Literal[True]
+    data: list[ModelData]
+    default: str
+    provider: Annotated[str, Field(description="the one in use")]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Models:
+class ModelRoutes:
     broker: Broker
-    access: Access
 
-    async def listing(self, request: Request) -> Response:
-        """The whole catalog as it is today; a form can be built from it."""
-        self.access.require(request)
+    async def list_models(self, _: Request) -> Response:
+        """Return the whole catalog as of today; a form can be built from it."""
         catalog, today = self.broker.catalog, day(self.broker.clock.now())
-        return answer(
-            {
-                "success": True,
-                "data": [self._document(model, today) for model in catalog.models],
-                "default": catalog.default.name,
-                "provider": self.broker.provider.name,
-            }
+        models = ModelList(
+            success=True,
+            data=[self._model(model, today) for model in catalog.models],
+            default=catalog.default.name,
+            provider=self.broker.provider.name,
+        )
+        return json_response(models.to_document())
+
+    def _model(self, model: Model, today: date) -> ModelData:
+        offers = self.broker.catalog.offers(model)
+        return ModelData(
+            name=model.name,
+            title=model.title,
+            default=model is self.broker.catalog.default,
+            available=self.broker.provider.supports(model.name),
+            status=model.status(today),
+            deprecated_on=_iso_day(model.deprecated_on),
+            shutdown_on=_iso_day(model.shutdown_on),
+            instead=model.instead,
+            aliases=[
+                ModelAlias(name=model.google, until=_iso_day(model.shutdown_on)),
+                *(ModelAlias(name=alias.name, until=_iso_day(alias.until)) for alias in model.aliases),
+            ],
+            modes=[mode for mode in MODES if any(mode in offer.modes for offer in offers)],
+            aspect_ratios=list(model.aspect_ratios),
+            resolutions=list(model.resolutions),
+            output_formats=list(model.output_formats),
+            max_references=model.max_references,
+            max_reference_bytes=min(model.max_reference_bytes, self.broker.max_file_size),
+            prompt_limit=model.prompt_limit,
+            providers=[_offer(offer) for offer in offers],
         )
 
-    def _document(self, model: Model, today: date) -> dict[str, Any]:
-        offers = self.broker.catalog.offers(model)
-        return {
-            "name": model.name,
-            "title": model.title,
-            "default": model is self.broker.catalog.default,
-            "available": self.broker.provider.supports(model.name),
-            "status": model.status(today),
-            "deprecatedOn": _iso(model.deprecated_on),
-            "shutdownOn": _iso(model.shutdown_on),
-            "instead": model.instead,
-            "aliases": [{"name": model.google, "until": _iso(model.shutdown_on)}, *map(_alias, model.aliases)],
-            "modes": [mode for mode in MODES if any(mode in offer.modes for offer in offers)],
-            "aspectRatios": model.aspect_ratios,
-            "resolutions": model.resolutions,
-            "outputFormats": model.output_formats,
-            "maxReferences": model.max_references,
-            "maxReferenceBytes": min(model.max_reference_bytes, self.broker.max_file_size),
-            "promptLimit": model.prompt_limit,
-            "providers": [_offer(offer) for offer in offers],
-        }
+
+def _offer(offer: Offer) -> ProviderOffer:
+    return ProviderOffer(name=offer.provider, modes=list(offer.modes), prices=dict(offer.prices), unit=offer.unit)
 
 
-def _alias(alias: Alias) -> dict[str, Any]:
-    return {"name": alias.name, "until": _iso(alias.until)}
-
-
-def _offer(offer: Offer) -> dict[str, Any]:
-    return {"name": offer.provider, "modes": offer.modes, "prices": dict(offer.prices), "unit": offer.unit}
-
-
-def _iso(moment: date | None) -> str | None:
+def _iso_day(moment: date | None) -> str | None:
     return moment.isoformat() if moment else None
+
+
+def model_endpoints(models: ModelRoutes) -> list[Endpoint]:
+    return [
+        Endpoint(
+            method="GET",
+            path="/api/models",
+            handler=models.list_models,
+            access="caller",
+            operation_id="listModels",
+            summary="List models with their parameters and prices",
+            tag="models",
+            responses={200: json_success("the catalog as of today", ModelList)},
+        )
+    ]

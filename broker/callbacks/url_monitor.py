@@ -26,7 +26,7 @@ from broker.callbacks.tunnels import TunnelAgents
 from broker.clock import Clock
 from broker.logs import log
 from broker.metrics import Metrics
-from storage.database import StorageError
+from storage.errors import StorageError
 
 REFRESH_SECONDS: Final = 15.0
 REVERIFY_SECONDS: Final = 300.0

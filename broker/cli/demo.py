@@ -7,18 +7,16 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import anyio
 import PIL.Image
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
+from broker.bootstrap import load_settings
 from broker.cli.house import Moment, broker_for_a_moment, quiet_logs
 from broker.cli.screen import Unable, complain, say
 from broker.client import BrokerError, Image, Task
 from broker.client.errors import describe_failure
-from broker.settings import Settings
-from storage.hooks import Entry
+from storage.callbacks import Entry
 
 LOOK_EVERY = 0.5
 PATIENCE_SECONDS = 30.0
@@ -26,16 +24,6 @@ FOLDER = Path("data/demo")
 SIZE = (1344, 768)
 PROMPT = "a red fox reading a newspaper in a banana grove, morning light"
 CHANGE = "the same fox, now at night under a paper lantern"
-
-
-class _OnlyThese(Settings):
-    """Settings of nothing but what is written down here: the demo must never find your key and spend your money."""
-
-    @classmethod
-    def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return (init_settings,)
 
 
 @dataclass(kw_only=True)
@@ -53,20 +41,16 @@ async def demo() -> int:
     story = Story()
     try:
         with tempfile.TemporaryDirectory(prefix="broker-demo-") as folder:
-            settings = _only(data_dir=Path(folder))
+            settings = load_settings(isolated=True, data_dir=Path(folder))
             quiet_logs(settings)
             async with broker_for_a_moment(settings) as moment:
-                story.tell(f"broker at {moment.client.base}, sandbox provider at {moment.services.settings.api_url}")
+                story.tell(f"broker at {moment.client.base}, sandbox provider at {moment.services.provider.base_url}")
                 await _both_ways(moment, story)
     except (Unable, BrokerError) as error:
         complain(f"The demo failed: {error}")
         return 1
     story.tell("everything is closed again. `broker serve` is the real thing.")
     return 0
-
-
-def _only(**values: Any) -> Settings:
-    return _OnlyThese(**values)
 
 
 async def _both_ways(moment: Moment, story: Story) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict
 
+from broker.bootstrap import salvage_settings
 from broker.cli.commands import DONE, NOT_DONE, WRONG_SETTINGS
 from broker.cli.house import quiet_logs
 from broker.cli.screen import say, say_json
 from broker.clock import SystemClock
-from broker.doctor.checks import CHECKS
+from broker.doctor.checks import checks_for
 from broker.doctor.context import open_context
 from broker.doctor.findings import Finding, failed, ok, run_checks
-from broker.settings import Salvaged, salvage
+from broker.settings.loading import SalvagedSettings
 
 _MARKS = {"ok": ("ok     ", "green"), "warning": ("WARNING", "yellow"), "failed": ("FAILED ", "bold red")}
 _SKIPPED = ("-      ", "dim")
@@ -20,14 +21,14 @@ _SKIPPED = ("-      ", "dim")
 
 async def doctor(*, as_json: bool) -> int:
     """0 when all is well, perhaps with warnings; 1 when something is wrong; 2 when the settings are."""
-    found = salvage()
+    found = salvage_settings()
     quiet_logs(found.settings)
     report = []
     async with open_context(found, SystemClock()) as context:
         for finding in _settings(found):
             report.append(finding)
             _show(finding, quiet=as_json)
-        async for finding in run_checks(context, CHECKS):
+        async for finding in run_checks(context, checks_for(context)):
             report.append(finding)
             _show(finding, quiet=as_json)
     well = not any(finding.status == "failed" for finding in report)
@@ -40,7 +41,7 @@ async def doctor(*, as_json: bool) -> int:
     return DONE if well else NOT_DONE
 
 
-def _settings(found: Salvaged) -> Iterator[Finding]:
+def _settings(found: SalvagedSettings) -> Iterator[Finding]:
     if not found.complaints:
         yield ok("settings", "understood")
     for complaint in found.complaints:

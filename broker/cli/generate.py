@@ -10,12 +10,13 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
+from broker.bootstrap import load_settings
 from broker.cli.client import address, running_broker
 from broker.cli.house import broker_for_a_moment, quiet_logs
 from broker.cli.screen import Unable, complain, note, progress, say
 from broker.client import AsyncClient, Order, Result, Task, Unreachable
 from broker.client.errors import describe_failure
-from broker.settings import Settings, load
+from broker.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,7 @@ async def generate(wish: Wish) -> int:
 
     1. Check what can be wrong on this side. 2. Order. 3. Wait for all. 4. Save what came, complain of the rest.
     """
-    settings = load()
+    settings = load_settings()
     quiet_logs(settings)
     _check_place(wish.out)
     for path in wish.images:

@@ -17,7 +17,7 @@ async def list_all(
     *, task: str | None, verdict: str | None, limit: int, sent: bool, as_json: bool, watch: bool
 ) -> None:
     """The newest ones; when watching, again after every change."""
-    path, outcome = ("/api/deliveries", "outcome") if sent else ("/api/hooks", "verdict")
+    path, outcome = ("/api/deliveries", "outcome") if sent else ("/api/callbacks", "verification")
     wanted = {"task": task, outcome: verdict, "limit": str(limit)}
     params = {name: value for name, value in wanted.items() if value is not None}
     async with doors() as broker:
@@ -98,7 +98,7 @@ def _was_sent(hook_id: str) -> bool:
 def _path(hook_id: str) -> str:
     if not re.fullmatch(r"(hook|evt)_[0-9A-Za-z_-]{1,100}", hook_id):
         raise Unable("An id of a received callback begins with hook_, that of a sent webhook with evt_.")
-    return f"/api/deliveries/{hook_id}" if _was_sent(hook_id) else f"/api/hooks/{hook_id}"
+    return f"/api/deliveries/{hook_id}" if _was_sent(hook_id) else f"/api/callbacks/{hook_id}"
 
 
 # -- what came
@@ -109,7 +109,7 @@ def _list_received(document: Document) -> None:
         task = f"{hook['taskId']}{_attempt(hook)}" if hook["taskId"] else "no task"
         replayed = f" (replay of {hook['replayOf']})" if "replayOf" in hook else ""
         say(
-            f"{hook['id']}  {hook['receivedAt']}  {hook['verdict']:<9} {hook['status']}  {_lag(hook):<14}  "
+            f"{hook['id']}  {hook['receivedAt']}  {hook['verification']:<9} {hook['status']}  {_lag(hook):<14}  "
             f"{task}  {hook['reason']}{replayed}"
         )
     if not document["data"]:
@@ -138,11 +138,11 @@ def _tell_received(hook: Document) -> None:
         "callback": hook["id"],
         "from": hook["provider"],
         "task": f"{hook['taskId']}{_attempt(hook)}" if hook["taskId"] else None,
-        "verdict": f"{hook['verdict']} ({hook['status']}): {hook['reason']}",
+        "verdict": f"{hook['verification']} ({hook['status']}): {hook['reason']}",
         "proved": _proved(hook["proofs"]),
         "received": hook["receivedAt"],
         "lag": f"{hook['lagSeconds']:g} s after the end of the job" if hook["lagSeconds"] is not None else None,
-        "news read": hook["digestedAt"],
+        "news read": hook["processedAt"],
         "replay of": hook.get("replayOf"),
         "query": " ".join(f"{name}={value}" for name, value in hook["query"].items()),
     }
@@ -164,10 +164,10 @@ def _explain(told: Document) -> None:
         "callback": told["id"],
         "names": ", ".join(told["names"]),
         "task": f"{told['taskId']}{_attempt(told)}" if told["taskId"] else "none that we know",
-        "says": told["says"],
-        "verdict": f"{told['verdict']} ({told['status']}): {told['reason']}",
-        "was": f"{was['verdict']} ({was['status']}): {was['reason']}",
-        "taken as": told["takenAs"] if told["takenAs"] != told["verdict"] else None,
+        "says": told["report"],
+        "verdict": f"{told['verification']} ({told['status']}): {told['reason']}",
+        "was": f"{was['verification']} ({was['status']}): {was['reason']}",
+        "taken as": told["replayedAs"] if told["replayedAs"] != told["verification"] else None,
         "effect": told["effect"],
     }
     _say_facts(facts)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from broker.bootstrap import kept_secret
+from broker.bootstrap import kept_secret, load_settings
 from broker.cli.screen import Unable, note, say
 from broker.services import signing_keys
-from broker.settings import load
 from webhooks.signatures.standard import write_secret
 
 
 async def show() -> None:
     """Each secret on a line, the one to be used first on top. Raises `Unable` where none was made yet."""
-    settings = load()
+    settings = load_settings()
     secret = kept_secret(settings)
     if secret is None and not settings.webhook_secrets:
         raise Unable(f"There is no secret in {settings.data_dir.resolve()} yet: start the broker once, in this folder.")

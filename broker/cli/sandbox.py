@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from broker.cli.screen import Unable, say
 from broker.cli.signals import told_to_end
 from broker.errors import SettingsError
+from broker.providers.registry import point_to_sandbox, sandbox_upstream
 from broker.sandbox.moods import Mood, UnknownMood, listed
 from broker.sandbox.options import Options
 from broker.sandbox.server import serve_sandbox
@@ -75,10 +76,11 @@ async def beside(settings: Settings, port: int) -> AsyncIterator[Settings]:
     _check_mood("BROKER_SANDBOX_MOOD", mood)
     folder = settings.data_dir / "sandbox"
     _make(folder)
+    upstream = sandbox_upstream(settings)
     options = Options(
-        webhook_key=settings.webhook_key.get_secret_value() if settings.webhook_key else None,
+        webhook_key=upstream.webhook_key.get_secret_value() if upstream.webhook_key else None,
         credits=ENDLESS_CREDITS,
-        creates_per_window=settings.creates_per_10s,
+        creates_per_window=upstream.creates_per_10s or Options.creates_per_window,
         mood=mood,
         data_dir=folder,
     )
@@ -88,15 +90,8 @@ async def beside(settings: Settings, port: int) -> AsyncIterator[Settings]:
 
 def _leading_to(url: str, settings: Settings) -> Settings:
     """A public address would only be a detour, and a key must not go astray."""
-    return settings.model_copy(
-        update={
-            "api_key": None,
-            "api_url": url,
-            "upload_url": url,
-            "webhook_base_url": "",
-            "download_allow": (*settings.download_allow, urlsplit(url).netloc),
-        }
-    )
+    allowed = (*settings.download_allow, urlsplit(url).netloc)
+    return point_to_sandbox(settings.model_copy(update={"webhook_base_url": "", "download_allow": allowed}), url)
 
 
 def _check_mood(where: str, mood: str) -> None:

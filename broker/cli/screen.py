@@ -13,8 +13,8 @@ from rich.text import Text
 
 from broker.client import BrokerError
 from broker.errors import ProviderError, Refusal, SettingsError
-from storage.database import StorageError
-from storage.migrate import SchemaTooNew
+from storage.errors import StorageError
+from storage.sql.migrate import SchemaTooNew
 
 
 class Unable(Exception):

@@ -13,7 +13,7 @@ from typing import Any
 import anyio
 
 from broker import logs
-from broker.bootstrap import open_services
+from broker.bootstrap import load_settings, open_services
 from broker.callbacks.public_url import is_private_url
 from broker.cli.client import address
 from broker.cli.house import opened
@@ -26,7 +26,7 @@ from broker.net.hosts import is_loopback_host
 from broker.server.sockets import bind_socket, socket_port
 from broker.server.uvicorn import serve as serve_http
 from broker.services import Services
-from broker.settings import Settings, load
+from broker.settings import Settings
 
 ANYWHERE = {"0.0.0.0", "::"}  # noqa: S104
 
@@ -34,7 +34,7 @@ ANYWHERE = {"0.0.0.0", "::"}  # noqa: S104
 async def serve(host: str | None, port: int | None) -> None:
     """API, webhooks and worker until SIGINT or SIGTERM; then what is running is finished first."""
     given: dict[str, Any] = {"host": host, "port": port}
-    settings = load(**{name: value for name, value in given.items() if value is not None})
+    settings = load_settings(**{name: value for name, value in given.items() if value is not None})
     _configure_logs(settings)
     with closing(bind_socket(settings.host, settings.port)) as sock:
         async with opened(settings, sock) as services:
@@ -43,7 +43,7 @@ async def serve(host: str | None, port: int | None) -> None:
 
 async def work() -> None:
     """The worker alone until SIGINT or SIGTERM; then its steps are finished or given back."""
-    settings = load()
+    settings = load_settings()
     if settings.sandboxed:
         raise SettingsError(
             "NANO_BANANA_API_KEY is not set, and the sandbox provider lives in `broker serve`: "
@@ -56,7 +56,7 @@ async def work() -> None:
             services.url_monitor.run(),
             anyio.create_task_group() as tasks,
         ):
-            say(f"Worker for {services.provider.name} on {settings.database_shown}")
+            say(f"Worker for {', '.join(services.providers)} on {settings.database_shown}")
             say(f"  results    {_results(services)}")
             tasks.start_soon(services.worker.run)
             await told()
@@ -67,7 +67,8 @@ def _introduce(services: Services, port: int) -> None:
     """Where we are, who paints, how results come, and what will not please for long."""
     settings = services.settings
     say(f"Broker at {address(settings.host, port)}" + (" (all interfaces)" if settings.host in ANYWHERE else ""))
-    say(f"  provider   {services.provider.name} at {settings.api_url}")
+    for provider in services.providers.values():
+        say(f"  provider   {provider.name} at {provider.base_url}")
     say(f"  results    {_results(services)}")
     say(f"  data       {_data(settings)}")
     _warn(services)
@@ -78,7 +79,7 @@ def _results(services: Services) -> str:
     if address is None:
         return f"polling every {services.settings.poll_every:g} s (no public address: see README, Tunnels)"
     source = "" if address.source == "local" else f" ({address.source})"
-    return f"webhook at {address.url}/api/webhook/nano-banana{source}"
+    return f"webhook at {address.url}{services.provider.callback_path}{source}"
 
 
 def _data(settings: Settings) -> str:

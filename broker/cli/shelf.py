@@ -13,11 +13,11 @@ import anyio
 from starlette.types import ASGIApp, Message
 
 from broker.app import build_app
-from broker.bootstrap import absent, open_services
+from broker.bootstrap import absent, load_settings, open_services
 from broker.cli.client import address, running_broker
 from broker.cli.house import quiet_logs
 from broker.cli.screen import Unable
-from broker.settings import Settings, load
+from broker.settings import Settings
 
 HERE = "127.0.0.1"
 LOOK_EVERY = 1.0
@@ -36,7 +36,7 @@ class Doors(Protocol):
 @asynccontextmanager
 async def doors() -> AsyncIterator[Doors]:
     """Those of the broker that runs, else our own."""
-    settings = load()
+    settings = load_settings()
     quiet_logs(settings)
     async with running_broker(settings) as client:
         if client is not None:

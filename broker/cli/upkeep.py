@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import platform
 
-from broker.bootstrap import absent, database_for, open_services
+from broker.bootstrap import absent, database_for, load_settings, open_services
 from broker.cli.house import quiet_logs
 from broker.cli.screen import say
 from broker.clock import SystemClock
-from broker.settings import load
-from storage import migrate
-from storage.database import Database
 from storage.images import Images
-from storage.tasks import State, Tasks
+from storage.sql import migrate
+from storage.sql.database import Database
+from storage.states import State
+from storage.tasks import Tasks
 
 
 async def cleanup() -> None:
     """Retention now. Nothing is submitted and nobody is asked."""
-    settings = load()
+    settings = load_settings()
     quiet_logs(settings)
     async with open_services(settings, joins=False) as services:
         removed = await services.worker.clean_up()
@@ -26,7 +26,7 @@ async def cleanup() -> None:
 
 async def upgrade() -> None:
     """Run the migrations that are missing."""
-    async with database_for(load()) as database:
+    async with database_for(load_settings()) as database:
         ran = await migrate.upgrade(database, SystemClock().now())
     for migration in ran:
         say(f"ran {migration.name}")
@@ -35,7 +35,7 @@ async def upgrade() -> None:
 
 async def status() -> int:
     """0 when the database is as this version wants it, 1 when `broker db upgrade` or a first start is needed."""
-    settings = load()
+    settings = load_settings()
     path = absent(settings)
     if path is not None:
         _say_facts({"database": str(path.resolve()), "Python": platform.python_version()})

@@ -44,12 +44,6 @@ def _rule(settings: Settings) -> str:
     return "direct calls from this machine only"
 
 
-async def signatures(context: DoctorContext) -> Sequence[Finding]:
-    if context.settings.webhook_key is not None:
-        return [ok("webhook key", "NANO_BANANA_WEBHOOK_KEY is set: callbacks need its signature, or our token")]
-    return [ok("webhook key", "not set: a callback is believed by the token in its address, which is enough")]
-
-
 async def python(_: DoctorContext) -> Sequence[Finding]:
     found = platform.python_version()
     if has_cookie_flaw(sys.version_info[:3]):

@@ -1,29 +1,49 @@
-"""All checks, in the order of the report."""
+"""All checks, in the order of the report: those of the configured providers first."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Final
 
-from broker.doctor import access, provider, reachability, storage
-from broker.doctor.findings import Check
+from broker.doctor import access, reachability, storage
+from broker.doctor.context import DoctorContext
+from broker.doctor.findings import Check, Finding
+from broker.providers.base import HealthCheck, HealthContext
 
-_PROVIDER: Final = frozenset({"api_key", "api_url", "upload_url"})
 _DATA: Final = frozenset({"data_dir"})
 
-CHECKS: Final = (
+_CHECKS: Final = (
     Check(name="Python", run=access.python),
-    Check(name="provider", run=provider.provider, needs=_PROVIDER),
-    Check(name="key", run=provider.account, needs=_PROVIDER),
-    Check(name="file upload", run=provider.upload, needs=_PROVIDER),
     Check(
         name="public address",
         run=reachability.check_inbound,
         needs=frozenset({"host", "port", "secret_key", "webhook_base_url", "tunnel_api"}),
     ),
-    Check(name="webhook key", run=access.signatures, needs=frozenset({"webhook_key"})),
     Check(name="access", run=access.access, needs=frozenset({"host", "api_keys", "allow_anonymous", "cors_origins"})),
     Check(name="secret", run=storage.secret, needs=_DATA | {"secret_key"}),
     Check(name="database", run=storage.database, needs=_DATA | {"database_url", "database_listen_url", "lease"}),
     Check(name="images", run=storage.images, needs=_DATA | {"blob_url"}),
     Check(name="disk", run=storage.disks, needs=_DATA | {"database_url", "blob_url"}),
 )
+
+
+def checks_for(context: DoctorContext) -> tuple[Check, ...]:
+    """Return every check that applies to the settings."""
+    return (*_provider_checks(context), *_CHECKS)
+
+
+def _provider_checks(context: DoctorContext) -> Iterator[Check]:
+    """Yield the checks of each configured provider; with several, findings begin with the provider's name."""
+    contexts = context.registry.health_contexts()
+    for name, package in context.registry.packages.items():
+        prefix = f"{name}: " if len(contexts) > 1 else ""
+        for check in package.checks:
+            yield _adapt_check(check, contexts[name], prefix)
+
+
+def _adapt_check(check: HealthCheck, health: HealthContext, prefix: str) -> Check:
+    async def run(_: DoctorContext) -> Sequence[Finding]:
+        return [replace(finding, name=prefix + finding.name) for finding in await check.run(health)]
+
+    return Check(name=prefix + check.name, run=run, needs=check.needs)

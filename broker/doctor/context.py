@@ -13,7 +13,9 @@ from broker.callbacks.probe import ReachabilityProbe
 from broker.callbacks.tunnels import CLOUDFLARED_URLS
 from broker.clock import Clock
 from broker.net.api_client import ApiClient
-from broker.settings import Salvaged, Settings
+from broker.providers.registry import ProviderRegistry, load_catalog
+from broker.settings import Settings
+from broker.settings.loading import SalvagedSettings
 from webhooks.tokens import ChallengeResponse
 
 RESPONSE_SECONDS: Final = 10.0
@@ -28,6 +30,7 @@ class DoctorContext:
     """Fields of the settings that have their defaults because the given value is wrong."""
     clock: Clock
     client: ApiClient
+    registry: ProviderRegistry
     secret: bytes = field(repr=False)
     """The deployment's secret; a temporary one where none has been generated yet."""
     cloudflared: Sequence[str] = CLOUDFLARED_URLS
@@ -39,7 +42,7 @@ class DoctorContext:
 
 @asynccontextmanager
 async def open_context(
-    salvaged: Salvaged, clock: Clock, cloudflared: Sequence[str] = CLOUDFLARED_URLS
+    salvaged: SalvagedSettings, clock: Clock, cloudflared: Sequence[str] = CLOUDFLARED_URLS
 ) -> AsyncIterator[DoctorContext]:
     client = ApiClient(timeout=RESPONSE_SECONDS, max_connections=32)
     try:
@@ -48,6 +51,7 @@ async def open_context(
             wrong=salvaged.wrong,
             clock=clock,
             client=client,
+            registry=ProviderRegistry(settings=salvaged.settings, client=client, catalog=load_catalog(), now=clock.now),
             secret=_read_secret(salvaged.settings),
             cloudflared=cloudflared,
         )

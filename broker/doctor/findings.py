@@ -5,41 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 from broker.doctor.context import DoctorContext
-from storage.database import StorageError
+from broker.providers.base import Finding
+from broker.providers.health import failed, ok, skipped, warning
+from storage.errors import StorageError
+
+__all__ = ["Check", "Finding", "failed", "ok", "run_checks", "skipped", "storage_failure", "warning"]
 
 CHECK_SECONDS: Final = 20.0
 """Time-out of one check; they run concurrently."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """One line of the report, for a person and without secrets."""
-
-    name: str
-    status: Literal["ok", "warning", "failed", "skipped"]
-    found: str
-    cure: str | None = None
-
-
-def ok(name: str, found: str) -> Finding:
-    return Finding(name=name, status="ok", found=found)
-
-
-def warning(name: str, found: str, cure: str) -> Finding:
-    """Return a finding that works now but may cause problems later."""
-    return Finding(name=name, status="warning", found=found, cure=cure)
-
-
-def failed(name: str, found: str, cure: str) -> Finding:
-    return Finding(name=name, status="failed", found=found, cure=cure)
-
-
-def skipped(name: str, why: str) -> Finding:
-    """Return a finding for a check that does not apply."""
-    return Finding(name=name, status="skipped", found=why)
 
 
 def storage_failure(name: str, error: StorageError) -> Finding:

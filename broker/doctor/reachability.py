@@ -162,7 +162,7 @@ async def _check_public_url(context: DoctorContext, tunnels: Sequence[Tunnel]) -
         found = f"none: the provider is polled every {settings.poll_every:g} seconds, which works and is slower"
         return [warning("public address", found, START_TUNNEL)]
     results = await asyncio.gather(*(context.probe.probe_url(url.url) for url in urls))
-    judged = [_judge_probe(settings, url, result) for url, result in zip(urls, results, strict=True)]
+    judged = [_judge_probe(context, url, result) for url, result in zip(urls, results, strict=True)]
     passed = [finding for finding in judged if finding.status != "failed"]
     return passed[:1] or judged[:1]
 
@@ -174,12 +174,13 @@ def _public_urls(settings: Settings, tunnels: Sequence[Tunnel]) -> Iterator[Publ
         yield from candidate_urls(tunnels, settings.port)
 
 
-def _judge_probe(settings: Settings, url: PublicUrl, result: ProbeResult) -> Finding:
+def _judge_probe(context: DoctorContext, url: PublicUrl, result: ProbeResult) -> Finding:
     name, shown = "public address", f"{url.url} ({url.source})"
     if not result.is_verified:
         return failed(name, f"{shown}: {_describe_failure(result)}", _probe_cure(url, result))
     is_local, is_plain = _is_loopback_url(url.url), url.url.startswith("http://")
-    if is_local and not _is_loopback_url(settings.api_url):
+    providers = context.registry.open_all().values()
+    if is_local and not all(_is_loopback_url(provider.base_url) for provider in providers):
         found = f"{shown} is this very machine: no provider can reach it"
         return warning(name, found, "set a public one in WEBHOOK_BASE_URL, or leave it empty")
     if is_plain and not is_local:

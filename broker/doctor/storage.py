@@ -17,14 +17,14 @@ from broker.bootstrap import FREE_FLOOR, absent, blobs_for, database_for, secret
 from broker.cluster import MAX_HARMLESS_SKEW_SECONDS, max_clock_skew, secrets_match
 from broker.doctor.context import DoctorContext
 from broker.doctor.findings import Finding, failed, ok, skipped, warning
-from broker.doctor.provider import NTP
+from broker.providers.health import NTP_CURE
 from broker.settings import Settings
-from storage import migrate
-from storage.database import Database
-from storage.drafts import FULL
-from storage.facts import Facts
-from storage.migrate import SchemaTooNew
-from storage.sqlite import sqlite_path
+from storage.blobs.staging import FULL
+from storage.cluster_state import Facts
+from storage.sql import migrate
+from storage.sql.database import Database
+from storage.sql.migrate import SchemaTooNew
+from storage.sql.sqlite import sqlite_path
 
 MIB: Final = 2**20
 LITTLE: Final = 1024 * MIB
@@ -80,9 +80,9 @@ async def _shared(opened: Database, context: DoctorContext) -> Sequence[Finding]
     name, skew = "clock of the database", abs(theirs - now)
     found = f"{skew:.1f} seconds away from ours"
     if skew > max_clock_skew(context.settings.lease):
-        clock = failed(name, f"{found}: a broker does not start", f"{NTP}, and that of the database, too")
+        clock = failed(name, f"{found}: a broker does not start", f"{NTP_CURE}, and that of the database, too")
     else:
-        clock = warning(name, found, NTP) if skew > MAX_HARMLESS_SKEW_SECONDS else ok(name, found)
+        clock = warning(name, found, NTP_CURE) if skew > MAX_HARMLESS_SKEW_SECONDS else ok(name, found)
     if await secrets_match(Facts(opened), context.secret):
         return [clock]
     cure = "set the same SECRET_KEY for all (the first has it in secret.key in its BROKER_DATA_DIR)"

@@ -12,8 +12,8 @@ from broker.clock import Clock
 from broker.errors import ProviderError
 from broker.logs import log
 from broker.providers.base import Provider
-from storage.chores import Chores
-from storage.facts import Facts
+from storage.cluster_state import Facts
+from storage.periodic_jobs import Chores
 
 REFRESH_SECONDS: Final = 300.0
 QUERY_SECONDS: Final = 5.0

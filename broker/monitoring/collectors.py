@@ -14,11 +14,10 @@ from broker.metrics import Metrics
 from broker.monitoring.balance import BalanceMonitor
 from broker.snapshots import Snapshot
 from storage.deliveries import Deliveries
-from storage.lanes import Lanes
-from storage.tasks import State, Tasks
+from storage.provider_limits import Lanes
+from storage.states import ACTIVE_STATES, FINAL_STATES, State
+from storage.tasks import Tasks
 
-ACTIVE_STATES: Final = (State.QUEUED, State.SUBMITTING, State.WAITING, State.FETCHING)
-ENDED_STATES: Final = tuple(state for state in State if state not in ACTIVE_STATES)
 ACTIVE_TTL_SECONDS: Final = 5.0
 ENDED_TTL_SECONDS: Final = 300.0
 
@@ -44,7 +43,7 @@ class DatabaseCollector:
         self._balances = balances
         self._steps_running = steps_running
         self._active = Snapshot(lambda: tasks.counts(ACTIVE_STATES), seconds=ACTIVE_TTL_SECONDS, clock=clock)
-        self._ended = Snapshot(lambda: tasks.counts(ENDED_STATES), seconds=ENDED_TTL_SECONDS, clock=clock)
+        self._ended = Snapshot(lambda: tasks.counts(FINAL_STATES), seconds=ENDED_TTL_SECONDS, clock=clock)
         self._pending_deliveries = Snapshot(deliveries.pending, seconds=ACTIVE_TTL_SECONDS, clock=clock)
         self._provider_state = Snapshot(self._load_provider_state, seconds=ACTIVE_TTL_SECONDS, clock=clock)
 

@@ -19,8 +19,8 @@ from broker.errors import DownloadError, EgressBlocked
 from broker.logs import log
 from broker.metrics import Metrics
 from broker.net.fetcher import Fetcher
-from storage.database import Stale
 from storage.deliveries import Deliveries, Delivery, Fate, Try
+from storage.sql.database import Stale
 from storage.tasks import Lease
 from webhooks import retry_policy
 from webhooks.retry_policy import NextStep, ReceiverResponse

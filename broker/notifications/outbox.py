@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from broker.clock import Clock, iso
 from broker.errors import EgressBlocked
 from broker.net.url_policy import parse_url
-from broker.showing import Showing
-from storage.database import Statement
+from broker.presenter import TaskPresenter
 from storage.deliveries import Deliveries, Delivery
 from storage.images import Images
-from storage.tasks import State, Task
+from storage.sql.database import Statement
+from storage.states import State
+from storage.tasks import Task
 from webhooks.events import Event, event_between, event_body, event_id
 
 
@@ -23,7 +24,7 @@ class Outbox:
     clock: Clock
     deliveries: Deliveries
     images: Images
-    showing: Showing
+    presenter: TaskPresenter
 
     async def enqueue_event(self, before: Task, after: Task) -> Sequence[Statement]:
         """Return the statement that writes the event of a change, or none. It may run twice."""
@@ -41,7 +42,7 @@ class Outbox:
             type=event.value,
             url=url,
             host=_host_of(url),
-            body=event_body(event, iso(now) or "", self.showing.document(task, images, "en")),
+            body=event_body(event, iso(now) or "", self.presenter.task(task, images, "en").to_document()),
             due_at=now,
             created_at=now,
         )

@@ -6,10 +6,17 @@ is here and in `parsing` (fields of a body), `responses` (classes of responses) 
 
 from __future__ import annotations
 
-from typing import Any, Final, Protocol
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from importlib.resources.abc import Traversable
+from typing import Any, Final, Literal, Protocol
 
+from broker.catalog import Catalog
+from broker.net.api_client import ApiClient
 from broker.orders import Order
 from broker.reports import Failed, Report
+from broker.settings.types import PackageSettings
+from webhooks.signatures.base import Signature, Unsigned
 
 STATUS_TIMEOUT_SECONDS: Final = 30.0
 """For a status request. It can be repeated, so a provider that hangs must not occupy a slot for long."""
@@ -96,3 +103,73 @@ class Provider(Protocol):
     async def balance(self) -> float | None:
         """Return what is left on the account, in the provider's unit; None if the provider does not report it."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProviderContext:
+    """What a factory makes an adapter of."""
+
+    name: str
+    """Name of the adapter: that of its package, or `sandbox`."""
+    key_id: str
+    settings: Any
+    """An instance of the package's settings class."""
+    client: ApiClient
+    catalog: Catalog
+    now: Callable[[], float]
+    """Seconds since the epoch."""
+    creates_per_10s: int
+    concurrency: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One line of a health report: sentences for a person, without any secret."""
+
+    name: str
+    status: Literal["ok", "warning", "failed", "skipped"]
+    found: str
+    cure: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class HealthContext:
+    """What a health check examines, and its means."""
+
+    provider: Provider
+    settings: Any
+    """An instance of the package's settings class."""
+    client: ApiClient
+    catalog: Catalog
+    now: Callable[[], float]
+    """Seconds since the epoch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HealthCheck:
+    """One check of `broker doctor`; free of charge, and it changes nothing."""
+
+    name: str
+    run: Callable[[HealthContext], Awaitable[Sequence[Finding]]]
+    needs: frozenset[str] = frozenset()
+    """Fields of the settings that must be right; otherwise the check is skipped."""
+
+
+def _unsigned(_: Any) -> Signature:
+    return Unsigned()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProviderPackage:
+    """A provider as the registry knows it."""
+
+    name: str
+    settings: type[PackageSettings]
+    factory: Callable[[ProviderContext], Provider]
+    catalog: Traversable
+    """TOML file with the models it serves, its prices and limits."""
+    checks: Sequence[HealthCheck] = ()
+    signature: Callable[[Any], Signature] = _unsigned
+    """Settings → verifier of its callbacks."""
+    is_configured: Callable[[Any], bool] = lambda settings: bool(settings.is_configured)
+    """Settings → True if this provider is to be used."""

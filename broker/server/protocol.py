@@ -17,7 +17,7 @@ from typing import Any, Final
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from broker.api.answers import GUARDS, to_json
+from broker.api.http.responses import SECURITY_HEADERS, to_json
 from broker.net.hosts import is_loopback_host
 
 MAX_HEAD_BYTES: Final = 16 * 1024
@@ -240,7 +240,7 @@ class DeadlineH11(H11Protocol):
             (b"content-type", b"application/json"),
             (b"content-length", str(len(_MALFORMED_REQUEST)).encode()),
             (b"connection", b"close"),
-            *GUARDS,
+            *SECURITY_HEADERS,
         ]
         for event in (
             h11.Response(status_code=400, headers=headers),

@@ -13,10 +13,11 @@ from statistics import median
 from typing import Final
 
 from broker.clock import Clock
-from broker.showing import UNKNOWN, Progress
+from broker.presenter import UNKNOWN, Progress
 from broker.snapshots import Snapshot
-from storage.lanes import WINDOW_SECONDS, Lanes, Limits, Load
-from storage.tasks import State, Task, Tasks, Took
+from storage.provider_limits import WINDOW_SECONDS, Lanes, Limits, Load
+from storage.states import State
+from storage.tasks import Task, Tasks, Took
 
 MAX_POSITIONS: Final = 10_000
 """Every task further back has this position plus one."""

@@ -8,11 +8,6 @@ from storage.images import Kind, StoredImage
 from uploads.intake import Image
 
 
-def reference_owner(batch: str) -> str:
-    """Return the owner of a batch's references: not its first task, which may expire before the others."""
-    return f"refs_{batch.rpartition('_')[2]}"
-
-
 def stored_image(image: Image, *, owner: str, kind: Kind, position: int, now: float) -> StoredImage:
     """Return the row of an image whose bytes are stored, with a public name that cannot be guessed."""
     prefix = "generated" if kind == "result" else "reference"

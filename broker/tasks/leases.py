@@ -11,7 +11,7 @@ from typing import Final
 from broker.clock import Clock
 from broker.logs import log
 from broker.tasks.running import RunningSteps
-from storage.database import StorageError
+from storage.errors import StorageError
 from storage.tasks import Lease, Tasks
 
 MIN_GRACE_SECONDS: Final = 3.0

@@ -14,11 +14,9 @@ from typing import Any, Final, assert_never
 
 from broker.reports import Failed, Finished, Pending, Report
 from broker.tasks.policy import TaskPolicy, backoff_seconds
-from storage.tasks import Attempt, State, Task
-
-CANCELABLE: Final = frozenset({State.QUEUED, State.SUBMITTING, State.WAITING})
-"""States without a result: a first success is awaited, and a caller can cancel the task."""
-
+from storage.attempts import Attempt
+from storage.states import CANCELABLE_STATES, State
+from storage.tasks import Task
 
 LEARNED_BY_CALLBACK: Final = "callback"
 LEARNED_BY_QUESTION: Final = "question"
@@ -185,7 +183,7 @@ def _finished(task: Task, attempt: Attempt | None, report: Finished, now: float,
     if not report.outputs:
         return _empty(task, attempt, report, now, policy)
     ledger = _succeeded(attempt, report, now)
-    if task.state in CANCELABLE or (task.state == State.FAILED and report.outputs != task.outputs):
+    if task.state in CANCELABLE_STATES or (task.state == State.FAILED and report.outputs != task.outputs):
         return Changes(task=_fetching(task, report, now, policy), attempt=ledger)
     if attempt and (task.state == State.CANCELED or not _is_same_job(task, attempt, report)):
         return Changes(attempt={**ledger, **_duplicate(attempt, report).attempt})
@@ -246,7 +244,7 @@ def _empty(task: Task, attempt: Attempt | None, report: Finished, now: float, po
 
 def _failed(task: Task, attempt: Attempt | None, report: Failed, now: float, policy: TaskPolicy) -> Changes:
     ledger = _failed_attempt(task, attempt, report, now)
-    if task.state not in CANCELABLE or not _is_current(task, attempt):
+    if task.state not in CANCELABLE_STATES or not _is_current(task, attempt):
         return Changes(attempt=ledger)
     if task.state == State.QUEUED and attempt is not None:
         return Changes(attempt=ledger)  # repeated: the decision was made before
@@ -449,7 +447,7 @@ def _fail_early(task: Task, failure: DownloadFailure, now: float) -> dict[str, A
 
 def cancel(task: Task, now: float, policy: TaskPolicy) -> Changes:
     """Return the changes of a cancellation; NOTHING when the image is being downloaded or the task has ended."""
-    if task.state not in CANCELABLE or task.ended:
+    if task.state not in CANCELABLE_STATES or task.ended:
         return NOTHING
     billed = "no" if task.state == State.QUEUED else "unknown"
     changes = failing(task, "canceled", "canceled by the caller", now, policy, billed=billed)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from broker.metrics import Metrics
 from broker.reports import Failed, Report
 from broker.tasks.lifecycle import LEARNED_BY_QUESTION, Changes
-from storage.tasks import State, Task
+from storage.states import State
+from storage.tasks import Task
 
 
 def record_transition(metrics: Metrics, task: Task, changes: Changes, now: float, report: Report | None = None) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 from broker.errors import NotSent
 from broker.orders import Order, Reference
-from storage.blobs import BlobMissing, BlobStore
-from storage.database import StorageError
+from storage.blobs.store import BlobMissing, BlobStore
+from storage.errors import StorageError
 from storage.tasks import Task
 
 

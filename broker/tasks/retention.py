@@ -24,22 +24,21 @@ from broker.clock import Clock
 from broker.logs import log
 from broker.metrics import Metrics
 from broker.tasks import lifecycle
-from broker.tasks.images import reference_owner
 from broker.tasks.policy import TaskPolicy
-from storage.blobs import BlobStore
-from storage.chores import Chores
-from storage.database import Database
+from storage.blobs.store import BlobStore
+from storage.callbacks import Hooks
+from storage.cluster_state import Facts
 from storage.deliveries import Deliveries
-from storage.facts import Facts
-from storage.hooks import Hooks
+from storage.idempotency import Keys
+from storage.ids import reference_owner
 from storage.images import Images
-from storage.keys import Keys
 from storage.ledger import Ledger
-from storage.migrate import born_at
-from storage.tasks import State, Task, Tasks
+from storage.periodic_jobs import Chores
+from storage.sql.database import Database
+from storage.sql.migrate import born_at
+from storage.states import State
+from storage.tasks import Task, Tasks
 
-STATES: Final = (State.SUCCEEDED, State.FAILED, State.CANCELED, State.EXPIRED)
-"""States whose step deletes something."""
 BATCH_SIZE: Final = 100
 """Tasks per step."""
 ROWS_PER_STATEMENT: Final = 500

@@ -9,8 +9,9 @@ from typing import Final
 
 from broker.logs import bare, log
 from broker.metrics import Metrics
-from storage.database import StorageError
-from storage.tasks import DUE, State, Task, Tasks
+from storage.errors import StorageError
+from storage.states import State
+from storage.tasks import DUE, Task, Tasks
 
 CONCURRENCY: Final = {
     State.QUEUED: 32,

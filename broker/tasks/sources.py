@@ -12,8 +12,8 @@ from broker.clock import Clock
 from broker.providers.base import Provider
 from broker.tasks.running import RunningStep, RunningSteps
 from broker.tasks.steps.callbacks import CallbackStep
-from storage.hooks import Hooks
-from storage.lanes import Lanes, Limits
+from storage.callbacks import Hooks
+from storage.provider_limits import Lanes, Limits
 from storage.tasks import Lease, Task, Tasks
 
 CALLBACK_CONCURRENCY: Final = 32

@@ -21,8 +21,9 @@ from broker.tasks import lifecycle
 from broker.tasks.lifecycle import Changes
 from broker.tasks.metrics import is_unclassified, record_transition
 from broker.tasks.policy import TaskPolicy
-from storage.database import Stale, Statement
-from storage.tasks import DUE, Attempt, Task, Tasks, task_channel
+from storage.attempts import Attempt
+from storage.sql.database import Stale, Statement
+from storage.tasks import DUE, Task, Tasks, task_channel
 
 Decision = Callable[[Task, Attempt | None], Changes]
 """Returns what to change, given the row and one attempt as they are now."""

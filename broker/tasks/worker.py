@@ -21,8 +21,9 @@ from broker.tasks.retention import Retention
 from broker.tasks.running import CONCURRENCY, RunningStep, RunningSteps
 from broker.tasks.sources import CallbackQueue, SubmissionQueue
 from broker.tasks.steps.table import StepTable
-from storage.database import StorageError
-from storage.tasks import DUE, Agenda, State, Task, Tasks
+from storage.errors import StorageError
+from storage.states import FINAL_STATES, State
+from storage.tasks import DUE, Agenda, Task, Tasks
 
 MAX_SLEEP_SECONDS: Final = 1.0
 LOCKED_PAUSE_SECONDS: Final = 0.1
@@ -76,7 +77,7 @@ class Worker:
         """Apply retention now, and nothing else; return the number of tasks removed."""
         removed = 0
         await self.retention.apply_shorter_retention()
-        for state in retention.STATES:
+        for state in FINAL_STATES:
             while ended := await self._claim(state, retention.BATCH_SIZE):
                 removed += sum(task.state != State.EXPIRED for task in ended)
                 await self.running.contain_errors(self.retention.run(ended), "", "retention")
@@ -123,7 +124,7 @@ class Worker:
             for state in CONCURRENCY
             if state != State.QUEUED and (self.leases.may_recover or state != State.SUBMITTING)
         ]
-        return unfinished if self.clock_guard.deletion_paused else [*unfinished, *retention.STATES]
+        return unfinished if self.clock_guard.deletion_paused else [*unfinished, *FINAL_STATES]
 
     async def seconds_until_due(self, agenda: Agenda) -> float:
         """Return the seconds until a step with a free slot is due, `MAX_SLEEP_SECONDS` at most."""
@@ -143,7 +144,7 @@ class Worker:
         now = self.clock.now()
         due = [state for state, at in agenda.due.items() if at <= now]
         for state in due:
-            if state in retention.STATES:
+            if state in FINAL_STATES:
                 await self._start_retention(state)
             else:
                 await self._start_all(await self._claim(state, self.running.free_slots(state)))

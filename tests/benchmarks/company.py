@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from storage.postgres import PostgresDatabase
+from storage.sql.postgres import PostgresDatabase
 from storage.tasks import DUE, Task, Tasks
 from tests.benchmarks.measuring import Side, task_id
 

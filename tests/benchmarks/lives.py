@@ -18,19 +18,20 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit
 
-from broker.bootstrap import open_services
+from broker.bootstrap import load_settings, open_services
 from broker.broker import Broker
 from broker.orders import Order, Request
 from broker.reports import Finished, Pending, Report
 from broker.services import Services
-from broker.settings import Settings, load
+from broker.settings import Settings
 from broker.tasks.lifecycle import DownloadFailure
 from broker.tasks.steps.download import DownloadStep, insert_result
-from storage.database import Database, Outcome, Row, Statement
 from storage.images import StoredImage
-from storage.postgres import PostgresDatabase
-from storage.sqlite import SqliteDatabase, sqlite_path
-from storage.tasks import State, Task
+from storage.sql.database import Database, Outcome, Row, Statement
+from storage.sql.postgres import PostgresDatabase
+from storage.sql.sqlite import SqliteDatabase, sqlite_path
+from storage.states import State
+from storage.tasks import Task
 from tests.benchmarks.measuring import Side
 from webhooks.verification import IncomingCallback
 
@@ -156,7 +157,7 @@ class InstantDownload(DownloadStep):
 
 
 def _settings(url: str, folder: Path) -> Settings:
-    return load(
+    return load_settings(
         env_file=None,
         database_url=url,
         data_dir=folder,

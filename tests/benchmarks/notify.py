@@ -20,10 +20,10 @@ from typing import Final
 
 import asyncpg
 
-from storage.database import Statement
-from storage.migrate import upgrade
-from storage.notices import CHANNEL
-from storage.postgres import PostgresDatabase
+from storage.sql.database import Statement
+from storage.sql.migrate import upgrade
+from storage.sql.pg_notify import CHANNEL
+from storage.sql.postgres import PostgresDatabase
 from storage.tasks import DUE, Tasks, task_channel
 from tests.benchmarks.company import new_task
 from tests.benchmarks.measuring import Child, Side, cut, interleaved, ms, per_second, say, table

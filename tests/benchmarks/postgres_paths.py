@@ -19,9 +19,10 @@ from typing import Any, Final
 
 import asyncpg
 
-from storage.migrate import upgrade
-from storage.postgres import PostgresDatabase, _query, _values
-from storage.tasks import DUE, Lease, State, Task, Tasks
+from storage.sql.migrate import upgrade
+from storage.sql.postgres import PostgresDatabase, _query, _values
+from storage.states import State
+from storage.tasks import DUE, Lease, Task, Tasks
 from tests.benchmarks.company import new_task
 from tests.benchmarks.lives import Counts, Upstream, live
 from tests.benchmarks.measuring import Child, interleaved, per_second, say, table

@@ -24,11 +24,10 @@ from typing import Any, Final
 
 import asyncpg
 
-from broker.bootstrap import open_services
+from broker.bootstrap import load_settings, open_services
 from broker.clock import SystemClock
-from broker.settings import load
-from storage.migrate import upgrade
-from storage.postgres import PostgresDatabase
+from storage.sql.migrate import upgrade
+from storage.sql.postgres import PostgresDatabase
 from tests.benchmarks.company import CREATES, POLLS, Seen, keep_company
 from tests.benchmarks.measuring import Child, Side, cut, interleaved, mb, ms, say, table, task_id
 from tests.servers.postgres import Postgres, running
@@ -323,7 +322,7 @@ class _Ahead(SystemClock):
 async def retire(side: Side, url: str, ahead: float) -> float:
     """`broker worker` on this database, with its clock that far ahead. Returns its CPU seconds."""
     with tempfile.TemporaryDirectory() as folder:
-        settings = load(
+        settings = load_settings(
             env_file=None,
             database_url=url,
             data_dir=Path(folder),

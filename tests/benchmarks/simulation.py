@@ -13,8 +13,8 @@ import time
 import asyncpg
 
 from scripts.simulate import Plant, Simulation, cut
-from storage.migrate import upgrade
-from storage.postgres import PostgresDatabase
+from storage.sql.migrate import upgrade
+from storage.sql.postgres import PostgresDatabase
 from tests.benchmarks.lives import Upstream, live
 from tests.benchmarks.measuring import Child, say, table
 from tests.servers.postgres import running

@@ -14,16 +14,16 @@ import httpx
 from PIL import Image
 
 from broker.app import build_app
-from broker.bootstrap import open_services
+from broker.bootstrap import load_settings, open_services
 from broker.clock import Clock, iso
 from broker.server.protocol import ConnectionLimits
 from broker.server.sockets import bind_socket, socket_port
 from broker.server.uvicorn import DEFAULT_LIMITS, running_server
 from broker.services import Services
-from broker.settings import load
 from storage.deliveries import Delivery, Fate
 from storage.images import StoredImage
-from storage.tasks import State, Task
+from storage.states import State
+from storage.tasks import Task
 from webhooks.events import Event, event_body
 
 PORT = 8000
@@ -96,7 +96,9 @@ class ApiHouse:
             "type": "task.completed",
             "url": "https://hooks.example.com/x?secret=of-the-receiver",
             "host": "hooks.example.com",
-            "body": event_body(Event.COMPLETED, iso(now) or "", self.services.broker.showing.document(task, [], "en")),
+            "body": event_body(
+                Event.COMPLETED, iso(now) or "", self.services.broker.presenter.task(task, [], "en").to_document()
+            ),
             "outcome": Fate.DELIVERED,
             "due_at": None,
             "created_at": now,
@@ -148,7 +150,7 @@ async def open_api(
         "data_dir": folder,
         "rate_per_minute": 100_000,
     }
-    chosen = load(env_file=None, **{**defaults, **settings})
+    chosen = load_settings(env_file=None, **{**defaults, **settings})
     if sockets or limits is not None:
         with closing(bind_socket("127.0.0.1", 0)) as sock:
             port = socket_port(sock)

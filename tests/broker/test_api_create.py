@@ -12,7 +12,7 @@ from unittest.mock import ANY
 import httpx
 import pytest
 
-from broker.api import bodies
+from broker.api.http.request_body import parse_json
 from broker.errors import Refusal
 from tests.broker.api_house import ApiHouse, open_api, png
 from webhooks import strict_json
@@ -521,6 +521,6 @@ async def test_too_many_orders_are_slowed_down(tmp_path: Path) -> None:
 def test_one_depth_for_all_json() -> None:
     """A body at the limit is read, one deeper is not."""
     deepest = strict_json.MAX_DEPTH - 1
-    assert bodies.parse(b"[" * deepest + b"1" + b"]" * deepest)
+    assert parse_json(b"[" * deepest + b"1" + b"]" * deepest)
     with pytest.raises(Refusal):
-        bodies.parse(b"[" * (deepest + 1) + b"1" + b"]" * (deepest + 1))
+        parse_json(b"[" * (deepest + 1) + b"1" + b"]" * (deepest + 1))

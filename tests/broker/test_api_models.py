@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 
-from broker.catalog import Catalog, Model
+from broker.catalog import Model
+from broker.providers.registry import load_catalog
 from tests.broker.api_house import ApiHouse, open_api, png
 from tests.broker.test_api_create import BAD_JSON_VALUES, BAD_VALUES, CREATE, DATA_URI, PROMPT, check_refused
 from tests.conftest import ManualClock
 
 pytestmark = pytest.mark.anyio
 
-CATALOG = Catalog.load()
+CATALOG = load_catalog()
 TODAY = datetime(2026, 11, 20, tzinfo=UTC).timestamp()
 """The day on which the catalog was written."""
 

@@ -14,17 +14,17 @@ import pytest
 from starlette.requests import Request
 from structlog.testing import capture_logs
 
-from broker.api.answers import refused, to_json
+from broker.api.http.responses import error_response, to_json
 from broker.errors import STATUS_OF, TASK_CODES, Complaint, Refusal
-from broker.sentences import LANGUAGES, Language, Sentences, language_of
+from broker.i18n import LANGUAGES, Language, Messages, language_of
 from broker.server.protocol import ConnectionLimits
-from storage.database import StorageError
-from storage.tasks import State
+from storage.errors import StorageError
+from storage.states import State
 from tests.broker.api_house import ApiHouse, open_api
 
 pytestmark = pytest.mark.anyio
 
-SENTENCES = Sentences.load()
+MESSAGES = Messages.load()
 IMAGE = f"/uploads/images/generated_{'0' * 32}.png"
 CANARY = "canary-in-an-error-message"
 
@@ -39,7 +39,7 @@ def a_request(language: str = "en") -> Request:
 @pytest.mark.parametrize("code", sorted(STATUS_OF))
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_code_has_its_status_and_a_sentence_in_every_language(code: str, language: str) -> None:
-    answer = refused(SENTENCES, Refusal(code, "What to do."), a_request(language), {})
+    answer = error_response(MESSAGES, a_request(language), Refusal(code, "What to do."), {})
     document = json.loads(bytes(answer.body))
     assert answer.status_code == STATUS_OF[code]
     assert list(document) == ["success", "error", "code", "retryable"]
@@ -50,7 +50,7 @@ def test_every_code_has_its_status_and_a_sentence_in_every_language(code: str, l
 
 @pytest.mark.parametrize("code", sorted(TASK_CODES))
 def test_every_end_of_a_task_has_a_sentence_of_its_own(code: str) -> None:
-    told = {SENTENCES.say(code, language) for language in LANGUAGES}
+    told = {MESSAGES.get(code, language) for language in LANGUAGES}
     assert len(told) == 3
     assert not any("{" in sentence for sentence in told)
 
@@ -58,7 +58,7 @@ def test_every_end_of_a_task_has_a_sentence_of_its_own(code: str) -> None:
 def test_field_and_details_stand_beside_the_sentence() -> None:
     complaints = [Complaint(field="a", message="A."), Complaint(field="b", message="B.")]
     refusal = Refusal("invalid_request", "A.", field="a", details=complaints, retry_after=0.2, retryable=True)
-    answer = refused(SENTENCES, refusal, a_request(), {})
+    answer = error_response(MESSAGES, a_request(), refusal, {})
     document = json.loads(bytes(answer.body))
     assert document["field"] == "a"
     assert document["details"] == [{"field": "a", "message": "A."}, {"field": "b", "message": "B."}]
@@ -68,13 +68,13 @@ def test_field_and_details_stand_beside_the_sentence() -> None:
 
 def test_sentences_that_are_missing_stop_the_start() -> None:
     with pytest.raises(ValueError, match="is missing"):
-        Sentences.load('[processing]\nen = "x"\nzh = "x"\nru = "x"')
+        Messages.load('[processing]\nen = "x"\nzh = "x"\nru = "x"')
 
 
-@pytest.mark.parametrize("key", sorted(SENTENCES.table))
+@pytest.mark.parametrize("key", sorted(MESSAGES.table))
 def test_a_sentence_says_the_same_in_every_language(key: str) -> None:
     """One placeholder and no other; where a translation leaves the English detail out, all translations do."""
-    told = SENTENCES.table[key]
+    told = MESSAGES.table[key]
     places = {language: re.findall(r"\{[^}]*\}", text) for language, text in told.items()}
     assert all(found in ([], ["{detail}"]) for found in places.values())
     assert places["zh"] == places["ru"]
@@ -87,9 +87,9 @@ def test_a_sentence_says_the_same_in_every_language(key: str) -> None:
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_an_end_says_whether_it_cost(language: Language) -> None:
     for code in TASK_CODES:
-        ends = [SENTENCES.end(code, billed, language) for billed in ("yes", "no", "unknown")]
+        ends = [MESSAGES.task_error(code, billed, language) for billed in ("yes", "no", "unknown")]
         assert len(set(ends)) == 3
-        assert all(end.startswith(SENTENCES.say(code, language)) and "\n" not in end for end in ends)
+        assert all(end.startswith(MESSAGES.get(code, language)) and "\n" not in end for end in ends)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ async def test_a_store_in_trouble_is_temporary(tmp_path: Path) -> None:
     async with open_api(tmp_path) as house:
         house.services.broker.images = Broken(StorageError(CANARY))  # type: ignore[assignment]
         answer = await house.client.get(IMAGE)
-        await check(answer, 503, "storage_full")
+        await check(answer, 503, "unavailable")
         assert answer.json()["retryable"] is True
         assert answer.headers["retry-after"] == "5"
         assert CANARY not in answer.text
@@ -178,7 +178,7 @@ async def test_what_nobody_foresaw_is_told_blandly(tmp_path: Path) -> None:
     with capture_logs() as lines:
         async with open_api(tmp_path) as house:
             house.services.broker.images = Broken(KeyError(CANARY))  # type: ignore[assignment]
-            await check(await house.client.get(IMAGE), 500, "unknown_outcome")
+            await check(await house.client.get(IMAGE), 500, "internal_error")
             assert (await house.client.get("/health")).status_code == 200
     (line,) = (line for line in lines if line["action"] == "request_failed")
     logged = "".join(traceback.format_exception(*line["exc_info"]))
@@ -253,7 +253,7 @@ async def test_only_exact_origins_may_read(tmp_path: Path) -> None:
             assert "access-control-allow-origin" not in answer.headers
         answer = await house.client.get("/nope", headers={"Origin": ORIGIN})
         assert answer.headers["access-control-allow-origin"] == ORIGIN
-        assert answer.headers["access-control-expose-headers"] == "ETag, Retry-After, Location, Warning"
+        assert answer.headers["access-control-expose-headers"] == "ETag, Retry-After, Location, Warning, X-Request-ID"
         assert "access-control-allow-credentials" not in answer.headers
         assert "Origin" in answer.headers["vary"]
 
@@ -284,7 +284,7 @@ async def test_ready_names_the_part_to_blame(tmp_path: Path) -> None:
         house.services.broker.blobs = Full()  # type: ignore[assignment]
         house.services.broker.clock = type("Late", (), {"now": staticmethod(lambda: 9e9)})()
         answer = await house.client.get("/ready")
-        await check(answer, 503, "storage_full")
+        await check(answer, 503, "unavailable")
         checks = answer.json()["checks"]
         assert checks["database"] == "ok"
         assert "free some space" in checks["blobs"]

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from broker.api.views import Views
-from storage.tasks import State
+from broker.api.native.task_cache import TaskCache
+from storage.states import State
 from tests.broker.api_house import ApiHouse, open_api, png
 
 pytestmark = pytest.mark.anyio
@@ -185,26 +185,25 @@ async def test_a_hot_poll_reads_one_version_and_builds_nothing(tmp_path: Path) -
     """Proved by what is not asked for: the row itself is taken away behind the cache's back."""
     async with open_api(tmp_path) as house:
         task = await house.add()
-        views = Views(house.services.broker)
-        first = await views.of(task.id, "en")
+        cache = TaskCache(house.services.broker)
+        first = await cache.response(task.id, "en")
         await house.services.database.execute("UPDATE tasks SET prompt = 'changed without a version'")
-        assert await views.of(task.id, "en") is first
-        assert await views.of(task.id, "zh") is not first
+        assert await cache.response(task.id, "en") is first
+        assert await cache.response(task.id, "zh") is not first
         await house.change(task, prompt="changed")
-        assert b'"prompt":"changed"' in (await views.of(task.id, "en")).body
+        assert b'"prompt":"changed"' in (await cache.response(task.id, "en")).body
 
 
 async def test_kept_answers_are_bounded(tmp_path: Path) -> None:
     """By bytes: a prompt may be as long as forty others."""
     async with open_api(tmp_path) as house:
-        views = Views(house.services.broker, most_bytes=5_000)
+        cache = TaskCache(house.services.broker, max_bytes=5_000)
         tasks = [await house.add(number=n, prompt="x" * 900) for n in range(20)]
         for task in tasks:
-            await views.of(task.id, "en")
-        kept = sum(len(answer.prepared.body) for answer in views._kept.values())
-        assert 0 < kept <= 5_000
-        assert kept == views._bytes
-        assert await views.of(tasks[-1].id, "en") is await views.of(tasks[-1].id, "en")
+            size = len((await cache.response(task.id, "en")).body)
+        assert 0 < cache.size_bytes <= 5_000
+        assert cache.size_bytes % size == 0
+        assert await cache.response(tasks[-1].id, "en") is await cache.response(tasks[-1].id, "en")
 
 
 async def test_waiting_ends_with_the_task(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from storage.tasks import State
+from storage.states import State
 from tests.broker.api_house import NEVER, ApiHouse, open_api, png
 from tests.journeys.house import open_house
 

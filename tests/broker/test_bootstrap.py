@@ -9,19 +9,18 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from broker.bootstrap import open_services
+from broker.bootstrap import load_settings, open_services
 from broker.clock import Clock, SystemClock
 from broker.errors import SettingsError
 from broker.services import Services
-from broker.settings import load
-from storage.database import StorageError
+from storage.errors import StorageError
 from tests.servers.postgres import Postgres
 
 pytestmark = pytest.mark.anyio
 
 
 async def opened(stack: AsyncExitStack, folder: Path, *, clock: Clock | None = None, **settings: Any) -> Services:
-    chosen = load(
+    chosen = load_settings(
         env_file=None,
         api_key="test-key",
         api_url="http://127.0.0.1:9",

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from broker.api.inbox import report_document
-from broker.catalog import Catalog
+from broker.api.admin.callbacks import report_document
 from broker.net.api_client import ApiClient
 from broker.providers.base import Provider
 from broker.providers.kie.adapter import Kie
 from broker.providers.kie.signature import callback_signature
 from broker.providers.legacy.adapter import Legacy
+from broker.providers.registry import load_catalog
 from tests.conftest import ManualClock
 from webhooks import verification
 from webhooks.signatures.base import Proof
@@ -33,7 +33,7 @@ NOTHING_THERE = "http://127.0.0.1:9"
 @pytest.fixture
 async def providers(clock: ManualClock) -> AsyncIterator[dict[str, Provider]]:
     client = ApiClient(timeout=1.0, max_connections=1)
-    shared: dict[str, Any] = {"api_key": "k", "client": client, "catalog": Catalog.load(), "now": clock.now}
+    shared: dict[str, Any] = {"api_key": "k", "client": client, "catalog": load_catalog(), "now": clock.now}
     kie = Kie(base_url=NOTHING_THERE, upload_url=NOTHING_THERE, always_upload=False, **shared)
     yield {"kie": kie, "sandbox": kie, "legacy": Legacy(base_url=NOTHING_THERE, **shared)}
     await client.aclose()
@@ -44,7 +44,7 @@ def _read(path: Path) -> Any:
 
 
 def test_there_are_fixtures_of_every_verdict() -> None:
-    verdicts = {_read(path)["expected"]["verdict"] for path in FILES}
+    verdicts = {_read(path)["expected"]["verification"] for path in FILES}
     assert verdicts == {"accept", "recheck", "reject", "unknown", "malformed"}
 
 
@@ -59,12 +59,12 @@ def _today(fixture: dict[str, Any], provider: Provider) -> dict[str, Any]:
     try:
         body = verification.parse_body(fixture["body"].encode())
     except MalformedBody as malformed:
-        return {"names": [], "report": None, "verdict": "malformed", "status": malformed.status}
+        return {"names": [], "report": None, "verification": "malformed", "status": malformed.status}
     judged = verification.decide(proofs)
     return {
         "names": list(provider.job_ids(body)),
         "report": report_document(provider.parse_callback(body)),
-        "verdict": judged.verification.value,
+        "verification": judged.verification.value,
         "status": judged.status,
     }
 

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from broker.catalog import Catalog, Choice
 from broker.errors import Refusal
 from broker.orders import Order
+from broker.providers.registry import load_catalog
 
-CATALOG = Catalog.load()
+CATALOG = load_catalog()
 NAMES = {
     "nano-banana": ["gemini-2.5-flash-image", "gemini-2.5-flash-image-preview", "google/nano-banana-edit"],
     "nano-banana-pro": ["gemini-3-pro-image", "gemini-3-pro-image-preview", "google/nano-banana-pro"],
@@ -225,50 +226,51 @@ max_reference_bytes = 1
 @pytest.mark.parametrize(
     "wire",
     [
-        "[models.providers.kie]\nmodel = 'x'",
-        "[models.providers.kie]\nreferences = 'r'\nformat = 'f'\nformats = { jpg = 'jpeg' }",
-        "[models.providers.kie]\nreferences = 'r'\nprices = { 8K = 4 }",
-        "[models.providers.kie]\nreferences = 'r'\nrefrences = 'r'",
-        "[models.providers.kie.text-to-image]\nmodel = 5",
+        "[models.a]\nmodel = 'x'",
+        "[models.a]\nreferences = 'r'\nformat = 'f'\nformats = { jpg = 'jpeg' }",
+        "[models.a]\nreferences = 'r'\nprices = { 8K = 4 }",
+        "[models.a]\nreferences = 'r'\nrefrences = 'r'",
+        "[models.a.text-to-image]\nmodel = 5",
+        "[models.b]\nreferences = 'r'",
+        "concurrency = 0\n[models.a]\nreferences = 'r'",
     ],
 )
-def test_a_catalog_that_contradicts_itself_stops_the_start(wire: str) -> None:
-    with pytest.raises(ValueError, match=r"catalog: a, kie|validation error"):
-        Catalog.load(f"{BROKEN}\n{wire}")
+def test_contradictory_provider_catalog_stops_the_start(wire: str) -> None:
+    with pytest.raises(ValueError, match=r"catalog: a, kie|catalog of kie|validation error"):
+        Catalog.load(BROKEN, providers={"kie": wire})
 
 
 @pytest.mark.parametrize(
-    ("more", "cure"),
+    ("more", "prices", "cure"),
     [
-        ("shutdown_on = 2026-10-02", "instead must name"),
-        ("deprecated_on = 2026-10-02\ninstead = 'b'", "instead must name"),
-        ("[models.providers.kie]\nreferences = 'r'\nprices = { 1K = 4 }", "units must say"),
+        ("shutdown_on = 2026-10-02", "", "instead must name"),
+        ("deprecated_on = 2026-10-02\ninstead = 'b'", "", "instead must name"),
+        ("", "prices = { 1K = 4 }", "unit must say"),
     ],
 )
-def test_what_a_catalog_leads_to_must_be_there(more: str, cure: str) -> None:
-    providers = "" if "providers" in more else "\n[models.providers.kie]\nreferences = 'r'"
+def test_missing_target_of_a_reference_stops_the_start(more: str, prices: str, cure: str) -> None:
     with pytest.raises(ValueError, match=cure):
-        Catalog.load(f"{BROKEN}{more}{providers}")
+        Catalog.load(f"{BROKEN}{more}", providers={"kie": f"[models.a]\nreferences = 'r'\n{prices}"})
 
 
-def test_modes_that_cost_the_same_stand_together() -> None:
+def test_modes_of_equal_price_are_one_offer() -> None:
     wires = """
-        [models.providers.kie]
+        unit = "credits"
+        [models.a]
         references = 'r'
         prices = { 1K = 4 }
-        [models.providers.kie.text-to-image]
-        [models.providers.kie.image-to-image]
+        [models.a.text-to-image]
+        [models.a.image-to-image]
         prices = { 1K = 8 }
     """
-    catalog = Catalog.load(f"units = {{ kie = 'credits' }}{BROKEN}{wires}")
+    catalog = Catalog.load(BROKEN, providers={"kie": wires})
     offers = [(offer.modes, dict(offer.prices)) for offer in catalog.offers(catalog.default)]
     assert offers == [(("text-to-image",), {"1K": 4}), (("image-to-image",), {"1K": 8})]
     (one,) = CATALOG.offers(CATALOG.resolve("nano-banana-pro"))
     assert (one.modes, one.unit) == (("text-to-image", "image-to-image"), "credits")
 
 
-def test_a_name_that_means_two_models_stops_the_start() -> None:
+def test_name_of_two_models_stops_the_start() -> None:
     second = BROKEN.replace('default = "a"', "").replace('name = "a"', 'name = "b"')
-    wire = "[models.providers.kie]\nreferences = 'r'\n"
     with pytest.raises(ValueError, match="names both a and b"):
-        Catalog.load(f"{BROKEN}\n{wire}{second}\n{wire}")
+        Catalog.load(f"{BROKEN}\n{second}")

@@ -20,12 +20,13 @@ import anyio
 import pytest
 from PIL import Image
 
+from broker.bootstrap import load_settings, settings_variables
 from broker.cli.screen import printable
 from broker.cli.serve import warnings
-from broker.settings import load, variables
-from storage.migrate import upgrade
-from storage.sqlite import SqliteDatabase
-from storage.tasks import State, Task, Tasks
+from storage.sql.migrate import upgrade
+from storage.sql.sqlite import SqliteDatabase
+from storage.states import State
+from storage.tasks import Task, Tasks
 from tests.servers.forking import Ended, fork_server
 from webhooks.signatures.standard import derived_key, write_secret
 
@@ -57,7 +58,7 @@ class Shell:
         return fork_server().run(args, cwd=self.folder, env=self.environment(settings))
 
     def environment(self, settings: Mapping[str, str]) -> dict[str, str]:
-        ours = {name: value for name, value in os.environ.items() if name not in variables()}
+        ours = {name: value for name, value in os.environ.items() if name not in settings_variables()}
         return {**ours, "NO_COLOR": "1", "PYTHONUNBUFFERED": "1", **self.settings, **settings}
 
 
@@ -175,7 +176,7 @@ def test_what_comes_from_afar_cannot_steer_the_terminal() -> None:
 
 
 def test_warnings_are_for_those_they_concern() -> None:
-    good, fine = (3, 11, 10), load(env_file=None, host="127.0.0.1", api_keys=(), webhook_base_url="")
+    good, fine = (3, 11, 10), load_settings(env_file=None, host="127.0.0.1", api_keys=(), webhook_base_url="")
     assert list(warnings(fine, good)) == []
     assert ["CVE" in said for said in warnings(fine, (3, 11, 7))] == [True]
     assert ["CVE" in said for said in warnings(fine, (3, 12, 5))] == [True]

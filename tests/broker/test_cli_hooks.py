@@ -150,7 +150,7 @@ def test_a_callback_becomes_a_fixture(served: Shell) -> None:
     assert "look at it before you share it" in saved.err
     text = (served.folder / "fixture.json").read_text("utf-8")
     assert text == printed.out
-    assert json.loads(text)["expected"]["verdict"] == "accept"
+    assert json.loads(text)["expected"]["verification"] == "accept"
     nowhere = served.run("hooks", "export", hook_id, "-o", "nowhere/fixture.json")
     assert (nowhere.code, "nowhere/fixture.json cannot be written" in nowhere.err) == (1, True)
 
@@ -162,7 +162,7 @@ def test_a_callback_becomes_a_fixture(served: Shell) -> None:
         (("show", "hook_../../task"), "begins with hook_"),
         (("replay", f"hook_{'0' * 24}"), "There is no callback with this id"),
         (("export", "hook_0"), "There is no callback with this id"),
-        (("--verdict", "fine"), "verdict must be one of accept, recheck"),
+        (("--verdict", "fine"), "verification must be one of accept, recheck"),
         (("export", EVENT), "Only received callbacks"),
         (("replay", EVENT, "--dry-run"), "--dry-run"),
     ],

@@ -18,18 +18,20 @@ from typing import Any
 import httpx
 import pytest
 
+from broker.bootstrap import load_settings, salvage_settings
 from broker.clock import SystemClock
 from broker.doctor.access import has_cookie_flaw
-from broker.doctor.checks import CHECKS
+from broker.doctor.checks import checks_for
 from broker.doctor.context import open_context
 from broker.doctor.findings import Check, Finding, ok, run_checks, storage_failure
 from broker.doctor.probe_server import probe_server
-from broker.settings import Salvaged, Settings, load, salvage
-from storage.database import StorageError
-from storage.facts import Facts
-from storage.migrate import migrations, upgrade
-from storage.postgres import PostgresDatabase
-from storage.sqlite import SqliteDatabase
+from broker.settings import Settings
+from broker.settings.loading import SalvagedSettings
+from storage.cluster_state import Facts
+from storage.errors import StorageError
+from storage.sql.migrate import migrations, upgrade
+from storage.sql.postgres import PostgresDatabase
+from storage.sql.sqlite import SqliteDatabase
 from tests.broker.api_house import open_api
 from tests.broker.test_cli import Shell
 from tests.faults.faulty_http import Script, Visit, answers, serve, silence
@@ -57,13 +59,13 @@ def a_set_up(folder: Path, **settings: Any) -> Settings:
         "data_dir": folder / "data",
         "port": free_port(),
     }
-    return load(env_file=None, **{**defaults, **settings})
+    return load_settings(env_file=None, **{**defaults, **settings})
 
 
 async def examined(settings: Settings, *names: str, cloudflared: Sequence[str] = (NOBODY,)) -> dict[str, Finding]:
     """What was found, by name; names: of the checks to make, all if none are given."""
-    async with open_context(Salvaged(settings=settings), SystemClock(), cloudflared) as context:
-        checks = [check for check in CHECKS if not names or check.name in names]
+    async with open_context(SalvagedSettings(settings=settings), SystemClock(), cloudflared) as context:
+        checks = [check for check in checks_for(context) if not names or check.name in names]
         return {finding.name: finding async for finding in run_checks(context, checks)}
 
 
@@ -553,7 +555,7 @@ async def test_a_check_that_breaks_or_hangs_leaves_the_others_alone(tmp_path: Pa
         return [ok("works", "well")]
 
     checks = [Check(name=name, run=run) for name, run in [("h", hangs), ("b", breaks), ("works", works)]]
-    async with open_context(Salvaged(settings=a_set_up(tmp_path)), SystemClock()) as context:
+    async with open_context(SalvagedSettings(settings=a_set_up(tmp_path)), SystemClock()) as context:
         report = [finding async for finding in run_checks(context, checks, seconds=0.05)]
     assert [(finding.name, finding.status) for finding in report] == [("h", "failed"), ("b", "failed"), ("works", "ok")]
     assert all(finding.cure for finding in report[:2])
@@ -561,9 +563,9 @@ async def test_a_check_that_breaks_or_hangs_leaves_the_others_alone(tmp_path: Pa
 
 
 async def test_what_depends_on_a_wrong_setting_is_not_judged(tmp_path: Path) -> None:
-    salvaged = Salvaged(settings=a_set_up(tmp_path), wrong=frozenset({"api_url"}))
+    salvaged = SalvagedSettings(settings=a_set_up(tmp_path), wrong=frozenset({"api_url"}))
     async with open_context(salvaged, SystemClock(), [NOBODY]) as context:
-        report = {finding.name: finding async for finding in run_checks(context, CHECKS)}
+        report = {finding.name: finding async for finding in run_checks(context, checks_for(context))}
     assert [report[name].status for name in ("provider", "key", "file upload")] == ["skipped"] * 3
     assert report["disk"].status == "ok"
 
@@ -624,14 +626,14 @@ def test_a_set_up_without_a_key_is_well(tmp_path: Path) -> None:
     """The sandbox needs nothing; that its pictures are pretended is said."""
     ended = Shell(tmp_path, {"BROKER_TUNNEL_API": NOBODY, "BROKER_PORT": str(free_port())}).run("doctor")
     assert ended.code == 0, ended.out
-    assert "pretend pictures" in ended.out
+    assert "synthetic images" in ended.out
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_right_is_kept_when_something_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BROKER_PORT", "eighty")
     monkeypatch.setenv("KIE_API_KEY", "a-key")
-    found = salvage(env_file=None)
+    found = salvage_settings(env_file=None)
     assert found.wrong == {"port"}
     assert (found.settings.port, found.settings.sandboxed) == (8000, False)
     assert len(found.complaints) == 1

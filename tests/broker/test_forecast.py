@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
-from broker.api.views import Views
+from broker.api.native.task_cache import TaskCache
 from broker.reports import Finished, Pending
 from broker.sandbox.options import Options
 from broker.services import Services
 from broker.tasks import eta
 from broker.tasks.eta import round_up
-from storage.tasks import State, Task
+from storage.states import State
+from storage.tasks import Task
 from tests.broker.api_house import NEVER, a_task, open_api
 from tests.broker.test_api_tasks import NOTHING_KNOWN, look, parsed
 from tests.conftest import ManualClock
@@ -178,8 +179,8 @@ async def test_a_queued_task_shows_its_place_and_its_tag_changes_with_it(tmp_pat
         assert same.status_code == 304
         await house.change(tasks[0], state=State.CANCELED, ended_at=5.0)
         house.services.broker.eta._queues.clear()
-        views = Views(house.services.broker)
-        prepared = await views.of(tasks[1].id, "en")
+        cache = TaskCache(house.services.broker)
+        prepared = await cache.response(tasks[1].id, "en")
         assert b'"position":1' in prepared.body
         assert prepared.tag != first.headers["etag"]
 
@@ -211,12 +212,12 @@ async def test_a_task_that_is_not_queued_is_one_point_read_per_poll(tmp_path: Pa
     """Its answer stands until the estimate says something else: no queue and no history are looked at."""
     async with open_api(tmp_path) as house:
         task = await house.add(provider_state="generating", provider_percent=40.4, sent_at=NOW)
-        views = Views(house.services.broker)
-        first = await views.of(task.id, "en")
+        cache = TaskCache(house.services.broker)
+        first = await cache.response(task.id, "en")
         assert b'"providerState":"generating","percent":40,' in first.body
         await house.services.database.execute("DROP INDEX tasks_history")
         await house.services.database.execute("ALTER TABLE tasks RENAME COLUMN finished_at TO gone")
-        assert await views.of(task.id, "en") is first
+        assert await cache.response(task.id, "en") is first
 
 
 # -- the provider's word

@@ -9,20 +9,21 @@ from itertools import product
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
-from broker.catalog import Catalog
 from broker.errors import ProviderError
 from broker.net.api_client import ApiClient
 from broker.orders import Mode, Order, OutputFormat, Reference
-from broker.providers.addresses import adapter_for
 from broker.providers.kie.adapter import Kie
+from broker.providers.kie.settings import KieSettings
+from broker.providers.registry import PROVIDERS, load_catalog
 from broker.reports import Failed, Finished, Pending
 from tests.conftest import ManualClock
 from tests.contracts.providers import CALLBACK, JOB, KEY, TOKEN, Says, Upstream
 
 pytestmark = pytest.mark.anyio
 
-CATALOG = Catalog.load()
+CATALOG = load_catalog()
 IMAGE = "https://tempfile.example/p/one.jpg?sig=1"
 TWO = ("https://tempfile.example/p/one.jpg", "http://tempfile.example/p/two.jpg")
 ACCEPTED = Says(body={"code": 200, "msg": "success", "data": {"taskId": JOB}})
@@ -833,11 +834,13 @@ async def test_a_wrong_key_is_told_from_a_bad_moment(kie: Kie, upstream: Upstrea
         ("https://x.example/nano-banana-pro", ("kie", "https://x.example/nano-banana-pro")),
     ],
 )
-def test_an_address_in_the_settings_means_one_adapter(written: str, meant: tuple[str, str]) -> None:
-    assert adapter_for(written) == meant
+def test_api_url_selects_one_provider_and_its_base_url(written: str, meant: tuple[str, str]) -> None:
+    settings = KieSettings.model_validate({"api_key": "k", "api_url": written})
+    chosen = [package.name for package in PROVIDERS if package.is_configured(settings)]
+    assert (*chosen, settings.older_dialect_url or settings.base_url) == meant
 
 
 @pytest.mark.parametrize("wrong", ["", "api.kie.ai", "ftp://api.kie.ai", "https://", "https://[::1"])
-def test_what_is_no_address_is_refused(wrong: str) -> None:
-    with pytest.raises(ValueError):
-        adapter_for(wrong)
+def test_invalid_api_url_is_rejected(wrong: str) -> None:
+    with pytest.raises(ValidationError):
+        KieSettings.model_validate({"api_url": wrong})

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from broker.catalog import Catalog
 from broker.errors import ProviderError
 from broker.net.api_client import ApiClient
 from broker.orders import Order, Reference
 from broker.providers.legacy.adapter import Legacy
+from broker.providers.registry import load_catalog
 from broker.reports import Failed, Finished, Pending
 from tests.conftest import ManualClock
 from tests.contracts.providers import CALLBACK, IMAGE, JOB, KEY, Says, Upstream
@@ -33,7 +33,7 @@ async def upstream() -> AsyncIterator[Upstream]:
 async def legacy(upstream: Upstream, clock: ManualClock) -> AsyncIterator[Legacy]:
     client = ApiClient(timeout=5.0, max_connections=4)
     base = f"{upstream.url}/nano-banana/"
-    yield Legacy(base_url=base, api_key=KEY, client=client, catalog=Catalog.load(), now=clock.now)
+    yield Legacy(base_url=base, api_key=KEY, client=client, catalog=load_catalog(), now=clock.now)
     await client.aclose()
 
 

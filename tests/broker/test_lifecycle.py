@@ -29,7 +29,9 @@ from broker.tasks.lifecycle import (
     upload_failed,
 )
 from broker.tasks.policy import TaskPolicy
-from storage.tasks import Attempt, State, Task
+from storage.attempts import Attempt
+from storage.states import State
+from storage.tasks import Task
 
 NOW = 10_000.0
 POLICY = TaskPolicy()

@@ -20,7 +20,9 @@ from broker.monitoring.loop_lag import measure_loop_lag
 from broker.reports import Failed, Finished, Pending
 from broker.services import Services
 from broker.tasks import lifecycle
-from storage.tasks import Attempt, State, Task
+from storage.attempts import Attempt
+from storage.states import State
+from storage.tasks import Task
 from tests.broker.api_house import a_task, open_api
 from tests.conftest import ManualClock
 from tests.contracts.providers import closed_port

@@ -17,14 +17,13 @@ import httpx
 import pytest
 import uvicorn
 
-from broker.bootstrap import open_services
+from broker.bootstrap import load_settings, open_services
 from broker.errors import SettingsError
 from broker.server.protocol import ConnectionLimits, DeadlineH11
 from broker.server.sockets import bind_socket, socket_port
 from broker.server.uvicorn import running_server, serve
 from broker.services import Services
-from broker.settings import load
-from storage.tasks import State
+from storage.states import State
 from tests.broker.api_house import ApiHouse, open_api, png
 
 pytestmark = pytest.mark.anyio
@@ -351,7 +350,9 @@ async def test_connections_per_address_are_limited() -> None:
 
 def settings(folder: Path) -> Any:
     closed = "http://127.0.0.1:9"
-    return load(env_file=None, api_key="a-key-of-the-tests", api_url=closed, tunnel_api=closed, data_dir=folder)
+    return load_settings(
+        env_file=None, api_key="a-key-of-the-tests", api_url=closed, tunnel_api=closed, data_dir=folder
+    )
 
 
 async def told_by(number: signal.Signals, folder: Path) -> float:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from broker.bootstrap import load_settings
 from broker.errors import SettingsError
-from broker.settings import load
+from broker.providers.kie.settings import KieSettings
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +22,7 @@ def no_dotenv_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("BROKER_PORT", "eighty", "use a whole number"),
         ("BROKER_PORT", "70000", "not greater than 65535"),
         ("BROKER_RETENTION_HOURS", "0", "greater than 0"),
-        ("NANO_BANANA_API_URL", "api.kie.ai", "https://api.kie.ai"),
+        ("NANO_BANANA_API_URL", "api.kie.ai", "https://api."),
         ("NANO_BANANA_API_URL", "https://user:hunter2@api.kie.ai", "without user name"),
         ("WEBHOOK_BASE_URL", "ftp://x", "https://broker.example.com"),
         ("WEBHOOK_BASE_URL", "https://user:hunter2@x", "without user name"),
@@ -53,7 +54,7 @@ def test_a_wrong_value_is_named_with_its_cure(
 ) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(SettingsError) as told:
-        load()
+        load_settings()
     message = str(told.value)
     assert message.startswith(name)
     assert cure in message
@@ -64,22 +65,23 @@ def test_every_wrong_value_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("BROKER_PORT", "x")
     monkeypatch.setenv("LOG_LEVEL", "x")
     with pytest.raises(SettingsError, match=r"(?s)BROKER_PORT.*LOG_LEVEL|LOG_LEVEL.*BROKER_PORT"):
-        load()
+        load_settings()
 
 
 def test_both_names_of_a_variable_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KIE_API_KEY", "from-the-other-name")
     monkeypatch.setenv("MAX_WORKERS", "3")
-    settings = load()
-    assert settings.api_key is not None
-    assert settings.api_key.get_secret_value() == "from-the-other-name"
+    settings = load_settings()
+    upstream = settings.package(KieSettings)
+    assert upstream.api_key is not None
+    assert upstream.api_key.get_secret_value() == "from-the-other-name"
     assert settings.max_concurrent == 3
     assert not settings.sandboxed
 
 
 def test_a_dotenv_file_is_read_and_an_empty_value_means_unset(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("BROKER_PORT=8123\nNANO_BANANA_API_KEY=\nBROKER_API_KEYS=one, two\n")
-    settings = load()
+    settings = load_settings()
     assert (settings.port, settings.sandboxed) == (8123, True)
     assert [key.get_secret_value() for key in settings.api_keys] == ["one", "two"]
 
@@ -87,19 +89,19 @@ def test_a_dotenv_file_is_read_and_an_empty_value_means_unset(monkeypatch: pytes
 def test_a_dotenv_file_that_is_no_text_is_told(tmp_path: Path) -> None:
     (tmp_path / ".env").write_bytes(b"\xff\xfe\0garbage")
     with pytest.raises(SettingsError, match="UTF-8"):
-        load()
+        load_settings()
 
 
 def test_secrets_do_not_show_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("NANO_BANANA_API_KEY", "NANO_BANANA_WEBHOOK_KEY", "SECRET_KEY", "BROKER_API_KEYS"):
         monkeypatch.setenv(name, "canary-canary-canary")
-    settings = load()
+    settings = load_settings()
     assert "canary" not in repr(settings)
     assert "canary" not in str(settings.model_dump())
 
 
 def test_the_defaults_live_in_the_data_folder() -> None:
-    settings = load()
+    settings = load_settings()
     assert settings.database == "sqlite:///data/broker.db"
     assert settings.blobs == Path("data/blobs")
 
@@ -107,16 +109,16 @@ def test_the_defaults_live_in_the_data_folder() -> None:
 def test_a_bucket_has_a_name_and_both_halves_of_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BROKER_BLOB_URL", "s3:")
     with pytest.raises(SettingsError, match="MINIO_BUCKET"):
-        load()
+        load_settings()
     monkeypatch.setenv("MINIO_BUCKET", "images")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "hunter2")
     with pytest.raises(SettingsError, match="go together") as told:
-        load()
+        load_settings()
     assert "hunter2" not in str(told.value)
     monkeypatch.setenv("BROKER_BLOB_LINKS", "public")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
     with pytest.raises(SettingsError, match="MINIO_PUBLIC_URL"):
-        load()
+        load_settings()
 
 
 def test_the_older_names_of_a_bucket_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +130,7 @@ def test_the_older_names_of_a_bucket_are_understood(monkeypatch: pytest.MonkeyPa
         "MINIO_BUCKET": "nano-banana-images",
     }.items():
         monkeypatch.setenv(name, value)
-    bucket = load().bucket
+    bucket = load_settings().bucket
     assert bucket is not None
     assert (bucket.name, bucket.prefix, bucket.endpoint) == (
         "nano-banana-images",
@@ -139,7 +141,7 @@ def test_the_older_names_of_a_bucket_are_understood(monkeypatch: pytest.MonkeyPa
     assert bucket.access_key.get_secret_value() == "older-key"
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "newer-key")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "https://s3.example.com")
-    newer = load().bucket
+    newer = load_settings().bucket
     assert newer is not None
     assert newer.access_key is not None
     assert (newer.access_key.get_secret_value(), newer.endpoint) == ("newer-key", "https://s3.example.com")
@@ -147,7 +149,21 @@ def test_the_older_names_of_a_bucket_are_understood(monkeypatch: pytest.MonkeyPa
 
 def test_a_password_in_an_address_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgresql://me:hunter2@db.example.com:5432/broker?sslpassword=hunter2")
-    settings = load()
+    settings = load_settings()
     assert settings.database_shown == "postgresql://db.example.com:5432/broker"
     assert "hunter2" not in f"{settings!r}{settings}{settings.model_dump()}"
     assert "hunter2" in settings.database
+
+
+def test_isolated_settings_ignore_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NANO_BANANA_API_KEY", "a-real-key")
+    monkeypatch.setenv("BROKER_PORT", "8123")
+    settings = load_settings(isolated=True)
+    assert (settings.sandboxed, settings.port) == (True, 8000)
+
+
+def test_errors_of_all_settings_classes_are_reported_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BROKER_PORT", "x")
+    monkeypatch.setenv("NANO_BANANA_API_URL", "x")
+    with pytest.raises(SettingsError, match=r"(?s)BROKER_PORT.*NANO_BANANA_API_URL"):
+        load_settings()

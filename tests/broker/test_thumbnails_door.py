@@ -15,11 +15,12 @@ import pytest
 from PIL import Image
 
 from broker.thumbnails import MAX_REMEMBERED_FAILURES, RETRY_AFTER_SECONDS, Thumbnails
-from storage.blobs import BlobStore, Draft
-from storage.database import StorageError
+from storage.blobs.local import LocalBlobs
+from storage.blobs.store import BlobStore, Draft
+from storage.errors import StorageError
 from storage.images import StoredImage
-from storage.local import LocalBlobs
-from storage.tasks import State, Task
+from storage.states import State
+from storage.tasks import Task
 from tests.broker.api_house import ApiHouse, open_api
 from tests.conftest import ManualClock
 from tests.servers.postgres import Postgres

@@ -14,14 +14,15 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
-from broker.bootstrap import open_services
+from broker.bootstrap import load_settings, open_services
 from broker.callbacks.url_monitor import REFRESH_SECONDS, REVERIFY_SECONDS
 from broker.server.sockets import bind_socket, socket_port
 from broker.server.uvicorn import running_server
 from broker.services import Services
-from broker.settings import load
-from storage.database import StorageError
-from storage.tasks import Attempt, State, Task
+from storage.attempts import Attempt
+from storage.errors import StorageError
+from storage.states import State
+from storage.tasks import Task
 from tests.broker.api_house import a_task
 from tests.conftest import ManualClock
 from tests.faults.faulty_http import answers, serve
@@ -91,7 +92,7 @@ async def place(folder: Path, clock: ManualClock, **settings: Any) -> AsyncItera
         agent = settings.pop("agent", None) or await stack.enter_async_context(an_agent())
         sock = stack.enter_context(closing(settings.pop("sock", None) or bind_socket("127.0.0.1", 0)))
         chosen: dict[str, Any] = {"api_key": "a-key-of-the-tests", "api_url": "http://127.0.0.1:9", "data_dir": folder}
-        loaded = load(env_file=None, **{**chosen, "tunnel_api": agent.url, **settings})
+        loaded = load_settings(env_file=None, **{**chosen, "tunnel_api": agent.url, **settings})
         services = await stack.enter_async_context(open_services(loaded, clock=clock, port=socket_port(sock)))
         services.url_monitor.agents = replace(services.url_monitor.agents, cloudflared=[agent.url])
         base = await stack.enter_async_context(running_server(services, sock))

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from storage.blobs import BlobStore
-from storage.local import LocalBlobs
-from storage.s3 import S3Blobs
+from storage.blobs.local import LocalBlobs
+from storage.blobs.s3 import S3Blobs
+from storage.blobs.store import BlobStore
 from tests.servers.s3 import S3Server
 
 Open = Callable[[Path, pytest.FixtureRequest], AbstractAsyncContextManager[BlobStore]]

@@ -11,7 +11,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from storage.s3 import S3Blobs
+from storage.blobs.s3 import S3Blobs
 from tests.servers.postgres import Postgres
 from tests.servers.s3 import S3Server
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from storage.database import Database
-from storage.postgres import PostgresDatabase
-from storage.sqlite import SqliteDatabase
+from storage.sql.database import Database
+from storage.sql.postgres import PostgresDatabase
+from storage.sql.sqlite import SqliteDatabase
 from tests.servers.postgres import Postgres
 
 Opened = AbstractAsyncContextManager[Database]

@@ -1,4 +1,4 @@
-"""What every blob store promises (storage/blobs.py), run on every one there is."""
+"""What every blob store promises (storage/blobs/store.py), run on every one there is."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.blobs import Blob, BlobMissing, BlobStore
+from storage.blobs.store import Blob, BlobMissing, BlobStore
 from tests.contracts.blob_stores import STORES
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("nothing_is_left_open")]

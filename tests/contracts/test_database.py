@@ -1,4 +1,4 @@
-"""What every database must keep; see `storage.database.Database`."""
+"""What every database must keep; see `storage.sql.database.Database`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from storage.database import Database, Stale, Statement, StorageError
-from storage.migrate import migrations, upgrade
+from storage.errors import StorageError
+from storage.sql.database import Database, Stale, Statement
+from storage.sql.migrate import migrations, upgrade
 from tests.contracts.databases import DATABASES
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("nothing_is_left_open")]

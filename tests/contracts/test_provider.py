@@ -13,18 +13,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker.catalog import Catalog
 from broker.errors import TASK_CODES, ProviderError
 from broker.net.api_client import ApiClient
 from broker.orders import Order
 from broker.providers.base import Provider
+from broker.providers.registry import load_catalog
 from broker.reports import Failed, Finished, Pending, Report
 from tests.conftest import ManualClock
 from tests.contracts.providers import CALLBACK, CASES, IMAGE, JOB, KEY, TOKEN, Case, Says, Upstream, closed_port
 
 pytestmark = pytest.mark.anyio
 
-CATALOG = Catalog.load()
+CATALOG = load_catalog()
 ORDER = Order(prompt="a red bicycle", model="nano-banana", mode="text-to-image", aspect_ratio="16:9", seed=7)
 _KEYS = st.text() | st.sampled_from(
     "code msg data taskId task_id state status resultJson resultUrls output result info image_url url failCode failMsg "

@@ -17,7 +17,8 @@ import pytest
 import yaml
 from pydantic import SecretStr
 
-from broker.settings import Settings, load, variables
+from broker.bootstrap import load_settings, settings_variables
+from broker.settings import Settings
 from tests.deployment.compose import (
     CHECK,
     COMPOSE,
@@ -84,8 +85,8 @@ def test_compose_substitutes_variables_like_these_tests(given: dict[str, str]) -
 
 
 def test_every_variable_of_the_compose_file_is_a_setting() -> None:
-    assert set(SERVICES["broker"]["environment"]) <= set(variables())
-    assert set(re.findall(r"\$\{([A-Z0-9_]+)", str(COMPOSE))) - set(variables()) == OTHER_VARIABLES
+    assert set(SERVICES["broker"]["environment"]) <= set(settings_variables())
+    assert set(re.findall(r"\$\{([A-Z0-9_]+)", str(COMPOSE))) - set(settings_variables()) == OTHER_VARIABLES
 
 
 def test_all_processes_share_one_configuration() -> None:
@@ -100,11 +101,11 @@ def read_settings(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Settings]:
     """Return a function that loads the settings of a broker in compose for these variables of .env."""
 
     def read(**given: str) -> Settings:
-        for name in variables():
+        for name in settings_variables():
             monkeypatch.delenv(name, raising=False)
         for name, value in {**given, **service_environment(SERVICES["broker"], **given)}.items():
             monkeypatch.setenv(name, value)
-        return load(env_file=None)
+        return load_settings(env_file=None)
 
     return read
 

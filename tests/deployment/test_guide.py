@@ -7,8 +7,8 @@ import re
 import typer
 import yaml
 
+from broker.bootstrap import settings_variables
 from broker.cli.commands import app
-from broker.settings import variables
 from tests.deployment.compose import GUIDE, OTHER_VARIABLES, PROCESSES, ROOT
 
 PREFIXES = "BROKER|NANO_BANANA|WEBHOOK|SECRET|DATABASE|POSTGRES|OBJECTS|NGROK|PROXY"
@@ -17,7 +17,7 @@ PREFIXES = "BROKER|NANO_BANANA|WEBHOOK|SECRET|DATABASE|POSTGRES|OBJECTS|NGROK|PR
 def test_guide_names_only_variables_that_exist() -> None:
     found = set(re.findall(rf"\b((?:{PREFIXES})_[A-Z_]+)\b", GUIDE))
     assert len(found) > 5
-    assert found - set(variables()) - OTHER_VARIABLES == set()
+    assert found - set(settings_variables()) - OTHER_VARIABLES == set()
 
 
 def test_guide_names_only_commands_that_exist() -> None:

@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 
 import pytest
 
-from broker.settings import load, variables
+from broker.bootstrap import load_settings, settings_variables
 from tests.deployment.compose import ROOT
 from tests.deployment.upstream import Unready, Upstream, listening
 from tests.servers.ports import free_port
@@ -60,7 +60,7 @@ def test_health_check_succeeds_only_if_the_broker_answers(health_check: list[str
 
 def test_health_check_requests_health_at_the_default_port() -> None:
     check = instruction("HEALTHCHECK")
-    assert f"or {load(env_file=None).port})" in check
+    assert f"or {load_settings(env_file=None).port})" in check
     assert "'GET', '/health'" in check
 
 
@@ -69,9 +69,9 @@ def test_health_check_requests_health_at_the_default_port() -> None:
 
 def test_image_sets_only_known_variables_and_no_secret() -> None:
     names = {pair.split("=", 1)[0] for pair in instruction("ENV").split()}
-    assert {name for name in names if name.startswith("BROKER_")} <= set(variables())
+    assert {name for name in names if name.startswith("BROKER_")} <= set(settings_variables())
     assert not any(re.search(r"KEY|SECRET|TOKEN|PASSWORD", name) for name in names)
-    assert instruction("EXPOSE") == str(load(env_file=None).port)
+    assert instruction("EXPOSE") == str(load_settings(env_file=None).port)
 
 
 # -- files

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from broker.api.native import FORM_OVERHEAD, LONGEST_WAIT, PING_SECONDS
+from broker.api.native.tasks import FORM_OVERHEAD_BYTES, MAX_WAIT_SECONDS, PING_SECONDS
+from broker.bootstrap import load_settings
 from broker.catalog import Catalog
 from broker.server.uvicorn import DEFAULT_LIMITS
-from broker.settings import load
 from tests.deployment.compose import DEPLOY, PROCESSES, SERVICES, is_worker
 from tests.deployment.upstream import Upstream, listening
 from tests.servers.ports import free_port
@@ -46,7 +46,7 @@ def test_proxy_targets_are_the_brokers_without_the_workers() -> None:
 
 
 def test_proxy_waits_longer_than_a_long_poll_and_does_not_buffer_events() -> None:
-    assert directive_seconds("proxy_read_timeout") > max(LONGEST_WAIT, PING_SECONDS)
+    assert directive_seconds("proxy_read_timeout") > max(MAX_WAIT_SECONDS, PING_SECONDS)
     (pattern, body) = re.findall(r"location ~ (\S+) \{(.*?)\}", NGINX, re.DOTALL)[0]
     assert re.search(pattern, "/api/task/task_0/events")
     assert not re.search(pattern, "/api/task/task_0")
@@ -58,7 +58,7 @@ def test_proxy_accepts_the_largest_order() -> None:
     most = max(model.max_references for model in Catalog.load().models)
     size = directive_value("client_max_body_size")
     assert size.endswith("m")
-    assert int(size[:-1]) * 2**20 > most * load(env_file=None).max_file_size + FORM_OVERHEAD
+    assert int(size[:-1]) * 2**20 > most * load_settings(env_file=None).max_file_size + FORM_OVERHEAD_BYTES
 
 
 def test_proxy_times_out_half_a_request_head_before_the_broker_does() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from broker.api.views import Views
+from broker.api.native.task_cache import TaskCache
 from broker.bootstrap import open_services
 from broker.clock import SystemClock
 from broker.errors import Refusal
@@ -25,11 +25,12 @@ from broker.services import Services
 from broker.settings import Settings
 from broker.tasks import lifecycle
 from broker.tasks.lifecycle import Changes, DownloadFailure
-from storage.database import Outcome, Stale, Statement
 from storage.deliveries import Deliveries, Delivery, Fate
 from storage.images import StoredImage
-from storage.sqlite import SqliteDatabase, sqlite_path
-from storage.tasks import State, Task
+from storage.sql.database import Outcome, Stale, Statement
+from storage.sql.sqlite import SqliteDatabase, sqlite_path
+from storage.states import State
+from storage.tasks import Task
 from tests.conftest import ManualClock
 from tests.faults.faulty_http import PUBLIC, Names, Network, Script, Visit, answers, head, rst, says, silence
 from tests.faults.test_worker import turn
@@ -492,7 +493,7 @@ async def test_every_end_is_told_once_and_as_a_poll_would_tell_it(
         assert sorted(receiver.types) == sorted(events)
         if events:
             row = await scene.services.broker.get(task.id)
-            poll = await Views(scene.services.broker).document(row, "en")
+            poll = (await TaskCache(scene.services.broker).task_data(row, "en")).to_document()
             (last,) = [m.document for m in receiver.heard if m.document["type"] == f"task.{poll['status']}"]
             later = {"updatedAt": None}  # what failed early may have changed since, as nobody but this can see
             assert {**last["data"], **later} == {**poll, **later}

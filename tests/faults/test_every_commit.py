@@ -13,8 +13,9 @@ import pytest
 from broker.sandbox.options import Options
 from broker.sandbox.server import serve_sandbox
 from broker.settings import Settings
-from storage.database import Outcome, Row, Statement, StorageError
-from storage.sqlite import SqliteDatabase, sqlite_path
+from storage.errors import StorageError
+from storage.sql.database import Outcome, Row, Statement
+from storage.sql.sqlite import SqliteDatabase, sqlite_path
 from tests.faults.process import free_port, until
 from tests.journeys.house import House, open_house
 from tests.servers.receiver import Receiver, receiving

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from storage.database import Statement, StorageError
-from storage.postgres import PostgresDatabase
+from storage.errors import StorageError
+from storage.sql.database import Statement
+from storage.sql.postgres import PostgresDatabase
 from tests.faults.test_postgres import ADD, BUMP, through
 from tests.journeys.house import open_house
 from tests.servers import pgbouncer

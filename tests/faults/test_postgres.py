@@ -16,10 +16,12 @@ import pytest
 
 from broker.sandbox.options import Options
 from broker.sandbox.server import serve_sandbox
-from storage.database import Stale, Statement, StorageError
-from storage.migrate import SchemaTooNew, migrations, missing, upgrade
-from storage.postgres import BROKEN, PostgresDatabase
-from storage.tasks import State, Tasks
+from storage.errors import StorageError
+from storage.sql.database import Stale, Statement
+from storage.sql.migrate import SchemaTooNew, migrations, missing, upgrade
+from storage.sql.postgres import BROKEN, PostgresDatabase
+from storage.states import State
+from storage.tasks import Tasks
 from tests.faults.faulty_postgres import Cable, When, cable
 from tests.faults.process import free_port, until
 from tests.journeys.house import House, open_house

@@ -15,12 +15,13 @@ from broker.reports import Finished, Pending
 from broker.sandbox.options import Options
 from broker.sandbox.server import serve_sandbox
 from broker.services import Services
-from broker.tasks.images import reference_owner
-from broker.tasks.retention import STATES
 from broker.tasks.running import CONCURRENCY, RunningStep
 from broker.tasks.worker import MAX_SLEEP_SECONDS
-from storage.database import StorageError
-from storage.tasks import Attempt, Lease, State, Task
+from storage.attempts import Attempt
+from storage.errors import StorageError
+from storage.ids import reference_owner
+from storage.states import FINAL_STATES, State
+from storage.tasks import Lease, Task
 from tests.conftest import ManualClock
 from tests.faults.process import until
 from tests.journeys.house import House, open_house, still
@@ -219,7 +220,7 @@ async def test_worker_without_free_slots_polls_again_soon(tmp_path: Path, clock:
     async with still(tmp_path, clock) as services:
         worker = services.worker
         agenda = await worker.read_agenda()
-        for state in (*CONCURRENCY, *STATES):
+        for state in (*CONCURRENCY, *FINAL_STATES):
             for _ in range(worker.running.free_slots(state)):
                 worker.running.start(asyncio.get_running_loop().create_future(), RunningStep(state=state))
         assert await worker.seconds_until_due(agenda) == MAX_SLEEP_SECONDS

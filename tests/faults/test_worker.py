@@ -16,9 +16,11 @@ from broker.broker import Broker
 from broker.orders import Request
 from broker.services import Services
 from broker.settings import Settings
-from storage.database import Outcome, Statement, StorageFull
-from storage.sqlite import SqliteDatabase, sqlite_path
-from storage.tasks import State, Task
+from storage.errors import StorageFull
+from storage.sql.database import Outcome, Statement
+from storage.sql.sqlite import SqliteDatabase, sqlite_path
+from storage.states import State
+from storage.tasks import Task
 from tests.conftest import ManualClock
 from tests.journeys.house import House, open_house, still
 

@@ -11,15 +11,15 @@ from typing import Any
 
 import httpx
 
-from broker.bootstrap import database_for, open_services
+from broker.bootstrap import database_for, load_settings, open_services
 from broker.clock import Clock
 from broker.sandbox.options import Options
 from broker.sandbox.server import serve_sandbox
 from broker.server.sockets import bind_socket, socket_port
 from broker.server.uvicorn import running_server
 from broker.services import Services
-from broker.settings import Settings, load
-from storage.database import Database
+from broker.settings import Settings
+from storage.sql.database import Database
 
 QUICK: dict[str, Any] = {
     "check_after": 0.3,
@@ -113,7 +113,7 @@ async def open_house(
         sock = bind_socket("127.0.0.1", port)
         stack.callback(sock.close)
         address = f"http://127.0.0.1:{socket_port(sock)}"
-        chosen = load(
+        chosen = load_settings(
             env_file=None,
             **{
                 **QUICK,
@@ -144,7 +144,7 @@ async def still(
     **settings: Any,
 ) -> AsyncIterator[Services]:
     """The system without a server, whose worker does nothing by itself."""
-    chosen = load(
+    chosen = load_settings(
         env_file=None,
         api_key="test-key",
         api_url="http://127.0.0.1:9",

@@ -16,7 +16,7 @@ import structlog
 
 from broker.logs import configure, log
 from broker.sandbox.options import Options
-from storage.tasks import State
+from storage.states import State
 from tests.broker.api_house import png
 from tests.contracts.providers import Says, Upstream
 from tests.journeys.house import House, open_house

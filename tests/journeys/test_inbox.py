@@ -45,10 +45,10 @@ async def inbox(house: House, task_id: str, number: int) -> list[dict[str, Any]]
     """As soon as so many callbacks of the task are there, processed."""
     async with asyncio.timeout(20):
         while True:
-            hooks: list[dict[str, Any]] = (await house.client.get("/api/hooks", params={"task": task_id})).json()[
+            hooks: list[dict[str, Any]] = (await house.client.get("/api/callbacks", params={"task": task_id})).json()[
                 "data"
             ]
-            if len(hooks) >= number and all(h["digestedAt"] for h in hooks):
+            if len(hooks) >= number and all(h["processedAt"] for h in hooks):
                 return hooks
             await asyncio.sleep(0.01)
 
@@ -57,7 +57,7 @@ async def read(house: House, hook_id: str) -> None:
     """Until its news is taken in."""
     async with asyncio.timeout(20):
         while True:
-            if (await house.client.get(f"/api/hooks/{hook_id}")).json()["data"]["digestedAt"]:
+            if (await house.client.get(f"/api/callbacks/{hook_id}")).json()["data"]["processedAt"]:
                 return
             await asyncio.sleep(0.01)
 
@@ -76,7 +76,7 @@ async def test_a_callback_that_came_is_known_by_its_times(house: House) -> None:
     task_id = await house.order("a red bicycle")
     await house.end(task_id)
     (hook,) = await inbox(house, task_id, 1)
-    assert (hook["verdict"], hook["attempt"]) == ("accept", 1)
+    assert (hook["verification"], hook["attempt"]) == ("accept", 1)
     assert 0 <= hook["lagSeconds"] < 10
     assert await learned(house, task_id) == ["callback"]
     assert (await never_came(house), await counted(house)) == ({}, 0)
@@ -122,10 +122,10 @@ async def test_what_never_came_stands_beside_the_inbox_after_a_minute(tmp_path: 
     async with open_house(tmp_path) as house:
         task_id = await house.order("a red bicycle [mood:lost]")
         await house.end(task_id)
-        assert (await house.client.get("/api/hooks")).json()["missing"]["count"] == 0
+        assert (await house.client.get("/api/callbacks")).json()["missing"]["count"] == 0
         await house.services.database.execute("UPDATE attempts SET ended_at = ended_at - 61")
         expected = {"count": 1, "hours": 24.0, "providers": {"kie": 1}}
-        assert (await house.client.get("/api/hooks")).json()["missing"] == expected
+        assert (await house.client.get("/api/callbacks")).json()["missing"] == expected
 
 
 async def test_a_replay_of_the_whole_journey_ends_nothing_twice(house: House) -> None:
@@ -133,7 +133,7 @@ async def test_a_replay_of_the_whole_journey_ends_nothing_twice(house: House) ->
     task_id = await house.order("a red bicycle")
     before = await house.end(task_id)
     (hook,) = await inbox(house, task_id, 1)
-    answer = await house.client.post(f"/api/hooks/{hook['id']}/replay")
+    answer = await house.client.post(f"/api/callbacks/{hook['id']}/replay")
     assert answer.json()["data"]["effect"] == "nothing: the task is succeeded already"
     await read(house, answer.json()["data"]["replayId"])
     assert await house.look(task_id) == before

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from storage.hooks import Entry
+from storage.callbacks import Entry
 from tests.journeys.house import House, open_house
 
 pytestmark = pytest.mark.anyio

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from storage.hooks import Entry, Hook, Hooks
-from storage.migrate import upgrade
-from storage.tasks import Attempt
+from storage.attempts import Attempt
+from storage.callbacks import Entry, Hook, Hooks
+from storage.sql.migrate import upgrade
 from tests.contracts.databases import DATABASES
 
 pytestmark = pytest.mark.anyio

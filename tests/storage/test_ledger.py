@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from storage.attempts import Attempt
 from storage.ledger import KEPT_DAYS, SECONDS_PER_DAY, Ledger
-from storage.migrate import upgrade
-from storage.tasks import Attempt, Lease, State, Task, Tasks
+from storage.sql.migrate import upgrade
+from storage.states import State
+from storage.tasks import Lease, Task, Tasks
 from tests.contracts.databases import DATABASES
 from tests.storage.test_tasks import a_task
 

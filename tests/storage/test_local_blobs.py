@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.blobs import BlobMissing
-from storage.database import StorageError, StorageFull
-from storage.drafts import HashingFile
-from storage.local import LocalBlobs, _remove, _rename_into
+from storage.blobs.local import LocalBlobs, _remove, _rename_into
+from storage.blobs.staging import HashingFile
+from storage.blobs.store import BlobMissing
+from storage.errors import StorageError, StorageFull
 
 pytestmark = pytest.mark.anyio
 
@@ -40,9 +40,9 @@ def descriptors() -> int:
 IMPORTS = """
 import asyncio, os, resource, sys
 from pathlib import Path
-from storage.blobs import BlobMissing
-from storage.database import StorageError, StorageFull
-from storage.local import LocalBlobs
+from storage.blobs.store import BlobMissing
+from storage.errors import StorageError, StorageFull
+from storage.blobs.local import LocalBlobs
 """
 
 

@@ -19,9 +19,9 @@ from typing import Any
 import httpx
 import pytest
 
-from storage.blobs import Blob, BlobMissing
-from storage.database import StorageError, StorageFull
-from storage.s3 import FRESH, S3Blobs
+from storage.blobs.s3 import FRESH, S3Blobs
+from storage.blobs.store import Blob, BlobMissing
+from storage.errors import StorageError, StorageFull
 from tests.faults.faulty_http import Script, Visit, answers, head, says
 from tests.faults.faulty_s3 import Network, error, holds, network
 from tests.servers.s3 import S3Server
@@ -320,7 +320,7 @@ async def test_a_cancelled_writer_leaves_at_once_and_nothing_is_visible(
 WRITE = """
 import asyncio, sys
 from pathlib import Path
-from storage.s3 import S3Blobs
+from storage.blobs.s3 import S3Blobs
 async def main():
     blobs = S3Blobs(bucket=sys.argv[1], prefix="images", scratch=Path(sys.argv[2]), endpoint=sys.argv[3],
                     access_key="id", secret_key="secret")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from storage.database import StorageFull
-from storage.s3_errors import told
+from storage.blobs.s3_errors import told
+from storage.errors import StorageFull
 
 PUT = "Generic S3 error: Error performing PUT https://s3.example.com/bucket/x in 3ms - "
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from storage.chores import Chores
-from storage.facts import Facts
-from storage.migrate import upgrade
+from storage.cluster_state import Facts
+from storage.periodic_jobs import Chores
+from storage.sql.migrate import upgrade
 from tests.contracts.databases import DATABASES
 
 pytestmark = pytest.mark.anyio

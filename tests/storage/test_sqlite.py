@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from storage.database import Outcome, Statement, StorageError, StorageFull
-from storage.group_commit import GroupCommitWriter
-from storage.migrate import SchemaTooNew, upgrade
-from storage.sqlite import WRITER_PRAGMAS, SqliteDatabase, open_connection, sqlite_path
+from storage.errors import StorageError, StorageFull
+from storage.sql.database import Outcome, Statement
+from storage.sql.group_commit import GroupCommitWriter
+from storage.sql.migrate import SchemaTooNew, upgrade
+from storage.sql.sqlite import WRITER_PRAGMAS, SqliteDatabase, open_connection, sqlite_path
 
 pytestmark = pytest.mark.anyio
 
@@ -219,7 +220,7 @@ def test_addresses() -> None:
 KILLED = """
 import asyncio, os, sys
 from pathlib import Path
-from storage.sqlite import SqliteDatabase
+from storage.sql.sqlite import SqliteDatabase
 
 async def main():
     async with SqliteDatabase(Path(sys.argv[1])) as database:

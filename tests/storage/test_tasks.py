@@ -13,15 +13,17 @@ from typing import Any
 import asyncpg
 import pytest
 
-from storage.database import Database, Outcome, Row, Stale, Statement
+from storage.attempts import Attempt
+from storage.callbacks import Hook, Hooks
 from storage.deliveries import Deliveries, Delivery, Fate, Try
-from storage.hooks import Hook, Hooks
+from storage.idempotency import Keys, KeyUse
 from storage.images import Images, StoredImage
-from storage.keys import Keys, KeyUse
-from storage.lanes import Lanes, Limits, Load
-from storage.migrate import upgrade
-from storage.postgres import PostgresDatabase, _query, _values
-from storage.tasks import SHOWN, Attempt, Lease, State, Task, Tasks
+from storage.provider_limits import Lanes, Limits, Load
+from storage.sql.database import Database, Outcome, Row, Stale, Statement
+from storage.sql.migrate import upgrade
+from storage.sql.postgres import PostgresDatabase, _query, _values
+from storage.states import SHOWN, State
+from storage.tasks import Lease, Task, Tasks
 from tests.contracts.databases import DATABASES
 
 pytestmark = pytest.mark.anyio

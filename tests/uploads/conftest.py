@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.local import LocalBlobs
+from storage.blobs.local import LocalBlobs
 from uploads.intake import Image, Intake, IntakeError
 
 MAX_PIXELS = 120_000_000

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from storage.database import StorageError
-from storage.local import LocalBlobs
+from storage.blobs.local import LocalBlobs
+from storage.errors import StorageError
 from tests.uploads import samples as s
 from tests.uploads.conftest import MAX_BYTES, MAX_PIXELS, Desk, stream
 from uploads.intake import Intake, IntakeError

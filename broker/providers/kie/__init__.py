@@ -1,0 +1,22 @@
+"""kie.ai, and relays with the same API."""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import Final
+
+from broker.providers.base import ProviderPackage
+from broker.providers.kie.adapter import open_kie
+from broker.providers.kie.checks import CHECKS
+from broker.providers.kie.settings import KieSettings
+from broker.providers.kie.signature import configure_signature
+
+KIE: Final = ProviderPackage(
+    name="kie",
+    settings=KieSettings,
+    is_configured=lambda settings: settings.is_configured and settings.older_dialect_url is None,
+    factory=open_kie,
+    signature=configure_signature,
+    checks=CHECKS,
+    catalog=resources.files(__package__).joinpath("catalog.toml"),
+)

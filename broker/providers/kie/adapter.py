@@ -22,7 +22,8 @@ from broker.errors import NotSent, ProviderError
 from broker.net.api_client import ApiClient, FilePart, HttpResponse
 from broker.orders import Order, Reference
 from broker.providers import parsing, responses
-from broker.providers.base import DEFAULT_KEY_ID, STATUS_TIMEOUT_SECONDS
+from broker.providers.base import DEFAULT_KEY_ID, STATUS_TIMEOUT_SECONDS, ProviderContext
+from broker.providers.kie.settings import KieSettings
 from broker.providers.parsing import ParsedResponse
 from broker.providers.responses import ProviderResponse
 from broker.reports import Failed, Finished, Pending, Report
@@ -255,6 +256,24 @@ class Kie:
 
     def _trouble(self, verb: str, reply: ProviderResponse, *, permanent: bool = False) -> ProviderError:
         return reply.trouble(f"{self.name}: {verb}", self._redact, permanent=permanent)
+
+
+def open_kie(context: ProviderContext) -> Kie:
+    """Return the adapter for the configured account; without a key, for the sandbox server."""
+    settings: KieSettings = context.settings
+    return Kie(
+        name=context.name,
+        key_id=context.key_id,
+        base_url=settings.base_url,
+        upload_url=settings.upload_url,
+        api_key=settings.api_key.get_secret_value() if settings.api_key else "sandbox-needs-no-key",
+        client=context.client,
+        catalog=context.catalog,
+        always_upload=settings.upload_references,
+        creates_per_10s=settings.creates_per_10s or context.creates_per_10s,
+        concurrency=context.concurrency,
+        now=context.now,
+    )
 
 
 def _create(wire: Wire, order: Order, references: Sequence[str], callback_url: str | None) -> dict[str, Any]:

@@ -22,7 +22,8 @@ from broker.errors import NotSent, ProviderError
 from broker.net.api_client import ApiClient, HttpResponse
 from broker.orders import Order
 from broker.providers import parsing, responses
-from broker.providers.base import DEFAULT_KEY_ID, STATUS_TIMEOUT_SECONDS
+from broker.providers.base import DEFAULT_KEY_ID, STATUS_TIMEOUT_SECONDS, ProviderContext
+from broker.providers.legacy.settings import LegacySettings
 from broker.providers.parsing import ParsedResponse
 from broker.providers.responses import ProviderResponse
 from broker.reports import Failed, Finished, Pending, Report
@@ -173,3 +174,21 @@ class Legacy:
 
     def _trouble(self, verb: str, reply: ProviderResponse) -> ProviderError:
         return reply.trouble(f"{self.name}: {verb}", self._redact)
+
+
+def open_legacy(context: ProviderContext) -> Legacy:
+    """Return the adapter for the configured account."""
+    settings: LegacySettings = context.settings
+    if settings.api_key is None or settings.older_dialect_url is None:
+        raise ValueError("the upstream is not configured for this dialect")
+    return Legacy(
+        name=context.name,
+        key_id=context.key_id,
+        base_url=settings.older_dialect_url,
+        api_key=settings.api_key.get_secret_value(),
+        client=context.client,
+        catalog=context.catalog,
+        creates_per_10s=settings.creates_per_10s or context.creates_per_10s,
+        concurrency=context.concurrency,
+        now=context.now,
+    )

@@ -12,8 +12,8 @@ from broker.providers.base import Provider
 from broker.reports import Pending, Report
 from broker.tasks.lifecycle import LEARNED_BY_CALLBACK
 from broker.tasks.transitions import Transitions
-from storage.database import Stale
-from storage.hooks import Hook, Hooks
+from storage.callbacks import Hook, Hooks
+from storage.sql.database import Stale
 from storage.tasks import Task, Tasks
 from webhooks.verification import Verification
 

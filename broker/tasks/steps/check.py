@@ -15,7 +15,7 @@ from broker.providers.base import Provider
 from broker.reports import Pending
 from broker.tasks import lifecycle
 from broker.tasks.transitions import Transitions
-from storage.hooks import Hooks
+from storage.callbacks import Hooks
 from storage.tasks import Task, Tasks
 
 SWITCH_BATCH_SIZE: Final = 50

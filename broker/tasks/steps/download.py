@@ -17,9 +17,11 @@ from broker.tasks import lifecycle
 from broker.tasks.images import stored_image
 from broker.tasks.lifecycle import DownloadFailure
 from broker.tasks.transitions import Transitions
-from storage.database import Stale, StorageError
+from storage.errors import StorageError
 from storage.images import Images, StoredImage
-from storage.tasks import State, Task, Tasks
+from storage.sql.database import Stale
+from storage.states import State
+from storage.tasks import Task, Tasks
 from uploads.intake import Intake, IntakeError
 
 

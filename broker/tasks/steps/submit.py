@@ -18,9 +18,12 @@ from broker.tasks import lifecycle
 from broker.tasks.circuit_breaker import cooldown_until
 from broker.tasks.orders import OrderBuilder
 from broker.tasks.transitions import Transitions
-from storage.database import Stale, StorageError
-from storage.lanes import Lanes, Limits
-from storage.tasks import DUE, Attempt, State, Task, Tasks
+from storage.attempts import Attempt
+from storage.errors import StorageError
+from storage.provider_limits import Lanes, Limits
+from storage.sql.database import Stale
+from storage.states import State
+from storage.tasks import DUE, Task, Tasks
 
 T = TypeVar("T")
 

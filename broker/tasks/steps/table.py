@@ -12,7 +12,8 @@ from broker.tasks.steps.download import DownloadStep
 from broker.tasks.steps.recover import RecoverStep
 from broker.tasks.steps.submit import SubmitStep
 from broker.tasks.transitions import Transitions
-from storage.tasks import State, Task
+from storage.states import State
+from storage.tasks import Task
 
 
 class Step(Protocol):

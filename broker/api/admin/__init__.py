@@ -1,0 +1,1 @@
+"""Routes for operators: the callback inbox and the delivery log."""

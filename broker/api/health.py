@@ -1,0 +1,151 @@
+"""Health, readiness and metrics of this process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Final, Literal
+
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.requests import Request
+from starlette.responses import Response
+
+from broker.api.http.endpoint import TEXT, Endpoint, SuccessResponse, json_success
+from broker.api.http.errors import RETRY_SECONDS, unavailable
+from broker.api.http.responses import ErrorResponse, json_response, requested_language
+from broker.broker import Broker
+from broker.i18n import Messages
+from broker.monitoring.collectors import DatabaseCollector
+from broker.presenter import ResponseModel
+from broker.tasks.worker import Worker
+from storage.errors import StorageError
+from storage.sql.migrate import probe
+
+CHECK_SECONDS: Final = 5.0
+MAX_HEARTBEAT_SECONDS: Final = 30.0
+
+
+class HealthResponse(ResponseModel):
+    status: Literal["healthy"]
+    version: str
+
+
+class ReadinessChecks(ResponseModel):
+    """`ok`, or what is wrong."""
+
+    database: str
+    blobs: str
+    worker: str
+    server: str
+
+
+class ReadyResponse(ResponseModel):
+    status: Literal["ready"]
+    checks: ReadinessChecks
+
+
+class UnreadyResponse(ErrorResponse):
+    status: Literal["unready"]
+    checks: ReadinessChecks
+
+
+@dataclass(frozen=True, kw_only=True)
+class HealthRoutes:
+    broker: Broker
+    worker: Worker
+    collector: DatabaseCollector
+    messages: Messages
+    version: str
+
+    async def get_health(self, _: Request) -> Response:
+        """Answer, and check nothing."""
+        return json_response(HealthResponse(status="healthy", version=self.version).to_document())
+
+    async def get_readiness(self, request: Request) -> Response:
+        """Check that an order would be stored and processed; otherwise name the parts that fail."""
+        failures = {
+            "database": await _failure_of(probe(self.broker.database)),
+            "blobs": await _failure_of(self.broker.blobs.check()),
+            "worker": self._worker_failure(),
+            "server": "it is stopping" if self.broker.closing else None,
+        }
+        checks = ReadinessChecks(**{name: failure or "ok" for name, failure in failures.items()})
+        if not any(failures.values()):
+            return json_response(ReadyResponse(status="ready", checks=checks).to_document())
+        unready = UnreadyResponse(
+            success=False,
+            error=self.messages.get("unavailable", requested_language(request), unavailable().message),
+            code="unavailable",
+            retryable=True,
+            status="unready",
+            checks=checks,
+        )
+        return json_response(unready.to_document(), 503, {"retry-after": f"{RETRY_SECONDS:.0f}"})
+
+    def _worker_failure(self) -> str | None:
+        silent = self.broker.clock.now() - self.worker.last_heartbeat
+        if silent <= MAX_HEARTBEAT_SECONDS:
+            return None
+        return f"it has not been seen for more than {MAX_HEARTBEAT_SECONDS:.0f} seconds"
+
+    async def get_metrics(self, _: Request) -> Response:
+        """Return the Prometheus text format."""
+        return Response(await self.collector.render_page(), headers={"content-type": CONTENT_TYPE_LATEST})
+
+
+async def _failure_of(check: Awaitable[object]) -> str | None:
+    try:
+        async with asyncio.timeout(CHECK_SECONDS):
+            await check
+    except (StorageError, TimeoutError) as error:
+        return str(error) or f"no answer within {CHECK_SECONDS:.0f} seconds"
+    return None
+
+
+def installed_version() -> str:
+    """Return the version of the installed package; reads files, so it is called once."""
+    try:
+        return version("nano-banana-broker")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def health_endpoints(health: HealthRoutes) -> list[Endpoint]:
+    return [
+        Endpoint(
+            method="GET",
+            path="/health",
+            handler=health.get_health,
+            access="public",
+            operation_id="health",
+            summary="Check that the process answers",
+            tag="operators",
+            responses={200: json_success("it does", HealthResponse)},
+            is_quiet=True,
+        ),
+        Endpoint(
+            method="GET",
+            path="/ready",
+            handler=health.get_readiness,
+            access="admin",
+            operation_id="ready",
+            summary="Check that orders are stored and processed",
+            tag="operators",
+            responses={
+                200: json_success("they are", ReadyResponse),
+                503: json_success("the parts that fail", UnreadyResponse, headers={"Retry-After": (True, "seconds")}),
+            },
+        ),
+        Endpoint(
+            method="GET",
+            path="/metrics",
+            handler=health.get_metrics,
+            access="admin",
+            operation_id="metrics",
+            summary="Get metrics for Prometheus",
+            tag="operators",
+            responses={200: SuccessResponse(text="Prometheus text format", content={"text/plain": TEXT})},
+        ),
+    ]

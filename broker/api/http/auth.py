@@ -1,0 +1,114 @@
+"""API authentication: a configured key, anonymous access by setting, or a direct call from this machine.
+
+Web pages and tunnels reach the broker over loopback too. A call from this machine therefore needs a loopback `Host`
+(a rebound name has another), no header of a proxy, and no sign that a browser sent it for another site.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from starlette.requests import HTTPConnection
+
+from broker.errors import Refusal
+from broker.net.hosts import is_loopback_host
+from broker.settings import Settings
+
+_LOOPBACK_HOST: Final = re.compile(r"(localhost|127(\.[0-9]{1,3}){3}|\[::1\])(:[0-9]{1,5})?", re.IGNORECASE)
+_FORWARDED: Final = re.compile(r"forwarded|via|(x-forwarded|cf|ngrok)-.*", re.IGNORECASE)
+_BEARER: Final = re.compile(r"bearer +([^ ]+) *", re.IGNORECASE)
+_OWN_SITES: Final = frozenset({"same-origin", "none"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caller:
+    """The sender of a request."""
+
+    name: str
+    """Owner of rate limits and idempotency keys; stable, and not a secret."""
+    trusted: bool
+
+
+STRANGER: Final = Caller(name="anonymous", trusted=False)
+
+
+def require_trusted(caller: Caller) -> None:
+    """Raise `Refusal("unauthorized")` unless the caller is trusted."""
+    if not caller.trusted:
+        raise Refusal(
+            "unauthorized",
+            "This needs a key: send 'Authorization: Bearer <key>' with one of BROKER_API_KEYS. "
+            "Without configured keys only direct calls from this machine are served.",
+        )
+
+
+class Authenticator:
+    """The native authentication rule."""
+
+    def __init__(self, settings: Settings, secret: bytes) -> None:
+        self._secret = secret
+        """Derives a caller's name from its key; the name in the database does not reveal the key."""
+        self._keys = [self._digest(key.get_secret_value()) for key in settings.api_keys]
+        self._anonymous = settings.allow_anonymous
+        self._origins = frozenset(settings.cors_origins)
+
+    def authenticate(self, request: HTTPConnection) -> Caller:
+        """Return the caller of a request, `STRANGER` if it is not trusted. Does not read the body."""
+        key = self._known_key(request)
+        if key is not None:
+            return Caller(name=f"key:{key.hex()[:8]}", trusted=True)
+        if self._anonymous:
+            return Caller(name="anonymous", trusted=True)
+        if not self._keys and self._is_local(request):
+            return Caller(name="local", trusted=True)
+        return STRANGER
+
+    def _known_key(self, request: HTTPConnection) -> bytes | None:
+        offered = _bearer_token(_header_values(request, b"authorization"))
+        if offered is None:
+            return None
+        digest = self._digest(offered)
+        known = [key for key in self._keys if hmac.compare_digest(key, digest)]
+        return known[0] if known else None
+
+    def _digest(self, key: str) -> bytes:
+        return hmac.new(self._secret, b"api-key.v1:" + key.encode("utf-8", "replace"), hashlib.sha256).digest()
+
+    def _is_local(self, request: HTTPConnection) -> bool:
+        hosts = _header_values(request, b"host")
+        return (
+            is_loopback_host((request.scope.get("client") or ("",))[0])
+            and len(hosts) == 1
+            and _LOOPBACK_HOST.fullmatch(hosts[0]) is not None
+            and not any(_FORWARDED.fullmatch(name) for name in _header_names(request))
+            and self._is_same_site(request, hosts[0])
+        )
+
+    def _is_same_site(self, request: HTTPConnection, host: str) -> bool:
+        """Return False if a header says that another web site sent it, unless that is one of BROKER_CORS_ORIGINS."""
+        origins = _header_values(request, b"origin")
+        if origins and all(origin in self._origins for origin in origins):
+            return True
+        ours = f"{request.scope['scheme']}://{host}".lower()
+        sites = _header_values(request, b"sec-fetch-site")
+        return all(site.strip().lower() in _OWN_SITES for site in sites) and all(o.lower() == ours for o in origins)
+
+
+def _header_names(request: HTTPConnection) -> Iterator[str]:
+    return (name.decode("latin-1") for name, _ in request.scope["headers"])
+
+
+def _header_values(request: HTTPConnection, wanted: bytes) -> list[str]:
+    """Return all values of a header; the case of its name does not matter."""
+    return [value.decode("latin-1") for name, value in request.scope["headers"] if name.lower() == wanted]
+
+
+def _bearer_token(headers: Sequence[str]) -> str | None:
+    """Return the token of the only Authorization header; None if there are two."""
+    match = _BEARER.fullmatch(headers[0]) if len(headers) == 1 else None
+    return match[1].encode("latin-1").decode("utf-8", "replace") if match else None

@@ -1,0 +1,163 @@
+"""Declared HTTP endpoints and the routes made of them.
+
+An `Endpoint` is declared once. The router enforces its access; the OpenAPI document, the access test, the fuzzer and
+the README's route table read the same declaration. A `Dialect` is a list of endpoints with one authentication rule
+and one error shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from broker.api.http.auth import Caller, require_trusted
+from broker.errors import Refusal
+
+Access = Literal["public", "caller", "admin", "provider"]
+"""public: open. caller: needs a key. admin: for operators. provider: open; the handler verifies the callback itself."""
+Handler = Callable[[Request], Awaitable[Response]]
+Schema = type[BaseModel] | Mapping[str, Any]
+"""A pydantic model, or a JSON Schema written out."""
+
+_DIALECT: Final = "broker.dialect"
+_ENDPOINT: Final = "broker.endpoint"
+_CALLER: Final = "broker.caller"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameter:
+    """A path, query or header parameter as OpenAPI describes it."""
+
+    name: str
+    where: Literal["path", "query", "header"]
+    """Path parameters are always required, the others never."""
+    text: str
+    schema: Mapping[str, Any]
+
+
+TEXT: Final = {"type": "string"}
+IF_NONE_MATCH: Final = Parameter(
+    name="If-None-Match", where="header", text="the ETag of an earlier response; 304 if nothing changed", schema=TEXT
+)
+ETAG: Final = {"ETag": (True, "a hash of this response")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuccessResponse:
+    """A response other than an error, as OpenAPI describes it."""
+
+    text: str
+    content: Mapping[str, Schema] = field(default_factory=dict)
+    """By media type; empty: no body."""
+    headers: Mapping[str, tuple[bool, str]] = field(default_factory=dict)
+    """Name → (always present, description)."""
+    links: Mapping[str, tuple[str, Mapping[str, str]]] = field(default_factory=dict)
+    """Name → (operation id, its parameters)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """One method of one path."""
+
+    method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
+    path: str
+    handler: Handler
+    access: Access
+    operation_id: str
+    """Unique over all dialects; also the label of the request metric."""
+    summary: str
+    tag: str
+    description: str = ""
+    parameters: tuple[Parameter, ...] = ()
+    request: Mapping[str, Schema] = field(default_factory=dict)
+    """Body models by media type; empty: no body."""
+    responses: Mapping[int, SuccessResponse]
+    errors: tuple[str, ...] = ()
+    """Codes of `broker.errors.STATUS_OF`, beside `unauthorized` (from the access) and errors of the server."""
+    is_quiet: bool = False
+    """Log successful requests at DEBUG only: polls, health checks, images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dialect:
+    """A list of endpoints with one authentication rule and one error shape."""
+
+    name: str
+    endpoints: Sequence[Endpoint]
+    authenticate: Callable[[HTTPConnection], Caller]
+    render_error: Callable[[HTTPConnection, Refusal, Mapping[str, str]], Response]
+    """Request, error and extra headers → the response."""
+    error_model: type[BaseModel]
+    """Model of the bodies that `render_error` makes."""
+
+
+def json_success(text: str, schema: Schema, **more: Any) -> SuccessResponse:
+    return SuccessResponse(text=text, content={"application/json": schema}, **more)
+
+
+def build_routes(dialects: Iterable[Dialect]) -> list[Route]:
+    """Return one route per path, in declared order. Raises ValueError for an endpoint that is declared twice."""
+    return [
+        _EndpointRoute(dialect, path, endpoints)
+        for dialect in dialects
+        for path, endpoints in _by_path(dialect.endpoints).items()
+    ]
+
+
+def _by_path(endpoints: Iterable[Endpoint]) -> dict[str, dict[str, Endpoint]]:
+    paths: dict[str, dict[str, Endpoint]] = {}
+    for endpoint in endpoints:
+        methods = paths.setdefault(endpoint.path, {})
+        if endpoint.method in methods:
+            raise ValueError(f"{endpoint.method} {endpoint.path} is declared twice")
+        methods[endpoint.method] = endpoint
+    return paths
+
+
+class _EndpointRoute(Route):
+    """All methods of one path, so that a 405 lists them. HEAD is served by GET."""
+
+    def __init__(self, dialect: Dialect, path: str, endpoints: Mapping[str, Endpoint]) -> None:
+        self._dialect = dialect
+        self._endpoints = endpoints
+        super().__init__(path, self._call, methods=list(endpoints), name=path)
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope[_DIALECT] = self._dialect
+        scope[_ENDPOINT] = self._endpoints.get("GET" if scope["method"] == "HEAD" else scope["method"])
+        await super().handle(scope, receive, send)
+
+    async def _call(self, request: Request) -> Response:
+        """Check the access before the handler can read the body."""
+        endpoint: Endpoint = request.scope[_ENDPOINT]
+        if endpoint.access != "public":
+            caller = self._dialect.authenticate(request)
+            if endpoint.access != "provider":
+                require_trusted(caller)
+            request.scope[_CALLER] = caller
+        return await endpoint.handler(request)
+
+
+def caller_of(request: HTTPConnection) -> Caller:
+    """Return the caller of a request to an endpoint that is not public."""
+    caller: Caller = request.scope[_CALLER]
+    return caller
+
+
+def dialect_of(scope: Scope, default: Dialect) -> Dialect:
+    """Return the dialect whose path was requested, or `default` for unknown paths."""
+    dialect: Dialect = scope.get(_DIALECT, default)
+    return dialect
+
+
+def endpoint_of(scope: Scope) -> Endpoint | None:
+    """Return the endpoint that was requested, or None for unknown paths and methods."""
+    endpoint: Endpoint | None = scope.get(_ENDPOINT)
+    return endpoint

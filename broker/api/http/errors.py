@@ -1,0 +1,78 @@
+"""Exceptions to error responses, each in the shape of the dialect whose path was requested."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
+from starlette.responses import Response
+
+from broker.api.http.endpoint import Dialect, dialect_of
+from broker.errors import Refusal
+from broker.logs import log
+from broker.metrics import Metrics
+from storage.errors import StorageError
+
+RETRY_SECONDS: Final = 5.0
+"""`Retry-After` while the database or the image store is out of reach."""
+_CODES: Final = {404: "not_found", 413: "payload_too_large"}
+_MESSAGES: Final = {
+    404: "There is nothing at this address.",
+    405: "This address does not know that method.",
+    413: "The request is too large: send less.",
+}
+
+
+class ErrorRenderer:
+    """Renders errors in the dialect of the request, and counts them."""
+
+    def __init__(self, fallback: Dialect, metrics: Metrics) -> None:
+        self._fallback = fallback
+        """For paths that no dialect has."""
+        self._metrics = metrics
+
+    def render(self, request: HTTPConnection, error: Refusal, headers: Mapping[str, str] | None = None) -> Response:
+        self._metrics.refusals.labels(error.code).inc()
+        return dialect_of(request.scope, self._fallback).render_error(request, error, headers or {})
+
+    def exception_handlers(self) -> Any:
+        """Return the handlers as Starlette takes them."""
+        return {
+            Refusal: self._on_api_error,
+            HTTPException: self._on_http_exception,
+            StorageError: self._on_storage_error,
+            ClientDisconnect: self._on_disconnect,
+        }
+
+    async def _on_api_error(self, request: Request, error: Refusal) -> Response:
+        return self.render(request, error)
+
+    async def _on_http_exception(self, request: Request, error: HTTPException) -> Response:
+        """Paths, methods and limits that Starlette itself rejects."""
+        headers = dict(error.headers or {})
+        if "Allow" in headers:
+            headers["Allow"] = ", ".join(sorted(headers["Allow"].split(", ")))
+        message = _MESSAGES.get(error.status_code, "The request cannot be understood.")
+        code = _CODES.get(error.status_code, "invalid_request")
+        return self.render(request, Refusal(code, message, status=error.status_code), headers)
+
+    async def _on_storage_error(self, request: Request, error: StorageError) -> Response:
+        log.error("the store cannot be used", action="store_unavailable", why=str(error))
+        return self.render(request, unavailable())
+
+    async def _on_disconnect(self, request: Request, _: ClientDisconnect) -> Response:
+        log.debug("the client disconnected", action="client_disconnected", path=request.scope["path"])
+        return Response(status_code=400)  # not received by any client
+
+
+def unavailable() -> Refusal:
+    """Return the error of a database, a store or a process that cannot be used right now."""
+    message = "The broker cannot do this right now. Try again in a few seconds."
+    return Refusal("unavailable", message, retryable=True, retry_after=RETRY_SECONDS)
+
+
+def internal_error() -> Refusal:
+    """Return the error of an unforeseen exception, without its details."""
+    return Refusal("internal_error", "Something went wrong in the broker. The operator finds the reason in the log.")

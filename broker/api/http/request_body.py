@@ -1,0 +1,137 @@
+"""Request bodies: counted while they are read, then parsed."""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from typing import Any, Final
+
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import FormData
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+
+from broker.errors import Refusal
+from webhooks.strict_json import read_json
+
+MAX_PARTS: Final = 100
+MAX_TEXT_BYTES: Final = 256 * 1024
+"""Of one text part; the longest prompt is a quarter of it."""
+
+_DISK_FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class BoundedRequest(Request):
+    """A request whose body raises `Refusal("payload_too_large")` as soon as it is larger than allowed.
+
+    Starlette's own limit is not used: it answers in plain text, and with 413 where we would say 401.
+    """
+
+    def __init__(self, request: Request, max_bytes: int) -> None:
+        super().__init__(request.scope, request.receive)
+        self._max_bytes = max_bytes
+
+    async def stream(self) -> AsyncGenerator[bytes, None]:
+        length = self.headers.get("content-length", "0")
+        read = int(length) if re.fullmatch(r"[0-9]{1,20}", length) else 0
+        self._check_size(read)
+        read = 0
+        async with aclosing(super().stream()) as chunks:
+            async for chunk in chunks:
+                read += len(chunk)
+                self._check_size(read)
+                yield chunk
+
+    def _check_size(self, size: int) -> None:
+        if size > self._max_bytes:
+            raise Refusal("payload_too_large", f"The request is larger than {self._max_bytes:,} bytes: send less.")
+
+
+def media_type_of(request: Request) -> tuple[str, Mapping[bytes, bytes]]:
+    """Return the media type and its parameters. Raises `Refusal` for an encoded body or a charset other than UTF-8."""
+    if is_encoded(request):  # not inflated: a small body must not become a large one in memory
+        raise Refusal("invalid_request", "Send the body as it is, without Content-Encoding.", field="Content-Encoding")
+    media_type, options = parse_options_header(request.headers.get("content-type", ""))
+    charset = options.get(b"charset", b"utf-8").lower()
+    if charset not in {b"utf-8", b"utf8"}:  # some codecs of Python decode to invalid text
+        raise Refusal("invalid_request", "Send text as UTF-8: no other charset is read.", field="Content-Type")
+    return media_type.decode("latin-1").strip().lower(), options
+
+
+def is_encoded(request: Request) -> bool:
+    return request.headers.get("content-encoding", "identity").strip().lower() not in {"identity", ""}
+
+
+# -- JSON
+
+
+async def read_json_object(request: Request, max_bytes: int) -> dict[str, Any]:
+    """Return the JSON object of a request. Raises `Refusal`."""
+    document = parse_json(await BoundedRequest(request, max_bytes).body())
+    if not isinstance(document, dict):
+        raise Refusal("invalid_request", 'The body is not a JSON object: send {"prompt": "…"}.')
+    return document
+
+
+def parse_json(body: bytes) -> Any:
+    """Return strict JSON. Raises `Refusal`."""
+    try:
+        return read_json(body)
+    except ValueError as error:
+        raise Refusal(
+            "invalid_request", "The body is not readable JSON: check its syntax and that it is UTF-8."
+        ) from error
+
+
+# -- forms
+
+
+class _CompleteFormParser(MultiPartParser):
+    """Starlette's parser, but a form without its end is an error: half an upload must not pass for a whole one."""
+
+    _ended = False
+
+    async def parse(self) -> FormData:
+        async with aclosing(self._until_end(self.stream)) as chunks:
+            self.stream = chunks
+            return await super().parse()
+
+    async def _until_end(self, chunks: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+        """Raise from within the stream, so that the parser closes its files, finished or not."""
+        async for chunk in chunks:
+            yield chunk
+        if not self._ended:
+            raise MultiPartException("Its end is missing.")
+
+    def on_end(self) -> None:
+        self._ended = True
+
+
+async def read_form(request: Request, options: Mapping[bytes, bytes], max_bytes: int) -> FormData:
+    """Return the parts of a form, files spooled; the caller closes it. Raises `Refusal`."""
+    if not options.get(b"boundary"):
+        raise Refusal("invalid_request", "The form has no boundary: let your HTTP client set Content-Type.")
+    async with aclosing(BoundedRequest(request, max_bytes).stream()) as chunks:
+        parser = _CompleteFormParser(
+            request.headers, chunks, max_files=MAX_PARTS, max_fields=MAX_PARTS, max_part_size=MAX_TEXT_BYTES
+        )
+        try:
+            return await parser.parse()
+        except MultiPartException as error:
+            raise _form_error(error.message) from error
+        except OSError as error:
+            raise _spool_error(error) from error
+
+
+def _form_error(why: str) -> Refusal:
+    if why.startswith("Part exceeded"):
+        return Refusal("payload_too_large", f"A text field is larger than {MAX_TEXT_BYTES:,} bytes: send less.")
+    return Refusal("invalid_request", f"The form cannot be read. {why.rstrip('.')}: let your HTTP client write it.")
+
+
+def _spool_error(error: OSError) -> Exception:
+    if error.errno in _DISK_FULL:
+        return Refusal("storage_full", "There is no space left for uploads. Try again later.", retryable=True)
+    return error

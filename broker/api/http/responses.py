@@ -1,0 +1,156 @@
+"""HTTP responses: JSON, the native error shape, cached bytes, and the security headers of every response."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import Field
+from starlette.requests import HTTPConnection
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from broker.errors import STATUS_OF, TASK_CODES, Refusal
+from broker.i18n import Language, Messages, language_of
+from broker.presenter import Absent, OneOf, ResponseModel
+
+POLL_SECONDS: Final = "3"
+"""`Retry-After` of an unfinished task."""
+
+SECURITY_HEADERS: Final = (
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+)
+"""On every response that does not set its own: browsers must not take it for a page."""
+
+IMAGE_SECURITY_HEADERS: Final = {
+    "x-content-type-options": "nosniff",
+    "content-security-policy": "default-src 'none'; sandbox",
+    "cross-origin-resource-policy": "cross-origin",
+    "referrer-policy": "no-referrer",
+}
+"""On every response with an image: never a page, whatever bytes it has; other sites may show it."""
+
+
+class ErrorField(ResponseModel):
+    field: str
+    message: str
+
+
+class ErrorResponse(ResponseModel):
+    """The one shape of every error."""
+
+    success: Literal[False]
+    error: Annotated[str, Field(min_length=1, description="a sentence in the language of Accept-Language")]
+    code: Annotated[str, OneOf(tuple(sorted({*STATUS_OF, *TASK_CODES})))]
+    retryable: bool
+    field: str | Absent = None
+    details: list[ErrorField] | Absent = None
+
+
+def to_json(document: Any) -> bytes:
+    """Encode as UTF-8; lone surrogates are escaped instead of failing the response."""
+    text = json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.encode("utf-8", "backslashreplace")
+
+
+def requested_language(request: HTTPConnection) -> Language:
+    return language_of(",".join(request.headers.getlist("accept-language")))
+
+
+def json_response(document: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Return a JSON response, not to be stored by caches unless `headers` say so."""
+    fixed = {"content-type": "application/json", "cache-control": "no-store"}
+    return Response(to_json(document), status, headers={**fixed, **(headers or {})})
+
+
+def error_response(messages: Messages, request: HTTPConnection, error: Refusal, headers: Mapping[str, str]) -> Response:
+    """Return the native error shape, in the caller's language."""
+    details = [ErrorField(field=one.field, message=one.message) for one in error.details]
+    response = ErrorResponse(
+        success=False,
+        error=messages.get(error.code, requested_language(request), error.message),
+        code=error.code,
+        retryable=error.retryable,
+        field=error.field,
+        details=details if len(details) > 1 else None,
+    )
+    return json_response(response.to_document(), error.status, {**error_headers(error), **headers})
+
+
+def error_headers(error: Refusal) -> dict[str, str]:
+    """Return the headers that HTTP wants with an error, in whichever dialect."""
+    headers = {}
+    if error.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    if error.retry_after is not None:
+        headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
+    return headers
+
+
+def make_etag(body: bytes) -> str:
+    return f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+
+
+def etag_matches(request: HTTPConnection, tag: str) -> bool:
+    """Return whether If-None-Match names the tag, weak or strong."""
+    offered = request.headers.getlist("if-none-match")
+    if not offered:
+        return False
+    tags = {part.strip().removeprefix("W/") for header in offered for part in header.split(",")}
+    return "*" in tags or tag in tags
+
+
+@dataclass(frozen=True, kw_only=True)
+class CachedResponse:
+    """A JSON response ready to be sent many times: bytes, tag and headers."""
+
+    body: bytes
+    tag: str
+    full: Sequence[tuple[bytes, bytes]]
+    """Headers of a 200."""
+    short: Sequence[tuple[bytes, bytes]]
+    """Headers of a 304."""
+
+    @classmethod
+    def from_document(cls, document: Any, *, ended: bool) -> CachedResponse:
+        body = to_json(document)
+        tag = make_etag(body)
+        short = [
+            (b"etag", tag.encode()),
+            (b"cache-control", b"private, no-cache"),
+            (b"vary", b"Accept-Language"),
+        ]
+        if not ended:
+            short.append((b"retry-after", POLL_SECONDS.encode()))
+        full = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            *short,
+        ]
+        return cls(body=body, tag=tag, full=full, short=short)
+
+    def respond(self, request: HTTPConnection) -> Response:
+        """Return all of it, or 304 if the caller has it already."""
+        if etag_matches(request, self.tag):
+            return _ReadyResponse(304, b"", self.short)
+        return _ReadyResponse(200, self.body, self.full)
+
+
+class _ReadyResponse(Response):
+    """A response whose headers need no more work."""
+
+    def __init__(self, status: int, body: bytes, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        self.status_code = status
+        self.body = body
+        self.raw_headers = list(headers)  # a copy: middleware adds to it
+        self.background = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": self.body})

@@ -1,0 +1,1 @@
+"""The broker's own dialect; README.md describes it."""

@@ -1,0 +1,66 @@
+"""Batches of the native dialect: the tasks of one request, polled and canceled together."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from broker.api.http.responses import CachedResponse, json_response, requested_language
+from broker.api.native.schemas import BatchData, BatchResponse, StatusCounts
+from broker.api.native.task_cache import TaskCache
+from broker.api.native.tasks import read_wait, wait_unless_disconnected
+from broker.broker import Broker
+from broker.i18n import Language
+from storage.tasks import Task
+
+_BEST_FIRST: Final = ("completed", "failed", "canceled")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchRoutes:
+    broker: Broker
+    cache: TaskCache
+
+    async def get_batch(self, request: Request) -> Response:
+        """Return all tasks; with `wait` as soon as all have ended or the time is over."""
+        batch_id = request.path_params["id"]
+        if seconds := read_wait(request):
+            await wait_unless_disconnected(request, self.broker.wait_for_batch(batch_id, seconds))
+        tasks = await self.broker.batch(batch_id)
+        document = await self._response(batch_id, tasks, requested_language(request))
+        ended = all(task.ended for task in tasks)
+        return CachedResponse.from_document(document.to_document(), ended=ended).respond(request)
+
+    async def cancel_batch(self, request: Request) -> Response:
+        """Cancel the tasks that have not ended and whose image is not being downloaded."""
+        batch_id = request.path_params["id"]
+        tasks = await self.broker.cancel_batch(batch_id)
+        return json_response((await self._response(batch_id, tasks, requested_language(request))).to_document())
+
+    async def _response(self, batch_id: str, tasks: Sequence[Task], language: Language) -> BatchResponse:
+        counts = Counter(task.status for task in tasks)
+        data = BatchData(
+            id=batch_id,
+            status=_batch_status(counts),
+            counts=StatusCounts(
+                pending=counts["pending"],
+                processing=counts["processing"],
+                completed=counts["completed"],
+                failed=counts["failed"],
+                canceled=counts["canceled"],
+            ),
+            tasks=[await self.cache.task_data(task, language) for task in tasks],
+        )
+        return BatchResponse(success=True, data=data)
+
+
+def _batch_status(counts: Counter[str]) -> str:
+    """Unfinished while one task is; then the best end, because one image is more than none."""
+    if counts["processing"] or (counts["pending"] and len(+counts) > 1):
+        return "processing"
+    return "pending" if counts["pending"] else next(status for status in _BEST_FIRST if counts[status])

@@ -1,0 +1,232 @@
+"""The fields of a native order: their spellings, and how forms and JSON become one validated model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from annotated_types import Ge, Le
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+from starlette.datastructures import FormData, UploadFile
+
+from broker.api.native.schemas import MAX_TEXT, OrderForm, OrderJson
+from broker.errors import Complaint, Refusal
+from broker.orders import DataUri, Link, Request, Source, Upload
+
+_SPELLINGS: Final[dict[str, tuple[str, ...]]] = {
+    "prompt": (),
+    "model": (),
+    "mode": (),
+    "aspectRatio": ("aspect_ratio",),
+    "resolution": (),
+    "outputFormat": ("output_format",),
+    "numberOfImages": ("number_of_images", "n"),
+    "steps": (),
+    "seed": (),
+    "callbackUrl": ("callback_url",),
+    "dryRun": ("dry_run",),
+    "images": ("image", "file", "files"),
+    "imageUrls": ("image_urls",),
+}
+_NAMES: Final = {spelling: name for name, others in _SPELLINGS.items() for spelling in (name, *others)}
+_LISTS: Final = frozenset({"images", "imageUrls"})
+_CODES: Final = {"prompt": "invalid_prompt", "images": "invalid_image", "imageUrls": "invalid_image"}
+_INTEGERS: Final = frozenset({"numberOfImages", "steps", "seed"})
+_FLAGS: Final = {"true": True, "1": True, "false": False, "0": False}
+_LIST_RULES: Final = {
+    "images": "must be data URIs: send data:image/png;base64,…",
+    "imageUrls": "must be a list of web addresses",
+}
+
+CHUNK_BYTES: Final = 256 * 1024
+_MAX_IGNORED: Final = 20
+
+
+@dataclass
+class _FilePart:
+    """The bytes of an uploaded file, from its beginning in each iteration.
+
+    A class, because a generator that is left half-way has to be closed by its caller.
+    """
+
+    file: UploadFile
+    _begun: bool = False
+
+    def __aiter__(self) -> _FilePart:
+        self._begun = False
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._begun:
+            await self.file.seek(0)
+            self._begun = True
+        chunk = await self.file.read(CHUNK_BYTES)
+        if not chunk:
+            raise StopAsyncIteration
+        return chunk
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrderParams:
+    """The parsed fields of a request."""
+
+    fields: OrderJson | OrderForm
+    unknown: tuple[str, ...]
+    """Names of fields that are not known, to be listed as ignored."""
+
+    @property
+    def dry_run(self) -> bool:
+        return bool(self.fields.dry_run)
+
+    def to_request(self, idempotency_key: str | None, sent_before: int | None = None) -> Request:
+        """Return the order request; the catalog checks its values."""
+        fields = self.fields
+        return Request(
+            prompt=fields.prompt,
+            model=_strip_blanks(fields.model),
+            mode=_strip_blanks(fields.mode),
+            aspect_ratio=_strip_blanks(fields.aspect_ratio),
+            resolution=_strip_blanks(fields.resolution),
+            output_format=_strip_blanks(fields.output_format),
+            count=1 if fields.number_of_images is None else fields.number_of_images,
+            steps=fields.steps,
+            seed=fields.seed,
+            sources=self._sources(),
+            callback_url=_strip_blanks(fields.callback_url),
+            idempotency_key=idempotency_key,
+            sent_before=sent_before,
+        )
+
+    def ignored_fields(self, by_provider: Iterable[str]) -> list[str]:
+        """Return the names of fields that the provider does not use or that are not known."""
+        unknown = [name[:64] for name in self.unknown if name.isprintable()]
+        return list(dict.fromkeys([*by_provider, *unknown[:_MAX_IGNORED]]))
+
+    def _sources(self) -> tuple[Source, ...]:
+        """Return the reference images in order; those in the request before those at an address."""
+        match self.fields:
+            case OrderForm(image=files):
+                sent: list[Source] = [Upload(chunks=_FilePart(file)) for file in files]
+            case OrderJson(images=uris):
+                sent = [DataUri(text=uri) for uri in uris or ()]
+        return (*sent, *(Link(url=url) for url in self.fields.image_urls or ()))
+
+
+def read_json_order(document: Mapping[str, Any]) -> OrderParams:
+    """Raises `Refusal` naming the fields that have a wrong type or range."""
+    folded = _Folded()
+    for key, value in document.items():
+        name = _NAMES.get(key)
+        if name in _LISTS and isinstance(value, list):
+            if "" in value or None in value:
+                raise _field_error(name, "must not have empty entries")  # dropped, it would be another order
+            for one in value:
+                folded.add(key, name, one)
+        else:
+            folded.add(key, name, value)
+    try:
+        fields = OrderJson.model_validate(folded.values())
+    except ValidationError as error:
+        raise _api_error(error) from error
+    return OrderParams(fields=fields, unknown=tuple(folded.unknown))
+
+
+def read_form_order(form: FormData) -> OrderParams:
+    """Raises `Refusal` like `read_json_order`. Numbers and booleans are written out in a form."""
+    folded = _Folded()
+    for key, value in form.multi_items():
+        name = _NAMES.get(key)
+        folded.add(key, name, value if name is None else _form_value(name, value))
+    values = folded.values()
+    values["image"] = values.pop("images", [])
+    try:
+        fields = OrderForm.model_validate(values)
+    except ValidationError as error:
+        raise _api_error(error) from error
+    return OrderParams(fields=fields, unknown=tuple(folded.unknown))
+
+
+class _Folded:
+    """Values by canonical name, whichever spelling the request uses."""
+
+    def __init__(self) -> None:
+        self.unknown: list[str] = []
+        self._values: dict[str, list[Any]] = {}
+
+    def add(self, key: str, name: str | None, value: Any) -> None:
+        if name is None:
+            self.unknown.append(key)
+        elif value is not None and value != "":  # an empty field of a form was not filled in
+            self._values.setdefault(name, []).append(value)
+
+    def values(self) -> dict[str, Any]:
+        """Return one value per field, a list where the field is a list. A missing prompt is an empty one."""
+        single = {name: _single_value(name, values) for name, values in self._values.items() if name not in _LISTS}
+        lists = {name: values for name, values in self._values.items() if name in _LISTS}
+        return {"prompt": "", **single, **lists}
+
+
+def _single_value(name: str, values: list[Any]) -> Any:
+    if any(value != values[0] or type(value) is not type(values[0]) for value in values[1:]):
+        raise _field_error(name, "was given more than once: send one value")
+    return values[0]
+
+
+def _form_value(name: str, value: str | UploadFile) -> Any:
+    """Check that files are where files belong, and read numbers and booleans. An empty file field is absent."""
+    if isinstance(value, UploadFile):
+        if name != "images":
+            raise _field_error(name, "must be text, not a file")
+        return value if value.filename or value.size else None
+    if name == "images" and value:
+        raise Refusal("invalid_image", "image must be sent as a file: give the part a file name.", field="image")
+    if name in _INTEGERS and re.fullmatch(r"[+-]?[0-9]{1,20}", value.strip()):
+        return int(value)
+    if name == "dryRun":
+        return _FLAGS.get(value.strip().lower(), value)
+    return value
+
+
+def _strip_blanks(text: str | None) -> str | None:
+    """Return text without the blanks around it; None if there are only blanks."""
+    return (text or "").strip() or None
+
+
+# -- errors
+
+
+def _api_error(error: ValidationError) -> Refusal:
+    """Return the error of the API that names each wrong field once, with a sentence of its own."""
+    messages: dict[str, str] = {}
+    for one in error.errors(include_url=False):
+        name = str(one["loc"][0])
+        messages.setdefault(name, f"{name} {_rule_text(name, one)}.")
+    details = [Complaint(field=name, message=message) for name, message in messages.items()]
+    first = details[0]
+    return Refusal(_CODES.get(first.field, "invalid_request"), first.message, field=first.field, details=details)
+
+
+def _rule_text(name: str, error: ErrorDetails) -> str:
+    if name in _LIST_RULES:
+        return _LIST_RULES[name]
+    kind = error["type"]
+    if kind == "too_long":
+        return f"is longer than {MAX_TEXT:,} characters"
+    if kind in {"greater_than_equal", "less_than_equal"}:
+        return f"must be from {_bound(name, Ge)} to {_bound(name, Le)}"
+    if kind.startswith("int"):
+        return "must be a whole number"
+    return "must be true or false" if kind.startswith("bool") else "must be text"
+
+
+def _bound(name: str, kind: type[Ge] | type[Le]) -> Any:
+    """Return the least or largest value that the model declares for a field."""
+    (field,) = (field for field in OrderJson.model_fields.values() if field.alias == name)
+    return next(one.ge if isinstance(one, Ge) else one.le for one in field.metadata if isinstance(one, kind))
+
+
+def _field_error(name: str, rule: str) -> Refusal:
+    return Refusal(_CODES.get(name, "invalid_request"), f"{name} {rule}.", field=name)

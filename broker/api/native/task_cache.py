@@ -1,0 +1,74 @@
+"""Responses of polls, kept as bytes: while a row's version stands, a poll is one point read."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Final
+
+from broker.api.http.responses import CachedResponse
+from broker.api.native.schemas import TaskResponse
+from broker.broker import Broker
+from broker.i18n import Language
+from broker.presenter import Progress, TaskData
+from storage.tasks import Task
+
+MAX_CACHE_BYTES: Final = 16 * 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Entry:
+    version: int
+    """Of the row."""
+    fresh_until: float
+    """When the queue position or the estimate may have changed without the row; monotonic."""
+    response: CachedResponse
+
+
+@dataclass
+class TaskCache:
+    """Least recently used cache of task responses, by task, language and row version.
+
+    The ETag is a hash of the response, so a change of the row that callers cannot see is still "not modified".
+    """
+
+    broker: Broker
+    max_bytes: int = MAX_CACHE_BYTES
+    _entries: OrderedDict[tuple[str, Language], _Entry] = field(default_factory=OrderedDict)
+    _bytes: int = 0
+
+    @property
+    def size_bytes(self) -> int:
+        """Sum of the bodies that are kept."""
+        return self._bytes
+
+    async def response(self, task_id: str, language: Language) -> CachedResponse:
+        """Return the response of a poll. Raises `Refusal` for ids without a task."""
+        version = await self.broker.version(task_id)
+        entry = self._entries.get((task_id, language))
+        now = self.broker.clock.monotonic()
+        if entry is not None and entry.version == version and now < entry.fresh_until:
+            self._entries.move_to_end((task_id, language))
+            return entry.response
+        task = await self.broker.get(task_id)
+        progress = await self.broker.eta.estimate(task)
+        document = TaskResponse(success=True, data=await self._present(task, language, progress))
+        response = CachedResponse.from_document(document.to_document(), ended=task.ended)
+        fresh_until = self.broker.clock.monotonic() + progress.fresh_for
+        self._keep((task_id, language), _Entry(version=task.version, fresh_until=fresh_until, response=response))
+        return response
+
+    async def task_data(self, task: Task, language: Language) -> TaskData:
+        """Return a task for a list or a batch; not cached."""
+        return await self._present(task, language, await self.broker.eta.estimate(task))
+
+    async def _present(self, task: Task, language: Language, progress: Progress) -> TaskData:
+        return self.broker.presenter.task(task, await self.broker.results(task), language, progress)
+
+    def _keep(self, key: tuple[str, Language], entry: _Entry) -> None:
+        old = self._entries.pop(key, None)
+        self._bytes += len(entry.response.body) - (len(old.response.body) if old else 0)
+        self._entries[key] = entry
+        while self._bytes > self.max_bytes and self._entries:
+            _, dropped = self._entries.popitem(last=False)
+            self._bytes -= len(dropped.response.body)

@@ -1,0 +1,319 @@
+"""Tasks and images as native JSON: the one shape that polls, streams, lists and webhooks share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+from pydantic.json_schema import SkipJsonSchema
+from pydantic_core import CoreSchema, core_schema
+
+from broker.clock import iso
+from broker.errors import TASK_CODES
+from broker.i18n import Language, Messages
+from storage import ids
+from storage.images import StoredImage
+from storage.states import State
+from storage.tasks import Task
+from uploads.thumbnails import has_thumbnail
+
+_STAGES: Final = {
+    State.QUEUED: "queued",
+    State.SUBMITTING: "submitting",
+    State.WAITING: "waiting",
+    State.FETCHING: "downloading",
+}
+
+THUMBNAIL_SIZE: Final = 512
+"""Longest side of the thumbnail that `thumbnail` links to."""
+
+TASK_ID: Final = f"^{ids.TASK_ID.pattern}$"
+IMAGE_NAME: Final = r"(generated|reference)_[0-9a-f]{32}\.(png|jpg|webp)"
+
+
+# -- the models
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Type annotation of text from a closed set that the code holds as plain `str`."""
+
+    choices: tuple[str, ...]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
+        return core_schema.literal_schema(list(self.choices))
+
+
+class ResponseModel(BaseModel):
+    """Base of everything the broker says in JSON: exactly the declared keys, in camelCase.
+
+    A field with a default is a key that may be missing; all others are always present.
+    """
+
+    model_config = ConfigDict(extra="forbid", alias_generator=to_camel, populate_by_name=True)
+
+    def to_document(self) -> dict[str, Any]:
+        """Return the JSON object as plain values."""
+        return self.model_dump(by_alias=True, exclude_defaults=True)
+
+
+Absent = SkipJsonSchema[None]
+"""Type of a key that may be missing, but is never null."""
+TaskId = Annotated[str, Field(pattern=TASK_ID, examples=[f"task_{'0' * 32}"])]
+Moment = Annotated[str, Field(json_schema_extra={"format": "date-time"}, examples=["2026-11-20T12:00:00.000Z"])]
+ImagePath = Annotated[str, Field(pattern=f"^/uploads/images/{IMAGE_NAME}$")]
+MediaType = Annotated[str, OneOf(("image/png", "image/jpeg", "image/webp"))]
+ModeName = Annotated[str, OneOf(("text-to-image", "image-to-image"))]
+TaskStatus = Annotated[str, OneOf(("pending", "processing", "completed", "failed", "canceled"))]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class ResultData(ResponseModel):
+    """An image of a completed task."""
+
+    url: ImagePath
+    width: int
+    height: int
+    bytes: int
+    media_type: MediaType
+    sha256: Sha256
+    thumbnail: str | None
+
+
+class ImageMetadata(ResponseModel):
+    """An image and the tasks it belongs to."""
+
+    name: str
+    url: str
+    width: int
+    height: int
+    bytes: int
+    media_type: MediaType
+    sha256: Sha256
+    thumbnail: str | None
+    kind: Annotated[str, OneOf(("result", "reference"))]
+    task: TaskId
+    tasks: Annotated[list[TaskId], Field(description="for a reference: all tasks of its request")]
+    prompt: str
+    model: str
+    mode: ModeName
+    aspect_ratio: str | None
+    resolution: str | None
+    steps: int | None
+    seed: int | None
+    provider: str
+    created_at: Moment
+    expires_at: Moment | None
+
+
+class ProgressData(ResponseModel):
+    """Progress of a task; null is unknown."""
+
+    stage: Annotated[str, OneOf(("queued", "submitting", "waiting", "downloading", "done"))]
+    position: Annotated[int | None, Field(ge=1, description="place in the queue of its provider")]
+    provider_state: Annotated[str | None, Field(description="the provider's own word")]
+    percent: Annotated[int | None, Field(ge=0, le=100, description="only where the provider reports it")]
+    eta_seconds: Annotated[int | None, Field(ge=0, description="from the history of this broker")]
+
+
+class CostData(ResponseModel):
+    amount: float
+    unit: str
+
+
+class TaskErrorDetail(ResponseModel):
+    code: Annotated[str, OneOf(tuple(sorted(TASK_CODES)))]
+    retryable: bool
+    billed: Annotated[str, OneOf(("yes", "no", "unknown")), Field(description="if this attempt costs")]
+    provider: str
+    provider_code: str | None
+    message: Annotated[str | None, Field(description="the provider's own words")]
+
+
+class GenerationRecord(ResponseModel):
+    """The record that older front ends put into their list."""
+
+    id: TaskId
+    type: Literal["image"]
+    mode: ModeName
+    model: str
+    prompt: str
+    url: ImagePath
+    timestamp: Moment
+    aspect_ratio: str | None
+    steps: int | None
+
+
+class TaskData(ResponseModel):
+    id: TaskId
+    status: TaskStatus
+    prompt: str
+    model: str
+    mode: ModeName
+    aspect_ratio: str | None
+    resolution: str | None
+    result: Annotated[ImagePath | None, Field(description="the first image")]
+    results: list[ResultData]
+    error: str | None
+    error_detail: TaskErrorDetail | None
+    progress: ProgressData
+    provider: str
+    attempts: int
+    cost: CostData | None
+    created_at: Moment
+    updated_at: Moment
+    expires_at: Annotated[Moment | None, Field(description="when it is deleted")]
+    generation: GenerationRecord | None
+
+
+# -- the presenter
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Progress of a task beyond its row."""
+
+    position: int | None = None
+    """Place in the queue, from 1."""
+    eta: int | None = None
+    """Seconds until the end, rounded."""
+    fresh_for: float = math.inf
+    """Seconds until this may change without a change of the row."""
+
+
+UNKNOWN: Final = Progress()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskPresenter:
+    """Builds the native models of tasks and images."""
+
+    messages: Messages
+    retention: float
+    """Seconds after the end until a task is deleted."""
+
+    def task(
+        self, task: Task, images: Sequence[StoredImage], language: Language, progress: Progress = UNKNOWN
+    ) -> TaskData:
+        """Return a task. images: the results of a completed task, in order."""
+        results = [_result(image) for image in images]
+        error = _error_code(task)
+        return TaskData(
+            id=task.id,
+            status=task.status,
+            prompt=task.prompt,
+            model=task.model,
+            mode=task.mode,
+            aspect_ratio=task.aspect_ratio,
+            resolution=task.resolution,
+            result=results[0].url if results else None,
+            results=results,
+            error=self.messages.task_error(error, task.billed, language) if error else None,
+            error_detail=_error_detail(task, error) if error else None,
+            progress=_progress(task, progress),
+            provider=task.provider,
+            attempts=task.attempt,
+            cost=None if task.cost is None else CostData(amount=task.cost, unit="credits"),
+            created_at=iso(task.created_at),
+            updated_at=iso(task.updated_at),
+            expires_at=None if task.ended_at is None else iso(task.ended_at + self.retention),
+            generation=_generation(task, results),
+        )
+
+    def image_metadata(self, image: StoredImage, tasks: Sequence[Task]) -> ImageMetadata:
+        """Return the metadata of an image. tasks: those it belongs to, all of one request; at least one."""
+        task, ends = tasks[0], [task.ended_at for task in tasks]
+        return ImageMetadata(
+            name=image.name,
+            url=_image_path(image),
+            width=image.width,
+            height=image.height,
+            bytes=image.size,
+            media_type=image.media_type,
+            sha256=image.sha256,
+            thumbnail=_thumbnail_path(image),
+            kind=image.kind,
+            task=task.id,
+            tasks=[task.id for task in tasks],
+            prompt=task.prompt,
+            model=task.model,
+            mode=task.mode,
+            aspect_ratio=task.aspect_ratio,
+            resolution=task.resolution,
+            steps=task.steps,
+            seed=task.seed,
+            provider=task.provider,
+            created_at=iso(image.created_at),
+            expires_at=iso(max(end for end in ends if end) + self.retention) if all(ends) else None,
+        )
+
+
+def _progress(task: Task, progress: Progress) -> ProgressData:
+    """Null is unknown, or has no meaning at this stage."""
+    is_waiting = task.state == State.WAITING and not task.ended
+    percent = task.provider_percent if is_waiting else None
+    return ProgressData(
+        stage="done" if task.ended else _STAGES[task.state],
+        position=progress.position,
+        provider_state=task.provider_state if is_waiting else None,
+        percent=None if percent is None else round(percent),
+        eta_seconds=progress.eta,
+    )
+
+
+def _error_code(task: Task) -> str | None:
+    """Return the code of a published end; a running task does not show the error of its last attempt."""
+    if task.status not in {"failed", "canceled"}:
+        return None
+    return task.error_code or ("canceled" if task.state == State.CANCELED else "provider_error")
+
+
+def _image_path(image: StoredImage) -> str:
+    return f"/uploads/{'references' if image.kind == 'reference' else 'images'}/{image.name}"
+
+
+def _thumbnail_path(image: StoredImage) -> str | None:
+    return f"{_image_path(image)}?size={THUMBNAIL_SIZE}" if has_thumbnail(image) else None
+
+
+def _result(image: StoredImage) -> ResultData:
+    return ResultData(
+        url=_image_path(image),
+        width=image.width,
+        height=image.height,
+        bytes=image.size,
+        media_type=image.media_type,
+        sha256=image.sha256,
+        thumbnail=_thumbnail_path(image),
+    )
+
+
+def _error_detail(task: Task, code: str) -> TaskErrorDetail:
+    return TaskErrorDetail(
+        code=code,
+        retryable=task.error_retryable,
+        billed=task.billed,
+        provider=task.provider,
+        provider_code=task.provider_code,
+        message=task.error_detail,
+    )
+
+
+def _generation(task: Task, results: Sequence[ResultData]) -> GenerationRecord | None:
+    if task.state != State.SUCCEEDED or not results:
+        return None
+    return GenerationRecord(
+        id=task.id,
+        type="image",
+        mode=task.mode,
+        model=task.model,
+        prompt=task.prompt,
+        url=results[0].url,
+        timestamp=iso(task.updated_at if task.ended_at is None else task.ended_at),
+        aspect_ratio=task.aspect_ratio,
+        steps=task.steps,
+    )

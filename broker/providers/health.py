@@ -1,0 +1,84 @@
+"""Helpers for health checks: findings, reachability of a URL, and the difference between two clocks."""
+
+from __future__ import annotations
+
+from email.utils import parsedate_to_datetime
+from typing import Final
+
+from broker.errors import NotSent, ProviderError
+from broker.net.api_client import ApiClient, HttpResponse
+from broker.providers.base import Finding
+from webhooks.signatures.base import MAX_CLOCK_SKEW_SECONDS
+
+NTP_CURE: Final = "set the clock of this machine by NTP (Linux: timedatectl set-ntp true)"
+WARN_CLOCK_SKEW_SECONDS: Final = 120.0
+
+
+def ok(name: str, found: str) -> Finding:
+    return Finding(name=name, status="ok", found=found)
+
+
+def warning(name: str, found: str, cure: str) -> Finding:
+    """Return a finding about what works now and may stop working."""
+    return Finding(name=name, status="warning", found=found, cure=cure)
+
+
+def failed(name: str, found: str, cure: str) -> Finding:
+    return Finding(name=name, status="failed", found=found, cure=cure)
+
+
+def skipped(name: str, why: str) -> Finding:
+    return Finding(name=name, status="skipped", found=why)
+
+
+async def check_reachable(name: str, variable: str, url: str, client: ApiClient) -> tuple[Finding, HttpResponse | None]:
+    """Request a URL; any response below 500 will do, because base URLs answer anything. variable: that sets it."""
+    try:
+        response = await client.request("GET", url)
+    except ProviderError as error:
+        found, cure = _describe_failure(error, variable)
+        return failed(name, f"{url} {found}", cure), None
+    if response.status >= 500:
+        return warning(name, f"{url} answers HTTP {response.status}", "its server has an error: try again later"), None
+    return ok(name, f"{url} answers"), response
+
+
+def check_clock(response: HttpResponse | None, now: float) -> Finding:
+    """Compare this machine's clock with the Date of a response. now: seconds since the epoch, when it was sent."""
+    there = _sent_at(response)
+    if there is None:
+        return skipped("clock", "the provider does not send its time")
+    skew = now - there
+    found = f"{abs(skew):.0f} seconds {'ahead of' if skew > 0 else 'behind'} the provider's"
+    if abs(skew) > MAX_CLOCK_SKEW_SECONDS:
+        return failed("clock", f"{found}: callbacks are rejected from {MAX_CLOCK_SKEW_SECONDS} seconds on", NTP_CURE)
+    return warning("clock", found, NTP_CURE) if abs(skew) > WARN_CLOCK_SKEW_SECONDS else ok("clock", found)
+
+
+def _sent_at(response: HttpResponse | None) -> float | None:
+    """Return when the response was generated, its age in a cache added; None without a readable Date."""
+    headers = response.headers if response else {}
+    age = headers.get("age", "")
+    try:
+        return parsedate_to_datetime(headers.get("date", "")).timestamp() + (int(age[:9]) if age.isdecimal() else 0)
+    except (ValueError, TypeError, OverflowError, IndexError):
+        return None
+
+
+def _describe_failure(error: ProviderError, variable: str) -> tuple[str, str]:
+    match error.at if isinstance(error, NotSent) else "answer":
+        case "name":
+            return (
+                "has no address: its name is unknown",
+                f"is {variable} spelt right? Does this machine have a network and a name server?",
+            )
+        case "tls":
+            return (
+                "does not prove its identity (TLS)",
+                "is the clock of this machine right? A proxy that opens TLS on the way must let this host through",
+            )
+        case "time-out":
+            return "does not respond to connections", "let this machine out to it: a firewall drops the packets"
+        case "connection" | None:
+            return "takes no connection", f"is the port in {variable} right? Does a firewall let this machine out?"
+    return "takes the connection, but gives no sound answer", f"is {variable} right? If so, try again later"

@@ -1,0 +1,207 @@
+"""Blobs as files: a draft in the same file system, synced, then renamed to its hash.
+
+<root>/.drafts/<random>               being written; locked by its writer, so that only orphans are swept
+<root>/<shard>/<owner>/<sha256>       kept; the shard is the owner's last two characters: ids end in random ones
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import time
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+from aiofiles.threadpool.binary import AsyncBufferedReader
+
+from storage.blobs.staging import Disk, Drafts, FileDraft, HashingFile
+from storage.blobs.store import NAME, OWNER, Blob, BlobMissing, Draft, Reading, known_owner
+
+CHUNK = 2**20
+DISK = Disk(variable="BROKER_BLOB_URL", room="free some, or shorten BROKER_RETENTION_HOURS")
+PLACE_TRIES = 100
+ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
+
+
+class LocalBlobs:
+    """A blob store in one folder, for any number of processes of one machine.
+
+    free_floor: bytes that stay free on the disk; a draft that begins below it is refused with `StorageFull`.
+    """
+
+    def __init__(self, root: Path, *, free_floor: int = 0) -> None:
+        self.root = root
+        self._drafts = Drafts(root / ".drafts", DISK, free_floor=free_floor)
+
+    def draft(self, owner: str) -> Draft:
+        return FileDraft(self._drafts, partial(self._keep, known_owner(owner)))
+
+    async def open(self, name: str, start: int = 0, stop: int | None = None) -> Reading:
+        if start < 0:
+            raise ValueError("start counts from the first byte, it cannot be negative")
+        return await DISK.run(partial(self._open, name, start, stop))
+
+    async def delete(self, owner: str) -> int:
+        """Not synced: after a power cut some of it may be back, and is deleted the next time."""
+        return await DISK.run(partial(_remove, self._folder(known_owner(owner))))
+
+    async def sweep(self, older_than: float) -> int:
+        """Call it at start and now and then; a draft whose writer lives is left alone, however old."""
+        return await DISK.run(partial(self._drafts.sweep, older_than))
+
+    async def owners(self, older_than: float, since: float = 0.0) -> list[str]:
+        return await DISK.run(partial(self._owners, older_than, since))
+
+    async def check(self) -> None:
+        """Write and sync a small file, as a draft would. Raises `StorageError` with the cure."""
+        await DISK.run(self._check)
+
+    async def link(self, name: str, seconds: int) -> str | None:
+        return None
+
+    async def _keep(self, owner: str, file: HashingFile, _: str | None) -> Blob:
+        return await DISK.run(partial(self._kept, owner, file))
+
+    # -- in a thread
+
+    def _kept(self, owner: str, file: HashingFile) -> Blob:
+        """1. sync the bytes 2. rename 3. sync the folders: a name is never durable before what it names."""
+        with file.lock:
+            self.sync(file.fileno())
+            sha256 = file.sha256.hexdigest()
+            self.place(file.path, owner, sha256)
+        return Blob(name=f"{owner}/{sha256}", size=file.size, sha256=sha256)
+
+    def place(self, draft: Path, owner: str, sha256: str) -> None:
+        """Give a synced draft its name, and sync every folder on the way: a new one is as forgetful as a new file."""
+        folder = self._folder(owner)
+        descriptor = _rename_into(folder, draft, sha256)
+        try:
+            self.sync(descriptor)
+        finally:
+            os.close(descriptor)
+        for parent in (folder.parent, self.root):
+            self._sync_folder(parent)
+
+    def sync(self, descriptor: int) -> None:
+        """The only place where bytes are forced to the disk; a test may listen here, or fail."""
+        os.fsync(descriptor)
+
+    def _sync_folder(self, folder: Path) -> None:
+        descriptor = _open_folder(folder)
+        try:
+            self.sync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _folder(self, owner: str) -> Path:
+        return self.root / owner[-2:] / owner
+
+    def _open(self, name: str, start: int, stop: int | None) -> Reading:
+        match = NAME.fullmatch(name)
+        if match is None:
+            raise BlobMissing("there is no image of that name")
+        return _LocalReading(_open_blob(self._folder(match[1]) / match[2]), start, stop)
+
+    def _owners(self, older_than: float, since: float) -> list[str]:
+        limit = time.time() - older_than  # a folder is as old as the last file that came or went
+        folders = (folder for folder in self.root.glob("[A-Za-z0-9_]*/*") if OWNER.fullmatch(folder.name))
+        return [folder.name for folder in folders if since <= _age_mark(folder) <= limit]
+
+    def _check(self) -> None:
+        file = self._drafts.new()
+        try:
+            file.write(b"\0" * 4096)
+            self.sync(file.fileno())
+        finally:
+            file.drop()
+
+
+class _LocalReading:
+    """The rest of a blob. A class, because a generator that was never started cannot close its file."""
+
+    def __init__(self, file: io.BufferedReader, start: int, stop: int | None) -> None:
+        self._file = file
+        end = file.seek(0, os.SEEK_END)
+        self._left = (end if stop is None else min(stop, end)) - start
+        file.seek(start)
+
+    def __aiter__(self) -> _LocalReading:
+        return self
+
+    async def __anext__(self) -> bytes:
+        chunk = await self._read(min(self._left, CHUNK)) if self._left > 0 else b""
+        if not chunk:
+            await self.aclose()
+            raise StopAsyncIteration
+        self._left -= len(chunk)
+        return chunk
+
+    async def _read(self, size: int) -> bytes:
+        try:
+            return await AsyncBufferedReader(self._file, loop=None, executor=None).read(size)
+        except OSError as error:
+            raise DISK.told(error) from error
+
+    async def aclose(self) -> None:
+        self._left = 0
+        await DISK.run(self._file.close)
+
+    def __del__(self) -> None:
+        self._file.close()
+
+
+def _age_mark(folder: Path) -> float:
+    try:
+        return folder.stat().st_mtime
+    except FileNotFoundError:
+        return float("inf")
+
+
+def _open_blob(path: Path) -> io.BufferedReader:
+    try:
+        return open(path, "rb", opener=lambda file, flags: os.open(file, flags | os.O_NOFOLLOW))
+    except OSError as error:
+        if error.errno in ABSENT:
+            raise BlobMissing("there is no image of that name") from error
+        raise
+
+
+def _open_folder(folder: Path) -> int:
+    return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+
+def _rename_into(folder: Path, draft: Path, name: str) -> int:
+    """Make the folder and move the draft into it; the folder's descriptor, still to be synced and closed.
+
+    A delete of the same owner may take the folder away between any two steps: then again.
+    """
+    for _ in range(PLACE_TRIES):
+        with suppress(FileNotFoundError, FileExistsError):
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor = _open_folder(folder)
+            try:
+                os.rename(draft, name, dst_dir_fd=descriptor)
+            except OSError:
+                os.close(descriptor)
+                raise
+            return descriptor
+    raise FileNotFoundError(errno.ENOENT, "the draft is gone")
+
+
+def _remove(folder: Path) -> int:
+    """Remove the blobs of an owner, and the folder unless a new blob came meanwhile."""
+    try:
+        blobs = list(folder.iterdir())
+    except FileNotFoundError:
+        return 0
+    removed = 0
+    for blob in blobs:
+        with suppress(FileNotFoundError):
+            blob.unlink()
+            removed += 1
+    with suppress(OSError):
+        folder.rmdir()
+    return removed

@@ -1,0 +1,418 @@
+"""Blobs as objects of a bucket, on any store that speaks S3.
+
+<prefix>/<owner>/<sha256>     kept; anything else under the prefix, and all outside of it, is nobody's business here
+<prefix>/.check               written, and deleted again, by `check`
+<scratch>/<random>            a draft, on the local disk: a decoder wants a file
+
+Decisions worth remembering
+
+* Only obstore's blocking calls are used, in threads: its async ones abort short processes at exit.
+* The threads are our own. The default executor also writes drafts, runs decoders and resolves names; a slow store
+  would take all of its threads and stop the rest of the house. Who finds all of ours taken waits, but not for long:
+  the wait counts as part of the call.
+* An upload reads the draft through a descriptor of its own, so whoever is cancelled leaves at once; the upload
+  finds the draft closed and gives up. Either way the bucket has the whole blob or none of it.
+* Equal bytes are uploaded again when the object is old: its age is all that protects it from the sweep of strays
+  until its row is written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal, TypeVar
+
+import obstore
+from obstore.exceptions import BaseError, InvalidPathError
+from obstore.store import S3Store
+
+from storage.blobs import s3_errors
+from storage.blobs.staging import Disk, Drafts, FileDraft, HashingFile
+from storage.blobs.store import NAME, Blob, BlobMissing, Draft, Reading, known_owner
+from storage.errors import StorageError
+
+if TYPE_CHECKING:
+    from obstore import GetOptions, GetResult, ObjectMeta
+    from obstore.store import ClientConfig, S3Config, S3Credential
+
+T = TypeVar("T")
+MIB: Final = 2**20
+CHUNK: Final = MIB
+STREAM_CHUNK: Final = 256 * 1024
+"""What obstore gathers for us at least; it adds up to a network read."""
+PART: Final = 5 * MIB
+"""The smallest part that S3 allows; what is not larger goes up in one piece."""
+PARTS_AT_ONCE: Final = 2
+"""So an upload holds 15 MiB at most, and on a slow line every part still has half of it."""
+FRESH: Final = 600.0
+"""Seconds for which an object need not be uploaded again; far less than the age of what is swept."""
+PAGE: Final = 1000
+WEEK: Final = 7 * 86400
+FOREVER: Final = timedelta(days=365)
+DISK: Final = Disk(variable="BROKER_DATA_DIR", room="free some on the disk of BROKER_DATA_DIR")
+MEDIA_TYPE: Final = "application/octet-stream"
+BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
+PREFIX: Final = re.compile(r"(?!\.{1,2}(/|$))[A-Za-z0-9._-]+(/(?!\.{1,2}(/|$))[A-Za-z0-9._-]+)*")
+ENDPOINT: Final = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:]+\])(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]*)?")
+
+Links = Literal["none", "presigned", "public"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class S3Key:
+    """Static credentials of the bucket. Only the id may be shown."""
+
+    id: str
+    secret: str = field(repr=False)
+    token: str | None = field(default=None, repr=False)
+
+
+class S3Blobs:
+    """A blob store in one bucket, for any number of processes of any number of machines. `aclose` it in the end.
+
+    endpoint: None for AWS itself, else `http[s]://host[:port]`; the bucket goes into the path.
+    access_key, secret_key, session_token: None for what the environment, a web identity or the machine's role says.
+    links: how `link` answers; "public" needs `public_base`, under which the keys of the bucket can be fetched.
+    free_floor: bytes that stay free on the disk of `scratch`.
+    connect_seconds: until a connection stands; a `check` takes twice as long at most.
+    attempt_seconds: one request, or the wait for the next bytes of a download. retries: of one request, with
+    back-off; all of them are safe to repeat. total_seconds: a whole call, the wait for a thread included.
+    """
+
+    def __init__(
+        self,
+        *,
+        bucket: str,
+        prefix: str = "",
+        scratch: Path,
+        endpoint: str | None = None,
+        region: str = "us-east-1",
+        access_key: str | None = None,
+        secret_key: str | None = None,
+        session_token: str | None = None,
+        links: Links = "none",
+        public_base: str | None = None,
+        free_floor: int = 0,
+        attempt_seconds: float = 30.0,
+        connect_seconds: float = 5.0,
+        total_seconds: float = 300.0,
+        retries: int = 8,
+        threads: int = 16,
+    ) -> None:
+        prefix, endpoint = prefix.strip("/"), endpoint and endpoint.rstrip("/")
+        _judge(bucket, prefix, endpoint)
+        if links == "public" and not public_base:
+            raise ValueError("public links need the public address of the bucket")
+        self._shown = f"bucket={bucket!r}, prefix={prefix!r}, endpoint={endpoint!r}"
+        self._base = f"{prefix}/" if prefix else ""
+        self._links = links
+        self._public_base = (public_base or "").rstrip("/")
+        self._total_seconds = total_seconds
+        self._drafts = Drafts(scratch, DISK, free_floor=free_floor)
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="s3")
+        key = _key(access_key, secret_key, session_token)
+        store = partial(
+            _store, bucket, endpoint, region, key, connect=connect_seconds, retries=retries, patience=total_seconds / 2
+        )
+        self._calls = store(attempt=timedelta(seconds=attempt_seconds))
+        # a slow reader makes a download long; only its pauses tell whether the store still lives
+        self._reads = store(attempt=FOREVER, read=timedelta(seconds=attempt_seconds))
+        # a check tells how it is now, and somebody waits for it
+        self._probe = store(attempt=timedelta(seconds=connect_seconds), retries=1)
+        self._check_seconds = connect_seconds * 2
+
+    def __repr__(self) -> str:
+        return f"S3Blobs({self._shown})"
+
+    async def aclose(self) -> None:
+        """Wait for calls that nobody waits for any more, and let the threads go."""
+        await asyncio.get_running_loop().run_in_executor(None, self._pool.shutdown)
+
+    def draft(self, owner: str) -> Draft:
+        return FileDraft(self._drafts, partial(self._keep, known_owner(owner)))
+
+    async def open(self, name: str, start: int = 0, stop: int | None = None) -> Reading:
+        if start < 0:
+            raise ValueError("start counts from the first byte, it cannot be negative")
+        return _S3Reading(self, await self.call(partial(self._open, self._key_of(name), start, stop)))
+
+    async def delete(self, owner: str) -> int:
+        removed = 0
+        async for page in self._listed(self._base + known_owner(owner)):
+            keys = [meta["path"] for meta in page if self._named(meta["path"])]
+            if keys:
+                await self.call(partial(obstore.delete, self._calls, keys))
+            removed += len(keys)
+        return removed
+
+    async def sweep(self, older_than: float) -> int:
+        """Remove drafts that stopped writers left on this machine.
+
+        Unfinished multipart uploads are removed by the bucket's lifecycle rule AbortIncompleteMultipartUpload.
+        """
+        return await DISK.run(partial(self._drafts.sweep, older_than))
+
+    async def owners(self, older_than: float, since: float = 0.0) -> list[str]:
+        limit = time.time() - older_than  # an object's age is told by the store's clock, which must be near ours
+        newest: dict[str, float] = {}
+        async for page in self._listed(self._base):
+            for meta in page:
+                if match := self._named(meta["path"]):
+                    newest[match[1]] = max(newest.get(match[1], 0.0), meta["last_modified"].timestamp())
+        return [owner for owner, at in newest.items() if since <= at <= limit]
+
+    async def check(self) -> None:
+        """Write a draft; write, list and delete an object. Raises `StorageError` with the cure, and soon."""
+        await DISK.run(self._check_scratch)
+        await self.call(self._check_bucket, self._check_seconds)
+
+    async def link(self, name: str, seconds: int) -> str | None:
+        """At most a week, which is what S3 allows."""
+        if self._links == "none":
+            return None
+        key = self._key_of(name)
+        if self._links == "public":
+            return f"{self._public_base}/{key}"
+        valid = timedelta(seconds=max(1, min(seconds, WEEK)))
+        return await self.call(partial(obstore.sign, self._calls, "GET", key, valid))
+
+    async def call(self, work: Callable[[], T], seconds: float | None = None) -> T:
+        """Run a call to the store in one of our threads, with its errors in the words of the contract.
+
+        Who is cancelled leaves at once. The thread ends by itself: nothing of what it does is half done.
+        """
+        try:
+            async with asyncio.timeout(seconds or self._total_seconds):
+                return await asyncio.get_running_loop().run_in_executor(self._pool, partial(_translated, work))
+        except TimeoutError:
+            raise s3_errors.slow() from None
+
+    async def _keep(self, owner: str, file: HashingFile, media_type: str | None) -> Blob:
+        return await self.call(partial(self._kept, owner, file, media_type or MEDIA_TYPE))
+
+    async def _listed(self, prefix: str) -> AsyncIterator[Sequence[ObjectMeta]]:
+        """List whole folders only: obstore appends a slash to the prefix. One call per page, each with its own time."""
+        pages = obstore.list(self._calls, prefix or None, chunk_size=PAGE)
+        while (page := await self.call(partial(next, pages, None))) is not None:
+            yield page
+
+    def _key_of(self, name: str) -> str:
+        if NAME.fullmatch(name) is None:
+            raise BlobMissing("there is no image of that name")
+        return self._base + name
+
+    def _named(self, key: str) -> re.Match[str] | None:
+        return NAME.fullmatch(key.removeprefix(self._base)) if key.startswith(self._base) else None
+
+    # -- in a thread
+
+    def _kept(self, owner: str, file: HashingFile, media_type: str) -> Blob:
+        """1. look whether it is there 2. else upload it 3. only what is there in full has a name."""
+        with file.lock:
+            source, sha256, size = _Source(file), file.sha256.hexdigest(), file.size
+        name = f"{owner}/{sha256}"
+        with source:
+            if not self._there(self._base + name, size, not_before=time.time() - FRESH):
+                self._upload(self._base + name, source, size, media_type)
+        return Blob(name=name, size=size, sha256=sha256)
+
+    def _upload(self, key: str, source: _Source, size: int, media_type: str) -> None:
+        large = size > PART
+        obstore.put(
+            self._calls,
+            key,
+            source,
+            attributes={"Content-Type": media_type},
+            use_multipart=large,
+            chunk_size=PART,
+            max_concurrency=PARTS_AT_ONCE,
+        )
+        if large and not self._there(key, size):
+            raise StorageError("the image store said yes and kept something else: try again")
+
+    def _there(self, key: str, size: int, *, not_before: float = 0.0) -> bool:
+        try:
+            meta = obstore.head(self._calls, key)
+        except FileNotFoundError:
+            return False
+        return meta["size"] == size and meta["last_modified"].timestamp() >= not_before
+
+    def _open(self, key: str, start: int, stop: int | None) -> GetResult | None:
+        """The answer with the wanted bytes; None for none of them."""
+        try:
+            if stop is not None and stop <= start:
+                obstore.head(self._calls, key)
+                return None
+            return obstore.get(self._reads, key, options=_range(start, stop))
+        except (BaseError, FileNotFoundError) as error:
+            found = s3_errors.refusal(str(error))
+            if found.status == 416:
+                return None
+            if found.status == 404 and found.code != "NoSuchBucket":
+                raise BlobMissing("there is no image of that name") from None
+            raise
+
+    def _check_scratch(self) -> None:
+        file = self._drafts.new()
+        try:
+            file.write(b"\0" * 4096)
+        finally:
+            file.drop()
+
+    def _check_bucket(self) -> None:
+        key = self._base + ".check"
+        obstore.put(self._probe, key, b"ok", use_multipart=False)
+        next(iter(obstore.list(self._probe, key, chunk_size=PAGE)), None)
+        obstore.delete(self._probe, [key])
+
+
+class _Source(io.FileIO):
+    """A draft as it is read for the upload, until nobody wants it any more; small pieces keep memory flat."""
+
+    def __init__(self, draft: HashingFile) -> None:
+        super().__init__(str(draft.path), opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW))
+        self._draft = draft
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if self._draft.closed:
+            raise StorageError("the draft was left")
+        return super().read(STREAM_CHUNK if size is None or size < 0 else min(size, STREAM_CHUNK)) or b""
+
+
+class _S3Reading:
+    """The rest of an answer. It is never short without saying so."""
+
+    def __init__(self, store: S3Blobs, result: GetResult | None) -> None:
+        self._store = store
+        self._stream = iter(result.stream(STREAM_CHUNK)) if result else None
+        self._left = result.range[1] - result.range[0] if result else 0
+        self._rest: memoryview = memoryview(b"")
+        self._coming: asyncio.Task[bytes | None] | None = None
+
+    def __aiter__(self) -> _S3Reading:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._rest and self._left > 0:
+            await self._fetch()
+        if not self._rest:
+            await self.aclose()
+            raise StopAsyncIteration
+        chunk, self._rest = self._rest[:CHUNK], self._rest[CHUNK:]
+        return bytes(chunk)
+
+    async def _fetch(self) -> None:
+        """Who is cancelled here and comes again waits for the same bytes: none are lost."""
+        if self._coming is None:
+            self._coming = asyncio.ensure_future(self._store.call(partial(next, self._stream, None)))
+        try:
+            data = await asyncio.shield(self._coming)
+        except StorageError:
+            await self.aclose()
+            raise
+        self._coming = None
+        self._left -= len(data or b"")
+        self._rest = memoryview(data or b"")
+        if not data or self._left < 0:
+            await self.aclose()
+            raise StorageError("the image store broke off in the middle of an image: try again")
+
+    async def aclose(self) -> None:
+        """The connection goes with the stream."""
+        self._left, self._rest, self._stream = 0, memoryview(b""), None
+        if self._coming is not None:
+            self._coming.cancel()
+            self._coming = None
+
+
+def _store(
+    bucket: str,
+    endpoint: str | None,
+    region: str,
+    key: S3Key | None,
+    *,
+    attempt: timedelta,
+    read: timedelta | None = None,
+    connect: float,
+    retries: int,
+    patience: float,
+) -> S3Store:
+    """What is given here counts; obstore takes the rest from the environment (roles, web identities, proxies)."""
+    # the name of the bucket in the host is AWS' own way; its certificates do not cover a name with dots
+    hosted = endpoint is None and "." not in bucket
+    # always said: obstore would take an empty variable of the environment for an address
+    where = endpoint or f"https://{f'{bucket}.' if hosted else ''}s3.{region}.amazonaws.com"
+    config: S3Config = {
+        "region": region,
+        "endpoint": where,
+        "aws_endpoint_url_s3": where,
+        "virtual_hosted_style_request": hosted,
+    }
+    client: ClientConfig = {
+        "allow_http": endpoint is not None and endpoint.startswith("http:"),
+        "connect_timeout": timedelta(seconds=connect),
+        "timeout": attempt,
+    }
+    if read is not None:
+        client["read_timeout"] = read
+    return S3Store(
+        bucket,
+        config=config,
+        client_options=client,
+        retry_config={"max_retries": retries, "retry_timeout": timedelta(seconds=patience)},
+        # not as settings: those would be mixed with a session token of the environment
+        credential_provider=None if key is None else partial(_credential, key),
+    )
+
+
+def _credential(key: S3Key) -> S3Credential:
+    return {"access_key_id": key.id, "secret_access_key": key.secret, "token": key.token, "expires_at": None}
+
+
+def _key(access_key: str | None, secret_key: str | None, session_token: str | None) -> S3Key | None:
+    if bool(access_key) != bool(secret_key):
+        raise ValueError(f"a key has two parts: set both {s3_errors.ID} and {s3_errors.SECRET}, or neither")
+    return S3Key(id=access_key, secret=secret_key, token=session_token or None) if access_key and secret_key else None
+
+
+def _judge(bucket: str, prefix: str, endpoint: str | None) -> None:
+    """Only what needs no quoting: keys are compared as they are."""
+    if BUCKET.fullmatch(bucket) is None or (prefix and PREFIX.fullmatch(prefix) is None):
+        raise ValueError("BROKER_BLOB_URL is s3://bucket/prefix, of letters, digits, dots, dashes and underscores")
+    if endpoint is not None and ENDPOINT.fullmatch(endpoint) is None:
+        raise ValueError(f"{s3_errors.ENDPOINT} begins with http:// or https:// and names a host, without a key")
+
+
+def _translated(work: Callable[[], T]) -> T:
+    """The chain of causes is cut: it would carry addresses and answers, which may repeat the key."""
+    try:
+        return work()
+    except InvalidPathError:
+        raise s3_errors.odd_key() from None
+    except BaseError as error:
+        raise s3_errors.told(str(error)) from None
+    except OSError as error:
+        raise _mistold(error) from None
+
+
+def _mistold(error: OSError) -> StorageError:
+    """obstore says FileNotFoundError, without a number, for a bucket that is not there."""
+    if isinstance(error, FileNotFoundError) and error.errno is None:
+        return s3_errors.told(str(error))
+    return DISK.told(error)
+
+
+def _range(start: int, stop: int | None) -> GetOptions:
+    start = min(start, 2**62)
+    if stop is None:
+        return {"range": {"offset": start}} if start else {}
+    return {"range": (start, min(stop, 2**63 - 1))}

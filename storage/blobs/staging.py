@@ -1,0 +1,231 @@
+"""Drafts: bytes on their way into a blob store, in a local file that is hashed while it is written.
+
+<folder>/<random>     being written; locked by its writer, so that only orphans are swept
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import hashlib
+import io
+import os
+import secrets
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from aiofiles.threadpool.binary import AsyncFileIO
+
+from storage.blobs.store import Blob, Draft
+from storage.errors import StorageError, StorageFull
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+T = TypeVar("T")
+MIB = 2**20
+PIECE = MIB
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+CURES = {
+    errno.EACCES: "let this user write to the folder of {variable}",
+    errno.EPERM: "let this user write to the folder of {variable}",
+    errno.EROFS: "mount the disk of {variable} writable",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "raise the limit of open files of this machine",
+    errno.EIO: "the disk is failing: check it, and the kernel's log",
+    errno.ENOTDIR: "{variable} must name a folder",
+    errno.EEXIST: "{variable} must name a folder",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Disk:
+    """A local disk, in the words of whoever has to mend it.
+
+    variable: the setting that chose it. room: what to do when it is full.
+    """
+
+    variable: str
+    room: str
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Run file work in a thread, to its end even if we are cancelled: half would leave something behind."""
+        try:
+            return await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, work))
+        except OSError as error:
+            raise self.told(error) from error
+
+    def told(self, error: OSError) -> StorageError:
+        """The system's error in the words of the contract; never with its path."""
+        if error.errno in FULL:
+            return StorageFull(f"no space is left for images: {self.room}")
+        cure = CURES.get(error.errno or 0, "look at the disk of {variable}, then try again")
+        said = cure.format(variable=self.variable)
+        return StorageError(f"the image store cannot do it now ({error.strerror or 'unknown error'}): {said}")
+
+
+class Drafts:
+    """The folder of drafts, shared by any number of processes of one machine.
+
+    free_floor: bytes that stay free on the disk; a draft that begins below it is refused with `StorageFull`.
+    All methods block: call them in a thread.
+    """
+
+    def __init__(self, folder: Path, disk: Disk, *, free_floor: int = 0) -> None:
+        self.disk = disk
+        self._folder = folder
+        self._free_floor = free_floor
+
+    def new(self) -> HashingFile:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._keep_floor()
+        return HashingFile(self._folder / secrets.token_hex(16))
+
+    def sweep(self, older_than: float) -> int:
+        """Remove what dead writers left; a draft whose writer lives is left alone, however old."""
+        if not self._folder.is_dir():
+            return 0
+        limit = time.time() - older_than  # the age of a file is told by the machine's clock and no other
+        return sum(_remove_orphan(path, limit) for path in self._folder.iterdir())
+
+    def _keep_floor(self) -> None:
+        if not self._free_floor:
+            return
+        disk = os.statvfs(self._folder)
+        if disk.f_bavail * disk.f_frsize < self._free_floor:
+            raise StorageFull(
+                f"less than {self._free_floor // MIB} MiB are free on the disk of the images: {self.disk.room}"
+            )
+
+
+Keep = Callable[["HashingFile", str | None], Awaitable[Blob]]
+"""What a store does with the finished file and its media type."""
+
+
+class FileDraft:
+    """The draft of every store: a `HashingFile` that is gone after the block, unless `keep` gave it another name."""
+
+    def __init__(self, drafts: Drafts, keep: Keep) -> None:
+        self._drafts = drafts
+        self._keep = keep
+        self._file: HashingFile | None = None
+        self._left = False
+        self._lock = threading.Lock()
+
+    @property
+    def size(self) -> int:
+        return self._opened.size
+
+    @property
+    def sha256(self) -> str:
+        return self._opened.sha256.hexdigest()
+
+    @property
+    def path(self) -> Path:
+        return self._opened.path
+
+    @property
+    def _opened(self) -> HashingFile:
+        if self._file is None:
+            raise RuntimeError("a draft is used inside its `async with` block")
+        return self._file
+
+    async def write(self, chunk: bytes) -> None:
+        try:
+            await AsyncFileIO(self._opened, loop=None, executor=None).write(chunk)
+        except OSError as error:
+            raise self._drafts.disk.told(error) from error
+
+    async def keep(self, media_type: str | None = None) -> Blob:
+        return await self._keep(self._opened, media_type)
+
+    async def __aenter__(self) -> Draft:
+        try:
+            await self._drafts.disk.run(self._open)
+        except asyncio.CancelledError:
+            await self._drafts.disk.run(self._drop)
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._drafts.disk.run(self._drop)
+
+    def _open(self) -> None:
+        with self._lock:
+            if not self._left:  # a cancelled caller may be gone before its thread begins
+                self._file = self._drafts.new()
+
+    def _drop(self) -> None:
+        with self._lock:
+            self._left = True
+            if self._file is not None:
+                self._file.drop()
+
+
+class HashingFile(io.FileIO):
+    """A new file that hashes what it writes, both in one thread hop.
+
+    The lock is for cancelled callers: their call goes on in its thread while somebody already closes the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path), "x", opener=_create)
+        self.path = path
+        self.lock = threading.RLock()
+        self.sha256 = hashlib.sha256()
+        self.size = 0
+        with suppress(OSError):  # a file system without locks: then only age protects a draft from the sweep
+            fcntl.flock(self.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        with self.lock, memoryview(data).cast("B") as view:
+            for start in range(0, len(view), PIECE):
+                self._write_all(view[start : start + PIECE])
+            return len(view)
+
+    def _write_all(self, piece: memoryview) -> None:
+        while piece:
+            written = super().write(piece)
+            self.sha256.update(piece[:written])
+            self.size += written
+            piece = piece[written:]
+
+    def drop(self) -> None:
+        """Close, and remove the draft if it was not renamed."""
+        with self.lock:
+            self.path.unlink(missing_ok=True)
+            self.close()
+
+
+def _create(path: str, flags: int) -> int:
+    # the flags have O_EXCL: what is already there, be it a link, is never written to
+    return os.open(path, flags | os.O_NOFOLLOW, 0o640)
+
+
+def _remove_orphan(draft: Path, limit: float) -> bool:
+    """Remove a draft that nobody has touched since `limit` and nobody holds; whether it was removed."""
+    try:
+        if draft.stat(follow_symlinks=False).st_mtime > limit or _held(draft):
+            return False
+        draft.unlink()
+    except OSError:  # kept or dropped meanwhile, or no draft at all
+        return False
+    return True
+
+
+def _held(draft: Path) -> bool:
+    descriptor = os.open(draft, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False

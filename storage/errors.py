@@ -1,0 +1,15 @@
+"""Errors of databases and blob stores. Every message names a cure, and no secret."""
+
+from __future__ import annotations
+
+
+class StorageError(Exception):
+    """The store is locked, full or unreachable; the caller may try again later."""
+
+
+class StorageFull(StorageError):
+    """No space is left. Cure: free disk space, or shorten BROKER_RETENTION_HOURS."""
+
+
+class NoSuchTable(StorageError):
+    """The database has no tables yet. Cure: `broker db upgrade`, or start the broker."""

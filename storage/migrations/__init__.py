@@ -1,1 +1,0 @@
-"""Numbered SQL, forward only, one purpose each. The same text runs on every database."""

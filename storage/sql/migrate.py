@@ -1,0 +1,102 @@
+"""Migrations: numbered SQL files, each run once, in a transaction of its own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+
+from storage.errors import NoSuchTable
+from storage.sql.database import Database, Stale, Statement
+
+TABLE = """CREATE TABLE IF NOT EXISTS migrations
+    (number BIGINT PRIMARY KEY, name TEXT NOT NULL, ran_at DOUBLE PRECISION NOT NULL)"""
+MARK = """INSERT INTO migrations (number, name, ran_at) VALUES (:number, :name, :now)
+    ON CONFLICT (number) DO NOTHING"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Migration:
+    number: int
+    name: str
+    statements: tuple[str, ...]
+
+
+class SchemaTooNew(Exception):
+    """The database was used by a newer broker. Cure: run that version, or restore an older backup."""
+
+
+def migrations() -> list[Migration]:
+    """Every migration that ships with this version, in order."""
+    folder = resources.files("storage.sql.migrations")
+    return sorted(
+        (_read(f.name, f.read_text("utf-8")) for f in folder.iterdir() if f.name.endswith(".sql")),
+        key=lambda m: m.number,
+    )
+
+
+def _read(name: str, text: str) -> Migration:
+    return Migration(number=int(name[:4]), name=name.removesuffix(".sql"), statements=tuple(_statements(text)))
+
+
+def _statements(text: str) -> Iterator[str]:
+    # our own files: no semicolon stands inside a string or a comment
+    without_comments = re.sub(r"--[^\n]*", "", text)
+    return (part.strip() for part in without_comments.split(";") if part.strip())
+
+
+async def missing(database: Database) -> list[Migration]:
+    """What `upgrade` would run. Changes nothing. Raises `SchemaTooNew`."""
+    try:
+        rows = await database.fetch("SELECT number FROM migrations")
+    except NoSuchTable:
+        rows = []
+    return _unseen({row["number"] for row in rows})
+
+
+def _unseen(seen: set[int]) -> list[Migration]:
+    known = migrations()
+    if seen - {m.number for m in known}:
+        raise SchemaTooNew(
+            f"the database has migration {max(seen)}, this version knows {known[-1].number}: use the newer broker"
+        )
+    return [m for m in known if m.number not in seen]
+
+
+async def _applied(database: Database) -> set[int]:
+    """Numbers of the migrations that this database has seen."""
+    await database.transact(Statement(sql=database.exclusive), Statement(sql=TABLE))
+    return {row["number"] for row in await database.fetch("SELECT number FROM migrations")}
+
+
+async def probe(database: Database) -> None:
+    """One commit that changes nothing: raises `StorageError` where none can be made."""
+    await database.execute("DELETE FROM migrations WHERE number < 0")
+
+
+async def born_at(database: Database) -> float:
+    """When this database was made. Files that are older cannot be its own."""
+    row = await database.point("SELECT min(ran_at) AS born_at FROM migrations")
+    return float(row["born_at"]) if row and row["born_at"] is not None else float("inf")
+
+
+async def upgrade(database: Database, now: float) -> list[Migration]:
+    """Run what is missing; several starters at once are safe. Returns what was run here."""
+    return [m for m in _unseen(await _applied(database)) if await _run(database, m, now)]
+
+
+async def _run(database: Database, migration: Migration, now: float) -> bool:
+    # the row comes first: of two starters the second finds it there, and changes nothing
+    mark = Statement(
+        sql=MARK,
+        params={"number": migration.number, "name": migration.name, "now": now},
+        must_change=True,
+    )
+    try:
+        await database.transact(
+            Statement(sql=database.exclusive), mark, *(Statement(sql=sql) for sql in migration.statements)
+        )
+    except Stale:
+        return False
+    return True

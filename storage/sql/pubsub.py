@@ -1,0 +1,54 @@
+"""Listeners and wakers of one process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from storage.sql.database import Bell
+
+
+class Wakes:
+    """Bells by channel; a wake rings every bell that listens at that moment."""
+
+    def __init__(self) -> None:
+        self._bells: defaultdict[str, set[_Bell]] = defaultdict(set)
+
+    def wake(self, *channels: str) -> None:
+        for channel in channels:
+            for bell in self._bells.get(channel, ()):
+                bell.ring()
+
+    def wake_all(self) -> None:
+        """Somebody may have called while we could not hear."""
+        self.wake(*self._bells)
+
+    @contextmanager
+    def listen(self, channel: str) -> Iterator[Bell]:
+        bell = _Bell()
+        self._bells[channel].add(bell)
+        try:
+            yield bell
+        finally:
+            self._bells[channel].discard(bell)
+            if not self._bells[channel]:
+                del self._bells[channel]
+
+
+class _Bell:
+    def __init__(self) -> None:
+        self._rung = asyncio.Event()
+
+    def ring(self) -> None:
+        self._rung.set()
+
+    async def wait(self, timeout: float) -> bool:
+        try:
+            async with asyncio.timeout(max(0.0, timeout)):
+                await self._rung.wait()
+        except TimeoutError:
+            return False
+        self._rung.clear()
+        return True

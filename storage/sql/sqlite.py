@@ -1,0 +1,198 @@
+"""SQLite database: WAL, synchronous FULL, one writer with group commit, readers that cannot write.
+
+One connection writes and checkpoints. Two that do can lose data in SQLite 3.7.0 to 3.51.2 (the WAL-reset bug),
+and a second writer would only wait for the first one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sqlite3
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, AsyncExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, cast
+
+import aiosqlite
+
+from storage.errors import NoSuchTable, StorageError, StorageFull
+from storage.sql.database import Bell, Outcome, Row, Statement
+from storage.sql.group_commit import GroupCommitWriter, is_busy
+from storage.sql.pubsub import Wakes
+
+WAL_LIMIT_BYTES: Final = 64 * 2**20
+MAX_OPEN_ATTEMPTS: Final = 50
+OPEN_RETRY_SECONDS: Final = 0.1
+
+ALL_PRAGMAS: Final = "PRAGMA busy_timeout=5000; PRAGMA mmap_size=0;"
+WRITER_PRAGMAS: Final = f"""PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA wal_autocheckpoint=1000;
+    PRAGMA journal_size_limit={WAL_LIMIT_BYTES}; PRAGMA temp_store=MEMORY;"""
+READER_PRAGMAS: Final = "PRAGMA query_only=ON; PRAGMA cache_size=-65536;"
+
+_MOVE_AWAY: Final = "restore it from a backup, or move it away to begin with an empty one"
+_OTHER_PROCESS: Final = "another process holds it; end that one, or try again"
+_CURES: Final = {
+    "SQLITE_READONLY": "let this user write to its file and its folder",
+    "SQLITE_CANTOPEN": "let this user read and write its file and its folder",
+    "SQLITE_PERM": "let this user read and write its file and its folder",
+    "SQLITE_AUTH": "let this user read and write its file and its folder",
+    "SQLITE_CORRUPT": f"it is damaged; {_MOVE_AWAY}",
+    "SQLITE_NOTADB": f"it is not a database; {_MOVE_AWAY}",
+    "SQLITE_BUSY": _OTHER_PROCESS,
+    "SQLITE_LOCKED": _OTHER_PROCESS,
+    "SQLITE_IOERR": "its disk is failing; check it, and the kernel's log",
+}
+
+
+class SqliteDatabase:
+    """Database in one file. `async with SqliteDatabase(path)` opens it, or use `await open()` and `await close()`."""
+
+    skip_locked = ""
+    exclusive = "SELECT 1 AS alone"  # there is one writer at a time anyway
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._wakes = Wakes()
+        self._writer = GroupCommitWriter(partial(open_connection, path, WRITER_PRAGMAS))
+        self._closed = False
+
+    async def open(self) -> SqliteDatabase:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            await self._connect()
+        except (OSError, sqlite3.Error) as error:
+            name = getattr(error, "sqlite_errorname", "") or ""
+            raise StorageError(f"cannot open the database {self.path.name} ({error}): {_cure(name)}") from error
+        return self
+
+    async def _connect(self) -> None:
+        reader = partial(open_connection, self.path, READER_PRAGMAS)
+        async with AsyncExitStack() as opened:
+            await self._writer.open()
+            opened.push_async_callback(self._writer.close)
+            self._reader = await opened.enter_async_context(aiosqlite.Connection(reader, iter_chunk_size=64))
+            self._inline = await asyncio.to_thread(reader)
+            opened.callback(self._inline.close)
+            self._opened = opened.pop_all()
+
+    async def __aenter__(self) -> SqliteDatabase:
+        return await self.open()
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def fetch(self, sql: str, **params: Any) -> list[Row]:
+        try:
+            return list(cast("list[Row]", await self._reader.execute_fetchall(sql, params)))
+        except sqlite3.Error as error:
+            raise _storage_error(error) from error
+
+    async def point(self, sql: str, **params: Any) -> Row | None:
+        try:
+            row: Row | None = self._inline.execute(sql, params).fetchone()
+        except sqlite3.Error as error:
+            raise _storage_error(error) from error
+        return row
+
+    async def execute(self, sql: str, **params: Any) -> int:
+        return (await self.transact(Statement(sql=sql, params=params)))[0].count
+
+    async def transact(self, *statements: Statement, wake: Sequence[str] = ()) -> list[Outcome]:
+        if self._closed:
+            raise StorageError("the database is closed")
+        if not statements:
+            return []
+        try:
+            write = self._writer.submit(statements, after_commit=partial(self._wakes.wake, *wake))
+            return await asyncio.shield(write)
+        except sqlite3.Error as error:
+            raise _storage_error(error) from error
+
+    async def settled(self) -> None:
+        await self._writer.flush()
+
+    def wake(self, *channels: str) -> None:
+        self._wakes.wake(*channels)
+
+    def listen(self, channel: str) -> AbstractContextManager[Bell]:
+        return self._wakes.listen(channel)
+
+    async def check(self) -> None:
+        """Raise `StorageError` with the cure if the file is damaged."""
+        rows = await self.fetch("PRAGMA quick_check(1)")
+        verdict = next(iter(rows[0].values()))
+        if verdict != "ok":
+            raise StorageError(f"{self.path.name} is damaged ({verdict}): restore it from a backup; it was not changed")
+
+    async def now(self) -> float:
+        return time.time()
+
+    async def facts(self) -> dict[str, str]:
+        log = self.path.with_name(self.path.name + "-wal")
+        log_bytes = log.stat().st_size if log.exists() else 0
+        return {
+            "database": str(self.path.resolve()),
+            "SQLite": sqlite3.sqlite_version,
+            "size": f"{self.path.stat().st_size / 2**20:.1f} MiB, {log_bytes / 2**20:.1f} MiB more in its log",
+        }
+
+    async def close(self) -> None:
+        """Write all that was handed in, then close."""
+        if self._closed:
+            return
+        self._closed = True
+        await self._opened.aclose()
+
+
+def open_connection(path: Path, pragmas: str) -> sqlite3.Connection:
+    """Return a connection in autocommit mode: transactions begin and end where we say so."""
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=256)
+    connection.row_factory = _dict_row
+    try:
+        _run_pragmas(connection, f"{ALL_PRAGMAS} {pragmas}")
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
+
+
+def _run_pragmas(connection: sqlite3.Connection, pragmas: str) -> None:
+    """Retry while another process switches the file to WAL: busy_timeout does not cover that."""
+    for attempts_left in reversed(range(MAX_OPEN_ATTEMPTS)):
+        try:
+            connection.executescript(pragmas)
+        except sqlite3.OperationalError as error:
+            if not attempts_left or not is_busy(error):
+                raise
+            time.sleep(OPEN_RETRY_SECONDS)
+        else:
+            return
+
+
+def _dict_row(cursor: sqlite3.Cursor, values: tuple[Any, ...]) -> dict[str, Any]:
+    return {column[0]: value for column, value in zip(cursor.description, values, strict=True)}
+
+
+def _cure(name: str) -> str:
+    """Look the cure up by the error's family: SQLITE_CANTOPEN_ISDIR belongs to SQLITE_CANTOPEN."""
+    return _CURES.get("_".join(name.split("_")[:2]), "look at its disk, and whether DATABASE_URL is right")
+
+
+def _storage_error(error: sqlite3.Error) -> StorageError:
+    name = getattr(error, "sqlite_errorname", "") or ""
+    if name == "SQLITE_FULL" or name.startswith("SQLITE_IOERR_WRITE"):
+        return StorageFull("the disk of the database is full: free some space")
+    if "no such table" in str(error):
+        return NoSuchTable("the database has no tables yet: run broker db upgrade")
+    return StorageError(f"the database cannot do it now ({name or 'error'}, {error}): {_cure(name)}")
+
+
+def sqlite_path(url: str) -> Path:
+    """Return the file of `sqlite:///relative` or `sqlite:////absolute`."""
+    match = re.fullmatch(r"sqlite:///(.+)", url)
+    if match is None:
+        raise ValueError("a SQLite address looks like sqlite:///data/broker.db")
+    return Path(match[1])

@@ -1,0 +1,68 @@
+"""States of a task: which are active, final or cancelable, and the public status that each is shown as.
+
+QUEUED ──► SUBMITTING ──► WAITING ──► FETCHING ──► SUCCEEDED ──► EXPIRED ──► (row gone)
+  ▲            │   │         │  ▲        │
+  │            │   │         │  └─ check says Pending
+  │            │   │         └──► QUEUED   Failed, worth another attempt
+  └─ refused ──┘   └─ Finished at once, or the callback was quicker ──► FETCHING
+first four ──► FAILED        first three ──► CANCELED        FAILED, CANCELED ──► EXPIRED
+FAILED ──► FETCHING                  a success after the deadline still lands
+FAILED(unknown_outcome) ──► WAITING  the job turned up and can be checked; both are still shown as failed
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+
+class State(StrEnum):
+    QUEUED = "queued"
+    SUBMITTING = "submitting"
+    WAITING = "waiting"
+    FETCHING = "fetching"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELED = "canceled"
+    EXPIRED = "expired"
+
+
+ACTIVE_STATES: Final = (State.QUEUED, State.SUBMITTING, State.WAITING, State.FETCHING)
+"""States whose step works on the image."""
+FINAL_STATES: Final = (State.SUCCEEDED, State.FAILED, State.CANCELED, State.EXPIRED)
+"""States whose step is retention: it deletes something."""
+CANCELABLE_STATES: Final = frozenset({State.QUEUED, State.SUBMITTING, State.WAITING})
+"""States before the first success: a task can still be canceled."""
+LANDING: Final = frozenset({State.WAITING, State.FETCHING})
+"""States of a task that is shown as failed and whose image may still come."""
+
+SHOWN: Final = {
+    "pending": "state = 'queued' AND attempt = 0",
+    "processing": """ended_at IS NULL AND
+        (state IN ('submitting', 'waiting', 'fetching') OR (state = 'queued' AND attempt > 0))""",
+    "completed": "state = 'succeeded'",
+    "failed": "(state = 'failed' OR (state IN ('waiting', 'fetching') AND ended_at IS NOT NULL))",
+    "canceled": "state = 'canceled'",
+}
+"""SQL condition of each public status; the same rule as `public_status`."""
+ENDED_STATUSES: Final = frozenset({"completed", "failed", "canceled", "expired"})
+
+_STATUS: Final = {
+    State.QUEUED: "pending",
+    State.SUBMITTING: "processing",
+    State.WAITING: "processing",
+    State.FETCHING: "processing",
+    State.SUCCEEDED: "completed",
+    State.FAILED: "failed",
+    State.CANCELED: "canceled",
+    State.EXPIRED: "expired",
+}
+
+
+def public_status(state: State, *, attempt: int, ended_at: float | None) -> str:
+    """Return the status that callers see. It never goes back: not to pending, and not from failed to processing."""
+    if state in LANDING and ended_at is not None:
+        return "failed"
+    if state == State.QUEUED and attempt > 0:
+        return "processing"
+    return _STATUS[state]
