@@ -21,6 +21,7 @@ from broker.reports import Report
 from broker.tasks import lifecycle
 from broker.tasks.lifecycle import Changes
 from broker.tasks.steps.callbacks import CallbackStep
+from storage.attempts import Attempts
 from storage.callbacks import Entry, Hook
 from storage.ids import new_callback_id
 from storage.tasks import DUE, Task
@@ -143,7 +144,7 @@ class Inbox:
             return "nothing: the task was deleted by retention"
         report = self.callback_step.report_of(task, replace(hook, verdict=taken_as.value))
         number = hook.attempt or await self.callback_step.attempt_number(task, report) or task.attempt
-        attempt = await self.broker.tasks.attempt(task.id, number)
+        attempt = await Attempts(self.broker.database).get(task.id, number)
         changes = lifecycle.apply_report(task, attempt, report, self.broker.clock.now(), self.broker.policy)
         return _in_words(task, changes, taken_as)
 

@@ -44,6 +44,7 @@ from broker.tasks.steps.table import StepTable
 from broker.tasks.transitions import Transitions
 from broker.tasks.worker import Worker
 from broker.thumbnails import Thumbnails
+from storage.attempts import Attempts
 from storage.blobs.store import BlobStore
 from storage.callbacks import Hooks
 from storage.cluster_state import Facts
@@ -120,6 +121,10 @@ class Composition:
         return Tasks(self.database)
 
     @cached_property
+    def attempts(self) -> Attempts:
+        return Attempts(self.database)
+
+    @cached_property
     def images(self) -> Images:
         return Images(self.database)
 
@@ -193,7 +198,12 @@ class Composition:
     @cached_property
     def transitions(self) -> Transitions:
         return Transitions(
-            clock=self.clock, policy=self.policy, tasks=self.tasks, outbox=self.outbox, metrics=self.metrics
+            clock=self.clock,
+            policy=self.policy,
+            tasks=self.tasks,
+            attempts=self.attempts,
+            outbox=self.outbox,
+            metrics=self.metrics,
         )
 
     @cached_property
@@ -232,6 +242,7 @@ class Composition:
         return CallbackStep(
             clock=self.clock,
             tasks=self.tasks,
+            attempts=self.attempts,
             hooks=self.hooks,
             providers=self.providers,
             transitions=self.transitions,

@@ -65,7 +65,7 @@ class CallbackRoutes:
 
     async def _record_duration(self, began: float) -> None:
         """Record the time from the first byte of the request to the end of the response."""
-        self.broker.metrics.callback_seconds.observe(time.perf_counter() - began)
+        self.broker.metrics.callback_ack_seconds.observe(time.perf_counter() - began)
 
     def _acknowledgement(self, request: Request, judgement: Decision) -> Response:
         """An error is returned, not raised: raised, it would lose the background task."""
@@ -73,7 +73,7 @@ class CallbackRoutes:
             received = CallbackReceived(success=True, message=f"The callback was taken: {judgement.reason}.")
             return json_response(received.to_document(), judgement.status)
         error = Refusal(_CODES[judgement.status], f"The callback was not taken: {judgement.reason}.")
-        self.broker.metrics.refusals.labels(error.code).inc()
+        self.broker.metrics.request_errors.labels(error.code).inc()
         return error_response(self.broker.presenter.messages, request, error, {})
 
 

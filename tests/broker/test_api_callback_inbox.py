@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from storage.attempts import Attempts
 from storage.callbacks import Hook
 from storage.states import State
 from storage.tasks import Task
@@ -244,7 +245,7 @@ async def test_a_second_result_does_not_change_how_the_end_was_learned(tmp_path:
         await house.services.database.execute("UPDATE attempts SET outcome = 'succeeded', learned_by = 'question'")
         hook_id = await call(house, address(house, task), done("another-job"))
         await settled(house, hook_id, "processedAt")
-        (attempt,) = await house.services.broker.tasks.attempts(task.id)
+        (attempt,) = await Attempts(house.services.database).of_task(task.id)
         assert "another-job" in (attempt.spare or "")
         assert attempt.learned_by == "question"
 
@@ -282,7 +283,7 @@ async def test_news_of_an_earlier_job_is_about_the_attempt_that_made_it(tmp_path
         told = await replayed(house, hook["id"])
         await settled(house, told["replayId"], "processedAt")
         assert (await row(house, task)).state == State.SUBMITTING
-        attempts = await house.services.broker.tasks.attempts(task.id)
+        attempts = await Attempts(house.services.database).of_task(task.id)
         assert [(attempt.outcome, attempt.job_id) for attempt in attempts] == [("failed", "job-1"), ("sent", None)]
 
 

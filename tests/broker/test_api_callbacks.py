@@ -219,7 +219,7 @@ async def test_the_time_to_an_answer_is_measured(tmp_path: Path) -> None:
     async with open_api(tmp_path) as house:
         await house.client.post(HOOK, json=done())
         page = (await house.client.get("/metrics")).text
-        assert "broker_callback_seconds_count 1.0" in page
+        assert "broker_callback_ack_seconds_count 1.0" in page
         assert 'broker_callbacks_total{provider="kie",verification="unknown"} 1.0' in page
 
 

@@ -300,7 +300,7 @@ async def test_metrics_count_tasks_and_refusals(tmp_path: Path) -> None:
         assert page.headers["content-type"].startswith("text/plain")
         assert 'broker_tasks{state="waiting"} 1.0' in page.text
         assert 'broker_tasks{state="failed"} 0.0' in page.text
-        assert 'broker_refusals_total{code="task_not_found"} 1.0' in page.text
+        assert 'broker_request_errors_total{code="task_not_found"} 1.0' in page.text
 
 
 async def test_cookies_are_never_parsed(tmp_path: Path) -> None:

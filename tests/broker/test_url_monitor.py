@@ -133,7 +133,7 @@ async def test_tunnel_started_after_the_broker_is_found(tmp_path: Path, clock: M
             await house.refresh()
         assert said(logs) == ["public_url_verified", "public_url_found"]
         assert house.base() == tunnel.url
-        assert house.metric("broker_public_address_changes_total", what="found") == 1
+        assert house.metric("broker_public_address_changes_total", change="found") == 1
         assert await house.callback_address() == f"{tunnel.url}/api/webhook/nano-banana"
 
 
@@ -221,7 +221,7 @@ async def test_new_url_replaces_a_dead_one_at_once(tmp_path: Path, clock: Manual
             "switched_to_polling",
         ]
         assert house.base() == second.url
-        assert house.metric("broker_public_address_changes_total", what="changed") == 1
+        assert house.metric("broker_public_address_changes_total", change="changed") == 1
         row = await house.now(task)
         assert (row.hooked, row.due_at) == (False, clock.now() + 3)
 

@@ -17,6 +17,7 @@ import pytest
 from broker.sandbox.options import Options
 from broker.sandbox.server import serve_sandbox
 from broker.settings import Settings
+from storage.attempts import Attempts
 from storage.errors import StorageError
 from storage.sql.database import Stale, Statement
 from storage.sql.migrate import SchemaTooNew, migrations, missing, upgrade
@@ -94,7 +95,9 @@ async def test_of_two_who_compare_and_set_one_wins_however_the_line_breaks(postg
         await direct.transact(rows.adding(task))
         async with broken(postgres, url, "after") as (database, _):
             with pytest.raises(Stale):  # it had happened; whoever sees this looks again, and finds its own change
-                await database.transact(rows.saving(task, tries=7), rows.noting(task.id, 1, outcome="accepted"))
+                await database.transact(
+                    rows.saving(task, tries=7), Attempts(database).update_attempt(task.id, 1, outcome="accepted")
+                )
         row = await rows.get(task.id)
         assert row is not None
         assert (row.tries, row.version) == (7, task.version + 1)

@@ -13,7 +13,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from storage.attempts import Attempt
+from storage.attempts import Attempt, Attempts
 from storage.callbacks import Hook, Hooks
 from storage.deliveries import Deliveries, Delivery, Fate, Try
 from storage.idempotency import Keys, KeyUse
@@ -196,7 +196,9 @@ async def test_after_a_trouble_one_goes_first_and_the_others_wait_for_it(databas
     assert (await lanes.room("kie", limits, NOW + 2)).free == 0
     with pytest.raises(Stale):
         await submit(1)
-    await database.transact(rows.noting(a_task(0).id, 1, outcome="accepted"), lanes.clearing("kie"))
+    await database.transact(
+        Attempts(database).update_attempt(a_task(0).id, 1, outcome="accepted"), lanes.clearing("kie")
+    )
     await submit(1)
 
 
@@ -398,8 +400,8 @@ async def _use_everything(database: Any, rows: Tasks, task: Task) -> None:
     await rows.of_batch(task.batch)
     for status in (None, *SHOWN):
         await rows.newest(status=status, limit=5, before=(NOW, "task"))
-    await rows.attempts(task.id)
-    await rows.attempt(task.id, 1)
+    await Attempts(database).of_task(task.id)
+    await Attempts(database).get(task.id, 1)
     await rows.claim(State.WAITING, now=NOW, lease=lease(until=NOW), limit=5)
     await rows.claim_queued("kie", now=NOW, lease=lease(until=NOW), limit=5)
     await rows.claim_overdue(now=NOW + 1000, lease=lease(until=NOW), limit=5)
@@ -414,7 +416,7 @@ async def _use_everything(database: Any, rows: Tasks, task: Task) -> None:
     await rows.expecting(NOW, 5)
     attempt = Attempt(task_id=task.id, number=1, provider="kie", key_id="default", sent_at=NOW)
     await database.transact(*lanes.intending(attempt, Limits(creates=5, places=5)))
-    await database.transact(rows.noting(task.id, 1, job_id="job"))
+    await database.transact(Attempts(database).update_attempt(task.id, 1, job_id="job"))
     await lanes.room("kie", limits, NOW)
     await database.transact(lanes.pausing("kie", NOW), lanes.clearing("kie"))
     await lanes.room("kie", Limits(creates=5, places=5), NOW)
