@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from broker.api.native.task_cache import TaskCache
 from broker.reports import Finished, Pending
 from broker.sandbox.options import Options
 from broker.services import Services
@@ -19,7 +18,7 @@ from broker.tasks import eta
 from broker.tasks.eta import round_up
 from storage.states import State
 from storage.tasks import Task
-from tests.broker.api_house import NEVER, a_task, open_api
+from tests.broker.api_house import NEVER, a_task, open_api, task_cache
 from tests.broker.test_api_tasks import NOTHING_KNOWN, look, parsed
 from tests.conftest import ManualClock
 from tests.journeys.house import open_house, still
@@ -37,7 +36,7 @@ async def quiet(tmp_path: Path, clock: ManualClock) -> AsyncIterator[Services]:
 
 
 async def add(services: Services, *tasks: Task) -> None:
-    await services.database.transact(*(services.broker.tasks.adding(task) for task in tasks))
+    await services.database.transact(*(services.tasks.adding(task) for task in tasks))
 
 
 def queued(number: int, **changes: Any) -> Task:
@@ -52,7 +51,7 @@ def done(number: int, *, making: float = 20.0, fetching: float = 2.0, **changes:
 
 async def told(services: Services, task: Task) -> tuple[int | None, int | None]:
     """Place and estimate."""
-    progress = await services.broker.eta.estimate(task)
+    progress = await services.eta.estimate(task)
     return progress.position, progress.eta
 
 
@@ -72,7 +71,7 @@ async def test_one_look_serves_all_who_ask_within_a_moment(quiet: Services, cloc
     await add(quiet, first, second)
     places = await asyncio.gather(*(told(quiet, task) for task in [second] * 50))
     assert {place for place, _ in places} == {2}
-    await quiet.database.transact(quiet.broker.tasks.saving(first, state=State.WAITING))
+    await quiet.database.transact(quiet.tasks.saving(first, state=State.WAITING))
     await add(quiet, queued(3))
     assert (await told(quiet, second))[0] == 2
     assert (await told(quiet, queued(3)))[0] is None  # it came after the look
@@ -81,7 +80,7 @@ async def test_one_look_serves_all_who_ask_within_a_moment(quiet: Services, cloc
 
 
 async def test_who_stands_very_far_back_is_told_only_that(quiet: Services) -> None:
-    quiet.broker.eta.max_positions = 3
+    quiet.eta.max_positions = 3
     tasks = [queued(n) for n in range(1, 7)]
     await add(quiet, *tasks, *(done(n) for n in range(9)))
     assert [(await told(quiet, task))[0] for task in tasks] == [1, 2, 3, 4, 4, 4]
@@ -114,7 +113,7 @@ async def test_without_enough_alike_the_model_counts_then_the_provider_then_noth
     await add(quiet, *(done(n, resolution="1K") for n in range(4)))
     assert await told(quiet, task) == (None, None)
     await add(quiet, done(5, resolution="4K"))
-    quiet.broker.eta._histories.clear()
+    quiet.eta._histories.clear()
     assert await told(quiet, task) == (None, 25)
     assert await told(quiet, pro) == (None, 25)
     assert await told(quiet, a_task(NOW, state=State.WAITING, provider="other", sent_at=NOW)) == (None, None)
@@ -125,7 +124,7 @@ async def test_an_estimate_that_was_exceeded_says_no_more(quiet: Services, clock
     task = a_task(NOW, state=State.WAITING, sent_at=NOW)
     clock.advance(22)
     assert await told(quiet, task) == (None, None)
-    assert (await quiet.broker.eta.estimate(task)).fresh_for == math.inf
+    assert (await quiet.eta.estimate(task)).fresh_for == math.inf
     clock.advance(-3600)  # the clock was set back
     assert (await told(quiet, task))[1] == 25
 
@@ -178,8 +177,8 @@ async def test_a_queued_task_shows_its_place_and_its_tag_changes_with_it(tmp_pat
         same = await house.client.get(path, headers={"If-None-Match": first.headers["etag"]})
         assert same.status_code == 304
         await house.change(tasks[0], state=State.CANCELED, ended_at=5.0)
-        house.services.broker.eta._queues.clear()
-        cache = TaskCache(house.services.broker)
+        house.services.eta._queues.clear()
+        cache = task_cache(house.services)
         prepared = await cache.response(tasks[1].id, "en")
         assert b'"position":1' in prepared.body
         assert prepared.tag != first.headers["etag"]
@@ -212,7 +211,7 @@ async def test_a_task_that_is_not_queued_is_one_point_read_per_poll(tmp_path: Pa
     """Its answer stands until the estimate says something else: no queue and no history are looked at."""
     async with open_api(tmp_path) as house:
         task = await house.add(provider_state="generating", provider_percent=40.4, sent_at=NOW)
-        cache = TaskCache(house.services.broker)
+        cache = task_cache(house.services)
         first = await cache.response(task.id, "en")
         assert b'"providerState":"generating","percent":40,' in first.body
         await house.services.database.execute("DROP INDEX tasks_history")
@@ -230,9 +229,9 @@ async def test_a_new_word_of_the_provider_is_news_and_an_old_one_is_not(quiet: S
     steps = quiet.worker.steps
     for stage, percent, news in (("waiting", None, True), ("waiting", None, False), ("generating", 40.0, True)):
         clock.advance(60)
-        before = await quiet.broker.get(task.id)
+        before = await quiet.queries.get(task.id)
         await steps.transitions.apply_report(before, Pending(job_id="job", stage=stage, percent=percent), 0)
-        row = await quiet.broker.get(task.id)
+        row = await quiet.queries.get(task.id)
         assert (row.provider_state, row.provider_percent) == (stage, percent)
         assert (row.updated_at == clock.now()) is news
         assert row.version == before.version + 1  # the next question is written down in any case
@@ -241,7 +240,7 @@ async def test_a_new_word_of_the_provider_is_news_and_an_old_one_is_not(quiet: S
 async def test_those_who_follow_hear_the_providers_word(tmp_path: Path) -> None:
     async with open_api(tmp_path) as house:
         task = await house.add(job_id="job")
-        async with aclosing(house.services.broker.changes(task.id)) as changes:
+        async with aclosing(house.services.queries.changes(task.id)) as changes:
             words = [(await anext(changes)).provider_state]
             await house.services.worker.steps.transitions.apply_report(task, Pending(job_id="job", stage="queuing"), 0)
             async with asyncio.timeout(1):
@@ -255,7 +254,7 @@ async def test_times_are_kept_for_the_next_estimates(quiet: Services, clock: Man
     await add(quiet, task)
     clock.advance(17)
     await quiet.worker.steps.transitions.apply_report(task, Finished(outputs=("https://a/1",), job_id="job"), 0)
-    row = await quiet.broker.get(task.id)
+    row = await quiet.queries.get(task.id)
     assert (row.state, row.sent_at, row.finished_at, row.entered_at) == (State.FETCHING, NOW, NOW + 17, NOW + 17)
 
 

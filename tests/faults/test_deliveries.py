@@ -7,19 +7,18 @@ import itertools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from broker.api.native.task_cache import TaskCache
 from broker.bootstrap import open_services
 from broker.clock import SystemClock
 from broker.errors import Refusal
 from broker.net.fetcher import Fetcher
 from broker.notifications.deliverer import CONCURRENCY, HOST_CONCURRENCY
-from broker.orders import Request
+from broker.orders import OrderRequest
 from broker.reports import Failed
 from broker.services import Services
 from broker.settings import Settings
@@ -31,10 +30,11 @@ from storage.sql.database import Outcome, Stale, Statement
 from storage.sql.sqlite import SqliteDatabase, sqlite_path
 from storage.states import State
 from storage.tasks import Task
+from tests.broker.api_house import task_cache
 from tests.conftest import ManualClock
 from tests.faults.faulty_http import PUBLIC, Names, Network, Script, Visit, answers, head, rst, says, silence
 from tests.faults.test_worker import turn
-from tests.journeys.house import still
+from tests.journeys.house import create_tasks, still
 from tests.servers.postgres import Postgres
 from tests.servers.receiver import Receiver, receiving
 from webhooks.events import Event
@@ -57,24 +57,24 @@ class Scene:
     clock: ManualClock
 
     async def order(self, url: str | None = None) -> Task:
-        request = Request(prompt="a red bicycle", callback_url=url or self.receiver.url)
-        return (await self.services.broker.create("local", request)).tasks[0]
+        request = OrderRequest(prompt="a red bicycle", callback_url=url or self.receiver.url)
+        return (await create_tasks(self.services, request))[0]
 
     async def ended(self) -> Task:
         """One that was canceled just now."""
         task = await self.order()
-        return await self.services.broker.cancel(task.id)
+        return await self.services.canceler.cancel_task(task.id)
 
     async def turn(self) -> None:
         await turn(self.services)
 
     async def delivery_of(self, task: Task) -> Delivery:
-        (delivery,) = await self.services.broker.deliveries.newest(task_id=task.id, limit=10)
+        (delivery,) = await self.services.deliveries.newest(task_id=task.id, limit=10)
         return delivery
 
     async def delivery(self) -> Delivery:
         """The only one there is."""
-        (delivery,) = await self.services.broker.deliveries.newest(limit=10)
+        (delivery,) = await self.services.deliveries.newest(limit=10)
         return delivery
 
 
@@ -98,6 +98,13 @@ async def scene(tmp_path: Path, clock: ManualClock, receiver: Receiver) -> Async
         yield scene
 
 
+def calling_with(scene: Scene, fetcher: Fetcher) -> Scene:
+    """The same broker, whose orders check the addresses of callers with another fetcher."""
+    orders = scene.services.orders
+    planner = replace(orders.planner, caller_fetcher=fetcher)
+    return replace(scene, services=replace(scene.services, orders=replace(orders, planner=planner)))
+
+
 # -- the retry schedule
 
 
@@ -119,7 +126,7 @@ async def test_dead_receiver_gets_one_attempt_and_six_retries(
         delivery = await scene.delivery()
         ended = (Fate.FAILED, 7, None, 500)
         assert (delivery.outcome, delivery.tries, delivery.due_at, delivery.last_status) == ended
-        tries = await scene.services.broker.deliveries.tries(delivery.id)
+        tries = await scene.services.deliveries.tries(delivery.id)
         assert [one.status for one in tries] == [500] * 7
         assert [round(b.at - a.at) for a, b in itertools.pairwise(tries)] == list(RETRY_SCHEDULE)
 
@@ -213,9 +220,9 @@ async def test_nobody_there_is_tried_again(scene: Scene) -> None:
     async with receiving() as gone:
         services = scene.services
         fetcher = Fetcher(allow=[gone.host])
-        services.broker.caller_fetcher = services.worker.deliverer.fetcher = fetcher
-        task = await scene.order(gone.url)
-    await services.broker.cancel(task.id)
+        services.worker.deliverer.fetcher = fetcher
+        task = await calling_with(scene, fetcher).order(gone.url)
+    await services.canceler.cancel_task(task.id)
     await scene.turn()
     delivery = await scene.delivery()
     assert (delivery.outcome, delivery.reason, delivery.last_status) == (Fate.PENDING, "ConnectError", None)
@@ -285,7 +292,7 @@ async def test_two_processes_tell_it_once(tmp_path: Path, receiver: Receiver, po
         tasks = [await one.ended() for _ in range(24)]
         for _ in range(4):
             await asyncio.gather(one.turn(), other.turn())
-        assert {d.outcome for d in await one.services.broker.deliveries.newest(limit=50)} == {Fate.DELIVERED}
+        assert {d.outcome for d in await one.services.deliveries.newest(limit=50)} == {Fate.DELIVERED}
     told = [message.document["data"]["id"] for message in receiver.heard]
     assert sorted(told) == sorted(task.id for task in tasks)
 
@@ -323,9 +330,9 @@ async def test_a_transaction_that_is_run_twice_tells_once(
         return Doubtful(sqlite_path(chosen.database))
 
     async with open_services(settings, clock=clock, open_database=open_doubtful) as services:
-        await services.broker.cancel(task.id)
+        await services.canceler.cancel_task(task.id)
         await turn(services)
-        (delivery,) = await services.broker.deliveries.newest(limit=10)
+        (delivery,) = await services.deliveries.newest(limit=10)
         assert (delivery.outcome, delivery.tries) == (Fate.DELIVERED, 1)
     assert receiver.types == ["task.canceled"]
 
@@ -338,8 +345,8 @@ async def test_slow_receiver_does_not_delay_others(tmp_path: Path) -> None:
         async with still(tmp_path, SystemClock(), callback_allow=hosts, rate_per_minute=1000) as services:
             services.worker.deliverer.timeout_seconds = 0.3
             for url in (*[slow.url] * 2 * CONCURRENCY, quick.url):
-                request = Request(prompt="a red bicycle", callback_url=url)
-                await services.broker.cancel((await services.broker.create("local", request)).tasks[0].id)
+                request = OrderRequest(prompt="a red bicycle", callback_url=url)
+                await services.canceler.cancel_task((await create_tasks(services, request))[0].id)
             while not quick.heard:
                 await services.worker.poll_once()
                 await services.worker.running.wait_for_one()
@@ -364,14 +371,14 @@ async def _write_webhooks(scene: Scene, *hosts: str) -> None:
             due_at=float(number),
             created_at=0.0,
         )
-        await scene.services.database.transact(scene.services.broker.deliveries.adding(one))
+        await scene.services.database.transact(scene.services.deliveries.adding(one))
 
 
 async def test_host_gets_two_webhooks_at_a_time(scene: Scene) -> None:
     await _write_webhooks(scene, *["a.example"] * 20, "b.example")
     claimed = [*await _claimed(scene.services), *await _claimed(scene.services)]
     assert [delivery.host for delivery in claimed] == ["a.example", "a.example", "b.example"]
-    leased = [d for d in await scene.services.broker.deliveries.newest(limit=200) if d.leased_by]
+    leased = [d for d in await scene.services.deliveries.newest(limit=200) if d.leased_by]
     assert len(leased) == 3, "the others are free for other processes"
 
 
@@ -397,13 +404,13 @@ Ending = Callable[[Services, Task], Awaitable[None]]
 
 
 async def _settle(services: Services, task: Task, decide: Callable[[Task], Changes]) -> None:
-    row = await services.broker.tasks.get(task.id)
+    row = await services.tasks.get(task.id)
     assert row is not None
     await services.worker.steps.transitions.apply(row, lambda now, _: decide(now), is_leased=False)
 
 
 async def _fetching(services: Services, task: Task) -> None:
-    tasks, now = services.broker.tasks, services.clock.now()
+    tasks, now = services.tasks, services.clock.now()
     row = await tasks.get(task.id)
     assert row is not None
     image = StoredImage(
@@ -422,7 +429,7 @@ async def _fetching(services: Services, task: Task) -> None:
     found = {"outputs": ("https://a.example/1",), "billed": "yes", "deadline_at": now}
     values = {"state": State.FETCHING, "attempt": 1, **found}
     await services.database.transact(tasks.saving(row, **values))
-    await services.database.transact(tasks.pinning(task.id, State.FETCHING), services.broker.images.adding(image))
+    await services.database.transact(tasks.pinning(task.id, State.FETCHING), services.images.adding(image))
 
 
 async def complete(services: Services, task: Task) -> None:
@@ -442,7 +449,7 @@ async def fail(services: Services, task: Task) -> None:
 
 
 async def cancel(services: Services, task: Task) -> None:
-    await services.broker.cancel(task.id)
+    await services.canceler.cancel_task(task.id)
 
 
 async def fail_early_and_for_good(services: Services, task: Task) -> None:
@@ -487,13 +494,13 @@ async def test_every_end_is_told_once_and_as_a_poll_would_tell_it(
     async with a_scene(tmp_path, ManualClock(time.time()), receiver, **settings) as scene:
         task = await scene.order()
         await ending(scene.services, task)
-        deliveries = await scene.services.broker.deliveries.newest(limit=10)
+        deliveries = await scene.services.deliveries.newest(limit=10)
         assert sorted(d.type for d in deliveries) == sorted(events)
         await asyncio.gather(*(scene.services.worker.deliverer.deliver(d) for d in await _claimed(scene.services)))
         assert sorted(receiver.types) == sorted(events)
         if events:
-            row = await scene.services.broker.get(task.id)
-            poll = (await TaskCache(scene.services.broker).task_data(row, "en")).to_document()
+            row = await scene.services.queries.get(task.id)
+            poll = (await task_cache(scene.services).task_data(row, "en")).to_document()
             (last,) = [m.document for m in receiver.heard if m.document["type"] == f"task.{poll['status']}"]
             later = {"updatedAt": None}  # what failed early may have changed since, as nobody but this can see
             assert {**last["data"], **later} == {**poll, **later}
@@ -505,14 +512,14 @@ async def _claimed(services: Services) -> list[Delivery]:
 
 
 async def test_a_task_without_an_address_is_told_to_nobody(scene: Scene) -> None:
-    (task,) = (await scene.services.broker.create("local", Request(prompt="a red bicycle"))).tasks
-    await scene.services.broker.cancel(task.id)
-    assert await scene.services.broker.deliveries.newest(limit=10) == []
+    (task,) = await create_tasks(scene.services, OrderRequest(prompt="a red bicycle"))
+    await scene.services.canceler.cancel_task(task.id)
+    assert await scene.services.deliveries.newest(limit=10) == []
 
 
 async def test_an_end_that_was_not_written_is_not_told(scene: Scene) -> None:
     """One transaction: whoever lost the race for the row has told nobody."""
-    broker = scene.services.broker
+    broker = scene.services
     task = await scene.order()
     told = await scene.services.worker.steps.transitions.outbox.enqueue_event(task, await _as_canceled(task))
     await scene.services.database.transact(broker.tasks.saving(task, tries=1))
@@ -558,22 +565,23 @@ UNFIT = ["https://example.com/\udc80", "https://example.com/\x00", "https://exam
 
 @pytest.mark.parametrize("url", [*FORBIDDEN, *UNFIT])
 async def test_a_forbidden_address_is_refused_when_it_is_handed_in(scene: Scene, url: str) -> None:
-    scene.services.broker.caller_fetcher = Fetcher(resolve=Names())
-    request = Request(prompt="a red bicycle", callback_url=url)
-    for attempt in (scene.services.broker.create("local", request), scene.services.broker.preview(request)):
+    orders = calling_with(scene, Fetcher(resolve=Names())).services.orders
+    request = OrderRequest(prompt="a red bicycle", callback_url=url)
+    plan = orders.plan(request)
+    for attempt in (orders.create("local", request, plan), orders.dry_run(request, plan)):
         with pytest.raises(Refusal) as refused:
             await attempt
         assert (refused.value.code, refused.value.field) == ("invalid_request", "callbackUrl")
         assert "https://" in refused.value.message, "the cure"
         assert "word" not in refused.value.message
-    assert await scene.services.broker.newest(status=None, limit=5, before=None) == []
+    assert await scene.services.queries.list_newest(status=None, limit=5, before=None) == []
 
 
 @pytest.mark.parametrize("bad", [["10.0.0.1"], [PUBLIC, "127.0.0.1"], ["::1"], ["64:ff9b::a00:1"]])
 async def test_a_name_that_leads_inside_is_refused_when_it_is_handed_in(scene: Scene, bad: list[str]) -> None:
-    scene.services.broker.caller_fetcher = Fetcher(resolve=Names([bad]), exemption="BROKER_CALLBACK_ALLOW")
+    fetcher = Fetcher(resolve=Names([bad]), exemption="BROKER_CALLBACK_ALLOW")
     with pytest.raises(Refusal, match="BROKER_CALLBACK_ALLOW"):
-        await scene.order("https://hooks.example.com/x")
+        await calling_with(scene, fetcher).order("https://hooks.example.com/x")
 
 
 async def _unanswered(host: str, port: int) -> list[str]:
@@ -599,9 +607,9 @@ async def test_a_name_that_leads_inside_later_is_not_called(scene: Scene) -> Non
     names = Names([[PUBLIC], ["127.0.0.1"], [PUBLIC, "10.0.0.1"], [PUBLIC]])
     network = Network([b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"])
     fetcher = Fetcher(resolve=names, backend=network, exemption="BROKER_CALLBACK_ALLOW")
-    scene.services.broker.caller_fetcher = scene.services.worker.deliverer.fetcher = fetcher
-    task = await scene.order("http://hooks.example.com/x")
-    await scene.services.broker.cancel(task.id)
+    scene.services.worker.deliverer.fetcher = fetcher
+    task = await calling_with(scene, fetcher).order("http://hooks.example.com/x")
+    await scene.services.canceler.cancel_task(task.id)
     for pause in RETRY_SCHEDULE[:2]:
         await scene.turn()
         delivery = await scene.delivery()
@@ -621,7 +629,7 @@ async def test_a_forbidden_address_is_not_called_however_it_came_into_the_row(sc
     await scene.services.database.execute(
         "UPDATE tasks SET callback_url = :url, version = version + 1 WHERE id = :id", url=url, id=task.id
     )
-    await scene.services.broker.cancel(task.id)
+    await scene.services.canceler.cancel_task(task.id)
     await scene.turn()
     delivery = await scene.delivery()
     assert network.dialled == []
@@ -648,7 +656,7 @@ async def test_what_was_not_heard_is_forgotten_with_its_task(
         scene.clock.advance(24 * HOUR - sum(RETRY_SCHEDULE[:5]))
         (under_way, *_) = [d for d in await _claimed(scene.services) if d.task_id == task.id]
         await scene.turn()
-        row = await scene.services.broker.tasks.get(task.id)
+        row = await scene.services.tasks.get(task.id)
         assert row is not None
         assert (row.state, row.prompt) == (State.EXPIRED, "")
         assert (await scene.delivery()).task_id == living.id
@@ -662,7 +670,7 @@ async def test_what_was_told_is_forgotten_with_its_task(scene: Scene) -> None:
     await scene.turn()
     scene.clock.advance(24 * HOUR)
     await scene.turn()
-    assert await scene.services.broker.deliveries.newest(limit=5) == []
+    assert await scene.services.deliveries.newest(limit=5) == []
     assert await scene.services.database.fetch("SELECT * FROM delivery_attempts") == []
 
 
@@ -685,8 +693,8 @@ class Meanwhile:
 async def test_a_replay_in_the_last_moment_is_not_forgotten(scene: Scene) -> None:
     await scene.ended()
     await scene.turn()
-    broker, delivery = scene.services.broker, await scene.delivery()
-    meanwhile: Any = Meanwhile(scene.services.database, lambda: broker.replay(delivery.id))
+    broker, delivery = scene.services, await scene.delivery()
+    meanwhile: Any = Meanwhile(scene.services.database, lambda: broker.delivery_log.replay(delivery.id))
     assert await Deliveries(meanwhile).forget(scene.clock.now() + 100, 10) == 0
     assert len(await broker.deliveries.tries(delivery.id)) == 1
     await scene.turn()

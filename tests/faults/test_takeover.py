@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from broker.orders import Request
+from broker.orders import OrderRequest
 from broker.reports import Finished, Pending
 from broker.sandbox.options import Options
 from broker.sandbox.server import serve_sandbox
@@ -24,7 +24,7 @@ from storage.states import FINAL_STATES, State
 from storage.tasks import Lease, Task
 from tests.conftest import ManualClock
 from tests.faults.process import until
-from tests.journeys.house import House, open_house, still
+from tests.journeys.house import House, create_tasks, open_house, still
 from tests.servers import postgres as servers
 
 pytestmark = pytest.mark.anyio
@@ -32,8 +32,8 @@ pytestmark = pytest.mark.anyio
 
 async def a_task(services: Services, clock: ManualClock, state: State, attempt: int, **changes: Any) -> Task:
     """A task in some state, with the ledger that goes with it."""
-    broker = services.broker
-    (task,) = (await broker.create("local", Request(prompt="a red bicycle"))).tasks
+    broker = services
+    (task,) = await create_tasks(services, OrderRequest(prompt="a red bicycle"))
     values = {"state": state, "attempt": attempt, "due_at": clock.now(), "hooked": False, **changes}
     saving = broker.tasks.saving(task, **values)
     limits = services.worker.submissions.limits_of(task.provider)
@@ -45,7 +45,7 @@ async def a_task(services: Services, clock: ManualClock, state: State, attempt: 
 
 
 async def leased(services: Services, state: State, holder: str, now: float) -> Task:
-    (task,) = await services.broker.tasks.claim(state, now=now, lease=Lease(holder=holder, until=now + 30), limit=1)
+    (task,) = await services.tasks.claim(state, now=now, lease=Lease(holder=holder, until=now + 30), limit=1)
     return task
 
 
@@ -54,7 +54,7 @@ async def test_a_late_recovery_does_not_judge_the_attempt_of_somebody_else(
     tmp_path: Path, clock: ManualClock, resubmit: bool
 ) -> None:
     async with still(tmp_path, clock, resubmit_unknown=resubmit) as services:
-        steps, tasks = services.worker.steps, services.broker.tasks
+        steps, tasks = services.worker.steps, services.tasks
         await a_task(services, clock, State.SUBMITTING, 1)
         sleeper = await leased(services, State.SUBMITTING, "sleeper", clock.now())
         clock.advance(60)
@@ -70,7 +70,7 @@ async def test_a_late_answer_without_news_does_not_end_what_another_works_on(
     tmp_path: Path, clock: ManualClock
 ) -> None:
     async with still(tmp_path, clock) as services:
-        steps, tasks = services.worker.steps, services.broker.tasks
+        steps, tasks = services.worker.steps, services.tasks
         task = await a_task(services, clock, State.WAITING, 1, job_id="job", deadline_at=clock.now() + 10)
         sleeper = await leased(services, State.WAITING, "sleeper", clock.now())
         clock.advance(60)
@@ -142,10 +142,10 @@ async def _accepted(house: House, count: int) -> bool:
 
 async def test_references_are_forgotten_even_if_the_store_refuses_once(tmp_path: Path, clock: ManualClock) -> None:
     async with still(tmp_path, clock) as services:
-        retention, images = services.worker.retention, services.broker.images
+        retention, images = services.worker.retention, services.images
         task = await a_task(services, clock, State.SUCCEEDED, 1, ended_at=clock.now())
         owner = reference_owner(task.batch)
-        async with services.broker.blobs.draft(owner) as draft:
+        async with services.blobs.draft(owner) as draft:
             await draft.write(b"bytes")
             blob = await draft.keep()
         row = {**_ROW, "owner": owner, "blob": blob.name, "created_at": clock.now()}
@@ -156,7 +156,7 @@ async def test_references_are_forgotten_even_if_the_store_refuses_once(tmp_path:
         clock.advance(25 * 3600)
         await retention.run([await leased(services, State.SUCCEEDED, "me", clock.now())])
         expired = await leased(services, State.EXPIRED, "me", clock.now())
-        stubborn = replace(retention, blobs=_Refusing(services.broker.blobs))
+        stubborn = replace(retention, blobs=_Refusing(services.blobs))
         with pytest.raises(StorageError):
             await stubborn.run([expired])
         assert await images.owning([owner]) == {owner}
@@ -195,7 +195,7 @@ async def test_a_sweep_leaves_alone_whose_task_may_still_get_its_row(tmp_path: P
     async with still(tmp_path, clock) as services:
         task = await a_task(services, clock, State.FETCHING, 1)
         for owner in (task.id, "task_" + "f" * 32, reference_owner(task.batch)):
-            async with services.broker.blobs.draft(owner) as draft:
+            async with services.blobs.draft(owner) as draft:
                 await draft.write(b"bytes")
                 await draft.keep()
         assert await services.worker.retention.find_strays(
@@ -205,7 +205,7 @@ async def test_a_sweep_leaves_alone_whose_task_may_still_get_its_row(tmp_path: P
 
 async def test_a_shorter_retention_does_not_touch_what_was_revived(tmp_path: Path, clock: ManualClock) -> None:
     async with still(tmp_path, clock) as services:
-        tasks = services.broker.tasks
+        tasks = services.tasks
         due = {"ended_at": clock.now(), "due_at": clock.now() + 86_400}
         ended = await a_task(services, clock, State.FAILED, 1, **due)
         revived = await a_task(services, clock, State.FETCHING, 1, **due)
