@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from storage.attempts import Attempt
 from storage.ids import owner_key
 from storage.ledger import Ledger
 from storage.sql.database import Database, Row, Statement
@@ -238,16 +237,6 @@ class Tasks:
         )
         return [record(Took, row) for row in rows]
 
-    async def attempts(self, task_id: str) -> list[Attempt]:
-        rows = await self.database.fetch("SELECT * FROM attempts WHERE task_id = :id ORDER BY number", id=task_id)
-        return [record(Attempt, row) for row in rows]
-
-    async def attempt(self, task_id: str, number: int) -> Attempt | None:
-        row = await self.database.point(
-            "SELECT * FROM attempts WHERE task_id = :id AND number = :number", id=task_id, number=number
-        )
-        return record(Attempt, row) if row else None
-
     # -- leasing
 
     async def claim(self, state: State, *, now: float, lease: Lease, limit: int) -> list[Task]:
@@ -441,14 +430,6 @@ class Tasks:
             f"SELECT DISTINCT batch FROM tasks WHERE batch IN ({listed}) AND state <> 'expired'", **params
         )
         return {row["batch"] for row in rows}
-
-    def noting(self, task_id: str, number: int, **changes: Any) -> Statement:
-        """Write into one line of the ledger."""
-        sets = ", ".join(f"{name} = :{name}" for name in changes)
-        return Statement(
-            sql=f"UPDATE attempts SET {sets} WHERE task_id = :task_id AND number = :number",
-            params={**changes, "task_id": task_id, "number": number},
-        )
 
 
 def _still_leased(tasks: Sequence[Task]) -> tuple[str, dict[str, Any]]:
