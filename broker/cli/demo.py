@@ -64,7 +64,7 @@ async def _make(moment: Moment, story: Story, mode: str, prompt: str, *reference
     order = await moment.client.create(prompt, images=references, aspect_ratio="16:9")
     story.tell(f"order accepted, durable before the answer: {order.id}")
     task = await _ended(moment, order.id, story.tell)
-    _check_callback(await moment.services.broker.hooks.newest(limit=10, task_id=order.id))
+    _check_callback(await moment.services.hooks.newest(limit=10, task_id=order.id))
     story.tell("callback received and believed: its token was right")
     (image,) = await moment.client.images(task)
     path = image.url.removeprefix(moment.client.base)

@@ -29,7 +29,7 @@ from storage.blobs.store import BlobStore
 from storage.callbacks import Hooks
 from storage.cluster_state import Facts
 from storage.deliveries import Deliveries
-from storage.idempotency import Keys
+from storage.idempotency import IdempotencyRecords
 from storage.ids import reference_owner
 from storage.images import Images
 from storage.ledger import Ledger
@@ -59,7 +59,7 @@ class Retention:
     tasks: TaskRetention
     images: Images
     hooks: Hooks
-    keys: Keys
+    idempotency: IdempotencyRecords
     deliveries: Deliveries
     chores: Chores
     facts: Facts
@@ -123,7 +123,7 @@ class Retention:
         """Delete old callbacks, idempotency keys, webhooks and files without a row, a few hundred at a time."""
         before = self.clock.now() - self.policy.retention_seconds
         await _repeat_in_batches(lambda: self.hooks.forget(before, ROWS_PER_STATEMENT))
-        await _repeat_in_batches(lambda: self.keys.forget(before, ROWS_PER_STATEMENT))
+        await _repeat_in_batches(lambda: self.idempotency.delete_before(before, ROWS_PER_STATEMENT))
         await _repeat_in_batches(lambda: self.deliveries.forget(before, ROWS_PER_STATEMENT))
         await _repeat_in_batches(lambda: Ledger(self.database).delete_older(self.clock.now(), ROWS_PER_STATEMENT))
         if await self.chores.take("sweep", now=self.clock.now(), every=SWEEP_SECONDS):
