@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+from storage.sql.database import Database, Statement
+from storage.sql.rows import record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,3 +33,29 @@ class Attempt:
     cost: float | None = None
     spare: str | None = None
     learned_by: str | None = None
+
+
+@dataclass(frozen=True)
+class Attempts:
+    """Attempts of tasks that are not purged. New ones are written by `provider_limits`, which counts them."""
+
+    database: Database
+
+    async def of_task(self, task_id: str) -> list[Attempt]:
+        """Return the attempts of a task, in order."""
+        rows = await self.database.fetch("SELECT * FROM attempts WHERE task_id = :id ORDER BY number", id=task_id)
+        return [record(Attempt, row) for row in rows]
+
+    async def get(self, task_id: str, number: int) -> Attempt | None:
+        row = await self.database.point(
+            "SELECT * FROM attempts WHERE task_id = :id AND number = :number", id=task_id, number=number
+        )
+        return record(Attempt, row) if row else None
+
+    def update_attempt(self, task_id: str, number: int, **changes: Any) -> Statement:
+        """Change one attempt, in the transaction that changes its task."""
+        sets = ", ".join(f"{name} = :{name}" for name in changes)
+        return Statement(
+            sql=f"UPDATE attempts SET {sets} WHERE task_id = :task_id AND number = :number",
+            params={**changes, "task_id": task_id, "number": number},
+        )

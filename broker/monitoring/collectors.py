@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from prometheus_client import generate_latest
+
 from broker.clock import Clock
 from broker.metrics import Metrics
 from broker.monitoring.balance import BalanceMonitor
@@ -60,7 +62,7 @@ class DatabaseCollector:
             self._metrics.credits_left.labels(provider).set(balance)
         self._metrics.deliveries_pending.set(await self._pending_deliveries.get())
         self._metrics.steps_running.set(self._steps_running())
-        return self._metrics.page()
+        return generate_latest(self._metrics.registry)
 
     async def _load_provider_state(self) -> tuple[Mapping[str, float], Mapping[str, float]]:
         """Return the end of each provider's cooldown, and the balances."""

@@ -21,7 +21,7 @@ from broker.tasks import lifecycle
 from broker.tasks.lifecycle import Changes
 from broker.tasks.metrics import is_unclassified, record_transition
 from broker.tasks.policy import TaskPolicy
-from storage.attempts import Attempt
+from storage.attempts import Attempt, Attempts
 from storage.sql.database import Stale, Statement
 from storage.tasks import DUE, Task, Tasks, task_channel
 
@@ -36,6 +36,7 @@ class Transitions:
     clock: Clock
     policy: TaskPolicy
     tasks: Tasks
+    attempts: Attempts
     outbox: Outbox
     metrics: Metrics
 
@@ -61,11 +62,13 @@ class Transitions:
         while True:
             if is_leased and not outlives_lease and task.leased_by != seen.leased_by:
                 return None
-            attempt = await self.tasks.attempt(task.id, number or task.attempt)
+            attempt = await self.attempts.get(task.id, number or task.attempt)
             changes = decide(task, attempt)
             values = _row_values(seen, task, changes, is_leased=is_leased)
             ledger = (
-                [self.tasks.noting(task.id, attempt.number, **changes.attempt)] if attempt and changes.attempt else []
+                [self.attempts.update_attempt(task.id, attempt.number, **changes.attempt)]
+                if attempt and changes.attempt
+                else []
             )
             if not values and not ledger and not also:
                 return task
@@ -182,7 +185,7 @@ class Transitions:
         """Return whether the change is in the database: the connection broke between its commit and the response."""
         if not changes.task or fresh.version != task.version + 1:
             return False
-        ledger = await self.tasks.attempt(task.id, task.attempt) if changes.attempt else None
+        ledger = await self.attempts.get(task.id, task.attempt) if changes.attempt else None
         return _has(fresh, changes.task) and (not changes.attempt or _has(ledger, changes.attempt))
 
 

@@ -20,6 +20,7 @@ from typing import Final
 
 import asyncpg
 
+from storage.attempts import Attempts
 from storage.sql.database import Statement
 from storage.sql.migrate import upgrade
 from storage.sql.pg_notify import CHANNEL
@@ -54,13 +55,13 @@ async def seeded(url: str, count: int) -> list[str]:
 
 
 def step(tasks: Tasks, task_id: str) -> list[Statement]:
-    """As `steps.settle`: the row, and its line in the ledger."""
+    """Apply a transition: the row, and its line in the ledger."""
     row = Statement(
         sql="UPDATE tasks SET lease_until = :now, version = version + 1 WHERE id = :id",
         params={"id": task_id, "now": time.time()},
         must_change=True,
     )
-    return [row, tasks.noting(task_id, 1, outcome="accepted")]
+    return [row, Attempts(tasks.database).update_attempt(task_id, 1, outcome="accepted")]
 
 
 def writing(database: PostgresDatabase, way: str, ids: list[str]) -> Callable[[], Awaitable[int]]:

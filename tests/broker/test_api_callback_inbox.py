@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from storage.attempts import Attempts
 from storage.callbacks import Hook
 from storage.states import State
 from storage.tasks import Task
@@ -67,7 +68,7 @@ async def replayed(house: ApiHouse, hook_id: str, **params: str) -> dict[str, An
 
 
 async def row(house: ApiHouse, task: Task) -> Task:
-    found = await house.services.broker.tasks.get(task.id)
+    found = await house.services.tasks.get(task.id)
     assert found is not None
     return found
 
@@ -99,7 +100,7 @@ async def keep(house: ApiHouse, task: Task, body: Any = None, **changes: Any) ->
         received_at=house.services.clock.now(),
         digested_at=1.0,
     )
-    await house.services.database.transact(house.services.broker.hooks.adding(replace(hook, **changes)))
+    await house.services.database.transact(house.services.hooks.adding(replace(hook, **changes)))
     return hook.id
 
 
@@ -244,7 +245,7 @@ async def test_a_second_result_does_not_change_how_the_end_was_learned(tmp_path:
         await house.services.database.execute("UPDATE attempts SET outcome = 'succeeded', learned_by = 'question'")
         hook_id = await call(house, address(house, task), done("another-job"))
         await settled(house, hook_id, "processedAt")
-        (attempt,) = await house.services.broker.tasks.attempts(task.id)
+        (attempt,) = await Attempts(house.services.database).of_task(task.id)
         assert "another-job" in (attempt.spare or "")
         assert attempt.learned_by == "question"
 
@@ -282,7 +283,7 @@ async def test_news_of_an_earlier_job_is_about_the_attempt_that_made_it(tmp_path
         told = await replayed(house, hook["id"])
         await settled(house, told["replayId"], "processedAt")
         assert (await row(house, task)).state == State.SUBMITTING
-        attempts = await house.services.broker.tasks.attempts(task.id)
+        attempts = await Attempts(house.services.database).of_task(task.id)
         assert [(attempt.outcome, attempt.job_id) for attempt in attempts] == [("failed", "job-1"), ("sent", None)]
 
 
@@ -438,7 +439,7 @@ async def test_a_right_token_speaks_for_its_own_task_only(tmp_path: Path) -> Non
     async with open_api(tmp_path) as house:
         task = await a_job(house)
         gone = f"task_{'9' * 32}"
-        token = house.services.broker.tokens.token(gone, 1)
+        token = house.services.tokens.token(gone, 1)
         path = f"{HOOK}?{httpx.QueryParams({'task': gone, 'attempt': '1', 'token': token})}"
         hook_id = await call(house, path, done())
         assert (await shown(house, hook_id))["verification"] == "unknown"
@@ -465,7 +466,7 @@ async def test_a_fixture_says_what_it_should_come_to(tmp_path: Path) -> None:
 async def test_no_way_out_shows_a_secret(tmp_path: Path) -> None:
     async with open_api(tmp_path) as house:
         task = await a_job(house)
-        token = house.services.broker.tokens.token(task.id, 1)
+        token = house.services.tokens.token(task.id, 1)
         repeated = {**done(), "callBackUrl": f"https://broker.example{address(house, task)}"}
         hook_id = await call(house, address(house, task), repeated, Authorization="Bearer canary", Cookie="canary=1")
         told = await replayed(house, hook_id)

@@ -323,7 +323,7 @@ async def test_a_running_broker_is_asked_how_it_is(tmp_path: Path) -> None:
         keyless = settings.model_copy(update={"api_keys": ()})
         status, said, cure = await found(keyless, "public address", "broker")
         assert (status, "BROKER_API_KEYS" in cure) == ("warning", True)
-        house.services.broker.closing = True
+        house.services.queries.closing = True
         status, said, _ = await found(settings, "public address", "broker")
         assert (status, "server: it is stopping" in said) == ("failed", True)
 

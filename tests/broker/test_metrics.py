@@ -48,7 +48,7 @@ async def quiet(tmp_path: Path, clock: ManualClock) -> AsyncIterator[Services]:
 async def add(services: Services, **changes: Any) -> Task:
     """A task with a job at the provider, and its line in the ledger."""
     task = a_task(NOW, **{"job_id": "job", "sent_at": NOW, "entered_at": NOW, **changes})
-    await services.database.transact(services.broker.tasks.adding(task))
+    await services.database.transact(services.tasks.adding(task))
     row = {
         **vars(
             Attempt(
@@ -87,14 +87,14 @@ GOOD: list[tuple[str, dict[str, str], float]] = [
     ("broker_submissions_total", {"provider": "kie", "outcome": "accepted"}, 2),
     ("broker_submission_seconds_count", {"provider": "kie"}, 2),
     ("broker_callbacks_total", {"provider": "kie", "verification": "accept"}, 2),
-    ("broker_callback_seconds_count", {}, 2),
+    ("broker_callback_ack_seconds_count", {}, 2),
     ("broker_downloads_total", {"outcome": "stored"}, 1),
     ("broker_download_seconds_count", {}, 1),
-    ("broker_refusals_total", {"code": "invalid_request"}, 1),
+    ("broker_request_errors_total", {"code": "invalid_request"}, 1),
 ]
 
 
-async def test_a_journey_moves_every_metric_on_its_way(tmp_path: Path) -> None:
+async def test_journey_updates_its_metrics(tmp_path: Path) -> None:
     async with open_house(tmp_path, check_after=60.0, task_deadline=60.0) as house:
         done = await house.end(await house.order("a red bicycle"))
         await house.end(await house.order("a red bicycle [mood:failed]"))
@@ -117,7 +117,7 @@ async def test_a_journey_moves_every_metric_on_its_way(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("mood", "outcome"), [("code:402", "refused"), ("code:500", "unknown"), ("silent", "unknown")])
-async def test_what_became_of_an_order_is_counted(tmp_path: Path, mood: str, outcome: str) -> None:
+async def test_submission_outcome_is_counted(tmp_path: Path, mood: str, outcome: str) -> None:
     async with open_house(tmp_path, hooked=False) as house:
         await house.end(await house.order(f"a red bicycle [mood:{mood}]"))
         metrics = house.services.metrics
@@ -125,13 +125,13 @@ async def test_what_became_of_an_order_is_counted(tmp_path: Path, mood: str, out
         assert value(metrics, "broker_unknown_outcomes_total", provider="kie") == (outcome == "unknown")
 
 
-async def test_an_order_that_never_left_is_counted_as_that(tmp_path: Path) -> None:
+async def test_unsent_order_is_counted_as_not_sent(tmp_path: Path) -> None:
     async with open_house(tmp_path, sandbox=closed_port(), task_deadline=0.2) as house:
         await house.end(await house.order("a red bicycle"))
         assert value(house.services.metrics, "broker_submissions_total", provider="kie", outcome="not_sent") >= 1
 
 
-async def test_checks_and_retries_of_downloads_are_counted(tmp_path: Path) -> None:
+async def test_checks_and_download_retries_are_counted(tmp_path: Path) -> None:
     async with open_house(tmp_path, hooked=False) as house:
         await house.end(await house.order("a red bicycle [mood:gone_once:2]"))
         metrics = house.services.metrics
@@ -144,7 +144,7 @@ async def test_checks_and_retries_of_downloads_are_counted(tmp_path: Path) -> No
 # -- single changes
 
 
-async def test_a_failure_that_no_table_knows_is_counted_once_and_logged_without_its_words(quiet: Services) -> None:
+async def test_unclassified_error_is_counted_once_and_logged_without_its_text(quiet: Services) -> None:
     task = await add(quiet)
     report = replace(UNKNOWN_WORDS, provider_code="FLUX")
     with capture_logs() as logs:
@@ -153,23 +153,23 @@ async def test_a_failure_that_no_table_knows_is_counted_once_and_logged_without_
     assert value(quiet.metrics, "broker_unclassified_errors_total", provider="kie") == 1
     (line,) = [line for line in logs if line["action"] == "unclassified_provider_error"]
     assert (line["provider_code"], "flux is cold" in str(logs)) == ("FLUX", False)
-    row = await quiet.broker.get(task.id)
+    row = await quiet.queries.get(task.id)
     assert (row.error_code, row.error_detail, row.provider_code) == ("provider_error", "the flux is cold", "FLUX")
 
 
-async def test_a_failure_that_is_known_is_no_news(quiet: Services) -> None:
+async def test_classified_error_is_not_counted_as_unclassified(quiet: Services) -> None:
     await quiet.worker.steps.transitions.apply_report(await add(quiet), replace(UNKNOWN_WORDS, known=True), 1)
     assert value(quiet.metrics, "broker_unclassified_errors_total", provider="kie") == 0
 
 
-async def test_somebody_paid_twice(quiet: Services) -> None:
+async def test_second_result_counts_as_duplicate(quiet: Services) -> None:
     task = await add(quiet, state=State.CANCELED, ended_at=NOW)
     for _ in range(2):
         await quiet.worker.steps.transitions.apply_report(task, Finished(outputs=("https://a/1",), job_id="job"), 1)
     assert value(quiet.metrics, "broker_duplicate_results_total", provider="kie") == 1
 
 
-async def test_an_end_is_told_once_and_a_late_image_is_counted_apart(quiet: Services, clock: ManualClock) -> None:
+async def test_end_is_counted_once_and_late_image_separately(quiet: Services, clock: ManualClock) -> None:
     task = await add(quiet, state=State.FETCHING, deadline_at=NOW)
     gone = lifecycle.DownloadFailure(code="download_failed", message="")
     clock.advance(90)
@@ -178,26 +178,24 @@ async def test_an_end_is_told_once_and_a_late_image_is_counted_apart(quiet: Serv
     labels = {"model": "nano-banana", "outcome": "download_failed"}
     assert value(quiet.metrics, "broker_task_seconds_sum", **labels) == 90
     await steps.transitions.apply_own(
-        await quiet.broker.get(task.id), lambda row, now, rules: lifecycle.downloaded(row, 1, [], now, rules)
+        await quiet.queries.get(task.id), lambda row, now, rules: lifecycle.downloaded(row, 1, [], now, rules)
     )
     assert value(quiet.metrics, "broker_late_results_total", model="nano-banana") == 1
     assert value(quiet.metrics, "broker_task_attempts_count") == 1
 
 
-async def test_the_time_in_a_state_is_not_shortened_by_news_of_the_provider(
-    quiet: Services, clock: ManualClock
-) -> None:
+async def test_progress_report_does_not_restart_the_time_in_a_state(quiet: Services, clock: ManualClock) -> None:
     task = await add(quiet)
     clock.advance(10)
     await quiet.worker.steps.transitions.apply_report(task, Pending(job_id="job", stage="generating"), 1)
     clock.advance(10)
     await quiet.worker.steps.transitions.apply_report(
-        await quiet.broker.get(task.id), Finished(outputs=("https://a/1",), job_id="job"), 1
+        await quiet.queries.get(task.id), Finished(outputs=("https://a/1",), job_id="job"), 1
     )
     assert value(quiet.metrics, "broker_state_seconds_sum", state="waiting") == 20
 
 
-async def test_a_step_that_nobody_foresaw_is_counted(quiet: Services) -> None:
+async def test_unexpected_step_error_is_counted(quiet: Services) -> None:
     async def broken() -> None:
         raise ValueError
 
@@ -205,11 +203,11 @@ async def test_a_step_that_nobody_foresaw_is_counted(quiet: Services) -> None:
     assert value(quiet.metrics, "broker_steps_failed_total", step="waiting") == 1
 
 
-# -- what is looked at when somebody asks
+# -- collected on request
 
 
-async def test_tasks_are_counted_no_oftener_than_it_is_worth(quiet: Services, clock: ManualClock) -> None:
-    """Half a second for a million of them: ended ones are looked at every five minutes."""
+async def test_task_counts_are_cached(quiet: Services, clock: ManualClock) -> None:
+    """Counting a million takes half a second: ended tasks are counted every five minutes."""
 
     async def counted(state: State) -> float:
         await quiet.collector.render_page()
@@ -217,7 +215,7 @@ async def test_tasks_are_counted_no_oftener_than_it_is_worth(quiet: Services, cl
 
     await quiet.collector.render_page()
     await add(quiet, number=1, state=State.WAITING)
-    await quiet.database.transact(quiet.broker.tasks.adding(a_task(NOW, number=2, state=State.FAILED)))
+    await quiet.database.transact(quiet.tasks.adding(a_task(NOW, number=2, state=State.FAILED)))
     assert [await counted(state) for state in (State.WAITING, State.FAILED)] == [0, 0]
     clock.advance(collectors.ACTIVE_TTL_SECONDS)
     assert [await counted(state) for state in (State.WAITING, State.FAILED)] == [1, 0]
@@ -225,13 +223,13 @@ async def test_tasks_are_counted_no_oftener_than_it_is_worth(quiet: Services, cl
     assert [await counted(state) for state in (State.WAITING, State.FAILED)] == [1, 1]
 
 
-async def test_many_who_ask_at_once_cost_one_look(quiet: Services) -> None:
+async def test_concurrent_pages_share_one_count(quiet: Services) -> None:
     pages = await asyncio.gather(*(quiet.collector.render_page() for _ in range(20)))
     assert len(pages) == 20
     assert quiet.collector._active.fresh_for == collectors.ACTIVE_TTL_SECONDS
 
 
-async def test_a_pause_is_shown_as_what_is_left_of_it(quiet: Services, clock: ManualClock) -> None:
+async def test_cooldown_is_shown_as_remaining_seconds(quiet: Services, clock: ManualClock) -> None:
     await quiet.database.transact(quiet.worker.submissions.lanes.pausing("kie", NOW + 30))
     await quiet.collector.render_page()
     assert value(quiet.metrics, "broker_provider_cooldown_seconds", provider="kie") == 30
@@ -240,24 +238,24 @@ async def test_a_pause_is_shown_as_what_is_left_of_it(quiet: Services, clock: Ma
     assert value(quiet.metrics, "broker_provider_cooldown_seconds", provider="kie") == 0
 
 
-async def test_one_process_asks_for_credits_and_all_know(tmp_path: Path) -> None:
+async def test_one_process_queries_the_balance_for_all(tmp_path: Path) -> None:
     async with open_house(tmp_path) as house:
         asks = house.services.worker.balances
-        await _credits_known(house)
+        await _balance_known(house)
         assert not await asks.chores.take("credits", now=house.services.clock.now(), every=balance.REFRESH_SECONDS)
-        async with open_api(tmp_path) as other:  # another process on the same database, which asks nobody
+        async with open_api(tmp_path) as other:  # another process on the same database, which sends no query
             page = (await other.client.get("/metrics")).text
     assert re.search(r'broker_provider_credits{provider="kie"} \d', page)
 
 
-async def _credits_known(house: House) -> None:
+async def _balance_known(house: House) -> None:
     async with asyncio.timeout(5):
         while not await house.services.worker.balances.latest():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
-async def test_credits_that_nobody_could_ask_for_are_absent(quiet: Services, clock: ManualClock) -> None:
-    """A number that is old is no number; nor is there one while the provider cannot be reached."""
+async def test_unknown_balance_is_absent(quiet: Services, clock: ManualClock) -> None:
+    """An old balance is not shown, nor is there one while the provider cannot be reached."""
     asks = quiet.worker.balances
     await asks.refresh()
     assert await asks.latest() == {}
@@ -267,10 +265,10 @@ async def test_credits_that_nobody_could_ask_for_are_absent(quiet: Services, clo
     assert value(quiet.metrics, "broker_provider_credits", provider="kie") == 12.5
     clock.advance(balance.MAX_AGE_SECONDS + 1)
     await quiet.collector.render_page()
-    assert b"broker_provider_credits{" not in quiet.metrics.page()
+    assert b"broker_provider_credits{" not in await quiet.collector.render_page()
 
 
-async def test_a_loop_that_stood_still_is_noticed() -> None:
+async def test_blocked_event_loop_is_measured() -> None:
     metrics = Metrics()
     with capture_logs() as logs:
         async with measure_loop_lag(metrics, interval_seconds=0.0), asyncio.timeout(5):
@@ -281,25 +279,25 @@ async def test_a_loop_that_stood_still_is_noticed() -> None:
     assert [line["action"] for line in logs] == ["loop_stalled"]
 
 
-# -- what is said about them
+# -- documentation
 
 
 def names(metrics: Metrics) -> set[str]:
-    """As a query spells them."""
+    """Return the metric names as queries spell them."""
     endings = {"counter": "_total", "info": "_info"}
     return {family.name + endings.get(family.type, "") for family in metrics.registry.collect()}
 
 
-def test_the_operators_handbook_explains_every_metric_and_no_other() -> None:
-    handbook = (ROOT / "docs" / "operating.md").read_text("utf-8")
-    table = handbook.split("| metric |")[1].split("\n\n")[0]
+def test_manual_explains_every_metric_and_no_other() -> None:
+    manual = (ROOT / "docs" / "operating.md").read_text("utf-8")
+    table = manual.split("| metric |")[1].split("\n\n")[0]
     explained = {name for line in table.splitlines() for name in re.findall(r"`([a-z_]+)`", line.split("|")[1])}
     assert explained == {name for name in names(Metrics()) if name.startswith("broker_")}
 
 
-def test_the_handbook_and_the_dashboard_ask_for_nothing_that_does_not_exist() -> None:
-    handbook = (ROOT / "docs" / "operating.md").read_text("utf-8")
-    asked = re.findall(r"\b(?:broker|process|python)_[a-z_]+(?=[{\[)`]| [<>])", handbook)
+def test_manual_and_dashboard_query_existing_metrics_only() -> None:
+    manual = (ROOT / "docs" / "operating.md").read_text("utf-8")
+    asked = re.findall(r"\b(?:broker|process|python)_[a-z_]+(?=[{\[)`]| [<>])", manual)
     dashboard = json.loads((ROOT / "deploy" / "grafana.json").read_text("utf-8"))
     for query in queries(dashboard):
         asked += re.findall(r"\b(?:broker|process)_[a-z_]+", query)
@@ -312,8 +310,8 @@ def queries(dashboard: dict[str, Any]) -> list[str]:
     return [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
 
 
-def test_the_dashboard_works_with_any_prometheus() -> None:
-    """Its data source is chosen on import; every panel uses that and no other, has a title, and covers nobody else."""
+def test_dashboard_works_with_any_prometheus() -> None:
+    """Its data source is chosen on import; every panel uses that and no other, has a title, and no panels overlap."""
     dashboard = json.loads((ROOT / "deploy" / "grafana.json").read_text("utf-8"))
     assert [variable["type"] for variable in dashboard["templating"]["list"]] == ["datasource"]
     assert (dashboard["schemaVersion"] >= 39, dashboard["id"]) == (True, None)

@@ -69,7 +69,7 @@ class Place:
         task = a_task(now, number=number, job_id="job", due_at=now + 30, deadline_at=now + 900, **changes)
         attempt = Attempt(task_id=task.id, number=1, provider="kie", key_id="default", job_id="job", sent_at=now - sent)
         columns = ", ".join(vars(attempt))
-        await self.services.database.transact(self.services.broker.tasks.adding(task))
+        await self.services.database.transact(self.services.tasks.adding(task))
         await self.services.database.execute(
             f"INSERT INTO attempts ({columns}) VALUES ({', '.join(':' + name for name in vars(attempt))})",
             **vars(attempt),
@@ -77,7 +77,7 @@ class Place:
         return task
 
     async def now(self, task: Task) -> Task:
-        fresh = await self.services.broker.tasks.get(task.id)
+        fresh = await self.services.tasks.get(task.id)
         assert fresh is not None
         return fresh
 
@@ -133,7 +133,7 @@ async def test_tunnel_started_after_the_broker_is_found(tmp_path: Path, clock: M
             await house.refresh()
         assert said(logs) == ["public_url_verified", "public_url_found"]
         assert house.base() == tunnel.url
-        assert house.metric("broker_public_address_changes_total", what="found") == 1
+        assert house.metric("broker_public_address_changes_total", change="found") == 1
         assert await house.callback_address() == f"{tunnel.url}/api/webhook/nano-banana"
 
 
@@ -221,7 +221,7 @@ async def test_new_url_replaces_a_dead_one_at_once(tmp_path: Path, clock: Manual
             "switched_to_polling",
         ]
         assert house.base() == second.url
-        assert house.metric("broker_public_address_changes_total", what="changed") == 1
+        assert house.metric("broker_public_address_changes_total", change="changed") == 1
         row = await house.now(task)
         assert (row.hooked, row.due_at) == (False, clock.now() + 3)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from storage.attempts import Attempts
 from tests.journeys.house import House, open_house
 from tests.servers.postgres import Postgres
 
@@ -26,13 +27,13 @@ async def house(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 
 
 async def learned(house: House, task_id: str) -> list[str | None]:
-    return [attempt.learned_by for attempt in await house.services.broker.tasks.attempts(task_id)]
+    return [attempt.learned_by for attempt in await Attempts(house.services.database).of_task(task_id)]
 
 
 async def never_came(house: House) -> dict[str, int]:
     """Among all that ended so far: those of the last minute may be on their way, and are not counted otherwise."""
     now = house.services.clock.now()
-    return await house.services.broker.hooks.missing(since=0, until=now + 60, limit=100)
+    return await house.services.hooks.missing(since=0, until=now + 60, limit=100)
 
 
 async def counted(house: House) -> float:
@@ -137,5 +138,5 @@ async def test_a_replay_of_the_whole_journey_ends_nothing_twice(house: House) ->
     assert answer.json()["data"]["effect"] == "nothing: the task is succeeded already"
     await read(house, answer.json()["data"]["replayId"])
     assert await house.look(task_id) == before
-    (attempt,) = await house.services.broker.tasks.attempts(task_id)
+    (attempt,) = await Attempts(house.services.database).of_task(task_id)
     assert (attempt.outcome, attempt.spare) == ("succeeded", None)

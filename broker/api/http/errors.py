@@ -34,7 +34,7 @@ class ErrorRenderer:
         self._metrics = metrics
 
     def render(self, request: HTTPConnection, error: Refusal, headers: Mapping[str, str] | None = None) -> Response:
-        self._metrics.refusals.labels(error.code).inc()
+        self._metrics.request_errors.labels(error.code).inc()
         return dialect_of(request.scope, self._fallback).render_error(request, error, headers or {})
 
     def exception_handlers(self) -> Any:

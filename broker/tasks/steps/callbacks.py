@@ -12,6 +12,7 @@ from broker.providers.base import Provider
 from broker.reports import Pending, Report
 from broker.tasks.lifecycle import LEARNED_BY_CALLBACK
 from broker.tasks.transitions import Transitions
+from storage.attempts import Attempts
 from storage.callbacks import Hook, Hooks
 from storage.sql.database import Stale
 from storage.tasks import Task, Tasks
@@ -24,6 +25,7 @@ class CallbackStep:
 
     clock: Clock
     tasks: Tasks
+    attempts: Attempts
     hooks: Hooks
     providers: Mapping[str, Provider]
     transitions: Transitions
@@ -48,7 +50,7 @@ class CallbackStep:
 
     async def attempt_number(self, task: Task, report: Report) -> int | None:
         """Return the attempt with the job of a callback whose URL names none; None if there is none."""
-        attempts = await self.tasks.attempts(task.id) if report.job_id else []
+        attempts = await self.attempts.of_task(task.id) if report.job_id else []
         return next((attempt.number for attempt in attempts if attempt.job_id == report.job_id), None)
 
     def report_of(self, task: Task, hook: Hook) -> Report:
