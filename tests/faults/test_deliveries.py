@@ -1,4 +1,4 @@
-"""Webhooks to callers: every end is told, whatever the receiver, the network or we ourselves do in between."""
+"""Webhooks to callers: every end is delivered, whatever receivers, network and our own processes do."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ HOUR = 3600.0
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """A broker whose worker does nothing by itself, and a caller who wants to be told."""
+    """A broker with an idle worker, and a receiver of webhooks."""
 
     services: Services
     receiver: Receiver
@@ -145,7 +145,7 @@ async def test_no_retry_is_scheduled_after_the_retention_of_the_task(
         assert (delivery.outcome, delivery.tries, delivery.due_at) == (Fate.FAILED, 4, None)
 
 
-async def test_every_try_has_the_same_id_and_body_and_a_signature_of_its_own_time(scene: Scene) -> None:
+async def test_attempts_share_id_and_body_and_are_signed_each_at_its_time(scene: Scene) -> None:
     scene.receiver.script = answers("503 Service Unavailable")
     await scene.ended()
     for pause in (5, 300, 1800):
@@ -161,7 +161,7 @@ async def test_every_try_has_the_same_id_and_body_and_a_signature_of_its_own_tim
     assert scene.receiver.heard[0].headers["content-type"] == "application/json"
 
 
-async def test_a_receiver_that_comes_back_is_told_and_then_left_alone(scene: Scene) -> None:
+async def test_recovered_receiver_gets_the_webhook_once(scene: Scene) -> None:
     scene.receiver.script = answers("502 Bad Gateway")
     await scene.ended()
     await scene.turn()
@@ -199,7 +199,7 @@ REACTIONS: dict[str, tuple[Script, Fate, float | None, str]] = {
 
 
 @pytest.mark.parametrize("what", REACTIONS)
-async def test_what_a_receiver_does_decides(scene: Scene, what: str) -> None:
+async def test_response_of_the_receiver_decides(scene: Scene, what: str) -> None:
     script, fate, pause, reason = REACTIONS[what]
     scene.receiver.script = script
     scene.services.worker.deliverer.timeout_seconds = 0.3
@@ -216,7 +216,7 @@ async def test_what_a_receiver_does_decides(scene: Scene, what: str) -> None:
         assert scene.receiver.server.connections == 1, "it is over"
 
 
-async def test_nobody_there_is_tried_again(scene: Scene) -> None:
+async def test_unreachable_receiver_is_retried(scene: Scene) -> None:
     async with receiving() as gone:
         services = scene.services
         fetcher = Fetcher(allow=[gone.host])
@@ -228,12 +228,10 @@ async def test_nobody_there_is_tried_again(scene: Scene) -> None:
     assert (delivery.outcome, delivery.reason, delivery.last_status) == (Fate.PENDING, "ConnectError", None)
 
 
-# -- crashes and company
+# -- crashes and other workers
 
 
-async def test_a_crash_between_the_end_and_the_telling_costs_time_only(
-    tmp_path: Path, clock: ManualClock, receiver: Receiver
-) -> None:
+async def test_crash_before_the_delivery_only_delays_it(tmp_path: Path, clock: ManualClock, receiver: Receiver) -> None:
     async with a_scene(tmp_path, clock, receiver) as scene:
         task = await scene.ended()
     assert receiver.heard == []
@@ -243,25 +241,25 @@ async def test_a_crash_between_the_end_and_the_telling_costs_time_only(
     assert message.document["data"]["id"] == task.id
 
 
-async def test_a_crash_while_telling_tells_again_when_the_lease_ends(
+async def test_crash_during_a_delivery_repeats_it_after_the_lease(
     tmp_path: Path, clock: ManualClock, receiver: Receiver
 ) -> None:
-    """At least once: nobody knows whether the first one was heard, so it has the same id."""
+    """At least once: whether the first attempt arrived is unknown, so the second has the same id."""
     async with a_scene(tmp_path, clock, receiver) as scene:
         await scene.ended()
         (claimed,) = await scene.services.worker.deliverer.claim()
         await scene.services.worker.deliverer._send(claimed, clock.now())
     async with a_scene(tmp_path, clock, receiver) as scene:
         await scene.turn()
-        assert len(receiver.heard) == 1, "somebody may still be at it"
+        assert len(receiver.heard) == 1, "another worker may still be delivering it"
         clock.advance(scene.services.worker.deliverer.lease_seconds + 1)
         await scene.turn()
     first, second = receiver.heard
     assert (first.id, first.body) == (second.id, second.body)
 
 
-async def test_a_stop_gives_back_what_it_cuts_off(tmp_path: Path, receiver: Receiver) -> None:
-    """The next process need not wait for a lease, and nothing is told twice that a receiver could finish."""
+async def test_stop_releases_interrupted_deliveries(tmp_path: Path, receiver: Receiver) -> None:
+    """The next process need not wait for the end of a lease."""
     clock = ManualClock(time.time())
     receiver.script = silence
     async with a_scene(tmp_path, clock, receiver) as scene:
@@ -282,7 +280,9 @@ async def test_a_stop_gives_back_what_it_cuts_off(tmp_path: Path, receiver: Rece
 
 
 @pytest.mark.parametrize("store", ["sqlite", "postgres"])
-async def test_two_processes_tell_it_once(tmp_path: Path, receiver: Receiver, postgres: Postgres, store: str) -> None:
+async def test_two_processes_deliver_a_webhook_once(
+    tmp_path: Path, receiver: Receiver, postgres: Postgres, store: str
+) -> None:
     clock = ManualClock(time.time())
     settings = {"database_url": await postgres.fresh()} if store == "postgres" else {}
     async with (
@@ -297,7 +297,7 @@ async def test_two_processes_tell_it_once(tmp_path: Path, receiver: Receiver, po
     assert sorted(told) == sorted(task.id for task in tasks)
 
 
-async def test_who_slept_through_its_lease_changes_nothing(scene: Scene) -> None:
+async def test_result_after_the_end_of_the_lease_changes_nothing(scene: Scene) -> None:
     deliverer = scene.services.worker.deliverer
     scene.receiver.script = answers("500 Internal Server Error")
     await scene.ended()
@@ -312,14 +312,14 @@ async def test_who_slept_through_its_lease_changes_nothing(scene: Scene) -> None
 
 
 class Doubtful(SqliteDatabase):
-    """Every transaction is run a second time, as if nobody could tell whether the first run happened."""
+    """A database that runs every transaction twice, as after an unknown outcome."""
 
     async def transact(self, *statements: Statement, wake: Sequence[str] = ()) -> list[Outcome]:
         await super().transact(*statements, wake=wake)
         return await super().transact(*statements, wake=wake)
 
 
-async def test_a_transaction_that_is_run_twice_tells_once(
+async def test_repeated_transaction_delivers_one_webhook(
     tmp_path: Path, clock: ManualClock, receiver: Receiver
 ) -> None:
     async with a_scene(tmp_path, clock, receiver) as scene:
@@ -354,7 +354,7 @@ async def test_slow_receiver_does_not_delay_others(tmp_path: Path) -> None:
             await services.worker.drain()
 
 
-async def _tell_all(scene: Scene, deliveries: Sequence[Delivery]) -> None:
+async def _deliver_all(scene: Scene, deliveries: Sequence[Delivery]) -> None:
     await asyncio.gather(*(scene.services.worker.deliverer.deliver(delivery) for delivery in deliveries))
 
 
@@ -388,7 +388,7 @@ async def test_next_webhook_to_a_host_follows_when_a_slot_is_free(scene: Scene) 
     first = await _claimed(scene.services)
     assert (len(first), await _claimed(scene.services)) == (HOST_CONCURRENCY, [])
     assert scene.services.worker.deliverer.pause_seconds, "no claim can succeed until an attempt has ended"
-    await _tell_all(scene, first)
+    await _deliver_all(scene, first)
     await scene.turn()
     assert len(scene.receiver.heard) == 5
 
@@ -453,7 +453,7 @@ async def cancel(services: Services, task: Task) -> None:
 
 
 async def fail_early_and_for_good(services: Services, task: Task) -> None:
-    """Told at the deadline; a day later the image is given up."""
+    """Fail at the deadline; a day later the image is given up."""
     rules, dead = services.worker.steps.transitions.policy, DownloadFailure(code="result_gone", message="404")
     await _fetching(services, task)
     for later in (1.0, 2.0, rules.result_kept_seconds + 3.0):
@@ -470,7 +470,7 @@ async def fail_and_succeed(services: Services, task: Task) -> None:
 
 
 async def nothing(services: Services, task: Task) -> None:
-    """It goes on."""
+    """Leave the task unfinished."""
     await _fetching(services, task)
 
 
@@ -486,7 +486,7 @@ ENDINGS: dict[str, tuple[Ending, list[Event]]] = {
 
 @pytest.mark.parametrize("store", ["sqlite", "postgres"])
 @pytest.mark.parametrize("how", ENDINGS)
-async def test_every_end_is_told_once_and_as_a_poll_would_tell_it(
+async def test_every_end_is_delivered_once_with_the_body_of_a_poll(
     tmp_path: Path, receiver: Receiver, postgres: Postgres, how: str, store: str
 ) -> None:
     ending, events = ENDINGS[how]
@@ -502,7 +502,7 @@ async def test_every_end_is_told_once_and_as_a_poll_would_tell_it(
             row = await scene.services.queries.get(task.id)
             poll = (await task_cache(scene.services).task_data(row, "en")).to_document()
             (last,) = [m.document for m in receiver.heard if m.document["type"] == f"task.{poll['status']}"]
-            later = {"updatedAt": None}  # what failed early may have changed since, as nobody but this can see
+            later = {"updatedAt": None}  # a task that failed early may have changed since
             assert {**last["data"], **later} == {**poll, **later}
             assert last.keys() == {"type", "timestamp", "data"}
 
@@ -511,14 +511,14 @@ async def _claimed(services: Services) -> list[Delivery]:
     return await services.worker.deliverer.claim()
 
 
-async def test_a_task_without_an_address_is_told_to_nobody(scene: Scene) -> None:
+async def test_task_without_callback_url_has_no_webhook(scene: Scene) -> None:
     (task,) = await create_tasks(scene.services, OrderRequest(prompt="a red bicycle"))
     await scene.services.canceler.cancel_task(task.id)
     assert await scene.services.deliveries.newest(limit=10) == []
 
 
-async def test_an_end_that_was_not_written_is_not_told(scene: Scene) -> None:
-    """One transaction: whoever lost the race for the row has told nobody."""
+async def test_uncommitted_end_has_no_webhook(scene: Scene) -> None:
+    """Row and webhook are one transaction: the loser of a race writes neither."""
     broker = scene.services
     task = await scene.order()
     told = await scene.services.worker.steps.transitions.outbox.enqueue_event(task, await _as_canceled(task))
@@ -532,7 +532,7 @@ async def _as_canceled(task: Task) -> Task:
     return Task(**{**vars(task), "state": State.CANCELED, "ended_at": 1.0})
 
 
-# -- where we do not call
+# -- blocked addresses
 
 FORBIDDEN = [
     "http://127.0.0.1/",
@@ -560,11 +560,11 @@ FORBIDDEN = [
     "https://example.com\\@127.0.0.1/",
 ]
 UNFIT = ["https://example.com/\udc80", "https://example.com/\x00", "https://example.com/" + "x" * 2048]
-"""Those that no row can hold."""
+"""URLs that a row cannot store."""
 
 
 @pytest.mark.parametrize("url", [*FORBIDDEN, *UNFIT])
-async def test_a_forbidden_address_is_refused_when_it_is_handed_in(scene: Scene, url: str) -> None:
+async def test_blocked_callback_url_is_refused_in_the_request(scene: Scene, url: str) -> None:
     orders = calling_with(scene, Fetcher(resolve=Names())).services.orders
     request = OrderRequest(prompt="a red bicycle", callback_url=url)
     plan = orders.plan(request)
@@ -578,7 +578,7 @@ async def test_a_forbidden_address_is_refused_when_it_is_handed_in(scene: Scene,
 
 
 @pytest.mark.parametrize("bad", [["10.0.0.1"], [PUBLIC, "127.0.0.1"], ["::1"], ["64:ff9b::a00:1"]])
-async def test_a_name_that_leads_inside_is_refused_when_it_is_handed_in(scene: Scene, bad: list[str]) -> None:
+async def test_name_of_a_private_address_is_refused_in_the_request(scene: Scene, bad: list[str]) -> None:
     fetcher = Fetcher(resolve=Names([bad]), exemption="BROKER_CALLBACK_ALLOW")
     with pytest.raises(Refusal, match="BROKER_CALLBACK_ALLOW"):
         await calling_with(scene, fetcher).order("https://hooks.example.com/x")
@@ -594,16 +594,16 @@ async def _never(host: str, port: int) -> list[str]:
 
 
 @pytest.mark.parametrize("resolve", [_unanswered, _never])
-async def test_a_name_server_in_trouble_refuses_nothing(resolve: Any) -> None:
+async def test_failing_name_server_refuses_nothing(resolve: Any) -> None:
     await Fetcher(resolve=resolve).validate("https://hooks.example.com/x", dns_seconds=0.02)
 
 
-async def test_what_is_allowed_is_not_looked_up() -> None:
+async def test_allowlisted_host_is_not_resolved() -> None:
     await Fetcher(allow=["receiver:9000"], resolve=_never).validate("http://receiver:9000/hook")
 
 
-async def test_a_name_that_leads_inside_later_is_not_called(scene: Scene) -> None:
-    """DNS rebinding: good when it was handed in, bad when it is called, and good again in the end."""
+async def test_name_that_changes_to_a_private_address_is_not_called(scene: Scene) -> None:
+    """DNS rebinding: public in the request, private at delivery, and public again in the end."""
     names = Names([[PUBLIC], ["127.0.0.1"], [PUBLIC, "10.0.0.1"], [PUBLIC]])
     network = Network([b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"])
     fetcher = Fetcher(resolve=names, backend=network, exemption="BROKER_CALLBACK_ALLOW")
@@ -621,8 +621,8 @@ async def test_a_name_that_leads_inside_later_is_not_called(scene: Scene) -> Non
 
 
 @pytest.mark.parametrize("url", FORBIDDEN)
-async def test_a_forbidden_address_is_not_called_however_it_came_into_the_row(scene: Scene, url: str) -> None:
-    """The look at the door is a courtesy; and an address that cannot be read holds up no end."""
+async def test_blocked_url_in_a_row_is_not_called(scene: Scene, url: str) -> None:
+    """The check of the request is not the guard; and an invalid URL does not block the end of a task."""
     network = Network()
     scene.services.worker.deliverer.fetcher = Fetcher(resolve=Names(), backend=network)
     task = await scene.order()
@@ -640,10 +640,10 @@ async def test_a_forbidden_address_is_not_called_however_it_came_into_the_row(sc
 
 
 @pytest.mark.parametrize("store", ["sqlite", "postgres"])
-async def test_what_was_not_heard_is_forgotten_with_its_task(
+async def test_undelivered_webhook_is_deleted_with_its_task(
     tmp_path: Path, receiver: Receiver, postgres: Postgres, store: str
 ) -> None:
-    """A body has the prompt in it: nothing of an order outlives the retention time, the last rungs or not."""
+    """A body contains the prompt, which must not outlive the retention time."""
     settings = {"database_url": await postgres.fresh()} if store == "postgres" else {}
     async with a_scene(tmp_path, ManualClock(time.time()), receiver, **settings) as scene:
         receiver.script = answers("500 Internal Server Error")
@@ -660,12 +660,12 @@ async def test_what_was_not_heard_is_forgotten_with_its_task(
         assert row is not None
         assert (row.state, row.prompt) == (State.EXPIRED, "")
         assert (await scene.delivery()).task_id == living.id
-        await scene.services.worker.deliverer.deliver(under_way)  # it is told, and nothing is noted
+        await scene.services.worker.deliverer.deliver(under_way)  # it is sent, and nothing is stored
         left = await scene.services.database.fetch("SELECT DISTINCT delivery_id AS id FROM delivery_attempts")
         assert {line["id"] for line in left} <= {(await scene.delivery()).id}
 
 
-async def test_what_was_told_is_forgotten_with_its_task(scene: Scene) -> None:
+async def test_delivered_webhook_is_deleted_with_its_task(scene: Scene) -> None:
     await scene.ended()
     await scene.turn()
     scene.clock.advance(24 * HOUR)
@@ -674,8 +674,8 @@ async def test_what_was_told_is_forgotten_with_its_task(scene: Scene) -> None:
     assert await scene.services.database.fetch("SELECT * FROM delivery_attempts") == []
 
 
-class Meanwhile:
-    """A database on which something happens between a look and the change that follows from it."""
+class Interrupted:
+    """A database on which something happens between a read and the change that follows from it."""
 
     def __init__(self, database: Any, happens: Callable[[], Awaitable[Any]]) -> None:
         self._database = database
@@ -690,12 +690,12 @@ class Meanwhile:
         return rows
 
 
-async def test_a_replay_in_the_last_moment_is_not_forgotten(scene: Scene) -> None:
+async def test_webhook_replayed_during_its_deletion_stays(scene: Scene) -> None:
     await scene.ended()
     await scene.turn()
     broker, delivery = scene.services, await scene.delivery()
-    meanwhile: Any = Meanwhile(scene.services.database, lambda: broker.delivery_log.replay(delivery.id))
-    assert await Deliveries(meanwhile).forget(scene.clock.now() + 100, 10) == 0
+    interrupted: Any = Interrupted(scene.services.database, lambda: broker.delivery_log.replay(delivery.id))
+    assert await Deliveries(interrupted).forget(scene.clock.now() + 100, 10) == 0
     assert len(await broker.deliveries.tries(delivery.id)) == 1
     await scene.turn()
     assert await broker.deliveries.forget(scene.clock.now() + 100, 10) == 1
