@@ -346,7 +346,7 @@ async def test_it_is_too_late_to_cancel(tmp_path: Path, state: State) -> None:
 
 
 async def test_pages_show_every_task_once(tmp_path: Path) -> None:
-    """Newest first; those of one moment in a fixed order; none is shown twice when new ones arrive between two pages."""
+    """Newest first; those of one moment in a fixed order; none is shown twice when new ones arrive between pages."""
     async with open_api(tmp_path) as house:
         tasks = [await house.add(number=n, created_at=1_790_000_000.0 + n // 3) for n in range(1, 26)]
         seen: list[str] = []

@@ -181,7 +181,7 @@ def judged(house: ApiHouse, findings: Findings) -> None:
 
 
 async def test_odd_requests_are_answered_as_described(tmp_path: Path) -> None:
-    """No 5xx, no status, header, type or key that is not in the description, and no endpoint that a missing key opens."""
+    """No 5xx, no status, header, type or key that is not in the description, and no endpoint open without a key."""
     async with furnished(tmp_path) as (house, known):
         judged(house, await walk(house, known, examples=8))
 
