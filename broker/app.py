@@ -25,9 +25,9 @@ from broker.api.models import ModelRoutes, model_endpoints
 from broker.api.native.batches import BatchRoutes
 from broker.api.native.routes import batch_endpoints, order_endpoints, task_endpoints
 from broker.api.native.task_cache import TaskCache
-from broker.api.native.tasks import TaskRoutes
-from broker.repeats import Repeats
+from broker.api.native.tasks import TaskRoutes, max_form_bytes
 from broker.services import Services
+from webhooks.tokens import ChallengeResponse
 
 _CORS_METHODS: Final = ("GET", "POST", "DELETE")
 _CORS_REQUEST_HEADERS: Final = (
@@ -63,26 +63,64 @@ def build_app(services: Services) -> Starlette:
 
 def native_dialect(services: Services, docs: DocsRoutes, version: str) -> Dialect:
     """Return all endpoints of the native dialect, in the order in which they are matched."""
-    broker, messages = services.broker, services.broker.presenter.messages
-    cache = TaskCache(broker)
-    tasks = TaskRoutes(broker=broker, cache=cache, messages=messages, repeats=Repeats(services.clock))
+    messages = services.presenter.messages
+    secret = services.tokens.secret
+    max_file_size_bytes = services.settings.max_file_size
+    cache = TaskCache(clock=services.clock, queries=services.queries, eta=services.eta, presenter=services.presenter)
+    tasks = TaskRoutes(
+        orders=services.orders,
+        queries=services.queries,
+        canceler=services.canceler,
+        cache=cache,
+        messages=messages,
+        max_form_bytes=max_form_bytes(services.catalog, max_file_size_bytes),
+    )
+    models = ModelRoutes(
+        clock=services.clock,
+        catalog=services.catalog,
+        provider_name=services.provider.name,
+        supports=services.provider.supports,
+        max_file_size_bytes=max_file_size_bytes,
+    )
+    callbacks = CallbackRoutes(
+        clock=services.clock,
+        receiver=services.callbacks,
+        challenge=ChallengeResponse(secret),
+        metrics=services.metrics,
+        messages=messages,
+    )
+    images = ImageRoutes(
+        clock=services.clock,
+        images=services.images,
+        blobs=services.blobs,
+        queries=services.queries,
+        thumbnails=services.thumbnails,
+        presenter=services.presenter,
+    )
     health = HealthRoutes(
-        broker=broker, worker=services.worker, collector=services.collector, messages=messages, version=version
+        clock=services.clock,
+        database=services.database,
+        blobs=services.blobs,
+        queries=services.queries,
+        worker=services.worker,
+        collector=services.collector,
+        messages=messages,
+        version=version,
     )
     return Dialect(
         name="native",
-        authenticate=Authenticator(services.settings, broker.tokens.secret).authenticate,
+        authenticate=Authenticator(services.settings, secret).authenticate,
         render_error=partial(error_response, messages),
         error_model=ErrorResponse,
         endpoints=[
             *order_endpoints(tasks),
             *task_endpoints(tasks),
-            *batch_endpoints(BatchRoutes(broker=broker, cache=cache)),
-            *model_endpoints(ModelRoutes(broker=broker)),
-            *callback_endpoints(CallbackRoutes(broker=broker)),
-            *image_endpoints(ImageRoutes(broker=broker)),
+            *batch_endpoints(BatchRoutes(queries=services.queries, canceler=services.canceler, cache=cache)),
+            *model_endpoints(models),
+            *callback_endpoints(callbacks),
+            *image_endpoints(images),
             *callback_inbox_endpoints(CallbackInboxRoutes(inbox=services.inbox)),
-            *delivery_endpoints(DeliveryRoutes(broker=broker)),
+            *delivery_endpoints(DeliveryRoutes(log=services.delivery_log)),
             *health_endpoints(health),
             *docs_endpoints(docs),
         ],

@@ -181,7 +181,7 @@ async def open_services(
             agents=TunnelAgents(client=agent_client, tunnel_api=settings.tunnel_api, port=port or settings.port),
         ).services()
         services = replace(services, extra_dialects=tuple(extra_dialects))
-        stack.push_async_callback(services.broker.thumbnails.aclose)
+        stack.push_async_callback(services.thumbnails.aclose)
         await stack.enter_async_context(measure_loop_lag(services.metrics))
         if joins and services.address.current is None:
             await services.url_monitor.seed()

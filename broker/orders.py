@@ -1,4 +1,4 @@
-"""What a caller wants, in our words, with every value already checked against the catalog."""
+"""Values of an order: what a caller requested, and what is ordered from a provider."""
 
 from __future__ import annotations
 
@@ -12,33 +12,34 @@ OutputFormat = Literal["png", "jpg"]
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """An image the caller gave.
-
-    url: where a provider can fetch it; None without a public address. handed_over: that is the provider's own store.
-    read: streams its bytes. sha256: lower-case hex. size: bytes.
-    """
+    """A stored reference image, as a provider can use it."""
 
     name: str
     media_type: str
     size: int
+    """Bytes."""
     sha256: str
+    """Lower-case hex."""
     url: str | None
+    """Where a provider can download it; None without a public URL."""
     read: Callable[[], AsyncIterator[bytes]]
+    """Streams its bytes."""
     handed_over: bool = False
+    """Whether `url` leads to the provider's own store."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """One image, ordered.
-
-    model: a canonical name of the catalog. aspect_ratio, resolution: None means the model's own default.
-    """
+    """The validated order for one image."""
 
     prompt: str
     model: str
+    """A canonical name of the catalog."""
     mode: Mode
     aspect_ratio: str | None = None
+    """None: the model's default."""
     resolution: str | None = None
+    """None: the model's default."""
     output_format: OutputFormat | None = None
     references: tuple[Reference, ...] = ()
     steps: int | None = None
@@ -46,45 +47,43 @@ class Order:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Upload:
-    """A reference image sent along with the request."""
+class UploadedReference:
+    """A reference image sent as a file with the request."""
 
     chunks: AsyncIterator[bytes]
+    """Can be read more than once, from the beginning each time."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataUri:
+class DataUriReference:
     """A reference image written into the request."""
 
     text: str
 
 
 @dataclass(frozen=True, kw_only=True)
-class Link:
-    """A reference image that we are to fetch."""
+class UrlReference:
+    """A reference image to be downloaded."""
 
     url: str
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kept:
-    """A reference image of an earlier order. blob: its name in the store. sha256: lower-case hex."""
+class StoredReference:
+    """A reference image of an earlier order."""
 
     blob: str
+    """Its name in the blob store."""
     sha256: str
+    """Lower-case hex."""
 
 
-Source = Upload | DataUri | Link | Kept
+ReferenceSource = UploadedReference | DataUriReference | UrlReference | StoredReference
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
-    """What a caller asked for, in whichever dialect, before it is held against the catalog.
-
-    count: how many images. callback_url: where the caller wants to be told of the end. idempotency_key: the caller's
-    word that a repeated request is the same one. sent_before: how often the client says it sent this very request
-    already; None if it does not count.
-    """
+class OrderRequest:
+    """What a caller requested, in whichever dialect, before it is validated against the catalog."""
 
     prompt: str
     model: str | None = None
@@ -93,9 +92,41 @@ class Request:
     resolution: str | None = None
     output_format: str | None = None
     count: int = 1
+    """Number of images."""
     steps: int | None = None
     seed: int | None = None
-    sources: tuple[Source, ...] = ()
+    sources: tuple[ReferenceSource, ...] = ()
     callback_url: str | None = field(default=None, repr=False)
+    """Where the caller receives a webhook at the end."""
     idempotency_key: str | None = None
-    sent_before: int | None = None
+    """Identifies a repeated request as the same one."""
+    retry_count: int | None = None
+    """How many times the client says it has sent this request before; None if it does not count."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quote:
+    """The price of a request, by the catalog."""
+
+    price: float | None
+    """Of one image; None if unknown."""
+    count: int
+    unit: str | None
+
+    @property
+    def total(self) -> float | None:
+        return None if self.price is None else self.price * self.count
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A validated request: what will be ordered, from which providers, and at what price. Made once per request."""
+
+    order: Order
+    """Without references: those are stored when the tasks are created."""
+    candidates: tuple[str, ...]
+    """Names of the providers that can serve it, best first; at least one."""
+    quote: Quote
+    warnings: tuple[str, ...]
+    ignored: tuple[str, ...]
+    """Fields, as the native API spells them, that the first candidate cannot use."""

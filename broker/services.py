@@ -8,30 +8,38 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from broker.broker import Broker
+from broker.callbacks.inbox import CallbackInbox
 from broker.callbacks.probe import ReachabilityProbe
 from broker.callbacks.public_url import PublicAddress
+from broker.callbacks.receive import CallbackReceiver, FloodGuard
 from broker.callbacks.tunnels import TunnelAgents
 from broker.callbacks.url_monitor import UrlMonitor
+from broker.callbacks.verification import CallbackVerifier
 from broker.catalog import Catalog
 from broker.clock import Clock
 from broker.i18n import Messages
-from broker.inbox import Inbox
 from broker.metrics import Metrics
 from broker.monitoring.balance import BalanceMonitor
 from broker.monitoring.collectors import DatabaseCollector
 from broker.net.fetcher import Fetcher
 from broker.notifications.deliverer import Deliverer
+from broker.notifications.delivery_log import DeliveryLog
 from broker.notifications.outbox import Outbox
-from broker.pacing import CallerPace
+from broker.ordering.idempotency import Idempotency
+from broker.ordering.plan import Planner
+from broker.ordering.rate_limit import RateLimiter
+from broker.ordering.references import ReferenceIntake
+from broker.ordering.service import OrderService
 from broker.presenter import TaskPresenter
 from broker.providers.base import Provider
 from broker.providers.registry import ProviderRegistry
 from broker.settings import Settings
+from broker.tasks.cancellation import TaskCanceler
 from broker.tasks.eta import EtaEstimator
 from broker.tasks.leases import ClockGuard, LeaseKeeper
 from broker.tasks.orders import OrderBuilder
 from broker.tasks.policy import TaskPolicy
+from broker.tasks.queries import TaskQueries
 from broker.tasks.retention import Retention
 from broker.tasks.running import RunningSteps
 from broker.tasks.sources import CallbackQueue, SubmissionQueue
@@ -49,11 +57,13 @@ from storage.blobs.store import BlobStore
 from storage.callbacks import Hooks
 from storage.cluster_state import Facts
 from storage.deliveries import Deliveries
-from storage.idempotency import Keys
+from storage.idempotency import IdempotencyRecords
 from storage.images import Images
 from storage.periodic_jobs import Chores
 from storage.provider_limits import Lanes, Limits
+from storage.rate_limits import RateLimits
 from storage.sql.database import Database
+from storage.task_retention import TaskRetention
 from storage.tasks import Tasks
 from uploads.intake import Intake
 from webhooks.signatures.standard import StandardSignature, derived_key, read_secret
@@ -69,13 +79,27 @@ class Services:
     settings: Settings
     clock: Clock
     database: Database
-    broker: Broker
-    inbox: Inbox
-    worker: Worker
+    blobs: BlobStore
+    tokens: CallbackTokens
+    catalog: Catalog
     provider: Provider
     """The preferred one of `providers`."""
     providers: Mapping[str, Provider]
     metrics: Metrics
+    presenter: TaskPresenter
+    tasks: Tasks
+    images: Images
+    hooks: Hooks
+    deliveries: Deliveries
+    orders: OrderService
+    queries: TaskQueries
+    canceler: TaskCanceler
+    callbacks: CallbackReceiver
+    inbox: CallbackInbox
+    delivery_log: DeliveryLog
+    thumbnails: Thumbnails
+    eta: EtaEstimator
+    worker: Worker
     collector: DatabaseCollector
     address: PublicAddress
     url_monitor: UrlMonitor
@@ -103,12 +127,26 @@ class Composition:
             settings=self.settings,
             clock=self.clock,
             database=self.database,
-            broker=self.broker,
-            inbox=Inbox(broker=self.broker, callback_step=self.callback_step),
-            worker=self.worker,
+            blobs=self.blobs,
+            tokens=self.tokens,
+            catalog=self.catalog,
             provider=self.provider,
             providers=self.providers,
             metrics=self.metrics,
+            presenter=self.presenter,
+            tasks=self.tasks,
+            images=self.images,
+            hooks=self.hooks,
+            deliveries=self.deliveries,
+            orders=self._orders(),
+            queries=self.queries,
+            canceler=self._canceler(),
+            callbacks=self._callbacks(),
+            inbox=self._inbox(),
+            delivery_log=DeliveryLog(clock=self.clock, deliveries=self.deliveries),
+            thumbnails=self._thumbnails(),
+            eta=self._eta(),
+            worker=self.worker,
             collector=self._collector(),
             address=self.address,
             url_monitor=self._url_monitor(),
@@ -133,8 +171,8 @@ class Composition:
         return Hooks(self.database)
 
     @cached_property
-    def keys(self) -> Keys:
-        return Keys(self.database)
+    def idempotency_records(self) -> IdempotencyRecords:
+        return IdempotencyRecords(self.database)
 
     @cached_property
     def lanes(self) -> Lanes:
@@ -253,34 +291,77 @@ class Composition:
         return RunningSteps(tasks=self.tasks, metrics=self.metrics)
 
     @cached_property
-    def broker(self) -> Broker:
-        return Broker(
+    def queries(self) -> TaskQueries:
+        return TaskQueries(clock=self.clock, database=self.database, tasks=self.tasks, images=self.images)
+
+    @cached_property
+    def verifier(self) -> CallbackVerifier:
+        return CallbackVerifier(
             clock=self.clock,
-            policy=self.policy,
-            catalog=self.catalog,
-            database=self.database,
             tasks=self.tasks,
-            images=self.images,
-            hooks=self.hooks,
-            keys=self.keys,
-            deliveries=self.deliveries,
-            blobs=self.blobs,
-            intake=self.intake,
-            fetcher=self.fetcher,
-            caller_fetcher=_caller_fetcher(self.settings),
-            transitions=self.transitions,
-            order_builder=self.order_builder,
-            callback_url=self.callback_url,
+            tokens=self.tokens,
             provider=self.provider,
             providers=self.providers,
             signatures=self.registry.signatures(),
-            tokens=self.tokens,
+        )
+
+    def _orders(self) -> OrderService:
+        return OrderService(
+            clock=self.clock,
+            policy=self.policy,
+            database=self.database,
+            tasks=self.tasks,
+            images=self.images,
+            queries=self.queries,
+            planner=Planner(
+                clock=self.clock,
+                catalog=self.catalog,
+                providers=self.providers,
+                caller_fetcher=_caller_fetcher(self.settings),
+            ),
+            references=ReferenceIntake(
+                clock=self.clock,
+                catalog=self.catalog,
+                blobs=self.blobs,
+                intake=self.intake,
+                fetcher=self.fetcher,
+                max_file_size_bytes=self.settings.max_file_size,
+            ),
+            idempotency=Idempotency(clock=self.clock, records=self.idempotency_records),
+            limiter=RateLimiter(
+                clock=self.clock, usage=RateLimits(self.database), per_minute=self.settings.rate_per_minute
+            ),
+            providers=self.providers,
+            callback_url=self.callback_url,
+            image_base=lambda: self.address.base,
+        )
+
+    def _canceler(self) -> TaskCanceler:
+        return TaskCanceler(
+            clock=self.clock,
+            policy=self.policy,
+            queries=self.queries,
+            transitions=self.transitions,
+            providers=self.providers,
+        )
+
+    def _callbacks(self) -> CallbackReceiver:
+        return CallbackReceiver(
+            clock=self.clock,
+            verifier=self.verifier,
+            hooks=self.hooks,
             metrics=self.metrics,
-            pace=CallerPace(self.settings.rate_per_minute, self.clock),
-            presenter=self.presenter,
-            thumbnails=self._thumbnails(),
-            eta=self._eta(),
-            max_file_size=self.settings.max_file_size,
+            flood_guard=FloodGuard(clock=self.clock),
+        )
+
+    def _inbox(self) -> CallbackInbox:
+        return CallbackInbox(
+            clock=self.clock,
+            policy=self.policy,
+            attempts=self.attempts,
+            hooks=self.hooks,
+            callback_step=self.callback_step,
+            verifier=self.verifier,
         )
 
     @cached_property
@@ -329,10 +410,10 @@ class Composition:
             clock=self.clock,
             policy=self.policy,
             database=self.database,
-            tasks=self.tasks,
+            tasks=TaskRetention(self.database),
             images=self.images,
             hooks=self.hooks,
-            keys=self.keys,
+            idempotency=self.idempotency_records,
             deliveries=self.deliveries,
             chores=Chores(self.database),
             facts=Facts(self.database),

@@ -3,9 +3,9 @@
 
     scripts/simulate.py --orders 7200 --hours 2 --creates 20 --places 100 --provider-seconds 30
 
-The way is that of the code: create (broker.Broker._write), intent and answer (broker.steps.submit), callback
-(Broker._note), its news (steps.digest), the image (steps._keep), the end (steps.fetch). Seven transactions; claims are
-shared by many and come to little. `python -m tests.benchmarks.postgres_paths` counts them, and measures the two
+The path is that of the code: create (ordering), intent and response (tasks.steps.submit), callback (callbacks.receive),
+its processing (tasks.steps.callbacks), the image and the end (tasks.steps.download). Seven transactions; claims are
+shared by many and cost little. `python -m tests.benchmarks.postgres_paths` counts them, and measures the two
 constants that depend on the machine: commits a second, and seconds of a processor per life.
 
 Left out: those who poll, references, failures of the provider, what the network costs besides its bytes.

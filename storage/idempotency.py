@@ -1,4 +1,4 @@
-"""Answers kept for repeated orders: who used which idempotency key, for what, and which tasks came of it."""
+"""Idempotency records: which order requests were seen, and which tasks they created."""
 
 from __future__ import annotations
 
@@ -9,39 +9,96 @@ from storage.sql.rows import record
 
 
 @dataclass(frozen=True, kw_only=True)
-class KeyUse:
-    """fingerprint: hash of the request; the same key with another one is a mistake of the caller."""
+class IdempotencyRecord:
+    """One order request of a caller, identified by its key."""
 
     caller: str
     key: str
+    """The caller's Idempotency-Key, or a derived key, which contains a space and so cannot be sent."""
     fingerprint: str
-    batch: str
+    """Hash of the request's content."""
+    ordinal: int = 0
+    """Counts equal requests without Idempotency-Key, from 1; 0 for a request with one."""
+    retry_count: int = 0
+    """The highest retry count of a request that joined this record."""
+    batch: str = ""
+    """The tasks of the request; empty until they are created."""
     created_at: float
+    answered_at: float | None = None
+    """When a client received the answer; recorded only for requests without Idempotency-Key."""
 
 
 @dataclass(frozen=True)
-class Keys:
-    """Idempotency keys at rest."""
+class IdempotencyRecords:
+    """Idempotency records in the database."""
 
     database: Database
 
-    async def get(self, caller: str, key: str) -> KeyUse | None:
+    async def get(self, caller: str, key: str) -> IdempotencyRecord | None:
         row = await self.database.point(
             "SELECT * FROM idempotency WHERE caller = :caller AND key = :key", caller=caller, key=key
         )
-        return record(KeyUse, row) if row else None
+        return record(IdempotencyRecord, row) if row else None
 
-    def using(self, use: KeyUse) -> Statement:
-        """`Stale` if the key is in use: of two equal orders at once, one wins and the other reads its answer."""
+    async def newest_unanswered(
+        self, caller: str, fingerprint: str, *, since: float, retry_count: int
+    ) -> IdempotencyRecord | None:
+        """Return the newest request without key that no retry with this count has joined and no client has answered."""
+        row = await self.database.point(
+            """SELECT * FROM idempotency WHERE caller = :caller AND fingerprint = :fingerprint AND ordinal > 0
+                AND answered_at IS NULL AND created_at >= :since AND retry_count < :retry_count
+                ORDER BY ordinal DESC LIMIT 1""",
+            caller=caller,
+            fingerprint=fingerprint,
+            since=since,
+            retry_count=retry_count,
+        )
+        return record(IdempotencyRecord, row) if row else None
+
+    async def next_ordinal(self, caller: str, fingerprint: str) -> int:
+        row = await self.database.point(
+            """SELECT max(ordinal) AS last FROM idempotency
+                WHERE caller = :caller AND fingerprint = :fingerprint AND ordinal > 0""",
+            caller=caller,
+            fingerprint=fingerprint,
+        )
+        return (row["last"] or 0) + 1 if row else 1
+
+    async def insert_if_absent(self, new: IdempotencyRecord) -> bool:
+        """Reserve the record's key. Return False if it exists already."""
+        inserted = await self.database.execute(f"{_INSERT} ON CONFLICT (caller, key) DO NOTHING", **vars(new))
+        return inserted == 1
+
+    async def join_retry(self, joined: IdempotencyRecord, retry_count: int) -> bool:
+        """Let one retry join the record. Return False if an equal retry joined first, or the record was answered."""
+        changed = await self.database.execute(
+            """UPDATE idempotency SET retry_count = :retry_count WHERE caller = :caller AND key = :key
+                AND retry_count < :retry_count AND answered_at IS NULL""",
+            caller=joined.caller,
+            key=joined.key,
+            retry_count=retry_count,
+        )
+        return changed == 1
+
+    def claim(self, claimed: IdempotencyRecord) -> Statement:
+        """Bind the record to its batch, inserting it if needed; `Stale` if it is bound to a batch already."""
         return Statement(
-            sql="""INSERT INTO idempotency (caller, key, fingerprint, batch, created_at)
-                VALUES (:caller, :key, :fingerprint, :batch, :created_at) ON CONFLICT (caller, key) DO NOTHING""",
-            params=vars(use),
+            sql=f"""{_INSERT} ON CONFLICT (caller, key) DO UPDATE SET batch = excluded.batch
+                WHERE idempotency.batch = ''""",
+            params=vars(claimed),
             must_change=True,
         )
 
-    async def forget(self, before: float, limit: int) -> int:
-        """Those from before `before`, as far as no task of theirs is kept: its repetition would be a second order."""
+    async def mark_answered(self, answered: IdempotencyRecord, now: float) -> None:
+        await self.database.execute(
+            "UPDATE idempotency SET answered_at = :now WHERE caller = :caller AND key = :key AND answered_at IS NULL",
+            caller=answered.caller,
+            key=answered.key,
+            now=now,
+        )
+
+    async def delete_before(self, before: float, limit: int) -> int:
+        """Delete old records without a stored task; while a task exists, a repeated request must find it."""
         return await self.database.execute(
             f"""DELETE FROM idempotency WHERE (caller, key) IN (SELECT caller, key FROM idempotency
                 WHERE created_at < :before AND NOT EXISTS
@@ -50,3 +107,8 @@ class Keys:
             before=before,
             limit=limit,
         )
+
+
+_INSERT = """INSERT INTO idempotency
+    (caller, key, fingerprint, ordinal, retry_count, batch, created_at, answered_at)
+    VALUES (:caller, :key, :fingerprint, :ordinal, :retry_count, :batch, :created_at, :answered_at)"""

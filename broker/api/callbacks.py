@@ -13,9 +13,11 @@ from starlette.responses import Response
 from broker.api.http.endpoint import TEXT, Endpoint, Parameter, caller_of, json_success
 from broker.api.http.request_body import is_encoded
 from broker.api.http.responses import error_response, json_response
-from broker.broker import Broker
-from broker.clock import iso
+from broker.callbacks.receive import CallbackReceiver
+from broker.clock import Clock, iso
 from broker.errors import Refusal
+from broker.i18n import Messages
+from broker.metrics import Metrics
 from broker.presenter import Absent, Moment, ResponseModel
 from webhooks.tokens import ChallengeResponse
 from webhooks.verification import MAX_BODY_BYTES, Decision, IncomingCallback
@@ -38,13 +40,17 @@ class CallbackReceived(ResponseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class CallbackRoutes:
-    broker: Broker
+    clock: Clock
+    receiver: CallbackReceiver
+    challenge: ChallengeResponse
+    metrics: Metrics
+    messages: Messages
 
     async def ping_webhook(self, request: Request) -> Response:
         """Confirm the address; to a nonce also that it is this broker that answers."""
         nonces = request.query_params.getlist("probe")
-        shown = ChallengeResponse(self.broker.tokens.secret).answer(nonces[0]) if len(nonces) == 1 else None
-        ready = WebhookReady(status="ok", message=_READY, timestamp=iso(self.broker.clock.now()), probe=shown)
+        shown = self.challenge.answer(nonces[0]) if len(nonces) == 1 else None
+        ready = WebhookReady(status="ok", message=_READY, timestamp=iso(self.clock.now()), probe=shown)
         return json_response(ready.to_document())
 
     async def receive_callback(self, request: Request) -> Response:
@@ -58,14 +64,14 @@ class CallbackRoutes:
             trusted=caller_of(request).trusted,
             encoded=is_encoded(request),
         )
-        heard = await self.broker.hear(callback)
-        response = self._acknowledgement(request, heard.judgement)
+        received = await self.receiver.receive(callback)
+        response = self._acknowledgement(request, received.decision)
         response.background = BackgroundTask(self._record_duration, began)
         return response
 
     async def _record_duration(self, began: float) -> None:
         """Record the time from the first byte of the request to the end of the response."""
-        self.broker.metrics.callback_ack_seconds.observe(time.perf_counter() - began)
+        self.metrics.callback_ack_seconds.observe(time.perf_counter() - began)
 
     def _acknowledgement(self, request: Request, judgement: Decision) -> Response:
         """An error is returned, not raised: raised, it would lose the background task."""
@@ -73,8 +79,8 @@ class CallbackRoutes:
             received = CallbackReceived(success=True, message=f"The callback was taken: {judgement.reason}.")
             return json_response(received.to_document(), judgement.status)
         error = Refusal(_CODES[judgement.status], f"The callback was not taken: {judgement.reason}.")
-        self.broker.metrics.request_errors.labels(error.code).inc()
-        return error_response(self.broker.presenter.messages, request, error, {})
+        self.metrics.request_errors.labels(error.code).inc()
+        return error_response(self.messages, request, error, {})
 
 
 async def _read_bounded(request: Request) -> bytes:

@@ -15,12 +15,15 @@ from starlette.responses import Response
 from broker.api.http.endpoint import TEXT, Endpoint, SuccessResponse, json_success
 from broker.api.http.errors import RETRY_SECONDS, unavailable
 from broker.api.http.responses import ErrorResponse, json_response, requested_language
-from broker.broker import Broker
+from broker.clock import Clock
 from broker.i18n import Messages
 from broker.monitoring.collectors import DatabaseCollector
 from broker.presenter import ResponseModel
+from broker.tasks.queries import TaskQueries
 from broker.tasks.worker import Worker
+from storage.blobs.store import BlobStore
 from storage.errors import StorageError
+from storage.sql.database import Database
 from storage.sql.migrate import probe
 
 CHECK_SECONDS: Final = 5.0
@@ -53,7 +56,10 @@ class UnreadyResponse(ErrorResponse):
 
 @dataclass(frozen=True, kw_only=True)
 class HealthRoutes:
-    broker: Broker
+    clock: Clock
+    database: Database
+    blobs: BlobStore
+    queries: TaskQueries
     worker: Worker
     collector: DatabaseCollector
     messages: Messages
@@ -66,10 +72,10 @@ class HealthRoutes:
     async def get_readiness(self, request: Request) -> Response:
         """Check that an order would be stored and processed; otherwise name the parts that fail."""
         failures = {
-            "database": await _failure_of(probe(self.broker.database)),
-            "blobs": await _failure_of(self.broker.blobs.check()),
+            "database": await _failure_of(probe(self.database)),
+            "blobs": await _failure_of(self.blobs.check()),
             "worker": self._worker_failure(),
-            "server": "it is stopping" if self.broker.closing else None,
+            "server": "it is stopping" if self.queries.closing else None,
         }
         checks = ReadinessChecks(**{name: failure or "ok" for name, failure in failures.items()})
         if not any(failures.values()):
@@ -85,7 +91,7 @@ class HealthRoutes:
         return json_response(unready.to_document(), 503, {"retry-after": f"{RETRY_SECONDS:.0f}"})
 
     def _worker_failure(self) -> str | None:
-        silent = self.broker.clock.now() - self.worker.last_heartbeat
+        silent = self.clock.now() - self.worker.last_heartbeat
         if silent <= MAX_HEARTBEAT_SECONDS:
             return None
         return f"it has not been seen for more than {MAX_HEARTBEAT_SECONDS:.0f} seconds"

@@ -26,11 +26,13 @@ from broker.api.http.endpoint import (
 )
 from broker.api.http.pagination import EMPTY
 from broker.api.http.responses import IMAGE_SECURITY_HEADERS, etag_matches, json_response
-from broker.broker import Broker
+from broker.clock import Clock
 from broker.errors import Refusal
-from broker.presenter import IMAGE_NAME, ImageMetadata, ResponseModel
-from storage.blobs.store import BlobMissing, Reading
-from storage.images import Kind, StoredImage
+from broker.presenter import IMAGE_NAME, ImageMetadata, ResponseModel, TaskPresenter
+from broker.tasks.queries import TaskQueries
+from broker.thumbnails import Thumbnails
+from storage.blobs.store import BlobMissing, BlobStore, Reading
+from storage.images import Images, Kind, StoredImage
 from uploads.thumbnails import THUMBNAIL_SIZES
 
 _NAME: Final = re.compile(IMAGE_NAME)
@@ -51,7 +53,12 @@ class ImageMetadataResponse(ResponseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRoutes:
-    broker: Broker
+    clock: Clock
+    images: Images
+    blobs: BlobStore
+    queries: TaskQueries
+    thumbnails: Thumbnails
+    presenter: TaskPresenter
 
     async def get_result(self, request: Request) -> Response:
         return await self._serve(request, "result")
@@ -68,10 +75,10 @@ class ImageRoutes:
     async def _metadata(self, request: Request, kind: Kind) -> Response:
         """Return the metadata. It needs a key: names of images are in public pages, prompts are not."""
         image = await self._find(request.path_params["name"], kind)
-        tasks = await self.broker.origin(image)
+        tasks = await self.queries.get_image_tasks(image)
         if not tasks:
             raise _not_found()
-        data = self.broker.presenter.image_metadata(image, tasks)
+        data = self.presenter.image_metadata(image, tasks)
         return json_response(ImageMetadataResponse(success=True, data=data).to_document())
 
     async def _serve(self, request: Request, kind: Kind) -> Response:
@@ -79,7 +86,7 @@ class ImageRoutes:
         image = await self._find(request.path_params["name"], kind)
         if size is None:
             return await self._send(request, image, self._headers(image, image))
-        thumbnail = await self.broker.thumbnails.find_or_make(image, size)
+        thumbnail = await self.thumbnails.find_or_make(image, size)
         if thumbnail is not None:
             return await self._send(request, thumbnail, self._headers(thumbnail, image))
         # the next request may find a thumbnail
@@ -100,24 +107,24 @@ class ImageRoutes:
         return _BlobResponse(request, await self._open(image, start, stop), 206 if is_part else 200, headers)
 
     async def _find(self, name: str, kind: Kind) -> StoredImage:
-        image = await self.broker.images.named(name) if _NAME.fullmatch(name) else None
+        image = await self.images.named(name) if _NAME.fullmatch(name) else None
         if image is None or image.kind != kind:
             raise _not_found()
         return image
 
     async def _store_link(self, image: StoredImage) -> str | None:
         """Return a link into the store, if the operator allows it. Not for references: providers may not follow it."""
-        return await self.broker.blobs.link(image.blob, LINK_SECONDS) if image.kind == "result" else None
+        return await self.blobs.link(image.blob, LINK_SECONDS) if image.kind == "result" else None
 
     async def _open(self, image: StoredImage, start: int, stop: int) -> Reading:
         try:
-            return await self.broker.blobs.open(image.blob, start, stop)
+            return await self.blobs.open(image.blob, start, stop)
         except BlobMissing as error:
             raise _not_found() from error
 
     def _headers(self, image: StoredImage, source: StoredImage) -> dict[str, str]:
         """Let browsers keep an image as long as the broker does. source: the image of a thumbnail."""
-        left = int(source.created_at + self.broker.policy.retention_seconds - self.broker.clock.now())
+        left = int(source.created_at + self.presenter.retention - self.clock.now())
         return {
             **IMAGE_SECURITY_HEADERS,
             "content-type": image.media_type if image.media_type in _MEDIA_TYPES else "application/octet-stream",

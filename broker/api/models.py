@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
 from typing import Annotated, Literal
@@ -12,9 +13,8 @@ from starlette.responses import Response
 
 from broker.api.http.endpoint import Endpoint, json_success
 from broker.api.http.responses import json_response
-from broker.broker import Broker
-from broker.catalog import MODES, Model, Offer, Status
-from broker.clock import day
+from broker.catalog import MODES, Catalog, Model, Offer, Status
+from broker.clock import Clock, day
 from broker.orders import OutputFormat
 from broker.presenter import ModeName, ResponseModel
 
@@ -62,26 +62,30 @@ class ModelList(ResponseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelRoutes:
-    broker: Broker
+    clock: Clock
+    catalog: Catalog
+    provider_name: str
+    supports: Callable[[str], bool]
+    max_file_size_bytes: int
 
     async def list_models(self, _: Request) -> Response:
         """Return the whole catalog as of today; a form can be built from it."""
-        catalog, today = self.broker.catalog, day(self.broker.clock.now())
+        catalog, today = self.catalog, day(self.clock.now())
         models = ModelList(
             success=True,
             data=[self._model(model, today) for model in catalog.models],
             default=catalog.default.name,
-            provider=self.broker.provider.name,
+            provider=self.provider_name,
         )
         return json_response(models.to_document())
 
     def _model(self, model: Model, today: date) -> ModelData:
-        offers = self.broker.catalog.offers(model)
+        offers = self.catalog.offers(model)
         return ModelData(
             name=model.name,
             title=model.title,
-            default=model is self.broker.catalog.default,
-            available=self.broker.provider.supports(model.name),
+            default=model is self.catalog.default,
+            available=self.supports(model.name),
             status=model.status(today),
             deprecated_on=_iso_day(model.deprecated_on),
             shutdown_on=_iso_day(model.shutdown_on),
@@ -95,7 +99,7 @@ class ModelRoutes:
             resolutions=list(model.resolutions),
             output_formats=list(model.output_formats),
             max_references=model.max_references,
-            max_reference_bytes=min(model.max_reference_bytes, self.broker.max_file_size),
+            max_reference_bytes=min(model.max_reference_bytes, self.max_file_size_bytes),
             prompt_limit=model.prompt_limit,
             providers=[_offer(offer) for offer in offers],
         )

@@ -60,7 +60,7 @@ class _Process:
 
     def stop(self) -> None:
         """Accept nothing new and answer waiting requests with the current state. A second call stops at once."""
-        self.services.broker.closing = True
+        self.services.queries.closing = True
         self.services.worker.stop()
         self.server.stop()
 

@@ -19,8 +19,9 @@ from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit
 
 from broker.bootstrap import load_settings, open_services
-from broker.broker import Broker
-from broker.orders import Order, Request
+from broker.callbacks.receive import CallbackReceiver
+from broker.ordering.service import OrderService
+from broker.orders import Order, OrderRequest
 from broker.reports import Finished, Pending, Report
 from broker.services import Services
 from broker.settings import Settings
@@ -83,7 +84,7 @@ class Prompt:
         self.creates_per_10s = upstream.creates_per_10s
         self.concurrency = upstream.places
         self._upstream = upstream
-        self.broker: Broker
+        self.receiver: CallbackReceiver
         self._calling: set[asyncio.Task[None]] = set()
 
     def supports(self, model: str) -> bool:
@@ -110,7 +111,9 @@ class Prompt:
         await asyncio.sleep(self._upstream.seconds * share)
         query = dict(parse_qsl(urlsplit(callback_url).query))
         body = json.dumps({"job": job}).encode()
-        await self.broker.hear(IncomingCallback(provider=self.name, query=query, headers={}, body=body, trusted=False))
+        await self.receiver.receive(
+            IncomingCallback(provider=self.name, query=query, headers={}, body=body, trusted=False)
+        )
 
     async def check(self, job_id: str) -> Report:
         return self._finished(job_id)
@@ -174,8 +177,9 @@ def _database(settings: Settings) -> AbstractAsyncContextManager[Database]:
     return SqliteDatabase(sqlite_path(url)) if url.startswith("sqlite:") else CountingPostgres(url)
 
 
-def _feed(services: Services, upstream: Upstream) -> None:
-    provider, steps, broker = Prompt(upstream), services.worker.steps, services.broker
+def _feed(services: Services, upstream: Upstream) -> OrderService:
+    """Replace the provider; return what orders from it."""
+    provider, steps = Prompt(upstream), services.worker.steps
     providers = {provider.name: provider}
     parts = {part.name: getattr(steps.download, part.name) for part in fields(steps.download)}
     services.worker.steps = replace(
@@ -186,8 +190,10 @@ def _feed(services: Services, upstream: Upstream) -> None:
     )
     services.worker.callbacks.step = replace(services.worker.callbacks.step, providers=providers)
     services.worker.submissions = replace(services.worker.submissions, providers=providers)
-    broker.provider, broker.providers, broker.signatures = provider, providers, {}
-    provider.broker = broker
+    receiver, orders = services.callbacks, services.orders
+    verifier = replace(receiver.verifier, provider=provider, providers=providers, signatures={})
+    provider.receiver = replace(receiver, verifier=verifier)
+    return replace(orders, providers=providers, planner=replace(orders.planner, providers=providers))
 
 
 async def live(side: Side, url: str, upstream: Upstream, arrivals: Sequence[float]) -> Counts:
@@ -197,7 +203,7 @@ async def live(side: Side, url: str, upstream: Upstream, arrivals: Sequence[floa
     """
     with tempfile.TemporaryDirectory() as folder:
         async with open_services(_settings(url, Path(folder)), open_database=_database) as services:
-            _feed(services, upstream)
+            orders = _feed(services, upstream)
             await side.wait_for_go()
             counts = CountingPostgres.counts = Counts()
             begun, cpu = time.monotonic(), time.process_time()
@@ -207,7 +213,8 @@ async def live(side: Side, url: str, upstream: Upstream, arrivals: Sequence[floa
             async def order(number: int, at: float) -> None:
                 await asyncio.sleep(begun + at - time.monotonic())
                 async with places:
-                    await services.broker.create("local", Request(prompt=f"picture {number}"))
+                    request = OrderRequest(prompt=f"picture {number}")
+                    await orders.create("local", request, orders.plan(request))
 
             await asyncio.gather(*(order(number, at) for number, at in enumerate(arrivals)))
             await _all_ended(services.database)

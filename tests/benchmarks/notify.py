@@ -55,7 +55,7 @@ async def seeded(url: str, count: int) -> list[str]:
 
 
 def step(tasks: Tasks, task_id: str) -> list[Statement]:
-    """As `steps.settle`: the row, and its line in the ledger."""
+    """Apply a transition: the row, and its line in the ledger."""
     row = Statement(
         sql="UPDATE tasks SET lease_until = :now, version = version + 1 WHERE id = :id",
         params={"id": task_id, "now": time.time()},

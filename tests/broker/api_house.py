@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +12,9 @@ from typing import Any
 
 import httpx
 from PIL import Image
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from broker.api.native.task_cache import TaskCache
 from broker.app import build_app
 from broker.bootstrap import load_settings, open_services
 from broker.clock import Clock, iso
@@ -32,24 +34,48 @@ NEVER = 9e9
 """A moment that no test lives to see."""
 
 
+async def _unmounted(scope: Scope, receive: Receive, send: Send) -> None:
+    raise AssertionError("the server of this test has an application of its own")
+
+
+@dataclass(kw_only=True)
+class MountedApp:
+    """The application that answers the client, and what it was built of."""
+
+    services: Services
+    app: ASGIApp = _unmounted
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.app(scope, receive, send)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ApiHouse:
-    services: Services
+    mounted: MountedApp
     client: httpx.AsyncClient
     port: int
     folder: Path
 
+    @property
+    def services(self) -> Services:
+        return self.mounted.services
+
+    def mount(self, **parts: Any) -> None:
+        """Build the application again, of the same services with other parts."""
+        self.mounted.services = replace(self.services, **parts)
+        self.mounted.app = build_app(self.services)
+
     async def add(self, **changes: Any) -> Task:
         """A task as if it had been ordered, which no worker touches."""
         task = a_task(self.services.clock.now(), **changes)
-        await self.services.database.transact(self.services.broker.tasks.adding(task))
+        await self.services.database.transact(self.services.tasks.adding(task))
         return task
 
     async def change(self, task: Task, **changes: Any) -> None:
         """As if a worker had saved it."""
-        fresh = await self.services.broker.tasks.get(task.id)
+        fresh = await self.services.tasks.get(task.id)
         assert fresh is not None
-        saving = self.services.broker.tasks.saving(fresh, **changes)
+        saving = self.services.tasks.saving(fresh, **changes)
         await self.services.database.transact(saving, wake=(f"task:{task.id}",))
 
     async def somebody_waits_for(self, task: Task) -> None:
@@ -64,7 +90,7 @@ class ApiHouse:
     async def add_image(
         self, owner: str, data: bytes, *, kind: Any = "result", position: int = 0, **changes: Any
     ) -> StoredImage:
-        async with self.services.broker.blobs.draft(owner) as draft:
+        async with self.services.blobs.draft(owner) as draft:
             await draft.write(data)
             blob = await draft.keep()
         prefix = "generated" if kind == "result" else "reference"
@@ -97,7 +123,7 @@ class ApiHouse:
             "url": "https://hooks.example.com/x?secret=of-the-receiver",
             "host": "hooks.example.com",
             "body": event_body(
-                Event.COMPLETED, iso(now) or "", self.services.broker.presenter.task(task, [], "en").to_document()
+                Event.COMPLETED, iso(now) or "", self.services.presenter.task(task, [], "en").to_document()
             ),
             "outcome": Fate.DELIVERED,
             "due_at": None,
@@ -105,7 +131,7 @@ class ApiHouse:
             "ended_at": now,
         }
         delivery = Delivery(**{**values, **changes})
-        await self.services.database.transact(self.services.broker.deliveries.adding(delivery))
+        await self.services.database.transact(self.services.deliveries.adding(delivery))
         return delivery
 
     async def left_behind(self) -> tuple[int, int, int, int]:
@@ -135,12 +161,14 @@ async def open_api(
     sockets: bool = False,
     limits: ConnectionLimits | None = None,
     clock: Clock | None = None,
+    parts: Callable[[Services], dict[str, Any]] = lambda _: {},
     **settings: Any,
 ) -> AsyncIterator[ApiHouse]:
     """Open a broker and a client of its API.
 
     sockets: over real HTTP, where the test concerns connections or a response that does not end; otherwise the client
     calls the application directly, which takes a fifth of the time. Time limits of connections (`limits`) imply it.
+    parts: what the application uses instead of the services' own parts.
     """
     defaults: dict[str, Any] = {
         "api_key": "a-key-of-the-tests",
@@ -156,17 +184,29 @@ async def open_api(
             port = socket_port(sock)
             async with (
                 open_services(chosen, clock=clock, port=port) as services,
-                running_server(services, sock, limits=limits or DEFAULT_LIMITS) as base,
+                running_server(replace(services, **parts(services)), sock, limits=limits or DEFAULT_LIMITS) as base,
                 httpx.AsyncClient(base_url=base, timeout=35, verify=False) as client,
             ):
                 await _begun(services)
-                yield ApiHouse(services=services, client=client, port=port, folder=folder)
+                mounted = MountedApp(services=services)
+                yield ApiHouse(mounted=mounted, client=client, port=port, folder=folder)
         return
     async with open_services(chosen, clock=clock, port=PORT) as services, _working(services):
-        transport = httpx.ASGITransport(build_app(services), raise_app_exceptions=False, client=("127.0.0.1", 50_000))
+        mounted = MountedApp(services=services, app=build_app(replace(services, **parts(services))))
+        transport = httpx.ASGITransport(mounted, raise_app_exceptions=False, client=("127.0.0.1", 50_000))
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{PORT}", transport=transport) as client:
             await _begun(services)
-            yield ApiHouse(services=services, client=client, port=PORT, folder=folder)
+            yield ApiHouse(mounted=mounted, client=client, port=PORT, folder=folder)
+
+
+def task_cache(services: Services, **limits: Any) -> TaskCache:
+    return TaskCache(
+        clock=services.clock,
+        queries=services.queries,
+        eta=services.eta,
+        presenter=services.presenter,
+        **limits,
+    )
 
 
 @asynccontextmanager
@@ -177,7 +217,7 @@ async def _working(services: Services) -> AsyncIterator[None]:
         async with services.url_monitor.run():
             yield
     finally:
-        services.broker.closing = True
+        services.queries.closing = True
         services.worker.stop()
         await working
 

@@ -68,7 +68,7 @@ async def replayed(house: ApiHouse, hook_id: str, **params: str) -> dict[str, An
 
 
 async def row(house: ApiHouse, task: Task) -> Task:
-    found = await house.services.broker.tasks.get(task.id)
+    found = await house.services.tasks.get(task.id)
     assert found is not None
     return found
 
@@ -100,7 +100,7 @@ async def keep(house: ApiHouse, task: Task, body: Any = None, **changes: Any) ->
         received_at=house.services.clock.now(),
         digested_at=1.0,
     )
-    await house.services.database.transact(house.services.broker.hooks.adding(replace(hook, **changes)))
+    await house.services.database.transact(house.services.hooks.adding(replace(hook, **changes)))
     return hook.id
 
 
@@ -439,7 +439,7 @@ async def test_a_right_token_speaks_for_its_own_task_only(tmp_path: Path) -> Non
     async with open_api(tmp_path) as house:
         task = await a_job(house)
         gone = f"task_{'9' * 32}"
-        token = house.services.broker.tokens.token(gone, 1)
+        token = house.services.tokens.token(gone, 1)
         path = f"{HOOK}?{httpx.QueryParams({'task': gone, 'attempt': '1', 'token': token})}"
         hook_id = await call(house, path, done())
         assert (await shown(house, hook_id))["verification"] == "unknown"
@@ -466,7 +466,7 @@ async def test_a_fixture_says_what_it_should_come_to(tmp_path: Path) -> None:
 async def test_no_way_out_shows_a_secret(tmp_path: Path) -> None:
     async with open_api(tmp_path) as house:
         task = await a_job(house)
-        token = house.services.broker.tokens.token(task.id, 1)
+        token = house.services.tokens.token(task.id, 1)
         repeated = {**done(), "callBackUrl": f"https://broker.example{address(house, task)}"}
         hook_id = await call(house, address(house, task), repeated, Authorization="Bearer canary", Cookie="canary=1")
         told = await replayed(house, hook_id)

@@ -39,7 +39,7 @@ async def a_job(house: ApiHouse) -> Task:
 
 
 def address(house: ApiHouse, task: Task, token: str | None = None, **changes: str) -> str:
-    token = house.services.broker.tokens.token(task.id, 1) if token is None else token
+    token = house.services.tokens.token(task.id, 1) if token is None else token
     query = {"task": task.id, "attempt": "1", "token": token, **changes}
     return f"{HOOK}?{httpx.QueryParams(query)}"
 
@@ -55,7 +55,7 @@ def signed(now: float, job: str = JOB, key: str = WEBHOOK_KEY) -> dict[str, str]
 
 
 async def verdicts(house: ApiHouse) -> list[tuple[str, int]]:
-    return [(hook.verdict, hook.status) for hook in await house.services.broker.hooks.newest(limit=100)]
+    return [(hook.verdict, hook.status) for hook in await house.services.hooks.newest(limit=100)]
 
 
 async def test_the_address_can_be_checked_with_get(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ async def test_the_address_can_be_checked_with_get(tmp_path: Path) -> None:
 
 async def test_the_greeting_shows_that_it_is_ours_to_a_nonce_and_to_nothing_else(tmp_path: Path) -> None:
     async with open_api(tmp_path) as house:
-        presence, nonce = ChallengeResponse(house.services.broker.tokens.secret), new_nonce()
+        presence, nonce = ChallengeResponse(house.services.tokens.secret), new_nonce()
         shown = (await house.client.get(HOOK, params={"probe": nonce}, headers=FORWARDED)).json()
         assert presence.is_valid(nonce, shown["probe"])
         for query in ("", "?probe=", "?probe=task_1:1", f"?probe={nonce}0", f"?probe={nonce}&probe={nonce}", "?x=1"):
@@ -80,9 +80,9 @@ async def test_without_a_webhook_key_the_token_decides(tmp_path: Path) -> None:
     """Every line of the table of proofs; what is not proved is asked for, what is wrong changes nothing."""
     async with open_api(tmp_path) as house:
         task = await a_job(house)
-        other = house.services.broker.tokens.token(task.id, 2)
+        other = house.services.tokens.token(task.id, 2)
         right = address(house, task)
-        token = house.services.broker.tokens.token(task.id, 1)
+        token = house.services.tokens.token(task.id, 1)
         cases: list[tuple[str, str, dict[str, str], int, str]] = [
             ("right token", right, FORWARDED, 200, ""),
             ("token of another attempt", address(house, task, other), FORWARDED, 401, "unauthorized"),
@@ -137,7 +137,7 @@ async def test_a_proved_success_becomes_a_download(tmp_path: Path) -> None:
         for _ in range(3):
             assert (await house.client.post(HOOK, json=simulated)).status_code == 200
         await house.services.worker.callbacks.step.process_callbacks(task.id)
-        row = await house.services.broker.tasks.get(task.id)
+        row = await house.services.tasks.get(task.id)
         assert row is not None
         assert row.outputs == ("http://127.0.0.1:9/x.png",)
 
@@ -145,11 +145,11 @@ async def test_a_proved_success_becomes_a_download(tmp_path: Path) -> None:
 async def test_a_refused_callback_changes_no_row(tmp_path: Path) -> None:
     async with open_api(tmp_path) as house:
         task = await a_job(house)
-        before = await house.services.broker.tasks.get(task.id)
+        before = await house.services.tasks.get(task.id)
         for number in range(50):
             path = address(house, task, f"{number:032x}")
             assert (await house.client.post(path, json=done(), headers=FORWARDED)).status_code == 401
-        assert await house.services.broker.tasks.get(task.id) == before
+        assert await house.services.tasks.get(task.id) == before
 
 
 async def test_a_callback_about_nothing_is_not_found(tmp_path: Path) -> None:
@@ -229,8 +229,8 @@ async def test_tokens_and_secrets_stay_out_of_the_inbox(tmp_path: Path) -> None:
         path = address(house, task)
         headers = {**FORWARDED, "Authorization": "Bearer canary-1", "X-Api-Key": "canary-2", "X-Trace": "kept"}
         await house.client.post(path, json=done(), headers=headers)
-        (entry,) = await house.services.broker.hooks.newest(limit=10)
-        kept = str(await house.services.broker.hooks.get(entry.id))
+        (entry,) = await house.services.hooks.newest(limit=10)
+        kept = str(await house.services.hooks.get(entry.id))
         assert "kept" in kept
         assert "canary" not in kept
-        assert house.services.broker.tokens.token(task.id, 1) not in kept
+        assert house.services.tokens.token(task.id, 1) not in kept

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from broker.net.fetcher import Fetcher
 from storage.deliveries import Delivery, Fate
 from tests.broker.api_house import ApiHouse, a_task, open_api
 
@@ -105,7 +107,8 @@ async def test_the_same_key_for_another_address_is_another_order(tmp_path: Path)
         first = await create()
         assert first.status_code == 202
         assert (await create(callbackUrl="http://receiver/other")).json()["code"] == "idempotency_mismatch"
-        house.services.broker.caller_fetcher = type(house.services.broker.caller_fetcher)()
+        orders = house.services.orders
+        house.mount(orders=replace(orders, planner=replace(orders.planner, caller_fetcher=Fetcher())))
         assert (await create()).json()["taskId"] == first.json()["taskId"]
         assert "of-the-receiver" not in (await house.client.get("/api/tasks")).text
 

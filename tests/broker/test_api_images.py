@@ -159,7 +159,7 @@ async def test_names_of_nothing(tmp_path: Path) -> None:
 async def test_a_row_without_its_bytes_is_not_found(tmp_path: Path) -> None:
     async with open_api(tmp_path) as house:
         image = await house.add_image(OWNER, DATA)
-        await house.services.broker.blobs.delete(OWNER)
+        await house.services.blobs.delete(OWNER)
         for method in ("GET", "HEAD"):
             assert (await house.client.request(method, f"/uploads/images/{image.name}")).status_code == 404
 
@@ -182,7 +182,7 @@ async def test_readers_keep_what_they_read_when_it_is_deleted(tmp_path: Path) ->
         async with contextlib.AsyncExitStack() as stack:
             streams = [await stack.enter_async_context(house.client.stream("GET", path)) for _ in range(3)]
             await streams[0].aclose()
-            await house.services.broker.blobs.delete(OWNER)
+            await house.services.blobs.delete(OWNER)
             assert (await house.client.get(path)).status_code == 404
             whole = await asyncio.gather(*(stream.aread() for stream in streams[1:]))
         assert [hashlib.sha256(data).hexdigest() for data in whole] == [image.sha256] * 2

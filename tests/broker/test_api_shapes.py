@@ -21,6 +21,7 @@ from broker.server.protocol import ConnectionLimits
 from storage.errors import StorageError
 from storage.states import State
 from tests.broker.api_house import ApiHouse, open_api
+from tests.conftest import ManualClock
 
 pytestmark = pytest.mark.anyio
 
@@ -165,7 +166,7 @@ class Broken:
 
 async def test_a_store_in_trouble_is_temporary(tmp_path: Path) -> None:
     async with open_api(tmp_path) as house:
-        house.services.broker.images = Broken(StorageError(CANARY))  # type: ignore[assignment]
+        house.mount(images=Broken(StorageError(CANARY)))
         answer = await house.client.get(IMAGE)
         await check(answer, 503, "unavailable")
         assert answer.json()["retryable"] is True
@@ -177,7 +178,7 @@ async def test_what_nobody_foresaw_is_told_blandly(tmp_path: Path) -> None:
     """Neither the answer nor the log repeats an error's text: it may hold what a caller sent."""
     with capture_logs() as lines:
         async with open_api(tmp_path) as house:
-            house.services.broker.images = Broken(KeyError(CANARY))  # type: ignore[assignment]
+            house.mount(images=Broken(KeyError(CANARY)))
             await check(await house.client.get(IMAGE), 500, "internal_error")
             assert (await house.client.get("/health")).status_code == 200
     (line,) = (line for line in lines if line["action"] == "request_failed")
@@ -215,9 +216,8 @@ async def test_an_answer_that_breaks_in_the_middle_is_cut_off(tmp_path: Path, ca
         async def open(self, *_: Any) -> HalfReading:
             return reading
 
-    async with open_api(tmp_path, sockets=True) as house:
+    async with open_api(tmp_path, sockets=True, parts=lambda _: {"blobs": Blobs()}) as house:
         image = await house.add_image("task_x", b"x" * 100)
-        house.services.broker.blobs = Blobs()  # type: ignore[assignment]
         with pytest.raises(httpx.RemoteProtocolError):
             await house.client.get(f"/uploads/images/{image.name}")
         assert reading.closed
@@ -281,8 +281,7 @@ async def test_ready_names_the_part_to_blame(tmp_path: Path) -> None:
             async def check(self) -> None:
                 raise StorageError("the disk is full: free some space")
 
-        house.services.broker.blobs = Full()  # type: ignore[assignment]
-        house.services.broker.clock = type("Late", (), {"now": staticmethod(lambda: 9e9)})()
+        house.mount(blobs=Full(), clock=ManualClock(9e9))
         answer = await house.client.get("/ready")
         await check(answer, 503, "unavailable")
         checks = answer.json()["checks"]

@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from broker.api.native.task_cache import TaskCache
 from storage.states import State
-from tests.broker.api_house import ApiHouse, open_api, png
+from tests.broker.api_house import ApiHouse, open_api, png, task_cache
 
 pytestmark = pytest.mark.anyio
 
@@ -185,7 +184,7 @@ async def test_a_hot_poll_reads_one_version_and_builds_nothing(tmp_path: Path) -
     """Proved by what is not asked for: the row itself is taken away behind the cache's back."""
     async with open_api(tmp_path) as house:
         task = await house.add()
-        cache = TaskCache(house.services.broker)
+        cache = task_cache(house.services)
         first = await cache.response(task.id, "en")
         await house.services.database.execute("UPDATE tasks SET prompt = 'changed without a version'")
         assert await cache.response(task.id, "en") is first
@@ -197,7 +196,7 @@ async def test_a_hot_poll_reads_one_version_and_builds_nothing(tmp_path: Path) -
 async def test_kept_answers_are_bounded(tmp_path: Path) -> None:
     """By bytes: a prompt may be as long as forty others."""
     async with open_api(tmp_path) as house:
-        cache = TaskCache(house.services.broker, max_bytes=5_000)
+        cache = task_cache(house.services, max_bytes=5_000)
         tasks = [await house.add(number=n, prompt="x" * 900) for n in range(20)]
         for task in tasks:
             size = len((await cache.response(task.id, "en")).body)
@@ -337,10 +336,10 @@ async def test_cancel_ends_a_task_that_waits(tmp_path: Path) -> None:
 async def test_it_is_too_late_to_cancel(tmp_path: Path, state: State) -> None:
     async with open_api(tmp_path) as house:
         task = await house.add(state=state, ended_at=None if state == State.FETCHING else 5.0)
-        before = await house.services.broker.tasks.get(task.id)
+        before = await house.services.tasks.get(task.id)
         answer = await house.client.delete(f"/api/task/{task.id}")
         assert (answer.status_code, answer.json()["code"]) == (409, "conflict")
-        assert await house.services.broker.tasks.get(task.id) == before
+        assert await house.services.tasks.get(task.id) == before
 
 
 # -- the list

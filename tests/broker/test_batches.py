@@ -79,7 +79,7 @@ async def test_its_status_is_that_of_its_tasks(tmp_path: Path, states: list[dict
 async def test_waiting_ends_with_the_last_of_them(tmp_path: Path) -> None:
     async with open_api(tmp_path) as house:
         await batch_of(house, DONE, WAITING, WAITING)
-        one, other = [await house.services.broker.get(f"task_{number:032x}") for number in (2, 3)]
+        one, other = [await house.services.queries.get(f"task_{number:032x}") for number in (2, 3)]
         poll = asyncio.create_task(house.client.get(f"/api/batch/{BATCH}?wait=30"))
         for task in (one, other):
             assert not poll.done()
@@ -142,7 +142,7 @@ async def test_a_failed_task_again_is_a_new_task_with_the_same_wish(tmp_path: Pa
         assert answer.status_code == 202
         second = answer.json()["taskId"]
         assert answer.headers["location"] == f"/api/task/{second}"
-        tasks = [await house.services.broker.get(task_id) for task_id in (first, second)]
+        tasks = [await house.services.queries.get(task_id) for task_id in (first, second)]
         wishes = [(t.prompt, t.model, t.mode, t.aspect_ratio, t.resolution, len(t.refs)) for t in tasks]
         assert wishes[0] == wishes[1]
         assert tasks[0].refs[0]["sha256"] == tasks[1].refs[0]["sha256"]

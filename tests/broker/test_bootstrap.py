@@ -36,7 +36,7 @@ async def test_processes_that_share_a_folder_share_its_secret(tmp_path: Path, po
     async with AsyncExitStack() as stack:
         one = await opened(stack, tmp_path, database_url=url)
         two = await opened(stack, tmp_path, database_url=url)
-        assert one.broker.tokens.secret == two.broker.tokens.secret
+        assert one.tokens.secret == two.tokens.secret
 
 
 async def test_a_machine_with_a_secret_of_its_own_making_does_not_join(tmp_path: Path, postgres: Postgres) -> None:

@@ -48,7 +48,7 @@ async def quiet(tmp_path: Path, clock: ManualClock) -> AsyncIterator[Services]:
 async def add(services: Services, **changes: Any) -> Task:
     """A task with a job at the provider, and its line in the ledger."""
     task = a_task(NOW, **{"job_id": "job", "sent_at": NOW, "entered_at": NOW, **changes})
-    await services.database.transact(services.broker.tasks.adding(task))
+    await services.database.transact(services.tasks.adding(task))
     row = {
         **vars(
             Attempt(
@@ -153,7 +153,7 @@ async def test_unclassified_error_is_counted_once_and_logged_without_its_text(qu
     assert value(quiet.metrics, "broker_unclassified_errors_total", provider="kie") == 1
     (line,) = [line for line in logs if line["action"] == "unclassified_provider_error"]
     assert (line["provider_code"], "flux is cold" in str(logs)) == ("FLUX", False)
-    row = await quiet.broker.get(task.id)
+    row = await quiet.queries.get(task.id)
     assert (row.error_code, row.error_detail, row.provider_code) == ("provider_error", "the flux is cold", "FLUX")
 
 
@@ -178,7 +178,7 @@ async def test_end_is_counted_once_and_late_image_separately(quiet: Services, cl
     labels = {"model": "nano-banana", "outcome": "download_failed"}
     assert value(quiet.metrics, "broker_task_seconds_sum", **labels) == 90
     await steps.transitions.apply_own(
-        await quiet.broker.get(task.id), lambda row, now, rules: lifecycle.downloaded(row, 1, [], now, rules)
+        await quiet.queries.get(task.id), lambda row, now, rules: lifecycle.downloaded(row, 1, [], now, rules)
     )
     assert value(quiet.metrics, "broker_late_results_total", model="nano-banana") == 1
     assert value(quiet.metrics, "broker_task_attempts_count") == 1
@@ -190,7 +190,7 @@ async def test_progress_report_does_not_restart_the_time_in_a_state(quiet: Servi
     await quiet.worker.steps.transitions.apply_report(task, Pending(job_id="job", stage="generating"), 1)
     clock.advance(10)
     await quiet.worker.steps.transitions.apply_report(
-        await quiet.broker.get(task.id), Finished(outputs=("https://a/1",), job_id="job"), 1
+        await quiet.queries.get(task.id), Finished(outputs=("https://a/1",), job_id="job"), 1
     )
     assert value(quiet.metrics, "broker_state_seconds_sum", state="waiting") == 20
 
@@ -215,7 +215,7 @@ async def test_task_counts_are_cached(quiet: Services, clock: ManualClock) -> No
 
     await quiet.collector.render_page()
     await add(quiet, number=1, state=State.WAITING)
-    await quiet.database.transact(quiet.broker.tasks.adding(a_task(NOW, number=2, state=State.FAILED)))
+    await quiet.database.transact(quiet.tasks.adding(a_task(NOW, number=2, state=State.FAILED)))
     assert [await counted(state) for state in (State.WAITING, State.FAILED)] == [0, 0]
     clock.advance(collectors.ACTIVE_TTL_SECONDS)
     assert [await counted(state) for state in (State.WAITING, State.FAILED)] == [1, 0]

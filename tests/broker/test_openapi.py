@@ -19,6 +19,7 @@ from broker.app import build_app
 from broker.errors import STATUS_OF, TASK_CODES
 from storage.states import State
 from tests.broker.api_house import ApiHouse, open_api, png
+from tests.conftest import ManualClock
 from tests.fuzzing import AUTHORIZED, Findings, endpoints_of, furnished, told, walk
 from tests.servers import postgres
 
@@ -151,7 +152,7 @@ async def test_answers_are_what_the_description_says(tmp_path: Path) -> None:
 async def test_a_broker_in_trouble_answers_as_described(tmp_path: Path) -> None:
     async with open_api(tmp_path) as house:
         document = await the_document(house)
-        house.services.broker.clock = type("Late", (), {"now": staticmethod(lambda: 9e9)})()
+        house.mount(clock=ManualClock(9e9))
         answer = await house.client.get("/ready")
         assert answer.status_code == 503
         held(document, "GET", "/ready", answer)

@@ -24,7 +24,7 @@ from broker.server.sockets import bind_socket, socket_port
 from broker.server.uvicorn import running_server, serve
 from broker.services import Services
 from storage.states import State
-from tests.broker.api_house import ApiHouse, open_api, png
+from tests.broker.api_house import ApiHouse, MountedApp, open_api, png
 
 pytestmark = pytest.mark.anyio
 
@@ -361,7 +361,10 @@ async def told_by(number: signal.Signals, folder: Path) -> float:
         base = f"http://127.0.0.1:{socket_port(sock)}"
         async with open_services(settings(folder), port=socket_port(sock)) as services:
             house = ApiHouse(
-                services=services, client=httpx.AsyncClient(base_url=base), port=socket_port(sock), folder=folder
+                mounted=MountedApp(services=services),
+                client=httpx.AsyncClient(base_url=base),
+                port=socket_port(sock),
+                folder=folder,
             )
             task = await house.add()
             serving = asyncio.create_task(serve(services, [sock]))
@@ -381,9 +384,9 @@ async def told_by(number: signal.Signals, folder: Path) -> float:
                 answers = await asyncio.gather(*under_way)
             assert [answer.status_code for answer in answers] == [200, 200, 202]
             assert answers[0].json()["data"]["status"] == "processing"
-            assert services.broker.closing
+            assert services.queries.closing
             assert services.worker.running.count == 0
-            assert await services.broker.tasks.get(answers[2].json()["taskId"]) is not None
+            assert await services.tasks.get(answers[2].json()["taskId"]) is not None
             return seconds
 
 

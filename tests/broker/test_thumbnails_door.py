@@ -82,10 +82,10 @@ def files(house: ApiHouse) -> int:
 
 def with_parts(house: ApiHouse, **parts: Any) -> Thumbnails:
     """Replace the thumbnails of the broker by some with other parts or limits."""
-    now = house.services.broker.thumbnails
+    now = house.services.thumbnails
     kept = {name: getattr(now, name) for name in ("clock", "tasks", "images", "blobs", "metrics")}
-    house.services.broker.thumbnails = Thumbnails(**{**kept, **parts})
-    return house.services.broker.thumbnails
+    house.mount(thumbnails=Thumbnails(**{**kept, **parts}))
+    return house.services.thumbnails
 
 
 # -- what is served
@@ -154,7 +154,7 @@ async def test_internal_name_of_a_thumbnail_is_not_found(tmp_path: Path) -> None
     async with open_api(tmp_path) as house:
         image = await shown(house)
         await small(house, image)
-        row = await house.services.broker.images.at(image.owner, "thumbnail-512", 0)
+        row = await house.services.images.at(image.owner, "thumbnail-512", 0)
         assert row is not None
         for folder in ("images", "references"):
             assert (await house.client.get(f"/uploads/{folder}/{row.name}")).status_code == 404
@@ -240,7 +240,7 @@ async def test_a_damaged_image_is_served_as_it_is_and_tried_once(tmp_path: Path,
 async def test_deleted_image_is_not_found(tmp_path: Path) -> None:
     async with open_api(tmp_path) as house:
         image = await shown(house)
-        await house.services.broker.blobs.delete(image.owner)
+        await house.services.blobs.delete(image.owner)
         assert (await small(house, image)).status_code == 404
 
 
@@ -280,11 +280,11 @@ async def test_requests_above_the_limit_get_the_image_at_once(tmp_path: Path) ->
     """Two thumbnails are made at a time."""
     async with open_api(tmp_path) as house:
         images = [await shown(house, number) for number in range(10)]
-        held = Held(house.services.broker.blobs)
+        held = Held(house.services.blobs)
         with_parts(house, blobs=held, max_waiting=3)
         waiting = [asyncio.create_task(small(house, image)) for image in images[:3]]
         await held.asked.wait()
-        while len(house.services.broker.thumbnails._running) < 3:  # noqa: ASYNC110
+        while len(house.services.thumbnails._running) < 3:  # noqa: ASYNC110
             await asyncio.sleep(0)
         answers = await asyncio.gather(*(small(house, image) for image in images[3:]))
         assert {answer.content for answer in answers} == {DATA}
@@ -297,7 +297,7 @@ async def test_requests_above_the_limit_get_the_image_at_once(tmp_path: Path) ->
 async def test_waiting_ends_but_the_thumbnail_is_finished(tmp_path: Path) -> None:
     async with open_api(tmp_path) as house:
         image = await shown(house)
-        held = Held(house.services.broker.blobs)
+        held = Held(house.services.blobs)
         thumbnails = with_parts(house, blobs=held, wait_seconds=0)
         assert (await small(house, image)).content == DATA
         held.open_now.set()
@@ -309,7 +309,7 @@ async def test_waiting_ends_but_the_thumbnail_is_finished(tmp_path: Path) -> Non
 async def test_disconnecting_client_does_not_cancel_the_thumbnail_of_others(tmp_path: Path) -> None:
     async with open_api(tmp_path) as house:
         image = await shown(house)
-        held = Held(house.services.broker.blobs)
+        held = Held(house.services.blobs)
         thumbnails = with_parts(house, blobs=held)
         first = asyncio.create_task(thumbnails.find_or_make(image, 512))
         second = asyncio.create_task(thumbnails.find_or_make(image, 512))
@@ -323,7 +323,7 @@ async def test_disconnecting_client_does_not_cancel_the_thumbnail_of_others(tmp_
 async def test_closing_cancels_running_thumbnails(tmp_path: Path) -> None:
     async with open_api(tmp_path) as house:
         image = await shown(house)
-        held = Held(house.services.broker.blobs)
+        held = Held(house.services.blobs)
         thumbnails = with_parts(house, blobs=held)
         asking = asyncio.create_task(thumbnails.find_or_make(image, 512))
         await held.asked.wait()
@@ -336,7 +336,7 @@ async def test_closing_cancels_running_thumbnails(tmp_path: Path) -> None:
 async def test_broker_closes_thumbnails_at_shutdown(tmp_path: Path) -> None:
     async with open_api(tmp_path) as house:
         image = await shown(house)
-    assert house.services.broker.thumbnails._start(image, 512) is None
+    assert house.services.thumbnails._start(image, 512) is None
 
 
 class _OutOfOrder:
@@ -360,9 +360,9 @@ async def test_unavailable_store_is_tried_again_after_a_pause(tmp_path: Path, cl
     """Until then the image itself is served at once: an attempt may cost a whole decode."""
     async with open_api(tmp_path) as house:
         image, other = await shown(house), await shown(house, 2)
-        store = _OutOfOrder(house.services.broker.blobs)
+        store = _OutOfOrder(house.services.blobs)
         with_parts(house, blobs=store, clock=clock)
-        thumbnails = house.services.broker.thumbnails
+        thumbnails = house.services.thumbnails
         assert await thumbnails.find_or_make(image, 512) is None
         clock.advance(RETRY_AFTER_SECONDS - 1)
         assert await thumbnails.find_or_make(image, 512) is None
@@ -424,7 +424,7 @@ async def test_temporary_error_is_tried_again_after_a_pause(
     """A sound image does not lose its thumbnail for the life of the process; nor is it tried at each request."""
     async with open_api(tmp_path) as house:
         image = await shown(house)
-        store = _UnreadableDrafts(house.services.broker.blobs, error)
+        store = _UnreadableDrafts(house.services.blobs, error)
         thumbnails = with_parts(house, blobs=store, clock=clock)
         assert (await small(house, image)).content == DATA
         assert (await small(house, image)).content == DATA
@@ -453,21 +453,21 @@ async def retire(house: ApiHouse, task: Task, state: State) -> None:
     await house.services.database.execute(
         "UPDATE tasks SET leased_by = 'test', ended_at = 1.0, due_at = :now WHERE id = :id", id=task.id, now=now
     )
-    fresh = await house.services.broker.tasks.get(task.id)
+    fresh = await house.services.tasks.get(task.id)
     assert fresh is not None
     assert fresh.state == state
     await house.services.worker.retention.run([fresh])
 
 
 async def task_of(house: ApiHouse, task_id: str) -> Task:
-    task = await house.services.broker.tasks.get(task_id)
+    task = await house.services.tasks.get(task_id)
     assert task is not None
     return task
 
 
 async def stored(house: ApiHouse) -> int:
     """Return the number of owners of stored bytes."""
-    return len(await house.services.broker.blobs.owners(-60.0))
+    return len(await house.services.blobs.owners(-60.0))
 
 
 async def test_retention_deletes_thumbnails(tmp_path: Path, place: Place) -> None:
@@ -480,7 +480,7 @@ async def test_retention_deletes_thumbnails(tmp_path: Path, place: Place) -> Non
             assert await house.services.worker.retention.find_strays([image.owner]) == []
             await retire(house, task, State.SUCCEEDED)
             await retire(house, task, State.EXPIRED)
-            assert await house.services.broker.images.owning([image.owner]) == set()
+            assert await house.services.images.owning([image.owner]) == set()
             assert (await small(house, image)).status_code == 404
         assert (await rows(house), await stored(house)) == ([], 0)
 
@@ -525,7 +525,7 @@ async def test_image_deleted_during_the_making_gets_no_thumbnail(tmp_path: Path,
                 await retire(house, task, State.SUCCEEDED)
                 await retire(house, task, State.EXPIRED)
 
-            thumbnails = with_parts(house, blobs=Interrupted(house.services.broker.blobs, forgotten))
+            thumbnails = with_parts(house, blobs=Interrupted(house.services.blobs, forgotten))
             assert await thumbnails.find_or_make(image, 512) is None
             assert await house.services.worker.retention.find_strays([image.owner]) == [image.owner]
         assert (await rows(house), outcomes(house)) == ([], {"too_late": 2})
@@ -534,13 +534,13 @@ async def test_image_deleted_during_the_making_gets_no_thumbnail(tmp_path: Path,
 async def test_inserting_a_thumbnail_and_retention_exclude_each_other(tmp_path: Path, place: Place) -> None:
     """Concurrent transactions leave no row of an expired task."""
     async with open_api(tmp_path, **place) as house:
-        broker = house.services.broker
+        services = house.services
         images = [await shown(house, number) for number in range(30)]
 
         async def write(image: StoredImage) -> None:
             row = replace(image, name=f"thumbnail_{image.name}", kind="thumbnail-512")
             await asyncio.gather(
-                broker.database.transact(broker.tasks.pinning_owner(image.owner), broker.images.adding(row)),
+                services.database.transact(services.tasks.pinning_owner(image.owner), services.images.adding(row)),
                 retire(house, await task_of(house, image.owner), State.SUCCEEDED),
                 return_exceptions=True,
             )

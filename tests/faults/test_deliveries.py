@@ -1,4 +1,4 @@
-"""Webhooks to callers: every end is told, whatever the receiver, the network or we ourselves do in between."""
+"""Webhooks to callers: every end is delivered, whatever receivers, network and our own processes do."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ import itertools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from broker.api.native.task_cache import TaskCache
 from broker.bootstrap import open_services
 from broker.clock import SystemClock
 from broker.errors import Refusal
 from broker.net.fetcher import Fetcher
 from broker.notifications.deliverer import CONCURRENCY, HOST_CONCURRENCY
-from broker.orders import Request
+from broker.orders import OrderRequest
 from broker.reports import Failed
 from broker.services import Services
 from broker.settings import Settings
@@ -31,10 +30,11 @@ from storage.sql.database import Outcome, Stale, Statement
 from storage.sql.sqlite import SqliteDatabase, sqlite_path
 from storage.states import State
 from storage.tasks import Task
+from tests.broker.api_house import task_cache
 from tests.conftest import ManualClock
 from tests.faults.faulty_http import PUBLIC, Names, Network, Script, Visit, answers, head, rst, says, silence
 from tests.faults.test_worker import turn
-from tests.journeys.house import still
+from tests.journeys.house import create_tasks, still
 from tests.servers.postgres import Postgres
 from tests.servers.receiver import Receiver, receiving
 from webhooks.events import Event
@@ -50,31 +50,31 @@ HOUR = 3600.0
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """A broker whose worker does nothing by itself, and a caller who wants to be told."""
+    """A broker with an idle worker, and a receiver of webhooks."""
 
     services: Services
     receiver: Receiver
     clock: ManualClock
 
     async def order(self, url: str | None = None) -> Task:
-        request = Request(prompt="a red bicycle", callback_url=url or self.receiver.url)
-        return (await self.services.broker.create("local", request)).tasks[0]
+        request = OrderRequest(prompt="a red bicycle", callback_url=url or self.receiver.url)
+        return (await create_tasks(self.services, request))[0]
 
     async def ended(self) -> Task:
         """One that was canceled just now."""
         task = await self.order()
-        return await self.services.broker.cancel(task.id)
+        return await self.services.canceler.cancel_task(task.id)
 
     async def turn(self) -> None:
         await turn(self.services)
 
     async def delivery_of(self, task: Task) -> Delivery:
-        (delivery,) = await self.services.broker.deliveries.newest(task_id=task.id, limit=10)
+        (delivery,) = await self.services.deliveries.newest(task_id=task.id, limit=10)
         return delivery
 
     async def delivery(self) -> Delivery:
         """The only one there is."""
-        (delivery,) = await self.services.broker.deliveries.newest(limit=10)
+        (delivery,) = await self.services.deliveries.newest(limit=10)
         return delivery
 
 
@@ -98,6 +98,13 @@ async def scene(tmp_path: Path, clock: ManualClock, receiver: Receiver) -> Async
         yield scene
 
 
+def calling_with(scene: Scene, fetcher: Fetcher) -> Scene:
+    """The same broker, whose orders check the addresses of callers with another fetcher."""
+    orders = scene.services.orders
+    planner = replace(orders.planner, caller_fetcher=fetcher)
+    return replace(scene, services=replace(scene.services, orders=replace(orders, planner=planner)))
+
+
 # -- the retry schedule
 
 
@@ -119,7 +126,7 @@ async def test_dead_receiver_gets_one_attempt_and_six_retries(
         delivery = await scene.delivery()
         ended = (Fate.FAILED, 7, None, 500)
         assert (delivery.outcome, delivery.tries, delivery.due_at, delivery.last_status) == ended
-        tries = await scene.services.broker.deliveries.tries(delivery.id)
+        tries = await scene.services.deliveries.tries(delivery.id)
         assert [one.status for one in tries] == [500] * 7
         assert [round(b.at - a.at) for a, b in itertools.pairwise(tries)] == list(RETRY_SCHEDULE)
 
@@ -138,7 +145,7 @@ async def test_no_retry_is_scheduled_after_the_retention_of_the_task(
         assert (delivery.outcome, delivery.tries, delivery.due_at) == (Fate.FAILED, 4, None)
 
 
-async def test_every_try_has_the_same_id_and_body_and_a_signature_of_its_own_time(scene: Scene) -> None:
+async def test_attempts_share_id_and_body_and_are_signed_each_at_its_time(scene: Scene) -> None:
     scene.receiver.script = answers("503 Service Unavailable")
     await scene.ended()
     for pause in (5, 300, 1800):
@@ -154,7 +161,7 @@ async def test_every_try_has_the_same_id_and_body_and_a_signature_of_its_own_tim
     assert scene.receiver.heard[0].headers["content-type"] == "application/json"
 
 
-async def test_a_receiver_that_comes_back_is_told_and_then_left_alone(scene: Scene) -> None:
+async def test_recovered_receiver_gets_the_webhook_once(scene: Scene) -> None:
     scene.receiver.script = answers("502 Bad Gateway")
     await scene.ended()
     await scene.turn()
@@ -192,7 +199,7 @@ REACTIONS: dict[str, tuple[Script, Fate, float | None, str]] = {
 
 
 @pytest.mark.parametrize("what", REACTIONS)
-async def test_what_a_receiver_does_decides(scene: Scene, what: str) -> None:
+async def test_response_of_the_receiver_decides(scene: Scene, what: str) -> None:
     script, fate, pause, reason = REACTIONS[what]
     scene.receiver.script = script
     scene.services.worker.deliverer.timeout_seconds = 0.3
@@ -209,24 +216,22 @@ async def test_what_a_receiver_does_decides(scene: Scene, what: str) -> None:
         assert scene.receiver.server.connections == 1, "it is over"
 
 
-async def test_nobody_there_is_tried_again(scene: Scene) -> None:
+async def test_unreachable_receiver_is_retried(scene: Scene) -> None:
     async with receiving() as gone:
         services = scene.services
         fetcher = Fetcher(allow=[gone.host])
-        services.broker.caller_fetcher = services.worker.deliverer.fetcher = fetcher
-        task = await scene.order(gone.url)
-    await services.broker.cancel(task.id)
+        services.worker.deliverer.fetcher = fetcher
+        task = await calling_with(scene, fetcher).order(gone.url)
+    await services.canceler.cancel_task(task.id)
     await scene.turn()
     delivery = await scene.delivery()
     assert (delivery.outcome, delivery.reason, delivery.last_status) == (Fate.PENDING, "ConnectError", None)
 
 
-# -- crashes and company
+# -- crashes and other workers
 
 
-async def test_a_crash_between_the_end_and_the_telling_costs_time_only(
-    tmp_path: Path, clock: ManualClock, receiver: Receiver
-) -> None:
+async def test_crash_before_the_delivery_only_delays_it(tmp_path: Path, clock: ManualClock, receiver: Receiver) -> None:
     async with a_scene(tmp_path, clock, receiver) as scene:
         task = await scene.ended()
     assert receiver.heard == []
@@ -236,25 +241,25 @@ async def test_a_crash_between_the_end_and_the_telling_costs_time_only(
     assert message.document["data"]["id"] == task.id
 
 
-async def test_a_crash_while_telling_tells_again_when_the_lease_ends(
+async def test_crash_during_a_delivery_repeats_it_after_the_lease(
     tmp_path: Path, clock: ManualClock, receiver: Receiver
 ) -> None:
-    """At least once: nobody knows whether the first one was heard, so it has the same id."""
+    """At least once: whether the first attempt arrived is unknown, so the second has the same id."""
     async with a_scene(tmp_path, clock, receiver) as scene:
         await scene.ended()
         (claimed,) = await scene.services.worker.deliverer.claim()
         await scene.services.worker.deliverer._send(claimed, clock.now())
     async with a_scene(tmp_path, clock, receiver) as scene:
         await scene.turn()
-        assert len(receiver.heard) == 1, "somebody may still be at it"
+        assert len(receiver.heard) == 1, "another worker may still be delivering it"
         clock.advance(scene.services.worker.deliverer.lease_seconds + 1)
         await scene.turn()
     first, second = receiver.heard
     assert (first.id, first.body) == (second.id, second.body)
 
 
-async def test_a_stop_gives_back_what_it_cuts_off(tmp_path: Path, receiver: Receiver) -> None:
-    """The next process need not wait for a lease, and nothing is told twice that a receiver could finish."""
+async def test_stop_releases_interrupted_deliveries(tmp_path: Path, receiver: Receiver) -> None:
+    """The next process need not wait for the end of a lease."""
     clock = ManualClock(time.time())
     receiver.script = silence
     async with a_scene(tmp_path, clock, receiver) as scene:
@@ -275,7 +280,9 @@ async def test_a_stop_gives_back_what_it_cuts_off(tmp_path: Path, receiver: Rece
 
 
 @pytest.mark.parametrize("store", ["sqlite", "postgres"])
-async def test_two_processes_tell_it_once(tmp_path: Path, receiver: Receiver, postgres: Postgres, store: str) -> None:
+async def test_two_processes_deliver_a_webhook_once(
+    tmp_path: Path, receiver: Receiver, postgres: Postgres, store: str
+) -> None:
     clock = ManualClock(time.time())
     settings = {"database_url": await postgres.fresh()} if store == "postgres" else {}
     async with (
@@ -285,12 +292,12 @@ async def test_two_processes_tell_it_once(tmp_path: Path, receiver: Receiver, po
         tasks = [await one.ended() for _ in range(24)]
         for _ in range(4):
             await asyncio.gather(one.turn(), other.turn())
-        assert {d.outcome for d in await one.services.broker.deliveries.newest(limit=50)} == {Fate.DELIVERED}
+        assert {d.outcome for d in await one.services.deliveries.newest(limit=50)} == {Fate.DELIVERED}
     told = [message.document["data"]["id"] for message in receiver.heard]
     assert sorted(told) == sorted(task.id for task in tasks)
 
 
-async def test_who_slept_through_its_lease_changes_nothing(scene: Scene) -> None:
+async def test_result_after_the_end_of_the_lease_changes_nothing(scene: Scene) -> None:
     deliverer = scene.services.worker.deliverer
     scene.receiver.script = answers("500 Internal Server Error")
     await scene.ended()
@@ -305,14 +312,14 @@ async def test_who_slept_through_its_lease_changes_nothing(scene: Scene) -> None
 
 
 class Doubtful(SqliteDatabase):
-    """Every transaction is run a second time, as if nobody could tell whether the first run happened."""
+    """A database that runs every transaction twice, as after an unknown outcome."""
 
     async def transact(self, *statements: Statement, wake: Sequence[str] = ()) -> list[Outcome]:
         await super().transact(*statements, wake=wake)
         return await super().transact(*statements, wake=wake)
 
 
-async def test_a_transaction_that_is_run_twice_tells_once(
+async def test_repeated_transaction_delivers_one_webhook(
     tmp_path: Path, clock: ManualClock, receiver: Receiver
 ) -> None:
     async with a_scene(tmp_path, clock, receiver) as scene:
@@ -323,9 +330,9 @@ async def test_a_transaction_that_is_run_twice_tells_once(
         return Doubtful(sqlite_path(chosen.database))
 
     async with open_services(settings, clock=clock, open_database=open_doubtful) as services:
-        await services.broker.cancel(task.id)
+        await services.canceler.cancel_task(task.id)
         await turn(services)
-        (delivery,) = await services.broker.deliveries.newest(limit=10)
+        (delivery,) = await services.deliveries.newest(limit=10)
         assert (delivery.outcome, delivery.tries) == (Fate.DELIVERED, 1)
     assert receiver.types == ["task.canceled"]
 
@@ -338,8 +345,8 @@ async def test_slow_receiver_does_not_delay_others(tmp_path: Path) -> None:
         async with still(tmp_path, SystemClock(), callback_allow=hosts, rate_per_minute=1000) as services:
             services.worker.deliverer.timeout_seconds = 0.3
             for url in (*[slow.url] * 2 * CONCURRENCY, quick.url):
-                request = Request(prompt="a red bicycle", callback_url=url)
-                await services.broker.cancel((await services.broker.create("local", request)).tasks[0].id)
+                request = OrderRequest(prompt="a red bicycle", callback_url=url)
+                await services.canceler.cancel_task((await create_tasks(services, request))[0].id)
             while not quick.heard:
                 await services.worker.poll_once()
                 await services.worker.running.wait_for_one()
@@ -347,7 +354,7 @@ async def test_slow_receiver_does_not_delay_others(tmp_path: Path) -> None:
             await services.worker.drain()
 
 
-async def _tell_all(scene: Scene, deliveries: Sequence[Delivery]) -> None:
+async def _deliver_all(scene: Scene, deliveries: Sequence[Delivery]) -> None:
     await asyncio.gather(*(scene.services.worker.deliverer.deliver(delivery) for delivery in deliveries))
 
 
@@ -364,14 +371,14 @@ async def _write_webhooks(scene: Scene, *hosts: str) -> None:
             due_at=float(number),
             created_at=0.0,
         )
-        await scene.services.database.transact(scene.services.broker.deliveries.adding(one))
+        await scene.services.database.transact(scene.services.deliveries.adding(one))
 
 
 async def test_host_gets_two_webhooks_at_a_time(scene: Scene) -> None:
     await _write_webhooks(scene, *["a.example"] * 20, "b.example")
     claimed = [*await _claimed(scene.services), *await _claimed(scene.services)]
     assert [delivery.host for delivery in claimed] == ["a.example", "a.example", "b.example"]
-    leased = [d for d in await scene.services.broker.deliveries.newest(limit=200) if d.leased_by]
+    leased = [d for d in await scene.services.deliveries.newest(limit=200) if d.leased_by]
     assert len(leased) == 3, "the others are free for other processes"
 
 
@@ -381,7 +388,7 @@ async def test_next_webhook_to_a_host_follows_when_a_slot_is_free(scene: Scene) 
     first = await _claimed(scene.services)
     assert (len(first), await _claimed(scene.services)) == (HOST_CONCURRENCY, [])
     assert scene.services.worker.deliverer.pause_seconds, "no claim can succeed until an attempt has ended"
-    await _tell_all(scene, first)
+    await _deliver_all(scene, first)
     await scene.turn()
     assert len(scene.receiver.heard) == 5
 
@@ -397,13 +404,13 @@ Ending = Callable[[Services, Task], Awaitable[None]]
 
 
 async def _settle(services: Services, task: Task, decide: Callable[[Task], Changes]) -> None:
-    row = await services.broker.tasks.get(task.id)
+    row = await services.tasks.get(task.id)
     assert row is not None
     await services.worker.steps.transitions.apply(row, lambda now, _: decide(now), is_leased=False)
 
 
 async def _fetching(services: Services, task: Task) -> None:
-    tasks, now = services.broker.tasks, services.clock.now()
+    tasks, now = services.tasks, services.clock.now()
     row = await tasks.get(task.id)
     assert row is not None
     image = StoredImage(
@@ -422,7 +429,7 @@ async def _fetching(services: Services, task: Task) -> None:
     found = {"outputs": ("https://a.example/1",), "billed": "yes", "deadline_at": now}
     values = {"state": State.FETCHING, "attempt": 1, **found}
     await services.database.transact(tasks.saving(row, **values))
-    await services.database.transact(tasks.pinning(task.id, State.FETCHING), services.broker.images.adding(image))
+    await services.database.transact(tasks.pinning(task.id, State.FETCHING), services.images.adding(image))
 
 
 async def complete(services: Services, task: Task) -> None:
@@ -442,11 +449,11 @@ async def fail(services: Services, task: Task) -> None:
 
 
 async def cancel(services: Services, task: Task) -> None:
-    await services.broker.cancel(task.id)
+    await services.canceler.cancel_task(task.id)
 
 
 async def fail_early_and_for_good(services: Services, task: Task) -> None:
-    """Told at the deadline; a day later the image is given up."""
+    """Fail at the deadline; a day later the image is given up."""
     rules, dead = services.worker.steps.transitions.policy, DownloadFailure(code="result_gone", message="404")
     await _fetching(services, task)
     for later in (1.0, 2.0, rules.result_kept_seconds + 3.0):
@@ -463,7 +470,7 @@ async def fail_and_succeed(services: Services, task: Task) -> None:
 
 
 async def nothing(services: Services, task: Task) -> None:
-    """It goes on."""
+    """Leave the task unfinished."""
     await _fetching(services, task)
 
 
@@ -479,7 +486,7 @@ ENDINGS: dict[str, tuple[Ending, list[Event]]] = {
 
 @pytest.mark.parametrize("store", ["sqlite", "postgres"])
 @pytest.mark.parametrize("how", ENDINGS)
-async def test_every_end_is_told_once_and_as_a_poll_would_tell_it(
+async def test_every_end_is_delivered_once_with_the_body_of_a_poll(
     tmp_path: Path, receiver: Receiver, postgres: Postgres, how: str, store: str
 ) -> None:
     ending, events = ENDINGS[how]
@@ -487,15 +494,15 @@ async def test_every_end_is_told_once_and_as_a_poll_would_tell_it(
     async with a_scene(tmp_path, ManualClock(time.time()), receiver, **settings) as scene:
         task = await scene.order()
         await ending(scene.services, task)
-        deliveries = await scene.services.broker.deliveries.newest(limit=10)
+        deliveries = await scene.services.deliveries.newest(limit=10)
         assert sorted(d.type for d in deliveries) == sorted(events)
         await asyncio.gather(*(scene.services.worker.deliverer.deliver(d) for d in await _claimed(scene.services)))
         assert sorted(receiver.types) == sorted(events)
         if events:
-            row = await scene.services.broker.get(task.id)
-            poll = (await TaskCache(scene.services.broker).task_data(row, "en")).to_document()
+            row = await scene.services.queries.get(task.id)
+            poll = (await task_cache(scene.services).task_data(row, "en")).to_document()
             (last,) = [m.document for m in receiver.heard if m.document["type"] == f"task.{poll['status']}"]
-            later = {"updatedAt": None}  # what failed early may have changed since, as nobody but this can see
+            later = {"updatedAt": None}  # a task that failed early may have changed since
             assert {**last["data"], **later} == {**poll, **later}
             assert last.keys() == {"type", "timestamp", "data"}
 
@@ -504,15 +511,15 @@ async def _claimed(services: Services) -> list[Delivery]:
     return await services.worker.deliverer.claim()
 
 
-async def test_a_task_without_an_address_is_told_to_nobody(scene: Scene) -> None:
-    (task,) = (await scene.services.broker.create("local", Request(prompt="a red bicycle"))).tasks
-    await scene.services.broker.cancel(task.id)
-    assert await scene.services.broker.deliveries.newest(limit=10) == []
+async def test_task_without_callback_url_has_no_webhook(scene: Scene) -> None:
+    (task,) = await create_tasks(scene.services, OrderRequest(prompt="a red bicycle"))
+    await scene.services.canceler.cancel_task(task.id)
+    assert await scene.services.deliveries.newest(limit=10) == []
 
 
-async def test_an_end_that_was_not_written_is_not_told(scene: Scene) -> None:
-    """One transaction: whoever lost the race for the row has told nobody."""
-    broker = scene.services.broker
+async def test_uncommitted_end_has_no_webhook(scene: Scene) -> None:
+    """Row and webhook are one transaction: the loser of a race writes neither."""
+    broker = scene.services
     task = await scene.order()
     told = await scene.services.worker.steps.transitions.outbox.enqueue_event(task, await _as_canceled(task))
     await scene.services.database.transact(broker.tasks.saving(task, tries=1))
@@ -525,7 +532,7 @@ async def _as_canceled(task: Task) -> Task:
     return Task(**{**vars(task), "state": State.CANCELED, "ended_at": 1.0})
 
 
-# -- where we do not call
+# -- blocked addresses
 
 FORBIDDEN = [
     "http://127.0.0.1/",
@@ -553,27 +560,28 @@ FORBIDDEN = [
     "https://example.com\\@127.0.0.1/",
 ]
 UNFIT = ["https://example.com/\udc80", "https://example.com/\x00", "https://example.com/" + "x" * 2048]
-"""Those that no row can hold."""
+"""URLs that a row cannot store."""
 
 
 @pytest.mark.parametrize("url", [*FORBIDDEN, *UNFIT])
-async def test_a_forbidden_address_is_refused_when_it_is_handed_in(scene: Scene, url: str) -> None:
-    scene.services.broker.caller_fetcher = Fetcher(resolve=Names())
-    request = Request(prompt="a red bicycle", callback_url=url)
-    for attempt in (scene.services.broker.create("local", request), scene.services.broker.preview(request)):
+async def test_blocked_callback_url_is_refused_in_the_request(scene: Scene, url: str) -> None:
+    orders = calling_with(scene, Fetcher(resolve=Names())).services.orders
+    request = OrderRequest(prompt="a red bicycle", callback_url=url)
+    plan = orders.plan(request)
+    for attempt in (orders.create("local", request, plan), orders.dry_run(request, plan)):
         with pytest.raises(Refusal) as refused:
             await attempt
         assert (refused.value.code, refused.value.field) == ("invalid_request", "callbackUrl")
         assert "https://" in refused.value.message, "the cure"
         assert "word" not in refused.value.message
-    assert await scene.services.broker.newest(status=None, limit=5, before=None) == []
+    assert await scene.services.queries.list_newest(status=None, limit=5, before=None) == []
 
 
 @pytest.mark.parametrize("bad", [["10.0.0.1"], [PUBLIC, "127.0.0.1"], ["::1"], ["64:ff9b::a00:1"]])
-async def test_a_name_that_leads_inside_is_refused_when_it_is_handed_in(scene: Scene, bad: list[str]) -> None:
-    scene.services.broker.caller_fetcher = Fetcher(resolve=Names([bad]), exemption="BROKER_CALLBACK_ALLOW")
+async def test_name_of_a_private_address_is_refused_in_the_request(scene: Scene, bad: list[str]) -> None:
+    fetcher = Fetcher(resolve=Names([bad]), exemption="BROKER_CALLBACK_ALLOW")
     with pytest.raises(Refusal, match="BROKER_CALLBACK_ALLOW"):
-        await scene.order("https://hooks.example.com/x")
+        await calling_with(scene, fetcher).order("https://hooks.example.com/x")
 
 
 async def _unanswered(host: str, port: int) -> list[str]:
@@ -586,22 +594,22 @@ async def _never(host: str, port: int) -> list[str]:
 
 
 @pytest.mark.parametrize("resolve", [_unanswered, _never])
-async def test_a_name_server_in_trouble_refuses_nothing(resolve: Any) -> None:
+async def test_failing_name_server_refuses_nothing(resolve: Any) -> None:
     await Fetcher(resolve=resolve).validate("https://hooks.example.com/x", dns_seconds=0.02)
 
 
-async def test_what_is_allowed_is_not_looked_up() -> None:
+async def test_allowlisted_host_is_not_resolved() -> None:
     await Fetcher(allow=["receiver:9000"], resolve=_never).validate("http://receiver:9000/hook")
 
 
-async def test_a_name_that_leads_inside_later_is_not_called(scene: Scene) -> None:
-    """DNS rebinding: good when it was handed in, bad when it is called, and good again in the end."""
+async def test_name_that_changes_to_a_private_address_is_not_called(scene: Scene) -> None:
+    """DNS rebinding: public in the request, private at delivery, and public again in the end."""
     names = Names([[PUBLIC], ["127.0.0.1"], [PUBLIC, "10.0.0.1"], [PUBLIC]])
     network = Network([b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"])
     fetcher = Fetcher(resolve=names, backend=network, exemption="BROKER_CALLBACK_ALLOW")
-    scene.services.broker.caller_fetcher = scene.services.worker.deliverer.fetcher = fetcher
-    task = await scene.order("http://hooks.example.com/x")
-    await scene.services.broker.cancel(task.id)
+    scene.services.worker.deliverer.fetcher = fetcher
+    task = await calling_with(scene, fetcher).order("http://hooks.example.com/x")
+    await scene.services.canceler.cancel_task(task.id)
     for pause in RETRY_SCHEDULE[:2]:
         await scene.turn()
         delivery = await scene.delivery()
@@ -613,15 +621,15 @@ async def test_a_name_that_leads_inside_later_is_not_called(scene: Scene) -> Non
 
 
 @pytest.mark.parametrize("url", FORBIDDEN)
-async def test_a_forbidden_address_is_not_called_however_it_came_into_the_row(scene: Scene, url: str) -> None:
-    """The look at the door is a courtesy; and an address that cannot be read holds up no end."""
+async def test_blocked_url_in_a_row_is_not_called(scene: Scene, url: str) -> None:
+    """The check of the request is not the guard; and an invalid URL does not block the end of a task."""
     network = Network()
     scene.services.worker.deliverer.fetcher = Fetcher(resolve=Names(), backend=network)
     task = await scene.order()
     await scene.services.database.execute(
         "UPDATE tasks SET callback_url = :url, version = version + 1 WHERE id = :id", url=url, id=task.id
     )
-    await scene.services.broker.cancel(task.id)
+    await scene.services.canceler.cancel_task(task.id)
     await scene.turn()
     delivery = await scene.delivery()
     assert network.dialled == []
@@ -632,10 +640,10 @@ async def test_a_forbidden_address_is_not_called_however_it_came_into_the_row(sc
 
 
 @pytest.mark.parametrize("store", ["sqlite", "postgres"])
-async def test_what_was_not_heard_is_forgotten_with_its_task(
+async def test_undelivered_webhook_is_deleted_with_its_task(
     tmp_path: Path, receiver: Receiver, postgres: Postgres, store: str
 ) -> None:
-    """A body has the prompt in it: nothing of an order outlives the retention time, the last rungs or not."""
+    """A body contains the prompt, which must not outlive the retention time."""
     settings = {"database_url": await postgres.fresh()} if store == "postgres" else {}
     async with a_scene(tmp_path, ManualClock(time.time()), receiver, **settings) as scene:
         receiver.script = answers("500 Internal Server Error")
@@ -648,26 +656,26 @@ async def test_what_was_not_heard_is_forgotten_with_its_task(
         scene.clock.advance(24 * HOUR - sum(RETRY_SCHEDULE[:5]))
         (under_way, *_) = [d for d in await _claimed(scene.services) if d.task_id == task.id]
         await scene.turn()
-        row = await scene.services.broker.tasks.get(task.id)
+        row = await scene.services.tasks.get(task.id)
         assert row is not None
         assert (row.state, row.prompt) == (State.EXPIRED, "")
         assert (await scene.delivery()).task_id == living.id
-        await scene.services.worker.deliverer.deliver(under_way)  # it is told, and nothing is noted
+        await scene.services.worker.deliverer.deliver(under_way)  # it is sent, and nothing is stored
         left = await scene.services.database.fetch("SELECT DISTINCT delivery_id AS id FROM delivery_attempts")
         assert {line["id"] for line in left} <= {(await scene.delivery()).id}
 
 
-async def test_what_was_told_is_forgotten_with_its_task(scene: Scene) -> None:
+async def test_delivered_webhook_is_deleted_with_its_task(scene: Scene) -> None:
     await scene.ended()
     await scene.turn()
     scene.clock.advance(24 * HOUR)
     await scene.turn()
-    assert await scene.services.broker.deliveries.newest(limit=5) == []
+    assert await scene.services.deliveries.newest(limit=5) == []
     assert await scene.services.database.fetch("SELECT * FROM delivery_attempts") == []
 
 
-class Meanwhile:
-    """A database on which something happens between a look and the change that follows from it."""
+class Interrupted:
+    """A database on which something happens between a read and the change that follows from it."""
 
     def __init__(self, database: Any, happens: Callable[[], Awaitable[Any]]) -> None:
         self._database = database
@@ -682,12 +690,12 @@ class Meanwhile:
         return rows
 
 
-async def test_a_replay_in_the_last_moment_is_not_forgotten(scene: Scene) -> None:
+async def test_webhook_replayed_during_its_deletion_stays(scene: Scene) -> None:
     await scene.ended()
     await scene.turn()
-    broker, delivery = scene.services.broker, await scene.delivery()
-    meanwhile: Any = Meanwhile(scene.services.database, lambda: broker.replay(delivery.id))
-    assert await Deliveries(meanwhile).forget(scene.clock.now() + 100, 10) == 0
+    broker, delivery = scene.services, await scene.delivery()
+    interrupted: Any = Interrupted(scene.services.database, lambda: broker.delivery_log.replay(delivery.id))
+    assert await Deliveries(interrupted).forget(scene.clock.now() + 100, 10) == 0
     assert len(await broker.deliveries.tries(delivery.id)) == 1
     await scene.turn()
     assert await broker.deliveries.forget(scene.clock.now() + 100, 10) == 1

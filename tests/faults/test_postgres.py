@@ -16,6 +16,7 @@ import pytest
 
 from broker.sandbox.options import Options
 from broker.sandbox.server import serve_sandbox
+from broker.settings import Settings
 from storage.attempts import Attempts
 from storage.errors import StorageError
 from storage.sql.database import Stale, Statement
@@ -362,7 +363,12 @@ async def test_thousands_of_wakes_at_once_all_arrive(postgres: Postgres) -> None
 
 async def test_a_health_check_tells_the_truth_about_the_database(tmp_path: Path) -> None:
     with servers.running() as server:
-        async with open_house(tmp_path, database_url=await server.fresh()) as house:
+        url = await server.fresh()
+
+        def open_impatient(_: Settings) -> PostgresDatabase:
+            return PostgresDatabase(url, patience=0.5)
+
+        async with open_house(tmp_path, database_url=url, open_database=open_impatient) as house:
             assert (await house.client.get("/ready")).status_code == 200
             server.stop("immediate")
             answer = await house.client.get("/ready")

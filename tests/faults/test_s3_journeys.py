@@ -44,7 +44,7 @@ async def rows_and_bytes(house: House) -> None:
     """No image row without its bytes."""
     rows = await house.services.database.fetch("SELECT blob, size FROM images")
     for row in rows:
-        chunks = [chunk async for chunk in await house.services.broker.blobs.open(row["blob"])]
+        chunks = [chunk async for chunk in await house.services.blobs.open(row["blob"])]
         assert sum(map(len, chunks)) == row["size"]
 
 

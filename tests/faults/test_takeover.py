@@ -1,4 +1,4 @@
-"""When one worker takes over from another that is not dead: what the late one still has to say must not do harm."""
+"""Takeover of a task from a worker that is slow but alive: its late results must do no harm."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from broker.orders import Request
+from broker.orders import OrderRequest
 from broker.reports import Finished, Pending
 from broker.sandbox.options import Options
 from broker.sandbox.server import serve_sandbox
@@ -21,19 +21,20 @@ from storage.attempts import Attempt
 from storage.errors import StorageError
 from storage.ids import reference_owner
 from storage.states import FINAL_STATES, State
+from storage.task_retention import TaskRetention
 from storage.tasks import Lease, Task
 from tests.conftest import ManualClock
 from tests.faults.process import until
-from tests.journeys.house import House, open_house, still
+from tests.journeys.house import House, create_tasks, open_house, still
 from tests.servers import postgres as servers
 
 pytestmark = pytest.mark.anyio
 
 
 async def a_task(services: Services, clock: ManualClock, state: State, attempt: int, **changes: Any) -> Task:
-    """A task in some state, with the ledger that goes with it."""
-    broker = services.broker
-    (task,) = (await broker.create("local", Request(prompt="a red bicycle"))).tasks
+    """Return a task in a state, with its attempt."""
+    broker = services
+    (task,) = await create_tasks(services, OrderRequest(prompt="a red bicycle"))
     values = {"state": state, "attempt": attempt, "due_at": clock.now(), "hooked": False, **changes}
     saving = broker.tasks.saving(task, **values)
     limits = services.worker.submissions.limits_of(task.provider)
@@ -45,32 +46,30 @@ async def a_task(services: Services, clock: ManualClock, state: State, attempt: 
 
 
 async def leased(services: Services, state: State, holder: str, now: float) -> Task:
-    (task,) = await services.broker.tasks.claim(state, now=now, lease=Lease(holder=holder, until=now + 30), limit=1)
+    (task,) = await services.tasks.claim(state, now=now, lease=Lease(holder=holder, until=now + 30), limit=1)
     return task
 
 
 @pytest.mark.parametrize("resubmit", [False, True])
-async def test_a_late_recovery_does_not_judge_the_attempt_of_somebody_else(
+async def test_late_recovery_does_not_change_a_later_attempt(
     tmp_path: Path, clock: ManualClock, resubmit: bool
 ) -> None:
     async with still(tmp_path, clock, resubmit_unknown=resubmit) as services:
-        steps, tasks = services.worker.steps, services.broker.tasks
+        steps, tasks = services.worker.steps, services.tasks
         await a_task(services, clock, State.SUBMITTING, 1)
         sleeper = await leased(services, State.SUBMITTING, "sleeper", clock.now())
         clock.advance(60)
         other = await leased(services, State.SUBMITTING, "other", clock.now())
-        # a callback had it ordered again, and the other one is just ordering
+        # a callback led to a second attempt, which the other worker is submitting
         await services.database.transact(tasks.saving(other, attempt=2))
         before = await tasks.get(sleeper.id)
         await steps.recover.run(sleeper)
         assert await tasks.get(sleeper.id) == before
 
 
-async def test_a_late_answer_without_news_does_not_end_what_another_works_on(
-    tmp_path: Path, clock: ManualClock
-) -> None:
+async def test_late_pending_report_does_not_change_a_task_leased_by_another(tmp_path: Path, clock: ManualClock) -> None:
     async with still(tmp_path, clock) as services:
-        steps, tasks = services.worker.steps, services.broker.tasks
+        steps, tasks = services.worker.steps, services.tasks
         task = await a_task(services, clock, State.WAITING, 1, job_id="job", deadline_at=clock.now() + 10)
         sleeper = await leased(services, State.WAITING, "sleeper", clock.now())
         clock.advance(60)
@@ -84,11 +83,11 @@ async def test_a_late_answer_without_news_does_not_end_what_another_works_on(
         await steps.check.run(sleeper)
         after = await tasks.get(task.id)
         assert after is not None
-        assert after.state == State.FETCHING, "a result is news, whoever brings it"
+        assert after.state == State.FETCHING, "a result counts without a lease"
 
 
 class _Saying:
-    """A provider that says what it is told to."""
+    """A provider with a fixed report."""
 
     def __init__(self, provider: Any, report: Any) -> None:
         self._provider = provider
@@ -103,8 +102,8 @@ class _Saying:
 
 @pytest.mark.faults
 @pytest.mark.parametrize("resubmit", [False, True])
-async def test_an_outage_longer_than_the_lease_costs_nobody_an_order(tmp_path: Path, resubmit: bool) -> None:
-    """Two workers; the database goes while orders are on their way, and comes back when all leases have ended."""
+async def test_outage_longer_than_the_lease_loses_no_order(tmp_path: Path, resubmit: bool) -> None:
+    """Two workers; the database stops during submissions, and returns when all leases have ended."""
     options = Options(duration=0.1, creates_per_window=10_000)
     with servers.running() as server:
         shared: dict[str, Any] = {
@@ -137,15 +136,15 @@ async def _accepted(house: House, count: int) -> bool:
     return len(await house.jobs()) >= count
 
 
-# -- retention, where it is interrupted
+# -- interrupted retention
 
 
-async def test_references_are_forgotten_even_if_the_store_refuses_once(tmp_path: Path, clock: ManualClock) -> None:
+async def test_references_are_deleted_after_an_error_of_the_blob_store(tmp_path: Path, clock: ManualClock) -> None:
     async with still(tmp_path, clock) as services:
-        retention, images = services.worker.retention, services.broker.images
+        retention, images = services.worker.retention, services.images
         task = await a_task(services, clock, State.SUCCEEDED, 1, ended_at=clock.now())
         owner = reference_owner(task.batch)
-        async with services.broker.blobs.draft(owner) as draft:
+        async with services.blobs.draft(owner) as draft:
             await draft.write(b"bytes")
             blob = await draft.keep()
         row = {**_ROW, "owner": owner, "blob": blob.name, "created_at": clock.now()}
@@ -156,7 +155,7 @@ async def test_references_are_forgotten_even_if_the_store_refuses_once(tmp_path:
         clock.advance(25 * 3600)
         await retention.run([await leased(services, State.SUCCEEDED, "me", clock.now())])
         expired = await leased(services, State.EXPIRED, "me", clock.now())
-        stubborn = replace(retention, blobs=_Refusing(services.broker.blobs))
+        stubborn = replace(retention, blobs=_Refusing(services.blobs))
         with pytest.raises(StorageError):
             await stubborn.run([expired])
         assert await images.owning([owner]) == {owner}
@@ -178,7 +177,7 @@ _ROW = {
 
 
 class _Refusing:
-    """A store that is out of order."""
+    """A blob store that fails to delete."""
 
     def __init__(self, blobs: Any) -> None:
         self._blobs = blobs
@@ -190,12 +189,12 @@ class _Refusing:
         raise StorageError("503")
 
 
-async def test_a_sweep_leaves_alone_whose_task_may_still_get_its_row(tmp_path: Path, clock: ManualClock) -> None:
-    """Its bytes are kept, and its row was not written yet."""
+async def test_sweep_keeps_the_files_of_an_unfinished_task(tmp_path: Path, clock: ManualClock) -> None:
+    """Its bytes are stored before their row."""
     async with still(tmp_path, clock) as services:
         task = await a_task(services, clock, State.FETCHING, 1)
         for owner in (task.id, "task_" + "f" * 32, reference_owner(task.batch)):
-            async with services.broker.blobs.draft(owner) as draft:
+            async with services.blobs.draft(owner) as draft:
                 await draft.write(b"bytes")
                 await draft.keep()
         assert await services.worker.retention.find_strays(
@@ -203,17 +202,18 @@ async def test_a_sweep_leaves_alone_whose_task_may_still_get_its_row(tmp_path: P
         ) == ["task_" + "f" * 32]
 
 
-async def test_a_shorter_retention_does_not_touch_what_was_revived(tmp_path: Path, clock: ManualClock) -> None:
+async def test_shorter_retention_does_not_change_a_revived_task(tmp_path: Path, clock: ManualClock) -> None:
     async with still(tmp_path, clock) as services:
-        tasks = services.broker.tasks
+        tasks = services.tasks
         due = {"ended_at": clock.now(), "due_at": clock.now() + 86_400}
+        retention = TaskRetention(tasks.database)
         ended = await a_task(services, clock, State.FAILED, 1, **due)
         revived = await a_task(services, clock, State.FETCHING, 1, **due)
-        assert await tasks.due_sooner(60.0, after="", limit=10) == max(ended.id, revived.id)
+        assert await retention.shorten_retention(60.0, after="", limit=10) == max(ended.id, revived.id)
         one, other = await tasks.get(ended.id), await tasks.get(revived.id)
         assert one is not None
         assert (one.due_at, other) == (clock.now() + 60, revived)
-        assert await tasks.due_sooner(60.0, after=max(ended.id, revived.id), limit=10) is None
+        assert await retention.shorten_retention(60.0, after=max(ended.id, revived.id), limit=10) is None
 
 
 async def test_worker_without_free_slots_polls_again_soon(tmp_path: Path, clock: ManualClock) -> None:

@@ -1,4 +1,4 @@
-"""What goes wrong around the steps: a store that stutters, a clock that jumps, a wrong database, a bug."""
+"""Faults around the steps: a failing database, a clock that jumps, a wrong database, a bug."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from broker.broker import Broker
-from broker.orders import Request
+from broker.orders import OrderRequest
 from broker.services import Services
 from broker.settings import Settings
 from storage.errors import StorageFull
@@ -22,7 +21,7 @@ from storage.sql.sqlite import SqliteDatabase, sqlite_path
 from storage.states import State
 from storage.tasks import Task
 from tests.conftest import ManualClock
-from tests.journeys.house import House, open_house, still
+from tests.journeys.house import House, create_tasks, open_house, still
 
 pytestmark = pytest.mark.anyio
 
@@ -30,7 +29,7 @@ HOUR = 3600.0
 
 
 class Stuttering(SqliteDatabase):
-    """Has no room the first `times` times that an answer of the provider is to be written down."""
+    """A database that fails the first `times` times that a provider's response is stored."""
 
     times = 3
 
@@ -42,7 +41,7 @@ class Stuttering(SqliteDatabase):
 
 
 @pytest.mark.parametrize("hooked", [True, False])
-async def test_a_job_id_is_not_lost_because_it_could_not_be_written_at_once(tmp_path: Path, hooked: bool) -> None:
+async def test_job_id_survives_a_failing_database(tmp_path: Path, hooked: bool) -> None:
     def open_stuttering(settings: Settings) -> Stuttering:
         return Stuttering(sqlite_path(settings.database))
 
@@ -52,8 +51,8 @@ async def test_a_job_id_is_not_lost_because_it_could_not_be_written_at_once(tmp_
         assert len(await house.jobs()) == 1
 
 
-async def test_a_step_with_a_bug_in_it_ends_at_the_deadline(tmp_path: Path) -> None:
-    """The provider's answers make our adapter stumble; the task must not go on for ever."""
+async def test_task_whose_step_crashes_fails_at_the_deadline(tmp_path: Path) -> None:
+    """The adapter crashes on every response; the task must end."""
     async with open_house(tmp_path, hooked=False, lease=0.2, task_deadline=1.0) as house:
         steps = house.services.worker.steps
         provider = steps.check.providers["kie"]
@@ -76,22 +75,21 @@ class _Stumbling:
         raise ZeroDivisionError("a bug")
 
 
-# -- with a clock that we move, and no provider
+# -- with a manual clock, and without a provider
 
 
 async def ended(services: Services, clock: ManualClock, **changes: Any) -> Task:
-    """A task that has succeeded just now, with a file."""
-    broker: Broker = services.broker
-    (task,) = (await broker.create("local", Request(prompt="a red bicycle"))).tasks
+    """Return a task that has just succeeded, with a file."""
+    (task,) = await create_tasks(services, OrderRequest(prompt="a red bicycle"))
     await _file(services, task.id)
     due_at = clock.now() + services.worker.steps.transitions.policy.retention_seconds
     values = {"state": State.SUCCEEDED, "ended_at": clock.now(), "due_at": due_at, **changes}
-    await services.database.transact(broker.tasks.saving(task, **values))
+    await services.database.transact(services.tasks.saving(task, **values))
     return replace(task, version=task.version + 1, **values)
 
 
 async def _file(services: Services, owner: str) -> None:
-    async with services.broker.blobs.draft(owner) as draft:
+    async with services.blobs.draft(owner) as draft:
         await draft.write(b"bytes")
         await draft.keep()
 
@@ -101,7 +99,7 @@ def files(folder: Path) -> int:
 
 
 async def turn(services: Services) -> None:
-    """Poll until no step is left."""
+    """Poll until no step is due."""
     worker = services.worker
     await worker.poll_once()
     while worker.running.count:
@@ -109,23 +107,23 @@ async def turn(services: Services) -> None:
         await worker.poll_once()
 
 
-async def test_retention_takes_what_is_old_enough(tmp_path: Path, clock: ManualClock) -> None:
+async def test_retention_deletes_only_what_is_old_enough(tmp_path: Path, clock: ManualClock) -> None:
     async with still(tmp_path, clock) as services:
         task = await ended(services, clock)
         clock.advance(23 * HOUR)
         assert (await services.worker.clean_up(), files(tmp_path)) == (0, 1)
         clock.advance(2 * HOUR)
         assert (await services.worker.clean_up(), files(tmp_path)) == (1, 0)
-        row = await services.broker.tasks.get(task.id)
+        row = await services.tasks.get(task.id)
         assert row is not None
         assert (row.state, row.prompt) == (State.EXPIRED, "")
         clock.advance(8 * 24 * HOUR)
         await services.worker.clean_up()
-        assert await services.broker.tasks.get(task.id) is None
+        assert await services.tasks.get(task.id) is None
 
 
-async def test_a_shorter_retention_counts_for_what_has_ended_already(tmp_path: Path, clock: ManualClock) -> None:
-    """It is the cure that we name for a full disk."""
+async def test_shorter_retention_applies_to_ended_tasks(tmp_path: Path, clock: ManualClock) -> None:
+    """It is the cure that is named for a full disk."""
     async with still(tmp_path, clock) as services:
         await ended(services, clock)
     clock.advance(2 * HOUR)
@@ -134,7 +132,7 @@ async def test_a_shorter_retention_counts_for_what_has_ended_already(tmp_path: P
 
 
 class JumpingClock(ManualClock):
-    """Its time of day can be set; the seconds that pass cannot."""
+    """A clock whose time of day can be set, unlike its monotonic time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -144,7 +142,7 @@ class JumpingClock(ManualClock):
         return super().now() + self.set_by
 
 
-async def test_a_clock_that_jumps_ahead_deletes_nothing(tmp_path: Path) -> None:
+async def test_clock_jump_deletes_nothing(tmp_path: Path) -> None:
     clock = JumpingClock()
     async with still(tmp_path, clock) as services:
         await ended(services, clock)
@@ -161,7 +159,7 @@ async def test_a_clock_that_jumps_ahead_deletes_nothing(tmp_path: Path) -> None:
         assert files(tmp_path) == 0, "without a jump it does"
 
 
-async def test_files_without_a_row_are_swept_and_no_others(tmp_path: Path, clock: ManualClock) -> None:
+async def test_sweep_deletes_only_files_without_a_row(tmp_path: Path, clock: ManualClock) -> None:
     async with still(tmp_path, ManualClock(time.time() - 10 * HOUR)) as services:
         await _file(services, "refs_stray")
         _age(tmp_path, HOUR * 2)
@@ -169,7 +167,7 @@ async def test_files_without_a_row_are_swept_and_no_others(tmp_path: Path, clock
         assert (await services.worker.retention.sweep(older_than=HOUR), files(tmp_path)) == (1, 1)
 
 
-async def test_a_fresh_database_does_not_sweep_the_files_of_another(tmp_path: Path) -> None:
+async def test_new_database_does_not_sweep_the_files_of_another(tmp_path: Path) -> None:
     """A typo in DATABASE_URL must not cost the images."""
     async with still(tmp_path, ManualClock(time.time() - 10 * HOUR)) as services:
         await _file(services, "refs_a")
@@ -179,7 +177,7 @@ async def test_a_fresh_database_does_not_sweep_the_files_of_another(tmp_path: Pa
         assert (await services.worker.retention.sweep(older_than=HOUR), files(tmp_path)) == (0, 1)
 
 
-async def test_a_sweep_that_would_take_most_of_all_is_refused(tmp_path: Path) -> None:
+async def test_sweep_of_most_files_is_refused(tmp_path: Path) -> None:
     async with still(tmp_path, ManualClock(time.time() - 10 * HOUR)) as services:
         for number in range(20):
             await _file(services, f"refs_{number}")
@@ -192,8 +190,8 @@ def _age(folder: Path, seconds: float) -> None:
         os.utime(path, (time.time() - seconds,) * 2)
 
 
-async def test_a_step_that_outlives_its_lease_is_not_begun_a_second_time_here(tmp_path: Path) -> None:
-    """The clock jumps while an order is on its way: recovering it now would give up a job that is just being made."""
+async def test_step_that_outlives_its_lease_is_not_started_again(tmp_path: Path) -> None:
+    """A lease ends during a submission: recovery now would give up a job that the provider is making."""
     async with open_house(tmp_path, hooked=False) as house:
         await _jump_while_ordering(house)
 

@@ -13,6 +13,7 @@ import httpx
 
 from broker.bootstrap import database_for, load_settings, open_services
 from broker.clock import Clock
+from broker.orders import OrderRequest
 from broker.sandbox.options import Options
 from broker.sandbox.server import serve_sandbox
 from broker.server.sockets import bind_socket, socket_port
@@ -20,6 +21,7 @@ from broker.server.uvicorn import running_server
 from broker.services import Services
 from broker.settings import Settings
 from storage.sql.database import Database
+from storage.tasks import Task
 
 QUICK: dict[str, Any] = {
     "check_after": 0.3,
@@ -154,3 +156,7 @@ async def still(
     )
     async with open_services(chosen, clock=clock, open_database=open_database) as services:
         yield services
+
+
+async def create_tasks(services: Services, request: OrderRequest) -> tuple[Task, ...]:
+    return (await services.orders.create("local", request, services.orders.plan(request))).tasks

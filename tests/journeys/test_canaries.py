@@ -126,7 +126,7 @@ async def _journeys(house: House) -> set[str]:
         await house.end(task_id)
     canceled = await house.order(f"{PROMPT} [mood:slow:60]")
     await house.client.delete(f"/api/task/{canceled}")
-    token = house.services.broker.tokens.token
+    token = house.services.tokens.token
     return {token(task_id, attempt) for task_id in (*ids, canceled) for attempt in (1, 2, 3)}
 
 
@@ -172,8 +172,9 @@ async def test_what_nobody_foresaw_is_logged_without_its_text(tmp_path: Path, fo
             raise ValueError(f"cannot handle {PROMPT}")
 
         assert not await house.services.worker.running.contain_errors(broken(), "task_1", State.WAITING.value)
-        house.services.broker.tasks = None  # type: ignore[assignment]
-        answer = await house.client.get(f"/api/task/task_{'0' * 32}")
+        task_id = (await house.client.post("/api/generate/image", json={"prompt": PROMPT})).json()["taskId"]
+        await house.services.database.execute("UPDATE tasks SET state = 'canary', version = version + 1")
+        answer = await house.client.get(f"/api/task/{task_id}")
         assert answer.status_code == 500
     logs = (tmp_path / "logs" / "app.log").read_text("utf-8")
     assert "step_failed" in logs

@@ -33,7 +33,7 @@ async def learned(house: House, task_id: str) -> list[str | None]:
 async def never_came(house: House) -> dict[str, int]:
     """Among all that ended so far: those of the last minute may be on their way, and are not counted otherwise."""
     now = house.services.clock.now()
-    return await house.services.broker.hooks.missing(since=0, until=now + 60, limit=100)
+    return await house.services.hooks.missing(since=0, until=now + 60, limit=100)
 
 
 async def counted(house: House) -> float:

@@ -68,7 +68,7 @@ async def read(house: House) -> list[Entry]:
     """The inbox, as soon as all its news is taken in."""
     async with asyncio.timeout(10):
         while True:
-            hooks = await house.services.broker.hooks.newest(limit=50)
+            hooks = await house.services.hooks.newest(limit=50)
             if all(hook.digested_at for hook in hooks):
                 return hooks
             await asyncio.sleep(0.02)
@@ -98,7 +98,7 @@ async def test_03_04_05_a_market_callback_is_understood(patient: House) -> None:
 
 async def result_url(house: House, task_id: str) -> str:
     """Where the provider keeps the result of a task."""
-    task = await house.services.broker.get(task_id)
+    task = await house.services.queries.get(task_id)
     return task.outputs[0]
 
 
@@ -188,7 +188,7 @@ async def test_13_the_provider_does_not_wait_for_our_download(patient: House) ->
     await patient.end(task_id)
     (job,) = await patient.jobs()
     (call,) = job["callbacks"]
-    task = await patient.services.broker.get(task_id)
+    task = await patient.services.queries.get(task_id)
     assert call["status"] == 200
     assert task.ended_at is not None
     assert task.ended_at - call["at"] > 1
@@ -237,7 +237,7 @@ async def test_17_the_name_of_an_upload_means_nothing(house: House) -> None:
         data={"prompt": "x"},
         files={"image": ("../../evil.html", buffer.getvalue(), "text/html")},
     )
-    task = await house.services.broker.get(answer.json()["taskId"])
+    task = await house.services.queries.get(answer.json()["taskId"])
     served = await house.client.get(f"/uploads/references/{task.refs[0]['name']}")
     assert re.fullmatch(r"reference_[0-9a-f]{32}\.jpg", task.refs[0]["name"])
     assert served.headers["content-type"] == "image/jpeg"

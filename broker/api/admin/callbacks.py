@@ -38,20 +38,20 @@ from broker.api.http.pagination import (
     split_page,
 )
 from broker.api.http.responses import json_response
+from broker.callbacks.inbox import CallbackInbox, Explanation
 from broker.clock import iso
-from broker.inbox import Explanation, Inbox
 from broker.reports import Failed, Finished, Pending, Report
 from storage.callbacks import Entry, Hook
 
 
 @dataclass(frozen=True, kw_only=True)
 class CallbackInboxRoutes:
-    inbox: Inbox
+    inbox: CallbackInbox
 
     async def list_callbacks(self, request: Request) -> Response:
         """Return a page of callbacks, newest first; with the first page the number of missing ones."""
         limit, before = read_limit(request), read_cursor(request, "hook")
-        found = await self.inbox.newest(
+        found = await self.inbox.list_newest(
             limit=limit + 1,
             before=before,
             task_id=read_name(request, "task"),
@@ -68,7 +68,7 @@ class CallbackInboxRoutes:
         return json_response(document.to_document())
 
     async def _missing(self) -> MissingCallbacks:
-        missing = await self.inbox.missing()
+        missing = await self.inbox.count_missing()
         return MissingCallbacks(
             count=sum(missing.by_provider.values()), hours=missing.hours, providers=missing.by_provider
         )
@@ -126,17 +126,17 @@ def present_callback(callback: Hook) -> CallbackData:
 
 
 def present_replay(explanation: Explanation, *, dry_run: bool, replay_id: str | None) -> ReplayData:
-    callback, decision, report = explanation.hook, explanation.judgement, explanation.report
+    callback, decision, report = explanation.hook, explanation.verified.decision, explanation.report
     return ReplayData(
         id=callback.id,
         was=_record(callback),
-        names=list(explanation.names),
-        task_id=explanation.task.id if explanation.task else None,
+        names=list(explanation.verified.job_ids),
+        task_id=explanation.verified.task.id if explanation.verified.task else None,
         attempt=callback.attempt,
         verification=decision.verification.value,
         status=decision.status,
         reason=decision.reason,
-        replayed_as=explanation.taken_as.value if explanation.taken_as else None,
+        replayed_as=explanation.replayed_as.value if explanation.replayed_as else None,
         report=describe_report(report) if report else "the body cannot be read",
         report_data=report_document(report) if report else None,
         effect=explanation.effect,
@@ -154,13 +154,13 @@ def present_fixture(explanation: Explanation) -> CallbackFixture:
         headers=json.loads(callback.headers),
         query=json.loads(callback.query),
         body=callback.body,
-        proofs=vars(explanation.proofs),
+        proofs=vars(explanation.verified.evidence),
         was=_record(callback),
         expected=ExpectedResult(
-            names=list(explanation.names),
+            names=list(explanation.verified.job_ids),
             report=report_document(explanation.report) if explanation.report else None,
-            verification=explanation.judgement.verification.value,
-            status=explanation.judgement.status,
+            verification=explanation.verified.decision.verification.value,
+            status=explanation.verified.decision.status,
         ),
     )
 

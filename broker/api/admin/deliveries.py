@@ -35,9 +35,9 @@ from broker.api.http.pagination import (
     split_page,
 )
 from broker.api.http.responses import json_response
-from broker.broker import Broker
 from broker.clock import iso
 from broker.net.url_policy import redact_url
+from broker.notifications.delivery_log import DeliveryLog
 from storage.deliveries import Delivery, Fate, Try
 
 
@@ -45,13 +45,13 @@ from storage.deliveries import Delivery, Fate, Try
 class DeliveryRoutes:
     """For operators only: a body holds the order of another caller."""
 
-    broker: Broker
+    log: DeliveryLog
 
     async def list_deliveries(self, request: Request) -> Response:
         """Return a page of webhooks, newest first."""
         outcome = read_choice(request, "outcome", DELIVERY_STATUSES)
         limit = read_limit(request)
-        deliveries = await self.broker.deliveries.newest(
+        deliveries = await self.log.list_newest(
             task_id=read_name(request, "task"),
             outcome=Fate(outcome) if outcome else None,
             limit=limit + 1,
@@ -66,13 +66,13 @@ class DeliveryRoutes:
         return json_response(document.to_document())
 
     async def get_delivery(self, request: Request) -> Response:
-        delivery = await self.broker.delivery(request.path_params["id"])
-        tries = await self.broker.deliveries.tries(delivery.id)
+        delivery = await self.log.get(request.path_params["id"])
+        tries = await self.log.list_attempts(delivery.id)
         return json_response(DeliveryResponse(success=True, data=_delivery(delivery, tries)).to_document())
 
     async def replay_delivery(self, request: Request) -> Response:
         """Send a webhook again now, under the same webhook-id, with all its retries."""
-        delivery = await self.broker.replay(request.path_params["id"])
+        delivery = await self.log.replay(request.path_params["id"])
         document = DeliverySummaryResponse(success=True, data=DeliverySummary(**_summary_fields(delivery)))
         return json_response(document.to_document(), 202, {"location": f"/api/deliveries/{delivery.id}"})
 

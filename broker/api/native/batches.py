@@ -14,8 +14,9 @@ from broker.api.http.responses import CachedResponse, json_response, requested_l
 from broker.api.native.schemas import BatchData, BatchResponse, StatusCounts
 from broker.api.native.task_cache import TaskCache
 from broker.api.native.tasks import read_wait, wait_unless_disconnected
-from broker.broker import Broker
 from broker.i18n import Language
+from broker.tasks.cancellation import TaskCanceler
+from broker.tasks.queries import TaskQueries
 from storage.tasks import Task
 
 _BEST_FIRST: Final = ("completed", "failed", "canceled")
@@ -23,15 +24,16 @@ _BEST_FIRST: Final = ("completed", "failed", "canceled")
 
 @dataclass(frozen=True, kw_only=True)
 class BatchRoutes:
-    broker: Broker
+    queries: TaskQueries
+    canceler: TaskCanceler
     cache: TaskCache
 
     async def get_batch(self, request: Request) -> Response:
         """Return all tasks; with `wait` as soon as all have ended or the time is over."""
         batch_id = request.path_params["id"]
         if seconds := read_wait(request):
-            await wait_unless_disconnected(request, self.broker.wait_for_batch(batch_id, seconds))
-        tasks = await self.broker.batch(batch_id)
+            await wait_unless_disconnected(request, self.queries.wait_for_batch(batch_id, seconds))
+        tasks = await self.queries.get_batch(batch_id)
         document = await self._response(batch_id, tasks, requested_language(request))
         ended = all(task.ended for task in tasks)
         return CachedResponse.from_document(document.to_document(), ended=ended).respond(request)
@@ -39,7 +41,7 @@ class BatchRoutes:
     async def cancel_batch(self, request: Request) -> Response:
         """Cancel the tasks that have not ended and whose image is not being downloaded."""
         batch_id = request.path_params["id"]
-        tasks = await self.broker.cancel_batch(batch_id)
+        tasks = await self.canceler.cancel_batch(batch_id)
         return json_response((await self._response(batch_id, tasks, requested_language(request))).to_document())
 
     async def _response(self, batch_id: str, tasks: Sequence[Task], language: Language) -> BatchResponse:

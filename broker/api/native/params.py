@@ -14,7 +14,7 @@ from starlette.datastructures import FormData, UploadFile
 
 from broker.api.native.schemas import MAX_TEXT, OrderForm, OrderJson
 from broker.errors import Complaint, Refusal
-from broker.orders import DataUri, Link, Request, Source, Upload
+from broker.orders import DataUriReference, OrderRequest, ReferenceSource, UploadedReference, UrlReference
 
 _SPELLINGS: Final[dict[str, tuple[str, ...]]] = {
     "prompt": (),
@@ -81,10 +81,10 @@ class OrderParams:
     def dry_run(self) -> bool:
         return bool(self.fields.dry_run)
 
-    def to_request(self, idempotency_key: str | None, sent_before: int | None = None) -> Request:
+    def to_request(self, idempotency_key: str | None, retry_count: int | None = None) -> OrderRequest:
         """Return the order request; the catalog checks its values."""
         fields = self.fields
-        return Request(
+        return OrderRequest(
             prompt=fields.prompt,
             model=_strip_blanks(fields.model),
             mode=_strip_blanks(fields.mode),
@@ -97,7 +97,7 @@ class OrderParams:
             sources=self._sources(),
             callback_url=_strip_blanks(fields.callback_url),
             idempotency_key=idempotency_key,
-            sent_before=sent_before,
+            retry_count=retry_count,
         )
 
     def ignored_fields(self, by_provider: Iterable[str]) -> list[str]:
@@ -105,14 +105,14 @@ class OrderParams:
         unknown = [name[:64] for name in self.unknown if name.isprintable()]
         return list(dict.fromkeys([*by_provider, *unknown[:_MAX_IGNORED]]))
 
-    def _sources(self) -> tuple[Source, ...]:
+    def _sources(self) -> tuple[ReferenceSource, ...]:
         """Return the reference images in order; those in the request before those at an address."""
         match self.fields:
             case OrderForm(image=files):
-                sent: list[Source] = [Upload(chunks=_FilePart(file)) for file in files]
+                sent: list[ReferenceSource] = [UploadedReference(chunks=_FilePart(file)) for file in files]
             case OrderJson(images=uris):
-                sent = [DataUri(text=uri) for uri in uris or ()]
-        return (*sent, *(Link(url=url) for url in self.fields.image_urls or ()))
+                sent = [DataUriReference(text=uri) for uri in uris or ()]
+        return (*sent, *(UrlReference(url=url) for url in self.fields.image_urls or ()))
 
 
 def read_json_order(document: Mapping[str, Any]) -> OrderParams:

@@ -8,9 +8,11 @@ from typing import Final
 
 from broker.api.http.responses import CachedResponse
 from broker.api.native.schemas import TaskResponse
-from broker.broker import Broker
+from broker.clock import Clock
 from broker.i18n import Language
-from broker.presenter import Progress, TaskData
+from broker.presenter import Progress, TaskData, TaskPresenter
+from broker.tasks.eta import EtaEstimator
+from broker.tasks.queries import TaskQueries
 from storage.tasks import Task
 
 MAX_CACHE_BYTES: Final = 16 * 2**20
@@ -32,7 +34,10 @@ class TaskCache:
     The ETag is a hash of the response, so a change of the row that callers cannot see is still "not modified".
     """
 
-    broker: Broker
+    clock: Clock
+    queries: TaskQueries
+    eta: EtaEstimator
+    presenter: TaskPresenter
     max_bytes: int = MAX_CACHE_BYTES
     _entries: OrderedDict[tuple[str, Language], _Entry] = field(default_factory=OrderedDict)
     _bytes: int = 0
@@ -44,26 +49,26 @@ class TaskCache:
 
     async def response(self, task_id: str, language: Language) -> CachedResponse:
         """Return the response of a poll. Raises `Refusal` for ids without a task."""
-        version = await self.broker.version(task_id)
+        version = await self.queries.get_version(task_id)
         entry = self._entries.get((task_id, language))
-        now = self.broker.clock.monotonic()
+        now = self.clock.monotonic()
         if entry is not None and entry.version == version and now < entry.fresh_until:
             self._entries.move_to_end((task_id, language))
             return entry.response
-        task = await self.broker.get(task_id)
-        progress = await self.broker.eta.estimate(task)
+        task = await self.queries.get(task_id)
+        progress = await self.eta.estimate(task)
         document = TaskResponse(success=True, data=await self._present(task, language, progress))
         response = CachedResponse.from_document(document.to_document(), ended=task.ended)
-        fresh_until = self.broker.clock.monotonic() + progress.fresh_for
+        fresh_until = self.clock.monotonic() + progress.fresh_for
         self._keep((task_id, language), _Entry(version=task.version, fresh_until=fresh_until, response=response))
         return response
 
     async def task_data(self, task: Task, language: Language) -> TaskData:
         """Return a task for a list or a batch; not cached."""
-        return await self._present(task, language, await self.broker.eta.estimate(task))
+        return await self._present(task, language, await self.eta.estimate(task))
 
     async def _present(self, task: Task, language: Language, progress: Progress) -> TaskData:
-        return self.broker.presenter.task(task, await self.broker.results(task), language, progress)
+        return self.presenter.task(task, await self.queries.get_results(task), language, progress)
 
     def _keep(self, key: tuple[str, Language], entry: _Entry) -> None:
         old = self._entries.pop(key, None)

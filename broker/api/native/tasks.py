@@ -14,7 +14,6 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.requests import Request
 from starlette.responses import Response
 
-from broker.api.http.auth import Caller
 from broker.api.http.endpoint import caller_of
 from broker.api.http.pagination import make_cursor, read_choice, read_cursor, read_limit, split_page
 from broker.api.http.request_body import media_type_of, read_form, read_json_object
@@ -29,11 +28,13 @@ from broker.api.native.schemas import (
     TaskResponse,
 )
 from broker.api.native.task_cache import TaskCache
-from broker.broker import Broker, Created, Quote
+from broker.catalog import Catalog
 from broker.errors import Refusal
 from broker.i18n import Language, Messages
-from broker.orders import Request as Order
-from broker.repeats import Repeats
+from broker.ordering.service import CreatedTasks, OrderService
+from broker.orders import Plan
+from broker.tasks.cancellation import TaskCanceler
+from broker.tasks.queries import TaskQueries
 from storage.states import SHOWN
 
 MAX_WAIT_SECONDS: Final = 30.0
@@ -46,10 +47,12 @@ _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 
 @dataclass(frozen=True, kw_only=True)
 class TaskRoutes:
-    broker: Broker
+    orders: OrderService
+    queries: TaskQueries
+    canceler: TaskCanceler
     cache: TaskCache
     messages: Messages
-    repeats: Repeats[Created]
+    max_form_bytes: int
 
     # -- orders
 
@@ -58,46 +61,33 @@ class TaskRoutes:
         key = _idempotency_key(request)
         media_type, options = media_type_of(request)
         if media_type == "multipart/form-data":
-            form = await read_form(request, options, self._max_form_bytes())
+            form = await read_form(request, options, self.max_form_bytes)
             try:
                 return await self._order(request, read_form_order(form), key)
             finally:
                 await form.close()
         if media_type == "application/json" or re.fullmatch(r"application/[\w.-]+\+json", media_type):
-            document = await read_json_object(request, min(MAX_JSON_BYTES, self._max_form_bytes()))
+            document = await read_json_object(request, min(MAX_JSON_BYTES, self.max_form_bytes))
             return await self._order(request, read_json_order(document), key)
         raise Refusal(
             "invalid_request", "Send the order as multipart/form-data or application/json.", field="Content-Type"
         )
 
-    def _max_form_bytes(self) -> int:
-        """Return the size of the most and largest images that a model takes, and the rest of the form."""
-        count = max(model.max_references for model in self.broker.catalog.models)
-        return count * self.broker.max_file_size + FORM_OVERHEAD_BYTES
-
     async def _order(self, request: Request, params: OrderParams, key: str | None) -> Response:
         order = params.to_request(key, _retry_count(request))
+        plan = self.orders.plan(order)
         if params.dry_run:
-            preview = await self.broker.preview(order)
+            preview = await self.orders.dry_run(order, plan)
             data = ProviderPreview(**{**preview, "ignored": params.ignored_fields(preview["ignored"])})
             document = DryRunResponse(success=True, dry_run=True, data=data).to_document()
             return json_response(document, 200, _warning_headers(data.warnings))
-        created = await self._create(request, caller_of(request), order)
-        ignored = params.ignored_fields(created.ignored)
-        return self._accepted(created, self.broker.quote(order), ignored, requested_language(request))
-
-    async def _create(self, request: Request, caller: Caller, order: Order) -> Created:
-        """Write durable tasks; join the first try of a client that retries by itself, unless it sends a key."""
-        if order.sent_before is None or order.idempotency_key is not None:
-            return await self.broker.create(caller.name, order)
-        who = (caller.name, await self.broker.fingerprint(order))
-        created = await self.repeats.once(who, order.sent_before, lambda: self.broker.create(caller.name, order))
+        created = await self.orders.create(caller_of(request).name, order, plan)
         if not await request.is_disconnected():
-            self.repeats.answered(who, created)
-        return created
+            await self.orders.mark_answered(created)
+        return self._accepted(created, plan, params.ignored_fields(plan.ignored), requested_language(request))
 
-    def _accepted(self, created: Created, quote: Quote, ignored: list[str], language: Language) -> Response:
-        first, batch = created.tasks[0].id, created.tasks[0].batch
+    def _accepted(self, created: CreatedTasks, plan: Plan, ignored: list[str], language: Language) -> Response:
+        first, batch, quote = created.tasks[0].id, created.tasks[0].batch, plan.quote
         accepted = OrderAccepted(
             success=True,
             task_id=first,
@@ -108,17 +98,18 @@ class TaskRoutes:
             batch_id=batch,
             batch_url=f"/api/batch/{batch}",
             ignored=ignored,
-            warnings=list(quote.warnings),
+            warnings=list(plan.warnings),
             estimate=CostEstimate(price=quote.price, count=quote.count, total=quote.total, unit=quote.unit),
         )
-        headers = {"location": accepted.poll_url, "retry-after": POLL_SECONDS, **_warning_headers(quote.warnings)}
+        headers = {"location": accepted.poll_url, "retry-after": POLL_SECONDS, **_warning_headers(plan.warnings)}
         return json_response(accepted.to_document(), 202, headers)
 
     async def retry_task(self, request: Request) -> Response:
         """Order a failed task again, as a new one; the same new one for every call until that has ended."""
-        caller, order = await self.broker.failed_order(request.path_params["id"])
-        created = await self.broker.create(caller, order)
-        return self._accepted(created, self.broker.quote(order), list(created.ignored), requested_language(request))
+        caller, order = await self.orders.failed_request(request.path_params["id"])
+        plan = self.orders.plan(order)
+        created = await self.orders.create(caller, order, plan)
+        return self._accepted(created, plan, list(plan.ignored), requested_language(request))
 
     # -- tasks
 
@@ -126,7 +117,7 @@ class TaskRoutes:
         """Return a task; with `wait` as soon as it has ended or the time is over."""
         task_id = request.path_params["id"]
         if seconds := read_wait(request):
-            await wait_unless_disconnected(request, self.broker.wait(task_id, seconds))
+            await wait_unless_disconnected(request, self.queries.wait(task_id, seconds))
         return (await self.cache.response(task_id, requested_language(request))).respond(request)
 
     async def stream_task(self, request: Request) -> Response:
@@ -134,7 +125,7 @@ class TaskRoutes:
         task_id, language = request.path_params["id"], requested_language(request)
         current = await self.cache.response(task_id, language)
         last = request.headers.get("last-event-id")
-        if last == _event_id(current.tag) and (await self.broker.get(task_id)).ended:
+        if last == _event_id(current.tag) and (await self.queries.get(task_id)).ended:
             return Response(status_code=204)  # the only response after which a browser does not reconnect
         return _TaskStream(
             self._events(task_id, language, last), ping=PING_SECONDS, sep="\n", headers={"Vary": "Accept-Language"}
@@ -142,7 +133,7 @@ class TaskRoutes:
 
     async def _events(self, task_id: str, language: Language, last: str | None) -> AsyncIterator[ServerSentEvent]:
         with suppress(Refusal):  # deleted during the stream: the next request gets the error
-            async with aclosing(self.broker.changes(task_id)) as changes:
+            async with aclosing(self.queries.changes(task_id)) as changes:
                 async for _ in changes:
                     current = await self.cache.response(task_id, language)
                     if _event_id(current.tag) != last:
@@ -153,7 +144,7 @@ class TaskRoutes:
         """Return a page of tasks, newest first."""
         status = read_choice(request, "status", tuple(SHOWN))
         limit, before = read_limit(request), read_cursor(request, "task")
-        tasks = await self.broker.newest(status=status, limit=limit + 1, before=before)
+        tasks = await self.queries.list_newest(status=status, limit=limit + 1, before=before)
         page, has_more = split_page(tasks, limit)
         language = requested_language(request)
         document = TaskPage(
@@ -164,9 +155,14 @@ class TaskRoutes:
         return json_response(document.to_document())
 
     async def cancel_task(self, request: Request) -> Response:
-        task = await self.broker.cancel(request.path_params["id"])
+        task = await self.canceler.cancel_task(request.path_params["id"])
         data = await self.cache.task_data(task, requested_language(request))
         return json_response(TaskResponse(success=True, data=data).to_document())
+
+
+def max_form_bytes(catalog: Catalog, max_file_size_bytes: int) -> int:
+    """Return the size limit of a form: the references of the model that takes most, and the other fields."""
+    return max(model.max_references for model in catalog.models) * max_file_size_bytes + FORM_OVERHEAD_BYTES
 
 
 class _TaskStream(EventSourceResponse):
@@ -200,7 +196,7 @@ async def _disconnect(request: Request) -> None:
 
 
 def _warning_headers(warnings: Sequence[str]) -> dict[str, str]:
-    """RFC 7234, 5.5: 299 is persistent, - hides our name. The sentences of the catalog are ASCII without quotes."""
+    """RFC 7234, 5.5: 299 is persistent, - hides our name. The messages of the catalog are ASCII without quotes."""
     return {"warning": ", ".join(f'299 - "{warning}"' for warning in warnings)} if warnings else {}
 
 

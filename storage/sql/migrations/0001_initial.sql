@@ -139,11 +139,23 @@ CREATE TABLE idempotency (
     caller TEXT NOT NULL,
     key TEXT NOT NULL,
     fingerprint TEXT NOT NULL,
+    ordinal BIGINT NOT NULL,
+    retry_count BIGINT NOT NULL,
     batch TEXT NOT NULL,
     created_at DOUBLE PRECISION NOT NULL,
+    answered_at DOUBLE PRECISION,
     PRIMARY KEY (caller, key)
 );
 CREATE INDEX idempotency_age ON idempotency (created_at);
+-- requests without Idempotency-Key
+CREATE INDEX idempotency_derived ON idempotency (caller, fingerprint, ordinal) WHERE ordinal > 0;
+
+-- images that each caller ordered in its current window
+CREATE TABLE rate_limits (
+    caller TEXT PRIMARY KEY,
+    started_at DOUBLE PRECISION NOT NULL,
+    used BIGINT NOT NULL
+);
 
 -- outbox of webhooks
 CREATE TABLE deliveries (

@@ -1,4 +1,4 @@
-"""A place in the queue, the provider's word, and an estimate from our history: told when known, never made up."""
+"""Position in the queue, progress at the provider, and the ETA from our own history."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from broker.api.native.task_cache import TaskCache
 from broker.reports import Finished, Pending
 from broker.sandbox.options import Options
 from broker.services import Services
@@ -19,7 +18,7 @@ from broker.tasks import eta
 from broker.tasks.eta import round_up
 from storage.states import State
 from storage.tasks import Task
-from tests.broker.api_house import NEVER, a_task, open_api
+from tests.broker.api_house import NEVER, a_task, open_api, task_cache
 from tests.broker.test_api_tasks import NOTHING_KNOWN, look, parsed
 from tests.conftest import ManualClock
 from tests.journeys.house import open_house, still
@@ -31,13 +30,13 @@ NOW = 1_790_000_000.0
 
 @pytest.fixture
 async def quiet(tmp_path: Path, clock: ManualClock) -> AsyncIterator[Services]:
-    """A system whose clock stands still and whose worker sleeps."""
+    """A broker with a manual clock and an idle worker."""
     async with still(tmp_path, clock, creates_per_10s=2, max_concurrent=3) as services:
         yield services
 
 
 async def add(services: Services, *tasks: Task) -> None:
-    await services.database.transact(*(services.broker.tasks.adding(task) for task in tasks))
+    await services.database.transact(*(services.tasks.adding(task) for task in tasks))
 
 
 def queued(number: int, **changes: Any) -> Task:
@@ -50,103 +49,106 @@ def done(number: int, *, making: float = 20.0, fetching: float = 2.0, **changes:
     return a_task(NOW, **{"number": 1000 + number, "state": State.SUCCEEDED, **times, **changes})
 
 
-async def told(services: Services, task: Task) -> tuple[int | None, int | None]:
-    """Place and estimate."""
-    progress = await services.broker.eta.estimate(task)
+async def position_and_eta(services: Services, task: Task) -> tuple[int | None, int | None]:
+    """Position and ETA."""
+    progress = await services.eta.estimate(task)
     return progress.position, progress.eta
 
 
-# -- the place
+# -- the position
 
 
-async def test_a_place_is_the_order_of_submission(quiet: Services) -> None:
-    """Who waits for a pause of its own stands behind those who do not; another provider has another queue."""
+async def test_position_is_the_order_of_submission(quiet: Services) -> None:
+    """A task with a later due time is behind the others; each provider has its own queue."""
     late, other = queued(1, due_at=NOW + 900), queued(9, provider="other", due_at=NOW)
     tasks = [queued(n) for n in (2, 3, 4)]
     await add(quiet, late, other, *tasks)
-    assert [(await told(quiet, task))[0] for task in (*tasks, late, other)] == [1, 2, 3, 4, 1]
+    assert [(await position_and_eta(quiet, task))[0] for task in (*tasks, late, other)] == [1, 2, 3, 4, 1]
 
 
-async def test_one_look_serves_all_who_ask_within_a_moment(quiet: Services, clock: ManualClock) -> None:
+async def test_one_read_of_the_queue_serves_all_callers_for_a_moment(quiet: Services, clock: ManualClock) -> None:
     first, second = queued(1), queued(2)
     await add(quiet, first, second)
-    places = await asyncio.gather(*(told(quiet, task) for task in [second] * 50))
+    places = await asyncio.gather(*(position_and_eta(quiet, task) for task in [second] * 50))
     assert {place for place, _ in places} == {2}
-    await quiet.database.transact(quiet.broker.tasks.saving(first, state=State.WAITING))
+    await quiet.database.transact(quiet.tasks.saving(first, state=State.WAITING))
     await add(quiet, queued(3))
-    assert (await told(quiet, second))[0] == 2
-    assert (await told(quiet, queued(3)))[0] is None  # it came after the look
+    assert (await position_and_eta(quiet, second))[0] == 2
+    assert (await position_and_eta(quiet, queued(3)))[0] is None  # queued after the read
     clock.advance(eta.QUEUE_TTL_SECONDS)
-    assert [(await told(quiet, task))[0] for task in (second, queued(3))] == [1, 2]
+    assert [(await position_and_eta(quiet, task))[0] for task in (second, queued(3))] == [1, 2]
 
 
-async def test_who_stands_very_far_back_is_told_only_that(quiet: Services) -> None:
-    quiet.broker.eta.max_positions = 3
+async def test_position_beyond_the_limit_is_the_limit_plus_one(quiet: Services) -> None:
+    quiet.eta.max_positions = 3
     tasks = [queued(n) for n in range(1, 7)]
     await add(quiet, *tasks, *(done(n) for n in range(9)))
-    assert [(await told(quiet, task))[0] for task in tasks] == [1, 2, 3, 4, 4, 4]
-    assert (await told(quiet, tasks[-1]))[1] is None
+    assert [(await position_and_eta(quiet, task))[0] for task in tasks] == [1, 2, 3, 4, 4, 4]
+    assert (await position_and_eta(quiet, tasks[-1]))[1] is None
 
 
-async def test_only_who_waits_in_the_queue_has_a_place(quiet: Services) -> None:
+async def test_only_a_queued_task_has_a_position(quiet: Services) -> None:
     for state in (State.SUBMITTING, State.WAITING, State.FETCHING, State.SUCCEEDED, State.FAILED):
-        assert (await told(quiet, a_task(NOW, state=state)))[0] is None
+        assert (await position_and_eta(quiet, a_task(NOW, state=state)))[0] is None
 
 
 # -- the estimate
 
 
-async def test_an_estimate_is_the_median_of_those_alike(quiet: Services, clock: ManualClock) -> None:
-    """Of this model and resolution; one that took for ever does not spoil it."""
+async def test_estimate_is_the_median_of_similar_tasks(quiet: Services, clock: ManualClock) -> None:
+    """Of the same model and resolution; one extreme value does not change it."""
     alike = [done(n, making=m, resolution="2K") for n, m in enumerate((10, 20, 30, 40, 9000))]
     others = [done(n, making=500.0, resolution="4K") for n in range(10, 20)]
     await add(quiet, *alike, *others)
     task = a_task(NOW, state=State.WAITING, resolution="2K", sent_at=NOW)
-    assert await told(quiet, task) == (None, 40)  # 30 there, 2 on the way home, in steps of ten
+    assert await position_and_eta(quiet, task) == (None, 40)  # 30 at the provider, 2 for the download, in steps of ten
     clock.advance(25)
-    assert await told(quiet, task) == (None, 10)
-    assert await told(quiet, a_task(NOW, state=State.FETCHING, resolution="2K", finished_at=clock.now())) == (None, 5)
+    assert await position_and_eta(quiet, task) == (None, 10)
+    assert await position_and_eta(
+        quiet, a_task(NOW, state=State.FETCHING, resolution="2K", finished_at=clock.now())
+    ) == (None, 5)
 
 
-async def test_without_enough_alike_the_model_counts_then_the_provider_then_nothing(quiet: Services) -> None:
+async def test_history_falls_back_to_the_model_then_the_provider_then_none(quiet: Services) -> None:
     task = a_task(NOW, state=State.WAITING, resolution="2K", sent_at=NOW)
     pro = a_task(NOW, state=State.WAITING, model="nano-banana-pro", sent_at=NOW)
     await add(quiet, *(done(n, resolution="1K") for n in range(4)))
-    assert await told(quiet, task) == (None, None)
+    assert await position_and_eta(quiet, task) == (None, None)
     await add(quiet, done(5, resolution="4K"))
-    quiet.broker.eta._histories.clear()
-    assert await told(quiet, task) == (None, 25)
-    assert await told(quiet, pro) == (None, 25)
-    assert await told(quiet, a_task(NOW, state=State.WAITING, provider="other", sent_at=NOW)) == (None, None)
+    quiet.eta._histories.clear()
+    assert await position_and_eta(quiet, task) == (None, 25)
+    assert await position_and_eta(quiet, pro) == (None, 25)
+    assert await position_and_eta(quiet, a_task(NOW, state=State.WAITING, provider="other", sent_at=NOW)) == (
+        None,
+        None,
+    )
 
 
-async def test_an_estimate_that_was_exceeded_says_no_more(quiet: Services, clock: ManualClock) -> None:
+async def test_exceeded_estimate_disappears(quiet: Services, clock: ManualClock) -> None:
     await add(quiet, *(done(n) for n in range(5)))
     task = a_task(NOW, state=State.WAITING, sent_at=NOW)
     clock.advance(22)
-    assert await told(quiet, task) == (None, None)
-    assert (await quiet.broker.eta.estimate(task)).fresh_for == math.inf
+    assert await position_and_eta(quiet, task) == (None, None)
+    assert (await quiet.eta.estimate(task)).fresh_for == math.inf
     clock.advance(-3600)  # the clock was set back
-    assert (await told(quiet, task))[1] == 25
+    assert (await position_and_eta(quiet, task))[1] == 25
 
 
-async def test_a_row_of_an_older_version_has_no_estimate(quiet: Services) -> None:
-    await add(quiet, *(done(n) for n in range(5)))
-    assert await told(quiet, a_task(NOW, state=State.WAITING)) == (None, None)
-
-
-async def test_who_waits_for_a_turn_waits_for_the_window_the_places_and_the_pause(
-    quiet: Services, clock: ManualClock
-) -> None:
-    """Two orders per ten seconds, three places, 20 seconds each, and two on the way home."""
+async def test_queued_estimate_includes_window_slots_and_cooldown(quiet: Services, clock: ManualClock) -> None:
+    """Two submissions per ten seconds, three slots, 20 seconds each, and two for the download."""
     tasks = [queued(n, due_at=NOW) for n in range(1, 9)]
     await add(quiet, *tasks, *(done(n) for n in range(5)))
-    # the fourth waits 7 for a place and 10 for the window, the eighth 33 for a place
-    assert [(await told(quiet, task))[1] for task in (tasks[0], tasks[1], tasks[3], tasks[7])] == [25, 25, 40, 60]
+    # the fourth waits 7 for a slot and 10 for the window, the eighth 33 for a slot
+    assert [(await position_and_eta(quiet, task))[1] for task in (tasks[0], tasks[1], tasks[3], tasks[7])] == [
+        25,
+        25,
+        40,
+        60,
+    ]
     await quiet.database.transact(quiet.worker.submissions.lanes.pausing("kie", NOW + 300))
     clock.advance(eta.QUEUE_TTL_SECONDS)
-    assert (await told(quiet, tasks[0]))[1] == 330
-    assert (await told(quiet, queued(1, due_at=NOW + 400)))[1] == 450  # it has a pause of its own
+    assert (await position_and_eta(quiet, tasks[0]))[1] == 330
+    assert (await position_and_eta(quiet, queued(1, due_at=NOW + 400)))[1] == 450  # due later
 
 
 @pytest.mark.parametrize(
@@ -157,8 +159,8 @@ def test_estimates_are_rounded_up_to_steps(seconds: float, told: int | None) -> 
     assert round_up(seconds) == told
 
 
-def test_a_rounded_estimate_stands_until_the_next_step() -> None:
-    """So an answer need be built, and sent, only when it says something new."""
+def test_rounded_estimate_is_stable_until_the_next_step() -> None:
+    """A response is built and sent only when it is different."""
     for left in (1.0, 4.9, 5.0, 17.2, 30.0, 30.1, 119.0, 599.0, 4000.0):
         stands = eta.stable_for(left)
         assert stands > 0
@@ -166,10 +168,10 @@ def test_a_rounded_estimate_stands_until_the_next_step() -> None:
         assert round_up(left - stands) != round_up(left)
 
 
-# -- in what callers see
+# -- in responses
 
 
-async def test_a_queued_task_shows_its_place_and_its_tag_changes_with_it(tmp_path: Path) -> None:
+async def test_queued_task_shows_its_position_and_a_new_etag(tmp_path: Path) -> None:
     async with open_api(tmp_path) as house:
         tasks = [await house.add(number=n, state=State.QUEUED, attempt=0) for n in (1, 2)]
         path = f"/api/task/{tasks[1].id}"
@@ -178,15 +180,15 @@ async def test_a_queued_task_shows_its_place_and_its_tag_changes_with_it(tmp_pat
         same = await house.client.get(path, headers={"If-None-Match": first.headers["etag"]})
         assert same.status_code == 304
         await house.change(tasks[0], state=State.CANCELED, ended_at=5.0)
-        house.services.broker.eta._queues.clear()
-        cache = TaskCache(house.services.broker)
+        house.services.eta._queues.clear()
+        cache = task_cache(house.services)
         prepared = await cache.response(tasks[1].id, "en")
         assert b'"position":1' in prepared.body
         assert prepared.tag != first.headers["etag"]
 
 
-async def test_a_stream_tells_each_step_ahead(tmp_path: Path) -> None:
-    """The row itself does not change when others leave the queue."""
+async def test_stream_sends_each_new_position(tmp_path: Path) -> None:
+    """The row does not change when other tasks leave the queue."""
     async with open_api(tmp_path, sockets=True) as house:
         tasks = [await house.add(number=n, state=State.QUEUED, attempt=0) for n in (1, 2)]
         received = ""
@@ -201,7 +203,7 @@ async def test_a_stream_tells_each_step_ahead(tmp_path: Path) -> None:
         assert [document["data"]["status"] for _, document in parsed(received)] == ["pending", "pending"]
 
 
-async def test_an_ended_task_has_no_progress_left(tmp_path: Path) -> None:
+async def test_ended_task_has_no_progress(tmp_path: Path) -> None:
     async with open_api(tmp_path) as house:
         told = {"provider_state": "generating", "provider_percent": 40.0, "sent_at": 1.0}
         task = await house.add(state=State.CANCELED, ended_at=1.0, error_code="canceled", **told)
@@ -209,10 +211,10 @@ async def test_an_ended_task_has_no_progress_left(tmp_path: Path) -> None:
 
 
 async def test_a_task_that_is_not_queued_is_one_point_read_per_poll(tmp_path: Path) -> None:
-    """Its answer stands until the estimate says something else: no queue and no history are looked at."""
+    """Its response is valid until the estimate changes: neither queue nor history is read."""
     async with open_api(tmp_path) as house:
         task = await house.add(provider_state="generating", provider_percent=40.4, sent_at=NOW)
-        cache = TaskCache(house.services.broker)
+        cache = task_cache(house.services)
         first = await cache.response(task.id, "en")
         assert b'"providerState":"generating","percent":40,' in first.body
         await house.services.database.execute("DROP INDEX tasks_history")
@@ -220,28 +222,30 @@ async def test_a_task_that_is_not_queued_is_one_point_read_per_poll(tmp_path: Pa
         assert await cache.response(task.id, "en") is first
 
 
-# -- the provider's word
+# -- progress at the provider
 
 
-async def test_a_new_word_of_the_provider_is_news_and_an_old_one_is_not(quiet: Services, clock: ManualClock) -> None:
-    """It reaches those who wait, and changes nothing that anybody sees when it is said again."""
+async def test_new_provider_state_updates_the_task_and_a_repeated_one_does_not(
+    quiet: Services, clock: ManualClock
+) -> None:
+    """Waiting callers see a new state; a repeated one changes no response."""
     task = a_task(NOW, job_id="job", due_at=NOW, provider="kie")
     await add(quiet, task)
     steps = quiet.worker.steps
     for stage, percent, news in (("waiting", None, True), ("waiting", None, False), ("generating", 40.0, True)):
         clock.advance(60)
-        before = await quiet.broker.get(task.id)
+        before = await quiet.queries.get(task.id)
         await steps.transitions.apply_report(before, Pending(job_id="job", stage=stage, percent=percent), 0)
-        row = await quiet.broker.get(task.id)
+        row = await quiet.queries.get(task.id)
         assert (row.provider_state, row.provider_percent) == (stage, percent)
         assert (row.updated_at == clock.now()) is news
-        assert row.version == before.version + 1  # the next question is written down in any case
+        assert row.version == before.version + 1  # the next check is stored in any case
 
 
-async def test_those_who_follow_hear_the_providers_word(tmp_path: Path) -> None:
+async def test_stream_sends_the_provider_state(tmp_path: Path) -> None:
     async with open_api(tmp_path) as house:
         task = await house.add(job_id="job")
-        async with aclosing(house.services.broker.changes(task.id)) as changes:
+        async with aclosing(house.services.queries.changes(task.id)) as changes:
             words = [(await anext(changes)).provider_state]
             await house.services.worker.steps.transitions.apply_report(task, Pending(job_id="job", stage="queuing"), 0)
             async with asyncio.timeout(1):
@@ -250,17 +254,17 @@ async def test_those_who_follow_hear_the_providers_word(tmp_path: Path) -> None:
         assert (await look(house, task.id))["progress"]["providerState"] == "queuing"
 
 
-async def test_times_are_kept_for_the_next_estimates(quiet: Services, clock: ManualClock) -> None:
+async def test_times_are_stored_for_later_estimates(quiet: Services, clock: ManualClock) -> None:
     task = a_task(NOW, job_id="job", due_at=NEVER, sent_at=NOW, outputs=())
     await add(quiet, task)
     clock.advance(17)
     await quiet.worker.steps.transitions.apply_report(task, Finished(outputs=("https://a/1",), job_id="job"), 0)
-    row = await quiet.broker.get(task.id)
+    row = await quiet.queries.get(task.id)
     assert (row.state, row.sent_at, row.finished_at, row.entered_at) == (State.FETCHING, NOW, NOW + 17, NOW + 17)
 
 
-async def test_a_front_end_sees_how_far_the_provider_is(tmp_path: Path) -> None:
-    """Over HTTP, by asking: the words of the sandbox are those of kie.ai."""
+async def test_poll_shows_the_progress_at_the_provider(tmp_path: Path) -> None:
+    """Over HTTP, by polling: the sandbox uses the states of kie.ai."""
     async with open_house(tmp_path, hooked=False, options=Options(duration=0.9)) as house:
         task_id = await house.order("a red bicycle")
         seen: list[str | None] = []

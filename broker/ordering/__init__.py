@@ -1,0 +1,1 @@
+"""Ordering: from an order request to durable tasks."""

@@ -1,0 +1,85 @@
+"""Idempotency: recognizes a repeated order request, through the database and so over all processes.
+
+* A request with an Idempotency-Key has the record of that key.
+* A request without key, from an SDK that counts its retries, has a record with a key derived from its content and an
+  ordinal: the first try reserves the next ordinal, and a retry joins the newest record that is still unanswered.
+* Whichever request binds the record to its batch first creates the tasks; the others return the same tasks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from broker.clock import Clock
+from broker.errors import Refusal
+from storage.idempotency import IdempotencyRecord, IdempotencyRecords
+
+RETRY_WINDOW_SECONDS: Final = 10.0
+"""An SDK retries within seconds; an equal request after that is a new order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Idempotency:
+    """Assigns idempotency records to order requests."""
+
+    clock: Clock
+    records: IdempotencyRecords
+
+    async def find_record(
+        self, caller: str, fingerprint: str, *, key: str | None, retry_count: int | None
+    ) -> IdempotencyRecord | None:
+        """Return the request's record, with a batch if its tasks exist. None: each request creates tasks.
+
+        retry_count: how many times the client says it has sent this request before; None if it does not count.
+        Raises `Refusal` for a key that was used with other content.
+        """
+        if key is not None:
+            return await self.get_record(caller, fingerprint, key) or self._new_record(caller, fingerprint, key)
+        if retry_count is None:
+            return None
+        joined = await self._join_first_try(caller, fingerprint, retry_count) if retry_count else None
+        return joined or await self._reserve_record(caller, fingerprint, retry_count)
+
+    async def get_record(self, caller: str, fingerprint: str, key: str) -> IdempotencyRecord | None:
+        """Return the stored record of a key. Raises `Refusal` for a key that was used with other content."""
+        stored = await self.records.get(caller, key)
+        if stored is not None and stored.fingerprint != fingerprint:
+            raise Refusal(
+                "idempotency_mismatch",
+                "This Idempotency-Key was used for another request. Use a new key for a new request.",
+                field="Idempotency-Key",
+            )
+        return stored
+
+    async def mark_answered(self, answered: IdempotencyRecord | None) -> None:
+        """Record that the client received its answer: an equal request is a new order from now on."""
+        if answered is not None and answered.ordinal:
+            await self.records.mark_answered(answered, self.clock.now())
+
+    async def _join_first_try(self, caller: str, fingerprint: str, retry_count: int) -> IdempotencyRecord | None:
+        since = self.clock.now() - RETRY_WINDOW_SECONDS
+        while True:
+            found = await self.records.newest_unanswered(caller, fingerprint, since=since, retry_count=retry_count)
+            if found is None or await self.records.join_retry(found, retry_count):
+                return found
+
+    async def _reserve_record(self, caller: str, fingerprint: str, retry_count: int) -> IdempotencyRecord:
+        while True:
+            ordinal = await self.records.next_ordinal(caller, fingerprint)
+            key = f"derived {fingerprint} {ordinal}"
+            new = self._new_record(caller, fingerprint, key, ordinal=ordinal, retry_count=retry_count)
+            if await self.records.insert_if_absent(new):
+                return new
+
+    def _new_record(
+        self, caller: str, fingerprint: str, key: str, *, ordinal: int = 0, retry_count: int = 0
+    ) -> IdempotencyRecord:
+        return IdempotencyRecord(
+            caller=caller,
+            key=key,
+            fingerprint=fingerprint,
+            ordinal=ordinal,
+            retry_count=retry_count,
+            created_at=self.clock.now(),
+        )

@@ -1,0 +1,43 @@
+"""Rate limit: at most RATE_LIMIT_PER_MINUTE images per caller, counted in the database over all processes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from broker.clock import Clock
+from broker.errors import Refusal
+from storage.rate_limits import WINDOW_SECONDS, RateLimits
+from storage.sql.database import Statement
+
+
+@dataclass(frozen=True, kw_only=True)
+class RateLimiter:
+    """Rate limiter with one-minute windows, per caller."""
+
+    clock: Clock
+    usage: RateLimits
+    per_minute: int
+
+    async def check_allowance(self, caller: str, count: int) -> None:
+        """Raise `Refusal("rate_limited")`, with the seconds to wait, if `count` more images exceed the limit."""
+        if count > self.per_minute:
+            raise Refusal("rate_limited", f"At most {self.per_minute} images can be ordered at once: order fewer.")
+        now, usage = self.clock.now(), await self.usage.get(caller)
+        if usage is None or not usage.is_current(now) or usage.used + count <= self.per_minute:
+            return
+        wait = min(max(1.0, usage.started_at + WINDOW_SECONDS - now), WINDOW_SECONDS)
+        raise Refusal(
+            "rate_limited",
+            f"At most {self.per_minute} images can be ordered per minute (RATE_LIMIT_PER_MINUTE). "
+            f"Try again in {math.ceil(wait)} seconds.",
+            retryable=True,
+            retry_after=wait,
+        )
+
+    def acquire(self, caller: str, count: int) -> Statement:
+        """Return the statement that counts `count` images; `Stale` if the limit does not allow them.
+
+        It belongs into the transaction that creates the tasks: nothing is counted for tasks that were not created.
+        """
+        return self.usage.add_usage(caller, count, limit=self.per_minute, now=self.clock.now())

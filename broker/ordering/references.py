@@ -1,0 +1,127 @@
+"""Reference images of an order request: stored for an order, inspected for a dry run, compared for idempotency."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from broker.catalog import Catalog
+from broker.clock import Clock
+from broker.errors import DownloadError, Refusal
+from broker.net.fetcher import Fetcher
+from broker.orders import DataUriReference, ReferenceSource, StoredReference, UploadedReference, UrlReference
+from broker.tasks.images import stored_image
+from storage.blobs.store import BlobMissing, BlobStore, Reading
+from storage.errors import StorageFull
+from storage.ids import new_batch_id, reference_owner
+from storage.images import StoredImage
+from uploads.intake import Image, Intake, IntakeError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceIntake:
+    """Validates and stores reference images."""
+
+    clock: Clock
+    catalog: Catalog
+    blobs: BlobStore
+    intake: Intake
+    fetcher: Fetcher
+    max_file_size_bytes: int
+
+    async def store(self, owner: str, sources: Sequence[ReferenceSource], model: str) -> list[StoredImage]:
+        """Store the images, and return their rows, not yet written. Raises `Refusal` for one that is not usable.
+
+        The caller deletes `owner` if the rows are not written.
+        """
+        try:
+            return [
+                stored_image(
+                    await self._take_in(owner, source, self._max_bytes(model)),
+                    owner=owner,
+                    kind="reference",
+                    position=position,
+                    now=self.clock.now(),
+                )
+                for position, source in enumerate(sources)
+            ]
+        except (IntakeError, DownloadError) as error:
+            raise reference_error(error) from error
+
+    async def inspect(self, sources: Sequence[ReferenceSource], model: str) -> None:
+        """Raise `Refusal` where `store` would, and keep nothing. Addresses are checked, not downloaded."""
+        owner = reference_owner(new_batch_id())
+        has_content = any(not isinstance(source, UrlReference) for source in sources)
+        try:
+            for source in sources:
+                if isinstance(source, UrlReference):
+                    self.fetcher.check_url(source.url)
+                else:
+                    await self._take_in(owner, source, self._max_bytes(model))
+        except (IntakeError, DownloadError, StorageFull) as error:
+            raise reference_error(error) from error
+        finally:
+            if has_content:
+                await self.blobs.delete(owner)
+
+    async def delete(self, owner: str) -> None:
+        await self.blobs.delete(owner)
+
+    def _max_bytes(self, model: str) -> int:
+        """Return the size limit of one reference: ours, or the model's if that is lower."""
+        return min(self.max_file_size_bytes, self.catalog.resolve(model).max_reference_bytes)
+
+    async def _take_in(self, owner: str, source: ReferenceSource, max_bytes: int) -> Image:
+        match source:
+            case UploadedReference(chunks=chunks):
+                return await self.intake.from_stream(owner, chunks, max_bytes=max_bytes)
+            case DataUriReference(text=text):
+                return await self.intake.from_data_uri(owner, text, max_bytes=max_bytes)
+            case StoredReference(blob=blob):
+                async with aclosing(await self._open_stored(blob)) as chunks:
+                    return await self.intake.from_stream(owner, chunks, max_bytes=max_bytes)
+            case UrlReference(url=url):
+                async with self.fetcher.open(url, max_bytes=max_bytes) as download:
+                    return await self.intake.from_stream(owner, download.chunks, max_bytes=max_bytes)
+
+    async def _open_stored(self, blob: str) -> Reading:
+        try:
+            return await self.blobs.open(blob)
+        except BlobMissing as error:
+            raise Refusal(
+                "task_expired", "The reference images of this task are deleted: order it again with its images."
+            ) from error
+
+
+async def hash_source(source: ReferenceSource) -> str:
+    """Return what identifies a reference in the fingerprint of a request. An upload is read and can be read again."""
+    match source:
+        case UrlReference(url=url):
+            return url
+        case StoredReference(sha256=sha256):
+            return sha256
+        case DataUriReference(text=text):
+            return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
+        case UploadedReference(chunks=chunks):
+            return await _hash_chunks(chunks)
+
+
+async def _hash_chunks(chunks: AsyncIterator[bytes]) -> str:
+    digest = hashlib.sha256()
+    async for chunk in chunks:
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def reference_error(error: IntakeError | DownloadError | StorageFull) -> Refusal:
+    """Return the API's error for a reference that could not be stored."""
+    match error:
+        case DownloadError():
+            return Refusal("invalid_image", f"A reference image could not be fetched: {error}", field="imageUrls")
+        case IntakeError(code="invalid_image" | "payload_too_large" as code):
+            return Refusal(code, str(error), field="image")
+        case _:
+            sentence = "There is no space left to store this. Try again later."
+            return Refusal("storage_full", sentence, retryable=True)

@@ -1,0 +1,276 @@
+"""Order service: turns a planned request into durable tasks, exactly once."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from broker.clock import Clock
+from broker.errors import Refusal
+from broker.logs import log
+from broker.ordering.idempotency import Idempotency
+from broker.ordering.plan import Planner
+from broker.ordering.rate_limit import RateLimiter
+from broker.ordering.references import ReferenceIntake, hash_source, reference_error
+from broker.orders import Order, OrderRequest, Plan, Reference, StoredReference
+from broker.providers.base import Provider
+from broker.tasks.policy import TaskPolicy
+from broker.tasks.queries import TaskQueries
+from storage.errors import StorageError, StorageFull
+from storage.idempotency import IdempotencyRecord
+from storage.ids import new_batch_id, new_task_id, reference_owner
+from storage.images import Images, StoredImage
+from storage.sql.database import Database, Stale
+from storage.states import LANDING, State
+from storage.tasks import DUE, Task, Tasks
+
+
+@dataclass(frozen=True, kw_only=True)
+class CreatedTasks:
+    """The durable tasks of one request."""
+
+    tasks: tuple[Task, ...]
+    is_repeated: bool = False
+    """Whether an earlier, equal request created them."""
+    record: IdempotencyRecord | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrderService:
+    """Creates tasks, and describes what creating them would send."""
+
+    clock: Clock
+    policy: TaskPolicy
+    database: Database
+    tasks: Tasks
+    images: Images
+    queries: TaskQueries
+    planner: Planner
+    references: ReferenceIntake
+    idempotency: Idempotency
+    limiter: RateLimiter
+    providers: Mapping[str, Provider]
+    callback_url: Callable[[str, str, int], str | None]
+    """(provider, task, attempt) → the address that the provider calls."""
+    image_base: Callable[[], str | None]
+    """Where a provider reaches our images; None without a public URL."""
+
+    def plan(self, request: OrderRequest) -> Plan:
+        """Return the plan of a request. Raises `Refusal` for a field that is wrong."""
+        return self.planner.make_plan(request)
+
+    async def create(self, caller: str, request: OrderRequest, plan: Plan) -> CreatedTasks:
+        """Create the durable tasks of a request, or return those of an equal earlier one.
+
+        1. Find the idempotency record. 2. Check the rate limit and the callback URL. 3. Store the references.
+        4. Write tasks, references, record and rate usage in one transaction. Raises `Refusal`; then nothing is left.
+        """
+        record = await self._find_record(caller, request, plan.order)
+        if record is not None and record.batch:
+            return await self._repeat(record)
+        await self.limiter.check_allowance(caller, request.count)
+        await self.planner.check_callback_url(request.callback_url)
+        batch = new_batch_id()
+        owner = reference_owner(batch)
+        is_kept = False
+        try:
+            references = await self.references.store(owner, request.sources, plan.order.model)
+            tasks = self._build_tasks(caller, request, plan, batch, references)
+            created = await self._write(tasks, references, replace(record, batch=batch) if record else None)
+            is_kept = not created.is_repeated
+        except (StorageError, asyncio.CancelledError) as error:
+            is_kept = True  # the outcome is unknown; the sweep deletes files that belong to no task
+            if isinstance(error, StorageFull):
+                raise reference_error(error) from error
+            raise
+        finally:
+            if request.sources and not is_kept:
+                await self.references.delete(owner)
+        return created
+
+    async def mark_answered(self, created: CreatedTasks) -> None:
+        """Record that the client received the answer: an equal request is a new order from now on."""
+        await self.idempotency.mark_answered(created.record)
+
+    async def dry_run(self, request: OrderRequest, plan: Plan) -> dict[str, Any]:
+        """Return the request that the provider would receive, and its price. Raises `Refusal` where `create` would.
+
+        Reference images that were sent are validated and not kept; those at an address are not downloaded.
+        """
+        await self.planner.check_callback_url(request.callback_url)
+        await self.references.inspect(request.sources, plan.order.model)
+        order = replace(plan.order, references=_example_references(len(request.sources), self.image_base()))
+        callback = self.callback_url(plan.candidates[0], "task_dry_run", 1)
+        address = callback.split("?")[0] if callback else None
+        return {
+            **self.providers[plan.candidates[0]].build_request(order, address),
+            "count": plan.quote.count,
+            "total": plan.quote.total,
+            "warnings": list(plan.warnings),
+            "ignored": list(plan.ignored),
+        }
+
+    async def failed_request(self, task_id: str) -> tuple[str, OrderRequest]:
+        """Return caller and request of a failed task, to be created again; while that runs it is one new task.
+
+        Raises `Refusal("conflict")` for a task that did not fail, or whose image is paid and may still arrive.
+        """
+        task = await self._last_retry(await self.queries.get(task_id))
+        if task.status not in {"failed", "canceled"}:
+            which = "this one" if task.id == task_id else f"its last try, {task.id},"
+            raise Refusal("conflict", f"Only a failed or canceled task can be tried again: {which} is {task.status}.")
+        if task.state in LANDING:
+            raise Refusal("conflict", "The provider has this image, and we are still fetching it: look again later.")
+        return task.caller, _request_of(task)
+
+    async def _last_retry(self, task: Task) -> Task:
+        """Return the last task of a chain of retries that each failed."""
+        while (record := await self.idempotency.records.get(task.caller, _retry_key(task))) is not None:
+            tasks = await self.tasks.of_batch(record.batch)
+            if not tasks or not tasks[0].ended or tasks[0].state == State.EXPIRED:
+                return task
+            task = tasks[0]
+        return task
+
+    async def _find_record(self, caller: str, request: OrderRequest, order: Order) -> IdempotencyRecord | None:
+        if request.idempotency_key is None and request.retry_count is None:
+            return None
+        return await self.idempotency.find_record(
+            caller,
+            await request_fingerprint(request, order),
+            key=request.idempotency_key,
+            retry_count=request.retry_count,
+        )
+
+    def _build_tasks(
+        self, caller: str, request: OrderRequest, plan: Plan, batch: str, references: Sequence[StoredImage]
+    ) -> tuple[Task, ...]:
+        now, order = self.clock.now(), plan.order
+        ids = sorted(new_task_id() for _ in range(request.count))  # the order of reading
+        return tuple(
+            Task(
+                id=task_id,
+                batch=batch,
+                caller=caller,
+                due_at=now,
+                provider=plan.candidates[0],
+                model=order.model,
+                mode=order.mode,
+                prompt=order.prompt,
+                aspect_ratio=order.aspect_ratio,
+                resolution=order.resolution,
+                output_format=order.output_format,
+                steps=order.steps,
+                seed=order.seed,
+                refs=tuple(_reference_columns(reference) for reference in references),
+                callback_url=request.callback_url,
+                deadline_at=now + self.policy.queue_seconds,
+                created_at=now,
+                updated_at=now,
+                entered_at=now,
+            )
+            for task_id in ids
+        )
+
+    async def _write(
+        self, tasks: tuple[Task, ...], references: Sequence[StoredImage], record: IdempotencyRecord | None
+    ) -> CreatedTasks:
+        """Write everything in one transaction, or return the tasks of the request that was quicker."""
+        first = tasks[0]
+        # in this order: equal requests wait for each other at the record, before anything is counted
+        statements = [self.idempotency.records.claim(record)] if record else []
+        statements.append(self.limiter.acquire(first.caller, len(tasks)))
+        statements += [self.tasks.adding(task) for task in tasks]
+        statements += [self.images.adding(reference) for reference in references]
+        try:
+            await self.database.transact(*statements, wake=(DUE,))
+        except Stale:
+            if (repeated := await self._resolve_conflict(first, record)) is not None:
+                return repeated
+        log.info(
+            "order accepted",
+            action="task_created",
+            task=first.id,
+            count=len(tasks),
+            model=first.model,
+            mode=first.mode,
+        )
+        return CreatedTasks(tasks=tasks, record=record)
+
+    async def _resolve_conflict(self, first: Task, record: IdempotencyRecord | None) -> CreatedTasks | None:
+        """Return the tasks of an equal request that was quicker; None if our own were written after all.
+
+        Raises `Refusal` if the rate limit was reached.
+        """
+        if await self.tasks.get(first.id) is not None:
+            return None  # the connection broke after the commit, and the second run was refused
+        if record is not None:
+            winner = await self.idempotency.get_record(record.caller, record.fingerprint, record.key)
+            if winner is not None and winner.batch:
+                return await self._repeat(winner)
+        await self.limiter.check_allowance(first.caller, 1)
+        raise StorageError("the order could not be written")
+
+    async def _repeat(self, record: IdempotencyRecord) -> CreatedTasks:
+        tasks = await self.tasks.of_batch(record.batch)
+        if not tasks:
+            raise Refusal("task_expired", "This Idempotency-Key was used for a task that is deleted. Use a new key.")
+        return CreatedTasks(tasks=tuple(tasks), is_repeated=True, record=record)
+
+
+async def request_fingerprint(request: OrderRequest, order: Order) -> str:
+    """Return the hash of what makes two requests equal: the order, its references, the count, the callback URL."""
+    callback = {"callback_url": request.callback_url} if request.callback_url else {}
+    references = [await hash_source(source) for source in request.sources]
+    content = {**asdict(order), "references": references, "count": request.count, **callback}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _retry_key(task: Task) -> str:
+    """Return the idempotency key of a task's retry; a caller cannot send it, because it contains a space."""
+    return f"retry {task.id}"
+
+
+def _request_of(task: Task) -> OrderRequest:
+    """Return the request that orders a task again."""
+    return OrderRequest(
+        prompt=task.prompt,
+        model=task.model,
+        mode=task.mode,
+        aspect_ratio=task.aspect_ratio,
+        resolution=task.resolution,
+        output_format=task.output_format,
+        steps=task.steps,
+        seed=task.seed,
+        sources=tuple(StoredReference(blob=ref["blob"], sha256=ref["sha256"]) for ref in task.refs),
+        callback_url=task.callback_url,
+        idempotency_key=_retry_key(task),
+    )
+
+
+def _reference_columns(image: StoredImage) -> dict[str, Any]:
+    names = ("name", "blob", "media_type", "size", "sha256")
+    return {name: getattr(image, name) for name in names}
+
+
+def _example_references(count: int, base: str | None) -> tuple[Reference, ...]:
+    return tuple(
+        Reference(
+            name=f"reference-{number}",
+            media_type="image/png",
+            size=0,
+            sha256="",
+            url=f"{base}/uploads/references/reference-{number}" if base else None,
+            read=_no_bytes,
+        )
+        for number in range(1, count + 1)
+    )
+
+
+async def _no_bytes() -> AsyncIterator[bytes]:
+    for chunk in list[bytes]():
+        yield chunk

@@ -1,0 +1,68 @@
+"""Cancellation of tasks and batches by their callers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from broker.clock import Clock
+from broker.errors import ProviderError, Refusal
+from broker.logs import log
+from broker.providers.base import Provider
+from broker.tasks import lifecycle
+from broker.tasks.policy import TaskPolicy
+from broker.tasks.queries import TaskQueries
+from broker.tasks.transitions import Transitions
+from storage.states import State
+from storage.tasks import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskCanceler:
+    """Cancels tasks, here and at their provider."""
+
+    clock: Clock
+    policy: TaskPolicy
+    queries: TaskQueries
+    transitions: Transitions
+    providers: Mapping[str, Provider]
+
+    async def cancel_task(self, task_id: str) -> Task:
+        """Return the canceled task. Raises `Refusal("conflict")` if it has ended or its image is being downloaded."""
+        task = await self.queries.get(task_id)
+        if task.ended:
+            raise Refusal("conflict", f"This task has ended: it is {task.status}.")
+        await self.transitions.apply(
+            task, lambda row, _: lifecycle.cancel(row, self.clock.now(), self.policy), is_leased=False
+        )
+        task = await self.queries.get(task_id)
+        if task.state != State.CANCELED:
+            raise Refusal("conflict", f"This task cannot be canceled any more: it is {task.status}.")
+        await self._cancel_at_provider(task)
+        return task
+
+    async def cancel_batch(self, batch_id: str) -> list[Task]:
+        """Cancel each task that can be canceled, and return all. Raises `Refusal("conflict")` if there was none."""
+        canceled = 0
+        for task in await self.queries.get_batch(batch_id):
+            try:
+                await self.cancel_task(task.id)
+            except Refusal as refusal:
+                if refusal.code != "conflict":
+                    raise
+            else:
+                canceled += 1
+        if not canceled:
+            raise Refusal("conflict", "No task of this batch can be canceled any more.")
+        return await self.queries.get_batch(batch_id)
+
+    async def _cancel_at_provider(self, task: Task) -> None:
+        provider = self.providers.get(task.provider)
+        if provider is None or task.job_id is None:
+            return
+        try:
+            await provider.cancel(task.job_id)
+        except ProviderError as error:
+            log.info(
+                "the provider did not cancel the job", action="provider_cancel_failed", task=task.id, why=error.summary
+            )

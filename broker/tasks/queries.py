@@ -1,0 +1,96 @@
+"""Task queries: reading tasks, batches and results, and waiting for changes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
+
+from broker.clock import Clock
+from broker.errors import Refusal
+from storage.ids import BATCH_ID, TASK_ID
+from storage.images import Images, StoredImage
+from storage.sql.database import Database
+from storage.states import State
+from storage.tasks import Task, Tasks, task_channel
+
+POLL_SECONDS: Final = 2.0
+"""A waiting caller reads the row this often even without a notification."""
+
+
+@dataclass(kw_only=True)
+class TaskQueries:
+    """Reads tasks for callers."""
+
+    clock: Clock
+    database: Database
+    tasks: Tasks
+    images: Images
+    closing: bool = False
+    """Set when the server stops: every wait then ends."""
+
+    async def get(self, task_id: str) -> Task:
+        """Return the task. Raises `Refusal`: task_not_found, or task_expired for a week after retention."""
+        task = await self.tasks.get(task_id) if TASK_ID.fullmatch(task_id) else None
+        if task is None:
+            raise Refusal("task_not_found", "There is no task with this id. Check the id, or create the task again.")
+        if task.state == State.EXPIRED:
+            raise Refusal("task_expired", "This task and its images were deleted when their retention time was over.")
+        return task
+
+    async def get_batch(self, batch_id: str) -> list[Task]:
+        """Return the tasks of one request that are not expired. Raises `Refusal` like `get`."""
+        tasks = await self.tasks.of_batch(batch_id) if BATCH_ID.fullmatch(batch_id) else []
+        if not tasks:
+            raise Refusal("task_not_found", "There is no batch with this id. Check the id, or create the tasks again.")
+        kept = [task for task in tasks if task.state != State.EXPIRED]
+        if not kept:
+            raise Refusal("task_expired", "The tasks of this batch were deleted when their retention time was over.")
+        return kept
+
+    async def get_version(self, task_id: str) -> int | None:
+        """Return the row's version, or None if the task does not exist. Cheap."""
+        return await self.tasks.version(task_id) if TASK_ID.fullmatch(task_id) else None
+
+    async def get_results(self, task: Task) -> list[StoredImage]:
+        """Return the images of a completed task, in order."""
+        return await self.images.of(task.id, "result") if task.state == State.SUCCEEDED else []
+
+    async def get_image_tasks(self, image: StoredImage) -> list[Task]:
+        """Return the tasks of an image: the one that made it, or those of the request it was a reference of."""
+        return await self.tasks.of_owner(image.owner)
+
+    async def list_newest(self, *, status: str | None, limit: int, before: tuple[float, str] | None) -> list[Task]:
+        return await self.tasks.newest(status=status, limit=limit, before=before)
+
+    async def wait(self, task_id: str, seconds: float) -> Task:
+        """Return the task as soon as it has ended, after `seconds`, or when the server stops."""
+        until = self.clock.monotonic() + seconds
+        with self.database.listen(task_channel(task_id)) as subscription:
+            while True:
+                task = await self.get(task_id)
+                left = until - self.clock.monotonic()
+                if task.ended or self.closing or left <= 0:
+                    return task
+                await subscription.wait(min(left, POLL_SECONDS))
+
+    async def wait_for_batch(self, batch_id: str, seconds: float) -> None:
+        """Return when all tasks of a batch have ended, after `seconds`, or when the server stops."""
+        until = self.clock.monotonic() + seconds
+        for task in await self.get_batch(batch_id):
+            with suppress(Refusal):  # deleted since: the others are still worth waiting for
+                await self.wait(task.id, max(0.0, until - self.clock.monotonic()))
+
+    async def changes(self, task_id: str) -> AsyncGenerator[Task, None]:
+        """Yield the task now and after each possible change, until it ends or the server stops.
+
+        A consumer that stops earlier closes the generator (`contextlib.aclosing`).
+        """
+        with self.database.listen(task_channel(task_id)) as subscription:
+            while not self.closing:
+                task = await self.get(task_id)
+                yield task
+                if task.ended:
+                    return
+                await subscription.wait(POLL_SECONDS)

@@ -1,0 +1,59 @@
+"""Rate limit counters: how many images each caller ordered in its current window.
+
+One row per caller, updated by one compare-and-set statement, so that the limit holds over all processes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from storage.sql.database import Database, Statement
+from storage.sql.rows import record
+
+WINDOW_SECONDS = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RateUsage:
+    """What a caller used of its limit."""
+
+    started_at: float
+    """When the window began: with the first order after the window before."""
+    used: int
+
+    def is_current(self, now: float) -> bool:
+        """Return False once the window is over, or if it began before the clock was set back."""
+        return -WINDOW_SECONDS < now - self.started_at < WINDOW_SECONDS
+
+
+@dataclass(frozen=True)
+class RateLimits:
+    """Rate limit counters in the database."""
+
+    database: Database
+
+    async def get(self, caller: str) -> RateUsage | None:
+        row = await self.database.point("SELECT * FROM rate_limits WHERE caller = :caller", caller=caller)
+        return record(RateUsage, row) if row else None
+
+    def add_usage(self, caller: str, count: int, *, limit: int, now: float) -> Statement:
+        """Count `count` images; `Stale` if more than `limit` would be used in the window then."""
+        return Statement(
+            sql=f"""INSERT INTO rate_limits AS r (caller, started_at, used) VALUES (:caller, :now, :count)
+                ON CONFLICT (caller) DO UPDATE SET
+                started_at = CASE WHEN {_IS_CURRENT} THEN r.started_at ELSE :now END,
+                used = CASE WHEN {_IS_CURRENT} THEN r.used ELSE 0 END + :count
+                WHERE CASE WHEN {_IS_CURRENT} THEN r.used ELSE 0 END + :count <= :limit""",
+            params={
+                "caller": caller,
+                "count": count,
+                "limit": limit,
+                "now": now,
+                "oldest": now - WINDOW_SECONDS,
+                "newest": now + WINDOW_SECONDS,
+            },
+            must_change=True,
+        )
+
+
+_IS_CURRENT = "r.started_at > :oldest AND r.started_at < :newest"
