@@ -63,6 +63,7 @@ from storage.periodic_jobs import Chores
 from storage.provider_limits import Lanes, Limits
 from storage.rate_limits import RateLimits
 from storage.sql.database import Database
+from storage.task_retention import TaskRetention
 from storage.tasks import Tasks
 from uploads.intake import Intake
 from webhooks.signatures.standard import StandardSignature, derived_key, read_secret
@@ -409,7 +410,7 @@ class Composition:
             clock=self.clock,
             policy=self.policy,
             database=self.database,
-            tasks=self.tasks,
+            tasks=TaskRetention(self.database),
             images=self.images,
             hooks=self.hooks,
             idempotency=self.idempotency_records,

@@ -14,7 +14,6 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from storage.ids import owner_key
-from storage.ledger import Ledger
 from storage.sql.database import Database, Row, Statement
 from storage.sql.rows import listing, record
 from storage.states import ENDED_STATUSES, SHOWN, State, public_status
@@ -106,7 +105,7 @@ _COLUMNS = tuple(f.name for f in fields(Task))
 _INSERT = f"INSERT INTO tasks ({', '.join(_COLUMNS)}) VALUES ({', '.join(':' + c for c in _COLUMNS)})"
 
 
-def _to_row(values: Mapping[str, Any]) -> dict[str, Any]:
+def to_row(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: _to_column(name, value) for name, value in values.items()}
 
 
@@ -332,50 +331,18 @@ class Tasks:
             telling=_moment(found.get("telling")),
         )
 
-    async def due_sooner(self, retention: float, *, after: str, limit: int) -> str | None:
-        """Ended tasks that would be kept longer than `retention` seconds after their end: not any more.
-
-        Looks at the next `limit` ids behind `after`; returns the last of them, None at the end.
-        """
-        rows = await self.database.fetch(
-            "SELECT id FROM tasks WHERE id > :after ORDER BY id LIMIT :limit", after=after, limit=limit
-        )
-        if not rows:
-            return None
-        listed, params = listing([row["id"] for row in rows])
-        await self.database.execute(
-            f"""UPDATE tasks SET due_at = ended_at + :retention, version = version + 1
-                WHERE id IN ({listed}) AND state IN ('succeeded', 'failed', 'canceled')
-                AND due_at > ended_at + :retention + 1""",
-            retention=retention,
-            **params,
-        )
-        return str(rows[-1]["id"])
-
-    async def living(self, owners: Sequence[str]) -> set[str]:
-        """Return the owners of files that have a task, or a task of their batch, that is not expired."""
-        names = {owner: owner_key(owner)[1] for owner in owners}
-        listed, params = listing(sorted(set(names.values())))
-        rows = await self.database.fetch(
-            f"""SELECT id AS name FROM tasks WHERE id IN ({listed}) AND state <> 'expired'
-                UNION SELECT batch FROM tasks WHERE batch IN ({listed}) AND state <> 'expired'""",
-            **params,
-        )
-        found = {row["name"] for row in rows}
-        return {owner for owner, name in names.items() if name in found}
-
     # -- changing: statements for a transaction
 
     def adding(self, task: Task) -> Statement:
         values = {f.name: getattr(task, f.name) for f in fields(task)}
-        return Statement(sql=_INSERT, params=_to_row(values))
+        return Statement(sql=_INSERT, params=to_row(values))
 
     def saving(self, task: Task, **changes: Any) -> Statement:
         """Compare and set: the changes, if the row still has the version of `task`; otherwise `Stale`."""
         sets = "".join(f"{name} = :{name}, " for name in changes)
         return Statement(
             sql=f"UPDATE tasks SET {sets}version = version + 1 WHERE id = :id AND version = :version",
-            params={**_to_row(changes), "id": task.id, "version": task.version},
+            params={**to_row(changes), "id": task.id, "version": task.version},
             must_change=True,
         )
 
@@ -398,41 +365,3 @@ class Tasks:
             params={"value": value},
             must_change=True,
         )
-
-    def saving_all(self, tasks: Sequence[Task], **changes: Any) -> Statement:
-        """The same changes to many tasks of one claim, and the end of their lease: to those still leased by it."""
-        sets = "".join(f"{name} = :{name}, " for name in changes)
-        which, params = _still_leased(tasks)
-        return Statement(
-            sql=f"UPDATE tasks SET {sets}lease_until = 0, leased_by = '', version = version + 1 WHERE {which}",
-            params={**_to_row(changes), **params},
-        )
-
-    def deleting_all(self, tasks: Sequence[Task]) -> list[Statement]:
-        """Delete tasks of one claim that are still leased by it, and move their attempts into the ledger.
-
-        1. Lock the tasks: another claim between the steps would count their attempts twice. 2. Add the attempts to the
-        ledger. 3. Delete attempts and tasks.
-        """
-        which, params = _still_leased(tasks)
-        attempts = f"DELETE FROM attempts WHERE task_id IN (SELECT id FROM tasks WHERE {which})"
-        return [
-            Statement(sql=f"UPDATE tasks SET version = version WHERE {which}", params=params),
-            Ledger(self.database).append_attempts(which, params),
-            Statement(sql=attempts, params=params),
-            Statement(sql=f"DELETE FROM tasks WHERE {which}", params=params),
-        ]
-
-    async def unexpired_batches(self, batches: Sequence[str]) -> set[str]:
-        """Those of some batches that have a task which is not expired yet."""
-        listed, params = listing(batches)
-        rows = await self.database.fetch(
-            f"SELECT DISTINCT batch FROM tasks WHERE batch IN ({listed}) AND state <> 'expired'", **params
-        )
-        return {row["batch"] for row in rows}
-
-
-def _still_leased(tasks: Sequence[Task]) -> tuple[str, dict[str, Any]]:
-    """Whoever changes a state ends the lease, so the state need not be asked for: Postgres would look through it."""
-    listed, params = listing([task.id for task in tasks])
-    return f"id IN ({listed}) AND leased_by = :holder", {**params, "holder": tasks[0].leased_by}

@@ -1,1 +1,1 @@
-"""Front doors: a dialect in, an Order; a Task, a dialect out. None of them knows a provider."""
+"""The HTTP API: endpoints, shared HTTP parts, and dialects. No module of it knows a provider."""

@@ -37,7 +37,8 @@ from storage.periodic_jobs import Chores
 from storage.sql.database import Database
 from storage.sql.migrate import born_at
 from storage.states import State
-from storage.tasks import Task, Tasks
+from storage.task_retention import TaskRetention
+from storage.tasks import Task
 
 BATCH_SIZE: Final = 100
 """Tasks per step."""
@@ -55,7 +56,7 @@ class Retention:
     clock: Clock
     policy: TaskPolicy
     database: Database
-    tasks: Tasks
+    tasks: TaskRetention
     images: Images
     hooks: Hooks
     idempotency: IdempotencyRecords
@@ -75,13 +76,13 @@ class Retention:
         if with_files := [task for task in tasks if task.tries == 0]:
             await self._delete_files(with_files)
         if without_files := [task for task in tasks if task.tries > 0]:
-            await self.database.transact(*self.tasks.deleting_all(without_files))
+            await self.database.transact(*self.tasks.delete_all(without_files))
 
     async def _expire(self, tasks: Sequence[Task]) -> None:
         """Delete the content of tasks; their rows stay as tombstones."""
         now = self.clock.now()
         for changes, group in _group_by_changes(tasks, lambda task: lifecycle.expire(task, now, self.policy).task):
-            saving = self.tasks.saving_all(group, **changes)
+            saving = self.tasks.update_all(group, **changes)
             if changes.get("state") != State.EXPIRED:
                 await self.database.transact(saving)  # it ended later than the claim saw
                 continue
@@ -103,7 +104,7 @@ class Retention:
         await asyncio.gather(*(self.blobs.delete(owner) for owner in (*(task.id for task in tasks), *with_references)))
         deleting = [self.images.deleting(with_references)] if with_references else []
         files_deleted = lifecycle.files_deleted(self.clock.now(), self.policy).task
-        await self.database.transact(self.tasks.saving_all(tasks, **files_deleted), *deleting)
+        await self.database.transact(self.tasks.update_all(tasks, **files_deleted), *deleting)
 
     async def apply_shorter_retention(self) -> None:
         """Apply a retention time that is shorter than before to tasks that have ended; once for all processes."""
@@ -112,7 +113,7 @@ class Retention:
         if current < before:
             last: str | None = ""
             while last is not None:
-                last = await self.tasks.due_sooner(current, after=last, limit=ROWS_PER_STATEMENT)
+                last = await self.tasks.shorten_retention(current, after=last, limit=ROWS_PER_STATEMENT)
         if current != before:
             await self.facts.replace("retention", repr(current))
 
@@ -150,7 +151,7 @@ class Retention:
         strays: list[str] = []
         for start in range(0, len(owners), ROWS_PER_STATEMENT):
             batch = owners[start : start + ROWS_PER_STATEMENT]
-            known = await self.images.owning(batch) | await self.tasks.living(batch)
+            known = await self.images.owning(batch) | await self.tasks.active_owners(batch)
             strays += [owner for owner in batch if owner not in known]
         return strays
 

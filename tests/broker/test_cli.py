@@ -1,4 +1,4 @@
-"""The commands as people run them: processes of their own, real signals, real HTTP, no terminal."""
+"""Commands in processes of their own: real signals, real HTTP, no terminal."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ import pytest
 from PIL import Image
 
 from broker.bootstrap import load_settings, settings_variables
-from broker.cli.screen import printable
-from broker.cli.serve import warnings
+from broker.cli.console import strip_controls
+from broker.cli.serve import deployment_warnings
 from storage.sql.migrate import upgrade
 from storage.sql.sqlite import SqliteDatabase
 from storage.states import State
@@ -37,7 +37,7 @@ OLD = 1_000_000_000.0
 
 @dataclass(frozen=True)
 class Shell:
-    """Runs `broker` in a folder, with nothing of our own environment that could decide anything."""
+    """Runs `broker` in a folder, without the settings of the test process."""
 
     folder: Path
     settings: Mapping[str, str]
@@ -64,7 +64,7 @@ class Shell:
 
 @contextmanager
 def serving(shell: Shell, *args: str, **settings: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A process that serves, and the address it printed first; told to end on the way out."""
+    """Start a serving process, yield it with the address it prints, and terminate it."""
     process = shell.start(*args, **settings)
     try:
         yield process, _address(process)
@@ -88,7 +88,7 @@ def _address(process: subprocess.Popen[str]) -> str:
 
 
 def _line(source: int) -> str:
-    """One line and not a byte more: what a reader has ahead, `communicate` would not find."""
+    """Read exactly one line: bytes in a reader's buffer would be lost for `communicate`."""
     line = b""
     while not line.endswith(b"\n") and (byte := os.read(source, 1)):
         line += byte
@@ -98,13 +98,13 @@ def _line(source: int) -> str:
 def is_open(address: str) -> bool:
     with socket.socket() as probe:
         answered = probe.connect_ex(("127.0.0.1", int(address.rpartition(":")[2]))) == 0
-        # where nobody listens, the system may give the probe that very port, and it reaches itself
+        # without a listener, the system may give the probe that very port, and it reaches itself
         return answered and probe.getsockname() != probe.getpeername()
 
 
 @pytest.fixture
 def shell(tmp_path: Path) -> Shell:
-    """Nobody serves at its port."""
+    """Yield a shell whose port is free."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     return Shell(tmp_path, {"BROKER_PORT": str(port)})
@@ -112,13 +112,13 @@ def shell(tmp_path: Path) -> Shell:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
-    """A shell beside a broker that serves, with the sandbox as its provider."""
+    """Yield a shell next to a running broker with the sandbox as its provider."""
     folder = tmp_path_factory.mktemp("served")
     with serving(Shell(folder, {"BROKER_API_KEYS": KEY}), "serve", "--port", "0") as (_, address):
         yield Shell(folder, {"BROKER_API_KEYS": KEY, "BROKER_PORT": address.rpartition(":")[2]})
 
 
-# -- what loads, and what is wrong
+# -- start
 
 
 def test_help_names_every_command(shell: Shell) -> None:
@@ -126,12 +126,12 @@ def test_help_names_every_command(shell: Shell) -> None:
     assert ended.code == 0
     assert all(
         f" {name} " in ended.out
-        for name in "demo serve worker sandbox generate task tasks cancel hooks cleanup db".split()
+        for name in "demo serve worker sandbox generate task tasks cancel callbacks webhooks doctor cleanup db".split()
     )
 
 
-def test_help_loads_nothing_heavy() -> None:
-    """It is what people run first, and shells run it for completion."""
+def test_help_imports_no_heavy_module() -> None:
+    """It is the first command that people run."""
     heavy = "httpx uvicorn starlette pydantic PIL structlog aiosqlite anyio"
     code = f"import sys, broker.cli.commands; print(*(m for m in {heavy.split()} if m in sys.modules))"
     ended = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=SECONDS)
@@ -148,7 +148,7 @@ def test_help_loads_nothing_heavy() -> None:
         ({"WEBHOOK_BASE_URL": "https://example.com/?a=b"}, "WEBHOOK_BASE_URL"),
     ],
 )
-def test_a_wrong_variable_stops_the_start_and_is_named(shell: Shell, settings: dict[str, str], named: str) -> None:
+def test_wrong_variable_stops_the_start_and_is_named(shell: Shell, settings: dict[str, str], named: str) -> None:
     ended = shell.run("serve", **settings)
     assert (ended.code, ended.out) == (2, "")
     assert named in ended.err
@@ -156,7 +156,7 @@ def test_a_wrong_variable_stops_the_start_and_is_named(shell: Shell, settings: d
     assert "too-short" not in ended.err
 
 
-def test_a_taken_port_is_told_with_its_cure(shell: Shell) -> None:
+def test_port_in_use_is_reported_with_its_cure(shell: Shell) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         ended = shell.run("serve", "--port", str(taken.getsockname()[1]))
     assert ended.code == 2
@@ -164,44 +164,44 @@ def test_a_taken_port_is_told_with_its_cure(shell: Shell) -> None:
     assert "Traceback" not in ended.err
 
 
-def test_a_worker_without_a_key_says_where_the_sandbox_lives(shell: Shell) -> None:
+def test_worker_without_a_provider_key_is_an_error(shell: Shell) -> None:
     ended = shell.run("worker")
     assert ended.code == 2
     assert "NANO_BANANA_API_KEY" in ended.err
     assert "broker serve" in ended.err
 
 
-def test_what_comes_from_afar_cannot_steer_the_terminal() -> None:
-    assert printable("a fox\x1b]0;owned\x07\x1b[2J\r\nnext") == "a fox ]0;owned  [2J \nnext"
+def test_control_characters_are_replaced() -> None:
+    assert strip_controls("a fox\x1b]0;owned\x07\x1b[2J\r\nnext") == "a fox ]0;owned  [2J \nnext"
 
 
-def test_warnings_are_for_those_they_concern() -> None:
+def test_deployment_warnings() -> None:
     good, fine = (3, 11, 10), load_settings(env_file=None, host="127.0.0.1", api_keys=(), webhook_base_url="")
-    assert list(warnings(fine, good)) == []
-    assert ["CVE" in said for said in warnings(fine, (3, 11, 7))] == [True]
-    assert ["CVE" in said for said in warnings(fine, (3, 12, 5))] == [True]
+    assert list(deployment_warnings(fine, good)) == []
+    assert ["CVE" in said for said in deployment_warnings(fine, (3, 11, 7))] == [True]
+    assert ["CVE" in said for said in deployment_warnings(fine, (3, 12, 5))] == [True]
     wide = fine.model_copy(update={"host": "0.0.0.0"})
-    assert ["BROKER_API_KEYS" in said for said in warnings(wide, good)] == [True]
+    assert ["BROKER_API_KEYS" in said for said in deployment_warnings(wide, good)] == [True]
     free = wide.model_copy(update={"allow_anonymous": True})
-    assert ["BROKER_ALLOW_ANONYMOUS" in said for said in warnings(free, good)] == [True]
+    assert ["BROKER_ALLOW_ANONYMOUS" in said for said in deployment_warnings(free, good)] == [True]
     for private in ["http://localhost:8000", "http://127.0.0.1:8000", "https://192.168.1.2", "http://broker:8000"]:
         lost = fine.model_copy(update={"webhook_base_url": private})
-        assert ["WEBHOOK_BASE_URL" in said for said in warnings(lost, good)] == [True]
+        assert ["WEBHOOK_BASE_URL" in said for said in deployment_warnings(lost, good)] == [True]
     public = fine.model_copy(update={"webhook_base_url": "https://broker.example.com"})
-    assert list(warnings(public, good)) == []
+    assert list(deployment_warnings(public, good)) == []
 
 
 # -- demo
 
 
-def test_the_demo_makes_two_images_and_leaves_nothing_open(shell: Shell) -> None:
-    """A key in the environment, or nonsense in .env, must not reach it: it never spends money."""
+def test_demo_makes_two_images_and_closes_everything(shell: Shell) -> None:
+    """It ignores the environment and .env, and so never spends money."""
     (shell.folder / ".env").write_text("BROKER_PORT=nonsense\n")
     began = time.monotonic()
     ended = shell.run("demo", NANO_BANANA_API_KEY="a-real-key", NANO_BANANA_API_URL="http://127.0.0.1:9")
     assert ended.code == 0, ended.err
     assert time.monotonic() - began < 20
-    assert ended.out.count("callback received and believed") == 2
+    assert ended.out.count("callback received and accepted") == 2
     for mode in ("text-to-image", "image-to-image"):
         path = shell.folder / "data" / "demo" / f"{mode}.png"
         assert str(path) in ended.out
@@ -217,7 +217,7 @@ def test_the_demo_makes_two_images_and_leaves_nothing_open(shell: Shell) -> None
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_serve_ends_in_peace_when_told(shell: Shell, number: signal.Signals) -> None:
+def test_serve_stops_on_a_signal(shell: Shell, number: signal.Signals) -> None:
     with serving(shell, "serve") as (process, address):
         assert is_open(address)
         process.send_signal(number)
@@ -228,7 +228,7 @@ def test_serve_ends_in_peace_when_told(shell: Shell, number: signal.Signals) -> 
     assert not is_open(address)
 
 
-def test_the_sandbox_alone_serves_and_ends_in_peace(shell: Shell) -> None:
+def test_sandbox_stops_on_a_signal(shell: Shell) -> None:
     with serving(shell, "sandbox", "--port", "0", "--mood", "late:30") as (process, address):
         assert is_open(address)
         process.terminate()
@@ -237,7 +237,7 @@ def test_the_sandbox_alone_serves_and_ends_in_peace(shell: Shell) -> None:
     assert f"BROKER_DOWNLOAD_ALLOW={address.removeprefix('http://')}" in out
 
 
-def test_a_worker_drains_when_told(shell: Shell) -> None:
+def test_worker_stops_on_a_signal(shell: Shell) -> None:
     settings = {
         "NANO_BANANA_API_KEY": "k",
         "NANO_BANANA_API_URL": "http://127.0.0.1:9",
@@ -258,7 +258,7 @@ def test_a_worker_drains_when_told(shell: Shell) -> None:
 # -- generate
 
 
-def test_generate_saves_what_it_ordered(served: Shell) -> None:
+def test_generate_saves_the_images(served: Shell) -> None:
     first = served.run("generate", "a red fox", "--aspect", "16:9", "-o", "fox.png")
     assert (first.code, first.out.split()) == (0, ["fox.png"]), first.err
     with Image.open(served.folder / "fox.png") as image:
@@ -268,7 +268,7 @@ def test_generate_saves_what_it_ordered(served: Shell) -> None:
     assert (served.folder / "night-2.png").stat().st_size > 1000
 
 
-def test_generate_tells_why_an_image_was_not_made(served: Shell) -> None:
+def test_generate_reports_a_failed_task(served: Shell) -> None:
     ended = served.run("generate", "a fox [mood:flagged]")
     assert (ended.code, ended.out) == (1, "")
     assert "code safety_input, billed: no" in ended.err
@@ -283,28 +283,28 @@ def test_generate_tells_why_an_image_was_not_made(served: Shell) -> None:
         (("--aspect", "5:77"), "Accepted: 1:1"),
     ],
 )
-def test_generate_says_what_is_wrong_with_the_order(served: Shell, args: tuple[str, ...], words: str) -> None:
+def test_generate_reports_a_wrong_option(served: Shell, args: tuple[str, ...], words: str) -> None:
     ended = served.run("generate", "a fox", *args)
     assert (ended.code, ended.out) == (1, "")
     assert words in ended.err
 
 
-def test_generate_needs_the_key_that_the_broker_wants(served: Shell) -> None:
+def test_generate_needs_the_key_of_the_broker(served: Shell) -> None:
     ended = served.run("generate", "a fox", BROKER_API_KEYS="another-key")
     assert ended.code == 1
     assert "BROKER_API_KEYS" in ended.err
     assert "another-key" not in ended.err
 
 
-def test_generate_is_a_broker_for_the_moment_where_none_runs(shell: Shell) -> None:
-    """Pretend pictures leave no trace but themselves."""
+def test_generate_runs_a_broker_of_its_own(shell: Shell) -> None:
+    """With the sandbox it leaves no file but the image."""
     ended = shell.run("generate", "a red fox", "-o", "fox.png")
     assert (ended.code, ended.out.split()) == (0, ["fox.png"]), ended.err
     assert "PRETEND PICTURE" in ended.err
     assert [path.name for path in shell.folder.iterdir()] == ["fox.png"]
 
 
-def test_an_interrupted_generate_says_nothing_more_and_leaves_the_task(served: Shell) -> None:
+def test_interrupted_generate_leaves_the_task_running(served: Shell) -> None:
     process = served.start("generate", "a fox [mood:slow:600]")
     try:
         assert process.stderr is not None
@@ -321,7 +321,7 @@ def test_an_interrupted_generate_says_nothing_more_and_leaves_the_task(served: S
 # -- tasks
 
 
-def test_tasks_are_shown_to_people_and_to_programs(served: Shell) -> None:
+def test_tasks_are_shown_as_text_and_as_json(served: Shell) -> None:
     served.run("generate", "a blue fox [mood:flagged]")
     listed = json.loads(served.run("tasks", "--status", "failed", "--limit", "1", "--json").out)
     (task,) = listed["data"]
@@ -335,7 +335,7 @@ def test_tasks_are_shown_to_people_and_to_programs(served: Shell) -> None:
     assert "safety_input" in watched.err
 
 
-def test_what_cannot_be_canceled_says_why(served: Shell) -> None:
+def test_cancel_reports_the_reason_of_a_failure(served: Shell) -> None:
     unknown = served.run("cancel", "task_" + "0" * 32)
     assert unknown.code == 1
     assert "no task" in unknown.err
@@ -346,7 +346,7 @@ def test_what_cannot_be_canceled_says_why(served: Shell) -> None:
     assert "completed" in late.err
 
 
-def test_without_a_broker_and_a_database_there_is_nothing_to_see(shell: Shell) -> None:
+def test_folder_without_a_database_is_an_error(shell: Shell) -> None:
     ended = shell.run("tasks")
     assert ended.code == 1
     assert "right folder" in ended.err
@@ -388,7 +388,7 @@ def _states(shell: Shell) -> dict[str, int]:
     return anyio.run(read)
 
 
-def test_without_a_broker_the_database_tells_and_cancels(shell: Shell) -> None:
+def test_tasks_are_read_and_canceled_in_the_database(shell: Shell) -> None:
     _stored(shell, _row(1))
     listed = json.loads(shell.run("tasks", "--json").out)
     assert [task["status"] for task in listed["data"]] == ["pending"]
@@ -398,11 +398,10 @@ def test_without_a_broker_the_database_tells_and_cancels(shell: Shell) -> None:
     assert json.loads(shell.run("task", task_id, "--json").out)["data"]["status"] == "canceled"
 
 
-# -- upkeep
+# -- maintenance
 
 
-def test_cleanup_deletes_what_is_old_and_orders_nothing(shell: Shell) -> None:
-    """Somebody who tidies up does not expect to be billed for what waits in the queue."""
+def test_cleanup_deletes_expired_tasks_and_submits_nothing(shell: Shell) -> None:
     ended = {"state": State.FAILED, "ended_at": OLD, "due_at": OLD}
     _stored(shell, _row(1), _row(2, **ended), _row(3, **ended))
     cleaned = shell.run("cleanup", NANO_BANANA_API_KEY="k", NANO_BANANA_API_URL="http://127.0.0.1:9")
@@ -417,7 +416,7 @@ def test_the_database_is_upgraded_and_described(shell: Shell) -> None:
     assert not (shell.folder / "data").exists()
     upgraded = shell.run("db", "upgrade")
     assert upgraded.code == 0
-    assert "ran 0001_tasks" in upgraded.out
+    assert "ran 0001_initial" in upgraded.out
     _stored(shell, _row(1))
     described = shell.run("db", "status")
     assert described.code == 0
@@ -425,24 +424,24 @@ def test_the_database_is_upgraded_and_described(shell: Shell) -> None:
     assert "SQLite" in described.out
 
 
-def test_the_secret_of_our_webhooks_is_printed(shell: Shell) -> None:
-    """What is printed is what a receiver needs, and the derived one is the same as that of the process that signs."""
-    derived = shell.run("hooks", "secret", SECRET_KEY="a-secret-of-the-tests")
+def test_webhook_secret_is_printed(shell: Shell) -> None:
+    """The derived secret is the one that the serving process signs with."""
+    derived = shell.run("webhooks", "secret", SECRET_KEY="a-secret-of-the-tests")
     assert (derived.code, derived.out) == (0, write_secret(derived_key(b"a-secret-of-the-tests")) + "\n")
     two = [write_secret(byte * 32) for byte in (b"n", b"o")]
-    chosen = shell.run("hooks", "secret", BROKER_WEBHOOK_SECRETS=", ".join(two))
+    chosen = shell.run("webhooks", "secret", BROKER_WEBHOOK_SECRETS=", ".join(two))
     assert chosen.out.split() == two
 
 
-def test_a_secret_that_was_not_made_yet_is_not_made_by_looking(shell: Shell) -> None:
-    """In the wrong folder it would be a secret that nobody signs with."""
-    ended = shell.run("hooks", "secret")
+def test_webhook_secret_is_not_created_by_printing(shell: Shell) -> None:
+    """In the wrong folder it would be a secret that signs nothing."""
+    ended = shell.run("webhooks", "secret")
     assert (ended.code, ended.out) == (1, "")
     assert "start the broker once" in ended.err
     assert not list(shell.folder.rglob("secret.key"))
 
 
-def test_a_database_of_a_newer_broker_is_left_alone(shell: Shell) -> None:
+def test_database_of_a_newer_broker_is_not_opened(shell: Shell) -> None:
     async def from_the_future() -> None:
         async with SqliteDatabase(shell.folder / "data" / "broker.db") as database:
             await upgrade(database, OLD)

@@ -19,9 +19,12 @@ from email.message import Message
 from pathlib import Path
 from typing import Any
 
-import httpx
 import PIL.Image
 import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import Route
 
 from broker.client import (
     AsyncClient,
@@ -633,11 +636,12 @@ async def test_download_stops_at_the_declared_size() -> None:
 
 
 async def test_redirect_from_https_to_http_is_rejected() -> None:
-    def respond(request: httpx.Request) -> httpx.Response:
+    async def respond(request: Request) -> Response:
         target = {"/plain": "http://10.0.0.1/y", "/store": "https://store.example/y"}.get(request.url.path)
-        return httpx.Response(302, headers={"Location": target}) if target else httpx.Response(200, content=PNG)
+        return RedirectResponse(target, 302) if target else Response(PNG)
 
-    async with AsyncClient("https://a.example", transport=httpx.MockTransport(respond)) as client:
+    app = Starlette(routes=[Route("/{path:path}", respond)])
+    async with AsyncClient("https://a.example", app=app) as client:
         assert (await client.image(Result(url="https://a.example/store"))).content == PNG
         with pytest.raises(Unreachable, match="https"):
             await client.image(Result(url="https://a.example/plain"))

@@ -101,7 +101,7 @@ def test_every_method_has_a_synchronous_form() -> None:
         assert (inspect.signature(ours), ours.__doc__) == (inspect.signature(theirs), theirs.__doc__)
         assert not inspect.iscoroutinefunction(ours)
     options = inspect.signature(AsyncClient).parameters.keys() - inspect.signature(Client).parameters.keys()
-    assert options == {"sleep", "transport"}
+    assert options == {"sleep", "app"}
 
 
 def test_client_works_inside_a_running_loop() -> None:

@@ -1,4 +1,4 @@
-"""What the doctor finds in a set-up that is broken in one way, and the cure it names."""
+"""The doctor: findings and cures for configurations with one defect each."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ GONE = b"HTTP/1.1 404 Not Found\r\nContent-Length: 14\r\n\r\nERR_NGROK_3200"
 
 
 def a_set_up(folder: Path, **settings: Any) -> Settings:
-    """Nothing in it is reachable, nothing has been made yet."""
+    """Return settings with which nothing is reachable and nothing has been created yet."""
     defaults: dict[str, Any] = {
         "api_key": KEY,
         "api_url": NOBODY,
@@ -63,14 +63,14 @@ def a_set_up(folder: Path, **settings: Any) -> Settings:
 
 
 async def examined(settings: Settings, *names: str, cloudflared: Sequence[str] = (NOBODY,)) -> dict[str, Finding]:
-    """What was found, by name; names: of the checks to make, all if none are given."""
+    """Return the findings by name. names: checks to run, all by default."""
     async with open_context(SalvagedSettings(settings=settings), SystemClock(), cloudflared) as context:
         checks = [check for check in checks_for(context) if not names or check.name in names]
         return {finding.name: finding async for finding in run_checks(context, checks)}
 
 
 async def found(settings: Settings, check: str, name: str | None = None, **more: Any) -> tuple[str, str, str]:
-    """Status, what was found, and the cure."""
+    """Return status, finding and cure."""
     finding = (await examined(settings, check, **more))[name or check]
     return finding.status, finding.found, finding.cure or ""
 
@@ -105,14 +105,14 @@ def credits_of(left: float) -> dict[str, Any]:
         ({"code": 455, "msg": "maintenance"}, "skipped", "skipped", ""),
     ],
 )
-async def test_key_and_credits_are_told_apart(tmp_path: Path, answer: Any, key: str, left: str, cure: str) -> None:
+async def test_key_and_credits_are_separate(tmp_path: Path, answer: Any, key: str, left: str, cure: str) -> None:
     async with serve(a_provider(answer)) as server:
         report = await examined(a_set_up(tmp_path, api_url=server.url().rstrip("/")), "key")
     assert (report["key"].status, report["credits"].status) == (key, left)
     assert cure in f"{report['key'].cure} {report['credits'].cure}"
 
 
-async def test_a_key_that_http_itself_refuses_is_named(tmp_path: Path) -> None:
+async def test_key_that_is_not_a_header_value_is_named(tmp_path: Path) -> None:
     async with serve(a_provider({}, status="401 Unauthorized")) as server:
         status, said, cure = await found(a_set_up(tmp_path, api_url=server.url().rstrip("/")), "key")
     assert status == "failed"
@@ -122,7 +122,7 @@ async def test_a_key_that_http_itself_refuses_is_named(tmp_path: Path) -> None:
 
 @asynccontextmanager
 async def no_tls() -> AsyncIterator[int]:
-    """A port where nobody speaks TLS."""
+    """A port without TLS."""
 
     async def refuse(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
@@ -141,7 +141,7 @@ async def no_tls() -> AsyncIterator[int]:
         ("http://{mute}", "no sound answer"),
     ],
 )
-async def test_what_keeps_us_from_a_provider_is_told_apart(tmp_path: Path, address: str, words: str) -> None:
+async def test_unreachable_provider_is_explained(tmp_path: Path, address: str, words: str) -> None:
     async with no_tls() as plain, serve(answers("rubbish")) as mute:
         url = address.format(plain=plain, mute=mute.host)
         report = await examined(a_set_up(tmp_path, api_url=url, upload_url=url), "provider", "file upload", "key")
@@ -163,9 +163,7 @@ async def test_what_keeps_us_from_a_provider_is_told_apart(tmp_path: Path, addre
         (-3600, 3600, "ok"),
     ],
 )
-async def test_a_wrong_clock_is_seen_by_that_of_the_provider(
-    tmp_path: Path, seconds: int, age: int, status: str
-) -> None:
+async def test_wrong_clock_is_found_by_the_providers_date(tmp_path: Path, seconds: int, age: int, status: str) -> None:
     """More than five minutes off, and every signed callback is refused. What a cache kept is as old as it says."""
     date = formatdate(time.time() + seconds, usegmt=True)
     async with serve(a_provider({}, f"Date: {date}", f"Age: {age}")) as server:
@@ -175,13 +173,13 @@ async def test_a_wrong_clock_is_seen_by_that_of_the_provider(
 
 
 @pytest.mark.parametrize("date", ["yesterday", "", "Thu, 99 Foo 2026 00:00:00 GMT"])
-async def test_a_date_that_makes_no_sense_is_none(tmp_path: Path, date: str) -> None:
+async def test_malformed_date_skips_the_clock(tmp_path: Path, date: str) -> None:
     async with serve(a_provider({}, f"Date: {date}")) as server:
         report = await examined(a_set_up(tmp_path, api_url=server.url().rstrip("/")), "provider")
     assert report["clock"].status == "skipped"
 
 
-async def test_the_older_dialect_is_asked_nothing_it_does_not_know(tmp_path: Path) -> None:
+async def test_legacy_provider_is_not_queried_for_credits(tmp_path: Path) -> None:
     async with serve(a_provider({})) as server:
         report = await examined(
             a_set_up(tmp_path, api_url=server.url("/nano-banana")), "provider", "key", "file upload"
@@ -200,8 +198,8 @@ async def test_the_older_dialect_is_asked_nothing_it_does_not_know(tmp_path: Pat
 # -- the public address
 
 
-async def test_without_a_broker_the_doctor_answers_for_it(tmp_path: Path) -> None:
-    """The whole way through the tunnel and back, and nobody is left at the port."""
+async def test_without_a_broker_the_doctor_answers_the_probe(tmp_path: Path) -> None:
+    """Through the tunnel and back; afterwards the port is free again."""
     settings = a_set_up(tmp_path)
     async with an_agent() as agent, tunnelling(settings.port) as tunnel:
         agent.names(tunnel.url, port=settings.port)
@@ -237,8 +235,8 @@ async def test_probe_server_answers_only_probes() -> None:
 
 
 @pytest.mark.parametrize("edge", [GONE, None])
-async def test_a_dead_tunnel_is_named_with_its_cure(tmp_path: Path, edge: bytes | None) -> None:
-    """Whether its far end says so, or nobody is there at all."""
+async def test_dead_tunnel_is_named_with_its_cure(tmp_path: Path, edge: bytes | None) -> None:
+    """With an answer of its far end, and without one."""
     settings = a_set_up(tmp_path)
     async with an_agent() as agent, tunnelling(settings.port) as tunnel:
         agent.names(tunnel.url, port=settings.port)
@@ -252,7 +250,7 @@ async def test_a_dead_tunnel_is_named_with_its_cure(tmp_path: Path, edge: bytes 
     assert "WEBHOOK_BASE_URL" in chosen[2]
 
 
-async def test_a_tunnel_of_another_program_is_not_ours(tmp_path: Path) -> None:
+async def test_tunnel_to_another_program_fails(tmp_path: Path) -> None:
     settings = a_set_up(tmp_path)
     async with serve(answers("200 OK", b'{"status": "ok"}')) as other, tunnelling(other.port) as tunnel:
         told = await found(settings.model_copy(update={"webhook_base_url": tunnel.url}), "public address")
@@ -260,7 +258,7 @@ async def test_a_tunnel_of_another_program_is_not_ours(tmp_path: Path) -> None:
     assert "another server answers there (HTTP 200)" in told[1]
 
 
-async def test_an_agent_whose_tunnel_leads_to_another_port_is_told(tmp_path: Path) -> None:
+async def test_tunnel_to_another_port_is_a_warning(tmp_path: Path) -> None:
     async with an_agent() as agent:
         agent.names("https://x.ngrok.app", port=3000)
         settings = a_set_up(tmp_path, tunnel_api=agent.url)
@@ -271,8 +269,8 @@ async def test_an_agent_whose_tunnel_leads_to_another_port_is_told(tmp_path: Pat
 
 
 @pytest.mark.parametrize(("keys", "status"), [((), "failed"), (("a-key",), "ok")])
-async def test_a_raw_tunnel_needs_a_key(tmp_path: Path, keys: tuple[str, ...], status: str) -> None:
-    """Through it the internet looks like this very machine."""
+async def test_raw_tunnel_needs_a_key(tmp_path: Path, keys: tuple[str, ...], status: str) -> None:
+    """Through it every client appears to be on this machine."""
     async with an_agent() as agent:
         settings = a_set_up(tmp_path, tunnel_api=agent.url, api_keys=keys)
         agent.names("tcp://1.tcp.ngrok.io:12345", port=settings.port)
@@ -283,7 +281,7 @@ async def test_a_raw_tunnel_needs_a_key(tmp_path: Path, keys: tuple[str, ...], s
     assert ("BROKER_API_KEYS" in told[2]) == (status == "failed")
 
 
-async def test_everybody_trusted_and_a_way_in_is_told(tmp_path: Path) -> None:
+async def test_anonymous_access_with_a_public_url_fails(tmp_path: Path) -> None:
     settings = a_set_up(tmp_path, allow_anonymous=True)
     assert "anonymous access" not in await examined(settings, "public address")
     open_wide = settings.model_copy(update={"webhook_base_url": "https://nowhere.invalid"})
@@ -292,14 +290,14 @@ async def test_everybody_trusted_and_a_way_in_is_told(tmp_path: Path) -> None:
     assert "BROKER_ALLOW_ANONYMOUS" in cure
 
 
-async def test_an_address_that_only_this_machine_has_is_no_public_one(tmp_path: Path) -> None:
+async def test_loopback_base_url_is_a_warning(tmp_path: Path) -> None:
     settings = a_set_up(tmp_path, api_url="https://api.kie.ai")
     near = settings.model_copy(update={"webhook_base_url": f"http://127.0.0.1:{settings.port}"})
     status, said, _ = await found(near, "public address")
     assert (status, "no provider can reach it" in said) == ("warning", True)
 
 
-async def test_a_port_that_somebody_else_has_is_told(tmp_path: Path) -> None:
+async def test_port_of_another_program_fails(tmp_path: Path) -> None:
     async with serve(answers("200 OK", b"hello")) as web, serve(silence) as mute:
         for other in (web, mute):
             status, said, cure = await found(a_set_up(tmp_path, port=other.port), "public address", "broker")
@@ -311,7 +309,7 @@ async def test_a_port_that_somebody_else_has_is_told(tmp_path: Path) -> None:
 # -- a broker that runs
 
 
-async def test_a_running_broker_is_asked_how_it_is(tmp_path: Path) -> None:
+async def test_running_broker_is_queried(tmp_path: Path) -> None:
     async with (
         open_api(tmp_path, sockets=True, webhook_base_url="", api_keys=(KEY,)) as house,
         tunnelling(house.port) as tunnel,
@@ -328,7 +326,7 @@ async def test_a_running_broker_is_asked_how_it_is(tmp_path: Path) -> None:
         assert (status, "server: it is stopping" in said) == ("failed", True)
 
 
-async def test_a_broker_of_another_folder_is_told_and_gets_no_key(tmp_path: Path) -> None:
+async def test_broker_with_another_secret_fails_and_receives_no_key(tmp_path: Path) -> None:
     async with open_api(tmp_path / "other", sockets=True) as house:
         settings = a_set_up(tmp_path, port=house.port, api_keys=("a-key-for-our-broker-only",))
         status, said, cure = await found(settings, "public address", "broker")
@@ -337,7 +335,7 @@ async def test_a_broker_of_another_folder_is_told_and_gets_no_key(tmp_path: Path
     assert "SECRET_KEY" in cure
 
 
-async def test_callbacks_that_never_came_are_counted(tmp_path: Path) -> None:
+async def test_missing_callbacks_are_counted(tmp_path: Path) -> None:
     async with open_house(tmp_path) as house:
         port = int(str(house.client.base_url.port))
         settings = house.services.settings.model_copy(update={"port": port})
@@ -349,10 +347,10 @@ async def test_callbacks_that_never_came_are_counted(tmp_path: Path) -> None:
         assert (await found(settings, "public address", "callbacks"))[0] == "ok"
 
 
-# -- where everything is kept
+# -- storage
 
 
-async def test_a_new_folder_is_well_and_left_as_it_is(tmp_path: Path) -> None:
+async def test_new_folder_passes_and_is_left_unchanged(tmp_path: Path) -> None:
     report = await examined(a_set_up(tmp_path), "database", "images", "disk", "secret")
     assert {finding.status for name, finding in report.items() if name != "SQLite"} <= {"ok", "skipped"}
     assert not (tmp_path / "data").exists()
@@ -365,7 +363,7 @@ async def a_database(settings: Settings) -> Path:
     return path
 
 
-async def test_a_sound_database_is_well_and_left_as_it_is(tmp_path: Path) -> None:
+async def test_sound_database_passes_and_is_left_unchanged(tmp_path: Path) -> None:
     settings = a_set_up(tmp_path)
     before = (await a_database(settings)).read_bytes()
     assert (await found(settings, "database"))[0] == "ok"
@@ -373,7 +371,7 @@ async def test_a_sound_database_is_well_and_left_as_it_is(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("message", ["it is full: free some space", "it says no more than this"])
-def test_a_store_in_trouble_always_has_a_cure(message: str) -> None:
+def test_storage_failure_always_has_a_cure(message: str) -> None:
     """And never what is wrong, said twice."""
     finding = storage_failure("database", StorageError(message))
     assert message.startswith(finding.found)
@@ -381,7 +379,7 @@ def test_a_store_in_trouble_always_has_a_cure(message: str) -> None:
     assert finding.cure != finding.found
 
 
-async def test_a_damaged_database_is_told(tmp_path: Path) -> None:
+async def test_damaged_database_fails(tmp_path: Path) -> None:
     settings = a_set_up(tmp_path)
     path = await a_database(settings)
     content = bytearray(path.read_bytes())
@@ -397,7 +395,7 @@ async def test_a_damaged_database_is_told(tmp_path: Path) -> None:
     assert "backup" in cure, said
 
 
-async def test_missing_and_unknown_migrations_are_told(tmp_path: Path) -> None:
+async def test_missing_and_unknown_migrations_are_found(tmp_path: Path) -> None:
     settings = a_set_up(tmp_path)
     path = await a_database(settings)
     async with SqliteDatabase(path) as database:
@@ -410,7 +408,7 @@ async def test_missing_and_unknown_migrations_are_told(tmp_path: Path) -> None:
     assert (status, "newer broker" in cure) == ("failed", True)
 
 
-async def test_a_postgres_is_asked_for_its_time_and_its_secret(tmp_path: Path, postgres: Postgres) -> None:
+async def test_clock_and_secret_of_a_postgres_are_compared(tmp_path: Path, postgres: Postgres) -> None:
     url = await postgres.fresh()
     settings = a_set_up(tmp_path, database_url=url, secret_key="the-secret-of-this-machine")
     async with PostgresDatabase(url) as database:
@@ -423,7 +421,7 @@ async def test_a_postgres_is_asked_for_its_time_and_its_secret(tmp_path: Path, p
         assert (status, "SECRET_KEY" in cure) == ("failed", True)
 
 
-async def test_a_postgres_that_is_not_there_is_told_without_its_password(tmp_path: Path) -> None:
+async def test_unreachable_postgres_is_shown_without_its_password(tmp_path: Path) -> None:
     settings = a_set_up(tmp_path, database_url="postgresql://me:s3cret-word@127.0.0.1:9/broker")
     status, said, cure = await found(settings, "database")
     assert status == "failed"
@@ -440,7 +438,7 @@ async def test_bucket_finding_names_the_lifecycle_rule(tmp_path: Path, s3_server
     assert (status, "AbortIncompleteMultipartUpload" in said) == ("ok", True)
 
 
-async def test_a_bucket_that_is_not_there_is_told(tmp_path: Path) -> None:
+async def test_missing_bucket_fails(tmp_path: Path) -> None:
     settings = a_set_up(
         tmp_path, blob_url="s3://pictures", s3_endpoint=NOBODY, s3_access_key="a", s3_secret_key="s3cret-word"
     )
@@ -450,12 +448,12 @@ async def test_a_bucket_that_is_not_there_is_told(tmp_path: Path) -> None:
     assert "s3cret" not in said + cure
 
 
-async def test_a_folder_that_takes_no_writes_is_told(tmp_path: Path) -> None:
+async def test_unwritable_folder_fails(tmp_path: Path) -> None:
     status, said, cure = await found(a_set_up(tmp_path, data_dir=Path("/proc/nowhere")), "disk")
     assert (status, "/proc cannot be written to" in said, "/proc" in cure) == ("failed", True, True)
 
 
-def test_a_full_disk_is_told(tmp_path: Path) -> None:
+def test_full_disk_fails(tmp_path: Path) -> None:
     """A limit on the size of files is refused by the same system calls."""
     asyncio.run(_a_database_in(tmp_path))
     report = _report(tmp_path, limit=0)
@@ -495,9 +493,7 @@ def _report(folder: Path, limit: int | None = None) -> Any:
         (0o600, "", "failed", "restore"),
     ],
 )
-async def test_a_secret_that_others_can_read_is_told(
-    tmp_path: Path, mode: int, content: str, status: str, cure: str
-) -> None:
+async def test_secret_readable_by_others_fails(tmp_path: Path, mode: int, content: str, status: str, cure: str) -> None:
     settings = a_set_up(tmp_path)
     settings.data_dir.mkdir()
     path = settings.data_dir / "secret.key"
@@ -523,7 +519,7 @@ async def test_a_secret_that_others_can_read_is_told(
         ({"cors_origins": ("http://localhost:3000", "https://app.example")}, "access", "ok", "this machine only"),
     ],
 )
-async def test_doors_that_stand_too_wide_are_told(
+async def test_exposed_access_is_a_warning(
     tmp_path: Path, settings: Mapping[str, Any], name: str, status: str, words: str
 ) -> None:
     told = await found(a_set_up(tmp_path, **settings), "access", name)
@@ -531,7 +527,7 @@ async def test_doors_that_stand_too_wide_are_told(
     assert words in told[1] + told[2]
 
 
-def test_old_pythons_are_known() -> None:
+def test_flawed_python_versions_are_known() -> None:
     assert [has_cookie_flaw(version) for version in [(3, 11, 9), (3, 11, 10), (3, 12, 5), (3, 12, 6)]] == [
         True,
         False,
@@ -543,7 +539,7 @@ def test_old_pythons_are_known() -> None:
 # -- the report
 
 
-async def test_a_check_that_breaks_or_hangs_leaves_the_others_alone(tmp_path: Path) -> None:
+async def test_failing_or_hanging_check_does_not_affect_others(tmp_path: Path) -> None:
     async def hangs(_: Any) -> list[Finding]:
         await asyncio.Event().wait()
         raise AssertionError
@@ -562,7 +558,7 @@ async def test_a_check_that_breaks_or_hangs_leaves_the_others_alone(tmp_path: Pa
     assert not any("s3cret" in finding.found for finding in report)
 
 
-async def test_what_depends_on_a_wrong_setting_is_not_judged(tmp_path: Path) -> None:
+async def test_check_with_a_wrong_setting_is_skipped(tmp_path: Path) -> None:
     salvaged = SalvagedSettings(settings=a_set_up(tmp_path), wrong=frozenset({"api_url"}))
     async with open_context(salvaged, SystemClock(), [NOBODY]) as context:
         report = {finding.name: finding async for finding in run_checks(context, checks_for(context))}
@@ -592,7 +588,7 @@ SECRETS = {
     ("form", "wrong", "code"),
     [((), {}, 1), (("--json",), {"MAX_FILE_SIZE": "s3cret-nonsense", "SECRET_KEY": "s3cret"}, 2)],
 )
-def test_no_secret_is_in_the_report(tmp_path: Path, form: tuple[str, ...], wrong: dict[str, str], code: int) -> None:
+def test_report_contains_no_secret(tmp_path: Path, form: tuple[str, ...], wrong: dict[str, str], code: int) -> None:
     settings = {**SECRETS, "BROKER_PORT": str(free_port()), **wrong}
     ended = Shell(tmp_path, settings).run("doctor", *form)
     assert ended.code == code, ended.err
@@ -601,7 +597,7 @@ def test_no_secret_is_in_the_report(tmp_path: Path, form: tuple[str, ...], wrong
     assert ended.out
 
 
-def test_wrong_settings_are_all_named_and_the_rest_is_examined(tmp_path: Path) -> None:
+def test_wrong_settings_are_all_named_and_the_others_checked(tmp_path: Path) -> None:
     shell = Shell(
         tmp_path, {"BROKER_PORT": "eighty", "LOG_LEVEL": "loud", "BROKER_BLOB_URL": "s3:", "BROKER_TUNNEL_API": NOBODY}
     )
@@ -615,14 +611,14 @@ def test_wrong_settings_are_all_named_and_the_rest_is_examined(tmp_path: Path) -
     assert all(check["cure"] for check in report["checks"] if check["status"] in {"warning", "failed"})
 
 
-def test_a_file_of_settings_that_is_no_text_is_told(tmp_path: Path) -> None:
+def test_binary_settings_file_fails(tmp_path: Path) -> None:
     (tmp_path / ".env").write_bytes(b"\xff\xfe")
     ended = Shell(tmp_path, {"BROKER_TUNNEL_API": NOBODY}).run("doctor")
     assert ended.code == 2
     assert ".env" in ended.out
 
 
-def test_a_set_up_without_a_key_is_well(tmp_path: Path) -> None:
+def test_configuration_without_a_key_passes(tmp_path: Path) -> None:
     """The sandbox needs nothing; that its pictures are pretended is said."""
     ended = Shell(tmp_path, {"BROKER_TUNNEL_API": NOBODY, "BROKER_PORT": str(free_port())}).run("doctor")
     assert ended.code == 0, ended.out
@@ -630,7 +626,7 @@ def test_a_set_up_without_a_key_is_well(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_right_is_kept_when_something_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_valid_settings_survive_a_wrong_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BROKER_PORT", "eighty")
     monkeypatch.setenv("KIE_API_KEY", "a-key")
     found = salvage_settings(env_file=None)

@@ -288,7 +288,7 @@ BODIES: list[tuple[Any, str, str | None]] = [
 
 @pytest.mark.parametrize(("body", "code", "provider_code"), BODIES)
 def test_names_are_found_where_providers_put_them(body: Any, code: str, provider_code: str | None) -> None:
-    report = responses.failed(ParsedResponse.from_body(body), "job", str)
+    report = responses.job_failed(ParsedResponse.from_body(body), "job", str)
     assert (report.code, report.provider_code, report.known) == (code, provider_code, True)
 
 
@@ -309,17 +309,17 @@ def answered(status: int, body: Any, headers: dict[str, str] | None = None) -> H
 )
 def test_a_wait_may_stand_in_the_body(body: Any, wait: float) -> None:
     reply = ProviderResponse.from_http(answered(429, body), 0.0)
-    assert reply.refusal(str).retry_in == wait
+    assert reply.to_refusal(str).retry_in == wait
 
 
 def test_the_header_tells_more_than_the_body() -> None:
     body = {"error": {"details": [{"retryDelay": "30s"}]}}
-    assert ProviderResponse.from_http(answered(429, body, {"retry-after": "7"}), 0.0).wait == 7.0
+    assert ProviderResponse.from_http(answered(429, body, {"retry-after": "7"}), 0.0).wait_seconds == 7.0
 
 
 def test_what_nobody_knows_stays_visible_as_it_came() -> None:
     body = {"data": {"state": "fail", "failCode": "FLUX-7", "failMsg": "the flux capacitor is cold"}}
-    assert responses.failed(ParsedResponse.from_body(body), "job", str) == Failed(
+    assert responses.job_failed(ParsedResponse.from_body(body), "job", str) == Failed(
         code="provider_error",
         message="the flux capacitor is cold",
         retryable=False,

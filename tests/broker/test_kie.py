@@ -57,7 +57,7 @@ def account(url: str, client: ApiClient, clock: ManualClock) -> Kie:
         catalog=CATALOG,
         now=clock.now,
         always_upload=False,
-        upload_pause=0.0,
+        upload_retry_seconds=0.0,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from dataclasses import replace
 from typing import Any
@@ -438,18 +437,30 @@ def happen(task: Task, attempt: Attempt, event: Report | str, now: float) -> tup
 
 
 def test_every_order_of_events_ends_correctly() -> None:
-    """40 320 orders: the status never goes back, no task is submitted twice, and no accepted success is lost."""
-    for order in itertools.permutations(EVENTS):
-        task, attempt = a_task(State.SUBMITTING), an_attempt()
-        for event in (*order, "fetched"):
-            before = task
-            now = task.deadline_at if event == "deadline" else NOW
-            task, attempt = happen(task, attempt, EVENTS[event], now)
-            assert RANK[task.status] >= RANK[before.status], order
-        assert task.attempt == 1, order
-        assert task.state != State.QUEUED, order
-        if order.index("cancel") > order.index("success") and order.index("failure") > order.index("success"):
-            assert task.status == "completed", order
+    """40 320 orders: the status never goes back, no task is submitted twice, and no accepted success is lost.
+
+    A common beginning is computed once.
+    """
+
+    def follow(order: tuple[str, ...], task: Task, attempt: Attempt) -> None:
+        for event in [name for name in EVENTS if name not in order]:
+            happened(order, event, task, attempt)
+        if len(order) == len(EVENTS):
+            end = happened(order, "fetched", task, attempt)
+            assert end.attempt == 1, order
+            assert end.state != State.QUEUED, order
+            if order.index("cancel") > order.index("success") and order.index("failure") > order.index("success"):
+                assert end.status == "completed", order
+
+    def happened(order: tuple[str, ...], event: str, task: Task, attempt: Attempt) -> Task:
+        now = task.deadline_at if event == "deadline" else NOW
+        changed_task, changed_attempt = happen(task, attempt, EVENTS[event], now)
+        assert RANK[changed_task.status] >= RANK[task.status], (order, event)
+        if len(order) < len(EVENTS):
+            follow((*order, event), changed_task, changed_attempt)
+        return changed_task
+
+    follow((), a_task(State.SUBMITTING), an_attempt())
 
 
 @given(st.lists(st.sampled_from(list(EVENTS)), max_size=30), st.floats(0, 3000))

@@ -16,9 +16,9 @@ import httpx
 import pytest
 from PIL import Image
 
-from broker.sandbox import dialect, moods, painter, wire
+from broker.sandbox import callback_faults, dialect, download_faults, faults, painter
+from broker.sandbox.faults import Fault
 from broker.sandbox.jobs import Files
-from broker.sandbox.moods import Mood
 from broker.sandbox.options import Options
 from broker.sandbox.server import serve_sandbox
 from tests.conftest import ManualClock
@@ -195,7 +195,9 @@ async def test_the_callback_tells_the_record_in_its_own_spelling(play: Play, rec
 
 
 async def test_the_signature_is_the_documented_one() -> None:
-    assert dialect.sign(VECTOR_KEY, VECTOR_ID, 1769670760) == "wTVEfbytp2vi0qjI+xRocKznoIZpoBXyB2Ywc3LnniU="
+    assert (
+        dialect.compute_signature(VECTOR_KEY, VECTOR_ID, 1769670760) == "wTVEfbytp2vi0qjI+xRocKznoIZpoBXyB2Ywc3LnniU="
+    )
 
 
 async def test_a_callback_is_signed_when_there_is_a_key(receiver: Receiver, clock: ManualClock) -> None:
@@ -203,7 +205,7 @@ async def test_a_callback_is_signed_when_there_is_a_key(receiver: Receiver, cloc
         task_id = await play.task("a red fox", receiver.url)
         (hook,) = await receiver.first(1)
         assert hook.headers["x-webhook-timestamp"] == str(int(clock.now()))
-        assert hook.headers["x-webhook-signature"] == dialect.sign(VECTOR_KEY, task_id, int(clock.now()))
+        assert hook.headers["x-webhook-signature"] == dialect.compute_signature(VECTOR_KEY, task_id, int(clock.now()))
 
 
 async def test_a_refused_callback_comes_three_times_more_and_a_202_is_enough(play: Play, receiver: Receiver) -> None:
@@ -267,8 +269,8 @@ async def test_the_same_order_gives_the_same_bytes() -> None:
         async with playing() as play:
             pictures.append((await play.result("twins", seed=7)).content)
     assert pictures[0] == pictures[1]
-    painting = painter.Painting(prompt="twins", size=(64, 64), image_format="png")
-    other = painter.Painting(prompt="twins", size=(64, 64), image_format="png", seed=8)
+    painting = painter.PaintOptions(prompt="twins", size=(64, 64), image_format="png")
+    other = painter.PaintOptions(prompt="twins", size=(64, 64), image_format="png", seed=8)
     assert painter.paint(painting) != painter.paint(other)
 
 
@@ -445,18 +447,18 @@ async def test_an_error_inside_the_block_leaves_as_it_came() -> None:
 
 
 def test_every_mood_is_described_and_does_something() -> None:
-    tables: list[dict[Mood, Any]] = [
-        moods.REFUSALS,
-        moods.SHAPES,
-        moods.FAILURES,
-        moods.URLS,
-        moods.READINGS,
-        moods.CALLS,
-        moods.DOWNLOADS,
+    tables: list[dict[Fault, Any]] = [
+        faults.CREATE_FAULTS,
+        faults.ENVELOPE_FAULTS,
+        faults.JOB_FAULTS,
+        faults.RESULT_FAULTS,
+        faults.STATUS_FAULTS,
+        callback_faults.CALLBACK_FAULTS,
+        download_faults.DOWNLOAD_FAULTS,
     ]
-    by_name = {Mood.GOOD, Mood.SILENT, Mood.SLOW_ANSWER, Mood.EARLY, Mood.SLOW, Mood.NORESULT, Mood.BIG}
-    assert {mood for table in tables for mood in table} | by_name == set(Mood)
-    assert all(mood.doc for mood in Mood)
+    by_name = {Fault.GOOD, Fault.SILENT, Fault.SLOW_ANSWER, Fault.EARLY, Fault.SLOW, Fault.NORESULT, Fault.BIG}
+    assert {mood for table in tables for mood in table} | by_name == set(Fault)
+    assert all(mood.doc for mood in Fault)
 
 
 async def test_the_sandbox_has_a_mood_and_a_tag_overrules_it(receiver: Receiver) -> None:
@@ -465,7 +467,7 @@ async def test_the_sandbox_has_a_mood_and_a_tag_overrules_it(receiver: Receiver)
         assert "message" in body
         assert (await play.ended(body["data"]["taskId"]))["state"] == "fail"
         assert (await play.ended(await play.task("p [mood:good]")))["state"] == "success"
-    with pytest.raises(moods.UnknownMood, match="there are good, code"):
+    with pytest.raises(faults.UnknownFault, match="there are good, code"):
         async with playing(mood="sleepy"):
             pass
 
@@ -630,9 +632,9 @@ async def test_signatures_can_be_missing_wrong_or_old(receiver: Receiver, clock:
         by_id = {hook.data["taskId"]: hook.headers for hook in await receiver.first(3)}
         unsigned, wrong, stale = (by_id[task_id] for task_id in ids)
         assert "x-webhook-signature" not in unsigned
-        assert wrong["x-webhook-signature"] != dialect.sign("key", ids[1], int(clock.now()))
+        assert wrong["x-webhook-signature"] != dialect.compute_signature("key", ids[1], int(clock.now()))
         assert stale["x-webhook-timestamp"] == str(int(clock.now()) - 600)
-        assert stale["x-webhook-signature"] == dialect.sign("key", ids[2], int(clock.now()) - 600)
+        assert stale["x-webhook-signature"] == dialect.compute_signature("key", ids[2], int(clock.now()) - 600)
 
 
 async def test_bodies_can_contradict_themselves_and_hide_the_id(play: Play, receiver: Receiver) -> None:
@@ -652,11 +654,11 @@ async def test_big_is_big_and_different_each_time(play: Play) -> None:
     assert len(size.content) >= 1024 * 1024
     assert opened(size).format == "PNG"
     assert size.content != other.content
-    assert Mood.BIG.value_if_none == 20
+    assert Fault.BIG.value_if_none == 20
 
 
 async def test_what_many_ask_for_at_once_is_painted_once() -> None:
-    gallery, painted = painter.Gallery(), []
+    gallery, painted = painter.ImageCache(), []
 
     def make() -> bytes:
         painted.append("once")
@@ -664,7 +666,7 @@ async def test_what_many_ask_for_at_once_is_painted_once() -> None:
 
     async with anyio.create_task_group() as tasks:
         for _ in range(20):
-            tasks.start_soon(gallery.show, "key", make)
+            tasks.start_soon(gallery.get_or_paint, "key", make)
     assert painted == ["once"]
 
 
@@ -722,25 +724,21 @@ async def test_pictures_that_are_none(play: Play) -> None:
         Image.open(io.BytesIO(bomb.content))
 
 
-# The small HTTP client
+# HTTP client
 
 
-async def test_a_fetch_that_cannot_be_is_an_oserror(play: Play) -> None:
-    odd = ["http://", "ftp://127.0.0.1/x", "http://127.0.0.1:9/", "http://[bad", "nonsense"]
-    for url in (*odd, f"{play.base}/p/none"):
-        with pytest.raises(OSError):
-            await wire.fetch(url)
-
-
-async def test_a_server_that_speaks_no_http_is_an_oserror() -> None:
+async def test_unusable_reference_url_is_an_error(play: Play) -> None:
     async def babble(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"hello\r\n\r\n")
         writer.close()
 
     async with await asyncio.start_server(babble, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        with pytest.raises(ConnectionError):
-            await wire.post(f"http://127.0.0.1:{port}/", {}, b"")
+        odd = ["http://", "ftp://127.0.0.1/x", "http://127.0.0.1:9/", "http://[bad", "nonsense"]
+        for url in (*odd, f"http://127.0.0.1:{port}/", f"{play.base}/p/none"):
+            body = {"fileUrl": url, "uploadPath": "a"}
+            answer = (await play.client.post("/api/file-url-upload", json=body)).json()
+            assert (answer["success"], "could not be fetched" in answer["msg"]) == (False, True)
 
 
 async def test_a_file_can_be_stored_twice_at_once(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from storage.attempts import Attempt
 from storage.errors import StorageError
 from storage.ids import reference_owner
 from storage.states import FINAL_STATES, State
+from storage.task_retention import TaskRetention
 from storage.tasks import Lease, Task
 from tests.conftest import ManualClock
 from tests.faults.process import until
@@ -205,13 +206,14 @@ async def test_shorter_retention_does_not_change_a_revived_task(tmp_path: Path, 
     async with still(tmp_path, clock) as services:
         tasks = services.tasks
         due = {"ended_at": clock.now(), "due_at": clock.now() + 86_400}
+        retention = TaskRetention(tasks.database)
         ended = await a_task(services, clock, State.FAILED, 1, **due)
         revived = await a_task(services, clock, State.FETCHING, 1, **due)
-        assert await tasks.due_sooner(60.0, after="", limit=10) == max(ended.id, revived.id)
+        assert await retention.shorten_retention(60.0, after="", limit=10) == max(ended.id, revived.id)
         one, other = await tasks.get(ended.id), await tasks.get(revived.id)
         assert one is not None
         assert (one.due_at, other) == (clock.now() + 60, revived)
-        assert await tasks.due_sooner(60.0, after=max(ended.id, revived.id), limit=10) is None
+        assert await retention.shorten_retention(60.0, after=max(ended.id, revived.id), limit=10) is None
 
 
 async def test_worker_without_free_slots_polls_again_soon(tmp_path: Path, clock: ManualClock) -> None:

@@ -12,6 +12,7 @@ from storage.attempts import Attempt
 from storage.ledger import KEPT_DAYS, SECONDS_PER_DAY, Ledger
 from storage.sql.migrate import upgrade
 from storage.states import State
+from storage.task_retention import TaskRetention
 from storage.tasks import Lease, Task, Tasks
 from tests.contracts.databases import DATABASES
 from tests.storage.test_tasks import a_task
@@ -69,7 +70,7 @@ async def test_purge_moves_attempts_into_the_ledger_summed_by_day_owner_key_mode
         an_attempt(other, 1, sent_at=NOON - SECONDS_PER_DAY),
         an_attempt(other, 2, key_id="second"),
     )
-    await database.transact(*Tasks(database).deleting_all(claimed))
+    await database.transact(*TaskRetention(database).delete_all(claimed))
     assert await ledger_of(database) == [
         (TODAY - 1, "bob", "kie", "default", "nano-banana-pro", "yes", 1, 4.0),
         (TODAY, "ann", "kie", "default", "nano-banana", "no", 1, 0.0),
@@ -84,7 +85,7 @@ async def test_later_purges_add_to_the_sums(database: Any) -> None:
     for number in (1, 2):
         claimed = await claim_expired(database, expired(number))
         await add_attempts(database, an_attempt(expired(number)))
-        await database.transact(*Tasks(database).deleting_all(claimed))
+        await database.transact(*TaskRetention(database).delete_all(claimed))
     assert await ledger_of(database) == [(TODAY, "ann", "kie", "default", "nano-banana", "yes", 2, 8.0)]
 
 
@@ -92,7 +93,7 @@ async def test_repeated_purge_counts_once(database: Any) -> None:
     claimed = await claim_expired(database, expired(1))
     await add_attempts(database, an_attempt(expired(1)))
     for _ in range(2):
-        await database.transact(*Tasks(database).deleting_all(claimed))
+        await database.transact(*TaskRetention(database).delete_all(claimed))
     assert await ledger_of(database) == [(TODAY, "ann", "kie", "default", "nano-banana", "yes", 1, 4.0)]
 
 
@@ -100,7 +101,7 @@ async def test_task_with_a_newer_lease_is_neither_purged_nor_counted(database: A
     claimed = await claim_expired(database, expired(1))
     await add_attempts(database, an_attempt(expired(1)))
     await database.execute("UPDATE tasks SET leased_by = 'another worker'")
-    await database.transact(*Tasks(database).deleting_all(claimed))
+    await database.transact(*TaskRetention(database).delete_all(claimed))
     assert await ledger_of(database) == []
     assert len(await database.fetch("SELECT * FROM attempts")) == 1
 
@@ -109,7 +110,7 @@ async def test_rows_are_deleted_after_400_days(database: Any) -> None:
     for number, days in enumerate((KEPT_DAYS + 2, KEPT_DAYS + 1, KEPT_DAYS, 0)):
         claimed = await claim_expired(database, expired(number))
         await add_attempts(database, an_attempt(expired(number), sent_at=NOON - days * SECONDS_PER_DAY))
-        await database.transact(*Tasks(database).deleting_all(claimed))
+        await database.transact(*TaskRetention(database).delete_all(claimed))
     assert await Ledger(database).delete_older(NOON, 1) == 1
     assert await Ledger(database).delete_older(NOON, 10) == 1
     assert [row[0] for row in await ledger_of(database)] == [TODAY - KEPT_DAYS, TODAY]

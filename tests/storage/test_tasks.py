@@ -24,6 +24,7 @@ from storage.sql.database import Database, Outcome, Row, Stale, Statement
 from storage.sql.migrate import upgrade
 from storage.sql.postgres import PostgresDatabase, _query, _values
 from storage.states import SHOWN, State
+from storage.task_retention import TaskRetention
 from storage.tasks import Lease, Task, Tasks
 from tests.contracts.databases import DATABASES
 
@@ -395,6 +396,7 @@ async def _postgres_walks(database: Any, sql: str, params: Mapping[str, Any]) ->
 async def _use_everything(database: Any, rows: Tasks, task: Task) -> None:
     images, hooks, keys, lanes = Images(database), Hooks(database), IdempotencyRecords(database), Lanes(database)
     limits = Limits(creates=1, places=1)
+    retention = TaskRetention(database)
     await rows.get(task.id)
     await rows.version(task.id)
     await rows.of_job("job")
@@ -407,8 +409,8 @@ async def _use_everything(database: Any, rows: Tasks, task: Task) -> None:
     await rows.claim_queued("kie", now=NOW, lease=lease(until=NOW), limit=5)
     await rows.claim_overdue(now=NOW + 1000, lease=lease(until=NOW), limit=5)
     await rows.renew([(task.id, "me")], NOW)
-    await rows.due_sooner(60.0, after="", limit=5)
-    await rows.living(["x", "refs_y"])
+    await retention.shorten_retention(60.0, after="", limit=5)
+    await retention.active_owners(["x", "refs_y"])
     await rows.agenda([State.WAITING, State.EXPIRED], ["kie"], NOW)
     await rows.counts([State.QUEUED, State.SUBMITTING, State.WAITING, State.FETCHING])
     await rows.line("kie", 10_000)
@@ -456,9 +458,9 @@ async def _use_everything(database: Any, rows: Tasks, task: Task) -> None:
     fresh = await rows.get(task.id)
     assert fresh is not None
     await database.transact(rows.saving(fresh, tries=1))
-    await database.transact(rows.saving_all([fresh], tries=1), *rows.deleting_all([fresh]))
+    await database.transact(retention.update_all([fresh], tries=1), *retention.delete_all([fresh]))
     await database.transact(images.deleting(["x"]))
-    await rows.unexpired_batches(["b"])
+    await retention.unexpired_batches(["b"])
     await _use_deliveries(Deliveries(database))
 
 

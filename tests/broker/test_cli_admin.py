@@ -1,4 +1,4 @@
-"""`broker hooks` as people run it: beside a broker that serves, without one, and for what went out."""
+"""`broker callbacks` and `broker webhooks`: with a running broker, and without one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from broker.cli.hooks import _written
+from broker.cli.console import format_json
 from tests.broker.test_cli import KEY, Shell, serving
 
 EVENT = f"evt_{'1' * 32}"
@@ -40,7 +40,7 @@ TRIES = [
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
-    """A shell beside a broker that serves; one image was made, and some callbacks came that nobody believes."""
+    """Yield a shell next to a running broker with one image and two rejected callbacks."""
     folder = tmp_path_factory.mktemp("served")
     with serving(Shell(folder, {"BROKER_API_KEYS": KEY}), "serve", "--port", "0") as (_, address):
         shell = Shell(folder, {"BROKER_API_KEYS": KEY, "BROKER_PORT": address.rpartition(":")[2]})
@@ -51,7 +51,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
 
 
 def call(shell: Shell, query: str, body: bytes, **headers: str) -> None:
-    """A callback, whatever is answered to it."""
+    """Send a callback and ignore the response."""
     url = f"http://127.0.0.1:{shell.settings['BROKER_PORT']}/api/webhook/nano-banana{query}"
     try:
         urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=10).close()
@@ -60,98 +60,98 @@ def call(shell: Shell, query: str, body: bytes, **headers: str) -> None:
 
 
 def listed(shell: Shell, *args: str) -> list[dict[str, Any]]:
-    ended = shell.run("hooks", *args, "--json")
+    ended = shell.run("callbacks", *args, "--json")
     assert ended.code == 0, ended.err
     data: list[dict[str, Any]] = json.loads(ended.out)["data"]
     return data
 
 
-def first(shell: Shell, verdict: str) -> str:
-    """The first callback with a verdict."""
-    hook_id: str = listed(shell, "--verdict", verdict)[-1]["id"]
+def first(shell: Shell, verification: str) -> str:
+    """Return the id of the first callback with this verification result."""
+    hook_id: str = listed(shell, "--verification", verification)[-1]["id"]
     return hook_id
 
 
-# -- what came
+# -- callbacks
 
 
-def test_the_inbox_is_listed_for_people(served: Shell) -> None:
-    ended = served.run("hooks")
+def test_callbacks_are_listed(served: Shell) -> None:
+    ended = served.run("callbacks")
     assert ended.code == 0, ended.err
     lines = ended.out.splitlines()
     assert re.fullmatch(r"hook_[0-9a-f]{24}  \S+Z  malformed 400 +no task  the body is not readable JSON", lines[-3])
     assert re.fullmatch(r"hook_[0-9a-f]{24}  \S+Z  reject    401 +no task  its token is wrong", lines[-2])
-    believed = r"hook_[0-9a-f]{24}  \S+Z  accept    200  lag [0-9.]+ s +task_[0-9a-f]{32}/1  its token .*"
-    assert re.fullmatch(believed, lines[-1])
+    accepted = r"hook_[0-9a-f]{24}  \S+Z  accept    200  lag [0-9.]+ s +task_[0-9a-f]{32}/1  its token .*"
+    assert re.fullmatch(accepted, lines[-1])
 
 
-def test_the_inbox_is_listed_for_programs(served: Shell) -> None:
-    (believed,) = listed(served, "--verdict", "accept", "--limit", "1")
-    assert listed(served, "--task", believed["taskId"])[-1]["id"] == first(served, "accept")
-    assert listed(served, "--task", "task_of_nobody") == []
-    assert "No callbacks." in served.run("hooks", "--task", "task_of_nobody").err
+def test_callbacks_are_listed_as_json(served: Shell) -> None:
+    (accepted,) = listed(served, "--verification", "accept", "--limit", "1")
+    assert listed(served, "--task", accepted["taskId"])[-1]["id"] == first(served, "accept")
+    assert listed(served, "--task", "task_unknown") == []
+    assert "No callbacks." in served.run("callbacks", "--task", "task_unknown").err
 
 
-def test_a_callback_is_shown_with_its_body(served: Shell) -> None:
+def test_callback_is_shown_with_its_body(served: Shell) -> None:
     hook_id = first(served, "accept")
-    ended = served.run("hooks", "show", hook_id)
+    ended = served.run("callbacks", "show", hook_id)
     assert ended.code == 0, ended.err
     facts = dict(line.split(None, 1) for line in ended.out.splitlines() if len(line.split(None, 1)) == 2)
     assert facts["callback"] == hook_id
-    assert facts["verdict"] == "accept (200): its token or signature is valid"
+    assert facts["result"] == "accept (200): its token or signature is valid"
     assert '"state": "success"' in ended.out
     assert "token=[hidden]" in ended.out
-    shown = json.loads(served.run("hooks", "show", hook_id, "--json").out)["data"]
+    shown = json.loads(served.run("callbacks", "show", hook_id, "--json").out)["data"]
     assert shown["body"] in ended.out
 
 
-def test_what_came_from_afar_cannot_steer_the_terminal(served: Shell) -> None:
+def test_remote_text_cannot_control_the_terminal(served: Shell) -> None:
     hook_id = first(served, "malformed")
-    assert "]0;owned" in served.run("hooks", "show", hook_id).out
+    assert "]0;owned" in served.run("callbacks", "show", hook_id).out
     for args in (("show", hook_id), ("replay", hook_id), ("export", hook_id), ("show", hook_id, "--json")):
-        assert "\x1b" not in served.run("hooks", *args).out
+        assert "\x1b" not in served.run("callbacks", *args).out
 
 
-def test_what_is_exported_is_json_without_control_characters() -> None:
+def test_exported_json_has_no_control_characters() -> None:
     document = {"body": "a\x9b2Jb\x7f \u202e🍌", "n": [1]}
-    text = _written(document)
+    text = format_json(document)
     assert json.loads(text) == document
     assert not any(c in text for c in "\x9b\x7f\u202e")
     assert "🍌" in text
 
 
-def test_a_believed_callback_is_replayed(served: Shell) -> None:
+def test_accepted_callback_is_replayed(served: Shell) -> None:
     hook_id = first(served, "accept")
-    dry = served.run("hooks", "replay", hook_id, "--dry-run")
+    dry = served.run("callbacks", "replay", hook_id, "--dry-run")
     assert (dry.code, "Nothing was changed." in dry.out) == (0, True)
-    assert "says       the job succeeded: 1 result, 4 credits" in dry.out
-    ended = served.run("hooks", "replay", hook_id)
+    assert "report     the job succeeded: 1 result, 4 credits" in dry.out
+    ended = served.run("callbacks", "replay", hook_id)
     assert ended.code == 0, ended.err
     assert "effect     nothing: the task is succeeded already" in ended.out
     replay_id = re.search(r"Replayed as (hook_[0-9a-f]{24})\.", ended.out)
     assert replay_id is not None
-    assert f"(replay of {hook_id})" in served.run("hooks").out
-    assert f"replay of  {hook_id}" in served.run("hooks", "show", replay_id[1]).out
+    assert f"(replay of {hook_id})" in served.run("callbacks").out
+    assert f"replay of  {hook_id}" in served.run("callbacks", "show", replay_id[1]).out
 
 
-def test_a_refused_callback_is_only_explained(served: Shell) -> None:
+def test_rejected_callback_is_only_explained(served: Shell) -> None:
     before = len(listed(served))
-    ended = served.run("hooks", "replay", first(served, "reject"))
+    ended = served.run("callbacks", "replay", first(served, "reject"))
     assert (ended.code, "It was not replayed." in ended.out) == (1, True)
-    assert "verdict    reject (401): its token is wrong" in ended.out
+    assert "result     reject (401): its token is wrong" in ended.out
     assert len(listed(served)) == before
 
 
-def test_a_callback_becomes_a_fixture(served: Shell) -> None:
+def test_callback_is_exported_as_a_fixture(served: Shell) -> None:
     hook_id = first(served, "accept")
-    printed = served.run("hooks", "export", hook_id)
-    saved = served.run("hooks", "export", hook_id, "-o", "fixture.json")
+    printed = served.run("callbacks", "export", hook_id)
+    saved = served.run("callbacks", "export", hook_id, "-o", "fixture.json")
     assert (saved.code, saved.out) == (0, "")
-    assert "look at it before you share it" in saved.err
+    assert "review it before you share it" in saved.err
     text = (served.folder / "fixture.json").read_text("utf-8")
     assert text == printed.out
     assert json.loads(text)["expected"]["verification"] == "accept"
-    nowhere = served.run("hooks", "export", hook_id, "-o", "nowhere/fixture.json")
+    nowhere = served.run("callbacks", "export", hook_id, "-o", "nowhere/fixture.json")
     assert (nowhere.code, "nowhere/fixture.json cannot be written" in nowhere.err) == (1, True)
 
 
@@ -162,43 +162,42 @@ def test_a_callback_becomes_a_fixture(served: Shell) -> None:
         (("show", "hook_../../task"), "begins with hook_"),
         (("replay", f"hook_{'0' * 24}"), "There is no callback with this id"),
         (("export", "hook_0"), "There is no callback with this id"),
-        (("--verdict", "fine"), "verification must be one of accept, recheck"),
-        (("export", EVENT), "Only received callbacks"),
-        (("replay", EVENT, "--dry-run"), "--dry-run"),
+        (("--verification", "fine"), "verification must be one of accept, recheck"),
+        (("show", EVENT), "use `broker webhooks`"),
     ],
     ids=str,
 )
-def test_what_cannot_be_done_is_said_in_a_sentence(served: Shell, args: tuple[str, ...], words: str) -> None:
-    ended = served.run("hooks", *args)
+def test_errors_are_one_sentence(served: Shell, args: tuple[str, ...], words: str) -> None:
+    ended = served.run("callbacks", *args)
     assert (ended.code, ended.out) == (1, "")
     assert words in ended.err
     assert "Traceback" not in ended.err
 
 
-def test_the_inbox_needs_the_key_that_the_broker_wants(served: Shell) -> None:
-    ended = served.run("hooks", BROKER_API_KEYS="another-key")
+def test_callbacks_need_the_key_of_the_broker(served: Shell) -> None:
+    ended = served.run("callbacks", BROKER_API_KEYS="another-key")
     assert (ended.code, ended.out) == (1, "")
     assert "another-key" not in ended.err
 
 
-def test_those_that_never_came_are_counted(served: Shell) -> None:
-    """A minute after the end: until then one may be on its way."""
+def test_missing_callbacks_are_counted(served: Shell) -> None:
+    """A minute after the end of the attempt, since one may arrive until then."""
     try:
         _note_ends(served, "question")
-        assert "1 callback never came in the last 24 hours." in served.run("hooks").out
+        assert "1 callback did not arrive in the last 24 hours." in served.run("callbacks").out
     finally:
         _note_ends(served, "callback")
-    assert "never came" not in served.run("hooks").out
+    assert "did not arrive" not in served.run("callbacks").out
 
 
 def _note_ends(shell: Shell, learned_by: str) -> None:
-    """As if the end of every attempt had been learned in this way, about an earlier number, a while ago."""
+    """Mark every attempt as ended a while ago and reported in this way."""
     with closing(sqlite3.connect(shell.folder / "data" / "broker.db", timeout=10)) as database, database:
         database.execute("UPDATE attempts SET learned_by = ?, number = 7, ended_at = sent_at - 100", [learned_by])
 
 
-def test_a_watched_inbox_shows_what_comes(served: Shell) -> None:
-    process = served.start("hooks", "--watch", "--limit", "1")
+def test_watched_inbox_prints_new_callbacks(served: Shell) -> None:
+    process = served.start("callbacks", "--watch", "--limit", "1")
     try:
         assert process.stdout is not None
         process.stdout.readline()
@@ -209,32 +208,32 @@ def test_a_watched_inbox_shows_what_comes(served: Shell) -> None:
         process.communicate()
 
 
-# -- where no broker runs
+# -- without a running broker
 
 
-def test_without_a_broker_the_database_answers(served: Shell) -> None:
-    """The same doors, without a socket: also with a key configured."""
+def test_callbacks_are_read_from_the_database(served: Shell) -> None:
+    """The same API inside the process, also with a key configured."""
     away = Shell(served.folder, {**served.settings, "BROKER_PORT": "9"})
     hook_id = first(served, "accept")
-    assert away.run("hooks", "show", hook_id).out == served.run("hooks", "show", hook_id).out
-    assert "Nothing was changed." in away.run("hooks", "replay", hook_id, "--dry-run").out
-    ended = away.run("hooks", "replay", hook_id)
-    assert (ended.code, "works on this database takes its news in" in ended.err) == (0, True)
-    missing = away.run("hooks", "show", f"hook_{'0' * 24}")
+    assert away.run("callbacks", "show", hook_id).out == served.run("callbacks", "show", hook_id).out
+    assert "Nothing was changed." in away.run("callbacks", "replay", hook_id, "--dry-run").out
+    ended = away.run("callbacks", "replay", hook_id)
+    assert (ended.code, "the next worker processes it" in ended.err) == (0, True)
+    missing = away.run("callbacks", "show", f"hook_{'0' * 24}")
     assert (missing.code, "There is no callback with this id" in missing.err) == (1, True)
 
 
-def test_without_a_broker_and_a_database_there_is_nothing_to_see(tmp_path: Any) -> None:
-    ended = Shell(tmp_path, {"BROKER_PORT": "9"}).run("hooks")
+def test_folder_without_a_database_is_an_error(tmp_path: Any) -> None:
+    ended = Shell(tmp_path, {"BROKER_PORT": "9"}).run("callbacks")
     assert (ended.code, "right folder" in ended.err) == (1, True)
     assert list(tmp_path.iterdir()) == []
 
 
-# -- what went out
+# -- webhooks
 
 
 class Receiver(BaseHTTPRequestHandler):
-    """A broker that knows of one delivery."""
+    """Broker with one delivery."""
 
     asked: ClassVar[list[str]] = []
 
@@ -275,20 +274,20 @@ def other_broker() -> Iterator[int]:
             thread.join()
 
 
-def test_what_went_out_is_listed_shown_and_sent_again(tmp_path: Any) -> None:
+def test_webhooks_are_listed_shown_and_replayed(tmp_path: Any) -> None:
     Receiver.asked.clear()
     with other_broker() as port:
         shell = Shell(tmp_path, {"BROKER_PORT": str(port)})
-        sent = shell.run("hooks", "--sent", "--task", DELIVERY["taskId"], "--verdict", "failed", "--limit", "3")
+        sent = shell.run("webhooks", "--task", DELIVERY["taskId"], "--outcome", "failed", "--limit", "3")
         assert (sent.code, EVENT in sent.out, "HTTP 500" in sent.out) == (0, True, True)
-        assert listed(shell, "--sent") == [DELIVERY]
-        shown = shell.run("hooks", "show", EVENT)
+        assert json.loads(shell.run("webhooks", "--json").out)["data"] == [DELIVERY]
+        shown = shell.run("webhooks", "show", EVENT)
         assert "outcome    failed: every try failed" in shown.out
         assert "try 1      2026-08-11T02:34:43.000Z  HTTP 500  12 ms" in shown.out
         assert "try 2      2026-08-11T02:34:48.000Z  too slow  15000 ms" in shown.out
         assert '"type": "task.completed"' in shown.out
         assert "\x9b" not in shown.out
-        replayed = shell.run("hooks", "replay", EVENT)
+        replayed = shell.run("webhooks", "replay", EVENT)
         assert (replayed.code, replayed.out) == (0, f"{EVENT} will be sent again.\n")
     asked = [line for line in Receiver.asked if "health" not in line]
     assert asked[0] == f"GET /api/deliveries?task={DELIVERY['taskId']}&outcome=failed&limit=3"

@@ -1,4 +1,4 @@
-"""What can be ordered: models, their fields and prices, and how many pixels come out."""
+"""Models with their fields, prices and pixels, and the validation of requests."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ SCALE = {"1K": 1, "2K": 2, "4K": 4}
 COMMON = {"prompt", "aspect_ratio", "seed", "nsfw_checker", "google_search"}
 
 
-class Refused(Exception):
-    """A request that makes no job: the envelope's code and message."""
+class RejectedRequest(Exception):
+    """A request that makes no job, with code and message of the envelope."""
 
     def __init__(self, code: int, msg: str) -> None:
         super().__init__(msg)
@@ -35,8 +35,8 @@ class Refused(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model:
-    """One model as its page documents it.
+class ModelSpec:
+    """One model as its documentation page describes it.
 
     first: the 2.5 generation, with its own pixel table and the older field name image_size.
     references: name of the field with reference URLs; None for text only.
@@ -56,19 +56,19 @@ class Model:
     default_ratio: str = "1:1"
     fields: frozenset[str] = field(default=frozenset({"output_format"}))
 
-    def knows(self) -> set[str]:
+    def accepted_fields(self) -> set[str]:
         return COMMON | self.fields | ({self.references} if self.references else set())
 
 
-_FIRST = frozenset({"output_format", "image_size"})
-_LATER = frozenset({"output_format", "resolution"})
+_FIRST_FIELDS = frozenset({"output_format", "image_size"})
+_LATER_FIELDS = frozenset({"output_format", "resolution"})
 _ALL_RATIOS = (*RATIOS, *LONG_PIXELS)
 
-MODELS: dict[str, Model] = {
-    "google/nano-banana": Model(
-        prompt_limit=5_000, prices={"1K": 4}, formats=("png", "jpeg"), first=True, fields=_FIRST
+MODELS: dict[str, ModelSpec] = {
+    "google/nano-banana": ModelSpec(
+        prompt_limit=5_000, prices={"1K": 4}, formats=("png", "jpeg"), first=True, fields=_FIRST_FIELDS
     ),
-    "google/nano-banana-edit": Model(
+    "google/nano-banana-edit": ModelSpec(
         prompt_limit=5_000,
         prices={"1K": 4},
         formats=("png", "jpeg"),
@@ -76,17 +76,17 @@ MODELS: dict[str, Model] = {
         references="image_urls",
         max_references=10,
         references_required=True,
-        fields=_FIRST,
+        fields=_FIRST_FIELDS,
     ),
-    "nano-banana-pro": Model(
+    "nano-banana-pro": ModelSpec(
         prompt_limit=10_000,
         prices={"1K": 18, "2K": 18, "4K": 24},
         formats=("png", "jpg"),
         references="image_input",
         max_references=8,
-        fields=_LATER,
+        fields=_LATER_FIELDS,
     ),
-    "nano-banana-2": Model(
+    "nano-banana-2": ModelSpec(
         prompt_limit=20_000,
         prices={"1K": 8, "2K": 12, "4K": 18},
         formats=("jpg", "png"),
@@ -94,10 +94,10 @@ MODELS: dict[str, Model] = {
         max_references=14,
         ratios=_ALL_RATIOS,
         default_ratio="auto",
-        fields=_LATER,
+        fields=_LATER_FIELDS,
     ),
     # Its price was not seen; the cheapest known one stands in. It lets nobody choose a format.
-    "nano-banana-2-lite": Model(
+    "nano-banana-2-lite": ModelSpec(
         prompt_limit=20_000,
         prices={"1K": 4},
         formats=("png",),
@@ -111,8 +111,8 @@ MODELS: dict[str, Model] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dish:
-    """A checked order. ratio may be "auto"; image_format is "png" or "jpeg"."""
+class ValidatedRequest:
+    """A validated createTask. ratio may be "auto"; image_format is "png" or "jpeg"."""
 
     model: str
     prompt: str
@@ -124,15 +124,15 @@ class Dish:
     references: tuple[str, ...]
 
     def pixels(self, reference: tuple[int, int] | None) -> tuple[int, int]:
-        """Width and height; `reference` is the size of the first reference, which settles "auto"."""
+        """Return width and height; `reference` is the size of the first reference, which decides "auto"."""
         model = MODELS[self.model]
-        ratio = nearest(reference, model.ratios) if self.ratio == "auto" else self.ratio
+        ratio = nearest_ratio(reference, model.ratios) if self.ratio == "auto" else self.ratio
         width, height = LONG_PIXELS.get(ratio) or PIXELS[ratio][0 if model.first else 1]
         return width * SCALE[self.resolution], height * SCALE[self.resolution]
 
 
-def nearest(size: tuple[int, int] | None, ratios: tuple[str, ...]) -> str:
-    """The ratio closest to a picture's own; 1:1 without a picture."""
+def nearest_ratio(size: tuple[int, int] | None, ratios: tuple[str, ...]) -> str:
+    """Return the ratio closest to that of an image; 1:1 without one."""
     if size is None:
         return "1:1"
     return min(ratios, key=lambda ratio: abs(_quotient(ratio) - size[0] / size[1]))
@@ -143,24 +143,24 @@ def _quotient(ratio: str) -> float:
     return int(width) / int(height)
 
 
-def checked(request: Any) -> Dish:
-    """The body of a createTask, or `Refused` as kie.ai would."""
+def validate_request(request: Any) -> ValidatedRequest:
+    """Return the validated body of a createTask, or raise `RejectedRequest` as kie.ai would."""
     if not isinstance(request, dict):
-        raise Refused(400, "the body is not a JSON object")
+        raise RejectedRequest(400, "the body is not a JSON object")
     name, fields = str(request.get("model")), request.get("input")
     if name not in MODELS:
-        raise Refused(422, "model name not supported")
+        raise RejectedRequest(422, "model name not supported")
     if not isinstance(fields, dict):
-        raise Refused(422, "input is required")
+        raise RejectedRequest(422, "input is required")
     _check_callback(request.get("callBackUrl"))
-    return _dish(name, MODELS[name], fields)
+    return _validate_input(name, MODELS[name], fields)
 
 
-def _dish(name: str, model: Model, fields: dict[str, Any]) -> Dish:
+def _validate_input(name: str, model: ModelSpec, fields: dict[str, Any]) -> ValidatedRequest:
     _check_names(model, fields)
     resolution = _choice(fields, "resolution", tuple(model.prices), "1K")
     output_format = _choice(fields, "output_format", model.formats, model.formats[0])
-    return Dish(
+    return ValidatedRequest(
         model=name,
         prompt=_prompt(model, fields),
         ratio=_ratio(model, fields),
@@ -172,49 +172,49 @@ def _dish(name: str, model: Model, fields: dict[str, Any]) -> Dish:
     )
 
 
-def _check_names(model: Model, fields: dict[str, Any]) -> None:
-    if strange := sorted(fields.keys() - model.knows()):
-        raise Refused(422, f"unknown field {strange[0]}")
+def _check_names(model: ModelSpec, fields: dict[str, Any]) -> None:
+    if strange := sorted(fields.keys() - model.accepted_fields()):
+        raise RejectedRequest(422, f"unknown field {strange[0]}")
 
 
 def _check_callback(url: Any) -> None:
     fine = url is None or (isinstance(url, str) and _is_http(url))
-    _insist(fine, "callBackUrl is not a valid URL")
+    _require(fine, "callBackUrl is not a valid URL")
 
 
-def _prompt(model: Model, fields: dict[str, Any]) -> str:
+def _prompt(model: ModelSpec, fields: dict[str, Any]) -> str:
     prompt = fields.get("prompt")
     if not isinstance(prompt, str) or not prompt.strip():
-        raise Refused(422, "prompt is required")
-    _insist(len(prompt) <= model.prompt_limit, f"prompt is longer than {model.prompt_limit} characters")
+        raise RejectedRequest(422, "prompt is required")
+    _require(len(prompt) <= model.prompt_limit, f"prompt is longer than {model.prompt_limit} characters")
     return prompt
 
 
-def _ratio(model: Model, fields: dict[str, Any]) -> str:
-    """Of the two spellings aspect_ratio wins."""
+def _ratio(model: ModelSpec, fields: dict[str, Any]) -> str:
+    """Return the ratio; of the two spellings aspect_ratio takes precedence."""
     spelling = "aspect_ratio" if "aspect_ratio" in fields else "image_size"
-    _insist(spelling in fields or not model.ratio_required, "aspect_ratio is required")
+    _require(spelling in fields or not model.ratio_required, "aspect_ratio is required")
     return _choice(fields, spelling, (*model.ratios, "auto"), model.default_ratio)
 
 
 def _choice(fields: dict[str, Any], name: str, choices: tuple[str, ...], default: str) -> str:
     value = fields.get(name, default)
-    _insist(value in choices, f"{name} is not within the range of allowed options")
+    _require(value in choices, f"{name} is not within the range of allowed options")
     return str(value)
 
 
 def _seed(fields: dict[str, Any]) -> int | None:
     seed = fields.get("seed")
-    _insist(seed is None or isinstance(seed, int), "seed is not an integer")
+    _require(seed is None or isinstance(seed, int), "seed is not an integer")
     return seed
 
 
-def _references(model: Model, fields: dict[str, Any]) -> tuple[str, ...]:
+def _references(model: ModelSpec, fields: dict[str, Any]) -> tuple[str, ...]:
     urls = fields.get(model.references, []) if model.references else []
     fine = isinstance(urls, list) and all(isinstance(url, str) and _is_http(url) for url in urls)
-    _insist(fine, f"{model.references} is not a list of URLs")
-    _insist(len(urls) <= model.max_references, f"{model.references} has more than {model.max_references} items")
-    _insist(bool(urls) or not model.references_required, f"{model.references} is required")
+    _require(fine, f"{model.references} is not a list of URLs")
+    _require(len(urls) <= model.max_references, f"{model.references} has more than {model.max_references} items")
+    _require(bool(urls) or not model.references_required, f"{model.references} is required")
     return tuple(urls)
 
 
@@ -226,6 +226,6 @@ def _is_http(url: str) -> bool:
         return False
 
 
-def _insist(fine: bool, msg: str) -> None:
+def _require(fine: bool, msg: str) -> None:
     if not fine:
-        raise Refused(422, msg)
+        raise RejectedRequest(422, msg)
