@@ -69,7 +69,7 @@ def test_a_task_is_changed_in_one_place_only() -> None:
         for function in ast.walk(tree)
         if isinstance(function, ast.AsyncFunctionDef | ast.FunctionDef)
         for node in ast.walk(function)
-        if isinstance(node, ast.Attribute) and node.attr in {"saving", "saving_all"}
+        if isinstance(node, ast.Attribute) and node.attr in {"saving", "update_all"}
     }
     assert writers == {
         ("broker/tasks/transitions.py", "apply"),
