@@ -69,5 +69,5 @@ def test_a_lost_callback_costs_the_time_until_the_provider_is_asked() -> None:
     assert max(Simulation(plant).run().lives) < plant.check_after + 1
 
 
-def test_nobody_came() -> None:
+def test_simulation_without_orders_says_so() -> None:
     assert "no order came" in Simulation(Plant(), orders=[]).run().told()
