@@ -1,4 +1,4 @@
-"""Cost of deleting a day's tasks, for itself and for concurrent polls and creates: `python -m tests.benchmarks.retention`.
+"""Cost of deleting a day's tasks, also for concurrent polls and creates: `python -m tests.benchmarks.retention`.
 
 Three ways on copies of one Postgres database, in which as many tasks as you say have ended long enough ago:
 
