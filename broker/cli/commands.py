@@ -1,18 +1,15 @@
-"""Every command of `broker`, its options, and how a command ends."""
+"""Every command of `broker` with its options and help."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import typer
 
-DONE: Final = 0
-NOT_DONE: Final = 1
-WRONG_SETTINGS: Final = 2
-INTERRUPTED: Final = 130
+from broker.cli.exit_codes import ExitCode
 
 app = typer.Typer(
     help="A durable broker in front of Nano Banana image providers: nothing is lost, nothing is paid twice.",
@@ -20,20 +17,25 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-db = typer.Typer(help="The database: its state, and bringing it to today's shape.", no_args_is_help=True)
+db = typer.Typer(help="Inspect and migrate the database.", no_args_is_help=True)
 app.add_typer(db, name="db")
-hooks = typer.Typer(help="Callbacks that came, and webhooks that went out: list, show, replay.")
-app.add_typer(hooks, name="hooks")
+callbacks = typer.Typer(help="List, show, replay and export callbacks from providers.")
+app.add_typer(callbacks, name="callbacks")
+webhooks = typer.Typer(help="List, show and replay webhooks to callers.")
+app.add_typer(webhooks, name="webhooks")
 
-AsJson = Annotated[bool, typer.Option("--json", help="JSON for programs, one document per line.")]
-Watch = Annotated[bool, typer.Option("--watch", help="Go on and show each change.")]
-HookId = Annotated[str, typer.Argument(metavar="ID", help="hook_… came, evt_… went out.")]
-Port = Annotated[int | None, typer.Option(min=0, max=65535, help="Port to listen on, 0 for any free one.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one document per line.")]
+Watch = Annotated[bool, typer.Option("--watch", help="Keep running and print each change.")]
+OfTask = Annotated[str | None, typer.Option(metavar="ID", help="Only of this task.")]
+Limit = Annotated[int, typer.Option(min=1, max=100, help="Number of entries.")]
+CallbackId = Annotated[str, typer.Argument(metavar="ID", help="Begins with hook_.")]
+WebhookId = Annotated[str, typer.Argument(metavar="ID", help="Begins with evt_.")]
+Port = Annotated[int | None, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes any free one.")]
 
 
 @app.command()
 def demo() -> None:
-    """One text-to-image and one image-to-image task through real HTTP. No key, no network, no cost."""
+    """Run one text-to-image and one image-to-image task over HTTP. No key, no network, no cost."""
     from broker.cli.demo import demo
 
     _run(demo)
@@ -44,7 +46,7 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on. Default: BROKER_HOST.")] = None,
     port: Port = None,
 ) -> None:
-    """API, webhooks and worker in one process."""
+    """Run API, webhooks and worker in one process."""
     from broker.cli.serve import serve
 
     _run(serve, host, port)
@@ -52,28 +54,28 @@ def serve(
 
 @app.command()
 def worker() -> None:
-    """The worker alone, without HTTP: more of them help a busy `broker serve`."""
-    from broker.cli.serve import work
+    """Run a worker without HTTP, in addition to `broker serve`."""
+    from broker.cli.serve import run_worker
 
-    _run(work)
+    _run(run_worker)
 
 
 @app.command()
 def sandbox(
     *,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on, 0 for any free one.")] = 8001,
-    host: Annotated[str, typer.Option(help="Address to listen on; its ledger is open to all who reach it.")] = (
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes any free one.")] = 8001,
+    host: Annotated[str, typer.Option(help="Address to listen on; every client that reaches it can read the jobs.")] = (
         "127.0.0.1"
     ),
-    mood: Annotated[str, typer.Option(help="How it misbehaves, like lost or late:30,twice.")] = "good",
-    moods: Annotated[bool, typer.Option("--moods", help="List every mood, and stop.")] = False,
-    duration: Annotated[float, typer.Option(min=0, help="Seconds a job takes.")] = 1.0,
-    credit: Annotated[float, typer.Option("--credits", min=0, help="Credits on the account.")] = 1000.0,
+    mood: Annotated[str, typer.Option(help="Faults on request, like lost or late:30,twice.")] = "good",
+    moods: Annotated[bool, typer.Option("--moods", help="List every mood and exit.")] = False,
+    duration: Annotated[float, typer.Option(min=0, help="Duration of a job in seconds.")] = 1.0,
+    credit: Annotated[float, typer.Option("--credits", min=0, help="Credits of the account.")] = 1000.0,
     key: Annotated[str | None, typer.Option(help="The only API key accepted. Default: any.")] = None,
-    webhook_key: Annotated[str | None, typer.Option(help="Sign callbacks with it, as kie.ai does.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Folder that outlives a restart. Default: memory only.")] = None,
+    webhook_key: Annotated[str | None, typer.Option(help="Key that signs callbacks, as kie.ai does.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder for jobs and files. Default: memory only.")] = None,
 ) -> None:
-    """The sandbox provider alone: a pretend kie.ai that keeps its promises, or breaks them on request."""
+    """Run the sandbox provider: an emulator of kie.ai, with faults on request."""
     from broker.cli import sandbox as body
 
     if moods:
@@ -81,7 +83,7 @@ def sandbox(
         return
     _run(
         partial(
-            body.sandbox,
+            body.serve_alone,
             host=host,
             port=port,
             mood=mood,
@@ -96,21 +98,21 @@ def sandbox(
 
 @app.command()
 def generate(
-    prompt: Annotated[str, typer.Argument(help="What to paint, or what to change in the images given.")],
+    prompt: Annotated[str, typer.Argument(help="The image to make, or the change to the reference images.")],
     *,
-    image: Annotated[list[Path] | None, typer.Option("-i", "--image", help="A reference image; repeatable.")] = None,
+    image: Annotated[list[Path] | None, typer.Option("-i", "--image", help="Reference image; repeatable.")] = None,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Where to save it. Default: ./<task id>.<ext>")
+        Path | None, typer.Option("-o", "--out", help="File or folder to save to. Default: ./<task id>.<ext>")
     ] = None,
     model: Annotated[str | None, typer.Option(help="Like nano-banana or nano-banana-pro.")] = None,
     aspect: Annotated[str | None, typer.Option(help="Like 1:1, 16:9 or auto.")] = None,
-    resolution: Annotated[str | None, typer.Option(help="1K, 2K or 4K, where the model has them.")] = None,
-    n: Annotated[int, typer.Option("--n", "-n", min=1, max=6, help="How many images.")] = 1,
+    resolution: Annotated[str | None, typer.Option(help="1K, 2K or 4K, if the model supports it.")] = None,
+    n: Annotated[int, typer.Option("--n", "-n", min=1, max=6, help="Number of images.")] = 1,
 ) -> None:
-    """Make an image and save it. Uses the running broker, or is one for the moment if none runs."""
-    from broker.cli.generate import Wish, generate
+    """Make images and save them. Uses the running broker; without one, runs a broker for this command."""
+    from broker.cli.generate import GenerateOptions, generate
 
-    wish = Wish(
+    options = GenerateOptions(
         prompt=prompt,
         images=tuple(image or ()),
         out=out,
@@ -119,135 +121,163 @@ def generate(
         resolution=resolution,
         count=n,
     )
-    _run(generate, wish)
+    _run(generate, options)
 
 
 @app.command()
 def task(task_id: Annotated[str, typer.Argument(metavar="ID")], as_json: AsJson = False, watch: Watch = False) -> None:
-    """Show one task."""
-    from broker.cli.tasks import show
+    """Show a task."""
+    from broker.cli.tasks import show_task
 
-    _run(partial(show, task_id, as_json=as_json, watch=watch))
+    _run(partial(show_task, task_id, as_json=as_json, watch=watch))
 
 
 @app.command()
 def tasks(
     status: Annotated[
-        str | None, typer.Option(help="Only pending, processing, completed, failed or canceled ones.")
+        str | None, typer.Option(help="Only this status: pending, processing, completed, failed or canceled.")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, max=100, help="How many.")] = 20,
+    limit: Limit = 20,
     as_json: AsJson = False,
     watch: Watch = False,
 ) -> None:
     """List tasks, newest first."""
-    from broker.cli.tasks import show_all
+    from broker.cli.tasks import list_tasks
 
-    _run(partial(show_all, status=status, limit=limit, as_json=as_json, watch=watch))
+    _run(partial(list_tasks, status=status, limit=limit, as_json=as_json, watch=watch))
 
 
 @app.command()
 def cancel(task_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
-    """Cancel a task. What the provider has begun may still be billed."""
-    from broker.cli.tasks import cancel
+    """Cancel a task. A job that the provider has started may still be billed."""
+    from broker.cli.tasks import cancel_task
 
-    _run(cancel, task_id)
+    _run(cancel_task, task_id)
 
 
-@hooks.callback(invoke_without_command=True)
-def list_hooks(
+@callbacks.callback(invoke_without_command=True)
+def list_callbacks(
     context: typer.Context,
     *,
-    task: Annotated[str | None, typer.Option(metavar="ID", help="Only those of this task.")] = None,
-    verdict: Annotated[
-        str | None,
-        typer.Option(
-            help="Only accept, recheck, reject, unknown or malformed ones; with --sent an outcome, like failed."
-        ),
+    task: OfTask = None,
+    verification: Annotated[
+        str | None, typer.Option(help="Only this result: accept, recheck, reject, unknown or malformed.")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, max=100, help="How many.")] = 20,
-    sent: Annotated[bool, typer.Option("--sent", help="Webhooks that went to callers, not callbacks that came.")] = (
-        False
-    ),
+    limit: Limit = 20,
     as_json: AsJson = False,
     watch: Watch = False,
 ) -> None:
-    """The inbox of callbacks, newest first: verdict, how long each took, and how many never came."""
+    """List callbacks from providers, newest first, and count the missing ones."""
     if context.invoked_subcommand is not None:
         return
-    from broker.cli.hooks import list_all
+    from broker.cli.admin.callbacks import list_callbacks
 
-    _run(partial(list_all, task=task, verdict=verdict, limit=limit, sent=sent, as_json=as_json, watch=watch))
-
-
-@hooks.command("show")
-def show_hook(hook_id: HookId, as_json: AsJson = False) -> None:
-    """One of them whole: what it proved, headers, raw body."""
-    from broker.cli.hooks import show
-
-    _run(partial(show, hook_id, as_json=as_json))
+    _run(partial(list_callbacks, task=task, verification=verification, limit=limit, as_json=as_json, watch=watch))
 
 
-@hooks.command("replay")
-def replay_hook(
-    hook_id: HookId,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only explain what it would do.")] = False,
+@callbacks.command("show")
+def show_callback(callback_id: CallbackId, as_json: AsJson = False) -> None:
+    """Show a callback: verification, headers and body."""
+    from broker.cli.admin.callbacks import show_callback
+
+    _run(partial(show_callback, callback_id, as_json=as_json))
+
+
+@callbacks.command("replay")
+def replay_callback(
+    callback_id: CallbackId,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Explain the effect and change nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Let today's code read a callback again, or send a webhook again. What was refused is only explained."""
-    from broker.cli.hooks import replay
+    """Process a callback again with the current code. A rejected one is only explained."""
+    from broker.cli.admin.callbacks import replay_callback
 
-    _run(partial(replay, hook_id, dry_run=dry_run, as_json=as_json))
+    _run(partial(replay_callback, callback_id, dry_run=dry_run, as_json=as_json))
 
 
-@hooks.command("export")
-def export_hook(
-    hook_id: HookId,
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Where to save it. Default: print it.")] = None,
+@callbacks.command("export")
+def export_callback(
+    callback_id: CallbackId,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="File to write. Default: print it.")] = None,
 ) -> None:
-    """A received callback as a test fixture. It holds what the callback held, like the prompt."""
-    from broker.cli.hooks import export
+    """Export a callback as a test fixture. It contains the whole callback, prompt included."""
+    from broker.cli.admin.callbacks import export_callback
 
-    _run(partial(export, hook_id, out=out))
+    _run(partial(export_callback, callback_id, out=out))
+
+
+@webhooks.callback(invoke_without_command=True)
+def list_webhooks(
+    context: typer.Context,
+    *,
+    task: OfTask = None,
+    outcome: Annotated[str | None, typer.Option(help="Only this outcome, like pending, delivered or failed.")] = None,
+    limit: Limit = 20,
+    as_json: AsJson = False,
+    watch: Watch = False,
+) -> None:
+    """List webhooks to callers, newest first, with their outcome."""
+    if context.invoked_subcommand is not None:
+        return
+    from broker.cli.admin.webhooks import list_webhooks
+
+    _run(partial(list_webhooks, task=task, outcome=outcome, limit=limit, as_json=as_json, watch=watch))
+
+
+@webhooks.command("show")
+def show_webhook(webhook_id: WebhookId, as_json: AsJson = False) -> None:
+    """Show a webhook: every attempt, and the body."""
+    from broker.cli.admin.webhooks import show_webhook
+
+    _run(partial(show_webhook, webhook_id, as_json=as_json))
+
+
+@webhooks.command("replay")
+def replay_webhook(webhook_id: WebhookId, as_json: AsJson = False) -> None:
+    """Send a webhook again."""
+    from broker.cli.admin.webhooks import replay_webhook
+
+    _run(partial(replay_webhook, webhook_id, as_json=as_json))
+
+
+@webhooks.command("secret")
+def print_secret() -> None:
+    """Print the secret that signs webhooks. Give it to the receiver only."""
+    from broker.cli.admin.webhooks import print_secrets
+
+    _run(print_secrets)
 
 
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
-    """Say what is wrong, and how to cure it: provider, key, credits, public address, clock, disk, database."""
-    from broker.cli.doctor import doctor
+    """Check settings, provider, credits, public URL, clock, disk and database, with a cure for each problem."""
+    from broker.cli.doctor import run_doctor
 
-    _run(partial(doctor, as_json=as_json))
+    _run(partial(run_doctor, as_json=as_json))
 
 
 @app.command()
 def cleanup() -> None:
-    """Retention now: delete ended tasks that are old enough, and their images. Orders no image, asks no provider."""
-    from broker.cli.upkeep import cleanup
+    """Delete ended tasks above the retention time, and their images. Submits and polls nothing."""
+    from broker.cli.maintenance import delete_expired
 
-    _run(cleanup)
-
-
-@hooks.command()
-def secret() -> None:
-    """Print what we sign webhooks to callers with. Give it to the receiver, and to nobody else."""
-    from broker.cli.hooks_secret import show
-
-    _run(show)
+    _run(delete_expired)
 
 
 @db.command()
 def upgrade() -> None:
-    """Run the migrations that are missing. Every start does so, too."""
-    from broker.cli.upkeep import upgrade
+    """Run missing migrations. Every start does so, too."""
+    from broker.cli.maintenance import upgrade_database
 
-    _run(upgrade)
+    _run(upgrade_database)
 
 
 @db.command()
 def status() -> None:
-    """Migrations, versions, size, and tasks by state. Changes nothing."""
-    from broker.cli.upkeep import status
+    """Show migrations, versions, size and tasks by state."""
+    from broker.cli.maintenance import show_database
 
-    _run(status)
+    _run(show_database)
 
 
 def main() -> None:
@@ -255,19 +285,19 @@ def main() -> None:
 
 
 def _run(body: Callable[..., Awaitable[int | None]], *args: Any) -> None:
-    """Run a command's body. What a person can mend is told in a sentence, without a traceback."""
+    """Run the coroutine function of a command. Errors that a person can fix are one sentence without a traceback."""
     import anyio
 
-    from broker.cli.screen import complain, explained
+    from broker.cli.console import explain_error, print_error
 
     try:
         code = anyio.run(partial(body, *args))
     except KeyboardInterrupt:
-        code = INTERRUPTED
+        code = ExitCode.INTERRUPTED
     except BaseException as error:
-        known = explained(error)
-        if known is None:
+        explained = explain_error(error)
+        if explained is None:
             raise
-        complain(known.sentence)
-        code = known.exit_code
-    raise typer.Exit(code or DONE)
+        print_error(explained.sentence)
+        code = explained.exit_code
+    raise typer.Exit(code or ExitCode.DONE)

@@ -1,10 +1,9 @@
-"""`broker demo`: the whole way of two images through real HTTP, in a few seconds and without a key."""
+"""`broker demo`: two images over real HTTP from order to file, in a few seconds and without a key."""
 
 from __future__ import annotations
 
 import io
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,14 +11,16 @@ import anyio
 import PIL.Image
 
 from broker.bootstrap import load_settings
-from broker.cli.house import Moment, broker_for_a_moment, quiet_logs
-from broker.cli.screen import Unable, complain, say
+from broker.cli.connection import quiet_logs
+from broker.cli.console import CommandError, print_error, print_line
+from broker.cli.embedded import EmbeddedBroker, run_embedded_broker
+from broker.cli.exit_codes import ExitCode
 from broker.client import BrokerError, Image, Task
 from broker.client.errors import describe_failure
 from storage.callbacks import Entry
 
-LOOK_EVERY = 0.5
-PATIENCE_SECONDS = 30.0
+POLL_SECONDS = 0.5
+TIMEOUT_SECONDS = 30.0
 FOLDER = Path("data/demo")
 SIZE = (1344, 768)
 PROMPT = "a red fox reading a newspaper in a banana grove, morning light"
@@ -27,90 +28,92 @@ CHANGE = "the same fox, now at night under a paper lantern"
 
 
 @dataclass(kw_only=True)
-class Story:
-    """Tells each step with the seconds since the beginning."""
+class Narrator:
+    """Printer of steps with the seconds since the start."""
 
-    begin: float = field(default_factory=anyio.current_time)
+    started_at: float = field(default_factory=anyio.current_time)
 
-    def tell(self, text: str) -> None:
-        say(f"{anyio.current_time() - self.begin:6.2f} s  {text}")
+    def print_step(self, text: str) -> None:
+        print_line(f"{anyio.current_time() - self.started_at:6.2f} s  {text}")
 
 
 async def demo() -> int:
-    """0 when both images were made, called back for, stored, and are what was ordered."""
-    story = Story()
+    """Make two images; NOT_DONE unless each arrived by callback, is stored, and has the ordered size."""
+    narrator = Narrator()
     try:
         with tempfile.TemporaryDirectory(prefix="broker-demo-") as folder:
-            settings = load_settings(isolated=True, data_dir=Path(folder))
+            settings = load_settings(isolated=True, data_dir=Path(folder))  # no key: no costs
             quiet_logs(settings)
-            async with broker_for_a_moment(settings) as moment:
-                story.tell(f"broker at {moment.client.base}, sandbox provider at {moment.services.provider.base_url}")
-                await _both_ways(moment, story)
-    except (Unable, BrokerError) as error:
-        complain(f"The demo failed: {error}")
-        return 1
-    story.tell("everything is closed again. `broker serve` is the real thing.")
-    return 0
+            async with run_embedded_broker(settings) as broker:
+                narrator.print_step(
+                    f"broker at {broker.client.base}, sandbox provider at {broker.services.provider.base_url}"
+                )
+                await _make_both(broker, narrator)
+    except (CommandError, BrokerError) as error:
+        print_error(f"The demo failed: {error}")
+        return ExitCode.NOT_DONE
+    narrator.print_step("everything is closed. `broker serve` is the real thing.")
+    return ExitCode.DONE
 
 
-async def _both_ways(moment: Moment, story: Story) -> None:
-    first = await _make(moment, story, "text-to-image", PROMPT)
-    await _make(moment, story, "image-to-image", CHANGE, first)
+async def _make_both(broker: EmbeddedBroker, narrator: Narrator) -> None:
+    first = await _make_image(broker, narrator, "text-to-image", PROMPT)
+    await _make_image(broker, narrator, "image-to-image", CHANGE, first)
 
 
-async def _make(moment: Moment, story: Story, mode: str, prompt: str, *references: Image) -> Image:
-    """One image from the order to a file that is there when the demo is gone."""
-    story.tell(f"{mode}: POST /api/generate/image")
-    order = await moment.client.create(prompt, images=references, aspect_ratio="16:9")
-    story.tell(f"order accepted, durable before the answer: {order.id}")
-    task = await _ended(moment, order.id, story.tell)
-    _check_callback(await moment.services.hooks.newest(limit=10, task_id=order.id))
-    story.tell("callback received and believed: its token was right")
-    (image,) = await moment.client.images(task)
-    path = image.url.removeprefix(moment.client.base)
-    story.tell(f"image stored: {_checked(image.content)}, {len(image.content) / 1024:.0f} KiB, GET {path}")
-    story.tell(f"it lies at {_keep(image, FOLDER / f'{mode}{Path(image.name).suffix}')}")
+async def _make_image(broker: EmbeddedBroker, narrator: Narrator, mode: str, prompt: str, *references: Image) -> Image:
+    """Order one image and save it to a file that remains after the demo."""
+    narrator.print_step(f"{mode}: POST /api/generate/image")
+    order = await broker.client.create(prompt, images=references, aspect_ratio="16:9")
+    narrator.print_step(f"order accepted, durable before the answer: {order.id}")
+    task = await _poll_until_completed(broker, order.id, narrator)
+    _check_callback(await broker.services.hooks.newest(limit=10, task_id=order.id))
+    narrator.print_step("callback received and accepted: its token is valid")
+    (image,) = await broker.client.images(task)
+    path = image.url.removeprefix(broker.client.base)
+    narrator.print_step(f"image stored: {_check_image(image.content)}, {len(image.content) / 1024:.0f} KiB, GET {path}")
+    narrator.print_step(f"saved to {_save_image(image, FOLDER / f'{mode}{Path(image.name).suffix}')}")
     return image
 
 
-async def _ended(moment: Moment, task_id: str, tell: Callable[[str], None]) -> Task:
-    """Polls as a front end does, and tells each status."""
+async def _poll_until_completed(broker: EmbeddedBroker, task_id: str, narrator: Narrator) -> Task:
+    """Poll as a front end does, and print each status."""
     status = ""
-    with anyio.move_on_after(PATIENCE_SECONDS):
+    with anyio.move_on_after(TIMEOUT_SECONDS):
         while True:
-            task = await moment.client.get(task_id)
+            task = await broker.client.get(task_id)
             if task.status != status:
                 status = task.status
-                tell(f"GET /api/task/{task_id[:12]}…: {status}")
+                narrator.print_step(f"GET /api/task/{task_id[:12]}…: {status}")
             if status == "completed":
                 return task
             if status in {"failed", "canceled"}:
-                raise Unable(describe_failure(task))
-            await anyio.sleep(LOOK_EVERY)
-    raise Unable(f"after {PATIENCE_SECONDS:g} s the task is still {status or 'unknown'}")
+                raise CommandError(describe_failure(task))
+            await anyio.sleep(POLL_SECONDS)
+    raise CommandError(f"after {TIMEOUT_SECONDS:g} s the task is still {status or 'unknown'}")
 
 
-def _check_callback(hooks: list[Entry]) -> None:
-    """The image must have come by webhook, not by asking."""
-    if not any(hook.verdict == "accept" for hook in hooks):
-        raise Unable(f"no callback was believed: {[hook.reason for hook in hooks] or 'none came'}")
+def _check_callback(callbacks: list[Entry]) -> None:
+    """Require that the image arrived by callback and not by polling."""
+    if not any(callback.verdict == "accept" for callback in callbacks):
+        raise CommandError(f"no callback was accepted: {[callback.reason for callback in callbacks] or 'none arrived'}")
 
 
-def _checked(content: bytes) -> str:
-    """Format and size, read by a decoder that has nothing to do with ours."""
+def _check_image(content: bytes) -> str:
+    """Return format and size as Pillow reads them; raise `CommandError` if they are wrong."""
     try:
         with PIL.Image.open(io.BytesIO(content)) as image:
             image.load()
             if image.size != SIZE:
-                raise Unable(f"the image has {image.size} pixels, {SIZE} were ordered")
+                raise CommandError(f"the image has {image.size} pixels, {SIZE} were ordered")
             return f"{image.format} of {image.width} × {image.height} pixels"
     except OSError as error:
-        raise Unable(f"the image cannot be decoded: {error}") from None
+        raise CommandError(f"the image cannot be decoded: {error}") from None
 
 
-def _keep(image: Image, path: Path) -> Path:
+def _save_image(image: Image, path: Path) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         return image.save(path).resolve()
     except OSError as error:
-        raise Unable(f"{path} cannot be written: {error.strerror}") from None
+        raise CommandError(f"{path} cannot be written: {error.strerror}") from None

@@ -1,4 +1,4 @@
-"""`broker doctor`: a line for each check, and the cure below what is not well."""
+"""`broker doctor`: one line per check, and the cure below each problem."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 from broker.bootstrap import salvage_settings
-from broker.cli.commands import DONE, NOT_DONE, WRONG_SETTINGS
-from broker.cli.house import quiet_logs
-from broker.cli.screen import say, say_json
+from broker.cli.connection import quiet_logs
+from broker.cli.console import print_json, print_line
+from broker.cli.exit_codes import ExitCode
 from broker.clock import SystemClock
 from broker.doctor.checks import checks_for
 from broker.doctor.context import open_context
@@ -19,40 +19,40 @@ _MARKS = {"ok": ("ok     ", "green"), "warning": ("WARNING", "yellow"), "failed"
 _SKIPPED = ("-      ", "dim")
 
 
-async def doctor(*, as_json: bool) -> int:
-    """0 when all is well, perhaps with warnings; 1 when something is wrong; 2 when the settings are."""
+async def run_doctor(*, as_json: bool) -> int:
+    """Print all findings; NOT_DONE if a check failed, UNAVAILABLE if the settings are wrong."""
     found = salvage_settings()
     quiet_logs(found.settings)
     report = []
     async with open_context(found, SystemClock()) as context:
-        for finding in _settings(found):
+        for finding in _settings_findings(found):
             report.append(finding)
-            _show(finding, quiet=as_json)
+            _print_finding(finding, quiet=as_json)
         async for finding in run_checks(context, checks_for(context)):
             report.append(finding)
-            _show(finding, quiet=as_json)
-    well = not any(finding.status == "failed" for finding in report)
+            _print_finding(finding, quiet=as_json)
+    is_healthy = not any(finding.status == "failed" for finding in report)
     if as_json:
-        say_json({"ok": well, "checks": [asdict(finding) for finding in report]})
-    elif well:
-        say("All is well." if all(finding.status != "warning" for finding in report) else "Nothing is broken.")
+        print_json({"ok": is_healthy, "checks": [asdict(finding) for finding in report]})
+    elif is_healthy:
+        print_line("All is well." if all(finding.status != "warning" for finding in report) else "Nothing is broken.")
     if found.complaints:
-        return WRONG_SETTINGS
-    return DONE if well else NOT_DONE
+        return ExitCode.UNAVAILABLE
+    return ExitCode.DONE if is_healthy else ExitCode.NOT_DONE
 
 
-def _settings(found: SalvagedSettings) -> Iterator[Finding]:
+def _settings_findings(found: SalvagedSettings) -> Iterator[Finding]:
     if not found.complaints:
         yield ok("settings", "understood")
     for complaint in found.complaints:
-        said, _, cure = complaint.partition(": ")
-        yield failed("settings", said, cure or "see .env.example")
+        problem, _, cure = complaint.partition(": ")
+        yield failed("settings", problem, cure or "see .env.example")
 
 
-def _show(finding: Finding, *, quiet: bool) -> None:
+def _print_finding(finding: Finding, *, quiet: bool) -> None:
     if quiet:
         return
     mark, style = _MARKS.get(finding.status, _SKIPPED)
-    say(f"{mark} {finding.name:<21} {finding.found}", style=style)
+    print_line(f"{mark} {finding.name:<21} {finding.found}", style=style)
     if finding.cure:
-        say(f"{' ' * 8}{'':<21} cure: {finding.cure}")
+        print_line(f"{' ' * 8}{'':<21} cure: {finding.cure}")

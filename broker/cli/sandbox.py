@@ -1,4 +1,4 @@
-"""The sandbox provider: alone on a port, or beside a broker without a key."""
+"""The sandbox provider: on a port of its own, or next to a broker without a provider key."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from broker.cli.screen import Unable, say
-from broker.cli.signals import told_to_end
+from broker.cli.console import CommandError, print_line
+from broker.cli.signals import termination_signal
 from broker.errors import SettingsError
 from broker.providers.registry import point_to_sandbox, sandbox_upstream
-from broker.sandbox.moods import Mood, UnknownMood, listed
+from broker.sandbox.faults import Fault, UnknownFault, parse_fault_setting
 from broker.sandbox.options import Options
 from broker.sandbox.server import serve_sandbox
 from broker.settings import Settings
@@ -21,7 +21,7 @@ LOOPBACK = "127.0.0.1"
 ENDLESS_CREDITS = 1e9
 
 
-async def sandbox(
+async def serve_alone(
     *,
     host: str,
     port: int,
@@ -32,10 +32,12 @@ async def sandbox(
     webhook_key: str | None,
     data_dir: Path | None,
 ) -> None:
-    """Serve until told to end."""
+    """Serve until SIGINT or SIGTERM."""
     _check_mood("--mood", mood)
     if port and not _is_free(host, port):
-        raise Unable(f"Port {port} of {host} cannot be used: take another one with --port, or 0 for any free one.")
+        raise CommandError(
+            f"Port {port} of {host} cannot be used: take another one with --port, or 0 for any free one."
+        )
     options = Options(
         api_key=api_key,
         webhook_key=webhook_key,
@@ -44,38 +46,38 @@ async def sandbox(
         mood=mood,
         data_dir=data_dir,
     )
-    with told_to_end() as told:
+    with termination_signal() as wait_for_signal:
         async with serve_sandbox(host, port, options) as url:
-            _introduce(url, api_key)
-            await told()
+            _print_addresses(url, api_key)
+            await wait_for_signal()
 
 
-def _introduce(url: str, api_key: str | None) -> None:
-    say(f"The sandbox provider is at {url}", style="bold")
-    say(f"  its ledger     {url}/sandbox/jobs")
-    say(f"  for a broker   NANO_BANANA_API_URL={url}")
-    say(f"                 NANO_BANANA_UPLOAD_URL={url}")
-    say(f"                 NANO_BANANA_API_KEY={'the key given here' if api_key else 'any'}")
-    say(f"                 BROKER_DOWNLOAD_ALLOW={urlsplit(url).netloc}")
+def _print_addresses(url: str, api_key: str | None) -> None:
+    print_line(f"The sandbox provider is at {url}", style="bold")
+    print_line(f"  its ledger     {url}/sandbox/jobs")
+    print_line(f"  for a broker   NANO_BANANA_API_URL={url}")
+    print_line(f"                 NANO_BANANA_UPLOAD_URL={url}")
+    print_line(f"                 NANO_BANANA_API_KEY={'the key given here' if api_key else 'any'}")
+    print_line(f"                 BROKER_DOWNLOAD_ALLOW={urlsplit(url).netloc}")
 
 
 def list_moods() -> None:
-    """Every mood and what it does. VALUE follows the name: late:30."""
-    for mood in Mood:
+    """Print every mood and its effect. A value follows the name, as in late:30."""
+    for mood in Fault:
         value = f" (VALUE is {mood.value_if_none:g} if not given)" if mood.value_if_none else ""
-        say(f"{mood.value:<18} {mood.doc}{value}")
+        print_line(f"{mood.value:<18} {mood.doc}{value}")
 
 
 @asynccontextmanager
-async def beside(settings: Settings, port: int) -> AsyncIterator[Settings]:
-    """Settings that lead to a sandbox in this process, for as long as the block lasts.
+async def run_sandbox(settings: Settings, port: int) -> AsyncIterator[Settings]:
+    """Run a sandbox in this process and yield settings that use it.
 
-    port: preferred, so that links of jobs from before a restart still lead here; if it is taken, any free one.
+    port: preferred, so that result URLs from before a restart stay valid; if it is in use, any free one.
     """
-    mood = settings.sandbox_mood or Mood.GOOD.value
+    mood = settings.sandbox_mood or Fault.GOOD.value
     _check_mood("BROKER_SANDBOX_MOOD", mood)
     folder = settings.data_dir / "sandbox"
-    _make(folder)
+    _make_folder(folder)
     upstream = sandbox_upstream(settings)
     options = Options(
         webhook_key=upstream.webhook_key.get_secret_value() if upstream.webhook_key else None,
@@ -85,23 +87,23 @@ async def beside(settings: Settings, port: int) -> AsyncIterator[Settings]:
         data_dir=folder,
     )
     async with serve_sandbox(LOOPBACK, port if _is_free(LOOPBACK, port) else 0, options) as url:
-        yield _leading_to(url, settings)
+        yield _settings_for(url, settings)
 
 
-def _leading_to(url: str, settings: Settings) -> Settings:
-    """A public address would only be a detour, and a key must not go astray."""
+def _settings_for(url: str, settings: Settings) -> Settings:
+    """Return the settings without the public URL, which is not needed, and without the key, which must not leak."""
     allowed = (*settings.download_allow, urlsplit(url).netloc)
     return point_to_sandbox(settings.model_copy(update={"webhook_base_url": "", "download_allow": allowed}), url)
 
 
 def _check_mood(where: str, mood: str) -> None:
     try:
-        listed(mood)
-    except UnknownMood as error:
+        parse_fault_setting(mood)
+    except UnknownFault as error:
         raise SettingsError(f"{where} is wrong: {error}") from None
 
 
-def _make(folder: Path) -> None:
+def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

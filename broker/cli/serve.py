@@ -1,4 +1,4 @@
-"""`broker serve` and `broker worker`: open the system, say what it is, run until told to end."""
+"""`broker serve` and `broker worker`: open the system, print its addresses, run until a signal."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import anyio
 from broker import logs
 from broker.bootstrap import load_settings, open_services
 from broker.callbacks.public_url import is_private_url
-from broker.cli.client import address
-from broker.cli.house import opened
-from broker.cli.screen import note, say
-from broker.cli.signals import told_to_end
+from broker.cli.connection import broker_url
+from broker.cli.console import print_line, print_note
+from broker.cli.embedded import open_system
+from broker.cli.signals import termination_signal
 from broker.doctor.access import COOKIE_FLAW, NEWER_PYTHON, has_cookie_flaw
 from broker.errors import SettingsError
 from broker.logs import log
@@ -32,17 +32,17 @@ ANYWHERE = {"0.0.0.0", "::"}  # noqa: S104
 
 
 async def serve(host: str | None, port: int | None) -> None:
-    """API, webhooks and worker until SIGINT or SIGTERM; then what is running is finished first."""
+    """Run API, webhooks and worker until SIGINT or SIGTERM; running requests and steps are finished."""
     given: dict[str, Any] = {"host": host, "port": port}
     settings = load_settings(**{name: value for name, value in given.items() if value is not None})
     _configure_logs(settings)
     with closing(bind_socket(settings.host, settings.port)) as sock:
-        async with opened(settings, sock) as services:
-            await serve_http(services, [sock], ready=partial(_introduce, services, socket_port(sock)))
+        async with open_system(settings, sock) as services:
+            await serve_http(services, [sock], ready=partial(_print_summary, services, socket_port(sock)))
 
 
-async def work() -> None:
-    """The worker alone until SIGINT or SIGTERM; then its steps are finished or given back."""
+async def run_worker() -> None:
+    """Run the worker until SIGINT or SIGTERM; its steps are finished or released."""
     settings = load_settings()
     if settings.sandboxed:
         raise SettingsError(
@@ -50,40 +50,42 @@ async def work() -> None:
             "set the key, or run `broker serve` instead of a worker"
         )
     _configure_logs(settings)
-    with told_to_end() as told:
+    with termination_signal() as wait_for_signal:
         async with (
             open_services(settings) as services,
             services.url_monitor.run(),
             anyio.create_task_group() as tasks,
         ):
-            say(f"Worker for {', '.join(services.providers)} on {settings.database_shown}")
-            say(f"  results    {_results(services)}")
+            print_line(f"Worker for {', '.join(services.providers)} on {settings.database_shown}")
+            print_line(f"  results    {_describe_results(services)}")
             tasks.start_soon(services.worker.run)
-            await told()
+            await wait_for_signal()
             services.worker.stop()
 
 
-def _introduce(services: Services, port: int) -> None:
-    """Where we are, who paints, how results come, and what will not please for long."""
+def _print_summary(services: Services, port: int) -> None:
+    """Print the addresses, the provider, how results arrive, and warnings."""
     settings = services.settings
-    say(f"Broker at {address(settings.host, port)}" + (" (all interfaces)" if settings.host in ANYWHERE else ""))
+    print_line(
+        f"Broker at {broker_url(settings.host, port)}" + (" (all interfaces)" if settings.host in ANYWHERE else "")
+    )
     for provider in services.providers.values():
-        say(f"  provider   {provider.name} at {provider.base_url}")
-    say(f"  results    {_results(services)}")
-    say(f"  data       {_data(settings)}")
-    _warn(services)
+        print_line(f"  provider   {provider.name} at {provider.base_url}")
+    print_line(f"  results    {_describe_results(services)}")
+    print_line(f"  data       {_describe_storage(settings)}")
+    _print_warnings(services)
 
 
-def _results(services: Services) -> str:
-    address = services.address.current
-    if address is None:
+def _describe_results(services: Services) -> str:
+    public_url = services.address.current
+    if public_url is None:
         return f"polling every {services.settings.poll_every:g} s (no public address: see README, Tunnels)"
-    source = "" if address.source == "local" else f" ({address.source})"
-    return f"webhook at {address.url}{services.provider.callback_path}{source}"
+    source = "" if public_url.source == "local" else f" ({public_url.source})"
+    return f"webhook at {public_url.url}{services.provider.callback_path}{source}"
 
 
-def _data(settings: Settings) -> str:
-    """Where everything is kept."""
+def _describe_storage(settings: Settings) -> str:
+    """Return the folder, database and bucket in use."""
     bucket = settings.bucket
     places = [] if settings.database.startswith("sqlite:") else [settings.database_shown]
     places += [] if bucket is None else [f"s3://{bucket.name}/{bucket.prefix}"]
@@ -100,25 +102,25 @@ def _configure_logs(settings: Settings) -> None:
     log.info("starting", action="starting", python=platform.python_version(), sqlite=sqlite3.sqlite_version)
 
 
-def _warn(services: Services) -> None:
+def _print_warnings(services: Services) -> None:
     settings = services.settings
     if settings.sandboxed:
-        note(
-            "NO PROVIDER KEY: the sandbox paints PRETEND PICTURES. Set NANO_BANANA_API_KEY for real ones.",
+        print_note(
+            "NO PROVIDER KEY: the sandbox makes PRETEND PICTURES. Set NANO_BANANA_API_KEY for real ones.",
             style="bold yellow reverse",
         )
-    for advice in warnings(settings, sys.version_info[:3]):
-        note(f"Warning: {advice}", style="yellow")
+    for advice in deployment_warnings(settings, sys.version_info[:3]):
+        print_note(f"Warning: {advice}", style="yellow")
 
 
-def warnings(settings: Settings, python: tuple[Any, ...]) -> Iterator[str]:
-    """Yield settings that work now but may cause problems, each with its cure."""
+def deployment_warnings(settings: Settings, python: tuple[Any, ...]) -> Iterator[str]:
+    """Yield risks of these settings, each with its cure."""
     if has_cookie_flaw(python):
         yield f"Python: {COOKIE_FLAW}; {NEWER_PYTHON}"
-    open_wide = not is_loopback_host(settings.host)
-    if open_wide and settings.allow_anonymous:
-        yield f"everybody who reaches {settings.host} may spend your credits (BROKER_ALLOW_ANONYMOUS)"
-    elif open_wide and not settings.api_keys:
+    is_exposed = not is_loopback_host(settings.host)
+    if is_exposed and settings.allow_anonymous:
+        yield f"every client that reaches {settings.host} may spend your credits (BROKER_ALLOW_ANONYMOUS)"
+    elif is_exposed and not settings.api_keys:
         yield "other machines can reach the broker but not use it: set BROKER_API_KEYS"
     if settings.webhook_base_url and is_private_url(settings.webhook_base_url):
         yield (

@@ -1,4 +1,4 @@
-"""Being told to end: Ctrl-C at the desk, SIGTERM from whoever runs us."""
+"""Termination signals: Ctrl-C and SIGTERM."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import anyio
 
 
 @contextmanager
-def told_to_end() -> Iterator[Callable[[], Awaitable[None]]]:
-    """Within, SIGINT and SIGTERM no longer end the process; awaiting what is yielded waits for one of them.
+def termination_signal() -> Iterator[Callable[[], Awaitable[None]]]:
+    """Keep SIGINT and SIGTERM from ending the process; yield a function that waits for one of them.
 
-    Enter before anything is printed: whoever reads that we are here may tell us at once to go.
+    Enter before the first output: a process that reads it may send the signal at once.
     """
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
 
-        async def told() -> None:
+        async def wait_for_signal() -> None:
             async for _ in signals:
                 return
 
-        yield told
+        yield wait_for_signal

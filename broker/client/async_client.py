@@ -16,13 +16,12 @@ from urllib.parse import quote
 
 import aiofiles
 import anyio
-import httpx
 from httpx_sse import EventSource, ServerSentEvent
 
 from broker.client.errors import BrokerApiError, ChecksumMismatch, Unreachable, WaitTimeout, task_error
 from broker.client.models import Document, Image, InvalidResponse, Order, Page, Result, Task
 from broker.client.references import Reference, References
-from broker.client.transport import MAX_HOLD_SECONDS, Sleep, Transport
+from broker.client.transport import MAX_HOLD_SECONDS, ASGIApp, Sleep, Transport
 
 T = TypeVar("T")
 
@@ -60,7 +59,8 @@ class AsyncClient:
     base: URL of the broker. key: one of its BROKER_API_KEYS; not needed on the same machine when none are set.
     language: of its messages, `en`, `zh` or `ru`. timeout: seconds for one request. patience: seconds for which
     idempotent requests are repeated while the broker is unreachable or busy, for example during a restart; orders are
-    included, since each carries an idempotency key. sleep: replaces `asyncio.sleep`. transport: replaces the network.
+    included, since each carries an idempotency key. sleep: replaces `asyncio.sleep`. app: ASGI application to call
+    instead of the network.
 
     Every method raises `BrokerError`. Close it with `async with` or `aclose`.
     """
@@ -74,10 +74,10 @@ class AsyncClient:
         timeout: float = 120.0,
         patience: float = 90.0,
         sleep: Sleep = asyncio.sleep,
-        transport: httpx.AsyncBaseTransport | None = None,
+        app: ASGIApp | None = None,
     ) -> None:
         self._transport = Transport(
-            base, key=key, language=language, timeout=timeout, patience=patience, sleep=sleep, transport=transport
+            base, key=key, language=language, timeout=timeout, patience=patience, sleep=sleep, app=app
         )
 
     @property

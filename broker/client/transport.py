@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, nullcontext
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar, cast
 from urllib.parse import urlsplit
 
 import httpx
@@ -18,6 +18,7 @@ from broker.client.models import Document, InvalidResponse
 
 T = TypeVar("T")
 Sleep: TypeAlias = Callable[[float], Awaitable[None]]
+ASGIApp: TypeAlias = Callable[..., Awaitable[None]]
 
 MAX_CONNECTIONS: Final = 32
 """Half of the broker's limit per address."""
@@ -50,7 +51,7 @@ class Transport:
         timeout: float,
         patience: float,
         sleep: Sleep,
-        transport: httpx.AsyncBaseTransport | None,
+        app: ASGIApp | None,
     ) -> None:
         self.base = _validate_base(base)
         self.sleep = sleep
@@ -63,7 +64,7 @@ class Transport:
         }
         self._waiting = asyncio.Semaphore(MAX_WAITING_CONNECTIONS)
         self._http = httpx.AsyncClient(
-            transport=transport,
+            transport=httpx.ASGITransport(cast(Any, app)) if app else None,
             trust_env=False,
             follow_redirects=True,
             max_redirects=MAX_REDIRECTS,

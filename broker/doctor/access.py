@@ -1,4 +1,4 @@
-"""Who may come in, by the settings alone; and the Python that opens the door."""
+"""Access rules, judged by the settings alone, and the version of Python."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ COOKIE_FLAW: Final = "one Cookie header can keep it busy for seconds (CVE-2024-7
 NEWER_PYTHON: Final = "use 3.11.10, 3.12.6 or newer"
 
 
-async def access(context: DoctorContext) -> Sequence[Finding]:
-    return list(_access(context.settings)) or [ok("access", _rule(context.settings))]
+async def check_access(context: DoctorContext) -> Sequence[Finding]:
+    return list(_find_exposure(context.settings)) or [ok("access", _describe_rule(context.settings))]
 
 
-def _access(settings: Settings) -> Iterator[Finding]:
-    wide = not is_loopback_host(settings.host)
-    if wide and settings.allow_anonymous:
-        found = f"everybody who reaches {settings.host} may spend your credits (BROKER_ALLOW_ANONYMOUS)"
+def _find_exposure(settings: Settings) -> Iterator[Finding]:
+    is_exposed = not is_loopback_host(settings.host)
+    if is_exposed and settings.allow_anonymous:
+        found = f"every client that reaches {settings.host} may spend your credits (BROKER_ALLOW_ANONYMOUS)"
         yield warning("access", found, "set BROKER_API_KEYS instead, unless the network is private")
-    elif wide and not settings.api_keys:
-        found = f"other machines reach {settings.host}, but may not order: there is no key"
+    elif is_exposed and not settings.api_keys:
+        found = f"other machines reach {settings.host}, but may not order: no key is set"
         yield warning("access", found, "set BROKER_API_KEYS")
     for origin in settings.cors_origins:
         parts = urlsplit(origin)
         if parts.scheme == "http" and not is_loopback_host(parts.hostname or ""):
-            found = f"pages of {origin} may order, and whoever is on the way can change them"
+            found = f"pages of {origin} may order, and without TLS they can be changed on the way"
             yield warning("origins", found, "serve the page over https://, and put that into BROKER_CORS_ORIGINS")
 
 
-def _rule(settings: Settings) -> str:
+def _describe_rule(settings: Settings) -> str:
     if settings.allow_anonymous:
-        return "everybody on this machine may order"
+        return "every program on this machine may order"
     if settings.api_keys:
         return f"a key is needed ({len(settings.api_keys)} known)"
     return "direct calls from this machine only"
 
 
-async def python(_: DoctorContext) -> Sequence[Finding]:
+async def check_python(_: DoctorContext) -> Sequence[Finding]:
     found = platform.python_version()
     if has_cookie_flaw(sys.version_info[:3]):
         return [warning("Python", f"{found}: {COOKIE_FLAW}", NEWER_PYTHON)]

@@ -14,17 +14,19 @@ from broker.providers.base import HealthCheck, HealthContext
 _DATA: Final = frozenset({"data_dir"})
 
 _CHECKS: Final = (
-    Check(name="Python", run=access.python),
+    Check(name="Python", run=access.check_python),
     Check(
         name="public address",
         run=reachability.check_inbound,
         needs=frozenset({"host", "port", "secret_key", "webhook_base_url", "tunnel_api"}),
     ),
-    Check(name="access", run=access.access, needs=frozenset({"host", "api_keys", "allow_anonymous", "cors_origins"})),
-    Check(name="secret", run=storage.secret, needs=_DATA | {"secret_key"}),
-    Check(name="database", run=storage.database, needs=_DATA | {"database_url", "database_listen_url", "lease"}),
-    Check(name="images", run=storage.images, needs=_DATA | {"blob_url"}),
-    Check(name="disk", run=storage.disks, needs=_DATA | {"database_url", "blob_url"}),
+    Check(
+        name="access", run=access.check_access, needs=frozenset({"host", "api_keys", "allow_anonymous", "cors_origins"})
+    ),
+    Check(name="secret", run=storage.check_secret, needs=_DATA | {"secret_key"}),
+    Check(name="database", run=storage.check_database, needs=_DATA | {"database_url", "database_listen_url", "lease"}),
+    Check(name="images", run=storage.check_images, needs=_DATA | {"blob_url"}),
+    Check(name="disk", run=storage.check_disks, needs=_DATA | {"database_url", "blob_url"}),
 )
 
 

@@ -1,4 +1,4 @@
-"""Where everything is kept: the database, the images, the disks under both, and the secret."""
+"""Storage checks: the database, the images, the disks under both, and the secret."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ from storage.sql.migrate import SchemaTooNew
 from storage.sql.sqlite import sqlite_path
 
 MIB: Final = 2**20
-LITTLE: Final = 1024 * MIB
-FLAWED_SQLITE: Final = ((3, 7, 0), (3, 51, 2))
+LOW_SPACE_BYTES: Final = 1024 * MIB
+FLAWED_SQLITE_VERSIONS: Final = ((3, 7, 0), (3, 51, 2))
 """First and last version with the WAL-reset flaw."""
 LIFECYCLE_RULE: Final = (
     "give the bucket the lifecycle rule AbortIncompleteMultipartUpload (DaysAfterInitiation 2, see docs/deploying.md) "
     "if it has none: it cannot be read from here"
 )
-MORE_ROOM: Final = "free some space (df -h), or shorten BROKER_RETENTION_HOURS and run: broker cleanup"
+FREE_SPACE_CURE: Final = "free some space (df -h), or shorten BROKER_RETENTION_HOURS and run: broker cleanup"
 
 
 # -- the database
 
 
-async def database(context: DoctorContext) -> Sequence[Finding]:
-    """Sound, of today's shape, and able to commit. Nothing is changed."""
+async def check_database(context: DoctorContext) -> Sequence[Finding]:
+    """Check that the database is sound, fully migrated and able to commit, without changing it."""
     settings, name = context.settings, "database"
     path = absent(settings)
     if path is not None:
-        return [ok(name, f"none yet: the first start makes {path}"), *_sqlite_version(settings)]
+        return [ok(name, f"none yet: the first start creates {path}"), *_sqlite_version(settings)]
     async with database_for(settings) as opened:
         await opened.check()
         try:
@@ -57,11 +57,11 @@ async def database(context: DoctorContext) -> Sequence[Finding]:
             return [warning(name, found, "run: broker db upgrade (every start does it, too)")]
         await migrate.probe(opened)
         sound = ok(name, f"{settings.database_shown}: sound, all migrations there, takes commits")
-        return [sound, *_sqlite_version(settings), *await _shared(opened, context)]
+        return [sound, *_sqlite_version(settings), *await _check_sharing(opened, context)]
 
 
 def _sqlite_version(settings: Settings) -> Iterator[Finding]:
-    first, last = FLAWED_SQLITE
+    first, last = FLAWED_SQLITE_VERSIONS
     if not settings.shared and first <= sqlite3.sqlite_version_info <= last:
         yield warning(
             "SQLite",
@@ -72,8 +72,8 @@ def _sqlite_version(settings: Settings) -> Iterator[Finding]:
         yield ok("SQLite", sqlite3.sqlite_version)
 
 
-async def _shared(opened: Database, context: DoctorContext) -> Sequence[Finding]:
-    """What processes on several machines must have alike."""
+async def _check_sharing(opened: Database, context: DoctorContext) -> Sequence[Finding]:
+    """Compare the clock and the secret with those of the other processes on a shared database."""
     if not context.settings.shared:
         return []
     theirs, now = await opened.now(), context.clock.now()
@@ -92,11 +92,11 @@ async def _shared(opened: Database, context: DoctorContext) -> Sequence[Finding]
 # -- images
 
 
-async def images(context: DoctorContext) -> Sequence[Finding]:
-    """Write where the images are kept."""
+async def check_images(context: DoctorContext) -> Sequence[Finding]:
+    """Write a test object to the image store."""
     settings, bucket = context.settings, context.settings.bucket
     if bucket is None and not settings.blobs.exists():
-        return [ok("images", f"none yet: the first start makes {settings.blobs}")]
+        return [ok("images", f"none yet: the first start creates {settings.blobs}")]
     async with blobs_for(settings) as store:
         await store.check()
     if bucket is None:
@@ -108,12 +108,12 @@ async def images(context: DoctorContext) -> Sequence[Finding]:
 # -- disks
 
 
-async def disks(context: DoctorContext) -> Sequence[Finding]:
-    """Every disk that we write to, once; and every folder that we cannot write to."""
-    return await asyncio.to_thread(lambda: list(_disks(context.settings)))
+async def check_disks(context: DoctorContext) -> Sequence[Finding]:
+    """Check the free space of every disk in use, and that every folder is writable."""
+    return await asyncio.to_thread(lambda: list(_check_folders(context.settings)))
 
 
-def _disks(settings: Settings) -> Iterator[Finding]:
+def _check_folders(settings: Settings) -> Iterator[Finding]:
     seen: set[int | Path] = set()
     folders = [settings.data_dir, settings.blobs]
     if not settings.shared:
@@ -121,42 +121,42 @@ def _disks(settings: Settings) -> Iterator[Finding]:
     if settings.log_dir is not None:
         folders.append(settings.log_dir)
     for folder in folders:
-        existing = _existing(folder)
+        existing = _existing_parent(folder)
         if existing in seen:
             continue
-        device, finding = existing.stat().st_dev, _disk(folder, existing)
+        device, finding = existing.stat().st_dev, _check_disk(folder, existing)
         if device not in seen or finding.status == "failed":
             yield finding
         seen |= {device, existing}
 
 
-def _existing(folder: Path) -> Path:
-    """The folder, or the one in which it would be made."""
+def _existing_parent(folder: Path) -> Path:
+    """Return the folder, or the parent in which it would be created."""
     folder = folder.absolute()
     return next(place for place in (folder, *folder.parents) if place.exists())
 
 
-def _disk(folder: Path, existing: Path) -> Finding:
+def _check_disk(folder: Path, existing: Path) -> Finding:
     name = "disk"
     try:
-        _write(existing)
+        _write_and_sync(existing)
     except OSError as error:
         if error.errno in FULL:
-            return failed(name, f"{existing} is full", MORE_ROOM)
+            return failed(name, f"{existing} is full", FREE_SPACE_CURE)
         return failed(name, f"{existing} cannot be written to ({error.strerror})", f"let this user write to {existing}")
     free = shutil.disk_usage(existing).free
-    found = f"{folder}: {_sized(free)} free"
+    found = f"{folder}: {_format_size(free)} free"
     if free < FREE_FLOOR:
-        return failed(name, f"{found}; below {FREE_FLOOR // MIB} MiB images are refused", MORE_ROOM)
-    return warning(name, found, MORE_ROOM) if free < LITTLE else ok(name, f"{found}, takes writes")
+        return failed(name, f"{found}; below {FREE_FLOOR // MIB} MiB images are refused", FREE_SPACE_CURE)
+    return warning(name, found, FREE_SPACE_CURE) if free < LOW_SPACE_BYTES else ok(name, f"{found}, takes writes")
 
 
-def _sized(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB" if size >= LITTLE else f"{size / MIB:.1f} MiB"
+def _format_size(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB" if size >= LOW_SPACE_BYTES else f"{size / MIB:.1f} MiB"
 
 
-def _write(folder: Path) -> None:
-    """As a database would: to the disk itself, not only into memory."""
+def _write_and_sync(folder: Path) -> None:
+    """Write a file as a database does: to the disk itself, not only into memory."""
     path = folder / f".doctor-{secrets.token_hex(8)}"
     try:
         with path.open("xb", buffering=0) as file:
@@ -170,8 +170,8 @@ def _write(folder: Path) -> None:
 # -- the secret
 
 
-async def secret(context: DoctorContext) -> Sequence[Finding]:
-    """It signs callback addresses: whoever reads it can forge results."""
+async def check_secret(context: DoctorContext) -> Sequence[Finding]:
+    """Check the secret, which signs callback URLs: with it results can be forged."""
     name = "secret"
     if context.settings.secret_key is not None:
         return [ok(name, "SECRET_KEY is set")]
@@ -179,12 +179,12 @@ async def secret(context: DoctorContext) -> Sequence[Finding]:
     try:
         mode, content = path.stat().st_mode, path.read_bytes().strip()
     except FileNotFoundError:
-        return [skipped(name, f"none yet: the first start makes {path}")]
+        return [skipped(name, f"none yet: the first start creates {path}")]
     except OSError as error:
         return [failed(name, f"{path} cannot be read ({error.strerror})", "run this as the user who runs the broker")]
     if not re.fullmatch(rb"[0-9a-f]{64}", content):
-        cure = f"restore {path} from a backup, or delete it: a new one is made, and callbacks under way are asked for"
+        cure = f"restore {path} from a backup, or delete it: a new one is generated, and tasks in progress are polled"
         return [failed(name, f"{path} is damaged", cure)]
     if mode & 0o077:
         return [failed(name, f"{path} can be read by others (mode {mode & 0o777:o})", f"chmod 600 {path}")]
-    return [ok(name, f"{path}, for its owner's eyes only")]
+    return [ok(name, f"{path}, readable by its owner only")]

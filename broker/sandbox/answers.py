@@ -1,4 +1,4 @@
-"""What goes back over the wire: envelopes, streamed pictures, and lines that go dead."""
+"""Responses: envelopes, streamed images, and connections that close early."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from starlette.types import Receive, Scope, Send
 CHUNK = 64 * 1024
 
 
-def plain(body: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """JSON in ASCII: a prompt may hold half a surrogate pair, which UTF-8 cannot."""
+def json_response(body: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Return JSON in ASCII: a prompt may contain a lone surrogate, which UTF-8 cannot encode."""
     return Response(json.dumps(body), status, dict(headers or {}), media_type="application/json")
 
 
@@ -22,14 +22,14 @@ def envelope(code: int, msg: str, data: Any = None) -> dict[str, Any]:
     return {"code": code, "msg": msg, "data": data}
 
 
-def reply(code: int, msg: str, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """A refusal. HTTP says 200 unless told otherwise: with kie.ai the code in the body decides."""
-    return plain(envelope(code, msg), status=status, headers=headers)
+def envelope_response(code: int, msg: str, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Return an error envelope, by default with HTTP 200: with kie.ai the code in the body decides."""
+    return json_response(envelope(code, msg), status=status, headers=headers)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
-    """Image bytes, in pieces so that a big one is never copied whole."""
+class ImageBytes:
+    """Image bytes in pieces, so that a big image is never copied."""
 
     pieces: tuple[bytes | memoryview, ...]
     media_type: str
@@ -44,25 +44,25 @@ class Picture:
             yield from (bytes(view[at : at + CHUNK]) for at in range(0, len(view), CHUNK))
 
 
-def stream(picture: Picture, media_type: str | None = None) -> Response:
-    headers = {"content-length": str(picture.size)}
-    return StreamingResponse(_steadily(picture), headers=headers, media_type=media_type or picture.media_type)
+def stream(image: ImageBytes, media_type: str | None = None) -> Response:
+    headers = {"content-length": str(image.size)}
+    return StreamingResponse(_send_chunks(image), headers=headers, media_type=media_type or image.media_type)
 
 
-async def _steadily(picture: Picture) -> Any:
-    for chunk in picture.chunks():
+async def _send_chunks(image: ImageBytes) -> Any:
+    for chunk in image.chunks():
         yield chunk
 
 
 class HangUp(Response):
-    """Closes the line: with nothing said, or halfway through the picture it has announced.
+    """Close the connection: without a response, or halfway through the image.
 
     The server has to put `hang_up` into the request's state, as `serve_sandbox` does.
     """
 
-    def __init__(self, picture: Picture | None = None) -> None:
+    def __init__(self, image: ImageBytes | None = None) -> None:
         super().__init__()
-        self._picture = picture
+        self._picture = image
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._picture:
@@ -71,8 +71,8 @@ class HangUp(Response):
         while (await receive())["type"] != "http.disconnect":
             pass
 
-    async def _begin(self, picture: Picture, send: Send) -> None:
-        headers = [(b"content-type", picture.media_type.encode()), (b"content-length", b"%d" % picture.size)]
+    async def _begin(self, image: ImageBytes, send: Send) -> None:
+        headers = [(b"content-type", image.media_type.encode()), (b"content-length", b"%d" % image.size)]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        half = b"".join(picture.pieces)[: picture.size // 2]
+        half = b"".join(image.pieces)[: image.size // 2]
         await send({"type": "http.response.body", "body": half, "more_body": True})

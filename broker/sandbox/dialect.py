@@ -1,4 +1,4 @@
-"""kie.ai's words: records, callbacks and signatures, as its documents spell them."""
+"""Records, callbacks and signatures as kie.ai documents them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from collections.abc import Callable
 from typing import Any
 
 from broker.sandbox.answers import envelope
+from broker.sandbox.callback_faults import PlannedCallback
+from broker.sandbox.faults import build_result_json
 from broker.sandbox.jobs import Job
-from broker.sandbox.moods import Call, result_json
 
-GOOD_NEWS = "Playground task completed successfully."
-BAD_NEWS = "Playground task failed."
+SUCCESS_MESSAGE = "Playground task completed successfully."
+FAILURE_MESSAGE = "Playground task failed."
 
 
-def record(job: Job, stage: str, url: Callable[[int], str]) -> dict[str, Any]:
-    """`data` of a recordInfo. stage: waiting, queuing or generating, while the job has not ended."""
-    ended = job.ending
+def build_record(job: Job, stage: str, url: Callable[[int], str]) -> dict[str, Any]:
+    """Return `data` of a recordInfo. stage: waiting, queuing or generating, for a job that has not ended."""
+    ended = job.end
     failure = ended.failure if ended else None
     done_at = ended.at if ended else None
     return {
@@ -27,7 +28,7 @@ def record(job: Job, stage: str, url: Callable[[int], str]) -> dict[str, Any]:
         "model": job.request["model"],
         "state": "fail" if failure else "success" if ended else stage,
         "param": json.dumps(job.request),
-        "resultJson": result_json(job.moods, url) if ended and not failure else None,
+        "resultJson": build_result_json(job.faults, url) if ended and not failure else None,
         "failCode": failure.code if failure else "",
         "failMsg": failure.text if failure else "",
         "costTime": int((done_at - job.created_at) * 1000) if done_at else None,
@@ -38,34 +39,34 @@ def record(job: Job, stage: str, url: Callable[[int], str]) -> dict[str, Any]:
     }
 
 
-def callback(job: Job, url: Callable[[int], str]) -> dict[str, Any]:
-    """The same record as a callback tells it: seconds for milliseconds, null for empty, JSON in JSON in JSON."""
-    data = record(job, "", url)
+def build_callback(job: Job, url: Callable[[int], str]) -> dict[str, Any]:
+    """Return the record in the form of a callback: seconds for milliseconds, null for empty, JSON in JSON in JSON."""
+    data = build_record(job, "", url)
     failed = data["state"] == "fail"
     param = {**job.request, "input": json.dumps(job.request["input"])}
-    told = {
+    changes = {
         "param": json.dumps(param),
         "failCode": data["failCode"] or None,
         "failMsg": data["failMsg"] or None,
         "costTime": (data["costTime"] or 0) // 1000,
     }
-    return envelope(501 if failed else 200, BAD_NEWS if failed else GOOD_NEWS, {**data, **told})
+    return envelope(501 if failed else 200, FAILURE_MESSAGE if failed else SUCCESS_MESSAGE, {**data, **changes})
 
 
 def _milliseconds(at: float | None) -> int | None:
     return None if at is None else int(at * 1000)
 
 
-def sign(key: str, task_id: str, timestamp: int) -> str:
-    """base64(HMAC-SHA256(key, "<task id>.<timestamp>")): the body is not covered."""
+def compute_signature(key: str, task_id: str, timestamp: int) -> str:
+    """Return base64(HMAC-SHA256(key, "<task id>.<timestamp>")); the body is not covered."""
     digest = hmac.digest(key.encode(), f"{task_id}.{timestamp}".encode(), hashlib.sha256)
     return base64.b64encode(digest).decode()
 
 
-def seal(call: Call, key: str | None, task_id: str, now: float) -> dict[str, str]:
-    """Signature headers of a callback sent at `now`; none without a key, as at kie.ai."""
-    key = f"not {key}" if call.seal == "wrong" else key
-    if call.seal == "none" or key is None:
+def sign_callback(callback: PlannedCallback, key: str | None, task_id: str, now: float) -> dict[str, str]:
+    """Return the signature headers of a callback sent at `now`; none without a key, as kie.ai does."""
+    key = f"not {key}" if callback.signature == "wrong" else key
+    if callback.signature == "none" or key is None:
         return {}
-    timestamp = int(now - call.age)
-    return {"X-Webhook-Timestamp": str(timestamp), "X-Webhook-Signature": sign(key, task_id, timestamp)}
+    timestamp = int(now - callback.age)
+    return {"X-Webhook-Timestamp": str(timestamp), "X-Webhook-Signature": compute_signature(key, task_id, timestamp)}

@@ -1,4 +1,4 @@
-"""What the sandbox remembers: jobs, what was sent for them, and files. With a folder it outlives a kill."""
+"""Stored state of the sandbox: jobs, callback attempts and files. With a folder it survives a kill."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from typing import Any
 import anyio
 from anyio import to_thread
 
-from broker.sandbox.menu import Dish, checked
-from broker.sandbox.moods import Failure, Mood, Moods
+from broker.sandbox.faults import Fault, Faults, JobFailure
+from broker.sandbox.models import ValidatedRequest, validate_request
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sent:
-    """One attempt at a callback. number: which call of the plan. status: the answer's; None when there was none."""
+class CallbackAttempt:
+    """One attempt at a callback. number: position in the plan. status: of the response; None without one."""
 
     number: int
     kind: str
@@ -35,32 +35,32 @@ class Sent:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ending:
-    """How a job ended. pixels: of the picture. thumbnails: names of files."""
+class JobEnd:
+    """End of a job. pixels: of the image. thumbnails: names of files."""
 
     at: float
     credits: float = 0.0
-    failure: Failure | None = None
+    failure: JobFailure | None = None
     pixels: tuple[int, int] = (0, 0)
     thumbnails: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """An accepted submission. earlier: jobs of the same prompt before it. answered: every callback is done with."""
+    """An accepted submission. earlier: earlier jobs of the same prompt. answered: no callback is due any more."""
 
     task_id: str
     request: dict[str, Any]
-    moods: Moods
+    faults: Faults
     earlier: int
     created_at: float
-    ending: Ending | None = None
-    sent: tuple[Sent, ...] = ()
+    end: JobEnd | None = None
+    sent: tuple[CallbackAttempt, ...] = ()
     answered: bool = False
 
     @cached_property
-    def dish(self) -> Dish:
-        return checked(self.request)
+    def order(self) -> ValidatedRequest:
+        return validate_request(self.request)
 
     @property
     def callback_url(self) -> str | None:
@@ -69,41 +69,43 @@ class Job:
 
     @property
     def image_format(self) -> str:
-        return "jpeg" if Mood.WRONGTYPE in self.moods else "png" if Mood.BIG in self.moods else self.dish.image_format
+        return (
+            "jpeg" if Fault.WRONGTYPE in self.faults else "png" if Fault.BIG in self.faults else self.order.image_format
+        )
 
     @property
     def suffix(self) -> str:
-        return "png" if Mood.WRONGTYPE in self.moods or self.image_format == "png" else "jpg"
+        return "png" if Fault.WRONGTYPE in self.faults or self.image_format == "png" else "jpg"
 
 
 @dataclass(kw_only=True)
 class Ledger:
-    """All jobs. Each change is a line of the journal: written, synced, and only then acted upon."""
+    """All jobs. Each change is a line of the journal, synced before it takes effect."""
 
     folder: Path | None
     jobs: dict[str, Job] = field(default_factory=dict)
-    _pen: anyio.Lock = field(default_factory=anyio.Lock)
+    _journal_lock: anyio.Lock = field(default_factory=anyio.Lock)
 
     async def accept(self, job: Job) -> None:
-        # memory first: two creates at once must see each other
+        # memory first: concurrent creates must see each other
         self.jobs[job.task_id] = job
-        await self._note({"accepted": asdict(job)})
+        await self._append_line({"accepted": asdict(job)})
 
-    async def end(self, task_id: str, ending: Ending) -> None:
-        self.jobs[task_id] = replace(self.jobs[task_id], ending=ending)
-        await self._note({"ended": {"task_id": task_id, **asdict(ending)}})
+    async def end_job(self, task_id: str, end: JobEnd) -> None:
+        self.jobs[task_id] = replace(self.jobs[task_id], end=end)
+        await self._append_line({"ended": {"task_id": task_id, **asdict(end)}})
 
-    async def sent(self, task_id: str, sent: Sent) -> None:
+    async def add_attempt(self, task_id: str, sent: CallbackAttempt) -> None:
         job = self.jobs[task_id]
         self.jobs[task_id] = replace(job, sent=(*job.sent, sent))
-        await self._note({"sent": {"task_id": task_id, **asdict(sent)}})
+        await self._append_line({"sent": {"task_id": task_id, **asdict(sent)}})
 
-    async def answered(self, task_id: str) -> None:
+    async def mark_answered(self, task_id: str) -> None:
         self.jobs[task_id] = replace(self.jobs[task_id], answered=True)
-        await self._note({"answered": {"task_id": task_id}})
+        await self._append_line({"answered": {"task_id": task_id}})
 
     def load(self) -> None:
-        """Reads the journal; a last line torn by a kill is cut off."""
+        """Read the journal; an incomplete last line is removed."""
         if self.folder is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -118,19 +120,19 @@ class Ledger:
     def _replay(self, line: dict[str, Any]) -> None:
         ((event, fact),) = line.items()
         task_id = fact.pop("task_id")
-        job = _job(task_id, fact) if event == "accepted" else self.jobs[task_id]
+        job = _parse_job(task_id, fact) if event == "accepted" else self.jobs[task_id]
         match event:
             case "ended":
-                job = replace(job, ending=_ending(fact))
+                job = replace(job, end=_parse_end(fact))
             case "sent":
-                job = replace(job, sent=(*job.sent, Sent(**fact)))
+                job = replace(job, sent=(*job.sent, CallbackAttempt(**fact)))
             case "answered":
                 job = replace(job, answered=True)
         self.jobs[task_id] = job
 
-    async def _note(self, line: dict[str, Any]) -> None:
+    async def _append_line(self, line: dict[str, Any]) -> None:
         if self.folder:
-            async with self._pen:
+            async with self._journal_lock:
                 await to_thread.run_sync(_append, self.folder / "journal.jsonl", json.dumps(line))
 
 
@@ -141,17 +143,17 @@ def _append(path: Path, line: str) -> None:
         os.fsync(journal.fileno())
 
 
-def _job(task_id: str, fact: dict[str, Any]) -> Job:
-    moods = {Mood(name): value for name, value in fact.pop("moods").items()}
+def _parse_job(task_id: str, fact: dict[str, Any]) -> Job:
+    faults = {Fault(name): value for name, value in fact.pop("faults").items()}
     known = {"request", "earlier", "created_at"}
-    return Job(task_id=task_id, moods=moods, **{name: fact[name] for name in known})
+    return Job(task_id=task_id, faults=faults, **{name: fact[name] for name in known})
 
 
-def _ending(fact: dict[str, Any]) -> Ending:
-    return Ending(
+def _parse_end(fact: dict[str, Any]) -> JobEnd:
+    return JobEnd(
         at=fact["at"],
         credits=fact["credits"],
-        failure=Failure(**fact["failure"]) if fact["failure"] else None,
+        failure=JobFailure(**fact["failure"]) if fact["failure"] else None,
         pixels=tuple(fact["pixels"]),
         thumbnails=tuple(fact["thumbnails"]),
     )
@@ -166,32 +168,32 @@ class Files:
 
     async def put(self, name: str, data: bytes) -> None:
         if self.folder:
-            await to_thread.run_sync(_store, self._path(self.folder, name), data)
+            await to_thread.run_sync(_write_file, self._path(self.folder, name), data)
         else:
             self._held[name] = data
 
     async def get(self, name: str) -> bytes | None:
         if self.folder:
-            return await to_thread.run_sync(_stored, self._path(self.folder, name))
+            return await to_thread.run_sync(_read_file, self._path(self.folder, name))
         return self._held.get(name)
 
     @staticmethod
     def _path(folder: Path, name: str) -> Path:
-        # names come from outside: no part of one becomes part of a path
+        # names are the client's: no part of one may become part of a path
         return folder / "files" / hashlib.sha256(name.encode(errors="replace")).hexdigest()
 
 
-def _store(path: Path, data: bytes) -> None:
+def _write_file(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_suffix(f".{secrets.token_hex(8)}")  # the same name may be stored twice at once
+    new = path.with_suffix(f".{secrets.token_hex(8)}")  # the same name may be stored concurrently
     new.write_bytes(data)
     new.replace(path)
 
 
-def _stored(path: Path) -> bytes | None:
+def _read_file(path: Path) -> bytes | None:
     return path.read_bytes() if path.exists() else None
 
 
 def unfinished(ledger: Ledger) -> Iterator[Job]:
-    """Jobs that still owe something: a picture or a callback."""
+    """Return jobs whose image or callbacks are due."""
     return (job for job in ledger.jobs.values() if not job.answered)

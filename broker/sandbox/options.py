@@ -1,19 +1,11 @@
-"""How a sandbox is set up."""
+"""Options of a sandbox."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-
-from broker.sandbox import wire
-
-Post = Callable[[str, dict[str, str], bytes], Awaitable[int]]
-"""Sends (url, headers, body) and returns the answer's HTTP status; OSError when there was none."""
-
-Fetch = Callable[[str], Awaitable[bytes]]
-"""The body behind a URL; OSError when there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,11 +14,11 @@ class Options:
 
     api_key: the only key accepted; None accepts any that is not empty.
     webhook_key: signs callbacks, as kie.ai's webhookHmacKey; None sends them unsigned.
-    duration: from accepting a job to its end.
+    duration: from the acceptance of a job to its end.
     callback_spacing: pause before each of the `callback_retries` attempts that follow a failed one.
-    mood: moods of every job whose prompt has no tag: "lost", "late:30", or several, "late:30,twice".
-    data_dir: where jobs and files outlive a restart; None keeps them in memory.
-    base_url: the sandbox's address in result URLs of callbacks; None takes the bound or the last used one.
+    mood: faults of every job whose prompt has no tag: "lost", "late:30", or several, "late:30,twice".
+    data_dir: folder in which jobs and files survive a restart; None keeps them in memory.
+    base_url: the sandbox's address in result URLs of callbacks; None uses the bound or the last requested one.
     """
 
     api_key: str | None = None
@@ -41,5 +33,3 @@ class Options:
     data_dir: Path | None = None
     base_url: str | None = None
     now: Callable[[], float] = time.time
-    post: Post = wire.post
-    fetch: Fetch = wire.fetch

@@ -154,7 +154,7 @@ def _kie(url: str, client: ApiClient, catalog: Catalog, now: Callable[[], float]
         catalog=catalog,
         now=now,
         always_upload=True,
-        upload_pause=0.0,
+        upload_retry_seconds=0.0,
     )
 
 

@@ -1,0 +1,1 @@
+"""Commands of the operator: received callbacks and sent webhooks."""

@@ -1,0 +1,154 @@
+"""`broker callbacks`: the inbox of callbacks from providers."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from broker.cli.connection import connect_broker, poll_changes
+from broker.cli.console import (
+    CommandError,
+    clear_screen,
+    format_json,
+    print_facts,
+    print_json,
+    print_line,
+    print_note,
+    write_file,
+)
+from broker.cli.exit_codes import ExitCode
+
+Callback = dict[str, Any]
+"""A callback in the inbox, as the API presents it."""
+
+
+async def list_callbacks(*, task: str | None, verification: str | None, limit: int, as_json: bool, watch: bool) -> None:
+    """Print the newest callbacks and the number of missing ones; with `watch` again after each change."""
+    filters = {"task": task, "verification": verification, "limit": str(limit)}
+    params = {name: value for name, value in filters.items() if value is not None}
+    async with connect_broker() as broker:
+        async for document in poll_changes(lambda: broker.client.ask("GET", "/api/callbacks", params=params), watch):
+            if as_json:
+                print_json(document)
+                continue
+            if watch:
+                clear_screen()
+            _print_list(document["data"])
+            _print_missing(document["missing"])
+
+
+async def show_callback(callback_id: str, *, as_json: bool) -> None:
+    async with connect_broker() as broker:
+        document = await broker.client.ask("GET", _callback_path(callback_id))
+    print_json(document) if as_json else _print_callback(document["data"])
+
+
+async def replay_callback(callback_id: str, *, dry_run: bool, as_json: bool) -> int:
+    """Process a callback again; NOT_DONE if its verification forbids it."""
+    async with connect_broker() as broker:
+        document = await broker.client.ask(
+            "POST", f"{_callback_path(callback_id)}/replay", params={"dryRun": "true"} if dry_run else {}
+        )
+        if document["data"]["replayed"] and not broker.is_running:
+            print_note("No broker answers at BROKER_HOST and BROKER_PORT: the next worker processes it.")
+    print_json(document) if as_json else _print_replay(document["data"])
+    return ExitCode.DONE if dry_run or document["data"]["replayed"] else ExitCode.NOT_DONE
+
+
+async def export_callback(callback_id: str, *, out: Path | None) -> None:
+    """Print a callback as a test fixture, or write it to a file."""
+    async with connect_broker() as broker:
+        document = await broker.client.ask("GET", f"{_callback_path(callback_id)}/fixture")
+    if out is None:
+        print(format_json(document))
+        return
+    write_file(out, format_json(document) + "\n")
+    print_note(f"{out} is written. It contains the whole callback, prompt included: review it before you share it.")
+
+
+def _callback_path(callback_id: str) -> str:
+    if not re.fullmatch(r"hook_[0-9A-Za-z_-]{1,100}", callback_id):
+        raise CommandError("The id of a callback begins with hook_; for webhooks (evt_) use `broker webhooks`.")
+    return f"/api/callbacks/{callback_id}"
+
+
+def _print_list(callbacks: list[Callback]) -> None:
+    for callback in callbacks:
+        replay = f" (replay of {callback['replayOf']})" if "replayOf" in callback else ""
+        lag = "" if callback["lagSeconds"] is None else f"lag {callback['lagSeconds']:g} s"
+        print_line(
+            f"{callback['id']}  {callback['receivedAt']}  {callback['verification']:<9} {callback['status']}  "
+            f"{lag:<14}  {_describe_task(callback) or 'no task'}  {callback['reason']}{replay}"
+        )
+    if not callbacks:
+        print_note("No callbacks.")
+
+
+def _print_missing(missing: dict[str, Any]) -> None:
+    count = missing["count"]
+    if count:
+        noun = "callback" if count == 1 else "callbacks"
+        print_line(f"{count} {noun} did not arrive in the last {missing['hours']:g} hours.", style="yellow")
+        print_note("Those tasks ended all the same, by polling. See README, Troubleshooting.")
+
+
+def _print_callback(callback: Callback) -> None:
+    lag = callback["lagSeconds"]
+    print_facts(
+        {
+            "callback": callback["id"],
+            "provider": callback["provider"],
+            "task": _describe_task(callback),
+            "result": _describe_verification(callback),
+            "proofs": _describe_proofs(callback["proofs"]),
+            "received": callback["receivedAt"],
+            "lag": None if lag is None else f"{lag:g} s after the end of the job",
+            "processed": callback["processedAt"],
+            "replay of": callback.get("replayOf"),
+            "query": " ".join(f"{name}={value}" for name, value in callback["query"].items()),
+        }
+    )
+    for name, value in callback["headers"].items():
+        print_line(f"{'header':<10} {name}: {value}")
+    print_line()
+    print_line(callback["body"])
+
+
+def _print_replay(replay: dict[str, Any]) -> None:
+    is_downgraded = replay["replayedAs"] != replay["verification"]
+    print_facts(
+        {
+            "callback": replay["id"],
+            "names": ", ".join(replay["names"]),
+            "task": _describe_task(replay) or "unknown",
+            "report": replay["report"],
+            "result": _describe_verification(replay),
+            "was": _describe_verification(replay["was"]),
+            "replayed": f"as {replay['replayedAs']}" if replay["replayedAs"] and is_downgraded else None,
+            "effect": replay["effect"],
+        }
+    )
+    if replay["dryRun"]:
+        print_line("Nothing was changed.")
+    elif replay["replayed"]:
+        print_line(f"Replayed as {replay['replayId']}.")
+    else:
+        print_line("It was not replayed.", style="yellow")
+
+
+def _describe_task(callback: Callback) -> str | None:
+    if not callback["taskId"]:
+        return None
+    return str(callback["taskId"]) + (f"/{callback['attempt']}" if callback["attempt"] is not None else "")
+
+
+def _describe_verification(record: dict[str, Any]) -> str:
+    return f"{record['verification']} ({record['status']}): {record['reason']}"
+
+
+def _describe_proofs(proofs: dict[str, Any] | None) -> str | None:
+    if proofs is None:
+        return None
+    trusted = ", from a trusted caller" if proofs["trusted"] else ""
+    return f"token: {proofs['token']}, signature: {proofs['signature']}{trusted}"

@@ -1,0 +1,94 @@
+"""Client of the running broker; without one, the same client calls the application in this process."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+import anyio
+from starlette.types import ASGIApp
+
+from broker import logs
+from broker.app import build_app
+from broker.bootstrap import absent, load_settings, open_services
+from broker.cli.console import CommandError
+from broker.client import AsyncClient
+from broker.settings import Settings
+
+PATIENCE_SECONDS: Final = 120.0
+"""Long enough for a restart of the broker."""
+WATCH_SECONDS: Final = 1.0
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Connection:
+    """A client, and whether it reaches a running broker."""
+
+    client: AsyncClient
+    is_running: bool
+    """False: the application runs in this process, answers requests, and executes no task."""
+
+
+@asynccontextmanager
+async def connect_broker() -> AsyncIterator[Connection]:
+    """Connect to the running broker, or else open its database. Raises `CommandError` if there is none either."""
+    settings = load_settings()
+    quiet_logs(settings)
+    async with find_running_broker(settings) as client:
+        if client is not None:
+            yield Connection(client=client, is_running=True)
+            return
+    base = broker_url(settings.host, settings.port)
+    missing = absent(settings)
+    if missing is not None:
+        raise CommandError(
+            f"No broker answers at {base}, and there is no database {missing.resolve()}: is this the right folder?"
+        )
+    private = settings.model_copy(update={"webhook_base_url": "", "tunnel_api": ""})
+    async with (
+        open_services(private, joins=False) as services,
+        make_client(base, settings, app=build_app(services)) as client,
+    ):
+        yield Connection(client=client, is_running=False)
+
+
+@asynccontextmanager
+async def find_running_broker(settings: Settings) -> AsyncIterator[AsyncClient | None]:
+    """Yield a client of the broker at BROKER_HOST and BROKER_PORT, or None if there is none."""
+    async with make_client(broker_url(settings.host, settings.port), settings) as client:
+        yield client if await client.alive() else None
+
+
+def make_client(base: str, settings: Settings, *, app: ASGIApp | None = None) -> AsyncClient:
+    """Return a client with the first of BROKER_API_KEYS; the caller closes it."""
+    key = settings.api_keys[0].get_secret_value() if settings.api_keys else None
+    return AsyncClient(base, key=key, timeout=settings.request_timeout, patience=PATIENCE_SECONDS, app=app)
+
+
+def broker_url(host: str, port: int) -> str:
+    """Return the URL by which this machine reaches a broker that listens on `host`."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)  # noqa: S104
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+async def poll_changes(fetch: Callable[[], Awaitable[T]], watch: bool) -> AsyncIterator[T]:
+    """Yield the current value, and with `watch` each later change of it."""
+    previous: T | None = None
+    while True:
+        current = await fetch()
+        if current != previous:
+            yield current
+        if not watch:
+            return
+        previous = current
+        await anyio.sleep(WATCH_SECONDS)
+
+
+def quiet_logs(settings: Settings) -> None:
+    """Configure logs for commands that print their own progress: INFO lines are left out."""
+    level = "WARNING" if settings.log_level == "INFO" else settings.log_level
+    logs.configure(level, settings.log_format, None)

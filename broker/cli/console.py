@@ -1,0 +1,111 @@
+"""Terminal output: results on standard output, progress and errors on standard error, and errors as sentences."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from broker.cli.exit_codes import ExitCode
+from broker.client import BrokerError
+from broker.errors import ProviderError, Refusal, SettingsError
+from storage.errors import StorageError
+from storage.sql.migrate import SchemaTooNew
+
+
+class CommandError(Exception):
+    """The command failed; the message is one sentence for a person."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplainedError:
+    """An error as a sentence, with the exit code of the command."""
+
+    sentence: str
+    exit_code: ExitCode
+
+
+def explain_error(error: BaseException) -> ExplainedError | None:
+    """Return the explanation of an error that a person can fix; None for bugs, which deserve their traceback."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]  # a task group wraps the error that ended it
+    match error:
+        case SettingsError() | StorageError() | SchemaTooNew():
+            return ExplainedError(sentence=str(error), exit_code=ExitCode.UNAVAILABLE)
+        case CommandError() | Refusal() | ProviderError() | BrokerError():
+            notes = getattr(error, "__notes__", ())
+            return ExplainedError(sentence=" ".join([str(error), *notes]), exit_code=ExitCode.NOT_DONE)
+        case _:
+            return None
+
+
+def print_line(text: str = "", *, style: str = "") -> None:
+    """Print a line of the result."""
+    _console().print(Text(strip_controls(text), style=style))
+
+
+def print_note(text: str, *, style: str = "") -> None:
+    """Print progress or advice to standard error."""
+    _console(stderr=True).print(Text(strip_controls(text), style=style))
+
+
+def print_error(text: str) -> None:
+    print_note(text, style="bold red")
+
+
+def print_json(document: Any) -> None:
+    """Print a document on one line, without colours or wrapping."""
+    print(json.dumps(document, ensure_ascii=False), flush=True)
+
+
+def print_facts(facts: Mapping[str, str | None], *, width: int = 10) -> None:
+    """Print names and values in two columns, without the empty ones."""
+    for name, value in facts.items():
+        if value:
+            print_line(f"{name:<{width}} {value}")
+
+
+def format_json(document: Any) -> str:
+    """Return indented JSON in which control characters are escaped."""
+    text = json.dumps(document, ensure_ascii=False, indent=2)
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a text file; raise `CommandError` if it cannot be written."""
+    try:
+        path.write_text(text, "utf-8")
+    except OSError as error:
+        raise CommandError(f"{path} cannot be written: {error.strerror}.") from None
+
+
+def clear_screen() -> None:
+    """Clear a terminal; does nothing elsewhere."""
+    _console().clear()
+
+
+@contextmanager
+def show_progress(text: str) -> Iterator[Callable[[str], None]]:
+    """Yield a function that updates the status line; without a terminal each update is a line."""
+    console = _console(stderr=True)
+    if not console.is_terminal:
+        print_note(text)
+        yield print_note
+        return
+    with console.status(Text(strip_controls(text))) as status:
+        yield lambda update: status.update(Text(strip_controls(update)))
+
+
+def strip_controls(text: str) -> str:
+    """Replace control characters: a prompt or a remote error must not control the terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
+
+
+def _console(*, stderr: bool = False) -> Console:
+    return Console(stderr=stderr, highlight=False, soft_wrap=True)

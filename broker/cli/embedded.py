@@ -1,0 +1,57 @@
+"""The whole system inside this process: for `serve`, and for commands that run a broker of their own."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass
+
+from broker.bootstrap import open_services
+from broker.callbacks.public_url import check_configured
+from broker.cli.connection import broker_url, make_client
+from broker.cli.sandbox import LOOPBACK, run_sandbox
+from broker.client import AsyncClient
+from broker.server.sockets import bind_socket, socket_port
+from broker.server.uvicorn import running_server
+from broker.services import Services
+from broker.settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddedBroker:
+    """A broker that runs for the duration of a command."""
+
+    services: Services
+    client: AsyncClient
+    """Connects over HTTP."""
+
+
+@asynccontextmanager
+async def open_system(settings: Settings, sock: socket.socket) -> AsyncIterator[Services]:
+    """Open the system for the port of `sock`, with a sandbox if there is no provider key."""
+    port = socket_port(sock)
+    if settings.webhook_base_url:
+        check_configured(settings.webhook_base_url)  # checked although the sandbox does not need it
+    if not settings.sandboxed:
+        async with open_services(settings, port=port) as services:
+            yield services
+        return
+    async with (
+        run_sandbox(settings, port + 1) as sandbox_settings,
+        open_services(sandbox_settings, port=port, local_provider=True) as services,
+    ):
+        yield services
+
+
+@asynccontextmanager
+async def run_embedded_broker(settings: Settings) -> AsyncIterator[EmbeddedBroker]:
+    """Run a broker on a free local port. Unfinished tasks stay in its database."""
+    settings = settings.model_copy(update={"host": LOOPBACK})
+    with closing(bind_socket(LOOPBACK, 0)) as sock:
+        async with (
+            open_system(settings, sock) as services,
+            running_server(services, sock),
+            make_client(broker_url(LOOPBACK, socket_port(sock)), settings) as client,
+        ):
+            yield EmbeddedBroker(services=services, client=client)

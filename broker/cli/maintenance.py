@@ -1,0 +1,65 @@
+"""`broker cleanup` and `broker db`: maintenance of the data by the operator."""
+
+from __future__ import annotations
+
+import platform
+
+from broker.bootstrap import absent, database_for, load_settings, open_services
+from broker.cli.connection import quiet_logs
+from broker.cli.console import print_facts, print_line
+from broker.cli.exit_codes import ExitCode
+from broker.clock import SystemClock
+from storage.images import Images
+from storage.sql import migrate
+from storage.sql.database import Database
+from storage.states import State
+from storage.tasks import Tasks
+
+_WIDTH = 18
+
+
+async def delete_expired() -> None:
+    """Run retention once. No order is submitted, no provider is called."""
+    settings = load_settings()
+    quiet_logs(settings)
+    async with open_services(settings, joins=False) as services:
+        removed = await services.worker.clean_up()
+    print_line(
+        f"{removed} {'task' if removed == 1 else 'tasks'} older than {settings.retention_hours:g} hours deleted."
+    )
+
+
+async def upgrade_database() -> None:
+    """Run the missing migrations."""
+    async with database_for(load_settings()) as database:
+        ran = await migrate.upgrade(database, SystemClock().now())
+    for migration in ran:
+        print_line(f"ran {migration.name}")
+    print_line(f"The database is up to date: {len(migrate.migrations())} migrations.")
+
+
+async def show_database() -> int:
+    """Print the state of the database; NOT_DONE when `broker db upgrade` or a first start is needed."""
+    settings = load_settings()
+    path = absent(settings)
+    if path is not None:
+        print_facts({"database": str(path.resolve()), "Python": platform.python_version()}, width=_WIDTH)
+        print_line("There is no database yet. The first start makes one.")
+        return ExitCode.NOT_DONE
+    async with database_for(settings) as database:
+        await database.check()
+        print_facts({**await database.facts(), "Python": platform.python_version()}, width=_WIDTH)
+        if missing := await migrate.missing(database):
+            names = ", ".join(migration.name for migration in missing)
+            print_line(f"Migrations are missing: {names}. Run: broker db upgrade", style="yellow")
+            return ExitCode.NOT_DONE
+        await _print_contents(database)
+    return ExitCode.DONE
+
+
+async def _print_contents(database: Database) -> None:
+    counts, images = await Tasks(database).counts(), await Images(database).stored()
+    facts = {"migrations": f"all {len(migrate.migrations())} applied"}
+    facts |= {f"tasks {state.value}": str(counts.get(state.value, 0)) for state in State}
+    facts |= {"images": f"{images['n']}, {images['size'] / 2**20:.1f} MiB"}
+    print_facts(facts, width=_WIDTH)

@@ -1,0 +1,264 @@
+"""Runner of jobs: accepts, works, finishes and sends callbacks; resumes all of it after a restart."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from functools import partial
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import anyio
+import httpx
+from anyio.abc import TaskGroup
+
+from broker.sandbox import dialect, painter
+from broker.sandbox.answers import ImageBytes
+from broker.sandbox.callback_faults import PlannedCallback, plan_callbacks
+from broker.sandbox.faults import (
+    JOB_FAULTS,
+    Fault,
+    Faults,
+    JobFailure,
+    UnknownFault,
+    parse_fault_setting,
+    parse_fault_tags,
+)
+from broker.sandbox.jobs import CallbackAttempt, Files, Job, JobEnd, Ledger, unfinished
+from broker.sandbox.models import RejectedRequest, ValidatedRequest, validate_request
+from broker.sandbox.options import Options
+
+STAGES = ("waiting", "queuing", "generating")
+TIMEOUT_SECONDS = 15.0
+
+
+class WindowFull(Exception):
+    """More creates than the window allows; no job was made."""
+
+
+class DownloadFailed(Exception):
+    """A reference URL without a usable response."""
+
+
+class JobRunner:
+    """All jobs and the work on them.
+
+    base_url: address of the sandbox, for URLs in callbacks. reads: status reads by task id.
+    """
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.base_url = options.base_url or ""
+        self.ledger = Ledger(folder=options.data_dir)
+        self.files = Files(folder=options.data_dir)
+        self.stages: dict[str, str] = {}
+        self.reads: Counter[str] = Counter()
+        self._default_faults = parse_fault_setting(options.mood)
+        self._images = painter.ImageCache()
+        self._recent: deque[float] = deque()
+        self._ended: dict[str, anyio.Event] = {}
+        self._tasks: TaskGroup
+        self._http: httpx.AsyncClient
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        """Resume unfinished jobs; on exit running ones are dropped, as in a crash."""
+        self.ledger.load()
+        limits = httpx.Limits(max_keepalive_connections=0)
+        failure: Exception | None = None
+        async with (
+            httpx.AsyncClient(trust_env=False, timeout=TIMEOUT_SECONDS, limits=limits) as self._http,
+            anyio.create_task_group() as self._tasks,
+        ):
+            for job in list(unfinished(self.ledger)):
+                self._start(job)
+            try:
+                yield
+            except Exception as error:  # the caller's own error is raised as it is, not in a group
+                failure = error
+            self._tasks.cancel_scope.cancel()
+        if failure:
+            raise failure
+
+    def faults_of(self, prompt: str) -> Faults:
+        try:
+            return parse_fault_tags(prompt) or self._default_faults
+        except UnknownFault as error:
+            raise RejectedRequest(422, str(error)) from None
+
+    async def accept(self, request: dict[str, Any]) -> Job:
+        """Store and start a new job. Raises `RejectedRequest` or `WindowFull`."""
+        order = validate_request(request)
+        if order.price > self.credits(reserved=True):
+            raise RejectedRequest(402, "The current credits are insufficient. Please top up.")
+        self._enter_window()
+        job = self._make_job(request, order)
+        await self.ledger.accept(job)
+        self._start(job)
+        return job
+
+    def credits(self, *, reserved: bool = False) -> float:
+        """Return the remaining credits. reserved: minus the price of unfinished jobs."""
+        jobs = self.ledger.jobs.values()
+        spent = sum(job.end.credits for job in jobs if job.end)
+        reserved_credits = sum(job.order.price for job in jobs if not job.end) if reserved else 0
+        return round(self.options.credits - spent - reserved_credits, 4)
+
+    def _enter_window(self) -> None:
+        now = self.options.now()
+        while self._recent and self._recent[0] <= now - self.options.window:
+            self._recent.popleft()
+        if len(self._recent) >= self.options.creates_per_window:
+            raise WindowFull
+        self._recent.append(now)
+
+    def _make_job(self, request: dict[str, Any], order: ValidatedRequest) -> Job:
+        now, jobs = self.options.now(), self.ledger.jobs
+        seed = json.dumps([now, len(jobs), request])
+        return Job(
+            task_id=hashlib.sha256(seed.encode()).hexdigest()[:32],
+            request=request,
+            faults=self.faults_of(order.prompt),
+            earlier=sum(job.order.prompt == order.prompt for job in jobs.values()),
+            created_at=now,
+        )
+
+    def _start(self, job: Job) -> None:
+        self.stages.setdefault(job.task_id, STAGES[0])
+        self._ended[job.task_id] = anyio.Event()
+        self._tasks.start_soon(self._run, job)
+
+    async def wait_until_settled(self, job: Job) -> None:
+        """Wait until the job has ended and its callbacks are answered or given up."""
+        await self._ended[job.task_id].wait()
+
+    async def _run(self, job: Job) -> None:
+        if not job.end:
+            await self._work(job)
+        await self._send_callbacks(self.ledger.jobs[job.task_id])
+        await self.ledger.mark_answered(job.task_id)
+        self._ended[job.task_id].set()
+
+    async def _work(self, job: Job) -> None:
+        left = max(0.0, job.created_at + self._duration(job) - self.options.now())
+        for stage in STAGES:
+            self.stages[job.task_id] = stage
+            await anyio.sleep(left / len(STAGES))
+        end = await self._finish(job)
+        await self.ledger.end_job(job.task_id, end)
+
+    def _duration(self, job: Job) -> float:
+        return 0.0 if Fault.EARLY in job.faults else job.faults.get(Fault.SLOW, self.options.duration)
+
+    async def _finish(self, job: Job) -> JobEnd:
+        """1. apply a requested failure 2. fetch the references 3. paint the image, so that downloads find it."""
+        if failure := _requested_failure(job):
+            return JobEnd(at=self.options.now(), failure=failure)
+        try:
+            sizes, thumbnails = await self._fetch_references(job)
+        except (DownloadFailed, painter.NotAnImage) as error:
+            text = f"Failed to download the reference image: {error}"
+            return JobEnd(at=self.options.now(), failure=JobFailure(code="400", text=text))
+        pixels = job.order.pixels(sizes[0] if sizes else None)
+        end = JobEnd(at=0, credits=job.order.price, pixels=pixels, thumbnails=thumbnails)
+        await self.paint(job, end, 0)
+        return replace(end, at=self.options.now())
+
+    async def _fetch_references(self, job: Job) -> tuple[list[tuple[int, int]], tuple[str, ...]]:
+        sizes, names = [], []
+        for url in job.order.references:
+            size, thumbnail = await anyio.to_thread.run_sync(painter.make_thumbnail, await self._fetch_reference(url))
+            name = f"thumbnails/{hashlib.sha256(thumbnail).hexdigest()}"
+            await self.files.put(name, thumbnail)
+            sizes.append(size)
+            names.append(name)
+        return sizes, tuple(names)
+
+    async def _fetch_reference(self, url: str) -> bytes:
+        """Return the bytes of a reference. Uploads are found under any host: a restart may have changed the port."""
+        path = unquote(urlsplit(url).path)
+        own = await self.files.get(path.removeprefix("/files/")) if path.startswith("/files/") else None
+        return own or await self.fetch(url)
+
+    async def fetch(self, url: str) -> bytes:
+        """Return the body of a URL; raise `DownloadFailed` unless the response is a 200."""
+        try:
+            response = await self._http.get(url)
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+            raise DownloadFailed(str(error)) from error
+        if response.status_code != 200:
+            raise DownloadFailed(f"HTTP {response.status_code}")
+        return response.content
+
+    async def paint(self, job: Job, end: JobEnd, index: int) -> ImageBytes:
+        if Fault.BIG in job.faults:
+            size = int(job.faults[Fault.BIG] * 1024 * 1024)
+            return painter.labelled(
+                await self._images.get_or_paint(size, partial(painter.noise, size)), job.order.prompt
+            )
+        thumbnails = [await self.files.get(name) for name in end.thumbnails]
+        options = painter.PaintOptions(
+            prompt=job.order.prompt,
+            size=end.pixels,
+            image_format=job.image_format,
+            seed=job.order.seed,
+            index=index,
+            thumbnails=tuple(filter(None, thumbnails)),
+        )
+        painted = await self._images.get_or_paint(options, partial(painter.paint, options))
+        return ImageBytes(pieces=(painted,), media_type=f"image/{job.image_format}")
+
+    async def _send_callbacks(self, job: Job) -> None:
+        for number, callback in enumerate(self._plan(job)):
+            await self._deliver(job, number, callback)
+
+    def _plan(self, job: Job) -> tuple[PlannedCallback, ...]:
+        if not job.callback_url:
+            return ()
+        body = dialect.build_callback(job, self.url(job, self.base_url))
+        planned = PlannedCallback(kind="true", url=job.callback_url, body=body)
+        return plan_callbacks(planned, job.faults, f"{self.base_url}/evil/{job.task_id}.png")
+
+    async def _deliver(self, job: Job, number: int, callback: PlannedCallback) -> None:
+        """Send until a 2xx response or the last attempt; attempts before a restart count."""
+        earlier = [sent for sent in job.sent if sent.number == number]
+        attempts = 1 + self.options.callback_retries if callback.persistent else 1
+        if any(sent.delivered for sent in earlier):
+            return
+        await self._wait_until(job, callback.delay)
+        for attempt in range(len(earlier) + 1, attempts + 1):
+            await anyio.sleep(self.options.callback_spacing if attempt > 1 else 0)
+            sent = await self._attempt(job, number, callback, attempt)
+            if sent.delivered:
+                return
+
+    async def _wait_until(self, job: Job, delay: float) -> None:
+        ended_at = job.end.at if job.end else 0.0
+        await anyio.sleep(max(0.0, ended_at + delay - self.options.now()) if delay else 0)
+
+    async def _attempt(self, job: Job, number: int, callback: PlannedCallback, attempt: int) -> CallbackAttempt:
+        now = self.options.now()
+        headers = dialect.sign_callback(callback, self.options.webhook_key, job.task_id, now)
+        body = json.dumps(callback.body).encode()
+        status: int | None = None
+        with suppress(httpx.HTTPError, httpx.InvalidURL, ValueError):
+            response = await self._http.post(
+                callback.url, headers={"Content-Type": "application/json", **headers}, content=body
+            )
+            status = response.status_code
+        sent = CallbackAttempt(number=number, kind=callback.kind, attempt=attempt, status=status, at=now)
+        await self.ledger.add_attempt(job.task_id, sent)
+        return sent
+
+    def url(self, job: Job, base: str) -> Callable[[int], str]:
+        """Return a function that makes the result URL of the image with a number."""
+        return lambda number: f"{base}/p/{job.task_id}_{number}.{job.suffix}"
+
+
+def _requested_failure(job: Job) -> JobFailure | None:
+    found = (JOB_FAULTS[fault](value, job.earlier) for fault, value in job.faults.items() if fault in JOB_FAULTS)
+    return next(filter(None, found), None)
