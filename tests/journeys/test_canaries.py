@@ -17,9 +17,9 @@ import structlog
 from broker.logs import configure, log
 from broker.sandbox.options import Options
 from storage.states import State
-from tests.broker.api_house import png
 from tests.contracts.providers import Says, Upstream
-from tests.journeys.house import House, open_house
+from tests.support.api import png
+from tests.support.brokers import House, open_house
 
 pytestmark = pytest.mark.anyio
 
