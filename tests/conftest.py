@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from broker.bootstrap import settings_variables
-from tests.servers import postgres as server
-from tests.servers.s3 import S3Server, serving_s3
+from tests.support.clock import ManualClock
+from tests.support.servers import postgres as server
+from tests.support.servers.s3 import S3Server, serving_s3
 
 
 @pytest.fixture(scope="session")
@@ -37,22 +38,6 @@ def s3_server() -> Iterator[S3Server]:
     """Started by the first test that asks for it."""
     with serving_s3() as server:
         yield server
-
-
-class ManualClock:
-    """A clock that stands still until it is moved."""
-
-    def __init__(self, now: float = 1_790_000_000.0) -> None:
-        self._now = now
-
-    def now(self) -> float:
-        return self._now
-
-    def monotonic(self) -> float:
-        return self._now
-
-    def advance(self, seconds: float) -> None:
-        self._now += seconds
 
 
 @pytest.fixture

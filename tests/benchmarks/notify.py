@@ -28,7 +28,7 @@ from storage.sql.postgres import PostgresDatabase
 from storage.tasks import DUE, Tasks, task_channel
 from tests.benchmarks.company import new_task
 from tests.benchmarks.measuring import Child, Side, cut, interleaved, ms, per_second, say, table
-from tests.servers.postgres import Postgres, running
+from tests.support.servers.postgres import Postgres, running
 
 WRITERS: Final = (1, 8, 32)
 ROUNDS: Final = 3

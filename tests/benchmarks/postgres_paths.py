@@ -26,7 +26,7 @@ from storage.tasks import DUE, Lease, Task, Tasks
 from tests.benchmarks.company import new_task
 from tests.benchmarks.lives import Counts, Upstream, live
 from tests.benchmarks.measuring import Child, interleaved, per_second, say, table
-from tests.servers.postgres import Postgres, running
+from tests.support.servers.postgres import Postgres, running
 
 STORED: Final = 20_000
 POOL: Final = 10

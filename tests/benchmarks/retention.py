@@ -30,7 +30,7 @@ from storage.sql.migrate import upgrade
 from storage.sql.postgres import PostgresDatabase
 from tests.benchmarks.company import CREATES, POLLS, Seen, keep_company
 from tests.benchmarks.measuring import Child, Side, cut, interleaved, mb, ms, say, table, task_id
-from tests.servers.postgres import Postgres, running
+from tests.support.servers.postgres import Postgres, running
 
 DAY: Final = 86_400.0
 LATER: Final = 8 * DAY

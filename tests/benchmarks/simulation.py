@@ -17,7 +17,7 @@ from storage.sql.migrate import upgrade
 from storage.sql.postgres import PostgresDatabase
 from tests.benchmarks.lives import Upstream, live
 from tests.benchmarks.measuring import Child, say, table
-from tests.servers.postgres import running
+from tests.support.servers.postgres import running
 
 PLANTS = {
     "the window is the limit": Plant(orders=18_000, creates=40, places=100, provider_seconds=2.0),

@@ -12,8 +12,8 @@ import asyncpg
 import pytest
 
 from storage.blobs.s3 import S3Blobs
-from tests.servers.postgres import Postgres
-from tests.servers.s3 import S3Server
+from tests.support.servers.postgres import Postgres
+from tests.support.servers.s3 import S3Server
 
 PATIENCE = 3.0
 

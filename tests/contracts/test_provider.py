@@ -19,8 +19,8 @@ from broker.orders import Order
 from broker.providers.base import Provider
 from broker.providers.registry import load_catalog
 from broker.reports import Failed, Finished, Pending, Report
-from tests.conftest import ManualClock
 from tests.contracts.providers import CALLBACK, CASES, IMAGE, JOB, KEY, TOKEN, Case, Says, Upstream, closed_port
+from tests.support.clock import ManualClock
 
 pytestmark = pytest.mark.anyio
 

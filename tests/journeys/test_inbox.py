@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from storage.attempts import Attempts
-from tests.journeys.house import House, open_house
-from tests.servers.postgres import Postgres
+from tests.support.brokers import House, open_house
+from tests.support.servers.postgres import Postgres
 
 pytestmark = pytest.mark.anyio
 

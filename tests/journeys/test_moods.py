@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from broker.sandbox.options import Options
-from tests.journeys.house import House, open_house
-from tests.servers.postgres import Postgres
-from tests.servers.s3 import S3Server
+from tests.support.brokers import House, open_house
+from tests.support.servers.postgres import Postgres
+from tests.support.servers.s3 import S3Server
 
 pytestmark = pytest.mark.anyio
 

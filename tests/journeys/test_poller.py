@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.broker.api_house import png
-from tests.journeys.house import House, open_house
+from tests.support.api import png
+from tests.support.brokers import House, open_house
 
 NODE = shutil.which("node")
 POLLER = Path(__file__).with_name("poller.mjs")

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from storage.callbacks import Entry
-from tests.journeys.house import House, open_house
+from tests.support.brokers import House, open_house
 
 pytestmark = pytest.mark.anyio
 

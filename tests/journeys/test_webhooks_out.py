@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from standardwebhooks import Webhook
 
-from tests.faults.faulty_http import answers
-from tests.journeys.house import House, open_house
-from tests.servers.receiver import Receiver, receiving
+from tests.support.brokers import House, open_house
+from tests.support.faulty_http import answers
+from tests.support.servers.receiver import Receiver, receiving
 from webhooks.signatures.standard import derived_key, write_secret
 
 pytestmark = pytest.mark.anyio
