@@ -21,7 +21,8 @@ from storage.attempts import Attempts
 from storage.errors import StorageError
 from storage.sql.database import Stale, Statement
 from storage.sql.migrate import SchemaTooNew, migrations, missing, upgrade
-from storage.sql.postgres import BROKEN, PostgresDatabase
+from storage.sql.postgres import PostgresDatabase
+from storage.sql.postgres_errors import BROKEN
 from storage.states import State
 from storage.tasks import Tasks
 from tests.integration.storage.test_tasks import a_task

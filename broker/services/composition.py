@@ -1,4 +1,4 @@
-"""The parts of the system, each made once of those it needs. Opens and closes nothing: that is `bootstrap`'s."""
+"""The composition of the system: the list of its parts, and how each one is made."""
 
 from __future__ import annotations
 
@@ -12,19 +12,15 @@ from broker.callbacks.inbox import CallbackInbox
 from broker.callbacks.probe import ReachabilityProbe
 from broker.callbacks.public_url import PublicAddress
 from broker.callbacks.receive import CallbackReceiver, FloodGuard
-from broker.callbacks.tunnels import TunnelAgents
 from broker.callbacks.url_monitor import UrlMonitor
 from broker.callbacks.verification import CallbackVerifier
 from broker.catalog import Catalog
 from broker.clock import Clock
-from broker.i18n import Messages
 from broker.metrics import Metrics
-from broker.monitoring.balance import BalanceMonitor
 from broker.monitoring.collectors import DatabaseCollector
 from broker.net.fetcher import Fetcher
 from broker.notifications.deliverer import Deliverer
 from broker.notifications.delivery_log import DeliveryLog
-from broker.notifications.outbox import Outbox
 from broker.ordering.idempotency import Idempotency
 from broker.ordering.plan import Planner
 from broker.ordering.rate_limit import RateLimiter
@@ -32,13 +28,12 @@ from broker.ordering.references import ReferenceIntake
 from broker.ordering.service import OrderService
 from broker.presenter import TaskPresenter
 from broker.providers.base import Provider
-from broker.providers.registry import ProviderRegistry
+from broker.services.parts import SharedParts
 from broker.settings import Settings
 from broker.tasks.cancellation import TaskCanceler
 from broker.tasks.eta import EtaEstimator
 from broker.tasks.leases import ClockGuard, LeaseKeeper
 from broker.tasks.orders import OrderBuilder
-from broker.tasks.policy import TaskPolicy
 from broker.tasks.queries import TaskQueries
 from broker.tasks.retention import Retention
 from broker.tasks.running import RunningSteps
@@ -52,20 +47,17 @@ from broker.tasks.steps.table import StepTable
 from broker.tasks.transitions import Transitions
 from broker.tasks.worker import Worker
 from broker.thumbnails import Thumbnails
-from storage.attempts import Attempts
 from storage.blobs.store import BlobStore
 from storage.callbacks import Hooks
 from storage.cluster_state import Facts
 from storage.deliveries import Deliveries
-from storage.idempotency import IdempotencyRecords
 from storage.images import Images
 from storage.periodic_jobs import Chores
-from storage.provider_limits import Lanes, Limits
+from storage.provider_limits import Limits
 from storage.rate_limits import RateLimits
 from storage.sql.database import Database
 from storage.task_retention import TaskRetention
 from storage.tasks import Tasks
-from uploads.intake import Intake
 from webhooks.signatures.standard import StandardSignature, derived_key, read_secret
 from webhooks.tokens import CallbackTokens, ChallengeResponse
 
@@ -108,19 +100,8 @@ class Services:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Composition:
-    """What was opened, and the parts made of it."""
-
-    settings: Settings
-    clock: Clock
-    database: Database
-    fetcher: Fetcher
-    catalog: Catalog
-    registry: ProviderRegistry
-    blobs: BlobStore
-    tokens: CallbackTokens
-    address: PublicAddress
-    agents: TunnelAgents
+class Composition(SharedParts):
+    """The parts made of the shared ones."""
 
     def services(self) -> Services:
         return Services(
@@ -151,83 +132,6 @@ class Composition:
             address=self.address,
             url_monitor=self._url_monitor(),
         )
-
-    # -- what is at rest
-
-    @cached_property
-    def tasks(self) -> Tasks:
-        return Tasks(self.database)
-
-    @cached_property
-    def attempts(self) -> Attempts:
-        return Attempts(self.database)
-
-    @cached_property
-    def images(self) -> Images:
-        return Images(self.database)
-
-    @cached_property
-    def hooks(self) -> Hooks:
-        return Hooks(self.database)
-
-    @cached_property
-    def idempotency_records(self) -> IdempotencyRecords:
-        return IdempotencyRecords(self.database)
-
-    @cached_property
-    def lanes(self) -> Lanes:
-        return Lanes(self.database)
-
-    @cached_property
-    def deliveries(self) -> Deliveries:
-        return Deliveries(self.database)
-
-    # -- what many parts share
-
-    @cached_property
-    def metrics(self) -> Metrics:
-        return Metrics()
-
-    @cached_property
-    def policy(self) -> TaskPolicy:
-        return _policy(self.settings)
-
-    @cached_property
-    def presenter(self) -> TaskPresenter:
-        return TaskPresenter(messages=Messages.load(), retention=self.policy.retention_seconds)
-
-    @cached_property
-    def intake(self) -> Intake:
-        return Intake(self.blobs, max_pixels=self.settings.max_pixels)
-
-    @cached_property
-    def providers(self) -> dict[str, Provider]:
-        return self.registry.open_all()
-
-    @property
-    def provider(self) -> Provider:
-        """The preferred one of the configured providers."""
-        return next(iter(self.providers.values()))
-
-    @cached_property
-    def outbox(self) -> Outbox:
-        return Outbox(clock=self.clock, deliveries=self.deliveries, images=self.images, presenter=self.presenter)
-
-    @cached_property
-    def balances(self) -> BalanceMonitor:
-        chores, facts = Chores(self.database), Facts(self.database)
-        return BalanceMonitor(clock=self.clock, chores=chores, facts=facts, providers=self.providers)
-
-    def callback_url(self, provider: str, task: str, attempt: int) -> str | None:
-        """Return the URL for callbacks about one attempt, token included; None without a public URL."""
-        base = self.address.base
-        if base is None:
-            return None
-        token = self.tokens.token(task, attempt)
-        path = self.providers[provider].callback_path
-        return f"{base}{path}?task={task}&attempt={attempt}&token={token}"
-
-    # -- who works
 
     @cached_property
     def order_builder(self) -> OrderBuilder:
@@ -399,7 +303,7 @@ class Composition:
         return Deliverer(
             clock=self.clock,
             deliveries=self.deliveries,
-            fetcher=_caller_fetcher(self.settings),  # its own: names asked for at the door take no thread from it
+            fetcher=_caller_fetcher(self.settings),  # its own, so that name lookups of requests do not delay deliveries
             signature=StandardSignature(signing_keys(self.settings, self.tokens.secret)),
             metrics=self.metrics,
             retention_seconds=self.policy.retention_seconds,
@@ -444,28 +348,16 @@ class Composition:
         )
 
 
-def _policy(settings: Settings) -> TaskPolicy:
-    return TaskPolicy(
-        check_after_seconds=settings.check_after,
-        max_check_pause_seconds=max(60.0, settings.check_after),
-        poll_seconds=settings.poll_every,
-        deadline_seconds=settings.task_deadline,
-        retry_seconds=settings.retry_after,
-        resubmit_unknown=settings.resubmit_unknown,
-        retention_seconds=settings.retention_hours * 3600.0,
-    )
-
-
 def _limits(provider: Provider | None) -> Limits | None:
     return Limits(creates=provider.creates_per_10s, places=provider.concurrency) if provider else None
 
 
 def signing_keys(settings: Settings, secret: bytes) -> list[bytes]:
-    """What webhooks to callers are signed with: the keys somebody chose, or one of our own."""
+    """Return the keys that sign webhooks: the configured ones, or one derived from our secret."""
     chosen = [read_secret(key.get_secret_value()) for key in settings.webhook_secrets]
     return chosen or [derived_key(secret)]
 
 
 def _caller_fetcher(settings: Settings) -> Fetcher:
-    """It keeps nothing open between two requests, so there is nothing to close."""
+    """Return a fetcher for callers' addresses. It keeps no connection open, so it is not closed."""
     return Fetcher(allow=settings.callback_allow, exemption="BROKER_CALLBACK_ALLOW")
