@@ -22,7 +22,8 @@ from storage.provider_limits import Lanes, Limits, Load
 from storage.rate_limits import RateLimits
 from storage.sql.database import Database, Outcome, Row, Stale, Statement
 from storage.sql.migrate import upgrade
-from storage.sql.postgres import PostgresDatabase, _query, _values
+from storage.sql.postgres import PostgresDatabase
+from storage.sql.postgres_transaction import parameter_values, to_postgres
 from storage.states import SHOWN, State
 from storage.task_retention import TaskRetention
 from storage.tasks import Lease, Task, Tasks
@@ -376,13 +377,13 @@ async def _grow(database: Any) -> None:
 
 async def _postgres_walks(database: Any, sql: str, params: Mapping[str, Any]) -> list[str]:
     """Whether a statement looks at many pages of the database; what it does is undone."""
-    query = _query(sql)
+    query = to_postgres(sql)
     async with database._pool.acquire() as connection:
         change = connection.transaction()
         await change.start()
         try:
             rows = await connection.fetch(
-                f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {query.text}", *_values(query, params)
+                f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {query.text}", *parameter_values(query, params)
             )
         except asyncpg.UniqueViolationError:
             return []  # it is in there already, and was found without walking
