@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from importlib import resources
-from typing import Annotated, Any, Final, Literal, get_args
+from typing import Annotated, Any, Final, Literal, cast, get_args
 
 from pydantic import ConfigDict, Field, TypeAdapter
 
@@ -40,16 +40,21 @@ class Wire:
     references: str | None = None
     empty_references: bool = False
     prices: Mapping[str, float] = field(default_factory=dict)
+    extra: Mapping[str, str] = field(default_factory=dict)
+    """Names of other parameters (`ImageParams.extra`), by ours."""
 
     def spell(self, order: Order, references: Sequence[str]) -> dict[str, Any]:
         """The order in the provider's words: its input object, the model's id left out."""
         fields = {
-            self.ratio: order.aspect_ratio or self.default_ratio,
-            self.resolution: order.resolution,
-            self.format: self.formats[order.output_format] if self.format and order.output_format else None,
+            self.ratio: order.params.aspect_ratio or self.default_ratio,
+            self.resolution: order.params.resolution,
+            self.format: self.formats.get(cast("OutputFormat", order.params.output_format)) if self.format else None,
             self.references: list(references) if references or self.empty_references else None,
         }
-        return {"prompt": order.prompt} | {name: value for name, value in fields.items() if name and value is not None}
+        fields |= {name: order.params.extra.get(ours) for ours, name in self.extra.items()}
+        return {"prompt": order.params.prompt} | {
+            name: value for name, value in fields.items() if name and value is not None
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,14 +236,15 @@ class Catalog:
 
         A model's only resolution is what one gets without a field, so asking for it is not ignored.
         """
-        wire = self.wire(provider, order.model, order.mode) or Wire()
-        one_size = len(self.resolve(order.model).resolutions) == 1
+        wire = self.wire(provider, order.params.model, order.mode) or Wire()
+        one_size = len(self.resolve(order.params.model).resolutions) == 1
         wishes = {
-            "aspectRatio": (order.aspect_ratio, wire.ratio),
-            "resolution": (order.resolution, wire.resolution or one_size),
-            "outputFormat": (order.output_format, wire.format),
-            "steps": (order.steps, None),
-            "seed": (order.seed, None),
+            "aspectRatio": (order.params.aspect_ratio, wire.ratio),
+            "resolution": (order.params.resolution, wire.resolution or one_size),
+            "outputFormat": (order.params.output_format, wire.format),
+            "steps": (order.params.steps, None),
+            "seed": (order.params.seed, None),
+            **{name: (value, wire.extra.get(name)) for name, value in order.params.extra.items()},
         }
         return tuple(name for name, (wish, honoured) in wishes.items() if wish is not None and not honoured)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from broker.catalog import Catalog
@@ -31,14 +31,14 @@ class Planner:
     def make_plan(self, request: OrderRequest) -> Plan:
         """Return the plan of a request. Raises `ApiError` for a field that is wrong."""
         order = self._validate(request)
-        candidates = self._find_candidates(order.model)
+        candidates = self._find_candidates(order.params.model)
         provider = self.providers[candidates[0]]
         offer = provider.build_request(order, None)
         return Plan(
             order=order,
             candidates=candidates,
             quote=Quote(price=offer.get("price"), count=request.count, unit=offer.get("unit")),
-            warnings=self.catalog.warnings(request.model, day(self.clock.now())),
+            warnings=self.catalog.warnings(request.params.model or None, day(self.clock.now())),
             ignored=provider.ignored(order),
         )
 
@@ -61,24 +61,25 @@ class Planner:
     def _validate(self, request: OrderRequest) -> Order:
         if not 1 <= request.count <= MAX_IMAGES:
             raise ApiError("invalid_request", f"numberOfImages must be from 1 to {MAX_IMAGES}.", field="numberOfImages")
+        params = request.params
         choice = self.catalog.check(
-            prompt=request.prompt,
-            model=request.model,
+            prompt=params.prompt,
+            model=params.model or None,
             mode=request.mode,
-            aspect_ratio=request.aspect_ratio,
-            resolution=request.resolution,
-            output_format=request.output_format,
+            aspect_ratio=params.aspect_ratio,
+            resolution=params.resolution,
+            output_format=params.output_format,
             references=len(request.sources),
         )
         return Order(
-            prompt=request.prompt,
-            model=choice.model.name,
+            params=replace(
+                params,
+                model=choice.model.name,
+                aspect_ratio=choice.aspect_ratio,
+                resolution=choice.resolution,
+                output_format=choice.output_format,
+            ),
             mode=choice.mode,
-            aspect_ratio=choice.aspect_ratio,
-            resolution=choice.resolution,
-            output_format=choice.output_format,
-            steps=request.steps,
-            seed=request.seed,
         )
 
     def _find_candidates(self, model: str) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from broker.ordering.idempotency import Idempotency
 from broker.ordering.plan import Planner
 from broker.ordering.rate_limit import RateLimiter
 from broker.ordering.references import ReferenceIntake, hash_source, reference_error
-from broker.orders import Order, OrderRequest, Plan, Reference, StoredReference
+from broker.orders import ImageParams, Order, OrderRequest, Plan, Reference, StoredReference
 from broker.providers.base import Provider
 from broker.tasks.policy import TaskPolicy
 from broker.tasks.queries import TaskQueries
@@ -78,7 +78,7 @@ class OrderService:
         owner = reference_owner(batch)
         is_kept = False
         try:
-            references = await self.references.store(owner, request.sources, plan.order.model)
+            references = await self.references.store(owner, request.sources, plan.order.params.model)
             tasks = self._build_tasks(caller, request, plan, batch, references)
             created = await self._write(tasks, references, replace(record, batch=batch) if record else None)
             is_kept = not created.is_repeated
@@ -102,7 +102,7 @@ class OrderService:
         Reference images that were sent are validated and not kept; those at an address are not downloaded.
         """
         await self.planner.check_callback_url(request.callback_url)
-        await self.references.inspect(request.sources, plan.order.model)
+        await self.references.inspect(request.sources, plan.order.params.model)
         order = replace(plan.order, references=_example_references(len(request.sources), self.image_base()))
         callback = self.callback_url(plan.candidates[0], "task_dry_run", 1)
         address = callback.split("?")[0] if callback else None
@@ -158,14 +158,8 @@ class OrderService:
                 caller=caller,
                 due_at=now,
                 provider=plan.candidates[0],
-                model=order.model,
                 mode=order.mode,
-                prompt=order.prompt,
-                aspect_ratio=order.aspect_ratio,
-                resolution=order.resolution,
-                output_format=order.output_format,
-                steps=order.steps,
-                seed=order.seed,
+                **order.params.to_columns(),
                 refs=tuple(_reference_columns(reference) for reference in references),
                 callback_url=request.callback_url,
                 deadline_at=now + self.policy.queue_seconds,
@@ -238,14 +232,8 @@ def _retry_key(task: Task) -> str:
 def _request_of(task: Task) -> OrderRequest:
     """Return the request that orders a task again."""
     return OrderRequest(
-        prompt=task.prompt,
-        model=task.model,
+        params=ImageParams.from_task(task),
         mode=task.mode,
-        aspect_ratio=task.aspect_ratio,
-        resolution=task.resolution,
-        output_format=task.output_format,
-        steps=task.steps,
-        seed=task.seed,
         sources=tuple(StoredReference(blob=ref["blob"], sha256=ref["sha256"]) for ref in task.refs),
         callback_url=task.callback_url,
         idempotency_key=_retry_key(task),

@@ -14,7 +14,7 @@ import pytest
 from broker.errors import ApiError
 from broker.ordering.idempotency import RETRY_WINDOW_SECONDS
 from broker.ordering.service import CreatedTasks, OrderService
-from broker.orders import OrderRequest
+from broker.orders import ImageParams, OrderRequest
 from broker.services import Services
 from tests.support.api import ApiHouse, open_api, png
 from tests.support.brokers import still
@@ -48,7 +48,7 @@ async def brokers(
 
 async def create(services: Services, prompt: str = "a fox", *, caller: str = "me", **fields: Any) -> CreatedTasks:
     orders: OrderService = services.orders
-    request = OrderRequest(prompt=prompt, **fields)
+    request = OrderRequest(params=ImageParams(prompt=prompt), **fields)
     return await orders.create(caller, request, orders.plan(request))
 
 
@@ -92,7 +92,7 @@ async def test_retry_joins_the_unanswered_first_try(brokers: tuple[Services, Ser
 async def test_retry_and_first_try_in_progress_create_one_task(brokers: tuple[Services, Services]) -> None:
     """Whichever is quicker creates it."""
     one, two = brokers[0].orders, brokers[1].orders
-    request = OrderRequest(prompt="a fox", retry_count=0)
+    request = OrderRequest(params=ImageParams(prompt="a fox"), retry_count=0)
     plan = one.plan(request)
     record = await one._find_record("me", request, plan.order)  # as far as the first try has come
     assert record is not None

@@ -21,7 +21,7 @@ from urllib.parse import parse_qsl, urlsplit
 from broker.bootstrap import load_settings, open_services
 from broker.callbacks.receive import CallbackReceiver
 from broker.ordering.service import OrderService
-from broker.orders import Order, OrderRequest
+from broker.orders import ImageParams, Order, OrderRequest
 from broker.reports import Finished, Pending, Report
 from broker.services import Services
 from broker.settings import Settings
@@ -213,7 +213,7 @@ async def live(side: Side, url: str, upstream: Upstream, arrivals: Sequence[floa
             async def order(number: int, at: float) -> None:
                 await asyncio.sleep(begun + at - time.monotonic())
                 async with places:
-                    request = OrderRequest(prompt=f"picture {number}")
+                    request = OrderRequest(params=ImageParams(prompt=f"picture {number}"))
                     await orders.create("local", request, orders.plan(request))
 
             await asyncio.gather(*(order(number, at) for number, at in enumerate(arrivals)))

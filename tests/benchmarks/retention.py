@@ -56,7 +56,7 @@ SEED: Final = (
 REMEMBERED: Final = (
     """INSERT INTO tasks
         SELECT 'task_' || md5(id), 'task_' || md5(id), caller, 'expired', {now} + 30 * {day}, 0, '', 13, provider,
-        model, mode, '', aspect_ratio, NULL, output_format, NULL, NULL, '[]', 1, 1, md5(job_id), 1, '[]', deadline_at,
+        model, mode, '', aspect_ratio, NULL, '{{}}', '[]', 1, 1, md5(job_id), 1, '[]', deadline_at,
         checked_at, NULL, NULL, 0, 'yes', NULL, 4, created_at, updated_at, ended_at FROM tasks""",
     """INSERT INTO attempts
         SELECT id, 1, provider, job_id, created_at, ended_at, 'succeeded', NULL, NULL, 'yes', 4, NULL

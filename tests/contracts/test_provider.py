@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from broker.errors import TASK_CODES, ProviderError
 from broker.net.api_client import ApiClient
-from broker.orders import Order
+from broker.orders import ImageParams, Order
 from broker.providers.base import Provider
 from broker.providers.registry import load_catalog
 from broker.reports import Failed, Finished, Pending, Report
@@ -25,7 +25,9 @@ from tests.support.clock import ManualClock
 pytestmark = pytest.mark.anyio
 
 CATALOG = load_catalog()
-ORDER = Order(prompt="a red bicycle", model="nano-banana", mode="text-to-image", aspect_ratio="16:9", seed=7)
+ORDER = Order(
+    params=ImageParams(prompt="a red bicycle", model="nano-banana", aspect_ratio="16:9", seed=7), mode="text-to-image"
+)
 _KEYS = st.text() | st.sampled_from(
     "code msg data taskId task_id state status resultJson resultUrls output result info image_url url failCode failMsg "
     "creditsConsumed error message id".split()
@@ -134,7 +136,9 @@ async def test_what_never_left_the_house_may_be_ordered_again(scene: Scene, cloc
 
 
 async def test_a_model_that_is_not_served_is_refused_without_a_request(scene: Scene) -> None:
-    report = await scene.provider.submit(Order(prompt="x", model="no-such", mode="text-to-image"), None)
+    report = await scene.provider.submit(
+        Order(params=ImageParams(prompt="x", model="no-such"), mode="text-to-image"), None
+    )
     assert isinstance(report, Failed)
     assert (report.retryable, report.billed) == (False, "no")
     assert not scene.provider.supports("no-such")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from broker.catalog import Catalog, Choice
 from broker.errors import ApiError
-from broker.orders import Order
+from broker.orders import ImageParams, Order
 from broker.providers.registry import load_catalog
 
 CATALOG = load_catalog()
@@ -188,14 +188,16 @@ def test_prices_are_known_before_ordering(model: str, mode: Any, resolution: str
 
 def test_what_a_provider_cannot_use_is_named_as_the_caller_wrote_it() -> None:
     order = Order(
-        prompt="x",
-        model="nano-banana-2-lite",
+        params=ImageParams(
+            prompt="x",
+            model="nano-banana-2-lite",
+            aspect_ratio="1:1",
+            resolution="1K",
+            output_format="png",
+            steps=30,
+            seed=1,
+        ),
         mode="text-to-image",
-        aspect_ratio="1:1",
-        resolution="1K",
-        output_format="png",
-        steps=30,
-        seed=1,
     )
     assert CATALOG.ignored("kie", order) == ("outputFormat", "steps", "seed")
 

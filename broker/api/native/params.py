@@ -14,7 +14,7 @@ from starlette.datastructures import FormData, UploadFile
 
 from broker.api.native.schemas import MAX_TEXT, OrderForm, OrderJson
 from broker.errors import ApiError, FieldError
-from broker.orders import DataUriReference, OrderRequest, ReferenceSource, UploadedReference, UrlReference
+from broker.orders import DataUriReference, ImageParams, OrderRequest, ReferenceSource, UploadedReference, UrlReference
 
 _SPELLINGS: Final[dict[str, tuple[str, ...]]] = {
     "prompt": (),
@@ -85,15 +85,17 @@ class OrderParams:
         """Return the order request; the catalog checks its values."""
         fields = self.fields
         return OrderRequest(
-            prompt=fields.prompt,
-            model=_strip_blanks(fields.model),
+            params=ImageParams(
+                prompt=fields.prompt,
+                model=_strip_blanks(fields.model) or "",
+                aspect_ratio=_strip_blanks(fields.aspect_ratio),
+                resolution=_strip_blanks(fields.resolution),
+                output_format=_strip_blanks(fields.output_format),
+                steps=fields.steps,
+                seed=fields.seed,
+            ),
             mode=_strip_blanks(fields.mode),
-            aspect_ratio=_strip_blanks(fields.aspect_ratio),
-            resolution=_strip_blanks(fields.resolution),
-            output_format=_strip_blanks(fields.output_format),
             count=1 if fields.number_of_images is None else fields.number_of_images,
-            steps=fields.steps,
-            seed=fields.seed,
             sources=self._sources(),
             callback_url=_strip_blanks(fields.callback_url),
             idempotency_key=idempotency_key,
