@@ -13,11 +13,11 @@ from typing import Annotated, Any, Final, Literal, cast, get_args
 
 from pydantic import ConfigDict, Field, TypeAdapter
 
-from broker.errors import Complaint, Refusal
+from broker.errors import ApiError, FieldError
 from broker.orders import Mode, Order, OutputFormat
 
 Status = Literal["live", "deprecated", "retired"]
-Found = Iterator[tuple[str, Complaint]]
+Found = Iterator[tuple[str, FieldError]]
 
 MODES: Final[tuple[Mode, ...]] = get_args(Mode)
 WRITTEN_CONTROLS: Final = frozenset("\t\n\r")
@@ -185,12 +185,12 @@ class Catalog:
         )
 
     def resolve(self, name: str | None) -> Model:
-        """The model with this name or alias; None or empty = the default. Unknown: Refusal("unsupported_parameter")."""
+        """Return the model with this name or alias, or the default; raise ApiError("unsupported_parameter")."""
         if not name or not name.strip():
             return self.default
         found = self._by_name.get(_folded(name))
         if found is None:
-            raise Refusal("unsupported_parameter", self._unknown(name), field="model")
+            raise ApiError("unsupported_parameter", self._unknown(name), field="model")
         return found
 
     def warnings(self, name: str | None, on: date) -> tuple[str, ...]:
@@ -261,7 +261,7 @@ class Catalog:
     ) -> Choice:
         """Hold a request against its model; an empty optional value counts as absent. references: how many images.
 
-        Raises one `Refusal` with everything that is wrong in `details`; code, message and field are the first one's.
+        Raises one `ApiError` with everything that is wrong in `details`; code, message and field are the first one's.
         """
         known, unknown_model = self._resolved(model)
         wish = {
@@ -286,12 +286,12 @@ class Catalog:
             output_format=wish["outputFormat"],  # type: ignore[arg-type]  # checked against the model's own
         )
 
-    def _resolved(self, name: str | None) -> tuple[Model, list[tuple[str, Complaint]]]:
+    def _resolved(self, name: str | None) -> tuple[Model, list[tuple[str, FieldError]]]:
         """The model, or the default one and a complaint: the rest of the request is still worth a look."""
         try:
             return self.resolve(name), []
-        except Refusal as refusal:
-            return self.default, [(refusal.code, Complaint(field="model", message=refusal.message))]
+        except ApiError as refusal:
+            return self.default, [(refusal.code, FieldError(field="model", message=refusal.message))]
 
     def _unknown(self, name: str) -> str:
         close = difflib.get_close_matches(_folded(name)[:80], self._by_name, n=1)
@@ -341,13 +341,13 @@ def _about_choices(wish: Mapping[str, str | None], model: Model) -> Found:
             yield _complaint("unsupported_parameter", name, text)
 
 
-def _complaint(code: str, name: str, message: str) -> tuple[str, Complaint]:
-    return code, Complaint(field=name, message=message)
+def _complaint(code: str, name: str, message: str) -> tuple[str, FieldError]:
+    return code, FieldError(field=name, message=message)
 
 
-def _refusal(complaints: Sequence[tuple[str, Complaint]]) -> Refusal:
+def _refusal(complaints: Sequence[tuple[str, FieldError]]) -> ApiError:
     code, first = complaints[0]
-    return Refusal(code, first.message, field=first.field, details=[complaint for _, complaint in complaints])
+    return ApiError(code, first.message, field=first.field, details=[complaint for _, complaint in complaints])
 
 
 def _unwritable(char: str) -> bool:

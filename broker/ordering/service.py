@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from broker.clock import Clock
-from broker.errors import Refusal
+from broker.errors import ApiError
 from broker.logs import log
 from broker.ordering.idempotency import Idempotency
 from broker.ordering.plan import Planner
@@ -60,14 +60,14 @@ class OrderService:
     """Where a provider reaches our images; None without a public URL."""
 
     def plan(self, request: OrderRequest) -> Plan:
-        """Return the plan of a request. Raises `Refusal` for a field that is wrong."""
+        """Return the plan of a request. Raises `ApiError` for a field that is wrong."""
         return self.planner.make_plan(request)
 
     async def create(self, caller: str, request: OrderRequest, plan: Plan) -> CreatedTasks:
         """Create the durable tasks of a request, or return those of an equal earlier one.
 
         1. Find the idempotency record. 2. Check the rate limit and the callback URL. 3. Store the references.
-        4. Write tasks, references, record and rate usage in one transaction. Raises `Refusal`; then nothing is left.
+        4. Write tasks, references, record and rate usage in one transaction. Raises `ApiError`; then nothing is left.
         """
         record = await self._find_record(caller, request, plan.order)
         if record is not None and record.batch:
@@ -97,7 +97,7 @@ class OrderService:
         await self.idempotency.mark_answered(created.record)
 
     async def dry_run(self, request: OrderRequest, plan: Plan) -> dict[str, Any]:
-        """Return the request that the provider would receive, and its price. Raises `Refusal` where `create` would.
+        """Return the request that the provider would receive, and its price. Raises `ApiError` where `create` would.
 
         Reference images that were sent are validated and not kept; those at an address are not downloaded.
         """
@@ -117,14 +117,14 @@ class OrderService:
     async def failed_request(self, task_id: str) -> tuple[str, OrderRequest]:
         """Return caller and request of a failed task, to be created again; while that runs it is one new task.
 
-        Raises `Refusal("conflict")` for a task that did not fail, or whose image is paid and may still arrive.
+        Raises `ApiError("conflict")` for a task that did not fail, or whose image is paid and may still arrive.
         """
         task = await self._last_retry(await self.queries.get(task_id))
         if task.status not in {"failed", "canceled"}:
             which = "this one" if task.id == task_id else f"its last try, {task.id},"
-            raise Refusal("conflict", f"Only a failed or canceled task can be tried again: {which} is {task.status}.")
+            raise ApiError("conflict", f"Only a failed or canceled task can be tried again: {which} is {task.status}.")
         if task.state in LANDING:
-            raise Refusal("conflict", "The provider has this image, and we are still fetching it: look again later.")
+            raise ApiError("conflict", "The provider has this image, and we are still fetching it: look again later.")
         return task.caller, _request_of(task)
 
     async def _last_retry(self, task: Task) -> Task:
@@ -198,7 +198,7 @@ class OrderService:
     async def _resolve_conflict(self, first: Task, record: IdempotencyRecord | None) -> CreatedTasks | None:
         """Return the tasks of an equal request that was quicker; None if our own were written after all.
 
-        Raises `Refusal` if the rate limit was reached.
+        Raises `ApiError` if the rate limit was reached.
         """
         if await self.tasks.get(first.id) is not None:
             return None  # the connection broke after the commit, and the second run was refused
@@ -212,7 +212,7 @@ class OrderService:
     async def _repeat(self, record: IdempotencyRecord) -> CreatedTasks:
         tasks = await self.tasks.of_batch(record.batch)
         if not tasks:
-            raise Refusal("task_expired", "This Idempotency-Key was used for a task that is deleted. Use a new key.")
+            raise ApiError("task_expired", "This Idempotency-Key was used for a task that is deleted. Use a new key.")
         return CreatedTasks(tasks=tuple(tasks), is_repeated=True, record=record)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from broker.errors import Refusal
+from broker.errors import ApiError
 from broker.orders import ImageParams, OrderRequest
 from broker.services import Services
 from tests.support.brokers import create_tasks, still
@@ -44,8 +44,8 @@ async def brokers(
         yield one, await stack.enter_async_context(still(tmp_path, clock, **settings))
 
 
-async def rejected(services: Services, request: OrderRequest = FOX) -> Refusal:
-    with pytest.raises(Refusal) as caught:
+async def rejected(services: Services, request: OrderRequest = FOX) -> ApiError:
+    with pytest.raises(ApiError) as caught:
         await create_tasks(services, request)
     assert caught.value.code == "rate_limited"
     return caught.value
@@ -56,7 +56,7 @@ async def test_concurrent_orders_over_two_brokers_stay_within_the_limit(brokers:
         *(create_tasks(brokers[n % 2], FOX) for n in range(4 * LIMIT)), return_exceptions=True
     )
     created = [one for one in outcomes if isinstance(one, tuple)]
-    errors = [one for one in outcomes if isinstance(one, Refusal)]
+    errors = [one for one in outcomes if isinstance(one, ApiError)]
     assert (len(created), len(errors)) == (LIMIT, 3 * LIMIT)
     assert {error.code for error in errors} == {"rate_limited"}
 

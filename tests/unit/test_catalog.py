@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.catalog import Catalog, Choice
-from broker.errors import Refusal
+from broker.errors import ApiError
 from broker.orders import ImageParams, Order
 from broker.providers.registry import load_catalog
 
@@ -23,8 +23,8 @@ NAMES = {
 }
 
 
-def refused(**wish: Any) -> Refusal:
-    with pytest.raises(Refusal) as caught:
+def refused(**wish: Any) -> ApiError:
+    with pytest.raises(ApiError) as caught:
         CATALOG.check(**{"prompt": "a red bicycle", **wish})
     return caught.value
 
@@ -167,7 +167,7 @@ def test_everything_wrong_is_said_at_once() -> None:
 def test_a_request_is_good_or_refused(prompt: str, model: str | None, ratio: str | None, size: str | None) -> None:
     try:
         CATALOG.check(prompt=prompt, model=model, aspect_ratio=ratio, resolution=size)
-    except Refusal as refusal:
+    except ApiError as refusal:
         refusal.message.encode()
 
 

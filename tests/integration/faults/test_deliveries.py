@@ -15,7 +15,7 @@ import pytest
 
 from broker.bootstrap import open_services
 from broker.clock import SystemClock
-from broker.errors import Refusal
+from broker.errors import ApiError
 from broker.net.fetcher import Fetcher
 from broker.notifications.deliverer import CONCURRENCY, HOST_CONCURRENCY
 from broker.orders import ImageParams, OrderRequest
@@ -585,7 +585,7 @@ async def test_blocked_callback_url_is_refused_in_the_request(scene: Scene, url:
     request = OrderRequest(params=ImageParams(prompt="a red bicycle"), callback_url=url)
     plan = orders.plan(request)
     for attempt in (orders.create("local", request, plan), orders.dry_run(request, plan)):
-        with pytest.raises(Refusal) as refused:
+        with pytest.raises(ApiError) as refused:
             await attempt
         assert (refused.value.code, refused.value.field) == ("invalid_request", "callbackUrl")
         assert "https://" in refused.value.message, "the cure"
@@ -596,7 +596,7 @@ async def test_blocked_callback_url_is_refused_in_the_request(scene: Scene, url:
 @pytest.mark.parametrize("bad", [["10.0.0.1"], [PUBLIC, "127.0.0.1"], ["::1"], ["64:ff9b::a00:1"]])
 async def test_name_of_a_private_address_is_refused_in_the_request(scene: Scene, bad: list[str]) -> None:
     fetcher = Fetcher(resolve=Names([bad]), exemption="BROKER_CALLBACK_ALLOW")
-    with pytest.raises(Refusal, match="BROKER_CALLBACK_ALLOW"):
+    with pytest.raises(ApiError, match="BROKER_CALLBACK_ALLOW"):
         await calling_with(scene, fetcher).order("https://hooks.example.com/x")
 
 
