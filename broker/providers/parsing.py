@@ -20,10 +20,10 @@ from broker.reports import Billed
 
 State = Literal["running", "done", "failed", "unknown"]
 
-FINE: Final = frozenset({0, 200})
+SUCCESS_CODES: Final = frozenset({0, 200})
 """Envelope codes that mean success (kie.ai documents 200; 0 is seen in the wild)."""
 MAX_OUTPUTS: Final = 16
-MAX_URL: Final = 4096
+MAX_URL_LENGTH: Final = 4096
 MAX_CANDIDATES: Final = 1000
 """Strings looked at in search of URLs: a hostile body must not keep us busy."""
 MAX_SALVAGE: Final = 2**20
@@ -82,7 +82,7 @@ class ParsedResponse:
     cost: float | None
     ended_at: float | None
     names: tuple[str, ...] = ()
-    word: str | None = None
+    stage: str | None = None
     percent: float | None = None
 
     @classmethod
@@ -92,7 +92,7 @@ class ParsedResponse:
         record = record_of(top)
         return cls(
             ids=ids_in(top, id_fields),
-            code=whole(top.get("code")),
+            code=to_code(top.get("code")),
             state=_state(record) or _state(top),
             outputs=outputs_in(record, top),
             fail_code=_fail_code(record, top),
@@ -100,7 +100,7 @@ class ParsedResponse:
             cost=next((cost for name in _COST_FIELDS if (cost := amount(record.get(name))) is not None), None),
             ended_at=next((at for name in _END_FIELDS if (at := moment(record.get(name))) is not None), None),
             names=_names(record, top),
-            word=_word(record) or _word(top),
+            stage=_stage(record) or _stage(top),
             percent=_percent(record),
         )
 
@@ -171,7 +171,7 @@ def _of_iso(words: str) -> float | None:
         return None
 
 
-def whole(value: Any) -> int | None:
+def to_code(value: Any) -> int | None:
     """A code: a small whole number, also from a string (some answers say "200")."""
     number = amount(value)
     return int(number) if number is not None and number == int(number) and number < 1_000_000 else None
@@ -201,17 +201,17 @@ def ids_in(top: Any, id_fields: Sequence[str] = ANY_IDS) -> tuple[str, ...]:
 
 def _state(record: Mapping[str, Any]) -> State | None:
     """None where nothing is said; "unknown" for a word nobody documented: such a job is not finished."""
-    said = _said_state(record)
+    said = _state_text(record)
     return _STATES.get(said.lower().replace("-", "_"), "unknown") if said else None
 
 
-def _said_state(record: Mapping[str, Any]) -> str | None:
+def _state_text(record: Mapping[str, Any]) -> str | None:
     return next((found for name in _STATE_FIELDS if (found := text(record.get(name)))), None)
 
 
-def _word(record: Mapping[str, Any]) -> str | None:
+def _stage(record: Mapping[str, Any]) -> str | None:
     """The state in the provider's own word, if it is one."""
-    said = _said_state(record)
+    said = _state_text(record)
     return said if said and _ONE_WORD.fullmatch(said) else None
 
 
@@ -255,7 +255,7 @@ def _name(value: Any) -> str | None:
     return found if found and _A_NAME.fullmatch(found) else None
 
 
-def asked_wait(body: Any) -> float | None:
+def requested_wait(body: Any) -> float | None:
     """Seconds that a body asks us to wait: Gemini's `retryDelay`, Replicate's "resets in ~30s"."""
     top = mapping(_unwrapped(body))
     delays = [detail.get("retryDelay") for detail in _items(mapping(top.get("error")).get("details"))]
@@ -268,8 +268,8 @@ def asked_wait(body: Any) -> float | None:
 def _fail_code(record: Mapping[str, Any], top: Mapping[str, Any]) -> str | None:
     own = (record.get("failCode"), record.get("errorCode"), mapping(record.get("error")).get("code"))
     code = next((found for value in own if (found := label(value))), None)
-    envelope = whole(top.get("code"))
-    return code or (str(envelope) if envelope is not None and envelope not in FINE else None)
+    envelope = to_code(top.get("code"))
+    return code or (str(envelope) if envelope is not None and envelope not in SUCCESS_CODES else None)
 
 
 def _message(record: Mapping[str, Any], top: Mapping[str, Any]) -> str:
@@ -278,7 +278,7 @@ def _message(record: Mapping[str, Any], top: Mapping[str, Any]) -> str:
         *(record.get(name) for name in ("failMsg", "fail_msg", "errorMessage", "error_message")),
         *(found for place in (record, top) for found in _error_words(place.get("error"))),
     ]
-    says_fine = whole(top.get("code")) in FINE
+    says_fine = to_code(top.get("code")) in SUCCESS_CODES
     places = [place for place in (record, top) if not (place is top and says_fine)]
     values += [place.get(name) for place in places for name in ("msg", "message", "detail")]
     values += [detail.get("msg") for place in (record, top) for detail in _items(place.get("detail"))]
@@ -320,7 +320,7 @@ def first_link(values: Sequence[Any]) -> str | None:
 
 def is_link(value: str) -> bool:
     """Only http(s) with a host, of sane length, without blanks or control characters."""
-    if len(value) > MAX_URL or not value.isprintable() or " " in value:
+    if len(value) > MAX_URL_LENGTH or not value.isprintable() or " " in value:
         return False
     try:
         parts = urlsplit(value)

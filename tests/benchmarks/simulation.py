@@ -17,7 +17,7 @@ from storage.sql.migrate import upgrade
 from storage.sql.postgres import PostgresDatabase
 from tests.benchmarks.lives import Upstream, live
 from tests.benchmarks.measuring import Child, say, table
-from tests.servers.postgres import running
+from tests.support.servers.postgres import running
 
 DEPLOYMENTS = {
     "the window is the limit": Deployment(orders=18_000, creates=40, concurrency=100, provider_seconds=2.0),

@@ -1,13 +1,12 @@
-"""The looser dialect of `…/nano-banana` addresses: resellers such as Unifically, and gateways people wrote themselves.
+"""The adapter for the older dialect of `…/nano-banana` addresses: resellers such as Unifically, and private gateways.
 
     POST {base}/generate          {"prompt", "aspect_ratio", "image_urls", "callback_url"} → {"data": {"task_id", …}}
     GET  {base}/status/{task_id}  → {"data": {"task_id", "status", "output": {"image_url"}}}
     callback                      {"task_id", "status", "output": {"image_url"}}
 
-Nobody documents all of it, so answers are read in every spelling seen. The callback's address goes into one field only,
-`callback_url`: it is spelt like the other fields of this dialect, and a strict service would refuse a request with
-three spellings of it. A service that wants `callBackUrl` or `webhook_url` is set up through `callback_field`; one that
-knows none of them ignores it, and the job is found by asking.
+The dialect is documented only in part, so responses are parsed in every spelling seen. The callback URL is sent in one
+field, `callback_url`, spelt like the other fields; a strict service would refuse three spellings of it. A service that
+expects another name needs `callback_field`; one that ignores the field is polled.
 """
 
 from __future__ import annotations
@@ -30,20 +29,18 @@ from broker.reports import Failed, Finished, Pending, Report
 
 CALLBACK_PATH: Final = "/api/webhook/nano-banana"
 DIALECT: Final = "legacy"
-"""Our name in the catalog, whatever the instance is called."""
+"""Name of the catalog, whatever the adapter is called."""
 
 
 @dataclass(kw_only=True, eq=False)
 class Legacy:
-    """One account at a service of this dialect. Its limits are documented nowhere: kie.ai's are a fair guess.
-
-    base_url: with `/nano-banana`, without a slash at the end. There is no upload: references need a public address.
-    """
+    """One account at a service of this dialect. It has no upload: references need a public URL."""
 
     name: str = "legacy"
     key_id: str = DEFAULT_KEY_ID
     callback_path: str = CALLBACK_PATH
     base_url: str
+    """Ends in `/nano-banana`, without a trailing slash."""
     api_key: str = field(repr=False)
     client: ApiClient
     catalog: Catalog
@@ -56,14 +53,14 @@ class Legacy:
         return self.catalog.serves(DIALECT, model)
 
     def build_request(self, order: Order, callback_url: str | None) -> dict[str, Any]:
-        """References without a public address appear as `upload:<name>`; the callback's query is cut off."""
-        wire = self.catalog.wire(DIALECT, order.model, order.mode) or Wire()
+        """Return the generate request; see `Provider.build_request`."""
+        wire = self.catalog.wire(DIALECT, order.params.model, order.mode) or Wire()
         references = [reference.url or f"upload:{reference.name}" for reference in order.references]
         return {
             "method": "POST",
             "url": self._url("/generate"),
             "json": self._create(wire, order, references, self._redact(callback_url) if callback_url else None),
-            "price": self.catalog.price(DIALECT, order.model, order.mode, order.resolution),
+            "price": self.catalog.price(DIALECT, order.params.model, order.mode, order.params.resolution),
             "unit": self.catalog.unit(DIALECT),
         }
 
@@ -73,77 +70,71 @@ class Legacy:
     # -- ordering
 
     async def upload_references(self, order: Order) -> Order | Failed:
-        return order if all(reference.url for reference in order.references) else self._unreachable()
+        return order if all(reference.url for reference in order.references) else _references_unreachable(self.name)
 
     async def submit(self, order: Order, callback_url: str | None) -> Report:
-        wire = self.catalog.wire(DIALECT, order.model, order.mode)
+        wire = self.catalog.wire(DIALECT, order.params.model, order.mode)
         if wire is None:
-            return responses.not_served(self.name, order)
+            return responses.model_not_served(self.name, order)
         references = [reference.url for reference in order.references if reference.url]
         if len(references) < len(order.references):
-            return self._unreachable()
+            return _references_unreachable(self.name)
         try:
             body = self._create(wire, order, references, callback_url)
-            answer = await self.client.request("POST", self._url("/generate"), headers=self._headers(), json=body)
+            http = await self.client.request("POST", self._url("/generate"), headers=self._headers(), json=body)
         except NotSent as error:
-            return responses.unsent(error, self._redact)
-        return self._ordered(self._reply(answer))
+            return responses.order_not_sent(error, self._redact)
+        return self._ordered(self._parse(http))
 
-    def _ordered(self, reply: ProviderResponse) -> Report:
-        """Some services answer with a job, some with the image; ProviderError where the outcome stays open.
+    def _ordered(self, response: ProviderResponse) -> Report:
+        """Return the report in a response to generate. Raises `ProviderError` if the outcome is unknown.
 
-        Here a refusal decides before an id does: `id` beside an error is as likely the request's as a job's.
+        Some services respond with a job, some with the image. A refusal precedes an id here: `id` in an error may be
+        that of the request.
         """
-        if reply.proves_refusal:
-            return reply.refusal(self._redact)
-        said = reply.said
-        report = (
-            self._report(said, said.job_id) if said.state or not said.job_id else None
-        )  # `url` may be a status page
-        if reply.fine and (report or said.job_id):
-            return report or Pending(job_id=said.job_id)
-        raise self._trouble("generate", reply)
+        if response.proves_refusal:
+            return response.to_refusal(self._redact)
+        parsed = response.parsed
+        # without a state, a `url` beside an id may be a status page
+        report = self._report(parsed, parsed.job_id) if parsed.state or not parsed.job_id else None
+        if response.is_success and (report or parsed.job_id):
+            return report or Pending(job_id=parsed.job_id)
+        raise self._error("generate", response)
 
-    def _unreachable(self) -> Failed:
-        message = f"{self.name} fetches reference images itself: give the broker a public address"
-        return Failed(code="provider_rejected", message=message, retryable=False, billed="no")
-
-    # -- listening
+    # -- results
 
     async def check(self, job_id: str) -> Report:
-        """A state nobody knows means that the job is not finished."""
+        """Poll a job. An unknown state counts as running."""
         url = self._url(f"/status/{quote(job_id, safe='')}")
-        reply = self._reply(
+        response = self._parse(
             await self.client.request("GET", url, headers=self._headers(), timeout=STATUS_TIMEOUT_SECONDS)
         )
-        if reply.body is None or not reply.fine:
-            raise self._trouble("status", reply)
-        if reply.said.state == "done":
-            return Finished(outputs=reply.said.outputs, job_id=job_id, cost=reply.said.cost)
-        return self._report(reply.said, job_id) or self._running(reply.said, job_id)
+        if response.body is None or not response.is_success:
+            raise self._error("status", response)
+        if response.parsed.state == "done":
+            return Finished(outputs=response.parsed.outputs, job_id=job_id, cost=response.parsed.cost)
+        return self._report(response.parsed, job_id) or _running(response.parsed, job_id)
 
     def parse_callback(self, body: Any) -> Report:
-        said = ParsedResponse.from_body(body, id_fields=parsing.ANY_IDS)
-        if report := self._report(said, said.job_id):
+        parsed = ParsedResponse.from_body(body, id_fields=parsing.ANY_IDS)
+        if report := self._report(parsed, parsed.job_id):
             return report
-        return self._running(said, said.job_id) if said.state == "running" else Pending(job_id=said.job_id, check_in=0)
+        return (
+            _running(parsed, parsed.job_id) if parsed.state == "running" else Pending(job_id=parsed.job_id, check_in=0)
+        )
 
     def job_ids(self, body: Any) -> tuple[str, ...]:
         return parsing.ids_in(body)
 
-    @staticmethod
-    def _running(said: ParsedResponse, job_id: str | None) -> Pending:
-        return Pending(job_id=job_id, stage=said.word, percent=said.percent)
-
-    def _report(self, said: ParsedResponse, job_id: str | None) -> Report | None:
-        """The end of a job, if a body tells of one: a failure, or a result beside no word that speaks against it."""
-        if said.state == "failed":
-            return responses.failed(said, job_id, self._redact)
-        if said.outputs and said.state in {"done", None}:
-            return Finished(outputs=said.outputs, job_id=job_id, cost=said.cost, ended_at=said.ended_at)
+    def _report(self, parsed: ParsedResponse, job_id: str | None) -> Report | None:
+        """Return the end of a job: a failure, or a result without a state that contradicts it; None if it runs."""
+        if parsed.state == "failed":
+            return responses.job_failed(parsed, job_id, self._redact)
+        if parsed.outputs and parsed.state in {"done", None}:
+            return Finished(outputs=parsed.outputs, job_id=job_id, cost=parsed.cost, ended_at=parsed.ended_at)
         return None
 
-    # -- the rest
+    # -- account and links
 
     async def cancel(self, job_id: str) -> bool:
         return False
@@ -154,7 +145,7 @@ class Legacy:
     async def balance(self) -> float | None:
         return None
 
-    # -- talking
+    # -- requests
 
     def _create(self, wire: Wire, order: Order, references: list[str], callback_url: str | None) -> dict[str, Any]:
         extra = {"model": wire.model, self.callback_field: callback_url}
@@ -169,11 +160,11 @@ class Legacy:
     def _redact(self, words: str) -> str:
         return parsing.redact(words, (self.api_key,))
 
-    def _reply(self, answer: HttpResponse) -> ProviderResponse:
-        return ProviderResponse.from_http(answer, self.now(), id_fields=parsing.ANY_IDS)
+    def _parse(self, http: HttpResponse) -> ProviderResponse:
+        return ProviderResponse.from_http(http, self.now(), id_fields=parsing.ANY_IDS)
 
-    def _trouble(self, verb: str, reply: ProviderResponse) -> ProviderError:
-        return reply.trouble(f"{self.name}: {verb}", self._redact)
+    def _error(self, verb: str, response: ProviderResponse) -> ProviderError:
+        return response.to_error(f"{self.name}: {verb}", self._redact)
 
 
 def open_legacy(context: ProviderContext) -> Legacy:
@@ -192,3 +183,12 @@ def open_legacy(context: ProviderContext) -> Legacy:
         concurrency=context.concurrency,
         now=context.now,
     )
+
+
+def _running(parsed: ParsedResponse, job_id: str | None) -> Pending:
+    return Pending(job_id=job_id, stage=parsed.stage, percent=parsed.percent)
+
+
+def _references_unreachable(name: str) -> Failed:
+    message = f"{name} fetches reference images itself: give the broker a public URL"
+    return Failed(code="provider_rejected", message=message, retryable=False, billed="no")

@@ -1,0 +1,258 @@
+"""The HTTP API of a broker whose provider cannot be reached: an order stays queued."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+from PIL import Image
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from broker.api.native.task_cache import TaskCache
+from broker.app import build_app
+from broker.bootstrap import load_settings, open_services
+from broker.clock import Clock, iso
+from broker.server.protocol import ConnectionLimits
+from broker.server.sockets import bind_socket, socket_port
+from broker.server.uvicorn import DEFAULT_LIMITS, running_server
+from broker.services import Services
+from storage.deliveries import Delivery, Fate
+from storage.images import StoredImage
+from storage.states import State
+from storage.tasks import Task
+from webhooks.events import Event, event_body
+
+PORT = 8000
+"""Part of the client's base URL; nothing listens on it."""
+NEVER = 9e9
+"""A moment that no test lives to see."""
+
+
+async def _unmounted(scope: Scope, receive: Receive, send: Send) -> None:
+    raise AssertionError("the server of this test has an application of its own")
+
+
+@dataclass(kw_only=True)
+class MountedApp:
+    """The application that answers the client, and what it was built of."""
+
+    services: Services
+    app: ASGIApp = _unmounted
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.app(scope, receive, send)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApiHouse:
+    mounted: MountedApp
+    client: httpx.AsyncClient
+    port: int
+    folder: Path
+
+    @property
+    def services(self) -> Services:
+        return self.mounted.services
+
+    def mount(self, **parts: Any) -> None:
+        """Build the application again, of the same services with other parts."""
+        self.mounted.services = replace(self.services, **parts)
+        self.mounted.app = build_app(self.services)
+
+    async def add(self, **changes: Any) -> Task:
+        """A task as if it had been ordered, which no worker touches."""
+        task = a_task(self.services.clock.now(), **changes)
+        await self.services.database.transact(self.services.tasks.adding(task))
+        return task
+
+    async def change(self, task: Task, **changes: Any) -> None:
+        """As if a worker had saved it."""
+        fresh = await self.services.tasks.get(task.id)
+        assert fresh is not None
+        saving = self.services.tasks.saving(fresh, **changes)
+        await self.services.database.transact(saving, wake=(f"task:{task.id}",))
+
+    async def somebody_waits_for(self, task: Task) -> None:
+        """Until a request listens for news of the task."""
+        while not self.services.database._wakes._bells.get(f"task:{task.id}"):  # type: ignore[attr-defined]  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
+
+    async def nobody_waits_for(self, task: Task) -> None:
+        while self.services.database._wakes._bells.get(f"task:{task.id}"):  # type: ignore[attr-defined]  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
+
+    async def add_image(
+        self, owner: str, data: bytes, *, kind: Any = "result", position: int = 0, **changes: Any
+    ) -> StoredImage:
+        async with self.services.blobs.draft(owner) as draft:
+            await draft.write(data)
+            blob = await draft.keep()
+        prefix = "generated" if kind == "result" else "reference"
+        image = StoredImage(
+            name=f"{prefix}_{blob.sha256[:31]}{position}.png",
+            owner=owner,
+            kind=kind,
+            position=position,
+            blob=blob.name,
+            media_type="image/png",
+            size=blob.size,
+            width=4,
+            height=4,
+            sha256=blob.sha256,
+            created_at=self.services.clock.now(),
+        )
+        image = replace(image, **changes)
+        row = vars(image)  # as it is in the end, whatever the task was then
+        columns, values = ", ".join(row), ", ".join(f":{name}" for name in row)
+        await self.services.database.execute(f"INSERT INTO images ({columns}) VALUES ({values})", **row)
+        return image
+
+    async def add_delivery(self, task: Task, **changes: Any) -> Delivery:
+        """A webhook to the task's caller that has arrived, or as `changes` say."""
+        now = self.services.clock.now()
+        values: dict[str, Any] = {
+            "id": task.id.replace("task_", "evt_"),
+            "task_id": task.id,
+            "type": "task.completed",
+            "url": "https://hooks.example.com/x?secret=of-the-receiver",
+            "host": "hooks.example.com",
+            "body": event_body(
+                Event.COMPLETED, iso(now) or "", self.services.presenter.task(task, [], "en").to_document()
+            ),
+            "outcome": Fate.DELIVERED,
+            "due_at": None,
+            "created_at": now,
+            "ended_at": now,
+        }
+        delivery = Delivery(**{**values, **changes})
+        await self.services.database.transact(self.services.deliveries.adding(delivery))
+        return delivery
+
+    async def left_behind(self) -> tuple[int, int, int, int]:
+        """Return the number of tasks, images, idempotency keys and files."""
+        counts = []
+        for table in ("tasks", "images", "idempotency"):
+            rows = await self.services.database.fetch(f"SELECT count(*) AS n FROM {table}")
+            counts.append(rows[0]["n"])
+        files = sum(path.is_file() for path in (self.folder / "blobs").rglob("*"))
+        return counts[0], counts[1], counts[2], files
+
+    async def raw(self, data: bytes, *, patience: float = 5.0) -> bytes:
+        """Whatever comes back on a connection of its own until the other side closes it, or says no more."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            writer.write(data)
+            async with asyncio.timeout(patience):
+                return await reader.read()
+        finally:
+            writer.close()
+
+
+@asynccontextmanager
+async def open_api(
+    folder: Path,
+    *,
+    sockets: bool = False,
+    limits: ConnectionLimits | None = None,
+    clock: Clock | None = None,
+    parts: Callable[[Services], dict[str, Any]] = lambda _: {},
+    **settings: Any,
+) -> AsyncIterator[ApiHouse]:
+    """Open a broker and a client of its API.
+
+    sockets: over real HTTP, where the test concerns connections or a response that does not end; otherwise the client
+    calls the application directly, which takes a fifth of the time. Time limits of connections (`limits`) imply it.
+    parts: what the application uses instead of the services' own parts.
+    """
+    defaults: dict[str, Any] = {
+        "api_key": "a-key-of-the-tests",
+        "api_url": "http://127.0.0.1:9",
+        "webhook_base_url": "https://broker.example",
+        "tunnel_api": "http://127.0.0.1:9",
+        "data_dir": folder,
+        "rate_per_minute": 100_000,
+    }
+    chosen = load_settings(env_file=None, **{**defaults, **settings})
+    if sockets or limits is not None:
+        with closing(bind_socket("127.0.0.1", 0)) as sock:
+            port = socket_port(sock)
+            async with (
+                open_services(chosen, clock=clock, port=port) as services,
+                running_server(replace(services, **parts(services)), sock, limits=limits or DEFAULT_LIMITS) as base,
+                httpx.AsyncClient(base_url=base, timeout=35, verify=False) as client,
+            ):
+                await _begun(services)
+                mounted = MountedApp(services=services)
+                yield ApiHouse(mounted=mounted, client=client, port=port, folder=folder)
+        return
+    async with open_services(chosen, clock=clock, port=PORT) as services, _working(services):
+        mounted = MountedApp(services=services, app=build_app(replace(services, **parts(services))))
+        transport = httpx.ASGITransport(mounted, raise_app_exceptions=False, client=("127.0.0.1", 50_000))
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{PORT}", transport=transport) as client:
+            await _begun(services)
+            yield ApiHouse(mounted=mounted, client=client, port=PORT, folder=folder)
+
+
+def task_cache(services: Services, **limits: Any) -> TaskCache:
+    return TaskCache(
+        clock=services.clock,
+        queries=services.queries,
+        eta=services.eta,
+        presenter=services.presenter,
+        **limits,
+    )
+
+
+@asynccontextmanager
+async def _working(services: Services) -> AsyncIterator[None]:
+    """Run the worker, as the server does beside its requests."""
+    working = asyncio.create_task(services.worker.run())
+    try:
+        async with services.url_monitor.run():
+            yield
+    finally:
+        services.queries.closing = True
+        services.worker.stop()
+        await working
+
+
+async def _begun(services: Services) -> None:
+    """Until the worker has looked for tasks that are kept too long; it would find those that a test makes up, too."""
+    known = "SELECT 1 FROM cluster_state WHERE name = 'retention' AND value <> 'inf'"
+    while await services.database.point(known) is None:  # noqa: ASYNC110
+        await asyncio.sleep(0.005)
+
+
+def a_task(now: float, **changes: Any) -> Task:
+    task_id = changes.pop("id", None) or f"task_{changes.pop('number', 1):032x}"
+    values: dict[str, Any] = {
+        "id": task_id,
+        "batch": task_id.replace("task_", "batch_"),
+        "caller": "local",
+        "state": State.WAITING,
+        "due_at": NEVER,
+        "provider": "kie",
+        "model": "nano-banana",
+        "mode": "text-to-image",
+        "prompt": "a banana",
+        "deadline_at": NEVER,
+        "attempt": 1,
+        "hooked": True,
+        "job_id": None,
+        "created_at": now,
+        "updated_at": now,
+        "entered_at": now,
+    }
+    return Task(**{**values, **changes})
+
+
+def png(color: str = "yellow") -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (4, 4), color).save(out, "PNG")
+    return out.getvalue()
