@@ -1,4 +1,4 @@
-"""What every test has: one event loop implementation and a clock that only moves when told."""
+"""Fixtures of every test: the event loop, a clean environment, the servers, a manual clock."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture(autouse=True, scope="session")
 def no_settings_from_outside() -> Iterator[None]:
-    """A developer's own keys and addresses must not reach a test."""
+    """Remove the developer's own keys and addresses from the environment."""
     with pytest.MonkeyPatch.context() as patch:
         for name in settings_variables():
             patch.delenv(name, raising=False)
@@ -28,14 +28,14 @@ def no_settings_from_outside() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[server.Postgres]:
-    """One server for all tests; each takes a database of its own from it (`await postgres.fresh()`)."""
+    """The server of this test process; each test creates its own database (`await postgres.fresh()`)."""
     with server.running() as running:
         yield running
 
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[S3Server]:
-    """Started by the first test that asks for it."""
+    """The S3 server of this test process."""
     with serving_s3() as server:
         yield server
 

@@ -36,7 +36,7 @@ from webhooks.tokens import CallbackTokens
 
 @dataclass(frozen=True, kw_only=True)
 class SharedParts:
-    """What `bootstrap` opened, and what is made of it alone."""
+    """The opened resources, and the parts made of them alone."""
 
     settings: Settings
     clock: Clock

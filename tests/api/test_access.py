@@ -13,7 +13,7 @@ from starlette.requests import HTTPConnection
 from broker.api.http.auth import Authenticator, require_trusted
 from broker.api.http.endpoint import Endpoint
 from broker.bootstrap import load_settings
-from broker.errors import Refusal
+from broker.errors import ApiError
 from tests.support.api import open_api
 from tests.support.fuzzing import endpoints_of
 
@@ -214,7 +214,7 @@ def test_names_distinguish_callers_and_hold_no_key() -> None:
 
 
 def test_the_refusal_names_the_cure() -> None:
-    with pytest.raises(Refusal, match="BROKER_API_KEYS") as caught:
+    with pytest.raises(ApiError, match="BROKER_API_KEYS") as caught:
         require_trusted(access().authenticate(request()))
     assert caught.value.status == 401
 

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from broker.api.http.request_body import parse_json
-from broker.errors import Refusal
+from broker.errors import ApiError
 from tests.support.api import ApiHouse, open_api, png
 from webhooks import strict_json
 
@@ -522,5 +522,5 @@ def test_one_depth_for_all_json() -> None:
     """A body at the limit is read, one deeper is not."""
     deepest = strict_json.MAX_DEPTH - 1
     assert parse_json(b"[" * deepest + b"1" + b"]" * deepest)
-    with pytest.raises(Refusal):
+    with pytest.raises(ApiError):
         parse_json(b"[" * (deepest + 1) + b"1" + b"]" * (deepest + 1))

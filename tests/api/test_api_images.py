@@ -222,7 +222,7 @@ async def about(house: ApiHouse, image: StoredImage, **headers: str) -> httpx.Re
 async def test_the_metadata_names_the_tasks_of_an_image(tmp_path: Path) -> None:
     async with open_api(tmp_path) as house:
         task = await house.add(
-            state=State.SUCCEEDED, ended_at=1_790_000_000.0, aspect_ratio="1:1", resolution="2K", seed=7
+            state=State.SUCCEEDED, ended_at=1_790_000_000.0, aspect_ratio="1:1", resolution="2K", params={"seed": 7}
         )
         image = await house.add_image(task.id, DATA)
         answer = await about(house, image)

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from structlog.testing import capture_logs
 
 from broker.api.http.responses import error_response, to_json
-from broker.errors import STATUS_OF, TASK_CODES, Complaint, Refusal
+from broker.errors import STATUS_OF, TASK_CODES, ApiError, FieldError
 from broker.i18n import LANGUAGES, Language, Messages, language_of
 from broker.server.protocol import ConnectionLimits
 from storage.errors import StorageError
@@ -40,7 +40,7 @@ def a_request(language: str = "en") -> Request:
 @pytest.mark.parametrize("code", sorted(STATUS_OF))
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_code_has_its_status_and_a_sentence_in_every_language(code: str, language: str) -> None:
-    answer = error_response(MESSAGES, a_request(language), Refusal(code, "What to do."), {})
+    answer = error_response(MESSAGES, a_request(language), ApiError(code, "What to do."), {})
     document = json.loads(bytes(answer.body))
     assert answer.status_code == STATUS_OF[code]
     assert list(document) == ["success", "error", "code", "retryable"]
@@ -57,8 +57,8 @@ def test_every_end_of_a_task_has_a_sentence_of_its_own(code: str) -> None:
 
 
 def test_field_and_details_stand_beside_the_sentence() -> None:
-    complaints = [Complaint(field="a", message="A."), Complaint(field="b", message="B.")]
-    refusal = Refusal("invalid_request", "A.", field="a", details=complaints, retry_after=0.2, retryable=True)
+    complaints = [FieldError(field="a", message="A."), FieldError(field="b", message="B.")]
+    refusal = ApiError("invalid_request", "A.", field="a", details=complaints, retry_after=0.2, retryable=True)
     answer = error_response(MESSAGES, a_request(), refusal, {})
     document = json.loads(bytes(answer.body))
     assert document["field"] == "a"

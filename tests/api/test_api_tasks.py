@@ -89,7 +89,8 @@ async def test_a_failure_is_reported_in_the_callers_language(tmp_path: Path) -> 
 async def test_a_completed_task_has_results_and_the_old_record(tmp_path: Path) -> None:
     async with open_api(tmp_path) as house:
         task = await house.add(
-            state=State.SUCCEEDED, ended_at=1_790_000_000.0, outputs=("https://a/1", "https://a/2"), steps=30,
+            state=State.SUCCEEDED, ended_at=1_790_000_000.0, outputs=("https://a/1", "https://a/2"),
+            params={"steps": 30},
             aspect_ratio="1:1",
         )  # fmt: skip
         images = [await house.add_image(task.id, png(color), position=n) for n, color in enumerate(("red", "blue"))]

@@ -16,7 +16,7 @@ from broker.api.http.auth import STRANGER, Caller
 from broker.api.http.endpoint import Dialect, Endpoint, caller_of, json_success
 from broker.app import build_app
 from broker.bootstrap import load_settings, open_services
-from broker.errors import Refusal
+from broker.errors import ApiError
 from broker.services import Services
 
 pytestmark = pytest.mark.anyio
@@ -36,7 +36,7 @@ def authenticate(request: HTTPConnection) -> Caller:
     return Caller(name="demo", trusted=True) if request.headers.get("x-demo-key") == "right" else STRANGER
 
 
-def render_error(_: HTTPConnection, error: Refusal, headers: Mapping[str, str]) -> Response:
+def render_error(_: HTTPConnection, error: ApiError, headers: Mapping[str, str]) -> Response:
     return JSONResponse({"detail": error.message}, error.status, headers=dict(headers))
 
 

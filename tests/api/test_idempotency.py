@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from broker.errors import Refusal
+from broker.errors import ApiError
 from broker.ordering.idempotency import RETRY_WINDOW_SECONDS
 from broker.ordering.service import CreatedTasks, OrderService
-from broker.orders import OrderRequest
+from broker.orders import ImageParams, OrderRequest
 from broker.services import Services
 from tests.support.api import ApiHouse, open_api, png
 from tests.support.brokers import still
@@ -48,7 +48,7 @@ async def brokers(
 
 async def create(services: Services, prompt: str = "a fox", *, caller: str = "me", **fields: Any) -> CreatedTasks:
     orders: OrderService = services.orders
-    request = OrderRequest(prompt=prompt, **fields)
+    request = OrderRequest(params=ImageParams(prompt=prompt), **fields)
     return await orders.create(caller, request, orders.plan(request))
 
 
@@ -73,7 +73,7 @@ async def test_concurrent_requests_with_one_key_create_one_set_of_tasks(brokers:
 
 async def test_key_with_other_content_is_rejected(brokers: tuple[Services, Services]) -> None:
     await create(brokers[0], idempotency_key="k")
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(ApiError) as caught:
         await create(brokers[1], "another fox", idempotency_key="k")
     assert caught.value.code == "idempotency_mismatch"
     await create(brokers[1], "another fox", caller="you", idempotency_key="k")
@@ -92,7 +92,7 @@ async def test_retry_joins_the_unanswered_first_try(brokers: tuple[Services, Ser
 async def test_retry_and_first_try_in_progress_create_one_task(brokers: tuple[Services, Services]) -> None:
     """Whichever is quicker creates it."""
     one, two = brokers[0].orders, brokers[1].orders
-    request = OrderRequest(prompt="a fox", retry_count=0)
+    request = OrderRequest(params=ImageParams(prompt="a fox"), retry_count=0)
     plan = one.plan(request)
     record = await one._find_record("me", request, plan.order)  # as far as the first try has come
     assert record is not None
@@ -141,9 +141,9 @@ async def test_retry_after_the_window_is_a_new_order(brokers: tuple[Services, Se
 
 
 async def test_retry_of_a_failed_first_try_creates_the_task(brokers: tuple[Services, Services]) -> None:
-    with pytest.raises(Refusal):
+    with pytest.raises(ApiError):
         await create(brokers[0], retry_count=0, callback_url="https://user@example.com/")
-    with pytest.raises(Refusal):
+    with pytest.raises(ApiError):
         await create(brokers[1], retry_count=1, callback_url="https://user@example.com/")
     assert await count_tasks(brokers[0]) == 0
 

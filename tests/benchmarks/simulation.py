@@ -1,4 +1,4 @@
-"""Whether `scripts/simulate.py` tells the truth: `python -m tests.benchmarks.simulation`.
+"""Comparison of `scripts/simulate.py` with the real engine: `python -m tests.benchmarks.simulation`.
 
 The same orders at the same moments, once through the real engine on Postgres (a pretend provider with a window and
 places, one process, no network), once through the simulation, side by side.

@@ -1,4 +1,4 @@
-"""What we tell people is true: every name, command, path and code in the documents exists, and none is missing."""
+"""Documents against the code: every name, command, path and code exists, and none is missing."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_every_address_of_the_readme_is_served() -> None:
     assert {path for path in named if not any(re.fullmatch(route, path) for route in routes)} == set()
 
 
-def test_every_relative_link_leads_somewhere() -> None:
+def test_every_relative_link_has_a_target() -> None:
     links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []
@@ -140,6 +140,6 @@ def denied(method: str, path: str) -> bool:
         ("GET", "/", True),
     ],
 )
-def test_the_tunnel_lets_in_callbacks_and_images_only(method: str, path: str, expected: bool) -> None:
-    """Whoever finds the tunnel must not find the API behind it."""
+def test_tunnel_admits_only_callbacks_and_images(method: str, path: str, expected: bool) -> None:
+    """The public address of a tunnel must not expose the API."""
     assert denied(method, path) is expected

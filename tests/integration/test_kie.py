@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from broker.errors import ProviderError
 from broker.net.api_client import ApiClient
-from broker.orders import Mode, Order, OutputFormat, Reference
+from broker.orders import ImageParams, Mode, Order, OutputFormat, Reference
 from broker.providers.kie.adapter import Kie
 from broker.providers.kie.settings import KieSettings
 from broker.providers.registry import PROVIDERS, load_catalog
@@ -79,15 +79,17 @@ def order(
     references: tuple[Reference, ...] = (),
 ) -> Order:
     return Order(
-        prompt="a red bicycle",
-        model=model,
+        params=ImageParams(
+            prompt="a red bicycle",
+            model=model,
+            aspect_ratio=ratio,
+            resolution=resolution,
+            output_format=output_format,
+            steps=30,
+            seed=1,
+        ),
         mode=mode,
-        aspect_ratio=ratio,
-        resolution=resolution,
-        output_format=output_format,
         references=references,
-        steps=30,
-        seed=1,
     )
 
 

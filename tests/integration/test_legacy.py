@@ -9,7 +9,7 @@ import pytest
 
 from broker.errors import ProviderError
 from broker.net.api_client import ApiClient
-from broker.orders import Order, Reference
+from broker.orders import ImageParams, Order, Reference
 from broker.providers.legacy.adapter import Legacy
 from broker.providers.registry import load_catalog
 from broker.reports import Failed, Finished, Pending
@@ -18,7 +18,10 @@ from tests.support.clock import ManualClock
 
 pytestmark = pytest.mark.anyio
 
-TEXT = Order(prompt="a red bicycle", model="nano-banana", mode="text-to-image", aspect_ratio="16:9", resolution="1K")
+TEXT = Order(
+    params=ImageParams(prompt="a red bicycle", model="nano-banana", aspect_ratio="16:9", resolution="1K"),
+    mode="text-to-image",
+)
 ACCEPTED = Says(body={"code": 200, "data": {"status": "pending", "task_id": JOB}})
 TWO = ("https://tempfile.example/1.png", "https://tempfile.example/2.png")
 
@@ -42,7 +45,9 @@ def edit(url: str | None) -> Order:
         yield b""
 
     cat = Reference(name="cat.png", media_type="image/png", size=0, sha256="00" * 32, url=url, read=read)
-    return Order(prompt="a red bicycle", model="nano-banana", mode="image-to-image", references=(cat,))
+    return Order(
+        params=ImageParams(prompt="a red bicycle", model="nano-banana"), mode="image-to-image", references=(cat,)
+    )
 
 
 async def test_an_order_has_only_the_fields_this_dialect_knows(legacy: Legacy, upstream: Upstream) -> None:

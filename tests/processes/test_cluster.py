@@ -33,7 +33,7 @@ async def test_processes_are_killed_in_turn_and_every_order_ends_once(orders: in
 
 @pytest.mark.faults
 @pytest.mark.timeout(180)
-def test_the_script_says_what_it_saw() -> None:
+def test_cluster_script_prints_its_verdict() -> None:
     """The same trial as at the desk, smaller: two of four stay dead."""
     environment = {**os.environ, "CLUSTER_IS_SET_UP": "yes"}
     script = subprocess.run(

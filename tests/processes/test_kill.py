@@ -19,7 +19,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture
 async def sandbox(tmp_path: Path) -> AsyncIterator[str]:
-    """The other side outlives us: it keeps what it accepted, and calls until somebody answers."""
+    """The other side outlives us: it keeps what it accepted, and calls until the callback is answered."""
     options = Options(duration=0.3, callback_spacing=0.5, callback_retries=8, creates_per_window=10_000)
     async with serve_sandbox(options=options) as base:
         yield base
@@ -70,7 +70,7 @@ async def killed_and_restarted(
 
 
 @pytest.mark.faults
-async def test_killed_right_after_the_create_was_answered(tmp_path: Path, sandbox: str) -> None:
+async def test_kill_after_the_create_response_keeps_the_task(tmp_path: Path, sandbox: str) -> None:
     async def at_once(broker: Broker, task_id: str) -> None:
         pass
 
@@ -82,7 +82,7 @@ async def test_killed_right_after_the_create_was_answered(tmp_path: Path, sandbo
 
 
 @pytest.mark.faults
-async def test_killed_while_the_order_waits_in_the_queue(tmp_path: Path, sandbox: str) -> None:
+async def test_kill_while_queued_keeps_the_task(tmp_path: Path, sandbox: str) -> None:
     """One place at the provider, taken by another task: this one is certainly not submitted yet."""
     variables = environment(tmp_path, sandbox, free_port(), MAX_CONCURRENT_GENERATIONS="1")
     async with serving(variables, tmp_path) as broker:
@@ -101,7 +101,7 @@ async def _has_jobs(sandbox: str, count: int) -> bool:
     return len(await jobs(sandbox)) >= count
 
 
-async def test_killed_after_the_provider_accepted_and_before_we_knew(tmp_path: Path, sandbox: str) -> None:
+async def test_kill_before_the_job_id_is_known_submits_once(tmp_path: Path, sandbox: str) -> None:
     """The job's id was never heard; the callback's token binds it to the task."""
 
     async def accepted(broker: Broker, task_id: str) -> None:
@@ -113,8 +113,10 @@ async def test_killed_after_the_provider_accepted_and_before_we_knew(tmp_path: P
 
 
 @pytest.mark.parametrize("resubmit", [False, pytest.param(True, marks=pytest.mark.faults)])
-async def test_killed_in_submit_before_the_provider_accepted(tmp_path: Path, sandbox: str, resubmit: bool) -> None:
-    """The request had left and nobody took it: unknown to us, so it is not repeated – unless the owner says so."""
+async def test_kill_during_an_unaccepted_submission_is_an_unknown_outcome(
+    tmp_path: Path, sandbox: str, resubmit: bool
+) -> None:
+    """The request was sent and not accepted: it is repeated only if the operator says so."""
     arrived = asyncio.Event()
 
     async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -140,7 +142,7 @@ async def test_killed_in_submit_before_the_provider_accepted(tmp_path: Path, san
 
 
 @pytest.mark.faults
-async def test_killed_after_the_callback_was_acknowledged(tmp_path: Path, sandbox: str) -> None:
+async def test_kill_after_the_acknowledged_callback_keeps_its_result(tmp_path: Path, sandbox: str) -> None:
     """The provider will not call again; what it said is in the inbox."""
 
     async def acknowledged(broker: Broker, task_id: str) -> None:
@@ -154,7 +156,7 @@ async def test_killed_after_the_callback_was_acknowledged(tmp_path: Path, sandbo
 
 
 @pytest.mark.faults
-async def test_killed_in_the_middle_of_a_download(tmp_path: Path, sandbox: str) -> None:
+async def test_kill_during_a_download_repeats_the_download(tmp_path: Path, sandbox: str) -> None:
     drafts = tmp_path / "data" / "blobs" / ".drafts"
 
     async def downloading(broker: Broker, task_id: str) -> None:
@@ -168,7 +170,7 @@ async def test_killed_in_the_middle_of_a_download(tmp_path: Path, sandbox: str) 
 
 
 @pytest.mark.faults
-async def test_killed_before_the_final_commit(tmp_path: Path, sandbox: str) -> None:
+async def test_kill_before_the_final_commit_keeps_both_images(tmp_path: Path, sandbox: str) -> None:
     """One of two images is stored for good, the other is still on its way."""
 
     async def one_stored(broker: Broker, task_id: str) -> None:
@@ -183,7 +185,7 @@ async def test_killed_before_the_final_commit(tmp_path: Path, sandbox: str) -> N
 
 
 @pytest.mark.faults
-async def test_killed_again_and_again_under_load(tmp_path: Path, sandbox: str) -> None:
+async def test_repeated_kills_under_load_end_every_task_once(tmp_path: Path, sandbox: str) -> None:
     """40 tasks, five kills at odd moments: every accepted order ends, none is ordered twice."""
     variables = environment(tmp_path, sandbox, free_port())
     ids: list[str] = []

@@ -1,4 +1,4 @@
-"""A whole house for one journey: the broker over real HTTP, and the sandbox as the other side of the wire."""
+"""A whole broker for one journey, over real HTTP, with the sandbox as its provider."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class House:
         raise AssertionError
 
     async def polls(self, task_id: str) -> AsyncIterator[dict[str, Any]]:
-        """What a front end sees, again and again."""
+        """Poll the task like a front end."""
         while True:
             yield await self.look(task_id)
             await asyncio.sleep(0.02)

@@ -203,7 +203,7 @@ def _environment(folder: Path, address: str, provider: str, url: str, bucket: S3
 
 @dataclass(kw_only=True)
 class Verdict:
-    """What became of a trial. seconds: all of it."""
+    """Result of a trial. seconds: its whole duration."""
 
     ordered: int
     ends: Counter[str] = field(default_factory=Counter)
@@ -280,7 +280,7 @@ async def trial(cluster: Cluster, tasks: int, disasters: Sequence[tuple[float, D
 
 
 async def _order(client: httpx.AsyncClient, number: int, verdict: Verdict) -> str:
-    """As a careful caller does: the same key until somebody answers."""
+    """Create a task like a careful caller: the same key until a response arrives."""
     begun = time.monotonic()
     while True:
         with suppress(httpx.HTTPError):

@@ -92,7 +92,7 @@ class _Line:
             await back.drain()
 
     def _is_moment(self, kind: bytes, body: bytes) -> bool:
-        """Whether the message makes something durable: COMMIT, or a statement outside of a transaction."""
+        """Return whether the message makes something durable: COMMIT, or a statement outside of a transaction."""
         if kind == b"Q" and body.startswith(b"BEGIN"):
             self._in_transaction = True
         elif kind == b"Q" and body.startswith((b"COMMIT", b"ROLLBACK")):
@@ -103,7 +103,7 @@ class _Line:
     async def _answers(self, there: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await there.read(65536):
             if self._mute:
-                if READY in data:  # it is done, and nobody hears of it
+                if READY in data:  # done, and the answer is lost
                     raise _Cut
                 continue
             writer.write(data)

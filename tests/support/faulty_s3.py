@@ -1,4 +1,4 @@
-"""A network between us and an S3 server that loses, delays and refuses what it is told to; the rest it passes on."""
+"""A proxy in front of an S3 server that loses, delays and refuses chosen requests and passes on the others."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class _Fault:
 
 @dataclass
 class Network:
-    """What passes between the store and `upstream`, and what becomes of it.
+    """Proxy between the store and `upstream`, with its faults.
 
     seen: `METHOD target` of every request. hanging: set when a request was left without an answer; left: when its
     caller then went away.

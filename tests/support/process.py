@@ -1,4 +1,4 @@
-"""The broker as a real process, to be killed."""
+"""A broker in a process of its own, to be killed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def environment(folder: Path, provider: str, port: int, **more: str) -> dict[str, str]:
-    """What a process needs to serve with the sandbox at `provider` as its kie.ai."""
+    """Return the environment of a broker process that uses the sandbox at `provider` as kie.ai."""
     return {
         "PATH": os.environ["PATH"],
         "HOME": str(folder),
@@ -49,7 +49,7 @@ class Broker:
         self.client = client
 
     async def kill(self) -> None:
-        """kill -9: no goodbye."""
+        """Send kill -9."""
         with suppress(ProcessLookupError):
             self.process.kill()
         await self.process.wait()
@@ -94,7 +94,7 @@ async def _healthy(broker: Broker, folder: Path) -> None:
 
 
 async def until(true: Callable[[], Awaitable[bool]]) -> None:
-    """Look again and again: the other process cannot ring our bell."""
+    """Poll until true: another process cannot notify this one."""
     async with asyncio.timeout(20):
         while True:
             if await true():

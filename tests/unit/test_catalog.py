@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.catalog import Catalog, Choice
-from broker.errors import Refusal
-from broker.orders import Order
+from broker.errors import ApiError
+from broker.orders import ImageParams, Order
 from broker.providers.registry import load_catalog
 
 CATALOG = load_catalog()
@@ -23,8 +23,8 @@ NAMES = {
 }
 
 
-def refused(**wish: Any) -> Refusal:
-    with pytest.raises(Refusal) as caught:
+def refused(**wish: Any) -> ApiError:
+    with pytest.raises(ApiError) as caught:
         CATALOG.check(**{"prompt": "a red bicycle", **wish})
     return caught.value
 
@@ -167,7 +167,7 @@ def test_everything_wrong_is_said_at_once() -> None:
 def test_a_request_is_good_or_refused(prompt: str, model: str | None, ratio: str | None, size: str | None) -> None:
     try:
         CATALOG.check(prompt=prompt, model=model, aspect_ratio=ratio, resolution=size)
-    except Refusal as refusal:
+    except ApiError as refusal:
         refusal.message.encode()
 
 
@@ -188,14 +188,16 @@ def test_prices_are_known_before_ordering(model: str, mode: Any, resolution: str
 
 def test_what_a_provider_cannot_use_is_named_as_the_caller_wrote_it() -> None:
     order = Order(
-        prompt="x",
-        model="nano-banana-2-lite",
+        params=ImageParams(
+            prompt="x",
+            model="nano-banana-2-lite",
+            aspect_ratio="1:1",
+            resolution="1K",
+            output_format="png",
+            steps=30,
+            seed=1,
+        ),
         mode="text-to-image",
-        aspect_ratio="1:1",
-        resolution="1K",
-        output_format="png",
-        steps=30,
-        seed=1,
     )
     assert CATALOG.ignored("kie", order) == ("outputFormat", "steps", "seed")
 

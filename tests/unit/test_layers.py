@@ -44,12 +44,12 @@ def _an_enum(node: ast.Compare) -> bool:
     return any(isinstance(side, ast.Attribute) and side.attr.isupper() for side in (node.left, *node.comparators))
 
 
-def test_every_module_says_what_it_is() -> None:
+def test_every_module_has_a_docstring() -> None:
     silent = [name for name, tree in modules() if not ast.get_docstring(tree) and tree.body]
     assert silent == []
 
 
-def test_there_is_no_slow_middleware() -> None:
+def test_base_http_middleware_is_not_used() -> None:
     """Starlette's BaseHTTPMiddleware costs six of seven requests per second on a hot path."""
     guilty = [
         name
@@ -61,8 +61,8 @@ def test_there_is_no_slow_middleware() -> None:
     assert guilty == []
 
 
-def test_a_task_is_changed_in_one_place_only() -> None:
-    """Where the end of a task is written, its caller is told: a second place would end tasks that nobody hears of."""
+def test_only_the_listed_functions_change_a_task() -> None:
+    """The end of a task and its webhook are written together; another writer would end tasks without a webhook."""
     writers = {
         (name, function.name)
         for name, tree in modules()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from storage.blobs.s3_errors import told
+from storage.blobs.s3_errors import storage_error
 from storage.errors import StorageFull
 
 PUT = "Generic S3 error: Error performing PUT https://s3.example.com/bucket/x in 3ms - "
@@ -30,7 +30,7 @@ PUT = "Generic S3 error: Error performing PUT https://s3.example.com/bucket/x in
     ],
 )
 def test_a_message_becomes_its_cure(message: str, cure: str) -> None:
-    said = str(told(message))
+    said = str(storage_error(message))
     assert cure in said
     assert "example.com" not in said
     assert "169" not in said
@@ -38,4 +38,4 @@ def test_a_message_becomes_its_cure(message: str, cure: str) -> None:
 
 def test_a_full_store_is_told_apart() -> None:
     """Uploads are answered with another status then."""
-    assert isinstance(told(PUT + "status code: 507: "), StorageFull)
+    assert isinstance(storage_error(PUT + "status code: 507: "), StorageFull)

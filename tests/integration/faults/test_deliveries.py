@@ -15,10 +15,10 @@ import pytest
 
 from broker.bootstrap import open_services
 from broker.clock import SystemClock
-from broker.errors import Refusal
+from broker.errors import ApiError
 from broker.net.fetcher import Fetcher
 from broker.notifications.deliverer import CONCURRENCY, HOST_CONCURRENCY
-from broker.orders import OrderRequest
+from broker.orders import ImageParams, OrderRequest
 from broker.reports import Failed
 from broker.services import Services
 from broker.settings import Settings
@@ -58,7 +58,7 @@ class Scene:
     clock: ManualClock
 
     async def order(self, url: str | None = None) -> Task:
-        request = OrderRequest(prompt="a red bicycle", callback_url=url or self.receiver.url)
+        request = OrderRequest(params=ImageParams(prompt="a red bicycle"), callback_url=url or self.receiver.url)
         return (await create_tasks(self.services, request))[0]
 
     async def ended(self) -> Task:
@@ -361,7 +361,7 @@ async def test_slow_receiver_does_not_delay_others(tmp_path: Path) -> None:
         async with still(tmp_path, SystemClock(), callback_allow=hosts, rate_per_minute=1000) as services:
             services.worker.deliverer.timeout_seconds = 0.3
             for url in (*[slow.url] * 2 * CONCURRENCY, quick.url):
-                request = OrderRequest(prompt="a red bicycle", callback_url=url)
+                request = OrderRequest(params=ImageParams(prompt="a red bicycle"), callback_url=url)
                 await services.canceler.cancel_task((await create_tasks(services, request))[0].id)
             while not quick.heard:
                 await services.worker.poll_once()
@@ -528,7 +528,7 @@ async def _claimed(services: Services) -> list[Delivery]:
 
 
 async def test_task_without_callback_url_has_no_webhook(scene: Scene) -> None:
-    (task,) = await create_tasks(scene.services, OrderRequest(prompt="a red bicycle"))
+    (task,) = await create_tasks(scene.services, OrderRequest(params=ImageParams(prompt="a red bicycle")))
     await scene.services.canceler.cancel_task(task.id)
     assert await scene.services.deliveries.newest(limit=10) == []
 
@@ -582,10 +582,10 @@ UNFIT = ["https://example.com/\udc80", "https://example.com/\x00", "https://exam
 @pytest.mark.parametrize("url", [*FORBIDDEN, *UNFIT])
 async def test_blocked_callback_url_is_refused_in_the_request(scene: Scene, url: str) -> None:
     orders = calling_with(scene, Fetcher(resolve=Names())).services.orders
-    request = OrderRequest(prompt="a red bicycle", callback_url=url)
+    request = OrderRequest(params=ImageParams(prompt="a red bicycle"), callback_url=url)
     plan = orders.plan(request)
     for attempt in (orders.create("local", request, plan), orders.dry_run(request, plan)):
-        with pytest.raises(Refusal) as refused:
+        with pytest.raises(ApiError) as refused:
             await attempt
         assert (refused.value.code, refused.value.field) == ("invalid_request", "callbackUrl")
         assert "https://" in refused.value.message, "the cure"
@@ -596,7 +596,7 @@ async def test_blocked_callback_url_is_refused_in_the_request(scene: Scene, url:
 @pytest.mark.parametrize("bad", [["10.0.0.1"], [PUBLIC, "127.0.0.1"], ["::1"], ["64:ff9b::a00:1"]])
 async def test_name_of_a_private_address_is_refused_in_the_request(scene: Scene, bad: list[str]) -> None:
     fetcher = Fetcher(resolve=Names([bad]), exemption="BROKER_CALLBACK_ALLOW")
-    with pytest.raises(Refusal, match="BROKER_CALLBACK_ALLOW"):
+    with pytest.raises(ApiError, match="BROKER_CALLBACK_ALLOW"):
         await calling_with(scene, fetcher).order("https://hooks.example.com/x")
 
 

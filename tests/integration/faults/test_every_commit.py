@@ -1,5 +1,5 @@
-"""A crash before or after any commit of a task's life: the next process ends the task, orders nothing twice, and tells
-the caller how it ended."""
+"""A crash before or after any commit of a task's life: the next process ends the task, submits once, and
+delivers the webhook."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ COMMITS = 24
         pytest.param(False, False, id="before-polling", marks=pytest.mark.faults),
     ],
 )
-async def test_a_crash_at_any_commit_costs_time_only(tmp_path: Path, after: bool, hooked: bool) -> None:
+async def test_crash_at_any_commit_only_delays_the_task(tmp_path: Path, after: bool, hooked: bool) -> None:
     places = asyncio.Semaphore(6)
 
     async def life(fuse: int) -> tuple[bool, bool]:
@@ -140,7 +140,7 @@ async def test_a_crash_at_any_commit_costs_time_only(tmp_path: Path, after: bool
 
 
 async def _life(folder: Path, fuse: int, *, after: bool, hooked: bool) -> tuple[bool, bool]:
-    """Whether the first process died, and whether the outcome stayed unknown."""
+    """Return whether the first process died, and whether the outcome stayed unknown."""
     port = free_port()
     options = Options(duration=0.1, callback_spacing=0.2, callback_retries=60, creates_per_window=10_000)
     async with receiving() as receiver, serve_sandbox(options=options) as sandbox:

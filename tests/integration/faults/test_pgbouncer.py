@@ -22,7 +22,7 @@ pytestmark = [
 ]
 
 
-async def test_a_pooler_that_nobody_told_us_of_is_noticed(postgres: Postgres) -> None:
+async def test_pooler_without_a_listen_url_is_detected(postgres: Postgres) -> None:
     url = await postgres.fresh()
     async with pgbouncer.pooling(postgres) as port, PostgresDatabase(through(port, url)) as database:
         with pytest.raises(StorageError, match="BROKER_DATABASE_LISTEN_URL"):
@@ -31,7 +31,7 @@ async def test_a_pooler_that_nobody_told_us_of_is_noticed(postgres: Postgres) ->
 
 @pytest.mark.parametrize("direct", [True, False], ids=["listening beside it", "not listening"])
 async def test_many_at_once_share_four_sessions(postgres: Postgres, direct: bool) -> None:
-    """No prepared statement, lock or setting is left in a session for whoever comes next."""
+    """No prepared statement, lock or setting is left in a session for the next client."""
     url = await postgres.fresh()
     async with (
         pgbouncer.pooling(postgres) as port,

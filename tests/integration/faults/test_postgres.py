@@ -1,4 +1,4 @@
-"""What Postgres and the way to it can do to us: every acknowledged order ends right, none is submitted twice."""
+"""Faults of Postgres and of the connection to it: every acknowledged task ends as it should, submitted once."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ async def test_of_two_who_compare_and_set_one_wins_however_the_line_breaks(postg
         task, rows = a_task(state=State.WAITING), Tasks(direct)
         await direct.transact(rows.adding(task))
         async with broken(postgres, url, "after") as (database, _):
-            with pytest.raises(Stale):  # it had happened; whoever sees this looks again, and finds its own change
+            with pytest.raises(Stale):  # it had happened; the caller reads again, and finds its own change
                 await database.transact(
                     rows.saving(task, tries=7), Attempts(database).update_attempt(task.id, 1, outcome="accepted")
                 )
@@ -112,7 +112,7 @@ async def test_of_two_who_compare_and_set_one_wins_however_the_line_breaks(postg
         pytest.param("after", range(1, 72), id="after any commit", marks=pytest.mark.faults),
     ],
 )
-async def test_a_line_that_breaks_anywhere_in_a_life_costs_time_only(
+async def test_connection_cut_at_any_commit_only_delays_the_task(
     tmp_path: Path, postgres: Postgres, when: When, fuses: range
 ) -> None:
     """Whatever is cut off, once, at each moment that a life has: the order is made once and comes home."""
@@ -144,7 +144,7 @@ async def _life(folder: Path, postgres: Postgres, when: When, fuse: int) -> bool
 async def test_an_order_with_a_key_and_references_survives_a_broken_line(
     tmp_path: Path, postgres: Postgres, when: When
 ) -> None:
-    """The answer is that of the first try, and the references are not cleaned away as if there were no order."""
+    """The answer is that of the first try, and the references are not cleaned away as if the order did not exist."""
     picture = samples.plain_png()
     for fuse in range(1, 7):
         url = await postgres.fresh()
@@ -168,7 +168,7 @@ async def test_an_order_with_a_key_and_references_survives_a_broken_line(
 
 
 @pytest.mark.faults
-async def test_postgres_killed_again_and_again_under_load(tmp_path: Path) -> None:
+async def test_repeated_postgres_crashes_under_load_end_every_task_once(tmp_path: Path) -> None:
     """Restarted as after a crash every second and a half, while orders come in and go through."""
     orders = 60
     with servers.running() as server:
@@ -223,7 +223,7 @@ async def _surely_end(house: House, task_id: str) -> dict[str, Any]:
 
 
 @pytest.mark.faults
-async def test_a_server_that_is_away_for_long_is_told_and_then_forgiven(tmp_path: Path) -> None:
+async def test_long_outage_is_reported_and_ends_with_the_server(tmp_path: Path) -> None:
     with servers.running() as server:
         async with PostgresDatabase(await server.fresh(), patience=0.3) as database:
             await database.execute("CREATE TABLE notes (id TEXT PRIMARY KEY, n BIGINT)")
@@ -236,8 +236,8 @@ async def test_a_server_that_is_away_for_long_is_told_and_then_forgiven(tmp_path
             assert await database.execute(ADD, id="a") == 1
 
 
-async def test_a_bell_is_heard_again_after_the_server_was_away(tmp_path: Path) -> None:
-    """Whoever listens in another process is woken when the line is there again, and by every wake after that."""
+async def test_listener_is_woken_again_after_a_server_restart(tmp_path: Path) -> None:
+    """A listener in another process is woken when the connection is back, and by every notification after that."""
     with servers.running() as server:
         url = await server.fresh()
         async with PostgresDatabase(url) as one, PostgresDatabase(url) as other:
@@ -255,7 +255,7 @@ async def test_a_bell_is_heard_again_after_the_server_was_away(tmp_path: Path) -
 # -- a process that is silent in the middle of a transaction
 
 
-async def test_somebody_stopped_in_a_transaction_does_not_hold_up_the_others(postgres: Postgres) -> None:
+async def test_process_stopped_inside_a_transaction_does_not_block_others(postgres: Postgres) -> None:
     """A stopped process keeps its locks, so Postgres ends its session; its late words find no transaction."""
     url = await postgres.fresh()
     async with PostgresDatabase(url, idle=0.5) as database, PostgresDatabase(url) as other:
@@ -318,7 +318,7 @@ async def test_the_window_of_a_provider_holds_over_all_processes(tmp_path: Path,
 
 
 async def test_the_places_of_a_provider_hold_over_all_processes(tmp_path: Path, postgres: Postgres) -> None:
-    """At most two jobs at once, whoever has ordered them."""
+    """At most two jobs at once over all processes."""
     url = await postgres.fresh()
     shared: dict[str, Any] = {"database_url": url, "secret_key": "the same for all of them", "max_concurrent": 2}
     shared["blob_url"] = f"file:{tmp_path / 'blobs'}"
@@ -362,7 +362,7 @@ async def test_thousands_of_wakes_at_once_all_arrive(postgres: Postgres) -> None
             bell.__exit__(None, None, None)
 
 
-async def test_a_health_check_tells_the_truth_about_the_database(tmp_path: Path) -> None:
+async def test_readiness_follows_the_database(tmp_path: Path) -> None:
     with servers.running() as server:
         url = await server.fresh()
 
@@ -386,8 +386,8 @@ async def _ready(house: House) -> bool:
     return (await house.client.get("/ready")).status_code == 200
 
 
-async def test_a_server_that_says_nothing_is_given_up(tmp_path: Path) -> None:
-    """It is stopped, so nobody refuses and nobody answers."""
+async def test_unresponsive_server_is_given_up(tmp_path: Path) -> None:
+    """The stopped server neither refuses nor answers."""
     with servers.running() as server:
         async with PostgresDatabase(await server.fresh(), patience=0.5, statement=0.5) as database:
             await database.check()
@@ -437,7 +437,7 @@ async def test_an_address_with_the_options_of_other_drivers_will_do(postgres: Po
 @pytest.mark.parametrize(
     ("end", "cure"), [("?sslmode=bogus", "DATABASE_URL"), ("?no_such_option=1", "options of DATABASE_URL")]
 )
-async def test_an_address_that_makes_no_sense_is_told(postgres: Postgres, end: str, cure: str) -> None:
+async def test_invalid_database_url_is_an_error_with_its_cure(postgres: Postgres, end: str, cure: str) -> None:
     with pytest.raises(StorageError, match=cure):
         async with PostgresDatabase(f"{await postgres.fresh()}{end}", patience=0.3) as database:
             await database.check()

@@ -1,4 +1,4 @@
-"""A bucket that is slow, refuses or loses halves while results come home: they come home whole, and paid once."""
+"""A bucket that is slow, refuses or loses parts while results are stored: they are whole, and submitted once."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def rows_and_bytes(house: House) -> None:
 
 
 @pytest.mark.faults
-async def test_a_bucket_that_refuses_for_a_while_costs_time_only(tmp_path: Path, s3_server: S3Server) -> None:
+async def test_bucket_outage_only_delays_the_task(tmp_path: Path, s3_server: S3Server) -> None:
     async with house_with(tmp_path, s3_server) as (house, net):
         net.when(PUT, error("503 Slow Down", "SlowDown"))
         task_id = await house.order("a red bicycle")
@@ -62,7 +62,7 @@ async def test_a_bucket_that_refuses_for_a_while_costs_time_only(tmp_path: Path,
         await rows_and_bytes(house)
 
 
-async def test_half_an_upload_is_no_image(tmp_path: Path, s3_server: S3Server) -> None:
+async def test_interrupted_upload_is_repeated_until_whole(tmp_path: Path, s3_server: S3Server) -> None:
     """The line breaks in the middle of a part, twice; then it is sent again, and is whole."""
 
     async with house_with(tmp_path, s3_server) as (house, net):
@@ -77,8 +77,8 @@ async def test_half_an_upload_is_no_image(tmp_path: Path, s3_server: S3Server) -
 
 
 @pytest.mark.faults
-async def test_a_reference_that_cannot_be_kept_orders_nothing(tmp_path: Path, s3_server: S3Server) -> None:
-    """The caller is told to come back; no task, no row, nothing to pay."""
+async def test_reference_that_cannot_be_stored_submits_nothing(tmp_path: Path, s3_server: S3Server) -> None:
+    """The response is 503 with Retry-After; no task, no row, nothing to pay."""
     async with house_with(tmp_path, s3_server) as (house, net):
         net.when(r"^PUT .*/images/refs_", error("403 Forbidden", "AccessDenied"))
         buffer = io.BytesIO()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from broker.orders import OrderRequest
+from broker.orders import ImageParams, OrderRequest
 from broker.reports import Finished, Pending
 from broker.sandbox.options import Options
 from broker.sandbox.server import serve_sandbox
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.anyio
 async def a_task(services: Services, clock: ManualClock, state: State, attempt: int, **changes: Any) -> Task:
     """Return a task in a state, with its attempt."""
     broker = services
-    (task,) = await create_tasks(services, OrderRequest(prompt="a red bicycle"))
+    (task,) = await create_tasks(services, OrderRequest(params=ImageParams(prompt="a red bicycle")))
     values = {"state": state, "attempt": attempt, "due_at": clock.now(), "hooked": False, **changes}
     saving = broker.tasks.saving(task, **values)
     limits = services.worker.submissions.limits_of(task.provider)

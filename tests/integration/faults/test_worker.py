@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from broker.orders import OrderRequest
+from broker.orders import ImageParams, OrderRequest
 from broker.services import Services
 from broker.settings import Settings
 from storage.errors import StorageFull
@@ -80,7 +80,7 @@ class _Crashing:
 
 async def ended(services: Services, clock: ManualClock, **changes: Any) -> Task:
     """Return a task that has just succeeded, with a file."""
-    (task,) = await create_tasks(services, OrderRequest(prompt="a red bicycle"))
+    (task,) = await create_tasks(services, OrderRequest(params=ImageParams(prompt="a red bicycle")))
     await _file(services, task.id)
     due_at = clock.now() + services.worker.steps.transitions.policy.retention_seconds
     values = {"state": State.SUCCEEDED, "ended_at": clock.now(), "due_at": due_at, **changes}

@@ -123,7 +123,7 @@ async def test_failed_open_leaves_no_thread(tmp_path: Path) -> None:
     assert [thread.name for thread in threading.enumerate() if thread.name == "sqlite-writer"] == []
 
 
-async def test_a_value_that_cannot_be_stored_harms_nobody_else(tmp_path: Path) -> None:
+async def test_unstorable_value_does_not_affect_other_writers(tmp_path: Path) -> None:
     async with SqliteDatabase(tmp_path / "b.db") as database:
         await database.execute("CREATE TABLE t (n BIGINT)")
         told = await asyncio.gather(

@@ -1,4 +1,4 @@
-"""What stands in front of several brokers where no nginx does: it passes connections on to whoever takes them."""
+"""A TCP load balancer in front of several brokers where nginx is not installed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
 
 @asynccontextmanager
 async def balancing(port: int, ports: Sequence[int]) -> AsyncIterator[str]:
-    """A base URL that leads to each of `ports` in turn, and to the next one where nobody answers."""
+    """A base URL that leads to each of `ports` in turn, and to the next one if a port is closed."""
     turns = cycle(range(len(ports)))
 
     async def connect() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

@@ -38,7 +38,7 @@ async def pooling(postgres: Postgres) -> AsyncIterator[int]:
     """The port that leads to the databases of `postgres`, over four sessions."""
     with tempfile.TemporaryDirectory(prefix="pgbouncer-") as name:
         folder, port = Path(name), free_port()
-        os.chmod(name, 0o777)  # it runs as somebody else where we are root
+        os.chmod(name, 0o777)  # pgbouncer runs as another user if the tests run as root
         (folder / "pgbouncer.ini").write_text(CONFIG.format(postgres=postgres.port, port=port, folder=folder))
         user = ["-u", postgres.user] if postgres.user and os.geteuid() == 0 else []
         process = await asyncio.create_subprocess_exec("pgbouncer", "-q", *user, str(folder / "pgbouncer.ini"))

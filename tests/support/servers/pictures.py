@@ -1,4 +1,4 @@
-"""A provider's file store: whatever is put into it has an address."""
+"""A provider's file server."""
 
 from __future__ import annotations
 

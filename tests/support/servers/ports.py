@@ -14,7 +14,7 @@ def free_port() -> int:
 
 
 async def answers(port: int) -> None:
-    """Wait until somebody listens there."""
+    """Wait until the port accepts connections."""
     async with asyncio.timeout(10):
         while True:
             with suppress(OSError):

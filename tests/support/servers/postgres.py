@@ -1,6 +1,6 @@
-"""A real Postgres out of a wheel, on a port of loopback: to be used, restarted hard, and thrown away.
+"""A real Postgres from a wheel, on a port of loopback: used, restarted, and deleted.
 
-`python -m tests.support.servers.postgres FOLDER PORT` runs one until it is told to end.
+`python -m tests.support.servers.postgres FOLDER PORT` runs one until SIGTERM or SIGINT.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ OPTIONS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Postgres:
-    """A running server. Everybody on this machine may do everything with it."""
+    """A running server, without a password."""
 
     folder: Path
     port: int

@@ -1,4 +1,4 @@
-"""A caller's own server: it hears our webhooks, and answers as it is told."""
+"""A caller's server: records webhooks, and answers by a script."""
 
 from __future__ import annotations
 

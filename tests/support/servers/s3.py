@@ -20,7 +20,7 @@ server.start()
 print(server.get_host_and_port()[1], flush=True)
 sys.stdin.read()
 """
-"""Port 0: nobody else can take it meanwhile. The end of stdin comes even if the tests are killed."""
+"""Port 0 excludes a race for the port. The end of stdin comes even if the tests are killed."""
 
 
 @dataclass(frozen=True)

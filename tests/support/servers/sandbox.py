@@ -12,7 +12,7 @@ from broker.sandbox.server import serve_sandbox
 PATIENT = Options(
     duration=1.0, callback_spacing=0.5, callback_retries=20, creates_per_window=1_000_000, credits=1_000_000_000
 )
-"""It takes as much as we give, and calls until somebody answers."""
+"""It takes as much as we give, and calls until the callback is answered."""
 
 
 async def main(port: str) -> None:
