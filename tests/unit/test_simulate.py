@@ -13,26 +13,15 @@ import pytest
 
 from scripts.simulate import WINDOW_SECONDS, Deployment, Simulation
 
-<<<<<<< HEAD:tests/test_simulate.py
 BUSY = Deployment(orders=7_200, hours=0.1, creates=18, concurrency=60, lost=10)
 """More orders than the window admits, so that there is a queue."""
-=======
-BUSY = Plant(orders=7_200, hours=0.1, creates=18, places=60, lost=10)
-"""More orders than the window takes, so that there is a queue."""
->>>>>>> main:tests/unit/test_simulate.py
 
 
 def test_every_order_is_queued_sent_and_ended_in_this_order() -> None:
     simulated = Simulation(BUSY).run()
-<<<<<<< HEAD:tests/test_simulate.py
     assert len(simulated.limits.sent) == len(simulated.timelines) == len(simulated.orders) > 500
     assert all(s.order.arrives_at < s.queued_at <= s.sent_at < s.ended_at for s in simulated.timelines)
     assert simulated.limits.running.value == simulated.limits.queue.value == 0
-=======
-    assert len(simulated.lane.sent) == len(simulated.stories) == len(simulated.orders) > 500
-    assert all(s.order.arrives_at < s.queued_at <= s.sent_at < s.ended_at for s in simulated.stories)
-    assert simulated.lane.under_way.value == simulated.lane.queue.value == 0
->>>>>>> main:tests/unit/test_simulate.py
 
 
 def test_queue_follows_littles_law() -> None:
@@ -82,10 +71,5 @@ def test_lost_callback_delays_the_end_until_the_status_check() -> None:
     assert max(Simulation(deployment).run().durations) < deployment.check_after + 1
 
 
-<<<<<<< HEAD:tests/test_simulate.py
 def test_simulation_without_orders() -> None:
     assert "no orders" in Simulation(Deployment(), orders=[]).run().report()
-=======
-def test_simulation_without_orders_says_so() -> None:
-    assert "no order came" in Simulation(Plant(), orders=[]).run().told()
->>>>>>> main:tests/unit/test_simulate.py
