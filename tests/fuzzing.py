@@ -49,7 +49,7 @@ DICTIONARIES: Final = (
 
 @dataclass(kw_only=True)
 class Findings:
-    """What a walk met. failures: sentences with a command to repeat each; seen: how often, by (door, status)."""
+    """Results of a run. failures: each with a command to repeat it; seen: number by (endpoint, status)."""
 
     failures: list[str] = field(default_factory=list)
     checks: Counter[str] = field(default_factory=Counter)
@@ -61,7 +61,7 @@ class Findings:
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
-    """What is there to be found."""
+    """Ids of things that exist."""
 
     tasks: tuple[str, ...]
     ended: tuple[str, ...]

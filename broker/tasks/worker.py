@@ -51,7 +51,7 @@ class Worker:
     drain_seconds: float = DRAIN_SECONDS
     """Time that running steps get on stop."""
     last_heartbeat: float = 0.0
-    _housekept_at: float = 0.0
+    last_housekeeping: float = 0.0
     _stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def run(self) -> None:
@@ -191,9 +191,9 @@ class Worker:
 
     def _start_housekeeping(self) -> None:
         now = self.clock.now()
-        if now - self._housekept_at < retention.HOUSEKEEPING_SECONDS or self.clock_guard.deletion_paused:
+        if now - self.last_housekeeping < retention.HOUSEKEEPING_SECONDS or self.clock_guard.deletion_paused:
             return
-        self._housekept_at = now
+        self.last_housekeeping = now
         housekeeping = self.retention.delete_leftovers_once()
         self.running.start(self.running.contain_errors(housekeeping, "", "housekeeping"), RunningStep())
         self.running.start(self.running.contain_errors(self.balances.refresh(), "", "balance"), RunningStep())

@@ -135,7 +135,7 @@ class ApiHouse:
         return delivery
 
     async def left_behind(self) -> tuple[int, int, int, int]:
-        """How many tasks, images, idempotency keys and files there are."""
+        """Return the number of tasks, images, idempotency keys and files."""
         counts = []
         for table in ("tasks", "images", "idempotency"):
             rows = await self.services.database.fetch(f"SELECT count(*) AS n FROM {table}")

@@ -170,7 +170,7 @@ async def test_how_long_a_callback_was_on_its_way(tmp_path: Path, changes: Any, 
 
 
 @pytest.mark.parametrize("time", [None, -1, 0, "soon", [], 10**30, 1_000, "2001-01-01T00:00:00Z", 4_000_000_000_000])
-async def test_times_that_cannot_be_are_no_lag(tmp_path: Path, time: Any) -> None:
+async def test_impossible_times_give_no_lag(tmp_path: Path, time: Any) -> None:
     async with open_api(tmp_path) as house:
         task, body = await a_job(house), done()
         body["data"]["completeTime"] = time
@@ -253,8 +253,8 @@ async def test_a_second_result_does_not_change_how_the_end_was_learned(tmp_path:
 # -- replaying
 
 
-async def test_a_callback_that_nobody_unpacks_is_in_the_inbox(tmp_path: Path) -> None:
-    """Or a provider behind a compressing proxy would be refused for ever, and nobody would see it."""
+async def test_a_compressed_callback_is_in_the_inbox(tmp_path: Path) -> None:
+    """Or a provider behind a compressing proxy would be rejected each time, unseen."""
     async with open_api(tmp_path) as house:
         headers = {"Content-Encoding": "gzip", "Content-Type": "application/json"}
         answer = await house.client.post("/api/webhook/nano-banana", content=b"\x1f\x8b\x08{}", headers=headers)
@@ -321,7 +321,7 @@ async def test_a_dry_run_changes_nothing(tmp_path: Path) -> None:
 
 
 async def test_what_was_only_asked_about_stays_a_question(tmp_path: Path) -> None:
-    """A stranger's body must not become news because the owner of the house touched it."""
+    """A stranger's body must not become news because the operator replayed it."""
     async with open_api(tmp_path) as house:
         task = await a_job(house)
         hook_id = await call(house, HOOK, done())
@@ -374,7 +374,7 @@ async def test_what_was_refused_is_explained_and_never_believed(tmp_path: Path) 
 
 
 async def test_what_was_refused_for_a_rule_that_is_gone_stays_outside(tmp_path: Path) -> None:
-    """By today's rules it would be a question; then it was refused, and whoever sent it was told so."""
+    """By today's rules it would be a question; then it was rejected, and its sender got that response."""
     async with open_api(tmp_path) as house:
         task = await a_job(house)
         hook_id = await keep(

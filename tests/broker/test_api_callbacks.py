@@ -1,4 +1,4 @@
-"""Where providers call: what a callback proves decides what we do with it, and every one is kept."""
+"""Callbacks of providers: the proof decides what a callback may do, and every one is kept."""
 
 from __future__ import annotations
 

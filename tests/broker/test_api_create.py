@@ -37,7 +37,7 @@ def file(data: bytes = b"", name: str = "a.png", part: str = "image") -> Parts:
 
 
 async def test_a_json_order_is_taken(tmp_path: Path) -> None:
-    """The answer existing front ends read, and the headers that tell a program when to look."""
+    """The answer existing front ends read, and the headers that give a program the time of its first poll."""
     async with open_api(tmp_path) as house:
         answer = await house.client.post(CREATE, json=PROMPT)
         document = answer.json()
@@ -185,7 +185,7 @@ async def test_a_repeated_order_costs_no_pace_and_is_not_looked_at_again(tmp_pat
 
 
 async def test_a_link_is_the_same_as_long_as_its_address_is(tmp_path: Path) -> None:
-    """The second time nobody is asked: there is nothing behind the address any more."""
+    """The second time no request is made: there is nothing behind the address any more."""
     picture = png()
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -363,7 +363,7 @@ async def test_bad_values_in_a_form_leave_nothing(tmp_path: Path) -> None:
 
 
 async def test_forms_that_make_no_sense_leave_nothing(tmp_path: Path) -> None:
-    """Files as text, text as files, fields twice, files that are no images."""
+    """Files as text, text as files, fields twice, files that are not images."""
     prompt = text(**PROMPT)
     cases: dict[str, tuple[Parts, str]] = {
         "no field at all": (text(other="x"), "invalid_prompt"),
@@ -492,7 +492,7 @@ async def test_odd_but_harmless_bodies_are_taken(tmp_path: Path) -> None:
             assert answer.json()["ignored"] == ignored
 
 
-async def test_several_mistakes_are_told_at_once(tmp_path: Path) -> None:
+async def test_several_mistakes_are_reported_at_once(tmp_path: Path) -> None:
     async with open_api(tmp_path) as house:
         wrong = {"prompt": "", "model": "x", "aspectRatio": "9:9"}
         document = (await house.client.post(CREATE, json=wrong)).json()
@@ -501,7 +501,7 @@ async def test_several_mistakes_are_told_at_once(tmp_path: Path) -> None:
 
 
 async def test_specific_words_survive_translation(tmp_path: Path) -> None:
-    """Whoever mends a request needs to know what is wrong with it, whatever the language."""
+    """The author of a request needs to know what is wrong with it, whatever the language."""
     async with open_api(tmp_path) as house:
         for language in ("zh", "ru"):
             answer = await house.client.post(CREATE, json={**PROMPT, "n": 9}, headers={"accept-language": language})

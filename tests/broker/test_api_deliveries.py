@@ -21,7 +21,7 @@ KEYS = {
 
 
 async def add(house: ApiHouse, number: int, **changes: Any) -> Delivery:
-    """One that nobody is going to send."""
+    """One that no process will send."""
     more = {"created_at": NOW + number // 3, "ended_at": 9e9, **changes}
     return await house.add_delivery(a_task(NOW, number=number), **more)
 
@@ -57,7 +57,7 @@ async def test_a_list_is_of_one_task_or_one_outcome(tmp_path: Path) -> None:
         assert await listed(task="task_unknown") == []
 
 
-async def test_a_list_tells_no_body_and_no_secret_of_the_receiver(tmp_path: Path) -> None:
+async def test_a_list_shows_neither_body_nor_secret_of_the_receiver(tmp_path: Path) -> None:
     async with open_api(tmp_path) as house:
         delivery = await add(house, 1, last_status=500, reason="HTTP 500", tries=3)
         answer = await house.client.get("/api/deliveries")

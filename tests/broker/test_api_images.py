@@ -21,12 +21,12 @@ from tests.servers.s3 import S3Server
 pytestmark = pytest.mark.anyio
 
 OWNER = "task_" + "1" * 32
-DATA = bytes(range(256)) * 40  # 10 240 bytes; the door does not look at them
+DATA = bytes(range(256)) * 40  # 10 240 bytes; the route does not read them
 FORWARDED = {"X-Forwarded-For": "8.8.8.8"}
 
 
 async def test_an_image_carries_all_guards(tmp_path: Path) -> None:
-    """Open to all who know the name; kept by browsers for as long as we keep it."""
+    """Open to all clients that have the name; kept by browsers for as long as we keep it."""
     async with open_api(tmp_path, retention_hours=2) as house:
         image = await house.add_image(OWNER, DATA)
         for method in ("GET", "HEAD"):
@@ -55,7 +55,7 @@ async def test_an_image_past_its_retention_is_not_kept_by_browsers(tmp_path: Pat
         assert answer.headers["cache-control"] == "private, no-cache"
 
 
-async def test_who_has_it_is_not_sent_it_again(tmp_path: Path) -> None:
+async def test_a_matching_etag_is_answered_with_304(tmp_path: Path) -> None:
     async with open_api(tmp_path) as house:
         image = await house.add_image(OWNER, DATA)
         path, tag = f"/uploads/images/{image.name}", f'"{image.sha256}"'
@@ -97,7 +97,7 @@ RANGES: list[tuple[str, int, tuple[int, int] | None]] = [
 
 
 async def test_ranges(tmp_path: Path) -> None:
-    """One range is served, several are the whole, and what cannot be had is told with the size."""
+    """One range is served, several are the whole, and an unsatisfiable range is answered with the size."""
     async with open_api(tmp_path) as house:
         image = await house.add_image(OWNER, DATA)
         for wish, status, part in RANGES:
@@ -129,7 +129,7 @@ async def test_a_range_of_another_version_is_the_whole(tmp_path: Path) -> None:
 
 
 async def test_names_of_nothing(tmp_path: Path) -> None:
-    """Neither a path out of the folder, nor a result by the door of the references, nor what is in no table."""
+    """Neither a path out of the folder, nor a result by the path of the references, nor what is in no table."""
     async with open_api(tmp_path) as house:
         result = await house.add_image(OWNER, png())
         reference = await house.add_image(OWNER, png("red"), kind="reference")
@@ -164,7 +164,7 @@ async def test_a_row_without_its_bytes_is_not_found(tmp_path: Path) -> None:
             assert (await house.client.request(method, f"/uploads/images/{image.name}")).status_code == 404
 
 
-async def test_a_strange_type_in_the_table_is_no_page(tmp_path: Path) -> None:
+async def test_an_unknown_media_type_is_served_as_bytes(tmp_path: Path) -> None:
     """Should a row ever say text/html, it is a download."""
     async with open_api(tmp_path) as house:
         image = await house.add_image(OWNER, b"<script>alert(1)</script>")
@@ -174,7 +174,7 @@ async def test_a_strange_type_in_the_table_is_no_page(tmp_path: Path) -> None:
 
 
 async def test_readers_keep_what_they_read_when_it_is_deleted(tmp_path: Path) -> None:
-    """And somebody who hangs up in the middle is no trouble for the others."""
+    """A client that disconnects half-way does not disturb the others."""
     large = b"0123456789abcdef" * 2**18  # 4 MiB, more than any buffer on the way
     async with open_api(tmp_path, sockets=True) as house:
         image = await house.add_image(OWNER, large)
@@ -219,7 +219,7 @@ async def about(house: ApiHouse, image: StoredImage, **headers: str) -> httpx.Re
     return await house.client.get(f"/uploads/{folder}/{image.name}.json", headers=headers)
 
 
-async def test_the_sidecar_tells_where_an_image_comes_from(tmp_path: Path) -> None:
+async def test_the_metadata_names_the_tasks_of_an_image(tmp_path: Path) -> None:
     async with open_api(tmp_path) as house:
         task = await house.add(
             state=State.SUCCEEDED, ended_at=1_790_000_000.0, aspect_ratio="1:1", resolution="2K", seed=7

@@ -78,7 +78,7 @@ async def test_a_status_is_that_of_today(tmp_path: Path, day: tuple[int, int, in
 
 
 async def test_the_list_knows_what_the_provider_in_use_has(tmp_path: Path) -> None:
-    """The older dialect sells one model, and nobody knows for how much."""
+    """The older dialect sells one model, at an unknown price."""
     async with open_api(tmp_path, api_url="http://127.0.0.1:9/nano-banana") as house:
         models = await listed(house)
         assert {name for name, model in models.items() if model["available"]} == {"nano-banana"}
@@ -111,7 +111,7 @@ async def test_a_retired_name_is_served_with_a_warning(tmp_path: Path, dry: bool
 
 
 async def test_a_model_with_dates_is_served_with_a_warning(tmp_path: Path) -> None:
-    """Both the model's end and the name's are told; the default model is no exception."""
+    """The end of the model and of the name are both announced, for the default model, too."""
     async with open_api(tmp_path, clock=ManualClock(TODAY)) as house:
         default = await house.client.post(CREATE, json=PROMPT)
         assert "shut nano-banana (gemini-2.5-flash-image) down on 2026-10-02" in default.headers["warning"]
@@ -124,7 +124,7 @@ async def test_a_model_with_dates_is_served_with_a_warning(tmp_path: Path) -> No
         assert "warning" not in live.headers
 
 
-def test_before_a_date_there_is_no_warning() -> None:
+def test_before_a_date_nothing_is_warned_of() -> None:
     early = datetime(2026, 6, 24, tzinfo=UTC).date()
     assert [CATALOG.warnings(name, early) for model in CATALOG.models for name in model.names] == [()] * sum(
         len(model.names) for model in CATALOG.models

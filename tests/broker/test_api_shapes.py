@@ -1,4 +1,4 @@
-"""One shape for everything that goes wrong, whoever notices it; and what operators look at."""
+"""One shape for everything that goes wrong, from every source; and what operators read."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_accept_language_is_read_leniently(header: str, language: str) -> None:
     assert language_of(header) == language
 
 
-def test_what_is_no_text_does_not_break_an_answer() -> None:
+def test_a_lone_surrogate_does_not_break_a_response() -> None:
     """A provider's words are stored as they came; an answer with them must still be JSON."""
     assert json.loads(to_json({"a": "\ud800 ü"})) == {"a": "\ud800 ü"}
 
@@ -141,7 +141,7 @@ async def test_paths_and_methods_that_do_not_exist(tmp_path: Path) -> None:
         assert (await house.client.head("/health")).status_code == 200
 
 
-async def test_too_large_is_told_before_it_is_read(tmp_path: Path) -> None:
+async def test_a_large_body_is_rejected_before_it_is_read(tmp_path: Path) -> None:
     async with open_api(tmp_path, sockets=True, max_file_size=1000) as house:
         most = 14 * 1000 + 2 * 2**20
         big = b'{"prompt":"' + b"x" * most + b'"}'
@@ -155,7 +155,7 @@ async def test_too_large_is_told_before_it_is_read(tmp_path: Path) -> None:
 
 
 class Broken:
-    """Stands where the broker keeps its images, and fails as told."""
+    """Stands where the broker keeps its images, and fails with the given error."""
 
     def __init__(self, error: Exception) -> None:
         self._error = error
@@ -174,7 +174,7 @@ async def test_a_store_in_trouble_is_temporary(tmp_path: Path) -> None:
         assert CANARY not in answer.text
 
 
-async def test_what_nobody_foresaw_is_told_blandly(tmp_path: Path) -> None:
+async def test_an_unforeseen_error_is_answered_without_details(tmp_path: Path) -> None:
     """Neither the answer nor the log repeats an error's text: it may hold what a caller sent."""
     with capture_logs() as lines:
         async with open_api(tmp_path) as house:
@@ -206,7 +206,7 @@ class HalfReading:
 
 
 async def test_an_answer_that_breaks_in_the_middle_is_cut_off(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Half an image must not look like a whole one; and there is no second answer after the first."""
+    """Half an image must not look like a whole one; and a second response must not follow the first."""
     reading = HalfReading()
 
     class Blobs:
@@ -258,7 +258,7 @@ async def test_only_exact_origins_may_read(tmp_path: Path) -> None:
         assert "Origin" in answer.headers["vary"]
 
 
-async def test_without_origins_there_is_no_cors(tmp_path: Path) -> None:
+async def test_without_origins_cors_is_off(tmp_path: Path) -> None:
     async with open_api(tmp_path) as house:
         assert (await preflight(house, ORIGIN)).status_code == 405
         answer = await house.client.get("/health", headers={"Origin": ORIGIN})

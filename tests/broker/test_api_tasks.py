@@ -32,7 +32,7 @@ async def look(house: ApiHouse, task_id: str, **headers: str) -> dict[str, Any]:
 
 
 async def test_a_running_task_shows_the_keys_of_the_contract(tmp_path: Path) -> None:
-    """And neither a percentage that nobody knows nor what is only a trouble of the last attempt."""
+    """And neither an unknown percentage nor the error of the last attempt."""
     async with open_api(tmp_path) as house:
         trouble = {"error_code": "provider_unavailable", "error_detail": "503 from upstream"}
         task = await house.add(created_at=1_790_000_000.5, updated_at=1_790_000_001.0, cost=4.0, **trouble)
@@ -65,7 +65,7 @@ async def test_every_state_has_a_status_and_a_stage(tmp_path: Path) -> None:
             assert (data["error"] is not None) == (status in {"failed", "canceled"})
 
 
-async def test_a_failure_is_told_in_the_callers_language(tmp_path: Path) -> None:
+async def test_a_failure_is_reported_in_the_callers_language(tmp_path: Path) -> None:
     """A sentence for people, a code for programs, and the provider's own words beside them."""
     async with open_api(tmp_path) as house:
         task = await house.add(
@@ -228,7 +228,7 @@ async def test_waiting_is_bounded(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "wait", ["-1", "abc", "nan", "inf", "1e9", "٣", "1,5", " 1", "0x1", "1.", "9" * 30, "%00", "--"]
 )
-async def test_a_wait_that_is_no_number(tmp_path: Path, wait: str) -> None:
+async def test_a_wait_that_is_not_a_number(tmp_path: Path, wait: str) -> None:
     async with open_api(tmp_path) as house:
         task = await house.add()
         answer = await house.client.get(f"/api/task/{task.id}?wait={wait}")
@@ -261,7 +261,7 @@ def parsed(text: str) -> list[tuple[str, dict[str, Any]]]:
     return events
 
 
-async def test_a_stream_tells_the_state_each_change_and_the_end(tmp_path: Path) -> None:
+async def test_a_stream_sends_the_state_each_change_and_the_end(tmp_path: Path) -> None:
     async with open_api(tmp_path, sockets=True) as house:
         task = await house.add()
         received = ""
@@ -280,7 +280,7 @@ async def test_a_stream_tells_the_state_each_change_and_the_end(tmp_path: Path) 
 
 
 async def test_a_stream_does_not_repeat_itself(tmp_path: Path) -> None:
-    """A browser that reconnects names what it has; after the end it is told not to come again."""
+    """A browser that reconnects names what it has; after the end it gets 204."""
     async with open_api(tmp_path, sockets=True) as house:
         task = await house.add(state=State.FAILED, ended_at=5.0, error_code="no_image")
         path = f"/api/task/{task.id}/events"
@@ -346,7 +346,7 @@ async def test_it_is_too_late_to_cancel(tmp_path: Path, state: State) -> None:
 
 
 async def test_pages_show_every_task_once(tmp_path: Path) -> None:
-    """Newest first; those of one moment in a fixed order; none is shown twice when new ones come meanwhile."""
+    """Newest first; those of one moment in a fixed order; none is shown twice when new ones arrive between pages."""
     async with open_api(tmp_path) as house:
         tasks = [await house.add(number=n, created_at=1_790_000_000.0 + n // 3) for n in range(1, 26)]
         seen: list[str] = []

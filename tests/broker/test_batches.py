@@ -39,8 +39,8 @@ async def test_the_answer_to_an_order_names_its_batch(tmp_path: Path) -> None:
         assert [task["id"] for task in data["tasks"]] == created["taskIds"]
 
 
-async def test_one_poll_tells_of_all_its_tasks(tmp_path: Path) -> None:
-    """Of each what its own poll would tell."""
+async def test_one_poll_returns_all_its_tasks(tmp_path: Path) -> None:
+    """Each as in its own poll."""
     async with open_api(tmp_path) as house:
         await batch_of(house, WAITING, DONE, CANCELED)
         answer = await house.client.get(f"/api/batch/{BATCH}")
@@ -90,7 +90,7 @@ async def test_waiting_ends_with_the_last_of_them(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("batch_id", [BATCH, "batch_x", f"task_{'0' * 32}", "x" * 300, "batch_%00"])
 async def test_an_unknown_batch_is_not_found(tmp_path: Path, batch_id: str) -> None:
-    """And a task's id is no batch's: who knows one task must not learn of the others."""
+    """A task's id is not its batch's: the id of one task must not reveal the others."""
     async with open_api(tmp_path) as house:
         await house.add(number=0)
         answer = await house.client.get(f"/api/batch/{batch_id}")
@@ -113,7 +113,7 @@ async def test_a_batch_is_canceled_as_far_as_it_can_be(tmp_path: Path) -> None:
         assert (again.status_code, again.json()["code"]) == (409, "conflict")
 
 
-async def test_six_images_of_one_request_come_home(tmp_path: Path) -> None:
+async def test_six_images_of_one_request_arrive(tmp_path: Path) -> None:
     async with open_house(tmp_path) as house:
         order = {"prompt": "six foxes", "numberOfImages": 6}
         created = (await house.client.post(CREATE, json=order)).json()
@@ -172,7 +172,7 @@ async def end(house: ApiHouse, task_id: str, state: str) -> None:
 
 
 async def test_a_retry_that_failed_can_be_tried_again(tmp_path: Path) -> None:
-    """By whichever id: a page that knows only the first task must not be stuck with a retry that has failed."""
+    """By either id: a page that has only the first task must not be stuck with a retry that has failed."""
     async with open_api(tmp_path) as house:
         first = await house.add(**FAILED)
         second = (await house.client.post(f"/api/task/{first.id}/retry")).json()["taskId"]

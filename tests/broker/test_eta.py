@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,15 +110,16 @@ async def test_estimate_is_the_median_of_similar_tasks(quiet: Services, clock: M
     ) == (None, 5)
 
 
-async def test_history_falls_back_to_the_model_then_the_provider_then_none(quiet: Services) -> None:
+async def test_history_falls_back_to_the_model_then_the_provider_then_none(quiet: Services, clock: ManualClock) -> None:
     task = a_task(NOW, state=State.WAITING, resolution="2K", sent_at=NOW)
     pro = a_task(NOW, state=State.WAITING, model="nano-banana-pro", sent_at=NOW)
     await add(quiet, *(done(n, resolution="1K") for n in range(4)))
     assert await position_and_eta(quiet, task) == (None, None)
     await add(quiet, done(5, resolution="4K"))
-    quiet.eta._histories.clear()
-    assert await position_and_eta(quiet, task) == (None, 25)
-    assert await position_and_eta(quiet, pro) == (None, 25)
+    clock.advance(eta.HISTORY_TTL_SECONDS)
+    now = clock.now()
+    assert await position_and_eta(quiet, replace(task, sent_at=now)) == (None, 25)
+    assert await position_and_eta(quiet, replace(pro, sent_at=now)) == (None, 25)
     assert await position_and_eta(quiet, a_task(NOW, state=State.WAITING, provider="other", sent_at=NOW)) == (
         None,
         None,
@@ -171,8 +173,8 @@ def test_rounded_estimate_is_stable_until_the_next_step() -> None:
 # -- in responses
 
 
-async def test_queued_task_shows_its_position_and_a_new_etag(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
+async def test_queued_task_shows_its_position_and_a_new_etag(tmp_path: Path, clock: ManualClock) -> None:
+    async with open_api(tmp_path, clock=clock) as house:
         tasks = [await house.add(number=n, state=State.QUEUED, attempt=0) for n in (1, 2)]
         path = f"/api/task/{tasks[1].id}"
         first = await house.client.get(path)
@@ -180,7 +182,7 @@ async def test_queued_task_shows_its_position_and_a_new_etag(tmp_path: Path) -> 
         same = await house.client.get(path, headers={"If-None-Match": first.headers["etag"]})
         assert same.status_code == 304
         await house.change(tasks[0], state=State.CANCELED, ended_at=5.0)
-        house.services.eta._queues.clear()
+        clock.advance(eta.QUEUE_TTL_SECONDS)
         cache = task_cache(house.services)
         prepared = await cache.response(tasks[1].id, "en")
         assert b'"position":1' in prepared.body

@@ -1,4 +1,4 @@
-"""The API description is true: every door is in it, it is valid, and what the doors answer is what it says."""
+"""The OpenAPI document is valid, has every endpoint, and agrees with the responses."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def judged(house: ApiHouse, findings: Findings) -> None:
 
 
 async def test_odd_requests_are_answered_as_described(tmp_path: Path) -> None:
-    """No 5xx, no status, header, type or key that is not in the description, and no door that a missing key opens."""
+    """No 5xx, no status, header, type or key that is not in the description, and no endpoint open without a key."""
     async with furnished(tmp_path) as (house, known):
         judged(house, await walk(house, known, examples=8))
 
@@ -204,8 +204,8 @@ async def test_the_walk_finds_what_is_not_described(tmp_path: Path) -> None:
 # -- for browsers
 
 
-async def test_every_answer_tells_browsers_that_it_is_no_page(tmp_path: Path) -> None:
-    """Errors and what is no HTTP included; images and the page have words of their own."""
+async def test_every_response_has_security_headers(tmp_path: Path) -> None:
+    """Errors and malformed HTTP included; images and the page have headers of their own."""
     async with open_api(tmp_path, sockets=True, cors_origins=("https://app.example.com",)) as house:
         task = await house.add(state=State.SUCCEEDED, ended_at=house.services.clock.now())
         image = await house.add_image(task.id, png())
@@ -249,7 +249,7 @@ def test_what_the_page_is_made_of_has_its_licence_beside_it() -> None:
 
 
 def test_a_wheel_has_the_page_in_it() -> None:
-    """What is no Python is packed only if pyproject.toml names it."""
+    """Other files than Python are packed only if pyproject.toml names it."""
     patterns = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]["package-data"]
     packed = {path for pattern in patterns["broker"] for path in (ROOT / "broker").glob(pattern) if path.is_file()}
     assert packed == {path for path in (ROOT / "broker" / "web").rglob("*") if path.is_file()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import MutableMapping
 from pathlib import Path
@@ -50,8 +51,10 @@ async def test_a_plain_request_id_is_taken(tmp_path: Path, given: str, is_taken:
     assert twice.headers.get_list("x-request-id")[0] not in {"a", "b"}
 
 
-async def test_polls_health_and_images_are_logged_at_debug_only(tmp_path: Path) -> None:
-    with capture_logs() as lines:
+async def test_polls_health_and_images_are_logged_at_debug_only(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.DEBUG, "broker"), capture_logs() as lines:
         async with open_api(tmp_path) as house:
             task = await house.add(state=State.SUCCEEDED, ended_at=house.services.clock.now())
             image = await house.add_image(task.id, png())

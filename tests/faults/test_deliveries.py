@@ -25,6 +25,7 @@ from broker.settings import Settings
 from broker.tasks import lifecycle
 from broker.tasks.lifecycle import Changes, DownloadFailure
 from storage.deliveries import Deliveries, Delivery, Fate
+from storage.errors import StorageError
 from storage.images import StoredImage
 from storage.sql.database import Outcome, Stale, Statement
 from storage.sql.sqlite import SqliteDatabase, sqlite_path
@@ -248,7 +249,9 @@ async def test_crash_during_a_delivery_repeats_it_after_the_lease(
     async with a_scene(tmp_path, clock, receiver) as scene:
         await scene.ended()
         (claimed,) = await scene.services.worker.deliverer.claim()
-        await scene.services.worker.deliverer._send(claimed, clock.now())
+        crashing: Any = Unrecorded(scene.services.deliveries)
+        with pytest.raises(StorageError):
+            await replace(scene.services.worker.deliverer, deliveries=crashing).deliver(claimed)
     async with a_scene(tmp_path, clock, receiver) as scene:
         await scene.turn()
         assert len(receiver.heard) == 1, "another worker may still be delivering it"
@@ -256,6 +259,19 @@ async def test_crash_during_a_delivery_repeats_it_after_the_lease(
         await scene.turn()
     first, second = receiver.heard
     assert (first.id, first.body) == (second.id, second.body)
+
+
+class Unrecorded:
+    """Deliveries of a process that ends before it records an attempt."""
+
+    def __init__(self, deliveries: Deliveries) -> None:
+        self._deliveries = deliveries
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._deliveries, name)
+
+    async def tried(self, *_: Any, **__: Any) -> None:
+        raise StorageError("the process is gone")
 
 
 async def test_stop_releases_interrupted_deliveries(tmp_path: Path, receiver: Receiver) -> None:

@@ -95,7 +95,7 @@ async def _order_armed(house: House, database: Mortal, receiver: Receiver) -> st
 
 async def _settled(house: House) -> bool:
     worker = house.services.worker
-    return worker._housekept_at > 0 and not worker.running.count
+    return worker.last_housekeeping > 0 and not worker.running.count
 
 
 async def _until_dead_or_told(house: House, database: Mortal, task_id: str, receiver: Receiver) -> Any:

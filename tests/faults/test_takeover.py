@@ -76,11 +76,11 @@ async def test_late_pending_report_does_not_change_a_task_leased_by_another(tmp_
         await leased(services, State.WAITING, "other", clock.now())
         before = await tasks.get(task.id)
         provider = _Saying(steps.check.providers["kie"], Pending(job_id="job"))
-        object.__setattr__(steps.check, "providers", {"kie": provider})
-        await steps.check.run(sleeper)
+        check = replace(steps.check, providers={"kie": provider})
+        await check.run(sleeper)
         assert await tasks.get(task.id) == before
         provider.report = Finished(outputs=("https://example.com/a.png",), job_id="job")
-        await steps.check.run(sleeper)
+        await check.run(sleeper)
         after = await tasks.get(task.id)
         assert after is not None
         assert after.state == State.FETCHING, "a result counts without a lease"

@@ -54,15 +54,15 @@ async def test_job_id_survives_a_failing_database(tmp_path: Path, hooked: bool) 
 async def test_task_whose_step_crashes_fails_at_the_deadline(tmp_path: Path) -> None:
     """The adapter crashes on every response; the task must end."""
     async with open_house(tmp_path, hooked=False, lease=0.2, task_deadline=1.0) as house:
-        steps = house.services.worker.steps
-        provider = steps.check.providers["kie"]
-        broken = {"kie": _Stumbling(provider)}
-        object.__setattr__(steps.check, "providers", broken)
+        worker = house.services.worker
+        check = worker.steps.check
+        broken: Any = _Crashing(check.providers["kie"])
+        worker.steps = replace(worker.steps, check=replace(check, providers={"kie": broken}))
         data = await house.end(await house.order("a red bicycle"))
     assert data["errorDetail"]["code"] == "deadline_exceeded"
 
 
-class _Stumbling:
+class _Crashing:
     """A provider whose adapter has a bug."""
 
     def __init__(self, provider: Any) -> None:

@@ -172,7 +172,8 @@ async def test_what_nobody_foresaw_is_logged_without_its_text(tmp_path: Path, fo
             raise ValueError(f"cannot handle {PROMPT}")
 
         assert not await house.services.worker.running.contain_errors(broken(), "task_1", State.WAITING.value)
-        task_id = (await house.client.post("/api/generate/image", json={"prompt": PROMPT})).json()["taskId"]
+        house.client.headers.update(TRUSTED)
+        task_id = await house.order(PROMPT)
         await house.services.database.execute("UPDATE tasks SET state = 'canary', version = version + 1")
         answer = await house.client.get(f"/api/task/{task_id}")
         assert answer.status_code == 500

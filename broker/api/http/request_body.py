@@ -133,5 +133,5 @@ def _form_error(why: str) -> Refusal:
 
 def _spool_error(error: OSError) -> Exception:
     if error.errno in _DISK_FULL:
-        return Refusal("storage_full", "There is no space left for uploads. Try again later.", retryable=True)
+        return Refusal("storage_full", "The disk is full. Try again later.", retryable=True)
     return error

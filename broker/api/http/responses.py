@@ -84,7 +84,7 @@ def error_response(messages: Messages, request: HTTPConnection, error: Refusal, 
 
 
 def error_headers(error: Refusal) -> dict[str, str]:
-    """Return the headers that HTTP wants with an error, in whichever dialect."""
+    """Return the headers of an error, the same in every dialect."""
     headers = {}
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"

@@ -150,7 +150,7 @@ def read_form_order(form: FormData) -> OrderParams:
 
 
 class _Folded:
-    """Values by canonical name, whichever spelling the request uses."""
+    """Values by canonical name, from any spelling."""
 
     def __init__(self) -> None:
         self.unknown: list[str] = []
