@@ -79,7 +79,7 @@ def native_dialect(services: Services, docs: DocsRoutes, version: str) -> Dialec
         clock=services.clock,
         catalog=services.catalog,
         provider_name=services.provider.name,
-        supports=services.provider.supports,
+        supports=lambda model: any(provider.supports(model) for provider in services.providers.values()),
         max_file_size_bytes=max_file_size_bytes,
     )
     callbacks = CallbackRoutes(
