@@ -25,14 +25,14 @@ faults: $(VENV)/dev  ## kills, crashes, outages and takeovers at full length, an
 	$(BIN)/python -m tests.support.fault_runs
 
 e2e: $(VENV)/dev  ## in a real browser, and an old front end in Node, where there are any
-	$(BIN)/pytest tests/broker/test_openapi.py -k browser
+	$(BIN)/pytest tests/api/test_openapi.py -k browser
 	$(BIN)/pytest tests/journeys/test_poller.py
 
 bench: $(VENV)/dev  ## what it can do on this machine, as tables; takes some minutes
 	$(BIN)/python -m tests.benchmarks
 
 fuzz: $(VENV)/dev  ## odd requests for five minutes, every answer held against the API description
-	$(BIN)/python -m tests.fuzzing
+	$(BIN)/python -m tests.support.fuzzing
 
 format: $(VENV)/dev  ## put the code into shape
 	$(BIN)/ruff format .

@@ -16,7 +16,7 @@ from broker.api.callbacks import CallbackRoutes, callback_endpoints
 from broker.api.docs import DocsRoutes, docs_endpoints
 from broker.api.health import HealthRoutes, health_endpoints, installed_version
 from broker.api.http.auth import Authenticator
-from broker.api.http.endpoint import Dialect, build_routes
+from broker.api.http.endpoint import Dialect, Endpoint, build_routes
 from broker.api.http.errors import ErrorRenderer
 from broker.api.http.middleware import RequestLogMiddleware, SecurityHeadersMiddleware, UnhandledErrorMiddleware
 from broker.api.http.responses import ErrorResponse, error_response
@@ -26,6 +26,7 @@ from broker.api.native.batches import BatchRoutes
 from broker.api.native.routes import batch_endpoints, order_endpoints, task_endpoints
 from broker.api.native.task_cache import TaskCache
 from broker.api.native.tasks import TaskRoutes, max_form_bytes
+from broker.i18n import Messages
 from broker.services import Services
 from webhooks.tokens import ChallengeResponse
 
@@ -62,10 +63,27 @@ def build_app(services: Services) -> Starlette:
 
 
 def native_dialect(services: Services, docs: DocsRoutes, version: str) -> Dialect:
-    """Return all endpoints of the native dialect, in the order in which they are matched."""
+    """Return the native dialect; its endpoints are matched in this order."""
     messages = services.presenter.messages
-    secret = services.tokens.secret
-    max_file_size_bytes = services.settings.max_file_size
+    return Dialect(
+        name="native",
+        authenticate=Authenticator(services.settings, services.tokens.secret).authenticate,
+        render_error=partial(error_response, messages),
+        error_model=ErrorResponse,
+        endpoints=[
+            *_task_endpoints(services, messages),
+            *model_endpoints(_model_routes(services)),
+            *callback_endpoints(_callback_routes(services, messages)),
+            *image_endpoints(_image_routes(services)),
+            *callback_inbox_endpoints(CallbackInboxRoutes(inbox=services.inbox)),
+            *delivery_endpoints(DeliveryRoutes(log=services.delivery_log)),
+            *health_endpoints(_health_routes(services, messages, version)),
+            *docs_endpoints(docs),
+        ],
+    )
+
+
+def _task_endpoints(services: Services, messages: Messages) -> list[Endpoint]:
     cache = TaskCache(clock=services.clock, queries=services.queries, eta=services.eta, presenter=services.presenter)
     tasks = TaskRoutes(
         orders=services.orders,
@@ -73,23 +91,34 @@ def native_dialect(services: Services, docs: DocsRoutes, version: str) -> Dialec
         canceler=services.canceler,
         cache=cache,
         messages=messages,
-        max_form_bytes=max_form_bytes(services.catalog, max_file_size_bytes),
+        max_form_bytes=max_form_bytes(services.catalog, services.settings.max_file_size),
     )
-    models = ModelRoutes(
+    batches = BatchRoutes(queries=services.queries, canceler=services.canceler, cache=cache)
+    return [*order_endpoints(tasks), *task_endpoints(tasks), *batch_endpoints(batches)]
+
+
+def _model_routes(services: Services) -> ModelRoutes:
+    return ModelRoutes(
         clock=services.clock,
         catalog=services.catalog,
         provider_name=services.provider.name,
         supports=lambda model: any(provider.supports(model) for provider in services.providers.values()),
-        max_file_size_bytes=max_file_size_bytes,
+        max_file_size_bytes=services.settings.max_file_size,
     )
-    callbacks = CallbackRoutes(
+
+
+def _callback_routes(services: Services, messages: Messages) -> CallbackRoutes:
+    return CallbackRoutes(
         clock=services.clock,
         receiver=services.callbacks,
-        challenge=ChallengeResponse(secret),
+        challenge=ChallengeResponse(services.tokens.secret),
         metrics=services.metrics,
         messages=messages,
     )
-    images = ImageRoutes(
+
+
+def _image_routes(services: Services) -> ImageRoutes:
+    return ImageRoutes(
         clock=services.clock,
         images=services.images,
         blobs=services.blobs,
@@ -97,7 +126,10 @@ def native_dialect(services: Services, docs: DocsRoutes, version: str) -> Dialec
         thumbnails=services.thumbnails,
         presenter=services.presenter,
     )
-    health = HealthRoutes(
+
+
+def _health_routes(services: Services, messages: Messages, version: str) -> HealthRoutes:
+    return HealthRoutes(
         clock=services.clock,
         database=services.database,
         blobs=services.blobs,
@@ -106,24 +138,6 @@ def native_dialect(services: Services, docs: DocsRoutes, version: str) -> Dialec
         collector=services.collector,
         messages=messages,
         version=version,
-    )
-    return Dialect(
-        name="native",
-        authenticate=Authenticator(services.settings, secret).authenticate,
-        render_error=partial(error_response, messages),
-        error_model=ErrorResponse,
-        endpoints=[
-            *order_endpoints(tasks),
-            *task_endpoints(tasks),
-            *batch_endpoints(BatchRoutes(queries=services.queries, canceler=services.canceler, cache=cache)),
-            *model_endpoints(models),
-            *callback_endpoints(callbacks),
-            *image_endpoints(images),
-            *callback_inbox_endpoints(CallbackInboxRoutes(inbox=services.inbox)),
-            *delivery_endpoints(DeliveryRoutes(log=services.delivery_log)),
-            *health_endpoints(health),
-            *docs_endpoints(docs),
-        ],
     )
 
 

@@ -9,15 +9,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from importlib import resources
-from typing import Annotated, Any, Final, Literal, get_args
+from typing import Annotated, Any, Final, Literal, cast, get_args
 
 from pydantic import ConfigDict, Field, TypeAdapter
 
-from broker.errors import Complaint, Refusal
+from broker.errors import ApiError, FieldError
 from broker.orders import Mode, Order, OutputFormat
 
 Status = Literal["live", "deprecated", "retired"]
-Found = Iterator[tuple[str, Complaint]]
+Found = Iterator[tuple[str, FieldError]]
 
 MODES: Final[tuple[Mode, ...]] = get_args(Mode)
 WRITTEN_CONTROLS: Final = frozenset("\t\n\r")
@@ -40,16 +40,21 @@ class Wire:
     references: str | None = None
     empty_references: bool = False
     prices: Mapping[str, float] = field(default_factory=dict)
+    extra: Mapping[str, str] = field(default_factory=dict)
+    """Names of other parameters (`ImageParams.extra`), by ours."""
 
     def spell(self, order: Order, references: Sequence[str]) -> dict[str, Any]:
         """The order in the provider's words: its input object, the model's id left out."""
         fields = {
-            self.ratio: order.aspect_ratio or self.default_ratio,
-            self.resolution: order.resolution,
-            self.format: self.formats[order.output_format] if self.format and order.output_format else None,
+            self.ratio: order.params.aspect_ratio or self.default_ratio,
+            self.resolution: order.params.resolution,
+            self.format: self.formats.get(cast("OutputFormat", order.params.output_format)) if self.format else None,
             self.references: list(references) if references or self.empty_references else None,
         }
-        return {"prompt": order.prompt} | {name: value for name, value in fields.items() if name and value is not None}
+        fields |= {name: order.params.extra.get(ours) for ours, name in self.extra.items()}
+        return {"prompt": order.params.prompt} | {
+            name: value for name, value in fields.items() if name and value is not None
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,12 +186,12 @@ class Catalog:
         )
 
     def resolve(self, name: str | None) -> Model:
-        """The model with this name or alias; None or empty = the default. Unknown: Refusal("unsupported_parameter")."""
+        """Return the model with this name or alias, or the default; raise ApiError("unsupported_parameter")."""
         if not name or not name.strip():
             return self.default
         found = self._by_name.get(_folded(name))
         if found is None:
-            raise Refusal("unsupported_parameter", self._unknown(name), field="model")
+            raise ApiError("unsupported_parameter", self._unknown(name), field="model")
         return found
 
     def warnings(self, name: str | None, on: date) -> tuple[str, ...]:
@@ -232,14 +237,15 @@ class Catalog:
 
         A model's only resolution is what one gets without a field, so asking for it is not ignored.
         """
-        wire = self.wire(provider, order.model, order.mode) or Wire()
-        one_size = len(self.resolve(order.model).resolutions) == 1
+        wire = self.wire(provider, order.params.model, order.mode) or Wire()
+        one_size = len(self.resolve(order.params.model).resolutions) == 1
         wishes = {
-            "aspectRatio": (order.aspect_ratio, wire.ratio),
-            "resolution": (order.resolution, wire.resolution or one_size),
-            "outputFormat": (order.output_format, wire.format),
-            "steps": (order.steps, None),
-            "seed": (order.seed, None),
+            "aspectRatio": (order.params.aspect_ratio, wire.ratio),
+            "resolution": (order.params.resolution, wire.resolution or one_size),
+            "outputFormat": (order.params.output_format, wire.format),
+            "steps": (order.params.steps, None),
+            "seed": (order.params.seed, None),
+            **{name: (value, wire.extra.get(name)) for name, value in order.params.extra.items()},
         }
         return tuple(name for name, (wish, honoured) in wishes.items() if wish is not None and not honoured)
 
@@ -256,7 +262,7 @@ class Catalog:
     ) -> Choice:
         """Hold a request against its model; an empty optional value counts as absent. references: how many images.
 
-        Raises one `Refusal` with everything that is wrong in `details`; code, message and field are the first one's.
+        Raises one `ApiError` with everything that is wrong in `details`; code, message and field are the first one's.
         """
         known, unknown_model = self._resolved(model)
         wish = {
@@ -281,12 +287,12 @@ class Catalog:
             output_format=wish["outputFormat"],  # type: ignore[arg-type]  # checked against the model's own
         )
 
-    def _resolved(self, name: str | None) -> tuple[Model, list[tuple[str, Complaint]]]:
+    def _resolved(self, name: str | None) -> tuple[Model, list[tuple[str, FieldError]]]:
         """The model, or the default one and a complaint: the rest of the request is still worth a look."""
         try:
             return self.resolve(name), []
-        except Refusal as refusal:
-            return self.default, [(refusal.code, Complaint(field="model", message=refusal.message))]
+        except ApiError as refusal:
+            return self.default, [(refusal.code, FieldError(field="model", message=refusal.message))]
 
     def _unknown(self, name: str) -> str:
         close = difflib.get_close_matches(_folded(name)[:80], self._by_name, n=1)
@@ -336,13 +342,13 @@ def _about_choices(wish: Mapping[str, str | None], model: Model) -> Found:
             yield _complaint("unsupported_parameter", name, text)
 
 
-def _complaint(code: str, name: str, message: str) -> tuple[str, Complaint]:
-    return code, Complaint(field=name, message=message)
+def _complaint(code: str, name: str, message: str) -> tuple[str, FieldError]:
+    return code, FieldError(field=name, message=message)
 
 
-def _refusal(complaints: Sequence[tuple[str, Complaint]]) -> Refusal:
+def _refusal(complaints: Sequence[tuple[str, FieldError]]) -> ApiError:
     code, first = complaints[0]
-    return Refusal(code, first.message, field=first.field, details=[complaint for _, complaint in complaints])
+    return ApiError(code, first.message, field=first.field, details=[complaint for _, complaint in complaints])
 
 
 def _unwritable(char: str) -> bool:

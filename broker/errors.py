@@ -1,9 +1,9 @@
-"""Every error of ours, as one tree.
+"""The broker's errors, as one tree.
 
 Exception
-├── Refusal            the caller asked for something we do not do; becomes the HTTP error of its code
-├── SettingsError      a wrong environment variable; stops the start with name, shape and cure
-├── ProviderError      we could not learn what the provider knows (permanent: asking again will not help)
+├── ApiError           a request that cannot be served; becomes the HTTP error of its code
+├── SettingsError      a wrong environment variable; stops the start with name, expected form and cure
+├── ProviderError      no usable answer of a provider (permanent: repeating does not help)
 │   └── NotSent        no byte of the request was sent
 └── DownloadError      a result could not be downloaded (code from the task error codes)
     └── EgressBlocked  the URL is one that is never requested
@@ -45,15 +45,15 @@ TASK_CODES: Final[frozenset[str]] = frozenset(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Complaint:
-    """One thing wrong with a request: which field, and how to mend it."""
+class FieldError:
+    """One error of a request: the field and the cure."""
 
     field: str
     message: str
 
 
-class Refusal(Exception):
-    """The request cannot be served, and the caller can do something about it.
+class ApiError(Exception):
+    """The request cannot be served; the caller can change that.
 
     code: a key of `STATUS_OF`. message: one sentence naming the cure. field: the request field at fault.
     retry_after: seconds until the same request may succeed. status: overrides the code's status (405).
@@ -65,7 +65,7 @@ class Refusal(Exception):
         message: str,
         *,
         field: str | None = None,
-        details: Sequence[Complaint] = (),
+        details: Sequence[FieldError] = (),
         retryable: bool = False,
         retry_after: float | None = None,
         status: int | None = None,
@@ -81,11 +81,11 @@ class Refusal(Exception):
 
 
 class SettingsError(Exception):
-    """A wrong environment variable. The message has its name, the shape of its value and the cure; never a secret."""
+    """A wrong environment variable. The message holds its name, the expected form and the cure; never a secret."""
 
 
 class ProviderError(Exception):
-    """The provider's answer is missing or makes no sense: nothing was learned about the job.
+    """The provider's answer is missing or unusable: the state of the job is not known.
 
     From `submit` it means that the outcome is unknown and may cost money. The message never holds a secret.
     summary: the same without the provider's own words, which may repeat a prompt; for logs. code: why, in a word of

@@ -2,12 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Final, Literal, Protocol
 
 Mode = Literal["text-to-image", "image-to-image"]
 OutputFormat = Literal["png", "jpg"]
+
+
+_STORED_TOGETHER: Final = ("output_format", "steps", "seed")
+
+
+class StoredParams(Protocol):
+    """The columns of a task that hold its parameters."""
+
+    @property
+    def prompt(self) -> str: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def aspect_ratio(self) -> str | None: ...
+    @property
+    def resolution(self) -> str | None: ...
+    @property
+    def params(self) -> Mapping[str, Any]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageParams:
+    """The parameters of one image: as a caller sent them in a request, validated in an order.
+
+    A parameter of one dialect or provider goes into `extra`: the dialect sets it, and the catalog says how a provider
+    spells it. Storage, planning and idempotency pass it on unread.
+    """
+
+    prompt: str
+    model: str = ""
+    """A canonical name of the catalog in an order; in a request also an alias, or empty for the default."""
+    aspect_ratio: str | None = None
+    """None: the model's default."""
+    resolution: str | None = None
+    """None: the model's default."""
+    output_format: str | None = None
+    steps: int | None = None
+    seed: int | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Other parameters by name; JSON values."""
+
+    def to_columns(self) -> dict[str, Any]:
+        """Return the columns of a task: those that are queried, and the others in one mapping."""
+        together = {name: getattr(self, name) for name in _STORED_TOGETHER}
+        params = {name: value for name, value in {**self.extra, **together}.items() if value is not None}
+        return {
+            "prompt": self.prompt,
+            "model": self.model,
+            "aspect_ratio": self.aspect_ratio,
+            "resolution": self.resolution,
+            "params": params,
+        }
+
+    @classmethod
+    def from_task(cls, task: StoredParams) -> ImageParams:
+        stored = task.params
+        return cls(
+            prompt=task.prompt,
+            model=task.model,
+            aspect_ratio=task.aspect_ratio,
+            resolution=task.resolution,
+            **{name: stored.get(name) for name in _STORED_TOGETHER},
+            extra={name: value for name, value in stored.items() if name not in _STORED_TOGETHER},
+        )
+
+
+def mode_of(text: str) -> Mode:
+    return "image-to-image" if text == "image-to-image" else "text-to-image"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,18 +100,9 @@ class Reference:
 class Order:
     """The validated order for one image."""
 
-    prompt: str
-    model: str
-    """A canonical name of the catalog."""
+    params: ImageParams
     mode: Mode
-    aspect_ratio: str | None = None
-    """None: the model's default."""
-    resolution: str | None = None
-    """None: the model's default."""
-    output_format: OutputFormat | None = None
     references: tuple[Reference, ...] = ()
-    steps: int | None = None
-    seed: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,16 +144,10 @@ ReferenceSource = UploadedReference | DataUriReference | UrlReference | StoredRe
 class OrderRequest:
     """What a caller requested, in whichever dialect, before it is validated against the catalog."""
 
-    prompt: str
-    model: str | None = None
+    params: ImageParams
     mode: str | None = None
-    aspect_ratio: str | None = None
-    resolution: str | None = None
-    output_format: str | None = None
     count: int = 1
     """Number of images."""
-    steps: int | None = None
-    seed: int | None = None
     sources: tuple[ReferenceSource, ...] = ()
     callback_url: str | None = field(default=None, repr=False)
     """Where the caller receives a webhook at the end."""

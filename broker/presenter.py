@@ -15,6 +15,7 @@ from pydantic_core import CoreSchema, core_schema
 from broker.clock import iso
 from broker.errors import TASK_CODES
 from broker.i18n import Language, Messages
+from broker.orders import ImageParams
 from storage import ids
 from storage.images import StoredImage
 from storage.states import State
@@ -227,6 +228,7 @@ class TaskPresenter:
     def image_metadata(self, image: StoredImage, tasks: Sequence[Task]) -> ImageMetadata:
         """Return the metadata of an image. tasks: those it belongs to, all of one request; at least one."""
         task, ends = tasks[0], [task.ended_at for task in tasks]
+        params = ImageParams.from_task(task)
         return ImageMetadata(
             name=image.name,
             url=_image_path(image),
@@ -244,8 +246,8 @@ class TaskPresenter:
             mode=task.mode,
             aspect_ratio=task.aspect_ratio,
             resolution=task.resolution,
-            steps=task.steps,
-            seed=task.seed,
+            steps=params.steps,
+            seed=params.seed,
             provider=task.provider,
             created_at=iso(image.created_at),
             expires_at=iso(max(end for end in ends if end) + self.retention) if all(ends) else None,
@@ -315,5 +317,5 @@ def _generation(task: Task, results: Sequence[ResultData]) -> GenerationRecord |
         url=results[0].url,
         timestamp=iso(task.updated_at if task.ended_at is None else task.ended_at),
         aspect_ratio=task.aspect_ratio,
-        steps=task.steps,
+        steps=ImageParams.from_task(task).steps,
     )

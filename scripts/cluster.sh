@@ -5,4 +5,4 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [ -n "${CLUSTER_IS_SET_UP:-}" ] || make --silent .venv/dev
-exec .venv/bin/python -m tests.cluster "${@:-trial}"
+exec .venv/bin/python -m tests.support.cluster "${@:-trial}"

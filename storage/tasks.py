@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from storage.ids import owner_key
@@ -54,9 +54,8 @@ class Task:
     prompt: str
     aspect_ratio: str | None = None
     resolution: str | None = None
-    output_format: str | None = None
-    steps: int | None = None
-    seed: int | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
+    """Parameters that are never queried; opaque to storage."""
     refs: tuple[Mapping[str, Any], ...] = ()
     attempt: int = 0
     tries: int = 0
@@ -99,7 +98,7 @@ class Took:
     fetching: float
 
 
-_JSON = ("refs", "outputs")
+_JSON = ("params", "refs", "outputs")
 _BOOLS = ("hooked", "error_retryable")
 _COLUMNS = tuple(f.name for f in fields(Task))
 _INSERT = f"INSERT INTO tasks ({', '.join(_COLUMNS)}) VALUES ({', '.join(':' + c for c in _COLUMNS)})"
@@ -123,7 +122,8 @@ def _to_task(row: Row) -> Task:
 
 def _from_column(name: str, value: Any) -> Any:
     if name in _JSON:
-        return tuple(json.loads(value))
+        document = json.loads(value)
+        return document if isinstance(document, dict) else tuple(document)
     if name in _BOOLS:
         return bool(value)
     return State(value) if name == "state" else value

@@ -1,4 +1,4 @@
-"""What every test has: one event loop implementation and a clock that only moves when told."""
+"""Fixtures of every test: the event loop, a clean environment, the servers, a manual clock."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from broker.bootstrap import settings_variables
-from tests.servers import postgres as server
-from tests.servers.s3 import S3Server, serving_s3
+from tests.support.clock import ManualClock
+from tests.support.servers import postgres as server
+from tests.support.servers.s3 import S3Server, serving_s3
 
 
 @pytest.fixture(scope="session")
@@ -18,7 +19,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture(autouse=True, scope="session")
 def no_settings_from_outside() -> Iterator[None]:
-    """A developer's own keys and addresses must not reach a test."""
+    """Remove the developer's own keys and addresses from the environment."""
     with pytest.MonkeyPatch.context() as patch:
         for name in settings_variables():
             patch.delenv(name, raising=False)
@@ -27,32 +28,16 @@ def no_settings_from_outside() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[server.Postgres]:
-    """One server for all tests; each takes a database of its own from it (`await postgres.fresh()`)."""
+    """The server of this test process; each test creates its own database (`await postgres.fresh()`)."""
     with server.running() as running:
         yield running
 
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[S3Server]:
-    """Started by the first test that asks for it."""
+    """The S3 server of this test process."""
     with serving_s3() as server:
         yield server
-
-
-class ManualClock:
-    """A clock that stands still until it is moved."""
-
-    def __init__(self, now: float = 1_790_000_000.0) -> None:
-        self._now = now
-
-    def now(self) -> float:
-        return self._now
-
-    def monotonic(self) -> float:
-        return self._now
-
-    def advance(self, seconds: float) -> None:
-        self._now += seconds
 
 
 @pytest.fixture

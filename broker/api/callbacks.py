@@ -15,7 +15,7 @@ from broker.api.http.request_body import is_encoded
 from broker.api.http.responses import error_response, json_response
 from broker.callbacks.receive import CallbackReceiver
 from broker.clock import Clock, iso
-from broker.errors import Refusal
+from broker.errors import ApiError
 from broker.i18n import Messages
 from broker.metrics import Metrics
 from broker.presenter import Absent, Moment, ResponseModel
@@ -78,7 +78,7 @@ class CallbackRoutes:
         if judgement.status not in _CODES:
             received = CallbackReceived(success=True, message=f"The callback was taken: {judgement.reason}.")
             return json_response(received.to_document(), judgement.status)
-        error = Refusal(_CODES[judgement.status], f"The callback was not taken: {judgement.reason}.")
+        error = ApiError(_CODES[judgement.status], f"The callback was not taken: {judgement.reason}.")
         self.metrics.request_errors.labels(error.code).inc()
         return error_response(self.messages, request, error, {})
 

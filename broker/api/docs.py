@@ -23,7 +23,7 @@ from broker.api.http.endpoint import (
 )
 from broker.api.http.openapi import openapi_document
 from broker.api.http.responses import CachedResponse, etag_matches, make_etag
-from broker.errors import Refusal
+from broker.errors import ApiError
 
 CONTENT_POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -59,7 +59,7 @@ class DocsRoutes:
     async def get_asset(self, request: Request) -> Response:
         name = request.path_params["file"]
         if name not in ASSETS:
-            raise Refusal("not_found", "The page has no such file.")
+            raise ApiError("not_found", "The page has no such file.")
         path, media_type = ASSETS[name]
         headers = {"etag": _file_etag(path), **_REVALIDATE}
         if etag_matches(request, headers["etag"]):

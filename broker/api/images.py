@@ -27,7 +27,7 @@ from broker.api.http.endpoint import (
 from broker.api.http.pagination import EMPTY
 from broker.api.http.responses import IMAGE_SECURITY_HEADERS, etag_matches, json_response
 from broker.clock import Clock
-from broker.errors import Refusal
+from broker.errors import ApiError
 from broker.presenter import IMAGE_NAME, ImageMetadata, ResponseModel, TaskPresenter
 from broker.tasks.queries import TaskQueries
 from broker.thumbnails import Thumbnails
@@ -141,12 +141,12 @@ def _requested_size(request: Request) -> int | None:
     if not text:
         return None
     if not _SIZE.fullmatch(text) or int(text) == 0:
-        raise Refusal("invalid_request", f"size must be a number of pixels: one of {_SIZES}.", field="size")
+        raise ApiError("invalid_request", f"size must be a number of pixels: one of {_SIZES}.", field="size")
     return int(text)
 
 
-def _not_found() -> Refusal:
-    return Refusal("not_found", "Image not found; it may have expired.")
+def _not_found() -> ApiError:
+    return ApiError("not_found", "Image not found; it may have expired.")
 
 
 def _requested_range(request: Request, size: int, tag: str) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from typing import Final
 
 from broker.callbacks.verification import CallbackVerifier, VerifiedCallback
 from broker.clock import Clock
-from broker.errors import Refusal
+from broker.errors import ApiError
 from broker.logs import log
 from broker.reports import Report
 from broker.tasks import lifecycle
@@ -80,11 +80,11 @@ class CallbackInbox:
         return await self.hooks.newest(limit=limit, before=before, task_id=task_id, verdict=verdict, provider=provider)
 
     async def get(self, hook_id: str) -> Hook:
-        """Return the stored callback. Raises `Refusal("not_found")`."""
+        """Return the stored callback. Raises `ApiError("not_found")`."""
         hook = await self.hooks.get(hook_id)
         if hook is None:
             hours = self.policy.retention_seconds / 3600
-            raise Refusal("not_found", f"There is no callback with this id. They are kept for {hours:g} hours.")
+            raise ApiError("not_found", f"There is no callback with this id. They are kept for {hours:g} hours.")
         return hook
 
     async def count_missing(self) -> MissingCallbacks:

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from broker.cli.exit_codes import ExitCode
 from broker.client import BrokerError
-from broker.errors import ProviderError, Refusal, SettingsError
+from broker.errors import ApiError, ProviderError, SettingsError
 from storage.errors import StorageError
 from storage.sql.migrate import SchemaTooNew
 
@@ -38,7 +38,7 @@ def explain_error(error: BaseException) -> ExplainedError | None:
     match error:
         case SettingsError() | StorageError() | SchemaTooNew():
             return ExplainedError(sentence=str(error), exit_code=ExitCode.UNAVAILABLE)
-        case CommandError() | Refusal() | ProviderError() | BrokerError():
+        case CommandError() | ApiError() | ProviderError() | BrokerError():
             notes = getattr(error, "__notes__", ())
             return ExplainedError(sentence=" ".join([str(error), *notes]), exit_code=ExitCode.NOT_DONE)
         case _:

@@ -11,10 +11,10 @@ from typing import Final
 
 from prometheus_client import generate_latest
 
+from broker.cache import TtlCache
 from broker.clock import Clock
 from broker.metrics import Metrics
 from broker.monitoring.balance import BalanceMonitor
-from broker.snapshots import Snapshot
 from storage.deliveries import Deliveries
 from storage.provider_limits import Lanes
 from storage.states import ACTIVE_STATES, FINAL_STATES, State
@@ -44,10 +44,10 @@ class DatabaseCollector:
         self._lanes = lanes
         self._balances = balances
         self._steps_running = steps_running
-        self._active = Snapshot(lambda: tasks.counts(ACTIVE_STATES), seconds=ACTIVE_TTL_SECONDS, clock=clock)
-        self._ended = Snapshot(lambda: tasks.counts(FINAL_STATES), seconds=ENDED_TTL_SECONDS, clock=clock)
-        self._pending_deliveries = Snapshot(deliveries.pending, seconds=ACTIVE_TTL_SECONDS, clock=clock)
-        self._provider_state = Snapshot(self._load_provider_state, seconds=ACTIVE_TTL_SECONDS, clock=clock)
+        self._active = TtlCache(lambda: tasks.counts(ACTIVE_STATES), seconds=ACTIVE_TTL_SECONDS, clock=clock)
+        self._ended = TtlCache(lambda: tasks.counts(FINAL_STATES), seconds=ENDED_TTL_SECONDS, clock=clock)
+        self._pending_deliveries = TtlCache(deliveries.pending, seconds=ACTIVE_TTL_SECONDS, clock=clock)
+        self._provider_state = TtlCache(self._load_provider_state, seconds=ACTIVE_TTL_SECONDS, clock=clock)
 
     async def render_page(self) -> bytes:
         """Return the current metrics in the Prometheus text format."""

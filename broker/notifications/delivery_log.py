@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from broker.clock import Clock
-from broker.errors import Refusal
+from broker.errors import ApiError
 from storage.deliveries import Deliveries, Delivery, Fate, Try
 from storage.ids import EVENT_ID
 
@@ -18,10 +18,12 @@ class DeliveryLog:
     deliveries: Deliveries
 
     async def get(self, delivery_id: str) -> Delivery:
-        """Return the delivery. Raises `Refusal`."""
+        """Return the delivery. Raises `ApiError`."""
         delivery = await self.deliveries.get(delivery_id) if EVENT_ID.fullmatch(delivery_id) else None
         if delivery is None:
-            raise Refusal("not_found", "There is no delivery with this id. Finished ones are deleted with their tasks.")
+            raise ApiError(
+                "not_found", "There is no delivery with this id. Finished ones are deleted with their tasks."
+            )
         return delivery
 
     async def list_newest(

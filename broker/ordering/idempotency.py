@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from broker.clock import Clock
-from broker.errors import Refusal
+from broker.errors import ApiError
 from storage.idempotency import IdempotencyRecord, IdempotencyRecords
 
 RETRY_WINDOW_SECONDS: Final = 10.0
@@ -32,7 +32,7 @@ class Idempotency:
         """Return the request's record, with a batch if its tasks exist. None: each request creates tasks.
 
         retry_count: how many times the client says it has sent this request before; None if it does not count.
-        Raises `Refusal` for a key that was used with other content.
+        Raises `ApiError` for a key that was used with other content.
         """
         if key is not None:
             return await self.get_record(caller, fingerprint, key) or self._new_record(caller, fingerprint, key)
@@ -42,10 +42,10 @@ class Idempotency:
         return joined or await self._reserve_record(caller, fingerprint, retry_count)
 
     async def get_record(self, caller: str, fingerprint: str, key: str) -> IdempotencyRecord | None:
-        """Return the stored record of a key. Raises `Refusal` for a key that was used with other content."""
+        """Return the stored record of a key. Raises `ApiError` for a key that was used with other content."""
         stored = await self.records.get(caller, key)
         if stored is not None and stored.fingerprint != fingerprint:
-            raise Refusal(
+            raise ApiError(
                 "idempotency_mismatch",
                 "This Idempotency-Key was used for another request. Use a new key for a new request.",
                 field="Idempotency-Key",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from broker.catalog import Catalog
 from broker.clock import Clock, day
-from broker.errors import EgressBlocked, Refusal
+from broker.errors import ApiError, EgressBlocked
 from broker.net.fetcher import Fetcher
 from broker.orders import Order, OrderRequest, Plan, Quote
 from broker.providers.base import Provider
@@ -29,21 +29,21 @@ class Planner:
     """Knows which addresses of callers may be called."""
 
     def make_plan(self, request: OrderRequest) -> Plan:
-        """Return the plan of a request. Raises `Refusal` for a field that is wrong."""
+        """Return the plan of a request. Raises `ApiError` for a field that is wrong."""
         order = self._validate(request)
-        candidates = self._find_candidates(order.model)
+        candidates = self._find_candidates(order.params.model)
         provider = self.providers[candidates[0]]
         offer = provider.build_request(order, None)
         return Plan(
             order=order,
             candidates=candidates,
             quote=Quote(price=offer.get("price"), count=request.count, unit=offer.get("unit")),
-            warnings=self.catalog.warnings(request.model, day(self.clock.now())),
+            warnings=self.catalog.warnings(request.params.model or None, day(self.clock.now())),
             ignored=provider.ignored(order),
         )
 
     async def check_callback_url(self, url: str | None) -> None:
-        """Raise `Refusal` for an address that will not be called, so that the caller learns of it at once."""
+        """Raise `ApiError` for an address that will not be called, so that the caller learns of it at once."""
         if url is None:
             return
         try:
@@ -51,7 +51,7 @@ class Planner:
                 raise EgressBlocked(f"the address is longer than {MAX_CALLBACK_URL_CHARACTERS} characters")
             await self.caller_fetcher.validate(url)
         except EgressBlocked as error:
-            raise Refusal(
+            raise ApiError(
                 "invalid_request",
                 f"callbackUrl is not an address that we call: {error}. "
                 "Use a public https:// address, without user name and on the usual port.",
@@ -60,31 +60,32 @@ class Planner:
 
     def _validate(self, request: OrderRequest) -> Order:
         if not 1 <= request.count <= MAX_IMAGES:
-            raise Refusal("invalid_request", f"numberOfImages must be from 1 to {MAX_IMAGES}.", field="numberOfImages")
+            raise ApiError("invalid_request", f"numberOfImages must be from 1 to {MAX_IMAGES}.", field="numberOfImages")
+        params = request.params
         choice = self.catalog.check(
-            prompt=request.prompt,
-            model=request.model,
+            prompt=params.prompt,
+            model=params.model or None,
             mode=request.mode,
-            aspect_ratio=request.aspect_ratio,
-            resolution=request.resolution,
-            output_format=request.output_format,
+            aspect_ratio=params.aspect_ratio,
+            resolution=params.resolution,
+            output_format=params.output_format,
             references=len(request.sources),
         )
         return Order(
-            prompt=request.prompt,
-            model=choice.model.name,
+            params=replace(
+                params,
+                model=choice.model.name,
+                aspect_ratio=choice.aspect_ratio,
+                resolution=choice.resolution,
+                output_format=choice.output_format,
+            ),
             mode=choice.mode,
-            aspect_ratio=choice.aspect_ratio,
-            resolution=choice.resolution,
-            output_format=choice.output_format,
-            steps=request.steps,
-            seed=request.seed,
         )
 
     def _find_candidates(self, model: str) -> tuple[str, ...]:
         candidates = tuple(name for name, provider in self.providers.items() if provider.supports(model))
         if not candidates:
-            raise Refusal(
+            raise ApiError(
                 "unsupported_parameter",
                 f"The provider in use ({', '.join(self.providers)}) does not serve {model}.",
                 field="model",

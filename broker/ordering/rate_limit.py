@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from broker.clock import Clock
-from broker.errors import Refusal
+from broker.errors import ApiError
 from storage.rate_limits import WINDOW_SECONDS, RateLimits
 from storage.sql.database import Statement
 
@@ -20,14 +20,14 @@ class RateLimiter:
     per_minute: int
 
     async def check_allowance(self, caller: str, count: int) -> None:
-        """Raise `Refusal("rate_limited")`, with the seconds to wait, if `count` more images exceed the limit."""
+        """Raise `ApiError("rate_limited")`, with the seconds to wait, if `count` more images exceed the limit."""
         if count > self.per_minute:
-            raise Refusal("rate_limited", f"At most {self.per_minute} images can be ordered at once: order fewer.")
+            raise ApiError("rate_limited", f"At most {self.per_minute} images can be ordered at once: order fewer.")
         now, usage = self.clock.now(), await self.usage.get(caller)
         if usage is None or not usage.is_current(now) or usage.used + count <= self.per_minute:
             return
         wait = min(max(1.0, usage.started_at + WINDOW_SECONDS - now), WINDOW_SECONDS)
-        raise Refusal(
+        raise ApiError(
             "rate_limited",
             f"At most {self.per_minute} images can be ordered per minute (RATE_LIMIT_PER_MINUTE). "
             f"Try again in {math.ceil(wait)} seconds.",

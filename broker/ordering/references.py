@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from broker.catalog import Catalog
 from broker.clock import Clock
-from broker.errors import DownloadError, Refusal
+from broker.errors import ApiError, DownloadError
 from broker.net.fetcher import Fetcher
 from broker.orders import DataUriReference, ReferenceSource, StoredReference, UploadedReference, UrlReference
 from broker.tasks.images import stored_image
@@ -32,7 +32,7 @@ class ReferenceIntake:
     max_file_size_bytes: int
 
     async def store(self, owner: str, sources: Sequence[ReferenceSource], model: str) -> list[StoredImage]:
-        """Store the images, and return their rows, not yet written. Raises `Refusal` for one that is not usable.
+        """Store the images, and return their rows, not yet written. Raises `ApiError` for one that is not usable.
 
         The caller deletes `owner` if the rows are not written.
         """
@@ -51,7 +51,7 @@ class ReferenceIntake:
             raise reference_error(error) from error
 
     async def inspect(self, sources: Sequence[ReferenceSource], model: str) -> None:
-        """Raise `Refusal` where `store` would, and keep nothing. Addresses are checked, not downloaded."""
+        """Raise `ApiError` where `store` would, and keep nothing. Addresses are checked, not downloaded."""
         owner = reference_owner(new_batch_id())
         has_content = any(not isinstance(source, UrlReference) for source in sources)
         try:
@@ -90,7 +90,7 @@ class ReferenceIntake:
         try:
             return await self.blobs.open(blob)
         except BlobMissing as error:
-            raise Refusal(
+            raise ApiError(
                 "task_expired", "The reference images of this task are deleted: order it again with its images."
             ) from error
 
@@ -115,13 +115,13 @@ async def _hash_chunks(chunks: AsyncIterator[bytes]) -> str:
     return digest.hexdigest()
 
 
-def reference_error(error: IntakeError | DownloadError | StorageFull) -> Refusal:
+def reference_error(error: IntakeError | DownloadError | StorageFull) -> ApiError:
     """Return the API's error for a reference that could not be stored."""
     match error:
         case DownloadError():
-            return Refusal("invalid_image", f"A reference image could not be fetched: {error}", field="imageUrls")
+            return ApiError("invalid_image", f"A reference image could not be fetched: {error}", field="imageUrls")
         case IntakeError(code="invalid_image" | "payload_too_large" as code):
-            return Refusal(code, str(error), field="image")
+            return ApiError(code, str(error), field="image")
         case _:
             sentence = "There is no space left to store this. Try again later."
-            return Refusal("storage_full", sentence, retryable=True)
+            return ApiError("storage_full", sentence, retryable=True)

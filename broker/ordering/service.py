@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from broker.clock import Clock
-from broker.errors import Refusal
+from broker.errors import ApiError
 from broker.logs import log
 from broker.ordering.idempotency import Idempotency
 from broker.ordering.plan import Planner
 from broker.ordering.rate_limit import RateLimiter
 from broker.ordering.references import ReferenceIntake, hash_source, reference_error
-from broker.orders import Order, OrderRequest, Plan, Reference, StoredReference
+from broker.orders import ImageParams, Order, OrderRequest, Plan, Reference, StoredReference
 from broker.providers.base import Provider
 from broker.tasks.policy import TaskPolicy
 from broker.tasks.queries import TaskQueries
@@ -60,14 +60,14 @@ class OrderService:
     """Where a provider reaches our images; None without a public URL."""
 
     def plan(self, request: OrderRequest) -> Plan:
-        """Return the plan of a request. Raises `Refusal` for a field that is wrong."""
+        """Return the plan of a request. Raises `ApiError` for a field that is wrong."""
         return self.planner.make_plan(request)
 
     async def create(self, caller: str, request: OrderRequest, plan: Plan) -> CreatedTasks:
         """Create the durable tasks of a request, or return those of an equal earlier one.
 
         1. Find the idempotency record. 2. Check the rate limit and the callback URL. 3. Store the references.
-        4. Write tasks, references, record and rate usage in one transaction. Raises `Refusal`; then nothing is left.
+        4. Write tasks, references, record and rate usage in one transaction. Raises `ApiError`; then nothing is left.
         """
         record = await self._find_record(caller, request, plan.order)
         if record is not None and record.batch:
@@ -78,7 +78,7 @@ class OrderService:
         owner = reference_owner(batch)
         is_kept = False
         try:
-            references = await self.references.store(owner, request.sources, plan.order.model)
+            references = await self.references.store(owner, request.sources, plan.order.params.model)
             tasks = self._build_tasks(caller, request, plan, batch, references)
             created = await self._write(tasks, references, replace(record, batch=batch) if record else None)
             is_kept = not created.is_repeated
@@ -97,12 +97,12 @@ class OrderService:
         await self.idempotency.mark_answered(created.record)
 
     async def dry_run(self, request: OrderRequest, plan: Plan) -> dict[str, Any]:
-        """Return the request that the provider would receive, and its price. Raises `Refusal` where `create` would.
+        """Return the request that the provider would receive, and its price. Raises `ApiError` where `create` would.
 
         Reference images that were sent are validated and not kept; those at an address are not downloaded.
         """
         await self.planner.check_callback_url(request.callback_url)
-        await self.references.inspect(request.sources, plan.order.model)
+        await self.references.inspect(request.sources, plan.order.params.model)
         order = replace(plan.order, references=_example_references(len(request.sources), self.image_base()))
         callback = self.callback_url(plan.candidates[0], "task_dry_run", 1)
         address = callback.split("?")[0] if callback else None
@@ -117,14 +117,14 @@ class OrderService:
     async def failed_request(self, task_id: str) -> tuple[str, OrderRequest]:
         """Return caller and request of a failed task, to be created again; while that runs it is one new task.
 
-        Raises `Refusal("conflict")` for a task that did not fail, or whose image is paid and may still arrive.
+        Raises `ApiError("conflict")` for a task that did not fail, or whose image is paid and may still arrive.
         """
         task = await self._last_retry(await self.queries.get(task_id))
         if task.status not in {"failed", "canceled"}:
             which = "this one" if task.id == task_id else f"its last try, {task.id},"
-            raise Refusal("conflict", f"Only a failed or canceled task can be tried again: {which} is {task.status}.")
+            raise ApiError("conflict", f"Only a failed or canceled task can be tried again: {which} is {task.status}.")
         if task.state in LANDING:
-            raise Refusal("conflict", "The provider has this image, and we are still fetching it: look again later.")
+            raise ApiError("conflict", "The provider has this image, and we are still fetching it: look again later.")
         return task.caller, _request_of(task)
 
     async def _last_retry(self, task: Task) -> Task:
@@ -158,14 +158,8 @@ class OrderService:
                 caller=caller,
                 due_at=now,
                 provider=plan.candidates[0],
-                model=order.model,
                 mode=order.mode,
-                prompt=order.prompt,
-                aspect_ratio=order.aspect_ratio,
-                resolution=order.resolution,
-                output_format=order.output_format,
-                steps=order.steps,
-                seed=order.seed,
+                **order.params.to_columns(),
                 refs=tuple(_reference_columns(reference) for reference in references),
                 callback_url=request.callback_url,
                 deadline_at=now + self.policy.queue_seconds,
@@ -204,7 +198,7 @@ class OrderService:
     async def _resolve_conflict(self, first: Task, record: IdempotencyRecord | None) -> CreatedTasks | None:
         """Return the tasks of an equal request that was quicker; None if our own were written after all.
 
-        Raises `Refusal` if the rate limit was reached.
+        Raises `ApiError` if the rate limit was reached.
         """
         if await self.tasks.get(first.id) is not None:
             return None  # the connection broke after the commit, and the second run was refused
@@ -218,7 +212,7 @@ class OrderService:
     async def _repeat(self, record: IdempotencyRecord) -> CreatedTasks:
         tasks = await self.tasks.of_batch(record.batch)
         if not tasks:
-            raise Refusal("task_expired", "This Idempotency-Key was used for a task that is deleted. Use a new key.")
+            raise ApiError("task_expired", "This Idempotency-Key was used for a task that is deleted. Use a new key.")
         return CreatedTasks(tasks=tuple(tasks), is_repeated=True, record=record)
 
 
@@ -238,14 +232,8 @@ def _retry_key(task: Task) -> str:
 def _request_of(task: Task) -> OrderRequest:
     """Return the request that orders a task again."""
     return OrderRequest(
-        prompt=task.prompt,
-        model=task.model,
+        params=ImageParams.from_task(task),
         mode=task.mode,
-        aspect_ratio=task.aspect_ratio,
-        resolution=task.resolution,
-        output_format=task.output_format,
-        steps=task.steps,
-        seed=task.seed,
         sources=tuple(StoredReference(blob=ref["blob"], sha256=ref["sha256"]) for ref in task.refs),
         callback_url=task.callback_url,
         idempotency_key=_retry_key(task),

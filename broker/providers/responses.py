@@ -148,5 +148,5 @@ def order_not_sent(error: ProviderError, redact: Redact) -> Failed:
 
 def model_not_served(name: str, order: Order) -> Failed:
     """Return the report of an order for a model that the catalog no longer has at this provider."""
-    message = f"{name} does not serve {order.model} ({order.mode})"
+    message = f"{name} does not serve {order.params.model} ({order.mode})"
     return Failed(code="provider_rejected", message=message, retryable=False, billed="no", sent=False)

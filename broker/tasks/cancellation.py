@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from broker.clock import Clock
-from broker.errors import ProviderError, Refusal
+from broker.errors import ApiError, ProviderError
 from broker.logs import log
 from broker.providers.base import Provider
 from broker.tasks import lifecycle
@@ -28,32 +28,32 @@ class TaskCanceler:
     providers: Mapping[str, Provider]
 
     async def cancel_task(self, task_id: str) -> Task:
-        """Return the canceled task. Raises `Refusal("conflict")` if it has ended or its image is being downloaded."""
+        """Return the canceled task. Raises `ApiError("conflict")` if it has ended or its image is being downloaded."""
         task = await self.queries.get(task_id)
         if task.ended:
-            raise Refusal("conflict", f"This task has ended: it is {task.status}.")
+            raise ApiError("conflict", f"This task has ended: it is {task.status}.")
         await self.transitions.apply(
             task, lambda row, _: lifecycle.cancel(row, self.clock.now(), self.policy), is_leased=False
         )
         task = await self.queries.get(task_id)
         if task.state != State.CANCELED:
-            raise Refusal("conflict", f"This task cannot be canceled any more: it is {task.status}.")
+            raise ApiError("conflict", f"This task cannot be canceled any more: it is {task.status}.")
         await self._cancel_at_provider(task)
         return task
 
     async def cancel_batch(self, batch_id: str) -> list[Task]:
-        """Cancel each task that can be canceled, and return all. Raises `Refusal("conflict")` if there was none."""
+        """Cancel each task that can be canceled, and return all. Raises `ApiError("conflict")` if there was none."""
         canceled = 0
         for task in await self.queries.get_batch(batch_id):
             try:
                 await self.cancel_task(task.id)
-            except Refusal as refusal:
+            except ApiError as refusal:
                 if refusal.code != "conflict":
                     raise
             else:
                 canceled += 1
         if not canceled:
-            raise Refusal("conflict", "No task of this batch can be canceled any more.")
+            raise ApiError("conflict", "No task of this batch can be canceled any more.")
         return await self.queries.get_batch(batch_id)
 
     async def _cancel_at_provider(self, task: Task) -> None:

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Final
 
+from broker.cache import TtlCache
 from broker.clock import Clock
 from broker.presenter import UNKNOWN, Progress
-from broker.snapshots import Snapshot
 from storage.provider_limits import WINDOW_SECONDS, Lanes, Limits, Load
 from storage.states import State
 from storage.tasks import Task, Tasks, Took
@@ -61,8 +61,8 @@ class EtaEstimator:
     models: Sequence[str]
     """All models whose history counts."""
     max_positions: int = MAX_POSITIONS
-    _queues: dict[str, Snapshot[_Queue]] = field(default_factory=dict)
-    _histories: dict[str, Snapshot[Mapping[str, Sequence[Took]]]] = field(default_factory=dict)
+    _queues: dict[str, TtlCache[_Queue]] = field(default_factory=dict)
+    _histories: dict[str, TtlCache[Mapping[str, Sequence[Took]]]] = field(default_factory=dict)
 
     async def estimate(self, task: Task) -> Progress:
         """Return position and ETA; costs nothing for a task that has ended."""
@@ -76,14 +76,14 @@ class EtaEstimator:
     # -- the queue
 
     async def _estimate_queued(self, task: Task) -> Progress:
-        snapshot = self._queues.setdefault(task.provider, self._queue_of(task.provider))
-        queue = await snapshot.get()
+        cached = self._queues.setdefault(task.provider, self._queue_of(task.provider))
+        queue = await cached.get()
         position = queue.positions.get(task.id)
         eta = await self._queued_eta(task, position, queue.load) if position else None
         beyond = self.max_positions + 1 if queue.is_truncated else None
-        return Progress(position=position or beyond, eta=eta, fresh_for=max(0.0, snapshot.fresh_for))
+        return Progress(position=position or beyond, eta=eta, fresh_for=max(0.0, cached.expires_in))
 
-    def _queue_of(self, provider: str) -> Snapshot[_Queue]:
+    def _queue_of(self, provider: str) -> TtlCache[_Queue]:
         async def load() -> _Queue:
             ids = await self.tasks.line(provider, self.max_positions + 1)
             return _Queue(
@@ -92,7 +92,7 @@ class EtaEstimator:
                 load=await self.lanes.load(provider, self.clock.now()),
             )
 
-        return Snapshot(load, seconds=QUEUE_TTL_SECONDS, clock=self.clock)
+        return TtlCache(load, seconds=QUEUE_TTL_SECONDS, clock=self.clock)
 
     async def _queued_eta(self, task: Task, position: int, load: Load) -> int | None:
         """Return the seconds until the end: orders are submitted as fast as the provider's limits allow."""
@@ -119,8 +119,8 @@ class EtaEstimator:
 
     async def _durations(self, task: Task) -> Durations | None:
         """Return the durations by model and resolution, else by model, else by provider."""
-        snapshot = self._histories.setdefault(task.provider, self._history_of(task.provider))
-        history = await snapshot.get()
+        cached = self._histories.setdefault(task.provider, self._history_of(task.provider))
+        history = await cached.get()
         same_model = history.get(task.model, ())
         everything = [image for model in history.values() for image in model]
         same_resolution = [image for image in same_model if image.resolution == task.resolution]
@@ -128,11 +128,11 @@ class EtaEstimator:
         sufficient = next((images for images in candidates if len(images) >= MIN_HISTORY), None)
         return _median_durations(sufficient[:MAX_HISTORY]) if sufficient else None
 
-    def _history_of(self, provider: str) -> Snapshot[Mapping[str, Sequence[Took]]]:
+    def _history_of(self, provider: str) -> TtlCache[Mapping[str, Sequence[Took]]]:
         async def load() -> Mapping[str, Sequence[Took]]:
             return {model: await self.tasks.took(provider, model) for model in self.models}
 
-        return Snapshot(load, seconds=HISTORY_TTL_SECONDS, clock=self.clock)
+        return TtlCache(load, seconds=HISTORY_TTL_SECONDS, clock=self.clock)
 
 
 def _started_at(task: Task) -> float | None:

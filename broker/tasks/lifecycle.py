@@ -464,6 +464,7 @@ def expire(task: Task, now: float, policy: TaskPolicy) -> Changes:
             "state": State.EXPIRED,
             "entered_at": now,
             "prompt": "",
+            "params": {},
             "refs": (),
             "outputs": (),
             "callback_url": None,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from broker.errors import NotSent
-from broker.orders import Order, Reference
+from broker.orders import ImageParams, Order, Reference, mode_of
 from storage.blobs.store import BlobMissing, BlobStore
 from storage.errors import StorageError
 from storage.tasks import Task
@@ -24,15 +24,9 @@ class OrderBuilder:
 
     def build_order(self, task: Task) -> Order:
         return Order(
-            prompt=task.prompt,
-            model=task.model,
-            mode="image-to-image" if task.mode == "image-to-image" else "text-to-image",
-            aspect_ratio=task.aspect_ratio,
-            resolution=task.resolution,
-            output_format=_output_format(task.output_format),
+            params=ImageParams.from_task(task),
+            mode=mode_of(task.mode),
             references=tuple(self._build_reference(ref) for ref in task.refs),
-            steps=task.steps,
-            seed=task.seed,
         )
 
     def _build_reference(self, ref: Mapping[str, Any]) -> Reference:
@@ -54,7 +48,3 @@ class OrderBuilder:
                     yield chunk
         except (BlobMissing, StorageError) as error:
             raise NotSent("a reference image cannot be read", permanent=True) from error
-
-
-def _output_format(value: str | None) -> Any:
-    return value if value in {"png", "jpg"} else None

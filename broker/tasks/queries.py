@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from broker.clock import Clock
-from broker.errors import Refusal
+from broker.errors import ApiError
 from storage.ids import BATCH_ID, TASK_ID
 from storage.images import Images, StoredImage
 from storage.sql.database import Database
@@ -31,22 +31,22 @@ class TaskQueries:
     """Set when the server stops: every wait then ends."""
 
     async def get(self, task_id: str) -> Task:
-        """Return the task. Raises `Refusal`: task_not_found, or task_expired for a week after retention."""
+        """Return the task. Raises `ApiError`: task_not_found, or task_expired for a week after retention."""
         task = await self.tasks.get(task_id) if TASK_ID.fullmatch(task_id) else None
         if task is None:
-            raise Refusal("task_not_found", "There is no task with this id. Check the id, or create the task again.")
+            raise ApiError("task_not_found", "There is no task with this id. Check the id, or create the task again.")
         if task.state == State.EXPIRED:
-            raise Refusal("task_expired", "This task and its images were deleted when their retention time was over.")
+            raise ApiError("task_expired", "This task and its images were deleted when their retention time was over.")
         return task
 
     async def get_batch(self, batch_id: str) -> list[Task]:
-        """Return the tasks of one request that are not expired. Raises `Refusal` like `get`."""
+        """Return the tasks of one request that are not expired. Raises `ApiError` like `get`."""
         tasks = await self.tasks.of_batch(batch_id) if BATCH_ID.fullmatch(batch_id) else []
         if not tasks:
-            raise Refusal("task_not_found", "There is no batch with this id. Check the id, or create the tasks again.")
+            raise ApiError("task_not_found", "There is no batch with this id. Check the id, or create the tasks again.")
         kept = [task for task in tasks if task.state != State.EXPIRED]
         if not kept:
-            raise Refusal("task_expired", "The tasks of this batch were deleted when their retention time was over.")
+            raise ApiError("task_expired", "The tasks of this batch were deleted when their retention time was over.")
         return kept
 
     async def get_version(self, task_id: str) -> int | None:
@@ -79,7 +79,7 @@ class TaskQueries:
         """Return when all tasks of a batch have ended, after `seconds`, or when the server stops."""
         until = self.clock.monotonic() + seconds
         for task in await self.get_batch(batch_id):
-            with suppress(Refusal):  # deleted since: the others are still worth waiting for
+            with suppress(ApiError):  # deleted since: the others are still worth waiting for
                 await self.wait(task.id, max(0.0, until - self.clock.monotonic()))
 
     async def changes(self, task_id: str) -> AsyncGenerator[Task, None]:

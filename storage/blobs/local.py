@@ -143,7 +143,7 @@ class _LocalReading:
         try:
             return await AsyncBufferedReader(self._file, loop=None, executor=None).read(size)
         except OSError as error:
-            raise DISK.told(error) from error
+            raise DISK.storage_error(error) from error
 
     async def aclose(self) -> None:
         self._left = 0

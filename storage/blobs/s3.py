@@ -1,19 +1,21 @@
 """Blobs as objects of a bucket, on any store that speaks S3.
 
-<prefix>/<owner>/<sha256>     kept; anything else under the prefix, and all outside of it, is nobody's business here
+<prefix>/<owner>/<sha256>     a blob; all other objects, under the prefix or not, are left alone
 <prefix>/.check               written, and deleted again, by `check`
-<scratch>/<random>            a draft, on the local disk: a decoder wants a file
+<scratch>/<random>            a draft on the local disk, because a decoder needs a file
 
 Decisions worth remembering
 
-* Only obstore's blocking calls are used, in threads: its async ones abort short processes at exit.
-* The threads are our own. The default executor also writes drafts, runs decoders and resolves names; a slow store
-  would take all of its threads and stop the rest of the house. Who finds all of ours taken waits, but not for long:
-  the wait counts as part of the call.
-* An upload reads the draft through a descriptor of its own, so whoever is cancelled leaves at once; the upload
-  finds the draft closed and gives up. Either way the bucket has the whole blob or none of it.
-* Equal bytes are uploaded again when the object is old: its age is all that protects it from the sweep of strays
-  until its row is written.
+* Only obstore's blocking calls are used, in threads: its async calls abort short processes at exit.
+* The threads are a pool of this store. The default executor also writes drafts, runs decoders and resolves names; a
+  slow store would occupy all of its threads. A call that finds all threads of the pool busy waits for one; the wait
+  counts as part of the call.
+* An upload reads the draft through a file descriptor of its own, so a cancelled caller leaves at once; the upload finds
+  the draft closed and stops. Either way the bucket has the whole blob or none of it.
+* Equal bytes are uploaded again when the object is old: its age alone protects it from the sweep until its row is
+  written.
+* Unfinished multipart uploads of killed processes are removed by the bucket's lifecycle rule
+  AbortIncompleteMultipartUpload.
 """
 
 from __future__ import annotations
@@ -25,7 +27,6 @@ import re
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -33,28 +34,27 @@ from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 import obstore
 from obstore.exceptions import BaseError, InvalidPathError
-from obstore.store import S3Store
 
 from storage.blobs import s3_errors
+from storage.blobs.s3_client import open_bucket, static_key
 from storage.blobs.staging import Disk, Drafts, FileDraft, HashingFile
 from storage.blobs.store import NAME, Blob, BlobMissing, Draft, Reading, known_owner
 from storage.errors import StorageError
 
 if TYPE_CHECKING:
     from obstore import GetOptions, GetResult, ObjectMeta
-    from obstore.store import ClientConfig, S3Config, S3Credential
 
 T = TypeVar("T")
 MIB: Final = 2**20
 CHUNK: Final = MIB
 STREAM_CHUNK: Final = 256 * 1024
-"""What obstore gathers for us at least; it adds up to a network read."""
+"""Least that obstore collects before it returns a chunk; the last network read may exceed it."""
 PART: Final = 5 * MIB
-"""The smallest part that S3 allows; what is not larger goes up in one piece."""
+"""Smallest part that S3 allows; smaller blobs are uploaded in one request."""
 PARTS_AT_ONCE: Final = 2
-"""So an upload holds 15 MiB at most, and on a slow line every part still has half of it."""
+"""Bounds an upload to 15 MiB of memory, and leaves half of a slow line to each part."""
 FRESH: Final = 600.0
-"""Seconds for which an object need not be uploaded again; far less than the age of what is swept."""
+"""Age in seconds below which an object is not uploaded again; far below the age at which objects are swept."""
 PAGE: Final = 1000
 WEEK: Final = 7 * 86400
 FOREVER: Final = timedelta(days=365)
@@ -67,25 +67,16 @@ ENDPOINT: Final = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:]+\])(:[0-
 Links = Literal["none", "presigned", "public"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class S3Key:
-    """Static credentials of the bucket. Only the id may be shown."""
-
-    id: str
-    secret: str = field(repr=False)
-    token: str | None = field(default=None, repr=False)
-
-
 class S3Blobs:
-    """A blob store in one bucket, for any number of processes of any number of machines. `aclose` it in the end.
+    """Blob store in one bucket, for any number of processes on any number of machines. Call `aclose` at the end.
 
-    endpoint: None for AWS itself, else `http[s]://host[:port]`; the bucket goes into the path.
-    access_key, secret_key, session_token: None for what the environment, a web identity or the machine's role says.
-    links: how `link` answers; "public" needs `public_base`, under which the keys of the bucket can be fetched.
+    endpoint: None for AWS itself, else `http[s]://host[:port]`; the bucket becomes part of the path.
+    access_key, secret_key, session_token: None to use the environment, a web identity or the machine's role.
+    links: kind of links that `link` returns; "public" needs `public_base`, the public URL of the bucket's keys.
     free_floor: bytes that stay free on the disk of `scratch`.
-    connect_seconds: until a connection stands; a `check` takes twice as long at most.
+    connect_seconds: until a connection is open; a `check` takes at most twice as long.
     attempt_seconds: one request, or the wait for the next bytes of a download. retries: of one request, with
-    back-off; all of them are safe to repeat. total_seconds: a whole call, the wait for a thread included.
+    back-off; all requests are safe to repeat. total_seconds: a whole call, including the wait for a thread.
     """
 
     def __init__(
@@ -109,7 +100,7 @@ class S3Blobs:
         threads: int = 16,
     ) -> None:
         prefix, endpoint = prefix.strip("/"), endpoint and endpoint.rstrip("/")
-        _judge(bucket, prefix, endpoint)
+        _validate(bucket, prefix, endpoint)
         if links == "public" and not public_base:
             raise ValueError("public links need the public address of the bucket")
         self._shown = f"bucket={bucket!r}, prefix={prefix!r}, endpoint={endpoint!r}"
@@ -119,14 +110,21 @@ class S3Blobs:
         self._total_seconds = total_seconds
         self._drafts = Drafts(scratch, DISK, free_floor=free_floor)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="s3")
-        key = _key(access_key, secret_key, session_token)
+        key = static_key(access_key, secret_key, session_token)
         store = partial(
-            _store, bucket, endpoint, region, key, connect=connect_seconds, retries=retries, patience=total_seconds / 2
+            open_bucket,
+            bucket,
+            endpoint,
+            region,
+            key,
+            connect=connect_seconds,
+            retries=retries,
+            retry_seconds=total_seconds / 2,
         )
         self._calls = store(attempt=timedelta(seconds=attempt_seconds))
-        # a slow reader makes a download long; only its pauses tell whether the store still lives
+        # a slow reader makes a download long, so only the pauses between its bytes are limited
         self._reads = store(attempt=FOREVER, read=timedelta(seconds=attempt_seconds))
-        # a check tells how it is now, and somebody waits for it
+        # a check reports the present state, and its caller waits
         self._probe = store(attempt=timedelta(seconds=connect_seconds), retries=1)
         self._check_seconds = connect_seconds * 2
 
@@ -134,7 +132,7 @@ class S3Blobs:
         return f"S3Blobs({self._shown})"
 
     async def aclose(self) -> None:
-        """Wait for calls that nobody waits for any more, and let the threads go."""
+        """Wait for abandoned calls, then end the threads."""
         await asyncio.get_running_loop().run_in_executor(None, self._pool.shutdown)
 
     def draft(self, owner: str) -> Draft:
@@ -162,7 +160,7 @@ class S3Blobs:
         return await DISK.run(partial(self._drafts.sweep, older_than))
 
     async def owners(self, older_than: float, since: float = 0.0) -> list[str]:
-        limit = time.time() - older_than  # an object's age is told by the store's clock, which must be near ours
+        limit = time.time() - older_than  # the store's clock dates objects; it must be near ours
         newest: dict[str, float] = {}
         async for page in self._listed(self._base):
             for meta in page:
@@ -171,12 +169,12 @@ class S3Blobs:
         return [owner for owner, at in newest.items() if since <= at <= limit]
 
     async def check(self) -> None:
-        """Write a draft; write, list and delete an object. Raises `StorageError` with the cure, and soon."""
+        """Write a draft; write, list and delete an object. Raises `StorageError` and its cure without long retries."""
         await DISK.run(self._check_scratch)
         await self.call(self._check_bucket, self._check_seconds)
 
     async def link(self, name: str, seconds: int) -> str | None:
-        """At most a week, which is what S3 allows."""
+        """Return a link of at most a week, the limit of S3."""
         if self._links == "none":
             return None
         key = self._key_of(name)
@@ -186,18 +184,18 @@ class S3Blobs:
         return await self.call(partial(obstore.sign, self._calls, "GET", key, valid))
 
     async def call(self, work: Callable[[], T], seconds: float | None = None) -> T:
-        """Run a call to the store in one of our threads, with its errors in the words of the contract.
+        """Run a call to the store in a thread of the pool, and translate its errors.
 
-        Who is cancelled leaves at once. The thread ends by itself: nothing of what it does is half done.
+        A cancelled caller leaves at once; the call finishes in its thread.
         """
         try:
             async with asyncio.timeout(seconds or self._total_seconds):
-                return await asyncio.get_running_loop().run_in_executor(self._pool, partial(_translated, work))
+                return await asyncio.get_running_loop().run_in_executor(self._pool, partial(_run_translated, work))
         except TimeoutError:
-            raise s3_errors.slow() from None
+            raise s3_errors.timed_out() from None
 
     async def _keep(self, owner: str, file: HashingFile, media_type: str | None) -> Blob:
-        return await self.call(partial(self._kept, owner, file, media_type or MEDIA_TYPE))
+        return await self.call(partial(self._upload_once, owner, file, media_type or MEDIA_TYPE))
 
     async def _listed(self, prefix: str) -> AsyncIterator[Sequence[ObjectMeta]]:
         """List whole folders only: obstore appends a slash to the prefix. One call per page, each with its own time."""
@@ -215,8 +213,8 @@ class S3Blobs:
 
     # -- in a thread
 
-    def _kept(self, owner: str, file: HashingFile, media_type: str) -> Blob:
-        """1. look whether it is there 2. else upload it 3. only what is there in full has a name."""
+    def _upload_once(self, owner: str, file: HashingFile, media_type: str) -> Blob:
+        """Upload the blob unless the bucket has a fresh object of its name and size; return it."""
         with file.lock:
             source, sha256, size = _Source(file), file.sha256.hexdigest(), file.size
         name = f"{owner}/{sha256}"
@@ -237,7 +235,7 @@ class S3Blobs:
             max_concurrency=PARTS_AT_ONCE,
         )
         if large and not self._there(key, size):
-            raise StorageError("the image store said yes and kept something else: try again")
+            raise StorageError("the image store accepted the upload and kept another size: try again")
 
     def _there(self, key: str, size: int, *, not_before: float = 0.0) -> bool:
         try:
@@ -247,14 +245,14 @@ class S3Blobs:
         return meta["size"] == size and meta["last_modified"].timestamp() >= not_before
 
     def _open(self, key: str, start: int, stop: int | None) -> GetResult | None:
-        """The answer with the wanted bytes; None for none of them."""
+        """Return the response with the range of bytes; None if the range is empty."""
         try:
             if stop is not None and stop <= start:
                 obstore.head(self._calls, key)
                 return None
             return obstore.get(self._reads, key, options=_range(start, stop))
         except (BaseError, FileNotFoundError) as error:
-            found = s3_errors.refusal(str(error))
+            found = s3_errors.parse_response(str(error))
             if found.status == 416:
                 return None
             if found.status == 404 and found.code != "NoSuchBucket":
@@ -276,7 +274,7 @@ class S3Blobs:
 
 
 class _Source(io.FileIO):
-    """A draft as it is read for the upload, until nobody wants it any more; small pieces keep memory flat."""
+    """Draft as the upload reads it, until the draft is closed; small chunks keep memory flat."""
 
     def __init__(self, draft: HashingFile) -> None:
         super().__init__(str(draft.path), opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW))
@@ -284,12 +282,12 @@ class _Source(io.FileIO):
 
     def read(self, size: int | None = -1, /) -> bytes:
         if self._draft.closed:
-            raise StorageError("the draft was left")
+            raise StorageError("the draft was closed")
         return super().read(STREAM_CHUNK if size is None or size < 0 else min(size, STREAM_CHUNK)) or b""
 
 
 class _S3Reading:
-    """The rest of an answer. It is never short without saying so."""
+    """Body of a download; raises `StorageError` if it ends early."""
 
     def __init__(self, store: S3Blobs, result: GetResult | None) -> None:
         self._store = store
@@ -311,7 +309,7 @@ class _S3Reading:
         return bytes(chunk)
 
     async def _fetch(self) -> None:
-        """Who is cancelled here and comes again waits for the same bytes: none are lost."""
+        """Read the next bytes. A caller that is cancelled and calls again gets the same bytes."""
         if self._coming is None:
             self._coming = asyncio.ensure_future(self._store.call(partial(next, self._stream, None)))
         try:
@@ -324,91 +322,41 @@ class _S3Reading:
         self._rest = memoryview(data or b"")
         if not data or self._left < 0:
             await self.aclose()
-            raise StorageError("the image store broke off in the middle of an image: try again")
+            raise StorageError("the image store ended the connection in the middle of an image: try again")
 
     async def aclose(self) -> None:
-        """The connection goes with the stream."""
+        """Drop the stream, and its connection with it."""
         self._left, self._rest, self._stream = 0, memoryview(b""), None
         if self._coming is not None:
             self._coming.cancel()
             self._coming = None
 
 
-def _store(
-    bucket: str,
-    endpoint: str | None,
-    region: str,
-    key: S3Key | None,
-    *,
-    attempt: timedelta,
-    read: timedelta | None = None,
-    connect: float,
-    retries: int,
-    patience: float,
-) -> S3Store:
-    """What is given here counts; obstore takes the rest from the environment (roles, web identities, proxies)."""
-    # the name of the bucket in the host is AWS' own way; its certificates do not cover a name with dots
-    hosted = endpoint is None and "." not in bucket
-    # always said: obstore would take an empty variable of the environment for an address
-    where = endpoint or f"https://{f'{bucket}.' if hosted else ''}s3.{region}.amazonaws.com"
-    config: S3Config = {
-        "region": region,
-        "endpoint": where,
-        "aws_endpoint_url_s3": where,
-        "virtual_hosted_style_request": hosted,
-    }
-    client: ClientConfig = {
-        "allow_http": endpoint is not None and endpoint.startswith("http:"),
-        "connect_timeout": timedelta(seconds=connect),
-        "timeout": attempt,
-    }
-    if read is not None:
-        client["read_timeout"] = read
-    return S3Store(
-        bucket,
-        config=config,
-        client_options=client,
-        retry_config={"max_retries": retries, "retry_timeout": timedelta(seconds=patience)},
-        # not as settings: those would be mixed with a session token of the environment
-        credential_provider=None if key is None else partial(_credential, key),
-    )
-
-
-def _credential(key: S3Key) -> S3Credential:
-    return {"access_key_id": key.id, "secret_access_key": key.secret, "token": key.token, "expires_at": None}
-
-
-def _key(access_key: str | None, secret_key: str | None, session_token: str | None) -> S3Key | None:
-    if bool(access_key) != bool(secret_key):
-        raise ValueError(f"a key has two parts: set both {s3_errors.ID} and {s3_errors.SECRET}, or neither")
-    return S3Key(id=access_key, secret=secret_key, token=session_token or None) if access_key and secret_key else None
-
-
-def _judge(bucket: str, prefix: str, endpoint: str | None) -> None:
-    """Only what needs no quoting: keys are compared as they are."""
+def _validate(bucket: str, prefix: str, endpoint: str | None) -> None:
+    """Accept only names that need no quoting, because keys are compared as they are. Raises `ValueError`."""
     if BUCKET.fullmatch(bucket) is None or (prefix and PREFIX.fullmatch(prefix) is None):
         raise ValueError("BROKER_BLOB_URL is s3://bucket/prefix, of letters, digits, dots, dashes and underscores")
     if endpoint is not None and ENDPOINT.fullmatch(endpoint) is None:
         raise ValueError(f"{s3_errors.ENDPOINT} begins with http:// or https:// and names a host, without a key")
 
 
-def _translated(work: Callable[[], T]) -> T:
-    """The chain of causes is cut: it would carry addresses and answers, which may repeat the key."""
+def _run_translated(work: Callable[[], T]) -> T:
+    """Run the call and translate its errors. Their causes are dropped: they may repeat addresses and the key."""
     try:
         return work()
     except InvalidPathError:
-        raise s3_errors.odd_key() from None
+        raise s3_errors.invalid_key() from None
     except BaseError as error:
-        raise s3_errors.told(str(error)) from None
+        raise s3_errors.storage_error(str(error)) from None
     except OSError as error:
-        raise _mistold(error) from None
+        raise _os_error(error) from None
 
 
-def _mistold(error: OSError) -> StorageError:
-    """obstore says FileNotFoundError, without a number, for a bucket that is not there."""
+def _os_error(error: OSError) -> StorageError:
+    """Translate an OSError. obstore raises FileNotFoundError without an errno when the bucket does not exist."""
     if isinstance(error, FileNotFoundError) and error.errno is None:
-        return s3_errors.told(str(error))
-    return DISK.told(error)
+        return s3_errors.storage_error(str(error))
+    return DISK.storage_error(error)
 
 
 def _range(start: int, stop: int | None) -> GetOptions:

@@ -1,7 +1,7 @@
-"""What an S3 store means by its refusals, and which variable mends it. No I/O.
+"""Causes of S3 errors, and the setting that cures each. No I/O.
 
-The messages of obstore carry addresses, and answers that repeat the key: only the status and the store's own word
-for the reason ever leave this file.
+obstore's messages contain addresses, and responses that may repeat the key: only the status and the error code leave
+this file.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _BROKEN: Final = f"the connection broke off: try again, and see that {ENDPOINT} 
 _UNREACHABLE: Final = f"see that {ENDPOINT} names a store that runs, with http or https as it speaks"
 
 CURES: Final = {
-    "InvalidAccessKeyId": f"set {ID} to a key that this store knows",
+    "InvalidAccessKeyId": f"set {ID} to a key that exists in this store",
     "SignatureDoesNotMatch": f"set {SECRET} to the secret of the key in {ID}",
     "AccessDenied": _NO_RIGHT,
     "AllAccessDisabled": _NO_RIGHT,
@@ -61,7 +61,7 @@ CURES_BY_STATUS: Final = {
 }
 FULL: Final = frozenset({"QuotaExceeded", "InsufficientStorage", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded"})
 
-# the first that is found in what obstore says when no store gave a reason
+# cure by the first text found in a message of obstore without an error code
 SIGNS: Final = (
     ("169.254.", _NO_KEY),
     ("credential", _NO_KEY),
@@ -73,48 +73,48 @@ SIGNS: Final = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Refusal:
-    """The store's answer, as far as there was one."""
+class S3Response:
+    """Status and error code of the response, None without one."""
 
     status: int | None = None
     code: str | None = None
 
 
-def refusal(text: str) -> Refusal:
-    """What obstore's message says of the answer."""
+def parse_response(text: str) -> S3Response:
+    """Return the status and error code in a message of obstore."""
     status, code = STATUS.search(text), CODE.search(text)
-    return Refusal(status=int(status[1]) if status else None, code=code[1] if code else None)
+    return S3Response(status=int(status[1]) if status else None, code=code[1] if code else None)
 
 
-def told(text: str) -> StorageError:
-    """obstore's message in the words of the contract."""
-    found = refusal(text)
+def storage_error(text: str) -> StorageError:
+    """Translate a message of obstore."""
+    found = parse_response(text)
     if found.code:
-        return answered(found)
+        return response_error(found)
     for sign, cure in SIGNS:
         if sign in text:
             return _error(None, cure)
-    return answered(found) if found.status else _error(None, _BROKEN)
+    return response_error(found) if found.status else _error(None, _BROKEN)
 
 
-def answered(found: Refusal) -> StorageError:
+def response_error(found: S3Response) -> StorageError:
     if found.code in FULL or found.status == 507:
         return StorageFull(f"no space is left for images ({_reason(found)}): {_FULL}")
     cure = CURES.get(found.code or "") or CURES_BY_STATUS.get(found.status or 0)
     return _error(_reason(found), cure or "look at its own log, then try again")
 
 
-def slow() -> StorageError:
+def timed_out() -> StorageError:
     return _error(None, _LATE)
 
 
-def odd_key() -> StorageError:
+def invalid_key() -> StorageError:
     return _error(
         None, "remove the objects with an empty part, `.` or `..` in their key from the prefix of BROKER_BLOB_URL"
     )
 
 
-def _reason(found: Refusal) -> str:
+def _reason(found: S3Response) -> str:
     return " ".join(str(part) for part in (found.status, found.code) if part)
 
 

@@ -60,9 +60,9 @@ class Disk:
         try:
             return await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, work))
         except OSError as error:
-            raise self.told(error) from error
+            raise self.storage_error(error) from error
 
-    def told(self, error: OSError) -> StorageError:
+    def storage_error(self, error: OSError) -> StorageError:
         """The system's error in the words of the contract; never with its path."""
         if error.errno in FULL:
             return StorageFull(f"no space is left for images: {self.room}")
@@ -141,7 +141,7 @@ class FileDraft:
         try:
             await AsyncFileIO(self._opened, loop=None, executor=None).write(chunk)
         except OSError as error:
-            raise self._drafts.disk.told(error) from error
+            raise self._drafts.disk.storage_error(error) from error
 
     async def keep(self, media_type: str | None = None) -> Blob:
         return await self._keep(self._opened, media_type)

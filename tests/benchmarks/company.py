@@ -1,7 +1,7 @@
 """The work that goes on while something else is measured: pollers and creators at a steady rate, in a process apart.
 
 A request is due at its moment, whether or not the one before has been answered, and its time counts from that moment:
-who has to wait for the others is not left out.
+waiting for the others is included.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def new_task(provider: str = NOBODYS) -> Task:
 
 
 async def keep_company(side: Side, url: str, known: int) -> Seen:
-    """Poll random ones of `known` tasks and create new ones until told to stop."""
+    """Poll random ones of `known` tasks and create new ones until `side` says stop."""
     seen = Seen()
     async with PostgresDatabase(url) as database:
         tasks = Tasks(database)

@@ -21,7 +21,7 @@ from urllib.parse import parse_qsl, urlsplit
 from broker.bootstrap import load_settings, open_services
 from broker.callbacks.receive import CallbackReceiver
 from broker.ordering.service import OrderService
-from broker.orders import Order, OrderRequest
+from broker.orders import ImageParams, Order, OrderRequest
 from broker.reports import Finished, Pending, Report
 from broker.services import Services
 from broker.settings import Settings
@@ -41,7 +41,7 @@ AT_ONCE: Final = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Upstream:
-    """What the pretend provider allows, and how long it takes. jitter: half to one and a half of that."""
+    """Limits and duration of the simulated provider. jitter: half to one and a half of that."""
 
     creates_per_10s: int = 1_000_000
     places: int = 1_000_000
@@ -51,7 +51,7 @@ class Upstream:
 
 @dataclass
 class Counts:
-    """What one process asked of its database. writes: transactions; statements: in them. cpu: seconds."""
+    """Database calls of one process. writes: transactions; statements: in them. cpu: seconds."""
 
     reads: int = 0
     writes: int = 0
@@ -197,7 +197,7 @@ def _feed(services: Services, upstream: Upstream) -> OrderService:
 
 
 async def live(side: Side, url: str, upstream: Upstream, arrivals: Sequence[float]) -> Counts:
-    """One process, `broker serve` without its doors: it takes orders, and works until all are done.
+    """One process, `broker serve` without HTTP: it accepts orders, and works until all are done.
 
     arrivals: seconds from the start, of each order; no more than `AT_ONCE` are taken at a time.
     """
@@ -213,7 +213,7 @@ async def live(side: Side, url: str, upstream: Upstream, arrivals: Sequence[floa
             async def order(number: int, at: float) -> None:
                 await asyncio.sleep(begun + at - time.monotonic())
                 async with places:
-                    request = OrderRequest(prompt=f"picture {number}")
+                    request = OrderRequest(params=ImageParams(prompt=f"picture {number}"))
                     await orders.create("local", request, orders.plan(request))
 
             await asyncio.gather(*(order(number, at) for number, at in enumerate(arrivals)))
@@ -225,7 +225,7 @@ async def live(side: Side, url: str, upstream: Upstream, arrivals: Sequence[floa
 
 
 async def _all_ended(database: Database) -> None:
-    """Whoever's they are. Asked seldom: it is no part of the work."""
+    """Wait for all tasks; few queries, so that the measured work is not disturbed."""
     while True:
         if not await database.point(f"SELECT 1 AS open FROM tasks WHERE state <> '{State.SUCCEEDED.value}' LIMIT 1"):
             return

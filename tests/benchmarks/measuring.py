@@ -1,4 +1,4 @@
-"""How all benchmarks measure and tell: interleaved rounds, medians, processes of their own, a table in Markdown."""
+"""Measuring of all benchmarks: interleaved rounds, medians, separate processes, a table in Markdown."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def interleaved(contestants: Mapping[str, Callable[[], Awaitable[float]]],
 
 
 async def per_second(work: Callable[[], Awaitable[int]], workers: int, seconds: float) -> float:
-    """How much `workers` get done at once. work: does something, and says how much it was."""
+    """Return the throughput of concurrent `workers`. work: one call; returns the amount done."""
     begun = time.perf_counter()
 
     async def go_on() -> int:
@@ -68,7 +68,7 @@ def task_id(number: int) -> str:
     return f"task_{hashlib.md5(str(number).encode(), usedforsecurity=False).hexdigest()}"
 
 
-# -- telling
+# -- printing
 
 
 def say(text: str = "") -> None:
@@ -86,7 +86,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 @dataclass(frozen=True)
 class Side:
-    """What a child and its parent tell each other."""
+    """Channel between a child process and its parent."""
 
     ready: Event
     go: Event
@@ -118,7 +118,7 @@ class Child:
         self.side.go.set()
 
     async def result(self) -> Any:
-        """Tell it to stop, and hear what it has to say."""
+        """Stop the child and return its result."""
         self.side.go.set()
         self.side.stop.set()
         answer = await asyncio.to_thread(self._pipe.recv)

@@ -1,7 +1,7 @@
-"""What telling other processes costs those who commit: `python -m tests.benchmarks.notify`.
+"""Cost of notifying other processes for the committing one: `python -m tests.benchmarks.notify`.
 
 Writers commit two statements each time, as a step of a task does, through `PostgresDatabase`; a second process's
-database listens. They tell nobody, or tell after the commit and batched (as the broker does), or with a NOTIFY as the
+database listens. They notify never, or after the commit and batched (as the broker does), or with a NOTIFY as the
 last statement of the transaction. Once on the disk as it is, once on one that needs two milliseconds more per flush, as
 a network volume does (Postgres' own `commit_delay`). The same with pgbench, whose clients cost next to nothing.
 """
@@ -28,7 +28,7 @@ from storage.sql.postgres import PostgresDatabase
 from storage.tasks import DUE, Tasks, task_channel
 from tests.benchmarks.company import new_task
 from tests.benchmarks.measuring import Child, Side, cut, interleaved, ms, per_second, say, table
-from tests.servers.postgres import Postgres, running
+from tests.support.servers.postgres import Postgres, running
 
 WRITERS: Final = (1, 8, 32)
 ROUNDS: Final = 3
@@ -149,7 +149,7 @@ async def _pgbench(server: Postgres, url: str, script: str, clients: int, second
 
 
 async def keep_writing(side: Side, url: str, ids: list[str], writers: int) -> None:
-    """A busy process: so many writers, which tell after the commit."""
+    """A busy process: so many writers, which notify after the commit."""
     async with PostgresDatabase(url, connections=writers) as database:
         write = writing(database, WAYS[1], ids)
         await side.wait_for_go()
@@ -166,7 +166,7 @@ async def _forever(write: Callable[[], Awaitable[int]]) -> None:
 
 
 async def latency(url: str, ids: list[str], times: int, busy: int) -> list[str]:
-    """From the return of a commit in one database to the bell in another one."""
+    """From the return of a commit in one database to the notification in another one."""
     child = Child(keep_writing, url, ids[1:], busy) if busy else None
     if child:
         await child.ready()

@@ -20,13 +20,14 @@ from typing import Any, Final
 import asyncpg
 
 from storage.sql.migrate import upgrade
-from storage.sql.postgres import PostgresDatabase, _query, _values
+from storage.sql.postgres import PostgresDatabase
+from storage.sql.postgres_transaction import parameter_values, to_postgres
 from storage.states import State
 from storage.tasks import DUE, Lease, Task, Tasks
 from tests.benchmarks.company import new_task
 from tests.benchmarks.lives import Counts, Upstream, live
 from tests.benchmarks.measuring import Child, interleaved, per_second, say, table
-from tests.servers.postgres import Postgres, running
+from tests.support.servers.postgres import Postgres, running
 
 STORED: Final = 20_000
 POOL: Final = 10
@@ -43,9 +44,9 @@ class Raw:
         self._pool = pool
 
     async def run(self, sql: str, params: dict[str, Any]) -> Sequence[Any]:
-        query = _query(sql)
+        query = to_postgres(sql)
         async with self._pool.acquire() as connection:
-            records: Sequence[Any] = await connection.fetch(query.text, *_values(query, params))
+            records: Sequence[Any] = await connection.fetch(query.text, *parameter_values(query, params))
         return records
 
 

@@ -1,4 +1,4 @@
-"""What forgetting a day's tasks costs, and those who poll and order meanwhile: `python -m tests.benchmarks.retention`.
+"""Cost of deleting a day's tasks, also for concurrent polls and creates: `python -m tests.benchmarks.retention`.
 
 Three ways on copies of one Postgres database, in which as many tasks as you say have ended long enough ago:
 
@@ -30,7 +30,7 @@ from storage.sql.migrate import upgrade
 from storage.sql.postgres import PostgresDatabase
 from tests.benchmarks.company import CREATES, POLLS, Seen, keep_company
 from tests.benchmarks.measuring import Child, Side, cut, interleaved, mb, ms, say, table, task_id
-from tests.servers.postgres import Postgres, running
+from tests.support.servers.postgres import Postgres, running
 
 DAY: Final = 86_400.0
 LATER: Final = 8 * DAY
@@ -56,7 +56,7 @@ SEED: Final = (
 REMEMBERED: Final = (
     """INSERT INTO tasks
         SELECT 'task_' || md5(id), 'task_' || md5(id), caller, 'expired', {now} + 30 * {day}, 0, '', 13, provider,
-        model, mode, '', aspect_ratio, NULL, output_format, NULL, NULL, '[]', 1, 1, md5(job_id), 1, '[]', deadline_at,
+        model, mode, '', aspect_ratio, NULL, '{{}}', '[]', 1, 1, md5(job_id), 1, '[]', deadline_at,
         checked_at, NULL, NULL, 0, 'yes', NULL, 4, created_at, updated_at, ended_at FROM tasks""",
     """INSERT INTO attempts
         SELECT id, 1, provider, job_id, created_at, ended_at, 'succeeded', NULL, NULL, 'yes', 4, NULL
@@ -168,7 +168,7 @@ class Bench:
         ended = time.monotonic()
         wal = await watch.fetchval("SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), $1)::bigint", lsn)
         seen: Seen = await company.result()
-        await asyncio.sleep(1.2)  # sessions tell their statistics at most once a second
+        await asyncio.sleep(1.2)  # sessions report their statistics at most once a second
         dead = await watch.fetchval(
             """SELECT sum(n_dead_tup)::bigint FROM pg_stat_user_tables
                 WHERE relname ~ '^(tasks|attempts|images)(_day[0-9]+)?$'"""
@@ -399,7 +399,7 @@ async def partition(url: str, days: int = 9) -> None:
 
 
 async def look_ups(url: str, rows: int, rounds: int) -> list[list[str]]:
-    """What a read by id alone, and a claim, cost when the same rows are spread over partitions."""
+    """Return the cost of a read by id alone, and of a claim, with the same rows spread over partitions."""
     connection = await asyncpg.connect(url)
     first, last = await connection.fetchrow("SELECT min(created_at), max(created_at) + 1 FROM tasks") or (0.0, 0.0)
     names = {"tasks": 0, **{f"spread_{count}": count for count in PARTITIONS}}

@@ -1,4 +1,4 @@
-"""Whether `scripts/simulate.py` tells the truth: `python -m tests.benchmarks.simulation`.
+"""Comparison of `scripts/simulate.py` with the real engine: `python -m tests.benchmarks.simulation`.
 
 The same orders at the same moments, once through the real engine on Postgres (a pretend provider with a window and
 places, one process, no network), once through the simulation, side by side.
@@ -17,7 +17,7 @@ from storage.sql.migrate import upgrade
 from storage.sql.postgres import PostgresDatabase
 from tests.benchmarks.lives import Upstream, live
 from tests.benchmarks.measuring import Child, say, table
-from tests.servers.postgres import running
+from tests.support.servers.postgres import running
 
 PLANTS = {
     "the window is the limit": Plant(orders=18_000, creates=40, places=100, provider_seconds=2.0),

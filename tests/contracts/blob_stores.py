@@ -11,7 +11,7 @@ import pytest
 from storage.blobs.local import LocalBlobs
 from storage.blobs.s3 import S3Blobs
 from storage.blobs.store import BlobStore
-from tests.servers.s3 import S3Server
+from tests.support.servers.s3 import S3Server
 
 Open = Callable[[Path, pytest.FixtureRequest], AbstractAsyncContextManager[BlobStore]]
 

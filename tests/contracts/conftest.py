@@ -12,15 +12,15 @@ import asyncpg
 import pytest
 
 from storage.blobs.s3 import S3Blobs
-from tests.servers.postgres import Postgres
-from tests.servers.s3 import S3Server
+from tests.support.servers.postgres import Postgres
+from tests.support.servers.s3 import S3Server
 
 PATIENCE = 3.0
 
 
 @pytest.fixture(scope="session")
 async def started(postgres: Postgres, s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Postgres:
-    """What opens once and stays: the servers, and the threads of the S3 client."""
+    """Start what stays open for the session: the servers, and the threads of the S3 client."""
     folder = tmp_path_factory.mktemp("scratch")
     store = S3Blobs(
         bucket=s3_server.new_bucket(), scratch=folder, endpoint=s3_server.url, access_key="test", secret_key="test"
@@ -36,7 +36,7 @@ async def nothing_is_left_open(started: Postgres) -> AsyncIterator[None]:
     tasks, files = _tasks(), _files()
     yield
     left: dict[str, object] = {}
-    for _ in range(int(PATIENCE / 0.05)):  # a socket is closed a moment after it was told to
+    for _ in range(int(PATIENCE / 0.05)):  # a socket is closed a moment after the call
         left = {
             "tasks": _tasks() - tasks,
             "files": max(0, _files() - files),

@@ -11,7 +11,7 @@ import pytest
 from storage.sql.database import Database
 from storage.sql.postgres import PostgresDatabase
 from storage.sql.sqlite import SqliteDatabase
-from tests.servers.postgres import Postgres
+from tests.support.servers.postgres import Postgres
 
 Opened = AbstractAsyncContextManager[Database]
 Opener = Callable[[pytest.FixtureRequest, Path], Awaitable[Opened]]

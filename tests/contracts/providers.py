@@ -61,7 +61,7 @@ class Says:
 
 
 class Upstream:
-    """A server that answers what it was told to, in order, and remembers what it was asked."""
+    """A server that gives the prepared responses in order, and records the requests."""
 
     def __init__(self) -> None:
         self.got: list[Got] = []
@@ -118,7 +118,7 @@ class Upstream:
 
 
 def closed_port() -> str:
-    """An address where nobody listens."""
+    """Return the URL of a closed port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{probe.getsockname()[1]}"

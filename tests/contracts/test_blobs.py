@@ -1,4 +1,4 @@
-"""What every blob store promises (storage/blobs/store.py), run on every one there is."""
+"""Contract of a blob store (storage/blobs/store.py), run on every implementation."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ async def test_owners_are_apart(blobs: BlobStore) -> None:
 
 
 @pytest.mark.parametrize("owner", NOT_OWNERS)
-async def test_an_owner_that_is_no_word_is_refused(blobs: BlobStore, owner: str) -> None:
+async def test_owner_with_other_characters_is_rejected(blobs: BlobStore, owner: str) -> None:
     """No path is ever built from what came from outside."""
     with pytest.raises(ValueError, match="owner"):
         blobs.draft(owner)
@@ -118,7 +118,7 @@ async def test_a_draft_is_not_visible_before_it_is_kept(blobs: BlobStore) -> Non
     assert await there(blobs, name)
 
 
-async def test_a_media_type_is_no_part_of_the_name(blobs: BlobStore) -> None:
+async def test_media_type_does_not_change_the_name(blobs: BlobStore) -> None:
     async with blobs.draft("task_1") as draft:
         await draft.write(b"x")
         typed = await draft.keep("image/png")
@@ -126,7 +126,7 @@ async def test_a_media_type_is_no_part_of_the_name(blobs: BlobStore) -> None:
     assert await read(blobs, typed.name) == b"x"
 
 
-async def test_there_are_no_links_unless_they_were_asked_for(blobs: BlobStore) -> None:
+async def test_links_are_off_by_default(blobs: BlobStore) -> None:
     """They can be passed on, and do not ask who fetches them."""
     assert await blobs.link((await keep(blobs, "task_1", b"x")).name, 60) is None
 
@@ -150,7 +150,7 @@ async def test_a_draft_that_fails_leaves_nothing(blobs: BlobStore) -> None:
 
 
 async def test_a_draft_shows_all_bytes_written_so_far(blobs: BlobStore) -> None:
-    """A decoder looks at them before anybody decides to keep them."""
+    """A decoder reads them before they are committed."""
     async with blobs.draft("task_1") as draft:
         for size in (1, 70_000, 2 * MIB):
             before = draft.size
@@ -186,7 +186,7 @@ async def test_chunks_are_small(blobs: BlobStore) -> None:
 
 
 async def test_a_reader_in_the_middle_keeps_what_it_reads(blobs: BlobStore) -> None:
-    """Retention may delete an image while somebody downloads it."""
+    """Retention may delete an image during its download."""
     data = os.urandom(3 * MIB)
     blob = await keep(blobs, "task_1", data)
     reading, late = await blobs.open(blob.name), await blobs.open(blob.name)
@@ -219,7 +219,7 @@ async def test_deleting_counts_and_may_be_repeated(blobs: BlobStore) -> None:
 
 
 async def test_keeping_and_deleting_at_once_is_safe(blobs: BlobStore) -> None:
-    """Each blob is whole or gone, and nobody crashes."""
+    """Each blob is whole or gone, and no call fails."""
 
     async def write(number: int) -> Blob:
         return await keep(blobs, "task_1", b"%d" % number)
@@ -247,7 +247,7 @@ async def test_a_sweep_spares_what_is_in_use(blobs: BlobStore) -> None:
     assert await read(blobs, blob.name) + await read(blobs, slow.name) == b"keptslow"
 
 
-async def test_owners_are_told_by_age(blobs: BlobStore) -> None:
+async def test_owners_are_listed_by_age(blobs: BlobStore) -> None:
     await keep(blobs, "task_1", b"one")
     await keep(blobs, "refs_2", b"two")
     assert sorted(await blobs.owners(0)) == ["refs_2", "task_1"]

@@ -1,4 +1,4 @@
-"""What every database must keep; see `storage.sql.database.Database`."""
+"""Contract of a database: see `storage.sql.database.Database`."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ async def test_a_ring_between_looking_and_waiting_is_not_missed(database: Databa
         assert await bell.wait(0)
 
 
-async def test_every_listener_is_woken_and_nobody_else(database: Database) -> None:
+async def test_only_listeners_of_the_channel_are_woken(database: Database) -> None:
     with database.listen("a") as one, database.listen("a") as two, database.listen("b") as other:
         database.wake("a")
         assert await one.wait(5)
@@ -107,7 +107,7 @@ async def test_every_listener_is_woken_and_nobody_else(database: Database) -> No
         assert not await other.wait(0)
 
 
-async def test_a_cancelled_writer_harms_nobody(database: Database) -> None:
+async def test_canceled_writer_does_not_affect_others(database: Database) -> None:
     writing = asyncio.ensure_future(database.transact(adding("a")))
     await asyncio.sleep(0)
     writing.cancel()
@@ -130,7 +130,7 @@ async def test_a_closed_database_says_so(database: Database) -> None:
         await database.execute("DELETE FROM notes")
 
 
-async def test_a_value_that_cannot_be_stored_harms_nobody_else(database: Database) -> None:
+async def test_unstorable_value_does_not_affect_other_writers(database: Database) -> None:
     outcomes = await asyncio.gather(
         *(database.transact(adding(key, n)) for key, n in (("a", 1), ("b", 2**70), ("c", 3))), return_exceptions=True
     )
@@ -138,7 +138,7 @@ async def test_a_value_that_cannot_be_stored_harms_nobody_else(database: Databas
     assert await database.fetch("SELECT id FROM notes ORDER BY id") == [{"id": "a"}, {"id": "c"}]
 
 
-async def test_an_error_never_tells_a_value(database: Database) -> None:
+async def test_error_contains_no_value(database: Database) -> None:
     """Values are prompts, and errors end in logs."""
     await database.transact(adding("a secret fox"))
     for statement in (adding("a secret fox"), Statement(sql="SELECT nothing", params={"x": "a secret fox"})):

@@ -1,4 +1,4 @@
-"""What every provider keeps, whoever the upstream is: the classes of outcome on which nobody pays twice."""
+"""Contract of a provider: the classes of outcome that prevent a second payment."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ from hypothesis import strategies as st
 
 from broker.errors import TASK_CODES, ProviderError
 from broker.net.api_client import ApiClient
-from broker.orders import Order
+from broker.orders import ImageParams, Order
 from broker.providers.base import Provider
 from broker.providers.registry import load_catalog
 from broker.reports import Failed, Finished, Pending, Report
-from tests.conftest import ManualClock
 from tests.contracts.providers import CALLBACK, CASES, IMAGE, JOB, KEY, TOKEN, Case, Says, Upstream, closed_port
+from tests.support.clock import ManualClock
 
 pytestmark = pytest.mark.anyio
 
 CATALOG = load_catalog()
-ORDER = Order(prompt="a red bicycle", model="nano-banana", mode="text-to-image", aspect_ratio="16:9", seed=7)
+ORDER = Order(
+    params=ImageParams(prompt="a red bicycle", model="nano-banana", aspect_ratio="16:9", seed=7), mode="text-to-image"
+)
 _KEYS = st.text() | st.sampled_from(
     "code msg data taskId task_id state status resultJson resultUrls output result info image_url url failCode failMsg "
     "creditsConsumed error message id".split()
@@ -70,7 +72,7 @@ async def scene(request: pytest.FixtureRequest, clock: ManualClock) -> AsyncIter
 
 @cache
 def offline(case: Case) -> Provider:
-    """For verbs that talk to nobody."""
+    """Return the provider for calls without a request."""
     return case.build("http://127.0.0.1:9", ApiClient(timeout=1.0, max_connections=1), CATALOG, lambda: 0.0)
 
 
@@ -106,7 +108,7 @@ async def test_a_refusal_names_its_code_and_costs_nothing(scene: Scene) -> None:
         silent(report)
 
 
-async def test_an_outcome_nobody_knows_is_an_error_and_never_repeated(scene: Scene) -> None:
+async def test_unknown_outcome_is_an_error_and_never_repeated(scene: Scene) -> None:
     """A second request could order, and bill, a second image."""
     for number, says in enumerate(scene.case.unknown, start=1):
         with pytest.raises(ProviderError) as caught:
@@ -124,7 +126,7 @@ async def test_no_answer_in_time_is_an_unknown_outcome(scene: Scene, clock: Manu
     await client.aclose()
 
 
-async def test_what_never_left_the_house_may_be_ordered_again(scene: Scene, clock: ManualClock) -> None:
+async def test_request_that_was_not_sent_may_be_repeated(scene: Scene, clock: ManualClock) -> None:
     client = ApiClient(timeout=5.0, max_connections=1)
     report = await scene.case.build(closed_port(), client, CATALOG, clock.now).submit(ORDER, CALLBACK)
     assert isinstance(report, Failed)
@@ -134,14 +136,16 @@ async def test_what_never_left_the_house_may_be_ordered_again(scene: Scene, cloc
 
 
 async def test_a_model_that_is_not_served_is_refused_without_a_request(scene: Scene) -> None:
-    report = await scene.provider.submit(Order(prompt="x", model="no-such", mode="text-to-image"), None)
+    report = await scene.provider.submit(
+        Order(params=ImageParams(prompt="x", model="no-such"), mode="text-to-image"), None
+    )
     assert isinstance(report, Failed)
     assert (report.retryable, report.billed) == (False, "no")
     assert not scene.provider.supports("no-such")
     assert scene.upstream.got == []
 
 
-async def test_a_running_job_is_pending_even_in_a_state_nobody_knows(scene: Scene) -> None:
+async def test_running_job_in_an_unknown_state_is_pending(scene: Scene) -> None:
     for says in scene.case.running:
         report = await scene.check(says)
         assert isinstance(report, Pending)

@@ -14,7 +14,7 @@ import pytest
 from broker.bootstrap import load_settings, settings_variables
 from tests.deployment.compose import ROOT
 from tests.deployment.upstream import Unready, Upstream, listening
-from tests.servers.ports import free_port
+from tests.support.servers.ports import free_port
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text("utf-8")
 IGNORE = [line for line in (ROOT / ".dockerignore").read_text("utf-8").splitlines() if line and line[0] != "#"]

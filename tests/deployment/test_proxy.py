@@ -19,7 +19,7 @@ from broker.catalog import Catalog
 from broker.server.uvicorn import DEFAULT_LIMITS
 from tests.deployment.compose import DEPLOY, PROCESSES, SERVICES, is_worker
 from tests.deployment.upstream import Upstream, listening
-from tests.servers.ports import free_port
+from tests.support.servers.ports import free_port
 
 NGINX = (DEPLOY / "nginx.conf").read_text("utf-8")
 DIRECTIVES = [

@@ -17,9 +17,9 @@ import structlog
 from broker.logs import configure, log
 from broker.sandbox.options import Options
 from storage.states import State
-from tests.broker.api_house import png
 from tests.contracts.providers import Says, Upstream
-from tests.journeys.house import House, open_house
+from tests.support.api import png
+from tests.support.brokers import House, open_house
 
 pytestmark = pytest.mark.anyio
 
@@ -86,7 +86,7 @@ def restored() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("form", ["console", "json"])
-async def test_no_secret_is_told_to_anybody(tmp_path: Path, form: str) -> None:
+async def test_secrets_appear_in_no_output(tmp_path: Path, form: str) -> None:
     configure("DEBUG", form, tmp_path / "logs")
     told: list[str] = []
     sandbox_options = Options(
@@ -104,7 +104,7 @@ async def test_no_secret_is_told_to_anybody(tmp_path: Path, form: str) -> None:
         told.append((await house.client.get("/metrics")).text)
     logs = (tmp_path / "logs" / "app.log").read_text("utf-8")
     for action in ("task_succeeded", "task_failed", "unclassified_provider_error", "submit_unknown", "download_failed"):
-        assert action in logs  # there was something to tell
+        assert action in logs  # the secret had a chance to leak
     for text in (logs, *told):
         assert "canary" not in text, _around(text, "canary")
         assert not any(token in text for token in tokens)
@@ -163,7 +163,7 @@ async def _complaints(house: House) -> list[str]:
 
 
 @pytest.mark.parametrize("form", ["console", "json"])
-async def test_what_nobody_foresaw_is_logged_without_its_text(tmp_path: Path, form: str) -> None:
+async def test_unexpected_error_is_logged_without_its_text(tmp_path: Path, form: str) -> None:
     """An error of ours may hold whatever a caller or a provider sent."""
     configure("DEBUG", form, tmp_path / "logs")
     async with open_house(tmp_path, **SECRETS) as house:

@@ -16,9 +16,9 @@ import pytest
 from broker.client import AsyncClient, BrokerApiError, Client, TaskCanceled, TaskFailed
 from broker.sandbox.options import Options
 from broker.sandbox.server import serve_sandbox
-from tests.broker.api_house import png
-from tests.journeys.house import House, open_house
-from tests.servers.s3 import S3Server
+from tests.support.api import png
+from tests.support.brokers import House, open_house
+from tests.support.servers.s3 import S3Server
 
 pytestmark = pytest.mark.anyio
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from storage.attempts import Attempts
-from tests.journeys.house import House, open_house
-from tests.servers.postgres import Postgres
+from tests.support.brokers import House, open_house
+from tests.support.servers.postgres import Postgres
 
 pytestmark = pytest.mark.anyio
 
@@ -107,7 +107,7 @@ async def test_where_no_callback_can_come_none_is_missed(tmp_path: Path) -> None
         assert (await never_came(house), await counted(house)) == ({}, 0)
 
 
-async def test_a_hint_of_a_stranger_is_no_callback(tmp_path: Path) -> None:
+async def test_unauthenticated_hint_does_not_count_as_a_callback(tmp_path: Path) -> None:
     """It makes us ask sooner; that the provider never called stays true."""
     async with open_house(tmp_path, check_after=60, task_deadline=300) as house:
         task_id = await house.order("a red bicycle [mood:lost]")

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.broker.api_house import png
-from tests.journeys.house import House, open_house
+from tests.support.api import png
+from tests.support.brokers import House, open_house
 
 NODE = shutil.which("node")
 POLLER = Path(__file__).with_name("poller.mjs")
@@ -29,7 +29,7 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
 
 
 async def polled(house: House, mode: str, prompt: str, *image: str, origin: str = ORIGIN) -> dict[str, Any]:
-    """How the page fared."""
+    """Return the outcome that the page shows."""
     assert NODE is not None
     process = await asyncio.create_subprocess_exec(
         *(NODE, str(POLLER), str(house.client.base_url), origin, mode, prompt, *image),

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from storage.callbacks import Entry
-from tests.journeys.house import House, open_house
+from tests.support.brokers import House, open_house
 
 pytestmark = pytest.mark.anyio
 
@@ -97,7 +97,7 @@ async def test_03_04_05_a_market_callback_is_understood(patient: House) -> None:
 
 
 async def result_url(house: House, task_id: str) -> str:
-    """Where the provider keeps the result of a task."""
+    """Return the provider's URL of the result of a task."""
     task = await house.services.queries.get(task_id)
     return task.outputs[0]
 

@@ -1,4 +1,4 @@
-"""A caller who does not poll: order, look away, be told – over real HTTP, and checked by the official library."""
+"""Webhooks of whole journeys over real HTTP, verified with the official library."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from standardwebhooks import Webhook
 
-from tests.faults.faulty_http import answers
-from tests.journeys.house import House, open_house
-from tests.servers.receiver import Receiver, receiving
+from tests.support.brokers import House, open_house
+from tests.support.faulty_http import answers
+from tests.support.servers.receiver import Receiver, receiving
 from webhooks.signatures.standard import derived_key, write_secret
 
 pytestmark = pytest.mark.anyio
@@ -36,7 +36,7 @@ async def told(receiver: Receiver, count: int = 1) -> dict[str, Any]:
     return document
 
 
-async def test_a_completed_task_is_told_with_its_images(tmp_path: Path) -> None:
+async def test_completed_task_is_delivered_with_its_images(tmp_path: Path) -> None:
     async with a_house(tmp_path) as (house, receiver):
         task_id = await house.order("a red bicycle", callbackUrl=receiver.url)
         document = await told(receiver)
@@ -46,7 +46,7 @@ async def test_a_completed_task_is_told_with_its_images(tmp_path: Path) -> None:
         assert (image.status_code, len(image.content)) == (200, document["data"]["results"][0]["bytes"])
 
 
-async def test_a_failed_task_is_told_with_its_reason(tmp_path: Path) -> None:
+async def test_failed_task_is_delivered_with_its_reason(tmp_path: Path) -> None:
     async with a_house(tmp_path) as (house, receiver):
         task_id = await house.order("a red bicycle [mood:flagged]", callback_url=receiver.url)
         document = await told(receiver)
@@ -55,7 +55,7 @@ async def test_a_failed_task_is_told_with_its_reason(tmp_path: Path) -> None:
         assert document["data"] == await house.look(task_id)
 
 
-async def test_a_canceled_task_is_told(tmp_path: Path) -> None:
+async def test_canceled_task_is_delivered(tmp_path: Path) -> None:
     async with a_house(tmp_path) as (house, receiver):
         task_id = await house.order("a red bicycle [mood:slow:60]", callbackUrl=receiver.url)
         assert (await house.client.delete(f"/api/task/{task_id}")).status_code == 200
@@ -63,7 +63,7 @@ async def test_a_canceled_task_is_told(tmp_path: Path) -> None:
         assert (document["type"], document["data"]["id"]) == ("task.canceled", task_id)
 
 
-async def test_a_late_success_is_told_after_the_failure(tmp_path: Path) -> None:
+async def test_late_success_is_delivered_after_the_failure(tmp_path: Path) -> None:
     async with a_house(tmp_path, task_deadline=0.5) as (house, receiver):
         task_id = await house.order("a red bicycle [mood:slow:1.5]", callbackUrl=receiver.url)
         assert (await told(receiver))["data"]["errorDetail"]["code"] == "deadline_exceeded"
@@ -73,7 +73,7 @@ async def test_a_late_success_is_told_after_the_failure(tmp_path: Path) -> None:
         assert len({message.id for message in receiver.heard}) == 2
 
 
-async def test_every_image_of_an_order_is_told(tmp_path: Path) -> None:
+async def test_every_image_of_a_batch_is_delivered(tmp_path: Path) -> None:
     async with a_house(tmp_path) as (house, receiver):
         order = {"prompt": "a red bicycle", "numberOfImages": 4, "callbackUrl": receiver.url}
         ids = (await house.client.post("/api/generate/image", json=order)).json()["taskIds"]
@@ -89,7 +89,7 @@ async def test_a_form_can_name_it_too(tmp_path: Path) -> None:
         assert (await told(receiver))["data"]["id"] == answer.json()["taskId"]
 
 
-async def test_what_was_not_heard_is_in_the_log_and_can_be_sent_anew(tmp_path: Path) -> None:
+async def test_failed_delivery_is_listed_and_can_be_replayed(tmp_path: Path) -> None:
     async with a_house(tmp_path) as (house, receiver):
         receiver.script = answers("410 Gone")
         task_id = await house.order("a red bicycle", callbackUrl=receiver.url)
@@ -117,7 +117,7 @@ async def _listed_as(house: House, outcome: str) -> list[dict[str, Any]]:
             return deliveries
 
 
-async def test_who_is_told_what_shows_in_the_metrics(tmp_path: Path) -> None:
+async def test_deliveries_are_counted_by_outcome(tmp_path: Path) -> None:
     async with a_house(tmp_path) as (house, receiver):
         receiver.script = answers("500 Internal Server Error")
         await house.order("a red bicycle", callbackUrl=receiver.url)

@@ -29,18 +29,27 @@ class Family:
 
 
 FAMILIES = (
-    Family(promise="kill -9 at any step: the task ends as it should, submitted once", files=("faults/test_kill.py",)),
-    Family(promise="a crash before or after any commit costs time only", files=("faults/test_every_commit.py",)),
-    Family(promise="a cut line or a dead Postgres costs time only", files=("faults/test_postgres.py",)),
-    Family(promise="a pooler in transaction mode changes nothing", files=("faults/test_pgbouncer.py",)),
-    Family(promise="a late worker does no harm after a takeover", files=("faults/test_takeover.py",)),
-    Family(promise="processes killed under load: every order ends once", files=("journeys/test_cluster.py",)),
-    Family(promise="a faulty bucket: results whole, submitted once", files=("faults/test_s3_journeys.py",)),
+    Family(
+        promise="kill -9 at any step: the task ends as it should, submitted once", files=("processes/test_kill.py",)
+    ),
+    Family(
+        promise="a crash before or after any commit costs time only", files=("integration/faults/test_every_commit.py",)
+    ),
+    Family(promise="a cut line or a dead Postgres costs time only", files=("integration/faults/test_postgres.py",)),
+    Family(promise="a pooler in transaction mode changes nothing", files=("integration/faults/test_pgbouncer.py",)),
+    Family(promise="a late worker does no harm after a takeover", files=("integration/faults/test_takeover.py",)),
+    Family(promise="processes killed under load: every order ends once", files=("processes/test_cluster.py",)),
+    Family(promise="a faulty bucket: results whole, submitted once", files=("integration/faults/test_s3_journeys.py",)),
     Family(promise="every behaviour of the provider has its end", files=("journeys/test_moods.py",)),
-    Family(promise="no download leaves its limits or the public network", files=("faults/test_egress_*.py",)),
-    Family(promise="memory does not grow with the images", files=("faults/test_memory.py",)),
-    Family(promise="a failing receiver gets each webhook, or its last retry", files=("faults/test_deliveries.py",)),
-    Family(promise="the worker outlives its own errors", files=("faults/test_worker.py",)),
+    Family(
+        promise="no download leaves its limits or the public network", files=("integration/faults/test_egress_*.py",)
+    ),
+    Family(promise="memory does not grow with the images", files=("processes/test_memory.py",)),
+    Family(
+        promise="a failing receiver gets each webhook, or its last retry",
+        files=("integration/faults/test_deliveries.py",),
+    ),
+    Family(promise="the worker outlives its own errors", files=("integration/faults/test_worker.py",)),
 )
 
 

@@ -18,7 +18,7 @@ from broker.api.admin.schemas import (
     CallbackResponse,
     CallbackSummary,
     ExpectedResult,
-    MissingCallbacks,
+    MissingSummary,
     ReplayData,
     ReplayResponse,
     VerificationRecord,
@@ -67,9 +67,9 @@ class CallbackInboxRoutes:
         )
         return json_response(document.to_document())
 
-    async def _missing(self) -> MissingCallbacks:
+    async def _missing(self) -> MissingSummary:
         missing = await self.inbox.count_missing()
-        return MissingCallbacks(
+        return MissingSummary(
             count=sum(missing.by_provider.values()), hours=missing.hours, providers=missing.by_provider
         )
 

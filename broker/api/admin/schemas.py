@@ -46,7 +46,7 @@ class CallbackData(CallbackSummary):
     body: str
 
 
-class MissingCallbacks(ResponseModel):
+class MissingSummary(ResponseModel):
     """Callbacks that were expected and did not arrive."""
 
     count: int
@@ -58,7 +58,7 @@ class CallbackPage(ResponseModel):
     success: Literal[True]
     data: list[CallbackSummary]
     next_cursor: str | None
-    missing: Annotated[MissingCallbacks | Absent, Field(description="with the first page")] = None
+    missing: Annotated[MissingSummary | Absent, Field(description="with the first page")] = None
 
 
 class CallbackResponse(ResponseModel):

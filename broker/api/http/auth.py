@@ -15,7 +15,7 @@ from typing import Final
 
 from starlette.requests import HTTPConnection
 
-from broker.errors import Refusal
+from broker.errors import ApiError
 from broker.net.hosts import is_loopback_host
 from broker.settings import Settings
 
@@ -38,9 +38,9 @@ STRANGER: Final = Caller(name="anonymous", trusted=False)
 
 
 def require_trusted(caller: Caller) -> None:
-    """Raise `Refusal("unauthorized")` unless the caller is trusted."""
+    """Raise `ApiError("unauthorized")` unless the caller is trusted."""
     if not caller.trusted:
-        raise Refusal(
+        raise ApiError(
             "unauthorized",
             "This needs a key: send 'Authorization: Bearer <key>' with one of BROKER_API_KEYS. "
             "Without configured keys only direct calls from this machine are served.",

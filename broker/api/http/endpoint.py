@@ -18,7 +18,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from broker.api.http.auth import Caller, require_trusted
-from broker.errors import Refusal
+from broker.errors import ApiError
 
 Access = Literal["public", "caller", "admin", "provider"]
 """public: open. caller: needs a key. admin: for operators. provider: open; the handler verifies the callback itself."""
@@ -92,7 +92,7 @@ class Dialect:
     name: str
     endpoints: Sequence[Endpoint]
     authenticate: Callable[[HTTPConnection], Caller]
-    render_error: Callable[[HTTPConnection, Refusal, Mapping[str, str]], Response]
+    render_error: Callable[[HTTPConnection, ApiError, Mapping[str, str]], Response]
     """Request, error and extra headers → the response."""
     error_model: type[BaseModel]
     """Model of the bodies that `render_error` makes."""

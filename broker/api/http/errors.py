@@ -10,7 +10,7 @@ from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import Response
 
 from broker.api.http.endpoint import Dialect, dialect_of
-from broker.errors import Refusal
+from broker.errors import ApiError
 from broker.logs import log
 from broker.metrics import Metrics
 from storage.errors import StorageError
@@ -33,20 +33,20 @@ class ErrorRenderer:
         """For paths that no dialect has."""
         self._metrics = metrics
 
-    def render(self, request: HTTPConnection, error: Refusal, headers: Mapping[str, str] | None = None) -> Response:
+    def render(self, request: HTTPConnection, error: ApiError, headers: Mapping[str, str] | None = None) -> Response:
         self._metrics.request_errors.labels(error.code).inc()
         return dialect_of(request.scope, self._fallback).render_error(request, error, headers or {})
 
     def exception_handlers(self) -> Any:
         """Return the handlers as Starlette takes them."""
         return {
-            Refusal: self._on_api_error,
+            ApiError: self._on_api_error,
             HTTPException: self._on_http_exception,
             StorageError: self._on_storage_error,
             ClientDisconnect: self._on_disconnect,
         }
 
-    async def _on_api_error(self, request: Request, error: Refusal) -> Response:
+    async def _on_api_error(self, request: Request, error: ApiError) -> Response:
         return self.render(request, error)
 
     async def _on_http_exception(self, request: Request, error: HTTPException) -> Response:
@@ -56,7 +56,7 @@ class ErrorRenderer:
             headers["Allow"] = ", ".join(sorted(headers["Allow"].split(", ")))
         message = _MESSAGES.get(error.status_code, "The request cannot be understood.")
         code = _CODES.get(error.status_code, "invalid_request")
-        return self.render(request, Refusal(code, message, status=error.status_code), headers)
+        return self.render(request, ApiError(code, message, status=error.status_code), headers)
 
     async def _on_storage_error(self, request: Request, error: StorageError) -> Response:
         log.error("the store cannot be used", action="store_unavailable", why=str(error))
@@ -67,12 +67,12 @@ class ErrorRenderer:
         return Response(status_code=400)  # not received by any client
 
 
-def unavailable() -> Refusal:
+def unavailable() -> ApiError:
     """Return the error of a database, a store or a process that cannot be used right now."""
     message = "The broker cannot do this right now. Try again in a few seconds."
-    return Refusal("unavailable", message, retryable=True, retry_after=RETRY_SECONDS)
+    return ApiError("unavailable", message, retryable=True, retry_after=RETRY_SECONDS)
 
 
-def internal_error() -> Refusal:
+def internal_error() -> ApiError:
     """Return the error of an unforeseen exception, without its details."""
-    return Refusal("internal_error", "Something went wrong in the broker. The operator finds the reason in the log.")
+    return ApiError("internal_error", "Something went wrong in the broker. The operator finds the reason in the log.")

@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 from starlette.requests import Request
 
 from broker.api.http.endpoint import Parameter
-from broker.errors import Refusal
+from broker.errors import ApiError
 
 DEFAULT_LIMIT: Final = 20
 MAX_LIMIT: Final = 100
@@ -55,7 +55,7 @@ def read_limit(request: Request) -> int:
     if not text:
         return DEFAULT_LIMIT
     if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) == 0:
-        raise Refusal("invalid_request", f"limit must be a whole number from 1 to {MAX_LIMIT}.", field="limit")
+        raise ApiError("invalid_request", f"limit must be a whole number from 1 to {MAX_LIMIT}.", field="limit")
     return min(int(text), MAX_LIMIT)
 
 
@@ -66,7 +66,7 @@ def read_cursor(request: Request, prefix: str) -> tuple[float, str] | None:
         return None
     match = _POSITION.fullmatch(_decode_cursor(text))
     if match is None or not match[2].startswith(f"{prefix}_"):
-        raise Refusal("invalid_request", "cursor must be the nextCursor of an earlier page.", field="cursor")
+        raise ApiError("invalid_request", "cursor must be the nextCursor of an earlier page.", field="cursor")
     return float(match[1]), match[2]
 
 
@@ -74,7 +74,7 @@ def read_name(request: Request, field: str) -> str | None:
     """Return a filter by name, None if it is absent or empty."""
     text = request.query_params.get(field) or None
     if text is not None and not _NAME.fullmatch(text):
-        raise Refusal("invalid_request", f"{field} must be 1 to 100 visible ASCII characters.", field=field)
+        raise ApiError("invalid_request", f"{field} must be 1 to 100 visible ASCII characters.", field=field)
     return text
 
 
@@ -82,7 +82,7 @@ def read_choice(request: Request, field: str, choices: Sequence[str]) -> str | N
     """Return a filter by one of `choices`, None if it is absent or empty."""
     text = request.query_params.get(field) or None
     if text is not None and text not in choices:
-        raise Refusal("invalid_request", f"{field} must be one of {', '.join(choices)}.", field=field)
+        raise ApiError("invalid_request", f"{field} must be one of {', '.join(choices)}.", field=field)
     return text
 
 
@@ -90,7 +90,7 @@ def read_flag(request: Request, field: str) -> bool:
     """Return a boolean of the query, False if it is absent or empty."""
     text = request.query_params.get(field, "").lower()
     if text not in _FLAGS:
-        raise Refusal("invalid_request", f"{field} must be true or false.", field=field)
+        raise ApiError("invalid_request", f"{field} must be true or false.", field=field)
     return _FLAGS[text]
 
 

@@ -13,7 +13,7 @@ from starlette.datastructures import FormData
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from broker.errors import Refusal
+from broker.errors import ApiError
 from webhooks.strict_json import read_json
 
 MAX_PARTS: Final = 100
@@ -24,7 +24,7 @@ _DISK_FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class BoundedRequest(Request):
-    """A request whose body raises `Refusal("payload_too_large")` as soon as it is larger than allowed.
+    """A request whose body raises `ApiError("payload_too_large")` as soon as it is larger than allowed.
 
     Starlette's own limit is not used: it answers in plain text, and with 413 where we would say 401.
     """
@@ -46,17 +46,17 @@ class BoundedRequest(Request):
 
     def _check_size(self, size: int) -> None:
         if size > self._max_bytes:
-            raise Refusal("payload_too_large", f"The request is larger than {self._max_bytes:,} bytes: send less.")
+            raise ApiError("payload_too_large", f"The request is larger than {self._max_bytes:,} bytes: send less.")
 
 
 def media_type_of(request: Request) -> tuple[str, Mapping[bytes, bytes]]:
-    """Return the media type and its parameters. Raises `Refusal` for an encoded body or a charset other than UTF-8."""
+    """Return the media type and its parameters. Raises `ApiError` for an encoded body or a charset other than UTF-8."""
     if is_encoded(request):  # not inflated: a small body must not become a large one in memory
-        raise Refusal("invalid_request", "Send the body as it is, without Content-Encoding.", field="Content-Encoding")
+        raise ApiError("invalid_request", "Send the body as it is, without Content-Encoding.", field="Content-Encoding")
     media_type, options = parse_options_header(request.headers.get("content-type", ""))
     charset = options.get(b"charset", b"utf-8").lower()
     if charset not in {b"utf-8", b"utf8"}:  # some codecs of Python decode to invalid text
-        raise Refusal("invalid_request", "Send text as UTF-8: no other charset is read.", field="Content-Type")
+        raise ApiError("invalid_request", "Send text as UTF-8: no other charset is read.", field="Content-Type")
     return media_type.decode("latin-1").strip().lower(), options
 
 
@@ -68,19 +68,19 @@ def is_encoded(request: Request) -> bool:
 
 
 async def read_json_object(request: Request, max_bytes: int) -> dict[str, Any]:
-    """Return the JSON object of a request. Raises `Refusal`."""
+    """Return the JSON object of a request. Raises `ApiError`."""
     document = parse_json(await BoundedRequest(request, max_bytes).body())
     if not isinstance(document, dict):
-        raise Refusal("invalid_request", 'The body is not a JSON object: send {"prompt": "…"}.')
+        raise ApiError("invalid_request", 'The body is not a JSON object: send {"prompt": "…"}.')
     return document
 
 
 def parse_json(body: bytes) -> Any:
-    """Return strict JSON. Raises `Refusal`."""
+    """Return strict JSON. Raises `ApiError`."""
     try:
         return read_json(body)
     except ValueError as error:
-        raise Refusal(
+        raise ApiError(
             "invalid_request", "The body is not readable JSON: check its syntax and that it is UTF-8."
         ) from error
 
@@ -110,9 +110,9 @@ class _CompleteFormParser(MultiPartParser):
 
 
 async def read_form(request: Request, options: Mapping[bytes, bytes], max_bytes: int) -> FormData:
-    """Return the parts of a form, files spooled; the caller closes it. Raises `Refusal`."""
+    """Return the parts of a form, files spooled; the caller closes it. Raises `ApiError`."""
     if not options.get(b"boundary"):
-        raise Refusal("invalid_request", "The form has no boundary: let your HTTP client set Content-Type.")
+        raise ApiError("invalid_request", "The form has no boundary: let your HTTP client set Content-Type.")
     async with aclosing(BoundedRequest(request, max_bytes).stream()) as chunks:
         parser = _CompleteFormParser(
             request.headers, chunks, max_files=MAX_PARTS, max_fields=MAX_PARTS, max_part_size=MAX_TEXT_BYTES
@@ -125,13 +125,13 @@ async def read_form(request: Request, options: Mapping[bytes, bytes], max_bytes:
             raise _spool_error(error) from error
 
 
-def _form_error(why: str) -> Refusal:
+def _form_error(why: str) -> ApiError:
     if why.startswith("Part exceeded"):
-        return Refusal("payload_too_large", f"A text field is larger than {MAX_TEXT_BYTES:,} bytes: send less.")
-    return Refusal("invalid_request", f"The form cannot be read. {why.rstrip('.')}: let your HTTP client write it.")
+        return ApiError("payload_too_large", f"A text field is larger than {MAX_TEXT_BYTES:,} bytes: send less.")
+    return ApiError("invalid_request", f"The form cannot be read. {why.rstrip('.')}: let your HTTP client write it.")
 
 
 def _spool_error(error: OSError) -> Exception:
     if error.errno in _DISK_FULL:
-        return Refusal("storage_full", "The disk is full. Try again later.", retryable=True)
+        return ApiError("storage_full", "The disk is full. Try again later.", retryable=True)
     return error

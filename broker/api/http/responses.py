@@ -14,7 +14,7 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from broker.errors import STATUS_OF, TASK_CODES, Refusal
+from broker.errors import STATUS_OF, TASK_CODES, ApiError
 from broker.i18n import Language, Messages, language_of
 from broker.presenter import Absent, OneOf, ResponseModel
 
@@ -69,7 +69,9 @@ def json_response(document: Any, status: int = 200, headers: Mapping[str, str] |
     return Response(to_json(document), status, headers={**fixed, **(headers or {})})
 
 
-def error_response(messages: Messages, request: HTTPConnection, error: Refusal, headers: Mapping[str, str]) -> Response:
+def error_response(
+    messages: Messages, request: HTTPConnection, error: ApiError, headers: Mapping[str, str]
+) -> Response:
     """Return the native error shape, in the caller's language."""
     details = [ErrorField(field=one.field, message=one.message) for one in error.details]
     response = ErrorResponse(
@@ -83,7 +85,7 @@ def error_response(messages: Messages, request: HTTPConnection, error: Refusal, 
     return json_response(response.to_document(), error.status, {**error_headers(error), **headers})
 
 
-def error_headers(error: Refusal) -> dict[str, str]:
+def error_headers(error: ApiError) -> dict[str, str]:
     """Return the headers of an error, the same in every dialect."""
     headers = {}
     if error.status == 401:

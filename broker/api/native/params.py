@@ -13,8 +13,8 @@ from pydantic_core import ErrorDetails
 from starlette.datastructures import FormData, UploadFile
 
 from broker.api.native.schemas import MAX_TEXT, OrderForm, OrderJson
-from broker.errors import Complaint, Refusal
-from broker.orders import DataUriReference, OrderRequest, ReferenceSource, UploadedReference, UrlReference
+from broker.errors import ApiError, FieldError
+from broker.orders import DataUriReference, ImageParams, OrderRequest, ReferenceSource, UploadedReference, UrlReference
 
 _SPELLINGS: Final[dict[str, tuple[str, ...]]] = {
     "prompt": (),
@@ -85,15 +85,17 @@ class OrderParams:
         """Return the order request; the catalog checks its values."""
         fields = self.fields
         return OrderRequest(
-            prompt=fields.prompt,
-            model=_strip_blanks(fields.model),
+            params=ImageParams(
+                prompt=fields.prompt,
+                model=_strip_blanks(fields.model) or "",
+                aspect_ratio=_strip_blanks(fields.aspect_ratio),
+                resolution=_strip_blanks(fields.resolution),
+                output_format=_strip_blanks(fields.output_format),
+                steps=fields.steps,
+                seed=fields.seed,
+            ),
             mode=_strip_blanks(fields.mode),
-            aspect_ratio=_strip_blanks(fields.aspect_ratio),
-            resolution=_strip_blanks(fields.resolution),
-            output_format=_strip_blanks(fields.output_format),
             count=1 if fields.number_of_images is None else fields.number_of_images,
-            steps=fields.steps,
-            seed=fields.seed,
             sources=self._sources(),
             callback_url=_strip_blanks(fields.callback_url),
             idempotency_key=idempotency_key,
@@ -116,7 +118,7 @@ class OrderParams:
 
 
 def read_json_order(document: Mapping[str, Any]) -> OrderParams:
-    """Raises `Refusal` naming the fields that have a wrong type or range."""
+    """Raises `ApiError` naming the fields that have a wrong type or range."""
     folded = _Folded()
     for key, value in document.items():
         name = _NAMES.get(key)
@@ -135,7 +137,7 @@ def read_json_order(document: Mapping[str, Any]) -> OrderParams:
 
 
 def read_form_order(form: FormData) -> OrderParams:
-    """Raises `Refusal` like `read_json_order`. Numbers and booleans are written out in a form."""
+    """Raises `ApiError` like `read_json_order`. Numbers and booleans are written out in a form."""
     folded = _Folded()
     for key, value in form.multi_items():
         name = _NAMES.get(key)
@@ -182,7 +184,7 @@ def _form_value(name: str, value: str | UploadFile) -> Any:
             raise _field_error(name, "must be text, not a file")
         return value if value.filename or value.size else None
     if name == "images" and value:
-        raise Refusal("invalid_image", "image must be sent as a file: give the part a file name.", field="image")
+        raise ApiError("invalid_image", "image must be sent as a file: give the part a file name.", field="image")
     if name in _INTEGERS and re.fullmatch(r"[+-]?[0-9]{1,20}", value.strip()):
         return int(value)
     if name == "dryRun":
@@ -198,15 +200,15 @@ def _strip_blanks(text: str | None) -> str | None:
 # -- errors
 
 
-def _api_error(error: ValidationError) -> Refusal:
+def _api_error(error: ValidationError) -> ApiError:
     """Return the error of the API that names each wrong field once, with a sentence of its own."""
     messages: dict[str, str] = {}
     for one in error.errors(include_url=False):
         name = str(one["loc"][0])
         messages.setdefault(name, f"{name} {_rule_text(name, one)}.")
-    details = [Complaint(field=name, message=message) for name, message in messages.items()]
+    details = [FieldError(field=name, message=message) for name, message in messages.items()]
     first = details[0]
-    return Refusal(_CODES.get(first.field, "invalid_request"), first.message, field=first.field, details=details)
+    return ApiError(_CODES.get(first.field, "invalid_request"), first.message, field=first.field, details=details)
 
 
 def _rule_text(name: str, error: ErrorDetails) -> str:
@@ -228,5 +230,5 @@ def _bound(name: str, kind: type[Ge] | type[Le]) -> Any:
     return next(one.ge if isinstance(one, Ge) else one.le for one in field.metadata if isinstance(one, kind))
 
 
-def _field_error(name: str, rule: str) -> Refusal:
-    return Refusal(_CODES.get(name, "invalid_request"), f"{name} {rule}.", field=name)
+def _field_error(name: str, rule: str) -> ApiError:
+    return ApiError(_CODES.get(name, "invalid_request"), f"{name} {rule}.", field=name)

@@ -48,7 +48,7 @@ class TaskCache:
         return self._bytes
 
     async def response(self, task_id: str, language: Language) -> CachedResponse:
-        """Return the response of a poll. Raises `Refusal` for ids without a task."""
+        """Return the response of a poll. Raises `ApiError` for ids without a task."""
         version = await self.queries.get_version(task_id)
         entry = self._entries.get((task_id, language))
         now = self.clock.monotonic()

@@ -29,7 +29,7 @@ from broker.api.native.schemas import (
 )
 from broker.api.native.task_cache import TaskCache
 from broker.catalog import Catalog
-from broker.errors import Refusal
+from broker.errors import ApiError
 from broker.i18n import Language, Messages
 from broker.ordering.service import CreatedTasks, OrderService
 from broker.orders import Plan
@@ -69,7 +69,7 @@ class TaskRoutes:
         if media_type == "application/json" or re.fullmatch(r"application/[\w.-]+\+json", media_type):
             document = await read_json_object(request, min(MAX_JSON_BYTES, self.max_form_bytes))
             return await self._order(request, read_json_order(document), key)
-        raise Refusal(
+        raise ApiError(
             "invalid_request", "Send the order as multipart/form-data or application/json.", field="Content-Type"
         )
 
@@ -132,7 +132,7 @@ class TaskRoutes:
         )
 
     async def _events(self, task_id: str, language: Language, last: str | None) -> AsyncIterator[ServerSentEvent]:
-        with suppress(Refusal):  # deleted during the stream: the next request gets the error
+        with suppress(ApiError):  # deleted during the stream: the next request gets the error
             async with aclosing(self.queries.changes(task_id)) as changes:
                 async for _ in changes:
                     current = await self.cache.response(task_id, language)
@@ -208,7 +208,7 @@ def _idempotency_key(request: Request) -> str | None:
     if not keys:
         return None
     if len(keys) > 1 or not _KEY.fullmatch(keys[0]):
-        raise Refusal(
+        raise ApiError(
             "invalid_request", "Idempotency-Key must be 1 to 255 visible ASCII characters.", field="Idempotency-Key"
         )
     return keys[0]
@@ -226,7 +226,7 @@ def read_wait(request: Request) -> float:
     if not text:
         return 0.0
     if not re.fullmatch(r"[0-9]{1,20}(\.[0-9]{1,20})?", text):
-        raise Refusal(
+        raise ApiError(
             "invalid_request", f"wait must be a number of seconds up to {MAX_WAIT_SECONDS:.0f}.", field="wait"
         )
     return min(float(text), MAX_WAIT_SECONDS)

@@ -84,8 +84,10 @@ class Kie:
         return {
             "method": "POST",
             "url": self._account.url("/api/v1/jobs/createTask"),
-            "json": _create(self.catalog.wire(DIALECT, order.model, order.mode) or Wire(), order, references, callback),
-            "price": self.catalog.price(DIALECT, order.model, order.mode, order.resolution),
+            "json": _create(
+                self.catalog.wire(DIALECT, order.params.model, order.mode) or Wire(), order, references, callback
+            ),
+            "price": self.catalog.price(DIALECT, order.params.model, order.mode, order.params.resolution),
             "unit": self.catalog.unit(DIALECT),
         }
 
@@ -96,7 +98,7 @@ class Kie:
 
     async def submit(self, order: Order, callback_url: str | None) -> Report:
         """Upload references not yet uploaded, then call createTask once (kie.ai: Market)."""
-        wire = self.catalog.wire(DIALECT, order.model, order.mode)
+        wire = self.catalog.wire(DIALECT, order.params.model, order.mode)
         if wire is None:
             return responses.model_not_served(self.name, order)
         references = await self._uploader.urls_of(order)

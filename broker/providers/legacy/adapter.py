@@ -54,13 +54,13 @@ class Legacy:
 
     def build_request(self, order: Order, callback_url: str | None) -> dict[str, Any]:
         """Return the generate request; see `Provider.build_request`."""
-        wire = self.catalog.wire(DIALECT, order.model, order.mode) or Wire()
+        wire = self.catalog.wire(DIALECT, order.params.model, order.mode) or Wire()
         references = [reference.url or f"upload:{reference.name}" for reference in order.references]
         return {
             "method": "POST",
             "url": self._url("/generate"),
             "json": self._create(wire, order, references, self._redact(callback_url) if callback_url else None),
-            "price": self.catalog.price(DIALECT, order.model, order.mode, order.resolution),
+            "price": self.catalog.price(DIALECT, order.params.model, order.mode, order.params.resolution),
             "unit": self.catalog.unit(DIALECT),
         }
 
@@ -73,7 +73,7 @@ class Legacy:
         return order if all(reference.url for reference in order.references) else _references_unreachable(self.name)
 
     async def submit(self, order: Order, callback_url: str | None) -> Report:
-        wire = self.catalog.wire(DIALECT, order.model, order.mode)
+        wire = self.catalog.wire(DIALECT, order.params.model, order.mode)
         if wire is None:
             return responses.model_not_served(self.name, order)
         references = [reference.url for reference in order.references if reference.url]

@@ -1,0 +1,74 @@
+"""Clients of a bucket: where it is, with which key, and how long each request may take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import partial
+from typing import TYPE_CHECKING
+
+from obstore.store import S3Store
+
+from storage.blobs import s3_errors
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, S3Config, S3Credential
+
+
+@dataclass(frozen=True, kw_only=True)
+class S3Key:
+    """Static credentials of the bucket. Only the id may be shown."""
+
+    id: str
+    secret: str = field(repr=False)
+    token: str | None = field(default=None, repr=False)
+
+
+def open_bucket(
+    bucket: str,
+    endpoint: str | None,
+    region: str,
+    key: S3Key | None,
+    *,
+    attempt: timedelta,
+    read: timedelta | None = None,
+    connect: float,
+    retries: int,
+    retry_seconds: float,
+) -> S3Store:
+    """Return a client; obstore takes what is not given from the environment (roles, web identities, proxies)."""
+    # AWS expects the bucket in the host name; its certificates do not cover a bucket with dots
+    hosted = endpoint is None and "." not in bucket
+    # always set: obstore would use an empty environment variable as the address
+    where = endpoint or f"https://{f'{bucket}.' if hosted else ''}s3.{region}.amazonaws.com"
+    config: S3Config = {
+        "region": region,
+        "endpoint": where,
+        "aws_endpoint_url_s3": where,
+        "virtual_hosted_style_request": hosted,
+    }
+    client: ClientConfig = {
+        "allow_http": endpoint is not None and endpoint.startswith("http:"),
+        "connect_timeout": timedelta(seconds=connect),
+        "timeout": attempt,
+    }
+    if read is not None:
+        client["read_timeout"] = read
+    return S3Store(
+        bucket,
+        config=config,
+        client_options=client,
+        retry_config={"max_retries": retries, "retry_timeout": timedelta(seconds=retry_seconds)},
+        # not as settings, which would be combined with a session token of the environment
+        credential_provider=None if key is None else partial(_credential, key),
+    )
+
+
+def _credential(key: S3Key) -> S3Credential:
+    return {"access_key_id": key.id, "secret_access_key": key.secret, "token": key.token, "expires_at": None}
+
+
+def static_key(access_key: str | None, secret_key: str | None, session_token: str | None) -> S3Key | None:
+    if bool(access_key) != bool(secret_key):
+        raise ValueError(f"a key has two parts: set both {s3_errors.ID} and {s3_errors.SECRET}, or neither")
+    return S3Key(id=access_key, secret=secret_key, token=session_token or None) if access_key and secret_key else None

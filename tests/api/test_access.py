@@ -1,0 +1,285 @@
+"""Access: neither a tunnel nor a page in the owner's browser may spend the owner's money."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.requests import HTTPConnection
+
+from broker.api.http.auth import Authenticator, require_trusted
+from broker.api.http.endpoint import Endpoint
+from broker.bootstrap import load_settings
+from broker.errors import ApiError
+from tests.support.api import open_api
+from tests.support.fuzzing import endpoints_of
+
+pytestmark = pytest.mark.anyio
+
+KEY = "key-of-a-caller-0123456789"
+HOST = ("host", "127.0.0.1:8000")
+
+
+def access(**settings: Any) -> Authenticator:
+    return Authenticator(load_settings(env_file=None, **settings), b"secret-of-the-tests")
+
+
+def request(*headers: tuple[str, str], peer: str | None = "127.0.0.1") -> HTTPConnection:
+    raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+    client = (peer, 50000) if peer is not None else None
+    return HTTPConnection({"type": "http", "scheme": "http", "client": client, "headers": raw})
+
+
+def trusted(headers: Sequence[tuple[str, str]], *, peer: str | None = "127.0.0.1", **settings: Any) -> bool:
+    return access(**settings).authenticate(request(*headers, peer=peer)).trusted
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "localhost",
+        "localhost:8000",
+        "LOCALHOST:8000",
+        "127.0.0.1",
+        "127.0.0.1:8000",
+        "127.9.9.9:1",
+        "[::1]",
+        "[::1]:8000",
+    ],
+)
+def test_a_direct_call_from_this_machine_is_trusted(host: str) -> None:
+    assert trusted([("host", host)])
+
+
+@pytest.mark.parametrize("peer", ["127.0.0.1", "127.8.8.8", "::1", "::ffff:127.0.0.1"])
+def test_every_way_to_be_this_machine(peer: str) -> None:
+    assert trusted([HOST], peer=peer)
+
+
+@pytest.mark.parametrize(
+    "peer", ["10.0.0.1", "192.168.1.5", "8.8.8.8", "::ffff:10.0.0.1", "fe80::1", "", "unix", "0.0.0.0", None]
+)
+def test_other_machines_are_not(peer: str | None) -> None:
+    """A socket without an address is not trusted either."""
+    assert not trusted([HOST], peer=peer)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1.evil.com",
+        "localhost.evil.com",
+        "evil.com",
+        "evil.com:8000",
+        "127.0.0.1@evil.com",
+        "localhost:8000@evil.com",
+        "localhost:",
+        "localhost:port",
+        "localhost:123456",
+        "[::1",
+        "::1",
+        "[::1].evil.com",
+        "[::ffff:127.0.0.1]",
+        "0.0.0.0:8000",
+        "2130706433",
+        "0x7f.1",
+        "127.1",
+        "localhost.",
+        "localhost ",
+        " localhost",
+        "local\u00adhost",
+        "abc.ngrok-free.app",
+        "",
+    ],
+)
+def test_a_name_that_is_not_ours_is_a_rebound_one(host: str) -> None:
+    """A page whose name was pointed at 127.0.0.1 keeps its name in Host."""
+    assert not trusted([("host", host)])
+
+
+def test_missing_or_duplicate_host_is_rejected() -> None:
+    assert not trusted([])
+    assert not trusted([HOST, HOST])
+
+
+@pytest.mark.parametrize(
+    "name",
+    """forwarded Forwarded FORWARDED x-forwarded-for X-Forwarded-For x-forwarded-host x-forwarded-proto X-FORWARDED-ANY
+    via Via cf-connecting-ip CF-Ray cf-visitor ngrok-trace-id Ngrok-Skip-Browser-Warning NGROK-X""".split(),
+)
+def test_what_was_forwarded_is_not_direct(name: str) -> None:
+    """Tunnels and proxies reach us over loopback and say so in one of these; an empty value says it as well."""
+    assert not trusted([HOST, (name, "1")])
+    assert not trusted([HOST, (name, "")])
+
+
+@pytest.mark.parametrize("name", ["forward", "viaduct", "x-cf-ray", "cfray", "forwarded-not", "x-request-id"])
+def test_other_headers_say_nothing(name: str) -> None:
+    assert trusted([HOST, (name, "1")])
+
+
+@pytest.mark.parametrize(
+    ("site", "expected"),
+    [("cross-site", False), ("same-site", False), ("Cross-Site", False), ("junk", False), ("", False),
+     ("same-origin", True), ("none", True)],
+)  # fmt: skip
+def test_a_browser_says_which_site_sent_it(site: str, expected: bool) -> None:
+    assert trusted([HOST, ("sec-fetch-site", site)]) is expected
+    assert not trusted([HOST, ("Sec-Fetch-Site", "none"), ("sec-fetch-site", "cross-site")])
+
+
+@pytest.mark.parametrize(
+    ("origin", "expected"),
+    [
+        ("http://127.0.0.1:8000", True),
+        ("HTTP://127.0.0.1:8000", True),
+        ("https://app.example.com", True),
+        ("https://127.0.0.1:8000", False),
+        ("http://127.0.0.1:3000", False),
+        ("http://127.0.0.1", False),
+        ("http://localhost:8000", False),
+        ("http://app.example.com", False),
+        ("https://app.example.com.evil.com", False),
+        ("https://app.example.com/", False),
+        ("null", False),
+        ("", False),
+        ("file://", False),
+    ],
+)
+def test_a_page_elsewhere_is_not_this_machine(origin: str, expected: bool) -> None:
+    """`null` is what sandboxed frames and local files send: any page."""
+    settings: dict[str, Any] = {"cors_origins": ("https://app.example.com",)}
+    assert trusted([HOST, ("origin", origin)], **settings) is expected
+    assert not trusted([HOST, ("origin", origin), ("Origin", "https://evil.com")], **settings)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (f"Bearer {KEY}", True),
+        (f"bearer {KEY}", True),
+        (f"BEARER   {KEY} ", True),
+        (f"Bearer {KEY}x", False),
+        (f"Bearer {KEY[:-1]}", False),
+        (f"Basic {KEY}", False),
+        (KEY, False),
+        ("Bearer", False),
+        ("Bearer ", False),
+        (f"Bearer {KEY} {KEY}", False),
+        (f"Bearer {KEY},Bearer {KEY}", False),
+        ("Bearer \u00ff\u00fe", False),
+        ("", False),
+    ],
+)
+def test_a_known_key_is_trusted_from_anywhere(value: str, expected: bool) -> None:
+    headers = [("host", "public.example.com"), ("x-forwarded-for", "8.8.8.8"), ("Authorization", value)]
+    assert trusted(headers, peer="8.8.8.8", api_keys=("another-key-of-somebody", KEY)) is expected
+
+
+def test_duplicate_authorization_is_rejected() -> None:
+    """A proxy in front may have checked either of them."""
+    two = [HOST, ("authorization", f"Bearer {KEY}"), ("Authorization", f"Bearer {KEY}")]
+    assert not trusted(two, api_keys=(KEY,))
+
+
+def test_with_a_key_configured_this_machine_needs_it_too() -> None:
+    assert not trusted([HOST], api_keys=(KEY,))
+
+
+def test_keys_outside_ascii_work() -> None:
+    key = "schlüssel-für-alle-fälle"
+    header = f"Bearer {key}".encode().decode("latin-1")
+    assert trusted([HOST, ("authorization", header)], api_keys=(key,))
+
+
+def test_anonymous_access_trusts_all_callers() -> None:
+    assert trusted([("host", "evil.com"), ("via", "1")], peer="8.8.8.8", allow_anonymous=True)
+
+
+def test_names_distinguish_callers_and_hold_no_key() -> None:
+    """They are kept in the database, so a key must not be found out from them."""
+    known = access(api_keys=(KEY, "another-key-of-somebody"))
+    first = known.authenticate(request(HOST, ("authorization", f"Bearer {KEY}"))).name
+    second = known.authenticate(request(HOST, ("authorization", "Bearer another-key-of-somebody"))).name
+    assert first != second
+    assert first.startswith("key:")
+    assert len(first) == len("key:") + 8
+    assert access().authenticate(request(HOST)).name == "local"
+    assert access(allow_anonymous=True).authenticate(request()).name == "anonymous"
+    other_house = Authenticator(load_settings(env_file=None, api_keys=(KEY,)), b"another-secret")
+    assert other_house.authenticate(request(("authorization", f"Bearer {KEY}"))).name != first
+
+
+def test_the_refusal_names_the_cure() -> None:
+    with pytest.raises(ApiError, match="BROKER_API_KEYS") as caught:
+        require_trusted(access().authenticate(request()))
+    assert caught.value.status == 401
+
+
+PATH_VALUES = {
+    "/api/task/": f"task_{'0' * 32}",
+    "/api/batch/": f"batch_{'0' * 32}",
+    "/api/callbacks/": f"hook_{'0' * 24}",
+    "/api/deliveries/": f"evt_{'0' * 32}",
+    "/uploads/images/": f"generated_{'0' * 32}.png",
+    "/uploads/references/": f"reference_{'0' * 32}.png",
+    "/api/webhook/": "kie",
+    "/docs/": "start.js",
+}
+PUBLIC = """GET /health · GET /api/task/{id} · GET /api/task/{id}/events · GET /api/batch/{id} ·
+    GET /uploads/images/{name} · GET /uploads/references/{name}"""
+PROVIDER = """GET /api/webhook/nano-banana · POST /api/webhook/nano-banana · GET /api/webhook/{provider} ·
+    POST /api/webhook/{provider}"""
+
+
+def sample_path(endpoint: Endpoint) -> str:
+    """A path of the endpoint with ids that exist nowhere."""
+    value = next((value for start, value in PATH_VALUES.items() if endpoint.path.startswith(start)), "")
+    return re.sub(r"\{[a-z]+\}", value, endpoint.path)
+
+
+async def test_the_router_enforces_the_declared_access(tmp_path: Path) -> None:
+    """Also before the body is read: the requests have none."""
+    async with open_api(tmp_path) as house:
+        forwarded = {"X-Forwarded-For": "8.8.8.8"}
+        for endpoint in endpoints_of(house):
+            method, path = endpoint.method, sample_path(endpoint)
+            answer = await house.client.request(method, path, headers=forwarded)
+            if endpoint.access in {"caller", "admin"}:
+                assert answer.status_code == 401, path
+                assert answer.headers["www-authenticate"] == "Bearer"
+                assert answer.json()["code"] == "unauthorized"
+                assert "BROKER_API_KEYS" in answer.json()["error"]
+                assert (await house.client.request(method, path)).status_code != 401, path
+            else:
+                assert answer.status_code in {200, 400, 404}, path
+
+
+async def test_only_the_routes_of_the_contract_are_open(tmp_path: Path) -> None:
+    """A route that is declared public by mistake fails here."""
+    async with open_api(tmp_path) as house:
+        for access, lines in (("public", PUBLIC), ("provider", PROVIDER)):
+            declared = {f"{one.method} {one.path}" for one in endpoints_of(house) if one.access == access}
+            assert declared == {line.strip() for line in lines.split("·")}
+
+
+async def test_a_key_opens_and_two_do_not(tmp_path: Path) -> None:
+    async with open_api(tmp_path, api_keys=(KEY,)) as house:
+        assert (await house.client.get("/api/tasks")).status_code == 401
+        right = ("Authorization", f"Bearer {KEY}")
+        assert (await house.client.get("/api/tasks", headers=[right])).status_code == 200
+        assert (await house.client.get("/api/tasks", headers=[right, right])).status_code == 401
+
+
+async def test_a_stranger_is_refused_before_the_body_is_read(tmp_path: Path) -> None:
+    """Otherwise any client could fill the disk with uploads."""
+    async with open_api(tmp_path, sockets=True) as house:
+        head = (
+            f"POST /api/generate/image HTTP/1.1\r\nHost: evil.example:{house.port}\r\nContent-Length: 99999999\r\n"
+            "Content-Type: multipart/form-data; boundary=x\r\nConnection: close\r\n\r\n"
+        )
+        answer = await house.raw(head.encode())
+        assert answer.startswith(b"HTTP/1.1 401 ")

@@ -1,0 +1,127 @@
+"""The delivery log over HTTP: what is listed, how, and what is not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from broker.net.fetcher import Fetcher
+from storage.deliveries import Delivery, Fate
+from tests.support.api import ApiHouse, a_task, open_api
+
+pytestmark = pytest.mark.anyio
+
+NOW = 1_790_000_000.0
+KEYS = {
+    "id", "taskId", "type", "url", "outcome", "attempts", "lastStatus", "reason", "createdAt", "nextAt", "deliveredAt",
+}  # fmt: skip
+
+
+async def add(house: ApiHouse, number: int, **changes: Any) -> Delivery:
+    """One that no process will send."""
+    more = {"created_at": NOW + number // 3, "ended_at": 9e9, **changes}
+    return await house.add_delivery(a_task(NOW, number=number), **more)
+
+
+async def test_pages_have_every_delivery_once_newest_first(tmp_path: Path) -> None:
+    async with open_api(tmp_path) as house:
+        added = [await add(house, number) for number in range(23)]
+        seen: list[str] = []
+        cursor: str | None = ""
+        while cursor is not None:
+            answer = await house.client.get("/api/deliveries", params={"limit": "5", "cursor": cursor})
+            document = answer.json()
+            seen += [one["id"] for one in document["data"]]
+            cursor = document["nextCursor"]
+        newest = sorted(added, key=lambda one: (one.created_at, one.id), reverse=True)
+        assert seen == [one.id for one in newest]
+
+
+async def test_a_list_is_of_one_task_or_one_outcome(tmp_path: Path) -> None:
+    async with open_api(tmp_path) as house:
+        await add(house, 1, outcome=Fate.FAILED)
+        await add(house, 2)
+        await add(house, 3, task_id=f"task_{1:032x}")
+
+        async def listed(**params: str) -> list[str]:
+            answer = await house.client.get("/api/deliveries", params=params)
+            return [one["id"][-1] for one in answer.json()["data"]]
+
+        assert await listed(outcome="failed") == ["1"]
+        assert await listed(outcome="delivered") == ["3", "2"]
+        assert await listed(task=f"task_{1:032x}") == ["3", "1"]
+        assert await listed(task=f"task_{1:032x}", outcome="delivered") == ["3"]
+        assert await listed(task="task_unknown") == []
+
+
+async def test_a_list_shows_neither_body_nor_secret_of_the_receiver(tmp_path: Path) -> None:
+    async with open_api(tmp_path) as house:
+        delivery = await add(house, 1, last_status=500, reason="HTTP 500", tries=3)
+        answer = await house.client.get("/api/deliveries")
+        (listed,) = answer.json()["data"]
+        assert set(listed) == KEYS
+        one = await house.client.get(f"/api/deliveries/{delivery.id}")
+        assert set(one.json()["data"]) == KEYS | {"tries", "body"}
+        assert listed["url"] == "https://hooks.example.com/x"
+        assert (listed["attempts"], listed["lastStatus"], listed["reason"]) == (3, 500, "HTTP 500")
+        assert "of-the-receiver" not in answer.text + one.text
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ({"outcome": "lost"}, "outcome"),
+        ({"task": "a\x00b"}, "task"),
+        ({"limit": "0"}, "limit"),
+        ({"limit": "x"}, "limit"),
+        ({"cursor": "x"}, "cursor"),
+        ({"cursor": "MTc5MDAwMDAwMC4wIHRhc2tfMDA"}, "cursor"),
+    ],
+)
+async def test_a_wrong_question_names_its_field(tmp_path: Path, query: dict[str, str], field: str) -> None:
+    async with open_api(tmp_path) as house:
+        answer = await house.client.get("/api/deliveries", params=query)
+        assert (answer.status_code, answer.json()["field"]) == (400, field)
+
+
+@pytest.mark.parametrize("name", ["evt_" + "0" * 32, "evt_", "x", "evt_" + "G" * 32, "%00", "task_" + "0" * 32])
+async def test_what_is_not_there_is_not_found(tmp_path: Path, name: str) -> None:
+    async with open_api(tmp_path) as house:
+        for method, path in (("GET", f"/api/deliveries/{name}"), ("POST", f"/api/deliveries/{name}/replay")):
+            answer = await house.client.request(method, path)
+            assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+
+
+async def test_the_same_key_for_another_address_is_another_order(tmp_path: Path) -> None:
+    """And the first answer is given again, even if the address is none that we would take today."""
+    async with open_api(tmp_path, callback_allow=("receiver",)) as house:
+        order = {"prompt": "a red bicycle", "callbackUrl": "http://receiver/hook?secret=of-the-receiver"}
+
+        async def create(**changes: str) -> Any:
+            headers = {"Idempotency-Key": "k"}
+            return await house.client.post("/api/generate/image", json={**order, **changes}, headers=headers)
+
+        first = await create()
+        assert first.status_code == 202
+        assert (await create(callbackUrl="http://receiver/other")).json()["code"] == "idempotency_mismatch"
+        orders = house.services.orders
+        house.mount(orders=replace(orders, planner=replace(orders.planner, caller_fetcher=Fetcher())))
+        assert (await create()).json()["taskId"] == first.json()["taskId"]
+        assert "of-the-receiver" not in (await house.client.get("/api/tasks")).text
+
+
+async def test_the_address_is_in_no_log(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    async with open_api(tmp_path, callback_allow=("127.0.0.1:9",), log_level="DEBUG") as house:
+        order = {"prompt": "a red bicycle", "callbackUrl": "http://127.0.0.1:9/hook?word=of-the-receiver"}
+        task_id = (await house.client.post("/api/generate/image", json=order)).json()["taskId"]
+        assert (await house.client.delete(f"/api/task/{task_id}")).status_code == 200
+        while True:
+            (listed,) = (await house.client.get("/api/deliveries")).json()["data"]
+            if listed["attempts"]:
+                break
+    out, err = capfd.readouterr()
+    assert "delivery_failed" in out + err
+    assert "of-the-receiver" not in out + err + repr(listed)

@@ -1,0 +1,299 @@
+"""Images by name: the right bytes, of a fixed type, that no browser takes for a page."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from broker.clock import iso
+from storage.images import StoredImage
+from storage.states import State
+from tests.support.api import ApiHouse, open_api, png
+from tests.support.servers.s3 import S3Server
+
+pytestmark = pytest.mark.anyio
+
+OWNER = "task_" + "1" * 32
+DATA = bytes(range(256)) * 40  # 10 240 bytes; the route does not read them
+FORWARDED = {"X-Forwarded-For": "8.8.8.8"}
+
+
+async def test_an_image_carries_all_guards(tmp_path: Path) -> None:
+    """Open to all clients that have the name; kept by browsers for as long as we keep it."""
+    async with open_api(tmp_path, retention_hours=2) as house:
+        image = await house.add_image(OWNER, DATA)
+        for method in ("GET", "HEAD"):
+            answer = await house.client.request(method, f"/uploads/images/{image.name}", headers=FORWARDED)
+            assert answer.status_code == 200
+            assert answer.content == (DATA if method == "GET" else b"")
+            assert answer.headers["content-type"] == "image/png"
+            assert answer.headers["content-length"] == str(len(DATA))
+            assert answer.headers["x-content-type-options"] == "nosniff"
+            assert answer.headers["content-security-policy"] == "default-src 'none'; sandbox"
+            assert answer.headers["cross-origin-resource-policy"] == "cross-origin"
+            assert answer.headers["referrer-policy"] == "no-referrer"
+            assert answer.headers["content-disposition"] == f'inline; filename="{image.name}"'
+            assert answer.headers["accept-ranges"] == "bytes"
+            assert answer.headers["etag"] == f'"{hashlib.sha256(DATA).hexdigest()}"'
+            match = re.fullmatch(r"private, max-age=([0-9]+), immutable", answer.headers["cache-control"])
+            assert match is not None
+            assert 7190 <= int(match[1]) <= 7200
+
+
+async def test_an_image_past_its_retention_is_not_kept_by_browsers(tmp_path: Path) -> None:
+    async with open_api(tmp_path) as house:
+        image = await house.add_image(OWNER, DATA)
+        await house.services.database.execute("UPDATE images SET created_at = 1.0")
+        answer = await house.client.get(f"/uploads/images/{image.name}")
+        assert answer.headers["cache-control"] == "private, no-cache"
+
+
+async def test_a_matching_etag_is_answered_with_304(tmp_path: Path) -> None:
+    async with open_api(tmp_path) as house:
+        image = await house.add_image(OWNER, DATA)
+        path, tag = f"/uploads/images/{image.name}", f'"{image.sha256}"'
+        for offered in (tag, f"W/{tag}", f'"x", {tag}', "*"):
+            answer = await house.client.get(path, headers={"If-None-Match": offered, "Range": "bytes=0-1"})
+            assert (answer.status_code, answer.content, answer.headers["etag"]) == (304, b"", tag)
+            assert answer.headers["content-security-policy"]
+        assert (await house.client.get(path, headers={"If-None-Match": '"x"'})).status_code == 200
+
+
+SIZE = len(DATA)
+
+
+RANGES: list[tuple[str, int, tuple[int, int] | None]] = [
+    ("bytes=0-0", 206, (0, 1)),
+    ("bytes=0-99", 206, (0, 100)),
+    ("bytes=100-", 206, (100, SIZE)),
+    ("bytes=-100", 206, (SIZE - 100, SIZE)),
+    (f"bytes={SIZE - 1}-", 206, (SIZE - 1, SIZE)),
+    ("bytes=5-99999999", 206, (5, SIZE)),
+    ("bytes= 5 - 9", 206, (5, 10)),
+    ("bytes=-99999999", 200, (0, SIZE)),
+    ("bytes=0-", 200, (0, SIZE)),
+    (f"bytes=0-{SIZE - 1}", 200, (0, SIZE)),
+    ("bytes=0-1,4-5", 200, (0, SIZE)),
+    ("bytes=" + "0-1," * 500 + "0-1", 200, (0, SIZE)),
+    ("items=0-1", 200, (0, SIZE)),
+    ("junk", 200, (0, SIZE)),
+    (f"bytes={SIZE}-", 416, None),
+    ("bytes=-0", 416, None),
+    ("bytes=9-5", 416, None),
+    ("bytes=-", 416, None),
+    ("bytes=", 416, None),
+    ("bytes=a-b", 416, None),
+    ("bytes=0x1-2", 416, None),
+    ("bytes=--1", 416, None),
+    ("bytes=" + "9" * 5000 + "-", 416, None),
+]
+
+
+async def test_ranges(tmp_path: Path) -> None:
+    """One range is served, several are the whole, and an unsatisfiable range is answered with the size."""
+    async with open_api(tmp_path) as house:
+        image = await house.add_image(OWNER, DATA)
+        for wish, status, part in RANGES:
+            answer = await house.client.get(f"/uploads/images/{image.name}", headers={"Range": wish})
+            assert answer.status_code == status, wish
+            told = answer.headers.get("content-range")
+            if part is None:
+                assert (answer.content, told) == (b"", f"bytes */{SIZE}"), wish
+            else:
+                assert answer.content == DATA[slice(*part)], wish
+                assert told == (f"bytes {part[0]}-{part[1] - 1}/{SIZE}" if status == 206 else None), wish
+
+
+async def test_a_look_at_the_head_alone_knows_no_ranges(tmp_path: Path) -> None:
+    async with open_api(tmp_path) as house:
+        task = await house.add(state=State.SUCCEEDED)
+        image = await house.add_image(task.id, DATA)
+        answer = await house.client.head(f"/uploads/images/{image.name}", headers={"Range": "bytes=0-9"})
+        assert (answer.status_code, answer.headers["content-length"]) == (200, str(len(DATA)))
+
+
+async def test_a_range_of_another_version_is_the_whole(tmp_path: Path) -> None:
+    async with open_api(tmp_path) as house:
+        image = await house.add_image(OWNER, DATA)
+        path = f"/uploads/images/{image.name}"
+        same = {"Range": "bytes=0-1", "If-Range": f'"{image.sha256}"'}
+        assert (await house.client.get(path, headers=same)).status_code == 206
+        assert (await house.client.get(path, headers={**same, "If-Range": '"other"'})).status_code == 200
+
+
+async def test_names_of_nothing(tmp_path: Path) -> None:
+    """Neither a path out of the folder, nor a result by the path of the references, nor what is in no table."""
+    async with open_api(tmp_path) as house:
+        result = await house.add_image(OWNER, png())
+        reference = await house.add_image(OWNER, png("red"), kind="reference")
+        wrong = [
+            f"/uploads/references/{result.name}",
+            f"/uploads/images/{reference.name}",
+            f"/uploads/images/{result.name}.html",
+            f"/uploads/images/{result.name.replace('.png', '.jpg')}",
+            f"/uploads/images/{result.name.upper()}",
+            f"/uploads/images/{result.name}%0a",
+            f"/uploads/images/{result.name}%00",
+            f"/uploads/images/generated_{'0' * 32}.png",
+            f"/uploads/images/{result.blob}",
+            "/uploads/images/",
+            "/uploads/images/..%2f..%2fbroker.db",
+            "/uploads/images/%2e%2e/%2e%2e/secret.key",
+            "/uploads/images/%ff.png",
+            "/uploads/images/" + "x" * 5000,
+            "/uploads/",
+        ]
+        for path in wrong:
+            answer = await house.client.get(path)
+            assert (answer.status_code, answer.json()["code"]) == (404, "not_found"), path
+        assert (await house.client.get(f"/uploads/references/{reference.name}")).content == png("red")
+
+
+async def test_a_row_without_its_bytes_is_not_found(tmp_path: Path) -> None:
+    async with open_api(tmp_path) as house:
+        image = await house.add_image(OWNER, DATA)
+        await house.services.blobs.delete(OWNER)
+        for method in ("GET", "HEAD"):
+            assert (await house.client.request(method, f"/uploads/images/{image.name}")).status_code == 404
+
+
+async def test_an_unknown_media_type_is_served_as_bytes(tmp_path: Path) -> None:
+    """Should a row ever say text/html, it is a download."""
+    async with open_api(tmp_path) as house:
+        image = await house.add_image(OWNER, b"<script>alert(1)</script>")
+        await house.services.database.execute("UPDATE images SET media_type = 'text/html'")
+        answer = await house.client.get(f"/uploads/images/{image.name}")
+        assert answer.headers["content-type"] == "application/octet-stream"
+
+
+async def test_readers_keep_what_they_read_when_it_is_deleted(tmp_path: Path) -> None:
+    """A client that disconnects half-way does not disturb the others."""
+    large = b"0123456789abcdef" * 2**18  # 4 MiB, more than any buffer on the way
+    async with open_api(tmp_path, sockets=True) as house:
+        image = await house.add_image(OWNER, large)
+        path = f"/uploads/images/{image.name}"
+        async with contextlib.AsyncExitStack() as stack:
+            streams = [await stack.enter_async_context(house.client.stream("GET", path)) for _ in range(3)]
+            await streams[0].aclose()
+            await house.services.blobs.delete(OWNER)
+            assert (await house.client.get(path)).status_code == 404
+            whole = await asyncio.gather(*(stream.aread() for stream in streams[1:]))
+        assert [hashlib.sha256(data).hexdigest() for data in whole] == [image.sha256] * 2
+
+
+async def test_a_result_in_a_bucket_is_fetched_from_there_if_the_operator_wants_that(
+    tmp_path: Path, s3_server: S3Server
+) -> None:
+    """With a link that is good for ten minutes; references go through us: a provider may not follow a redirect."""
+    bucket: dict[str, Any] = {
+        "blob_url": f"s3://{s3_server.new_bucket()}/images",
+        "s3_endpoint": s3_server.url,
+        "s3_access_key": "test",
+        "s3_secret_key": "test",
+        "blob_links": "presigned",
+    }
+    async with open_api(tmp_path, **bucket) as house:
+        image = await house.add_image(OWNER, DATA)
+        answer = await house.client.get(f"/uploads/images/{image.name}")
+        assert (answer.status_code, answer.headers["cache-control"]) == (307, "private, max-age=300")
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        async with httpx.AsyncClient() as anybody:
+            assert (await anybody.get(answer.headers["location"])).content == DATA
+        reference = await house.add_image(OWNER, DATA, kind="reference")
+        answer = await house.client.get(f"/uploads/references/{reference.name}")
+        assert (answer.status_code, answer.content) == (200, DATA)
+
+
+# -- what is known of an image beside its bytes
+
+
+async def about(house: ApiHouse, image: StoredImage, **headers: str) -> httpx.Response:
+    folder = "references" if image.kind == "reference" else "images"
+    return await house.client.get(f"/uploads/{folder}/{image.name}.json", headers=headers)
+
+
+async def test_the_metadata_names_the_tasks_of_an_image(tmp_path: Path) -> None:
+    async with open_api(tmp_path) as house:
+        task = await house.add(
+            state=State.SUCCEEDED, ended_at=1_790_000_000.0, aspect_ratio="1:1", resolution="2K", params={"seed": 7}
+        )
+        image = await house.add_image(task.id, DATA)
+        answer = await about(house, image)
+        assert (answer.status_code, answer.headers["cache-control"]) == (200, "no-store")
+        assert answer.json() == {
+            "success": True,
+            "data": {
+                "name": image.name,
+                "url": f"/uploads/images/{image.name}",
+                "width": 4,
+                "height": 4,
+                "bytes": len(DATA),
+                "mediaType": "image/png",
+                "sha256": image.sha256,
+                "thumbnail": f"/uploads/images/{image.name}?size=512",
+                "kind": "result",
+                "task": task.id,
+                "tasks": [task.id],
+                "prompt": "a banana",
+                "model": "nano-banana",
+                "mode": "text-to-image",
+                "aspectRatio": "1:1",
+                "resolution": "2K",
+                "steps": None,
+                "seed": 7,
+                "provider": "kie",
+                "createdAt": iso(image.created_at),
+                "expiresAt": "2026-09-22T14:13:20.000Z",
+            },
+        }
+
+
+async def test_the_sidecar_of_a_reference_names_all_orders_of_its_request(tmp_path: Path) -> None:
+    async with open_api(tmp_path) as house:
+        batch = f"batch_{1:032x}"
+        first, second, third = [await house.add(number=number, batch=batch) for number in (1, 2, 3)]
+        image = await house.add_image(batch.replace("batch_", "refs_"), DATA, kind="reference")
+        data = (await about(house, image)).json()["data"]
+        assert (data["tasks"], data["expiresAt"]) == ([first.id, second.id, third.id], None)
+        assert (data["kind"], data["url"]) == ("reference", f"/uploads/references/{image.name}")
+        await house.change(first, state=State.EXPIRED, prompt="", ended_at=1.0)
+        await house.change(second, state=State.FAILED, ended_at=1_790_000_000.0)
+        await house.change(third, state=State.FAILED, ended_at=1_790_000_060.0)
+        data = (await about(house, image)).json()["data"]
+        assert (data["task"], data["tasks"]) == (second.id, [second.id, third.id])
+        assert (data["prompt"], data["expiresAt"]) == ("a banana", "2026-09-22T14:14:20.000Z")
+
+
+async def test_the_sidecar_is_for_trusted_callers_only(tmp_path: Path) -> None:
+    """Images are shown around by their names; what was asked for is not."""
+    async with open_api(tmp_path) as house:
+        task = await house.add(state=State.SUCCEEDED, ended_at=1.0, prompt="a secret wish")
+        image = await house.add_image(task.id, DATA)
+        answer = await about(house, image, **FORWARDED)
+        assert (answer.status_code, "secret" in answer.text) == (401, False)
+        assert "secret" in (await about(house, image)).text
+
+
+async def test_sidecars_of_nothing(tmp_path: Path) -> None:
+    async with open_api(tmp_path) as house:
+        task = await house.add(state=State.SUCCEEDED, ended_at=1.0)
+        result = await house.add_image(task.id, DATA)
+        for path in (
+            f"/uploads/references/{result.name}.json",
+            f"/uploads/images/{result.name}.json.json",
+            f"/uploads/images/{result.name}x.json",
+            f"/uploads/images/generated_{'0' * 32}.png.json",
+            "/uploads/images/.json",
+            "/uploads/images/%2e%2e%2fbroker.json",
+        ):
+            answer = await house.client.get(path)
+            assert (answer.status_code, answer.json()["code"]) == (404, "not_found"), path
+        await house.change(task, state=State.EXPIRED, prompt="")
+        assert (await about(house, result)).status_code == 404

@@ -1,0 +1,229 @@
+"""Models and prices: a form can be built from the list, and nothing is ordered that its model does not take."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from broker.catalog import Model
+from broker.providers.registry import load_catalog
+from tests.api.test_api_create import BAD_JSON_VALUES, BAD_VALUES, CREATE, DATA_URI, PROMPT, check_refused
+from tests.support.api import ApiHouse, open_api, png
+from tests.support.clock import ManualClock
+
+pytestmark = pytest.mark.anyio
+
+CATALOG = load_catalog()
+TODAY = datetime(2026, 11, 20, tzinfo=UTC).timestamp()
+"""The day on which the catalog was written."""
+
+
+async def listed(house: ApiHouse) -> dict[str, Any]:
+    answer = await house.client.get("/api/models")
+    assert answer.status_code == 200
+    return {model["name"]: model for model in answer.json()["data"]}
+
+
+# -- the list
+
+
+async def test_the_list_says_what_a_form_needs(tmp_path: Path) -> None:
+    async with open_api(tmp_path, clock=ManualClock(TODAY)) as house:
+        document = (await house.client.get("/api/models")).json()
+        assert (document["success"], document["default"], document["provider"]) == (True, "nano-banana", "kie")
+        pro = (await listed(house))["nano-banana-pro"]
+        aliases = {alias["name"]: alias["until"] for alias in pro.pop("aliases")}
+        assert aliases["gemini-3-pro-image"] is None
+        assert aliases["gemini-3-pro-image-preview"] == "2026-06-25"
+        assert pro == {
+            "name": "nano-banana-pro",
+            "title": "Nano Banana Pro",
+            "default": False,
+            "available": True,
+            "status": "live",
+            "deprecatedOn": None,
+            "shutdownOn": None,
+            "instead": None,
+            "modes": ["text-to-image", "image-to-image"],
+            "aspectRatios": ["1:1", "2:3", "3:2", "3:4", "4:3", "4:5", "5:4", "9:16", "16:9", "21:9", "auto"],
+            "resolutions": ["1K", "2K", "4K"],
+            "outputFormats": ["png", "jpg"],
+            "maxReferences": 8,
+            "maxReferenceBytes": 10_485_760,
+            "promptLimit": 10_000,
+            "providers": [
+                {
+                    "name": "kie",
+                    "modes": ["text-to-image", "image-to-image"],
+                    "prices": {"1K": 18, "2K": 18, "4K": 24},
+                    "unit": "credits",
+                }
+            ],
+        }
+
+
+@pytest.mark.parametrize(
+    ("day", "status"), [((2026, 9, 17), "live"), ((2026, 9, 18), "deprecated"), ((2026, 10, 2), "retired")]
+)
+async def test_a_status_is_that_of_today(tmp_path: Path, day: tuple[int, int, int], status: str) -> None:
+    async with open_api(tmp_path, clock=ManualClock(datetime(*day, tzinfo=UTC).timestamp())) as house:
+        model = (await listed(house))["nano-banana"]
+        assert (model["status"], model["shutdownOn"]) == (status, "2026-10-02")
+        assert model["instead"] == "nano-banana-2-lite"
+
+
+async def test_the_list_knows_what_the_provider_in_use_has(tmp_path: Path) -> None:
+    """The older dialect sells one model, at an unknown price."""
+    async with open_api(tmp_path, api_url="http://127.0.0.1:9/nano-banana") as house:
+        models = await listed(house)
+        assert {name for name, model in models.items() if model["available"]} == {"nano-banana"}
+        offers = {offer["name"]: offer for offer in models["nano-banana"]["providers"]}
+        assert (offers["legacy"]["prices"], offers["legacy"]["unit"]) == ({}, None)
+        answer = await house.client.post(CREATE, json={**PROMPT, "model": "nano-banana-pro"})
+        await check_refused(house, "a model of another provider", answer, "unsupported_parameter")
+
+
+async def test_our_own_limit_counts_where_it_is_lower(tmp_path: Path) -> None:
+    async with open_api(tmp_path, max_file_size=20_000_000) as house:
+        models = await listed(house)
+        assert models["nano-banana"]["maxReferenceBytes"] == 10_485_760
+        assert models["nano-banana-pro"]["maxReferenceBytes"] == 20_000_000
+
+
+# -- names that their vendor took back
+
+
+@pytest.mark.parametrize("dry", [False, True])
+async def test_a_retired_name_is_served_with_a_warning(tmp_path: Path, dry: bool) -> None:
+    async with open_api(tmp_path, clock=ManualClock(TODAY)) as house:
+        order = {**PROMPT, "model": "models/Gemini-3-Pro-Image-Preview", "dryRun": dry}
+        answer = await house.client.post(CREATE, json=order)
+        document = answer.json()
+        assert answer.status_code == (200 if dry else 202)
+        sentence = "Google took the name gemini-3-pro-image-preview back on 2026-06-25. Use nano-banana-pro instead."
+        assert (document["data"] if dry else document)["warnings"] == [sentence]
+        assert answer.headers["warning"] == f'299 - "{sentence}"'
+
+
+async def test_a_model_with_dates_is_served_with_a_warning(tmp_path: Path) -> None:
+    """The end of the model and of the name are both announced, for the default model, too."""
+    async with open_api(tmp_path, clock=ManualClock(TODAY)) as house:
+        default = await house.client.post(CREATE, json=PROMPT)
+        assert "shut nano-banana (gemini-2.5-flash-image) down on 2026-10-02" in default.headers["warning"]
+        assert "Use nano-banana-2-lite instead" in default.headers["warning"]
+        both = await house.client.post(CREATE, json={**PROMPT, "model": "gemini-3.1-flash-image-preview"})
+        assert len(both.json()["warnings"]) == 2
+        assert both.headers["warning"].count("299 - ") == 2
+        live = await house.client.post(CREATE, json={**PROMPT, "model": "nano-banana-2-lite"})
+        assert live.json()["warnings"] == []
+        assert "warning" not in live.headers
+
+
+def test_before_a_date_nothing_is_warned_of() -> None:
+    early = datetime(2026, 6, 24, tzinfo=UTC).date()
+    assert [CATALOG.warnings(name, early) for model in CATALOG.models for name in model.names] == [()] * sum(
+        len(model.names) for model in CATALOG.models
+    )
+    deprecated = CATALOG.warnings(None, datetime(2026, 9, 18, tzinfo=UTC).date())
+    assert "to be shut down on 2026-10-02" in deprecated[0]
+
+
+def test_every_warning_fits_into_a_header() -> None:
+    late = datetime(2100, 1, 1, tzinfo=UTC).date()
+    told = [warning for model in CATALOG.models for name in model.names for warning in CATALOG.warnings(name, late)]
+    assert told
+    assert all(text.isascii() and text.isprintable() and '"' not in text and "\\" not in text for text in told)
+
+
+# -- refused before money is spent
+
+
+def outside(model: Model) -> Iterator[tuple[dict[str, Any], str, list[str]]]:
+    """A wish beyond each limit of a model, the field at fault, and what the refusal must name."""
+    yield {"prompt": "x" * (model.prompt_limit + 1)}, "prompt", [str(model.prompt_limit)]
+    yield {"aspectRatio": "7:5"}, "aspectRatio", list(model.aspect_ratios)
+    yield {"resolution": "8K"}, "resolution", list(model.resolutions)
+    yield {"outputFormat": "gif"}, "outputFormat", list(model.output_formats)
+    yield {"images": [DATA_URI] * (model.max_references + 1)}, "image", [str(model.max_references)]
+    yield {"mode": "video"}, "mode", ["text-to-image", "image-to-image"]
+    yield {"numberOfImages": 7}, "numberOfImages", ["1", "6"]
+
+
+@pytest.mark.parametrize("model", CATALOG.models, ids=lambda model: model.name)
+async def test_what_a_model_does_not_take_is_refused_and_leaves_nothing(tmp_path: Path, model: Model) -> None:
+    async with open_api(tmp_path) as house:
+        before = await house.left_behind()
+        for wish, field, accepted in outside(model):
+            for dry in (False, True):
+                order = {**PROMPT, "model": model.name, "dryRun": dry, **wish}
+                answer = await house.client.post(CREATE, json=order)
+                await check_refused(house, f"{model.name}: {wish}", answer)
+                assert (answer.status_code, answer.json()["field"]) == (400, field)
+                assert all(value in answer.json()["error"] for value in accepted), answer.text
+        assert await house.left_behind() == before
+
+
+async def test_an_unknown_model_names_its_neighbour_and_all_there_are(tmp_path: Path) -> None:
+    async with open_api(tmp_path) as house:
+        answer = await house.client.post(CREATE, json={**PROMPT, "model": "nano-bananna-pro"})
+        await check_refused(house, "a slip", answer, "unsupported_parameter")
+        assert 'Did you mean "nano-banana-pro"?' in answer.json()["error"]
+        assert all(model.name in answer.json()["error"] for model in CATALOG.models)
+
+
+async def test_an_image_too_large_for_its_model_is_refused(tmp_path: Path) -> None:
+    """However much the operator allows: the provider would refuse it after the order was made."""
+    big = png() + b"\0" * 10_485_760
+    async with open_api(tmp_path, max_file_size=30_000_000) as house:
+        for dry in ("false", "true"):
+            parts = [("image", ("a.png", big, "image/png"))]
+            answer = await house.client.post(CREATE, files=parts, data={**PROMPT, "dryRun": dry})
+            assert (answer.status_code, answer.json()["code"]) == (413, "payload_too_large"), answer.text
+            assert "10,485,760" in answer.json()["error"]
+
+
+# -- the dry run
+
+
+async def test_a_dry_run_says_what_all_images_cost(tmp_path: Path) -> None:
+    async with open_api(tmp_path) as house:
+        order = {**PROMPT, "model": "nano-banana-pro", "resolution": "4K", "numberOfImages": 3}
+        data = (await house.client.post(CREATE, json={**order, "dryRun": True})).json()["data"]
+        assert (data["price"], data["count"], data["total"], data["unit"]) == (24, 3, 72, "credits")
+        assert data["url"] == "http://127.0.0.1:9/api/v1/jobs/createTask"
+        assert data["json"]["input"]["resolution"] == "4K"
+        created = (await house.client.post(CREATE, json=order)).json()
+        assert created["estimate"] == {"price": 24, "count": 3, "total": 72, "unit": "credits"}
+        unknown = (await house.client.post(CREATE, json={**PROMPT, "model": "nano-banana-2-lite"})).json()
+        assert unknown["estimate"] == {"price": None, "count": 1, "total": None, "unit": "credits"}
+
+
+async def test_a_dry_run_refuses_what_an_order_would_be_refused_for(tmp_path: Path) -> None:
+    """Also for what is inside an image, and for addresses that we would not fetch from."""
+    wrong = [(name, value) for name, value, code in BAD_VALUES if code and "dry" not in name]
+    wrong += [(name, value) for name, value in BAD_JSON_VALUES if "dry" not in name]
+    async with open_api(tmp_path) as house:
+        before = await house.left_behind()
+        for name, value in wrong:
+            dry = await house.client.post(CREATE, json={**PROMPT, name: value, "dryRun": True})
+            wet = await house.client.post(CREATE, json={**PROMPT, name: value})
+            assert (dry.status_code, dry.json().get("code")) == (wet.status_code, wet.json().get("code")), (name, value)
+        assert await house.left_behind() == before
+
+
+async def test_a_dry_run_forgets_the_images_it_looked_at(tmp_path: Path) -> None:
+    async with open_api(tmp_path) as house:
+        before = await house.left_behind()
+        half = "data:image/png;base64," + base64.b64encode(png()[:60]).decode()
+        good = await house.client.post(CREATE, json={**PROMPT, "images": [DATA_URI], "dryRun": True})
+        bad = await house.client.post(CREATE, json={**PROMPT, "images": [DATA_URI, half], "dryRun": True})
+        link = await house.client.post(
+            CREATE, json={**PROMPT, "imageUrls": ["https://example.com/a.png"], "dryRun": True}
+        )
+        assert [answer.status_code for answer in (good, bad, link)] == [200, 400, 200]
+        assert await house.left_behind() == before

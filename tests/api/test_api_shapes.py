@@ -1,0 +1,326 @@
+"""One shape for everything that goes wrong, from every source; and what operators read."""
+
+from __future__ import annotations
+
+import json
+import re
+import traceback
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from starlette.requests import Request
+from structlog.testing import capture_logs
+
+from broker.api.http.responses import error_response, to_json
+from broker.errors import STATUS_OF, TASK_CODES, ApiError, FieldError
+from broker.i18n import LANGUAGES, Language, Messages, language_of
+from broker.server.protocol import ConnectionLimits
+from storage.errors import StorageError
+from storage.states import State
+from tests.support.api import ApiHouse, open_api
+from tests.support.clock import ManualClock
+
+pytestmark = pytest.mark.anyio
+
+MESSAGES = Messages.load()
+IMAGE = f"/uploads/images/generated_{'0' * 32}.png"
+CANARY = "canary-in-an-error-message"
+
+
+def a_request(language: str = "en") -> Request:
+    return Request({"type": "http", "headers": [(b"accept-language", language.encode())]})
+
+
+# -- the shape
+
+
+@pytest.mark.parametrize("code", sorted(STATUS_OF))
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_code_has_its_status_and_a_sentence_in_every_language(code: str, language: str) -> None:
+    answer = error_response(MESSAGES, a_request(language), ApiError(code, "What to do."), {})
+    document = json.loads(bytes(answer.body))
+    assert answer.status_code == STATUS_OF[code]
+    assert list(document) == ["success", "error", "code", "retryable"]
+    assert document["code"] == code
+    assert document["error"]
+    assert (language == "en") == document["error"].isascii()
+
+
+@pytest.mark.parametrize("code", sorted(TASK_CODES))
+def test_every_end_of_a_task_has_a_sentence_of_its_own(code: str) -> None:
+    told = {MESSAGES.get(code, language) for language in LANGUAGES}
+    assert len(told) == 3
+    assert not any("{" in sentence for sentence in told)
+
+
+def test_field_and_details_stand_beside_the_sentence() -> None:
+    complaints = [FieldError(field="a", message="A."), FieldError(field="b", message="B.")]
+    refusal = ApiError("invalid_request", "A.", field="a", details=complaints, retry_after=0.2, retryable=True)
+    answer = error_response(MESSAGES, a_request(), refusal, {})
+    document = json.loads(bytes(answer.body))
+    assert document["field"] == "a"
+    assert document["details"] == [{"field": "a", "message": "A."}, {"field": "b", "message": "B."}]
+    assert document["retryable"] is True
+    assert answer.headers["retry-after"] == "1"
+
+
+def test_sentences_that_are_missing_stop_the_start() -> None:
+    with pytest.raises(ValueError, match="is missing"):
+        Messages.load('[processing]\nen = "x"\nzh = "x"\nru = "x"')
+
+
+@pytest.mark.parametrize("key", sorted(MESSAGES.table))
+def test_a_sentence_says_the_same_in_every_language(key: str) -> None:
+    """One placeholder and no other; where a translation leaves the English detail out, all translations do."""
+    told = MESSAGES.table[key]
+    places = {language: re.findall(r"\{[^}]*\}", text) for language, text in told.items()}
+    assert all(found in ([], ["{detail}"]) for found in places.values())
+    assert places["zh"] == places["ru"]
+    assert places["en"] == ["{detail}"] or places["zh"] == []
+    assert re.search(r"[\u4e00-\u9fff]", told["zh"])
+    assert re.search(r"[\u0400-\u04ff]", told["ru"])
+    assert all(text == text.strip() and text[-1] in ".。}" for text in told.values())
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_an_end_says_whether_it_cost(language: Language) -> None:
+    for code in TASK_CODES:
+        ends = [MESSAGES.task_error(code, billed, language) for billed in ("yes", "no", "unknown")]
+        assert len(set(ends)) == 3
+        assert all(end.startswith(MESSAGES.get(code, language)) and "\n" not in end for end in ends)
+
+
+@pytest.mark.parametrize(
+    ("header", "language"),
+    [("", "en"), ("zh", "zh"), ("ZH-hans-CN", "zh"), ("ru-RU;q=0.5", "ru"), ("de,ru;q=0.1", "ru"), ("*", "en"),
+     ("ru;q=2", "en"), ("zh;q=0", "en"), ("en;q=0.5, ru;q=0.6", "ru"), (",,,;;q=,\x00", "en"), ("x" * 100_000, "en"),
+     ("zh;q=" + "9" * 1000, "en"), ("zhh", "en")],
+)  # fmt: skip
+def test_accept_language_is_read_leniently(header: str, language: str) -> None:
+    assert language_of(header) == language
+
+
+def test_a_lone_surrogate_does_not_break_a_response() -> None:
+    """A provider's words are stored as they came; an answer with them must still be JSON."""
+    assert json.loads(to_json({"a": "\ud800 ü"})) == {"a": "\ud800 ü"}
+
+
+# -- who notices it
+
+
+async def check(answer: httpx.Response, status: int, code: str) -> None:
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/json"
+    document = answer.json()
+    assert (document["success"], document["code"]) == (False, code)
+    assert isinstance(document["error"], str)
+    assert isinstance(document["retryable"], bool)
+
+
+async def test_paths_and_methods_that_do_not_exist(tmp_path: Path) -> None:
+    """Also with a slash at the end: a redirect would be made from whatever Host the caller names."""
+    async with open_api(tmp_path) as house:
+        for path in ("/", "/nope", "/api", "/api/task", "/api/task/", "/health/", "/api/task/x/y", "//health", "/%00"):
+            await check(await house.client.get(path), 404, "not_found")
+        wrong = {
+            ("POST", "/health"): "GET, HEAD",
+            ("PUT", f"/api/task/task_{'0' * 32}"): "DELETE, GET, HEAD",
+            ("GET", "/api/generate/image"): "POST",
+            ("PATCH", "/api/webhook/nano-banana"): "GET, HEAD, POST",
+            ("OPTIONS", "/api/tasks"): "GET, HEAD",
+            ("TRACE", "/health"): "GET, HEAD",
+            ("BREW", IMAGE): "GET, HEAD",
+        }
+        for (method, path), allowed in wrong.items():
+            answer = await house.client.request(method, path)
+            await check(answer, 405, "invalid_request")
+            assert answer.headers["allow"] == allowed
+        assert (await house.client.head("/health")).status_code == 200
+
+
+async def test_a_large_body_is_rejected_before_it_is_read(tmp_path: Path) -> None:
+    async with open_api(tmp_path, sockets=True, max_file_size=1000) as house:
+        most = 14 * 1000 + 2 * 2**20
+        big = b'{"prompt":"' + b"x" * most + b'"}'
+        answer = await house.client.post(
+            "/api/generate/image", content=big, headers={"content-type": "application/json"}
+        )
+        await check(answer, 413, "payload_too_large")
+        head = b"POST /api/generate/image HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        announced = await house.raw(head + b"Connection: close\r\nContent-Length: 999999999\r\n\r\n")
+        assert announced.startswith(b"HTTP/1.1 413 ")
+
+
+class Broken:
+    """Stands where the broker keeps its images, and fails with the given error."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    async def named(self, _: str) -> None:
+        raise self._error
+
+
+async def test_a_store_in_trouble_is_temporary(tmp_path: Path) -> None:
+    async with open_api(tmp_path) as house:
+        house.mount(images=Broken(StorageError(CANARY)))
+        answer = await house.client.get(IMAGE)
+        await check(answer, 503, "unavailable")
+        assert answer.json()["retryable"] is True
+        assert answer.headers["retry-after"] == "5"
+        assert CANARY not in answer.text
+
+
+async def test_an_unforeseen_error_is_answered_without_details(tmp_path: Path) -> None:
+    """Neither the answer nor the log repeats an error's text: it may hold what a caller sent."""
+    with capture_logs() as lines:
+        async with open_api(tmp_path) as house:
+            house.mount(images=Broken(KeyError(CANARY)))
+            await check(await house.client.get(IMAGE), 500, "internal_error")
+            assert (await house.client.get("/health")).status_code == 200
+    (line,) = (line for line in lines if line["action"] == "request_failed")
+    logged = "".join(traceback.format_exception(*line["exc_info"]))
+    assert "KeyError" in logged
+    assert "api/images.py" in logged
+    assert CANARY not in logged
+    assert CANARY not in str(lines)
+
+
+class HalfReading:
+    """A blob whose disk fails in the middle."""
+
+    def __init__(self) -> None:
+        self.closed = False
+
+    def __aiter__(self) -> HalfReading:
+        return self
+
+    async def __anext__(self) -> bytes:
+        raise OSError(5, CANARY)
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+
+async def test_an_answer_that_breaks_in_the_middle_is_cut_off(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Half an image must not look like a whole one; and a second response must not follow the first."""
+    reading = HalfReading()
+
+    class Blobs:
+        async def link(self, *_: Any) -> None:
+            return None
+
+        async def open(self, *_: Any) -> HalfReading:
+            return reading
+
+    async with open_api(tmp_path, sockets=True, parts=lambda _: {"blobs": Blobs()}) as house:
+        image = await house.add_image("task_x", b"x" * 100)
+        with pytest.raises(httpx.RemoteProtocolError):
+            await house.client.get(f"/uploads/images/{image.name}")
+        assert reading.closed
+    assert "Exception in ASGI application" not in caplog.text
+
+
+# -- other web sites
+
+
+ORIGIN = "https://app.example.com"
+
+
+async def preflight(house: ApiHouse, origin: str, headers: str = "authorization,idempotency-key") -> httpx.Response:
+    wish = {
+        "Origin": origin,
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": headers,
+    }
+    return await house.client.options("/api/generate/image", headers=wish)
+
+
+async def test_only_exact_origins_may_read(tmp_path: Path) -> None:
+    async with open_api(tmp_path, cors_origins=(ORIGIN,)) as house:
+        allowed = await preflight(house, ORIGIN)
+        assert allowed.status_code == 200
+        assert allowed.headers["access-control-allow-origin"] == ORIGIN
+        for origin in ("null", f"{ORIGIN}.evil.com", "https://evil.com", ORIGIN.upper(), f"{ORIGIN}/", "http://app.example.com",
+                       "https://xapp.example.com", "*", f"{ORIGIN}:443"):  # fmt: skip
+            refused_one = await preflight(house, origin)
+            assert refused_one.status_code == 400, origin
+            assert "access-control-allow-origin" not in refused_one.headers
+            answer = await house.client.get("/health", headers={"Origin": origin})
+            assert "access-control-allow-origin" not in answer.headers
+        answer = await house.client.get("/nope", headers={"Origin": ORIGIN})
+        assert answer.headers["access-control-allow-origin"] == ORIGIN
+        assert answer.headers["access-control-expose-headers"] == "ETag, Retry-After, Location, Warning, X-Request-ID"
+        assert "access-control-allow-credentials" not in answer.headers
+        assert "Origin" in answer.headers["vary"]
+
+
+async def test_without_origins_cors_is_off(tmp_path: Path) -> None:
+    async with open_api(tmp_path) as house:
+        assert (await preflight(house, ORIGIN)).status_code == 405
+        answer = await house.client.get("/health", headers={"Origin": ORIGIN})
+        assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+# -- operators
+
+
+async def test_ready_names_the_part_to_blame(tmp_path: Path) -> None:
+    async with open_api(tmp_path) as house:
+        ready = await house.client.get("/ready")
+        assert ready.status_code == 200
+        assert ready.json() == {
+            "status": "ready",
+            "checks": dict.fromkeys(("database", "blobs", "worker", "server"), "ok"),
+        }
+
+        class Full:
+            async def check(self) -> None:
+                raise StorageError("the disk is full: free some space")
+
+        house.mount(blobs=Full(), clock=ManualClock(9e9))
+        answer = await house.client.get("/ready")
+        await check(answer, 503, "unavailable")
+        checks = answer.json()["checks"]
+        assert checks["database"] == "ok"
+        assert "free some space" in checks["blobs"]
+        assert "30 seconds" in checks["worker"]
+
+
+async def test_metrics_count_tasks_and_refusals(tmp_path: Path) -> None:
+    async with open_api(tmp_path) as house:
+        await house.add(number=1)
+        await house.add(number=2, state=State.SUCCEEDED, ended_at=5.0)
+        await house.client.get("/api/task/unknown")
+        page = await house.client.get("/metrics")
+        assert page.headers["content-type"].startswith("text/plain")
+        assert 'broker_tasks{state="waiting"} 1.0' in page.text
+        assert 'broker_tasks{state="failed"} 0.0' in page.text
+        assert 'broker_request_errors_total{code="task_not_found"} 1.0' in page.text
+
+
+async def test_cookies_are_never_parsed(tmp_path: Path) -> None:
+    """One cookie of 15 kB would stop the server for seconds: Python 3.11.7 reads them in quadratic time."""
+    async with open_api(tmp_path) as house:
+        cookie = {"Cookie": 'a="' + "\\" * 15_000 + '"'}
+        for path in ("/health", "/api/tasks", "/api/task/x", IMAGE, "/ready", "/api/webhook/kie"):
+            assert (await house.client.get(path, headers=cookie, timeout=2)).status_code in {200, 404}
+
+
+async def endless() -> AsyncIterator[bytes]:
+    while True:
+        yield b"x" * 65536
+
+
+async def test_an_endless_body_is_cut_off(tmp_path: Path) -> None:
+    """Also where the answer is given without reading it."""
+    async with open_api(tmp_path, limits=ConnectionLimits(head_seconds=0.3), max_file_size=1000) as house:
+        headers = {"content-type": "application/json"}
+        try:
+            answer = await house.client.post("/api/generate/image", content=endless(), headers=headers)
+        except httpx.HTTPError:
+            return
+        assert answer.status_code == 413

@@ -1,0 +1,86 @@
+"""The request log: one line with an id per request, without queries, and routine requests at DEBUG only."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import MutableMapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.contextvars import merge_contextvars
+from structlog.testing import capture_logs
+
+from storage.states import State
+from tests.support.api import open_api, png
+
+pytestmark = pytest.mark.anyio
+
+Lines = list[MutableMapping[str, Any]]
+UNKNOWN = f"/api/task/task_{'0' * 32}"
+
+
+def request_lines(lines: Lines) -> Lines:
+    return [line for line in lines if line["action"] == "request"]
+
+
+async def test_each_request_is_one_line_with_its_id(tmp_path: Path) -> None:
+    with capture_logs(processors=[merge_contextvars]) as lines:
+        async with open_api(tmp_path) as house:
+            answer = await house.client.post("/api/generate/image", json={"prompt": "canary"})
+    (line,) = request_lines(lines)
+    assert (line["method"], line["path"], line["status"]) == ("POST", "/api/generate/image", 202)
+    assert (line["operation"], line["log_level"]) == ("createImage", "info")
+    assert re.fullmatch("[0-9a-f]{16}", line["request_id"])
+    assert answer.headers["x-request-id"] == line["request_id"]
+    (created,) = (line for line in lines if line["action"] == "task_created")
+    assert created["request_id"] == line["request_id"]
+    assert "canary" not in str(lines)
+
+
+@pytest.mark.parametrize(
+    ("given", "is_taken"),
+    [("abc-1.2_3", True), ("x" * 64, True), ("x" * 65, False), ("", False), ("a b", False), ("a\u00ffb", False)],
+)
+async def test_a_plain_request_id_is_taken(tmp_path: Path, given: str, is_taken: bool) -> None:
+    async with open_api(tmp_path) as house:
+        answer = await house.client.get("/health", headers=[(b"x-request-id", given.encode("latin-1"))])
+        twice = await house.client.get("/health", headers=[("x-request-id", "a"), ("x-request-id", "b")])
+    assert (answer.headers["x-request-id"] == given) is is_taken
+    assert twice.headers.get_list("x-request-id")[0] not in {"a", "b"}
+
+
+async def test_polls_health_and_images_are_logged_at_debug_only(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.DEBUG, "broker"), capture_logs() as lines:
+        async with open_api(tmp_path) as house:
+            task = await house.add(state=State.SUCCEEDED, ended_at=house.services.clock.now())
+            image = await house.add_image(task.id, png())
+            for path in (f"/api/task/{task.id}", f"/api/batch/{task.batch}", f"/uploads/images/{image.name}"):
+                answer = await house.client.get(path)
+                assert answer.status_code in {200, 404}
+            etag = (await house.client.get(f"/api/task/{task.id}")).headers["etag"]
+            await house.client.get(f"/api/task/{task.id}", headers={"If-None-Match": etag})
+            await house.client.get("/health")
+            await house.client.get(UNKNOWN)
+            page = (await house.client.get("/metrics")).text
+    levels = [(line["operation"], line["status"], line["log_level"]) for line in request_lines(lines)]
+    assert ("getTask", 200, "debug") in levels
+    assert ("getTask", 304, "debug") in levels
+    assert ("getImage", 200, "debug") in levels
+    assert ("health", 200, "debug") in levels
+    assert ("getTask", 404, "info") in levels
+    assert 'broker_http_requests_total{operation="getTask",status="304"} 1.0' in page
+
+
+async def test_queries_are_not_logged(tmp_path: Path) -> None:
+    """Keys and tokens are in them. Control characters of a path stay encoded."""
+    with capture_logs() as lines:
+        async with open_api(tmp_path) as house:
+            await house.client.post("/api/webhook/kie?task=x&token=canary", content=b"{}")
+            await house.client.get("/%0Aodd?key=canary")
+    assert [line["path"] for line in request_lines(lines)] == ["/api/webhook/kie", "/%0Aodd"]
+    assert [line["operation"] for line in request_lines(lines)] == ["receiveProviderCallback", "unmatched"]
+    assert "canary" not in str(lines)

@@ -1,0 +1,453 @@
+"""Faults of Postgres and of the connection to it: every acknowledged task ends as it should, submitted once."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from broker.sandbox.options import Options
+from broker.sandbox.server import serve_sandbox
+from broker.settings import Settings
+from storage.attempts import Attempts
+from storage.errors import StorageError
+from storage.sql.database import Stale, Statement
+from storage.sql.migrate import SchemaTooNew, migrations, missing, upgrade
+from storage.sql.postgres import PostgresDatabase
+from storage.sql.postgres_errors import BROKEN
+from storage.states import State
+from storage.tasks import Tasks
+from tests.integration.storage.test_tasks import a_task
+from tests.support import samples
+from tests.support.brokers import House, open_house
+from tests.support.faulty_postgres import Cable, When, cable
+from tests.support.process import free_port, until
+from tests.support.servers import postgres as servers
+from tests.support.servers.postgres import Postgres
+
+pytestmark = pytest.mark.anyio
+
+NOW = 1_000.0
+ADD = "INSERT INTO notes (id, n) VALUES (:id, 0)"
+BUMP = "UPDATE notes SET n = n + 1 WHERE id = :id"
+
+
+def through(port: int, url: str) -> str:
+    """The same database by another way."""
+    return f"postgresql://postgres@127.0.0.1:{port}/{url.rpartition('/')[2]}"
+
+
+@asynccontextmanager
+async def broken(postgres: Postgres, url: str, when: When) -> AsyncIterator[tuple[PostgresDatabase, Cable]]:
+    """A database whose line breaks at the next moment at which something would become durable."""
+    async with (
+        cable(postgres.port, when, fuse=1, armed=False) as line,
+        PostgresDatabase(through(line.port, url)) as database,
+    ):
+        await database.check()  # by then it also hears the others, and says nothing by itself
+        line.moments, line.armed = 0, True
+        yield database, line
+        assert line.cut
+
+
+# -- a line that breaks
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("statements", [1, 3])
+async def test_a_transaction_whose_line_breaks_happens_once(postgres: Postgres, when: When, statements: int) -> None:
+    url = await postgres.fresh()
+    async with PostgresDatabase(url) as direct:
+        await direct.execute("CREATE TABLE notes (id TEXT PRIMARY KEY, n BIGINT)")
+    async with broken(postgres, url, when) as (database, _):
+        adding = [Statement(sql=ADD, params={"id": "a"}), *[Statement(sql=BUMP, params={"id": "a"})] * (statements - 1)]
+        outcomes = await database.transact(*adding)
+        assert [outcome.count for outcome in outcomes] == [1] * statements
+        assert await database.fetch("SELECT n FROM notes") == [{"n": statements - 1}]
+
+
+async def test_a_key_that_was_there_before_is_still_an_error(postgres: Postgres) -> None:
+    """A doubtful commit must not make a real conflict look like a success."""
+    url = await postgres.fresh()
+    async with PostgresDatabase(url) as direct:
+        await direct.execute("CREATE TABLE notes (id TEXT PRIMARY KEY, n BIGINT)")
+        await direct.execute(ADD, id="a")
+    async with broken(postgres, url, "before") as (database, line):
+        line.armed = False
+        with pytest.raises(StorageError):
+            await database.execute(ADD, id="a")
+        line.moments, line.armed = 0, True
+        await database.execute(BUMP, id="a")
+
+
+async def test_of_two_who_compare_and_set_one_wins_however_the_line_breaks(postgres: Postgres) -> None:
+    url = await postgres.fresh()
+    async with PostgresDatabase(url) as direct:
+        await upgrade(direct, NOW)
+        task, rows = a_task(state=State.WAITING), Tasks(direct)
+        await direct.transact(rows.adding(task))
+        async with broken(postgres, url, "after") as (database, _):
+            with pytest.raises(Stale):  # it had happened; the caller reads again, and finds its own change
+                await database.transact(
+                    rows.saving(task, tries=7), Attempts(database).update_attempt(task.id, 1, outcome="accepted")
+                )
+        row = await rows.get(task.id)
+        assert row is not None
+        assert (row.tries, row.version) == (7, task.version + 1)
+
+
+@pytest.mark.parametrize(
+    ("when", "fuses"),
+    [
+        pytest.param("after", range(1, 72, 9), id="after some commits"),
+        pytest.param("before", range(1, 72), id="before any commit", marks=pytest.mark.faults),
+        pytest.param("after", range(1, 72), id="after any commit", marks=pytest.mark.faults),
+    ],
+)
+async def test_connection_cut_at_any_commit_only_delays_the_task(
+    tmp_path: Path, postgres: Postgres, when: When, fuses: range
+) -> None:
+    """Whatever is cut off, once, at each moment that a life has: the order is made once and comes home."""
+    places = asyncio.Semaphore(8)
+
+    async def life(fuse: int) -> bool:
+        async with places:
+            return await _life(tmp_path / str(fuse), postgres, when, fuse)
+
+    cuts = await asyncio.gather(*(life(fuse) for fuse in fuses))
+    assert sum(cuts) > len(fuses) / 2, "a life has many such moments"
+
+
+async def _life(folder: Path, postgres: Postgres, when: When, fuse: int) -> bool:
+    url = await postgres.fresh()
+    async with (
+        cable(postgres.port, when, fuse, armed=False) as line,
+        open_house(folder, database_url=through(line.port, url)) as house,
+    ):
+        line.moments, line.armed = 0, True
+        task_id = await house.order("a red bicycle")
+        data = await house.end(task_id)
+        line.armed = False
+        assert (data["status"], len(await house.jobs())) == ("completed", 1), (fuse, data)
+        return line.cut
+
+
+@pytest.mark.parametrize("when", [pytest.param("before", marks=pytest.mark.faults), "after"])
+async def test_an_order_with_a_key_and_references_survives_a_broken_line(
+    tmp_path: Path, postgres: Postgres, when: When
+) -> None:
+    """The answer is that of the first try, and the references are not cleaned away as if the order did not exist."""
+    picture = samples.plain_png()
+    for fuse in range(1, 7):
+        url = await postgres.fresh()
+        async with (
+            cable(postgres.port, when, fuse, armed=False) as line,
+            open_house(tmp_path / str(fuse), database_url=through(line.port, url)) as house,
+        ):
+            line.moments, line.armed = 0, True
+            answer = await house.client.post(
+                "/api/generate/image",
+                data={"prompt": "a red bicycle"},
+                files={"image": ("a.png", picture, "image/png")},
+                headers={"Idempotency-Key": f"key-{fuse}"},
+            )
+            assert answer.status_code == 202, answer.text
+            data = await house.end(answer.json()["taskId"])
+            assert (data["status"], len(await house.jobs())) == ("completed", 1), (fuse, data)
+
+
+# -- a server that dies
+
+
+@pytest.mark.faults
+async def test_repeated_postgres_crashes_under_load_end_every_task_once(tmp_path: Path) -> None:
+    """Restarted as after a crash every second and a half, while orders come in and go through."""
+    orders = 60
+    with servers.running() as server:
+        async with open_house(tmp_path, database_url=await server.fresh(), task_deadline=30) as house:
+            ending = asyncio.Event()
+            crashing = asyncio.create_task(_crash_until(ending, server))
+            ids = []
+            for number in range(orders):
+                ids.append(await _surely_order(house, number))
+                await asyncio.sleep(0.1)
+            ends = [await _surely_end(house, task_id) for task_id in ids]
+            ending.set()
+            crashes = await crashing
+            jobs = await house.jobs()
+    assert crashes >= 4
+    assert Counter(data["status"] for data in ends) == {"completed": orders}
+    assert Counter(job["request"]["input"]["prompt"] for job in jobs) == {f"picture {n}": 1 for n in range(orders)}
+
+
+async def _crash_until(ending: asyncio.Event, server: Postgres) -> int:
+    crashes = 0
+    while not ending.is_set():
+        with suppress(TimeoutError):
+            await asyncio.wait_for(ending.wait(), 1.5)
+        await asyncio.to_thread(server.restart_hard)
+        crashes += 1
+    return crashes
+
+
+async def _surely_order(house: House, number: int) -> str:
+    async with asyncio.timeout(30):
+        while True:
+            answer = await house.client.post(
+                "/api/generate/image",
+                json={"prompt": f"picture {number}"},
+                headers={"Idempotency-Key": f"order-{number}"},
+            )
+            if answer.status_code == 202:
+                task_id: str = answer.json()["taskId"]
+                return task_id
+            assert answer.status_code == 503, answer.text
+            assert answer.headers["retry-after"]
+
+
+async def _surely_end(house: House, task_id: str) -> dict[str, Any]:
+    async with asyncio.timeout(60):
+        while True:
+            answer = await house.client.get(f"/api/task/{task_id}", params={"wait": "1"})
+            if answer.status_code == 200 and answer.json()["data"]["status"] not in {"pending", "processing"}:
+                data: dict[str, Any] = answer.json()["data"]
+                return data
+
+
+@pytest.mark.faults
+async def test_long_outage_is_reported_and_ends_with_the_server(tmp_path: Path) -> None:
+    with servers.running() as server:
+        async with PostgresDatabase(await server.fresh(), patience=0.3) as database:
+            await database.execute("CREATE TABLE notes (id TEXT PRIMARY KEY, n BIGINT)")
+            server.stop("immediate")
+            with pytest.raises(StorageError, match="does Postgres run"):
+                await database.execute(ADD, id="a")
+            with pytest.raises(StorageError, match="does Postgres run"):
+                await database.fetch("SELECT 1")
+            server.start()
+            assert await database.execute(ADD, id="a") == 1
+
+
+async def test_listener_is_woken_again_after_a_server_restart(tmp_path: Path) -> None:
+    """A listener in another process is woken when the connection is back, and by every notification after that."""
+    with servers.running() as server:
+        url = await server.fresh()
+        async with PostgresDatabase(url) as one, PostgresDatabase(url) as other:
+            with other.listen("news") as bell:
+                one.wake("news")
+                assert await bell.wait(10)
+                server.restart_hard()
+                assert await bell.wait(10), "it may have missed something"
+                heard = False
+                while not heard:
+                    one.wake("news")
+                    heard = await bell.wait(1)
+
+
+# -- a process that is silent in the middle of a transaction
+
+
+async def test_process_stopped_inside_a_transaction_does_not_block_others(postgres: Postgres) -> None:
+    """A stopped process keeps its locks, so Postgres ends its session; its late words find no transaction."""
+    url = await postgres.fresh()
+    async with PostgresDatabase(url, idle=0.5) as database, PostgresDatabase(url) as other:
+        await database.execute("CREATE TABLE notes (id TEXT PRIMARY KEY, n BIGINT)")
+        await database.execute(ADD, id="a")
+        async with database._pool.acquire() as stopped:
+            await stopped.execute(database._begin)
+            await stopped.execute("UPDATE notes SET n = 100 WHERE id = 'a'")
+            begun = time.monotonic()
+            assert await other.execute(BUMP, id="a") == 1
+            assert time.monotonic() - begun < 5
+            with pytest.raises(BROKEN):
+                await stopped.execute("COMMIT")
+        assert await other.fetch("SELECT n FROM notes") == [{"n": 1}]
+
+
+# -- many processes
+
+
+async def test_a_callback_a_poll_and_a_step_may_each_meet_another_process(tmp_path: Path, postgres: Postgres) -> None:
+    """Two brokers, of which the first takes the order and only the second is called back: the first hears of it."""
+    url, port = await postgres.fresh(), free_port()
+    options = Options(duration=0.3, callback_spacing=0.1, callback_retries=20, creates_per_window=10_000)
+    shared: dict[str, Any] = {"database_url": url, "secret_key": "the same for all of them", "check_after": 60}
+    shared["blob_url"] = f"file:{tmp_path / 'blobs'}"
+    async with serve_sandbox(options=options) as sandbox:
+        called: dict[str, Any] = {"webhook_base_url": f"http://127.0.0.1:{port}"}
+        async with (
+            open_house(tmp_path / "one", sandbox=sandbox, task_deadline=30, **shared, **called) as one,
+            open_house(tmp_path / "two", sandbox=sandbox, task_deadline=30, port=port, **shared) as two,
+        ):
+            task_id = await one.order("a red bicycle")
+            begun = time.monotonic()
+            answer = await one.client.get(f"/api/task/{task_id}", params={"wait": "20"})
+            assert answer.json()["data"]["status"] == "completed"
+            assert time.monotonic() - begun < 10, "nobody asked the provider, which would have taken a minute"
+            data = await two.look(task_id)
+            image = await two.client.get(data["result"])
+            assert (image.status_code, len(image.content)) == (200, data["results"][0]["bytes"])
+
+
+async def test_the_window_of_a_provider_holds_over_all_processes(tmp_path: Path, postgres: Postgres) -> None:
+    """Two brokers on one account: together they begin no more jobs in ten seconds than it may."""
+    url = await postgres.fresh()
+    shared: dict[str, Any] = {"database_url": url, "secret_key": "the same for all of them", "creates_per_10s": 10}
+    shared["blob_url"] = f"file:{tmp_path / 'blobs'}"
+    options = Options(duration=0.1, creates_per_window=10_000)
+    async with (
+        serve_sandbox(options=options) as sandbox,
+        open_house(tmp_path / "one", sandbox=sandbox, task_deadline=40, **shared) as one,
+        open_house(tmp_path / "two", sandbox=sandbox, task_deadline=40, **shared) as two,
+    ):
+        ids = await asyncio.gather(*(house.order(f"picture {n}") for n in range(8) for house in (one, two)))
+        ends = await asyncio.gather(*(one.end(task_id, seconds=60) for task_id in ids))
+        rows = await one.services.database.fetch("SELECT sent_at FROM attempts ORDER BY sent_at")
+    sent = [row["sent_at"] for row in rows]
+    assert Counter(data["status"] for data in ends) == {"completed": 16}
+    assert len(sent) == 16
+    assert all(later - earlier >= 10 for earlier, later in zip(sent, sent[10:], strict=False))
+
+
+async def test_the_places_of_a_provider_hold_over_all_processes(tmp_path: Path, postgres: Postgres) -> None:
+    """At most two jobs at once over all processes."""
+    url = await postgres.fresh()
+    shared: dict[str, Any] = {"database_url": url, "secret_key": "the same for all of them", "max_concurrent": 2}
+    shared["blob_url"] = f"file:{tmp_path / 'blobs'}"
+    options = Options(duration=0.3, creates_per_window=10_000)
+    async with (
+        serve_sandbox(options=options) as sandbox,
+        open_house(tmp_path / "one", sandbox=sandbox, task_deadline=40, **shared) as one,
+        open_house(tmp_path / "two", sandbox=sandbox, task_deadline=40, **shared) as two,
+    ):
+        ids = await asyncio.gather(*(house.order(f"picture {n}") for n in range(6) for house in (one, two)))
+        ends = await asyncio.gather(*(two.end(task_id, seconds=40) for task_id in ids))
+        jobs = await one.jobs()
+    assert Counter(data["status"] for data in ends) == {"completed": 12}
+    spans = [(job["createdAt"], job["createdAt"] + 0.3) for job in jobs]
+    most = max(sum(begun <= at < ended for begun, ended in spans) for at, _ in spans)
+    assert (len(jobs), most) == (12, 2)
+
+
+async def test_a_poller_elsewhere_hears_of_the_end_at_once(postgres: Postgres) -> None:
+    url = await postgres.fresh()
+    async with PostgresDatabase(url) as one, PostgresDatabase(url) as other:
+        await one.execute("CREATE TABLE notes (id TEXT PRIMARY KEY, n BIGINT)")
+        await asyncio.gather(one.check(), other.check())  # both hear
+        with other.listen("task:1") as bell, other.listen("task:2") as silent:
+            await one.transact(Statement(sql=ADD, params={"id": "a"}), wake=("task:1",))
+            assert await bell.wait(5)
+            assert not await silent.wait(0)
+
+
+async def test_thousands_of_wakes_at_once_all_arrive(postgres: Postgres) -> None:
+    """More names than one message of Postgres can hold."""
+    url = await postgres.fresh()
+    async with PostgresDatabase(url) as one, PostgresDatabase(url) as other:
+        await asyncio.gather(one.check(), other.check())
+        names = [f"task:task_{n:032x}" for n in range(3000)]
+        bells = [other.listen(name) for name in names]
+        opened = [bell.__enter__() for bell in bells]
+        one.wake(*names)
+        assert all(await asyncio.gather(*(bell.wait(10) for bell in opened)))
+        for bell in bells:
+            bell.__exit__(None, None, None)
+
+
+async def test_readiness_follows_the_database(tmp_path: Path) -> None:
+    with servers.running() as server:
+        url = await server.fresh()
+
+        def open_impatient(_: Settings) -> PostgresDatabase:
+            return PostgresDatabase(url, patience=0.5)
+
+        async with open_house(tmp_path, database_url=url, open_database=open_impatient) as house:
+            assert (await house.client.get("/ready")).status_code == 200
+            server.stop("immediate")
+            answer = await house.client.get("/ready")
+            assert (answer.status_code, answer.json()["checks"]["blobs"]) == (503, "ok")
+            assert answer.json()["checks"]["database"] != "ok"
+            assert (await house.client.get("/health")).status_code == 200
+            poll = await house.client.get("/api/task/task_" + "0" * 32)
+            assert (poll.status_code, poll.headers["retry-after"]) == (503, "5")
+            server.start()
+            await until(lambda: _ready(house))
+
+
+async def _ready(house: House) -> bool:
+    return (await house.client.get("/ready")).status_code == 200
+
+
+async def test_unresponsive_server_is_given_up(tmp_path: Path) -> None:
+    """The stopped server neither refuses nor answers."""
+    with servers.running() as server:
+        async with PostgresDatabase(await server.fresh(), patience=0.5, statement=0.5) as database:
+            await database.check()
+            pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+            ours = [pid for pid in pids if _is_of(pid, server)]
+            for pid in ours:
+                os.kill(pid, signal.SIGSTOP)
+            try:
+                begun = time.monotonic()
+                with pytest.raises(StorageError, match="does Postgres run"):
+                    await database.fetch("SELECT 1 AS one")
+                assert time.monotonic() - begun < 5
+            finally:
+                for pid in ours:
+                    os.kill(pid, signal.SIGCONT)
+            assert await database.fetch("SELECT 1 AS one") == [{"one": 1}]
+
+
+def _is_of(pid: int, server: Postgres) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+        parent = int(status.split("PPid:")[1].split()[0])
+        postmaster = int((server.folder / "postmaster.pid").read_text().split()[0])
+    except (OSError, ValueError):
+        return False
+    return postmaster in {pid, parent}
+
+
+async def test_a_starter_waits_for_the_migration_of_another(postgres: Postgres) -> None:
+    """However long that takes."""
+    url = await postgres.fresh()
+    async with PostgresDatabase(url) as one, PostgresDatabase(url, patience=0.2) as other:
+        slow = Statement(sql="SELECT pg_sleep(6)")
+        running = asyncio.create_task(one.transact(Statement(sql=one.exclusive), slow))
+        await asyncio.sleep(0.2)
+        assert await upgrade(other, NOW)
+        assert running.done()
+        await running
+
+
+@pytest.mark.parametrize("option", ["channel_binding=prefer", "connect_timeout=3", "pgbouncer=true", "sslmode=disable"])
+async def test_an_address_with_the_options_of_other_drivers_will_do(postgres: Postgres, option: str) -> None:
+    async with PostgresDatabase(f"{await postgres.fresh()}?{option}") as database:
+        await database.check()
+
+
+@pytest.mark.parametrize(
+    ("end", "cure"), [("?sslmode=bogus", "DATABASE_URL"), ("?no_such_option=1", "options of DATABASE_URL")]
+)
+async def test_invalid_database_url_is_an_error_with_its_cure(postgres: Postgres, end: str, cure: str) -> None:
+    with pytest.raises(StorageError, match=cure):
+        async with PostgresDatabase(f"{await postgres.fresh()}{end}", patience=0.3) as database:
+            await database.check()
+
+
+async def test_an_empty_database_misses_everything_and_a_newer_one_is_said_to_be_newer(postgres: Postgres) -> None:
+    async with PostgresDatabase(await postgres.fresh()) as database:
+        assert [m.number for m in await missing(database)] == [m.number for m in migrations()]
+        await upgrade(database, NOW)
+        assert await missing(database) == []
+        await database.execute("INSERT INTO migrations VALUES (9999, '9999_future', 1.0)")
+        with pytest.raises(SchemaTooNew, match="9999"):
+            await missing(database)

@@ -1,0 +1,227 @@
+"""Takeover of a task from a worker that is slow but alive: its late results must do no harm."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from broker.orders import ImageParams, OrderRequest
+from broker.reports import Finished, Pending
+from broker.sandbox.options import Options
+from broker.sandbox.server import serve_sandbox
+from broker.services import Services
+from broker.tasks.running import CONCURRENCY, RunningStep
+from broker.tasks.worker import MAX_SLEEP_SECONDS
+from storage.attempts import Attempt
+from storage.errors import StorageError
+from storage.ids import reference_owner
+from storage.states import FINAL_STATES, State
+from storage.task_retention import TaskRetention
+from storage.tasks import Lease, Task
+from tests.support.brokers import House, create_tasks, open_house, still
+from tests.support.clock import ManualClock
+from tests.support.process import until
+from tests.support.servers import postgres as servers
+
+pytestmark = pytest.mark.anyio
+
+
+async def a_task(services: Services, clock: ManualClock, state: State, attempt: int, **changes: Any) -> Task:
+    """Return a task in a state, with its attempt."""
+    broker = services
+    (task,) = await create_tasks(services, OrderRequest(params=ImageParams(prompt="a red bicycle")))
+    values = {"state": state, "attempt": attempt, "due_at": clock.now(), "hooked": False, **changes}
+    saving = broker.tasks.saving(task, **values)
+    limits = services.worker.submissions.limits_of(task.provider)
+    ledger = Attempt(task_id=task.id, number=attempt, provider=task.provider, key_id="default", sent_at=clock.now())
+    await services.database.transact(saving, *services.worker.steps.submit.lanes.intending(ledger, limits))
+    fresh = await broker.tasks.get(task.id)
+    assert fresh is not None
+    return fresh
+
+
+async def leased(services: Services, state: State, holder: str, now: float) -> Task:
+    (task,) = await services.tasks.claim(state, now=now, lease=Lease(holder=holder, until=now + 30), limit=1)
+    return task
+
+
+@pytest.mark.parametrize("resubmit", [False, True])
+async def test_late_recovery_does_not_change_a_later_attempt(
+    tmp_path: Path, clock: ManualClock, resubmit: bool
+) -> None:
+    async with still(tmp_path, clock, resubmit_unknown=resubmit) as services:
+        steps, tasks = services.worker.steps, services.tasks
+        await a_task(services, clock, State.SUBMITTING, 1)
+        sleeper = await leased(services, State.SUBMITTING, "sleeper", clock.now())
+        clock.advance(60)
+        other = await leased(services, State.SUBMITTING, "other", clock.now())
+        # a callback led to a second attempt, which the other worker is submitting
+        await services.database.transact(tasks.saving(other, attempt=2))
+        before = await tasks.get(sleeper.id)
+        await steps.recover.run(sleeper)
+        assert await tasks.get(sleeper.id) == before
+
+
+async def test_late_pending_report_does_not_change_a_task_leased_by_another(tmp_path: Path, clock: ManualClock) -> None:
+    async with still(tmp_path, clock) as services:
+        steps, tasks = services.worker.steps, services.tasks
+        task = await a_task(services, clock, State.WAITING, 1, job_id="job", deadline_at=clock.now() + 10)
+        sleeper = await leased(services, State.WAITING, "sleeper", clock.now())
+        clock.advance(60)
+        await leased(services, State.WAITING, "other", clock.now())
+        before = await tasks.get(task.id)
+        provider = _Saying(steps.check.providers["kie"], Pending(job_id="job"))
+        check = replace(steps.check, providers={"kie": provider})
+        await check.run(sleeper)
+        assert await tasks.get(task.id) == before
+        provider.report = Finished(outputs=("https://example.com/a.png",), job_id="job")
+        await check.run(sleeper)
+        after = await tasks.get(task.id)
+        assert after is not None
+        assert after.state == State.FETCHING, "a result counts without a lease"
+
+
+class _Saying:
+    """A provider with a fixed report."""
+
+    def __init__(self, provider: Any, report: Any) -> None:
+        self._provider = provider
+        self.report = report
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._provider, name)
+
+    async def check(self, job_id: str) -> Any:
+        return self.report
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("resubmit", [False, True])
+async def test_outage_longer_than_the_lease_loses_no_order(tmp_path: Path, resubmit: bool) -> None:
+    """Two workers; the database stops during submissions, and returns when all leases have ended."""
+    options = Options(duration=0.1, creates_per_window=10_000)
+    with servers.running() as server:
+        shared: dict[str, Any] = {
+            "database_url": await server.fresh(),
+            "blob_url": f"file:{tmp_path / 'blobs'}",
+            "secret_key": "the same for all of them",
+            "hooked": False,
+            "lease": 1.0,
+            "task_deadline": 60,
+            "request_timeout": 30,
+            "resubmit_unknown": resubmit,
+        }
+        async with (
+            serve_sandbox(options=options) as sandbox,
+            open_house(tmp_path / "one", sandbox=sandbox, **shared) as one,
+            open_house(tmp_path / "two", sandbox=sandbox, **shared),
+        ):
+            ids = [await one.order(f"picture {n} [mood:slow_answer:1]") for n in range(20)]
+            await until(lambda: _accepted(one, 20))
+            await asyncio.to_thread(server.stop, "immediate")
+            await asyncio.sleep(8)
+            await asyncio.to_thread(server.start)
+            ends = [await one.end(task_id, seconds=60) for task_id in ids]
+            jobs = await one.jobs()
+    assert Counter(data["status"] for data in ends) == {"completed": 20}
+    assert len(jobs) == 20
+
+
+async def _accepted(house: House, count: int) -> bool:
+    return len(await house.jobs()) >= count
+
+
+# -- interrupted retention
+
+
+async def test_references_are_deleted_after_an_error_of_the_blob_store(tmp_path: Path, clock: ManualClock) -> None:
+    async with still(tmp_path, clock) as services:
+        retention, images = services.worker.retention, services.images
+        task = await a_task(services, clock, State.SUCCEEDED, 1, ended_at=clock.now())
+        owner = reference_owner(task.batch)
+        async with services.blobs.draft(owner) as draft:
+            await draft.write(b"bytes")
+            blob = await draft.keep()
+        row = {**_ROW, "owner": owner, "blob": blob.name, "created_at": clock.now()}
+        columns = ", ".join(row)
+        await services.database.execute(
+            f"INSERT INTO images ({columns}) VALUES ({', '.join(':' + name for name in row)})", **row
+        )
+        clock.advance(25 * 3600)
+        await retention.run([await leased(services, State.SUCCEEDED, "me", clock.now())])
+        expired = await leased(services, State.EXPIRED, "me", clock.now())
+        stubborn = replace(retention, blobs=_Refusing(services.blobs))
+        with pytest.raises(StorageError):
+            await stubborn.run([expired])
+        assert await images.owning([owner]) == {owner}
+        await retention.run([expired])
+        assert await images.owning([owner]) == set()
+        assert sum(path.is_file() for path in (tmp_path / "blobs" / owner[-2:] / owner).rglob("*")) == 0
+
+
+_ROW = {
+    "name": "reference_1.png",
+    "kind": "reference",
+    "position": 0,
+    "media_type": "image/png",
+    "size": 5,
+    "width": 1,
+    "height": 1,
+    "sha256": "0",
+}
+
+
+class _Refusing:
+    """A blob store that fails to delete."""
+
+    def __init__(self, blobs: Any) -> None:
+        self._blobs = blobs
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._blobs, name)
+
+    async def delete(self, owner: str) -> int:
+        raise StorageError("503")
+
+
+async def test_sweep_keeps_the_files_of_an_unfinished_task(tmp_path: Path, clock: ManualClock) -> None:
+    """Its bytes are stored before their row."""
+    async with still(tmp_path, clock) as services:
+        task = await a_task(services, clock, State.FETCHING, 1)
+        for owner in (task.id, "task_" + "f" * 32, reference_owner(task.batch)):
+            async with services.blobs.draft(owner) as draft:
+                await draft.write(b"bytes")
+                await draft.keep()
+        assert await services.worker.retention.find_strays(
+            [task.id, "task_" + "f" * 32, reference_owner(task.batch)]
+        ) == ["task_" + "f" * 32]
+
+
+async def test_shorter_retention_does_not_change_a_revived_task(tmp_path: Path, clock: ManualClock) -> None:
+    async with still(tmp_path, clock) as services:
+        tasks = services.tasks
+        due = {"ended_at": clock.now(), "due_at": clock.now() + 86_400}
+        retention = TaskRetention(tasks.database)
+        ended = await a_task(services, clock, State.FAILED, 1, **due)
+        revived = await a_task(services, clock, State.FETCHING, 1, **due)
+        assert await retention.shorten_retention(60.0, after="", limit=10) == max(ended.id, revived.id)
+        one, other = await tasks.get(ended.id), await tasks.get(revived.id)
+        assert one is not None
+        assert (one.due_at, other) == (clock.now() + 60, revived)
+        assert await retention.shorten_retention(60.0, after=max(ended.id, revived.id), limit=10) is None
+
+
+async def test_worker_without_free_slots_polls_again_soon(tmp_path: Path, clock: ManualClock) -> None:
+    async with still(tmp_path, clock) as services:
+        worker = services.worker
+        agenda = await worker.read_agenda()
+        for state in (*CONCURRENCY, *FINAL_STATES):
+            for _ in range(worker.running.free_slots(state)):
+                worker.running.start(asyncio.get_running_loop().create_future(), RunningStep(state=state))
+        assert await worker.seconds_until_due(agenda) == MAX_SLEEP_SECONDS
+        await worker.running.cancel_all()

@@ -1,0 +1,116 @@
+"""The ledger: the purge moves attempts into it, once, and it is kept for 400 days."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storage.attempts import Attempt
+from storage.ledger import KEPT_DAYS, SECONDS_PER_DAY, Ledger
+from storage.sql.migrate import upgrade
+from storage.states import State
+from storage.task_retention import TaskRetention
+from storage.tasks import Lease, Task, Tasks
+from tests.contracts.databases import DATABASES
+from tests.integration.storage.test_tasks import a_task
+
+pytestmark = pytest.mark.anyio
+
+TODAY = 20_000
+NOON = TODAY * SECONDS_PER_DAY + SECONDS_PER_DAY / 2
+
+
+@pytest.fixture(params=DATABASES)
+async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Any]:
+    async with await DATABASES[request.param](request, tmp_path) as opened:
+        await upgrade(opened, NOON)
+        yield opened
+
+
+async def add_attempts(database: Any, *attempts: Attempt) -> None:
+    for attempt in attempts:
+        row = vars(attempt)
+        await database.execute(
+            f"INSERT INTO attempts ({', '.join(row)}) VALUES ({', '.join(':' + name for name in row)})", **row
+        )
+
+
+def an_attempt(task: Task, number: int = 1, **changes: Any) -> Attempt:
+    values: dict[str, Any] = {"provider": "kie", "key_id": "default", "sent_at": NOON, "billed": "yes", "cost": 4.0}
+    return Attempt(task_id=task.id, number=number, **{**values, **changes})
+
+
+async def claim_expired(database: Any, *tasks: Task, holder: str = "me") -> list[Task]:
+    rows = Tasks(database)
+    await database.transact(*(rows.adding(task) for task in tasks))
+    return await rows.claim(State.EXPIRED, now=NOON, lease=Lease(holder=holder, until=NOON + 30), limit=10)
+
+
+def expired(number: int, **changes: Any) -> Task:
+    return a_task(number, **{"state": State.EXPIRED, "due_at": NOON - 1, "caller": "ann", **changes})
+
+
+async def ledger_of(database: Any) -> list[tuple[Any, ...]]:
+    rows = await database.fetch("SELECT * FROM ledger ORDER BY day, owner, provider, key_id, model, billed")
+    return [tuple(row.values()) for row in rows]
+
+
+async def test_purge_moves_attempts_into_the_ledger_summed_by_day_owner_key_model_and_billing(database: Any) -> None:
+    first, second, other = expired(1), expired(2), expired(3, caller="bob", model="nano-banana-pro")
+    claimed = await claim_expired(database, first, second, other)
+    await add_attempts(
+        database,
+        an_attempt(first, 1, billed="no", cost=None),
+        an_attempt(first, 2),
+        an_attempt(second, 1, cost=2.5),
+        an_attempt(second, 2, billed="unknown", cost=None),
+        an_attempt(other, 1, sent_at=NOON - SECONDS_PER_DAY),
+        an_attempt(other, 2, key_id="second"),
+    )
+    await database.transact(*TaskRetention(database).delete_all(claimed))
+    assert await ledger_of(database) == [
+        (TODAY - 1, "bob", "kie", "default", "nano-banana-pro", "yes", 1, 4.0),
+        (TODAY, "ann", "kie", "default", "nano-banana", "no", 1, 0.0),
+        (TODAY, "ann", "kie", "default", "nano-banana", "unknown", 1, 0.0),
+        (TODAY, "ann", "kie", "default", "nano-banana", "yes", 2, 6.5),
+        (TODAY, "bob", "kie", "second", "nano-banana-pro", "yes", 1, 4.0),
+    ]
+    assert await database.fetch("SELECT * FROM attempts") == await database.fetch("SELECT * FROM tasks") == []
+
+
+async def test_later_purges_add_to_the_sums(database: Any) -> None:
+    for number in (1, 2):
+        claimed = await claim_expired(database, expired(number))
+        await add_attempts(database, an_attempt(expired(number)))
+        await database.transact(*TaskRetention(database).delete_all(claimed))
+    assert await ledger_of(database) == [(TODAY, "ann", "kie", "default", "nano-banana", "yes", 2, 8.0)]
+
+
+async def test_repeated_purge_counts_once(database: Any) -> None:
+    claimed = await claim_expired(database, expired(1))
+    await add_attempts(database, an_attempt(expired(1)))
+    for _ in range(2):
+        await database.transact(*TaskRetention(database).delete_all(claimed))
+    assert await ledger_of(database) == [(TODAY, "ann", "kie", "default", "nano-banana", "yes", 1, 4.0)]
+
+
+async def test_task_with_a_newer_lease_is_neither_purged_nor_counted(database: Any) -> None:
+    claimed = await claim_expired(database, expired(1))
+    await add_attempts(database, an_attempt(expired(1)))
+    await database.execute("UPDATE tasks SET leased_by = 'another worker'")
+    await database.transact(*TaskRetention(database).delete_all(claimed))
+    assert await ledger_of(database) == []
+    assert len(await database.fetch("SELECT * FROM attempts")) == 1
+
+
+async def test_rows_are_deleted_after_400_days(database: Any) -> None:
+    for number, days in enumerate((KEPT_DAYS + 2, KEPT_DAYS + 1, KEPT_DAYS, 0)):
+        claimed = await claim_expired(database, expired(number))
+        await add_attempts(database, an_attempt(expired(number), sent_at=NOON - days * SECONDS_PER_DAY))
+        await database.transact(*TaskRetention(database).delete_all(claimed))
+    assert await Ledger(database).delete_older(NOON, 1) == 1
+    assert await Ledger(database).delete_older(NOON, 10) == 1
+    assert [row[0] for row in await ledger_of(database)] == [TODAY - KEPT_DAYS, TODAY]

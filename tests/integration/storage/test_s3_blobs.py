@@ -1,0 +1,582 @@
+"""Blobs in a bucket: what only this store can get wrong, over a network that fails in every way that networks do."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import re
+import sys
+import threading
+import time
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
+from email.utils import formatdate
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from storage.blobs.s3 import FRESH, S3Blobs
+from storage.blobs.store import Blob, BlobMissing
+from storage.errors import StorageError, StorageFull
+from tests.support.faulty_http import Script, Visit, answers, head, says
+from tests.support.faulty_s3 import Network, error, holds, network
+from tests.support.servers.s3 import S3Server
+
+pytestmark = pytest.mark.anyio
+
+MIB = 2**20
+ROOT = Path(__file__).parents[3]
+SECRET = "a-very-secret-secret"
+USUAL = {"attempt_seconds": 10.0, "connect_seconds": 5.0, "total_seconds": 60.0, "retries": 1}
+IMPATIENT = 0.4
+"""Seconds for an attempt, where the network hangs; elsewhere a busy machine must not be taken for one."""
+
+
+@pytest.fixture
+def bucket(s3_server: S3Server) -> str:
+    return s3_server.new_bucket()
+
+
+@pytest.fixture
+async def net(s3_server: S3Server) -> AsyncIterator[Network]:
+    async with network(int(s3_server.url.rpartition(":")[2])) as between:
+        yield between
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(tmp_path: Path) -> Iterator[None]:
+    yield
+    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("s3")] == []
+    assert list((tmp_path / "scratch").glob("*")) == []
+
+
+Make = Callable[..., S3Blobs]
+
+
+@pytest.fixture
+async def make(net: Network, bucket: str, tmp_path: Path) -> AsyncIterator[Make]:
+    """Stores behind the network, closed in the end."""
+    async with AsyncExitStack() as stack:
+
+        def store(**options: Any) -> S3Blobs:
+            known = {
+                "bucket": bucket,
+                "prefix": "images",
+                "scratch": tmp_path / "scratch",
+                "endpoint": net.url,
+                "access_key": "test-id",
+                "secret_key": SECRET,
+            }
+            blobs = S3Blobs(**{**known, **USUAL, **options})
+            stack.push_async_callback(blobs.aclose)
+            return blobs
+
+        yield store
+
+
+@pytest.fixture
+def blobs(make: Make) -> S3Blobs:
+    return make()
+
+
+async def keep(blobs: S3Blobs, data: bytes, owner: str = "task_1", media_type: str | None = None) -> Blob:
+    async with blobs.draft(owner) as draft:
+        await draft.write(data)
+        return await draft.keep(media_type)
+
+
+async def read(blobs: S3Blobs, name: str, start: int = 0, stop: int | None = None) -> bytes:
+    return b"".join([chunk async for chunk in await blobs.open(name, start, stop)])
+
+
+def stored(server: S3Server, bucket: str) -> list[str]:
+    """What anybody sees, asked without us."""
+    return re.findall("<Key>(.*?)</Key>", httpx.get(f"{server.url}/{bucket}?list-type=2").text)
+
+
+def unfinished(server: S3Server, bucket: str) -> list[str]:
+    return re.findall("<Key>(.*?)</Key>", httpx.get(f"{server.url}/{bucket}?uploads").text)
+
+
+def put(server: S3Server, bucket: str, key: str, data: bytes = b"foreign") -> None:
+    httpx.put(f"{server.url}/{bucket}/{key}", content=data).raise_for_status()
+
+
+def name_of(data: bytes, owner: str = "task_1") -> str:
+    return f"{owner}/{hashlib.sha256(data).hexdigest()}"
+
+
+@asynccontextmanager
+async def within(seconds: float) -> AsyncIterator[None]:
+    began = time.monotonic()
+    yield
+    assert time.monotonic() - began < seconds
+
+
+# -- a network that fails
+
+
+DOINGS: dict[str, Callable[[S3Blobs], Awaitable[object]]] = {
+    "keep": lambda blobs: keep(blobs, b"x"),
+    "open": lambda blobs: blobs.open(name_of(b"x")),
+    "delete": lambda blobs: blobs.delete("task_1"),
+    "owners": lambda blobs: blobs.owners(0),
+    "check": lambda blobs: blobs.check(),
+}
+
+
+@pytest.mark.parametrize("doing", DOINGS)
+async def test_a_store_that_never_answers_is_given_up(make: Make, net: Network, doing: str) -> None:
+    """A step must not hang for ever; the lease of its task would run out."""
+    blobs = make(attempt_seconds=IMPATIENT, connect_seconds=IMPATIENT, retries=0)
+    net.when(".", net.hang)
+    async with within(5):
+        with pytest.raises(StorageError):
+            await DOINGS[doing](blobs)
+
+
+async def test_the_wait_for_a_thread_is_part_of_the_call(make: Make, net: Network) -> None:
+    """Many that wait for a slow store do not wait one after the other."""
+    blobs = make(threads=1, total_seconds=0.3, attempt_seconds=0.6)
+    net.when(".", net.hang)
+    async with within(1.5):
+        said = await asyncio.gather(*(keep(blobs, b"%d" % number) for number in range(5)), return_exceptions=True)
+    assert {type(what) for what in said} == {StorageError}
+    assert "in time" in str(said[0])
+
+
+async def test_a_check_is_over_soon(make: Make, net: Network) -> None:
+    """However patient the rest is: it is asked by who watches over us, and at the start."""
+    net.when(".", net.hang)
+    async with within(5):
+        with pytest.raises(StorageError, match="in time"):
+            await make(connect_seconds=0.2).check()
+    net.when(".", error("503 Slow Down", "SlowDown"))
+    async with within(5):
+        with pytest.raises(StorageError, match="busy"):
+            await make(retries=20).check()
+
+
+async def test_a_busy_store_is_asked_again(make: Make, net: Network) -> None:
+    blobs = make(retries=3)
+    net.when("PUT", error("503 Slow Down", "SlowDown"), times=2)
+    blob = await keep(blobs, b"x")
+    assert net.count("PUT") == 3
+    assert await read(blobs, blob.name) == b"x"
+
+
+@pytest.mark.parametrize("size", [1, 12 * MIB])
+async def test_a_store_that_stays_busy_is_an_error_and_nothing_is_visible(
+    blobs: S3Blobs, net: Network, s3_server: S3Server, bucket: str, size: int
+) -> None:
+    net.when("PUT", error("503 Slow Down", "SlowDown"))
+    with pytest.raises(StorageError, match=r"503 SlowDown.*busy"):
+        await keep(blobs, b"x" * size)
+    net.heal()
+    assert stored(s3_server, bucket) == []
+    blob = await keep(blobs, b"x" * size)
+    assert stored(s3_server, bucket) == [f"images/{blob.name}"]
+
+
+@pytest.mark.parametrize("size", [MIB, 12 * MIB])
+async def test_an_upload_that_is_cut_once_is_repeated(blobs: S3Blobs, net: Network, size: int) -> None:
+    data = os.urandom(size)
+    net.when("PUT", net.cut_request, times=1)
+    assert await read(blobs, (await keep(blobs, data)).name) == data
+
+
+async def test_an_upload_that_is_always_cut_leaves_nothing(
+    blobs: S3Blobs, net: Network, s3_server: S3Server, bucket: str
+) -> None:
+    """Two parts are there already when the third fails: they are given back."""
+    given_back = asyncio.Event()
+
+    async def abort(visit: Visit) -> None:
+        await net.forward(visit)
+        given_back.set()
+
+    net.when("partNumber=3", net.cut_request)
+    net.when("DELETE", abort)
+    with pytest.raises(StorageError):
+        await keep(blobs, b"x" * (12 * MIB))
+    assert stored(s3_server, bucket) == []
+    async with asyncio.timeout(5):
+        await given_back.wait()
+    net.heal()
+    blob = await keep(blobs, b"x" * (12 * MIB))
+    assert stored(s3_server, bucket) == [f"images/{blob.name}"]
+    assert unfinished(s3_server, bucket) == []
+
+
+async def test_an_upload_that_ends_as_something_else_is_an_error(blobs: S3Blobs, net: Network) -> None:
+    """A row may point to it only when it is there in full."""
+    net.when("HEAD", holds(5, "Tue, 24 Nov 2026 00:00:00 GMT"))
+    with pytest.raises(StorageError, match="another size"):
+        await keep(blobs, b"x" * (6 * MIB))
+
+
+async def test_a_download_that_is_cut_once_is_whole_all_the_same(blobs: S3Blobs, net: Network) -> None:
+    data = os.urandom(3 * MIB)
+    blob = await keep(blobs, data)
+    net.when("GET", net.cut_answer, times=1)
+    assert await read(blobs, blob.name) == data
+
+
+@pytest.mark.parametrize("bounds", [(0, None), (7, 2 * MIB)])
+async def test_a_download_that_is_always_cut_is_never_a_short_success(
+    blobs: S3Blobs, net: Network, bounds: tuple[int, int | None]
+) -> None:
+    data = os.urandom(3 * MIB)
+    blob = await keep(blobs, data)
+    net.when("GET", net.cut_answer, times=1)
+    net.when("GET", error("503 Slow Down", "SlowDown"))
+    net.when("GET", net.cut_answer, times=1)
+    seen = b""
+    with pytest.raises(StorageError):
+        async for chunk in await blobs.open(blob.name, *bounds):
+            seen += chunk
+    assert data[bounds[0] :].startswith(seen)
+
+
+async def test_an_answer_that_is_shorter_than_it_says_is_an_error(blobs: S3Blobs, net: Network) -> None:
+    """As proxies between us and the store have been seen to send them."""
+    part = ("Content-Length: 5", "Content-Range: bytes 1-10/11", "Last-Modified: Tue, 24 Nov 2026 00:00:00 GMT")
+    net.when("GET", says(head("206 Partial Content", *part, 'ETag: "x"', "Connection: close"), b"short"))
+    with pytest.raises(StorageError, match="ended the connection"):
+        await read(blobs, name_of(b"x"), 1)
+
+
+async def test_a_download_that_stands_still_is_given_up(make: Make, net: Network) -> None:
+    blobs = make(attempt_seconds=IMPATIENT, retries=0)
+    blob = await keep(blobs, b"x" * (3 * MIB))
+    net.when("GET", net.half_and_hang)
+    async with within(5):
+        with pytest.raises(StorageError):
+            await read(blobs, blob.name)
+
+
+async def test_a_slow_reader_is_no_slow_store(make: Make) -> None:
+    """Somebody on a bad line may take longer for an image than any request may take."""
+    blobs = make(attempt_seconds=IMPATIENT, retries=0)
+    data = os.urandom(24 * MIB)
+    blob = await keep(make(), data)
+    async with aclosing(await blobs.open(blob.name)) as reading:
+        first = await anext(aiter(reading))
+        await asyncio.sleep(IMPATIENT * 1.5)  # what is shown is that time passes
+        assert first + b"".join([chunk async for chunk in reading]) == data
+
+
+async def test_a_closed_reading_lets_its_connection_go(blobs: S3Blobs, net: Network) -> None:
+    """At once, and not when the store is given up."""
+    blob = await keep(blobs, b"x" * (3 * MIB))
+    net.when("GET", net.half_and_hang)
+    for chunks in (0, 1):
+        net.left.clear()
+        reading = await blobs.open(blob.name)
+        for _ in range(chunks):
+            await anext(aiter(reading))
+        await reading.aclose()
+        async with asyncio.timeout(5):
+            await net.left.wait()
+
+
+async def test_a_reader_that_was_cancelled_may_come_again(blobs: S3Blobs) -> None:
+    """What its thread had read meanwhile is not lost: a gap in the middle would be worse than an error."""
+    data = os.urandom(3 * MIB)
+    reading = await blobs.open((await keep(blobs, data)).name)
+    seen: list[bytes] = []
+    for _ in range(5):
+        waiting = asyncio.ensure_future(anext(aiter(reading)))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with suppress(asyncio.CancelledError):  # or the bytes were there already
+            seen.append(await waiting)
+    assert b"".join([*seen, *[chunk async for chunk in reading]]) == data
+
+
+# -- writers that go away
+
+
+async def test_a_cancelled_writer_leaves_at_once_and_nothing_is_visible(
+    make: Make, net: Network, s3_server: S3Server, bucket: str, tmp_path: Path
+) -> None:
+    blobs = make(attempt_seconds=1.0)
+    net.when("partNumber=2", net.hang, times=1)  # the store comes back, and would take the rest
+    writing = asyncio.create_task(keep(blobs, b"x" * (24 * MIB)))
+    await net.hanging.wait()
+    writing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await writing
+    assert not net.left.is_set()  # its request still waits
+    assert list((tmp_path / "scratch").iterdir()) == []
+    await blobs.aclose()
+    assert stored(s3_server, bucket) == []
+
+
+WRITE = """
+import asyncio, sys
+from pathlib import Path
+from storage.blobs.s3 import S3Blobs
+async def main():
+    blobs = S3Blobs(bucket=sys.argv[1], prefix="images", scratch=Path(sys.argv[2]), endpoint=sys.argv[3],
+                    access_key="id", secret_key="secret")
+    async with blobs.draft("task_1") as draft:
+        await draft.write(b"x" * 12 * 2**20)
+        await draft.keep()
+asyncio.run(main())
+"""
+
+
+async def test_sweep_removes_the_draft_of_a_killed_writer_and_leaves_its_upload_to_the_bucket(
+    blobs: S3Blobs, net: Network, s3_server: S3Server, bucket: str, tmp_path: Path
+) -> None:
+    net.when("partNumber=3", net.hang)
+    writer = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", WRITE, bucket, str(tmp_path / "scratch"), net.url, env={"PYTHONPATH": str(ROOT)}
+    )
+    await net.hanging.wait()
+    writer.kill()
+    await writer.wait()
+    net.heal()
+    (orphan,) = (tmp_path / "scratch").iterdir()
+    os.utime(orphan, (0, 0))
+    assert await blobs.sweep(3600) == 1
+    assert len(unfinished(s3_server, bucket)) == 1
+    assert await blobs.sweep(3600) == 0
+    assert stored(s3_server, bucket) == []
+
+
+# -- what is there already
+
+
+async def test_equal_bytes_are_uploaded_once(blobs: S3Blobs, net: Network) -> None:
+    await keep(blobs, b"equal" * 2 * MIB)
+    before = net.count("PUT|POST")
+    await keep(blobs, b"equal" * 2 * MIB)
+    assert net.count("PUT|POST") == before
+
+
+async def test_equal_bytes_that_are_old_are_uploaded_again(blobs: S3Blobs, net: Network) -> None:
+    """The sweep of strays goes by age, and their row may not be there yet."""
+    await keep(blobs, b"equal")
+    old = formatdate(time.time() - FRESH - 60, usegmt=True)
+    net.when("HEAD", holds(5, old), times=1)
+    await keep(blobs, b"equal")
+    assert net.count("PUT") == 2
+
+
+async def test_a_half_object_under_the_name_is_replaced(blobs: S3Blobs, s3_server: S3Server, bucket: str) -> None:
+    """However it came there."""
+    put(s3_server, bucket, f"images/{name_of(b'whole')}", b"wh")
+    assert await read(blobs, (await keep(blobs, b"whole")).name) == b"whole"
+
+
+async def test_what_is_not_ours_is_left_alone(blobs: S3Blobs, s3_server: S3Server, bucket: str) -> None:
+    blob = await keep(blobs, b"x")
+    foreign = [
+        "images/.check",
+        "images/task_1/readme.txt",
+        f"images/task_1/{'0' * 64}/more",
+        f"images/deep/{blob.name}",
+        f"images2/{blob.name}",
+        f"other/{blob.name}",
+        blob.name,
+    ]
+    for key in foreign:
+        put(s3_server, bucket, key)
+    assert await blobs.owners(0) == ["task_1"]
+    assert await blobs.delete("task_1") == 1
+    assert await blobs.owners(0) == []
+    assert sorted(stored(s3_server, bucket)) == sorted(foreign)
+
+
+async def test_without_a_prefix_the_bucket_is_ours(make: Make, s3_server: S3Server, bucket: str) -> None:
+    blobs = make(prefix="")
+    blob = await keep(blobs, b"x")
+    assert stored(s3_server, bucket) == [blob.name]
+    await blobs.check()
+    assert await blobs.owners(0) == ["task_1"]
+    assert await blobs.sweep(0) == 0
+    assert await blobs.delete("task_1") == 1
+
+
+async def test_a_key_that_cannot_be_listed_is_said(blobs: S3Blobs, s3_server: S3Server, bucket: str) -> None:
+    """obstore stops at it; so strays cannot be found until it is gone."""
+    put(s3_server, bucket, "images//odd")
+    with pytest.raises(StorageError, match="empty part"):
+        await blobs.owners(0)
+
+
+# -- what an operator reads
+
+
+AMZ_KEY = "<AWSAccessKeyId>test-id</AWSAccessKeyId><StringToSign>AWS4-HMAC-SHA256</StringToSign>"
+REFUSALS: dict[str, tuple[Script, str]] = {
+    "key": (error("403 Forbidden", "InvalidAccessKeyId", AMZ_KEY), "AWS_ACCESS_KEY_ID .*MINIO_ACCESS_KEY"),
+    "secret": (error("403 Forbidden", "SignatureDoesNotMatch", AMZ_KEY), "AWS_SECRET_ACCESS_KEY .*MINIO_SECRET_KEY"),
+    "rights": (error("403 Forbidden", "AccessDenied"), "read, write, list and delete"),
+    "token": (error("400 Bad Request", "ExpiredToken"), "AWS_SESSION_TOKEN"),
+    "bucket": (error("404 Not Found", "NoSuchBucket"), "BROKER_BLOB_URL"),
+    "region": (error("301 Moved Permanently", "PermanentRedirect"), "AWS_REGION"),
+    "other region": (error("400 Bad Request", "AuthorizationHeaderMalformed"), "AWS_REGION"),
+    "clock": (error("403 Forbidden", "RequestTimeTooSkewed"), "clock"),
+    "unknown": (error("400 Bad Request", "SomethingNew"), "400 SomethingNew.*its own log"),
+    "no S3": (answers("404 Not Found", b"<html>nginx</html>"), "BROKER_BLOB_URL"),
+}
+
+
+def shown(caught: BaseException) -> str:
+    return "".join(traceback.format_exception(caught)) + repr(caught)
+
+
+@pytest.mark.parametrize("why", REFUSALS)
+async def test_a_refusal_names_the_cure_and_no_secret(blobs: S3Blobs, net: Network, why: str) -> None:
+    script, cure = REFUSALS[why]
+    net.when(".", script)
+    with pytest.raises(StorageError, match=cure) as caught:
+        await blobs.check()
+    assert not re.search(f"{SECRET}|test-id|AWS4|127.0.0.1", shown(caught.value))
+
+
+@pytest.mark.parametrize("doing", [doing for doing in DOINGS if doing != "open"])
+async def test_a_bucket_that_is_not_there_is_no_missing_image(make: Make, doing: str) -> None:
+    with pytest.raises(StorageError, match="BROKER_BLOB_URL"):
+        await DOINGS[doing](make(bucket="nobodys-bucket"))
+    with pytest.raises(StorageError, match="BROKER_BLOB_URL"):
+        await make(bucket="nobodys-bucket").open(name_of(b"x"))
+
+
+@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:1", "http://nowhere.invalid"])
+async def test_a_store_that_is_not_there_names_the_endpoint(make: Make, endpoint: str) -> None:
+    with pytest.raises(StorageError, match=r"AWS_ENDPOINT_URL \(or MINIO_ENDPOINT\)") as caught:
+        await DOINGS["check"](make(endpoint=endpoint))
+    assert not re.search(f"{SECRET}|test-id|127.0.0.1", shown(caught.value))
+
+
+async def test_https_to_a_store_without_it_names_the_endpoint(make: Make, s3_server: S3Server) -> None:
+    with pytest.raises(StorageError, match=r"AWS_ENDPOINT_URL.*https"):
+        await make(endpoint=s3_server.url.replace("http:", "https:")).check()
+
+
+@pytest.mark.parametrize(
+    "refusal", [error("507 Insufficient Storage", "XMinioStorageFull"), error("403 No", "QuotaExceeded")]
+)
+async def test_a_full_bucket_is_said(blobs: S3Blobs, net: Network, refusal: Script) -> None:
+    net.when("PUT", refusal)
+    with pytest.raises(StorageFull, match="BROKER_RETENTION_HOURS"):
+        await keep(blobs, b"x")
+
+
+async def test_a_draft_below_the_floor_is_refused(make: Make) -> None:
+    with pytest.raises(StorageFull, match="BROKER_DATA_DIR"):
+        await make(free_floor=2**60).check()
+
+
+async def test_a_draft_that_was_taken_away_is_an_error_not_a_blob(blobs: S3Blobs) -> None:
+    with pytest.raises(StorageError, match="BROKER_DATA_DIR"):
+        async with blobs.draft("task_1") as draft:
+            await draft.write(b"x")
+            draft.path.unlink()
+            await draft.keep()
+
+
+def test_a_store_shows_no_secret(tmp_path: Path) -> None:
+    blobs = S3Blobs(
+        bucket="bucket", scratch=tmp_path, access_key="the-id", secret_key=SECRET, session_token="the-token"
+    )
+    assert repr(blobs) == "S3Blobs(bucket='bucket', prefix='', endpoint=None)"
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ({"bucket": "a/b"}, "BROKER_BLOB_URL"),
+        ({"prefix": "a//b"}, "BROKER_BLOB_URL"),
+        ({"prefix": "a/../b"}, "BROKER_BLOB_URL"),
+        ({"prefix": "a b"}, "BROKER_BLOB_URL"),
+        ({"endpoint": "minio:9000"}, "AWS_ENDPOINT_URL"),
+        ({"endpoint": f"http://id:{SECRET}@minio:9000"}, "AWS_ENDPOINT_URL"),
+        ({"access_key": None}, "AWS_ACCESS_KEY_ID"),
+        ({"secret_key": ""}, "AWS_SECRET_ACCESS_KEY"),
+        ({"links": "public"}, "public address"),
+    ],
+)
+def test_what_cannot_work_is_refused_at_once(tmp_path: Path, option: dict[str, Any], said: str) -> None:
+    known = {"bucket": "bucket", "scratch": tmp_path, "access_key": "id", "secret_key": "secret"}
+    with pytest.raises(ValueError, match=said) as caught:
+        S3Blobs(**{**known, **option})
+    assert SECRET not in str(caught.value)
+
+
+# -- links
+
+
+@pytest.mark.parametrize("size", [9, 6 * MIB])
+async def test_a_presigned_link_needs_no_key_and_has_the_right_type(make: Make, size: int) -> None:
+    blobs = make(links="presigned")
+    blob = await keep(blobs, b"x" * size, media_type="image/png")
+    link = await blobs.link(blob.name, 60)
+    assert link is not None
+    assert "X-Amz-Expires=60&" in link
+    assert SECRET not in link
+    async with httpx.AsyncClient() as client:
+        answer = await client.get(link)
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
+    assert answer.content == b"x" * size
+
+
+async def test_bytes_of_no_known_type_are_never_a_page(make: Make) -> None:
+    blobs = make(links="presigned")
+    link = await blobs.link((await keep(blobs, b"<html>")).name, 60)
+    async with httpx.AsyncClient() as client:
+        assert (await client.get(link or "")).headers["content-type"] == "application/octet-stream"
+
+
+async def test_a_presigned_link_lasts_a_week_at_most(make: Make) -> None:
+    """S3 refuses to serve others."""
+    link = await make(links="presigned").link(name_of(b"x"), 10**9)
+    assert "X-Amz-Expires=604800&" in (link or "")
+
+
+async def test_a_public_link_is_an_address_and_the_name(make: Make) -> None:
+    blobs = make(links="public", public_base="https://images.example.com/bucket/")
+    assert await blobs.link(name_of(b"x"), 60) == f"https://images.example.com/bucket/images/{name_of(b'x')}"
+
+
+@pytest.mark.parametrize("links", ["presigned", "public"])
+async def test_what_could_never_be_a_name_has_no_link(make: Make, links: str) -> None:
+    with pytest.raises(BlobMissing):
+        await make(links=links, public_base="https://images.example.com").link("../secrets", 60)
+
+
+@pytest.mark.parametrize(
+    ("bucket", "endpoint", "expected"),
+    [
+        ("images", None, "https://images.s3.eu-west-1.amazonaws.com/task_1/"),
+        ("im.ages", None, "https://s3.eu-west-1.amazonaws.com/im.ages/task_1/"),
+        ("images", "http://localhost:9000", "http://localhost:9000/images/task_1/"),
+    ],
+)
+async def test_a_store_is_where_it_was_said_to_be_whatever_the_environment_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bucket: str, endpoint: str | None, expected: str
+) -> None:
+    """An empty variable, as a compose file leaves it behind, is no address."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "")
+    store = S3Blobs(
+        bucket=bucket,
+        scratch=tmp_path,
+        endpoint=endpoint,
+        region="eu-west-1",
+        access_key="key",
+        secret_key="secret",
+        links="presigned",
+    )
+    link = await store.link(f"task_1/{'0' * 64}", 60)
+    await store.aclose()
+    assert link is not None
+    assert link.startswith(expected)

@@ -1,0 +1,245 @@
+"""What SQLite in particular must do: survive, say what is wrong, and commit in groups."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+
+import pytest
+
+from storage.errors import StorageError, StorageFull
+from storage.sql.database import Outcome, Statement
+from storage.sql.group_commit import GroupCommitWriter
+from storage.sql.migrate import SchemaTooNew, upgrade
+from storage.sql.sqlite import WRITER_PRAGMAS, SqliteDatabase, open_connection, sqlite_path
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_the_file_is_kept_as_promised(tmp_path: Path) -> None:
+    """WAL, and FULL: what was acknowledged survives a power cut."""
+    async with SqliteDatabase(tmp_path / "b.db") as database:
+        journal, synchronous = await database.transact(
+            Statement(sql="PRAGMA journal_mode"), Statement(sql="PRAGMA synchronous")
+        )
+        mmap = await database.fetch("PRAGMA mmap_size")
+    assert (journal.rows, synchronous.rows, mmap) == (
+        [{"journal_mode": "wal"}],
+        [{"synchronous": 2}],
+        [{"mmap_size": 0}],
+    )
+
+
+async def test_readers_cannot_write(tmp_path: Path) -> None:
+    async with SqliteDatabase(tmp_path / "b.db") as database:
+        await database.execute("CREATE TABLE t (n BIGINT)")
+        with pytest.raises(StorageError):
+            await database.fetch("INSERT INTO t VALUES (1)")
+
+
+@asynccontextmanager
+async def traced_writer(path: Path, *pragmas: str) -> AsyncIterator[tuple[GroupCommitWriter, list[str]]]:
+    """A writer on a fresh table `t`, and the statements that it runs."""
+    seen: list[str] = []
+
+    def connect() -> sqlite3.Connection:
+        connection = open_connection(path, WRITER_PRAGMAS)
+        connection.executescript("".join(f"PRAGMA {pragma};" for pragma in pragmas))
+        connection.execute("CREATE TABLE t (n BIGINT)")
+        connection.set_trace_callback(seen.append)
+        return connection
+
+    writer = GroupCommitWriter(connect)
+    await writer.open()
+    try:
+        yield writer, seen
+    finally:
+        await writer.close()
+
+
+def submit_numbers(writer: GroupCommitWriter, numbers: range) -> list[asyncio.Future[list[Outcome]]]:
+    return [
+        writer.submit([Statement(sql="INSERT INTO t VALUES (:n)", params={"n": n})], after_commit=lambda: None)
+        for n in numbers
+    ]
+
+
+async def test_writers_at_once_share_commits(tmp_path: Path) -> None:
+    """Group commit: far fewer commits than transactions."""
+    async with traced_writer(tmp_path / "b.db") as (writer, seen):
+        await asyncio.gather(*submit_numbers(writer, range(200)))
+    assert 1 <= seen.count("COMMIT") <= 5
+
+
+async def test_flush_waits_for_all_writes(tmp_path: Path) -> None:
+    async with traced_writer(tmp_path / "b.db") as (writer, _):
+        writes = submit_numbers(writer, range(600))
+        await writer.flush()
+        assert all(write.done() for write in writes)
+
+
+async def test_close_writes_all_that_was_handed_in(tmp_path: Path) -> None:
+    async with traced_writer(tmp_path / "b.db") as (writer, _):
+        writes = submit_numbers(writer, range(600))
+    assert all(write.done() for write in writes)
+    with closing(sqlite3.connect(tmp_path / "b.db")) as other:
+        assert other.execute("SELECT count(*) FROM t").fetchone() == (600,)
+
+
+def test_writes_are_finished_when_the_event_loop_ends_first(tmp_path: Path) -> None:
+    """An interrupted process may leave its loop without `close`."""
+    loop_ended = threading.Event()
+
+    def connect() -> sqlite3.Connection:
+        connection = open_connection(tmp_path / "b.db", WRITER_PRAGMAS)
+        connection.execute("CREATE TABLE t (n BIGINT)")
+        connection.create_function("wait", 0, loop_ended.wait)
+        connection.execute("CREATE TEMP TRIGGER slow BEFORE INSERT ON main.t BEGIN SELECT wait(); END")
+        return connection
+
+    async def interrupted() -> GroupCommitWriter:
+        writer = GroupCommitWriter(connect)
+        await writer.open()
+        submit_numbers(writer, range(3))
+        return writer
+
+    writer = asyncio.run(interrupted())
+    loop_ended.set()
+    asyncio.run(writer.close())
+    with closing(sqlite3.connect(tmp_path / "b.db")) as other:
+        assert other.execute("SELECT count(*) FROM t").fetchone() == (3,)
+
+
+async def test_failed_open_leaves_no_thread(tmp_path: Path) -> None:
+    (tmp_path / "b.db").write_text("this is not a database" * 100)
+    with pytest.raises(StorageError):
+        await SqliteDatabase(tmp_path / "b.db").open()
+    assert [thread.name for thread in threading.enumerate() if thread.name == "sqlite-writer"] == []
+
+
+async def test_unstorable_value_does_not_affect_other_writers(tmp_path: Path) -> None:
+    async with SqliteDatabase(tmp_path / "b.db") as database:
+        await database.execute("CREATE TABLE t (n BIGINT)")
+        told = await asyncio.gather(
+            *(database.execute("INSERT INTO t VALUES (:n)", n=n) for n in (1, 2**70, 3)), return_exceptions=True
+        )
+        rows = await database.fetch("SELECT n FROM t ORDER BY n")
+    assert [isinstance(one, Exception) for one in told] == [False, True, False]
+    assert [row["n"] for row in rows] == [1, 3]
+
+
+async def test_a_locked_database_is_waited_for_once_and_not_once_for_each(tmp_path: Path) -> None:
+    path = tmp_path / "b.db"
+    async with traced_writer(path, "busy_timeout=1") as (writer, seen):
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            results = await asyncio.gather(*submit_numbers(writer, range(20)), return_exceptions=True)
+            other.execute("ROLLBACK")
+        begun = seen.count("BEGIN IMMEDIATE")
+        await asyncio.gather(*submit_numbers(writer, range(1)))
+    assert all(isinstance(one, sqlite3.OperationalError) for one in results)
+    assert begun <= 2
+
+
+async def test_a_locked_database_is_a_storage_error(tmp_path: Path) -> None:
+    path = tmp_path / "b.db"
+    async with SqliteDatabase(path) as database:
+        await database.execute("CREATE TABLE t (n BIGINT)")
+        await database.execute("PRAGMA busy_timeout = 1")
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(StorageError, match="another process holds it"):
+                await database.execute("INSERT INTO t VALUES (1)")
+            other.execute("ROLLBACK")
+        await database.execute("INSERT INTO t VALUES (99)")
+
+
+async def test_many_can_open_a_fresh_file_at_once(tmp_path: Path) -> None:
+    files = [SqliteDatabase(tmp_path / "b.db") for _ in range(6)]
+    opened = await asyncio.gather(*(file.open() for file in files))
+    await asyncio.gather(*(file.close() for file in opened))
+
+
+async def test_a_full_disk_is_told_and_later_writes_go_on(tmp_path: Path) -> None:
+    async with SqliteDatabase(tmp_path / "b.db") as database:
+        await database.execute("CREATE TABLE t (x TEXT)")
+        await database.execute("PRAGMA max_page_count = 20")
+        small = [database.execute("INSERT INTO t VALUES ('small')") for _ in range(3)]
+        big = database.execute("INSERT INTO t VALUES (:x)", x="x" * 500_000)
+        told = await asyncio.gather(*small, big, return_exceptions=True)
+        await database.execute("PRAGMA max_page_count = 1000000")
+        await database.execute("INSERT INTO t VALUES ('after')")
+        rows = await database.fetch("SELECT x FROM t")
+    assert isinstance(told[-1], StorageFull)
+    assert [row["x"] for row in rows] == ["small"] * 3 + ["after"]
+
+
+async def test_a_damaged_file_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "b.db"
+    async with SqliteDatabase(path) as database:
+        await database.execute("CREATE TABLE t (x TEXT)")
+        await database.transact(
+            *(Statement(sql="INSERT INTO t VALUES (:x)", params={"x": f"{n}" * 500}) for n in range(200))
+        )
+    broken = bytearray(path.read_bytes())
+    broken[8192:20480] = b"\xff" * 12288
+    path.write_bytes(broken)
+    with pytest.raises(StorageError, match=r"damaged|malformed"):
+        async with SqliteDatabase(path) as database:
+            await database.check()
+    assert path.read_bytes() == bytes(broken)
+
+
+async def test_something_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "b.db").write_text("this is not a database, it only has its name" * 100)
+    with pytest.raises(StorageError, match="restore it from a backup"):
+        await SqliteDatabase(tmp_path / "b.db").open()
+
+
+async def test_a_newer_schema_is_not_touched(tmp_path: Path) -> None:
+    async with SqliteDatabase(tmp_path / "b.db") as database:
+        await upgrade(database, 1.0)
+        await database.execute("INSERT INTO migrations VALUES (9999, '9999_future', 1.0)")
+        with pytest.raises(SchemaTooNew, match="9999"):
+            await upgrade(database, 2.0)
+
+
+def test_addresses() -> None:
+    assert sqlite_path("sqlite:///data/broker.db") == Path("data/broker.db")
+    assert sqlite_path("sqlite:////var/lib/broker.db") == Path("/var/lib/broker.db")
+    with pytest.raises(ValueError, match="sqlite:///"):
+        sqlite_path("sqlite://broker.db")
+
+
+KILLED = """
+import asyncio, os, sys
+from pathlib import Path
+from storage.sql.sqlite import SqliteDatabase
+
+async def main():
+    async with SqliteDatabase(Path(sys.argv[1])) as database:
+        await database.execute("CREATE TABLE IF NOT EXISTS t (n BIGINT)")
+        for n in range(100000):
+            await database.execute("INSERT INTO t VALUES (:n)", n=n)
+            print(n, flush=True)
+
+asyncio.run(main())
+"""
+
+
+def test_what_was_acknowledged_survives_a_kill(tmp_path: Path) -> None:
+    path = tmp_path / "b.db"
+    with subprocess.Popen([sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        acknowledged = [int(line) for line, _ in zip(writer.stdout, range(50), strict=False)]
+        writer.kill()
+    with sqlite3.connect(path) as connection:
+        kept = {n for (n,) in connection.execute("SELECT n FROM t")}
+    connection.close()
+    assert set(acknowledged) <= kept

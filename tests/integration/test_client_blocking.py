@@ -1,0 +1,351 @@
+"""Synchronous client: threads, notebooks, interrupts and finalization, without leaked threads."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import inspect
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from broker.client import AsyncClient, BrokerApiError, Client, Image, Task
+from tests.integration.test_client import ID, KEY, ORDERED, PNG, broker_of, event, made, says_json, told
+from tests.support.faulty_http import Script, Visit, head, serve
+
+ROOT = Path(__file__).parent.parent.parent
+SECONDS = 20.0
+STREAM_HEAD = head("200 OK", "Content-Type: text/event-stream")
+
+
+class Elsewhere:
+    """Broker in a thread, like one in another process."""
+
+    def __init__(self, script: Script) -> None:
+        self._script = script
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
+
+    async def _serve(self) -> None:
+        self._loop, self._stopped = asyncio.get_running_loop(), asyncio.Event()
+        async with serve(self._script) as self._server:
+            self._ready.set()
+            await self._stopped.wait()
+
+    def __enter__(self) -> Elsewhere:
+        self._thread.start()
+        assert self._ready.wait(SECONDS)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._stopped.set)
+        self._thread.join()
+
+    def url(self) -> str:
+        return self._server.url()
+
+    def is_called(self) -> None:
+        asyncio.run_coroutine_threadsafe(self._server.called.wait(), self._loop).result(SECONDS)
+
+    def is_left(self) -> None:
+        asyncio.run_coroutine_threadsafe(self._server.left.wait(), self._loop).result(SECONDS)
+
+
+def client_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "broker-client"]
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    yield
+    gc.collect()
+    for thread in client_threads():
+        thread.join(SECONDS)
+    assert client_threads() == []
+
+
+async def hold(visit: Visit) -> None:
+    await visit.reader.readexactly(1)
+
+
+async def endless(visit: Visit) -> None:
+    await visit.say(STREAM_HEAD, event(1, "pending"))
+    await visit.reader.readexactly(1)
+
+
+def test_generate_returns_an_image() -> None:
+    with Elsewhere(broker_of(made(0))) as server, Client(server.url(), key=KEY) as client:
+        image = client.generate("a red fox")[0]
+        assert isinstance(image, Image)
+        assert image._repr_png_() == PNG
+        assert client.base == server.url().rstrip("/")
+        assert KEY not in repr(client)
+
+
+def test_every_method_has_a_synchronous_form() -> None:
+    """With the same signature and docstring, which notebooks show."""
+    blocking = {name for name in vars(Client) if not name.startswith("_")} - {"close"}
+    awaited = {name for name in vars(AsyncClient) if not name.startswith("_")} - {"aclose"}
+    assert blocking == awaited
+    for name in awaited - {"base"}:
+        theirs, ours = getattr(AsyncClient, name), getattr(Client, name)
+        assert (inspect.signature(ours), ours.__doc__) == (inspect.signature(theirs), theirs.__doc__)
+        assert not inspect.iscoroutinefunction(ours)
+    options = inspect.signature(AsyncClient).parameters.keys() - inspect.signature(Client).parameters.keys()
+    assert options == {"sleep", "app"}
+
+
+def test_client_works_inside_a_running_loop() -> None:
+    """A notebook runs its cells inside an event loop."""
+
+    async def cell(server: Elsewhere) -> list[Image]:
+        with Client(server.url()) as client:
+            return client.generate("a red fox")
+
+    with Elsewhere(broker_of(made(0))) as server:
+        assert len(asyncio.run(cell(server))) == 1
+
+
+def test_threads_share_one_client() -> None:
+    with (
+        Elsewhere(broker_of(made(0))) as server,
+        Client(server.url()) as client,
+        ThreadPoolExecutor(8) as threads,
+    ):
+        images = list(threads.map(lambda _: client.generate("a red fox")[0], range(24)))
+    assert {image.content for image in images} == {PNG}
+    assert len(images) == 24
+
+
+def test_events_are_iterated_and_raise_errors() -> None:
+    async def script(visit: Visit) -> None:
+        if visit.path.startswith(f"/api/task/{ID}/"):
+            await visit.say(STREAM_HEAD, event(1, "pending"), event(2, "completed"))
+        else:
+            await says_json({"error": "No.", "code": "task_not_found"}, "404 Not Found")(visit)
+
+    with Elsewhere(script) as server, Client(server.url()) as client:
+        assert [task.status for task in client.events(ID)] == ["pending", "completed"]
+        nothing = client.events("task_0")
+        with pytest.raises(BrokerApiError, match="No"):
+            next(nothing)
+
+
+def test_abandoned_iterator_closes_the_connection() -> None:
+    with Elsewhere(endless) as server, Client(server.url()) as client:
+        for task in client.events(ID):
+            assert isinstance(task, Task)
+            break
+        gc.collect()
+        server.is_left()
+
+
+def test_iterator_keeps_its_client_alive() -> None:
+    """`for task in Client().events(…)` holds no other reference to the client."""
+
+    async def script(visit: Visit) -> None:
+        await visit.say(STREAM_HEAD, event(1, "pending"), event(2, "completed"))
+
+    with Elsewhere(script) as server:
+        statuses = []
+        for task in Client(server.url()).events(ID):
+            gc.collect()
+            statuses.append(task.status)
+    assert statuses == ["pending", "completed"]
+
+
+def test_closing_cancels_running_calls() -> None:
+    with Elsewhere(hold) as server, ThreadPoolExecutor(2) as threads:
+        client = Client(server.url())
+        waiting: list[Future[object]] = [
+            threads.submit(client.wait, ID),
+            threads.submit(lambda: list(client.events(ID))),
+        ]
+        server.is_called()
+        client.close()
+        assert not client_threads()
+        client.close()
+        for future in waiting:
+            with pytest.raises(RuntimeError, match="closed"):
+                future.result(SECONDS)
+    with pytest.raises(RuntimeError, match="make a new one"):
+        client.get(ID)
+    with pytest.raises(RuntimeError, match="make a new one"):
+        next(client.events(ID))
+
+
+def test_unreferenced_client_closes_itself() -> None:
+    with Elsewhere(says_json(told())) as server:
+        Client(server.url()).get(ID)
+
+
+def test_client_in_a_reference_cycle_closes_itself() -> None:
+    """The collector may run in the loop's thread, which cannot join itself."""
+
+    class CollectingPath(os.PathLike[str]):
+        """Path whose conversion, in a call of another client, runs the collector."""
+
+        def __fspath__(self) -> str:
+            gc.collect()
+            return __file__
+
+    async def script(visit: Visit) -> None:
+        await (ORDERED if visit.head.startswith(b"POST") else says_json(told()))(visit)
+
+    with Elsewhere(script) as server:
+        client: Any = Client(server.url())
+        cycle = [client]
+        cycle.append(cycle)
+        client.get(ID)
+        del client, cycle
+        with Client(server.url()) as other:
+            other.create("a fox", images=CollectingPath())
+        for thread in client_threads():
+            thread.join(SECONDS)
+        assert not client_threads()
+
+
+def test_invalid_base_starts_no_thread() -> None:
+    with pytest.raises(ValueError, match="like http"):
+        Client("127.0.0.1:8000")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_client_raises_after_a_fork() -> None:
+    """The thread exists in the parent only; a call in the child would hang otherwise."""
+    ended = _python(
+        """
+        import os, sys
+        from broker.client import Client
+        client = Client(sys.argv[1])
+        client.get(sys.argv[2])
+        child = os.fork()
+        if child == 0:
+            try:
+                client.get(sys.argv[2])
+            except RuntimeError as error:
+                sys.exit(7 if "fork" in str(error) else 1)
+        _, status = os.waitpid(child, 0)
+        print(os.waitstatus_to_exitcode(status), client.get(sys.argv[2]).status)
+        """
+    )
+    assert (ended.stdout, ended.stderr) == ("7 processing\n", "")
+
+
+@pytest.mark.parametrize(
+    "ending",
+    ["", "sys.exit(3)", "raise KeyboardInterrupt", "next(client.events(sys.argv[2]))", "open(__file__).close()"],
+)
+def test_interpreter_exits_silently_with_an_open_client(ending: str) -> None:
+    ended = _python(
+        f"""
+        import sys
+        from broker.client import Client
+        client = Client(sys.argv[1])
+        client.create("a fox", images=[__file__])
+        stream = client.events(sys.argv[2])
+        try:
+            {ending or "pass"}
+        except KeyboardInterrupt:
+            pass
+        """
+    )
+    assert ended.stderr == ""
+    assert ended.returncode == (3 if "exit" in ending else 0)
+
+
+def test_client_is_usable_after_an_interrupt() -> None:
+    ended = _python(
+        """
+        import os, signal, sys, threading
+        from broker.client import Client
+
+        with Client(sys.argv[1]) as client:
+            for call in (lambda: client.wait("task_hold"), lambda: list(client.events("task_hold"))):
+                threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+                try:
+                    call()
+                except KeyboardInterrupt:
+                    print("interrupted")
+            print(client.get(sys.argv[2]).status)
+        """
+    )
+    assert (ended.stdout, ended.stderr) == ("interrupted\ninterrupted\nprocessing\n", "")
+
+
+def test_client_imports_nothing_of_the_server() -> None:
+    """Its import is quick, and it depends on the HTTP API only."""
+    ours, heavy = ("broker", "storage", "uploads", "webhooks"), "starlette uvicorn pydantic structlog PIL typer".split()
+    ended = _python("import sys, broker.client; print(*sys.modules)")
+    loaded = ended.stdout.split()
+    foreign = {name for name in loaded if name.partition(".")[0] in ours and not name.startswith("broker.client")}
+    assert foreign == {"broker"}
+    assert set(loaded).isdisjoint(heavy)
+
+
+def test_synchronous_methods_are_typed(tmp_path: Path) -> None:
+    """The decorator of the methods must keep their types."""
+    (tmp_path / "user.py").write_text(
+        textwrap.dedent(
+            """
+            from broker.client import Client
+            client = Client()
+            reveal_type(client.generate("a fox", n=2))
+            reveal_type(client.events("task_1"))
+            client.generate("a fox", sizes=2)
+            client.wait(7)
+            """
+        )
+    )
+    ended = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--no-incremental", "user.py"],
+        cwd=tmp_path,
+        env={**os.environ, "MYPYPATH": str(ROOT)},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    said = ended.stdout
+    assert 'list[broker.client.models.Image]"' in said
+    assert 'Iterator[broker.client.models.Task]"' in said
+    assert 'user.py:6: error: Unexpected keyword argument "sizes"' in said
+    assert "user.py:7: error: Argument 1" in said
+    assert "Found 2 errors in 1 file" in said
+    assert (ROOT / "broker" / "py.typed").exists()
+
+
+def _python(program: str) -> subprocess.CompletedProcess[str]:
+    """Run a program against a broker; warnings are errors."""
+
+    async def script(visit: Visit) -> None:
+        if visit.head.startswith(b"POST"):
+            await ORDERED(visit)
+        elif "task_hold" in visit.path:
+            await hold(visit)
+        elif visit.path.endswith("/events"):
+            await endless(visit)
+        else:
+            await says_json(told())(visit)
+
+    with Elsewhere(script) as server:
+        return subprocess.run(
+            [sys.executable, "-W", "error", "-c", _program(program), server.url(), ID],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+        )
+
+
+def _program(text: str) -> str:
+    return f"__file__ = {json.dumps(__file__)}\n{textwrap.dedent(text)}"

@@ -1,0 +1,848 @@
+"""kie.ai as documented and as met: what we send for each model, and what each of its answers means to us."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from email.utils import formatdate
+from itertools import product
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from broker.errors import ProviderError
+from broker.net.api_client import ApiClient
+from broker.orders import ImageParams, Mode, Order, OutputFormat, Reference
+from broker.providers.kie.adapter import Kie
+from broker.providers.kie.settings import KieSettings
+from broker.providers.registry import PROVIDERS, load_catalog
+from broker.reports import Failed, Finished, Pending
+from tests.contracts.providers import CALLBACK, JOB, KEY, TOKEN, Says, Upstream
+from tests.support.clock import ManualClock
+
+pytestmark = pytest.mark.anyio
+
+CATALOG = load_catalog()
+IMAGE = "https://tempfile.example/p/one.jpg?sig=1"
+TWO = ("https://tempfile.example/p/one.jpg", "http://tempfile.example/p/two.jpg")
+ACCEPTED = Says(body={"code": 200, "msg": "success", "data": {"taskId": JOB}})
+
+
+@pytest.fixture
+async def upstream() -> AsyncIterator[Upstream]:
+    async with Upstream().open() as upstream:
+        yield upstream
+
+
+@pytest.fixture
+async def kie(upstream: Upstream, clock: ManualClock) -> AsyncIterator[Kie]:
+    client = ApiClient(timeout=5.0, max_connections=4)
+    yield account(upstream.url, client, clock)
+    await client.aclose()
+
+
+@pytest.fixture
+def ear(clock: ManualClock) -> Kie:
+    """For what needs no conversation."""
+    return account("http://127.0.0.1:9", ApiClient(timeout=5.0, max_connections=4), clock)
+
+
+def account(url: str, client: ApiClient, clock: ManualClock) -> Kie:
+    return Kie(
+        base_url=url,
+        upload_url=f"{url}/",
+        api_key=KEY,
+        client=client,
+        catalog=CATALOG,
+        now=clock.now,
+        always_upload=False,
+        upload_retry_seconds=0.0,
+    )
+
+
+def reference(url: str | None = None, *, media_type: str = "image/png", data: bytes = b"PNG-bytes") -> Reference:
+    async def read() -> AsyncIterator[bytes]:
+        yield data[:4]
+        yield data[4:]
+
+    return Reference(name="cat.png", media_type=media_type, size=len(data), sha256="ab" * 32, url=url, read=read)
+
+
+def order(
+    model: str = "nano-banana",
+    mode: Mode = "text-to-image",
+    *,
+    ratio: str | None = None,
+    resolution: str | None = None,
+    output_format: OutputFormat | None = None,
+    references: tuple[Reference, ...] = (),
+) -> Order:
+    return Order(
+        params=ImageParams(
+            prompt="a red bicycle",
+            model=model,
+            aspect_ratio=ratio,
+            resolution=resolution,
+            output_format=output_format,
+            steps=30,
+            seed=1,
+        ),
+        mode=mode,
+        references=references,
+    )
+
+
+def record(**data: Any) -> Says:
+    return Says(body={"code": 200, "msg": "success", "data": {"taskId": JOB, "model": "nano-banana-2", **data}})
+
+
+def result(*urls: str) -> str:
+    return json.dumps({"resultUrls": list(urls)})
+
+
+# -- what we send
+
+REF = "https://broker.example/uploads/references/cat.png"
+EDIT = (reference(REF),)
+REQUESTS: list[tuple[Order, dict[str, Any]]] = [
+    (order(), {"model": "google/nano-banana", "input": {"prompt": "a red bicycle"}}),
+    (
+        order(ratio="16:9", output_format="jpg", resolution="1K"),
+        {
+            "model": "google/nano-banana",
+            "input": {"prompt": "a red bicycle", "image_size": "16:9", "output_format": "jpeg"},
+        },
+    ),
+    (
+        order(mode="image-to-image", ratio="auto", output_format="png", references=EDIT),
+        {
+            "model": "google/nano-banana-edit",
+            "input": {
+                "prompt": "a red bicycle",
+                "image_size": "auto",
+                "output_format": "png",
+                "image_urls": [REF],
+            },
+        },
+    ),
+    (
+        order("nano-banana-pro"),
+        {"model": "nano-banana-pro", "input": {"prompt": "a red bicycle", "image_input": []}},
+    ),
+    (
+        order("nano-banana-pro", "image-to-image", ratio="3:2", resolution="4K", output_format="jpg", references=EDIT),
+        {
+            "model": "nano-banana-pro",
+            "input": {
+                "prompt": "a red bicycle",
+                "aspect_ratio": "3:2",
+                "resolution": "4K",
+                "output_format": "jpg",
+                "image_input": [REF],
+            },
+        },
+    ),
+    (
+        order("nano-banana-2", ratio="8:1", resolution="2K", output_format="png"),
+        {
+            "model": "nano-banana-2",
+            "input": {
+                "prompt": "a red bicycle",
+                "aspect_ratio": "8:1",
+                "resolution": "2K",
+                "output_format": "png",
+                "image_input": [],
+            },
+        },
+    ),
+    (
+        order("nano-banana-2", "image-to-image", references=EDIT),
+        {"model": "nano-banana-2", "input": {"prompt": "a red bicycle", "image_input": [REF]}},
+    ),
+    (
+        order("nano-banana-2-lite", resolution="1K", output_format="png"),
+        {"model": "nano-banana-2-lite", "input": {"prompt": "a red bicycle", "aspect_ratio": "auto"}},
+    ),
+    (
+        order("nano-banana-2-lite", "image-to-image", ratio="1:4", references=EDIT),
+        {
+            "model": "nano-banana-2-lite",
+            "input": {"prompt": "a red bicycle", "aspect_ratio": "1:4", "image_urls": [REF]},
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize(("order", "expected"), REQUESTS, ids=lambda value: getattr(value, "model", ""))
+async def test_each_model_is_ordered_in_its_own_words(
+    kie: Kie, upstream: Upstream, order: Order, expected: dict[str, Any]
+) -> None:
+    """The edit model for image-to-image, and no field that the model does not have."""
+    upstream.will(ACCEPTED)
+    assert await kie.submit(order, CALLBACK) == Pending(job_id=JOB)
+    (got,) = upstream.got
+    assert (got.method, got.path) == ("POST", "/api/v1/jobs/createTask")
+    assert got.json() == expected | {"callBackUrl": CALLBACK}
+    assert got.headers["content-type"] == "application/json"
+    preview = kie.build_request(order, CALLBACK)
+    assert preview["json"]["input"] == expected["input"]
+    assert preview["json"]["callBackUrl"] == "https://broker.example/api/webhook/nano-banana?…"
+
+
+async def test_without_a_public_address_no_callback_is_asked_for(kie: Kie, upstream: Upstream) -> None:
+    upstream.will(ACCEPTED)
+    await kie.submit(order(), None)
+    assert "callBackUrl" not in upstream.got[0].json()
+
+
+async def test_the_dry_run_knows_the_price(kie: Kie) -> None:
+    preview = kie.build_request(
+        order("nano-banana-pro", "image-to-image", resolution="4K", references=(reference(),)), None
+    )
+    assert preview["price"] == 24
+    assert preview["json"]["input"]["image_input"] == ["upload:cat.png"]
+    assert kie.ignored(order("nano-banana-pro")) == ("steps", "seed")
+
+
+# -- what its answers to an order mean
+
+CODES: dict[int, tuple[str, bool, float | None] | None] = {
+    400: ("provider_rejected", False, None),
+    401: ("provider_auth", False, None),
+    402: ("provider_credits", False, None),
+    404: ("provider_rejected", False, None),
+    405: ("provider_rejected", False, None),
+    408: None,
+    413: ("provider_rejected", False, None),
+    422: ("provider_rejected", False, None),
+    429: ("provider_rate_limited", True, 5.0),
+    433: ("provider_credits", False, None),
+    451: ("provider_rejected", False, None),
+    455: ("provider_unavailable", True, 60.0),
+    500: None,
+    501: None,
+}
+"""Code of createTask → task code, retryable, wait; None = the order may have been taken."""
+
+
+@pytest.mark.parametrize("code", CODES)
+async def test_each_code_means_the_same_on_both_channels(kie: Kie, upstream: Upstream, code: int) -> None:
+    """HTTP 200 with an error code is no success: the task would go on for ever."""
+    for http, spelt, word in product((code, 200), (code, str(code)), ("msg", "message")):
+        upstream.will(Says(status=http, body={"code": spelt, word: "You shall not pass", "data": None}))
+        expected = CODES[code]
+        if expected is None:
+            with pytest.raises(ProviderError, match=f"code {code}: You shall not pass"):
+                await kie.submit(order(), CALLBACK)
+            continue
+        kind, retryable, wait = expected
+        assert await kie.submit(order(), CALLBACK) == Failed(
+            code=kind,
+            message="You shall not pass",
+            retryable=retryable,
+            billed="no",
+            provider_code=str(code),
+            retry_in=wait,
+        )
+
+
+@pytest.mark.parametrize("code", [505, 531])
+async def test_two_codes_above_500_are_refusals_all_the_same(kie: Kie, upstream: Upstream, code: int) -> None:
+    """Feature disabled; failed and refunded. As an HTTP status without a body they could come from any proxy."""
+    upstream.will(Says(body={"code": code, "msg": "no"}), Says(status=code))
+    report = await kie.submit(order(), CALLBACK)
+    assert isinstance(report, Failed)
+    assert report.billed == "no"
+    with pytest.raises(ProviderError):
+        await kie.submit(order(), CALLBACK)
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 410, 422, 429])
+async def test_a_bare_http_refusal_is_certain_too(kie: Kie, upstream: Upstream, status: int) -> None:
+    upstream.will(Says(status=status, body=b"<html>no</html>"))
+    report = await kie.submit(order(), CALLBACK)
+    assert isinstance(report, Failed)
+    assert (report.billed, report.provider_code, report.message) == ("no", str(status), "the answer is not JSON")
+
+
+@pytest.mark.parametrize(("status", "code", "refused"), [(500, 422, True), (503, 455, True), (400, 200, True)])
+@pytest.mark.parametrize("data", [None, {"taskId": ""}, {"taskId": None}, {"recordId": "x"}, [], "x"])
+async def test_the_body_tells_more_than_the_status(
+    kie: Kie, upstream: Upstream, status: int, code: int, refused: bool, data: Any
+) -> None:
+    upstream.will(Says(status=status, body={"code": code, "msg": "no", "data": data}))
+    assert isinstance(await kie.submit(order(), CALLBACK), Failed) is refused
+
+
+@pytest.mark.parametrize(
+    "says",
+    [
+        Says(body={"code": 429, "msg": "too many", "data": {"taskId": JOB}}),
+        Says(status=500, body={"code": 500, "msg": "oops", "data": {"taskId": JOB}}),
+        Says(body={"code": 200, "taskId": JOB}),
+        Says(body={"data": {"taskId": f" {JOB} "}}),
+    ],
+)
+async def test_a_job_id_is_an_accepted_order_whatever_stands_beside_it(
+    kie: Kie, upstream: Upstream, says: Says
+) -> None:
+    """It is the only handle on an image that may be paid already, and asking about it is free."""
+    upstream.will(says)
+    assert await kie.submit(order(), CALLBACK) == Pending(job_id=JOB)
+
+
+@pytest.mark.parametrize(
+    ("header", "wait"),
+    [
+        ("7", 7.0),
+        ("1.5", 1.5),
+        ("0", 0.0),
+        ("-3", 5.0),
+        ("1e9", 5.0),
+        ("inf", 5.0),
+        ("99999999999999999999", 600.0),
+        ("nan", 5.0),
+        ("soon", 5.0),
+        ("", 5.0),
+        ("Thu, 99 Foo 2026 99:99:99 GMT", 5.0),
+        (formatdate(1_790_000_030, usegmt=True), 30.0),
+        (formatdate(1_790_000_030), 30.0),
+        (formatdate(1_780_000_000, usegmt=True), 0.0),
+        (formatdate(1_990_000_000, usegmt=True), 600.0),
+    ],
+)
+async def test_retry_after_is_honoured_within_reason(kie: Kie, upstream: Upstream, header: str, wait: float) -> None:
+    upstream.will(Says(status=429, body={"code": 429}, headers={"Retry-After": header}))
+    report = await kie.submit(order(), CALLBACK)
+    assert isinstance(report, Failed)
+    assert report.retry_in == wait
+
+
+async def test_a_refusal_for_its_content_says_so(kie: Kie, upstream: Upstream) -> None:
+    upstream.will(Says(body={"code": 400, "msg": "Your prompt was flagged by our moderation"}))
+    report = await kie.submit(order(), CALLBACK)
+    assert isinstance(report, Failed)
+    assert (report.code, report.retryable) == ("safety_input", False)
+
+
+# -- references
+
+
+def parts(body: bytes) -> dict[str, bytes]:
+    """A multipart body as name → bytes, read the simple way."""
+    boundary = body[: body.index(b"\r\n")]
+    fields = {}
+    for part in body.split(boundary)[1:-1]:
+        head, _, value = part.strip(b"\r\n").partition(b"\r\n\r\n")
+        fields[head.split(b'name="')[1].split(b'"')[0].decode()] = value
+    return fields
+
+
+UPLOADED = Says(
+    body={
+        "success": True,
+        "code": 200,
+        "msg": "File uploaded successfully",
+        "data": {
+            "fileName": "x.png",
+            "downloadUrl": "https://files.example/x.png",
+            "fileUrl": "https://other.example/",
+        },
+    }
+)
+
+
+async def test_a_reference_without_a_public_address_is_uploaded_first(kie: Kie, upstream: Upstream) -> None:
+    upstream.will(UPLOADED, ACCEPTED)
+    references = (reference(), reference(REF))
+    assert await kie.submit(order("nano-banana-pro", "image-to-image", references=references), None) == Pending(
+        job_id=JOB
+    )
+    upload, create = upstream.got
+    assert (upload.method, upload.path) == ("POST", "/api/file-stream-upload")
+    assert upload.headers["authorization"] == f"Bearer {KEY}"
+    fields = parts(upload.body)
+    assert fields["file"] == b"PNG-bytes"
+    assert fields["uploadPath"] == b"references"
+    assert create.json()["input"]["image_input"] == ["https://files.example/x.png", REF]
+
+
+async def test_uploading_first_is_a_setting(kie: Kie, upstream: Upstream) -> None:
+    kie.always_upload = True
+    upstream.will(Says(body={"code": 200, "data": {"fileUrl": "https://files.example/y.png"}}), ACCEPTED)
+    await kie.submit(order(mode="image-to-image", references=(reference(REF),)), None)
+    assert upstream.got[1].json()["input"]["image_urls"] == ["https://files.example/y.png"]
+
+
+async def test_each_upload_has_a_name_of_its_own(kie: Kie, upstream: Upstream) -> None:
+    """kie.ai keeps serving the old bytes of a name that was used before."""
+    kie.always_upload = True
+    upstream.will(UPLOADED, UPLOADED, ACCEPTED)
+    await kie.submit(order(mode="image-to-image", references=(reference(REF), reference(REF))), None)
+    names = [parts(got.body)["fileName"] for got in upstream.got[:2]]
+    assert len(set(names)) == 2
+    assert all(name.startswith(b"abab") and name.endswith(b".png") for name in names)
+
+
+async def test_an_upload_is_tried_three_times_and_then_costs_nothing(kie: Kie, upstream: Upstream) -> None:
+    upstream.will(Says(hang_up=True), Says(status=500, body={"code": 500}), Says(body={"code": 429}))
+    report = await kie.submit(order(mode="image-to-image", references=(reference(),)), None)
+    assert isinstance(report, Failed)
+    assert (report.code, report.retryable, report.billed) == ("provider_unavailable", True, "no")
+    assert [got.path for got in upstream.got] == ["/api/file-stream-upload"] * 3
+
+
+async def test_an_upload_that_works_the_second_time_is_enough(kie: Kie, upstream: Upstream) -> None:
+    upstream.will(Says(status=502), UPLOADED, ACCEPTED)
+    report = await kie.submit(order(mode="image-to-image", references=(reference(),)), None)
+    assert report == Pending(job_id=JOB)
+
+
+@pytest.mark.parametrize(("code", "kind"), [(400, "provider_rejected"), (401, "provider_auth")])
+async def test_a_refused_upload_is_not_repeated(kie: Kie, upstream: Upstream, code: int, kind: str) -> None:
+    upstream.will(Says(body={"success": False, "code": code, "msg": "no"}))
+    report = await kie.submit(order(mode="image-to-image", references=(reference(),)), None)
+    assert isinstance(report, Failed)
+    assert (report.code, report.retryable, report.billed) == (kind, False, "no")
+    assert len(upstream.got) == 1
+
+
+# -- asking
+
+
+@pytest.mark.parametrize(
+    "state", ["success", "SUCCESS", "succeeded", "completed", "complete", "finished"], ids=lambda state: f"{state}"
+)
+@pytest.mark.parametrize("field", ["state", "status", "taskStatus"])
+async def test_success_has_many_names(kie: Kie, upstream: Upstream, field: str, state: str) -> None:
+    upstream.will(record(**{field: state}, resultJson=result(*TWO), creditsConsumed="8"))
+    assert await kie.check(JOB) == Finished(outputs=TWO, job_id=JOB, cost=8.0)
+    (got,) = upstream.got
+    assert (got.method, got.path, got.query) == ("GET", "/api/v1/jobs/recordInfo", {"taskId": JOB})
+
+
+async def test_a_job_id_is_data_not_part_of_the_address(kie: Kie, upstream: Upstream) -> None:
+    upstream.will(Says(body={"code": 422}))
+    with pytest.raises(ProviderError):
+        await kie.check("a/b?c&taskId=d")
+    assert upstream.got[0].query == {"taskId": "a/b?c&taskId=d"}
+
+
+@pytest.mark.parametrize(
+    ("value", "outputs"),
+    [
+        (result(*TWO), TWO),
+        ({"resultUrls": list(TWO)}, TWO),
+        (json.dumps(result(*TWO)), TWO),
+        ({"data": {"resultUrls": list(TWO)}}, TWO),
+        (list(TWO), TWO),
+        (IMAGE, (IMAGE,)),
+        (result(TWO[0], TWO[0], TWO[1]), TWO),
+        (result(TWO[0]).replace("/", "\\/"), TWO[:1]),
+        (result(*TWO)[:-12], TWO[:1]),
+        (
+            result("ftp://x/y", "javascript:alert(1)", "data:image/png;base64,AA", "//x/y", "x", "http://", TWO[0]),
+            TWO[:1],
+        ),
+        (result("http://[::1", "https://x y/", "https://x/\x00", f"https://x/{'y' * 4096}"), ()),
+        (json.dumps({"resultUrls": [None, 5, {}, [TWO[0]]]}), TWO[:1]),
+        ('{"resultUrls":[]}', ()),
+        ('{"resultObject":{}}', ()),
+        ("not json", ()),
+        ("", ()),
+        (None, ()),
+        (0, ()),
+    ],
+)
+async def test_results_are_read_in_every_wrapping(
+    kie: Kie, upstream: Upstream, value: Any, outputs: tuple[str, ...]
+) -> None:
+    """`resultJson` is a string, and it can hold several addresses."""
+    upstream.will(record(state="success", resultJson=value))
+    assert await kie.check(JOB) == Finished(outputs=outputs, job_id=JOB)
+
+
+async def test_no_more_than_sixteen_results_are_taken(kie: Kie, upstream: Upstream) -> None:
+    upstream.will(record(state="success", resultJson=result(*(f"https://x.example/{n}" for n in range(99)))))
+    report = await kie.check(JOB)
+    assert isinstance(report, Finished)
+    assert report.outputs == tuple(f"https://x.example/{n}" for n in range(16))
+
+
+@pytest.mark.parametrize(
+    "state", ["waiting", "queuing", "generating", "pending", "in_progress", "IN-PROGRESS", "dozing"]
+)
+async def test_a_result_beside_an_unfinished_state_does_not_count(kie: Kie, upstream: Upstream, state: str) -> None:
+    upstream.will(record(state=state, resultJson=result(*TWO)))
+    assert await kie.check(JOB) == Pending(job_id=JOB, stage=state)
+
+
+FAILURES = [
+    ("500", "Gemini could not generate an image with the given prompt. Please try again.", "no_image", False),
+    ("500", "Failed to create task: image_size is not within the range of allowed options", "provider_rejected", False),
+    (500, "Internal server error", "provider_error", True),
+    ("500", "Internal Error, Please try again later.", "provider_error", True),
+    (
+        "400",
+        "The input or output was flagged as sensitive. Please try again with different inputs.",
+        "safety_input",
+        False,
+    ),
+    ("501", "The generated image was flagged as NSFW", "safety_output", False),
+    ("501", "prohibited content", "safety_input", False),
+    ("501", "generation failed", "provider_error", True),
+    ("422", "bad", "provider_rejected", False),
+    ("402", "Insufficient credits: 5 exceeds 4", "provider_credits", False),
+    ("429", "too many", "provider_rate_limited", True),
+    ("", "", "provider_error", False),
+    (None, None, "provider_error", False),
+    ("E005", "weird", "safety_input", False),
+    ("E777", "weird", "provider_error", False),
+]
+FREE = {"402", "429"}
+
+
+@pytest.mark.parametrize(("fail_code", "words", "code", "retryable"), FAILURES)
+async def test_a_failure_is_told_by_code_and_words(
+    kie: Kie, upstream: Upstream, fail_code: Any, words: str | None, code: str, retryable: bool
+) -> None:
+    upstream.will(record(state="fail", failCode=fail_code, failMsg=words))
+    assert await kie.check(JOB) == Failed(
+        code=code,
+        message=words or "no reason given",
+        retryable=retryable,
+        billed="no" if fail_code in FREE else "unknown",
+        job_id=JOB,
+        provider_code=str(fail_code) if fail_code else None,
+        known=fail_code != "E777",
+    )
+
+
+@pytest.mark.parametrize("state", ["fail", "failed", "failure", "error", "cancelled", "timeout"])
+@pytest.mark.parametrize(
+    ("said", "billed"),
+    [({"creditsConsumed": 0}, "no"), ({"creditsConsumed": 0.5}, "yes"), ({"consumeCredits": 0}, "no"), ({}, "unknown")],
+)
+async def test_credits_tell_whether_a_failure_was_billed(
+    kie: Kie, upstream: Upstream, state: str, said: dict[str, float], billed: str
+) -> None:
+    upstream.will(record(state=state, failCode="500", **said))
+    report = await kie.check(JOB)
+    assert isinstance(report, Failed)
+    assert report.billed == billed
+
+
+@pytest.mark.parametrize(("code", "billed"), [(501, "unknown"), (408, "unknown"), (531, "no")])
+@pytest.mark.parametrize("http", [True, False])
+async def test_an_envelope_can_say_that_the_job_failed(
+    kie: Kie, upstream: Upstream, code: int, http: bool, billed: str
+) -> None:
+    upstream.will(Says(status=code if http else 200, body={"code": code, "msg": "no result", "data": None}))
+    report = await kie.check(JOB)
+    assert isinstance(report, Failed)
+    assert (report.code, report.billed, report.job_id) == ("provider_error", billed, JOB)
+
+
+@pytest.mark.parametrize(
+    ("says", "retry_in"),
+    [
+        (Says(body={"code": 422, "msg": "recordInfo is null", "data": None}), None),
+        (Says(status=404, body={"code": 404, "msg": "Task not found"}), None),
+        (Says(status=408), None),
+        (Says(status=500, body={"code": 500}), None),
+        (Says(body={"code": 429}), 5.0),
+        (Says(status=503, headers={"Retry-After": "17"}), 17.0),
+        (Says(body={"code": 455}), 60.0),
+        (Says(body={"code": 401}), 60.0),
+        (Says(body={"code": 433}), 60.0),
+        (Says(body={"code": 501, "data": {"taskId": JOB, "state": "generating"}}), None),
+        (Says(body={"code": 200, "data": {"taskId": "another", "state": "success", "resultJson": result(*TWO)}}), None),
+        (Says(body={"code": 200, "status": "success", "data": None}), None),
+    ],
+)
+async def test_what_teaches_nothing_is_asked_again(
+    kie: Kie, upstream: Upstream, says: Says, retry_in: float | None
+) -> None:
+    """A job may be unknown for a while after it was ordered, and a key may be renewed: the image is paid."""
+    upstream.will(says)
+    with pytest.raises(ProviderError) as caught:
+        await kie.check(JOB)
+    assert (caught.value.permanent, caught.value.retry_in) == (False, retry_in)
+
+
+def cut(**data: Any) -> bytes:
+    """A record as kie.ai sends it, with the end of the envelope missing."""
+    param = json.dumps({"input": json.dumps({"prompt": 'x","state":"success","resultJson":"https://evil.example/'})})
+    body = {"code": 200, "data": {"taskId": JOB, "param": param, **data}}
+    return json.dumps(body)[:-1].encode()
+
+
+async def test_a_cut_record_is_read_as_far_as_it_is_beyond_doubt(kie: Kie, upstream: Upstream) -> None:
+    upstream.will(Says(body=cut(state="success", resultJson=result(*TWO), creditsConsumed=8)))
+    assert await kie.check(JOB) == Finished(outputs=TWO, job_id=JOB, cost=8.0)
+    upstream.will(Says(body=cut(state="fail", failCode="500", failMsg="Internal server error")))
+    assert isinstance(await kie.check(JOB), Failed)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        cut(),
+        cut(state="generating"),
+        cut(state="success"),
+        cut(state="success", resultJson=None),
+        cut(state="success", resultJson=result(*TWO))[:-9],
+        cut(state="success", resultJson=result(*TWO)).replace(JOB.encode(), b"another"),
+        cut(state="success", resultJson=result(*TWO)) + b',"state":"fail"',
+        b'"state":"success"' * 1000,
+        b"\xff\xfe" * 1000,
+    ],
+)
+async def test_a_cut_record_that_leaves_a_doubt_is_asked_for_again(kie: Kie, upstream: Upstream, body: bytes) -> None:
+    upstream.will(Says(body=body))
+    with pytest.raises(ProviderError):
+        await kie.check(JOB)
+
+
+# -- callbacks
+
+MARKET_SUCCESS = {
+    "code": 200,
+    "msg": "Playground task completed successfully.",
+    "data": {
+        "taskId": JOB,
+        "model": "google/nano-banana",
+        "state": "success",
+        "param": '{"input":"{\\"prompt\\":\\"a\\"}","callBackUrl":"https://broker.example/hooks"}',
+        "resultJson": result(*TWO),
+        "failCode": None,
+        "failMsg": None,
+        "costTime": 21,
+        "creditsConsumed": 4,
+    },
+}
+MARKET_FAILURE = {
+    "code": 501,
+    "msg": "Playground task failed.",
+    "data": {
+        "taskId": JOB,
+        "model": "nano-banana-pro",
+        "state": "fail",
+        "resultJson": None,
+        "failCode": "500",
+        "failMsg": "Gemini could not generate an image with the given prompt. Please try again.",
+        "creditsConsumed": 0,
+    },
+}
+
+
+def test_the_market_callback_is_understood(ear: Kie) -> None:
+    """Its id, its states and its JSON within JSON are none of them what the older dialect has."""
+    assert ear.parse_callback(MARKET_SUCCESS) == Finished(outputs=TWO, job_id=JOB, cost=4.0)
+    assert ear.parse_callback(MARKET_FAILURE) == Failed(
+        code="no_image",
+        message="Gemini could not generate an image with the given prompt. Please try again.",
+        retryable=False,
+        billed="no",
+        job_id=JOB,
+        provider_code="500",
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "outputs"),
+    [
+        ({"task_id": JOB, "status": "completed", "output": {"image_url": IMAGE}}, (IMAGE,)),
+        ({"task_id": JOB, "status": "completed", "output": {"imageUrl": IMAGE}}, (IMAGE,)),
+        ({"task_id": JOB, "status": "completed", "result": {"url": IMAGE}}, (IMAGE,)),
+        ({"task_id": JOB, "status": "completed", "output": {"image_urls": list(TWO)}}, TWO),
+        ({"task_id": JOB, "status": "completed", "result": {"imageUrls": list(TWO)}}, TWO),
+        ({"task_id": JOB, "status": "completed", "output": {"urls": list(TWO)}}, TWO),
+        ({"task_id": JOB, "status": "completed", "output": {"image_url": TWO[0], "image_urls": list(TWO)}}, TWO),
+        ({"task_id": JOB, "status": "completed", "output": IMAGE}, (IMAGE,)),
+        ({"task_id": JOB, "status": "succeeded", "result": list(TWO)}, TWO),
+        ({"task_id": JOB, "status": "completed", "image_url": IMAGE}, (IMAGE,)),
+        ({"task_id": JOB, "url": IMAGE}, (IMAGE,)),
+        ({"code": 200, "data": {"task_id": JOB, "info": {"result_urls": list(TWO)}}}, TWO),
+        ({"code": 200, "data": {"taskId": JOB, "info": {"resultImageUrl": IMAGE, "originImageUrl": TWO[0]}}}, (IMAGE,)),
+        ({"code": 200, "data": {"taskId": JOB, "response": {"resultImageUrl": IMAGE}}}, (IMAGE,)),
+        ({"code": "200", "data": json.dumps({"taskId": JOB, "state": "success", "resultJson": result(*TWO)})}, TWO),
+    ],
+)
+def test_other_callbacks_are_understood(ear: Kie, body: Any, outputs: tuple[str, ...]) -> None:
+    """The older dialect with every spelling that existing front ends and tests use, and kie.ai's sibling products."""
+    assert ear.parse_callback(body) == Finished(outputs=outputs, job_id=JOB)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"task_id": JOB, "status": "failed", "error": "out of paint"},
+        {"task_id": JOB, "status": "failed", "error": {"message": "out of paint"}},
+        {"code": 501, "msg": "out of paint", "taskId": JOB, "data": None},
+        {"code": 500, "msg": "out of paint", "data": {"task_id": JOB, "info": {"result_urls": None}}},
+        {"code": 400, "msg": "out of paint", "data": {"taskId": JOB, "info": {"resultImageUrl": ""}}},
+    ],
+)
+def test_other_failures_are_understood(ear: Kie, body: Any) -> None:
+    report = ear.parse_callback(body)
+    assert isinstance(report, Failed)
+    assert (report.job_id, report.message, report.billed) == (JOB, "out of paint", "unknown")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"code": 501, "data": {"taskId": JOB, "state": "success", "resultJson": result(*TWO)}},
+        {"code": 200, "data": {"taskId": JOB, "state": "fail", "failCode": "500"}},
+        {"code": 200, "data": {"taskId": JOB, "state": "success", "resultJson": None}},
+        {"code": 200, "data": {"taskId": JOB, "state": "dozing", "resultJson": result(*TWO)}},
+        {"code": 401, "data": {"taskId": JOB}},
+        {"code": 200, "data": {"taskId": JOB, "callbackType": "task_completed"}},
+        {"taskId": JOB},
+    ],
+)
+def test_a_callback_that_contradicts_itself_only_makes_us_ask(ear: Kie, body: Any) -> None:
+    assert ear.parse_callback(body) == Pending(job_id=JOB, check_in=0)
+
+
+def test_news_of_progress_is_in_the_words_of_kie(ear: Kie) -> None:
+    told = ear.parse_callback({"code": 200, "data": {"taskId": JOB, "state": "generating"}})
+    assert told == Pending(job_id=JOB, stage="generating")
+
+
+@pytest.mark.parametrize(
+    ("said", "stage", "percent"),
+    [
+        ({"state": "queuing", "progress": 0}, "queuing", None),
+        ({"state": "generating", "progress": 40}, "generating", 40.0),
+        ({"state": "generating", "progress": "40"}, "generating", 40.0),
+        ({"state": "generating", "progress": 101}, "generating", None),
+        ({"state": "generating", "progress": True}, "generating", None),
+        ({"state": "dozing <b>"}, None, None),
+        ({"state": "x" * 40}, None, None),
+        ({"progress": 50}, None, 50.0),
+    ],
+)
+async def test_how_far_a_job_is_is_never_made_up(
+    kie: Kie, upstream: Upstream, said: dict[str, Any], stage: str | None, percent: float | None
+) -> None:
+    """A percentage only where kie.ai says one (0 stands for none), a word only if it is one."""
+    upstream.will(record(**said))
+    assert await kie.check(JOB) == Pending(job_id=JOB, stage=stage, percent=percent)
+
+
+@pytest.mark.parametrize(
+    ("body", "names"),
+    [
+        ({"data": {"taskId": "a", "task_id": "b"}, "taskId": "c", "task_id": "d"}, ("a", "b", "c", "d")),
+        ({"task_id": "d", "data": None}, ("d",)),
+        ({"id": "e", "job_id": "f", "jobId": 7}, ("f", "7", "e")),
+        ({"taskId": "a", "data": {"taskId": "a"}}, ("a",)),
+        ({"taskId": ["a"], "task_id": True, "id": "x" * 257, "jobId": "a\nb"}, ()),
+        ([{"taskId": "a"}], ()),
+        ("taskId", ()),
+        (None, ()),
+    ],
+)
+def test_ids_are_found_the_most_telling_first(ear: Kie, body: Any, names: tuple[str, ...]) -> None:
+    assert ear.job_ids(body) == names
+
+
+def test_a_failure_keeps_no_secret_that_the_provider_repeats(ear: Kie) -> None:
+    report = ear.parse_callback(
+        {"code": 501, "msg": f"{KEY} {CALLBACK} \x1b[31m\ud800" + "x" * 9999, "data": {"taskId": JOB}}
+    )
+    assert isinstance(report, Failed)
+    assert KEY not in report.message
+    assert TOKEN not in report.message
+    assert report.message.isprintable()
+    assert len(report.message) <= 500
+
+
+def test_a_hostile_body_does_not_keep_us_busy(ear: Kie) -> None:
+    """Counted, not timed: what would take minutes would end in the time-out of the test."""
+    knot: Any = {}
+    for _ in range(60):
+        knot = {"data": knot, "output": knot, "result": knot, "images": [knot]}
+    assert ear.parse_callback(knot) == Pending(check_in=0)
+    assert ear.parse_callback({"data": {"resultJson": "[" * 200_000}}) == Pending(check_in=0)
+    assert ear.parse_callback({"output": [["x"] * 1000] * 1000}) == Pending(check_in=0)
+
+
+# -- the rest
+
+
+async def test_a_dead_link_can_be_renewed(kie: Kie, upstream: Upstream) -> None:
+    upstream.will(Says(body={"code": 200, "msg": "success", "data": "https://fresh.example/1?sig=2"}))
+    assert await kie.refresh_url(IMAGE) == "https://fresh.example/1?sig=2"
+    assert upstream.got[0].path == "/api/v1/common/download-url"
+    assert upstream.got[0].json() == {"url": IMAGE}
+
+
+async def test_a_link_that_is_not_theirs_cannot(kie: Kie, upstream: Upstream) -> None:
+    upstream.will(Says(body={"code": 422, "msg": "not ours"}))
+    assert await kie.refresh_url(IMAGE) is None
+
+
+@pytest.mark.parametrize(("data", "left"), [(100, 100.0), (60.62, 60.62), ("60.62", 60.62), (0, 0.0)])
+async def test_credits_may_be_fractions(kie: Kie, upstream: Upstream, data: Any, left: float) -> None:
+    upstream.will(Says(body={"code": 200, "msg": "success", "data": data}))
+    assert await kie.balance() == left
+    assert upstream.got[0].path == "/api/v1/chat/credit"
+
+
+@pytest.mark.parametrize(
+    ("says", "permanent"),
+    [
+        (Says(body={"code": 401, "msg": KEY}), True),
+        (Says(status=401, body={"code": 401}), True),
+        (Says(body={"code": 429}), False),
+        (Says(body={"code": 455}), False),
+        (Says(body={"code": 500}), False),
+        (Says(body={"code": 200, "data": None}), False),
+        (Says(body={"code": 200, "data": "NaN"}), False),
+    ],
+)
+async def test_a_wrong_key_is_told_from_a_bad_moment(kie: Kie, upstream: Upstream, says: Says, permanent: bool) -> None:
+    upstream.will(says, says)
+    with pytest.raises(ProviderError) as caught:
+        await kie.balance()
+    assert caught.value.permanent is permanent
+    assert (caught.value.code == "provider_auth") is permanent
+    assert KEY not in str(caught.value)
+    with pytest.raises(ProviderError):
+        await kie.refresh_url(IMAGE)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("https://api.kie.ai", ("kie", "https://api.kie.ai")),
+        (" https://api.kie.ai/ ", ("kie", "https://api.kie.ai")),
+        ("https://api.kie.ai/nano-banana", ("kie", "https://api.kie.ai")),
+        ("https://api.kie.ai/nano-banana/", ("kie", "https://api.kie.ai")),
+        ("https://api.kie.ai/api/v1/jobs/createTask", ("kie", "https://api.kie.ai")),
+        ("https://api.kie.ai/api/v1/jobs/createTask/?x=1#y", ("kie", "https://api.kie.ai")),
+        ("https://API.kie.ai/api/v1", ("kie", "https://API.kie.ai")),
+        ("https://kieai.erweima.ai", ("kie", "https://kieai.erweima.ai")),
+        ("https://relay.example/kie/api/v1/jobs/createTask", ("kie", "https://relay.example/kie")),
+        ("http://127.0.0.1:8001", ("kie", "http://127.0.0.1:8001")),
+        ("https://api.unifically.com/nano-banana", ("legacy", "https://api.unifically.com/nano-banana")),
+        ("http://127.0.0.1:9/nano-banana/", ("legacy", "http://127.0.0.1:9/nano-banana")),
+        ("https://x.example/v1/nano-banana/generate", ("legacy", "https://x.example/v1/nano-banana")),
+        ("https://notkie.ai/nano-banana", ("legacy", "https://notkie.ai/nano-banana")),
+        ("https://x.example/nano-banana-pro", ("kie", "https://x.example/nano-banana-pro")),
+    ],
+)
+def test_api_url_selects_one_provider_and_its_base_url(written: str, meant: tuple[str, str]) -> None:
+    settings = KieSettings.model_validate({"api_key": "k", "api_url": written})
+    chosen = [package.name for package in PROVIDERS if package.is_configured(settings)]
+    assert (*chosen, settings.older_dialect_url or settings.base_url) == meant
+
+
+@pytest.mark.parametrize("wrong", ["", "api.kie.ai", "ftp://api.kie.ai", "https://", "https://[::1"])
+def test_invalid_api_url_is_rejected(wrong: str) -> None:
+    with pytest.raises(ValidationError):
+        KieSettings.model_validate({"api_url": wrong})

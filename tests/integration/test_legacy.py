@@ -1,0 +1,161 @@
+"""The looser dialect: one request, one status address, and answers in whatever spelling the service likes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from broker.errors import ProviderError
+from broker.net.api_client import ApiClient
+from broker.orders import ImageParams, Order, Reference
+from broker.providers.legacy.adapter import Legacy
+from broker.providers.registry import load_catalog
+from broker.reports import Failed, Finished, Pending
+from tests.contracts.providers import CALLBACK, IMAGE, JOB, KEY, Says, Upstream
+from tests.support.clock import ManualClock
+
+pytestmark = pytest.mark.anyio
+
+TEXT = Order(
+    params=ImageParams(prompt="a red bicycle", model="nano-banana", aspect_ratio="16:9", resolution="1K"),
+    mode="text-to-image",
+)
+ACCEPTED = Says(body={"code": 200, "data": {"status": "pending", "task_id": JOB}})
+TWO = ("https://tempfile.example/1.png", "https://tempfile.example/2.png")
+
+
+@pytest.fixture
+async def upstream() -> AsyncIterator[Upstream]:
+    async with Upstream().open() as upstream:
+        yield upstream
+
+
+@pytest.fixture
+async def legacy(upstream: Upstream, clock: ManualClock) -> AsyncIterator[Legacy]:
+    client = ApiClient(timeout=5.0, max_connections=4)
+    base = f"{upstream.url}/nano-banana/"
+    yield Legacy(base_url=base, api_key=KEY, client=client, catalog=load_catalog(), now=clock.now)
+    await client.aclose()
+
+
+def edit(url: str | None) -> Order:
+    async def read() -> AsyncIterator[bytes]:
+        yield b""
+
+    cat = Reference(name="cat.png", media_type="image/png", size=0, sha256="00" * 32, url=url, read=read)
+    return Order(
+        params=ImageParams(prompt="a red bicycle", model="nano-banana"), mode="image-to-image", references=(cat,)
+    )
+
+
+async def test_an_order_has_only_the_fields_this_dialect_knows(legacy: Legacy, upstream: Upstream) -> None:
+    """The address names the model, so none is sent; the callback goes into one field, spelt like its neighbours."""
+    upstream.will(ACCEPTED)
+    assert await legacy.submit(TEXT, CALLBACK) == Pending(job_id=JOB)
+    (got,) = upstream.got
+    assert (got.method, got.path) == ("POST", "/nano-banana/generate")
+    assert got.json() == {"prompt": "a red bicycle", "aspect_ratio": "16:9", "callback_url": CALLBACK}
+
+
+async def test_the_callback_field_is_a_setting(legacy: Legacy, upstream: Upstream) -> None:
+    legacy.callback_field = "webhook_url"
+    upstream.will(ACCEPTED, ACCEPTED)
+    await legacy.submit(TEXT, CALLBACK)
+    await legacy.submit(TEXT, None)
+    assert [set(got.json()) for got in upstream.got] == [
+        {"prompt", "aspect_ratio", "webhook_url"},
+        {"prompt", "aspect_ratio"},
+    ]
+
+
+async def test_references_go_by_address(legacy: Legacy, upstream: Upstream) -> None:
+    upstream.will(ACCEPTED)
+    await legacy.submit(edit("https://broker.example/uploads/references/cat.png"), None)
+    assert upstream.got[0].json() == {
+        "prompt": "a red bicycle",
+        "image_urls": ["https://broker.example/uploads/references/cat.png"],
+    }
+
+
+async def test_references_without_an_address_are_refused_with_the_cure(legacy: Legacy, upstream: Upstream) -> None:
+    report = await legacy.submit(edit(None), None)
+    assert isinstance(report, Failed)
+    assert (report.billed, report.retryable) == ("no", False)
+    assert "public URL" in report.message
+    assert upstream.got == []
+
+
+@pytest.mark.parametrize("field", ["task_id", "taskId", "job_id", "jobId", "id"])
+@pytest.mark.parametrize("wrapped", [True, False])
+async def test_a_job_id_has_many_names(legacy: Legacy, upstream: Upstream, field: str, wrapped: bool) -> None:
+    named = {field: JOB, "status": "queued"}
+    upstream.will(Says(status=202, body={"data": named} if wrapped else named))
+    assert await legacy.submit(TEXT, CALLBACK) == Pending(job_id=JOB)
+
+
+@pytest.mark.parametrize(
+    ("body", "report"),
+    [
+        (
+            {"task_id": JOB, "status": "completed", "output": {"image_urls": list(TWO)}},
+            Finished(outputs=TWO, job_id=JOB),
+        ),
+        ({"output": {"image_url": IMAGE}}, Finished(outputs=(IMAGE,))),
+        ({"images": [{"url": TWO[0]}, {"url": TWO[1]}]}, Finished(outputs=TWO)),
+        ({"task_id": JOB, "url": "https://service.example/status/1"}, Pending(job_id=JOB)),
+    ],
+)
+async def test_some_services_answer_with_the_image_at_once(
+    legacy: Legacy, upstream: Upstream, body: dict[str, Any], report: Any
+) -> None:
+    upstream.will(Says(body=body))
+    assert await legacy.submit(TEXT, CALLBACK) == report
+
+
+async def test_a_job_that_failed_at_once_may_have_been_billed(legacy: Legacy, upstream: Upstream) -> None:
+    upstream.will(Says(body={"task_id": JOB, "status": "failed", "error": "prohibited content"}))
+    assert await legacy.submit(TEXT, CALLBACK) == Failed(
+        code="safety_input", message="prohibited content", retryable=False, billed="unknown", job_id=JOB
+    )
+
+
+async def test_the_status_address_holds_the_id(legacy: Legacy, upstream: Upstream) -> None:
+    upstream.will(Says(body={"status": "processing"}))
+    assert await legacy.check("a/../b?c") == Pending(job_id="a/../b?c", stage="processing")
+    assert upstream.got[0].path == "/nano-banana/status/a/../b?c"
+    assert upstream.got[0].query == {}
+
+
+@pytest.mark.parametrize("body", [{"status": "completed"}, {"data": {"status": "success", "output": None}}])
+async def test_success_without_a_result_is_reported_as_such(legacy: Legacy, upstream: Upstream, body: Any) -> None:
+    upstream.will(Says(body=body))
+    assert await legacy.check(JOB) == Finished(outputs=(), job_id=JOB)
+
+
+async def test_an_error_about_asking_is_not_the_end_of_the_job(legacy: Legacy, upstream: Upstream) -> None:
+    upstream.will(Says(status=404, body={"status": "error", "message": "no such task yet"}))
+    with pytest.raises(ProviderError, match="no such task yet"):
+        await legacy.check(JOB)
+
+
+@pytest.mark.parametrize(
+    ("body", "report"),
+    [
+        ({"task_id": JOB, "status": "pending"}, Pending(job_id=JOB, stage="pending")),
+        ({"task_id": JOB, "status": "odd", "url": IMAGE}, Pending(job_id=JOB, check_in=0)),
+    ],
+)
+async def test_a_callback_without_an_end_tells_how_far_it_is_or_makes_us_ask(
+    legacy: Legacy, body: Any, report: Pending
+) -> None:
+    assert legacy.parse_callback(body) == report
+
+
+async def test_what_this_dialect_does_not_have(legacy: Legacy) -> None:
+    assert legacy.supports("nano-banana")
+    assert not legacy.supports("nano-banana-pro")
+    assert await legacy.refresh_url(IMAGE) is None
+    assert await legacy.balance() is None
+    assert legacy.ignored(TEXT) == ()

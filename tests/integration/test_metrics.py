@@ -1,0 +1,330 @@
+"""Every metric moves when the thing happens, and is explained to those who look at it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from broker.metrics import Metrics
+from broker.monitoring import balance, collectors
+from broker.monitoring.loop_lag import measure_loop_lag
+from broker.reports import Failed, Finished, Pending
+from broker.services import Services
+from broker.tasks import lifecycle
+from storage.attempts import Attempt
+from storage.states import State
+from storage.tasks import Task
+from tests.contracts.providers import closed_port
+from tests.support.api import a_task, open_api
+from tests.support.brokers import House, open_house, still
+from tests.support.clock import ManualClock
+
+pytestmark = pytest.mark.anyio
+
+ROOT = Path(__file__).parent.parent.parent
+NOW = 1_790_000_000.0
+UNKNOWN_WORDS = Failed(code="provider_error", message="the flux is cold", retryable=False, known=False, job_id="job")
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float:
+    return metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+@pytest.fixture
+async def quiet(tmp_path: Path, clock: ManualClock) -> AsyncIterator[Services]:
+    async with still(tmp_path, clock) as services:
+        yield services
+
+
+async def add(services: Services, **changes: Any) -> Task:
+    """A task with a job at the provider, and its line in the ledger."""
+    task = a_task(NOW, **{"job_id": "job", "sent_at": NOW, "entered_at": NOW, **changes})
+    await services.database.transact(services.tasks.adding(task))
+    row = {
+        **vars(
+            Attempt(
+                task_id=task.id,
+                number=1,
+                provider="kie",
+                key_id="default",
+                job_id="job",
+                sent_at=NOW,
+                outcome="accepted",
+            )
+        )
+    }
+    columns, values = ", ".join(row), ", ".join(f":{name}" for name in row)
+    await services.database.execute(f"INSERT INTO attempts ({columns}) VALUES ({values})", **row)
+    return task
+
+
+# -- whole journeys
+
+GOOD: list[tuple[str, dict[str, str], float]] = [
+    ("broker_task_transitions_total", {"from": "queued", "to": "submitting"}, 2),
+    ("broker_task_transitions_total", {"from": "submitting", "to": "waiting"}, 2),
+    ("broker_task_transitions_total", {"from": "waiting", "to": "fetching"}, 1),
+    ("broker_task_transitions_total", {"from": "fetching", "to": "succeeded"}, 1),
+    ("broker_task_transitions_total", {"from": "waiting", "to": "failed"}, 1),
+    ("broker_state_seconds_count", {"state": "queued"}, 2),
+    ("broker_state_seconds_count", {"state": "submitting"}, 2),
+    ("broker_state_seconds_count", {"state": "waiting"}, 2),
+    ("broker_state_seconds_count", {"state": "fetching"}, 1),
+    ("broker_queue_seconds_count", {"provider": "kie"}, 2),
+    ("broker_task_seconds_count", {"model": "nano-banana", "outcome": "completed"}, 1),
+    ("broker_task_seconds_count", {"model": "nano-banana", "outcome": "no_image"}, 1),
+    ("broker_task_attempts_count", {}, 2),
+    ("broker_task_attempts_sum", {}, 2),
+    ("broker_submissions_total", {"provider": "kie", "outcome": "accepted"}, 2),
+    ("broker_submission_seconds_count", {"provider": "kie"}, 2),
+    ("broker_callbacks_total", {"provider": "kie", "verification": "accept"}, 2),
+    ("broker_callback_ack_seconds_count", {}, 2),
+    ("broker_downloads_total", {"outcome": "stored"}, 1),
+    ("broker_download_seconds_count", {}, 1),
+    ("broker_request_errors_total", {"code": "invalid_request"}, 1),
+]
+
+
+async def test_journey_updates_its_metrics(tmp_path: Path) -> None:
+    async with open_house(tmp_path, check_after=60.0, task_deadline=60.0) as house:
+        done = await house.end(await house.order("a red bicycle"))
+        await house.end(await house.order("a red bicycle [mood:failed]"))
+        await house.client.post("/api/generate/image", json={"prompt": "x", "numberOfImages": 99})
+        metrics = house.services.metrics
+        assert [
+            (row, value(metrics, row[0], **row[1])) for row in GOOD if value(metrics, row[0], **row[1]) != row[2]
+        ] == []
+        assert value(metrics, "broker_download_bytes_total") == done["results"][0]["bytes"]
+        for operation in ("poll", "change"):
+            assert value(metrics, "broker_database_seconds_count", operation=operation) > 2
+        page = (await house.client.get("/metrics")).text
+    assert 'broker_tasks{state="succeeded"} 1.0' in page
+    assert 'broker_tasks{state="queued"} 0.0' in page
+    assert 'broker_provider_cooldown_seconds{provider="kie"} 0.0' in page
+    assert re.search(r'broker_build_info{python="3\.\d+\.\d+",version="[^"]+"} 1\.0', page)
+    assert "process_resident_memory_bytes" in page
+    assert "python_gc_collections_total" in page
+    assert "broker_steps_running" in page
+
+
+@pytest.mark.parametrize(("mood", "outcome"), [("code:402", "refused"), ("code:500", "unknown"), ("silent", "unknown")])
+async def test_submission_outcome_is_counted(tmp_path: Path, mood: str, outcome: str) -> None:
+    async with open_house(tmp_path, hooked=False) as house:
+        await house.end(await house.order(f"a red bicycle [mood:{mood}]"))
+        metrics = house.services.metrics
+        assert value(metrics, "broker_submissions_total", provider="kie", outcome=outcome) == 1
+        assert value(metrics, "broker_unknown_outcomes_total", provider="kie") == (outcome == "unknown")
+
+
+async def test_unsent_order_is_counted_as_not_sent(tmp_path: Path) -> None:
+    async with open_house(tmp_path, sandbox=closed_port(), task_deadline=0.2) as house:
+        await house.end(await house.order("a red bicycle"))
+        assert value(house.services.metrics, "broker_submissions_total", provider="kie", outcome="not_sent") >= 1
+
+
+async def test_checks_and_download_retries_are_counted(tmp_path: Path) -> None:
+    async with open_house(tmp_path, hooked=False) as house:
+        await house.end(await house.order("a red bicycle [mood:gone_once:2]"))
+        metrics = house.services.metrics
+        assert value(metrics, "broker_provider_checks_total", provider="kie", answer="finished") >= 1
+        assert value(metrics, "broker_download_retries_total") == 2
+        assert value(metrics, "broker_downloads_total", outcome="result_gone") == 2
+        assert value(metrics, "broker_downloads_total", outcome="stored") == 1
+
+
+# -- single changes
+
+
+async def test_unclassified_error_is_counted_once_and_logged_without_its_text(quiet: Services) -> None:
+    task = await add(quiet)
+    report = replace(UNKNOWN_WORDS, provider_code="FLUX")
+    with capture_logs() as logs:
+        for _ in range(2):  # a callback and a check may both tell it
+            await quiet.worker.steps.transitions.apply_report(task, report, 1)
+    assert value(quiet.metrics, "broker_unclassified_errors_total", provider="kie") == 1
+    (line,) = [line for line in logs if line["action"] == "unclassified_provider_error"]
+    assert (line["provider_code"], "flux is cold" in str(logs)) == ("FLUX", False)
+    row = await quiet.queries.get(task.id)
+    assert (row.error_code, row.error_detail, row.provider_code) == ("provider_error", "the flux is cold", "FLUX")
+
+
+async def test_classified_error_is_not_counted_as_unclassified(quiet: Services) -> None:
+    await quiet.worker.steps.transitions.apply_report(await add(quiet), replace(UNKNOWN_WORDS, known=True), 1)
+    assert value(quiet.metrics, "broker_unclassified_errors_total", provider="kie") == 0
+
+
+async def test_second_result_counts_as_duplicate(quiet: Services) -> None:
+    task = await add(quiet, state=State.CANCELED, ended_at=NOW)
+    for _ in range(2):
+        await quiet.worker.steps.transitions.apply_report(task, Finished(outputs=("https://a/1",), job_id="job"), 1)
+    assert value(quiet.metrics, "broker_duplicate_results_total", provider="kie") == 1
+
+
+async def test_end_is_counted_once_and_late_image_separately(quiet: Services, clock: ManualClock) -> None:
+    task = await add(quiet, state=State.FETCHING, deadline_at=NOW)
+    gone = lifecycle.DownloadFailure(code="download_failed", message="")
+    clock.advance(90)
+    steps = quiet.worker.steps
+    await steps.transitions.apply_own(task, lambda row, now, rules: lifecycle.downloaded(row, 0, [gone], now, rules))
+    labels = {"model": "nano-banana", "outcome": "download_failed"}
+    assert value(quiet.metrics, "broker_task_seconds_sum", **labels) == 90
+    await steps.transitions.apply_own(
+        await quiet.queries.get(task.id), lambda row, now, rules: lifecycle.downloaded(row, 1, [], now, rules)
+    )
+    assert value(quiet.metrics, "broker_late_results_total", model="nano-banana") == 1
+    assert value(quiet.metrics, "broker_task_attempts_count") == 1
+
+
+async def test_progress_report_does_not_restart_the_time_in_a_state(quiet: Services, clock: ManualClock) -> None:
+    task = await add(quiet)
+    clock.advance(10)
+    await quiet.worker.steps.transitions.apply_report(task, Pending(job_id="job", stage="generating"), 1)
+    clock.advance(10)
+    await quiet.worker.steps.transitions.apply_report(
+        await quiet.queries.get(task.id), Finished(outputs=("https://a/1",), job_id="job"), 1
+    )
+    assert value(quiet.metrics, "broker_state_seconds_sum", state="waiting") == 20
+
+
+async def test_unexpected_step_error_is_counted(quiet: Services) -> None:
+    async def broken() -> None:
+        raise ValueError
+
+    assert not await quiet.worker.running.contain_errors(broken(), "task_1", "waiting")
+    assert value(quiet.metrics, "broker_steps_failed_total", step="waiting") == 1
+
+
+# -- collected on request
+
+
+async def test_task_counts_are_cached(quiet: Services, clock: ManualClock) -> None:
+    """Counting a million takes half a second: ended tasks are counted every five minutes."""
+
+    async def counted(state: State) -> float:
+        await quiet.collector.render_page()
+        return value(quiet.metrics, "broker_tasks", state=state.value)
+
+    await quiet.collector.render_page()
+    await add(quiet, number=1, state=State.WAITING)
+    await quiet.database.transact(quiet.tasks.adding(a_task(NOW, number=2, state=State.FAILED)))
+    assert [await counted(state) for state in (State.WAITING, State.FAILED)] == [0, 0]
+    clock.advance(collectors.ACTIVE_TTL_SECONDS)
+    assert [await counted(state) for state in (State.WAITING, State.FAILED)] == [1, 0]
+    clock.advance(collectors.ENDED_TTL_SECONDS)
+    assert [await counted(state) for state in (State.WAITING, State.FAILED)] == [1, 1]
+
+
+async def test_concurrent_pages_share_one_count(quiet: Services) -> None:
+    pages = await asyncio.gather(*(quiet.collector.render_page() for _ in range(20)))
+    assert len(pages) == 20
+    assert quiet.collector._active.expires_in == collectors.ACTIVE_TTL_SECONDS
+
+
+async def test_cooldown_is_shown_as_remaining_seconds(quiet: Services, clock: ManualClock) -> None:
+    await quiet.database.transact(quiet.worker.submissions.lanes.pausing("kie", NOW + 30))
+    await quiet.collector.render_page()
+    assert value(quiet.metrics, "broker_provider_cooldown_seconds", provider="kie") == 30
+    clock.advance(40)
+    await quiet.collector.render_page()
+    assert value(quiet.metrics, "broker_provider_cooldown_seconds", provider="kie") == 0
+
+
+async def test_one_process_queries_the_balance_for_all(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as house:
+        asks = house.services.worker.balances
+        await _balance_known(house)
+        assert not await asks.chores.take("credits", now=house.services.clock.now(), every=balance.REFRESH_SECONDS)
+        async with open_api(tmp_path) as other:  # another process on the same database, which sends no query
+            page = (await other.client.get("/metrics")).text
+    assert re.search(r'broker_provider_credits{provider="kie"} \d', page)
+
+
+async def _balance_known(house: House) -> None:
+    async with asyncio.timeout(5):
+        while not await house.services.worker.balances.latest():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def test_unknown_balance_is_absent(quiet: Services, clock: ManualClock) -> None:
+    """An old balance is not shown, nor is there one while the provider cannot be reached."""
+    asks = quiet.worker.balances
+    await asks.refresh()
+    assert await asks.latest() == {}
+    await asks.facts.tell("credits of kie", f"12.5 {NOW!r}")
+    assert await asks.latest() == {"kie": 12.5}
+    await quiet.collector.render_page()
+    assert value(quiet.metrics, "broker_provider_credits", provider="kie") == 12.5
+    clock.advance(balance.MAX_AGE_SECONDS + 1)
+    await quiet.collector.render_page()
+    assert b"broker_provider_credits{" not in await quiet.collector.render_page()
+
+
+async def test_blocked_event_loop_is_measured() -> None:
+    metrics = Metrics()
+    with capture_logs() as logs:
+        async with measure_loop_lag(metrics, interval_seconds=0.0), asyncio.timeout(5):
+            await asyncio.sleep(0)
+            time.sleep(0.6)  # noqa: ASYNC251  # this is the stall
+            while value(metrics, "broker_event_loop_lag_seconds_sum") < 0.5:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+    assert [line["action"] for line in logs] == ["loop_stalled"]
+
+
+# -- documentation
+
+
+def names(metrics: Metrics) -> set[str]:
+    """Return the metric names as queries spell them."""
+    endings = {"counter": "_total", "info": "_info"}
+    return {family.name + endings.get(family.type, "") for family in metrics.registry.collect()}
+
+
+def test_manual_explains_every_metric_and_no_other() -> None:
+    manual = (ROOT / "docs" / "operating.md").read_text("utf-8")
+    table = manual.split("| metric |")[1].split("\n\n")[0]
+    explained = {name for line in table.splitlines() for name in re.findall(r"`([a-z_]+)`", line.split("|")[1])}
+    assert explained == {name for name in names(Metrics()) if name.startswith("broker_")}
+
+
+def test_manual_and_dashboard_query_existing_metrics_only() -> None:
+    manual = (ROOT / "docs" / "operating.md").read_text("utf-8")
+    asked = re.findall(r"\b(?:broker|process|python)_[a-z_]+(?=[{\[)`]| [<>])", manual)
+    dashboard = json.loads((ROOT / "deploy" / "grafana.json").read_text("utf-8"))
+    for query in queries(dashboard):
+        asked += re.findall(r"\b(?:broker|process)_[a-z_]+", query)
+    base = {re.sub(r"_(bucket|sum|count)$", "", name) for name in asked}
+    assert len(base) > 25
+    assert base <= names(Metrics())
+
+
+def queries(dashboard: dict[str, Any]) -> list[str]:
+    return [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
+
+
+def test_dashboard_works_with_any_prometheus() -> None:
+    """Its data source is chosen on import; every panel uses that and no other, has a title, and no panels overlap."""
+    dashboard = json.loads((ROOT / "deploy" / "grafana.json").read_text("utf-8"))
+    assert [variable["type"] for variable in dashboard["templating"]["list"]] == ["datasource"]
+    assert (dashboard["schemaVersion"] >= 39, dashboard["id"]) == (True, None)
+    panels = [panel for panel in dashboard["panels"] if panel["type"] != "row"]
+    assert all(
+        panel["datasource"]["uid"] == "${datasource}" and panel["title"] and panel["targets"] for panel in panels
+    )
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
+    cells = [
+        (panel["gridPos"]["x"] + x, panel["gridPos"]["y"] + y)
+        for panel in dashboard["panels"]
+        for x in range(panel["gridPos"]["w"])
+        for y in range(panel["gridPos"]["h"])
+    ]
+    assert len(set(cells)) == len(cells)
+    assert max(x for x, _ in cells) == 23

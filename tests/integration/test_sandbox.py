@@ -1,0 +1,748 @@
+"""The sandbox is the measure of everything else, so it is measured first: its promises, and each way to break them."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+from PIL import Image
+
+from broker.sandbox import callback_faults, dialect, download_faults, faults, painter
+from broker.sandbox.faults import Fault
+from broker.sandbox.jobs import Files
+from broker.sandbox.options import Options
+from broker.sandbox.server import serve_sandbox
+from tests.support.clock import ManualClock
+
+pytestmark = pytest.mark.anyio
+
+VECTOR_KEY, VECTOR_ID = "kie-test-hmac-key", "558a0e58d58a6cb69e5c6a55170398da"
+STATES = ("waiting", "queuing", "generating", "success")
+FAST = 0.01  # seconds a job takes
+PATIENCE = 15  # seconds to wait for what comes at once on an idle machine
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hook:
+    """A callback as it arrived."""
+
+    path: str
+    headers: dict[str, str]
+    body: dict[str, Any]
+
+    @property
+    def data(self) -> dict[str, Any]:
+        data: dict[str, Any] = self.body["data"]
+        return data
+
+
+@dataclass(kw_only=True)
+class Receiver:
+    """A real server for callbacks. answers: statuses for the first ones; after that 200."""
+
+    base: str = ""
+    answers: list[int] = field(default_factory=list)
+    hooks: list[Hook] = field(default_factory=list)
+    came: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    @property
+    def url(self) -> str:
+        return f"{self.base}/hook?token=secret"
+
+    async def first(self, count: int) -> list[Hook]:
+        async with asyncio.timeout(PATIENCE), self.came:
+            await self.came.wait_for(lambda: len(self.hooks) >= count)
+        return self.hooks[:count]
+
+    async def hear(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        path, *lines = head.split(" ", 1)[1].splitlines()
+        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+        body = json.loads(await reader.readexactly(int(headers["content-length"])))
+        status = self.answers.pop(0) if self.answers else 200
+        async with self.came:
+            self.hooks.append(Hook(path=path.split()[0], headers=headers, body=body))
+            self.came.notify_all()
+        writer.write(f"HTTP/1.1 {status} So\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
+        await writer.drain()
+        writer.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Play:
+    """A sandbox, and what one does with it."""
+
+    base: str
+    client: httpx.AsyncClient
+
+    async def create(self, prompt: str, hook: str | None = None, model: str = "nano-banana-2", **more: Any) -> Any:
+        body = {"model": model, "callBackUrl": hook, "input": {"prompt": prompt, "aspect_ratio": "1:1", **more}}
+        return await self.client.post("/api/v1/jobs/createTask", json=body)
+
+    async def task(self, prompt: str, hook: str | None = None, **more: Any) -> str:
+        task_id = (await self.create(prompt, hook, **more)).json()["data"]["taskId"]
+        assert isinstance(task_id, str)
+        return task_id
+
+    async def read(self, task_id: str) -> Any:
+        return (await self.client.get("/api/v1/jobs/recordInfo", params={"taskId": task_id})).json()
+
+    async def ended(self, task_id: str) -> Any:
+        """The record of a finished job; asks until there is one."""
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                body = await self.read(task_id)
+                if body["data"] and body["data"]["state"] in {"success", "fail"}:
+                    return body["data"]
+
+    async def urls(self, prompt: str, **more: Any) -> list[str]:
+        record = await self.ended(await self.task(prompt, **more))
+        urls = json.loads(record["resultJson"])["resultUrls"]
+        assert isinstance(urls, list)
+        return urls
+
+    async def result(self, prompt: str, **more: Any) -> httpx.Response:
+        return await self.client.get((await self.urls(prompt, **more))[0])
+
+    async def ledger(self) -> list[Any]:
+        jobs = (await self.client.get("/sandbox/jobs")).json()["jobs"]
+        assert isinstance(jobs, list)
+        return jobs
+
+    async def settled(self) -> list[Any]:
+        """The ledger once nobody owes a callback any more."""
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                jobs = await self.ledger()
+                if all(job["settled"] for job in jobs):
+                    return jobs
+
+
+@asynccontextmanager
+async def playing(**options: Any) -> AsyncIterator[Play]:
+    chosen = {"duration": FAST, "callback_spacing": FAST, "creates_per_window": 1000, **options}
+    async with serve_sandbox(options=Options(**chosen)) as base:
+        headers = {"Authorization": "Bearer any"}
+        async with httpx.AsyncClient(base_url=base, headers=headers, timeout=10, verify=False) as client:
+            yield Play(base=base, client=client)
+
+
+@pytest.fixture
+async def play() -> AsyncIterator[Play]:
+    async with playing() as play:
+        yield play
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    receiver = Receiver()
+    server = await asyncio.start_server(receiver.hear, "127.0.0.1", 0)
+    async with server:
+        receiver.base = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        yield receiver
+
+
+def opened(response: httpx.Response) -> Image.Image:
+    image = Image.open(io.BytesIO(response.content))
+    image.load()
+    return image
+
+
+def png(colour: str, size: tuple[int, int] = (60, 40)) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", size, colour).save(out, "png")
+    return out.getvalue()
+
+
+# Promises
+
+
+async def test_a_job_goes_its_way_and_its_picture_can_be_fetched() -> None:
+    async with playing(duration=0.2) as play:
+        task_id = await play.task("a red fox")
+        states: list[str] = []
+        async with asyncio.timeout(PATIENCE):
+            while not states or states[-1] != "success":
+                states.append((await play.read(task_id))["data"]["state"])
+        assert list(dict.fromkeys(states)) == [state for state in STATES if state in states]
+        record = await play.ended(task_id)
+        assert json.loads(record["param"])["input"]["prompt"] == "a red fox"
+        assert record["creditsConsumed"] == 8
+        picture = await play.client.get(json.loads(record["resultJson"])["resultUrls"][0])
+        assert picture.headers["content-type"] == "image/jpeg"
+        assert opened(picture).format == "JPEG"
+
+
+async def test_the_callback_tells_the_record_in_its_own_spelling(play: Play, receiver: Receiver) -> None:
+    """JSON in JSON in JSON, null for empty, seconds for milliseconds: as real callbacks have it."""
+    task_id = await play.task("a red fox", receiver.url)
+    (hook,) = await receiver.first(1)
+    assert hook.path == "/hook?token=secret"
+    assert (hook.body["code"], hook.data["taskId"], hook.data["state"]) == (200, task_id, "success")
+    assert json.loads(json.loads(hook.data["param"])["input"])["prompt"] == "a red fox"
+    assert hook.data["failCode"] is None
+    assert "x-webhook-signature" not in hook.headers
+    assert (await play.client.get(json.loads(hook.data["resultJson"])["resultUrls"][0])).status_code == 200
+
+
+async def test_the_signature_is_the_documented_one() -> None:
+    assert (
+        dialect.compute_signature(VECTOR_KEY, VECTOR_ID, 1769670760) == "wTVEfbytp2vi0qjI+xRocKznoIZpoBXyB2Ywc3LnniU="
+    )
+
+
+async def test_a_callback_is_signed_when_there_is_a_key(receiver: Receiver, clock: ManualClock) -> None:
+    async with playing(webhook_key=VECTOR_KEY, now=clock.now) as play:
+        task_id = await play.task("a red fox", receiver.url)
+        (hook,) = await receiver.first(1)
+        assert hook.headers["x-webhook-timestamp"] == str(int(clock.now()))
+        assert hook.headers["x-webhook-signature"] == dialect.compute_signature(VECTOR_KEY, task_id, int(clock.now()))
+
+
+async def test_a_refused_callback_comes_three_times_more_and_a_202_is_enough(play: Play, receiver: Receiver) -> None:
+    receiver.answers = [500, 404, 202]
+    await play.task("heard in the end", receiver.url)
+    (job,) = await play.settled()
+    assert [sent["status"] for sent in job["callbacks"]] == [500, 404, 202]
+    receiver.answers = [500] * 9
+    await play.task("never heard", receiver.url)
+    job = (await play.settled())[1]
+    assert [sent["attempt"] for sent in job["callbacks"]] == [1, 2, 3, 4]
+
+
+async def test_a_callback_to_a_closed_port_costs_nothing_but_attempts(play: Play) -> None:
+    await play.task("nobody there", "http://127.0.0.1:9/hook")
+    (job,) = await play.settled()
+    assert [sent["status"] for sent in job["callbacks"]] == [None] * 4
+
+
+async def test_the_ledger_counts_what_happened(play: Play, receiver: Receiver) -> None:
+    task_id = await play.task("once", receiver.url)
+    await receiver.first(1)
+    await play.read(task_id)
+    await play.read(task_id)
+    assert (await play.create("[mood:code:402]")).json()["code"] == 402
+    (job,) = await play.settled()
+    assert (job["taskId"], job["prompt"], job["reads"]) == (task_id, "once", 2)
+    assert job["request"]["callBackUrl"] == receiver.url
+    assert [(sent["kind"], sent["status"]) for sent in job["callbacks"]] == [("true", 200)]
+
+
+SIZES = [
+    ("google/nano-banana", {"aspect_ratio": "21:9"}, (1536, 672)),
+    ("google/nano-banana", {"aspect_ratio": "auto"}, (1024, 1024)),
+    ("nano-banana-2", {"aspect_ratio": "21:9"}, (1584, 672)),
+    ("nano-banana-2", {"aspect_ratio": "1:8"}, (384, 3072)),
+    ("nano-banana-2", {"aspect_ratio": "16:9", "resolution": "2K"}, (2752, 1536)),
+    ("nano-banana-2-lite", {"aspect_ratio": "9:16"}, (768, 1376)),
+]
+
+
+async def test_a_picture_has_the_documented_pixels(play: Play) -> None:
+    for model, fields, size in SIZES:
+        assert opened(await play.result("size", model=model, **fields)).size == size
+
+
+async def test_of_two_ratio_fields_aspect_ratio_wins(play: Play) -> None:
+    fields = {"aspect_ratio": "2:3", "image_size": "16:9"}
+    assert opened(await play.result("both", model="google/nano-banana", **fields)).size == (832, 1248)
+
+
+async def test_the_format_is_the_ordered_one(play: Play) -> None:
+    assert opened(await play.result("jpeg", model="google/nano-banana", output_format="jpeg")).format == "JPEG"
+    assert opened(await play.result("png", output_format="png")).format == "PNG"
+
+
+async def test_the_same_order_gives_the_same_bytes() -> None:
+    """Two sandboxes, so that no cache can help."""
+    pictures = []
+    for _ in range(2):
+        async with playing() as play:
+            pictures.append((await play.result("twins", seed=7)).content)
+    assert pictures[0] == pictures[1]
+    painting = painter.PaintOptions(prompt="twins", size=(64, 64), image_format="png")
+    other = painter.PaintOptions(prompt="twins", size=(64, 64), image_format="png", seed=8)
+    assert painter.paint(painting) != painter.paint(other)
+
+
+@pytest.mark.parametrize("prompt", ["\ud800 half a pair", "\0\x1b[31m", "红狐 🦊 שועל " * 50, "x" * 20_000, "a\nb\tc"])
+async def test_no_prompt_stops_the_painter(play: Play, prompt: str) -> None:
+    body = {"model": "nano-banana-2", "input": {"prompt": prompt, "aspect_ratio": "1:1"}}
+    answer = await play.client.post("/api/v1/jobs/createTask", content=json.dumps(body))
+    assert (await play.ended(answer.json()["data"]["taskId"]))["state"] == "success"
+    assert (await play.ledger())[0]["prompt"] == prompt
+
+
+async def test_references_are_seen_in_the_result_and_settle_auto(play: Play) -> None:
+    upload = await play.client.post(
+        "/api/file-stream-upload", files={"file": ("red.png", png("red"))}, data={"uploadPath": "images"}
+    )
+    url = upload.json()["data"]["downloadUrl"]
+    assert (await play.client.get(url)).headers["content-type"] == "image/png"
+    fields = {"image_urls": [url], "image_size": "auto", "aspect_ratio": "auto"}
+    picture = opened(await play.result("in a hat", model="google/nano-banana-edit", **fields)).convert("RGB")
+    assert picture.size == (1248, 832)
+    colours = {picture.getpixel((x, y)) for x in range(0, 400, 8) for y in range(600, 832, 8)}
+    assert (255, 0, 0) in colours
+
+
+async def test_a_reference_that_cannot_be_had_fails_the_job_later(play: Play) -> None:
+    for url in ("http://127.0.0.1:9/x.png", f"{play.base}/sandbox/jobs"):
+        record = await play.ended(await play.task("reference", image_input=[url]))
+        assert (record["state"], record["failCode"], record["creditsConsumed"]) == ("fail", "400", 0)
+
+
+async def test_all_three_uploads_keep_the_bytes(play: Play) -> None:
+    source = (
+        await play.client.post(
+            "/api/file-base64-upload", json={"base64Data": "data:image/png;base64,aGFsbG8=", "uploadPath": "a"}
+        )
+    ).json()
+    assert source["success"]
+    fetched = {"fileUrl": source["data"]["downloadUrl"], "uploadPath": "b/c", "fileName": "x.png"}
+    copy = (await play.client.post("/api/file-url-upload", json=fetched)).json()["data"]
+    assert (copy["filePath"], copy["fileSize"], copy["mimeType"]) == ("b/c/x.png", 5, "image/png")
+    assert (await play.client.get(copy["downloadUrl"])).content == b"hallo"
+    for path, body in [
+        ("file-base64-upload", {"base64Data": "!", "uploadPath": "a"}),
+        ("file-base64-upload", {"base64Data": "aGFsbG8=", "uploadPath": "/a"}),
+        ("file-url-upload", {"fileUrl": "http://127.0.0.1:9/", "uploadPath": "a"}),
+    ]:
+        assert not (await play.client.post(f"/api/{path}", json=body)).json()["success"]
+    assert (await play.client.post("/api/file-stream-upload", data={"uploadPath": "a"})).json()["code"] == 400
+
+
+REFUSED: list[tuple[str, dict[str, Any]]] = [
+    ("google/nano-banana-2", {}),
+    ("nano-banana-2", {"prompt": ""}),
+    ("nano-banana-2", {"prompt": "x" * 20_001}),
+    ("nano-banana-pro", {"prompt": "x" * 10_001}),
+    ("nano-banana-pro", {"aspect_ratio": "1:8"}),
+    ("nano-banana-pro", {"output_format": "jpeg"}),
+    ("nano-banana-pro", {"resolution": "2k"}),
+    ("nano-banana-pro", {"image_input": ["http://x.example/1.png"] * 9}),
+    ("nano-banana-pro", {"image_input": ["data:image/png;base64,aaaa"]}),
+    ("google/nano-banana", {"image_urls": ["http://x.example/1.png"]}),
+    ("google/nano-banana", {"output_format": "jpg"}),
+    ("google/nano-banana-edit", {}),
+    ("nano-banana-2", {"seed": "seven"}),
+    ("nano-banana-2", {"prompt": "[mood:sleepy]"}),
+    ("nano-banana-2", {"prompt": "[mood:late:soon]"}),
+]
+
+
+async def test_a_bad_order_is_refused_with_422(play: Play) -> None:
+    for model, fields in REFUSED:
+        answer = await play.create(**{"prompt": "p", **fields}, model=model)
+        assert (answer.status_code, answer.json()["code"]) == (200, 422), (model, fields)
+    lite = {"model": "nano-banana-2-lite", "input": {"prompt": "no ratio"}}
+    assert (await play.client.post("/api/v1/jobs/createTask", json=lite)).json()["code"] == 422
+    assert (await play.create("p", "ftp://x.example/")).json()["code"] == 422
+    assert (await play.client.post("/api/v1/jobs/createTask", content="{")).json()["code"] == 400
+    assert not await play.ledger()
+
+
+async def test_a_key_is_needed_and_the_right_one_if_there_is_one() -> None:
+    async with playing(api_key="right") as play:
+        for header, code in [("", 401), ("Basic any", 401), ("Bearer any", 401), ("Bearer right", 200)]:
+            answer = await play.client.get("/api/v1/chat/credit", headers={"Authorization": header})
+            assert answer.json()["code"] == code
+
+
+async def test_the_window_lets_twenty_in_and_opens_again(clock: ManualClock) -> None:
+    async with playing(now=clock.now, creates_per_window=2) as play:
+        codes = [(await play.create("p [mood:failed]")).json()["code"] for _ in range(3)]
+        assert codes == [200, 200, 429]
+        clock.advance(10)
+        assert (await play.create("p [mood:failed]")).json()["code"] == 200
+        assert len(await play.ledger()) == 3
+
+
+async def test_credits_are_spent_by_success_only_and_end() -> None:
+    async with playing(credits=8.62) as play:
+        await play.ended(await play.task("p [mood:failed]"))
+        await play.ended(await play.task("p"))
+        assert (await play.client.get("/api/v1/chat/credit")).json()["data"] == 0.62
+        assert (await play.create("p")).json()["code"] == 402
+
+
+async def test_download_url_gives_a_link_for_twenty_minutes(clock: ManualClock) -> None:
+    async with playing(now=clock.now) as play:
+        (url,) = await play.urls("p")
+        fresh = (await play.client.post("/api/v1/common/download-url", json={"url": url})).json()["data"]
+        assert (await play.client.get(fresh)).status_code == 200
+        clock.advance(1201)
+        assert (await play.client.get(fresh)).status_code == 404
+        foreign = {"url": "http://elsewhere.example/x.png"}
+        assert (await play.client.post("/api/v1/common/download-url", json=foreign)).json()["code"] == 422
+
+
+async def test_unknown_tasks_and_doors(play: Play) -> None:
+    assert (await play.read("0" * 32))["code"] == 422
+    assert (await play.read(""))["code"] == 400
+    assert (await play.client.get("/api/v1/jobs/createTask")).status_code == 405
+    assert (await play.client.get("/no/such/door")).json()["code"] == 404
+    assert (await play.client.get("/p/nobody_0.png")).status_code == 404
+    assert (await play.client.get("/files/nothing.png")).status_code == 404
+
+
+async def test_a_restarted_sandbox_still_knows_its_jobs(tmp_path: Path, receiver: Receiver) -> None:
+    """It answers, serves the same picture, makes what was in work, and calls back what was due; nothing twice."""
+    async with playing(data_dir=tmp_path) as play:
+        upload = {"base64Data": "data:image/png;base64,", "uploadPath": "a"}
+        assert not (await play.client.post("/api/file-base64-upload", json=upload)).json()["success"]
+        files = {"file": ("red.png", png("red"))}
+        uploaded = await play.client.post("/api/file-stream-upload", files=files, data={"uploadPath": "a"})
+        reference = uploaded.json()["data"]["downloadUrl"]
+        done = await play.task("done", receiver.url, image_input=[reference])
+        await play.settled()
+        (url,) = json.loads((await play.ended(done))["resultJson"])["resultUrls"]
+        picture = (await play.client.get(url)).content
+        failed = await play.task("failed [mood:failed] [mood:late:60]", receiver.url)
+        await play.ended(failed)
+        working = await play.task("[mood:slow:60]", receiver.url, image_input=[reference])
+    with (tmp_path / "journal.jsonl").open("ab") as journal:
+        journal.write(b'{"accepted": {"torn')
+    later = ManualClock((await _created_at(tmp_path)) + 120)
+    async with playing(data_dir=tmp_path, now=later.now) as play:
+        hooks = await receiver.first(3)
+        jobs = await play.settled()
+        assert [job["taskId"] for job in jobs] == [done, failed, working]
+        assert [len(job["callbacks"]) for job in jobs] == [1, 1, 1]
+        assert {hook.data["taskId"]: hook.body["code"] for hook in hooks} == {done: 200, failed: 501, working: 200}
+        (url,) = json.loads((await play.ended(done))["resultJson"])["resultUrls"]
+        assert url.startswith(play.base)
+        assert (await play.client.get(url)).content == picture
+        assert (await play.client.get("/api/v1/chat/credit")).json()["data"] == 1000 - 16
+    async with playing(data_dir=tmp_path) as play:
+        assert len(await play.settled()) == 3
+    assert len(receiver.hooks) == 3
+
+
+async def _created_at(folder: Path) -> float:
+    first = await anyio.Path(folder / "journal.jsonl").read_text()
+    created_at = json.loads(first.splitlines()[0])["accepted"]["created_at"]
+    assert isinstance(created_at, float)
+    return created_at
+
+
+async def test_an_error_inside_the_block_leaves_as_it_came() -> None:
+    """Work is under way when it happens: no exception group may hide the caller's own error."""
+    with pytest.raises(LookupError, match="mine"):
+        async with playing() as play:
+            await play.task("[mood:slow:60]")
+            raise LookupError("mine")
+
+
+# Moods
+
+
+def test_every_mood_is_described_and_does_something() -> None:
+    tables: list[dict[Fault, Any]] = [
+        faults.CREATE_FAULTS,
+        faults.ENVELOPE_FAULTS,
+        faults.JOB_FAULTS,
+        faults.RESULT_FAULTS,
+        faults.STATUS_FAULTS,
+        callback_faults.CALLBACK_FAULTS,
+        download_faults.DOWNLOAD_FAULTS,
+    ]
+    by_name = {Fault.GOOD, Fault.SILENT, Fault.SLOW_ANSWER, Fault.EARLY, Fault.SLOW, Fault.NORESULT, Fault.BIG}
+    assert {mood for table in tables for mood in table} | by_name == set(Fault)
+    assert all(mood.doc for mood in Fault)
+
+
+async def test_the_sandbox_has_a_mood_and_a_tag_overrules_it(receiver: Receiver) -> None:
+    async with playing(mood="failed, message") as play:
+        body = (await play.create("p")).json()
+        assert "message" in body
+        assert (await play.ended(body["data"]["taskId"]))["state"] == "fail"
+        assert (await play.ended(await play.task("p [mood:good]")))["state"] == "success"
+    with pytest.raises(faults.UnknownFault, match="there are good, code"):
+        async with playing(mood="sleepy"):
+            pass
+
+
+async def test_code_hides_an_error_behind_http_200(play: Play) -> None:
+    answer = await play.create("[mood:code:402]")
+    assert (answer.status_code, answer.json()["code"], answer.json()["data"]) == (200, 402, None)
+    assert not await play.ledger()
+
+
+async def test_status_says_it_in_http(play: Play) -> None:
+    assert (await play.create("[mood:status:503]")).status_code == 503
+    assert not await play.ledger()
+
+
+async def test_limited_and_down_pass(play: Play) -> None:
+    first, second, third = [await play.create("[mood:limited:2]") for _ in range(3)]
+    assert (first.status_code, first.headers["retry-after"], second.status_code) == (429, "1", 429)
+    assert third.json()["code"] == 200
+    bare = await play.create("[mood:limited_bare]")
+    assert (bare.status_code, "retry-after" in bare.headers) == (429, False)
+    down = await play.create("[mood:down]")
+    assert (down.status_code, down.headers["content-type"]) == (503, "text/html; charset=utf-8")
+    assert (await play.create("[mood:down]")).json()["code"] == 200
+    assert len(await play.ledger()) == 2
+
+
+async def test_silent_takes_the_job_and_says_nothing(play: Play, receiver: Receiver) -> None:
+    with pytest.raises(httpx.RemoteProtocolError):
+        await play.create("[mood:silent]", receiver.url)
+    (hook,) = await receiver.first(1)
+    assert [job["taskId"] for job in await play.ledger()] == [hook.data["taskId"]]
+
+
+async def test_silent_lost_leaves_no_trace_but_the_job(play: Play, receiver: Receiver) -> None:
+    with pytest.raises(httpx.RemoteProtocolError):
+        await play.create("[mood:silent_lost]", receiver.url)
+    (job,) = await play.settled()
+    assert (job["state"], job["callbacks"], receiver.hooks) == ("success", [], [])
+
+
+async def test_slow_answer_outlasts_the_client(play: Play) -> None:
+    with pytest.raises(httpx.ReadTimeout):
+        await play.client.post(
+            "/api/v1/jobs/createTask",
+            json={"model": "nano-banana-2", "input": {"prompt": "[mood:slow_answer:0.3]"}},
+            timeout=httpx.Timeout(10, read=0.1),
+        )
+    assert len(await play.ledger()) == 1
+
+
+async def test_early_calls_back_before_it_answers(play: Play, receiver: Receiver) -> None:
+    receiver.answers = [503]
+    task_id = await play.task("[mood:early]", receiver.url)
+    assert [hook.data["taskId"] for hook in receiver.hooks] == [task_id] * 2
+    assert [sent["status"] for sent in (await play.ledger())[0]["callbacks"]] == [503, 200]
+
+
+async def test_envelopes_change_their_shape(play: Play, receiver: Receiver) -> None:
+    answer = (await play.create("[mood:message] [mood:code_string]", receiver.url)).json()
+    (hook,) = await receiver.first(1)
+    for body in (answer, await play.read(answer["data"]["taskId"]), hook.body):
+        assert (body["code"], "msg" in body, "message" in body) == ("200", False, True)
+
+
+async def test_slow_works_for_as_long_as_told(play: Play) -> None:
+    task_id = await play.task("[mood:slow:60]")
+    assert (await play.read(task_id))["data"]["state"] == "waiting"
+
+
+async def test_failures_say_why(play: Play, receiver: Receiver) -> None:
+    failed = await play.ended(await play.task("[mood:failed]", receiver.url))
+    assert (failed["failCode"], failed["failMsg"][:23]) == ("500", "Gemini could not genera")
+    flagged = await play.ended(await play.task("[mood:flagged]"))
+    assert (flagged["failCode"], "flagged as sensitive" in flagged["failMsg"]) == ("400", True)
+    (hook,) = await receiver.first(1)
+    assert (hook.body["code"], hook.data["state"], hook.data["resultJson"]) == (501, "fail", None)
+
+
+async def test_internal_fails_once_and_the_next_submission_succeeds(play: Play) -> None:
+    records = [await play.ended(await play.task("[mood:internal]")) for _ in range(2)]
+    assert [record["state"] for record in records] == ["fail", "success"]
+    assert records[0]["failMsg"] == "Internal Error, Please try again later."
+
+
+async def test_grace_knows_the_job_only_later(play: Play, clock: ManualClock) -> None:
+    task_id = await play.task("[mood:grace:2]")
+    assert [(await play.read(task_id))["code"] for _ in range(3)] == [422, 422, 200]
+    async with playing(now=clock.now) as other:
+        task_id = await other.task("[mood:grace_seconds:90]")
+        assert (await other.read(task_id))["msg"] == "recordInfo is null"
+        clock.advance(90)
+        assert (await other.read(task_id))["code"] == 200
+
+
+async def test_unknown_state_and_backwards_come_right_in_the_end(play: Play) -> None:
+    task_id = await play.task("[mood:unknown_state:1]")
+    assert (await play.read(task_id))["data"]["state"] == "contemplating"
+    assert (await play.ended(task_id))["state"] == "success"
+    task_id = await play.task("[mood:backwards:1]")
+    await play.ended(task_id)
+    back, again = [(await play.read(task_id))["data"] for _ in range(2)]
+    assert (back["state"], back["resultJson"], again["state"]) == ("generating", None, "success")
+
+
+async def test_noresult_is_empty_in_four_ways(play: Play) -> None:
+    found = [(await play.ended(await play.task(f"[mood:noresult:{way}]")))["resultJson"] for way in range(4)]
+    assert found == [None, "", '{"resultUrls":[]}', '{"resultUrls":["http']
+
+
+async def test_several_results_and_a_dead_one(play: Play) -> None:
+    many = [await play.client.get(url) for url in await play.urls("[mood:multi:2]")]
+    assert [answer.status_code for answer in many] == [200, 200]
+    assert many[0].content != many[1].content
+    some = [await play.client.get(url) for url in await play.urls("[mood:partial]")]
+    assert [answer.status_code for answer in some] == [200, 404]
+
+
+async def test_addresses_that_must_not_be_visited(play: Play) -> None:
+    assert await play.urls("[mood:private_url]") == ["http://10.0.0.1/x.png"]
+    moved = await play.result("[mood:redirect_private]")
+    assert (moved.status_code, moved.headers["location"][:23]) == (302, "http://169.254.169.254/")
+
+
+async def test_lost_calls_nobody(play: Play, receiver: Receiver) -> None:
+    await play.task("[mood:lost]", receiver.url)
+    await play.settled()
+    assert receiver.hooks == []
+
+
+async def test_late_waits_and_twice_repeats(play: Play, receiver: Receiver) -> None:
+    task_id = await play.task("[mood:late:0.2] [mood:twice:3]", receiver.url)
+    record = await play.ended(task_id)
+    assert [hook.data["taskId"] for hook in await receiver.first(3)] == [task_id] * 3
+    (job,) = await play.settled()
+    assert job["callbacks"][0]["at"] * 1000 - record["completeTime"] >= 195
+
+
+async def test_disorder_contradicts_the_truth_afterwards(play: Play, receiver: Receiver) -> None:
+    await play.task("[mood:disorder]", receiver.url)
+    hooks = await receiver.first(3)
+    assert [hook.data["state"] for hook in hooks] == ["success", "generating", "fail"]
+
+
+async def test_forged_comes_first_knows_no_token_and_lures(receiver: Receiver) -> None:
+    receiver.answers = [401]
+    async with playing(webhook_key="key") as play:
+        await play.task("[mood:forged]", receiver.url)
+        evil, true = await receiver.first(2)
+        assert (evil.path, "x-webhook-signature" in evil.headers) == ("/hook", False)
+        assert (true.path, "x-webhook-signature" in true.headers) == ("/hook?token=secret", True)
+        (url,) = json.loads(evil.data["resultJson"])["resultUrls"]
+        assert "/evil/" in url
+        assert (await play.client.get("/sandbox/jobs")).json()["evilDownloads"] == 0
+        await play.client.get(url)
+        assert (await play.client.get("/sandbox/jobs")).json()["evilDownloads"] == 1
+
+
+async def test_signatures_can_be_missing_wrong_or_old(receiver: Receiver, clock: ManualClock) -> None:
+    async with playing(webhook_key="key", now=clock.now) as play:
+        ids = [await play.task(f"[mood:{mood}]", receiver.url) for mood in ("unsigned", "badsign", "stale:600")]
+        by_id = {hook.data["taskId"]: hook.headers for hook in await receiver.first(3)}
+        unsigned, wrong, stale = (by_id[task_id] for task_id in ids)
+        assert "x-webhook-signature" not in unsigned
+        assert wrong["x-webhook-signature"] != dialect.compute_signature("key", ids[1], int(clock.now()))
+        assert stale["x-webhook-timestamp"] == str(int(clock.now()) - 600)
+        assert stale["x-webhook-signature"] == dialect.compute_signature("key", ids[2], int(clock.now()) - 600)
+
+
+async def test_bodies_can_contradict_themselves_and_hide_the_id(play: Play, receiver: Receiver) -> None:
+    await play.task("[mood:contradiction]", receiver.url)
+    (hook,) = await receiver.first(1)
+    assert (hook.body["code"], hook.data["state"]) == (501, "success")
+    task_id = await play.task("[mood:toplevel]", receiver.url)
+    hook = (await receiver.first(2))[1]
+    assert (hook.body["taskId"], "taskId" in hook.data) == (task_id, False)
+    task_id = await play.task("[mood:snake]", receiver.url)
+    hook = (await receiver.first(3))[2]
+    assert (hook.data["task_id"], "taskId" in hook.data) == (task_id, False)
+
+
+async def test_big_is_big_and_different_each_time(play: Play) -> None:
+    size, other = [await play.result(f"{number} [mood:big:1]") for number in range(2)]
+    assert len(size.content) >= 1024 * 1024
+    assert opened(size).format == "PNG"
+    assert size.content != other.content
+    assert Fault.BIG.value_if_none == 20
+
+
+async def test_what_many_ask_for_at_once_is_painted_once() -> None:
+    gallery, painted = painter.ImageCache(), []
+
+    def make() -> bytes:
+        painted.append("once")
+        return b"picture"
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(20):
+            tasks.start_soon(gallery.get_or_paint, "key", make)
+    assert painted == ["once"]
+
+
+async def test_results_can_be_gone_for_a_while_or_for_good(play: Play) -> None:
+    (gone,) = await play.urls("[mood:gone]")
+    (once,) = await play.urls("[mood:gone_once:2]")
+    (expiring,) = await play.urls("[mood:expiring]")
+    assert [(await play.client.get(gone)).status_code for _ in range(3)] == [404, 404, 404]
+    assert [(await play.client.get(once)).status_code for _ in range(3)] == [404, 404, 200]
+    assert (await play.client.get(expiring)).status_code == 404
+    fresh = (await play.client.post("/api/v1/common/download-url", json={"url": expiring})).json()["data"]
+    assert opened(await play.client.get(fresh)).format == "JPEG"
+
+
+async def test_truncated_breaks_off(play: Play) -> None:
+    (always,) = await play.urls("[mood:truncated]")
+    (once,) = await play.urls("[mood:truncated:1]")
+    for url in (always, always, once):
+        with pytest.raises(httpx.RemoteProtocolError):
+            await play.client.get(url)
+    assert opened(await play.client.get(once)).format == "JPEG"
+
+
+async def test_drip_trickles_the_whole_picture(play: Play) -> None:
+    (url,) = await play.urls("[mood:drip:0.2]")
+    with pytest.raises(httpx.ReadTimeout):
+        await play.client.get(url, timeout=httpx.Timeout(10, read=0.005))
+    assert opened(await play.client.get(url)).size == (1024, 1024)
+
+
+async def test_redirect_stays_in_the_house(play: Play) -> None:
+    (url,) = await play.urls("[mood:redirect]")
+    assert (await play.client.get(url)).status_code == 302
+    assert opened(await play.client.get(url, follow_redirects=True)).format == "JPEG"
+
+
+async def test_wrongtype_is_a_jpeg_that_pretends(play: Play) -> None:
+    (url,) = await play.urls("[mood:wrongtype]", output_format="png")
+    answer = await play.client.get(url)
+    assert (url[-4:], answer.headers["content-type"]) == (".png", "application/octet-stream")
+    assert opened(answer).format == "JPEG"
+
+
+async def test_pictures_that_are_none(play: Play) -> None:
+    html = await play.result("[mood:html]")
+    assert (html.status_code, html.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    svg = await play.result("[mood:svg]")
+    assert (b"<script>" in svg.content, svg.headers["content-type"]) == (True, "image/svg+xml")
+    corrupt = await play.result("[mood:corrupt]", output_format="png")
+    with pytest.raises((OSError, SyntaxError)):
+        opened(corrupt)
+    bomb = await play.result("[mood:bomb]")
+    assert len(bomb.content) < 100_000
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(io.BytesIO(bomb.content))
+
+
+# HTTP client
+
+
+async def test_unusable_reference_url_is_an_error(play: Play) -> None:
+    async def babble(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"hello\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(babble, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        odd = ["http://", "ftp://127.0.0.1/x", "http://127.0.0.1:9/", "http://[bad", "nonsense"]
+        for url in (*odd, f"http://127.0.0.1:{port}/", f"{play.base}/p/none"):
+            body = {"fileUrl": url, "uploadPath": "a"}
+            answer = (await play.client.post("/api/file-url-upload", json=body)).json()
+            assert (answer["success"], "could not be fetched" in answer["msg"]) == (False, True)
+
+
+async def test_a_file_can_be_stored_twice_at_once(tmp_path: Path) -> None:
+    """Two jobs with the same reference download it at the same time."""
+    files = Files(folder=tmp_path)
+    await asyncio.gather(*(files.put("a reference", bytes(100_000)) for _ in range(50)))
+    assert await files.get("a reference") == bytes(100_000)

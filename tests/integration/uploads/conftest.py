@@ -1,0 +1,7 @@
+"""The intake of these tests."""
+
+from __future__ import annotations
+
+from tests.support.intake import desk
+
+__all__ = ["desk"]

@@ -1,0 +1,118 @@
+"""Any bytes become an image or an IntakeError, and no other file is left."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tests.support import samples as s
+from tests.support.intake import Desk
+from uploads.intake import IntakeError
+
+MANY = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+@pytest.fixture(scope="module")
+def runner() -> Iterator[asyncio.Runner]:
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+@pytest.fixture(scope="module")
+def front(tmp_path_factory: pytest.TempPathFactory) -> Desk:
+    return Desk(tmp_path_factory.mktemp("blobs"))
+
+
+def judge(runner: asyncio.Runner, desk: Desk, data: bytes) -> bool:
+    """Return whether the bytes were accepted; assert that they are stored whole or not at all."""
+
+    async def take() -> bool:
+        try:
+            image = await desk.take(data)
+        except IntakeError as error:
+            assert error.message
+            assert desk.files() == []
+            return False
+        (file,) = desk.files()
+        assert file.read_bytes() == data
+        assert image.blob.size == len(data)
+        assert await desk.blobs.delete("task_1") == 1
+        return True
+
+    return runner.run(take())
+
+
+@MANY
+@given(st.binary(max_size=300), st.sampled_from([b"", s.PNG_MAGIC, b"\xff\xd8\xff", b"RIFF\x40\0\0\0WEBPVP8X"]))
+def test_random_bytes(runner: asyncio.Runner, front: Desk, data: bytes, magic: bytes) -> None:
+    assert not judge(runner, front, magic + data)
+
+
+@st.composite
+def mutated(draw: st.DrawFn) -> bytes:
+    """A good image with some bytes changed, left out, put in, or repeated."""
+    data = bytearray(draw(st.sampled_from(sorted(s.IMAGES.values(), key=len)[:22])))
+    for _ in range(draw(st.integers(1, 4))):
+        at = draw(st.integers(0, max(0, len(data) - 1)))
+        length = draw(st.integers(0, 20))
+        new = draw(st.binary(max_size=20) | st.just(bytes(data[at : at + length]) * 2))
+        data[at : at + length] = new
+    return bytes(data)
+
+
+@MANY
+@given(mutated())
+def test_mutated_images(runner: asyncio.Runner, front: Desk, data: bytes) -> None:
+    judge(runner, front, data)
+
+
+@st.composite
+def mutated_png(draw: st.DrawFn) -> bytes:
+    """A PNG with mutated chunks and right checksums: what a random change never gets through."""
+    names = ["png", "png palette", "png bilevel", "png with text and profile", "png 16 bit"]
+    chunks = s.chunks_of(s.IMAGES[draw(st.sampled_from(names))])
+    for _ in range(draw(st.integers(1, 3))):
+        place = draw(st.integers(0, len(chunks) - 1))
+        kind, body = chunks[place][4:8], bytearray(chunks[place][8:-4])
+        at = draw(st.integers(0, len(body)))
+        body[at : at + draw(st.integers(0, 4))] = draw(st.binary(max_size=4))
+        kind = draw(st.sampled_from([kind, kind, kind, b"PLTE", b"tRNS", b"iCCP", b"zTXt", b"iTXt", b"eXIf", b"IDAT"]))
+        chunks[place : place + draw(st.integers(0, 1))] = [s.chunk(kind, bytes(body))]
+    return s.PNG_MAGIC + b"".join(chunks)
+
+
+@MANY
+@given(mutated_png())
+def test_mutated_png_with_right_checksums(runner: asyncio.Runner, front: Desk, data: bytes) -> None:
+    """Pillow decodes every accepted PNG, except compressed text after the pixels."""
+    behind = data.rpartition(b"IDAT")[2]
+    if judge(runner, front, data) and not re.search(b"zTXt|iTXt", behind):
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+
+
+@MANY
+@given(
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.sampled_from([(1, 0), (8, 0), (8, 2), (4, 3), (8, 4), (16, 6)]),
+    st.integers(-2, 2),
+)
+def test_pixel_data_must_have_exactly_its_length(
+    runner: asyncio.Runner, front: Desk, width: int, height: int, kind: tuple[int, int], surplus: int
+) -> None:
+    depth, colour = kind
+    row = 1 + -(-width * depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour] // 8)
+    pixels = zlib.compress(bytes(max(0, row * height + surplus)))
+    pieces = [s.chunk(b"IDAT", pixels[at : at + 7]) for at in range(0, len(pixels), 7)]
+    palette = [s.chunk(b"PLTE", struct.pack("3B", 1, 2, 3))] if colour == 3 else []
+    assert judge(runner, front, s.png(s.header(width, height, depth, colour), *palette, *pieces)) == (surplus == 0)

@@ -1,0 +1,97 @@
+"""Trial decode: memory limits and detected damage."""
+
+from __future__ import annotations
+
+import struct
+import warnings
+from pathlib import Path
+
+import pytest
+
+from tests.support import samples as s
+from uploads.decoder import MAX_DECODE_BYTES, check_decodable
+from uploads.detect import MediaType, validate_structure
+from uploads.structure import ImageInfo, InvalidImage
+
+SIZE = {"width": 24, "height": 17}
+
+
+def attempt(tmp_path: Path, data: bytes, media_type: MediaType, info: ImageInfo) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(data)
+    with path.open("rb") as file:
+        check_decodable(file, media_type, info)
+
+
+def shape_of(tmp_path: Path, data: bytes, media_type: MediaType) -> ImageInfo:
+    path = tmp_path / "image"
+    path.write_bytes(data)
+    with path.open("rb") as file:
+        return validate_structure(file, media_type, 10**9)
+
+
+@pytest.mark.parametrize("media_type", ["image/png", "image/jpeg", "image/webp"])
+def test_image_above_the_memory_limit_is_not_decoded(tmp_path: Path, media_type: MediaType) -> None:
+    with pytest.raises(InvalidImage):
+        attempt(tmp_path, b"garbage", media_type, ImageInfo(**SIZE, decode_bytes=MAX_DECODE_BYTES))
+    attempt(tmp_path, b"garbage", media_type, ImageInfo(**SIZE, decode_bytes=MAX_DECODE_BYTES + 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "media_type", "per_pixel"),
+    [
+        ("png", "image/png", 0),
+        ("jpeg", "image/jpeg", 0),
+        ("jpeg progressive", "image/jpeg", 6),
+        ("jpeg grey progressive", "image/jpeg", 2),
+        ("jpeg cmyk", "image/jpeg", 0),
+        ("webp", "image/webp", 16),
+        ("webp lossless", "image/webp", 16),
+    ],
+)
+def test_memory_of_a_decode_is_computed_from_the_header(
+    tmp_path: Path, name: str, media_type: MediaType, per_pixel: int
+) -> None:
+    """Progressive JPEG keeps all coefficients, WebP four canvases and the file; the others a few rows."""
+    data = s.IMAGES[name]
+    file = 2 * len(data) if media_type == "image/webp" else 0
+    assert shape_of(tmp_path, data, media_type).decode_bytes == 24 * 17 * per_pixel + file
+
+
+def test_jpeg_in_separate_scans_counts_as_buffered(tmp_path: Path) -> None:
+    """Baseline, but one colour after the other: a scan header that names one of three."""
+    one_colour = struct.pack(">BBBBBB", 1, 1, 0, 0, 63, 0)
+    before, _ = s.JPEG.split(b"\xff\xda", 1)
+    data = before + s.segment(0xDA, one_colour) + b"scan" + b"\xff\xd9"
+    assert shape_of(tmp_path, data, "image/jpeg").decode_bytes == 24 * 17 * 6
+
+
+@pytest.mark.parametrize(
+    ("data", "media_type"),
+    [(s.PNG, "image/png"), (s.JPEG, "image/jpeg"), (s.WEBP, "image/webp")],
+    ids=["png", "jpeg", "webp"],
+)
+def test_sizes_of_structure_and_decoder_must_agree(tmp_path: Path, data: bytes, media_type: MediaType) -> None:
+    attempt(tmp_path, data, media_type, ImageInfo(**SIZE, decode_bytes=0))
+    with pytest.raises(InvalidImage, match="two sizes"):
+        attempt(tmp_path, data, media_type, ImageInfo(width=17, height=24, decode_bytes=0))
+
+
+def test_undecodable_pixels_are_rejected(tmp_path: Path) -> None:
+    """Right structure, wrong contents."""
+    jpeg = s.JPEG.replace(b"\xff\xdb", b"\xff\xe5")
+    webp = s.WEBP_LOSSLESS[:30] + bytes(len(s.WEBP_LOSSLESS) - 30)
+    cases: list[tuple[bytes, MediaType]] = [(jpeg, "image/jpeg"), (webp, "image/webp")]
+    for data, media_type in cases:
+        info = shape_of(tmp_path, data, media_type)
+        with pytest.raises(InvalidImage, match="cannot be decoded"):
+            attempt(tmp_path, data, media_type, info)
+
+
+def test_bad_exif_does_not_warn(tmp_path: Path) -> None:
+    """Warnings are process-wide state, and many phones write bad Exif."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        attempt(tmp_path, s.IMAGES["jpeg with broken exif"], "image/jpeg", ImageInfo(**SIZE, decode_bytes=0))
+        attempt(tmp_path, s.IMAGES["jpeg of a phone"], "image/jpeg", ImageInfo(**SIZE, decode_bytes=0))
+    assert caught == []

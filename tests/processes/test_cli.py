@@ -1,0 +1,455 @@
+"""Commands in processes of their own: real signals, real HTTP, no terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+import pytest
+from PIL import Image
+
+from broker.bootstrap import load_settings, settings_variables
+from broker.cli.console import strip_controls
+from broker.cli.serve import deployment_warnings
+from storage.sql.migrate import upgrade
+from storage.sql.sqlite import SqliteDatabase
+from storage.states import State
+from storage.tasks import Task, Tasks
+from tests.support.servers.forking import Ended, fork_server
+from webhooks.signatures.standard import derived_key, write_secret
+
+SECONDS = 40.0
+KEY = "a-key-of-a-trusted-caller"
+OLD = 1_000_000_000.0
+
+
+@dataclass(frozen=True)
+class Shell:
+    """Runs `broker` in a folder, without the settings of the test process."""
+
+    folder: Path
+    settings: Mapping[str, str]
+
+    def start(self, *args: str, **settings: str) -> subprocess.Popen[str]:
+        """Start a command of its own interpreter: to serve, or to be sent a signal."""
+        return subprocess.Popen(
+            [sys.executable, "-W", "error", "-m", "broker", *args],
+            cwd=self.folder,
+            env=self.environment(settings),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *args: str, **settings: str) -> Ended:
+        """Run a command to its end in a process forked from one that has the imports."""
+        return fork_server().run(args, cwd=self.folder, env=self.environment(settings))
+
+    def environment(self, settings: Mapping[str, str]) -> dict[str, str]:
+        ours = {name: value for name, value in os.environ.items() if name not in settings_variables()}
+        return {**ours, "NO_COLOR": "1", "PYTHONUNBUFFERED": "1", **self.settings, **settings}
+
+
+@contextmanager
+def serving(shell: Shell, *args: str, **settings: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Start a serving process, yield it with the address it prints, and terminate it."""
+    process = shell.start(*args, **settings)
+    try:
+        yield process, _address(process)
+    finally:
+        process.terminate()
+        try:
+            process.communicate(timeout=SECONDS)
+        finally:
+            process.kill()
+
+
+def _address(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    ready, _, _ = select.select([process.stdout], [], [], SECONDS)
+    line = _line(process.stdout.fileno()) if ready else ""
+    found = re.search(r"http://\S+", line)
+    if found is None:
+        process.kill()
+        raise AssertionError(f"no address in {line!r}: {process.communicate()}")
+    return found[0]
+
+
+def _line(source: int) -> str:
+    """Read exactly one line: bytes in a reader's buffer would be lost for `communicate`."""
+    line = b""
+    while not line.endswith(b"\n") and (byte := os.read(source, 1)):
+        line += byte
+    return line.decode()
+
+
+def is_open(address: str) -> bool:
+    with socket.socket() as probe:
+        answered = probe.connect_ex(("127.0.0.1", int(address.rpartition(":")[2]))) == 0
+        # without a listener, the system may give the probe that very port, and it reaches itself
+        return answered and probe.getsockname() != probe.getpeername()
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Shell:
+    """Yield a shell whose port is free."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    return Shell(tmp_path, {"BROKER_PORT": str(port)})
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
+    """Yield a shell next to a running broker with the sandbox as its provider."""
+    folder = tmp_path_factory.mktemp("served")
+    with serving(Shell(folder, {"BROKER_API_KEYS": KEY}), "serve", "--port", "0") as (_, address):
+        yield Shell(folder, {"BROKER_API_KEYS": KEY, "BROKER_PORT": address.rpartition(":")[2]})
+
+
+# -- start
+
+
+def test_help_names_every_command(shell: Shell) -> None:
+    ended = shell.run("--help")
+    assert ended.code == 0
+    assert all(
+        f" {name} " in ended.out
+        for name in "demo serve worker sandbox generate task tasks cancel callbacks webhooks doctor cleanup db".split()
+    )
+
+
+def test_help_imports_no_heavy_module() -> None:
+    """It is the first command that people run."""
+    heavy = "httpx uvicorn starlette pydantic PIL structlog aiosqlite anyio"
+    code = f"import sys, broker.cli.commands; print(*(m for m in {heavy.split()} if m in sys.modules))"
+    ended = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=SECONDS)
+    assert (ended.stdout, ended.stderr) == ("\n", "")
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"BROKER_PORT": "eighty-eighty"}, "BROKER_PORT"),
+        ({"SECRET_KEY": "too-short"}, "SECRET_KEY"),
+        ({"BROKER_DATA_DIR": "/proc/nowhere"}, "BROKER_DATA_DIR"),
+        ({"BROKER_SANDBOX_MOOD": "grumpy"}, "BROKER_SANDBOX_MOOD"),
+        ({"WEBHOOK_BASE_URL": "https://example.com/?a=b"}, "WEBHOOK_BASE_URL"),
+    ],
+)
+def test_wrong_variable_stops_the_start_and_is_named(shell: Shell, settings: dict[str, str], named: str) -> None:
+    ended = shell.run("serve", **settings)
+    assert (ended.code, ended.out) == (2, "")
+    assert named in ended.err
+    assert "Traceback" not in ended.err
+    assert "too-short" not in ended.err
+
+
+def test_port_in_use_is_reported_with_its_cure(shell: Shell) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        ended = shell.run("serve", "--port", str(taken.getsockname()[1]))
+    assert ended.code == 2
+    assert "--port" in ended.err
+    assert "Traceback" not in ended.err
+
+
+def test_worker_without_a_provider_key_is_an_error(shell: Shell) -> None:
+    ended = shell.run("worker")
+    assert ended.code == 2
+    assert "NANO_BANANA_API_KEY" in ended.err
+    assert "broker serve" in ended.err
+
+
+def test_control_characters_are_replaced() -> None:
+    assert strip_controls("a fox\x1b]0;owned\x07\x1b[2J\r\nnext") == "a fox ]0;owned  [2J \nnext"
+
+
+def test_deployment_warnings() -> None:
+    good, fine = (3, 11, 10), load_settings(env_file=None, host="127.0.0.1", api_keys=(), webhook_base_url="")
+    assert list(deployment_warnings(fine, good)) == []
+    assert ["CVE" in said for said in deployment_warnings(fine, (3, 11, 7))] == [True]
+    assert ["CVE" in said for said in deployment_warnings(fine, (3, 12, 5))] == [True]
+    wide = fine.model_copy(update={"host": "0.0.0.0"})
+    assert ["BROKER_API_KEYS" in said for said in deployment_warnings(wide, good)] == [True]
+    free = wide.model_copy(update={"allow_anonymous": True})
+    assert ["BROKER_ALLOW_ANONYMOUS" in said for said in deployment_warnings(free, good)] == [True]
+    for private in ["http://localhost:8000", "http://127.0.0.1:8000", "https://192.168.1.2", "http://broker:8000"]:
+        lost = fine.model_copy(update={"webhook_base_url": private})
+        assert ["WEBHOOK_BASE_URL" in said for said in deployment_warnings(lost, good)] == [True]
+    public = fine.model_copy(update={"webhook_base_url": "https://broker.example.com"})
+    assert list(deployment_warnings(public, good)) == []
+
+
+# -- demo
+
+
+def test_demo_makes_two_images_and_closes_everything(shell: Shell) -> None:
+    """It ignores the environment and .env, and so never spends money."""
+    (shell.folder / ".env").write_text("BROKER_PORT=nonsense\n")
+    began = time.monotonic()
+    ended = shell.run("demo", NANO_BANANA_API_KEY="a-real-key", NANO_BANANA_API_URL="http://127.0.0.1:9")
+    assert ended.code == 0, ended.err
+    assert time.monotonic() - began < 20
+    assert ended.out.count("callback received and accepted") == 2
+    for mode in ("text-to-image", "image-to-image"):
+        path = shell.folder / "data" / "demo" / f"{mode}.png"
+        assert str(path) in ended.out
+        with Image.open(path) as image:
+            assert (image.format, image.size) == ("PNG", (1344, 768))
+    addresses = re.findall(r"http://127\.0\.0\.1:\d+", ended.out)
+    assert len(addresses) == 2
+    assert not any(is_open(address) for address in addresses)
+    assert sorted(path.name for path in shell.folder.iterdir()) == [".env", "data"]
+
+
+# -- serve
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_serve_stops_on_a_signal(shell: Shell, number: signal.Signals) -> None:
+    with serving(shell, "serve") as (process, address):
+        assert is_open(address)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=10)
+    assert process.returncode == 0, err
+    assert "webhook at" in out
+    assert "PRETEND PICTURES" in err
+    assert not is_open(address)
+
+
+def test_sandbox_stops_on_a_signal(shell: Shell) -> None:
+    with serving(shell, "sandbox", "--port", "0", "--mood", "late:30") as (process, address):
+        assert is_open(address)
+        process.terminate()
+        out, _ = process.communicate(timeout=10)
+    assert process.returncode == 0
+    assert f"BROKER_DOWNLOAD_ALLOW={address.removeprefix('http://')}" in out
+
+
+def test_worker_stops_on_a_signal(shell: Shell) -> None:
+    settings = {
+        "NANO_BANANA_API_KEY": "k",
+        "NANO_BANANA_API_URL": "http://127.0.0.1:9",
+        "BROKER_TUNNEL_API": "http://127.0.0.1:9",
+    }
+    process = shell.start("worker", **settings)
+    try:
+        assert process.stdout is not None
+        assert "Worker for kie" in process.stdout.readline()
+        assert "polling" in process.stdout.readline()
+        process.terminate()
+        _, err = process.communicate(timeout=10)
+    finally:
+        process.kill()
+    assert process.returncode == 0, err
+
+
+# -- generate
+
+
+def test_generate_saves_the_images(served: Shell) -> None:
+    first = served.run("generate", "a red fox", "--aspect", "16:9", "-o", "fox.png")
+    assert (first.code, first.out.split()) == (0, ["fox.png"]), first.err
+    with Image.open(served.folder / "fox.png") as image:
+        assert image.size == (1344, 768)
+    second = served.run("generate", "at night", "-i", "fox.png", "-o", "night.png", "--n", "2")
+    assert (second.code, second.out.split()) == (0, ["night-1.png", "night-2.png"]), second.err
+    assert (served.folder / "night-2.png").stat().st_size > 1000
+
+
+def test_generate_reports_a_failed_task(served: Shell) -> None:
+    ended = served.run("generate", "a fox [mood:flagged]")
+    assert (ended.code, ended.out) == (1, "")
+    assert "code safety_input, billed: no" in ended.err
+    assert "Traceback" not in ended.err
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("-i", "missing.png"), "missing.png cannot be read"),
+        (("-o", "nowhere/fox.png"), "no folder nowhere"),
+        (("--aspect", "5:77"), "Accepted: 1:1"),
+    ],
+)
+def test_generate_reports_a_wrong_option(served: Shell, args: tuple[str, ...], words: str) -> None:
+    ended = served.run("generate", "a fox", *args)
+    assert (ended.code, ended.out) == (1, "")
+    assert words in ended.err
+
+
+def test_generate_needs_the_key_of_the_broker(served: Shell) -> None:
+    ended = served.run("generate", "a fox", BROKER_API_KEYS="another-key")
+    assert ended.code == 1
+    assert "BROKER_API_KEYS" in ended.err
+    assert "another-key" not in ended.err
+
+
+def test_generate_runs_a_broker_of_its_own(shell: Shell) -> None:
+    """With the sandbox it leaves no file but the image."""
+    ended = shell.run("generate", "a red fox", "-o", "fox.png")
+    assert (ended.code, ended.out.split()) == (0, ["fox.png"]), ended.err
+    assert "PRETEND PICTURE" in ended.err
+    assert [path.name for path in shell.folder.iterdir()] == ["fox.png"]
+
+
+def test_interrupted_generate_leaves_the_task_running(served: Shell) -> None:
+    process = served.start("generate", "a fox [mood:slow:600]")
+    try:
+        assert process.stderr is not None
+        task_id = process.stderr.readline().split()[-1]
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=10)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert served.run("cancel", task_id).code == 0
+
+
+# -- tasks
+
+
+def test_tasks_are_shown_as_text_and_as_json(served: Shell) -> None:
+    served.run("generate", "a blue fox [mood:flagged]")
+    listed = json.loads(served.run("tasks", "--status", "failed", "--limit", "1", "--json").out)
+    (task,) = listed["data"]
+    assert task["prompt"] == "a blue fox [mood:flagged]"
+    shown = json.loads(served.run("task", task["id"], "--json").out)
+    assert shown["data"] == task
+    assert task["id"] in served.run("tasks").out
+    watched = served.run("task", task["id"], "--watch")
+    assert watched.code == 1
+    assert "a blue fox" in watched.out
+    assert "safety_input" in watched.err
+
+
+def test_cancel_reports_the_reason_of_a_failure(served: Shell) -> None:
+    unknown = served.run("cancel", "task_" + "0" * 32)
+    assert unknown.code == 1
+    assert "no task" in unknown.err
+    assert served.run("generate", "a fox", "-o", "done.png").code == 0
+    done = json.loads(served.run("tasks", "--status", "completed", "--limit", "1", "--json").out)["data"][0]["id"]
+    late = served.run("cancel", done)
+    assert late.code == 1
+    assert "completed" in late.err
+
+
+def test_folder_without_a_database_is_an_error(shell: Shell) -> None:
+    ended = shell.run("tasks")
+    assert ended.code == 1
+    assert "right folder" in ended.err
+    assert list(shell.folder.iterdir()) == []
+
+
+def _row(number: int, **changes: object) -> Task:
+    task = {
+        "id": f"task_{number:032x}",
+        "batch": f"batch_{number:032x}",
+        "caller": "test",
+        "due_at": 0.0,
+        "provider": "sandbox",
+        "model": "nano-banana",
+        "mode": "text-to-image",
+        "prompt": "a fox",
+        "deadline_at": OLD + 9e9,
+        "created_at": OLD,
+        "updated_at": OLD,
+        "entered_at": OLD,
+    }
+    return Task(**{**task, **changes})  # type: ignore[arg-type]
+
+
+def _stored(shell: Shell, *rows: Task) -> None:
+    async def store() -> None:
+        async with SqliteDatabase(shell.folder / "data" / "broker.db") as database:
+            await upgrade(database, OLD)
+            await database.transact(*(Tasks(database).adding(row) for row in rows))
+
+    anyio.run(store)
+
+
+def _states(shell: Shell) -> dict[str, int]:
+    async def read() -> dict[str, int]:
+        async with SqliteDatabase(shell.folder / "data" / "broker.db") as database:
+            return await Tasks(database).counts()
+
+    return anyio.run(read)
+
+
+def test_tasks_are_read_and_canceled_in_the_database(shell: Shell) -> None:
+    _stored(shell, _row(1))
+    listed = json.loads(shell.run("tasks", "--json").out)
+    assert [task["status"] for task in listed["data"]] == ["pending"]
+    task_id = listed["data"][0]["id"]
+    assert "pending (queued, place 1)" in shell.run("task", task_id).out
+    assert shell.run("cancel", task_id).code == 0
+    assert json.loads(shell.run("task", task_id, "--json").out)["data"]["status"] == "canceled"
+
+
+# -- maintenance
+
+
+def test_cleanup_deletes_expired_tasks_and_submits_nothing(shell: Shell) -> None:
+    ended = {"state": State.FAILED, "ended_at": OLD, "due_at": OLD}
+    _stored(shell, _row(1), _row(2, **ended), _row(3, **ended))
+    cleaned = shell.run("cleanup", NANO_BANANA_API_KEY="k", NANO_BANANA_API_URL="http://127.0.0.1:9")
+    assert cleaned.code == 0, cleaned.err
+    assert cleaned.out.startswith("2 tasks")
+    assert _states(shell)["queued"] == 1
+    assert "failed" not in _states(shell)
+
+
+def test_the_database_is_upgraded_and_described(shell: Shell) -> None:
+    assert shell.run("db", "status").code == 1
+    assert not (shell.folder / "data").exists()
+    upgraded = shell.run("db", "upgrade")
+    assert upgraded.code == 0
+    assert "ran 0001_initial" in upgraded.out
+    _stored(shell, _row(1))
+    described = shell.run("db", "status")
+    assert described.code == 0
+    assert re.search(r"^tasks queued +1$", described.out, re.MULTILINE)
+    assert "SQLite" in described.out
+
+
+def test_webhook_secret_is_printed(shell: Shell) -> None:
+    """The derived secret is the one that the serving process signs with."""
+    derived = shell.run("webhooks", "secret", SECRET_KEY="a-secret-of-the-tests")
+    assert (derived.code, derived.out) == (0, write_secret(derived_key(b"a-secret-of-the-tests")) + "\n")
+    two = [write_secret(byte * 32) for byte in (b"n", b"o")]
+    chosen = shell.run("webhooks", "secret", BROKER_WEBHOOK_SECRETS=", ".join(two))
+    assert chosen.out.split() == two
+
+
+def test_webhook_secret_is_not_created_by_printing(shell: Shell) -> None:
+    """In the wrong folder it would be a secret that signs nothing."""
+    ended = shell.run("webhooks", "secret")
+    assert (ended.code, ended.out) == (1, "")
+    assert "start the broker once" in ended.err
+    assert not list(shell.folder.rglob("secret.key"))
+
+
+def test_database_of_a_newer_broker_is_not_opened(shell: Shell) -> None:
+    async def from_the_future() -> None:
+        async with SqliteDatabase(shell.folder / "data" / "broker.db") as database:
+            await upgrade(database, OLD)
+            await database.execute("INSERT INTO migrations VALUES (9999, 'later', 0)")
+
+    anyio.run(from_the_future)
+    for command in (["serve"], ["tasks"]):
+        ended = shell.run(*command)
+        assert ended.code == 2
+        assert "newer" in ended.err
+        assert "Traceback" not in ended.err

@@ -1,0 +1,162 @@
+"""A whole broker for one journey, over real HTTP, with the sandbox as its provider."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from broker.bootstrap import database_for, load_settings, open_services
+from broker.clock import Clock
+from broker.orders import OrderRequest
+from broker.sandbox.options import Options
+from broker.sandbox.server import serve_sandbox
+from broker.server.sockets import bind_socket, socket_port
+from broker.server.uvicorn import running_server
+from broker.services import Services
+from broker.settings import Settings
+from storage.sql.database import Database
+from storage.tasks import Task
+
+QUICK: dict[str, Any] = {
+    "check_after": 0.3,
+    "poll_every": 0.1,
+    "retry_after": 0.05,
+    "task_deadline": 2.5,
+    "creates_per_10s": 1000,
+    "rate_per_minute": 10_000,
+    "request_timeout": 2.0,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class House:
+    """client: talks to the broker as a front end does. sandbox: base URL of the other side."""
+
+    services: Services
+    client: httpx.AsyncClient
+    sandbox: str
+
+    async def order(self, prompt: str, **fields: Any) -> str:
+        """Create a task; its id."""
+        answer = await self.client.post("/api/generate/image", json={"prompt": prompt, **fields})
+        assert answer.status_code == 202, answer.text
+        task_id: str = answer.json()["taskId"]
+        return task_id
+
+    async def look(self, task_id: str) -> dict[str, Any]:
+        answer = await self.client.get(f"/api/task/{task_id}")
+        assert answer.status_code == 200, answer.text
+        data: dict[str, Any] = answer.json()["data"]
+        return data
+
+    async def end(self, task_id: str, seconds: float = 20) -> dict[str, Any]:
+        """The task when it has ended; every status seen on the way only ever went forward."""
+        async with asyncio.timeout(seconds):
+            seen = ["pending"]
+            while seen[-1] not in {"completed", "failed", "canceled"}:
+                answer = await self.client.get(f"/api/task/{task_id}", params={"wait": "1"})
+                assert answer.status_code == 200, answer.text
+                seen.append(answer.json()["data"]["status"])
+                assert _forward(seen[-2], seen[-1]), seen
+        data: dict[str, Any] = answer.json()["data"]
+        return data
+
+    async def becomes(self, task_id: str, status: str, seconds: float = 20) -> dict[str, Any]:
+        async with asyncio.timeout(seconds):
+            async for data in self.polls(task_id):
+                if data["status"] == status:
+                    return data
+        raise AssertionError
+
+    async def polls(self, task_id: str) -> AsyncIterator[dict[str, Any]]:
+        """Poll the task like a front end."""
+        while True:
+            yield await self.look(task_id)
+            await asyncio.sleep(0.02)
+
+    async def jobs(self) -> list[dict[str, Any]]:
+        """Every submission that the other side accepted: what it would bill."""
+        async with httpx.AsyncClient(verify=False) as client:  # plain HTTP: loading the certificates takes 50 ms
+            answer = await client.get(f"{self.sandbox}/sandbox/jobs")
+        jobs: list[dict[str, Any]] = answer.json()["jobs"]
+        return jobs
+
+
+def _forward(was: str, now: str) -> bool:
+    order = ["pending", "processing", "failed", "completed"]
+    return now == "canceled" or order.index(now) >= order.index(was)
+
+
+@asynccontextmanager
+async def open_house(
+    folder: Path,
+    *,
+    hooked: bool = True,
+    port: int = 0,
+    sandbox: str | None = None,
+    options: Options | None = None,
+    open_database: Callable[[Settings], AbstractAsyncContextManager[Database]] = database_for,
+    **settings: Any,
+) -> AsyncIterator[House]:
+    """hooked: the broker knows its address, so the provider calls back; otherwise it is asked.
+
+    sandbox: the base URL of one that runs already. port: ours, where it must be the same after a restart.
+    """
+    async with AsyncExitStack() as stack:
+        if sandbox is None:
+            options = options or Options(duration=0.1, callback_spacing=0.05, creates_per_window=10_000)
+            sandbox = await stack.enter_async_context(serve_sandbox(options=options))
+        sock = bind_socket("127.0.0.1", port)
+        stack.callback(sock.close)
+        address = f"http://127.0.0.1:{socket_port(sock)}"
+        chosen = load_settings(
+            env_file=None,
+            **{
+                **QUICK,
+                "api_key": "test-key",
+                "api_url": sandbox,
+                "upload_url": sandbox,
+                "webhook_base_url": address if hooked else "",
+                "tunnel_api": "http://127.0.0.1:9",
+                "download_allow": (sandbox.removeprefix("http://"),),
+                "data_dir": folder,
+                **settings,
+            },
+        )
+        services = await stack.enter_async_context(
+            open_services(chosen, port=socket_port(sock), open_database=open_database)
+        )
+        await stack.enter_async_context(running_server(services, sock))
+        client = await stack.enter_async_context(httpx.AsyncClient(base_url=address, timeout=35, verify=False))
+        yield House(services=services, client=client, sandbox=sandbox)
+
+
+@asynccontextmanager
+async def still(
+    folder: Path,
+    clock: Clock,
+    *,
+    open_database: Callable[[Settings], AbstractAsyncContextManager[Database]] = database_for,
+    **settings: Any,
+) -> AsyncIterator[Services]:
+    """The system without a server, whose worker does nothing by itself."""
+    chosen = load_settings(
+        env_file=None,
+        api_key="test-key",
+        api_url="http://127.0.0.1:9",
+        tunnel_api="http://127.0.0.1:9",
+        data_dir=folder,
+        **settings,
+    )
+    async with open_services(chosen, clock=clock, open_database=open_database) as services:
+        yield services
+
+
+async def create_tasks(services: Services, request: OrderRequest) -> tuple[Task, ...]:
+    return (await services.orders.create("local", request, services.orders.plan(request))).tasks

@@ -1,0 +1,80 @@
+"""A caller's server: records webhooks, and answers by a script."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.support.faulty_http import Script, Server, Visit, answers, serve
+
+PATH = "/hook?secret=of-the-receiver"
+
+
+@dataclass(frozen=True)
+class Message:
+    """headers: lower-case names."""
+
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def document(self) -> dict[str, Any]:
+        document: dict[str, Any] = json.loads(self.body)
+        return document
+
+    @property
+    def id(self) -> str:
+        return self.headers["webhook-id"]
+
+
+@dataclass
+class Receiver:
+    """script: what is done with each message once it is heard; may be exchanged at any time."""
+
+    script: Script = field(default_factory=lambda: answers("204 No Content"))
+    server: Server = field(default_factory=Server)
+    heard: list[Message] = field(default_factory=list)
+    _arrived: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def host(self) -> str:
+        return self.server.host
+
+    @property
+    def url(self) -> str:
+        return self.server.url(PATH)
+
+    @property
+    def types(self) -> list[str]:
+        return [message.document["type"] for message in self.heard]
+
+    def about(self, task_id: str) -> list[Message]:
+        return [message for message in self.heard if message.document["data"]["id"] == task_id]
+
+    async def has_heard(self, count: int, seconds: float = 10) -> list[Message]:
+        """All messages as soon as there are so many."""
+        async with asyncio.timeout(seconds):
+            while len(self.heard) < count:
+                self._arrived.clear()
+                await self._arrived.wait()
+        return self.heard
+
+    async def take(self, visit: Visit) -> None:
+        body = await visit.hear_body()
+        lines = visit.head.decode("latin-1").split("\r\n")[1:-2]
+        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+        self.heard.append(Message(headers, body))
+        self._arrived.set()
+        await self.script(visit)
+
+
+@asynccontextmanager
+async def receiving() -> AsyncGenerator[Receiver]:
+    receiver = Receiver()
+    async with serve(receiver.take) as server:
+        receiver.server = server
+        yield receiver

@@ -1,0 +1,27 @@
+"""The sandbox provider as a process of its own, which outlives ours: `python -m tests.support.servers.sandbox PORT`."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+
+from broker.sandbox.options import Options
+from broker.sandbox.server import serve_sandbox
+
+PATIENT = Options(
+    duration=1.0, callback_spacing=0.5, callback_retries=20, creates_per_window=1_000_000, credits=1_000_000_000
+)
+"""It takes as much as we give, and calls until the callback is answered."""
+
+
+async def main(port: str) -> None:
+    told = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, told.set)
+    async with serve_sandbox("127.0.0.1", int(port), PATIENT):
+        await told.wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))

@@ -1,0 +1,88 @@
+"""Every callback that was ever exported, before today's parser and today's judge."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from broker.api.admin.callbacks import report_document
+from broker.net.api_client import ApiClient
+from broker.providers.base import Provider
+from broker.providers.kie.adapter import Kie
+from broker.providers.kie.signature import callback_signature
+from broker.providers.legacy.adapter import Legacy
+from broker.providers.registry import load_catalog
+from tests.support.clock import ManualClock
+from webhooks import verification
+from webhooks.signatures.base import Proof
+from webhooks.verification import Evidence, MalformedBody
+
+pytestmark = pytest.mark.anyio
+
+FOLDER = Path(__file__).parent.parent / "fixtures" / "callbacks"
+FILES = sorted(FOLDER.glob("*.json"))
+KEY = "webhook-key-of-the-fixtures"
+NOTHING_THERE = "http://127.0.0.1:9"
+
+
+@pytest.fixture
+async def providers(clock: ManualClock) -> AsyncIterator[dict[str, Provider]]:
+    client = ApiClient(timeout=1.0, max_connections=1)
+    shared: dict[str, Any] = {"api_key": "k", "client": client, "catalog": load_catalog(), "now": clock.now}
+    kie = Kie(base_url=NOTHING_THERE, upload_url=NOTHING_THERE, always_upload=False, **shared)
+    yield {"kie": kie, "sandbox": kie, "legacy": Legacy(base_url=NOTHING_THERE, **shared)}
+    await client.aclose()
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text("utf-8"))
+
+
+def test_there_are_fixtures_of_every_verdict() -> None:
+    verdicts = {_read(path)["expected"]["verification"] for path in FILES}
+    assert verdicts == {"accept", "recheck", "reject", "unknown", "malformed"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+async def test_it_comes_to_what_it_came_to(path: Path, providers: dict[str, Provider]) -> None:
+    fixture = _read(path)
+    assert _today(fixture, providers[fixture["provider"]]) == fixture["expected"]
+
+
+def _today(fixture: dict[str, Any], provider: Provider) -> dict[str, Any]:
+    proofs = Evidence.from_json(json.dumps(fixture["proofs"]))
+    try:
+        body = verification.parse_body(fixture["body"].encode())
+    except MalformedBody as malformed:
+        return {"names": [], "report": None, "verification": "malformed", "status": malformed.status}
+    judged = verification.decide(proofs)
+    return {
+        "names": list(provider.job_ids(body)),
+        "report": report_document(provider.parse_callback(body)),
+        "verification": judged.verification.value,
+        "status": judged.status,
+    }
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_its_signature_proves_what_it_proved(path: Path) -> None:
+    """As long as a webhook key was set where it came; the other houses of the fixtures had none."""
+    fixture = _read(path)
+    if "x-webhook-signature" not in fixture["headers"] or fixture["proofs"]["token"] == "wrong":
+        return
+    at = datetime.fromisoformat(fixture["receivedAt"]).timestamp()
+    ids = tuple(fixture["expected"]["names"])
+    proved = callback_signature(KEY).verify(fixture["headers"], fixture["body"].encode(), ids, at)
+    assert proved == Proof(fixture["proofs"]["signature"])
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_nothing_in_it_is_secret(path: Path) -> None:
+    text = path.read_text("utf-8")
+    assert "token=[hidden]" in text or "token=" not in text
+    assert "authorization" not in text.lower()

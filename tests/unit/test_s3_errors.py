@@ -1,0 +1,41 @@
+"""What an operator is told: the cure, whatever else the message carried."""
+
+from __future__ import annotations
+
+import pytest
+
+from storage.blobs.s3_errors import storage_error
+from storage.errors import StorageFull
+
+PUT = "Generic S3 error: Error performing PUT https://s3.example.com/bucket/x in 3ms - "
+
+
+@pytest.mark.parametrize(
+    ("message", "cure"),
+    [
+        (
+            "Error performing PUT http://169.254.169.254/latest/api/token - status code: 403 Forbidden: ",
+            "set AWS_ACCESS",
+        ),
+        (PUT + "the credential file is gone", "set AWS_ACCESS"),
+        (PUT + "status code: 403: <Code>AccessDenied</Code> for this credential", "list and delete"),
+        (PUT + "Received redirect without LOCATION, this normally indicates a wrong region", "AWS_REGION"),
+        (PUT + "kind: Connect, invalid peer certificate: UnknownIssuer", "certificate"),
+        (PUT + "kind: Connect", "AWS_ENDPOINT_URL"),
+        (PUT + "kind: Timeout, source: TimedOut", "in time"),
+        (PUT + "kind: Request, source: Os { code: 32 }", "broke off"),
+        (PUT + "status code: 401: ", "set AWS_ACCESS"),
+        (PUT + "status code: 429: ", "busy"),
+        (PUT + "status code: 418: ", "its own log"),
+    ],
+)
+def test_a_message_becomes_its_cure(message: str, cure: str) -> None:
+    said = str(storage_error(message))
+    assert cure in said
+    assert "example.com" not in said
+    assert "169" not in said
+
+
+def test_a_full_store_is_told_apart() -> None:
+    """Uploads are answered with another status then."""
+    assert isinstance(storage_error(PUT + "status code: 507: "), StorageFull)
