@@ -45,12 +45,12 @@ class ExampleProvider:
         return self.catalog.serves(self.name, model)
 
     def build_request(self, order: Order, callback_url: str | None) -> dict[str, Any]:
-        wire = self.catalog.wire(self.name, order.model, order.mode) or Wire()
+        wire = self.catalog.wire(self.name, order.params.model, order.mode) or Wire()
         return {
             "method": "POST",
             "url": f"{self.base_url}/v1/images",
             "json": _body(wire, order, self._redact(callback_url) if callback_url else None),
-            "price": self.catalog.price(self.name, order.model, order.mode, order.resolution),
+            "price": self.catalog.price(self.name, order.params.model, order.mode, order.params.resolution),
             "unit": self.catalog.unit(self.name),
         }
 
@@ -61,7 +61,7 @@ class ExampleProvider:
         return order
 
     async def submit(self, order: Order, callback_url: str | None) -> Report:
-        wire = self.catalog.wire(self.name, order.model, order.mode)
+        wire = self.catalog.wire(self.name, order.params.model, order.mode)
         if wire is None:
             return responses.model_not_served(self.name, order)
         body = _body(wire, order, callback_url)
