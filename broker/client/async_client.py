@@ -187,11 +187,11 @@ class AsyncClient:
         """Yield the task now and after each change, until it has ended."""
         path, last_event_id = f"{_task_path(task)}/events", None
         while True:
-            started_at = asyncio.get_running_loop().time()
+            started_at, is_open = asyncio.get_running_loop().time(), False
             try:
                 async with AsyncExitStack() as stack:
-                    opening = partial(self._open_events, stack, path, last_event_id)
-                    events = await self._transport.retry(opening)
+                    events = await self._transport.retry(partial(self._open_events, stack, path, last_event_id))
+                    is_open = True
                     async for event in events:
                         if event.data:
                             last_event_id = event.id or last_event_id
@@ -200,8 +200,7 @@ class AsyncClient:
                             if current.ended:
                                 return
             except Unreachable as error:
-                # opening has its own retries; an open stream that breaks is opened again
-                if not error.passing or not error.sent:
+                if not is_open or not error.passing:  # opening has its own retries
                     raise
             await self._pause_since(started_at)
 
