@@ -15,7 +15,6 @@ Decisions worth remembering
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -159,10 +158,11 @@ class Retention:
 def _group_by_changes(
     tasks: Sequence[Task], decide: Callable[[Task], Mapping[str, Any]]
 ) -> list[tuple[Mapping[str, Any], list[Task]]]:
-    groups: defaultdict[tuple[Any, ...], list[Task]] = defaultdict(list)
+    groups: dict[str, tuple[Mapping[str, Any], list[Task]]] = {}
     for task in tasks:
-        groups[tuple(sorted(decide(task).items()))].append(task)
-    return [(dict(changes), group) for changes, group in groups.items()]
+        changes = decide(task)
+        groups.setdefault(repr(changes), (changes, []))[1].append(task)  # a value may not be hashable
+    return list(groups.values())
 
 
 async def _repeat_in_batches(delete: Callable[[], Awaitable[int]]) -> None:
