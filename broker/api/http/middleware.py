@@ -23,7 +23,6 @@ from broker.logs import bare, log
 from broker.metrics import Metrics
 
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
-_MAX_LOGGED_PATH: Final = 200
 _LOGGER: Final = logging.getLogger("broker")
 
 
@@ -31,7 +30,7 @@ class RequestLogMiddleware:
     """Gives each request an id, counts it, and logs one line when it has ended.
 
     The id is taken from `X-Request-ID` or made; it is returned in the response and bound to every log line of the
-    request. The line holds the path without its query, which may hold keys and tokens.
+    request. The line names the route, not the path or the query: they may hold keys, tokens, and ids that are secrets.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
@@ -69,7 +68,7 @@ class RequestLogMiddleware:
             "request",
             action="request",
             method=scope["method"],
-            path=scope.get("raw_path", b"").decode("latin-1")[:_MAX_LOGGED_PATH],
+            route=endpoint.path if endpoint else None,
             operation=operation,
             status=status,
             milliseconds=round(seconds * 1000, 1),
