@@ -102,7 +102,7 @@ def _model_routes(services: Services) -> ModelRoutes:
         clock=services.clock,
         catalog=services.catalog,
         provider_name=services.provider.name,
-        supports=services.provider.supports,
+        supports=lambda model: any(provider.supports(model) for provider in services.providers.values()),
         max_file_size_bytes=services.settings.max_file_size,
     )
 

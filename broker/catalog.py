@@ -172,13 +172,14 @@ class Catalog:
         """
         raw = tomllib.loads(text or resources.files("broker").joinpath("catalog.toml").read_text("utf-8"))
         tables = {name: tomllib.loads(toml) for name, toml in (providers or {}).items()}
-        known = {model["name"] for model in raw["models"]}
+        listed = [*raw["models"], *(model for table in tables.values() for model in table.get("new_models", []))]
+        known = {model["name"] for model in listed}
         for name, table in tables.items():
             if unknown := table.get("models", {}).keys() - known:
                 raise ValueError(f"catalog of {name}: no model is named {_listed(sorted(unknown))}")
-        models = TypeAdapter(tuple[Model, ...]).validate_python([_expand(model, tables) for model in raw["models"]])
+        models = TypeAdapter(tuple[Model, ...]).validate_python([_expand(model, tables) for model in listed])
         terms = {
-            name: {key: value for key, value in table.items() if key != "models"} for name, table in tables.items()
+            name: {key: value for key, value in table.items() if "models" not in key} for name, table in tables.items()
         }
         return cls(
             models, default=raw["default"], providers=TypeAdapter(dict[str, ProviderTerms]).validate_python(terms)

@@ -104,7 +104,8 @@ class CallbackVerifier:
         )
 
     def _provider_of(self, name: str) -> Provider:
-        return self.providers.get(name, self.provider)
+        by_path = {provider.callback_path.rsplit("/", 1)[-1]: provider for provider in self.providers.values()}
+        return self.providers.get(name) or by_path.get(name, self.provider)
 
     def _signature_of(self, provider: Provider) -> Signature:
         return self.signatures.get(provider.name, Unsigned())

@@ -83,7 +83,7 @@ async def test_references_without_an_address_are_refused_with_the_cure(legacy: L
     report = await legacy.submit(edit(None), None)
     assert isinstance(report, Failed)
     assert (report.billed, report.retryable) == ("no", False)
-    assert "public address" in report.message
+    assert "public URL" in report.message
     assert upstream.got == []
 
 

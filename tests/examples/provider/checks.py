@@ -1,0 +1,17 @@
+"""Health checks of the example provider."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from broker.providers.base import Finding, HealthCheck, HealthContext
+from broker.providers.health import check_reachable
+
+
+async def check_provider(context: HealthContext) -> Sequence[Finding]:
+    finding, _ = await check_reachable("provider", "EXAMPLE_API_URL", context.provider.base_url, context.client)
+    return [finding]
+
+
+CHECKS: Final = (HealthCheck(name="provider", run=check_provider, needs=frozenset({"example_url"})),)
