@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
@@ -13,15 +12,12 @@ from typing import Annotated, Any, Final, Literal, cast, get_args
 
 from pydantic import ConfigDict, Field, TypeAdapter
 
-from broker.errors import ApiError, FieldError
+from broker.errors import ApiError
 from broker.orders import Mode, Order, OutputFormat
 
 Status = Literal["live", "deprecated", "retired"]
-Found = Iterator[tuple[str, FieldError]]
 
 MODES: Final[tuple[Mode, ...]] = get_args(Mode)
-WRITTEN_CONTROLS: Final = frozenset("\t\n\r")
-"""Control characters that people do write."""
 
 _STRICT: Final = ConfigDict(extra="forbid")
 
@@ -140,17 +136,6 @@ class Model:
         return f"{known} Use {self.instead} instead."
 
 
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """A request that passed `Catalog.check`: canonical model, the mode that was meant, values as an Order has them."""
-
-    model: Model
-    mode: Mode
-    aspect_ratio: str | None
-    resolution: str | None
-    output_format: OutputFormat | None
-
-
 class Catalog:
     """The models, by every name they have."""
 
@@ -176,7 +161,7 @@ class Catalog:
         known = {model["name"] for model in listed}
         for name, table in tables.items():
             if unknown := table.get("models", {}).keys() - known:
-                raise ValueError(f"catalog of {name}: no model is named {_listed(sorted(unknown))}")
+                raise ValueError(f"catalog of {name}: no model is named {list_names(sorted(unknown))}")
         models = TypeAdapter(tuple[Model, ...]).validate_python([_expand(model, tables) for model in listed])
         terms = {
             name: {key: value for key, value in table.items() if "models" not in key} for name, table in tables.items()
@@ -249,118 +234,18 @@ class Catalog:
         }
         return tuple(name for name, (wish, honoured) in wishes.items() if wish is not None and not honoured)
 
-    def check(
-        self,
-        *,
-        prompt: str,
-        model: str | None = None,
-        mode: str | None = None,
-        aspect_ratio: str | None = None,
-        resolution: str | None = None,
-        output_format: str | None = None,
-        references: int = 0,
-    ) -> Choice:
-        """Hold a request against its model; an empty optional value counts as absent. references: how many images.
-
-        Raises one `ApiError` with everything that is wrong in `details`; code, message and field are the first one's.
-        """
-        known, unknown_model = self._resolved(model)
-        wish = {
-            "aspectRatio": aspect_ratio or None,
-            "resolution": resolution.upper() if resolution else None,
-            "outputFormat": {"jpeg": "jpg"}.get(output_format, output_format) if output_format else None,
-        }
-        complaints = [
-            *_about_prompt(prompt, known),
-            *unknown_model,
-            *_about_mode(mode or None, references),
-            *_about_references(references, known),
-            *_about_choices(wish, known),
-        ]
-        if complaints:
-            raise _refusal(complaints)
-        return Choice(
-            model=known,
-            mode="image-to-image" if references else "text-to-image",
-            aspect_ratio=wish["aspectRatio"],
-            resolution=wish["resolution"],
-            output_format=wish["outputFormat"],  # type: ignore[arg-type]  # checked against the model's own
-        )
-
-    def _resolved(self, name: str | None) -> tuple[Model, list[tuple[str, FieldError]]]:
-        """The model, or the default one and a complaint: the rest of the request is still worth a look."""
-        try:
-            return self.resolve(name), []
-        except ApiError as refusal:
-            return self.default, [(refusal.code, FieldError(field="model", message=refusal.message))]
-
     def _unknown(self, name: str) -> str:
         close = difflib.get_close_matches(_folded(name)[:80], self._by_name, n=1)
         hint = f' Did you mean "{self._by_name[close[0]].name}"?' if close else ""
-        return f"Unknown model {_quoted(name)}.{hint} Accepted: {_listed(model.name for model in self.models)}."
+        return f"Unknown model {quote_input(name)}.{hint} Accepted: {list_names(model.name for model in self.models)}."
 
 
-def _about_prompt(prompt: str, model: Model) -> Found:
-    """Length counts characters, not bytes; what a person cannot see is no prompt."""
-    if not any(char.isprintable() and not char.isspace() for char in prompt):
-        yield _complaint("invalid_prompt", "prompt", "The prompt is empty: say what the image should show.")
-    if len(prompt) > model.prompt_limit:
-        text = f"The prompt has {len(prompt)} characters; {model.name} takes at most {model.prompt_limit}."
-        yield _complaint("invalid_prompt", "prompt", text)
-    strange = next((char for char in prompt if _unwritable(char)), None)
-    if strange is not None:
-        text = f"The prompt has a character that no text has (U+{ord(strange):04X}): remove it."
-        yield _complaint("invalid_prompt", "prompt", text)
-
-
-def _about_mode(mode: str | None, references: int) -> Found:
-    if mode is not None and mode not in MODES:
-        text = f"Unknown mode {_quoted(mode)}. Accepted: {_listed(MODES)}."
-        yield _complaint("unsupported_parameter", "mode", text)
-    if mode == "image-to-image" and not references:
-        yield _complaint("invalid_request", "image", "image-to-image needs at least one image: add one.")
-    if mode == "text-to-image" and references:
-        text = "text-to-image takes no images: leave them out, or ask for image-to-image."
-        yield _complaint("invalid_request", "mode", text)
-
-
-def _about_references(references: int, model: Model) -> Found:
-    if references > model.max_references:
-        text = f"{references} images are too many; {model.name} takes at most {model.max_references}."
-        yield _complaint("too_many_images", "image", text)
-
-
-def _about_choices(wish: Mapping[str, str | None], model: Model) -> Found:
-    accepted: dict[str, tuple[str, ...]] = {
-        "aspectRatio": model.aspect_ratios,
-        "resolution": model.resolutions,
-        "outputFormat": model.output_formats,
-    }
-    for name, value in wish.items():
-        if value is not None and value not in accepted[name]:
-            text = f"{model.name} has no {name} {_quoted(value)}. Accepted: {_listed(accepted[name])}."
-            yield _complaint("unsupported_parameter", name, text)
-
-
-def _complaint(code: str, name: str, message: str) -> tuple[str, FieldError]:
-    return code, FieldError(field=name, message=message)
-
-
-def _refusal(complaints: Sequence[tuple[str, FieldError]]) -> ApiError:
-    code, first = complaints[0]
-    return ApiError(code, first.message, field=first.field, details=[complaint for _, complaint in complaints])
-
-
-def _unwritable(char: str) -> bool:
-    return unicodedata.category(char) in {"Cc", "Cs"} and char not in WRITTEN_CONTROLS
-
-
-def _quoted(text: str) -> str:
-    """Somebody else's text inside a sentence of ours: short, on one line, harmless to a terminal."""
+def quote_input(text: str) -> str:
+    """Return a caller's text for use in a message: short, on one line, safe for a terminal."""
     return ascii(text[:64]) if not text.isprintable() else f'"{text[:64]}"'
 
 
-def _listed(names: Iterator[str] | Sequence[str]) -> str:
+def list_names(names: Iterator[str] | Sequence[str]) -> str:
     return ", ".join(names)
 
 
@@ -409,9 +294,9 @@ def _check_wires(model: Model) -> None:
         for mode, wire in modes.items():
             where = f"catalog: {model.name}, {provider}, {mode}"
             if wire.format and set(wire.formats) != set(model.output_formats):
-                raise ValueError(f"{where}: formats must spell each of {_listed(model.output_formats)}")
+                raise ValueError(f"{where}: formats must spell each of {list_names(model.output_formats)}")
             if not set(wire.prices) <= set(model.resolutions):
-                raise ValueError(f"{where}: prices are for {_listed(model.resolutions)}")
+                raise ValueError(f"{where}: prices are for {list_names(model.resolutions)}")
             if mode == "image-to-image" and not wire.references:
                 raise ValueError(f"{where}: references must name the field of the images")
 

@@ -10,6 +10,7 @@ from broker.catalog import Catalog
 from broker.clock import Clock, day
 from broker.errors import ApiError, EgressBlocked
 from broker.net.fetcher import Fetcher
+from broker.ordering.validation import validate_params
 from broker.orders import Order, OrderRequest, Plan, Quote
 from broker.providers.base import Provider
 
@@ -62,7 +63,8 @@ class Planner:
         if not 1 <= request.count <= MAX_IMAGES:
             raise ApiError("invalid_request", f"numberOfImages must be from 1 to {MAX_IMAGES}.", field="numberOfImages")
         params = request.params
-        choice = self.catalog.check(
+        choice = validate_params(
+            self.catalog,
             prompt=params.prompt,
             model=params.model or None,
             mode=request.mode,
