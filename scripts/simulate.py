@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""What a day would be like on machines that are not here: the way of every order, event by event, without waiting.
+"""Discrete-event simulation of a deployment: every order from its arrival to its end, without waiting.
 
     scripts/simulate.py --orders 7200 --hours 2 --creates 20 --places 100 --provider-seconds 30
 
 The path is that of the code: create (ordering), intent and response (tasks.steps.submit), callback (callbacks.receive),
 its processing (tasks.steps.callbacks), the image and the end (tasks.steps.download). Seven transactions; claims are
-shared by many and cost little. `python -m tests.benchmarks.postgres_paths` counts them, and measures the two
+batched and cheap. `python -m tests.benchmarks.postgres_paths` counts them, and measures the two
 constants that depend on the machine: commits a second, and seconds of a processor per life.
 
-Left out: those who poll, references, failures of the provider, what the network costs besides its bytes.
+Not simulated: polling clients, references, failures of the provider, network latency.
 """
 
 from __future__ import annotations
@@ -23,51 +23,53 @@ from dataclasses import dataclass, field, fields
 from itertools import count
 
 WINDOW_SECONDS = 10.0
-CHECK_MOST = 60.0
+MAX_CHECK_SECONDS = 60.0
 STEPS = 7
-"""Of a life, each with a transaction: create, intent, answer, callback, news, image, end."""
+"""Steps of an order, each with a transaction: create, intent, response, callback, processing, image, end."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plant:
-    """What there is, and what is asked of it; each field is an option of the command."""
+class Deployment:
+    """Capacity and load; each field is an option of the command."""
 
-    orders: float = field(default=7200.0, metadata={"help": "orders an hour, at random moments"})
-    hours: float = field(default=1.0, metadata={"help": "for how long orders come; then everything is finished"})
-    creates: int = field(default=20, metadata={"help": "new jobs that the provider takes in any ten seconds"})
-    places: int = field(default=100, metadata={"help": "jobs that may be under way at the provider"})
-    provider_seconds: float = field(
-        default=30.0, metadata={"help": "that an image takes there, half to one and a half"}
-    )
-    megabytes: float = field(default=2.0, metadata={"help": "of an image"})
-    network: float = field(default=100.0, metadata={"help": "megabytes a second, all processes together"})
-    lost: float = field(default=1.0, metadata={"help": "percent of the callbacks that never come"})
-    check_after: float = field(default=30.0, metadata={"help": "seconds until the provider is asked instead"})
+    orders: float = field(default=7200.0, metadata={"help": "orders per hour, at random times"})
+    hours: float = field(default=1.0, metadata={"help": "duration of the arrivals; running orders are completed"})
+    creates: int = field(default=20, metadata={"help": "new jobs that the provider accepts in any ten seconds"})
+    concurrency: int = field(default=100, metadata={"help": "concurrent jobs at the provider"})
+    provider_seconds: float = field(default=30.0, metadata={"help": "duration of a job, varied by half"})
+    megabytes: float = field(default=2.0, metadata={"help": "size of an image"})
+    network: float = field(default=100.0, metadata={"help": "megabytes per second of all processes together"})
+    lost: float = field(default=1.0, metadata={"help": "percent of the callbacks that do not arrive"})
+    check_after: float = field(default=30.0, metadata={"help": "seconds until the first status check"})
     processes: int = field(default=1, metadata={"help": "serve and worker processes"})
-    cpu_ms: float = field(default=5.0, metadata={"help": "milliseconds of a processor per life"})
-    download_seconds: float = field(default=1.0, metadata={"help": "that an image takes on an idle line"})
-    downloads: int = field(default=20, metadata={"help": "images brought home at once, per process"})
-    commits: float = field(default=2000.0, metadata={"help": "transactions a second that the database takes"})
-    transactions: float = field(default=7.0, metadata={"help": "per life"})
-    seed: int = field(default=1, metadata={"help": "the same seed, the same numbers"})
+    cpu_ms: float = field(default=5.0, metadata={"help": "processor milliseconds per order"})
+    download_seconds: float = field(default=1.0, metadata={"help": "download time of an image on an idle network"})
+    downloads: int = field(default=20, metadata={"help": "concurrent downloads per process"})
+    commits: float = field(default=2000.0, metadata={"help": "transactions per second of the database"})
+    transactions: float = field(default=7.0, metadata={"help": "transactions per order"})
+    seed: int = field(default=1, metadata={"help": "random seed; equal seeds give equal results"})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
-    """What chance has decided about one order, whatever the plant is like. misses: whether its callback is lost."""
+class SimulatedOrder:
+    """Random properties of one order, independent of the deployment."""
 
     arrives_at: float
-    takes: float
-    misses: bool
+    job_seconds: float
+    loses_callback: bool
 
 
-def orders_of(plant: Plant) -> list[Order]:
-    chance = random.Random(plant.seed)  # noqa: S311  # nothing here is a secret
-    orders, at = list[Order](), chance.expovariate(plant.orders / 3600)
-    while at < plant.hours * 3600:
-        takes = plant.provider_seconds * chance.uniform(0.5, 1.5)
-        orders.append(Order(arrives_at=at, takes=takes, misses=chance.random() * 100 < plant.lost))
-        at += chance.expovariate(plant.orders / 3600)
+def generate_orders(deployment: Deployment) -> list[SimulatedOrder]:
+    chance = random.Random(deployment.seed)  # noqa: S311  # nothing here is a secret
+    orders, at = list[SimulatedOrder](), chance.expovariate(deployment.orders / 3600)
+    while at < deployment.hours * 3600:
+        job_seconds = deployment.provider_seconds * chance.uniform(0.5, 1.5)
+        orders.append(
+            SimulatedOrder(
+                arrives_at=at, job_seconds=job_seconds, loses_callback=chance.random() * 100 < deployment.lost
+            )
+        )
+        at += chance.expovariate(deployment.orders / 3600)
     return orders
 
 
@@ -79,24 +81,24 @@ Resume = Callable[[], None]
 
 @dataclass
 class Calendar:
-    """What happens when. Two things of one moment happen in the order in which they were written down."""
+    """Event queue; events of one time run in the order of their insertion."""
 
     now: float = 0.0
     _entries: list[tuple[float, int, Resume]] = field(default_factory=list)
     _numbers: count[int] = field(default_factory=count)
 
-    def at(self, moment: float, what: Resume) -> None:
-        heapq.heappush(self._entries, (moment, next(self._numbers), what))
+    def schedule(self, time: float, event: Resume) -> None:
+        heapq.heappush(self._entries, (time, next(self._numbers), event))
 
     def run(self) -> None:
         while self._entries:
-            self.now, _, what = heapq.heappop(self._entries)
-            what()
+            self.now, _, event = heapq.heappop(self._entries)
+            event()
 
 
 @dataclass
 class Level:
-    """A number that changes now and then, and how long it had each value. until: changes after it do not count."""
+    """A number over time, with the duration of each value. until: later changes do not count."""
 
     calendar: Calendar
     until: float = float("inf")
@@ -119,7 +121,7 @@ class Level:
     def area(self) -> float:
         return sum(value * seconds for value, seconds in self.spent.items())
 
-    def cut(self, percent: float) -> int:
+    def percentile(self, percent: float) -> int:
         left = sum(self.spent.values()) * percent / 100
         for value in sorted(self.spent):
             left -= self.spent[value]
@@ -132,7 +134,7 @@ class Level:
 
 
 class Station:
-    """Some servers with one queue, first come first served."""
+    """Servers with one first-in, first-out queue."""
 
     def __init__(self, calendar: Calendar, servers: int, until: float) -> None:
         self.servers = servers
@@ -142,30 +144,31 @@ class Station:
 
     def use(self, seconds: float, then: Resume) -> None:
         self._waiting.append((seconds, then))
-        self._serve()
+        self._start_next()
 
-    def _serve(self) -> None:
+    def _start_next(self) -> None:
         while self._waiting and self.busy.value < self.servers:
             seconds, then = self._waiting.popleft()
             self.busy.add(1)
-            self._calendar.at(self._calendar.now + seconds, lambda then=then: self._served(then))  # type: ignore[misc]
+            self._calendar.schedule(self._calendar.now + seconds, lambda then=then: self._finish(then))  # type: ignore[misc]
 
-    def _served(self, then: Resume) -> None:
+    def _finish(self, then: Resume) -> None:
         self.busy.add(-1)
         then()
-        self._serve()
+        self._start_next()
 
 
-class Lane:
-    """Window and concurrency of the provider, counted as in storage.provider_limits: any ten seconds; running jobs."""
+class ProviderLimits:
+    """Window and concurrency of the provider, counted as in storage.provider_limits."""
 
-    def __init__(self, calendar: Calendar, creates: int, places: int, until: float) -> None:
-        self.creates, self.places = creates, places
-        self.under_way = Level(calendar, until)
+    def __init__(self, calendar: Calendar, creates: int, concurrency: int, until: float) -> None:
+        self.creates, self.concurrency = creates, concurrency
+        self.running = Level(calendar, until)
         self.queue = Level(calendar)
         self.sent: list[float] = []
         self._calendar = calendar
         self._waiting: deque[Resume] = deque()
+        self._next_admission_at = -1.0
 
     def enter(self, then: Resume) -> None:
         self.queue.add(1)
@@ -173,155 +176,161 @@ class Lane:
         self._admit()
 
     def leave(self) -> None:
-        self.under_way.add(-1)
+        self.running.add(-1)
         self._admit()
 
     def _admit(self) -> None:
-        while self._waiting and self.under_way.value < self.places and self._opens_at() <= self._calendar.now:
+        while self._waiting and self.running.value < self.concurrency and self._opens_at() <= self._calendar.now:
             self.sent.append(self._calendar.now)
-            self.under_way.add(1)
+            self.running.add(1)
             self.queue.add(-1)
             self._waiting.popleft()()
-        if self._waiting and self.under_way.value < self.places:
-            self._calendar.at(self._opens_at(), self._admit)
+        opens_at = self._opens_at()
+        if self._waiting and self.running.value < self.concurrency and opens_at != self._next_admission_at:
+            self._next_admission_at = opens_at  # one event per opening, however many orders wait
+            self._calendar.schedule(opens_at, self._admit)
 
     def _opens_at(self) -> float:
         full = len(self.sent) >= self.creates
         return self.sent[-self.creates] + WINDOW_SECONDS if full else 0.0
 
 
-# -- a life
+# -- orders
 
 
 @dataclass
-class Story:
-    """What became of one order; moments."""
+class Timeline:
+    """Times of one order."""
 
-    order: Order
+    order: SimulatedOrder
     queued_at: float = 0.0
     sent_at: float = 0.0
     ended_at: float = -1.0
 
 
-Wish = Callable[[Resume], None]
-"""Something to wait for: it is told how to go on."""
+Wait = Callable[[Resume], None]
+"""Registers the continuation of an order that waits."""
 
 
 class Simulation:
-    """All orders of a plant, from the first arrival to the last end."""
+    """Simulation of all orders, from the first arrival to the last end."""
 
-    def __init__(self, plant: Plant, orders: Sequence[Order] | None = None) -> None:
-        self.plant = plant
-        self.orders = orders_of(plant) if orders is None else orders
+    def __init__(self, deployment: Deployment, orders: Sequence[SimulatedOrder] | None = None) -> None:
+        self.deployment = deployment
+        self.orders = generate_orders(deployment) if orders is None else orders
         self.calendar = Calendar()
-        self.seconds = plant.hours * 3600
-        until = self.seconds  # what is only finished afterwards says nothing about how busy it was
-        self.processes = Station(self.calendar, plant.processes, until)
+        self.seconds = deployment.hours * 3600
+        until = self.seconds  # completions after the last arrival would distort the utilization
+        self.processes = Station(self.calendar, deployment.processes, until)
         self.database = Station(self.calendar, 1, until)
         self.network = Station(self.calendar, 1, until)
-        self.slots = Station(self.calendar, plant.downloads * plant.processes, until)
-        self.lane = Lane(self.calendar, plant.creates, plant.places, until)
-        self.stories = [Story(order) for order in self.orders]
+        self.slots = Station(self.calendar, deployment.downloads * deployment.processes, until)
+        self.limits = ProviderLimits(self.calendar, deployment.creates, deployment.concurrency, until)
+        self.timelines = [Timeline(order) for order in self.orders]
 
     def run(self) -> Simulation:
-        for story in self.stories:
-            life = self._life(story)
-            self.calendar.at(story.order.arrives_at, lambda life=life: self._go_on(life))  # type: ignore[misc]
+        for timeline in self.timelines:
+            steps = self._run_order(timeline)
+            self.calendar.schedule(timeline.order.arrives_at, lambda steps=steps: self._resume(steps))  # type: ignore[misc]
         self.calendar.run()
         stations = (self.processes, self.database, self.slots, self.network)
-        for level in (self.lane.under_way, self.lane.queue, *(station.busy for station in stations)):
+        for level in (self.limits.running, self.limits.queue, *(station.busy for station in stations)):
             level.close()
         return self
 
-    def _go_on(self, life: Generator[Wish, None, None]) -> None:
-        wish = next(life, None)
-        if wish is not None:
-            wish(lambda: self._go_on(life))
+    def _resume(self, steps: Generator[Wait, None, None]) -> None:
+        wait = next(steps, None)
+        if wait is not None:
+            wait(lambda: self._resume(steps))
 
-    def _life(self, story: Story) -> Generator[Wish, None, None]:
-        order = story.order
+    def _run_order(self, timeline: Timeline) -> Generator[Wait, None, None]:
+        order = timeline.order
         yield from self._step()  # create
-        story.queued_at = self.calendar.now
-        yield self.lane.enter
-        story.sent_at = self.calendar.now
+        timeline.queued_at = self.calendar.now
+        yield self.limits.enter
+        timeline.sent_at = self.calendar.now
         yield from self._step()  # intent
-        yield from self._step()  # answer
-        yield self._after(self._heard_after(order))
-        yield from self._step()  # callback, or the question instead
-        yield from self._step()  # news
-        self.lane.leave()
-        yield from self._bring_home()
+        yield from self._step()  # response
+        yield self._after(self._seconds_until_known(order))
+        yield from self._step()  # callback or status check
+        yield from self._step()  # processing
+        self.limits.leave()
+        yield from self._download()
         yield from self._step()  # image
         yield from self._step()  # end
-        story.ended_at = self.calendar.now
+        timeline.ended_at = self.calendar.now
 
-    def _step(self) -> Generator[Wish, None, None]:
-        cpu = self.plant.cpu_ms / 1000 / STEPS
-        commit = self.plant.transactions / STEPS / self.plant.commits
+    def _step(self) -> Generator[Wait, None, None]:
+        cpu = self.deployment.cpu_ms / 1000 / STEPS
+        commit = self.deployment.transactions / STEPS / self.deployment.commits
         yield lambda then: self.processes.use(cpu, then)
         yield lambda then: self.database.use(commit, then)
 
-    def _bring_home(self) -> Generator[Wish, None, None]:
-        yield lambda then: self.slots.use(self.plant.download_seconds, then)
-        yield lambda then: self.network.use(self.plant.megabytes / self.plant.network, then)
+    def _download(self) -> Generator[Wait, None, None]:
+        yield lambda then: self.slots.use(self.deployment.download_seconds, then)
+        yield lambda then: self.network.use(self.deployment.megabytes / self.deployment.network, then)
 
-    def _after(self, seconds: float) -> Wish:
-        return lambda then: self.calendar.at(self.calendar.now + seconds, then)
+    def _after(self, seconds: float) -> Wait:
+        return lambda then: self.calendar.schedule(self.calendar.now + seconds, then)
 
-    def _heard_after(self, order: Order) -> float:
-        """When we know that the image is made: by the callback, or by the first question after it."""
-        if not order.misses:
-            return order.takes
-        asked, pause = self.plant.check_after, self.plant.check_after
-        while asked < order.takes:
-            pause = min(pause * 1.5, max(CHECK_MOST, self.plant.check_after))
-            asked += pause
-        return asked
+    def _seconds_until_known(self, order: SimulatedOrder) -> float:
+        """Return the time until the callback, or until the first status check after the end of the job."""
+        if not order.loses_callback:
+            return order.job_seconds
+        checked, pause = self.deployment.check_after, self.deployment.check_after
+        while checked < order.job_seconds:
+            pause = min(pause * 1.5, max(MAX_CHECK_SECONDS, self.deployment.check_after))
+            checked += pause
+        return checked
 
-    # -- what is told
+    # -- results
 
     @property
     def waits(self) -> list[float]:
-        """Seconds in the queue, of each order."""
-        return [story.sent_at - story.queued_at for story in self.stories]
+        """Seconds in the queue of each order."""
+        return [timeline.sent_at - timeline.queued_at for timeline in self.timelines]
 
     @property
-    def lives(self) -> list[float]:
-        return [story.ended_at - story.order.arrives_at for story in self.stories]
+    def durations(self) -> list[float]:
+        return [timeline.ended_at - timeline.order.arrives_at for timeline in self.timelines]
 
-    def use(self) -> dict[str, float]:
-        """How busy everything was while orders came; 1 = all the time."""
-        sent = sum(at <= self.seconds for at in self.lane.sent)
+    def utilization(self) -> dict[str, float]:
+        """Return the utilization of each resource during the arrivals; 1 is always busy."""
+        sent = sum(at <= self.seconds for at in self.limits.sent)
         return {
             "database": self.database.busy.area / self.seconds,
-            "processes": self.processes.busy.area / self.seconds / self.plant.processes,
-            "provider's window": sent / (self.plant.creates * self.seconds / WINDOW_SECONDS),
-            "provider's places": self.lane.under_way.area / self.seconds / self.plant.places,
+            "processes": self.processes.busy.area / self.seconds / self.deployment.processes,
+            "provider's window": sent / (self.deployment.creates * self.seconds / WINDOW_SECONDS),
+            "provider's concurrency": self.limits.running.area / self.seconds / self.deployment.concurrency,
             "downloads": self.slots.busy.area / self.seconds / self.slots.servers,
             "network": self.network.busy.area / self.seconds,
         }
 
-    def told(self) -> str:
-        if not self.stories:
-            return "no order came: let more of them come, or for longer"
-        use, queue = self.use(), self.lane.queue
+    def report(self) -> str:
+        if not self.timelines:
+            return "no orders: raise --orders or --hours"
+        use, queue = self.utilization(), self.limits.queue
         first = max(use, key=lambda name: use[name])
-        late = max(0.0, max(story.ended_at for story in self.stories) - self.seconds)
+        late = max(0.0, max(timeline.ended_at for timeline in self.timelines) - self.seconds)
         return "\n".join(
             [
                 "| | |",
                 "|---|---|",
-                f"| orders | {len(self.stories)}, the last one ended {late:.0f} s after hours |",
-                f"| queue | p50 {queue.cut(50)}, p99 {queue.cut(99)}, at the most {queue.peak} |",
-                f"| time in the queue | p50 {cut(self.waits, 50):.1f} s, p99 {cut(self.waits, 99):.1f} s |",
-                f"| from order to end | p50 {cut(self.lives, 50):.1f} s, p99 {cut(self.lives, 99):.1f} s |",
+                f"| orders | {len(self.timelines)}, the last one ended {late:.0f} s after hours |",
+                f"| queue | p50 {queue.percentile(50)}, p99 {queue.percentile(99)}, at the most {queue.peak} |",
+                f"| time in the queue | {_percentiles(self.waits)} |",
+                f"| from order to end | {_percentiles(self.durations)} |",
                 *(f"| {name} | {share * 100:.1f} % busy |" for name, share in use.items()),
                 f"| first at its limit | {first} |",
             ]
         )
 
 
-def cut(values: Sequence[float], percent: float) -> float:
+def _percentiles(seconds: Sequence[float]) -> str:
+    return f"p50 {percentile(seconds, 50):.1f} s, p99 {percentile(seconds, 99):.1f} s"
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
 
@@ -330,13 +339,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    for one in fields(Plant):
+    for one in fields(Deployment):
         kind = type(one.default)
         parser.add_argument(
             f"--{one.name.replace('_', '-')}", type=kind, default=one.default, help=one.metadata["help"]
         )
-    plant = Plant(**vars(parser.parse_args()))
-    sys.stdout.write(f"{Simulation(plant).run().told()}\n")
+    deployment = Deployment(**vars(parser.parse_args()))
+    sys.stdout.write(f"{Simulation(deployment).run().report()}\n")
 
 
 if __name__ == "__main__":

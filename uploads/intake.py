@@ -34,7 +34,7 @@ EXTENSIONS: dict[MediaType, Literal["png", "jpg", "webp"]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Image:
+class AcceptedImage:
     """Stored image with its type and size."""
 
     blob: Blob
@@ -78,7 +78,7 @@ class Intake:
         self._max_pixels = max_pixels
         self._decoders = anyio.CapacityLimiter(decoders)
 
-    async def from_stream(self, owner: str, chunks: AsyncIterable[bytes], *, max_bytes: int) -> Image:
+    async def from_stream(self, owner: str, chunks: AsyncIterable[bytes], *, max_bytes: int) -> AcceptedImage:
         """Read, validate and store an image of at most `max_bytes`.
 
         1. detect the type by the first kilobyte 2. write everything to a draft 3. validate it 4. store it. Raises
@@ -93,14 +93,14 @@ class Intake:
         except StorageFull as error:
             raise IntakeError("storage_full", str(error)) from error
 
-    async def from_data_uri(self, owner: str, uri: str, *, max_bytes: int) -> Image:
+    async def from_data_uri(self, owner: str, uri: str, *, max_bytes: int) -> AcceptedImage:
         """Store `data:image/png;base64,…` or bare base64 likewise. The declared type is ignored."""
         start = _base64_start(uri)
         if (len(uri) - start) // 4 * 3 > max_bytes + 2:  # two bytes may be padding
             raise _too_large(max_bytes)
         return await self.from_stream(owner, _decode_base64(uri, start), max_bytes=max_bytes)
 
-    async def _store(self, owner: str, pieces: AsyncIterator[bytes]) -> Image:
+    async def _store(self, owner: str, pieces: AsyncIterator[bytes]) -> AcceptedImage:
         head = await anext(pieces, b"")
         media_type = detect_type(head)
         async with self._blobs.draft(owner) as draft:
@@ -110,7 +110,7 @@ class Intake:
             validate = partial(_validate_file, draft.path, media_type, self._max_pixels)
             info = await anyio.to_thread.run_sync(validate, limiter=self._decoders)
             blob = await draft.keep(media_type)
-        return Image(blob=blob, media_type=media_type, width=info.width, height=info.height)
+        return AcceptedImage(blob=blob, media_type=media_type, width=info.width, height=info.height)
 
 
 def _validate_file(path: Path, media_type: MediaType, max_pixels: int) -> ImageInfo:

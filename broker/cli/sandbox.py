@@ -54,7 +54,7 @@ async def serve_alone(
 
 def _print_addresses(url: str, api_key: str | None) -> None:
     print_line(f"The sandbox provider is at {url}", style="bold")
-    print_line(f"  its ledger     {url}/sandbox/jobs")
+    print_line(f"  its jobs       {url}/sandbox/jobs")
     print_line(f"  for a broker   NANO_BANANA_API_URL={url}")
     print_line(f"                 NANO_BANANA_UPLOAD_URL={url}")
     print_line(f"                 NANO_BANANA_API_KEY={'the key given here' if api_key else 'any'}")

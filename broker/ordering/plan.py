@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from broker.catalog import Catalog
@@ -62,27 +62,7 @@ class Planner:
     def _validate(self, request: OrderRequest) -> Order:
         if not 1 <= request.count <= MAX_IMAGES:
             raise ApiError("invalid_request", f"numberOfImages must be from 1 to {MAX_IMAGES}.", field="numberOfImages")
-        params = request.params
-        choice = validate_params(
-            self.catalog,
-            prompt=params.prompt,
-            model=params.model or None,
-            mode=request.mode,
-            aspect_ratio=params.aspect_ratio,
-            resolution=params.resolution,
-            output_format=params.output_format,
-            references=len(request.sources),
-        )
-        return Order(
-            params=replace(
-                params,
-                model=choice.model.name,
-                aspect_ratio=choice.aspect_ratio,
-                resolution=choice.resolution,
-                output_format=choice.output_format,
-            ),
-            mode=choice.mode,
-        )
+        return validate_params(self.catalog, request.params, mode=request.mode, references=len(request.sources))
 
     def _find_candidates(self, model: str) -> tuple[str, ...]:
         candidates = tuple(name for name, provider in self.providers.items() if provider.supports(model))

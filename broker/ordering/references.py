@@ -17,7 +17,7 @@ from storage.blobs.store import BlobMissing, BlobStore, Reading
 from storage.errors import StorageFull
 from storage.ids import new_batch_id, reference_owner
 from storage.images import StoredImage
-from uploads.intake import Image, Intake, IntakeError
+from uploads.intake import AcceptedImage, Intake, IntakeError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ class ReferenceIntake:
         """Return the size limit of one reference: ours, or the model's if that is lower."""
         return min(self.max_file_size_bytes, self.catalog.resolve(model).max_reference_bytes)
 
-    async def _take_in(self, owner: str, source: ReferenceSource, max_bytes: int) -> Image:
+    async def _take_in(self, owner: str, source: ReferenceSource, max_bytes: int) -> AcceptedImage:
         match source:
             case UploadedReference(chunks=chunks):
                 return await self.intake.from_stream(owner, chunks, max_bytes=max_bytes)

@@ -57,7 +57,7 @@ def _disorder(_value: float, calls: PlannedCallbacks, _attack: PlannedCallback) 
 
 
 def _attack(call: PlannedCallback, evil: str) -> PlannedCallback:
-    """Return the callback of an attacker who has seen a task id, but no token and no key; it is sent once."""
+    """Return the callback of an attacker with a task id, but without token and key; it is sent once."""
     body = {**_data(call, state="success", resultJson=json.dumps({"resultUrls": [evil]})), "code": 200}
     url = urlunsplit(urlsplit(call.url)._replace(query=""))
     return replace(call, kind="forged", url=url, body=body, delay=0.0, signature="none", persistent=False)

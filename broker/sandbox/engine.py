@@ -28,7 +28,7 @@ from broker.sandbox.faults import (
     parse_fault_setting,
     parse_fault_tags,
 )
-from broker.sandbox.jobs import CallbackAttempt, Files, Job, JobEnd, Ledger, unfinished
+from broker.sandbox.jobs import CallbackAttempt, Files, Job, JobEnd, JobStore, unfinished
 from broker.sandbox.models import RejectedRequest, ValidatedRequest, validate_request
 from broker.sandbox.options import Options
 
@@ -53,7 +53,7 @@ class JobRunner:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.base_url = options.base_url or ""
-        self.ledger = Ledger(folder=options.data_dir)
+        self.store = JobStore(folder=options.data_dir)
         self.files = Files(folder=options.data_dir)
         self.stages: dict[str, str] = {}
         self.reads: Counter[str] = Counter()
@@ -67,14 +67,14 @@ class JobRunner:
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
         """Resume unfinished jobs; on exit running ones are dropped, as in a crash."""
-        self.ledger.load()
+        self.store.load()
         limits = httpx.Limits(max_keepalive_connections=0)
         failure: Exception | None = None
         async with (
             httpx.AsyncClient(trust_env=False, timeout=TIMEOUT_SECONDS, limits=limits) as self._http,
             anyio.create_task_group() as self._tasks,
         ):
-            for job in list(unfinished(self.ledger)):
+            for job in list(unfinished(self.store)):
                 self._start(job)
             try:
                 yield
@@ -97,13 +97,13 @@ class JobRunner:
             raise RejectedRequest(402, "The current credits are insufficient. Please top up.")
         self._enter_window()
         job = self._make_job(request, order)
-        await self.ledger.accept(job)
+        await self.store.accept(job)
         self._start(job)
         return job
 
     def credits(self, *, reserved: bool = False) -> float:
         """Return the remaining credits. reserved: minus the price of unfinished jobs."""
-        jobs = self.ledger.jobs.values()
+        jobs = self.store.jobs.values()
         spent = sum(job.end.credits for job in jobs if job.end)
         reserved_credits = sum(job.order.price for job in jobs if not job.end) if reserved else 0
         return round(self.options.credits - spent - reserved_credits, 4)
@@ -117,7 +117,7 @@ class JobRunner:
         self._recent.append(now)
 
     def _make_job(self, request: dict[str, Any], order: ValidatedRequest) -> Job:
-        now, jobs = self.options.now(), self.ledger.jobs
+        now, jobs = self.options.now(), self.store.jobs
         seed = json.dumps([now, len(jobs), request])
         return Job(
             task_id=hashlib.sha256(seed.encode()).hexdigest()[:32],
@@ -139,8 +139,8 @@ class JobRunner:
     async def _run(self, job: Job) -> None:
         if not job.end:
             await self._work(job)
-        await self._send_callbacks(self.ledger.jobs[job.task_id])
-        await self.ledger.mark_answered(job.task_id)
+        await self._send_callbacks(self.store.jobs[job.task_id])
+        await self.store.mark_answered(job.task_id)
         self._ended[job.task_id].set()
 
     async def _work(self, job: Job) -> None:
@@ -149,7 +149,7 @@ class JobRunner:
             self.stages[job.task_id] = stage
             await anyio.sleep(left / len(STAGES))
         end = await self._finish(job)
-        await self.ledger.end_job(job.task_id, end)
+        await self.store.end_job(job.task_id, end)
 
     def _duration(self, job: Job) -> float:
         return 0.0 if Fault.EARLY in job.faults else job.faults.get(Fault.SLOW, self.options.duration)
@@ -251,7 +251,7 @@ class JobRunner:
             )
             status = response.status_code
         sent = CallbackAttempt(number=number, kind=callback.kind, attempt=attempt, status=status, at=now)
-        await self.ledger.add_attempt(job.task_id, sent)
+        await self.store.add_attempt(job.task_id, sent)
         return sent
 
     def url(self, job: Job, base: str) -> Callable[[int], str]:

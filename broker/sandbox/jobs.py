@@ -79,8 +79,8 @@ class Job:
 
 
 @dataclass(kw_only=True)
-class Ledger:
-    """All jobs. Each change is a line of the journal, synced before it takes effect."""
+class JobStore:
+    """Durable store of all jobs. Each change is a line of the journal, synced before it takes effect."""
 
     folder: Path | None
     jobs: dict[str, Job] = field(default_factory=dict)
@@ -194,6 +194,6 @@ def _read_file(path: Path) -> bytes | None:
     return path.read_bytes() if path.exists() else None
 
 
-def unfinished(ledger: Ledger) -> Iterator[Job]:
+def unfinished(store: JobStore) -> Iterator[Job]:
     """Return jobs whose image or callbacks are due."""
-    return (job for job in ledger.jobs.values() if not job.answered)
+    return (job for job in store.jobs.values() if not job.answered)

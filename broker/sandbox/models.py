@@ -96,7 +96,7 @@ MODELS: dict[str, ModelSpec] = {
         default_ratio="auto",
         fields=_LATER_FIELDS,
     ),
-    # Its price was not seen; the cheapest known one stands in. It lets nobody choose a format.
+    # The price is undocumented: the lowest documented one stands in. The format cannot be chosen.
     "nano-banana-2-lite": ModelSpec(
         prompt_limit=20_000,
         prices={"1K": 4},

@@ -205,7 +205,7 @@ class SandboxRoutes:
 
     async def record(self, request: Request) -> Response:
         task_id = request.query_params.get("taskId", "")
-        job = self.runner.ledger.jobs.get(task_id)
+        job = self.runner.store.jobs.get(task_id)
         if not task_id:
             return envelope_response(400, "taskId parameter is required")
         found = apply_status_faults(self._read_status(job, _base(request)), job.faults) if job else None
@@ -248,7 +248,7 @@ class SandboxRoutes:
     def _find_job(self, name: str) -> tuple[Job | None, int]:
         """Return job and number of `<task id>_<number>.<suffix>`."""
         task_id, _, number = name.partition(".")[0].partition("_")
-        return self.runner.ledger.jobs.get(task_id), int(number) if number.isdecimal() else 0
+        return self.runner.store.jobs.get(task_id), int(number) if number.isdecimal() else 0
 
     def _is_available(self, route: str, request: Request) -> bool:
         until = request.query_params.get("until", "")
@@ -318,7 +318,7 @@ class SandboxRoutes:
 
         reads, downloads: since the last start. evilDownloads: of results named by forged callbacks.
         """
-        jobs = [self._describe_job(job) for job in self.runner.ledger.jobs.values()]
+        jobs = [self._describe_job(job) for job in self.runner.store.jobs.values()]
         return json_response({"jobs": jobs, "evilDownloads": self._evil})
 
     def _describe_job(self, job: Job) -> dict[str, Any]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import secrets
 
 from storage.images import Kind, StoredImage
-from uploads.intake import Image
+from uploads.intake import AcceptedImage
 
 
-def stored_image(image: Image, *, owner: str, kind: Kind, position: int, now: float) -> StoredImage:
+def stored_image(image: AcceptedImage, *, owner: str, kind: Kind, position: int, now: float) -> StoredImage:
     """Return the row of an image whose bytes are stored, with a public name that cannot be guessed."""
     prefix = "generated" if kind == "result" else "reference"
     return StoredImage(

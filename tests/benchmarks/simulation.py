@@ -1,7 +1,7 @@
-"""Comparison of `scripts/simulate.py` with the real engine: `python -m tests.benchmarks.simulation`.
+"""Comparison of `scripts/simulate.py` with the real system: `python -m tests.benchmarks.simulation`.
 
-The same orders at the same moments, once through the real engine on Postgres (a pretend provider with a window and
-places, one process, no network), once through the simulation, side by side.
+The same orders at the same times run through the real engine on Postgres (one process, and a provider double with a
+window and a concurrency limit), and through the simulation.
 """
 
 from __future__ import annotations
@@ -12,23 +12,28 @@ import time
 
 import asyncpg
 
-from scripts.simulate import Plant, Simulation, cut
+from scripts.simulate import Deployment, Simulation, percentile
 from storage.sql.migrate import upgrade
 from storage.sql.postgres import PostgresDatabase
 from tests.benchmarks.lives import Upstream, live
 from tests.benchmarks.measuring import Child, say, table
 from tests.support.servers.postgres import running
 
-PLANTS = {
-    "the window is the limit": Plant(orders=18_000, creates=40, places=100, provider_seconds=2.0),
-    "the places are the limit": Plant(orders=18_000, creates=1000, places=8, provider_seconds=2.0),
-    "there is room": Plant(orders=18_000, creates=100, places=100, provider_seconds=2.0),
+DEPLOYMENTS = {
+    "the window is the limit": Deployment(orders=18_000, creates=40, concurrency=100, provider_seconds=2.0),
+    "the concurrency is the limit": Deployment(orders=18_000, creates=1000, concurrency=8, provider_seconds=2.0),
+    "no limit is reached": Deployment(orders=18_000, creates=100, concurrency=100, provider_seconds=2.0),
 }
 
 
-async def real(plant: Plant, arrivals: list[float]) -> tuple[list[float], list[float]]:
-    """(seconds in the queue, seconds from order to end) of every order."""
-    upstream = Upstream(creates_per_10s=plant.creates, places=plant.places, seconds=plant.provider_seconds, jitter=True)
+async def real(deployment: Deployment, arrivals: list[float]) -> tuple[list[float], list[float]]:
+    """Return the seconds in the queue and from order to end, of every order."""
+    upstream = Upstream(
+        creates_per_10s=deployment.creates,
+        places=deployment.concurrency,
+        seconds=deployment.provider_seconds,
+        jitter=True,
+    )
     with running() as server:
         url = await server.fresh()
         async with PostgresDatabase(url, connections=2) as database:
@@ -48,15 +53,18 @@ async def real(plant: Plant, arrivals: list[float]) -> tuple[list[float], list[f
 
 async def main(seconds: float) -> None:
     rows = []
-    for name, plant in PLANTS.items():
-        timed = Plant(
-            **{**vars(plant), "hours": seconds / 3600, "download_seconds": 0.0, "megabytes": 0.0, "lost": 0.0}
+    for name, deployment in DEPLOYMENTS.items():
+        timed = Deployment(
+            **{**vars(deployment), "hours": seconds / 3600, "download_seconds": 0.0, "megabytes": 0.0, "lost": 0.0}
         )
         simulated = Simulation(timed).run()
         queued, lives = await real(timed, [order.arrives_at for order in simulated.orders])
-        for what, ours, theirs in (("in the queue", queued, simulated.waits), ("order to end", lives, simulated.lives)):
+        for what, ours, theirs in (
+            ("in the queue", queued, simulated.waits),
+            ("order to end", lives, simulated.durations),
+        ):
             for percent in (50, 99):
-                was, said = cut(ours, percent), cut(theirs, percent)
+                was, said = percentile(ours, percent), percentile(theirs, percent)
                 rows.append([name, f"{what}, p{percent}", f"{was:.2f}", f"{said:.2f}", f"{said - was:+.2f}"])
     say(f"\n### The simulation beside the real engine, {seconds:.0f} s of 5 orders a second\n")
     say(table(("case", "seconds", "real", "simulated", "difference"), rows))

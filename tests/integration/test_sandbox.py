@@ -1,4 +1,4 @@
-"""The sandbox is the measure of everything else, so it is measured first: its promises, and each way to break them."""
+"""Sandbox: documented behaviour of the provider, and every fault."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PATIENCE = 15  # seconds to wait for what comes at once on an idle machine
 
 @dataclass(frozen=True, kw_only=True)
 class Hook:
-    """A callback as it arrived."""
+    """Received callback."""
 
     path: str
     headers: dict[str, str]
@@ -47,7 +47,7 @@ class Hook:
 
 @dataclass(kw_only=True)
 class Receiver:
-    """A real server for callbacks. answers: statuses for the first ones; after that 200."""
+    """HTTP server for callbacks. answers: statuses of the first responses, then 200."""
 
     base: str = ""
     answers: list[int] = field(default_factory=list)
@@ -79,7 +79,7 @@ class Receiver:
 
 @dataclass(frozen=True, kw_only=True)
 class Play:
-    """A sandbox, and what one does with it."""
+    """Client of a sandbox."""
 
     base: str
     client: httpx.AsyncClient
@@ -97,7 +97,7 @@ class Play:
         return (await self.client.get("/api/v1/jobs/recordInfo", params={"taskId": task_id})).json()
 
     async def ended(self, task_id: str) -> Any:
-        """The record of a finished job; asks until there is one."""
+        """Poll until the job has ended and return its record."""
         async with asyncio.timeout(PATIENCE):
             while True:
                 body = await self.read(task_id)
@@ -119,7 +119,7 @@ class Play:
         return jobs
 
     async def settled(self) -> list[Any]:
-        """The ledger once nobody owes a callback any more."""
+        """Return the jobs once every callback is answered or given up."""
         async with asyncio.timeout(PATIENCE):
             while True:
                 jobs = await self.ledger()
@@ -163,10 +163,10 @@ def png(colour: str, size: tuple[int, int] = (60, 40)) -> bytes:
     return out.getvalue()
 
 
-# Promises
+# Documented behaviour
 
 
-async def test_a_job_goes_its_way_and_its_picture_can_be_fetched() -> None:
+async def test_job_passes_its_states_and_the_image_is_downloaded() -> None:
     async with playing(duration=0.2) as play:
         task_id = await play.task("a red fox")
         states: list[str] = []
@@ -182,8 +182,8 @@ async def test_a_job_goes_its_way_and_its_picture_can_be_fetched() -> None:
         assert opened(picture).format == "JPEG"
 
 
-async def test_the_callback_tells_the_record_in_its_own_spelling(play: Play, receiver: Receiver) -> None:
-    """JSON in JSON in JSON, null for empty, seconds for milliseconds: as real callbacks have it."""
+async def test_callback_contains_the_record_in_its_own_format(play: Play, receiver: Receiver) -> None:
+    """JSON in JSON in JSON, null for empty, seconds for milliseconds."""
     task_id = await play.task("a red fox", receiver.url)
     (hook,) = await receiver.first(1)
     assert hook.path == "/hook?token=secret"
@@ -194,13 +194,13 @@ async def test_the_callback_tells_the_record_in_its_own_spelling(play: Play, rec
     assert (await play.client.get(json.loads(hook.data["resultJson"])["resultUrls"][0])).status_code == 200
 
 
-async def test_the_signature_is_the_documented_one() -> None:
+async def test_signature_matches_the_documented_vector() -> None:
     assert (
         dialect.compute_signature(VECTOR_KEY, VECTOR_ID, 1769670760) == "wTVEfbytp2vi0qjI+xRocKznoIZpoBXyB2Ywc3LnniU="
     )
 
 
-async def test_a_callback_is_signed_when_there_is_a_key(receiver: Receiver, clock: ManualClock) -> None:
+async def test_callback_is_signed_with_a_key(receiver: Receiver, clock: ManualClock) -> None:
     async with playing(webhook_key=VECTOR_KEY, now=clock.now) as play:
         task_id = await play.task("a red fox", receiver.url)
         (hook,) = await receiver.first(1)
@@ -208,7 +208,7 @@ async def test_a_callback_is_signed_when_there_is_a_key(receiver: Receiver, cloc
         assert hook.headers["x-webhook-signature"] == dialect.compute_signature(VECTOR_KEY, task_id, int(clock.now()))
 
 
-async def test_a_refused_callback_comes_three_times_more_and_a_202_is_enough(play: Play, receiver: Receiver) -> None:
+async def test_rejected_callback_is_retried_three_times(play: Play, receiver: Receiver) -> None:
     receiver.answers = [500, 404, 202]
     await play.task("heard in the end", receiver.url)
     (job,) = await play.settled()
@@ -219,13 +219,13 @@ async def test_a_refused_callback_comes_three_times_more_and_a_202_is_enough(pla
     assert [sent["attempt"] for sent in job["callbacks"]] == [1, 2, 3, 4]
 
 
-async def test_a_callback_to_a_closed_port_costs_nothing_but_attempts(play: Play) -> None:
+async def test_callback_to_a_closed_port_is_retried(play: Play) -> None:
     await play.task("nobody there", "http://127.0.0.1:9/hook")
     (job,) = await play.settled()
     assert [sent["status"] for sent in job["callbacks"]] == [None] * 4
 
 
-async def test_the_ledger_counts_what_happened(play: Play, receiver: Receiver) -> None:
+async def test_job_list_counts_reads_and_callbacks(play: Play, receiver: Receiver) -> None:
     task_id = await play.task("once", receiver.url)
     await receiver.first(1)
     await play.read(task_id)
@@ -247,23 +247,23 @@ SIZES = [
 ]
 
 
-async def test_a_picture_has_the_documented_pixels(play: Play) -> None:
+async def test_image_has_the_documented_pixels(play: Play) -> None:
     for model, fields, size in SIZES:
         assert opened(await play.result("size", model=model, **fields)).size == size
 
 
-async def test_of_two_ratio_fields_aspect_ratio_wins(play: Play) -> None:
+async def test_aspect_ratio_takes_precedence_over_image_size(play: Play) -> None:
     fields = {"aspect_ratio": "2:3", "image_size": "16:9"}
     assert opened(await play.result("both", model="google/nano-banana", **fields)).size == (832, 1248)
 
 
-async def test_the_format_is_the_ordered_one(play: Play) -> None:
+async def test_image_has_the_requested_format(play: Play) -> None:
     assert opened(await play.result("jpeg", model="google/nano-banana", output_format="jpeg")).format == "JPEG"
     assert opened(await play.result("png", output_format="png")).format == "PNG"
 
 
-async def test_the_same_order_gives_the_same_bytes() -> None:
-    """Two sandboxes, so that no cache can help."""
+async def test_equal_requests_give_equal_bytes() -> None:
+    """In two sandboxes, without a common cache."""
     pictures = []
     for _ in range(2):
         async with playing() as play:
@@ -275,14 +275,14 @@ async def test_the_same_order_gives_the_same_bytes() -> None:
 
 
 @pytest.mark.parametrize("prompt", ["\ud800 half a pair", "\0\x1b[31m", "红狐 🦊 שועל " * 50, "x" * 20_000, "a\nb\tc"])
-async def test_no_prompt_stops_the_painter(play: Play, prompt: str) -> None:
+async def test_any_prompt_can_be_painted(play: Play, prompt: str) -> None:
     body = {"model": "nano-banana-2", "input": {"prompt": prompt, "aspect_ratio": "1:1"}}
     answer = await play.client.post("/api/v1/jobs/createTask", content=json.dumps(body))
     assert (await play.ended(answer.json()["data"]["taskId"]))["state"] == "success"
     assert (await play.ledger())[0]["prompt"] == prompt
 
 
-async def test_references_are_seen_in_the_result_and_settle_auto(play: Play) -> None:
+async def test_references_appear_in_the_result_and_decide_auto(play: Play) -> None:
     upload = await play.client.post(
         "/api/file-stream-upload", files={"file": ("red.png", png("red"))}, data={"uploadPath": "images"}
     )
@@ -295,13 +295,13 @@ async def test_references_are_seen_in_the_result_and_settle_auto(play: Play) -> 
     assert (255, 0, 0) in colours
 
 
-async def test_a_reference_that_cannot_be_had_fails_the_job_later(play: Play) -> None:
+async def test_unreachable_reference_fails_the_job(play: Play) -> None:
     for url in ("http://127.0.0.1:9/x.png", f"{play.base}/sandbox/jobs"):
         record = await play.ended(await play.task("reference", image_input=[url]))
         assert (record["state"], record["failCode"], record["creditsConsumed"]) == ("fail", "400", 0)
 
 
-async def test_all_three_uploads_keep_the_bytes(play: Play) -> None:
+async def test_three_upload_routes_store_the_bytes(play: Play) -> None:
     source = (
         await play.client.post(
             "/api/file-base64-upload", json={"base64Data": "data:image/png;base64,aGFsbG8=", "uploadPath": "a"}
@@ -340,7 +340,7 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-async def test_a_bad_order_is_refused_with_422(play: Play) -> None:
+async def test_invalid_request_is_rejected_with_422(play: Play) -> None:
     for model, fields in REFUSED:
         answer = await play.create(**{"prompt": "p", **fields}, model=model)
         assert (answer.status_code, answer.json()["code"]) == (200, 422), (model, fields)
@@ -351,14 +351,14 @@ async def test_a_bad_order_is_refused_with_422(play: Play) -> None:
     assert not await play.ledger()
 
 
-async def test_a_key_is_needed_and_the_right_one_if_there_is_one() -> None:
+async def test_key_is_required() -> None:
     async with playing(api_key="right") as play:
         for header, code in [("", 401), ("Basic any", 401), ("Bearer any", 401), ("Bearer right", 200)]:
             answer = await play.client.get("/api/v1/chat/credit", headers={"Authorization": header})
             assert answer.json()["code"] == code
 
 
-async def test_the_window_lets_twenty_in_and_opens_again(clock: ManualClock) -> None:
+async def test_window_admits_twenty_creates(clock: ManualClock) -> None:
     async with playing(now=clock.now, creates_per_window=2) as play:
         codes = [(await play.create("p [mood:failed]")).json()["code"] for _ in range(3)]
         assert codes == [200, 200, 429]
@@ -367,7 +367,7 @@ async def test_the_window_lets_twenty_in_and_opens_again(clock: ManualClock) -> 
         assert len(await play.ledger()) == 3
 
 
-async def test_credits_are_spent_by_success_only_and_end() -> None:
+async def test_credits_are_charged_for_success_only() -> None:
     async with playing(credits=8.62) as play:
         await play.ended(await play.task("p [mood:failed]"))
         await play.ended(await play.task("p"))
@@ -375,7 +375,7 @@ async def test_credits_are_spent_by_success_only_and_end() -> None:
         assert (await play.create("p")).json()["code"] == 402
 
 
-async def test_download_url_gives_a_link_for_twenty_minutes(clock: ManualClock) -> None:
+async def test_download_url_returns_a_link_for_twenty_minutes(clock: ManualClock) -> None:
     async with playing(now=clock.now) as play:
         (url,) = await play.urls("p")
         fresh = (await play.client.post("/api/v1/common/download-url", json={"url": url})).json()["data"]
@@ -386,7 +386,7 @@ async def test_download_url_gives_a_link_for_twenty_minutes(clock: ManualClock) 
         assert (await play.client.post("/api/v1/common/download-url", json=foreign)).json()["code"] == 422
 
 
-async def test_unknown_tasks_and_doors(play: Play) -> None:
+async def test_unknown_tasks_and_routes(play: Play) -> None:
     assert (await play.read("0" * 32))["code"] == 422
     assert (await play.read(""))["code"] == 400
     assert (await play.client.get("/api/v1/jobs/createTask")).status_code == 405
@@ -395,7 +395,7 @@ async def test_unknown_tasks_and_doors(play: Play) -> None:
     assert (await play.client.get("/files/nothing.png")).status_code == 404
 
 
-async def test_a_restarted_sandbox_still_knows_its_jobs(tmp_path: Path, receiver: Receiver) -> None:
+async def test_restarted_sandbox_resumes_its_jobs(tmp_path: Path, receiver: Receiver) -> None:
     """It answers, serves the same picture, makes what was in work, and calls back what was due; nothing twice."""
     async with playing(data_dir=tmp_path) as play:
         upload = {"base64Data": "data:image/png;base64,", "uploadPath": "a"}
@@ -435,7 +435,7 @@ async def _created_at(folder: Path) -> float:
     return created_at
 
 
-async def test_an_error_inside_the_block_leaves_as_it_came() -> None:
+async def test_error_of_the_caller_is_raised_unchanged() -> None:
     """Work is under way when it happens: no exception group may hide the caller's own error."""
     with pytest.raises(LookupError, match="mine"):
         async with playing() as play:
@@ -443,10 +443,10 @@ async def test_an_error_inside_the_block_leaves_as_it_came() -> None:
             raise LookupError("mine")
 
 
-# Moods
+# Faults
 
 
-def test_every_mood_is_described_and_does_something() -> None:
+def test_every_fault_is_described_and_has_an_effect() -> None:
     tables: list[dict[Fault, Any]] = [
         faults.CREATE_FAULTS,
         faults.ENVELOPE_FAULTS,
@@ -461,7 +461,7 @@ def test_every_mood_is_described_and_does_something() -> None:
     assert all(mood.doc for mood in Fault)
 
 
-async def test_the_sandbox_has_a_mood_and_a_tag_overrules_it(receiver: Receiver) -> None:
+async def test_tag_overrides_the_mood_of_the_sandbox(receiver: Receiver) -> None:
     async with playing(mood="failed, message") as play:
         body = (await play.create("p")).json()
         assert "message" in body
@@ -478,12 +478,12 @@ async def test_code_hides_an_error_behind_http_200(play: Play) -> None:
     assert not await play.ledger()
 
 
-async def test_status_says_it_in_http(play: Play) -> None:
+async def test_status_is_an_http_status(play: Play) -> None:
     assert (await play.create("[mood:status:503]")).status_code == 503
     assert not await play.ledger()
 
 
-async def test_limited_and_down_pass(play: Play) -> None:
+async def test_limited_and_down_end_after_their_count(play: Play) -> None:
     first, second, third = [await play.create("[mood:limited:2]") for _ in range(3)]
     assert (first.status_code, first.headers["retry-after"], second.status_code) == (429, "1", 429)
     assert third.json()["code"] == 200
@@ -495,14 +495,14 @@ async def test_limited_and_down_pass(play: Play) -> None:
     assert len(await play.ledger()) == 2
 
 
-async def test_silent_takes_the_job_and_says_nothing(play: Play, receiver: Receiver) -> None:
+async def test_silent_accepts_the_job_and_closes_the_connection(play: Play, receiver: Receiver) -> None:
     with pytest.raises(httpx.RemoteProtocolError):
         await play.create("[mood:silent]", receiver.url)
     (hook,) = await receiver.first(1)
     assert [job["taskId"] for job in await play.ledger()] == [hook.data["taskId"]]
 
 
-async def test_silent_lost_leaves_no_trace_but_the_job(play: Play, receiver: Receiver) -> None:
+async def test_silent_lost_sends_no_callback(play: Play, receiver: Receiver) -> None:
     with pytest.raises(httpx.RemoteProtocolError):
         await play.create("[mood:silent_lost]", receiver.url)
     (job,) = await play.settled()
@@ -533,12 +533,12 @@ async def test_envelopes_change_their_shape(play: Play, receiver: Receiver) -> N
         assert (body["code"], "msg" in body, "message" in body) == ("200", False, True)
 
 
-async def test_slow_works_for_as_long_as_told(play: Play) -> None:
+async def test_slow_extends_the_job(play: Play) -> None:
     task_id = await play.task("[mood:slow:60]")
     assert (await play.read(task_id))["data"]["state"] == "waiting"
 
 
-async def test_failures_say_why(play: Play, receiver: Receiver) -> None:
+async def test_failures_have_code_and_message(play: Play, receiver: Receiver) -> None:
     failed = await play.ended(await play.task("[mood:failed]", receiver.url))
     assert (failed["failCode"], failed["failMsg"][:23]) == ("500", "Gemini could not genera")
     flagged = await play.ended(await play.task("[mood:flagged]"))
@@ -553,7 +553,7 @@ async def test_internal_fails_once_and_the_next_submission_succeeds(play: Play) 
     assert records[0]["failMsg"] == "Internal Error, Please try again later."
 
 
-async def test_grace_knows_the_job_only_later(play: Play, clock: ManualClock) -> None:
+async def test_grace_delays_the_record(play: Play, clock: ManualClock) -> None:
     task_id = await play.task("[mood:grace:2]")
     assert [(await play.read(task_id))["code"] for _ in range(3)] == [422, 422, 200]
     async with playing(now=clock.now) as other:
@@ -563,7 +563,7 @@ async def test_grace_knows_the_job_only_later(play: Play, clock: ManualClock) ->
         assert (await other.read(task_id))["code"] == 200
 
 
-async def test_unknown_state_and_backwards_come_right_in_the_end(play: Play) -> None:
+async def test_unknown_state_and_backwards_end_in_success(play: Play) -> None:
     task_id = await play.task("[mood:unknown_state:1]")
     assert (await play.read(task_id))["data"]["state"] == "contemplating"
     assert (await play.ended(task_id))["state"] == "success"
@@ -586,13 +586,13 @@ async def test_several_results_and_a_dead_one(play: Play) -> None:
     assert [answer.status_code for answer in some] == [200, 404]
 
 
-async def test_addresses_that_must_not_be_visited(play: Play) -> None:
+async def test_private_result_urls(play: Play) -> None:
     assert await play.urls("[mood:private_url]") == ["http://10.0.0.1/x.png"]
     moved = await play.result("[mood:redirect_private]")
     assert (moved.status_code, moved.headers["location"][:23]) == (302, "http://169.254.169.254/")
 
 
-async def test_lost_calls_nobody(play: Play, receiver: Receiver) -> None:
+async def test_lost_sends_no_callback(play: Play, receiver: Receiver) -> None:
     await play.task("[mood:lost]", receiver.url)
     await play.settled()
     assert receiver.hooks == []
@@ -606,13 +606,13 @@ async def test_late_waits_and_twice_repeats(play: Play, receiver: Receiver) -> N
     assert job["callbacks"][0]["at"] * 1000 - record["completeTime"] >= 195
 
 
-async def test_disorder_contradicts_the_truth_afterwards(play: Play, receiver: Receiver) -> None:
+async def test_disorder_sends_contradictions_after_the_true_callback(play: Play, receiver: Receiver) -> None:
     await play.task("[mood:disorder]", receiver.url)
     hooks = await receiver.first(3)
     assert [hook.data["state"] for hook in hooks] == ["success", "generating", "fail"]
 
 
-async def test_forged_comes_first_knows_no_token_and_lures(receiver: Receiver) -> None:
+async def test_forged_callback_arrives_first_without_token_and_signature(receiver: Receiver) -> None:
     receiver.answers = [401]
     async with playing(webhook_key="key") as play:
         await play.task("[mood:forged]", receiver.url)
@@ -657,7 +657,7 @@ async def test_big_is_big_and_different_each_time(play: Play) -> None:
     assert Fault.BIG.value_if_none == 20
 
 
-async def test_what_many_ask_for_at_once_is_painted_once() -> None:
+async def test_concurrent_requests_paint_an_image_once() -> None:
     gallery, painted = painter.ImageCache(), []
 
     def make() -> bytes:
@@ -670,7 +670,7 @@ async def test_what_many_ask_for_at_once_is_painted_once() -> None:
     assert painted == ["once"]
 
 
-async def test_results_can_be_gone_for_a_while_or_for_good(play: Play) -> None:
+async def test_results_can_be_missing_temporarily_or_always(play: Play) -> None:
     (gone,) = await play.urls("[mood:gone]")
     (once,) = await play.urls("[mood:gone_once:2]")
     (expiring,) = await play.urls("[mood:expiring]")
@@ -681,7 +681,7 @@ async def test_results_can_be_gone_for_a_while_or_for_good(play: Play) -> None:
     assert opened(await play.client.get(fresh)).format == "JPEG"
 
 
-async def test_truncated_breaks_off(play: Play) -> None:
+async def test_truncated_closes_the_connection(play: Play) -> None:
     (always,) = await play.urls("[mood:truncated]")
     (once,) = await play.urls("[mood:truncated:1]")
     for url in (always, always, once):
@@ -690,27 +690,27 @@ async def test_truncated_breaks_off(play: Play) -> None:
     assert opened(await play.client.get(once)).format == "JPEG"
 
 
-async def test_drip_trickles_the_whole_picture(play: Play) -> None:
+async def test_drip_sends_the_image_slowly(play: Play) -> None:
     (url,) = await play.urls("[mood:drip:0.2]")
     with pytest.raises(httpx.ReadTimeout):
         await play.client.get(url, timeout=httpx.Timeout(10, read=0.005))
     assert opened(await play.client.get(url)).size == (1024, 1024)
 
 
-async def test_redirect_stays_in_the_house(play: Play) -> None:
+async def test_redirect_stays_on_the_sandbox(play: Play) -> None:
     (url,) = await play.urls("[mood:redirect]")
     assert (await play.client.get(url)).status_code == 302
     assert opened(await play.client.get(url, follow_redirects=True)).format == "JPEG"
 
 
-async def test_wrongtype_is_a_jpeg_that_pretends(play: Play) -> None:
+async def test_wrongtype_is_a_jpeg_named_png(play: Play) -> None:
     (url,) = await play.urls("[mood:wrongtype]", output_format="png")
     answer = await play.client.get(url)
     assert (url[-4:], answer.headers["content-type"]) == (".png", "application/octet-stream")
     assert opened(answer).format == "JPEG"
 
 
-async def test_pictures_that_are_none(play: Play) -> None:
+async def test_results_that_are_not_images(play: Play) -> None:
     html = await play.result("[mood:html]")
     assert (html.status_code, html.headers["content-type"]) == (200, "text/html; charset=utf-8")
     svg = await play.result("[mood:svg]")
@@ -741,7 +741,7 @@ async def test_unusable_reference_url_is_an_error(play: Play) -> None:
             assert (answer["success"], "could not be fetched" in answer["msg"]) == (False, True)
 
 
-async def test_a_file_can_be_stored_twice_at_once(tmp_path: Path) -> None:
+async def test_file_can_be_stored_concurrently(tmp_path: Path) -> None:
     """Two jobs with the same reference download it at the same time."""
     files = Files(folder=tmp_path)
     await asyncio.gather(*(files.put("a reference", bytes(100_000)) for _ in range(50)))

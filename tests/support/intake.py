@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from storage.blobs.local import LocalBlobs
-from uploads.intake import Image, Intake, IntakeError
+from uploads.intake import AcceptedImage, Intake, IntakeError
 
 MAX_PIXELS = 120_000_000
 MAX_BYTES = 64 * 2**20
@@ -31,7 +31,7 @@ class Desk:
         self.blobs = LocalBlobs(self.root)
         self.intake = Intake(self.blobs, max_pixels=MAX_PIXELS)
 
-    async def take(self, data: bytes, step: int = 65_536) -> Image:
+    async def take(self, data: bytes, step: int = 65_536) -> AcceptedImage:
         return await self.intake.from_stream("task_1", stream(data, step), max_bytes=MAX_BYTES)
 
     async def refuse(self, data: bytes) -> IntakeError:

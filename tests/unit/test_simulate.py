@@ -1,5 +1,7 @@
-"""The simulation keeps the laws that any queue keeps, and those of the provider; that it is like the real thing is
-measured by `python -m tests.benchmarks.simulation`."""
+"""Laws of queues and limits of the provider in the simulation.
+
+`python -m tests.benchmarks.simulation` compares it with the real system.
+"""
 
 from __future__ import annotations
 
@@ -9,65 +11,65 @@ from typing import Any
 
 import pytest
 
-from scripts.simulate import WINDOW_SECONDS, Plant, Simulation
+from scripts.simulate import WINDOW_SECONDS, Deployment, Simulation
 
-BUSY = Plant(orders=7_200, hours=0.1, creates=18, places=60, lost=10)
-"""More orders than the window takes, so that there is a queue."""
+BUSY = Deployment(orders=7_200, hours=0.1, creates=18, concurrency=60, lost=10)
+"""More orders than the window admits, so that there is a queue."""
 
 
-def test_every_order_ends_after_it_was_sent_and_is_sent_after_it_came() -> None:
+def test_every_order_is_queued_sent_and_ended_in_this_order() -> None:
     simulated = Simulation(BUSY).run()
-    assert len(simulated.lane.sent) == len(simulated.stories) == len(simulated.orders) > 500
-    assert all(s.order.arrives_at < s.queued_at <= s.sent_at < s.ended_at for s in simulated.stories)
-    assert simulated.lane.under_way.value == simulated.lane.queue.value == 0
+    assert len(simulated.limits.sent) == len(simulated.timelines) == len(simulated.orders) > 500
+    assert all(s.order.arrives_at < s.queued_at <= s.sent_at < s.ended_at for s in simulated.timelines)
+    assert simulated.limits.running.value == simulated.limits.queue.value == 0
 
 
-def test_as_many_wait_as_come_in_the_time_that_each_waits() -> None:
-    """Little's law: both sides are counted apart."""
+def test_queue_follows_littles_law() -> None:
+    """Both sides are computed independently."""
     simulated = Simulation(BUSY).run()
-    assert simulated.lane.queue.area == pytest.approx(sum(simulated.waits), rel=1e-6)
-    assert simulated.lane.queue.area > 0
+    assert simulated.limits.queue.area == pytest.approx(sum(simulated.waits), rel=1e-6)
+    assert simulated.limits.queue.area > 0
 
 
-def test_the_window_and_the_places_are_never_exceeded() -> None:
+def test_window_and_concurrency_are_never_exceeded() -> None:
     simulated = Simulation(BUSY).run()
-    sent = simulated.lane.sent
+    sent = simulated.limits.sent
     assert all(late >= early + WINDOW_SECONDS for early, late in zip(sent, sent[BUSY.creates :], strict=False))
-    assert simulated.lane.under_way.peak <= BUSY.places
+    assert simulated.limits.running.peak <= BUSY.concurrency
 
 
-def test_the_same_seed_gives_the_same_numbers() -> None:
-    assert Simulation(BUSY).run().told() == Simulation(BUSY).run().told()
-    assert Simulation(replace(BUSY, seed=2)).run().told() != Simulation(BUSY).run().told()
+def test_equal_seeds_give_equal_results() -> None:
+    assert Simulation(BUSY).run().report() == Simulation(BUSY).run().report()
+    assert Simulation(replace(BUSY, seed=2)).run().report() != Simulation(BUSY).run().report()
 
 
-@pytest.mark.parametrize("what", ["creates", "places", "processes", "commits", "network", "downloads"])
-def test_more_of_anything_never_makes_it_worse(what: str) -> None:
+@pytest.mark.parametrize("what", ["creates", "concurrency", "processes", "commits", "network", "downloads"])
+def test_more_capacity_never_makes_it_slower(what: str) -> None:
     tight = replace(BUSY, commits=16.0, cpu_ms=400.0, network=4.5, download_seconds=9.0)
     more = replace(tight, **{what: getattr(tight, what) * 2})
-    assert mean(Simulation(more).run().lives) <= mean(Simulation(tight).run().lives) * 1.001
+    assert mean(Simulation(more).run().durations) <= mean(Simulation(tight).run().durations) * 1.001
 
 
 @pytest.mark.parametrize(
     ("change", "first"),
     [
         ({"creates": 15}, "provider's window"),
-        ({"places": 30, "creates": 100}, "provider's places"),
-        ({"commits": 10.0, "creates": 100, "places": 1000}, "database"),
-        ({"cpu_ms": 600.0, "creates": 100, "places": 1000}, "processes"),
-        ({"network": 3.0, "creates": 100, "places": 1000}, "network"),
-        ({"download_seconds": 30.0, "creates": 100, "places": 1000}, "downloads"),
+        ({"concurrency": 30, "creates": 100}, "provider's concurrency"),
+        ({"commits": 10.0, "creates": 100, "concurrency": 1000}, "database"),
+        ({"cpu_ms": 600.0, "creates": 100, "concurrency": 1000}, "processes"),
+        ({"network": 3.0, "creates": 100, "concurrency": 1000}, "network"),
+        ({"download_seconds": 30.0, "creates": 100, "concurrency": 1000}, "downloads"),
     ],
 )
-def test_it_names_what_is_short(change: dict[str, Any], first: str) -> None:
-    assert f"| first at its limit | {first} |" in Simulation(replace(BUSY, **change)).run().told()
+def test_report_names_the_bottleneck(change: dict[str, Any], first: str) -> None:
+    assert f"| first at its limit | {first} |" in Simulation(replace(BUSY, **change)).run().report()
 
 
-def test_a_lost_callback_costs_the_time_until_the_provider_is_asked() -> None:
-    plant = Plant(orders=100, provider_seconds=10.0, lost=100.0, download_seconds=0.0)
-    assert min(Simulation(plant).run().lives) >= plant.check_after
-    assert max(Simulation(plant).run().lives) < plant.check_after + 1
+def test_lost_callback_delays_the_end_until_the_status_check() -> None:
+    deployment = Deployment(orders=100, provider_seconds=10.0, lost=100.0, download_seconds=0.0)
+    assert min(Simulation(deployment).run().durations) >= deployment.check_after
+    assert max(Simulation(deployment).run().durations) < deployment.check_after + 1
 
 
-def test_simulation_without_orders_says_so() -> None:
-    assert "no order came" in Simulation(Plant(), orders=[]).run().told()
+def test_simulation_without_orders() -> None:
+    assert "no orders" in Simulation(Deployment(), orders=[]).run().report()
