@@ -35,7 +35,7 @@ from storage.sql.sqlite import SqliteDatabase, sqlite_path
 from webhooks.tokens import CallbackTokens
 
 FREE_FLOOR = 64 * 2**20
-"""Bytes that images leave free on the disk: the database must always be able to write down what happened."""
+"""Bytes that images leave free on the disk, so that the database can always write."""
 
 
 def load_settings(
@@ -66,7 +66,7 @@ def settings_variables() -> list[str]:
 
 
 def database_for(settings: Settings) -> AbstractAsyncContextManager[Database]:
-    """The database that DATABASE_URL names, to be opened."""
+    """Return the database of DATABASE_URL, not yet opened."""
     url = settings.database
     if url.startswith("sqlite:"):
         return SqliteDatabase(sqlite_path(url))
@@ -82,7 +82,7 @@ def database_for(settings: Settings) -> AbstractAsyncContextManager[Database]:
 
 
 def absent(settings: Settings) -> Path | None:
-    """The file of a database that was never made, to say so instead of making it; None if there is a database."""
+    """Return the path of a database file that does not exist; None if there is a database, or it is not a file."""
     if not settings.database.startswith("sqlite:"):
         return None
     path = sqlite_path(settings.database)
@@ -91,7 +91,7 @@ def absent(settings: Settings) -> Path | None:
 
 @asynccontextmanager
 async def blobs_for(settings: Settings) -> AsyncIterator[BlobStore]:
-    """The store that BROKER_BLOB_URL names."""
+    """Open the store of BROKER_BLOB_URL."""
     bucket = settings.bucket
     if bucket is None:
         yield LocalBlobs(settings.blobs, free_floor=FREE_FLOOR)
@@ -204,7 +204,7 @@ def secret_file(settings: Settings) -> Path:
 
 
 def kept_secret(settings: Settings) -> bytes | None:
-    """SECRET_KEY, or what was made at the first start; None before that."""
+    """Return SECRET_KEY, or the generated secret; None before the first start."""
     if settings.secret_key is not None:
         return settings.secret_key.get_secret_value().encode()
     path = secret_file(settings)
@@ -212,7 +212,7 @@ def kept_secret(settings: Settings) -> bytes | None:
 
 
 def _secret(settings: Settings) -> bytes:
-    """SECRET_KEY, or one made at the first start and kept for the owner's eyes only."""
+    """Return SECRET_KEY, or a secret generated at the first start, in a file that only its owner can read."""
     try:
         kept = kept_secret(settings)
         if kept is not None:

@@ -1,10 +1,12 @@
-"""The models: what each accepts, and how each provider spells and prices it. Read from the `catalog.toml` files."""
+"""The catalog of models: parameters and limits of each, and how each provider spells and prices it.
+
+Read from the `catalog.toml` files: data, not code.
+"""
 
 from __future__ import annotations
 
 import difflib
 import tomllib
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
@@ -13,22 +15,19 @@ from typing import Annotated, Any, Final, Literal, cast, get_args
 
 from pydantic import ConfigDict, Field, TypeAdapter
 
-from broker.errors import ApiError, FieldError
+from broker.errors import ApiError
 from broker.orders import Mode, Order, OutputFormat
 
 Status = Literal["live", "deprecated", "retired"]
-Found = Iterator[tuple[str, FieldError]]
 
 MODES: Final[tuple[Mode, ...]] = get_args(Mode)
-WRITTEN_CONTROLS: Final = frozenset("\t\n\r")
-"""Control characters that people do write."""
 
 _STRICT: Final = ConfigDict(extra="forbid")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wire:
-    """How one provider spells one mode of one model. A field without a name does not exist there."""
+    """One provider's spelling of one mode of one model. A field without a name does not exist there."""
 
     __pydantic_config__ = _STRICT
     model: str | None = None
@@ -44,7 +43,7 @@ class Wire:
     """Names of other parameters (`ImageParams.extra`), by ours."""
 
     def spell(self, order: Order, references: Sequence[str]) -> dict[str, Any]:
-        """The order in the provider's words: its input object, the model's id left out."""
+        """Return the provider's input object of an order, without the model's id."""
         fields = {
             self.ratio: order.params.aspect_ratio or self.default_ratio,
             self.resolution: order.params.resolution,
@@ -59,29 +58,31 @@ class Wire:
 
 @dataclass(frozen=True, kw_only=True)
 class Alias:
-    """Another name of a model. until: the day on which its vendor took it back; we go on understanding it."""
+    """Another name of a model."""
 
     __pydantic_config__ = _STRICT
     name: str
     until: date | None = None
+    """The day on which its vendor withdrew it; the broker still accepts it."""
 
-    def retired(self, on: date) -> bool:
+    def is_retired(self, on: date) -> bool:
         return self.until is not None and on >= self.until
 
 
 @dataclass(frozen=True, kw_only=True)
 class Offer:
-    """What a provider sells of a model, and for how much. prices: by resolution; empty where they are not known."""
+    """A provider's modes and prices of a model."""
 
     provider: str
     modes: tuple[Mode, ...]
     prices: Mapping[str, float]
+    """By resolution; empty if unknown."""
     unit: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProviderTerms:
-    """What a provider documents for every model."""
+    """Documented terms of a provider, for all its models."""
 
     __pydantic_config__ = _STRICT
     unit: str | None = None
@@ -94,10 +95,7 @@ class ProviderTerms:
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """One model under its canonical name. prompt_limit: characters. The dates are Google's, for its own id.
-
-    instead: the canonical name of the model to move to, once there are dates.
-    """
+    """One model under its canonical name."""
 
     __pydantic_config__ = _STRICT
     name: str
@@ -105,9 +103,12 @@ class Model:
     google: str
     aliases: tuple[Alias, ...]
     deprecated_on: date | None = None
+    """Announced by Google, for its own id; as `shutdown_on`."""
     shutdown_on: date | None = None
     instead: str | None = None
+    """Canonical name of the model to move to; required with a date."""
     prompt_limit: int
+    """Characters."""
     aspect_ratios: tuple[str, ...]
     resolutions: tuple[str, ...]
     output_formats: tuple[OutputFormat, ...]
@@ -117,17 +118,17 @@ class Model:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Everything it answers to, the canonical name first."""
+        """Return all its names, the canonical one first."""
         return (self.name, self.google, *(alias.name for alias in self.aliases))
 
     def status(self, on: date) -> Status:
-        """What Google says about it on a day; a reseller may still sell what is retired."""
+        """Return its status at Google on a day; a reseller may still sell a retired model."""
         if self.shutdown_on and on >= self.shutdown_on:
             return "retired"
         return "deprecated" if self.deprecated_on and on >= self.deprecated_on else "live"
 
     def warning(self, on: date) -> str | None:
-        """What somebody who orders it on that day should know, in ASCII: headers carry it."""
+        """Return the warning for an order on that day, in ASCII, because a header carries it; None for a live model."""
         name = f"{self.name} ({self.google})"
         match self.status(on):
             case "retired":
@@ -140,19 +141,8 @@ class Model:
         return f"{known} Use {self.instead} instead."
 
 
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """A request that passed `Catalog.check`: canonical model, the mode that was meant, values as an Order has them."""
-
-    model: Model
-    mode: Mode
-    aspect_ratio: str | None
-    resolution: str | None
-    output_format: OutputFormat | None
-
-
 class Catalog:
-    """The models, by every name they have."""
+    """The models, by each of their names."""
 
     def __init__(
         self, models: Sequence[Model], *, default: str, providers: Mapping[str, ProviderTerms] | None = None
@@ -176,7 +166,7 @@ class Catalog:
         known = {model["name"] for model in listed}
         for name, table in tables.items():
             if unknown := table.get("models", {}).keys() - known:
-                raise ValueError(f"catalog of {name}: no model is named {_listed(sorted(unknown))}")
+                raise ValueError(f"catalog of {name}: no model is named {join_names(sorted(unknown))}")
         models = TypeAdapter(tuple[Model, ...]).validate_python([_expand(model, tables) for model in listed])
         terms = {
             name: {key: value for key, value in table.items() if "models" not in key} for name, table in tables.items()
@@ -189,20 +179,24 @@ class Catalog:
         """Return the model with this name or alias, or the default; raise ApiError("unsupported_parameter")."""
         if not name or not name.strip():
             return self.default
-        found = self._by_name.get(_folded(name))
+        found = self._by_name.get(_normalize_name(name))
         if found is None:
-            raise ApiError("unsupported_parameter", self._unknown(name), field="model")
+            raise ApiError("unsupported_parameter", self._unknown_model(name), field="model")
         return found
 
     def warnings(self, name: str | None, on: date) -> tuple[str, ...]:
-        """What somebody should know who orders by a name of the catalog on a day: the name's end, and the model's."""
+        """Return the warnings for an order by this name on a day: about the name, and about the model."""
         model = self.resolve(name)
-        gone = [alias for alias in model.aliases if name and _folded(name) == _folded(alias.name) and alias.retired(on)]
+        gone = [
+            alias
+            for alias in model.aliases
+            if name and _normalize_name(name) == _normalize_name(alias.name) and alias.is_retired(on)
+        ]
         old = [f"Google took the name {one.name} back on {one.until}. Use {model.name} instead." for one in gone]
         return (*old, *filter(None, [model.warning(on)]))
 
     def offers(self, model: Model) -> tuple[Offer, ...]:
-        """Who sells a model for how much; modes of one provider that cost the same stand together."""
+        """Return the offers of a model; modes of one provider with equal prices are one offer."""
         return tuple(
             Offer(provider=provider, modes=modes, prices=prices, unit=self.unit(provider) if prices else None)
             for provider, wires in model.providers.items()
@@ -219,27 +213,27 @@ class Catalog:
         return self._terms[provider]
 
     def serves(self, provider: str, model: str) -> bool:
-        """Whether a provider has a canonical model, in one mode at least."""
+        """Return whether a provider has a canonical model, in one mode at least."""
         return any(model == known.name and provider in known.providers for known in self.models)
 
     def wire(self, provider: str, model: str, mode: Mode) -> Wire | None:
-        """How a provider spells this mode of a canonical model; None where it does not serve it."""
+        """Return a provider's spelling of a mode of a canonical model; None if it does not serve it."""
         found = self._by_name.get(model)
         return found.providers.get(provider, {}).get(mode) if found else None
 
     def price(self, provider: str, model: str, mode: Mode, resolution: str | None) -> float | None:
-        """What one image costs, in the provider's unit; None where that is not known."""
+        """Return the price of one image in the provider's unit; None if unknown."""
         wire = self.wire(provider, model, mode)
         return wire.prices.get(resolution or self._by_name[model].resolutions[0]) if wire else None
 
     def ignored(self, provider: str, order: Order) -> tuple[str, ...]:
-        """What the order asks for and the provider has no field for, as the native API spells it.
+        """Return the parameters of an order without a field at the provider, as the native API spells them.
 
-        A model's only resolution is what one gets without a field, so asking for it is not ignored.
+        The only resolution of a model results without a field too, so it is not ignored.
         """
         wire = self.wire(provider, order.params.model, order.mode) or Wire()
         one_size = len(self.resolve(order.params.model).resolutions) == 1
-        wishes = {
+        values = {
             "aspectRatio": (order.params.aspect_ratio, wire.ratio),
             "resolution": (order.params.resolution, wire.resolution or one_size),
             "outputFormat": (order.params.output_format, wire.format),
@@ -247,125 +241,25 @@ class Catalog:
             "seed": (order.params.seed, None),
             **{name: (value, wire.extra.get(name)) for name, value in order.params.extra.items()},
         }
-        return tuple(name for name, (wish, honoured) in wishes.items() if wish is not None and not honoured)
+        return tuple(name for name, (value, spelled) in values.items() if value is not None and not spelled)
 
-    def check(
-        self,
-        *,
-        prompt: str,
-        model: str | None = None,
-        mode: str | None = None,
-        aspect_ratio: str | None = None,
-        resolution: str | None = None,
-        output_format: str | None = None,
-        references: int = 0,
-    ) -> Choice:
-        """Hold a request against its model; an empty optional value counts as absent. references: how many images.
-
-        Raises one `ApiError` with everything that is wrong in `details`; code, message and field are the first one's.
-        """
-        known, unknown_model = self._resolved(model)
-        wish = {
-            "aspectRatio": aspect_ratio or None,
-            "resolution": resolution.upper() if resolution else None,
-            "outputFormat": {"jpeg": "jpg"}.get(output_format, output_format) if output_format else None,
-        }
-        complaints = [
-            *_about_prompt(prompt, known),
-            *unknown_model,
-            *_about_mode(mode or None, references),
-            *_about_references(references, known),
-            *_about_choices(wish, known),
-        ]
-        if complaints:
-            raise _refusal(complaints)
-        return Choice(
-            model=known,
-            mode="image-to-image" if references else "text-to-image",
-            aspect_ratio=wish["aspectRatio"],
-            resolution=wish["resolution"],
-            output_format=wish["outputFormat"],  # type: ignore[arg-type]  # checked against the model's own
-        )
-
-    def _resolved(self, name: str | None) -> tuple[Model, list[tuple[str, FieldError]]]:
-        """The model, or the default one and a complaint: the rest of the request is still worth a look."""
-        try:
-            return self.resolve(name), []
-        except ApiError as refusal:
-            return self.default, [(refusal.code, FieldError(field="model", message=refusal.message))]
-
-    def _unknown(self, name: str) -> str:
-        close = difflib.get_close_matches(_folded(name)[:80], self._by_name, n=1)
+    def _unknown_model(self, name: str) -> str:
+        close = difflib.get_close_matches(_normalize_name(name)[:80], self._by_name, n=1)
         hint = f' Did you mean "{self._by_name[close[0]].name}"?' if close else ""
-        return f"Unknown model {_quoted(name)}.{hint} Accepted: {_listed(model.name for model in self.models)}."
+        return f"Unknown model {quote_text(name)}.{hint} Accepted: {join_names(model.name for model in self.models)}."
 
 
-def _about_prompt(prompt: str, model: Model) -> Found:
-    """Length counts characters, not bytes; what a person cannot see is no prompt."""
-    if not any(char.isprintable() and not char.isspace() for char in prompt):
-        yield _complaint("invalid_prompt", "prompt", "The prompt is empty: say what the image should show.")
-    if len(prompt) > model.prompt_limit:
-        text = f"The prompt has {len(prompt)} characters; {model.name} takes at most {model.prompt_limit}."
-        yield _complaint("invalid_prompt", "prompt", text)
-    strange = next((char for char in prompt if _unwritable(char)), None)
-    if strange is not None:
-        text = f"The prompt has a character that no text has (U+{ord(strange):04X}): remove it."
-        yield _complaint("invalid_prompt", "prompt", text)
-
-
-def _about_mode(mode: str | None, references: int) -> Found:
-    if mode is not None and mode not in MODES:
-        text = f"Unknown mode {_quoted(mode)}. Accepted: {_listed(MODES)}."
-        yield _complaint("unsupported_parameter", "mode", text)
-    if mode == "image-to-image" and not references:
-        yield _complaint("invalid_request", "image", "image-to-image needs at least one image: add one.")
-    if mode == "text-to-image" and references:
-        text = "text-to-image takes no images: leave them out, or ask for image-to-image."
-        yield _complaint("invalid_request", "mode", text)
-
-
-def _about_references(references: int, model: Model) -> Found:
-    if references > model.max_references:
-        text = f"{references} images are too many; {model.name} takes at most {model.max_references}."
-        yield _complaint("too_many_images", "image", text)
-
-
-def _about_choices(wish: Mapping[str, str | None], model: Model) -> Found:
-    accepted: dict[str, tuple[str, ...]] = {
-        "aspectRatio": model.aspect_ratios,
-        "resolution": model.resolutions,
-        "outputFormat": model.output_formats,
-    }
-    for name, value in wish.items():
-        if value is not None and value not in accepted[name]:
-            text = f"{model.name} has no {name} {_quoted(value)}. Accepted: {_listed(accepted[name])}."
-            yield _complaint("unsupported_parameter", name, text)
-
-
-def _complaint(code: str, name: str, message: str) -> tuple[str, FieldError]:
-    return code, FieldError(field=name, message=message)
-
-
-def _refusal(complaints: Sequence[tuple[str, FieldError]]) -> ApiError:
-    code, first = complaints[0]
-    return ApiError(code, first.message, field=first.field, details=[complaint for _, complaint in complaints])
-
-
-def _unwritable(char: str) -> bool:
-    return unicodedata.category(char) in {"Cc", "Cs"} and char not in WRITTEN_CONTROLS
-
-
-def _quoted(text: str) -> str:
-    """Somebody else's text inside a sentence of ours: short, on one line, harmless to a terminal."""
+def quote_text(text: str) -> str:
+    """Return foreign text for use in a sentence: short, on one line, harmless to a terminal."""
     return ascii(text[:64]) if not text.isprintable() else f'"{text[:64]}"'
 
 
-def _listed(names: Iterator[str] | Sequence[str]) -> str:
+def join_names(names: Iterator[str] | Sequence[str]) -> str:
     return ", ".join(names)
 
 
-def _folded(name: str) -> str:
-    """One spelling for `Nano Banana Pro`, `nano_banana_pro` and Google's `models/…`."""
+def _normalize_name(name: str) -> str:
+    """Return one spelling for `Nano Banana Pro`, `nano_banana_pro` and Google's `models/…`."""
     return name.strip().lower().removeprefix("models/").replace(" ", "-").replace("_", "-")
 
 
@@ -379,7 +273,7 @@ def _expand(model: dict[str, Any], tables: Mapping[str, dict[str, Any]]) -> dict
 
 
 def _per_mode(table: dict[str, Any]) -> dict[str, Any]:
-    """What all modes share, and each mode's own on top. Without a table of its own for any, every mode is served."""
+    """Return each mode's table: the shared values and its own. Without a table for any mode, all modes are served."""
     shared = {key: value for key, value in table.items() if key not in MODES}
     named = {mode: table[mode] for mode in MODES if mode in table} or {mode: {} for mode in MODES}
     return {mode: shared | own for mode, own in named.items()}
@@ -398,8 +292,8 @@ def _index(models: Sequence[Model]) -> dict[str, Model]:
     for model in models:
         _check_wires(model)
         for name in model.names:
-            if found.setdefault(_folded(name), model) is not model:
-                raise ValueError(f"catalog: {name} names both {found[_folded(name)].name} and {model.name}")
+            if found.setdefault(_normalize_name(name), model) is not model:
+                raise ValueError(f"catalog: {name} names both {found[_normalize_name(name)].name} and {model.name}")
     return found
 
 
@@ -409,16 +303,18 @@ def _check_wires(model: Model) -> None:
         for mode, wire in modes.items():
             where = f"catalog: {model.name}, {provider}, {mode}"
             if wire.format and set(wire.formats) != set(model.output_formats):
-                raise ValueError(f"{where}: formats must spell each of {_listed(model.output_formats)}")
+                raise ValueError(f"{where}: formats must spell each of {join_names(model.output_formats)}")
             if not set(wire.prices) <= set(model.resolutions):
-                raise ValueError(f"{where}: prices are for {_listed(model.resolutions)}")
+                raise ValueError(f"{where}: prices are for {join_names(model.resolutions)}")
             if mode == "image-to-image" and not wire.references:
                 raise ValueError(f"{where}: references must name the field of the images")
 
 
 def _check_references_among(model: Model, names: Mapping[str, Model], terms: Mapping[str, ProviderTerms]) -> None:
     """Check what a model refers to: its successor, and the unit of its prices."""
-    if (model.deprecated_on or model.shutdown_on) and (model.instead is None or _folded(model.instead) not in names):
+    if (model.deprecated_on or model.shutdown_on) and (
+        model.instead is None or _normalize_name(model.instead) not in names
+    ):
         raise ValueError(f"catalog: {model.name} has a date: instead must name a model to move to")
     for provider, modes in model.providers.items():
         if terms[provider].unit is None and any(wire.prices for wire in modes.values()):

@@ -15,8 +15,8 @@ class Attempt:
 
     key_id: the provider's key that it used, by its stable name; checks and cancels use the same.
     outcome: `sent`, `accepted`, `refused`, `failed`, `succeeded` or `unknown`. spare: a second success, kept as JSON.
-    learned_by: how we heard of the end: `callback`, `question` (asked, although a callback was expected) or `poll`
-    (asked, none could come); None where the order's own answer told it.
+    learned_by: source of the end: `callback`, `question` (a check although a callback was expected) or `poll` (a check
+    without one); None where the response to the submission had it.
     """
 
     task_id: str

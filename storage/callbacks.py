@@ -1,4 +1,4 @@
-"""The inbox of callbacks: what arrived, what it proved, and whether its news was already read."""
+"""Callback inbox: each stored callback with its verification, and whether it was processed."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from storage.sql.rows import record
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One line of the inbox: a callback without its content.
+    """One callback without its content.
 
-    verdict: `accept`, `recheck`, `reject`, `unknown` or `malformed`. status: our HTTP answer. digested_at: when its
-    news was taken in, if it was any; None while it is still to be read. job_ended_at: when the job ended by the
+    verdict: `accept`, `recheck`, `reject`, `unknown` or `malformed`. status: our HTTP answer. digested_at: when it
+    was processed; None until then. job_ended_at: when the job ended by the
     provider's own clock, as far as the body says so. replay_of: the callback that this one repeats on request.
     """
 
@@ -32,15 +32,15 @@ class Entry:
 
     @property
     def is_news(self) -> bool:
-        """Whether it makes anybody look at its task."""
+        """Return whether a task is to process it."""
         return self.verdict in {"accept", "recheck"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hook(Entry):
-    """One callback as it came, secrets removed.
+    """One callback as received, without secrets.
 
-    headers, query: JSON. body: as text. proofs: what it proved, as JSON.
+    headers, query: JSON. body: text. proofs: evidence, as JSON.
     """
 
     headers: str
@@ -56,7 +56,7 @@ _CALLED = "h.verdict = 'accept' AND h.replay_of IS NULL"
 
 @dataclass(frozen=True)
 class Hooks:
-    """The inbox at rest."""
+    """Callbacks in the database."""
 
     database: Database
 
@@ -79,7 +79,7 @@ class Hooks:
         verdict: str | None = None,
         provider: str | None = None,
     ) -> list[Entry]:
-        """One page, newest first; `before` is (received_at, id) of the last line of the page before."""
+        """Return one page, newest first; before: (received_at, id) of the last row of the previous page."""
         at, last = before or (9e18, "")
         wanted = {"task_id": task_id, "verdict": verdict, "provider": provider}
         only = {name: value for name, value in wanted.items() if value is not None}
@@ -95,7 +95,7 @@ class Hooks:
         return [record(Entry, row) for row in rows]
 
     async def believed(self, task_id: str, attempt: int) -> bool:
-        """Whether the provider called about this attempt, read or not."""
+        """Return whether an accepted callback for this attempt exists, processed or not."""
         row = await self.database.point(
             f"""SELECT 1 AS one FROM callbacks h
                 WHERE h.task_id = :task_id AND h.attempt = :attempt AND {_CALLED} LIMIT 1""",
@@ -105,9 +105,9 @@ class Hooks:
         return row is not None
 
     async def missing(self, *, since: float, until: float, limit: int) -> dict[str, int]:
-        """By provider, the jobs that ended between two moments and whose callback never came; `limit` at the most.
+        """Count by provider the jobs that ended between two moments without a callback; at most `limit`.
 
-        Their end was learned by asking although a callback was expected, and none has come since.
+        A check found their end although a callback was expected, and none has arrived since.
         """
         rows = await self.database.fetch(
             f"""SELECT provider, count(*) AS n FROM
@@ -122,7 +122,7 @@ class Hooks:
         return {row["provider"]: row["n"] for row in rows}
 
     async def tasks_with_news(self, limit: int) -> list[str]:
-        """Tasks whose callbacks were acknowledged and not read yet."""
+        """Return tasks with callbacks that are not processed yet."""
         rows = await self.database.fetch(
             "SELECT DISTINCT task_id FROM callbacks WHERE digested_at IS NULL AND task_id IS NOT NULL LIMIT :limit",
             limit=limit,
@@ -130,7 +130,7 @@ class Hooks:
         return [row["task_id"] for row in rows]
 
     async def unread(self, task_id: str) -> list[Hook]:
-        """In the order of arrival."""
+        """Return the unprocessed callbacks of a task, in the order of arrival."""
         rows = await self.database.fetch(
             """SELECT * FROM callbacks WHERE task_id = :task_id AND digested_at IS NULL AND task_id IS NOT NULL
                 ORDER BY received_at, id""",
@@ -139,7 +139,7 @@ class Hooks:
         return [record(Hook, row) for row in rows]
 
     def digesting(self, hook: Hook, now: float) -> Statement:
-        """Its news is taken in; `Stale` if somebody else did so."""
+        """Mark the callback as processed; `Stale` if another process did."""
         return Statement(
             sql="UPDATE callbacks SET digested_at = :now WHERE id = :id AND digested_at IS NULL",
             params={"id": hook.id, "now": now},
@@ -147,7 +147,7 @@ class Hooks:
         )
 
     async def forget(self, before: float, limit: int) -> int:
-        """Remove callbacks that came before `before` and were read, at most `limit`; how many."""
+        """Delete at most `limit` processed callbacks received before `before`; return how many."""
         return await self.database.execute(
             f"""DELETE FROM callbacks WHERE id IN
                 (SELECT id FROM callbacks WHERE received_at < :before AND digested_at IS NOT NULL
@@ -157,7 +157,7 @@ class Hooks:
         )
 
     async def count_for(self, task_id: str) -> int:
-        """Callbacks of one task that still wait to be read; a flood is cut off by it."""
+        """Count the unprocessed callbacks of one task, to limit floods."""
         row: Any = await self.database.point(
             """SELECT count(*) AS n FROM callbacks
                 WHERE task_id = :task_id AND digested_at IS NULL AND task_id IS NOT NULL""",

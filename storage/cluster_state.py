@@ -1,4 +1,4 @@
-"""What the processes of one database agree on."""
+"""Values that all processes of one database share."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from storage.sql.database import Database
 
 @dataclass(frozen=True)
 class Facts:
-    """Facts at rest."""
+    """Shared values in the database."""
 
     database: Database
 
     async def agree(self, name: str, value: str) -> str:
-        """The value that holds: the one somebody brought first, ours if nobody did."""
+        """Store the value unless one exists; return the one in effect."""
         await self.database.execute(
             "INSERT INTO cluster_state (name, value) VALUES (:name, :value) ON CONFLICT (name) DO NOTHING",
             name=name,
@@ -24,18 +24,18 @@ class Facts:
         return str(row["value"]) if row else value
 
     async def known(self, name: str) -> str | None:
-        """The value that holds, if anybody brought one."""
+        """Return the value in effect, or None."""
         row = await self.database.point("SELECT value FROM cluster_state WHERE name = :name", name=name)
         return str(row["value"]) if row else None
 
     async def replace(self, name: str, value: str) -> None:
-        """From now on another value holds."""
+        """Replace an existing value."""
         await self.database.execute(
             "UPDATE cluster_state SET value = :value WHERE name = :name", name=name, value=value
         )
 
     async def tell(self, name: str, value: str) -> None:
-        """Write down what holds now, whatever was there."""
+        """Store the value, replacing any other."""
         await self.database.execute(
             """INSERT INTO cluster_state (name, value) VALUES (:name, :value)
                 ON CONFLICT (name) DO UPDATE SET value = :value""",

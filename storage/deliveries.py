@@ -1,7 +1,7 @@
-"""Webhooks to callers at rest: what is still to be told to whom, and every try to do so.
+"""Outbox: webhooks to callers, and every attempt to deliver them.
 
-A row is written in the transaction that makes its event true, and leased like a task's: whoever tries names its lease
-and the number of tries it saw, and loses if somebody was quicker.
+A row is written in the transaction that makes its event true, and leased like a task. The result of an attempt names
+its lease and the number of earlier attempts, and is dropped if the row has changed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from storage.tasks import DUE, Lease
 
 
 class Fate(StrEnum):
-    """What became of an event. FAILED: given up after the last try. GONE: the receiver wants no more."""
+    """Status of a delivery. FAILED: given up after the last attempt. GONE: the receiver answered 410."""
 
     PENDING = "pending"
     DELIVERED = "delivered"
@@ -27,11 +27,11 @@ class Fate(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Delivery:
-    """One event on its way to a caller. Moments (`_at`) are seconds since the epoch.
+    """One webhook. Moments (`_at`) are seconds since the epoch.
 
-    id: its `webhook-id`. url: may hold a secret of the receiver. host: of it, with port. body: as it is sent.
-    due_at: of the next try; None when there is none. rung: tries on this ladder. tries: all of them, replays included.
-    last_status: of the last answer, if there was one. reason: why it is not delivered yet, in a few words.
+    id: its `webhook-id`. url: may hold a secret of the receiver. host: with port. body: as it is sent.
+    due_at: of the next attempt; None if none follows. rung: attempts of this schedule. tries: all attempts, with those
+    of replays. last_status: of the last response, if any. reason: why it is not delivered yet, in a few words.
     """
 
     id: str
@@ -55,7 +55,7 @@ class Delivery:
 
 @dataclass(frozen=True, kw_only=True)
 class Try:
-    """One request to a receiver. status: of its answer; None without one, and then `error` says why."""
+    """One request to a receiver. status: of its response; None without one: `error` has the reason."""
 
     delivery_id: str
     number: int
@@ -70,7 +70,7 @@ _TRY_COLUMNS = tuple(f.name for f in fields(Try))
 
 
 def _insert(table: str, columns: Sequence[str], key: str, row: object) -> Statement:
-    """Written once, however often it is run."""
+    """Insert the row unless its key exists."""
     names, values = ", ".join(columns), ", ".join(f":{name}" for name in columns)
     return Statement(
         sql=f"INSERT INTO {table} ({names}) VALUES ({values}) ON CONFLICT ({key}) DO NOTHING",
@@ -99,7 +99,7 @@ class Deliveries:
         return _delivery(row) if row else None
 
     async def tries(self, delivery_id: str) -> list[Try]:
-        """In order."""
+        """Return the attempts of a webhook, in order."""
         rows = await self.database.fetch(
             "SELECT * FROM delivery_attempts WHERE delivery_id = :id ORDER BY number", id=delivery_id
         )
@@ -113,7 +113,7 @@ class Deliveries:
         outcome: Fate | None = None,
         before: tuple[float, str] | None = None,
     ) -> list[Delivery]:
-        """One page, newest first; `before` is (created_at, id) of the last one of the page before."""
+        """Return one page, newest first; before: (created_at, id) of the last row of the previous page."""
         at, last = before or (9e18, "")
         chosen = {"task_id": task_id, "outcome": _plain(outcome)}
         wanted = {name: value for name, value in chosen.items() if value is not None}
@@ -129,7 +129,7 @@ class Deliveries:
         return [_delivery(row) for row in rows]
 
     async def pending(self) -> int:
-        """How many are still to be told."""
+        """Count the webhooks that have a next attempt."""
         row = await self.database.point("SELECT count(*) AS n FROM deliveries WHERE due_at IS NOT NULL")
         return int(row["n"]) if row else 0
 
@@ -170,11 +170,11 @@ class Deliveries:
     # -- changing
 
     def adding(self, delivery: Delivery) -> Statement:
-        """For the transaction that makes the event true."""
+        """Insert a webhook, in the transaction that makes its event true."""
         return _insert("deliveries", _COLUMNS, "id", delivery)
 
     async def tried(self, delivery: Delivery, one: Try, **changes: Any) -> None:
-        """Note a try and what follows from it; `Stale` if it is not ours any more. The lease ends."""
+        """Store an attempt and its result, and end the lease; `Stale` if the lease was lost."""
         sets = "".join(f"{name} = :{name}, " for name in changes)
         saving = Statement(
             sql=f"""UPDATE deliveries SET {sets}tries = :number, lease_until = 0, leased_by = ''
@@ -203,9 +203,9 @@ class Deliveries:
                 raise
 
     async def replay(self, delivery_id: str, now: float) -> bool:
-        """Tell it again, from the first rung on, whatever became of it; False if there is none.
+        """Restart the schedule of a webhook, whatever its status; False if it does not exist.
 
-        A try that is just under way does not count: its lease ends here.
+        A running attempt does not count: its lease ends here.
         """
         (outcome,) = await self.database.transact(
             Statement(
@@ -218,9 +218,9 @@ class Deliveries:
         return outcome.count == 1
 
     def deleting_expired(self, tasks: Sequence[str]) -> list[Statement]:
-        """All that was or is to be told of those of some tasks that are expired: a body has the caller's prompt in it.
+        """Delete the webhooks of those tasks that are expired, because their bodies contain the prompt.
 
-        Behind the statement that makes them so. A try under way finds its lease ended first, and leaves no line behind.
+        It follows the statement that expires the tasks. The lease ends first, so a running attempt stores nothing.
         """
         listed, params = listing(tasks)
         state = "(SELECT t.state FROM tasks t WHERE t.id = deliveries.task_id)"
@@ -233,7 +233,7 @@ class Deliveries:
         ]
 
     async def forget(self, before: float, limit: int) -> int:
-        """Remove at most `limit` that ended before `before`, and their tries; how many."""
+        """Delete at most `limit` webhooks that ended before `before`, with their attempts; return how many."""
         rows = await self.database.fetch(
             "SELECT id FROM deliveries WHERE ended_at < :before ORDER BY ended_at LIMIT :limit",
             before=before,
@@ -242,7 +242,7 @@ class Deliveries:
         if not rows:
             return 0
         listed, params = listing([row["id"] for row in rows])
-        which = f"id IN ({listed}) AND ended_at < :before"  # one that is replayed meanwhile stays
+        which = f"id IN ({listed}) AND ended_at < :before"  # keeps one that is replayed at the same time
         which_params: dict[str, Any] = {**params, "before": before}
         _, forgotten = await self.database.transact(
             Statement(

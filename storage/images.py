@@ -37,7 +37,7 @@ _COLUMNS = tuple(f.name for f in fields(StoredImage))
 
 @dataclass(frozen=True)
 class Images:
-    """The images at rest."""
+    """Image rows in the database."""
 
     database: Database
 
@@ -46,7 +46,7 @@ class Images:
         return record(StoredImage, row) if row else None
 
     async def of(self, owner: str, kind: Kind) -> list[StoredImage]:
-        """An owner's images in order."""
+        """Return an owner's images of a kind, in order."""
         rows = await self.database.fetch(
             "SELECT * FROM images WHERE owner = :owner AND kind = :kind ORDER BY position", owner=owner, kind=kind
         )
@@ -62,13 +62,13 @@ class Images:
         return record(StoredImage, row) if row else None
 
     async def owning(self, owners: Sequence[str]) -> set[str]:
-        """Those of a few hundred owners who have any image."""
+        """Return the owners that have an image; for some hundred owners."""
         listed, params = listing(owners)
         rows = await self.database.fetch(f"SELECT DISTINCT owner FROM images WHERE owner IN ({listed})", **params)
         return {row["owner"] for row in rows}
 
     def adding(self, image: StoredImage) -> Statement:
-        """Bringing the same image home twice is once. Pin the task of a result: nobody may want it any more."""
+        """Insert the image unless it exists. Lock the task of a result first: it may have been canceled."""
         return Statement(
             sql=f"""INSERT INTO images ({", ".join(_COLUMNS)}) VALUES ({", ".join(":" + c for c in _COLUMNS)})
                 ON CONFLICT (owner, kind, position) DO NOTHING""",
@@ -76,21 +76,21 @@ class Images:
         )
 
     def deleting(self, owners: Sequence[str]) -> Statement:
-        """All images of some owners, thumbnails included."""
+        """Delete all images of these owners, with thumbnails."""
         listed, params = listing(owners)
         return Statement(sql=f"DELETE FROM images WHERE owner IN ({listed})", params=params)
 
     def deleting_expired(self, tasks: Sequence[str]) -> Statement:
-        """The same for those of some tasks that are expired.
+        """Delete the images of those tasks that are expired.
 
-        Behind the statement that makes them so: it waits for everybody who pins them, and then all rows are seen.
+        It follows the statement that expires them, which waits for transactions that lock them, so all rows are seen.
         """
         listed, params = listing(tasks)
         state = "(SELECT t.state FROM tasks t WHERE t.id = images.owner)"
         return Statement(sql=f"DELETE FROM images WHERE owner IN ({listed}) AND {state} = 'expired'", params=params)
 
     async def stored(self) -> dict[str, Any]:
-        """How many images there are, thumbnails included, and their bytes."""
+        """Return the number of images, with thumbnails, and their bytes."""
         row = await self.database.point(
             "SELECT count(*) AS n, CAST(coalesce(sum(size), 0) AS BIGINT) AS size FROM images"
         )

@@ -1,4 +1,4 @@
-"""Work that is done now and then by one process for all that share the database."""
+"""Periodic jobs that one process runs for all that share the database."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from storage.sql.database import Database
 
 @dataclass(frozen=True)
 class Chores:
-    """Chores at rest."""
+    """Due times of the periodic jobs."""
 
     database: Database
 
     async def take(self, name: str, *, now: float, every: float) -> bool:
-        """Whether it is due, `every` seconds after it was taken last, and ours: of several who ask one gets it.
+        """Return True to one process if the job is due, `every` seconds after its last run.
 
-        One that would be due later than that was taken before the clock was set back, and is due, too.
+        A due time further ahead was written before the clock was set back, and counts as due.
         """
         taken = await self.database.execute(
             """INSERT INTO periodic_jobs (name, due_at) VALUES (:name, :next)

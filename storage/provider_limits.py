@@ -1,4 +1,4 @@
-"""How much a provider takes from us at once: its window, its places, and the pauses it asks for.
+"""Limits of providers: window of submissions, concurrency, and cooldown.
 
 Kept in the database, because all processes of one account share one window.
 """
@@ -14,14 +14,14 @@ from storage.sql.database import Database, Statement
 
 WINDOW_SECONDS = 10.0
 PROBE_SECONDS = 150.0
-"""Longer than a submission can take; an attempt that is still `sent` after that belongs to a process that died."""
+"""Longer than a submission can take; an attempt still `sent` after that belongs to a process that died."""
 LONGEST_PAUSE = 3600.0
-"""No pause is longer: one that seems so was written before the clock was set back."""
+"""Longest cooldown; one that seems longer was written before the clock was set back."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """creates: new jobs per 10 seconds. places: jobs submitted and not yet finished."""
+    """Limits of one provider. creates: submissions per 10 seconds. places: running jobs."""
 
     creates: int
     places: int
@@ -29,7 +29,7 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Room:
-    """How many jobs may be submitted now; if none, when to look again (`inf`: when a job ends)."""
+    """Number of jobs that may be submitted now; if 0, when to check again (`inf`: when a job ends)."""
 
     free: int
     again_at: float = math.inf
@@ -37,7 +37,7 @@ class Room:
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """What stands before the next order. paused_until: since the epoch. running: jobs that have a place."""
+    """Load of a provider. paused_until: since the epoch. running: jobs that occupy a slot."""
 
     paused_until: float
     running: int
@@ -46,7 +46,7 @@ class Load:
 _TAKEN = """SELECT count(*) AS n FROM attempts
     WHERE provider = :provider AND sent_at > :since AND sent_at <= :horizon"""
 _RUNNING = """SELECT count(*) AS n FROM tasks WHERE provider = :provider AND state IN ('submitting', 'waiting')"""
-# after a trouble one job goes first and shows whether the way is free
+# after a failure one job is submitted first, as a probe
 _PROBE = """SELECT count(*) AS n FROM provider_limits l JOIN attempts a ON a.provider = l.provider
     WHERE l.provider = :provider AND l.troubles > 0 AND a.outcome = 'sent'
     AND a.sent_at >= l.paused_until AND a.sent_at > :probing AND a.sent_at <= :horizon"""
@@ -54,12 +54,12 @@ _PROBE = """SELECT count(*) AS n FROM provider_limits l JOIN attempts a ON a.pro
 
 @dataclass(frozen=True)
 class Lanes:
-    """The lanes at rest; one per provider."""
+    """Limits of the providers; one row each."""
 
     database: Database
 
     async def room(self, provider: str, limits: Limits, now: float) -> Room:
-        """What may be submitted now. Only a hint: `intending` decides."""
+        """Return how much may be submitted now. A hint only: `intending` decides."""
         row: Any = await self.database.point(
             f"""SELECT (SELECT paused_until FROM provider_limits WHERE provider = :provider) AS paused_until,
                 (SELECT troubles FROM provider_limits WHERE provider = :provider) AS troubles,
@@ -77,7 +77,7 @@ class Lanes:
         return Room(free=max(0, min(window, places, 1 if row["troubles"] else window)))
 
     async def load(self, provider: str, now: float) -> Load:
-        """How busy the lane is. A pause that is longer than any was written before the clock was set back."""
+        """Return the load of a provider."""
         row: Any = await self.database.point(
             f"""SELECT (SELECT paused_until FROM provider_limits WHERE provider = :provider) AS paused_until,
                 ({_RUNNING}) AS running""",
@@ -87,10 +87,10 @@ class Lanes:
         return Load(paused_until=until if until < now + LONGEST_PAUSE else 0.0, running=row["running"])
 
     def intending(self, attempt: Attempt, limits: Limits) -> list[Statement]:
-        """Write the attempt into the ledger if the lane still has room; otherwise `Stale`.
+        """Write the attempt if the provider has capacity; otherwise `Stale`.
 
-        1. Take the lane: who counts what others take must not do so at the same time as they. 2. Count, and write.
-        It comes after the task's own row became `submitting`, which therefore counts as one of the places.
+        1. Lock the provider's row, so that transactions count one after the other. 2. Count, and write. It follows the
+        statement that makes the task `submitting`, so the task itself counts as one running job.
         """
         taking = Statement(
             sql="""INSERT INTO provider_limits (provider, paused_until, troubles) VALUES (:provider, 0, 0)
@@ -118,7 +118,7 @@ class Lanes:
         )
 
     def pausing(self, provider: str, until: float) -> Statement:
-        """Submit nothing before `until`, and count one more trouble."""
+        """Start a cooldown until `until`, and count one more failure."""
         return Statement(
             sql="""INSERT INTO provider_limits (provider, paused_until, troubles) VALUES (:provider, :until, 1)
                 ON CONFLICT (provider) DO UPDATE SET troubles = provider_limits.troubles + 1, paused_until =
@@ -127,14 +127,14 @@ class Lanes:
         )
 
     def clearing(self, provider: str) -> Statement:
-        """The way is free again."""
+        """End the cooldown and reset the failures."""
         return Statement(
             sql="UPDATE provider_limits SET troubles = 0, paused_until = 0 WHERE provider = :provider AND troubles > 0",
             params={"provider": provider},
         )
 
     async def troubles(self, provider: str) -> int:
-        """How many submissions in a row met trouble."""
+        """Return the number of failed submissions in a row."""
         row = await self.database.point(
             "SELECT troubles FROM provider_limits WHERE provider = :provider", provider=provider
         )
@@ -152,7 +152,7 @@ class Lanes:
 
 
 def _moments(provider: str, now: float) -> dict[str, Any]:
-    """What the counts are about. Others may be a little ahead of us; who is far ahead had a clock that was set back."""
+    """Return the moments of the counts. Other clocks may be slightly ahead; rows far ahead predate a clock set back."""
     return {
         "provider": provider,
         "since": now - WINDOW_SECONDS,

@@ -1,8 +1,8 @@
-"""The task row: its states, its ledger of attempts, and the statements that lease and change it together.
+"""Task rows, and the statements that lease and change them.
 
-A row says what happens next and when: `(state, due_at)`. `version` is the fence: whoever changes the row names the
-version it saw, and loses if somebody was quicker. A lease (`leased_by`, `lease_until`) only keeps two workers from
-doing the same step at once; losing it costs nothing but that step's time.
+A row says what happens next and when: `(state, due_at)`. `version` is the fence: a change names the version that it was
+computed from, and fails if the row has a newer one. A lease (`leased_by`, `lease_until`) only keeps two workers from
+running the same step at once; losing it costs nothing but that step's time.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from storage.sql.rows import listing, record
 from storage.states import ENDED_STATUSES, SHOWN, State, public_status
 
 DUE = "due"
-"""The channel that wakes workers."""
+"""Channel that wakes workers."""
 
 
 def task_channel(task_id: str) -> str:
-    """The channel that wakes those who wait for one task."""
+    """Return the channel that wakes long polls and event streams of one task."""
     return f"task:{task_id}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One image, ordered by somebody. Moments (`_at`) are seconds since the epoch.
+    """One ordered image. Moments (`_at`) are seconds since the epoch.
 
-    batch: what the tasks of one request have in common; its references belong to it. attempt: number of the current
-    attempt, 0 before the first. tries: how often the step of this state was tried. hooked: whether a callback may
-    come: the provider knows an address, and it is still ours. refs: the references, as stored. outputs: result URLs,
-    in order. callback_url: where the caller wants to be told of the end; may hold a secret. deadline_at: when
-    patience with this state ends. ended_at: when the caller was first told an end.
+    batch: shared by the tasks of one request; owns its references. attempt: number of the current
+    attempt, 0 before the first. tries: retries of the step of this state. hooked: a callback may
+    come, because the provider got a URL that still leads here. refs: the references, as stored. outputs: result URLs,
+    in order. callback_url: receives the webhook of the end; may hold a secret. deadline_at: end of
+    the time for this state. ended_at: when an end was first shown to the caller.
     entered_at: when it came into this state. sent_at, finished_at: when the current attempt was submitted, and when its
     result was ready. provider_state, provider_percent: the provider's own word for its progress, if it has any.
     """
@@ -91,7 +91,7 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class Took:
-    """How long one image took, in seconds: from the order to the provider's result, and from there to its end here."""
+    """Durations of one image in seconds: from submission to the provider's result, and from there to its end here."""
 
     resolution: str | None
     making: float
@@ -131,7 +131,7 @@ def _from_column(name: str, value: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Lease:
-    """holder: unlike any other claim's. until: when others may take over."""
+    """Lease of one claim. holder: its unique name. until: when other workers may take over."""
 
     holder: str
     until: float
@@ -139,11 +139,10 @@ class Lease:
 
 @dataclass(frozen=True, kw_only=True)
 class Agenda:
-    """When something is to be done; `inf` where nothing is.
+    """Moments at which work is due; `inf` where there is none.
 
-    due: by state, the next step of a task that nobody works on. queued: by provider, the next order that may be
-    submitted. overdue: when the first of them has waited too long. news: whether a callback waits to be read.
-    telling: the next webhook to a caller.
+    due: by state, the next step of a task without a lease. queued: by provider, the next submission. overdue: the
+    first deadline of a queued task. news: a callback waits to be processed. telling: the next webhook.
     """
 
     due: Mapping[State, float]
@@ -159,7 +158,7 @@ def _moment(value: float | None) -> float:
 
 @dataclass(frozen=True)
 class Tasks:
-    """Tasks at rest."""
+    """Tasks in the database."""
 
     database: Database
 
@@ -170,19 +169,19 @@ class Tasks:
         return _to_task(row) if row else None
 
     async def version(self, task_id: str) -> int | None:
-        """The row's version alone: what a poll needs to know whether its answer is still the same."""
+        """Return the version alone, by which a poll sees whether its response is still valid."""
         row = await self.database.point("SELECT version FROM tasks WHERE id = :id", id=task_id)
         return int(row["version"]) if row else None
 
     async def of_job(self, job_id: str) -> Task | None:
-        """The task that has, or had, this job at a provider."""
+        """Return the task of a provider's job, current or earlier."""
         row = await self.database.point(
             "SELECT t.* FROM attempts a JOIN tasks t ON t.id = a.task_id WHERE a.job_id = :job LIMIT 1", job=job_id
         )
         return _to_task(row) if row else None
 
     async def of_owner(self, owner: str) -> list[Task]:
-        """The tasks that are not expired yet and whose files those of an owner are."""
+        """Return the unexpired tasks that use the files of an owner."""
         column, value = owner_key(owner)
         rows = await self.database.fetch(
             f"SELECT * FROM tasks WHERE {column} = :value AND state <> 'expired' ORDER BY created_at, id", value=value
@@ -196,7 +195,7 @@ class Tasks:
         return [_to_task(row) for row in rows]
 
     async def newest(self, *, status: str | None, limit: int, before: tuple[float, str] | None) -> list[Task]:
-        """One page, newest first; `before` is (created_at, id) of the last task of the page before."""
+        """Return one page, newest first; before: (created_at, id) of the last task of the previous page."""
         at, last = before or (9e18, "")
         shown = SHOWN[status] if status else "state <> 'expired'"
         rows = await self.database.fetch(
@@ -209,7 +208,7 @@ class Tasks:
         return [_to_task(row) for row in rows]
 
     async def counts(self, states: Sequence[State] = tuple(State)) -> dict[str, int]:
-        """Rows by state, of some states. It looks at each of them: ask seldom where they may be many."""
+        """Count rows by state. Reads every row of these states, so cache the result where they may be many."""
         listed, params = listing([state.value for state in states])
         rows = await self.database.fetch(
             f"SELECT state, count(*) AS n FROM tasks WHERE state IN ({listed}) GROUP BY state", **params
@@ -217,7 +216,7 @@ class Tasks:
         return {row["state"]: row["n"] for row in rows}
 
     async def line(self, provider: str, limit: int) -> list[str]:
-        """Ids of the orders that wait for this provider, in the order in which they will be submitted."""
+        """Return the ids of the queued tasks of a provider, in the order of submission."""
         rows = await self.database.fetch(
             "SELECT id FROM tasks WHERE state = 'queued' AND provider = :provider ORDER BY due_at, id LIMIT :limit",
             provider=provider,
@@ -226,7 +225,7 @@ class Tasks:
         return [row["id"] for row in rows]
 
     async def took(self, provider: str, model: str) -> list[Took]:
-        """How long the last images of a model took, newest first; a hundred at the most."""
+        """Return the durations of the newest images of a model, newest first; at most 100."""
         rows = await self.database.fetch(
             """SELECT resolution, finished_at - sent_at AS making, ended_at - finished_at AS fetching FROM tasks
                 WHERE state = 'succeeded' AND provider = :provider AND model = :model
@@ -245,7 +244,7 @@ class Tasks:
         )
 
     async def claim_queued(self, provider: str, *, now: float, lease: Lease, limit: int) -> list[Task]:
-        """The same for orders that wait to be submitted to one provider, first come first served."""
+        """Lease queued tasks of one provider, oldest first."""
         return await self._lease(
             "state = 'queued' AND provider = :provider AND due_at <= :now ORDER BY due_at, id",
             provider=provider,
@@ -255,7 +254,7 @@ class Tasks:
         )
 
     async def claim_overdue(self, *, now: float, lease: Lease, limit: int) -> list[Task]:
-        """Orders that waited in the queue longer than anybody should."""
+        """Lease queued tasks whose deadline is over."""
         return await self._lease(
             "state = 'queued' AND deadline_at <= :now ORDER BY deadline_at", now=now, lease=lease, limit=limit
         )
@@ -267,7 +266,7 @@ class Tasks:
         (outcome,) = await self.database.transact(
             Statement(
                 # materialized: chosen and locked once, however the update is carried out;
-                # ours already: this is the second run of a claim of which nobody could tell whether it happened
+                # leased_by = :holder: the second run of this claim after a commit whose end was unknown
                 sql=f"""WITH due AS MATERIALIZED (SELECT id FROM tasks
                     WHERE {where} AND (lease_until <= :now OR leased_by = :holder)
                     ORDER BY{order} LIMIT :limit{self.database.skip_locked})
@@ -279,7 +278,7 @@ class Tasks:
         return [_to_task(row) for row in outcome.rows]
 
     async def renew(self, held: Sequence[tuple[str, str]], until: float) -> None:
-        """Keep the leases (task id, holder) of steps that still run; one that was lost or given back stays so."""
+        """Extend the leases (task id, holder) of running steps; lost and released leases stay so."""
         await self.database.transact(
             *(
                 Statement(
@@ -291,7 +290,7 @@ class Tasks:
         )
 
     async def expecting(self, before: float, limit: int) -> list[Task]:
-        """Tasks that wait for the callback of an order that was sent before a moment, the next due first."""
+        """Return tasks that await the callback of an attempt sent before a moment, next due first."""
         rows = await self.database.fetch(
             """SELECT * FROM tasks WHERE state = 'waiting' AND hooked = 1
                 AND (SELECT sent_at FROM attempts WHERE task_id = tasks.id AND number = tasks.attempt) < :before
@@ -302,8 +301,8 @@ class Tasks:
         return [_to_task(row) for row in rows]
 
     async def agenda(self, states: Sequence[State], providers: Sequence[str], now: float) -> Agenda:
-        """What a worker has to know before it does anything, in one look."""
-        free = "lease_until <= :now"  # nobody works on it
+        """Return in one query when the next work of each kind is due."""
+        free = "lease_until <= :now"
         looks = [
             f"(SELECT due_at FROM tasks WHERE state = '{s}' AND {free} ORDER BY due_at LIMIT 1) AS {s}" for s in states
         ]
@@ -338,7 +337,7 @@ class Tasks:
         return Statement(sql=_INSERT, params=to_row(values))
 
     def saving(self, task: Task, **changes: Any) -> Statement:
-        """Compare and set: the changes, if the row still has the version of `task`; otherwise `Stale`."""
+        """Change the row if it still has the version of `task`; otherwise `Stale`."""
         sets = "".join(f"{name} = :{name}, " for name in changes)
         return Statement(
             sql=f"UPDATE tasks SET {sets}version = version + 1 WHERE id = :id AND version = :version",
@@ -347,7 +346,7 @@ class Tasks:
         )
 
     def pinning(self, task_id: str, state: State) -> Statement:
-        """The task stays in this state until the transaction has ended; `Stale` if it is in another one."""
+        """Lock the task in this state until the transaction ends; `Stale` if it is in another one."""
         return Statement(
             sql="UPDATE tasks SET version = version WHERE id = :id AND state = :state",
             params={"id": task_id, "state": state.value},
@@ -355,9 +354,9 @@ class Tasks:
         )
 
     def pinning_owner(self, owner: str) -> Statement:
-        """Whose files these are (a task, or the orders of one request) is not expired until the transaction has ended.
+        """Lock the task, or the tasks of the batch, that own these files until the transaction ends.
 
-        `Stale` if it is already.
+        `Stale` if all are expired.
         """
         column, value = owner_key(owner)
         return Statement(

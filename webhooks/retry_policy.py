@@ -34,7 +34,7 @@ class ReceiverResponse:
     retry_after: str | None = None
     """The Retry-After header as received."""
     error: str | None = None
-    """Why there was no response."""
+    """Reason of a missing response."""
 
 
 @dataclass(frozen=True, kw_only=True)

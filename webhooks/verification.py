@@ -22,7 +22,7 @@ _TOKEN: Final = re.compile(r"token(=|\\+u003d|%3d|%253d)[0-9a-f]{32}", re.IGNORE
 
 
 class Verification(StrEnum):
-    """What a callback may change."""
+    """The effect that a callback may have."""
 
     ACCEPT = "accept"
     """Its body is applied to the task."""

@@ -36,7 +36,7 @@ _REPLAYABLE: Final = frozenset({Verification.ACCEPT, Verification.RECHECK})
 
 @dataclass(frozen=True, kw_only=True)
 class Explanation:
-    """What the current code makes of a stored callback."""
+    """A stored callback, verified and read again."""
 
     hook: Hook
     verified: VerifiedCallback

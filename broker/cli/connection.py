@@ -15,6 +15,7 @@ from broker.app import build_app
 from broker.bootstrap import absent, load_settings, open_services
 from broker.cli.console import CommandError
 from broker.client import AsyncClient
+from broker.net.hosts import local_base_url
 from broker.settings import Settings
 
 PATIENCE_SECONDS: Final = 120.0
@@ -42,7 +43,7 @@ async def connect_broker() -> AsyncIterator[Connection]:
         if client is not None:
             yield Connection(client=client, is_running=True)
             return
-    base = broker_url(settings.host, settings.port)
+    base = local_base_url(settings.host, settings.port)
     missing = absent(settings)
     if missing is not None:
         raise CommandError(
@@ -59,7 +60,7 @@ async def connect_broker() -> AsyncIterator[Connection]:
 @asynccontextmanager
 async def find_running_broker(settings: Settings) -> AsyncIterator[AsyncClient | None]:
     """Yield a client of the broker at BROKER_HOST and BROKER_PORT, or None if there is none."""
-    async with make_client(broker_url(settings.host, settings.port), settings) as client:
+    async with make_client(local_base_url(settings.host, settings.port), settings) as client:
         yield client if await client.alive() else None
 
 
@@ -67,12 +68,6 @@ def make_client(base: str, settings: Settings, *, app: ASGIApp | None = None) ->
     """Return a client with the first of BROKER_API_KEYS; the caller closes it."""
     key = settings.api_keys[0].get_secret_value() if settings.api_keys else None
     return AsyncClient(base, key=key, timeout=settings.request_timeout, patience=PATIENCE_SECONDS, app=app)
-
-
-def broker_url(host: str, port: int) -> str:
-    """Return the URL by which this machine reaches a broker that listens on `host`."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)  # noqa: S104
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 async def poll_changes(fetch: Callable[[], Awaitable[T]], watch: bool) -> AsyncIterator[T]:

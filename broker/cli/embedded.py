@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 from broker.bootstrap import open_services
 from broker.callbacks.public_url import check_configured
-from broker.cli.connection import broker_url, make_client
+from broker.cli.connection import make_client
 from broker.cli.sandbox import LOOPBACK, run_sandbox
 from broker.client import AsyncClient
+from broker.net.hosts import local_base_url
 from broker.server.sockets import bind_socket, socket_port
 from broker.server.uvicorn import running_server
 from broker.services import Services
@@ -52,6 +53,6 @@ async def run_embedded_broker(settings: Settings) -> AsyncIterator[EmbeddedBroke
         async with (
             open_system(settings, sock) as services,
             running_server(services, sock),
-            make_client(broker_url(LOOPBACK, socket_port(sock)), settings) as client,
+            make_client(local_base_url(LOOPBACK, socket_port(sock)), settings) as client,
         ):
             yield EmbeddedBroker(services=services, client=client)

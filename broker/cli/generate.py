@@ -11,12 +11,13 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from broker.bootstrap import load_settings
-from broker.cli.connection import broker_url, find_running_broker, quiet_logs
+from broker.cli.connection import find_running_broker, quiet_logs
 from broker.cli.console import CommandError, print_error, print_line, print_note, show_progress
 from broker.cli.embedded import run_embedded_broker
 from broker.cli.exit_codes import ExitCode
 from broker.client import AsyncClient, Order, Result, Task, Unreachable
 from broker.client.errors import describe_failure
+from broker.net.hosts import local_base_url
 from broker.settings import Settings
 
 
@@ -95,7 +96,7 @@ async def _connect_or_embed(settings: Settings) -> AsyncIterator[AsyncClient]:
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(find_running_broker(settings))
         if client is None:
-            base = broker_url(settings.host, settings.port)
+            base = local_base_url(settings.host, settings.port)
             print_note(f"No broker answers at {base}, so this command runs one.")
             own = _sandbox_settings(settings, stack) if settings.sandboxed else _polling_settings(settings)
             client = (await stack.enter_async_context(run_embedded_broker(own))).client

@@ -15,20 +15,17 @@ import anyio
 from broker import logs
 from broker.bootstrap import load_settings, open_services
 from broker.callbacks.public_url import is_private_url
-from broker.cli.connection import broker_url
 from broker.cli.console import print_line, print_note
 from broker.cli.embedded import open_system
 from broker.cli.signals import termination_signal
 from broker.doctor.access import COOKIE_FLAW, NEWER_PYTHON, has_cookie_flaw
 from broker.errors import SettingsError
 from broker.logs import log
-from broker.net.hosts import is_loopback_host
+from broker.net.hosts import EVERY_INTERFACE, is_loopback_host, local_base_url
 from broker.server.sockets import bind_socket, socket_port
 from broker.server.uvicorn import serve as serve_http
 from broker.services import Services
 from broker.settings import Settings
-
-ANYWHERE = {"0.0.0.0", "::"}  # noqa: S104
 
 
 async def serve(host: str | None, port: int | None) -> None:
@@ -67,7 +64,8 @@ def _print_summary(services: Services, port: int) -> None:
     """Print the addresses, the provider, how results arrive, and warnings."""
     settings = services.settings
     print_line(
-        f"Broker at {broker_url(settings.host, port)}" + (" (all interfaces)" if settings.host in ANYWHERE else "")
+        f"Broker at {local_base_url(settings.host, port)}"
+        + (" (all interfaces)" if settings.host in EVERY_INTERFACE else "")
     )
     for provider in services.providers.values():
         print_line(f"  provider   {provider.name} at {provider.base_url}")

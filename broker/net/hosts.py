@@ -12,8 +12,8 @@ from typing import Final, TypeAlias
 IP: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-ANY_ADDRESSES: Final = frozenset({"0.0.0.0", "::", ""})  # noqa: S104
-"""Hosts that mean "every interface" to a listening socket."""
+EVERY_INTERFACE: Final = frozenset({"0.0.0.0", "::", ""})  # noqa: S104
+"""Hosts that mean all interfaces to a listening socket."""
 
 LOCAL_SUFFIXES: Final = (".localhost", ".local", ".internal", ".lan", ".home.arpa", ".intranet")
 
@@ -86,8 +86,11 @@ def bracket_host(host: str) -> str:
 
 def local_base_url(host: str, port: int) -> str:
     """Return the URL under which this machine reaches a server that listens on the host and port."""
-    reachable = "127.0.0.1" if host in ANY_ADDRESSES or host == "localhost" else host
-    return f"http://{bracket_host(reachable)}:{port}"
+    if host == "::":
+        host = "::1"
+    elif host in EVERY_INTERFACE or host == "localhost":
+        host = "127.0.0.1"
+    return f"http://{bracket_host(host)}:{port}"
 
 
 def _isatap_ipv4(ip: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:

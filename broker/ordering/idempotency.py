@@ -3,7 +3,7 @@
 * A request with an Idempotency-Key has the record of that key.
 * A request without key, from an SDK that counts its retries, has a record with a key derived from its content and an
   ordinal: the first try reserves the next ordinal, and a retry joins the newest record that is still unanswered.
-* Whichever request binds the record to its batch first creates the tasks; the others return the same tasks.
+* The first request to bind the record to its batch creates the tasks; the others return the same tasks.
 """
 
 from __future__ import annotations

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from broker.catalog import Catalog
 from broker.clock import Clock, day
 from broker.errors import ApiError, EgressBlocked
 from broker.net.fetcher import Fetcher
+from broker.ordering.validation import validate_params
 from broker.orders import Order, OrderRequest, Plan, Quote
 from broker.providers.base import Provider
 
@@ -61,26 +62,7 @@ class Planner:
     def _validate(self, request: OrderRequest) -> Order:
         if not 1 <= request.count <= MAX_IMAGES:
             raise ApiError("invalid_request", f"numberOfImages must be from 1 to {MAX_IMAGES}.", field="numberOfImages")
-        params = request.params
-        choice = self.catalog.check(
-            prompt=params.prompt,
-            model=params.model or None,
-            mode=request.mode,
-            aspect_ratio=params.aspect_ratio,
-            resolution=params.resolution,
-            output_format=params.output_format,
-            references=len(request.sources),
-        )
-        return Order(
-            params=replace(
-                params,
-                model=choice.model.name,
-                aspect_ratio=choice.aspect_ratio,
-                resolution=choice.resolution,
-                output_format=choice.output_format,
-            ),
-            mode=choice.mode,
-        )
+        return validate_params(self.catalog, request.params, mode=request.mode, references=len(request.sources))
 
     def _find_candidates(self, model: str) -> tuple[str, ...]:
         candidates = tuple(name for name, provider in self.providers.items() if provider.supports(model))

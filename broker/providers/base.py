@@ -107,7 +107,7 @@ class Provider(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ProviderContext:
-    """What a factory makes an adapter of."""
+    """Everything that a factory may use to open an adapter."""
 
     name: str
     """Name of the adapter: that of its package, or `sandbox`."""
@@ -134,7 +134,7 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class HealthContext:
-    """What a health check examines, and its means."""
+    """Everything that a health check may use."""
 
     provider: Provider
     settings: Any

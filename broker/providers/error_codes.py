@@ -1,11 +1,10 @@
-"""What providers say when something fails, and what each code, name and text comes to in our closed set.
+"""Classes of errors: what each code, name and phrase of a provider means in the closed set of task error codes.
 
-Data first: a row per thing that a provider documents or was seen to say. Below them the one function that reads the
-tables, and the order in which they decide. What no table knows stays visible as it came, and is counted.
+Data first: a row per value that a provider documents or was seen to send. Below them `ErrorTable`, which reads the rows
+in the order in which they decide. A value that no table has stays visible as received, and is counted.
 
-`billed` is what the provider says about money where its answer about the job does not: None = it does not say. Only a
-rate limit, what is wrong with the account, and what was refunded certainly cost nothing; a safety block is billed by
-some (relays of Gemini), and an answer without an image by some tiers of theirs.
+Names and phrases are shared by all providers, because resellers pass on those of the model's vendor; each provider
+brings a table of its numeric codes.
 """
 
 from __future__ import annotations
@@ -20,12 +19,20 @@ from broker.reports import Billed
 
 @dataclass(frozen=True, kw_only=True)
 class ErrorClass:
-    """code: of the closed set. retryable: another attempt may succeed. known: some table said so, nobody guessed."""
+    """The meaning of an error."""
 
     code: str
+    """Of the closed set."""
     retryable: bool = False
+    """Another attempt may succeed."""
     billed: Billed | None = None
+    """What the error implies about money; None if nothing.
+
+    Only a rate limit, a fault of the account and a refund certainly cost nothing. A safety block is billed by some
+    (relays of Gemini), and so is a response without an image.
+    """
     known: bool = True
+    """False if no table had it, so that the class is a guess."""
 
 
 SAFETY_INPUT: Final = ErrorClass(code="safety_input")
@@ -42,38 +49,22 @@ REFUNDED: Final = ErrorClass(code="provider_error", retryable=True, billed="no")
 
 
 def _rows(*rows: tuple[str, ErrorClass]) -> dict[str, ErrorClass]:
-    return {name.lower(): meaning for names, meaning in rows for name in names.split()}
+    return {name.lower(): error for names, error in rows for name in names.split()}
 
 
 # -- numbers
 
-ACCOUNT: Final[dict[int, ErrorClass]] = {
-    401: AUTH,
-    402: CREDITS,
-    403: AUTH,
-    429: RATE,
-    433: CREDITS,  # kie.ai: a sub-key's own limit
-    455: AWAY,  # kie.ai: maintenance
-}
-"""Codes about the account or the service: whatever the words beside them, they are not about this order."""
+HTTP_ACCOUNT: Final[Mapping[int, ErrorClass]] = {401: AUTH, 402: CREDITS, 403: AUTH, 429: RATE}
+"""Codes about the account or the service: whatever the message, they are not about this order."""
 
-ORDER: Final[dict[int, ErrorClass]] = {
+HTTP_ORDER: Final[Mapping[int, ErrorClass]] = {
     **dict.fromkeys((400, 404, 405, 422), REJECTED),
-    408: FAILED,  # kie.ai, of a job: no result for more than ten minutes
-    413: REJECTED,  # kie.ai: the input matches an existing work
-    451: REJECTED,  # kie.ai: a reference image could not be downloaded
     500: FAILED,
-    501: FAILED,  # kie.ai: generation failed
     502: FAILED,
     503: AWAY,
     504: FAILED,
-    505: REJECTED,  # kie.ai: feature disabled
-    531: REFUNDED,  # kie.ai: failed, credits returned
 }
-"""Codes about one order, where the words beside them say nothing better."""
-
-CATCH_ALL: Final = frozenset({500, 501})
-"""Codes that kie.ai gives to everything, even to a bad ratio: words beside them that nobody knows are news."""
+"""Codes about one order, which decide only where the message is not more specific."""
 
 # -- names
 
@@ -92,7 +83,7 @@ NAMES: Final[dict[str, ErrorClass]] = _rows(
     ("content_policy_violation", SAFETY_INPUT),
     ("no_media_generated", NO_IMAGE),
     ("file_download_error image_too_large missing", REJECTED),
-    # Replicate: codes at the end of a model's words
+    # Replicate: codes at the end of a model's message
     ("E001", CREDITS),
     ("E002", AUTH),
     ("E003 E004", AWAY),
@@ -102,24 +93,24 @@ NAMES: Final[dict[str, ErrorClass]] = _rows(
     ("too_many_requests", RATE),
     ("api_not_implemented", REJECTED),
 )
-"""Failures with a name of their own; they tell more than the number beside them."""
+"""Names of failures; they are more specific than the code that accompanies them."""
 
 VAGUE_NAMES: Final[dict[str, ErrorClass]] = _rows(
     ("INVALID_ARGUMENT NOT_FOUND", REJECTED),  # Gemini; the second: the model is gone
     ("INTERNAL DEADLINE_EXCEEDED", FAILED),  # Gemini
     ("api_error", FAILED),  # AceDataCloud
 )
-"""Names that say as little as a number: the words beside them may know better."""
+"""Names as unspecific as a number: the message may be more specific."""
 
-# -- words
+# -- phrases
 
 _FLAGGED: Final = re.compile(r"sensitive|flagged|\bpolic(y|ies)\b|moderat|nsfw|prohibited|safety|unsafe|violat", re.I)
 _OUTPUT_ONLY: Final = re.compile(r"^(?!.*\b(inputs?|prompts?)\b).*\b(outputs?|generated|results?)\b", re.I | re.S)
 
-WORDS: Final[tuple[tuple[re.Pattern[str], ErrorClass], ...]] = tuple(
-    (re.compile(pattern, re.I), meaning)
-    for pattern, meaning in (
-        # the account, where a gateway says it without its number
+PHRASES: Final[tuple[tuple[re.Pattern[str], ErrorClass], ...]] = tuple(
+    (re.compile(pattern, re.I), error)
+    for pattern, error in (
+        # the account, from a gateway that omits the code
         (r"not enough credits|insufficient (credits?|balance|funds)|out of credits|usage limit exceeded", CREDITS),
         (r"do not have access permissions|^unauthorized\b|api.?key (is )?(not valid|invalid)|invalid api.?key", AUTH),
         (r"rate limit|throttled|too many requests|resource has been exhausted", RATE),
@@ -138,55 +129,63 @@ WORDS: Final[tuple[tuple[re.Pattern[str], ErrorClass], ...]] = tuple(
         (r"internal (server )?error|try again later|temporar|overload|time.?out|unavailable|busy", FAILED),
     )
 )
-"""Words of real failures, in the order in which they decide: kie.ai reports even a bad ratio as code 500."""
+"""Phrases of real messages, in the order in which they decide."""
 
-_SAYS_NOTHING: Final = re.compile(
+_EMPTY_MESSAGE: Final = re.compile(
     r"(no reason given|(the )?((playground )?task|(image )?generation) failed\.?|failed\.?)?", re.I
 )
 _IDENTIFIER: Final = re.compile(r"\b(?:[A-Z]+(?:_[A-Z]+)+|[a-z]+(?:_[a-z]+)+|E00[0-9])\b")
 
 
-def classify_error(code: int | None, words: str, names: Sequence[str] = ()) -> ErrorClass:
-    """What a failure comes to. names: what its body calls it, beside its number and its words.
+@dataclass(frozen=True, kw_only=True)
+class ErrorTable:
+    """The numeric codes of one provider, and the classification of its errors."""
 
-    1. A name that tells. 2. A number about the account. 3. Words: names in them, what is said of the content, others we
-    know. 4. A name that tells little. 5. A number about the order; at last only its class, which is a guess. Words may
-    repeat a prompt, so they never decide what is billed.
-    """
-    return (
-        _first(NAMES, names)
-        or ACCOUNT.get(code or 0)
-        or _said(words)
-        or _first(VAGUE_NAMES, [*names, *_names_in(words)])
-        or _by_number(code or 0, words)
-    )
+    account: Mapping[int, ErrorClass]
+    order: Mapping[int, ErrorClass]
+    catch_all: frozenset[int] = frozenset()
+    """Codes that the provider uses for every failure: beside an unknown message the class is a guess."""
+
+    def classify(self, code: int | None, message: str, names: Sequence[str] = ()) -> ErrorClass:
+        """Return the class of an error. names: what the body calls it, apart from code and message.
+
+        1. A specific name. 2. A code about the account. 3. The message: names in it, statements about the content,
+        known phrases. 4. An unspecific name. 5. A code about the order, or at last its hundreds, which is a guess. A
+        message may repeat a prompt, so it never decides what is billed.
+        """
+        return (
+            _find_name(NAMES, names)
+            or self.account.get(code or 0)
+            or _by_message(message)
+            or _find_name(VAGUE_NAMES, [*names, *_names_in(message)])
+            or self._by_code(code or 0, message)
+        )
+
+    def _by_code(self, code: int, message: str) -> ErrorClass:
+        is_empty = bool(_EMPTY_MESSAGE.fullmatch(message.strip()))
+        if code in self.order:
+            return replace(self.order[code], known=is_empty or code not in self.catch_all)
+        guess = REJECTED if 400 <= code < 500 else replace(FAILED, retryable=code >= 500)
+        return replace(guess, known=is_empty and not code)
 
 
-def _names_in(words: str) -> Iterator[str]:
-    """Names inside a sentence: only such as no sentence has by chance."""
-    yield words.strip()
-    yield from _IDENTIFIER.findall(words)
+def _names_in(message: str) -> Iterator[str]:
+    """Yield the names in a message; only those that no sentence contains by chance."""
+    yield message.strip()
+    yield from _IDENTIFIER.findall(message)
 
 
-def _first(table: Mapping[str, ErrorClass], names: Sequence[str]) -> ErrorClass | None:
+def _find_name(table: Mapping[str, ErrorClass], names: Sequence[str]) -> ErrorClass | None:
     return next((table[name.lower()] for name in names if name.lower() in table), None)
 
 
-def _said(words: str) -> ErrorClass | None:
-    found = _first(NAMES, list(_names_in(words))) or _flagged(words)
-    found = found or next((meaning for pattern, meaning in WORDS if pattern.search(words)), None)
+def _by_message(message: str) -> ErrorClass | None:
+    found = _find_name(NAMES, list(_names_in(message))) or _flagged_content(message)
+    found = found or next((error for pattern, error in PHRASES if pattern.search(message)), None)
     return replace(found, billed=None) if found else None
 
 
-def _flagged(words: str) -> ErrorClass | None:
-    if not _FLAGGED.search(words):
+def _flagged_content(message: str) -> ErrorClass | None:
+    if not _FLAGGED.search(message):
         return None
-    return SAFETY_OUTPUT if _OUTPUT_ONLY.match(words) else SAFETY_INPUT
-
-
-def _by_number(code: int, words: str) -> ErrorClass:
-    known = bool(_SAYS_NOTHING.fullmatch(words.strip()))
-    if code in ORDER:
-        return replace(ORDER[code], known=known or code not in CATCH_ALL)
-    guess = REJECTED if 400 <= code < 500 else replace(FAILED, retryable=code >= 500)
-    return replace(guess, known=known and not code)
+    return SAFETY_OUTPUT if _OUTPUT_ONLY.match(message) else SAFETY_INPUT

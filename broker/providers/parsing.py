@@ -1,7 +1,7 @@
-"""Tolerant reading of what providers answer and call back: ids, states, result URLs, costs, reasons.
+"""Tolerant parsing of what providers respond and call back with: ids, states, result URLs, costs, error messages.
 
 Shared by adapters of one family of APIs: an envelope `{"code", "msg", "data"}` around a job, in many spellings. Nothing
-here raises on strange input, and nothing is believed because it looks plausible: what cannot be read is None.
+here raises on strange input, and plausibility proves nothing: an unreadable value is None.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ SUCCESS_CODES: Final = frozenset({0, 200})
 MAX_OUTPUTS: Final = 16
 MAX_URL_LENGTH: Final = 4096
 MAX_CANDIDATES: Final = 1000
-"""Strings looked at in search of URLs: a hostile body must not keep us busy."""
+"""Strings examined in search of URLs; bounds the work on a hostile body."""
 MAX_SALVAGE: Final = 2**20
 MAX_NAMES: Final = 8
 
 _OLDEST: Final = 946_684_800.0
 _NEWEST: Final = 4_102_444_800.0
-"""The century in which jobs end, in seconds since the epoch: beyond it something counts in smaller units."""
+"""The century in which jobs end, in seconds since the epoch; a larger number counts smaller units."""
 
 TASK_IDS: Final = ("taskId", "task_id")
-"""kie.ai's names for a job's id. Others may name a request or an account, so an order is not bound to them."""
+"""kie.ai's names of a job's id. Other names may mean a request or an account, so an order is not bound to them."""
 ANY_IDS: Final = (*TASK_IDS, "job_id", "jobId", "id")
 
 _STATES: Final[dict[str, State]] = {
@@ -66,28 +66,27 @@ _FIELD: Final = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class ParsedResponse:
-    """What one body says about one job, before anybody decides whether to believe it.
-
-    code: of the envelope, None if there is none. fail_code, message, cost: as far as they are there. ended_at: when the
-    job was over by the clock of whoever says so, in seconds since the epoch. names: what a failure is called beside
-    its number, most telling first. word, percent: how far the job is, in the provider's words.
-    """
+    """The content of one body about one job, before it is decided whether to trust it."""
 
     ids: tuple[str, ...]
     code: int | None
+    """Of the envelope; None without one."""
     state: State | None
     outputs: tuple[str, ...]
     fail_code: str | None
     message: str
     cost: float | None
     ended_at: float | None
+    """End of the job by the provider's clock, in seconds since the epoch."""
     names: tuple[str, ...] = ()
+    """What the body calls a failure, apart from its code; most specific first."""
     stage: str | None = None
+    """Progress, in the provider's word."""
     percent: float | None = None
 
     @classmethod
     def from_body(cls, body: Any, *, id_fields: Sequence[str] = TASK_IDS) -> ParsedResponse:
-        """Read a body; anything that is not a JSON object says nothing."""
+        """Parse a body; anything but a JSON object has no content."""
         top = mapping(_unwrapped(body))
         record = record_of(top)
         return cls(
@@ -110,7 +109,7 @@ class ParsedResponse:
 
     @property
     def billed(self) -> Billed:
-        """kie.ai: a job that consumed no credits was not billed; one that does not say may have been."""
+        """kie.ai: a job that consumed no credits was not billed; without that field it may have been."""
         if self.cost is None:
             return "unknown"
         return "yes" if self.cost > 0 else "no"
@@ -124,12 +123,12 @@ def mapping(value: Any) -> Mapping[str, Any]:
 
 
 def record_of(top: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The job inside the envelope, or the body itself where there is none."""
+    """Return the job inside the envelope, or the body itself without one."""
     return mapping(unpacked(top.get("data"))) or top
 
 
 def unpacked(value: Any) -> Any:
-    """JSON inside strings, up to twice (kie.ai does this); a string that is no JSON object or list stays itself."""
+    """Parse JSON inside strings, up to twice (kie.ai nests it); any other string is returned unchanged."""
     for _ in range(2):
         if not isinstance(value, str) or not value.lstrip().startswith(("{", "[", '"')):
             return value
@@ -141,7 +140,7 @@ def unpacked(value: Any) -> Any:
 
 
 def amount(value: Any) -> float | None:
-    """A finite number that is not negative, also from a string; None otherwise."""
+    """Return a finite non-negative number, also from a string; None otherwise."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
@@ -152,9 +151,9 @@ def amount(value: Any) -> float | None:
 
 
 def moment(value: Any) -> float | None:
-    """Seconds since the epoch, from a count of seconds, milli- or microseconds, or from ISO 8601 with its zone.
+    """Return seconds since the epoch from a count of seconds, milli- or microseconds, or from ISO 8601 with a zone.
 
-    kie.ai's callbacks mix seconds and milliseconds. None for what is no time of this century.
+    kie.ai's callbacks mix seconds and milliseconds. None for a time outside this century.
     """
     count = amount(value)
     seconds = _of_iso(text(value) or "") if count is None else count
@@ -172,18 +171,18 @@ def _of_iso(words: str) -> float | None:
 
 
 def to_code(value: Any) -> int | None:
-    """A code: a small whole number, also from a string (some answers say "200")."""
+    """Return a code: a small integer, also from a string (some responses have "200")."""
     number = amount(value)
     return int(number) if number is not None and number == int(number) and number < 1_000_000 else None
 
 
 def text(value: Any) -> str | None:
-    """What a string says; None for an empty one and for everything else."""
+    """Return a non-empty string without surrounding blanks; None for everything else."""
     return value.strip() or None if isinstance(value, str) else None
 
 
 def label(value: Any) -> str | None:
-    """An id or a code: a short printable string, or a positive whole number as one."""
+    """Return an id or a code: a short printable string, or a positive integer as one."""
     if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**63:
         return str(value)
     found = text(value)
@@ -191,16 +190,16 @@ def label(value: Any) -> str | None:
 
 
 def ids_in(top: Any, id_fields: Sequence[str] = ANY_IDS) -> tuple[str, ...]:
-    """Job ids in a body, most telling first (kie.ai: `data.taskId`, `data.task_id`, `taskId`, `task_id`)."""
+    """Return job ids, most specific first (kie.ai: `data.taskId`, `data.task_id`, `taskId`, `task_id`)."""
     body = mapping(top)
     places = (mapping(unpacked(body.get("data"))), body)
-    telling = [place.get(name) for place in places for name in id_fields if name in TASK_IDS]
+    specific = [place.get(name) for place in places for name in id_fields if name in TASK_IDS]
     others = [place.get(name) for place in places for name in id_fields if name not in TASK_IDS]
-    return tuple(dict.fromkeys(found for value in (*telling, *others) if (found := label(value))))
+    return tuple(dict.fromkeys(found for value in (*specific, *others) if (found := label(value))))
 
 
 def _state(record: Mapping[str, Any]) -> State | None:
-    """None where nothing is said; "unknown" for a word nobody documented: such a job is not finished."""
+    """Return the state; None without one, "unknown" for an undocumented word: such a job is not finished."""
     said = _state_text(record)
     return _STATES.get(said.lower().replace("-", "_"), "unknown") if said else None
 
@@ -210,24 +209,24 @@ def _state_text(record: Mapping[str, Any]) -> str | None:
 
 
 def _stage(record: Mapping[str, Any]) -> str | None:
-    """The state in the provider's own word, if it is one."""
+    """Return the state in the provider's word, if it is a single word."""
     said = _state_text(record)
     return said if said and _ONE_WORD.fullmatch(said) else None
 
 
 def _percent(record: Mapping[str, Any]) -> float | None:
-    """kie.ai: `progress`, 0 … 100, of some models; the others have 0 or nothing there, which says as much."""
+    """Return `progress`, 0 … 100, of some models at kie.ai; 0, which the others send, means unknown."""
     found = amount(record.get("progress"))
     return found if found is not None and 0 < found <= 100 else None
 
 
 def _unwrapped(body: Any) -> Any:
-    """Gemini sometimes puts its error into a list of one."""
+    """Remove the list of one element that Gemini sometimes puts around its error."""
     return body[0] if isinstance(body, list) and len(body) == 1 and "error" in mapping(body[0]) else body
 
 
 def _names(record: Mapping[str, Any], top: Mapping[str, Any]) -> tuple[str, ...]:
-    """What a failure is called: Gemini's reasons and statuses, fal's types, codes that are words."""
+    """Return the names of a failure: Gemini's reasons and statuses, fal's types, codes that are words."""
     places = (record, top) if record is not top else (record,)
     found = (name for place in places for value in _called(place) if (name := _name(value)))
     return tuple(islice(dict.fromkeys(found), MAX_NAMES))
@@ -256,7 +255,7 @@ def _name(value: Any) -> str | None:
 
 
 def requested_wait(body: Any) -> float | None:
-    """Seconds that a body asks us to wait: Gemini's `retryDelay`, Replicate's "resets in ~30s"."""
+    """Return the seconds to wait that a body asks for: Gemini's `retryDelay`, Replicate's "resets in ~30s"."""
     top = mapping(_unwrapped(body))
     delays = [detail.get("retryDelay") for detail in _items(mapping(top.get("error")).get("details"))]
     for value in (*delays, top.get("detail")):
@@ -273,7 +272,7 @@ def _fail_code(record: Mapping[str, Any], top: Mapping[str, Any]) -> str | None:
 
 
 def _message(record: Mapping[str, Any], top: Mapping[str, Any]) -> str:
-    """The most telling words; the envelope's own only where it does not say "success"."""
+    """Return the most specific message; the envelope's own only if its code is not success."""
     values = [
         *(record.get(name) for name in ("failMsg", "fail_msg", "errorMessage", "error_message")),
         *(found for place in (record, top) for found in _error_words(place.get("error"))),
@@ -294,7 +293,7 @@ def _error_words(error: Any) -> tuple[Any, ...]:
 
 
 def outputs_in(record: Mapping[str, Any], top: Mapping[str, Any]) -> tuple[str, ...]:
-    """URLs of the results: all that the first telling place has, without repeats.
+    """Return the URLs of the results: all that the first of these places has, without repeats.
 
     Places in order: kie.ai's `resultJson`; `output` and `result` of the older callback; `info` and `response` of
     kie.ai's sibling products; the job itself; the body.
@@ -307,19 +306,19 @@ def outputs_in(record: Mapping[str, Any], top: Mapping[str, Any]) -> tuple[str, 
 
 
 def links(value: Any) -> tuple[str, ...]:
-    """Every acceptable URL in a value: a bare string, a list, an object with a known field, JSON of these."""
+    """Return every acceptable URL in a value: a bare string, a list, an object with a known field, JSON of these."""
     candidates = islice(_candidates(value, depth=4), MAX_CANDIDATES)
     found = (candidate for candidate in candidates if candidate is not None)
     return tuple(islice(dict.fromkeys(filter(is_link, found)), MAX_OUTPUTS))
 
 
 def first_link(values: Sequence[Any]) -> str | None:
-    """The first of several fields that is a URL."""
+    """Return the first of several fields that is a URL."""
     return next((found[0] for value in values if (found := links(value))), None)
 
 
 def is_link(value: str) -> bool:
-    """Only http(s) with a host, of sane length, without blanks or control characters."""
+    """Return True for http(s) with a host, of limited length, without blanks or control characters."""
     if len(value) > MAX_URL_LENGTH or not value.isprintable() or " " in value:
         return False
     try:
@@ -330,14 +329,14 @@ def is_link(value: str) -> bool:
 
 
 def _candidates(value: Any, *, depth: int) -> Iterator[str | None]:
-    """Every string that could be one, and None for each place looked at: places are counted, too."""
+    """Yield every string that could be a URL, and None for each place examined: places are counted, too."""
     yield None
     value = unpacked(value)
     if depth == 0:
         return
     if isinstance(value, str):
         yield value.strip()
-        yield from _cut_off(value)
+        yield from _truncated_urls(value)
     elif isinstance(value, list):
         for item in value:
             yield from _candidates(item, depth=depth - 1)
@@ -346,8 +345,8 @@ def _candidates(value: Any, *, depth: int) -> Iterator[str | None]:
             yield from _candidates(value.get(name), depth=depth - 1)
 
 
-def _cut_off(broken: str) -> Iterator[str]:
-    """Whole URLs in a `{"resultUrls": [...` that ends too early (kie.ai cuts long records)."""
+def _truncated_urls(broken: str) -> Iterator[str]:
+    """Yield the complete URLs in a truncated `{"resultUrls": [...` (kie.ai cuts long records)."""
     if (start := _RESULT_URLS.match(broken)) is not None:
         for quoted in _QUOTED_URL.finditer(broken, start.end()):
             yield from _string(quoted[0])
@@ -360,8 +359,8 @@ def _string(quoted: str) -> Iterator[str]:
         return
 
 
-def salvaged(broken: str) -> Mapping[str, Any]:
-    """The ended job in a body that is no JSON any more; empty unless it is beyond doubt.
+def salvage_record(broken: str) -> Mapping[str, Any]:
+    """Return the ended job in truncated JSON; empty unless it is beyond doubt.
 
     kie.ai's answers about jobs with a very long `param` are sometimes cut. Only fields with a complete value count;
     inside `param` (a string) every quote is escaped, so a prompt cannot pose as one. A field that comes twice with two
@@ -376,11 +375,11 @@ def salvaged(broken: str) -> Mapping[str, Any]:
     return found if state == "failed" or (state == "done" and links(found.get("resultJson"))) else {}
 
 
-# -- words
+# -- messages
 
 
 def redact(words: str, secrets: Iterable[str] = ()) -> str:
-    """A provider's words, fit to be kept: no key, no query of an address (it may hold a token), one line, short."""
+    """Return a provider's message fit to be stored: no key, no query of a URL (it may hold a token), one short line."""
     for secret in filter(None, secrets):
         words = words.replace(secret, "[secret]")
     words = _QUERY.sub(r"\1?…", words[:4000])

@@ -12,7 +12,7 @@ from typing import Any, Final
 from broker.errors import ProviderError
 from broker.net.api_client import HttpResponse
 from broker.orders import Order
-from broker.providers.error_codes import classify_error
+from broker.providers.error_codes import ErrorTable
 from broker.providers.parsing import SUCCESS_CODES, TASK_IDS, ParsedResponse, requested_wait, to_code
 from broker.reports import Failed
 from webhooks.retry_after import parse_retry_after
@@ -40,14 +40,18 @@ class ProviderResponse:
     parsed: ParsedResponse
     wait_seconds: float | None
     """Wait that it asks for."""
+    errors: ErrorTable
 
     @classmethod
-    def from_http(cls, response: HttpResponse, now: float, *, id_fields: Sequence[str] = TASK_IDS) -> ProviderResponse:
-        """Parse a response. now: seconds since the epoch. id_fields: names of a job's id."""
+    def from_http(
+        cls, response: HttpResponse, now: float, errors: ErrorTable, *, id_fields: Sequence[str] = TASK_IDS
+    ) -> ProviderResponse:
+        """Parse a response. now: seconds since the epoch. errors: the provider's. id_fields: names of a job's id."""
         body = _json_of(response)
         wait = parse_retry_after(response.headers.get("retry-after"), now)
         wait = requested_wait(body) if wait is None else wait
         return cls(
+            errors=errors,
             status=response.status,
             body=body,
             parsed=ParsedResponse.from_body(body, id_fields=id_fields),
@@ -82,7 +86,7 @@ class ProviderResponse:
 
     def to_refusal(self, redact: Redact) -> Failed:
         """Return the report of a refused order; only for responses that prove the refusal."""
-        error = classify_error(self.code, self.message, self.parsed.names)
+        error = self.errors.classify(self.code, self.message, self.parsed.names)
         wait = self.wait_seconds if self.wait_seconds is not None else DEFAULT_WAIT_SECONDS.get(self.code)
         return Failed(
             code=error.code,
@@ -106,7 +110,7 @@ class ProviderResponse:
             permanent=permanent and self.proves_refusal and self.code not in DEFAULT_WAIT_SECONDS,
             retry_in=self.wait_seconds if self.wait_seconds is not None else defaults.get(self.code),
             summary=summary,
-            code=classify_error(self.code, self.message, self.parsed.names).code,
+            code=self.errors.classify(self.code, self.message, self.parsed.names).code,
         )
 
 
@@ -118,9 +122,9 @@ def _json_of(response: HttpResponse) -> Any:
         return None
 
 
-def job_failed(parsed: ParsedResponse, job_id: str | None, redact: Redact) -> Failed:
+def job_failed(parsed: ParsedResponse, job_id: str | None, errors: ErrorTable, redact: Redact) -> Failed:
     """Return the report of a job that ended without a result."""
-    error = classify_error(to_code(parsed.fail_code), parsed.message, parsed.names)
+    error = errors.classify(to_code(parsed.fail_code), parsed.message, parsed.names)
     is_refunded = parsed.fail_code == "531"  # kie.ai: whatever it consumed at first
     return Failed(
         code=error.code,

@@ -34,7 +34,7 @@ def _is_postgres(url: str) -> bool:
 
 
 class Settings(BaseSettings):
-    """The configuration of one process. Secrets show themselves as `**********` wherever they are printed."""
+    """The configuration of one process. Secrets are printed as `**********`."""
 
     model_config = SETTINGS_CONFIG
     _packages: tuple[PackageSettings, ...] = PrivateAttr(default=())
@@ -201,17 +201,19 @@ class Settings(BaseSettings):
                 "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY go together: set both, or none for a role's own"
             )
         if bucket is not None and self.blob_links == "public" and not self.s3_public_url:
-            raise ValueError("BROKER_BLOB_LINKS is public: set MINIO_PUBLIC_URL to where everybody reads the bucket")
+            raise ValueError(
+                "BROKER_BLOB_LINKS is public: set MINIO_PUBLIC_URL to the URL at which the bucket can be read"
+            )
         return self
 
     @property
     def database(self) -> str:
-        """May have a password in it."""
+        """URL of the database, which may contain a password."""
         return self.database_url.get_secret_value() or f"sqlite:///{self.data_dir / 'broker.db'}"
 
     @property
     def database_shown(self) -> str:
-        """For people to read: without user, password and options."""
+        """URL of the database without user, password and options."""
         if not _is_postgres(self.database):
             return self.database
         parts = urlsplit(self.database)
@@ -219,19 +221,19 @@ class Settings(BaseSettings):
 
     @property
     def shared(self) -> bool:
-        """Whether other machines may work on the same tasks."""
+        """True if other machines may work on the same tasks."""
         return _is_postgres(self.database)
 
     @property
     def blobs(self) -> Path:
-        """The folder of the images, or that of drafts on their way into a bucket."""
+        """The folder of the images, or of the staging area of a bucket."""
         if self.blob_url.startswith("file:"):
             return Path(self.blob_url.removeprefix("file:"))
         return self.data_dir / "blobs"
 
     @property
     def bucket(self) -> Bucket | None:
-        """Where the images are, if not in a folder."""
+        """The bucket of the images, or None for a folder."""
         match = _BUCKET.fullmatch(self.blob_url)
         if match is None:
             return None
@@ -248,7 +250,7 @@ class Settings(BaseSettings):
         )
 
     def _with_scheme(self, address: str) -> str | None:
-        """MinIO's own names have the host alone, and a truth for TLS."""
+        """Add the scheme to a bare host; MinIO's variables have a flag for TLS instead."""
         if not address or "://" in address:
             return address or None
         return f"{'https' if self.s3_use_ssl else 'http'}://{address}"

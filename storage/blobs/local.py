@@ -26,7 +26,7 @@ ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 
 
 class LocalBlobs:
-    """A blob store in one folder, for any number of processes of one machine.
+    """Blob store in one folder, for any number of processes of one machine.
 
     free_floor: bytes that stay free on the disk; a draft that begins below it is refused with `StorageFull`.
     """
@@ -44,11 +44,11 @@ class LocalBlobs:
         return await DISK.run(partial(self._open, name, start, stop))
 
     async def delete(self, owner: str) -> int:
-        """Not synced: after a power cut some of it may be back, and is deleted the next time."""
+        """Delete without sync: blobs that reappear after a power cut are deleted the next time."""
         return await DISK.run(partial(_remove, self._folder(known_owner(owner))))
 
     async def sweep(self, older_than: float) -> int:
-        """Call it at start and now and then; a draft whose writer lives is left alone, however old."""
+        """Delete drafts of dead writers; a draft whose writer lives stays, however old."""
         return await DISK.run(partial(self._drafts.sweep, older_than))
 
     async def owners(self, older_than: float, since: float = 0.0) -> list[str]:
@@ -67,7 +67,7 @@ class LocalBlobs:
     # -- in a thread
 
     def _kept(self, owner: str, file: HashingFile) -> Blob:
-        """1. sync the bytes 2. rename 3. sync the folders: a name is never durable before what it names."""
+        """1. Sync the bytes. 2. Rename. 3. Sync the folders: a name is never durable before its bytes."""
         with file.lock:
             self.sync(file.fileno())
             sha256 = file.sha256.hexdigest()
@@ -75,7 +75,7 @@ class LocalBlobs:
         return Blob(name=f"{owner}/{sha256}", size=file.size, sha256=sha256)
 
     def place(self, draft: Path, owner: str, sha256: str) -> None:
-        """Give a synced draft its name, and sync every folder on the way: a new one is as forgetful as a new file."""
+        """Rename a synced draft, and sync every folder of its path, because new folders are not durable either."""
         folder = self._folder(owner)
         descriptor = _rename_into(folder, draft, sha256)
         try:
@@ -86,7 +86,7 @@ class LocalBlobs:
             self._sync_folder(parent)
 
     def sync(self, descriptor: int) -> None:
-        """The only place where bytes are forced to the disk; a test may listen here, or fail."""
+        """Sync a file or folder; tests observe or fail this call."""
         os.fsync(descriptor)
 
     def _sync_folder(self, folder: Path) -> None:
@@ -102,7 +102,7 @@ class LocalBlobs:
     def _open(self, name: str, start: int, stop: int | None) -> Reading:
         match = NAME.fullmatch(name)
         if match is None:
-            raise BlobMissing("there is no image of that name")
+            raise BlobMissing("image not found")
         return _LocalReading(_open_blob(self._folder(match[1]) / match[2]), start, stop)
 
     def _owners(self, older_than: float, since: float) -> list[str]:
@@ -120,7 +120,7 @@ class LocalBlobs:
 
 
 class _LocalReading:
-    """The rest of a blob. A class, because a generator that was never started cannot close its file."""
+    """Remaining bytes of a blob. A class, because a generator that was never started cannot close its file."""
 
     def __init__(self, file: io.BufferedReader, start: int, stop: int | None) -> None:
         self._file = file
@@ -165,7 +165,7 @@ def _open_blob(path: Path) -> io.BufferedReader:
         return open(path, "rb", opener=lambda file, flags: os.open(file, flags | os.O_NOFOLLOW))
     except OSError as error:
         if error.errno in ABSENT:
-            raise BlobMissing("there is no image of that name") from error
+            raise BlobMissing("image not found") from error
         raise
 
 
@@ -174,9 +174,9 @@ def _open_folder(folder: Path) -> int:
 
 
 def _rename_into(folder: Path, draft: Path, name: str) -> int:
-    """Make the folder and move the draft into it; the folder's descriptor, still to be synced and closed.
+    """Create the folder and move the draft into it; return the folder's descriptor, to be synced and closed.
 
-    A delete of the same owner may take the folder away between any two steps: then again.
+    Retries, because a delete of the same owner may remove the folder between any two steps.
     """
     for _ in range(PLACE_TRIES):
         with suppress(FileNotFoundError, FileExistsError):
@@ -192,7 +192,7 @@ def _rename_into(folder: Path, draft: Path, name: str) -> int:
 
 
 def _remove(folder: Path) -> int:
-    """Remove the blobs of an owner, and the folder unless a new blob came meanwhile."""
+    """Delete the blobs of an owner, and the folder unless it got a new blob at the same time."""
     try:
         blobs = list(folder.iterdir())
     except FileNotFoundError:

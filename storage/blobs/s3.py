@@ -205,7 +205,7 @@ class S3Blobs:
 
     def _key_of(self, name: str) -> str:
         if NAME.fullmatch(name) is None:
-            raise BlobMissing("there is no image of that name")
+            raise BlobMissing("image not found")
         return self._base + name
 
     def _named(self, key: str) -> re.Match[str] | None:
@@ -256,7 +256,7 @@ class S3Blobs:
             if found.status == 416:
                 return None
             if found.status == 404 and found.code != "NoSuchBucket":
-                raise BlobMissing("there is no image of that name") from None
+                raise BlobMissing("image not found") from None
             raise
 
     def _check_scratch(self) -> None:

@@ -1,4 +1,4 @@
-"""Drafts: bytes on their way into a blob store, in a local file that is hashed while it is written.
+"""Drafts: new bytes of a blob store, in a local file that is hashed while it is written.
 
 <folder>/<random>     being written; locked by its writer, so that only orphans are swept
 """
@@ -47,23 +47,23 @@ CURES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Disk:
-    """A local disk, in the words of whoever has to mend it.
+    """A local disk, as error messages name it.
 
-    variable: the setting that chose it. room: what to do when it is full.
+    variable: the setting that names it. room: the cure when it is full.
     """
 
     variable: str
     room: str
 
     async def run(self, work: Callable[[], T]) -> T:
-        """Run file work in a thread, to its end even if we are cancelled: half would leave something behind."""
+        """Run file work in a thread, to its end even if the caller is cancelled."""
         try:
             return await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, work))
         except OSError as error:
             raise self.storage_error(error) from error
 
     def storage_error(self, error: OSError) -> StorageError:
-        """The system's error in the words of the contract; never with its path."""
+        """Translate an OSError, without its path."""
         if error.errno in FULL:
             return StorageFull(f"no space is left for images: {self.room}")
         cure = CURES.get(error.errno or 0, "look at the disk of {variable}, then try again")
@@ -72,7 +72,7 @@ class Disk:
 
 
 class Drafts:
-    """The folder of drafts, shared by any number of processes of one machine.
+    """Folder of drafts, shared by any number of processes of one machine.
 
     free_floor: bytes that stay free on the disk; a draft that begins below it is refused with `StorageFull`.
     All methods block: call them in a thread.
@@ -89,7 +89,7 @@ class Drafts:
         return HashingFile(self._folder / secrets.token_hex(16))
 
     def sweep(self, older_than: float) -> int:
-        """Remove what dead writers left; a draft whose writer lives is left alone, however old."""
+        """Delete drafts of dead writers; a draft whose writer lives stays, however old."""
         if not self._folder.is_dir():
             return 0
         limit = time.time() - older_than  # the age of a file is told by the machine's clock and no other
@@ -106,11 +106,11 @@ class Drafts:
 
 
 Keep = Callable[["HashingFile", str | None], Awaitable[Blob]]
-"""What a store does with the finished file and its media type."""
+"""Stores the finished file with its media type."""
 
 
 class FileDraft:
-    """The draft of every store: a `HashingFile` that is gone after the block, unless `keep` gave it another name."""
+    """Draft of every store: a `HashingFile` that is deleted after the block unless `keep` renamed it."""
 
     def __init__(self, drafts: Drafts, keep: Keep) -> None:
         self._drafts = drafts
@@ -172,7 +172,7 @@ class FileDraft:
 class HashingFile(io.FileIO):
     """A new file that hashes what it writes, both in one thread hop.
 
-    The lock is for cancelled callers: their call goes on in its thread while somebody already closes the file.
+    The lock is for cancelled callers: their call goes on in its thread while the file is being closed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -210,7 +210,7 @@ def _create(path: str, flags: int) -> int:
 
 
 def _remove_orphan(draft: Path, limit: float) -> bool:
-    """Remove a draft that nobody has touched since `limit` and nobody holds; whether it was removed."""
+    """Delete a draft that is unlocked and untouched since `limit`; return whether it was deleted."""
     try:
         if draft.stat(follow_symlinks=False).st_mtime > limit or _held(draft):
             return False

@@ -1,4 +1,4 @@
-"""The contract every blob store keeps: bytes in whole or not at all, named by what they are."""
+"""Contract of a blob store: immutable bytes, stored completely or not at all, named by their hash."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NAME: Final = re.compile(r"([A-Za-z0-9_]{1,80})/([0-9a-f]{64})")
 
 @dataclass(frozen=True, kw_only=True)
 class Blob:
-    """Bytes at rest.
+    """Stored bytes.
 
     name: `<owner>/<sha256>`, the only handle. size: bytes. sha256: lower-case hex.
     """
@@ -25,7 +25,7 @@ class Blob:
 
 
 class Draft(Protocol):
-    """Bytes on their way in: written in chunks, looked at, then kept or dropped. Use it with `async with`.
+    """New bytes: written in chunks, inspected, then kept or dropped. Use it with `async with`.
 
     Leaving the block without `keep` leaves nothing behind. Every call of `write` costs a thread hop: hand over
     some hundred KiB at once.
@@ -38,12 +38,12 @@ class Draft(Protocol):
 
     @property
     def sha256(self) -> str:
-        """Of the bytes written so far, in lower-case hex."""
+        """Hash of the bytes written so far, in lower-case hex."""
         ...
 
     @property
     def path(self) -> Path:
-        """A local file with all bytes written so far, for a decoder to look at (in a thread)."""
+        """A local file with all bytes written so far, for a decoder (in a thread)."""
         ...
 
     async def write(self, chunk: bytes) -> None:
@@ -51,10 +51,10 @@ class Draft(Protocol):
         ...
 
     async def keep(self, media_type: str | None = None) -> Blob:
-        """Make the bytes durable under their final name, atomically. Doing it twice for equal bytes is once.
+        """Make the bytes durable under their final name, atomically. Equal bytes become one blob.
 
-        media_type: what a link to the blob says it is, where the store has links; others ignore it.
-        The last call on a draft. Cancelled in the middle, it has kept the bytes or it has not.
+        media_type: Content-Type of a link to the blob; ignored by stores without links.
+        The last call on a draft. After a cancellation the bytes are either kept or not.
         """
         ...
 
@@ -63,7 +63,7 @@ class Draft(Protocol):
 
 
 class Reading(Protocol):
-    """The bytes of a blob, chunk by chunk. Who stops before the end calls `aclose` (`contextlib.aclosing`)."""
+    """Bytes of a blob, chunk by chunk. A caller that stops before the end calls `aclose` (`contextlib.aclosing`)."""
 
     def __aiter__(self) -> AsyncIterator[bytes]: ...
     async def __anext__(self) -> bytes: ...
@@ -71,7 +71,7 @@ class Reading(Protocol):
 
 
 class BlobStore(Protocol):
-    """A store of immutable bytes.
+    """Store of immutable bytes.
 
     Every implementation keeps these promises: a blob is visible whole or not at all, also after a power cut;
     keeping equal bytes for one owner twice is one blob; a reader in the middle keeps what it reads after a delete;
@@ -80,32 +80,32 @@ class BlobStore(Protocol):
     """
 
     def draft(self, owner: str) -> Draft:
-        """A place for new bytes of `owner`; it is made on entering the block, which raises `StorageFull` too."""
+        """Return a draft of `owner`; its file is created on entering the block, which may raise `StorageFull`."""
         ...
 
     async def open(self, name: str, start: int = 0, stop: int | None = None) -> Reading:
-        """The bytes [start, stop) in chunks of at most 1 MiB; both ends are cut to what there is.
+        """Return the bytes [start, stop), limited to the blob, in chunks of at most 1 MiB.
 
-        Raises `BlobMissing` here, before the first chunk, also for what could never be a name.
+        Raises `BlobMissing` here, before the first chunk, also for an invalid name.
         """
         ...
 
     async def delete(self, owner: str) -> int:
-        """Remove all blobs of an owner; how many there were. A blob that is being kept meanwhile may stay."""
+        """Delete all blobs of an owner; return how many. A blob that is being kept at the same time may stay."""
         ...
 
     async def sweep(self, older_than: float) -> int:
-        """Remove leftovers of writers that died (drafts untouched for `older_than` seconds); how many."""
+        """Delete drafts of dead writers, untouched for `older_than` seconds; return how many."""
         ...
 
     async def owners(self, older_than: float, since: float = 0.0) -> list[str]:
-        """Who has blobs, the last of them older than `older_than` seconds and not from before `since` (epoch)."""
+        """Return the owners whose newest blob is older than `older_than` seconds, but not than `since` (epoch)."""
         ...
 
     async def link(self, name: str, seconds: int) -> str | None:
-        """Where anybody may fetch the blob without us for the next `seconds`; None where only we can serve it.
+        """Return a public URL of the blob, valid for `seconds`; None if the store has no links.
 
-        Whether there is such a blob is not looked at; what could never be a name raises `BlobMissing`, if links are.
+        Does not check that the blob exists. A store with links raises `BlobMissing` for an invalid name.
         """
         ...
 
@@ -115,11 +115,11 @@ class BlobStore(Protocol):
 
 
 class BlobMissing(Exception):
-    """No blob of that name."""
+    """The store has no blob of this name."""
 
 
 def known_owner(owner: str) -> str:
-    """The owner, if it is one: no path and no key is ever built from anything else."""
+    """Return the owner if it is valid, else raise `ValueError`: paths and keys are built from valid owners only."""
     if OWNER.fullmatch(owner) is None:
         raise ValueError("an owner is 1 to 80 letters, digits and underscores")
     return owner

@@ -24,11 +24,11 @@ class Migration:
 
 
 class SchemaTooNew(Exception):
-    """The database was used by a newer broker. Cure: run that version, or restore an older backup."""
+    """The database was migrated by a newer broker. Cure: run that version, or restore an older backup."""
 
 
 def migrations() -> list[Migration]:
-    """Every migration that ships with this version, in order."""
+    """Return all migrations of this version, in order."""
     folder = resources.files("storage.sql.migrations")
     return sorted(
         (_read(f.name, f.read_text("utf-8")) for f in folder.iterdir() if f.name.endswith(".sql")),
@@ -47,7 +47,7 @@ def _statements(text: str) -> Iterator[str]:
 
 
 async def missing(database: Database) -> list[Migration]:
-    """What `upgrade` would run. Changes nothing. Raises `SchemaTooNew`."""
+    """Return the migrations that `upgrade` would run. Raises `SchemaTooNew`."""
     try:
         rows = await database.fetch("SELECT number FROM migrations")
     except NoSuchTable:
@@ -65,29 +65,29 @@ def _unseen(seen: set[int]) -> list[Migration]:
 
 
 async def _applied(database: Database) -> set[int]:
-    """Numbers of the migrations that this database has seen."""
+    """Return the numbers of the migrations that were run here."""
     await database.transact(Statement(sql=database.exclusive), Statement(sql=TABLE))
     return {row["number"] for row in await database.fetch("SELECT number FROM migrations")}
 
 
 async def probe(database: Database) -> None:
-    """One commit that changes nothing: raises `StorageError` where none can be made."""
+    """Commit without a change; raise `StorageError` if that fails."""
     await database.execute("DELETE FROM migrations WHERE number < 0")
 
 
 async def born_at(database: Database) -> float:
-    """When this database was made. Files that are older cannot be its own."""
+    """Return when this database was created; older files belong to another one."""
     row = await database.point("SELECT min(ran_at) AS born_at FROM migrations")
     return float(row["born_at"]) if row and row["born_at"] is not None else float("inf")
 
 
 async def upgrade(database: Database, now: float) -> list[Migration]:
-    """Run what is missing; several starters at once are safe. Returns what was run here."""
+    """Run the missing migrations; safe in several processes at once. Return those that were run here."""
     return [m for m in _unseen(await _applied(database)) if await _run(database, m, now)]
 
 
 async def _run(database: Database, migration: Migration, now: float) -> bool:
-    # the row comes first: of two starters the second finds it there, and changes nothing
+    # the row is first: the second of two processes finds it and changes nothing
     mark = Statement(
         sql=MARK,
         params={"number": migration.number, "name": migration.name, "now": now},

@@ -1,12 +1,11 @@
-"""Wakes between processes: what one of them committed rings the bells of all the others (LISTEN and NOTIFY).
+"""Notifications between processes by LISTEN and NOTIFY.
 
 Decisions worth remembering
 
-* A wake is told after the commit, by one connection that does nothing else. NOTIFY inside a transaction takes a lock
-  of the whole server that is held until the commit is on disk, so writers would commit one after the other; told
-  afterwards, everything that came together is one message. What is lost with a process that dies in between is found
-  by those who look again by themselves.
-* Nobody relies on being told: workers look every second, those who wait every two.
+* NOTIFY is sent after the commit, by one connection that does nothing else. Inside a transaction it takes a lock of the
+  whole server that is held until the commit is on disk, so writers would commit one after the other; sent afterwards,
+  all channels of a moment share one message. What a dying process does not send is found by polling.
+* Nothing depends on a notification: workers poll every second, long polls every two.
 """
 
 from __future__ import annotations
@@ -26,17 +25,17 @@ LONGEST_PAYLOAD: Final = 7900
 HEARTBEAT_SECONDS: Final = 15.0
 AGAIN_SECONDS: Final = 0.5
 ECHO: Final = "echo"
-"""A channel that nobody listens on: it only shows that telling and hearing work."""
+"""Channel without listeners, to test that sending and receiving work."""
 
 Connect = Callable[[], Awaitable["asyncpg.Connection[Any]"]]
 TROUBLE: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, ValueError)
 
 
 class Notices:
-    """Tells other processes of our wakes, and rings our bells for theirs.
+    """Sends notifications of this process to the others, and receives theirs.
 
     connect: opens a connection of its own, which must lead to Postgres itself: a pooler in transaction mode hands
-    every NOTIFY to whoever comes by. patience: seconds for one message.
+    every NOTIFY to an arbitrary session. patience: seconds for one message.
     """
 
     def __init__(self, wakes: Wakes, connect: Connect, *, patience: float) -> None:
@@ -49,19 +48,19 @@ class Notices:
         self._pid = 0
 
     def tell(self, *channels: str) -> None:
-        """Soon, and once however often it was asked for until then."""
+        """Send soon; calls until then share one message."""
         self._untold.update(channels)
         self._news.set()
 
     async def run(self) -> None:
-        """Until it is cancelled. A broken connection is made anew; what was said meanwhile others look up."""
+        """Run until cancelled. Replaces a broken connection; what was not sent is found by polling."""
         while True:
             with suppress(*TROUBLE):
                 await self._work()
             await asyncio.sleep(AGAIN_SECONDS)
 
     async def heard(self, seconds: float) -> bool:
-        """Whether what we tell comes back within `seconds`: only then will others hear it."""
+        """Return whether a message comes back within `seconds`, which shows that other processes receive it."""
         self.tell(ECHO)
         try:
             async with asyncio.timeout(seconds):
@@ -74,7 +73,7 @@ class Notices:
         connection = await self._connected()
         try:
             self._pid = connection.get_server_pid()
-            connection.add_termination_listener(lambda _: self._news.set())  # a broken line is news, too
+            connection.add_termination_listener(lambda _: self._news.set())  # a broken connection must be noticed
             await connection.add_listener(CHANNEL, self._hear)
             self._wakes.wake_all()
             while not connection.is_closed():
@@ -83,7 +82,7 @@ class Notices:
             connection.terminate()
 
     async def _connected(self) -> asyncpg.Connection[Any]:
-        """asyncpg forgets to close a connection that is cancelled while it is made: so it is made first."""
+        """Open the connection behind a shield: asyncpg leaks one whose opening is cancelled."""
         connecting = asyncio.ensure_future(self._connect())
         try:
             return await asyncio.shield(connecting)
@@ -99,7 +98,7 @@ class Notices:
         self._news.clear()
         channels, self._untold = self._untold, set()
         if not channels:
-            await connection.execute("SELECT 1", timeout=self._patience)  # it may be dead without knowing it
+            await connection.execute("SELECT 1", timeout=self._patience)  # detects a dead connection
         try:
             for payload in _payloads(sorted(channels)):
                 await connection.execute("SELECT pg_notify($1, $2)", CHANNEL, payload, timeout=self._patience)
@@ -111,12 +110,12 @@ class Notices:
         channels = str(payload).split()
         if ECHO in channels:
             self._echo.set()
-        if pid != self._pid:  # our own bells rang when we committed
+        if pid != self._pid:  # listeners of this process were notified at the commit
             self._wakes.wake(*channels)
 
 
 def _payloads(channels: Sequence[str]) -> Iterator[str]:
-    """Names in as few messages as they fit in; a name has no blanks."""
+    """Pack channel names, which have no blanks, into as few messages as possible."""
     message = ""
     for channel in channels:
         if message and len(message) + 1 + len(channel) > LONGEST_PAYLOAD:

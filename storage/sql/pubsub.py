@@ -1,4 +1,4 @@
-"""Listeners and wakers of one process."""
+"""Notifications within one process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from storage.sql.database import Bell
 
 
 class Wakes:
-    """Bells by channel; a wake rings every bell that listens at that moment."""
+    """Subscriptions by channel; a notification reaches those that exist at that moment."""
 
     def __init__(self) -> None:
         self._bells: defaultdict[str, set[_Bell]] = defaultdict(set)
@@ -22,7 +22,7 @@ class Wakes:
                 bell.ring()
 
     def wake_all(self) -> None:
-        """Somebody may have called while we could not hear."""
+        """Notify all channels, after a time in which notifications may have been lost."""
         self.wake(*self._bells)
 
     @contextmanager

@@ -211,7 +211,7 @@ async def test_waiting_ends_with_the_task(tmp_path: Path) -> None:
     async with open_api(tmp_path) as house:
         task = await house.add()
         waiting = asyncio.create_task(house.client.get(f"/api/task/{task.id}?wait=30"))
-        await house.somebody_waits_for(task)
+        await house.wait_for_listener(task)
         await house.change(task, updated_at=2.0)
         await house.change(task, state=State.CANCELED, ended_at=5.0, error_code="canceled")
         async with asyncio.timeout(5):
@@ -303,7 +303,7 @@ async def test_a_reconnected_stream_goes_on_where_it_was(tmp_path: Path) -> None
                 ((event_id, _),) = parsed(text)
                 break
         following = asyncio.create_task(stream(house, path, **{"Last-Event-ID": event_id}))
-        await house.somebody_waits_for(task)
+        await house.wait_for_listener(task)
         await house.change(task, state=State.SUCCEEDED, ended_at=5.0)
         async with asyncio.timeout(5):
             events = await following

@@ -83,7 +83,7 @@ async def test_waiting_ends_with_the_last_of_them(tmp_path: Path) -> None:
         poll = asyncio.create_task(house.client.get(f"/api/batch/{BATCH}?wait=30"))
         for task in (one, other):
             assert not poll.done()
-            await house.somebody_waits_for(task)
+            await house.wait_for_listener(task)
             await house.change(task, state=State.SUCCEEDED, ended_at=2.0)
         assert (await poll).json()["data"]["status"] == "completed"
 

@@ -39,6 +39,7 @@ async def brokers(
     if request.param == "postgres":
         server: Postgres = request.getfixturevalue("postgres")
         settings["database_url"] = await server.fresh()
+    clock.advance(time.time() - clock.now())  # a server may take a while to start
     async with AsyncExitStack() as stack:
         one = await stack.enter_async_context(still(tmp_path, clock, **settings))
         yield one, await stack.enter_async_context(still(tmp_path, clock, **settings))

@@ -265,7 +265,7 @@ REFUSALS = {
     "never": ("429 Too Many Requests", {"error": "Order fewer.", "code": "rate_limited", "retryable": False}),
     "gone": ("410 Gone", {"error": "Deleted.", "code": "task_expired", "retryable": False}),
     "full": ("507 Insufficient Storage", {"error": "No space.", "code": "storage_full", "retryable": True}),
-    "broken": ("500 Internal Server Error", {"error": "?", "code": "unknown_outcome", "retryable": False}),
+    "broken": ("500 Internal Server Error", {"error": "?", "code": "internal_error", "retryable": False}),
 }
 
 

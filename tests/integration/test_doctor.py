@@ -32,7 +32,6 @@ from storage.errors import StorageError
 from storage.sql.migrate import migrations, upgrade
 from storage.sql.postgres import PostgresDatabase
 from storage.sql.sqlite import SqliteDatabase
-from tests.processes.test_cli import Shell
 from tests.support.api import open_api
 from tests.support.brokers import open_house
 from tests.support.faulty_http import Script, Visit, answers, serve, silence
@@ -40,6 +39,7 @@ from tests.support.servers.ports import free_port
 from tests.support.servers.postgres import Postgres
 from tests.support.servers.s3 import S3Server
 from tests.support.servers.tunnels import an_agent, tunnelling
+from tests.support.shell import Shell
 from webhooks.tokens import ChallengeResponse
 
 pytestmark = pytest.mark.anyio

@@ -223,12 +223,6 @@ async def test_task_counts_are_cached(quiet: Services, clock: ManualClock) -> No
     assert [await counted(state) for state in (State.WAITING, State.FAILED)] == [1, 1]
 
 
-async def test_concurrent_pages_share_one_count(quiet: Services) -> None:
-    pages = await asyncio.gather(*(quiet.collector.render_page() for _ in range(20)))
-    assert len(pages) == 20
-    assert quiet.collector._active.expires_in == collectors.ACTIVE_TTL_SECONDS
-
-
 async def test_cooldown_is_shown_as_remaining_seconds(quiet: Services, clock: ManualClock) -> None:
     await quiet.database.transact(quiet.worker.submissions.lanes.pausing("kie", NOW + 30))
     await quiet.collector.render_page()

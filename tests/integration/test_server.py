@@ -25,6 +25,7 @@ from broker.server.uvicorn import running_server, serve
 from broker.services import Services
 from storage.states import State
 from tests.support.api import ApiHouse, MountedApp, open_api, png
+from tests.support.listeners import Listeners
 
 pytestmark = pytest.mark.anyio
 
@@ -205,10 +206,10 @@ async def test_long_poll_ends_when_its_client_disconnects(tmp_path: Path) -> Non
         task = await house.add()
         _, writer = await asyncio.open_connection("127.0.0.1", house.port)
         writer.write(f"GET /api/task/{task.id}?wait=30 HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
-        await house.somebody_waits_for(task)
+        await house.wait_for_listener(task)
         writer.close()
         async with asyncio.timeout(3):
-            await house.nobody_waits_for(task)
+            await house.wait_for_no_listener(task)
 
 
 async def test_aborted_upload_leaves_no_task_and_no_file(tmp_path: Path) -> None:
@@ -359,9 +360,13 @@ async def told_by(number: signal.Signals, folder: Path) -> float:
     """Return the seconds from the signal until `serve` returned, during a long poll, a stream and an upload."""
     with closing(bind_socket("127.0.0.1", 0)) as sock:
         base = f"http://127.0.0.1:{socket_port(sock)}"
-        async with open_services(settings(folder), port=socket_port(sock)) as services:
+        listeners = Listeners()
+        async with open_services(
+            settings(folder), port=socket_port(sock), open_database=listeners.open_database
+        ) as services:
             house = ApiHouse(
                 mounted=MountedApp(services=services),
+                listeners=listeners,
                 client=httpx.AsyncClient(base_url=base),
                 port=socket_port(sock),
                 folder=folder,
@@ -375,7 +380,7 @@ async def told_by(number: signal.Signals, folder: Path) -> float:
                     asyncio.create_task(client.get(f"/api/task/{task.id}/events", timeout=40)),
                     asyncio.create_task(client.post("/api/generate/image", content=_a_slow_order(), headers=JSON)),
                 ]
-                await house.somebody_waits_for(task)
+                await house.wait_for_listener(task)
                 await asyncio.sleep(0.3)
                 began = time.monotonic()
                 os.kill(os.getpid(), number)

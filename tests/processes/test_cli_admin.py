@@ -16,7 +16,8 @@ from typing import Any, ClassVar
 import pytest
 
 from broker.cli.console import format_json
-from tests.processes.test_cli import KEY, Shell, serving
+from tests.processes.test_cli import KEY
+from tests.support.shell import Shell, serving
 
 EVENT = f"evt_{'1' * 32}"
 DELIVERY: dict[str, Any] = {

@@ -26,12 +26,13 @@ from storage.deliveries import Delivery, Fate
 from storage.images import StoredImage
 from storage.states import State
 from storage.tasks import Task
+from tests.support.listeners import Listeners
 from webhooks.events import Event, event_body
 
 PORT = 8000
 """Part of the client's base URL; nothing listens on it."""
 NEVER = 9e9
-"""A moment that no test lives to see."""
+"""A time after the end of every test."""
 
 
 async def _unmounted(scope: Scope, receive: Receive, send: Send) -> None:
@@ -40,7 +41,7 @@ async def _unmounted(scope: Scope, receive: Receive, send: Send) -> None:
 
 @dataclass(kw_only=True)
 class MountedApp:
-    """The application that answers the client, and what it was built of."""
+    """The application behind the client, and the services that it was built from."""
 
     services: Services
     app: ASGIApp = _unmounted
@@ -52,6 +53,7 @@ class MountedApp:
 @dataclass(frozen=True, kw_only=True)
 class ApiHouse:
     mounted: MountedApp
+    listeners: Listeners
     client: httpx.AsyncClient
     port: int
     folder: Path
@@ -61,30 +63,30 @@ class ApiHouse:
         return self.mounted.services
 
     def mount(self, **parts: Any) -> None:
-        """Build the application again, of the same services with other parts."""
+        """Build the application again from the same services with other parts."""
         self.mounted.services = replace(self.services, **parts)
         self.mounted.app = build_app(self.services)
 
     async def add(self, **changes: Any) -> Task:
-        """A task as if it had been ordered, which no worker touches."""
+        """Insert a task that no worker touches."""
         task = a_task(self.services.clock.now(), **changes)
         await self.services.database.transact(self.services.tasks.adding(task))
         return task
 
     async def change(self, task: Task, **changes: Any) -> None:
-        """As if a worker had saved it."""
+        """Change a task like a worker."""
         fresh = await self.services.tasks.get(task.id)
         assert fresh is not None
         saving = self.services.tasks.saving(fresh, **changes)
         await self.services.database.transact(saving, wake=(f"task:{task.id}",))
 
-    async def somebody_waits_for(self, task: Task) -> None:
-        """Until a request listens for news of the task."""
-        while not self.services.database._wakes._bells.get(f"task:{task.id}"):  # type: ignore[attr-defined]  # noqa: ASYNC110
+    async def wait_for_listener(self, task: Task) -> None:
+        """Wait until a request waits for a change of the task."""
+        while not self.listeners.counts[f"task:{task.id}"]:  # noqa: ASYNC110
             await asyncio.sleep(0.002)
 
-    async def nobody_waits_for(self, task: Task) -> None:
-        while self.services.database._wakes._bells.get(f"task:{task.id}"):  # type: ignore[attr-defined]  # noqa: ASYNC110
+    async def wait_for_no_listener(self, task: Task) -> None:
+        while self.listeners.counts[f"task:{task.id}"]:  # noqa: ASYNC110
             await asyncio.sleep(0.002)
 
     async def add_image(
@@ -114,7 +116,7 @@ class ApiHouse:
         return image
 
     async def add_delivery(self, task: Task, **changes: Any) -> Delivery:
-        """A webhook to the task's caller that has arrived, or as `changes` say."""
+        """Insert a delivered webhook of the task, or as `changes` say."""
         now = self.services.clock.now()
         values: dict[str, Any] = {
             "id": task.id.replace("task_", "evt_"),
@@ -144,7 +146,7 @@ class ApiHouse:
         return counts[0], counts[1], counts[2], files
 
     async def raw(self, data: bytes, *, patience: float = 5.0) -> bytes:
-        """Whatever comes back on a connection of its own until the other side closes it, or says no more."""
+        """Send bytes on a new connection; return the response up to the end of the connection."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         try:
             writer.write(data)
@@ -179,24 +181,28 @@ async def open_api(
         "rate_per_minute": 100_000,
     }
     chosen = load_settings(env_file=None, **{**defaults, **settings})
+    listeners = Listeners()
     if sockets or limits is not None:
         with closing(bind_socket("127.0.0.1", 0)) as sock:
             port = socket_port(sock)
             async with (
-                open_services(chosen, clock=clock, port=port) as services,
+                open_services(chosen, clock=clock, port=port, open_database=listeners.open_database) as services,
                 running_server(replace(services, **parts(services)), sock, limits=limits or DEFAULT_LIMITS) as base,
                 httpx.AsyncClient(base_url=base, timeout=35, verify=False) as client,
             ):
                 await _begun(services)
                 mounted = MountedApp(services=services)
-                yield ApiHouse(mounted=mounted, client=client, port=port, folder=folder)
+                yield ApiHouse(mounted=mounted, listeners=listeners, client=client, port=port, folder=folder)
         return
-    async with open_services(chosen, clock=clock, port=PORT) as services, _working(services):
+    async with (
+        open_services(chosen, clock=clock, port=PORT, open_database=listeners.open_database) as services,
+        _working(services),
+    ):
         mounted = MountedApp(services=services, app=build_app(replace(services, **parts(services))))
         transport = httpx.ASGITransport(mounted, raise_app_exceptions=False, client=("127.0.0.1", 50_000))
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{PORT}", transport=transport) as client:
             await _begun(services)
-            yield ApiHouse(mounted=mounted, client=client, port=PORT, folder=folder)
+            yield ApiHouse(mounted=mounted, listeners=listeners, client=client, port=PORT, folder=folder)
 
 
 def task_cache(services: Services, **limits: Any) -> TaskCache:
@@ -211,7 +217,7 @@ def task_cache(services: Services, **limits: Any) -> TaskCache:
 
 @asynccontextmanager
 async def _working(services: Services) -> AsyncIterator[None]:
-    """Run the worker, as the server does beside its requests."""
+    """Run the worker, as the server does."""
     working = asyncio.create_task(services.worker.run())
     try:
         async with services.url_monitor.run():
@@ -223,7 +229,7 @@ async def _working(services: Services) -> AsyncIterator[None]:
 
 
 async def _begun(services: Services) -> None:
-    """Until the worker has looked for tasks that are kept too long; it would find those that a test makes up, too."""
+    """Wait for the worker's first retention pass, which would delete the tasks of a test."""
     known = "SELECT 1 FROM cluster_state WHERE name = 'retention' AND value <> 'inf'"
     while await services.database.point(known) is None:  # noqa: ASYNC110
         await asyncio.sleep(0.005)

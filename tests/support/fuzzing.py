@@ -84,9 +84,9 @@ async def _furnish(house: ApiHouse) -> Known:
     facts: dict[State, dict[str, Any]] = {
         State.QUEUED: {"attempt": 0},
         State.SUBMITTING: {"aspect_ratio": "16:9"},
-        State.WAITING: {"job_id": "job-1", "seed": 5},
+        State.WAITING: {"job_id": "job-1", "params": {"seed": 5}},
         State.FETCHING: {"outputs": ("https://example.com/a.png",), "cost": 4.0, "billed": "yes"},
-        State.SUCCEEDED: {"ended_at": now, "cost": 4.0, "billed": "yes", "steps": 30, "resolution": "1K"},
+        State.SUCCEEDED: {"ended_at": now, "cost": 4.0, "billed": "yes", "params": {"steps": 30}, "resolution": "1K"},
         State.FAILED: {
             "ended_at": now,
             "error_code": "safety_input",

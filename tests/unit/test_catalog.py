@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.catalog import Catalog, Choice
+from broker.catalog import Catalog
 from broker.errors import ApiError
+from broker.ordering.validation import validate_params
 from broker.orders import ImageParams, Order
 from broker.providers.registry import load_catalog
 
@@ -23,9 +24,13 @@ NAMES = {
 }
 
 
-def refused(**wish: Any) -> ApiError:
+def validate(*, mode: str | None = None, references: int = 0, **params: Any) -> Order:
+    return validate_params(CATALOG, ImageParams(**{"prompt": "x", **params}), mode=mode, references=references)
+
+
+def refused(**params: Any) -> ApiError:
     with pytest.raises(ApiError) as caught:
-        CATALOG.check(**{"prompt": "a red bicycle", **wish})
+        validate(**params)
     return caught.value
 
 
@@ -66,7 +71,7 @@ def test_a_prompt_nobody_can_see_is_empty(prompt: str) -> None:
     [("nano-banana", 5000), ("nano-banana-pro", 10_000), ("nano-banana-2", 20_000), ("nano-banana-2-lite", 20_000)],
 )
 def test_a_prompt_is_measured_in_characters(model: str, limit: int) -> None:
-    CATALOG.check(prompt="画" * limit, model=model)
+    validate(prompt="画" * limit, model=model)
     refusal = refused(prompt="画" * (limit + 1), model=model)
     assert refusal.code == "invalid_prompt"
     assert str(limit) in refusal.message
@@ -79,7 +84,7 @@ def test_a_prompt_with_characters_that_no_text_has_is_refused(strange: str) -> N
 
 
 def test_a_prompt_with_lines_and_emoji_is_fine() -> None:
-    CATALOG.check(prompt="line one\r\nline\ttwo 👩‍🎨 Привет")
+    validate(prompt="line one\r\nline\ttwo 👩‍🎨 Привет")
 
 
 @pytest.mark.parametrize(
@@ -93,7 +98,7 @@ def test_a_prompt_with_lines_and_emoji_is_fine() -> None:
     ],
 )
 def test_the_mode_follows_the_images(mode: str | None, references: int, meant: str) -> None:
-    assert CATALOG.check(prompt="x", mode=mode, references=references).mode == meant
+    assert validate(prompt="x", mode=mode, references=references).mode == meant
 
 
 @pytest.mark.parametrize(
@@ -113,7 +118,7 @@ def test_a_mode_that_contradicts_the_images_is_refused(mode: str, references: in
     ("model", "most"), [("nano-banana", 10), ("nano-banana-pro", 8), ("nano-banana-2", 14), ("nano-banana-2-lite", 10)]
 )
 def test_each_model_takes_so_many_images(model: str, most: int) -> None:
-    CATALOG.check(prompt="x", model=model, references=most)
+    validate(prompt="x", model=model, references=most)
     refusal = refused(model=model, references=most + 1)
     assert (refusal.code, refusal.field) == ("too_many_images", "image")
     assert f"at most {most}" in refusal.message
@@ -122,7 +127,7 @@ def test_each_model_takes_so_many_images(model: str, most: int) -> None:
 @pytest.mark.parametrize("ratio", ["1:1", "9:16", "16:9", "3:4", "4:3", "3:2", "2:3", "5:4", "4:5", "21:9", "auto"])
 @pytest.mark.parametrize("model", NAMES)
 def test_the_eleven_ratios_work_everywhere(model: str, ratio: str) -> None:
-    assert CATALOG.check(prompt="x", model=model, aspect_ratio=ratio).aspect_ratio == ratio
+    assert validate(prompt="x", model=model, aspect_ratio=ratio).params.aspect_ratio == ratio
 
 
 @pytest.mark.parametrize(
@@ -144,16 +149,9 @@ def test_what_a_model_cannot_do_is_refused_with_what_it_can(wish: dict[str, str]
 
 def test_other_spellings_of_a_choice_are_understood() -> None:
     """Front ends send empty fields, `2k` and `jpeg`."""
-    choice = CATALOG.check(
-        prompt="x", model="nano-banana-2", aspect_ratio="", resolution="2k", output_format="jpeg", mode=""
-    )
-    assert choice == Choice(
-        model=CATALOG.resolve("nano-banana-2"),
-        mode="text-to-image",
-        aspect_ratio=None,
-        resolution="2K",
-        output_format="jpg",
-    )
+    order = validate(prompt="x", model="nano-banana-2", aspect_ratio="", resolution="2k", output_format="jpeg", mode="")
+    params = ImageParams(prompt="x", model="nano-banana-2", resolution="2K", output_format="jpg")
+    assert order == Order(params=params, mode="text-to-image")
 
 
 def test_everything_wrong_is_said_at_once() -> None:
@@ -166,7 +164,7 @@ def test_everything_wrong_is_said_at_once() -> None:
 @given(prompt=st.text(), model=st.none() | st.text(), ratio=st.none() | st.text(), size=st.none() | st.text())
 def test_a_request_is_good_or_refused(prompt: str, model: str | None, ratio: str | None, size: str | None) -> None:
     try:
-        CATALOG.check(prompt=prompt, model=model, aspect_ratio=ratio, resolution=size)
+        validate(prompt=prompt, model=model or "", aspect_ratio=ratio, resolution=size)
     except ApiError as refusal:
         refusal.message.encode()
 

@@ -10,7 +10,7 @@ import pytest
 from broker.errors import TASK_CODES
 from broker.net.api_client import HttpResponse
 from broker.providers import error_codes, responses
-from broker.providers.error_codes import classify_error
+from broker.providers.kie.errors import KIE_ERRORS
 from broker.providers.parsing import ParsedResponse
 from broker.providers.responses import ProviderResponse
 from broker.reports import Failed
@@ -136,7 +136,7 @@ TOLD: dict[str, list[tuple[int | None, str, str, bool, str | None]]] = {
 def test_what_is_told_in_numbers_and_words(
     code: int | None, words: str, expected: str, retryable: bool, billed: str | None
 ) -> None:
-    found = classify_error(code, words)
+    found = KIE_ERRORS.classify(code, words)
     assert (found.code, found.retryable, found.billed) == (expected, retryable, billed)
     assert found.known
 
@@ -198,19 +198,19 @@ NAMED: dict[str, tuple[str, bool, str | None]] = {
 
 @pytest.mark.parametrize("name", NAMED)
 def test_what_has_a_name_of_its_own(name: str) -> None:
-    found = classify_error(None, "no reason given", [name])
+    found = KIE_ERRORS.classify(None, "no reason given", [name])
     assert (found.code, found.retryable, found.billed) == NAMED[name]
     assert found.known
-    assert classify_error(500, "no reason given", [name.swapcase()]) == found
+    assert KIE_ERRORS.classify(500, "no reason given", [name.swapcase()]) == found
 
 
 def test_no_row_of_the_tables_is_without_a_test_and_none_leaves_the_closed_set() -> None:
-    rows = [*error_codes.ACCOUNT.values(), *error_codes.ORDER.values(), *error_codes.NAMES.values()]
+    rows = [*KIE_ERRORS.account.values(), *KIE_ERRORS.order.values(), *error_codes.NAMES.values()]
     assert {row.code for row in [*rows, *error_codes.VAGUE_NAMES.values()]} <= TASK_CODES
     assert {*error_codes.NAMES, *error_codes.VAGUE_NAMES} == {name.lower() for name in NAMED}
-    assert {*error_codes.ACCOUNT, *error_codes.ORDER} == {row[0] for rows in TOLD.values() for row in rows if row[0]}
+    assert {*KIE_ERRORS.account, *KIE_ERRORS.order} == {row[0] for rows in TOLD.values() for row in rows if row[0]}
     said = [row[1] for rows in TOLD.values() for row in rows]
-    for pattern, row in error_codes.WORDS:
+    for pattern, row in error_codes.PHRASES:
         assert any(pattern.search(words) for words in said), pattern.pattern
         assert row.code in TASK_CODES
 
@@ -228,21 +228,21 @@ def test_no_row_of_the_tables_is_without_a_test_and_none_leaves_the_closed_set()
 def test_what_nobody_knows_is_guessed_and_said_to_be(
     code: int | None, words: str, expected: str, retryable: bool
 ) -> None:
-    found = classify_error(code, words)
+    found = KIE_ERRORS.classify(code, words)
     assert (found.code, found.retryable, found.known) == (expected, retryable, False)
 
 
 def test_a_name_tells_more_than_its_number_and_words_more_than_a_vague_name() -> None:
-    assert classify_error(400, "no reason given", ["INVALID_ARGUMENT", "API_KEY_INVALID"]).code == "provider_auth"
-    assert classify_error(422, "Invalid status code: 422", ["content_policy_violation"]).code == "safety_input"
-    assert classify_error(500, "your prompt was flagged", ["api_error"]).code == "safety_input"
+    assert KIE_ERRORS.classify(400, "no reason given", ["INVALID_ARGUMENT", "API_KEY_INVALID"]).code == "provider_auth"
+    assert KIE_ERRORS.classify(422, "Invalid status code: 422", ["content_policy_violation"]).code == "safety_input"
+    assert KIE_ERRORS.classify(500, "your prompt was flagged", ["api_error"]).code == "safety_input"
 
 
 @pytest.mark.parametrize("words", ["RESOURCE_EXHAUSTED", "rate limit", "credits refunded", "E001", "invalid_token"])
 def test_words_that_may_repeat_a_prompt_never_say_that_nothing_was_billed(words: str) -> None:
     """What certainly cost nothing is ordered again by itself: a prompt must not be able to claim that."""
     for code in (None, 500, 501):
-        assert classify_error(code, f"failed: {words}").billed is None
+        assert KIE_ERRORS.classify(code, f"failed: {words}").billed is None
 
 
 # -- bodies: where the names stand
@@ -288,7 +288,7 @@ BODIES: list[tuple[Any, str, str | None]] = [
 
 @pytest.mark.parametrize(("body", "code", "provider_code"), BODIES)
 def test_names_are_found_where_providers_put_them(body: Any, code: str, provider_code: str | None) -> None:
-    report = responses.job_failed(ParsedResponse.from_body(body), "job", str)
+    report = responses.job_failed(ParsedResponse.from_body(body), "job", KIE_ERRORS, str)
     assert (report.code, report.provider_code, report.known) == (code, provider_code, True)
 
 
@@ -308,18 +308,18 @@ def answered(status: int, body: Any, headers: dict[str, str] | None = None) -> H
     ],
 )
 def test_a_wait_may_stand_in_the_body(body: Any, wait: float) -> None:
-    reply = ProviderResponse.from_http(answered(429, body), 0.0)
+    reply = ProviderResponse.from_http(answered(429, body), 0.0, KIE_ERRORS)
     assert reply.to_refusal(str).retry_in == wait
 
 
 def test_the_header_tells_more_than_the_body() -> None:
     body = {"error": {"details": [{"retryDelay": "30s"}]}}
-    assert ProviderResponse.from_http(answered(429, body, {"retry-after": "7"}), 0.0).wait_seconds == 7.0
+    assert ProviderResponse.from_http(answered(429, body, {"retry-after": "7"}), 0.0, KIE_ERRORS).wait_seconds == 7.0
 
 
 def test_what_nobody_knows_stays_visible_as_it_came() -> None:
     body = {"data": {"state": "fail", "failCode": "FLUX-7", "failMsg": "the flux capacitor is cold"}}
-    assert responses.job_failed(ParsedResponse.from_body(body), "job", str) == Failed(
+    assert responses.job_failed(ParsedResponse.from_body(body), "job", KIE_ERRORS, str) == Failed(
         code="provider_error",
         message="the flux capacitor is cold",
         retryable=False,

@@ -17,7 +17,7 @@ _TIMESTAMP: Final = re.compile(r"[0-9]{1,12}")
 
 
 class Proof(StrEnum):
-    """What a token or signature proves about a callback."""
+    """The proof that a token or signature gives about a callback."""
 
     NONE = "none"
     """None was offered."""

@@ -63,7 +63,7 @@ class ErrorRenderer:
         return self.render(request, unavailable())
 
     async def _on_disconnect(self, request: Request, _: ClientDisconnect) -> Response:
-        log.debug("the client disconnected", action="client_disconnected", path=request.scope["path"])
+        log.debug("the client disconnected", action="client_disconnected")
         return Response(status_code=400)  # not received by any client
 
 

@@ -37,7 +37,7 @@ _CODES: Final = {"prompt": "invalid_prompt", "images": "invalid_image", "imageUr
 _INTEGERS: Final = frozenset({"numberOfImages", "steps", "seed"})
 _FLAGS: Final = {"true": True, "1": True, "false": False, "0": False}
 _LIST_RULES: Final = {
-    "images": "must be data URIs: send data:image/png;base64,…",
+    "images": "must be data URIs: send data:image/png;base64,<data>",
     "imageUrls": "must be a list of web addresses",
 }
 

@@ -10,6 +10,7 @@ from broker.errors import ProviderError
 from broker.net.api_client import ApiClient, FilePart, HttpResponse
 from broker.providers import parsing
 from broker.providers.base import STATUS_TIMEOUT_SECONDS
+from broker.providers.kie.errors import KIE_ERRORS
 from broker.providers.responses import ProviderResponse
 
 
@@ -38,7 +39,7 @@ class KieAccount:
         )
 
     def parse(self, http: HttpResponse) -> ProviderResponse:
-        return ProviderResponse.from_http(http, self.now())
+        return ProviderResponse.from_http(http, self.now(), KIE_ERRORS)
 
     def redact(self, text: str) -> str:
         return parsing.redact(text, (self.api_key,))

@@ -21,6 +21,7 @@ from broker.orders import Order
 from broker.providers import parsing, responses
 from broker.providers.base import DEFAULT_KEY_ID, ProviderContext
 from broker.providers.kie.account import KieAccount
+from broker.providers.kie.errors import KIE_ERRORS
 from broker.providers.kie.settings import KieSettings
 from broker.providers.kie.uploads import ReferenceUploader
 from broker.providers.parsing import ParsedResponse
@@ -144,16 +145,16 @@ class Kie:
         response = self._account.parse(http)
         parsed = response.parsed
         if response.body is None:
-            parsed = ParsedResponse.from_body(parsing.salvaged(http.body.decode("utf-8", "replace")))
+            parsed = ParsedResponse.from_body(parsing.salvage_record(http.body.decode("utf-8", "replace")))
         if parsed.ids and job_id not in parsed.ids:
             raise ProviderError(f"{self.name}: recordInfo answered about another job")
         match parsed.state:
             case "done" if parsed.ids:
                 return Finished(outputs=parsed.outputs, job_id=job_id, cost=parsed.cost)
             case "failed" if parsed.ids:
-                return responses.job_failed(parsed, job_id, self._account.redact)
+                return responses.job_failed(parsed, job_id, KIE_ERRORS, self._account.redact)
             case None if parsed.code in ENDED:
-                return responses.job_failed(parsed, job_id, self._account.redact)
+                return responses.job_failed(parsed, job_id, KIE_ERRORS, self._account.redact)
             case "running" | "unknown" | None if parsed.ids and response.is_success:
                 return Pending(job_id=job_id, stage=parsed.stage, percent=parsed.percent)
         raise self._account.error("recordInfo", response)
@@ -171,9 +172,9 @@ class Kie:
                     outputs=parsed.outputs, job_id=parsed.job_id, cost=parsed.cost, ended_at=parsed.ended_at
                 )
             case "failed" if parsed.code is None or not is_success:
-                return responses.job_failed(parsed, parsed.job_id, self._account.redact)
+                return responses.job_failed(parsed, parsed.job_id, KIE_ERRORS, self._account.redact)
             case None if parsed.code in ENDED_IN_CALLBACK and not parsed.outputs:
-                return responses.job_failed(parsed, parsed.job_id, self._account.redact)
+                return responses.job_failed(parsed, parsed.job_id, KIE_ERRORS, self._account.redact)
             case "running" if is_success:
                 return Pending(job_id=parsed.job_id, stage=parsed.stage, percent=parsed.percent)
         return Pending(job_id=parsed.job_id, check_in=0)

@@ -22,6 +22,7 @@ from broker.net.api_client import ApiClient, HttpResponse
 from broker.orders import Order
 from broker.providers import parsing, responses
 from broker.providers.base import DEFAULT_KEY_ID, STATUS_TIMEOUT_SECONDS, ProviderContext
+from broker.providers.legacy.errors import LEGACY_ERRORS
 from broker.providers.legacy.settings import LegacySettings
 from broker.providers.parsing import ParsedResponse
 from broker.providers.responses import ProviderResponse
@@ -129,7 +130,7 @@ class Legacy:
     def _report(self, parsed: ParsedResponse, job_id: str | None) -> Report | None:
         """Return the end of a job: a failure, or a result without a state that contradicts it; None if it runs."""
         if parsed.state == "failed":
-            return responses.job_failed(parsed, job_id, self._redact)
+            return responses.job_failed(parsed, job_id, LEGACY_ERRORS, self._redact)
         if parsed.outputs and parsed.state in {"done", None}:
             return Finished(outputs=parsed.outputs, job_id=job_id, cost=parsed.cost, ended_at=parsed.ended_at)
         return None
@@ -161,7 +162,7 @@ class Legacy:
         return parsing.redact(words, (self.api_key,))
 
     def _parse(self, http: HttpResponse) -> ProviderResponse:
-        return ProviderResponse.from_http(http, self.now(), id_fields=parsing.ANY_IDS)
+        return ProviderResponse.from_http(http, self.now(), LEGACY_ERRORS, id_fields=parsing.ANY_IDS)
 
     def _error(self, verb: str, response: ProviderResponse) -> ProviderError:
         return response.to_error(f"{self.name}: {verb}", self._redact)

@@ -18,12 +18,15 @@ from broker.net.api_client import ApiClient, HttpResponse
 from broker.orders import Order
 from broker.providers import parsing, responses
 from broker.providers.base import STATUS_TIMEOUT_SECONDS, ProviderContext
+from broker.providers.error_codes import HTTP_ACCOUNT, HTTP_ORDER, NO_IMAGE, ErrorTable
 from broker.providers.parsing import ParsedResponse
 from broker.providers.responses import ProviderResponse
 from broker.reports import Failed, Finished, Pending, Report
 from tests.examples.provider.settings import ExampleSettings
 
 ID_FIELDS: Final = ("id",)
+ERRORS: Final = ErrorTable(account=HTTP_ACCOUNT, order={**HTTP_ORDER, 410: NO_IMAGE})
+"""HTTP statuses; 410: the job produced no image."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -105,14 +108,14 @@ class ExampleProvider:
             case "done":
                 return Finished(outputs=parsed.outputs, job_id=parsed.job_id)
             case "failed":
-                return responses.job_failed(parsed, parsed.job_id, self._redact)
+                return responses.job_failed(parsed, parsed.job_id, ERRORS, self._redact)
         return None
 
     def _headers(self) -> dict[str, str]:
         return {"Authorization": f"Key {self.api_key}"}
 
     def _parse(self, http: HttpResponse) -> ProviderResponse:
-        return ProviderResponse.from_http(http, self.now(), id_fields=ID_FIELDS)
+        return ProviderResponse.from_http(http, self.now(), ERRORS, id_fields=ID_FIELDS)
 
     def _redact(self, text: str) -> str:
         return parsing.redact(text, (self.api_key,))
