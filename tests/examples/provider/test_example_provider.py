@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,9 @@ import httpx
 import pytest
 
 from broker.bootstrap import load_settings, open_services
+from broker.clock import SystemClock
+from broker.doctor.checks import checks_for
+from broker.doctor.context import open_context
 from broker.providers.registry import load_catalog
 from broker.sandbox.options import Options
 from broker.sandbox.server import serve_sandbox
@@ -19,6 +22,7 @@ from broker.server.sockets import bind_socket, socket_port
 from broker.server.uvicorn import running_server
 from broker.services import Services
 from broker.settings import Settings
+from broker.settings.loading import SalvagedSettings
 from tests.examples.provider import EXAMPLE
 from tests.examples.provider.upstream import ExampleUpstream, serve_upstream
 from webhooks.signatures.standard import StandardSignature, write_secret
@@ -117,3 +121,15 @@ def test_catalog_of_the_example_adds_its_model() -> None:
     assert catalog.serves("example", "example-painter")
     assert not catalog.serves("kie", "example-painter")
     assert catalog.terms("example").creates_per_10s == 50
+
+
+async def test_health_findings_of_several_providers_begin_with_their_names(tmp_path: Path) -> None:
+    settings = load_both(tmp_path, api_url="http://127.0.0.1:9", example_url="http://127.0.0.1:9")
+    async with open_context(SalvagedSettings(settings=settings), SystemClock()) as context:
+        registry = replace(context.registry, catalog=load_catalog([EXAMPLE]), extra=[EXAMPLE])
+        checks = checks_for(replace(context, registry=registry))
+        assert {"kie: provider", "kie: key", "example: provider"} <= {check.name for check in checks}
+        (check,) = (check for check in checks if check.name == "example: provider")
+        (finding,) = await check.run(context)
+        assert (finding.name, finding.status) == ("example: provider", "failed")
+        assert "EXAMPLE_API_URL" in (finding.cure or "")
