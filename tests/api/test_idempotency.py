@@ -16,7 +16,7 @@ from broker.ordering.idempotency import RETRY_WINDOW_SECONDS
 from broker.ordering.service import CreatedTasks, OrderService
 from broker.orders import ImageParams, OrderRequest, UploadedReference
 from broker.services import Services
-from tests.support.api import ApiHouse, open_api, png
+from tests.support.api import ApiBroker, open_api, png
 from tests.support.brokers import still
 from tests.support.clock import ManualClock
 from tests.support.servers.postgres import Postgres
@@ -180,9 +180,9 @@ async def test_other_callers_and_other_content_are_not_joined(brokers: tuple[Ser
 # -- over HTTP
 
 
-async def hang_up_while_it_is_written(house: ApiHouse, body: bytes) -> None:
+async def hang_up_while_it_is_written(broker: ApiBroker, body: bytes) -> None:
     """Send a request and close the connection before the answer; return when the task is in the database."""
-    _, writer = await asyncio.open_connection("127.0.0.1", house.port)
+    _, writer = await asyncio.open_connection("127.0.0.1", broker.port)
     writer.write(
         f"POST {CREATE} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n"
         f"Content-Type: application/json\r\nX-Stainless-Retry-Count: 0\r\n\r\n".encode()
@@ -190,30 +190,32 @@ async def hang_up_while_it_is_written(house: ApiHouse, body: bytes) -> None:
     writer.write(body)
     writer.close()
     async with asyncio.timeout(10):
-        while (await house.left_behind())[0] == 0:  # noqa: ASYNC110
+        while (await broker.stored_counts())[0] == 0:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
 
 async def test_sdk_retry_after_a_lost_answer_returns_the_first_task(tmp_path: Path) -> None:
-    async with open_api(tmp_path, sockets=True) as house:
+    async with open_api(tmp_path, sockets=True) as broker:
         body = b'{"prompt": "a banana"}'
-        await hang_up_while_it_is_written(house, body)
-        again = await house.client.post(
+        await hang_up_while_it_is_written(broker, body)
+        again = await broker.client.post(
             CREATE,
             content=body,
             headers={"Content-Type": "application/json", "X-Stainless-Retry-Count": "1"},
         )
         assert again.status_code == 202
-        assert (await house.left_behind())[0] == 1
-        another = await house.client.post(CREATE, json={"prompt": "a banana"}, headers={"X-Stainless-Retry-Count": "1"})
+        assert (await broker.stored_counts())[0] == 1
+        another = await broker.client.post(
+            CREATE, json={"prompt": "a banana"}, headers={"X-Stainless-Retry-Count": "1"}
+        )
         assert another.json()["taskId"] != again.json()["taskId"]
 
 
 async def test_uploads_are_compared_by_their_bytes(tmp_path: Path) -> None:
     """The boundary between the parts differs on each request. The images are read twice, and still arrive whole."""
-    async with open_api(tmp_path) as house:
+    async with open_api(tmp_path) as broker:
         posts = [
-            house.client.post(
+            broker.client.post(
                 CREATE,
                 data={"prompt": "x"},
                 files={"image": ("a.png", png(color), "image/png")},
@@ -223,12 +225,12 @@ async def test_uploads_are_compared_by_their_bytes(tmp_path: Path) -> None:
         ]
         red, blue = await asyncio.gather(*posts)
         assert (red.status_code, blue.status_code) == (202, 202)
-        tasks, images, _, files = await house.left_behind()
+        tasks, images, _, files = await broker.stored_counts()
         assert (tasks, images, files) == (2, 2, 2)
 
 
 @pytest.mark.parametrize("count", ["", "-1", "x", "1" * 9])
 async def test_invalid_retry_count_is_ignored(tmp_path: Path, count: str) -> None:
-    async with open_api(tmp_path) as house:
-        answer = await house.client.post(CREATE, json={"prompt": "x"}, headers={"X-Stainless-Retry-Count": count})
+    async with open_api(tmp_path) as broker:
+        answer = await broker.client.post(CREATE, json={"prompt": "x"}, headers={"X-Stainless-Retry-Count": count})
         assert answer.status_code == 202
