@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from broker.providers.registry import point_to_sandbox, sandbox_upstream
 from broker.sandbox.faults import Fault, UnknownFault, parse_fault_setting
 from broker.sandbox.options import Options
 from broker.sandbox.server import serve_sandbox
+from broker.server.sockets import BindFailure, explain_bind_error, open_socket
 from broker.settings import Settings
 
 LOOPBACK = "127.0.0.1"
@@ -34,10 +34,8 @@ async def serve_alone(
 ) -> None:
     """Serve until SIGINT or SIGTERM."""
     _check_mood("--mood", mood)
-    if port and not _is_free(host, port):
-        raise CommandError(
-            f"Port {port} of {host} cannot be used: take another one with --port, or 0 for any free one."
-        )
+    if port and (failure := _find_bind_failure(host, port)):
+        raise CommandError(f"{failure.problem}: {failure.cure}")
     options = Options(
         api_key=api_key,
         webhook_key=webhook_key,
@@ -86,7 +84,7 @@ async def run_sandbox(settings: Settings, port: int) -> AsyncIterator[Settings]:
         mood=mood,
         data_dir=folder,
     )
-    async with serve_sandbox(LOOPBACK, port if _is_free(LOOPBACK, port) else 0, options) as url:
+    async with serve_sandbox(LOOPBACK, 0 if _find_bind_failure(LOOPBACK, port) else port, options) as url:
         yield _settings_for(url, settings)
 
 
@@ -112,9 +110,9 @@ def _make_folder(folder: Path) -> None:
         ) from error
 
 
-def _is_free(host: str, port: int) -> bool:
+def _find_bind_failure(host: str, port: int) -> BindFailure | None:
     try:
-        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
-    except (OSError, OverflowError):
-        return False
-    return True
+        open_socket(host, port).close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        return explain_bind_error(host, port, error)
+    return None

@@ -108,8 +108,8 @@ class AsyncClient:
         Raises `TaskFailed` when a task has no image; its `made` are the images of the other tasks.
         """
         order = await self.create(prompt, **options)
-        tasks = await _gather(self.wait(task_id, timeout=timeout) for task_id in order.ids)
-        made = await _gather(self.image(result) for task in tasks for result in task.images)
+        tasks = await _gather_all(self.wait(task_id, timeout=timeout) for task_id in order.ids)
+        made = await _gather_all(self.image(result) for task in tasks for result in task.images)
         for task in tasks:
             if task.status != "completed":
                 raise task_error(task, made)
@@ -187,11 +187,11 @@ class AsyncClient:
         """Yield the task now and after each change, until it has ended."""
         path, last_event_id = f"{_task_path(task)}/events", None
         while True:
-            started_at = asyncio.get_running_loop().time()
+            started_at, is_open = asyncio.get_running_loop().time(), False
             try:
                 async with AsyncExitStack() as stack:
-                    opening = partial(self._open_events, stack, path, last_event_id)
-                    events = await self._transport.retry(opening)
+                    events = await self._transport.retry(partial(self._open_events, stack, path, last_event_id))
+                    is_open = True
                     async for event in events:
                         if event.data:
                             last_event_id = event.id or last_event_id
@@ -200,8 +200,7 @@ class AsyncClient:
                             if current.ended:
                                 return
             except Unreachable as error:
-                # opening has its own retries; an open stream that breaks is opened again
-                if not error.passing or not error.sent:
+                if not is_open or not error.passing:  # opening has its own retries
                     raise
             await self._pause_since(started_at)
 
@@ -241,7 +240,7 @@ class AsyncClient:
         ended = await self.wait(task)
         if ended.status != "completed":
             raise task_error(ended)
-        return await _gather(self.image(result) for result in ended.images)
+        return await _gather_all(self.image(result) for result in ended.images)
 
     async def image(self, result: Result) -> Image:
         """Download an image. Raises `ChecksumMismatch` unless the bytes are those that the broker stored."""
@@ -332,7 +331,7 @@ def _parse_event(text: str) -> Document:
     return document
 
 
-async def _gather(several: Iterable[Awaitable[T]]) -> list[T]:
+async def _gather_all(several: Iterable[Awaitable[T]]) -> list[T]:
     """Run all concurrently and return the results in order. The first error cancels the others."""
     running = [asyncio.ensure_future(one) for one in several]
     try:

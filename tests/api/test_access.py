@@ -243,43 +243,43 @@ def sample_path(endpoint: Endpoint) -> str:
 
 async def test_the_router_enforces_the_declared_access(tmp_path: Path) -> None:
     """Also before the body is read: the requests have none."""
-    async with open_api(tmp_path) as house:
+    async with open_api(tmp_path) as broker:
         forwarded = {"X-Forwarded-For": "8.8.8.8"}
-        for endpoint in endpoints_of(house):
+        for endpoint in endpoints_of(broker):
             method, path = endpoint.method, sample_path(endpoint)
-            answer = await house.client.request(method, path, headers=forwarded)
+            answer = await broker.client.request(method, path, headers=forwarded)
             if endpoint.access in {"caller", "admin"}:
                 assert answer.status_code == 401, path
                 assert answer.headers["www-authenticate"] == "Bearer"
                 assert answer.json()["code"] == "unauthorized"
                 assert "BROKER_API_KEYS" in answer.json()["error"]
-                assert (await house.client.request(method, path)).status_code != 401, path
+                assert (await broker.client.request(method, path)).status_code != 401, path
             else:
                 assert answer.status_code in {200, 400, 404}, path
 
 
 async def test_only_the_routes_of_the_contract_are_open(tmp_path: Path) -> None:
     """A route that is declared public by mistake fails here."""
-    async with open_api(tmp_path) as house:
+    async with open_api(tmp_path) as broker:
         for access, lines in (("public", PUBLIC), ("provider", PROVIDER)):
-            declared = {f"{one.method} {one.path}" for one in endpoints_of(house) if one.access == access}
+            declared = {f"{one.method} {one.path}" for one in endpoints_of(broker) if one.access == access}
             assert declared == {line.strip() for line in lines.split("·")}
 
 
 async def test_a_key_opens_and_two_do_not(tmp_path: Path) -> None:
-    async with open_api(tmp_path, api_keys=(KEY,)) as house:
-        assert (await house.client.get("/api/tasks")).status_code == 401
+    async with open_api(tmp_path, api_keys=(KEY,)) as broker:
+        assert (await broker.client.get("/api/tasks")).status_code == 401
         right = ("Authorization", f"Bearer {KEY}")
-        assert (await house.client.get("/api/tasks", headers=[right])).status_code == 200
-        assert (await house.client.get("/api/tasks", headers=[right, right])).status_code == 401
+        assert (await broker.client.get("/api/tasks", headers=[right])).status_code == 200
+        assert (await broker.client.get("/api/tasks", headers=[right, right])).status_code == 401
 
 
 async def test_a_stranger_is_refused_before_the_body_is_read(tmp_path: Path) -> None:
     """Otherwise any client could fill the disk with uploads."""
-    async with open_api(tmp_path, sockets=True) as house:
+    async with open_api(tmp_path, sockets=True) as broker:
         head = (
-            f"POST /api/generate/image HTTP/1.1\r\nHost: evil.example:{house.port}\r\nContent-Length: 99999999\r\n"
+            f"POST /api/generate/image HTTP/1.1\r\nHost: evil.example:{broker.port}\r\nContent-Length: 99999999\r\n"
             "Content-Type: multipart/form-data; boundary=x\r\nConnection: close\r\n\r\n"
         )
-        answer = await house.raw(head.encode())
+        answer = await broker.send_raw(head.encode())
         assert answer.startswith(b"HTTP/1.1 401 ")

@@ -17,7 +17,7 @@ from storage.callbacks import Hook
 from storage.states import State
 from storage.tasks import Task
 from tests.api.test_api_callbacks import FORWARDED, HOOK, JOB, WEBHOOK_KEY, a_job, address, done, signed
-from tests.support.api import NEVER, ApiHouse, open_api
+from tests.support.api import NEVER, ApiBroker, open_api
 from tests.support.servers.postgres import Postgres
 from webhooks.signatures.base import Proof
 from webhooks.verification import Evidence
@@ -27,62 +27,62 @@ pytestmark = pytest.mark.anyio
 RESULT = "http://127.0.0.1:9/x.png"
 
 
-async def call(house: ApiHouse, path: str, body: Any, **headers: str) -> str:
+async def call(broker: ApiBroker, path: str, body: Any, **headers: str) -> str:
     """A callback; its id in the inbox."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    await house.client.post(path, content=content, headers={**FORWARDED, **headers})
-    ((hook,), _) = await listed(house, limit=1)
+    await broker.client.post(path, content=content, headers={**FORWARDED, **headers})
+    ((hook,), _) = await listed(broker, limit=1)
     hook_id: str = hook["id"]
     return hook_id
 
 
-async def listed(house: ApiHouse, **params: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    answer = await house.client.get("/api/callbacks", params=params)
+async def listed(broker: ApiBroker, **params: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    answer = await broker.client.get("/api/callbacks", params=params)
     assert answer.status_code == 200, answer.text
     document: dict[str, Any] = answer.json()
     return document["data"], document
 
 
-async def shown(house: ApiHouse, hook_id: str) -> dict[str, Any]:
-    answer = await house.client.get(f"/api/callbacks/{hook_id}")
+async def shown(broker: ApiBroker, hook_id: str) -> dict[str, Any]:
+    answer = await broker.client.get(f"/api/callbacks/{hook_id}")
     assert answer.status_code == 200, answer.text
     data: dict[str, Any] = answer.json()["data"]
     return data
 
 
-async def settled(house: ApiHouse, hook_id: str, field: str) -> dict[str, Any]:
+async def settled(broker: ApiBroker, hook_id: str, field: str) -> dict[str, Any]:
     """The callback when what is written after our answer is there."""
     async with asyncio.timeout(10):
         while True:
-            hook = await shown(house, hook_id)
+            hook = await shown(broker, hook_id)
             if hook[field] is not None:
                 return hook
             await asyncio.sleep(0.002)
 
 
-async def replayed(house: ApiHouse, hook_id: str, **params: str) -> dict[str, Any]:
-    answer = await house.client.post(f"/api/callbacks/{hook_id}/replay", params=params)
+async def replayed(broker: ApiBroker, hook_id: str, **params: str) -> dict[str, Any]:
+    answer = await broker.client.post(f"/api/callbacks/{hook_id}/replay", params=params)
     assert answer.status_code == 200, answer.text
     data: dict[str, Any] = answer.json()["data"]
     return data
 
 
-async def row(house: ApiHouse, task: Task) -> Task:
-    found = await house.services.tasks.get(task.id)
+async def row(broker: ApiBroker, task: Task) -> Task:
+    found = await broker.services.tasks.get(task.id)
     assert found is not None
     return found
 
 
-async def becomes(house: ApiHouse, task: Task, state: State) -> Task:
+async def becomes(broker: ApiBroker, task: Task, state: State) -> Task:
     async with asyncio.timeout(10):
         while True:
-            found = await row(house, task)
+            found = await row(broker, task)
             if found.state == state:
                 return found
             await asyncio.sleep(0.002)
 
 
-async def keep(house: ApiHouse, task: Task, body: Any = None, **changes: Any) -> str:
+async def keep(broker: ApiBroker, task: Task, body: Any = None, **changes: Any) -> str:
     """A callback that came, was read, and of which nothing became; its id."""
     proofs = Evidence(token=Proof.BODY_VERIFIED, known=True)
     hook = Hook(
@@ -97,10 +97,10 @@ async def keep(house: ApiHouse, task: Task, body: Any = None, **changes: Any) ->
         query=json.dumps({"task": task.id, "attempt": "1"}),
         body=json.dumps(body or done()),
         proofs=proofs.to_json(),
-        received_at=house.services.clock.now(),
+        received_at=broker.services.clock.now(),
         digested_at=1.0,
     )
-    await house.services.database.transact(house.services.hooks.adding(replace(hook, **changes)))
+    await broker.services.database.transact(broker.services.hooks.adding(replace(hook, **changes)))
     return hook.id
 
 
@@ -113,11 +113,11 @@ def ended(seconds_ago: float, now: float, unit: float = 1000) -> dict[str, Any]:
 
 
 async def test_the_keys_of_a_line_and_of_the_whole(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
-        task = await a_job(house)
-        hook_id = await call(house, address(house, task), done(), **{"X-Trace": "kept"})
-        whole = await settled(house, hook_id, "processedAt")
-        ((line,), document) = await listed(house)
+    async with open_api(tmp_path) as broker:
+        task = await a_job(broker)
+        hook_id = await call(broker, address(broker, task), done(), **{"X-Trace": "kept"})
+        whole = await settled(broker, hook_id, "processedAt")
+        ((line,), document) = await listed(broker)
         assert document.keys() == {"success", "data", "nextCursor", "missing"}
         expected = {"id": hook_id, "provider": "kie", "taskId": task.id, "attempt": 1, "verification": "accept"}
         assert {name: line[name] for name in expected} == expected
@@ -131,20 +131,20 @@ async def test_the_keys_of_a_line_and_of_the_whole(tmp_path: Path) -> None:
 
 
 async def test_every_verdict_can_be_listed(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
-        task = await a_job(house)
+    async with open_api(tmp_path) as broker:
+        task = await a_job(broker)
         sent = {
-            "accept": await call(house, address(house, task), done()),
-            "recheck": await call(house, HOOK, done()),
-            "reject": await call(house, address(house, task, "0" * 32), done()),
-            "unknown": await call(house, HOOK, done("nobody's")),
-            "malformed": await call(house, HOOK, b"{"),
+            "accept": await call(broker, address(broker, task), done()),
+            "recheck": await call(broker, HOOK, done()),
+            "reject": await call(broker, address(broker, task, "0" * 32), done()),
+            "unknown": await call(broker, HOOK, done("nobody's")),
+            "malformed": await call(broker, HOOK, b"{"),
         }
         for verdict, hook_id in sent.items():
-            ((line,), _) = await listed(house, verification=verdict)
+            ((line,), _) = await listed(broker, verification=verdict)
             assert line["id"] == hook_id
         for verdict in ("reject", "unknown", "malformed"):
-            assert (await shown(house, sent[verdict]))["processedAt"] is None
+            assert (await shown(broker, sent[verdict]))["processedAt"] is None
 
 
 @pytest.mark.parametrize(
@@ -158,49 +158,49 @@ async def test_every_verdict_can_be_listed(tmp_path: Path) -> None:
     ids=["milliseconds", "seconds", "text", "their clock is ahead"],
 )
 async def test_how_long_a_callback_was_on_its_way(tmp_path: Path, changes: Any, expected: tuple[float, float]) -> None:
-    async with open_api(tmp_path) as house:
-        task, now = await a_job(house), house.services.clock.now()
+    async with open_api(tmp_path) as broker:
+        task, now = await a_job(broker), broker.services.clock.now()
         body = done()
         body["data"] |= {name: value(now) for name, value in changes.items()}
-        hook = await shown(house, await call(house, address(house, task), body))
+        hook = await shown(broker, await call(broker, address(broker, task), body))
         assert expected[0] <= hook["lagSeconds"] <= expected[1]
-        page = (await house.client.get("/metrics")).text
+        page = (await broker.client.get("/metrics")).text
         assert 'broker_callback_lag_seconds_count{provider="kie"} 1.0' in page
         assert 'broker_callback_lag_seconds_sum{provider="kie"} -' not in page
 
 
 @pytest.mark.parametrize("time", [None, -1, 0, "soon", [], 10**30, 1_000, "2001-01-01T00:00:00Z", 4_000_000_000_000])
 async def test_impossible_times_give_no_lag(tmp_path: Path, time: Any) -> None:
-    async with open_api(tmp_path) as house:
-        task, body = await a_job(house), done()
+    async with open_api(tmp_path) as broker:
+        task, body = await a_job(broker), done()
         body["data"]["completeTime"] = time
-        hook = await shown(house, await call(house, address(house, task), body))
+        hook = await shown(broker, await call(broker, address(broker, task), body))
         assert (hook["verification"], hook["lagSeconds"]) == ("accept", None)
 
 
 async def test_a_stranger_does_not_move_the_histogram(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
-        await a_job(house)
-        hook = await shown(house, await call(house, HOOK, ended(100, house.services.clock.now())))
+    async with open_api(tmp_path) as broker:
+        await a_job(broker)
+        hook = await shown(broker, await call(broker, HOOK, ended(100, broker.services.clock.now())))
         assert hook["verification"] == "recheck"
-        assert "broker_callback_lag_seconds_count" not in (await house.client.get("/metrics")).text
+        assert "broker_callback_lag_seconds_count" not in (await broker.client.get("/metrics")).text
 
 
 async def test_pages_follow_each_other(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
-        task = await a_job(house)
-        sent = [await call(house, address(house, task, "0" * 32), done()) for _ in range(7)]
+    async with open_api(tmp_path) as broker:
+        task = await a_job(broker)
+        sent = [await call(broker, address(broker, task, "0" * 32), done()) for _ in range(7)]
         seen: list[str] = []
         params: dict[str, Any] = {"limit": 3, "verification": "reject", "provider": "kie"}
         while True:
-            page, document = await listed(house, **params)
+            page, document = await listed(broker, **params)
             seen += [hook["id"] for hook in page]
             assert ("missing" in document) is ("cursor" not in params)
             if document["nextCursor"] is None:
                 break
             params["cursor"] = document["nextCursor"]
         assert seen == sent[::-1]
-        assert await listed(house, task="task_of_nobody") == ([], (await listed(house, task="task_of_nobody"))[1])
+        assert await listed(broker, task="task_of_nobody") == ([], (await listed(broker, task="task_of_nobody"))[1])
 
 
 @pytest.mark.parametrize(
@@ -219,33 +219,33 @@ async def test_pages_follow_each_other(tmp_path: Path) -> None:
 )
 async def test_what_is_asked_for_wrongly_is_named(tmp_path: Path, params: Mapping[str, str], field: str) -> None:
     """The second cursor is one of the list of tasks."""
-    async with open_api(tmp_path) as house:
-        answer = await house.client.get("/api/callbacks", params=params)
+    async with open_api(tmp_path) as broker:
+        answer = await broker.client.get("/api/callbacks", params=params)
         assert (answer.status_code, answer.json()["field"]) == (400, field)
 
 
 @pytest.mark.parametrize("hook_id", [f"hook_{'0' * 24}", "hook_", "x", "hook_%00", "%F0%9F%8D%8C", "h" * 4000])
 async def test_what_is_not_there_is_not_found(tmp_path: Path, hook_id: str) -> None:
-    async with open_api(tmp_path) as house:
+    async with open_api(tmp_path) as broker:
         for method, path in (("GET", ""), ("POST", "/replay"), ("GET", "/fixture")):
-            answer = await house.client.request(method, f"/api/callbacks/{hook_id}{path}")
+            answer = await broker.client.request(method, f"/api/callbacks/{hook_id}{path}")
             assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
 
 
 async def test_what_postgres_cannot_hold_is_not_found_either(tmp_path: Path, postgres: Postgres) -> None:
     """It takes no NUL, and must not have us answer that the store is in trouble."""
-    async with open_api(tmp_path, database_url=await postgres.fresh()) as house:
-        assert (await house.client.get("/api/callbacks/hook_%00")).status_code == 404
-        assert (await house.client.get("/api/callbacks?task=%00")).status_code == 400
+    async with open_api(tmp_path, database_url=await postgres.fresh()) as broker:
+        assert (await broker.client.get("/api/callbacks/hook_%00")).status_code == 404
+        assert (await broker.client.get("/api/callbacks?task=%00")).status_code == 400
 
 
 async def test_a_second_result_does_not_change_how_the_end_was_learned(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
-        task = await a_job(house)
-        await house.services.database.execute("UPDATE attempts SET outcome = 'succeeded', learned_by = 'question'")
-        hook_id = await call(house, address(house, task), done("another-job"))
-        await settled(house, hook_id, "processedAt")
-        (attempt,) = await Attempts(house.services.database).of_task(task.id)
+    async with open_api(tmp_path) as broker:
+        task = await a_job(broker)
+        await broker.services.database.execute("UPDATE attempts SET outcome = 'succeeded', learned_by = 'question'")
+        hook_id = await call(broker, address(broker, task), done("another-job"))
+        await settled(broker, hook_id, "processedAt")
+        (attempt,) = await Attempts(broker.services.database).of_task(task.id)
         assert "another-job" in (attempt.spare or "")
         assert attempt.learned_by == "question"
 
@@ -255,21 +255,21 @@ async def test_a_second_result_does_not_change_how_the_end_was_learned(tmp_path:
 
 async def test_a_compressed_callback_is_in_the_inbox(tmp_path: Path) -> None:
     """Or a provider behind a compressing proxy would be rejected each time, unseen."""
-    async with open_api(tmp_path) as house:
+    async with open_api(tmp_path) as broker:
         headers = {"Content-Encoding": "gzip", "Content-Type": "application/json"}
-        answer = await house.client.post("/api/webhook/nano-banana", content=b"\x1f\x8b\x08{}", headers=headers)
+        answer = await broker.client.post("/api/webhook/nano-banana", content=b"\x1f\x8b\x08{}", headers=headers)
         assert answer.status_code == 400
-        ((hook,), _) = await listed(house, limit=1)
+        ((hook,), _) = await listed(broker, limit=1)
         assert (hook["verification"], hook["status"]) == ("malformed", 400)
         assert "Content-Encoding" in hook["reason"]
 
 
 async def test_news_of_an_earlier_job_is_about_the_attempt_that_made_it(tmp_path: Path) -> None:
     """It came without the address of an attempt. The next one is on its way, and may not be ended by it."""
-    async with open_api(tmp_path) as house:
-        task = await house.add(state=State.SUBMITTING, attempt=2, lease_until=NEVER, leased_by="somebody")
+    async with open_api(tmp_path) as broker:
+        task = await broker.add_task(state=State.SUBMITTING, attempt=2, lease_until=NEVER, leased_by="somebody")
         for number, job_id in ((1, "job-1"), (2, None)):
-            await house.services.database.execute(
+            await broker.services.database.execute(
                 """INSERT INTO attempts (task_id, number, provider, key_id, job_id, sent_at, outcome, billed)
                     VALUES (:id, :number, 'kie', 'default', :job, 1.0, 'sent', 'unknown')""",
                 id=task.id,
@@ -277,91 +277,91 @@ async def test_news_of_an_earlier_job_is_about_the_attempt_that_made_it(tmp_path
                 job=job_id,
             )
         failed = {"code": 500, "data": {"taskId": "job-1", "state": "fail", "failCode": "500", "failMsg": "internal"}}
-        answer = await house.client.post("/api/webhook/nano-banana", json=failed)
+        answer = await broker.client.post("/api/webhook/nano-banana", json=failed)
         assert answer.status_code == 200
-        ((hook,), _) = await listed(house, limit=1)
-        told = await replayed(house, hook["id"])
-        await settled(house, told["replayId"], "processedAt")
-        assert (await row(house, task)).state == State.SUBMITTING
-        attempts = await Attempts(house.services.database).of_task(task.id)
+        ((hook,), _) = await listed(broker, limit=1)
+        told = await replayed(broker, hook["id"])
+        await settled(broker, told["replayId"], "processedAt")
+        assert (await row(broker, task)).state == State.SUBMITTING
+        attempts = await Attempts(broker.services.database).of_task(task.id)
         assert [(attempt.outcome, attempt.job_id) for attempt in attempts] == [("failed", "job-1"), ("sent", None)]
 
 
 async def test_a_replay_takes_the_news_in_again(tmp_path: Path) -> None:
     """As after a bug of ours: the news was read, nothing came of it, and the code is better now."""
-    async with open_api(tmp_path) as house:
-        task = await a_job(house)
-        hook_id = await keep(house, task)
-        told = await replayed(house, hook_id)
+    async with open_api(tmp_path) as broker:
+        task = await a_job(broker)
+        hook_id = await keep(broker, task)
+        told = await replayed(broker, hook_id)
         assert (told["verification"], told["replayedAs"], told["replayed"]) == ("accept", "accept", True)
         assert told["names"] == [JOB]
         assert told["reportData"]["outputs"] == [RESULT]
         assert told["report"] == "the job succeeded: 1 result"
         assert told["effect"] == "the task goes from waiting to fetching"
-        assert (await becomes(house, task, State.FETCHING)).outputs == (RESULT,)
-        replay = await settled(house, told["replayId"], "processedAt")
+        assert (await becomes(broker, task, State.FETCHING)).outputs == (RESULT,)
+        replay = await settled(broker, told["replayId"], "processedAt")
         assert (replay["replayOf"], replay["reason"]) == (hook_id, "replayed by hand")
         assert replay["lagSeconds"] is None
-        assert replay["body"] == (await shown(house, hook_id))["body"]
-        assert "replayOf" not in await shown(house, hook_id)
+        assert replay["body"] == (await shown(broker, hook_id))["body"]
+        assert "replayOf" not in await shown(broker, hook_id)
 
 
 async def test_a_dry_run_changes_nothing(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
-        task = await a_job(house)
-        hook_id = await keep(house, task)
-        before = (await row(house, task), await listed(house))
-        told = await replayed(house, hook_id, dryRun="true")
+    async with open_api(tmp_path) as broker:
+        task = await a_job(broker)
+        hook_id = await keep(broker, task)
+        before = (await row(broker, task), await listed(broker))
+        told = await replayed(broker, hook_id, dryRun="true")
         assert (told["dryRun"], told["replayed"], told["replayId"]) == (True, False, None)
         assert told["effect"] == "the task goes from waiting to fetching"
-        assert (await row(house, task), await listed(house)) == before
-        answer = await house.client.post(f"/api/callbacks/{hook_id}/replay", params={"dryRun": "perhaps"})
+        assert (await row(broker, task), await listed(broker)) == before
+        answer = await broker.client.post(f"/api/callbacks/{hook_id}/replay", params={"dryRun": "perhaps"})
         assert (answer.status_code, answer.json()["field"]) == (400, "dryRun")
-        assert await listed(house) == before[1]
+        assert await listed(broker) == before[1]
 
 
 async def test_what_was_only_asked_about_stays_a_question(tmp_path: Path) -> None:
     """A stranger's body must not become news because the operator replayed it."""
-    async with open_api(tmp_path) as house:
-        task = await a_job(house)
-        hook_id = await call(house, HOOK, done())
-        await settled(house, hook_id, "processedAt")
-        told = await replayed(house, hook_id)
+    async with open_api(tmp_path) as broker:
+        task = await a_job(broker)
+        hook_id = await call(broker, HOOK, done())
+        await settled(broker, hook_id, "processedAt")
+        told = await replayed(broker, hook_id)
         assert (told["verification"], told["replayedAs"], told["replayed"]) == ("recheck", "recheck", True)
-        assert (await settled(house, told["replayId"], "processedAt"))["verification"] == "recheck"
-        found = await row(house, task)
+        assert (await settled(broker, told["replayId"], "processedAt"))["verification"] == "recheck"
+        found = await row(broker, task)
         assert (found.state, found.outputs) == (State.WAITING, ())
 
 
 async def test_milder_rules_make_no_news_of_a_question(tmp_path: Path) -> None:
     """By today's rules it would be believed; then it was not, so the provider is asked again."""
-    async with open_api(tmp_path) as house:
-        task = await a_job(house)
-        hook_id = await keep(house, task, verdict="recheck", status=202, proofs=Evidence(trusted=True).to_json())
-        told = await replayed(house, hook_id)
+    async with open_api(tmp_path) as broker:
+        task = await a_job(broker)
+        hook_id = await keep(broker, task, verdict="recheck", status=202, proofs=Evidence(trusted=True).to_json())
+        told = await replayed(broker, hook_id)
         assert (told["verification"], told["replayedAs"]) == ("accept", "recheck")
-        await settled(house, told["replayId"], "processedAt")
-        assert (await row(house, task)).state == State.WAITING
+        await settled(broker, told["replayId"], "processedAt")
+        assert (await row(broker, task)).state == State.WAITING
 
 
 async def test_a_signature_that_does_not_cover_the_body_is_worth_a_question_again(tmp_path: Path) -> None:
-    async with open_api(tmp_path, webhook_key=WEBHOOK_KEY) as house:
-        task = await a_job(house)
-        hook_id = await call(house, HOOK, done(), **signed(house.services.clock.now()))
-        told = await replayed(house, hook_id)
+    async with open_api(tmp_path, webhook_key=WEBHOOK_KEY) as broker:
+        task = await a_job(broker)
+        hook_id = await call(broker, HOOK, done(), **signed(broker.services.clock.now()))
+        told = await replayed(broker, hook_id)
         assert (told["was"]["verification"], told["verification"], told["replayedAs"]) == (
             "recheck",
             "recheck",
             "recheck",
         )
-        assert (await row(house, task)).state == State.WAITING
+        assert (await row(broker, task)).state == State.WAITING
 
 
 async def test_what_was_refused_is_explained_and_never_believed(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
-        task = await a_job(house)
-        hook_id = await call(house, address(house, task, "0" * 32), done())
-        told = await replayed(house, hook_id)
+    async with open_api(tmp_path) as broker:
+        task = await a_job(broker)
+        hook_id = await call(broker, address(broker, task, "0" * 32), done())
+        told = await replayed(broker, hook_id)
         assert (told["verification"], told["status"], told["replayedAs"], told["replayed"]) == (
             "reject",
             401,
@@ -369,92 +369,92 @@ async def test_what_was_refused_is_explained_and_never_believed(tmp_path: Path) 
             False,
         )
         assert (told["taskId"], told["effect"]) == (task.id, "nothing: it is not taken in")
-        assert [hook["id"] for hook in (await listed(house))[0]] == [hook_id]
-        assert (await row(house, task)).state == State.WAITING
+        assert [hook["id"] for hook in (await listed(broker))[0]] == [hook_id]
+        assert (await row(broker, task)).state == State.WAITING
 
 
 async def test_what_was_refused_for_a_rule_that_is_gone_stays_outside(tmp_path: Path) -> None:
     """By today's rules it would be a question; then it was rejected, and its sender got that response."""
-    async with open_api(tmp_path) as house:
-        task = await a_job(house)
+    async with open_api(tmp_path) as broker:
+        task = await a_job(broker)
         hook_id = await keep(
-            house, task, verdict="reject", status=401, task_id=None, attempt=None, proofs=Evidence().to_json()
+            broker, task, verdict="reject", status=401, task_id=None, attempt=None, proofs=Evidence().to_json()
         )
-        told = await replayed(house, hook_id)
+        told = await replayed(broker, hook_id)
         assert (told["verification"], told["replayedAs"], told["replayed"]) == ("recheck", None, False)
 
 
 async def test_a_callback_that_could_not_be_read_is_replayed_by_what_it_proved(tmp_path: Path) -> None:
     """That is what a replay is for: the token was right, only we did not understand."""
-    async with open_api(tmp_path) as house:
-        task = await a_job(house)
+    async with open_api(tmp_path) as broker:
+        task = await a_job(broker)
         proofs = Evidence(token=Proof.BODY_VERIFIED).to_json()
-        hook_id = await keep(house, task, verdict="malformed", status=400, task_id=None, proofs=proofs)
-        told = await replayed(house, hook_id)
+        hook_id = await keep(broker, task, verdict="malformed", status=400, task_id=None, proofs=proofs)
+        told = await replayed(broker, hook_id)
         assert (told["was"]["verification"], told["verification"], told["replayedAs"]) == (
             "malformed",
             "accept",
             "accept",
         )
-        assert (await becomes(house, task, State.FETCHING)).outputs == (RESULT,)
+        assert (await becomes(broker, task, State.FETCHING)).outputs == (RESULT,)
 
 
 async def test_a_task_that_was_not_known_then_is_asked_about_now(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
-        hook_id = await call(house, HOOK, done())
-        assert (await replayed(house, hook_id))["verification"] == "unknown"
-        task = await a_job(house)
-        told = await replayed(house, hook_id)
+    async with open_api(tmp_path) as broker:
+        hook_id = await call(broker, HOOK, done())
+        assert (await replayed(broker, hook_id))["verification"] == "unknown"
+        task = await a_job(broker)
+        told = await replayed(broker, hook_id)
         assert (told["verification"], told["replayedAs"], told["taskId"]) == ("recheck", "recheck", task.id)
-        assert (await settled(house, told["replayId"], "processedAt"))["taskId"] == task.id
+        assert (await settled(broker, told["replayId"], "processedAt"))["taskId"] == task.id
 
 
 async def test_one_that_is_still_unreadable_says_so(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
-        task = await a_job(house)
+    async with open_api(tmp_path) as broker:
+        task = await a_job(broker)
         for body, status in ((b"{", 400), (b"x" * 300_000, 413)):
-            told = await replayed(house, await call(house, address(house, task), body))
+            told = await replayed(broker, await call(broker, address(broker, task), body))
             assert (told["verification"], told["status"], told["replayed"]) == ("malformed", status, False)
             assert (told["reportData"], told["report"]) == (None, "the body cannot be read")
 
 
 async def test_a_replay_after_the_end_changes_nothing(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
-        task = await a_job(house)
-        hook_id = await keep(house, task)
-        await house.services.database.execute("UPDATE attempts SET outcome = 'succeeded'")
+    async with open_api(tmp_path) as broker:
+        task = await a_job(broker)
+        hook_id = await keep(broker, task)
+        await broker.services.database.execute("UPDATE attempts SET outcome = 'succeeded'")
         for state, effect in (
             (State.SUCCEEDED, "nothing: the task is succeeded already"),
             (State.EXPIRED, "nothing: the task was deleted by retention"),
         ):
-            await house.change(task, state=state, ended_at=NEVER, due_at=NEVER)
-            told = await replayed(house, hook_id)
+            await broker.change_task(task, state=state, ended_at=NEVER, due_at=NEVER)
+            told = await replayed(broker, hook_id)
             assert told["effect"] == effect
-            await settled(house, told["replayId"], "processedAt")
-            assert (await row(house, task)).state == state
+            await settled(broker, told["replayId"], "processedAt")
+            assert (await row(broker, task)).state == state
 
 
 async def test_a_right_token_speaks_for_its_own_task_only(tmp_path: Path) -> None:
     """Its task may be deleted by now; a job id in the body must not lead to another one."""
-    async with open_api(tmp_path) as house:
-        task = await a_job(house)
+    async with open_api(tmp_path) as broker:
+        task = await a_job(broker)
         gone = f"task_{'9' * 32}"
-        token = house.services.tokens.token(gone, 1)
+        token = broker.services.tokens.token(gone, 1)
         path = f"{HOOK}?{httpx.QueryParams({'task': gone, 'attempt': '1', 'token': token})}"
-        hook_id = await call(house, path, done())
-        assert (await shown(house, hook_id))["verification"] == "unknown"
-        assert not (await replayed(house, hook_id))["replayed"]
-        assert (await row(house, task)).state == State.WAITING
+        hook_id = await call(broker, path, done())
+        assert (await shown(broker, hook_id))["verification"] == "unknown"
+        assert not (await replayed(broker, hook_id))["replayed"]
+        assert (await row(broker, task)).state == State.WAITING
 
 
 # -- the fixture, and secrets
 
 
 async def test_a_fixture_says_what_it_should_come_to(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
-        task = await a_job(house)
-        hook_id = await call(house, address(house, task), ended(2, house.services.clock.now()))
-        fixture = (await house.client.get(f"/api/callbacks/{hook_id}/fixture")).json()
+    async with open_api(tmp_path) as broker:
+        task = await a_job(broker)
+        hook_id = await call(broker, address(broker, task), ended(2, broker.services.clock.now()))
+        fixture = (await broker.client.get(f"/api/callbacks/{hook_id}/fixture")).json()
         assert fixture.keys() == {"provider", "receivedAt", "headers", "query", "body", "proofs", "was", "expected"}
         assert (fixture["provider"], fixture["was"]["verification"]) == ("kie", "accept")
         expected = fixture["expected"]
@@ -464,14 +464,14 @@ async def test_a_fixture_says_what_it_should_come_to(tmp_path: Path) -> None:
 
 
 async def test_no_way_out_shows_a_secret(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
-        task = await a_job(house)
-        token = house.services.tokens.token(task.id, 1)
-        repeated = {**done(), "callBackUrl": f"https://broker.example{address(house, task)}"}
-        hook_id = await call(house, address(house, task), repeated, Authorization="Bearer canary", Cookie="canary=1")
-        told = await replayed(house, hook_id)
+    async with open_api(tmp_path) as broker:
+        task = await a_job(broker)
+        token = broker.services.tokens.token(task.id, 1)
+        repeated = {**done(), "callBackUrl": f"https://broker.example{address(broker, task)}"}
+        hook_id = await call(broker, address(broker, task), repeated, Authorization="Bearer canary", Cookie="canary=1")
+        told = await replayed(broker, hook_id)
         for path in ("", f"/{hook_id}", f"/{told['replayId']}", f"/{hook_id}/fixture"):
-            text = (await house.client.get(f"/api/callbacks{path}")).text
+            text = (await broker.client.get(f"/api/callbacks{path}")).text
             assert task.id in text
             assert token not in text
             assert "canary" not in text

@@ -14,7 +14,7 @@ import pytest
 
 from storage.attempts import Attempt
 from storage.tasks import Task
-from tests.support.api import ApiHouse, open_api
+from tests.support.api import ApiBroker, open_api
 from webhooks.tokens import ChallengeResponse, new_nonce
 from webhooks.verification import MAX_BODY_BYTES
 
@@ -27,19 +27,19 @@ FORWARDED = {"X-Forwarded-For": "8.8.8.8"}
 WEBHOOK_KEY = "webhook-key-of-the-tests"
 
 
-async def a_job(house: ApiHouse) -> Task:
-    task = await house.add(job_id=JOB)
+async def a_job(broker: ApiBroker) -> Task:
+    task = await broker.add_task(job_id=JOB)
     attempt = Attempt(task_id=task.id, number=1, provider="kie", key_id="default", job_id=JOB, sent_at=task.created_at)
     values = vars(attempt)
     columns = ", ".join(values)
-    await house.services.database.execute(
+    await broker.services.database.execute(
         f"INSERT INTO attempts ({columns}) VALUES ({', '.join(':' + name for name in values)})", **values
     )
     return task
 
 
-def address(house: ApiHouse, task: Task, token: str | None = None, **changes: str) -> str:
-    token = house.services.tokens.token(task.id, 1) if token is None else token
+def address(broker: ApiBroker, task: Task, token: str | None = None, **changes: str) -> str:
+    token = broker.services.tokens.token(task.id, 1) if token is None else token
     query = {"task": task.id, "attempt": "1", "token": token, **changes}
     return f"{HOOK}?{httpx.QueryParams(query)}"
 
@@ -54,63 +54,63 @@ def signed(now: float, job: str = JOB, key: str = WEBHOOK_KEY) -> dict[str, str]
     return {"X-Webhook-Timestamp": str(int(now)), "X-Webhook-Signature": base64.b64encode(digest).decode()}
 
 
-async def verdicts(house: ApiHouse) -> list[tuple[str, int]]:
-    return [(hook.verdict, hook.status) for hook in await house.services.hooks.newest(limit=100)]
+async def verdicts(broker: ApiBroker) -> list[tuple[str, int]]:
+    return [(hook.verdict, hook.status) for hook in await broker.services.hooks.newest(limit=100)]
 
 
 async def test_the_address_can_be_checked_with_get(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
+    async with open_api(tmp_path) as broker:
         for path in (HOOK, "/api/webhook/kie"):
-            document = (await house.client.get(path, headers=FORWARDED)).json()
+            document = (await broker.client.get(path, headers=FORWARDED)).json()
             assert document["timestamp"].endswith("Z")
             assert (document["status"], document["message"]) == ("ok", "Nano Banana webhook endpoint is ready")
 
 
 async def test_the_greeting_shows_that_it_is_ours_to_a_nonce_and_to_nothing_else(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
-        presence, nonce = ChallengeResponse(house.services.tokens.secret), new_nonce()
-        shown = (await house.client.get(HOOK, params={"probe": nonce}, headers=FORWARDED)).json()
+    async with open_api(tmp_path) as broker:
+        presence, nonce = ChallengeResponse(broker.services.tokens.secret), new_nonce()
+        shown = (await broker.client.get(HOOK, params={"probe": nonce}, headers=FORWARDED)).json()
         assert presence.is_valid(nonce, shown["probe"])
         for query in ("", "?probe=", "?probe=task_1:1", f"?probe={nonce}0", f"?probe={nonce}&probe={nonce}", "?x=1"):
-            greeting = (await house.client.get(HOOK + query)).json()
+            greeting = (await broker.client.get(HOOK + query)).json()
             assert set(greeting) == {"status", "message", "timestamp"}, query
 
 
 async def test_without_a_webhook_key_the_token_decides(tmp_path: Path) -> None:
     """Every line of the table of proofs; what is not proved is asked for, what is wrong changes nothing."""
-    async with open_api(tmp_path) as house:
-        task = await a_job(house)
-        other = house.services.tokens.token(task.id, 2)
-        right = address(house, task)
-        token = house.services.tokens.token(task.id, 1)
+    async with open_api(tmp_path) as broker:
+        task = await a_job(broker)
+        other = broker.services.tokens.token(task.id, 2)
+        right = address(broker, task)
+        token = broker.services.tokens.token(task.id, 1)
         cases: list[tuple[str, str, dict[str, str], int, str]] = [
             ("right token", right, FORWARDED, 200, ""),
-            ("token of another attempt", address(house, task, other), FORWARDED, 401, "unauthorized"),
-            ("token cut short", address(house, task, token[:-1]), FORWARDED, 401, "unauthorized"),
-            ("empty token", address(house, task, ""), FORWARDED, 401, "unauthorized"),
-            ("strange token", address(house, task, "ü\u0000🍌"), FORWARDED, 401, "unauthorized"),
-            ("wrong token from here", address(house, task, other), {}, 401, "unauthorized"),
+            ("token of another attempt", address(broker, task, other), FORWARDED, 401, "unauthorized"),
+            ("token cut short", address(broker, task, token[:-1]), FORWARDED, 401, "unauthorized"),
+            ("empty token", address(broker, task, ""), FORWARDED, 401, "unauthorized"),
+            ("strange token", address(broker, task, "ü\u0000🍌"), FORWARDED, 401, "unauthorized"),
+            ("wrong token from here", address(broker, task, other), {}, 401, "unauthorized"),
             ("another task", f"{HOOK}?task=task_{'9' * 32}&attempt=1&token={token}", FORWARDED, 401, "unauthorized"),
             ("no attempt", f"{HOOK}?task={task.id}&token={token}", FORWARDED, 401, "unauthorized"),
-            ("odd attempt", address(house, task, attempt="01"), FORWARDED, 401, "unauthorized"),
-            ("huge attempt", address(house, task, attempt="9" * 400), FORWARDED, 401, "unauthorized"),
+            ("odd attempt", address(broker, task, attempt="01"), FORWARDED, 401, "unauthorized"),
+            ("huge attempt", address(broker, task, attempt="9" * 400), FORWARDED, 401, "unauthorized"),
             ("no proof", HOOK, FORWARDED, 202, ""),
             ("no proof, other path", "/api/webhook/kie", FORWARDED, 202, ""),
             ("trusted", HOOK, {}, 200, ""),
         ]
         for what, path, headers, status, code in cases:
-            answer = await house.client.post(path, json=done(), headers=headers)
+            answer = await broker.client.post(path, json=done(), headers=headers)
             assert answer.status_code == status, (what, answer.text)
             assert answer.json().get("code", "") == code, what
             assert answer.json()["success"] is (status < 300), what
-        assert sorted(status for _, status in await verdicts(house)) == sorted(case[3] for case in cases)
+        assert sorted(status for _, status in await verdicts(broker)) == sorted(case[3] for case in cases)
 
 
 async def test_with_a_webhook_key_an_unsigned_call_is_nothing(tmp_path: Path) -> None:
     """The signature covers only the id, so that what it proves is asked for; the token goes on being enough."""
-    async with open_api(tmp_path, webhook_key=WEBHOOK_KEY) as house:
-        task = await a_job(house)
-        now = house.services.clock.now()
+    async with open_api(tmp_path, webhook_key=WEBHOOK_KEY) as broker:
+        task = await a_job(broker)
+        now = broker.services.clock.now()
         cases: list[tuple[str, str, dict[str, str], int]] = [
             ("unsigned", HOOK, FORWARDED, 401),
             ("unsigned from here", HOOK, {}, 401),
@@ -120,41 +120,41 @@ async def test_with_a_webhook_key_an_unsigned_call_is_nothing(tmp_path: Path) ->
             ("stale", HOOK, {**FORWARDED, **signed(now - 301)}, 401),
             ("from the future", HOOK, {**FORWARDED, **signed(now + 310)}, 401),
             ("no timestamp", HOOK, {**FORWARDED, "X-Webhook-Signature": "AAAA"}, 401),
-            ("right token, unsigned", address(house, task), FORWARDED, 200),
-            ("right token, wrong signature", address(house, task), {**FORWARDED, **signed(now, key="x")}, 401),
-            ("right token, signed", address(house, task), {**FORWARDED, **signed(now)}, 200),
+            ("right token, unsigned", address(broker, task), FORWARDED, 200),
+            ("right token, wrong signature", address(broker, task), {**FORWARDED, **signed(now, key="x")}, 401),
+            ("right token, signed", address(broker, task), {**FORWARDED, **signed(now)}, 200),
         ]
         for what, path, headers, status in cases:
-            answer = await house.client.post(path, json=done(), headers=headers)
+            answer = await broker.client.post(path, json=done(), headers=headers)
             assert answer.status_code == status, (what, answer.text)
 
 
 async def test_a_proved_success_becomes_a_download(tmp_path: Path) -> None:
     """And the same again changes nothing. The simulated callback of the guide names our own id."""
-    async with open_api(tmp_path) as house:
-        task = await a_job(house)
+    async with open_api(tmp_path) as broker:
+        task = await a_job(broker)
         simulated = {"task_id": task.id, "status": "completed", "output": {"image_url": "http://127.0.0.1:9/x.png"}}
         for _ in range(3):
-            assert (await house.client.post(HOOK, json=simulated)).status_code == 200
-        await house.services.worker.callbacks.step.process_callbacks(task.id)
-        row = await house.services.tasks.get(task.id)
+            assert (await broker.client.post(HOOK, json=simulated)).status_code == 200
+        await broker.services.worker.callbacks.step.process_callbacks(task.id)
+        row = await broker.services.tasks.get(task.id)
         assert row is not None
         assert row.outputs == ("http://127.0.0.1:9/x.png",)
 
 
 async def test_a_refused_callback_changes_no_row(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
-        task = await a_job(house)
-        before = await house.services.tasks.get(task.id)
+    async with open_api(tmp_path) as broker:
+        task = await a_job(broker)
+        before = await broker.services.tasks.get(task.id)
         for number in range(50):
-            path = address(house, task, f"{number:032x}")
-            assert (await house.client.post(path, json=done(), headers=FORWARDED)).status_code == 401
-        assert await house.services.tasks.get(task.id) == before
+            path = address(broker, task, f"{number:032x}")
+            assert (await broker.client.post(path, json=done(), headers=FORWARDED)).status_code == 401
+        assert await broker.services.tasks.get(task.id) == before
 
 
 async def test_a_callback_about_nothing_is_not_found(tmp_path: Path) -> None:
     """404, so that the provider tries again: the job id may be on its way into our books."""
-    async with open_api(tmp_path) as house:
+    async with open_api(tmp_path) as broker:
         strange: list[Any] = [
             done("unknown"),
             {},
@@ -167,70 +167,70 @@ async def test_a_callback_about_nothing_is_not_found(tmp_path: Path) -> None:
             {"task_id": "x" * 5000},
         ]
         for body in strange:
-            answer = await house.client.post(HOOK, content=json.dumps(body), headers=FORWARDED)
+            answer = await broker.client.post(HOOK, content=json.dumps(body), headers=FORWARDED)
             assert (answer.status_code, answer.json()["code"]) == (404, "task_not_found"), body
 
 
 @pytest.mark.parametrize("trusted", [True, False])
 async def test_unreadable_bodies(tmp_path: Path, trusted: bool) -> None:
-    async with open_api(tmp_path) as house:
-        task = await a_job(house)
+    async with open_api(tmp_path) as broker:
+        task = await a_job(broker)
         headers = {} if trusted else FORWARDED
         bodies = [b"", b"{", b"\xff\xfe", b"NaN", b"[" * 200_000, b'{"a":' + b"9" * 5000 + b"}", b'"\\ud800"', b"a=b"]
         for body in bodies:
-            for path in (HOOK, address(house, task)):
-                answer = await house.client.post(path, content=body, headers=headers)
+            for path in (HOOK, address(broker, task)):
+                answer = await broker.client.post(path, content=body, headers=headers)
                 assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request"), body[:50]
-        packed = await house.client.post(HOOK, content=b"x", headers={**headers, "Content-Encoding": "gzip"})
+        packed = await broker.client.post(HOOK, content=b"x", headers={**headers, "Content-Encoding": "gzip"})
         assert (packed.status_code, packed.json()["code"]) == (400, "invalid_request")
-        assert {verdict for verdict, _ in await verdicts(house)} == {"malformed"}
+        assert {verdict for verdict, _ in await verdicts(broker)} == {"malformed"}
 
 
 async def test_any_content_type_is_read_as_json(tmp_path: Path) -> None:
     """People forget curl's -H, and one provider sends text/plain."""
-    async with open_api(tmp_path) as house:
-        task = await a_job(house)
+    async with open_api(tmp_path) as broker:
+        task = await a_job(broker)
         body = json.dumps(done()).encode()
         for media_type in ("application/json", "text/plain", "application/x-www-form-urlencoded", "", "nonsense;;"):
-            answer = await house.client.post(address(house, task), content=body, headers={"content-type": media_type})
+            answer = await broker.client.post(address(broker, task), content=body, headers={"content-type": media_type})
             assert answer.status_code == 200, media_type
 
 
 async def test_a_large_body_is_refused_and_noted(tmp_path: Path) -> None:
     """At the limit it is read; one byte more, declared or not, is 413 and in the inbox all the same."""
-    async with open_api(tmp_path) as house:
-        task = await a_job(house)
+    async with open_api(tmp_path) as broker:
+        task = await a_job(broker)
         body = json.dumps({**done(), "padding": ""}).encode()
         fits = body.replace(b'"padding": ""', b'"padding": "' + b"x" * (MAX_BODY_BYTES - len(body)) + b'"')
         assert len(fits) == MAX_BODY_BYTES
-        assert (await house.client.post(address(house, task), content=fits)).status_code == 200
+        assert (await broker.client.post(address(broker, task), content=fits)).status_code == 200
 
         async def chunks() -> Any:
             for _ in range(10):
                 yield b"x" * 100_000
 
         for content in (fits + b" ", chunks()):
-            answer = await house.client.post(address(house, task), content=content)
+            answer = await broker.client.post(address(broker, task), content=content)
             assert (answer.status_code, answer.json()["code"]) == (413, "payload_too_large")
-        assert sorted(status for _, status in await verdicts(house)) == [200, 413, 413]
+        assert sorted(status for _, status in await verdicts(broker)) == [200, 413, 413]
 
 
 async def test_the_time_to_an_answer_is_measured(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
-        await house.client.post(HOOK, json=done())
-        page = (await house.client.get("/metrics")).text
+    async with open_api(tmp_path) as broker:
+        await broker.client.post(HOOK, json=done())
+        page = (await broker.client.get("/metrics")).text
         assert "broker_callback_ack_seconds_count 1.0" in page
         assert 'broker_callbacks_total{provider="kie",verification="unknown"} 1.0' in page
 
 
 async def test_tokens_and_secrets_stay_out_of_the_inbox(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
-        task = await a_job(house)
-        path = address(house, task)
+    async with open_api(tmp_path) as broker:
+        task = await a_job(broker)
+        path = address(broker, task)
         headers = {**FORWARDED, "Authorization": "Bearer canary-1", "X-Api-Key": "canary-2", "X-Trace": "kept"}
-        await house.client.post(path, json=done(), headers=headers)
-        (entry,) = await house.services.hooks.newest(limit=10)
-        kept = str(await house.services.hooks.get(entry.id))
+        await broker.client.post(path, json=done(), headers=headers)
+        (entry,) = await broker.services.hooks.newest(limit=10)
+        kept = str(await broker.services.hooks.get(entry.id))
         assert "kept" in kept
         assert "canary" not in kept
-        assert house.services.tokens.token(task.id, 1) not in kept
+        assert broker.services.tokens.token(task.id, 1) not in kept

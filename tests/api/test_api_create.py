@@ -14,7 +14,7 @@ import pytest
 
 from broker.api.http.request_body import parse_json
 from broker.errors import ApiError
-from tests.support.api import ApiHouse, open_api, png
+from tests.support.api import ApiBroker, open_api, png
 from webhooks import strict_json
 
 pytestmark = pytest.mark.anyio
@@ -38,8 +38,8 @@ def file(data: bytes = b"", name: str = "a.png", part: str = "image") -> Parts:
 
 async def test_a_json_order_is_taken(tmp_path: Path) -> None:
     """The answer existing front ends read, and the headers that give a program the time of its first poll."""
-    async with open_api(tmp_path) as house:
-        answer = await house.client.post(CREATE, json=PROMPT)
+    async with open_api(tmp_path) as broker:
+        answer = await broker.client.post(CREATE, json=PROMPT)
         document = answer.json()
         task_id, batch_id = document.pop("taskId"), document.pop("batchId")
         assert (document.pop("warnings"), document.pop("estimate")["total"]) == ([ANY], 4)
@@ -55,7 +55,7 @@ async def test_a_json_order_is_taken(tmp_path: Path) -> None:
         }
         assert answer.headers["location"] == f"/api/task/{task_id}"
         assert answer.headers["retry-after"] == "3"
-        assert (await house.client.get(document["pollUrl"])).json()["data"]["prompt"] == "a banana"
+        assert (await broker.client.get(document["pollUrl"])).json()["data"]["prompt"] == "a banana"
 
 
 WISHES = [
@@ -69,118 +69,118 @@ WISHES = [
 
 
 async def test_the_caller_chooses_the_language(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
+    async with open_api(tmp_path) as broker:
         for wish, message in WISHES:
             headers = [(b"accept-language", wish.encode("latin-1"))]
-            answer = await house.client.post(CREATE, json=PROMPT, headers=headers)
+            answer = await broker.client.post(CREATE, json=PROMPT, headers=headers)
             assert answer.json()["message"] == message, wish
 
 
 async def test_the_form_of_the_old_front_end_is_taken(tmp_path: Path) -> None:
     """FormData as the integration guide writes it, empty file field and unused steps included."""
-    async with open_api(tmp_path) as house:
+    async with open_api(tmp_path) as broker:
         fields = text(prompt="星空", model="nano-banana", mode="text-to-image", aspectRatio="1:1", steps="30", seed="")
-        answer = await house.client.post(CREATE, files=[*fields, *file(b"", "")])
+        answer = await broker.client.post(CREATE, files=[*fields, *file(b"", "")])
         assert answer.status_code == 202
         assert answer.json()["ignored"] == ["steps"]
-        data = (await house.client.get(answer.json()["pollUrl"])).json()["data"]
+        data = (await broker.client.get(answer.json()["pollUrl"])).json()["data"]
         assert (data["prompt"], data["aspectRatio"], data["mode"]) == ("星空", "1:1", "text-to-image")
 
 
 @pytest.mark.parametrize("part", ["image", "files"])
 async def test_an_image_part_makes_it_image_to_image(tmp_path: Path, part: str) -> None:
     """Two files, one of them larger than a parser keeps in memory; both end as references with their own bytes."""
-    async with open_api(tmp_path) as house:
+    async with open_api(tmp_path) as broker:
         parts = [*text(prompt="blend"), *file(png("red"), part=part), *file(png("blue"), "../../b.html", part=part)]
-        answer = await house.client.post(CREATE, files=parts)
+        answer = await broker.client.post(CREATE, files=parts)
         assert answer.status_code == 202, answer.text
-        data = (await house.client.get(answer.json()["pollUrl"])).json()["data"]
+        data = (await broker.client.get(answer.json()["pollUrl"])).json()["data"]
         assert data["mode"] == "image-to-image"
-        owner = (await house.services.tasks.get(data["id"])).refs  # type: ignore[union-attr]
+        owner = (await broker.services.tasks.get(data["id"])).refs  # type: ignore[union-attr]
         for reference, color in zip(owner, ("red", "blue"), strict=True):
-            served = await house.client.get(f"/uploads/references/{reference['name']}")
+            served = await broker.client.get(f"/uploads/references/{reference['name']}")
             assert served.content == png(color)
 
 
 async def test_data_uris_and_aliases_are_taken(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
+    async with open_api(tmp_path) as broker:
         order = {**PROMPT, "images": [DATA_URI], "aspect_ratio": "16:9", "n": 2, "output_format": "jpeg", "color": "x"}
-        answer = await house.client.post(CREATE, json=order)
+        answer = await broker.client.post(CREATE, json=order)
         assert answer.status_code == 202, answer.text
         assert len(set(answer.json()["taskIds"])) == 2
         assert answer.json()["taskIds"][0] == answer.json()["taskId"]
         assert answer.json()["ignored"] == ["color"]
         for task_id in answer.json()["taskIds"]:
-            data = (await house.client.get(f"/api/task/{task_id}")).json()["data"]
+            data = (await broker.client.get(f"/api/task/{task_id}")).json()["data"]
             assert (data["aspectRatio"], data["mode"]) == ("16:9", "image-to-image")
 
 
 async def test_json_by_any_of_its_names(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
+    async with open_api(tmp_path) as broker:
         for media_type in ("application/json; charset=UTF-8", "application/problem+json", "Application/JSON"):
             headers = {"content-type": media_type}
-            assert (await house.client.post(CREATE, content=b'{"prompt":"x"}', headers=headers)).status_code == 202
+            assert (await broker.client.post(CREATE, content=b'{"prompt":"x"}', headers=headers)).status_code == 202
 
 
 async def test_a_dry_run_makes_nothing(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
-        before = await house.left_behind()
-        by_json = await house.client.post(CREATE, json={**PROMPT, "dryRun": True, "images": [DATA_URI], "odd": 1})
-        by_form = await house.client.post(CREATE, files=text(prompt="a banana", dryRun="TRUE"))
+    async with open_api(tmp_path) as broker:
+        before = await broker.stored_counts()
+        by_json = await broker.client.post(CREATE, json={**PROMPT, "dryRun": True, "images": [DATA_URI], "odd": 1})
+        by_form = await broker.client.post(CREATE, files=text(prompt="a banana", dryRun="TRUE"))
         for answer in (by_json, by_form):
             assert answer.status_code == 200, answer.text
             assert answer.json()["data"]["json"]["input"]["prompt"] == "a banana"
         assert by_json.json()["data"]["ignored"] == ["odd"]
-        assert await house.left_behind() == before
+        assert await broker.stored_counts() == before
 
 
 # -- once
 
 
 async def test_the_same_key_gives_the_same_answer(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
+    async with open_api(tmp_path) as broker:
         headers = {"Idempotency-Key": "order-1"}
-        answers = [await house.client.post(CREATE, json={**PROMPT, "n": 2}, headers=headers) for _ in range(3)]
+        answers = [await broker.client.post(CREATE, json={**PROMPT, "n": 2}, headers=headers) for _ in range(3)]
         assert [answer.status_code for answer in answers] == [202, 202, 202]
         assert len({answer.text for answer in answers}) == 1
-        other = await house.client.post(CREATE, json={"prompt": "other"}, headers=headers)
+        other = await broker.client.post(CREATE, json={"prompt": "other"}, headers=headers)
         assert (other.status_code, other.json()["code"]) == (422, "idempotency_mismatch")
 
 
 async def test_the_same_key_at_once_is_one_order(tmp_path: Path) -> None:
     """A double click, or an SDK that retries by itself."""
-    async with open_api(tmp_path) as house:
+    async with open_api(tmp_path) as broker:
         headers = {"Idempotency-Key": "double-click"}
-        posts = (house.client.post(CREATE, json={**PROMPT, "images": [DATA_URI]}, headers=headers) for _ in range(20))
+        posts = (broker.client.post(CREATE, json={**PROMPT, "images": [DATA_URI]}, headers=headers) for _ in range(20))
         answers = await asyncio.gather(*posts)
         assert {answer.status_code for answer in answers} == {202}
         assert len({answer.json()["taskId"] for answer in answers}) == 1
-        tasks, images, keys, files = await house.left_behind()
+        tasks, images, keys, files = await broker.stored_counts()
         assert (tasks, images, keys, files) == (1, 1, 1, 1)
 
 
 async def test_two_hundred_equal_orders_at_once_are_one_order(tmp_path: Path) -> None:
     """More than a minute's pace, and not one of them is turned away: there is only one order."""
-    async with open_api(tmp_path, rate_per_minute=2) as house:
+    async with open_api(tmp_path, rate_per_minute=2) as broker:
         headers = {"Idempotency-Key": "one-click"}
         order = {**PROMPT, "n": 2}
-        answers = await asyncio.gather(*(house.client.post(CREATE, json=order, headers=headers) for _ in range(200)))
+        answers = await asyncio.gather(*(broker.client.post(CREATE, json=order, headers=headers) for _ in range(200)))
         assert [answer.status_code for answer in answers] == [202] * 200
         assert len({answer.text for answer in answers}) == 1
-        assert (await house.left_behind())[0] == 2
+        assert (await broker.stored_counts())[0] == 2
 
 
 async def test_a_repeated_order_costs_no_pace_and_is_not_looked_at_again(tmp_path: Path) -> None:
     """Its first answer stands, whatever has become of a link since."""
-    async with open_api(tmp_path, rate_per_minute=1) as house:
+    async with open_api(tmp_path, rate_per_minute=1) as broker:
         headers = {"Idempotency-Key": "order-1"}
         order = {**PROMPT, "images": [DATA_URI]}
-        first = await house.client.post(CREATE, json=order, headers=headers)
-        repeated = [await house.client.post(CREATE, json=order, headers=headers) for _ in range(3)]
+        first = await broker.client.post(CREATE, json=order, headers=headers)
+        repeated = [await broker.client.post(CREATE, json=order, headers=headers) for _ in range(3)]
         assert {answer.text for answer in repeated} == {first.text}
         task_id = first.json()["taskId"]
-        await house.services.database.execute("DELETE FROM tasks WHERE id = :id", id=task_id)
-        late = await house.client.post(CREATE, json=order, headers=headers)
+        await broker.services.database.execute("DELETE FROM tasks WHERE id = :id", id=task_id)
+        late = await broker.client.post(CREATE, json=order, headers=headers)
         assert (late.status_code, late.json()["code"]) == (410, "task_expired")
 
 
@@ -196,30 +196,30 @@ async def test_a_link_is_the_same_as_long_as_its_address_is(tmp_path: Path) -> N
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     host = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    async with open_api(tmp_path, download_allow=(host,)) as house:
+    async with open_api(tmp_path, download_allow=(host,)) as broker:
         order = {**PROMPT, "imageUrls": [f"http://{host}/a.png"]}
         headers = {"Idempotency-Key": "order-1"}
-        first = await house.client.post(CREATE, json=order, headers=headers)
+        first = await broker.client.post(CREATE, json=order, headers=headers)
         server.close()
         await server.wait_closed()
-        again = await house.client.post(CREATE, json=order, headers=headers)
+        again = await broker.client.post(CREATE, json=order, headers=headers)
         other = {**PROMPT, "imageUrls": [f"http://{host}/b.png"]}
-        mismatch = await house.client.post(CREATE, json=other, headers=headers)
+        mismatch = await broker.client.post(CREATE, json=other, headers=headers)
     assert (first.status_code, again.text) == (202, first.text)
     assert mismatch.json()["code"] == "idempotency_mismatch"
 
 
 async def test_the_same_files_with_the_same_key_are_the_same_order(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
+    async with open_api(tmp_path) as broker:
         headers = {"Idempotency-Key": "order-1"}
         files = {"image": ("a.png", png(), "image/png")}
         answers = [
-            await house.client.post(CREATE, data={"prompt": "x"}, files=files, headers=headers) for _ in range(2)
+            await broker.client.post(CREATE, data={"prompt": "x"}, files=files, headers=headers) for _ in range(2)
         ]
         assert answers[0].status_code == 202, answers[0].text
         assert answers[0].text == answers[1].text
         another = {"image": ("a.png", png("blue"), "image/png")}
-        other = await house.client.post(CREATE, data={"prompt": "x"}, files=another, headers=headers)
+        other = await broker.client.post(CREATE, data={"prompt": "x"}, files=another, headers=headers)
         assert other.json()["code"] == "idempotency_mismatch"
 
 
@@ -227,16 +227,16 @@ async def test_the_same_files_with_the_same_key_are_the_same_order(tmp_path: Pat
 @pytest.mark.parametrize("entry", ["", None])
 async def test_an_empty_reference_is_not_another_order(tmp_path: Path, field: str, entry: str | None) -> None:
     """Dropped, image-to-image would become text-to-image, and be paid."""
-    async with open_api(tmp_path) as house:
-        answer = await house.client.post(CREATE, json={**PROMPT, field: [entry]})
+    async with open_api(tmp_path) as broker:
+        answer = await broker.client.post(CREATE, json={**PROMPT, field: [entry]})
         assert (answer.status_code, answer.json()["code"]) == (400, "invalid_image")
 
 
 async def test_a_key_is_visible_ascii(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
+    async with open_api(tmp_path) as broker:
         for keys in ([""], ["a b"], ["ü"], ["x" * 256], ["a", "a"]):
             headers = [(b"idempotency-key", key.encode("latin-1")) for key in keys]
-            answer = await house.client.post(CREATE, json=PROMPT, headers=headers)
+            answer = await broker.client.post(CREATE, json=PROMPT, headers=headers)
             assert (answer.status_code, answer.json()["field"]) == (400, "Idempotency-Key"), keys
 
 
@@ -316,7 +316,7 @@ BAD_JSON_VALUES: list[tuple[str, Any]] = [
 ]  # fmt: skip
 
 
-async def check_refused(house: ApiHouse, what: str, answer: httpx.Response, code: str = "") -> None:
+async def check_refused(broker: ApiBroker, what: str, answer: httpx.Response, code: str = "") -> None:
     """A refusal in the one shape; `what` is shown when it is not."""
     about = f"{what[:200]} → {answer.status_code} {answer.text[:300]}"
     assert 400 <= answer.status_code < 500, about
@@ -329,18 +329,18 @@ async def check_refused(house: ApiHouse, what: str, answer: httpx.Response, code
 
 
 async def test_bad_values_in_json_leave_nothing(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
-        before = await house.left_behind()
+    async with open_api(tmp_path) as broker:
+        before = await broker.stored_counts()
         for name, value, code in BAD_VALUES:
             if code:
                 for wrong in _as_json(name, value):
-                    answer = await house.client.post(CREATE, json={**PROMPT, name: wrong})
-                    await check_refused(house, f"{name}={wrong!r}", answer, code)
+                    answer = await broker.client.post(CREATE, json={**PROMPT, name: wrong})
+                    await check_refused(broker, f"{name}={wrong!r}", answer, code)
         for name, value in BAD_JSON_VALUES:
-            answer = await house.client.post(CREATE, json={**PROMPT, name: value})
-            await check_refused(house, f"{name}={value!r}", answer)
+            answer = await broker.client.post(CREATE, json={**PROMPT, name: value})
+            await check_refused(broker, f"{name}={value!r}", answer)
             assert answer.json().get("field") in {name, "image", "imageUrls"}, (name, value)
-        assert await house.left_behind() == before
+        assert await broker.stored_counts() == before
 
 
 def _as_json(name: str, value: str) -> list[Any]:
@@ -352,14 +352,14 @@ def _as_json(name: str, value: str) -> list[Any]:
 
 
 async def test_bad_values_in_a_form_leave_nothing(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
-        before = await house.left_behind()
+    async with open_api(tmp_path) as broker:
+        before = await broker.stored_counts()
         for name, value, code in BAD_VALUES:
-            answer = await house.client.post(CREATE, files=text(**{**PROMPT, name: value}))
-            await check_refused(house, f"{name}={value!r}", answer, code)
+            answer = await broker.client.post(CREATE, files=text(**{**PROMPT, name: value}))
+            await check_refused(broker, f"{name}={value!r}", answer, code)
             if code:
                 assert answer.json()["field"], name
-        assert await house.left_behind() == before
+        assert await broker.stored_counts() == before
 
 
 async def test_forms_that_make_no_sense_leave_nothing(tmp_path: Path) -> None:
@@ -384,11 +384,11 @@ async def test_forms_that_make_no_sense_leave_nothing(tmp_path: Path) -> None:
         "too many fields": ([*prompt, *(text(x="1") * 101)], "invalid_request"),
         "a large text": ([*prompt, *text(other="x" * 300_000)], "payload_too_large"),
     }
-    async with open_api(tmp_path) as house:
-        before = await house.left_behind()
+    async with open_api(tmp_path) as broker:
+        before = await broker.stored_counts()
         for what, (parts, code) in cases.items():
-            await check_refused(house, what, await house.client.post(CREATE, files=parts), code)
-        assert await house.left_behind() == before
+            await check_refused(broker, what, await broker.client.post(CREATE, files=parts), code)
+        assert await broker.stored_counts() == before
 
 
 def part(name: bytes, value: bytes, boundary: bytes = b"x") -> bytes:
@@ -461,22 +461,22 @@ BODIES: list[tuple[str | None, bytes]] = [
 
 
 async def test_unreadable_bodies_leave_nothing(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
-        before = await house.left_behind()
+    async with open_api(tmp_path) as broker:
+        before = await broker.stored_counts()
         for media_type, body in BODIES:
             headers = {} if media_type is None else {"content-type": media_type}
-            answer = await house.client.post(CREATE, content=body, headers=headers)
-            await check_refused(house, f"{media_type} {body[:80]!r}", answer)
-        packed = await house.client.post(
+            answer = await broker.client.post(CREATE, content=body, headers=headers)
+            await check_refused(broker, f"{media_type} {body[:80]!r}", answer)
+        packed = await broker.client.post(
             CREATE, content=b"x", headers={"content-type": "application/json", "content-encoding": "gzip"}
         )
-        await check_refused(house, "packed", packed, "invalid_request")
-        assert await house.left_behind() == before
+        await check_refused(broker, "packed", packed, "invalid_request")
+        assert await broker.stored_counts() == before
 
 
 async def test_odd_but_harmless_bodies_are_taken(tmp_path: Path) -> None:
     """Latin text in a form, doubled keys, unknown fields with strange names: no reason to fail, and none to break."""
-    async with open_api(tmp_path) as house:
+    async with open_api(tmp_path) as broker:
         bodies_and_ignored: list[tuple[str, bytes, list[str]]] = [
             ("application/json", b'{"prompt":"x","prompt":"y"}', []),
             ("application/json", '{"prompt":"x","\\u0000":1,"ключ":[[]]}'.encode(), ["ключ"]),
@@ -487,31 +487,31 @@ async def test_odd_but_harmless_bodies_are_taken(tmp_path: Path) -> None:
              [f"u{n}" for n in range(20)]),
         ]  # fmt: skip
         for media_type, body, ignored in bodies_and_ignored:
-            answer = await house.client.post(CREATE, content=body, headers={"content-type": media_type})
+            answer = await broker.client.post(CREATE, content=body, headers={"content-type": media_type})
             assert answer.status_code == 202, (body, answer.text)
             assert answer.json()["ignored"] == ignored
 
 
 async def test_several_mistakes_are_reported_at_once(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
+    async with open_api(tmp_path) as broker:
         wrong = {"prompt": "", "model": "x", "aspectRatio": "9:9"}
-        document = (await house.client.post(CREATE, json=wrong)).json()
+        document = (await broker.client.post(CREATE, json=wrong)).json()
         assert (document["field"], document["code"]) == ("prompt", "invalid_prompt")
         assert [one["field"] for one in document["details"]] == ["prompt", "model", "aspectRatio"]
 
 
 async def test_specific_words_survive_translation(tmp_path: Path) -> None:
     """The author of a request needs to know what is wrong with it, whatever the language."""
-    async with open_api(tmp_path) as house:
+    async with open_api(tmp_path) as broker:
         for language in ("zh", "ru"):
-            answer = await house.client.post(CREATE, json={**PROMPT, "n": 9}, headers={"accept-language": language})
+            answer = await broker.client.post(CREATE, json={**PROMPT, "n": 9}, headers={"accept-language": language})
             assert "from 1 to 6" in answer.json()["error"]
             assert not answer.json()["error"].isascii()
 
 
 async def test_too_many_orders_are_slowed_down(tmp_path: Path) -> None:
-    async with open_api(tmp_path, rate_per_minute=2) as house:
-        answers = [await house.client.post(CREATE, json=PROMPT) for _ in range(3)]
+    async with open_api(tmp_path, rate_per_minute=2) as broker:
+        answers = [await broker.client.post(CREATE, json=PROMPT) for _ in range(3)]
         assert [answer.status_code for answer in answers] == [202, 202, 429]
         assert answers[2].json()["code"] == "rate_limited"
         assert answers[2].json()["retryable"] is True

@@ -10,7 +10,7 @@ import pytest
 
 from broker.net.fetcher import Fetcher
 from storage.deliveries import Delivery, Fate
-from tests.support.api import ApiHouse, a_task, open_api
+from tests.support.api import ApiBroker, a_task, open_api
 
 pytestmark = pytest.mark.anyio
 
@@ -20,19 +20,19 @@ KEYS = {
 }  # fmt: skip
 
 
-async def add(house: ApiHouse, number: int, **changes: Any) -> Delivery:
+async def add(broker: ApiBroker, number: int, **changes: Any) -> Delivery:
     """One that no process will send."""
     more = {"created_at": NOW + number // 3, "ended_at": 9e9, **changes}
-    return await house.add_delivery(a_task(NOW, number=number), **more)
+    return await broker.add_delivery(a_task(NOW, number=number), **more)
 
 
 async def test_pages_have_every_delivery_once_newest_first(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
-        added = [await add(house, number) for number in range(23)]
+    async with open_api(tmp_path) as broker:
+        added = [await add(broker, number) for number in range(23)]
         seen: list[str] = []
         cursor: str | None = ""
         while cursor is not None:
-            answer = await house.client.get("/api/deliveries", params={"limit": "5", "cursor": cursor})
+            answer = await broker.client.get("/api/deliveries", params={"limit": "5", "cursor": cursor})
             document = answer.json()
             seen += [one["id"] for one in document["data"]]
             cursor = document["nextCursor"]
@@ -41,13 +41,13 @@ async def test_pages_have_every_delivery_once_newest_first(tmp_path: Path) -> No
 
 
 async def test_a_list_is_of_one_task_or_one_outcome(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
-        await add(house, 1, outcome=Fate.FAILED)
-        await add(house, 2)
-        await add(house, 3, task_id=f"task_{1:032x}")
+    async with open_api(tmp_path) as broker:
+        await add(broker, 1, outcome=Fate.FAILED)
+        await add(broker, 2)
+        await add(broker, 3, task_id=f"task_{1:032x}")
 
         async def listed(**params: str) -> list[str]:
-            answer = await house.client.get("/api/deliveries", params=params)
+            answer = await broker.client.get("/api/deliveries", params=params)
             return [one["id"][-1] for one in answer.json()["data"]]
 
         assert await listed(outcome="failed") == ["1"]
@@ -58,12 +58,12 @@ async def test_a_list_is_of_one_task_or_one_outcome(tmp_path: Path) -> None:
 
 
 async def test_a_list_shows_neither_body_nor_secret_of_the_receiver(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
-        delivery = await add(house, 1, last_status=500, reason="HTTP 500", tries=3)
-        answer = await house.client.get("/api/deliveries")
+    async with open_api(tmp_path) as broker:
+        delivery = await add(broker, 1, last_status=500, reason="HTTP 500", tries=3)
+        answer = await broker.client.get("/api/deliveries")
         (listed,) = answer.json()["data"]
         assert set(listed) == KEYS
-        one = await house.client.get(f"/api/deliveries/{delivery.id}")
+        one = await broker.client.get(f"/api/deliveries/{delivery.id}")
         assert set(one.json()["data"]) == KEYS | {"tries", "body"}
         assert listed["url"] == "https://hooks.example.com/x"
         assert (listed["attempts"], listed["lastStatus"], listed["reason"]) == (3, 500, "HTTP 500")
@@ -82,44 +82,44 @@ async def test_a_list_shows_neither_body_nor_secret_of_the_receiver(tmp_path: Pa
     ],
 )
 async def test_a_wrong_question_names_its_field(tmp_path: Path, query: dict[str, str], field: str) -> None:
-    async with open_api(tmp_path) as house:
-        answer = await house.client.get("/api/deliveries", params=query)
+    async with open_api(tmp_path) as broker:
+        answer = await broker.client.get("/api/deliveries", params=query)
         assert (answer.status_code, answer.json()["field"]) == (400, field)
 
 
 @pytest.mark.parametrize("name", ["evt_" + "0" * 32, "evt_", "x", "evt_" + "G" * 32, "%00", "task_" + "0" * 32])
 async def test_what_is_not_there_is_not_found(tmp_path: Path, name: str) -> None:
-    async with open_api(tmp_path) as house:
+    async with open_api(tmp_path) as broker:
         for method, path in (("GET", f"/api/deliveries/{name}"), ("POST", f"/api/deliveries/{name}/replay")):
-            answer = await house.client.request(method, path)
+            answer = await broker.client.request(method, path)
             assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
 
 
 async def test_the_same_key_for_another_address_is_another_order(tmp_path: Path) -> None:
     """And the first answer is given again, even if the address is none that we would take today."""
-    async with open_api(tmp_path, callback_allow=("receiver",)) as house:
+    async with open_api(tmp_path, callback_allow=("receiver",)) as broker:
         order = {"prompt": "a red bicycle", "callbackUrl": "http://receiver/hook?secret=of-the-receiver"}
 
         async def create(**changes: str) -> Any:
             headers = {"Idempotency-Key": "k"}
-            return await house.client.post("/api/generate/image", json={**order, **changes}, headers=headers)
+            return await broker.client.post("/api/generate/image", json={**order, **changes}, headers=headers)
 
         first = await create()
         assert first.status_code == 202
         assert (await create(callbackUrl="http://receiver/other")).json()["code"] == "idempotency_mismatch"
-        orders = house.services.orders
-        house.mount(orders=replace(orders, planner=replace(orders.planner, caller_fetcher=Fetcher())))
+        orders = broker.services.orders
+        broker.mount(orders=replace(orders, planner=replace(orders.planner, caller_fetcher=Fetcher())))
         assert (await create()).json()["taskId"] == first.json()["taskId"]
-        assert "of-the-receiver" not in (await house.client.get("/api/tasks")).text
+        assert "of-the-receiver" not in (await broker.client.get("/api/tasks")).text
 
 
 async def test_the_address_is_in_no_log(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    async with open_api(tmp_path, callback_allow=("127.0.0.1:9",), log_level="DEBUG") as house:
+    async with open_api(tmp_path, callback_allow=("127.0.0.1:9",), log_level="DEBUG") as broker:
         order = {"prompt": "a red bicycle", "callbackUrl": "http://127.0.0.1:9/hook?word=of-the-receiver"}
-        task_id = (await house.client.post("/api/generate/image", json=order)).json()["taskId"]
-        assert (await house.client.delete(f"/api/task/{task_id}")).status_code == 200
+        task_id = (await broker.client.post("/api/generate/image", json=order)).json()["taskId"]
+        assert (await broker.client.delete(f"/api/task/{task_id}")).status_code == 200
         while True:
-            (listed,) = (await house.client.get("/api/deliveries")).json()["data"]
+            (listed,) = (await broker.client.get("/api/deliveries")).json()["data"]
             if listed["attempts"]:
                 break
     out, err = capfd.readouterr()

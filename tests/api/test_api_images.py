@@ -15,7 +15,7 @@ import pytest
 from broker.clock import iso
 from storage.images import StoredImage
 from storage.states import State
-from tests.support.api import ApiHouse, open_api, png
+from tests.support.api import ApiBroker, open_api, png
 from tests.support.servers.s3 import S3Server
 
 pytestmark = pytest.mark.anyio
@@ -27,10 +27,10 @@ FORWARDED = {"X-Forwarded-For": "8.8.8.8"}
 
 async def test_an_image_carries_all_guards(tmp_path: Path) -> None:
     """Open to all clients that have the name; kept by browsers for as long as we keep it."""
-    async with open_api(tmp_path, retention_hours=2) as house:
-        image = await house.add_image(OWNER, DATA)
+    async with open_api(tmp_path, retention_hours=2) as broker:
+        image = await broker.add_image(OWNER, DATA)
         for method in ("GET", "HEAD"):
-            answer = await house.client.request(method, f"/uploads/images/{image.name}", headers=FORWARDED)
+            answer = await broker.client.request(method, f"/uploads/images/{image.name}", headers=FORWARDED)
             assert answer.status_code == 200
             assert answer.content == (DATA if method == "GET" else b"")
             assert answer.headers["content-type"] == "image/png"
@@ -48,22 +48,22 @@ async def test_an_image_carries_all_guards(tmp_path: Path) -> None:
 
 
 async def test_an_image_past_its_retention_is_not_kept_by_browsers(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
-        image = await house.add_image(OWNER, DATA)
-        await house.services.database.execute("UPDATE images SET created_at = 1.0")
-        answer = await house.client.get(f"/uploads/images/{image.name}")
+    async with open_api(tmp_path) as broker:
+        image = await broker.add_image(OWNER, DATA)
+        await broker.services.database.execute("UPDATE images SET created_at = 1.0")
+        answer = await broker.client.get(f"/uploads/images/{image.name}")
         assert answer.headers["cache-control"] == "private, no-cache"
 
 
 async def test_a_matching_etag_is_answered_with_304(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
-        image = await house.add_image(OWNER, DATA)
+    async with open_api(tmp_path) as broker:
+        image = await broker.add_image(OWNER, DATA)
         path, tag = f"/uploads/images/{image.name}", f'"{image.sha256}"'
         for offered in (tag, f"W/{tag}", f'"x", {tag}', "*"):
-            answer = await house.client.get(path, headers={"If-None-Match": offered, "Range": "bytes=0-1"})
+            answer = await broker.client.get(path, headers={"If-None-Match": offered, "Range": "bytes=0-1"})
             assert (answer.status_code, answer.content, answer.headers["etag"]) == (304, b"", tag)
             assert answer.headers["content-security-policy"]
-        assert (await house.client.get(path, headers={"If-None-Match": '"x"'})).status_code == 200
+        assert (await broker.client.get(path, headers={"If-None-Match": '"x"'})).status_code == 200
 
 
 SIZE = len(DATA)
@@ -98,10 +98,10 @@ RANGES: list[tuple[str, int, tuple[int, int] | None]] = [
 
 async def test_ranges(tmp_path: Path) -> None:
     """One range is served, several are the whole, and an unsatisfiable range is answered with the size."""
-    async with open_api(tmp_path) as house:
-        image = await house.add_image(OWNER, DATA)
+    async with open_api(tmp_path) as broker:
+        image = await broker.add_image(OWNER, DATA)
         for wish, status, part in RANGES:
-            answer = await house.client.get(f"/uploads/images/{image.name}", headers={"Range": wish})
+            answer = await broker.client.get(f"/uploads/images/{image.name}", headers={"Range": wish})
             assert answer.status_code == status, wish
             told = answer.headers.get("content-range")
             if part is None:
@@ -112,27 +112,27 @@ async def test_ranges(tmp_path: Path) -> None:
 
 
 async def test_a_look_at_the_head_alone_knows_no_ranges(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
-        task = await house.add(state=State.SUCCEEDED)
-        image = await house.add_image(task.id, DATA)
-        answer = await house.client.head(f"/uploads/images/{image.name}", headers={"Range": "bytes=0-9"})
+    async with open_api(tmp_path) as broker:
+        task = await broker.add_task(state=State.SUCCEEDED)
+        image = await broker.add_image(task.id, DATA)
+        answer = await broker.client.head(f"/uploads/images/{image.name}", headers={"Range": "bytes=0-9"})
         assert (answer.status_code, answer.headers["content-length"]) == (200, str(len(DATA)))
 
 
 async def test_a_range_of_another_version_is_the_whole(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
-        image = await house.add_image(OWNER, DATA)
+    async with open_api(tmp_path) as broker:
+        image = await broker.add_image(OWNER, DATA)
         path = f"/uploads/images/{image.name}"
         same = {"Range": "bytes=0-1", "If-Range": f'"{image.sha256}"'}
-        assert (await house.client.get(path, headers=same)).status_code == 206
-        assert (await house.client.get(path, headers={**same, "If-Range": '"other"'})).status_code == 200
+        assert (await broker.client.get(path, headers=same)).status_code == 206
+        assert (await broker.client.get(path, headers={**same, "If-Range": '"other"'})).status_code == 200
 
 
 async def test_names_of_nothing(tmp_path: Path) -> None:
     """Neither a path out of the folder, nor a result by the path of the references, nor what is in no table."""
-    async with open_api(tmp_path) as house:
-        result = await house.add_image(OWNER, png())
-        reference = await house.add_image(OWNER, png("red"), kind="reference")
+    async with open_api(tmp_path) as broker:
+        result = await broker.add_image(OWNER, png())
+        reference = await broker.add_image(OWNER, png("red"), kind="reference")
         wrong = [
             f"/uploads/references/{result.name}",
             f"/uploads/images/{reference.name}",
@@ -151,39 +151,39 @@ async def test_names_of_nothing(tmp_path: Path) -> None:
             "/uploads/",
         ]
         for path in wrong:
-            answer = await house.client.get(path)
+            answer = await broker.client.get(path)
             assert (answer.status_code, answer.json()["code"]) == (404, "not_found"), path
-        assert (await house.client.get(f"/uploads/references/{reference.name}")).content == png("red")
+        assert (await broker.client.get(f"/uploads/references/{reference.name}")).content == png("red")
 
 
 async def test_a_row_without_its_bytes_is_not_found(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
-        image = await house.add_image(OWNER, DATA)
-        await house.services.blobs.delete(OWNER)
+    async with open_api(tmp_path) as broker:
+        image = await broker.add_image(OWNER, DATA)
+        await broker.services.blobs.delete(OWNER)
         for method in ("GET", "HEAD"):
-            assert (await house.client.request(method, f"/uploads/images/{image.name}")).status_code == 404
+            assert (await broker.client.request(method, f"/uploads/images/{image.name}")).status_code == 404
 
 
 async def test_an_unknown_media_type_is_served_as_bytes(tmp_path: Path) -> None:
     """Should a row ever say text/html, it is a download."""
-    async with open_api(tmp_path) as house:
-        image = await house.add_image(OWNER, b"<script>alert(1)</script>")
-        await house.services.database.execute("UPDATE images SET media_type = 'text/html'")
-        answer = await house.client.get(f"/uploads/images/{image.name}")
+    async with open_api(tmp_path) as broker:
+        image = await broker.add_image(OWNER, b"<script>alert(1)</script>")
+        await broker.services.database.execute("UPDATE images SET media_type = 'text/html'")
+        answer = await broker.client.get(f"/uploads/images/{image.name}")
         assert answer.headers["content-type"] == "application/octet-stream"
 
 
 async def test_readers_keep_what_they_read_when_it_is_deleted(tmp_path: Path) -> None:
     """A client that disconnects half-way does not disturb the others."""
     large = b"0123456789abcdef" * 2**18  # 4 MiB, more than any buffer on the way
-    async with open_api(tmp_path, sockets=True) as house:
-        image = await house.add_image(OWNER, large)
+    async with open_api(tmp_path, sockets=True) as broker:
+        image = await broker.add_image(OWNER, large)
         path = f"/uploads/images/{image.name}"
         async with contextlib.AsyncExitStack() as stack:
-            streams = [await stack.enter_async_context(house.client.stream("GET", path)) for _ in range(3)]
+            streams = [await stack.enter_async_context(broker.client.stream("GET", path)) for _ in range(3)]
             await streams[0].aclose()
-            await house.services.blobs.delete(OWNER)
-            assert (await house.client.get(path)).status_code == 404
+            await broker.services.blobs.delete(OWNER)
+            assert (await broker.client.get(path)).status_code == 404
             whole = await asyncio.gather(*(stream.aread() for stream in streams[1:]))
         assert [hashlib.sha256(data).hexdigest() for data in whole] == [image.sha256] * 2
 
@@ -199,33 +199,33 @@ async def test_a_result_in_a_bucket_is_fetched_from_there_if_the_operator_wants_
         "s3_secret_key": "test",
         "blob_links": "presigned",
     }
-    async with open_api(tmp_path, **bucket) as house:
-        image = await house.add_image(OWNER, DATA)
-        answer = await house.client.get(f"/uploads/images/{image.name}")
+    async with open_api(tmp_path, **bucket) as broker:
+        image = await broker.add_image(OWNER, DATA)
+        answer = await broker.client.get(f"/uploads/images/{image.name}")
         assert (answer.status_code, answer.headers["cache-control"]) == (307, "private, max-age=300")
         assert answer.headers["x-content-type-options"] == "nosniff"
         async with httpx.AsyncClient() as anybody:
             assert (await anybody.get(answer.headers["location"])).content == DATA
-        reference = await house.add_image(OWNER, DATA, kind="reference")
-        answer = await house.client.get(f"/uploads/references/{reference.name}")
+        reference = await broker.add_image(OWNER, DATA, kind="reference")
+        answer = await broker.client.get(f"/uploads/references/{reference.name}")
         assert (answer.status_code, answer.content) == (200, DATA)
 
 
 # -- what is known of an image beside its bytes
 
 
-async def about(house: ApiHouse, image: StoredImage, **headers: str) -> httpx.Response:
+async def about(broker: ApiBroker, image: StoredImage, **headers: str) -> httpx.Response:
     folder = "references" if image.kind == "reference" else "images"
-    return await house.client.get(f"/uploads/{folder}/{image.name}.json", headers=headers)
+    return await broker.client.get(f"/uploads/{folder}/{image.name}.json", headers=headers)
 
 
 async def test_the_metadata_names_the_tasks_of_an_image(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
-        task = await house.add(
+    async with open_api(tmp_path) as broker:
+        task = await broker.add_task(
             state=State.SUCCEEDED, ended_at=1_790_000_000.0, aspect_ratio="1:1", resolution="2K", params={"seed": 7}
         )
-        image = await house.add_image(task.id, DATA)
-        answer = await about(house, image)
+        image = await broker.add_image(task.id, DATA)
+        answer = await about(broker, image)
         assert (answer.status_code, answer.headers["cache-control"]) == (200, "no-store")
         assert answer.json() == {
             "success": True,
@@ -256,35 +256,35 @@ async def test_the_metadata_names_the_tasks_of_an_image(tmp_path: Path) -> None:
 
 
 async def test_the_sidecar_of_a_reference_names_all_orders_of_its_request(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
+    async with open_api(tmp_path) as broker:
         batch = f"batch_{1:032x}"
-        first, second, third = [await house.add(number=number, batch=batch) for number in (1, 2, 3)]
-        image = await house.add_image(batch.replace("batch_", "refs_"), DATA, kind="reference")
-        data = (await about(house, image)).json()["data"]
+        first, second, third = [await broker.add_task(number=number, batch=batch) for number in (1, 2, 3)]
+        image = await broker.add_image(batch.replace("batch_", "refs_"), DATA, kind="reference")
+        data = (await about(broker, image)).json()["data"]
         assert (data["tasks"], data["expiresAt"]) == ([first.id, second.id, third.id], None)
         assert (data["kind"], data["url"]) == ("reference", f"/uploads/references/{image.name}")
-        await house.change(first, state=State.EXPIRED, prompt="", ended_at=1.0)
-        await house.change(second, state=State.FAILED, ended_at=1_790_000_000.0)
-        await house.change(third, state=State.FAILED, ended_at=1_790_000_060.0)
-        data = (await about(house, image)).json()["data"]
+        await broker.change_task(first, state=State.EXPIRED, prompt="", ended_at=1.0)
+        await broker.change_task(second, state=State.FAILED, ended_at=1_790_000_000.0)
+        await broker.change_task(third, state=State.FAILED, ended_at=1_790_000_060.0)
+        data = (await about(broker, image)).json()["data"]
         assert (data["task"], data["tasks"]) == (second.id, [second.id, third.id])
         assert (data["prompt"], data["expiresAt"]) == ("a banana", "2026-09-22T14:14:20.000Z")
 
 
 async def test_the_sidecar_is_for_trusted_callers_only(tmp_path: Path) -> None:
     """Images are shown around by their names; what was asked for is not."""
-    async with open_api(tmp_path) as house:
-        task = await house.add(state=State.SUCCEEDED, ended_at=1.0, prompt="a secret wish")
-        image = await house.add_image(task.id, DATA)
-        answer = await about(house, image, **FORWARDED)
+    async with open_api(tmp_path) as broker:
+        task = await broker.add_task(state=State.SUCCEEDED, ended_at=1.0, prompt="a secret wish")
+        image = await broker.add_image(task.id, DATA)
+        answer = await about(broker, image, **FORWARDED)
         assert (answer.status_code, "secret" in answer.text) == (401, False)
-        assert "secret" in (await about(house, image)).text
+        assert "secret" in (await about(broker, image)).text
 
 
 async def test_sidecars_of_nothing(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
-        task = await house.add(state=State.SUCCEEDED, ended_at=1.0)
-        result = await house.add_image(task.id, DATA)
+    async with open_api(tmp_path) as broker:
+        task = await broker.add_task(state=State.SUCCEEDED, ended_at=1.0)
+        result = await broker.add_image(task.id, DATA)
         for path in (
             f"/uploads/references/{result.name}.json",
             f"/uploads/images/{result.name}.json.json",
@@ -293,7 +293,7 @@ async def test_sidecars_of_nothing(tmp_path: Path) -> None:
             "/uploads/images/.json",
             "/uploads/images/%2e%2e%2fbroker.json",
         ):
-            answer = await house.client.get(path)
+            answer = await broker.client.get(path)
             assert (answer.status_code, answer.json()["code"]) == (404, "not_found"), path
-        await house.change(task, state=State.EXPIRED, prompt="")
-        assert (await about(house, result)).status_code == 404
+        await broker.change_task(task, state=State.EXPIRED, prompt="")
+        assert (await about(broker, result)).status_code == 404

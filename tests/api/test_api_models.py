@@ -13,7 +13,7 @@ import pytest
 from broker.catalog import Model
 from broker.providers.registry import load_catalog
 from tests.api.test_api_create import BAD_JSON_VALUES, BAD_VALUES, CREATE, DATA_URI, PROMPT, check_refused
-from tests.support.api import ApiHouse, open_api, png
+from tests.support.api import ApiBroker, open_api, png
 from tests.support.clock import ManualClock
 
 pytestmark = pytest.mark.anyio
@@ -23,8 +23,8 @@ TODAY = datetime(2026, 11, 20, tzinfo=UTC).timestamp()
 """The day on which the catalog was written."""
 
 
-async def listed(house: ApiHouse) -> dict[str, Any]:
-    answer = await house.client.get("/api/models")
+async def listed(broker: ApiBroker) -> dict[str, Any]:
+    answer = await broker.client.get("/api/models")
     assert answer.status_code == 200
     return {model["name"]: model for model in answer.json()["data"]}
 
@@ -33,10 +33,10 @@ async def listed(house: ApiHouse) -> dict[str, Any]:
 
 
 async def test_the_list_says_what_a_form_needs(tmp_path: Path) -> None:
-    async with open_api(tmp_path, clock=ManualClock(TODAY)) as house:
-        document = (await house.client.get("/api/models")).json()
+    async with open_api(tmp_path, clock=ManualClock(TODAY)) as broker:
+        document = (await broker.client.get("/api/models")).json()
         assert (document["success"], document["default"], document["provider"]) == (True, "nano-banana", "kie")
-        pro = (await listed(house))["nano-banana-pro"]
+        pro = (await listed(broker))["nano-banana-pro"]
         aliases = {alias["name"]: alias["until"] for alias in pro.pop("aliases")}
         assert aliases["gemini-3-pro-image"] is None
         assert aliases["gemini-3-pro-image-preview"] == "2026-06-25"
@@ -71,26 +71,26 @@ async def test_the_list_says_what_a_form_needs(tmp_path: Path) -> None:
     ("day", "status"), [((2026, 9, 17), "live"), ((2026, 9, 18), "deprecated"), ((2026, 10, 2), "retired")]
 )
 async def test_a_status_is_that_of_today(tmp_path: Path, day: tuple[int, int, int], status: str) -> None:
-    async with open_api(tmp_path, clock=ManualClock(datetime(*day, tzinfo=UTC).timestamp())) as house:
-        model = (await listed(house))["nano-banana"]
+    async with open_api(tmp_path, clock=ManualClock(datetime(*day, tzinfo=UTC).timestamp())) as broker:
+        model = (await listed(broker))["nano-banana"]
         assert (model["status"], model["shutdownOn"]) == (status, "2026-10-02")
         assert model["instead"] == "nano-banana-2-lite"
 
 
 async def test_the_list_knows_what_the_provider_in_use_has(tmp_path: Path) -> None:
     """The older dialect sells one model, at an unknown price."""
-    async with open_api(tmp_path, api_url="http://127.0.0.1:9/nano-banana") as house:
-        models = await listed(house)
+    async with open_api(tmp_path, api_url="http://127.0.0.1:9/nano-banana") as broker:
+        models = await listed(broker)
         assert {name for name, model in models.items() if model["available"]} == {"nano-banana"}
         offers = {offer["name"]: offer for offer in models["nano-banana"]["providers"]}
         assert (offers["legacy"]["prices"], offers["legacy"]["unit"]) == ({}, None)
-        answer = await house.client.post(CREATE, json={**PROMPT, "model": "nano-banana-pro"})
-        await check_refused(house, "a model of another provider", answer, "unsupported_parameter")
+        answer = await broker.client.post(CREATE, json={**PROMPT, "model": "nano-banana-pro"})
+        await check_refused(broker, "a model of another provider", answer, "unsupported_parameter")
 
 
 async def test_our_own_limit_counts_where_it_is_lower(tmp_path: Path) -> None:
-    async with open_api(tmp_path, max_file_size=20_000_000) as house:
-        models = await listed(house)
+    async with open_api(tmp_path, max_file_size=20_000_000) as broker:
+        models = await listed(broker)
         assert models["nano-banana"]["maxReferenceBytes"] == 10_485_760
         assert models["nano-banana-pro"]["maxReferenceBytes"] == 20_000_000
 
@@ -100,9 +100,9 @@ async def test_our_own_limit_counts_where_it_is_lower(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dry", [False, True])
 async def test_a_retired_name_is_served_with_a_warning(tmp_path: Path, dry: bool) -> None:
-    async with open_api(tmp_path, clock=ManualClock(TODAY)) as house:
+    async with open_api(tmp_path, clock=ManualClock(TODAY)) as broker:
         order = {**PROMPT, "model": "models/Gemini-3-Pro-Image-Preview", "dryRun": dry}
-        answer = await house.client.post(CREATE, json=order)
+        answer = await broker.client.post(CREATE, json=order)
         document = answer.json()
         assert answer.status_code == (200 if dry else 202)
         sentence = "Google took the name gemini-3-pro-image-preview back on 2026-06-25. Use nano-banana-pro instead."
@@ -112,14 +112,14 @@ async def test_a_retired_name_is_served_with_a_warning(tmp_path: Path, dry: bool
 
 async def test_a_model_with_dates_is_served_with_a_warning(tmp_path: Path) -> None:
     """The end of the model and of the name are both announced, for the default model, too."""
-    async with open_api(tmp_path, clock=ManualClock(TODAY)) as house:
-        default = await house.client.post(CREATE, json=PROMPT)
+    async with open_api(tmp_path, clock=ManualClock(TODAY)) as broker:
+        default = await broker.client.post(CREATE, json=PROMPT)
         assert "shut nano-banana (gemini-2.5-flash-image) down on 2026-10-02" in default.headers["warning"]
         assert "Use nano-banana-2-lite instead" in default.headers["warning"]
-        both = await house.client.post(CREATE, json={**PROMPT, "model": "gemini-3.1-flash-image-preview"})
+        both = await broker.client.post(CREATE, json={**PROMPT, "model": "gemini-3.1-flash-image-preview"})
         assert len(both.json()["warnings"]) == 2
         assert both.headers["warning"].count("299 - ") == 2
-        live = await house.client.post(CREATE, json={**PROMPT, "model": "nano-banana-2-lite"})
+        live = await broker.client.post(CREATE, json={**PROMPT, "model": "nano-banana-2-lite"})
         assert live.json()["warnings"] == []
         assert "warning" not in live.headers
 
@@ -156,22 +156,22 @@ def outside(model: Model) -> Iterator[tuple[dict[str, Any], str, list[str]]]:
 
 @pytest.mark.parametrize("model", CATALOG.models, ids=lambda model: model.name)
 async def test_what_a_model_does_not_take_is_refused_and_leaves_nothing(tmp_path: Path, model: Model) -> None:
-    async with open_api(tmp_path) as house:
-        before = await house.left_behind()
+    async with open_api(tmp_path) as broker:
+        before = await broker.stored_counts()
         for wish, field, accepted in outside(model):
             for dry in (False, True):
                 order = {**PROMPT, "model": model.name, "dryRun": dry, **wish}
-                answer = await house.client.post(CREATE, json=order)
-                await check_refused(house, f"{model.name}: {wish}", answer)
+                answer = await broker.client.post(CREATE, json=order)
+                await check_refused(broker, f"{model.name}: {wish}", answer)
                 assert (answer.status_code, answer.json()["field"]) == (400, field)
                 assert all(value in answer.json()["error"] for value in accepted), answer.text
-        assert await house.left_behind() == before
+        assert await broker.stored_counts() == before
 
 
 async def test_an_unknown_model_names_its_neighbour_and_all_there_are(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
-        answer = await house.client.post(CREATE, json={**PROMPT, "model": "nano-bananna-pro"})
-        await check_refused(house, "a slip", answer, "unsupported_parameter")
+    async with open_api(tmp_path) as broker:
+        answer = await broker.client.post(CREATE, json={**PROMPT, "model": "nano-bananna-pro"})
+        await check_refused(broker, "a slip", answer, "unsupported_parameter")
         assert 'Did you mean "nano-banana-pro"?' in answer.json()["error"]
         assert all(model.name in answer.json()["error"] for model in CATALOG.models)
 
@@ -179,10 +179,10 @@ async def test_an_unknown_model_names_its_neighbour_and_all_there_are(tmp_path: 
 async def test_an_image_too_large_for_its_model_is_refused(tmp_path: Path) -> None:
     """However much the operator allows: the provider would refuse it after the order was made."""
     big = png() + b"\0" * 10_485_760
-    async with open_api(tmp_path, max_file_size=30_000_000) as house:
+    async with open_api(tmp_path, max_file_size=30_000_000) as broker:
         for dry in ("false", "true"):
             parts = [("image", ("a.png", big, "image/png"))]
-            answer = await house.client.post(CREATE, files=parts, data={**PROMPT, "dryRun": dry})
+            answer = await broker.client.post(CREATE, files=parts, data={**PROMPT, "dryRun": dry})
             assert (answer.status_code, answer.json()["code"]) == (413, "payload_too_large"), answer.text
             assert "10,485,760" in answer.json()["error"]
 
@@ -191,15 +191,15 @@ async def test_an_image_too_large_for_its_model_is_refused(tmp_path: Path) -> No
 
 
 async def test_a_dry_run_says_what_all_images_cost(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
+    async with open_api(tmp_path) as broker:
         order = {**PROMPT, "model": "nano-banana-pro", "resolution": "4K", "numberOfImages": 3}
-        data = (await house.client.post(CREATE, json={**order, "dryRun": True})).json()["data"]
+        data = (await broker.client.post(CREATE, json={**order, "dryRun": True})).json()["data"]
         assert (data["price"], data["count"], data["total"], data["unit"]) == (24, 3, 72, "credits")
         assert data["url"] == "http://127.0.0.1:9/api/v1/jobs/createTask"
         assert data["json"]["input"]["resolution"] == "4K"
-        created = (await house.client.post(CREATE, json=order)).json()
+        created = (await broker.client.post(CREATE, json=order)).json()
         assert created["estimate"] == {"price": 24, "count": 3, "total": 72, "unit": "credits"}
-        unknown = (await house.client.post(CREATE, json={**PROMPT, "model": "nano-banana-2-lite"})).json()
+        unknown = (await broker.client.post(CREATE, json={**PROMPT, "model": "nano-banana-2-lite"})).json()
         assert unknown["estimate"] == {"price": None, "count": 1, "total": None, "unit": "credits"}
 
 
@@ -207,23 +207,23 @@ async def test_a_dry_run_refuses_what_an_order_would_be_refused_for(tmp_path: Pa
     """Also for what is inside an image, and for addresses that we would not fetch from."""
     wrong = [(name, value) for name, value, code in BAD_VALUES if code and "dry" not in name]
     wrong += [(name, value) for name, value in BAD_JSON_VALUES if "dry" not in name]
-    async with open_api(tmp_path) as house:
-        before = await house.left_behind()
+    async with open_api(tmp_path) as broker:
+        before = await broker.stored_counts()
         for name, value in wrong:
-            dry = await house.client.post(CREATE, json={**PROMPT, name: value, "dryRun": True})
-            wet = await house.client.post(CREATE, json={**PROMPT, name: value})
+            dry = await broker.client.post(CREATE, json={**PROMPT, name: value, "dryRun": True})
+            wet = await broker.client.post(CREATE, json={**PROMPT, name: value})
             assert (dry.status_code, dry.json().get("code")) == (wet.status_code, wet.json().get("code")), (name, value)
-        assert await house.left_behind() == before
+        assert await broker.stored_counts() == before
 
 
 async def test_a_dry_run_forgets_the_images_it_looked_at(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
-        before = await house.left_behind()
+    async with open_api(tmp_path) as broker:
+        before = await broker.stored_counts()
         half = "data:image/png;base64," + base64.b64encode(png()[:60]).decode()
-        good = await house.client.post(CREATE, json={**PROMPT, "images": [DATA_URI], "dryRun": True})
-        bad = await house.client.post(CREATE, json={**PROMPT, "images": [DATA_URI, half], "dryRun": True})
-        link = await house.client.post(
+        good = await broker.client.post(CREATE, json={**PROMPT, "images": [DATA_URI], "dryRun": True})
+        bad = await broker.client.post(CREATE, json={**PROMPT, "images": [DATA_URI, half], "dryRun": True})
+        link = await broker.client.post(
             CREATE, json={**PROMPT, "imageUrls": ["https://example.com/a.png"], "dryRun": True}
         )
         assert [answer.status_code for answer in (good, bad, link)] == [200, 400, 200]
-        assert await house.left_behind() == before
+        assert await broker.stored_counts() == before

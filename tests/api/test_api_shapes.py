@@ -20,7 +20,7 @@ from broker.i18n import LANGUAGES, Language, Messages, language_of
 from broker.server.protocol import ConnectionLimits
 from storage.errors import StorageError
 from storage.states import State
-from tests.support.api import ApiHouse, open_api
+from tests.support.api import ApiBroker, open_api
 from tests.support.clock import ManualClock
 
 pytestmark = pytest.mark.anyio
@@ -122,9 +122,9 @@ async def check(answer: httpx.Response, status: int, code: str) -> None:
 
 async def test_paths_and_methods_that_do_not_exist(tmp_path: Path) -> None:
     """Also with a slash at the end: a redirect would be made from whatever Host the caller names."""
-    async with open_api(tmp_path) as house:
+    async with open_api(tmp_path) as broker:
         for path in ("/", "/nope", "/api", "/api/task", "/api/task/", "/health/", "/api/task/x/y", "//health", "/%00"):
-            await check(await house.client.get(path), 404, "not_found")
+            await check(await broker.client.get(path), 404, "not_found")
         wrong = {
             ("POST", "/health"): "GET, HEAD",
             ("PUT", f"/api/task/task_{'0' * 32}"): "DELETE, GET, HEAD",
@@ -135,22 +135,22 @@ async def test_paths_and_methods_that_do_not_exist(tmp_path: Path) -> None:
             ("BREW", IMAGE): "GET, HEAD",
         }
         for (method, path), allowed in wrong.items():
-            answer = await house.client.request(method, path)
+            answer = await broker.client.request(method, path)
             await check(answer, 405, "invalid_request")
             assert answer.headers["allow"] == allowed
-        assert (await house.client.head("/health")).status_code == 200
+        assert (await broker.client.head("/health")).status_code == 200
 
 
 async def test_a_large_body_is_rejected_before_it_is_read(tmp_path: Path) -> None:
-    async with open_api(tmp_path, sockets=True, max_file_size=1000) as house:
+    async with open_api(tmp_path, sockets=True, max_file_size=1000) as broker:
         most = 14 * 1000 + 2 * 2**20
         big = b'{"prompt":"' + b"x" * most + b'"}'
-        answer = await house.client.post(
+        answer = await broker.client.post(
             "/api/generate/image", content=big, headers={"content-type": "application/json"}
         )
         await check(answer, 413, "payload_too_large")
         head = b"POST /api/generate/image HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        announced = await house.raw(head + b"Connection: close\r\nContent-Length: 999999999\r\n\r\n")
+        announced = await broker.send_raw(head + b"Connection: close\r\nContent-Length: 999999999\r\n\r\n")
         assert announced.startswith(b"HTTP/1.1 413 ")
 
 
@@ -165,9 +165,9 @@ class Broken:
 
 
 async def test_a_store_in_trouble_is_temporary(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
-        house.mount(images=Broken(StorageError(CANARY)))
-        answer = await house.client.get(IMAGE)
+    async with open_api(tmp_path) as broker:
+        broker.mount(images=Broken(StorageError(CANARY)))
+        answer = await broker.client.get(IMAGE)
         await check(answer, 503, "unavailable")
         assert answer.json()["retryable"] is True
         assert answer.headers["retry-after"] == "5"
@@ -177,10 +177,10 @@ async def test_a_store_in_trouble_is_temporary(tmp_path: Path) -> None:
 async def test_an_unforeseen_error_is_answered_without_details(tmp_path: Path) -> None:
     """Neither the answer nor the log repeats an error's text: it may hold what a caller sent."""
     with capture_logs() as lines:
-        async with open_api(tmp_path) as house:
-            house.mount(images=Broken(KeyError(CANARY)))
-            await check(await house.client.get(IMAGE), 500, "internal_error")
-            assert (await house.client.get("/health")).status_code == 200
+        async with open_api(tmp_path) as broker:
+            broker.mount(images=Broken(KeyError(CANARY)))
+            await check(await broker.client.get(IMAGE), 500, "internal_error")
+            assert (await broker.client.get("/health")).status_code == 200
     (line,) = (line for line in lines if line["action"] == "request_failed")
     logged = "".join(traceback.format_exception(*line["exc_info"]))
     assert "KeyError" in logged
@@ -216,10 +216,10 @@ async def test_an_answer_that_breaks_in_the_middle_is_cut_off(tmp_path: Path, ca
         async def open(self, *_: Any) -> HalfReading:
             return reading
 
-    async with open_api(tmp_path, sockets=True, parts=lambda _: {"blobs": Blobs()}) as house:
-        image = await house.add_image("task_x", b"x" * 100)
+    async with open_api(tmp_path, sockets=True, parts=lambda _: {"blobs": Blobs()}) as broker:
+        image = await broker.add_image("task_x", b"x" * 100)
         with pytest.raises(httpx.RemoteProtocolError):
-            await house.client.get(f"/uploads/images/{image.name}")
+            await broker.client.get(f"/uploads/images/{image.name}")
         assert reading.closed
     assert "Exception in ASGI application" not in caplog.text
 
@@ -230,28 +230,28 @@ async def test_an_answer_that_breaks_in_the_middle_is_cut_off(tmp_path: Path, ca
 ORIGIN = "https://app.example.com"
 
 
-async def preflight(house: ApiHouse, origin: str, headers: str = "authorization,idempotency-key") -> httpx.Response:
+async def preflight(broker: ApiBroker, origin: str, headers: str = "authorization,idempotency-key") -> httpx.Response:
     wish = {
         "Origin": origin,
         "Access-Control-Request-Method": "POST",
         "Access-Control-Request-Headers": headers,
     }
-    return await house.client.options("/api/generate/image", headers=wish)
+    return await broker.client.options("/api/generate/image", headers=wish)
 
 
 async def test_only_exact_origins_may_read(tmp_path: Path) -> None:
-    async with open_api(tmp_path, cors_origins=(ORIGIN,)) as house:
-        allowed = await preflight(house, ORIGIN)
+    async with open_api(tmp_path, cors_origins=(ORIGIN,)) as broker:
+        allowed = await preflight(broker, ORIGIN)
         assert allowed.status_code == 200
         assert allowed.headers["access-control-allow-origin"] == ORIGIN
         for origin in ("null", f"{ORIGIN}.evil.com", "https://evil.com", ORIGIN.upper(), f"{ORIGIN}/", "http://app.example.com",
                        "https://xapp.example.com", "*", f"{ORIGIN}:443"):  # fmt: skip
-            refused_one = await preflight(house, origin)
+            refused_one = await preflight(broker, origin)
             assert refused_one.status_code == 400, origin
             assert "access-control-allow-origin" not in refused_one.headers
-            answer = await house.client.get("/health", headers={"Origin": origin})
+            answer = await broker.client.get("/health", headers={"Origin": origin})
             assert "access-control-allow-origin" not in answer.headers
-        answer = await house.client.get("/nope", headers={"Origin": ORIGIN})
+        answer = await broker.client.get("/nope", headers={"Origin": ORIGIN})
         assert answer.headers["access-control-allow-origin"] == ORIGIN
         assert answer.headers["access-control-expose-headers"] == "ETag, Retry-After, Location, Warning, X-Request-ID"
         assert "access-control-allow-credentials" not in answer.headers
@@ -259,9 +259,9 @@ async def test_only_exact_origins_may_read(tmp_path: Path) -> None:
 
 
 async def test_without_origins_cors_is_off(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
-        assert (await preflight(house, ORIGIN)).status_code == 405
-        answer = await house.client.get("/health", headers={"Origin": ORIGIN})
+    async with open_api(tmp_path) as broker:
+        assert (await preflight(broker, ORIGIN)).status_code == 405
+        answer = await broker.client.get("/health", headers={"Origin": ORIGIN})
         assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
@@ -269,8 +269,8 @@ async def test_without_origins_cors_is_off(tmp_path: Path) -> None:
 
 
 async def test_ready_names_the_part_to_blame(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
-        ready = await house.client.get("/ready")
+    async with open_api(tmp_path) as broker:
+        ready = await broker.client.get("/ready")
         assert ready.status_code == 200
         assert ready.json() == {
             "status": "ready",
@@ -281,8 +281,8 @@ async def test_ready_names_the_part_to_blame(tmp_path: Path) -> None:
             async def check(self) -> None:
                 raise StorageError("the disk is full: free some space")
 
-        house.mount(blobs=Full(), clock=ManualClock(9e9))
-        answer = await house.client.get("/ready")
+        broker.mount(blobs=Full(), clock=ManualClock(9e9))
+        answer = await broker.client.get("/ready")
         await check(answer, 503, "unavailable")
         checks = answer.json()["checks"]
         assert checks["database"] == "ok"
@@ -291,11 +291,11 @@ async def test_ready_names_the_part_to_blame(tmp_path: Path) -> None:
 
 
 async def test_metrics_count_tasks_and_refusals(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
-        await house.add(number=1)
-        await house.add(number=2, state=State.SUCCEEDED, ended_at=5.0)
-        await house.client.get("/api/task/unknown")
-        page = await house.client.get("/metrics")
+    async with open_api(tmp_path) as broker:
+        await broker.add_task(number=1)
+        await broker.add_task(number=2, state=State.SUCCEEDED, ended_at=5.0)
+        await broker.client.get("/api/task/unknown")
+        page = await broker.client.get("/metrics")
         assert page.headers["content-type"].startswith("text/plain")
         assert 'broker_tasks{state="waiting"} 1.0' in page.text
         assert 'broker_tasks{state="failed"} 0.0' in page.text
@@ -304,10 +304,10 @@ async def test_metrics_count_tasks_and_refusals(tmp_path: Path) -> None:
 
 async def test_cookies_are_never_parsed(tmp_path: Path) -> None:
     """One cookie of 15 kB would stop the server for seconds: Python 3.11.7 reads them in quadratic time."""
-    async with open_api(tmp_path) as house:
+    async with open_api(tmp_path) as broker:
         cookie = {"Cookie": 'a="' + "\\" * 15_000 + '"'}
         for path in ("/health", "/api/tasks", "/api/task/x", IMAGE, "/ready", "/api/webhook/kie"):
-            assert (await house.client.get(path, headers=cookie, timeout=2)).status_code in {200, 404}
+            assert (await broker.client.get(path, headers=cookie, timeout=2)).status_code in {200, 404}
 
 
 async def endless() -> AsyncIterator[bytes]:
@@ -317,10 +317,10 @@ async def endless() -> AsyncIterator[bytes]:
 
 async def test_an_endless_body_is_cut_off(tmp_path: Path) -> None:
     """Also where the answer is given without reading it."""
-    async with open_api(tmp_path, limits=ConnectionLimits(head_seconds=0.3), max_file_size=1000) as house:
+    async with open_api(tmp_path, limits=ConnectionLimits(head_seconds=0.3), max_file_size=1000) as broker:
         headers = {"content-type": "application/json"}
         try:
-            answer = await house.client.post("/api/generate/image", content=endless(), headers=headers)
+            answer = await broker.client.post("/api/generate/image", content=endless(), headers=headers)
         except httpx.HTTPError:
             return
         assert answer.status_code == 413

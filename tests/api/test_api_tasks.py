@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from storage.states import State
-from tests.support.api import ApiHouse, open_api, png, task_cache
+from tests.support.api import ApiBroker, open_api, png, task_cache
 
 pytestmark = pytest.mark.anyio
 
@@ -20,8 +20,8 @@ KEYS = """id status prompt model mode aspectRatio resolution result results erro
 NOTHING_KNOWN = dict.fromkeys(("stage", "position", "providerState", "percent", "etaSeconds"))
 
 
-async def look(house: ApiHouse, task_id: str, **headers: str) -> dict[str, Any]:
-    answer = await house.client.get(f"/api/task/{task_id}", headers=headers)
+async def look(broker: ApiBroker, task_id: str, **headers: str) -> dict[str, Any]:
+    answer = await broker.client.get(f"/api/task/{task_id}", headers=headers)
     assert answer.status_code == 200, answer.text
     assert answer.json()["success"] is True
     data: dict[str, Any] = answer.json()["data"]
@@ -33,10 +33,10 @@ async def look(house: ApiHouse, task_id: str, **headers: str) -> dict[str, Any]:
 
 async def test_a_running_task_shows_the_keys_of_the_contract(tmp_path: Path) -> None:
     """And neither an unknown percentage nor the error of the last attempt."""
-    async with open_api(tmp_path) as house:
+    async with open_api(tmp_path) as broker:
         trouble = {"error_code": "provider_unavailable", "error_detail": "503 from upstream"}
-        task = await house.add(created_at=1_790_000_000.5, updated_at=1_790_000_001.0, cost=4.0, **trouble)
-        data = await look(house, task.id)
+        task = await broker.add_task(created_at=1_790_000_000.5, updated_at=1_790_000_001.0, cost=4.0, **trouble)
+        data = await look(broker, task.id)
         assert list(data) == KEYS
         assert (data["status"], data["progress"]) == ("processing", {**NOTHING_KNOWN, "stage": "waiting"})
         assert (data["error"], data["errorDetail"], data["expiresAt"], data["generation"]) == (None, None, None, None)
@@ -57,22 +57,22 @@ STATES: list[tuple[State, dict[str, Any], str, str]] = [
 
 
 async def test_every_state_has_a_status_and_a_stage(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
+    async with open_api(tmp_path) as broker:
         for number, (state, changes, status, stage) in enumerate(STATES):
-            task = await house.add(number=number, state=state, **changes)
-            data = await look(house, task.id)
+            task = await broker.add_task(number=number, state=state, **changes)
+            data = await look(broker, task.id)
             assert (data["status"], data["progress"]["stage"]) == (status, stage)
             assert (data["error"] is not None) == (status in {"failed", "canceled"})
 
 
 async def test_a_failure_is_reported_in_the_callers_language(tmp_path: Path) -> None:
     """A sentence for people, a code for programs, and the provider's own words beside them."""
-    async with open_api(tmp_path) as house:
-        task = await house.add(
+    async with open_api(tmp_path) as broker:
+        task = await broker.add_task(
             state=State.FAILED, ended_at=1_790_000_000.0, error_code="safety_input", error_detail="flagged: 敏感",
             billed="no", provider_code="400",
         )  # fmt: skip
-        english, chinese, russian = [await look(house, task.id, **{"Accept-Language": w}) for w in ("en", "zh", "ru")]
+        english, chinese, russian = [await look(broker, task.id, **{"Accept-Language": w}) for w in ("en", "zh", "ru")]
         assert len({english["error"], chinese["error"], russian["error"]}) == 3
         assert "safety filter" in english["error"]
         assert chinese["errorDetail"] == {
@@ -87,14 +87,14 @@ async def test_a_failure_is_reported_in_the_callers_language(tmp_path: Path) -> 
 
 
 async def test_a_completed_task_has_results_and_the_old_record(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
-        task = await house.add(
+    async with open_api(tmp_path) as broker:
+        task = await broker.add_task(
             state=State.SUCCEEDED, ended_at=1_790_000_000.0, outputs=("https://a/1", "https://a/2"),
             params={"steps": 30},
             aspect_ratio="1:1",
         )  # fmt: skip
-        images = [await house.add_image(task.id, png(color), position=n) for n, color in enumerate(("red", "blue"))]
-        data = await look(house, task.id)
+        images = [await broker.add_image(task.id, png(color), position=n) for n, color in enumerate(("red", "blue"))]
+        data = await look(broker, task.id)
         assert data["result"] == f"/uploads/images/{images[0].name}"
         assert [result["url"] for result in data["results"]] == [f"/uploads/images/{image.name}" for image in images]
         assert data["results"][1] == {
@@ -117,7 +117,7 @@ async def test_a_completed_task_has_results_and_the_old_record(tmp_path: Path) -
             "aspectRatio": "1:1",
             "steps": 30,
         }
-        assert (await house.client.get(data["result"])).content == png("red")
+        assert (await broker.client.get(data["result"])).content == png("red")
 
 
 IDS_OF_NOTHING = [
@@ -127,23 +127,23 @@ IDS_OF_NOTHING = [
 
 
 async def test_ids_of_nothing(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
+    async with open_api(tmp_path) as broker:
         for task_id in IDS_OF_NOTHING:
             for path in (f"/api/task/{task_id}", f"/api/task/{task_id}/events"):
-                answer = await house.client.get(path)
+                answer = await broker.client.get(path)
                 assert answer.status_code == 404, task_id
                 assert answer.json()["code"] in {"task_not_found", "not_found"}, task_id
-            assert (await house.client.delete(f"/api/task/{task_id}")).status_code in {404, 405}, task_id
+            assert (await broker.client.delete(f"/api/task/{task_id}")).status_code in {404, 405}, task_id
 
 
 async def test_what_retention_deleted_is_gone(tmp_path: Path) -> None:
     """410 rather than 404: the caller learns that it is not their mistake."""
-    async with open_api(tmp_path) as house:
-        task = await house.add(state=State.SUCCEEDED, ended_at=1.0)
-        assert (await look(house, task.id))["status"] == "completed"
-        await house.change(task, state=State.EXPIRED)
+    async with open_api(tmp_path) as broker:
+        task = await broker.add_task(state=State.SUCCEEDED, ended_at=1.0)
+        assert (await look(broker, task.id))["status"] == "completed"
+        await broker.change_task(task, state=State.EXPIRED)
         for path in (f"/api/task/{task.id}", f"/api/task/{task.id}?wait=5", f"/api/task/{task.id}/events"):
-            answer = await house.client.get(path)
+            answer = await broker.client.get(path)
             assert (answer.status_code, answer.json()["code"]) == (410, "task_expired")
 
 
@@ -152,30 +152,30 @@ async def test_what_retention_deleted_is_gone(tmp_path: Path) -> None:
 
 async def test_not_modified_until_something_visible_changes(tmp_path: Path) -> None:
     """A lease changes the row and nothing that a caller sees."""
-    async with open_api(tmp_path) as house:
-        task = await house.add()
+    async with open_api(tmp_path) as broker:
+        task = await broker.add_task()
         path = f"/api/task/{task.id}"
-        first = await house.client.get(path)
+        first = await broker.client.get(path)
         tag = first.headers["etag"]
         assert (first.headers["retry-after"], first.headers["cache-control"]) == ("3", "private, no-cache")
         for offered in (tag, f"W/{tag}", f'"other", {tag}', "*", f'"a",W/"b" , W/{tag}'):
-            answer = await house.client.get(path, headers={"If-None-Match": offered})
+            answer = await broker.client.get(path, headers={"If-None-Match": offered})
             assert (answer.status_code, answer.content, answer.headers["etag"]) == (304, b"", tag), offered
             assert answer.headers["retry-after"] == "3"
         for offered in ('"other"', tag.strip('"'), "", tag[:-2] + '"', "W/" + tag.strip('"')):
-            assert (await house.client.get(path, headers={"If-None-Match": offered})).status_code == 200, offered
-        await house.change(task, leased_by="worker", lease_until=5.0)
-        assert (await house.client.get(path, headers={"If-None-Match": tag})).status_code == 304
-        await house.change(task, state=State.FAILED, ended_at=5.0, error_code="no_image")
-        last = await house.client.get(path, headers={"If-None-Match": tag})
+            assert (await broker.client.get(path, headers={"If-None-Match": offered})).status_code == 200, offered
+        await broker.change_task(task, leased_by="worker", lease_until=5.0)
+        assert (await broker.client.get(path, headers={"If-None-Match": tag})).status_code == 304
+        await broker.change_task(task, state=State.FAILED, ended_at=5.0, error_code="no_image")
+        last = await broker.client.get(path, headers={"If-None-Match": tag})
         assert (last.status_code, last.json()["data"]["status"]) == (200, "failed")
         assert "retry-after" not in last.headers
 
 
 async def test_head_is_get_without_the_body(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
-        task = await house.add()
-        got, headed = [await house.client.request(method, f"/api/task/{task.id}") for method in ("GET", "HEAD")]
+    async with open_api(tmp_path) as broker:
+        task = await broker.add_task()
+        got, headed = [await broker.client.request(method, f"/api/task/{task.id}") for method in ("GET", "HEAD")]
         assert (headed.status_code, headed.content) == (200, b"")
         for name in ("etag", "content-length", "content-type", "retry-after"):
             assert headed.headers[name] == got.headers[name]
@@ -183,22 +183,22 @@ async def test_head_is_get_without_the_body(tmp_path: Path) -> None:
 
 async def test_a_hot_poll_reads_one_version_and_builds_nothing(tmp_path: Path) -> None:
     """Proved by what is not asked for: the row itself is taken away behind the cache's back."""
-    async with open_api(tmp_path) as house:
-        task = await house.add()
-        cache = task_cache(house.services)
+    async with open_api(tmp_path) as broker:
+        task = await broker.add_task()
+        cache = task_cache(broker.services)
         first = await cache.response(task.id, "en")
-        await house.services.database.execute("UPDATE tasks SET prompt = 'changed without a version'")
+        await broker.services.database.execute("UPDATE tasks SET prompt = 'changed without a version'")
         assert await cache.response(task.id, "en") is first
         assert await cache.response(task.id, "zh") is not first
-        await house.change(task, prompt="changed")
+        await broker.change_task(task, prompt="changed")
         assert b'"prompt":"changed"' in (await cache.response(task.id, "en")).body
 
 
 async def test_kept_answers_are_bounded(tmp_path: Path) -> None:
     """By bytes: a prompt may be as long as forty others."""
-    async with open_api(tmp_path) as house:
-        cache = task_cache(house.services, max_bytes=5_000)
-        tasks = [await house.add(number=n, prompt="x" * 900) for n in range(20)]
+    async with open_api(tmp_path) as broker:
+        cache = task_cache(broker.services, max_bytes=5_000)
+        tasks = [await broker.add_task(number=n, prompt="x" * 900) for n in range(20)]
         for task in tasks:
             size = len((await cache.response(task.id, "en")).body)
         assert 0 < cache.size_bytes <= 5_000
@@ -208,46 +208,46 @@ async def test_kept_answers_are_bounded(tmp_path: Path) -> None:
 
 async def test_waiting_ends_with_the_task(tmp_path: Path) -> None:
     """Long before the time is over."""
-    async with open_api(tmp_path) as house:
-        task = await house.add()
-        waiting = asyncio.create_task(house.client.get(f"/api/task/{task.id}?wait=30"))
-        await house.wait_for_listener(task)
-        await house.change(task, updated_at=2.0)
-        await house.change(task, state=State.CANCELED, ended_at=5.0, error_code="canceled")
+    async with open_api(tmp_path) as broker:
+        task = await broker.add_task()
+        waiting = asyncio.create_task(broker.client.get(f"/api/task/{task.id}?wait=30"))
+        await broker.wait_for_listener(task)
+        await broker.change_task(task, updated_at=2.0)
+        await broker.change_task(task, state=State.CANCELED, ended_at=5.0, error_code="canceled")
         async with asyncio.timeout(5):
             assert (await waiting).json()["data"]["status"] == "canceled"
 
 
 async def test_waiting_is_bounded(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
-        task = await house.add()
+    async with open_api(tmp_path) as broker:
+        task = await broker.add_task()
         async with asyncio.timeout(5):
             for wait in ["0", "0.1", "0.05", "", "00.1"]:
-                assert (await house.client.get(f"/api/task/{task.id}?wait={wait}")).status_code == 200
+                assert (await broker.client.get(f"/api/task/{task.id}?wait={wait}")).status_code == 200
 
 
 @pytest.mark.parametrize(
     "wait", ["-1", "abc", "nan", "inf", "1e9", "٣", "1,5", " 1", "0x1", "1.", "9" * 30, "%00", "--"]
 )
 async def test_a_wait_that_is_not_a_number(tmp_path: Path, wait: str) -> None:
-    async with open_api(tmp_path) as house:
-        task = await house.add()
-        answer = await house.client.get(f"/api/task/{task.id}?wait={wait}")
+    async with open_api(tmp_path) as broker:
+        task = await broker.add_task()
+        answer = await broker.client.get(f"/api/task/{task.id}?wait={wait}")
         assert (answer.status_code, answer.json()["field"]) == (400, "wait")
 
 
 async def test_waiting_longer_than_allowed_is_waiting_as_long_as_allowed(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
-        task = await house.add(state=State.CANCELED, ended_at=5.0)
-        assert (await house.client.get(f"/api/task/{task.id}?wait=99999999")).status_code == 200
+    async with open_api(tmp_path) as broker:
+        task = await broker.add_task(state=State.CANCELED, ended_at=5.0)
+        assert (await broker.client.get(f"/api/task/{task.id}?wait=99999999")).status_code == 200
 
 
 # -- the stream
 
 
-async def stream(house: ApiHouse, path: str, **headers: str) -> list[tuple[str, dict[str, Any]]]:
+async def stream(broker: ApiBroker, path: str, **headers: str) -> list[tuple[str, dict[str, Any]]]:
     """All events of a stream, until it ends: (id, document)."""
-    answer = await house.client.get(path, headers=headers)
+    answer = await broker.client.get(path, headers=headers)
     assert answer.status_code == 200, answer.text
     assert answer.headers["content-type"].startswith("text/event-stream")
     return parsed(answer.text)
@@ -263,18 +263,18 @@ def parsed(text: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 async def test_a_stream_sends_the_state_each_change_and_the_end(tmp_path: Path) -> None:
-    async with open_api(tmp_path, sockets=True) as house:
-        task = await house.add()
+    async with open_api(tmp_path, sockets=True) as broker:
+        task = await broker.add_task()
         received = ""
-        async with asyncio.timeout(10), house.client.stream("GET", f"/api/task/{task.id}/events") as answer:
+        async with asyncio.timeout(10), broker.client.stream("GET", f"/api/task/{task.id}/events") as answer:
             async for text in answer.aiter_text():
                 received += text
                 statuses = [document["data"]["progress"]["stage"] for _, document in parsed(received)]
                 if statuses == ["waiting"]:
-                    await house.change(task, leased_by="w")
-                    await house.change(task, state=State.FETCHING)
+                    await broker.change_task(task, leased_by="w")
+                    await broker.change_task(task, state=State.FETCHING)
                 elif statuses == ["waiting", "downloading"]:
-                    await house.change(task, state=State.SUCCEEDED, ended_at=5.0)
+                    await broker.change_task(task, state=State.SUCCEEDED, ended_at=5.0)
         events = parsed(received)
         assert [document["data"]["status"] for _, document in events] == ["processing", "processing", "completed"]
         assert len({event_id for event_id, _ in events}) == 3
@@ -282,42 +282,42 @@ async def test_a_stream_sends_the_state_each_change_and_the_end(tmp_path: Path) 
 
 async def test_a_stream_does_not_repeat_itself(tmp_path: Path) -> None:
     """A browser that reconnects names what it has; after the end it gets 204."""
-    async with open_api(tmp_path, sockets=True) as house:
-        task = await house.add(state=State.FAILED, ended_at=5.0, error_code="no_image")
+    async with open_api(tmp_path, sockets=True) as broker:
+        task = await broker.add_task(state=State.FAILED, ended_at=5.0, error_code="no_image")
         path = f"/api/task/{task.id}/events"
-        ((event_id, document),) = await stream(house, path)
-        assert document["data"] == (await look(house, task.id))
-        again = await house.client.get(path, headers={"Last-Event-ID": event_id})
+        ((event_id, document),) = await stream(broker, path)
+        assert document["data"] == (await look(broker, task.id))
+        again = await broker.client.get(path, headers={"Last-Event-ID": event_id})
         assert (again.status_code, again.content) == (204, b"")
-        assert len(await stream(house, path, **{"Last-Event-ID": "older"})) == 1
-        headed = await house.client.head(path)
+        assert len(await stream(broker, path, **{"Last-Event-ID": "older"})) == 1
+        headed = await broker.client.head(path)
         assert (headed.status_code, headed.content) == (200, b"")
 
 
 async def test_a_reconnected_stream_goes_on_where_it_was(tmp_path: Path) -> None:
-    async with open_api(tmp_path, sockets=True) as house:
-        task = await house.add()
+    async with open_api(tmp_path, sockets=True) as broker:
+        task = await broker.add_task()
         path = f"/api/task/{task.id}/events"
-        async with house.client.stream("GET", path) as answer:
+        async with broker.client.stream("GET", path) as answer:
             async for text in answer.aiter_text():
                 ((event_id, _),) = parsed(text)
                 break
-        following = asyncio.create_task(stream(house, path, **{"Last-Event-ID": event_id}))
-        await house.wait_for_listener(task)
-        await house.change(task, state=State.SUCCEEDED, ended_at=5.0)
+        following = asyncio.create_task(stream(broker, path, **{"Last-Event-ID": event_id}))
+        await broker.wait_for_listener(task)
+        await broker.change_task(task, state=State.SUCCEEDED, ended_at=5.0)
         async with asyncio.timeout(5):
             events = await following
         assert [document["data"]["status"] for _, document in events] == ["completed"]
 
 
 async def test_a_stream_ends_when_its_task_is_deleted(tmp_path: Path) -> None:
-    async with open_api(tmp_path, sockets=True) as house:
-        task = await house.add()
-        async with asyncio.timeout(10), house.client.stream("GET", f"/api/task/{task.id}/events") as answer:
+    async with open_api(tmp_path, sockets=True) as broker:
+        task = await broker.add_task()
+        async with asyncio.timeout(10), broker.client.stream("GET", f"/api/task/{task.id}/events") as answer:
             received = ""
             async for text in answer.aiter_text():
                 received += text
-                await house.change(task, state=State.EXPIRED)
+                await broker.change_task(task, state=State.EXPIRED)
         assert len(parsed(received)) == 1
 
 
@@ -325,22 +325,22 @@ async def test_a_stream_ends_when_its_task_is_deleted(tmp_path: Path) -> None:
 
 
 async def test_cancel_ends_a_task_that_waits(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
-        task = await house.add()
-        answer = await house.client.delete(f"/api/task/{task.id}")
+    async with open_api(tmp_path) as broker:
+        task = await broker.add_task()
+        answer = await broker.client.delete(f"/api/task/{task.id}")
         assert (answer.status_code, answer.json()["data"]["status"]) == (200, "canceled")
-        again = await house.client.delete(f"/api/task/{task.id}")
+        again = await broker.client.delete(f"/api/task/{task.id}")
         assert (again.status_code, again.json()["code"]) == (409, "conflict")
 
 
 @pytest.mark.parametrize("state", [State.SUCCEEDED, State.FAILED, State.FETCHING])
 async def test_it_is_too_late_to_cancel(tmp_path: Path, state: State) -> None:
-    async with open_api(tmp_path) as house:
-        task = await house.add(state=state, ended_at=None if state == State.FETCHING else 5.0)
-        before = await house.services.tasks.get(task.id)
-        answer = await house.client.delete(f"/api/task/{task.id}")
+    async with open_api(tmp_path) as broker:
+        task = await broker.add_task(state=state, ended_at=None if state == State.FETCHING else 5.0)
+        before = await broker.services.tasks.get(task.id)
+        answer = await broker.client.delete(f"/api/task/{task.id}")
         assert (answer.status_code, answer.json()["code"]) == (409, "conflict")
-        assert await house.services.tasks.get(task.id) == before
+        assert await broker.services.tasks.get(task.id) == before
 
 
 # -- the list
@@ -348,16 +348,16 @@ async def test_it_is_too_late_to_cancel(tmp_path: Path, state: State) -> None:
 
 async def test_pages_show_every_task_once(tmp_path: Path) -> None:
     """Newest first; those of one moment in a fixed order; none is shown twice when new ones arrive between pages."""
-    async with open_api(tmp_path) as house:
-        tasks = [await house.add(number=n, created_at=1_790_000_000.0 + n // 3) for n in range(1, 26)]
+    async with open_api(tmp_path) as broker:
+        tasks = [await broker.add_task(number=n, created_at=1_790_000_000.0 + n // 3) for n in range(1, 26)]
         seen: list[str] = []
         cursor: str | None = None
         while True:
             params = {"limit": "4", **({"cursor": cursor} if cursor else {})}
-            page = (await house.client.get("/api/tasks", params=params)).json()
+            page = (await broker.client.get("/api/tasks", params=params)).json()
             seen += [data["id"] for data in page["data"]]
             assert list(page["data"][0]) == KEYS
-            await house.add(number=1000 + len(seen), created_at=1_800_000_000.0)
+            await broker.add_task(number=1000 + len(seen), created_at=1_800_000_000.0)
             cursor = page["nextCursor"]
             if cursor is None:
                 break
@@ -366,16 +366,16 @@ async def test_pages_show_every_task_once(tmp_path: Path) -> None:
 
 
 async def test_the_list_can_be_narrowed(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
-        await house.add(number=1, state=State.QUEUED, attempt=0)
-        await house.add(number=2)
-        await house.add(number=3, state=State.SUCCEEDED, ended_at=5.0)
-        await house.add(number=4, state=State.EXPIRED, ended_at=5.0)
+    async with open_api(tmp_path) as broker:
+        await broker.add_task(number=1, state=State.QUEUED, attempt=0)
+        await broker.add_task(number=2)
+        await broker.add_task(number=3, state=State.SUCCEEDED, ended_at=5.0)
+        await broker.add_task(number=4, state=State.EXPIRED, ended_at=5.0)
         for status, number in {"pending": 1, "processing": 2, "completed": 3}.items():
-            page = (await house.client.get(f"/api/tasks?status={status}")).json()
+            page = (await broker.client.get(f"/api/tasks?status={status}")).json()
             assert [data["id"] for data in page["data"]] == [f"task_{number:032x}"], status
-        assert len((await house.client.get("/api/tasks?status=&limit=&cursor=")).json()["data"]) == 3
-        assert len((await house.client.get("/api/tasks?limit=999999999")).json()["data"]) == 3
+        assert len((await broker.client.get("/api/tasks?status=&limit=&cursor=")).json()["data"]) == 3
+        assert len((await broker.client.get("/api/tasks?limit=999999999")).json()["data"]) == 3
 
 
 def cursor(text: str) -> str:
@@ -393,8 +393,8 @@ NONSENSE = [
 
 
 async def test_nonsense_in_the_query_is_the_callers_mistake(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
+    async with open_api(tmp_path) as broker:
         for name, value in NONSENSE:
-            answer = await house.client.get(f"/api/tasks?{name}={value}")
+            answer = await broker.client.get(f"/api/tasks?{name}={value}")
             told = (answer.status_code, answer.json()["code"], answer.json()["field"])
             assert told == (400, "invalid_request", name), (name, value)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from storage.states import State
-from tests.support.api import NEVER, ApiHouse, open_api, png
-from tests.support.brokers import open_house
+from tests.support.api import NEVER, ApiBroker, open_api, png
+from tests.support.brokers import open_broker
 
 pytestmark = pytest.mark.anyio
 
@@ -18,9 +18,9 @@ CREATE = "/api/generate/image"
 BATCH = f"batch_{'b' * 32}"
 
 
-async def batch_of(house: ApiHouse, *states: dict[str, Any]) -> None:
+async def batch_of(broker: ApiBroker, *states: dict[str, Any]) -> None:
     for number, changes in enumerate(states, 1):
-        await house.add(number=number, batch=BATCH, **changes)
+        await broker.add_task(number=number, batch=BATCH, **changes)
 
 
 WAITING = {"state": State.WAITING}
@@ -32,24 +32,24 @@ EXPIRED = {"state": State.EXPIRED, "ended_at": 1.0}
 
 
 async def test_the_answer_to_an_order_names_its_batch(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
-        created = (await house.client.post(CREATE, json={"prompt": "a banana", "numberOfImages": 3})).json()
-        data = (await house.client.get(created["batchUrl"])).json()["data"]
+    async with open_api(tmp_path) as broker:
+        created = (await broker.client.post(CREATE, json={"prompt": "a banana", "numberOfImages": 3})).json()
+        data = (await broker.client.get(created["batchUrl"])).json()["data"]
         assert data["id"] == created["batchId"]
         assert [task["id"] for task in data["tasks"]] == created["taskIds"]
 
 
 async def test_one_poll_returns_all_its_tasks(tmp_path: Path) -> None:
     """Each as in its own poll."""
-    async with open_api(tmp_path) as house:
-        await batch_of(house, WAITING, DONE, CANCELED)
-        answer = await house.client.get(f"/api/batch/{BATCH}")
+    async with open_api(tmp_path) as broker:
+        await batch_of(broker, WAITING, DONE, CANCELED)
+        answer = await broker.client.get(f"/api/batch/{BATCH}")
         data = answer.json()["data"]
         assert data["counts"] == {"pending": 0, "processing": 1, "completed": 1, "failed": 0, "canceled": 1}
         assert answer.headers["retry-after"] == "3"
         for task in data["tasks"]:
-            assert (await house.client.get(f"/api/task/{task['id']}")).json()["data"] == task
-        again = await house.client.get(f"/api/batch/{BATCH}", headers={"If-None-Match": answer.headers["etag"]})
+            assert (await broker.client.get(f"/api/task/{task['id']}")).json()["data"] == task
+        again = await broker.client.get(f"/api/batch/{BATCH}", headers={"If-None-Match": answer.headers["etag"]})
         assert again.status_code == 304
 
 
@@ -69,56 +69,56 @@ async def test_one_poll_returns_all_its_tasks(tmp_path: Path) -> None:
 )
 async def test_its_status_is_that_of_its_tasks(tmp_path: Path, states: list[dict[str, Any]], status: str) -> None:
     """Unfinished as long as one is; then one image is more than none."""
-    async with open_api(tmp_path) as house:
-        await batch_of(house, *states)
-        answer = await house.client.get(f"/api/batch/{BATCH}")
+    async with open_api(tmp_path) as broker:
+        await batch_of(broker, *states)
+        answer = await broker.client.get(f"/api/batch/{BATCH}")
         assert answer.json()["data"]["status"] == status
         assert ("retry-after" in answer.headers) == (status in {"pending", "processing"})
 
 
 async def test_waiting_ends_with_the_last_of_them(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
-        await batch_of(house, DONE, WAITING, WAITING)
-        one, other = [await house.services.queries.get(f"task_{number:032x}") for number in (2, 3)]
-        poll = asyncio.create_task(house.client.get(f"/api/batch/{BATCH}?wait=30"))
+    async with open_api(tmp_path) as broker:
+        await batch_of(broker, DONE, WAITING, WAITING)
+        one, other = [await broker.services.queries.get(f"task_{number:032x}") for number in (2, 3)]
+        poll = asyncio.create_task(broker.client.get(f"/api/batch/{BATCH}?wait=30"))
         for task in (one, other):
             assert not poll.done()
-            await house.wait_for_listener(task)
-            await house.change(task, state=State.SUCCEEDED, ended_at=2.0)
+            await broker.wait_for_listener(task)
+            await broker.change_task(task, state=State.SUCCEEDED, ended_at=2.0)
         assert (await poll).json()["data"]["status"] == "completed"
 
 
 @pytest.mark.parametrize("batch_id", [BATCH, "batch_x", f"task_{'0' * 32}", "x" * 300, "batch_%00"])
 async def test_an_unknown_batch_is_not_found(tmp_path: Path, batch_id: str) -> None:
     """A task's id is not its batch's: the id of one task must not reveal the others."""
-    async with open_api(tmp_path) as house:
-        await house.add(number=0)
-        answer = await house.client.get(f"/api/batch/{batch_id}")
+    async with open_api(tmp_path) as broker:
+        await broker.add_task(number=0)
+        answer = await broker.client.get(f"/api/batch/{batch_id}")
         assert (answer.status_code, answer.json()["code"]) == (404, "task_not_found")
 
 
 async def test_a_deleted_batch_is_gone(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
-        await batch_of(house, EXPIRED, EXPIRED)
-        answer = await house.client.get(f"/api/batch/{BATCH}")
+    async with open_api(tmp_path) as broker:
+        await batch_of(broker, EXPIRED, EXPIRED)
+        answer = await broker.client.get(f"/api/batch/{BATCH}")
         assert (answer.status_code, answer.json()["code"]) == (410, "task_expired")
 
 
 async def test_a_batch_is_canceled_as_far_as_it_can_be(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
-        await batch_of(house, DONE, WAITING, QUEUED)
-        data = (await house.client.delete(f"/api/batch/{BATCH}")).json()["data"]
+    async with open_api(tmp_path) as broker:
+        await batch_of(broker, DONE, WAITING, QUEUED)
+        data = (await broker.client.delete(f"/api/batch/{BATCH}")).json()["data"]
         assert [task["status"] for task in data["tasks"]] == ["completed", "canceled", "canceled"]
-        again = await house.client.delete(f"/api/batch/{BATCH}")
+        again = await broker.client.delete(f"/api/batch/{BATCH}")
         assert (again.status_code, again.json()["code"]) == (409, "conflict")
 
 
 async def test_six_images_of_one_request_arrive(tmp_path: Path) -> None:
-    async with open_house(tmp_path) as house:
+    async with open_broker(tmp_path) as broker:
         order = {"prompt": "six foxes", "numberOfImages": 6}
-        created = (await house.client.post(CREATE, json=order)).json()
+        created = (await broker.client.post(CREATE, json=order)).json()
         async with asyncio.timeout(20):
-            data = (await house.client.get(created["batchUrl"], params={"wait": 20})).json()["data"]
+            data = (await broker.client.get(created["batchUrl"], params={"wait": 20})).json()["data"]
         assert (data["status"], data["counts"]["completed"]) == ("completed", 6)
         assert len({task["result"] for task in data["tasks"]}) == 6
 
@@ -128,7 +128,7 @@ async def test_six_images_of_one_request_arrive(tmp_path: Path) -> None:
 
 async def test_a_failed_task_again_is_a_new_task_with_the_same_wish(tmp_path: Path) -> None:
     """The references, too: they are copied, so that neither task's end takes them from the other."""
-    async with open_house(tmp_path) as house:
+    async with open_broker(tmp_path) as broker:
         fields = {
             "prompt": "a fox [mood:flagged]",
             "model": "nano-banana-pro",
@@ -136,34 +136,34 @@ async def test_a_failed_task_again_is_a_new_task_with_the_same_wish(tmp_path: Pa
             "resolution": "2K",
         }
         files = {"image": ("a.png", png(), "image/png")}
-        first = (await house.client.post(CREATE, data=fields, files=files)).json()["taskId"]
-        assert (await house.end(first))["status"] == "failed"
-        answer = await house.client.post(f"/api/task/{first}/retry")
+        first = (await broker.client.post(CREATE, data=fields, files=files)).json()["taskId"]
+        assert (await broker.wait_end(first))["status"] == "failed"
+        answer = await broker.client.post(f"/api/task/{first}/retry")
         assert answer.status_code == 202
         second = answer.json()["taskId"]
         assert answer.headers["location"] == f"/api/task/{second}"
-        tasks = [await house.services.queries.get(task_id) for task_id in (first, second)]
+        tasks = [await broker.services.queries.get(task_id) for task_id in (first, second)]
         wishes = [(t.prompt, t.model, t.mode, t.aspect_ratio, t.resolution, len(t.refs)) for t in tasks]
         assert wishes[0] == wishes[1]
         assert tasks[0].refs[0]["sha256"] == tasks[1].refs[0]["sha256"]
         assert tasks[0].refs[0]["blob"] != tasks[1].refs[0]["blob"]
-        assert (await house.end(second))["status"] == "failed"
+        assert (await broker.wait_end(second))["status"] == "failed"
 
 
 async def test_asked_twice_it_is_the_same_new_task(tmp_path: Path) -> None:
     """A double click on "try again" is paid once."""
-    async with open_api(tmp_path) as house:
-        task = await house.add(**FAILED)
-        posts = (house.client.post(f"/api/task/{task.id}/retry") for _ in range(10))
+    async with open_api(tmp_path) as broker:
+        task = await broker.add_task(**FAILED)
+        posts = (broker.client.post(f"/api/task/{task.id}/retry") for _ in range(10))
         answers = await asyncio.gather(*posts)
         assert {answer.status_code for answer in answers} == {202}
         assert len({answer.json()["taskId"] for answer in answers}) == 1
-        assert (await house.left_behind())[0] == 2
+        assert (await broker.stored_counts())[0] == 2
 
 
-async def end(house: ApiHouse, task_id: str, state: str) -> None:
+async def end(broker: ApiBroker, task_id: str, state: str) -> None:
     """Whatever the worker is doing with it."""
-    await house.services.database.execute(
+    await broker.services.database.execute(
         "UPDATE tasks SET state = :state, ended_at = 1, due_at = :never, version = version + 1 WHERE id = :id",
         id=task_id,
         state=state,
@@ -173,15 +173,15 @@ async def end(house: ApiHouse, task_id: str, state: str) -> None:
 
 async def test_a_retry_that_failed_can_be_tried_again(tmp_path: Path) -> None:
     """By either id: a page that has only the first task must not be stuck with a retry that has failed."""
-    async with open_api(tmp_path) as house:
-        first = await house.add(**FAILED)
-        second = (await house.client.post(f"/api/task/{first.id}/retry")).json()["taskId"]
-        await end(house, second, "failed")
-        third = (await house.client.post(f"/api/task/{first.id}/retry")).json()["taskId"]
+    async with open_api(tmp_path) as broker:
+        first = await broker.add_task(**FAILED)
+        second = (await broker.client.post(f"/api/task/{first.id}/retry")).json()["taskId"]
+        await end(broker, second, "failed")
+        third = (await broker.client.post(f"/api/task/{first.id}/retry")).json()["taskId"]
         assert third not in {first.id, second}
-        assert (await house.client.post(f"/api/task/{second}/retry")).json()["taskId"] == third
-        await end(house, third, "succeeded")
-        answer = await house.client.post(f"/api/task/{first.id}/retry")
+        assert (await broker.client.post(f"/api/task/{second}/retry")).json()["taskId"] == third
+        await end(broker, third, "succeeded")
+        answer = await broker.client.post(f"/api/task/{first.id}/retry")
         assert (answer.status_code, third in answer.json()["error"]) == (409, True)
 
 
@@ -195,17 +195,17 @@ async def test_a_retry_that_failed_can_be_tried_again(tmp_path: Path) -> None:
     ],
 )
 async def test_what_did_not_fail_for_good_is_not_paid_again(tmp_path: Path, changes: dict[str, Any], why: str) -> None:
-    async with open_api(tmp_path) as house:
-        task = await house.add(**changes)
-        answer = await house.client.post(f"/api/task/{task.id}/retry")
+    async with open_api(tmp_path) as broker:
+        task = await broker.add_task(**changes)
+        answer = await broker.client.post(f"/api/task/{task.id}/retry")
         assert (answer.status_code, answer.json()["code"]) == (409, "conflict")
         assert why in answer.json()["error"]
 
 
 async def test_without_its_references_it_is_not_ordered_again(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
+    async with open_api(tmp_path) as broker:
         ref = {"name": "a", "blob": f"refs_{'0' * 32}/{'0' * 64}", "media_type": "image/png", "size": 1, "sha256": "0"}
-        task = await house.add(**FAILED, mode="image-to-image", refs=(ref,))
-        answer = await house.client.post(f"/api/task/{task.id}/retry")
+        task = await broker.add_task(**FAILED, mode="image-to-image", refs=(ref,))
+        answer = await broker.client.post(f"/api/task/{task.id}/retry")
         assert (answer.status_code, answer.json()["code"]) == (410, "task_expired")
-        assert (await house.left_behind())[0] == 1
+        assert (await broker.stored_counts())[0] == 1

@@ -14,9 +14,9 @@ import pytest
 from broker.errors import ApiError
 from broker.ordering.idempotency import RETRY_WINDOW_SECONDS
 from broker.ordering.service import CreatedTasks, OrderService
-from broker.orders import ImageParams, OrderRequest
+from broker.orders import ImageParams, OrderRequest, UploadedReference
 from broker.services import Services
-from tests.support.api import ApiHouse, open_api, png
+from tests.support.api import ApiBroker, open_api, png
 from tests.support.brokers import still
 from tests.support.clock import ManualClock
 from tests.support.servers.postgres import Postgres
@@ -90,19 +90,40 @@ async def test_retry_joins_the_unanswered_first_try(brokers: tuple[Services, Ser
     assert (again.tasks[0].id, again.is_repeated) == (first.tasks[0].id, True)
 
 
+class Upload:
+    """A file that can be read twice, as one of a form; the second time it may be held back."""
+
+    def __init__(self, *, is_held: bool = False) -> None:
+        self.second_read = asyncio.Event()
+        self.released = asyncio.Event()
+        self._reads = 0
+        if not is_held:
+            self.released.set()
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        self._reads += 1
+        if self._reads == 2:
+            self.second_read.set()
+            await self.released.wait()
+        yield png()
+
+
+def with_reference(upload: Any) -> tuple[UploadedReference, ...]:
+    return (UploadedReference(chunks=upload),)
+
+
 async def test_retry_and_first_try_in_progress_create_one_task(brokers: tuple[Services, Services]) -> None:
-    """Whichever is quicker creates it."""
-    one, two = brokers[0].orders, brokers[1].orders
-    request = OrderRequest(params=ImageParams(prompt="a fox"), retry_count=0)
-    plan = one.plan(request)
-    record = await one._find_record("me", request, plan.order)  # as far as the first try has come
-    assert record is not None
-    again = await create(brokers[1], retry_count=1)
-    (task,) = one._build_tasks("me", request, plan, "batch_of_the_first_try", [])
-    late = await one._write((task,), [], record)
-    assert late.tasks[0].id == again.tasks[0].id
+    """The first try is still storing its reference; the retry is quicker."""
+    slow = Upload(is_held=True)
+    first = asyncio.create_task(create(brokers[0], retry_count=0, sources=with_reference(slow)))
+    await slow.second_read.wait()
+    again = await create(brokers[1], retry_count=1, sources=with_reference(Upload()))
+    slow.released.set()
+    late = await first
+    assert (late.tasks[0].id, late.is_repeated) == (again.tasks[0].id, True)
     assert await count_tasks(brokers[0]) == 1
-    assert two.idempotency.records.database is not one.idempotency.records.database
+    images = await brokers[0].database.fetch("SELECT owner FROM images")
+    assert [row["owner"] for row in images] == await brokers[0].blobs.owners(-60.0), "the other copy is deleted"
 
 
 async def test_equal_first_tries_create_a_task_each(brokers: tuple[Services, Services]) -> None:
@@ -159,9 +180,9 @@ async def test_other_callers_and_other_content_are_not_joined(brokers: tuple[Ser
 # -- over HTTP
 
 
-async def hang_up_while_it_is_written(house: ApiHouse, body: bytes) -> None:
+async def hang_up_while_it_is_written(broker: ApiBroker, body: bytes) -> None:
     """Send a request and close the connection before the answer; return when the task is in the database."""
-    _, writer = await asyncio.open_connection("127.0.0.1", house.port)
+    _, writer = await asyncio.open_connection("127.0.0.1", broker.port)
     writer.write(
         f"POST {CREATE} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n"
         f"Content-Type: application/json\r\nX-Stainless-Retry-Count: 0\r\n\r\n".encode()
@@ -169,30 +190,32 @@ async def hang_up_while_it_is_written(house: ApiHouse, body: bytes) -> None:
     writer.write(body)
     writer.close()
     async with asyncio.timeout(10):
-        while (await house.left_behind())[0] == 0:  # noqa: ASYNC110
+        while (await broker.stored_counts())[0] == 0:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
 
 async def test_sdk_retry_after_a_lost_answer_returns_the_first_task(tmp_path: Path) -> None:
-    async with open_api(tmp_path, sockets=True) as house:
+    async with open_api(tmp_path, sockets=True) as broker:
         body = b'{"prompt": "a banana"}'
-        await hang_up_while_it_is_written(house, body)
-        again = await house.client.post(
+        await hang_up_while_it_is_written(broker, body)
+        again = await broker.client.post(
             CREATE,
             content=body,
             headers={"Content-Type": "application/json", "X-Stainless-Retry-Count": "1"},
         )
         assert again.status_code == 202
-        assert (await house.left_behind())[0] == 1
-        another = await house.client.post(CREATE, json={"prompt": "a banana"}, headers={"X-Stainless-Retry-Count": "1"})
+        assert (await broker.stored_counts())[0] == 1
+        another = await broker.client.post(
+            CREATE, json={"prompt": "a banana"}, headers={"X-Stainless-Retry-Count": "1"}
+        )
         assert another.json()["taskId"] != again.json()["taskId"]
 
 
 async def test_uploads_are_compared_by_their_bytes(tmp_path: Path) -> None:
     """The boundary between the parts differs on each request. The images are read twice, and still arrive whole."""
-    async with open_api(tmp_path) as house:
+    async with open_api(tmp_path) as broker:
         posts = [
-            house.client.post(
+            broker.client.post(
                 CREATE,
                 data={"prompt": "x"},
                 files={"image": ("a.png", png(color), "image/png")},
@@ -202,12 +225,12 @@ async def test_uploads_are_compared_by_their_bytes(tmp_path: Path) -> None:
         ]
         red, blue = await asyncio.gather(*posts)
         assert (red.status_code, blue.status_code) == (202, 202)
-        tasks, images, _, files = await house.left_behind()
+        tasks, images, _, files = await broker.stored_counts()
         assert (tasks, images, files) == (2, 2, 2)
 
 
 @pytest.mark.parametrize("count", ["", "-1", "x", "1" * 9])
 async def test_invalid_retry_count_is_ignored(tmp_path: Path, count: str) -> None:
-    async with open_api(tmp_path) as house:
-        answer = await house.client.post(CREATE, json={"prompt": "x"}, headers={"X-Stainless-Retry-Count": count})
+    async with open_api(tmp_path) as broker:
+        answer = await broker.client.post(CREATE, json={"prompt": "x"}, headers={"X-Stainless-Retry-Count": count})
         assert answer.status_code == 202

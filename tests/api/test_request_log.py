@@ -27,8 +27,8 @@ def request_lines(lines: Lines) -> Lines:
 
 async def test_each_request_is_one_line_with_its_id(tmp_path: Path) -> None:
     with capture_logs(processors=[merge_contextvars]) as lines:
-        async with open_api(tmp_path) as house:
-            answer = await house.client.post("/api/generate/image", json={"prompt": "canary"})
+        async with open_api(tmp_path) as broker:
+            answer = await broker.client.post("/api/generate/image", json={"prompt": "canary"})
     (line,) = request_lines(lines)
     assert (line["method"], line["route"], line["status"]) == ("POST", "/api/generate/image", 202)
     assert (line["operation"], line["log_level"]) == ("createImage", "info")
@@ -44,9 +44,9 @@ async def test_each_request_is_one_line_with_its_id(tmp_path: Path) -> None:
     [("abc-1.2_3", True), ("x" * 64, True), ("x" * 65, False), ("", False), ("a b", False), ("a\u00ffb", False)],
 )
 async def test_a_plain_request_id_is_taken(tmp_path: Path, given: str, is_taken: bool) -> None:
-    async with open_api(tmp_path) as house:
-        answer = await house.client.get("/health", headers=[(b"x-request-id", given.encode("latin-1"))])
-        twice = await house.client.get("/health", headers=[("x-request-id", "a"), ("x-request-id", "b")])
+    async with open_api(tmp_path) as broker:
+        answer = await broker.client.get("/health", headers=[(b"x-request-id", given.encode("latin-1"))])
+        twice = await broker.client.get("/health", headers=[("x-request-id", "a"), ("x-request-id", "b")])
     assert (answer.headers["x-request-id"] == given) is is_taken
     assert twice.headers.get_list("x-request-id")[0] not in {"a", "b"}
 
@@ -55,17 +55,17 @@ async def test_polls_health_and_images_are_logged_at_debug_only(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.DEBUG, "broker"), capture_logs() as lines:
-        async with open_api(tmp_path) as house:
-            task = await house.add(state=State.SUCCEEDED, ended_at=house.services.clock.now())
-            image = await house.add_image(task.id, png())
+        async with open_api(tmp_path) as broker:
+            task = await broker.add_task(state=State.SUCCEEDED, ended_at=broker.services.clock.now())
+            image = await broker.add_image(task.id, png())
             for path in (f"/api/task/{task.id}", f"/api/batch/{task.batch}", f"/uploads/images/{image.name}"):
-                answer = await house.client.get(path)
+                answer = await broker.client.get(path)
                 assert answer.status_code in {200, 404}
-            etag = (await house.client.get(f"/api/task/{task.id}")).headers["etag"]
-            await house.client.get(f"/api/task/{task.id}", headers={"If-None-Match": etag})
-            await house.client.get("/health")
-            await house.client.get(UNKNOWN)
-            page = (await house.client.get("/metrics")).text
+            etag = (await broker.client.get(f"/api/task/{task.id}")).headers["etag"]
+            await broker.client.get(f"/api/task/{task.id}", headers={"If-None-Match": etag})
+            await broker.client.get("/health")
+            await broker.client.get(UNKNOWN)
+            page = (await broker.client.get("/metrics")).text
     levels = [(line["operation"], line["status"], line["log_level"]) for line in request_lines(lines)]
     assert ("getTask", 200, "debug") in levels
     assert ("getTask", 304, "debug") in levels
@@ -78,9 +78,9 @@ async def test_polls_health_and_images_are_logged_at_debug_only(
 async def test_paths_and_queries_are_not_logged(tmp_path: Path) -> None:
     """They may hold keys, tokens and ids that are secrets."""
     with capture_logs() as lines:
-        async with open_api(tmp_path) as house:
-            await house.client.post("/api/webhook/kie?task=x&token=canary", content=b"{}")
-            await house.client.get("/canary?key=canary")
+        async with open_api(tmp_path) as broker:
+            await broker.client.post("/api/webhook/kie?task=x&token=canary", content=b"{}")
+            await broker.client.get("/canary?key=canary")
     assert [line["route"] for line in request_lines(lines)] == ["/api/webhook/{provider}", None]
     assert [line["operation"] for line in request_lines(lines)] == ["receiveProviderCallback", "unmatched"]
     assert "canary" not in str(lines)

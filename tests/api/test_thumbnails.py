@@ -21,7 +21,7 @@ from storage.errors import StorageError
 from storage.images import StoredImage
 from storage.states import State
 from storage.tasks import Task
-from tests.support.api import ApiHouse, open_api
+from tests.support.api import ApiBroker, open_api
 from tests.support.clock import ManualClock
 from tests.support.samples import encoded, picture
 from tests.support.servers.postgres import Postgres
@@ -34,17 +34,17 @@ DATA = encoded("PNG", picture(90, 60).resize((WIDTH, HEIGHT)))
 FORWARDED = {"X-Forwarded-For": "8.8.8.8"}
 
 
-async def shown(house: ApiHouse, number: int = 1, data: bytes = DATA, **changes: Any) -> StoredImage:
+async def shown(broker: ApiBroker, number: int = 1, data: bytes = DATA, **changes: Any) -> StoredImage:
     """Return the result of a succeeded task."""
-    task = await house.add(number=number, state=State.SUCCEEDED, ended_at=house.services.clock.now())
+    task = await broker.add_task(number=number, state=State.SUCCEEDED, ended_at=broker.services.clock.now())
     name = f"generated_{number:032x}.png"
-    return await house.add_image(task.id, data, **{"name": name, "width": WIDTH, "height": HEIGHT, **changes})
+    return await broker.add_image(task.id, data, **{"name": name, "width": WIDTH, "height": HEIGHT, **changes})
 
 
-async def referred(house: ApiHouse, number: int = 1) -> StoredImage:
-    task = await house.add(number=number, batch=f"batch_{number:032x}")
+async def referred(broker: ApiBroker, number: int = 1) -> StoredImage:
+    task = await broker.add_task(number=number, batch=f"batch_{number:032x}")
     owner = task.id.replace("task_", "refs_")
-    return await house.add_image(owner, DATA, kind="reference", width=WIDTH, height=HEIGHT)
+    return await broker.add_image(owner, DATA, kind="reference", width=WIDTH, height=HEIGHT)
 
 
 def path_of(image: StoredImage) -> str:
@@ -52,9 +52,9 @@ def path_of(image: StoredImage) -> str:
 
 
 async def small(
-    house: ApiHouse, image: StoredImage, size: int = 512, headers: dict[str, str] | None = None
+    broker: ApiBroker, image: StoredImage, size: int = 512, headers: dict[str, str] | None = None
 ) -> httpx.Response:
-    return await house.client.get(f"{path_of(image)}?size={size}", headers=headers)
+    return await broker.client.get(f"{path_of(image)}?size={size}", headers=headers)
 
 
 def is_small(answer: httpx.Response, longest: int = 512) -> bool:
@@ -66,26 +66,26 @@ def is_small(answer: httpx.Response, longest: int = 512) -> bool:
         return max(image.size) == longest
 
 
-async def rows(house: ApiHouse) -> list[str]:
-    found = await house.services.database.fetch("SELECT kind FROM images ORDER BY kind")
+async def rows(broker: ApiBroker) -> list[str]:
+    found = await broker.services.database.fetch("SELECT kind FROM images ORDER BY kind")
     return [row["kind"] for row in found]
 
 
-def outcomes(house: ApiHouse) -> dict[str, float]:
-    samples = next(iter(house.services.metrics.thumbnails.collect())).samples
+def outcomes(broker: ApiBroker) -> dict[str, float]:
+    samples = next(iter(broker.services.metrics.thumbnails.collect())).samples
     return {s.labels["outcome"]: s.value for s in samples if s.name.endswith("_total")}
 
 
-def files(house: ApiHouse) -> int:
-    return sum(path.is_file() for path in (house.folder / "blobs").rglob("*"))
+def files(broker: ApiBroker) -> int:
+    return sum(path.is_file() for path in (broker.folder / "blobs").rglob("*"))
 
 
-def with_parts(house: ApiHouse, **parts: Any) -> Thumbnails:
+def with_parts(broker: ApiBroker, **parts: Any) -> Thumbnails:
     """Replace the thumbnails of the broker by some with other parts or limits."""
-    now = house.services.thumbnails
+    now = broker.services.thumbnails
     kept = {name: getattr(now, name) for name in ("clock", "tasks", "images", "blobs", "metrics")}
-    house.mount(thumbnails=Thumbnails(**{**kept, **parts}))
-    return house.services.thumbnails
+    broker.mount(thumbnails=Thumbnails(**{**kept, **parts}))
+    return broker.services.thumbnails
 
 
 # -- what is served
@@ -93,9 +93,9 @@ def with_parts(house: ApiHouse, **parts: Any) -> Thumbnails:
 
 async def test_thumbnail_is_served_like_an_image(tmp_path: Path) -> None:
     """With its own type and tag, all security headers, and readable by name without access rights."""
-    async with open_api(tmp_path, retention_hours=2) as house:
-        image = await shown(house)
-        answer = await small(house, image, headers=FORWARDED)
+    async with open_api(tmp_path, retention_hours=2) as broker:
+        image = await shown(broker)
+        answer = await small(broker, image, headers=FORWARDED)
         assert is_small(answer)
         tag = answer.headers["etag"]
         assert tag != f'"{image.sha256}"'
@@ -104,82 +104,82 @@ async def test_thumbnail_is_served_like_an_image(tmp_path: Path) -> None:
         assert answer.headers["content-security-policy"] == "default-src 'none'; sandbox"
         assert answer.headers["cache-control"].startswith("private, max-age=7")
         assert answer.headers["content-disposition"].endswith('.webp"')
-        assert (await small(house, image, headers={"If-None-Match": tag})).status_code == 304
-        assert (await small(house, image, headers={"If-None-Match": f'"{image.sha256}"'})).status_code == 200
-        part = await small(house, image, headers={"Range": "bytes=0-3"})
+        assert (await small(broker, image, headers={"If-None-Match": tag})).status_code == 304
+        assert (await small(broker, image, headers={"If-None-Match": f'"{image.sha256}"'})).status_code == 200
+        part = await small(broker, image, headers={"Range": "bytes=0-3"})
         assert (part.status_code, part.content) == (206, b"RIFF")
-        head = await house.client.head(f"{path_of(image)}?size=512")
+        head = await broker.client.head(f"{path_of(image)}?size=512")
         assert (head.status_code, head.content, head.headers["etag"]) == (200, b"", tag)
-        assert (await house.client.get(path_of(image))).content == DATA
+        assert (await broker.client.get(path_of(image))).content == DATA
 
 
 async def test_thumbnail_is_not_cached_beyond_the_retention_of_its_image(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
-        image = await shown(house, created_at=1.0)
-        assert (await small(house, image)).headers["cache-control"] == "private, no-cache"
+    async with open_api(tmp_path) as broker:
+        image = await shown(broker, created_at=1.0)
+        assert (await small(broker, image)).headers["cache-control"] == "private, no-cache"
 
 
 async def test_only_four_sizes_are_made(tmp_path: Path) -> None:
     """Any requested size is served, and no thumbnail is larger than the image."""
-    async with open_api(tmp_path) as house:
-        image = await shown(house)
+    async with open_api(tmp_path) as broker:
+        image = await shown(broker)
         for wish, longest in [(1, 128), (128, 128), (129, 256), (512, 512), (513, 900), (999_999, 900)]:
-            assert is_small(await small(house, image, wish), longest)
-        assert await rows(house) == ["result", "thumbnail-1024", "thumbnail-128", "thumbnail-256", "thumbnail-512"]
+            assert is_small(await small(broker, image, wish), longest)
+        assert await rows(broker) == ["result", "thumbnail-1024", "thumbnail-128", "thumbnail-256", "thumbnail-512"]
 
 
 @pytest.mark.parametrize("wish", ["0", "-1", "x", "512px", "5.0", "1234567", "٥١٢", "%00", "512%20", "1e3"])
 async def test_invalid_size_is_rejected_with_the_cure(tmp_path: Path, wish: str) -> None:
-    async with open_api(tmp_path) as house:
-        image = await shown(house)
-        answer = await house.client.get(f"{path_of(image)}?size={wish}")
+    async with open_api(tmp_path) as broker:
+        image = await shown(broker)
+        answer = await broker.client.get(f"{path_of(image)}?size={wish}")
         assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request")
         assert (answer.json()["field"], "128, 256, 512, 1024" in answer.json()["error"]) == ("size", True)
-        assert (await house.client.get(f"{path_of(image)}?size=")).content == DATA
+        assert (await broker.client.get(f"{path_of(image)}?size=")).content == DATA
 
 
 async def test_task_document_links_the_thumbnail(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
-        image = await shown(house)
-        huge = await shown(house, 2, b"never looked at", width=30_000, height=30_000)
-        data = (await house.client.get(f"/api/task/{image.owner}")).json()["data"]
-        assert is_small(await house.client.get(data["results"][0]["thumbnail"]))
-        data = (await house.client.get(f"/api/task/{huge.owner}")).json()["data"]
+    async with open_api(tmp_path) as broker:
+        image = await shown(broker)
+        huge = await shown(broker, 2, b"never looked at", width=30_000, height=30_000)
+        data = (await broker.client.get(f"/api/task/{image.owner}")).json()["data"]
+        assert is_small(await broker.client.get(data["results"][0]["thumbnail"]))
+        data = (await broker.client.get(f"/api/task/{huge.owner}")).json()["data"]
         assert data["results"][0]["thumbnail"] is None
-        assert (await small(house, huge)).content == b"never looked at"
-        assert outcomes(house) == {"made": 1}
+        assert (await small(broker, huge)).content == b"never looked at"
+        assert outcomes(broker) == {"made": 1}
 
 
 async def test_internal_name_of_a_thumbnail_is_not_found(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
-        image = await shown(house)
-        await small(house, image)
-        row = await house.services.images.at(image.owner, "thumbnail-512", 0)
+    async with open_api(tmp_path) as broker:
+        image = await shown(broker)
+        await small(broker, image)
+        row = await broker.services.images.at(image.owner, "thumbnail-512", 0)
         assert row is not None
         for folder in ("images", "references"):
-            assert (await house.client.get(f"/uploads/{folder}/{row.name}")).status_code == 404
+            assert (await broker.client.get(f"/uploads/{folder}/{row.name}")).status_code == 404
 
 
 async def test_references_have_them_too(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
-        image = await referred(house)
-        assert is_small(await small(house, image))
-        assert await rows(house) == ["reference", "thumbnail-512"]
+    async with open_api(tmp_path) as broker:
+        image = await referred(broker)
+        assert is_small(await small(broker, image))
+        assert await rows(broker) == ["reference", "thumbnail-512"]
 
 
 # -- made once
 
 
 async def test_hundred_concurrent_requests_make_one_thumbnail(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
-        image = await shown(house)
-        answers = await asyncio.gather(*(small(house, image) for _ in range(100)))
+    async with open_api(tmp_path) as broker:
+        image = await shown(broker)
+        answers = await asyncio.gather(*(small(broker, image) for _ in range(100)))
         assert all(is_small(answer) for answer in answers)
         assert len({answer.content for answer in answers}) == 1
-        assert outcomes(house) == {"made": 1}
-        assert (await rows(house), files(house)) == (["result", "thumbnail-512"], 2)
-        await small(house, image)
-        assert outcomes(house) == {"made": 1}, "nor later"
+        assert outcomes(broker) == {"made": 1}
+        assert (await rows(broker), files(broker)) == (["result", "thumbnail-512"], 2)
+        await small(broker, image)
+        assert outcomes(broker) == {"made": 1}, "nor later"
 
 
 Place = dict[str, Any]
@@ -206,16 +206,16 @@ def bucket(server: S3Server) -> Place:
 
 async def test_two_processes_making_one_thumbnail_keep_one_row(tmp_path: Path, place: Place) -> None:
     """The second finds the row of the first, and serves that."""
-    async with open_api(tmp_path, **place) as house:
+    async with open_api(tmp_path, **place) as broker:
         for number in range(1, 11):
-            image = await shown(house, number)
-            one, other = with_parts(house), with_parts(house)
+            image = await shown(broker, number)
+            one, other = with_parts(broker), with_parts(broker)
             made = await asyncio.gather(one.find_or_make(image, 512), other.find_or_make(image, 512))
             assert made[0] is not None
             assert made[0] == made[1]
-        assert outcomes(house) == {"made": 20}
-        assert await rows(house) == ["result"] * 10 + ["thumbnail-512"] * 10
-        assert is_small(await small(house, image))
+        assert outcomes(broker) == {"made": 20}
+        assert await rows(broker) == ["result"] * 10 + ["thumbnail-512"] * 10
+        assert is_small(await small(broker, image))
 
 
 # -- failures serve the image itself
@@ -223,37 +223,37 @@ async def test_two_processes_making_one_thumbnail_keep_one_row(tmp_path: Path, p
 
 @pytest.mark.parametrize("damage", ["no image at all", "changed on the disk", "cut off"])
 async def test_a_damaged_image_is_served_as_it_is_and_tried_once(tmp_path: Path, damage: str) -> None:
-    async with open_api(tmp_path) as house:
-        image = await shown(house, data=b"no image, but text" if damage == "no image at all" else DATA)
-        path = house.folder / "blobs" / image.owner[-2:] / image.blob
+    async with open_api(tmp_path) as broker:
+        image = await shown(broker, data=b"no image, but text" if damage == "no image at all" else DATA)
+        path = broker.folder / "blobs" / image.owner[-2:] / image.blob
         if damage == "changed on the disk":
             path.write_bytes(DATA[:-30] + b"x" + DATA[-29:])
         elif damage == "cut off":
             path.write_bytes(DATA[: len(DATA) // 2])
-        answer = await small(house, image, headers={"Range": "bytes=0-7"})
+        answer = await small(broker, image, headers={"Range": "bytes=0-7"})
         assert (answer.status_code, answer.headers["cache-control"]) == (206, "private, no-cache")
-        assert answer.content == (await house.client.get(path_of(image), headers={"Range": "bytes=0-7"})).content
-        await small(house, image, headers={"Range": "bytes=0-7"})
-        assert (outcomes(house), await rows(house)) == ({"unshrinkable": 1}, ["result"])
+        assert answer.content == (await broker.client.get(path_of(image), headers={"Range": "bytes=0-7"})).content
+        await small(broker, image, headers={"Range": "bytes=0-7"})
+        assert (outcomes(broker), await rows(broker)) == ({"unshrinkable": 1}, ["result"])
 
 
 async def test_deleted_image_is_not_found(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
-        image = await shown(house)
-        await house.services.blobs.delete(image.owner)
-        assert (await small(house, image)).status_code == 404
+    async with open_api(tmp_path) as broker:
+        image = await shown(broker)
+        await broker.services.blobs.delete(image.owner)
+        assert (await small(broker, image)).status_code == 404
 
 
 async def test_on_a_full_disk_the_image_is_served(tmp_path: Path) -> None:
     """And the thumbnail later, when there is room."""
-    async with open_api(tmp_path) as house:
-        image = await shown(house)
-        with_parts(house, blobs=LocalBlobs(house.folder / "blobs", free_floor=2**60))
-        answer = await small(house, image)
+    async with open_api(tmp_path) as broker:
+        image = await shown(broker)
+        with_parts(broker, blobs=LocalBlobs(broker.folder / "blobs", free_floor=2**60))
+        answer = await small(broker, image)
         assert (answer.content, answer.headers["cache-control"]) == (DATA, "private, no-cache")
-        assert outcomes(house) == {"no_store": 1}
-        with_parts(house, blobs=LocalBlobs(house.folder / "blobs"))
-        assert is_small(await small(house, image, headers={"If-None-Match": answer.headers["etag"]}))
+        assert outcomes(broker) == {"no_store": 1}
+        with_parts(broker, blobs=LocalBlobs(broker.folder / "blobs"))
+        assert is_small(await small(broker, image, headers={"If-None-Match": answer.headers["etag"]}))
 
 
 @dataclass
@@ -278,39 +278,39 @@ class Held:
 
 async def test_requests_above_the_limit_get_the_image_at_once(tmp_path: Path) -> None:
     """Two thumbnails are made at a time."""
-    async with open_api(tmp_path) as house:
-        images = [await shown(house, number) for number in range(10)]
-        held = Held(house.services.blobs)
-        with_parts(house, blobs=held, max_waiting=3)
-        waiting = [asyncio.create_task(small(house, image)) for image in images[:3]]
+    async with open_api(tmp_path) as broker:
+        images = [await shown(broker, number) for number in range(10)]
+        held = Held(broker.services.blobs)
+        with_parts(broker, blobs=held, max_waiting=3)
+        waiting = [asyncio.create_task(small(broker, image)) for image in images[:3]]
         await held.asked.wait()
-        while len(house.services.thumbnails._running) < 3:  # noqa: ASYNC110
+        while len(broker.services.thumbnails._running) < 3:  # noqa: ASYNC110
             await asyncio.sleep(0)
-        answers = await asyncio.gather(*(small(house, image) for image in images[3:]))
+        answers = await asyncio.gather(*(small(broker, image) for image in images[3:]))
         assert {answer.content for answer in answers} == {DATA}
-        assert (held.opened, outcomes(house)) == (2, {"crowded": 7})
+        assert (held.opened, outcomes(broker)) == (2, {"crowded": 7})
         held.open_now.set()
         assert all(is_small(answer) for answer in await asyncio.gather(*waiting))
-        assert is_small(await small(house, images[3]))
+        assert is_small(await small(broker, images[3]))
 
 
 async def test_waiting_ends_but_the_thumbnail_is_finished(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
-        image = await shown(house)
-        held = Held(house.services.blobs)
-        thumbnails = with_parts(house, blobs=held, wait_seconds=0)
-        assert (await small(house, image)).content == DATA
+    async with open_api(tmp_path) as broker:
+        image = await shown(broker)
+        held = Held(broker.services.blobs)
+        thumbnails = with_parts(broker, blobs=held, wait_seconds=0)
+        assert (await small(broker, image)).content == DATA
         held.open_now.set()
         await asyncio.gather(*thumbnails._running.values())
-        assert is_small(await small(house, image))
+        assert is_small(await small(broker, image))
         assert held.opened == 1
 
 
 async def test_disconnecting_client_does_not_cancel_the_thumbnail_of_others(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
-        image = await shown(house)
-        held = Held(house.services.blobs)
-        thumbnails = with_parts(house, blobs=held)
+    async with open_api(tmp_path) as broker:
+        image = await shown(broker)
+        held = Held(broker.services.blobs)
+        thumbnails = with_parts(broker, blobs=held)
         first = asyncio.create_task(thumbnails.find_or_make(image, 512))
         second = asyncio.create_task(thumbnails.find_or_make(image, 512))
         await held.asked.wait()
@@ -321,22 +321,22 @@ async def test_disconnecting_client_does_not_cancel_the_thumbnail_of_others(tmp_
 
 
 async def test_closing_cancels_running_thumbnails(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
-        image = await shown(house)
-        held = Held(house.services.blobs)
-        thumbnails = with_parts(house, blobs=held)
+    async with open_api(tmp_path) as broker:
+        image = await shown(broker)
+        held = Held(broker.services.blobs)
+        thumbnails = with_parts(broker, blobs=held)
         asking = asyncio.create_task(thumbnails.find_or_make(image, 512))
         await held.asked.wait()
         await thumbnails.aclose()
         assert await asking is None
         assert await thumbnails.find_or_make(image, 512) is None
-        assert files(house) == 1, "and leaves no draft behind"
+        assert files(broker) == 1, "and leaves no draft behind"
 
 
 async def test_broker_closes_thumbnails_at_shutdown(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
-        image = await shown(house)
-    assert house.services.thumbnails._start(image, 512) is None
+    async with open_api(tmp_path) as broker:
+        image = await shown(broker)
+    assert broker.services.thumbnails._start(image, 512) is None
 
 
 class _OutOfOrder:
@@ -358,18 +358,18 @@ class _OutOfOrder:
 
 async def test_unavailable_store_is_tried_again_after_a_pause(tmp_path: Path, clock: ManualClock) -> None:
     """Until then the image itself is served at once: an attempt may cost a whole decode."""
-    async with open_api(tmp_path) as house:
-        image, other = await shown(house), await shown(house, 2)
-        store = _OutOfOrder(house.services.blobs)
-        with_parts(house, blobs=store, clock=clock)
-        thumbnails = house.services.thumbnails
+    async with open_api(tmp_path) as broker:
+        image, other = await shown(broker), await shown(broker, 2)
+        store = _OutOfOrder(broker.services.blobs)
+        with_parts(broker, blobs=store, clock=clock)
+        thumbnails = broker.services.thumbnails
         assert await thumbnails.find_or_make(image, 512) is None
         clock.advance(RETRY_AFTER_SECONDS - 1)
         assert await thumbnails.find_or_make(image, 512) is None
-        assert (store.tries, outcomes(house)) == (1, {"no_store": 1})
+        assert (store.tries, outcomes(broker)) == (1, {"no_store": 1})
         assert await thumbnails.find_or_make(other, 512) is not None, "another image is not affected"
         clock.advance(1)
-        assert is_small(await small(house, image))
+        assert is_small(await small(broker, image))
 
 
 class _Unreadable:
@@ -422,21 +422,21 @@ async def test_temporary_error_is_tried_again_after_a_pause(
     tmp_path: Path, clock: ManualClock, error: Exception
 ) -> None:
     """A sound image does not lose its thumbnail for the life of the process; nor is it tried at each request."""
-    async with open_api(tmp_path) as house:
-        image = await shown(house)
-        store = _UnreadableDrafts(house.services.blobs, error)
-        thumbnails = with_parts(house, blobs=store, clock=clock)
-        assert (await small(house, image)).content == DATA
-        assert (await small(house, image)).content == DATA
-        assert (store.copies, outcomes(house)) == (1, {"no_store": 1})
+    async with open_api(tmp_path) as broker:
+        image = await shown(broker)
+        store = _UnreadableDrafts(broker.services.blobs, error)
+        thumbnails = with_parts(broker, blobs=store, clock=clock)
+        assert (await small(broker, image)).content == DATA
+        assert (await small(broker, image)).content == DATA
+        assert (store.copies, outcomes(broker)) == (1, {"no_store": 1})
         thumbnails.blobs = store._blobs
         clock.advance(RETRY_AFTER_SECONDS)
-        assert is_small(await small(house, image))
+        assert is_small(await small(broker, image))
 
 
 async def test_number_of_remembered_failures_is_limited(tmp_path: Path, clock: ManualClock) -> None:
-    async with open_api(tmp_path) as house:
-        thumbnails = with_parts(house, clock=clock)
+    async with open_api(tmp_path) as broker:
+        thumbnails = with_parts(broker, clock=clock)
         for number in range(MAX_REMEMBERED_FAILURES + 10):
             thumbnails._record_failure((f"generated_{number}.png", 512), StorageError("503"))
         assert len(thumbnails._retry_at) == MAX_REMEMBERED_FAILURES
@@ -446,43 +446,43 @@ async def test_number_of_remembered_failures_is_limited(tmp_path: Path, clock: M
 # -- retention
 
 
-async def retire(house: ApiHouse, task: Task, state: State) -> None:
+async def retire(broker: ApiBroker, task: Task, state: State) -> None:
     """Run the retention step of an ended task while the worker of the broker is paused."""
-    house.services.worker.clock_guard.pause_deletion()
-    now = house.services.clock.now()
-    await house.services.database.execute(
+    broker.services.worker.clock_guard.pause_deletion()
+    now = broker.services.clock.now()
+    await broker.services.database.execute(
         "UPDATE tasks SET leased_by = 'test', ended_at = 1.0, due_at = :now WHERE id = :id", id=task.id, now=now
     )
-    fresh = await house.services.tasks.get(task.id)
+    fresh = await broker.services.tasks.get(task.id)
     assert fresh is not None
     assert fresh.state == state
-    await house.services.worker.retention.run([fresh])
+    await broker.services.worker.retention.run([fresh])
 
 
-async def task_of(house: ApiHouse, task_id: str) -> Task:
-    task = await house.services.tasks.get(task_id)
+async def task_of(broker: ApiBroker, task_id: str) -> Task:
+    task = await broker.services.tasks.get(task_id)
     assert task is not None
     return task
 
 
-async def stored(house: ApiHouse) -> int:
+async def stored(broker: ApiBroker) -> int:
     """Return the number of owners of stored bytes."""
-    return len(await house.services.blobs.owners(-60.0))
+    return len(await broker.services.blobs.owners(-60.0))
 
 
 async def test_retention_deletes_thumbnails(tmp_path: Path, place: Place) -> None:
-    async with open_api(tmp_path, **place) as house:
-        for image in (await shown(house, 1), await referred(house, 2)):
-            await small(house, image, 128)
-            await small(house, image, 512)
-            task = await task_of(house, image.owner.replace("refs_", "task_"))
-            await house.change(task, state=State.SUCCEEDED, ended_at=1.0)
-            assert await house.services.worker.retention.find_strays([image.owner]) == []
-            await retire(house, task, State.SUCCEEDED)
-            await retire(house, task, State.EXPIRED)
-            assert await house.services.images.owning([image.owner]) == set()
-            assert (await small(house, image)).status_code == 404
-        assert (await rows(house), await stored(house)) == ([], 0)
+    async with open_api(tmp_path, **place) as broker:
+        for image in (await shown(broker, 1), await referred(broker, 2)):
+            await small(broker, image, 128)
+            await small(broker, image, 512)
+            task = await task_of(broker, image.owner.replace("refs_", "task_"))
+            await broker.change_task(task, state=State.SUCCEEDED, ended_at=1.0)
+            assert await broker.services.worker.retention.find_strays([image.owner]) == []
+            await retire(broker, task, State.SUCCEEDED)
+            await retire(broker, task, State.EXPIRED)
+            assert await broker.services.images.owning([image.owner]) == set()
+            assert (await small(broker, image)).status_code == 404
+        assert (await rows(broker), await stored(broker)) == ([], 0)
 
 
 class Interrupted:
@@ -516,37 +516,37 @@ class _InterruptedDraft:
 
 async def test_image_deleted_during_the_making_gets_no_thumbnail(tmp_path: Path, place: Place) -> None:
     """A row inserted after retention would never be deleted; bytes without a row are swept."""
-    async with open_api(tmp_path, **place) as house:
-        for image in (await shown(house, 1), await referred(house, 2)):
-            task = await task_of(house, image.owner.replace("refs_", "task_"))
-            await house.change(task, state=State.SUCCEEDED, ended_at=1.0)
+    async with open_api(tmp_path, **place) as broker:
+        for image in (await shown(broker, 1), await referred(broker, 2)):
+            task = await task_of(broker, image.owner.replace("refs_", "task_"))
+            await broker.change_task(task, state=State.SUCCEEDED, ended_at=1.0)
 
             async def forgotten(task: Task = task) -> None:
-                await retire(house, task, State.SUCCEEDED)
-                await retire(house, task, State.EXPIRED)
+                await retire(broker, task, State.SUCCEEDED)
+                await retire(broker, task, State.EXPIRED)
 
-            thumbnails = with_parts(house, blobs=Interrupted(house.services.blobs, forgotten))
+            thumbnails = with_parts(broker, blobs=Interrupted(broker.services.blobs, forgotten))
             assert await thumbnails.find_or_make(image, 512) is None
-            assert await house.services.worker.retention.find_strays([image.owner]) == [image.owner]
-        assert (await rows(house), outcomes(house)) == ([], {"too_late": 2})
+            assert await broker.services.worker.retention.find_strays([image.owner]) == [image.owner]
+        assert (await rows(broker), outcomes(broker)) == ([], {"too_late": 2})
 
 
 async def test_inserting_a_thumbnail_and_retention_exclude_each_other(tmp_path: Path, place: Place) -> None:
     """Concurrent transactions leave no row of an expired task."""
-    async with open_api(tmp_path, **place) as house:
-        services = house.services
-        images = [await shown(house, number) for number in range(30)]
+    async with open_api(tmp_path, **place) as broker:
+        services = broker.services
+        images = [await shown(broker, number) for number in range(30)]
 
         async def write(image: StoredImage) -> None:
             row = replace(image, name=f"thumbnail_{image.name}", kind="thumbnail-512")
             await asyncio.gather(
                 services.database.transact(services.tasks.pinning_owner(image.owner), services.images.adding(row)),
-                retire(house, await task_of(house, image.owner), State.SUCCEEDED),
+                retire(broker, await task_of(broker, image.owner), State.SUCCEEDED),
                 return_exceptions=True,
             )
 
         await asyncio.gather(*(write(image) for image in images))
-        assert await rows(house) == []
+        assert await rows(broker) == []
 
 
 # -- presigned links
@@ -554,7 +554,7 @@ async def test_inserting_a_thumbnail_and_retention_exclude_each_other(tmp_path: 
 
 async def test_thumbnail_is_never_served_by_link(tmp_path: Path, s3_server: S3Server) -> None:
     """It is small, and a link would contain the id of the task."""
-    async with open_api(tmp_path, **bucket(s3_server), blob_links="presigned") as house:
-        image = await shown(house)
-        assert (await house.client.get(path_of(image))).status_code == 307
-        assert is_small(await small(house, image))
+    async with open_api(tmp_path, **bucket(s3_server), blob_links="presigned") as broker:
+        image = await shown(broker)
+        assert (await broker.client.get(path_of(image))).status_code == 307
+        assert is_small(await small(broker, image))

@@ -519,6 +519,13 @@ async def test_each_opened_stream_restarts_the_patience() -> None:
     assert len(server.heads) == 9
 
 
+async def test_stream_that_cannot_be_opened_ends_with_the_patience() -> None:
+    async with meeting(rst, patience=0.0) as (client, server, _), asyncio.timeout(10):
+        with pytest.raises(Unreachable):
+            await seen(client)
+    assert len(server.heads) == 1
+
+
 async def test_api_error_ends_the_stream() -> None:
     status, document = REFUSALS["gone"]
     async with meeting(says_json(document, status)) as (client, _, _):

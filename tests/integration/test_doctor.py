@@ -33,7 +33,7 @@ from storage.sql.migrate import migrations, upgrade
 from storage.sql.postgres import PostgresDatabase
 from storage.sql.sqlite import SqliteDatabase
 from tests.support.api import open_api
-from tests.support.brokers import open_house
+from tests.support.brokers import open_broker
 from tests.support.faulty_http import Script, Visit, answers, serve, silence
 from tests.support.servers.ports import free_port
 from tests.support.servers.postgres import Postgres
@@ -311,24 +311,24 @@ async def test_port_of_another_program_fails(tmp_path: Path) -> None:
 
 async def test_running_broker_is_queried(tmp_path: Path) -> None:
     async with (
-        open_api(tmp_path, sockets=True, webhook_base_url="", api_keys=(KEY,)) as house,
-        tunnelling(house.port) as tunnel,
+        open_api(tmp_path, sockets=True, webhook_base_url="", api_keys=(KEY,)) as broker,
+        tunnelling(broker.port) as tunnel,
     ):
-        settings = house.services.settings.model_copy(update={"port": house.port, "webhook_base_url": tunnel.url})
+        settings = broker.services.settings.model_copy(update={"port": broker.port, "webhook_base_url": tunnel.url})
         report = await examined(settings, "public address")
         assert [report[name].status for name in ("broker", "callbacks")] == ["ok", "ok"]
         assert "leads to this broker" in report["public address"].found
         keyless = settings.model_copy(update={"api_keys": ()})
         status, said, cure = await found(keyless, "public address", "broker")
         assert (status, "BROKER_API_KEYS" in cure) == ("warning", True)
-        house.services.queries.closing = True
+        broker.services.queries.closing = True
         status, said, _ = await found(settings, "public address", "broker")
         assert (status, "server: it is stopping" in said) == ("failed", True)
 
 
 async def test_broker_with_another_secret_fails_and_receives_no_key(tmp_path: Path) -> None:
-    async with open_api(tmp_path / "other", sockets=True) as house:
-        settings = a_set_up(tmp_path, port=house.port, api_keys=("a-key-for-our-broker-only",))
+    async with open_api(tmp_path / "other", sockets=True) as broker:
+        settings = a_set_up(tmp_path, port=broker.port, api_keys=("a-key-for-our-broker-only",))
         status, said, cure = await found(settings, "public address", "broker")
     assert status == "failed"
     assert "another secret" in said
@@ -336,14 +336,14 @@ async def test_broker_with_another_secret_fails_and_receives_no_key(tmp_path: Pa
 
 
 async def test_missing_callbacks_are_counted(tmp_path: Path) -> None:
-    async with open_house(tmp_path) as house:
-        port = int(str(house.client.base_url.port))
-        settings = house.services.settings.model_copy(update={"port": port})
-        await house.end(await house.order("a red bicycle [mood:lost]"))
+    async with open_broker(tmp_path) as broker:
+        port = int(str(broker.client.base_url.port))
+        settings = broker.services.settings.model_copy(update={"port": port})
+        await broker.wait_end(await broker.create_task("a red bicycle [mood:lost]"))
         status, said, cure = await found(settings, "public address", "callbacks")
         assert (status, "1 results had to be polled" in said) == ("warning", True)
         assert "NANO_BANANA_WEBHOOK_KEY" in cure
-        await house.end(await house.order("a green bicycle"))
+        await broker.wait_end(await broker.create_task("a green bicycle"))
         assert (await found(settings, "public address", "callbacks"))[0] == "ok"
 
 

@@ -21,7 +21,7 @@ from storage.states import State
 from storage.tasks import Task
 from tests.api.test_api_tasks import NOTHING_KNOWN, look, parsed
 from tests.support.api import NEVER, a_task, open_api, task_cache
-from tests.support.brokers import open_house, still
+from tests.support.brokers import open_broker, still
 from tests.support.clock import ManualClock
 
 pytestmark = pytest.mark.anyio
@@ -174,16 +174,16 @@ def test_rounded_estimate_is_stable_until_the_next_step() -> None:
 
 
 async def test_queued_task_shows_its_position_and_a_new_etag(tmp_path: Path, clock: ManualClock) -> None:
-    async with open_api(tmp_path, clock=clock) as house:
-        tasks = [await house.add(number=n, state=State.QUEUED, attempt=0) for n in (1, 2)]
+    async with open_api(tmp_path, clock=clock) as broker:
+        tasks = [await broker.add_task(number=n, state=State.QUEUED, attempt=0) for n in (1, 2)]
         path = f"/api/task/{tasks[1].id}"
-        first = await house.client.get(path)
+        first = await broker.client.get(path)
         assert first.json()["data"]["progress"] == {**NOTHING_KNOWN, "stage": "queued", "position": 2}
-        same = await house.client.get(path, headers={"If-None-Match": first.headers["etag"]})
+        same = await broker.client.get(path, headers={"If-None-Match": first.headers["etag"]})
         assert same.status_code == 304
-        await house.change(tasks[0], state=State.CANCELED, ended_at=5.0)
+        await broker.change_task(tasks[0], state=State.CANCELED, ended_at=5.0)
         clock.advance(eta.QUEUE_TTL_SECONDS)
-        cache = task_cache(house.services)
+        cache = task_cache(broker.services)
         prepared = await cache.response(tasks[1].id, "en")
         assert b'"position":1' in prepared.body
         assert prepared.tag != first.headers["etag"]
@@ -191,36 +191,36 @@ async def test_queued_task_shows_its_position_and_a_new_etag(tmp_path: Path, clo
 
 async def test_stream_sends_each_new_position(tmp_path: Path) -> None:
     """The row does not change when other tasks leave the queue."""
-    async with open_api(tmp_path, sockets=True) as house:
-        tasks = [await house.add(number=n, state=State.QUEUED, attempt=0) for n in (1, 2)]
+    async with open_api(tmp_path, sockets=True) as broker:
+        tasks = [await broker.add_task(number=n, state=State.QUEUED, attempt=0) for n in (1, 2)]
         received = ""
-        async with asyncio.timeout(10), house.client.stream("GET", f"/api/task/{tasks[1].id}/events") as answer:
+        async with asyncio.timeout(10), broker.client.stream("GET", f"/api/task/{tasks[1].id}/events") as answer:
             async for text in answer.aiter_text():
                 received += text
                 places = [document["data"]["progress"]["position"] for _, document in parsed(received)]
                 if places == [2]:
-                    await house.change(tasks[0], state=State.CANCELED, ended_at=5.0)
+                    await broker.change_task(tasks[0], state=State.CANCELED, ended_at=5.0)
                 elif places == [2, 1]:
                     break
         assert [document["data"]["status"] for _, document in parsed(received)] == ["pending", "pending"]
 
 
 async def test_ended_task_has_no_progress(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
+    async with open_api(tmp_path) as broker:
         told = {"provider_state": "generating", "provider_percent": 40.0, "sent_at": 1.0}
-        task = await house.add(state=State.CANCELED, ended_at=1.0, error_code="canceled", **told)
-        assert (await look(house, task.id))["progress"] == {**NOTHING_KNOWN, "stage": "done"}
+        task = await broker.add_task(state=State.CANCELED, ended_at=1.0, error_code="canceled", **told)
+        assert (await look(broker, task.id))["progress"] == {**NOTHING_KNOWN, "stage": "done"}
 
 
 async def test_a_task_that_is_not_queued_is_one_point_read_per_poll(tmp_path: Path) -> None:
     """Its response is valid until the estimate changes: neither queue nor history is read."""
-    async with open_api(tmp_path) as house:
-        task = await house.add(provider_state="generating", provider_percent=40.4, sent_at=NOW)
-        cache = task_cache(house.services)
+    async with open_api(tmp_path) as broker:
+        task = await broker.add_task(provider_state="generating", provider_percent=40.4, sent_at=NOW)
+        cache = task_cache(broker.services)
         first = await cache.response(task.id, "en")
         assert b'"providerState":"generating","percent":40,' in first.body
-        await house.services.database.execute("DROP INDEX tasks_history")
-        await house.services.database.execute("ALTER TABLE tasks RENAME COLUMN finished_at TO gone")
+        await broker.services.database.execute("DROP INDEX tasks_history")
+        await broker.services.database.execute("ALTER TABLE tasks RENAME COLUMN finished_at TO gone")
         assert await cache.response(task.id, "en") is first
 
 
@@ -245,15 +245,15 @@ async def test_new_provider_state_updates_the_task_and_a_repeated_one_does_not(
 
 
 async def test_stream_sends_the_provider_state(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as house:
-        task = await house.add(job_id="job")
-        async with aclosing(house.services.queries.changes(task.id)) as changes:
+    async with open_api(tmp_path) as broker:
+        task = await broker.add_task(job_id="job")
+        async with aclosing(broker.services.queries.changes(task.id)) as changes:
             words = [(await anext(changes)).provider_state]
-            await house.services.worker.steps.transitions.apply_report(task, Pending(job_id="job", stage="queuing"), 0)
+            await broker.services.worker.steps.transitions.apply_report(task, Pending(job_id="job", stage="queuing"), 0)
             async with asyncio.timeout(1):
                 words.append((await anext(changes)).provider_state)
         assert words == [None, "queuing"]
-        assert (await look(house, task.id))["progress"]["providerState"] == "queuing"
+        assert (await look(broker, task.id))["progress"]["providerState"] == "queuing"
 
 
 async def test_times_are_stored_for_later_estimates(quiet: Services, clock: ManualClock) -> None:
@@ -267,10 +267,10 @@ async def test_times_are_stored_for_later_estimates(quiet: Services, clock: Manu
 
 async def test_poll_shows_the_progress_at_the_provider(tmp_path: Path) -> None:
     """Over HTTP, by polling: the sandbox uses the states of kie.ai."""
-    async with open_house(tmp_path, hooked=False, options=Options(duration=0.9)) as house:
-        task_id = await house.order("a red bicycle")
+    async with open_broker(tmp_path, hooked=False, options=Options(duration=0.9)) as broker:
+        task_id = await broker.create_task("a red bicycle")
         seen: list[str | None] = []
-        async for data in house.polls(task_id):
+        async for data in broker.poll_task(task_id):
             seen.append(data["progress"]["providerState"])
             if data["status"] == "completed":
                 break

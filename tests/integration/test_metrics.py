@@ -25,7 +25,7 @@ from storage.states import State
 from storage.tasks import Task
 from tests.contracts.providers import closed_port
 from tests.support.api import a_task, open_api
-from tests.support.brokers import House, open_house, still
+from tests.support.brokers import RunningBroker, open_broker, still
 from tests.support.clock import ManualClock
 
 pytestmark = pytest.mark.anyio
@@ -95,18 +95,18 @@ GOOD: list[tuple[str, dict[str, str], float]] = [
 
 
 async def test_journey_updates_its_metrics(tmp_path: Path) -> None:
-    async with open_house(tmp_path, check_after=60.0, task_deadline=60.0) as house:
-        done = await house.end(await house.order("a red bicycle"))
-        await house.end(await house.order("a red bicycle [mood:failed]"))
-        await house.client.post("/api/generate/image", json={"prompt": "x", "numberOfImages": 99})
-        metrics = house.services.metrics
+    async with open_broker(tmp_path, check_after=60.0, task_deadline=60.0) as broker:
+        done = await broker.wait_end(await broker.create_task("a red bicycle"))
+        await broker.wait_end(await broker.create_task("a red bicycle [mood:failed]"))
+        await broker.client.post("/api/generate/image", json={"prompt": "x", "numberOfImages": 99})
+        metrics = broker.services.metrics
         assert [
             (row, value(metrics, row[0], **row[1])) for row in GOOD if value(metrics, row[0], **row[1]) != row[2]
         ] == []
         assert value(metrics, "broker_download_bytes_total") == done["results"][0]["bytes"]
         for operation in ("poll", "change"):
             assert value(metrics, "broker_database_seconds_count", operation=operation) > 2
-        page = (await house.client.get("/metrics")).text
+        page = (await broker.client.get("/metrics")).text
     assert 'broker_tasks{state="succeeded"} 1.0' in page
     assert 'broker_tasks{state="queued"} 0.0' in page
     assert 'broker_provider_cooldown_seconds{provider="kie"} 0.0' in page
@@ -118,23 +118,23 @@ async def test_journey_updates_its_metrics(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("mood", "outcome"), [("code:402", "refused"), ("code:500", "unknown"), ("silent", "unknown")])
 async def test_submission_outcome_is_counted(tmp_path: Path, mood: str, outcome: str) -> None:
-    async with open_house(tmp_path, hooked=False) as house:
-        await house.end(await house.order(f"a red bicycle [mood:{mood}]"))
-        metrics = house.services.metrics
+    async with open_broker(tmp_path, hooked=False) as broker:
+        await broker.wait_end(await broker.create_task(f"a red bicycle [mood:{mood}]"))
+        metrics = broker.services.metrics
         assert value(metrics, "broker_submissions_total", provider="kie", outcome=outcome) == 1
         assert value(metrics, "broker_unknown_outcomes_total", provider="kie") == (outcome == "unknown")
 
 
 async def test_unsent_order_is_counted_as_not_sent(tmp_path: Path) -> None:
-    async with open_house(tmp_path, sandbox=closed_port(), task_deadline=0.2) as house:
-        await house.end(await house.order("a red bicycle"))
-        assert value(house.services.metrics, "broker_submissions_total", provider="kie", outcome="not_sent") >= 1
+    async with open_broker(tmp_path, sandbox=closed_port(), task_deadline=0.2) as broker:
+        await broker.wait_end(await broker.create_task("a red bicycle"))
+        assert value(broker.services.metrics, "broker_submissions_total", provider="kie", outcome="not_sent") >= 1
 
 
 async def test_checks_and_download_retries_are_counted(tmp_path: Path) -> None:
-    async with open_house(tmp_path, hooked=False) as house:
-        await house.end(await house.order("a red bicycle [mood:gone_once:2]"))
-        metrics = house.services.metrics
+    async with open_broker(tmp_path, hooked=False) as broker:
+        await broker.wait_end(await broker.create_task("a red bicycle [mood:gone_once:2]"))
+        metrics = broker.services.metrics
         assert value(metrics, "broker_provider_checks_total", provider="kie", answer="finished") >= 1
         assert value(metrics, "broker_download_retries_total") == 2
         assert value(metrics, "broker_downloads_total", outcome="result_gone") == 2
@@ -233,18 +233,18 @@ async def test_cooldown_is_shown_as_remaining_seconds(quiet: Services, clock: Ma
 
 
 async def test_one_process_queries_the_balance_for_all(tmp_path: Path) -> None:
-    async with open_house(tmp_path) as house:
-        asks = house.services.worker.balances
-        await _balance_known(house)
-        assert not await asks.chores.take("credits", now=house.services.clock.now(), every=balance.REFRESH_SECONDS)
+    async with open_broker(tmp_path) as broker:
+        asks = broker.services.worker.balances
+        await _balance_known(broker)
+        assert not await asks.chores.take("credits", now=broker.services.clock.now(), every=balance.REFRESH_SECONDS)
         async with open_api(tmp_path) as other:  # another process on the same database, which sends no query
             page = (await other.client.get("/metrics")).text
     assert re.search(r'broker_provider_credits{provider="kie"} \d', page)
 
 
-async def _balance_known(house: House) -> None:
+async def _balance_known(broker: RunningBroker) -> None:
     async with asyncio.timeout(5):
-        while not await house.services.worker.balances.latest():  # noqa: ASYNC110
+        while not await broker.services.worker.balances.latest():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 

@@ -24,7 +24,7 @@ from broker.server.sockets import bind_socket, socket_port
 from broker.server.uvicorn import running_server, serve
 from broker.services import Services
 from storage.states import State
-from tests.support.api import ApiHouse, MountedApp, open_api, png
+from tests.support.api import ApiBroker, MountedApp, open_api, png
 from tests.support.listeners import Listeners
 
 pytestmark = pytest.mark.anyio
@@ -34,9 +34,9 @@ HOST = b"Host: 127.0.0.1\r\n"
 POST = b"POST /api/generate/image HTTP/1.1\r\n" + HOST + b"Content-Type: application/json\r\n"
 
 
-async def closed_after(house: ApiHouse, data: bytes, *, drip: bytes = b"", every: float = 0.05) -> float:
+async def closed_after(broker: ApiBroker, data: bytes, *, drip: bytes = b"", every: float = 0.05) -> float:
     """Return the seconds until the server closes a connection that sends `data`, then `drip` repeatedly."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", house.port)
+    reader, writer = await asyncio.open_connection("127.0.0.1", broker.port)
     began = time.monotonic()
 
     async def dripping() -> None:
@@ -84,19 +84,19 @@ UNFINISHED = [
 
 async def test_unfinished_request_is_closed(tmp_path: Path) -> None:
     """More bytes do not extend the deadline, except those of a body at a sufficient rate."""
-    async with open_api(tmp_path, limits=QUICK) as house:
-        tries = [closed_after(house, data, drip=drip) for _, data, drip in UNFINISHED]
+    async with open_api(tmp_path, limits=QUICK) as broker:
+        tries = [closed_after(broker, data, drip=drip) for _, data, drip in UNFINISHED]
         for (what, _, _), seconds in zip(UNFINISHED, await asyncio.gather(*tries), strict=True):
             assert 0.3 <= seconds <= 2.5, what
 
 
 async def test_hundreds_of_silent_connections_do_not_block_others(tmp_path: Path) -> None:
-    async with open_api(tmp_path, limits=QUICK) as house:
-        silent = [asyncio.create_task(closed_after(house, b"GET /health HT")) for _ in range(300)]
+    async with open_api(tmp_path, limits=QUICK) as broker:
+        silent = [asyncio.create_task(closed_after(broker, b"GET /health HT")) for _ in range(300)]
         slowest = 0.0
         for _ in range(20):
             began = time.monotonic()
-            assert (await house.client.get("/health")).status_code == 200
+            assert (await broker.client.get("/health")).status_code == 200
             slowest = max(slowest, time.monotonic() - began)
         assert max(await asyncio.gather(*silent)) < 4
         assert slowest < 1.0
@@ -106,7 +106,7 @@ async def test_slow_upload_may_take_many_windows(tmp_path: Path) -> None:
     """A large image over a bad connection lasts many windows; only a stall ends it."""
     async with open_api(
         tmp_path, limits=ConnectionLimits(head_seconds=0.3, window_seconds=0.3, min_bytes_per_second=100)
-    ) as house:
+    ) as broker:
 
         async def slowly() -> Any:
             yield b'{"prompt":"x","padding":"'
@@ -116,18 +116,18 @@ async def test_slow_upload_may_take_many_windows(tmp_path: Path) -> None:
             yield b'"}'
 
         headers = {"content-type": "application/json"}
-        answer = await house.client.post("/api/generate/image", content=slowly(), headers=headers)
+        answer = await broker.client.post("/api/generate/image", content=slowly(), headers=headers)
         assert answer.status_code == 202
 
 
 async def test_slow_response_does_not_close_the_connection(tmp_path: Path) -> None:
     """A long poll outlasts every deadline of requests; so does an idle stream."""
-    async with open_api(tmp_path, limits=ConnectionLimits(head_seconds=0.1, window_seconds=0.1)) as house:
-        task = await house.add()
-        assert (await house.client.get(f"/api/task/{task.id}?wait=0.5")).status_code == 200
-        async with house.client.stream("GET", f"/api/task/{task.id}/events") as answer:
+    async with open_api(tmp_path, limits=ConnectionLimits(head_seconds=0.1, window_seconds=0.1)) as broker:
+        task = await broker.add_task()
+        assert (await broker.client.get(f"/api/task/{task.id}?wait=0.5")).status_code == 200
+        async with broker.client.stream("GET", f"/api/task/{task.id}/events") as answer:
             await asyncio.sleep(0.4)
-            await house.change(task, state=State.CANCELED, ended_at=5.0)
+            await broker.change_task(task, state=State.CANCELED, ended_at=5.0)
             assert '"canceled"' in "".join([text async for text in answer.aiter_text()])
 
 
@@ -164,8 +164,8 @@ async def test_unread_body_is_not_timed_out(expect: bytes) -> None:
 
 async def test_keep_alive_connection_outlasts_the_head_deadline(tmp_path: Path) -> None:
     """One connection, many requests, longer than a head may take."""
-    async with open_api(tmp_path, limits=ConnectionLimits(head_seconds=0.2)) as house:
-        reader, writer = await asyncio.open_connection("127.0.0.1", house.port)
+    async with open_api(tmp_path, limits=ConnectionLimits(head_seconds=0.2)) as broker:
+        reader, writer = await asyncio.open_connection("127.0.0.1", broker.port)
         with closing(writer):
             for _ in range(6):
                 writer.write(b"GET /health HTTP/1.1\r\n" + HOST + b"\r\n")
@@ -177,12 +177,12 @@ async def test_keep_alive_connection_outlasts_the_head_deadline(tmp_path: Path) 
 
 async def test_client_that_does_not_read_is_disconnected(tmp_path: Path) -> None:
     """Otherwise a few of them occupy all memory and file descriptors."""
-    async with open_api(tmp_path, limits=QUICK) as house:
-        image = await house.add_image("task_x", os.urandom(2**20) * 24)
+    async with open_api(tmp_path, limits=QUICK) as broker:
+        image = await broker.add_image("task_x", os.urandom(2**20) * 24)
         with closing(socket.socket()) as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             sock.setblocking(False)
-            await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", house.port))
+            await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", broker.port))
             request = f"GET /uploads/images/{image.name} HTTP/1.1\r\nHost: localhost\r\n\r\n"
             await asyncio.get_running_loop().sock_sendall(sock, request.encode())
             async with asyncio.timeout(5):
@@ -202,19 +202,19 @@ async def _drain(sock: socket.socket) -> bytes:
 
 async def test_long_poll_ends_when_its_client_disconnects(tmp_path: Path) -> None:
     """The request ends at once, not after the rest of its thirty seconds."""
-    async with open_api(tmp_path, sockets=True) as house:
-        task = await house.add()
-        _, writer = await asyncio.open_connection("127.0.0.1", house.port)
+    async with open_api(tmp_path, sockets=True) as broker:
+        task = await broker.add_task()
+        _, writer = await asyncio.open_connection("127.0.0.1", broker.port)
         writer.write(f"GET /api/task/{task.id}?wait=30 HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
-        await house.wait_for_listener(task)
+        await broker.wait_for_listener(task)
         writer.close()
         async with asyncio.timeout(3):
-            await house.wait_for_no_listener(task)
+            await broker.wait_for_no_listener(task)
 
 
 async def test_aborted_upload_leaves_no_task_and_no_file(tmp_path: Path) -> None:
-    async with open_api(tmp_path, sockets=True) as house:
-        before = await house.left_behind()
+    async with open_api(tmp_path, sockets=True) as broker:
+        before = await broker.stored_counts()
         head = (
             POST.replace(b"application/json", b"multipart/form-data; boundary=x") + b"Content-Length: 5000000\r\n\r\n"
         )
@@ -222,12 +222,12 @@ async def test_aborted_upload_leaves_no_task_and_no_file(tmp_path: Path) -> None
             b'--x\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n' + png() + b"x" * 3_000_000
         )
         for _ in range(5):
-            _, writer = await asyncio.open_connection("127.0.0.1", house.port)
+            _, writer = await asyncio.open_connection("127.0.0.1", broker.port)
             writer.write(head + part)
             await writer.drain()
             writer.close()
-        assert (await house.client.get("/health")).status_code == 200
-        assert await house.left_behind() == before
+        assert (await broker.client.get("/health")).status_code == 200
+        assert await broker.stored_counts() == before
 
 
 # -- malformed requests
@@ -256,20 +256,20 @@ NO_REQUESTS = [
 
 
 async def test_malformed_request_is_rejected_and_closed(tmp_path: Path) -> None:
-    async with open_api(tmp_path, sockets=True) as house:
+    async with open_api(tmp_path, sockets=True) as broker:
         for what, data in NO_REQUESTS:
-            answer = await house.raw(data)
+            answer = await broker.send_raw(data)
             assert answer.startswith(b"HTTP/1.1 400 "), what
             assert b'"success":false' in answer, what
             assert b"uvicorn" not in answer
-        assert (await house.client.get("/health")).status_code == 200
+        assert (await broker.client.get("/health")).status_code == 200
 
 
 async def test_bad_chunk_after_the_response_closes_the_connection(tmp_path: Path) -> None:
     """The response was sent already, so only the connection is left to end."""
-    async with open_api(tmp_path, sockets=True) as house:
+    async with open_api(tmp_path, sockets=True) as broker:
         data = b"POST /nope HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n"
-        reader, writer = await asyncio.open_connection("127.0.0.1", house.port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", broker.port)
         with closing(writer):
             writer.write(data)
             assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 404 ")
@@ -280,20 +280,20 @@ async def test_bad_chunk_after_the_response_closes_the_connection(tmp_path: Path
 
 
 async def test_upgrade_is_answered_as_a_plain_request(tmp_path: Path) -> None:
-    async with open_api(tmp_path, sockets=True) as house:
+    async with open_api(tmp_path, sockets=True) as broker:
         upgrade = b"Connection: Upgrade, close\r\nUpgrade: websocket\r\nSec-WebSocket-Key: x\r\n"
-        answer = await house.raw(b"GET /api/tasks HTTP/1.1\r\n" + HOST + upgrade + b"\r\n")
+        answer = await broker.send_raw(b"GET /api/tasks HTTP/1.1\r\n" + HOST + upgrade + b"\r\n")
         assert answer.startswith(b"HTTP/1.1 200 ")
 
 
 async def test_100_continue_is_sent_when_the_body_is_read(tmp_path: Path) -> None:
     """A rejected request gets none: its upload is not sent."""
-    async with open_api(tmp_path, sockets=True) as house:
+    async with open_api(tmp_path, sockets=True) as broker:
         body = b'{"prompt":"x"}'
         head = POST + b"Expect: 100-continue\r\nConnection: close\r\nContent-Length: %d\r\n" % len(body)
-        welcome = await house.raw(head + b"\r\n" + body)
+        welcome = await broker.send_raw(head + b"\r\n" + body)
         assert b"HTTP/1.1 202 " in welcome
-        stranger = await house.raw(head + b"Via: 1.1 x\r\n\r\n")
+        stranger = await broker.send_raw(head + b"Via: 1.1 x\r\n\r\n")
         assert stranger.startswith(b"HTTP/1.1 401 ")
 
 
@@ -364,23 +364,23 @@ async def told_by(number: signal.Signals, folder: Path) -> float:
         async with open_services(
             settings(folder), port=socket_port(sock), open_database=listeners.open_database
         ) as services:
-            house = ApiHouse(
+            broker = ApiBroker(
                 mounted=MountedApp(services=services),
                 listeners=listeners,
                 client=httpx.AsyncClient(base_url=base),
                 port=socket_port(sock),
                 folder=folder,
             )
-            task = await house.add()
+            task = await broker.add_task()
             serving = asyncio.create_task(serve(services, [sock]))
-            async with house.client as client:
+            async with broker.client as client:
                 assert (await client.get("/ready")).status_code == 200
                 under_way = [
                     asyncio.create_task(client.get(f"/api/task/{task.id}?wait=30", timeout=40)),
                     asyncio.create_task(client.get(f"/api/task/{task.id}/events", timeout=40)),
                     asyncio.create_task(client.post("/api/generate/image", content=_a_slow_order(), headers=JSON)),
                 ]
-                await house.wait_for_listener(task)
+                await broker.wait_for_listener(task)
                 await asyncio.sleep(0.3)
                 began = time.monotonic()
                 os.kill(os.getpid(), number)

@@ -24,7 +24,7 @@ from storage.errors import StorageError
 from storage.states import State
 from storage.tasks import Task
 from tests.support.api import a_task
-from tests.support.brokers import open_house
+from tests.support.brokers import open_broker
 from tests.support.clock import ManualClock
 from tests.support.faulty_http import answers, serve
 from tests.support.servers.postgres import Postgres
@@ -114,89 +114,89 @@ async def test_running_tunnel_is_found_and_verified_at_start(tmp_path: Path, clo
         agent = await stack.enter_async_context(an_agent(old=old))
         tunnel = await stack.enter_async_context(tunnelling(socket_port(sock)))
         agent.names(tunnel.url, port=socket_port(sock))
-        house = await stack.enter_async_context(place(tmp_path, clock, agent=agent, sock=sock))
-        assert house.base() == tunnel.url
-        assert house.metric("broker_public_address", source="ngrok") == 1
+        broker = await stack.enter_async_context(place(tmp_path, clock, agent=agent, sock=sock))
+        assert broker.base() == tunnel.url
+        assert broker.metric("broker_public_address", source="ngrok") == 1
         assert tunnel.requests[0].startswith(b"GET /api/webhook/nano-banana?probe=")
         assert b"ngrok-skip-browser-warning" in tunnel.requests[0]
 
 
 async def test_tunnel_started_after_the_broker_is_found(tmp_path: Path, clock: ManualClock) -> None:
     """The next order carries its URL, without a restart."""
-    async with place(tmp_path, clock) as house:
-        assert house.base() is None
-        assert await house.callback_address() is None
-        tunnel = await house.tunnel()
-        house.agent.names(tunnel.url, port=house.port)
+    async with place(tmp_path, clock) as broker:
+        assert broker.base() is None
+        assert await broker.callback_address() is None
+        tunnel = await broker.tunnel()
+        broker.agent.names(tunnel.url, port=broker.port)
         with capture_logs() as logs:
-            await house.refresh()
-            await house.refresh()
+            await broker.refresh()
+            await broker.refresh()
         assert said(logs) == ["public_url_verified", "public_url_found"]
-        assert house.base() == tunnel.url
-        assert house.metric("broker_public_address_changes_total", change="found") == 1
-        assert await house.callback_address() == f"{tunnel.url}/api/webhook/nano-banana"
+        assert broker.base() == tunnel.url
+        assert broker.metric("broker_public_address_changes_total", change="found") == 1
+        assert await broker.callback_address() == f"{tunnel.url}/api/webhook/nano-banana"
 
 
 async def test_quick_tunnel_is_used_once_verified(tmp_path: Path, clock: ManualClock) -> None:
     """cloudflared does not report its port; another program's tunnel would receive our callbacks."""
-    async with place(tmp_path, clock) as house, serve(answers("200 OK", b'{"status": "ok"}')) as other:
-        theirs, ours = await house.tunnel(other.port), await house.tunnel()
-        house.agent.quick = theirs.url
-        await house.refresh()
-        assert house.base() is None
+    async with place(tmp_path, clock) as broker, serve(answers("200 OK", b'{"status": "ok"}')) as other:
+        theirs, ours = await broker.tunnel(other.port), await broker.tunnel()
+        broker.agent.quick = theirs.url
+        await broker.refresh()
+        assert broker.base() is None
         assert theirs.requests
-        house.agent.quick = ours.url
-        await house.refresh()
-        assert house.base() == ours.url
-        assert house.metric("broker_public_address", source="cloudflared") == 1
+        broker.agent.quick = ours.url
+        await broker.refresh()
+        assert broker.base() == ours.url
+        assert broker.metric("broker_public_address", source="cloudflared") == 1
 
 
 async def test_quick_tunnel_that_does_not_answer_is_not_used(tmp_path: Path, clock: ManualClock) -> None:
     """Unlike ngrok's agent, cloudflared does not report that it leads to our port."""
-    async with place(tmp_path, clock) as house:
-        house.agent.quick = "http://127.0.0.1:9"
-        await house.refresh()
-        assert house.base() is None
+    async with place(tmp_path, clock) as broker:
+        broker.agent.quick = "http://127.0.0.1:9"
+        await broker.refresh()
+        assert broker.base() is None
 
 
 async def test_broker_with_another_secret_is_not_verified(tmp_path: Path, clock: ManualClock) -> None:
-    async with place(tmp_path / "one", clock) as house, place(tmp_path / "two", ManualClock()) as other:
-        house.agent.quick = (await house.tunnel(other.port)).url
-        await house.refresh()
-        assert house.base() is None
+    async with place(tmp_path / "one", clock) as broker, place(tmp_path / "two", ManualClock()) as other:
+        broker.agent.quick = (await broker.tunnel(other.port)).url
+        await broker.refresh()
+        assert broker.base() is None
 
 
 async def test_unreachable_ngrok_url_is_trusted(tmp_path: Path, clock: ManualClock) -> None:
     """Its agent may use a proxy that the broker does not know; it reports the port it leads to."""
-    async with place(tmp_path, clock) as house:
-        house.agent.names("http://127.0.0.1:9", port=house.port)
+    async with place(tmp_path, clock) as broker:
+        broker.agent.names("http://127.0.0.1:9", port=broker.port)
         for _ in range(4):
-            await house.refresh()
-            assert house.base() == "http://127.0.0.1:9"
-        assert house.metric("broker_public_address", source="ngrok") == 0
+            await broker.refresh()
+            assert broker.base() == "http://127.0.0.1:9"
+        assert broker.metric("broker_public_address", source="ngrok") == 0
 
 
 async def test_url_answered_by_another_server_is_not_used(tmp_path: Path, clock: ManualClock) -> None:
-    async with place(tmp_path, clock) as house:
-        tunnel = await house.tunnel()
+    async with place(tmp_path, clock) as broker:
+        tunnel = await broker.tunnel()
         tunnel.edge = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n"
-        house.agent.names(tunnel.url, port=house.port)
-        await house.refresh()
-        assert house.base() is None
+        broker.agent.names(tunnel.url, port=broker.port)
+        await broker.refresh()
+        assert broker.base() is None
 
 
 async def test_failing_url_is_not_probed_at_every_refresh(tmp_path: Path, clock: ManualClock) -> None:
     """Free tunnels have a monthly quota of requests."""
-    async with place(tmp_path, clock) as house:
-        tunnel = await house.tunnel()
-        house.agent.names(tunnel.url, port=house.port)
-        await house.refresh()
+    async with place(tmp_path, clock) as broker:
+        tunnel = await broker.tunnel()
+        broker.agent.names(tunnel.url, port=broker.port)
+        await broker.refresh()
         for _ in range(int(REVERIFY_SECONDS / REFRESH_SECONDS) - 1):
-            await house.refresh()
+            await broker.refresh()
         assert len(tunnel.requests) == 1
         tunnel.edge = GONE
         for _ in range(100):
-            await house.refresh()
+            await broker.refresh()
         assert len(tunnel.requests) < 12
 
 
@@ -204,126 +204,126 @@ async def test_failing_url_is_not_probed_at_every_refresh(tmp_path: Path, clock:
 
 
 async def test_new_url_replaces_a_dead_one_at_once(tmp_path: Path, clock: ManualClock) -> None:
-    async with place(tmp_path, clock) as house:
-        first, second = await house.tunnel(), await house.tunnel()
-        house.agent.names(first.url, port=house.port)
-        await house.refresh()
+    async with place(tmp_path, clock) as broker:
+        first, second = await broker.tunnel(), await broker.tunnel()
+        broker.agent.names(first.url, port=broker.port)
+        await broker.refresh()
         clock.advance(1)
-        task = await house.waiting()
+        task = await broker.waiting()
         first.edge = GONE
-        house.agent.names(second.url, port=house.port)
+        broker.agent.names(second.url, port=broker.port)
         with capture_logs() as logs:
-            await house.refresh(after=1)
+            await broker.refresh(after=1)
         assert said(logs) == [
             "public_url_unreachable",
             "public_url_verified",
             "public_url_changed",
             "switched_to_polling",
         ]
-        assert house.base() == second.url
-        assert house.metric("broker_public_address_changes_total", change="changed") == 1
-        row = await house.now(task)
+        assert broker.base() == second.url
+        assert broker.metric("broker_public_address_changes_total", change="changed") == 1
+        row = await broker.now(task)
         assert (row.hooked, row.due_at) == (False, clock.now() + 3)
 
 
 async def test_order_sent_with_the_new_url_keeps_waiting(tmp_path: Path, clock: ManualClock) -> None:
-    async with place(tmp_path, clock) as house:
-        house.agent.names((await house.tunnel()).url, port=house.port)
-        await house.refresh()
+    async with place(tmp_path, clock) as broker:
+        broker.agent.names((await broker.tunnel()).url, port=broker.port)
+        await broker.refresh()
         clock.advance(1)
-        task = await house.waiting()
-        await house.refresh(after=1)
-        assert await house.now(task) == task
+        task = await broker.waiting()
+        await broker.refresh(after=1)
+        assert await broker.now(task) == task
 
 
 async def test_order_submitted_during_the_change_is_switched_to_polling(tmp_path: Path, clock: ManualClock) -> None:
     """Its row starts waiting after the change, for a callback to the previous URL."""
-    async with place(tmp_path, clock) as house:
-        house.agent.names((await house.tunnel()).url, port=house.port)
-        await house.refresh()
-        task = await house.waiting(sent=5)
-        await house.refresh(after=1)
-        assert not (await house.now(task)).hooked
+    async with place(tmp_path, clock) as broker:
+        broker.agent.names((await broker.tunnel()).url, port=broker.port)
+        await broker.refresh()
+        task = await broker.waiting(sent=5)
+        await broker.refresh(after=1)
+        assert not (await broker.now(task)).hooked
 
 
 # -- lost
 
 
 async def test_tunnel_that_ends_with_its_agent_is_lost_at_once(tmp_path: Path, clock: ManualClock) -> None:
-    async with place(tmp_path, clock) as house:
-        tunnel = await house.tunnel()
-        house.agent.names(tunnel.url, port=house.port)
-        await house.refresh()
-        tasks = [await house.waiting(number) for number in range(1, 121)]
-        silent = await house.waiting(999, state=State.SUBMITTING)
+    async with place(tmp_path, clock) as broker:
+        tunnel = await broker.tunnel()
+        broker.agent.names(tunnel.url, port=broker.port)
+        await broker.refresh()
+        tasks = [await broker.waiting(number) for number in range(1, 121)]
+        silent = await broker.waiting(999, state=State.SUBMITTING)
         await tunnel.kill()
-        house.agent.silent = True
+        broker.agent.silent = True
         with capture_logs() as logs:
-            await house.refresh()
+            await broker.refresh()
         assert said(logs) == ["public_url_unreachable", "public_url_lost", "switched_to_polling"]
-        assert house.base() is None
-        assert await house.callback_address() is None
-        assert house.metric("broker_public_address", source="ngrok") == 0
-        assert not any([(await house.now(task)).hooked for task in tasks])
-        assert (await house.now(silent)).hooked, "an order of unknown outcome has nothing but its callback"
+        assert broker.base() is None
+        assert await broker.callback_address() is None
+        assert broker.metric("broker_public_address", source="ngrok") == 0
+        assert not any([(await broker.now(task)).hooked for task in tasks])
+        assert (await broker.now(silent)).hooked, "an order of unknown outcome has nothing but its callback"
 
 
 async def test_reported_tunnel_may_fail_once(tmp_path: Path, clock: ManualClock) -> None:
-    async with place(tmp_path, clock) as house:
-        tunnel = await house.tunnel()
-        house.agent.names(tunnel.url, port=house.port)
-        await house.refresh()
+    async with place(tmp_path, clock) as broker:
+        tunnel = await broker.tunnel()
+        broker.agent.names(tunnel.url, port=broker.port)
+        await broker.refresh()
         tunnel.edge = GONE
-        await house.refresh(after=REVERIFY_SECONDS)
-        assert house.base() == tunnel.url
+        await broker.refresh(after=REVERIFY_SECONDS)
+        assert broker.base() == tunnel.url
         tunnel.edge = None
-        await house.refresh()
+        await broker.refresh()
         tunnel.edge = GONE
-        await house.refresh(after=REVERIFY_SECONDS)
-        assert house.base() == tunnel.url
-        await house.refresh()
-        assert house.base() is None
+        await broker.refresh(after=REVERIFY_SECONDS)
+        assert broker.base() == tunnel.url
+        await broker.refresh()
+        assert broker.base() is None
 
 
 async def test_verified_url_that_stops_answering_is_lost(tmp_path: Path, clock: ManualClock) -> None:
-    async with place(tmp_path, clock) as house:
-        tunnel = await house.tunnel()
-        house.agent.names(tunnel.url, port=house.port)
-        await house.refresh()
+    async with place(tmp_path, clock) as broker:
+        tunnel = await broker.tunnel()
+        broker.agent.names(tunnel.url, port=broker.port)
+        await broker.refresh()
         await tunnel.kill()
-        await house.refresh(after=REVERIFY_SECONDS)
-        await house.refresh()
-        assert house.base() is None
+        await broker.refresh(after=REVERIFY_SECONDS)
+        await broker.refresh()
+        assert broker.base() is None
 
 
 async def test_silent_agent_does_not_end_a_working_tunnel(tmp_path: Path, clock: ManualClock) -> None:
-    async with place(tmp_path, clock) as house:
-        tunnel = await house.tunnel()
-        house.agent.names(tunnel.url, port=house.port)
-        await house.refresh()
-        house.agent.silent = True
+    async with place(tmp_path, clock) as broker:
+        tunnel = await broker.tunnel()
+        broker.agent.names(tunnel.url, port=broker.port)
+        await broker.refresh()
+        broker.agent.silent = True
         with capture_logs() as logs:
             for _ in range(3):
-                await house.refresh()
-        assert house.base() == tunnel.url
+                await broker.refresh()
+        assert broker.base() == tunnel.url
         assert said(logs) == []
 
 
 async def test_late_callbacks_arrive_when_the_url_returns(tmp_path: Path, clock: ManualClock) -> None:
     """Tokens outlive the URL: ngrok assigns the same name again."""
-    async with place(tmp_path, clock) as house:
-        tunnel = await house.tunnel()
-        house.agent.names(tunnel.url, port=house.port)
-        await house.refresh()
-        task = await house.waiting()
-        callback = house.services.worker.steps.submit.callback_url("kie", task.id, 1)
+    async with place(tmp_path, clock) as broker:
+        tunnel = await broker.tunnel()
+        broker.agent.names(tunnel.url, port=broker.port)
+        await broker.refresh()
+        task = await broker.waiting()
+        callback = broker.services.worker.steps.submit.callback_url("kie", task.id, 1)
         assert callback is not None
-        tunnel.edge, house.agent.silent = GONE, True
-        await house.refresh()
-        assert not (await house.now(task)).hooked
-        tunnel.edge, house.agent.silent = None, False
-        await house.refresh(after=REVERIFY_SECONDS)
-        assert house.base() == tunnel.url
+        tunnel.edge, broker.agent.silent = GONE, True
+        await broker.refresh()
+        assert not (await broker.now(task)).hooked
+        tunnel.edge, broker.agent.silent = None, False
+        await broker.refresh(after=REVERIFY_SECONDS)
+        assert broker.base() == tunnel.url
         async with httpx.AsyncClient() as provider:
             heard = await provider.post(callback, json={"data": {"taskId": "job", "state": "waiting"}})
         assert heard.status_code == 200
@@ -333,44 +333,44 @@ async def test_task_ends_although_its_callback_cannot_arrive(tmp_path: Path) -> 
     """End to end: ordered with a callback URL, the tunnel dies, and the provider is polled instead."""
     async with (
         an_agent() as agent,
-        open_house(tmp_path, hooked=False, tunnel_api=agent.url, check_after=60.0, task_deadline=60.0) as house,
+        open_broker(tmp_path, hooked=False, tunnel_api=agent.url, check_after=60.0, task_deadline=60.0) as broker,
     ):
-        port = int(str(house.client.base_url.port))
+        port = int(str(broker.client.base_url.port))
         async with tunnelling(port) as tunnel:
             agent.names(tunnel.url, port=port)
-            await house.services.url_monitor.refresh()
-            task_id = await house.order("a red bicycle [mood:slow:1]")
-            async for _ in house.polls(task_id):
-                if jobs := await house.jobs():
+            await broker.services.url_monitor.refresh()
+            task_id = await broker.create_task("a red bicycle [mood:slow:1]")
+            async for _ in broker.poll_task(task_id):
+                if jobs := await broker.provider_jobs():
                     break
             assert jobs[0]["request"]["callBackUrl"].startswith(tunnel.url)
         agent.silent = True
-        await house.services.url_monitor.refresh()
-        assert (await house.end(task_id, seconds=10))["status"] == "completed"
-        assert len(await house.jobs()) == 1
+        await broker.services.url_monitor.refresh()
+        assert (await broker.wait_end(task_id, seconds=10))["status"] == "completed"
+        assert len(await broker.provider_jobs()) == 1
 
 
 async def test_machine_without_a_url_does_not_switch_tasks_of_others(tmp_path: Path, postgres: Postgres) -> None:
     """On a shared database another machine may have the tunnel; a machine that had one and lost it does switch."""
     clock = ManualClock(time.time())
-    async with place(tmp_path, clock, database_url=await postgres.fresh()) as house:
-        task = await house.waiting(sent=100)
-        await house.refresh(after=1)
-        tunnel = await house.tunnel()
-        house.agent.names(tunnel.url, port=house.port)
-        await house.refresh(after=1)
-        assert (await house.now(task)).hooked
+    async with place(tmp_path, clock, database_url=await postgres.fresh()) as broker:
+        task = await broker.waiting(sent=100)
+        await broker.refresh(after=1)
+        tunnel = await broker.tunnel()
+        broker.agent.names(tunnel.url, port=broker.port)
+        await broker.refresh(after=1)
+        assert (await broker.now(task)).hooked
         await tunnel.kill()
-        house.agent.silent = True
-        await house.refresh(after=1)
-        assert not (await house.now(task)).hooked
+        broker.agent.silent = True
+        await broker.refresh(after=1)
+        assert not (await broker.now(task)).hooked
 
 
 async def test_restart_switches_tasks_with_an_earlier_url(tmp_path: Path, clock: ManualClock) -> None:
-    async with place(tmp_path, clock) as house:
-        task = await house.waiting(sent=100)
-        await house.refresh(after=1)
-        assert not (await house.now(task)).hooked
+    async with place(tmp_path, clock) as broker:
+        task = await broker.waiting(sent=100)
+        await broker.refresh(after=1)
+        assert not (await broker.now(task)).hooked
 
 
 # -- configured
@@ -381,17 +381,17 @@ async def test_configured_url_is_kept_and_its_failure_logged_once(tmp_path: Path
     async with AsyncExitStack() as stack:
         sock = bind_socket("127.0.0.1", 0)
         tunnel = await stack.enter_async_context(tunnelling(socket_port(sock)))
-        house = await stack.enter_async_context(place(tmp_path, clock, sock=sock, webhook_base_url=tunnel.url))
-        house.agent.names("https://other.example", port=house.port)
-        task = await house.waiting(sent=100)
+        broker = await stack.enter_async_context(place(tmp_path, clock, sock=sock, webhook_base_url=tunnel.url))
+        broker.agent.names("https://other.example", port=broker.port)
+        task = await broker.waiting(sent=100)
         with capture_logs() as logs:
             for edge in (GONE, GONE, None, None):
                 tunnel.edge = edge
-                await house.refresh(after=REVERIFY_SECONDS)
+                await broker.refresh(after=REVERIFY_SECONDS)
         assert said(logs) == ["public_url_unreachable", "public_url_verified"]
-        assert house.base() == tunnel.url
-        assert (await house.now(task)).hooked
-        assert house.metric("broker_public_address", source="configured") == 1
+        assert broker.base() == tunnel.url
+        assert (await broker.now(task)).hooked
+        assert broker.metric("broker_public_address", source="configured") == 1
 
 
 # -- errors
@@ -411,11 +411,11 @@ async def test_failed_refresh_is_repeated(tmp_path: Path, clock: ManualClock) ->
             self.enough.set()
             return []
 
-    async with place(tmp_path, clock) as house:
+    async with place(tmp_path, clock) as broker:
         agents: Any = Failing()
-        house.services.url_monitor.agents, house.services.url_monitor.refresh_seconds = agents, 0.001
+        broker.services.url_monitor.agents, broker.services.url_monitor.refresh_seconds = agents, 0.001
         with capture_logs() as logs:
-            async with house.services.url_monitor.run(), asyncio.timeout(5):
+            async with broker.services.url_monitor.run(), asyncio.timeout(5):
                 await agents.enough.wait()
         ours = [
             entry["action"]

@@ -19,7 +19,7 @@ from broker.sandbox.options import Options
 from storage.states import State
 from tests.contracts.providers import Says, Upstream
 from tests.support.api import png
-from tests.support.brokers import House, open_house
+from tests.support.brokers import RunningBroker, open_broker
 
 pytestmark = pytest.mark.anyio
 
@@ -92,16 +92,19 @@ async def test_secrets_appear_in_no_output(tmp_path: Path, form: str) -> None:
     sandbox_options = Options(
         duration=0.05, callback_spacing=0.05, creates_per_window=10_000, webhook_key="canary-hmac-key"
     )
-    async with open_house(tmp_path / "one", options=sandbox_options, **SECRETS) as house:
-        house.client.headers.update(TRUSTED)
-        tokens = await _journeys(house)
-        told += await _complaints(house)
-        told.append((await house.client.get("/metrics")).text)
-    async with Echo().open() as echo, open_house(tmp_path / "two", sandbox=echo.url, hooked=False, **SECRETS) as house:
-        house.client.headers.update(TRUSTED)
+    async with open_broker(tmp_path / "one", options=sandbox_options, **SECRETS) as broker:
+        broker.client.headers.update(TRUSTED)
+        tokens = await _journeys(broker)
+        told += await _complaints(broker)
+        told.append((await broker.client.get("/metrics")).text)
+    async with (
+        Echo().open() as echo,
+        open_broker(tmp_path / "two", sandbox=echo.url, hooked=False, **SECRETS) as broker,
+    ):
+        broker.client.headers.update(TRUSTED)
         for wish in ("refuse", "unknown", "accept"):
-            await house.end(await house.order(f"{PROMPT} {wish}"))
-        told.append((await house.client.get("/metrics")).text)
+            await broker.wait_end(await broker.create_task(f"{PROMPT} {wish}"))
+        told.append((await broker.client.get("/metrics")).text)
     logs = (tmp_path / "logs" / "app.log").read_text("utf-8")
     for action in ("task_succeeded", "task_failed", "unclassified_provider_error", "submit_unknown", "download_failed"):
         assert action in logs  # the secret had a chance to leak
@@ -116,25 +119,25 @@ def _around(text: str, word: str) -> str:
     return text[max(0, at - 300) : at + 100]
 
 
-async def _journeys(house: House) -> set[str]:
+async def _journeys(broker: RunningBroker) -> set[str]:
     """Every kind of end; the tokens of their callbacks."""
     image = f"data:image/png;base64,{base64.b64encode(png()).decode()}"
-    ids = [await house.order(f"{PROMPT} [mood:{mood}]") for mood in MOODS]
-    ids.append(await house.order(PROMPT, mode="image-to-image", images=[image]))
+    ids = [await broker.create_task(f"{PROMPT} [mood:{mood}]") for mood in MOODS]
+    ids.append(await broker.create_task(PROMPT, mode="image-to-image", images=[image]))
     for task_id in ids:
-        await house.client.get(f"/api/task/{task_id}/events", timeout=30)
-        await house.end(task_id)
-    canceled = await house.order(f"{PROMPT} [mood:slow:60]")
-    await house.client.delete(f"/api/task/{canceled}")
-    token = house.services.tokens.token
+        await broker.client.get(f"/api/task/{task_id}/events", timeout=30)
+        await broker.wait_end(task_id)
+    canceled = await broker.create_task(f"{PROMPT} [mood:slow:60]")
+    await broker.client.delete(f"/api/task/{canceled}")
+    token = broker.services.tokens.token
     return {token(task_id, attempt) for task_id in (*ids, canceled) for attempt in (1, 2, 3)}
 
 
-async def _complaints(house: House) -> list[str]:
+async def _complaints(broker: RunningBroker) -> list[str]:
     """Every way to be turned away, with canaries in what was sent."""
-    task = (await house.client.get("/api/tasks")).json()["data"][0]["id"]
+    task = (await broker.client.get("/api/tasks")).json()["data"][0]["id"]
     hook = "/api/webhook/nano-banana"
-    async with httpx.AsyncClient(base_url=house.client.base_url, timeout=20) as stranger:
+    async with httpx.AsyncClient(base_url=broker.client.base_url, timeout=20) as stranger:
         answers = [
             await stranger.post(
                 "/api/generate/image", json={"prompt": PROMPT}, headers={"Authorization": "Bearer canary-bad"}
@@ -148,13 +151,13 @@ async def _complaints(house: House) -> list[str]:
             await stranger.get("/canary?token=canary"),
         ]
     answers += [
-        await house.client.post("/api/generate/image", json={"prompt": PROMPT, "model": "no-such"}),
-        await house.client.post("/api/generate/image", json={"prompt": PROMPT, "mode": "image-to-image"}),
-        await house.client.post("/api/generate/image", json={"prompt": PROMPT, "images": ["data:canary"]}),
-        await house.client.post(
+        await broker.client.post("/api/generate/image", json={"prompt": PROMPT, "model": "no-such"}),
+        await broker.client.post("/api/generate/image", json={"prompt": PROMPT, "mode": "image-to-image"}),
+        await broker.client.post("/api/generate/image", json={"prompt": PROMPT, "images": ["data:canary"]}),
+        await broker.client.post(
             "/api/generate/image", content=b'{"prompt": "canary', headers={"content-type": "application/json"}
         ),
-        await house.client.post(
+        await broker.client.post(
             "/api/generate/image", json={"prompt": PROMPT, "imageUrls": ["http://127.0.0.1:9/x?sig=canary"]}
         ),
     ]
@@ -166,16 +169,16 @@ async def _complaints(house: House) -> list[str]:
 async def test_unexpected_error_is_logged_without_its_text(tmp_path: Path, form: str) -> None:
     """An error of ours may hold whatever a caller or a provider sent."""
     configure("DEBUG", form, tmp_path / "logs")
-    async with open_house(tmp_path, **SECRETS) as house:
+    async with open_broker(tmp_path, **SECRETS) as broker:
 
         async def broken() -> None:
             raise ValueError(f"cannot handle {PROMPT}")
 
-        assert not await house.services.worker.running.contain_errors(broken(), "task_1", State.WAITING.value)
-        house.client.headers.update(TRUSTED)
-        task_id = await house.order(PROMPT)
-        await house.services.database.execute("UPDATE tasks SET state = 'canary', version = version + 1")
-        answer = await house.client.get(f"/api/task/{task_id}")
+        assert not await broker.services.worker.running.contain_errors(broken(), "task_1", State.WAITING.value)
+        broker.client.headers.update(TRUSTED)
+        task_id = await broker.create_task(PROMPT)
+        await broker.services.database.execute("UPDATE tasks SET state = 'canary', version = version + 1")
+        answer = await broker.client.get(f"/api/task/{task_id}")
         assert answer.status_code == 500
     logs = (tmp_path / "logs" / "app.log").read_text("utf-8")
     assert "step_failed" in logs

@@ -17,7 +17,7 @@ from broker.client import AsyncClient, BrokerApiError, Client, TaskCanceled, Tas
 from broker.sandbox.options import Options
 from broker.sandbox.server import serve_sandbox
 from tests.support.api import png
-from tests.support.brokers import House, open_house
+from tests.support.brokers import RunningBroker, open_broker
 from tests.support.servers.s3 import S3Server
 
 pytestmark = pytest.mark.anyio
@@ -27,14 +27,14 @@ README = Path(__file__).parent.parent.parent / "README.md"
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[House]:
-    async with open_house(tmp_path, api_keys=(KEY,)) as house:
-        yield house
+async def broker(tmp_path: Path) -> AsyncIterator[RunningBroker]:
+    async with open_broker(tmp_path, api_keys=(KEY,)) as broker:
+        yield broker
 
 
 @pytest.fixture
-async def client(house: House) -> AsyncIterator[AsyncClient]:
-    async with AsyncClient(str(house.client.base_url), key=KEY) as client:
+async def client(broker: RunningBroker) -> AsyncIterator[AsyncClient]:
+    async with AsyncClient(str(broker.client.base_url), key=KEY) as client:
         yield client
 
 
@@ -44,7 +44,7 @@ def size(content: bytes) -> tuple[int, int]:
         return image.size
 
 
-async def test_text_to_image_then_image_to_image(client: AsyncClient, house: House) -> None:
+async def test_text_to_image_then_image_to_image(client: AsyncClient, broker: RunningBroker) -> None:
     (fox,) = await client.generate("a red fox", aspect_ratio="16:9")
     assert size(fox.content) == (1344, 768) == (fox.width, fox.height)
     assert (fox.media_type, fox.size) == ("image/png", len(fox.content))
@@ -56,9 +56,9 @@ async def test_text_to_image_then_image_to_image(client: AsyncClient, house: Hou
     assert [task.mode for task in (await client.tasks(cursor=page.cursor)).tasks] == ["text-to-image"]
 
 
-async def test_synchronous_client(house: House, tmp_path: Path) -> None:
+async def test_synchronous_client(broker: RunningBroker, tmp_path: Path) -> None:
     def notebook() -> list[str]:
-        with Client(str(house.client.base_url), key=KEY) as client:
+        with Client(str(broker.client.base_url), key=KEY) as client:
             fox = client.generate("a red fox")[0]
             path = fox.save(tmp_path / "fox.png")
             order = client.create("at night", images=[path])
@@ -73,8 +73,8 @@ async def test_the_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytes
     (example,) = re.findall(r"### From Python\n\n```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "fox.png").write_bytes(png())
-    async with open_house(tmp_path / "data") as house:
-        program = example.replace("Client()", f"Client({str(house.client.base_url)!r})")
+    async with open_broker(tmp_path / "data") as broker:
+        program = example.replace("Client()", f"Client({str(broker.client.base_url)!r})")
         said: dict[str, Any] = {}
         await asyncio.to_thread(exec, program, said)
         said["client"].close()
@@ -90,19 +90,19 @@ async def test_images_are_downloaded_from_the_bucket(tmp_path: Path, s3_server: 
         "s3_secret_key": "test",
     }
     async with (
-        open_house(tmp_path, api_keys=(KEY,), task_deadline=30, **bucket) as house,
-        AsyncClient(str(house.client.base_url), key=KEY) as client,
+        open_broker(tmp_path, api_keys=(KEY,), task_deadline=30, **bucket) as broker,
+        AsyncClient(str(broker.client.base_url), key=KEY) as client,
     ):
         (fox,) = await client.generate("a red fox")
-        assert (await house.client.get(fox.url)).status_code == 307
+        assert (await broker.client.get(fox.url)).status_code == 307
         assert size(fox.content) == (fox.width, fox.height)
 
 
-async def test_same_idempotency_key_is_the_same_order(client: AsyncClient, house: House) -> None:
+async def test_same_idempotency_key_is_the_same_order(client: AsyncClient, broker: RunningBroker) -> None:
     orders = [await client.create("a fox", idempotency_key="order-4711") for _ in range(3)]
     assert orders == [orders[0]] * 3
     await client.wait(orders[0].id)
-    assert len(await house.jobs()) == 1
+    assert len(await broker.provider_jobs()) == 1
     with pytest.raises(BrokerApiError) as caught:
         await client.create("another fox", idempotency_key="order-4711")
     assert (caught.value.status, caught.value.code) == (422, "idempotency_mismatch")
@@ -122,8 +122,8 @@ async def test_failed_and_canceled_tasks_raise(client: AsyncClient) -> None:
         await client.images(order.id)
 
 
-async def test_missing_rights_are_api_errors(house: House) -> None:
-    async with AsyncClient(str(house.client.base_url), key="another-key") as client:
+async def test_missing_rights_are_api_errors(broker: RunningBroker) -> None:
+    async with AsyncClient(str(broker.client.base_url), key="another-key") as client:
         with pytest.raises(BrokerApiError, match="BROKER_API_KEYS") as caught:
             await client.create("a fox")
         assert caught.value.status == 401
@@ -143,8 +143,8 @@ async def test_retry_after_is_respected(tmp_path: Path) -> None:
             raise InterruptedError
 
     async with (
-        open_house(tmp_path, rate_per_minute=2) as house,
-        AsyncClient(str(house.client.base_url), sleep=rested) as client,
+        open_broker(tmp_path, rate_per_minute=2) as broker,
+        AsyncClient(str(broker.client.base_url), sleep=rested) as client,
     ):
         await client.create("a fox", n=2)
         with pytest.raises(InterruptedError):
@@ -156,8 +156,8 @@ async def test_client_survives_a_restart_of_the_broker(tmp_path: Path) -> None:
     """A wait, an event stream and an order survive the restart."""
     options = Options(duration=1.0, callback_spacing=0.05, callback_retries=100, creates_per_window=10_000)
     async with serve_sandbox(options=options) as sandbox:
-        async with open_house(tmp_path, sandbox=sandbox) as house:
-            address = str(house.client.base_url)
+        async with open_broker(tmp_path, sandbox=sandbox) as broker:
+            address = str(broker.client.base_url)
             client = AsyncClient(address)
             order = await client.create("a red fox")
             listening = asyncio.Event()
@@ -165,7 +165,7 @@ async def test_client_survives_a_restart_of_the_broker(tmp_path: Path) -> None:
             listener = asyncio.create_task(_statuses(client, order.id, listening))
             await listening.wait()
         latecomer = asyncio.create_task(client.generate("a blue fox"))
-        async with open_house(tmp_path, sandbox=sandbox, port=int(address.rpartition(":")[2])), client:
+        async with open_broker(tmp_path, sandbox=sandbox, port=int(address.rpartition(":")[2])), client:
             async with asyncio.timeout(20):
                 assert (await waiter).status == "completed"
                 statuses = await listener

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from broker.sandbox.options import Options
-from tests.support.brokers import House, open_house
+from tests.support.brokers import RunningBroker, open_broker
 from tests.support.servers.postgres import Postgres
 from tests.support.servers.s3 import S3Server
 
@@ -196,10 +196,10 @@ async def _travel(folder: Path, way: str, mood: str, shared: dict[str, Any]) -> 
     deadline = 20.0 if WAYS[way][mood].code is None else 2.5
     options = Options(duration=0.1, callback_spacing=0.05, creates_per_window=10_000, webhook_key=key)
     settings = {"webhook_key": key, "task_deadline": deadline, **shared}
-    async with open_house(folder, hooked=way != "polling", options=options, **settings) as house:
-        data = await house.end(await house.order(f"a red bicycle [mood:{mood}]"), seconds=40)
-        await _check_images(house, data)
-        return Journey(data, await house.jobs())
+    async with open_broker(folder, hooked=way != "polling", options=options, **settings) as broker:
+        data = await broker.wait_end(await broker.create_task(f"a red bicycle [mood:{mood}]"), seconds=40)
+        await _check_images(broker, data)
+        return Journey(data, await broker.provider_jobs())
 
 
 @pytest.mark.parametrize(("store", "way", "mood"), CASES)
@@ -218,9 +218,9 @@ async def test_task_ends_as_expected_for_every_provider_behaviour(
 TEST = test_task_ends_as_expected_for_every_provider_behaviour.__name__
 
 
-async def _check_images(house: House, data: dict[str, Any]) -> None:
+async def _check_images(broker: RunningBroker, data: dict[str, Any]) -> None:
     for result in data["results"]:
-        answer = await house.client.get(result["url"])
+        answer = await broker.client.get(result["url"])
         assert answer.status_code == 200
         assert len(answer.content) == result["bytes"]
         with Image.open(io.BytesIO(answer.content)) as image:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.support.api import png
-from tests.support.brokers import House, open_house
+from tests.support.brokers import RunningBroker, open_broker
 
 NODE = shutil.which("node")
 POLLER = Path(__file__).with_name("poller.mjs")
@@ -23,16 +23,16 @@ pytestmark = [pytest.mark.anyio, pytest.mark.skipif(NODE is None, reason="there 
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[House]:
-    async with open_house(tmp_path / "data", cors_origins=(ORIGIN,)) as house:
-        yield house
+async def broker(tmp_path: Path) -> AsyncIterator[RunningBroker]:
+    async with open_broker(tmp_path / "data", cors_origins=(ORIGIN,)) as broker:
+        yield broker
 
 
-async def polled(house: House, mode: str, prompt: str, *image: str, origin: str = ORIGIN) -> dict[str, Any]:
+async def polled(broker: RunningBroker, mode: str, prompt: str, *image: str, origin: str = ORIGIN) -> dict[str, Any]:
     """Return the outcome that the page shows."""
     assert NODE is not None
     process = await asyncio.create_subprocess_exec(
-        *(NODE, str(POLLER), str(house.client.base_url), origin, mode, prompt, *image),
+        *(NODE, str(POLLER), str(broker.client.base_url), origin, mode, prompt, *image),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
@@ -42,15 +42,15 @@ async def polled(house: House, mode: str, prompt: str, *image: str, origin: str 
     return outcome
 
 
-async def test_the_old_front_end_works_unchanged(house: House, tmp_path: Path) -> None:
+async def test_the_old_front_end_works_unchanged(broker: RunningBroker, tmp_path: Path) -> None:
     """Its five outcomes at once, since each of them looks only every three seconds."""
     (tmp_path / "fox.png").write_bytes(png())
     text, image, flagged, empty, stranger = await asyncio.gather(
-        polled(house, "text-to-image", "a red fox"),
-        polled(house, "image-to-image", "at night", str(tmp_path / "fox.png")),
-        polled(house, "text-to-image", "a fox [mood:flagged]"),
-        polled(house, "text-to-image", ""),
-        polled(house, "text-to-image", "a red fox", origin="https://evil.example"),
+        polled(broker, "text-to-image", "a red fox"),
+        polled(broker, "image-to-image", "at night", str(tmp_path / "fox.png")),
+        polled(broker, "text-to-image", "a fox [mood:flagged]"),
+        polled(broker, "text-to-image", ""),
+        polled(broker, "text-to-image", "a red fox", origin="https://evil.example"),
     )
     for made in (text, image):
         assert re.fullmatch(r"/uploads/images/generated_[0-9a-f]{32}\.png", made["url"])
@@ -59,5 +59,5 @@ async def test_the_old_front_end_works_unchanged(house: House, tmp_path: Path) -
     assert "safety filter" in flagged["error"]
     assert empty == {"error": "The prompt is empty: say what the image should show."}
     assert stranger == {"error": "Failed to fetch"}
-    jobs = await house.jobs()
+    jobs = await broker.provider_jobs()
     assert len(jobs) <= 3

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from storage.callbacks import Entry
-from tests.support.brokers import House, open_house
+from tests.support.brokers import RunningBroker, open_broker
 
 pytestmark = pytest.mark.anyio
 
@@ -22,23 +22,23 @@ PRIVATE = "http://169.254.169.254/latest/meta-data/x.png"
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[House]:
-    async with open_house(tmp_path) as opened:
+async def broker(tmp_path: Path) -> AsyncIterator[RunningBroker]:
+    async with open_broker(tmp_path) as opened:
         yield opened
 
 
 @pytest.fixture
-async def patient(tmp_path: Path) -> AsyncIterator[House]:
-    """A house that asks late and waits long: what happens, happens by callback."""
-    async with open_house(tmp_path, check_after=60, task_deadline=120) as opened:
+async def patient(tmp_path: Path) -> AsyncIterator[RunningBroker]:
+    """A broker that checks late and waits long, so that only callbacks move a task."""
+    async with open_broker(tmp_path, check_after=60, task_deadline=120) as opened:
         yield opened
 
 
-async def submitted(house: House, count: int = 1) -> list[dict[str, Any]]:
+async def submitted(broker: RunningBroker, count: int = 1) -> list[dict[str, Any]]:
     """The provider's jobs, as soon as there are `count`."""
     async with asyncio.timeout(10):
         while True:
-            jobs = await house.jobs()
+            jobs = await broker.provider_jobs()
             if len(jobs) >= count:
                 return jobs
             await asyncio.sleep(0.02)
@@ -53,89 +53,89 @@ def results(*urls: str) -> str:
     return '{"resultUrls":[' + ",".join(f'"{url}"' for url in urls) + "]}"
 
 
-async def call_back(house: House, task_id: str, body: Any, *, attempt: int = 1) -> httpx.Response:
+async def call_back(broker: RunningBroker, task_id: str, body: Any, *, attempt: int = 1) -> httpx.Response:
     """As the provider would: at the address it was given, from outside."""
-    address = house.services.worker.steps.submit.callback_url("kie", task_id, attempt)
+    address = broker.services.worker.steps.submit.callback_url("kie", task_id, attempt)
     assert address is not None
-    return await house.client.post(address, json=body, headers={"x-forwarded-for": "203.0.113.7"})
+    return await broker.client.post(address, json=body, headers={"x-forwarded-for": "203.0.113.7"})
 
 
-async def stranger(house: House, path: str, body: Any) -> httpx.Response:
-    return await house.client.post(path, json=body, headers={"x-forwarded-for": "203.0.113.7"})
+async def stranger(broker: RunningBroker, path: str, body: Any) -> httpx.Response:
+    return await broker.client.post(path, json=body, headers={"x-forwarded-for": "203.0.113.7"})
 
 
-async def read(house: House) -> list[Entry]:
+async def read(broker: RunningBroker) -> list[Entry]:
     """The inbox, as soon as all its news is taken in."""
     async with asyncio.timeout(10):
         while True:
-            hooks = await house.services.hooks.newest(limit=50)
+            hooks = await broker.services.hooks.newest(limit=50)
             if all(hook.digested_at for hook in hooks):
                 return hooks
             await asyncio.sleep(0.02)
 
 
-async def test_01_the_job_id_of_the_create_answer_is_read(house: House) -> None:
+async def test_01_the_job_id_of_the_create_answer_is_read(broker: RunningBroker) -> None:
     """No callback ever comes, so only the id from the answer can lead to the image."""
-    task_id = await house.order("a red bicycle [mood:lost]")
-    assert (await house.end(task_id))["status"] == "completed"
+    task_id = await broker.create_task("a red bicycle [mood:lost]")
+    assert (await broker.wait_end(task_id))["status"] == "completed"
 
 
-async def test_02_a_200_with_an_error_code_is_a_failure(house: House) -> None:
-    data = await house.end(await house.order("a red bicycle [mood:code:402]"))
+async def test_02_a_200_with_an_error_code_is_a_failure(broker: RunningBroker) -> None:
+    data = await broker.wait_end(await broker.create_task("a red bicycle [mood:code:402]"))
     assert (data["status"], data["errorDetail"]["code"]) == ("failed", "provider_credits")
 
 
-async def test_03_04_05_a_market_callback_is_understood(patient: House) -> None:
+async def test_03_04_05_a_market_callback_is_understood(patient: RunningBroker) -> None:
     """data.taskId, data.state and the JSON string in resultJson."""
-    task_id = await patient.order("a red bicycle [mood:late:60]")
+    task_id = await patient.create_task("a red bicycle [mood:late:60]")
     (job,) = await submitted(patient)
-    finished = await patient.order("a blue bicycle")
-    url = (await patient.end(finished))["result"]
+    finished = await patient.create_task("a blue bicycle")
+    url = (await patient.wait_end(finished))["result"]
     body = market_body(job["taskId"], resultJson=results(await result_url(patient, finished)), failCode=None)
     assert (await call_back(patient, task_id, body)).status_code == 200
-    assert (await patient.end(task_id))["result"] != url
+    assert (await patient.wait_end(task_id))["result"] != url
 
 
-async def result_url(house: House, task_id: str) -> str:
+async def result_url(broker: RunningBroker, task_id: str) -> str:
     """Return the provider's URL of the result of a task."""
-    task = await house.services.queries.get(task_id)
+    task = await broker.services.queries.get(task_id)
     return task.outputs[0]
 
 
-async def test_04_a_fail_callback_ends_the_task(patient: House) -> None:
-    task_id = await patient.order("a red bicycle [mood:flagged]")
-    data = await patient.end(task_id)
+async def test_04_a_fail_callback_ends_the_task(patient: RunningBroker) -> None:
+    task_id = await patient.create_task("a red bicycle [mood:flagged]")
+    data = await patient.wait_end(task_id)
     assert (data["status"], data["errorDetail"]["code"]) == ("failed", "safety_input")
 
 
 async def test_06_a_restart_forgets_nothing(tmp_path: Path) -> None:
-    async with open_house(tmp_path) as first:
-        task_id = await first.order("a red bicycle")
-        before = await first.end(task_id)
-    async with open_house(tmp_path) as second:
-        after = await second.look(task_id)
+    async with open_broker(tmp_path) as first:
+        task_id = await first.create_task("a red bicycle")
+        before = await first.wait_end(task_id)
+    async with open_broker(tmp_path) as second:
+        after = await second.get_task(task_id)
         image = await second.client.get(after["result"])
     assert after == before
     assert image.status_code == 200
 
 
 async def test_07_old_tasks_and_their_files_go_by_themselves(tmp_path: Path) -> None:
-    async with open_house(tmp_path, retention_hours=1 / 3600) as house:
-        task_id = await house.order("a red bicycle")
-        data = await house.end(task_id)
+    async with open_broker(tmp_path, retention_hours=1 / 3600) as broker:
+        task_id = await broker.create_task("a red bicycle")
+        data = await broker.wait_end(task_id)
         blobs = tmp_path / "blobs"
         async with asyncio.timeout(15):
             while True:
                 if not any(path.is_file() for path in blobs.rglob("*")):
                     break
                 await asyncio.sleep(0.05)
-        assert (await house.client.get(data["result"])).status_code == 404
-        gone = await house.client.get(f"/api/task/{task_id}")
+        assert (await broker.client.get(data["result"])).status_code == 404
+        gone = await broker.client.get(f"/api/task/{task_id}")
     assert (gone.status_code, gone.json()["code"]) == (410, "task_expired")
 
 
-async def test_08_a_callback_finds_its_task_by_an_index(house: House) -> None:
-    database = house.services.database
+async def test_08_a_callback_finds_its_task_by_an_index(broker: RunningBroker) -> None:
+    database = broker.services.database
     plan = await database.fetch(
         "EXPLAIN QUERY PLAN SELECT t.* FROM attempts a JOIN tasks t ON t.id = a.task_id WHERE a.job_id = :job LIMIT 1",
         job="x",
@@ -143,50 +143,52 @@ async def test_08_a_callback_finds_its_task_by_an_index(house: House) -> None:
     assert [row["detail"] for row in plan if row["detail"].startswith("SCAN")] == []
 
 
-async def test_09_a_second_callback_still_finds_its_task_and_changes_nothing(house: House) -> None:
-    task_id = await house.order("a red bicycle [mood:twice:3]")
-    data = await house.end(task_id)
-    (job,) = await house.jobs()
-    again = await call_back(house, task_id, market_body(job["taskId"], resultJson=results("http://evil.example/x.png")))
+async def test_09_a_second_callback_still_finds_its_task_and_changes_nothing(broker: RunningBroker) -> None:
+    task_id = await broker.create_task("a red bicycle [mood:twice:3]")
+    data = await broker.wait_end(task_id)
+    (job,) = await broker.provider_jobs()
+    again = await call_back(
+        broker, task_id, market_body(job["taskId"], resultJson=results("http://evil.example/x.png"))
+    )
     assert again.status_code == 200
-    await read(house)
-    assert await house.look(task_id) == data
+    await read(broker)
+    assert await broker.get_task(task_id) == data
 
 
-async def test_10_an_unknown_task_is_not_a_success_and_an_early_callback_is_not_lost(house: House) -> None:
+async def test_10_an_unknown_task_is_not_a_success_and_an_early_callback_is_not_lost(broker: RunningBroker) -> None:
     body = market_body("0" * 32, resultJson=results("http://evil.example/x.png"))
-    assert (await stranger(house, "/api/webhook/nano-banana", body)).status_code == 404
-    task_id = await house.order("a red bicycle [mood:early]")
-    assert (await house.end(task_id))["status"] == "completed"
+    assert (await stranger(broker, "/api/webhook/nano-banana", body)).status_code == 404
+    task_id = await broker.create_task("a red bicycle [mood:early]")
+    assert (await broker.wait_end(task_id))["status"] == "completed"
 
 
-async def test_11_a_callback_must_prove_itself(patient: House) -> None:
-    task_id = await patient.order("a red bicycle [mood:slow:2]")
+async def test_11_a_callback_must_prove_itself(patient: RunningBroker) -> None:
+    task_id = await patient.create_task("a red bicycle [mood:slow:2]")
     (job,) = await submitted(patient)
     evil = market_body(job["taskId"], resultJson=results("http://evil.example/x.png"))
     path = f"/api/webhook/nano-banana?task={task_id}&attempt=1"
     assert (await stranger(patient, f"{path}&token={'0' * 32}", evil)).status_code == 401
     assert (await stranger(patient, path, evil)).status_code == 202
     await read(patient)
-    assert (await patient.look(task_id))["status"] == "processing"
-    assert (await patient.end(task_id))["status"] == "completed"
+    assert (await patient.get_task(task_id))["status"] == "processing"
+    assert (await patient.wait_end(task_id))["status"] == "completed"
 
 
 @pytest.mark.parametrize("url", [PRIVATE, "http://127.0.0.1:1/x.png", "file:///etc/passwd", "http://[::1]/x.png"])
-async def test_12_an_address_from_a_callback_is_never_fetched_unguarded(patient: House, url: str) -> None:
-    task_id = await patient.order("a red bicycle [mood:slow:60]")
+async def test_12_an_address_from_a_callback_is_never_fetched_unguarded(patient: RunningBroker, url: str) -> None:
+    task_id = await patient.create_task("a red bicycle [mood:slow:60]")
     (job,) = await submitted(patient)
     assert (await call_back(patient, task_id, market_body(job["taskId"], resultJson=results(url)))).status_code == 200
-    data = await patient.end(task_id, seconds=30) if url.startswith("http") else await patient.look(task_id)
+    data = await patient.wait_end(task_id, seconds=30) if url.startswith("http") else await patient.get_task(task_id)
     assert data["results"] == []
     assert (data["errorDetail"] or {}).get("code") in {None, "invalid_result"}
 
 
-async def test_13_the_provider_does_not_wait_for_our_download(patient: House) -> None:
+async def test_13_the_provider_does_not_wait_for_our_download(patient: RunningBroker) -> None:
     """The image takes two seconds to come, the answer to the callback does not."""
-    task_id = await patient.order("a red bicycle [mood:drip:2]")
-    await patient.end(task_id)
-    (job,) = await patient.jobs()
+    task_id = await patient.create_task("a red bicycle [mood:drip:2]")
+    await patient.wait_end(task_id)
+    (job,) = await patient.provider_jobs()
     (call,) = job["callbacks"]
     task = await patient.services.queries.get(task_id)
     assert call["status"] == 200
@@ -194,23 +196,23 @@ async def test_13_the_provider_does_not_wait_for_our_download(patient: House) ->
     assert task.ended_at - call["at"] > 1
 
 
-async def test_14_a_late_processing_does_not_overwrite_completed(house: House) -> None:
-    task_id = await house.order("a red bicycle [mood:disorder]")
-    data = await house.end(task_id)
-    (job,) = await house.jobs()
+async def test_14_a_late_processing_does_not_overwrite_completed(broker: RunningBroker) -> None:
+    task_id = await broker.create_task("a red bicycle [mood:disorder]")
+    data = await broker.wait_end(task_id)
+    (job,) = await broker.provider_jobs()
     late = {"code": 200, "msg": "", "data": {"taskId": job["taskId"], "state": "generating"}}
-    assert (await call_back(house, task_id, late)).status_code == 200
-    await read(house)
-    assert await house.look(task_id) == data
+    assert (await call_back(broker, task_id, late)).status_code == 200
+    await read(broker)
+    assert await broker.get_task(task_id) == data
 
 
-async def test_15_a_download_that_fails_is_tried_again(house: House) -> None:
-    data = await house.end(await house.order("a red bicycle [mood:truncated:2]"))
+async def test_15_a_download_that_fails_is_tried_again(broker: RunningBroker) -> None:
+    data = await broker.wait_end(await broker.create_task("a red bicycle [mood:truncated:2]"))
     assert data["status"] == "completed"
 
 
-async def test_16_all_results_are_kept(house: House) -> None:
-    data = await house.end(await house.order("a red bicycle [mood:multi:3]"))
+async def test_16_all_results_are_kept(broker: RunningBroker) -> None:
+    data = await broker.wait_end(await broker.create_task("a red bicycle [mood:multi:3]"))
     assert len({result["url"] for result in data["results"]}) == 3
 
 
@@ -222,66 +224,68 @@ async def test_16_all_results_are_kept(house: House) -> None:
         ("x.png", "image/png", b"GIF89a" + b"\0" * 50),
     ],
 )
-async def test_17_an_upload_is_what_its_bytes_are(house: House, name: str, media_type: str, content: bytes) -> None:
-    answer = await house.client.post(
+async def test_17_an_upload_is_what_its_bytes_are(
+    broker: RunningBroker, name: str, media_type: str, content: bytes
+) -> None:
+    answer = await broker.client.post(
         "/api/generate/image", data={"prompt": "x"}, files={"image": (name, content, media_type)}
     )
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid_image")
 
 
-async def test_17_the_name_of_an_upload_means_nothing(house: House) -> None:
+async def test_17_the_name_of_an_upload_means_nothing(broker: RunningBroker) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8), "red").save(buffer, "JPEG")
-    answer = await house.client.post(
+    answer = await broker.client.post(
         "/api/generate/image",
         data={"prompt": "x"},
         files={"image": ("../../evil.html", buffer.getvalue(), "text/html")},
     )
-    task = await house.services.queries.get(answer.json()["taskId"])
-    served = await house.client.get(f"/uploads/references/{task.refs[0]['name']}")
+    task = await broker.services.queries.get(answer.json()["taskId"])
+    served = await broker.client.get(f"/uploads/references/{task.refs[0]['name']}")
     assert re.fullmatch(r"reference_[0-9a-f]{32}\.jpg", task.refs[0]["name"])
     assert served.headers["content-type"] == "image/jpeg"
     assert served.headers["x-content-type-options"] == "nosniff"
 
 
-async def test_18_a_refused_request_leaves_nothing_behind(house: House, tmp_path: Path) -> None:
+async def test_18_a_refused_request_leaves_nothing_behind(broker: RunningBroker, tmp_path: Path) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8), "red").save(buffer, "PNG")
     files = [("image", ("a.png", buffer.getvalue())), ("image", ("b.png", b"not an image"))]
-    answer = await house.client.post("/api/generate/image", data={"prompt": "x"}, files=files)
+    answer = await broker.client.post("/api/generate/image", data={"prompt": "x"}, files=files)
     assert answer.status_code == 400
-    assert (await house.client.get("/api/tasks")).json()["data"] == []
+    assert (await broker.client.get("/api/tasks")).json()["data"] == []
     assert [path for path in (tmp_path / "blobs").rglob("*") if path.is_file()] == []
 
 
-async def test_19_ids_cannot_be_guessed(house: House) -> None:
-    ids = {await house.order("a red bicycle") for _ in range(20)}
+async def test_19_ids_cannot_be_guessed(broker: RunningBroker) -> None:
+    ids = {await broker.create_task("a red bicycle") for _ in range(20)}
     assert all(re.fullmatch(r"task_[0-9a-f]{32}", task_id) for task_id in ids)
     assert len({task_id[:12] for task_id in ids}) == 20
 
 
-async def test_20_references_go_to_the_model_that_edits_and_what_is_unused_is_said(house: House) -> None:
+async def test_20_references_go_to_the_model_that_edits_and_what_is_unused_is_said(broker: RunningBroker) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8), "red").save(buffer, "PNG")
-    answer = await house.client.post(
+    answer = await broker.client.post(
         "/api/generate/image",
         data={"prompt": "x", "model": "nano-banana", "mode": "image-to-image", "steps": "30"},
         files={"image": ("a.png", buffer.getvalue())},
     )
     assert answer.json()["ignored"] == ["steps"]
-    assert (await house.end(answer.json()["taskId"]))["status"] == "completed"
-    (job,) = await house.jobs()
+    assert (await broker.wait_end(answer.json()["taskId"]))["status"] == "completed"
+    (job,) = await broker.provider_jobs()
     assert job["request"]["model"] == "google/nano-banana-edit"
     assert len(job["request"]["input"]["image_urls"]) == 1
 
 
-async def test_a_trusted_caller_can_simulate_a_callback_in_the_older_dialect(patient: House) -> None:
+async def test_a_trusted_caller_can_simulate_a_callback_in_the_older_dialect(patient: RunningBroker) -> None:
     """`{"task_id": ours, "status", "output": {"image_url"}}` from this machine, as in the old recipes."""
-    donor = await patient.order("a blue bicycle")
-    await patient.end(donor)
-    task_id = await patient.order("a red bicycle [mood:slow:60]")
+    donor = await patient.create_task("a blue bicycle")
+    await patient.wait_end(donor)
+    task_id = await patient.create_task("a red bicycle [mood:slow:60]")
     await submitted(patient, 2)
     body = {"task_id": task_id, "status": "completed", "output": {"image_url": await result_url(patient, donor)}}
     answer = await patient.client.post("/api/webhook/nano-banana", json=body)
     assert answer.status_code == 200
-    assert (await patient.end(task_id))["status"] == "completed"
+    assert (await patient.wait_end(task_id))["status"] == "completed"

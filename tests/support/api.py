@@ -51,7 +51,7 @@ class MountedApp:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ApiHouse:
+class ApiBroker:
     mounted: MountedApp
     listeners: Listeners
     client: httpx.AsyncClient
@@ -67,13 +67,13 @@ class ApiHouse:
         self.mounted.services = replace(self.services, **parts)
         self.mounted.app = build_app(self.services)
 
-    async def add(self, **changes: Any) -> Task:
+    async def add_task(self, **changes: Any) -> Task:
         """Insert a task that no worker touches."""
         task = a_task(self.services.clock.now(), **changes)
         await self.services.database.transact(self.services.tasks.adding(task))
         return task
 
-    async def change(self, task: Task, **changes: Any) -> None:
+    async def change_task(self, task: Task, **changes: Any) -> None:
         """Change a task like a worker."""
         fresh = await self.services.tasks.get(task.id)
         assert fresh is not None
@@ -136,7 +136,7 @@ class ApiHouse:
         await self.services.database.transact(self.services.deliveries.adding(delivery))
         return delivery
 
-    async def left_behind(self) -> tuple[int, int, int, int]:
+    async def stored_counts(self) -> tuple[int, int, int, int]:
         """Return the number of tasks, images, idempotency keys and files."""
         counts = []
         for table in ("tasks", "images", "idempotency"):
@@ -145,7 +145,7 @@ class ApiHouse:
         files = sum(path.is_file() for path in (self.folder / "blobs").rglob("*"))
         return counts[0], counts[1], counts[2], files
 
-    async def raw(self, data: bytes, *, patience: float = 5.0) -> bytes:
+    async def send_raw(self, data: bytes, *, patience: float = 5.0) -> bytes:
         """Send bytes on a new connection; return the response up to the end of the connection."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         try:
@@ -165,7 +165,7 @@ async def open_api(
     clock: Clock | None = None,
     parts: Callable[[Services], dict[str, Any]] = lambda _: {},
     **settings: Any,
-) -> AsyncIterator[ApiHouse]:
+) -> AsyncIterator[ApiBroker]:
     """Open a broker and a client of its API.
 
     sockets: over real HTTP, where the test concerns connections or a response that does not end; otherwise the client
@@ -192,7 +192,7 @@ async def open_api(
             ):
                 await _begun(services)
                 mounted = MountedApp(services=services)
-                yield ApiHouse(mounted=mounted, listeners=listeners, client=client, port=port, folder=folder)
+                yield ApiBroker(mounted=mounted, listeners=listeners, client=client, port=port, folder=folder)
         return
     async with (
         open_services(chosen, clock=clock, port=PORT, open_database=listeners.open_database) as services,
@@ -202,7 +202,7 @@ async def open_api(
         transport = httpx.ASGITransport(mounted, raise_app_exceptions=False, client=("127.0.0.1", 50_000))
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{PORT}", transport=transport) as client:
             await _begun(services)
-            yield ApiHouse(mounted=mounted, listeners=listeners, client=client, port=PORT, folder=folder)
+            yield ApiBroker(mounted=mounted, listeners=listeners, client=client, port=PORT, folder=folder)
 
 
 def task_cache(services: Services, **limits: Any) -> TaskCache:

@@ -35,28 +35,28 @@ QUICK: dict[str, Any] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class House:
-    """client: talks to the broker as a front end does. sandbox: base URL of the other side."""
+class RunningBroker:
+    """A broker that serves. client: for its API. sandbox: base URL of its provider."""
 
     services: Services
     client: httpx.AsyncClient
     sandbox: str
 
-    async def order(self, prompt: str, **fields: Any) -> str:
-        """Create a task; its id."""
+    async def create_task(self, prompt: str, **fields: Any) -> str:
+        """Create a task and return its id."""
         answer = await self.client.post("/api/generate/image", json={"prompt": prompt, **fields})
         assert answer.status_code == 202, answer.text
         task_id: str = answer.json()["taskId"]
         return task_id
 
-    async def look(self, task_id: str) -> dict[str, Any]:
+    async def get_task(self, task_id: str) -> dict[str, Any]:
         answer = await self.client.get(f"/api/task/{task_id}")
         assert answer.status_code == 200, answer.text
         data: dict[str, Any] = answer.json()["data"]
         return data
 
-    async def end(self, task_id: str, seconds: float = 20) -> dict[str, Any]:
-        """The task when it has ended; every status seen on the way only ever went forward."""
+    async def wait_end(self, task_id: str, seconds: float = 20) -> dict[str, Any]:
+        """Return the task when it has ended; assert that its status never went back."""
         async with asyncio.timeout(seconds):
             seen = ["pending"]
             while seen[-1] not in {"completed", "failed", "canceled"}:
@@ -67,21 +67,21 @@ class House:
         data: dict[str, Any] = answer.json()["data"]
         return data
 
-    async def becomes(self, task_id: str, status: str, seconds: float = 20) -> dict[str, Any]:
+    async def wait_status(self, task_id: str, status: str, seconds: float = 20) -> dict[str, Any]:
         async with asyncio.timeout(seconds):
-            async for data in self.polls(task_id):
+            async for data in self.poll_task(task_id):
                 if data["status"] == status:
                     return data
         raise AssertionError
 
-    async def polls(self, task_id: str) -> AsyncIterator[dict[str, Any]]:
+    async def poll_task(self, task_id: str) -> AsyncIterator[dict[str, Any]]:
         """Poll the task like a front end."""
         while True:
-            yield await self.look(task_id)
+            yield await self.get_task(task_id)
             await asyncio.sleep(0.02)
 
-    async def jobs(self) -> list[dict[str, Any]]:
-        """Every submission that the other side accepted: what it would bill."""
+    async def provider_jobs(self) -> list[dict[str, Any]]:
+        """Return every submission that the provider accepted, and would bill."""
         async with httpx.AsyncClient(verify=False) as client:  # plain HTTP: loading the certificates takes 50 ms
             answer = await client.get(f"{self.sandbox}/sandbox/jobs")
         jobs: list[dict[str, Any]] = answer.json()["jobs"]
@@ -94,7 +94,7 @@ def _forward(was: str, now: str) -> bool:
 
 
 @asynccontextmanager
-async def open_house(
+async def open_broker(
     folder: Path,
     *,
     hooked: bool = True,
@@ -103,8 +103,10 @@ async def open_house(
     options: Options | None = None,
     open_database: Callable[[Settings], AbstractAsyncContextManager[Database]] = database_for,
     **settings: Any,
-) -> AsyncIterator[House]:
-    """hooked: the broker knows its address, so the provider calls back; otherwise it is asked.
+) -> AsyncIterator[RunningBroker]:
+    """Run a broker over real HTTP, with the sandbox as its provider.
+
+    hooked: the broker knows its public URL, so the provider calls back; otherwise tasks are polled.
 
     sandbox: the base URL of one that runs already. port: ours, where it must be the same after a restart.
     """
@@ -134,7 +136,7 @@ async def open_house(
         )
         await stack.enter_async_context(running_server(services, sock))
         client = await stack.enter_async_context(httpx.AsyncClient(base_url=address, timeout=35, verify=False))
-        yield House(services=services, client=client, sandbox=sandbox)
+        yield RunningBroker(services=services, client=client, sandbox=sandbox)
 
 
 @asynccontextmanager
@@ -145,7 +147,7 @@ async def still(
     open_database: Callable[[Settings], AbstractAsyncContextManager[Database]] = database_for,
     **settings: Any,
 ) -> AsyncIterator[Services]:
-    """The system without a server, whose worker does nothing by itself."""
+    """Open the services without a server; their worker does nothing by itself."""
     chosen = load_settings(
         env_file=None,
         api_key="test-key",

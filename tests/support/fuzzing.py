@@ -1,4 +1,4 @@
-"""Odd requests by the thousand against a real house, and the API description held against every answer.
+"""Odd requests by the thousand against a real broker, and the API description held against every answer.
 
 `python -m tests.support.fuzzing SECONDS` goes on for so long; the tests make a few hundred, always the same.
 """
@@ -25,7 +25,7 @@ from broker.app import build_app
 from broker.logs import configure
 from storage.ids import reference_owner
 from storage.states import State
-from tests.support.api import ApiHouse, open_api, png
+from tests.support.api import ApiBroker, open_api, png
 from tests.support.servers import postgres
 
 KEY: Final = "key-of-a-caller-0123456789"
@@ -73,14 +73,14 @@ class Known:
 
 
 @asynccontextmanager
-async def furnished(folder: Path, **settings: Any) -> AsyncIterator[tuple[ApiHouse, Known]]:
-    """A house that knows its callers, with a task in every state; what is ordered stays ordered."""
-    async with open_api(folder, sockets=True, api_keys=(KEY,), **settings) as house:
-        yield house, await _furnish(house)
+async def furnished(folder: Path, **settings: Any) -> AsyncIterator[tuple[ApiBroker, Known]]:
+    """Run a broker with caller keys and a task in every state; orders stay queued."""
+    async with open_api(folder, sockets=True, api_keys=(KEY,), **settings) as broker:
+        yield broker, await _furnish(broker)
 
 
-async def _furnish(house: ApiHouse) -> Known:
-    now = house.services.clock.now()
+async def _furnish(broker: ApiBroker) -> Known:
+    now = broker.services.clock.now()
     facts: dict[State, dict[str, Any]] = {
         State.QUEUED: {"attempt": 0},
         State.SUBMITTING: {"aspect_ratio": "16:9"},
@@ -97,18 +97,20 @@ async def _furnish(house: ApiHouse) -> Known:
         State.CANCELED: {"ended_at": now, "error_code": "canceled"},
         State.EXPIRED: {"ended_at": now},
     }
-    tasks = {state: await house.add(number=n, state=state, **more) for n, (state, more) in enumerate(facts.items(), 1)}
+    tasks = {
+        state: await broker.add_task(number=n, state=state, **more) for n, (state, more) in enumerate(facts.items(), 1)
+    }
     deliveries = [
-        await house.add_delivery(task) for state, task in tasks.items() if task.ended and state != State.EXPIRED
+        await broker.add_delivery(task) for state, task in tasks.items() if task.ended and state != State.EXPIRED
     ]
     running, over = f"batch_{1:032x}", f"batch_{2:032x}"
     for number in (11, 12):
-        await house.add(number=number, batch=running)
-    await house.add(number=13, batch=over, state=State.FAILED, ended_at=now, error_code="no_image")
-    await house.client.post("/api/webhook/kie", json={"task_id": tasks[State.WAITING].id}, headers=AUTHORIZED)
-    callbacks = (await house.client.get("/api/callbacks", headers=AUTHORIZED)).json()["data"]
-    made = await house.add_image(tasks[State.SUCCEEDED].id, png())
-    given = await house.add_image(reference_owner(running), png("blue"), kind="reference")
+        await broker.add_task(number=number, batch=running)
+    await broker.add_task(number=13, batch=over, state=State.FAILED, ended_at=now, error_code="no_image")
+    await broker.client.post("/api/webhook/kie", json={"task_id": tasks[State.WAITING].id}, headers=AUTHORIZED)
+    callbacks = (await broker.client.get("/api/callbacks", headers=AUTHORIZED)).json()["data"]
+    made = await broker.add_image(tasks[State.SUCCEEDED].id, png())
+    given = await broker.add_image(reference_owner(running), png("blue"), kind="reference")
     return Known(
         tasks=tuple(task.id for task in tasks.values()),
         ended=tuple(task.id for state, task in tasks.items() if task.ended or state == State.EXPIRED),
@@ -121,7 +123,7 @@ async def _furnish(house: ApiHouse) -> Known:
 
 
 async def walk(
-    house: ApiHouse,
+    broker: ApiBroker,
     known: Known,
     *,
     examples: int,
@@ -134,13 +136,13 @@ async def walk(
     examples: per endpoint and phase. seconds: continue with new ones until they are over; None = once, always the same.
     document: the description that the responses are compared with; None = the one that is served.
     """
-    document = document or (await house.client.get("/openapi.json", headers=AUTHORIZED)).json()
-    config = schemathesis.Config.from_dict(_config(house, known, examples, seconds, seed))
+    document = document or (await broker.client.get("/openapi.json", headers=AUTHORIZED)).json()
+    config = schemathesis.Config.from_dict(_config(broker, known, examples, seconds, seed))
     return await asyncio.to_thread(_walk, document, config)
 
 
-def endpoints_of(house: ApiHouse) -> list[Endpoint]:
-    dialects: list[Dialect] = build_app(house.services).state.dialects
+def endpoints_of(broker: ApiBroker) -> list[Endpoint]:
+    dialects: list[Dialect] = build_app(broker.services).state.dialects
     return [endpoint for dialect in dialects for endpoint in dialect.endpoints]
 
 
@@ -162,14 +164,14 @@ def _dictionary_of(path: str) -> str | None:
     return next((name for start, name in DICTIONARIES if path.startswith(start)), None)
 
 
-def _config(house: ApiHouse, known: Known, examples: int, seconds: int | None, seed: int) -> dict[str, Any]:
+def _config(broker: ApiBroker, known: Known, examples: int, seconds: int | None, seed: int) -> dict[str, Any]:
     doors: dict[str, dict[str, Any]] = {}
-    for endpoint in endpoints_of(house):
+    for endpoint in endpoints_of(broker):
         if bound := _bound_parameters(endpoint):
             doors.setdefault(endpoint.path, {}).update(bound)
     return {
         "seed": seed,
-        "base-url": f"http://127.0.0.1:{house.port}",
+        "base-url": f"http://127.0.0.1:{broker.port}",
         "headers": AUTHORIZED,
         "request-timeout": MAX_WAIT_SECONDS + 10,
         **({"max-time": seconds} if seconds else {}),
@@ -232,8 +234,8 @@ async def main(seconds: int, seeds: Sequence[int], server: postgres.Postgres | N
     for seed in seeds:
         settings = {"database_url": await server.fresh()} if server else {}
         with tempfile.TemporaryDirectory() as folder:
-            async with furnished(Path(folder), **settings) as (house, known):
-                findings = await walk(house, known, examples=50, seconds=seconds, seed=seed)
+            async with furnished(Path(folder), **settings) as (broker, known):
+                findings = await walk(broker, known, examples=50, seconds=seconds, seed=seed)
         sys.stdout.write("\n".join([f"seed {seed}", *told(findings), ""]))
         failures += len(findings.failures)
     return 1 if failures else 0

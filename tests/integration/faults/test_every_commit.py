@@ -16,7 +16,7 @@ from broker.settings import Settings
 from storage.errors import StorageError
 from storage.sql.database import Outcome, Row, Statement
 from storage.sql.sqlite import SqliteDatabase, sqlite_path
-from tests.support.brokers import House, open_house
+from tests.support.brokers import RunningBroker, open_broker
 from tests.support.process import free_port, until
 from tests.support.servers.receiver import Receiver, receiving
 
@@ -68,7 +68,7 @@ async def _live(
         mortal.append(Mortal(sqlite_path(settings.database), fuse, after=after))
         return mortal[0]
 
-    async with open_house(
+    async with open_broker(
         folder,
         port=port,
         sandbox=sandbox,
@@ -77,37 +77,37 @@ async def _live(
         lease=2,
         task_deadline=6,
         callback_allow=(receiver.host,),
-    ) as house:
-        house.services.worker.drain_seconds = 0.1  # the dead do not tidy up
-        house.services.worker.deliverer.lease_seconds = 1.0
-        task_id = await _order_armed(house, mortal[0], receiver)
-        async for _ in _until_dead_or_told(house, mortal[0], task_id, receiver):
+    ) as broker:
+        broker.services.worker.drain_seconds = 0.1  # the dead do not tidy up
+        broker.services.worker.deliverer.lease_seconds = 1.0
+        task_id = await _order_armed(broker, mortal[0], receiver)
+        async for _ in _until_dead_or_told(broker, mortal[0], task_id, receiver):
             pass
     return task_id, mortal[0].dead
 
 
-async def _order_armed(house: House, database: Mortal, receiver: Receiver) -> str:
-    await until(lambda: _settled(house))  # the fuse is for the commits of a task's life, not for housekeeping
-    task_id = await house.order("a red bicycle", callbackUrl=receiver.url)
+async def _order_armed(broker: RunningBroker, database: Mortal, receiver: Receiver) -> str:
+    await until(lambda: _settled(broker))  # the fuse is for the commits of a task's life, not for housekeeping
+    task_id = await broker.create_task("a red bicycle", callbackUrl=receiver.url)
     database.armed = True
     return task_id
 
 
-async def _settled(house: House) -> bool:
-    worker = house.services.worker
+async def _settled(broker: RunningBroker) -> bool:
+    worker = broker.services.worker
     return worker.last_housekeeping > 0 and not worker.running.count
 
 
-async def _until_dead_or_told(house: House, database: Mortal, task_id: str, receiver: Receiver) -> Any:
-    async for answer in _answers(house, task_id):
+async def _until_dead_or_told(broker: RunningBroker, database: Mortal, task_id: str, receiver: Receiver) -> Any:
+    async for answer in _answers(broker, task_id):
         if database.dead or (receiver.heard and answer.get("status") in {"completed", "failed"}):
             return
         yield answer
 
 
-async def _answers(house: House, task_id: str) -> Any:
+async def _answers(broker: RunningBroker, task_id: str) -> Any:
     while True:
-        answer = await house.client.get(f"/api/task/{task_id}", params={"wait": "0.05"})
+        answer = await broker.client.get(f"/api/task/{task_id}", params={"wait": "0.05"})
         yield answer.json().get("data", {})
 
 
@@ -145,7 +145,7 @@ async def _life(folder: Path, fuse: int, *, after: bool, hooked: bool) -> tuple[
     options = Options(duration=0.1, callback_spacing=0.2, callback_retries=60, creates_per_window=10_000)
     async with receiving() as receiver, serve_sandbox(options=options) as sandbox:
         task_id, died = await _live(folder, sandbox, receiver, fuse, port, after=after, hooked=hooked)
-        async with open_house(
+        async with open_broker(
             folder,
             port=port,
             sandbox=sandbox,
@@ -153,13 +153,13 @@ async def _life(folder: Path, fuse: int, *, after: bool, hooked: bool) -> tuple[
             lease=2,
             task_deadline=6,
             callback_allow=(receiver.host,),
-        ) as house:
-            data = await house.end(task_id)
+        ) as broker:
+            data = await broker.wait_end(task_id)
             await receiver.has_heard(1)
             assert {(m.id, m.document["type"]) for m in receiver.heard} == {
                 (receiver.heard[0].id, f"task.{data['status']}")
             }
-            return died, _judge(data, len(await house.jobs()))
+            return died, _judge(data, len(await broker.provider_jobs()))
 
 
 def _judge(data: dict[str, Any], jobs: int) -> bool:

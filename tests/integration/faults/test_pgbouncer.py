@@ -12,7 +12,7 @@ from storage.errors import StorageError
 from storage.sql.database import Statement
 from storage.sql.postgres import PostgresDatabase
 from tests.integration.faults.test_postgres import ADD, BUMP, through
-from tests.support.brokers import open_house
+from tests.support.brokers import open_broker
 from tests.support.servers import pgbouncer
 from tests.support.servers.postgres import Postgres
 
@@ -56,10 +56,10 @@ async def test_orders_go_through_a_pooler(tmp_path: Path, postgres: Postgres) ->
     url = await postgres.fresh()
     async with (
         pgbouncer.pooling(postgres) as port,
-        open_house(tmp_path, database_url=through(port, url), database_listen_url=url, task_deadline=30) as house,
+        open_broker(tmp_path, database_url=through(port, url), database_listen_url=url, task_deadline=30) as broker,
     ):
-        ids = await asyncio.gather(*(house.order(f"picture {number}") for number in range(20)))
-        ends = await asyncio.gather(*(house.end(task_id) for task_id in ids))
-        jobs = await house.jobs()
+        ids = await asyncio.gather(*(broker.create_task(f"picture {number}") for number in range(20)))
+        ends = await asyncio.gather(*(broker.wait_end(task_id) for task_id in ids))
+        jobs = await broker.provider_jobs()
     assert Counter(data["status"] for data in ends) == {"completed": 20}
     assert len(jobs) == 20

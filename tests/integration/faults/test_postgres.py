@@ -27,7 +27,7 @@ from storage.states import State
 from storage.tasks import Tasks
 from tests.integration.storage.test_tasks import a_task
 from tests.support import samples
-from tests.support.brokers import House, open_house
+from tests.support.brokers import RunningBroker, open_broker
 from tests.support.faulty_postgres import Cable, When, cable
 from tests.support.process import free_port, until
 from tests.support.servers import postgres as servers
@@ -130,13 +130,13 @@ async def _life(folder: Path, postgres: Postgres, when: When, fuse: int) -> bool
     url = await postgres.fresh()
     async with (
         cable(postgres.port, when, fuse, armed=False) as line,
-        open_house(folder, database_url=through(line.port, url)) as house,
+        open_broker(folder, database_url=through(line.port, url)) as broker,
     ):
         line.moments, line.armed = 0, True
-        task_id = await house.order("a red bicycle")
-        data = await house.end(task_id)
+        task_id = await broker.create_task("a red bicycle")
+        data = await broker.wait_end(task_id)
         line.armed = False
-        assert (data["status"], len(await house.jobs())) == ("completed", 1), (fuse, data)
+        assert (data["status"], len(await broker.provider_jobs())) == ("completed", 1), (fuse, data)
         return line.cut
 
 
@@ -150,18 +150,18 @@ async def test_an_order_with_a_key_and_references_survives_a_broken_line(
         url = await postgres.fresh()
         async with (
             cable(postgres.port, when, fuse, armed=False) as line,
-            open_house(tmp_path / str(fuse), database_url=through(line.port, url)) as house,
+            open_broker(tmp_path / str(fuse), database_url=through(line.port, url)) as broker,
         ):
             line.moments, line.armed = 0, True
-            answer = await house.client.post(
+            answer = await broker.client.post(
                 "/api/generate/image",
                 data={"prompt": "a red bicycle"},
                 files={"image": ("a.png", picture, "image/png")},
                 headers={"Idempotency-Key": f"key-{fuse}"},
             )
             assert answer.status_code == 202, answer.text
-            data = await house.end(answer.json()["taskId"])
-            assert (data["status"], len(await house.jobs())) == ("completed", 1), (fuse, data)
+            data = await broker.wait_end(answer.json()["taskId"])
+            assert (data["status"], len(await broker.provider_jobs())) == ("completed", 1), (fuse, data)
 
 
 # -- a server that dies
@@ -172,17 +172,17 @@ async def test_repeated_postgres_crashes_under_load_end_every_task_once(tmp_path
     """Restarted as after a crash every second and a half, while orders come in and go through."""
     orders = 60
     with servers.running() as server:
-        async with open_house(tmp_path, database_url=await server.fresh(), task_deadline=30) as house:
+        async with open_broker(tmp_path, database_url=await server.fresh(), task_deadline=30) as broker:
             ending = asyncio.Event()
             crashing = asyncio.create_task(_crash_until(ending, server))
             ids = []
             for number in range(orders):
-                ids.append(await _surely_order(house, number))
+                ids.append(await _surely_order(broker, number))
                 await asyncio.sleep(0.1)
-            ends = [await _surely_end(house, task_id) for task_id in ids]
+            ends = [await _surely_end(broker, task_id) for task_id in ids]
             ending.set()
             crashes = await crashing
-            jobs = await house.jobs()
+            jobs = await broker.provider_jobs()
     assert crashes >= 4
     assert Counter(data["status"] for data in ends) == {"completed": orders}
     assert Counter(job["request"]["input"]["prompt"] for job in jobs) == {f"picture {n}": 1 for n in range(orders)}
@@ -198,10 +198,10 @@ async def _crash_until(ending: asyncio.Event, server: Postgres) -> int:
     return crashes
 
 
-async def _surely_order(house: House, number: int) -> str:
+async def _surely_order(broker: RunningBroker, number: int) -> str:
     async with asyncio.timeout(30):
         while True:
-            answer = await house.client.post(
+            answer = await broker.client.post(
                 "/api/generate/image",
                 json={"prompt": f"picture {number}"},
                 headers={"Idempotency-Key": f"order-{number}"},
@@ -213,10 +213,10 @@ async def _surely_order(house: House, number: int) -> str:
             assert answer.headers["retry-after"]
 
 
-async def _surely_end(house: House, task_id: str) -> dict[str, Any]:
+async def _surely_end(broker: RunningBroker, task_id: str) -> dict[str, Any]:
     async with asyncio.timeout(60):
         while True:
-            answer = await house.client.get(f"/api/task/{task_id}", params={"wait": "1"})
+            answer = await broker.client.get(f"/api/task/{task_id}", params={"wait": "1"})
             if answer.status_code == 200 and answer.json()["data"]["status"] not in {"pending", "processing"}:
                 data: dict[str, Any] = answer.json()["data"]
                 return data
@@ -284,15 +284,15 @@ async def test_a_callback_a_poll_and_a_step_may_each_meet_another_process(tmp_pa
     async with serve_sandbox(options=options) as sandbox:
         called: dict[str, Any] = {"webhook_base_url": f"http://127.0.0.1:{port}"}
         async with (
-            open_house(tmp_path / "one", sandbox=sandbox, task_deadline=30, **shared, **called) as one,
-            open_house(tmp_path / "two", sandbox=sandbox, task_deadline=30, port=port, **shared) as two,
+            open_broker(tmp_path / "one", sandbox=sandbox, task_deadline=30, **shared, **called) as one,
+            open_broker(tmp_path / "two", sandbox=sandbox, task_deadline=30, port=port, **shared) as two,
         ):
-            task_id = await one.order("a red bicycle")
+            task_id = await one.create_task("a red bicycle")
             begun = time.monotonic()
             answer = await one.client.get(f"/api/task/{task_id}", params={"wait": "20"})
             assert answer.json()["data"]["status"] == "completed"
             assert time.monotonic() - begun < 10, "nobody asked the provider, which would have taken a minute"
-            data = await two.look(task_id)
+            data = await two.get_task(task_id)
             image = await two.client.get(data["result"])
             assert (image.status_code, len(image.content)) == (200, data["results"][0]["bytes"])
 
@@ -305,11 +305,11 @@ async def test_the_window_of_a_provider_holds_over_all_processes(tmp_path: Path,
     options = Options(duration=0.1, creates_per_window=10_000)
     async with (
         serve_sandbox(options=options) as sandbox,
-        open_house(tmp_path / "one", sandbox=sandbox, task_deadline=40, **shared) as one,
-        open_house(tmp_path / "two", sandbox=sandbox, task_deadline=40, **shared) as two,
+        open_broker(tmp_path / "one", sandbox=sandbox, task_deadline=40, **shared) as one,
+        open_broker(tmp_path / "two", sandbox=sandbox, task_deadline=40, **shared) as two,
     ):
-        ids = await asyncio.gather(*(house.order(f"picture {n}") for n in range(8) for house in (one, two)))
-        ends = await asyncio.gather(*(one.end(task_id, seconds=60) for task_id in ids))
+        ids = await asyncio.gather(*(broker.create_task(f"picture {n}") for n in range(8) for broker in (one, two)))
+        ends = await asyncio.gather(*(one.wait_end(task_id, seconds=60) for task_id in ids))
         rows = await one.services.database.fetch("SELECT sent_at FROM attempts ORDER BY sent_at")
     sent = [row["sent_at"] for row in rows]
     assert Counter(data["status"] for data in ends) == {"completed": 16}
@@ -325,12 +325,12 @@ async def test_the_places_of_a_provider_hold_over_all_processes(tmp_path: Path, 
     options = Options(duration=0.3, creates_per_window=10_000)
     async with (
         serve_sandbox(options=options) as sandbox,
-        open_house(tmp_path / "one", sandbox=sandbox, task_deadline=40, **shared) as one,
-        open_house(tmp_path / "two", sandbox=sandbox, task_deadline=40, **shared) as two,
+        open_broker(tmp_path / "one", sandbox=sandbox, task_deadline=40, **shared) as one,
+        open_broker(tmp_path / "two", sandbox=sandbox, task_deadline=40, **shared) as two,
     ):
-        ids = await asyncio.gather(*(house.order(f"picture {n}") for n in range(6) for house in (one, two)))
-        ends = await asyncio.gather(*(two.end(task_id, seconds=40) for task_id in ids))
-        jobs = await one.jobs()
+        ids = await asyncio.gather(*(broker.create_task(f"picture {n}") for n in range(6) for broker in (one, two)))
+        ends = await asyncio.gather(*(two.wait_end(task_id, seconds=40) for task_id in ids))
+        jobs = await one.provider_jobs()
     assert Counter(data["status"] for data in ends) == {"completed": 12}
     spans = [(job["createdAt"], job["createdAt"] + 0.3) for job in jobs]
     most = max(sum(begun <= at < ended for begun, ended in spans) for at, _ in spans)
@@ -369,21 +369,21 @@ async def test_readiness_follows_the_database(tmp_path: Path) -> None:
         def open_impatient(_: Settings) -> PostgresDatabase:
             return PostgresDatabase(url, patience=0.5)
 
-        async with open_house(tmp_path, database_url=url, open_database=open_impatient) as house:
-            assert (await house.client.get("/ready")).status_code == 200
+        async with open_broker(tmp_path, database_url=url, open_database=open_impatient) as broker:
+            assert (await broker.client.get("/ready")).status_code == 200
             server.stop("immediate")
-            answer = await house.client.get("/ready")
+            answer = await broker.client.get("/ready")
             assert (answer.status_code, answer.json()["checks"]["blobs"]) == (503, "ok")
             assert answer.json()["checks"]["database"] != "ok"
-            assert (await house.client.get("/health")).status_code == 200
-            poll = await house.client.get("/api/task/task_" + "0" * 32)
+            assert (await broker.client.get("/health")).status_code == 200
+            poll = await broker.client.get("/api/task/task_" + "0" * 32)
             assert (poll.status_code, poll.headers["retry-after"]) == (503, "5")
             server.start()
-            await until(lambda: _ready(house))
+            await until(lambda: _ready(broker))
 
 
-async def _ready(house: House) -> bool:
-    return (await house.client.get("/ready")).status_code == 200
+async def _ready(broker: RunningBroker) -> bool:
+    return (await broker.client.get("/ready")).status_code == 200
 
 
 async def test_unresponsive_server_is_given_up(tmp_path: Path) -> None:

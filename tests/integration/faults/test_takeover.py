@@ -23,7 +23,7 @@ from storage.ids import reference_owner
 from storage.states import FINAL_STATES, State
 from storage.task_retention import TaskRetention
 from storage.tasks import Lease, Task
-from tests.support.brokers import House, create_tasks, open_house, still
+from tests.support.brokers import RunningBroker, create_tasks, open_broker, still
 from tests.support.clock import ManualClock
 from tests.support.process import until
 from tests.support.servers import postgres as servers
@@ -118,22 +118,22 @@ async def test_outage_longer_than_the_lease_loses_no_order(tmp_path: Path, resub
         }
         async with (
             serve_sandbox(options=options) as sandbox,
-            open_house(tmp_path / "one", sandbox=sandbox, **shared) as one,
-            open_house(tmp_path / "two", sandbox=sandbox, **shared),
+            open_broker(tmp_path / "one", sandbox=sandbox, **shared) as one,
+            open_broker(tmp_path / "two", sandbox=sandbox, **shared),
         ):
-            ids = [await one.order(f"picture {n} [mood:slow_answer:1]") for n in range(20)]
+            ids = [await one.create_task(f"picture {n} [mood:slow_answer:1]") for n in range(20)]
             await until(lambda: _accepted(one, 20))
             await asyncio.to_thread(server.stop, "immediate")
             await asyncio.sleep(8)
             await asyncio.to_thread(server.start)
-            ends = [await one.end(task_id, seconds=60) for task_id in ids]
-            jobs = await one.jobs()
+            ends = [await one.wait_end(task_id, seconds=60) for task_id in ids]
+            jobs = await one.provider_jobs()
     assert Counter(data["status"] for data in ends) == {"completed": 20}
     assert len(jobs) == 20
 
 
-async def _accepted(house: House, count: int) -> bool:
-    return len(await house.jobs()) >= count
+async def _accepted(broker: RunningBroker, count: int) -> bool:
+    return len(await broker.provider_jobs()) >= count
 
 
 # -- interrupted retention

@@ -20,7 +20,7 @@ from storage.sql.database import Outcome, Statement
 from storage.sql.sqlite import SqliteDatabase, sqlite_path
 from storage.states import State
 from storage.tasks import Task
-from tests.support.brokers import House, create_tasks, open_house, still
+from tests.support.brokers import RunningBroker, create_tasks, open_broker, still
 from tests.support.clock import ManualClock
 
 pytestmark = pytest.mark.anyio
@@ -45,20 +45,20 @@ async def test_job_id_survives_a_failing_database(tmp_path: Path, hooked: bool) 
     def open_stuttering(settings: Settings) -> Stuttering:
         return Stuttering(sqlite_path(settings.database))
 
-    async with open_house(tmp_path, hooked=hooked, open_database=open_stuttering) as house:
-        task_id = await house.order("a red bicycle [mood:lost]")
-        assert (await house.end(task_id))["status"] == "completed"
-        assert len(await house.jobs()) == 1
+    async with open_broker(tmp_path, hooked=hooked, open_database=open_stuttering) as broker:
+        task_id = await broker.create_task("a red bicycle [mood:lost]")
+        assert (await broker.wait_end(task_id))["status"] == "completed"
+        assert len(await broker.provider_jobs()) == 1
 
 
 async def test_task_whose_step_crashes_fails_at_the_deadline(tmp_path: Path) -> None:
     """The adapter crashes on every response; the task must end."""
-    async with open_house(tmp_path, hooked=False, lease=0.2, task_deadline=1.0) as house:
-        worker = house.services.worker
+    async with open_broker(tmp_path, hooked=False, lease=0.2, task_deadline=1.0) as broker:
+        worker = broker.services.worker
         check = worker.steps.check
         broken: Any = _Crashing(check.providers["kie"])
         worker.steps = replace(worker.steps, check=replace(check, providers={"kie": broken}))
-        data = await house.end(await house.order("a red bicycle"))
+        data = await broker.wait_end(await broker.create_task("a red bicycle"))
     assert data["errorDetail"]["code"] == "deadline_exceeded"
 
 
@@ -192,18 +192,18 @@ def _age(folder: Path, seconds: float) -> None:
 
 async def test_step_that_outlives_its_lease_is_not_started_again(tmp_path: Path) -> None:
     """A lease ends during a submission: recovery now would give up a job that the provider is making."""
-    async with open_house(tmp_path, hooked=False) as house:
-        await _jump_while_ordering(house)
+    async with open_broker(tmp_path, hooked=False) as broker:
+        await _jump_while_ordering(broker)
 
 
-async def _jump_while_ordering(house: House) -> None:
-    task_id = await house.order("a red bicycle [mood:slow_answer:1]")
+async def _jump_while_ordering(broker: RunningBroker) -> None:
+    task_id = await broker.create_task("a red bicycle [mood:slow_answer:1]")
     async with asyncio.timeout(10):
         while True:
-            if await house.jobs():
+            if await broker.provider_jobs():
                 break
             await asyncio.sleep(0.02)
-    database = house.services.database
+    database = broker.services.database
     await database.execute("UPDATE tasks SET lease_until = 1 WHERE id = :id", id=task_id)
     database.wake("due")
-    assert (await house.end(task_id))["status"] == "completed"
+    assert (await broker.wait_end(task_id))["status"] == "completed"
