@@ -150,9 +150,9 @@ class Station:
         while self._waiting and self.busy.value < self.servers:
             seconds, then = self._waiting.popleft()
             self.busy.add(1)
-            self._calendar.schedule(self._calendar.now + seconds, lambda then=then: self._finish(then))  # type: ignore[misc]
+            self._calendar.schedule(self._calendar.now + seconds, lambda then=then: self._finish_service(then))  # type: ignore[misc]
 
-    def _finish(self, then: Resume) -> None:
+    def _finish_service(self, then: Resume) -> None:
         self.busy.add(-1)
         then()
         self._start_next()
@@ -173,13 +173,13 @@ class ProviderLimits:
     def enter(self, then: Resume) -> None:
         self.queue.add(1)
         self._waiting.append(then)
-        self._admit()
+        self._admit_next()
 
     def leave(self) -> None:
         self.running.add(-1)
-        self._admit()
+        self._admit_next()
 
-    def _admit(self) -> None:
+    def _admit_next(self) -> None:
         while self._waiting and self.running.value < self.concurrency and self._opens_at() <= self._calendar.now:
             self.sent.append(self._calendar.now)
             self.running.add(1)
@@ -188,7 +188,7 @@ class ProviderLimits:
         opens_at = self._opens_at()
         if self._waiting and self.running.value < self.concurrency and opens_at != self._next_admission_at:
             self._next_admission_at = opens_at  # one event per opening, however many orders wait
-            self._calendar.schedule(opens_at, self._admit)
+            self._calendar.schedule(opens_at, self._admit_next)
 
     def _opens_at(self) -> float:
         full = len(self.sent) >= self.creates
@@ -231,46 +231,46 @@ class Simulation:
     def run(self) -> Simulation:
         for timeline in self.timelines:
             steps = self._run_order(timeline)
-            self.calendar.schedule(timeline.order.arrives_at, lambda steps=steps: self._resume(steps))  # type: ignore[misc]
+            self.calendar.schedule(timeline.order.arrives_at, lambda steps=steps: self._resume_order(steps))  # type: ignore[misc]
         self.calendar.run()
         stations = (self.processes, self.database, self.slots, self.network)
         for level in (self.limits.running, self.limits.queue, *(station.busy for station in stations)):
             level.close()
         return self
 
-    def _resume(self, steps: Generator[Wait, None, None]) -> None:
+    def _resume_order(self, steps: Generator[Wait, None, None]) -> None:
         wait = next(steps, None)
         if wait is not None:
-            wait(lambda: self._resume(steps))
+            wait(lambda: self._resume_order(steps))
 
     def _run_order(self, timeline: Timeline) -> Generator[Wait, None, None]:
         order = timeline.order
-        yield from self._step()  # create
+        yield from self._run_step()  # create
         timeline.queued_at = self.calendar.now
         yield self.limits.enter
         timeline.sent_at = self.calendar.now
-        yield from self._step()  # intent
-        yield from self._step()  # response
-        yield self._after(self._seconds_until_known(order))
-        yield from self._step()  # callback or status check
-        yield from self._step()  # processing
+        yield from self._run_step()  # intent
+        yield from self._run_step()  # response
+        yield self._wait_seconds(self._seconds_until_known(order))
+        yield from self._run_step()  # callback or status check
+        yield from self._run_step()  # processing
         self.limits.leave()
-        yield from self._download()
-        yield from self._step()  # image
-        yield from self._step()  # end
+        yield from self._download_image()
+        yield from self._run_step()  # image
+        yield from self._run_step()  # end
         timeline.ended_at = self.calendar.now
 
-    def _step(self) -> Generator[Wait, None, None]:
+    def _run_step(self) -> Generator[Wait, None, None]:
         cpu = self.deployment.cpu_ms / 1000 / STEPS
         commit = self.deployment.transactions / STEPS / self.deployment.commits
         yield lambda then: self.processes.use(cpu, then)
         yield lambda then: self.database.use(commit, then)
 
-    def _download(self) -> Generator[Wait, None, None]:
+    def _download_image(self) -> Generator[Wait, None, None]:
         yield lambda then: self.slots.use(self.deployment.download_seconds, then)
         yield lambda then: self.network.use(self.deployment.megabytes / self.deployment.network, then)
 
-    def _after(self, seconds: float) -> Wait:
+    def _wait_seconds(self, seconds: float) -> Wait:
         return lambda then: self.calendar.schedule(self.calendar.now + seconds, then)
 
     def _seconds_until_known(self, order: SimulatedOrder) -> float:
@@ -318,15 +318,15 @@ class Simulation:
                 "|---|---|",
                 f"| orders | {len(self.timelines)}, the last one ended {late:.0f} s after hours |",
                 f"| queue | p50 {queue.percentile(50)}, p99 {queue.percentile(99)}, at the most {queue.peak} |",
-                f"| time in the queue | {_percentiles(self.waits)} |",
-                f"| from order to end | {_percentiles(self.durations)} |",
+                f"| time in the queue | {_format_percentiles(self.waits)} |",
+                f"| from order to end | {_format_percentiles(self.durations)} |",
                 *(f"| {name} | {share * 100:.1f} % busy |" for name, share in use.items()),
                 f"| first at its limit | {first} |",
             ]
         )
 
 
-def _percentiles(seconds: Sequence[float]) -> str:
+def _format_percentiles(seconds: Sequence[float]) -> str:
     return f"p50 {percentile(seconds, 50):.1f} s, p99 {percentile(seconds, 99):.1f} s"
 
 

@@ -59,7 +59,7 @@ def detect_type(head: bytes) -> MediaType:
         return "image/jpeg"
     if head.startswith(webp.RIFF) and head[8:12] == webp.KIND:
         return "image/webp"
-    raise _unsupported(head)
+    raise _name_unsupported(head)
 
 
 def validate_structure(file: BinaryIO, media_type: MediaType, max_pixels: int) -> ImageInfo:
@@ -68,7 +68,7 @@ def validate_structure(file: BinaryIO, media_type: MediaType, max_pixels: int) -
     return _VALIDATORS[media_type](Source(file), max_pixels)
 
 
-def _unsupported(head: bytes) -> InvalidImage:
+def _name_unsupported(head: bytes) -> InvalidImage:
     if not head:
         return InvalidImage("the image is empty: send it again", truncated=True)
     if _is_prefix_of_image(head):

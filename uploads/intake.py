@@ -86,8 +86,8 @@ class Intake:
         raises. `chunks` may be left before its end; the caller closes it.
         """
         try:
-            async with aclosing(_regroup(chunks, max_bytes)) as pieces:
-                return await self._store(owner, pieces)
+            async with aclosing(_regroup_chunks(chunks, max_bytes)) as pieces:
+                return await self._validate_and_store(owner, pieces)
         except InvalidImage as error:
             raise IntakeError("invalid_image", error.message, truncated=error.truncated) from error
         except StorageFull as error:
@@ -100,7 +100,7 @@ class Intake:
             raise _too_large(max_bytes)
         return await self.from_stream(owner, _decode_base64(uri, start), max_bytes=max_bytes)
 
-    async def _store(self, owner: str, pieces: AsyncIterator[bytes]) -> AcceptedImage:
+    async def _validate_and_store(self, owner: str, pieces: AsyncIterator[bytes]) -> AcceptedImage:
         head = await anext(pieces, b"")
         media_type = detect_type(head)
         async with self._blobs.draft(owner) as draft:
@@ -126,7 +126,7 @@ def _validate_file(path: Path, media_type: MediaType, max_pixels: int) -> ImageI
     return info
 
 
-async def _regroup(chunks: AsyncIterable[bytes], max_bytes: int) -> AsyncGenerator[bytes, None]:
+async def _regroup_chunks(chunks: AsyncIterable[bytes], max_bytes: int) -> AsyncGenerator[bytes, None]:
     """Regroup chunks into one small head, used to detect the type, and large pieces; count bytes while reading."""
     total, held, wanted = 0, bytearray(), HEAD_BYTES
     async for chunk in chunks:

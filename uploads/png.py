@@ -52,16 +52,16 @@ class _Header:
             raise InvalidImage(f"the PNG does not begin with its header: {SAVE_AGAIN}")
         body = source.read_exactly(13)
         if zlib.crc32(body, zlib.crc32(kind)) != int.from_bytes(source.read_exactly(4), "big"):
-            raise _damaged(kind)
+            raise _damaged_chunk(kind)
         self.width, self.height, depth, self.colour, method, filters, interlace = struct.unpack(">IIBBBBB", body)
         if depth not in DEPTHS.get(self.colour, ()) or method or filters or interlace > 1:
             raise InvalidImage(f"the PNG has a header that programs do not understand: {SAVE_AGAIN}")
         check_size(self.width, self.height, max_pixels)
         passes = ADAM7 if interlace else WHOLE
-        self.pixels = _Pixels(list(_rows(self.width, self.height, depth * CHANNELS[self.colour], passes)))
+        self.pixels = _Pixels(list(_pass_rows(self.width, self.height, depth * CHANNELS[self.colour], passes)))
 
 
-def _rows(
+def _pass_rows(
     width: int, height: int, bits: int, passes: tuple[tuple[int, int, int, int], ...]
 ) -> Iterator[tuple[int, int]]:
     """Yield the number of rows and the bytes per row, filter byte included, of each pass."""
@@ -96,10 +96,10 @@ def _check_body(source: Source, kind: bytes, length: int, pixels: _Pixels) -> No
         if kind == b"IDAT":
             pixels.feed(data)
     if crc != int.from_bytes(source.read_exactly(4), "big"):
-        raise _damaged(kind)
+        raise _damaged_chunk(kind)
 
 
-def _damaged(kind: bytes) -> InvalidImage:
+def _damaged_chunk(kind: bytes) -> InvalidImage:
     return InvalidImage(f"the PNG is damaged, the checksum of {kind.decode()} is wrong: send it again")
 
 
@@ -113,7 +113,7 @@ class _Pixels:
 
     def feed(self, data: bytes) -> None:
         while data:
-            self._check_filters(_inflate(partial(self._zlib.decompress, data, INFLATED_CHUNK_BYTES)))
+            self._check_filters(_try_inflate(partial(self._zlib.decompress, data, INFLATED_CHUNK_BYTES)))
             if self._zlib.unused_data:
                 raise InvalidImage(f"the PNG has bytes after its pixels: {SAVE_AGAIN}")
             data = self._zlib.unconsumed_tail
@@ -134,12 +134,12 @@ class _Pixels:
 
     def finish(self) -> None:
         """Check that the stream has ended with the last row."""
-        self._check_filters(_inflate(self._zlib.flush))
+        self._check_filters(_try_inflate(self._zlib.flush))
         if self._passes or self._row_at or not self._zlib.eof:
             raise InvalidImage("the PNG has fewer pixels than its header says: send it again")
 
 
-def _inflate(work: Callable[[], bytes]) -> bytes:
+def _try_inflate(work: Callable[[], bytes]) -> bytes:
     try:
         return work()
     except zlib.error as error:

@@ -26,16 +26,16 @@ BYTES_PER_PIXEL = 16
 
 def validate_structure(source: Source, max_pixels: int) -> ImageInfo:
     """Check a whole file and return its size; raises `InvalidImage`."""
-    end = _end(source)
+    end = _find_end(source)
     budget = ParseBudget(MAX_CHUNKS)
     canvas: tuple[int, int] | None = None
     picture: tuple[int, int] | None = None
-    for index, (kind, body) in enumerate(_chunks(source, end, budget)):
+    for index, (kind, body) in enumerate(_read_chunks(source, end, budget)):
         if kind == b"VP8X" and index == 0:
-            canvas = _canvas(body)
+            canvas = _parse_canvas(body)
             check_size(*canvas, max_pixels)
         elif kind in {b"VP8 ", b"VP8L"} and picture is None:
-            picture = _lossy(body) if kind == b"VP8 " else _lossless(body)
+            picture = _parse_lossy(body) if kind == b"VP8 " else _parse_lossless(body)
             check_size(*picture, max_pixels)
         elif kind in {b"ANIM", b"ANMF"}:
             raise _animated_error()
@@ -47,7 +47,7 @@ def validate_structure(source: Source, max_pixels: int) -> ImageInfo:
     return ImageInfo(width=width, height=height, decode_bytes=BYTES_PER_PIXEL * width * height + 2 * source.size)
 
 
-def _end(source: Source) -> int:
+def _find_end(source: Source) -> int:
     """Return the offset of the RIFF's end: the end of the file, or one padding byte before."""
     length = int.from_bytes(source.read_exactly(12)[4:8], "little")
     end = 8 + length
@@ -59,7 +59,7 @@ def _end(source: Source) -> int:
     return end
 
 
-def _chunks(source: Source, end: int, budget: ParseBudget) -> Iterator[tuple[bytes, bytes]]:
+def _read_chunks(source: Source, end: int, budget: ParseBudget) -> Iterator[tuple[bytes, bytes]]:
     """Yield the kind and first bytes of every chunk."""
     while source.position < end:
         kind, length = struct.unpack("<4sI", source.read_exactly(min(8, end - source.position)).ljust(8, b"\xff"))
@@ -74,7 +74,7 @@ def _chunks(source: Source, end: int, budget: ParseBudget) -> Iterator[tuple[byt
         source.seek(min(following + length % 2, source.size))
 
 
-def _canvas(body: bytes) -> tuple[int, int]:
+def _parse_canvas(body: bytes) -> tuple[int, int]:
     if len(body) < PICTURE_HEADER:
         raise _bad_header()
     if body[0] & ANIMATED:
@@ -82,14 +82,14 @@ def _canvas(body: bytes) -> tuple[int, int]:
     return 1 + int.from_bytes(body[4:7], "little"), 1 + int.from_bytes(body[7:10], "little")
 
 
-def _lossy(body: bytes) -> tuple[int, int]:
+def _parse_lossy(body: bytes) -> tuple[int, int]:
     if len(body) < PICTURE_HEADER or body[0] & 1 or body[3:6] != b"\x9d\x01\x2a":
         raise _bad_header()
     width, height = struct.unpack("<HH", body[6:10])
     return width & 0x3FFF, height & 0x3FFF
 
 
-def _lossless(body: bytes) -> tuple[int, int]:
+def _parse_lossless(body: bytes) -> tuple[int, int]:
     if len(body) < 5 or body[0] != 0x2F:
         raise _bad_header()
     bits = int.from_bytes(body[1:5], "little")

@@ -9,8 +9,9 @@ import re
 from collections.abc import Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -24,7 +25,7 @@ from broker.api.http.endpoint import (
     SuccessResponse,
     json_success,
 )
-from broker.api.http.pagination import EMPTY
+from broker.api.http.query import EMPTY, ParsedText, QueryModel
 from broker.api.http.responses import IMAGE_SECURITY_HEADERS, etag_matches, json_response
 from broker.clock import Clock
 from broker.errors import ApiError
@@ -44,6 +45,23 @@ _SIZES: Final = ", ".join(str(size) for size in THUMBNAIL_SIZES)
 
 LINK_SECONDS: Final = 600
 _LINK_CACHE: Final = {"cache-control": f"private, max-age={LINK_SECONDS // 2}"}
+
+
+def _parse_size(text: str) -> int:
+    if not _SIZE.fullmatch(text) or int(text) == 0:
+        raise ValueError(f"must be a number of pixels: one of {_SIZES}")
+    return int(text)
+
+
+_SIZE_TEXT: Final = ParsedText(_parse_size, {"anyOf": [{"type": "integer", "minimum": 1, "maximum": 999_999}, EMPTY]})
+
+
+class ImageQuery(QueryModel):
+    size: Annotated[
+        int | None,
+        _SIZE_TEXT,
+        Field(description=f"a WebP thumbnail with this longest side: the next larger of {_SIZES}"),
+    ] = None
 
 
 class ImageMetadataResponse(ResponseModel):
@@ -82,7 +100,7 @@ class ImageRoutes:
         return json_response(ImageMetadataResponse(success=True, data=data).to_document())
 
     async def _serve(self, request: Request, kind: Kind) -> Response:
-        size = _requested_size(request)
+        size = ImageQuery.read(request).size
         image = await self._find(request.path_params["name"], kind)
         if size is None:
             return await self._send(request, image, self._headers(image, image))
@@ -135,16 +153,6 @@ class ImageRoutes:
         }
 
 
-def _requested_size(request: Request) -> int | None:
-    """Return the longest side of the thumbnail that is asked for; None for the image itself."""
-    text = request.query_params.get("size")
-    if not text:
-        return None
-    if not _SIZE.fullmatch(text) or int(text) == 0:
-        raise ApiError("invalid_request", f"size must be a number of pixels: one of {_SIZES}.", field="size")
-    return int(text)
-
-
 def _not_found() -> ApiError:
     return ApiError("not_found", "Image not found; it may have expired.")
 
@@ -193,12 +201,6 @@ class _BlobResponse(Response):
 # -- endpoints
 
 _IMAGE: Final = Parameter(name="name", where="path", text="the image's name", schema=TEXT)
-_THUMBNAIL: Final = Parameter(
-    name="size",
-    where="query",
-    text=f"a WebP thumbnail with this longest side: the next larger of {_SIZES}",
-    schema={"anyOf": [{"type": "integer", "minimum": 1, "maximum": 999_999}, EMPTY]},
-)
 _PART: Final = Parameter(name="Range", where="header", text="a part of the bytes: bytes=0-99", schema=TEXT)
 _BYTES: Final = {media_type: {"type": "string", "format": "binary"} for media_type in _MEDIA_TYPES}
 _RESPONSES: Final = {
@@ -224,7 +226,8 @@ def image_endpoints(images: ImageRoutes) -> list[Endpoint]:
         "method": "GET",
         "access": "public",
         "tag": "images",
-        "parameters": (_IMAGE, _THUMBNAIL, IF_NONE_MATCH, _PART),
+        "parameters": (_IMAGE, IF_NONE_MATCH, _PART),
+        "query": ImageQuery,
         "responses": _RESPONSES,
         "errors": ("invalid_request", "not_found"),
         "is_quiet": True,

@@ -38,7 +38,7 @@ def demo() -> None:
     """Run one text-to-image and one image-to-image task over HTTP. No key, no network, no cost."""
     from broker.cli.demo import demo
 
-    _run(demo)
+    _run_command(demo)
 
 
 @app.command()
@@ -49,7 +49,7 @@ def serve(
     """Run API, webhooks and worker in one process."""
     from broker.cli.serve import serve
 
-    _run(serve, host, port)
+    _run_command(serve, host, port)
 
 
 @app.command()
@@ -57,7 +57,7 @@ def worker() -> None:
     """Run a worker without HTTP, in addition to `broker serve`."""
     from broker.cli.serve import run_worker
 
-    _run(run_worker)
+    _run_command(run_worker)
 
 
 @app.command()
@@ -81,7 +81,7 @@ def sandbox(
     if moods:
         body.list_moods()
         return
-    _run(
+    _run_command(
         partial(
             body.serve_alone,
             host=host,
@@ -121,7 +121,7 @@ def generate(
         resolution=resolution,
         count=n,
     )
-    _run(generate, options)
+    _run_command(generate, options)
 
 
 @app.command()
@@ -129,7 +129,7 @@ def task(task_id: Annotated[str, typer.Argument(metavar="ID")], as_json: AsJson 
     """Show a task."""
     from broker.cli.tasks import show_task
 
-    _run(partial(show_task, task_id, as_json=as_json, watch=watch))
+    _run_command(partial(show_task, task_id, as_json=as_json, watch=watch))
 
 
 @app.command()
@@ -144,7 +144,7 @@ def tasks(
     """List tasks, newest first."""
     from broker.cli.tasks import list_tasks
 
-    _run(partial(list_tasks, status=status, limit=limit, as_json=as_json, watch=watch))
+    _run_command(partial(list_tasks, status=status, limit=limit, as_json=as_json, watch=watch))
 
 
 @app.command()
@@ -152,7 +152,7 @@ def cancel(task_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
     """Cancel a task. A job that the provider has started may still be billed."""
     from broker.cli.tasks import cancel_task
 
-    _run(cancel_task, task_id)
+    _run_command(cancel_task, task_id)
 
 
 @callbacks.callback(invoke_without_command=True)
@@ -172,7 +172,9 @@ def list_callbacks(
         return
     from broker.cli.admin.callbacks import list_callbacks
 
-    _run(partial(list_callbacks, task=task, verification=verification, limit=limit, as_json=as_json, watch=watch))
+    _run_command(
+        partial(list_callbacks, task=task, verification=verification, limit=limit, as_json=as_json, watch=watch)
+    )
 
 
 @callbacks.command("show")
@@ -180,7 +182,7 @@ def show_callback(callback_id: CallbackId, as_json: AsJson = False) -> None:
     """Show a callback: verification, headers and body."""
     from broker.cli.admin.callbacks import show_callback
 
-    _run(partial(show_callback, callback_id, as_json=as_json))
+    _run_command(partial(show_callback, callback_id, as_json=as_json))
 
 
 @callbacks.command("replay")
@@ -192,7 +194,7 @@ def replay_callback(
     """Process a callback again with the current code. A rejected one is only explained."""
     from broker.cli.admin.callbacks import replay_callback
 
-    _run(partial(replay_callback, callback_id, dry_run=dry_run, as_json=as_json))
+    _run_command(partial(replay_callback, callback_id, dry_run=dry_run, as_json=as_json))
 
 
 @callbacks.command("export")
@@ -203,7 +205,7 @@ def export_callback(
     """Export a callback as a test fixture. It contains the whole callback, prompt included."""
     from broker.cli.admin.callbacks import export_callback
 
-    _run(partial(export_callback, callback_id, out=out))
+    _run_command(partial(export_callback, callback_id, out=out))
 
 
 @webhooks.callback(invoke_without_command=True)
@@ -221,7 +223,7 @@ def list_webhooks(
         return
     from broker.cli.admin.webhooks import list_webhooks
 
-    _run(partial(list_webhooks, task=task, outcome=outcome, limit=limit, as_json=as_json, watch=watch))
+    _run_command(partial(list_webhooks, task=task, outcome=outcome, limit=limit, as_json=as_json, watch=watch))
 
 
 @webhooks.command("show")
@@ -229,7 +231,7 @@ def show_webhook(webhook_id: WebhookId, as_json: AsJson = False) -> None:
     """Show a webhook: every attempt, and the body."""
     from broker.cli.admin.webhooks import show_webhook
 
-    _run(partial(show_webhook, webhook_id, as_json=as_json))
+    _run_command(partial(show_webhook, webhook_id, as_json=as_json))
 
 
 @webhooks.command("replay")
@@ -237,7 +239,7 @@ def replay_webhook(webhook_id: WebhookId, as_json: AsJson = False) -> None:
     """Send a webhook again."""
     from broker.cli.admin.webhooks import replay_webhook
 
-    _run(partial(replay_webhook, webhook_id, as_json=as_json))
+    _run_command(partial(replay_webhook, webhook_id, as_json=as_json))
 
 
 @webhooks.command("secret")
@@ -245,7 +247,7 @@ def print_secret() -> None:
     """Print the secret that signs webhooks. Give it to the receiver only."""
     from broker.cli.admin.webhooks import print_secrets
 
-    _run(print_secrets)
+    _run_command(print_secrets)
 
 
 @app.command()
@@ -253,7 +255,7 @@ def doctor(as_json: AsJson = False) -> None:
     """Check settings, provider, credits, public URL, clock, disk and database, with a cure for each problem."""
     from broker.cli.doctor import run_doctor
 
-    _run(partial(run_doctor, as_json=as_json))
+    _run_command(partial(run_doctor, as_json=as_json))
 
 
 @app.command()
@@ -261,7 +263,7 @@ def cleanup() -> None:
     """Delete ended tasks above the retention time, and their images. Submits and polls nothing."""
     from broker.cli.maintenance import delete_expired
 
-    _run(delete_expired)
+    _run_command(delete_expired)
 
 
 @db.command()
@@ -269,7 +271,7 @@ def upgrade() -> None:
     """Run missing migrations. Every start does so, too."""
     from broker.cli.maintenance import upgrade_database
 
-    _run(upgrade_database)
+    _run_command(upgrade_database)
 
 
 @db.command()
@@ -277,14 +279,14 @@ def status() -> None:
     """Show migrations, versions, size and tasks by state."""
     from broker.cli.maintenance import show_database
 
-    _run(show_database)
+    _run_command(show_database)
 
 
 def main() -> None:
     app(prog_name="broker")
 
 
-def _run(body: Callable[..., Awaitable[int | None]], *args: Any) -> None:
+def _run_command(body: Callable[..., Awaitable[int | None]], *args: Any) -> None:
     """Run the coroutine function of a command. Errors that a person can fix are one sentence without a traceback."""
     import anyio
 

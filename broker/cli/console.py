@@ -47,12 +47,12 @@ def explain_error(error: BaseException) -> ExplainedError | None:
 
 def print_line(text: str = "", *, style: str = "") -> None:
     """Print a line of the result."""
-    _console().print(Text(strip_controls(text), style=style))
+    _make_console().print(Text(strip_controls(text), style=style))
 
 
 def print_note(text: str, *, style: str = "") -> None:
     """Print progress or advice to standard error."""
-    _console(stderr=True).print(Text(strip_controls(text), style=style))
+    _make_console(stderr=True).print(Text(strip_controls(text), style=style))
 
 
 def print_error(text: str) -> None:
@@ -87,13 +87,13 @@ def write_file(path: Path, text: str) -> None:
 
 def clear_screen() -> None:
     """Clear a terminal; does nothing elsewhere."""
-    _console().clear()
+    _make_console().clear()
 
 
 @contextmanager
 def show_progress(text: str) -> Iterator[Callable[[str], None]]:
     """Yield a function that updates the status line; without a terminal each update is a line."""
-    console = _console(stderr=True)
+    console = _make_console(stderr=True)
     if not console.is_terminal:
         print_note(text)
         yield print_note
@@ -107,5 +107,5 @@ def strip_controls(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
 
 
-def _console(*, stderr: bool = False) -> Console:
+def _make_console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, highlight=False, soft_wrap=True)

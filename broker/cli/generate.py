@@ -49,7 +49,7 @@ async def generate(options: GenerateOptions) -> int:
         for task_id in order.ids:
             print_note(f"order accepted: {task_id}")
         tasks = await _wait_for_all(client, order.ids)
-        await _save(client, options.out, [task for task in tasks if task.status == "completed"])
+        await _save_images(client, options.out, [task for task in tasks if task.status == "completed"])
     failures = [task for task in tasks if task.status != "completed"]
     for task in failures:
         print_error(describe_failure(task))
@@ -128,7 +128,7 @@ def _check_target(out: Path | None) -> None:
         raise CommandError(f"There is no folder {out.parent} to save the image in.")
 
 
-async def _save(client: AsyncClient, out: Path | None, tasks: Sequence[Task]) -> None:
+async def _save_images(client: AsyncClient, out: Path | None, tasks: Sequence[Task]) -> None:
     images = list(_named_images(tasks))
     for number, (name, image) in enumerate(images, 1):
         path = _target_path(out, name, number if len(images) > 1 else None)

@@ -81,9 +81,9 @@ def _print_list(tasks: Sequence[Task]) -> None:
         print_note("No tasks.")
     for task in tasks:
         created = task.raw.get("createdAt")
-        print_line(f"{task.id}  {task.status:<10}  {created}  {task.model}  {_shorten(task.prompt or '')}")
+        print_line(f"{task.id}  {task.status:<10}  {created}  {task.model}  {_shorten_prompt(task.prompt or '')}")
 
 
-def _shorten(prompt: str) -> str:
+def _shorten_prompt(prompt: str) -> str:
     line = " ".join(prompt.split())
     return line if len(line) <= 40 else line[:39] + "…"

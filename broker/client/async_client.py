@@ -108,8 +108,8 @@ class AsyncClient:
         Raises `TaskFailed` when a task has no image; its `made` are the images of the other tasks.
         """
         order = await self.create(prompt, **options)
-        tasks = await _gather(self.wait(task_id, timeout=timeout) for task_id in order.ids)
-        made = await _gather(self.image(result) for task in tasks for result in task.images)
+        tasks = await _gather_all(self.wait(task_id, timeout=timeout) for task_id in order.ids)
+        made = await _gather_all(self.image(result) for task in tasks for result in task.images)
         for task in tasks:
             if task.status != "completed":
                 raise task_error(task, made)
@@ -240,7 +240,7 @@ class AsyncClient:
         ended = await self.wait(task)
         if ended.status != "completed":
             raise task_error(ended)
-        return await _gather(self.image(result) for result in ended.images)
+        return await _gather_all(self.image(result) for result in ended.images)
 
     async def image(self, result: Result) -> Image:
         """Download an image. Raises `ChecksumMismatch` unless the bytes are those that the broker stored."""
@@ -331,7 +331,7 @@ def _parse_event(text: str) -> Document:
     return document
 
 
-async def _gather(several: Iterable[Awaitable[T]]) -> list[T]:
+async def _gather_all(several: Iterable[Awaitable[T]]) -> list[T]:
     """Run all concurrently and return the results in order. The first error cancels the others."""
     running = [asyncio.ensure_future(one) for one in several]
     try:

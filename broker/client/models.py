@@ -45,10 +45,10 @@ class Order:
 
     @classmethod
     def parse(cls, document: Document, key: str | None = None) -> Order:
-        ids = tuple(task_id for task_id in _list(document, "taskIds") if isinstance(task_id, str))
+        ids = tuple(task_id for task_id in _list_field(document, "taskIds") if isinstance(task_id, str))
         if not ids:
             raise InvalidResponse("an order without tasks")
-        return cls(ids=ids, ignored=tuple(map(str, _list(document, "ignored"))), key=key)
+        return cls(ids=ids, ignored=tuple(map(str, _list_field(document, "ignored"))), key=key)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +162,7 @@ class Task:
             raise InvalidResponse("a task that is not an object")
         detail, cost, progress = (document.get(key) for key in ("errorDetail", "cost", "progress"))
         cost_fields = _parse_fields(Cost, cost)
-        results = _list(document, "results")
+        results = _list_field(document, "results")
         return _require_fields(
             cls,
             {
@@ -190,7 +190,7 @@ class Page:
     def parse(cls, document: Document, base: str) -> Page:
         cursor = document.get("nextCursor")
         return cls(
-            tasks=tuple(Task.parse(task, base) for task in _list(document, "data")),
+            tasks=tuple(Task.parse(task, base) for task in _list_field(document, "data")),
             cursor=cursor if isinstance(cursor, str) else None,
         )
 
@@ -235,6 +235,6 @@ def _parse_time(text: str) -> datetime | None:
         return None
 
 
-def _list(document: Document, key: str) -> Sequence[Any]:
+def _list_field(document: Document, key: str) -> Sequence[Any]:
     value = document.get(key)
     return value if isinstance(value, list) else ()

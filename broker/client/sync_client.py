@@ -77,7 +77,7 @@ async def _run_portal(ready: Future[BlockingPortal]) -> None:
         await portal.sleep_until_stopped()
 
 
-def _blocking(
+def _as_blocking(
     method: Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]],
 ) -> Callable[Concatenate[Client, P], T]:
     @wraps(method)
@@ -87,7 +87,7 @@ def _blocking(
     return call
 
 
-def _iterating(
+def _as_iterator(
     method: Callable[Concatenate[AsyncClient, P], AsyncGenerator[T]],
 ) -> Callable[Concatenate[Client, P], Iterator[T]]:
     @wraps(method)
@@ -123,19 +123,19 @@ class Client:
         self._loop = _LoopThread(self._client.aclose)
         self._finalizer = weakref.finalize(self, self._loop.close)  # also runs at the exit of the interpreter
 
-    generate = _blocking(AsyncClient.generate)
-    create = _blocking(AsyncClient.create)
-    get = _blocking(AsyncClient.get)
-    wait = _blocking(AsyncClient.wait)
-    events = _iterating(AsyncClient.events)
-    tasks = _blocking(AsyncClient.tasks)
-    cancel = _blocking(AsyncClient.cancel)
-    retry = _blocking(AsyncClient.retry)
-    images = _blocking(AsyncClient.images)
-    image = _blocking(AsyncClient.image)
-    download = _blocking(AsyncClient.download)
-    ask = _blocking(AsyncClient.ask)
-    alive = _blocking(AsyncClient.alive)
+    generate = _as_blocking(AsyncClient.generate)
+    create = _as_blocking(AsyncClient.create)
+    get = _as_blocking(AsyncClient.get)
+    wait = _as_blocking(AsyncClient.wait)
+    events = _as_iterator(AsyncClient.events)
+    tasks = _as_blocking(AsyncClient.tasks)
+    cancel = _as_blocking(AsyncClient.cancel)
+    retry = _as_blocking(AsyncClient.retry)
+    images = _as_blocking(AsyncClient.images)
+    image = _as_blocking(AsyncClient.image)
+    download = _as_blocking(AsyncClient.download)
+    ask = _as_blocking(AsyncClient.ask)
+    alive = _as_blocking(AsyncClient.alive)
 
     @property
     def base(self) -> str:

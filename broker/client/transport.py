@@ -112,13 +112,13 @@ class Transport:
         headers = {**self._headers, "Accept": "text/event-stream", "Cache-Control": "no-store"}
         if last_event_id:
             headers["Last-Event-ID"] = last_event_id
-        async with self._waiting, self._stream(self.base + path, headers) as response:
+        async with self._waiting, self._open_stream(self.base + path, headers) as response:
             yield response
 
     @asynccontextmanager
     async def stream_image(self, url: str) -> AsyncGenerator[httpx.Response]:
         """Open an image. Without the key: images are public, and a redirect may lead to a foreign store."""
-        async with self._stream(url, {}) as response:
+        async with self._open_stream(url, {}) as response:
             yield response
 
     async def is_healthy(self, timeout_seconds: float) -> bool:
@@ -131,7 +131,7 @@ class Transport:
         return self._has_answered
 
     @asynccontextmanager
-    async def _stream(self, url: str, headers: Mapping[str, str]) -> AsyncGenerator[httpx.Response]:
+    async def _open_stream(self, url: str, headers: Mapping[str, str]) -> AsyncGenerator[httpx.Response]:
         timeout = httpx.Timeout(STREAM_TIMEOUT_SECONDS, connect=CONNECT_TIMEOUT_SECONDS)
         with self.translate_errors():
             async with self._http.stream("GET", url, headers=headers, timeout=timeout) as response:

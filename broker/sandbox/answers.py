@@ -66,12 +66,12 @@ class HangUp(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._picture:
-            await self._begin(self._picture, send)
+            await self._send_half(self._picture, send)
         scope["state"]["hang_up"]()
         while (await receive())["type"] != "http.disconnect":
             pass
 
-    async def _begin(self, image: ImageBytes, send: Send) -> None:
+    async def _send_half(self, image: ImageBytes, send: Send) -> None:
         headers = [(b"content-type", image.media_type.encode()), (b"content-length", b"%d" % image.size)]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         half = b"".join(image.pieces)[: image.size // 2]

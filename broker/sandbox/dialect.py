@@ -32,9 +32,9 @@ def build_record(job: Job, stage: str, url: Callable[[int], str]) -> dict[str, A
         "failCode": failure.code if failure else "",
         "failMsg": failure.text if failure else "",
         "costTime": int((done_at - job.created_at) * 1000) if done_at else None,
-        "completeTime": _milliseconds(done_at),
-        "createTime": _milliseconds(job.created_at),
-        "updateTime": _milliseconds(done_at or job.created_at),
+        "completeTime": _to_milliseconds(done_at),
+        "createTime": _to_milliseconds(job.created_at),
+        "updateTime": _to_milliseconds(done_at or job.created_at),
         "creditsConsumed": ended.credits if ended else 0,
     }
 
@@ -53,7 +53,7 @@ def build_callback(job: Job, url: Callable[[int], str]) -> dict[str, Any]:
     return envelope(501 if failed else 200, FAILURE_MESSAGE if failed else SUCCESS_MESSAGE, {**data, **changes})
 
 
-def _milliseconds(at: float | None) -> int | None:
+def _to_milliseconds(at: float | None) -> int | None:
     return None if at is None else int(at * 1000)
 
 

@@ -41,7 +41,7 @@ def not_found() -> Response:
     return HTMLResponse("<html><body><h1>404 Not Found</h1></body></html>", 404)
 
 
-async def _gone(_value: float, _scene: DownloadContext) -> Response:
+async def _respond_gone(_value: float, _context: DownloadContext) -> Response:
     return not_found()
 
 
@@ -49,29 +49,29 @@ async def _gone_once(value: float, context: DownloadContext) -> Response | None:
     return not_found() if context.earlier < value else None
 
 
-async def _expiring(_value: float, context: DownloadContext) -> Response | None:
+async def _respond_expiring(_value: float, context: DownloadContext) -> Response | None:
     return None if context.route == "fresh" else not_found()
 
 
-async def _partial(value: float, context: DownloadContext) -> Response | None:
+async def _respond_partial(value: float, context: DownloadContext) -> Response | None:
     return not_found() if context.index == int(value) - 1 else None
 
 
-async def _html(_value: float, _scene: DownloadContext) -> Response:
+async def _respond_html(_value: float, _context: DownloadContext) -> Response:
     return HTMLResponse("<html><body>Please come back later.</body></html>")
 
 
-async def _truncated(value: float, context: DownloadContext) -> Response | None:
+async def _respond_truncated(value: float, context: DownloadContext) -> Response | None:
     return HangUp(await context.image()) if not value or context.earlier < value else None
 
 
-async def _drip(value: float, context: DownloadContext) -> Response:
+async def _respond_slowly(value: float, context: DownloadContext) -> Response:
     image = await context.image()
     headers = {"content-length": str(image.size)}
-    return StreamingResponse(_trickle(image, value / DRIP_PIECES), headers=headers, media_type=image.media_type)
+    return StreamingResponse(_send_slowly(image, value / DRIP_PIECES), headers=headers, media_type=image.media_type)
 
 
-async def _trickle(image: ImageBytes, pause: float) -> Any:
+async def _send_slowly(image: ImageBytes, pause: float) -> Any:
     whole = b"".join(image.pieces)
     step = len(whole) // DRIP_PIECES + 1
     for at in range(0, len(whole), step):
@@ -79,27 +79,27 @@ async def _trickle(image: ImageBytes, pause: float) -> Any:
         yield whole[at : at + step]
 
 
-async def _wrongtype(_value: float, context: DownloadContext) -> Response:
+async def _respond_wrong_type(_value: float, context: DownloadContext) -> Response:
     return stream(await context.image(), "application/octet-stream")
 
 
-async def _redirect(_value: float, context: DownloadContext) -> Response | None:
+async def _respond_redirect(_value: float, context: DownloadContext) -> Response | None:
     return RedirectResponse(f"{context.base}/moved/{context.name}", 302) if context.route == "p" else None
 
 
-async def _redirect_private(_value: float, _scene: DownloadContext) -> Response:
+async def _redirect_private(_value: float, _context: DownloadContext) -> Response:
     return RedirectResponse(METADATA, 302)
 
 
-async def _bomb(_value: float, _scene: DownloadContext) -> Response:
+async def _respond_bomb(_value: float, _context: DownloadContext) -> Response:
     return Response(await to_thread.run_sync(painter.bomb), media_type="image/png")
 
 
-async def _svg(_value: float, _scene: DownloadContext) -> Response:
+async def _respond_svg(_value: float, _context: DownloadContext) -> Response:
     return Response(SVG, media_type="image/svg+xml")
 
 
-async def _corrupt(_value: float, context: DownloadContext) -> Response:
+async def _respond_corrupt(_value: float, context: DownloadContext) -> Response:
     image = await context.image()
     whole, half = b"".join(image.pieces), image.size // 2
     noise = hashlib.shake_256(b"rubbish").digest(image.size - half)
@@ -107,19 +107,19 @@ async def _corrupt(_value: float, context: DownloadContext) -> Response:
 
 
 DOWNLOAD_FAULTS: dict[Fault, DownloadFault] = {
-    Fault.PARTIAL: _partial,
-    Fault.GONE: _gone,
+    Fault.PARTIAL: _respond_partial,
+    Fault.GONE: _respond_gone,
     Fault.GONE_ONCE: _gone_once,
-    Fault.EXPIRING: _expiring,
-    Fault.HTML: _html,
-    Fault.TRUNCATED: _truncated,
-    Fault.DRIP: _drip,
-    Fault.WRONGTYPE: _wrongtype,
-    Fault.REDIRECT: _redirect,
+    Fault.EXPIRING: _respond_expiring,
+    Fault.HTML: _respond_html,
+    Fault.TRUNCATED: _respond_truncated,
+    Fault.DRIP: _respond_slowly,
+    Fault.WRONGTYPE: _respond_wrong_type,
+    Fault.REDIRECT: _respond_redirect,
     Fault.REDIRECT_PRIVATE: _redirect_private,
-    Fault.BOMB: _bomb,
-    Fault.SVG: _svg,
-    Fault.CORRUPT: _corrupt,
+    Fault.BOMB: _respond_bomb,
+    Fault.SVG: _respond_svg,
+    Fault.CORRUPT: _respond_corrupt,
 }
 
 

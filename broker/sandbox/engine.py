@@ -75,7 +75,7 @@ class JobRunner:
             anyio.create_task_group() as self._tasks,
         ):
             for job in list(unfinished(self.store)):
-                self._start(job)
+                self._start_job(job)
             try:
                 yield
             except Exception as error:  # the caller's own error is raised as it is, not in a group
@@ -98,7 +98,7 @@ class JobRunner:
         self._enter_window()
         job = self._make_job(request, order)
         await self.store.accept(job)
-        self._start(job)
+        self._start_job(job)
         return job
 
     def credits(self, *, reserved: bool = False) -> float:
@@ -127,34 +127,34 @@ class JobRunner:
             created_at=now,
         )
 
-    def _start(self, job: Job) -> None:
+    def _start_job(self, job: Job) -> None:
         self.stages.setdefault(job.task_id, STAGES[0])
         self._ended[job.task_id] = anyio.Event()
-        self._tasks.start_soon(self._run, job)
+        self._tasks.start_soon(self._run_job, job)
 
     async def wait_until_settled(self, job: Job) -> None:
         """Wait until the job has ended and its callbacks are answered or given up."""
         await self._ended[job.task_id].wait()
 
-    async def _run(self, job: Job) -> None:
+    async def _run_job(self, job: Job) -> None:
         if not job.end:
-            await self._work(job)
+            await self._work_on(job)
         await self._send_callbacks(self.store.jobs[job.task_id])
         await self.store.mark_answered(job.task_id)
         self._ended[job.task_id].set()
 
-    async def _work(self, job: Job) -> None:
-        left = max(0.0, job.created_at + self._duration(job) - self.options.now())
+    async def _work_on(self, job: Job) -> None:
+        left = max(0.0, job.created_at + self._duration_of(job) - self.options.now())
         for stage in STAGES:
             self.stages[job.task_id] = stage
             await anyio.sleep(left / len(STAGES))
-        end = await self._finish(job)
+        end = await self._finish_job(job)
         await self.store.end_job(job.task_id, end)
 
-    def _duration(self, job: Job) -> float:
+    def _duration_of(self, job: Job) -> float:
         return 0.0 if Fault.EARLY in job.faults else job.faults.get(Fault.SLOW, self.options.duration)
 
-    async def _finish(self, job: Job) -> JobEnd:
+    async def _finish_job(self, job: Job) -> JobEnd:
         """1. apply a requested failure 2. fetch the references 3. paint the image, so that downloads find it."""
         if failure := _requested_failure(job):
             return JobEnd(at=self.options.now(), failure=failure)
@@ -213,17 +213,17 @@ class JobRunner:
         return ImageBytes(pieces=(painted,), media_type=f"image/{job.image_format}")
 
     async def _send_callbacks(self, job: Job) -> None:
-        for number, callback in enumerate(self._plan(job)):
-            await self._deliver(job, number, callback)
+        for number, callback in enumerate(self._plan_callbacks(job)):
+            await self._deliver_callback(job, number, callback)
 
-    def _plan(self, job: Job) -> tuple[PlannedCallback, ...]:
+    def _plan_callbacks(self, job: Job) -> tuple[PlannedCallback, ...]:
         if not job.callback_url:
             return ()
         body = dialect.build_callback(job, self.url(job, self.base_url))
         planned = PlannedCallback(kind="true", url=job.callback_url, body=body)
         return plan_callbacks(planned, job.faults, f"{self.base_url}/evil/{job.task_id}.png")
 
-    async def _deliver(self, job: Job, number: int, callback: PlannedCallback) -> None:
+    async def _deliver_callback(self, job: Job, number: int, callback: PlannedCallback) -> None:
         """Send until a 2xx response or the last attempt; attempts before a restart count."""
         earlier = [sent for sent in job.sent if sent.number == number]
         attempts = 1 + self.options.callback_retries if callback.persistent else 1
@@ -232,7 +232,7 @@ class JobRunner:
         await self._wait_until(job, callback.delay)
         for attempt in range(len(earlier) + 1, attempts + 1):
             await anyio.sleep(self.options.callback_spacing if attempt > 1 else 0)
-            sent = await self._attempt(job, number, callback, attempt)
+            sent = await self._send_callback(job, number, callback, attempt)
             if sent.delivered:
                 return
 
@@ -240,7 +240,7 @@ class JobRunner:
         ended_at = job.end.at if job.end else 0.0
         await anyio.sleep(max(0.0, ended_at + delay - self.options.now()) if delay else 0)
 
-    async def _attempt(self, job: Job, number: int, callback: PlannedCallback, attempt: int) -> CallbackAttempt:
+    async def _send_callback(self, job: Job, number: int, callback: PlannedCallback, attempt: int) -> CallbackAttempt:
         now = self.options.now()
         headers = dialect.sign_callback(callback, self.options.webhook_key, job.task_id, now)
         body = json.dumps(callback.body).encode()

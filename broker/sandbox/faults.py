@@ -147,7 +147,7 @@ CreateFault = Callable[[float, int], Response | None]
 PROXY_PAGE = "<html><head><title>503 Service Temporarily Unavailable</title></head><body><hr>nginx</body></html>"
 
 
-def _limited(value: float, earlier: int) -> Response | None:
+def _respond_limited(value: float, earlier: int) -> Response | None:
     return (
         envelope_response(429, "Rate limit exceeded", status=429, headers={"retry-after": "1"})
         if earlier < value
@@ -155,20 +155,20 @@ def _limited(value: float, earlier: int) -> Response | None:
     )
 
 
-def _limited_bare(value: float, earlier: int) -> Response | None:
+def _respond_limited_bare(value: float, earlier: int) -> Response | None:
     return envelope_response(429, "Rate limit exceeded", status=429) if earlier < value else None
 
 
-def _down(value: float, earlier: int) -> Response | None:
+def _respond_down(value: float, earlier: int) -> Response | None:
     return HTMLResponse(PROXY_PAGE, 503) if earlier < value else None
 
 
 CREATE_FAULTS: dict[Fault, CreateFault] = {
     Fault.CODE: lambda value, _: envelope_response(int(value), f"refused with code {value:.0f}"),
     Fault.STATUS: lambda value, _: envelope_response(int(value), f"refused with status {value:.0f}", status=int(value)),
-    Fault.LIMITED: _limited,
-    Fault.LIMITED_BARE: _limited_bare,
-    Fault.DOWN: _down,
+    Fault.LIMITED: _respond_limited,
+    Fault.LIMITED_BARE: _respond_limited_bare,
+    Fault.DOWN: _respond_down,
 }
 
 
@@ -214,13 +214,13 @@ JOB_FAULTS: dict[Fault, Callable[[float, int], JobFailure | None]] = {
 # Result URLs in records and callbacks: (VALUE, function of the number of an image) → URLs
 
 
-def _numbered(value: float, url: Callable[[int], str]) -> list[str]:
+def _number_urls(value: float, url: Callable[[int], str]) -> list[str]:
     return [url(number) for number in range(int(value))]
 
 
 RESULT_FAULTS: dict[Fault, Callable[[float, Callable[[int], str]], list[str]]] = {
-    Fault.MULTI: _numbered,
-    Fault.PARTIAL: _numbered,
+    Fault.MULTI: _number_urls,
+    Fault.PARTIAL: _number_urls,
     Fault.PRIVATE_URL: lambda _value, _url: ["http://10.0.0.1/x.png"],
 }
 
@@ -253,7 +253,7 @@ def _unknown_state(value: float, read: StatusRead) -> Record:
     return strange if read.reads <= value else read.record
 
 
-def _backwards(value: float, read: StatusRead) -> Record:
+def _step_backwards(value: float, read: StatusRead) -> Record:
     back = {**read.record, "state": "generating", "resultJson": None, "completeTime": None}
     return back if 1 < read.reads_since_end <= 1 + value else read.record
 
@@ -262,7 +262,7 @@ STATUS_FAULTS: dict[Fault, Callable[[float, StatusRead], Record | None]] = {
     Fault.GRACE: lambda value, read: None if read.reads <= value else read.record,
     Fault.GRACE_SECONDS: lambda value, read: None if read.age < value else read.record,
     Fault.UNKNOWN_STATE: _unknown_state,
-    Fault.BACKWARDS: _backwards,
+    Fault.BACKWARDS: _step_backwards,
 }
 
 

@@ -115,9 +115,9 @@ class JobStore:
         if kept != whole:
             os.truncate(path, len(kept))
         for line in kept.splitlines():
-            self._replay(json.loads(line))
+            self._replay_line(json.loads(line))
 
-    def _replay(self, line: dict[str, Any]) -> None:
+    def _replay_line(self, line: dict[str, Any]) -> None:
         ((event, fact),) = line.items()
         task_id = fact.pop("task_id")
         job = _parse_job(task_id, fact) if event == "accepted" else self.jobs[task_id]
@@ -133,10 +133,10 @@ class JobStore:
     async def _append_line(self, line: dict[str, Any]) -> None:
         if self.folder:
             async with self._journal_lock:
-                await to_thread.run_sync(_append, self.folder / "journal.jsonl", json.dumps(line))
+                await to_thread.run_sync(_append_to_file, self.folder / "journal.jsonl", json.dumps(line))
 
 
-def _append(path: Path, line: str) -> None:
+def _append_to_file(path: Path, line: str) -> None:
     with path.open("a") as journal:
         journal.write(line + "\n")
         journal.flush()
@@ -168,17 +168,17 @@ class Files:
 
     async def put(self, name: str, data: bytes) -> None:
         if self.folder:
-            await to_thread.run_sync(_write_file, self._path(self.folder, name), data)
+            await to_thread.run_sync(_write_file, self._path_of(self.folder, name), data)
         else:
             self._held[name] = data
 
     async def get(self, name: str) -> bytes | None:
         if self.folder:
-            return await to_thread.run_sync(_read_file, self._path(self.folder, name))
+            return await to_thread.run_sync(_read_file, self._path_of(self.folder, name))
         return self._held.get(name)
 
     @staticmethod
-    def _path(folder: Path, name: str) -> Path:
+    def _path_of(folder: Path, name: str) -> Path:
         # names are the client's: no part of one may become part of a path
         return folder / "files" / hashlib.sha256(name.encode(errors="replace")).hexdigest()
 

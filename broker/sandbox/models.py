@@ -135,10 +135,10 @@ def nearest_ratio(size: tuple[int, int] | None, ratios: tuple[str, ...]) -> str:
     """Return the ratio closest to that of an image; 1:1 without one."""
     if size is None:
         return "1:1"
-    return min(ratios, key=lambda ratio: abs(_quotient(ratio) - size[0] / size[1]))
+    return min(ratios, key=lambda ratio: abs(_aspect_quotient(ratio) - size[0] / size[1]))
 
 
-def _quotient(ratio: str) -> float:
+def _aspect_quotient(ratio: str) -> float:
     width, height = ratio.split(":")
     return int(width) / int(height)
 
@@ -158,17 +158,17 @@ def validate_request(request: Any) -> ValidatedRequest:
 
 def _validate_input(name: str, model: ModelSpec, fields: dict[str, Any]) -> ValidatedRequest:
     _check_names(model, fields)
-    resolution = _choice(fields, "resolution", tuple(model.prices), "1K")
-    output_format = _choice(fields, "output_format", model.formats, model.formats[0])
+    resolution = _read_choice(fields, "resolution", tuple(model.prices), "1K")
+    output_format = _read_choice(fields, "output_format", model.formats, model.formats[0])
     return ValidatedRequest(
         model=name,
-        prompt=_prompt(model, fields),
-        ratio=_ratio(model, fields),
+        prompt=_read_prompt(model, fields),
+        ratio=_read_ratio(model, fields),
         resolution=resolution,
         image_format="png" if output_format == "png" else "jpeg",
         price=model.prices[resolution],
-        seed=_seed(fields),
-        references=_references(model, fields),
+        seed=_read_seed(fields),
+        references=_read_references(model, fields),
     )
 
 
@@ -182,7 +182,7 @@ def _check_callback(url: Any) -> None:
     _require(fine, "callBackUrl is not a valid URL")
 
 
-def _prompt(model: ModelSpec, fields: dict[str, Any]) -> str:
+def _read_prompt(model: ModelSpec, fields: dict[str, Any]) -> str:
     prompt = fields.get("prompt")
     if not isinstance(prompt, str) or not prompt.strip():
         raise RejectedRequest(422, "prompt is required")
@@ -190,26 +190,26 @@ def _prompt(model: ModelSpec, fields: dict[str, Any]) -> str:
     return prompt
 
 
-def _ratio(model: ModelSpec, fields: dict[str, Any]) -> str:
+def _read_ratio(model: ModelSpec, fields: dict[str, Any]) -> str:
     """Return the ratio; of the two spellings aspect_ratio takes precedence."""
     spelling = "aspect_ratio" if "aspect_ratio" in fields else "image_size"
     _require(spelling in fields or not model.ratio_required, "aspect_ratio is required")
-    return _choice(fields, spelling, (*model.ratios, "auto"), model.default_ratio)
+    return _read_choice(fields, spelling, (*model.ratios, "auto"), model.default_ratio)
 
 
-def _choice(fields: dict[str, Any], name: str, choices: tuple[str, ...], default: str) -> str:
+def _read_choice(fields: dict[str, Any], name: str, choices: tuple[str, ...], default: str) -> str:
     value = fields.get(name, default)
     _require(value in choices, f"{name} is not within the range of allowed options")
     return str(value)
 
 
-def _seed(fields: dict[str, Any]) -> int | None:
+def _read_seed(fields: dict[str, Any]) -> int | None:
     seed = fields.get("seed")
     _require(seed is None or isinstance(seed, int), "seed is not an integer")
     return seed
 
 
-def _references(model: ModelSpec, fields: dict[str, Any]) -> tuple[str, ...]:
+def _read_references(model: ModelSpec, fields: dict[str, Any]) -> tuple[str, ...]:
     urls = fields.get(model.references, []) if model.references else []
     fine = isinstance(urls, list) and all(isinstance(url, str) and _is_http(url) for url in urls)
     _require(fine, f"{model.references} is not a list of URLs")

@@ -45,7 +45,7 @@ def paint(options: PaintOptions) -> bytes:
     canvas = ImageOps.colorize(gradient, black=first, white=second)
     _write_prompt(canvas, options.prompt)
     _paste_references(canvas, options.thumbnails)
-    return _encode(canvas, options.image_format)
+    return _encode_image(canvas, options.image_format)
 
 
 def _choose_colours(options: PaintOptions) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
@@ -59,13 +59,13 @@ def _write_prompt(canvas: Image.Image, prompt: str) -> None:
     size = max(16, min(canvas.size) // 18)
     font = ImageFont.load_default(size)
     columns = max(8, int(canvas.width * 0.9 / font.getlength("n")))
-    lines = textwrap.wrap(_printable(prompt), columns)[: int(canvas.height * 0.6 / (size * 1.3))]
+    lines = textwrap.wrap(_replace_unprintable(prompt), columns)[: int(canvas.height * 0.6 / (size * 1.3))]
     edge, pen = canvas.width * 0.05, ImageDraw.Draw(canvas)
     for row, line in enumerate(lines):
         pen.text((edge, edge + row * size * 1.3), line, (255, 255, 255), font, stroke_width=2, stroke_fill=(0, 0, 0))
 
 
-def _printable(prompt: str) -> str:
+def _replace_unprintable(prompt: str) -> str:
     """Replace characters that cannot be drawn, such as lone surrogates and control characters."""
     return "".join(letter if letter.isprintable() else " " for letter in prompt[:MAX_PROMPT_CHARACTERS])
 
@@ -79,7 +79,7 @@ def _paste_references(canvas: Image.Image, thumbnails: tuple[bytes, ...]) -> Non
             canvas.paste(ImageOps.pad(small.convert("RGB"), (side, side)), (column * side, canvas.height - side))
 
 
-def _encode(canvas: Image.Image, image_format: str) -> bytes:
+def _encode_image(canvas: Image.Image, image_format: str) -> bytes:
     out = io.BytesIO()
     canvas.save(out, image_format, quality=90, compress_level=1)
     return out.getvalue()
@@ -91,7 +91,7 @@ def make_thumbnail(data: bytes) -> tuple[tuple[int, int], bytes]:
         with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as image:
             size = image.size
             image.thumbnail((256, 256))
-            return size, _encode(image.convert("RGB"), "png")
+            return size, _encode_image(image.convert("RGB"), "png")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise NotAnImage(str(error)) from error
 
@@ -112,17 +112,17 @@ def bomb() -> bytes:
     row = b"\0" * (1 + side // 8)
     rows = b"".join(packer.compress(row) for _ in range(side)) + packer.flush()
     head = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", head) + _chunk(b"IDAT", rows) + _chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + _make_chunk(b"IHDR", head) + _make_chunk(b"IDAT", rows) + _make_chunk(b"IEND", b"")
 
 
 def labelled(png: bytes, label: str) -> ImageBytes:
     """Return the same pixels with other bytes, without copying them."""
-    comment = _chunk(b"tEXt", b"Comment\0" + hashlib.sha256(label.encode(errors="replace")).hexdigest().encode())
+    comment = _make_chunk(b"tEXt", b"Comment\0" + hashlib.sha256(label.encode(errors="replace")).hexdigest().encode())
     pieces = (png[:PNG_HEAD], comment, memoryview(png)[PNG_HEAD:])
     return ImageBytes(pieces=pieces, media_type="image/png")
 
 
-def _chunk(name: bytes, data: bytes) -> bytes:
+def _make_chunk(name: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 

@@ -155,31 +155,31 @@ class SandboxRoutes:
 
     def build_routes(self) -> list[Route]:
         return [
-            Route("/api/v1/jobs/createTask", self._guarded(self.create), methods=["POST"]),
-            Route("/api/v1/jobs/recordInfo", self._guarded(self.record)),
-            Route("/api/v1/chat/credit", self._guarded(self.credit)),
-            Route("/api/v1/common/download-url", self._guarded(self.download_url), methods=["POST"]),
-            Route("/api/file-stream-upload", self._guarded(self.upload_stream), methods=["POST"]),
-            Route("/api/file-base64-upload", self._guarded(self.upload_base64), methods=["POST"]),
-            Route("/api/file-url-upload", self._guarded(self.upload_url), methods=["POST"]),
+            Route("/api/v1/jobs/createTask", self._require_key(self.create), methods=["POST"]),
+            Route("/api/v1/jobs/recordInfo", self._require_key(self.record)),
+            Route("/api/v1/chat/credit", self._require_key(self.credit)),
+            Route("/api/v1/common/download-url", self._require_key(self.download_url), methods=["POST"]),
+            Route("/api/file-stream-upload", self._require_key(self.upload_stream), methods=["POST"]),
+            Route("/api/file-base64-upload", self._require_key(self.upload_base64), methods=["POST"]),
+            Route("/api/file-url-upload", self._require_key(self.upload_url), methods=["POST"]),
             Route("/files/{name:path}", self.file),
             Route("/evil/{name}", self.evil),
             Route("/sandbox/jobs", self.jobs),
             Route("/{route}/{name}", self.download),
         ]
 
-    def _guarded(self, handler: Handler) -> Handler:
+    def _require_key(self, handler: Handler) -> Handler:
         async def guarded(request: Request) -> Response:
             scheme, _, key = request.headers.get("authorization", "").partition(" ")
             if scheme != "Bearer" or not key.strip() or self._options.api_key not in {None, key}:
                 return envelope_response(401, "You do not have access permissions")
-            self.runner.base_url = self._options.base_url or _base(request)
-            return await _respond(handler, request)
+            self.runner.base_url = self._options.base_url or _base_url(request)
+            return await _respond_with_envelope(handler, request)
 
         return guarded
 
     async def create(self, request: Request) -> Response:
-        body = await _body(request)
+        body = await _read_body(request)
         order = validate_request(body)
         faults = self.runner.faults_of(order.prompt)
         if response := self._create_fault(faults, order.prompt):
@@ -208,7 +208,7 @@ class SandboxRoutes:
         job = self.runner.store.jobs.get(task_id)
         if not task_id:
             return envelope_response(400, "taskId parameter is required")
-        found = apply_status_faults(self._read_status(job, _base(request)), job.faults) if job else None
+        found = apply_status_faults(self._read_status(job, _base_url(request)), job.faults) if job else None
         if job is None or found is None:
             return envelope_response(422, "recordInfo is null")
         return json_response(apply_envelope_faults(envelope(200, "success", found), job.faults))
@@ -239,7 +239,7 @@ class SandboxRoutes:
             route=route,
             name=name,
             index=index,
-            base=_base(request),
+            base=_base_url(request),
             earlier=self._downloads[name] - 1,
             image=lambda: self.runner.paint(job, end, index),
         )
@@ -256,12 +256,12 @@ class SandboxRoutes:
         return {"p": True, "moved": True, "fresh": fresh}.get(route, False)
 
     async def download_url(self, request: Request) -> Response:
-        url = str((await _body(request)).get("url", ""))
+        url = str((await _read_body(request)).get("url", ""))
         name = urlsplit(url).path.rpartition("/")[2]
         if self._find_job(name)[0] is None:
             return envelope_response(422, "the url was not generated here")
         until = int(self._options.now()) + FRESH_FOR
-        return json_response(envelope(200, "success", f"{_base(request)}/fresh/{name}?until={until}"))
+        return json_response(envelope(200, "success", f"{_base_url(request)}/fresh/{name}?until={until}"))
 
     async def evil(self, _request: Request) -> Response:
         """Count downloads from the URL of forged callbacks: such a client has trusted one."""
@@ -277,7 +277,7 @@ class SandboxRoutes:
             return await self._store_upload(request, str(form.get("uploadPath") or ""), name, await file.read())
 
     async def upload_base64(self, request: Request) -> Response:
-        fields = await _body(request)
+        fields = await _read_body(request)
         encoded = str(fields.get("base64Data") or "").rpartition(",")[2]
         try:
             data = base64.b64decode(encoded, validate=True)
@@ -286,7 +286,7 @@ class SandboxRoutes:
         return await self._store_upload(request, *_upload_target(fields), data)
 
     async def upload_url(self, request: Request) -> Response:
-        fields = await _body(request)
+        fields = await _read_body(request)
         try:
             data = await self.runner.fetch(str(fields.get("fileUrl") or ""))
         except DownloadFailed as error:
@@ -301,7 +301,7 @@ class SandboxRoutes:
         facts = {
             "fileName": name,
             "filePath": f"{folder}/{name}",
-            "downloadUrl": f"{_base(request)}/files/{quote(f'{folder}/{name}')}",
+            "downloadUrl": f"{_base_url(request)}/files/{quote(f'{folder}/{name}')}",
             "fileSize": len(data),
             "mimeType": _media_type(name),
             "uploadedAt": datetime.fromtimestamp(self._options.now(), UTC).isoformat(),
@@ -337,7 +337,7 @@ class SandboxRoutes:
         }
 
 
-async def _respond(handler: Handler, request: Request) -> Response:
+async def _respond_with_envelope(handler: Handler, request: Request) -> Response:
     try:
         return await handler(request)
     except WindowFull:
@@ -346,7 +346,7 @@ async def _respond(handler: Handler, request: Request) -> Response:
         return envelope_response(refused.code, refused.msg)
 
 
-async def _body(request: Request) -> dict[str, Any]:
+async def _read_body(request: Request) -> dict[str, Any]:
     try:
         body = json.loads(await request.body())
     except (ValueError, RecursionError):
@@ -356,7 +356,7 @@ async def _body(request: Request) -> dict[str, Any]:
     return body
 
 
-def _base(request: Request) -> str:
+def _base_url(request: Request) -> str:
     return str(request.base_url).rstrip("/")
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from broker.api.native.tasks import FORM_OVERHEAD_BYTES, MAX_WAIT_SECONDS, PING_SECONDS
+from broker.api.native.schemas import MAX_WAIT_SECONDS
+from broker.api.native.tasks import FORM_OVERHEAD_BYTES, PING_SECONDS
 from broker.bootstrap import load_settings
 from broker.catalog import Catalog
 from broker.server.uvicorn import DEFAULT_LIMITS

@@ -36,14 +36,14 @@ QUICK: dict[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class RunningBroker:
-    """client: talks to the broker as a front end does. sandbox: base URL of the other side."""
+    """A broker that serves. client: for its API. sandbox: base URL of its provider."""
 
     services: Services
     client: httpx.AsyncClient
     sandbox: str
 
     async def create_task(self, prompt: str, **fields: Any) -> str:
-        """Create a task; its id."""
+        """Create a task and return its id."""
         answer = await self.client.post("/api/generate/image", json={"prompt": prompt, **fields})
         assert answer.status_code == 202, answer.text
         task_id: str = answer.json()["taskId"]
@@ -56,7 +56,7 @@ class RunningBroker:
         return data
 
     async def wait_end(self, task_id: str, seconds: float = 20) -> dict[str, Any]:
-        """The task when it has ended; every status seen on the way only ever went forward."""
+        """Return the task when it has ended; assert that its status never went back."""
         async with asyncio.timeout(seconds):
             seen = ["pending"]
             while seen[-1] not in {"completed", "failed", "canceled"}:
@@ -81,7 +81,7 @@ class RunningBroker:
             await asyncio.sleep(0.02)
 
     async def provider_jobs(self) -> list[dict[str, Any]]:
-        """Every submission that the other side accepted: what it would bill."""
+        """Return every submission that the provider accepted, and would bill."""
         async with httpx.AsyncClient(verify=False) as client:  # plain HTTP: loading the certificates takes 50 ms
             answer = await client.get(f"{self.sandbox}/sandbox/jobs")
         jobs: list[dict[str, Any]] = answer.json()["jobs"]
@@ -104,7 +104,9 @@ async def open_broker(
     open_database: Callable[[Settings], AbstractAsyncContextManager[Database]] = database_for,
     **settings: Any,
 ) -> AsyncIterator[RunningBroker]:
-    """hooked: the broker knows its address, so the provider calls back; otherwise it is asked.
+    """Run a broker over real HTTP, with the sandbox as its provider.
+
+    hooked: the broker knows its public URL, so the provider calls back; otherwise tasks are polled.
 
     sandbox: the base URL of one that runs already. port: ours, where it must be the same after a restart.
     """
@@ -145,7 +147,7 @@ async def still(
     open_database: Callable[[Settings], AbstractAsyncContextManager[Database]] = database_for,
     **settings: Any,
 ) -> AsyncIterator[Services]:
-    """The system without a server, whose worker does nothing by itself."""
+    """Open the services without a server; their worker does nothing by itself."""
     chosen = load_settings(
         env_file=None,
         api_key="test-key",

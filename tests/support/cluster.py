@@ -67,7 +67,7 @@ class Cluster:
     members: dict[str, Member] = field(default_factory=dict)
 
     async def start(self, name: str, port: int | None = None) -> Member:
-        """A process: `serve …` on a port, `worker …` without."""
+        """Start a process: `serve …` on a port, `worker …` without."""
         env = {**self.environment, **({} if port is None else {"BROKER_PORT": str(port)})}
         command = [sys.executable, "-m", "broker", name.split(maxsplit=1)[0]]
         with (self.folder / "log.txt").open("ab") as log:
@@ -76,7 +76,7 @@ class Cluster:
         return self.members[name]
 
     async def ready(self) -> None:
-        """Every broker answers, and every process keeps running."""
+        """Wait until every broker answers."""
         async with httpx.AsyncClient() as client, asyncio.timeout(30):
             for member in self.members.values():
                 while member.port is not None:
@@ -96,12 +96,12 @@ class Cluster:
         return (self.folder / "log.txt").read_text("utf-8", "replace")[-4000:]
 
     def kept(self) -> set[str]:
-        """The names of all blobs in the bucket."""
+        """Return the names of all blobs in the bucket."""
         bucket, prefix = self.environment["BROKER_BLOB_URL"].removeprefix("s3://").split("/")
         return {key.removeprefix(f"{prefix}/") for key in self.bucket.keys(bucket)}
 
     async def jobs(self) -> list[dict[str, Any]]:
-        """Every submission that the provider accepted: what it would bill."""
+        """Return every submission that the provider accepted, and would bill."""
         async with httpx.AsyncClient(timeout=60) as client:
             jobs: list[dict[str, Any]] = (await client.get(f"{self.provider}/sandbox/jobs")).json()["jobs"]
         return jobs
@@ -118,7 +118,7 @@ def _folder() -> Iterator[Path]:
 
 @asynccontextmanager
 async def running(*, serves: int = 2, workers: int = 2, **environment: str) -> AsyncIterator[Cluster]:
-    """Everything up and ready; nothing of it is left afterwards."""
+    """Run a whole cluster; delete everything of it afterwards."""
     async with AsyncExitStack() as stack:
         folder = stack.enter_context(_folder())
         database = stack.enter_context(postgres.running())
@@ -220,7 +220,7 @@ class Verdict:
 
     @property
     def right(self) -> bool:
-        """Every acknowledged order was made exactly once and can be looked at."""
+        """Return whether every acknowledged task was submitted once and its image can be read."""
         one_each = self.submissions == self.ordered and not self.twice
         return (
             one_each and self.ends["completed"] == self.ordered and not (self.unreadable or self.hollow or self.spares)
@@ -250,7 +250,7 @@ Disaster = Callable[[Cluster], Any]
 
 
 async def trial(cluster: Cluster, tasks: int, disasters: Sequence[tuple[float, Disaster]] = ()) -> Verdict:
-    """Send orders from many callers; at each fraction of them something happens. Then wait for all ends, and count."""
+    """Create tasks from many callers, with a fault at each fraction of them; wait for all ends and count."""
     verdict, begun = Verdict(ordered=tasks), time.monotonic()
     happening: list[asyncio.Task[Any]] = []
     left = iter(sorted(disasters, key=lambda one: one[0]))
@@ -298,7 +298,7 @@ async def _order(client: httpx.AsyncClient, number: int, verdict: Verdict) -> st
 
 
 async def _quiet(client: httpx.AsyncClient) -> None:
-    """Until nothing is under way; thousands of pollers would be a trial of their own."""
+    """Wait until no task is active, with one poller: thousands would be a load of their own."""
     async with asyncio.timeout(600):
         for status in ("pending", "processing"):
             while True:

@@ -42,7 +42,7 @@ class Visit:
         return await self.reader.readexactly(length)
 
     def reset(self) -> None:
-        """End with RST, as a crashed or impolite server does."""
+        """Close with RST, like a crashed server."""
         sock = self.writer.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.writer.transport.abort()

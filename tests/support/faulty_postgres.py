@@ -1,4 +1,4 @@
-"""A network between us and Postgres that breaks at a chosen moment: before a commit arrives, or before its answer."""
+"""A proxy to Postgres that breaks at a chosen moment: before a commit arrives, or before its response."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ READY = b"Z\x00\x00\x00\x05"
 
 @dataclass
 class Cable:
-    """One way to Postgres. It breaks once, at the `fuse`-th moment at which something would become durable.
+    """One connection path to Postgres. It breaks once, at the `fuse`-th moment at which something would become durable.
 
     when: before the message that would do it has arrived, or after, with its answer lost. cut: whether it broke.
     """
@@ -32,7 +32,7 @@ class Cable:
 
 @asynccontextmanager
 async def cable(to: int, when: When, fuse: int, *, armed: bool = True) -> AsyncIterator[Cable]:
-    """A port of loopback that leads to that of Postgres."""
+    """Run a proxy on a port of loopback in front of Postgres."""
     one = Cable(to=to, when=when, fuse=fuse, armed=armed)
     lines: set[asyncio.Task[None]] = set()
 
@@ -50,7 +50,7 @@ async def cable(to: int, when: When, fuse: int, *, armed: bool = True) -> AsyncI
 
 
 class _Line:
-    """One connection through the cable, read message by message on our side."""
+    """One connection through the proxy, read message by message on the client's side."""
 
     def __init__(self, one: Cable) -> None:
         self._cable = one
@@ -112,4 +112,4 @@ class _Line:
 
 
 class _Cut(Exception):
-    """The line is dead from here on."""
+    """Break the connection for good."""

@@ -16,7 +16,7 @@ ALWAYS = 10**9
 
 
 def error(status: str, code: str, more: str = "") -> Script:
-    """A refusal as S3 words it."""
+    """Return an error response in the format of S3."""
     body = f'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{code}</Code><Message>No.</Message>{more}</Error>'
     answer = answers(status, body.encode(), "Content-Type: application/xml", "Connection: close")
 
@@ -28,7 +28,7 @@ def error(status: str, code: str, more: str = "") -> Script:
 
 
 def holds(size: int, modified: str) -> Script:
-    """The answer to HEAD for an object of this size and date."""
+    """Return the response to HEAD for an object of this size and date."""
     return says(
         head("200 OK", f"Content-Length: {size}", f"Last-Modified: {modified}", 'ETag: "x"', "Connection: close")
     )
@@ -64,7 +64,7 @@ class Network:
         return sum(re.search(wanted, line) is not None for line in self.seen)
 
     def when(self, wanted: str, script: Script, times: int = ALWAYS) -> None:
-        """Do this the next `times` that a request's `METHOD target` matches; the latest rule counts."""
+        """Apply a fault to the next `times` requests whose `METHOD target` matches; the latest rule counts."""
         self._faults.insert(0, _Fault(re.compile(wanted), script, times))
 
     def heal(self) -> None:
@@ -87,7 +87,7 @@ class Network:
         await visit.say(top, mend(body))
 
     async def hang(self, visit: Visit) -> None:
-        """Take everything and never answer; ends when the caller does."""
+        """Read everything and never answer; ends with the client."""
         self.hanging.set()
         try:
             await _drain(visit)
@@ -109,7 +109,7 @@ class Network:
         visit.reset()
 
     async def _answer(self, visit: Visit) -> tuple[bytes, bytes]:
-        """Head and body of the server's answer; a connection serves one request."""
+        """Return head and body of the server's response; a connection serves one request."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.upstream)
         try:
             writer.write(visit.head.replace(b"\r\n", b"\r\nConnection: close\r\n", 1))

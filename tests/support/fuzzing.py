@@ -20,7 +20,7 @@ import schemathesis
 from schemathesis.engine import events, from_schema
 
 from broker.api.http.endpoint import Dialect, Endpoint
-from broker.api.native.tasks import MAX_WAIT_SECONDS
+from broker.api.native.schemas import MAX_WAIT_SECONDS
 from broker.app import build_app
 from broker.logs import configure
 from storage.ids import reference_owner
@@ -150,11 +150,11 @@ def _bound_parameters(endpoint: Endpoint) -> dict[str, Any]:
     """Values that exist, for the parameters of an endpoint that take an id or a name."""
     often = {"probability": 0.7}
     bound: dict[str, Any] = {}
+    if endpoint.query and "wait" in endpoint.query.model_fields:
+        bound["query.wait"] = {"dictionary": "waits", "probability": 1}
     for parameter in endpoint.parameters:
         if parameter.where == "path" and (found := _dictionary_of(endpoint.path)):
             bound[f"path.{parameter.name}"] = {"dictionary": found, **often}
-        elif parameter.name == "wait":
-            bound["query.wait"] = {"dictionary": "waits", "probability": 1}
         elif parameter.name == "task" and endpoint.access == "provider":
             bound["query.task"] = {"dictionary": "tasks", **often}
     return bound

@@ -55,14 +55,14 @@ class Broker:
         await self.process.wait()
 
     async def stop(self) -> int:
-        """SIGTERM; the exit code."""
+        """Send SIGTERM and return the exit code."""
         self.process.send_signal(signal.SIGTERM)
         return await self.process.wait()
 
 
 @asynccontextmanager
 async def serving(env: dict[str, str], folder: Path) -> AsyncIterator[Broker]:
-    """`broker serve` in `folder`, ready to be used; killed on the way out if it still runs."""
+    """Run `broker serve` in `folder`; kill it on the way out if it still runs."""
     with (folder / "log.txt").open("ab") as log:
         process = await asyncio.create_subprocess_exec(
             sys.executable,

@@ -11,32 +11,21 @@ from starlette.responses import Response
 
 from broker.api.admin.schemas import (
     CALLBACK_ID,
-    VERIFICATIONS,
     CallbackData,
     CallbackFixture,
+    CallbackListQuery,
     CallbackPage,
     CallbackResponse,
     CallbackSummary,
     ExpectedResult,
     MissingSummary,
     ReplayData,
+    ReplayQuery,
     ReplayResponse,
     VerificationRecord,
 )
 from broker.api.http.endpoint import Endpoint, Parameter, json_success
-from broker.api.http.pagination import (
-    CURSOR,
-    LIMIT,
-    choice_filter,
-    make_cursor,
-    name_filter,
-    read_choice,
-    read_cursor,
-    read_flag,
-    read_limit,
-    read_name,
-    split_page,
-)
+from broker.api.http.pagination import make_cursor, split_page
 from broker.api.http.responses import json_response
 from broker.callbacks.inbox import CallbackInbox, Explanation
 from broker.clock import iso
@@ -50,20 +39,20 @@ class CallbackInboxRoutes:
 
     async def list_callbacks(self, request: Request) -> Response:
         """Return a page of callbacks, newest first; with the first page the number of missing ones."""
-        limit, before = read_limit(request), read_cursor(request, "hook")
+        query = CallbackListQuery.read(request)
         found = await self.inbox.list_newest(
-            limit=limit + 1,
-            before=before,
-            task_id=read_name(request, "task"),
-            verdict=read_choice(request, "verification", VERIFICATIONS),
-            provider=read_name(request, "provider"),
+            limit=query.limit + 1,
+            before=query.cursor,
+            task_id=query.task,
+            verdict=query.verification,
+            provider=query.provider,
         )
-        page, has_more = split_page(found, limit)
+        page, has_more = split_page(found, query.limit)
         document = CallbackPage(
             success=True,
             data=[CallbackSummary(**_summary_fields(entry)) for entry in page],
             next_cursor=make_cursor(page[-1].received_at, page[-1].id) if has_more else None,
-            missing=await self._missing() if before is None else None,
+            missing=await self._missing() if query.cursor is None else None,
         )
         return json_response(document.to_document())
 
@@ -79,7 +68,7 @@ class CallbackInboxRoutes:
 
     async def replay_callback(self, request: Request) -> Response:
         """Read and verify a callback with the current code; without `dryRun` also process it again."""
-        callback_id, dry_run = request.path_params["id"], read_flag(request, "dryRun")
+        callback_id, dry_run = request.path_params["id"], ReplayQuery.read(request).dry_run
         if dry_run:
             explanation, replay_id = await self.inbox.explain(callback_id), None
         else:
@@ -215,9 +204,6 @@ def describe_report(report: Report) -> str:
 _CALLBACK: Final = Parameter(
     name="id", where="path", text="the callback's id", schema={"type": "string", "pattern": CALLBACK_ID}
 )
-_DRY_RUN: Final = Parameter(
-    name="dryRun", where="query", text="change nothing", schema={"enum": ["true", "false", "1", "0", ""]}
-)
 
 
 def callback_inbox_endpoints(callbacks: CallbackInboxRoutes) -> list[Endpoint]:
@@ -231,13 +217,7 @@ def callback_inbox_endpoints(callbacks: CallbackInboxRoutes) -> list[Endpoint]:
             summary="List received callbacks, newest first",
             tag="operators",
             description="The first page also counts the callbacks that were expected and did not arrive.",
-            parameters=(
-                name_filter("task", "only about this task"),
-                choice_filter("verification", "only with this result", VERIFICATIONS),
-                name_filter("provider", "only from this provider"),
-                LIMIT,
-                CURSOR,
-            ),
+            query=CallbackListQuery,
             responses={200: json_success("a page", CallbackPage)},
             errors=("invalid_request",),
         ),
@@ -262,7 +242,8 @@ def callback_inbox_endpoints(callbacks: CallbackInboxRoutes) -> list[Endpoint]:
             summary="Process a callback again with the current code",
             tag="operators",
             description="It never gets more trust than when it was received. With `dryRun` it is only explained.",
-            parameters=(_CALLBACK, _DRY_RUN),
+            parameters=(_CALLBACK,),
+            query=ReplayQuery,
             responses={200: json_success("the report and its effect", ReplayResponse)},
             errors=("invalid_request", "not_found"),
         ),

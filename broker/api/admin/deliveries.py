@@ -12,9 +12,9 @@ from starlette.responses import Response
 
 from broker.api.admin.schemas import (
     DELIVERY_ID,
-    DELIVERY_STATUSES,
     DeliveryAttemptData,
     DeliveryData,
+    DeliveryListQuery,
     DeliveryPage,
     DeliveryResponse,
     DeliverySummary,
@@ -22,18 +22,7 @@ from broker.api.admin.schemas import (
     WebhookBody,
 )
 from broker.api.http.endpoint import Endpoint, Parameter, json_success
-from broker.api.http.pagination import (
-    CURSOR,
-    LIMIT,
-    choice_filter,
-    make_cursor,
-    name_filter,
-    read_choice,
-    read_cursor,
-    read_limit,
-    read_name,
-    split_page,
-)
+from broker.api.http.pagination import make_cursor, split_page
 from broker.api.http.responses import json_response
 from broker.clock import iso
 from broker.net.url_policy import redact_url
@@ -49,15 +38,14 @@ class DeliveryRoutes:
 
     async def list_deliveries(self, request: Request) -> Response:
         """Return a page of webhooks, newest first."""
-        outcome = read_choice(request, "outcome", DELIVERY_STATUSES)
-        limit = read_limit(request)
+        query = DeliveryListQuery.read(request)
         deliveries = await self.log.list_newest(
-            task_id=read_name(request, "task"),
-            outcome=Fate(outcome) if outcome else None,
-            limit=limit + 1,
-            before=read_cursor(request, "evt"),
+            task_id=query.task,
+            outcome=Fate(query.outcome) if query.outcome else None,
+            limit=query.limit + 1,
+            before=query.cursor,
         )
-        page, has_more = split_page(deliveries, limit)
+        page, has_more = split_page(deliveries, query.limit)
         document = DeliveryPage(
             success=True,
             data=[DeliverySummary(**_summary_fields(delivery)) for delivery in page],
@@ -126,12 +114,7 @@ def delivery_endpoints(deliveries: DeliveryRoutes) -> list[Endpoint]:
             operation_id="listDeliveries",
             summary="List webhooks to callers, newest first",
             tag="operators",
-            parameters=(
-                name_filter("task", "only of this task"),
-                choice_filter("outcome", "only with this outcome", DELIVERY_STATUSES),
-                LIMIT,
-                CURSOR,
-            ),
+            query=DeliveryListQuery,
             responses={200: json_success("a page", DeliveryPage)},
             errors=("invalid_request",),
         ),

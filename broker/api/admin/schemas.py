@@ -6,6 +6,8 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
 
+from broker.api.http.pagination import PageQuery, cursor_text
+from broker.api.http.query import FLAG_TEXT, NAME_TEXT, QueryModel, one_of_text
 from broker.presenter import Absent, Moment, OneOf, ResponseModel, TaskData, TaskId
 from storage import ids
 from storage.deliveries import Fate
@@ -20,6 +22,26 @@ CallbackId = Annotated[str, Field(pattern=CALLBACK_ID, examples=[f"hook_{'0' * 2
 DeliveryId = Annotated[str, Field(pattern=DELIVERY_ID, examples=[f"evt_{'0' * 32}"])]
 VerificationName = Annotated[str, OneOf(VERIFICATIONS)]
 EventType = Annotated[str, OneOf(("task.completed", "task.failed", "task.canceled"))]
+
+
+# -- queries
+
+
+class CallbackListQuery(PageQuery):
+    task: Annotated[str | None, NAME_TEXT, Field(description="only about this task")] = None
+    verification: Annotated[str | None, one_of_text(VERIFICATIONS), Field(description="only with this result")] = None
+    provider: Annotated[str | None, NAME_TEXT, Field(description="only from this provider")] = None
+    cursor: Annotated[tuple[float, str] | None, cursor_text("hook")] = None
+
+
+class ReplayQuery(QueryModel):
+    dry_run: Annotated[bool, FLAG_TEXT, Field(description="change nothing")] = False
+
+
+class DeliveryListQuery(PageQuery):
+    task: Annotated[str | None, NAME_TEXT, Field(description="only of this task")] = None
+    outcome: Annotated[str | None, one_of_text(DELIVERY_STATUSES), Field(description="only with this outcome")] = None
+    cursor: Annotated[tuple[float, str] | None, cursor_text("evt")] = None
 
 
 # -- callbacks

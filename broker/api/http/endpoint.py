@@ -18,6 +18,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from broker.api.http.auth import Caller, require_trusted
+from broker.api.http.query import QueryModel
 from broker.errors import ApiError
 
 Access = Literal["public", "caller", "admin", "provider"]
@@ -76,6 +77,9 @@ class Endpoint:
     tag: str
     description: str = ""
     parameters: tuple[Parameter, ...] = ()
+    """Of the path and the headers; those of the query only where no model parses it."""
+    query: type[QueryModel] | None = None
+    """Model of the query parameters."""
     request: Mapping[str, Schema] = field(default_factory=dict)
     """Body models by media type; empty: no body."""
     responses: Mapping[int, SuccessResponse]

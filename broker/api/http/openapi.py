@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
 from broker.api.http.endpoint import Dialect, Endpoint, Parameter, Schema, SuccessResponse
+from broker.api.http.query import QueryModel
 from broker.errors import STATUS_OF
 
 ABOUT: Final = """\
@@ -63,8 +64,9 @@ def _operation(endpoint: Endpoint, error_model: type[BaseModel]) -> dict[str, An
     }
     if endpoint.description:
         operation["description"] = endpoint.description
-    if endpoint.parameters:
-        operation["parameters"] = [_parameter(parameter) for parameter in endpoint.parameters]
+    parameters = [_parameter(one) for one in (*endpoint.parameters, *_query_parameters(endpoint.query))]
+    if parameters:
+        operation["parameters"] = parameters
     if endpoint.request:
         operation["requestBody"] = {"required": True, "content": _content(endpoint.request)}
     return operation
@@ -72,6 +74,12 @@ def _operation(endpoint: Endpoint, error_model: type[BaseModel]) -> dict[str, An
 
 def _needs_key(endpoint: Endpoint) -> bool:
     return endpoint.access in {"caller", "admin"}
+
+
+def _query_parameters(query: type[QueryModel] | None) -> Iterator[Parameter]:
+    properties = query.model_json_schema(schema_generator=_PlainJsonSchema)["properties"] if query else {}
+    for name, schema in properties.items():
+        yield Parameter(name=name, where="query", text=schema.pop("description", ""), schema=schema)
 
 
 def _parameter(parameter: Parameter) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from broker.api.http.responses import CachedResponse, json_response, requested_language
-from broker.api.native.schemas import BatchData, BatchResponse, StatusCounts
+from broker.api.native.schemas import BatchData, BatchResponse, PollQuery, StatusCounts
 from broker.api.native.task_cache import TaskCache
-from broker.api.native.tasks import read_wait, wait_unless_disconnected
+from broker.api.native.tasks import wait_unless_disconnected
 from broker.i18n import Language
 from broker.tasks.cancellation import TaskCanceler
 from broker.tasks.queries import TaskQueries
@@ -31,7 +31,7 @@ class BatchRoutes:
     async def get_batch(self, request: Request) -> Response:
         """Return all tasks; with `wait` as soon as all have ended or the time is over."""
         batch_id = request.path_params["id"]
-        if seconds := read_wait(request):
+        if seconds := PollQuery.read(request).wait:
             await wait_unless_disconnected(request, self.queries.wait_for_batch(batch_id, seconds))
         tasks = await self.queries.get_batch(batch_id)
         document = await self._response(batch_id, tasks, requested_language(request))

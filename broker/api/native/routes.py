@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Final
 
 from broker.api.http.endpoint import ETAG, IF_NONE_MATCH, TEXT, Endpoint, Parameter, SuccessResponse, json_success
-from broker.api.http.pagination import CURSOR, EMPTY, LIMIT, choice_filter
 from broker.api.native.batches import BatchRoutes
 from broker.api.native.schemas import (
     BATCH_ID,
@@ -14,12 +13,13 @@ from broker.api.native.schemas import (
     OrderAccepted,
     OrderForm,
     OrderJson,
+    PollQuery,
+    TaskListQuery,
     TaskPage,
     TaskResponse,
 )
 from broker.api.native.tasks import TaskRoutes
 from broker.presenter import TASK_ID
-from storage.states import SHOWN
 
 TASK: Final = Parameter(
     name="id",
@@ -32,12 +32,6 @@ BATCH: Final = Parameter(
     where="path",
     text="the batch's id; a secret that gives access to its tasks",
     schema={"type": "string", "pattern": BATCH_ID},
-)
-WAIT: Final = Parameter(
-    name="wait",
-    where="query",
-    text="seconds to hold the response until the end; at most 30",
-    schema={"anyOf": [{"type": "number", "minimum": 0}, EMPTY]},
 )
 LANGUAGE: Final = Parameter(
     name="Accept-Language", where="header", text="zh, en or ru: the language of sentences", schema=TEXT
@@ -130,7 +124,8 @@ def task_endpoints(tasks: TaskRoutes) -> list[Endpoint]:
             tag="tasks",
             description="`status` never goes back, with one exception: a paid image that arrives after *failed* makes "
             "the task *completed*.",
-            parameters=(TASK, WAIT, IF_NONE_MATCH, LANGUAGE),
+            parameters=(TASK, IF_NONE_MATCH, LANGUAGE),
+            query=PollQuery,
             responses={200: json_success("the task", TaskResponse, headers=POLL_HEADERS), 304: NOT_MODIFIED},
             errors=("invalid_request", *GONE),
             is_quiet=True,
@@ -171,7 +166,8 @@ def task_endpoints(tasks: TaskRoutes) -> list[Endpoint]:
             operation_id="listTasks",
             summary="List tasks, newest first",
             tag="tasks",
-            parameters=(choice_filter("status", "only these", SHOWN), LIMIT, CURSOR, LANGUAGE),
+            parameters=(LANGUAGE,),
+            query=TaskListQuery,
             responses={200: json_success("a page", TaskPage)},
             errors=("invalid_request",),
         ),
@@ -188,7 +184,8 @@ def batch_endpoints(batches: BatchRoutes) -> list[Endpoint]:
             operation_id="getBatch",
             summary="Get all tasks of one request",
             tag="tasks",
-            parameters=(BATCH, WAIT, IF_NONE_MATCH, LANGUAGE),
+            parameters=(BATCH, IF_NONE_MATCH, LANGUAGE),
+            query=PollQuery,
             responses={200: json_success("the batch", BatchResponse, headers=POLL_HEADERS), 304: NOT_MODIFIED},
             errors=("invalid_request", *GONE),
             is_quiet=True,

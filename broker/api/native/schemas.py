@@ -5,6 +5,7 @@ Requests are parsed by these models and responses are built as them; the OpenAPI
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
@@ -12,8 +13,11 @@ from pydantic.alias_generators import to_camel
 from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
+from broker.api.http.pagination import PageQuery, cursor_text
+from broker.api.http.query import EMPTY, ParsedText, QueryModel, one_of_text
 from broker.presenter import TASK_ID, ResponseModel, TaskData, TaskId, TaskStatus
 from storage import ids
+from storage.states import SHOWN
 
 BATCH_ID: Final = f"^{ids.BATCH_ID.pattern}$"
 MAX_TEXT: Final = 256 * 1024
@@ -99,6 +103,31 @@ class OrderForm(OrderFields):
     """An order as a form, with its images as files."""
 
     image: list[_File] = []
+
+
+# -- queries
+
+MAX_WAIT_SECONDS: Final = 30.0
+
+
+def _parse_wait(text: str) -> float:
+    if not re.fullmatch(r"[0-9]{1,20}(\.[0-9]{1,20})?", text):
+        raise ValueError(f"must be a number of seconds up to {MAX_WAIT_SECONDS:.0f}")
+    return min(float(text), MAX_WAIT_SECONDS)
+
+
+_WAIT_TEXT: Final = ParsedText(_parse_wait, {"anyOf": [{"type": "number", "minimum": 0}, EMPTY]})
+
+
+class PollQuery(QueryModel):
+    wait: Annotated[float, _WAIT_TEXT, Field(description="seconds to hold the response until the end; at most 30")] = (
+        0.0
+    )
+
+
+class TaskListQuery(PageQuery):
+    status: Annotated[str | None, one_of_text(SHOWN), Field(description="only these")] = None
+    cursor: Annotated[tuple[float, str] | None, cursor_text("task")] = None
 
 
 # -- responses

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from broker.api.http.endpoint import caller_of
-from broker.api.http.pagination import make_cursor, read_choice, read_cursor, read_limit, split_page
+from broker.api.http.pagination import make_cursor, split_page
 from broker.api.http.request_body import media_type_of, read_form, read_json_object
 from broker.api.http.responses import POLL_SECONDS, json_response, requested_language
 from broker.api.native.params import OrderParams, read_form_order, read_json_order
@@ -23,7 +23,9 @@ from broker.api.native.schemas import (
     CostEstimate,
     DryRunResponse,
     OrderAccepted,
+    PollQuery,
     ProviderPreview,
+    TaskListQuery,
     TaskPage,
     TaskResponse,
 )
@@ -35,9 +37,7 @@ from broker.ordering.service import CreatedTasks, OrderService
 from broker.orders import Plan
 from broker.tasks.cancellation import TaskCanceler
 from broker.tasks.queries import TaskQueries
-from storage.states import SHOWN
 
-MAX_WAIT_SECONDS: Final = 30.0
 MAX_JSON_BYTES: Final = 48 * 2**20
 FORM_OVERHEAD_BYTES: Final = 2 * 2**20
 PING_SECONDS: Final = 15
@@ -116,7 +116,7 @@ class TaskRoutes:
     async def get_task(self, request: Request) -> Response:
         """Return a task; with `wait` as soon as it has ended or the time is over."""
         task_id = request.path_params["id"]
-        if seconds := read_wait(request):
+        if seconds := PollQuery.read(request).wait:
             await wait_unless_disconnected(request, self.queries.wait(task_id, seconds))
         return (await self.cache.response(task_id, requested_language(request))).respond(request)
 
@@ -142,10 +142,9 @@ class TaskRoutes:
 
     async def list_tasks(self, request: Request) -> Response:
         """Return a page of tasks, newest first."""
-        status = read_choice(request, "status", tuple(SHOWN))
-        limit, before = read_limit(request), read_cursor(request, "task")
-        tasks = await self.queries.list_newest(status=status, limit=limit + 1, before=before)
-        page, has_more = split_page(tasks, limit)
+        query = TaskListQuery.read(request)
+        tasks = await self.queries.list_newest(status=query.status, limit=query.limit + 1, before=query.cursor)
+        page, has_more = split_page(tasks, query.limit)
         language = requested_language(request)
         document = TaskPage(
             success=True,
@@ -200,7 +199,7 @@ def _warning_headers(warnings: Sequence[str]) -> dict[str, str]:
     return {"warning": ", ".join(f'299 - "{warning}"' for warning in warnings)} if warnings else {}
 
 
-# -- headers and query
+# -- headers
 
 
 def _idempotency_key(request: Request) -> str | None:
@@ -218,15 +217,3 @@ def _retry_count(request: Request) -> int | None:
     """Return how often a Stainless SDK has already sent this request; None for other clients."""
     count = request.headers.get("x-stainless-retry-count", "")
     return int(count) if re.fullmatch(r"[0-9]{1,3}", count) else None
-
-
-def read_wait(request: Request) -> float:
-    """Return the seconds of `wait`, 0 … `MAX_WAIT_SECONDS`."""
-    text = request.query_params.get("wait")
-    if not text:
-        return 0.0
-    if not re.fullmatch(r"[0-9]{1,20}(\.[0-9]{1,20})?", text):
-        raise ApiError(
-            "invalid_request", f"wait must be a number of seconds up to {MAX_WAIT_SECONDS:.0f}.", field="wait"
-        )
-    return min(float(text), MAX_WAIT_SECONDS)

@@ -19,7 +19,7 @@ async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
 
 @asynccontextmanager
 async def balancing(port: int, ports: Sequence[int]) -> AsyncIterator[str]:
-    """A base URL that leads to each of `ports` in turn, and to the next one if a port is closed."""
+    """Run a balancer over `ports`, in turn, that skips a closed one; yield its base URL."""
     turns = cycle(range(len(ports)))
 
     async def connect() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

@@ -29,7 +29,7 @@ class Ended:
 
 @dataclass(frozen=True, kw_only=True)
 class ForkServer:
-    """The parent of the commands."""
+    """Parent process of the commands."""
 
     process: subprocess.Popen[str]
     outputs: Path = field(repr=False)
@@ -48,7 +48,7 @@ class ForkServer:
 
 @cache
 def fork_server() -> ForkServer:
-    """Return the one of this test process; started by the first caller, ended at exit."""
+    """Return the server of this test process, started by the first call and stopped at exit."""
     outputs = TemporaryDirectory()
     process = subprocess.Popen(
         [sys.executable, "-W", "error", "-m", "tests.support.servers.forking"],

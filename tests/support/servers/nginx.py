@@ -35,7 +35,7 @@ def installed() -> bool:
 
 @asynccontextmanager
 async def balancing(port: int, ports: Sequence[int]) -> AsyncIterator[str]:
-    """A base URL that leads to each of `ports` in turn."""
+    """Run nginx over `ports`, in turn; yield its base URL."""
     with tempfile.TemporaryDirectory(prefix="nginx-") as name:
         folder = Path(name)
         servers = " ".join(f"server 127.0.0.1:{one} max_fails=1 fail_timeout=1s;" for one in ports)

@@ -35,7 +35,7 @@ def installed() -> bool:
 
 @asynccontextmanager
 async def pooling(postgres: Postgres) -> AsyncIterator[int]:
-    """The port that leads to the databases of `postgres`, over four sessions."""
+    """Run pgbouncer with four sessions to `postgres`; yield its port."""
     with tempfile.TemporaryDirectory(prefix="pgbouncer-") as name:
         folder, port = Path(name), free_port()
         os.chmod(name, 0o777)  # pgbouncer runs as another user if the tests run as root

@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 
 @dataclass(kw_only=True)
 class Pictures:
-    """host: as `BROKER_DOWNLOAD_ALLOW` wants it. fetched: how many downloads there were."""
+    """A file server. host: for `BROKER_DOWNLOAD_ALLOW`. fetched: number of downloads."""
 
     host: str = ""
     fetched: int = 0
     _kept: dict[str, bytes] = field(default_factory=dict)
 
     def put(self, name: str, data: bytes) -> str:
-        """Its address."""
+        """Store a file and return its URL."""
         self._kept[f"/{name}"] = data
         return f"http://{self.host}/{name}"
 

@@ -54,7 +54,7 @@ class Postgres:
         self._ctl("start", "-o", options, "-l", str(self.folder / "log"))
 
     def stop(self, mode: Literal["fast", "immediate"] = "fast") -> None:
-        """immediate: as if it were killed; the next start replays its log."""
+        """Stop the server. immediate: like a kill; the next start replays the log."""
         self._ctl("stop", "-m", mode)
 
     @property
@@ -62,7 +62,7 @@ class Postgres:
         return (self.folder / "postmaster.pid").exists()
 
     def restart_hard(self) -> None:
-        """As after a crash."""
+        """Restart the server like after a crash."""
         self.stop("immediate")
         self.start()
 
@@ -77,7 +77,7 @@ class Postgres:
             await connection.close()
 
     async def fresh(self) -> str:
-        """The address of a new, empty database."""
+        """Create an empty database and return its URL."""
         name = f"broker_{secrets.token_hex(6)}"
         await self.execute(f"CREATE DATABASE {name}")
         return self.url(name)
@@ -85,7 +85,7 @@ class Postgres:
 
 @contextmanager
 def running(folder: Path | None = None, port: int | None = None) -> Iterator[Postgres]:
-    """A server in a new folder; both are gone afterwards."""
+    """Run a server in a new folder; delete both afterwards."""
     # not below a test's own folder: only its owner may read that, and Postgres does not run as root
     folder = folder or Path(tempfile.mkdtemp(prefix="postgres-"))
     wheel = _initialized()

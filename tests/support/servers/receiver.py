@@ -16,7 +16,7 @@ PATH = "/hook?secret=of-the-receiver"
 
 @dataclass(frozen=True)
 class Message:
-    """headers: lower-case names."""
+    """A received webhook. headers: lower-case names."""
 
     headers: Mapping[str, str]
     body: bytes
@@ -33,7 +33,7 @@ class Message:
 
 @dataclass
 class Receiver:
-    """script: what is done with each message once it is heard; may be exchanged at any time."""
+    """A server that records webhooks. script: its reaction to each; may be replaced at any time."""
 
     script: Script = field(default_factory=lambda: answers("204 No Content"))
     server: Server = field(default_factory=Server)
@@ -56,7 +56,7 @@ class Receiver:
         return [message for message in self.heard if message.document["data"]["id"] == task_id]
 
     async def has_heard(self, count: int, seconds: float = 10) -> list[Message]:
-        """All messages as soon as there are so many."""
+        """Wait for so many messages and return all."""
         async with asyncio.timeout(seconds):
             while len(self.heard) < count:
                 self._arrived.clear()

@@ -1,4 +1,4 @@
-"""A real S3 server to talk to, in a process of its own: it goes when the tests go, however they do."""
+"""A real S3 server in a process of its own, which ends with the tests."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ sys.stdin.read()
 
 @dataclass(frozen=True)
 class S3Server:
-    """Any key is good; everything is in memory."""
+    """A running server; it accepts every key and keeps everything in memory."""
 
     url: str
 
@@ -35,7 +35,7 @@ class S3Server:
         return name
 
     def keys(self, bucket: str) -> Iterator[str]:
-        """All keys of a bucket."""
+        """Return all keys of a bucket."""
         after = ""
         while True:
             page = httpx.get(f"{self.url}/{bucket}", params={"list-type": "2", "start-after": after}).text

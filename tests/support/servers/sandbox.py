@@ -1,4 +1,4 @@
-"""The sandbox provider as a process of its own, which outlives ours: `python -m tests.support.servers.sandbox PORT`."""
+"""The sandbox provider in a process that outlives the broker: `python -m tests.support.servers.sandbox PORT`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from broker.sandbox.server import serve_sandbox
 PATIENT = Options(
     duration=1.0, callback_spacing=0.5, callback_retries=20, creates_per_window=1_000_000, credits=1_000_000_000
 )
-"""It takes as much as we give, and calls until the callback is answered."""
+"""Limits that are never reached, and callbacks that are repeated until answered."""
 
 
 async def main(port: str) -> None:
