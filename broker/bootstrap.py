@@ -28,9 +28,9 @@ from broker.settings import Settings, loading
 from broker.settings.loading import SalvagedSettings
 from storage.blobs.local import LocalBlobs
 from storage.blobs.store import BlobStore
-from storage.cluster_state import Facts
+from storage.cluster_state import ClusterState
 from storage.sql.database import Database
-from storage.sql.migrate import upgrade
+from storage.sql.migrate import upgrade_schema
 from storage.sql.sqlite import SqliteDatabase, sqlite_path
 from webhooks.tokens import CallbackTokens
 
@@ -152,10 +152,10 @@ async def open_services(
         secret = _secret(settings)
         database = await stack.enter_async_context(open_database(settings))
         await database.check()
-        await upgrade(database, clock.now())
+        await upgrade_schema(database, clock.now())
         if settings.shared and joins:
             await check_clock_skew(database, clock, settings.lease)
-            await check_cluster(Facts(database), settings, secret)
+            await check_cluster(ClusterState(database), settings, secret)
         client = ApiClient(timeout=settings.request_timeout, max_connections=settings.max_connections)
         stack.push_async_callback(client.aclose)
         fetcher = Fetcher(allow=settings.download_allow, max_connections=DOWNLOAD_CONCURRENCY * 2, total_seconds=300)

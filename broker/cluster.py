@@ -14,26 +14,26 @@ from broker.clock import Clock
 from broker.errors import SettingsError
 from broker.logs import log
 from broker.settings import Settings
-from storage.cluster_state import Facts
+from storage.cluster_state import ClusterState
 from storage.sql.database import Database
 
 MAX_HARMLESS_SKEW_SECONDS: Final = 2.0
 """Difference between two clocks that needs no warning."""
 
 
-async def check_cluster(facts: Facts, settings: Settings, secret: bytes) -> None:
+async def check_cluster(facts: ClusterState, settings: Settings, secret: bytes) -> None:
     """Raise `SettingsError` with the cure if this process would harm the others of its database."""
     await _check_property(facts, _secret_property(secret), is_configured=settings.secret_key is not None)
     await _check_property(facts, _store_property(settings), is_configured=settings.bucket is not None)
 
 
-async def _check_property(facts: Facts, mine: _SharedProperty, *, is_configured: bool) -> None:
+async def _check_property(facts: ClusterState, mine: _SharedProperty, *, is_configured: bool) -> None:
     """Compare with the other processes; a configured value replaces theirs, a generated one is an error."""
-    if hmac.compare_digest(mine.value, await facts.agree(mine.name, mine.value)):
+    if hmac.compare_digest(mine.value, await facts.set_if_absent(mine.name, mine.value)):
         return
     if not is_configured:
         raise SettingsError(mine.error)
-    await facts.replace(mine.name, mine.value)
+    await facts.replace_value(mine.name, mine.value)
     log.warning(mine.warning, action=f"{mine.name}_changed")
 
 
@@ -48,7 +48,7 @@ def max_clock_skew(lease_seconds: float) -> float:
 async def check_clock_skew(database: Database, clock: Clock, lease_seconds: float) -> None:
     """Raise `SettingsError` if the clocks of this machine and of the database differ too much."""
     started = clock.monotonic()
-    database_time = await database.now()
+    database_time = await database.read_clock()
     skew = abs(database_time - clock.now()) - (clock.monotonic() - started)
     if skew > max_clock_skew(lease_seconds):
         raise SettingsError(
@@ -60,10 +60,10 @@ async def check_clock_skew(database: Database, clock: Clock, lease_seconds: floa
         )
 
 
-async def secrets_match(facts: Facts, secret: bytes) -> bool:
+async def secrets_match(facts: ClusterState, secret: bytes) -> bool:
     """Return whether the other processes use the same secret, so that callbacks verify everywhere. Changes nothing."""
     mine = _secret_property(secret)
-    known = await facts.known(mine.name)
+    known = await facts.get_value(mine.name)
     return known is None or hmac.compare_digest(mine.value, known)
 
 

@@ -18,15 +18,15 @@ from broker.i18n import Language, Messages
 from broker.orders import ImageParams
 from storage import ids
 from storage.images import StoredImage
-from storage.states import State
+from storage.states import TaskState
 from storage.tasks import Task
 from uploads.thumbnails import has_thumbnail
 
 _STAGES: Final = {
-    State.QUEUED: "queued",
-    State.SUBMITTING: "submitting",
-    State.WAITING: "waiting",
-    State.FETCHING: "downloading",
+    TaskState.QUEUED: "queued",
+    TaskState.SUBMITTING: "submitting",
+    TaskState.WAITING: "waiting",
+    TaskState.FETCHING: "downloading",
 }
 
 THUMBNAIL_SIZE: Final = 512
@@ -256,10 +256,10 @@ class TaskPresenter:
 
 def _progress(task: Task, progress: Progress) -> ProgressData:
     """Null is unknown, or has no meaning at this stage."""
-    is_waiting = task.state == State.WAITING and not task.ended
+    is_waiting = task.state == TaskState.WAITING and not task.has_ended
     percent = task.provider_percent if is_waiting else None
     return ProgressData(
-        stage="done" if task.ended else _STAGES[task.state],
+        stage="done" if task.has_ended else _STAGES[task.state],
         position=progress.position,
         provider_state=task.provider_state if is_waiting else None,
         percent=None if percent is None else round(percent),
@@ -271,7 +271,7 @@ def _error_code(task: Task) -> str | None:
     """Return the code of a published end; a running task does not show the error of its last attempt."""
     if task.status not in {"failed", "canceled"}:
         return None
-    return task.error_code or ("canceled" if task.state == State.CANCELED else "provider_error")
+    return task.error_code or ("canceled" if task.state == TaskState.CANCELED else "provider_error")
 
 
 def _image_path(image: StoredImage) -> str:
@@ -306,7 +306,7 @@ def _error_detail(task: Task, code: str) -> TaskErrorDetail:
 
 
 def _generation(task: Task, results: Sequence[ResultData]) -> GenerationRecord | None:
-    if task.state != State.SUCCEEDED or not results:
+    if task.state != TaskState.SUCCEEDED or not results:
         return None
     return GenerationRecord(
         id=task.id,

@@ -75,7 +75,7 @@ class Thumbnails:
         if not has_thumbnail(image):
             return None
         size = thumbnail_size(image, requested_size)
-        if existing := await self.images.at(image.owner, _KINDS[size], image.position):
+        if existing := await self.images.get_at(image.owner, _KINDS[size], image.position):
             return existing
         task = self._running.get((image.name, size)) or self._start(image, size)
         if task is None:
@@ -124,7 +124,7 @@ class Thumbnails:
 
     async def _resize_and_store(self, image: StoredImage, size: ThumbnailSize) -> tuple[Thumbnail, Blob]:
         """1. Copy the image to a local file and check its hash 2. resize it in a thread 3. store the result."""
-        async with self.blobs.draft(image.owner) as copy:
+        async with self.blobs.new_draft(image.owner) as copy:
             await self._copy_image(image, copy)
             try:
                 thumbnail = await anyio.to_thread.run_sync(make_thumbnail, copy.path, image, size)
@@ -132,9 +132,9 @@ class Thumbnails:
                 raise StorageError(f"the copy of an image cannot be read ({error.strerror})") from error
             except MemoryError as error:
                 raise StorageError("there is not enough memory for a thumbnail now") from error
-        async with self.blobs.draft(image.owner) as draft:
+        async with self.blobs.new_draft(image.owner) as draft:
             await draft.write(thumbnail.data)
-            return thumbnail, await draft.keep("image/webp")
+            return thumbnail, await draft.commit("image/webp")
 
     async def _copy_image(self, image: StoredImage, copy: Draft) -> None:
         async with aclosing(await self.blobs.open(image.blob)) as chunks:
@@ -161,5 +161,5 @@ class Thumbnails:
             created_at=self.clock.now(),
         )
         with contextlib.suppress(Stale):
-            await self.tasks.database.transact(self.tasks.pinning_owner(image.owner), self.images.adding(row))
-        return await self.images.at(image.owner, row.kind, row.position)
+            await self.tasks.database.transact(self.tasks.lock_owner(image.owner), self.images.insert_image(row))
+        return await self.images.get_at(image.owner, row.kind, row.position)

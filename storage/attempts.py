@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from storage.sql.database import Database, Statement
-from storage.sql.rows import record
+from storage.sql.rows import from_row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,7 +14,8 @@ class Attempt:
     """One submission to a provider: a request that could cost something, and its outcome.
 
     key_id: the provider's key that it used, by its stable name; checks and cancels use the same.
-    outcome: `sent`, `accepted`, `refused`, `failed`, `succeeded` or `unknown`. spare: a second success, kept as JSON.
+    outcome: `sent`, `accepted`, `refused`, `failed`, `succeeded` or `unknown`.
+    duplicate_result: a second success, as JSON.
     learned_by: source of the end: `callback`, `question` (a check although a callback was expected) or `poll` (a check
     without one); None where the response to the submission had it.
     """
@@ -31,7 +32,7 @@ class Attempt:
     provider_code: str | None = None
     billed: str = "unknown"
     cost: float | None = None
-    spare: str | None = None
+    duplicate_result: str | None = None
     learned_by: str | None = None
 
 
@@ -41,16 +42,16 @@ class Attempts:
 
     database: Database
 
-    async def of_task(self, task_id: str) -> list[Attempt]:
+    async def list_of_task(self, task_id: str) -> list[Attempt]:
         """Return the attempts of a task, in order."""
         rows = await self.database.fetch("SELECT * FROM attempts WHERE task_id = :id ORDER BY number", id=task_id)
-        return [record(Attempt, row) for row in rows]
+        return [from_row(Attempt, row) for row in rows]
 
     async def get(self, task_id: str, number: int) -> Attempt | None:
-        row = await self.database.point(
+        row = await self.database.fetch_one(
             "SELECT * FROM attempts WHERE task_id = :id AND number = :number", id=task_id, number=number
         )
-        return record(Attempt, row) if row else None
+        return from_row(Attempt, row) if row else None
 
     def update_attempt(self, task_id: str, number: int, **changes: Any) -> Statement:
         """Change one attempt, in the transaction that changes its task."""

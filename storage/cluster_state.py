@@ -8,33 +8,33 @@ from storage.sql.database import Database
 
 
 @dataclass(frozen=True)
-class Facts:
+class ClusterState:
     """Shared values in the database."""
 
     database: Database
 
-    async def agree(self, name: str, value: str) -> str:
+    async def set_if_absent(self, name: str, value: str) -> str:
         """Store the value unless one exists; return the one in effect."""
         await self.database.execute(
             "INSERT INTO cluster_state (name, value) VALUES (:name, :value) ON CONFLICT (name) DO NOTHING",
             name=name,
             value=value,
         )
-        row = await self.database.point("SELECT value FROM cluster_state WHERE name = :name", name=name)
+        row = await self.database.fetch_one("SELECT value FROM cluster_state WHERE name = :name", name=name)
         return str(row["value"]) if row else value
 
-    async def known(self, name: str) -> str | None:
+    async def get_value(self, name: str) -> str | None:
         """Return the value in effect, or None."""
-        row = await self.database.point("SELECT value FROM cluster_state WHERE name = :name", name=name)
+        row = await self.database.fetch_one("SELECT value FROM cluster_state WHERE name = :name", name=name)
         return str(row["value"]) if row else None
 
-    async def replace(self, name: str, value: str) -> None:
+    async def replace_value(self, name: str, value: str) -> None:
         """Replace an existing value."""
         await self.database.execute(
             "UPDATE cluster_state SET value = :value WHERE name = :name", name=name, value=value
         )
 
-    async def tell(self, name: str, value: str) -> None:
+    async def set_value(self, name: str, value: str) -> None:
         """Store the value, replacing any other."""
         await self.database.execute(
             """INSERT INTO cluster_state (name, value) VALUES (:name, :value)
@@ -44,5 +44,5 @@ class Facts:
         )
 
     async def get(self, name: str) -> str | None:
-        row = await self.database.point("SELECT value FROM cluster_state WHERE name = :name", name=name)
+        row = await self.database.fetch_one("SELECT value FROM cluster_state WHERE name = :name", name=name)
         return str(row["value"]) if row else None

@@ -12,11 +12,11 @@ from enum import StrEnum
 from typing import Any
 
 from storage.sql.database import Database, Row, Stale, Statement
-from storage.sql.rows import listing, record
-from storage.tasks import DUE, Lease
+from storage.sql.rows import from_row, in_clause
+from storage.tasks import DUE_CHANNEL, Lease
 
 
-class Fate(StrEnum):
+class DeliveryStatus(StrEnum):
     """Status of a delivery. FAILED: given up after the last attempt. GONE: the receiver answered 410."""
 
     PENDING = "pending"
@@ -30,8 +30,9 @@ class Delivery:
     """One webhook. Moments (`_at`) are seconds since the epoch.
 
     id: its `webhook-id`. url: may hold a secret of the receiver. host: with port. body: as it is sent.
-    due_at: of the next attempt; None if none follows. rung: attempts of this schedule. tries: all attempts, with those
-    of replays. last_status: of the last response, if any. reason: why it is not delivered yet, in a few words.
+    due_at: of the next attempt; None if none follows. schedule_step: attempts of this schedule. attempts: all of
+    them, with those of replays. last_status: of the last response, if any.
+    reason: why it is not delivered yet, in a few words.
     """
 
     id: str
@@ -40,12 +41,12 @@ class Delivery:
     url: str
     host: str
     body: str
-    outcome: Fate = Fate.PENDING
+    outcome: DeliveryStatus = DeliveryStatus.PENDING
     due_at: float | None
     lease_until: float = 0.0
     leased_by: str = ""
-    rung: int = 0
-    tries: int = 0
+    schedule_step: int = 0
+    attempts: int = 0
     last_status: int | None = None
     reason: str | None = None
     created_at: float
@@ -54,7 +55,7 @@ class Delivery:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Try:
+class DeliveryAttempt:
     """One request to a receiver. status: of its response; None without one: `error` has the reason."""
 
     delivery_id: str
@@ -66,7 +67,7 @@ class Try:
 
 
 _COLUMNS = tuple(f.name for f in fields(Delivery))
-_TRY_COLUMNS = tuple(f.name for f in fields(Try))
+_ATTEMPT_COLUMNS = tuple(f.name for f in fields(DeliveryAttempt))
 
 
 def _insert(table: str, columns: Sequence[str], key: str, row: object) -> Statement:
@@ -79,11 +80,11 @@ def _insert(table: str, columns: Sequence[str], key: str, row: object) -> Statem
 
 
 def _plain(value: Any) -> Any:
-    return value.value if isinstance(value, Fate) else value
+    return value.value if isinstance(value, DeliveryStatus) else value
 
 
 def _delivery(row: Row) -> Delivery:
-    return record(Delivery, {**row, "outcome": Fate(row["outcome"])})
+    return from_row(Delivery, {**row, "outcome": DeliveryStatus(row["outcome"])})
 
 
 @dataclass(frozen=True)
@@ -95,22 +96,22 @@ class Deliveries:
     # -- reading
 
     async def get(self, delivery_id: str) -> Delivery | None:
-        row = await self.database.point("SELECT * FROM deliveries WHERE id = :id", id=delivery_id)
+        row = await self.database.fetch_one("SELECT * FROM deliveries WHERE id = :id", id=delivery_id)
         return _delivery(row) if row else None
 
-    async def tries(self, delivery_id: str) -> list[Try]:
+    async def list_attempts(self, delivery_id: str) -> list[DeliveryAttempt]:
         """Return the attempts of a webhook, in order."""
         rows = await self.database.fetch(
             "SELECT * FROM delivery_attempts WHERE delivery_id = :id ORDER BY number", id=delivery_id
         )
-        return [record(Try, row) for row in rows]
+        return [from_row(DeliveryAttempt, row) for row in rows]
 
-    async def newest(
+    async def list_newest(
         self,
         *,
         limit: int,
         task_id: str | None = None,
-        outcome: Fate | None = None,
+        outcome: DeliveryStatus | None = None,
         before: tuple[float, str] | None = None,
     ) -> list[Delivery]:
         """Return one page, newest first; before: (created_at, id) of the last row of the previous page."""
@@ -128,9 +129,9 @@ class Deliveries:
         )
         return [_delivery(row) for row in rows]
 
-    async def pending(self) -> int:
+    async def count_pending(self) -> int:
         """Count the webhooks that have a next attempt."""
-        row = await self.database.point("SELECT count(*) AS n FROM deliveries WHERE due_at IS NOT NULL")
+        row = await self.database.fetch_one("SELECT count(*) AS n FROM deliveries WHERE due_at IS NOT NULL")
         return int(row["n"]) if row else 0
 
     # -- leasing
@@ -139,7 +140,7 @@ class Deliveries:
         """Lease up to `limit` due webhooks, the most overdue first, without those to some hosts."""
         if limit <= 0:
             return []
-        listed, params = listing(busy_hosts)
+        listed, params = in_clause(busy_hosts)
         allowed = f"AND host NOT IN ({listed})" if busy_hosts else ""
         (outcome,) = await self.database.transact(
             Statement(
@@ -154,7 +155,7 @@ class Deliveries:
         )
         return [_delivery(row) for row in outcome.rows]
 
-    async def give_back(self, held: Sequence[Delivery], *, wake: bool = True) -> None:
+    async def release(self, held: Sequence[Delivery], *, wake: bool = True) -> None:
         """Release webhooks that were not attempted. wake: let a worker claim them at once."""
         await self.database.transact(
             *(
@@ -164,31 +165,31 @@ class Deliveries:
                 )
                 for delivery in held
             ),
-            wake=(DUE,) if wake else (),
+            wake=(DUE_CHANNEL,) if wake else (),
         )
 
     # -- changing
 
-    def adding(self, delivery: Delivery) -> Statement:
+    def insert_delivery(self, delivery: Delivery) -> Statement:
         """Insert a webhook, in the transaction that makes its event true."""
         return _insert("deliveries", _COLUMNS, "id", delivery)
 
-    async def tried(self, delivery: Delivery, one: Try, **changes: Any) -> None:
+    async def record_attempt(self, delivery: Delivery, one: DeliveryAttempt, **changes: Any) -> None:
         """Store an attempt and its result, and end the lease; `Stale` if the lease was lost."""
         sets = "".join(f"{name} = :{name}, " for name in changes)
         saving = Statement(
-            sql=f"""UPDATE deliveries SET {sets}tries = :number, lease_until = 0, leased_by = ''
-                WHERE id = :id AND leased_by = :holder AND tries = :seen""",
+            sql=f"""UPDATE deliveries SET {sets}attempts = :number, lease_until = 0, leased_by = ''
+                WHERE id = :id AND leased_by = :holder AND attempts = :seen""",
             params={
                 **{name: _plain(value) for name, value in changes.items()},
                 "id": delivery.id,
                 "holder": delivery.leased_by,
-                "seen": delivery.tries,
+                "seen": delivery.attempts,
                 "number": one.number,
             },
             must_change=True,
         )
-        noting = _insert("delivery_attempts", _TRY_COLUMNS, "delivery_id, number", one)
+        noting = _insert("delivery_attempts", _ATTEMPT_COLUMNS, "delivery_id, number", one)
         try:
             await self.database.transact(saving, noting)
         except Stale:
@@ -209,30 +210,30 @@ class Deliveries:
         """
         (outcome,) = await self.database.transact(
             Statement(
-                sql="""UPDATE deliveries SET outcome = 'pending', due_at = :now, rung = 0, lease_until = 0,
+                sql="""UPDATE deliveries SET outcome = 'pending', due_at = :now, schedule_step = 0, lease_until = 0,
                     leased_by = '', delivered_at = NULL, ended_at = NULL, reason = NULL WHERE id = :id""",
                 params={"id": delivery_id, "now": now},
             ),
-            wake=(DUE,),
+            wake=(DUE_CHANNEL,),
         )
         return outcome.count == 1
 
-    def deleting_expired(self, tasks: Sequence[str]) -> list[Statement]:
+    def delete_of_expired(self, tasks: Sequence[str]) -> list[Statement]:
         """Delete the webhooks of those tasks that are expired, because their bodies contain the prompt.
 
         It follows the statement that expires the tasks. The lease ends first, so a running attempt stores nothing.
         """
-        listed, params = listing(tasks)
+        listed, params = in_clause(tasks)
         state = "(SELECT t.state FROM tasks t WHERE t.id = deliveries.task_id)"
         which = f"task_id IN ({listed}) AND {state} = 'expired'"
-        tries = f"DELETE FROM delivery_attempts WHERE delivery_id IN (SELECT id FROM deliveries WHERE {which})"
+        attempts = f"DELETE FROM delivery_attempts WHERE delivery_id IN (SELECT id FROM deliveries WHERE {which})"
         return [
             Statement(sql=f"UPDATE deliveries SET lease_until = 0, leased_by = '' WHERE {which}", params=params),
-            Statement(sql=tries, params=params),
+            Statement(sql=attempts, params=params),
             Statement(sql=f"DELETE FROM deliveries WHERE {which}", params=params),
         ]
 
-    async def forget(self, before: float, limit: int) -> int:
+    async def delete_before(self, before: float, limit: int) -> int:
         """Delete at most `limit` webhooks that ended before `before`, with their attempts; return how many."""
         rows = await self.database.fetch(
             "SELECT id FROM deliveries WHERE ended_at < :before ORDER BY ended_at LIMIT :limit",
@@ -241,7 +242,7 @@ class Deliveries:
         )
         if not rows:
             return 0
-        listed, params = listing([row["id"] for row in rows])
+        listed, params = in_clause([row["id"] for row in rows])
         which = f"id IN ({listed}) AND ended_at < :before"  # keeps one that is replayed at the same time
         which_params: dict[str, Any] = {**params, "before": before}
         _, forgotten = await self.database.transact(

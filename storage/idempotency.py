@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from storage.sql.database import Database, Statement
-from storage.sql.rows import record
+from storage.sql.rows import from_row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,16 +35,16 @@ class IdempotencyRecords:
     database: Database
 
     async def get(self, caller: str, key: str) -> IdempotencyRecord | None:
-        row = await self.database.point(
+        row = await self.database.fetch_one(
             "SELECT * FROM idempotency WHERE caller = :caller AND key = :key", caller=caller, key=key
         )
-        return record(IdempotencyRecord, row) if row else None
+        return from_row(IdempotencyRecord, row) if row else None
 
     async def newest_unanswered(
         self, caller: str, fingerprint: str, *, since: float, retry_count: int
     ) -> IdempotencyRecord | None:
         """Return the newest request without key that no retry with this count has joined and no client has answered."""
-        row = await self.database.point(
+        row = await self.database.fetch_one(
             """SELECT * FROM idempotency WHERE caller = :caller AND fingerprint = :fingerprint AND ordinal > 0
                 AND answered_at IS NULL AND created_at >= :since AND retry_count < :retry_count
                 ORDER BY ordinal DESC LIMIT 1""",
@@ -53,10 +53,10 @@ class IdempotencyRecords:
             since=since,
             retry_count=retry_count,
         )
-        return record(IdempotencyRecord, row) if row else None
+        return from_row(IdempotencyRecord, row) if row else None
 
     async def next_ordinal(self, caller: str, fingerprint: str) -> int:
-        row = await self.database.point(
+        row = await self.database.fetch_one(
             """SELECT max(ordinal) AS last FROM idempotency
                 WHERE caller = :caller AND fingerprint = :fingerprint AND ordinal > 0""",
             caller=caller,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from storage.sql.database import Database, Statement
-from storage.sql.rows import listing, record
+from storage.sql.rows import from_row, in_clause
 
 Kind = Literal["result", "reference", "thumbnail-128", "thumbnail-256", "thumbnail-512", "thumbnail-1024"]
 
@@ -41,33 +41,33 @@ class Images:
 
     database: Database
 
-    async def named(self, name: str) -> StoredImage | None:
-        row = await self.database.point("SELECT * FROM images WHERE name = :name", name=name)
-        return record(StoredImage, row) if row else None
+    async def get_by_name(self, name: str) -> StoredImage | None:
+        row = await self.database.fetch_one("SELECT * FROM images WHERE name = :name", name=name)
+        return from_row(StoredImage, row) if row else None
 
-    async def of(self, owner: str, kind: Kind) -> list[StoredImage]:
+    async def list_of_owner(self, owner: str, kind: Kind) -> list[StoredImage]:
         """Return an owner's images of a kind, in order."""
         rows = await self.database.fetch(
             "SELECT * FROM images WHERE owner = :owner AND kind = :kind ORDER BY position", owner=owner, kind=kind
         )
-        return [record(StoredImage, row) for row in rows]
+        return [from_row(StoredImage, row) for row in rows]
 
-    async def at(self, owner: str, kind: Kind, position: int) -> StoredImage | None:
-        row = await self.database.point(
+    async def get_at(self, owner: str, kind: Kind, position: int) -> StoredImage | None:
+        row = await self.database.fetch_one(
             "SELECT * FROM images WHERE owner = :owner AND kind = :kind AND position = :position",
             owner=owner,
             kind=kind,
             position=position,
         )
-        return record(StoredImage, row) if row else None
+        return from_row(StoredImage, row) if row else None
 
-    async def owning(self, owners: Sequence[str]) -> set[str]:
+    async def owners_with_images(self, owners: Sequence[str]) -> set[str]:
         """Return the owners that have an image; for some hundred owners."""
-        listed, params = listing(owners)
+        listed, params = in_clause(owners)
         rows = await self.database.fetch(f"SELECT DISTINCT owner FROM images WHERE owner IN ({listed})", **params)
         return {row["owner"] for row in rows}
 
-    def adding(self, image: StoredImage) -> Statement:
+    def insert_image(self, image: StoredImage) -> Statement:
         """Insert the image unless it exists. Lock the task of a result first: it may have been canceled."""
         return Statement(
             sql=f"""INSERT INTO images ({", ".join(_COLUMNS)}) VALUES ({", ".join(":" + c for c in _COLUMNS)})
@@ -75,23 +75,23 @@ class Images:
             params={name: getattr(image, name) for name in _COLUMNS},
         )
 
-    def deleting(self, owners: Sequence[str]) -> Statement:
+    def delete_of_owners(self, owners: Sequence[str]) -> Statement:
         """Delete all images of these owners, with thumbnails."""
-        listed, params = listing(owners)
+        listed, params = in_clause(owners)
         return Statement(sql=f"DELETE FROM images WHERE owner IN ({listed})", params=params)
 
-    def deleting_expired(self, tasks: Sequence[str]) -> Statement:
+    def delete_of_expired(self, tasks: Sequence[str]) -> Statement:
         """Delete the images of those tasks that are expired.
 
         It follows the statement that expires them, which waits for transactions that lock them, so all rows are seen.
         """
-        listed, params = listing(tasks)
+        listed, params = in_clause(tasks)
         state = "(SELECT t.state FROM tasks t WHERE t.id = images.owner)"
         return Statement(sql=f"DELETE FROM images WHERE owner IN ({listed}) AND {state} = 'expired'", params=params)
 
-    async def stored(self) -> dict[str, Any]:
+    async def count_stored(self) -> dict[str, Any]:
         """Return the number of images, with thumbnails, and their bytes."""
-        row = await self.database.point(
+        row = await self.database.fetch_one(
             "SELECT count(*) AS n, CAST(coalesce(sum(size), 0) AS BIGINT) AS size FROM images"
         )
         return dict(row or {})

@@ -8,12 +8,12 @@ from storage.sql.database import Database
 
 
 @dataclass(frozen=True)
-class Chores:
+class PeriodicJobs:
     """Due times of the periodic jobs."""
 
     database: Database
 
-    async def take(self, name: str, *, now: float, every: float) -> bool:
+    async def try_acquire(self, name: str, *, now: float, every: float) -> bool:
         """Return True to one process if the job is due, `every` seconds after its last run.
 
         A due time further ahead was written before the clock was set back, and counts as due.

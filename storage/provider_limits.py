@@ -15,143 +15,143 @@ from storage.sql.database import Database, Statement
 WINDOW_SECONDS = 10.0
 PROBE_SECONDS = 150.0
 """Longer than a submission can take; an attempt still `sent` after that belongs to a process that died."""
-LONGEST_PAUSE = 3600.0
+MAX_COOLDOWN_SECONDS = 3600.0
 """Longest cooldown; one that seems longer was written before the clock was set back."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
+class AccountLimits:
     """Limits of one provider. creates: submissions per 10 seconds. places: running jobs."""
 
-    creates: int
-    places: int
+    creates_per_window: int
+    concurrency: int
 
 
 @dataclass(frozen=True, kw_only=True)
-class Room:
+class Capacity:
     """Number of jobs that may be submitted now; if 0, when to check again (`inf`: when a job ends)."""
 
     free: int
-    again_at: float = math.inf
+    recheck_at: float = math.inf
 
 
 @dataclass(frozen=True, kw_only=True)
-class Load:
+class ProviderLoad:
     """Load of a provider. paused_until: since the epoch. running: jobs that occupy a slot."""
 
     paused_until: float
     running: int
 
 
-_TAKEN = """SELECT count(*) AS n FROM attempts
+_SUBMITTED = """SELECT count(*) AS n FROM attempts
     WHERE provider = :provider AND sent_at > :since AND sent_at <= :horizon"""
 _RUNNING = """SELECT count(*) AS n FROM tasks WHERE provider = :provider AND state IN ('submitting', 'waiting')"""
 # after a failure one job is submitted first, as a probe
 _PROBE = """SELECT count(*) AS n FROM provider_limits l JOIN attempts a ON a.provider = l.provider
-    WHERE l.provider = :provider AND l.troubles > 0 AND a.outcome = 'sent'
+    WHERE l.provider = :provider AND l.errors > 0 AND a.outcome = 'sent'
     AND a.sent_at >= l.paused_until AND a.sent_at > :probing AND a.sent_at <= :horizon"""
 
 
 @dataclass(frozen=True)
-class Lanes:
+class ProviderLimits:
     """Limits of the providers; one row each."""
 
     database: Database
 
-    async def room(self, provider: str, limits: Limits, now: float) -> Room:
+    async def get_capacity(self, provider: str, limits: AccountLimits, now: float) -> Capacity:
         """Return how much may be submitted now. A hint only: `intending` decides."""
-        row: Any = await self.database.point(
+        row: Any = await self.database.fetch_one(
             f"""SELECT (SELECT paused_until FROM provider_limits WHERE provider = :provider) AS paused_until,
-                (SELECT troubles FROM provider_limits WHERE provider = :provider) AS troubles,
-                ({_TAKEN}) AS taken, ({_RUNNING}) AS running, ({_PROBE}) AS probes""",
-            **_moments(provider, now),
+                (SELECT errors FROM provider_limits WHERE provider = :provider) AS errors,
+                ({_SUBMITTED}) AS taken, ({_RUNNING}) AS running, ({_PROBE}) AS probes""",
+            **_count_params(provider, now),
         )
-        if now < (row["paused_until"] or 0.0) < now + LONGEST_PAUSE:
-            return Room(free=0, again_at=row["paused_until"])
+        if now < (row["paused_until"] or 0.0) < now + MAX_COOLDOWN_SECONDS:
+            return Capacity(free=0, recheck_at=row["paused_until"])
         if row["probes"]:
-            return Room(free=0)
-        window = limits.creates - row["taken"]
+            return Capacity(free=0)
+        window = limits.creates_per_window - row["taken"]
         if window <= 0:
-            return Room(free=0, again_at=await self._window_opens(provider, limits, now))
-        places = limits.places - row["running"]
-        return Room(free=max(0, min(window, places, 1 if row["troubles"] else window)))
+            return Capacity(free=0, recheck_at=await self._window_opens_at(provider, limits, now))
+        places = limits.concurrency - row["running"]
+        return Capacity(free=max(0, min(window, places, 1 if row["errors"] else window)))
 
-    async def load(self, provider: str, now: float) -> Load:
+    async def get_load(self, provider: str, now: float) -> ProviderLoad:
         """Return the load of a provider."""
-        row: Any = await self.database.point(
+        row: Any = await self.database.fetch_one(
             f"""SELECT (SELECT paused_until FROM provider_limits WHERE provider = :provider) AS paused_until,
                 ({_RUNNING}) AS running""",
             provider=provider,
         )
         until = row["paused_until"] or 0.0
-        return Load(paused_until=until if until < now + LONGEST_PAUSE else 0.0, running=row["running"])
+        return ProviderLoad(paused_until=until if until < now + MAX_COOLDOWN_SECONDS else 0.0, running=row["running"])
 
-    def intending(self, attempt: Attempt, limits: Limits) -> list[Statement]:
+    def reserve_submission(self, attempt: Attempt, limits: AccountLimits) -> list[Statement]:
         """Write the attempt if the provider has capacity; otherwise `Stale`.
 
         1. Lock the provider's row, so that transactions count one after the other. 2. Count, and write. It follows the
         statement that makes the task `submitting`, so the task itself counts as one running job.
         """
         taking = Statement(
-            sql="""INSERT INTO provider_limits (provider, paused_until, troubles) VALUES (:provider, 0, 0)
-                ON CONFLICT (provider) DO UPDATE SET troubles = provider_limits.troubles""",
+            sql="""INSERT INTO provider_limits (provider, paused_until, errors) VALUES (:provider, 0, 0)
+                ON CONFLICT (provider) DO UPDATE SET errors = provider_limits.errors""",
             params={"provider": attempt.provider},
         )
-        return [taking, self._counting(attempt, limits)]
+        return [taking, self._insert_if_free(attempt, limits)]
 
     @staticmethod
-    def _counting(attempt: Attempt, limits: Limits) -> Statement:
+    def _insert_if_free(attempt: Attempt, limits: AccountLimits) -> Statement:
         return Statement(
             sql=f"""INSERT INTO attempts (task_id, number, provider, key_id, sent_at, outcome, billed)
                 SELECT :task_id, :number, :provider, :key_id, :sent_at, 'sent', 'unknown'
-                WHERE ({_TAKEN}) < :creates AND ({_RUNNING}) <= :places AND ({_PROBE}) = 0""",
+                WHERE ({_SUBMITTED}) < :creates AND ({_RUNNING}) <= :places AND ({_PROBE}) = 0""",
             params={
-                **_moments(attempt.provider, attempt.sent_at),
+                **_count_params(attempt.provider, attempt.sent_at),
                 "task_id": attempt.task_id,
                 "number": attempt.number,
                 "key_id": attempt.key_id,
                 "sent_at": attempt.sent_at,
-                "creates": limits.creates,
-                "places": limits.places,
+                "creates": limits.creates_per_window,
+                "places": limits.concurrency,
             },
             must_change=True,
         )
 
-    def pausing(self, provider: str, until: float) -> Statement:
+    def start_cooldown(self, provider: str, until: float) -> Statement:
         """Start a cooldown until `until`, and count one more failure."""
         return Statement(
-            sql="""INSERT INTO provider_limits (provider, paused_until, troubles) VALUES (:provider, :until, 1)
-                ON CONFLICT (provider) DO UPDATE SET troubles = provider_limits.troubles + 1, paused_until =
+            sql="""INSERT INTO provider_limits (provider, paused_until, errors) VALUES (:provider, :until, 1)
+                ON CONFLICT (provider) DO UPDATE SET errors = provider_limits.errors + 1, paused_until =
                 CASE WHEN provider_limits.paused_until > :until THEN provider_limits.paused_until ELSE :until END""",
             params={"provider": provider, "until": until},
         )
 
-    def clearing(self, provider: str) -> Statement:
+    def end_cooldown(self, provider: str) -> Statement:
         """End the cooldown and reset the failures."""
         return Statement(
-            sql="UPDATE provider_limits SET troubles = 0, paused_until = 0 WHERE provider = :provider AND troubles > 0",
+            sql="UPDATE provider_limits SET errors = 0, paused_until = 0 WHERE provider = :provider AND errors > 0",
             params={"provider": provider},
         )
 
-    async def troubles(self, provider: str) -> int:
+    async def count_errors(self, provider: str) -> int:
         """Return the number of failed submissions in a row."""
-        row = await self.database.point(
-            "SELECT troubles FROM provider_limits WHERE provider = :provider", provider=provider
+        row = await self.database.fetch_one(
+            "SELECT errors FROM provider_limits WHERE provider = :provider", provider=provider
         )
-        return int(row["troubles"]) if row else 0
+        return int(row["errors"]) if row else 0
 
-    async def _window_opens(self, provider: str, limits: Limits, now: float) -> float:
-        row = await self.database.point(
+    async def _window_opens_at(self, provider: str, limits: AccountLimits, now: float) -> float:
+        row = await self.database.fetch_one(
             """SELECT sent_at FROM attempts WHERE provider = :provider AND sent_at <= :horizon
                 ORDER BY sent_at DESC LIMIT 1 OFFSET :skip""",
             provider=provider,
             horizon=now + WINDOW_SECONDS,
-            skip=limits.creates - 1,
+            skip=limits.creates_per_window - 1,
         )
         return row["sent_at"] + WINDOW_SECONDS if row else 0.0
 
 
-def _moments(provider: str, now: float) -> dict[str, Any]:
+def _count_params(provider: str, now: float) -> dict[str, Any]:
     """Return the moments of the counts. Other clocks may be slightly ahead; rows far ahead predate a clock set back."""
     return {
         "provider": provider,

@@ -16,7 +16,7 @@ from enum import StrEnum
 from typing import Final
 
 
-class State(StrEnum):
+class TaskState(StrEnum):
     QUEUED = "queued"
     SUBMITTING = "submitting"
     WAITING = "waiting"
@@ -27,16 +27,16 @@ class State(StrEnum):
     EXPIRED = "expired"
 
 
-ACTIVE_STATES: Final = (State.QUEUED, State.SUBMITTING, State.WAITING, State.FETCHING)
+ACTIVE_STATES: Final = (TaskState.QUEUED, TaskState.SUBMITTING, TaskState.WAITING, TaskState.FETCHING)
 """States whose step works on the image."""
-FINAL_STATES: Final = (State.SUCCEEDED, State.FAILED, State.CANCELED, State.EXPIRED)
+FINAL_STATES: Final = (TaskState.SUCCEEDED, TaskState.FAILED, TaskState.CANCELED, TaskState.EXPIRED)
 """States whose step is retention: it deletes something."""
-CANCELABLE_STATES: Final = frozenset({State.QUEUED, State.SUBMITTING, State.WAITING})
+CANCELABLE_STATES: Final = frozenset({TaskState.QUEUED, TaskState.SUBMITTING, TaskState.WAITING})
 """States before the first success: a task can still be canceled."""
-LANDING: Final = frozenset({State.WAITING, State.FETCHING})
+LATE_RESULT_STATES: Final = frozenset({TaskState.WAITING, TaskState.FETCHING})
 """States of a task that is shown as failed and whose image may still come."""
 
-SHOWN: Final = {
+STATUS_FILTERS: Final = {
     "pending": "state = 'queued' AND attempt = 0",
     "processing": """ended_at IS NULL AND
         (state IN ('submitting', 'waiting', 'fetching') OR (state = 'queued' AND attempt > 0))""",
@@ -48,21 +48,21 @@ SHOWN: Final = {
 ENDED_STATUSES: Final = frozenset({"completed", "failed", "canceled", "expired"})
 
 _STATUS: Final = {
-    State.QUEUED: "pending",
-    State.SUBMITTING: "processing",
-    State.WAITING: "processing",
-    State.FETCHING: "processing",
-    State.SUCCEEDED: "completed",
-    State.FAILED: "failed",
-    State.CANCELED: "canceled",
-    State.EXPIRED: "expired",
+    TaskState.QUEUED: "pending",
+    TaskState.SUBMITTING: "processing",
+    TaskState.WAITING: "processing",
+    TaskState.FETCHING: "processing",
+    TaskState.SUCCEEDED: "completed",
+    TaskState.FAILED: "failed",
+    TaskState.CANCELED: "canceled",
+    TaskState.EXPIRED: "expired",
 }
 
 
-def public_status(state: State, *, attempt: int, ended_at: float | None) -> str:
+def public_status(state: TaskState, *, attempt: int, ended_at: float | None) -> str:
     """Return the status that callers see. It never goes back: not to pending, and not from failed to processing."""
-    if state in LANDING and ended_at is not None:
+    if state in LATE_RESULT_STATES and ended_at is not None:
         return "failed"
-    if state == State.QUEUED and attempt > 0:
+    if state == TaskState.QUEUED and attempt > 0:
         return "processing"
     return _STATUS[state]

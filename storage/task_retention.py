@@ -9,7 +9,7 @@ from typing import Any
 from storage.ids import owner_key
 from storage.ledger import Ledger
 from storage.sql.database import Database, Statement
-from storage.sql.rows import listing
+from storage.sql.rows import in_clause
 from storage.tasks import Task, to_row
 
 
@@ -29,7 +29,7 @@ class TaskRetention:
         )
         if not rows:
             return None
-        listed, params = listing([row["id"] for row in rows])
+        listed, params = in_clause([row["id"] for row in rows])
         await self.database.execute(
             f"""UPDATE tasks SET due_at = ended_at + :retention, version = version + 1
                 WHERE id IN ({listed}) AND state IN ('succeeded', 'failed', 'canceled')
@@ -42,7 +42,7 @@ class TaskRetention:
     async def active_owners(self, owners: Sequence[str]) -> set[str]:
         """Return the owners of files that have a task, or a task of their batch, that is not expired."""
         names = {owner: owner_key(owner)[1] for owner in owners}
-        listed, params = listing(sorted(set(names.values())))
+        listed, params = in_clause(sorted(set(names.values())))
         rows = await self.database.fetch(
             f"""SELECT id AS name FROM tasks WHERE id IN ({listed}) AND state <> 'expired'
                 UNION SELECT batch FROM tasks WHERE batch IN ({listed}) AND state <> 'expired'""",
@@ -53,7 +53,7 @@ class TaskRetention:
 
     async def unexpired_batches(self, batches: Sequence[str]) -> set[str]:
         """Return the batches that have a task that is not expired."""
-        listed, params = listing(batches)
+        listed, params = in_clause(batches)
         rows = await self.database.fetch(
             f"SELECT DISTINCT batch FROM tasks WHERE batch IN ({listed}) AND state <> 'expired'", **params
         )
@@ -61,7 +61,7 @@ class TaskRetention:
 
     def update_all(self, tasks: Sequence[Task], **changes: Any) -> Statement:
         """Apply the same changes to tasks of one claim that are still leased by it, and end their lease."""
-        sets = "".join(f"{name} = :{name}, " for name in changes)
+        sets = "".join(f'"{name}" = :{name}, ' for name in changes)
         which, params = _still_leased(tasks)
         return Statement(
             sql=f"UPDATE tasks SET {sets}lease_until = 0, leased_by = '', version = version + 1 WHERE {which}",
@@ -86,5 +86,5 @@ class TaskRetention:
 
 def _still_leased(tasks: Sequence[Task]) -> tuple[str, dict[str, Any]]:
     """Return the condition of tasks still leased by their claim; every change of state ends a lease, so it suffices."""
-    listed, params = listing([task.id for task in tasks])
+    listed, params = in_clause([task.id for task in tasks])
     return f"id IN ({listed}) AND leased_by = :holder", {**params, "holder": tasks[0].leased_by}

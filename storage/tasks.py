@@ -15,10 +15,10 @@ from typing import Any
 
 from storage.ids import owner_key
 from storage.sql.database import Database, Row, Statement
-from storage.sql.rows import listing, record
-from storage.states import ENDED_STATUSES, SHOWN, State, public_status
+from storage.sql.rows import from_row, in_clause
+from storage.states import ENDED_STATUSES, STATUS_FILTERS, TaskState, public_status
 
-DUE = "due"
+DUE_CHANNEL = "due"
 """Channel that wakes workers."""
 
 
@@ -32,8 +32,8 @@ class Task:
     """One ordered image. Moments (`_at`) are seconds since the epoch.
 
     batch: shared by the tasks of one request; owns its references. attempt: number of the current
-    attempt, 0 before the first. tries: retries of the step of this state. hooked: a callback may
-    come, because the provider got a URL that still leads here. refs: the references, as stored. outputs: result URLs,
+    attempt, 0 before the first. step_retries: retries of the step of this state. expects_callback: a callback may
+    come, because the provider got a URL that still leads here. references: as stored. outputs: result URLs,
     in order. callback_url: receives the webhook of the end; may hold a secret. deadline_at: end of
     the time for this state. ended_at: when an end was first shown to the caller.
     entered_at: when it came into this state. sent_at, finished_at: when the current attempt was submitted, and when its
@@ -43,7 +43,7 @@ class Task:
     id: str
     batch: str
     caller: str
-    state: State = State.QUEUED
+    state: TaskState = TaskState.QUEUED
     due_at: float
     lease_until: float = 0.0
     leased_by: str = ""
@@ -56,11 +56,11 @@ class Task:
     resolution: str | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
     """Parameters that are never queried; opaque to storage."""
-    refs: tuple[Mapping[str, Any], ...] = ()
+    references: tuple[Mapping[str, Any], ...] = ()
     attempt: int = 0
-    tries: int = 0
+    step_retries: int = 0
     job_id: str | None = None
-    hooked: bool = False
+    expects_callback: bool = False
     outputs: tuple[str, ...] = ()
     deadline_at: float
     checked_at: float = 0.0
@@ -85,23 +85,25 @@ class Task:
         return public_status(self.state, attempt=self.attempt, ended_at=self.ended_at)
 
     @property
-    def ended(self) -> bool:
+    def has_ended(self) -> bool:
         return self.status in ENDED_STATUSES
 
 
 @dataclass(frozen=True, kw_only=True)
-class Took:
+class TaskDurations:
     """Durations of one image in seconds: from submission to the provider's result, and from there to its end here."""
 
     resolution: str | None
-    making: float
-    fetching: float
+    provider_seconds: float
+    download_seconds: float
 
 
-_JSON = ("params", "refs", "outputs")
-_BOOLS = ("hooked", "error_retryable")
+_JSON = ("params", "references", "outputs")
+_BOOLS = ("expects_callback", "error_retryable")
 _COLUMNS = tuple(f.name for f in fields(Task))
-_INSERT = f"INSERT INTO tasks ({', '.join(_COLUMNS)}) VALUES ({', '.join(':' + c for c in _COLUMNS)})"
+# quoted, because "references" is a keyword
+_INSERT = f"""INSERT INTO tasks ({", ".join(f'"{c}"' for c in _COLUMNS)})
+    VALUES ({", ".join(":" + c for c in _COLUMNS)})"""
 
 
 def to_row(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,7 +115,7 @@ def _to_column(name: str, value: Any) -> Any:
         return json.dumps(value, ensure_ascii=False)
     if name in _BOOLS:
         return int(value)
-    return value.value if isinstance(value, State) else value
+    return value.value if isinstance(value, TaskState) else value
 
 
 def _to_task(row: Row) -> Task:
@@ -126,7 +128,7 @@ def _from_column(name: str, value: Any) -> Any:
         return document if isinstance(document, dict) else tuple(document)
     if name in _BOOLS:
         return bool(value)
-    return State(value) if name == "state" else value
+    return TaskState(value) if name == "state" else value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,21 +140,21 @@ class Lease:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Agenda:
+class DueWork:
     """Moments at which work is due; `inf` where there is none.
 
     due: by state, the next step of a task without a lease. queued: by provider, the next submission. overdue: the
     first deadline of a queued task. news: a callback waits to be processed. telling: the next webhook.
     """
 
-    due: Mapping[State, float]
+    due: Mapping[TaskState, float]
     queued: Mapping[str, float]
-    overdue: float
-    news: bool
-    telling: float
+    queue_deadline_at: float
+    has_callbacks: bool
+    delivery_at: float
 
 
-def _moment(value: float | None) -> float:
+def _or_infinity(value: float | None) -> float:
     return math.inf if value is None else value
 
 
@@ -165,22 +167,22 @@ class Tasks:
     # -- reading
 
     async def get(self, task_id: str) -> Task | None:
-        row = await self.database.point("SELECT * FROM tasks WHERE id = :id", id=task_id)
+        row = await self.database.fetch_one("SELECT * FROM tasks WHERE id = :id", id=task_id)
         return _to_task(row) if row else None
 
-    async def version(self, task_id: str) -> int | None:
+    async def get_version(self, task_id: str) -> int | None:
         """Return the version alone, by which a poll sees whether its response is still valid."""
-        row = await self.database.point("SELECT version FROM tasks WHERE id = :id", id=task_id)
+        row = await self.database.fetch_one("SELECT version FROM tasks WHERE id = :id", id=task_id)
         return int(row["version"]) if row else None
 
-    async def of_job(self, job_id: str) -> Task | None:
+    async def get_by_job(self, job_id: str) -> Task | None:
         """Return the task of a provider's job, current or earlier."""
-        row = await self.database.point(
+        row = await self.database.fetch_one(
             "SELECT t.* FROM attempts a JOIN tasks t ON t.id = a.task_id WHERE a.job_id = :job LIMIT 1", job=job_id
         )
         return _to_task(row) if row else None
 
-    async def of_owner(self, owner: str) -> list[Task]:
+    async def list_of_owner(self, owner: str) -> list[Task]:
         """Return the unexpired tasks that use the files of an owner."""
         column, value = owner_key(owner)
         rows = await self.database.fetch(
@@ -188,16 +190,16 @@ class Tasks:
         )
         return [_to_task(row) for row in rows]
 
-    async def of_batch(self, batch: str) -> list[Task]:
+    async def list_of_batch(self, batch: str) -> list[Task]:
         rows = await self.database.fetch(
             "SELECT * FROM tasks WHERE batch = :batch ORDER BY created_at, id", batch=batch
         )
         return [_to_task(row) for row in rows]
 
-    async def newest(self, *, status: str | None, limit: int, before: tuple[float, str] | None) -> list[Task]:
+    async def list_newest(self, *, status: str | None, limit: int, before: tuple[float, str] | None) -> list[Task]:
         """Return one page, newest first; before: (created_at, id) of the last task of the previous page."""
         at, last = before or (9e18, "")
-        shown = SHOWN[status] if status else "state <> 'expired'"
+        shown = STATUS_FILTERS[status] if status else "state <> 'expired'"
         rows = await self.database.fetch(
             f"""SELECT * FROM tasks WHERE (created_at, id) < (:at, :last) AND {shown}
                 ORDER BY created_at DESC, id DESC LIMIT :limit""",
@@ -207,15 +209,15 @@ class Tasks:
         )
         return [_to_task(row) for row in rows]
 
-    async def counts(self, states: Sequence[State] = tuple(State)) -> dict[str, int]:
+    async def count_by_state(self, states: Sequence[TaskState] = tuple(TaskState)) -> dict[str, int]:
         """Count rows by state. Reads every row of these states, so cache the result where they may be many."""
-        listed, params = listing([state.value for state in states])
+        listed, params = in_clause([state.value for state in states])
         rows = await self.database.fetch(
             f"SELECT state, count(*) AS n FROM tasks WHERE state IN ({listed}) GROUP BY state", **params
         )
         return {row["state"]: row["n"] for row in rows}
 
-    async def line(self, provider: str, limit: int) -> list[str]:
+    async def queue_ids(self, provider: str, limit: int) -> list[str]:
         """Return the ids of the queued tasks of a provider, in the order of submission."""
         rows = await self.database.fetch(
             "SELECT id FROM tasks WHERE state = 'queued' AND provider = :provider ORDER BY due_at, id LIMIT :limit",
@@ -224,7 +226,7 @@ class Tasks:
         )
         return [row["id"] for row in rows]
 
-    async def took(self, provider: str, model: str) -> list[Took]:
+    async def recent_durations(self, provider: str, model: str) -> list[TaskDurations]:
         """Return the durations of the newest images of a model, newest first; at most 100."""
         rows = await self.database.fetch(
             """SELECT resolution, finished_at - sent_at AS making, ended_at - finished_at AS fetching FROM tasks
@@ -233,19 +235,19 @@ class Tasks:
             provider=provider,
             model=model,
         )
-        return [record(Took, row) for row in rows]
+        return [from_row(TaskDurations, row) for row in rows]
 
     # -- leasing
 
-    async def claim(self, state: State, *, now: float, lease: Lease, limit: int) -> list[Task]:
+    async def claim(self, state: TaskState, *, now: float, lease: Lease, limit: int) -> list[Task]:
         """Lease up to `limit` tasks whose next step in this state is due, the most overdue first."""
-        return await self._lease(
+        return await self._claim_rows(
             "state = :state AND due_at <= :now ORDER BY due_at", state=state.value, now=now, lease=lease, limit=limit
         )
 
     async def claim_queued(self, provider: str, *, now: float, lease: Lease, limit: int) -> list[Task]:
         """Lease queued tasks of one provider, oldest first."""
-        return await self._lease(
+        return await self._claim_rows(
             "state = 'queued' AND provider = :provider AND due_at <= :now ORDER BY due_at, id",
             provider=provider,
             now=now,
@@ -255,11 +257,11 @@ class Tasks:
 
     async def claim_overdue(self, *, now: float, lease: Lease, limit: int) -> list[Task]:
         """Lease queued tasks whose deadline is over."""
-        return await self._lease(
+        return await self._claim_rows(
             "state = 'queued' AND deadline_at <= :now ORDER BY deadline_at", now=now, lease=lease, limit=limit
         )
 
-    async def _lease(self, which: str, *, now: float, lease: Lease, limit: int, **params: Any) -> list[Task]:
+    async def _claim_rows(self, which: str, *, now: float, lease: Lease, limit: int, **params: Any) -> list[Task]:
         where, order = which.split("ORDER BY")
         if limit <= 0:
             return []
@@ -289,10 +291,10 @@ class Tasks:
             )
         )
 
-    async def expecting(self, before: float, limit: int) -> list[Task]:
+    async def awaiting_callback(self, before: float, limit: int) -> list[Task]:
         """Return tasks that await the callback of an attempt sent before a moment, next due first."""
         rows = await self.database.fetch(
-            """SELECT * FROM tasks WHERE state = 'waiting' AND hooked = 1
+            """SELECT * FROM tasks WHERE state = 'waiting' AND expects_callback = 1
                 AND (SELECT sent_at FROM attempts WHERE task_id = tasks.id AND number = tasks.attempt) < :before
                 ORDER BY due_at LIMIT :limit""",
             before=before,
@@ -300,7 +302,7 @@ class Tasks:
         )
         return [_to_task(row) for row in rows]
 
-    async def agenda(self, states: Sequence[State], providers: Sequence[str], now: float) -> Agenda:
+    async def get_due_work(self, states: Sequence[TaskState], providers: Sequence[str], now: float) -> DueWork:
         """Return in one query when the next work of each kind is due."""
         free = "lease_until <= :now"
         looks = [
@@ -311,41 +313,41 @@ class Tasks:
                 ORDER BY due_at, id LIMIT 1) AS p{number}"""
             for number, _ in enumerate(providers)
         ]
-        row = await self.database.point(
+        row = await self.database.fetch_one(
             f"""SELECT {", ".join(looks)},
                 (SELECT deadline_at FROM tasks WHERE state = 'queued' AND {free}
                     ORDER BY deadline_at LIMIT 1) AS overdue,
                 (SELECT due_at FROM deliveries WHERE due_at IS NOT NULL AND {free}
                     ORDER BY due_at LIMIT 1) AS telling,
-                (SELECT 1 FROM callbacks WHERE digested_at IS NULL AND task_id IS NOT NULL LIMIT 1) AS news""",
+                (SELECT 1 FROM callbacks WHERE processed_at IS NULL AND task_id IS NOT NULL LIMIT 1) AS news""",
             now=now,
             **{f"p{number}": provider for number, provider in enumerate(providers)},
         )
         found = row or {}
-        return Agenda(
-            due={state: _moment(found.get(state.value)) for state in states},
-            queued={provider: _moment(found.get(f"p{number}")) for number, provider in enumerate(providers)},
-            overdue=_moment(found.get("overdue")),
-            news=found.get("news") is not None,
-            telling=_moment(found.get("telling")),
+        return DueWork(
+            due={state: _or_infinity(found.get(state.value)) for state in states},
+            queued={provider: _or_infinity(found.get(f"p{number}")) for number, provider in enumerate(providers)},
+            queue_deadline_at=_or_infinity(found.get("overdue")),
+            has_callbacks=found.get("news") is not None,
+            delivery_at=_or_infinity(found.get("telling")),
         )
 
     # -- changing: statements for a transaction
 
-    def adding(self, task: Task) -> Statement:
+    def insert_task(self, task: Task) -> Statement:
         values = {f.name: getattr(task, f.name) for f in fields(task)}
         return Statement(sql=_INSERT, params=to_row(values))
 
-    def saving(self, task: Task, **changes: Any) -> Statement:
+    def update_task(self, task: Task, **changes: Any) -> Statement:
         """Change the row if it still has the version of `task`; otherwise `Stale`."""
-        sets = "".join(f"{name} = :{name}, " for name in changes)
+        sets = "".join(f'"{name}" = :{name}, ' for name in changes)
         return Statement(
             sql=f"UPDATE tasks SET {sets}version = version + 1 WHERE id = :id AND version = :version",
             params={**to_row(changes), "id": task.id, "version": task.version},
             must_change=True,
         )
 
-    def pinning(self, task_id: str, state: State) -> Statement:
+    def lock_task(self, task_id: str, state: TaskState) -> Statement:
         """Lock the task in this state until the transaction ends; `Stale` if it is in another one."""
         return Statement(
             sql="UPDATE tasks SET version = version WHERE id = :id AND state = :state",
@@ -353,7 +355,7 @@ class Tasks:
             must_change=True,
         )
 
-    def pinning_owner(self, owner: str) -> Statement:
+    def lock_owner(self, owner: str) -> Statement:
         """Lock the task, or the tasks of the batch, that own these files until the transaction ends.
 
         `Stale` if all are expired.

@@ -103,13 +103,13 @@ class Intake:
     async def _validate_and_store(self, owner: str, pieces: AsyncIterator[bytes]) -> AcceptedImage:
         head = await anext(pieces, b"")
         media_type = detect_type(head)
-        async with self._blobs.draft(owner) as draft:
+        async with self._blobs.new_draft(owner) as draft:
             await draft.write(head)
             async for piece in pieces:
                 await draft.write(piece)
             validate = partial(_validate_file, draft.path, media_type, self._max_pixels)
             info = await anyio.to_thread.run_sync(validate, limiter=self._decoders)
-            blob = await draft.keep(media_type)
+            blob = await draft.commit(media_type)
         return AcceptedImage(blob=blob, media_type=media_type, width=info.width, height=info.height)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from storage.deliveries import Fate
+from storage.deliveries import DeliveryStatus
 from webhooks.retry_after import parse_retry_after
 
 RETRY_SCHEDULE: Final = (5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0)
@@ -41,7 +41,7 @@ class ReceiverResponse:
 class NextStep:
     """The state of a delivery after an attempt."""
 
-    fate: Fate
+    fate: DeliveryStatus
     due_at: float | None = None
     """When the next attempt is due, in seconds since the epoch; None without one."""
     reason: str | None = None
@@ -56,19 +56,19 @@ def next_step(
     attempt is due later.
     """
     if response.status is not None and 200 <= response.status < 300:
-        return NextStep(fate=Fate.DELIVERED)
+        return NextStep(fate=DeliveryStatus.DELIVERED)
     reason = _reason(response)
     if response.status == 410:
-        return NextStep(fate=Fate.GONE, reason=reason)
+        return NextStep(fate=DeliveryStatus.GONE, reason=reason)
     if schedule_step > len(RETRY_SCHEDULE):
-        return NextStep(fate=Fate.FAILED, reason=reason)
+        return NextStep(fate=DeliveryStatus.FAILED, reason=reason)
     pause = RETRY_SCHEDULE[schedule_step - 1]
     requested = parse_retry_after(response.retry_after, now) if response.status in _RETRY_AFTER_STATUSES else None
     pause = max(pause * (1 + JITTER * random()), min(requested or 0.0, pause + MAX_EXTRA_WAIT_SECONDS))
     due_at = now + pause
     if due_at >= expires_at:
-        return NextStep(fate=Fate.FAILED, reason=reason)
-    return NextStep(fate=Fate.PENDING, due_at=due_at, reason=reason)
+        return NextStep(fate=DeliveryStatus.FAILED, reason=reason)
+    return NextStep(fate=DeliveryStatus.PENDING, due_at=due_at, reason=reason)
 
 
 def _reason(response: ReceiverResponse) -> str:

@@ -24,7 +24,7 @@ from broker.tasks.worker import Worker
 from storage.blobs.store import BlobStore
 from storage.errors import StorageError
 from storage.sql.database import Database
-from storage.sql.migrate import probe
+from storage.sql.migrate import probe_write
 
 CHECK_SECONDS: Final = 5.0
 MAX_HEARTBEAT_SECONDS: Final = 30.0
@@ -72,7 +72,7 @@ class HealthRoutes:
     async def get_readiness(self, request: Request) -> Response:
         """Check that an order would be stored and processed; otherwise name the parts that fail."""
         failures = {
-            "database": await _failure_of(probe(self.database)),
+            "database": await _failure_of(probe_write(self.database)),
             "blobs": await _failure_of(self.blobs.check()),
             "worker": self._worker_failure(),
             "server": "it is stopping" if self.queries.closing else None,

@@ -32,7 +32,7 @@ from broker.errors import ApiError
 from broker.presenter import IMAGE_NAME, ImageMetadata, ResponseModel, TaskPresenter
 from broker.tasks.queries import TaskQueries
 from broker.thumbnails import Thumbnails
-from storage.blobs.store import BlobMissing, BlobStore, Reading
+from storage.blobs.store import BlobMissing, BlobReader, BlobStore
 from storage.images import Images, Kind, StoredImage
 from uploads.thumbnails import THUMBNAIL_SIZES
 
@@ -125,16 +125,16 @@ class ImageRoutes:
         return _BlobResponse(request, await self._open(image, start, stop), 206 if is_part else 200, headers)
 
     async def _find(self, name: str, kind: Kind) -> StoredImage:
-        image = await self.images.named(name) if _NAME.fullmatch(name) else None
+        image = await self.images.get_by_name(name) if _NAME.fullmatch(name) else None
         if image is None or image.kind != kind:
             raise _not_found()
         return image
 
     async def _store_link(self, image: StoredImage) -> str | None:
         """Return a link into the store, if the operator allows it. Not for references: providers may not follow it."""
-        return await self.blobs.link(image.blob, LINK_SECONDS) if image.kind == "result" else None
+        return await self.blobs.get_link(image.blob, LINK_SECONDS) if image.kind == "result" else None
 
-    async def _open(self, image: StoredImage, start: int, stop: int) -> Reading:
+    async def _open(self, image: StoredImage, start: int, stop: int) -> BlobReader:
         try:
             return await self.blobs.open(image.blob, start, stop)
         except BlobMissing as error:
@@ -177,7 +177,7 @@ def _requested_range(request: Request, size: int, tag: str) -> tuple[int, int]:
 class _BlobResponse(Response):
     """Streams a blob, closes it in any case, and stops reading when the client disconnects."""
 
-    def __init__(self, request: Request, reading: Reading, status: int, headers: Mapping[str, str]) -> None:
+    def __init__(self, request: Request, reading: BlobReader, status: int, headers: Mapping[str, str]) -> None:
         self._request = request
         self._reading = reading
         self.status_code = status

@@ -21,9 +21,9 @@ from broker.tasks.lifecycle import Changes
 from broker.tasks.policy import TaskPolicy
 from broker.tasks.steps.callbacks import CallbackStep
 from storage.attempts import Attempts
-from storage.callbacks import Entry, Hook, Hooks
+from storage.callbacks import CallbackRecord, Callbacks, StoredCallback
 from storage.ids import new_callback_id
-from storage.tasks import DUE, Task
+from storage.tasks import DUE_CHANNEL, Task
 from webhooks.verification import Verification
 
 DAY_SECONDS: Final = 24 * 3600.0
@@ -38,7 +38,7 @@ _REPLAYABLE: Final = frozenset({Verification.ACCEPT, Verification.RECHECK})
 class Explanation:
     """A stored callback, verified and read again."""
 
-    hook: Hook
+    hook: StoredCallback
     verified: VerifiedCallback
     replayed_as: Verification | None
     """How a replay would be taken in; None: not at all."""
@@ -63,7 +63,7 @@ class CallbackInbox:
     clock: Clock
     policy: TaskPolicy
     attempts: Attempts
-    hooks: Hooks
+    hooks: Callbacks
     callback_step: CallbackStep
     verifier: CallbackVerifier
 
@@ -73,13 +73,15 @@ class CallbackInbox:
         limit: int,
         before: tuple[float, str] | None = None,
         task_id: str | None = None,
-        verdict: str | None = None,
+        verification: str | None = None,
         provider: str | None = None,
-    ) -> list[Entry]:
+    ) -> list[CallbackRecord]:
         """Return one page, newest first; `before` is (received_at, id) of the last entry of the page before."""
-        return await self.hooks.newest(limit=limit, before=before, task_id=task_id, verdict=verdict, provider=provider)
+        return await self.hooks.list_newest(
+            limit=limit, before=before, task_id=task_id, verification=verification, provider=provider
+        )
 
-    async def get(self, hook_id: str) -> Hook:
+    async def get(self, hook_id: str) -> StoredCallback:
         """Return the stored callback. Raises `ApiError("not_found")`."""
         hook = await self.hooks.get(hook_id)
         if hook is None:
@@ -90,14 +92,16 @@ class CallbackInbox:
     async def count_missing(self) -> MissingCallbacks:
         """Count the jobs whose end was learned only by a status check, while callbacks of that time are stored."""
         now, window = self.clock.now(), min(DAY_SECONDS, self.policy.retention_seconds)
-        found = await self.hooks.missing(since=now - window, until=now - EXPECTED_WITHIN_SECONDS, limit=MAX_MISSING)
+        found = await self.hooks.count_missing(
+            since=now - window, until=now - EXPECTED_WITHIN_SECONDS, limit=MAX_MISSING
+        )
         return MissingCallbacks(hours=window / 3600, by_provider=found)
 
     async def explain(self, hook_id: str) -> Explanation:
         """Verify and read a stored callback again. Changes nothing, and sends nothing."""
         hook = await self.get(hook_id)
         verified = await self.verifier.verify_stored(hook)
-        replayed_as = _replay_verdict(hook, verified)
+        replayed_as = _replay_verification(hook, verified)
         return Explanation(
             hook=hook,
             verified=verified,
@@ -113,44 +117,47 @@ class CallbackInbox:
         if task is None or replayed_as is None:
             return explained, None
         again = _replayed_hook(explained.hook, task, replayed_as, self.clock.now())
-        await self.hooks.database.transact(self.hooks.adding(again), wake=(DUE,))
+        await self.hooks.database.transact(self.hooks.insert_callback(again), wake=(DUE_CHANNEL,))
         log.info("a callback is replayed", action="callback_replayed", task=task.id, hook=hook_id, replay=again.id)
         return explained, again.id
 
-    async def _describe_effect(self, hook: Hook, task: Task | None, replayed_as: Verification | None) -> str:
+    async def _describe_effect(self, hook: StoredCallback, task: Task | None, replayed_as: Verification | None) -> str:
         if task is None or replayed_as is None:
             return "nothing: it is not taken in"
         if task.state.value == "expired":
             return "nothing: the task was deleted by retention"
-        report = self.callback_step.report_of(task, replace(hook, verdict=replayed_as.value))
+        report = self.callback_step.report_of(task, replace(hook, verification=replayed_as.value))
         number = hook.attempt or await self.callback_step.attempt_number(task, report) or task.attempt
         attempt = await self.attempts.get(task.id, number)
         changes = lifecycle.apply_report(task, attempt, report, self.clock.now(), self.policy)
         return _describe_changes(task, changes, replayed_as)
 
 
-def _replay_verdict(hook: Hook, verified: VerifiedCallback) -> Verification | None:
+def _replay_verification(hook: StoredCallback, verified: VerifiedCallback) -> Verification | None:
     """Return how a replay is taken in: as on arrival, if the callback was taken in then; None for a rejected one.
 
     One that was not readable, or whose task was unknown, is judged by what it proved.
     """
     decision = verified.decision
-    if hook.verdict == Verification.REJECT or decision.verification in {Verification.UNKNOWN, Verification.MALFORMED}:
+    if hook.verification == Verification.REJECT or decision.verification in {
+        Verification.UNKNOWN,
+        Verification.MALFORMED,
+    }:
         return None
-    verdict = Verification(hook.verdict) if hook.is_news else decision.verification
-    return verdict if verdict in _REPLAYABLE else None
+    taken_as = Verification(hook.verification) if hook.is_relevant else decision.verification
+    return taken_as if taken_as in _REPLAYABLE else None
 
 
-def _replayed_hook(hook: Hook, task: Task, replayed_as: Verification, now: float) -> Hook:
+def _replayed_hook(hook: StoredCallback, task: Task, replayed_as: Verification, now: float) -> StoredCallback:
     return replace(
         hook,
         id=new_callback_id(),
         task_id=task.id,
-        verdict=replayed_as.value,
+        verification=replayed_as.value,
         status=200 if replayed_as == Verification.ACCEPT else 202,
         reason="replayed by hand",
         received_at=now,
-        digested_at=None,
+        processed_at=None,
         job_ended_at=None,
         replay_of=hook.id,
     )
@@ -162,7 +169,7 @@ def _describe_changes(task: Task, changes: Changes, replayed_as: Verification) -
         return f"the task goes from {task.state.value} to {state.value}"
     if "due_at" in changes.task:
         return "the provider is asked soon"
-    if "spare" in changes.attempt:
+    if "duplicate_result" in changes.attempt:
         return "a second result for the same order is kept as spare"
     if changes:
         return f"the task stays {task.state.value}, and its books are amended"

@@ -10,9 +10,9 @@ from broker.callbacks.verification import CallbackVerifier, VerifiedCallback
 from broker.clock import Clock
 from broker.metrics import Metrics
 from broker.reports import Pending, Report
-from storage.callbacks import Hook, Hooks
+from storage.callbacks import Callbacks, StoredCallback
 from storage.ids import new_callback_id
-from storage.tasks import DUE, Task
+from storage.tasks import DUE_CHANNEL, Task
 from webhooks import verification
 from webhooks.verification import Decision, IncomingCallback, Verification
 
@@ -56,7 +56,7 @@ class CallbackReceiver:
 
     clock: Clock
     verifier: CallbackVerifier
-    hooks: Hooks
+    hooks: Callbacks
     metrics: Metrics
     flood_guard: FloodGuard
 
@@ -70,36 +70,38 @@ class CallbackReceiver:
         if not await self._may_store(task, is_accepted=is_accepted):
             return ReceivedCallback(decision=verified.decision, id=None)
         hook = self._build_hook(callback, verified, has_news=task is not None)
-        await self.hooks.database.transact(self.hooks.adding(hook), wake=(DUE,) if task is not None else ())
+        await self.hooks.database.transact(
+            self.hooks.insert_callback(hook), wake=(DUE_CHANNEL,) if task is not None else ()
+        )
         if is_accepted and hook.job_ended_at is not None:
             lag_seconds = max(0.0, hook.received_at - hook.job_ended_at)
             self.metrics.callback_lag.labels(hook.provider).observe(lag_seconds)
         return ReceivedCallback(decision=verified.decision, id=hook.id)
 
-    def _build_hook(self, callback: IncomingCallback, verified: VerifiedCallback, *, has_news: bool) -> Hook:
+    def _build_hook(self, callback: IncomingCallback, verified: VerifiedCallback, *, has_news: bool) -> StoredCallback:
         now, task = self.clock.now(), verified.task
         report = verified.provider.parse_callback(verified.body) if has_news else None
-        return Hook(
+        return StoredCallback(
             id=new_callback_id(),
             provider=task.provider if task else verified.provider.name,
             task_id=task.id if task else None,
             attempt=verified.attempt,
-            verdict=verified.decision.verification.value,
+            verification=verified.decision.verification.value,
             status=verified.decision.status,
             reason=verified.decision.reason,
             headers=verification.stored_headers(callback.headers),
             query=verification.stored_query(callback.query),
             body=verification.stored_body(callback.body, callback.query.get("token")),
-            proofs=verified.evidence.to_json(),
+            evidence=verified.evidence.to_json(),
             received_at=now,
-            digested_at=None if has_news else now,
+            processed_at=None if has_news else now,
             job_ended_at=_plausible_end(report, now) if report else None,
         )
 
     async def _may_store(self, task: Task | None, *, is_accepted: bool) -> bool:
         """Return whether to store a callback: unproven ones must not crowd out those that prove themselves."""
         if task is not None:
-            return is_accepted or await self.hooks.count_for(task.id) < MAX_UNREAD_PER_TASK
+            return is_accepted or await self.hooks.count_unprocessed(task.id) < MAX_UNREAD_PER_TASK
         return self.flood_guard.admit_rejected()
 
 

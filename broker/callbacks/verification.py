@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from broker.clock import Clock
 from broker.providers.base import Provider
-from storage.callbacks import Hook
+from storage.callbacks import StoredCallback
 from storage.ids import TASK_ID
 from storage.tasks import Task, Tasks
 from webhooks import verification
@@ -83,10 +83,10 @@ class CallbackVerifier:
             body=body,
         )
 
-    async def verify_stored(self, hook: Hook) -> VerifiedCallback:
+    async def verify_stored(self, hook: StoredCallback) -> VerifiedCallback:
         """Verify a callback of the inbox by what it proved on arrival and what is required now."""
         provider = self._provider_of(hook.provider)
-        evidence = Evidence.from_json(hook.proofs)
+        evidence = Evidence.from_json(hook.evidence)
         required = self._signature_of(provider).required and evidence.token == Proof.NONE
         body, malformed = _read_stored(hook)
         job_ids = provider.job_ids(body)
@@ -130,13 +130,13 @@ class CallbackVerifier:
         for name in named[:1] if token == Proof.BODY_VERIFIED else named:
             if len(name) > MAX_ID_CHARACTERS:
                 continue
-            task = await (self.tasks.get(name) if TASK_ID.fullmatch(name) else self.tasks.of_job(name))
+            task = await (self.tasks.get(name) if TASK_ID.fullmatch(name) else self.tasks.get_by_job(name))
             if task is not None:
                 return task
         return None
 
 
-def _read_stored(hook: Hook) -> tuple[Any, Decision | None]:
+def _read_stored(hook: StoredCallback) -> tuple[Any, Decision | None]:
     """Return the parsed body, or why there is none; only the beginning of a body that was too large is stored."""
     if hook.status == 413:
         return None, Decision(verification=Verification.MALFORMED, status=413, reason=hook.reason)

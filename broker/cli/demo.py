@@ -17,7 +17,7 @@ from broker.cli.embedded import EmbeddedBroker, run_embedded_broker
 from broker.cli.exit_codes import ExitCode
 from broker.client import BrokerError, Image, Task
 from broker.client.errors import describe_failure
-from storage.callbacks import Entry
+from storage.callbacks import CallbackRecord
 
 POLL_SECONDS = 0.5
 TIMEOUT_SECONDS = 30.0
@@ -67,7 +67,7 @@ async def _make_image(broker: EmbeddedBroker, narrator: Narrator, mode: str, pro
     order = await broker.client.create(prompt, images=references, aspect_ratio="16:9")
     narrator.print_step(f"order accepted, durable before the answer: {order.id}")
     task = await _poll_until_completed(broker, order.id, narrator)
-    _check_callback(await broker.services.hooks.newest(limit=10, task_id=order.id))
+    _check_callback(await broker.services.hooks.list_newest(limit=10, task_id=order.id))
     narrator.print_step("callback received and accepted: its token is valid")
     (image,) = await broker.client.images(task)
     path = image.url.removeprefix(broker.client.base)
@@ -93,9 +93,9 @@ async def _poll_until_completed(broker: EmbeddedBroker, task_id: str, narrator: 
     raise CommandError(f"after {TIMEOUT_SECONDS:g} s the task is still {status or 'unknown'}")
 
 
-def _check_callback(callbacks: list[Entry]) -> None:
+def _check_callback(callbacks: list[CallbackRecord]) -> None:
     """Require that the image arrived by callback and not by polling."""
-    if not any(callback.verdict == "accept" for callback in callbacks):
+    if not any(callback.verification == "accept" for callback in callbacks):
         raise CommandError(f"no callback was accepted: {[callback.reason for callback in callbacks] or 'none arrived'}")
 
 

@@ -12,7 +12,7 @@ from broker.clock import SystemClock
 from storage.images import Images
 from storage.sql import migrate
 from storage.sql.database import Database
-from storage.states import State
+from storage.states import TaskState
 from storage.tasks import Tasks
 
 _WIDTH = 18
@@ -32,10 +32,10 @@ async def delete_expired() -> None:
 async def upgrade_database() -> None:
     """Run the missing migrations."""
     async with database_for(load_settings()) as database:
-        ran = await migrate.upgrade(database, SystemClock().now())
+        ran = await migrate.upgrade_schema(database, SystemClock().now())
     for migration in ran:
         print_line(f"ran {migration.name}")
-    print_line(f"The database is up to date: {len(migrate.migrations())} migrations.")
+    print_line(f"The database is up to date: {len(migrate.load_migrations())} migrations.")
 
 
 async def show_database() -> int:
@@ -48,8 +48,8 @@ async def show_database() -> int:
         return ExitCode.NOT_DONE
     async with database_for(settings) as database:
         await database.check()
-        print_facts({**await database.facts(), "Python": platform.python_version()}, width=_WIDTH)
-        if missing := await migrate.missing(database):
+        print_facts({**await database.describe(), "Python": platform.python_version()}, width=_WIDTH)
+        if missing := await migrate.missing_migrations(database):
             names = ", ".join(migration.name for migration in missing)
             print_line(f"Migrations are missing: {names}. Run: broker db upgrade", style="yellow")
             return ExitCode.NOT_DONE
@@ -58,8 +58,8 @@ async def show_database() -> int:
 
 
 async def _print_contents(database: Database) -> None:
-    counts, images = await Tasks(database).counts(), await Images(database).stored()
-    facts = {"migrations": f"all {len(migrate.migrations())} applied"}
-    facts |= {f"tasks {state.value}": str(counts.get(state.value, 0)) for state in State}
+    counts, images = await Tasks(database).count_by_state(), await Images(database).count_stored()
+    facts = {"migrations": f"all {len(migrate.load_migrations())} applied"}
+    facts |= {f"tasks {state.value}": str(counts.get(state.value, 0)) for state in TaskState}
     facts |= {"images": f"{images['n']}, {images['size'] / 2**20:.1f} MiB"}
     print_facts(facts, width=_WIDTH)

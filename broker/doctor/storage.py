@@ -20,7 +20,7 @@ from broker.doctor.findings import Finding, failed, ok, skipped, warning
 from broker.providers.health import NTP_CURE
 from broker.settings import Settings
 from storage.blobs.staging import FULL
-from storage.cluster_state import Facts
+from storage.cluster_state import ClusterState
 from storage.sql import migrate
 from storage.sql.database import Database
 from storage.sql.migrate import SchemaTooNew
@@ -49,13 +49,13 @@ async def check_database(context: DoctorContext) -> Sequence[Finding]:
     async with database_for(settings) as opened:
         await opened.check()
         try:
-            missing = await migrate.missing(opened)
+            missing = await migrate.missing_migrations(opened)
         except SchemaTooNew as error:
             return [failed(name, "a newer broker has used it", str(error))]
         if missing:
             found = f"{settings.database_shown}: {len(missing)} migrations are missing"
             return [warning(name, found, "run: broker db upgrade (every start does it, too)")]
-        await migrate.probe(opened)
+        await migrate.probe_write(opened)
         sound = ok(name, f"{settings.database_shown}: sound, all migrations there, takes commits")
         return [sound, *_sqlite_version(settings), *await _check_sharing(opened, context)]
 
@@ -76,14 +76,14 @@ async def _check_sharing(opened: Database, context: DoctorContext) -> Sequence[F
     """Compare the clock and the secret with those of the other processes on a shared database."""
     if not context.settings.shared:
         return []
-    theirs, now = await opened.now(), context.clock.now()
+    theirs, now = await opened.read_clock(), context.clock.now()
     name, skew = "clock of the database", abs(theirs - now)
     found = f"{skew:.1f} seconds away from ours"
     if skew > max_clock_skew(context.settings.lease):
         clock = failed(name, f"{found}: a broker does not start", f"{NTP_CURE}, and that of the database, too")
     else:
         clock = warning(name, found, NTP_CURE) if skew > MAX_HARMLESS_SKEW_SECONDS else ok(name, found)
-    if await secrets_match(Facts(opened), context.secret):
+    if await secrets_match(ClusterState(opened), context.secret):
         return [clock]
     cure = "set the same SECRET_KEY for all (the first has it in secret.key in its BROKER_DATA_DIR)"
     return [clock, failed("shared secret", "the others on this database sign with another secret", cure)]

@@ -12,8 +12,8 @@ from broker.clock import Clock
 from broker.errors import ProviderError
 from broker.logs import log
 from broker.providers.base import Provider
-from storage.cluster_state import Facts
-from storage.periodic_jobs import Chores
+from storage.cluster_state import ClusterState
+from storage.periodic_jobs import PeriodicJobs
 
 REFRESH_SECONDS: Final = 300.0
 QUERY_SECONDS: Final = 5.0
@@ -26,17 +26,17 @@ class BalanceMonitor:
     """Balances by provider, shared through the database."""
 
     clock: Clock
-    chores: Chores
-    facts: Facts
+    chores: PeriodicJobs
+    facts: ClusterState
     providers: Mapping[str, Provider]
 
     async def refresh(self) -> None:
         """Query every provider, unless a process did so recently. The query is free; a failure is only logged."""
-        if not await self.chores.take("credits", now=self.clock.now(), every=REFRESH_SECONDS):
+        if not await self.chores.try_acquire("credits", now=self.clock.now(), every=REFRESH_SECONDS):
             return
         for provider in self.providers.values():
             if (balance := await _query_balance(provider)) is not None:
-                await self.facts.tell(_fact_name(provider.name), f"{balance!r} {self.clock.now()!r}")
+                await self.facts.set_value(_fact_name(provider.name), f"{balance!r} {self.clock.now()!r}")
 
     async def latest(self) -> dict[str, float]:
         """Return the recent balances by provider; those without a recent answer are missing."""

@@ -16,8 +16,8 @@ from broker.clock import Clock
 from broker.metrics import Metrics
 from broker.monitoring.balance import BalanceMonitor
 from storage.deliveries import Deliveries
-from storage.provider_limits import Lanes
-from storage.states import ACTIVE_STATES, FINAL_STATES, State
+from storage.provider_limits import ProviderLimits
+from storage.states import ACTIVE_STATES, FINAL_STATES, TaskState
 from storage.tasks import Tasks
 
 ACTIVE_TTL_SECONDS: Final = 5.0
@@ -33,7 +33,7 @@ class DatabaseCollector:
         clock: Clock,
         metrics: Metrics,
         tasks: Tasks,
-        lanes: Lanes,
+        lanes: ProviderLimits,
         deliveries: Deliveries,
         balances: BalanceMonitor,
         steps_running: Callable[[], int],
@@ -44,15 +44,15 @@ class DatabaseCollector:
         self._lanes = lanes
         self._balances = balances
         self._steps_running = steps_running
-        self._active = TtlCache(lambda: tasks.counts(ACTIVE_STATES), seconds=ACTIVE_TTL_SECONDS, clock=clock)
-        self._ended = TtlCache(lambda: tasks.counts(FINAL_STATES), seconds=ENDED_TTL_SECONDS, clock=clock)
-        self._pending_deliveries = TtlCache(deliveries.pending, seconds=ACTIVE_TTL_SECONDS, clock=clock)
+        self._active = TtlCache(lambda: tasks.count_by_state(ACTIVE_STATES), seconds=ACTIVE_TTL_SECONDS, clock=clock)
+        self._ended = TtlCache(lambda: tasks.count_by_state(FINAL_STATES), seconds=ENDED_TTL_SECONDS, clock=clock)
+        self._pending_deliveries = TtlCache(deliveries.count_pending, seconds=ACTIVE_TTL_SECONDS, clock=clock)
         self._provider_state = TtlCache(self._load_provider_state, seconds=ACTIVE_TTL_SECONDS, clock=clock)
 
     async def render_page(self) -> bytes:
         """Return the current metrics in the Prometheus text format."""
         counts = {**await self._active.get(), **await self._ended.get()}
-        for state in State:
+        for state in TaskState:
             self._metrics.tasks.labels(state.value).set(counts.get(state.value, 0))
         cooldowns, balances = await self._provider_state.get()
         for provider, until in cooldowns.items():
@@ -67,5 +67,5 @@ class DatabaseCollector:
     async def _load_provider_state(self) -> tuple[Mapping[str, float], Mapping[str, float]]:
         """Return the end of each provider's cooldown, and the balances."""
         now = self._clock.now()
-        cooldowns = {name: (await self._lanes.load(name, now)).paused_until for name in self._balances.providers}
+        cooldowns = {name: (await self._lanes.get_load(name, now)).paused_until for name in self._balances.providers}
         return cooldowns, await self._balances.latest()

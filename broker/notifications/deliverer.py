@@ -19,7 +19,7 @@ from broker.errors import DownloadError, EgressBlocked
 from broker.logs import log
 from broker.metrics import Metrics
 from broker.net.fetcher import Fetcher
-from storage.deliveries import Deliveries, Delivery, Fate, Try
+from storage.deliveries import Deliveries, Delivery, DeliveryAttempt, DeliveryStatus
 from storage.sql.database import Stale
 from storage.tasks import Lease
 from webhooks import retry_policy
@@ -80,7 +80,7 @@ class Deliverer:
             in_flight[delivery.host] += 1
             (started if in_flight[delivery.host] <= HOST_CONCURRENCY else surplus).append(delivery)
         if surplus:
-            await self.deliveries.give_back(surplus, wake=False)
+            await self.deliveries.release(surplus, wake=False)
         if not started and self._in_flight:
             self._paused_until = self.clock.monotonic() + BUSY_PAUSE_SECONDS
         self._in_flight |= {delivery.id: delivery for delivery in started}
@@ -90,7 +90,7 @@ class Deliverer:
         """Make interrupted webhooks due for other processes at once."""
         held = list(self._in_flight.values())
         self._in_flight.clear()
-        await self.deliveries.give_back(held)
+        await self.deliveries.release(held)
 
     # -- delivering
 
@@ -110,9 +110,9 @@ class Deliverer:
     async def _attempt_delivery(self, delivery: Delivery) -> None:
         at, begun = self.clock.now(), self.clock.monotonic()
         result, kind = await self._send(delivery, at)
-        attempt = Try(
+        attempt = DeliveryAttempt(
             delivery_id=delivery.id,
-            number=delivery.tries + 1,
+            number=delivery.attempts + 1,
             at=at,
             status=result.status,
             error=result.error,
@@ -134,30 +134,32 @@ class Deliverer:
             return ReceiverResponse(error=_reason_of(error)), "unreached"
         return ReceiverResponse(status=response.status, retry_after=response.headers.get("retry-after")), "refused"
 
-    async def _record(self, delivery: Delivery, attempt: Try, result: ReceiverResponse, kind: str) -> None:
-        now, schedule_step = self.clock.now(), delivery.rung + 1
+    async def _record(self, delivery: Delivery, attempt: DeliveryAttempt, result: ReceiverResponse, kind: str) -> None:
+        now, schedule_step = self.clock.now(), delivery.schedule_step + 1
         expires_at = delivery.created_at + self.retention_seconds
         following = retry_policy.next_step(schedule_step, result, now, self.random, expires_at)
         try:
-            await self.deliveries.tried(delivery, attempt, rung=schedule_step, **_changes(following, result, now))
+            await self.deliveries.record_attempt(
+                delivery, attempt, schedule_step=schedule_step, **_changes(following, result, now)
+            )
         except Stale:
             log.info("another worker has this webhook now", action="delivery_lost", delivery=delivery.id)
             return
-        outcome = following.fate if following.fate in {Fate.DELIVERED, Fate.GONE} else kind
+        outcome = following.fate if following.fate in {DeliveryStatus.DELIVERED, DeliveryStatus.GONE} else kind
         self.metrics.deliveries.labels(delivery.type, str(outcome)).inc()
-        if following.fate == Fate.DELIVERED:
+        if following.fate == DeliveryStatus.DELIVERED:
             self.metrics.delivery_seconds.observe(max(0.0, now - delivery.created_at))
         _log_attempt(delivery, attempt, following)
 
 
-def _log_attempt(delivery: Delivery, attempt: Try, following: NextStep) -> None:
+def _log_attempt(delivery: Delivery, attempt: DeliveryAttempt, following: NextStep) -> None:
     facts = {"delivery": delivery.id, "task": delivery.task_id, "type": delivery.type, "number": attempt.number}
     match following.fate:
-        case Fate.DELIVERED:
+        case DeliveryStatus.DELIVERED:
             log.info("webhook delivered", action="delivery_delivered", **facts)
-        case Fate.PENDING:
+        case DeliveryStatus.PENDING:
             log.info("webhook not delivered yet", action="delivery_failed", why=following.reason, **facts)
-        case Fate.GONE | Fate.FAILED:
+        case DeliveryStatus.GONE | DeliveryStatus.FAILED:
             log.warning("webhook given up", action="delivery_ended", why=following.reason, **facts)
 
 
@@ -167,8 +169,8 @@ def _changes(following: NextStep, result: ReceiverResponse, now: float) -> dict[
         "due_at": following.due_at,
         "reason": following.reason,
         "last_status": result.status,
-        "delivered_at": now if following.fate == Fate.DELIVERED else None,
-        "ended_at": None if following.fate == Fate.PENDING else now,
+        "delivered_at": now if following.fate == DeliveryStatus.DELIVERED else None,
+        "ended_at": None if following.fate == DeliveryStatus.PENDING else now,
     }
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from broker.clock import Clock
 from broker.errors import ApiError
-from storage.deliveries import Deliveries, Delivery, Fate, Try
+from storage.deliveries import Deliveries, Delivery, DeliveryAttempt, DeliveryStatus
 from storage.ids import EVENT_ID
 
 
@@ -27,12 +27,12 @@ class DeliveryLog:
         return delivery
 
     async def list_newest(
-        self, *, task_id: str | None, outcome: Fate | None, limit: int, before: tuple[float, str] | None
+        self, *, task_id: str | None, outcome: DeliveryStatus | None, limit: int, before: tuple[float, str] | None
     ) -> list[Delivery]:
-        return await self.deliveries.newest(task_id=task_id, outcome=outcome, limit=limit, before=before)
+        return await self.deliveries.list_newest(task_id=task_id, outcome=outcome, limit=limit, before=before)
 
-    async def list_attempts(self, delivery_id: str) -> list[Try]:
-        return await self.deliveries.tries(delivery_id)
+    async def list_attempts(self, delivery_id: str) -> list[DeliveryAttempt]:
+        return await self.deliveries.list_attempts(delivery_id)
 
     async def replay(self, delivery_id: str) -> Delivery:
         """Send the webhook again, whatever its outcome was."""

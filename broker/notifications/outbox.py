@@ -12,7 +12,7 @@ from broker.presenter import TaskPresenter
 from storage.deliveries import Deliveries, Delivery
 from storage.images import Images
 from storage.sql.database import Statement
-from storage.states import State
+from storage.states import TaskState
 from storage.tasks import Task
 from webhooks.events import Event, event_between, event_body, event_id
 
@@ -31,11 +31,11 @@ class Outbox:
         event = event_between(before.status, after.status)
         if event is None or after.callback_url is None:
             return ()
-        return (self.deliveries.adding(await self._delivery(after, after.callback_url, event)),)
+        return (self.deliveries.insert_delivery(await self._delivery(after, after.callback_url, event)),)
 
     async def _delivery(self, task: Task, url: str, event: Event) -> Delivery:
         now = self.clock.now()
-        images = await self.images.of(task.id, "result") if task.state == State.SUCCEEDED else []
+        images = await self.images.list_of_owner(task.id, "result") if task.state == TaskState.SUCCEEDED else []
         return Delivery(
             id=event_id(task.id, event),
             task_id=task.id,

@@ -13,7 +13,7 @@ from broker.errors import ApiError, DownloadError
 from broker.net.fetcher import Fetcher
 from broker.orders import DataUriReference, ReferenceSource, StoredReference, UploadedReference, UrlReference
 from broker.tasks.images import stored_image
-from storage.blobs.store import BlobMissing, BlobStore, Reading
+from storage.blobs.store import BlobMissing, BlobReader, BlobStore
 from storage.errors import StorageFull
 from storage.ids import new_batch_id, reference_owner
 from storage.images import StoredImage
@@ -86,7 +86,7 @@ class ReferenceIntake:
                 async with self.fetcher.open(url, max_bytes=max_bytes) as download:
                     return await self.intake.from_stream(owner, download.chunks, max_bytes=max_bytes)
 
-    async def _open_stored(self, blob: str) -> Reading:
+    async def _open_stored(self, blob: str) -> BlobReader:
         try:
             return await self.blobs.open(blob)
         except BlobMissing as error:

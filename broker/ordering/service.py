@@ -25,8 +25,8 @@ from storage.idempotency import IdempotencyRecord
 from storage.ids import new_batch_id, new_task_id, reference_owner
 from storage.images import Images, StoredImage
 from storage.sql.database import Database, Stale
-from storage.states import LANDING, State
-from storage.tasks import DUE, Task, Tasks
+from storage.states import LATE_RESULT_STATES, TaskState
+from storage.tasks import DUE_CHANNEL, Task, Tasks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,15 +123,15 @@ class OrderService:
         if task.status not in {"failed", "canceled"}:
             which = "this one" if task.id == task_id else f"its last try, {task.id},"
             raise ApiError("conflict", f"Only a failed or canceled task can be tried again: {which} is {task.status}.")
-        if task.state in LANDING:
+        if task.state in LATE_RESULT_STATES:
             raise ApiError("conflict", "The provider has this image, and we are still fetching it: look again later.")
         return task.caller, _request_of(task)
 
     async def _last_retry(self, task: Task) -> Task:
         """Return the last task of a chain of retries that each failed."""
         while (record := await self.idempotency.records.get(task.caller, _retry_key(task))) is not None:
-            tasks = await self.tasks.of_batch(record.batch)
-            if not tasks or not tasks[0].ended or tasks[0].state == State.EXPIRED:
+            tasks = await self.tasks.list_of_batch(record.batch)
+            if not tasks or not tasks[0].has_ended or tasks[0].state == TaskState.EXPIRED:
                 return task
             task = tasks[0]
         return task
@@ -160,7 +160,7 @@ class OrderService:
                 provider=plan.candidates[0],
                 mode=order.mode,
                 **order.params.to_columns(),
-                refs=tuple(_reference_columns(reference) for reference in references),
+                references=tuple(_reference_columns(reference) for reference in references),
                 callback_url=request.callback_url,
                 deadline_at=now + self.policy.queue_seconds,
                 created_at=now,
@@ -178,10 +178,10 @@ class OrderService:
         # in this order: equal requests wait for each other at the record, before anything is counted
         statements = [self.idempotency.records.claim(record)] if record else []
         statements.append(self.limiter.acquire(first.caller, len(tasks)))
-        statements += [self.tasks.adding(task) for task in tasks]
-        statements += [self.images.adding(reference) for reference in references]
+        statements += [self.tasks.insert_task(task) for task in tasks]
+        statements += [self.images.insert_image(reference) for reference in references]
         try:
-            await self.database.transact(*statements, wake=(DUE,))
+            await self.database.transact(*statements, wake=(DUE_CHANNEL,))
         except Stale:
             if (repeated := await self._resolve_conflict(first, record)) is not None:
                 return repeated
@@ -210,7 +210,7 @@ class OrderService:
         raise StorageError("the order could not be written")
 
     async def _repeat(self, record: IdempotencyRecord) -> CreatedTasks:
-        tasks = await self.tasks.of_batch(record.batch)
+        tasks = await self.tasks.list_of_batch(record.batch)
         if not tasks:
             raise ApiError("task_expired", "This Idempotency-Key was used for a task that is deleted. Use a new key.")
         return CreatedTasks(tasks=tuple(tasks), is_repeated=True, record=record)
@@ -234,7 +234,7 @@ def _request_of(task: Task) -> OrderRequest:
     return OrderRequest(
         params=ImageParams.from_task(task),
         mode=task.mode,
-        sources=tuple(StoredReference(blob=ref["blob"], sha256=ref["sha256"]) for ref in task.refs),
+        sources=tuple(StoredReference(blob=ref["blob"], sha256=ref["sha256"]) for ref in task.references),
         callback_url=task.callback_url,
         idempotency_key=_retry_key(task),
     )

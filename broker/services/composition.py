@@ -48,12 +48,12 @@ from broker.tasks.transitions import Transitions
 from broker.tasks.worker import Worker
 from broker.thumbnails import Thumbnails
 from storage.blobs.store import BlobStore
-from storage.callbacks import Hooks
-from storage.cluster_state import Facts
+from storage.callbacks import Callbacks
+from storage.cluster_state import ClusterState
 from storage.deliveries import Deliveries
 from storage.images import Images
-from storage.periodic_jobs import Chores
-from storage.provider_limits import Limits
+from storage.periodic_jobs import PeriodicJobs
+from storage.provider_limits import AccountLimits
 from storage.rate_limits import RateLimits
 from storage.sql.database import Database
 from storage.task_retention import TaskRetention
@@ -81,7 +81,7 @@ class Services:
     presenter: TaskPresenter
     tasks: Tasks
     images: Images
-    hooks: Hooks
+    hooks: Callbacks
     deliveries: Deliveries
     orders: OrderService
     queries: TaskQueries
@@ -319,8 +319,8 @@ class Composition(SharedParts):
             hooks=self.hooks,
             idempotency=self.idempotency_records,
             deliveries=self.deliveries,
-            chores=Chores(self.database),
-            facts=Facts(self.database),
+            chores=PeriodicJobs(self.database),
+            facts=ClusterState(self.database),
             blobs=self.blobs,
             metrics=self.metrics,
         )
@@ -348,8 +348,12 @@ class Composition(SharedParts):
         )
 
 
-def _limits(provider: Provider | None) -> Limits | None:
-    return Limits(creates=provider.creates_per_10s, places=provider.concurrency) if provider else None
+def _limits(provider: Provider | None) -> AccountLimits | None:
+    return (
+        AccountLimits(creates_per_window=provider.creates_per_10s, concurrency=provider.concurrency)
+        if provider
+        else None
+    )
 
 
 def signing_keys(settings: Settings, secret: bytes) -> list[bytes]:

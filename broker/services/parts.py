@@ -21,13 +21,13 @@ from broker.settings import Settings
 from broker.tasks.policy import TaskPolicy
 from storage.attempts import Attempts
 from storage.blobs.store import BlobStore
-from storage.callbacks import Hooks
-from storage.cluster_state import Facts
+from storage.callbacks import Callbacks
+from storage.cluster_state import ClusterState
 from storage.deliveries import Deliveries
 from storage.idempotency import IdempotencyRecords
 from storage.images import Images
-from storage.periodic_jobs import Chores
-from storage.provider_limits import Lanes
+from storage.periodic_jobs import PeriodicJobs
+from storage.provider_limits import ProviderLimits
 from storage.sql.database import Database
 from storage.tasks import Tasks
 from uploads.intake import Intake
@@ -64,16 +64,16 @@ class SharedParts:
         return Images(self.database)
 
     @cached_property
-    def hooks(self) -> Hooks:
-        return Hooks(self.database)
+    def hooks(self) -> Callbacks:
+        return Callbacks(self.database)
 
     @cached_property
     def idempotency_records(self) -> IdempotencyRecords:
         return IdempotencyRecords(self.database)
 
     @cached_property
-    def lanes(self) -> Lanes:
-        return Lanes(self.database)
+    def lanes(self) -> ProviderLimits:
+        return ProviderLimits(self.database)
 
     @cached_property
     def deliveries(self) -> Deliveries:
@@ -112,7 +112,7 @@ class SharedParts:
 
     @cached_property
     def balances(self) -> BalanceMonitor:
-        chores, facts = Chores(self.database), Facts(self.database)
+        chores, facts = PeriodicJobs(self.database), ClusterState(self.database)
         return BalanceMonitor(clock=self.clock, chores=chores, facts=facts, providers=self.providers)
 
     def callback_url(self, provider: str, task: str, attempt: int) -> str | None:

@@ -13,7 +13,7 @@ from broker.tasks import lifecycle
 from broker.tasks.policy import TaskPolicy
 from broker.tasks.queries import TaskQueries
 from broker.tasks.transitions import Transitions
-from storage.states import State
+from storage.states import TaskState
 from storage.tasks import Task
 
 
@@ -30,13 +30,13 @@ class TaskCanceler:
     async def cancel_task(self, task_id: str) -> Task:
         """Return the canceled task. Raises `ApiError("conflict")` if it has ended or its image is being downloaded."""
         task = await self.queries.get(task_id)
-        if task.ended:
+        if task.has_ended:
             raise ApiError("conflict", f"This task has ended: it is {task.status}.")
         await self.transitions.apply(
             task, lambda row, _: lifecycle.cancel(row, self.clock.now(), self.policy), is_leased=False
         )
         task = await self.queries.get(task_id)
-        if task.state != State.CANCELED:
+        if task.state != TaskState.CANCELED:
             raise ApiError("conflict", f"This task cannot be canceled any more: it is {task.status}.")
         await self._cancel_at_provider(task)
         return task

@@ -15,9 +15,9 @@ from typing import Final
 from broker.cache import TtlCache
 from broker.clock import Clock
 from broker.presenter import UNKNOWN, Progress
-from storage.provider_limits import WINDOW_SECONDS, Lanes, Limits, Load
-from storage.states import State
-from storage.tasks import Task, Tasks, Took
+from storage.provider_limits import WINDOW_SECONDS, AccountLimits, ProviderLimits, ProviderLoad
+from storage.states import TaskState
+from storage.tasks import Task, TaskDurations, Tasks
 
 MAX_POSITIONS: Final = 10_000
 """Every task further back has this position plus one."""
@@ -36,7 +36,7 @@ class _Queue:
     """By task id, from 1."""
     is_truncated: bool
     """Whether there are more orders than we read."""
-    load: Load
+    load: ProviderLoad
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,23 +55,23 @@ class EtaEstimator:
 
     clock: Clock
     tasks: Tasks
-    lanes: Lanes
-    limits: Callable[[str], Limits | None]
+    lanes: ProviderLimits
+    limits: Callable[[str], AccountLimits | None]
     """Returns the current limits of a provider."""
     models: Sequence[str]
     """All models whose history counts."""
     max_positions: int = MAX_POSITIONS
     _queues: dict[str, TtlCache[_Queue]] = field(default_factory=dict)
-    _histories: dict[str, TtlCache[Mapping[str, Sequence[Took]]]] = field(default_factory=dict)
+    _histories: dict[str, TtlCache[Mapping[str, Sequence[TaskDurations]]]] = field(default_factory=dict)
 
     async def estimate(self, task: Task) -> Progress:
         """Return position and ETA; costs nothing for a task that has ended."""
-        if task.ended:
+        if task.has_ended:
             return UNKNOWN
-        if task.state == State.QUEUED:
+        if task.state == TaskState.QUEUED:
             return await self._estimate_queued(task)
         durations = await self._durations(task)
-        return self._estimate_running(durations, _started_at(task), fetching=task.state == State.FETCHING)
+        return self._estimate_running(durations, _started_at(task), fetching=task.state == TaskState.FETCHING)
 
     # -- the queue
 
@@ -85,22 +85,22 @@ class EtaEstimator:
 
     def _queue_of(self, provider: str) -> TtlCache[_Queue]:
         async def load() -> _Queue:
-            ids = await self.tasks.line(provider, self.max_positions + 1)
+            ids = await self.tasks.queue_ids(provider, self.max_positions + 1)
             return _Queue(
                 positions={task_id: position for position, task_id in enumerate(ids[: self.max_positions], 1)},
                 is_truncated=len(ids) > self.max_positions,
-                load=await self.lanes.load(provider, self.clock.now()),
+                load=await self.lanes.get_load(provider, self.clock.now()),
             )
 
         return TtlCache(load, seconds=QUEUE_TTL_SECONDS, clock=self.clock)
 
-    async def _queued_eta(self, task: Task, position: int, load: Load) -> int | None:
+    async def _queued_eta(self, task: Task, position: int, load: ProviderLoad) -> int | None:
         """Return the seconds until the end: orders are submitted as fast as the provider's limits allow."""
         durations, limits, now = await self._durations(task), self.limits(task.provider), self.clock.now()
-        if durations is None or limits is None or limits.creates <= 0 or limits.places <= 0:
+        if durations is None or limits is None or limits.creates_per_window <= 0 or limits.concurrency <= 0:
             return None
-        by_window = (position - 1) // limits.creates * WINDOW_SECONDS
-        by_slots = max(0, position - max(0, limits.places - load.running)) * durations.making / limits.places
+        by_window = (position - 1) // limits.creates_per_window * WINDOW_SECONDS
+        by_slots = max(0, position - max(0, limits.concurrency - load.running)) * durations.making / limits.concurrency
         cooldown = max(0.0, load.paused_until - now)
         submission = max(cooldown + max(by_window, by_slots), task.due_at - now)
         return round_up(submission + durations.making + durations.fetching)
@@ -128,22 +128,22 @@ class EtaEstimator:
         sufficient = next((images for images in candidates if len(images) >= MIN_HISTORY), None)
         return _median_durations(sufficient[:MAX_HISTORY]) if sufficient else None
 
-    def _history_of(self, provider: str) -> TtlCache[Mapping[str, Sequence[Took]]]:
-        async def load() -> Mapping[str, Sequence[Took]]:
-            return {model: await self.tasks.took(provider, model) for model in self.models}
+    def _history_of(self, provider: str) -> TtlCache[Mapping[str, Sequence[TaskDurations]]]:
+        async def load() -> Mapping[str, Sequence[TaskDurations]]:
+            return {model: await self.tasks.recent_durations(provider, model) for model in self.models}
 
         return TtlCache(load, seconds=HISTORY_TTL_SECONDS, clock=self.clock)
 
 
 def _started_at(task: Task) -> float | None:
-    return task.finished_at if task.state == State.FETCHING else task.sent_at
+    return task.finished_at if task.state == TaskState.FETCHING else task.sent_at
 
 
-def _median_durations(images: Sequence[Took]) -> Durations:
+def _median_durations(images: Sequence[TaskDurations]) -> Durations:
     """Return medians; a clock that was set in between makes none negative."""
     return Durations(
-        making=max(0.0, median(image.making for image in images)),
-        fetching=max(0.0, median(image.fetching for image in images)),
+        making=max(0.0, median(image.provider_seconds for image in images)),
+        fetching=max(0.0, median(image.download_seconds for image in images)),
     )
 
 

@@ -15,7 +15,7 @@ from typing import Any, Final, assert_never
 from broker.reports import Failed, Finished, Pending, Report
 from broker.tasks.policy import TaskPolicy, backoff_seconds
 from storage.attempts import Attempt
-from storage.states import CANCELABLE_STATES, State
+from storage.states import CANCELABLE_STATES, TaskState
 from storage.tasks import Task
 
 LEARNED_BY_CALLBACK: Final = "callback"
@@ -69,10 +69,10 @@ def apply_report(task: Task, attempt: Attempt | None, report: Report, now: float
 
 def _duplicate(attempt: Attempt, report: Report) -> Changes:
     """Keep a second result of one attempt, for comparison with the invoice."""
-    if attempt.spare is not None:
+    if attempt.duplicate_result is not None:
         return NOTHING
     outputs = report.outputs if isinstance(report, Finished) else ()
-    return Changes(attempt={"spare": json.dumps({"job_id": report.job_id, "outputs": outputs})})
+    return Changes(attempt={"duplicate_result": json.dumps({"job_id": report.job_id, "outputs": outputs})})
 
 
 def _is_current(task: Task, attempt: Attempt | None) -> bool:
@@ -86,18 +86,18 @@ def _pending(task: Task, attempt: Attempt | None, report: Pending, now: float, p
     ledger = _accepted(attempt, report)
     if not _is_current(task, attempt):
         return Changes(attempt=ledger)
-    if report.job_id and (task.state == State.SUBMITTING or _is_unknown(task)):
+    if report.job_id and (task.state == TaskState.SUBMITTING or _is_unknown(task)):
         return Changes(task=_waiting(task, report, now, policy), attempt=ledger)
-    if report.job_id and task.state == State.FETCHING and task.job_id is None:
+    if report.job_id and task.state == TaskState.FETCHING and task.job_id is None:
         return Changes(task={"job_id": report.job_id}, attempt=ledger)
-    if task.state == State.WAITING:
+    if task.state == TaskState.WAITING:
         return Changes(task=_still_waiting(task, report, now, policy), attempt=ledger)
     return Changes(attempt=ledger)
 
 
 def _is_unknown(task: Task) -> bool:
     """Return whether the task failed because the outcome of its submission stayed unknown."""
-    return task.state == State.FAILED and task.error_code == "unknown_outcome"
+    return task.state == TaskState.FAILED and task.error_code == "unknown_outcome"
 
 
 def _accepted(attempt: Attempt | None, report: Pending) -> dict[str, Any]:
@@ -109,10 +109,10 @@ def _accepted(attempt: Attempt | None, report: Pending) -> dict[str, Any]:
 def _waiting(task: Task, report: Pending, now: float, policy: TaskPolicy) -> dict[str, Any]:
     deadline_at = now + policy.deadline_seconds
     return {
-        "state": State.WAITING,
+        "state": TaskState.WAITING,
         "entered_at": now,
         "job_id": report.job_id,
-        "tries": 0,
+        "step_retries": 0,
         "deadline_at": deadline_at,
         "due_at": min(now + _pause(task, 0, report, policy), deadline_at),
         "error_code": task.error_code if task.ended_at else None,
@@ -130,7 +130,10 @@ def _still_waiting(task: Task, report: Pending, now: float, policy: TaskPolicy) 
         return {"due_at": soon if task.due_at <= now else min(task.due_at, soon)}
     if now >= task.deadline_at:
         return failing(task, "deadline_exceeded", "the provider did not finish in time", now, policy, billed="unknown")
-    return {**_check_again(task, _pause(task, task.tries + 1, report, policy), now), **_progress(task, report, now)}
+    return {
+        **_check_again(task, _pause(task, task.step_retries + 1, report, policy), now),
+        **_progress(task, report, now),
+    }
 
 
 def _progress(task: Task, report: Pending, now: float) -> dict[str, Any]:
@@ -144,25 +147,25 @@ def _check_again(task: Task, pause: float, now: float) -> dict[str, Any]:
     due_at = now + pause
     if now < task.deadline_at:
         due_at = min(due_at, task.deadline_at)  # the last check is made at the deadline itself
-    return {"due_at": due_at, "tries": task.tries + 1, "checked_at": now}
+    return {"due_at": due_at, "step_retries": task.step_retries + 1, "checked_at": now}
 
 
 def _pause(task: Task, tries: int, report: Pending, policy: TaskPolicy) -> float:
     if report.check_in:
         return report.check_in
-    if task.hooked:
+    if task.expects_callback:
         return float(min(policy.check_after_seconds * 1.5 ** min(tries, 20), policy.max_check_pause_seconds))
     return policy.poll_seconds if tries < 40 else policy.poll_seconds * 3
 
 
 def check_failed(task: Task, now: float, policy: TaskPolicy, retry_in: float | None = None) -> Changes:
     """Return what a failed check changes: no response, or one that is not readable."""
-    if task.state != State.WAITING:
+    if task.state != TaskState.WAITING:
         return NOTHING
     if now >= task.deadline_at:
         detail = "the provider could not be reached or did not know the job"
         return Changes(task=failing(task, "deadline_exceeded", detail, now, policy, billed="unknown"))
-    return Changes(task=_check_again(task, retry_in or _check_backoff(task.tries, policy), now))
+    return Changes(task=_check_again(task, retry_in or _check_backoff(task.step_retries, policy), now))
 
 
 def switch_to_polling(task: Task, now: float, policy: TaskPolicy) -> Changes:
@@ -171,9 +174,9 @@ def switch_to_polling(task: Task, now: float, policy: TaskPolicy) -> Changes:
     A submission with unknown outcome goes on waiting. Only a callback can prove it, the public URL may come back, and
     giving up earlier could only cost a second submission.
     """
-    if task.state != State.WAITING or not task.hooked:
+    if task.state != TaskState.WAITING or not task.expects_callback:
         return NOTHING
-    return Changes(task={"hooked": False, "due_at": min(task.due_at, now + policy.poll_seconds)})
+    return Changes(task={"expects_callback": False, "due_at": min(task.due_at, now + policy.poll_seconds)})
 
 
 # -- finished
@@ -183,11 +186,11 @@ def _finished(task: Task, attempt: Attempt | None, report: Finished, now: float,
     if not report.outputs:
         return _empty(task, attempt, report, now, policy)
     ledger = _succeeded(attempt, report, now)
-    if task.state in CANCELABLE_STATES or (task.state == State.FAILED and report.outputs != task.outputs):
+    if task.state in CANCELABLE_STATES or (task.state == TaskState.FAILED and report.outputs != task.outputs):
         return Changes(task=_fetching(task, report, now, policy), attempt=ledger)
-    if attempt and (task.state == State.CANCELED or not _is_same_job(task, attempt, report)):
+    if attempt and (task.state == TaskState.CANCELED or not _is_same_job(task, attempt, report)):
         return Changes(attempt={**ledger, **_duplicate(attempt, report).attempt})
-    if task.state == State.FETCHING and report.outputs != task.outputs:
+    if task.state == TaskState.FETCHING and report.outputs != task.outputs:
         return Changes(task={"outputs": report.outputs}, attempt=ledger)  # fresh links for the next download
     return Changes(attempt=ledger)
 
@@ -212,14 +215,14 @@ def _succeeded(attempt: Attempt | None, report: Finished, now: float) -> dict[st
 
 def _fetching(task: Task, report: Finished, now: float, policy: TaskPolicy) -> dict[str, Any]:
     return {
-        "state": State.FETCHING,
+        "state": TaskState.FETCHING,
         "entered_at": now,
         "job_id": report.job_id or task.job_id,
         "outputs": report.outputs,
         "finished_at": now,
         "cost": report.cost,
         "billed": "yes",
-        "tries": 0,
+        "step_retries": 0,
         "due_at": now,
         "deadline_at": now + policy.deadline_seconds,
         "updated_at": now,
@@ -228,9 +231,9 @@ def _fetching(task: Task, report: Finished, now: float, policy: TaskPolicy) -> d
 
 def _empty(task: Task, attempt: Attempt | None, report: Finished, now: float, policy: TaskPolicy) -> Changes:
     """Check a success without a result once more, then fail (kie.ai sends these occasionally)."""
-    if task.state == State.SUBMITTING:
+    if task.state == TaskState.SUBMITTING:
         return _pending(task, attempt, Pending(job_id=report.job_id, check_in=policy.retry_seconds), now, policy)
-    if task.state != State.WAITING or not _is_current(task, attempt):
+    if task.state != TaskState.WAITING or not _is_current(task, attempt):
         return NOTHING
     if task.error_code != "no_image":
         return Changes(task={"error_code": "no_image", "due_at": now + policy.retry_seconds, "checked_at": now})
@@ -246,7 +249,7 @@ def _failed(task: Task, attempt: Attempt | None, report: Failed, now: float, pol
     ledger = _failed_attempt(task, attempt, report, now)
     if task.state not in CANCELABLE_STATES or not _is_current(task, attempt):
         return Changes(attempt=ledger)
-    if task.state == State.QUEUED and attempt is not None:
+    if task.state == TaskState.QUEUED and attempt is not None:
         return Changes(attempt=ledger)  # repeated: the decision was made before
     again_at = _another_attempt_at(task, report, now, policy)
     if again_at is None:
@@ -288,10 +291,10 @@ def _failing_with(task: Task, report: Failed, now: float, policy: TaskPolicy) ->
 def requeued(task: Task, code: str, detail: str, again_at: float, now: float) -> dict[str, Any]:
     """Return the columns of a task that goes back to the queue, with the reason in case it times out there."""
     return {
-        "state": State.QUEUED,
+        "state": TaskState.QUEUED,
         "entered_at": now,
         "job_id": None,
-        "tries": 0,
+        "step_retries": 0,
         "due_at": again_at,
         "error_code": code,
         "error_detail": detail,
@@ -304,7 +307,7 @@ def failing(
 ) -> dict[str, Any]:
     """Return the columns of a failed task. An end that callers saw before keeps its time."""
     return {
-        "state": State.FAILED,
+        "state": TaskState.FAILED,
         "entered_at": now,
         "error_code": code,
         "error_detail": detail,
@@ -319,7 +322,7 @@ def failing(
 # -- submitting
 
 
-def begin_submission(task: Task, *, hooked: bool, now: float, policy: TaskPolicy) -> Changes:
+def begin_submission(task: Task, *, expects_callback: bool, now: float, policy: TaskPolicy) -> Changes:
     """Return the changes to write before the one request that can cost money: a crash must not submit twice.
 
     The row is due when the deadline of the provider is over, or at once where no callback can arrive.
@@ -327,15 +330,15 @@ def begin_submission(task: Task, *, hooked: bool, now: float, policy: TaskPolicy
     deadline_at = now + policy.deadline_seconds if task.attempt == 0 else task.deadline_at
     return Changes(
         task={
-            "state": State.SUBMITTING,
+            "state": TaskState.SUBMITTING,
             "entered_at": now,
             "attempt": task.attempt + 1,
             "sent_at": now,
-            "hooked": hooked,
+            "expects_callback": expects_callback,
             "job_id": None,
-            "tries": 0,
+            "step_retries": 0,
             "deadline_at": deadline_at,
-            "due_at": max(deadline_at, now) if hooked else now,
+            "due_at": max(deadline_at, now) if expects_callback else now,
             "updated_at": now,
         }
     )
@@ -343,13 +346,13 @@ def begin_submission(task: Task, *, hooked: bool, now: float, policy: TaskPolicy
 
 def upload_failed(task: Task, report: Failed, now: float, policy: TaskPolicy) -> Changes:
     """Return the changes after a failed upload of references. Nothing was submitted: retry until the deadline."""
-    if task.state != State.QUEUED:
+    if task.state != TaskState.QUEUED:
         return NOTHING
     deadline_at = min(task.deadline_at, now + policy.deadline_seconds)
-    again_at = now + max(report.retry_in or 0.0, _check_backoff(task.tries, policy))
+    again_at = now + max(report.retry_in or 0.0, _check_backoff(task.step_retries, policy))
     if not report.retryable or again_at > deadline_at:
         return Changes(task=_failing_with(task, report, now, policy))
-    again = {"due_at": again_at, "tries": task.tries + 1, "deadline_at": deadline_at}
+    again = {"due_at": again_at, "step_retries": task.step_retries + 1, "deadline_at": deadline_at}
     return Changes(task={**again, "error_code": report.code, "error_detail": report.message})
 
 
@@ -358,9 +361,9 @@ def outcome_unknown(task: Task, now: float, policy: TaskPolicy, attempt: int | N
 
     attempt: number of that attempt; by now a later one may have begun.
     """
-    if task.state != State.SUBMITTING or (attempt or task.attempt) != task.attempt:
+    if task.state != TaskState.SUBMITTING or (attempt or task.attempt) != task.attempt:
         return NOTHING
-    if task.hooked and now < task.deadline_at:
+    if task.expects_callback and now < task.deadline_at:
         return Changes(task={"due_at": task.deadline_at}, attempt={"outcome": "unknown"})
     detail = "the connection broke during the submission; whether the provider made and billed an image is unknown"
     ledger = {"outcome": "unknown", "code": "unknown_outcome", "ended_at": now}
@@ -378,7 +381,7 @@ def outcome_unknown(task: Task, now: float, policy: TaskPolicy, attempt: int | N
 
 def queue_timeout(task: Task, now: float, policy: TaskPolicy) -> Changes:
     """Return the changes of a task that waited in the queue for too long."""
-    if task.state != State.QUEUED or now < task.deadline_at:
+    if task.state != TaskState.QUEUED or now < task.deadline_at:
         return NOTHING
     code = task.error_code or "deadline_exceeded"
     detail = task.error_detail or "the order waited in the queue for too long"
@@ -390,13 +393,13 @@ def queue_timeout(task: Task, now: float, policy: TaskPolicy) -> Changes:
 
 def downloaded(task: Task, stored: int, failures: Sequence[DownloadFailure], now: float, policy: TaskPolicy) -> Changes:
     """Return the changes after a download: `stored` results are here, each of `failures` is one that is not."""
-    if task.state != State.FETCHING:
+    if task.state != TaskState.FETCHING:
         return NOTHING
     if not failures:
         return Changes(task=_succeeding(now, policy))
     worst = next((t for t in failures if not t.final), failures[0])
     late, over = now >= task.deadline_at, now >= task.deadline_at + policy.result_kept_seconds
-    is_conclusive = worst.final and (late or task.tries + 1 >= policy.max_dead_link_retries)
+    is_conclusive = worst.final and (late or task.step_retries + 1 >= policy.max_dead_link_retries)
     if stored and (is_conclusive or over):
         return Changes(task=_succeeding(now, policy))  # partial success: the rest is not available
     if over:
@@ -407,7 +410,7 @@ def downloaded(task: Task, stored: int, failures: Sequence[DownloadFailure], now
 
 def _succeeding(now: float, policy: TaskPolicy) -> dict[str, Any]:
     return {
-        "state": State.SUCCEEDED,
+        "state": TaskState.SUCCEEDED,
         "entered_at": now,
         "error_code": None,
         "error_detail": None,
@@ -424,8 +427,8 @@ def _result_lost(task: Task, failure: DownloadFailure, now: float, policy: TaskP
 
 def _download_again(task: Task, now: float, policy: TaskPolicy) -> dict[str, Any]:
     return {
-        "due_at": now + backoff_seconds(task.tries, policy, max_seconds=policy.max_retry_seconds),
-        "tries": task.tries + 1,
+        "due_at": now + backoff_seconds(task.step_retries, policy, max_seconds=policy.max_retry_seconds),
+        "step_retries": task.step_retries + 1,
     }
 
 
@@ -447,11 +450,11 @@ def _fail_early(task: Task, failure: DownloadFailure, now: float) -> dict[str, A
 
 def cancel(task: Task, now: float, policy: TaskPolicy) -> Changes:
     """Return the changes of a cancellation; NOTHING when the image is being downloaded or the task has ended."""
-    if task.state not in CANCELABLE_STATES or task.ended:
+    if task.state not in CANCELABLE_STATES or task.has_ended:
         return NOTHING
-    billed = "no" if task.state == State.QUEUED else "unknown"
+    billed = "no" if task.state == TaskState.QUEUED else "unknown"
     changes = failing(task, "canceled", "canceled by the caller", now, policy, billed=billed)
-    return Changes(task={**changes, "state": State.CANCELED})
+    return Changes(task={**changes, "state": TaskState.CANCELED})
 
 
 def expire(task: Task, now: float, policy: TaskPolicy) -> Changes:
@@ -461,15 +464,15 @@ def expire(task: Task, now: float, policy: TaskPolicy) -> Changes:
         return Changes(task={"due_at": expires_at})
     return Changes(
         task={
-            "state": State.EXPIRED,
+            "state": TaskState.EXPIRED,
             "entered_at": now,
             "prompt": "",
             "params": {},
-            "refs": (),
+            "references": (),
             "outputs": (),
             "callback_url": None,
             "error_detail": None,
-            "tries": 0,
+            "step_retries": 0,
             "due_at": now,
             "updated_at": now,
         }
@@ -478,7 +481,7 @@ def expire(task: Task, now: float, policy: TaskPolicy) -> Changes:
 
 def files_deleted(now: float, policy: TaskPolicy) -> Changes:
     """Return the changes of an expired task after its files are deleted."""
-    return Changes(task={"tries": 1, "due_at": now + policy.tombstone_seconds})
+    return Changes(task={"step_retries": 1, "due_at": now + policy.tombstone_seconds})
 
 
 def _check_backoff(retries: int, policy: TaskPolicy) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from broker.metrics import Metrics
 from broker.reports import Failed, Report
 from broker.tasks.lifecycle import LEARNED_BY_QUESTION, Changes
-from storage.states import State
+from storage.states import TaskState
 from storage.tasks import Task
 
 
@@ -26,25 +26,25 @@ def is_unclassified(changes: Changes, report: Report | None) -> bool:
     return failed and isinstance(report, Failed) and not report.known
 
 
-def _record_state(metrics: Metrics, task: Task, state: State, now: float) -> None:
+def _record_state(metrics: Metrics, task: Task, state: TaskState, now: float) -> None:
     metrics.transitions.labels(task.state.value, state.value).inc()
     metrics.state_seconds.labels(task.state.value).observe(max(0.0, now - task.entered_at))
-    if state == State.SUBMITTING and task.attempt == 0:
+    if state == TaskState.SUBMITTING and task.attempt == 0:
         metrics.queue_seconds.labels(task.provider).observe(max(0.0, now - task.created_at))
 
 
-def _record_end(metrics: Metrics, task: Task, changes: Changes, state: State, now: float) -> None:
+def _record_end(metrics: Metrics, task: Task, changes: Changes, state: TaskState, now: float) -> None:
     """Count the first end that callers see; the image of a task shown as failed may still arrive."""
     if task.ended_at is None:
-        outcome = "completed" if state == State.SUCCEEDED else changes.task["error_code"]
+        outcome = "completed" if state == TaskState.SUCCEEDED else changes.task["error_code"]
         metrics.task_seconds.labels(task.model, outcome).observe(max(0.0, now - task.created_at))
         metrics.task_attempts.observe(task.attempt)
-    elif state == State.SUCCEEDED:
+    elif state == TaskState.SUCCEEDED:
         metrics.late_results.labels(task.model).inc()
 
 
 def _record_attempt(metrics: Metrics, task: Task, changes: Changes, report: Report | None) -> None:
-    if changes.attempt.get("spare"):
+    if changes.attempt.get("duplicate_result"):
         metrics.duplicate_results.labels(task.provider).inc()
     if changes.attempt.get("outcome") == "unknown" and changes.attempt.get("ended_at") is not None:
         metrics.unknown_outcomes.labels(task.provider).inc()

@@ -26,7 +26,7 @@ class OrderBuilder:
         return Order(
             params=ImageParams.from_task(task),
             mode=mode_of(task.mode),
-            references=tuple(self._build_reference(ref) for ref in task.refs),
+            references=tuple(self._build_reference(ref) for ref in task.references),
         )
 
     def _build_reference(self, ref: Mapping[str, Any]) -> Reference:

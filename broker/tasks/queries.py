@@ -12,7 +12,7 @@ from broker.errors import ApiError
 from storage.ids import BATCH_ID, TASK_ID
 from storage.images import Images, StoredImage
 from storage.sql.database import Database
-from storage.states import State
+from storage.states import TaskState
 from storage.tasks import Task, Tasks, task_channel
 
 POLL_SECONDS: Final = 2.0
@@ -35,34 +35,34 @@ class TaskQueries:
         task = await self.tasks.get(task_id) if TASK_ID.fullmatch(task_id) else None
         if task is None:
             raise ApiError("task_not_found", "There is no task with this id. Check the id, or create the task again.")
-        if task.state == State.EXPIRED:
+        if task.state == TaskState.EXPIRED:
             raise ApiError("task_expired", "This task and its images were deleted when their retention time was over.")
         return task
 
     async def get_batch(self, batch_id: str) -> list[Task]:
         """Return the tasks of one request that are not expired. Raises `ApiError` like `get`."""
-        tasks = await self.tasks.of_batch(batch_id) if BATCH_ID.fullmatch(batch_id) else []
+        tasks = await self.tasks.list_of_batch(batch_id) if BATCH_ID.fullmatch(batch_id) else []
         if not tasks:
             raise ApiError("task_not_found", "There is no batch with this id. Check the id, or create the tasks again.")
-        kept = [task for task in tasks if task.state != State.EXPIRED]
+        kept = [task for task in tasks if task.state != TaskState.EXPIRED]
         if not kept:
             raise ApiError("task_expired", "The tasks of this batch were deleted when their retention time was over.")
         return kept
 
     async def get_version(self, task_id: str) -> int | None:
         """Return the row's version, or None if the task does not exist. Cheap."""
-        return await self.tasks.version(task_id) if TASK_ID.fullmatch(task_id) else None
+        return await self.tasks.get_version(task_id) if TASK_ID.fullmatch(task_id) else None
 
     async def get_results(self, task: Task) -> list[StoredImage]:
         """Return the images of a completed task, in order."""
-        return await self.images.of(task.id, "result") if task.state == State.SUCCEEDED else []
+        return await self.images.list_of_owner(task.id, "result") if task.state == TaskState.SUCCEEDED else []
 
     async def get_image_tasks(self, image: StoredImage) -> list[Task]:
         """Return the tasks of an image: the one that made it, or those of the request it was a reference of."""
-        return await self.tasks.of_owner(image.owner)
+        return await self.tasks.list_of_owner(image.owner)
 
     async def list_newest(self, *, status: str | None, limit: int, before: tuple[float, str] | None) -> list[Task]:
-        return await self.tasks.newest(status=status, limit=limit, before=before)
+        return await self.tasks.list_newest(status=status, limit=limit, before=before)
 
     async def wait(self, task_id: str, seconds: float) -> Task:
         """Return the task as soon as it has ended, after `seconds`, or when the server stops."""
@@ -71,7 +71,7 @@ class TaskQueries:
             while True:
                 task = await self.get(task_id)
                 left = until - self.clock.monotonic()
-                if task.ended or self.closing or left <= 0:
+                if task.has_ended or self.closing or left <= 0:
                     return task
                 await subscription.wait(min(left, POLL_SECONDS))
 
@@ -91,6 +91,6 @@ class TaskQueries:
             while not self.closing:
                 task = await self.get(task_id)
                 yield task
-                if task.ended:
+                if task.has_ended:
                     return
                 await subscription.wait(POLL_SECONDS)

@@ -10,14 +10,14 @@ from typing import Final
 from broker.logs import bare, log
 from broker.metrics import Metrics
 from storage.errors import StorageError
-from storage.states import State
-from storage.tasks import DUE, Task, Tasks
+from storage.states import TaskState
+from storage.tasks import DUE_CHANNEL, Task, Tasks
 
 CONCURRENCY: Final = {
-    State.QUEUED: 32,
-    State.SUBMITTING: 16,
-    State.WAITING: 32,
-    State.FETCHING: 24,
+    TaskState.QUEUED: 32,
+    TaskState.SUBMITTING: 16,
+    TaskState.WAITING: 32,
+    TaskState.FETCHING: 24,
 }
 """Steps at a time, by state: a provider that hangs, or slow downloads, must not delay the other steps."""
 
@@ -27,7 +27,7 @@ class RunningStep:
     """A step in progress."""
 
     task_ids: tuple[str, ...] = ()
-    state: State | None = None
+    state: TaskState | None = None
     """Whose slot it takes; None if it takes none."""
     lease_holder: str = ""
     """Of its tasks' lease; empty without one."""
@@ -45,7 +45,7 @@ class RunningSteps:
     def count(self) -> int:
         return len(self._steps)
 
-    def free_slots(self, state: State) -> int:
+    def free_slots(self, state: TaskState) -> int:
         """Return the free slots of a state; a state outside `CONCURRENCY` has one."""
         return CONCURRENCY.get(state, 1) - sum(step.state == state for step in self._steps.values())
 
@@ -65,7 +65,7 @@ class RunningSteps:
 
     def _remove(self, future: asyncio.Future[object]) -> None:
         self._steps.pop(future, None)
-        self.tasks.database.wake(DUE)
+        self.tasks.database.notify(DUE_CHANNEL)
 
     async def contain_errors(self, work: Awaitable[object], task_id: str, name: str) -> bool:
         """Await work; return whether it succeeded. An error of one task must not stop the others."""
@@ -103,9 +103,9 @@ class RunningSteps:
         return _leases(list(left.values()))
 
 
-def _step_state(state: State) -> State:
+def _step_state(state: TaskState) -> TaskState:
     """Return the state that names a step: a submission begins in QUEUED and goes on in SUBMITTING."""
-    return State.SUBMITTING if state == State.QUEUED else state
+    return TaskState.SUBMITTING if state == TaskState.QUEUED else state
 
 
 def _leases(steps: Sequence[RunningStep]) -> list[tuple[str, str]]:

@@ -12,8 +12,8 @@ from broker.clock import Clock
 from broker.providers.base import Provider
 from broker.tasks.running import RunningStep, RunningSteps
 from broker.tasks.steps.callbacks import CallbackStep
-from storage.callbacks import Hooks
-from storage.provider_limits import Lanes, Limits
+from storage.callbacks import Callbacks
+from storage.provider_limits import AccountLimits, ProviderLimits
 from storage.tasks import Lease, Task, Tasks
 
 CALLBACK_CONCURRENCY: Final = 32
@@ -26,13 +26,13 @@ class SubmissionQueue:
 
     clock: Clock
     tasks: Tasks
-    lanes: Lanes
+    lanes: ProviderLimits
     providers: Mapping[str, Provider]
 
     async def claim(self, provider: str, lease: Lease, *, limit: int) -> list[Task]:
         """Claim queued orders for which the provider has capacity."""
         now = self.clock.now()
-        room = await self.lanes.room(provider, self.limits_of(provider), now)
+        room = await self.lanes.get_capacity(provider, self.limits_of(provider), now)
         return await self.tasks.claim_queued(provider, now=now, lease=lease, limit=min(room.free, limit))
 
     async def next_at(self, provider: str, queued_at: float) -> float:
@@ -40,19 +40,19 @@ class SubmissionQueue:
         if math.isinf(queued_at):
             return queued_at
         now = self.clock.now()
-        room = await self.lanes.room(provider, self.limits_of(provider), now)
-        return max(queued_at, now if room.free else room.again_at)
+        room = await self.lanes.get_capacity(provider, self.limits_of(provider), now)
+        return max(queued_at, now if room.free else room.recheck_at)
 
-    def limits_of(self, provider: str) -> Limits:
+    def limits_of(self, provider: str) -> AccountLimits:
         upstream = self.providers[provider]
-        return Limits(creates=upstream.creates_per_10s, places=upstream.concurrency)
+        return AccountLimits(creates_per_window=upstream.creates_per_10s, concurrency=upstream.concurrency)
 
 
 @dataclass(kw_only=True)
 class CallbackQueue:
     """The callbacks that wait in the inbox."""
 
-    hooks: Hooks
+    hooks: Callbacks
     step: CallbackStep
     running: RunningSteps
     _task_ids: set[str] = field(default_factory=set)
@@ -60,7 +60,7 @@ class CallbackQueue:
 
     async def start_due(self) -> None:
         """Begin to process callbacks, one step per task."""
-        for task_id in await self.hooks.tasks_with_news(CALLBACK_CONCURRENCY + len(self._task_ids)):
+        for task_id in await self.hooks.tasks_with_unprocessed(CALLBACK_CONCURRENCY + len(self._task_ids)):
             if task_id not in self._task_ids and len(self._task_ids) < CALLBACK_CONCURRENCY:
                 self._task_ids.add(task_id)
                 self.running.start(self._process(task_id), RunningStep(task_ids=(task_id,)))

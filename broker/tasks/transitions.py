@@ -23,7 +23,7 @@ from broker.tasks.metrics import is_unclassified, record_transition
 from broker.tasks.policy import TaskPolicy
 from storage.attempts import Attempt, Attempts
 from storage.sql.database import Stale, Statement
-from storage.tasks import DUE, Task, Tasks, task_channel
+from storage.tasks import DUE_CHANNEL, Task, Tasks, task_channel
 
 Decision = Callable[[Task, Attempt | None], Changes]
 """Returns what to change, given the row and one attempt as they are now."""
@@ -76,7 +76,11 @@ class Transitions:
             try:
                 with self._timed():
                     await self.tasks.database.transact(
-                        self.tasks.saving(task, **values), *ledger, *events, *also, wake=(DUE, task_channel(task.id))
+                        self.tasks.update_task(task, **values),
+                        *ledger,
+                        *events,
+                        *also,
+                        wake=(DUE_CHANNEL, task_channel(task.id)),
                     )
             except Stale:
                 fresh = await self.tasks.get(task.id)
@@ -132,7 +136,7 @@ class Transitions:
         """
         changes = self._intent(task, attempt, expects_callback=expects_callback)
         await self.tasks.database.transact(
-            self.tasks.saving(task, **changes.task), *reserving, wake=(task_channel(task.id),)
+            self.tasks.update_task(task, **changes.task), *reserving, wake=(task_channel(task.id),)
         )
 
     def record_submission(self, task: Task, attempt: Attempt, *, expects_callback: bool) -> None:
@@ -140,7 +144,9 @@ class Transitions:
         self._record(task, self._intent(task, attempt, expects_callback=expects_callback))
 
     def _intent(self, task: Task, attempt: Attempt, *, expects_callback: bool) -> Changes:
-        return lifecycle.begin_submission(task, hooked=expects_callback, now=attempt.sent_at, policy=self.policy)
+        return lifecycle.begin_submission(
+            task, expects_callback=expects_callback, now=attempt.sent_at, policy=self.policy
+        )
 
     async def release(self, task: Task) -> None:
         """End the lease of a task without a change."""
@@ -150,7 +156,7 @@ class Transitions:
         """Count and log a change that is durable. task: the row before it."""
         record_transition(self.metrics, task, changes, self.clock.now(), report)
         state = changes.task.get("state", task.state)
-        if changes.attempt.get("spare"):
+        if changes.attempt.get("duplicate_result"):
             log.warning("a second result of one order was kept", action="duplicate_result", task=task.id)
         if isinstance(report, Failed) and is_unclassified(changes, report):
             # without the message, which may repeat the prompt: it is in the task's errorDetail

@@ -22,8 +22,8 @@ from broker.tasks.running import CONCURRENCY, RunningStep, RunningSteps
 from broker.tasks.sources import CallbackQueue, SubmissionQueue
 from broker.tasks.steps.table import StepTable
 from storage.errors import StorageError
-from storage.states import FINAL_STATES, State
-from storage.tasks import DUE, Agenda, Task, Tasks
+from storage.states import FINAL_STATES, TaskState
+from storage.tasks import DUE_CHANNEL, DueWork, Task, Tasks
 
 MAX_SLEEP_SECONDS: Final = 1.0
 LOCKED_PAUSE_SECONDS: Final = 0.1
@@ -58,7 +58,7 @@ class Worker:
         """Work until `stop`; then wait for running steps, and release what is left after `drain_seconds`."""
         self.last_heartbeat = self.clock.now()
         await self.running.contain_errors(self.retention.apply_shorter_retention(), "", "retention")
-        with self.tasks.database.listen(DUE) as subscription:
+        with self.tasks.database.listen(DUE_CHANNEL) as subscription:
             keeper = asyncio.create_task(self.leases.keep(), name="lease-keeper")
             try:
                 while not self._stopping.is_set():
@@ -71,7 +71,7 @@ class Worker:
     def stop(self) -> None:
         """Begin no further step."""
         self._stopping.set()
-        self.tasks.database.wake(DUE)
+        self.tasks.database.notify(DUE_CHANNEL)
 
     async def clean_up(self) -> int:
         """Apply retention now, and nothing else; return the number of tasks removed."""
@@ -79,7 +79,7 @@ class Worker:
         await self.retention.apply_shorter_retention()
         for state in FINAL_STATES:
             while ended := await self._claim(state, retention.BATCH_SIZE):
-                removed += sum(task.state != State.EXPIRED for task in ended)
+                removed += sum(task.state != TaskState.EXPIRED for task in ended)
                 await self.running.contain_errors(self.retention.run(ended), "", "retention")
         await self.retention.delete_leftovers()
         return removed
@@ -91,7 +91,7 @@ class Worker:
         try:
             self.last_heartbeat = self.clock.now()
             agenda = await self.read_agenda()
-            if agenda.news:
+            if agenda.has_callbacks:
                 await self.callbacks.start_due()
             count = self.running.count
             was_due = await self._start_due(agenda)
@@ -105,41 +105,41 @@ class Worker:
             self.leases.record_outage()
             return MAX_SLEEP_SECONDS
 
-    async def read_agenda(self) -> Agenda:
+    async def read_agenda(self) -> DueWork:
         """Return what is due, and when."""
         begun = self.clock.monotonic()
-        agenda = await self.tasks.agenda(self._due_states(), list(self.submissions.providers), self.clock.now())
+        agenda = await self.tasks.get_due_work(self._due_states(), list(self.submissions.providers), self.clock.now())
         took = self.clock.monotonic() - begun
         self.running.metrics.database_seconds.labels("poll").observe(took)
         if took < SLOW_QUERY_SECONDS:
             return agenda
         self.leases.record_outage()  # the database was away, and came back before the query was given up
-        return replace(agenda, due={state: at for state, at in agenda.due.items() if state != State.SUBMITTING})
+        return replace(agenda, due={state: at for state, at in agenda.due.items() if state != TaskState.SUBMITTING})
 
-    def _due_states(self) -> list[State]:
+    def _due_states(self) -> list[TaskState]:
         """Return the states whose steps may run now, QUEUED aside."""
         self.clock_guard.check_clock()
-        unfinished: list[State] = [
+        unfinished: list[TaskState] = [
             state
             for state in CONCURRENCY
-            if state != State.QUEUED and (self.leases.may_recover or state != State.SUBMITTING)
+            if state != TaskState.QUEUED and (self.leases.may_recover or state != TaskState.SUBMITTING)
         ]
         return unfinished if self.clock_guard.deletion_paused else [*unfinished, *FINAL_STATES]
 
-    async def seconds_until_due(self, agenda: Agenda) -> float:
+    async def seconds_until_due(self, agenda: DueWork) -> float:
         """Return the seconds until a step with a free slot is due, `MAX_SLEEP_SECONDS` at most."""
         now = self.clock.now()
         moments = [at for state, at in agenda.due.items() if self.running.free_slots(state)]
-        if self.running.free_slots(State.QUEUED):
+        if self.running.free_slots(TaskState.QUEUED):
             moments += [await self.submissions.next_at(provider, at) for provider, at in agenda.queued.items()]
-            moments.append(agenda.overdue)
+            moments.append(agenda.queue_deadline_at)
         if self.deliverer.free_slots:
-            moments.append(max(agenda.telling, now + self.deliverer.pause_seconds))
+            moments.append(max(agenda.delivery_at, now + self.deliverer.pause_seconds))
         return min(max(0.0, min(moments, default=math.inf) - now), MAX_SLEEP_SECONDS)
 
     # -- starting steps
 
-    async def _start_due(self, agenda: Agenda) -> bool:
+    async def _start_due(self, agenda: DueWork) -> bool:
         """Start what is due; return whether anything was."""
         now = self.clock.now()
         due = [state for state, at in agenda.due.items() if at <= now]
@@ -148,19 +148,19 @@ class Worker:
                 await self._start_retention(state)
             else:
                 await self._start_all(await self._claim(state, self.running.free_slots(state)))
-        if agenda.overdue <= now:
-            lease, limit = self.leases.create_lease(), self.running.free_slots(State.QUEUED)
+        if agenda.queue_deadline_at <= now:
+            lease, limit = self.leases.create_lease(), self.running.free_slots(TaskState.QUEUED)
             await self._start_all(await self.tasks.claim_overdue(now=now, lease=lease, limit=limit))
         queued = [provider for provider, at in agenda.queued.items() if at <= now]
         for provider in queued:
-            limit = self.running.free_slots(State.QUEUED)
+            limit = self.running.free_slots(TaskState.QUEUED)
             await self._start_all(await self.submissions.claim(provider, self.leases.create_lease(), limit=limit))
-        has_webhooks = agenda.telling <= now and self.deliverer.free_slots > 0 and not self.deliverer.pause_seconds
+        has_webhooks = agenda.delivery_at <= now and self.deliverer.free_slots > 0 and not self.deliverer.pause_seconds
         if has_webhooks:
             await self._start_deliveries()
-        return bool(due or queued or has_webhooks or agenda.overdue <= now)
+        return bool(due or queued or has_webhooks or agenda.queue_deadline_at <= now)
 
-    async def _claim(self, state: State, limit: int) -> list[Task]:
+    async def _claim(self, state: TaskState, limit: int) -> list[Task]:
         return await self.tasks.claim(state, now=self.clock.now(), lease=self.leases.create_lease(), limit=limit)
 
     async def _start_all(self, tasks: Sequence[Task]) -> None:
@@ -177,7 +177,7 @@ class Worker:
         if not await self.running.contain_errors(self.steps.run(task), task.id, task.state.value):
             await self.running.contain_errors(self.steps.record_crash(task), task.id, "crash")
 
-    async def _start_retention(self, state: State) -> None:
+    async def _start_retention(self, state: TaskState) -> None:
         """Start one step for many ended tasks; one such step at a time and state."""
         if tasks := await self._claim(state, retention.BATCH_SIZE * self.running.free_slots(state)):
             work = self.running.contain_errors(self.retention.run(tasks), "", "retention")
@@ -204,7 +204,7 @@ class Worker:
         """Wait for running steps, cancel the rest, and make their tasks and webhooks due for other workers at once."""
         await self.running.wait(self.drain_seconds)
         held = await self.running.cancel_all()
-        await self.tasks.database.settled()  # statements that a step handed over are executed all the same
+        await self.tasks.database.flush()  # statements that a step handed over are executed all the same
         try:
             await self.tasks.renew(held, 0.0)
             await self.deliverer.release()

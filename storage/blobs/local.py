@@ -16,8 +16,8 @@ from pathlib import Path
 
 from aiofiles.threadpool.binary import AsyncBufferedReader
 
-from storage.blobs.staging import Disk, Drafts, FileDraft, HashingFile
-from storage.blobs.store import NAME, OWNER, Blob, BlobMissing, Draft, Reading, known_owner
+from storage.blobs.staging import Disk, FileDraft, HashingFile, StagingArea
+from storage.blobs.store import NAME, OWNER, Blob, BlobMissing, BlobReader, Draft, is_valid_owner
 
 CHUNK = 2**20
 DISK = Disk(variable="BROKER_BLOB_URL", room="free some, or shorten BROKER_RETENTION_HOURS")
@@ -33,32 +33,32 @@ class LocalBlobs:
 
     def __init__(self, root: Path, *, free_floor: int = 0) -> None:
         self.root = root
-        self._drafts = Drafts(root / ".drafts", DISK, free_floor=free_floor)
+        self._drafts = StagingArea(root / ".drafts", DISK, free_floor=free_floor)
 
-    def draft(self, owner: str) -> Draft:
-        return FileDraft(self._drafts, partial(self._keep, known_owner(owner)))
+    def new_draft(self, owner: str) -> Draft:
+        return FileDraft(self._drafts, partial(self._keep, is_valid_owner(owner)))
 
-    async def open(self, name: str, start: int = 0, stop: int | None = None) -> Reading:
+    async def open(self, name: str, start: int = 0, stop: int | None = None) -> BlobReader:
         if start < 0:
             raise ValueError("start counts from the first byte, it cannot be negative")
         return await DISK.run(partial(self._open, name, start, stop))
 
     async def delete(self, owner: str) -> int:
         """Delete without sync: blobs that reappear after a power cut are deleted the next time."""
-        return await DISK.run(partial(_remove, self._folder(known_owner(owner))))
+        return await DISK.run(partial(_remove, self._folder(is_valid_owner(owner))))
 
-    async def sweep(self, older_than: float) -> int:
+    async def delete_stale_drafts(self, older_than: float) -> int:
         """Delete drafts of dead writers; a draft whose writer lives stays, however old."""
         return await DISK.run(partial(self._drafts.sweep, older_than))
 
-    async def owners(self, older_than: float, since: float = 0.0) -> list[str]:
+    async def list_owners(self, older_than: float, since: float = 0.0) -> list[str]:
         return await DISK.run(partial(self._owners, older_than, since))
 
     async def check(self) -> None:
         """Write and sync a small file, as a draft would. Raises `StorageError` with the cure."""
         await DISK.run(self._check)
 
-    async def link(self, name: str, seconds: int) -> str | None:
+    async def get_link(self, name: str, seconds: int) -> str | None:
         return None
 
     async def _keep(self, owner: str, file: HashingFile, _: str | None) -> Blob:
@@ -99,7 +99,7 @@ class LocalBlobs:
     def _folder(self, owner: str) -> Path:
         return self.root / owner[-2:] / owner
 
-    def _open(self, name: str, start: int, stop: int | None) -> Reading:
+    def _open(self, name: str, start: int, stop: int | None) -> BlobReader:
         match = NAME.fullmatch(name)
         if match is None:
             raise BlobMissing("image not found")

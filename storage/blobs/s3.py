@@ -37,8 +37,8 @@ from obstore.exceptions import BaseError, InvalidPathError
 
 from storage.blobs import s3_errors
 from storage.blobs.s3_client import open_bucket, static_key
-from storage.blobs.staging import Disk, Drafts, FileDraft, HashingFile
-from storage.blobs.store import NAME, Blob, BlobMissing, Draft, Reading, known_owner
+from storage.blobs.staging import Disk, FileDraft, HashingFile, StagingArea
+from storage.blobs.store import NAME, Blob, BlobMissing, BlobReader, Draft, is_valid_owner
 from storage.errors import StorageError
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class S3Blobs:
         self._links = links
         self._public_base = (public_base or "").rstrip("/")
         self._total_seconds = total_seconds
-        self._drafts = Drafts(scratch, DISK, free_floor=free_floor)
+        self._drafts = StagingArea(scratch, DISK, free_floor=free_floor)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="s3")
         key = static_key(access_key, secret_key, session_token)
         store = partial(
@@ -135,31 +135,31 @@ class S3Blobs:
         """Wait for abandoned calls, then end the threads."""
         await asyncio.get_running_loop().run_in_executor(None, self._pool.shutdown)
 
-    def draft(self, owner: str) -> Draft:
-        return FileDraft(self._drafts, partial(self._keep, known_owner(owner)))
+    def new_draft(self, owner: str) -> Draft:
+        return FileDraft(self._drafts, partial(self._keep, is_valid_owner(owner)))
 
-    async def open(self, name: str, start: int = 0, stop: int | None = None) -> Reading:
+    async def open(self, name: str, start: int = 0, stop: int | None = None) -> BlobReader:
         if start < 0:
             raise ValueError("start counts from the first byte, it cannot be negative")
         return _S3Reading(self, await self.call(partial(self._open, self._key_of(name), start, stop)))
 
     async def delete(self, owner: str) -> int:
         removed = 0
-        async for page in self._listed(self._base + known_owner(owner)):
+        async for page in self._listed(self._base + is_valid_owner(owner)):
             keys = [meta["path"] for meta in page if self._named(meta["path"])]
             if keys:
                 await self.call(partial(obstore.delete, self._calls, keys))
             removed += len(keys)
         return removed
 
-    async def sweep(self, older_than: float) -> int:
+    async def delete_stale_drafts(self, older_than: float) -> int:
         """Remove drafts that stopped writers left on this machine.
 
         Unfinished multipart uploads are removed by the bucket's lifecycle rule AbortIncompleteMultipartUpload.
         """
         return await DISK.run(partial(self._drafts.sweep, older_than))
 
-    async def owners(self, older_than: float, since: float = 0.0) -> list[str]:
+    async def list_owners(self, older_than: float, since: float = 0.0) -> list[str]:
         limit = time.time() - older_than  # the store's clock dates objects; it must be near ours
         newest: dict[str, float] = {}
         async for page in self._listed(self._base):
@@ -173,7 +173,7 @@ class S3Blobs:
         await DISK.run(self._check_scratch)
         await self.call(self._check_bucket, self._check_seconds)
 
-    async def link(self, name: str, seconds: int) -> str | None:
+    async def get_link(self, name: str, seconds: int) -> str | None:
         """Return a link of at most a week, the limit of S3."""
         if self._links == "none":
             return None

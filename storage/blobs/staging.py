@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 MIB = 2**20
-PIECE = MIB
+WRITE_BYTES = MIB
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 CURES = {
@@ -71,7 +71,7 @@ class Disk:
         return StorageError(f"the image store cannot do it now ({error.strerror or 'unknown error'}): {said}")
 
 
-class Drafts:
+class StagingArea:
     """Folder of drafts, shared by any number of processes of one machine.
 
     free_floor: bytes that stay free on the disk; a draft that begins below it is refused with `StorageFull`.
@@ -105,14 +105,14 @@ class Drafts:
             )
 
 
-Keep = Callable[["HashingFile", str | None], Awaitable[Blob]]
+Commit = Callable[["HashingFile", str | None], Awaitable[Blob]]
 """Stores the finished file with its media type."""
 
 
 class FileDraft:
     """Draft of every store: a `HashingFile` that is deleted after the block unless `keep` renamed it."""
 
-    def __init__(self, drafts: Drafts, keep: Keep) -> None:
+    def __init__(self, drafts: StagingArea, keep: Commit) -> None:
         self._drafts = drafts
         self._keep = keep
         self._file: HashingFile | None = None
@@ -143,7 +143,7 @@ class FileDraft:
         except OSError as error:
             raise self._drafts.disk.storage_error(error) from error
 
-    async def keep(self, media_type: str | None = None) -> Blob:
+    async def commit(self, media_type: str | None = None) -> Blob:
         return await self._keep(self._opened, media_type)
 
     async def __aenter__(self) -> Draft:
@@ -186,8 +186,8 @@ class HashingFile(io.FileIO):
 
     def write(self, data: ReadableBuffer, /) -> int:
         with self.lock, memoryview(data).cast("B") as view:
-            for start in range(0, len(view), PIECE):
-                self._write_all(view[start : start + PIECE])
+            for start in range(0, len(view), WRITE_BYTES):
+                self._write_all(view[start : start + WRITE_BYTES])
             return len(view)
 
     def _write_all(self, piece: memoryview) -> None:

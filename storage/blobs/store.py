@@ -50,7 +50,7 @@ class Draft(Protocol):
         """Append; hashes and writes outside the event loop. Raises `StorageFull`. After an error, leave the block."""
         ...
 
-    async def keep(self, media_type: str | None = None) -> Blob:
+    async def commit(self, media_type: str | None = None) -> Blob:
         """Make the bytes durable under their final name, atomically. Equal bytes become one blob.
 
         media_type: Content-Type of a link to the blob; ignored by stores without links.
@@ -62,7 +62,7 @@ class Draft(Protocol):
     async def __aexit__(self, *exc: object) -> None: ...
 
 
-class Reading(Protocol):
+class BlobReader(Protocol):
     """Bytes of a blob, chunk by chunk. A caller that stops before the end calls `aclose` (`contextlib.aclosing`)."""
 
     def __aiter__(self) -> AsyncIterator[bytes]: ...
@@ -79,11 +79,11 @@ class BlobStore(Protocol):
     messages of errors name a cure and no path.
     """
 
-    def draft(self, owner: str) -> Draft:
+    def new_draft(self, owner: str) -> Draft:
         """Return a draft of `owner`; its file is created on entering the block, which may raise `StorageFull`."""
         ...
 
-    async def open(self, name: str, start: int = 0, stop: int | None = None) -> Reading:
+    async def open(self, name: str, start: int = 0, stop: int | None = None) -> BlobReader:
         """Return the bytes [start, stop), limited to the blob, in chunks of at most 1 MiB.
 
         Raises `BlobMissing` here, before the first chunk, also for an invalid name.
@@ -94,15 +94,15 @@ class BlobStore(Protocol):
         """Delete all blobs of an owner; return how many. A blob that is being kept at the same time may stay."""
         ...
 
-    async def sweep(self, older_than: float) -> int:
+    async def delete_stale_drafts(self, older_than: float) -> int:
         """Delete drafts of dead writers, untouched for `older_than` seconds; return how many."""
         ...
 
-    async def owners(self, older_than: float, since: float = 0.0) -> list[str]:
+    async def list_owners(self, older_than: float, since: float = 0.0) -> list[str]:
         """Return the owners whose newest blob is older than `older_than` seconds, but not than `since` (epoch)."""
         ...
 
-    async def link(self, name: str, seconds: int) -> str | None:
+    async def get_link(self, name: str, seconds: int) -> str | None:
         """Return a public URL of the blob, valid for `seconds`; None if the store has no links.
 
         Does not check that the blob exists. A store with links raises `BlobMissing` for an invalid name.
@@ -118,7 +118,7 @@ class BlobMissing(Exception):
     """The store has no blob of this name."""
 
 
-def known_owner(owner: str) -> str:
+def is_valid_owner(owner: str) -> str:
     """Return the owner if it is valid, else raise `ValueError`: paths and keys are built from valid owners only."""
     if OWNER.fullmatch(owner) is None:
         raise ValueError("an owner is 1 to 80 letters, digits and underscores")

@@ -34,7 +34,7 @@ class Outcome:
     rows: Sequence[Row] = ()
 
 
-class Bell(Protocol):
+class Subscription(Protocol):
     """Subscription to a channel; notifications while no caller waits are kept as one."""
 
     async def wait(self, timeout: float) -> bool:
@@ -66,7 +66,7 @@ class Database(Protocol):
         """Return all rows of a query, without blocking the event loop."""
         ...
 
-    async def point(self, sql: str, **params: Any) -> Row | None:
+    async def fetch_one(self, sql: str, **params: Any) -> Row | None:
         """Return the first row of a look-up by index, or None; fast enough to run in the event loop."""
         ...
 
@@ -78,15 +78,15 @@ class Database(Protocol):
         """Run all statements in order, or none. Raises `Stale` if one with `must_change` changed nothing."""
         ...
 
-    async def settled(self) -> None:
+    async def flush(self) -> None:
         """Wait until all that was handed in is written, also by callers that were cancelled."""
         ...
 
-    def wake(self, *channels: str) -> None:
+    def notify(self, *channels: str) -> None:
         """Notify the listeners of these channels."""
         ...
 
-    def listen(self, channel: str) -> AbstractContextManager[Bell]:
+    def listen(self, channel: str) -> AbstractContextManager[Subscription]:
         """Subscribe to a channel. Listen first, query second, wait third: then no notification is missed."""
         ...
 
@@ -94,11 +94,11 @@ class Database(Protocol):
         """Raise `StorageError` with the cure if the store is damaged or out of reach."""
         ...
 
-    async def now(self) -> float:
+    async def read_clock(self) -> float:
         """Return the database's time in seconds since the epoch, to measure the clock skew."""
         ...
 
-    async def facts(self) -> dict[str, str]:
+    async def describe(self) -> dict[str, str]:
         """Return kind, version, location and size for the operator; never a password."""
         ...
 

@@ -27,7 +27,7 @@ class SchemaTooNew(Exception):
     """The database was migrated by a newer broker. Cure: run that version, or restore an older backup."""
 
 
-def migrations() -> list[Migration]:
+def load_migrations() -> list[Migration]:
     """Return all migrations of this version, in order."""
     folder = resources.files("storage.sql.migrations")
     return sorted(
@@ -46,7 +46,7 @@ def _statements(text: str) -> Iterator[str]:
     return (part.strip() for part in without_comments.split(";") if part.strip())
 
 
-async def missing(database: Database) -> list[Migration]:
+async def missing_migrations(database: Database) -> list[Migration]:
     """Return the migrations that `upgrade` would run. Raises `SchemaTooNew`."""
     try:
         rows = await database.fetch("SELECT number FROM migrations")
@@ -56,7 +56,7 @@ async def missing(database: Database) -> list[Migration]:
 
 
 def _unseen(seen: set[int]) -> list[Migration]:
-    known = migrations()
+    known = load_migrations()
     if seen - {m.number for m in known}:
         raise SchemaTooNew(
             f"the database has migration {max(seen)}, this version knows {known[-1].number}: use the newer broker"
@@ -70,18 +70,18 @@ async def _applied(database: Database) -> set[int]:
     return {row["number"] for row in await database.fetch("SELECT number FROM migrations")}
 
 
-async def probe(database: Database) -> None:
+async def probe_write(database: Database) -> None:
     """Commit without a change; raise `StorageError` if that fails."""
     await database.execute("DELETE FROM migrations WHERE number < 0")
 
 
-async def born_at(database: Database) -> float:
+async def created_at(database: Database) -> float:
     """Return when this database was created; older files belong to another one."""
-    row = await database.point("SELECT min(ran_at) AS born_at FROM migrations")
+    row = await database.fetch_one("SELECT min(ran_at) AS born_at FROM migrations")
     return float(row["born_at"]) if row and row["born_at"] is not None else float("inf")
 
 
-async def upgrade(database: Database, now: float) -> list[Migration]:
+async def upgrade_schema(database: Database, now: float) -> list[Migration]:
     """Run the missing migrations; safe in several processes at once. Return those that were run here."""
     return [m for m in _unseen(await _applied(database)) if await _run(database, m, now)]
 

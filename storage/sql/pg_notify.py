@@ -17,28 +17,34 @@ from typing import Any, Final
 
 import asyncpg
 
-from storage.sql.pubsub import Wakes
+from storage.sql.pubsub import LocalChannels
 
 CHANNEL: Final = "broker_wakes"
-LONGEST_PAYLOAD: Final = 7900
+MAX_PAYLOAD_BYTES: Final = 7900
 """Postgres allows 7999 bytes."""
 HEARTBEAT_SECONDS: Final = 15.0
-AGAIN_SECONDS: Final = 0.5
-ECHO: Final = "echo"
+RECONNECT_SECONDS: Final = 0.5
+ECHO_CHANNEL: Final = "echo"
 """Channel without listeners, to test that sending and receiving work."""
 
 Connect = Callable[[], Awaitable["asyncpg.Connection[Any]"]]
-TROUBLE: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, ValueError)
+CONNECTION_ERRORS: Final = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    OSError,
+    ValueError,
+)
 
 
-class Notices:
+class PgNotifier:
     """Sends notifications of this process to the others, and receives theirs.
 
     connect: opens a connection of its own, which must lead to Postgres itself: a pooler in transaction mode hands
     every NOTIFY to an arbitrary session. patience: seconds for one message.
     """
 
-    def __init__(self, wakes: Wakes, connect: Connect, *, patience: float) -> None:
+    def __init__(self, wakes: LocalChannels, connect: Connect, *, patience: float) -> None:
         self._wakes = wakes
         self._connect = connect
         self._patience = patience
@@ -47,7 +53,7 @@ class Notices:
         self._echo = asyncio.Event()
         self._pid = 0
 
-    def tell(self, *channels: str) -> None:
+    def send(self, *channels: str) -> None:
         """Send soon; calls until then share one message."""
         self._untold.update(channels)
         self._news.set()
@@ -55,13 +61,13 @@ class Notices:
     async def run(self) -> None:
         """Run until cancelled. Replaces a broken connection; what was not sent is found by polling."""
         while True:
-            with suppress(*TROUBLE):
+            with suppress(*CONNECTION_ERRORS):
                 await self._work()
-            await asyncio.sleep(AGAIN_SECONDS)
+            await asyncio.sleep(RECONNECT_SECONDS)
 
-    async def heard(self, seconds: float) -> bool:
+    async def listening(self, seconds: float) -> bool:
         """Return whether a message comes back within `seconds`, which shows that other processes receive it."""
-        self.tell(ECHO)
+        self.send(ECHO_CHANNEL)
         try:
             async with asyncio.timeout(seconds):
                 await self._echo.wait()
@@ -75,7 +81,7 @@ class Notices:
             self._pid = connection.get_server_pid()
             connection.add_termination_listener(lambda _: self._news.set())  # a broken connection must be noticed
             await connection.add_listener(CHANNEL, self._hear)
-            self._wakes.wake_all()
+            self._wakes.notify_all()
             while not connection.is_closed():
                 await self._tell_next(connection)
         finally:
@@ -87,7 +93,7 @@ class Notices:
         try:
             return await asyncio.shield(connecting)
         except asyncio.CancelledError:
-            with suppress(*TROUBLE):
+            with suppress(*CONNECTION_ERRORS):
                 (await connecting).terminate()
             raise
 
@@ -103,22 +109,22 @@ class Notices:
             for payload in _payloads(sorted(channels)):
                 await connection.execute("SELECT pg_notify($1, $2)", CHANNEL, payload, timeout=self._patience)
         except BaseException:
-            self.tell(*channels)
+            self.send(*channels)
             raise
 
     def _hear(self, _: object, pid: int, __: str, payload: object) -> None:
         channels = str(payload).split()
-        if ECHO in channels:
+        if ECHO_CHANNEL in channels:
             self._echo.set()
         if pid != self._pid:  # listeners of this process were notified at the commit
-            self._wakes.wake(*channels)
+            self._wakes.notify(*channels)
 
 
 def _payloads(channels: Sequence[str]) -> Iterator[str]:
     """Pack channel names, which have no blanks, into as few messages as possible."""
     message = ""
     for channel in channels:
-        if message and len(message) + 1 + len(channel) > LONGEST_PAYLOAD:
+        if message and len(message) + 1 + len(channel) > MAX_PAYLOAD_BYTES:
             yield message
             message = ""
         message = f"{message} {channel}" if message else channel

@@ -25,8 +25,8 @@ import asyncpg
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from storage.errors import StorageError
-from storage.sql.database import Bell, Outcome, Row, Statement
-from storage.sql.pg_notify import Notices
+from storage.sql.database import Outcome, Row, Statement, Subscription
+from storage.sql.pg_notify import PgNotifier
 from storage.sql.postgres_errors import BROKEN, UNAVAILABLE, UNDONE, RetryableError, storage_error
 from storage.sql.postgres_transaction import (
     Connection,
@@ -35,11 +35,11 @@ from storage.sql.postgres_transaction import (
     parameter_values,
     to_postgres,
 )
-from storage.sql.pubsub import Wakes
+from storage.sql.pubsub import LocalChannels
 
 T = TypeVar("T")
 
-PATIENCE_SECONDS: Final = 5.0
+RETRY_SECONDS: Final = 5.0
 """Retries of a statement while Postgres restarts; HTTP callers get a Retry-After afterwards."""
 IDLE_SECONDS: Final = 3.0
 """A transaction waits only for its process; one that is silent for so long has stopped or died."""
@@ -50,7 +50,7 @@ STATEMENT_SECONDS: Final = 10.0
 MIGRATION_SECONDS: Final = 3600.0
 ECHO_SECONDS: Final = 5.0
 CLOSE_SECONDS: Final = 5.0
-OLDEST_VERSION: Final = 14
+MIN_SERVER_VERSION: Final = 14
 MIGRATION_LOCK: Final = 0x62726F6B6572
 """An advisory lock of the whole database: "broker" in ASCII."""
 
@@ -79,7 +79,7 @@ class PostgresDatabase:
         *,
         listen_url: str = "",
         connections: int = 10,
-        patience: float = PATIENCE_SECONDS,
+        patience: float = RETRY_SECONDS,
         idle: float = IDLE_SECONDS,
         statement: float = STATEMENT_SECONDS,
     ) -> None:
@@ -95,8 +95,10 @@ class PostgresDatabase:
             f"SET LOCAL lock_timeout = {int(LOCK_SECONDS * 1000)}"
         )
         self._begin_migration = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL lock_timeout = 0"
-        self._wakes = Wakes()
-        self._notices = Notices(self._wakes, partial(self._connect, _for_asyncpg(listen_url or url)), patience=patience)
+        self._wakes = LocalChannels()
+        self._notices = PgNotifier(
+            self._wakes, partial(self._connect, _for_asyncpg(listen_url or url)), patience=patience
+        )
         self._writes: set[asyncio.Task[list[Outcome]]] = set()
         self._closed = False
 
@@ -142,7 +144,7 @@ class PostgresDatabase:
         if self._closed:
             return
         self._closed = True
-        await self.settled()
+        await self.flush()
         if self._telling is not None:
             self._telling.cancel()
             await asyncio.gather(self._telling, return_exceptions=True)
@@ -157,7 +159,7 @@ class PostgresDatabase:
     async def fetch(self, sql: str, **params: Any) -> list[Row]:
         return await self._run_with_retries(partial(self._read, to_postgres(sql), params))
 
-    async def point(self, sql: str, **params: Any) -> Row | None:
+    async def fetch_one(self, sql: str, **params: Any) -> Row | None:
         rows = await self.fetch(sql, **params)
         return rows[0] if rows else None
 
@@ -194,7 +196,7 @@ class PostgresDatabase:
         outcomes = await self._run_with_retries(
             PostgresTransaction(statements, self._session, *self._frame(statements))
         )
-        self.wake(*wake)
+        self.notify(*wake)
         return outcomes
 
     def _frame(self, statements: Sequence[Statement]) -> tuple[str | None, float]:
@@ -207,25 +209,25 @@ class PostgresDatabase:
             return self._begin_migration, MIGRATION_SECONDS
         return (None if len(statements) == 1 and not self._pooled else self._begin), self._seconds
 
-    async def settled(self) -> None:
+    async def flush(self) -> None:
         if self._writes:
             await asyncio.wait(self._writes)
 
     # -- waking
 
-    def wake(self, *channels: str) -> None:
-        self._wakes.wake(*channels)
+    def notify(self, *channels: str) -> None:
+        self._wakes.notify(*channels)
         if channels and not self._deaf:
-            self._notices.tell(*channels)
+            self._notices.send(*channels)
 
-    def listen(self, channel: str) -> AbstractContextManager[Bell]:
+    def listen(self, channel: str) -> AbstractContextManager[Subscription]:
         return self._wakes.listen(channel)
 
     # -- being well
 
     async def check(self) -> None:
         """Raise `StorageError` with the cure if Postgres is not as the broker needs it."""
-        row = await self.point(
+        row = await self.fetch_one(
             """SELECT current_setting('server_version_num')::bigint / 10000 AS version, pg_is_in_recovery() AS standby,
                 current_setting('server_encoding') AS encoding, current_setting('synchronous_commit') AS commit"""
         )
@@ -235,7 +237,7 @@ class PostgresDatabase:
                 "DATABASE_URL leads through a pooler, like pgbouncer: set BROKER_DATABASE_LISTEN_URL to the address of "
                 "Postgres itself, or to none, then processes notice each other's changes within two seconds"
             )
-        if problem is None and not self._deaf and not await self._notices.heard(ECHO_SECONDS):
+        if problem is None and not self._deaf and not await self._notices.listening(ECHO_SECONDS):
             problem = (
                 "LISTEN does not work here: set BROKER_DATABASE_LISTEN_URL to the address of Postgres itself, or to "
                 "none, then processes notice each other's changes within two seconds"
@@ -249,12 +251,12 @@ class PostgresDatabase:
             pid: int = await connection.fetchval("SELECT pg_backend_pid()")
             return pid != connection.get_server_pid()
 
-    async def now(self) -> float:
-        row = await self.point("SELECT extract(epoch FROM clock_timestamp())::double precision AS now")
+    async def read_clock(self) -> float:
+        row = await self.fetch_one("SELECT extract(epoch FROM clock_timestamp())::double precision AS now")
         return float((row or {})["now"])
 
-    async def facts(self) -> dict[str, str]:
-        row = await self.point(
+    async def describe(self) -> dict[str, str]:
+        row = await self.fetch_one(
             """SELECT current_database() AS name, current_setting('server_version') AS version,
                 pg_size_pretty(pg_database_size(current_database())) AS size,
                 (SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()) AS sessions,
@@ -332,8 +334,8 @@ def _for_asyncpg(url: str) -> str:
 
 
 def _problem(facts: dict[str, Any]) -> str | None:
-    if facts["version"] < OLDEST_VERSION:
-        return f"Postgres {facts['version']} is too old: use {OLDEST_VERSION} or newer"
+    if facts["version"] < MIN_SERVER_VERSION:
+        return f"Postgres {facts['version']} is too old: use {MIN_SERVER_VERSION} or newer"
     if facts["standby"]:
         return "this Postgres is a standby, which cannot be written to: let DATABASE_URL lead to the primary"
     if facts["encoding"] != "UTF8":

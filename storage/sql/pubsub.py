@@ -7,27 +7,27 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from storage.sql.database import Bell
+from storage.sql.database import Subscription
 
 
-class Wakes:
+class LocalChannels:
     """Subscriptions by channel; a notification reaches those that exist at that moment."""
 
     def __init__(self) -> None:
-        self._bells: defaultdict[str, set[_Bell]] = defaultdict(set)
+        self._bells: defaultdict[str, set[_EventSubscription]] = defaultdict(set)
 
-    def wake(self, *channels: str) -> None:
+    def notify(self, *channels: str) -> None:
         for channel in channels:
             for bell in self._bells.get(channel, ()):
-                bell.ring()
+                bell.notify()
 
-    def wake_all(self) -> None:
+    def notify_all(self) -> None:
         """Notify all channels, after a time in which notifications may have been lost."""
-        self.wake(*self._bells)
+        self.notify(*self._bells)
 
     @contextmanager
-    def listen(self, channel: str) -> Iterator[Bell]:
-        bell = _Bell()
+    def listen(self, channel: str) -> Iterator[Subscription]:
+        bell = _EventSubscription()
         self._bells[channel].add(bell)
         try:
             yield bell
@@ -37,11 +37,11 @@ class Wakes:
                 del self._bells[channel]
 
 
-class _Bell:
+class _EventSubscription:
     def __init__(self) -> None:
         self._rung = asyncio.Event()
 
-    def ring(self) -> None:
+    def notify(self) -> None:
         self._rung.set()
 
     async def wait(self, timeout: float) -> bool:

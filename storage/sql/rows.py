@@ -11,12 +11,12 @@ from storage.sql.database import Row
 T = TypeVar("T")
 
 
-def listing(values: Sequence[str]) -> tuple[str, dict[str, str]]:
+def in_clause(values: Sequence[str]) -> tuple[str, dict[str, str]]:
     """Return `:v0, :v1, …` for `IN (…)`, and the parameters; for some hundred values at most."""
     params = {f"v{number}": value for number, value in enumerate(values)}
     return ", ".join(f":{name}" for name in params), params
 
 
-def record(kind: type[T], row: Row) -> T:
+def from_row(kind: type[T], row: Row) -> T:
     """Return the row as a dataclass that has a field for each column of interest."""
     return kind(**{field.name: row[field.name] for field in fields(cast("Any", kind))})

@@ -19,9 +19,9 @@ from typing import Any, Final, cast
 import aiosqlite
 
 from storage.errors import NoSuchTable, StorageError, StorageFull
-from storage.sql.database import Bell, Outcome, Row, Statement
+from storage.sql.database import Outcome, Row, Statement, Subscription
 from storage.sql.group_commit import GroupCommitWriter, is_busy
-from storage.sql.pubsub import Wakes
+from storage.sql.pubsub import LocalChannels
 
 WAL_LIMIT_BYTES: Final = 64 * 2**20
 MAX_OPEN_ATTEMPTS: Final = 50
@@ -55,7 +55,7 @@ class SqliteDatabase:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._wakes = Wakes()
+        self._wakes = LocalChannels()
         self._writer = GroupCommitWriter(partial(open_connection, path, WRITER_PRAGMAS))
         self._closed = False
 
@@ -90,7 +90,7 @@ class SqliteDatabase:
         except sqlite3.Error as error:
             raise _storage_error(error) from error
 
-    async def point(self, sql: str, **params: Any) -> Row | None:
+    async def fetch_one(self, sql: str, **params: Any) -> Row | None:
         try:
             row: Row | None = self._inline.execute(sql, params).fetchone()
         except sqlite3.Error as error:
@@ -106,18 +106,18 @@ class SqliteDatabase:
         if not statements:
             return []
         try:
-            write = self._writer.submit(statements, after_commit=partial(self._wakes.wake, *wake))
+            write = self._writer.submit(statements, after_commit=partial(self._wakes.notify, *wake))
             return await asyncio.shield(write)
         except sqlite3.Error as error:
             raise _storage_error(error) from error
 
-    async def settled(self) -> None:
+    async def flush(self) -> None:
         await self._writer.flush()
 
-    def wake(self, *channels: str) -> None:
-        self._wakes.wake(*channels)
+    def notify(self, *channels: str) -> None:
+        self._wakes.notify(*channels)
 
-    def listen(self, channel: str) -> AbstractContextManager[Bell]:
+    def listen(self, channel: str) -> AbstractContextManager[Subscription]:
         return self._wakes.listen(channel)
 
     async def check(self) -> None:
@@ -127,10 +127,10 @@ class SqliteDatabase:
         if verdict != "ok":
             raise StorageError(f"{self.path.name} is damaged ({verdict}): restore it from a backup; it was not changed")
 
-    async def now(self) -> float:
+    async def read_clock(self) -> float:
         return time.time()
 
-    async def facts(self) -> dict[str, str]:
+    async def describe(self) -> dict[str, str]:
         log = self.path.with_name(self.path.name + "-wal")
         log_bytes = log.stat().st_size if log.exists() else 0
         return {

@@ -13,8 +13,8 @@ import httpx
 import pytest
 
 from storage.attempts import Attempts
-from storage.callbacks import Hook
-from storage.states import State
+from storage.callbacks import StoredCallback
+from storage.states import TaskState
 from storage.tasks import Task
 from tests.api.test_api_callbacks import FORWARDED, HOOK, JOB, WEBHOOK_KEY, a_job, address, done, signed
 from tests.support.api import NEVER, ApiBroker, open_api
@@ -73,7 +73,7 @@ async def row(broker: ApiBroker, task: Task) -> Task:
     return found
 
 
-async def becomes(broker: ApiBroker, task: Task, state: State) -> Task:
+async def becomes(broker: ApiBroker, task: Task, state: TaskState) -> Task:
     async with asyncio.timeout(10):
         while True:
             found = await row(broker, task)
@@ -85,22 +85,22 @@ async def becomes(broker: ApiBroker, task: Task, state: State) -> Task:
 async def keep(broker: ApiBroker, task: Task, body: Any = None, **changes: Any) -> str:
     """A callback that came, was read, and of which nothing became; its id."""
     proofs = Evidence(token=Proof.BODY_VERIFIED, known=True)
-    hook = Hook(
+    hook = StoredCallback(
         id=f"hook_{'c' * 24}",
         provider="kie",
         task_id=task.id,
         attempt=1,
-        verdict="accept",
+        verification="accept",
         status=200,
         reason="its token or signature is valid",
         headers="{}",
         query=json.dumps({"task": task.id, "attempt": "1"}),
         body=json.dumps(body or done()),
-        proofs=proofs.to_json(),
+        evidence=proofs.to_json(),
         received_at=broker.services.clock.now(),
-        digested_at=1.0,
+        processed_at=1.0,
     )
-    await broker.services.database.transact(broker.services.hooks.adding(replace(hook, **changes)))
+    await broker.services.database.transact(broker.services.hooks.insert_callback(replace(hook, **changes)))
     return hook.id
 
 
@@ -123,11 +123,11 @@ async def test_the_keys_of_a_line_and_of_the_whole(tmp_path: Path) -> None:
         assert {name: line[name] for name in expected} == expected
         keys = "status reason receivedAt lagSeconds processedAt"
         assert line.keys() == {*expected, *keys.split()}
-        assert whole == {**line, **{name: whole[name] for name in ("headers", "query", "proofs", "body")}}
+        assert whole == {**line, **{name: whole[name] for name in ("headers", "query", "evidence", "body")}}
         assert json.loads(whole["body"]) == done()
         assert whole["query"] == {"task": task.id, "attempt": "1"}
         assert whole["headers"]["x-trace"] == "kept"
-        assert (whole["proofs"]["token"], whole["proofs"]["trusted"]) == ("body", False)
+        assert (whole["evidence"]["token"], whole["evidence"]["trusted"]) == ("body", False)
 
 
 async def test_every_verdict_can_be_listed(tmp_path: Path) -> None:
@@ -245,8 +245,8 @@ async def test_a_second_result_does_not_change_how_the_end_was_learned(tmp_path:
         await broker.services.database.execute("UPDATE attempts SET outcome = 'succeeded', learned_by = 'question'")
         hook_id = await call(broker, address(broker, task), done("another-job"))
         await settled(broker, hook_id, "processedAt")
-        (attempt,) = await Attempts(broker.services.database).of_task(task.id)
-        assert "another-job" in (attempt.spare or "")
+        (attempt,) = await Attempts(broker.services.database).list_of_task(task.id)
+        assert "another-job" in (attempt.duplicate_result or "")
         assert attempt.learned_by == "question"
 
 
@@ -267,7 +267,7 @@ async def test_a_compressed_callback_is_in_the_inbox(tmp_path: Path) -> None:
 async def test_news_of_an_earlier_job_is_about_the_attempt_that_made_it(tmp_path: Path) -> None:
     """It came without the address of an attempt. The next one is on its way, and may not be ended by it."""
     async with open_api(tmp_path) as broker:
-        task = await broker.add_task(state=State.SUBMITTING, attempt=2, lease_until=NEVER, leased_by="somebody")
+        task = await broker.add_task(state=TaskState.SUBMITTING, attempt=2, lease_until=NEVER, leased_by="somebody")
         for number, job_id in ((1, "job-1"), (2, None)):
             await broker.services.database.execute(
                 """INSERT INTO attempts (task_id, number, provider, key_id, job_id, sent_at, outcome, billed)
@@ -282,8 +282,8 @@ async def test_news_of_an_earlier_job_is_about_the_attempt_that_made_it(tmp_path
         ((hook,), _) = await listed(broker, limit=1)
         told = await replayed(broker, hook["id"])
         await settled(broker, told["replayId"], "processedAt")
-        assert (await row(broker, task)).state == State.SUBMITTING
-        attempts = await Attempts(broker.services.database).of_task(task.id)
+        assert (await row(broker, task)).state == TaskState.SUBMITTING
+        attempts = await Attempts(broker.services.database).list_of_task(task.id)
         assert [(attempt.outcome, attempt.job_id) for attempt in attempts] == [("failed", "job-1"), ("sent", None)]
 
 
@@ -298,7 +298,7 @@ async def test_a_replay_takes_the_news_in_again(tmp_path: Path) -> None:
         assert told["reportData"]["outputs"] == [RESULT]
         assert told["report"] == "the job succeeded: 1 result"
         assert told["effect"] == "the task goes from waiting to fetching"
-        assert (await becomes(broker, task, State.FETCHING)).outputs == (RESULT,)
+        assert (await becomes(broker, task, TaskState.FETCHING)).outputs == (RESULT,)
         replay = await settled(broker, told["replayId"], "processedAt")
         assert (replay["replayOf"], replay["reason"]) == (hook_id, "replayed by hand")
         assert replay["lagSeconds"] is None
@@ -330,18 +330,20 @@ async def test_what_was_only_asked_about_stays_a_question(tmp_path: Path) -> Non
         assert (told["verification"], told["replayedAs"], told["replayed"]) == ("recheck", "recheck", True)
         assert (await settled(broker, told["replayId"], "processedAt"))["verification"] == "recheck"
         found = await row(broker, task)
-        assert (found.state, found.outputs) == (State.WAITING, ())
+        assert (found.state, found.outputs) == (TaskState.WAITING, ())
 
 
 async def test_milder_rules_make_no_news_of_a_question(tmp_path: Path) -> None:
     """By today's rules it would be believed; then it was not, so the provider is asked again."""
     async with open_api(tmp_path) as broker:
         task = await a_job(broker)
-        hook_id = await keep(broker, task, verdict="recheck", status=202, proofs=Evidence(trusted=True).to_json())
+        hook_id = await keep(
+            broker, task, verification="recheck", status=202, evidence=Evidence(trusted=True).to_json()
+        )
         told = await replayed(broker, hook_id)
         assert (told["verification"], told["replayedAs"]) == ("accept", "recheck")
         await settled(broker, told["replayId"], "processedAt")
-        assert (await row(broker, task)).state == State.WAITING
+        assert (await row(broker, task)).state == TaskState.WAITING
 
 
 async def test_a_signature_that_does_not_cover_the_body_is_worth_a_question_again(tmp_path: Path) -> None:
@@ -354,7 +356,7 @@ async def test_a_signature_that_does_not_cover_the_body_is_worth_a_question_agai
             "recheck",
             "recheck",
         )
-        assert (await row(broker, task)).state == State.WAITING
+        assert (await row(broker, task)).state == TaskState.WAITING
 
 
 async def test_what_was_refused_is_explained_and_never_believed(tmp_path: Path) -> None:
@@ -370,7 +372,7 @@ async def test_what_was_refused_is_explained_and_never_believed(tmp_path: Path) 
         )
         assert (told["taskId"], told["effect"]) == (task.id, "nothing: it is not taken in")
         assert [hook["id"] for hook in (await listed(broker))[0]] == [hook_id]
-        assert (await row(broker, task)).state == State.WAITING
+        assert (await row(broker, task)).state == TaskState.WAITING
 
 
 async def test_what_was_refused_for_a_rule_that_is_gone_stays_outside(tmp_path: Path) -> None:
@@ -378,7 +380,7 @@ async def test_what_was_refused_for_a_rule_that_is_gone_stays_outside(tmp_path: 
     async with open_api(tmp_path) as broker:
         task = await a_job(broker)
         hook_id = await keep(
-            broker, task, verdict="reject", status=401, task_id=None, attempt=None, proofs=Evidence().to_json()
+            broker, task, verification="reject", status=401, task_id=None, attempt=None, evidence=Evidence().to_json()
         )
         told = await replayed(broker, hook_id)
         assert (told["verification"], told["replayedAs"], told["replayed"]) == ("recheck", None, False)
@@ -389,14 +391,14 @@ async def test_a_callback_that_could_not_be_read_is_replayed_by_what_it_proved(t
     async with open_api(tmp_path) as broker:
         task = await a_job(broker)
         proofs = Evidence(token=Proof.BODY_VERIFIED).to_json()
-        hook_id = await keep(broker, task, verdict="malformed", status=400, task_id=None, proofs=proofs)
+        hook_id = await keep(broker, task, verification="malformed", status=400, task_id=None, evidence=proofs)
         told = await replayed(broker, hook_id)
         assert (told["was"]["verification"], told["verification"], told["replayedAs"]) == (
             "malformed",
             "accept",
             "accept",
         )
-        assert (await becomes(broker, task, State.FETCHING)).outputs == (RESULT,)
+        assert (await becomes(broker, task, TaskState.FETCHING)).outputs == (RESULT,)
 
 
 async def test_a_task_that_was_not_known_then_is_asked_about_now(tmp_path: Path) -> None:
@@ -424,8 +426,8 @@ async def test_a_replay_after_the_end_changes_nothing(tmp_path: Path) -> None:
         hook_id = await keep(broker, task)
         await broker.services.database.execute("UPDATE attempts SET outcome = 'succeeded'")
         for state, effect in (
-            (State.SUCCEEDED, "nothing: the task is succeeded already"),
-            (State.EXPIRED, "nothing: the task was deleted by retention"),
+            (TaskState.SUCCEEDED, "nothing: the task is succeeded already"),
+            (TaskState.EXPIRED, "nothing: the task was deleted by retention"),
         ):
             await broker.change_task(task, state=state, ended_at=NEVER, due_at=NEVER)
             told = await replayed(broker, hook_id)
@@ -444,7 +446,7 @@ async def test_a_right_token_speaks_for_its_own_task_only(tmp_path: Path) -> Non
         hook_id = await call(broker, path, done())
         assert (await shown(broker, hook_id))["verification"] == "unknown"
         assert not (await replayed(broker, hook_id))["replayed"]
-        assert (await row(broker, task)).state == State.WAITING
+        assert (await row(broker, task)).state == TaskState.WAITING
 
 
 # -- the fixture, and secrets
@@ -455,7 +457,7 @@ async def test_a_fixture_says_what_it_should_come_to(tmp_path: Path) -> None:
         task = await a_job(broker)
         hook_id = await call(broker, address(broker, task), ended(2, broker.services.clock.now()))
         fixture = (await broker.client.get(f"/api/callbacks/{hook_id}/fixture")).json()
-        assert fixture.keys() == {"provider", "receivedAt", "headers", "query", "body", "proofs", "was", "expected"}
+        assert fixture.keys() == {"provider", "receivedAt", "headers", "query", "body", "evidence", "was", "expected"}
         assert (fixture["provider"], fixture["was"]["verification"]) == ("kie", "accept")
         expected = fixture["expected"]
         assert (expected["names"], expected["verification"], expected["status"]) == ([JOB], "accept", 200)

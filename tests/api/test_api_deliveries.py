@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from broker.net.fetcher import Fetcher
-from storage.deliveries import Delivery, Fate
+from storage.deliveries import Delivery, DeliveryStatus
 from tests.support.api import ApiBroker, a_task, open_api
 
 pytestmark = pytest.mark.anyio
@@ -42,7 +42,7 @@ async def test_pages_have_every_delivery_once_newest_first(tmp_path: Path) -> No
 
 async def test_a_list_is_of_one_task_or_one_outcome(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
-        await add(broker, 1, outcome=Fate.FAILED)
+        await add(broker, 1, outcome=DeliveryStatus.FAILED)
         await add(broker, 2)
         await add(broker, 3, task_id=f"task_{1:032x}")
 
@@ -59,12 +59,12 @@ async def test_a_list_is_of_one_task_or_one_outcome(tmp_path: Path) -> None:
 
 async def test_a_list_shows_neither_body_nor_secret_of_the_receiver(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
-        delivery = await add(broker, 1, last_status=500, reason="HTTP 500", tries=3)
+        delivery = await add(broker, 1, last_status=500, reason="HTTP 500", attempts=3)
         answer = await broker.client.get("/api/deliveries")
         (listed,) = answer.json()["data"]
         assert set(listed) == KEYS
         one = await broker.client.get(f"/api/deliveries/{delivery.id}")
-        assert set(one.json()["data"]) == KEYS | {"tries", "body"}
+        assert set(one.json()["data"]) == KEYS | {"attemptLog", "body"}
         assert listed["url"] == "https://hooks.example.com/x"
         assert (listed["attempts"], listed["lastStatus"], listed["reason"]) == (3, 500, "HTTP 500")
         assert "of-the-receiver" not in answer.text + one.text

@@ -14,7 +14,7 @@ import pytest
 
 from broker.clock import iso
 from storage.images import StoredImage
-from storage.states import State
+from storage.states import TaskState
 from tests.support.api import ApiBroker, open_api, png
 from tests.support.servers.s3 import S3Server
 
@@ -113,7 +113,7 @@ async def test_ranges(tmp_path: Path) -> None:
 
 async def test_a_look_at_the_head_alone_knows_no_ranges(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
-        task = await broker.add_task(state=State.SUCCEEDED)
+        task = await broker.add_task(state=TaskState.SUCCEEDED)
         image = await broker.add_image(task.id, DATA)
         answer = await broker.client.head(f"/uploads/images/{image.name}", headers={"Range": "bytes=0-9"})
         assert (answer.status_code, answer.headers["content-length"]) == (200, str(len(DATA)))
@@ -222,7 +222,7 @@ async def about(broker: ApiBroker, image: StoredImage, **headers: str) -> httpx.
 async def test_the_metadata_names_the_tasks_of_an_image(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
         task = await broker.add_task(
-            state=State.SUCCEEDED, ended_at=1_790_000_000.0, aspect_ratio="1:1", resolution="2K", params={"seed": 7}
+            state=TaskState.SUCCEEDED, ended_at=1_790_000_000.0, aspect_ratio="1:1", resolution="2K", params={"seed": 7}
         )
         image = await broker.add_image(task.id, DATA)
         answer = await about(broker, image)
@@ -263,9 +263,9 @@ async def test_the_sidecar_of_a_reference_names_all_orders_of_its_request(tmp_pa
         data = (await about(broker, image)).json()["data"]
         assert (data["tasks"], data["expiresAt"]) == ([first.id, second.id, third.id], None)
         assert (data["kind"], data["url"]) == ("reference", f"/uploads/references/{image.name}")
-        await broker.change_task(first, state=State.EXPIRED, prompt="", ended_at=1.0)
-        await broker.change_task(second, state=State.FAILED, ended_at=1_790_000_000.0)
-        await broker.change_task(third, state=State.FAILED, ended_at=1_790_000_060.0)
+        await broker.change_task(first, state=TaskState.EXPIRED, prompt="", ended_at=1.0)
+        await broker.change_task(second, state=TaskState.FAILED, ended_at=1_790_000_000.0)
+        await broker.change_task(third, state=TaskState.FAILED, ended_at=1_790_000_060.0)
         data = (await about(broker, image)).json()["data"]
         assert (data["task"], data["tasks"]) == (second.id, [second.id, third.id])
         assert (data["prompt"], data["expiresAt"]) == ("a banana", "2026-09-22T14:14:20.000Z")
@@ -274,7 +274,7 @@ async def test_the_sidecar_of_a_reference_names_all_orders_of_its_request(tmp_pa
 async def test_the_sidecar_is_for_trusted_callers_only(tmp_path: Path) -> None:
     """Images are shown around by their names; what was asked for is not."""
     async with open_api(tmp_path) as broker:
-        task = await broker.add_task(state=State.SUCCEEDED, ended_at=1.0, prompt="a secret wish")
+        task = await broker.add_task(state=TaskState.SUCCEEDED, ended_at=1.0, prompt="a secret wish")
         image = await broker.add_image(task.id, DATA)
         answer = await about(broker, image, **FORWARDED)
         assert (answer.status_code, "secret" in answer.text) == (401, False)
@@ -283,7 +283,7 @@ async def test_the_sidecar_is_for_trusted_callers_only(tmp_path: Path) -> None:
 
 async def test_sidecars_of_nothing(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
-        task = await broker.add_task(state=State.SUCCEEDED, ended_at=1.0)
+        task = await broker.add_task(state=TaskState.SUCCEEDED, ended_at=1.0)
         result = await broker.add_image(task.id, DATA)
         for path in (
             f"/uploads/references/{result.name}.json",
@@ -295,5 +295,5 @@ async def test_sidecars_of_nothing(tmp_path: Path) -> None:
         ):
             answer = await broker.client.get(path)
             assert (answer.status_code, answer.json()["code"]) == (404, "not_found"), path
-        await broker.change_task(task, state=State.EXPIRED, prompt="")
+        await broker.change_task(task, state=TaskState.EXPIRED, prompt="")
         assert (await about(broker, result)).status_code == 404

@@ -19,7 +19,7 @@ from broker.errors import STATUS_OF, TASK_CODES, ApiError, FieldError
 from broker.i18n import LANGUAGES, Language, Messages, language_of
 from broker.server.protocol import ConnectionLimits
 from storage.errors import StorageError
-from storage.states import State
+from storage.states import TaskState
 from tests.support.api import ApiBroker, open_api
 from tests.support.clock import ManualClock
 
@@ -293,7 +293,7 @@ async def test_ready_names_the_part_to_blame(tmp_path: Path) -> None:
 async def test_metrics_count_tasks_and_refusals(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
         await broker.add_task(number=1)
-        await broker.add_task(number=2, state=State.SUCCEEDED, ended_at=5.0)
+        await broker.add_task(number=2, state=TaskState.SUCCEEDED, ended_at=5.0)
         await broker.client.get("/api/task/unknown")
         page = await broker.client.get("/metrics")
         assert page.headers["content-type"].startswith("text/plain")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from storage.states import State
+from storage.states import TaskState
 from tests.support.api import ApiBroker, open_api, png, task_cache
 
 pytestmark = pytest.mark.anyio
@@ -44,15 +44,15 @@ async def test_a_running_task_shows_the_keys_of_the_contract(tmp_path: Path) -> 
         assert data["cost"] == {"amount": 4.0, "unit": "credits"}
 
 
-STATES: list[tuple[State, dict[str, Any], str, str]] = [
-    (State.QUEUED, {"attempt": 0}, "pending", "queued"),
-    (State.QUEUED, {"attempt": 1}, "processing", "queued"),
-    (State.SUBMITTING, {}, "processing", "submitting"),
-    (State.WAITING, {}, "processing", "waiting"),
-    (State.FETCHING, {}, "processing", "downloading"),
-    (State.FETCHING, {"ended_at": 1.0, "error_code": "download_failed"}, "failed", "done"),
-    (State.FAILED, {"ended_at": 1.0, "error_code": "no_image"}, "failed", "done"),
-    (State.CANCELED, {"ended_at": 1.0, "error_code": "canceled"}, "canceled", "done"),
+STATES: list[tuple[TaskState, dict[str, Any], str, str]] = [
+    (TaskState.QUEUED, {"attempt": 0}, "pending", "queued"),
+    (TaskState.QUEUED, {"attempt": 1}, "processing", "queued"),
+    (TaskState.SUBMITTING, {}, "processing", "submitting"),
+    (TaskState.WAITING, {}, "processing", "waiting"),
+    (TaskState.FETCHING, {}, "processing", "downloading"),
+    (TaskState.FETCHING, {"ended_at": 1.0, "error_code": "download_failed"}, "failed", "done"),
+    (TaskState.FAILED, {"ended_at": 1.0, "error_code": "no_image"}, "failed", "done"),
+    (TaskState.CANCELED, {"ended_at": 1.0, "error_code": "canceled"}, "canceled", "done"),
 ]
 
 
@@ -69,7 +69,7 @@ async def test_a_failure_is_reported_in_the_callers_language(tmp_path: Path) -> 
     """A sentence for people, a code for programs, and the provider's own words beside them."""
     async with open_api(tmp_path) as broker:
         task = await broker.add_task(
-            state=State.FAILED, ended_at=1_790_000_000.0, error_code="safety_input", error_detail="flagged: 敏感",
+            state=TaskState.FAILED, ended_at=1_790_000_000.0, error_code="safety_input", error_detail="flagged: 敏感",
             billed="no", provider_code="400",
         )  # fmt: skip
         english, chinese, russian = [await look(broker, task.id, **{"Accept-Language": w}) for w in ("en", "zh", "ru")]
@@ -89,7 +89,7 @@ async def test_a_failure_is_reported_in_the_callers_language(tmp_path: Path) -> 
 async def test_a_completed_task_has_results_and_the_old_record(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
         task = await broker.add_task(
-            state=State.SUCCEEDED, ended_at=1_790_000_000.0, outputs=("https://a/1", "https://a/2"),
+            state=TaskState.SUCCEEDED, ended_at=1_790_000_000.0, outputs=("https://a/1", "https://a/2"),
             params={"steps": 30},
             aspect_ratio="1:1",
         )  # fmt: skip
@@ -139,9 +139,9 @@ async def test_ids_of_nothing(tmp_path: Path) -> None:
 async def test_what_retention_deleted_is_gone(tmp_path: Path) -> None:
     """410 rather than 404: the caller learns that it is not their mistake."""
     async with open_api(tmp_path) as broker:
-        task = await broker.add_task(state=State.SUCCEEDED, ended_at=1.0)
+        task = await broker.add_task(state=TaskState.SUCCEEDED, ended_at=1.0)
         assert (await look(broker, task.id))["status"] == "completed"
-        await broker.change_task(task, state=State.EXPIRED)
+        await broker.change_task(task, state=TaskState.EXPIRED)
         for path in (f"/api/task/{task.id}", f"/api/task/{task.id}?wait=5", f"/api/task/{task.id}/events"):
             answer = await broker.client.get(path)
             assert (answer.status_code, answer.json()["code"]) == (410, "task_expired")
@@ -166,7 +166,7 @@ async def test_not_modified_until_something_visible_changes(tmp_path: Path) -> N
             assert (await broker.client.get(path, headers={"If-None-Match": offered})).status_code == 200, offered
         await broker.change_task(task, leased_by="worker", lease_until=5.0)
         assert (await broker.client.get(path, headers={"If-None-Match": tag})).status_code == 304
-        await broker.change_task(task, state=State.FAILED, ended_at=5.0, error_code="no_image")
+        await broker.change_task(task, state=TaskState.FAILED, ended_at=5.0, error_code="no_image")
         last = await broker.client.get(path, headers={"If-None-Match": tag})
         assert (last.status_code, last.json()["data"]["status"]) == (200, "failed")
         assert "retry-after" not in last.headers
@@ -213,7 +213,7 @@ async def test_waiting_ends_with_the_task(tmp_path: Path) -> None:
         waiting = asyncio.create_task(broker.client.get(f"/api/task/{task.id}?wait=30"))
         await broker.wait_for_listener(task)
         await broker.change_task(task, updated_at=2.0)
-        await broker.change_task(task, state=State.CANCELED, ended_at=5.0, error_code="canceled")
+        await broker.change_task(task, state=TaskState.CANCELED, ended_at=5.0, error_code="canceled")
         async with asyncio.timeout(5):
             assert (await waiting).json()["data"]["status"] == "canceled"
 
@@ -238,7 +238,7 @@ async def test_a_wait_that_is_not_a_number(tmp_path: Path, wait: str) -> None:
 
 async def test_waiting_longer_than_allowed_is_waiting_as_long_as_allowed(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
-        task = await broker.add_task(state=State.CANCELED, ended_at=5.0)
+        task = await broker.add_task(state=TaskState.CANCELED, ended_at=5.0)
         assert (await broker.client.get(f"/api/task/{task.id}?wait=99999999")).status_code == 200
 
 
@@ -272,9 +272,9 @@ async def test_a_stream_sends_the_state_each_change_and_the_end(tmp_path: Path) 
                 statuses = [document["data"]["progress"]["stage"] for _, document in parsed(received)]
                 if statuses == ["waiting"]:
                     await broker.change_task(task, leased_by="w")
-                    await broker.change_task(task, state=State.FETCHING)
+                    await broker.change_task(task, state=TaskState.FETCHING)
                 elif statuses == ["waiting", "downloading"]:
-                    await broker.change_task(task, state=State.SUCCEEDED, ended_at=5.0)
+                    await broker.change_task(task, state=TaskState.SUCCEEDED, ended_at=5.0)
         events = parsed(received)
         assert [document["data"]["status"] for _, document in events] == ["processing", "processing", "completed"]
         assert len({event_id for event_id, _ in events}) == 3
@@ -283,7 +283,7 @@ async def test_a_stream_sends_the_state_each_change_and_the_end(tmp_path: Path) 
 async def test_a_stream_does_not_repeat_itself(tmp_path: Path) -> None:
     """A browser that reconnects names what it has; after the end it gets 204."""
     async with open_api(tmp_path, sockets=True) as broker:
-        task = await broker.add_task(state=State.FAILED, ended_at=5.0, error_code="no_image")
+        task = await broker.add_task(state=TaskState.FAILED, ended_at=5.0, error_code="no_image")
         path = f"/api/task/{task.id}/events"
         ((event_id, document),) = await stream(broker, path)
         assert document["data"] == (await look(broker, task.id))
@@ -304,7 +304,7 @@ async def test_a_reconnected_stream_goes_on_where_it_was(tmp_path: Path) -> None
                 break
         following = asyncio.create_task(stream(broker, path, **{"Last-Event-ID": event_id}))
         await broker.wait_for_listener(task)
-        await broker.change_task(task, state=State.SUCCEEDED, ended_at=5.0)
+        await broker.change_task(task, state=TaskState.SUCCEEDED, ended_at=5.0)
         async with asyncio.timeout(5):
             events = await following
         assert [document["data"]["status"] for _, document in events] == ["completed"]
@@ -317,7 +317,7 @@ async def test_a_stream_ends_when_its_task_is_deleted(tmp_path: Path) -> None:
             received = ""
             async for text in answer.aiter_text():
                 received += text
-                await broker.change_task(task, state=State.EXPIRED)
+                await broker.change_task(task, state=TaskState.EXPIRED)
         assert len(parsed(received)) == 1
 
 
@@ -333,10 +333,10 @@ async def test_cancel_ends_a_task_that_waits(tmp_path: Path) -> None:
         assert (again.status_code, again.json()["code"]) == (409, "conflict")
 
 
-@pytest.mark.parametrize("state", [State.SUCCEEDED, State.FAILED, State.FETCHING])
-async def test_it_is_too_late_to_cancel(tmp_path: Path, state: State) -> None:
+@pytest.mark.parametrize("state", [TaskState.SUCCEEDED, TaskState.FAILED, TaskState.FETCHING])
+async def test_it_is_too_late_to_cancel(tmp_path: Path, state: TaskState) -> None:
     async with open_api(tmp_path) as broker:
-        task = await broker.add_task(state=state, ended_at=None if state == State.FETCHING else 5.0)
+        task = await broker.add_task(state=state, ended_at=None if state == TaskState.FETCHING else 5.0)
         before = await broker.services.tasks.get(task.id)
         answer = await broker.client.delete(f"/api/task/{task.id}")
         assert (answer.status_code, answer.json()["code"]) == (409, "conflict")
@@ -367,10 +367,10 @@ async def test_pages_show_every_task_once(tmp_path: Path) -> None:
 
 async def test_the_list_can_be_narrowed(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
-        await broker.add_task(number=1, state=State.QUEUED, attempt=0)
+        await broker.add_task(number=1, state=TaskState.QUEUED, attempt=0)
         await broker.add_task(number=2)
-        await broker.add_task(number=3, state=State.SUCCEEDED, ended_at=5.0)
-        await broker.add_task(number=4, state=State.EXPIRED, ended_at=5.0)
+        await broker.add_task(number=3, state=TaskState.SUCCEEDED, ended_at=5.0)
+        await broker.add_task(number=4, state=TaskState.EXPIRED, ended_at=5.0)
         for status, number in {"pending": 1, "processing": 2, "completed": 3}.items():
             page = (await broker.client.get(f"/api/tasks?status={status}")).json()
             assert [data["id"] for data in page["data"]] == [f"task_{number:032x}"], status

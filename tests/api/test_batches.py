@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from storage.states import State
+from storage.states import TaskState
 from tests.support.api import NEVER, ApiBroker, open_api, png
 from tests.support.brokers import open_broker
 
@@ -23,12 +23,12 @@ async def batch_of(broker: ApiBroker, *states: dict[str, Any]) -> None:
         await broker.add_task(number=number, batch=BATCH, **changes)
 
 
-WAITING = {"state": State.WAITING}
-QUEUED = {"state": State.QUEUED, "attempt": 0}
-DONE = {"state": State.SUCCEEDED, "ended_at": 1.0}
-FAILED = {"state": State.FAILED, "ended_at": 1.0, "error_code": "no_image"}
-CANCELED = {"state": State.CANCELED, "ended_at": 1.0, "error_code": "canceled"}
-EXPIRED = {"state": State.EXPIRED, "ended_at": 1.0}
+WAITING = {"state": TaskState.WAITING}
+QUEUED = {"state": TaskState.QUEUED, "attempt": 0}
+DONE = {"state": TaskState.SUCCEEDED, "ended_at": 1.0}
+FAILED = {"state": TaskState.FAILED, "ended_at": 1.0, "error_code": "no_image"}
+CANCELED = {"state": TaskState.CANCELED, "ended_at": 1.0, "error_code": "canceled"}
+EXPIRED = {"state": TaskState.EXPIRED, "ended_at": 1.0}
 
 
 async def test_the_answer_to_an_order_names_its_batch(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ async def test_waiting_ends_with_the_last_of_them(tmp_path: Path) -> None:
         for task in (one, other):
             assert not poll.done()
             await broker.wait_for_listener(task)
-            await broker.change_task(task, state=State.SUCCEEDED, ended_at=2.0)
+            await broker.change_task(task, state=TaskState.SUCCEEDED, ended_at=2.0)
         assert (await poll).json()["data"]["status"] == "completed"
 
 
@@ -143,10 +143,10 @@ async def test_a_failed_task_again_is_a_new_task_with_the_same_wish(tmp_path: Pa
         second = answer.json()["taskId"]
         assert answer.headers["location"] == f"/api/task/{second}"
         tasks = [await broker.services.queries.get(task_id) for task_id in (first, second)]
-        wishes = [(t.prompt, t.model, t.mode, t.aspect_ratio, t.resolution, len(t.refs)) for t in tasks]
+        wishes = [(t.prompt, t.model, t.mode, t.aspect_ratio, t.resolution, len(t.references)) for t in tasks]
         assert wishes[0] == wishes[1]
-        assert tasks[0].refs[0]["sha256"] == tasks[1].refs[0]["sha256"]
-        assert tasks[0].refs[0]["blob"] != tasks[1].refs[0]["blob"]
+        assert tasks[0].references[0]["sha256"] == tasks[1].references[0]["sha256"]
+        assert tasks[0].references[0]["blob"] != tasks[1].references[0]["blob"]
         assert (await broker.wait_end(second))["status"] == "failed"
 
 
@@ -191,7 +191,7 @@ async def test_a_retry_that_failed_can_be_tried_again(tmp_path: Path) -> None:
         (WAITING, "processing"),
         (QUEUED, "pending"),
         (DONE, "completed"),
-        ({"state": State.FETCHING, "ended_at": 1.0, "error_code": "result_gone"}, "still fetching"),
+        ({"state": TaskState.FETCHING, "ended_at": 1.0, "error_code": "result_gone"}, "still fetching"),
     ],
 )
 async def test_what_did_not_fail_for_good_is_not_paid_again(tmp_path: Path, changes: dict[str, Any], why: str) -> None:
@@ -205,7 +205,7 @@ async def test_what_did_not_fail_for_good_is_not_paid_again(tmp_path: Path, chan
 async def test_without_its_references_it_is_not_ordered_again(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
         ref = {"name": "a", "blob": f"refs_{'0' * 32}/{'0' * 64}", "media_type": "image/png", "size": 1, "sha256": "0"}
-        task = await broker.add_task(**FAILED, mode="image-to-image", refs=(ref,))
+        task = await broker.add_task(**FAILED, mode="image-to-image", references=(ref,))
         answer = await broker.client.post(f"/api/task/{task.id}/retry")
         assert (answer.status_code, answer.json()["code"]) == (410, "task_expired")
         assert (await broker.stored_counts())[0] == 1

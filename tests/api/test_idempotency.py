@@ -123,7 +123,7 @@ async def test_retry_and_first_try_in_progress_create_one_task(brokers: tuple[Se
     assert (late.tasks[0].id, late.is_repeated) == (again.tasks[0].id, True)
     assert await count_tasks(brokers[0]) == 1
     images = await brokers[0].database.fetch("SELECT owner FROM images")
-    assert [row["owner"] for row in images] == await brokers[0].blobs.owners(-60.0), "the other copy is deleted"
+    assert [row["owner"] for row in images] == await brokers[0].blobs.list_owners(-60.0), "the other copy is deleted"
 
 
 async def test_equal_first_tries_create_a_task_each(brokers: tuple[Services, Services]) -> None:

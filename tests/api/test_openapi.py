@@ -17,7 +17,7 @@ from openapi_spec_validator import validate
 from broker.api.http.openapi import openapi_document
 from broker.app import build_app
 from broker.errors import STATUS_OF, TASK_CODES
-from storage.states import State
+from storage.states import TaskState
 from tests.support.api import ApiBroker, open_api, png
 from tests.support.clock import ManualClock
 from tests.support.fuzzing import AUTHORIZED, Findings, endpoints_of, furnished, told, walk
@@ -207,7 +207,7 @@ async def test_the_walk_finds_what_is_not_described(tmp_path: Path) -> None:
 async def test_every_response_has_security_headers(tmp_path: Path) -> None:
     """Errors and malformed HTTP included; images and the page have headers of their own."""
     async with open_api(tmp_path, sockets=True, cors_origins=("https://app.example.com",)) as broker:
-        task = await broker.add_task(state=State.SUCCEEDED, ended_at=broker.services.clock.now())
+        task = await broker.add_task(state=TaskState.SUCCEEDED, ended_at=broker.services.clock.now())
         image = await broker.add_image(task.id, png())
         paths = ["/health", "/ready", "/metrics", "/api/tasks", "/api/models", "/openapi.json", "/docs", "/nope"]
         paths += [f"/api/task/{task.id}", f"/api/task/{task.id}/events", f"/uploads/images/{image.name}", "/api/task/x"]

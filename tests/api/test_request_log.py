@@ -12,7 +12,7 @@ import pytest
 from structlog.contextvars import merge_contextvars
 from structlog.testing import capture_logs
 
-from storage.states import State
+from storage.states import TaskState
 from tests.support.api import open_api, png
 
 pytestmark = pytest.mark.anyio
@@ -56,7 +56,7 @@ async def test_polls_health_and_images_are_logged_at_debug_only(
 ) -> None:
     with caplog.at_level(logging.DEBUG, "broker"), capture_logs() as lines:
         async with open_api(tmp_path) as broker:
-            task = await broker.add_task(state=State.SUCCEEDED, ended_at=broker.services.clock.now())
+            task = await broker.add_task(state=TaskState.SUCCEEDED, ended_at=broker.services.clock.now())
             image = await broker.add_image(task.id, png())
             for path in (f"/api/task/{task.id}", f"/api/batch/{task.batch}", f"/uploads/images/{image.name}"):
                 answer = await broker.client.get(path)

@@ -19,7 +19,7 @@ from storage.blobs.local import LocalBlobs
 from storage.blobs.store import BlobStore, Draft
 from storage.errors import StorageError
 from storage.images import StoredImage
-from storage.states import State
+from storage.states import TaskState
 from storage.tasks import Task
 from tests.support.api import ApiBroker, open_api
 from tests.support.clock import ManualClock
@@ -36,7 +36,7 @@ FORWARDED = {"X-Forwarded-For": "8.8.8.8"}
 
 async def shown(broker: ApiBroker, number: int = 1, data: bytes = DATA, **changes: Any) -> StoredImage:
     """Return the result of a succeeded task."""
-    task = await broker.add_task(number=number, state=State.SUCCEEDED, ended_at=broker.services.clock.now())
+    task = await broker.add_task(number=number, state=TaskState.SUCCEEDED, ended_at=broker.services.clock.now())
     name = f"generated_{number:032x}.png"
     return await broker.add_image(task.id, data, **{"name": name, "width": WIDTH, "height": HEIGHT, **changes})
 
@@ -154,7 +154,7 @@ async def test_internal_name_of_a_thumbnail_is_not_found(tmp_path: Path) -> None
     async with open_api(tmp_path) as broker:
         image = await shown(broker)
         await small(broker, image)
-        row = await broker.services.images.at(image.owner, "thumbnail-512", 0)
+        row = await broker.services.images.get_at(image.owner, "thumbnail-512", 0)
         assert row is not None
         for folder in ("images", "references"):
             assert (await broker.client.get(f"/uploads/{folder}/{row.name}")).status_code == 404
@@ -404,7 +404,7 @@ class _UnreadableDrafts:
     @asynccontextmanager
     async def draft(self, owner: str) -> AsyncIterator[Any]:
         self.copies += 1
-        async with self._blobs.draft(owner) as draft:
+        async with self._blobs.new_draft(owner) as draft:
             yield _UnreadableDraft(draft, _Unreadable(self._error))
 
 
@@ -446,7 +446,7 @@ async def test_number_of_remembered_failures_is_limited(tmp_path: Path, clock: M
 # -- retention
 
 
-async def retire(broker: ApiBroker, task: Task, state: State) -> None:
+async def retire(broker: ApiBroker, task: Task, state: TaskState) -> None:
     """Run the retention step of an ended task while the worker of the broker is paused."""
     broker.services.worker.clock_guard.pause_deletion()
     now = broker.services.clock.now()
@@ -467,7 +467,7 @@ async def task_of(broker: ApiBroker, task_id: str) -> Task:
 
 async def stored(broker: ApiBroker) -> int:
     """Return the number of owners of stored bytes."""
-    return len(await broker.services.blobs.owners(-60.0))
+    return len(await broker.services.blobs.list_owners(-60.0))
 
 
 async def test_retention_deletes_thumbnails(tmp_path: Path, place: Place) -> None:
@@ -476,11 +476,11 @@ async def test_retention_deletes_thumbnails(tmp_path: Path, place: Place) -> Non
             await small(broker, image, 128)
             await small(broker, image, 512)
             task = await task_of(broker, image.owner.replace("refs_", "task_"))
-            await broker.change_task(task, state=State.SUCCEEDED, ended_at=1.0)
+            await broker.change_task(task, state=TaskState.SUCCEEDED, ended_at=1.0)
             assert await broker.services.worker.retention.find_strays([image.owner]) == []
-            await retire(broker, task, State.SUCCEEDED)
-            await retire(broker, task, State.EXPIRED)
-            assert await broker.services.images.owning([image.owner]) == set()
+            await retire(broker, task, TaskState.SUCCEEDED)
+            await retire(broker, task, TaskState.EXPIRED)
+            assert await broker.services.images.owners_with_images([image.owner]) == set()
             assert (await small(broker, image)).status_code == 404
         assert (await rows(broker), await stored(broker)) == ([], 0)
 
@@ -497,7 +497,7 @@ class Interrupted:
 
     @asynccontextmanager
     async def draft(self, owner: str) -> AsyncIterator[Any]:
-        async with self._blobs.draft(owner) as draft:
+        async with self._blobs.new_draft(owner) as draft:
             yield _InterruptedDraft(draft, self._happening)
 
 
@@ -511,7 +511,7 @@ class _InterruptedDraft:
 
     async def keep(self, media_type: str) -> Any:
         await self._happening()
-        return await self._draft.keep(media_type)
+        return await self._draft.commit(media_type)
 
 
 async def test_image_deleted_during_the_making_gets_no_thumbnail(tmp_path: Path, place: Place) -> None:
@@ -519,11 +519,11 @@ async def test_image_deleted_during_the_making_gets_no_thumbnail(tmp_path: Path,
     async with open_api(tmp_path, **place) as broker:
         for image in (await shown(broker, 1), await referred(broker, 2)):
             task = await task_of(broker, image.owner.replace("refs_", "task_"))
-            await broker.change_task(task, state=State.SUCCEEDED, ended_at=1.0)
+            await broker.change_task(task, state=TaskState.SUCCEEDED, ended_at=1.0)
 
             async def forgotten(task: Task = task) -> None:
-                await retire(broker, task, State.SUCCEEDED)
-                await retire(broker, task, State.EXPIRED)
+                await retire(broker, task, TaskState.SUCCEEDED)
+                await retire(broker, task, TaskState.EXPIRED)
 
             thumbnails = with_parts(broker, blobs=Interrupted(broker.services.blobs, forgotten))
             assert await thumbnails.find_or_make(image, 512) is None
@@ -540,8 +540,8 @@ async def test_inserting_a_thumbnail_and_retention_exclude_each_other(tmp_path: 
         async def write(image: StoredImage) -> None:
             row = replace(image, name=f"thumbnail_{image.name}", kind="thumbnail-512")
             await asyncio.gather(
-                services.database.transact(services.tasks.pinning_owner(image.owner), services.images.adding(row)),
-                retire(broker, await task_of(broker, image.owner), State.SUCCEEDED),
+                services.database.transact(services.tasks.lock_owner(image.owner), services.images.insert_image(row)),
+                retire(broker, await task_of(broker, image.owner), TaskState.SUCCEEDED),
                 return_exceptions=True,
             )
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from storage.sql.postgres import PostgresDatabase
-from storage.tasks import DUE, Task, Tasks
+from storage.tasks import DUE_CHANNEL, Task, Tasks
 from tests.benchmarks.measuring import Side, task_id
 
 POLLS: Final = 200
@@ -61,7 +61,7 @@ async def keep_company(side: Side, url: str, known: int) -> Seen:
             await tasks.get(task_id(random.randrange(known)))
 
         async def create() -> None:
-            await database.transact(tasks.adding(new_task()), wake=(DUE,))
+            await database.transact(tasks.insert_task(new_task()), wake=(DUE_CHANNEL,))
 
         await side.wait_for_go()
         going = [

@@ -31,7 +31,7 @@ from storage.images import StoredImage
 from storage.sql.database import Database, Outcome, Row, Statement
 from storage.sql.postgres import PostgresDatabase
 from storage.sql.sqlite import SqliteDatabase, sqlite_path
-from storage.states import State
+from storage.states import TaskState
 from storage.tasks import Task
 from tests.benchmarks.measuring import Side
 from webhooks.verification import IncomingCallback
@@ -227,6 +227,8 @@ async def live(side: Side, url: str, upstream: Upstream, arrivals: Sequence[floa
 async def _all_ended(database: Database) -> None:
     """Wait for all tasks; few queries, so that the measured work is not disturbed."""
     while True:
-        if not await database.point(f"SELECT 1 AS open FROM tasks WHERE state <> '{State.SUCCEEDED.value}' LIMIT 1"):
+        if not await database.fetch_one(
+            f"SELECT 1 AS open FROM tasks WHERE state <> '{TaskState.SUCCEEDED.value}' LIMIT 1"
+        ):
             return
         await asyncio.sleep(0.25)

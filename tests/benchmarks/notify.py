@@ -22,10 +22,10 @@ import asyncpg
 
 from storage.attempts import Attempts
 from storage.sql.database import Statement
-from storage.sql.migrate import upgrade
+from storage.sql.migrate import upgrade_schema
 from storage.sql.pg_notify import CHANNEL
 from storage.sql.postgres import PostgresDatabase
-from storage.tasks import DUE, Tasks, task_channel
+from storage.tasks import DUE_CHANNEL, Tasks, task_channel
 from tests.benchmarks.company import new_task
 from tests.benchmarks.measuring import Child, Side, cut, interleaved, ms, per_second, say, table
 from tests.support.servers.postgres import Postgres, running
@@ -40,10 +40,10 @@ HEAD: Final = ("writers", *(f"{way}, commits/s" for way in WAYS), *(f"{way}, rat
 
 async def seeded(url: str, count: int) -> list[str]:
     async with PostgresDatabase(url, connections=2) as database:
-        await upgrade(database, time.time())
+        await upgrade_schema(database, time.time())
         tasks = Tasks(database)
         seeds = [new_task() for _ in range(count)]
-        await database.transact(*(tasks.adding(seed) for seed in seeds))
+        await database.transact(*(tasks.insert_task(seed) for seed in seeds))
         for seed in seeds:
             await database.execute(
                 """INSERT INTO attempts (task_id, number, provider, sent_at, outcome, billed)
@@ -70,7 +70,7 @@ def writing(database: PostgresDatabase, way: str, ids: list[str]) -> Callable[[]
 
     async def write() -> int:
         task_id = next(turns)
-        channels = (DUE, task_channel(task_id))
+        channels = (DUE_CHANNEL, task_channel(task_id))
         statements = step(tasks, task_id)
         if way == WAYS[2]:
             payload = {"channel": CHANNEL, "payload": " ".join(channels)}

@@ -19,11 +19,11 @@ from typing import Any, Final
 
 import asyncpg
 
-from storage.sql.migrate import upgrade
+from storage.sql.migrate import upgrade_schema
 from storage.sql.postgres import PostgresDatabase
 from storage.sql.postgres_transaction import parameter_values, to_postgres
-from storage.states import State
-from storage.tasks import DUE, Lease, Task, Tasks
+from storage.states import TaskState
+from storage.tasks import DUE_CHANNEL, Lease, Task, Tasks
 from tests.benchmarks.company import new_task
 from tests.benchmarks.lives import Counts, Upstream, live
 from tests.benchmarks.measuring import Child, interleaved, per_second, say, table
@@ -53,10 +53,10 @@ class Raw:
 async def stored(url: str, rows: int) -> list[str]:
     """Tasks in the state `waiting`, none of them ever due by itself."""
     async with PostgresDatabase(url, connections=2) as database:
-        await upgrade(database, time.time())
+        await upgrade_schema(database, time.time())
         tasks = Tasks(database)
         seed = new_task()
-        await database.transact(tasks.adding(seed))
+        await database.transact(tasks.insert_task(seed))
         names = ", ".join(f.name for f in fields(Task))
         changed = names.replace("id, batch", "'task_' || md5(n::text), 'task_' || md5(n::text)", 1)
         changed = changed.replace("state", "'waiting'", 1).replace("due_at", "n::float", 1)
@@ -130,7 +130,7 @@ async def claims(url: str, seconds: float) -> list[list[str]]:
                 async def ours(batch: int = batch) -> int:
                     now = time.time()
                     lease = Lease(holder="bench", until=now)
-                    return len(await tasks.claim(State.WAITING, now=now, lease=lease, limit=batch))
+                    return len(await tasks.claim(TaskState.WAITING, now=now, lease=lease, limit=batch))
 
                 async def bare(batch: int = batch) -> int:
                     now = time.time()
@@ -155,13 +155,13 @@ async def creates(url: str, seconds: float) -> list[list[str]]:
         tasks = Tasks(database)
 
         async def ours() -> int:
-            await database.transact(tasks.adding(new_task()), wake=(DUE,))
+            await database.transact(tasks.insert_task(new_task()), wake=(DUE_CHANNEL,))
             return 1
 
         raw = Raw(pool)
 
         async def bare() -> int:
-            statement = tasks.adding(new_task())
+            statement = tasks.insert_task(new_task())
             await raw.run(statement.sql, dict(statement.params))
             return 1
 
@@ -202,7 +202,7 @@ async def _last_end(url: str) -> float:
 async def _on_postgres(server: Postgres, lives: int, processes: int, counts: list[Counts]) -> float:
     url = await server.fresh()
     async with PostgresDatabase(url, connections=2) as database:
-        await upgrade(database, time.time())
+        await upgrade_schema(database, time.time())
     return await _lives_per_second(url, lives, processes, counts)
 
 

@@ -26,7 +26,7 @@ import asyncpg
 
 from broker.bootstrap import load_settings, open_services
 from broker.clock import SystemClock
-from storage.sql.migrate import upgrade
+from storage.sql.migrate import upgrade_schema
 from storage.sql.postgres import PostgresDatabase
 from tests.benchmarks.company import CREATES, POLLS, Seen, keep_company
 from tests.benchmarks.measuring import Child, Side, cut, interleaved, mb, ms, say, table, task_id
@@ -131,7 +131,7 @@ class Bench:
         """The name of a database with a day of ended tasks, to be copied."""
         url = await self.server.fresh()
         async with PostgresDatabase(url, connections=2) as database:
-            await upgrade(database, time.time() - 10 * DAY)
+            await upgrade_schema(database, time.time() - 10 * DAY)
         connection = await asyncpg.connect(url)
         try:
             for sql in (*SEED, *(REMEMBERED if self.remembered else ())):

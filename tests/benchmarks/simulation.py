@@ -13,7 +13,7 @@ import time
 import asyncpg
 
 from scripts.simulate import Deployment, Simulation, percentile
-from storage.sql.migrate import upgrade
+from storage.sql.migrate import upgrade_schema
 from storage.sql.postgres import PostgresDatabase
 from tests.benchmarks.lives import Upstream, live
 from tests.benchmarks.measuring import Child, say, table
@@ -37,7 +37,7 @@ async def real(deployment: Deployment, arrivals: list[float]) -> tuple[list[floa
     with running() as server:
         url = await server.fresh()
         async with PostgresDatabase(url, connections=2) as database:
-            await upgrade(database, time.time())
+            await upgrade_schema(database, time.time())
         child = Child(live, url, upstream, arrivals)
         await child.ready()
         child.go()

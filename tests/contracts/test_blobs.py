@@ -29,10 +29,10 @@ async def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 
 
 async def keep(blobs: BlobStore, owner: str, data: bytes) -> Blob:
-    async with blobs.draft(owner) as draft:
+    async with blobs.new_draft(owner) as draft:
         for start in range(0, len(data), 300_000):
             await draft.write(data[start : start + 300_000])
-        return await draft.keep()
+        return await draft.commit()
 
 
 async def read(blobs: BlobStore, name: str, start: int = 0, stop: int | None = None) -> bytes:
@@ -81,7 +81,7 @@ async def test_owners_are_apart(blobs: BlobStore) -> None:
 async def test_owner_with_other_characters_is_rejected(blobs: BlobStore, owner: str) -> None:
     """No path is ever built from what came from outside."""
     with pytest.raises(ValueError, match="owner"):
-        blobs.draft(owner)
+        blobs.new_draft(owner)
     with pytest.raises(ValueError, match="owner"):
         await blobs.delete(owner)
     with pytest.raises(BlobMissing):
@@ -110,29 +110,29 @@ async def test_missing_is_said_before_the_first_chunk(blobs: BlobStore) -> None:
 
 async def test_a_draft_is_not_visible_before_it_is_kept(blobs: BlobStore) -> None:
     name = f"task_1/{hashlib.sha256(b'x').hexdigest()}"
-    async with blobs.draft("task_1") as draft:
+    async with blobs.new_draft("task_1") as draft:
         await draft.write(b"x")
         assert not await there(blobs, name)
-        await draft.keep()
+        await draft.commit()
         assert await there(blobs, name)
     assert await there(blobs, name)
 
 
 async def test_media_type_does_not_change_the_name(blobs: BlobStore) -> None:
-    async with blobs.draft("task_1") as draft:
+    async with blobs.new_draft("task_1") as draft:
         await draft.write(b"x")
-        typed = await draft.keep("image/png")
+        typed = await draft.commit("image/png")
     assert await keep(blobs, "task_1", b"x") == typed
     assert await read(blobs, typed.name) == b"x"
 
 
 async def test_links_are_off_by_default(blobs: BlobStore) -> None:
     """They can be passed on, and do not ask who fetches them."""
-    assert await blobs.link((await keep(blobs, "task_1", b"x")).name, 60) is None
+    assert await blobs.get_link((await keep(blobs, "task_1", b"x")).name, 60) is None
 
 
 async def test_a_draft_that_is_not_kept_leaves_nothing(blobs: BlobStore) -> None:
-    async with blobs.draft("task_1") as draft:
+    async with blobs.new_draft("task_1") as draft:
         await draft.write(b"x")
         path = draft.path
     assert not path.exists()
@@ -141,7 +141,7 @@ async def test_a_draft_that_is_not_kept_leaves_nothing(blobs: BlobStore) -> None
 
 async def test_a_draft_that_fails_leaves_nothing(blobs: BlobStore) -> None:
     with pytest.raises(RuntimeError, match="decoder"):
-        async with blobs.draft("task_1") as draft:
+        async with blobs.new_draft("task_1") as draft:
             await draft.write(b"x")
             path = draft.path
             raise RuntimeError("decoder")
@@ -151,7 +151,7 @@ async def test_a_draft_that_fails_leaves_nothing(blobs: BlobStore) -> None:
 
 async def test_a_draft_shows_all_bytes_written_so_far(blobs: BlobStore) -> None:
     """A decoder reads them before they are committed."""
-    async with blobs.draft("task_1") as draft:
+    async with blobs.new_draft("task_1") as draft:
         for size in (1, 70_000, 2 * MIB):
             before = draft.size
             await draft.write(b"x" * size)
@@ -239,37 +239,37 @@ async def test_keeping_and_deleting_at_once_is_safe(blobs: BlobStore) -> None:
 
 async def test_a_sweep_spares_what_is_in_use(blobs: BlobStore) -> None:
     blob = await keep(blobs, "task_1", b"kept")
-    assert await blobs.sweep(3600) == 0
-    async with blobs.draft("task_1") as draft:
+    assert await blobs.delete_stale_drafts(3600) == 0
+    async with blobs.new_draft("task_1") as draft:
         await draft.write(b"slow")
-        assert await blobs.sweep(3600) == 0
-        slow = await draft.keep()
+        assert await blobs.delete_stale_drafts(3600) == 0
+        slow = await draft.commit()
     assert await read(blobs, blob.name) + await read(blobs, slow.name) == b"keptslow"
 
 
 async def test_owners_are_listed_by_age(blobs: BlobStore) -> None:
     await keep(blobs, "task_1", b"one")
     await keep(blobs, "refs_2", b"two")
-    assert sorted(await blobs.owners(0)) == ["refs_2", "task_1"]
-    assert await blobs.owners(3600) == []
-    assert await blobs.owners(0, since=time.time() + 60) == []
+    assert sorted(await blobs.list_owners(0)) == ["refs_2", "task_1"]
+    assert await blobs.list_owners(3600) == []
+    assert await blobs.list_owners(0, since=time.time() + 60) == []
     await blobs.delete("task_1")
-    assert await blobs.owners(0) == ["refs_2"]
+    assert await blobs.list_owners(0) == ["refs_2"]
 
 
 async def test_a_healthy_store_says_nothing(blobs: BlobStore) -> None:
     await blobs.check()
-    assert await blobs.sweep(0) == 0
+    assert await blobs.delete_stale_drafts(0) == 0
 
 
 async def test_memory_does_not_grow_with_the_blob(blobs: BlobStore) -> None:
     chunk = os.urandom(256 * 1024)
     tracemalloc.start()
     try:
-        async with blobs.draft("task_1") as draft:
+        async with blobs.new_draft("task_1") as draft:
             for _ in range(256):
                 await draft.write(chunk)
-            blob = await draft.keep()
+            blob = await draft.commit()
         total = sum([len(piece) async for piece in await blobs.open(blob.name)])
         assert total == blob.size == 64 * MIB
         assert tracemalloc.get_traced_memory()[1] < 6 * MIB

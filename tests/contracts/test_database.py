@@ -10,7 +10,7 @@ import pytest
 
 from storage.errors import StorageError
 from storage.sql.database import Database, Stale, Statement
-from storage.sql.migrate import migrations, upgrade
+from storage.sql.migrate import load_migrations, upgrade_schema
 from tests.contracts.databases import DATABASES
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("nothing_is_left_open")]
@@ -61,7 +61,7 @@ async def test_of_many_who_saw_the_same_row_one_wins(database: Database) -> None
         *(database.transact(bumping("a", seen=0)) for _ in range(20)), return_exceptions=True
     )
     assert sum(isinstance(outcome, Stale) for outcome in outcomes) == 19
-    assert await database.point("SELECT n FROM notes WHERE id = :id", id="a") == {"n": 1}
+    assert await database.fetch_one("SELECT n FROM notes WHERE id = :id", id="a") == {"n": 1}
 
 
 async def test_returning_rows_and_counts(database: Database) -> None:
@@ -79,7 +79,7 @@ async def test_returning_rows_and_counts(database: Database) -> None:
 async def test_what_was_written_is_read_at_once_on_every_way_of_reading(database: Database) -> None:
     for n in range(20):
         await database.transact(adding(f"k{n}", n))
-        assert await database.point("SELECT n FROM notes WHERE id = :id", id=f"k{n}") == {"n": n}
+        assert await database.fetch_one("SELECT n FROM notes WHERE id = :id", id=f"k{n}") == {"n": n}
         assert await database.fetch("SELECT n FROM notes WHERE id = :id", id=f"k{n}") == [{"n": n}]
 
 
@@ -95,13 +95,13 @@ async def test_a_bell_rings_after_the_commit_and_not_for_what_was_undone(databas
 
 async def test_a_ring_between_looking_and_waiting_is_not_missed(database: Database) -> None:
     with database.listen("news") as bell:
-        database.wake("news", "other")
+        database.notify("news", "other")
         assert await bell.wait(0)
 
 
 async def test_only_listeners_of_the_channel_are_woken(database: Database) -> None:
     with database.listen("a") as one, database.listen("a") as two, database.listen("b") as other:
-        database.wake("a")
+        database.notify("a")
         assert await one.wait(5)
         assert await two.wait(5)
         assert not await other.wait(0)
@@ -113,13 +113,13 @@ async def test_canceled_writer_does_not_affect_others(database: Database) -> Non
     writing.cancel()
     await asyncio.gather(writing, return_exceptions=True)
     await database.transact(adding("b"))
-    assert await database.point("SELECT id FROM notes WHERE id = :id", id="b")
+    assert await database.fetch_one("SELECT id FROM notes WHERE id = :id", id="b")
 
 
 async def test_migrations_run_once_even_with_two_starters(database: Database) -> None:
-    ran = await asyncio.gather(upgrade(database, 1.0), upgrade(database, 1.0))
-    assert sorted(m.number for part in ran for m in part) == [m.number for m in migrations()]
-    assert await upgrade(database, 2.0) == []
+    ran = await asyncio.gather(upgrade_schema(database, 1.0), upgrade_schema(database, 1.0))
+    assert sorted(m.number for part in ran for m in part) == [m.number for m in load_migrations()]
+    assert await upgrade_schema(database, 2.0) == []
 
 
 async def test_a_closed_database_says_so(database: Database) -> None:
@@ -153,7 +153,7 @@ async def test_any_text_can_be_stored_and_found(database: Database, text: str) -
     await database.transact(adding(text))
     rows = await database.fetch("SELECT id FROM notes WHERE id = :id", id=text)
     assert [row["id"].replace("\ufffd", "\0") for row in rows] == [text]
-    assert await database.point("SELECT id FROM notes WHERE id = 'a:b' OR id = :id", id=text)
+    assert await database.fetch_one("SELECT id FROM notes WHERE id = 'a:b' OR id = :id", id=text)
 
 
 async def test_what_is_not_a_parameter_is_left_alone(database: Database) -> None:

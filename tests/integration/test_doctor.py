@@ -27,9 +27,9 @@ from broker.doctor.findings import Check, Finding, ok, run_checks, storage_failu
 from broker.doctor.probe_server import probe_server
 from broker.settings import Settings
 from broker.settings.loading import SalvagedSettings
-from storage.cluster_state import Facts
+from storage.cluster_state import ClusterState
 from storage.errors import StorageError
-from storage.sql.migrate import migrations, upgrade
+from storage.sql.migrate import load_migrations, upgrade_schema
 from storage.sql.postgres import PostgresDatabase
 from storage.sql.sqlite import SqliteDatabase
 from tests.support.api import open_api
@@ -359,7 +359,7 @@ async def test_new_folder_passes_and_is_left_unchanged(tmp_path: Path) -> None:
 async def a_database(settings: Settings) -> Path:
     path = settings.data_dir / "broker.db"
     async with SqliteDatabase(path) as database:
-        await upgrade(database, 1.0)
+        await upgrade_schema(database, 1.0)
     return path
 
 
@@ -399,7 +399,7 @@ async def test_missing_and_unknown_migrations_are_found(tmp_path: Path) -> None:
     settings = a_set_up(tmp_path)
     path = await a_database(settings)
     async with SqliteDatabase(path) as database:
-        await database.execute("DELETE FROM migrations WHERE number = :last", last=migrations()[-1].number)
+        await database.execute("DELETE FROM migrations WHERE number = :last", last=load_migrations()[-1].number)
     status, _, cure = await found(settings, "database")
     assert (status, "broker db upgrade" in cure) == ("warning", True)
     async with SqliteDatabase(path) as database:
@@ -412,11 +412,11 @@ async def test_clock_and_secret_of_a_postgres_are_compared(tmp_path: Path, postg
     url = await postgres.fresh()
     settings = a_set_up(tmp_path, database_url=url, secret_key="the-secret-of-this-machine")
     async with PostgresDatabase(url) as database:
-        await upgrade(database, 1.0)
+        await upgrade_schema(database, 1.0)
         report = await examined(settings, "database")
         assert [report[name].status for name in ("database", "clock of the database")] == ["ok", "ok"]
         assert "shared secret" not in report
-        await Facts(database).agree("secret", "that of another machine")
+        await ClusterState(database).set_if_absent("secret", "that of another machine")
         status, _, cure = await found(settings, "database", "shared secret")
         assert (status, "SECRET_KEY" in cure) == ("failed", True)
 
@@ -466,7 +466,7 @@ def test_full_disk_fails(tmp_path: Path) -> None:
 
 async def _a_database_in(folder: Path) -> None:
     async with SqliteDatabase(folder / "data" / "broker.db") as database:
-        await upgrade(database, 1.0)
+        await upgrade_schema(database, 1.0)
 
 
 def _report(folder: Path, limit: int | None = None) -> Any:

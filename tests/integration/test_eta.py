@@ -17,7 +17,7 @@ from broker.sandbox.options import Options
 from broker.services import Services
 from broker.tasks import eta
 from broker.tasks.eta import round_up
-from storage.states import State
+from storage.states import TaskState
 from storage.tasks import Task
 from tests.api.test_api_tasks import NOTHING_KNOWN, look, parsed
 from tests.support.api import NEVER, a_task, open_api, task_cache
@@ -37,17 +37,17 @@ async def quiet(tmp_path: Path, clock: ManualClock) -> AsyncIterator[Services]:
 
 
 async def add(services: Services, *tasks: Task) -> None:
-    await services.database.transact(*(services.tasks.adding(task) for task in tasks))
+    await services.database.transact(*(services.tasks.insert_task(task) for task in tasks))
 
 
 def queued(number: int, **changes: Any) -> Task:
-    return a_task(NOW, **{"number": number, "state": State.QUEUED, "attempt": 0, "due_at": NOW + number, **changes})
+    return a_task(NOW, **{"number": number, "state": TaskState.QUEUED, "attempt": 0, "due_at": NOW + number, **changes})
 
 
 def done(number: int, *, making: float = 20.0, fetching: float = 2.0, **changes: Any) -> Task:
     ended = NOW - 1000 + number
     times = {"ended_at": ended, "finished_at": ended - fetching, "sent_at": ended - fetching - making}
-    return a_task(NOW, **{"number": 1000 + number, "state": State.SUCCEEDED, **times, **changes})
+    return a_task(NOW, **{"number": 1000 + number, "state": TaskState.SUCCEEDED, **times, **changes})
 
 
 async def position_and_eta(services: Services, task: Task) -> tuple[int | None, int | None]:
@@ -72,7 +72,7 @@ async def test_one_read_of_the_queue_serves_all_callers_for_a_moment(quiet: Serv
     await add(quiet, first, second)
     places = await asyncio.gather(*(position_and_eta(quiet, task) for task in [second] * 50))
     assert {place for place, _ in places} == {2}
-    await quiet.database.transact(quiet.tasks.saving(first, state=State.WAITING))
+    await quiet.database.transact(quiet.tasks.update_task(first, state=TaskState.WAITING))
     await add(quiet, queued(3))
     assert (await position_and_eta(quiet, second))[0] == 2
     assert (await position_and_eta(quiet, queued(3)))[0] is None  # queued after the read
@@ -89,7 +89,7 @@ async def test_position_beyond_the_limit_is_the_limit_plus_one(quiet: Services) 
 
 
 async def test_only_a_queued_task_has_a_position(quiet: Services) -> None:
-    for state in (State.SUBMITTING, State.WAITING, State.FETCHING, State.SUCCEEDED, State.FAILED):
+    for state in (TaskState.SUBMITTING, TaskState.WAITING, TaskState.FETCHING, TaskState.SUCCEEDED, TaskState.FAILED):
         assert (await position_and_eta(quiet, a_task(NOW, state=state)))[0] is None
 
 
@@ -101,18 +101,18 @@ async def test_estimate_is_the_median_of_similar_tasks(quiet: Services, clock: M
     alike = [done(n, making=m, resolution="2K") for n, m in enumerate((10, 20, 30, 40, 9000))]
     others = [done(n, making=500.0, resolution="4K") for n in range(10, 20)]
     await add(quiet, *alike, *others)
-    task = a_task(NOW, state=State.WAITING, resolution="2K", sent_at=NOW)
+    task = a_task(NOW, state=TaskState.WAITING, resolution="2K", sent_at=NOW)
     assert await position_and_eta(quiet, task) == (None, 40)  # 30 at the provider, 2 for the download, in steps of ten
     clock.advance(25)
     assert await position_and_eta(quiet, task) == (None, 10)
     assert await position_and_eta(
-        quiet, a_task(NOW, state=State.FETCHING, resolution="2K", finished_at=clock.now())
+        quiet, a_task(NOW, state=TaskState.FETCHING, resolution="2K", finished_at=clock.now())
     ) == (None, 5)
 
 
 async def test_history_falls_back_to_the_model_then_the_provider_then_none(quiet: Services, clock: ManualClock) -> None:
-    task = a_task(NOW, state=State.WAITING, resolution="2K", sent_at=NOW)
-    pro = a_task(NOW, state=State.WAITING, model="nano-banana-pro", sent_at=NOW)
+    task = a_task(NOW, state=TaskState.WAITING, resolution="2K", sent_at=NOW)
+    pro = a_task(NOW, state=TaskState.WAITING, model="nano-banana-pro", sent_at=NOW)
     await add(quiet, *(done(n, resolution="1K") for n in range(4)))
     assert await position_and_eta(quiet, task) == (None, None)
     await add(quiet, done(5, resolution="4K"))
@@ -120,7 +120,7 @@ async def test_history_falls_back_to_the_model_then_the_provider_then_none(quiet
     now = clock.now()
     assert await position_and_eta(quiet, replace(task, sent_at=now)) == (None, 25)
     assert await position_and_eta(quiet, replace(pro, sent_at=now)) == (None, 25)
-    assert await position_and_eta(quiet, a_task(NOW, state=State.WAITING, provider="other", sent_at=NOW)) == (
+    assert await position_and_eta(quiet, a_task(NOW, state=TaskState.WAITING, provider="other", sent_at=NOW)) == (
         None,
         None,
     )
@@ -128,7 +128,7 @@ async def test_history_falls_back_to_the_model_then_the_provider_then_none(quiet
 
 async def test_exceeded_estimate_disappears(quiet: Services, clock: ManualClock) -> None:
     await add(quiet, *(done(n) for n in range(5)))
-    task = a_task(NOW, state=State.WAITING, sent_at=NOW)
+    task = a_task(NOW, state=TaskState.WAITING, sent_at=NOW)
     clock.advance(22)
     assert await position_and_eta(quiet, task) == (None, None)
     assert (await quiet.eta.estimate(task)).fresh_for == math.inf
@@ -147,7 +147,7 @@ async def test_queued_estimate_includes_window_slots_and_cooldown(quiet: Service
         40,
         60,
     ]
-    await quiet.database.transact(quiet.worker.submissions.lanes.pausing("kie", NOW + 300))
+    await quiet.database.transact(quiet.worker.submissions.lanes.start_cooldown("kie", NOW + 300))
     clock.advance(eta.QUEUE_TTL_SECONDS)
     assert (await position_and_eta(quiet, tasks[0]))[1] == 330
     assert (await position_and_eta(quiet, queued(1, due_at=NOW + 400)))[1] == 450  # due later
@@ -175,13 +175,13 @@ def test_rounded_estimate_is_stable_until_the_next_step() -> None:
 
 async def test_queued_task_shows_its_position_and_a_new_etag(tmp_path: Path, clock: ManualClock) -> None:
     async with open_api(tmp_path, clock=clock) as broker:
-        tasks = [await broker.add_task(number=n, state=State.QUEUED, attempt=0) for n in (1, 2)]
+        tasks = [await broker.add_task(number=n, state=TaskState.QUEUED, attempt=0) for n in (1, 2)]
         path = f"/api/task/{tasks[1].id}"
         first = await broker.client.get(path)
         assert first.json()["data"]["progress"] == {**NOTHING_KNOWN, "stage": "queued", "position": 2}
         same = await broker.client.get(path, headers={"If-None-Match": first.headers["etag"]})
         assert same.status_code == 304
-        await broker.change_task(tasks[0], state=State.CANCELED, ended_at=5.0)
+        await broker.change_task(tasks[0], state=TaskState.CANCELED, ended_at=5.0)
         clock.advance(eta.QUEUE_TTL_SECONDS)
         cache = task_cache(broker.services)
         prepared = await cache.response(tasks[1].id, "en")
@@ -192,14 +192,14 @@ async def test_queued_task_shows_its_position_and_a_new_etag(tmp_path: Path, clo
 async def test_stream_sends_each_new_position(tmp_path: Path) -> None:
     """The row does not change when other tasks leave the queue."""
     async with open_api(tmp_path, sockets=True) as broker:
-        tasks = [await broker.add_task(number=n, state=State.QUEUED, attempt=0) for n in (1, 2)]
+        tasks = [await broker.add_task(number=n, state=TaskState.QUEUED, attempt=0) for n in (1, 2)]
         received = ""
         async with asyncio.timeout(10), broker.client.stream("GET", f"/api/task/{tasks[1].id}/events") as answer:
             async for text in answer.aiter_text():
                 received += text
                 places = [document["data"]["progress"]["position"] for _, document in parsed(received)]
                 if places == [2]:
-                    await broker.change_task(tasks[0], state=State.CANCELED, ended_at=5.0)
+                    await broker.change_task(tasks[0], state=TaskState.CANCELED, ended_at=5.0)
                 elif places == [2, 1]:
                     break
         assert [document["data"]["status"] for _, document in parsed(received)] == ["pending", "pending"]
@@ -208,7 +208,7 @@ async def test_stream_sends_each_new_position(tmp_path: Path) -> None:
 async def test_ended_task_has_no_progress(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
         told = {"provider_state": "generating", "provider_percent": 40.0, "sent_at": 1.0}
-        task = await broker.add_task(state=State.CANCELED, ended_at=1.0, error_code="canceled", **told)
+        task = await broker.add_task(state=TaskState.CANCELED, ended_at=1.0, error_code="canceled", **told)
         assert (await look(broker, task.id))["progress"] == {**NOTHING_KNOWN, "stage": "done"}
 
 
@@ -262,12 +262,12 @@ async def test_times_are_stored_for_later_estimates(quiet: Services, clock: Manu
     clock.advance(17)
     await quiet.worker.steps.transitions.apply_report(task, Finished(outputs=("https://a/1",), job_id="job"), 0)
     row = await quiet.queries.get(task.id)
-    assert (row.state, row.sent_at, row.finished_at, row.entered_at) == (State.FETCHING, NOW, NOW + 17, NOW + 17)
+    assert (row.state, row.sent_at, row.finished_at, row.entered_at) == (TaskState.FETCHING, NOW, NOW + 17, NOW + 17)
 
 
 async def test_poll_shows_the_progress_at_the_provider(tmp_path: Path) -> None:
     """Over HTTP, by polling: the sandbox uses the states of kie.ai."""
-    async with open_broker(tmp_path, hooked=False, options=Options(duration=0.9)) as broker:
+    async with open_broker(tmp_path, with_callbacks=False, options=Options(duration=0.9)) as broker:
         task_id = await broker.create_task("a red bicycle")
         seen: list[str | None] = []
         async for data in broker.poll_task(task_id):

@@ -21,7 +21,7 @@ from broker.reports import Failed, Finished, Pending
 from broker.services import Services
 from broker.tasks import lifecycle
 from storage.attempts import Attempt
-from storage.states import State
+from storage.states import TaskState
 from storage.tasks import Task
 from tests.contracts.providers import closed_port
 from tests.support.api import a_task, open_api
@@ -48,7 +48,7 @@ async def quiet(tmp_path: Path, clock: ManualClock) -> AsyncIterator[Services]:
 async def add(services: Services, **changes: Any) -> Task:
     """A task with a job at the provider, and its line in the ledger."""
     task = a_task(NOW, **{"job_id": "job", "sent_at": NOW, "entered_at": NOW, **changes})
-    await services.database.transact(services.tasks.adding(task))
+    await services.database.transact(services.tasks.insert_task(task))
     row = {
         **vars(
             Attempt(
@@ -118,7 +118,7 @@ async def test_journey_updates_its_metrics(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("mood", "outcome"), [("code:402", "refused"), ("code:500", "unknown"), ("silent", "unknown")])
 async def test_submission_outcome_is_counted(tmp_path: Path, mood: str, outcome: str) -> None:
-    async with open_broker(tmp_path, hooked=False) as broker:
+    async with open_broker(tmp_path, with_callbacks=False) as broker:
         await broker.wait_end(await broker.create_task(f"a red bicycle [mood:{mood}]"))
         metrics = broker.services.metrics
         assert value(metrics, "broker_submissions_total", provider="kie", outcome=outcome) == 1
@@ -132,7 +132,7 @@ async def test_unsent_order_is_counted_as_not_sent(tmp_path: Path) -> None:
 
 
 async def test_checks_and_download_retries_are_counted(tmp_path: Path) -> None:
-    async with open_broker(tmp_path, hooked=False) as broker:
+    async with open_broker(tmp_path, with_callbacks=False) as broker:
         await broker.wait_end(await broker.create_task("a red bicycle [mood:gone_once:2]"))
         metrics = broker.services.metrics
         assert value(metrics, "broker_provider_checks_total", provider="kie", answer="finished") >= 1
@@ -163,14 +163,14 @@ async def test_classified_error_is_not_counted_as_unclassified(quiet: Services) 
 
 
 async def test_second_result_counts_as_duplicate(quiet: Services) -> None:
-    task = await add(quiet, state=State.CANCELED, ended_at=NOW)
+    task = await add(quiet, state=TaskState.CANCELED, ended_at=NOW)
     for _ in range(2):
         await quiet.worker.steps.transitions.apply_report(task, Finished(outputs=("https://a/1",), job_id="job"), 1)
     assert value(quiet.metrics, "broker_duplicate_results_total", provider="kie") == 1
 
 
 async def test_end_is_counted_once_and_late_image_separately(quiet: Services, clock: ManualClock) -> None:
-    task = await add(quiet, state=State.FETCHING, deadline_at=NOW)
+    task = await add(quiet, state=TaskState.FETCHING, deadline_at=NOW)
     gone = lifecycle.DownloadFailure(code="download_failed", message="")
     clock.advance(90)
     steps = quiet.worker.steps
@@ -209,22 +209,22 @@ async def test_unexpected_step_error_is_counted(quiet: Services) -> None:
 async def test_task_counts_are_cached(quiet: Services, clock: ManualClock) -> None:
     """Counting a million takes half a second: ended tasks are counted every five minutes."""
 
-    async def counted(state: State) -> float:
+    async def counted(state: TaskState) -> float:
         await quiet.collector.render_page()
         return value(quiet.metrics, "broker_tasks", state=state.value)
 
     await quiet.collector.render_page()
-    await add(quiet, number=1, state=State.WAITING)
-    await quiet.database.transact(quiet.tasks.adding(a_task(NOW, number=2, state=State.FAILED)))
-    assert [await counted(state) for state in (State.WAITING, State.FAILED)] == [0, 0]
+    await add(quiet, number=1, state=TaskState.WAITING)
+    await quiet.database.transact(quiet.tasks.insert_task(a_task(NOW, number=2, state=TaskState.FAILED)))
+    assert [await counted(state) for state in (TaskState.WAITING, TaskState.FAILED)] == [0, 0]
     clock.advance(collectors.ACTIVE_TTL_SECONDS)
-    assert [await counted(state) for state in (State.WAITING, State.FAILED)] == [1, 0]
+    assert [await counted(state) for state in (TaskState.WAITING, TaskState.FAILED)] == [1, 0]
     clock.advance(collectors.ENDED_TTL_SECONDS)
-    assert [await counted(state) for state in (State.WAITING, State.FAILED)] == [1, 1]
+    assert [await counted(state) for state in (TaskState.WAITING, TaskState.FAILED)] == [1, 1]
 
 
 async def test_cooldown_is_shown_as_remaining_seconds(quiet: Services, clock: ManualClock) -> None:
-    await quiet.database.transact(quiet.worker.submissions.lanes.pausing("kie", NOW + 30))
+    await quiet.database.transact(quiet.worker.submissions.lanes.start_cooldown("kie", NOW + 30))
     await quiet.collector.render_page()
     assert value(quiet.metrics, "broker_provider_cooldown_seconds", provider="kie") == 30
     clock.advance(40)
@@ -236,7 +236,9 @@ async def test_one_process_queries_the_balance_for_all(tmp_path: Path) -> None:
     async with open_broker(tmp_path) as broker:
         asks = broker.services.worker.balances
         await _balance_known(broker)
-        assert not await asks.chores.take("credits", now=broker.services.clock.now(), every=balance.REFRESH_SECONDS)
+        assert not await asks.chores.try_acquire(
+            "credits", now=broker.services.clock.now(), every=balance.REFRESH_SECONDS
+        )
         async with open_api(tmp_path) as other:  # another process on the same database, which sends no query
             page = (await other.client.get("/metrics")).text
     assert re.search(r'broker_provider_credits{provider="kie"} \d', page)
@@ -253,7 +255,7 @@ async def test_unknown_balance_is_absent(quiet: Services, clock: ManualClock) ->
     asks = quiet.worker.balances
     await asks.refresh()
     assert await asks.latest() == {}
-    await asks.facts.tell("credits of kie", f"12.5 {NOW!r}")
+    await asks.facts.set_value("credits of kie", f"12.5 {NOW!r}")
     assert await asks.latest() == {"kie": 12.5}
     await quiet.collector.render_page()
     assert value(quiet.metrics, "broker_provider_credits", provider="kie") == 12.5

@@ -23,7 +23,7 @@ from broker.server.protocol import ConnectionLimits, DeadlineH11
 from broker.server.sockets import bind_socket, socket_port
 from broker.server.uvicorn import running_server, serve
 from broker.services import Services
-from storage.states import State
+from storage.states import TaskState
 from tests.support.api import ApiBroker, MountedApp, open_api, png
 from tests.support.listeners import Listeners
 
@@ -127,7 +127,7 @@ async def test_slow_response_does_not_close_the_connection(tmp_path: Path) -> No
         assert (await broker.client.get(f"/api/task/{task.id}?wait=0.5")).status_code == 200
         async with broker.client.stream("GET", f"/api/task/{task.id}/events") as answer:
             await asyncio.sleep(0.4)
-            await broker.change_task(task, state=State.CANCELED, ended_at=5.0)
+            await broker.change_task(task, state=TaskState.CANCELED, ended_at=5.0)
             assert '"canceled"' in "".join([text async for text in answer.aiter_text()])
 
 

@@ -21,7 +21,7 @@ from broker.server.uvicorn import running_server
 from broker.services import Services
 from storage.attempts import Attempt
 from storage.errors import StorageError
-from storage.states import State
+from storage.states import TaskState
 from storage.tasks import Task
 from tests.support.api import a_task
 from tests.support.brokers import open_broker
@@ -69,7 +69,7 @@ class Place:
         task = a_task(now, number=number, job_id="job", due_at=now + 30, deadline_at=now + 900, **changes)
         attempt = Attempt(task_id=task.id, number=1, provider="kie", key_id="default", job_id="job", sent_at=now - sent)
         columns = ", ".join(vars(attempt))
-        await self.services.database.transact(self.services.tasks.adding(task))
+        await self.services.database.transact(self.services.tasks.insert_task(task))
         await self.services.database.execute(
             f"INSERT INTO attempts ({columns}) VALUES ({', '.join(':' + name for name in vars(attempt))})",
             **vars(attempt),
@@ -223,7 +223,7 @@ async def test_new_url_replaces_a_dead_one_at_once(tmp_path: Path, clock: Manual
         assert broker.base() == second.url
         assert broker.metric("broker_public_address_changes_total", change="changed") == 1
         row = await broker.now(task)
-        assert (row.hooked, row.due_at) == (False, clock.now() + 3)
+        assert (row.expects_callback, row.due_at) == (False, clock.now() + 3)
 
 
 async def test_order_sent_with_the_new_url_keeps_waiting(tmp_path: Path, clock: ManualClock) -> None:
@@ -243,7 +243,7 @@ async def test_order_submitted_during_the_change_is_switched_to_polling(tmp_path
         await broker.refresh()
         task = await broker.waiting(sent=5)
         await broker.refresh(after=1)
-        assert not (await broker.now(task)).hooked
+        assert not (await broker.now(task)).expects_callback
 
 
 # -- lost
@@ -255,7 +255,7 @@ async def test_tunnel_that_ends_with_its_agent_is_lost_at_once(tmp_path: Path, c
         broker.agent.names(tunnel.url, port=broker.port)
         await broker.refresh()
         tasks = [await broker.waiting(number) for number in range(1, 121)]
-        silent = await broker.waiting(999, state=State.SUBMITTING)
+        silent = await broker.waiting(999, state=TaskState.SUBMITTING)
         await tunnel.kill()
         broker.agent.silent = True
         with capture_logs() as logs:
@@ -264,8 +264,8 @@ async def test_tunnel_that_ends_with_its_agent_is_lost_at_once(tmp_path: Path, c
         assert broker.base() is None
         assert await broker.callback_address() is None
         assert broker.metric("broker_public_address", source="ngrok") == 0
-        assert not any([(await broker.now(task)).hooked for task in tasks])
-        assert (await broker.now(silent)).hooked, "an order of unknown outcome has nothing but its callback"
+        assert not any([(await broker.now(task)).expects_callback for task in tasks])
+        assert (await broker.now(silent)).expects_callback, "an order of unknown outcome has nothing but its callback"
 
 
 async def test_reported_tunnel_may_fail_once(tmp_path: Path, clock: ManualClock) -> None:
@@ -320,7 +320,7 @@ async def test_late_callbacks_arrive_when_the_url_returns(tmp_path: Path, clock:
         assert callback is not None
         tunnel.edge, broker.agent.silent = GONE, True
         await broker.refresh()
-        assert not (await broker.now(task)).hooked
+        assert not (await broker.now(task)).expects_callback
         tunnel.edge, broker.agent.silent = None, False
         await broker.refresh(after=REVERIFY_SECONDS)
         assert broker.base() == tunnel.url
@@ -333,7 +333,9 @@ async def test_task_ends_although_its_callback_cannot_arrive(tmp_path: Path) -> 
     """End to end: ordered with a callback URL, the tunnel dies, and the provider is polled instead."""
     async with (
         an_agent() as agent,
-        open_broker(tmp_path, hooked=False, tunnel_api=agent.url, check_after=60.0, task_deadline=60.0) as broker,
+        open_broker(
+            tmp_path, with_callbacks=False, tunnel_api=agent.url, check_after=60.0, task_deadline=60.0
+        ) as broker,
     ):
         port = int(str(broker.client.base_url.port))
         async with tunnelling(port) as tunnel:
@@ -359,18 +361,18 @@ async def test_machine_without_a_url_does_not_switch_tasks_of_others(tmp_path: P
         tunnel = await broker.tunnel()
         broker.agent.names(tunnel.url, port=broker.port)
         await broker.refresh(after=1)
-        assert (await broker.now(task)).hooked
+        assert (await broker.now(task)).expects_callback
         await tunnel.kill()
         broker.agent.silent = True
         await broker.refresh(after=1)
-        assert not (await broker.now(task)).hooked
+        assert not (await broker.now(task)).expects_callback
 
 
 async def test_restart_switches_tasks_with_an_earlier_url(tmp_path: Path, clock: ManualClock) -> None:
     async with place(tmp_path, clock) as broker:
         task = await broker.waiting(sent=100)
         await broker.refresh(after=1)
-        assert not (await broker.now(task)).hooked
+        assert not (await broker.now(task)).expects_callback
 
 
 # -- configured
@@ -390,7 +392,7 @@ async def test_configured_url_is_kept_and_its_failure_logged_once(tmp_path: Path
                 await broker.refresh(after=REVERIFY_SECONDS)
         assert said(logs) == ["public_url_unreachable", "public_url_verified"]
         assert broker.base() == tunnel.url
-        assert (await broker.now(task)).hooked
+        assert (await broker.now(task)).expects_callback
         assert broker.metric("broker_public_address", source="configured") == 1
 
 

@@ -16,7 +16,7 @@ import structlog
 
 from broker.logs import configure, log
 from broker.sandbox.options import Options
-from storage.states import State
+from storage.states import TaskState
 from tests.contracts.providers import Says, Upstream
 from tests.support.api import png
 from tests.support.brokers import RunningBroker, open_broker
@@ -99,7 +99,7 @@ async def test_secrets_appear_in_no_output(tmp_path: Path, form: str) -> None:
         told.append((await broker.client.get("/metrics")).text)
     async with (
         Echo().open() as echo,
-        open_broker(tmp_path / "two", sandbox=echo.url, hooked=False, **SECRETS) as broker,
+        open_broker(tmp_path / "two", sandbox=echo.url, with_callbacks=False, **SECRETS) as broker,
     ):
         broker.client.headers.update(TRUSTED)
         for wish in ("refuse", "unknown", "accept"):
@@ -174,7 +174,7 @@ async def test_unexpected_error_is_logged_without_its_text(tmp_path: Path, form:
         async def broken() -> None:
             raise ValueError(f"cannot handle {PROMPT}")
 
-        assert not await broker.services.worker.running.contain_errors(broken(), "task_1", State.WAITING.value)
+        assert not await broker.services.worker.running.contain_errors(broken(), "task_1", TaskState.WAITING.value)
         broker.client.headers.update(TRUSTED)
         task_id = await broker.create_task(PROMPT)
         await broker.services.database.execute("UPDATE tasks SET state = 'canary', version = version + 1")

@@ -27,13 +27,13 @@ async def broker(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
 
 
 async def learned(broker: RunningBroker, task_id: str) -> list[str | None]:
-    return [attempt.learned_by for attempt in await Attempts(broker.services.database).of_task(task_id)]
+    return [attempt.learned_by for attempt in await Attempts(broker.services.database).list_of_task(task_id)]
 
 
 async def never_came(broker: RunningBroker) -> dict[str, int]:
     """Among all that ended so far: those of the last minute may be on their way, and are not counted otherwise."""
     now = broker.services.clock.now()
-    return await broker.services.hooks.missing(since=0, until=now + 60, limit=100)
+    return await broker.services.hooks.count_missing(since=0, until=now + 60, limit=100)
 
 
 async def counted(broker: RunningBroker) -> float:
@@ -100,7 +100,7 @@ async def test_a_late_callback_is_missed_only_until_it_comes(broker: RunningBrok
 
 
 async def test_where_no_callback_can_come_none_is_missed(tmp_path: Path) -> None:
-    async with open_broker(tmp_path, hooked=False) as broker:
+    async with open_broker(tmp_path, with_callbacks=False) as broker:
         task_id = await broker.create_task("a red bicycle")
         await broker.wait_end(task_id)
         assert await learned(broker, task_id) == ["poll"]
@@ -138,5 +138,5 @@ async def test_a_replay_of_the_whole_journey_ends_nothing_twice(broker: RunningB
     assert answer.json()["data"]["effect"] == "nothing: the task is succeeded already"
     await read(broker, answer.json()["data"]["replayId"])
     assert await broker.get_task(task_id) == before
-    (attempt,) = await Attempts(broker.services.database).of_task(task_id)
-    assert (attempt.outcome, attempt.spare) == ("succeeded", None)
+    (attempt,) = await Attempts(broker.services.database).list_of_task(task_id)
+    assert (attempt.outcome, attempt.duplicate_result) == ("succeeded", None)

@@ -196,7 +196,7 @@ async def _travel(folder: Path, way: str, mood: str, shared: dict[str, Any]) -> 
     deadline = 20.0 if WAYS[way][mood].code is None else 2.5
     options = Options(duration=0.1, callback_spacing=0.05, creates_per_window=10_000, webhook_key=key)
     settings = {"webhook_key": key, "task_deadline": deadline, **shared}
-    async with open_broker(folder, hooked=way != "polling", options=options, **settings) as broker:
+    async with open_broker(folder, with_callbacks=way != "polling", options=options, **settings) as broker:
         data = await broker.wait_end(await broker.create_task(f"a red bicycle [mood:{mood}]"), seconds=40)
         await _check_images(broker, data)
         return Journey(data, await broker.provider_jobs())

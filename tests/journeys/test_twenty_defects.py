@@ -13,7 +13,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from storage.callbacks import Entry
+from storage.callbacks import CallbackRecord
 from tests.support.brokers import RunningBroker, open_broker
 
 pytestmark = pytest.mark.anyio
@@ -64,12 +64,12 @@ async def stranger(broker: RunningBroker, path: str, body: Any) -> httpx.Respons
     return await broker.client.post(path, json=body, headers={"x-forwarded-for": "203.0.113.7"})
 
 
-async def read(broker: RunningBroker) -> list[Entry]:
+async def read(broker: RunningBroker) -> list[CallbackRecord]:
     """The inbox, as soon as all its news is taken in."""
     async with asyncio.timeout(10):
         while True:
-            hooks = await broker.services.hooks.newest(limit=50)
-            if all(hook.digested_at for hook in hooks):
+            hooks = await broker.services.hooks.list_newest(limit=50)
+            if all(hook.processed_at for hook in hooks):
                 return hooks
             await asyncio.sleep(0.02)
 
@@ -242,8 +242,8 @@ async def test_17_the_name_of_an_upload_means_nothing(broker: RunningBroker) -> 
         files={"image": ("../../evil.html", buffer.getvalue(), "text/html")},
     )
     task = await broker.services.queries.get(answer.json()["taskId"])
-    served = await broker.client.get(f"/uploads/references/{task.refs[0]['name']}")
-    assert re.fullmatch(r"reference_[0-9a-f]{32}\.jpg", task.refs[0]["name"])
+    served = await broker.client.get(f"/uploads/references/{task.references[0]['name']}")
+    assert re.fullmatch(r"reference_[0-9a-f]{32}\.jpg", task.references[0]["name"])
     assert served.headers["content-type"] == "image/jpeg"
     assert served.headers["x-content-type-options"] == "nosniff"
 

@@ -104,7 +104,7 @@ async def test_failed_delivery_is_listed_and_can_be_replayed(tmp_path: Path) -> 
         assert (again["attempts"], again["reason"], again["nextAt"]) == (2, None, None)
         assert receiver.heard[0].id == receiver.heard[1].id == listed["id"]
         one = (await broker.client.get(f"/api/deliveries/{listed['id']}")).json()["data"]
-        assert [tried["status"] for tried in one["tries"]] == [410, 200]
+        assert [tried["status"] for tried in one["attemptLog"]] == [410, 200]
         assert one["body"] == receiver.heard[1].document
 
 

@@ -19,9 +19,9 @@ from PIL import Image
 from broker.bootstrap import load_settings
 from broker.cli.console import strip_controls
 from broker.cli.serve import deployment_warnings
-from storage.sql.migrate import upgrade
+from storage.sql.migrate import upgrade_schema
 from storage.sql.sqlite import SqliteDatabase
-from storage.states import State
+from storage.states import TaskState
 from storage.tasks import Task, Tasks
 from tests.support.shell import SECONDS, Shell, serving
 from webhooks.signatures.standard import derived_key, write_secret
@@ -309,8 +309,8 @@ def _row(number: int, **changes: object) -> Task:
 def _stored(shell: Shell, *rows: Task) -> None:
     async def store() -> None:
         async with SqliteDatabase(shell.folder / "data" / "broker.db") as database:
-            await upgrade(database, OLD)
-            await database.transact(*(Tasks(database).adding(row) for row in rows))
+            await upgrade_schema(database, OLD)
+            await database.transact(*(Tasks(database).insert_task(row) for row in rows))
 
     anyio.run(store)
 
@@ -318,7 +318,7 @@ def _stored(shell: Shell, *rows: Task) -> None:
 def _states(shell: Shell) -> dict[str, int]:
     async def read() -> dict[str, int]:
         async with SqliteDatabase(shell.folder / "data" / "broker.db") as database:
-            return await Tasks(database).counts()
+            return await Tasks(database).count_by_state()
 
     return anyio.run(read)
 
@@ -337,7 +337,7 @@ def test_tasks_are_read_and_canceled_in_the_database(shell: Shell) -> None:
 
 
 def test_cleanup_deletes_expired_tasks_and_submits_nothing(shell: Shell) -> None:
-    ended = {"state": State.FAILED, "ended_at": OLD, "due_at": OLD}
+    ended = {"state": TaskState.FAILED, "ended_at": OLD, "due_at": OLD}
     _stored(shell, _row(1), _row(2, **ended), _row(3, **ended))
     cleaned = shell.run("cleanup", NANO_BANANA_API_KEY="k", NANO_BANANA_API_URL="http://127.0.0.1:9")
     assert cleaned.code == 0, cleaned.err
@@ -379,7 +379,7 @@ def test_webhook_secret_is_not_created_by_printing(shell: Shell) -> None:
 def test_database_of_a_newer_broker_is_not_opened(shell: Shell) -> None:
     async def from_the_future() -> None:
         async with SqliteDatabase(shell.folder / "data" / "broker.db") as database:
-            await upgrade(database, OLD)
+            await upgrade_schema(database, OLD)
             await database.execute("INSERT INTO migrations VALUES (9999, 'later', 0)")
 
     anyio.run(from_the_future)

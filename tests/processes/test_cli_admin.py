@@ -239,7 +239,7 @@ class Receiver(BaseHTTPRequestHandler):
     asked: ClassVar[list[str]] = []
 
     def do_GET(self) -> None:
-        whole = {**DELIVERY, "tries": TRIES, "body": {"type": "task.completed", "text": "\x9b2J"}}
+        whole = {**DELIVERY, "attemptLog": TRIES, "body": {"type": "task.completed", "text": "\x9b2J"}}
         documents: dict[str, Any] = {
             "/health": {"status": "healthy"},
             "/api/deliveries": {"success": True, "data": [DELIVERY], "nextCursor": None},

@@ -22,9 +22,9 @@ from broker.server.protocol import ConnectionLimits
 from broker.server.sockets import bind_socket, socket_port
 from broker.server.uvicorn import DEFAULT_LIMITS, running_server
 from broker.services import Services
-from storage.deliveries import Delivery, Fate
+from storage.deliveries import Delivery, DeliveryStatus
 from storage.images import StoredImage
-from storage.states import State
+from storage.states import TaskState
 from storage.tasks import Task
 from tests.support.listeners import Listeners
 from webhooks.events import Event, event_body
@@ -70,14 +70,14 @@ class ApiBroker:
     async def add_task(self, **changes: Any) -> Task:
         """Insert a task that no worker touches."""
         task = a_task(self.services.clock.now(), **changes)
-        await self.services.database.transact(self.services.tasks.adding(task))
+        await self.services.database.transact(self.services.tasks.insert_task(task))
         return task
 
     async def change_task(self, task: Task, **changes: Any) -> None:
         """Change a task like a worker."""
         fresh = await self.services.tasks.get(task.id)
         assert fresh is not None
-        saving = self.services.tasks.saving(fresh, **changes)
+        saving = self.services.tasks.update_task(fresh, **changes)
         await self.services.database.transact(saving, wake=(f"task:{task.id}",))
 
     async def wait_for_listener(self, task: Task) -> None:
@@ -92,9 +92,9 @@ class ApiBroker:
     async def add_image(
         self, owner: str, data: bytes, *, kind: Any = "result", position: int = 0, **changes: Any
     ) -> StoredImage:
-        async with self.services.blobs.draft(owner) as draft:
+        async with self.services.blobs.new_draft(owner) as draft:
             await draft.write(data)
-            blob = await draft.keep()
+            blob = await draft.commit()
         prefix = "generated" if kind == "result" else "reference"
         image = StoredImage(
             name=f"{prefix}_{blob.sha256[:31]}{position}.png",
@@ -127,13 +127,13 @@ class ApiBroker:
             "body": event_body(
                 Event.COMPLETED, iso(now) or "", self.services.presenter.task(task, [], "en").to_document()
             ),
-            "outcome": Fate.DELIVERED,
+            "outcome": DeliveryStatus.DELIVERED,
             "due_at": None,
             "created_at": now,
             "ended_at": now,
         }
         delivery = Delivery(**{**values, **changes})
-        await self.services.database.transact(self.services.deliveries.adding(delivery))
+        await self.services.database.transact(self.services.deliveries.insert_delivery(delivery))
         return delivery
 
     async def stored_counts(self) -> tuple[int, int, int, int]:
@@ -231,7 +231,7 @@ async def _working(services: Services) -> AsyncIterator[None]:
 async def _begun(services: Services) -> None:
     """Wait for the worker's first retention pass, which would delete the tasks of a test."""
     known = "SELECT 1 FROM cluster_state WHERE name = 'retention' AND value <> 'inf'"
-    while await services.database.point(known) is None:  # noqa: ASYNC110
+    while await services.database.fetch_one(known) is None:  # noqa: ASYNC110
         await asyncio.sleep(0.005)
 
 
@@ -241,7 +241,7 @@ def a_task(now: float, **changes: Any) -> Task:
         "id": task_id,
         "batch": task_id.replace("task_", "batch_"),
         "caller": "local",
-        "state": State.WAITING,
+        "state": TaskState.WAITING,
         "due_at": NEVER,
         "provider": "kie",
         "model": "nano-banana",
@@ -249,7 +249,7 @@ def a_task(now: float, **changes: Any) -> Task:
         "prompt": "a banana",
         "deadline_at": NEVER,
         "attempt": 1,
-        "hooked": True,
+        "expects_callback": True,
         "job_id": None,
         "created_at": now,
         "updated_at": now,

@@ -97,7 +97,7 @@ def _forward(was: str, now: str) -> bool:
 async def open_broker(
     folder: Path,
     *,
-    hooked: bool = True,
+    with_callbacks: bool = True,
     port: int = 0,
     sandbox: str | None = None,
     options: Options | None = None,
@@ -106,7 +106,7 @@ async def open_broker(
 ) -> AsyncIterator[RunningBroker]:
     """Run a broker over real HTTP, with the sandbox as its provider.
 
-    hooked: the broker knows its public URL, so the provider calls back; otherwise tasks are polled.
+    with_callbacks: the broker knows its public URL, so the provider calls back; otherwise tasks are polled.
 
     sandbox: the base URL of one that runs already. port: ours, where it must be the same after a restart.
     """
@@ -124,7 +124,7 @@ async def open_broker(
                 "api_key": "test-key",
                 "api_url": sandbox,
                 "upload_url": sandbox,
-                "webhook_base_url": address if hooked else "",
+                "webhook_base_url": address if with_callbacks else "",
                 "tunnel_api": "http://127.0.0.1:9",
                 "download_allow": (sandbox.removeprefix("http://"),),
                 "data_dir": folder,

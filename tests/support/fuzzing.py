@@ -24,7 +24,7 @@ from broker.api.native.schemas import MAX_WAIT_SECONDS
 from broker.app import build_app
 from broker.logs import configure
 from storage.ids import reference_owner
-from storage.states import State
+from storage.states import TaskState
 from tests.support.api import ApiBroker, open_api, png
 from tests.support.servers import postgres
 
@@ -81,43 +81,51 @@ async def furnished(folder: Path, **settings: Any) -> AsyncIterator[tuple[ApiBro
 
 async def _furnish(broker: ApiBroker) -> Known:
     now = broker.services.clock.now()
-    facts: dict[State, dict[str, Any]] = {
-        State.QUEUED: {"attempt": 0},
-        State.SUBMITTING: {"aspect_ratio": "16:9"},
-        State.WAITING: {"job_id": "job-1", "params": {"seed": 5}},
-        State.FETCHING: {"outputs": ("https://example.com/a.png",), "cost": 4.0, "billed": "yes"},
-        State.SUCCEEDED: {"ended_at": now, "cost": 4.0, "billed": "yes", "params": {"steps": 30}, "resolution": "1K"},
-        State.FAILED: {
+    facts: dict[TaskState, dict[str, Any]] = {
+        TaskState.QUEUED: {"attempt": 0},
+        TaskState.SUBMITTING: {"aspect_ratio": "16:9"},
+        TaskState.WAITING: {"job_id": "job-1", "params": {"seed": 5}},
+        TaskState.FETCHING: {"outputs": ("https://example.com/a.png",), "cost": 4.0, "billed": "yes"},
+        TaskState.SUCCEEDED: {
+            "ended_at": now,
+            "cost": 4.0,
+            "billed": "yes",
+            "params": {"steps": 30},
+            "resolution": "1K",
+        },
+        TaskState.FAILED: {
             "ended_at": now,
             "error_code": "safety_input",
             "error_detail": "flagged",
             "provider_code": "400",
             "billed": "no",
         },
-        State.CANCELED: {"ended_at": now, "error_code": "canceled"},
-        State.EXPIRED: {"ended_at": now},
+        TaskState.CANCELED: {"ended_at": now, "error_code": "canceled"},
+        TaskState.EXPIRED: {"ended_at": now},
     }
     tasks = {
         state: await broker.add_task(number=n, state=state, **more) for n, (state, more) in enumerate(facts.items(), 1)
     }
     deliveries = [
-        await broker.add_delivery(task) for state, task in tasks.items() if task.ended and state != State.EXPIRED
+        await broker.add_delivery(task)
+        for state, task in tasks.items()
+        if task.has_ended and state != TaskState.EXPIRED
     ]
     running, over = f"batch_{1:032x}", f"batch_{2:032x}"
     for number in (11, 12):
         await broker.add_task(number=number, batch=running)
-    await broker.add_task(number=13, batch=over, state=State.FAILED, ended_at=now, error_code="no_image")
-    await broker.client.post("/api/webhook/kie", json={"task_id": tasks[State.WAITING].id}, headers=AUTHORIZED)
+    await broker.add_task(number=13, batch=over, state=TaskState.FAILED, ended_at=now, error_code="no_image")
+    await broker.client.post("/api/webhook/kie", json={"task_id": tasks[TaskState.WAITING].id}, headers=AUTHORIZED)
     callbacks = (await broker.client.get("/api/callbacks", headers=AUTHORIZED)).json()["data"]
-    made = await broker.add_image(tasks[State.SUCCEEDED].id, png())
+    made = await broker.add_image(tasks[TaskState.SUCCEEDED].id, png())
     given = await broker.add_image(reference_owner(running), png("blue"), kind="reference")
     return Known(
         tasks=tuple(task.id for task in tasks.values()),
-        ended=tuple(task.id for state, task in tasks.items() if task.ended or state == State.EXPIRED),
+        ended=tuple(task.id for state, task in tasks.items() if task.has_ended or state == TaskState.EXPIRED),
         batches=(running, over),
         callbacks=tuple(one["id"] for one in callbacks),
         images=(made.name, given.name),
-        failed=(tasks[State.FAILED].id,),
+        failed=(tasks[TaskState.FAILED].id,),
         deliveries=tuple(delivery.id for delivery in deliveries),
     )
 

@@ -55,7 +55,7 @@ async def test_it_comes_to_what_it_came_to(path: Path, providers: dict[str, Prov
 
 
 def _today(fixture: dict[str, Any], provider: Provider) -> dict[str, Any]:
-    proofs = Evidence.from_json(json.dumps(fixture["proofs"]))
+    proofs = Evidence.from_json(json.dumps(fixture["evidence"]))
     try:
         body = verification.parse_body(fixture["body"].encode())
     except MalformedBody as malformed:
@@ -73,12 +73,12 @@ def _today(fixture: dict[str, Any], provider: Provider) -> dict[str, Any]:
 def test_its_signature_proves_what_it_proved(path: Path) -> None:
     """As long as a webhook key was set where it came; the other houses of the fixtures had none."""
     fixture = _read(path)
-    if "x-webhook-signature" not in fixture["headers"] or fixture["proofs"]["token"] == "wrong":
+    if "x-webhook-signature" not in fixture["headers"] or fixture["evidence"]["token"] == "wrong":
         return
     at = datetime.fromisoformat(fixture["receivedAt"]).timestamp()
     ids = tuple(fixture["expected"]["names"])
     proved = callback_signature(KEY).verify(fixture["headers"], fixture["body"].encode(), ids, at)
-    assert proved == Proof(fixture["proofs"]["signature"])
+    assert proved == Proof(fixture["evidence"]["signature"])
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

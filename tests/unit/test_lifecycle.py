@@ -29,7 +29,7 @@ from broker.tasks.lifecycle import (
 )
 from broker.tasks.policy import TaskPolicy
 from storage.attempts import Attempt
-from storage.states import State
+from storage.states import TaskState
 from storage.tasks import Task
 
 NOW = 10_000.0
@@ -38,7 +38,7 @@ URLS = ("https://cdn.example/a.png",)
 RANK = {"pending": 0, "processing": 1, "failed": 2, "canceled": 3, "completed": 3, "expired": 4}
 
 
-def a_task(state: State = State.QUEUED, **changes: Any) -> Task:
+def a_task(state: TaskState = TaskState.QUEUED, **changes: Any) -> Task:
     values: dict[str, Any] = {
         "id": "task_1",
         "batch": "task_1",
@@ -49,10 +49,10 @@ def a_task(state: State = State.QUEUED, **changes: Any) -> Task:
         "model": "nano-banana",
         "mode": "text-to-image",
         "prompt": "a red bicycle",
-        "attempt": 0 if state == State.QUEUED else 1,
-        "hooked": True,
-        "job_id": "job" if state in {State.WAITING, State.FETCHING, State.SUCCEEDED} else None,
-        "outputs": URLS if state in {State.FETCHING, State.SUCCEEDED} else (),
+        "attempt": 0 if state == TaskState.QUEUED else 1,
+        "expects_callback": True,
+        "job_id": "job" if state in {TaskState.WAITING, TaskState.FETCHING, TaskState.SUCCEEDED} else None,
+        "outputs": URLS if state in {TaskState.FETCHING, TaskState.SUCCEEDED} else (),
         "deadline_at": NOW + 900,
         "created_at": NOW,
         "updated_at": NOW,
@@ -85,14 +85,14 @@ DONE = Finished(outputs=URLS, job_id="job", cost=4)
 
 
 def test_switch_to_polling_makes_a_waiting_task_due_soon() -> None:
-    waiting = a_task(State.WAITING, due_at=NOW + 60)
-    assert switch_to_polling(waiting, NOW, POLICY).task == {"hooked": False, "due_at": NOW + 3}
+    waiting = a_task(TaskState.WAITING, due_at=NOW + 60)
+    assert switch_to_polling(waiting, NOW, POLICY).task == {"expects_callback": False, "due_at": NOW + 3}
     assert switch_to_polling(replace(waiting, due_at=NOW + 1), NOW, POLICY).task["due_at"] == NOW + 1
-    assert switch_to_polling(replace(waiting, hooked=False), NOW, POLICY) == NOTHING
+    assert switch_to_polling(replace(waiting, expects_callback=False), NOW, POLICY) == NOTHING
 
 
-@pytest.mark.parametrize("state", [state for state in State if state != State.WAITING])
-def test_switch_to_polling_changes_no_other_state(state: State) -> None:
+@pytest.mark.parametrize("state", [state for state in TaskState if state != TaskState.WAITING])
+def test_switch_to_polling_changes_no_other_state(state: TaskState) -> None:
     """A submission with unknown outcome in particular: given up early, it could be submitted and paid again."""
     assert switch_to_polling(a_task(state), NOW, POLICY) == NOTHING
 
@@ -101,175 +101,180 @@ def test_switch_to_polling_changes_no_other_state(state: State) -> None:
 
 
 def test_begin_submission_is_due_at_the_deadline_of_the_provider() -> None:
-    changes = begin_submission(a_task(), hooked=True, now=NOW, policy=POLICY).task
-    assert (changes["state"], changes["attempt"], changes["due_at"]) == (State.SUBMITTING, 1, NOW + 900)
+    changes = begin_submission(a_task(), expects_callback=True, now=NOW, policy=POLICY).task
+    assert (changes["state"], changes["attempt"], changes["due_at"]) == (TaskState.SUBMITTING, 1, NOW + 900)
 
 
 def test_job_id_leads_to_waiting_with_a_later_check() -> None:
-    changes = apply_report(a_task(State.SUBMITTING), an_attempt(), Pending(job_id="job"), NOW, POLICY)
-    assert changes.task["state"] == State.WAITING
+    changes = apply_report(a_task(TaskState.SUBMITTING), an_attempt(), Pending(job_id="job"), NOW, POLICY)
+    assert changes.task["state"] == TaskState.WAITING
     assert changes.task["due_at"] == NOW + POLICY.check_after_seconds
     assert changes.attempt == {"job_id": "job", "outcome": "accepted"}
 
 
 def test_job_without_callback_is_checked_every_three_seconds() -> None:
-    task = a_task(State.SUBMITTING, hooked=False)
+    task = a_task(TaskState.SUBMITTING, expects_callback=False)
     assert apply_report(task, an_attempt(), Pending(job_id="job"), NOW, POLICY).task["due_at"] == NOW + 3
 
 
 def test_free_refusal_returns_the_task_to_the_queue() -> None:
-    changes = apply_report(a_task(State.SUBMITTING), an_attempt(), REFUSED, NOW, POLICY)
-    assert (changes.task["state"], changes.task["due_at"]) == (State.QUEUED, NOW + 5)
+    changes = apply_report(a_task(TaskState.SUBMITTING), an_attempt(), REFUSED, NOW, POLICY)
+    assert (changes.task["state"], changes.task["due_at"]) == (TaskState.QUEUED, NOW + 5)
     assert changes.attempt["outcome"] == "refused"
 
 
 def test_repeated_refusal_changes_nothing() -> None:
-    task = a_task(State.QUEUED, attempt=1, due_at=NOW + 5)
+    task = a_task(TaskState.QUEUED, attempt=1, due_at=NOW + 5)
     assert apply_report(task, an_attempt(outcome="refused"), REFUSED, NOW + 1, POLICY) == NOTHING
 
 
 def test_failed_upload_of_references_is_retried_until_the_deadline() -> None:
-    task = a_task(State.QUEUED, deadline_at=NOW + POLICY.queue_seconds)
+    task = a_task(TaskState.QUEUED, deadline_at=NOW + POLICY.queue_seconds)
     again = applied(task, upload_failed(task, REFUSED, NOW, POLICY))
-    assert (again.state, again.due_at, again.deadline_at, again.attempt) == (State.QUEUED, NOW + 5, NOW + 900, 0)
-    assert upload_failed(again, REFUSED, again.deadline_at, POLICY).task["state"] == State.FAILED
-    assert upload_failed(task, replace(REFUSED, retryable=False), NOW, POLICY).task["state"] == State.FAILED
-    assert upload_failed(a_task(State.CANCELED), REFUSED, NOW, POLICY) == NOTHING
+    assert (again.state, again.due_at, again.deadline_at, again.attempt) == (TaskState.QUEUED, NOW + 5, NOW + 900, 0)
+    assert upload_failed(again, REFUSED, again.deadline_at, POLICY).task["state"] == TaskState.FAILED
+    assert upload_failed(task, replace(REFUSED, retryable=False), NOW, POLICY).task["state"] == TaskState.FAILED
+    assert upload_failed(a_task(TaskState.CANCELED), REFUSED, NOW, POLICY) == NOTHING
 
 
 def test_unknown_outcome_of_an_earlier_attempt_changes_nothing() -> None:
-    assert outcome_unknown(a_task(State.SUBMITTING, attempt=2, deadline_at=NOW), NOW, POLICY, attempt=1) == NOTHING
+    assert outcome_unknown(a_task(TaskState.SUBMITTING, attempt=2, deadline_at=NOW), NOW, POLICY, attempt=1) == NOTHING
 
 
 def test_refused_task_fails_at_the_deadline() -> None:
-    task = a_task(State.SUBMITTING, deadline_at=NOW + 3)
+    task = a_task(TaskState.SUBMITTING, deadline_at=NOW + 3)
     assert apply_report(task, an_attempt(), REFUSED, NOW, POLICY).task["error_code"] == "provider_rate_limited"
 
 
 @pytest.mark.parametrize("billed", ["yes", "unknown"])
 def test_failure_that_may_have_cost_money_is_not_resubmitted(billed: Any) -> None:
     report = replace(FREE_FAILURE, billed=billed)
-    assert apply_report(a_task(State.WAITING), accepted(), report, NOW, POLICY).task["state"] == State.FAILED
+    assert apply_report(a_task(TaskState.WAITING), accepted(), report, NOW, POLICY).task["state"] == TaskState.FAILED
 
 
 def test_free_failure_is_resubmitted_a_limited_number_of_times() -> None:
-    first = apply_report(a_task(State.WAITING), accepted(), FREE_FAILURE, NOW, POLICY)
-    assert first.task["state"] == State.QUEUED
-    third = a_task(State.WAITING, attempt=3)
-    assert apply_report(third, replace(accepted(), number=3), FREE_FAILURE, NOW, POLICY).task["state"] == State.FAILED
+    first = apply_report(a_task(TaskState.WAITING), accepted(), FREE_FAILURE, NOW, POLICY)
+    assert first.task["state"] == TaskState.QUEUED
+    third = a_task(TaskState.WAITING, attempt=3)
+    assert (
+        apply_report(third, replace(accepted(), number=3), FREE_FAILURE, NOW, POLICY).task["state"] == TaskState.FAILED
+    )
 
 
 def test_unknown_outcome_waits_for_the_callback_and_is_not_resubmitted() -> None:
-    task = a_task(State.SUBMITTING)
+    task = a_task(TaskState.SUBMITTING)
     waiting = outcome_unknown(task, NOW, POLICY)
     assert waiting.task == {"due_at": task.deadline_at}
     ended = outcome_unknown(task, task.deadline_at, POLICY)
     assert (ended.task["state"], ended.task["error_code"], ended.task["billed"]) == (
-        State.FAILED,
+        TaskState.FAILED,
         "unknown_outcome",
         "unknown",
     )
 
 
 def test_unknown_outcome_without_callback_fails_at_once() -> None:
-    assert outcome_unknown(a_task(State.SUBMITTING, hooked=False), NOW, POLICY).task["error_code"] == "unknown_outcome"
+    assert (
+        outcome_unknown(a_task(TaskState.SUBMITTING, expects_callback=False), NOW, POLICY).task["error_code"]
+        == "unknown_outcome"
+    )
 
 
 def test_unknown_outcome_is_resubmitted_if_the_setting_allows() -> None:
     policy = replace(POLICY, resubmit_unknown=True)
-    task = a_task(State.SUBMITTING, deadline_at=NOW)
-    assert outcome_unknown(task, NOW, policy).task["state"] == State.QUEUED
-    assert outcome_unknown(replace(task, attempt=3), NOW, policy).task["state"] == State.FAILED
+    task = a_task(TaskState.SUBMITTING, deadline_at=NOW)
+    assert outcome_unknown(task, NOW, policy).task["state"] == TaskState.QUEUED
+    assert outcome_unknown(replace(task, attempt=3), NOW, policy).task["state"] == TaskState.FAILED
 
 
 def test_requeued_task_is_still_shown_as_processing() -> None:
-    changes = apply_report(a_task(State.SUBMITTING), an_attempt(), REFUSED, NOW, POLICY)
-    assert applied(a_task(State.SUBMITTING), changes).status == "processing"
+    changes = apply_report(a_task(TaskState.SUBMITTING), an_attempt(), REFUSED, NOW, POLICY)
+    assert applied(a_task(TaskState.SUBMITTING), changes).status == "processing"
 
 
 # -- reports
 
 
 def test_callback_before_the_submit_response_loses_nothing() -> None:
-    task, attempt = a_task(State.SUBMITTING), an_attempt()
+    task, attempt = a_task(TaskState.SUBMITTING), an_attempt()
     early = apply_report(task, attempt, DONE, NOW, POLICY)
     task, attempt = applied(task, early), replace(attempt, **early.attempt)
-    assert (task.state, task.job_id, attempt.outcome) == (State.FETCHING, "job", "succeeded")
+    assert (task.state, task.job_id, attempt.outcome) == (TaskState.FETCHING, "job", "succeeded")
     late = apply_report(task, attempt, Pending(job_id="job"), NOW, POLICY)
     assert late == NOTHING
 
 
 def test_late_submit_response_adds_the_job_id_that_a_callback_left_out() -> None:
     attempt = an_attempt(outcome="succeeded")
-    changes = apply_report(a_task(State.FETCHING), attempt, Pending(job_id="job"), NOW, POLICY)
+    changes = apply_report(a_task(TaskState.FETCHING), attempt, Pending(job_id="job"), NOW, POLICY)
     assert changes == Changes(attempt={"job_id": "job", "outcome": "succeeded"})
 
 
-@pytest.mark.parametrize("state", [State.FETCHING, State.SUCCEEDED, State.CANCELED, State.EXPIRED])
+@pytest.mark.parametrize("state", [TaskState.FETCHING, TaskState.SUCCEEDED, TaskState.CANCELED, TaskState.EXPIRED])
 @pytest.mark.parametrize("report", [Pending(job_id="job"), Pending(check_in=0), TOLD, FREE_FAILURE])
-def test_late_report_does_not_change_an_end(state: State, report: Report) -> None:
+def test_late_report_does_not_change_an_end(state: TaskState, report: Report) -> None:
     assert apply_report(a_task(state), accepted(), report, NOW, POLICY).task == {}
 
 
 def test_repeated_success_changes_nothing() -> None:
     attempt = replace(accepted(), outcome="succeeded")
-    for state in (State.FETCHING, State.SUCCEEDED):
+    for state in (TaskState.FETCHING, TaskState.SUCCEEDED):
         assert apply_report(a_task(state), attempt, DONE, NOW, POLICY) == NOTHING
 
 
 @pytest.mark.parametrize("code", ["deadline_exceeded", "unknown_outcome", "provider_error"])
 def test_success_after_failure_is_downloaded(code: str) -> None:
-    task = a_task(State.FAILED, error_code=code, ended_at=NOW - 5)
+    task = a_task(TaskState.FAILED, error_code=code, ended_at=NOW - 5)
     landing = applied(task, apply_report(task, accepted(), DONE, NOW, POLICY))
-    assert (landing.state, landing.status) == (State.FETCHING, "failed")
+    assert (landing.state, landing.status) == (TaskState.FETCHING, "failed")
     landed = applied(landing, downloaded(landing, 1, [], NOW, POLICY))
     assert (landed.status, landed.error_code) == ("completed", None)
 
 
 def test_another_result_after_a_lost_one_is_downloaded() -> None:
-    task = a_task(State.FAILED, error_code="result_gone", ended_at=NOW, outputs=("https://cdn.example/dead.png",))
-    assert apply_report(task, accepted(), DONE, NOW, POLICY).task["state"] == State.FETCHING
+    task = a_task(TaskState.FAILED, error_code="result_gone", ended_at=NOW, outputs=("https://cdn.example/dead.png",))
+    assert apply_report(task, accepted(), DONE, NOW, POLICY).task["state"] == TaskState.FETCHING
     same = replace(DONE, outputs=task.outputs)
     assert apply_report(task, replace(accepted(), outcome="succeeded"), same, NOW, POLICY) == NOTHING
 
 
 def test_job_id_after_unknown_outcome_is_checked_and_not_resubmitted() -> None:
     """The response came after the deadline; the job is paid."""
-    task = a_task(State.FAILED, error_code="unknown_outcome", ended_at=NOW - 5)
+    task = a_task(TaskState.FAILED, error_code="unknown_outcome", ended_at=NOW - 5)
     found = applied(task, apply_report(task, an_attempt(outcome="unknown"), Pending(job_id="job"), NOW, POLICY))
-    assert (found.state, found.job_id, found.status) == (State.WAITING, "job", "failed")
+    assert (found.state, found.job_id, found.status) == (TaskState.WAITING, "job", "failed")
     assert cancel(found, NOW, POLICY) == NOTHING
-    assert apply_report(found, accepted(), FREE_FAILURE, NOW, POLICY).task["state"] == State.FAILED
+    assert apply_report(found, accepted(), FREE_FAILURE, NOW, POLICY).task["state"] == TaskState.FAILED
     landing = applied(found, apply_report(found, accepted(), DONE, NOW, POLICY))
     assert applied(landing, downloaded(landing, 1, [], NOW, POLICY)).status == "completed"
 
 
 def test_success_after_cancel_is_kept_as_duplicate_and_not_shown() -> None:
-    changes = apply_report(a_task(State.CANCELED), accepted(), DONE, NOW, POLICY)
+    changes = apply_report(a_task(TaskState.CANCELED), accepted(), DONE, NOW, POLICY)
     assert changes.task == {}
-    assert json.loads(changes.attempt["spare"]) == {"job_id": "job", "outputs": list(URLS)}
+    assert json.loads(changes.attempt["duplicate_result"]) == {"job_id": "job", "outputs": list(URLS)}
 
 
 def test_second_job_of_one_attempt_is_kept_as_duplicate() -> None:
     foreign = replace(DONE, job_id="another", outputs=("https://evil.example/x.png",))
-    changes = apply_report(a_task(State.WAITING), accepted(), foreign, NOW, POLICY)
+    changes = apply_report(a_task(TaskState.WAITING), accepted(), foreign, NOW, POLICY)
     assert changes.task == {}
-    assert json.loads(changes.attempt["spare"])["job_id"] == "another"
+    assert json.loads(changes.attempt["duplicate_result"])["job_id"] == "another"
 
 
 def test_success_of_an_earlier_attempt_is_accepted() -> None:
-    changes = apply_report(a_task(State.QUEUED, attempt=1), an_attempt(outcome="failed"), DONE, NOW, POLICY)
-    assert changes.task["state"] == State.FETCHING
+    changes = apply_report(a_task(TaskState.QUEUED, attempt=1), an_attempt(outcome="failed"), DONE, NOW, POLICY)
+    assert changes.task["state"] == TaskState.FETCHING
 
 
 def test_failure_of_an_earlier_attempt_changes_only_the_ledger() -> None:
-    changes = apply_report(a_task(State.WAITING, attempt=2), an_attempt(), TOLD, NOW, POLICY)
+    changes = apply_report(a_task(TaskState.WAITING, attempt=2), an_attempt(), TOLD, NOW, POLICY)
     assert changes.task == {}
     assert changes.attempt["code"] == "safety_input"
 
 
 def test_unverified_callbacks_cause_rate_limited_checks() -> None:
-    task = a_task(State.WAITING, due_at=NOW + 30, checked_at=NOW - 2)
+    task = a_task(TaskState.WAITING, due_at=NOW + 30, checked_at=NOW - 2)
     assert apply_report(task, accepted(), Pending(check_in=0), NOW, POLICY).task == {"due_at": NOW + 8}
     under_way = replace(task, due_at=NOW - 1)
     assert apply_report(under_way, accepted(), Pending(check_in=0), NOW, POLICY).task == {"due_at": NOW + 8}
@@ -281,7 +286,7 @@ def test_unverified_callbacks_cause_rate_limited_checks() -> None:
 
 
 def test_pauses_between_checks_grow_to_a_minute() -> None:
-    task, pauses = a_task(State.WAITING, deadline_at=NOW + 10_000), []
+    task, pauses = a_task(TaskState.WAITING, deadline_at=NOW + 10_000), []
     for _ in range(6):
         changes = apply_report(task, accepted(), Pending(job_id="job"), NOW, POLICY)
         pauses.append(changes.task["due_at"] - NOW)
@@ -291,7 +296,7 @@ def test_pauses_between_checks_grow_to_a_minute() -> None:
 
 
 def test_last_check_is_at_the_deadline() -> None:
-    task = a_task(State.WAITING, deadline_at=NOW + 5)
+    task = a_task(TaskState.WAITING, deadline_at=NOW + 5)
     changes = apply_report(task, accepted(), Pending(job_id="job"), NOW, POLICY)
     assert changes.task["due_at"] == NOW + 5
     ended = apply_report(task, accepted(), Pending(job_id="job"), NOW + 5, POLICY)
@@ -299,31 +304,31 @@ def test_last_check_is_at_the_deadline() -> None:
 
 
 def test_failed_checks_are_retried_until_the_deadline() -> None:
-    task = a_task(State.WAITING)
+    task = a_task(TaskState.WAITING)
     assert check_failed(task, NOW, POLICY).task["due_at"] == NOW + 2
     assert check_failed(task, task.deadline_at, POLICY).task["error_code"] == "deadline_exceeded"
-    assert check_failed(a_task(State.FETCHING), NOW, POLICY) == NOTHING
+    assert check_failed(a_task(TaskState.FETCHING), NOW, POLICY) == NOTHING
 
 
 def test_success_without_a_result_is_checked_once_more() -> None:
     empty = Finished(outputs=(), job_id="job")
-    first = apply_report(a_task(State.WAITING), accepted(), empty, NOW, POLICY)
-    again = applied(a_task(State.WAITING), first)
-    assert again.state == State.WAITING
-    assert apply_report(again, accepted(), DONE, NOW, POLICY).task["state"] == State.FETCHING
+    first = apply_report(a_task(TaskState.WAITING), accepted(), empty, NOW, POLICY)
+    again = applied(a_task(TaskState.WAITING), first)
+    assert again.state == TaskState.WAITING
+    assert apply_report(again, accepted(), DONE, NOW, POLICY).task["state"] == TaskState.FETCHING
     assert apply_report(again, accepted(), empty, NOW, POLICY).task["error_code"] == "no_image"
 
 
 def test_early_success_without_a_result_keeps_the_job_id() -> None:
-    changes = apply_report(a_task(State.SUBMITTING), an_attempt(), Finished(outputs=(), job_id="job"), NOW, POLICY)
-    assert (changes.task["state"], changes.task["job_id"]) == (State.WAITING, "job")
+    changes = apply_report(a_task(TaskState.SUBMITTING), an_attempt(), Finished(outputs=(), job_id="job"), NOW, POLICY)
+    assert (changes.task["state"], changes.task["job_id"]) == (TaskState.WAITING, "job")
 
 
 # -- queue
 
 
 def test_queued_task_fails_at_its_deadline() -> None:
-    task = a_task(State.QUEUED, deadline_at=NOW)
+    task = a_task(TaskState.QUEUED, deadline_at=NOW)
     assert queue_timeout(task, NOW, POLICY).task["error_code"] == "deadline_exceeded"
     refused = replace(task, error_code="provider_rate_limited", error_detail="slow down")
     assert queue_timeout(refused, NOW, POLICY).task["error_code"] == "provider_rate_limited"
@@ -337,7 +342,7 @@ SLOW = DownloadFailure(code="download_failed", message="reset")
 
 
 def test_dead_link_is_retried_before_the_task_fails() -> None:
-    task = a_task(State.FETCHING)
+    task = a_task(TaskState.FETCHING)
     for _ in range(POLICY.max_dead_link_retries - 1):
         task = applied(task, downloaded(task, 0, [GONE], NOW, POLICY))
         assert task.status == "processing"
@@ -346,64 +351,64 @@ def test_dead_link_is_retried_before_the_task_fails() -> None:
 
 
 def test_download_is_retried_while_the_provider_keeps_the_result() -> None:
-    told = a_task(State.FETCHING, tries=9, ended_at=NOW, error_code="result_gone")
+    told = a_task(TaskState.FETCHING, step_retries=9, ended_at=NOW, error_code="result_gone")
     again = applied(told, downloaded(told, 0, [GONE], NOW, POLICY))
-    assert (again.state, again.due_at) == (State.FETCHING, NOW + 2 * 2**9)
+    assert (again.state, again.due_at) == (TaskState.FETCHING, NOW + 2 * 2**9)
     assert applied(told, downloaded(told, 1, [], NOW, POLICY)).status == "completed"
     late = NOW + 900 + POLICY.result_kept_seconds
-    assert downloaded(told, 0, [GONE], late, POLICY).task["state"] == State.FAILED
+    assert downloaded(told, 0, [GONE], late, POLICY).task["state"] == TaskState.FAILED
 
 
 def test_some_of_several_results_are_a_success() -> None:
-    task = a_task(State.FETCHING, tries=POLICY.max_dead_link_retries - 1)
-    assert downloaded(task, 2, [GONE], NOW, POLICY).task["state"] == State.SUCCEEDED
-    early = a_task(State.FETCHING)
+    task = a_task(TaskState.FETCHING, step_retries=POLICY.max_dead_link_retries - 1)
+    assert downloaded(task, 2, [GONE], NOW, POLICY).task["state"] == TaskState.SUCCEEDED
+    early = a_task(TaskState.FETCHING)
     assert "state" not in downloaded(early, 2, [GONE], NOW, POLICY).task
-    assert downloaded(early, 2, [GONE], early.deadline_at, POLICY).task["state"] == State.SUCCEEDED
+    assert downloaded(early, 2, [GONE], early.deadline_at, POLICY).task["state"] == TaskState.SUCCEEDED
     assert "state" not in downloaded(early, 2, [SLOW], early.deadline_at, POLICY).task
     assert (
         downloaded(early, 2, [SLOW], early.deadline_at + POLICY.result_kept_seconds, POLICY).task["state"]
-        == State.SUCCEEDED
+        == TaskState.SUCCEEDED
     )
 
 
 def test_paid_image_is_downloaded_after_the_task_was_shown_as_failed() -> None:
-    task = a_task(State.FETCHING, deadline_at=NOW)
+    task = a_task(TaskState.FETCHING, deadline_at=NOW)
     told = applied(task, downloaded(task, 0, [SLOW], NOW, POLICY))
-    assert (told.state, told.status, told.error_code) == (State.FETCHING, "failed", "download_failed")
+    assert (told.state, told.status, told.error_code) == (TaskState.FETCHING, "failed", "download_failed")
     assert applied(told, downloaded(told, 1, [], NOW + 60, POLICY)).status == "completed"
     gone = downloaded(told, 0, [SLOW], NOW + POLICY.result_kept_seconds, POLICY)
-    assert (gone.task["state"], gone.task["billed"]) == (State.FAILED, "yes")
+    assert (gone.task["state"], gone.task["billed"]) == (TaskState.FAILED, "yes")
 
 
 def test_fresh_links_replace_old_ones() -> None:
     fresh = Finished(outputs=("https://cdn.example/fresh.png",), job_id="job")
-    changes = apply_report(a_task(State.FETCHING), replace(accepted(), outcome="succeeded"), fresh, NOW, POLICY)
+    changes = apply_report(a_task(TaskState.FETCHING), replace(accepted(), outcome="succeeded"), fresh, NOW, POLICY)
     assert changes.task == {"outputs": fresh.outputs}, "and tried in their turn: a link is no reason to hurry"
 
 
 def test_second_success_during_the_download_is_a_duplicate() -> None:
-    task = a_task(State.FETCHING, attempt=2, job_id="job")
+    task = a_task(TaskState.FETCHING, attempt=2, job_id="job")
     second = an_attempt(number=2, job_id="other", outcome="accepted")
     changes = apply_report(task, second, Finished(outputs=("https://cdn.example/b.png",), job_id="other"), NOW, POLICY)
     assert changes.task == {}
-    assert (changes.attempt["outcome"], "spare" in changes.attempt) == ("succeeded", True)
+    assert (changes.attempt["outcome"], "duplicate_result" in changes.attempt) == ("succeeded", True)
 
 
 # -- ends
 
 
-@pytest.mark.parametrize("state", list(State))
-def test_only_a_task_without_a_result_can_be_canceled(state: State) -> None:
-    can = state in {State.QUEUED, State.SUBMITTING, State.WAITING}
+@pytest.mark.parametrize("state", list(TaskState))
+def test_only_a_task_without_a_result_can_be_canceled(state: TaskState) -> None:
+    can = state in {TaskState.QUEUED, TaskState.SUBMITTING, TaskState.WAITING}
     assert bool(cancel(a_task(state), NOW, POLICY)) == can
 
 
 def test_expired_task_keeps_no_content() -> None:
-    task = a_task(State.SUCCEEDED, ended_at=NOW, refs=({"name": "r"},))
+    task = a_task(TaskState.SUCCEEDED, ended_at=NOW, references=({"name": "r"},))
     assert expire(task, NOW + 60, POLICY).task == {"due_at": NOW + POLICY.retention_seconds}
     gone = applied(task, expire(task, NOW + POLICY.retention_seconds, POLICY))
-    assert (gone.state, gone.prompt, gone.refs, gone.outputs) == (State.EXPIRED, "", (), ())
+    assert (gone.state, gone.prompt, gone.references, gone.outputs) == (TaskState.EXPIRED, "", (), ())
     assert files_deleted(NOW, POLICY).task["due_at"] == NOW + 7 * 86400
 
 
@@ -448,7 +453,7 @@ def test_every_order_of_events_ends_correctly() -> None:
         if len(order) == len(EVENTS):
             end = happened(order, "fetched", task, attempt)
             assert end.attempt == 1, order
-            assert end.state != State.QUEUED, order
+            assert end.state != TaskState.QUEUED, order
             if order.index("cancel") > order.index("success") and order.index("failure") > order.index("success"):
                 assert end.status == "completed", order
 
@@ -460,12 +465,12 @@ def test_every_order_of_events_ends_correctly() -> None:
             follow((*order, event), changed_task, changed_attempt)
         return changed_task
 
-    follow((), a_task(State.SUBMITTING), an_attempt())
+    follow((), a_task(TaskState.SUBMITTING), an_attempt())
 
 
 @given(st.lists(st.sampled_from(list(EVENTS)), max_size=30), st.floats(0, 3000))
 def test_status_never_goes_back(history: list[str], late: float) -> None:
-    task, attempt = a_task(State.SUBMITTING), an_attempt()
+    task, attempt = a_task(TaskState.SUBMITTING), an_attempt()
     for event in history:
         before = task
         task, attempt = happen(task, attempt, EVENTS[event], NOW + late)
@@ -476,7 +481,7 @@ def test_status_never_goes_back(history: list[str], late: float) -> None:
 def test_resubmitted_task_keeps_its_place_in_the_queue() -> None:
     """Behind all later orders it could time out."""
     policy = replace(POLICY, resubmit_unknown=True)
-    task = a_task(State.SUBMITTING, attempt=1, hooked=False, deadline_at=NOW)
+    task = a_task(TaskState.SUBMITTING, attempt=1, expects_callback=False, deadline_at=NOW)
     changes = outcome_unknown(task, NOW + 50, policy)
-    assert (changes.task["state"], changes.task["due_at"]) == (State.QUEUED, task.created_at)
+    assert (changes.task["state"], changes.task["due_at"]) == (TaskState.QUEUED, task.created_at)
     assert changes.task["deadline_at"] == NOW + 50 + policy.deadline_seconds

@@ -30,7 +30,7 @@ from broker.api.http.responses import json_response
 from broker.callbacks.inbox import CallbackInbox, Explanation
 from broker.clock import iso
 from broker.reports import Failed, Finished, Pending, Report
-from storage.callbacks import Entry, Hook
+from storage.callbacks import CallbackRecord, StoredCallback
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class CallbackInboxRoutes:
             limit=query.limit + 1,
             before=query.cursor,
             task_id=query.task,
-            verdict=query.verification,
+            verification=query.verification,
             provider=query.provider,
         )
         page, has_more = split_page(found, query.limit)
@@ -83,33 +83,33 @@ class CallbackInboxRoutes:
 # -- presentation
 
 
-def _summary_fields(entry: Entry) -> dict[str, Any]:
+def _summary_fields(entry: CallbackRecord) -> dict[str, Any]:
     return {
         "id": entry.id,
         "provider": entry.provider,
         "task_id": entry.task_id,
         "attempt": entry.attempt,
-        "verification": entry.verdict,
+        "verification": entry.verification,
         "status": entry.status,
         "reason": entry.reason,
         "received_at": iso(entry.received_at),
         "lag_seconds": _lag_seconds(entry),
-        "processed_at": iso(entry.digested_at) if entry.is_news else None,
+        "processed_at": iso(entry.processed_at) if entry.is_relevant else None,
         "replay_of": entry.replay_of,
     }
 
 
-def _lag_seconds(entry: Entry) -> float | None:
+def _lag_seconds(entry: CallbackRecord) -> float | None:
     """Return the time from the end of the job to the callback; 0 if the provider's clock is ahead of ours."""
     return None if entry.job_ended_at is None else round(max(0.0, entry.received_at - entry.job_ended_at), 3)
 
 
-def present_callback(callback: Hook) -> CallbackData:
+def present_callback(callback: StoredCallback) -> CallbackData:
     return CallbackData(
         **_summary_fields(callback),
         headers=json.loads(callback.headers),
         query=json.loads(callback.query),
-        proofs=json.loads(callback.proofs),
+        evidence=json.loads(callback.evidence),
         body=callback.body,
     )
 
@@ -143,7 +143,7 @@ def present_fixture(explanation: Explanation) -> CallbackFixture:
         headers=json.loads(callback.headers),
         query=json.loads(callback.query),
         body=callback.body,
-        proofs=vars(explanation.verified.evidence),
+        evidence=vars(explanation.verified.evidence),
         was=_record(callback),
         expected=ExpectedResult(
             names=list(explanation.verified.job_ids),
@@ -154,8 +154,8 @@ def present_fixture(explanation: Explanation) -> CallbackFixture:
     )
 
 
-def _record(callback: Hook) -> VerificationRecord:
-    return VerificationRecord(verification=callback.verdict, status=callback.status, reason=callback.reason)
+def _record(callback: StoredCallback) -> VerificationRecord:
+    return VerificationRecord(verification=callback.verification, status=callback.status, reason=callback.reason)
 
 
 def report_document(report: Report) -> dict[str, Any]:
@@ -227,7 +227,7 @@ def callback_inbox_endpoints(callbacks: CallbackInboxRoutes) -> list[Endpoint]:
             handler=callbacks.get_callback,
             access="admin",
             operation_id="getCallback",
-            summary="Get a callback with its body and proofs",
+            summary="Get a callback with its body and evidence",
             tag="operators",
             parameters=(_CALLBACK,),
             responses={200: json_success("the callback", CallbackResponse)},

@@ -27,7 +27,7 @@ from broker.api.http.responses import json_response
 from broker.clock import iso
 from broker.net.url_policy import redact_url
 from broker.notifications.delivery_log import DeliveryLog
-from storage.deliveries import Delivery, Fate, Try
+from storage.deliveries import Delivery, DeliveryAttempt, DeliveryStatus
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class DeliveryRoutes:
         query = DeliveryListQuery.read(request)
         deliveries = await self.log.list_newest(
             task_id=query.task,
-            outcome=Fate(query.outcome) if query.outcome else None,
+            outcome=DeliveryStatus(query.outcome) if query.outcome else None,
             limit=query.limit + 1,
             before=query.cursor,
         )
@@ -55,8 +55,8 @@ class DeliveryRoutes:
 
     async def get_delivery(self, request: Request) -> Response:
         delivery = await self.log.get(request.path_params["id"])
-        tries = await self.log.list_attempts(delivery.id)
-        return json_response(DeliveryResponse(success=True, data=_delivery(delivery, tries)).to_document())
+        attempts = await self.log.list_attempts(delivery.id)
+        return json_response(DeliveryResponse(success=True, data=_delivery(delivery, attempts)).to_document())
 
     async def replay_delivery(self, request: Request) -> Response:
         """Send a webhook again now, under the same webhook-id, with all its retries."""
@@ -72,7 +72,7 @@ def _summary_fields(delivery: Delivery) -> dict[str, Any]:
         "type": delivery.type,
         "url": redact_url(delivery.url),
         "outcome": delivery.outcome.value,
-        "attempts": delivery.tries,
+        "attempts": delivery.attempts,
         "last_status": delivery.last_status,
         "reason": delivery.reason,
         "created_at": iso(delivery.created_at),
@@ -81,14 +81,14 @@ def _summary_fields(delivery: Delivery) -> dict[str, Any]:
     }
 
 
-def _delivery(delivery: Delivery, tries: Sequence[Try]) -> DeliveryData:
+def _delivery(delivery: Delivery, attempts: Sequence[DeliveryAttempt]) -> DeliveryData:
     return DeliveryData(
         **_summary_fields(delivery),
-        tries=[
+        attempt_log=[
             DeliveryAttemptData(
                 number=one.number, at=iso(one.at), status=one.status, error=one.error, milliseconds=one.milliseconds
             )
-            for one in tries
+            for one in attempts
         ],
         body=WebhookBody.model_validate(json.loads(delivery.body)),
     )

@@ -10,13 +10,13 @@ from broker.api.http.pagination import PageQuery, cursor_text
 from broker.api.http.query import FLAG_TEXT, NAME_TEXT, QueryModel, one_of_text
 from broker.presenter import Absent, Moment, OneOf, ResponseModel, TaskData, TaskId
 from storage import ids
-from storage.deliveries import Fate
+from storage.deliveries import DeliveryStatus
 
 CALLBACK_ID: Final = f"^{ids.CALLBACK_ID.pattern}$"
 DELIVERY_ID: Final = f"^{ids.EVENT_ID.pattern}$"
 VERIFICATIONS: Final = ("accept", "recheck", "reject", "unknown", "malformed")
 """accept: the body is taken as the provider's word. recheck: check with the provider. The others change nothing."""
-DELIVERY_STATUSES: Final = tuple(status.value for status in Fate)
+DELIVERY_STATUSES: Final = tuple(status.value for status in DeliveryStatus)
 
 CallbackId = Annotated[str, Field(pattern=CALLBACK_ID, examples=[f"hook_{'0' * 24}"])]
 DeliveryId = Annotated[str, Field(pattern=DELIVERY_ID, examples=[f"evt_{'0' * 32}"])]
@@ -64,7 +64,7 @@ class CallbackSummary(ResponseModel):
 class CallbackData(CallbackSummary):
     headers: dict[str, str]
     query: dict[str, str]
-    proofs: dict[str, Any]
+    evidence: dict[str, Any]
     body: str
 
 
@@ -129,14 +129,14 @@ class ExpectedResult(ResponseModel):
 
 
 class CallbackFixture(ResponseModel):
-    """A file for `tests/fixtures/callbacks`: `body` and `proofs` must lead to `expected`."""
+    """A file for `tests/fixtures/callbacks`: `body` and `evidence` must lead to `expected`."""
 
     provider: str
     received_at: Moment
     headers: dict[str, str]
     query: dict[str, str]
     body: str
-    proofs: dict[str, Any]
+    evidence: dict[str, Any]
     was: VerificationRecord
     expected: ExpectedResult
 
@@ -173,7 +173,7 @@ class WebhookBody(ResponseModel):
 
 
 class DeliveryData(DeliverySummary):
-    tries: list[DeliveryAttemptData]
+    attempt_log: list[DeliveryAttemptData]
     body: WebhookBody
 
 

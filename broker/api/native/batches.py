@@ -35,7 +35,7 @@ class BatchRoutes:
             await wait_unless_disconnected(request, self.queries.wait_for_batch(batch_id, seconds))
         tasks = await self.queries.get_batch(batch_id)
         document = await self._response(batch_id, tasks, requested_language(request))
-        ended = all(task.ended for task in tasks)
+        ended = all(task.has_ended for task in tasks)
         return CachedResponse.from_document(document.to_document(), ended=ended).respond(request)
 
     async def cancel_batch(self, request: Request) -> Response:

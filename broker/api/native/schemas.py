@@ -17,7 +17,7 @@ from broker.api.http.pagination import PageQuery, cursor_text
 from broker.api.http.query import EMPTY, ParsedText, QueryModel, one_of_text
 from broker.presenter import TASK_ID, ResponseModel, TaskData, TaskId, TaskStatus
 from storage import ids
-from storage.states import SHOWN
+from storage.states import STATUS_FILTERS
 
 BATCH_ID: Final = f"^{ids.BATCH_ID.pattern}$"
 MAX_TEXT: Final = 256 * 1024
@@ -126,7 +126,7 @@ class PollQuery(QueryModel):
 
 
 class TaskListQuery(PageQuery):
-    status: Annotated[str | None, one_of_text(SHOWN), Field(description="only these")] = None
+    status: Annotated[str | None, one_of_text(STATUS_FILTERS), Field(description="only these")] = None
     cursor: Annotated[tuple[float, str] | None, cursor_text("task")] = None
 
 

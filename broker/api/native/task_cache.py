@@ -58,7 +58,7 @@ class TaskCache:
         task = await self.queries.get(task_id)
         progress = await self.eta.estimate(task)
         document = TaskResponse(success=True, data=await self._present(task, language, progress))
-        response = CachedResponse.from_document(document.to_document(), ended=task.ended)
+        response = CachedResponse.from_document(document.to_document(), ended=task.has_ended)
         fresh_until = self.clock.monotonic() + progress.fresh_for
         self._keep((task_id, language), _Entry(version=task.version, fresh_until=fresh_until, response=response))
         return response

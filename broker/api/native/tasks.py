@@ -125,7 +125,7 @@ class TaskRoutes:
         task_id, language = request.path_params["id"], requested_language(request)
         current = await self.cache.response(task_id, language)
         last = request.headers.get("last-event-id")
-        if last == _event_id(current.tag) and (await self.queries.get(task_id)).ended:
+        if last == _event_id(current.tag) and (await self.queries.get(task_id)).has_ended:
             return Response(status_code=204)  # the only response after which a browser does not reconnect
         return _TaskStream(
             self._events(task_id, language, last), ping=PING_SECONDS, sep="\n", headers={"Vary": "Accept-Language"}

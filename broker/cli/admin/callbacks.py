@@ -101,7 +101,7 @@ def _print_callback(callback: Callback) -> None:
             "provider": callback["provider"],
             "task": _describe_task(callback),
             "result": _describe_verification(callback),
-            "proofs": _describe_proofs(callback["proofs"]),
+            "evidence": _describe_proofs(callback["evidence"]),
             "received": callback["receivedAt"],
             "lag": None if lag is None else f"{lag:g} s after the end of the job",
             "processed": callback["processedAt"],

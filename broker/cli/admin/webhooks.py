@@ -95,7 +95,7 @@ def _print_webhook(delivery: Delivery) -> None:
             "delivered": delivery["deliveredAt"],
         }
     )
-    for attempt in delivery["tries"]:
+    for attempt in delivery["attemptLog"]:
         result = attempt["error"] if attempt["status"] is None else f"HTTP {attempt['status']}"
         name = f"try {attempt['number']}"
         print_line(f"{name:<10} {attempt['at']}  {result}  {attempt['milliseconds']} ms")

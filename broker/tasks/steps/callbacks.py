@@ -13,7 +13,7 @@ from broker.reports import Pending, Report
 from broker.tasks.lifecycle import LEARNED_BY_CALLBACK
 from broker.tasks.transitions import Transitions
 from storage.attempts import Attempts
-from storage.callbacks import Hook, Hooks
+from storage.callbacks import Callbacks, StoredCallback
 from storage.sql.database import Stale
 from storage.tasks import Task, Tasks
 from webhooks.verification import Verification
@@ -26,14 +26,14 @@ class CallbackStep:
     clock: Clock
     tasks: Tasks
     attempts: Attempts
-    hooks: Hooks
+    hooks: Callbacks
     providers: Mapping[str, Provider]
     transitions: Transitions
 
     async def process_callbacks(self, task_id: str) -> None:
-        for hook in await self.hooks.unread(task_id):
+        for hook in await self.hooks.list_unprocessed(task_id):
             task = await self.tasks.get(task_id)
-            mark_processed = self.hooks.digesting(hook, self.clock.now())
+            mark_processed = self.hooks.mark_processed(hook, self.clock.now())
             if task is None:
                 with contextlib.suppress(Stale):
                     await self.tasks.database.transact(mark_processed)
@@ -50,13 +50,13 @@ class CallbackStep:
 
     async def attempt_number(self, task: Task, report: Report) -> int | None:
         """Return the attempt with the job of a callback whose URL names none; None if there is none."""
-        attempts = await self.attempts.of_task(task.id) if report.job_id else []
+        attempts = await self.attempts.list_of_task(task.id) if report.job_id else []
         return next((attempt.number for attempt in attempts if attempt.job_id == report.job_id), None)
 
-    def report_of(self, task: Task, hook: Hook) -> Report:
+    def report_of(self, task: Task, hook: StoredCallback) -> Report:
         """Return the report in a callback; of an unverified one only that the provider is to be checked now."""
         provider = self.providers.get(hook.provider)
-        if hook.verdict != Verification.ACCEPT or provider is None:
+        if hook.verification != Verification.ACCEPT or provider is None:
             return Pending(check_in=0)
         report = provider.parse_callback(json.loads(hook.body))
         return replace(report, job_id=None) if report.job_id == task.id else report

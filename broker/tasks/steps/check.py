@@ -15,7 +15,7 @@ from broker.providers.base import Provider
 from broker.reports import Pending
 from broker.tasks import lifecycle
 from broker.tasks.transitions import Transitions
-from storage.callbacks import Hooks
+from storage.callbacks import Callbacks
 from storage.tasks import Task, Tasks
 
 SWITCH_BATCH_SIZE: Final = 50
@@ -25,7 +25,7 @@ SWITCH_BATCH_SIZE: Final = 50
 class CheckStep:
     """Checks jobs at their provider."""
 
-    hooks: Hooks
+    hooks: Callbacks
     providers: Mapping[str, Provider]
     metrics: Metrics
     transitions: Transitions
@@ -54,11 +54,11 @@ class CheckStep:
 
     async def _learned_by(self, task: Task) -> str:
         """Return how the end of a checked job counts in the ledger: an accepted callback has priority."""
-        if not task.hooked:
+        if not task.expects_callback:
             return lifecycle.LEARNED_BY_POLL
         return (
             lifecycle.LEARNED_BY_CALLBACK
-            if await self.hooks.believed(task.id, task.attempt)
+            if await self.hooks.has_accepted(task.id, task.attempt)
             else lifecycle.LEARNED_BY_QUESTION
         )
 
@@ -73,7 +73,7 @@ class PollingSwitch:
     async def switch_to_polling(self, sent_before: float) -> int:
         """Switch every task whose current attempt was sent before this moment; return their number."""
         count = 0
-        while waiting := await self.tasks.expecting(sent_before, SWITCH_BATCH_SIZE):
+        while waiting := await self.tasks.awaiting_callback(sent_before, SWITCH_BATCH_SIZE):
             await asyncio.gather(*(self._switch_task(task) for task in waiting))
             count += len(waiting)
         return count

@@ -20,7 +20,7 @@ from broker.tasks.transitions import Transitions
 from storage.errors import StorageError
 from storage.images import Images, StoredImage
 from storage.sql.database import Stale
-from storage.states import State
+from storage.states import TaskState
 from storage.tasks import Task, Tasks
 from uploads.intake import Intake, IntakeError
 
@@ -42,11 +42,11 @@ class DownloadStep:
 
     async def run(self, task: Task) -> None:
         """Download what is not stored yet, then decide. A result that seems gone is looked for at a fresh link."""
-        stored_positions = {image.position for image in await self.images.of(task.id, "result")}
+        stored_positions = {image.position for image in await self.images.list_of_owner(task.id, "result")}
         missing = [position for position in range(len(task.outputs)) if position not in stored_positions]
         outcomes = await asyncio.gather(*(self._download(task, position) for position in missing))
         failures = [failure for failure in outcomes if failure is not None]
-        if task.tries:
+        if task.step_retries:
             self.metrics.download_retries.inc(len(missing))
         stored = len(task.outputs) - len(failures)
         if any(failure.code == "result_gone" for failure in failures):
@@ -85,7 +85,7 @@ class DownloadStep:
     async def _refresh_links(self, task: Task) -> None:
         """Ask the provider for fresh links to the same results; a failure changes nothing."""
         row, provider = await self.tasks.get(task.id), self.providers.get(task.provider)
-        if row is None or provider is None or row.state != State.FETCHING:
+        if row is None or provider is None or row.state != TaskState.FETCHING:
             return
         with contextlib.suppress(ProviderError):
             outputs = await _fresh_links(row, provider)
@@ -97,7 +97,7 @@ class DownloadStep:
 async def insert_result(tasks: Tasks, images: Images, task: Task, image: StoredImage) -> None:
     """Insert the row of a result, only while the task is in FETCHING: a row must not outlive its bytes."""
     with contextlib.suppress(Stale):
-        await tasks.database.transact(tasks.pinning(task.id, State.FETCHING), images.adding(image))
+        await tasks.database.transact(tasks.lock_task(task.id, TaskState.FETCHING), images.insert_image(image))
 
 
 async def _fresh_links(task: Task, provider: Provider) -> tuple[str, ...]:

@@ -20,10 +20,10 @@ from broker.tasks.orders import OrderBuilder
 from broker.tasks.transitions import Transitions
 from storage.attempts import Attempt
 from storage.errors import StorageError
-from storage.provider_limits import Lanes, Limits
+from storage.provider_limits import AccountLimits, ProviderLimits
 from storage.sql.database import Stale
-from storage.states import State
-from storage.tasks import DUE, Task, Tasks
+from storage.states import TaskState
+from storage.tasks import DUE_CHANNEL, Task, Tasks
 
 T = TypeVar("T")
 
@@ -37,7 +37,7 @@ class SubmitStep:
     """Submits orders to providers."""
 
     tasks: Tasks
-    lanes: Lanes
+    lanes: ProviderLimits
     providers: Mapping[str, Provider]
     metrics: Metrics
     orders: OrderBuilder
@@ -57,7 +57,7 @@ class SubmitStep:
             await self.transitions.apply_own(task, lifecycle.queue_timeout)
             return
         built = self.orders.build_order(task)
-        order = await provider.upload_references(built) if task.refs else built
+        order = await provider.upload_references(built) if task.references else built
         if isinstance(order, Failed):
             log.warning(
                 "references could not be uploaded", action="reference_upload_failed", task=task.id, code=order.code
@@ -70,7 +70,7 @@ class SubmitStep:
         if attempt is None:
             return
         row = await _retry_read(lambda: self.tasks.get(task.id))
-        if row and (row.state, row.attempt) == (State.SUBMITTING, attempt.number):
+        if row and (row.state, row.attempt) == (TaskState.SUBMITTING, attempt.number):
             await self._submit_order(row, order, attempt, provider)
 
     async def _begin_submission(self, task: Task, provider: Provider) -> Attempt | None:
@@ -83,7 +83,7 @@ class SubmitStep:
             key_id=provider.key_id,
             sent_at=self.transitions.clock.now(),
         )
-        limits = Limits(creates=provider.creates_per_10s, places=provider.concurrency)
+        limits = AccountLimits(creates_per_window=provider.creates_per_10s, concurrency=provider.concurrency)
         expects_callback = self.callback_url(task.provider, task.id, number) is not None
         try:
             async with self.reservations:
@@ -91,7 +91,7 @@ class SubmitStep:
                     task,
                     attempt,
                     expects_callback=expects_callback,
-                    reserving=self.lanes.intending(attempt, limits),
+                    reserving=self.lanes.reserve_submission(attempt, limits),
                 )
         except (Stale, StorageError):
             if not await _retry_read(lambda: self._was_begun(task, number)):
@@ -104,13 +104,13 @@ class SubmitStep:
         """Return whether our intent is in the database: the connection broke between its commit and the response."""
         row = await self.tasks.get(task.id)
         return row is not None and (row.state, row.attempt, row.leased_by) == (
-            State.SUBMITTING,
+            TaskState.SUBMITTING,
             number,
             task.leased_by,
         )
 
     async def _submit_order(self, task: Task, order: Order, attempt: Attempt, provider: Provider) -> None:
-        url = self.callback_url(task.provider, task.id, attempt.number) if task.hooked else None
+        url = self.callback_url(task.provider, task.id, attempt.number) if task.expects_callback else None
         begun = self.transitions.clock.monotonic()
         try:
             report = await provider.submit(order, url)
@@ -146,13 +146,13 @@ class SubmitStep:
                 return
 
     async def _update_cooldown(self, provider: Provider, report: Report | None) -> None:
-        failures = await self.lanes.troubles(provider.name)
+        failures = await self.lanes.count_errors(provider.name)
         clock, policy = self.transitions.clock, self.transitions.policy
         until = cooldown_until(report, failures, clock.now(), policy)
         if until is not None:
-            await self.tasks.database.transact(self.lanes.pausing(provider.name, until))
+            await self.tasks.database.transact(self.lanes.start_cooldown(provider.name, until))
         elif failures:
-            await self.tasks.database.transact(self.lanes.clearing(provider.name), wake=(DUE,))
+            await self.tasks.database.transact(self.lanes.end_cooldown(provider.name), wake=(DUE_CHANNEL,))
 
 
 async def _retry_read(read: Callable[[], Awaitable[T]]) -> T:

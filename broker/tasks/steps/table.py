@@ -12,7 +12,7 @@ from broker.tasks.steps.download import DownloadStep
 from broker.tasks.steps.recover import RecoverStep
 from broker.tasks.steps.submit import SubmitStep
 from broker.tasks.transitions import Transitions
-from storage.states import State
+from storage.states import TaskState
 from storage.tasks import Task
 
 
@@ -38,21 +38,21 @@ class StepTable:
         """Run the step of the task's state."""
         await self._step_of(task.state).run(task)
 
-    def _step_of(self, state: State) -> Step:
-        steps: dict[State, Step] = {
-            State.QUEUED: self.submit,
-            State.SUBMITTING: self.recover,
-            State.WAITING: self.check,
-            State.FETCHING: self.download,
+    def _step_of(self, state: TaskState) -> Step:
+        steps: dict[TaskState, Step] = {
+            TaskState.QUEUED: self.submit,
+            TaskState.SUBMITTING: self.recover,
+            TaskState.WAITING: self.check,
+            TaskState.FETCHING: self.download,
         }
         return steps[state]
 
     async def record_crash(self, task: Task) -> None:
         """Count a step that ended in an unexpected error as a retry, so that its task ends at the deadline."""
         failure = DownloadFailure(code="download_failed", message="an unexpected error; the log has it")
-        if task.state == State.WAITING:
+        if task.state == TaskState.WAITING:
             await self.transitions.apply_own(task, lifecycle.check_failed)
-        elif task.state == State.FETCHING:
+        elif task.state == TaskState.FETCHING:
             await self.transitions.apply_own(
                 task, lambda row, now, policy: lifecycle.downloaded(row, 0, [failure], now, policy)
             )

@@ -15,11 +15,11 @@ CREATE TABLE tasks (
     aspect_ratio TEXT,
     resolution TEXT,
     params TEXT NOT NULL,
-    refs TEXT NOT NULL,
+    "references" TEXT NOT NULL,
     attempt BIGINT NOT NULL,
-    tries BIGINT NOT NULL,
+    step_retries BIGINT NOT NULL,
     job_id TEXT,
-    hooked BIGINT NOT NULL,
+    expects_callback BIGINT NOT NULL,
     outputs TEXT NOT NULL,
     deadline_at DOUBLE PRECISION NOT NULL,
     checked_at DOUBLE PRECISION NOT NULL,
@@ -65,7 +65,7 @@ CREATE TABLE attempts (
     provider_code TEXT,
     billed TEXT NOT NULL,
     cost DOUBLE PRECISION,
-    spare TEXT,
+    duplicate_result TEXT,
     learned_by TEXT,
     PRIMARY KEY (task_id, number)
 );
@@ -90,7 +90,7 @@ CREATE TABLE ledger (
 CREATE TABLE provider_limits (
     provider TEXT PRIMARY KEY,
     paused_until DOUBLE PRECISION NOT NULL,
-    troubles BIGINT NOT NULL
+    errors BIGINT NOT NULL
 );
 
 CREATE TABLE images (
@@ -114,23 +114,23 @@ CREATE TABLE callbacks (
     provider TEXT NOT NULL,
     task_id TEXT,
     attempt BIGINT,
-    verdict TEXT NOT NULL,
+    verification TEXT NOT NULL,
     status BIGINT NOT NULL,
     reason TEXT NOT NULL,
     headers TEXT NOT NULL,
     query TEXT NOT NULL,
     body TEXT NOT NULL,
-    proofs TEXT NOT NULL,
+    evidence TEXT NOT NULL,
     received_at DOUBLE PRECISION NOT NULL,
-    digested_at DOUBLE PRECISION,
+    processed_at DOUBLE PRECISION,
     job_ended_at DOUBLE PRECISION,
     replay_of TEXT
 );
-CREATE INDEX callbacks_unread ON callbacks (task_id, received_at) WHERE digested_at IS NULL AND task_id IS NOT NULL;
--- pages of the inbox, newest first: all of it, of one task, with one verdict, of one provider
+CREATE INDEX callbacks_unread ON callbacks (task_id, received_at) WHERE processed_at IS NULL AND task_id IS NOT NULL;
+-- pages of the inbox, newest first: all of it, of one task, with one verification, of one provider
 CREATE INDEX callbacks_received ON callbacks (received_at, id);
 CREATE INDEX callbacks_task ON callbacks (task_id, received_at, id);
-CREATE INDEX callbacks_verdict ON callbacks (verdict, received_at, id);
+CREATE INDEX callbacks_verdict ON callbacks (verification, received_at, id);
 CREATE INDEX callbacks_provider ON callbacks (provider, received_at, id);
 
 CREATE TABLE idempotency (
@@ -167,8 +167,8 @@ CREATE TABLE deliveries (
     due_at DOUBLE PRECISION,
     lease_until DOUBLE PRECISION NOT NULL,
     leased_by TEXT NOT NULL,
-    rung BIGINT NOT NULL,
-    tries BIGINT NOT NULL,
+    schedule_step BIGINT NOT NULL,
+    attempts BIGINT NOT NULL,
     last_status BIGINT,
     reason TEXT,
     created_at DOUBLE PRECISION NOT NULL,

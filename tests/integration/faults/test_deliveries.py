@@ -24,12 +24,12 @@ from broker.services import Services
 from broker.settings import Settings
 from broker.tasks import lifecycle
 from broker.tasks.lifecycle import Changes, DownloadFailure
-from storage.deliveries import Deliveries, Delivery, Fate
+from storage.deliveries import Deliveries, Delivery, DeliveryStatus
 from storage.errors import StorageError
 from storage.images import StoredImage
 from storage.sql.database import Outcome, Stale, Statement
 from storage.sql.sqlite import SqliteDatabase, sqlite_path
-from storage.states import State
+from storage.states import TaskState
 from storage.tasks import Task
 from tests.integration.faults.test_worker import turn
 from tests.support.api import task_cache
@@ -70,12 +70,12 @@ class Scene:
         await turn(self.services)
 
     async def delivery_of(self, task: Task) -> Delivery:
-        (delivery,) = await self.services.deliveries.newest(task_id=task.id, limit=10)
+        (delivery,) = await self.services.deliveries.list_newest(task_id=task.id, limit=10)
         return delivery
 
     async def delivery(self) -> Delivery:
         """The only one there is."""
-        (delivery,) = await self.services.deliveries.newest(limit=10)
+        (delivery,) = await self.services.deliveries.list_newest(limit=10)
         return delivery
 
 
@@ -125,9 +125,9 @@ async def test_dead_receiver_gets_one_attempt_and_six_retries(
             await scene.turn()
         assert len(receiver.heard) == 7
         delivery = await scene.delivery()
-        ended = (Fate.FAILED, 7, None, 500)
-        assert (delivery.outcome, delivery.tries, delivery.due_at, delivery.last_status) == ended
-        tries = await scene.services.deliveries.tries(delivery.id)
+        ended = (DeliveryStatus.FAILED, 7, None, 500)
+        assert (delivery.outcome, delivery.attempts, delivery.due_at, delivery.last_status) == ended
+        tries = await scene.services.deliveries.list_attempts(delivery.id)
         assert [one.status for one in tries] == [500] * 7
         assert [round(b.at - a.at) for a, b in itertools.pairwise(tries)] == list(RETRY_SCHEDULE)
 
@@ -143,7 +143,7 @@ async def test_no_retry_is_scheduled_after_the_retention_of_the_task(
             clock.advance(pause)
         await scene.turn()
         delivery = await scene.delivery()
-        assert (delivery.outcome, delivery.tries, delivery.due_at) == (Fate.FAILED, 4, None)
+        assert (delivery.outcome, delivery.attempts, delivery.due_at) == (DeliveryStatus.FAILED, 4, None)
 
 
 async def test_attempts_share_id_and_body_and_are_signed_each_at_its_time(scene: Scene) -> None:
@@ -170,7 +170,11 @@ async def test_recovered_receiver_gets_the_webhook_once(scene: Scene) -> None:
     scene.clock.advance(5)
     await scene.turn()
     delivery = await scene.delivery()
-    assert (delivery.outcome, delivery.tries, delivery.delivered_at) == (Fate.DELIVERED, 2, scene.clock.now())
+    assert (delivery.outcome, delivery.attempts, delivery.delivered_at) == (
+        DeliveryStatus.DELIVERED,
+        2,
+        scene.clock.now(),
+    )
     scene.clock.advance(30)
     await scene.turn()
     assert len(scene.receiver.heard) == 2
@@ -182,20 +186,25 @@ async def endless(visit: Visit) -> None:
         await visit.say(b"1000\r\n" + b"x" * 0x1000 + b"\r\n")
 
 
-REACTIONS: dict[str, tuple[Script, Fate, float | None, str]] = {
-    "no content": (answers("204 No Content"), Fate.DELIVERED, None, ""),
-    "a page that never ends": (endless, Fate.DELIVERED, None, ""),
-    "a body cut off": (says(head("200 OK", "Content-Length: 9"), b"x"), Fate.DELIVERED, None, ""),
-    "gone": (answers("410 Gone"), Fate.GONE, None, "HTTP 410"),
-    "too many": (answers("429 Too Many Requests", b"", "Retry-After: 120"), Fate.PENDING, 120, "HTTP 429"),
-    "much later": (answers("503 Unavailable", b"", "Retry-After: 86400"), Fate.PENDING, 3605, "HTTP 503"),
-    "moved": (answers("302 Found", b"", "Location: /elsewhere"), Fate.PENDING, 5, "redirects are not followed"),
-    "moved for good": (answers("308 Moved", b"", "Location: /elsewhere"), Fate.PENDING, 5, "not followed"),
-    "not found": (answers("404 Not Found"), Fate.PENDING, 5, "HTTP 404"),
-    "silence": (silence, Fate.PENDING, 5, "too slow"),
-    "a reset": (rst, Fate.PENDING, 5, "Error"),
-    "half a head": (says(b"HTTP/1.1 200 O"), Fate.PENDING, 5, "Error"),
-    "no HTTP": (says(b"SSH-2.0-OpenSSH\r\n\r\n"), Fate.PENDING, 5, "Error"),
+REACTIONS: dict[str, tuple[Script, DeliveryStatus, float | None, str]] = {
+    "no content": (answers("204 No Content"), DeliveryStatus.DELIVERED, None, ""),
+    "a page that never ends": (endless, DeliveryStatus.DELIVERED, None, ""),
+    "a body cut off": (says(head("200 OK", "Content-Length: 9"), b"x"), DeliveryStatus.DELIVERED, None, ""),
+    "gone": (answers("410 Gone"), DeliveryStatus.GONE, None, "HTTP 410"),
+    "too many": (answers("429 Too Many Requests", b"", "Retry-After: 120"), DeliveryStatus.PENDING, 120, "HTTP 429"),
+    "much later": (answers("503 Unavailable", b"", "Retry-After: 86400"), DeliveryStatus.PENDING, 3605, "HTTP 503"),
+    "moved": (
+        answers("302 Found", b"", "Location: /elsewhere"),
+        DeliveryStatus.PENDING,
+        5,
+        "redirects are not followed",
+    ),
+    "moved for good": (answers("308 Moved", b"", "Location: /elsewhere"), DeliveryStatus.PENDING, 5, "not followed"),
+    "not found": (answers("404 Not Found"), DeliveryStatus.PENDING, 5, "HTTP 404"),
+    "silence": (silence, DeliveryStatus.PENDING, 5, "too slow"),
+    "a reset": (rst, DeliveryStatus.PENDING, 5, "Error"),
+    "half a head": (says(b"HTTP/1.1 200 O"), DeliveryStatus.PENDING, 5, "Error"),
+    "no HTTP": (says(b"SSH-2.0-OpenSSH\r\n\r\n"), DeliveryStatus.PENDING, 5, "Error"),
 }
 
 
@@ -207,11 +216,11 @@ async def test_response_of_the_receiver_decides(scene: Scene, what: str) -> None
     await scene.ended()
     await scene.turn()
     delivery = await scene.delivery()
-    assert (delivery.outcome, delivery.tries) == (fate, 1)
+    assert (delivery.outcome, delivery.attempts) == (fate, 1)
     assert delivery.due_at == (None if pause is None else scene.clock.now() + pause)
     assert reason in (delivery.reason or "")
     assert scene.receiver.server.connections == 1
-    if fate != Fate.PENDING:
+    if fate != DeliveryStatus.PENDING:
         scene.clock.advance(100 * HOUR)
         await scene.turn()
         assert scene.receiver.server.connections == 1, "it is over"
@@ -226,7 +235,7 @@ async def test_unreachable_receiver_is_retried(scene: Scene) -> None:
     await services.canceler.cancel_task(task.id)
     await scene.turn()
     delivery = await scene.delivery()
-    assert (delivery.outcome, delivery.reason, delivery.last_status) == (Fate.PENDING, "ConnectError", None)
+    assert (delivery.outcome, delivery.reason, delivery.last_status) == (DeliveryStatus.PENDING, "ConnectError", None)
 
 
 # -- crashes and other workers
@@ -287,12 +296,12 @@ async def test_stop_releases_interrupted_deliveries(tmp_path: Path, receiver: Re
         worker.stop()
         await running
         delivery = await scene.delivery()
-        assert (delivery.leased_by, delivery.tries, delivery.outcome) == ("", 0, Fate.PENDING)
+        assert (delivery.leased_by, delivery.attempts, delivery.outcome) == ("", 0, DeliveryStatus.PENDING)
         assert worker.deliverer.free_slots == CONCURRENCY
     receiver.script = answers("204 No Content")
     async with a_scene(tmp_path, clock, receiver) as scene:
         await scene.turn()
-        assert (await scene.delivery()).outcome == Fate.DELIVERED
+        assert (await scene.delivery()).outcome == DeliveryStatus.DELIVERED
 
 
 @pytest.mark.parametrize("store", ["sqlite", "postgres"])
@@ -308,7 +317,7 @@ async def test_two_processes_deliver_a_webhook_once(
         tasks = [await one.ended() for _ in range(24)]
         for _ in range(4):
             await asyncio.gather(one.turn(), other.turn())
-        assert {d.outcome for d in await one.services.deliveries.newest(limit=50)} == {Fate.DELIVERED}
+        assert {d.outcome for d in await one.services.deliveries.list_newest(limit=50)} == {DeliveryStatus.DELIVERED}
     told = [message.document["data"]["id"] for message in receiver.heard]
     assert sorted(told) == sorted(task.id for task in tasks)
 
@@ -324,7 +333,7 @@ async def test_result_after_the_end_of_the_lease_changes_nothing(scene: Scene) -
     scene.receiver.script = answers("410 Gone")
     await deliverer.deliver(sleeper)
     assert await scene.delivery() == before
-    assert [one.status for one in await deliverer.deliveries.tries(before.id)] == [500]
+    assert [one.status for one in await deliverer.deliveries.list_attempts(before.id)] == [500]
 
 
 class Doubtful(SqliteDatabase):
@@ -348,8 +357,8 @@ async def test_repeated_transaction_delivers_one_webhook(
     async with open_services(settings, clock=clock, open_database=open_doubtful) as services:
         await services.canceler.cancel_task(task.id)
         await turn(services)
-        (delivery,) = await services.deliveries.newest(limit=10)
-        assert (delivery.outcome, delivery.tries) == (Fate.DELIVERED, 1)
+        (delivery,) = await services.deliveries.list_newest(limit=10)
+        assert (delivery.outcome, delivery.attempts) == (DeliveryStatus.DELIVERED, 1)
     assert receiver.types == ["task.canceled"]
 
 
@@ -387,14 +396,14 @@ async def _write_webhooks(scene: Scene, *hosts: str) -> None:
             due_at=float(number),
             created_at=0.0,
         )
-        await scene.services.database.transact(scene.services.deliveries.adding(one))
+        await scene.services.database.transact(scene.services.deliveries.insert_delivery(one))
 
 
 async def test_host_gets_two_webhooks_at_a_time(scene: Scene) -> None:
     await _write_webhooks(scene, *["a.example"] * 20, "b.example")
     claimed = [*await _claimed(scene.services), *await _claimed(scene.services)]
     assert [delivery.host for delivery in claimed] == ["a.example", "a.example", "b.example"]
-    leased = [d for d in await scene.services.deliveries.newest(limit=200) if d.leased_by]
+    leased = [d for d in await scene.services.deliveries.list_newest(limit=200) if d.leased_by]
     assert len(leased) == 3, "the others are free for other processes"
 
 
@@ -443,9 +452,9 @@ async def _fetching(services: Services, task: Task) -> None:
         created_at=now,
     )
     found = {"outputs": ("https://a.example/1",), "billed": "yes", "deadline_at": now}
-    values = {"state": State.FETCHING, "attempt": 1, **found}
-    await services.database.transact(tasks.saving(row, **values))
-    await services.database.transact(tasks.pinning(task.id, State.FETCHING), services.images.adding(image))
+    values = {"state": TaskState.FETCHING, "attempt": 1, **found}
+    await services.database.transact(tasks.update_task(row, **values))
+    await services.database.transact(tasks.lock_task(task.id, TaskState.FETCHING), services.images.insert_image(image))
 
 
 async def complete(services: Services, task: Task) -> None:
@@ -510,7 +519,7 @@ async def test_every_end_is_delivered_once_with_the_body_of_a_poll(
     async with a_scene(tmp_path, ManualClock(time.time()), receiver, **settings) as scene:
         task = await scene.order()
         await ending(scene.services, task)
-        deliveries = await scene.services.deliveries.newest(limit=10)
+        deliveries = await scene.services.deliveries.list_newest(limit=10)
         assert sorted(d.type for d in deliveries) == sorted(events)
         await asyncio.gather(*(scene.services.worker.deliverer.deliver(d) for d in await _claimed(scene.services)))
         assert sorted(receiver.types) == sorted(events)
@@ -530,7 +539,7 @@ async def _claimed(services: Services) -> list[Delivery]:
 async def test_task_without_callback_url_has_no_webhook(scene: Scene) -> None:
     (task,) = await create_tasks(scene.services, OrderRequest(params=ImageParams(prompt="a red bicycle")))
     await scene.services.canceler.cancel_task(task.id)
-    assert await scene.services.deliveries.newest(limit=10) == []
+    assert await scene.services.deliveries.list_newest(limit=10) == []
 
 
 async def test_uncommitted_end_has_no_webhook(scene: Scene) -> None:
@@ -538,14 +547,14 @@ async def test_uncommitted_end_has_no_webhook(scene: Scene) -> None:
     broker = scene.services
     task = await scene.order()
     told = await scene.services.worker.steps.transitions.outbox.enqueue_event(task, await _as_canceled(task))
-    await scene.services.database.transact(broker.tasks.saving(task, tries=1))
+    await scene.services.database.transact(broker.tasks.update_task(task, step_retries=1))
     with pytest.raises(Stale):
-        await scene.services.database.transact(broker.tasks.saving(task, state=State.CANCELED), *told)
-    assert await broker.deliveries.newest(limit=10) == []
+        await scene.services.database.transact(broker.tasks.update_task(task, state=TaskState.CANCELED), *told)
+    assert await broker.deliveries.list_newest(limit=10) == []
 
 
 async def _as_canceled(task: Task) -> Task:
-    return Task(**{**vars(task), "state": State.CANCELED, "ended_at": 1.0})
+    return Task(**{**vars(task), "state": TaskState.CANCELED, "ended_at": 1.0})
 
 
 # -- blocked addresses
@@ -630,10 +639,10 @@ async def test_name_that_changes_to_a_private_address_is_not_called(scene: Scene
         await scene.turn()
         delivery = await scene.delivery()
         assert "a private or special address" in (delivery.reason or "")
-        assert (delivery.outcome, network.dialled) == (Fate.PENDING, [])
+        assert (delivery.outcome, network.dialled) == (DeliveryStatus.PENDING, [])
         scene.clock.advance(pause)
     await scene.turn()
-    assert ((await scene.delivery()).outcome, network.dialled) == (Fate.DELIVERED, [(PUBLIC, 80)])
+    assert ((await scene.delivery()).outcome, network.dialled) == (DeliveryStatus.DELIVERED, [(PUBLIC, 80)])
 
 
 @pytest.mark.parametrize("url", FORBIDDEN)
@@ -649,7 +658,7 @@ async def test_blocked_url_in_a_row_is_not_called(scene: Scene, url: str) -> Non
     await scene.turn()
     delivery = await scene.delivery()
     assert network.dialled == []
-    assert (delivery.outcome, delivery.tries) == (Fate.PENDING, 1)
+    assert (delivery.outcome, delivery.attempts) == (DeliveryStatus.PENDING, 1)
 
 
 # -- retention
@@ -667,14 +676,14 @@ async def test_undelivered_webhook_is_deleted_with_its_task(
         for pause in RETRY_SCHEDULE[:5]:
             await scene.turn()
             scene.clock.advance(pause)
-        assert (await scene.delivery()).outcome == Fate.PENDING
+        assert (await scene.delivery()).outcome == DeliveryStatus.PENDING
         living = await scene.ended()
         scene.clock.advance(24 * HOUR - sum(RETRY_SCHEDULE[:5]))
         (under_way, *_) = [d for d in await _claimed(scene.services) if d.task_id == task.id]
         await scene.turn()
         row = await scene.services.tasks.get(task.id)
         assert row is not None
-        assert (row.state, row.prompt) == (State.EXPIRED, "")
+        assert (row.state, row.prompt) == (TaskState.EXPIRED, "")
         assert (await scene.delivery()).task_id == living.id
         await scene.services.worker.deliverer.deliver(under_way)  # it is sent, and nothing is stored
         left = await scene.services.database.fetch("SELECT DISTINCT delivery_id AS id FROM delivery_attempts")
@@ -686,7 +695,7 @@ async def test_delivered_webhook_is_deleted_with_its_task(scene: Scene) -> None:
     await scene.turn()
     scene.clock.advance(24 * HOUR)
     await scene.turn()
-    assert await scene.services.deliveries.newest(limit=5) == []
+    assert await scene.services.deliveries.list_newest(limit=5) == []
     assert await scene.services.database.fetch("SELECT * FROM delivery_attempts") == []
 
 
@@ -711,7 +720,7 @@ async def test_webhook_replayed_during_its_deletion_stays(scene: Scene) -> None:
     await scene.turn()
     broker, delivery = scene.services, await scene.delivery()
     interrupted: Any = Interrupted(scene.services.database, lambda: broker.delivery_log.replay(delivery.id))
-    assert await Deliveries(interrupted).forget(scene.clock.now() + 100, 10) == 0
-    assert len(await broker.deliveries.tries(delivery.id)) == 1
+    assert await Deliveries(interrupted).delete_before(scene.clock.now() + 100, 10) == 0
+    assert len(await broker.deliveries.list_attempts(delivery.id)) == 1
     await scene.turn()
-    assert await broker.deliveries.forget(scene.clock.now() + 100, 10) == 1
+    assert await broker.deliveries.delete_before(scene.clock.now() + 100, 10) == 1

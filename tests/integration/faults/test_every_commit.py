@@ -51,7 +51,7 @@ class Mortal(SqliteDatabase):
     async def point(self, sql: str, **params: Any) -> Row | None:
         if self.dead:
             self._die()
-        return await super().point(sql, **params)
+        return await super().fetch_one(sql, **params)
 
     def _die(self) -> None:
         self.dead = True
@@ -59,7 +59,7 @@ class Mortal(SqliteDatabase):
 
 
 async def _live(
-    folder: Path, sandbox: str, receiver: Receiver, fuse: int, port: int, *, after: bool, hooked: bool
+    folder: Path, sandbox: str, receiver: Receiver, fuse: int, port: int, *, after: bool, with_callbacks: bool
 ) -> tuple[str, bool]:
     """A first life that may be cut short; the task's id, and whether it was."""
     mortal: list[Mortal] = []
@@ -72,7 +72,7 @@ async def _live(
         folder,
         port=port,
         sandbox=sandbox,
-        hooked=hooked,
+        with_callbacks=with_callbacks,
         open_database=open_mortal,
         lease=2,
         task_deadline=6,
@@ -116,7 +116,7 @@ COMMITS = 24
 
 
 @pytest.mark.parametrize(
-    ("after", "hooked"),
+    ("after", "with_callbacks"),
     [
         pytest.param(True, True, id="after-callbacks"),
         pytest.param(True, False, id="after-polling", marks=pytest.mark.faults),
@@ -124,32 +124,32 @@ COMMITS = 24
         pytest.param(False, False, id="before-polling", marks=pytest.mark.faults),
     ],
 )
-async def test_crash_at_any_commit_only_delays_the_task(tmp_path: Path, after: bool, hooked: bool) -> None:
+async def test_crash_at_any_commit_only_delays_the_task(tmp_path: Path, after: bool, with_callbacks: bool) -> None:
     places = asyncio.Semaphore(6)
 
     async def life(fuse: int) -> tuple[bool, bool]:
         async with places:
-            return await _life(tmp_path / str(fuse), fuse, after=after, hooked=hooked)
+            return await _life(tmp_path / str(fuse), fuse, after=after, with_callbacks=with_callbacks)
 
     lives = await asyncio.gather(*(life(fuse) for fuse in range(1, COMMITS + 1)))
     died = sum(dead for dead, _ in lives)
     unknown = sum(lost for _, lost in lives)
     assert 4 < died < COMMITS, "every commit of a life was the last one once"
     # the intent is written and the answer is not: with callbacks only an order that never left stays unknown
-    assert unknown <= (1 if hooked else 2)
+    assert unknown <= (1 if with_callbacks else 2)
 
 
-async def _life(folder: Path, fuse: int, *, after: bool, hooked: bool) -> tuple[bool, bool]:
+async def _life(folder: Path, fuse: int, *, after: bool, with_callbacks: bool) -> tuple[bool, bool]:
     """Return whether the first process died, and whether the outcome stayed unknown."""
     port = free_port()
     options = Options(duration=0.1, callback_spacing=0.2, callback_retries=60, creates_per_window=10_000)
     async with receiving() as receiver, serve_sandbox(options=options) as sandbox:
-        task_id, died = await _live(folder, sandbox, receiver, fuse, port, after=after, hooked=hooked)
+        task_id, died = await _live(folder, sandbox, receiver, fuse, port, after=after, with_callbacks=with_callbacks)
         async with open_broker(
             folder,
             port=port,
             sandbox=sandbox,
-            hooked=hooked,
+            with_callbacks=with_callbacks,
             lease=2,
             task_deadline=6,
             callback_allow=(receiver.host,),

@@ -44,7 +44,7 @@ async def test_many_at_once_share_four_sessions(postgres: Postgres, direct: bool
             adding = Statement(sql=ADD, params={"id": f"{number}"})
             bumping = Statement(sql=BUMP, params={"id": f"{number}"}, must_change=True)
             await database.transact(adding, bumping)
-            row = await database.point("SELECT n FROM notes WHERE id = :id", id=f"{number}")
+            row = await database.fetch_one("SELECT n FROM notes WHERE id = :id", id=f"{number}")
             assert row == {"n": 1}
             await database.execute(BUMP, id=f"{number}")
 

@@ -20,10 +20,10 @@ from broker.settings import Settings
 from storage.attempts import Attempts
 from storage.errors import StorageError
 from storage.sql.database import Stale, Statement
-from storage.sql.migrate import SchemaTooNew, migrations, missing, upgrade
+from storage.sql.migrate import SchemaTooNew, load_migrations, missing_migrations, upgrade_schema
 from storage.sql.postgres import PostgresDatabase
 from storage.sql.postgres_errors import BROKEN
-from storage.states import State
+from storage.states import TaskState
 from storage.tasks import Tasks
 from tests.integration.storage.test_tasks import a_task
 from tests.support import samples
@@ -91,17 +91,18 @@ async def test_a_key_that_was_there_before_is_still_an_error(postgres: Postgres)
 async def test_of_two_who_compare_and_set_one_wins_however_the_line_breaks(postgres: Postgres) -> None:
     url = await postgres.fresh()
     async with PostgresDatabase(url) as direct:
-        await upgrade(direct, NOW)
-        task, rows = a_task(state=State.WAITING), Tasks(direct)
-        await direct.transact(rows.adding(task))
+        await upgrade_schema(direct, NOW)
+        task, rows = a_task(state=TaskState.WAITING), Tasks(direct)
+        await direct.transact(rows.insert_task(task))
         async with broken(postgres, url, "after") as (database, _):
             with pytest.raises(Stale):  # it had happened; the caller reads again, and finds its own change
                 await database.transact(
-                    rows.saving(task, tries=7), Attempts(database).update_attempt(task.id, 1, outcome="accepted")
+                    rows.update_task(task, step_retries=7),
+                    Attempts(database).update_attempt(task.id, 1, outcome="accepted"),
                 )
         row = await rows.get(task.id)
         assert row is not None
-        assert (row.tries, row.version) == (7, task.version + 1)
+        assert (row.step_retries, row.version) == (7, task.version + 1)
 
 
 @pytest.mark.parametrize(
@@ -242,13 +243,13 @@ async def test_listener_is_woken_again_after_a_server_restart(tmp_path: Path) ->
         url = await server.fresh()
         async with PostgresDatabase(url) as one, PostgresDatabase(url) as other:
             with other.listen("news") as bell:
-                one.wake("news")
+                one.notify("news")
                 assert await bell.wait(10)
                 server.restart_hard()
                 assert await bell.wait(10), "it may have missed something"
                 heard = False
                 while not heard:
-                    one.wake("news")
+                    one.notify("news")
                     heard = await bell.wait(1)
 
 
@@ -356,7 +357,7 @@ async def test_thousands_of_wakes_at_once_all_arrive(postgres: Postgres) -> None
         names = [f"task:task_{n:032x}" for n in range(3000)]
         bells = [other.listen(name) for name in names]
         opened = [bell.__enter__() for bell in bells]
-        one.wake(*names)
+        one.notify(*names)
         assert all(await asyncio.gather(*(bell.wait(10) for bell in opened)))
         for bell in bells:
             bell.__exit__(None, None, None)
@@ -423,7 +424,7 @@ async def test_a_starter_waits_for_the_migration_of_another(postgres: Postgres) 
         slow = Statement(sql="SELECT pg_sleep(6)")
         running = asyncio.create_task(one.transact(Statement(sql=one.exclusive), slow))
         await asyncio.sleep(0.2)
-        assert await upgrade(other, NOW)
+        assert await upgrade_schema(other, NOW)
         assert running.done()
         await running
 
@@ -445,9 +446,9 @@ async def test_invalid_database_url_is_an_error_with_its_cure(postgres: Postgres
 
 async def test_an_empty_database_misses_everything_and_a_newer_one_is_said_to_be_newer(postgres: Postgres) -> None:
     async with PostgresDatabase(await postgres.fresh()) as database:
-        assert [m.number for m in await missing(database)] == [m.number for m in migrations()]
-        await upgrade(database, NOW)
-        assert await missing(database) == []
+        assert [m.number for m in await missing_migrations(database)] == [m.number for m in load_migrations()]
+        await upgrade_schema(database, NOW)
+        assert await missing_migrations(database) == []
         await database.execute("INSERT INTO migrations VALUES (9999, '9999_future', 1.0)")
         with pytest.raises(SchemaTooNew, match="9999"):
-            await missing(database)
+            await missing_migrations(database)

@@ -20,7 +20,7 @@ from broker.tasks.worker import MAX_SLEEP_SECONDS
 from storage.attempts import Attempt
 from storage.errors import StorageError
 from storage.ids import reference_owner
-from storage.states import FINAL_STATES, State
+from storage.states import FINAL_STATES, TaskState
 from storage.task_retention import TaskRetention
 from storage.tasks import Lease, Task
 from tests.support.brokers import RunningBroker, create_tasks, open_broker, still
@@ -31,21 +31,21 @@ from tests.support.servers import postgres as servers
 pytestmark = pytest.mark.anyio
 
 
-async def a_task(services: Services, clock: ManualClock, state: State, attempt: int, **changes: Any) -> Task:
+async def a_task(services: Services, clock: ManualClock, state: TaskState, attempt: int, **changes: Any) -> Task:
     """Return a task in a state, with its attempt."""
     broker = services
     (task,) = await create_tasks(services, OrderRequest(params=ImageParams(prompt="a red bicycle")))
-    values = {"state": state, "attempt": attempt, "due_at": clock.now(), "hooked": False, **changes}
-    saving = broker.tasks.saving(task, **values)
+    values = {"state": state, "attempt": attempt, "due_at": clock.now(), "expects_callback": False, **changes}
+    saving = broker.tasks.update_task(task, **values)
     limits = services.worker.submissions.limits_of(task.provider)
     ledger = Attempt(task_id=task.id, number=attempt, provider=task.provider, key_id="default", sent_at=clock.now())
-    await services.database.transact(saving, *services.worker.steps.submit.lanes.intending(ledger, limits))
+    await services.database.transact(saving, *services.worker.steps.submit.lanes.reserve_submission(ledger, limits))
     fresh = await broker.tasks.get(task.id)
     assert fresh is not None
     return fresh
 
 
-async def leased(services: Services, state: State, holder: str, now: float) -> Task:
+async def leased(services: Services, state: TaskState, holder: str, now: float) -> Task:
     (task,) = await services.tasks.claim(state, now=now, lease=Lease(holder=holder, until=now + 30), limit=1)
     return task
 
@@ -56,12 +56,12 @@ async def test_late_recovery_does_not_change_a_later_attempt(
 ) -> None:
     async with still(tmp_path, clock, resubmit_unknown=resubmit) as services:
         steps, tasks = services.worker.steps, services.tasks
-        await a_task(services, clock, State.SUBMITTING, 1)
-        sleeper = await leased(services, State.SUBMITTING, "sleeper", clock.now())
+        await a_task(services, clock, TaskState.SUBMITTING, 1)
+        sleeper = await leased(services, TaskState.SUBMITTING, "sleeper", clock.now())
         clock.advance(60)
-        other = await leased(services, State.SUBMITTING, "other", clock.now())
+        other = await leased(services, TaskState.SUBMITTING, "other", clock.now())
         # a callback led to a second attempt, which the other worker is submitting
-        await services.database.transact(tasks.saving(other, attempt=2))
+        await services.database.transact(tasks.update_task(other, attempt=2))
         before = await tasks.get(sleeper.id)
         await steps.recover.run(sleeper)
         assert await tasks.get(sleeper.id) == before
@@ -70,10 +70,10 @@ async def test_late_recovery_does_not_change_a_later_attempt(
 async def test_late_pending_report_does_not_change_a_task_leased_by_another(tmp_path: Path, clock: ManualClock) -> None:
     async with still(tmp_path, clock) as services:
         steps, tasks = services.worker.steps, services.tasks
-        task = await a_task(services, clock, State.WAITING, 1, job_id="job", deadline_at=clock.now() + 10)
-        sleeper = await leased(services, State.WAITING, "sleeper", clock.now())
+        task = await a_task(services, clock, TaskState.WAITING, 1, job_id="job", deadline_at=clock.now() + 10)
+        sleeper = await leased(services, TaskState.WAITING, "sleeper", clock.now())
         clock.advance(60)
-        await leased(services, State.WAITING, "other", clock.now())
+        await leased(services, TaskState.WAITING, "other", clock.now())
         before = await tasks.get(task.id)
         provider = _Saying(steps.check.providers["kie"], Pending(job_id="job"))
         check = replace(steps.check, providers={"kie": provider})
@@ -83,7 +83,7 @@ async def test_late_pending_report_does_not_change_a_task_leased_by_another(tmp_
         await check.run(sleeper)
         after = await tasks.get(task.id)
         assert after is not None
-        assert after.state == State.FETCHING, "a result counts without a lease"
+        assert after.state == TaskState.FETCHING, "a result counts without a lease"
 
 
 class _Saying:
@@ -110,7 +110,7 @@ async def test_outage_longer_than_the_lease_loses_no_order(tmp_path: Path, resub
             "database_url": await server.fresh(),
             "blob_url": f"file:{tmp_path / 'blobs'}",
             "secret_key": "the same for all of them",
-            "hooked": False,
+            "expects_callback": False,
             "lease": 1.0,
             "task_deadline": 60,
             "request_timeout": 30,
@@ -142,25 +142,25 @@ async def _accepted(broker: RunningBroker, count: int) -> bool:
 async def test_references_are_deleted_after_an_error_of_the_blob_store(tmp_path: Path, clock: ManualClock) -> None:
     async with still(tmp_path, clock) as services:
         retention, images = services.worker.retention, services.images
-        task = await a_task(services, clock, State.SUCCEEDED, 1, ended_at=clock.now())
+        task = await a_task(services, clock, TaskState.SUCCEEDED, 1, ended_at=clock.now())
         owner = reference_owner(task.batch)
-        async with services.blobs.draft(owner) as draft:
+        async with services.blobs.new_draft(owner) as draft:
             await draft.write(b"bytes")
-            blob = await draft.keep()
+            blob = await draft.commit()
         row = {**_ROW, "owner": owner, "blob": blob.name, "created_at": clock.now()}
         columns = ", ".join(row)
         await services.database.execute(
             f"INSERT INTO images ({columns}) VALUES ({', '.join(':' + name for name in row)})", **row
         )
         clock.advance(25 * 3600)
-        await retention.run([await leased(services, State.SUCCEEDED, "me", clock.now())])
-        expired = await leased(services, State.EXPIRED, "me", clock.now())
+        await retention.run([await leased(services, TaskState.SUCCEEDED, "me", clock.now())])
+        expired = await leased(services, TaskState.EXPIRED, "me", clock.now())
         stubborn = replace(retention, blobs=_Refusing(services.blobs))
         with pytest.raises(StorageError):
             await stubborn.run([expired])
-        assert await images.owning([owner]) == {owner}
+        assert await images.owners_with_images([owner]) == {owner}
         await retention.run([expired])
-        assert await images.owning([owner]) == set()
+        assert await images.owners_with_images([owner]) == set()
         assert sum(path.is_file() for path in (tmp_path / "blobs" / owner[-2:] / owner).rglob("*")) == 0
 
 
@@ -192,11 +192,11 @@ class _Refusing:
 async def test_sweep_keeps_the_files_of_an_unfinished_task(tmp_path: Path, clock: ManualClock) -> None:
     """Its bytes are stored before their row."""
     async with still(tmp_path, clock) as services:
-        task = await a_task(services, clock, State.FETCHING, 1)
+        task = await a_task(services, clock, TaskState.FETCHING, 1)
         for owner in (task.id, "task_" + "f" * 32, reference_owner(task.batch)):
-            async with services.blobs.draft(owner) as draft:
+            async with services.blobs.new_draft(owner) as draft:
                 await draft.write(b"bytes")
-                await draft.keep()
+                await draft.commit()
         assert await services.worker.retention.find_strays(
             [task.id, "task_" + "f" * 32, reference_owner(task.batch)]
         ) == ["task_" + "f" * 32]
@@ -207,8 +207,8 @@ async def test_shorter_retention_does_not_change_a_revived_task(tmp_path: Path, 
         tasks = services.tasks
         due = {"ended_at": clock.now(), "due_at": clock.now() + 86_400}
         retention = TaskRetention(tasks.database)
-        ended = await a_task(services, clock, State.FAILED, 1, **due)
-        revived = await a_task(services, clock, State.FETCHING, 1, **due)
+        ended = await a_task(services, clock, TaskState.FAILED, 1, **due)
+        revived = await a_task(services, clock, TaskState.FETCHING, 1, **due)
         assert await retention.shorten_retention(60.0, after="", limit=10) == max(ended.id, revived.id)
         one, other = await tasks.get(ended.id), await tasks.get(revived.id)
         assert one is not None

@@ -18,7 +18,7 @@ from broker.settings import Settings
 from storage.errors import StorageFull
 from storage.sql.database import Outcome, Statement
 from storage.sql.sqlite import SqliteDatabase, sqlite_path
-from storage.states import State
+from storage.states import TaskState
 from storage.tasks import Task
 from tests.support.brokers import RunningBroker, create_tasks, open_broker, still
 from tests.support.clock import ManualClock
@@ -34,18 +34,18 @@ class Stuttering(SqliteDatabase):
     times = 3
 
     async def transact(self, *statements: Statement, wake: Sequence[str] = ()) -> list[Outcome]:
-        if self.times and any(statement.params.get("state") == State.WAITING for statement in statements):
+        if self.times and any(statement.params.get("state") == TaskState.WAITING for statement in statements):
             self.times -= 1
             raise StorageFull("the disk of the database is full: free some space")
         return await super().transact(*statements, wake=wake)
 
 
-@pytest.mark.parametrize("hooked", [True, False])
-async def test_job_id_survives_a_failing_database(tmp_path: Path, hooked: bool) -> None:
+@pytest.mark.parametrize("with_callbacks", [True, False])
+async def test_job_id_survives_a_failing_database(tmp_path: Path, with_callbacks: bool) -> None:
     def open_stuttering(settings: Settings) -> Stuttering:
         return Stuttering(sqlite_path(settings.database))
 
-    async with open_broker(tmp_path, hooked=hooked, open_database=open_stuttering) as broker:
+    async with open_broker(tmp_path, with_callbacks=with_callbacks, open_database=open_stuttering) as broker:
         task_id = await broker.create_task("a red bicycle [mood:lost]")
         assert (await broker.wait_end(task_id))["status"] == "completed"
         assert len(await broker.provider_jobs()) == 1
@@ -53,7 +53,7 @@ async def test_job_id_survives_a_failing_database(tmp_path: Path, hooked: bool) 
 
 async def test_task_whose_step_crashes_fails_at_the_deadline(tmp_path: Path) -> None:
     """The adapter crashes on every response; the task must end."""
-    async with open_broker(tmp_path, hooked=False, lease=0.2, task_deadline=1.0) as broker:
+    async with open_broker(tmp_path, with_callbacks=False, lease=0.2, task_deadline=1.0) as broker:
         worker = broker.services.worker
         check = worker.steps.check
         broken: Any = _Crashing(check.providers["kie"])
@@ -83,15 +83,15 @@ async def ended(services: Services, clock: ManualClock, **changes: Any) -> Task:
     (task,) = await create_tasks(services, OrderRequest(params=ImageParams(prompt="a red bicycle")))
     await _file(services, task.id)
     due_at = clock.now() + services.worker.steps.transitions.policy.retention_seconds
-    values = {"state": State.SUCCEEDED, "ended_at": clock.now(), "due_at": due_at, **changes}
-    await services.database.transact(services.tasks.saving(task, **values))
+    values = {"state": TaskState.SUCCEEDED, "ended_at": clock.now(), "due_at": due_at, **changes}
+    await services.database.transact(services.tasks.update_task(task, **values))
     return replace(task, version=task.version + 1, **values)
 
 
 async def _file(services: Services, owner: str) -> None:
-    async with services.blobs.draft(owner) as draft:
+    async with services.blobs.new_draft(owner) as draft:
         await draft.write(b"bytes")
-        await draft.keep()
+        await draft.commit()
 
 
 def files(folder: Path) -> int:
@@ -116,7 +116,7 @@ async def test_retention_deletes_only_what_is_old_enough(tmp_path: Path, clock: 
         assert (await services.worker.clean_up(), files(tmp_path)) == (1, 0)
         row = await services.tasks.get(task.id)
         assert row is not None
-        assert (row.state, row.prompt) == (State.EXPIRED, "")
+        assert (row.state, row.prompt) == (TaskState.EXPIRED, "")
         clock.advance(8 * 24 * HOUR)
         await services.worker.clean_up()
         assert await services.tasks.get(task.id) is None
@@ -192,7 +192,7 @@ def _age(folder: Path, seconds: float) -> None:
 
 async def test_step_that_outlives_its_lease_is_not_started_again(tmp_path: Path) -> None:
     """A lease ends during a submission: recovery now would give up a job that the provider is making."""
-    async with open_broker(tmp_path, hooked=False) as broker:
+    async with open_broker(tmp_path, with_callbacks=False) as broker:
         await _jump_while_ordering(broker)
 
 
@@ -205,5 +205,5 @@ async def _jump_while_ordering(broker: RunningBroker) -> None:
             await asyncio.sleep(0.02)
     database = broker.services.database
     await database.execute("UPDATE tasks SET lease_until = 1 WHERE id = :id", id=task_id)
-    database.wake("due")
+    database.notify("due")
     assert (await broker.wait_end(task_id))["status"] == "completed"

@@ -10,8 +10,8 @@ import pytest
 
 from storage.attempts import Attempt
 from storage.ledger import KEPT_DAYS, SECONDS_PER_DAY, Ledger
-from storage.sql.migrate import upgrade
-from storage.states import State
+from storage.sql.migrate import upgrade_schema
+from storage.states import TaskState
 from storage.task_retention import TaskRetention
 from storage.tasks import Lease, Task, Tasks
 from tests.contracts.databases import DATABASES
@@ -26,7 +26,7 @@ NOON = TODAY * SECONDS_PER_DAY + SECONDS_PER_DAY / 2
 @pytest.fixture(params=DATABASES)
 async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Any]:
     async with await DATABASES[request.param](request, tmp_path) as opened:
-        await upgrade(opened, NOON)
+        await upgrade_schema(opened, NOON)
         yield opened
 
 
@@ -45,12 +45,12 @@ def an_attempt(task: Task, number: int = 1, **changes: Any) -> Attempt:
 
 async def claim_expired(database: Any, *tasks: Task, holder: str = "me") -> list[Task]:
     rows = Tasks(database)
-    await database.transact(*(rows.adding(task) for task in tasks))
-    return await rows.claim(State.EXPIRED, now=NOON, lease=Lease(holder=holder, until=NOON + 30), limit=10)
+    await database.transact(*(rows.insert_task(task) for task in tasks))
+    return await rows.claim(TaskState.EXPIRED, now=NOON, lease=Lease(holder=holder, until=NOON + 30), limit=10)
 
 
 def expired(number: int, **changes: Any) -> Task:
-    return a_task(number, **{"state": State.EXPIRED, "due_at": NOON - 1, "caller": "ann", **changes})
+    return a_task(number, **{"state": TaskState.EXPIRED, "due_at": NOON - 1, "caller": "ann", **changes})
 
 
 async def ledger_of(database: Any) -> list[tuple[Any, ...]]:

@@ -109,7 +109,7 @@ async def test_a_draft_below_the_floor_is_refused(tmp_path: Path) -> None:
     """The database on the same disk must still be able to write."""
     blobs = LocalBlobs(tmp_path / "blobs", free_floor=2**60)
     with pytest.raises(StorageFull, match="BROKER_RETENTION_HOURS"):
-        async with blobs.draft("task_1"):
+        async with blobs.new_draft("task_1"):
             pytest.fail("not reached")
     with pytest.raises(StorageFull):
         await blobs.check()
@@ -119,8 +119,8 @@ async def test_a_draft_below_the_floor_is_refused(tmp_path: Path) -> None:
 async def test_a_floor_that_is_kept_refuses_nothing(tmp_path: Path) -> None:
     blobs = LocalBlobs(tmp_path / "blobs", free_floor=1)
     await blobs.check()
-    async with blobs.draft("task_1") as draft:
-        await draft.keep()
+    async with blobs.new_draft("task_1") as draft:
+        await draft.commit()
 
 
 async def test_a_root_that_is_no_folder_is_said_without_its_path(tmp_path: Path) -> None:
@@ -130,9 +130,9 @@ async def test_a_root_that_is_no_folder_is_said_without_its_path(tmp_path: Path)
         await blobs.check()
     assert str(tmp_path) not in str(caught.value)
     with pytest.raises(StorageError):
-        async with blobs.draft("task_1"):
+        async with blobs.new_draft("task_1"):
             pytest.fail("not reached")
-    assert await blobs.sweep(0) == 0
+    assert await blobs.delete_stale_drafts(0) == 0
 
 
 class Failing(LocalBlobs):
@@ -154,14 +154,14 @@ async def test_a_disk_that_fails_to_sync_never_says_done(tmp_path: Path, fails_a
     blobs.fails_at = fails_at
     before = descriptors()
     with pytest.raises(StorageError, match="the disk is failing"):
-        async with blobs.draft("task_1") as draft:
+        async with blobs.new_draft("task_1") as draft:
             await draft.write(b"x")
-            await draft.keep()
+            await draft.commit()
     assert files(tmp_path / ".drafts") == []
     assert descriptors() == before
-    async with blobs.draft("task_1") as draft:
+    async with blobs.new_draft("task_1") as draft:
         await draft.write(b"x")
-        blob = await draft.keep()
+        blob = await draft.commit()
     assert len(files(tmp_path)) == 1
     assert blob.size == 1
 
@@ -193,10 +193,10 @@ class Recording(LocalBlobs):
 async def test_bytes_are_durable_before_their_name_and_the_name_before_the_answer(tmp_path: Path) -> None:
     """1. the bytes 2. the name 3. the folder, and those that may be new above it."""
     blobs = Recording(tmp_path)
-    async with blobs.draft("task_1") as draft:
+    async with blobs.new_draft("task_1") as draft:
         await draft.write(b"x" * 10)
         assert blobs.synced == []
-        await draft.keep()
+        await draft.commit()
         assert blobs.synced == [(".drafts", False), ("_1", True), ("_1", True), ("root", True)]
     assert blobs.lengths == [10]
 
@@ -217,44 +217,44 @@ asyncio.run(main())
 async def test_a_sweep_removes_what_a_dead_writer_left(blobs: LocalBlobs) -> None:
     run(DIE, blobs.root)
     (orphan,) = files(blobs.root)
-    assert await blobs.sweep(3600) == 0  # too young
+    assert await blobs.delete_stale_drafts(3600) == 0  # too young
     os.utime(orphan, (0, 0))
-    assert await blobs.sweep(3600) == 1
+    assert await blobs.delete_stale_drafts(3600) == 1
     assert files(blobs.root) == []
-    assert await blobs.sweep(3600) == 0
+    assert await blobs.delete_stale_drafts(3600) == 0
 
 
 async def test_a_sweep_spares_a_living_writer_however_slow(blobs: LocalBlobs) -> None:
     """A sweep at the start of one process must not harm the others."""
-    async with blobs.draft("task_1") as draft:
+    async with blobs.new_draft("task_1") as draft:
         await draft.write(b"slow")
         os.utime(draft.path, (0, 0))
-        assert await blobs.sweep(0) == 0
-        assert (await draft.keep()).size == 4
+        assert await blobs.delete_stale_drafts(0) == 0
+        assert (await draft.commit()).size == 4
 
 
 async def test_a_sweep_before_anything_was_stored_is_fine(blobs: LocalBlobs) -> None:
-    assert await blobs.sweep(0) == 0
+    assert await blobs.delete_stale_drafts(0) == 0
 
 
 async def test_a_sweep_passes_by_what_is_no_draft(blobs: LocalBlobs) -> None:
     (blobs.root / ".drafts" / "folder").mkdir(parents=True)
     (blobs.root / ".drafts" / "link").symlink_to("/nowhere")
-    assert await blobs.sweep(-1) == 0
+    assert await blobs.delete_stale_drafts(-1) == 0
 
 
 async def test_a_draft_is_used_inside_its_block(blobs: LocalBlobs) -> None:
-    draft = blobs.draft("task_1")
+    draft = blobs.new_draft("task_1")
     with pytest.raises(RuntimeError, match="async with"):
         await draft.write(b"x")
 
 
 async def test_a_draft_that_was_taken_away_is_an_error_not_a_blob(blobs: LocalBlobs) -> None:
     with pytest.raises(StorageError):
-        async with blobs.draft("task_1") as draft:
+        async with blobs.new_draft("task_1") as draft:
             await draft.write(b"x")
             draft.path.unlink()
-            await draft.keep()
+            await draft.commit()
     assert files(blobs.root) == []
 
 
@@ -285,8 +285,8 @@ def test_a_folder_that_is_deleted_while_a_blob_is_placed_is_made_again(tmp_path:
 
 
 async def test_a_deleted_owner_leaves_no_folder(blobs: LocalBlobs) -> None:
-    async with blobs.draft("task_1") as draft:
-        await draft.keep()
+    async with blobs.new_draft("task_1") as draft:
+        await draft.commit()
     assert await blobs.delete("task_1") == 1
     assert not list(blobs.root.rglob("task_1"))
 
@@ -297,10 +297,10 @@ def test_a_cancelled_writer_leaves_nothing(tmp_path: Path, steps: int) -> None:
     blobs = LocalBlobs(tmp_path)
 
     async def write() -> None:
-        async with blobs.draft("task_1") as draft:
+        async with blobs.new_draft("task_1") as draft:
             for _ in range(3):
                 await draft.write(b"x" * 500_000)
-            await draft.keep()
+            await draft.commit()
 
     async def cancel() -> None:
         writing = [asyncio.create_task(write()) for _ in range(20)]  # more than there are threads
@@ -321,7 +321,7 @@ def test_a_cancelled_writer_leaves_nothing(tmp_path: Path, steps: int) -> None:
 
 async def test_a_draft_that_was_left_before_its_thread_began_is_never_made(blobs: LocalBlobs) -> None:
     """The order in which threads come to a cancelled draft is not ours."""
-    draft = blobs.draft("task_1")
+    draft = blobs.new_draft("task_1")
     await draft.__aexit__(None, None, None)
     await draft.__aenter__()
     assert files(blobs.root) == []
@@ -329,9 +329,9 @@ async def test_a_draft_that_was_left_before_its_thread_began_is_never_made(blobs
 
 async def test_no_reading_keeps_its_file_open(blobs: LocalBlobs) -> None:
     """Read to the end, closed, or forgotten before the first chunk: a client may go away at any time."""
-    async with blobs.draft("task_1") as draft:
+    async with blobs.new_draft("task_1") as draft:
         await draft.write(b"x" * 3_000_000)
-        blob = await draft.keep()
+        blob = await draft.commit()
     before = descriptors()
     assert sum([len(chunk) async for chunk in await blobs.open(blob.name)]) == 3_000_000
     assert descriptors() == before
@@ -354,14 +354,14 @@ def test_no_owner_from_outside_becomes_a_path(owner: str) -> None:
     blobs = LocalBlobs(Path("/nonexistent"))
     if not (owner.isascii() and owner.replace("_", "a").isalnum() and len(owner) <= 80):
         with pytest.raises(ValueError, match="owner"):
-            blobs.draft(owner)
+            blobs.new_draft(owner)
 
 
 async def test_a_link_in_place_of_a_blob_is_not_followed(blobs: LocalBlobs, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("secret")
-    async with blobs.draft("task_1") as draft:
+    async with blobs.new_draft("task_1") as draft:
         await draft.write(b"x")
-        blob = await draft.keep()
+        blob = await draft.commit()
     (place,) = files(blobs.root)
     place.unlink()
     place.symlink_to(tmp_path / "secret")
@@ -376,8 +376,8 @@ async def test_a_link_in_place_of_an_owner_is_not_followed(blobs: LocalBlobs, tm
     (blobs.root / "_1").mkdir(parents=True)
     (blobs.root / "_1" / "task_1").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(StorageError):
-        async with blobs.draft("task_1") as draft:
-            await draft.keep()
+        async with blobs.new_draft("task_1") as draft:
+            await draft.commit()
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
@@ -390,7 +390,7 @@ def test_a_link_in_place_of_a_draft_is_not_followed(tmp_path: Path) -> None:
 
 
 async def test_blobs_are_not_for_other_users_of_the_machine(blobs: LocalBlobs) -> None:
-    async with blobs.draft("task_1") as draft:
-        await draft.keep()
+    async with blobs.new_draft("task_1") as draft:
+        await draft.commit()
     (place,) = files(blobs.root)
     assert place.stat().st_mode & 0o007 == 0

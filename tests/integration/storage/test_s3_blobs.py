@@ -84,9 +84,9 @@ def blobs(make: Make) -> S3Blobs:
 
 
 async def keep(blobs: S3Blobs, data: bytes, owner: str = "task_1", media_type: str | None = None) -> Blob:
-    async with blobs.draft(owner) as draft:
+    async with blobs.new_draft(owner) as draft:
         await draft.write(data)
-        return await draft.keep(media_type)
+        return await draft.commit(media_type)
 
 
 async def read(blobs: S3Blobs, name: str, start: int = 0, stop: int | None = None) -> bytes:
@@ -124,7 +124,7 @@ DOINGS: dict[str, Callable[[S3Blobs], Awaitable[object]]] = {
     "keep": lambda blobs: keep(blobs, b"x"),
     "open": lambda blobs: blobs.open(name_of(b"x")),
     "delete": lambda blobs: blobs.delete("task_1"),
-    "owners": lambda blobs: blobs.owners(0),
+    "owners": lambda blobs: blobs.list_owners(0),
     "check": lambda blobs: blobs.check(),
 }
 
@@ -344,9 +344,9 @@ async def test_sweep_removes_the_draft_of_a_killed_writer_and_leaves_its_upload_
     net.heal()
     (orphan,) = (tmp_path / "scratch").iterdir()
     os.utime(orphan, (0, 0))
-    assert await blobs.sweep(3600) == 1
+    assert await blobs.delete_stale_drafts(3600) == 1
     assert len(unfinished(s3_server, bucket)) == 1
-    assert await blobs.sweep(3600) == 0
+    assert await blobs.delete_stale_drafts(3600) == 0
     assert stored(s3_server, bucket) == []
 
 
@@ -388,9 +388,9 @@ async def test_what_is_not_ours_is_left_alone(blobs: S3Blobs, s3_server: S3Serve
     ]
     for key in foreign:
         put(s3_server, bucket, key)
-    assert await blobs.owners(0) == ["task_1"]
+    assert await blobs.list_owners(0) == ["task_1"]
     assert await blobs.delete("task_1") == 1
-    assert await blobs.owners(0) == []
+    assert await blobs.list_owners(0) == []
     assert sorted(stored(s3_server, bucket)) == sorted(foreign)
 
 
@@ -399,8 +399,8 @@ async def test_without_a_prefix_the_bucket_is_ours(make: Make, s3_server: S3Serv
     blob = await keep(blobs, b"x")
     assert stored(s3_server, bucket) == [blob.name]
     await blobs.check()
-    assert await blobs.owners(0) == ["task_1"]
-    assert await blobs.sweep(0) == 0
+    assert await blobs.list_owners(0) == ["task_1"]
+    assert await blobs.delete_stale_drafts(0) == 0
     assert await blobs.delete("task_1") == 1
 
 
@@ -408,7 +408,7 @@ async def test_a_key_that_cannot_be_listed_is_said(blobs: S3Blobs, s3_server: S3
     """obstore stops at it; so strays cannot be found until it is gone."""
     put(s3_server, bucket, "images//odd")
     with pytest.raises(StorageError, match="empty part"):
-        await blobs.owners(0)
+        await blobs.list_owners(0)
 
 
 # -- what an operator reads
@@ -478,10 +478,10 @@ async def test_a_draft_below_the_floor_is_refused(make: Make) -> None:
 
 async def test_a_draft_that_was_taken_away_is_an_error_not_a_blob(blobs: S3Blobs) -> None:
     with pytest.raises(StorageError, match="BROKER_DATA_DIR"):
-        async with blobs.draft("task_1") as draft:
+        async with blobs.new_draft("task_1") as draft:
             await draft.write(b"x")
             draft.path.unlink()
-            await draft.keep()
+            await draft.commit()
 
 
 def test_a_store_shows_no_secret(tmp_path: Path) -> None:
@@ -519,7 +519,7 @@ def test_what_cannot_work_is_refused_at_once(tmp_path: Path, option: dict[str, A
 async def test_a_presigned_link_needs_no_key_and_has_the_right_type(make: Make, size: int) -> None:
     blobs = make(links="presigned")
     blob = await keep(blobs, b"x" * size, media_type="image/png")
-    link = await blobs.link(blob.name, 60)
+    link = await blobs.get_link(blob.name, 60)
     assert link is not None
     assert "X-Amz-Expires=60&" in link
     assert SECRET not in link
@@ -531,26 +531,26 @@ async def test_a_presigned_link_needs_no_key_and_has_the_right_type(make: Make, 
 
 async def test_bytes_of_no_known_type_are_never_a_page(make: Make) -> None:
     blobs = make(links="presigned")
-    link = await blobs.link((await keep(blobs, b"<html>")).name, 60)
+    link = await blobs.get_link((await keep(blobs, b"<html>")).name, 60)
     async with httpx.AsyncClient() as client:
         assert (await client.get(link or "")).headers["content-type"] == "application/octet-stream"
 
 
 async def test_a_presigned_link_lasts_a_week_at_most(make: Make) -> None:
     """S3 refuses to serve others."""
-    link = await make(links="presigned").link(name_of(b"x"), 10**9)
+    link = await make(links="presigned").get_link(name_of(b"x"), 10**9)
     assert "X-Amz-Expires=604800&" in (link or "")
 
 
 async def test_a_public_link_is_an_address_and_the_name(make: Make) -> None:
     blobs = make(links="public", public_base="https://images.example.com/bucket/")
-    assert await blobs.link(name_of(b"x"), 60) == f"https://images.example.com/bucket/images/{name_of(b'x')}"
+    assert await blobs.get_link(name_of(b"x"), 60) == f"https://images.example.com/bucket/images/{name_of(b'x')}"
 
 
 @pytest.mark.parametrize("links", ["presigned", "public"])
 async def test_what_could_never_be_a_name_has_no_link(make: Make, links: str) -> None:
     with pytest.raises(BlobMissing):
-        await make(links=links, public_base="https://images.example.com").link("../secrets", 60)
+        await make(links=links, public_base="https://images.example.com").get_link("../secrets", 60)
 
 
 @pytest.mark.parametrize(
@@ -576,7 +576,7 @@ async def test_a_store_is_where_it_was_said_to_be_whatever_the_environment_says(
         secret_key="secret",
         links="presigned",
     )
-    link = await store.link(f"task_1/{'0' * 64}", 60)
+    link = await store.get_link(f"task_1/{'0' * 64}", 60)
     await store.aclose()
     assert link is not None
     assert link.startswith(expected)

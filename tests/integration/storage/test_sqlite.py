@@ -16,7 +16,7 @@ import pytest
 from storage.errors import StorageError, StorageFull
 from storage.sql.database import Outcome, Statement
 from storage.sql.group_commit import GroupCommitWriter
-from storage.sql.migrate import SchemaTooNew, upgrade
+from storage.sql.migrate import SchemaTooNew, upgrade_schema
 from storage.sql.sqlite import WRITER_PRAGMAS, SqliteDatabase, open_connection, sqlite_path
 
 pytestmark = pytest.mark.anyio
@@ -204,10 +204,10 @@ async def test_something_that_is_no_database_is_refused(tmp_path: Path) -> None:
 
 async def test_a_newer_schema_is_not_touched(tmp_path: Path) -> None:
     async with SqliteDatabase(tmp_path / "b.db") as database:
-        await upgrade(database, 1.0)
+        await upgrade_schema(database, 1.0)
         await database.execute("INSERT INTO migrations VALUES (9999, '9999_future', 1.0)")
         with pytest.raises(SchemaTooNew, match="9999"):
-            await upgrade(database, 2.0)
+            await upgrade_schema(database, 2.0)
 
 
 def test_addresses() -> None:

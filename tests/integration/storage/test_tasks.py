@@ -14,17 +14,17 @@ import asyncpg
 import pytest
 
 from storage.attempts import Attempt, Attempts
-from storage.callbacks import Hook, Hooks
-from storage.deliveries import Deliveries, Delivery, Fate, Try
+from storage.callbacks import Callbacks, StoredCallback
+from storage.deliveries import Deliveries, Delivery, DeliveryAttempt, DeliveryStatus
 from storage.idempotency import IdempotencyRecord, IdempotencyRecords
 from storage.images import Images, StoredImage
-from storage.provider_limits import Lanes, Limits, Load
+from storage.provider_limits import AccountLimits, ProviderLimits, ProviderLoad
 from storage.rate_limits import RateLimits
 from storage.sql.database import Database, Outcome, Row, Stale, Statement
-from storage.sql.migrate import upgrade
+from storage.sql.migrate import upgrade_schema
 from storage.sql.postgres import PostgresDatabase
 from storage.sql.postgres_transaction import parameter_values, to_postgres
-from storage.states import SHOWN, State
+from storage.states import STATUS_FILTERS, TaskState
 from storage.task_retention import TaskRetention
 from storage.tasks import Lease, Task, Tasks
 from tests.contracts.databases import DATABASES
@@ -50,7 +50,7 @@ class Recorder:
 
     async def point(self, sql: str, **params: Any) -> Row | None:
         self.seen.append((sql, params))
-        return await self._database.point(sql, **params)
+        return await self._database.fetch_one(sql, **params)
 
     async def execute(self, sql: str, **params: Any) -> int:
         return (await self.transact(Statement(sql=sql, params=params)))[0].count
@@ -63,7 +63,7 @@ class Recorder:
 @pytest.fixture(params=DATABASES)
 async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Any]:
     async with await DATABASES[request.param](request, tmp_path) as opened:
-        await upgrade(opened, NOW)
+        await upgrade_schema(opened, NOW)
         yield Recorder(opened)
 
 
@@ -92,20 +92,22 @@ def lease(holder: str = "me", until: float = NOW + 30) -> Lease:
 
 async def add(database: Database, *tasks: Task) -> Tasks:
     rows = Tasks(database)
-    await database.transact(*(rows.adding(task) for task in tasks))
+    await database.transact(*(rows.insert_task(task) for task in tasks))
     return rows
 
 
 async def test_a_task_comes_back_as_it_went_in(database: Any) -> None:
-    task = a_task(refs=({"name": "r.png"},), outputs=("https://a/1", "https://a/2"), hooked=True, cost=4.5)
+    task = a_task(
+        references=({"name": "r.png"},), outputs=("https://a/1", "https://a/2"), expects_callback=True, cost=4.5
+    )
     rows = await add(database, task)
     assert await rows.get(task.id) == task
 
 
 async def test_two_workers_never_lease_the_same_task(database: Any) -> None:
-    rows = await add(database, *(a_task(n, state=State.WAITING) for n in range(40)))
+    rows = await add(database, *(a_task(n, state=TaskState.WAITING) for n in range(40)))
     claims = await asyncio.gather(
-        *(rows.claim(State.WAITING, now=NOW, lease=lease(f"worker-{n}"), limit=10) for n in range(8))
+        *(rows.claim(TaskState.WAITING, now=NOW, lease=lease(f"worker-{n}"), limit=10) for n in range(8))
     )
     ids = [task.id for claim in claims for task in claim]
     assert len(ids) == len(set(ids)) == 40
@@ -113,22 +115,22 @@ async def test_two_workers_never_lease_the_same_task(database: Any) -> None:
 
 async def test_a_lease_that_ended_is_taken_over_and_the_late_writer_loses(database: Any) -> None:
     """Fencing: who slept through its lease cannot overwrite what the next one wrote."""
-    rows = await add(database, a_task(state=State.WAITING))
-    (mine,) = await rows.claim(State.WAITING, now=NOW, lease=lease("sleeper"), limit=1)
-    assert await rows.claim(State.WAITING, now=NOW + 29, lease=lease("other", NOW + 60), limit=1) == []
-    (theirs,) = await rows.claim(State.WAITING, now=NOW + 31, lease=lease("other", NOW + 60), limit=1)
-    await database.transact(rows.saving(theirs, state=State.FETCHING))
+    rows = await add(database, a_task(state=TaskState.WAITING))
+    (mine,) = await rows.claim(TaskState.WAITING, now=NOW, lease=lease("sleeper"), limit=1)
+    assert await rows.claim(TaskState.WAITING, now=NOW + 29, lease=lease("other", NOW + 60), limit=1) == []
+    (theirs,) = await rows.claim(TaskState.WAITING, now=NOW + 31, lease=lease("other", NOW + 60), limit=1)
+    await database.transact(rows.update_task(theirs, state=TaskState.FETCHING))
     with pytest.raises(Stale):
-        await database.transact(rows.saving(mine, state=State.FAILED))
+        await database.transact(rows.update_task(mine, state=TaskState.FAILED))
     after = await rows.get(mine.id)
     assert after is not None
-    assert after.state == State.FETCHING
+    assert after.state == TaskState.FETCHING
 
 
 async def test_a_lost_lease_is_not_renewed(database: Any) -> None:
-    rows = await add(database, a_task(state=State.WAITING))
-    (mine,) = await rows.claim(State.WAITING, now=NOW, lease=lease("sleeper"), limit=1)
-    await rows.claim(State.WAITING, now=NOW + 31, lease=lease("other", NOW + 60), limit=1)
+    rows = await add(database, a_task(state=TaskState.WAITING))
+    (mine,) = await rows.claim(TaskState.WAITING, now=NOW, lease=lease("sleeper"), limit=1)
+    await rows.claim(TaskState.WAITING, now=NOW + 31, lease=lease("other", NOW + 60), limit=1)
     await rows.renew([(mine.id, "sleeper")], NOW + 1000)
     row = await rows.get(mine.id)
     assert row is not None
@@ -139,18 +141,19 @@ async def test_orders_are_submitted_first_come_first_served(database: Any) -> No
     rows = await add(database, *(a_task(n, due_at=NOW - 100 + n) for n in (3, 1, 2)))
     claimed = await rows.claim_queued("kie", now=NOW, lease=lease(), limit=2)
     assert {task.id for task in claimed} == {a_task(1).id, a_task(2).id}
-    assert await rows.claim(State.WAITING, now=NOW, lease=lease(), limit=10) == []
+    assert await rows.claim(TaskState.WAITING, now=NOW, lease=lease(), limit=10) == []
 
 
 async def test_the_window_of_a_provider_holds_however_many_try(database: Any) -> None:
     rows = await add(database, *(a_task(n) for n in range(30)))
-    lanes, limits = Lanes(database), Limits(creates=20, places=100)
+    lanes, limits = ProviderLimits(database), AccountLimits(creates_per_window=20, concurrency=100)
 
     async def submit(task: Task) -> bool:
         attempt = Attempt(task_id=task.id, number=1, provider="kie", key_id="default", sent_at=NOW)
         try:
             await database.transact(
-                rows.saving(task, state=State.SUBMITTING, attempt=1), *lanes.intending(attempt, limits)
+                rows.update_task(task, state=TaskState.SUBMITTING, attempt=1),
+                *lanes.reserve_submission(attempt, limits),
             )
         except Stale:
             return False
@@ -158,61 +161,67 @@ async def test_the_window_of_a_provider_holds_however_many_try(database: Any) ->
 
     went = await asyncio.gather(*(submit(a_task(n)) for n in range(30)))
     assert sum(went) == 20
-    room = await lanes.room("kie", limits, NOW + 1)
-    assert (room.free, room.again_at) == (0, NOW + 10)
-    assert (await lanes.room("kie", limits, NOW + 10.5)).free == 20
+    room = await lanes.get_capacity("kie", limits, NOW + 1)
+    assert (room.free, room.recheck_at) == (0, NOW + 10)
+    assert (await lanes.get_capacity("kie", limits, NOW + 10.5)).free == 20
 
 
 async def test_the_places_of_a_provider_hold(database: Any) -> None:
-    rows = await add(database, *(a_task(n, state=State.WAITING) for n in range(3)), a_task(9))
-    lanes, limits = Lanes(database), Limits(creates=20, places=3)
-    assert (await lanes.room("kie", limits, NOW)).free == 0
+    rows = await add(database, *(a_task(n, state=TaskState.WAITING) for n in range(3)), a_task(9))
+    lanes, limits = ProviderLimits(database), AccountLimits(creates_per_window=20, concurrency=3)
+    assert (await lanes.get_capacity("kie", limits, NOW)).free == 0
     attempt = Attempt(task_id=a_task(9).id, number=1, provider="kie", key_id="default", sent_at=NOW)
     with pytest.raises(Stale):
-        await database.transact(rows.saving(a_task(9), state=State.SUBMITTING), *lanes.intending(attempt, limits))
+        await database.transact(
+            rows.update_task(a_task(9), state=TaskState.SUBMITTING), *lanes.reserve_submission(attempt, limits)
+        )
     row = await rows.get(a_task(9).id)
     assert row is not None
-    assert row.state == State.QUEUED
+    assert row.state == TaskState.QUEUED
 
 
 async def test_a_paused_lane_lets_one_go_first(database: Any) -> None:
-    lanes, limits = Lanes(database), Limits(creates=20, places=100)
-    await database.transact(lanes.pausing("kie", NOW + 5))
-    assert await lanes.room("kie", limits, NOW) == await lanes.room("kie", limits, NOW + 4)
-    assert (await lanes.room("kie", limits, NOW + 6)).free == 1
-    await database.transact(lanes.clearing("kie"))
-    assert (await lanes.room("kie", limits, NOW)).free == 20
+    lanes, limits = ProviderLimits(database), AccountLimits(creates_per_window=20, concurrency=100)
+    await database.transact(lanes.start_cooldown("kie", NOW + 5))
+    assert await lanes.get_capacity("kie", limits, NOW) == await lanes.get_capacity("kie", limits, NOW + 4)
+    assert (await lanes.get_capacity("kie", limits, NOW + 6)).free == 1
+    await database.transact(lanes.end_cooldown("kie"))
+    assert (await lanes.get_capacity("kie", limits, NOW)).free == 20
 
 
 async def test_after_a_trouble_one_goes_first_and_the_others_wait_for_it(database: Any) -> None:
     """A provider that hangs again must cost one order, not a burst of them."""
     rows = await add(database, *(a_task(n) for n in range(3)))
-    lanes, limits = Lanes(database), Limits(creates=20, places=100)
-    await database.transact(lanes.pausing("kie", NOW))
+    lanes, limits = ProviderLimits(database), AccountLimits(creates_per_window=20, concurrency=100)
+    await database.transact(lanes.start_cooldown("kie", NOW))
 
     async def submit(number: int) -> None:
         attempt = Attempt(task_id=a_task(number).id, number=1, provider="kie", key_id="default", sent_at=NOW + 1)
-        going = rows.saving(a_task(number), state=State.SUBMITTING, attempt=1)
-        await database.transact(going, *lanes.intending(attempt, limits))
+        going = rows.update_task(a_task(number), state=TaskState.SUBMITTING, attempt=1)
+        await database.transact(going, *lanes.reserve_submission(attempt, limits))
 
     await submit(0)
-    assert (await lanes.room("kie", limits, NOW + 2)).free == 0
+    assert (await lanes.get_capacity("kie", limits, NOW + 2)).free == 0
     with pytest.raises(Stale):
         await submit(1)
     await database.transact(
-        Attempts(database).update_attempt(a_task(0).id, 1, outcome="accepted"), lanes.clearing("kie")
+        Attempts(database).update_attempt(a_task(0).id, 1, outcome="accepted"), lanes.end_cooldown("kie")
     )
     await submit(1)
 
 
 async def test_a_clock_that_was_set_back_does_not_close_the_lane(database: Any) -> None:
     rows = await add(database, *(a_task(n) for n in range(20)))
-    lanes, limits = Lanes(database), Limits(creates=20, places=100)
+    lanes, limits = ProviderLimits(database), AccountLimits(creates_per_window=20, concurrency=100)
     for number in range(20):
         attempt = Attempt(task_id=a_task(number).id, number=1, provider="kie", key_id="default", sent_at=NOW)
-        await database.transact(rows.saving(a_task(number), tries=1), *lanes.intending(attempt, limits))
-    await database.transact(lanes.pausing("kie", NOW + 60), lanes.clearing("kie"), lanes.pausing("kie", NOW + 60))
-    assert (await lanes.room("kie", limits, NOW - 7200)).free == 1
+        await database.transact(
+            rows.update_task(a_task(number), step_retries=1), *lanes.reserve_submission(attempt, limits)
+        )
+    await database.transact(
+        lanes.start_cooldown("kie", NOW + 60), lanes.end_cooldown("kie"), lanes.start_cooldown("kie", NOW + 60)
+    )
+    assert (await lanes.get_capacity("kie", limits, NOW - 7200)).free == 1
 
 
 async def test_a_key_is_kept_for_as_long_as_a_task_of_its_order(database: Any) -> None:
@@ -221,59 +230,66 @@ async def test_a_key_is_kept_for_as_long_as_a_task_of_its_order(database: Any) -
     rows = await add(database, task)
     use = IdempotencyRecord(caller="me", key="k", fingerprint="f", batch=task.batch, created_at=NOW)
     await database.transact(keys.claim(use))
-    for state in (State.QUEUED, State.SUCCEEDED):
+    for state in (TaskState.QUEUED, TaskState.SUCCEEDED):
         fresh = await rows.get(task.id)
         assert fresh is not None
-        await database.transact(rows.saving(fresh, state=state))
+        await database.transact(rows.update_task(fresh, state=state))
         assert await keys.delete_before(NOW + 1, 10) == 0
     fresh = await rows.get(task.id)
     assert fresh is not None
-    await database.transact(rows.saving(fresh, state=State.EXPIRED))
+    await database.transact(rows.update_task(fresh, state=TaskState.EXPIRED))
     assert (await keys.delete_before(NOW, 10), await keys.delete_before(NOW + 1, 10)) == (0, 1)
 
 
 async def test_callbacks_that_nobody_read_are_not_forgotten(database: Any) -> None:
-    hooks, hook = Hooks(database), _a_hook(a_task())
-    await database.transact(hooks.adding(hook))
-    assert await hooks.forget(NOW + 1, 10) == 0
-    await database.transact(hooks.digesting(hook, NOW))
-    assert await hooks.forget(NOW + 1, 10) == 1
+    hooks, hook = Callbacks(database), _a_hook(a_task())
+    await database.transact(hooks.insert_callback(hook))
+    assert await hooks.delete_before(NOW + 1, 10) == 0
+    await database.transact(hooks.mark_processed(hook, NOW))
+    assert await hooks.delete_before(NOW + 1, 10) == 1
 
 
 async def test_a_result_nobody_waits_for_gets_no_row(database: Any) -> None:
-    rows = await add(database, a_task(1, state=State.FETCHING), a_task(2, state=State.EXPIRED))
+    rows = await add(database, a_task(1, state=TaskState.FETCHING), a_task(2, state=TaskState.EXPIRED))
     images = Images(database)
     for number in (1, 2, 3):
         image = replace(_an_image(a_task(number)), name=f"{number}.png")
         with suppress(Stale):
-            await database.transact(rows.pinning(image.owner, State.FETCHING), images.adding(image))
-    assert await images.owning([a_task(n).id for n in (1, 2, 3)]) == {a_task(1).id}
+            await database.transact(rows.lock_task(image.owner, TaskState.FETCHING), images.insert_image(image))
+    assert await images.owners_with_images([a_task(n).id for n in (1, 2, 3)]) == {a_task(1).id}
 
 
 async def test_a_result_and_the_end_of_its_task_exclude_each_other(database: Any) -> None:
     """Whoever is first: an image row that comes after retention would outlive its bytes."""
-    rows, images = await add(database, *(a_task(n, state=State.FETCHING) for n in range(30))), Images(database)
+    rows, images = await add(database, *(a_task(n, state=TaskState.FETCHING) for n in range(30))), Images(database)
 
     async def arrive(task: Task) -> None:
         image = replace(_an_image(task), name=f"{task.id}.png")
         with suppress(Stale):
-            await database.transact(rows.pinning(task.id, State.FETCHING), images.adding(image))
+            await database.transact(rows.lock_task(task.id, TaskState.FETCHING), images.insert_image(image))
 
     async def expire(task: Task) -> None:
-        await database.transact(rows.saving(task, state=State.EXPIRED), images.deleting_expired([task.id]))
+        await database.transact(rows.update_task(task, state=TaskState.EXPIRED), images.delete_of_expired([task.id]))
 
     await asyncio.gather(*(step(a_task(n)) for n in range(30) for step in (arrive, expire)))
-    assert await images.owning([a_task(n).id for n in range(30)]) == set()
+    assert await images.owners_with_images([a_task(n).id for n in range(30)]) == set()
 
 
-@pytest.mark.parametrize("status", [None, *SHOWN])
+@pytest.mark.parametrize("status", [None, *STATUS_FILTERS])
 async def test_pages_have_every_task_once(database: Any, status: str | None) -> None:
-    states = [State.QUEUED, State.WAITING, State.FETCHING, State.SUCCEEDED, State.FAILED, State.CANCELED]
+    states = [
+        TaskState.QUEUED,
+        TaskState.WAITING,
+        TaskState.FETCHING,
+        TaskState.SUCCEEDED,
+        TaskState.FAILED,
+        TaskState.CANCELED,
+    ]
     tasks = [a_task(n, state=states[n % 6], created_at=NOW + n // 3) for n in range(60)]
     rows = await add(database, *tasks)
     seen: list[Task] = []
     before: tuple[float, str] | None = None
-    while page := await rows.newest(status=status, limit=7, before=before):
+    while page := await rows.list_newest(status=status, limit=7, before=before):
         seen += page
         before = (page[-1].created_at, page[-1].id)
     expected = [task for task in tasks if status is None or task.status == status]
@@ -284,11 +300,11 @@ async def test_pages_have_every_task_once(database: Any, status: str | None) -> 
 
 async def test_the_line_is_the_order_of_submission(database: Any) -> None:
     late, soon = a_task(1, due_at=NOW + 60), [a_task(n, due_at=NOW - n) for n in (2, 3, 4)]
-    other, gone = a_task(5, provider="other"), a_task(6, state=State.WAITING)
+    other, gone = a_task(5, provider="other"), a_task(6, state=TaskState.WAITING)
     rows = await add(database, late, *soon, other, gone)
     expected = [a_task(n).id for n in (4, 3, 2, 1)]
-    assert await rows.line("kie", 10) == expected
-    assert await rows.line("kie", 2) == expected[:2]
+    assert await rows.queue_ids("kie", 10) == expected
+    assert await rows.queue_ids("kie", 2) == expected[:2]
     claimed = await rows.claim_queued("kie", now=NOW, lease=lease(), limit=2)
     assert {task.id for task in claimed} == set(expected[:2])
 
@@ -298,34 +314,38 @@ async def test_how_long_others_took_is_known_of_those_that_went_well(database: A
 
     def done(number: int, **changes: Any) -> Task:
         times = {"sent_at": NOW, "finished_at": NOW + 10 * number, "ended_at": NOW + 10 * number + 1}
-        return a_task(number, **{"state": State.SUCCEEDED, "resolution": "2K", **times, **changes})
+        return a_task(number, **{"state": TaskState.SUCCEEDED, "resolution": "2K", **times, **changes})
 
     rows = await add(
         database,
         *(done(n) for n in (1, 2, 3)),
-        done(4, state=State.FAILED),
+        done(4, state=TaskState.FAILED),
         done(5, model="nano-banana-pro"),
         done(6, sent_at=None),
         done(7, finished_at=None),
         done(8, provider="other"),
     )
-    took = await rows.took("kie", "nano-banana")
-    assert [(one.resolution, one.making, one.fetching) for one in took] == [("2K", 30, 1), ("2K", 20, 1), ("2K", 10, 1)]
+    took = await rows.recent_durations("kie", "nano-banana")
+    assert [(one.resolution, one.provider_seconds, one.download_seconds) for one in took] == [
+        ("2K", 30, 1),
+        ("2K", 20, 1),
+        ("2K", 10, 1),
+    ]
 
 
 async def test_how_busy_a_lane_is(database: Any) -> None:
-    await add(database, *(a_task(n, state=State.WAITING) for n in range(3)), a_task(9))
-    lanes = Lanes(database)
-    assert await lanes.load("kie", NOW) == Load(paused_until=0.0, running=3)
-    await database.transact(lanes.pausing("kie", NOW + 5))
-    assert await lanes.load("kie", NOW) == Load(paused_until=NOW + 5, running=3)
-    assert (await lanes.load("kie", NOW - 9e6)).paused_until == 0.0
+    await add(database, *(a_task(n, state=TaskState.WAITING) for n in range(3)), a_task(9))
+    lanes = ProviderLimits(database)
+    assert await lanes.get_load("kie", NOW) == ProviderLoad(paused_until=0.0, running=3)
+    await database.transact(lanes.start_cooldown("kie", NOW + 5))
+    assert await lanes.get_load("kie", NOW) == ProviderLoad(paused_until=NOW + 5, running=3)
+    assert (await lanes.get_load("kie", NOW - 9e6)).paused_until == 0.0
 
 
 async def test_no_statement_walks_through_a_table(database: Any) -> None:
     """Growth must not slow the loop: every statement finds its rows by an index, and looks at few of them."""
-    task = a_task(state=State.WAITING)
-    rows = await add(database, task, a_task(2), a_task(3, state=State.SUCCEEDED, ended_at=NOW, due_at=NOW + 9e6))
+    task = a_task(state=TaskState.WAITING)
+    rows = await add(database, task, a_task(2), a_task(3, state=TaskState.SUCCEEDED, ended_at=NOW, due_at=NOW + 9e6))
     database.seen.clear()
     await _use_everything(database, rows, task)
     statements = dict(database.seen)
@@ -360,7 +380,7 @@ async def _grow(database: Any) -> None:
             "'state', 'succeeded', 'due_at', 9e9, 'sent_at', g, 'finished_at', g, 'callback_url', 'https://a.example/'",
         ),
         ("attempts", "'task_id', 'task_' || md5(g::text), 'job_id', md5(g::text), 'sent_at', g - 30000"),
-        ("callbacks", "'id', md5(g::text), 'task_id', md5(g::text), 'digested_at', 9e9, 'received_at', 9e9"),
+        ("callbacks", "'id', md5(g::text), 'task_id', md5(g::text), 'processed_at', 9e9, 'received_at', 9e9"),
         ("images", "'name', md5(g::text), 'owner', md5(g::text), 'sha256', md5(g::text)"),
         ("idempotency", "'key', md5(g::text), 'created_at', 9e9"),
         ("deliveries", "'id', md5(g::text), 'task_id', md5(g::text), 'created_at', g, 'ended_at', 9e9, 'due_at', NULL"),
@@ -395,55 +415,60 @@ async def _postgres_walks(database: Any, sql: str, params: Mapping[str, Any]) ->
 
 
 async def _use_everything(database: Any, rows: Tasks, task: Task) -> None:
-    images, hooks, keys, lanes = Images(database), Hooks(database), IdempotencyRecords(database), Lanes(database)
-    limits = Limits(creates=1, places=1)
+    images, hooks, keys, lanes = (
+        Images(database),
+        Callbacks(database),
+        IdempotencyRecords(database),
+        ProviderLimits(database),
+    )
+    limits = AccountLimits(creates_per_window=1, concurrency=1)
     retention = TaskRetention(database)
     await rows.get(task.id)
-    await rows.version(task.id)
-    await rows.of_job("job")
-    await rows.of_batch(task.batch)
-    for status in (None, *SHOWN):
-        await rows.newest(status=status, limit=5, before=(NOW, "task"))
-    await Attempts(database).of_task(task.id)
+    await rows.get_version(task.id)
+    await rows.get_by_job("job")
+    await rows.list_of_batch(task.batch)
+    for status in (None, *STATUS_FILTERS):
+        await rows.list_newest(status=status, limit=5, before=(NOW, "task"))
+    await Attempts(database).list_of_task(task.id)
     await Attempts(database).get(task.id, 1)
-    await rows.claim(State.WAITING, now=NOW, lease=lease(until=NOW), limit=5)
+    await rows.claim(TaskState.WAITING, now=NOW, lease=lease(until=NOW), limit=5)
     await rows.claim_queued("kie", now=NOW, lease=lease(until=NOW), limit=5)
     await rows.claim_overdue(now=NOW + 1000, lease=lease(until=NOW), limit=5)
     await rows.renew([(task.id, "me")], NOW)
     await retention.shorten_retention(60.0, after="", limit=5)
     await retention.active_owners(["x", "refs_y"])
-    await rows.agenda([State.WAITING, State.EXPIRED], ["kie"], NOW)
-    await rows.counts([State.QUEUED, State.SUBMITTING, State.WAITING, State.FETCHING])
-    await rows.line("kie", 10_000)
-    await rows.took("kie", "nano-banana")
-    await lanes.load("kie", NOW)
-    await rows.expecting(NOW, 5)
+    await rows.get_due_work([TaskState.WAITING, TaskState.EXPIRED], ["kie"], NOW)
+    await rows.count_by_state([TaskState.QUEUED, TaskState.SUBMITTING, TaskState.WAITING, TaskState.FETCHING])
+    await rows.queue_ids("kie", 10_000)
+    await rows.recent_durations("kie", "nano-banana")
+    await lanes.get_load("kie", NOW)
+    await rows.awaiting_callback(NOW, 5)
     attempt = Attempt(task_id=task.id, number=1, provider="kie", key_id="default", sent_at=NOW)
-    await database.transact(*lanes.intending(attempt, Limits(creates=5, places=5)))
+    await database.transact(*lanes.reserve_submission(attempt, AccountLimits(creates_per_window=5, concurrency=5)))
     await database.transact(Attempts(database).update_attempt(task.id, 1, job_id="job"))
-    await lanes.room("kie", limits, NOW)
-    await database.transact(lanes.pausing("kie", NOW), lanes.clearing("kie"))
-    await lanes.room("kie", Limits(creates=5, places=5), NOW)
-    await images.named("x")
-    await images.owning(["x", "y"])
-    await images.of(task.id, "result")
-    await images.at(task.id, "thumbnail-512", 0)
-    await database.transact(rows.pinning_owner(task.id), rows.pinning_owner(f"refs_{task.id[5:]}"))
-    await rows.of_owner(task.id)
-    await rows.of_owner(f"refs_{task.id[5:]}")
-    await database.transact(images.adding(_an_image(task)), images.deleting_expired([task.id]))
+    await lanes.get_capacity("kie", limits, NOW)
+    await database.transact(lanes.start_cooldown("kie", NOW), lanes.end_cooldown("kie"))
+    await lanes.get_capacity("kie", AccountLimits(creates_per_window=5, concurrency=5), NOW)
+    await images.get_by_name("x")
+    await images.owners_with_images(["x", "y"])
+    await images.list_of_owner(task.id, "result")
+    await images.get_at(task.id, "thumbnail-512", 0)
+    await database.transact(rows.lock_owner(task.id), rows.lock_owner(f"refs_{task.id[5:]}"))
+    await rows.list_of_owner(task.id)
+    await rows.list_of_owner(f"refs_{task.id[5:]}")
+    await database.transact(images.insert_image(_an_image(task)), images.delete_of_expired([task.id]))
     hook = _a_hook(task)
-    await database.transact(hooks.adding(hook))
+    await database.transact(hooks.insert_callback(hook))
     await hooks.get(hook.id)
     for only in ({}, {"task_id": task.id}, {"verdict": "reject"}, {"provider": "fal"}):
-        await hooks.newest(limit=5, before=(NOW, "hook"), **only)
-    await hooks.believed(task.id, 1)
-    await hooks.missing(since=0, until=NOW, limit=5)
-    await hooks.tasks_with_news(5)
-    await hooks.unread(task.id)
-    await hooks.count_for(task.id)
-    await database.transact(hooks.digesting(hook, NOW))
-    await hooks.forget(NOW, 5)
+        await hooks.list_newest(limit=5, before=(NOW, "hook"), **only)
+    await hooks.has_accepted(task.id, 1)
+    await hooks.count_missing(since=0, until=NOW, limit=5)
+    await hooks.tasks_with_unprocessed(5)
+    await hooks.list_unprocessed(task.id)
+    await hooks.count_unprocessed(task.id)
+    await database.transact(hooks.mark_processed(hook, NOW))
+    await hooks.delete_before(NOW, 5)
     use = IdempotencyRecord(caller="me", key="k", fingerprint="f", batch=task.batch, created_at=NOW)
     await database.transact(keys.claim(use))
     await keys.get("me", "k")
@@ -458,34 +483,36 @@ async def _use_everything(database: Any, rows: Tasks, task: Task) -> None:
     await keys.delete_before(NOW, 5)
     fresh = await rows.get(task.id)
     assert fresh is not None
-    await database.transact(rows.saving(fresh, tries=1))
-    await database.transact(retention.update_all([fresh], tries=1), *retention.delete_all([fresh]))
-    await database.transact(images.deleting(["x"]))
+    await database.transact(rows.update_task(fresh, step_retries=1))
+    await database.transact(retention.update_all([fresh], step_retries=1), *retention.delete_all([fresh]))
+    await database.transact(images.delete_of_owners(["x"]))
     await retention.unexpired_batches(["b"])
     await _use_deliveries(Deliveries(database))
 
 
 async def _use_deliveries(deliveries: Deliveries) -> None:
     delivery = _a_delivery(a_task())
-    await deliveries.database.transact(deliveries.adding(delivery))
+    await deliveries.database.transact(deliveries.insert_delivery(delivery))
     await deliveries.get(delivery.id)
     for task_id in (None, delivery.task_id):
-        for outcome in (None, Fate.PENDING):
-            await deliveries.newest(limit=5, task_id=task_id, outcome=outcome, before=(NOW + 1, "x"))
-    await deliveries.pending()
+        for outcome in (None, DeliveryStatus.PENDING):
+            await deliveries.list_newest(limit=5, task_id=task_id, outcome=outcome, before=(NOW + 1, "x"))
+    await deliveries.count_pending()
     await deliveries.claim(now=NOW, lease=lease(until=NOW), limit=5, busy_hosts=["b.example"])
     (claimed,) = await deliveries.claim(now=NOW, lease=lease(until=NOW), limit=5)
-    await deliveries.give_back([claimed])
+    await deliveries.release([claimed])
     (claimed,) = await deliveries.claim(now=NOW, lease=lease(until=NOW), limit=5)
-    await deliveries.tried(claimed, _a_try(claimed), outcome=Fate.FAILED, due_at=None, ended_at=NOW)
+    await deliveries.record_attempt(claimed, _a_try(claimed), outcome=DeliveryStatus.FAILED, due_at=None, ended_at=NOW)
     with pytest.raises(Stale):
-        await deliveries.tried(claimed, replace(_a_try(claimed), at=NOW + 1), outcome=Fate.FAILED)
-    await deliveries.tries(delivery.id)
-    await deliveries.forget(NOW, 5)
+        await deliveries.record_attempt(claimed, replace(_a_try(claimed), at=NOW + 1), outcome=DeliveryStatus.FAILED)
+    await deliveries.list_attempts(delivery.id)
+    await deliveries.delete_before(NOW, 5)
     await deliveries.replay(delivery.id, NOW)
-    await deliveries.database.transact(deliveries.adding(replace(delivery, id="evt_2", due_at=None, ended_at=1.0)))
-    await deliveries.forget(NOW, 5)
-    await deliveries.database.transact(*deliveries.deleting_expired([delivery.task_id, "x"]))
+    await deliveries.database.transact(
+        deliveries.insert_delivery(replace(delivery, id="evt_2", due_at=None, ended_at=1.0))
+    )
+    await deliveries.delete_before(NOW, 5)
+    await deliveries.database.transact(*deliveries.delete_of_expired([delivery.task_id, "x"]))
 
 
 def _a_delivery(task: Task) -> Delivery:
@@ -501,8 +528,8 @@ def _a_delivery(task: Task) -> Delivery:
     )
 
 
-def _a_try(delivery: Delivery) -> Try:
-    return Try(delivery_id=delivery.id, number=delivery.tries + 1, at=NOW, status=500, milliseconds=1)
+def _a_try(delivery: Delivery) -> DeliveryAttempt:
+    return DeliveryAttempt(delivery_id=delivery.id, number=delivery.attempts + 1, at=NOW, status=500, milliseconds=1)
 
 
 def _an_image(task: Task) -> StoredImage:
@@ -521,17 +548,17 @@ def _an_image(task: Task) -> StoredImage:
     )
 
 
-def _a_hook(task: Task) -> Hook:
-    return Hook(
+def _a_hook(task: Task) -> StoredCallback:
+    return StoredCallback(
         id="hook_1",
         provider="kie",
         task_id=task.id,
-        verdict="accept",
+        verification="accept",
         status=200,
         reason="",
         headers="{}",
         query="{}",
         body="{}",
-        proofs="{}",
+        evidence="{}",
         received_at=NOW,
     )

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from storage.attempts import Attempt
-from storage.callbacks import Entry, Hook, Hooks
-from storage.sql.migrate import upgrade
+from storage.callbacks import CallbackRecord, Callbacks, StoredCallback
+from storage.sql.migrate import upgrade_schema
 from tests.contracts.databases import DATABASES
 
 pytestmark = pytest.mark.anyio
@@ -22,31 +22,31 @@ NOW = 1_000_000.0
 @pytest.fixture(params=DATABASES)
 async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Any]:
     async with await DATABASES[request.param](request, tmp_path) as opened:
-        await upgrade(opened, NOW)
+        await upgrade_schema(opened, NOW)
         yield opened
 
 
-def a_hook(number: int = 1, **changes: Any) -> Hook:
+def a_hook(number: int = 1, **changes: Any) -> StoredCallback:
     values: dict[str, Any] = {
         "id": f"hook_{number:024x}",
         "provider": "kie",
         "task_id": f"task_{number:032x}",
         "attempt": 1,
-        "verdict": "accept",
+        "verification": "accept",
         "status": 200,
         "reason": "its token is right",
         "headers": "{}",
         "query": "{}",
         "body": '{"text": "фоx"}',
-        "proofs": "{}",
+        "evidence": "{}",
         "received_at": NOW + number,
     }
-    return Hook(**{**values, **changes})
+    return StoredCallback(**{**values, **changes})
 
 
-async def keep(database: Any, *hooks: Hook) -> Hooks:
-    inbox = Hooks(database)
-    await database.transact(*(inbox.adding(hook) for hook in hooks))
+async def keep(database: Any, *hooks: StoredCallback) -> Callbacks:
+    inbox = Callbacks(database)
+    await database.transact(*(inbox.insert_callback(hook) for hook in hooks))
     return inbox
 
 
@@ -67,15 +67,15 @@ async def learn(database: Any, number: int = 1, **changes: Any) -> None:
 
 
 async def missing(database: Any, limit: int = 100) -> dict[str, int]:
-    return await Hooks(database).missing(since=NOW, until=NOW + 100, limit=limit)
+    return await Callbacks(database).count_missing(since=NOW, until=NOW + 100, limit=limit)
 
 
 async def test_a_callback_comes_back_as_it_came(database: Any) -> None:
     hook = a_hook(job_ended_at=NOW - 1, replay_of="hook_0")
     inbox = await keep(database, hook)
     assert await inbox.get(hook.id) == hook
-    (line,) = await inbox.newest(limit=5)
-    assert line == Entry(**{one.name: getattr(hook, one.name) for one in fields(Entry)})
+    (line,) = await inbox.list_newest(limit=5)
+    assert line == CallbackRecord(**{one.name: getattr(hook, one.name) for one in fields(CallbackRecord)})
     assert await inbox.get("hook_2") is None
 
 
@@ -84,9 +84,9 @@ async def test_a_callback_comes_back_as_it_came(database: Any) -> None:
     [
         ({}, range(60)),
         ({"task_id": "task_a"}, range(0, 60, 3)),
-        ({"verdict": "reject"}, range(0, 60, 4)),
+        ({"verification": "reject"}, range(0, 60, 4)),
         ({"provider": "fal"}, range(0, 60, 5)),
-        ({"task_id": "task_a", "verdict": "reject", "provider": "fal"}, [0]),
+        ({"task_id": "task_a", "verification": "reject", "provider": "fal"}, [0]),
     ],
     ids=str,
 )
@@ -95,16 +95,16 @@ async def test_pages_have_every_callback_once(database: Any, only: dict[str, str
         a_hook(
             number,
             task_id="task_a" if number % 3 == 0 else None,
-            verdict="reject" if number % 4 == 0 else "accept",
+            verification="reject" if number % 4 == 0 else "accept",
             provider="fal" if number % 5 == 0 else "kie",
             received_at=NOW + number // 7,
         )
         for number in range(60)
     ]
     inbox = await keep(database, *hooks)
-    seen: list[Entry] = []
+    seen: list[CallbackRecord] = []
     before: tuple[float, str] | None = None
-    while page := await inbox.newest(limit=7, before=before, **only):
+    while page := await inbox.list_newest(limit=7, before=before, **only):
         seen += page
         before = (page[-1].received_at, page[-1].id)
     assert [entry.id for entry in seen] == [hooks[number].id for number in reversed(expected)]
@@ -118,18 +118,18 @@ async def test_an_end_that_was_asked_for_misses_its_callback(database: Any) -> N
 async def test_a_callback_that_came_late_came_all_the_same(database: Any) -> None:
     await learn(database)
     inbox = await keep(database, a_hook(received_at=NOW + 50))
-    assert await inbox.believed(a_hook().task_id or "", 1)
+    assert await inbox.has_accepted(a_hook().task_id or "", 1)
     assert await missing(database) == {}
 
 
 @pytest.mark.parametrize(
-    "changes", [{"verdict": "recheck"}, {"attempt": 2}, {"attempt": None}, {"replay_of": "hook_0"}]
+    "changes", [{"verification": "recheck"}, {"attempt": 2}, {"attempt": None}, {"replay_of": "hook_0"}]
 )
 async def test_what_is_no_callback_about_the_attempt_does_not_count(database: Any, changes: dict[str, Any]) -> None:
     """A hint, one about another attempt, one from somebody at this machine, and one that we repeated ourselves."""
     await learn(database)
     inbox = await keep(database, a_hook(**changes))
-    assert not await inbox.believed(a_hook().task_id or "", 1)
+    assert not await inbox.has_accepted(a_hook().task_id or "", 1)
     assert await missing(database) == {"kie": 1}
 
 
