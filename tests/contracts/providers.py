@@ -1,4 +1,4 @@
-"""Every provider, and for each what its upstream answers in each class of outcome.
+"""Every provider, with the responses of its upstream in each class of outcome.
 
 To add a provider: one `Case`. The upstream is a real, small HTTP server that shares no code with the adapters.
 """
@@ -44,7 +44,7 @@ class Got:
 
 @dataclass(frozen=True, kw_only=True)
 class Says:
-    """One answer. body: bytes as they are, anything else as JSON. hang_up, quiet: none, once the request is read."""
+    """One response. body: bytes as they are, anything else as JSON. hang_up, quiet: none after the request is read."""
 
     status: int = 200
     body: Any = b""
@@ -56,7 +56,7 @@ class Says:
         body = self.body if isinstance(self.body, bytes) else json.dumps(self.body).encode()
         kind = "text/plain" if isinstance(self.body, bytes) else "application/json"
         head = {"content-type": kind, "content-length": str(len(body)), **self.headers}
-        lines = [f"HTTP/1.1 {self.status} As Told", *(f"{name}: {value}" for name, value in head.items()), "", ""]
+        lines = [f"HTTP/1.1 {self.status} Prepared", *(f"{name}: {value}" for name, value in head.items()), "", ""]
         return "\r\n".join(lines).encode() + body
 
 
@@ -129,7 +129,7 @@ Build = Callable[[str, ApiClient, Catalog, Callable[[], float]], Provider]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Case:
-    """One provider. Each list holds answers of its upstream that must all come to the same class."""
+    """One provider. All responses of a list belong to the same class of outcome."""
 
     name: str
     build: Build
@@ -140,9 +140,9 @@ class Case:
     finished: tuple[Says, ...]
     failed: tuple[Says, ...]
     unreadable: tuple[Says, ...]
-    told_running: tuple[Any, ...]
-    told_finished: tuple[Any, ...]
-    told_failed: tuple[Any, ...]
+    callbacks_running: tuple[Any, ...]
+    callbacks_finished: tuple[Any, ...]
+    callbacks_failed: tuple[Any, ...]
 
 
 def _kie(url: str, client: ApiClient, catalog: Catalog, now: Callable[[], float]) -> Provider:
@@ -163,7 +163,7 @@ def _legacy(url: str, client: ApiClient, catalog: Catalog, now: Callable[[], flo
 
 
 ECHO = f"cannot reach {CALLBACK} with Bearer {KEY}"
-"""Words of a provider that repeats our secrets."""
+"""A message of a provider that repeats secrets."""
 
 PAGE = Says(status=502, body=b"<html><center>nginx</center></html>", headers={"content-type": "text/html"})
 UNKNOWN_ANYWHERE = (
@@ -219,12 +219,12 @@ KIE = Case(
         Says(body={"code": 200, "data": None}),
         Says(body=b'{"code":200,"data":{"taskId":'),
     ),
-    told_running=({"data": {"taskId": JOB, "state": "generating"}},),
-    told_finished=(
+    callbacks_running=({"data": {"taskId": JOB, "state": "generating"}},),
+    callbacks_finished=(
         {"code": 200, "data": {"taskId": JOB, "state": "success", "resultJson": _result(IMAGE)}},
         {"task_id": JOB, "status": "completed", "output": {"image_url": IMAGE}},
     ),
-    told_failed=({"code": 501, "msg": "failed", "data": {"taskId": JOB, "state": "fail", "failMsg": ECHO}},),
+    callbacks_failed=({"code": 501, "msg": "failed", "data": {"taskId": JOB, "state": "fail", "failMsg": ECHO}},),
 )
 
 LEGACY = Case(
@@ -252,12 +252,12 @@ LEGACY = Case(
     ),
     failed=(Says(body={"code": 200, "data": {"task_id": JOB, "status": "failed"}, "error": {"message": ECHO}}),),
     unreadable=(Says(hang_up=True), PAGE, Says(status=404, body={"error": ECHO}), Says(body=b"{")),
-    told_running=({"task_id": JOB, "status": "processing"},),
-    told_finished=(
+    callbacks_running=({"task_id": JOB, "status": "processing"},),
+    callbacks_finished=(
         {"task_id": JOB, "status": "completed", "output": {"image_url": IMAGE}},
         {"jobId": JOB, "result": {"imageUrls": [IMAGE]}},
     ),
-    told_failed=({"task_id": JOB, "status": "failed", "error": ECHO},),
+    callbacks_failed=({"task_id": JOB, "status": "failed", "error": ECHO},),
 )
 
 CASES = (KIE, LEGACY)

@@ -77,7 +77,7 @@ def offline(case: Case) -> Provider:
 
 
 def silent(subject: object) -> None:
-    """No secret in what is kept of an outcome."""
+    """Assert that no secret is in the stored part of an outcome."""
     shown = repr(subject)
     if isinstance(subject, BaseException):
         shown += "".join(traceback.format_exception(subject))
@@ -85,12 +85,12 @@ def silent(subject: object) -> None:
     assert TOKEN not in shown
 
 
-async def test_an_answer_with_a_job_is_an_accepted_order(scene: Scene) -> None:
+async def test_response_with_a_job_is_an_accepted_order(scene: Scene) -> None:
     for says in scene.case.accepted:
         assert await scene.submit(says) == Pending(job_id=JOB)
 
 
-async def test_the_order_is_sent_once_with_key_and_callback(scene: Scene) -> None:
+async def test_order_is_sent_once_with_key_and_callback(scene: Scene) -> None:
     await scene.submit(scene.case.accepted[0])
     (got,) = scene.upstream.got
     assert got.method == "POST"
@@ -98,7 +98,7 @@ async def test_the_order_is_sent_once_with_key_and_callback(scene: Scene) -> Non
     assert CALLBACK in got.json().values()
 
 
-async def test_a_refusal_names_its_code_and_costs_nothing(scene: Scene) -> None:
+async def test_refusal_has_a_code_and_is_unbilled(scene: Scene) -> None:
     for says, code, retryable in scene.case.refused:
         report = await scene.submit(says)
         assert isinstance(report, Failed)
@@ -117,7 +117,7 @@ async def test_unknown_outcome_is_an_error_and_never_repeated(scene: Scene) -> N
         assert len(scene.upstream.got) == number, says
 
 
-async def test_no_answer_in_time_is_an_unknown_outcome(scene: Scene, clock: ManualClock) -> None:
+async def test_time_out_is_an_unknown_outcome(scene: Scene, clock: ManualClock) -> None:
     client = ApiClient(timeout=0.1, max_connections=1)
     scene.upstream.will(Says(quiet=True))
     with pytest.raises(ProviderError) as caught:
@@ -135,7 +135,7 @@ async def test_request_that_was_not_sent_may_be_repeated(scene: Scene, clock: Ma
     await client.aclose()
 
 
-async def test_a_model_that_is_not_served_is_refused_without_a_request(scene: Scene) -> None:
+async def test_model_not_served_is_refused_without_a_request(scene: Scene) -> None:
     report = await scene.provider.submit(
         Order(params=ImageParams(prompt="x", model="no-such"), mode="text-to-image"), None
     )
@@ -152,14 +152,14 @@ async def test_running_job_in_an_unknown_state_is_pending(scene: Scene) -> None:
         assert report.check_in != 0
 
 
-async def test_a_finished_job_has_its_result(scene: Scene) -> None:
+async def test_finished_job_has_its_result(scene: Scene) -> None:
     for says in scene.case.finished:
         report = await scene.check(says)
         assert isinstance(report, Finished)
         assert (report.outputs, report.job_id) == ((IMAGE,), JOB)
 
 
-async def test_a_failed_job_says_why(scene: Scene) -> None:
+async def test_failed_job_has_code_and_message(scene: Scene) -> None:
     for says in scene.case.failed:
         report = await scene.check(says)
         assert isinstance(report, Failed)
@@ -168,7 +168,7 @@ async def test_a_failed_job_says_why(scene: Scene) -> None:
         silent(report)
 
 
-async def test_an_unreadable_status_teaches_nothing_and_is_worth_asking_again(scene: Scene) -> None:
+async def test_unreadable_status_is_a_temporary_error(scene: Scene) -> None:
     for says in scene.case.unreadable:
         with pytest.raises(ProviderError) as caught:
             await scene.check(says)
@@ -176,28 +176,28 @@ async def test_an_unreadable_status_teaches_nothing_and_is_worth_asking_again(sc
         silent(caught.value)
 
 
-async def test_a_callback_is_heard(scene: Scene) -> None:
-    case, hear = scene.case, scene.provider.parse_callback
-    for body in case.told_running:
-        told = hear(body)
-        assert isinstance(told, Pending)
-        assert (told.job_id, told.check_in, str(told.stage) in str(body)) == (JOB, None, True)
-    for body in case.told_finished:
-        report = hear(body)
+async def test_callback_is_parsed(scene: Scene) -> None:
+    case, parse = scene.case, scene.provider.parse_callback
+    for body in case.callbacks_running:
+        report = parse(body)
+        assert isinstance(report, Pending)
+        assert (report.job_id, report.check_in, str(report.stage) in str(body)) == (JOB, None, True)
+    for body in case.callbacks_finished:
+        report = parse(body)
         assert isinstance(report, Finished)
         assert (report.outputs, report.job_id or JOB) == ((IMAGE,), JOB)
-    for body in case.told_failed:
-        report = hear(body)
+    for body in case.callbacks_failed:
+        report = parse(body)
         assert isinstance(report, Failed)
         silent(report)
-    for body in (*case.told_running, *case.told_finished, *case.told_failed):
+    for body in (*case.callbacks_running, *case.callbacks_finished, *case.callbacks_failed):
         assert JOB in scene.provider.job_ids(body)
 
 
 @pytest.mark.parametrize("case", CASES, ids=attrgetter("name"))
 @given(body=JSON)
 @settings(max_examples=200, deadline=None)
-def test_no_callback_can_upset_us(case: Case, body: Any) -> None:
+def test_arbitrary_callback_never_raises(case: Case, body: Any) -> None:
     provider = offline(case)
     report = provider.parse_callback(body)
     if isinstance(report, Finished):
@@ -209,7 +209,7 @@ def test_no_callback_can_upset_us(case: Case, body: Any) -> None:
     assert all(isinstance(name, str) and 0 < len(name) <= 256 for name in provider.job_ids(body))
 
 
-async def test_a_preview_shows_the_request_and_no_secret(scene: Scene) -> None:
+async def test_built_request_has_no_secret(scene: Scene) -> None:
     preview = scene.provider.build_request(ORDER, CALLBACK)
     silent(preview)
     assert set(preview) == {"method", "url", "json", "price", "unit"}
@@ -220,11 +220,11 @@ async def test_a_preview_shows_the_request_and_no_secret(scene: Scene) -> None:
     assert preview["json"].keys() == got.json().keys()
 
 
-async def test_what_a_provider_cannot_use_is_named(scene: Scene) -> None:
+async def test_unsupported_parameters_are_named(scene: Scene) -> None:
     assert "seed" in scene.provider.ignored(ORDER)
     assert "aspectRatio" not in scene.provider.ignored(ORDER)
 
 
-async def test_nothing_secret_is_shown_of_the_provider_itself(scene: Scene) -> None:
+async def test_repr_of_the_provider_has_no_secret(scene: Scene) -> None:
     silent(scene.provider)
     assert await scene.provider.cancel(JOB) is False

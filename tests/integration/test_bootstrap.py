@@ -1,4 +1,4 @@
-"""How the system is opened: what is agreed on with other processes, and what stops the start."""
+"""Opening the system: agreement with other processes, and conditions that stop the start."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def opened(stack: AsyncExitStack, folder: Path, *, clock: Clock | None = N
     return await stack.enter_async_context(open_services(chosen, clock=clock))
 
 
-async def test_processes_that_share_a_folder_share_its_secret(tmp_path: Path, postgres: Postgres) -> None:
+async def test_processes_on_one_folder_share_its_secret(tmp_path: Path, postgres: Postgres) -> None:
     url = await postgres.fresh()
     async with AsyncExitStack() as stack:
         one = await opened(stack, tmp_path, database_url=url)
@@ -39,8 +39,8 @@ async def test_processes_that_share_a_folder_share_its_secret(tmp_path: Path, po
         assert one.tokens.secret == two.tokens.secret
 
 
-async def test_a_machine_with_a_secret_of_its_own_making_does_not_join(tmp_path: Path, postgres: Postgres) -> None:
-    """It would refuse the callbacks that the others asked for."""
+async def test_process_with_its_own_generated_secret_does_not_join(tmp_path: Path, postgres: Postgres) -> None:
+    """It would reject the callbacks of the others."""
     url = await postgres.fresh()
     async with AsyncExitStack() as stack:
         shared: dict[str, Any] = {"database_url": url, "blob_url": f"file:{tmp_path / 'blobs'}"}
@@ -51,8 +51,8 @@ async def test_a_machine_with_a_secret_of_its_own_making_does_not_join(tmp_path:
         await opened(stack, tmp_path / "two", secret_key=secret, **shared)
 
 
-async def test_a_machine_with_a_folder_of_its_own_does_not_join(tmp_path: Path, postgres: Postgres) -> None:
-    """Half of the images would not be found."""
+async def test_process_with_its_own_folder_does_not_join(tmp_path: Path, postgres: Postgres) -> None:
+    """It would not find half of the images."""
     shared: dict[str, Any] = {"database_url": await postgres.fresh(), "secret_key": "the same for all of them"}
     async with AsyncExitStack() as stack:
         await opened(stack, tmp_path / "one", **shared)
@@ -61,8 +61,8 @@ async def test_a_machine_with_a_folder_of_its_own_does_not_join(tmp_path: Path, 
         await opened(stack, tmp_path / "two", **shared, blob_url=f"file:{tmp_path / 'one' / 'blobs'}")
 
 
-async def test_a_machine_with_a_wrong_clock_does_not_join(tmp_path: Path, postgres: Postgres) -> None:
-    """It would take over what the others still work on, or delete what is young."""
+async def test_process_with_a_wrong_clock_does_not_join(tmp_path: Path, postgres: Postgres) -> None:
+    """It would take over running steps of the others, or delete recent images."""
     url = await postgres.fresh()
     async with AsyncExitStack() as stack:
         for seconds in (-3600.0, 60.0):
@@ -83,7 +83,7 @@ class SetClock(SystemClock):
         return super().now() + self._by
 
 
-async def test_a_secret_that_somebody_chose_replaces_the_one_before(tmp_path: Path, postgres: Postgres) -> None:
+async def test_configured_secret_replaces_the_previous_one(tmp_path: Path, postgres: Postgres) -> None:
     url = await postgres.fresh()
     async with AsyncExitStack() as stack:
         with capture_logs() as logs:
@@ -100,14 +100,14 @@ async def test_a_secret_that_somebody_chose_replaces_the_one_before(tmp_path: Pa
 @pytest.mark.parametrize(
     ("url", "cure"),
     [
-        ("postgresql://nobody:hunter2@127.0.0.1:9/broker", "does Postgres run"),
+        ("postgresql://user:hunter2@127.0.0.1:9/broker", "does Postgres run"),
         ("postgresql://postgres:hunter2@127.0.0.1:{port}/missing", "check DATABASE_URL"),
     ],
 )
-async def test_a_database_that_is_not_there_is_told_with_its_cure(
+async def test_missing_database_is_reported_with_its_cure(
     tmp_path: Path, postgres: Postgres, url: str, cure: str
 ) -> None:
     async with AsyncExitStack() as stack:
-        with pytest.raises(StorageError, match=cure) as told:
+        with pytest.raises(StorageError, match=cure) as caught:
             await opened(stack, tmp_path, database_url=url.format(port=postgres.port))
-    assert "hunter2" not in f"{told.value!r} {told.value.__cause__!r} {told.value.__context__!r}"
+    assert "hunter2" not in f"{caught.value!r} {caught.value.__cause__!r} {caught.value.__context__!r}"

@@ -1,4 +1,4 @@
-"""kie.ai as documented and as met: what we send for each model, and what each of its answers means to us."""
+"""The kie.ai adapter: requests for each model, and the meaning of each documented or observed response."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def kie(upstream: Upstream, clock: ManualClock) -> AsyncIterator[Kie]:
 
 @pytest.fixture
 def ear(clock: ManualClock) -> Kie:
-    """For what needs no conversation."""
+    """Return an adapter for calls without a request."""
     return account("http://127.0.0.1:9", ApiClient(timeout=5.0, max_connections=4), clock)
 
 
@@ -175,10 +175,10 @@ REQUESTS: list[tuple[Order, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("order", "expected"), REQUESTS, ids=lambda value: getattr(value, "model", ""))
-async def test_each_model_is_ordered_in_its_own_words(
+async def test_each_model_is_spelt_as_its_page_documents(
     kie: Kie, upstream: Upstream, order: Order, expected: dict[str, Any]
 ) -> None:
-    """The edit model for image-to-image, and no field that the model does not have."""
+    """Image-to-image uses the edit model; no request has a field that its model lacks."""
     upstream.will(ACCEPTED)
     assert await kie.submit(order, CALLBACK) == Pending(job_id=JOB)
     (got,) = upstream.got
@@ -190,13 +190,13 @@ async def test_each_model_is_ordered_in_its_own_words(
     assert preview["json"]["callBackUrl"] == "https://broker.example/api/webhook/nano-banana?…"
 
 
-async def test_without_a_public_address_no_callback_is_asked_for(kie: Kie, upstream: Upstream) -> None:
+async def test_request_without_public_url_has_no_callback(kie: Kie, upstream: Upstream) -> None:
     upstream.will(ACCEPTED)
     await kie.submit(order(), None)
     assert "callBackUrl" not in upstream.got[0].json()
 
 
-async def test_the_dry_run_knows_the_price(kie: Kie) -> None:
+async def test_built_request_has_the_price(kie: Kie) -> None:
     preview = kie.build_request(
         order("nano-banana-pro", "image-to-image", resolution="4K", references=(reference(),)), None
     )
@@ -223,12 +223,12 @@ CODES: dict[int, tuple[str, bool, float | None] | None] = {
     500: None,
     501: None,
 }
-"""Code of createTask → task code, retryable, wait; None = the order may have been taken."""
+"""Code of createTask → task code, retryable, wait; None: the order may have been accepted."""
 
 
 @pytest.mark.parametrize("code", CODES)
-async def test_each_code_means_the_same_on_both_channels(kie: Kie, upstream: Upstream, code: int) -> None:
-    """HTTP 200 with an error code is no success: the task would go on for ever."""
+async def test_code_means_the_same_as_http_status_and_in_the_body(kie: Kie, upstream: Upstream, code: int) -> None:
+    """HTTP 200 with an error code is a failure; the task would never end otherwise."""
     for http, spelt, word in product((code, 200), (code, str(code)), ("msg", "message")):
         upstream.will(Says(status=http, body={"code": spelt, word: "You shall not pass", "data": None}))
         expected = CODES[code]
@@ -248,7 +248,7 @@ async def test_each_code_means_the_same_on_both_channels(kie: Kie, upstream: Ups
 
 
 @pytest.mark.parametrize("code", [505, 531])
-async def test_two_codes_above_500_are_refusals_all_the_same(kie: Kie, upstream: Upstream, code: int) -> None:
+async def test_codes_505_and_531_are_refusals(kie: Kie, upstream: Upstream, code: int) -> None:
     """Feature disabled; failed and refunded. As an HTTP status without a body they could come from any proxy."""
     upstream.will(Says(body={"code": code, "msg": "no"}), Says(status=code))
     report = await kie.submit(order(), CALLBACK)
@@ -259,7 +259,7 @@ async def test_two_codes_above_500_are_refusals_all_the_same(kie: Kie, upstream:
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 410, 422, 429])
-async def test_a_bare_http_refusal_is_certain_too(kie: Kie, upstream: Upstream, status: int) -> None:
+async def test_http_refusal_without_body_is_certain(kie: Kie, upstream: Upstream, status: int) -> None:
     upstream.will(Says(status=status, body=b"<html>no</html>"))
     report = await kie.submit(order(), CALLBACK)
     assert isinstance(report, Failed)
@@ -268,7 +268,7 @@ async def test_a_bare_http_refusal_is_certain_too(kie: Kie, upstream: Upstream, 
 
 @pytest.mark.parametrize(("status", "code", "refused"), [(500, 422, True), (503, 455, True), (400, 200, True)])
 @pytest.mark.parametrize("data", [None, {"taskId": ""}, {"taskId": None}, {"recordId": "x"}, [], "x"])
-async def test_the_body_tells_more_than_the_status(
+async def test_code_of_the_body_precedes_the_http_status(
     kie: Kie, upstream: Upstream, status: int, code: int, refused: bool, data: Any
 ) -> None:
     upstream.will(Says(status=status, body={"code": code, "msg": "no", "data": data}))
@@ -284,10 +284,8 @@ async def test_the_body_tells_more_than_the_status(
         Says(body={"data": {"taskId": f" {JOB} "}}),
     ],
 )
-async def test_a_job_id_is_an_accepted_order_whatever_stands_beside_it(
-    kie: Kie, upstream: Upstream, says: Says
-) -> None:
-    """It is the only handle on an image that may be paid already, and asking about it is free."""
+async def test_response_with_a_job_id_is_an_accepted_order(kie: Kie, upstream: Upstream, says: Says) -> None:
+    """It is the only handle on an image that may be paid, and polling is free."""
     upstream.will(says)
     assert await kie.submit(order(), CALLBACK) == Pending(job_id=JOB)
 
@@ -312,14 +310,14 @@ async def test_a_job_id_is_an_accepted_order_whatever_stands_beside_it(
         (formatdate(1_990_000_000, usegmt=True), 600.0),
     ],
 )
-async def test_retry_after_is_honoured_within_reason(kie: Kie, upstream: Upstream, header: str, wait: float) -> None:
+async def test_retry_after_is_honoured_up_to_the_limit(kie: Kie, upstream: Upstream, header: str, wait: float) -> None:
     upstream.will(Says(status=429, body={"code": 429}, headers={"Retry-After": header}))
     report = await kie.submit(order(), CALLBACK)
     assert isinstance(report, Failed)
     assert report.retry_in == wait
 
 
-async def test_a_refusal_for_its_content_says_so(kie: Kie, upstream: Upstream) -> None:
+async def test_refusal_for_content_is_classified_as_safety(kie: Kie, upstream: Upstream) -> None:
     upstream.will(Says(body={"code": 400, "msg": "Your prompt was flagged by our moderation"}))
     report = await kie.submit(order(), CALLBACK)
     assert isinstance(report, Failed)
@@ -330,7 +328,7 @@ async def test_a_refusal_for_its_content_says_so(kie: Kie, upstream: Upstream) -
 
 
 def parts(body: bytes) -> dict[str, bytes]:
-    """A multipart body as name → bytes, read the simple way."""
+    """Return the parts of a multipart body by name."""
     boundary = body[: body.index(b"\r\n")]
     fields = {}
     for part in body.split(boundary)[1:-1]:
@@ -353,7 +351,7 @@ UPLOADED = Says(
 )
 
 
-async def test_a_reference_without_a_public_address_is_uploaded_first(kie: Kie, upstream: Upstream) -> None:
+async def test_reference_without_public_url_is_uploaded(kie: Kie, upstream: Upstream) -> None:
     upstream.will(UPLOADED, ACCEPTED)
     references = (reference(), reference(REF))
     assert await kie.submit(order("nano-banana-pro", "image-to-image", references=references), None) == Pending(
@@ -368,14 +366,14 @@ async def test_a_reference_without_a_public_address_is_uploaded_first(kie: Kie, 
     assert create.json()["input"]["image_input"] == ["https://files.example/x.png", REF]
 
 
-async def test_uploading_first_is_a_setting(kie: Kie, upstream: Upstream) -> None:
+async def test_setting_uploads_references_with_public_url(kie: Kie, upstream: Upstream) -> None:
     kie.always_upload = True
     upstream.will(Says(body={"code": 200, "data": {"fileUrl": "https://files.example/y.png"}}), ACCEPTED)
     await kie.submit(order(mode="image-to-image", references=(reference(REF),)), None)
     assert upstream.got[1].json()["input"]["image_urls"] == ["https://files.example/y.png"]
 
 
-async def test_each_upload_has_a_name_of_its_own(kie: Kie, upstream: Upstream) -> None:
+async def test_each_upload_has_a_new_name(kie: Kie, upstream: Upstream) -> None:
     """kie.ai keeps serving the old bytes of a name that was used before."""
     kie.always_upload = True
     upstream.will(UPLOADED, UPLOADED, ACCEPTED)
@@ -385,7 +383,7 @@ async def test_each_upload_has_a_name_of_its_own(kie: Kie, upstream: Upstream) -
     assert all(name.startswith(b"abab") and name.endswith(b".png") for name in names)
 
 
-async def test_an_upload_is_tried_three_times_and_then_costs_nothing(kie: Kie, upstream: Upstream) -> None:
+async def test_upload_fails_unbilled_after_three_attempts(kie: Kie, upstream: Upstream) -> None:
     upstream.will(Says(hang_up=True), Says(status=500, body={"code": 500}), Says(body={"code": 429}))
     report = await kie.submit(order(mode="image-to-image", references=(reference(),)), None)
     assert isinstance(report, Failed)
@@ -393,14 +391,14 @@ async def test_an_upload_is_tried_three_times_and_then_costs_nothing(kie: Kie, u
     assert [got.path for got in upstream.got] == ["/api/file-stream-upload"] * 3
 
 
-async def test_an_upload_that_works_the_second_time_is_enough(kie: Kie, upstream: Upstream) -> None:
+async def test_upload_succeeds_on_the_second_attempt(kie: Kie, upstream: Upstream) -> None:
     upstream.will(Says(status=502), UPLOADED, ACCEPTED)
     report = await kie.submit(order(mode="image-to-image", references=(reference(),)), None)
     assert report == Pending(job_id=JOB)
 
 
 @pytest.mark.parametrize(("code", "kind"), [(400, "provider_rejected"), (401, "provider_auth")])
-async def test_a_refused_upload_is_not_repeated(kie: Kie, upstream: Upstream, code: int, kind: str) -> None:
+async def test_refused_upload_is_not_repeated(kie: Kie, upstream: Upstream, code: int, kind: str) -> None:
     upstream.will(Says(body={"success": False, "code": code, "msg": "no"}))
     report = await kie.submit(order(mode="image-to-image", references=(reference(),)), None)
     assert isinstance(report, Failed)
@@ -415,14 +413,14 @@ async def test_a_refused_upload_is_not_repeated(kie: Kie, upstream: Upstream, co
     "state", ["success", "SUCCESS", "succeeded", "completed", "complete", "finished"], ids=lambda state: f"{state}"
 )
 @pytest.mark.parametrize("field", ["state", "status", "taskStatus"])
-async def test_success_has_many_names(kie: Kie, upstream: Upstream, field: str, state: str) -> None:
+async def test_every_spelling_of_success_is_parsed(kie: Kie, upstream: Upstream, field: str, state: str) -> None:
     upstream.will(record(**{field: state}, resultJson=result(*TWO), creditsConsumed="8"))
     assert await kie.check(JOB) == Finished(outputs=TWO, job_id=JOB, cost=8.0)
     (got,) = upstream.got
     assert (got.method, got.path, got.query) == ("GET", "/api/v1/jobs/recordInfo", {"taskId": JOB})
 
 
-async def test_a_job_id_is_data_not_part_of_the_address(kie: Kie, upstream: Upstream) -> None:
+async def test_job_id_is_escaped_in_the_query(kie: Kie, upstream: Upstream) -> None:
     upstream.will(Says(body={"code": 422}))
     with pytest.raises(ProviderError):
         await kie.check("a/b?c&taskId=d")
@@ -455,15 +453,15 @@ async def test_a_job_id_is_data_not_part_of_the_address(kie: Kie, upstream: Upst
         (0, ()),
     ],
 )
-async def test_results_are_read_in_every_wrapping(
+async def test_results_are_parsed_from_every_wrapping(
     kie: Kie, upstream: Upstream, value: Any, outputs: tuple[str, ...]
 ) -> None:
-    """`resultJson` is a string, and it can hold several addresses."""
+    """`resultJson` is a string, and can contain several URLs."""
     upstream.will(record(state="success", resultJson=value))
     assert await kie.check(JOB) == Finished(outputs=outputs, job_id=JOB)
 
 
-async def test_no_more_than_sixteen_results_are_taken(kie: Kie, upstream: Upstream) -> None:
+async def test_results_beyond_sixteen_are_ignored(kie: Kie, upstream: Upstream) -> None:
     upstream.will(record(state="success", resultJson=result(*(f"https://x.example/{n}" for n in range(99)))))
     report = await kie.check(JOB)
     assert isinstance(report, Finished)
@@ -473,7 +471,7 @@ async def test_no_more_than_sixteen_results_are_taken(kie: Kie, upstream: Upstre
 @pytest.mark.parametrize(
     "state", ["waiting", "queuing", "generating", "pending", "in_progress", "IN-PROGRESS", "dozing"]
 )
-async def test_a_result_beside_an_unfinished_state_does_not_count(kie: Kie, upstream: Upstream, state: str) -> None:
+async def test_result_of_an_unfinished_job_is_ignored(kie: Kie, upstream: Upstream, state: str) -> None:
     upstream.will(record(state=state, resultJson=result(*TWO)))
     assert await kie.check(JOB) == Pending(job_id=JOB, stage=state)
 
@@ -504,7 +502,7 @@ FREE = {"402", "429"}
 
 
 @pytest.mark.parametrize(("fail_code", "words", "code", "retryable"), FAILURES)
-async def test_a_failure_is_told_by_code_and_words(
+async def test_failure_is_classified_by_code_and_message(
     kie: Kie, upstream: Upstream, fail_code: Any, words: str | None, code: str, retryable: bool
 ) -> None:
     upstream.will(record(state="fail", failCode=fail_code, failMsg=words))
@@ -524,7 +522,7 @@ async def test_a_failure_is_told_by_code_and_words(
     ("said", "billed"),
     [({"creditsConsumed": 0}, "no"), ({"creditsConsumed": 0.5}, "yes"), ({"consumeCredits": 0}, "no"), ({}, "unknown")],
 )
-async def test_credits_tell_whether_a_failure_was_billed(
+async def test_consumed_credits_show_if_a_failure_was_billed(
     kie: Kie, upstream: Upstream, state: str, said: dict[str, float], billed: str
 ) -> None:
     upstream.will(record(state=state, failCode="500", **said))
@@ -535,7 +533,7 @@ async def test_credits_tell_whether_a_failure_was_billed(
 
 @pytest.mark.parametrize(("code", "billed"), [(501, "unknown"), (408, "unknown"), (531, "no")])
 @pytest.mark.parametrize("http", [True, False])
-async def test_an_envelope_can_say_that_the_job_failed(
+async def test_envelope_code_can_report_a_failed_job(
     kie: Kie, upstream: Upstream, code: int, http: bool, billed: str
 ) -> None:
     upstream.will(Says(status=code if http else 200, body={"code": code, "msg": "no result", "data": None}))
@@ -561,7 +559,7 @@ async def test_an_envelope_can_say_that_the_job_failed(
         (Says(body={"code": 200, "status": "success", "data": None}), None),
     ],
 )
-async def test_what_teaches_nothing_is_asked_again(
+async def test_response_without_information_is_polled_again(
     kie: Kie, upstream: Upstream, says: Says, retry_in: float | None
 ) -> None:
     """A job may be unknown for a while after it was ordered, and a key may be renewed: the image is paid."""
@@ -572,13 +570,13 @@ async def test_what_teaches_nothing_is_asked_again(
 
 
 def cut(**data: Any) -> bytes:
-    """A record as kie.ai sends it, with the end of the envelope missing."""
+    """Return a record of kie.ai without the end of its envelope."""
     param = json.dumps({"input": json.dumps({"prompt": 'x","state":"success","resultJson":"https://evil.example/'})})
     body = {"code": 200, "data": {"taskId": JOB, "param": param, **data}}
     return json.dumps(body)[:-1].encode()
 
 
-async def test_a_cut_record_is_read_as_far_as_it_is_beyond_doubt(kie: Kie, upstream: Upstream) -> None:
+async def test_truncated_record_is_salvaged_if_unambiguous(kie: Kie, upstream: Upstream) -> None:
     upstream.will(Says(body=cut(state="success", resultJson=result(*TWO), creditsConsumed=8)))
     assert await kie.check(JOB) == Finished(outputs=TWO, job_id=JOB, cost=8.0)
     upstream.will(Says(body=cut(state="fail", failCode="500", failMsg="Internal server error")))
@@ -599,7 +597,7 @@ async def test_a_cut_record_is_read_as_far_as_it_is_beyond_doubt(kie: Kie, upstr
         b"\xff\xfe" * 1000,
     ],
 )
-async def test_a_cut_record_that_leaves_a_doubt_is_asked_for_again(kie: Kie, upstream: Upstream, body: bytes) -> None:
+async def test_ambiguous_truncated_record_is_polled_again(kie: Kie, upstream: Upstream, body: bytes) -> None:
     upstream.will(Says(body=body))
     with pytest.raises(ProviderError):
         await kie.check(JOB)
@@ -637,8 +635,8 @@ MARKET_FAILURE = {
 }
 
 
-def test_the_market_callback_is_understood(ear: Kie) -> None:
-    """Its id, its states and its JSON within JSON are none of them what the older dialect has."""
+def test_market_callback_is_parsed(ear: Kie) -> None:
+    """Id, states and nested JSON all differ from the older dialect."""
     assert ear.parse_callback(MARKET_SUCCESS) == Finished(outputs=TWO, job_id=JOB, cost=4.0)
     assert ear.parse_callback(MARKET_FAILURE) == Failed(
         code="no_image",
@@ -670,7 +668,7 @@ def test_the_market_callback_is_understood(ear: Kie) -> None:
         ({"code": "200", "data": json.dumps({"taskId": JOB, "state": "success", "resultJson": result(*TWO)})}, TWO),
     ],
 )
-def test_other_callbacks_are_understood(ear: Kie, body: Any, outputs: tuple[str, ...]) -> None:
+def test_callbacks_of_other_shapes_are_parsed(ear: Kie, body: Any, outputs: tuple[str, ...]) -> None:
     """The older dialect with every spelling that existing front ends and tests use, and kie.ai's sibling products."""
     assert ear.parse_callback(body) == Finished(outputs=outputs, job_id=JOB)
 
@@ -685,7 +683,7 @@ def test_other_callbacks_are_understood(ear: Kie, body: Any, outputs: tuple[str,
         {"code": 400, "msg": "out of paint", "data": {"taskId": JOB, "info": {"resultImageUrl": ""}}},
     ],
 )
-def test_other_failures_are_understood(ear: Kie, body: Any) -> None:
+def test_failures_of_other_shapes_are_parsed(ear: Kie, body: Any) -> None:
     report = ear.parse_callback(body)
     assert isinstance(report, Failed)
     assert (report.job_id, report.message, report.billed) == (JOB, "out of paint", "unknown")
@@ -703,11 +701,11 @@ def test_other_failures_are_understood(ear: Kie, body: Any) -> None:
         {"taskId": JOB},
     ],
 )
-def test_a_callback_that_contradicts_itself_only_makes_us_ask(ear: Kie, body: Any) -> None:
+def test_contradictory_callback_causes_a_poll(ear: Kie, body: Any) -> None:
     assert ear.parse_callback(body) == Pending(job_id=JOB, check_in=0)
 
 
-def test_news_of_progress_is_in_the_words_of_kie(ear: Kie) -> None:
+def test_progress_callback_keeps_the_stage_of_kie(ear: Kie) -> None:
     told = ear.parse_callback({"code": 200, "data": {"taskId": JOB, "state": "generating"}})
     assert told == Pending(job_id=JOB, stage="generating")
 
@@ -725,10 +723,10 @@ def test_news_of_progress_is_in_the_words_of_kie(ear: Kie) -> None:
         ({"progress": 50}, None, 50.0),
     ],
 )
-async def test_how_far_a_job_is_is_never_made_up(
+async def test_progress_is_never_invented(
     kie: Kie, upstream: Upstream, said: dict[str, Any], stage: str | None, percent: float | None
 ) -> None:
-    """A percentage only where kie.ai says one (0 stands for none), a word only if it is one."""
+    """The percentage is kie.ai's own (0 means unknown), and the stage a single word."""
     upstream.will(record(**said))
     assert await kie.check(JOB) == Pending(job_id=JOB, stage=stage, percent=percent)
 
@@ -746,11 +744,11 @@ async def test_how_far_a_job_is_is_never_made_up(
         (None, ()),
     ],
 )
-def test_ids_are_found_the_most_telling_first(ear: Kie, body: Any, names: tuple[str, ...]) -> None:
+def test_job_ids_are_ordered_by_specificity(ear: Kie, body: Any, names: tuple[str, ...]) -> None:
     assert ear.job_ids(body) == names
 
 
-def test_a_failure_keeps_no_secret_that_the_provider_repeats(ear: Kie) -> None:
+def test_message_of_a_failure_is_redacted(ear: Kie) -> None:
     report = ear.parse_callback(
         {"code": 501, "msg": f"{KEY} {CALLBACK} \x1b[31m\ud800" + "x" * 9999, "data": {"taskId": JOB}}
     )
@@ -761,8 +759,8 @@ def test_a_failure_keeps_no_secret_that_the_provider_repeats(ear: Kie) -> None:
     assert len(report.message) <= 500
 
 
-def test_a_hostile_body_does_not_keep_us_busy(ear: Kie) -> None:
-    """Counted, not timed: what would take minutes would end in the time-out of the test."""
+def test_parsing_of_a_hostile_body_is_bounded(ear: Kie) -> None:
+    """Unbounded parsing would take minutes and reach the time-out of the test."""
     knot: Any = {}
     for _ in range(60):
         knot = {"data": knot, "output": knot, "result": knot, "images": [knot]}
@@ -774,20 +772,20 @@ def test_a_hostile_body_does_not_keep_us_busy(ear: Kie) -> None:
 # -- the rest
 
 
-async def test_a_dead_link_can_be_renewed(kie: Kie, upstream: Upstream) -> None:
+async def test_expired_result_url_is_refreshed(kie: Kie, upstream: Upstream) -> None:
     upstream.will(Says(body={"code": 200, "msg": "success", "data": "https://fresh.example/1?sig=2"}))
     assert await kie.refresh_url(IMAGE) == "https://fresh.example/1?sig=2"
     assert upstream.got[0].path == "/api/v1/common/download-url"
     assert upstream.got[0].json() == {"url": IMAGE}
 
 
-async def test_a_link_that_is_not_theirs_cannot(kie: Kie, upstream: Upstream) -> None:
+async def test_foreign_url_is_not_refreshed(kie: Kie, upstream: Upstream) -> None:
     upstream.will(Says(body={"code": 422, "msg": "not ours"}))
     assert await kie.refresh_url(IMAGE) is None
 
 
 @pytest.mark.parametrize(("data", "left"), [(100, 100.0), (60.62, 60.62), ("60.62", 60.62), (0, 0.0)])
-async def test_credits_may_be_fractions(kie: Kie, upstream: Upstream, data: Any, left: float) -> None:
+async def test_balance_may_be_a_fraction(kie: Kie, upstream: Upstream, data: Any, left: float) -> None:
     upstream.will(Says(body={"code": 200, "msg": "success", "data": data}))
     assert await kie.balance() == left
     assert upstream.got[0].path == "/api/v1/chat/credit"
@@ -805,7 +803,9 @@ async def test_credits_may_be_fractions(kie: Kie, upstream: Upstream, data: Any,
         (Says(body={"code": 200, "data": "NaN"}), False),
     ],
 )
-async def test_a_wrong_key_is_told_from_a_bad_moment(kie: Kie, upstream: Upstream, says: Says, permanent: bool) -> None:
+async def test_permanent_and_temporary_errors_are_distinguished(
+    kie: Kie, upstream: Upstream, says: Says, permanent: bool
+) -> None:
     upstream.will(says, says)
     with pytest.raises(ProviderError) as caught:
         await kie.balance()

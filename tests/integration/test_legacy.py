@@ -1,4 +1,4 @@
-"""The looser dialect: one request, one status address, and answers in whatever spelling the service likes."""
+"""The adapter of the older dialect: one request, one status URL, and responses in many spellings."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def edit(url: str | None) -> Order:
     )
 
 
-async def test_an_order_has_only_the_fields_this_dialect_knows(legacy: Legacy, upstream: Upstream) -> None:
-    """The address names the model, so none is sent; the callback goes into one field, spelt like its neighbours."""
+async def test_request_has_only_fields_of_the_dialect(legacy: Legacy, upstream: Upstream) -> None:
+    """The URL implies the model, so none is sent; the callback has one field, spelt like the others."""
     upstream.will(ACCEPTED)
     assert await legacy.submit(TEXT, CALLBACK) == Pending(job_id=JOB)
     (got,) = upstream.got
@@ -59,7 +59,7 @@ async def test_an_order_has_only_the_fields_this_dialect_knows(legacy: Legacy, u
     assert got.json() == {"prompt": "a red bicycle", "aspect_ratio": "16:9", "callback_url": CALLBACK}
 
 
-async def test_the_callback_field_is_a_setting(legacy: Legacy, upstream: Upstream) -> None:
+async def test_callback_field_can_be_configured(legacy: Legacy, upstream: Upstream) -> None:
     legacy.callback_field = "webhook_url"
     upstream.will(ACCEPTED, ACCEPTED)
     await legacy.submit(TEXT, CALLBACK)
@@ -70,7 +70,7 @@ async def test_the_callback_field_is_a_setting(legacy: Legacy, upstream: Upstrea
     ]
 
 
-async def test_references_go_by_address(legacy: Legacy, upstream: Upstream) -> None:
+async def test_references_are_sent_as_urls(legacy: Legacy, upstream: Upstream) -> None:
     upstream.will(ACCEPTED)
     await legacy.submit(edit("https://broker.example/uploads/references/cat.png"), None)
     assert upstream.got[0].json() == {
@@ -79,7 +79,7 @@ async def test_references_go_by_address(legacy: Legacy, upstream: Upstream) -> N
     }
 
 
-async def test_references_without_an_address_are_refused_with_the_cure(legacy: Legacy, upstream: Upstream) -> None:
+async def test_reference_without_url_is_refused_with_the_cure(legacy: Legacy, upstream: Upstream) -> None:
     report = await legacy.submit(edit(None), None)
     assert isinstance(report, Failed)
     assert (report.billed, report.retryable) == ("no", False)
@@ -89,7 +89,9 @@ async def test_references_without_an_address_are_refused_with_the_cure(legacy: L
 
 @pytest.mark.parametrize("field", ["task_id", "taskId", "job_id", "jobId", "id"])
 @pytest.mark.parametrize("wrapped", [True, False])
-async def test_a_job_id_has_many_names(legacy: Legacy, upstream: Upstream, field: str, wrapped: bool) -> None:
+async def test_every_spelling_of_a_job_id_is_parsed(
+    legacy: Legacy, upstream: Upstream, field: str, wrapped: bool
+) -> None:
     named = {field: JOB, "status": "queued"}
     upstream.will(Says(status=202, body={"data": named} if wrapped else named))
     assert await legacy.submit(TEXT, CALLBACK) == Pending(job_id=JOB)
@@ -107,21 +109,21 @@ async def test_a_job_id_has_many_names(legacy: Legacy, upstream: Upstream, field
         ({"task_id": JOB, "url": "https://service.example/status/1"}, Pending(job_id=JOB)),
     ],
 )
-async def test_some_services_answer_with_the_image_at_once(
+async def test_response_with_the_image_finishes_the_job(
     legacy: Legacy, upstream: Upstream, body: dict[str, Any], report: Any
 ) -> None:
     upstream.will(Says(body=body))
     assert await legacy.submit(TEXT, CALLBACK) == report
 
 
-async def test_a_job_that_failed_at_once_may_have_been_billed(legacy: Legacy, upstream: Upstream) -> None:
+async def test_immediate_failure_may_have_been_billed(legacy: Legacy, upstream: Upstream) -> None:
     upstream.will(Says(body={"task_id": JOB, "status": "failed", "error": "prohibited content"}))
     assert await legacy.submit(TEXT, CALLBACK) == Failed(
         code="safety_input", message="prohibited content", retryable=False, billed="unknown", job_id=JOB
     )
 
 
-async def test_the_status_address_holds_the_id(legacy: Legacy, upstream: Upstream) -> None:
+async def test_status_url_contains_the_job_id(legacy: Legacy, upstream: Upstream) -> None:
     upstream.will(Says(body={"status": "processing"}))
     assert await legacy.check("a/../b?c") == Pending(job_id="a/../b?c", stage="processing")
     assert upstream.got[0].path == "/nano-banana/status/a/../b?c"
@@ -129,12 +131,12 @@ async def test_the_status_address_holds_the_id(legacy: Legacy, upstream: Upstrea
 
 
 @pytest.mark.parametrize("body", [{"status": "completed"}, {"data": {"status": "success", "output": None}}])
-async def test_success_without_a_result_is_reported_as_such(legacy: Legacy, upstream: Upstream, body: Any) -> None:
+async def test_success_without_result_has_no_outputs(legacy: Legacy, upstream: Upstream, body: Any) -> None:
     upstream.will(Says(body=body))
     assert await legacy.check(JOB) == Finished(outputs=(), job_id=JOB)
 
 
-async def test_an_error_about_asking_is_not_the_end_of_the_job(legacy: Legacy, upstream: Upstream) -> None:
+async def test_error_of_a_status_request_does_not_end_the_job(legacy: Legacy, upstream: Upstream) -> None:
     upstream.will(Says(status=404, body={"status": "error", "message": "no such task yet"}))
     with pytest.raises(ProviderError, match="no such task yet"):
         await legacy.check(JOB)
@@ -147,13 +149,13 @@ async def test_an_error_about_asking_is_not_the_end_of_the_job(legacy: Legacy, u
         ({"task_id": JOB, "status": "odd", "url": IMAGE}, Pending(job_id=JOB, check_in=0)),
     ],
 )
-async def test_a_callback_without_an_end_tells_how_far_it_is_or_makes_us_ask(
+async def test_callback_of_a_running_job_has_its_progress_or_causes_a_poll(
     legacy: Legacy, body: Any, report: Pending
 ) -> None:
     assert legacy.parse_callback(body) == report
 
 
-async def test_what_this_dialect_does_not_have(legacy: Legacy) -> None:
+async def test_features_that_the_dialect_lacks(legacy: Legacy) -> None:
     assert legacy.supports("nano-banana")
     assert not legacy.supports("nano-banana-pro")
     assert await legacy.refresh_url(IMAGE) is None

@@ -61,7 +61,7 @@ def test_an_unknown_model_is_quoted_short_and_harmless() -> None:
 
 
 @pytest.mark.parametrize("prompt", ["", "  \n\t ", "\u200b\u200b", "\u2060"])
-def test_a_prompt_nobody_can_see_is_empty(prompt: str) -> None:
+def test_invisible_prompt_is_empty(prompt: str) -> None:
     refusal = refused(prompt=prompt)
     assert (refusal.code, refusal.field) == ("invalid_prompt", "prompt")
 

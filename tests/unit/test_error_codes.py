@@ -1,4 +1,4 @@
-"""Every failure that providers are known to tell comes to the right code; a row cites where it is documented."""
+"""Classification of every known provider error; each row cites its source."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SENSITIVE = "The input or output was flagged as sensitive. Please try again with
 GEMINI = "Gemini could not generate an image with the given prompt. Please try again with a different prompt."
 
 # -- numbers and words, as (number, words, code, retryable, billed); sections are those of the facts about providers
-TOLD: dict[str, list[tuple[int | None, str, str, bool, str | None]]] = {
+KNOWN_ERRORS: dict[str, list[tuple[int | None, str, str, bool, str | None]]] = {
     "kie 1.1: access": [
         (401, "You do not have access permissions", "provider_auth", False, "no"),
         (401, "Unauthorized", "provider_auth", False, "no"),
@@ -130,10 +130,10 @@ TOLD: dict[str, list[tuple[int | None, str, str, bool, str | None]]] = {
 
 @pytest.mark.parametrize(
     ("code", "words", "expected", "retryable", "billed"),
-    [row for rows in TOLD.values() for row in rows],
-    ids=[f"{section}: {row[0]} {row[1][:40]}" for section, rows in TOLD.items() for row in rows],
+    [row for rows in KNOWN_ERRORS.values() for row in rows],
+    ids=[f"{section}: {row[0]} {row[1][:40]}" for section, rows in KNOWN_ERRORS.items() for row in rows],
 )
-def test_what_is_told_in_numbers_and_words(
+def test_known_code_and_message_are_classified(
     code: int | None, words: str, expected: str, retryable: bool, billed: str | None
 ) -> None:
     found = KIE_ERRORS.classify(code, words)
@@ -197,19 +197,21 @@ NAMED: dict[str, tuple[str, bool, str | None]] = {
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_what_has_a_name_of_its_own(name: str) -> None:
+def test_named_error_is_classified(name: str) -> None:
     found = KIE_ERRORS.classify(None, "no reason given", [name])
     assert (found.code, found.retryable, found.billed) == NAMED[name]
     assert found.known
     assert KIE_ERRORS.classify(500, "no reason given", [name.swapcase()]) == found
 
 
-def test_no_row_of_the_tables_is_without_a_test_and_none_leaves_the_closed_set() -> None:
+def test_every_row_is_tested_and_within_the_closed_set() -> None:
     rows = [*KIE_ERRORS.account.values(), *KIE_ERRORS.order.values(), *error_codes.NAMES.values()]
     assert {row.code for row in [*rows, *error_codes.VAGUE_NAMES.values()]} <= TASK_CODES
     assert {*error_codes.NAMES, *error_codes.VAGUE_NAMES} == {name.lower() for name in NAMED}
-    assert {*KIE_ERRORS.account, *KIE_ERRORS.order} == {row[0] for rows in TOLD.values() for row in rows if row[0]}
-    said = [row[1] for rows in TOLD.values() for row in rows]
+    assert {*KIE_ERRORS.account, *KIE_ERRORS.order} == {
+        row[0] for rows in KNOWN_ERRORS.values() for row in rows if row[0]
+    }
+    said = [row[1] for rows in KNOWN_ERRORS.values() for row in rows]
     for pattern, row in error_codes.PHRASES:
         assert any(pattern.search(words) for words in said), pattern.pattern
         assert row.code in TASK_CODES
@@ -225,22 +227,22 @@ def test_no_row_of_the_tables_is_without_a_test_and_none_leaves_the_closed_set()
         (None, "the flux capacitor is cold", "provider_error", False),
     ],
 )
-def test_what_nobody_knows_is_guessed_and_said_to_be(
+def test_class_of_an_unknown_error_is_marked_as_a_guess(
     code: int | None, words: str, expected: str, retryable: bool
 ) -> None:
     found = KIE_ERRORS.classify(code, words)
     assert (found.code, found.retryable, found.known) == (expected, retryable, False)
 
 
-def test_a_name_tells_more_than_its_number_and_words_more_than_a_vague_name() -> None:
+def test_specific_name_precedes_code_and_message_precedes_vague_name() -> None:
     assert KIE_ERRORS.classify(400, "no reason given", ["INVALID_ARGUMENT", "API_KEY_INVALID"]).code == "provider_auth"
     assert KIE_ERRORS.classify(422, "Invalid status code: 422", ["content_policy_violation"]).code == "safety_input"
     assert KIE_ERRORS.classify(500, "your prompt was flagged", ["api_error"]).code == "safety_input"
 
 
 @pytest.mark.parametrize("words", ["RESOURCE_EXHAUSTED", "rate limit", "credits refunded", "E001", "invalid_token"])
-def test_words_that_may_repeat_a_prompt_never_say_that_nothing_was_billed(words: str) -> None:
-    """What certainly cost nothing is ordered again by itself: a prompt must not be able to claim that."""
+def test_message_never_decides_that_an_attempt_was_unbilled(words: str) -> None:
+    """An unbilled attempt is repeated automatically, and a message may repeat a prompt."""
     for code in (None, 500, 501):
         assert KIE_ERRORS.classify(code, f"failed: {words}").billed is None
 
@@ -287,7 +289,7 @@ BODIES: list[tuple[Any, str, str | None]] = [
 
 
 @pytest.mark.parametrize(("body", "code", "provider_code"), BODIES)
-def test_names_are_found_where_providers_put_them(body: Any, code: str, provider_code: str | None) -> None:
+def test_names_are_found_in_every_known_place(body: Any, code: str, provider_code: str | None) -> None:
     report = responses.job_failed(ParsedResponse.from_body(body), "job", KIE_ERRORS, str)
     assert (report.code, report.provider_code, report.known) == (code, provider_code, True)
 
@@ -307,17 +309,17 @@ def answered(status: int, body: Any, headers: dict[str, str] | None = None) -> H
         ({"detail": "a prompt of 30s"}, 5.0),
     ],
 )
-def test_a_wait_may_stand_in_the_body(body: Any, wait: float) -> None:
+def test_wait_in_the_body_is_parsed(body: Any, wait: float) -> None:
     reply = ProviderResponse.from_http(answered(429, body), 0.0, KIE_ERRORS)
     assert reply.to_refusal(str).retry_in == wait
 
 
-def test_the_header_tells_more_than_the_body() -> None:
+def test_retry_after_header_precedes_the_body() -> None:
     body = {"error": {"details": [{"retryDelay": "30s"}]}}
     assert ProviderResponse.from_http(answered(429, body, {"retry-after": "7"}), 0.0, KIE_ERRORS).wait_seconds == 7.0
 
 
-def test_what_nobody_knows_stays_visible_as_it_came() -> None:
+def test_unknown_error_keeps_its_code_and_message() -> None:
     body = {"data": {"state": "fail", "failCode": "FLUX-7", "failMsg": "the flux capacitor is cold"}}
     assert responses.job_failed(ParsedResponse.from_body(body), "job", KIE_ERRORS, str) == Failed(
         code="provider_error",

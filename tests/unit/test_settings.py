@@ -1,4 +1,4 @@
-"""A wrong value stops the start with name, shape and cure; a secret never shows."""
+"""Settings: a wrong value stops the start with name, shape and cure, and no secret is printed."""
 
 from __future__ import annotations
 
@@ -49,26 +49,24 @@ def no_dotenv_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("MAX_FILE_SIZE", "-1", "greater than 0"),
     ],
 )
-def test_a_wrong_value_is_named_with_its_cure(
-    monkeypatch: pytest.MonkeyPatch, name: str, value: str, cure: str
-) -> None:
+def test_wrong_value_is_named_with_its_cure(monkeypatch: pytest.MonkeyPatch, name: str, value: str, cure: str) -> None:
     monkeypatch.setenv(name, value)
-    with pytest.raises(SettingsError) as told:
+    with pytest.raises(SettingsError) as caught:
         load_settings()
-    message = str(told.value)
+    message = str(caught.value)
     assert message.startswith(name)
     assert cure in message
     assert "hunter2" not in message
 
 
-def test_every_wrong_value_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_wrong_values_are_reported_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BROKER_PORT", "x")
     monkeypatch.setenv("LOG_LEVEL", "x")
     with pytest.raises(SettingsError, match=r"(?s)BROKER_PORT.*LOG_LEVEL|LOG_LEVEL.*BROKER_PORT"):
         load_settings()
 
 
-def test_both_names_of_a_variable_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_alias_of_a_variable_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KIE_API_KEY", "from-the-other-name")
     monkeypatch.setenv("MAX_WORKERS", "3")
     settings = load_settings()
@@ -79,20 +77,20 @@ def test_both_names_of_a_variable_are_understood(monkeypatch: pytest.MonkeyPatch
     assert not settings.sandboxed
 
 
-def test_a_dotenv_file_is_read_and_an_empty_value_means_unset(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_dotenv_file_is_read_and_empty_value_is_unset(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("BROKER_PORT=8123\nNANO_BANANA_API_KEY=\nBROKER_API_KEYS=one, two\n")
     settings = load_settings()
     assert (settings.port, settings.sandboxed) == (8123, True)
     assert [key.get_secret_value() for key in settings.api_keys] == ["one", "two"]
 
 
-def test_a_dotenv_file_that_is_no_text_is_told(tmp_path: Path) -> None:
+def test_binary_dotenv_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / ".env").write_bytes(b"\xff\xfe\0garbage")
     with pytest.raises(SettingsError, match="UTF-8"):
         load_settings()
 
 
-def test_secrets_do_not_show_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_are_not_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("NANO_BANANA_API_KEY", "NANO_BANANA_WEBHOOK_KEY", "SECRET_KEY", "BROKER_API_KEYS"):
         monkeypatch.setenv(name, "canary-canary-canary")
     settings = load_settings()
@@ -100,28 +98,28 @@ def test_secrets_do_not_show_themselves(monkeypatch: pytest.MonkeyPatch) -> None
     assert "canary" not in str(settings.model_dump())
 
 
-def test_the_defaults_live_in_the_data_folder() -> None:
+def test_defaults_are_in_the_data_folder() -> None:
     settings = load_settings()
     assert settings.database == "sqlite:///data/broker.db"
     assert settings.blobs == Path("data/blobs")
 
 
-def test_a_bucket_has_a_name_and_both_halves_of_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bucket_needs_a_name_and_both_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BROKER_BLOB_URL", "s3:")
     with pytest.raises(SettingsError, match="MINIO_BUCKET"):
         load_settings()
     monkeypatch.setenv("MINIO_BUCKET", "images")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "hunter2")
-    with pytest.raises(SettingsError, match="go together") as told:
+    with pytest.raises(SettingsError, match="go together") as caught:
         load_settings()
-    assert "hunter2" not in str(told.value)
+    assert "hunter2" not in str(caught.value)
     monkeypatch.setenv("BROKER_BLOB_LINKS", "public")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
     with pytest.raises(SettingsError, match="MINIO_PUBLIC_URL"):
         load_settings()
 
 
-def test_the_older_names_of_a_bucket_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_minio_names_of_a_bucket_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
         "BROKER_BLOB_URL": "s3:/images/of/ours",
         "MINIO_ENDPOINT": "localhost:9000",
@@ -147,7 +145,7 @@ def test_the_older_names_of_a_bucket_are_understood(monkeypatch: pytest.MonkeyPa
     assert (newer.access_key.get_secret_value(), newer.endpoint) == ("newer-key", "https://s3.example.com")
 
 
-def test_a_password_in_an_address_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_password_in_a_url_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgresql://me:hunter2@db.example.com:5432/broker?sslpassword=hunter2")
     settings = load_settings()
     assert settings.database_shown == "postgresql://db.example.com:5432/broker"

@@ -53,7 +53,7 @@ def test_every_2xx_delivers(status: int, step: int) -> None:
     assert step_after(step, ReceiverResponse(status=status)) == NextStep(fate=DeliveryStatus.DELIVERED)
 
 
-def test_gone_stops() -> None:
+def test_gone_ends_the_delivery() -> None:
     assert step_after(1, ReceiverResponse(status=410)) == NextStep(fate=DeliveryStatus.GONE, reason="HTTP 410")
 
 
@@ -134,14 +134,14 @@ def test_only_a_new_public_end_is_an_event(was: str, now: str, event: Event | No
     assert event_between(was, now) == event
 
 
-def test_an_event_has_one_id_and_different_events_have_different_ones() -> None:
+def test_event_ids_are_stable_and_distinct() -> None:
     ids = [event_id(task, event) for task in ("task_1", "task_2") for event in Event]
     assert ids == [event_id(task, event) for task in ("task_1", "task_2") for event in Event]
     assert len(set(ids)) == 6
     assert all(re.fullmatch(r"evt_[0-9a-f]{32}", one) for one in ids)
 
 
-def test_a_body_can_be_stored_and_sent_whatever_the_prompt_is() -> None:
+def test_event_body_is_ascii_for_any_prompt() -> None:
     body = event_body(Event.FAILED, "2026-01-01T00:00:00.000Z", {"prompt": "狐\x00\ud800\u2028"})
     assert body.isascii()
     assert body.isprintable()

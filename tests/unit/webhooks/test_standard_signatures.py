@@ -1,4 +1,4 @@
-"""Our signatures are what the official library accepts; and whatever is sent to us, the answer is right or wrong."""
+"""Standard Webhooks: interoperability with the official library, and verification of arbitrary input."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ def prove(headers: dict[str, Any], body: bytes = BODY, *keys: bytes, now: float 
 
 
 @pytest.mark.parametrize("key", [OLD, NEW, derived_key(b"a secret"), bytes(range(64))])
-def test_the_official_library_accepts_what_we_sign(key: bytes) -> None:
+def test_official_library_accepts_signed_message(key: bytes) -> None:
     assert Webhook(write_secret(key)).verify(BODY, signed(key, at=time.time())) == json.loads(BODY)
 
 
 @pytest.mark.parametrize("receiver", [OLD, NEW])
-def test_while_secrets_are_changed_both_sides_may_have_either(receiver: bytes) -> None:
+def test_old_and_new_key_are_valid_during_rotation(receiver: bytes) -> None:
     assert Webhook(write_secret(receiver)).verify(BODY, signed(NEW, OLD, at=time.time()))
 
 
-def test_the_official_library_refuses_what_was_changed() -> None:
+def test_official_library_rejects_changed_message() -> None:
     headers = signed(NEW, at=time.time())
     changed: list[tuple[bytes, dict[str, str]]] = [
         (BODY + b" ", headers),
@@ -57,13 +57,13 @@ def test_the_official_library_refuses_what_was_changed() -> None:
             Webhook(write_secret(NEW)).verify(body, sent)
 
 
-def test_we_accept_what_the_official_library_signs() -> None:
+def test_message_signed_by_the_official_library_is_verified() -> None:
     signature = Webhook(write_secret(NEW)).sign("msg_1", datetime.fromtimestamp(NOW, UTC), BODY.decode())
     headers = {"webhook-id": "msg_1", "webhook-timestamp": str(int(NOW)), "webhook-signature": signature}
     assert prove(headers) == Proof.BODY_VERIFIED
 
 
-def test_the_example_of_the_standard() -> None:
+def test_example_of_the_standard() -> None:
     """From the documentation of the standard's reference libraries: the same secret, id, time and body."""
     key = read_secret("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
     headers = StandardSignature([key]).sign("msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, b'{"test": 2432232314}')
@@ -73,7 +73,7 @@ def test_the_example_of_the_standard() -> None:
 # -- proving
 
 
-def test_the_body_the_id_and_the_time_are_covered() -> None:
+def test_signature_covers_body_id_and_time() -> None:
     right = signed(NEW)
     assert prove(right) == Proof.BODY_VERIFIED
     assert prove(right, BODY + b" ") == Proof.WRONG
@@ -84,12 +84,12 @@ def test_the_body_the_id_and_the_time_are_covered() -> None:
 
 
 @pytest.mark.parametrize(("seconds", "proof"), [(300, Proof.BODY_VERIFIED), (301, Proof.WRONG)])
-def test_an_old_or_a_future_signature_is_none(seconds: int, proof: Proof) -> None:
+def test_old_and_future_signatures_are_wrong(seconds: int, proof: Proof) -> None:
     assert prove(signed(NEW), now=NOW + seconds) == proof
     assert prove(signed(NEW), now=NOW - seconds) == proof
 
 
-def test_nothing_offered_is_no_proof_and_half_of_it_is_a_wrong_one() -> None:
+def test_missing_signature_proves_nothing_and_partial_one_is_wrong() -> None:
     right = signed(NEW)
     assert prove({}) == Proof.NONE
     for name in right:
@@ -102,8 +102,8 @@ def test_nothing_offered_is_no_proof_and_half_of_it_is_a_wrong_one() -> None:
     ["", " ", "1790000000.0", "179_0000_000", "+1790000000", " 1790000000", "1790000000 ", "1.79e9", "0x6ab1", "nan",
      "inf", "-1790000000", "١٧٩٠٠٠٠٠٠٠", "1790000000\n", "9" * 400],
 )  # fmt: skip
-def test_a_timestamp_is_plain_digits(timestamp: str) -> None:
-    """Two readers that take it differently would sign different things."""
+def test_timestamp_must_be_plain_digits(timestamp: str) -> None:
+    """Two parsers that differ would sign different messages."""
     key = StandardSignature([NEW])
     mac = base64.b64encode(_mac(timestamp)).decode()
     headers = {"webhook-id": "evt_1", "webhook-timestamp": timestamp, "webhook-signature": f"v1,{mac}"}
@@ -122,13 +122,13 @@ WRONG_SIGNATURES = [
 
 
 @pytest.mark.parametrize("offered", WRONG_SIGNATURES)
-def test_a_malformed_signature_is_wrong_and_nothing_worse(offered: str) -> None:
+def test_malformed_signature_is_wrong(offered: str) -> None:
     right = signed(NEW)
     mac = right["webhook-signature"].removeprefix("v1,")
     assert prove({**right, "webhook-signature": offered.replace("{right}", mac)}) == Proof.WRONG
 
 
-def test_a_right_signature_may_stand_among_the_first_five() -> None:
+def test_valid_signature_among_the_first_five_is_found() -> None:
     right = signed(NEW)
     others = " ".join(["v1a,AAAA", "v1,", "junk", ""])
     assert prove({**right, "webhook-signature": f"{others} {right['webhook-signature']}"}) == Proof.BODY_VERIFIED
@@ -138,7 +138,7 @@ def test_a_right_signature_may_stand_among_the_first_five() -> None:
     st.dictionaries(st.sampled_from(["webhook-id", "webhook-timestamp", "webhook-signature"]), st.text()),
     st.binary(max_size=100),
 )
-def test_whatever_is_sent_proves_nothing_and_breaks_nothing(headers: dict[str, str], body: bytes) -> None:
+def test_arbitrary_headers_never_raise_or_verify(headers: dict[str, str], body: bytes) -> None:
     assert prove(headers, body) in {Proof.NONE, Proof.WRONG}
     assert prove({**signed(NEW), **headers}, body) in {
         Proof.WRONG,
@@ -149,7 +149,7 @@ def test_whatever_is_sent_proves_nothing_and_breaks_nothing(headers: dict[str, s
 # -- secrets
 
 
-def test_a_secret_comes_back_as_it_went_out() -> None:
+def test_secret_round_trip() -> None:
     assert read_secret(write_secret(NEW)) == NEW
 
 
@@ -157,19 +157,19 @@ def test_a_secret_comes_back_as_it_went_out() -> None:
     "text", ["", "whsec_", "secret", "whsec_AAAA", "whsec_" + "A" * 31, "whsec_" + "é" * 32, "WHSEC_" + "A" * 32,
              "whsec_" + base64.b64encode(b"x" * 65).decode(), "whsec_" + "A" * 31 + "!"],
 )  # fmt: skip
-def test_what_is_no_secret_is_refused_and_not_repeated(text: str) -> None:
+def test_invalid_secret_is_rejected_without_repeating_it(text: str) -> None:
     with pytest.raises(ValueError, match=r"it does not begin|is not base64|its key has") as refused:
         read_secret(text)
     assert len(text) <= 6 or text.removeprefix("whsec_") not in str(refused.value)
 
 
-def test_a_derived_secret_is_of_its_own_kind() -> None:
-    """Not the secret itself, the same every time, and long enough for the standard."""
-    key = derived_key(b"the secret of the house")
-    assert key == derived_key(b"the secret of the house") != derived_key(b"another one")
+def test_derived_key_is_stable_and_distinct() -> None:
+    """It is deterministic, different from the secret, and long enough for the standard."""
+    key = derived_key(b"the secret of the broker")
+    assert key == derived_key(b"the secret of the broker") != derived_key(b"another one")
     assert read_secret(write_secret(key)) == key
     assert b"the secret" not in key
 
 
-def test_a_signature_prints_no_key() -> None:
+def test_repr_hides_the_keys() -> None:
     assert "nnn" not in repr(StandardSignature([NEW]))

@@ -1,4 +1,4 @@
-"""From raw bytes to a verdict."""
+"""Verification of callbacks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from webhooks.verification import (
 )
 
 
-def verdict(
+def verification_of(
     token: Proof = Proof.NONE,
     signature: Proof = Proof.NONE,
     *,
@@ -32,35 +32,35 @@ def verdict(
     trusted: bool = False,
     known: bool = True,
 ) -> tuple[Verification, int]:
-    judged = decide(
+    decision = decide(
         Evidence(token=token, signature=signature, signature_required=required, trusted=trusted, known=known)
     )
-    return judged.verification, judged.status
+    return decision.verification, decision.status
 
 
-def test_the_proof_table() -> None:
-    assert verdict(Proof.BODY_VERIFIED) == (Verification.ACCEPT, 200)
-    assert verdict(signature=Proof.BODY_VERIFIED) == (Verification.ACCEPT, 200)
-    assert verdict(signature=Proof.SENDER_VERIFIED) == (Verification.RECHECK, 202)
-    assert verdict(trusted=True) == (Verification.ACCEPT, 200)
-    assert verdict() == (Verification.RECHECK, 202)
-    assert verdict(Proof.WRONG) == (Verification.REJECT, 401)
-    assert verdict(signature=Proof.WRONG) == (Verification.REJECT, 401)
-    assert verdict(required=True) == (Verification.REJECT, 401)
-    assert verdict(known=False) == (Verification.UNKNOWN, 404)
+def test_decision_table() -> None:
+    assert verification_of(Proof.BODY_VERIFIED) == (Verification.ACCEPT, 200)
+    assert verification_of(signature=Proof.BODY_VERIFIED) == (Verification.ACCEPT, 200)
+    assert verification_of(signature=Proof.SENDER_VERIFIED) == (Verification.RECHECK, 202)
+    assert verification_of(trusted=True) == (Verification.ACCEPT, 200)
+    assert verification_of() == (Verification.RECHECK, 202)
+    assert verification_of(Proof.WRONG) == (Verification.REJECT, 401)
+    assert verification_of(signature=Proof.WRONG) == (Verification.REJECT, 401)
+    assert verification_of(required=True) == (Verification.REJECT, 401)
+    assert verification_of(known=False) == (Verification.UNKNOWN, 404)
 
 
-def test_something_wrong_is_never_outweighed() -> None:
+def test_wrong_proof_is_never_outweighed() -> None:
     for other, trusted, known in itertools.product(Proof, [True, False], [True, False]):
-        assert verdict(Proof.WRONG, other, trusted=trusted, known=known) == (Verification.REJECT, 401)
-        assert verdict(other, Proof.WRONG, trusted=trusted, known=known) == (Verification.REJECT, 401)
+        assert verification_of(Proof.WRONG, other, trusted=trusted, known=known) == (Verification.REJECT, 401)
+        assert verification_of(other, Proof.WRONG, trusted=trusted, known=known) == (Verification.REJECT, 401)
 
 
-def test_only_body_proofs_and_trusted_callers_are_believed() -> None:
+def test_only_verified_bodies_and_trusted_callers_are_accepted() -> None:
     for token, signature, required, trusted, known in itertools.product(
         Proof, Proof, [True, False], [True, False], [True, False]
     ):
-        if verdict(token, signature, required=required, trusted=trusted, known=known)[0] == Verification.ACCEPT:
+        if verification_of(token, signature, required=required, trusted=trusted, known=known)[0] == Verification.ACCEPT:
             assert known
             assert Proof.BODY_VERIFIED in {token, signature} or (trusted and signature == Proof.NONE)
 
@@ -82,42 +82,42 @@ def test_only_body_proofs_and_trusted_callers_are_believed() -> None:
     ],
     ids=lambda value: repr(value)[:20],
 )
-def test_what_is_not_readable_is_said_to_be_so(body: bytes, status: int) -> None:
-    with pytest.raises(MalformedBody) as told:
+def test_unreadable_body_is_malformed(body: bytes, status: int) -> None:
+    with pytest.raises(MalformedBody) as caught:
         parse_body(body)
-    assert told.value.status == status
+    assert caught.value.status == status
 
 
-def test_ordinary_bodies_are_read() -> None:
+def test_valid_bodies_are_parsed() -> None:
     assert parse_body(b'{"data": {"taskId": "x", "n": [1, 2.5, null, true]}}')["data"]["taskId"] == "x"
     assert parse_body('{"текст": "图片"}'.encode()) == {"текст": "图片"}
     assert parse_body(b"[]") == []
 
 
 @given(st.binary(max_size=2000))
-def test_no_bytes_break_the_reader(body: bytes) -> None:
+def test_arbitrary_bytes_never_raise_other_errors(body: bytes) -> None:
     with suppress(MalformedBody):
         json.dumps(parse_body(body))
     assert "\x00" not in stored_body(body)
 
 
 @pytest.mark.parametrize("sign", ["=", "\\u003d", "\\\\u003d", "%3D", "%3d", "%253D"])
-def test_the_token_that_a_provider_repeats_stays_out_of_the_inbox(sign: str) -> None:
-    """kie.ai sends back the whole request, with our callback address in it; serializers and addresses escape it."""
+def test_repeated_token_is_masked_in_the_stored_body(sign: str) -> None:
+    """kie.ai repeats the whole request with the callback URL; serializers and URLs escape it."""
     body = '{"data": {"param": "{\\"callBackUrl\\": \\"https://x/h?task=t&token' + sign + "a1" * 16 + '\\"}"}}'
     kept = stored_body(body.encode())
     assert "a1a1" not in kept
     assert "[hidden]" in kept
 
 
-def test_the_token_it_came_with_stays_out_however_it_is_written() -> None:
+def test_token_of_the_request_is_masked_in_any_spelling() -> None:
     token = "a1" * 16
     kept = stored_body(json.dumps({"address": ["https://x/h", "secret", token]}).encode(), token)
     assert json.loads(kept) == {"address": ["https://x/h", "secret", "[hidden]"]}
     assert stored_body(b'{"state": "fail"}', "fail") == '{"state": "fail"}'
 
 
-def test_secrets_stay_out_of_the_inbox() -> None:
+def test_secret_headers_and_parameters_are_not_stored() -> None:
     headers = {
         "authorization": "Bearer canary",
         "cookie": "canary",
