@@ -62,6 +62,7 @@ class Thumbnails:
     metrics: Metrics
     wait_seconds: float = WAIT_SECONDS
     max_waiting: int = MAX_WAITING
+    max_remembered_failures: int = MAX_REMEMBERED_FAILURES
     _running: dict[_Key, asyncio.Task[StoredImage | None]] = field(default_factory=dict)
     _retry_at: OrderedDict[_Key, float] = field(default_factory=OrderedDict)
     _slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CONCURRENCY))
@@ -119,7 +120,7 @@ class Thumbnails:
         self.metrics.thumbnails.labels("unshrinkable" if is_permanent else "no_store").inc()
         self._retry_at[key] = math.inf if is_permanent else self.clock.monotonic() + RETRY_AFTER_SECONDS
         self._retry_at.move_to_end(key)
-        while len(self._retry_at) > MAX_REMEMBERED_FAILURES:
+        while len(self._retry_at) > self.max_remembered_failures:
             self._retry_at.popitem(last=False)
 
     async def _resize_and_store(self, image: StoredImage, size: ThumbnailSize) -> tuple[Thumbnail, Blob]:

@@ -8,13 +8,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
 from PIL import Image
 
-from broker.thumbnails import MAX_REMEMBERED_FAILURES, RETRY_AFTER_SECONDS, Thumbnails
+from broker.thumbnails import RETRY_AFTER_SECONDS, Thumbnails
 from storage.blobs.local import LocalBlobs
 from storage.blobs.store import BlobStore, Draft
 from storage.errors import StorageError
@@ -264,13 +264,14 @@ class Held:
 
     def __post_init__(self) -> None:
         self.asked, self.open_now = asyncio.Event(), asyncio.Event()
-        self.opened = 0
+        self.opened, self.readers = 0, asyncio.Semaphore(0)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.blobs, name)
 
     async def open(self, name: str) -> Any:
         self.opened += 1
+        self.readers.release()
         self.asked.set()
         await self.open_now.wait()
         return await self.blobs.open(name)
@@ -281,16 +282,19 @@ async def test_requests_above_the_limit_get_the_image_at_once(tmp_path: Path) ->
     async with open_api(tmp_path) as broker:
         images = [await shown(broker, number) for number in range(10)]
         held = Held(broker.services.blobs)
-        with_parts(broker, blobs=held, max_waiting=3)
-        waiting = [asyncio.create_task(small(broker, image)) for image in images[:3]]
-        await held.asked.wait()
-        while len(broker.services.thumbnails._running) < 3:  # noqa: ASYNC110
-            await asyncio.sleep(0)
-        answers = await asyncio.gather(*(small(broker, image) for image in images[3:]))
-        assert {answer.content for answer in answers} == {DATA}
+        thumbnails = with_parts(broker, blobs=held, max_waiting=3)
+        requests = [asyncio.create_task(thumbnails.find_or_make(image, 512)) for image in images]
+        waiting = set(requests)
+        while len(waiting) > 3:
+            rejected, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            assert {request.result() for request in rejected} == {None}
+        for _ in range(2):
+            await held.readers.acquire()
         assert (held.opened, outcomes(broker)) == (2, {"crowded": 7})
+        answer = await small(broker, images[3])
+        assert (answer.content, answer.headers["cache-control"]) == (DATA, "private, no-cache")
         held.open_now.set()
-        assert all(is_small(answer) for answer in await asyncio.gather(*waiting))
+        assert None not in await asyncio.gather(*waiting)
         assert is_small(await small(broker, images[3]))
 
 
@@ -301,8 +305,8 @@ async def test_waiting_ends_but_the_thumbnail_is_finished(tmp_path: Path) -> Non
         thumbnails = with_parts(broker, blobs=held, wait_seconds=0)
         assert (await small(broker, image)).content == DATA
         held.open_now.set()
-        await asyncio.gather(*thumbnails._running.values())
-        assert is_small(await small(broker, image))
+        thumbnails.wait_seconds = 10
+        assert await thumbnails.find_or_make(image, 512) is not None
         assert held.opened == 1
 
 
@@ -336,7 +340,12 @@ async def test_closing_cancels_running_thumbnails(tmp_path: Path) -> None:
 async def test_broker_closes_thumbnails_at_shutdown(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
         image = await shown(broker)
-    assert broker.services.thumbnails._start(image, 512) is None
+        thumbnails = broker.services.thumbnails
+        held = Held(broker.services.blobs)
+        thumbnails.blobs = cast(BlobStore, held)
+        running = asyncio.create_task(thumbnails.find_or_make(image, 512))
+        await held.asked.wait()
+    assert await running is None
 
 
 class _OutOfOrder:
@@ -424,23 +433,27 @@ async def test_temporary_error_is_tried_again_after_a_pause(
     """A sound image does not lose its thumbnail for the life of the process; nor is it tried at each request."""
     async with open_api(tmp_path) as broker:
         image = await shown(broker)
-        store = _UnreadableDrafts(broker.services.blobs, error)
+        blobs = broker.services.blobs
+        store = _UnreadableDrafts(blobs, error)
         thumbnails = with_parts(broker, blobs=store, clock=clock)
         assert (await small(broker, image)).content == DATA
         assert (await small(broker, image)).content == DATA
         assert (store.copies, outcomes(broker)) == (1, {"no_store": 1})
-        thumbnails.blobs = store._blobs
+        thumbnails.blobs = blobs
         clock.advance(RETRY_AFTER_SECONDS)
         assert is_small(await small(broker, image))
 
 
 async def test_number_of_remembered_failures_is_limited(tmp_path: Path, clock: ManualClock) -> None:
     async with open_api(tmp_path) as broker:
-        thumbnails = with_parts(broker, clock=clock)
-        for number in range(MAX_REMEMBERED_FAILURES + 10):
-            thumbnails._record_failure((f"generated_{number}.png", 512), StorageError("503"))
-        assert len(thumbnails._retry_at) == MAX_REMEMBERED_FAILURES
-        assert ("generated_9.png", 512) not in thumbnails._retry_at
+        images = [await shown(broker, number) for number in range(3)]
+        store = _UnreadableDrafts(broker.services.blobs, MemoryError())
+        thumbnails = with_parts(broker, blobs=store, clock=clock, max_remembered_failures=2)
+        for image in (*images, images[2]):
+            assert await thumbnails.find_or_make(image, 512) is None
+        assert store.copies == 3, "the last failure is remembered"
+        assert await thumbnails.find_or_make(images[0], 512) is None
+        assert store.copies == 4, "the first one is not"
 
 
 # -- retention
