@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from broker.catalog import MODES, Catalog, Model, join_names, quote_text
+from broker.catalog import MODES, Catalog, Model, quote_text
 from broker.errors import ApiError, FieldError
 from broker.orders import ImageParams, Order
 
@@ -69,7 +69,7 @@ def _prompt_errors(prompt: str, model: Model) -> _Errors:
 
 def _mode_errors(mode: str | None, references: int) -> _Errors:
     if mode is not None and mode not in MODES:
-        text = f"Unknown mode {quote_text(mode)}. Accepted: {join_names(MODES)}."
+        text = f"Unknown mode {quote_text(mode)}. Accepted: {', '.join(MODES)}."
         yield _error("unsupported_parameter", "mode", text)
     if mode == "image-to-image" and not references:
         yield _error("invalid_request", "image", "image-to-image needs at least one image: add one.")
@@ -92,7 +92,7 @@ def _choice_errors(params: ImageParams, model: Model) -> _Errors:
     }
     for name, (value, accepted) in choices.items():
         if value is not None and value not in accepted:
-            text = f"{model.name} has no {name} {quote_text(value)}. Accepted: {join_names(accepted)}."
+            text = f"{model.name} has no {name} {quote_text(value)}. Accepted: {', '.join(accepted)}."
             yield _error("unsupported_parameter", name, text)
 
 
