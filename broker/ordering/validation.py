@@ -36,8 +36,7 @@ def validate_params(catalog: Catalog, params: ImageParams, *, mode: str | None, 
     errors = [
         *_prompt_errors(params.prompt, model),
         *model_errors,
-        *_mode_errors(mode or None, references),
-        *_reference_errors(references, model),
+        *_reference_errors(mode or None, references, model),
         *_choice_errors(params, model),
     ]
     if errors:
@@ -67,7 +66,7 @@ def _prompt_errors(prompt: str, model: Model) -> _Errors:
         yield _error("invalid_prompt", "prompt", text)
 
 
-def _mode_errors(mode: str | None, references: int) -> _Errors:
+def _reference_errors(mode: str | None, references: int, model: Model) -> _Errors:
     if mode is not None and mode not in MODES:
         text = f"Unknown mode {quote_text(mode)}. Accepted: {', '.join(MODES)}."
         yield _error("unsupported_parameter", "mode", text)
@@ -76,9 +75,6 @@ def _mode_errors(mode: str | None, references: int) -> _Errors:
     if mode == "text-to-image" and references:
         text = "text-to-image takes no images: leave them out, or ask for image-to-image."
         yield _error("invalid_request", "mode", text)
-
-
-def _reference_errors(references: int, model: Model) -> _Errors:
     if references > model.max_references:
         text = f"{references} images are too many; {model.name} takes at most {model.max_references}."
         yield _error("too_many_images", "image", text)
