@@ -70,14 +70,14 @@ class Kie(JobApi):
     # -- references
 
     def public_url(self, reference: Reference) -> str | None:
-        return None if self._settings.upload_references and not reference.handed_over else reference.url
+        return None if self._settings.upload_references and not reference.is_uploaded else reference.url
 
     async def upload_references(self, order: Order) -> Order | Failed:
         urls = await self.resolve_references(order)
         if isinstance(urls, Failed):
             return urls
         uploaded = zip(order.references, urls, strict=True)
-        references = tuple(replace(reference, url=url, handed_over=True) for reference, url in uploaded)
+        references = tuple(replace(reference, url=url, is_uploaded=True) for reference, url in uploaded)
         return replace(order, references=references)
 
     async def upload_reference(self, reference: Reference) -> str | Failed:
