@@ -361,5 +361,5 @@ def signing_keys(settings: Settings, secret: bytes) -> list[bytes]:
 
 
 def _caller_fetcher(settings: Settings) -> Fetcher:
-    """Return a fetcher for callers' addresses. It keeps no connection open, so it is not closed."""
+    """Return a fetcher for callers' addresses."""
     return Fetcher(allow=settings.callback_allow, exemption="BROKER_CALLBACK_ALLOW")
