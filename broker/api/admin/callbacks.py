@@ -20,7 +20,7 @@ from broker.clock import iso
 from broker.presenter import Absent, Moment, OneOf, ResponseModel, TaskId
 from broker.reports import Failed, Finished, Pending, Report
 from storage import ids
-from storage.callbacks import CallbackRecord, StoredCallback
+from storage.callbacks import CallbackRecord, Callbacks, StoredCallback
 
 CALLBACK_ID: Final = f"^{ids.CALLBACK_ID.pattern}$"
 VERIFICATIONS: Final = ("accept", "recheck", "reject", "unknown", "malformed")
@@ -131,6 +131,7 @@ class CallbackFixture(ResponseModel):
 @dataclass(frozen=True, kw_only=True)
 class CallbackInboxRoutes:
     inbox: CallbackInbox
+    callbacks: Callbacks
 
     def endpoints(self) -> list[Endpoint]:
         operator = partial(Endpoint, access="admin", tag="operators")
@@ -153,7 +154,7 @@ class CallbackInboxRoutes:
         The first page also counts the callbacks that were expected and did not arrive.
         """
         query = CallbackListQuery.read(request)
-        found = await self.inbox.list_newest(
+        found = await self.callbacks.list_newest(
             limit=query.limit + 1,
             before=query.cursor,
             task_id=query.task,
@@ -170,10 +171,8 @@ class CallbackInboxRoutes:
         return json_response(document.to_document())
 
     async def _missing(self) -> MissingSummary:
-        missing = await self.inbox.count_missing()
-        return MissingSummary(
-            count=sum(missing.by_provider.values()), hours=missing.hours, providers=missing.by_provider
-        )
+        missing, window_seconds = await self.inbox.count_missing()
+        return MissingSummary(count=sum(missing.values()), hours=window_seconds / 3600, providers=missing)
 
     async def get_callback(self, request: Request) -> Response:
         """Get a callback with its body and evidence."""
@@ -235,7 +234,7 @@ def _present_callback(callback: StoredCallback) -> CallbackData:
 
 
 def _present_replay(explanation: Explanation, *, dry_run: bool, replay_id: str | None) -> ReplayData:
-    callback, decision, report = explanation.hook, explanation.verified.decision, explanation.report
+    callback, decision, report = explanation.callback, explanation.verified.decision, explanation.report
     return ReplayData(
         id=callback.id,
         was=_record(callback),
@@ -256,7 +255,7 @@ def _present_replay(explanation: Explanation, *, dry_run: bool, replay_id: str |
 
 
 def _present_fixture(explanation: Explanation) -> CallbackFixture:
-    callback = explanation.hook
+    callback = explanation.callback
     return CallbackFixture(
         provider=callback.provider,
         received_at=iso(callback.received_at),
