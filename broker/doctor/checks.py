@@ -9,7 +9,7 @@ from typing import Final
 
 from broker.doctor import access, reachability, storage
 from broker.doctor.context import DoctorContext
-from broker.providers.base import Finding, HealthCheck, HealthContext
+from broker.providers.base import Finding, HealthCheck, Provider, ProviderContext
 from broker.providers.health import failed, skipped
 from storage.errors import StorageError
 
@@ -54,16 +54,17 @@ def checks_for(context: DoctorContext) -> tuple[Check, ...]:
 
 def _provider_checks(context: DoctorContext) -> Iterator[Check]:
     """Yield the checks of each configured provider; with several, findings begin with the provider's name."""
-    contexts = context.registry.health_contexts()
-    for name, package in context.registry.packages.items():
-        prefix = f"{name}: " if len(contexts) > 1 else ""
+    registry = context.registry
+    for name, package in registry.packages.items():
+        prefix = f"{name}: " if len(registry.packages) > 1 else ""
+        provider = registry.open(name)
         for check in package.checks:
-            yield _adapt_check(check, contexts[name], prefix)
+            yield _adapt_check(check, provider, registry.context(name), prefix)
 
 
-def _adapt_check(check: HealthCheck, health: HealthContext, prefix: str) -> Check:
+def _adapt_check(check: HealthCheck, provider: Provider, account: ProviderContext, prefix: str) -> Check:
     async def run(_: DoctorContext) -> Sequence[Finding]:
-        return [replace(finding, name=prefix + finding.name) for finding in await check.run(health)]
+        return [replace(finding, name=prefix + finding.name) for finding in await check.run(provider, account)]
 
     return Check(name=prefix + check.name, run=run, needs=check.needs)
 

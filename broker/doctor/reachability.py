@@ -109,7 +109,7 @@ async def _check_broker(context: DoctorContext, local: ProbeResult) -> Sequence[
         why = f"none runs at {base}"
         return [skipped("broker", why), skipped("callbacks", why)]
     ready, metrics = await asyncio.gather(_get(context, f"{base}/ready"), _get(context, f"{base}/metrics"))
-    return [_judge_readiness(ready, base), _judge_callbacks(metrics)]
+    return [_judge_readiness(ready, base), _judge_callbacks(context, metrics)]
 
 
 async def _get(context: DoctorContext, url: str) -> HttpResponse | None:
@@ -143,7 +143,7 @@ def _unready_parts(response: HttpResponse) -> str:
         return f"HTTP {response.status}"
 
 
-def _judge_callbacks(response: HttpResponse | None) -> Finding:
+def _judge_callbacks(context: DoctorContext, response: HttpResponse | None) -> Finding:
     """Compare the callbacks received since the start with the results that had to be polled instead."""
     name = "callbacks"
     if response is None or response.status != 200:
@@ -153,8 +153,8 @@ def _judge_callbacks(response: HttpResponse | None) -> Finding:
     missing = _sum_samples(r"^broker_callbacks_missing_total\{[^}]*\} (\S+)$", page)
     found = f"{received:.0f} received; {missing:.0f} results had to be polled although a callback was expected"
     if missing and not received:
-        cure = "see the public address; does NANO_BANANA_WEBHOOK_KEY equal the webhookHmacKey at kie.ai?"
-        return warning(name, f"none arrived: {found}", cure)
+        advice = (package.signature_advice for package in context.registry.packages.values())
+        return warning(name, f"none arrived: {found}", "; ".join(filter(None, ("see the public address", *advice))))
     return ok(name, found)
 
 
