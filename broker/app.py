@@ -75,7 +75,7 @@ def native_dialect(services: Services, docs: DocsRoutes, version: str) -> Dialec
             *model_endpoints(_model_routes(services)),
             *callback_endpoints(_callback_routes(services, messages)),
             *image_endpoints(_image_routes(services)),
-            *callback_inbox_endpoints(CallbackInboxRoutes(inbox=services.inbox)),
+            *callback_inbox_endpoints(CallbackInboxRoutes(inbox=services.inbox, callbacks=services.hooks)),
             *delivery_endpoints(DeliveryRoutes(log=services.delivery_log)),
             *health_endpoints(_health_routes(services, messages, version)),
             *docs_endpoints(docs),

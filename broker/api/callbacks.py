@@ -64,8 +64,7 @@ class CallbackRoutes:
             trusted=caller_of(request).trusted,
             encoded=is_encoded(request),
         )
-        received = await self.receiver.receive(callback)
-        response = self._acknowledgement(request, received.decision)
+        response = self._acknowledgement(request, await self.receiver.receive(callback))
         response.background = BackgroundTask(self._record_duration, began)
         return response
 

@@ -11,7 +11,7 @@ from typing import Any
 from broker.callbacks.inbox import CallbackInbox
 from broker.callbacks.probe import ReachabilityProbe
 from broker.callbacks.public_url import PublicAddress
-from broker.callbacks.receive import CallbackReceiver, FloodGuard
+from broker.callbacks.receive import CallbackReceiver
 from broker.callbacks.url_monitor import UrlMonitor
 from broker.callbacks.verification import CallbackVerifier
 from broker.catalog import Catalog
@@ -204,7 +204,6 @@ class Composition(SharedParts):
             clock=self.clock,
             tasks=self.tasks,
             tokens=self.tokens,
-            provider=self.provider,
             providers=self.providers,
             signatures=self.registry.signatures(),
         )
@@ -253,9 +252,8 @@ class Composition(SharedParts):
         return CallbackReceiver(
             clock=self.clock,
             verifier=self.verifier,
-            hooks=self.hooks,
+            callbacks=self.hooks,
             metrics=self.metrics,
-            flood_guard=FloodGuard(clock=self.clock),
         )
 
     def _inbox(self) -> CallbackInbox:
@@ -263,7 +261,7 @@ class Composition(SharedParts):
             clock=self.clock,
             policy=self.policy,
             attempts=self.attempts,
-            hooks=self.hooks,
+            callbacks=self.hooks,
             callback_step=self.callback_step,
             verifier=self.verifier,
         )

@@ -30,17 +30,18 @@ from broker.api.http.responses import json_response
 from broker.callbacks.inbox import CallbackInbox, Explanation
 from broker.clock import iso
 from broker.reports import Failed, Finished, Pending, Report
-from storage.callbacks import CallbackRecord, StoredCallback
+from storage.callbacks import CallbackRecord, Callbacks, StoredCallback
 
 
 @dataclass(frozen=True, kw_only=True)
 class CallbackInboxRoutes:
     inbox: CallbackInbox
+    callbacks: Callbacks
 
     async def list_callbacks(self, request: Request) -> Response:
         """Return a page of callbacks, newest first; with the first page the number of missing ones."""
         query = CallbackListQuery.read(request)
-        found = await self.inbox.list_newest(
+        found = await self.callbacks.list_newest(
             limit=query.limit + 1,
             before=query.cursor,
             task_id=query.task,
@@ -57,10 +58,8 @@ class CallbackInboxRoutes:
         return json_response(document.to_document())
 
     async def _missing(self) -> MissingSummary:
-        missing = await self.inbox.count_missing()
-        return MissingSummary(
-            count=sum(missing.by_provider.values()), hours=missing.hours, providers=missing.by_provider
-        )
+        missing, window_seconds = await self.inbox.count_missing()
+        return MissingSummary(count=sum(missing.values()), hours=window_seconds / 3600, providers=missing)
 
     async def get_callback(self, request: Request) -> Response:
         callback = await self.inbox.get(request.path_params["id"])
@@ -115,7 +114,7 @@ def present_callback(callback: StoredCallback) -> CallbackData:
 
 
 def present_replay(explanation: Explanation, *, dry_run: bool, replay_id: str | None) -> ReplayData:
-    callback, decision, report = explanation.hook, explanation.verified.decision, explanation.report
+    callback, decision, report = explanation.callback, explanation.verified.decision, explanation.report
     return ReplayData(
         id=callback.id,
         was=_record(callback),
@@ -136,7 +135,7 @@ def present_replay(explanation: Explanation, *, dry_run: bool, replay_id: str | 
 
 
 def present_fixture(explanation: Explanation) -> CallbackFixture:
-    callback = explanation.hook
+    callback = explanation.callback
     return CallbackFixture(
         provider=callback.provider,
         received_at=iso(callback.received_at),
