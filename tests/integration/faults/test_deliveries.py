@@ -279,7 +279,7 @@ class Unrecorded:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._deliveries, name)
 
-    async def tried(self, *_: Any, **__: Any) -> None:
+    async def record_attempt(self, *_: Any, **__: Any) -> None:
         raise StorageError("the process is gone")
 
 
