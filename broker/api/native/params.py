@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -119,66 +119,51 @@ class OrderParams:
 
 def read_json_order(document: Mapping[str, Any]) -> OrderParams:
     """Raises `ApiError` naming the fields that have a wrong type or range."""
-    folded = _Folded()
-    for key, value in document.items():
-        name = _NAMES.get(key)
-        if name in _LISTS and isinstance(value, list):
-            if "" in value or None in value:
-                raise _field_error(name, "must not have empty entries")  # dropped, it would be another order
-            for one in value:
-                folded.add(key, name, one)
-        else:
-            folded.add(key, name, value)
-    try:
-        fields = OrderJson.model_validate(folded.values())
-    except ValidationError as error:
-        raise _api_error(error) from error
-    return OrderParams(fields=fields, unknown=tuple(folded.unknown))
+    return _read_order(OrderJson, _json_values(document))
 
 
 def read_form_order(form: FormData) -> OrderParams:
     """Raises `ApiError` like `read_json_order`. Numbers and booleans are written out in a form."""
-    folded = _Folded()
-    for key, value in form.multi_items():
+    values = ((key, _form_value(_NAMES.get(key), value)) for key, value in form.multi_items())
+    return _read_order(OrderForm, values)
+
+
+def _read_order(model: type[OrderJson | OrderForm], values: Iterable[tuple[str, Any]]) -> OrderParams:
+    """Fold values of any spelling into the fields of the model. A missing prompt is an empty one."""
+    folded: dict[str, Any] = {}
+    unknown = []
+    for key, value in values:
         name = _NAMES.get(key)
-        folded.add(key, name, value if name is None else _form_value(name, value))
-    values = folded.values()
-    values["image"] = values.pop("images", [])
+        if name is None:
+            unknown.append(key)
+        elif value is None or value == "":  # an empty field of a form was not filled in
+            continue
+        elif name in _LISTS:
+            folded.setdefault(name, []).append(value)
+        elif folded.setdefault(name, value) != value or type(folded[name]) is not type(value):
+            raise _field_error(name, "was given more than once: send one value")
     try:
-        fields = OrderForm.model_validate(values)
+        return OrderParams(fields=model.model_validate({"prompt": "", **folded}), unknown=tuple(unknown))
     except ValidationError as error:
         raise _api_error(error) from error
-    return OrderParams(fields=fields, unknown=tuple(folded.unknown))
 
 
-class _Folded:
-    """Values by canonical name, from any spelling."""
-
-    def __init__(self) -> None:
-        self.unknown: list[str] = []
-        self._values: dict[str, list[Any]] = {}
-
-    def add(self, key: str, name: str | None, value: Any) -> None:
-        if name is None:
-            self.unknown.append(key)
-        elif value is not None and value != "":  # an empty field of a form was not filled in
-            self._values.setdefault(name, []).append(value)
-
-    def values(self) -> dict[str, Any]:
-        """Return one value per field, a list where the field is a list. A missing prompt is an empty one."""
-        single = {name: _single_value(name, values) for name, values in self._values.items() if name not in _LISTS}
-        lists = {name: values for name, values in self._values.items() if name in _LISTS}
-        return {"prompt": "", **single, **lists}
+def _json_values(document: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the values by key, the entries of a list one by one."""
+    for key, value in document.items():
+        name = _NAMES.get(key)
+        if name not in _LISTS or not isinstance(value, list):
+            yield key, value
+            continue
+        if "" in value or None in value:
+            raise _field_error(name, "must not have empty entries")  # dropped, it would be another order
+        yield from ((key, entry) for entry in value)
 
 
-def _single_value(name: str, values: list[Any]) -> Any:
-    if any(value != values[0] or type(value) is not type(values[0]) for value in values[1:]):
-        raise _field_error(name, "was given more than once: send one value")
-    return values[0]
-
-
-def _form_value(name: str, value: str | UploadFile) -> Any:
+def _form_value(name: str | None, value: str | UploadFile) -> Any:
     """Check that files are where files belong, and read numbers and booleans. An empty file field is absent."""
+    if name is None:
+        return value
     if isinstance(value, UploadFile):
         if name != "images":
             raise _field_error(name, "must be text, not a file")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, WithJsonSchema
 from pydantic.alias_generators import to_camel
 from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
@@ -102,7 +102,7 @@ class OrderJson(OrderFields):
 class OrderForm(OrderFields):
     """An order as a form, with its images as files."""
 
-    image: list[_File] = []
+    image: Annotated[list[_File], Field(validation_alias=AliasChoices("image", "images"))] = []
 
 
 # -- queries
