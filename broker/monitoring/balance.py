@@ -12,8 +12,7 @@ from broker.clock import Clock
 from broker.errors import ProviderError
 from broker.logs import log
 from broker.providers.base import Provider
-from storage.cluster_state import ClusterState
-from storage.periodic_jobs import PeriodicJobs
+from storage.cluster_state import ClusterState, PeriodicJobs
 
 REFRESH_SECONDS: Final = 300.0
 QUERY_SECONDS: Final = 5.0
@@ -41,7 +40,7 @@ class BalanceMonitor:
     async def latest(self) -> dict[str, float]:
         """Return the recent balances by provider; those without a recent answer are missing."""
         now = self.clock.now()
-        balances = {name: _parse_recent(await self.facts.get(_fact_name(name)), now) for name in self.providers}
+        balances = {name: _parse_recent(await self.facts.get_value(_fact_name(name)), now) for name in self.providers}
         return {name: balance for name, balance in balances.items() if balance is not None}
 
 

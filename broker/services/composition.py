@@ -49,10 +49,9 @@ from broker.tasks.worker import Worker
 from broker.thumbnails import Thumbnails
 from storage.blobs.store import BlobStore
 from storage.callbacks import Callbacks
-from storage.cluster_state import ClusterState
+from storage.cluster_state import ClusterState, PeriodicJobs
 from storage.deliveries import Deliveries
 from storage.images import Images
-from storage.periodic_jobs import PeriodicJobs
 from storage.provider_limits import AccountLimits
 from storage.rate_limits import RateLimits
 from storage.sql.database import Database

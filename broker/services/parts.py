@@ -22,11 +22,10 @@ from broker.tasks.policy import TaskPolicy
 from storage.attempts import Attempts
 from storage.blobs.store import BlobStore
 from storage.callbacks import Callbacks
-from storage.cluster_state import ClusterState
+from storage.cluster_state import ClusterState, PeriodicJobs
 from storage.deliveries import Deliveries
 from storage.idempotency import IdempotencyRecords
 from storage.images import Images
-from storage.periodic_jobs import PeriodicJobs
 from storage.provider_limits import ProviderLimits
 from storage.sql.database import Database
 from storage.tasks import Tasks

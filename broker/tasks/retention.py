@@ -24,15 +24,14 @@ from broker.logs import log
 from broker.metrics import Metrics
 from broker.tasks import lifecycle
 from broker.tasks.policy import TaskPolicy
+from storage.attempts import Ledger
 from storage.blobs.store import BlobStore
 from storage.callbacks import Callbacks
-from storage.cluster_state import ClusterState
+from storage.cluster_state import ClusterState, PeriodicJobs
 from storage.deliveries import Deliveries
 from storage.idempotency import IdempotencyRecords
 from storage.ids import reference_owner
 from storage.images import Images
-from storage.ledger import Ledger
-from storage.periodic_jobs import PeriodicJobs
 from storage.sql.database import Database
 from storage.sql.migrate import created_at
 from storage.states import TaskState
@@ -114,7 +113,7 @@ class Retention:
             while last is not None:
                 last = await self.tasks.shorten_retention(current, after=last, limit=ROWS_PER_STATEMENT)
         if current != before:
-            await self.facts.replace_value("retention", repr(current))
+            await self.facts.set_value("retention", repr(current))
 
     # -- what no task's row leads to
 
