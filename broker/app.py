@@ -110,7 +110,7 @@ def _model_routes(services: Services) -> ModelRoutes:
 def _callback_routes(services: Services, messages: Messages) -> CallbackRoutes:
     return CallbackRoutes(
         clock=services.clock,
-        receiver=services.callbacks,
+        receiver=services.receiver,
         challenge=ChallengeResponse(services.tokens.secret),
         metrics=services.metrics,
         messages=messages,

@@ -229,7 +229,8 @@ class Tasks:
     async def recent_durations(self, provider: str, model: str) -> list[TaskDurations]:
         """Return the durations of the newest images of a model, newest first; at most 100."""
         rows = await self.database.fetch(
-            """SELECT resolution, finished_at - sent_at AS making, ended_at - finished_at AS fetching FROM tasks
+            """SELECT resolution, finished_at - sent_at AS provider_seconds,
+                ended_at - finished_at AS download_seconds FROM tasks
                 WHERE state = 'succeeded' AND provider = :provider AND model = :model
                 AND finished_at IS NOT NULL AND sent_at IS NOT NULL ORDER BY ended_at DESC LIMIT 100""",
             provider=provider,

@@ -33,7 +33,7 @@ class DatabaseCollector:
         clock: Clock,
         metrics: Metrics,
         tasks: Tasks,
-        lanes: ProviderLimits,
+        limits: ProviderLimits,
         deliveries: Deliveries,
         balances: BalanceMonitor,
         steps_running: Callable[[], int],
@@ -41,7 +41,7 @@ class DatabaseCollector:
         """steps_running: returns the number of steps in progress in this process."""
         self._clock = clock
         self._metrics = metrics
-        self._lanes = lanes
+        self._limits = limits
         self._balances = balances
         self._steps_running = steps_running
         self._active = TtlCache(lambda: tasks.count_by_state(ACTIVE_STATES), seconds=ACTIVE_TTL_SECONDS, clock=clock)
@@ -67,5 +67,5 @@ class DatabaseCollector:
     async def _load_provider_state(self) -> tuple[Mapping[str, float], Mapping[str, float]]:
         """Return the end of each provider's cooldown, and the balances."""
         now = self._clock.now()
-        cooldowns = {name: (await self._lanes.get_load(name, now)).paused_until for name in self._balances.providers}
+        cooldowns = {name: (await self._limits.get_load(name, now)).paused_until for name in self._balances.providers}
         return cooldowns, await self._balances.latest()

@@ -19,7 +19,7 @@ from storage.states import CANCELABLE_STATES, TaskState
 from storage.tasks import Task
 
 LEARNED_BY_CALLBACK: Final = "callback"
-LEARNED_BY_QUESTION: Final = "question"
+LEARNED_BY_CHECK: Final = "check"
 """A check found the end although a callback was expected."""
 LEARNED_BY_POLL: Final = "poll"
 """A check found the end, and no callback could arrive."""

@@ -190,7 +190,7 @@ def _feed(services: Services, upstream: Upstream) -> OrderService:
     )
     services.worker.callbacks.step = replace(services.worker.callbacks.step, providers=providers)
     services.worker.submissions = replace(services.worker.submissions, providers=providers)
-    receiver, orders = services.callbacks, services.orders
+    receiver, orders = services.receiver, services.orders
     verifier = replace(receiver.verifier, provider=provider, providers=providers, signatures={})
     provider.receiver = replace(receiver, verifier=verifier)
     return replace(orders, providers=providers, planner=replace(orders.planner, providers=providers))

@@ -1,4 +1,4 @@
-"""The step of WAITING: ask the provider for the state of a job; and the switch from callbacks to checks."""
+"""The step of WAITING: query the provider for the state of a job; and the switch from callbacks to checks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SWITCH_BATCH_SIZE: Final = 50
 class CheckStep:
     """Checks jobs at their provider."""
 
-    hooks: Callbacks
+    callbacks: Callbacks
     providers: Mapping[str, Provider]
     metrics: Metrics
     transitions: Transitions
@@ -56,11 +56,8 @@ class CheckStep:
         """Return how the end of a checked job counts in the ledger: an accepted callback has priority."""
         if not task.expects_callback:
             return lifecycle.LEARNED_BY_POLL
-        return (
-            lifecycle.LEARNED_BY_CALLBACK
-            if await self.hooks.has_accepted(task.id, task.attempt)
-            else lifecycle.LEARNED_BY_QUESTION
-        )
+        has_callback = await self.callbacks.has_accepted(task.id, task.attempt)
+        return lifecycle.LEARNED_BY_CALLBACK if has_callback else lifecycle.LEARNED_BY_CHECK
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,14 +69,8 @@ class PollingSwitch:
 
     async def switch_to_polling(self, sent_before: float) -> int:
         """Switch every task whose current attempt was sent before this moment; return their number."""
-        count = 0
+        count, switch = 0, lifecycle.switch_to_polling
         while waiting := await self.tasks.awaiting_callback(sent_before, SWITCH_BATCH_SIZE):
-            await asyncio.gather(*(self._switch_task(task) for task in waiting))
+            await asyncio.gather(*(self.transitions.apply_own(task, switch, is_leased=False) for task in waiting))
             count += len(waiting)
         return count
-
-    async def _switch_task(self, task: Task) -> None:
-        clock, policy = self.transitions.clock, self.transitions.policy
-        await self.transitions.apply(
-            task, lambda row, _: lifecycle.switch_to_polling(row, clock.now(), policy), is_leased=False
-        )

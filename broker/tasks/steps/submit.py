@@ -15,12 +15,12 @@ from broker.orders import Order
 from broker.providers.base import Provider
 from broker.reports import Failed, Report
 from broker.tasks import lifecycle
-from broker.tasks.circuit_breaker import cooldown_until
 from broker.tasks.orders import OrderBuilder
+from broker.tasks.submissions import account_limits, cooldown_until
 from broker.tasks.transitions import Transitions
 from storage.attempts import Attempt
 from storage.errors import StorageError
-from storage.provider_limits import AccountLimits, ProviderLimits
+from storage.provider_limits import ProviderLimits
 from storage.sql.database import Stale
 from storage.states import TaskState
 from storage.tasks import DUE_CHANNEL, Task, Tasks
@@ -37,7 +37,7 @@ class SubmitStep:
     """Submits orders to providers."""
 
     tasks: Tasks
-    lanes: ProviderLimits
+    limits: ProviderLimits
     providers: Mapping[str, Provider]
     metrics: Metrics
     orders: OrderBuilder
@@ -75,39 +75,28 @@ class SubmitStep:
 
     async def _begin_submission(self, task: Task, provider: Provider) -> Attempt | None:
         """Write the intent; return None if the provider has no capacity or the task changed."""
-        number = task.attempt + 1
-        attempt = Attempt(
-            task_id=task.id,
-            number=number,
-            provider=provider.name,
-            key_id=provider.key_id,
-            sent_at=self.transitions.clock.now(),
-        )
-        limits = AccountLimits(creates_per_window=provider.creates_per_10s, concurrency=provider.concurrency)
+        now, number = self.transitions.clock.now(), task.attempt + 1
+        attempt = Attempt(task_id=task.id, number=number, provider=provider.name, key_id=provider.key_id, sent_at=now)
         expects_callback = self.callback_url(task.provider, task.id, number) is not None
+        intent = lifecycle.begin_submission(
+            task, expects_callback=expects_callback, now=now, policy=self.transitions.policy
+        )
+        reserving = self.limits.reserve_submission(attempt, account_limits(provider))
         try:
             async with self.reservations:
-                await self.transitions.begin_submission(
-                    task,
-                    attempt,
-                    expects_callback=expects_callback,
-                    reserving=self.lanes.reserve_submission(attempt, limits),
-                )
+                await self.transitions.begin_submission(task, intent, reserving)
         except (Stale, StorageError):
             if not await _retry_read(lambda: self._was_begun(task, number)):
                 await self.transitions.release(task)
                 return None
-        self.transitions.record_submission(task, attempt, expects_callback=expects_callback)
+        self.transitions.record_change(task, intent)
         return attempt
 
     async def _was_begun(self, task: Task, number: int) -> bool:
         """Return whether our intent is in the database: the connection broke between its commit and the response."""
         row = await self.tasks.get(task.id)
-        return row is not None and (row.state, row.attempt, row.leased_by) == (
-            TaskState.SUBMITTING,
-            number,
-            task.leased_by,
-        )
+        wanted = (TaskState.SUBMITTING, number, task.leased_by)
+        return row is not None and (row.state, row.attempt, row.leased_by) == wanted
 
     async def _submit_order(self, task: Task, order: Order, attempt: Attempt, provider: Provider) -> None:
         url = self.callback_url(task.provider, task.id, attempt.number) if task.expects_callback else None
@@ -146,13 +135,13 @@ class SubmitStep:
                 return
 
     async def _update_cooldown(self, provider: Provider, report: Report | None) -> None:
-        failures = await self.lanes.count_errors(provider.name)
+        failures = await self.limits.count_errors(provider.name)
         clock, policy = self.transitions.clock, self.transitions.policy
         until = cooldown_until(report, failures, clock.now(), policy)
         if until is not None:
-            await self.tasks.database.transact(self.lanes.start_cooldown(provider.name, until))
+            await self.tasks.database.transact(self.limits.start_cooldown(provider.name, until))
         elif failures:
-            await self.tasks.database.transact(self.lanes.end_cooldown(provider.name), wake=(DUE_CHANNEL,))
+            await self.tasks.database.transact(self.limits.end_cooldown(provider.name), wake=(DUE_CHANNEL,))
 
 
 async def _retry_read(read: Callable[[], Awaitable[T]]) -> T:
