@@ -364,7 +364,7 @@ class Composition:
         )
 
     def _caller_fetcher(self) -> Fetcher:
-        """Return a fetcher for callers' addresses. It keeps no connection open, so it is not closed."""
+        """Return a fetcher for callers' addresses."""
         return Fetcher(allow=self.settings.callback_allow, exemption="BROKER_CALLBACK_ALLOW")
 
     # -- callbacks

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -53,7 +53,6 @@ class ReferenceIntake:
     async def inspect(self, sources: Sequence[ReferenceSource], model: str) -> None:
         """Raise `ApiError` where `store` would, and keep nothing. Addresses are checked, not downloaded."""
         owner = reference_owner(new_batch_id())
-        has_content = any(not isinstance(source, UrlReference) for source in sources)
         try:
             for source in sources:
                 if isinstance(source, UrlReference):
@@ -63,11 +62,12 @@ class ReferenceIntake:
         except (IntakeError, DownloadError, StorageFull) as error:
             raise reference_error(error) from error
         finally:
-            if has_content:
-                await self.blobs.delete(owner)
+            await self.delete(owner, sources)
 
-    async def delete(self, owner: str) -> None:
-        await self.blobs.delete(owner)
+    async def delete(self, owner: str, sources: Sequence[ReferenceSource]) -> None:
+        """Delete the files that may have been stored for an owner."""
+        if sources:
+            await self.blobs.delete(owner)
 
     def _max_bytes(self, model: str) -> int:
         """Return the size limit of one reference: ours, or the model's if that is lower."""
@@ -96,7 +96,7 @@ class ReferenceIntake:
 
 
 async def hash_source(source: ReferenceSource) -> str:
-    """Return what identifies a reference in the fingerprint of a request. An upload is read and can be read again."""
+    """Return the part of a reference in the fingerprint of a request. An upload is read and can be read again."""
     match source:
         case UrlReference(url=url):
             return url
@@ -105,14 +105,10 @@ async def hash_source(source: ReferenceSource) -> str:
         case DataUriReference(text=text):
             return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
         case UploadedReference(chunks=chunks):
-            return await _hash_chunks(chunks)
-
-
-async def _hash_chunks(chunks: AsyncIterator[bytes]) -> str:
-    digest = hashlib.sha256()
-    async for chunk in chunks:
-        digest.update(chunk)
-    return digest.hexdigest()
+            digest = hashlib.sha256()
+            async for chunk in chunks:
+                digest.update(chunk)
+            return digest.hexdigest()
 
 
 def reference_error(error: IntakeError | DownloadError | StorageFull) -> ApiError:

@@ -131,7 +131,7 @@ class Kie:
         if isinstance(urls, Failed):
             return urls
         uploaded = zip(order.references, urls, strict=True)
-        references = tuple(replace(reference, url=url, handed_over=True) for reference, url in uploaded)
+        references = tuple(replace(reference, url=url, is_uploaded=True) for reference, url in uploaded)
         return replace(order, references=references)
 
     # -- results

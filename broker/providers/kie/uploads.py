@@ -32,7 +32,7 @@ class ReferenceUploader:
 
     def public_url(self, reference: Reference) -> str | None:
         """Return a URL that kie.ai can fetch, or None if the reference must be uploaded."""
-        return None if self.always_upload and not reference.handed_over else reference.url
+        return None if self.always_upload and not reference.is_uploaded else reference.url
 
     async def urls_of(self, order: Order) -> list[str] | Failed:
         """Return a URL for each reference; those without one are uploaded."""
