@@ -22,9 +22,10 @@ from broker.net.hosts import local_base_url
 from broker.providers import registry
 from broker.providers.base import ProviderPackage
 from broker.providers.registry import ProviderRegistry
-from broker.services import DOWNLOAD_CONCURRENCY, Composition, Services
+from broker.services import Composition, Services
 from broker.settings import Settings, loading
 from broker.settings.loading import SalvagedSettings
+from broker.tasks.steps.download import DOWNLOAD_CONCURRENCY
 from storage.blobs.local import LocalBlobs
 from storage.blobs.store import BlobStore
 from storage.cluster_state import ClusterState

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final
+from typing import Any
 
 from broker.callbacks.inbox import CallbackInbox
 from broker.callbacks.probe import ReachabilityProbe
@@ -45,7 +44,7 @@ from broker.tasks.steps.callbacks import CallbackQueue, CallbackStep
 from broker.tasks.steps.check import CheckStep, PollingSwitch
 from broker.tasks.steps.download import DownloadStep
 from broker.tasks.steps.recover import RecoverStep
-from broker.tasks.steps.submit import MAX_RESERVATIONS, SubmitStep
+from broker.tasks.steps.submit import SubmitStep
 from broker.tasks.steps.table import StepTable
 from broker.tasks.submissions import SubmissionQueue
 from broker.tasks.transitions import Transitions
@@ -61,8 +60,6 @@ from storage.tasks import Tasks
 from uploads.intake import Intake
 from webhooks.signatures.standard import StandardSignature, derived_key, read_secret
 from webhooks.tokens import CallbackTokens, ChallengeResponse
-
-DOWNLOAD_CONCURRENCY: Final = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,10 +193,6 @@ class Composition:
         path = self.providers[provider].callback_path
         return f"{base}{path}?task={task}&attempt={attempt}&token={token}"
 
-    def image_base(self) -> str | None:
-        """Return the URL at which providers reach our images; None without one."""
-        return self.address.base
-
     # -- tasks
 
     @cached_property
@@ -213,12 +206,7 @@ class Composition:
             policy=self.policy,
             tasks=self.tables.tasks,
             attempts=self.tables.attempts,
-            outbox=Outbox(
-                clock=self.clock,
-                deliveries=self.tables.deliveries,
-                images=self.tables.images,
-                presenter=self.presenter,
-            ),
+            outbox=Outbox(clock=self.clock, tables=self.tables, presenter=self.presenter),
             metrics=self.metrics,
         )
 
@@ -228,9 +216,7 @@ class Composition:
 
     @cached_property
     def callback_step(self) -> CallbackStep:
-        return CallbackStep(
-            clock=self.clock, tables=self.tables, providers=self.providers, transitions=self.transitions
-        )
+        return CallbackStep(tables=self.tables, providers=self.providers, transitions=self.transitions)
 
     @cached_property
     def balances(self) -> BalanceMonitor:
@@ -242,36 +228,26 @@ class Composition:
         )
 
     def _steps(self) -> StepTable:
+        providers, transitions = self.providers, self.transitions
         return StepTable(
             submit=SubmitStep(
-                tasks=self.tables.tasks,
                 limits=self.tables.provider_limits,
-                providers=self.providers,
-                metrics=self.metrics,
-                orders=OrderBuilder(blobs=self.blobs, image_base=self.image_base),
-                transitions=self.transitions,
+                providers=providers,
+                orders=OrderBuilder(blobs=self.blobs, image_base=lambda: self.address.base),
+                transitions=transitions,
                 callback_url=self.callback_url,
-                reservations=asyncio.Semaphore(MAX_RESERVATIONS),
             ),
-            recover=RecoverStep(transitions=self.transitions),
-            check=CheckStep(
-                callbacks=self.tables.callbacks,
-                providers=self.providers,
-                metrics=self.metrics,
-                transitions=self.transitions,
-            ),
+            recover=RecoverStep(transitions=transitions),
+            check=CheckStep(callbacks=self.tables.callbacks, providers=providers, transitions=transitions),
             download=DownloadStep(
-                tasks=self.tables.tasks,
                 images=self.tables.images,
                 intake=self.intake,
                 fetcher=self.fetcher,
-                providers=self.providers,
-                metrics=self.metrics,
-                transitions=self.transitions,
+                providers=providers,
+                transitions=transitions,
                 max_download_bytes=self.settings.max_download_bytes,
-                downloads=asyncio.Semaphore(DOWNLOAD_CONCURRENCY),
             ),
-            transitions=self.transitions,
+            transitions=transitions,
         )
 
     def _worker(self) -> Worker:
@@ -297,7 +273,7 @@ class Composition:
             ),
             balances=self.balances,
             running=running,
-            leases=LeaseKeeper(clock=clock, tasks=tasks, running=running, lease_seconds=self.settings.lease),
+            leases=LeaseKeeper(clock=clock, running=running, lease_seconds=self.settings.lease),
             clock_guard=ClockGuard(clock=clock),
         )
 
@@ -314,9 +290,7 @@ class Composition:
         return DatabaseCollector(
             clock=self.clock,
             metrics=self.metrics,
-            tasks=self.tables.tasks,
-            limits=self.tables.provider_limits,
-            deliveries=self.tables.deliveries,
+            tables=self.tables,
             balances=self.balances,
             steps_running=lambda: self.running_steps.count,
         )
@@ -360,7 +334,7 @@ class Composition:
             ),
             providers=self.providers,
             callback_url=self.callback_url,
-            image_base=self.image_base,
+            image_base=lambda: self.address.base,
         )
 
     def _caller_fetcher(self) -> Fetcher:
@@ -400,7 +374,7 @@ class Composition:
         )
 
     def _url_monitor(self) -> UrlMonitor:
-        switch = PollingSwitch(tasks=self.tables.tasks, transitions=self.transitions)
+        switch = PollingSwitch(transitions=self.transitions)
         return UrlMonitor(
             address=self.address,
             agents=self.agents,

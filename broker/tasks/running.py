@@ -111,7 +111,6 @@ class LeaseKeeper:
     """
 
     clock: Clock
-    tasks: Tasks
     running: RunningSteps
     lease_seconds: float
     _recover_from: float = field(init=False)
@@ -135,7 +134,7 @@ class LeaseKeeper:
         while True:
             await asyncio.sleep(self.lease_seconds / 3)
             try:
-                await self.tasks.renew(self.running.held_leases(), self.clock.now() + self.lease_seconds)
+                await self.running.tasks.renew(self.running.held_leases(), self.clock.now() + self.lease_seconds)
             except StorageError as error:
                 log.error("leases could not be renewed", action="store_unavailable", why=str(error))
                 self.record_outage()

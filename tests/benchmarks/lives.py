@@ -155,7 +155,7 @@ class InstantDownload(DownloadStep):
             sha256=secrets.token_hex(32),
             created_at=self.transitions.clock.now(),
         )
-        await insert_result(self.tasks, self.images, task, image)
+        await insert_result(self.transitions.tasks, self.images, task, image)
         return None
 
 

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from broker.clock import Clock
 from broker.providers.base import Provider
 from broker.reports import Pending, Report
 from broker.tasks.lifecycle import LEARNED_BY_CALLBACK
@@ -29,7 +28,6 @@ RETRY_SECONDS: Final = 1.0
 class CallbackStep:
     """Processes the stored callbacks of a task."""
 
-    clock: Clock
     tables: Tables
     providers: Mapping[str, Provider]
     transitions: Transitions
@@ -37,7 +35,7 @@ class CallbackStep:
     async def process_callbacks(self, task_id: str) -> None:
         for callback in await self.tables.callbacks.list_unprocessed(task_id):
             task = await self.tables.tasks.get(task_id)
-            mark_processed = self.tables.callbacks.mark_processed(callback, self.clock.now())
+            mark_processed = self.tables.callbacks.mark_processed(callback, self.transitions.clock.now())
             if task is None:
                 with contextlib.suppress(Stale):
                     await self.tables.database.transact(mark_processed)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, TypeVar
 
 from broker.errors import ProviderError
 from broker.logs import log
-from broker.metrics import Metrics
 from broker.orders import Order
 from broker.providers.base import Provider
 from broker.reports import Failed, Report
@@ -23,7 +22,7 @@ from storage.errors import StorageError
 from storage.provider_limits import ProviderLimits
 from storage.sql.database import Stale
 from storage.states import TaskState
-from storage.tasks import DUE_CHANNEL, Task, Tasks
+from storage.tasks import DUE_CHANNEL, Task
 
 T = TypeVar("T")
 
@@ -36,15 +35,13 @@ MAX_RESERVATIONS: Final = 2
 class SubmitStep:
     """Submits orders to providers."""
 
-    tasks: Tasks
     limits: ProviderLimits
     providers: Mapping[str, Provider]
-    metrics: Metrics
     orders: OrderBuilder
     transitions: Transitions
     callback_url: Callable[[str, str, int], str | None]
     """(provider, task, attempt): return the URL, with its token, that the provider calls; None without a public URL."""
-    reservations: asyncio.Semaphore
+    reservations: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_RESERVATIONS))
 
     async def run(self, task: Task) -> None:
         """Submit the order of a task.
@@ -69,7 +66,7 @@ class SubmitStep:
         attempt = await self._begin_submission(task, provider)
         if attempt is None:
             return
-        row = await _retry_read(lambda: self.tasks.get(task.id))
+        row = await _retry_read(lambda: self.transitions.tasks.get(task.id))
         if row and (row.state, row.attempt) == (TaskState.SUBMITTING, attempt.number):
             await self._submit_order(row, order, attempt, provider)
 
@@ -94,7 +91,7 @@ class SubmitStep:
 
     async def _was_begun(self, task: Task, number: int) -> bool:
         """Return whether our intent is in the database: the connection broke between its commit and the response."""
-        row = await self.tasks.get(task.id)
+        row = await self.transitions.tasks.get(task.id)
         wanted = (TaskState.SUBMITTING, number, task.leased_by)
         return row is not None and (row.state, row.attempt, row.leased_by) == wanted
 
@@ -114,8 +111,9 @@ class SubmitStep:
         await self._update_cooldown(provider, report)
 
     def _record_request(self, provider: Provider, outcome: str, begun: float) -> None:
-        self.metrics.submissions.labels(provider.name, outcome).inc()
-        self.metrics.submission_seconds.labels(provider.name).observe(self.transitions.clock.monotonic() - begun)
+        clock, metrics = self.transitions.clock, self.transitions.metrics
+        metrics.submissions.labels(provider.name, outcome).inc()
+        metrics.submission_seconds.labels(provider.name).observe(clock.monotonic() - begun)
 
     async def _store_answer(self, task: Task, report: Report, number: int) -> None:
         """Store the provider's response, retrying for as long as the database fails: the response is worth money."""
@@ -139,9 +137,9 @@ class SubmitStep:
         clock, policy = self.transitions.clock, self.transitions.policy
         until = cooldown_until(report, failures, clock.now(), policy)
         if until is not None:
-            await self.tasks.database.transact(self.limits.start_cooldown(provider.name, until))
+            await self.transitions.tasks.database.transact(self.limits.start_cooldown(provider.name, until))
         elif failures:
-            await self.tasks.database.transact(self.limits.end_cooldown(provider.name), wake=(DUE_CHANNEL,))
+            await self.transitions.tasks.database.transact(self.limits.end_cooldown(provider.name), wake=(DUE_CHANNEL,))
 
 
 async def _retry_read(read: Callable[[], Awaitable[T]]) -> T:
