@@ -60,6 +60,5 @@ def cooldown_until(report: Report | None, failures: int, now: float, policy: Tas
     if report is None:
         return now + OPEN_SECONDS if failures + 1 >= MAX_UNKNOWN_IN_A_ROW else now
     if isinstance(report, Failed) and report.retryable and report.code in ACCOUNT_ERROR_CODES:
-        pause = backoff_seconds(failures, policy, max_seconds=policy.max_check_pause_seconds)
-        return now + max(report.retry_in or 0.0, pause)
+        return now + max(report.retry_in or 0.0, backoff_seconds(failures, policy))
     return None
