@@ -10,7 +10,7 @@ from typing import Any
 from broker.callbacks.inbox import CallbackInbox
 from broker.callbacks.probe import ReachabilityProbe
 from broker.callbacks.public_url import PublicAddress
-from broker.callbacks.receive import CallbackReceiver, FloodGuard
+from broker.callbacks.receive import CallbackReceiver
 from broker.callbacks.tunnels import TunnelAgents
 from broker.callbacks.url_monitor import UrlMonitor
 from broker.callbacks.verification import CallbackVerifier
@@ -349,7 +349,6 @@ class Composition:
             clock=self.clock,
             tasks=self.tables.tasks,
             tokens=self.tokens,
-            provider=self.provider,
             providers=self.providers,
             signatures=self.registry.signatures(),
         )
@@ -358,9 +357,8 @@ class Composition:
         return CallbackReceiver(
             clock=self.clock,
             verifier=self.verifier,
-            hooks=self.tables.callbacks,
+            callbacks=self.tables.callbacks,
             metrics=self.metrics,
-            flood_guard=FloodGuard(clock=self.clock),
         )
 
     def _inbox(self) -> CallbackInbox:
@@ -368,7 +366,7 @@ class Composition:
             clock=self.clock,
             policy=self.policy,
             attempts=self.tables.attempts,
-            hooks=self.tables.callbacks,
+            callbacks=self.tables.callbacks,
             callback_step=self.callback_step,
             verifier=self.verifier,
         )

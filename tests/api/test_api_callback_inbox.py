@@ -370,7 +370,7 @@ async def test_what_was_refused_is_explained_and_never_believed(tmp_path: Path) 
             None,
             False,
         )
-        assert (told["taskId"], told["effect"]) == (task.id, "nothing: it is not taken in")
+        assert (told["taskId"], told["effect"]) == (task.id, "nothing: it is not processed")
         assert [hook["id"] for hook in (await listed(broker))[0]] == [hook_id]
         assert (await row(broker, task)).state == TaskState.WAITING
 

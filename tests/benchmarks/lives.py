@@ -34,6 +34,7 @@ from storage.sql.sqlite import SqliteDatabase, sqlite_path
 from storage.states import TaskState
 from storage.tasks import Task
 from tests.benchmarks.measuring import Side
+from webhooks.signatures.base import Unsigned
 from webhooks.verification import IncomingCallback
 
 AT_ONCE: Final = 32
@@ -191,7 +192,7 @@ def _feed(services: Services, upstream: Upstream) -> OrderService:
     services.worker.callbacks.step = replace(services.worker.callbacks.step, providers=providers)
     services.worker.submissions = replace(services.worker.submissions, providers=providers)
     receiver, orders = services.receiver, services.orders
-    verifier = replace(receiver.verifier, provider=provider, providers=providers, signatures={})
+    verifier = replace(receiver.verifier, providers=providers, signatures={provider.name: Unsigned()})
     provider.receiver = replace(receiver, verifier=verifier)
     return replace(orders, providers=providers, planner=replace(orders.planner, providers=providers))
 
