@@ -16,7 +16,7 @@ class Attempt:
     key_id: the provider's key that it used, by its stable name; checks and cancels use the same.
     outcome: `sent`, `accepted`, `refused`, `failed`, `succeeded` or `unknown`.
     duplicate_result: a second success, as JSON.
-    learned_by: source of the end: `callback`, `question` (a check although a callback was expected) or `poll` (a check
+    learned_by: source of the end: `callback`, `check` (although a callback was expected) or `poll` (a check
     without one); None where the response to the submission had it.
     """
 

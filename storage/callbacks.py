@@ -111,7 +111,7 @@ class Callbacks:
         """
         rows = await self.database.fetch(
             f"""SELECT provider, count(*) AS n FROM
-                (SELECT provider FROM attempts a WHERE a.learned_by = 'question'
+                (SELECT provider FROM attempts a WHERE a.learned_by = 'check'
                 AND a.ended_at > :since AND a.ended_at <= :until AND NOT EXISTS
                 (SELECT 1 FROM callbacks h WHERE h.task_id = a.task_id AND h.attempt = a.number AND {_IS_ACCEPTED})
                 LIMIT :limit) due GROUP BY provider""",
