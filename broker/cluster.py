@@ -33,7 +33,7 @@ async def _check_property(facts: ClusterState, mine: _SharedProperty, *, is_conf
         return
     if not is_configured:
         raise SettingsError(mine.error)
-    await facts.replace_value(mine.name, mine.value)
+    await facts.set_value(mine.name, mine.value)
     log.warning(mine.warning, action=f"{mine.name}_changed")
 
 
