@@ -19,7 +19,6 @@ from storage.sql.database import Database
 MAX_HARMLESS_SKEW_SECONDS: Final = 2.0
 """Difference between two clocks that needs no warning."""
 
-
 _SIGNING_ERROR: Final = (
     "SECRET_KEY is not set, so this machine generated its own; but the other processes on this database sign with "
     "another one: set the same SECRET_KEY for all (the first has it in secret.key in its BROKER_DATA_DIR)"
@@ -55,7 +54,7 @@ async def _check_value(state: ClusterState, name: str, value: str, *, error: str
         return
     if error is not None:
         raise SettingsError(error)
-    await state.replace_value(name, value)
+    await state.set_value(name, value)
     log.warning(warning, action=f"{name}_changed")
 
 
