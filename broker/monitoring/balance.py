@@ -12,8 +12,7 @@ from broker.clock import Clock
 from broker.errors import ProviderError
 from broker.logs import log
 from broker.providers.base import Provider
-from storage.cluster_state import ClusterState
-from storage.periodic_jobs import PeriodicJobs
+from storage.cluster_state import ClusterState, PeriodicJobs
 
 REFRESH_SECONDS: Final = 300.0
 QUERY_SECONDS: Final = 5.0
@@ -42,7 +41,7 @@ class BalanceMonitor:
         """Return the recent balances by provider; those without a recent answer are missing."""
         now = self.clock.now()
         balances = {
-            name: _parse_recent(await self.cluster_state.get(_state_name(name)), now) for name in self.providers
+            name: _parse_recent(await self.cluster_state.get_value(_state_name(name)), now) for name in self.providers
         }
         return {name: balance for name, balance in balances.items() if balance is not None}
 
