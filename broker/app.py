@@ -100,7 +100,7 @@ def native_dialect(services: Services, docs: DocsRoutes, version: str) -> Dialec
             *models.endpoints(),
             *_callback_routes(services, messages).endpoints(),
             *images.endpoints(),
-            *CallbackInboxRoutes(inbox=services.inbox, callbacks=services.hooks).endpoints(),
+            *CallbackInboxRoutes(inbox=services.inbox, callbacks=services.callbacks).endpoints(),
             *DeliveryRoutes(log=services.delivery_log).endpoints(),
             *health.endpoints(),
             *docs.endpoints(),
@@ -126,7 +126,7 @@ def _callback_routes(services: Services, messages: Messages) -> CallbackRoutes:
     return CallbackRoutes(
         paths={name: provider.callback_path for name, provider in services.providers.items()},
         clock=services.clock,
-        receiver=services.callbacks,
+        receiver=services.receiver,
         challenge=ChallengeResponse(services.tokens.secret),
         metrics=services.metrics,
         messages=messages,

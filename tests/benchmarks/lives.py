@@ -156,7 +156,7 @@ class InstantDownload(DownloadStep):
             sha256=secrets.token_hex(32),
             created_at=self.transitions.clock.now(),
         )
-        await insert_result(self.tasks, self.images, task, image)
+        await insert_result(self.transitions.tasks, self.images, task, image)
         return None
 
 
@@ -191,7 +191,7 @@ def _feed(services: Services, upstream: Upstream) -> OrderService:
     )
     services.worker.callbacks.step = replace(services.worker.callbacks.step, providers=providers)
     services.worker.submissions = replace(services.worker.submissions, providers=providers)
-    receiver, orders = services.callbacks, services.orders
+    receiver, orders = services.receiver, services.orders
     verifier = replace(receiver.verifier, providers=providers, signatures={provider.name: Unsigned()})
     provider.receiver = replace(receiver, verifier=verifier)
     return replace(orders, providers=providers, planner=replace(orders.planner, providers=providers))
