@@ -26,11 +26,11 @@ class JsonObject:
 
 
 def _to_absolute(url: str, info: ValidationInfo) -> str:
-    return url if "://" in url else f"{info.context}{url}"
+    return url if "://" in url else f"{info.context or ''}{url}"
 
 
 Url = Annotated[str, AfterValidator(_to_absolute)]
-"""A URL, or a path below the URL that is the context of the validation."""
+"""A URL, or a path below the URL that is the validation context."""
 
 
 @dataclass(frozen=True, kw_only=True)
