@@ -8,12 +8,13 @@ from __future__ import annotations
 import difflib
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date
 from importlib import resources
-from typing import Annotated, Any, Final, Literal, cast, get_args
+from itertools import groupby
+from typing import Any, Final, Literal, cast, get_args
 
-from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, PositiveInt, TypeAdapter
 
 from broker.errors import ApiError
 from broker.orders import Mode, Order, OutputFormat
@@ -22,24 +23,26 @@ Status = Literal["live", "deprecated", "retired"]
 
 MODES: Final[tuple[Mode, ...]] = get_args(Mode)
 
-_STRICT: Final = ConfigDict(extra="forbid")
+
+class _Entry(BaseModel):
+    """Base of a table in a catalog file; an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Wire:
+class Wire(_Entry):
     """One provider's spelling of one mode of one model. A field without a name does not exist there."""
 
-    __pydantic_config__ = _STRICT
     model: str | None = None
     ratio: str | None = None
     default_ratio: str | None = None
     resolution: str | None = None
     format: str | None = None
-    formats: Mapping[OutputFormat, str] = field(default_factory=dict)
+    formats: Mapping[OutputFormat, str] = {}
     references: str | None = None
     empty_references: bool = False
-    prices: Mapping[str, float] = field(default_factory=dict)
-    extra: Mapping[str, str] = field(default_factory=dict)
+    prices: Mapping[str, float] = {}
+    extra: Mapping[str, str] = {}
     """Names of other parameters (`ImageParams.extra`), by ours."""
 
     def spell(self, order: Order, references: Sequence[str]) -> dict[str, Any]:
@@ -56,17 +59,12 @@ class Wire:
         }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Alias:
+class Alias(_Entry):
     """Another name of a model."""
 
-    __pydantic_config__ = _STRICT
     name: str
     until: date | None = None
     """The day on which its vendor withdrew it; the broker still accepts it."""
-
-    def is_retired(self, on: date) -> bool:
-        return self.until is not None and on >= self.until
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,24 +78,20 @@ class Offer:
     unit: str | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class ProviderTerms:
+class ProviderTerms(_Entry):
     """Documented terms of a provider, for all its models."""
 
-    __pydantic_config__ = _STRICT
     unit: str | None = None
     """Currency of its prices."""
-    creates_per_10s: Annotated[int, Field(gt=0)] = 20
+    creates_per_10s: PositiveInt = 20
     """Submissions per account."""
-    concurrency: Annotated[int, Field(gt=0)] = 100
+    concurrency: PositiveInt = 100
     """Running jobs per account."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Model:
+class Model(_Entry):
     """One model under its canonical name."""
 
-    __pydantic_config__ = _STRICT
     name: str
     title: str
     google: str
@@ -166,7 +160,7 @@ class Catalog:
         known = {model["name"] for model in listed}
         for name, table in tables.items():
             if unknown := table.get("models", {}).keys() - known:
-                raise ValueError(f"catalog of {name}: no model is named {join_names(sorted(unknown))}")
+                raise ValueError(f"catalog of {name}: no model is named {', '.join(sorted(unknown))}")
         models = TypeAdapter(tuple[Model, ...]).validate_python([_expand(model, tables) for model in listed])
         terms = {
             name: {key: value for key, value in table.items() if "models" not in key} for name, table in tables.items()
@@ -187,26 +181,24 @@ class Catalog:
     def warnings(self, name: str | None, on: date) -> tuple[str, ...]:
         """Return the warnings for an order by this name on a day: about the name, and about the model."""
         model = self.resolve(name)
-        gone = [
-            alias
+        withdrawn = [
+            f"Google took the name {alias.name} back on {alias.until}. Use {model.name} instead."
             for alias in model.aliases
-            if name and _normalize_name(name) == _normalize_name(alias.name) and alias.is_retired(on)
+            if alias.until and on >= alias.until and _normalize_name(name or "") == _normalize_name(alias.name)
         ]
-        old = [f"Google took the name {one.name} back on {one.until}. Use {model.name} instead." for one in gone]
-        return (*old, *filter(None, [model.warning(on)]))
+        return (*withdrawn, *filter(None, [model.warning(on)]))
 
     def offers(self, model: Model) -> tuple[Offer, ...]:
         """Return the offers of a model; modes of one provider with equal prices are one offer."""
         return tuple(
-            Offer(provider=provider, modes=modes, prices=prices, unit=self.unit(provider) if prices else None)
+            Offer(provider=provider, modes=tuple(modes), prices=prices, unit=self.unit(provider) if prices else None)
             for provider, wires in model.providers.items()
-            for modes, prices in _by_price(wires)
+            for prices, modes in _group_by_price(wires)
         )
 
     def unit(self, provider: str) -> str | None:
         """Return the currency of a provider's prices; None if it has no known prices."""
-        terms = self._terms.get(provider)
-        return terms.unit if terms else None
+        return self._terms[provider].unit
 
     def terms(self, provider: str) -> ProviderTerms:
         """Return a provider's limits and unit."""
@@ -246,16 +238,12 @@ class Catalog:
     def _unknown_model(self, name: str) -> str:
         close = difflib.get_close_matches(_normalize_name(name)[:80], self._by_name, n=1)
         hint = f' Did you mean "{self._by_name[close[0]].name}"?' if close else ""
-        return f"Unknown model {quote_text(name)}.{hint} Accepted: {join_names(model.name for model in self.models)}."
+        return f"Unknown model {quote_text(name)}.{hint} Accepted: {', '.join(model.name for model in self.models)}."
 
 
 def quote_text(text: str) -> str:
     """Return foreign text for use in a sentence: short, on one line, harmless to a terminal."""
     return ascii(text[:64]) if not text.isprintable() else f'"{text[:64]}"'
-
-
-def join_names(names: Iterator[str] | Sequence[str]) -> str:
-    return ", ".join(names)
 
 
 def _normalize_name(name: str) -> str:
@@ -279,12 +267,8 @@ def _per_mode(table: dict[str, Any]) -> dict[str, Any]:
     return {mode: shared | own for mode, own in named.items()}
 
 
-def _by_price(wires: Mapping[Mode, Wire]) -> Iterator[tuple[tuple[Mode, ...], Mapping[str, float]]]:
-    ordered = [mode for mode in MODES if mode in wires]
-    for n, mode in enumerate(ordered):
-        prices = wires[mode].prices
-        if all(wires[earlier].prices != prices for earlier in ordered[:n]):
-            yield tuple(same for same in ordered if wires[same].prices == prices), prices
+def _group_by_price(wires: Mapping[Mode, Wire]) -> Iterator[tuple[Mapping[str, float], Iterator[Mode]]]:
+    return groupby((mode for mode in MODES if mode in wires), key=lambda mode: wires[mode].prices)
 
 
 def _index(models: Sequence[Model]) -> dict[str, Model]:
@@ -303,9 +287,9 @@ def _check_wires(model: Model) -> None:
         for mode, wire in modes.items():
             where = f"catalog: {model.name}, {provider}, {mode}"
             if wire.format and set(wire.formats) != set(model.output_formats):
-                raise ValueError(f"{where}: formats must spell each of {join_names(model.output_formats)}")
+                raise ValueError(f"{where}: formats must spell each of {', '.join(model.output_formats)}")
             if not set(wire.prices) <= set(model.resolutions):
-                raise ValueError(f"{where}: prices are for {join_names(model.resolutions)}")
+                raise ValueError(f"{where}: prices are for {', '.join(model.resolutions)}")
             if mode == "image-to-image" and not wire.references:
                 raise ValueError(f"{where}: references must name the field of the images")
 

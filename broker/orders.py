@@ -4,28 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal
 
 Mode = Literal["text-to-image", "image-to-image"]
 OutputFormat = Literal["png", "jpg"]
 
-
+_COLUMNS: Final = ("prompt", "model", "aspect_ratio", "resolution")
 _STORED_TOGETHER: Final = ("output_format", "steps", "seed")
-
-
-class StoredParams(Protocol):
-    """The columns of a task that hold its parameters."""
-
-    @property
-    def prompt(self) -> str: ...
-    @property
-    def model(self) -> str: ...
-    @property
-    def aspect_ratio(self) -> str | None: ...
-    @property
-    def resolution(self) -> str | None: ...
-    @property
-    def params(self) -> Mapping[str, Any]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,31 +36,16 @@ class ImageParams:
 
     def to_columns(self) -> dict[str, Any]:
         """Return the columns of a task: those that are queried, and the others in one mapping."""
-        together = {name: getattr(self, name) for name in _STORED_TOGETHER}
-        params = {name: value for name, value in {**self.extra, **together}.items() if value is not None}
-        return {
-            "prompt": self.prompt,
-            "model": self.model,
-            "aspect_ratio": self.aspect_ratio,
-            "resolution": self.resolution,
-            "params": params,
-        }
+        others = {**self.extra, **{name: getattr(self, name) for name in _STORED_TOGETHER}}
+        params = {name: value for name, value in others.items() if value is not None}
+        return {name: getattr(self, name) for name in _COLUMNS} | {"params": params}
 
     @classmethod
-    def from_task(cls, task: StoredParams) -> ImageParams:
-        stored = task.params
-        return cls(
-            prompt=task.prompt,
-            model=task.model,
-            aspect_ratio=task.aspect_ratio,
-            resolution=task.resolution,
-            **{name: stored.get(name) for name in _STORED_TOGETHER},
-            extra={name: value for name, value in stored.items() if name not in _STORED_TOGETHER},
-        )
-
-
-def mode_of(text: str) -> Mode:
-    return "image-to-image" if text == "image-to-image" else "text-to-image"
+    def from_columns(cls, columns: Mapping[str, Any]) -> ImageParams:
+        """Return the parameters in the columns of a task."""
+        params = dict(columns["params"])
+        together = {name: params.pop(name, None) for name in _STORED_TOGETHER}
+        return cls(**{name: columns[name] for name in _COLUMNS}, **together, extra=params)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +62,8 @@ class Reference:
     """Where a provider can download it; None without a public URL."""
     read: Callable[[], AsyncIterator[bytes]]
     """Streams its bytes."""
-    handed_over: bool = False
-    """Whether `url` leads to the provider's own store."""
+    is_uploaded: bool = False
+    """True if `url` leads to the provider's own store."""
 
 
 @dataclass(frozen=True, kw_only=True)

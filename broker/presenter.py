@@ -12,6 +12,7 @@ from pydantic.alias_generators import to_camel
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import CoreSchema, core_schema
 
+from broker.catalog import MODES
 from broker.clock import iso
 from broker.errors import TASK_CODES
 from broker.i18n import Language, Messages
@@ -21,13 +22,6 @@ from storage.images import StoredImage
 from storage.states import TaskState
 from storage.tasks import Task
 from uploads.thumbnails import has_thumbnail
-
-_STAGES: Final = {
-    TaskState.QUEUED: "queued",
-    TaskState.SUBMITTING: "submitting",
-    TaskState.WAITING: "waiting",
-    TaskState.FETCHING: "downloading",
-}
 
 THUMBNAIL_SIZE: Final = 512
 """Longest side of the thumbnail that `thumbnail` links to."""
@@ -50,7 +44,7 @@ class OneOf:
 
 
 class ResponseModel(BaseModel):
-    """Base of everything the broker says in JSON: exactly the declared keys, in camelCase.
+    """Base of all JSON that the broker sends: exactly the declared keys, in camelCase.
 
     A field with a default is a key that may be missing; all others are always present.
     """
@@ -66,15 +60,15 @@ Absent = SkipJsonSchema[None]
 """Type of a key that may be missing, but is never null."""
 TaskId = Annotated[str, Field(pattern=TASK_ID, examples=[f"task_{'0' * 32}"])]
 Moment = Annotated[str, Field(json_schema_extra={"format": "date-time"}, examples=["2026-11-20T12:00:00.000Z"])]
-ImagePath = Annotated[str, Field(pattern=f"^/uploads/images/{IMAGE_NAME}$")]
+ImagePath = Annotated[str, Field(pattern=f"^/uploads/(images|references)/{IMAGE_NAME}$")]
 MediaType = Annotated[str, OneOf(("image/png", "image/jpeg", "image/webp"))]
-ModeName = Annotated[str, OneOf(("text-to-image", "image-to-image"))]
+ModeName = Annotated[str, OneOf(MODES)]
 TaskStatus = Annotated[str, OneOf(("pending", "processing", "completed", "failed", "canceled"))]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
-class ResultData(ResponseModel):
-    """An image of a completed task."""
+class ImageData(ResponseModel):
+    """A stored image."""
 
     url: ImagePath
     width: int
@@ -85,17 +79,10 @@ class ResultData(ResponseModel):
     thumbnail: str | None
 
 
-class ImageMetadata(ResponseModel):
+class ImageMetadata(ImageData):
     """An image and the tasks it belongs to."""
 
     name: str
-    url: str
-    width: int
-    height: int
-    bytes: int
-    media_type: MediaType
-    sha256: Sha256
-    thumbnail: str | None
     kind: Annotated[str, OneOf(("result", "reference"))]
     task: TaskId
     tasks: Annotated[list[TaskId], Field(description="for a reference: all tasks of its request")]
@@ -158,7 +145,7 @@ class TaskData(ResponseModel):
     aspect_ratio: str | None
     resolution: str | None
     result: Annotated[ImagePath | None, Field(description="the first image")]
-    results: list[ResultData]
+    results: list[ImageData]
     error: str | None
     error_detail: TaskErrorDetail | None
     progress: ProgressData
@@ -201,7 +188,7 @@ class TaskPresenter:
         self, task: Task, images: Sequence[StoredImage], language: Language, progress: Progress = UNKNOWN
     ) -> TaskData:
         """Return a task. images: the results of a completed task, in order."""
-        results = [_result(image) for image in images]
+        results = [ImageData(**_image_fields(image)) for image in images]
         error = _error_code(task)
         return TaskData(
             id=task.id,
@@ -228,16 +215,10 @@ class TaskPresenter:
     def image_metadata(self, image: StoredImage, tasks: Sequence[Task]) -> ImageMetadata:
         """Return the metadata of an image. tasks: those it belongs to, all of one request; at least one."""
         task, ends = tasks[0], [task.ended_at for task in tasks]
-        params = ImageParams.from_task(task)
+        params = ImageParams.from_columns(vars(task))
         return ImageMetadata(
+            **_image_fields(image),
             name=image.name,
-            url=_image_path(image),
-            width=image.width,
-            height=image.height,
-            bytes=image.size,
-            media_type=image.media_type,
-            sha256=image.sha256,
-            thumbnail=_thumbnail_path(image),
             kind=image.kind,
             task=task.id,
             tasks=[task.id for task in tasks],
@@ -257,9 +238,10 @@ class TaskPresenter:
 def _progress(task: Task, progress: Progress) -> ProgressData:
     """Null is unknown, or has no meaning at this stage."""
     is_waiting = task.state == TaskState.WAITING and not task.has_ended
+    stage = "downloading" if task.state == TaskState.FETCHING else task.state.value
     percent = task.provider_percent if is_waiting else None
     return ProgressData(
-        stage="done" if task.has_ended else _STAGES[task.state],
+        stage="done" if task.has_ended else stage,
         position=progress.position,
         provider_state=task.provider_state if is_waiting else None,
         percent=None if percent is None else round(percent),
@@ -274,24 +256,17 @@ def _error_code(task: Task) -> str | None:
     return task.error_code or ("canceled" if task.state == TaskState.CANCELED else "provider_error")
 
 
-def _image_path(image: StoredImage) -> str:
-    return f"/uploads/{'references' if image.kind == 'reference' else 'images'}/{image.name}"
-
-
-def _thumbnail_path(image: StoredImage) -> str | None:
-    return f"{_image_path(image)}?size={THUMBNAIL_SIZE}" if has_thumbnail(image) else None
-
-
-def _result(image: StoredImage) -> ResultData:
-    return ResultData(
-        url=_image_path(image),
-        width=image.width,
-        height=image.height,
-        bytes=image.size,
-        media_type=image.media_type,
-        sha256=image.sha256,
-        thumbnail=_thumbnail_path(image),
-    )
+def _image_fields(image: StoredImage) -> dict[str, Any]:
+    path = f"/uploads/{'references' if image.kind == 'reference' else 'images'}/{image.name}"
+    return {
+        "url": path,
+        "width": image.width,
+        "height": image.height,
+        "bytes": image.size,
+        "media_type": image.media_type,
+        "sha256": image.sha256,
+        "thumbnail": f"{path}?size={THUMBNAIL_SIZE}" if has_thumbnail(image) else None,
+    }
 
 
 def _error_detail(task: Task, code: str) -> TaskErrorDetail:
@@ -305,7 +280,7 @@ def _error_detail(task: Task, code: str) -> TaskErrorDetail:
     )
 
 
-def _generation(task: Task, results: Sequence[ResultData]) -> GenerationRecord | None:
+def _generation(task: Task, results: Sequence[ImageData]) -> GenerationRecord | None:
     if task.state != TaskState.SUCCEEDED or not results:
         return None
     return GenerationRecord(
@@ -317,5 +292,5 @@ def _generation(task: Task, results: Sequence[ResultData]) -> GenerationRecord |
         url=results[0].url,
         timestamp=iso(task.updated_at if task.ended_at is None else task.ended_at),
         aspect_ratio=task.aspect_ratio,
-        steps=ImageParams.from_task(task).steps,
+        steps=ImageParams.from_columns(vars(task)).steps,
     )

@@ -1,4 +1,4 @@
-"""What a provider says about a job: one of three words, whoever it was that we heard it from."""
+"""Reports of a provider about a job: the same three types for a submission, a status check and a callback."""
 
 from __future__ import annotations
 
@@ -10,54 +10,52 @@ Billed = Literal["yes", "no", "unknown"]
 
 @dataclass(frozen=True, kw_only=True)
 class Pending:
-    """The job exists, or may exist, and is not finished.
-
-    check_in: seconds after which the provider would like to be asked again; 0 = ask now; None = as usual.
-    stage: the provider's own word for how far it is. percent: if it says one; nobody else ever does.
-    """
+    """The job exists, or may exist, and is not finished."""
 
     job_id: str | None = None
     check_in: float | None = None
+    """Seconds until the next check, by the provider's wish; 0: check now; None: as usual."""
     stage: str | None = None
+    """The provider's own word for its progress."""
     percent: float | None = None
+    """Progress, if the provider reports it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finished:
-    """The job succeeded.
-
-    outputs: URLs of the results, in order; empty when the provider claims success and names none.
-    cost: what it took, in the provider's unit (kie: credits); None when it did not say.
-    ended_at: when, by the provider's own clock, in seconds since the epoch; None when it did not say. For measuring
-    only: it decides nothing, and makes no difference between two reports.
-    """
+    """The job succeeded."""
 
     outputs: tuple[str, ...]
+    """URLs of the results, in order; empty if the provider reports success without any."""
     job_id: str | None = None
     cost: float | None = None
+    """In the provider's unit (kie: credits); None if not reported."""
     ended_at: float | None = field(default=None, compare=False)
+    """By the provider's own clock, in seconds since the epoch; None if not reported. For measurements only."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Failed:
-    """The job, or the request to make one, was refused or failed.
-
-    code: from the closed set of task error codes. message: the provider's own words, untranslated, for `errorDetail`.
-    provider_code: its own code. retryable: another attempt may succeed. billed: whether this attempt cost money.
-    retry_in: seconds the provider asked us to wait, already parsed; None when it did not say. ended_at: as above.
-    known: the code was looked up, not guessed. sent: a request that could make a job left the house.
-    """
+    """The job failed, or the request to create it was refused."""
 
     code: str
+    """From the closed set of task error codes."""
     message: str
+    """The provider's own words, untranslated."""
     retryable: bool
+    """True if another attempt may succeed."""
     billed: Billed = "unknown"
+    """Whether this attempt cost money."""
     job_id: str | None = None
     provider_code: str | None = None
     retry_in: float | None = None
+    """Seconds to wait, by the provider's wish; None if not reported."""
     ended_at: float | None = field(default=None, compare=False)
+    """As in `Finished`."""
     known: bool = True
+    """True if the code is from the provider's error table; False if it was guessed."""
     sent: bool = True
+    """True if a request was sent that could create a job."""
 
 
 Report = Pending | Finished | Failed

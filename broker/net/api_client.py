@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from ssl import SSLContext, SSLError
-from types import MappingProxyType
 from typing import Any, Final, Literal
 
 import httpx
@@ -29,7 +28,6 @@ MAX_CONCURRENT_UPLOADS: Final = 4
 
 MAX_JSON_DEPTH: Final = 64
 USER_AGENT: Final = "nano-banana-broker"
-NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +42,7 @@ class HttpResponse:
     def json(self) -> Any:
         """Return the body as JSON; raise `ProviderError` for anything else, quoting none of it."""
         try:
-            return parse_provider_json(self.body)
+            return read_json(self.body, max_depth=MAX_JSON_DEPTH, repair_surrogates=True)
         except ValueError:
             raise ProviderError(f"HTTP {self.status} with {len(self.body)} bytes that are not sound JSON") from None
 
@@ -78,7 +76,7 @@ class ApiClient:
         method: str,
         url: str,
         *,
-        headers: Mapping[str, str] = NO_HEADERS,
+        headers: Mapping[str, str] | None = None,
         params: Mapping[str, str] | None = None,
         json: Any = None,
         form: Mapping[str, str] | None = None,
@@ -93,12 +91,13 @@ class ApiClient:
         """
         what = f"{method} {redact_url(url)}"
         seconds = self._timeout if timeout is None else min(timeout, self._timeout)
-        if form is None and not files:
-            request = _build_request(what, method, url, headers=headers, params=params, json=json)
-            return await self._send(what, request, seconds)
-        async with self._upload_slots:
-            fields = await _multipart_fields(form or {}, files)
-            request = _build_request(what, method, url, headers=headers, params=params, files=fields)
+        async with AsyncExitStack() as stack:
+            fields = None
+            if form or files:
+                await stack.enter_async_context(self._upload_slots)
+                fields = await _multipart_fields(form or {}, files)
+            all_headers = {"User-Agent": USER_AGENT, "Accept": "*/*", "Accept-Encoding": "identity", **(headers or {})}
+            request = _build_request(what, method, url, all_headers, params=params or {}, json=json, files=fields)
             return await self._send(what, request, seconds)
 
     async def _send(self, what: str, request: httpx.Request, seconds: float) -> HttpResponse:
@@ -109,7 +108,9 @@ class ApiClient:
                 # Pool, TCP and TLS have their own, more specific time-outs; this one must not come before theirs.
                 async with asyncio.timeout(3 * connect + seconds) as deadline:
                     request.extensions["trace"] = _restart_when_sending(deadline, seconds)
-                    return await self._exchange(what, request)
+                    async with aclosing(await self._transport.handle_async_request(request)) as response:
+                        body = await self._read_body(what, response)
+                        return HttpResponse(status=response.status_code, headers=dict(response.headers), body=body)
 
     async def aclose(self) -> None:
         await self._transport.aclose()
@@ -126,19 +127,9 @@ class ApiClient:
         finally:
             self._slots.release()
 
-    async def _exchange(self, what: str, request: httpx.Request) -> HttpResponse:
-        response = await self._transport.handle_async_request(request)
-        try:
-            _reject_encoded(what, response)
-            return HttpResponse(
-                status=response.status_code,
-                headers=dict(response.headers),
-                body=await self._read_body(what, response),
-            )
-        finally:
-            await response.aclose()
-
     async def _read_body(self, what: str, response: httpx.Response) -> bytes:
+        if response.headers.get("content-encoding", "identity").lower() != "identity":
+            raise ProviderError(f"{what}: the response is encoded although identity was requested")
         body = bytearray()
         async for part in response.aiter_raw():
             body += part
@@ -147,25 +138,15 @@ class ApiClient:
         return bytes(body)
 
 
-def _reject_encoded(what: str, response: httpx.Response) -> None:
-    if response.headers.get("content-encoding", "identity").lower() != "identity":
-        raise ProviderError(f"{what}: the response is encoded although identity was requested")
-
-
-def parse_provider_json(body: bytes) -> Any:
-    """Parse a provider's JSON; lone surrogates are replaced. Raises ValueError."""
-    return read_json(body, max_depth=MAX_JSON_DEPTH, repair_surrogates=True)
-
-
 def _build_request(
     what: str,
     method: str,
     url: str,
-    *,
     headers: Mapping[str, str],
-    params: Mapping[str, str] | None,
-    json: Any = None,
-    files: Sequence[tuple[str, Any]] | None = None,
+    *,
+    params: Mapping[str, str],
+    json: Any,
+    files: Sequence[tuple[str, Any]] | None,
 ) -> httpx.Request:
     """Return the request; raise `NotSent(permanent)` for one that cannot be encoded and so was certainly not sent."""
     for name, value in headers.items():
@@ -173,9 +154,8 @@ def _build_request(
         if not value.isascii() or not value.isprintable():
             raise NotSent(f"{what}: the header {name} has characters that headers cannot have", permanent=True)
     try:
-        address = httpx.URL(url).copy_merge_params(params or {})
-        all_headers = {"User-Agent": USER_AGENT, "Accept": "*/*", "Accept-Encoding": "identity", **headers}
-        request = httpx.Request(method, address, headers=all_headers, json=json, files=files)
+        address = httpx.URL(url).copy_merge_params(params)
+        request = httpx.Request(method, address, headers=headers, json=json, files=files)
     except (httpx.InvalidURL, ValueError):
         raise NotSent(f"{what}: the request cannot be encoded", permanent=True) from None
     if address.scheme not in ("http", "https") or not address.host or not 0 < (address.port or 80) < 65536:

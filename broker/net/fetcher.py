@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator, Mapping
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from ssl import SSLContext
@@ -13,8 +13,8 @@ import anyio
 import httpcore
 
 from broker.errors import DownloadError
-from broker.net.api_client import CONNECT_SECONDS, NO_HEADERS, USER_AGENT, HttpResponse, tls_context
-from broker.net.hosts import is_ip
+from broker.net.api_client import CONNECT_SECONDS, USER_AGENT, HttpResponse, tls_context
+from broker.net.hosts import parse_ip
 from broker.net.resolver import Resolver, SystemResolver
 from broker.net.url_policy import EgressPolicy, ParsedUrl, parse_url
 
@@ -73,7 +73,6 @@ class Fetcher:
         """
         self._policy = EgressPolicy(allow=allow, deny=deny, ports=ports, exemption=exemption)
         self._backend = _GuardedBackend(self._policy, resolve or SystemResolver(), backend or httpcore.AnyIOBackend())
-        self._tls = tls_context()
         self._slots = asyncio.Semaphore(max_connections)
         self._total_seconds = total_seconds
         self._min_bytes_per_second = min_bytes_per_second
@@ -92,10 +91,12 @@ class Fetcher:
         async with self._slots, AsyncExitStack() as stack:
             deadline = asyncio.get_running_loop().time() + self._total_seconds
             parsed, response = await self._follow_redirects(stack, parsed, deadline)
-            body = self._body(parsed, response, max_bytes, deadline)
-            chunks = await stack.enter_async_context(aclosing(body.chunks()))
-            kind = _first_header(response, b"content-type").partition(";")[0].strip().lower()
-            yield Download(url=parsed.url, media_type=kind or None, size=body.size, chunks=chunks)
+            size = _announced_size(response)
+            if size is not None and size > max_bytes:
+                raise DownloadError("invalid_result", f"{parsed}: {size} bytes announced, {max_bytes} allowed")
+            chunks = await stack.enter_async_context(aclosing(self._chunks(parsed, response, max_bytes, deadline)))
+            media_type = _first_header(response, b"content-type").partition(";")[0].strip().lower() or None
+            yield Download(url=parsed.url, media_type=media_type, size=size, chunks=chunks)
 
     async def post(
         self, url: str, *, content: bytes, headers: Mapping[str, str], timeout: float = 15, max_bytes: int = 65_536
@@ -107,13 +108,16 @@ class Fetcher:
         parsed = self.check_url(url)
         async with self._slots, AsyncExitStack() as stack:
             deadline = asyncio.get_running_loop().time() + timeout
-            response = await stack.enter_async_context(
-                self._send_request(parsed, deadline, method="POST", headers=headers, content=content)
-            )
+            request = self._send_request(parsed, deadline, method="POST", headers=headers, content=content)
+            response = await stack.enter_async_context(request)
+            chunks = await stack.enter_async_context(aclosing(self._chunks(parsed, response, max_bytes, deadline)))
+            body = b""
+            with suppress(DownloadError):
+                body = b"".join([chunk async for chunk in chunks])
             return HttpResponse(
                 status=response.status,
                 headers={name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers},
-                body=await self._read_body(parsed, response, max_bytes, deadline),
+                body=body,
             )
 
     async def validate(self, url: str, *, dns_seconds: float = 2.0) -> None:
@@ -123,18 +127,9 @@ class Fetcher:
         """
         parsed = self.check_url(url)
         if not self._policy.is_allowlisted(parsed.host, parsed.port):
-            await self._backend.validate(parsed.host, parsed.port, dns_seconds)
-
-    async def aclose(self) -> None:
-        """Do nothing: no connection outlives its request. Both clients are closed alike."""
-
-    async def _read_body(self, url: ParsedUrl, response: httpcore.Response, max_bytes: int, deadline: float) -> bytes:
-        """Return the body, or nothing if it does not arrive as it should."""
-        try:
-            async with aclosing(self._body(url, response, max_bytes, deadline).chunks()) as chunks:
-                return b"".join([chunk async for chunk in chunks])
-        except DownloadError:
-            return b""
+            with suppress(httpcore.ConnectError, TimeoutError):
+                async with asyncio.timeout(dns_seconds):
+                    await self._backend.resolve_host(parsed.host, parsed.port)
 
     async def _follow_redirects(
         self, stack: AsyncExitStack, url: ParsedUrl, deadline: float
@@ -156,19 +151,21 @@ class Fetcher:
         deadline: float,
         *,
         method: str = "GET",
-        headers: Mapping[str, str] = NO_HEADERS,
+        headers: Mapping[str, str] | None = None,
         content: bytes = b"",
     ) -> AsyncGenerator[httpcore.Response]:
         """Send one checked request over one new connection, closed at the end."""
         self._policy.check_without_dns(url)
         host, scheme = url.host.encode("ascii"), url.scheme.encode("ascii")
+        length = {"Content-Length": str(len(content))} if content else {}
+        ours = {"Host": url.authority, "Accept-Encoding": "identity", "Connection": "close", **length}
         connection = httpcore.AsyncHTTPConnection(
-            httpcore.Origin(scheme, host, url.port), ssl_context=self._tls, network_backend=self._backend
+            httpcore.Origin(scheme, host, url.port), ssl_context=tls_context(), network_backend=self._backend
         )
         request = httpcore.Request(
             method,
             httpcore.URL(scheme=scheme, host=host, port=url.port, target=url.target.encode("ascii")),
-            headers=_request_headers(url, headers, content),
+            headers=[*{"User-Agent": USER_AGENT, "Accept": "*/*", **(headers or {}), **ours}.items()],
             content=content,
             extensions={"timeout": {"connect": CONNECT_SECONDS}},
         )
@@ -182,15 +179,33 @@ class Fetcher:
             with anyio.CancelScope(shield=True):
                 await connection.aclose()
 
-    def _body(self, url: ParsedUrl, response: httpcore.Response, max_bytes: int, deadline: float) -> _ResponseBody:
-        return _ResponseBody(
-            url=url,
-            response=response,
-            max_bytes=max_bytes,
-            deadline=deadline,
-            grace=self._grace_seconds,
-            rate=self._min_bytes_per_second,
-        )
+    async def _chunks(
+        self, url: ParsedUrl, response: httpcore.Response, max_bytes: int, deadline: float
+    ) -> AsyncGenerator[bytes]:
+        """Yield the body in chunks worth a thread call each; h11 raises for a body of another length than announced."""
+        loop = asyncio.get_running_loop()
+        received, waited = 0, 0.0  # seconds waited for the server: the time of our reader between chunks does not count
+        async with aclosing(cast(AsyncGenerator[bytes, None], response.aiter_stream())) as stream:
+            while True:
+                started, parts, length = loop.time(), [], 0
+                limit = started - waited + self._grace_seconds
+                with _download_errors(url):
+                    async with asyncio.timeout_at(
+                        min(deadline, limit + received / self._min_bytes_per_second)
+                    ) as timer:
+                        async for part in stream:
+                            parts.append(part)
+                            length += len(part)
+                            received += len(part)
+                            if received > max_bytes:
+                                raise DownloadError("invalid_result", f"{url}: more than {max_bytes} bytes")
+                            if length >= CHUNK_BYTES:
+                                break
+                            timer.reschedule(min(deadline, limit + received / self._min_bytes_per_second))
+                if not parts:
+                    return
+                waited += loop.time() - started
+                yield b"".join(parts)
 
 
 class _GuardedBackend(httpcore.AsyncNetworkBackend):
@@ -209,27 +224,23 @@ class _GuardedBackend(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Any = None,
     ) -> httpcore.AsyncNetworkStream:
-        *others, last = self._policy.resolve(host, port, await self._resolve_host(host, port))[:MAX_DIALS]
+        *others, last = (await self.resolve_host(host, port))[:MAX_DIALS]
         share = (timeout or CONNECT_SECONDS) / (len(others) + 1)
         for address in others:
             with suppress(httpcore.ConnectError, httpcore.ConnectTimeout):
                 return _WideStream(await self._inner.connect_tcp(address, port, share, local_address, socket_options))
         return _WideStream(await self._inner.connect_tcp(last, port, share, local_address, socket_options))
 
-    async def validate(self, host: str, port: int, dns_seconds: float) -> None:
-        """Raise `EgressBlocked` if the name has a bad address now; pass if the name server does not answer in time."""
-        with suppress(httpcore.ConnectError, TimeoutError):
-            async with asyncio.timeout(dns_seconds):
-                self._policy.resolve(host, port, await self._resolve_host(host, port))
-
-    async def _resolve_host(self, host: str, port: int) -> Sequence[str]:
-        if is_ip(host):
-            return [host]
+    async def resolve_host(self, host: str, port: int) -> list[str]:
+        """Return the addresses to dial; raise `EgressBlocked` if one is bad, ConnectError if there is no answer."""
+        if parse_ip(host) is not None:
+            return self._policy.resolve(host, port, [host])
         try:
             async with asyncio.timeout(DNS_SECONDS):
-                return await self._resolve(host, port)
+                answers = await self._resolve(host, port)
         except (OSError, UnicodeError) as exc:
             raise httpcore.ConnectError(f"cannot resolve {host}: {exc}") from None
+        return self._policy.resolve(host, port, answers)
 
 
 class _WideStream(httpcore.AsyncNetworkStream):
@@ -262,57 +273,6 @@ class _WideStream(httpcore.AsyncNetworkStream):
         return self._inner.get_extra_info(info)
 
 
-class _ResponseBody:
-    """Response body in chunks worth a thread call each, with limits on size and time."""
-
-    def __init__(
-        self, *, url: ParsedUrl, response: httpcore.Response, max_bytes: int, deadline: float, grace: float, rate: float
-    ) -> None:
-        self.size = _announced_size(response)
-        if self.size is not None and self.size > max_bytes:
-            raise DownloadError("invalid_result", f"{url}: {self.size} bytes announced, {max_bytes} allowed")
-        self._url = url
-        self._response = response
-        self._max_bytes = max_bytes
-        self._deadline = deadline
-        self._grace = grace
-        self._rate = rate
-        self._received = 0
-        self._waited = 0.0  # only for the server: the time that our reader spends between chunks does not count
-
-    async def chunks(self) -> AsyncGenerator[bytes]:
-        """Yield the body; h11 raises for a body of another length than announced."""
-        stream = cast(AsyncGenerator[bytes, None], self._response.aiter_stream())
-        async with aclosing(stream) as parts:
-            while chunk := await self._next_chunk(parts):
-                yield chunk
-
-    async def _next_chunk(self, parts: AsyncIterator[bytes]) -> bytes:
-        """Return the next chunk; empty at the end of the body."""
-        loop = asyncio.get_running_loop()
-        started, parts_read, length = loop.time(), [], 0
-        with _download_errors(self._url):
-            async with asyncio.timeout_at(self._give_up_at(started)) as deadline:
-                async for part in parts:
-                    parts_read.append(self._count_part(part))
-                    length += len(part)
-                    if length >= CHUNK_BYTES:
-                        break
-                    deadline.reschedule(self._give_up_at(started))
-        self._waited += loop.time() - started
-        return b"".join(parts_read)
-
-    def _give_up_at(self, started: float) -> float:
-        """Return the loop time at which to give up if nothing more arrives."""
-        return min(self._deadline, started - self._waited + self._grace + self._received / self._rate)
-
-    def _count_part(self, part: bytes) -> bytes:
-        self._received += len(part)
-        if self._received > self._max_bytes:
-            raise DownloadError("invalid_result", f"{self._url}: more than {self._max_bytes} bytes")
-        return part
-
-
 @contextmanager
 def _download_errors(url: ParsedUrl) -> Iterator[None]:
     try:
@@ -330,12 +290,6 @@ def _check_status(url: ParsedUrl, response: httpcore.Response) -> None:
         raise DownloadError("download_failed", f"{url}: HTTP {response.status}")
     if _first_header(response, b"content-encoding").lower() not in ("", "identity"):
         raise DownloadError("invalid_result", f"{url}: the body is encoded although identity was requested")
-
-
-def _request_headers(url: ParsedUrl, headers: Mapping[str, str], content: bytes) -> list[tuple[str, str]]:
-    length = {"Content-Length": str(len(content))} if content else {}
-    ours = {"Host": url.authority, "Accept-Encoding": "identity", "Connection": "close", **length}
-    return list({"User-Agent": USER_AGENT, "Accept": "*/*", **headers, **ours}.items())
 
 
 def _first_header(response: httpcore.Response, name: bytes) -> str:

@@ -39,10 +39,6 @@ def parse_ip(text: str) -> IP | None:
         return None
 
 
-def is_ip(host: str) -> bool:
-    return parse_ip(host) is not None
-
-
 def is_loopback_host(host: str) -> bool:
     """Return True for `localhost` and for loopback addresses, IPv4-mapped ones included."""
     ip = parse_ip(host)

@@ -24,15 +24,11 @@ class SystemResolver:
     async def __call__(self, host: str, port: int) -> Sequence[str]:
         await self._thread_slots.acquire()
         loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Sequence[str]] = loop.create_future()
+        answer: asyncio.Future[Sequence[str] | Exception] = loop.create_future()
 
         def deliver(found: Sequence[str] | Exception) -> None:
             self._thread_slots.release()  # only now: an abandoned lookup still occupies its thread
-            if answer.done():
-                return
-            if isinstance(found, Exception):
-                answer.set_exception(found)
-            else:
+            if not answer.done():
                 answer.set_result(found)
 
         def look_up() -> None:
@@ -41,7 +37,10 @@ class SystemResolver:
                 loop.call_soon_threadsafe(deliver, found)
 
         threading.Thread(target=look_up, name="resolve", daemon=True).start()
-        return await answer
+        result = await answer
+        if isinstance(result, Exception):
+            raise result
+        return result
 
 
 def _getaddrinfo(host: str, port: int) -> Sequence[str] | Exception:

@@ -76,7 +76,10 @@ def parse_url(url: str) -> ParsedUrl:
     if match is None or match[1].lower() not in DEFAULT_PORTS:
         raise EgressBlocked("the address does not begin with http:// or https://")
     scheme, (host, port) = match[1].lower(), _parse_authority(match[2])
-    target = _quote_target(match[3], match[4] or "")
+    try:
+        target = quote((match[3] or "/") + (match[4] or ""), safe=_VISIBLE_ASCII)
+    except UnicodeEncodeError:
+        raise EgressBlocked("the address is not valid Unicode") from None
     return ParsedUrl(scheme=scheme, host=host, port=port or DEFAULT_PORTS[scheme], target=target)
 
 
@@ -113,13 +116,6 @@ def _normalize_host(text: str) -> str:
     if _NUMERIC_LABEL.fullmatch(host.rpartition(".")[2]) and parse_ip(host) is None:
         raise EgressBlocked("the host is a number, but not a plain IPv4 address")
     return host
-
-
-def _quote_target(path: str, query: str) -> str:
-    try:
-        return quote((path or "/") + query, safe=_VISIBLE_ASCII)
-    except UnicodeEncodeError:
-        raise EgressBlocked("the address is not valid Unicode") from None
 
 
 class EgressPolicy:

@@ -27,17 +27,15 @@ class Idempotency:
     records: IdempotencyRecords
 
     async def find_record(
-        self, caller: str, fingerprint: str, *, key: str | None, retry_count: int | None
-    ) -> IdempotencyRecord | None:
-        """Return the request's record, with a batch if its tasks exist. None: each request creates tasks.
+        self, caller: str, fingerprint: str, *, key: str | None, retry_count: int
+    ) -> IdempotencyRecord:
+        """Return the request's record, with a batch if its tasks exist.
 
-        retry_count: how many times the client says it has sent this request before; None if it does not count.
+        retry_count: how many times the client has sent this request before, by its own count.
         Raises `ApiError` for a key that was used with other content.
         """
         if key is not None:
             return await self.get_record(caller, fingerprint, key) or self._new_record(caller, fingerprint, key)
-        if retry_count is None:
-            return None
         joined = await self._join_first_try(caller, fingerprint, retry_count) if retry_count else None
         return joined or await self._reserve_record(caller, fingerprint, retry_count)
 

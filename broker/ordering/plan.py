@@ -11,7 +11,7 @@ from broker.clock import Clock, day
 from broker.errors import ApiError, EgressBlocked
 from broker.net.fetcher import Fetcher
 from broker.ordering.validation import validate_params
-from broker.orders import Order, OrderRequest, Plan, Quote
+from broker.orders import OrderRequest, Plan, Quote
 from broker.providers.base import Provider
 
 MAX_IMAGES: Final = 6
@@ -27,11 +27,13 @@ class Planner:
     providers: Mapping[str, Provider]
     """In order of preference."""
     caller_fetcher: Fetcher
-    """Knows which addresses of callers may be called."""
+    """With the rules on which addresses of callers may be called."""
 
     def make_plan(self, request: OrderRequest) -> Plan:
         """Return the plan of a request. Raises `ApiError` for a field that is wrong."""
-        order = self._validate(request)
+        if not 1 <= request.count <= MAX_IMAGES:
+            raise ApiError("invalid_request", f"numberOfImages must be from 1 to {MAX_IMAGES}.", field="numberOfImages")
+        order = validate_params(self.catalog, request.params, mode=request.mode, references=len(request.sources))
         candidates = self._find_candidates(order.params.model)
         provider = self.providers[candidates[0]]
         offer = provider.build_request(order, None)
@@ -44,7 +46,7 @@ class Planner:
         )
 
     async def check_callback_url(self, url: str | None) -> None:
-        """Raise `ApiError` for an address that will not be called, so that the caller learns of it at once."""
+        """Raise `ApiError` for an address that is never called, before anything is ordered."""
         if url is None:
             return
         try:
@@ -58,11 +60,6 @@ class Planner:
                 "Use a public https:// address, without user name and on the usual port.",
                 field="callbackUrl",
             ) from error
-
-    def _validate(self, request: OrderRequest) -> Order:
-        if not 1 <= request.count <= MAX_IMAGES:
-            raise ApiError("invalid_request", f"numberOfImages must be from 1 to {MAX_IMAGES}.", field="numberOfImages")
-        return validate_params(self.catalog, request.params, mode=request.mode, references=len(request.sources))
 
     def _find_candidates(self, model: str) -> tuple[str, ...]:
         candidates = tuple(name for name, provider in self.providers.items() if provider.supports(model))

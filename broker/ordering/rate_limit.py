@@ -1,4 +1,8 @@
-"""Rate limit: at most RATE_LIMIT_PER_MINUTE images per caller, counted in the database over all processes."""
+"""Rate limit: at most RATE_LIMIT_PER_MINUTE images per caller, counted in the database over all processes.
+
+A window of one minute begins with the first order after the window before. So 60 seconds that lie in two windows can
+see up to twice the limit; an exact count would cost every order one more statement, and every task one more index.
+"""
 
 from __future__ import annotations
 

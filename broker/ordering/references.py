@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -17,7 +17,8 @@ from storage.blobs.store import BlobMissing, BlobReader, BlobStore
 from storage.errors import StorageFull
 from storage.ids import new_batch_id, reference_owner
 from storage.images import StoredImage
-from uploads.intake import AcceptedImage, Intake, IntakeError
+from uploads.intake import AcceptedImage, Intake
+from uploads.structure import InvalidImage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,27 +48,27 @@ class ReferenceIntake:
                 )
                 for position, source in enumerate(sources)
             ]
-        except (IntakeError, DownloadError) as error:
+        except (InvalidImage, DownloadError, StorageFull) as error:
             raise reference_error(error) from error
 
     async def inspect(self, sources: Sequence[ReferenceSource], model: str) -> None:
         """Raise `ApiError` where `store` would, and keep nothing. Addresses are checked, not downloaded."""
         owner = reference_owner(new_batch_id())
-        has_content = any(not isinstance(source, UrlReference) for source in sources)
         try:
             for source in sources:
                 if isinstance(source, UrlReference):
                     self.fetcher.check_url(source.url)
                 else:
                     await self._take_in(owner, source, self._max_bytes(model))
-        except (IntakeError, DownloadError, StorageFull) as error:
+        except (InvalidImage, DownloadError, StorageFull) as error:
             raise reference_error(error) from error
         finally:
-            if has_content:
-                await self.blobs.delete(owner)
+            await self.delete(owner, sources)
 
-    async def delete(self, owner: str) -> None:
-        await self.blobs.delete(owner)
+    async def delete(self, owner: str, sources: Sequence[ReferenceSource]) -> None:
+        """Delete the files that may have been stored for an owner."""
+        if sources:
+            await self.blobs.delete(owner)
 
     def _max_bytes(self, model: str) -> int:
         """Return the size limit of one reference: ours, or the model's if that is lower."""
@@ -96,7 +97,7 @@ class ReferenceIntake:
 
 
 async def hash_source(source: ReferenceSource) -> str:
-    """Return what identifies a reference in the fingerprint of a request. An upload is read and can be read again."""
+    """Return the part of a reference in the fingerprint of a request. An upload is read and can be read again."""
     match source:
         case UrlReference(url=url):
             return url
@@ -105,23 +106,19 @@ async def hash_source(source: ReferenceSource) -> str:
         case DataUriReference(text=text):
             return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
         case UploadedReference(chunks=chunks):
-            return await _hash_chunks(chunks)
+            digest = hashlib.sha256()
+            async for chunk in chunks:
+                digest.update(chunk)
+            return digest.hexdigest()
 
 
-async def _hash_chunks(chunks: AsyncIterator[bytes]) -> str:
-    digest = hashlib.sha256()
-    async for chunk in chunks:
-        digest.update(chunk)
-    return digest.hexdigest()
-
-
-def reference_error(error: IntakeError | DownloadError | StorageFull) -> ApiError:
+def reference_error(error: InvalidImage | DownloadError | StorageFull) -> ApiError:
     """Return the API's error for a reference that could not be stored."""
     match error:
         case DownloadError():
             return ApiError("invalid_image", f"A reference image could not be fetched: {error}", field="imageUrls")
-        case IntakeError(code="invalid_image" | "payload_too_large" as code):
+        case InvalidImage(code=code):
             return ApiError(code, str(error), field="image")
-        case _:
+        case StorageFull():
             sentence = "There is no space left to store this. Try again later."
             return ApiError("storage_full", sentence, retryable=True)

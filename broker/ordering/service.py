@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -35,7 +34,7 @@ class CreatedTasks:
 
     tasks: tuple[Task, ...]
     is_repeated: bool = False
-    """Whether an earlier, equal request created them."""
+    """True if an earlier, equal request created them."""
     record: IdempotencyRecord | None = None
 
 
@@ -76,20 +75,19 @@ class OrderService:
         await self.planner.check_callback_url(request.callback_url)
         batch = new_batch_id()
         owner = reference_owner(batch)
-        is_kept = False
         try:
             references = await self.references.store(owner, request.sources, plan.order.params.model)
             tasks = self._build_tasks(caller, request, plan, batch, references)
             created = await self._write(tasks, references, replace(record, batch=batch) if record else None)
-            is_kept = not created.is_repeated
-        except (StorageError, asyncio.CancelledError) as error:
-            is_kept = True  # the outcome is unknown; the sweep deletes files that belong to no task
-            if isinstance(error, StorageFull):
-                raise reference_error(error) from error
+        except StorageFull as error:
+            raise reference_error(error) from error
+        except StorageError:  # the outcome is unknown; the sweep deletes files that belong to no task
             raise
-        finally:
-            if request.sources and not is_kept:
-                await self.references.delete(owner)
+        except Exception:
+            await self.references.delete(owner, request.sources)
+            raise
+        if created.is_repeated:
+            await self.references.delete(owner, request.sources)
         return created
 
     async def mark_answered(self, created: CreatedTasks) -> None:
@@ -121,7 +119,7 @@ class OrderService:
         """
         task = await self._last_retry(await self.queries.get(task_id))
         if task.status not in {"failed", "canceled"}:
-            which = "this one" if task.id == task_id else f"its last try, {task.id},"
+            which = "this one" if task.id == task_id else f"its last retry, {task.id},"
             raise ApiError("conflict", f"Only a failed or canceled task can be tried again: {which} is {task.status}.")
         if task.state in LATE_RESULT_STATES:
             raise ApiError("conflict", "The provider has this image, and we are still fetching it: look again later.")
@@ -143,7 +141,7 @@ class OrderService:
             caller,
             await request_fingerprint(request, order),
             key=request.idempotency_key,
-            retry_count=request.retry_count,
+            retry_count=request.retry_count or 0,
         )
 
     def _build_tasks(
@@ -232,7 +230,7 @@ def _retry_key(task: Task) -> str:
 def _request_of(task: Task) -> OrderRequest:
     """Return the request that orders a task again."""
     return OrderRequest(
-        params=ImageParams.from_task(task),
+        params=ImageParams.from_columns(vars(task)),
         mode=task.mode,
         sources=tuple(StoredReference(blob=ref["blob"], sha256=ref["sha256"]) for ref in task.references),
         callback_url=task.callback_url,

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from broker.catalog import MODES, Catalog, Model, join_names, quote_text
+from broker.catalog import MODES, Catalog, Model, quote_text
 from broker.errors import ApiError, FieldError
 from broker.orders import ImageParams, Order
 
@@ -36,8 +36,7 @@ def validate_params(catalog: Catalog, params: ImageParams, *, mode: str | None, 
     errors = [
         *_prompt_errors(params.prompt, model),
         *model_errors,
-        *_mode_errors(mode or None, references),
-        *_reference_errors(references, model),
+        *_reference_errors(mode or None, references, model),
         *_choice_errors(params, model),
     ]
     if errors:
@@ -67,18 +66,15 @@ def _prompt_errors(prompt: str, model: Model) -> _Errors:
         yield _error("invalid_prompt", "prompt", text)
 
 
-def _mode_errors(mode: str | None, references: int) -> _Errors:
+def _reference_errors(mode: str | None, references: int, model: Model) -> _Errors:
     if mode is not None and mode not in MODES:
-        text = f"Unknown mode {quote_text(mode)}. Accepted: {join_names(MODES)}."
+        text = f"Unknown mode {quote_text(mode)}. Accepted: {', '.join(MODES)}."
         yield _error("unsupported_parameter", "mode", text)
     if mode == "image-to-image" and not references:
         yield _error("invalid_request", "image", "image-to-image needs at least one image: add one.")
     if mode == "text-to-image" and references:
         text = "text-to-image takes no images: leave them out, or ask for image-to-image."
         yield _error("invalid_request", "mode", text)
-
-
-def _reference_errors(references: int, model: Model) -> _Errors:
     if references > model.max_references:
         text = f"{references} images are too many; {model.name} takes at most {model.max_references}."
         yield _error("too_many_images", "image", text)
@@ -92,7 +88,7 @@ def _choice_errors(params: ImageParams, model: Model) -> _Errors:
     }
     for name, (value, accepted) in choices.items():
         if value is not None and value not in accepted:
-            text = f"{model.name} has no {name} {quote_text(value)}. Accepted: {join_names(accepted)}."
+            text = f"{model.name} has no {name} {quote_text(value)}. Accepted: {', '.join(accepted)}."
             yield _error("unsupported_parameter", name, text)
 
 

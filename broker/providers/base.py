@@ -1,7 +1,8 @@
 """The contract of a provider: what the broker calls, and what an adapter must keep.
 
 A provider is one package in this folder and one line in `registry`. Packages do not import each other; what they share
-is here and in `parsing` (fields of a body), `responses` (classes of responses) and `error_codes` (classes of errors).
+is here and in `job_api` (an adapter's base), `responses` (classes of responses), `parsing` (fields of a body),
+`error_codes` (classes of errors) and `health` (findings).
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from broker.reports import Failed, Report
 from broker.settings.types import PackageSettings
 from webhooks.signatures.base import Signature, Unsigned
 
-STATUS_TIMEOUT_SECONDS: Final = 30.0
-"""For a status request. It can be repeated, so a provider that hangs must not occupy a slot for long."""
 DEFAULT_KEY_ID: Final = "default"
-"""The key that the operator configured. Rotating the key keeps the id, so that running jobs stay reachable."""
+"""Id of the key that the operator configured. Rotating the key keeps the id, so that running jobs stay reachable.
+
+Each provider has this one key. Every attempt stores its key id, and `registry.open(name, key_id)` raises KeyError for
+any other id; a pool of keys needs an id for each further key there.
+"""
 
 
 class Provider(Protocol):
@@ -107,7 +110,7 @@ class Provider(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ProviderContext:
-    """Everything that a factory may use to open an adapter."""
+    """One key of a provider, and everything that its adapter and its health checks may use."""
 
     name: str
     """Name of the adapter: that of its package, or `sandbox`."""
@@ -133,30 +136,13 @@ class Finding:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HealthContext:
-    """Everything that a health check may use."""
-
-    provider: Provider
-    settings: Any
-    """An instance of the package's settings class."""
-    client: ApiClient
-    catalog: Catalog
-    now: Callable[[], float]
-    """Seconds since the epoch."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class HealthCheck:
     """One check of `broker doctor`; free of charge, and it changes nothing."""
 
     name: str
-    run: Callable[[HealthContext], Awaitable[Sequence[Finding]]]
+    run: Callable[[Provider, ProviderContext], Awaitable[Sequence[Finding]]]
     needs: frozenset[str] = frozenset()
     """Fields of the settings that must be right; otherwise the check is skipped."""
-
-
-def _unsigned(_: Any) -> Signature:
-    return Unsigned()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +155,9 @@ class ProviderPackage:
     catalog: Traversable
     """TOML file with the models it serves, its prices and limits."""
     checks: Sequence[HealthCheck] = ()
-    signature: Callable[[Any], Signature] = _unsigned
+    signature: Callable[[Any], Signature] = lambda _: Unsigned()
     """Settings → verifier of its callbacks."""
+    signature_advice: str | None = None
+    """A question to the operator whose callbacks are all rejected."""
     is_configured: Callable[[Any], bool] = lambda settings: bool(settings.is_configured)
     """Settings → True if this provider is to be used."""

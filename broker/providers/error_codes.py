@@ -3,8 +3,8 @@
 Data first: a row per value that a provider documents or was seen to send. Below them `ErrorTable`, which reads the rows
 in the order in which they decide. A value that no table has stays visible as received, and is counted.
 
-Names and phrases are shared by all providers, because resellers pass on those of the model's vendor; each provider
-brings a table of its numeric codes.
+Names and phrases are shared by all providers, because resellers pass on those of the model's vendor. The table of the
+numeric codes belongs to a family of APIs, or to one provider.
 """
 
 from __future__ import annotations
@@ -167,6 +167,26 @@ class ErrorTable:
             return replace(self.order[code], known=is_empty or code not in self.catch_all)
         guess = REJECTED if 400 <= code < 500 else replace(FAILED, retryable=code >= 500)
         return replace(guess, known=is_empty and not code)
+
+
+JOB_API_ERRORS: Final = ErrorTable(
+    account={
+        **HTTP_ACCOUNT,
+        433: CREDITS,  # a sub-key's own limit
+        455: AWAY,  # maintenance
+    },
+    order={
+        **HTTP_ORDER,
+        408: FAILED,  # of a job: no result for more than ten minutes
+        413: REJECTED,  # the input matches an existing work
+        451: REJECTED,  # a reference image could not be downloaded
+        501: FAILED,  # generation failed
+        505: REJECTED,  # feature disabled
+        531: REFUNDED,  # failed, credits returned
+    },
+    catch_all=frozenset({500, 501}),  # used even for a bad ratio
+)
+"""Codes of kie.ai (the list of each of its pages); its siblings, relays and resellers pass on the same."""
 
 
 def _names_in(message: str) -> Iterator[str]:

@@ -9,16 +9,17 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import islice
-from typing import Any, Final, Literal
+from itertools import chain, islice
+from typing import Any, Final, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from broker.reports import Billed
 
 State = Literal["running", "done", "failed", "unknown"]
+T = TypeVar("T")
 
 SUCCESS_CODES: Final = frozenset({0, 200})
 """Envelope codes that mean success (kie.ai documents 200; 0 is seen in the wild)."""
@@ -26,8 +27,9 @@ MAX_OUTPUTS: Final = 16
 MAX_URL_LENGTH: Final = 4096
 MAX_CANDIDATES: Final = 1000
 """Strings examined in search of URLs; bounds the work on a hostile body."""
-MAX_SALVAGE: Final = 2**20
-MAX_NAMES: Final = 8
+MAX_SALVAGED_CHARS: Final = 2**20
+MAX_ITEMS: Final = 8
+"""Items of a list that are read, and names of a failure that are kept."""
 
 _OLDEST: Final = 946_684_800.0
 _NEWEST: Final = 4_102_444_800.0
@@ -46,7 +48,14 @@ _STATES: Final[dict[str, State]] = {
 _STATE_FIELDS: Final = ("state", "status", "taskStatus", "task_status")
 _COST_FIELDS: Final = ("creditsConsumed", "consumeCredits", "credits_consumed")
 _END_FIELDS: Final = ("completeTime", "complete_time", "completedAt", "completed_at")
-_PLACES: Final = ("resultJson", "output", "result", "info", "response")
+_RESULT_FIELDS: Final = ("resultJson", "output", "result", "info", "response")
+"""kie.ai's; the next two of the older callback; the last two of kie.ai's sibling products."""
+_NAME_PATHS: Final = (
+    *("error.details.*.reason", "error.status", "error.type", "error.code", "detail.*.type"),
+    *("promptFeedback.blockReason", "candidates.*.finishReason"),
+    *("failCode", "errorCode", "error_code", "error_type", "code"),
+)
+"""Places of Gemini's reasons and statuses, fal's types, and codes that are words."""
 _URL_FIELDS: Final = (
     *("resultUrls", "result_urls", "resultUrl", "resultImageUrl", "result_url"),
     *("image_url", "imageUrl", "url", "image_urls", "imageUrls", "urls", "images"),
@@ -54,13 +63,11 @@ _URL_FIELDS: Final = (
 )
 
 _ONE_WORD: Final = re.compile(r"[A-Za-z][A-Za-z_-]{0,31}")
-_A_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{1,63}")
+_IDENTIFIER: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{1,63}")
 _WAIT: Final = re.compile(r"(?:^|resets in ~?)([0-9]{1,6}(?:\.[0-9]{1,9})?) ?s\b")
 _QUERY: Final = re.compile(r"(https?:[^\s?\"'<>]+)\?[^\s\"'<>]*", re.I)
-_RESULT_URLS: Final = re.compile(r'\s*\{\s*"resultUrls"\s*:\s*\[')
-_QUOTED_URL: Final = re.compile(r'"https?:(?:[^"\\]++|\\.)*+"')
 _FIELD: Final = re.compile(
-    r'(?<!\\)"(taskId|state|resultJson|failCode|failMsg|creditsConsumed)"\s*:\s*("(?:[^"\\]++|\\.)*+"|[0-9.]+(?=[,}])|null)'
+    r'(?<!\\)"(taskId|state|resultJson|failCode|failMsg|creditsConsumed)"\s*:\s*("(?:[^"\\]++|\\.)*+"|[0-9.]+(?=[,}]))'
 )
 
 
@@ -87,20 +94,22 @@ class ParsedResponse:
     @classmethod
     def from_body(cls, body: Any, *, id_fields: Sequence[str] = TASK_IDS) -> ParsedResponse:
         """Parse a body; anything but a JSON object has no content."""
-        top = mapping(_unwrapped(body))
+        top = _envelope_of(body)
         record = record_of(top)
+        state = first(text, values_at((record, top), *_STATE_FIELDS))
+        percent = amount(record.get("progress"))  # kie.ai: of some models; the others send 0
         return cls(
             ids=ids_in(top, id_fields),
             code=to_code(top.get("code")),
-            state=_state(record) or _state(top),
-            outputs=outputs_in(record, top),
+            state=to_state(state),
+            outputs=_outputs_in(record, top),
             fail_code=_fail_code(record, top),
             message=_message(record, top),
-            cost=next((cost for name in _COST_FIELDS if (cost := amount(record.get(name))) is not None), None),
-            ended_at=next((at for name in _END_FIELDS if (at := moment(record.get(name))) is not None), None),
+            cost=first(amount, values_at((record,), *_COST_FIELDS)),
+            ended_at=first(moment, values_at((record,), *_END_FIELDS)),
             names=_names(record, top),
-            stage=_stage(record) or _stage(top),
-            percent=_percent(record),
+            stage=state if state and _ONE_WORD.fullmatch(state) else None,
+            percent=percent if percent and percent <= 100 else None,
         )
 
     @property
@@ -116,6 +125,24 @@ class ParsedResponse:
 
 
 # -- pieces of a body
+
+
+def values_at(places: Iterable[Any], *paths: str) -> Iterator[Any]:
+    """Yield the values at dotted paths in each of several objects; `*` stands for the first items of a list."""
+    for place in places:
+        for path in paths:
+            found: list[Any] = [place]
+            for key in path.split("."):
+                if key == "*":
+                    found = [item for value in found if isinstance(value, list) for item in value[:MAX_ITEMS]]
+                else:
+                    found = [value.get(key) for value in found if isinstance(value, dict)]
+            yield from found
+
+
+def first(parse: Callable[[Any], T | None], values: Iterable[Any]) -> T | None:
+    """Return the first of several values that can be parsed."""
+    return next((parsed for value in values if (parsed := parse(value)) is not None), None)
 
 
 def mapping(value: Any) -> Mapping[str, Any]:
@@ -189,132 +216,69 @@ def label(value: Any) -> str | None:
     return found if found and len(found) <= 256 and found.isprintable() else None
 
 
+def to_state(word: str | None) -> State | None:
+    """Return the state; None without one, "unknown" for an undocumented word: such a job is not finished."""
+    return _STATES.get(word.lower().replace("-", "_"), "unknown") if word else None
+
+
 def ids_in(top: Any, id_fields: Sequence[str] = ANY_IDS) -> tuple[str, ...]:
     """Return job ids, most specific first (kie.ai: `data.taskId`, `data.task_id`, `taskId`, `task_id`)."""
-    body = mapping(top)
-    places = (mapping(unpacked(body.get("data"))), body)
-    specific = [place.get(name) for place in places for name in id_fields if name in TASK_IDS]
-    others = [place.get(name) for place in places for name in id_fields if name not in TASK_IDS]
-    return tuple(dict.fromkeys(found for value in (*specific, *others) if (found := label(value))))
-
-
-def _state(record: Mapping[str, Any]) -> State | None:
-    """Return the state; None without one, "unknown" for an undocumented word: such a job is not finished."""
-    said = _state_text(record)
-    return _STATES.get(said.lower().replace("-", "_"), "unknown") if said else None
-
-
-def _state_text(record: Mapping[str, Any]) -> str | None:
-    return next((found for name in _STATE_FIELDS if (found := text(record.get(name)))), None)
-
-
-def _stage(record: Mapping[str, Any]) -> str | None:
-    """Return the state in the provider's word, if it is a single word."""
-    said = _state_text(record)
-    return said if said and _ONE_WORD.fullmatch(said) else None
-
-
-def _percent(record: Mapping[str, Any]) -> float | None:
-    """Return `progress`, 0 … 100, of some models at kie.ai; 0, which the others send, means unknown."""
-    found = amount(record.get("progress"))
-    return found if found is not None and 0 < found <= 100 else None
-
-
-def _unwrapped(body: Any) -> Any:
-    """Remove the list of one element that Gemini sometimes puts around its error."""
-    return body[0] if isinstance(body, list) and len(body) == 1 and "error" in mapping(body[0]) else body
-
-
-def _names(record: Mapping[str, Any], top: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names of a failure: Gemini's reasons and statuses, fal's types, codes that are words."""
-    places = (record, top) if record is not top else (record,)
-    found = (name for place in places for value in _called(place) if (name := _name(value)))
-    return tuple(islice(dict.fromkeys(found), MAX_NAMES))
-
-
-def _called(place: Mapping[str, Any]) -> Iterator[Any]:
-    error = mapping(place.get("error"))
-    for detail in _items(error.get("details")):
-        yield detail.get("reason")
-    yield from (error.get("status"), error.get("type"), error.get("code"))
-    for detail in _items(place.get("detail")):
-        yield detail.get("type")
-    yield mapping(place.get("promptFeedback")).get("blockReason")
-    for candidate in _items(place.get("candidates")):
-        yield candidate.get("finishReason")
-    yield from (place.get(name) for name in ("failCode", "errorCode", "error_code", "error_type", "code"))
-
-
-def _items(value: Any) -> list[Mapping[str, Any]]:
-    return [mapping(item) for item in value[:MAX_NAMES]] if isinstance(value, list) else []
-
-
-def _name(value: Any) -> str | None:
-    found = text(value)
-    return found if found and _A_NAME.fullmatch(found) else None
+    places = (mapping(unpacked(mapping(top).get("data"))), top)
+    specific = values_at(places, *(name for name in id_fields if name in TASK_IDS))
+    others = values_at(places, *(name for name in id_fields if name not in TASK_IDS))
+    return tuple(dict.fromkeys(found for value in chain(specific, others) if (found := label(value))))
 
 
 def requested_wait(body: Any) -> float | None:
     """Return the seconds to wait that a body asks for: Gemini's `retryDelay`, Replicate's "resets in ~30s"."""
-    top = mapping(_unwrapped(body))
-    delays = [detail.get("retryDelay") for detail in _items(mapping(top.get("error")).get("details"))]
-    for value in (*delays, top.get("detail")):
+    for value in values_at((_envelope_of(body),), "error.details.*.retryDelay", "detail"):
         if isinstance(value, str) and (match := _WAIT.search(value[:500])):
             return float(match[1])
     return None
 
 
+def _envelope_of(body: Any) -> Mapping[str, Any]:
+    """Return the object of a body, without the list of one element that Gemini sometimes puts around its error."""
+    return mapping(body[0] if isinstance(body, list) and len(body) == 1 and "error" in mapping(body[0]) else body)
+
+
+def _names(record: Mapping[str, Any], top: Mapping[str, Any]) -> tuple[str, ...]:
+    found = (text(value) for value in values_at((record, top), *_NAME_PATHS))
+    return tuple(islice(dict.fromkeys(name for name in found if name and _IDENTIFIER.fullmatch(name)), MAX_ITEMS))
+
+
 def _fail_code(record: Mapping[str, Any], top: Mapping[str, Any]) -> str | None:
-    own = (record.get("failCode"), record.get("errorCode"), mapping(record.get("error")).get("code"))
-    code = next((found for value in own if (found := label(value))), None)
+    code = first(label, values_at((record,), "failCode", "errorCode", "error.code"))
     envelope = to_code(top.get("code"))
     return code or (str(envelope) if envelope is not None and envelope not in SUCCESS_CODES else None)
 
 
 def _message(record: Mapping[str, Any], top: Mapping[str, Any]) -> str:
     """Return the most specific message; the envelope's own only if its code is not success."""
-    values = [
-        *(record.get(name) for name in ("failMsg", "fail_msg", "errorMessage", "error_message")),
-        *(found for place in (record, top) for found in _error_words(place.get("error"))),
-    ]
-    says_fine = to_code(top.get("code")) in SUCCESS_CODES
-    places = [place for place in (record, top) if not (place is top and says_fine)]
-    values += [place.get(name) for place in places for name in ("msg", "message", "detail")]
-    values += [detail.get("msg") for place in (record, top) for detail in _items(place.get("detail"))]
-    values += [candidate.get("finishMessage") for candidate in _items(top.get("candidates"))]
-    return next((found for value in values if (found := text(value))), "no reason given")
-
-
-def _error_words(error: Any) -> tuple[Any, ...]:
-    return (error,) if isinstance(error, str) else (mapping(error).get("message"), mapping(error).get("msg"))
+    is_success = to_code(top.get("code")) in SUCCESS_CODES
+    failing = [place for place in (record, top) if not (place is top and is_success)]
+    values = chain(
+        values_at((record,), "failMsg", "fail_msg", "errorMessage", "error_message"),
+        values_at((record, top), "error", "error.message", "error.msg"),
+        values_at(failing, "msg", "message", "detail"),
+        values_at((record, top), "detail.*.msg", "candidates.*.finishMessage"),
+    )
+    return first(text, values) or "no reason given"
 
 
 # -- results
 
 
-def outputs_in(record: Mapping[str, Any], top: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the URLs of the results: all that the first of these places has, without repeats.
-
-    Places in order: kie.ai's `resultJson`; `output` and `result` of the older callback; `info` and `response` of
-    kie.ai's sibling products; the job itself; the body.
-    """
-    places = [place.get(name) for place in (record, top) for name in _PLACES]
-    for place in (*places, record, top):
-        if found := links(place):
-            return found
-    return ()
+def _outputs_in(record: Mapping[str, Any], top: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the URLs of the results: all that the first field, the job or else the body has, without repeats."""
+    places = (*values_at((record, top), *_RESULT_FIELDS), record, top)
+    return next((found for place in places if (found := links(place))), ())
 
 
 def links(value: Any) -> tuple[str, ...]:
     """Return every acceptable URL in a value: a bare string, a list, an object with a known field, JSON of these."""
-    candidates = islice(_candidates(value, depth=4), MAX_CANDIDATES)
-    found = (candidate for candidate in candidates if candidate is not None)
-    return tuple(islice(dict.fromkeys(filter(is_link, found)), MAX_OUTPUTS))
-
-
-def first_link(values: Sequence[Any]) -> str | None:
-    """Return the first of several fields that is a URL."""
-    return next((found[0] for value in values if (found := links(value))), None)
+    candidates = filter(None, islice(_candidates(value, depth=4), MAX_CANDIDATES))
+    return tuple(islice(dict.fromkeys(filter(is_link, candidates)), MAX_OUTPUTS))
 
 
 def is_link(value: str) -> bool:
@@ -336,27 +300,12 @@ def _candidates(value: Any, *, depth: int) -> Iterator[str | None]:
         return
     if isinstance(value, str):
         yield value.strip()
-        yield from _truncated_urls(value)
     elif isinstance(value, list):
         for item in value:
             yield from _candidates(item, depth=depth - 1)
     elif isinstance(value, dict):
         for name in _URL_FIELDS:
             yield from _candidates(value.get(name), depth=depth - 1)
-
-
-def _truncated_urls(broken: str) -> Iterator[str]:
-    """Yield the complete URLs in a truncated `{"resultUrls": [...` (kie.ai cuts long records)."""
-    if (start := _RESULT_URLS.match(broken)) is not None:
-        for quoted in _QUOTED_URL.finditer(broken, start.end()):
-            yield from _string(quoted[0])
-
-
-def _string(quoted: str) -> Iterator[str]:
-    try:
-        yield str(json.loads(quoted, strict=False))
-    except ValueError:
-        return
 
 
 def salvage_record(broken: str) -> Mapping[str, Any]:
@@ -367,11 +316,11 @@ def salvage_record(broken: str) -> Mapping[str, Any]:
     values, or a success without its result, proves nothing.
     """
     found: dict[str, Any] = {}
-    for name, quoted in _FIELD.findall(broken[:MAX_SALVAGE]):
-        value = next(_string(quoted), None) if quoted.startswith('"') else amount(quoted)
+    for name, value in _FIELD.findall(broken[:MAX_SALVAGED_CHARS]):
         if found.setdefault(name, value) != value:
             return {}
-    state = _state(found)
+    found = {name: unpacked(value) for name, value in found.items()}
+    state = to_state(text(found.get("state")))
     return found if state == "failed" or (state == "done" and links(found.get("resultJson"))) else {}
 
 

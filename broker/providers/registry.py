@@ -10,7 +10,7 @@ from typing import Final
 
 from broker.catalog import Catalog
 from broker.net.api_client import ApiClient
-from broker.providers.base import DEFAULT_KEY_ID, HealthContext, Provider, ProviderContext, ProviderPackage
+from broker.providers.base import DEFAULT_KEY_ID, Provider, ProviderContext, ProviderPackage
 from broker.providers.kie import KIE
 from broker.providers.kie.checks import SANDBOX_CHECKS
 from broker.providers.kie.settings import KieSettings
@@ -21,7 +21,7 @@ from webhooks.signatures.base import Signature
 
 PROVIDERS: Final[tuple[ProviderPackage, ...]] = (
     KIE,
-    legacy_package(KieSettings),  # exclusive with the line above: one upstream, chosen by its URL
+    legacy_package(owner=KIE),  # exclusive with the line above: one upstream, chosen by its URL
 )
 
 SANDBOX: Final = replace(KIE, name="sandbox", checks=SANDBOX_CHECKS)
@@ -71,47 +71,31 @@ class ProviderRegistry:
 
     def open(self, name: str, key_id: str = DEFAULT_KEY_ID) -> Provider:
         """Return an adapter of a configured provider, bound to one key. Raises KeyError for an unknown one."""
-        package = self.packages[name]
+        return self.packages[name].factory(self.context(name, key_id))
+
+    def context(self, name: str, key_id: str = DEFAULT_KEY_ID) -> ProviderContext:
+        """Return one key of a provider, with its limits. Raises KeyError for an unknown one."""
         if key_id != DEFAULT_KEY_ID:
             raise KeyError(f"{name} has no key {key_id}")
         terms = self.catalog.terms(name if name != SANDBOX.name else KIE.name)
-        return package.factory(
-            ProviderContext(
-                name=name,
-                key_id=key_id,
-                settings=self._settings_of(package),
-                client=self.client,
-                catalog=self.catalog,
-                now=self.now,
-                creates_per_10s=terms.creates_per_10s,
-                concurrency=self.settings.max_concurrent or terms.concurrency,
-            )
+        return ProviderContext(
+            name=name,
+            key_id=key_id,
+            settings=self._settings_of(self.packages[name]),
+            client=self.client,
+            catalog=self.catalog,
+            now=self.now,
+            creates_per_10s=terms.creates_per_10s,
+            concurrency=self.settings.max_concurrent or terms.concurrency,
         )
 
     def open_all(self) -> dict[str, Provider]:
         """Return an adapter of every configured provider, bound to the operator's key; the preferred one first."""
         return {name: self.open(name) for name in self.packages}
 
-    def candidates(self, model: str) -> tuple[str, ...]:
-        """Return the names of the providers that serve a canonical model, the preferred one first."""
-        return tuple(name for name, provider in self.open_all().items() if provider.supports(model))
-
     def signatures(self) -> dict[str, Signature]:
         """Return the verifier of each provider's callbacks."""
         return {name: package.signature(self._settings_of(package)) for name, package in self.packages.items()}
-
-    def health_contexts(self) -> dict[str, HealthContext]:
-        """Return what the checks of each configured provider examine."""
-        return {
-            name: HealthContext(
-                provider=self.open(name),
-                settings=self._settings_of(package),
-                client=self.client,
-                catalog=self.catalog,
-                now=self.now,
-            )
-            for name, package in self.packages.items()
-        }
 
     def _settings_of(self, package: ProviderPackage) -> PackageSettings:
         return self.settings.package(package.settings)

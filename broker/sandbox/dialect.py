@@ -10,8 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from broker.sandbox.answers import envelope
-from broker.sandbox.callback_faults import PlannedCallback
-from broker.sandbox.faults import build_result_json
+from broker.sandbox.faults import PlannedCallback, build_result_json
 from broker.sandbox.jobs import Job
 
 SUCCESS_MESSAGE = "Playground task completed successfully."
@@ -20,22 +19,22 @@ FAILURE_MESSAGE = "Playground task failed."
 
 def build_record(job: Job, stage: str, url: Callable[[int], str]) -> dict[str, Any]:
     """Return `data` of a recordInfo. stage: waiting, queuing or generating, for a job that has not ended."""
-    ended = job.end
-    failure = ended.failure if ended else None
-    done_at = ended.at if ended else None
+    end, created_at = job.end, int(job.created_at * 1000)
+    failure = end.failure if end else None
+    ended_at = int(end.at * 1000) if end else None
     return {
         "taskId": job.task_id,
         "model": job.request["model"],
-        "state": "fail" if failure else "success" if ended else stage,
+        "state": "fail" if failure else "success" if end else stage,
         "param": json.dumps(job.request),
-        "resultJson": build_result_json(job.faults, url) if ended and not failure else None,
+        "resultJson": build_result_json(job.faults, url) if end and not failure else None,
         "failCode": failure.code if failure else "",
         "failMsg": failure.text if failure else "",
-        "costTime": int((done_at - job.created_at) * 1000) if done_at else None,
-        "completeTime": _to_milliseconds(done_at),
-        "createTime": _to_milliseconds(job.created_at),
-        "updateTime": _to_milliseconds(done_at or job.created_at),
-        "creditsConsumed": ended.credits if ended else 0,
+        "costTime": ended_at - created_at if ended_at else None,
+        "completeTime": ended_at,
+        "createTime": created_at,
+        "updateTime": ended_at or created_at,
+        "creditsConsumed": end.credits if end else 0,
     }
 
 
@@ -51,10 +50,6 @@ def build_callback(job: Job, url: Callable[[int], str]) -> dict[str, Any]:
         "costTime": (data["costTime"] or 0) // 1000,
     }
     return envelope(501 if failed else 200, FAILURE_MESSAGE if failed else SUCCESS_MESSAGE, {**data, **changes})
-
-
-def _to_milliseconds(at: float | None) -> int | None:
-    return None if at is None else int(at * 1000)
 
 
 def compute_signature(key: str, task_id: str, timestamp: int) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter, deque
+from collections import deque
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -17,27 +17,24 @@ import httpx
 from anyio.abc import TaskGroup
 
 from broker.sandbox import dialect, painter
-from broker.sandbox.answers import ImageBytes
-from broker.sandbox.callback_faults import PlannedCallback, plan_callbacks
 from broker.sandbox.faults import (
-    JOB_FAULTS,
     Fault,
     Faults,
     JobFailure,
+    PlannedCallback,
     UnknownFault,
     parse_fault_setting,
     parse_fault_tags,
+    plan_callbacks,
+    requested_failure,
 )
-from broker.sandbox.jobs import CallbackAttempt, Files, Job, JobEnd, JobStore, unfinished
-from broker.sandbox.models import RejectedRequest, ValidatedRequest, validate_request
+from broker.sandbox.jobs import CallbackAttempt, Files, Job, JobEnd, JobStore
+from broker.sandbox.models import RejectedRequest, validate_request
 from broker.sandbox.options import Options
 
 STAGES = ("waiting", "queuing", "generating")
 TIMEOUT_SECONDS = 15.0
-
-
-class WindowFull(Exception):
-    """More creates than the window allows; no job was made."""
+HTTP_ERRORS = (httpx.HTTPError, httpx.InvalidURL, ValueError)
 
 
 class DownloadFailed(Exception):
@@ -45,22 +42,19 @@ class DownloadFailed(Exception):
 
 
 class JobRunner:
-    """All jobs and the work on them.
-
-    base_url: address of the sandbox, for URLs in callbacks. reads: status reads by task id.
-    """
+    """All jobs and the work on them."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
         self.base_url = options.base_url or ""
+        """Address of the sandbox, for URLs in callbacks."""
         self.store = JobStore(folder=options.data_dir)
         self.files = Files(folder=options.data_dir)
         self.stages: dict[str, str] = {}
-        self.reads: Counter[str] = Counter()
         self._default_faults = parse_fault_setting(options.mood)
         self._images = painter.ImageCache()
         self._recent: deque[float] = deque()
-        self._ended: dict[str, anyio.Event] = {}
+        self._settled: dict[str, anyio.Event] = {}
         self._tasks: TaskGroup
         self._http: httpx.AsyncClient
 
@@ -74,7 +68,7 @@ class JobRunner:
             httpx.AsyncClient(trust_env=False, timeout=TIMEOUT_SECONDS, limits=limits) as self._http,
             anyio.create_task_group() as self._tasks,
         ):
-            for job in list(unfinished(self.store)):
+            for job in [job for job in self.store.jobs.values() if not job.is_settled]:
                 self._start_job(job)
             try:
                 yield
@@ -91,13 +85,21 @@ class JobRunner:
             raise RejectedRequest(422, str(error)) from None
 
     async def accept(self, request: dict[str, Any]) -> Job:
-        """Store and start a new job. Raises `RejectedRequest` or `WindowFull`."""
+        """Store and start a new job. Raises `RejectedRequest`."""
         order = validate_request(request)
         if order.price > self.credits(reserved=True):
             raise RejectedRequest(402, "The current credits are insufficient. Please top up.")
         self._enter_window()
-        job = self._make_job(request, order)
-        await self.store.accept(job)
+        now, jobs = self.options.now(), self.store.jobs
+        seed = json.dumps([now, len(jobs), request])
+        job = Job(
+            task_id=hashlib.sha256(seed.encode()).hexdigest()[:32],
+            request=request,
+            faults=self.faults_of(order.prompt),
+            earlier=sum(job.order.prompt == order.prompt for job in jobs.values()),
+            created_at=now,
+        )
+        await self.store.save_job(job)
         self._start_job(job)
         return job
 
@@ -113,50 +115,34 @@ class JobRunner:
         while self._recent and self._recent[0] <= now - self.options.window:
             self._recent.popleft()
         if len(self._recent) >= self.options.creates_per_window:
-            raise WindowFull
+            raise RejectedRequest(429, "Rate limit exceeded", status=429)
         self._recent.append(now)
 
-    def _make_job(self, request: dict[str, Any], order: ValidatedRequest) -> Job:
-        now, jobs = self.options.now(), self.store.jobs
-        seed = json.dumps([now, len(jobs), request])
-        return Job(
-            task_id=hashlib.sha256(seed.encode()).hexdigest()[:32],
-            request=request,
-            faults=self.faults_of(order.prompt),
-            earlier=sum(job.order.prompt == order.prompt for job in jobs.values()),
-            created_at=now,
-        )
-
     def _start_job(self, job: Job) -> None:
-        self.stages.setdefault(job.task_id, STAGES[0])
-        self._ended[job.task_id] = anyio.Event()
+        self.stages[job.task_id] = STAGES[0]
+        self._settled[job.task_id] = anyio.Event()
         self._tasks.start_soon(self._run_job, job)
 
     async def wait_until_settled(self, job: Job) -> None:
         """Wait until the job has ended and its callbacks are answered or given up."""
-        await self._ended[job.task_id].wait()
+        await self._settled[job.task_id].wait()
 
     async def _run_job(self, job: Job) -> None:
         if not job.end:
-            await self._work_on(job)
-        await self._send_callbacks(self.store.jobs[job.task_id])
-        await self.store.mark_answered(job.task_id)
-        self._ended[job.task_id].set()
+            job = await self.store.save_job(replace(job, end=await self._work_on(job)))
+        for number, callback in enumerate(self._plan_callbacks(job)):
+            job = await self._deliver_callback(job, number, callback)
+        await self.store.save_job(replace(job, is_settled=True))
+        self._settled[job.task_id].set()
 
-    async def _work_on(self, job: Job) -> None:
-        left = max(0.0, job.created_at + self._duration_of(job) - self.options.now())
+    async def _work_on(self, job: Job) -> JobEnd:
+        """1. pass the stages 2. apply a requested failure 3. fetch the references 4. paint the image"""
+        duration = 0.0 if Fault.EARLY in job.faults else job.faults.get(Fault.SLOW, self.options.duration)
+        left = max(0.0, job.created_at + duration - self.options.now())
         for stage in STAGES:
             self.stages[job.task_id] = stage
             await anyio.sleep(left / len(STAGES))
-        end = await self._finish_job(job)
-        await self.store.end_job(job.task_id, end)
-
-    def _duration_of(self, job: Job) -> float:
-        return 0.0 if Fault.EARLY in job.faults else job.faults.get(Fault.SLOW, self.options.duration)
-
-    async def _finish_job(self, job: Job) -> JobEnd:
-        """1. apply a requested failure 2. fetch the references 3. paint the image, so that downloads find it."""
-        if failure := _requested_failure(job):
+        if failure := requested_failure(job.faults, job.earlier):
             return JobEnd(at=self.options.now(), failure=failure)
         try:
             sizes, thumbnails = await self._fetch_references(job)
@@ -188,77 +174,63 @@ class JobRunner:
         """Return the body of a URL; raise `DownloadFailed` unless the response is a 200."""
         try:
             response = await self._http.get(url)
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        except HTTP_ERRORS as error:
             raise DownloadFailed(str(error)) from error
         if response.status_code != 200:
             raise DownloadFailed(f"HTTP {response.status_code}")
         return response.content
 
-    async def paint(self, job: Job, end: JobEnd, index: int) -> ImageBytes:
+    async def paint(self, job: Job, end: JobEnd, index: int) -> bytes:
         if Fault.BIG in job.faults:
             size = int(job.faults[Fault.BIG] * 1024 * 1024)
-            return painter.labelled(
-                await self._images.get_or_paint(size, partial(painter.noise, size)), job.order.prompt
-            )
-        thumbnails = [await self.files.get(name) for name in end.thumbnails]
+            noise = await self._images.get_or_paint(size, partial(painter.noise, size))
+            return painter.label_png(noise, job.order.prompt)
         options = painter.PaintOptions(
             prompt=job.order.prompt,
             size=end.pixels,
             image_format=job.image_format,
             seed=job.order.seed,
             index=index,
-            thumbnails=tuple(filter(None, thumbnails)),
+            thumbnails=tuple([await self.files.get(name) or b"" for name in end.thumbnails]),
         )
-        painted = await self._images.get_or_paint(options, partial(painter.paint, options))
-        return ImageBytes(pieces=(painted,), media_type=f"image/{job.image_format}")
+        return await self._images.get_or_paint(options, partial(painter.paint, options))
 
-    async def _send_callbacks(self, job: Job) -> None:
-        for number, callback in enumerate(self._plan_callbacks(job)):
-            await self._deliver_callback(job, number, callback)
+    def _plan_callbacks(self, job: Job) -> list[PlannedCallback]:
+        url = job.request.get("callBackUrl")
+        if not url:
+            return []
+        body = dialect.build_callback(job, self.result_url(job, self.base_url))
+        true = PlannedCallback(kind="true", url=url, body=body)
+        return plan_callbacks(true, job.faults, f"{self.base_url}/evil/{job.task_id}.png")
 
-    def _plan_callbacks(self, job: Job) -> tuple[PlannedCallback, ...]:
-        if not job.callback_url:
-            return ()
-        body = dialect.build_callback(job, self.url(job, self.base_url))
-        planned = PlannedCallback(kind="true", url=job.callback_url, body=body)
-        return plan_callbacks(planned, job.faults, f"{self.base_url}/evil/{job.task_id}.png")
-
-    async def _deliver_callback(self, job: Job, number: int, callback: PlannedCallback) -> None:
+    async def _deliver_callback(self, job: Job, number: int, callback: PlannedCallback) -> Job:
         """Send until a 2xx response or the last attempt; attempts before a restart count."""
         earlier = [sent for sent in job.sent if sent.number == number]
-        attempts = 1 + self.options.callback_retries if callback.persistent else 1
         if any(sent.delivered for sent in earlier):
-            return
-        await self._wait_until(job, callback.delay)
+            return job
+        if callback.delay and job.end:
+            await anyio.sleep(max(0.0, job.end.at + callback.delay - self.options.now()))
+        attempts = 1 + self.options.callback_retries if callback.is_retried else 1
         for attempt in range(len(earlier) + 1, attempts + 1):
             await anyio.sleep(self.options.callback_spacing if attempt > 1 else 0)
-            sent = await self._send_callback(job, number, callback, attempt)
+            now = self.options.now()
+            status = await self._send_callback(job, callback, now)
+            sent = CallbackAttempt(number=number, kind=callback.kind, attempt=attempt, status=status, at=now)
+            job = await self.store.save_job(replace(job, sent=(*job.sent, sent)))
             if sent.delivered:
-                return
+                break
+        return job
 
-    async def _wait_until(self, job: Job, delay: float) -> None:
-        ended_at = job.end.at if job.end else 0.0
-        await anyio.sleep(max(0.0, ended_at + delay - self.options.now()) if delay else 0)
+    async def _send_callback(self, job: Job, callback: PlannedCallback, now: float) -> int | None:
+        signature = dialect.sign_callback(callback, self.options.webhook_key, job.task_id, now)
+        headers = {"Content-Type": "application/json", **signature}
+        try:
+            # json.dumps: httpx would fail to encode a lone surrogate
+            response = await self._http.post(callback.url, headers=headers, content=json.dumps(callback.body))
+        except HTTP_ERRORS:
+            return None
+        return response.status_code
 
-    async def _send_callback(self, job: Job, number: int, callback: PlannedCallback, attempt: int) -> CallbackAttempt:
-        now = self.options.now()
-        headers = dialect.sign_callback(callback, self.options.webhook_key, job.task_id, now)
-        body = json.dumps(callback.body).encode()
-        status: int | None = None
-        with suppress(httpx.HTTPError, httpx.InvalidURL, ValueError):
-            response = await self._http.post(
-                callback.url, headers={"Content-Type": "application/json", **headers}, content=body
-            )
-            status = response.status_code
-        sent = CallbackAttempt(number=number, kind=callback.kind, attempt=attempt, status=status, at=now)
-        await self.store.add_attempt(job.task_id, sent)
-        return sent
-
-    def url(self, job: Job, base: str) -> Callable[[int], str]:
+    def result_url(self, job: Job, base: str) -> Callable[[int], str]:
         """Return a function that makes the result URL of the image with a number."""
         return lambda number: f"{base}/p/{job.task_id}_{number}.{job.suffix}"
-
-
-def _requested_failure(job: Job) -> JobFailure | None:
-    found = (JOB_FAULTS[fault](value, job.earlier) for fault, value in job.faults.items() if fault in JOB_FAULTS)
-    return next(filter(None, found), None)

@@ -1,4 +1,4 @@
-"""Faults on request: their names, and one table of functions for each place where they apply.
+"""Faults on request: their names, and their effects on responses, jobs, records and callbacks.
 
 Tags in a prompt select faults: `[mood:NAME]` or `[mood:NAME:VALUE]`, where VALUE is a number. They replace the faults
 that the sandbox was started with. "The first VALUE …" counts per prompt on createTask, per task on recordInfo and per
@@ -12,7 +12,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any, Literal, Self
+from urllib.parse import urlsplit, urlunsplit
 
 from starlette.responses import HTMLResponse, Response
 
@@ -135,58 +136,29 @@ def _parse_fault(word: str) -> tuple[Fault, float]:
     return fault, float(value or fault.value_if_none)
 
 
-def select_faults(faults: Faults, table: Mapping[Fault, Any]) -> list[Fault]:
-    """Return the faults that have an entry in the table."""
-    return [fault for fault in faults if fault in table]
-
-
-# createTask: (VALUE, earlier creates of this prompt with the same fault) → a response instead of a job
-
-CreateFault = Callable[[float, int], Response | None]
-
 PROXY_PAGE = "<html><head><title>503 Service Temporarily Unavailable</title></head><body><hr>nginx</body></html>"
 
 
-def _respond_limited(value: float, earlier: int) -> Response | None:
-    return (
-        envelope_response(429, "Rate limit exceeded", status=429, headers={"retry-after": "1"})
-        if earlier < value
-        else None
-    )
-
-
-def _respond_limited_bare(value: float, earlier: int) -> Response | None:
-    return envelope_response(429, "Rate limit exceeded", status=429) if earlier < value else None
-
-
-def _respond_down(value: float, earlier: int) -> Response | None:
-    return HTMLResponse(PROXY_PAGE, 503) if earlier < value else None
-
-
-CREATE_FAULTS: dict[Fault, CreateFault] = {
-    Fault.CODE: lambda value, _: envelope_response(int(value), f"refused with code {value:.0f}"),
-    Fault.STATUS: lambda value, _: envelope_response(int(value), f"refused with status {value:.0f}", status=int(value)),
-    Fault.LIMITED: _respond_limited,
-    Fault.LIMITED_BARE: _respond_limited_bare,
-    Fault.DOWN: _respond_down,
-}
-
-
-# Envelopes
-
-ENVELOPE_FAULTS: dict[Fault, Callable[[Record], Record]] = {
-    Fault.MESSAGE: lambda body: {("message" if key == "msg" else key): value for key, value in body.items()},
-    Fault.CODE_STRING: lambda body: {**body, "code": str(body["code"])},
-}
+def respond_to_create(faults: Faults, earlier: int) -> Response | None:
+    """Return a response instead of a job. earlier: earlier creates of this prompt."""
+    if Fault.CODE in faults:
+        return envelope_response(int(faults[Fault.CODE]), f"refused with code {faults[Fault.CODE]:.0f}")
+    if Fault.STATUS in faults:
+        status = int(faults[Fault.STATUS])
+        return envelope_response(status, f"refused with status {status}", status=status)
+    if earlier < faults.get(Fault.LIMITED, 0):
+        return envelope_response(429, "Rate limit exceeded", status=429, headers={"retry-after": "1"})
+    if earlier < faults.get(Fault.LIMITED_BARE, 0):
+        return envelope_response(429, "Rate limit exceeded", status=429)
+    return HTMLResponse(PROXY_PAGE, 503) if earlier < faults.get(Fault.DOWN, 0) else None
 
 
 def apply_envelope_faults(body: Record, faults: Faults) -> Record:
-    for fault in select_faults(faults, ENVELOPE_FAULTS):
-        body = ENVELOPE_FAULTS[fault](body)
+    if Fault.MESSAGE in faults:
+        body = {("message" if key == "msg" else key): value for key, value in body.items()}
+    if Fault.CODE_STRING in faults:
+        body = {**body, "code": str(body["code"])}
     return body
-
-
-# Work: (VALUE, earlier jobs of this prompt) → a failure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,25 +176,15 @@ SENSITIVE = JobFailure(
 )
 TRY_AGAIN = JobFailure(code="500", text="Internal Error, Please try again later.")
 
-JOB_FAULTS: dict[Fault, Callable[[float, int], JobFailure | None]] = {
-    Fault.FAILED: lambda _value, _earlier: REFUSED_PROMPT,
-    Fault.FLAGGED: lambda _value, _earlier: SENSITIVE,
-    Fault.INTERNAL: lambda value, earlier: TRY_AGAIN if earlier < value else None,
-}
 
+def requested_failure(faults: Faults, earlier: int) -> JobFailure | None:
+    """Return the failure of a job. earlier: earlier jobs of its prompt."""
+    if Fault.FAILED in faults:
+        return REFUSED_PROMPT
+    if Fault.FLAGGED in faults:
+        return SENSITIVE
+    return TRY_AGAIN if earlier < faults.get(Fault.INTERNAL, 0) else None
 
-# Result URLs in records and callbacks: (VALUE, function of the number of an image) → URLs
-
-
-def _number_urls(value: float, url: Callable[[int], str]) -> list[str]:
-    return [url(number) for number in range(int(value))]
-
-
-RESULT_FAULTS: dict[Fault, Callable[[float, Callable[[int], str]], list[str]]] = {
-    Fault.MULTI: _number_urls,
-    Fault.PARTIAL: _number_urls,
-    Fault.PRIVATE_URL: lambda _value, _url: ["http://10.0.0.1/x.png"],
-}
 
 NO_RESULTS: tuple[str | None, ...] = (None, "", '{"resultUrls":[]}', '{"resultUrls":["http')
 
@@ -231,45 +193,78 @@ def build_result_json(faults: Faults, url: Callable[[int], str]) -> str | None:
     """Return `resultJson` of a success; `url` returns the URL of the image with that number."""
     if Fault.NORESULT in faults:
         return NO_RESULTS[int(faults[Fault.NORESULT]) % len(NO_RESULTS)]
-    fault = next((fault for fault in faults if fault in RESULT_FAULTS), None)
-    return json.dumps({"resultUrls": RESULT_FAULTS[fault](faults[fault], url) if fault else [url(0)]})
+    count = int(faults.get(Fault.MULTI, faults.get(Fault.PARTIAL, 1)))
+    is_private = Fault.PRIVATE_URL in faults
+    return json.dumps({"resultUrls": ["http://10.0.0.1/x.png"] if is_private else [*map(url, range(count))]})
 
 
-# recordInfo: None responds "recordInfo is null"
+def apply_status_faults(
+    record: Record, faults: Faults, *, reads: int, reads_since_end: int, age: float
+) -> Record | None:
+    """Return the record as recordInfo shows it; None for "recordInfo is null".
+
+    reads, reads_since_end: counts including this one. age: seconds since the create.
+    """
+    if reads <= faults.get(Fault.GRACE, 0) or age < faults.get(Fault.GRACE_SECONDS, 0):
+        return None
+    if reads <= faults.get(Fault.UNKNOWN_STATE, 0):
+        record = {**record, "state": "contemplating", "resultJson": None}
+    if 1 < reads_since_end <= 1 + faults.get(Fault.BACKWARDS, 0):
+        record = {**record, "state": "generating", "resultJson": None, "completeTime": None}
+    return record
 
 
 @dataclass(frozen=True, kw_only=True)
-class StatusRead:
-    """One status read. reads, reads_since_end: counts including this one. age: seconds since the create."""
+class PlannedCallback:
+    """A callback to send."""
 
-    record: Record
-    reads: int
-    reads_since_end: int
-    age: float
-
-
-def _unknown_state(value: float, read: StatusRead) -> Record:
-    strange = {**read.record, "state": "contemplating", "resultJson": None}
-    return strange if read.reads <= value else read.record
-
-
-def _step_backwards(value: float, read: StatusRead) -> Record:
-    back = {**read.record, "state": "generating", "resultJson": None, "completeTime": None}
-    return back if 1 < read.reads_since_end <= 1 + value else read.record
+    kind: str
+    url: str
+    body: Record
+    delay: float = 0.0
+    """Seconds after the end of the job."""
+    signature: Literal["valid", "none", "wrong"] = "valid"
+    age: float = 0.0
+    """Seconds of the signature's timestamp."""
+    is_retried: bool = True
 
 
-STATUS_FAULTS: dict[Fault, Callable[[float, StatusRead], Record | None]] = {
-    Fault.GRACE: lambda value, read: None if read.reads <= value else read.record,
-    Fault.GRACE_SECONDS: lambda value, read: None if read.age < value else read.record,
-    Fault.UNKNOWN_STATE: _unknown_state,
-    Fault.BACKWARDS: _step_backwards,
-}
+def plan_callbacks(true: PlannedCallback, faults: Faults, evil_url: str) -> list[PlannedCallback]:
+    """Return the callbacks of a finished job in the order of sending. evil_url: result of a forged callback."""
+    call = replace(true, delay=faults.get(Fault.LATE, 0.0), age=faults.get(Fault.STALE, 0.0))
+    if faults.keys() & {Fault.UNSIGNED, Fault.BADSIGN}:
+        call = replace(call, signature="none" if Fault.UNSIGNED in faults else "wrong")
+    is_lost = bool(faults.keys() & {Fault.SILENT_LOST, Fault.LOST})
+    calls = [] if is_lost else [call] * int(faults.get(Fault.TWICE, 1))
+    if calls and Fault.DISORDER in faults:
+        failure = {"state": "fail", "resultJson": None, "failCode": TRY_AGAIN.code, "failMsg": TRY_AGAIN.text}
+        calls += [
+            replace(call, kind="generating", body=_change_data(call.body, 200, state="generating", resultJson=None)),
+            replace(call, kind="failure", body=_change_data(call.body, 501, **failure)),
+        ]
+    if Fault.FORGED in faults:
+        calls.insert(0, _forge_callback(true, evil_url))
+    return [replace(call, body=_apply_callback_faults(call.body, faults)) for call in calls]
 
 
-def apply_status_faults(read: StatusRead, faults: Faults) -> Record | None:
-    for fault in select_faults(faults, STATUS_FAULTS):
-        record = STATUS_FAULTS[fault](faults[fault], read)
-        if record is None:
-            return None
-        read = replace(read, record=record)
-    return read.record
+def _forge_callback(call: PlannedCallback, evil_url: str) -> PlannedCallback:
+    """Return the callback of an attacker with a task id, but without token and key; it is sent once."""
+    body = _change_data(call.body, 200, state="success", resultJson=json.dumps({"resultUrls": [evil_url]}))
+    url = urlunsplit(urlsplit(call.url)._replace(query=""))
+    return replace(call, kind="forged", url=url, body=body, signature="none", is_retried=False)
+
+
+def _change_data(body: Record, code: int, **changes: Any) -> Record:
+    return {**body, "code": code, "data": {**body["data"], **changes}}
+
+
+def _apply_callback_faults(body: Record, faults: Faults) -> Record:
+    data = dict(body["data"])
+    if Fault.CONTRADICTION in faults:
+        body = {**body, "code": 501 if body["code"] == 200 else 200}
+    if Fault.TOPLEVEL in faults:
+        body = {**body, "taskId": data.pop("taskId"), "data": data}
+    elif Fault.SNAKE in faults:
+        data["task_id"] = data.pop("taskId")
+        body = {**body, "data": data}
+    return apply_envelope_faults(body, faults)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -27,37 +27,31 @@ COMMON = {"prompt", "aspect_ratio", "seed", "nsfw_checker", "google_search"}
 
 
 class RejectedRequest(Exception):
-    """A request that makes no job, with code and message of the envelope."""
+    """A request without effect, with the HTTP status, the code and the message of its response."""
 
-    def __init__(self, code: int, msg: str) -> None:
+    def __init__(self, code: int, msg: str, *, status: int = 200) -> None:
         super().__init__(msg)
-        self.code, self.msg = code, msg
+        self.code, self.msg, self.status = code, msg, status
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """One model as its documentation page describes it.
-
-    first: the 2.5 generation, with its own pixel table and the older field name image_size.
-    references: name of the field with reference URLs; None for text only.
-    prices: credits by resolution; the keys are the resolutions on offer.
-    formats: the first is the default.
-    """
+    """One model as its documentation page describes it."""
 
     prompt_limit: int
     prices: Mapping[str, float]
+    """Credits by resolution; the keys are the resolutions on offer."""
     formats: tuple[str, ...]
-    first: bool = False
-    references: str | None = None
+    """The first is the default."""
+    fields: frozenset[str]
+    """Fields beside the common ones and the references. Only the 2.5 generation has the older name image_size."""
+    references: str = ""
+    """Name of the field with reference URLs; empty for text only."""
+    min_references: int = 0
     max_references: int = 0
-    references_required: bool = False
     ratios: tuple[str, ...] = RATIOS
-    ratio_required: bool = False
-    default_ratio: str = "1:1"
-    fields: frozenset[str] = field(default=frozenset({"output_format"}))
-
-    def accepted_fields(self) -> set[str]:
-        return COMMON | self.fields | ({self.references} if self.references else set())
+    default_ratio: str | None = "1:1"
+    """None where the ratio is required."""
 
 
 _FIRST_FIELDS = frozenset({"output_format", "image_size"})
@@ -66,16 +60,15 @@ _ALL_RATIOS = (*RATIOS, *LONG_PIXELS)
 
 MODELS: dict[str, ModelSpec] = {
     "google/nano-banana": ModelSpec(
-        prompt_limit=5_000, prices={"1K": 4}, formats=("png", "jpeg"), first=True, fields=_FIRST_FIELDS
+        prompt_limit=5_000, prices={"1K": 4}, formats=("png", "jpeg"), fields=_FIRST_FIELDS
     ),
     "google/nano-banana-edit": ModelSpec(
         prompt_limit=5_000,
         prices={"1K": 4},
         formats=("png", "jpeg"),
-        first=True,
         references="image_urls",
         max_references=10,
-        references_required=True,
+        min_references=1,
         fields=_FIRST_FIELDS,
     ),
     "nano-banana-pro": ModelSpec(
@@ -104,7 +97,7 @@ MODELS: dict[str, ModelSpec] = {
         references="image_urls",
         max_references=10,
         ratios=_ALL_RATIOS,
-        ratio_required=True,
+        default_ratio=None,
         fields=frozenset(),
     ),
 }
@@ -112,22 +105,27 @@ MODELS: dict[str, ModelSpec] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ValidatedRequest:
-    """A validated createTask. ratio may be "auto"; image_format is "png" or "jpeg"."""
+    """A validated createTask."""
 
     model: str
     prompt: str
     ratio: str
+    """One of the model's ratios, or "auto"."""
     resolution: str
     image_format: str
-    price: float
+    """png or jpeg."""
     seed: int | None
     references: tuple[str, ...]
 
+    @property
+    def price(self) -> float:
+        return MODELS[self.model].prices[self.resolution]
+
     def pixels(self, reference: tuple[int, int] | None) -> tuple[int, int]:
         """Return width and height; `reference` is the size of the first reference, which decides "auto"."""
-        model = MODELS[self.model]
-        ratio = nearest_ratio(reference, model.ratios) if self.ratio == "auto" else self.ratio
-        width, height = LONG_PIXELS.get(ratio) or PIXELS[ratio][0 if model.first else 1]
+        spec = MODELS[self.model]
+        ratio = nearest_ratio(reference, spec.ratios) if self.ratio == "auto" else self.ratio
+        width, height = LONG_PIXELS.get(ratio) or PIXELS[ratio][0 if "image_size" in spec.fields else 1]
         return width * SCALE[self.resolution], height * SCALE[self.resolution]
 
 
@@ -143,89 +141,53 @@ def _aspect_quotient(ratio: str) -> float:
     return int(width) / int(height)
 
 
-def validate_request(request: Any) -> ValidatedRequest:
+def validate_request(request: dict[str, Any]) -> ValidatedRequest:
     """Return the validated body of a createTask, or raise `RejectedRequest` as kie.ai would."""
-    if not isinstance(request, dict):
-        raise RejectedRequest(400, "the body is not a JSON object")
-    name, fields = str(request.get("model")), request.get("input")
+    name, fields, callback = str(request.get("model")), request.get("input"), request.get("callBackUrl")
     if name not in MODELS:
         raise RejectedRequest(422, "model name not supported")
     if not isinstance(fields, dict):
         raise RejectedRequest(422, "input is required")
-    _check_callback(request.get("callBackUrl"))
-    return _validate_input(name, MODELS[name], fields)
-
-
-def _validate_input(name: str, model: ModelSpec, fields: dict[str, Any]) -> ValidatedRequest:
-    _check_names(model, fields)
-    resolution = _read_choice(fields, "resolution", tuple(model.prices), "1K")
-    output_format = _read_choice(fields, "output_format", model.formats, model.formats[0])
+    _require(callback is None or _is_http_url(callback), "callBackUrl is not a valid URL")
+    spec = MODELS[name]
+    _require(fields.keys() <= COMMON | spec.fields | {spec.references}, "input has an unknown field")
+    prompt: Any = fields.get("prompt")
+    seed, references = fields.get("seed"), fields.get(spec.references, [])
+    _require(isinstance(prompt, str) and prompt.strip() != "", "prompt is required")
+    _require(len(prompt) <= spec.prompt_limit, f"prompt is longer than {spec.prompt_limit} characters")
+    _require(seed is None or isinstance(seed, int), "seed is not an integer")
+    are_urls = isinstance(references, list) and all(map(_is_http_url, references))
+    _require(are_urls, f"{spec.references} is not a list of URLs")
+    is_count_fine = spec.min_references <= len(references) <= spec.max_references
+    _require(is_count_fine, f"{spec.references} takes {spec.min_references} to {spec.max_references} items")
+    # aspect_ratio takes precedence over its older name
+    ratio = fields.get("aspect_ratio", fields.get("image_size", spec.default_ratio))
     return ValidatedRequest(
         model=name,
-        prompt=_read_prompt(model, fields),
-        ratio=_read_ratio(model, fields),
-        resolution=resolution,
-        image_format="png" if output_format == "png" else "jpeg",
-        price=model.prices[resolution],
-        seed=_read_seed(fields),
-        references=_read_references(model, fields),
+        prompt=prompt,
+        ratio=_require_choice("aspect_ratio", ratio, (*spec.ratios, "auto")),
+        resolution=_require_choice("resolution", fields.get("resolution", "1K"), tuple(spec.prices)),
+        image_format=_require_choice(
+            "output_format", fields.get("output_format", spec.formats[0]), spec.formats
+        ).replace("jpg", "jpeg"),
+        seed=seed,
+        references=tuple(references),
     )
-
-
-def _check_names(model: ModelSpec, fields: dict[str, Any]) -> None:
-    if strange := sorted(fields.keys() - model.accepted_fields()):
-        raise RejectedRequest(422, f"unknown field {strange[0]}")
-
-
-def _check_callback(url: Any) -> None:
-    fine = url is None or (isinstance(url, str) and _is_http(url))
-    _require(fine, "callBackUrl is not a valid URL")
-
-
-def _read_prompt(model: ModelSpec, fields: dict[str, Any]) -> str:
-    prompt = fields.get("prompt")
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise RejectedRequest(422, "prompt is required")
-    _require(len(prompt) <= model.prompt_limit, f"prompt is longer than {model.prompt_limit} characters")
-    return prompt
-
-
-def _read_ratio(model: ModelSpec, fields: dict[str, Any]) -> str:
-    """Return the ratio; of the two spellings aspect_ratio takes precedence."""
-    spelling = "aspect_ratio" if "aspect_ratio" in fields else "image_size"
-    _require(spelling in fields or not model.ratio_required, "aspect_ratio is required")
-    return _read_choice(fields, spelling, (*model.ratios, "auto"), model.default_ratio)
-
-
-def _read_choice(fields: dict[str, Any], name: str, choices: tuple[str, ...], default: str) -> str:
-    value = fields.get(name, default)
-    _require(value in choices, f"{name} is not within the range of allowed options")
-    return str(value)
-
-
-def _read_seed(fields: dict[str, Any]) -> int | None:
-    seed = fields.get("seed")
-    _require(seed is None or isinstance(seed, int), "seed is not an integer")
-    return seed
-
-
-def _read_references(model: ModelSpec, fields: dict[str, Any]) -> tuple[str, ...]:
-    urls = fields.get(model.references, []) if model.references else []
-    fine = isinstance(urls, list) and all(isinstance(url, str) and _is_http(url) for url in urls)
-    _require(fine, f"{model.references} is not a list of URLs")
-    _require(len(urls) <= model.max_references, f"{model.references} has more than {model.max_references} items")
-    _require(bool(urls) or not model.references_required, f"{model.references} is required")
-    return tuple(urls)
-
-
-def _is_http(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        return parts.scheme in {"http", "https"} and bool(parts.hostname) and (parts.port is None or parts.port > 0)
-    except ValueError:
-        return False
 
 
 def _require(fine: bool, msg: str) -> None:
     if not fine:
         raise RejectedRequest(422, msg)
+
+
+def _require_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
+    _require(value in choices, f"{name} is not within the range of allowed options")
+    return str(value)
+
+
+def _is_http_url(url: Any) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in {"http", "https"} and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except (ValueError, TypeError, AttributeError):
+        return False

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from broker.errors import NotSent
-from broker.orders import ImageParams, Order, Reference, mode_of
+from broker.orders import ImageParams, Mode, Order, Reference
 from storage.blobs.store import BlobMissing, BlobStore
 from storage.errors import StorageError
 from storage.tasks import Task
@@ -24,8 +24,8 @@ class OrderBuilder:
 
     def build_order(self, task: Task) -> Order:
         return Order(
-            params=ImageParams.from_task(task),
-            mode=mode_of(task.mode),
+            params=ImageParams.from_columns(vars(task)),
+            mode=cast("Mode", task.mode),
             references=tuple(self._build_reference(ref) for ref in task.references),
         )
 

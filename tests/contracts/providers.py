@@ -17,10 +17,11 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from broker.catalog import Catalog
 from broker.net.api_client import ApiClient
-from broker.providers.base import Provider
-from broker.providers.kie.adapter import Kie
-from broker.providers.legacy.adapter import Legacy
+from broker.providers.base import DEFAULT_KEY_ID, Provider, ProviderContext, ProviderPackage
+from broker.providers.registry import PROVIDERS
+from tests.examples.provider import EXAMPLE
 
+PACKAGES = {package.name: package for package in PROVIDERS}
 KEY = "key-5f1c0e7d9b2a"
 TOKEN = "token-83ab41c6"
 CALLBACK = f"https://broker.example/api/webhook/nano-banana?task=task_1&attempt=1&token={TOKEN}"
@@ -124,15 +125,34 @@ def closed_port() -> str:
         return f"http://127.0.0.1:{probe.getsockname()[1]}"
 
 
-Build = Callable[[str, ApiClient, Catalog, Callable[[], float]], Provider]
+def open_provider(
+    package: ProviderPackage, settings: Mapping[str, Any], client: ApiClient, catalog: Catalog, now: Callable[[], float]
+) -> Provider:
+    """Return the adapter of a package, bound to the key in its settings (by field)."""
+    return package.factory(
+        ProviderContext(
+            name=package.name,
+            key_id=DEFAULT_KEY_ID,
+            settings=package.settings.model_validate(settings),
+            client=client,
+            catalog=catalog,
+            now=now,
+            creates_per_10s=20,
+            concurrency=100,
+        )
+    )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Case:
     """One provider. All responses of a list belong to the same class of outcome."""
 
-    name: str
-    build: Build
+    package: ProviderPackage
+    settings: Callable[[str], Mapping[str, Any]]
+    """URL of the upstream → settings with `KEY`."""
+    model: str = "nano-banana"
+    """One that it serves."""
+    auth_scheme: str = "Bearer"
     accepted: tuple[Says, ...]
     refused: tuple[tuple[Says, str, bool], ...]
     unknown: tuple[Says, ...]
@@ -144,22 +164,12 @@ class Case:
     callbacks_finished: tuple[Any, ...]
     callbacks_failed: tuple[Any, ...]
 
+    @property
+    def name(self) -> str:
+        return self.package.name
 
-def _kie(url: str, client: ApiClient, catalog: Catalog, now: Callable[[], float]) -> Provider:
-    return Kie(
-        base_url=url,
-        upload_url=url,
-        api_key=KEY,
-        client=client,
-        catalog=catalog,
-        now=now,
-        always_upload=True,
-        upload_retry_seconds=0.0,
-    )
-
-
-def _legacy(url: str, client: ApiClient, catalog: Catalog, now: Callable[[], float]) -> Provider:
-    return Legacy(base_url=f"{url}/nano-banana", api_key=KEY, client=client, catalog=catalog, now=now)
+    def build(self, url: str, client: ApiClient, catalog: Catalog, now: Callable[[], float]) -> Provider:
+        return open_provider(self.package, self.settings(url), client, catalog, now)
 
 
 ECHO = f"cannot reach {CALLBACK} with Bearer {KEY}"
@@ -192,8 +202,8 @@ def _result(*urls: str) -> str:
 
 
 KIE = Case(
-    name="kie",
-    build=_kie,
+    package=PACKAGES["kie"],
+    settings=lambda url: {"api_key": KEY, "api_url": url, "upload_url": url, "upload_references": True},
     accepted=(
         Says(body={"code": 200, "msg": "success", "data": {"taskId": JOB}}),
         Says(body={"code": "200", "message": "success", "data": {"taskId": JOB, "recordId": "other"}}),
@@ -228,8 +238,8 @@ KIE = Case(
 )
 
 LEGACY = Case(
-    name="legacy",
-    build=_legacy,
+    package=PACKAGES["legacy"],
+    settings=lambda url: {"api_key": KEY, "api_url": f"{url}/nano-banana"},
     accepted=(
         Says(body={"code": 200, "data": {"status": "pending", "task_id": JOB}}),
         Says(status=201, body={"job_id": JOB, "url": "https://service.example/status/1"}),
@@ -260,4 +270,26 @@ LEGACY = Case(
     callbacks_failed=({"task_id": JOB, "status": "failed", "error": ECHO},),
 )
 
-CASES = (KIE, LEGACY)
+EXAMPLE_CASE = Case(
+    package=EXAMPLE,
+    settings=lambda url: {"example_key": KEY, "example_url": url},
+    model="example-painter",
+    auth_scheme="Key",
+    accepted=(Says(status=202, body={"id": JOB, "status": "queued"}),),
+    refused=(
+        (Says(status=401, body={"error": {"message": ECHO}}), "provider_auth", False),
+        (Says(status=422, body={"error": ECHO}), "provider_rejected", False),
+        (Says(status=410, body={"error": "gone"}), "no_image", False),
+        (Says(status=429, body={"error": ECHO}), "provider_rate_limited", True),
+    ),
+    unknown=UNKNOWN_ANYWHERE,
+    running=tuple(Says(body={"id": JOB, "status": status}) for status in ("queued", "running", "dreaming")),
+    finished=(Says(body={"id": JOB, "status": "succeeded", "url": IMAGE}),),
+    failed=(Says(body={"id": JOB, "status": "failed", "error": {"message": ECHO}}),),
+    unreadable=(Says(hang_up=True), PAGE, Says(status=404, body={"error": ECHO}), Says(body=b"{")),
+    callbacks_running=({"id": JOB, "status": "running"},),
+    callbacks_finished=({"id": JOB, "status": "succeeded", "url": IMAGE},),
+    callbacks_failed=({"id": JOB, "status": "failed", "error": ECHO},),
+)
+
+CASES = (KIE, LEGACY, EXAMPLE_CASE)

@@ -20,14 +20,12 @@ from broker.providers.base import Provider
 from broker.providers.registry import load_catalog
 from broker.reports import Failed, Finished, Pending, Report
 from tests.contracts.providers import CALLBACK, CASES, IMAGE, JOB, KEY, TOKEN, Case, Says, Upstream, closed_port
+from tests.examples.provider import EXAMPLE
 from tests.support.clock import ManualClock
 
 pytestmark = pytest.mark.anyio
 
-CATALOG = load_catalog()
-ORDER = Order(
-    params=ImageParams(prompt="a red bicycle", model="nano-banana", aspect_ratio="16:9", seed=7), mode="text-to-image"
-)
+CATALOG = load_catalog([EXAMPLE])
 _KEYS = st.text() | st.sampled_from(
     "code msg data taskId task_id state status resultJson resultUrls output result info image_url url failCode failMsg "
     "creditsConsumed error message id".split()
@@ -52,9 +50,14 @@ class Scene:
     upstream: Upstream
     provider: Provider
 
+    @property
+    def order(self) -> Order:
+        params = ImageParams(prompt="a red bicycle", model=self.case.model, aspect_ratio="16:9", seed=7)
+        return Order(params=params, mode="text-to-image")
+
     async def submit(self, says: Says) -> Report:
         self.upstream.will(says)
-        return await self.provider.submit(ORDER, CALLBACK)
+        return await self.provider.submit(self.order, CALLBACK)
 
     async def check(self, says: Says) -> Report:
         self.upstream.will(says)
@@ -94,7 +97,7 @@ async def test_order_is_sent_once_with_key_and_callback(scene: Scene) -> None:
     await scene.submit(scene.case.accepted[0])
     (got,) = scene.upstream.got
     assert got.method == "POST"
-    assert got.headers["authorization"] == f"Bearer {KEY}"
+    assert got.headers["authorization"] == f"{scene.case.auth_scheme} {KEY}"
     assert CALLBACK in got.json().values()
 
 
@@ -121,14 +124,14 @@ async def test_time_out_is_an_unknown_outcome(scene: Scene, clock: ManualClock) 
     client = ApiClient(timeout=0.1, max_connections=1)
     scene.upstream.will(Says(quiet=True))
     with pytest.raises(ProviderError) as caught:
-        await scene.case.build(scene.upstream.url, client, CATALOG, clock.now).submit(ORDER, CALLBACK)
+        await scene.case.build(scene.upstream.url, client, CATALOG, clock.now).submit(scene.order, CALLBACK)
     silent(caught.value)
     await client.aclose()
 
 
 async def test_request_that_was_not_sent_may_be_repeated(scene: Scene, clock: ManualClock) -> None:
     client = ApiClient(timeout=5.0, max_connections=1)
-    report = await scene.case.build(closed_port(), client, CATALOG, clock.now).submit(ORDER, CALLBACK)
+    report = await scene.case.build(closed_port(), client, CATALOG, clock.now).submit(scene.order, CALLBACK)
     assert isinstance(report, Failed)
     assert (report.code, report.retryable, report.billed) == ("provider_unavailable", True, "no")
     silent(report)
@@ -210,7 +213,7 @@ def test_arbitrary_callback_never_raises(case: Case, body: Any) -> None:
 
 
 async def test_built_request_has_no_secret(scene: Scene) -> None:
-    preview = scene.provider.build_request(ORDER, CALLBACK)
+    preview = scene.provider.build_request(scene.order, CALLBACK)
     silent(preview)
     assert set(preview) == {"method", "url", "json", "price", "unit"}
     assert scene.upstream.got == []
@@ -221,8 +224,8 @@ async def test_built_request_has_no_secret(scene: Scene) -> None:
 
 
 async def test_unsupported_parameters_are_named(scene: Scene) -> None:
-    assert "seed" in scene.provider.ignored(ORDER)
-    assert "aspectRatio" not in scene.provider.ignored(ORDER)
+    assert "seed" in scene.provider.ignored(scene.order)
+    assert "aspectRatio" not in scene.provider.ignored(scene.order)
 
 
 async def test_repr_of_the_provider_has_no_secret(scene: Scene) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ README = (ROOT / "README.md").read_text("utf-8")
 EXAMPLE = (ROOT / ".env.example").read_text("utf-8")
 NGROK = (ROOT / "ngrok.yml").read_text("utf-8")
 DOCUMENTS = [README, EXAMPLE, NGROK, *(p.read_text("utf-8") for p in [ROOT / "CHANGELOG.md", *ROOT.glob("docs/*.md")])]
+PAGES = ["README.md", "CHANGELOG.md", *(f"docs/{path.name}" for path in sorted(ROOT.glob("docs/*.md")))]
 ASSIGNMENT = re.compile(r"^# ([A-Z][A-Z0-9_]+)=(.*)$", re.MULTILINE)
 
 
@@ -94,14 +96,47 @@ def test_every_address_of_the_readme_is_served() -> None:
     assert {path for path in named if not any(re.fullmatch(route, path) for route in routes)} == set()
 
 
-def test_every_relative_link_has_a_target() -> None:
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
-    assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
+@pytest.mark.parametrize("page", PAGES)
+def test_every_relative_link_has_a_target(page: str) -> None:
+    folder, text = (ROOT / page).parent, (ROOT / page).read_text("utf-8")
+    links = [link.split("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
+    assert [link for link in links if not (folder / link).exists()] == []
 
 
 def test_no_document_names_a_package_registry() -> None:
-    assert not any(re.search(r"pypi|pythonhosted|registry\.", document, re.IGNORECASE) for document in DOCUMENTS)
+    assert not any(
+        re.search(r"pypi|pythonhosted|registry\.(?!py\b)", document, re.IGNORECASE) for document in DOCUMENTS
+    )
+
+
+# -- architecture and extensions
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_path_that_a_page_names_exists(page: str) -> None:
+    text = (ROOT / page).read_text("utf-8")
+    named = set(re.findall(r"(?<![/\w])((?:broker|webhooks|uploads|storage|tests|deploy|docs|scripts)/[\w./-]*)", text))
+    assert sorted(path for path in named if not (ROOT / path.rstrip(".")).exists()) == []
+
+
+def test_import_order_of_the_page_is_the_checked_one() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["importlinter"]["contracts"]
+    (layers,) = (one["layers"] for one in contracts if one["name"] == "inside broker, top to bottom")
+    page = (ROOT / "docs/architecture.md").read_text("utf-8")
+    assert "\n".join(f"  {layer}" for layer in layers) + "\n```\n" in page
+
+
+def test_code_of_the_extensions_page_is_that_of_the_examples() -> None:
+    """The examples are run by their own tests; the page must show the same lines."""
+    page = (ROOT / "docs/extending.md").read_text("utf-8")
+    shown = re.findall(r"<!-- (tests/examples/\S+) -->\n```\w+\n(.*?)```", page, re.DOTALL)
+    assert {path.split("/")[2] for path, _ in shown} == {"dialect", "route", "parameter"}
+    assert [path for path, code in shown if outdent(code) not in outdent((ROOT / path).read_text("utf-8"))] == []
+
+
+def outdent(code: str) -> str:
+    """Return the lines without indentation and blank lines: the formatter sets both in a page as for a whole file."""
+    return "\n".join(line.strip() for line in code.splitlines() if line.strip())
 
 
 # -- ngrok.yml

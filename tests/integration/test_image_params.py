@@ -23,7 +23,7 @@ PARAMS = ImageParams(
 
 def test_columns_of_a_task_hold_every_parameter() -> None:
     task: Task = a_task(0.0, **PARAMS.to_columns())
-    assert ImageParams.from_task(task) == PARAMS
+    assert ImageParams.from_columns(vars(task)) == PARAMS
 
 
 async def test_new_parameter_reaches_the_provider_through_the_database(tmp_path: Path, clock: ManualClock) -> None:

@@ -10,10 +10,10 @@ import pytest
 from broker.errors import ProviderError
 from broker.net.api_client import ApiClient
 from broker.orders import ImageParams, Order, Reference
-from broker.providers.legacy.adapter import Legacy
+from broker.providers.base import Provider
 from broker.providers.registry import load_catalog
 from broker.reports import Failed, Finished, Pending
-from tests.contracts.providers import CALLBACK, IMAGE, JOB, KEY, Says, Upstream
+from tests.contracts.providers import CALLBACK, IMAGE, JOB, KEY, PACKAGES, Says, Upstream, open_provider
 from tests.support.clock import ManualClock
 
 pytestmark = pytest.mark.anyio
@@ -33,10 +33,10 @@ async def upstream() -> AsyncIterator[Upstream]:
 
 
 @pytest.fixture
-async def legacy(upstream: Upstream, clock: ManualClock) -> AsyncIterator[Legacy]:
+async def legacy(upstream: Upstream, clock: ManualClock) -> AsyncIterator[Provider]:
     client = ApiClient(timeout=5.0, max_connections=4)
-    base = f"{upstream.url}/nano-banana/"
-    yield Legacy(base_url=base, api_key=KEY, client=client, catalog=load_catalog(), now=clock.now)
+    settings = {"api_key": KEY, "api_url": f"{upstream.url}/nano-banana/"}
+    yield open_provider(PACKAGES["legacy"], settings, client, load_catalog(), clock.now)
     await client.aclose()
 
 
@@ -50,7 +50,7 @@ def edit(url: str | None) -> Order:
     )
 
 
-async def test_request_has_only_fields_of_the_dialect(legacy: Legacy, upstream: Upstream) -> None:
+async def test_request_has_only_fields_of_the_dialect(legacy: Provider, upstream: Upstream) -> None:
     """The URL implies the model, so none is sent; the callback has one field, spelt like the others."""
     upstream.will(ACCEPTED)
     assert await legacy.submit(TEXT, CALLBACK) == Pending(job_id=JOB)
@@ -59,18 +59,7 @@ async def test_request_has_only_fields_of_the_dialect(legacy: Legacy, upstream: 
     assert got.json() == {"prompt": "a red bicycle", "aspect_ratio": "16:9", "callback_url": CALLBACK}
 
 
-async def test_callback_field_can_be_configured(legacy: Legacy, upstream: Upstream) -> None:
-    legacy.callback_field = "webhook_url"
-    upstream.will(ACCEPTED, ACCEPTED)
-    await legacy.submit(TEXT, CALLBACK)
-    await legacy.submit(TEXT, None)
-    assert [set(got.json()) for got in upstream.got] == [
-        {"prompt", "aspect_ratio", "webhook_url"},
-        {"prompt", "aspect_ratio"},
-    ]
-
-
-async def test_references_are_sent_as_urls(legacy: Legacy, upstream: Upstream) -> None:
+async def test_references_are_sent_as_urls(legacy: Provider, upstream: Upstream) -> None:
     upstream.will(ACCEPTED)
     await legacy.submit(edit("https://broker.example/uploads/references/cat.png"), None)
     assert upstream.got[0].json() == {
@@ -79,7 +68,7 @@ async def test_references_are_sent_as_urls(legacy: Legacy, upstream: Upstream) -
     }
 
 
-async def test_reference_without_url_is_refused_with_the_cure(legacy: Legacy, upstream: Upstream) -> None:
+async def test_reference_without_url_is_refused_with_the_cure(legacy: Provider, upstream: Upstream) -> None:
     report = await legacy.submit(edit(None), None)
     assert isinstance(report, Failed)
     assert (report.billed, report.retryable) == ("no", False)
@@ -90,7 +79,7 @@ async def test_reference_without_url_is_refused_with_the_cure(legacy: Legacy, up
 @pytest.mark.parametrize("field", ["task_id", "taskId", "job_id", "jobId", "id"])
 @pytest.mark.parametrize("wrapped", [True, False])
 async def test_every_spelling_of_a_job_id_is_parsed(
-    legacy: Legacy, upstream: Upstream, field: str, wrapped: bool
+    legacy: Provider, upstream: Upstream, field: str, wrapped: bool
 ) -> None:
     named = {field: JOB, "status": "queued"}
     upstream.will(Says(status=202, body={"data": named} if wrapped else named))
@@ -110,20 +99,20 @@ async def test_every_spelling_of_a_job_id_is_parsed(
     ],
 )
 async def test_response_with_the_image_finishes_the_job(
-    legacy: Legacy, upstream: Upstream, body: dict[str, Any], report: Any
+    legacy: Provider, upstream: Upstream, body: dict[str, Any], report: Any
 ) -> None:
     upstream.will(Says(body=body))
     assert await legacy.submit(TEXT, CALLBACK) == report
 
 
-async def test_immediate_failure_may_have_been_billed(legacy: Legacy, upstream: Upstream) -> None:
+async def test_immediate_failure_may_have_been_billed(legacy: Provider, upstream: Upstream) -> None:
     upstream.will(Says(body={"task_id": JOB, "status": "failed", "error": "prohibited content"}))
     assert await legacy.submit(TEXT, CALLBACK) == Failed(
         code="safety_input", message="prohibited content", retryable=False, billed="unknown", job_id=JOB
     )
 
 
-async def test_status_url_contains_the_job_id(legacy: Legacy, upstream: Upstream) -> None:
+async def test_status_url_contains_the_job_id(legacy: Provider, upstream: Upstream) -> None:
     upstream.will(Says(body={"status": "processing"}))
     assert await legacy.check("a/../b?c") == Pending(job_id="a/../b?c", stage="processing")
     assert upstream.got[0].path == "/nano-banana/status/a/../b?c"
@@ -131,12 +120,12 @@ async def test_status_url_contains_the_job_id(legacy: Legacy, upstream: Upstream
 
 
 @pytest.mark.parametrize("body", [{"status": "completed"}, {"data": {"status": "success", "output": None}}])
-async def test_success_without_result_has_no_outputs(legacy: Legacy, upstream: Upstream, body: Any) -> None:
+async def test_success_without_result_has_no_outputs(legacy: Provider, upstream: Upstream, body: Any) -> None:
     upstream.will(Says(body=body))
     assert await legacy.check(JOB) == Finished(outputs=(), job_id=JOB)
 
 
-async def test_error_of_a_status_request_does_not_end_the_job(legacy: Legacy, upstream: Upstream) -> None:
+async def test_error_of_a_status_request_does_not_end_the_job(legacy: Provider, upstream: Upstream) -> None:
     upstream.will(Says(status=404, body={"status": "error", "message": "no such task yet"}))
     with pytest.raises(ProviderError, match="no such task yet"):
         await legacy.check(JOB)
@@ -150,12 +139,12 @@ async def test_error_of_a_status_request_does_not_end_the_job(legacy: Legacy, up
     ],
 )
 async def test_callback_of_a_running_job_has_its_progress_or_causes_a_poll(
-    legacy: Legacy, body: Any, report: Pending
+    legacy: Provider, body: Any, report: Pending
 ) -> None:
     assert legacy.parse_callback(body) == report
 
 
-async def test_features_that_the_dialect_lacks(legacy: Legacy) -> None:
+async def test_features_that_the_dialect_lacks(legacy: Provider) -> None:
     assert legacy.supports("nano-banana")
     assert not legacy.supports("nano-banana-pro")
     assert await legacy.refresh_url(IMAGE) is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 from PIL import Image
 
+from broker.sandbox.faults import Fault
 from broker.sandbox.options import Options
 from tests.support.brokers import RunningBroker, open_broker
 from tests.support.servers.postgres import Postgres
@@ -213,6 +215,12 @@ async def test_task_ends_as_expected_for_every_provider_behaviour(
     assert (data["status"], bool(data["error"])) == (("failed", True) if expected.code else ("completed", False))
     if way == "polling":
         assert all(job["callbacks"] == [] for job in jobs)
+
+
+def test_every_fault_of_the_sandbox_has_a_journey() -> None:
+    names = {re.split(r"[:\]]", mood)[0] for mood in WAYS["callbacks"]}
+    names |= set(re.findall(r"\[mood:(\w+)", " ".join(WAYS["callbacks"])))
+    assert names == set(Fault)
 
 
 TEST = test_task_ends_as_expected_for_every_provider_behaviour.__name__

@@ -13,10 +13,10 @@ import pytest
 from broker.api.admin.callbacks import report_document
 from broker.net.api_client import ApiClient
 from broker.providers.base import Provider
-from broker.providers.kie.adapter import Kie
-from broker.providers.kie.signature import callback_signature
-from broker.providers.legacy.adapter import Legacy
+from broker.providers.kie import configure_signature
+from broker.providers.kie.settings import KieSettings
 from broker.providers.registry import load_catalog
+from tests.contracts.providers import PACKAGES, open_provider
 from tests.support.clock import ManualClock
 from webhooks import verification
 from webhooks.signatures.base import Proof
@@ -33,9 +33,11 @@ NOTHING_THERE = "http://127.0.0.1:9"
 @pytest.fixture
 async def providers(clock: ManualClock) -> AsyncIterator[dict[str, Provider]]:
     client = ApiClient(timeout=1.0, max_connections=1)
-    shared: dict[str, Any] = {"api_key": "k", "client": client, "catalog": load_catalog(), "now": clock.now}
-    kie = Kie(base_url=NOTHING_THERE, upload_url=NOTHING_THERE, always_upload=False, **shared)
-    yield {"kie": kie, "sandbox": kie, "legacy": Legacy(base_url=NOTHING_THERE, **shared)}
+    settings = {"api_key": "k", "api_url": NOTHING_THERE}
+    opened = {
+        name: open_provider(PACKAGES[name], settings, client, load_catalog(), clock.now) for name in ("kie", "legacy")
+    }
+    yield opened | {"sandbox": opened["kie"]}
     await client.aclose()
 
 
@@ -77,7 +79,8 @@ def test_its_signature_proves_what_it_proved(path: Path) -> None:
         return
     at = datetime.fromisoformat(fixture["receivedAt"]).timestamp()
     ids = tuple(fixture["expected"]["names"])
-    proved = callback_signature(KEY).verify(fixture["headers"], fixture["body"].encode(), ids, at)
+    signature = configure_signature(KieSettings.model_validate({"webhook_key": KEY}))
+    proved = signature.verify(fixture["headers"], fixture["body"].encode(), ids, at)
     assert proved == Proof(fixture["evidence"]["signature"])
 
 

@@ -8,13 +8,30 @@ from typing import Any
 import pytest
 
 from broker.errors import TASK_CODES
-from broker.net.api_client import HttpResponse
-from broker.providers import error_codes, responses
-from broker.providers.kie.errors import KIE_ERRORS
+from broker.net.api_client import ApiClient, HttpResponse
+from broker.providers import error_codes
+from broker.providers.base import DEFAULT_KEY_ID, ProviderContext
+from broker.providers.error_codes import JOB_API_ERRORS
+from broker.providers.job_api import JobApi
 from broker.providers.parsing import ParsedResponse
+from broker.providers.registry import load_catalog
 from broker.providers.responses import ProviderResponse
 from broker.reports import Failed
 
+API = JobApi(
+    ProviderContext(
+        name="kie",
+        key_id=DEFAULT_KEY_ID,
+        settings=None,
+        client=ApiClient(timeout=1.0, max_connections=1),
+        catalog=load_catalog(),
+        now=lambda: 0.0,
+        creates_per_10s=20,
+        concurrency=100,
+    ),
+    base_url="http://127.0.0.1:9",
+    api_key=None,
+)
 SENSITIVE = "The input or output was flagged as sensitive. Please try again with different inputs."
 GEMINI = "Gemini could not generate an image with the given prompt. Please try again with a different prompt."
 
@@ -136,7 +153,7 @@ KNOWN_ERRORS: dict[str, list[tuple[int | None, str, str, bool, str | None]]] = {
 def test_known_code_and_message_are_classified(
     code: int | None, words: str, expected: str, retryable: bool, billed: str | None
 ) -> None:
-    found = KIE_ERRORS.classify(code, words)
+    found = JOB_API_ERRORS.classify(code, words)
     assert (found.code, found.retryable, found.billed) == (expected, retryable, billed)
     assert found.known
 
@@ -198,17 +215,17 @@ NAMED: dict[str, tuple[str, bool, str | None]] = {
 
 @pytest.mark.parametrize("name", NAMED)
 def test_named_error_is_classified(name: str) -> None:
-    found = KIE_ERRORS.classify(None, "no reason given", [name])
+    found = JOB_API_ERRORS.classify(None, "no reason given", [name])
     assert (found.code, found.retryable, found.billed) == NAMED[name]
     assert found.known
-    assert KIE_ERRORS.classify(500, "no reason given", [name.swapcase()]) == found
+    assert JOB_API_ERRORS.classify(500, "no reason given", [name.swapcase()]) == found
 
 
 def test_every_row_is_tested_and_within_the_closed_set() -> None:
-    rows = [*KIE_ERRORS.account.values(), *KIE_ERRORS.order.values(), *error_codes.NAMES.values()]
+    rows = [*JOB_API_ERRORS.account.values(), *JOB_API_ERRORS.order.values(), *error_codes.NAMES.values()]
     assert {row.code for row in [*rows, *error_codes.VAGUE_NAMES.values()]} <= TASK_CODES
     assert {*error_codes.NAMES, *error_codes.VAGUE_NAMES} == {name.lower() for name in NAMED}
-    assert {*KIE_ERRORS.account, *KIE_ERRORS.order} == {
+    assert {*JOB_API_ERRORS.account, *JOB_API_ERRORS.order} == {
         row[0] for rows in KNOWN_ERRORS.values() for row in rows if row[0]
     }
     said = [row[1] for rows in KNOWN_ERRORS.values() for row in rows]
@@ -230,21 +247,23 @@ def test_every_row_is_tested_and_within_the_closed_set() -> None:
 def test_class_of_an_unknown_error_is_marked_as_a_guess(
     code: int | None, words: str, expected: str, retryable: bool
 ) -> None:
-    found = KIE_ERRORS.classify(code, words)
+    found = JOB_API_ERRORS.classify(code, words)
     assert (found.code, found.retryable, found.known) == (expected, retryable, False)
 
 
 def test_specific_name_precedes_code_and_message_precedes_vague_name() -> None:
-    assert KIE_ERRORS.classify(400, "no reason given", ["INVALID_ARGUMENT", "API_KEY_INVALID"]).code == "provider_auth"
-    assert KIE_ERRORS.classify(422, "Invalid status code: 422", ["content_policy_violation"]).code == "safety_input"
-    assert KIE_ERRORS.classify(500, "your prompt was flagged", ["api_error"]).code == "safety_input"
+    assert (
+        JOB_API_ERRORS.classify(400, "no reason given", ["INVALID_ARGUMENT", "API_KEY_INVALID"]).code == "provider_auth"
+    )
+    assert JOB_API_ERRORS.classify(422, "Invalid status code: 422", ["content_policy_violation"]).code == "safety_input"
+    assert JOB_API_ERRORS.classify(500, "your prompt was flagged", ["api_error"]).code == "safety_input"
 
 
 @pytest.mark.parametrize("words", ["RESOURCE_EXHAUSTED", "rate limit", "credits refunded", "E001", "invalid_token"])
 def test_message_never_decides_that_an_attempt_was_unbilled(words: str) -> None:
     """An unbilled attempt is repeated automatically, and a message may repeat a prompt."""
     for code in (None, 500, 501):
-        assert KIE_ERRORS.classify(code, f"failed: {words}").billed is None
+        assert JOB_API_ERRORS.classify(code, f"failed: {words}").billed is None
 
 
 # -- bodies: where the names stand
@@ -290,7 +309,7 @@ BODIES: list[tuple[Any, str, str | None]] = [
 
 @pytest.mark.parametrize(("body", "code", "provider_code"), BODIES)
 def test_names_are_found_in_every_known_place(body: Any, code: str, provider_code: str | None) -> None:
-    report = responses.job_failed(ParsedResponse.from_body(body), "job", KIE_ERRORS, str)
+    report = API.job_failed(ParsedResponse.from_body(body), "job")
     assert (report.code, report.provider_code, report.known) == (code, provider_code, True)
 
 
@@ -310,18 +329,18 @@ def answered(status: int, body: Any, headers: dict[str, str] | None = None) -> H
     ],
 )
 def test_wait_in_the_body_is_parsed(body: Any, wait: float) -> None:
-    reply = ProviderResponse.from_http(answered(429, body), 0.0, KIE_ERRORS)
-    assert reply.to_refusal(str).retry_in == wait
+    reply = ProviderResponse.from_http(answered(429, body), 0.0)
+    assert API.refusal(reply).retry_in == wait
 
 
 def test_retry_after_header_precedes_the_body() -> None:
     body = {"error": {"details": [{"retryDelay": "30s"}]}}
-    assert ProviderResponse.from_http(answered(429, body, {"retry-after": "7"}), 0.0, KIE_ERRORS).wait_seconds == 7.0
+    assert ProviderResponse.from_http(answered(429, body, {"retry-after": "7"}), 0.0).wait_seconds == 7.0
 
 
 def test_unknown_error_keeps_its_code_and_message() -> None:
     body = {"data": {"state": "fail", "failCode": "FLUX-7", "failMsg": "the flux capacitor is cold"}}
-    assert responses.job_failed(ParsedResponse.from_body(body), "job", KIE_ERRORS, str) == Failed(
+    assert API.job_failed(ParsedResponse.from_body(body), "job") == Failed(
         code="provider_error",
         message="the flux capacitor is cold",
         retryable=False,

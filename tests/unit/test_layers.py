@@ -69,7 +69,7 @@ def test_only_the_listed_functions_change_a_task() -> None:
         for function in ast.walk(tree)
         if isinstance(function, ast.AsyncFunctionDef | ast.FunctionDef)
         for node in ast.walk(function)
-        if isinstance(node, ast.Attribute) and node.attr in {"saving", "update_all"}
+        if isinstance(node, ast.Attribute) and node.attr in {"update_task", "update_all"}
     }
     assert writers == {
         ("broker/tasks/transitions.py", "apply"),

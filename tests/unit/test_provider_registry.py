@@ -62,12 +62,6 @@ async def test_limits_come_from_the_catalog_unless_settings_override_them(client
     assert (chosen.creates_per_10s, chosen.concurrency) == (7, 3)
 
 
-async def test_candidates_serve_the_model(client: ApiClient) -> None:
-    registry = open_registry(client, api_key="k", api_url="https://relay.example/nano-banana")
-    assert registry.candidates("nano-banana") == ("legacy",)
-    assert registry.candidates("nano-banana-pro") == ()
-
-
 async def test_webhook_key_configures_the_signature(client: ApiClient) -> None:
     assert open_registry(client, api_key="k").signatures() == {"kie": Unsigned()}
     (signature,) = open_registry(client, api_key="k", webhook_key="w").signatures().values()

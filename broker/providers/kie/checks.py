@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from broker.errors import ProviderError
-from broker.providers.base import Finding, HealthCheck, HealthContext
+from broker.providers.base import Finding, HealthCheck, Provider, ProviderContext
 from broker.providers.health import check_clock, check_reachable, failed, ok, skipped, warning
-from broker.providers.kie.adapter import DIALECT
 
 UPSTREAM_FIELDS: Final = frozenset({"api_key", "api_url", "upload_url"})
 SANDBOX: Final = "the sandbox provider is used: no key, no cost, synthetic images"
@@ -16,35 +15,50 @@ LOW_BALANCE_IMAGES: Final = 25
 _TOP_UP: Final = "top up your account at https://kie.ai/pricing"
 
 
-async def check_provider(context: HealthContext) -> Sequence[Finding]:
+async def check_provider(provider: Provider, context: ProviderContext) -> Sequence[Finding]:
     """Check that the API is reachable, without a key, and compare the clocks."""
     began = context.now()
-    url = context.settings.base_url
+    url = provider.base_url
     reachable, response = await check_reachable("provider", "NANO_BANANA_API_URL", url, context.client)
     return [reachable, check_clock(response, (began + context.now()) / 2)]
 
 
-async def check_upload(context: HealthContext) -> Sequence[Finding]:
+async def check_upload(_: Provider, context: ProviderContext) -> Sequence[Finding]:
     """Check that the file host is reachable; references are uploaded there if kie.ai cannot fetch them."""
     url = context.settings.upload_url
     return [(await check_reachable("file upload", "NANO_BANANA_UPLOAD_URL", url, context.client))[0]]
 
 
-async def check_account(context: HealthContext) -> Sequence[Finding]:
+async def check_account(provider: Provider, context: ProviderContext) -> Sequence[Finding]:
     """Check key and credits with the one request that is free."""
     try:
-        balance = await context.provider.balance()
+        balance = await provider.balance()
     except ProviderError as error:
         return _balance_error(error)
-    price = context.catalog.price(DIALECT, "nano-banana", "text-to-image", None) or 1.0
+    price = context.catalog.price(context.name, "nano-banana", "text-to-image", None) or 1.0
     return [ok("key", "accepted"), _credits(balance or 0.0, price)]
 
 
-async def check_signature(context: HealthContext) -> Sequence[Finding]:
+async def check_signature(_: Provider, context: ProviderContext) -> Sequence[Finding]:
     """Report how callbacks are verified."""
     if context.settings.webhook_key is not None:
         return [ok("webhook key", "NANO_BANANA_WEBHOOK_KEY is set: callbacks need its signature, or our token")]
     return [ok("webhook key", "not set: callbacks are verified by the token in their URL, which is enough")]
+
+
+async def report_sandbox(_: Provider, __: ProviderContext) -> Sequence[Finding]:
+    """Report that the sandbox takes the place of an account."""
+    return [
+        skipped("provider", SANDBOX),
+        skipped("clock", "the sandbox uses the clock of this machine"),
+        warning(
+            "key",
+            f"NANO_BANANA_API_KEY is not set: {SANDBOX}",
+            "for real images put your kie.ai key into NANO_BANANA_API_KEY",
+        ),
+        skipped("credits", SANDBOX),
+        skipped("file upload", SANDBOX),
+    ]
 
 
 def _balance_error(error: ProviderError) -> Sequence[Finding]:
@@ -71,13 +85,6 @@ def _credits(balance: float, price: float) -> Finding:
     return ok("credits", found) if images >= LOW_BALANCE_IMAGES else warning("credits", found, _TOP_UP)
 
 
-def _sandbox(*findings: Finding) -> Callable[[HealthContext], Awaitable[Sequence[Finding]]]:
-    async def report(_: HealthContext) -> Sequence[Finding]:
-        return findings
-
-    return report
-
-
 CHECKS: Final = (
     HealthCheck(name="provider", run=check_provider, needs=UPSTREAM_FIELDS),
     HealthCheck(name="key", run=check_account, needs=UPSTREAM_FIELDS),
@@ -85,24 +92,4 @@ CHECKS: Final = (
     HealthCheck(name="webhook key", run=check_signature, needs=frozenset({"webhook_key"})),
 )
 
-SANDBOX_CHECKS: Final = (
-    HealthCheck(
-        name="provider",
-        run=_sandbox(skipped("provider", SANDBOX), skipped("clock", "the sandbox uses the clock of this machine")),
-        needs=UPSTREAM_FIELDS,
-    ),
-    HealthCheck(
-        name="key",
-        run=_sandbox(
-            warning(
-                "key",
-                f"NANO_BANANA_API_KEY is not set: {SANDBOX}",
-                "for real images put your kie.ai key into NANO_BANANA_API_KEY",
-            ),
-            skipped("credits", SANDBOX),
-        ),
-        needs=UPSTREAM_FIELDS,
-    ),
-    HealthCheck(name="file upload", run=_sandbox(skipped("file upload", SANDBOX)), needs=UPSTREAM_FIELDS),
-    HealthCheck(name="webhook key", run=check_signature, needs=frozenset({"webhook_key"})),
-)
+SANDBOX_CHECKS: Final = (HealthCheck(name="provider", run=report_sandbox, needs=UPSTREAM_FIELDS), CHECKS[-1])

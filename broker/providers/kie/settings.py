@@ -5,6 +5,7 @@ This class is the only owner of these variables; the package of the older dialec
 
 from __future__ import annotations
 
+import re
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -13,8 +14,8 @@ from pydantic import Field, SecretStr
 from broker.settings.types import ApiKey, HttpUrl, PackageSettings, env_names
 
 OWN_HOSTS: Final = (".kie.ai", ".erweima.ai")
-OLDER_DIALECT_PATH: Final = "/nano-banana"
-_API_PATHS: Final = ("/api/v1/jobs/createTask", "/api/v1/playground/createTask", "/api/v1/jobs", "/api/v1")
+_API_PATH: Final = re.compile(r"/api/v1(/jobs(/createTask)?|/playground/createTask)?$|(?<=/nano-banana)/generate$")
+"""End of an address in a document that is not part of the base URL."""
 
 
 class KieSettings(PackageSettings):
@@ -32,23 +33,16 @@ class KieSettings(PackageSettings):
         return self.api_key is not None
 
     @property
-    def older_dialect_url(self) -> str | None:
-        """Base URL of a service of the older dialect, or None for kie.ai and its relays.
+    def is_older_dialect(self) -> bool:
+        """True for a service of the older dialect, which `…/nano-banana` addresses have.
 
         kie.ai's own hosts never speak it: `/nano-banana` there is a path of old documents.
         """
-        parts = urlsplit(self.api_url.strip())
-        base = parts.path.rstrip("/").removesuffix("/generate")
-        if f".{parts.hostname}".endswith(OWN_HOSTS) or not base.endswith(OLDER_DIALECT_PATH):
-            return None
-        return f"{parts.scheme}://{parts.netloc}{base}"
+        return self.base_url.endswith("/nano-banana")
 
     @property
     def base_url(self) -> str:
-        """Base URL of kie.ai or its relay, which may be below a path of its own."""
-        parts = urlsplit(self.api_url.strip())
-        origin, path = f"{parts.scheme}://{parts.netloc}", parts.path.rstrip("/")
-        if f".{parts.hostname}".endswith(OWN_HOSTS):
-            return origin
-        suffix = next((known for known in _API_PATHS if path.endswith(known)), "")
-        return origin + path.removesuffix(suffix).rstrip("/")
+        """Base URL of the service; except at kie.ai it may be below a path of its own."""
+        parts = urlsplit(self.api_url)
+        is_own = f".{parts.hostname}".endswith(OWN_HOSTS)
+        return f"{parts.scheme}://{parts.netloc}" + ("" if is_own else _API_PATH.sub("", parts.path.rstrip("/")))

@@ -10,7 +10,7 @@ from importlib import resources
 from typing import Final
 
 from broker.providers.base import ProviderPackage
-from tests.examples.provider.adapter import open_example
+from tests.examples.provider.adapter import ExampleProvider
 from tests.examples.provider.checks import CHECKS
 from tests.examples.provider.settings import ExampleSettings
 from tests.examples.provider.signature import configure_signature
@@ -18,7 +18,7 @@ from tests.examples.provider.signature import configure_signature
 EXAMPLE: Final = ProviderPackage(
     name="example",
     settings=ExampleSettings,
-    factory=open_example,
+    factory=ExampleProvider,
     signature=configure_signature,
     checks=CHECKS,
     catalog=resources.files(__package__).joinpath("catalog.toml"),

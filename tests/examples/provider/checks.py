@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from broker.providers.base import Finding, HealthCheck, HealthContext
+from broker.providers.base import Finding, HealthCheck, Provider, ProviderContext
 from broker.providers.health import check_reachable
 
 
-async def check_provider(context: HealthContext) -> Sequence[Finding]:
-    finding, _ = await check_reachable("provider", "EXAMPLE_API_URL", context.provider.base_url, context.client)
+async def check_provider(provider: Provider, context: ProviderContext) -> Sequence[Finding]:
+    finding, _ = await check_reachable("provider", "EXAMPLE_API_URL", provider.base_url, context.client)
     return [finding]
 
 

@@ -63,14 +63,14 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 async def main():
     blobs = LocalBlobs(Path(sys.argv[1]))
     try:
-        async with blobs.draft("task_1") as draft:
+        async with blobs.new_draft("task_1") as draft:
             for _ in range(10):
                 await draft.write(b"x" * 30_000)
     except StorageFull as error:
         print(error)
-    async with blobs.draft("task_1") as draft:
+    async with blobs.new_draft("task_1") as draft:
         await draft.write(b"fits")
-        print((await draft.keep()).size)
+        print((await draft.commit()).size)
 asyncio.run(main())
 """
 
@@ -86,10 +86,10 @@ def test_a_full_disk_is_said_leaves_nothing_and_heals(tmp_path: Path) -> None:
 OPEN_TOO_MUCH = """
 async def main():
     blobs = LocalBlobs(Path(sys.argv[1]))
-    async with blobs.draft("task_1") as draft:
+    async with blobs.new_draft("task_1") as draft:
         await draft.write(b"x")
         resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) - 1, 100))
-        for doing in (draft.keep, blobs.check, lambda: blobs.open("task_1/" + "0" * 64)):
+        for doing in (draft.commit, blobs.check, lambda: blobs.open("task_1/" + "0" * 64)):
             try:
                 await doing()
             except (StorageError, BlobMissing) as error:
@@ -207,7 +207,7 @@ async def test_bytes_are_durable_before_their_name_and_the_name_before_the_answe
 DIE = """
 async def main():
     blobs = LocalBlobs(Path(sys.argv[1]))
-    async with blobs.draft("task_1") as draft:
+    async with blobs.new_draft("task_1") as draft:
         await draft.write(b"x" * 1000)
         os._exit(0)
 asyncio.run(main())

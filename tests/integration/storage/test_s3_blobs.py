@@ -324,9 +324,9 @@ from storage.blobs.s3 import S3Blobs
 async def main():
     blobs = S3Blobs(bucket=sys.argv[1], prefix="images", scratch=Path(sys.argv[2]), endpoint=sys.argv[3],
                     access_key="id", secret_key="secret")
-    async with blobs.draft("task_1") as draft:
+    async with blobs.new_draft("task_1") as draft:
         await draft.write(b"x" * 12 * 2**20)
-        await draft.keep()
+        await draft.commit()
 asyncio.run(main())
 """
 

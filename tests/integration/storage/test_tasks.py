@@ -48,7 +48,7 @@ class Recorder:
         self.seen.append((sql, params))
         return await self._database.fetch(sql, **params)
 
-    async def point(self, sql: str, **params: Any) -> Row | None:
+    async def fetch_one(self, sql: str, **params: Any) -> Row | None:
         self.seen.append((sql, params))
         return await self._database.fetch_one(sql, **params)
 
@@ -460,7 +460,7 @@ async def _use_everything(database: Any, rows: Tasks, task: Task) -> None:
     hook = _a_hook(task)
     await database.transact(hooks.insert_callback(hook))
     await hooks.get(hook.id)
-    for only in ({}, {"task_id": task.id}, {"verdict": "reject"}, {"provider": "fal"}):
+    for only in ({}, {"task_id": task.id}, {"verification": "reject"}, {"provider": "fal"}):
         await hooks.list_newest(limit=5, before=(NOW, "hook"), **only)
     await hooks.has_accepted(task.id, 1)
     await hooks.count_missing(since=0, until=NOW, limit=5)

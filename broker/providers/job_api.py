@@ -1,0 +1,200 @@
+"""The base of adapters for APIs that accept an order as JSON with a key in a header, and answer with a job.
+
+A subclass names its catalog, paths and error codes, writes the body of an order, and decides what a response proves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Final
+
+from pydantic import SecretStr
+
+from broker.catalog import Wire
+from broker.errors import NotSent, ProviderError
+from broker.orders import Order, Reference
+from broker.providers import parsing
+from broker.providers.base import ProviderContext
+from broker.providers.error_codes import JOB_API_ERRORS, ErrorTable
+from broker.providers.parsing import ParsedResponse
+from broker.providers.responses import DEFAULT_WAIT_SECONDS, OPERATOR_WAIT_SECONDS, ProviderResponse
+from broker.reports import Failed, Pending, Report
+
+STATUS_TIMEOUT_SECONDS: Final = 30.0
+"""For a status request. It can be repeated, so a provider that hangs must not occupy a slot for long."""
+
+
+class JobApi:
+    """One account at such an API; see `Provider` for what each method must keep."""
+
+    catalog_name: ClassVar[str]
+    """Name of its catalog, whatever the adapter is called."""
+    order_path: ClassVar[str]
+    """Path of orders, below the base URL."""
+    auth_scheme: ClassVar[str] = "Bearer"
+    errors: ClassVar[ErrorTable] = JOB_API_ERRORS
+    id_fields: ClassVar[Sequence[str]] = parsing.TASK_IDS
+    """Names of a job's id in a response."""
+    callback_path: str = "/api/webhook/nano-banana"
+
+    def __init__(self, context: ProviderContext, *, base_url: str, api_key: SecretStr | None) -> None:
+        self.name = context.name
+        self.key_id = context.key_id
+        self.base_url = base_url.rstrip("/")
+        self.creates_per_10s = context.creates_per_10s
+        self.concurrency = context.concurrency
+        self.context = context
+        self._api_key = api_key.get_secret_value() if api_key else "sandbox-needs-no-key"
+
+    # -- for subclasses to define
+
+    def order_body(
+        self, wire: Wire, order: Order, references: Sequence[str], callback_url: str | None
+    ) -> dict[str, Any]:
+        """Return the body of an order. references: URLs."""
+        raise NotImplementedError
+
+    def read_order_response(self, response: ProviderResponse) -> Report:
+        """Return the report in the response to an order. Raises `ProviderError` if the outcome is unknown."""
+        raise NotImplementedError
+
+    def public_url(self, reference: Reference) -> str | None:
+        """Return a URL that the provider can fetch, or None if the reference must be uploaded."""
+        return reference.url
+
+    async def upload_reference(self, reference: Reference) -> str | Failed:
+        """Upload a reference without a public URL, and return its URL."""
+        message = f"{self.name} fetches reference images itself: give the broker a public URL"
+        return Failed(code="provider_rejected", message=message, retryable=False, billed="no")
+
+    # -- the provider's contract
+
+    def supports(self, model: str) -> bool:
+        return self.context.catalog.serves(self.catalog_name, model)
+
+    def ignored(self, order: Order) -> tuple[str, ...]:
+        return self.context.catalog.ignored(self.catalog_name, order)
+
+    def build_request(self, order: Order, callback_url: str | None) -> dict[str, Any]:
+        catalog, params = self.context.catalog, order.params
+        wire = catalog.wire(self.catalog_name, params.model, order.mode) or Wire()
+        references = [self.public_url(reference) or f"upload:{reference.name}" for reference in order.references]
+        return {
+            "method": "POST",
+            "url": self.base_url + self.order_path,
+            "json": self.order_body(wire, order, references, self.redact(callback_url) if callback_url else None),
+            "price": catalog.price(self.catalog_name, params.model, order.mode, params.resolution),
+            "unit": catalog.unit(self.catalog_name),
+        }
+
+    async def upload_references(self, order: Order) -> Order | Failed:
+        urls = await self.resolve_references(order)
+        return urls if isinstance(urls, Failed) else order
+
+    async def submit(self, order: Order, callback_url: str | None) -> Report:
+        wire = self.context.catalog.wire(self.catalog_name, order.params.model, order.mode)
+        if wire is None:
+            message = f"{self.name} does not serve {order.params.model} ({order.mode})"
+            return Failed(code="provider_rejected", message=message, retryable=False, billed="no", sent=False)
+        references = await self.resolve_references(order)
+        if isinstance(references, Failed):
+            return references
+        try:
+            body = self.order_body(wire, order, references, callback_url)
+            response = await self.request("POST", self.order_path, json=body)
+        except NotSent as error:
+            return self.not_sent(error)
+        return self.read_order_response(response)
+
+    def job_ids(self, body: Any) -> tuple[str, ...]:
+        return parsing.ids_in(body)
+
+    async def cancel(self, job_id: str) -> bool:
+        return False
+
+    async def refresh_url(self, url: str) -> str | None:
+        return None
+
+    async def balance(self) -> float | None:
+        return None
+
+    # -- requests and responses
+
+    async def resolve_references(self, order: Order) -> list[str] | Failed:
+        """Return a URL for each reference; those that the provider cannot fetch are uploaded."""
+        urls: list[str] = []
+        for reference in order.references:
+            url = self.public_url(reference) or await self.upload_reference(reference)
+            if isinstance(url, Failed):
+                return url
+            urls.append(url)
+        return urls
+
+    async def request(self, method: str, path: str, **options: Any) -> ProviderResponse:
+        """Send one request with the key. path: below the base URL, or a URL. options: of `ApiClient.request`."""
+        url = path if path.startswith("http") else self.base_url + path
+        headers = {"Authorization": f"{self.auth_scheme} {self._api_key}"}
+        response = await self.context.client.request(method, url, headers=headers, **options)
+        return ProviderResponse.from_http(response, self.context.now(), id_fields=self.id_fields)
+
+    def redact(self, text: str) -> str:
+        return parsing.redact(text, (self._api_key,))
+
+    def not_sent(self, error: ProviderError) -> Failed:
+        """Return the report of an order whose submission never began, or ended before it could cost anything."""
+        return Failed(
+            code="provider_unavailable",
+            message=self.redact(str(error)),
+            retryable=not error.permanent,
+            billed="no",
+            retry_in=error.retry_in,
+            sent=False,
+        )
+
+    def refusal(self, response: ProviderResponse) -> Failed:
+        """Return the report of a refused order; only for responses that prove the refusal."""
+        error = self.errors.classify(response.code, response.message, response.parsed.names)
+        wait = response.wait_seconds
+        wait = DEFAULT_WAIT_SECONDS.get(response.code) if wait is None else wait
+        return Failed(
+            code=error.code,
+            message=self.redact(response.message),
+            retryable=error.retryable,
+            billed="no",
+            provider_code=str(response.code),
+            retry_in=wait if error.retryable else None,
+            known=error.known,
+        )
+
+    def error(self, action: str, response: ProviderResponse, *, can_be_permanent: bool = False) -> ProviderError:
+        """Return the error of a response without a result. can_be_permanent: a refusal ends the action for good."""
+        defaults = OPERATOR_WAIT_SECONDS | DEFAULT_WAIT_SECONDS
+        wait = response.wait_seconds
+        summary = f"{self.name}: {action} answered HTTP {response.status}, code {response.parsed.code}"
+        return ProviderError(
+            f"{summary}: {self.redact(response.message)}",
+            permanent=can_be_permanent and response.is_permanent,
+            retry_in=defaults.get(response.code) if wait is None else wait,
+            summary=summary,
+            code=self.errors.classify(response.code, response.message, response.parsed.names).code,
+        )
+
+    def job_failed(self, parsed: ParsedResponse, job_id: str | None) -> Failed:
+        """Return the report of a job that ended without a result."""
+        error = self.errors.classify(parsing.to_code(parsed.fail_code), parsed.message, parsed.names)
+        is_refunded = parsed.fail_code == "531"  # kie.ai: whatever it consumed at first
+        return Failed(
+            code=error.code,
+            message=self.redact(parsed.message),
+            retryable=error.retryable,
+            billed=error.billed or "unknown" if parsed.cost is None or is_refunded else parsed.billed,
+            job_id=job_id,
+            ended_at=parsed.ended_at,
+            provider_code=parsed.fail_code or next(iter(parsed.names), None),
+            known=error.known,
+        )
+
+
+def running(parsed: ParsedResponse, job_id: str | None) -> Pending:
+    """Return the report of a job that has not ended."""
+    return Pending(job_id=job_id, stage=parsed.stage, percent=parsed.percent)
