@@ -115,9 +115,9 @@ def _store_property(settings: Settings) -> _SharedProperty:
     if bucket is not None:
         value = f"{bucket.endpoint or bucket.region}/{bucket.name}/{bucket.prefix.strip('/')}"
     else:
-        settings.blobs.mkdir(parents=True, exist_ok=True)
-        create_secret_file(settings.blobs / ".store")
-        value = (settings.blobs / ".store").read_text().strip()
+        settings.blob_folder.mkdir(parents=True, exist_ok=True)
+        create_secret_file(settings.blob_folder / ".store")
+        value = (settings.blob_folder / ".store").read_text().strip()
     return _SharedProperty(
         name="store",
         value=hashlib.sha256(value.encode()).hexdigest()[:32],
