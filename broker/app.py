@@ -10,20 +10,20 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from broker.api.admin.callbacks import CallbackInboxRoutes, callback_inbox_endpoints
-from broker.api.admin.deliveries import DeliveryRoutes, delivery_endpoints
-from broker.api.callbacks import CallbackRoutes, callback_endpoints
-from broker.api.docs import DocsRoutes, docs_endpoints
-from broker.api.health import HealthRoutes, health_endpoints, installed_version
+from broker.api.admin.callbacks import CallbackInboxRoutes
+from broker.api.admin.deliveries import DeliveryRoutes
+from broker.api.callbacks import CallbackRoutes
+from broker.api.docs import DocsRoutes
+from broker.api.health import HealthRoutes, installed_version
 from broker.api.http.auth import Authenticator
 from broker.api.http.endpoint import Dialect, Endpoint, build_routes
 from broker.api.http.errors import ErrorRenderer
 from broker.api.http.middleware import RequestLogMiddleware, SecurityHeadersMiddleware, UnhandledErrorMiddleware
 from broker.api.http.responses import ErrorResponse, error_response
-from broker.api.images import ImageRoutes, image_endpoints
-from broker.api.models import ModelRoutes, model_endpoints
+from broker.api.images import ImageRoutes
+from broker.api.models import ModelRoutes
 from broker.api.native.batches import BatchRoutes
-from broker.api.native.routes import batch_endpoints, order_endpoints, task_endpoints
+from broker.api.native.routes import native_endpoints
 from broker.api.native.task_cache import TaskCache
 from broker.api.native.tasks import TaskRoutes, max_form_bytes
 from broker.i18n import Messages
@@ -72,13 +72,13 @@ def native_dialect(services: Services, docs: DocsRoutes, version: str) -> Dialec
         error_model=ErrorResponse,
         endpoints=[
             *_task_endpoints(services, messages),
-            *model_endpoints(_model_routes(services)),
-            *callback_endpoints(_callback_routes(services, messages)),
-            *image_endpoints(_image_routes(services)),
-            *callback_inbox_endpoints(CallbackInboxRoutes(inbox=services.inbox)),
-            *delivery_endpoints(DeliveryRoutes(log=services.delivery_log)),
-            *health_endpoints(_health_routes(services, messages, version)),
-            *docs_endpoints(docs),
+            *_model_routes(services).endpoints(),
+            *_callback_routes(services, messages).endpoints(),
+            *_image_routes(services).endpoints(),
+            *CallbackInboxRoutes(inbox=services.inbox, callbacks=services.callbacks).endpoints(),
+            *DeliveryRoutes(log=services.delivery_log).endpoints(),
+            *_health_routes(services, messages, version).endpoints(),
+            *docs.endpoints(),
         ],
     )
 
@@ -94,7 +94,7 @@ def _task_endpoints(services: Services, messages: Messages) -> list[Endpoint]:
         max_form_bytes=max_form_bytes(services.catalog, services.settings.max_file_size),
     )
     batches = BatchRoutes(queries=services.queries, canceler=services.canceler, cache=cache)
-    return [*order_endpoints(tasks), *task_endpoints(tasks), *batch_endpoints(batches)]
+    return native_endpoints(tasks, batches)
 
 
 def _model_routes(services: Services) -> ModelRoutes:
@@ -109,8 +109,9 @@ def _model_routes(services: Services) -> ModelRoutes:
 
 def _callback_routes(services: Services, messages: Messages) -> CallbackRoutes:
     return CallbackRoutes(
+        paths={name: provider.callback_path for name, provider in services.providers.items()},
         clock=services.clock,
-        receiver=services.callbacks,
+        receiver=services.receiver,
         challenge=ChallengeResponse(services.tokens.secret),
         metrics=services.metrics,
         messages=messages,

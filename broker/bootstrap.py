@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,10 @@ from broker.net.hosts import local_base_url
 from broker.providers import registry
 from broker.providers.base import ProviderPackage
 from broker.providers.registry import ProviderRegistry
-from broker.services import DOWNLOAD_CONCURRENCY, Composition, Services
+from broker.services import Composition, Services
 from broker.settings import Settings
 from broker.settings.loading import SalvagedSettings, read_settings, variables_of
+from broker.tasks.steps.download import DOWNLOAD_CONCURRENCY
 from storage.blobs.local import LocalBlobs
 from storage.blobs.store import BlobStore
 from storage.cluster_state import ClusterState
@@ -181,8 +181,8 @@ async def open_services(
             tokens=CallbackTokens(secret),
             address=_initial_address(settings, port, local_provider=local_provider, now=clock.now()),
             agents=TunnelAgents(client=agent_client, tunnel_api=settings.tunnel_api, port=port or settings.port),
+            extra_dialects=tuple(extra_dialects),
         ).services()
-        services = replace(services, extra_dialects=tuple(extra_dialects))
         stack.push_async_callback(services.thumbnails.aclose)
         await stack.enter_async_context(measure_loop_lag(services.metrics))
         if joins and services.address.current is None:

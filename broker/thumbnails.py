@@ -1,9 +1,7 @@
 """Stored thumbnails: looked up, or made once for all concurrent requests, and deleted with their image.
 
-Decisions
-
-* Where a thumbnail cannot be had (the image is too large or damaged, the disk is full, too many are being made) the
-  route serves the image itself: a page with a slow picture is better than one with a gap.
+* Without a thumbnail (the image is too large or damaged, the disk is full, too many are being made) the route serves
+  the image itself: a page with a slow picture is better than one with a gap.
 * Image URLs are shared, so strangers may request any size. There are four sizes, two thumbnails are made at a time, and
   a request above `max_waiting` does not wait. A damaged image is not tried again in this process; after an error of the
   machine (full disk, no memory) the next attempt waits for `RETRY_AFTER_SECONDS`.
@@ -17,10 +15,9 @@ import asyncio
 import contextlib
 import math
 import secrets
-from collections import OrderedDict
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, cast
 
 import anyio.to_thread
 
@@ -32,7 +29,15 @@ from storage.errors import StorageError
 from storage.images import Images, Kind, StoredImage
 from storage.sql.database import Stale
 from storage.tasks import Tasks
-from uploads.thumbnails import Thumbnail, ThumbnailError, ThumbnailSize, has_thumbnail, make_thumbnail, thumbnail_size
+from uploads.thumbnails import (
+    THUMBNAIL_SIZES,
+    Thumbnail,
+    ThumbnailError,
+    ThumbnailSize,
+    has_thumbnail,
+    make_thumbnail,
+    thumbnail_size,
+)
 
 CONCURRENCY: Final = 2
 """Thumbnails made at a time; each may take `MAX_DECODE_BYTES` of memory."""
@@ -41,12 +46,7 @@ WAIT_SECONDS: Final = 10.0
 MAX_REMEMBERED_FAILURES: Final = 1000
 RETRY_AFTER_SECONDS: Final = 30.0
 
-_KINDS: Final[dict[ThumbnailSize, Kind]] = {
-    128: "thumbnail-128",
-    256: "thumbnail-256",
-    512: "thumbnail-512",
-    1024: "thumbnail-1024",
-}
+_KINDS: Final = {size: cast("Kind", f"thumbnail-{size}") for size in THUMBNAIL_SIZES}
 
 _Key = tuple[str, ThumbnailSize]
 
@@ -64,12 +64,13 @@ class Thumbnails:
     max_waiting: int = MAX_WAITING
     max_remembered_failures: int = MAX_REMEMBERED_FAILURES
     _running: dict[_Key, asyncio.Task[StoredImage | None]] = field(default_factory=dict)
-    _retry_at: OrderedDict[_Key, float] = field(default_factory=OrderedDict)
+    _retry_at: dict[_Key, float] = field(default_factory=dict)
+    """Monotonic times before which a failed thumbnail is not tried again; the oldest failure first."""
     _slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CONCURRENCY))
     _closed: bool = False
 
     async def find_or_make(self, image: StoredImage, requested_size: int) -> StoredImage | None:
-        """Return the thumbnail that covers the requested longest side, or None where the image must serve.
+        """Return the thumbnail that covers the requested longest side, or None where the image itself is to be served.
 
         Waits at most `wait_seconds`; the thumbnail is finished in any case.
         """
@@ -107,21 +108,19 @@ class Thumbnails:
             async with self._slots:
                 stored = await self._insert(image, size, *await self._resize_and_store(image, size))
         except (ThumbnailError, BlobMissing, StorageError) as error:
-            self._record_failure((image.name, size), error)
-            log.warning(
-                "a thumbnail could not be made", action="thumbnail_failed", owner=image.owner, reason=str(error)
-            )
+            is_permanent = isinstance(error, ThumbnailError)
+            self.metrics.thumbnails.labels("unshrinkable" if is_permanent else "no_store").inc()
+            self._remember_failure((image.name, size), math.inf if is_permanent else RETRY_AFTER_SECONDS)
+            log.warning("thumbnail not made", action="thumbnail_failed", owner=image.owner, reason=str(error))
             return None
         self.metrics.thumbnails.labels("made" if stored else "too_late").inc()
         return stored
 
-    def _record_failure(self, key: _Key, error: Exception) -> None:
-        is_permanent = isinstance(error, ThumbnailError)
-        self.metrics.thumbnails.labels("unshrinkable" if is_permanent else "no_store").inc()
-        self._retry_at[key] = math.inf if is_permanent else self.clock.monotonic() + RETRY_AFTER_SECONDS
-        self._retry_at.move_to_end(key)
+    def _remember_failure(self, key: _Key, pause_seconds: float) -> None:
+        self._retry_at.pop(key, None)
+        self._retry_at[key] = self.clock.monotonic() + pause_seconds
         while len(self._retry_at) > self.max_remembered_failures:
-            self._retry_at.popitem(last=False)
+            del self._retry_at[next(iter(self._retry_at))]
 
     async def _resize_and_store(self, image: StoredImage, size: ThumbnailSize) -> tuple[Thumbnail, Blob]:
         """1. Copy the image to a local file and check its hash 2. resize it in a thread 3. store the result."""

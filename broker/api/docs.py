@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 from typing import Final
 
@@ -14,6 +14,7 @@ from starlette.responses import Response
 from broker.api.http.endpoint import (
     ETAG,
     IF_NONE_MATCH,
+    NOT_MODIFIED,
     TEXT,
     Dialect,
     Endpoint,
@@ -45,18 +46,44 @@ class DocsRoutes:
     """All that are mounted; set by the app, because the routes of this class are among them."""
     _document: CachedResponse | None = field(default=None, init=False)
 
-    async def get_openapi(self, request: Request) -> Response:
-        """Return OpenAPI 3.1 of exactly the routes that are served."""
+    def endpoints(self) -> list[Endpoint]:
+        endpoint = partial(Endpoint, "GET", access="admin", tag="operators")
+        document = json_success("OpenAPI 3.1", {"type": "object"}, headers=ETAG)
+        page = SuccessResponse(text="a page", content={"text/html": TEXT})
+        asset = SuccessResponse(
+            text="script or style", content={"text/javascript": TEXT, "text/css": TEXT}, headers=ETAG
+        )
+        return [
+            endpoint(
+                "/openapi.json",
+                self.openapi,
+                parameters=(IF_NONE_MATCH,),
+                responses={200: document, 304: NOT_MODIFIED},
+            ),
+            endpoint("/docs", self.docs, responses={200: page}),
+            endpoint(
+                "/docs/{file}",
+                self.get_docs_asset,
+                parameters=(Parameter("file", "path", "its name"), IF_NONE_MATCH),
+                responses={200: asset, 304: NOT_MODIFIED},
+                errors=("not_found",),
+            ),
+        ]
+
+    async def openapi(self, request: Request) -> Response:
+        """Get this description."""
         if self._document is None:
             document = openapi_document(self.dialects, version=self.version)
             self._document = CachedResponse.from_document(document, ended=True)
         return self._document.respond(request)
 
-    async def get_page(self, _: Request) -> Response:
+    async def docs(self, _: Request) -> Response:
+        """Show this description as a page with examples to send."""
         headers = {"content-security-policy": CONTENT_POLICY, **_REVALIDATE}
         return Response(_read_file("page.html"), media_type="text/html", headers=headers)
 
-    async def get_asset(self, request: Request) -> Response:
+    async def get_docs_asset(self, request: Request) -> Response:
+        """Get a script or style of the page."""
         name = request.path_params["file"]
         if name not in ASSETS:
             raise ApiError("not_found", "The page has no such file.")
@@ -76,47 +103,3 @@ def _read_file(path: str) -> bytes:
 @cache
 def _file_etag(path: str) -> str:
     return make_etag(_read_file(path))
-
-
-def docs_endpoints(docs: DocsRoutes) -> list[Endpoint]:
-    not_modified = SuccessResponse(text="nothing changed", headers=ETAG)
-    return [
-        Endpoint(
-            method="GET",
-            path="/openapi.json",
-            handler=docs.get_openapi,
-            access="admin",
-            operation_id="openapi",
-            summary="Get this description",
-            tag="operators",
-            parameters=(IF_NONE_MATCH,),
-            responses={200: json_success("OpenAPI 3.1", {"type": "object"}, headers=ETAG), 304: not_modified},
-        ),
-        Endpoint(
-            method="GET",
-            path="/docs",
-            handler=docs.get_page,
-            access="admin",
-            operation_id="docs",
-            summary="Show this description as a page with examples to send",
-            tag="operators",
-            responses={200: SuccessResponse(text="a page", content={"text/html": TEXT})},
-        ),
-        Endpoint(
-            method="GET",
-            path="/docs/{file}",
-            handler=docs.get_asset,
-            access="admin",
-            operation_id="getDocsAsset",
-            summary="Get a script or style of the page",
-            tag="operators",
-            parameters=(Parameter(name="file", where="path", text="its name", schema=TEXT), IF_NONE_MATCH),
-            responses={
-                200: SuccessResponse(
-                    text="script or style", content={"text/javascript": TEXT, "text/css": TEXT}, headers=ETAG
-                ),
-                304: not_modified,
-            },
-            errors=("not_found",),
-        ),
-    ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final, Literal
 
@@ -65,12 +66,23 @@ class HealthRoutes:
     messages: Messages
     version: str
 
-    async def get_health(self, _: Request) -> Response:
-        """Answer, and check nothing."""
+    def endpoints(self) -> list[Endpoint]:
+        endpoint = partial(Endpoint, "GET", tag="operators")
+        healthy, ready = json_success("it does", HealthResponse), json_success("they are", ReadyResponse)
+        unready = json_success("the parts that fail", UnreadyResponse, headers={"Retry-After": (True, "seconds")})
+        page = SuccessResponse(text="Prometheus text format", content={"text/plain": TEXT})
+        return [
+            endpoint("/health", self.health, access="public", responses={200: healthy}, is_quiet=True),
+            endpoint("/ready", self.ready, access="admin", responses={200: ready, 503: unready}),
+            endpoint("/metrics", self.metrics, access="admin", responses={200: page}),
+        ]
+
+    async def health(self, _: Request) -> Response:
+        """Check that the process answers."""
         return json_response(HealthResponse(status="healthy", version=self.version).to_document())
 
-    async def get_readiness(self, request: Request) -> Response:
-        """Check that an order would be stored and processed; otherwise name the parts that fail."""
+    async def ready(self, request: Request) -> Response:
+        """Check that orders are stored and processed."""
         failures = {
             "database": await _failure_of(probe_write(self.database)),
             "blobs": await _failure_of(self.blobs.check()),
@@ -96,8 +108,8 @@ class HealthRoutes:
             return None
         return f"it has not been seen for more than {MAX_HEARTBEAT_SECONDS:.0f} seconds"
 
-    async def get_metrics(self, _: Request) -> Response:
-        """Return the Prometheus text format."""
+    async def metrics(self, _: Request) -> Response:
+        """Get metrics for Prometheus."""
         return Response(await self.collector.render_page(), headers={"content-type": CONTENT_TYPE_LATEST})
 
 
@@ -116,42 +128,3 @@ def installed_version() -> str:
         return version("nano-banana-broker")
     except PackageNotFoundError:
         return "unknown"
-
-
-def health_endpoints(health: HealthRoutes) -> list[Endpoint]:
-    return [
-        Endpoint(
-            method="GET",
-            path="/health",
-            handler=health.get_health,
-            access="public",
-            operation_id="health",
-            summary="Check that the process answers",
-            tag="operators",
-            responses={200: json_success("it does", HealthResponse)},
-            is_quiet=True,
-        ),
-        Endpoint(
-            method="GET",
-            path="/ready",
-            handler=health.get_readiness,
-            access="admin",
-            operation_id="ready",
-            summary="Check that orders are stored and processed",
-            tag="operators",
-            responses={
-                200: json_success("they are", ReadyResponse),
-                503: json_success("the parts that fail", UnreadyResponse, headers={"Retry-After": (True, "seconds")}),
-            },
-        ),
-        Endpoint(
-            method="GET",
-            path="/metrics",
-            handler=health.get_metrics,
-            access="admin",
-            operation_id="metrics",
-            summary="Get metrics for Prometheus",
-            tag="operators",
-            responses={200: SuccessResponse(text="Prometheus text format", content={"text/plain": TEXT})},
-        ),
-    ]

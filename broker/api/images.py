@@ -9,7 +9,8 @@ import re
 from collections.abc import Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, Literal
+from functools import partial
+from typing import Annotated, Final
 
 from pydantic import Field
 from starlette.requests import Request
@@ -19,17 +20,17 @@ from starlette.types import Receive, Scope, Send
 from broker.api.http.endpoint import (
     ETAG,
     IF_NONE_MATCH,
-    TEXT,
+    NOT_MODIFIED,
     Endpoint,
     Parameter,
     SuccessResponse,
     json_success,
 )
 from broker.api.http.query import EMPTY, ParsedText, QueryModel
-from broker.api.http.responses import IMAGE_SECURITY_HEADERS, etag_matches, json_response
+from broker.api.http.responses import IMAGE_SECURITY_HEADERS, DataResponse, data_response, etag_matches
 from broker.clock import Clock
 from broker.errors import ApiError
-from broker.presenter import IMAGE_NAME, ImageMetadata, ResponseModel, TaskPresenter
+from broker.presenter import IMAGE_NAME, ImageMetadata, TaskPresenter
 from broker.tasks.queries import TaskQueries
 from broker.thumbnails import Thumbnails
 from storage.blobs.store import BlobMissing, BlobReader, BlobStore
@@ -64,9 +65,16 @@ class ImageQuery(QueryModel):
     ] = None
 
 
-class ImageMetadataResponse(ResponseModel):
-    success: Literal[True]
-    data: ImageMetadata
+_IMAGE: Final = Parameter("name", "path", "the image's name")
+_RANGE_HEADER: Final = Parameter("Range", "header", "a part of the bytes: bytes=0-99")
+_BYTES: Final = {media_type: {"type": "string", "format": "binary"} for media_type in _MEDIA_TYPES}
+_RESPONSES: Final = {
+    200: SuccessResponse(text="the image", content=_BYTES, headers=ETAG),
+    206: SuccessResponse(text="the requested part", content=_BYTES, headers=ETAG),
+    304: NOT_MODIFIED,
+    307: SuccessResponse(text="served by the image store", headers={"Location": (True, "valid for some minutes")}),
+    416: SuccessResponse(text="the image has no such part"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,16 +86,49 @@ class ImageRoutes:
     thumbnails: Thumbnails
     presenter: TaskPresenter
 
-    async def get_result(self, request: Request) -> Response:
+    def endpoints(self) -> list[Endpoint]:
+        """Return the endpoints; the paths that end in `.json` come first, because the others match them, too."""
+        metadata = partial(
+            Endpoint,
+            "GET",
+            access="caller",
+            tag="images",
+            parameters=(_IMAGE,),
+            responses={200: json_success("prompt, model, provider, tasks", DataResponse[ImageMetadata])},
+            errors=("not_found",),
+        )
+        content = partial(
+            Endpoint,
+            "GET",
+            access="public",
+            tag="images",
+            parameters=(_IMAGE, IF_NONE_MATCH, _RANGE_HEADER),
+            query=ImageQuery,
+            responses=_RESPONSES,
+            errors=("not_found",),
+            is_quiet=True,
+        )
+        return [
+            metadata("/uploads/images/{name}.json", self.get_image_metadata),
+            metadata("/uploads/references/{name}.json", self.get_reference_metadata),
+            content("/uploads/images/{name}", self.get_image),
+            content("/uploads/references/{name}", self.get_reference),
+        ]
+
+    async def get_image(self, request: Request) -> Response:
+        """Get a generated image."""
         return await self._serve(request, "result")
 
     async def get_reference(self, request: Request) -> Response:
+        """Get a reference image."""
         return await self._serve(request, "reference")
 
-    async def get_result_metadata(self, request: Request) -> Response:
+    async def get_image_metadata(self, request: Request) -> Response:
+        """Get the metadata of a generated image."""
         return await self._metadata(request, "result")
 
     async def get_reference_metadata(self, request: Request) -> Response:
+        """Get the metadata of a reference image."""
         return await self._metadata(request, "reference")
 
     async def _metadata(self, request: Request, kind: Kind) -> Response:
@@ -96,8 +137,7 @@ class ImageRoutes:
         tasks = await self.queries.get_image_tasks(image)
         if not tasks:
             raise _not_found()
-        data = self.presenter.image_metadata(image, tasks)
-        return json_response(ImageMetadataResponse(success=True, data=data).to_document())
+        return data_response(self.presenter.image_metadata(image, tasks))
 
     async def _serve(self, request: Request, kind: Kind) -> Response:
         size = ImageQuery.read(request).size
@@ -196,69 +236,3 @@ class _BlobResponse(Response):
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
             if await self._request.is_disconnected():
                 return
-
-
-# -- endpoints
-
-_IMAGE: Final = Parameter(name="name", where="path", text="the image's name", schema=TEXT)
-_PART: Final = Parameter(name="Range", where="header", text="a part of the bytes: bytes=0-99", schema=TEXT)
-_BYTES: Final = {media_type: {"type": "string", "format": "binary"} for media_type in _MEDIA_TYPES}
-_RESPONSES: Final = {
-    200: SuccessResponse(text="the image", content=_BYTES, headers=ETAG),
-    206: SuccessResponse(text="the requested part", content=_BYTES, headers=ETAG),
-    304: SuccessResponse(text="nothing changed", headers=ETAG),
-    307: SuccessResponse(text="served by the image store", headers={"Location": (True, "valid for some minutes")}),
-    416: SuccessResponse(text="the image has no such part"),
-}
-
-
-def image_endpoints(images: ImageRoutes) -> list[Endpoint]:
-    """Return the endpoints; the paths that end in `.json` come first, because the others match them, too."""
-    metadata: dict[str, Any] = {
-        "method": "GET",
-        "access": "caller",
-        "tag": "images",
-        "parameters": (_IMAGE,),
-        "responses": {200: json_success("prompt, model, provider, tasks", ImageMetadataResponse)},
-        "errors": ("not_found",),
-    }
-    content: dict[str, Any] = {
-        "method": "GET",
-        "access": "public",
-        "tag": "images",
-        "parameters": (_IMAGE, IF_NONE_MATCH, _PART),
-        "query": ImageQuery,
-        "responses": _RESPONSES,
-        "errors": ("invalid_request", "not_found"),
-        "is_quiet": True,
-    }
-    return [
-        Endpoint(
-            path="/uploads/images/{name}.json",
-            handler=images.get_result_metadata,
-            operation_id="getImageMetadata",
-            summary="Get the metadata of a generated image",
-            **metadata,
-        ),
-        Endpoint(
-            path="/uploads/references/{name}.json",
-            handler=images.get_reference_metadata,
-            operation_id="getReferenceMetadata",
-            summary="Get the metadata of a reference image",
-            **metadata,
-        ),
-        Endpoint(
-            path="/uploads/images/{name}",
-            handler=images.get_result,
-            operation_id="getImage",
-            summary="Get a generated image",
-            **content,
-        ),
-        Endpoint(
-            path="/uploads/references/{name}",
-            handler=images.get_reference,
-            operation_id="getReference",
-            summary="Get a reference image",
-            **content,
-        ),
-    ]

@@ -68,8 +68,14 @@ class ModelRoutes:
     supports: Callable[[str], bool]
     max_file_size_bytes: int
 
+    def endpoints(self) -> list[Endpoint]:
+        catalog = json_success("the catalog as of today", ModelList)
+        return [
+            Endpoint("GET", "/api/models", self.list_models, access="caller", tag="models", responses={200: catalog})
+        ]
+
     async def list_models(self, _: Request) -> Response:
-        """Return the whole catalog as of today; a form can be built from it."""
+        """List models with their parameters and prices."""
         catalog, today = self.catalog, day(self.clock.now())
         models = ModelList(
             success=True,
@@ -111,18 +117,3 @@ def _offer(offer: Offer) -> ProviderOffer:
 
 def _iso_day(moment: date | None) -> str | None:
     return moment.isoformat() if moment else None
-
-
-def model_endpoints(models: ModelRoutes) -> list[Endpoint]:
-    return [
-        Endpoint(
-            method="GET",
-            path="/api/models",
-            handler=models.list_models,
-            access="caller",
-            operation_id="listModels",
-            summary="List models with their parameters and prices",
-            tag="models",
-            responses={200: json_success("the catalog as of today", ModelList)},
-        )
-    ]

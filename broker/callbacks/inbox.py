@@ -1,7 +1,7 @@
 """Callback inbox: lists and explains stored callbacks, and replays one.
 
-* A callback is stored with what it proved, not with the proof: its token is removed, and a signature expires. So a
-  replay is judged by the old evidence, and can never prove more than the callback did on arrival.
+* A callback is stored with the result of its verification, not with the proof: its token is removed, and a signature
+  expires. So a replay is verified by the old evidence, and never proves more than the callback did on arrival.
 * A replay is a new entry that names the old one, and is processed like every other. Late and repeated reports change
   nothing, so replaying twice does no harm.
 """
@@ -21,8 +21,9 @@ from broker.tasks.lifecycle import Changes
 from broker.tasks.policy import TaskPolicy
 from broker.tasks.steps.callbacks import CallbackStep
 from storage.attempts import Attempts
-from storage.callbacks import CallbackRecord, Callbacks, StoredCallback
+from storage.callbacks import Callbacks, StoredCallback
 from storage.ids import new_callback_id
+from storage.states import TaskState
 from storage.tasks import DUE_CHANNEL, Task
 from webhooks.verification import Verification
 
@@ -31,29 +32,19 @@ EXPECTED_WITHIN_SECONDS: Final = 60.0
 """After the end of a job its callback may still be on its way for this long."""
 MAX_MISSING: Final = 10_000
 
-_REPLAYABLE: Final = frozenset({Verification.ACCEPT, Verification.RECHECK})
-
 
 @dataclass(frozen=True, kw_only=True)
 class Explanation:
     """A stored callback, verified and read again."""
 
-    hook: StoredCallback
+    callback: StoredCallback
     verified: VerifiedCallback
     replayed_as: Verification | None
-    """How a replay would be taken in; None: not at all."""
+    """The verification of a replay; None if it would be rejected."""
     report: Report | None
-    """What its body reports; None if it is not readable."""
+    """The report in its body; None if it is not readable."""
     effect: str
-    """What the report would do to the task now, in words."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MissingCallbacks:
-    """Callbacks that did not arrive in the last `hours`, by provider."""
-
-    hours: float
-    by_provider: dict[str, int]
+    """The effect of the report on the task now, in words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,94 +54,82 @@ class CallbackInbox:
     clock: Clock
     policy: TaskPolicy
     attempts: Attempts
-    hooks: Callbacks
+    callbacks: Callbacks
     callback_step: CallbackStep
     verifier: CallbackVerifier
 
-    async def list_newest(
-        self,
-        *,
-        limit: int,
-        before: tuple[float, str] | None = None,
-        task_id: str | None = None,
-        verification: str | None = None,
-        provider: str | None = None,
-    ) -> list[CallbackRecord]:
-        """Return one page, newest first; `before` is (received_at, id) of the last entry of the page before."""
-        return await self.hooks.list_newest(
-            limit=limit, before=before, task_id=task_id, verification=verification, provider=provider
-        )
-
-    async def get(self, hook_id: str) -> StoredCallback:
+    async def get(self, callback_id: str) -> StoredCallback:
         """Return the stored callback. Raises `ApiError("not_found")`."""
-        hook = await self.hooks.get(hook_id)
-        if hook is None:
+        callback = await self.callbacks.get(callback_id)
+        if callback is None:
             hours = self.policy.retention_seconds / 3600
             raise ApiError("not_found", f"There is no callback with this id. They are kept for {hours:g} hours.")
-        return hook
+        return callback
 
-    async def count_missing(self) -> MissingCallbacks:
-        """Count the jobs whose end was learned only by a status check, while callbacks of that time are stored."""
-        now, window = self.clock.now(), min(DAY_SECONDS, self.policy.retention_seconds)
-        found = await self.hooks.count_missing(
-            since=now - window, until=now - EXPECTED_WITHIN_SECONDS, limit=MAX_MISSING
+    async def count_missing(self) -> tuple[dict[str, int], float]:
+        """Count, by provider, the jobs whose end was learned only by a status check.
+
+        Covers the returned number of seconds until now, in which callbacks are still stored.
+        """
+        now, window_seconds = self.clock.now(), min(DAY_SECONDS, self.policy.retention_seconds)
+        missing = await self.callbacks.count_missing(
+            since=now - window_seconds, until=now - EXPECTED_WITHIN_SECONDS, limit=MAX_MISSING
         )
-        return MissingCallbacks(hours=window / 3600, by_provider=found)
+        return missing, window_seconds
 
-    async def explain(self, hook_id: str) -> Explanation:
+    async def explain(self, callback_id: str) -> Explanation:
         """Verify and read a stored callback again. Changes nothing, and sends nothing."""
-        hook = await self.get(hook_id)
-        verified = await self.verifier.verify_stored(hook)
-        replayed_as = _replay_verification(hook, verified)
+        callback = await self.get(callback_id)
+        verified = await self.verifier.verify_stored(callback)
+        replayed_as = _replay_verification(callback, verified)
+        effect = "nothing: it is not processed"
+        if verified.task is not None and replayed_as is not None:
+            effect = await self._describe_effect(callback, verified.task, replayed_as)
         return Explanation(
-            hook=hook,
+            callback=callback,
             verified=verified,
             replayed_as=replayed_as,
             report=verified.provider.parse_callback(verified.body) if verified.is_readable else None,
-            effect=await self._describe_effect(hook, verified.task, replayed_as),
+            effect=effect,
         )
 
-    async def replay(self, hook_id: str) -> tuple[Explanation, str | None]:
+    async def replay(self, callback_id: str) -> tuple[Explanation, str | None]:
         """Process a stored callback as if it had just arrived; return the new entry's id, or None if rejected."""
-        explained = await self.explain(hook_id)
+        explained = await self.explain(callback_id)
         task, replayed_as = explained.verified.task, explained.replayed_as
         if task is None or replayed_as is None:
             return explained, None
-        again = _replayed_hook(explained.hook, task, replayed_as, self.clock.now())
-        await self.hooks.database.transact(self.hooks.insert_callback(again), wake=(DUE_CHANNEL,))
-        log.info("a callback is replayed", action="callback_replayed", task=task.id, hook=hook_id, replay=again.id)
+        again = _new_replay(explained.callback, task, replayed_as, self.clock.now())
+        await self.callbacks.database.transact(self.callbacks.insert_callback(again), wake=(DUE_CHANNEL,))
+        log.info("callback replayed", action="callback_replayed", task=task.id, callback=callback_id, replay=again.id)
         return explained, again.id
 
-    async def _describe_effect(self, hook: StoredCallback, task: Task | None, replayed_as: Verification | None) -> str:
-        if task is None or replayed_as is None:
-            return "nothing: it is not taken in"
-        if task.state.value == "expired":
+    async def _describe_effect(self, callback: StoredCallback, task: Task, replayed_as: Verification) -> str:
+        if task.state == TaskState.EXPIRED:
             return "nothing: the task was deleted by retention"
-        report = self.callback_step.report_of(task, replace(hook, verification=replayed_as.value))
-        number = hook.attempt or await self.callback_step.attempt_number(task, report) or task.attempt
+        report = self.callback_step.report_of(task, replace(callback, verification=replayed_as.value))
+        number = callback.attempt or await self.callback_step.attempt_number(task, report) or task.attempt
         attempt = await self.attempts.get(task.id, number)
         changes = lifecycle.apply_report(task, attempt, report, self.clock.now(), self.policy)
         return _describe_changes(task, changes, replayed_as)
 
 
-def _replay_verification(hook: StoredCallback, verified: VerifiedCallback) -> Verification | None:
-    """Return how a replay is taken in: as on arrival, if the callback was taken in then; None for a rejected one.
+def _replay_verification(callback: StoredCallback, verified: VerifiedCallback) -> Verification | None:
+    """Return the verification of a replay: that of the arrival if it was accepted then; None for a rejected one.
 
-    One that was not readable, or whose task was unknown, is judged by what it proved.
+    One that was not readable, or whose task was unknown, is verified by its evidence.
     """
-    decision = verified.decision
-    if hook.verification == Verification.REJECT or decision.verification in {
-        Verification.UNKNOWN,
-        Verification.MALFORMED,
-    }:
+    now = verified.decision.verification
+    if now in {Verification.UNKNOWN, Verification.MALFORMED} or callback.verification == Verification.REJECT:
         return None
-    taken_as = Verification(hook.verification) if hook.is_relevant else decision.verification
-    return taken_as if taken_as in _REPLAYABLE else None
+    if callback.is_relevant:
+        return Verification(callback.verification)
+    return None if now == Verification.REJECT else now
 
 
-def _replayed_hook(hook: StoredCallback, task: Task, replayed_as: Verification, now: float) -> StoredCallback:
+def _new_replay(callback: StoredCallback, task: Task, replayed_as: Verification, now: float) -> StoredCallback:
     return replace(
-        hook,
+        callback,
         id=new_callback_id(),
         task_id=task.id,
         verification=replayed_as.value,
@@ -159,7 +138,7 @@ def _replayed_hook(hook: StoredCallback, task: Task, replayed_as: Verification, 
         received_at=now,
         processed_at=None,
         job_ended_at=None,
-        replay_of=hook.id,
+        replay_of=callback.id,
     )
 
 
@@ -168,9 +147,9 @@ def _describe_changes(task: Task, changes: Changes, replayed_as: Verification) -
     if state != task.state:
         return f"the task goes from {task.state.value} to {state.value}"
     if "due_at" in changes.task:
-        return "the provider is asked soon"
+        return "the provider is checked soon"
     if "duplicate_result" in changes.attempt:
-        return "a second result for the same order is kept as spare"
+        return "a second result for the same order is kept as a duplicate"
     if changes:
-        return f"the task stays {task.state.value}, and its books are amended"
+        return f"the task stays {task.state.value}, and its attempt is updated"
     return f"nothing: the task is {task.state.value}" + (" already" if replayed_as == Verification.ACCEPT else "")

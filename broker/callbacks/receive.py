@@ -12,42 +12,15 @@ from broker.metrics import Metrics
 from broker.reports import Pending, Report
 from storage.callbacks import Callbacks, StoredCallback
 from storage.ids import new_callback_id
-from storage.tasks import DUE_CHANNEL, Task
+from storage.tasks import DUE_CHANNEL
 from webhooks import verification
+from webhooks.signatures.base import MAX_CLOCK_SKEW_SECONDS
 from webhooks.verification import Decision, IncomingCallback, Verification
 
-MAX_UNREAD_PER_TASK: Final = 20
+MAX_UNPROCESSED_PER_TASK: Final = 20
 MAX_REJECTED_PER_MINUTE: Final = 120
-MAX_CLOCK_SKEW_SECONDS: Final = 300.0
+"""Callbacks without a task or proof that one process stores."""
 MAX_CALLBACK_AGE_SECONDS: Final = 14 * 24 * 3600.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReceivedCallback:
-    """The result of receiving a callback."""
-
-    decision: Decision
-    id: str | None
-    """In the inbox; None if the flood guard kept it out."""
-
-
-@dataclass(kw_only=True)
-class FloodGuard:
-    """Limits how many rejected callbacks this process stores per minute."""
-
-    clock: Clock
-    per_minute: int = MAX_REJECTED_PER_MINUTE
-    _stored_at: deque[float] = field(default_factory=deque)
-
-    def admit_rejected(self) -> bool:
-        """Count one more and return True, unless the limit is reached."""
-        now = self.clock.monotonic()
-        while self._stored_at and self._stored_at[0] <= now - 60.0:
-            self._stored_at.popleft()
-        if len(self._stored_at) >= self.per_minute:
-            return False
-        self._stored_at.append(now)
-        return True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,31 +29,28 @@ class CallbackReceiver:
 
     clock: Clock
     verifier: CallbackVerifier
-    hooks: Callbacks
+    callbacks: Callbacks
     metrics: Metrics
-    flood_guard: FloodGuard
+    _rejected_at: deque[float] = field(default_factory=deque)
+    """Monotonic times at which rejected callbacks were stored in the last minute."""
 
-    async def receive(self, callback: IncomingCallback) -> ReceivedCallback:
+    async def receive(self, incoming: IncomingCallback) -> Decision:
         """Verify a callback and store it in the inbox. One that concerns a task wakes the workers."""
-        verified = await self.verifier.verify(callback)
-        verdict, provider = verified.decision.verification, verified.provider
-        self.metrics.callbacks.labels(provider.name, verdict.value).inc()
-        is_accepted = verdict == Verification.ACCEPT
-        task = verified.task if verdict in {Verification.ACCEPT, Verification.RECHECK} else None
-        if not await self._may_store(task, is_accepted=is_accepted):
-            return ReceivedCallback(decision=verified.decision, id=None)
-        hook = self._build_hook(callback, verified, has_news=task is not None)
-        await self.hooks.database.transact(
-            self.hooks.insert_callback(hook), wake=(DUE_CHANNEL,) if task is not None else ()
-        )
-        if is_accepted and hook.job_ended_at is not None:
-            lag_seconds = max(0.0, hook.received_at - hook.job_ended_at)
-            self.metrics.callback_lag.labels(hook.provider).observe(lag_seconds)
-        return ReceivedCallback(decision=verified.decision, id=hook.id)
+        verified = await self.verifier.verify(incoming)
+        decision = verified.decision
+        self.metrics.callbacks.labels(verified.provider.name, decision.verification.value).inc()
+        if await self._may_store(verified):
+            stored = self._to_stored(incoming, verified)
+            wake = (DUE_CHANNEL,) if stored.is_relevant else ()
+            await self.callbacks.database.transact(self.callbacks.insert_callback(stored), wake=wake)
+            if decision.verification == Verification.ACCEPT and stored.job_ended_at is not None:
+                lag_seconds = max(0.0, stored.received_at - stored.job_ended_at)
+                self.metrics.callback_lag.labels(stored.provider).observe(lag_seconds)
+        return decision
 
-    def _build_hook(self, callback: IncomingCallback, verified: VerifiedCallback, *, has_news: bool) -> StoredCallback:
+    def _to_stored(self, incoming: IncomingCallback, verified: VerifiedCallback) -> StoredCallback:
         now, task = self.clock.now(), verified.task
-        report = verified.provider.parse_callback(verified.body) if has_news else None
+        report = verified.provider.parse_callback(verified.body) if verified.is_relevant else None
         return StoredCallback(
             id=new_callback_id(),
             provider=task.provider if task else verified.provider.name,
@@ -89,20 +59,27 @@ class CallbackReceiver:
             verification=verified.decision.verification.value,
             status=verified.decision.status,
             reason=verified.decision.reason,
-            headers=verification.stored_headers(callback.headers),
-            query=verification.stored_query(callback.query),
-            body=verification.stored_body(callback.body, callback.query.get("token")),
+            headers=verification.stored_headers(incoming.headers),
+            query=verification.stored_query(incoming.query),
+            body=verification.stored_body(incoming.body, incoming.query.get("token")),
             evidence=verified.evidence.to_json(),
             received_at=now,
-            processed_at=None if has_news else now,
+            processed_at=None if verified.is_relevant else now,
             job_ended_at=_plausible_end(report, now) if report else None,
         )
 
-    async def _may_store(self, task: Task | None, *, is_accepted: bool) -> bool:
-        """Return whether to store a callback: unproven ones must not crowd out those that prove themselves."""
-        if task is not None:
-            return is_accepted or await self.hooks.count_unprocessed(task.id) < MAX_UNREAD_PER_TASK
-        return self.flood_guard.admit_rejected()
+    async def _may_store(self, verified: VerifiedCallback) -> bool:
+        """Return False for an unproven callback that would crowd out those with a proof."""
+        if verified.task is not None and verified.is_relevant:
+            is_accepted = verified.decision.verification == Verification.ACCEPT
+            return is_accepted or await self.callbacks.count_unprocessed(verified.task.id) < MAX_UNPROCESSED_PER_TASK
+        now = self.clock.monotonic()
+        while self._rejected_at and self._rejected_at[0] <= now - 60.0:
+            self._rejected_at.popleft()
+        if len(self._rejected_at) >= MAX_REJECTED_PER_MINUTE:
+            return False
+        self._rejected_at.append(now)
+        return True
 
 
 def _plausible_end(report: Report, now: float) -> float | None:

@@ -58,18 +58,24 @@ class TunnelAgents:
     """Time-out of each agent."""
 
     async def list_tunnels(self) -> list[Tunnel]:
-        """Return all reported tunnels, whatever port they lead to."""
+        """Return all reported tunnels, whatever port they lead to; those of ngrok first."""
         agent = self.tunnel_api.rstrip("/")
-        ngrok = [f"{agent}/api/endpoints", f"{agent}/api/tunnels"] if agent else []
-        quick = [f"{base}/quicktunnel" for base in self.cloudflared]
-        answers = await asyncio.gather(*(_query_agent(self.client, url, self.seconds) for url in [*ngrok, *quick]))
-        tunnels = [tunnel for answer in answers[: len(ngrok)] for tunnel in _parse_ngrok(answer)]
-        tunnels += [tunnel for answer in answers[len(ngrok) :] for tunnel in _parse_cloudflared(answer)]
-        return list(dict.fromkeys(tunnels))
+        urls = [f"{agent}/api/endpoints", f"{agent}/api/tunnels"] if agent else []
+        urls += [f"{base}/quicktunnel" for base in self.cloudflared]
+        answers = await asyncio.gather(*(self._query_agent(url) for url in urls))
+        return list(dict.fromkeys(tunnel for answer in answers for tunnel in _parse_answer(answer)))
 
     async def list_candidates(self) -> list[PublicUrl]:
         """Return the URLs that may lead to this broker, the likeliest first."""
         return list(candidate_urls(await self.list_tunnels(), self.port))
+
+    async def _query_agent(self, url: str) -> Any:
+        """Return the JSON answer, or None; usually no agent listens there."""
+        with suppress(ProviderError, TimeoutError):
+            async with asyncio.timeout(self.seconds):
+                response = await self.client.request("GET", url)
+                return response.json() if response.status == 200 else None
+        return None
 
 
 def candidate_urls(tunnels: Sequence[Tunnel], port: int) -> Iterator[PublicUrl]:
@@ -80,24 +86,13 @@ def candidate_urls(tunnels: Sequence[Tunnel], port: int) -> Iterator[PublicUrl]:
             yield PublicUrl(url=url, source=tunnel.agent)
 
 
-async def _query_agent(client: ApiClient, url: str, seconds: float) -> Any:
-    """Return the JSON answer, or None; usually no agent listens there."""
-    with suppress(ProviderError, TimeoutError):
-        async with asyncio.timeout(seconds):
-            response = await client.request("GET", url, timeout=seconds)
-            return response.json() if response.status == 200 else None
-    return None
-
-
-def _parse_ngrok(answer: Any) -> Iterator[Tunnel]:
+def _parse_answer(answer: Any) -> Iterator[Tunnel]:
+    """Yield the endpoints or tunnels of an answer of ngrok, or the quick tunnel of cloudflared."""
     for entry in [*_entries(answer, "endpoints"), *_entries(answer, "tunnels")]:
         url = entry.get("url") or entry.get("public_url")
         target = _field(entry.get("upstream"), "url") or _field(entry.get("config"), "addr")
         if isinstance(url, str):
             yield Tunnel(url=url, port=_parse_port(target), agent="ngrok")
-
-
-def _parse_cloudflared(answer: Any) -> Iterator[Tunnel]:
     hostname = _field(answer, "hostname")
     if isinstance(hostname, str) and hostname:
         scheme = "http" if is_loopback_host(hostname.rpartition(":")[0]) else "https"

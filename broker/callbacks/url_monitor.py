@@ -181,18 +181,14 @@ class UrlMonitor:
         if self._current_source() == "configured":
             await asyncio.sleep(self.refresh_seconds)  # the tunnel or proxy may be started just after the broker
         while True:
-            await self._refresh_safely()
+            try:
+                await self.refresh()
+            except StorageError as error:
+                log.error("database unavailable", action="store_unavailable", why=str(error))
+            except Exception:  # without a refresh results are polled, which only costs time
+                log.exception("refreshing the public URL failed", action="public_url_refresh_failed")
             self._refreshed.set()
             await asyncio.sleep(self.refresh_seconds)
-
-    async def _refresh_safely(self) -> None:
-        """Refresh and log errors: without a refresh results are polled, which only costs time."""
-        try:
-            await self.refresh()
-        except StorageError as error:
-            log.error("database unavailable", action="store_unavailable", why=str(error))
-        except Exception:
-            log.exception("refreshing the public URL failed", action="public_url_refresh_failed")
 
     def _current_source(self) -> str | None:
         return self.address.current.source if self.address.current else None

@@ -1,4 +1,4 @@
-"""Verification of callbacks: what one proves, and which task it concerns. One code for new and for stored callbacks."""
+"""Verification of callbacks, new and stored ones: the proof that one carries, and the task that it concerns."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from storage.callbacks import StoredCallback
 from storage.ids import TASK_ID
 from storage.tasks import Task, Tasks
 from webhooks import verification
-from webhooks.signatures.base import Proof, Signature, Unsigned
+from webhooks.signatures.base import Proof, Signature
 from webhooks.tokens import CallbackTokens
 from webhooks.verification import Decision, Evidence, IncomingCallback, MalformedBody, Verification
 
@@ -23,7 +23,7 @@ _ATTEMPT: Final = re.compile(r"[1-9][0-9]{0,5}")
 
 @dataclass(frozen=True, kw_only=True)
 class VerifiedCallback:
-    """A callback that was read and judged."""
+    """A callback that was read and decided on."""
 
     provider: Provider
     evidence: Evidence
@@ -37,6 +37,11 @@ class VerifiedCallback:
     """Parsed; None if it is not readable, or was not read."""
     is_readable: bool = True
 
+    @property
+    def is_relevant(self) -> bool:
+        """Return True if its task is to process it."""
+        return self.decision.verification in {Verification.ACCEPT, Verification.RECHECK}
+
 
 @dataclass(frozen=True, kw_only=True)
 class CallbackVerifier:
@@ -45,73 +50,65 @@ class CallbackVerifier:
     clock: Clock
     tasks: Tasks
     tokens: CallbackTokens
-    provider: Provider
-    """Receives the callbacks of paths that name no provider."""
     providers: Mapping[str, Provider]
+    """The preferred one first."""
     signatures: Mapping[str, Signature]
+    """By provider."""
 
     async def verify(self, callback: IncomingCallback) -> VerifiedCallback:
         """Verify a new callback."""
         provider = self._provider_of(callback.provider)
+        signature = self.signatures[provider.name]
         token, task_id, attempt = self._check_token(callback)
-        signature = self._signature_of(provider)
-        evidence = Evidence(
-            token=token,
-            signature_required=signature.required and token == Proof.NONE,
-            trusted=callback.trusted,
-        )
+        required = signature.required and token == Proof.NONE
+        evidence = Evidence(token=token, signature_required=required, trusted=callback.trusted)
+        decision = verification.decide(evidence)
+        unread = VerifiedCallback(provider=provider, evidence=evidence, decision=decision, attempt=attempt)
         if token == Proof.WRONG:  # its body is not worth reading
-            decision = verification.decide(evidence)
-            return VerifiedCallback(provider=provider, evidence=evidence, decision=decision, attempt=attempt)
+            return unread
         try:
             body = verification.parse_callback_body(callback)
         except MalformedBody as error:
-            return VerifiedCallback(
-                provider=provider, evidence=evidence, decision=_malformed(error), attempt=attempt, is_readable=False
-            )
+            return replace(unread, decision=_malformed(error), is_readable=False)
         job_ids = provider.job_ids(body)
-        task = await self._find_task(task_id, job_ids, token)
         signed = signature.verify(callback.headers, callback.body, job_ids, self.clock.now())
-        evidence = replace(evidence, signature=signed, known=task is not None)
-        return VerifiedCallback(
-            provider=provider,
-            evidence=evidence,
-            decision=verification.decide(evidence),
-            job_ids=job_ids,
-            task=task,
-            attempt=attempt,
-            body=body,
-        )
+        read = replace(unread, evidence=replace(evidence, signature=signed), job_ids=job_ids, body=body)
+        return await self._decide(read, task_id)
 
-    async def verify_stored(self, hook: StoredCallback) -> VerifiedCallback:
+    async def verify_stored(self, callback: StoredCallback) -> VerifiedCallback:
         """Verify a callback of the inbox by what it proved on arrival and what is required now."""
-        provider = self._provider_of(hook.provider)
-        evidence = Evidence.from_json(hook.evidence)
-        required = self._signature_of(provider).required and evidence.token == Proof.NONE
-        body, malformed = _read_stored(hook)
-        job_ids = provider.job_ids(body)
-        task = await self._find_task(verification.task_in_query(hook.query), job_ids, evidence.token)
-        evidence = replace(evidence, signature_required=required, known=task is not None)
-        return VerifiedCallback(
+        provider = self._provider_of(callback.provider)
+        evidence = Evidence.from_json(callback.evidence)
+        required = self.signatures[provider.name].required and evidence.token == Proof.NONE
+        evidence = replace(evidence, signature_required=required)
+        body, malformed = _read_stored(callback)
+        read = VerifiedCallback(
             provider=provider,
             evidence=evidence,
-            decision=verification.decide(evidence) if malformed is None or evidence.token == Proof.WRONG else malformed,
-            job_ids=job_ids,
-            task=task,
-            attempt=hook.attempt,
+            decision=malformed or verification.decide(evidence),
+            job_ids=provider.job_ids(body),
+            attempt=callback.attempt,
             body=body,
             is_readable=malformed is None,
         )
+        decided = await self._decide(read, verification.task_in_query(callback.query))
+        return replace(decided, decision=malformed) if malformed and evidence.token != Proof.WRONG else decided
+
+    async def _decide(self, read: VerifiedCallback, task_id: str | None) -> VerifiedCallback:
+        """Find the task of a callback, and decide about it. task_id: from the address."""
+        task = await self._find_task(task_id, read.job_ids, read.evidence.token)
+        evidence = replace(read.evidence, known=task is not None)
+        return replace(read, task=task, evidence=evidence, decision=verification.decide(evidence))
 
     def _provider_of(self, name: str) -> Provider:
-        by_path = {provider.callback_path.rsplit("/", 1)[-1]: provider for provider in self.providers.values()}
-        return self.providers.get(name) or by_path.get(name, self.provider)
-
-    def _signature_of(self, provider: Provider) -> Signature:
-        return self.signatures.get(provider.name, Unsigned())
+        """Return the provider with this name or callback path; the preferred one for an unknown name."""
+        for provider in self.providers.values():
+            if name in {provider.name, provider.callback_path.rpartition("/")[2]}:
+                return provider
+        return next(iter(self.providers.values()))
 
     def _check_token(self, callback: IncomingCallback) -> tuple[Proof, str | None, int | None]:
-        """Return what the token in the address proves, and for which task and attempt."""
+        """Return the proof that the token in the address gives, and for which task and attempt."""
         task_id = callback.query.get("task")
         token = callback.query.get("token")
         if token is None:
@@ -136,12 +133,12 @@ class CallbackVerifier:
         return None
 
 
-def _read_stored(hook: StoredCallback) -> tuple[Any, Decision | None]:
+def _read_stored(callback: StoredCallback) -> tuple[Any, Decision | None]:
     """Return the parsed body, or why there is none; only the beginning of a body that was too large is stored."""
-    if hook.status == 413:
-        return None, Decision(verification=Verification.MALFORMED, status=413, reason=hook.reason)
+    if callback.status == 413:
+        return None, Decision(verification=Verification.MALFORMED, status=413, reason=callback.reason)
     try:
-        return verification.parse_body(hook.body.encode("utf-8", "replace")), None
+        return verification.parse_body(callback.body.encode("utf-8", "replace")), None
     except MalformedBody as error:
         return None, _malformed(error)
 

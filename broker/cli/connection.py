@@ -86,4 +86,4 @@ async def poll_changes(fetch: Callable[[], Awaitable[T]], watch: bool) -> AsyncI
 def quiet_logs(settings: Settings) -> None:
     """Configure logs for commands that print their own progress: INFO lines are left out."""
     level = "WARNING" if settings.log_level == "INFO" else settings.log_level
-    logs.configure(level, settings.log_format, None)
+    logs.configure_logging(level, settings.log_format, None)

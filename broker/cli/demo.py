@@ -67,7 +67,7 @@ async def _make_image(broker: EmbeddedBroker, narrator: Narrator, mode: str, pro
     order = await broker.client.create(prompt, images=references, aspect_ratio="16:9")
     narrator.print_step(f"order accepted, durable before the answer: {order.id}")
     task = await _poll_until_completed(broker, order.id, narrator)
-    _check_callback(await broker.services.hooks.list_newest(limit=10, task_id=order.id))
+    _check_callback(await broker.services.callbacks.list_newest(limit=10, task_id=order.id))
     narrator.print_step("callback received and accepted: its token is valid")
     (image,) = await broker.client.images(task)
     path = image.url.removeprefix(broker.client.base)

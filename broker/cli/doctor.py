@@ -10,9 +10,10 @@ from broker.cli.connection import quiet_logs
 from broker.cli.console import print_json, print_line
 from broker.cli.exit_codes import ExitCode
 from broker.clock import SystemClock
-from broker.doctor.checks import checks_for
+from broker.doctor.checks import checks_for, run_checks
 from broker.doctor.context import open_context
-from broker.doctor.findings import Finding, failed, ok, run_checks
+from broker.providers.base import Finding
+from broker.providers.health import failed, ok
 from broker.settings.loading import SalvagedSettings
 
 _MARKS = {"ok": ("ok     ", "green"), "warning": ("WARNING", "yellow"), "failed": ("FAILED ", "bold red")}

@@ -9,8 +9,9 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from broker.doctor.context import DoctorContext
-from broker.doctor.findings import Finding, ok, warning
 from broker.net.hosts import is_loopback_host
+from broker.providers.base import Finding
+from broker.providers.health import ok, warning
 from broker.settings import Settings
 
 COOKIE_FLAW: Final = "one Cookie header can keep it busy for seconds (CVE-2024-7592)"

@@ -1,15 +1,32 @@
-"""All checks, in the order of the report: those of the configured providers first."""
+"""All checks, in the order of the report, and running them concurrently."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 from broker.doctor import access, reachability, storage
 from broker.doctor.context import DoctorContext
-from broker.doctor.findings import Check, Finding
-from broker.providers.base import HealthCheck, Provider, ProviderContext
+from broker.providers.base import Finding, HealthCheck, Provider, ProviderContext
+from broker.providers.health import failed, skipped
+from storage.errors import StorageError
+
+CHECK_SECONDS: Final = 20.0
+"""Time-out of one check; they run concurrently."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One check of the configuration."""
+
+    name: str
+    run: Callable[[DoctorContext], Awaitable[Sequence[Finding]]]
+    """Returns one or more findings, whose names may differ from the check's."""
+    needs: frozenset[str] = frozenset()
+    """Settings without which the check makes no sense."""
+
 
 _DATA: Final = frozenset({"data_dir"})
 
@@ -31,7 +48,7 @@ _CHECKS: Final = (
 
 
 def checks_for(context: DoctorContext) -> tuple[Check, ...]:
-    """Return every check that applies to the settings."""
+    """Return every check that applies to the settings, those of the configured providers first."""
     return (*_provider_checks(context), *_CHECKS)
 
 
@@ -50,3 +67,39 @@ def _adapt_check(check: HealthCheck, provider: Provider, account: ProviderContex
         return [replace(finding, name=prefix + finding.name) for finding in await check.run(provider, account)]
 
     return Check(name=prefix + check.name, run=run, needs=check.needs)
+
+
+async def run_checks(
+    context: DoctorContext, checks: Sequence[Check], seconds: float = CHECK_SECONDS
+) -> AsyncIterator[Finding]:
+    """Yield all findings in the order of the checks; a check that fails does not affect the others."""
+    running = [asyncio.create_task(_run_check(context, check, seconds)) for check in checks]
+    try:
+        for findings in running:
+            for finding in await findings:
+                yield finding
+    finally:
+        for findings in running:
+            findings.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+
+async def _run_check(context: DoctorContext, check: Check, seconds: float) -> Sequence[Finding]:
+    if check.needs & context.wrong:
+        return [skipped(check.name, "cannot be checked before the settings above are right")]
+    try:
+        async with asyncio.timeout(seconds):
+            return await check.run(context)
+    except StorageError as error:
+        return [storage_failure(check.name, error)]
+    except TimeoutError:
+        return [failed(check.name, f"no answer within {seconds:g} seconds", "see why it hangs, then run this again")]
+    except Exception as error:  # the text of an unexpected error may hold secrets
+        found = f"the check itself failed ({type(error).__name__})"
+        return [failed(check.name, found, "please report it, with the versions and the type of this error")]
+
+
+def storage_failure(name: str, error: StorageError) -> Finding:
+    """Split a storage error, whose message ends with the cure."""
+    found, sign, cure = str(error).rpartition(": ")
+    return failed(name, found if sign else cure, cure if sign else "look at the log of the store, and at its disk")

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from typing import Any, Final
 from urllib.parse import urlsplit
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
 
 from broker.callbacks.probe import PROBE_PATH, ProbeResult, ProbeVerdict
 from broker.callbacks.public_url import PublicUrl, check_configured
 from broker.callbacks.tunnels import Tunnel, TunnelAgents, candidate_urls
 from broker.doctor.context import DoctorContext
-from broker.doctor.findings import Finding, failed, ok, skipped, warning
-from broker.doctor.probe_server import probe_server
 from broker.errors import NotSent, ProviderError, SettingsError
 from broker.net.api_client import HttpResponse
 from broker.net.hosts import is_loopback_host, local_base_url
-from broker.server.sockets import explain_bind_error, port_in_use
+from broker.providers.base import Finding
+from broker.providers.health import failed, ok, skipped, warning
+from broker.server.sockets import explain_bind_error, open_socket, port_in_use
 from broker.settings import Settings
 from webhooks.tokens import ChallengeResponse
 
@@ -46,9 +53,6 @@ async def check_inbound(context: DoctorContext) -> Sequence[Finding]:
     return [*broker, *public, *_check_tunnel_ports(settings, tunnels), *_check_exposure(settings, tunnels)]
 
 
-# -- the local port
-
-
 @asynccontextmanager
 async def _ensure_answer(context: DoctorContext, local: ProbeResult) -> AsyncIterator[Finding | None]:
     """Yield None while our port answers probes with our secret, or a finding why it cannot."""
@@ -63,25 +67,39 @@ async def _ensure_answer(context: DoctorContext, local: ProbeResult) -> AsyncIte
         case ProbeResult(verdict=ProbeVerdict.OTHER_SERVER):
             yield failed("broker", port_in_use(settings.port), cure)
         case ProbeResult(error=NotSent(at="connection")):
-            async with _start_probe_server(context) as obstacle:
-                yield obstacle
+            try:
+                sock = open_socket(settings.host, settings.port)
+            except (OSError, UnicodeError) as error:
+                failure = explain_bind_error(settings.host, settings.port, error)
+                cure = f"{failure.cure.partition(' (--')[0]}, in {failure.variable}"
+                yield failed("broker", failure.problem, cure)
+                return
+            async with probe_server(sock, ChallengeResponse(context.secret)):
+                yield None
         case _:
             found = f"{port_in_use(settings.port)}, or by a broker that hangs: it does not answer"
             yield failed("broker", found, cure)
 
 
 @asynccontextmanager
-async def _start_probe_server(context: DoctorContext) -> AsyncIterator[Finding | None]:
-    settings = context.settings
-    async with AsyncExitStack() as stack:
-        obstacle = None
+async def probe_server(sock: socket.socket, challenge: ChallengeResponse) -> AsyncIterator[None]:
+    """Answer the reachability probe in place of a broker that does not run, while the block runs."""
+
+    async def answer_probe(request: Request) -> JSONResponse:
+        answer = challenge.answer(request.query_params.get("probe", ""))
+        return JSONResponse({"status": "ok", "probe": answer}, status_code=200 if answer else 404)
+
+    app = Starlette(routes=[Route(PROBE_PATH, answer_probe, methods=["GET"])])
+    server = uvicorn.Server(
+        uvicorn.Config(app, lifespan="off", ws="none", log_config=None, timeout_graceful_shutdown=1)
+    )
+    with closing(sock):
+        serving = asyncio.create_task(server.serve([sock]), name="probe_server")
         try:
-            challenge = ChallengeResponse(context.secret)
-            await stack.enter_async_context(probe_server(settings.host, settings.port, challenge))
-        except (OSError, UnicodeError) as error:
-            failure = explain_bind_error(settings.host, settings.port, error)
-            obstacle = failed("broker", failure.problem, f"{failure.cure.partition(' (--')[0]}, in {failure.variable}")
-        yield obstacle
+            yield
+        finally:
+            server.should_exit = True
+            await serving
 
 
 async def _check_broker(context: DoctorContext, local: ProbeResult) -> Sequence[Finding]:
@@ -108,16 +126,13 @@ def _judge_readiness(response: HttpResponse | None, base: str) -> Finding:
     if response is None:
         found = f"the one at {base} hangs: it does not answer the readiness check"
         return failed(name, found, "see its log; restart it")
-    if response.status == 200:
-        return ok(name, f"runs at {base}, ready")
     if response.status == 401:
-        return warning(
-            name,
-            f"runs at {base}, but with other settings: it does not accept our key",
-            "restart it, or set the BROKER_API_KEYS it was started with",
-        )
-    found = f"runs at {base}, but is not ready: {_unready_parts(response)}"
-    return failed(name, found, "see the other lines, and its log")
+        found = f"runs at {base}, but with other settings: it does not accept our key"
+        return warning(name, found, "restart it, or set the BROKER_API_KEYS it was started with")
+    if response.status != 200:
+        found = f"runs at {base}, but is not ready: {_unready_parts(response)}"
+        return failed(name, found, "see the other lines, and its log")
+    return ok(name, f"runs at {base}, ready")
 
 
 def _unready_parts(response: HttpResponse) -> str:
@@ -147,15 +162,14 @@ def _sum_samples(pattern: str, page: str) -> float:
     return sum(float(number) for number in re.findall(pattern, page, re.MULTILINE))
 
 
-# -- the public URL
-
-
 async def _check_public_url(context: DoctorContext, tunnels: Sequence[Tunnel]) -> Sequence[Finding]:
     settings = context.settings
     try:
-        urls = list(_public_urls(settings, tunnels))
+        configured = settings.webhook_base_url and check_configured(settings.webhook_base_url)
     except SettingsError as error:
         return [failed("public address", str(error), "correct WEBHOOK_BASE_URL, or leave it empty")]
+    candidates = candidate_urls(tunnels, settings.port)
+    urls = [PublicUrl(url=configured, source="configured")] if configured else list(candidates)
     if not urls:
         if settings.sandboxed:
             return [skipped("public address", "none, and none is needed: the sandbox is on this machine")]
@@ -165,13 +179,6 @@ async def _check_public_url(context: DoctorContext, tunnels: Sequence[Tunnel]) -
     judged = [_judge_probe(context, url, result) for url, result in zip(urls, results, strict=True)]
     passed = [finding for finding in judged if finding.status != "failed"]
     return passed[:1] or judged[:1]
-
-
-def _public_urls(settings: Settings, tunnels: Sequence[Tunnel]) -> Iterator[PublicUrl]:
-    if settings.webhook_base_url:
-        yield PublicUrl(url=check_configured(settings.webhook_base_url), source="configured")
-    else:
-        yield from candidate_urls(tunnels, settings.port)
 
 
 def _judge_probe(context: DoctorContext, url: PublicUrl, result: ProbeResult) -> Finding:
@@ -216,9 +223,6 @@ def _probe_cure(url: PublicUrl, result: ProbeResult) -> str:
     )
 
 
-# -- tunnels to other ports, and tunnels that expose too much
-
-
 def _check_tunnel_ports(settings: Settings, tunnels: Sequence[Tunnel]) -> Iterator[Finding]:
     other_ports = {str(tunnel.port) for tunnel in tunnels if tunnel.port not in {None, settings.port}}
     has_candidate = any(candidate_urls(tunnels, settings.port))
@@ -230,7 +234,8 @@ def _check_tunnel_ports(settings: Settings, tunnels: Sequence[Tunnel]) -> Iterat
 
 def _check_exposure(settings: Settings, tunnels: Sequence[Tunnel]) -> Iterator[Finding]:
     """Report access that is too wide: through a raw TCP tunnel every client appears to be on this machine."""
-    raw = [tunnel.url for tunnel in tunnels if tunnel.port == settings.port and _is_raw_tunnel(tunnel.url)]
+    urls = (tunnel.url for tunnel in tunnels if tunnel.port == settings.port)
+    raw = [url for url in urls if url.startswith(("tcp://", "tls://"))]
     if raw and not settings.api_keys:
         found = f"{raw[0]} is a raw TCP tunnel: all its clients appear to be on this machine, and may order"
         yield failed("raw tunnel", found, "set BROKER_API_KEYS before using one, or use an http tunnel (ngrok.yml)")
@@ -240,7 +245,3 @@ def _check_exposure(settings: Settings, tunnels: Sequence[Tunnel]) -> Iterator[F
     if settings.allow_anonymous and is_exposed:
         found = "BROKER_ALLOW_ANONYMOUS trusts every client, and the broker can be reached from the internet"
         yield failed("anonymous access", found, "unset BROKER_ALLOW_ANONYMOUS and set BROKER_API_KEYS")
-
-
-def _is_raw_tunnel(url: str) -> bool:
-    return url.startswith(("tcp://", "tls://"))

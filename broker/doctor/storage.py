@@ -5,19 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import secrets
 import shutil
 import sqlite3
+import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from broker.bootstrap import FREE_FLOOR, blobs_for, database_for, missing_database_file, secret_file
 from broker.cluster import MAX_HARMLESS_SKEW_SECONDS, max_clock_skew, secrets_match
 from broker.doctor.context import DoctorContext
-from broker.doctor.findings import Finding, failed, ok, skipped, warning
-from broker.providers.health import NTP_CURE
+from broker.providers.base import Finding
+from broker.providers.health import NTP_CURE, failed, ok, skipped, warning
 from broker.settings import Settings
 from storage.blobs.staging import FULL
 from storage.cluster_state import ClusterState
@@ -37,15 +36,12 @@ LIFECYCLE_RULE: Final = (
 FREE_SPACE_CURE: Final = "free some space (df -h), or shorten BROKER_RETENTION_HOURS and run: broker cleanup"
 
 
-# -- the database
-
-
 async def check_database(context: DoctorContext) -> Sequence[Finding]:
     """Check that the database is sound, fully migrated and able to commit, without changing it."""
     settings, name = context.settings, "database"
     path = missing_database_file(settings)
     if path is not None:
-        return [ok(name, f"none yet: the first start creates {path}"), *_sqlite_version(settings)]
+        return [ok(name, f"none yet: the first start creates {path}"), *_check_sqlite_version(settings)]
     async with database_for(settings) as opened:
         await opened.check()
         try:
@@ -57,19 +53,17 @@ async def check_database(context: DoctorContext) -> Sequence[Finding]:
             return [warning(name, found, "run: broker db upgrade (every start does it, too)")]
         await migrate.probe_write(opened)
         sound = ok(name, f"{settings.database_shown}: sound, all migrations there, takes commits")
-        return [sound, *_sqlite_version(settings), *await _check_sharing(opened, context)]
+        return [sound, *_check_sqlite_version(settings), *await _check_sharing(opened, context)]
 
 
-def _sqlite_version(settings: Settings) -> Iterator[Finding]:
+def _check_sqlite_version(settings: Settings) -> Sequence[Finding]:
+    if settings.shared:
+        return []
     first, last = FLAWED_SQLITE_VERSIONS
-    if not settings.shared and first <= sqlite3.sqlite_version_info <= last:
-        yield warning(
-            "SQLite",
-            f"{sqlite3.sqlite_version} has a rare flaw when two processes write at the same moment",
-            "run one process, or use Postgres, or a Python with SQLite 3.51.3 or newer",
-        )
-    elif not settings.shared:
-        yield ok("SQLite", sqlite3.sqlite_version)
+    if not first <= sqlite3.sqlite_version_info <= last:
+        return [ok("SQLite", sqlite3.sqlite_version)]
+    found = f"{sqlite3.sqlite_version} has a rare flaw when two processes write at the same moment"
+    return [warning("SQLite", found, "run one process, or use Postgres, or a Python with SQLite 3.51.3 or newer")]
 
 
 async def _check_sharing(opened: Database, context: DoctorContext) -> Sequence[Finding]:
@@ -89,9 +83,6 @@ async def _check_sharing(opened: Database, context: DoctorContext) -> Sequence[F
     return [clock, failed("shared secret", "the others on this database sign with another secret", cure)]
 
 
-# -- images
-
-
 async def check_images(context: DoctorContext) -> Sequence[Finding]:
     """Write a test object to the image store."""
     settings, bucket = context.settings, context.settings.bucket
@@ -101,11 +92,7 @@ async def check_images(context: DoctorContext) -> Sequence[Finding]:
         await store.check()
     if bucket is None:
         return [ok("images", f"{settings.blob_folder} accepts writes")]
-    where = f"s3://{bucket.name}/{bucket.prefix}"
-    return [ok("images", f"{where} accepts writes; {LIFECYCLE_RULE}")]
-
-
-# -- disks
+    return [ok("images", f"s3://{bucket.name}/{bucket.prefix} accepts writes; {LIFECYCLE_RULE}")]
 
 
 async def check_disks(context: DoctorContext) -> Sequence[Finding]:
@@ -157,17 +144,9 @@ def _format_size(size: int) -> str:
 
 def _write_and_sync(folder: Path) -> None:
     """Write a file as a database does: to the disk itself, not only into memory."""
-    path = folder / f".doctor-{secrets.token_hex(8)}"
-    try:
-        with path.open("xb", buffering=0) as file:
-            file.write(b"\0" * 65536)
-            os.fsync(file.fileno())
-    finally:
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
-
-
-# -- the secret
+    with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+        file.write(b"\0" * 65536)
+        os.fsync(file.fileno())
 
 
 async def check_secret(context: DoctorContext) -> Sequence[Finding]:

@@ -12,8 +12,7 @@ from broker.clock import Clock
 from broker.errors import ProviderError
 from broker.logs import log
 from broker.providers.base import Provider
-from storage.cluster_state import ClusterState
-from storage.periodic_jobs import PeriodicJobs
+from storage.cluster_state import ClusterState, PeriodicJobs
 
 REFRESH_SECONDS: Final = 300.0
 QUERY_SECONDS: Final = 5.0
@@ -26,27 +25,29 @@ class BalanceMonitor:
     """Balances by provider, shared through the database."""
 
     clock: Clock
-    chores: PeriodicJobs
-    facts: ClusterState
+    periodic_jobs: PeriodicJobs
+    cluster_state: ClusterState
     providers: Mapping[str, Provider]
 
     async def refresh(self) -> None:
         """Query every provider, unless a process did so recently. The query is free; a failure is only logged."""
-        if not await self.chores.try_acquire("credits", now=self.clock.now(), every=REFRESH_SECONDS):
+        if not await self.periodic_jobs.try_acquire("balance", now=self.clock.now(), every=REFRESH_SECONDS):
             return
         for provider in self.providers.values():
             if (balance := await _query_balance(provider)) is not None:
-                await self.facts.set_value(_fact_name(provider.name), f"{balance!r} {self.clock.now()!r}")
+                await self.cluster_state.set_value(_state_name(provider.name), f"{balance!r} {self.clock.now()!r}")
 
     async def latest(self) -> dict[str, float]:
         """Return the recent balances by provider; those without a recent answer are missing."""
         now = self.clock.now()
-        balances = {name: _parse_recent(await self.facts.get(_fact_name(name)), now) for name in self.providers}
+        balances = {
+            name: _parse_recent(await self.cluster_state.get_value(_state_name(name)), now) for name in self.providers
+        }
         return {name: balance for name, balance in balances.items() if balance is not None}
 
 
-def _fact_name(provider: str) -> str:
-    return f"credits of {provider}"
+def _state_name(provider: str) -> str:
+    return f"balance of {provider}"
 
 
 async def _query_balance(provider: Provider) -> float | None:
@@ -58,8 +59,8 @@ async def _query_balance(provider: Provider) -> float | None:
         return None
 
 
-def _parse_recent(fact: str | None, now: float) -> float | None:
-    if fact is None:
+def _parse_recent(value: str | None, now: float) -> float | None:
+    if value is None:
         return None
-    balance, at = map(float, fact.split())
+    balance, at = map(float, value.split())
     return balance if math.isfinite(balance) and abs(now - at) <= MAX_AGE_SECONDS else None

@@ -7,6 +7,7 @@ million), so their number may be five minutes old.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Final
 
 from prometheus_client import generate_latest
@@ -15,10 +16,8 @@ from broker.cache import TtlCache
 from broker.clock import Clock
 from broker.metrics import Metrics
 from broker.monitoring.balance import BalanceMonitor
-from storage.deliveries import Deliveries
-from storage.provider_limits import ProviderLimits
 from storage.states import ACTIVE_STATES, FINAL_STATES, TaskState
-from storage.tasks import Tasks
+from storage.tables import Tables
 
 ACTIVE_TTL_SECONDS: Final = 5.0
 ENDED_TTL_SECONDS: Final = 300.0
@@ -32,21 +31,20 @@ class DatabaseCollector:
         *,
         clock: Clock,
         metrics: Metrics,
-        tasks: Tasks,
-        lanes: ProviderLimits,
-        deliveries: Deliveries,
+        tables: Tables,
         balances: BalanceMonitor,
         steps_running: Callable[[], int],
     ) -> None:
         """steps_running: returns the number of steps in progress in this process."""
         self._clock = clock
         self._metrics = metrics
-        self._lanes = lanes
+        self._limits = tables.provider_limits
         self._balances = balances
         self._steps_running = steps_running
-        self._active = TtlCache(lambda: tasks.count_by_state(ACTIVE_STATES), seconds=ACTIVE_TTL_SECONDS, clock=clock)
-        self._ended = TtlCache(lambda: tasks.count_by_state(FINAL_STATES), seconds=ENDED_TTL_SECONDS, clock=clock)
-        self._pending_deliveries = TtlCache(deliveries.count_pending, seconds=ACTIVE_TTL_SECONDS, clock=clock)
+        count = tables.tasks.count_by_state
+        self._active = TtlCache(partial(count, ACTIVE_STATES), seconds=ACTIVE_TTL_SECONDS, clock=clock)
+        self._ended = TtlCache(partial(count, FINAL_STATES), seconds=ENDED_TTL_SECONDS, clock=clock)
+        self._pending_deliveries = TtlCache(tables.deliveries.count_pending, seconds=ACTIVE_TTL_SECONDS, clock=clock)
         self._provider_state = TtlCache(self._load_provider_state, seconds=ACTIVE_TTL_SECONDS, clock=clock)
 
     async def render_page(self) -> bytes:
@@ -67,5 +65,5 @@ class DatabaseCollector:
     async def _load_provider_state(self) -> tuple[Mapping[str, float], Mapping[str, float]]:
         """Return the end of each provider's cooldown, and the balances."""
         now = self._clock.now()
-        cooldowns = {name: (await self._lanes.get_load(name, now)).paused_until for name in self._balances.providers}
+        cooldowns = {name: (await self._limits.get_load(name, now)).paused_until for name in self._balances.providers}
         return cooldowns, await self._balances.latest()

@@ -9,10 +9,10 @@ from broker.clock import Clock, iso
 from broker.errors import EgressBlocked
 from broker.net.url_policy import parse_url
 from broker.presenter import TaskPresenter
-from storage.deliveries import Deliveries, Delivery
-from storage.images import Images
+from storage.deliveries import Delivery
 from storage.sql.database import Statement
 from storage.states import TaskState
+from storage.tables import Tables
 from storage.tasks import Task
 from webhooks.events import Event, event_between, event_body, event_id
 
@@ -22,8 +22,7 @@ class Outbox:
     """Builder of the statements that write webhooks; executes nothing itself."""
 
     clock: Clock
-    deliveries: Deliveries
-    images: Images
+    tables: Tables
     presenter: TaskPresenter
 
     async def enqueue_event(self, before: Task, after: Task) -> Sequence[Statement]:
@@ -31,11 +30,11 @@ class Outbox:
         event = event_between(before.status, after.status)
         if event is None or after.callback_url is None:
             return ()
-        return (self.deliveries.insert_delivery(await self._delivery(after, after.callback_url, event)),)
+        return (self.tables.deliveries.insert_delivery(await self._delivery(after, after.callback_url, event)),)
 
     async def _delivery(self, task: Task, url: str, event: Event) -> Delivery:
         now = self.clock.now()
-        images = await self.images.list_of_owner(task.id, "result") if task.state == TaskState.SUCCEEDED else []
+        images = await self.tables.images.list_of_owner(task.id, "result") if task.state == TaskState.SUCCEEDED else []
         return Delivery(
             id=event_id(task.id, event),
             task_id=task.id,

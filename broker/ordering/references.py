@@ -17,7 +17,8 @@ from storage.blobs.store import BlobMissing, BlobReader, BlobStore
 from storage.errors import StorageFull
 from storage.ids import new_batch_id, reference_owner
 from storage.images import StoredImage
-from uploads.intake import AcceptedImage, Intake, IntakeError
+from uploads.intake import AcceptedImage, Intake
+from uploads.structure import InvalidImage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,7 @@ class ReferenceIntake:
                 )
                 for position, source in enumerate(sources)
             ]
-        except (IntakeError, DownloadError) as error:
+        except (InvalidImage, DownloadError, StorageFull) as error:
             raise reference_error(error) from error
 
     async def inspect(self, sources: Sequence[ReferenceSource], model: str) -> None:
@@ -59,7 +60,7 @@ class ReferenceIntake:
                     self.fetcher.check_url(source.url)
                 else:
                     await self._take_in(owner, source, self._max_bytes(model))
-        except (IntakeError, DownloadError, StorageFull) as error:
+        except (InvalidImage, DownloadError, StorageFull) as error:
             raise reference_error(error) from error
         finally:
             await self.delete(owner, sources)
@@ -111,13 +112,13 @@ async def hash_source(source: ReferenceSource) -> str:
             return digest.hexdigest()
 
 
-def reference_error(error: IntakeError | DownloadError | StorageFull) -> ApiError:
+def reference_error(error: InvalidImage | DownloadError | StorageFull) -> ApiError:
     """Return the API's error for a reference that could not be stored."""
     match error:
         case DownloadError():
             return ApiError("invalid_image", f"A reference image could not be fetched: {error}", field="imageUrls")
-        case IntakeError(code="invalid_image" | "payload_too_large" as code):
+        case InvalidImage(code=code):
             return ApiError(code, str(error), field="image")
-        case _:
+        case StorageFull():
             sentence = "There is no space left to store this. Try again later."
             return ApiError("storage_full", sentence, retryable=True)

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from broker.clock import Clock
 from broker.errors import ApiError, ProviderError
 from broker.logs import log
 from broker.providers.base import Provider
 from broker.tasks import lifecycle
-from broker.tasks.policy import TaskPolicy
 from broker.tasks.queries import TaskQueries
 from broker.tasks.transitions import Transitions
 from storage.states import TaskState
@@ -21,8 +19,6 @@ from storage.tasks import Task
 class TaskCanceler:
     """Cancels tasks, here and at their provider."""
 
-    clock: Clock
-    policy: TaskPolicy
     queries: TaskQueries
     transitions: Transitions
     providers: Mapping[str, Provider]
@@ -32,9 +28,7 @@ class TaskCanceler:
         task = await self.queries.get(task_id)
         if task.has_ended:
             raise ApiError("conflict", f"This task has ended: it is {task.status}.")
-        await self.transitions.apply(
-            task, lambda row, _: lifecycle.cancel(row, self.clock.now(), self.policy), is_leased=False
-        )
+        await self.transitions.apply_own(task, lifecycle.cancel, is_leased=False)
         task = await self.queries.get(task_id)
         if task.state != TaskState.CANCELED:
             raise ApiError("conflict", f"This task cannot be canceled any more: it is {task.status}.")
@@ -47,8 +41,8 @@ class TaskCanceler:
         for task in await self.queries.get_batch(batch_id):
             try:
                 await self.cancel_task(task.id)
-            except ApiError as refusal:
-                if refusal.code != "conflict":
+            except ApiError as error:
+                if error.code != "conflict":
                     raise
             else:
                 canceled += 1

@@ -7,15 +7,18 @@ own history, or absent: no percentage is invented, and a time that has passed is
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import median
 from typing import Final
 
 from broker.cache import TtlCache
 from broker.clock import Clock
 from broker.presenter import UNKNOWN, Progress
-from storage.provider_limits import WINDOW_SECONDS, AccountLimits, ProviderLimits, ProviderLoad
+from broker.providers.base import Provider
+from broker.tasks.submissions import account_limits
+from storage.provider_limits import WINDOW_SECONDS, ProviderLimits, ProviderLoad
 from storage.states import TaskState
 from storage.tasks import Task, TaskDurations, Tasks
 
@@ -55,9 +58,8 @@ class EtaEstimator:
 
     clock: Clock
     tasks: Tasks
-    lanes: ProviderLimits
-    limits: Callable[[str], AccountLimits | None]
-    """Returns the current limits of a provider."""
+    limits: ProviderLimits
+    providers: Mapping[str, Provider]
     models: Sequence[str]
     """All models whose history counts."""
     max_positions: int = MAX_POSITIONS
@@ -76,33 +78,33 @@ class EtaEstimator:
     # -- the queue
 
     async def _estimate_queued(self, task: Task) -> Progress:
-        cached = self._queues.setdefault(task.provider, self._queue_of(task.provider))
+        load = partial(self._load_queue, task.provider)
+        fresh = TtlCache(load, seconds=QUEUE_TTL_SECONDS, clock=self.clock)
+        cached = self._queues.setdefault(task.provider, fresh)
         queue = await cached.get()
         position = queue.positions.get(task.id)
         eta = await self._queued_eta(task, position, queue.load) if position else None
         beyond = self.max_positions + 1 if queue.is_truncated else None
         return Progress(position=position or beyond, eta=eta, fresh_for=max(0.0, cached.expires_in))
 
-    def _queue_of(self, provider: str) -> TtlCache[_Queue]:
-        async def load() -> _Queue:
-            ids = await self.tasks.queue_ids(provider, self.max_positions + 1)
-            return _Queue(
-                positions={task_id: position for position, task_id in enumerate(ids[: self.max_positions], 1)},
-                is_truncated=len(ids) > self.max_positions,
-                load=await self.lanes.get_load(provider, self.clock.now()),
-            )
-
-        return TtlCache(load, seconds=QUEUE_TTL_SECONDS, clock=self.clock)
+    async def _load_queue(self, provider: str) -> _Queue:
+        ids = await self.tasks.queue_ids(provider, self.max_positions + 1)
+        return _Queue(
+            positions={task_id: position for position, task_id in enumerate(ids[: self.max_positions], 1)},
+            is_truncated=len(ids) > self.max_positions,
+            load=await self.limits.get_load(provider, self.clock.now()),
+        )
 
     async def _queued_eta(self, task: Task, position: int, load: ProviderLoad) -> int | None:
         """Return the seconds until the end: orders are submitted as fast as the provider's limits allow."""
-        durations, limits, now = await self._durations(task), self.limits(task.provider), self.clock.now()
-        if durations is None or limits is None or limits.creates_per_window <= 0 or limits.concurrency <= 0:
+        durations, provider = await self._durations(task), self.providers.get(task.provider)
+        if durations is None or provider is None:
             return None
+        limits = account_limits(provider)
         by_window = (position - 1) // limits.creates_per_window * WINDOW_SECONDS
         by_slots = max(0, position - max(0, limits.concurrency - load.running)) * durations.making / limits.concurrency
-        cooldown = max(0.0, load.paused_until - now)
-        submission = max(cooldown + max(by_window, by_slots), task.due_at - now)
+        cooldown = max(0.0, load.paused_until - self.clock.now())
+        submission = max(cooldown + max(by_window, by_slots), task.due_at - self.clock.now())
         return round_up(submission + durations.making + durations.fetching)
 
     # -- history
@@ -119,8 +121,9 @@ class EtaEstimator:
 
     async def _durations(self, task: Task) -> Durations | None:
         """Return the durations by model and resolution, else by model, else by provider."""
-        cached = self._histories.setdefault(task.provider, self._history_of(task.provider))
-        history = await cached.get()
+        load = partial(self._load_history, task.provider)
+        fresh = TtlCache(load, seconds=HISTORY_TTL_SECONDS, clock=self.clock)
+        history = await self._histories.setdefault(task.provider, fresh).get()
         same_model = history.get(task.model, ())
         everything = [image for model in history.values() for image in model]
         same_resolution = [image for image in same_model if image.resolution == task.resolution]
@@ -128,11 +131,8 @@ class EtaEstimator:
         sufficient = next((images for images in candidates if len(images) >= MIN_HISTORY), None)
         return _median_durations(sufficient[:MAX_HISTORY]) if sufficient else None
 
-    def _history_of(self, provider: str) -> TtlCache[Mapping[str, Sequence[TaskDurations]]]:
-        async def load() -> Mapping[str, Sequence[TaskDurations]]:
-            return {model: await self.tasks.recent_durations(provider, model) for model in self.models}
-
-        return TtlCache(load, seconds=HISTORY_TTL_SECONDS, clock=self.clock)
+    async def _load_history(self, provider: str) -> Mapping[str, Sequence[TaskDurations]]:
+        return {model: await self.tasks.recent_durations(provider, model) for model in self.models}
 
 
 def _started_at(task: Task) -> float | None:

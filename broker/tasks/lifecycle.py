@@ -19,7 +19,7 @@ from storage.states import CANCELABLE_STATES, TaskState
 from storage.tasks import Task
 
 LEARNED_BY_CALLBACK: Final = "callback"
-LEARNED_BY_QUESTION: Final = "question"
+LEARNED_BY_CHECK: Final = "check"
 """A check found the end although a callback was expected."""
 LEARNED_BY_POLL: Final = "poll"
 """A check found the end, and no callback could arrive."""
@@ -79,74 +79,62 @@ def _is_current(task: Task, attempt: Attempt | None) -> bool:
     return attempt is None or attempt.number == task.attempt
 
 
+def _enter(state: TaskState, now: float, **columns: Any) -> dict[str, Any]:
+    """Return the columns of a task that comes into a state."""
+    return {"state": state, "entered_at": now, "updated_at": now, **columns}
+
+
 # -- pending
 
 
 def _pending(task: Task, attempt: Attempt | None, report: Pending, now: float, policy: TaskPolicy) -> Changes:
-    ledger = _accepted(attempt, report)
+    ledger = {}
+    if attempt and report.job_id and not attempt.job_id:
+        outcome = "succeeded" if attempt.outcome == "succeeded" else "accepted"
+        ledger = {"job_id": report.job_id, "outcome": outcome}
+    is_unknown = task.state == TaskState.FAILED and task.error_code == "unknown_outcome"
+    changes: dict[str, Any] = {}
     if not _is_current(task, attempt):
-        return Changes(attempt=ledger)
-    if report.job_id and (task.state == TaskState.SUBMITTING or _is_unknown(task)):
-        return Changes(task=_waiting(task, report, now, policy), attempt=ledger)
-    if report.job_id and task.state == TaskState.FETCHING and task.job_id is None:
-        return Changes(task={"job_id": report.job_id}, attempt=ledger)
-    if task.state == TaskState.WAITING:
-        return Changes(task=_still_waiting(task, report, now, policy), attempt=ledger)
-    return Changes(attempt=ledger)
-
-
-def _is_unknown(task: Task) -> bool:
-    """Return whether the task failed because the outcome of its submission stayed unknown."""
-    return task.state == TaskState.FAILED and task.error_code == "unknown_outcome"
-
-
-def _accepted(attempt: Attempt | None, report: Pending) -> dict[str, Any]:
-    if attempt is None or attempt.job_id or not report.job_id:
-        return {}
-    return {"job_id": report.job_id, "outcome": "succeeded" if attempt.outcome == "succeeded" else "accepted"}
+        pass
+    elif report.job_id and (task.state == TaskState.SUBMITTING or is_unknown):
+        changes = _waiting(task, report, now, policy)
+    elif report.job_id and task.state == TaskState.FETCHING and task.job_id is None:
+        changes = {"job_id": report.job_id}
+    elif task.state == TaskState.WAITING:
+        changes = _still_waiting(task, report, now, policy)
+    return Changes(task=changes, attempt=ledger)
 
 
 def _waiting(task: Task, report: Pending, now: float, policy: TaskPolicy) -> dict[str, Any]:
     deadline_at = now + policy.deadline_seconds
-    return {
-        "state": TaskState.WAITING,
-        "entered_at": now,
-        "job_id": report.job_id,
-        "step_retries": 0,
-        "deadline_at": deadline_at,
-        "due_at": min(now + _pause(task, 0, report, policy), deadline_at),
-        "error_code": task.error_code if task.ended_at else None,
-        "provider_state": report.stage,
-        "provider_percent": report.percent,
-        "updated_at": now,
-    }
+    return _enter(
+        TaskState.WAITING,
+        now,
+        job_id=report.job_id,
+        step_retries=0,
+        deadline_at=deadline_at,
+        due_at=min(now + _pause(task, 0, report, policy), deadline_at),
+        error_code=task.error_code if task.ended_at else None,
+        provider_state=report.stage,
+        provider_percent=report.percent,
+    )
 
 
 def _still_waiting(task: Task, report: Pending, now: float, policy: TaskPolicy) -> dict[str, Any]:
-    if (
-        report.check_in == 0
-    ):  # a callback says that something changed: check soon, but rate-limited, as anyone can send callbacks
+    if report.check_in == 0:
+        # a callback says that something changed: check soon, but rate-limited, as anyone can send callbacks
         soon = max(now, task.checked_at + policy.min_recheck_seconds)
         return {"due_at": soon if task.due_at <= now else min(task.due_at, soon)}
     if now >= task.deadline_at:
-        return failing(task, "deadline_exceeded", "the provider did not finish in time", now, policy, billed="unknown")
-    return {
-        **_check_again(task, _pause(task, task.step_retries + 1, report, policy), now),
-        **_progress(task, report, now),
-    }
-
-
-def _progress(task: Task, report: Pending, now: float) -> dict[str, Any]:
-    """Return the progress that the provider reports, if it is new."""
-    progress = {"provider_state": report.stage, "provider_percent": report.percent}
-    is_new = report.stage is not None and progress != {name: getattr(task, name) for name in progress}
-    return {**progress, "updated_at": now} if is_new else {}
+        return _fail(task, "deadline_exceeded", "the provider did not finish in time", now, policy, billed="unknown")
+    changes = _check_again(task, _pause(task, task.step_retries + 1, report, policy), now)
+    if report.stage is not None and (report.stage, report.percent) != (task.provider_state, task.provider_percent):
+        changes |= {"provider_state": report.stage, "provider_percent": report.percent, "updated_at": now}
+    return changes
 
 
 def _check_again(task: Task, pause: float, now: float) -> dict[str, Any]:
-    due_at = now + pause
-    if now < task.deadline_at:
-        due_at = min(due_at, task.deadline_at)  # the last check is made at the deadline itself
+    due_at = min(now + pause, task.deadline_at)  # the last check is made at the deadline itself
     return {"due_at": due_at, "step_retries": task.step_retries + 1, "checked_at": now}
 
 
@@ -164,8 +152,8 @@ def check_failed(task: Task, now: float, policy: TaskPolicy, retry_in: float | N
         return NOTHING
     if now >= task.deadline_at:
         detail = "the provider could not be reached or did not know the job"
-        return Changes(task=failing(task, "deadline_exceeded", detail, now, policy, billed="unknown"))
-    return Changes(task=_check_again(task, retry_in or _check_backoff(task.step_retries, policy), now))
+        return Changes(task=_fail(task, "deadline_exceeded", detail, now, policy, billed="unknown"))
+    return Changes(task=_check_again(task, retry_in or backoff_seconds(task.step_retries, policy), now))
 
 
 def switch_to_polling(task: Task, now: float, policy: TaskPolicy) -> Changes:
@@ -184,8 +172,11 @@ def switch_to_polling(task: Task, now: float, policy: TaskPolicy) -> Changes:
 
 def _finished(task: Task, attempt: Attempt | None, report: Finished, now: float, policy: TaskPolicy) -> Changes:
     if not report.outputs:
-        return _empty(task, attempt, report, now, policy)
-    ledger = _succeeded(attempt, report, now)
+        return _finished_empty(task, attempt, report, now, policy)
+    ledger = {}
+    if attempt and attempt.outcome != "succeeded":
+        job_id = attempt.job_id or report.job_id
+        ledger = {"outcome": "succeeded", "job_id": job_id, "cost": report.cost, "billed": "yes", "ended_at": now}
     if task.state in CANCELABLE_STATES or (task.state == TaskState.FAILED and report.outputs != task.outputs):
         return Changes(task=_fetching(task, report, now, policy), attempt=ledger)
     if attempt and (task.state == TaskState.CANCELED or not _is_same_job(task, attempt, report)):
@@ -201,35 +192,22 @@ def _is_same_job(task: Task, attempt: Attempt, report: Finished) -> bool:
     return job_id == task.job_id if job_id and task.job_id else _is_current(task, attempt)
 
 
-def _succeeded(attempt: Attempt | None, report: Finished, now: float) -> dict[str, Any]:
-    if attempt is None or attempt.outcome == "succeeded":
-        return {}
-    return {
-        "outcome": "succeeded",
-        "job_id": attempt.job_id or report.job_id,
-        "cost": report.cost,
-        "billed": "yes",
-        "ended_at": now,
-    }
-
-
 def _fetching(task: Task, report: Finished, now: float, policy: TaskPolicy) -> dict[str, Any]:
-    return {
-        "state": TaskState.FETCHING,
-        "entered_at": now,
-        "job_id": report.job_id or task.job_id,
-        "outputs": report.outputs,
-        "finished_at": now,
-        "cost": report.cost,
-        "billed": "yes",
-        "step_retries": 0,
-        "due_at": now,
-        "deadline_at": now + policy.deadline_seconds,
-        "updated_at": now,
-    }
+    return _enter(
+        TaskState.FETCHING,
+        now,
+        job_id=report.job_id or task.job_id,
+        outputs=report.outputs,
+        finished_at=now,
+        cost=report.cost,
+        billed="yes",
+        step_retries=0,
+        due_at=now,
+        deadline_at=now + policy.deadline_seconds,
+    )
 
 
-def _empty(task: Task, attempt: Attempt | None, report: Finished, now: float, policy: TaskPolicy) -> Changes:
+def _finished_empty(task: Task, attempt: Attempt | None, report: Finished, now: float, policy: TaskPolicy) -> Changes:
     """Check a success without a result once more, then fail (kie.ai sends these occasionally)."""
     if task.state == TaskState.SUBMITTING:
         return _pending(task, attempt, Pending(job_id=report.job_id, check_in=policy.retry_seconds), now, policy)
@@ -239,35 +217,31 @@ def _empty(task: Task, attempt: Attempt | None, report: Finished, now: float, po
         return Changes(task={"error_code": "no_image", "due_at": now + policy.retry_seconds, "checked_at": now})
     detail = "the provider said success and named no image"
     ledger = {"outcome": "failed", "code": "no_image", "ended_at": now} if attempt else {}
-    return Changes(task=failing(task, "no_image", detail, now, policy, billed="unknown"), attempt=ledger)
+    return Changes(task=_fail(task, "no_image", detail, now, policy, billed="unknown"), attempt=ledger)
 
 
 # -- failed
 
 
 def _failed(task: Task, attempt: Attempt | None, report: Failed, now: float, policy: TaskPolicy) -> Changes:
-    ledger = _failed_attempt(task, attempt, report, now)
+    ledger = {}
+    if attempt and attempt.outcome not in {"succeeded", "failed", "refused"}:
+        ledger = {
+            "outcome": "failed" if attempt.job_id or report.job_id else "refused",
+            "job_id": attempt.job_id or report.job_id,
+            "code": report.code,
+            "provider_code": report.provider_code,
+            "billed": report.billed,
+            "ended_at": now,
+        }
     if task.state not in CANCELABLE_STATES or not _is_current(task, attempt):
         return Changes(attempt=ledger)
     if task.state == TaskState.QUEUED and attempt is not None:
         return Changes(attempt=ledger)  # repeated: the decision was made before
     again_at = _another_attempt_at(task, report, now, policy)
     if again_at is None:
-        return Changes(task=_failing_with(task, report, now, policy), attempt=ledger)
-    return Changes(task=requeued(task, report.code, report.message, again_at, now), attempt=ledger)
-
-
-def _failed_attempt(task: Task, attempt: Attempt | None, report: Failed, now: float) -> dict[str, Any]:
-    if attempt is None or attempt.outcome in {"succeeded", "failed", "refused"}:
-        return {}
-    return {
-        "outcome": "failed" if attempt.job_id or report.job_id else "refused",
-        "job_id": attempt.job_id or report.job_id,
-        "code": report.code,
-        "provider_code": report.provider_code,
-        "billed": report.billed,
-        "ended_at": now,
-    }
+        return Changes(task=_fail_with(task, report, now, policy), attempt=ledger)
+    return Changes(task=_queue_again(report.code, report.message, again_at, now), attempt=ledger)
 
 
 def _another_attempt_at(task: Task, report: Failed, now: float, policy: TaskPolicy) -> float | None:
@@ -277,46 +251,35 @@ def _another_attempt_at(task: Task, report: Failed, now: float, policy: TaskPoli
     had_a_job = task.job_id is not None or report.job_id is not None
     if had_a_job and task.attempt >= policy.max_attempts:
         return None
-    again_at = now + max(report.retry_in or 0.0, _check_backoff(task.attempt - 1, policy))
+    again_at = now + max(report.retry_in or 0.0, backoff_seconds(task.attempt - 1, policy))
     return again_at if again_at <= task.deadline_at else None
 
 
-def _failing_with(task: Task, report: Failed, now: float, policy: TaskPolicy) -> dict[str, Any]:
-    return {
-        **failing(task, report.code, report.message, now, policy, billed=report.billed, retryable=report.retryable),
-        "provider_code": report.provider_code,
-    }
-
-
-def requeued(task: Task, code: str, detail: str, again_at: float, now: float) -> dict[str, Any]:
+def _queue_again(code: str, detail: str, again_at: float, now: float) -> dict[str, Any]:
     """Return the columns of a task that goes back to the queue, with the reason in case it times out there."""
-    return {
-        "state": TaskState.QUEUED,
-        "entered_at": now,
-        "job_id": None,
-        "step_retries": 0,
-        "due_at": again_at,
-        "error_code": code,
-        "error_detail": detail,
-        "updated_at": now,
-    }
+    columns = {"job_id": None, "step_retries": 0, "due_at": again_at, "error_code": code, "error_detail": detail}
+    return _enter(TaskState.QUEUED, now, **columns)
 
 
-def failing(
+def _fail_with(task: Task, report: Failed, now: float, policy: TaskPolicy) -> dict[str, Any]:
+    columns = _fail(task, report.code, report.message, now, policy, billed=report.billed, retryable=report.retryable)
+    return {**columns, "provider_code": report.provider_code}
+
+
+def _fail(
     task: Task, code: str, detail: str, now: float, policy: TaskPolicy, *, billed: str, retryable: bool = True
 ) -> dict[str, Any]:
     """Return the columns of a failed task. An end that callers saw before keeps its time."""
-    return {
-        "state": TaskState.FAILED,
-        "entered_at": now,
-        "error_code": code,
-        "error_detail": detail,
-        "error_retryable": retryable,
-        "billed": billed,
-        "ended_at": task.ended_at or now,
-        "due_at": now + policy.retention_seconds,
-        "updated_at": now,
-    }
+    return _enter(
+        TaskState.FAILED,
+        now,
+        error_code=code,
+        error_detail=detail,
+        error_retryable=retryable,
+        billed=billed,
+        ended_at=task.ended_at or now,
+        due_at=now + policy.retention_seconds,
+    )
 
 
 # -- submitting
@@ -328,20 +291,18 @@ def begin_submission(task: Task, *, expects_callback: bool, now: float, policy: 
     The row is due when the deadline of the provider is over, or at once where no callback can arrive.
     """
     deadline_at = now + policy.deadline_seconds if task.attempt == 0 else task.deadline_at
-    return Changes(
-        task={
-            "state": TaskState.SUBMITTING,
-            "entered_at": now,
-            "attempt": task.attempt + 1,
-            "sent_at": now,
-            "expects_callback": expects_callback,
-            "job_id": None,
-            "step_retries": 0,
-            "deadline_at": deadline_at,
-            "due_at": max(deadline_at, now) if expects_callback else now,
-            "updated_at": now,
-        }
+    columns = _enter(
+        TaskState.SUBMITTING,
+        now,
+        attempt=task.attempt + 1,
+        sent_at=now,
+        expects_callback=expects_callback,
+        job_id=None,
+        step_retries=0,
+        deadline_at=deadline_at,
+        due_at=max(deadline_at, now) if expects_callback else now,
     )
+    return Changes(task=columns)
 
 
 def upload_failed(task: Task, report: Failed, now: float, policy: TaskPolicy) -> Changes:
@@ -349,34 +310,29 @@ def upload_failed(task: Task, report: Failed, now: float, policy: TaskPolicy) ->
     if task.state != TaskState.QUEUED:
         return NOTHING
     deadline_at = min(task.deadline_at, now + policy.deadline_seconds)
-    again_at = now + max(report.retry_in or 0.0, _check_backoff(task.step_retries, policy))
+    again_at = now + max(report.retry_in or 0.0, backoff_seconds(task.step_retries, policy))
     if not report.retryable or again_at > deadline_at:
-        return Changes(task=_failing_with(task, report, now, policy))
+        return Changes(task=_fail_with(task, report, now, policy))
     again = {"due_at": again_at, "step_retries": task.step_retries + 1, "deadline_at": deadline_at}
     return Changes(task={**again, "error_code": report.code, "error_detail": report.message})
 
 
-def outcome_unknown(task: Task, now: float, policy: TaskPolicy, attempt: int | None = None) -> Changes:
+def outcome_unknown(task: Task, now: float, policy: TaskPolicy, attempt: int) -> Changes:
     """Return the changes after a submission with unknown outcome: wait for its callback, then fail.
 
     attempt: number of that attempt; by now a later one may have begun.
     """
-    if task.state != TaskState.SUBMITTING or (attempt or task.attempt) != task.attempt:
+    if task.state != TaskState.SUBMITTING or attempt != task.attempt:
         return NOTHING
     if task.expects_callback and now < task.deadline_at:
         return Changes(task={"due_at": task.deadline_at}, attempt={"outcome": "unknown"})
     detail = "the connection broke during the submission; whether the provider made and billed an image is unknown"
     ledger = {"outcome": "unknown", "code": "unknown_outcome", "ended_at": now}
     if policy.resubmit_unknown and task.attempt < policy.max_attempts:
-        return Changes(
-            # at its old place: behind all later orders it could time out in the queue
-            task={
-                **requeued(task, "unknown_outcome", detail, min(task.created_at, now), now),
-                "deadline_at": now + policy.deadline_seconds,
-            },
-            attempt=ledger,
-        )
-    return Changes(task=failing(task, "unknown_outcome", detail, now, policy, billed="unknown"), attempt=ledger)
+        # at its old place: behind all later orders it could time out in the queue
+        again = _queue_again("unknown_outcome", detail, min(task.created_at, now), now)
+        return Changes(task={**again, "deadline_at": now + policy.deadline_seconds}, attempt=ledger)
+    return Changes(task=_fail(task, "unknown_outcome", detail, now, policy, billed="unknown"), attempt=ledger)
 
 
 def queue_timeout(task: Task, now: float, policy: TaskPolicy) -> Changes:
@@ -385,7 +341,7 @@ def queue_timeout(task: Task, now: float, policy: TaskPolicy) -> Changes:
         return NOTHING
     code = task.error_code or "deadline_exceeded"
     detail = task.error_detail or "the order waited in the queue for too long"
-    return Changes(task=failing(task, code, detail, now, policy, billed="no"))
+    return Changes(task=_fail(task, code, detail, now, policy, billed="no"))
 
 
 # -- fetching
@@ -396,53 +352,26 @@ def downloaded(task: Task, stored: int, failures: Sequence[DownloadFailure], now
     if task.state != TaskState.FETCHING:
         return NOTHING
     if not failures:
-        return Changes(task=_succeeding(now, policy))
-    worst = next((t for t in failures if not t.final), failures[0])
+        return Changes(task=_succeed(now, policy))
+    worst = next((failure for failure in failures if not failure.final), failures[0])
     late, over = now >= task.deadline_at, now >= task.deadline_at + policy.result_kept_seconds
     is_conclusive = worst.final and (late or task.step_retries + 1 >= policy.max_dead_link_retries)
     if stored and (is_conclusive or over):
-        return Changes(task=_succeeding(now, policy))  # partial success: the rest is not available
+        return Changes(task=_succeed(now, policy))  # partial success: the rest is not available
     if over:
-        return Changes(task=_result_lost(task, worst, now, policy))
-    ended = _fail_early(task, worst, now) if is_conclusive or late else {}
-    return Changes(task={**ended, **_download_again(task, now, policy)})
+        return Changes(task=_fail(task, worst.code, worst.message, now, policy, billed="yes"))
+    pause = backoff_seconds(task.step_retries, policy, max_seconds=policy.max_retry_seconds)
+    changes: dict[str, Any] = {"due_at": now + pause, "step_retries": task.step_retries + 1}
+    if (is_conclusive or late) and task.ended_at is None:
+        # callers see the failure now; the image is paid, so the download is retried while the provider keeps it
+        changes |= {"ended_at": now, "updated_at": now}
+        changes |= {"error_code": worst.code, "error_detail": worst.message, "error_retryable": True}
+    return Changes(task=changes)
 
 
-def _succeeding(now: float, policy: TaskPolicy) -> dict[str, Any]:
-    return {
-        "state": TaskState.SUCCEEDED,
-        "entered_at": now,
-        "error_code": None,
-        "error_detail": None,
-        "error_retryable": False,
-        "ended_at": now,
-        "due_at": now + policy.retention_seconds,
-        "updated_at": now,
-    }
-
-
-def _result_lost(task: Task, failure: DownloadFailure, now: float, policy: TaskPolicy) -> dict[str, Any]:
-    return failing(task, failure.code, failure.message, now, policy, billed="yes")
-
-
-def _download_again(task: Task, now: float, policy: TaskPolicy) -> dict[str, Any]:
-    return {
-        "due_at": now + backoff_seconds(task.step_retries, policy, max_seconds=policy.max_retry_seconds),
-        "step_retries": task.step_retries + 1,
-    }
-
-
-def _fail_early(task: Task, failure: DownloadFailure, now: float) -> dict[str, Any]:
-    """Show the failure to callers now; the image is paid, so the download is retried while the provider keeps it."""
-    if task.ended_at is not None:
-        return {}
-    return {
-        "ended_at": now,
-        "updated_at": now,
-        "error_code": failure.code,
-        "error_detail": failure.message,
-        "error_retryable": True,
-    }
+def _succeed(now: float, policy: TaskPolicy) -> dict[str, Any]:
+    columns = {"error_code": None, "error_detail": None, "error_retryable": False}
+    return _enter(TaskState.SUCCEEDED, now, **columns, ended_at=now, due_at=now + policy.retention_seconds)
 
 
 # -- ends
@@ -453,7 +382,7 @@ def cancel(task: Task, now: float, policy: TaskPolicy) -> Changes:
     if task.state not in CANCELABLE_STATES or task.has_ended:
         return NOTHING
     billed = "no" if task.state == TaskState.QUEUED else "unknown"
-    changes = failing(task, "canceled", "canceled by the caller", now, policy, billed=billed)
+    changes = _fail(task, "canceled", "canceled by the caller", now, policy, billed=billed)
     return Changes(task={**changes, "state": TaskState.CANCELED})
 
 
@@ -462,27 +391,11 @@ def expire(task: Task, now: float, policy: TaskPolicy) -> Changes:
     expires_at = (task.ended_at or now) + policy.retention_seconds
     if now < expires_at:
         return Changes(task={"due_at": expires_at})
-    return Changes(
-        task={
-            "state": TaskState.EXPIRED,
-            "entered_at": now,
-            "prompt": "",
-            "params": {},
-            "references": (),
-            "outputs": (),
-            "callback_url": None,
-            "error_detail": None,
-            "step_retries": 0,
-            "due_at": now,
-            "updated_at": now,
-        }
-    )
+    content: dict[str, Any] = {"prompt": "", "params": {}, "references": (), "outputs": ()}
+    content |= {"callback_url": None, "error_detail": None}
+    return Changes(task=_enter(TaskState.EXPIRED, now, **content, step_retries=0, due_at=now))
 
 
 def files_deleted(now: float, policy: TaskPolicy) -> Changes:
     """Return the changes of an expired task after its files are deleted."""
     return Changes(task={"step_retries": 1, "due_at": now + policy.tombstone_seconds})
-
-
-def _check_backoff(retries: int, policy: TaskPolicy) -> float:
-    return backoff_seconds(retries, policy, max_seconds=policy.max_check_pause_seconds)

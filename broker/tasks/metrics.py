@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from broker.metrics import Metrics
 from broker.reports import Failed, Report
-from broker.tasks.lifecycle import LEARNED_BY_QUESTION, Changes
+from broker.tasks.lifecycle import LEARNED_BY_CHECK, Changes
 from storage.states import TaskState
 from storage.tasks import Task
 
@@ -48,7 +48,7 @@ def _record_attempt(metrics: Metrics, task: Task, changes: Changes, report: Repo
         metrics.duplicate_results.labels(task.provider).inc()
     if changes.attempt.get("outcome") == "unknown" and changes.attempt.get("ended_at") is not None:
         metrics.unknown_outcomes.labels(task.provider).inc()
-    if changes.attempt.get("learned_by") == LEARNED_BY_QUESTION:
+    if changes.attempt.get("learned_by") == LEARNED_BY_CHECK:
         metrics.callbacks_missing.labels(task.provider).inc()
     if is_unclassified(changes, report):
         metrics.unclassified_errors.labels(task.provider).inc()

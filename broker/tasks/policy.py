@@ -38,6 +38,10 @@ class TaskPolicy:
     """Time an expired task answers 410."""
 
 
-def backoff_seconds(retries: int, policy: TaskPolicy, *, max_seconds: float) -> float:
-    """Return the pause before a step is repeated that was repeated `retries` times already."""
-    return float(min(policy.retry_seconds * 2.0 ** min(max(retries, 0), 20), max_seconds))
+def backoff_seconds(retries: int, policy: TaskPolicy, *, max_seconds: float | None = None) -> float:
+    """Return the pause before a step is repeated that was repeated `retries` times already.
+
+    max_seconds: `policy.max_check_pause_seconds` if None.
+    """
+    longest = policy.max_check_pause_seconds if max_seconds is None else max_seconds
+    return float(min(policy.retry_seconds * 2.0 ** min(max(retries, 0), 20), longest))

@@ -11,7 +11,6 @@ from broker.clock import Clock
 from broker.errors import ApiError
 from storage.ids import BATCH_ID, TASK_ID
 from storage.images import Images, StoredImage
-from storage.sql.database import Database
 from storage.states import TaskState
 from storage.tasks import Task, Tasks, task_channel
 
@@ -24,7 +23,6 @@ class TaskQueries:
     """Reads tasks for callers."""
 
     clock: Clock
-    database: Database
     tasks: Tasks
     images: Images
     closing: bool = False
@@ -67,7 +65,7 @@ class TaskQueries:
     async def wait(self, task_id: str, seconds: float) -> Task:
         """Return the task as soon as it has ended, after `seconds`, or when the server stops."""
         until = self.clock.monotonic() + seconds
-        with self.database.listen(task_channel(task_id)) as subscription:
+        with self.tasks.database.listen(task_channel(task_id)) as subscription:
             while True:
                 task = await self.get(task_id)
                 left = until - self.clock.monotonic()
@@ -87,7 +85,7 @@ class TaskQueries:
 
         A consumer that stops earlier closes the generator (`contextlib.aclosing`).
         """
-        with self.database.listen(task_channel(task_id)) as subscription:
+        with self.tasks.database.listen(task_channel(task_id)) as subscription:
             while not self.closing:
                 task = await self.get(task_id)
                 yield task

@@ -1,17 +1,19 @@
-"""The steps in progress in one process: slots by state, leases held, errors contained."""
+"""The steps in progress in one process: slots by state, leases and their renewal, errors contained."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+import secrets
+from collections.abc import Awaitable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from broker.logs import bare, log
+from broker.clock import Clock
+from broker.logs import log, safe_exc_info
 from broker.metrics import Metrics
 from storage.errors import StorageError
 from storage.states import TaskState
-from storage.tasks import DUE_CHANNEL, Task, Tasks
+from storage.tasks import DUE_CHANNEL, Lease, Task, Tasks
 
 CONCURRENCY: Final = {
     TaskState.QUEUED: 32,
@@ -20,6 +22,8 @@ CONCURRENCY: Final = {
     TaskState.FETCHING: 24,
 }
 """Steps at a time, by state: a provider that hangs, or slow downloads, must not delay the other steps."""
+MIN_GRACE_SECONDS: Final = 3.0
+"""Shortest delay of recovery after an outage of the database."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,24 +79,25 @@ class RunningSteps:
             log.error("a step could not be stored", action="store_unavailable", task=task_id, why=str(error))
         except Exception as error:
             self.metrics.steps_failed.labels(name).inc()
-            log.error("a step failed unexpectedly", action="step_failed", task=task_id, step=name, exc_info=bare(error))
+            log.error(
+                "a step failed unexpectedly",
+                action="step_failed",
+                task=task_id,
+                step=name,
+                exc_info=safe_exc_info(error),
+            )
         else:
             return True
         return False
 
     def held_leases(self) -> list[tuple[str, str]]:
         """Return (task id, lease holder) of every lease that a step needs."""
-        return _leases(list(self._steps.values()))
+        return _leases(self._steps.values())
 
     async def wait(self, timeout_seconds: float | None = None) -> None:
         """Wait until all present steps have ended."""
         if self._steps:
             await asyncio.wait(list(self._steps), timeout=timeout_seconds)
-
-    async def wait_for_one(self) -> None:
-        """Wait until one of the present steps has ended."""
-        if self._steps:
-            await asyncio.wait(list(self._steps), return_when=asyncio.FIRST_COMPLETED)
 
     async def cancel_all(self) -> list[tuple[str, str]]:
         """Cancel the steps that are left; return the leases they held."""
@@ -100,7 +105,45 @@ class RunningSteps:
         for future in left:
             future.cancel()
         await asyncio.gather(*left, return_exceptions=True)
-        return _leases(list(left.values()))
+        return _leases(left.values())
+
+
+@dataclass(kw_only=True)
+class LeaseKeeper:
+    """Renews the leases of running steps, and delays recovery after a database outage.
+
+    During an outage no lease can be renewed. Before other workers recover submissions, the worker that holds a
+    provider's response gets the time to store it.
+    """
+
+    clock: Clock
+    running: RunningSteps
+    lease_seconds: float
+    _recover_from: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._recover_from = self.clock.monotonic() + MIN_GRACE_SECONDS  # an outage may have just ended
+
+    @property
+    def may_recover(self) -> bool:
+        """Return whether submissions without a lease may be recovered."""
+        return self.clock.monotonic() >= self._recover_from
+
+    def record_outage(self) -> None:
+        self._recover_from = self.clock.monotonic() + max(self.lease_seconds, MIN_GRACE_SECONDS)
+
+    def create_lease(self) -> Lease:
+        return Lease(holder=secrets.token_hex(8), until=self.clock.now() + self.lease_seconds)
+
+    async def keep(self) -> None:
+        """Renew leases until canceled."""
+        while True:
+            await asyncio.sleep(self.lease_seconds / 3)
+            try:
+                await self.running.tasks.renew(self.running.held_leases(), self.clock.now() + self.lease_seconds)
+            except StorageError as error:
+                log.error("leases could not be renewed", action="store_unavailable", why=str(error))
+                self.record_outage()
 
 
 def _step_state(state: TaskState) -> TaskState:
@@ -108,5 +151,5 @@ def _step_state(state: TaskState) -> TaskState:
     return TaskState.SUBMITTING if state == TaskState.QUEUED else state
 
 
-def _leases(steps: Sequence[RunningStep]) -> list[tuple[str, str]]:
+def _leases(steps: Iterable[RunningStep]) -> list[tuple[str, str]]:
     return [(task_id, step.lease_holder) for step in steps if step.lease_holder for task_id in step.task_ids]

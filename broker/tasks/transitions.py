@@ -6,9 +6,8 @@ another process was quicker, the same pure decision is made again on the row as 
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -65,23 +64,16 @@ class Transitions:
             attempt = await self.attempts.get(task.id, number or task.attempt)
             changes = decide(task, attempt)
             values = _row_values(seen, task, changes, is_leased=is_leased)
-            ledger = (
-                [self.attempts.update_attempt(task.id, attempt.number, **changes.attempt)]
-                if attempt and changes.attempt
-                else []
-            )
-            if not values and not ledger and not also:
+            if not values and not (attempt and changes.attempt) and not also:
                 return task
+            ledger = []
+            if attempt and changes.attempt:
+                ledger = [self.attempts.update_attempt(task.id, attempt.number, **changes.attempt)]
             events = await self.outbox.enqueue_event(task, replace(task, **values))
+            change = (self.tasks.update_task(task, **values), *ledger, *events, *also)
+            begun = self.clock.monotonic()
             try:
-                with self._timed():
-                    await self.tasks.database.transact(
-                        self.tasks.update_task(task, **values),
-                        *ledger,
-                        *events,
-                        *also,
-                        wake=(DUE_CHANNEL, task_channel(task.id)),
-                    )
+                await self.tasks.database.transact(*change, wake=(DUE_CHANNEL, task_channel(task.id)))
             except Stale:
                 fresh = await self.tasks.get(task.id)
                 if fresh is None or fresh.version == task.version:
@@ -89,7 +81,9 @@ class Transitions:
                 if also or not await self._was_committed(fresh, task, changes):
                     task = fresh
                     continue
-            self._record(task, changes, report)
+            finally:
+                self.metrics.database_seconds.labels("change").observe(self.clock.monotonic() - begun)
+            self.record_change(task, changes, report)
             return task
 
     async def apply_report(
@@ -122,37 +116,32 @@ class Transitions:
             report=report,
         )
 
-    async def apply_own(self, task: Task, decide: Callable[[Task, float, TaskPolicy], Changes]) -> None:
-        """Apply a decision that follows from the row alone."""
-        await self.apply(task, lambda row, _: decide(row, self.clock.now(), self.policy), outlives_lease=False)
-
-    async def begin_submission(
-        self, task: Task, attempt: Attempt, *, expects_callback: bool, reserving: Sequence[Statement]
+    async def apply_own(
+        self, task: Task, decide: Callable[[Task, float, TaskPolicy], Changes], *, is_leased: bool = True
     ) -> None:
-        """Write the intent to submit; the caller calls `record_submission` once it is durable.
+        """Apply a decision that follows from the row alone."""
+        await self.apply(
+            task,
+            lambda row, _: decide(row, self.clock.now(), self.policy),
+            is_leased=is_leased,
+            outlives_lease=False,
+        )
+
+    async def begin_submission(self, task: Task, intent: Changes, reserving: Sequence[Statement]) -> None:
+        """Write the intent to submit; the caller calls `record_change` once it is durable.
 
         reserving: statements that write the attempt if the provider has capacity. Raises `Stale` without capacity or
         when another process changed the row, `StorageError` when it is unknown whether the intent was written.
         """
-        changes = self._intent(task, attempt, expects_callback=expects_callback)
         await self.tasks.database.transact(
-            self.tasks.update_task(task, **changes.task), *reserving, wake=(task_channel(task.id),)
-        )
-
-    def record_submission(self, task: Task, attempt: Attempt, *, expects_callback: bool) -> None:
-        """Count and log the intent to submit. task: the row before it."""
-        self._record(task, self._intent(task, attempt, expects_callback=expects_callback))
-
-    def _intent(self, task: Task, attempt: Attempt, *, expects_callback: bool) -> Changes:
-        return lifecycle.begin_submission(
-            task, expects_callback=expects_callback, now=attempt.sent_at, policy=self.policy
+            self.tasks.update_task(task, **intent.task), *reserving, wake=(task_channel(task.id),)
         )
 
     async def release(self, task: Task) -> None:
         """End the lease of a task without a change."""
         await self.apply(task, lambda *_: lifecycle.NOTHING, outlives_lease=False)
 
-    def _record(self, task: Task, changes: Changes, report: Report | None = None) -> None:
+    def record_change(self, task: Task, changes: Changes, report: Report | None = None) -> None:
         """Count and log a change that is durable. task: the row before it."""
         record_transition(self.metrics, task, changes, self.clock.now(), report)
         state = changes.task.get("state", task.state)
@@ -178,14 +167,6 @@ class Transitions:
             provider=task.provider,
             code=changes.task.get("error_code"),
         )
-
-    @contextlib.contextmanager
-    def _timed(self) -> Iterator[None]:
-        begun = self.clock.monotonic()
-        try:
-            yield
-        finally:
-            self.metrics.database_seconds.labels("change").observe(self.clock.monotonic() - begun)
 
     async def _was_committed(self, fresh: Task, task: Task, changes: Changes) -> bool:
         """Return whether the change is in the database: the connection broke between its commit and the response."""

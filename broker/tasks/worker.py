@@ -16,11 +16,11 @@ from broker.logs import log
 from broker.monitoring.balance import BalanceMonitor
 from broker.notifications.deliverer import Deliverer
 from broker.tasks import retention
-from broker.tasks.leases import ClockGuard, LeaseKeeper
-from broker.tasks.retention import Retention
-from broker.tasks.running import CONCURRENCY, RunningStep, RunningSteps
-from broker.tasks.sources import CallbackQueue, SubmissionQueue
+from broker.tasks.retention import ClockGuard, Retention
+from broker.tasks.running import CONCURRENCY, LeaseKeeper, RunningStep, RunningSteps
+from broker.tasks.steps.callbacks import CallbackQueue
 from broker.tasks.steps.table import StepTable
+from broker.tasks.submissions import SubmissionQueue
 from storage.errors import StorageError
 from storage.states import FINAL_STATES, TaskState
 from storage.tasks import DUE_CHANNEL, DueWork, Task, Tasks

@@ -100,7 +100,7 @@ async def keep(broker: ApiBroker, task: Task, body: Any = None, **changes: Any) 
         received_at=broker.services.clock.now(),
         processed_at=1.0,
     )
-    await broker.services.database.transact(broker.services.hooks.insert_callback(replace(hook, **changes)))
+    await broker.services.database.transact(broker.services.callbacks.insert_callback(replace(hook, **changes)))
     return hook.id
 
 
@@ -242,12 +242,12 @@ async def test_what_postgres_cannot_hold_is_not_found_either(tmp_path: Path, pos
 async def test_a_second_result_does_not_change_how_the_end_was_learned(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
         task = await a_job(broker)
-        await broker.services.database.execute("UPDATE attempts SET outcome = 'succeeded', learned_by = 'question'")
+        await broker.services.database.execute("UPDATE attempts SET outcome = 'succeeded', learned_by = 'check'")
         hook_id = await call(broker, address(broker, task), done("another-job"))
         await settled(broker, hook_id, "processedAt")
         (attempt,) = await Attempts(broker.services.database).list_of_task(task.id)
         assert "another-job" in (attempt.duplicate_result or "")
-        assert attempt.learned_by == "question"
+        assert attempt.learned_by == "check"
 
 
 # -- replaying
@@ -370,7 +370,7 @@ async def test_what_was_refused_is_explained_and_never_believed(tmp_path: Path) 
             None,
             False,
         )
-        assert (told["taskId"], told["effect"]) == (task.id, "nothing: it is not taken in")
+        assert (told["taskId"], told["effect"]) == (task.id, "nothing: it is not processed")
         assert [hook["id"] for hook in (await listed(broker))[0]] == [hook_id]
         assert (await row(broker, task)).state == TaskState.WAITING
 

@@ -55,7 +55,7 @@ def signed(now: float, job: str = JOB, key: str = WEBHOOK_KEY) -> dict[str, str]
 
 
 async def verdicts(broker: ApiBroker) -> list[tuple[str, int]]:
-    return [(hook.verification, hook.status) for hook in await broker.services.hooks.list_newest(limit=100)]
+    return [(hook.verification, hook.status) for hook in await broker.services.callbacks.list_newest(limit=100)]
 
 
 async def test_the_address_can_be_checked_with_get(tmp_path: Path) -> None:
@@ -229,8 +229,8 @@ async def test_tokens_and_secrets_stay_out_of_the_inbox(tmp_path: Path) -> None:
         path = address(broker, task)
         headers = {**FORWARDED, "Authorization": "Bearer canary-1", "X-Api-Key": "canary-2", "X-Trace": "kept"}
         await broker.client.post(path, json=done(), headers=headers)
-        (entry,) = await broker.services.hooks.list_newest(limit=10)
-        kept = str(await broker.services.hooks.get(entry.id))
+        (entry,) = await broker.services.callbacks.list_newest(limit=10)
+        kept = str(await broker.services.callbacks.get(entry.id))
         assert "kept" in kept
         assert "canary" not in kept
         assert broker.services.tokens.token(task.id, 1) not in kept

@@ -160,7 +160,7 @@ class Broken:
     def __init__(self, error: Exception) -> None:
         self._error = error
 
-    async def named(self, _: str) -> None:
+    async def get_by_name(self, _: str) -> None:
         raise self._error
 
 
@@ -210,7 +210,7 @@ async def test_an_answer_that_breaks_in_the_middle_is_cut_off(tmp_path: Path, ca
     reading = HalfReading()
 
     class Blobs:
-        async def link(self, *_: Any) -> None:
+        async def get_link(self, *_: Any) -> None:
             return None
 
         async def open(self, *_: Any) -> HalfReading:

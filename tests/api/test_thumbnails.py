@@ -411,7 +411,7 @@ class _UnreadableDrafts:
         return getattr(self._blobs, name)
 
     @asynccontextmanager
-    async def draft(self, owner: str) -> AsyncIterator[Any]:
+    async def new_draft(self, owner: str) -> AsyncIterator[Any]:
         self.copies += 1
         async with self._blobs.new_draft(owner) as draft:
             yield _UnreadableDraft(draft, _Unreadable(self._error))
@@ -509,7 +509,7 @@ class Interrupted:
         return getattr(self._blobs, name)
 
     @asynccontextmanager
-    async def draft(self, owner: str) -> AsyncIterator[Any]:
+    async def new_draft(self, owner: str) -> AsyncIterator[Any]:
         async with self._blobs.new_draft(owner) as draft:
             yield _InterruptedDraft(draft, self._happening)
 
@@ -522,7 +522,7 @@ class _InterruptedDraft:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._draft, name)
 
-    async def keep(self, media_type: str) -> Any:
+    async def commit(self, media_type: str) -> Any:
         await self._happening()
         return await self._draft.commit(media_type)
 

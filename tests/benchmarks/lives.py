@@ -34,6 +34,7 @@ from storage.sql.sqlite import SqliteDatabase, sqlite_path
 from storage.states import TaskState
 from storage.tasks import Task
 from tests.benchmarks.measuring import Side
+from webhooks.signatures.base import Unsigned
 from webhooks.verification import IncomingCallback
 
 AT_ONCE: Final = 32
@@ -155,7 +156,7 @@ class InstantDownload(DownloadStep):
             sha256=secrets.token_hex(32),
             created_at=self.transitions.clock.now(),
         )
-        await insert_result(self.tasks, self.images, task, image)
+        await insert_result(self.transitions.tasks, self.images, task, image)
         return None
 
 
@@ -190,8 +191,8 @@ def _feed(services: Services, upstream: Upstream) -> OrderService:
     )
     services.worker.callbacks.step = replace(services.worker.callbacks.step, providers=providers)
     services.worker.submissions = replace(services.worker.submissions, providers=providers)
-    receiver, orders = services.callbacks, services.orders
-    verifier = replace(receiver.verifier, provider=provider, providers=providers, signatures={})
+    receiver, orders = services.receiver, services.orders
+    verifier = replace(receiver.verifier, providers=providers, signatures={provider.name: Unsigned()})
     provider.receiver = replace(receiver, verifier=verifier)
     return replace(orders, providers=providers, planner=replace(orders.planner, providers=providers))
 

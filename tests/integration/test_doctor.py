@@ -21,10 +21,12 @@ import pytest
 from broker.bootstrap import load_settings, salvage_settings
 from broker.clock import SystemClock
 from broker.doctor.access import has_cookie_flaw
-from broker.doctor.checks import checks_for
+from broker.doctor.checks import Check, checks_for, run_checks, storage_failure
 from broker.doctor.context import open_context
-from broker.doctor.findings import Check, Finding, ok, run_checks, storage_failure
-from broker.doctor.probe_server import probe_server
+from broker.doctor.reachability import probe_server
+from broker.providers.base import Finding
+from broker.providers.health import ok
+from broker.server.sockets import open_socket
 from broker.settings import Settings
 from broker.settings.loading import SalvagedSettings
 from storage.cluster_state import ClusterState
@@ -224,7 +226,7 @@ async def test_probe_server_answers_only_probes() -> None:
     port, challenge = free_port(), ChallengeResponse(b"secret")
     nonce = "0" * 32
     async with (
-        probe_server("127.0.0.1", port, challenge),
+        probe_server(open_socket("127.0.0.1", port), challenge),
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client,
     ):
         answer = (await client.get("/api/webhook/nano-banana", params={"probe": nonce})).json()

@@ -224,7 +224,7 @@ async def test_task_counts_are_cached(quiet: Services, clock: ManualClock) -> No
 
 
 async def test_cooldown_is_shown_as_remaining_seconds(quiet: Services, clock: ManualClock) -> None:
-    await quiet.database.transact(quiet.worker.submissions.lanes.start_cooldown("kie", NOW + 30))
+    await quiet.database.transact(quiet.worker.submissions.limits.start_cooldown("kie", NOW + 30))
     await quiet.collector.render_page()
     assert value(quiet.metrics, "broker_provider_cooldown_seconds", provider="kie") == 30
     clock.advance(40)
@@ -234,10 +234,10 @@ async def test_cooldown_is_shown_as_remaining_seconds(quiet: Services, clock: Ma
 
 async def test_one_process_queries_the_balance_for_all(tmp_path: Path) -> None:
     async with open_broker(tmp_path) as broker:
-        asks = broker.services.worker.balances
+        balances = broker.services.worker.balances
         await _balance_known(broker)
-        assert not await asks.chores.try_acquire(
-            "credits", now=broker.services.clock.now(), every=balance.REFRESH_SECONDS
+        assert not await balances.periodic_jobs.try_acquire(
+            "balance", now=broker.services.clock.now(), every=balance.REFRESH_SECONDS
         )
         async with open_api(tmp_path) as other:  # another process on the same database, which sends no query
             page = (await other.client.get("/metrics")).text
@@ -252,11 +252,11 @@ async def _balance_known(broker: RunningBroker) -> None:
 
 async def test_unknown_balance_is_absent(quiet: Services, clock: ManualClock) -> None:
     """An old balance is not shown, nor is there one while the provider cannot be reached."""
-    asks = quiet.worker.balances
-    await asks.refresh()
-    assert await asks.latest() == {}
-    await asks.facts.set_value("credits of kie", f"12.5 {NOW!r}")
-    assert await asks.latest() == {"kie": 12.5}
+    balances = quiet.worker.balances
+    await balances.refresh()
+    assert await balances.latest() == {}
+    await balances.cluster_state.set_value("balance of kie", f"12.5 {NOW!r}")
+    assert await balances.latest() == {"kie": 12.5}
     await quiet.collector.render_page()
     assert value(quiet.metrics, "broker_provider_credits", provider="kie") == 12.5
     clock.advance(balance.MAX_AGE_SECONDS + 1)

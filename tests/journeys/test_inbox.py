@@ -33,7 +33,7 @@ async def learned(broker: RunningBroker, task_id: str) -> list[str | None]:
 async def never_came(broker: RunningBroker) -> dict[str, int]:
     """Among all that ended so far: those of the last minute may be on their way, and are not counted otherwise."""
     now = broker.services.clock.now()
-    return await broker.services.hooks.count_missing(since=0, until=now + 60, limit=100)
+    return await broker.services.callbacks.count_missing(since=0, until=now + 60, limit=100)
 
 
 async def counted(broker: RunningBroker) -> float:
@@ -87,14 +87,14 @@ async def test_a_callback_that_came_is_known_by_its_times(broker: RunningBroker)
 async def test_a_lost_callback_is_missed(broker: RunningBroker, mood: str) -> None:
     task_id = await broker.create_task(f"a red bicycle [mood:lost]{mood}")
     await broker.wait_end(task_id)
-    assert await learned(broker, task_id) == ["question"]
+    assert await learned(broker, task_id) == ["check"]
     assert (await never_came(broker), await counted(broker)) == ({"kie": 1}, 1)
 
 
 async def test_a_late_callback_is_missed_only_until_it_comes(broker: RunningBroker) -> None:
     task_id = await broker.create_task("a red bicycle [mood:late:1]")
     await broker.wait_end(task_id)
-    assert await learned(broker, task_id) == ["question"]
+    assert await learned(broker, task_id) == ["check"]
     await inbox(broker, task_id, 1)
     assert (await never_came(broker), await counted(broker)) == ({}, 1)
 
@@ -115,7 +115,7 @@ async def test_unauthenticated_hint_does_not_count_as_a_callback(tmp_path: Path)
         stranger = {"X-Forwarded-For": "203.0.113.7"}
         assert (await broker.client.post("/api/webhook/kie", json=body, headers=stranger)).status_code == 202
         await broker.wait_end(task_id)
-        assert await learned(broker, task_id) == ["question"]
+        assert await learned(broker, task_id) == ["check"]
         assert await never_came(broker) == {"kie": 1}
 
 

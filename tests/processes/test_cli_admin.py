@@ -184,7 +184,7 @@ def test_callbacks_need_the_key_of_the_broker(served: Shell) -> None:
 def test_missing_callbacks_are_counted(served: Shell) -> None:
     """A minute after the end of the attempt, since one may arrive until then."""
     try:
-        _note_ends(served, "question")
+        _note_ends(served, "check")
         assert "1 callback did not arrive in the last 24 hours." in served.run("callbacks").out
     finally:
         _note_ends(served, "callback")

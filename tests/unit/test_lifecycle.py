@@ -163,9 +163,9 @@ def test_free_failure_is_resubmitted_a_limited_number_of_times() -> None:
 
 def test_unknown_outcome_waits_for_the_callback_and_is_not_resubmitted() -> None:
     task = a_task(TaskState.SUBMITTING)
-    waiting = outcome_unknown(task, NOW, POLICY)
+    waiting = outcome_unknown(task, NOW, POLICY, 1)
     assert waiting.task == {"due_at": task.deadline_at}
-    ended = outcome_unknown(task, task.deadline_at, POLICY)
+    ended = outcome_unknown(task, task.deadline_at, POLICY, 1)
     assert (ended.task["state"], ended.task["error_code"], ended.task["billed"]) == (
         TaskState.FAILED,
         "unknown_outcome",
@@ -175,7 +175,7 @@ def test_unknown_outcome_waits_for_the_callback_and_is_not_resubmitted() -> None
 
 def test_unknown_outcome_without_callback_fails_at_once() -> None:
     assert (
-        outcome_unknown(a_task(TaskState.SUBMITTING, expects_callback=False), NOW, POLICY).task["error_code"]
+        outcome_unknown(a_task(TaskState.SUBMITTING, expects_callback=False), NOW, POLICY, 1).task["error_code"]
         == "unknown_outcome"
     )
 
@@ -183,8 +183,8 @@ def test_unknown_outcome_without_callback_fails_at_once() -> None:
 def test_unknown_outcome_is_resubmitted_if_the_setting_allows() -> None:
     policy = replace(POLICY, resubmit_unknown=True)
     task = a_task(TaskState.SUBMITTING, deadline_at=NOW)
-    assert outcome_unknown(task, NOW, policy).task["state"] == TaskState.QUEUED
-    assert outcome_unknown(replace(task, attempt=3), NOW, policy).task["state"] == TaskState.FAILED
+    assert outcome_unknown(task, NOW, policy, 1).task["state"] == TaskState.QUEUED
+    assert outcome_unknown(replace(task, attempt=3), NOW, policy, 3).task["state"] == TaskState.FAILED
 
 
 def test_requeued_task_is_still_shown_as_processing() -> None:
@@ -433,7 +433,7 @@ def happen(task: Task, attempt: Attempt, event: Report | str, now: float) -> tup
         case "fetched":
             changes = downloaded(task, 1, [], now, POLICY)
         case "deadline":
-            changes = outcome_unknown(task, now, POLICY) or check_failed(task, now, POLICY)
+            changes = outcome_unknown(task, now, POLICY, task.attempt) or check_failed(task, now, POLICY)
         case Pending() | Finished() | Failed():
             changes = apply_report(task, attempt, event, now, POLICY)
         case _:
@@ -482,6 +482,6 @@ def test_resubmitted_task_keeps_its_place_in_the_queue() -> None:
     """Behind all later orders it could time out."""
     policy = replace(POLICY, resubmit_unknown=True)
     task = a_task(TaskState.SUBMITTING, attempt=1, expects_callback=False, deadline_at=NOW)
-    changes = outcome_unknown(task, NOW + 50, policy)
+    changes = outcome_unknown(task, NOW + 50, policy, task.attempt)
     assert (changes.task["state"], changes.task["due_at"]) == (TaskState.QUEUED, task.created_at)
     assert changes.task["deadline_at"] == NOW + 50 + policy.deadline_seconds

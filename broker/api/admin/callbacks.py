@@ -4,107 +4,226 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any, Final, assert_never
+from functools import partial
+from typing import Annotated, Any, Final, assert_never
 
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from broker.api.admin.schemas import (
-    CALLBACK_ID,
-    CallbackData,
-    CallbackFixture,
-    CallbackListQuery,
-    CallbackPage,
-    CallbackResponse,
-    CallbackSummary,
-    ExpectedResult,
-    MissingSummary,
-    ReplayData,
-    ReplayQuery,
-    ReplayResponse,
-    VerificationRecord,
-)
 from broker.api.http.endpoint import Endpoint, Parameter, json_success
-from broker.api.http.pagination import make_cursor, split_page
-from broker.api.http.responses import json_response
+from broker.api.http.pagination import Page, PageQuery, cursor_text, split_page
+from broker.api.http.query import FLAG_TEXT, NAME_TEXT, QueryModel, one_of_text
+from broker.api.http.responses import DataResponse, data_response, json_response
 from broker.callbacks.inbox import CallbackInbox, Explanation
 from broker.clock import iso
+from broker.presenter import Absent, Moment, OneOf, ResponseModel, TaskId
 from broker.reports import Failed, Finished, Pending, Report
-from storage.callbacks import CallbackRecord, StoredCallback
+from storage import ids
+from storage.callbacks import CallbackRecord, Callbacks, StoredCallback
+
+CALLBACK_ID: Final = f"^{ids.CALLBACK_ID.pattern}$"
+VERIFICATIONS: Final = ("accept", "recheck", "reject", "unknown", "malformed")
+"""accept: the body is taken as the provider's word. recheck: check with the provider. The others change nothing."""
+
+CallbackId = Annotated[str, Field(pattern=CALLBACK_ID, examples=[f"hook_{'0' * 24}"])]
+VerificationName = Annotated[str, OneOf(VERIFICATIONS)]
+
+
+# -- models
+
+
+class CallbackListQuery(PageQuery):
+    task: Annotated[str | None, NAME_TEXT, Field(description="only about this task")] = None
+    verification: Annotated[str | None, one_of_text(VERIFICATIONS), Field(description="only with this result")] = None
+    provider: Annotated[str | None, NAME_TEXT, Field(description="only from this provider")] = None
+    cursor: Annotated[tuple[float, str] | None, cursor_text("hook")] = None
+
+
+class ReplayQuery(QueryModel):
+    dry_run: Annotated[bool, FLAG_TEXT, Field(description="change nothing")] = False
+
+
+class CallbackSummary(ResponseModel):
+    id: CallbackId
+    provider: str
+    task_id: TaskId | None
+    attempt: int | None
+    verification: VerificationName
+    status: Annotated[int, Field(description="of our response")]
+    reason: str
+    received_at: Moment
+    lag_seconds: Annotated[float | None, Field(description="from the end of the job, where the body has it")]
+    processed_at: Annotated[Moment | None, Field(description="null for callbacks that change nothing")]
+    replay_of: CallbackId | Absent = None
+
+
+class CallbackData(CallbackSummary):
+    headers: dict[str, str]
+    query: dict[str, str]
+    evidence: dict[str, Any]
+    body: str
+
+
+class MissingSummary(ResponseModel):
+    """Callbacks that were expected and did not arrive."""
+
+    count: int
+    hours: float
+    providers: dict[str, int]
+
+
+class CallbackPage(Page[CallbackSummary]):
+    missing: Annotated[MissingSummary | Absent, Field(description="with the first page")] = None
+
+
+class VerificationRecord(ResponseModel):
+    """The result of the verification when the callback was received."""
+
+    verification: VerificationName
+    status: int
+    reason: str
+
+
+class ReplayData(ResponseModel):
+    """A callback as the current code reads and verifies it."""
+
+    id: CallbackId
+    was: VerificationRecord
+    names: Annotated[list[str], Field(description="ids in its body")]
+    task_id: TaskId | None
+    attempt: int | None
+    verification: VerificationName
+    status: int
+    reason: str
+    replayed_as: Annotated[VerificationName | None, Field(description="null: a replay changes nothing")]
+    report: Annotated[str, Field(description="what the body reports, in words")]
+    report_data: Annotated[dict[str, Any] | None, Field(description="the same for programs; null: not readable")]
+    effect: Annotated[str, Field(description="on the task as it is now")]
+    dry_run: bool
+    replayed: bool
+    replay_id: CallbackId | None
+
+
+class ExpectedResult(ResponseModel):
+    names: list[str]
+    report: dict[str, Any] | None
+    verification: VerificationName
+    status: int
+
+
+class CallbackFixture(ResponseModel):
+    """A file for `tests/fixtures/callbacks`: `body` and `evidence` must lead to `expected`."""
+
+    provider: str
+    received_at: Moment
+    headers: dict[str, str]
+    query: dict[str, str]
+    body: str
+    evidence: dict[str, Any]
+    was: VerificationRecord
+    expected: ExpectedResult
+
+
+# -- handlers
 
 
 @dataclass(frozen=True, kw_only=True)
 class CallbackInboxRoutes:
     inbox: CallbackInbox
+    callbacks: Callbacks
+
+    def endpoints(self) -> list[Endpoint]:
+        operator = partial(Endpoint, access="admin", tag="operators")
+        single = partial(operator, parameters=(_CALLBACK,), errors=("not_found",))
+        page = json_success("a page", CallbackPage)
+        callback = json_success("the callback", DataResponse[CallbackData])
+        replay = json_success("the report and its effect", DataResponse[ReplayData])
+        fixture = json_success("the callback and what it must lead to", CallbackFixture)
+        path = "/api/callbacks/{id}"
+        return [
+            operator("GET", "/api/callbacks", self.list_callbacks, query=CallbackListQuery, responses={200: page}),
+            single("GET", path, self.get_callback, responses={200: callback}),
+            single("POST", f"{path}/replay", self.replay_callback, query=ReplayQuery, responses={200: replay}),
+            single("GET", f"{path}/fixture", self.export_callback, responses={200: fixture}),
+        ]
 
     async def list_callbacks(self, request: Request) -> Response:
-        """Return a page of callbacks, newest first; with the first page the number of missing ones."""
+        """List received callbacks, newest first.
+
+        The first page also counts the callbacks that were expected and did not arrive.
+        """
         query = CallbackListQuery.read(request)
-        found = await self.inbox.list_newest(
+        found = await self.callbacks.list_newest(
             limit=query.limit + 1,
             before=query.cursor,
             task_id=query.task,
             verification=query.verification,
             provider=query.provider,
         )
-        page, has_more = split_page(found, query.limit)
+        page, next_cursor = split_page(found, query.limit, lambda callback: (callback.received_at, callback.id))
         document = CallbackPage(
             success=True,
-            data=[CallbackSummary(**_summary_fields(entry)) for entry in page],
-            next_cursor=make_cursor(page[-1].received_at, page[-1].id) if has_more else None,
+            data=[CallbackSummary(**_summary_fields(callback)) for callback in page],
+            next_cursor=next_cursor,
             missing=await self._missing() if query.cursor is None else None,
         )
         return json_response(document.to_document())
 
     async def _missing(self) -> MissingSummary:
-        missing = await self.inbox.count_missing()
-        return MissingSummary(
-            count=sum(missing.by_provider.values()), hours=missing.hours, providers=missing.by_provider
-        )
+        missing, window_seconds = await self.inbox.count_missing()
+        return MissingSummary(count=sum(missing.values()), hours=window_seconds / 3600, providers=missing)
 
     async def get_callback(self, request: Request) -> Response:
-        callback = await self.inbox.get(request.path_params["id"])
-        return json_response(CallbackResponse(success=True, data=present_callback(callback)).to_document())
+        """Get a callback with its body and evidence."""
+        return data_response(_present_callback(await self.inbox.get(request.path_params["id"])))
 
     async def replay_callback(self, request: Request) -> Response:
-        """Read and verify a callback with the current code; without `dryRun` also process it again."""
+        """Process a callback again with the current code.
+
+        It never gets more trust than when it was received. With `dryRun` it is only explained.
+        """
         callback_id, dry_run = request.path_params["id"], ReplayQuery.read(request).dry_run
         if dry_run:
             explanation, replay_id = await self.inbox.explain(callback_id), None
         else:
             explanation, replay_id = await self.inbox.replay(callback_id)
-        data = present_replay(explanation, dry_run=dry_run, replay_id=replay_id)
-        return json_response(ReplayResponse(success=True, data=data).to_document())
+        return data_response(_present_replay(explanation, dry_run=dry_run, replay_id=replay_id))
 
     async def export_callback(self, request: Request) -> Response:
-        return json_response(present_fixture(await self.inbox.explain(request.path_params["id"])).to_document())
+        """Export a callback as a test fixture."""
+        explanation = await self.inbox.explain(request.path_params["id"])
+        return json_response(_present_fixture(explanation).to_document())
+
+
+_CALLBACK: Final = Parameter("id", "path", "the callback's id", {"type": "string", "pattern": CALLBACK_ID})
 
 
 # -- presentation
 
 
-def _summary_fields(entry: CallbackRecord) -> dict[str, Any]:
+def _summary_fields(callback: CallbackRecord) -> dict[str, Any]:
     return {
-        "id": entry.id,
-        "provider": entry.provider,
-        "task_id": entry.task_id,
-        "attempt": entry.attempt,
-        "verification": entry.verification,
-        "status": entry.status,
-        "reason": entry.reason,
-        "received_at": iso(entry.received_at),
-        "lag_seconds": _lag_seconds(entry),
-        "processed_at": iso(entry.processed_at) if entry.is_relevant else None,
-        "replay_of": entry.replay_of,
+        "id": callback.id,
+        "provider": callback.provider,
+        "task_id": callback.task_id,
+        "attempt": callback.attempt,
+        "verification": callback.verification,
+        "status": callback.status,
+        "reason": callback.reason,
+        "received_at": iso(callback.received_at),
+        "lag_seconds": _lag_seconds(callback),
+        "processed_at": iso(callback.processed_at) if callback.is_relevant else None,
+        "replay_of": callback.replay_of,
     }
 
 
-def _lag_seconds(entry: CallbackRecord) -> float | None:
+def _lag_seconds(callback: CallbackRecord) -> float | None:
     """Return the time from the end of the job to the callback; 0 if the provider's clock is ahead of ours."""
-    return None if entry.job_ended_at is None else round(max(0.0, entry.received_at - entry.job_ended_at), 3)
+    return None if callback.job_ended_at is None else round(max(0.0, callback.received_at - callback.job_ended_at), 3)
 
 
-def present_callback(callback: StoredCallback) -> CallbackData:
+def _present_callback(callback: StoredCallback) -> CallbackData:
     return CallbackData(
         **_summary_fields(callback),
         headers=json.loads(callback.headers),
@@ -114,8 +233,8 @@ def present_callback(callback: StoredCallback) -> CallbackData:
     )
 
 
-def present_replay(explanation: Explanation, *, dry_run: bool, replay_id: str | None) -> ReplayData:
-    callback, decision, report = explanation.hook, explanation.verified.decision, explanation.report
+def _present_replay(explanation: Explanation, *, dry_run: bool, replay_id: str | None) -> ReplayData:
+    callback, decision, report = explanation.callback, explanation.verified.decision, explanation.report
     return ReplayData(
         id=callback.id,
         was=_record(callback),
@@ -135,8 +254,8 @@ def present_replay(explanation: Explanation, *, dry_run: bool, replay_id: str | 
     )
 
 
-def present_fixture(explanation: Explanation) -> CallbackFixture:
-    callback = explanation.hook
+def _present_fixture(explanation: Explanation) -> CallbackFixture:
+    callback = explanation.callback
     return CallbackFixture(
         provider=callback.provider,
         received_at=iso(callback.received_at),
@@ -197,66 +316,3 @@ def describe_report(report: Report) -> str:
             return f"the job failed: {report.code}, {billed}: {report.message}"
         case _:
             assert_never(report)
-
-
-# -- endpoints
-
-_CALLBACK: Final = Parameter(
-    name="id", where="path", text="the callback's id", schema={"type": "string", "pattern": CALLBACK_ID}
-)
-
-
-def callback_inbox_endpoints(callbacks: CallbackInboxRoutes) -> list[Endpoint]:
-    return [
-        Endpoint(
-            method="GET",
-            path="/api/callbacks",
-            handler=callbacks.list_callbacks,
-            access="admin",
-            operation_id="listCallbacks",
-            summary="List received callbacks, newest first",
-            tag="operators",
-            description="The first page also counts the callbacks that were expected and did not arrive.",
-            query=CallbackListQuery,
-            responses={200: json_success("a page", CallbackPage)},
-            errors=("invalid_request",),
-        ),
-        Endpoint(
-            method="GET",
-            path="/api/callbacks/{id}",
-            handler=callbacks.get_callback,
-            access="admin",
-            operation_id="getCallback",
-            summary="Get a callback with its body and evidence",
-            tag="operators",
-            parameters=(_CALLBACK,),
-            responses={200: json_success("the callback", CallbackResponse)},
-            errors=("not_found",),
-        ),
-        Endpoint(
-            method="POST",
-            path="/api/callbacks/{id}/replay",
-            handler=callbacks.replay_callback,
-            access="admin",
-            operation_id="replayCallback",
-            summary="Process a callback again with the current code",
-            tag="operators",
-            description="It never gets more trust than when it was received. With `dryRun` it is only explained.",
-            parameters=(_CALLBACK,),
-            query=ReplayQuery,
-            responses={200: json_success("the report and its effect", ReplayResponse)},
-            errors=("invalid_request", "not_found"),
-        ),
-        Endpoint(
-            method="GET",
-            path="/api/callbacks/{id}/fixture",
-            handler=callbacks.export_callback,
-            access="admin",
-            operation_id="exportCallback",
-            summary="Export a callback as a test fixture",
-            tag="operators",
-            parameters=(_CALLBACK,),
-            responses={200: json_success("the callback and what it must lead to", CallbackFixture)},
-            errors=("not_found",),
-        ),
-    ]

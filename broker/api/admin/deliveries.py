@@ -5,29 +5,74 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from functools import partial
+from typing import Annotated, Any, Final
 
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from broker.api.admin.schemas import (
-    DELIVERY_ID,
-    DeliveryAttemptData,
-    DeliveryData,
-    DeliveryListQuery,
-    DeliveryPage,
-    DeliveryResponse,
-    DeliverySummary,
-    DeliverySummaryResponse,
-    WebhookBody,
-)
 from broker.api.http.endpoint import Endpoint, Parameter, json_success
-from broker.api.http.pagination import make_cursor, split_page
-from broker.api.http.responses import json_response
+from broker.api.http.pagination import Page, PageQuery, cursor_text, split_page
+from broker.api.http.query import NAME_TEXT, one_of_text
+from broker.api.http.responses import DataResponse, data_response, json_response
 from broker.clock import iso
 from broker.net.url_policy import redact_url
 from broker.notifications.delivery_log import DeliveryLog
+from broker.presenter import Moment, OneOf, ResponseModel, TaskData, TaskId
+from storage import ids
 from storage.deliveries import Delivery, DeliveryAttempt, DeliveryStatus
+
+DELIVERY_ID: Final = f"^{ids.EVENT_ID.pattern}$"
+DELIVERY_STATUSES: Final = tuple(status.value for status in DeliveryStatus)
+
+DeliveryId = Annotated[str, Field(pattern=DELIVERY_ID, examples=[f"evt_{'0' * 32}"])]
+EventType = Annotated[str, OneOf(("task.completed", "task.failed", "task.canceled"))]
+
+
+# -- models
+
+
+class DeliveryListQuery(PageQuery):
+    task: Annotated[str | None, NAME_TEXT, Field(description="only of this task")] = None
+    outcome: Annotated[str | None, one_of_text(DELIVERY_STATUSES), Field(description="only with this outcome")] = None
+    cursor: Annotated[tuple[float, str] | None, cursor_text("evt")] = None
+
+
+class DeliverySummary(ResponseModel):
+    id: Annotated[DeliveryId, Field(description="also the webhook-id")]
+    task_id: TaskId
+    type: EventType
+    url: Annotated[str, Field(description="without its query, which may be a secret")]
+    outcome: Annotated[str, OneOf(DELIVERY_STATUSES)]
+    attempts: int
+    last_status: int | None
+    reason: str | None
+    created_at: Moment
+    next_at: Moment | None
+    delivered_at: Moment | None
+
+
+class DeliveryAttemptData(ResponseModel):
+    number: int
+    at: Moment
+    status: int | None
+    error: str | None
+    milliseconds: int
+
+
+class WebhookBody(ResponseModel):
+    type: EventType
+    timestamp: Moment
+    data: TaskData
+
+
+class DeliveryData(DeliverySummary):
+    attempt_log: list[DeliveryAttemptData]
+    body: WebhookBody
+
+
+# -- handlers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +81,23 @@ class DeliveryRoutes:
 
     log: DeliveryLog
 
+    def endpoints(self) -> list[Endpoint]:
+        operator = partial(Endpoint, access="admin", tag="operators")
+        single = partial(operator, parameters=(_DELIVERY,))
+        page = json_success("a page", Page[DeliverySummary])
+        delivery = json_success("the delivery", DataResponse[DeliveryData])
+        due = json_success("due now", DataResponse[DeliverySummary], headers={"Location": (True, "of the delivery")})
+        path = "/api/deliveries/{id}"
+        return [
+            operator("GET", "/api/deliveries", self.list_deliveries, query=DeliveryListQuery, responses={200: page}),
+            single("GET", path, self.get_delivery, responses={200: delivery}, errors=("not_found",)),
+            single(
+                "POST", f"{path}/replay", self.replay_delivery, responses={202: due}, errors=("not_found", "conflict")
+            ),
+        ]
+
     async def list_deliveries(self, request: Request) -> Response:
-        """Return a page of webhooks, newest first."""
+        """List webhooks to callers, newest first."""
         query = DeliveryListQuery.read(request)
         deliveries = await self.log.list_newest(
             task_id=query.task,
@@ -45,24 +105,29 @@ class DeliveryRoutes:
             limit=query.limit + 1,
             before=query.cursor,
         )
-        page, has_more = split_page(deliveries, query.limit)
-        document = DeliveryPage(
-            success=True,
-            data=[DeliverySummary(**_summary_fields(delivery)) for delivery in page],
-            next_cursor=make_cursor(page[-1].created_at, page[-1].id) if has_more else None,
-        )
+        page, next_cursor = split_page(deliveries, query.limit, lambda delivery: (delivery.created_at, delivery.id))
+        summaries = [DeliverySummary(**_summary_fields(delivery)) for delivery in page]
+        document = Page[DeliverySummary](success=True, data=summaries, next_cursor=next_cursor)
         return json_response(document.to_document())
 
     async def get_delivery(self, request: Request) -> Response:
+        """Get a webhook with its body and attempts."""
         delivery = await self.log.get(request.path_params["id"])
-        attempts = await self.log.list_attempts(delivery.id)
-        return json_response(DeliveryResponse(success=True, data=_delivery(delivery, attempts)).to_document())
+        return data_response(_present_delivery(delivery, await self.log.list_attempts(delivery.id)))
 
     async def replay_delivery(self, request: Request) -> Response:
-        """Send a webhook again now, under the same webhook-id, with all its retries."""
+        """Send a webhook again.
+
+        Under the same webhook-id, with all its retries.
+        """
         delivery = await self.log.replay(request.path_params["id"])
-        document = DeliverySummaryResponse(success=True, data=DeliverySummary(**_summary_fields(delivery)))
-        return json_response(document.to_document(), 202, {"location": f"/api/deliveries/{delivery.id}"})
+        summary = DeliverySummary(**_summary_fields(delivery))
+        return data_response(summary, 202, {"location": f"/api/deliveries/{delivery.id}"})
+
+
+_DELIVERY: Final = Parameter(
+    "id", "path", "the delivery's id, which is also its webhook-id", {"type": "string", "pattern": DELIVERY_ID}
+)
 
 
 def _summary_fields(delivery: Delivery) -> dict[str, Any]:
@@ -81,7 +146,7 @@ def _summary_fields(delivery: Delivery) -> dict[str, Any]:
     }
 
 
-def _delivery(delivery: Delivery, attempts: Sequence[DeliveryAttempt]) -> DeliveryData:
+def _present_delivery(delivery: Delivery, attempts: Sequence[DeliveryAttempt]) -> DeliveryData:
     return DeliveryData(
         **_summary_fields(delivery),
         attempt_log=[
@@ -92,57 +157,3 @@ def _delivery(delivery: Delivery, attempts: Sequence[DeliveryAttempt]) -> Delive
         ],
         body=WebhookBody.model_validate(json.loads(delivery.body)),
     )
-
-
-# -- endpoints
-
-_DELIVERY: Final = Parameter(
-    name="id",
-    where="path",
-    text="the delivery's id, which is also its webhook-id",
-    schema={"type": "string", "pattern": DELIVERY_ID},
-)
-
-
-def delivery_endpoints(deliveries: DeliveryRoutes) -> list[Endpoint]:
-    return [
-        Endpoint(
-            method="GET",
-            path="/api/deliveries",
-            handler=deliveries.list_deliveries,
-            access="admin",
-            operation_id="listDeliveries",
-            summary="List webhooks to callers, newest first",
-            tag="operators",
-            query=DeliveryListQuery,
-            responses={200: json_success("a page", DeliveryPage)},
-            errors=("invalid_request",),
-        ),
-        Endpoint(
-            method="GET",
-            path="/api/deliveries/{id}",
-            handler=deliveries.get_delivery,
-            access="admin",
-            operation_id="getDelivery",
-            summary="Get a webhook with its body and attempts",
-            tag="operators",
-            parameters=(_DELIVERY,),
-            responses={200: json_success("the delivery", DeliveryResponse)},
-            errors=("not_found",),
-        ),
-        Endpoint(
-            method="POST",
-            path="/api/deliveries/{id}/replay",
-            handler=deliveries.replay_delivery,
-            access="admin",
-            operation_id="replayDelivery",
-            summary="Send a webhook again",
-            tag="operators",
-            description="Under the same webhook-id, with all its retries.",
-            parameters=(_DELIVERY,),
-            responses={
-                202: json_success("due now", DeliverySummaryResponse, headers={"Location": (True, "of the delivery")})
-            },
-            errors=("not_found", "conflict"),
-        ),
-    ]

@@ -7,11 +7,13 @@ and one error shape.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel
+from pydantic.alias_generators import to_camel
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -30,23 +32,20 @@ Schema = type[BaseModel] | Mapping[str, Any]
 _DIALECT: Final = "broker.dialect"
 _ENDPOINT: Final = "broker.endpoint"
 _CALLER: Final = "broker.caller"
+TEXT: Final = {"type": "string"}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Parameter:
-    """A path, query or header parameter as OpenAPI describes it."""
+    """A path, query or header parameter as OpenAPI describes it. Those of the path are required, the others not."""
 
     name: str
     where: Literal["path", "query", "header"]
-    """Path parameters are always required, the others never."""
     text: str
-    schema: Mapping[str, Any]
+    schema: Mapping[str, Any] = field(default_factory=lambda: TEXT)
 
 
-TEXT: Final = {"type": "string"}
-IF_NONE_MATCH: Final = Parameter(
-    name="If-None-Match", where="header", text="the ETag of an earlier response; 304 if nothing changed", schema=TEXT
-)
+IF_NONE_MATCH: Final = Parameter("If-None-Match", "header", "the ETag of an earlier response; 304 if nothing changed")
 ETAG: Final = {"ETag": (True, "a hash of this response")}
 
 
@@ -63,30 +62,56 @@ class SuccessResponse:
     """Name → (operation id, its parameters)."""
 
 
-@dataclass(frozen=True, kw_only=True)
+NOT_MODIFIED: Final = SuccessResponse(text="nothing changed", headers=ETAG)
+
+
+@dataclass(frozen=True)
 class Endpoint:
-    """One method of one path."""
+    """One method of one path. Its handler's docstring is the summary and description of the OpenAPI document."""
 
     method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
     path: str
     handler: Handler
+    _: KW_ONLY
+    operation_id: str = ""
+    """Unique over all dialects; also the label of the request metric. By default the handler's name in camelCase."""
     access: Access
-    operation_id: str
-    """Unique over all dialects; also the label of the request metric."""
-    summary: str
     tag: str
-    description: str = ""
     parameters: tuple[Parameter, ...] = ()
     """Of the path and the headers; those of the query only where no model parses it."""
     query: type[QueryModel] | None = None
-    """Model of the query parameters."""
+    """Model of the query parameters; a wrong one is answered with `invalid_request`."""
     request: Mapping[str, Schema] = field(default_factory=dict)
     """Body models by media type; empty: no body."""
     responses: Mapping[int, SuccessResponse]
     errors: tuple[str, ...] = ()
-    """Codes of `broker.errors.STATUS_OF`, beside `unauthorized` (from the access) and errors of the server."""
+    """Codes of `broker.errors.STATUS_OF`, beside those that follow from the access and the query, and server errors."""
     is_quiet: bool = False
     """Log successful requests at DEBUG only: polls, health checks, images."""
+
+    def __post_init__(self) -> None:
+        if not self.operation_id:
+            object.__setattr__(self, "operation_id", to_camel(getattr(self.handler, "__name__", "")))
+
+    @property
+    def summary(self) -> str:
+        """Return the first line of the handler's docstring."""
+        return (inspect.getdoc(self.handler) or "").partition("\n")[0].rstrip(".")
+
+    @property
+    def description(self) -> str:
+        """Return the other lines of the handler's docstring as one."""
+        return " ".join((inspect.getdoc(self.handler) or "").partition("\n")[2].split())
+
+    @property
+    def needs_key(self) -> bool:
+        return self.access in {"caller", "admin"}
+
+    @property
+    def error_codes(self) -> frozenset[str]:
+        """Return the codes of all errors but those of the server."""
+        by_access = ["unauthorized"] if self.needs_key else []
+        return frozenset([*self.errors, *by_access, *(["invalid_request"] if self.query else [])])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +168,7 @@ class _EndpointRoute(Route):
         endpoint: Endpoint = request.scope[_ENDPOINT]
         if endpoint.access != "public":
             caller = self._dialect.authenticate(request)
-            if endpoint.access != "provider":
+            if endpoint.needs_key:
                 require_trusted(caller)
             request.scope[_CALLER] = caller
         return await endpoint.handler(request)

@@ -7,9 +7,9 @@ from http import HTTPStatus
 from typing import Any, Final
 
 from pydantic import BaseModel
-from pydantic.json_schema import GenerateJsonSchema, models_json_schema
+from pydantic.json_schema import GenerateJsonSchema
 
-from broker.api.http.endpoint import Dialect, Endpoint, Parameter, Schema, SuccessResponse
+from broker.api.http.endpoint import Dialect, Endpoint, Parameter, Schema, SuccessResponse, json_success
 from broker.api.http.query import QueryModel
 from broker.errors import STATUS_OF
 
@@ -59,7 +59,7 @@ def _operation(endpoint: Endpoint, error_model: type[BaseModel]) -> dict[str, An
         "operationId": endpoint.operation_id,
         "summary": endpoint.summary,
         "tags": [endpoint.tag],
-        "security": [{"key": []}] if _needs_key(endpoint) else [],
+        "security": [{"key": []}] if endpoint.needs_key else [],
         "responses": dict(_responses(endpoint, error_model)),
     }
     if endpoint.description:
@@ -72,14 +72,10 @@ def _operation(endpoint: Endpoint, error_model: type[BaseModel]) -> dict[str, An
     return operation
 
 
-def _needs_key(endpoint: Endpoint) -> bool:
-    return endpoint.access in {"caller", "admin"}
-
-
 def _query_parameters(query: type[QueryModel] | None) -> Iterator[Parameter]:
     properties = query.model_json_schema(schema_generator=_PlainJsonSchema)["properties"] if query else {}
     for name, schema in properties.items():
-        yield Parameter(name=name, where="query", text=schema.pop("description", ""), schema=schema)
+        yield Parameter(name, "query", schema.pop("description", ""), schema)
 
 
 def _parameter(parameter: Parameter) -> dict[str, Any]:
@@ -95,16 +91,15 @@ def _parameter(parameter: Parameter) -> dict[str, Any]:
 def _responses(endpoint: Endpoint, error_model: type[BaseModel]) -> Iterator[tuple[str, Any]]:
     for status, response in sorted(endpoint.responses.items()):
         yield str(status), _response(response)
-    codes = {*endpoint.errors, *(["unauthorized"] if _needs_key(endpoint) else [])}
+    codes = endpoint.error_codes
     for status in sorted({STATUS_OF[code] for code in codes}):
         named = ", ".join(f"`{code}`" for code in sorted(codes) if STATUS_OF[code] == status)
-        headers = {"WWW-Authenticate": (True, "Bearer")} if status == 401 and _needs_key(endpoint) else {}
-        yield str(status), _error(f"{HTTPStatus(status).phrase}: {named}", error_model, headers)
-    yield "5XX", _error("a fault of the broker; 503 and 507 may be retried", error_model, {})
-
-
-def _error(text: str, model: type[BaseModel], headers: Mapping[str, tuple[bool, str]]) -> dict[str, Any]:
-    return _response(SuccessResponse(text=text, content={"application/json": model}, headers=headers))
+        headers = {"WWW-Authenticate": (True, "Bearer")} if status == 401 and endpoint.needs_key else {}
+        yield (
+            str(status),
+            _response(json_success(f"{HTTPStatus(status).phrase}: {named}", error_model, headers=headers)),
+        )
+    yield "5XX", _response(json_success("a fault of the broker; 503 and 507 may be retried", error_model))
 
 
 def _response(response: SuccessResponse) -> dict[str, Any]:
@@ -138,9 +133,8 @@ def _component_schemas(dialects: Iterable[Dialect]) -> dict[str, Any]:
         for endpoint in dialect.endpoints:
             contents = [endpoint.request, *(response.content for response in endpoint.responses.values())]
             models.update(one for content in contents for one in content.values() if isinstance(one, type))
-    ordered = sorted(models, key=lambda model: model.__name__)
-    _, document = models_json_schema(
-        [(model, "validation") for model in ordered], ref_template=_REFERENCE, schema_generator=_PlainJsonSchema
-    )
-    found: dict[str, Any] = document["$defs"]
-    return found
+    components: dict[str, Any] = {}
+    for model in models:
+        schema = model.model_json_schema(ref_template=_REFERENCE, schema_generator=_PlainJsonSchema)
+        components |= {**schema.pop("$defs", {}), model.__name__: schema}
+    return dict(sorted(components.items()))

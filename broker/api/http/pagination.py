@@ -1,16 +1,17 @@
-"""Pages of a list: their length, and the cursor of the next one."""
+"""Pages of a list: their query, their response, and the cursor of the next one."""
 
 from __future__ import annotations
 
 import base64
 import binascii
 import re
-from collections.abc import Sequence
-from typing import Annotated, Final, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Final, Generic, Literal, TypeVar
 
 from pydantic import Field
 
 from broker.api.http.query import EMPTY, ParsedText, QueryModel
+from broker.presenter import ResponseModel
 
 DEFAULT_LIMIT: Final = 20
 MAX_LIMIT: Final = 100
@@ -38,6 +39,18 @@ class PageQuery(QueryModel):
     limit: Annotated[int, _LIMIT_TEXT, Field(description="length of a page; 100 at most")] = DEFAULT_LIMIT
 
 
+class Page(ResponseModel, Generic[T]):
+    """Part of a list; `Page[TaskData]` is `TaskPage` in the OpenAPI document."""
+
+    success: Literal[True]
+    data: list[T]
+    next_cursor: Annotated[str | None, Field(description="the cursor of the next page; null on the last")]
+
+    @classmethod
+    def model_parametrized_name(cls, params: tuple[Any, ...]) -> str:
+        return f"{params[0].__name__.removesuffix('Data').removesuffix('Summary')}Page"
+
+
 def cursor_text(prefix: str) -> ParsedText:
     """Annotate a cursor: (moment, id) of the last row of the page before. prefix: of these ids, like `task`."""
 
@@ -50,14 +63,14 @@ def cursor_text(prefix: str) -> ParsedText:
     return ParsedText(parse_cursor, {"type": "string", "description": "`nextCursor` of the page before"})
 
 
-def make_cursor(moment: float, row_id: str) -> str:
-    """Return where the next page begins, in a form that discourages reading it."""
-    return base64.urlsafe_b64encode(f"{moment!r} {row_id}".encode()).decode().rstrip("=")
-
-
-def split_page(rows: Sequence[T], limit: int) -> tuple[Sequence[T], bool]:
-    """Return a page out of `limit` + 1 rows, and whether another one follows."""
-    return rows[:limit], len(rows) > limit
+def split_page(
+    rows: Sequence[T], limit: int, position: Callable[[T], tuple[float, str]]
+) -> tuple[Sequence[T], str | None]:
+    """Return a page out of `limit` + 1 rows, and the cursor of the next one. position: (moment, id) of a row."""
+    if len(rows) <= limit:
+        return rows, None
+    moment, row_id = position(rows[limit - 1])
+    return rows[:limit], base64.urlsafe_b64encode(f"{moment!r} {row_id}".encode()).decode().rstrip("=")
 
 
 def _decode_cursor(text: str) -> str:

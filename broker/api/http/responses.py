@@ -5,18 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Generic, Literal, TypeVar
 
 from pydantic import Field
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from broker.errors import STATUS_OF, TASK_CODES, ApiError
 from broker.i18n import Language, Messages, language_of
 from broker.presenter import Absent, OneOf, ResponseModel
+
+T = TypeVar("T")
 
 POLL_SECONDS: Final = "3"
 """`Retry-After` of an unfinished task."""
@@ -53,6 +54,17 @@ class ErrorResponse(ResponseModel):
     details: list[ErrorField] | Absent = None
 
 
+class DataResponse(ResponseModel, Generic[T]):
+    """A success with one object; `DataResponse[TaskData]` is `TaskResponse` in the OpenAPI document."""
+
+    success: Literal[True]
+    data: T
+
+    @classmethod
+    def model_parametrized_name(cls, params: tuple[Any, ...]) -> str:
+        return f"{params[0].__name__.removesuffix('Data')}Response"
+
+
 def to_json(document: Any) -> bytes:
     """Encode as UTF-8; lone surrogates are escaped instead of failing the response."""
     text = json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
@@ -67,6 +79,16 @@ def json_response(document: Any, status: int = 200, headers: Mapping[str, str] |
     """Return a JSON response, not to be stored by caches unless `headers` say so."""
     fixed = {"content-type": "application/json", "cache-control": "no-store"}
     return Response(to_json(document), status, headers={**fixed, **(headers or {})})
+
+
+def data_response(data: ResponseModel, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Return `DataResponse` as a response."""
+    return json_response(data_document(data), status, headers)
+
+
+def data_document(data: ResponseModel) -> dict[str, Any]:
+    """Return `DataResponse` as a JSON object."""
+    return {"success": True, "data": data.to_document()}
 
 
 def error_response(
@@ -110,49 +132,21 @@ def etag_matches(request: HTTPConnection, tag: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class CachedResponse:
-    """A JSON response ready to be sent many times: bytes, tag and headers."""
+    """A JSON response ready to be sent many times."""
 
     body: bytes
     tag: str
-    full: Sequence[tuple[bytes, bytes]]
-    """Headers of a 200."""
-    short: Sequence[tuple[bytes, bytes]]
-    """Headers of a 304."""
+    headers: Mapping[str, str]
 
     @classmethod
     def from_document(cls, document: Any, *, ended: bool) -> CachedResponse:
         body = to_json(document)
         tag = make_etag(body)
-        short = [
-            (b"etag", tag.encode()),
-            (b"cache-control", b"private, no-cache"),
-            (b"vary", b"Accept-Language"),
-        ]
-        if not ended:
-            short.append((b"retry-after", POLL_SECONDS.encode()))
-        full = [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(body)).encode()),
-            *short,
-        ]
-        return cls(body=body, tag=tag, full=full, short=short)
+        headers = {"etag": tag, "cache-control": "private, no-cache", "vary": "Accept-Language"}
+        return cls(body=body, tag=tag, headers=headers if ended else {**headers, "retry-after": POLL_SECONDS})
 
     def respond(self, request: HTTPConnection) -> Response:
         """Return all of it, or 304 if the caller has it already."""
         if etag_matches(request, self.tag):
-            return _ReadyResponse(304, b"", self.short)
-        return _ReadyResponse(200, self.body, self.full)
-
-
-class _ReadyResponse(Response):
-    """A response whose headers need no more work."""
-
-    def __init__(self, status: int, body: bytes, headers: Sequence[tuple[bytes, bytes]]) -> None:
-        self.status_code = status
-        self.body = body
-        self.raw_headers = list(headers)  # a copy: middleware adds to it
-        self.background = None
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        await send({"type": "http.response.body", "body": self.body})
+            return Response(status_code=304, headers=self.headers)
+        return Response(self.body, headers=self.headers, media_type="application/json")

@@ -10,8 +10,8 @@ from typing import Final
 from starlette.requests import Request
 from starlette.responses import Response
 
-from broker.api.http.responses import CachedResponse, json_response, requested_language
-from broker.api.native.schemas import BatchData, BatchResponse, PollQuery, StatusCounts
+from broker.api.http.responses import CachedResponse, data_document, data_response, requested_language
+from broker.api.native.schemas import BatchData, PollQuery, StatusCounts
 from broker.api.native.task_cache import TaskCache
 from broker.api.native.tasks import wait_unless_disconnected
 from broker.i18n import Language
@@ -29,36 +29,32 @@ class BatchRoutes:
     cache: TaskCache
 
     async def get_batch(self, request: Request) -> Response:
-        """Return all tasks; with `wait` as soon as all have ended or the time is over."""
+        """Get all tasks of one request."""
         batch_id = request.path_params["id"]
         if seconds := PollQuery.read(request).wait:
             await wait_unless_disconnected(request, self.queries.wait_for_batch(batch_id, seconds))
         tasks = await self.queries.get_batch(batch_id)
-        document = await self._response(batch_id, tasks, requested_language(request))
+        document = data_document(await self._present(batch_id, tasks, requested_language(request)))
         ended = all(task.has_ended for task in tasks)
-        return CachedResponse.from_document(document.to_document(), ended=ended).respond(request)
+        return CachedResponse.from_document(document, ended=ended).respond(request)
 
     async def cancel_batch(self, request: Request) -> Response:
-        """Cancel the tasks that have not ended and whose image is not being downloaded."""
+        """Cancel all tasks of one request.
+
+        Those that have not ended, and whose image is not being downloaded.
+        """
         batch_id = request.path_params["id"]
         tasks = await self.canceler.cancel_batch(batch_id)
-        return json_response((await self._response(batch_id, tasks, requested_language(request))).to_document())
+        return data_response(await self._present(batch_id, tasks, requested_language(request)))
 
-    async def _response(self, batch_id: str, tasks: Sequence[Task], language: Language) -> BatchResponse:
+    async def _present(self, batch_id: str, tasks: Sequence[Task], language: Language) -> BatchData:
         counts = Counter(task.status for task in tasks)
-        data = BatchData(
+        return BatchData(
             id=batch_id,
             status=_batch_status(counts),
-            counts=StatusCounts(
-                pending=counts["pending"],
-                processing=counts["processing"],
-                completed=counts["completed"],
-                failed=counts["failed"],
-                canceled=counts["canceled"],
-            ),
+            counts=StatusCounts(**{status: counts[status] for status in StatusCounts.model_fields}),
             tasks=[await self.cache.task_data(task, language) for task in tasks],
         )
-        return BatchResponse(success=True, data=data)
 
 
 def _batch_status(counts: Counter[str]) -> str:

@@ -2,65 +2,58 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final
 
 from broker.api.http.endpoint import ETAG, IF_NONE_MATCH, TEXT, Endpoint, Parameter, SuccessResponse, json_success
+from broker.api.http.pagination import Page
+from broker.api.http.responses import DataResponse
 from broker.api.native.batches import BatchRoutes
 from broker.api.native.schemas import (
     BATCH_ID,
-    BatchResponse,
+    BatchData,
     DryRunResponse,
     OrderAccepted,
     OrderForm,
     OrderJson,
     PollQuery,
     TaskListQuery,
-    TaskPage,
-    TaskResponse,
 )
 from broker.api.native.tasks import TaskRoutes
-from broker.presenter import TASK_ID
+from broker.presenter import TASK_ID, TaskData
 
-TASK: Final = Parameter(
-    name="id",
-    where="path",
-    text="the task's id; a secret that gives access to the task",
-    schema={"type": "string", "pattern": TASK_ID},
+_TASK: Final = Parameter(
+    "id", "path", "the task's id; a secret that gives access to the task", {"type": "string", "pattern": TASK_ID}
 )
-BATCH: Final = Parameter(
-    name="id",
-    where="path",
-    text="the batch's id; a secret that gives access to its tasks",
-    schema={"type": "string", "pattern": BATCH_ID},
+_BATCH: Final = Parameter(
+    "id", "path", "the batch's id; a secret that gives access to its tasks", {"type": "string", "pattern": BATCH_ID}
 )
-LANGUAGE: Final = Parameter(
-    name="Accept-Language", where="header", text="zh, en or ru: the language of sentences", schema=TEXT
+_LANGUAGE: Final = Parameter("Accept-Language", "header", "zh, en or ru: the language of sentences")
+_IDEMPOTENCY_KEY: Final = Parameter(
+    "Idempotency-Key",
+    "header",
+    "the same key and the same order: the same response, and no second order",
+    {"type": "string", "pattern": "^[!-~]{1,255}$"},
 )
-IDEMPOTENCY_KEY: Final = Parameter(
-    name="Idempotency-Key",
-    where="header",
-    text="the same key and the same order: the same response, and no second order",
-    schema={"type": "string", "pattern": "^[!-~]{1,255}$"},
-)
-LAST_EVENT_ID: Final = Parameter(name="Last-Event-ID", where="header", text="the last event received", schema=TEXT)
+_LAST_EVENT_ID: Final = Parameter("Last-Event-ID", "header", "the last event received")
 
-POLL_HEADERS: Final = {**ETAG, "Retry-After": (False, "seconds, while the task has not ended")}
-WARNING: Final = {"Warning": (False, "the end of a name or a model, as its vendor has announced it")}
-ACCEPTED: Final = json_success(
+_POLL_HEADERS: Final = {**ETAG, "Retry-After": (False, "seconds, while the task has not ended")}
+_WARNING: Final = {"Warning": (False, "the end of a name or a model, as its vendor has announced it")}
+_NOT_MODIFIED: Final = SuccessResponse(text="nothing changed", headers=_POLL_HEADERS)
+_ACCEPTED: Final = json_success(
     "the order is durable",
     OrderAccepted,
     headers={
         "Location": (True, "of the first task"),
         "Retry-After": (True, "seconds until the first poll"),
-        **WARNING,
+        **_WARNING,
     },
     links={
         "poll": ("getTask", {"id": "$response.body#/taskId"}),
         "cancel": ("cancelTask", {"id": "$response.body#/taskId"}),
     },
 )
-NOT_MODIFIED: Final = SuccessResponse(text="nothing changed", headers=POLL_HEADERS)
-STREAM_EVENT: Final = {
+_EVENT: Final = {
     "type": "object",
     "required": ["id", "data"],
     "properties": {
@@ -72,134 +65,83 @@ STREAM_EVENT: Final = {
         },
     },
 }
-GONE: Final = ("task_not_found", "task_expired")
+_GONE: Final = ("task_not_found", "task_expired")
 
 
-def order_endpoints(tasks: TaskRoutes) -> list[Endpoint]:
+def native_endpoints(tasks: TaskRoutes, batches: BatchRoutes) -> list[Endpoint]:
+    caller = partial(Endpoint, access="caller", tag="tasks")
+    poll = partial(Endpoint, "GET", access="public", tag="tasks", query=PollQuery, errors=_GONE, is_quiet=True)
+    task, batch = DataResponse[TaskData], DataResponse[BatchData]
     return [
         Endpoint(
-            method="POST",
-            path="/api/generate/image",
-            handler=tasks.create_image,
+            "POST",
+            "/api/generate/image",
+            tasks.create_image,
             access="caller",
-            operation_id="createImage",
-            summary="Order images",
             tag="images",
-            description="The order is durable before the response is sent. Whatever can be rejected is rejected here, "
-            "before it costs. With `dryRun` nothing is created: the response is the provider request and its price.",
-            parameters=(IDEMPOTENCY_KEY, LANGUAGE),
+            parameters=(_IDEMPOTENCY_KEY, _LANGUAGE),
             request={"application/json": OrderJson, "multipart/form-data": OrderForm},
-            responses={200: json_success("a dry run", DryRunResponse, headers=WARNING), 202: ACCEPTED},
+            responses={200: json_success("a dry run", DryRunResponse, headers=_WARNING), 202: _ACCEPTED},
             errors=(
                 *("invalid_request", "invalid_prompt", "invalid_image", "too_many_images", "unsupported_parameter"),
                 *("task_expired", "payload_too_large", "idempotency_mismatch", "rate_limited"),
             ),
         ),
-        Endpoint(
-            method="POST",
-            path="/api/task/{id}/retry",
-            handler=tasks.retry_task,
-            access="caller",
-            operation_id="retryTask",
-            summary="Retry a failed task as a new one",
-            tag="tasks",
-            description="Canceled tasks, too. Repeated calls return the same new task until that has ended. 409 for a "
-            "task that did not fail, one whose retry did not, and one whose paid image is still being downloaded.",
-            parameters=(TASK, LANGUAGE),
-            responses={202: ACCEPTED},
-            errors=("invalid_request", *GONE, "conflict", "rate_limited"),
+        caller(
+            "POST",
+            "/api/task/{id}/retry",
+            tasks.retry_task,
+            parameters=(_TASK, _LANGUAGE),
+            responses={202: _ACCEPTED},
+            errors=("invalid_request", *_GONE, "conflict", "rate_limited"),
         ),
-    ]
-
-
-def task_endpoints(tasks: TaskRoutes) -> list[Endpoint]:
-    return [
+        poll(
+            "/api/task/{id}",
+            tasks.get_task,
+            parameters=(_TASK, IF_NONE_MATCH, _LANGUAGE),
+            responses={200: json_success("the task", task, headers=_POLL_HEADERS), 304: _NOT_MODIFIED},
+        ),
+        caller(
+            "DELETE",
+            "/api/task/{id}",
+            tasks.cancel_task,
+            parameters=(_TASK, _LANGUAGE),
+            responses={200: json_success("the canceled task", task)},
+            errors=(*_GONE, "conflict"),
+        ),
         Endpoint(
-            method="GET",
-            path="/api/task/{id}",
-            handler=tasks.get_task,
+            "GET",
+            "/api/task/{id}/events",
+            tasks.stream_task,
             access="public",
-            operation_id="getTask",
-            summary="Get a task",
             tag="tasks",
-            description="`status` never goes back, with one exception: a paid image that arrives after *failed* makes "
-            "the task *completed*.",
-            parameters=(TASK, IF_NONE_MATCH, LANGUAGE),
-            query=PollQuery,
-            responses={200: json_success("the task", TaskResponse, headers=POLL_HEADERS), 304: NOT_MODIFIED},
-            errors=("invalid_request", *GONE),
-            is_quiet=True,
-        ),
-        Endpoint(
-            method="DELETE",
-            path="/api/task/{id}",
-            handler=tasks.cancel_task,
-            access="caller",
-            operation_id="cancelTask",
-            summary="Cancel a task",
-            tag="tasks",
-            parameters=(TASK, LANGUAGE),
-            responses={200: json_success("the canceled task", TaskResponse)},
-            errors=(*GONE, "conflict"),
-        ),
-        Endpoint(
-            method="GET",
-            path="/api/task/{id}/events",
-            handler=tasks.stream_task,
-            access="public",
-            operation_id="streamTask",
-            summary="Stream a task",
-            tag="tasks",
-            description="Server-sent events: the response of a poll at once and at each change, until the end.",
-            parameters=(TASK, LAST_EVENT_ID, LANGUAGE),
+            parameters=(_TASK, _LAST_EVENT_ID, _LANGUAGE),
             responses={
-                200: SuccessResponse(text="events", content={"text/event-stream": STREAM_EVENT}),
+                200: SuccessResponse(text="events", content={"text/event-stream": _EVENT}),
                 204: SuccessResponse(text="the task has ended, and the client has the last event: do not reconnect"),
             },
-            errors=GONE,
+            errors=_GONE,
         ),
-        Endpoint(
-            method="GET",
-            path="/api/tasks",
-            handler=tasks.list_tasks,
-            access="caller",
-            operation_id="listTasks",
-            summary="List tasks, newest first",
-            tag="tasks",
-            parameters=(LANGUAGE,),
+        caller(
+            "GET",
+            "/api/tasks",
+            tasks.list_tasks,
+            parameters=(_LANGUAGE,),
             query=TaskListQuery,
-            responses={200: json_success("a page", TaskPage)},
-            errors=("invalid_request",),
+            responses={200: json_success("a page", Page[TaskData])},
         ),
-    ]
-
-
-def batch_endpoints(batches: BatchRoutes) -> list[Endpoint]:
-    return [
-        Endpoint(
-            method="GET",
-            path="/api/batch/{id}",
-            handler=batches.get_batch,
-            access="public",
-            operation_id="getBatch",
-            summary="Get all tasks of one request",
-            tag="tasks",
-            parameters=(BATCH, IF_NONE_MATCH, LANGUAGE),
-            query=PollQuery,
-            responses={200: json_success("the batch", BatchResponse, headers=POLL_HEADERS), 304: NOT_MODIFIED},
-            errors=("invalid_request", *GONE),
-            is_quiet=True,
+        poll(
+            "/api/batch/{id}",
+            batches.get_batch,
+            parameters=(_BATCH, IF_NONE_MATCH, _LANGUAGE),
+            responses={200: json_success("the batch", batch, headers=_POLL_HEADERS), 304: _NOT_MODIFIED},
         ),
-        Endpoint(
-            method="DELETE",
-            path="/api/batch/{id}",
-            handler=batches.cancel_batch,
-            access="caller",
-            operation_id="cancelBatch",
-            summary="Cancel all tasks of one request",
-            tag="tasks",
-            parameters=(BATCH, LANGUAGE),
-            responses={200: json_success("the batch afterwards", BatchResponse)},
-            errors=(*GONE, "conflict"),
+        caller(
+            "DELETE",
+            "/api/batch/{id}",
+            batches.cancel_batch,
+            parameters=(_BATCH, _LANGUAGE),
+            responses={200: json_success("the batch afterwards", batch)},
+            errors=(*_GONE, "conflict"),
         ),
     ]

@@ -174,17 +174,6 @@ class DryRunResponse(ResponseModel):
     data: ProviderPreview
 
 
-class TaskResponse(ResponseModel):
-    success: Literal[True]
-    data: TaskData
-
-
-class TaskPage(ResponseModel):
-    success: Literal[True]
-    data: list[TaskData]
-    next_cursor: Annotated[str | None, Field(description="the cursor of the next page; null on the last")]
-
-
 class StatusCounts(ResponseModel):
     pending: int
     processing: int
@@ -198,8 +187,3 @@ class BatchData(ResponseModel):
     status: Annotated[TaskStatus, Field(description="completed: all have ended, at least one with an image")]
     counts: StatusCounts
     tasks: list[TaskData]
-
-
-class BatchResponse(ResponseModel):
-    success: Literal[True]
-    data: BatchData

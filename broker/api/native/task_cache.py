@@ -6,8 +6,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Final
 
-from broker.api.http.responses import CachedResponse
-from broker.api.native.schemas import TaskResponse
+from broker.api.http.responses import CachedResponse, data_document
 from broker.clock import Clock
 from broker.i18n import Language
 from broker.presenter import Progress, TaskData, TaskPresenter
@@ -57,8 +56,8 @@ class TaskCache:
             return entry.response
         task = await self.queries.get(task_id)
         progress = await self.eta.estimate(task)
-        document = TaskResponse(success=True, data=await self._present(task, language, progress))
-        response = CachedResponse.from_document(document.to_document(), ended=task.has_ended)
+        document = data_document(await self._present(task, language, progress))
+        response = CachedResponse.from_document(document, ended=task.has_ended)
         fresh_until = self.clock.monotonic() + progress.fresh_for
         self._keep((task_id, language), _Entry(version=task.version, fresh_until=fresh_until, response=response))
         return response

@@ -15,9 +15,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from broker.api.http.endpoint import caller_of
-from broker.api.http.pagination import make_cursor, split_page
+from broker.api.http.pagination import Page, split_page
 from broker.api.http.request_body import media_type_of, read_form, read_json_object
-from broker.api.http.responses import POLL_SECONDS, json_response, requested_language
+from broker.api.http.responses import POLL_SECONDS, data_response, json_response, requested_language
 from broker.api.native.params import OrderParams, read_form_order, read_json_order
 from broker.api.native.schemas import (
     CostEstimate,
@@ -26,8 +26,6 @@ from broker.api.native.schemas import (
     PollQuery,
     ProviderPreview,
     TaskListQuery,
-    TaskPage,
-    TaskResponse,
 )
 from broker.api.native.task_cache import TaskCache
 from broker.catalog import Catalog
@@ -35,6 +33,7 @@ from broker.errors import ApiError
 from broker.i18n import Language, Messages
 from broker.ordering.service import CreatedTasks, OrderService
 from broker.orders import Plan
+from broker.presenter import TaskData
 from broker.tasks.cancellation import TaskCanceler
 from broker.tasks.queries import TaskQueries
 
@@ -57,7 +56,11 @@ class TaskRoutes:
     # -- orders
 
     async def create_image(self, request: Request) -> Response:
-        """Order images. 1. Read the order. 2. Write durable tasks, or with `dryRun` show the provider request."""
+        """Order images.
+
+        The order is durable before the response is sent. Whatever can be rejected is rejected here, before it costs.
+        With `dryRun` nothing is created: the response is the provider request and its price.
+        """
         key = _idempotency_key(request)
         media_type, options = media_type_of(request)
         if media_type == "multipart/form-data":
@@ -105,7 +108,11 @@ class TaskRoutes:
         return json_response(accepted.to_document(), 202, headers)
 
     async def retry_task(self, request: Request) -> Response:
-        """Order a failed task again, as a new one; the same new one for every call until that has ended."""
+        """Retry a failed task as a new one.
+
+        Canceled tasks, too. Repeated calls return the same new task until that has ended. 409 for a task that did not
+        fail, one whose retry did not, and one whose paid image is still being downloaded.
+        """
         caller, order = await self.orders.failed_request(request.path_params["id"])
         plan = self.orders.plan(order)
         created = await self.orders.create(caller, order, plan)
@@ -114,14 +121,21 @@ class TaskRoutes:
     # -- tasks
 
     async def get_task(self, request: Request) -> Response:
-        """Return a task; with `wait` as soon as it has ended or the time is over."""
+        """Get a task.
+
+        `status` never goes back, with one exception: a paid image that arrives after *failed* makes the task
+        *completed*.
+        """
         task_id = request.path_params["id"]
         if seconds := PollQuery.read(request).wait:
             await wait_unless_disconnected(request, self.queries.wait(task_id, seconds))
         return (await self.cache.response(task_id, requested_language(request))).respond(request)
 
     async def stream_task(self, request: Request) -> Response:
-        """Stream a task. An event's id is a hash of its content, so a client is not sent what it has."""
+        """Stream a task.
+
+        Server-sent events: the response of a poll at once and at each change, until the end.
+        """
         task_id, language = request.path_params["id"], requested_language(request)
         current = await self.cache.response(task_id, language)
         last = request.headers.get("last-event-id")
@@ -141,22 +155,18 @@ class TaskRoutes:
                         yield ServerSentEvent(current.body.decode(), id=last, sep="\n")
 
     async def list_tasks(self, request: Request) -> Response:
-        """Return a page of tasks, newest first."""
+        """List tasks, newest first."""
         query = TaskListQuery.read(request)
         tasks = await self.queries.list_newest(status=query.status, limit=query.limit + 1, before=query.cursor)
-        page, has_more = split_page(tasks, query.limit)
+        page, next_cursor = split_page(tasks, query.limit, lambda task: (task.created_at, task.id))
         language = requested_language(request)
-        document = TaskPage(
-            success=True,
-            data=[await self.cache.task_data(task, language) for task in page],
-            next_cursor=make_cursor(page[-1].created_at, page[-1].id) if has_more else None,
-        )
-        return json_response(document.to_document())
+        data = [await self.cache.task_data(task, language) for task in page]
+        return json_response(Page[TaskData](success=True, data=data, next_cursor=next_cursor).to_document())
 
     async def cancel_task(self, request: Request) -> Response:
+        """Cancel a task."""
         task = await self.canceler.cancel_task(request.path_params["id"])
-        data = await self.cache.task_data(task, requested_language(request))
-        return json_response(TaskResponse(success=True, data=data).to_document())
+        return data_response(await self.cache.task_data(task, requested_language(request)))
 
 
 def max_form_bytes(catalog: Catalog, max_file_size_bytes: int) -> int:
@@ -165,7 +175,7 @@ def max_form_bytes(catalog: Catalog, max_file_size_bytes: int) -> int:
 
 
 class _TaskStream(EventSourceResponse):
-    """The broker ends its streams itself when it closes; the library would poll for a signal twice a second."""
+    """A stream that the broker ends itself when it closes; the library would poll for a signal twice a second."""
 
     @staticmethod
     async def _listen_for_exit_signal() -> None:

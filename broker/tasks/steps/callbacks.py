@@ -2,47 +2,49 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Final
 
-from broker.clock import Clock
 from broker.providers.base import Provider
 from broker.reports import Pending, Report
 from broker.tasks.lifecycle import LEARNED_BY_CALLBACK
+from broker.tasks.running import RunningStep, RunningSteps
 from broker.tasks.transitions import Transitions
-from storage.attempts import Attempts
-from storage.callbacks import Callbacks, StoredCallback
+from storage.callbacks import StoredCallback
 from storage.sql.database import Stale
-from storage.tasks import Task, Tasks
+from storage.tables import Tables
+from storage.tasks import Task
 from webhooks.verification import Verification
+
+CONCURRENCY: Final = 32
+RETRY_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class CallbackStep:
     """Processes the stored callbacks of a task."""
 
-    clock: Clock
-    tasks: Tasks
-    attempts: Attempts
-    hooks: Callbacks
+    tables: Tables
     providers: Mapping[str, Provider]
     transitions: Transitions
 
     async def process_callbacks(self, task_id: str) -> None:
-        for hook in await self.hooks.list_unprocessed(task_id):
-            task = await self.tasks.get(task_id)
-            mark_processed = self.hooks.mark_processed(hook, self.clock.now())
+        for callback in await self.tables.callbacks.list_unprocessed(task_id):
+            task = await self.tables.tasks.get(task_id)
+            mark_processed = self.tables.callbacks.mark_processed(callback, self.transitions.clock.now())
             if task is None:
                 with contextlib.suppress(Stale):
-                    await self.tasks.database.transact(mark_processed)
+                    await self.tables.database.transact(mark_processed)
                 continue
-            report = self.report_of(task, hook)
+            report = self.report_of(task, callback)
             await self.transitions.apply_report(
                 task,
                 report,
-                hook.attempt or await self.attempt_number(task, report),
+                callback.attempt or await self.attempt_number(task, report),
                 also=(mark_processed,),
                 is_leased=False,
                 learned_by=LEARNED_BY_CALLBACK,
@@ -50,13 +52,37 @@ class CallbackStep:
 
     async def attempt_number(self, task: Task, report: Report) -> int | None:
         """Return the attempt with the job of a callback whose URL names none; None if there is none."""
-        attempts = await self.attempts.list_of_task(task.id) if report.job_id else []
+        attempts = await self.tables.attempts.list_of_task(task.id) if report.job_id else []
         return next((attempt.number for attempt in attempts if attempt.job_id == report.job_id), None)
 
-    def report_of(self, task: Task, hook: StoredCallback) -> Report:
+    def report_of(self, task: Task, callback: StoredCallback) -> Report:
         """Return the report in a callback; of an unverified one only that the provider is to be checked now."""
-        provider = self.providers.get(hook.provider)
-        if hook.verification != Verification.ACCEPT or provider is None:
+        provider = self.providers.get(callback.provider)
+        if callback.verification != Verification.ACCEPT or provider is None:
             return Pending(check_in=0)
-        report = provider.parse_callback(json.loads(hook.body))
+        report = provider.parse_callback(json.loads(callback.body))
         return replace(report, job_id=None) if report.job_id == task.id else report
+
+
+@dataclass(kw_only=True)
+class CallbackQueue:
+    """The tasks with unprocessed callbacks."""
+
+    step: CallbackStep
+    running: RunningSteps
+    _task_ids: set[str] = field(default_factory=set)
+    """Tasks whose callbacks are being processed."""
+
+    async def start_due(self) -> None:
+        """Begin to process callbacks, one step per task."""
+        callbacks = self.step.tables.callbacks
+        for task_id in await callbacks.tasks_with_unprocessed(CONCURRENCY + len(self._task_ids)):
+            if task_id not in self._task_ids and len(self._task_ids) < CONCURRENCY:
+                self._task_ids.add(task_id)
+                self.running.start(self._process(task_id), RunningStep(task_ids=(task_id,)))
+
+    async def _process(self, task_id: str) -> None:
+        """Process the callbacks of a task. After an error they stay in the inbox and are tried again a little later."""
+        succeeded = await self.running.contain_errors(self.step.process_callbacks(task_id), task_id, "callbacks")
+        delay = 0.0 if succeeded else RETRY_SECONDS
+        asyncio.get_running_loop().call_later(delay, self._task_ids.discard, task_id)

@@ -1,4 +1,4 @@
-"""The step of WAITING: ask the provider for the state of a job; and the switch from callbacks to checks."""
+"""The step of WAITING: query the provider for the state of a job; and the switch from callbacks to checks."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from typing import Final
 
 from broker.errors import ProviderError
 from broker.logs import log
-from broker.metrics import Metrics
 from broker.providers.base import Provider
 from broker.reports import Pending
 from broker.tasks import lifecycle
 from broker.tasks.transitions import Transitions
 from storage.callbacks import Callbacks
-from storage.tasks import Task, Tasks
+from storage.tasks import Task
 
 SWITCH_BATCH_SIZE: Final = 50
 
@@ -25,9 +24,8 @@ SWITCH_BATCH_SIZE: Final = 50
 class CheckStep:
     """Checks jobs at their provider."""
 
-    hooks: Callbacks
+    callbacks: Callbacks
     providers: Mapping[str, Provider]
-    metrics: Metrics
     transitions: Transitions
 
     async def run(self, task: Task) -> None:
@@ -38,11 +36,11 @@ class CheckStep:
         try:
             report = await provider.check(task.job_id)
         except ProviderError as error:
-            self.metrics.checks.labels(task.provider, "error").inc()
+            self.transitions.metrics.checks.labels(task.provider, "error").inc()
             log.info("check failed", action="check_failed", task=task.id, why=error.summary)
             await self.transitions.apply_own(task, partial(lifecycle.check_failed, retry_in=error.retry_in))
             return
-        self.metrics.checks.labels(task.provider, type(report).__name__.lower()).inc()
+        self.transitions.metrics.checks.labels(task.provider, type(report).__name__.lower()).inc()
         ended = not isinstance(report, Pending)
         await self.transitions.apply_report(
             task,
@@ -56,30 +54,20 @@ class CheckStep:
         """Return how the end of a checked job counts in the ledger: an accepted callback has priority."""
         if not task.expects_callback:
             return lifecycle.LEARNED_BY_POLL
-        return (
-            lifecycle.LEARNED_BY_CALLBACK
-            if await self.hooks.has_accepted(task.id, task.attempt)
-            else lifecycle.LEARNED_BY_QUESTION
-        )
+        has_callback = await self.callbacks.has_accepted(task.id, task.attempt)
+        return lifecycle.LEARNED_BY_CALLBACK if has_callback else lifecycle.LEARNED_BY_CHECK
 
 
 @dataclass(frozen=True, kw_only=True)
 class PollingSwitch:
     """Switches waiting tasks to checks when callbacks cannot arrive."""
 
-    tasks: Tasks
     transitions: Transitions
 
     async def switch_to_polling(self, sent_before: float) -> int:
         """Switch every task whose current attempt was sent before this moment; return their number."""
-        count = 0
-        while waiting := await self.tasks.awaiting_callback(sent_before, SWITCH_BATCH_SIZE):
-            await asyncio.gather(*(self._switch_task(task) for task in waiting))
+        count, switch = 0, lifecycle.switch_to_polling
+        while waiting := await self.transitions.tasks.awaiting_callback(sent_before, SWITCH_BATCH_SIZE):
+            await asyncio.gather(*(self.transitions.apply_own(task, switch, is_leased=False) for task in waiting))
             count += len(waiting)
         return count
-
-    async def _switch_task(self, task: Task) -> None:
-        clock, policy = self.transitions.clock, self.transitions.policy
-        await self.transitions.apply(
-            task, lambda row, _: lifecycle.switch_to_polling(row, clock.now(), policy), is_leased=False
-        )

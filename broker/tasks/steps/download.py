@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Final
 
 from broker.errors import DownloadError, ProviderError
 from broker.logs import log
-from broker.metrics import Metrics
 from broker.net.fetcher import Fetcher
 from broker.providers.base import Provider
 from broker.reports import Finished
@@ -22,23 +22,24 @@ from storage.images import Images, StoredImage
 from storage.sql.database import Stale
 from storage.states import TaskState
 from storage.tasks import Task, Tasks
-from uploads.intake import Intake, IntakeError
+from uploads.intake import Intake
+from uploads.structure import InvalidImage
+
+DOWNLOAD_CONCURRENCY: Final = 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class DownloadStep:
     """Downloads results."""
 
-    tasks: Tasks
     images: Images
     intake: Intake
     fetcher: Fetcher
     providers: Mapping[str, Provider]
-    metrics: Metrics
     transitions: Transitions
     max_download_bytes: int
     """Limit of one result."""
-    downloads: asyncio.Semaphore
+    downloads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(DOWNLOAD_CONCURRENCY))
 
     async def run(self, task: Task) -> None:
         """Download what is not stored yet, then decide. A result that seems gone is looked for at a fresh link."""
@@ -47,7 +48,7 @@ class DownloadStep:
         outcomes = await asyncio.gather(*(self._download(task, position) for position in missing))
         failures = [failure for failure in outcomes if failure is not None]
         if task.step_retries:
-            self.metrics.download_retries.inc(len(missing))
+            self.transitions.metrics.download_retries.inc(len(missing))
         stored = len(task.outputs) - len(failures)
         if any(failure.code == "result_gone" for failure in failures):
             await self._refresh_links(task)
@@ -61,16 +62,16 @@ class DownloadStep:
             begun = clock.monotonic()
             try:
                 image = await self._store_result(task, position)
-            except (DownloadError, IntakeError, StorageError) as error:
+            except (DownloadError, InvalidImage, StorageError) as error:
                 failure = _failure_of(error)
-                self.metrics.downloads.labels(failure.code).inc()
+                self.transitions.metrics.downloads.labels(failure.code).inc()
                 log.warning(
                     "download failed", action="download_failed", task=task.id, code=failure.code, why=str(error)
                 )
                 return failure
-            self.metrics.downloads.labels("stored").inc()
-            self.metrics.download_bytes.inc(image.size)
-            self.metrics.download_seconds.observe(clock.monotonic() - begun)
+            self.transitions.metrics.downloads.labels("stored").inc()
+            self.transitions.metrics.download_bytes.inc(image.size)
+            self.transitions.metrics.download_seconds.observe(clock.monotonic() - begun)
         return None
 
     async def _store_result(self, task: Task, position: int) -> StoredImage:
@@ -79,12 +80,12 @@ class DownloadStep:
             image = await self.intake.from_stream(task.id, download.chunks, max_bytes=max_bytes)
         now = self.transitions.clock.now()
         row = stored_image(image, owner=task.id, kind="result", position=position, now=now)
-        await insert_result(self.tasks, self.images, task, row)
+        await insert_result(self.transitions.tasks, self.images, task, row)
         return row
 
     async def _refresh_links(self, task: Task) -> None:
         """Ask the provider for fresh links to the same results; a failure changes nothing."""
-        row, provider = await self.tasks.get(task.id), self.providers.get(task.provider)
+        row, provider = await self.transitions.tasks.get(task.id), self.providers.get(task.provider)
         if row is None or provider is None or row.state != TaskState.FETCHING:
             return
         with contextlib.suppress(ProviderError):
@@ -108,10 +109,10 @@ async def _fresh_links(task: Task, provider: Provider) -> tuple[str, ...]:
     return tuple([await provider.refresh_url(url) or url for url in task.outputs])
 
 
-def _failure_of(error: DownloadError | IntakeError | StorageError) -> DownloadFailure:
+def _failure_of(error: DownloadError | InvalidImage | StorageError) -> DownloadFailure:
     if isinstance(error, DownloadError):
         return DownloadFailure(code=error.code, message=str(error))
-    if isinstance(error, StorageError) or error.code == "storage_full":
+    if isinstance(error, StorageError):
         return DownloadFailure(code="storage_full", message=str(error))
     if error.truncated:
         return DownloadFailure(code="download_failed", message=str(error))

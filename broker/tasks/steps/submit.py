@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, TypeVar
 
 from broker.errors import ProviderError
 from broker.logs import log
-from broker.metrics import Metrics
 from broker.orders import Order
 from broker.providers.base import Provider
 from broker.reports import Failed, Report
 from broker.tasks import lifecycle
-from broker.tasks.circuit_breaker import cooldown_until
 from broker.tasks.orders import OrderBuilder
+from broker.tasks.submissions import account_limits, cooldown_until
 from broker.tasks.transitions import Transitions
 from storage.attempts import Attempt
 from storage.errors import StorageError
-from storage.provider_limits import AccountLimits, ProviderLimits
+from storage.provider_limits import ProviderLimits
 from storage.sql.database import Stale
 from storage.states import TaskState
-from storage.tasks import DUE_CHANNEL, Task, Tasks
+from storage.tasks import DUE_CHANNEL, Task
 
 T = TypeVar("T")
 
@@ -36,15 +35,13 @@ MAX_RESERVATIONS: Final = 2
 class SubmitStep:
     """Submits orders to providers."""
 
-    tasks: Tasks
-    lanes: ProviderLimits
+    limits: ProviderLimits
     providers: Mapping[str, Provider]
-    metrics: Metrics
     orders: OrderBuilder
     transitions: Transitions
     callback_url: Callable[[str, str, int], str | None]
     """(provider, task, attempt): return the URL, with its token, that the provider calls; None without a public URL."""
-    reservations: asyncio.Semaphore
+    reservations: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_RESERVATIONS))
 
     async def run(self, task: Task) -> None:
         """Submit the order of a task.
@@ -69,45 +66,34 @@ class SubmitStep:
         attempt = await self._begin_submission(task, provider)
         if attempt is None:
             return
-        row = await _retry_read(lambda: self.tasks.get(task.id))
+        row = await _retry_read(lambda: self.transitions.tasks.get(task.id))
         if row and (row.state, row.attempt) == (TaskState.SUBMITTING, attempt.number):
             await self._submit_order(row, order, attempt, provider)
 
     async def _begin_submission(self, task: Task, provider: Provider) -> Attempt | None:
         """Write the intent; return None if the provider has no capacity or the task changed."""
-        number = task.attempt + 1
-        attempt = Attempt(
-            task_id=task.id,
-            number=number,
-            provider=provider.name,
-            key_id=provider.key_id,
-            sent_at=self.transitions.clock.now(),
-        )
-        limits = AccountLimits(creates_per_window=provider.creates_per_10s, concurrency=provider.concurrency)
+        now, number = self.transitions.clock.now(), task.attempt + 1
+        attempt = Attempt(task_id=task.id, number=number, provider=provider.name, key_id=provider.key_id, sent_at=now)
         expects_callback = self.callback_url(task.provider, task.id, number) is not None
+        intent = lifecycle.begin_submission(
+            task, expects_callback=expects_callback, now=now, policy=self.transitions.policy
+        )
+        reserving = self.limits.reserve_submission(attempt, account_limits(provider))
         try:
             async with self.reservations:
-                await self.transitions.begin_submission(
-                    task,
-                    attempt,
-                    expects_callback=expects_callback,
-                    reserving=self.lanes.reserve_submission(attempt, limits),
-                )
+                await self.transitions.begin_submission(task, intent, reserving)
         except (Stale, StorageError):
             if not await _retry_read(lambda: self._was_begun(task, number)):
                 await self.transitions.release(task)
                 return None
-        self.transitions.record_submission(task, attempt, expects_callback=expects_callback)
+        self.transitions.record_change(task, intent)
         return attempt
 
     async def _was_begun(self, task: Task, number: int) -> bool:
         """Return whether our intent is in the database: the connection broke between its commit and the response."""
-        row = await self.tasks.get(task.id)
-        return row is not None and (row.state, row.attempt, row.leased_by) == (
-            TaskState.SUBMITTING,
-            number,
-            task.leased_by,
-        )
+        row = await self.transitions.tasks.get(task.id)
+        wanted = (TaskState.SUBMITTING, number, task.leased_by)
+        return row is not None and (row.state, row.attempt, row.leased_by) == wanted
 
     async def _submit_order(self, task: Task, order: Order, attempt: Attempt, provider: Provider) -> None:
         url = self.callback_url(task.provider, task.id, attempt.number) if task.expects_callback else None
@@ -125,8 +111,9 @@ class SubmitStep:
         await self._update_cooldown(provider, report)
 
     def _record_request(self, provider: Provider, outcome: str, begun: float) -> None:
-        self.metrics.submissions.labels(provider.name, outcome).inc()
-        self.metrics.submission_seconds.labels(provider.name).observe(self.transitions.clock.monotonic() - begun)
+        clock, metrics = self.transitions.clock, self.transitions.metrics
+        metrics.submissions.labels(provider.name, outcome).inc()
+        metrics.submission_seconds.labels(provider.name).observe(clock.monotonic() - begun)
 
     async def _store_answer(self, task: Task, report: Report, number: int) -> None:
         """Store the provider's response, retrying for as long as the database fails: the response is worth money."""
@@ -146,13 +133,13 @@ class SubmitStep:
                 return
 
     async def _update_cooldown(self, provider: Provider, report: Report | None) -> None:
-        failures = await self.lanes.count_errors(provider.name)
+        failures = await self.limits.count_errors(provider.name)
         clock, policy = self.transitions.clock, self.transitions.policy
         until = cooldown_until(report, failures, clock.now(), policy)
         if until is not None:
-            await self.tasks.database.transact(self.lanes.start_cooldown(provider.name, until))
+            await self.transitions.tasks.database.transact(self.limits.start_cooldown(provider.name, until))
         elif failures:
-            await self.tasks.database.transact(self.lanes.end_cooldown(provider.name), wake=(DUE_CHANNEL,))
+            await self.transitions.tasks.database.transact(self.limits.end_cooldown(provider.name), wake=(DUE_CHANNEL,))
 
 
 async def _retry_read(read: Callable[[], Awaitable[T]]) -> T:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 from broker.tasks import lifecycle
 from broker.tasks.lifecycle import DownloadFailure
@@ -14,14 +13,6 @@ from broker.tasks.steps.submit import SubmitStep
 from broker.tasks.transitions import Transitions
 from storage.states import TaskState
 from storage.tasks import Task
-
-
-class Step(Protocol):
-    """The step of one state."""
-
-    async def run(self, task: Task) -> None:
-        """Do the I/O of the state and apply what follows. The caller holds the task's lease."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,17 +26,14 @@ class StepTable:
     transitions: Transitions
 
     async def run(self, task: Task) -> None:
-        """Run the step of the task's state."""
-        await self._step_of(task.state).run(task)
-
-    def _step_of(self, state: TaskState) -> Step:
-        steps: dict[TaskState, Step] = {
-            TaskState.QUEUED: self.submit,
-            TaskState.SUBMITTING: self.recover,
-            TaskState.WAITING: self.check,
-            TaskState.FETCHING: self.download,
+        """Run the step of the task's state. The caller holds the task's lease."""
+        steps = {
+            TaskState.QUEUED: self.submit.run,
+            TaskState.SUBMITTING: self.recover.run,
+            TaskState.WAITING: self.check.run,
+            TaskState.FETCHING: self.download.run,
         }
-        return steps[state]
+        await steps[task.state](task)
 
     async def record_crash(self, task: Task) -> None:
         """Count a step that ended in an unexpected error as a retry, so that its task ends at the deadline."""

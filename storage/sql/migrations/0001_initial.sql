@@ -71,7 +71,7 @@ CREATE TABLE attempts (
 );
 CREATE INDEX attempts_job ON attempts (job_id) WHERE job_id IS NOT NULL;
 CREATE INDEX attempts_window ON attempts (provider, sent_at);
-CREATE INDEX attempts_asked ON attempts (ended_at) WHERE learned_by = 'question';
+CREATE INDEX attempts_ended_by_check ON attempts (ended_at) WHERE learned_by = 'check';
 
 -- attempts of purged tasks, summed up: day is in days since the epoch (UTC), cost in the unit of the provider
 CREATE TABLE ledger (

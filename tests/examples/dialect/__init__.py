@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from broker.api.http.endpoint import Dialect
 from broker.services import Services
-from tests.examples.dialect.routes import ImageRoutes, image_endpoints
+from tests.examples.dialect.routes import ImageRoutes
 from tests.examples.dialect.rules import ExampleAuthenticator, render_error
 from tests.examples.dialect.schemas import ErrorBody, ImageRequest
 
@@ -20,5 +20,5 @@ def example_dialect(services: Services, request_model: type[ImageRequest] = Imag
         authenticate=ExampleAuthenticator(services.settings.api_keys, services.tokens.secret).authenticate,
         render_error=render_error,
         error_model=ErrorBody,
-        endpoints=image_endpoints(routes),
+        endpoints=routes.endpoints(),
     )

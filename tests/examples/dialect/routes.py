@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from broker.api.http.endpoint import TEXT, Endpoint, Parameter, caller_of, json_success
+from broker.api.http.endpoint import Endpoint, Parameter, caller_of, json_success
 from broker.api.http.request_body import read_json_object
 from broker.api.http.responses import json_response
 from broker.errors import ApiError
@@ -29,8 +30,38 @@ class ImageRoutes:
     queries: TaskQueries
     request_model: type[ImageRequest]
 
+    def endpoints(self) -> list[Endpoint]:
+        """Return the endpoint list of the dialect."""
+        endpoint = partial(Endpoint, access="caller", tag="example")
+        return [
+            endpoint(
+                "POST",
+                "/example/images",
+                self.create_image,
+                operation_id="exampleCreateImage",
+                request={"application/json": self.request_model},
+                responses={202: json_success("the order is durable", ImageJob)},
+                errors=(
+                    "invalid_request",
+                    "invalid_prompt",
+                    "unsupported_parameter",
+                    "payload_too_large",
+                    "rate_limited",
+                ),
+            ),
+            endpoint(
+                "GET",
+                "/example/images/{id}",
+                self.get_image,
+                operation_id="exampleGetImage",
+                parameters=(Parameter("id", "path", "the id of the task"),),
+                responses={200: json_success("the image, as far as it is", ImageJob)},
+                errors=("task_not_found", "task_expired"),
+            ),
+        ]
+
     async def create_image(self, request: Request) -> Response:
-        """Translate the request into an order, and its task into the response."""
+        """Order an image."""
         document = await read_json_object(request, MAX_BODY_BYTES)
         try:
             parsed = self.request_model.model_validate(document)
@@ -42,7 +73,7 @@ class ImageRoutes:
         return json_response((await self._job(created.tasks[0])).to_document(), 202)
 
     async def get_image(self, request: Request) -> Response:
-        """Return the task in its current state."""
+        """Get an image."""
         task = await self.queries.get(request.path_params["id"])
         return json_response((await self._job(task)).to_document())
 
@@ -53,33 +84,3 @@ class ImageRoutes:
             state="running" if not task.has_ended else "done" if images else "failed",
             images=[f"/uploads/images/{image.name}" for image in images],
         )
-
-
-def image_endpoints(routes: ImageRoutes) -> list[Endpoint]:
-    """Return the endpoint list of the dialect."""
-    return [
-        Endpoint(
-            method="POST",
-            path="/example/images",
-            handler=routes.create_image,
-            access="caller",
-            operation_id="exampleCreateImage",
-            summary="Order an image",
-            tag="example",
-            request={"application/json": routes.request_model},
-            responses={202: json_success("the order is durable", ImageJob)},
-            errors=("invalid_request", "invalid_prompt", "unsupported_parameter", "payload_too_large", "rate_limited"),
-        ),
-        Endpoint(
-            method="GET",
-            path="/example/images/{id}",
-            handler=routes.get_image,
-            access="caller",
-            operation_id="exampleGetImage",
-            summary="Get an image",
-            tag="example",
-            parameters=(Parameter(name="id", where="path", text="the id of the task", schema=TEXT),),
-            responses={200: json_success("the image, as far as it is", ImageJob)},
-            errors=("task_not_found", "task_expired"),
-        ),
-    ]

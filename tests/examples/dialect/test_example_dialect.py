@@ -28,16 +28,7 @@ async def fail(_: Request) -> Response:
 def dialect_with_a_defect(services: Services) -> Dialect:
     """Return the example with one more endpoint, whose handler fails."""
     dialect = example_dialect(services)
-    defect = Endpoint(
-        method="GET",
-        path="/example/defect",
-        handler=fail,
-        access="public",
-        operation_id="exampleFail",
-        summary="Fail",
-        tag="example",
-        responses={},
-    )
+    defect = Endpoint("GET", "/example/defect", fail, access="public", tag="example", responses={})
     return replace(dialect, endpoints=[*dialect.endpoints, defect])
 
 

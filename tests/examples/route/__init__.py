@@ -11,7 +11,7 @@ from broker.api.http.auth import Authenticator
 from broker.api.http.endpoint import Dialect
 from broker.api.http.responses import ErrorResponse, error_response
 from broker.services import Services
-from tests.examples.route.newest import NewestRoute, newest_endpoint
+from tests.examples.route.newest import NewestRoute
 
 
 def newest_dialect(services: Services) -> Dialect:
@@ -21,5 +21,5 @@ def newest_dialect(services: Services) -> Dialect:
         authenticate=Authenticator(services.settings, services.tokens.secret).authenticate,
         render_error=partial(error_response, services.presenter.messages),
         error_model=ErrorResponse,
-        endpoints=[newest_endpoint(NewestRoute(queries=services.queries))],
+        endpoints=NewestRoute(queries=services.queries).endpoints(),
     )

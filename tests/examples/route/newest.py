@@ -36,25 +36,24 @@ class NewestRoute:
 
     queries: TaskQueries
 
+    def endpoints(self) -> list[Endpoint]:
+        """Declare the route; the router checks its access before the handler runs."""
+        return [
+            Endpoint(
+                "GET",
+                "/api/newest",
+                self.get_newest,
+                access="caller",
+                tag="tasks",
+                query=NewestQuery,
+                responses={200: json_success("the newest task", NewestTask)},
+                errors=("task_not_found",),
+            )
+        ]
+
     async def get_newest(self, request: Request) -> Response:
-        """Return the newest task. Raises `ApiError("task_not_found")` without one."""
+        """Get the newest task."""
         query = NewestQuery.read(request)
         for task in await self.queries.list_newest(status=query.status, limit=1, before=None):
             return json_response(NewestTask(id=task.id, status=task.status).to_document())
         raise ApiError("task_not_found", "No task has this status.")
-
-
-def newest_endpoint(route: NewestRoute) -> Endpoint:
-    """Declare the route; the router checks its access before the handler runs."""
-    return Endpoint(
-        method="GET",
-        path="/api/newest",
-        handler=route.get_newest,
-        access="caller",
-        operation_id="getNewest",
-        summary="Get the newest task",
-        tag="tasks",
-        query=NewestQuery,
-        responses={200: json_success("the newest task", NewestTask)},
-        errors=("invalid_request", "task_not_found"),
-    )

@@ -36,6 +36,7 @@ from tests.support.api import task_cache
 from tests.support.brokers import create_tasks, still
 from tests.support.clock import ManualClock
 from tests.support.faulty_http import PUBLIC, Names, Network, Script, Visit, answers, head, rst, says, silence
+from tests.support.process import until
 from tests.support.servers.postgres import Postgres
 from tests.support.servers.receiver import Receiver, receiving
 from webhooks.events import Event
@@ -279,7 +280,7 @@ class Unrecorded:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._deliveries, name)
 
-    async def tried(self, *_: Any, **__: Any) -> None:
+    async def record_attempt(self, *_: Any, **__: Any) -> None:
         raise StorageError("the process is gone")
 
 
@@ -372,11 +373,15 @@ async def test_slow_receiver_does_not_delay_others(tmp_path: Path) -> None:
             for url in (*[slow.url] * 2 * CONCURRENCY, quick.url):
                 request = OrderRequest(params=ImageParams(prompt="a red bicycle"), callback_url=url)
                 await services.canceler.cancel_task((await create_tasks(services, request))[0].id)
-            while not quick.heard:
-                await services.worker.poll_once()
-                await services.worker.running.wait_for_one()
+            working = asyncio.create_task(services.worker.run())
+            await until(lambda: _has_received(quick))
             assert slow.server.connections <= 2 * HOST_CONCURRENCY
-            await services.worker.drain()
+            services.worker.stop()
+            await working
+
+
+async def _has_received(receiver: Receiver) -> bool:
+    return bool(receiver.heard)
 
 
 async def _deliver_all(scene: Scene, deliveries: Sequence[Delivery]) -> None:

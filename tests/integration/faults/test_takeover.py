@@ -16,6 +16,7 @@ from broker.sandbox.options import Options
 from broker.sandbox.server import serve_sandbox
 from broker.services import Services
 from broker.tasks.running import CONCURRENCY, RunningStep
+from broker.tasks.submissions import account_limits
 from broker.tasks.worker import MAX_SLEEP_SECONDS
 from storage.attempts import Attempt
 from storage.errors import StorageError
@@ -37,9 +38,9 @@ async def a_task(services: Services, clock: ManualClock, state: TaskState, attem
     (task,) = await create_tasks(services, OrderRequest(params=ImageParams(prompt="a red bicycle")))
     values = {"state": state, "attempt": attempt, "due_at": clock.now(), "expects_callback": False, **changes}
     saving = broker.tasks.update_task(task, **values)
-    limits = services.worker.submissions.limits_of(task.provider)
+    limits = account_limits(services.providers[task.provider])
     ledger = Attempt(task_id=task.id, number=attempt, provider=task.provider, key_id="default", sent_at=clock.now())
-    await services.database.transact(saving, *services.worker.steps.submit.lanes.reserve_submission(ledger, limits))
+    await services.database.transact(saving, *services.worker.steps.submit.limits.reserve_submission(ledger, limits))
     fresh = await broker.tasks.get(task.id)
     assert fresh is not None
     return fresh

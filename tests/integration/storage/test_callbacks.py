@@ -59,7 +59,7 @@ async def learn(database: Any, number: int = 1, **changes: Any) -> None:
         "key_id": "default",
         "sent_at": NOW,
         "ended_at": NOW + 10,
-        "learned_by": "question",
+        "learned_by": "check",
     }
     row = vars(Attempt(**{**values, **changes}))
     columns, names = ", ".join(row), ", ".join(f":{name}" for name in row)

@@ -1,0 +1,390 @@
+"""The parts of the system, and how each is made of others. `bootstrap` opens and closes the resources below them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from broker.callbacks.inbox import CallbackInbox
+from broker.callbacks.probe import ReachabilityProbe
+from broker.callbacks.public_url import PublicAddress
+from broker.callbacks.receive import CallbackReceiver
+from broker.callbacks.tunnels import TunnelAgents
+from broker.callbacks.url_monitor import UrlMonitor
+from broker.callbacks.verification import CallbackVerifier
+from broker.catalog import Catalog
+from broker.clock import Clock
+from broker.i18n import Messages
+from broker.metrics import Metrics
+from broker.monitoring.balance import BalanceMonitor
+from broker.monitoring.collectors import DatabaseCollector
+from broker.net.fetcher import Fetcher
+from broker.notifications.deliverer import Deliverer
+from broker.notifications.delivery_log import DeliveryLog
+from broker.notifications.outbox import Outbox
+from broker.ordering.idempotency import Idempotency
+from broker.ordering.plan import Planner
+from broker.ordering.rate_limit import RateLimiter
+from broker.ordering.references import ReferenceIntake
+from broker.ordering.service import OrderService
+from broker.presenter import TaskPresenter
+from broker.providers.base import Provider
+from broker.providers.registry import ProviderRegistry
+from broker.settings import Settings
+from broker.tasks.cancellation import TaskCanceler
+from broker.tasks.eta import EtaEstimator
+from broker.tasks.orders import OrderBuilder
+from broker.tasks.policy import TaskPolicy
+from broker.tasks.queries import TaskQueries
+from broker.tasks.retention import ClockGuard, Retention
+from broker.tasks.running import LeaseKeeper, RunningSteps
+from broker.tasks.steps.callbacks import CallbackQueue, CallbackStep
+from broker.tasks.steps.check import CheckStep, PollingSwitch
+from broker.tasks.steps.download import DownloadStep
+from broker.tasks.steps.recover import RecoverStep
+from broker.tasks.steps.submit import SubmitStep
+from broker.tasks.steps.table import StepTable
+from broker.tasks.submissions import SubmissionQueue
+from broker.tasks.transitions import Transitions
+from broker.tasks.worker import Worker
+from broker.thumbnails import Thumbnails
+from storage.blobs.store import BlobStore
+from storage.callbacks import Callbacks
+from storage.deliveries import Deliveries
+from storage.images import Images
+from storage.sql.database import Database
+from storage.tables import Tables
+from storage.tasks import Tasks
+from uploads.intake import Intake
+from webhooks.signatures.standard import StandardSignature, derived_key, read_secret
+from webhooks.tokens import CallbackTokens, ChallengeResponse
+
+
+@dataclass(frozen=True, kw_only=True)
+class Services:
+    """The opened system."""
+
+    settings: Settings
+    clock: Clock
+    database: Database
+    blobs: BlobStore
+    tokens: CallbackTokens
+    catalog: Catalog
+    provider: Provider
+    """The preferred one of `providers`."""
+    providers: Mapping[str, Provider]
+    metrics: Metrics
+    presenter: TaskPresenter
+    tasks: Tasks
+    images: Images
+    callbacks: Callbacks
+    deliveries: Deliveries
+    orders: OrderService
+    queries: TaskQueries
+    canceler: TaskCanceler
+    receiver: CallbackReceiver
+    inbox: CallbackInbox
+    delivery_log: DeliveryLog
+    thumbnails: Thumbnails
+    eta: EtaEstimator
+    worker: Worker
+    collector: DatabaseCollector
+    address: PublicAddress
+    url_monitor: UrlMonitor
+    """Keeps `address` up to date while it runs."""
+    extra_dialects: tuple[Callable[[Services], Any], ...] = ()
+    """Factories of `broker.api.http.endpoint.Dialect`, mounted after the built-in one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Composition:
+    """The opened resources, and the parts made of them. A part that several others use is a cached property."""
+
+    settings: Settings
+    clock: Clock
+    database: Database
+    fetcher: Fetcher
+    catalog: Catalog
+    registry: ProviderRegistry
+    blobs: BlobStore
+    tokens: CallbackTokens
+    address: PublicAddress
+    agents: TunnelAgents
+    extra_dialects: tuple[Callable[[Services], Any], ...] = ()
+
+    def services(self) -> Services:
+        return Services(
+            settings=self.settings,
+            clock=self.clock,
+            database=self.database,
+            blobs=self.blobs,
+            tokens=self.tokens,
+            catalog=self.catalog,
+            provider=self.provider,
+            providers=self.providers,
+            metrics=self.metrics,
+            presenter=self.presenter,
+            tasks=self.tables.tasks,
+            images=self.tables.images,
+            callbacks=self.tables.callbacks,
+            deliveries=self.tables.deliveries,
+            orders=self._orders(),
+            queries=self.queries,
+            canceler=TaskCanceler(queries=self.queries, transitions=self.transitions, providers=self.providers),
+            receiver=self._receiver(),
+            inbox=self._inbox(),
+            delivery_log=DeliveryLog(clock=self.clock, deliveries=self.tables.deliveries),
+            thumbnails=self._thumbnails(),
+            eta=self._eta(),
+            worker=self._worker(),
+            collector=self._collector(),
+            address=self.address,
+            url_monitor=self._url_monitor(),
+            extra_dialects=self.extra_dialects,
+        )
+
+    # -- shared parts
+
+    @cached_property
+    def tables(self) -> Tables:
+        return Tables(self.database)
+
+    @cached_property
+    def metrics(self) -> Metrics:
+        return Metrics()
+
+    @cached_property
+    def policy(self) -> TaskPolicy:
+        return TaskPolicy(
+            check_after_seconds=self.settings.check_after,
+            max_check_pause_seconds=max(60.0, self.settings.check_after),
+            poll_seconds=self.settings.poll_every,
+            deadline_seconds=self.settings.task_deadline,
+            retry_seconds=self.settings.retry_after,
+            resubmit_unknown=self.settings.resubmit_unknown,
+            retention_seconds=self.settings.retention_hours * 3600.0,
+        )
+
+    @cached_property
+    def presenter(self) -> TaskPresenter:
+        return TaskPresenter(messages=Messages.load(), retention=self.policy.retention_seconds)
+
+    @cached_property
+    def intake(self) -> Intake:
+        return Intake(self.blobs, max_pixels=self.settings.max_pixels)
+
+    @cached_property
+    def providers(self) -> dict[str, Provider]:
+        return self.registry.open_all()
+
+    @property
+    def provider(self) -> Provider:
+        """The preferred one of the configured providers."""
+        return next(iter(self.providers.values()))
+
+    def callback_url(self, provider: str, task: str, attempt: int) -> str | None:
+        """Return the URL for callbacks about one attempt, token included; None without a public URL."""
+        base = self.address.base
+        if base is None:
+            return None
+        token = self.tokens.token(task, attempt)
+        path = self.providers[provider].callback_path
+        return f"{base}{path}?task={task}&attempt={attempt}&token={token}"
+
+    # -- tasks
+
+    @cached_property
+    def queries(self) -> TaskQueries:
+        return TaskQueries(clock=self.clock, tasks=self.tables.tasks, images=self.tables.images)
+
+    @cached_property
+    def transitions(self) -> Transitions:
+        return Transitions(
+            clock=self.clock,
+            policy=self.policy,
+            tasks=self.tables.tasks,
+            attempts=self.tables.attempts,
+            outbox=Outbox(clock=self.clock, tables=self.tables, presenter=self.presenter),
+            metrics=self.metrics,
+        )
+
+    @cached_property
+    def running_steps(self) -> RunningSteps:
+        return RunningSteps(tasks=self.tables.tasks, metrics=self.metrics)
+
+    @cached_property
+    def callback_step(self) -> CallbackStep:
+        return CallbackStep(tables=self.tables, providers=self.providers, transitions=self.transitions)
+
+    @cached_property
+    def balances(self) -> BalanceMonitor:
+        return BalanceMonitor(
+            clock=self.clock,
+            periodic_jobs=self.tables.periodic_jobs,
+            cluster_state=self.tables.cluster_state,
+            providers=self.providers,
+        )
+
+    def _steps(self) -> StepTable:
+        providers, transitions = self.providers, self.transitions
+        return StepTable(
+            submit=SubmitStep(
+                limits=self.tables.provider_limits,
+                providers=providers,
+                orders=OrderBuilder(blobs=self.blobs, image_base=lambda: self.address.base),
+                transitions=transitions,
+                callback_url=self.callback_url,
+            ),
+            recover=RecoverStep(transitions=transitions),
+            check=CheckStep(callbacks=self.tables.callbacks, providers=providers, transitions=transitions),
+            download=DownloadStep(
+                images=self.tables.images,
+                intake=self.intake,
+                fetcher=self.fetcher,
+                providers=providers,
+                transitions=transitions,
+                max_download_bytes=self.settings.max_download_bytes,
+            ),
+            transitions=transitions,
+        )
+
+    def _worker(self) -> Worker:
+        clock, tasks, running = self.clock, self.tables.tasks, self.running_steps
+        return Worker(
+            clock=clock,
+            tasks=tasks,
+            steps=self._steps(),
+            submissions=SubmissionQueue(
+                clock=clock, tasks=tasks, limits=self.tables.provider_limits, providers=self.providers
+            ),
+            callbacks=CallbackQueue(step=self.callback_step, running=running),
+            deliverer=Deliverer(
+                clock=clock,
+                deliveries=self.tables.deliveries,
+                fetcher=self._caller_fetcher(),  # its own: name lookups of requests must not delay deliveries
+                signature=StandardSignature(signing_keys(self.settings, self.tokens.secret)),
+                metrics=self.metrics,
+                retention_seconds=self.policy.retention_seconds,
+            ),
+            retention=Retention(
+                clock=clock, policy=self.policy, tables=self.tables, blobs=self.blobs, metrics=self.metrics
+            ),
+            balances=self.balances,
+            running=running,
+            leases=LeaseKeeper(clock=clock, running=running, lease_seconds=self.settings.lease),
+            clock_guard=ClockGuard(clock=clock),
+        )
+
+    def _eta(self) -> EtaEstimator:
+        return EtaEstimator(
+            clock=self.clock,
+            tasks=self.tables.tasks,
+            limits=self.tables.provider_limits,
+            providers=self.providers,
+            models=[model.name for model in self.catalog.models],
+        )
+
+    def _collector(self) -> DatabaseCollector:
+        return DatabaseCollector(
+            clock=self.clock,
+            metrics=self.metrics,
+            tables=self.tables,
+            balances=self.balances,
+            steps_running=lambda: self.running_steps.count,
+        )
+
+    def _thumbnails(self) -> Thumbnails:
+        return Thumbnails(
+            clock=self.clock,
+            tasks=self.tables.tasks,
+            images=self.tables.images,
+            blobs=self.blobs,
+            metrics=self.metrics,
+        )
+
+    # -- orders
+
+    def _orders(self) -> OrderService:
+        return OrderService(
+            clock=self.clock,
+            policy=self.policy,
+            database=self.database,
+            tasks=self.tables.tasks,
+            images=self.tables.images,
+            queries=self.queries,
+            planner=Planner(
+                clock=self.clock,
+                catalog=self.catalog,
+                providers=self.providers,
+                caller_fetcher=self._caller_fetcher(),
+            ),
+            references=ReferenceIntake(
+                clock=self.clock,
+                catalog=self.catalog,
+                blobs=self.blobs,
+                intake=self.intake,
+                fetcher=self.fetcher,
+                max_file_size_bytes=self.settings.max_file_size,
+            ),
+            idempotency=Idempotency(clock=self.clock, records=self.tables.idempotency),
+            limiter=RateLimiter(
+                clock=self.clock, usage=self.tables.rate_limits, per_minute=self.settings.rate_per_minute
+            ),
+            providers=self.providers,
+            callback_url=self.callback_url,
+            image_base=lambda: self.address.base,
+        )
+
+    def _caller_fetcher(self) -> Fetcher:
+        """Return a fetcher for callers' addresses."""
+        return Fetcher(allow=self.settings.callback_allow, exemption="BROKER_CALLBACK_ALLOW")
+
+    # -- callbacks
+
+    @cached_property
+    def verifier(self) -> CallbackVerifier:
+        return CallbackVerifier(
+            clock=self.clock,
+            tasks=self.tables.tasks,
+            tokens=self.tokens,
+            providers=self.providers,
+            signatures=self.registry.signatures(),
+        )
+
+    def _receiver(self) -> CallbackReceiver:
+        return CallbackReceiver(
+            clock=self.clock,
+            verifier=self.verifier,
+            callbacks=self.tables.callbacks,
+            metrics=self.metrics,
+        )
+
+    def _inbox(self) -> CallbackInbox:
+        return CallbackInbox(
+            clock=self.clock,
+            policy=self.policy,
+            attempts=self.tables.attempts,
+            callbacks=self.tables.callbacks,
+            callback_step=self.callback_step,
+            verifier=self.verifier,
+        )
+
+    def _url_monitor(self) -> UrlMonitor:
+        switch = PollingSwitch(transitions=self.transitions)
+        return UrlMonitor(
+            address=self.address,
+            agents=self.agents,
+            probe=ReachabilityProbe(client=self.agents.client, challenge=ChallengeResponse(self.tokens.secret)),
+            switch_to_polling=switch.switch_to_polling,
+            clock=self.clock,
+            metrics=self.metrics,
+            is_only_machine=not self.settings.shared,
+        )
+
+
+def signing_keys(settings: Settings, secret: bytes) -> list[bytes]:
+    """Return the keys that sign webhooks: the configured ones, or one derived from our secret."""
+    chosen = [read_secret(key.get_secret_value()) for key in settings.webhook_secrets]
+    return chosen or [derived_key(secret)]

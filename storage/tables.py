@@ -1,0 +1,34 @@
+"""The tables of one database, for parts that use several of them."""
+
+from __future__ import annotations
+
+from storage.attempts import Attempts, Ledger
+from storage.callbacks import Callbacks
+from storage.cluster_state import ClusterState, PeriodicJobs
+from storage.deliveries import Deliveries
+from storage.idempotency import IdempotencyRecords
+from storage.images import Images
+from storage.provider_limits import ProviderLimits
+from storage.rate_limits import RateLimits
+from storage.sql.database import Database
+from storage.task_retention import TaskRetention
+from storage.tasks import Tasks
+
+
+class Tables:
+    """One value per table. They hold no state, so any number may exist for a database."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.tasks = Tasks(database)
+        self.task_retention = TaskRetention(database)
+        self.attempts = Attempts(database)
+        self.ledger = Ledger(database)
+        self.images = Images(database)
+        self.callbacks = Callbacks(database)
+        self.deliveries = Deliveries(database)
+        self.idempotency = IdempotencyRecords(database)
+        self.provider_limits = ProviderLimits(database)
+        self.rate_limits = RateLimits(database)
+        self.periodic_jobs = PeriodicJobs(database)
+        self.cluster_state = ClusterState(database)
