@@ -12,7 +12,7 @@ from starlette.types import ASGIApp
 
 from broker import logs
 from broker.app import build_app
-from broker.bootstrap import absent, load_settings, open_services
+from broker.bootstrap import load_settings, missing_database_file, open_services
 from broker.cli.console import CommandError, clear_screen, print_json
 from broker.client import AsyncClient
 from broker.net.hosts import local_base_url
@@ -45,7 +45,7 @@ async def connect_broker() -> AsyncIterator[Connection]:
             yield Connection(client=client, is_running=True)
             return
     base = local_base_url(settings.host, settings.port)
-    missing = absent(settings)
+    missing = missing_database_file(settings)
     if missing is not None:
         raise CommandError(
             f"No broker answers at {base}, and there is no database {missing.resolve()}: is this the right folder?"

@@ -36,16 +36,16 @@ async def run_doctor(*, as_json: bool) -> int:
         print_json({"ok": is_healthy, "checks": [asdict(finding) for finding in report]})
     elif is_healthy:
         print_line("Nothing is broken." if "warning" in statuses else "All is well.")
-    if found.complaints:
+    if found.errors:
         return ExitCode.UNAVAILABLE
     return ExitCode.DONE if is_healthy else ExitCode.NOT_DONE
 
 
 async def _all_findings(found: SalvagedSettings, context: DoctorContext) -> AsyncIterator[Finding]:
-    if not found.complaints:
+    if not found.errors:
         yield ok("settings", "understood")
-    for complaint in found.complaints:
-        problem, _, cure = complaint.partition(": ")
+    for error in found.errors:
+        problem, _, cure = error.partition(": ")
         yield failed("settings", problem, cure or "see .env.example")
     async for finding in run_checks(context, checks_for(context)):
         yield finding

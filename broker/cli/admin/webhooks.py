@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from broker.bootstrap import kept_secret, load_settings
+from broker.bootstrap import existing_secret, load_settings
 from broker.cli.admin import record_path
 from broker.cli.connection import Document, connect_broker, show_document
 from broker.cli.console import CommandError, format_json, print_facts, print_json, print_line, print_note
@@ -30,7 +30,7 @@ async def replay_webhook(webhook_id: str, *, as_json: bool) -> None:
 async def print_secrets() -> None:
     """Print each signing secret, the current one first. Raises `CommandError` before the first start."""
     settings = load_settings()
-    secret = kept_secret(settings)
+    secret = existing_secret(settings)
     if secret is None and not settings.webhook_secrets:
         folder = settings.data_dir.resolve()
         raise CommandError(f"There is no secret in {folder} yet: start the broker once, in this folder.")
