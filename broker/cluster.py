@@ -6,7 +6,6 @@ import hashlib
 import hmac
 import os
 import secrets
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -20,21 +19,43 @@ from storage.sql.database import Database
 MAX_HARMLESS_SKEW_SECONDS: Final = 2.0
 """Difference between two clocks that needs no warning."""
 
+_SIGNING_ERROR: Final = (
+    "SECRET_KEY is not set, so this machine generated its own; but the other processes on this database sign with "
+    "another one: set the same SECRET_KEY for all (the first has it in secret.key in its BROKER_DATA_DIR)"
+)
+_SIGNING_WARNING: Final = (
+    "SECRET_KEY differs from that of the process that started before: set the same for all. If you have changed it: "
+    "callbacks of orders in progress are not accepted now, the provider is polled instead"
+)
+_STORE_ERROR: Final = (
+    "the images of this machine are in a folder of its own, those of the others on this database are elsewhere: give "
+    "all of them the same bucket (BROKER_BLOB_URL=s3://bucket/prefix), or the same folder"
+)
+_STORE_WARNING: Final = (
+    "BROKER_BLOB_URL differs from that of the process that started before: set the same for all. If you have changed "
+    "it: images that are in the old bucket are not found in the new one"
+)
 
-async def check_cluster(facts: ClusterState, settings: Settings, secret: bytes) -> None:
+
+async def check_cluster(state: ClusterState, settings: Settings, secret: bytes) -> None:
     """Raise `SettingsError` with the cure if this process would harm the others of its database."""
-    await _check_property(facts, _secret_property(secret), is_configured=settings.secret_key is not None)
-    await _check_property(facts, _store_property(settings), is_configured=settings.bucket is not None)
+    signing_error = None if settings.secret_key is not None else _SIGNING_ERROR
+    await _check_value(state, "secret", _secret_digest(secret), error=signing_error, warning=_SIGNING_WARNING)
+    store_error = None if settings.bucket is not None else _STORE_ERROR
+    await _check_value(state, "store", _store_digest(settings), error=store_error, warning=_STORE_WARNING)
 
 
-async def _check_property(facts: ClusterState, mine: _SharedProperty, *, is_configured: bool) -> None:
-    """Compare with the other processes; a configured value replaces theirs, a generated one is an error."""
-    if hmac.compare_digest(mine.value, await facts.set_if_absent(mine.name, mine.value)):
+async def _check_value(state: ClusterState, name: str, value: str, *, error: str | None, warning: str) -> None:
+    """Compare a value with that of the other processes.
+
+    error: message where this process generated a value of its own; None for a configured one, which replaces theirs.
+    """
+    if hmac.compare_digest(value, await state.set_if_absent(name, value)):
         return
-    if not is_configured:
-        raise SettingsError(mine.error)
-    await facts.replace_value(mine.name, mine.value)
-    log.warning(mine.warning, action=f"{mine.name}_changed")
+    if error is not None:
+        raise SettingsError(error)
+    await state.set_value(name, value)
+    log.warning(warning, action=f"{name}_changed")
 
 
 def max_clock_skew(lease_seconds: float) -> float:
@@ -60,11 +81,10 @@ async def check_clock_skew(database: Database, clock: Clock, lease_seconds: floa
         )
 
 
-async def secrets_match(facts: ClusterState, secret: bytes) -> bool:
-    """Return whether the other processes use the same secret, so that callbacks verify everywhere. Changes nothing."""
-    mine = _secret_property(secret)
-    known = await facts.get_value(mine.name)
-    return known is None or hmac.compare_digest(mine.value, known)
+async def secrets_match(state: ClusterState, secret: bytes) -> bool:
+    """Return True if the other processes use the same secret, so that callbacks verify everywhere. Changes nothing."""
+    known = await state.get_value("secret")
+    return known is None or hmac.compare_digest(_secret_digest(secret), known)
 
 
 def create_secret_file(path: Path) -> None:
@@ -85,44 +105,18 @@ def create_secret_file(path: Path) -> None:
         draft.unlink()
 
 
-@dataclass(frozen=True, kw_only=True)
-class _SharedProperty:
-    """A value that all processes of one database must have in common."""
-
-    name: str
-    value: str
-    error: str
-    """Message where this process generated a value of its own."""
-    warning: str
-    """Message where a configured value replaces that of the others."""
+def _secret_digest(secret: bytes) -> str:
+    """With different secrets each process rejects the callbacks that another one requested."""
+    return hmac.new(secret, b"which secret is it", hashlib.sha256).hexdigest()[:32]
 
 
-def _secret_property(secret: bytes) -> _SharedProperty:
-    """Return a digest of the secret: with different secrets each process rejects callbacks that another requested."""
-    return _SharedProperty(
-        name="secret",
-        value=hmac.new(secret, b"which secret is it", hashlib.sha256).hexdigest()[:32],
-        error="SECRET_KEY is not set, so this machine generated its own; but the other processes on this database sign "
-        "with another one: set the same SECRET_KEY for all (the first has it in secret.key in its BROKER_DATA_DIR)",
-        warning="SECRET_KEY differs from that of the process that started before: set the same for all. If you have "
-        "changed it: callbacks of orders in progress are not accepted now, the provider is polled instead",
-    )
-
-
-def _store_property(settings: Settings) -> _SharedProperty:
-    """Return a digest of the image store: with different stores each process has images that the others lack."""
+def _store_digest(settings: Settings) -> str:
+    """With different image stores each process has images that the others lack."""
     bucket = settings.bucket
     if bucket is not None:
         value = f"{bucket.endpoint or bucket.region}/{bucket.name}/{bucket.prefix.strip('/')}"
     else:
-        settings.blobs.mkdir(parents=True, exist_ok=True)
-        create_secret_file(settings.blobs / ".store")
-        value = (settings.blobs / ".store").read_text().strip()
-    return _SharedProperty(
-        name="store",
-        value=hashlib.sha256(value.encode()).hexdigest()[:32],
-        error="the images of this machine are in a folder of its own, those of the others on this database are "
-        "elsewhere: give all of them the same bucket (BROKER_BLOB_URL=s3://bucket/prefix), or the same folder",
-        warning="BROKER_BLOB_URL differs from that of the process that started before: set the same for all. If you "
-        "have changed it: images that are in the old bucket are not found in the new one",
-    )
+        settings.blob_folder.mkdir(parents=True, exist_ok=True)
+        create_secret_file(settings.blob_folder / ".store")
+        value = (settings.blob_folder / ".store").read_text().strip()
+    return hashlib.sha256(value.encode()).hexdigest()[:32]

@@ -30,7 +30,7 @@ def hide_secrets(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMap
     return event
 
 
-def configure(level: str, form: str, folder: Path | None) -> None:
+def configure_logging(level: str, form: str, folder: Path | None) -> None:
     """Log to standard error, and with a folder also to `app.log` there: a new file each midnight, seven kept.
 
     form: `console` for people, `json` for machines.
@@ -61,7 +61,7 @@ def configure(level: str, form: str, folder: Path | None) -> None:
     )
 
 
-def bare(error: Exception) -> Any:
+def safe_exc_info(error: Exception) -> Any:
     """Return for `exc_info` the type of an error and its traceback; its text may hold data of the caller."""
     return RuntimeError, RuntimeError(type(error).__qualname__), error.__traceback__
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from storage.sql.database import Database, Statement
-from storage.sql.rows import from_row
+from storage.sql.rows import fetch_as, fetch_one_as, fetch_page, insert_row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class CallbackRecord:
 class StoredCallback(CallbackRecord):
     """One callback as received, without secrets.
 
-    headers, query: JSON. body: text. evidence: evidence, as JSON.
+    headers, query, evidence: JSON. body: text.
     """
 
     headers: str
@@ -49,9 +49,9 @@ class StoredCallback(CallbackRecord):
     evidence: str
 
 
-_SUMMARY_COLUMNS = ", ".join(f.name for f in fields(CallbackRecord))
-_COLUMNS = tuple(f.name for f in fields(StoredCallback))
-_IS_ACCEPTED = "h.verification = 'accept' AND h.replay_of IS NULL"
+_IS_ACCEPTED = "c.verification = 'accept' AND c.replay_of IS NULL"
+_IS_UNPROCESSED = "processed_at IS NULL AND task_id IS NOT NULL"
+"""As in the index of unprocessed callbacks."""
 
 
 @dataclass(frozen=True)
@@ -60,15 +60,12 @@ class Callbacks:
 
     database: Database
 
-    def insert_callback(self, hook: StoredCallback) -> Statement:
-        return Statement(
-            sql=f"INSERT INTO callbacks ({', '.join(_COLUMNS)}) VALUES ({', '.join(':' + c for c in _COLUMNS)})",
-            params={name: getattr(hook, name) for name in _COLUMNS},
-        )
+    def insert_callback(self, callback: StoredCallback) -> Statement:
+        return insert_row("callbacks", callback)
 
-    async def get(self, hook_id: str) -> StoredCallback | None:
-        row = await self.database.fetch_one("SELECT * FROM callbacks WHERE id = :id", id=hook_id)
-        return from_row(StoredCallback, row) if row else None
+    async def get(self, callback_id: str) -> StoredCallback | None:
+        sql = "SELECT * FROM callbacks WHERE id = :id"
+        return await fetch_one_as(self.database, StoredCallback, sql, id=callback_id)
 
     async def list_newest(
         self,
@@ -80,25 +77,17 @@ class Callbacks:
         provider: str | None = None,
     ) -> list[CallbackRecord]:
         """Return one page, newest first; before: (received_at, id) of the last row of the previous page."""
-        at, last = before or (9e18, "")
-        wanted = {"task_id": task_id, "verification": verification, "provider": provider}
-        only = {name: value for name, value in wanted.items() if value is not None}
-        rows = await self.database.fetch(
-            f"""SELECT {_SUMMARY_COLUMNS} FROM callbacks
-                WHERE (received_at, id) < (:at, :last) {" ".join(f"AND {name} = :{name}" for name in only)}
-                ORDER BY received_at DESC, id DESC LIMIT :limit""",
-            at=at,
-            last=last,
-            limit=limit,
-            **only,
+        only = {"task_id": task_id, "verification": verification, "provider": provider}
+        source = "callbacks WHERE TRUE"
+        return await fetch_page(
+            self.database, CallbackRecord, source, moment="received_at", before=before, limit=limit, **only
         )
-        return [from_row(CallbackRecord, row) for row in rows]
 
     async def has_accepted(self, task_id: str, attempt: int) -> bool:
         """Return whether an accepted callback for this attempt exists, processed or not."""
         row = await self.database.fetch_one(
-            f"""SELECT 1 AS one FROM callbacks h
-                WHERE h.task_id = :task_id AND h.attempt = :attempt AND {_IS_ACCEPTED} LIMIT 1""",
+            f"""SELECT 1 AS one FROM callbacks c
+                WHERE c.task_id = :task_id AND c.attempt = :attempt AND {_IS_ACCEPTED} LIMIT 1""",
             task_id=task_id,
             attempt=attempt,
         )
@@ -113,7 +102,7 @@ class Callbacks:
             f"""SELECT provider, count(*) AS n FROM
                 (SELECT provider FROM attempts a WHERE a.learned_by = 'check'
                 AND a.ended_at > :since AND a.ended_at <= :until AND NOT EXISTS
-                (SELECT 1 FROM callbacks h WHERE h.task_id = a.task_id AND h.attempt = a.number AND {_IS_ACCEPTED})
+                (SELECT 1 FROM callbacks c WHERE c.task_id = a.task_id AND c.attempt = a.number AND {_IS_ACCEPTED})
                 LIMIT :limit) due GROUP BY provider""",
             since=since,
             until=until,
@@ -123,26 +112,20 @@ class Callbacks:
 
     async def tasks_with_unprocessed(self, limit: int) -> list[str]:
         """Return tasks with callbacks that are not processed yet."""
-        rows = await self.database.fetch(
-            "SELECT DISTINCT task_id FROM callbacks WHERE processed_at IS NULL AND task_id IS NOT NULL LIMIT :limit",
-            limit=limit,
-        )
+        sql = f"SELECT DISTINCT task_id FROM callbacks WHERE {_IS_UNPROCESSED} LIMIT :limit"
+        rows = await self.database.fetch(sql, limit=limit)
         return [row["task_id"] for row in rows]
 
     async def list_unprocessed(self, task_id: str) -> list[StoredCallback]:
         """Return the unprocessed callbacks of a task, in the order of arrival."""
-        rows = await self.database.fetch(
-            """SELECT * FROM callbacks WHERE task_id = :task_id AND processed_at IS NULL AND task_id IS NOT NULL
-                ORDER BY received_at, id""",
-            task_id=task_id,
-        )
-        return [from_row(StoredCallback, row) for row in rows]
+        sql = f"SELECT * FROM callbacks WHERE {_IS_UNPROCESSED} AND task_id = :task_id ORDER BY received_at, id"
+        return await fetch_as(self.database, StoredCallback, sql, task_id=task_id)
 
-    def mark_processed(self, hook: StoredCallback, now: float) -> Statement:
+    def mark_processed(self, callback: StoredCallback, now: float) -> Statement:
         """Mark the callback as processed; `Stale` if another process did."""
         return Statement(
             sql="UPDATE callbacks SET processed_at = :now WHERE id = :id AND processed_at IS NULL",
-            params={"id": hook.id, "now": now},
+            params={"id": callback.id, "now": now},
             must_change=True,
         )
 
@@ -158,9 +141,6 @@ class Callbacks:
 
     async def count_unprocessed(self, task_id: str) -> int:
         """Count the unprocessed callbacks of one task, to limit floods."""
-        row: Any = await self.database.fetch_one(
-            """SELECT count(*) AS n FROM callbacks
-                WHERE task_id = :task_id AND processed_at IS NULL AND task_id IS NOT NULL""",
-            task_id=task_id,
-        )
+        sql = f"SELECT count(*) AS n FROM callbacks WHERE {_IS_UNPROCESSED} AND task_id = :task_id"
+        row: Any = await self.database.fetch_one(sql, task_id=task_id)
         return int(row["n"])

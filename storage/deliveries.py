@@ -7,12 +7,12 @@ its lease and the number of earlier attempts, and is dropped if the row has chan
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from storage.sql.database import Database, Row, Stale, Statement
-from storage.sql.rows import from_row, in_clause
+from storage.sql.database import Database, Stale, Statement
+from storage.sql.rows import fetch_as, fetch_one_as, fetch_page, from_row, in_clause, insert_row, set_clause
 from storage.tasks import DUE_CHANNEL, Lease
 
 
@@ -66,27 +66,6 @@ class DeliveryAttempt:
     milliseconds: int
 
 
-_COLUMNS = tuple(f.name for f in fields(Delivery))
-_ATTEMPT_COLUMNS = tuple(f.name for f in fields(DeliveryAttempt))
-
-
-def _insert(table: str, columns: Sequence[str], key: str, row: object) -> Statement:
-    """Insert the row unless its key exists."""
-    names, values = ", ".join(columns), ", ".join(f":{name}" for name in columns)
-    return Statement(
-        sql=f"INSERT INTO {table} ({names}) VALUES ({values}) ON CONFLICT ({key}) DO NOTHING",
-        params={name: _plain(getattr(row, name)) for name in columns},
-    )
-
-
-def _plain(value: Any) -> Any:
-    return value.value if isinstance(value, DeliveryStatus) else value
-
-
-def _delivery(row: Row) -> Delivery:
-    return from_row(Delivery, {**row, "outcome": DeliveryStatus(row["outcome"])})
-
-
 @dataclass(frozen=True)
 class Deliveries:
     """The outbox."""
@@ -96,15 +75,12 @@ class Deliveries:
     # -- reading
 
     async def get(self, delivery_id: str) -> Delivery | None:
-        row = await self.database.fetch_one("SELECT * FROM deliveries WHERE id = :id", id=delivery_id)
-        return _delivery(row) if row else None
+        return await fetch_one_as(self.database, Delivery, "SELECT * FROM deliveries WHERE id = :id", id=delivery_id)
 
     async def list_attempts(self, delivery_id: str) -> list[DeliveryAttempt]:
         """Return the attempts of a webhook, in order."""
-        rows = await self.database.fetch(
-            "SELECT * FROM delivery_attempts WHERE delivery_id = :id ORDER BY number", id=delivery_id
-        )
-        return [from_row(DeliveryAttempt, row) for row in rows]
+        sql = "SELECT * FROM delivery_attempts WHERE delivery_id = :id ORDER BY number"
+        return await fetch_as(self.database, DeliveryAttempt, sql, id=delivery_id)
 
     async def list_newest(
         self,
@@ -115,19 +91,16 @@ class Deliveries:
         before: tuple[float, str] | None = None,
     ) -> list[Delivery]:
         """Return one page, newest first; before: (created_at, id) of the last row of the previous page."""
-        at, last = before or (9e18, "")
-        chosen = {"task_id": task_id, "outcome": _plain(outcome)}
-        wanted = {name: value for name, value in chosen.items() if value is not None}
-        rows = await self.database.fetch(
-            f"""SELECT * FROM deliveries
-                WHERE {"".join(f"{name} = :{name} AND " for name in wanted)}(created_at, id) < (:at, :last)
-                ORDER BY created_at DESC, id DESC LIMIT :limit""",
-            at=at,
-            last=last,
+        return await fetch_page(
+            self.database,
+            Delivery,
+            "deliveries WHERE TRUE",
+            moment="created_at",
+            before=before,
             limit=limit,
-            **wanted,
+            task_id=task_id,
+            outcome=outcome,
         )
-        return [_delivery(row) for row in rows]
 
     async def count_pending(self) -> int:
         """Count the webhooks that have a next attempt."""
@@ -153,7 +126,7 @@ class Deliveries:
                 params={"now": now, "holder": lease.holder, "until": lease.until, "limit": limit, **params},
             )
         )
-        return [_delivery(row) for row in outcome.rows]
+        return [from_row(Delivery, row) for row in outcome.rows]
 
     async def release(self, held: Sequence[Delivery], *, wake: bool = True) -> None:
         """Release webhooks that were not attempted. wake: let a worker claim them at once."""
@@ -172,35 +145,27 @@ class Deliveries:
 
     def insert_delivery(self, delivery: Delivery) -> Statement:
         """Insert a webhook, in the transaction that makes its event true."""
-        return _insert("deliveries", _COLUMNS, "id", delivery)
+        return insert_row("deliveries", delivery, "ON CONFLICT (id) DO NOTHING")
 
-    async def record_attempt(self, delivery: Delivery, one: DeliveryAttempt, **changes: Any) -> None:
+    async def record_attempt(self, delivery: Delivery, attempt: DeliveryAttempt, **changes: Any) -> None:
         """Store an attempt and its result, and end the lease; `Stale` if the lease was lost."""
-        sets = "".join(f"{name} = :{name}, " for name in changes)
-        saving = Statement(
-            sql=f"""UPDATE deliveries SET {sets}attempts = :number, lease_until = 0, leased_by = ''
+        update = Statement(
+            sql=f"""UPDATE deliveries SET {set_clause(changes)}attempts = :number, lease_until = 0, leased_by = ''
                 WHERE id = :id AND leased_by = :holder AND attempts = :seen""",
             params={
-                **{name: _plain(value) for name, value in changes.items()},
+                **changes,
                 "id": delivery.id,
                 "holder": delivery.leased_by,
                 "seen": delivery.attempts,
-                "number": one.number,
+                "number": attempt.number,
             },
             must_change=True,
         )
-        noting = _insert("delivery_attempts", _ATTEMPT_COLUMNS, "delivery_id, number", one)
+        insert = insert_row("delivery_attempts", attempt, "ON CONFLICT (delivery_id, number) DO NOTHING")
         try:
-            await self.database.transact(saving, noting)
+            await self.database.transact(update, insert)
         except Stale:
-            rows = await self.database.fetch(
-                """SELECT 1 FROM delivery_attempts
-                    WHERE delivery_id = :delivery_id AND number = :number AND at = :at""",
-                delivery_id=one.delivery_id,
-                number=one.number,
-                at=one.at,
-            )
-            if not rows:
+            if attempt not in await self.list_attempts(delivery.id):  # else the first run was committed
                 raise
 
     async def replay(self, delivery_id: str, now: float) -> bool:
@@ -245,11 +210,11 @@ class Deliveries:
         listed, params = in_clause([row["id"] for row in rows])
         which = f"id IN ({listed}) AND ended_at < :before"  # keeps one that is replayed at the same time
         which_params: dict[str, Any] = {**params, "before": before}
-        _, forgotten = await self.database.transact(
+        _, deleted = await self.database.transact(
             Statement(
                 sql=f"DELETE FROM delivery_attempts WHERE delivery_id IN (SELECT id FROM deliveries WHERE {which})",
                 params=which_params,
             ),
             Statement(sql=f"DELETE FROM deliveries WHERE {which}", params=which_params),
         )
-        return forgotten.count
+        return deleted.count

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from storage.sql.database import Database, Statement
-from storage.sql.rows import from_row
+from storage.sql.rows import fetch_one_as, insert_row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,16 +35,16 @@ class IdempotencyRecords:
     database: Database
 
     async def get(self, caller: str, key: str) -> IdempotencyRecord | None:
-        row = await self.database.fetch_one(
-            "SELECT * FROM idempotency WHERE caller = :caller AND key = :key", caller=caller, key=key
-        )
-        return from_row(IdempotencyRecord, row) if row else None
+        sql = "SELECT * FROM idempotency WHERE caller = :caller AND key = :key"
+        return await fetch_one_as(self.database, IdempotencyRecord, sql, caller=caller, key=key)
 
     async def newest_unanswered(
         self, caller: str, fingerprint: str, *, since: float, retry_count: int
     ) -> IdempotencyRecord | None:
         """Return the newest request without key that no retry with this count has joined and no client has answered."""
-        row = await self.database.fetch_one(
+        return await fetch_one_as(
+            self.database,
+            IdempotencyRecord,
             """SELECT * FROM idempotency WHERE caller = :caller AND fingerprint = :fingerprint AND ordinal > 0
                 AND answered_at IS NULL AND created_at >= :since AND retry_count < :retry_count
                 ORDER BY ordinal DESC LIMIT 1""",
@@ -53,7 +53,6 @@ class IdempotencyRecords:
             since=since,
             retry_count=retry_count,
         )
-        return from_row(IdempotencyRecord, row) if row else None
 
     async def next_ordinal(self, caller: str, fingerprint: str) -> int:
         row = await self.database.fetch_one(
@@ -66,8 +65,10 @@ class IdempotencyRecords:
 
     async def insert_if_absent(self, new: IdempotencyRecord) -> bool:
         """Reserve the record's key. Return False if it exists already."""
-        inserted = await self.database.execute(f"{_INSERT} ON CONFLICT (caller, key) DO NOTHING", **vars(new))
-        return inserted == 1
+        (inserted,) = await self.database.transact(
+            insert_row("idempotency", new, "ON CONFLICT (caller, key) DO NOTHING")
+        )
+        return inserted.count == 1
 
     async def join_retry(self, joined: IdempotencyRecord, retry_count: int) -> bool:
         """Let one retry join the record. Return False if an equal retry joined first, or the record was answered."""
@@ -82,12 +83,8 @@ class IdempotencyRecords:
 
     def claim(self, claimed: IdempotencyRecord) -> Statement:
         """Bind the record to its batch, inserting it if needed; `Stale` if it is bound to a batch already."""
-        return Statement(
-            sql=f"""{_INSERT} ON CONFLICT (caller, key) DO UPDATE SET batch = excluded.batch
-                WHERE idempotency.batch = ''""",
-            params=vars(claimed),
-            must_change=True,
-        )
+        unbound = "ON CONFLICT (caller, key) DO UPDATE SET batch = excluded.batch WHERE idempotency.batch = ''"
+        return replace(insert_row("idempotency", claimed, unbound), must_change=True)
 
     async def mark_answered(self, answered: IdempotencyRecord, now: float) -> None:
         await self.database.execute(
@@ -107,8 +104,3 @@ class IdempotencyRecords:
             before=before,
             limit=limit,
         )
-
-
-_INSERT = """INSERT INTO idempotency
-    (caller, key, fingerprint, ordinal, retry_count, batch, created_at, answered_at)
-    VALUES (:caller, :key, :fingerprint, :ordinal, :retry_count, :batch, :created_at, :answered_at)"""

@@ -6,11 +6,11 @@ A thumbnail belongs to the owner of its image and has its position; it is delete
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from storage.sql.database import Database, Statement
-from storage.sql.rows import from_row, in_clause
+from storage.sql.rows import fetch_as, fetch_one_as, in_clause, insert_row
 
 Kind = Literal["result", "reference", "thumbnail-128", "thumbnail-256", "thumbnail-512", "thumbnail-1024"]
 
@@ -32,9 +32,6 @@ class StoredImage:
     created_at: float
 
 
-_COLUMNS = tuple(f.name for f in fields(StoredImage))
-
-
 @dataclass(frozen=True)
 class Images:
     """Image rows in the database."""
@@ -42,24 +39,16 @@ class Images:
     database: Database
 
     async def get_by_name(self, name: str) -> StoredImage | None:
-        row = await self.database.fetch_one("SELECT * FROM images WHERE name = :name", name=name)
-        return from_row(StoredImage, row) if row else None
+        return await fetch_one_as(self.database, StoredImage, "SELECT * FROM images WHERE name = :name", name=name)
 
     async def list_of_owner(self, owner: str, kind: Kind) -> list[StoredImage]:
         """Return an owner's images of a kind, in order."""
-        rows = await self.database.fetch(
-            "SELECT * FROM images WHERE owner = :owner AND kind = :kind ORDER BY position", owner=owner, kind=kind
-        )
-        return [from_row(StoredImage, row) for row in rows]
+        sql = "SELECT * FROM images WHERE owner = :owner AND kind = :kind ORDER BY position"
+        return await fetch_as(self.database, StoredImage, sql, owner=owner, kind=kind)
 
     async def get_at(self, owner: str, kind: Kind, position: int) -> StoredImage | None:
-        row = await self.database.fetch_one(
-            "SELECT * FROM images WHERE owner = :owner AND kind = :kind AND position = :position",
-            owner=owner,
-            kind=kind,
-            position=position,
-        )
-        return from_row(StoredImage, row) if row else None
+        sql = "SELECT * FROM images WHERE owner = :owner AND kind = :kind AND position = :position"
+        return await fetch_one_as(self.database, StoredImage, sql, owner=owner, kind=kind, position=position)
 
     async def owners_with_images(self, owners: Sequence[str]) -> set[str]:
         """Return the owners that have an image; for some hundred owners."""
@@ -69,11 +58,7 @@ class Images:
 
     def insert_image(self, image: StoredImage) -> Statement:
         """Insert the image unless it exists. Lock the task of a result first: it may have been canceled."""
-        return Statement(
-            sql=f"""INSERT INTO images ({", ".join(_COLUMNS)}) VALUES ({", ".join(":" + c for c in _COLUMNS)})
-                ON CONFLICT (owner, kind, position) DO NOTHING""",
-            params={name: getattr(image, name) for name in _COLUMNS},
-        )
+        return insert_row("images", image, "ON CONFLICT (owner, kind, position) DO NOTHING")
 
     def delete_of_owners(self, owners: Sequence[str]) -> Statement:
         """Delete all images of these owners, with thumbnails."""

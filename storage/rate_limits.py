@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from storage.sql.database import Database, Statement
-from storage.sql.rows import from_row
+from storage.sql.rows import fetch_one_as
 
 WINDOW_SECONDS = 60.0
 
@@ -33,8 +33,8 @@ class RateLimits:
     database: Database
 
     async def get(self, caller: str) -> RateUsage | None:
-        row = await self.database.fetch_one("SELECT * FROM rate_limits WHERE caller = :caller", caller=caller)
-        return from_row(RateUsage, row) if row else None
+        sql = "SELECT * FROM rate_limits WHERE caller = :caller"
+        return await fetch_one_as(self.database, RateUsage, sql, caller=caller)
 
     def add_usage(self, caller: str, count: int, *, limit: int, now: float) -> Statement:
         """Count `count` images; `Stale` if more than `limit` would be used in the window then."""

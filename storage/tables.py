@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from storage.attempts import Attempts
+from storage.attempts import Attempts, Ledger
 from storage.callbacks import Callbacks
-from storage.cluster_state import ClusterState
+from storage.cluster_state import ClusterState, PeriodicJobs
 from storage.deliveries import Deliveries
 from storage.idempotency import IdempotencyRecords
 from storage.images import Images
-from storage.ledger import Ledger
-from storage.periodic_jobs import PeriodicJobs
 from storage.provider_limits import ProviderLimits
 from storage.rate_limits import RateLimits
 from storage.sql.database import Database

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from storage.attempts import Ledger
 from storage.ids import owner_key
-from storage.ledger import Ledger
 from storage.sql.database import Database, Statement
-from storage.sql.rows import in_clause
-from storage.tasks import Task, to_row
+from storage.sql.rows import in_clause, set_clause, to_columns
+from storage.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,11 @@ class TaskRetention:
 
     def update_all(self, tasks: Sequence[Task], **changes: Any) -> Statement:
         """Apply the same changes to tasks of one claim that are still leased by it, and end their lease."""
-        sets = "".join(f'"{name}" = :{name}, ' for name in changes)
         which, params = _still_leased(tasks)
         return Statement(
-            sql=f"UPDATE tasks SET {sets}lease_until = 0, leased_by = '', version = version + 1 WHERE {which}",
-            params={**to_row(changes), **params},
+            sql=f"""UPDATE tasks SET {set_clause(changes)}lease_until = 0, leased_by = '', version = version + 1
+                WHERE {which}""",
+            params={**to_columns(changes), **params},
         )
 
     def delete_all(self, tasks: Sequence[Task]) -> list[Statement]:

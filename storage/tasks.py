@@ -7,15 +7,14 @@ running the same step at once; losing it costs nothing but that step's time.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from storage.ids import owner_key
-from storage.sql.database import Database, Row, Statement
-from storage.sql.rows import from_row, in_clause
+from storage.sql.database import Database, Statement
+from storage.sql.rows import fetch_as, fetch_one_as, fetch_page, from_row, in_clause, insert_row, set_clause, to_columns
 from storage.states import ENDED_STATUSES, STATUS_FILTERS, TaskState, public_status
 
 DUE_CHANNEL = "due"
@@ -98,39 +97,6 @@ class TaskDurations:
     download_seconds: float
 
 
-_JSON = ("params", "references", "outputs")
-_BOOLS = ("expects_callback", "error_retryable")
-_COLUMNS = tuple(f.name for f in fields(Task))
-# quoted, because "references" is a keyword
-_INSERT = f"""INSERT INTO tasks ({", ".join(f'"{c}"' for c in _COLUMNS)})
-    VALUES ({", ".join(":" + c for c in _COLUMNS)})"""
-
-
-def to_row(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: _to_column(name, value) for name, value in values.items()}
-
-
-def _to_column(name: str, value: Any) -> Any:
-    if name in _JSON:
-        return json.dumps(value, ensure_ascii=False)
-    if name in _BOOLS:
-        return int(value)
-    return value.value if isinstance(value, TaskState) else value
-
-
-def _to_task(row: Row) -> Task:
-    return Task(**{name: _from_column(name, row[name]) for name in _COLUMNS})
-
-
-def _from_column(name: str, value: Any) -> Any:
-    if name in _JSON:
-        document = json.loads(value)
-        return document if isinstance(document, dict) else tuple(document)
-    if name in _BOOLS:
-        return bool(value)
-    return TaskState(value) if name == "state" else value
-
-
 @dataclass(frozen=True, kw_only=True)
 class Lease:
     """Lease of one claim. holder: its unique name. until: when other workers may take over."""
@@ -143,8 +109,9 @@ class Lease:
 class DueWork:
     """Moments at which work is due; `inf` where there is none.
 
-    due: by state, the next step of a task without a lease. queued: by provider, the next submission. overdue: the
-    first deadline of a queued task. news: a callback waits to be processed. telling: the next webhook.
+    due: by state, the next step of a task without a lease. queued: by provider, the next submission.
+    queue_deadline_at: the first deadline of a queued task. has_callbacks: a callback waits to be processed.
+    delivery_at: the next webhook.
     """
 
     due: Mapping[TaskState, float]
@@ -167,8 +134,7 @@ class Tasks:
     # -- reading
 
     async def get(self, task_id: str) -> Task | None:
-        row = await self.database.fetch_one("SELECT * FROM tasks WHERE id = :id", id=task_id)
-        return _to_task(row) if row else None
+        return await fetch_one_as(self.database, Task, "SELECT * FROM tasks WHERE id = :id", id=task_id)
 
     async def get_version(self, task_id: str) -> int | None:
         """Return the version alone, by which a poll sees whether its response is still valid."""
@@ -177,37 +143,25 @@ class Tasks:
 
     async def get_by_job(self, job_id: str) -> Task | None:
         """Return the task of a provider's job, current or earlier."""
-        row = await self.database.fetch_one(
-            "SELECT t.* FROM attempts a JOIN tasks t ON t.id = a.task_id WHERE a.job_id = :job LIMIT 1", job=job_id
-        )
-        return _to_task(row) if row else None
+        sql = "SELECT t.* FROM attempts a JOIN tasks t ON t.id = a.task_id WHERE a.job_id = :job LIMIT 1"
+        return await fetch_one_as(self.database, Task, sql, job=job_id)
 
     async def list_of_owner(self, owner: str) -> list[Task]:
         """Return the unexpired tasks that use the files of an owner."""
         column, value = owner_key(owner)
-        rows = await self.database.fetch(
-            f"SELECT * FROM tasks WHERE {column} = :value AND state <> 'expired' ORDER BY created_at, id", value=value
-        )
-        return [_to_task(row) for row in rows]
+        sql = f"SELECT * FROM tasks WHERE {column} = :value AND state <> 'expired' ORDER BY created_at, id"
+        return await fetch_as(self.database, Task, sql, value=value)
 
     async def list_of_batch(self, batch: str) -> list[Task]:
-        rows = await self.database.fetch(
-            "SELECT * FROM tasks WHERE batch = :batch ORDER BY created_at, id", batch=batch
-        )
-        return [_to_task(row) for row in rows]
+        sql = "SELECT * FROM tasks WHERE batch = :batch ORDER BY created_at, id"
+        return await fetch_as(self.database, Task, sql, batch=batch)
 
     async def list_newest(self, *, status: str | None, limit: int, before: tuple[float, str] | None) -> list[Task]:
         """Return one page, newest first; before: (created_at, id) of the last task of the previous page."""
-        at, last = before or (9e18, "")
         shown = STATUS_FILTERS[status] if status else "state <> 'expired'"
-        rows = await self.database.fetch(
-            f"""SELECT * FROM tasks WHERE (created_at, id) < (:at, :last) AND {shown}
-                ORDER BY created_at DESC, id DESC LIMIT :limit""",
-            at=at,
-            last=last,
-            limit=limit,
+        return await fetch_page(
+            self.database, Task, f"tasks WHERE {shown}", moment="created_at", before=before, limit=limit
         )
-        return [_to_task(row) for row in rows]
 
     async def count_by_state(self, states: Sequence[TaskState] = tuple(TaskState)) -> dict[str, int]:
         """Count rows by state. Reads every row of these states, so cache the result where they may be many."""
@@ -228,7 +182,9 @@ class Tasks:
 
     async def recent_durations(self, provider: str, model: str) -> list[TaskDurations]:
         """Return the durations of the newest images of a model, newest first; at most 100."""
-        rows = await self.database.fetch(
+        return await fetch_as(
+            self.database,
+            TaskDurations,
             """SELECT resolution, finished_at - sent_at AS provider_seconds,
                 ended_at - finished_at AS download_seconds FROM tasks
                 WHERE state = 'succeeded' AND provider = :provider AND model = :model
@@ -236,7 +192,6 @@ class Tasks:
             provider=provider,
             model=model,
         )
-        return [from_row(TaskDurations, row) for row in rows]
 
     # -- leasing
 
@@ -278,7 +233,7 @@ class Tasks:
                 params={"now": now, "holder": lease.holder, "until": lease.until, "limit": limit, **params},
             )
         )
-        return [_to_task(row) for row in outcome.rows]
+        return [from_row(Task, row) for row in outcome.rows]
 
     async def renew(self, held: Sequence[tuple[str, str]], until: float) -> None:
         """Extend the leases (task id, holder) of running steps; lost and released leases stay so."""
@@ -294,14 +249,15 @@ class Tasks:
 
     async def awaiting_callback(self, before: float, limit: int) -> list[Task]:
         """Return tasks that await the callback of an attempt sent before a moment, next due first."""
-        rows = await self.database.fetch(
+        return await fetch_as(
+            self.database,
+            Task,
             """SELECT * FROM tasks WHERE state = 'waiting' AND expects_callback = 1
                 AND (SELECT sent_at FROM attempts WHERE task_id = tasks.id AND number = tasks.attempt) < :before
                 ORDER BY due_at LIMIT :limit""",
             before=before,
             limit=limit,
         )
-        return [_to_task(row) for row in rows]
 
     async def get_due_work(self, states: Sequence[TaskState], providers: Sequence[str], now: float) -> DueWork:
         """Return in one query when the next work of each kind is due."""
@@ -317,10 +273,10 @@ class Tasks:
         row = await self.database.fetch_one(
             f"""SELECT {", ".join(looks)},
                 (SELECT deadline_at FROM tasks WHERE state = 'queued' AND {free}
-                    ORDER BY deadline_at LIMIT 1) AS overdue,
+                    ORDER BY deadline_at LIMIT 1) AS deadline,
                 (SELECT due_at FROM deliveries WHERE due_at IS NOT NULL AND {free}
-                    ORDER BY due_at LIMIT 1) AS telling,
-                (SELECT 1 FROM callbacks WHERE processed_at IS NULL AND task_id IS NOT NULL LIMIT 1) AS news""",
+                    ORDER BY due_at LIMIT 1) AS delivery,
+                (SELECT 1 FROM callbacks WHERE processed_at IS NULL AND task_id IS NOT NULL LIMIT 1) AS callback""",
             now=now,
             **{f"p{number}": provider for number, provider in enumerate(providers)},
         )
@@ -328,23 +284,21 @@ class Tasks:
         return DueWork(
             due={state: _or_infinity(found.get(state.value)) for state in states},
             queued={provider: _or_infinity(found.get(f"p{number}")) for number, provider in enumerate(providers)},
-            queue_deadline_at=_or_infinity(found.get("overdue")),
-            has_callbacks=found.get("news") is not None,
-            delivery_at=_or_infinity(found.get("telling")),
+            queue_deadline_at=_or_infinity(found.get("deadline")),
+            has_callbacks=found.get("callback") is not None,
+            delivery_at=_or_infinity(found.get("delivery")),
         )
 
     # -- changing: statements for a transaction
 
     def insert_task(self, task: Task) -> Statement:
-        values = {f.name: getattr(task, f.name) for f in fields(task)}
-        return Statement(sql=_INSERT, params=to_row(values))
+        return insert_row("tasks", task)
 
     def update_task(self, task: Task, **changes: Any) -> Statement:
         """Change the row if it still has the version of `task`; otherwise `Stale`."""
-        sets = "".join(f'"{name}" = :{name}, ' for name in changes)
         return Statement(
-            sql=f"UPDATE tasks SET {sets}version = version + 1 WHERE id = :id AND version = :version",
-            params={**to_row(changes), "id": task.id, "version": task.version},
+            sql=f"UPDATE tasks SET {set_clause(changes)}version = version + 1 WHERE id = :id AND version = :version",
+            params={**to_columns(changes), "id": task.id, "version": task.version},
             must_change=True,
         )
 

@@ -10,7 +10,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from uploads.detect import MediaType
-from uploads.structure import SAVE_AGAIN, ImageInfo, InvalidImage
+from uploads.structure import ImageInfo, InvalidImage
 
 MAX_DECODE_BYTES = 256 * 2**20
 """Memory limit of one decode. Larger images (16 megapixels of WebP, 44 of progressive JPEG) are not decoded."""
@@ -33,9 +33,9 @@ def check_decodable(file: BinaryIO, media_type: MediaType, info: ImageInfo) -> N
     try:
         size = _decode_image(file, media_type)
     except Exception as error:
-        raise InvalidImage(f"the image is damaged, it cannot be decoded: {SAVE_AGAIN}") from error
+        raise InvalidImage("the image is damaged, it cannot be decoded") from error
     if size != (info.width, info.height):
-        raise InvalidImage(f"the image has two sizes: {SAVE_AGAIN}")
+        raise InvalidImage("the image has two sizes")
 
 
 def _decode_image(file: BinaryIO, media_type: MediaType) -> tuple[int, int]:

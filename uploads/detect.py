@@ -6,15 +6,14 @@ from collections.abc import Callable
 from typing import BinaryIO, Final, Literal
 
 from uploads import jpeg, png, webp
-from uploads.structure import ImageInfo, InvalidImage, Source
+from uploads.structure import SAVE_AS, SEND_AGAIN, ImageInfo, InvalidImage, Source
 
 MediaType = Literal["image/png", "image/jpeg", "image/webp"]
-Validator = Callable[[Source, int], ImageInfo]
 
 HEAD_BYTES = 1024
 """Bytes needed to detect the type, or to name an unsupported one."""
 
-_VALIDATORS: Final[dict[MediaType, Validator]] = {
+_VALIDATORS: Final[dict[MediaType, Callable[[Source, int], ImageInfo]]] = {
     "image/png": png.validate_structure,
     "image/jpeg": jpeg.validate_structure,
     "image/webp": webp.validate_structure,
@@ -70,13 +69,13 @@ def validate_structure(file: BinaryIO, media_type: MediaType, max_pixels: int) -
 
 def _name_unsupported(head: bytes) -> InvalidImage:
     if not head:
-        return InvalidImage("the image is empty: send it again", truncated=True)
+        return InvalidImage("the image is empty", SEND_AGAIN, truncated=True)
     if _is_prefix_of_image(head):
-        return InvalidImage("the image ends after its first bytes: send it again", truncated=True)
+        return InvalidImage("the image ends after its first bytes", SEND_AGAIN, truncated=True)
     for offset, magic, name in _UNSUPPORTED_TYPES:
         if head[offset:].startswith(magic):
-            return InvalidImage(f"this is {name}: save it as PNG, JPEG or WebP")
-    return _describe_text(head) or InvalidImage("this is not a known image format: save it as PNG, JPEG or WebP")
+            return InvalidImage(f"this is {name}", SAVE_AS)
+    return _describe_text(head) or InvalidImage("this is not a known image format", SAVE_AS)
 
 
 def _is_prefix_of_image(head: bytes) -> bool:
@@ -87,17 +86,16 @@ def _is_prefix_of_image(head: bytes) -> bool:
 def _describe_text(head: bytes) -> InvalidImage | None:
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if text.startswith(b"<"):
-        return _describe_markup(text)
-    if text.startswith((b"{", b"[")):
-        return InvalidImage("this is JSON, not an image: use the address of the image itself")
-    if b"\0" not in text and text.isascii():
-        return InvalidImage("this is text, not an image: use the address of the image itself")
-    return None
-
-
-def _describe_markup(text: bytes) -> InvalidImage:
-    if any(tag in text for tag in (b"<!doctype html", b"<html", b"<head", b"<body")):
-        return InvalidImage("this is an HTML page, not an image: use the address of the image itself")
-    if b"<svg" in text or b"<!doctype svg" in text:
-        return InvalidImage("SVG is not accepted: save it as PNG, JPEG or WebP")
-    return InvalidImage("this is a page of markup (HTML or XML), not an image: use the address of the image itself")
+        if any(tag in text for tag in (b"<!doctype html", b"<html", b"<head", b"<body")):
+            kind = "an HTML page"
+        elif b"<svg" in text or b"<!doctype svg" in text:
+            return InvalidImage("SVG is not accepted", SAVE_AS)
+        else:
+            kind = "a page of markup (HTML or XML)"
+    elif text.startswith((b"{", b"[")):
+        kind = "JSON"
+    elif b"\0" not in text and text.isascii():
+        kind = "text"
+    else:
+        return None
+    return InvalidImage(f"this is {kind}, not an image", "use the address of the image itself")

@@ -14,7 +14,7 @@ from typing import Literal
 import anyio.to_thread
 
 from storage.blobs.store import Blob, BlobStore
-from storage.errors import StorageError, StorageFull
+from storage.errors import StorageError
 from uploads.decoder import check_decodable
 from uploads.detect import HEAD_BYTES, MediaType, detect_type, validate_structure
 from uploads.structure import ImageInfo, InvalidImage
@@ -47,25 +47,6 @@ class AcceptedImage:
         return EXTENSIONS[self.media_type]
 
 
-class IntakeError(Exception):
-    """The bytes are not an acceptable image; nothing of them was stored.
-
-    message: one sentence that names the cure. truncated: the end is missing, so fetching again may help.
-    """
-
-    def __init__(
-        self,
-        code: Literal["invalid_image", "payload_too_large", "storage_full"],
-        message: str,
-        *,
-        truncated: bool = False,
-    ) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
-        self.truncated = truncated
-
-
 class Intake:
     """Validator and writer of incoming images.
 
@@ -82,16 +63,20 @@ class Intake:
         """Read, validate and store an image of at most `max_bytes`.
 
         1. detect the type by the first kilobyte 2. write everything to a draft 3. validate it 4. store it. Raises
-        `IntakeError`, `StorageError` when the store is unavailable, and everything that `chunks`
-        raises. `chunks` may be left before its end; the caller closes it.
+        `InvalidImage`, `StorageError` when the store is full or unavailable, and everything that `chunks` raises.
+        `chunks` may be left before its end; the caller closes it.
         """
-        try:
-            async with aclosing(_regroup_chunks(chunks, max_bytes)) as pieces:
-                return await self._validate_and_store(owner, pieces)
-        except InvalidImage as error:
-            raise IntakeError("invalid_image", error.message, truncated=error.truncated) from error
-        except StorageFull as error:
-            raise IntakeError("storage_full", str(error)) from error
+        async with aclosing(_regroup_chunks(chunks, max_bytes)) as pieces:
+            head = await anext(pieces, b"")
+            media_type = detect_type(head)
+            async with self._blobs.new_draft(owner) as draft:
+                await draft.write(head)
+                async for piece in pieces:
+                    await draft.write(piece)
+                validate = partial(_validate_file, draft.path, media_type, self._max_pixels)
+                info = await anyio.to_thread.run_sync(validate, limiter=self._decoders)
+                blob = await draft.commit(media_type)
+        return AcceptedImage(blob=blob, media_type=media_type, width=info.width, height=info.height)
 
     async def from_data_uri(self, owner: str, uri: str, *, max_bytes: int) -> AcceptedImage:
         """Store `data:image/png;base64,…` or bare base64 likewise. The declared type is ignored."""
@@ -99,18 +84,6 @@ class Intake:
         if (len(uri) - start) // 4 * 3 > max_bytes + 2:  # two bytes may be padding
             raise _too_large(max_bytes)
         return await self.from_stream(owner, _decode_base64(uri, start), max_bytes=max_bytes)
-
-    async def _validate_and_store(self, owner: str, pieces: AsyncIterator[bytes]) -> AcceptedImage:
-        head = await anext(pieces, b"")
-        media_type = detect_type(head)
-        async with self._blobs.new_draft(owner) as draft:
-            await draft.write(head)
-            async for piece in pieces:
-                await draft.write(piece)
-            validate = partial(_validate_file, draft.path, media_type, self._max_pixels)
-            info = await anyio.to_thread.run_sync(validate, limiter=self._decoders)
-            blob = await draft.commit(media_type)
-        return AcceptedImage(blob=blob, media_type=media_type, width=info.width, height=info.height)
 
 
 def _validate_file(path: Path, media_type: MediaType, max_pixels: int) -> ImageInfo:
@@ -142,8 +115,9 @@ async def _regroup_chunks(chunks: AsyncIterable[bytes], max_bytes: int) -> Async
         yield bytes(held)
 
 
-def _too_large(max_bytes: int) -> IntakeError:
-    return IntakeError("payload_too_large", f"the image is larger than {max_bytes:,} bytes: send a smaller one")
+def _too_large(max_bytes: int) -> InvalidImage:
+    problem = f"the image is larger than {max_bytes:,} bytes"
+    return InvalidImage(problem, "send a smaller one", code="payload_too_large")
 
 
 def _base64_start(uri: str) -> int:
@@ -151,9 +125,9 @@ def _base64_start(uri: str) -> int:
     if match := DATA_URI.match(uri):
         return match.end()
     if uri[:5].lower() == "data:":
-        raise IntakeError("invalid_image", "the data URI is not base64: send data:image/png;base64,…")
+        raise InvalidImage("the data URI is not base64", "send data:image/png;base64,…")
     if re.match(r"[a-z]+://", uri[:20], re.IGNORECASE):
-        raise IntakeError("invalid_image", "this is a web address, not an image: send it in imageUrls")
+        raise InvalidImage("this is a web address, not an image", "send it in imageUrls")
     return 0
 
 
@@ -162,15 +136,10 @@ async def _decode_base64(uri: str, start: int) -> AsyncIterator[bytes]:
         text = uri[at : at + BASE64_CHUNK_CHARACTERS]
         try:
             data = binascii.a2b_base64(text, strict_mode=True)
-        except ValueError as error:
-            raise _not_base64() from error
-        if at + BASE64_CHUNK_CHARACTERS < len(uri) and len(data) * 4 != BASE64_CHUNK_CHARACTERS * 3:
-            raise _not_base64()  # padding in the middle
+        except ValueError:
+            data = b""
+        is_last = at + BASE64_CHUNK_CHARACTERS >= len(uri)
+        if not data or (not is_last and len(data) * 4 != BASE64_CHUNK_CHARACTERS * 3):  # padding in the middle
+            cure = "use the standard alphabet with padding, no spaces or line breaks"
+            raise InvalidImage("the image is not valid base64", cure)
         yield data
-
-
-def _not_base64() -> IntakeError:
-    return IntakeError(
-        "invalid_image",
-        "the image is not valid base64: use the standard alphabet with padding, no spaces or line breaks",
-    )

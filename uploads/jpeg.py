@@ -6,7 +6,6 @@ import re
 from dataclasses import dataclass
 
 from uploads.structure import (
-    SAVE_AGAIN,
     ImageInfo,
     InvalidImage,
     ParseBudget,
@@ -62,7 +61,7 @@ def _read_picture(source: Source, max_pixels: int, budget: ParseBudget) -> Image
         elif marker == SOS:
             _skip_scan(source, body, frame)
     if frame is None or not frame.scans:
-        raise InvalidImage(f"the JPEG has no picture in it: {SAVE_AGAIN}")
+        raise InvalidImage("the JPEG has no picture in it")
     return frame.image_info()
 
 
@@ -72,14 +71,14 @@ def _read_marker(source: Source, budget: ParseBudget) -> int:
         budget.count_part()
         (code,) = source.read_exactly(1)
     if first != 0xFF or code < 0xC0 or SOI - 8 <= code <= SOI:
-        raise InvalidImage(f"the JPEG is damaged, there are stray bytes between its parts: {SAVE_AGAIN}")
+        raise InvalidImage("the JPEG is damaged, there are stray bytes between its parts")
     return code
 
 
 def _read_segment(source: Source, marker: int, budget: ParseBudget) -> bytes:
     length = int.from_bytes(source.read_exactly(2), "big")
     if length < 2:
-        raise InvalidImage(f"the JPEG is damaged, a part of it has no length: {SAVE_AGAIN}")
+        raise InvalidImage("the JPEG is damaged, a part of it has no length")
     budget.count_metadata(length)
     if marker in FRAMES or marker == SOS:
         return source.read_exactly(length - 2)
@@ -89,9 +88,9 @@ def _read_segment(source: Source, marker: int, budget: ParseBudget) -> bytes:
 
 def _parse_frame(marker: int, body: bytes, earlier: _Frame | None, max_pixels: int) -> _Frame:
     if earlier is not None or len(body) < 6 or len(body) != 6 + 3 * body[5]:
-        raise InvalidImage(f"the JPEG is damaged, its header makes no sense: {SAVE_AGAIN}")
+        raise InvalidImage("the JPEG is damaged, its header makes no sense")
     if marker not in {BASELINE, EXTENDED, PROGRESSIVE} or body[0] != 8 or body[5] not in {1, 3, 4}:
-        raise InvalidImage(f"this kind of JPEG (lossless, arithmetic or 12 bit) is not shown by browsers: {SAVE_AGAIN}")
+        raise InvalidImage("this kind of JPEG (lossless, arithmetic or 12 bit) is not shown by browsers")
     height, width = int.from_bytes(body[1:3], "big"), int.from_bytes(body[3:5], "big")
     check_size(width, height, max_pixels)
     return _Frame(width=width, height=height, components=body[5], buffered=marker == PROGRESSIVE)
@@ -99,11 +98,11 @@ def _parse_frame(marker: int, body: bytes, earlier: _Frame | None, max_pixels: i
 
 def _skip_scan(source: Source, body: bytes, frame: _Frame | None) -> None:
     if frame is None or not body:
-        raise InvalidImage(f"the parts of the JPEG are out of order: {SAVE_AGAIN}")
+        raise InvalidImage("the parts of the JPEG are out of order")
     frame.scans += 1
     frame.buffered = frame.buffered or body[0] < frame.components
     if frame.scans > MAX_SCANS:
-        raise InvalidImage(f"the JPEG consists of too many scans: {SAVE_AGAIN}")
+        raise InvalidImage("the JPEG consists of too many scans")
     _skip_to_marker(source)
 
 

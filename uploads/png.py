@@ -7,7 +7,16 @@ import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from uploads.structure import SAVE_AGAIN, ImageInfo, InvalidImage, ParseBudget, Source, check_size, trailing_data
+from uploads.structure import (
+    SEND_AGAIN,
+    SEND_SINGLE,
+    ImageInfo,
+    InvalidImage,
+    ParseBudget,
+    Source,
+    check_size,
+    trailing_data,
+)
 
 MAGIC = b"\x89PNG\r\n\x1a\n"
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
@@ -49,13 +58,13 @@ class _Header:
     def __init__(self, source: Source, max_pixels: int) -> None:
         length, kind = struct.unpack(">I4s", source.read_exactly(8))
         if (length, kind) != (13, b"IHDR"):
-            raise InvalidImage(f"the PNG does not begin with its header: {SAVE_AGAIN}")
+            raise InvalidImage("the PNG does not begin with its header")
         body = source.read_exactly(13)
         if zlib.crc32(body, zlib.crc32(kind)) != int.from_bytes(source.read_exactly(4), "big"):
             raise _damaged_chunk(kind)
         self.width, self.height, depth, self.colour, method, filters, interlace = struct.unpack(">IIBBBBB", body)
         if depth not in DEPTHS.get(self.colour, ()) or method or filters or interlace > 1:
-            raise InvalidImage(f"the PNG has a header that programs do not understand: {SAVE_AGAIN}")
+            raise InvalidImage("the PNG has a header that programs do not understand")
         check_size(self.width, self.height, max_pixels)
         passes = ADAM7 if interlace else WHOLE
         self.pixels = _Pixels(list(_pass_rows(self.width, self.height, depth * CHANNELS[self.colour], passes)))
@@ -73,20 +82,20 @@ def _pass_rows(
 
 def _check_chunk(kind: bytes, length: int) -> None:
     if not (kind.isascii() and kind.isalpha()) or length > MAX_LENGTH:
-        raise InvalidImage(f"the PNG is damaged, a part of it makes no sense: {SAVE_AGAIN}")
+        raise InvalidImage("the PNG is damaged, a part of it makes no sense")
     if kind in {b"acTL", b"fcTL", b"fdAT"}:
-        raise InvalidImage("this PNG is animated: send a single picture")
+        raise InvalidImage("this PNG is animated", SEND_SINGLE)
     if kind[0:1].isupper() and kind not in {b"PLTE", b"IDAT", b"IEND"}:
-        raise InvalidImage(f"the PNG needs a feature ({kind.decode()}) that browsers do not have: {SAVE_AGAIN}")
+        raise InvalidImage(f"the PNG needs a feature ({kind.decode()}) that browsers do not have")
     if kind == b"IEND" and length:
-        raise InvalidImage(f"the PNG has bytes in its end marker: {SAVE_AGAIN}")
+        raise InvalidImage("the PNG has bytes in its end marker")
 
 
 def _check_place(kind: bytes, before: bytes, seen: set[bytes], header: _Header) -> None:
     late = b"IDAT" in seen and (kind in BEFORE_PIXELS or (kind == b"IDAT" and before != b"IDAT"))
     early = kind == b"IDAT" and header.colour == PALETTE and b"PLTE" not in seen
     if late or early:
-        raise InvalidImage(f"the parts of the PNG are out of order: {SAVE_AGAIN}")
+        raise InvalidImage("the parts of the PNG are out of order")
 
 
 def _check_body(source: Source, kind: bytes, length: int, pixels: _Pixels) -> None:
@@ -100,7 +109,7 @@ def _check_body(source: Source, kind: bytes, length: int, pixels: _Pixels) -> No
 
 
 def _damaged_chunk(kind: bytes) -> InvalidImage:
-    return InvalidImage(f"the PNG is damaged, the checksum of {kind.decode()} is wrong: send it again")
+    return InvalidImage(f"the PNG is damaged, the checksum of {kind.decode()} is wrong", SEND_AGAIN)
 
 
 class _Pixels:
@@ -115,17 +124,17 @@ class _Pixels:
         while data:
             self._check_filters(_try_inflate(partial(self._zlib.decompress, data, INFLATED_CHUNK_BYTES)))
             if self._zlib.unused_data:
-                raise InvalidImage(f"the PNG has bytes after its pixels: {SAVE_AGAIN}")
+                raise InvalidImage("the PNG has bytes after its pixels")
             data = self._zlib.unconsumed_tail
 
     def _check_filters(self, data: bytes) -> None:
         while self._row_at < len(data):
             if not self._passes:
-                raise InvalidImage(f"the PNG has more pixels than its header says: {SAVE_AGAIN}")
+                raise InvalidImage("the PNG has more pixels than its header says")
             rows, stride = self._passes[0]
             filters = data[self._row_at :: stride][:rows]
             if max(filters) > 4:
-                raise InvalidImage("the PNG is damaged, a row of it makes no sense: send it again")
+                raise InvalidImage("the PNG is damaged, a row of it makes no sense", SEND_AGAIN)
             self._row_at += len(filters) * stride
             self._passes[0] = (rows - len(filters), stride)
             if rows == len(filters):
@@ -136,11 +145,11 @@ class _Pixels:
         """Check that the stream has ended with the last row."""
         self._check_filters(_try_inflate(self._zlib.flush))
         if self._passes or self._row_at or not self._zlib.eof:
-            raise InvalidImage("the PNG has fewer pixels than its header says: send it again")
+            raise InvalidImage("the PNG has fewer pixels than its header says", SEND_AGAIN)
 
 
 def _try_inflate(work: Callable[[], bytes]) -> bytes:
     try:
         return work()
     except zlib.error as error:
-        raise InvalidImage("the PNG is damaged, its pixels do not unpack: send it again") from error
+        raise InvalidImage("the PNG is damaged, its pixels do not unpack", SEND_AGAIN) from error

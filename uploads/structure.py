@@ -5,24 +5,32 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 CHUNK_SIZE_BYTES = 64 * 1024
 MAX_METADATA_BYTES = 16 * 2**20
 """Limit of the bytes outside the picture, which decoders keep in memory. Profiles, depth maps and provenance fit."""
 
 SAVE_AGAIN = "save it again with an image editor"
+SAVE_AS = "save it as PNG, JPEG or WebP"
+SEND_AGAIN = "send it again"
+SEND_SINGLE = "send a single picture"
 
 
 class InvalidImage(Exception):
-    """The bytes are not an acceptable image.
+    """The bytes are not an acceptable image; nothing of them was stored."""
 
-    message: one sentence that names the cure. truncated: the end is missing.
-    """
-
-    def __init__(self, message: str, *, truncated: bool = False) -> None:
-        super().__init__(message)
-        self.message = message
+    def __init__(
+        self,
+        problem: str,
+        cure: str = SAVE_AGAIN,
+        *,
+        code: Literal["invalid_image", "payload_too_large"] = "invalid_image",
+        truncated: bool = False,
+    ) -> None:
+        """truncated: the end is missing, so fetching again may help."""
+        super().__init__(f"{problem}: {cure}")
+        self.code = code
         self.truncated = truncated
 
 
@@ -38,12 +46,10 @@ class ImageInfo:
 def check_size(width: int, height: int, max_pixels: int) -> None:
     """Raise `InvalidImage` for an empty or too large picture; called on the header, before anything is unpacked."""
     if not width or not height:
-        raise InvalidImage(f"the image says it has no pixels: {SAVE_AGAIN}")
+        raise InvalidImage("the image says it has no pixels")
     if width * height > max_pixels:
-        raise InvalidImage(
-            f"{width} x {height} pixels are more than the {max_pixels / 1e6:g} million that are accepted: "
-            "send a smaller picture"
-        )
+        limit = f"{max_pixels / 1e6:g} million that are accepted"
+        raise InvalidImage(f"{width} x {height} pixels are more than the {limit}", "send a smaller picture")
 
 
 class Source:
@@ -52,7 +58,10 @@ class Source:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self.size = os.fstat(file.fileno()).st_size
-        self.position = 0
+
+    @property
+    def position(self) -> int:
+        return self._file.tell()
 
     @property
     def remaining(self) -> int:
@@ -60,7 +69,6 @@ class Source:
 
     def read_exactly(self, count: int) -> bytes:
         data = self._file.read(count)
-        self.position += len(data)
         if len(data) < count:
             raise truncated()
         return data
@@ -71,13 +79,11 @@ class Source:
         self.seek(self.position + count)
 
     def seek(self, position: int) -> None:
-        self.position = self._file.seek(position)
+        self._file.seek(position)
 
     def read_chunk(self) -> bytes:
         """Return the next chunk, empty at the end."""
-        data = self._file.read(CHUNK_SIZE_BYTES)
-        self.position += len(data)
-        return data
+        return self._file.read(CHUNK_SIZE_BYTES)
 
     def read_chunks(self, count: int) -> Iterator[bytes]:
         """Yield exactly `count` bytes in chunks."""
@@ -97,20 +103,18 @@ class ParseBudget:
     def count_part(self) -> None:
         self._parts -= 1
         if self._parts < 0:
-            raise InvalidImage(f"the image consists of too many parts: {SAVE_AGAIN}")
+            raise InvalidImage("the image consists of too many parts")
 
     def count_metadata(self, count: int) -> None:
         self.count_part()
         self._bytes -= count
         if self._bytes < 0:
-            raise InvalidImage(
-                f"the image carries more than {MAX_METADATA_BYTES // 2**20} MiB beside the picture: {SAVE_AGAIN}"
-            )
+            raise InvalidImage(f"the image carries more than {MAX_METADATA_BYTES // 2**20} MiB beside the picture")
 
 
 def truncated() -> InvalidImage:
-    return InvalidImage("the image ends too early, as if it was cut off: send it again", truncated=True)
+    return InvalidImage("the image ends too early, as if it was cut off", SEND_AGAIN, truncated=True)
 
 
 def trailing_data() -> InvalidImage:
-    return InvalidImage(f"there is something behind the end of the image: {SAVE_AGAIN}")
+    return InvalidImage("there is something behind the end of the image")

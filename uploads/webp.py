@@ -6,7 +6,7 @@ import struct
 from collections.abc import Iterator
 
 from uploads.structure import (
-    SAVE_AGAIN,
+    SEND_SINGLE,
     ImageInfo,
     InvalidImage,
     ParseBudget,
@@ -31,18 +31,20 @@ def validate_structure(source: Source, max_pixels: int) -> ImageInfo:
     canvas: tuple[int, int] | None = None
     picture: tuple[int, int] | None = None
     for index, (kind, body) in enumerate(_read_chunks(source, end, budget)):
-        if kind == b"VP8X" and index == 0:
-            canvas = _parse_canvas(body)
-            check_size(*canvas, max_pixels)
-        elif kind in {b"VP8 ", b"VP8L"} and picture is None:
-            picture = _parse_lossy(body) if kind == b"VP8 " else _parse_lossless(body)
-            check_size(*picture, max_pixels)
-        elif kind in {b"ANIM", b"ANMF"}:
-            raise _animated_error()
-        elif kind in {b"VP8X", b"VP8 ", b"VP8L"}:
-            raise InvalidImage(f"the parts of the WebP are out of order: {SAVE_AGAIN}")
+        if kind in {b"ANIM", b"ANMF"}:
+            raise InvalidImage("this WebP is animated", SEND_SINGLE)
+        if kind not in {b"VP8X", b"VP8 ", b"VP8L"}:
+            continue
+        if picture is not None or (kind == b"VP8X" and index > 0):
+            raise InvalidImage("the parts of the WebP are out of order")
+        size = _parse_size(kind, body)
+        check_size(*size, max_pixels)
+        if kind == b"VP8X":
+            canvas = size
+        else:
+            picture = size
     if picture is None or (canvas or picture) != picture:
-        raise InvalidImage(f"the WebP has no picture of its declared size: {SAVE_AGAIN}")
+        raise InvalidImage("the WebP has no picture of its declared size")
     width, height = picture
     return ImageInfo(width=width, height=height, decode_bytes=BYTES_PER_PIXEL * width * height + 2 * source.size)
 
@@ -64,7 +66,7 @@ def _read_chunks(source: Source, end: int, budget: ParseBudget) -> Iterator[tupl
     while source.position < end:
         kind, length = struct.unpack("<4sI", source.read_exactly(min(8, end - source.position)).ljust(8, b"\xff"))
         if source.position + length > end:  # or fewer than the eight bytes of a header are left
-            raise InvalidImage(f"the WebP is damaged, a part of it is longer than the file: {SAVE_AGAIN}")
+            raise InvalidImage("the WebP is damaged, a part of it is longer than the file")
         if kind in {b"VP8 ", b"VP8L", b"ALPH"}:
             budget.count_part()
         else:
@@ -74,31 +76,16 @@ def _read_chunks(source: Source, end: int, budget: ParseBudget) -> Iterator[tupl
         source.seek(min(following + length % 2, source.size))
 
 
-def _parse_canvas(body: bytes) -> tuple[int, int]:
-    if len(body) < PICTURE_HEADER:
-        raise _bad_header()
-    if body[0] & ANIMATED:
-        raise _animated_error()
-    return 1 + int.from_bytes(body[4:7], "little"), 1 + int.from_bytes(body[7:10], "little")
-
-
-def _parse_lossy(body: bytes) -> tuple[int, int]:
-    if len(body) < PICTURE_HEADER or body[0] & 1 or body[3:6] != b"\x9d\x01\x2a":
-        raise _bad_header()
-    width, height = struct.unpack("<HH", body[6:10])
-    return width & 0x3FFF, height & 0x3FFF
-
-
-def _parse_lossless(body: bytes) -> tuple[int, int]:
-    if len(body) < 5 or body[0] != 0x2F:
-        raise _bad_header()
-    bits = int.from_bytes(body[1:5], "little")
-    return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-
-
-def _bad_header() -> InvalidImage:
-    return InvalidImage(f"the WebP is damaged, its header makes no sense: {SAVE_AGAIN}")
-
-
-def _animated_error() -> InvalidImage:
-    return InvalidImage("this WebP is animated: send a single picture")
+def _parse_size(kind: bytes, body: bytes) -> tuple[int, int]:
+    """Return the size in the header of a canvas (VP8X), a lossy (VP8) or a lossless (VP8L) picture."""
+    if kind == b"VP8X" and len(body) == PICTURE_HEADER:
+        if body[0] & ANIMATED:
+            raise InvalidImage("this WebP is animated", SEND_SINGLE)
+        return 1 + int.from_bytes(body[4:7], "little"), 1 + int.from_bytes(body[7:10], "little")
+    if kind == b"VP8 " and len(body) == PICTURE_HEADER and not body[0] & 1 and body[3:6] == b"\x9d\x01\x2a":
+        width, height = struct.unpack("<HH", body[6:10])
+        return width & 0x3FFF, height & 0x3FFF
+    if kind == b"VP8L" and len(body) >= 5 and body[0] == 0x2F:
+        bits = int.from_bytes(body[1:5], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    raise InvalidImage("the WebP is damaged, its header makes no sense")

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp
 
 from broker import logs
 from broker.app import build_app
-from broker.bootstrap import absent, load_settings, open_services
+from broker.bootstrap import load_settings, missing_database_file, open_services
 from broker.cli.console import CommandError
 from broker.client import AsyncClient
 from broker.net.hosts import local_base_url
@@ -44,7 +44,7 @@ async def connect_broker() -> AsyncIterator[Connection]:
             yield Connection(client=client, is_running=True)
             return
     base = local_base_url(settings.host, settings.port)
-    missing = absent(settings)
+    missing = missing_database_file(settings)
     if missing is not None:
         raise CommandError(
             f"No broker answers at {base}, and there is no database {missing.resolve()}: is this the right folder?"
@@ -86,4 +86,4 @@ async def poll_changes(fetch: Callable[[], Awaitable[T]], watch: bool) -> AsyncI
 def quiet_logs(settings: Settings) -> None:
     """Configure logs for commands that print their own progress: INFO lines are left out."""
     level = "WARNING" if settings.log_level == "INFO" else settings.log_level
-    logs.configure(level, settings.log_format, None)
+    logs.configure_logging(level, settings.log_format, None)

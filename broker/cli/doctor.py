@@ -37,16 +37,16 @@ async def run_doctor(*, as_json: bool) -> int:
         print_json({"ok": is_healthy, "checks": [asdict(finding) for finding in report]})
     elif is_healthy:
         print_line("All is well." if all(finding.status != "warning" for finding in report) else "Nothing is broken.")
-    if found.complaints:
+    if found.errors:
         return ExitCode.UNAVAILABLE
     return ExitCode.DONE if is_healthy else ExitCode.NOT_DONE
 
 
 def _settings_findings(found: SalvagedSettings) -> Iterator[Finding]:
-    if not found.complaints:
+    if not found.errors:
         yield ok("settings", "understood")
-    for complaint in found.complaints:
-        problem, _, cure = complaint.partition(": ")
+    for error in found.errors:
+        problem, _, cure = error.partition(": ")
         yield failed("settings", problem, cure or "see .env.example")
 
 

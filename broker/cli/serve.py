@@ -92,7 +92,7 @@ def _describe_storage(settings: Settings) -> str:
 
 def _configure_logs(settings: Settings) -> None:
     try:
-        logs.configure(settings.log_level, settings.log_format, settings.log_dir)
+        logs.configure_logging(settings.log_level, settings.log_format, settings.log_dir)
     except OSError as error:
         raise SettingsError(
             f"BROKER_LOG_DIR cannot be used ({error.strerror}): make {settings.log_dir} writable, or set another"

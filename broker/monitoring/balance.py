@@ -34,16 +34,13 @@ class BalanceMonitor:
             return
         for provider in self.providers.values():
             if (balance := await _query_balance(provider)) is not None:
-                await self.tables.cluster_state.set_value(
-                    _state_name(provider.name), f"{balance!r} {self.clock.now()!r}"
-                )
+                value = f"{balance!r} {self.clock.now()!r}"
+                await self.tables.cluster_state.set_value(_state_name(provider.name), value)
 
     async def latest(self) -> dict[str, float]:
         """Return the recent balances by provider; those without a recent answer are missing."""
-        now = self.clock.now()
-        balances = {
-            name: _parse_recent(await self.tables.cluster_state.get(_state_name(name)), now) for name in self.providers
-        }
+        now, state = self.clock.now(), self.tables.cluster_state
+        balances = {name: _parse_recent(await state.get_value(_state_name(name)), now) for name in self.providers}
         return {name: balance for name, balance in balances.items() if balance is not None}
 
 

@@ -22,13 +22,9 @@ from broker.net.hosts import is_loopback_host
 
 MAX_HEAD_BYTES: Final = 16 * 1024
 
+_MALFORMED_MESSAGE: Final = "This is not a well-formed HTTP request."
 _MALFORMED_REQUEST: Final = to_json(
-    {
-        "success": False,
-        "error": "This is not a well-formed HTTP request.",
-        "code": "invalid_request",
-        "retryable": False,
-    }
+    {"success": False, "error": _MALFORMED_MESSAGE, "code": "invalid_request", "retryable": False}
 )
 
 
@@ -59,40 +55,21 @@ class _Phase(Enum):
     """The request is complete, or there is none: time that passes now is not the client's."""
 
 
-class _Deadline:
-    """A time by which something must have happened. Moving it later costs no timer."""
+class _Timer:
+    """A timer that can be restarted."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, on_expiry: Callable[[], None]) -> None:
         self._loop = loop
         self._on_expiry = on_expiry
-        self._at: float | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._handle: asyncio.TimerHandle | None = None
 
-    def set(self, seconds: float) -> None:
-        self._at = self._loop.time() + seconds
-        if self._timer is not None and self._timer.when() > self._at:
-            self._timer.cancel()
-            self._timer = None
-        if self._timer is None:
-            self._timer = self._loop.call_at(self._at, self._check_expiry)
+    def start(self, seconds: float) -> None:
+        self.cancel()
+        self._handle = self._loop.call_later(seconds, self._on_expiry)
 
-    def clear(self) -> None:
-        self._at = None
-
-    def close(self) -> None:
-        self._at = None
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def _check_expiry(self) -> None:
-        self._timer = None
-        if self._at is None:
-            return
-        if self._at > self._loop.time():
-            self._timer = self._loop.call_at(self._at, self._check_expiry)
-        else:
-            self._at = None
-            self._on_expiry()
+    def cancel(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
 
 
 class _StrictConnection(h11.Connection):
@@ -106,20 +83,13 @@ class _StrictConnection(h11.Connection):
     def next_event(self) -> Any:
         event = super().next_event()
         if isinstance(event, h11.Request):
-            if _has_double_framing(event):
+            names = {name for name, _ in event.headers}
+            if {b"content-length", b"transfer-encoding"} <= names:
                 raise h11.RemoteProtocolError("both Content-Length and Transfer-Encoding")
-            if _head_size(event) > MAX_HEAD_BYTES:
+            head_bytes = len(event.target) + sum(len(name) + len(value) + 4 for name, value in event.headers)
+            if head_bytes > MAX_HEAD_BYTES:
                 raise h11.RemoteProtocolError("the head is too large")
         return event
-
-
-def _head_size(request: h11.Request) -> int:
-    return len(request.target) + sum(len(name) + len(value) + 4 for name, value in request.headers)
-
-
-def _has_double_framing(request: h11.Request) -> bool:
-    names = {name for name, _ in request.headers}
-    return {b"content-length", b"transfer-encoding"} <= names
 
 
 class DeadlineH11(H11Protocol):
@@ -130,14 +100,15 @@ class DeadlineH11(H11Protocol):
         super().__init__(*args, **kwargs)
         self.conn = _StrictConnection(h11.SERVER, MAX_HEAD_BYTES)
         self._limits = limits
+        self._min_window_bytes = limits.min_bytes_per_second * limits.window_seconds
         self._peers = peers
         self._peer: str | None = None
         self._phase = _Phase.SERVER
         self._phase_started = 0.0
         self._received = 0
         self._window_start_bytes = 0
-        self._reading = _Deadline(self.loop, self._on_reading_expired)
-        self._writing = _Deadline(self.loop, self._on_writing_expired)
+        self._reading = _Timer(self.loop, self._on_reading_expired)
+        self._writing = _Timer(self.loop, self._on_writing_expired)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -156,8 +127,8 @@ class DeadlineH11(H11Protocol):
         return self._peers[peer] <= self._limits.max_per_peer
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._reading.close()
-        self._writing.close()
+        self._reading.cancel()
+        self._writing.cancel()
         if self._peer is not None:
             self._peers[self._peer] -= 1
             if not self._peers[self._peer]:
@@ -186,9 +157,9 @@ class DeadlineH11(H11Protocol):
             return
         self._phase, self._phase_started, self._window_start_bytes = phase, self.loop.time(), self._received
         if phase == _Phase.SERVER:
-            self._reading.clear()
+            self._reading.cancel()
         else:
-            self._reading.set(self._limits.window_seconds if phase == _Phase.BODY else self._limits.head_seconds)
+            self._reading.start(self._limits.window_seconds if phase == _Phase.BODY else self._limits.head_seconds)
 
     def _current_phase(self) -> _Phase:
         state = self.conn.their_state
@@ -201,35 +172,33 @@ class DeadlineH11(H11Protocol):
     def _on_reading_expired(self) -> None:
         if self._phase == _Phase.BODY and self._is_fast_enough():
             self._window_start_bytes = self._received
-            self._reading.set(self._limits.window_seconds)
+            self._reading.start(self._limits.window_seconds)
         else:
             self.transport.abort()
 
     def _is_fast_enough(self) -> bool:
         if self.flow.read_paused or self.conn.they_are_waiting_for_100_continue:
             return True  # the server is the one that does not read
-        enough = (
-            self._received - self._window_start_bytes >= self._limits.min_bytes_per_second * self._limits.window_seconds
-        )
+        enough = self._min_window_bytes <= self._received - self._window_start_bytes
         return enough and self.loop.time() - self._phase_started < self._limits.body_seconds
 
     def pause_writing(self) -> None:
         super().pause_writing()
         self._unsent = self.transport.get_write_buffer_size()
-        self._writing.set(self._limits.window_seconds)
+        self._writing.start(self._limits.window_seconds)
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._writing.clear()
+        self._writing.cancel()
 
     def _on_writing_expired(self) -> None:
         """Close the connection if the client does not read; while the buffer is full it can only shrink."""
         left = self.transport.get_write_buffer_size()
-        if self._unsent - left < self._limits.min_bytes_per_second * self._limits.window_seconds:
+        if self._unsent - left < self._min_window_bytes:
             self.transport.abort()
         else:
             self._unsent = left
-            self._writing.set(self._limits.window_seconds)
+            self._writing.start(self._limits.window_seconds)
 
     def send_400_response(self, msg: str) -> None:
         """Answer malformed HTTP in the shape of every other error, unless a response has begun."""
@@ -242,10 +211,7 @@ class DeadlineH11(H11Protocol):
             (b"connection", b"close"),
             *SECURITY_HEADERS,
         ]
-        for event in (
-            h11.Response(status_code=400, headers=headers),
-            h11.Data(data=_MALFORMED_REQUEST),
-            h11.EndOfMessage(),
-        ):
+        response = h11.Response(status_code=400, headers=headers)
+        for event in (response, h11.Data(data=_MALFORMED_REQUEST), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")
         self.transport.close()

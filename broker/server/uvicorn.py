@@ -8,7 +8,6 @@ import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, cast
 
@@ -34,10 +33,10 @@ async def serve(
     ready: called when requests are answered and signals are handled.
     """
     limits = ConnectionLimits(max_per_peer=services.settings.connections_per_peer)
-    async with _start(services, sockets, limits) as process:
-        with _handle_signals(process.stop):
+    async with _run_both(services, sockets, limits) as (stop, running):
+        with _handle_signals(stop):
             ready()
-            await asyncio.wait(process.parts, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
 
 
 @asynccontextmanager
@@ -45,42 +44,35 @@ async def running_server(
     services: Services, sock: socket.socket, *, limits: ConnectionLimits = DEFAULT_LIMITS
 ) -> AsyncIterator[str]:
     """Run server and worker in this loop while the block runs; yield the base URL. For the demo and tests."""
-    async with _start(services, [sock], limits):
+    async with _run_both(services, [sock], limits):
         yield local_base_url(str(sock.getsockname()[0]), socket_port(sock))
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Process:
-    """The running server and worker."""
-
-    services: Services
-    server: _Server
-    parts: tuple[asyncio.Task[None], asyncio.Task[None]]
-    """Server and worker, each running until it is stopped."""
-
-    def stop(self) -> None:
-        """Accept nothing new and answer waiting requests with the current state. A second call stops at once."""
-        self.services.queries.closing = True
-        self.services.worker.stop()
-        self.server.stop()
-
-
 @asynccontextmanager
-async def _start(
+async def _run_both(
     services: Services, sockets: Sequence[socket.socket], limits: ConnectionLimits
-) -> AsyncIterator[_Process]:
-    """Run server and worker; on exit drain both and re-raise an error of either."""
+) -> AsyncIterator[tuple[Callable[[], None], Sequence[asyncio.Task[None]]]]:
+    """Run server and worker; yield the function that stops both, and their tasks.
+
+    On exit drain both and re-raise an error of either.
+    """
     server = _build_server(services, limits)
     serving = asyncio.create_task(server.serve(list(sockets)), name="server")
     working = asyncio.create_task(services.worker.run(), name="worker")
-    process = _Process(services=services, server=server, parts=(serving, working))
+
+    def stop() -> None:
+        """Accept nothing new and answer waiting requests with the current state. A second call stops at once."""
+        services.queries.closing = True
+        services.worker.stop()
+        server.stop()
+
     try:
-        await _wait_first(server.listening.wait(), *process.parts)
+        await _wait_first(server.listening.wait(), serving, working)
         async with services.url_monitor.run():
-            yield process
+            yield stop, (serving, working)
     finally:
         if not server.should_exit:
-            process.stop()
+            stop()
         ends = await asyncio.gather(working, serving, return_exceptions=True)
         for end in ends:
             if isinstance(end, BaseException):

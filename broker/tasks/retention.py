@@ -134,7 +134,7 @@ class Retention:
             while last is not None:
                 last = await self.tables.task_retention.shorten_retention(current, after=last, limit=ROWS_PER_STATEMENT)
         if current != before:
-            await self.tables.cluster_state.replace_value("retention", repr(current))
+            await self.tables.cluster_state.set_value("retention", repr(current))
 
     # -- what no task's row leads to
 

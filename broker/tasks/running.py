@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from broker.clock import Clock
-from broker.logs import bare, log
+from broker.logs import log, safe_exc_info
 from broker.metrics import Metrics
 from storage.errors import StorageError
 from storage.states import TaskState
@@ -79,7 +79,13 @@ class RunningSteps:
             log.error("a step could not be stored", action="store_unavailable", task=task_id, why=str(error))
         except Exception as error:
             self.metrics.steps_failed.labels(name).inc()
-            log.error("a step failed unexpectedly", action="step_failed", task=task_id, step=name, exc_info=bare(error))
+            log.error(
+                "a step failed unexpectedly",
+                action="step_failed",
+                task=task_id,
+                step=name,
+                exc_info=safe_exc_info(error),
+            )
         else:
             return True
         return False

@@ -1,12 +1,15 @@
-"""Helpers between rows and dataclasses."""
+"""Helpers between rows and dataclasses: fields are named like their columns, mappings and tuples are JSON."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from typing import Any, TypeVar, cast
+from enum import Enum
+from functools import lru_cache
+from typing import Any, TypeVar, cast, get_origin, get_type_hints
 
-from storage.sql.database import Row
+from storage.sql.database import Database, Row, Statement
 
 T = TypeVar("T")
 
@@ -17,6 +20,92 @@ def in_clause(values: Sequence[str]) -> tuple[str, dict[str, str]]:
     return ", ".join(f":{name}" for name in params), params
 
 
+def set_clause(changes: Mapping[str, Any]) -> str:
+    """Return `"name" = :name, ` for each change, to be followed by one more; quoted because of keywords."""
+    return "".join(f'"{name}" = :{name}, ' for name in changes)
+
+
+def insert_row(table: str, row: object, conflict: str = "") -> Statement:
+    """Insert a dataclass. conflict: the ON CONFLICT clause."""
+    names = vars(row)
+    return Statement(
+        sql=f"""INSERT INTO {table} ({", ".join(f'"{name}"' for name in names)})
+            VALUES ({", ".join(f":{name}" for name in names)}) {conflict}""",
+        params=to_columns(names),
+    )
+
+
+def to_columns(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _to_column(value) for name, value in values.items()}
+
+
+def _to_column(value: Any) -> Any:
+    if isinstance(value, Mapping | tuple | list):
+        return json.dumps(value, ensure_ascii=False)
+    return int(value) if isinstance(value, bool) else value
+
+
 def from_row(kind: type[T], row: Row) -> T:
     """Return the row as a dataclass that has a field for each column of interest."""
-    return kind(**{field.name: row[field.name] for field in fields(cast("Any", kind))})
+    return kind(**{name: read(row[name]) if read else row[name] for name, read in _readers(cast("Any", kind))})
+
+
+@lru_cache
+def _readers(kind: type) -> list[tuple[str, Callable[[Any], Any] | None]]:
+    """Return the fields with the function that converts their column, if it needs one."""
+    hints = get_type_hints(kind)
+    return [(field.name, _reader(hints[field.name])) for field in fields(cast("Any", kind))]
+
+
+def _reader(hint: Any) -> Callable[[Any], Any] | None:
+    if get_origin(hint) is tuple:
+        return _read_tuple
+    if get_origin(hint) is Mapping:
+        return json.loads
+    return hint if hint is bool or (isinstance(hint, type) and issubclass(hint, Enum)) else None
+
+
+def _read_tuple(text: str) -> tuple[Any, ...]:
+    return tuple(json.loads(text))
+
+
+async def fetch_as(database: Database, kind: type[T], sql: str, /, **params: Any) -> list[T]:
+    """Return the rows of a query as dataclasses."""
+    return [from_row(kind, row) for row in await database.fetch(sql, **params)]
+
+
+async def fetch_one_as(database: Database, kind: type[T], sql: str, /, **params: Any) -> T | None:
+    """Return the first row of a look-up by index as a dataclass, or None."""
+    row = await database.fetch_one(sql, **params)
+    return from_row(kind, row) if row else None
+
+
+async def fetch_page(
+    database: Database,
+    kind: type[T],
+    source: str,
+    /,
+    *,
+    moment: str,
+    before: tuple[float, str] | None,
+    limit: int,
+    **only: Any,
+) -> list[T]:
+    """Return one page, newest first.
+
+    source: table and conditions, `callbacks WHERE …`. moment: column of the order. before: moment and id of the last
+    row of the previous page. only: values that columns must have; None for any.
+    """
+    at, last = before or (9e18, "")
+    wanted = {name: value for name, value in only.items() if value is not None}
+    return await fetch_as(
+        database,
+        kind,
+        f"""SELECT {", ".join(f'"{field.name}"' for field in fields(cast("Any", kind)))} FROM {source}
+            {"".join(f"AND {name} = :{name} " for name in wanted)}AND ({moment}, id) < (:at, :last)
+            ORDER BY {moment} DESC, id DESC LIMIT :limit""",
+        at=at,
+        last=last,
+        limit=limit,
+        **wanted,
+    )

@@ -15,7 +15,7 @@ from multiprocessing.synchronize import Event
 from statistics import median
 from typing import Any, Final
 
-from broker.logs import configure
+from broker.logs import configure_logging
 
 SPAWN: Final = multiprocessing.get_context("spawn")
 START_SECONDS: Final = 60.0
@@ -127,5 +127,5 @@ class Child:
 
 
 def _live(pipe: Connection, work: Callable[..., Any], side: Side, arguments: tuple[object, ...]) -> None:
-    configure("ERROR", "console", None)
+    configure_logging("ERROR", "console", None)
     pipe.send(asyncio.run(work(side, *arguments)))

@@ -14,7 +14,7 @@ import httpx
 import pytest
 import structlog
 
-from broker.logs import configure, log
+from broker.logs import configure_logging, log
 from broker.sandbox.options import Options
 from storage.states import TaskState
 from tests.contracts.providers import Says, Upstream
@@ -87,7 +87,7 @@ def restored() -> Iterator[None]:
 
 @pytest.mark.parametrize("form", ["console", "json"])
 async def test_secrets_appear_in_no_output(tmp_path: Path, form: str) -> None:
-    configure("DEBUG", form, tmp_path / "logs")
+    configure_logging("DEBUG", form, tmp_path / "logs")
     told: list[str] = []
     sandbox_options = Options(
         duration=0.05, callback_spacing=0.05, creates_per_window=10_000, webhook_key="canary-hmac-key"
@@ -168,7 +168,7 @@ async def _complaints(broker: RunningBroker) -> list[str]:
 @pytest.mark.parametrize("form", ["console", "json"])
 async def test_unexpected_error_is_logged_without_its_text(tmp_path: Path, form: str) -> None:
     """An error of ours may hold whatever a caller or a provider sent."""
-    configure("DEBUG", form, tmp_path / "logs")
+    configure_logging("DEBUG", form, tmp_path / "logs")
     async with open_broker(tmp_path, **SECRETS) as broker:
 
         async def broken() -> None:
@@ -189,7 +189,7 @@ async def test_unexpected_error_is_logged_without_its_text(tmp_path: Path, form:
 
 def test_libraries_do_not_debug_into_our_log(tmp_path: Path) -> None:
     """Some of them log whole bodies and statements with their values."""
-    configure("DEBUG", "json", tmp_path)
+    configure_logging("DEBUG", "json", tmp_path)
     for name in ("aiosqlite", "sse_starlette.sse", "httpx", "python_multipart.multipart", "asyncio"):
         logging.getLogger(name).debug("canary")
     log.debug("ours", action="ours")

@@ -334,7 +334,7 @@ async def _count(cluster: Cluster, verdict: Verdict) -> None:
     try:
         blobs = {row["blob"] for row in await connection.fetch("SELECT blob FROM images")}
         verdict.hollow = len(blobs - cluster.kept())
-        verdict.spares = await connection.fetchval("SELECT count(*) FROM attempts WHERE spare IS NOT NULL")
+        verdict.spares = await connection.fetchval("SELECT count(*) FROM attempts WHERE duplicate_result IS NOT NULL")
         rows = await connection.fetch("SELECT ended_at - created_at AS life FROM tasks WHERE ended_at IS NOT NULL")
         verdict.lives = [row["life"] for row in rows]
         verdict.reordered = await connection.fetchval("SELECT count(*) FROM attempts WHERE number > 1")

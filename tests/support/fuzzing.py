@@ -22,7 +22,7 @@ from schemathesis.engine import events, from_schema
 from broker.api.http.endpoint import Dialect, Endpoint
 from broker.api.native.schemas import MAX_WAIT_SECONDS
 from broker.app import build_app
-from broker.logs import configure
+from broker.logs import configure_logging
 from storage.ids import reference_owner
 from storage.states import TaskState
 from tests.support.api import ApiBroker, open_api, png
@@ -238,7 +238,7 @@ def told(findings: Findings) -> Iterator[str]:
 
 async def main(seconds: int, seeds: Sequence[int], server: postgres.Postgres | None) -> int:
     failures = 0
-    configure("CRITICAL", "console", None)
+    configure_logging("CRITICAL", "console", None)
     for seed in seeds:
         settings = {"database_url": await server.fresh()} if server else {}
         with tempfile.TemporaryDirectory() as folder:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from storage.blobs.local import LocalBlobs
-from uploads.intake import AcceptedImage, Intake, IntakeError
+from uploads.intake import AcceptedImage, Intake
+from uploads.structure import InvalidImage
 
 MAX_PIXELS = 120_000_000
 MAX_BYTES = 64 * 2**20
@@ -34,9 +35,9 @@ class Desk:
     async def take(self, data: bytes, step: int = 65_536) -> AcceptedImage:
         return await self.intake.from_stream("task_1", stream(data, step), max_bytes=MAX_BYTES)
 
-    async def refuse(self, data: bytes) -> IntakeError:
+    async def refuse(self, data: bytes) -> InvalidImage:
         """Return the error, and assert that nothing was stored."""
-        with pytest.raises(IntakeError) as caught:
+        with pytest.raises(InvalidImage) as caught:
             await self.take(data)
         assert self.files() == []
         return caught.value

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from broker.logs import configure, log
+from broker.logs import configure_logging, log
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +27,7 @@ def restored() -> Iterator[None]:
 
 @pytest.mark.parametrize("form", ["console", "json"])
 def test_secrets_and_local_variables_are_not_logged(form: str, capsys: pytest.CaptureFixture[str]) -> None:
-    configure("INFO", form, None)
+    configure_logging("INFO", form, None)
     local_secret = "canary-local"
     try:
         raise ValueError("something broke")
@@ -43,7 +43,7 @@ def test_secrets_and_local_variables_are_not_logged(form: str, capsys: pytest.Ca
 
 
 def test_json_lines_are_valid_json_with_any_text(capsys: pytest.CaptureFixture[str]) -> None:
-    configure("INFO", "json", None)
+    configure_logging("INFO", "json", None)
     log.info("a line\nand another \x1b[31m \u202e", action="odd", why='{"quoted"}')
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
@@ -52,7 +52,7 @@ def test_json_lines_are_valid_json_with_any_text(capsys: pytest.CaptureFixture[s
 
 
 def test_folder_adds_a_log_file(tmp_path: Path) -> None:
-    configure("INFO", "json", tmp_path / "logs")
+    configure_logging("INFO", "json", tmp_path / "logs")
     log.info("hello", action="hello")
     assert json.loads((tmp_path / "logs" / "app.log").read_text())["action"] == "hello"
     handler = next(h for h in logging.getLogger().handlers if hasattr(h, "backupCount"))

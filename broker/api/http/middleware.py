@@ -19,7 +19,7 @@ from structlog.contextvars import bound_contextvars
 from broker.api.http.endpoint import endpoint_of
 from broker.api.http.errors import ErrorRenderer, internal_error, unavailable
 from broker.api.http.responses import SECURITY_HEADERS
-from broker.logs import bare, log
+from broker.logs import log, safe_exc_info
 from broker.metrics import Metrics
 
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
@@ -123,7 +123,7 @@ class UnhandledErrorMiddleware:
             log.warning("a request was cut off", action="request_cut_off")
             answer = unavailable()
         except Exception as error:
-            log.error("a request failed unexpectedly", action="request_failed", exc_info=bare(error))
+            log.error("a request failed unexpectedly", action="request_failed", exc_info=safe_exc_info(error))
             answer = internal_error()
         else:
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from broker.bootstrap import kept_secret, load_settings
+from broker.bootstrap import existing_secret, load_settings
 from broker.cli.connection import connect_broker, poll_changes
 from broker.cli.console import (
     CommandError,
@@ -53,7 +53,7 @@ async def replay_webhook(webhook_id: str, *, as_json: bool) -> None:
 async def print_secrets() -> None:
     """Print each signing secret, the current one first. Raises `CommandError` before the first start."""
     settings = load_settings()
-    secret = kept_secret(settings)
+    secret = existing_secret(settings)
     if secret is None and not settings.webhook_secrets:
         folder = settings.data_dir.resolve()
         raise CommandError(f"There is no secret in {folder} yet: start the broker once, in this folder.")

@@ -22,7 +22,8 @@ from storage.images import Images, StoredImage
 from storage.sql.database import Stale
 from storage.states import TaskState
 from storage.tasks import Task, Tasks
-from uploads.intake import Intake, IntakeError
+from uploads.intake import Intake
+from uploads.structure import InvalidImage
 
 DOWNLOAD_CONCURRENCY: Final = 20
 
@@ -61,7 +62,7 @@ class DownloadStep:
             begun = clock.monotonic()
             try:
                 image = await self._store_result(task, position)
-            except (DownloadError, IntakeError, StorageError) as error:
+            except (DownloadError, InvalidImage, StorageError) as error:
                 failure = _failure_of(error)
                 self.transitions.metrics.downloads.labels(failure.code).inc()
                 log.warning(
@@ -108,10 +109,10 @@ async def _fresh_links(task: Task, provider: Provider) -> tuple[str, ...]:
     return tuple([await provider.refresh_url(url) or url for url in task.outputs])
 
 
-def _failure_of(error: DownloadError | IntakeError | StorageError) -> DownloadFailure:
+def _failure_of(error: DownloadError | InvalidImage | StorageError) -> DownloadFailure:
     if isinstance(error, DownloadError):
         return DownloadFailure(code=error.code, message=str(error))
-    if isinstance(error, StorageError) or error.code == "storage_full":
+    if isinstance(error, StorageError):
         return DownloadFailure(code="storage_full", message=str(error))
     if error.truncated:
         return DownloadFailure(code="download_failed", message=str(error))

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from storage.attempts import Attempt
-from storage.ledger import KEPT_DAYS, SECONDS_PER_DAY, Ledger
+from storage.attempts import KEPT_DAYS, SECONDS_PER_DAY, Attempt, Ledger
 from storage.sql.migrate import upgrade_schema
 from storage.states import TaskState
 from storage.task_retention import TaskRetention

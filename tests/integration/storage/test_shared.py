@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from storage.cluster_state import ClusterState
-from storage.periodic_jobs import PeriodicJobs
+from storage.cluster_state import ClusterState, PeriodicJobs
 from storage.sql.migrate import upgrade_schema
 from tests.contracts.databases import DATABASES
 
@@ -45,13 +44,13 @@ async def test_the_first_value_holds_until_it_is_replaced(database: Any) -> None
     facts = ClusterState(database)
     heard = await asyncio.gather(*(facts.set_if_absent("secret", f"value {n}") for n in range(10)))
     assert len(set(heard)) == 1
-    await facts.replace_value("secret", "another")
+    await facts.set_value("secret", "another")
     assert await facts.set_if_absent("secret", "a third") == "another"
 
 
 async def test_what_is_told_replaces_what_was_known(database: Any) -> None:
     facts = ClusterState(database)
-    assert await facts.get("credits") is None
+    assert await facts.get_value("credits") is None
     for value in ("12", "11"):
         await facts.set_value("credits", value)
-        assert await facts.get("credits") == value
+        assert await facts.get_value("credits") == value

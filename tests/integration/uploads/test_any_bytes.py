@@ -1,4 +1,4 @@
-"""Any bytes become an image or an IntakeError, and no other file is left."""
+"""Any bytes become an image or an InvalidImage, and no other file is left."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from PIL import Image
 
 from tests.support import samples as s
 from tests.support.intake import Desk
-from uploads.intake import IntakeError
+from uploads.structure import InvalidImage
 
 MANY = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -38,8 +38,8 @@ def judge(runner: asyncio.Runner, desk: Desk, data: bytes) -> bool:
     async def take() -> bool:
         try:
             image = await desk.take(data)
-        except IntakeError as error:
-            assert error.message
+        except InvalidImage as error:
+            assert str(error)
             assert desk.files() == []
             return False
         (file,) = desk.files()

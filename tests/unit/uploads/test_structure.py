@@ -10,7 +10,7 @@ import pytest
 
 from tests.support import samples as s
 from tests.support.intake import Desk
-from uploads.intake import IntakeError
+from uploads.structure import InvalidImage
 
 pytestmark = pytest.mark.anyio
 
@@ -63,8 +63,8 @@ TAILS = {
 async def test_trailing_data_is_rejected(desk: Desk, name: str, tail: str) -> None:
     """A file that is two things at once is served as the harmless one and used as the other."""
     error = await desk.refuse(s.IMAGES[name] + TAILS[tail])
-    assert "behind the end" in error.message
-    assert "image editor" in error.message
+    assert "behind the end" in str(error)
+    assert "image editor" in str(error)
     assert not error.truncated
 
 
@@ -142,7 +142,7 @@ PNGS = {
 
 @pytest.mark.parametrize("name", PNGS)
 async def test_invalid_png_is_rejected(desk: Desk, name: str) -> None:
-    assert re.search(r": (save|send)", (await desk.refuse(PNGS[name])).message)
+    assert re.search(r": (save|send)", str(await desk.refuse(PNGS[name])))
 
 
 SOF = re.search(rb"\xff\xc0..(.{15})", s.JPEG, re.DOTALL)
@@ -185,7 +185,7 @@ JPEGS = {
 
 @pytest.mark.parametrize("name", JPEGS)
 async def test_invalid_jpeg_is_rejected(desk: Desk, name: str) -> None:
-    assert re.search(r": (save|send)", (await desk.refuse(JPEGS[name])).message)
+    assert re.search(r": (save|send)", str(await desk.refuse(JPEGS[name])))
 
 
 @pytest.mark.parametrize("length", range(65_533, 65_539))
@@ -220,7 +220,7 @@ WEBPS = {
 
 @pytest.mark.parametrize("name", WEBPS)
 async def test_invalid_webp_is_rejected(desk: Desk, name: str) -> None:
-    assert re.search(r": (save|send)", (await desk.refuse(WEBPS[name])).message)
+    assert re.search(r": (save|send)", str(await desk.refuse(WEBPS[name])))
 
 
 LIMITS = {
@@ -243,7 +243,7 @@ LIMITS = {
 @pytest.mark.parametrize("name", LIMITS)
 async def test_expensive_structure_is_rejected_before_decoding(desk: Desk, name: str) -> None:
     images, says = LIMITS[name]
-    assert says in (await desk.refuse(images[name.strip()])).message
+    assert says in str(await desk.refuse(images[name.strip()]))
 
 
 WIDE = [(12288, 1536), (8192, 2048), (1536, 12288)]
@@ -268,20 +268,19 @@ BOMBS = {
 @pytest.mark.parametrize("name", BOMBS)
 async def test_more_pixels_than_allowed_are_refused_by_the_header(desk: Desk, name: str) -> None:
     error = await desk.refuse(BOMBS[name])
-    assert "120 million" in error.message
+    assert "120 million" in str(error)
     assert error.code == "invalid_image"
 
 
 async def test_inflating_stops_at_the_declared_size(desk: Desk) -> None:
     """40 kB that inflate to 40 MB behind a header of 4 x 3."""
-    assert (
-        "more pixels"
-        in (await desk.refuse(s.png(s.header(4, 3), s.chunk(b"IDAT", zlib.compress(bytes(40_000_000)))))).message
+    assert "more pixels" in str(
+        await desk.refuse(s.png(s.header(4, 3), s.chunk(b"IDAT", zlib.compress(bytes(40_000_000)))))
     )
 
 
 async def test_an_error_never_names_a_path_or_a_python_type(desk: Desk) -> None:
     for data in [*PNGS.values(), *JPEGS.values(), *WEBPS.values()]:
-        with pytest.raises(IntakeError) as caught:
+        with pytest.raises(InvalidImage) as caught:
             await desk.take(data)
-        assert not re.search(r"/|Error|Exception|<_io|PIL|b'", caught.value.message)
+        assert not re.search(r"/|Error|Exception|<_io|PIL|b'", str(caught.value))
