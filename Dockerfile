@@ -1,13 +1,14 @@
 # docker build -t banana-service .
 # docker run -d --name banana -p 127.0.0.1:8000:8000 --env-file .env -v banana-data:/data banana-service
 #
-# .env must set BROKER_API_KEYS: from outside its container nobody is "this machine", so without a key every order gets
-# 401. docs/deploying.md has the rest. Nothing secret is in a layer: .dockerignore lets in the code and nothing else.
+# .env must set BROKER_API_KEYS: a request from outside the container never counts as one from the same machine, so without a
+# key every order gets 401. docs/deploying.md describes the rest. .dockerignore admits only the code, so no layer contains a
+# secret.
 
 FROM python:3.13-slim AS builder
 WORKDIR /src
 RUN python -m venv /opt/broker
-# first what changes rarely; the lock holds every package, also asyncpg, obstore, and setuptools for the next step
+# dependencies first, because they change rarely; the lock includes asyncpg, obstore, and setuptools for the next step
 COPY requirements.lock ./
 RUN /opt/broker/bin/pip install --no-cache-dir --disable-pip-version-check \
       --require-hashes --no-deps -r requirements.lock
@@ -19,15 +20,15 @@ COPY uploads uploads
 RUN /opt/broker/bin/pip install --no-cache-dir --disable-pip-version-check --no-deps --no-build-isolation . \
  && /opt/broker/bin/pip uninstall --yes --quiet setuptools pip
 
-# Debian 13 beneath has SQLite 3.46. Versions before 3.51.3 have a rare flaw when two processes write at the same
-# moment: one container per SQLite volume, or Postgres (the profile `full` of deploy/compose.yml).
+# The image is based on Debian 13 with SQLite 3.46. Versions before 3.51.3 have a rare defect when two processes write at the
+# same moment: run one container per SQLite volume, or use Postgres (the profile `full` of deploy/compose.yml).
 FROM python:3.13-slim
 RUN groupadd --gid 10001 broker \
  && useradd --uid 10001 --gid broker --home-dir /data --no-create-home --shell /usr/sbin/nologin broker \
  && install --directory --owner broker --group broker --mode 0700 /data
 COPY --from=builder /opt/broker /opt/broker
 
-# TMPDIR: large uploads are put down beside the data while they arrive; so the root may be read-only, and /tmp small.
+# TMPDIR: large uploads are spooled to the volume, so that the root can be read-only and /tmp small.
 ENV PATH=/opt/broker/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
@@ -36,13 +37,13 @@ ENV PATH=/opt/broker/bin:$PATH \
     TMPDIR=/data
 USER 10001:10001
 VOLUME /data
-# relative paths in an .env (sqlite:///data/broker.db, file:data/blobs) end up on the volume, too
+# relative paths in .env (sqlite:///data/broker.db, file:data/blobs) are on the volume, too
 WORKDIR /data
 EXPOSE 8000
 STOPSIGNAL SIGTERM
 
-# For `serve`. A `worker` listens nowhere: start it with --no-healthcheck (compose: healthcheck: disable: true). Not
-# with urllib, which would ask a proxy named in the environment.
+# For `serve`. A `worker` has no HTTP server: start it with --no-healthcheck (compose: healthcheck: disable: true). Not
+# urllib, which would use a proxy from the environment.
 HEALTHCHECK --interval=15s --timeout=5s --start-period=30s --retries=3 CMD ["python", "-c", "\
 import http.client, os, sys; \
 c = http.client.HTTPConnection('127.0.0.1', int(os.environ.get('BROKER_PORT') or 8000), timeout=4); \

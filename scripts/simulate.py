@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Discrete-event simulation of a deployment: every order from its arrival to its end, without waiting.
 
-    scripts/simulate.py --orders 7200 --hours 2 --creates 20 --places 100 --provider-seconds 30
+    scripts/simulate.py --orders 7200 --hours 2 --creates 20 --concurrency 100 --provider-seconds 30
 
 The path is that of the code: create (ordering), intent and response (tasks.steps.submit), callback (callbacks.receive),
 its processing (tasks.steps.callbacks), the image and the end (tasks.steps.download). Seven transactions; claims are
 batched and cheap. `python -m tests.benchmarks.postgres_paths` counts them, and measures the two
-constants that depend on the machine: commits a second, and seconds of a processor per life.
+constants that depend on the machine: commits a second, and seconds of a processor per task.
 
 Not simulated: polling clients, references, failures of the provider, network latency.
 """

@@ -643,4 +643,4 @@ def test_valid_settings_survive_a_wrong_one(monkeypatch: pytest.MonkeyPatch) -> 
     found = salvage_settings(env_file=None)
     assert found.wrong == {"port"}
     assert (found.settings.port, found.settings.sandboxed) == (8000, False)
-    assert len(found.complaints) == 1
+    assert len(found.errors) == 1

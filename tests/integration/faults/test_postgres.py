@@ -226,7 +226,7 @@ async def _surely_end(broker: RunningBroker, task_id: str) -> dict[str, Any]:
 @pytest.mark.faults
 async def test_long_outage_is_reported_and_ends_with_the_server(tmp_path: Path) -> None:
     with servers.running() as server:
-        async with PostgresDatabase(await server.fresh(), patience=0.3) as database:
+        async with PostgresDatabase(await server.fresh(), retry_seconds=0.3) as database:
             await database.execute("CREATE TABLE notes (id TEXT PRIMARY KEY, n BIGINT)")
             server.stop("immediate")
             with pytest.raises(StorageError, match="does Postgres run"):
@@ -259,7 +259,7 @@ async def test_listener_is_woken_again_after_a_server_restart(tmp_path: Path) ->
 async def test_process_stopped_inside_a_transaction_does_not_block_others(postgres: Postgres) -> None:
     """A stopped process keeps its locks, so Postgres ends its session; its late words find no transaction."""
     url = await postgres.fresh()
-    async with PostgresDatabase(url, idle=0.5) as database, PostgresDatabase(url) as other:
+    async with PostgresDatabase(url, idle_seconds=0.5) as database, PostgresDatabase(url) as other:
         await database.execute("CREATE TABLE notes (id TEXT PRIMARY KEY, n BIGINT)")
         await database.execute(ADD, id="a")
         async with database._pool.acquire() as stopped:
@@ -368,7 +368,7 @@ async def test_readiness_follows_the_database(tmp_path: Path) -> None:
         url = await server.fresh()
 
         def open_impatient(_: Settings) -> PostgresDatabase:
-            return PostgresDatabase(url, patience=0.5)
+            return PostgresDatabase(url, retry_seconds=0.5)
 
         async with open_broker(tmp_path, database_url=url, open_database=open_impatient) as broker:
             assert (await broker.client.get("/ready")).status_code == 200
@@ -390,7 +390,7 @@ async def _ready(broker: RunningBroker) -> bool:
 async def test_unresponsive_server_is_given_up(tmp_path: Path) -> None:
     """The stopped server neither refuses nor answers."""
     with servers.running() as server:
-        async with PostgresDatabase(await server.fresh(), patience=0.5, statement=0.5) as database:
+        async with PostgresDatabase(await server.fresh(), retry_seconds=0.5, statement_seconds=0.5) as database:
             await database.check()
             pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
             ours = [pid for pid in pids if _is_of(pid, server)]
@@ -420,7 +420,7 @@ def _is_of(pid: int, server: Postgres) -> bool:
 async def test_a_starter_waits_for_the_migration_of_another(postgres: Postgres) -> None:
     """However long that takes."""
     url = await postgres.fresh()
-    async with PostgresDatabase(url) as one, PostgresDatabase(url, patience=0.2) as other:
+    async with PostgresDatabase(url) as one, PostgresDatabase(url, retry_seconds=0.2) as other:
         slow = Statement(sql="SELECT pg_sleep(6)")
         running = asyncio.create_task(one.transact(Statement(sql=one.exclusive), slow))
         await asyncio.sleep(0.2)
@@ -440,7 +440,7 @@ async def test_an_address_with_the_options_of_other_drivers_will_do(postgres: Po
 )
 async def test_invalid_database_url_is_an_error_with_its_cure(postgres: Postgres, end: str, cure: str) -> None:
     with pytest.raises(StorageError, match=cure):
-        async with PostgresDatabase(f"{await postgres.fresh()}{end}", patience=0.3) as database:
+        async with PostgresDatabase(f"{await postgres.fresh()}{end}", retry_seconds=0.3) as database:
             await database.check()
 
 
