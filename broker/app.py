@@ -101,7 +101,7 @@ def native_dialect(services: Services, docs: DocsRoutes, version: str) -> Dialec
             *_callback_routes(services, messages).endpoints(),
             *images.endpoints(),
             *CallbackInboxRoutes(inbox=services.inbox, callbacks=services.callbacks).endpoints(),
-            *DeliveryRoutes(log=services.delivery_log).endpoints(),
+            *DeliveryRoutes(clock=services.clock, deliveries=services.deliveries).endpoints(),
             *health.endpoints(),
             *docs.endpoints(),
         ],
