@@ -1,4 +1,4 @@
-"""Every callback that was ever exported, before today's parser and today's judge."""
+"""Exported callbacks, read by the current parser and verified by the current rules."""
 
 from __future__ import annotations
 
@@ -45,35 +45,35 @@ def _read(path: Path) -> Any:
     return json.loads(path.read_text("utf-8"))
 
 
-def test_there_are_fixtures_of_every_verdict() -> None:
-    verdicts = {_read(path)["expected"]["verification"] for path in FILES}
-    assert verdicts == {"accept", "recheck", "reject", "unknown", "malformed"}
+def test_fixtures_cover_every_verification() -> None:
+    results = {_read(path)["expected"]["verification"] for path in FILES}
+    assert results == {"accept", "recheck", "reject", "unknown", "malformed"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-async def test_it_comes_to_what_it_came_to(path: Path, providers: dict[str, Provider]) -> None:
+async def test_fixture_is_read_and_verified_as_before(path: Path, providers: dict[str, Provider]) -> None:
     fixture = _read(path)
     assert _today(fixture, providers[fixture["provider"]]) == fixture["expected"]
 
 
 def _today(fixture: dict[str, Any], provider: Provider) -> dict[str, Any]:
-    proofs = Evidence.from_json(json.dumps(fixture["evidence"]))
+    evidence = Evidence.from_json(json.dumps(fixture["evidence"]))
     try:
         body = verification.parse_body(fixture["body"].encode())
     except MalformedBody as malformed:
         return {"names": [], "report": None, "verification": "malformed", "status": malformed.status}
-    judged = verification.decide(proofs)
+    decision = verification.decide(evidence)
     return {
         "names": list(provider.job_ids(body)),
         "report": report_document(provider.parse_callback(body)),
-        "verification": judged.verification.value,
-        "status": judged.status,
+        "verification": decision.verification.value,
+        "status": decision.status,
     }
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_its_signature_proves_what_it_proved(path: Path) -> None:
-    """As long as a webhook key was set where it came; the other houses of the fixtures had none."""
+def test_signature_of_a_fixture_gives_the_same_proof(path: Path) -> None:
+    """For the brokers that had a webhook key; the others of the fixtures had none."""
     fixture = _read(path)
     if "x-webhook-signature" not in fixture["headers"] or fixture["evidence"]["token"] == "wrong":
         return
@@ -85,7 +85,7 @@ def test_its_signature_proves_what_it_proved(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_nothing_in_it_is_secret(path: Path) -> None:
+def test_fixture_contains_no_secret(path: Path) -> None:
     text = path.read_text("utf-8")
     assert "token=[hidden]" in text or "token=" not in text
     assert "authorization" not in text.lower()

@@ -1,4 +1,4 @@
-"""When a job ended, in whatever way a provider says it: kie.ai's callbacks mix seconds and milliseconds."""
+"""Parsing of moments in provider responses: kie.ai's callbacks mix seconds and milliseconds."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ AT = 1_786_413_282.0
     ],
     ids=repr,
 )
-def test_the_same_moment_in_every_spelling(value: Any) -> None:
+def test_every_spelling_of_a_moment_is_parsed(value: Any) -> None:
     assert moment(value) == AT
 
 
@@ -40,12 +40,12 @@ def test_the_same_moment_in_every_spelling(value: Any) -> None:
     ],
     ids=lambda value: repr(value)[:30],
 )  # fmt: skip
-def test_what_is_no_moment_of_this_century_is_none(value: Any) -> None:
-    """Neither are local times of an unknown place."""
+def test_implausible_moment_is_none(value: Any) -> None:
+    """So are local times without a zone."""
     assert moment(value) is None
 
 
 @pytest.mark.parametrize("name", ["completeTime", "complete_time", "completedAt", "completed_at"])
-def test_the_end_of_a_job_under_all_its_names(name: str) -> None:
+def test_end_of_a_job_is_read_under_all_its_names(name: str) -> None:
     assert ParsedResponse.from_body({"data": {"taskId": "x", name: AT * 1000}}).ended_at == AT
     assert ParsedResponse.from_body({"taskId": "x", name: "soon"}).ended_at is None
