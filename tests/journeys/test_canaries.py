@@ -17,7 +17,7 @@ import structlog
 from broker.logs import configure_logging, log
 from broker.sandbox.options import Options
 from storage.states import TaskState
-from tests.contracts.providers import Says, Upstream
+from tests.contracts.providers import Canned, Upstream
 from tests.support.api import png
 from tests.support.brokers import RunningBroker, open_broker
 
@@ -67,7 +67,7 @@ class Echo(Upstream):
             said = {"code": 200, "data": {"taskId": "job"}}
         else:
             said = {"code": 500 if "unknown" in body else 400, "msg": repeated}
-        writer.write(Says(body=said).encoded())
+        writer.write(Canned(body=said).encoded())
         await writer.drain()
         return True
 
