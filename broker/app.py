@@ -76,7 +76,7 @@ def native_dialect(services: Services, docs: DocsRoutes, version: str) -> Dialec
             *_callback_routes(services, messages).endpoints(),
             *_image_routes(services).endpoints(),
             *CallbackInboxRoutes(inbox=services.inbox, callbacks=services.callbacks).endpoints(),
-            *DeliveryRoutes(log=services.delivery_log).endpoints(),
+            *DeliveryRoutes(clock=services.clock, deliveries=services.deliveries).endpoints(),
             *_health_routes(services, messages, version).endpoints(),
             *docs.endpoints(),
         ],

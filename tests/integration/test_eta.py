@@ -147,7 +147,7 @@ async def test_queued_estimate_includes_window_slots_and_cooldown(quiet: Service
         40,
         60,
     ]
-    await quiet.database.transact(quiet.worker.submissions.limits.start_cooldown("kie", NOW + 300))
+    await quiet.database.transact(quiet.worker.submissions.tables.provider_limits.start_cooldown("kie", NOW + 300))
     clock.advance(eta.QUEUE_TTL_SECONDS)
     assert (await position_and_eta(quiet, tasks[0]))[1] == 330
     assert (await position_and_eta(quiet, queued(1, due_at=NOW + 400)))[1] == 450  # due later

@@ -224,7 +224,7 @@ async def test_task_counts_are_cached(quiet: Services, clock: ManualClock) -> No
 
 
 async def test_cooldown_is_shown_as_remaining_seconds(quiet: Services, clock: ManualClock) -> None:
-    await quiet.database.transact(quiet.worker.submissions.limits.start_cooldown("kie", NOW + 30))
+    await quiet.database.transact(quiet.worker.submissions.tables.provider_limits.start_cooldown("kie", NOW + 30))
     await quiet.collector.render_page()
     assert value(quiet.metrics, "broker_provider_cooldown_seconds", provider="kie") == 30
     clock.advance(40)
@@ -236,7 +236,7 @@ async def test_one_process_queries_the_balance_for_all(tmp_path: Path) -> None:
     async with open_broker(tmp_path) as broker:
         balances = broker.services.worker.balances
         await _balance_known(broker)
-        assert not await balances.periodic_jobs.try_acquire(
+        assert not await balances.tables.periodic_jobs.try_acquire(
             "balance", now=broker.services.clock.now(), every=balance.REFRESH_SECONDS
         )
         async with open_api(tmp_path) as other:  # another process on the same database, which sends no query
@@ -255,7 +255,7 @@ async def test_unknown_balance_is_absent(quiet: Services, clock: ManualClock) ->
     balances = quiet.worker.balances
     await balances.refresh()
     assert await balances.latest() == {}
-    await balances.cluster_state.set_value("balance of kie", f"12.5 {NOW!r}")
+    await balances.tables.cluster_state.set_value("balance of kie", f"12.5 {NOW!r}")
     assert await balances.latest() == {"kie": 12.5}
     await quiet.collector.render_page()
     assert value(quiet.metrics, "broker_provider_credits", provider="kie") == 12.5

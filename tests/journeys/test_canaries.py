@@ -17,7 +17,7 @@ import structlog
 from broker.logs import configure_logging, log
 from broker.sandbox.options import Options
 from storage.states import TaskState
-from tests.contracts.providers import Says, Upstream
+from tests.contracts.providers import Canned, Upstream
 from tests.support.api import png
 from tests.support.brokers import RunningBroker, open_broker
 
@@ -67,7 +67,7 @@ class Echo(Upstream):
             answer = {"code": 200, "data": {"taskId": "job"}}
         else:
             answer = {"code": 500 if "unknown" in body else 400, "msg": repeated}
-        writer.write(Says(body=answer).encoded())
+        writer.write(Canned(body=answer).encoded())
         await writer.drain()
         return True
 

@@ -724,7 +724,9 @@ async def test_webhook_replayed_during_its_deletion_stays(scene: Scene) -> None:
     await scene.ended()
     await scene.turn()
     broker, delivery = scene.services, await scene.delivery()
-    interrupted: Any = Interrupted(scene.services.database, lambda: broker.delivery_log.replay(delivery.id))
+    interrupted: Any = Interrupted(
+        scene.services.database, lambda: broker.deliveries.replay(delivery.id, scene.clock.now())
+    )
     assert await Deliveries(interrupted).delete_before(scene.clock.now() + 100, 10) == 0
     assert len(await broker.deliveries.list_attempts(delivery.id)) == 1
     await scene.turn()
