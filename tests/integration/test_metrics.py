@@ -148,7 +148,7 @@ async def test_unclassified_error_is_counted_once_and_logged_without_its_text(qu
     task = await add(quiet)
     report = replace(UNKNOWN_WORDS, provider_code="FLUX")
     with capture_logs() as logs:
-        for _ in range(2):  # a callback and a check may both tell it
+        for _ in range(2):  # a callback and a check may both report it
             await quiet.worker.steps.transitions.apply_report(task, report, 1)
     assert value(quiet.metrics, "broker_unclassified_errors_total", provider="kie") == 1
     (line,) = [line for line in logs if line["action"] == "unclassified_provider_error"]
