@@ -121,8 +121,8 @@ async def test_sound_body_arrives_unchanged() -> None:
     async with serve(scripts) as server:
         fetcher = patient(server.host)
         got = {path: await fetch(fetcher, server.url(path)) for path in scripts}
-    facts = {path: (download.media_type, download.size) for path, (download, _) in got.items()}
-    assert facts == {
+    downloads = {path: (download.media_type, download.size) for path, (download, _) in got.items()}
+    assert downloads == {
         "/length": ("image/png", len(body)),
         "/chunked": ("image/webp", None),
         "/both": (None, None),
@@ -263,7 +263,7 @@ async def test_concurrent_downloads_are_limited() -> None:
 async def test_post_is_checked_and_never_redirected() -> None:
     """Webhooks to callers: one request, any status is an answer, a redirect is not followed.
 
-    What a receiver says beside its status is its own affair: a page that never ends does not make a delivery fail.
+    Only the status counts: a response body that never ends does not fail a delivery.
     """
     scripts = {
         "/hook?a=b": answers("202 Accepted", b"thanks", "Retry-After: 7"),
