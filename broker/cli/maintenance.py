@@ -5,9 +5,9 @@ from __future__ import annotations
 import platform
 
 from broker.bootstrap import database_for, load_settings, missing_database_file, open_services
+from broker.cli import ExitCode
 from broker.cli.connection import quiet_logs
 from broker.cli.console import print_facts, print_line
-from broker.cli.exit_codes import ExitCode
 from broker.clock import SystemClock
 from storage.images import Images
 from storage.sql import migrate
