@@ -23,8 +23,8 @@ from broker.providers import registry
 from broker.providers.base import ProviderPackage
 from broker.providers.registry import ProviderRegistry
 from broker.services import Composition, Services
-from broker.settings import Settings, loading
-from broker.settings.loading import SalvagedSettings
+from broker.settings import Settings
+from broker.settings.loading import SalvagedSettings, read_settings, variables_of
 from broker.tasks.steps.download import DOWNLOAD_CONCURRENCY
 from storage.blobs.local import LocalBlobs
 from storage.blobs.store import BlobStore
@@ -52,17 +52,20 @@ def load_settings(
     Raises `SettingsError` naming each wrong variable, the shape of its value, and the cure.
     """
     packages = registry.settings_classes(extra_providers)
-    return loading.read_settings(packages, env_file=env_file, overrides=overrides, isolated=isolated)
+    found = read_settings(packages, env_file=env_file, overrides=overrides, isolated=isolated)
+    if found.errors:
+        raise SettingsError("\n".join(found.errors))
+    return found.settings
 
 
 def salvage_settings(*, env_file: Path | None = Path(".env")) -> SalvagedSettings:
     """Return settings with defaults in place of wrong values, for a report of everything that is wrong."""
-    return loading.salvage_settings(registry.settings_classes(), env_file=env_file)
+    return read_settings(registry.settings_classes(), env_file=env_file, overrides={})
 
 
 def settings_variables() -> list[str]:
     """Return every variable, primary names before their aliases."""
-    return loading.variables_of(registry.settings_classes())
+    return variables_of(registry.settings_classes())
 
 
 def database_for(settings: Settings) -> AbstractAsyncContextManager[Database]:
@@ -73,7 +76,7 @@ def database_for(settings: Settings) -> AbstractAsyncContextManager[Database]:
     try:
         from storage.sql.postgres import PostgresDatabase
     except ImportError:
-        raise _missing("DATABASE_URL leads to Postgres", "postgres") from None
+        raise _missing_driver("DATABASE_URL leads to Postgres", "postgres") from None
     return PostgresDatabase(
         url,
         listen_url=settings.database_listen_url.get_secret_value(),
@@ -81,7 +84,7 @@ def database_for(settings: Settings) -> AbstractAsyncContextManager[Database]:
     )
 
 
-def absent(settings: Settings) -> Path | None:
+def missing_database_file(settings: Settings) -> Path | None:
     """Return the path of a database file that does not exist; None if there is a database, or it is not a file."""
     if not settings.database.startswith("sqlite:"):
         return None
@@ -94,21 +97,21 @@ async def blobs_for(settings: Settings) -> AsyncIterator[BlobStore]:
     """Open the store of BROKER_BLOB_URL."""
     bucket = settings.bucket
     if bucket is None:
-        yield LocalBlobs(settings.blobs, free_floor=FREE_FLOOR)
+        yield LocalBlobs(settings.blob_folder, free_floor=FREE_FLOOR)
         return
     try:
         from storage.blobs.s3 import S3Blobs
     except ImportError:
-        raise _missing("BROKER_BLOB_URL leads to S3", "s3") from None
+        raise _missing_driver("BROKER_BLOB_URL leads to S3", "s3") from None
     store = S3Blobs(
         bucket=bucket.name,
         prefix=bucket.prefix,
-        scratch=settings.blobs / ".drafts",
+        scratch=settings.blob_folder / ".drafts",
         endpoint=bucket.endpoint,
         region=bucket.region,
-        access_key=_revealed(bucket.access_key),
-        secret_key=_revealed(bucket.secret_key),
-        session_token=_revealed(bucket.session_token),
+        access_key=_reveal(bucket.access_key),
+        secret_key=_reveal(bucket.secret_key),
+        session_token=_reveal(bucket.session_token),
         links=bucket.links,
         public_base=bucket.public_base,
         free_floor=FREE_FLOOR,
@@ -119,11 +122,11 @@ async def blobs_for(settings: Settings) -> AsyncIterator[BlobStore]:
         await store.aclose()
 
 
-def _revealed(secret: SecretStr | None) -> str | None:
+def _reveal(secret: SecretStr | None) -> str | None:
     return secret.get_secret_value() if secret else None
 
 
-def _missing(why: str, extra: str) -> SettingsError:
+def _missing_driver(why: str, extra: str) -> SettingsError:
     return SettingsError(f"{why}, and its driver is not installed: pip install 'nano-banana-broker[{extra}]'")
 
 
@@ -149,7 +152,7 @@ async def open_services(
     """
     clock = clock or SystemClock()
     async with AsyncExitStack() as stack:
-        secret = _secret(settings)
+        secret = _ensure_secret(settings)
         database = await stack.enter_async_context(open_database(settings))
         await database.check()
         await upgrade_schema(database, clock.now())
@@ -176,7 +179,7 @@ async def open_services(
             registry=providers,
             blobs=blobs,
             tokens=CallbackTokens(secret),
-            address=_address(settings, port, local_provider=local_provider, now=clock.now()),
+            address=_initial_address(settings, port, local_provider=local_provider, now=clock.now()),
             agents=TunnelAgents(client=agent_client, tunnel_api=settings.tunnel_api, port=port or settings.port),
             extra_dialects=tuple(extra_dialects),
         ).services()
@@ -187,7 +190,7 @@ async def open_services(
         yield services
 
 
-def _address(settings: Settings, port: int | None, *, local_provider: bool, now: float) -> PublicAddress:
+def _initial_address(settings: Settings, port: int | None, *, local_provider: bool, now: float) -> PublicAddress:
     """Return the URL known before tunnels are discovered. Raises `SettingsError` for a wrong WEBHOOK_BASE_URL."""
     if local_provider:
         return PublicAddress(
@@ -202,7 +205,7 @@ def secret_file(settings: Settings) -> Path:
     return settings.data_dir / "secret.key"
 
 
-def kept_secret(settings: Settings) -> bytes | None:
+def existing_secret(settings: Settings) -> bytes | None:
     """Return SECRET_KEY, or the generated secret; None before the first start."""
     if settings.secret_key is not None:
         return settings.secret_key.get_secret_value().encode()
@@ -210,11 +213,10 @@ def kept_secret(settings: Settings) -> bytes | None:
     return path.read_bytes().strip() if path.exists() else None
 
 
-def _secret(settings: Settings) -> bytes:
+def _ensure_secret(settings: Settings) -> bytes:
     """Return SECRET_KEY, or a secret generated at the first start, in a file that only its owner can read."""
     try:
-        kept = kept_secret(settings)
-        if kept is not None:
+        if (kept := existing_secret(settings)) is not None:
             return kept
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         create_secret_file(secret_file(settings))

@@ -116,7 +116,7 @@ def _store_digest(settings: Settings) -> str:
     if bucket is not None:
         value = f"{bucket.endpoint or bucket.region}/{bucket.name}/{bucket.prefix.strip('/')}"
     else:
-        settings.blobs.mkdir(parents=True, exist_ok=True)
-        create_secret_file(settings.blobs / ".store")
-        value = (settings.blobs / ".store").read_text().strip()
+        settings.blob_folder.mkdir(parents=True, exist_ok=True)
+        create_secret_file(settings.blob_folder / ".store")
+        value = (settings.blob_folder / ".store").read_text().strip()
     return hashlib.sha256(value.encode()).hexdigest()[:32]

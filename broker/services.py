@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from broker.callbacks.inbox import CallbackInbox
@@ -22,7 +22,6 @@ from broker.monitoring.balance import BalanceMonitor
 from broker.monitoring.collectors import DatabaseCollector
 from broker.net.fetcher import Fetcher
 from broker.notifications.deliverer import Deliverer
-from broker.notifications.delivery_log import DeliveryLog
 from broker.notifications.outbox import Outbox
 from broker.ordering.idempotency import Idempotency
 from broker.ordering.plan import Planner
@@ -41,7 +40,7 @@ from broker.tasks.queries import TaskQueries
 from broker.tasks.retention import ClockGuard, Retention
 from broker.tasks.running import LeaseKeeper, RunningSteps
 from broker.tasks.steps.callbacks import CallbackQueue, CallbackStep
-from broker.tasks.steps.check import CheckStep, PollingSwitch
+from broker.tasks.steps.check import CheckStep, switch_to_polling
 from broker.tasks.steps.download import DownloadStep
 from broker.tasks.steps.recover import RecoverStep
 from broker.tasks.steps.submit import SubmitStep
@@ -72,8 +71,6 @@ class Services:
     blobs: BlobStore
     tokens: CallbackTokens
     catalog: Catalog
-    provider: Provider
-    """The preferred one of `providers`."""
     providers: Mapping[str, Provider]
     metrics: Metrics
     presenter: TaskPresenter
@@ -86,7 +83,6 @@ class Services:
     canceler: TaskCanceler
     receiver: CallbackReceiver
     inbox: CallbackInbox
-    delivery_log: DeliveryLog
     thumbnails: Thumbnails
     eta: EtaEstimator
     worker: Worker
@@ -96,6 +92,11 @@ class Services:
     """Keeps `address` up to date while it runs."""
     extra_dialects: tuple[Callable[[Services], Any], ...] = ()
     """Factories of `broker.api.http.endpoint.Dialect`, mounted after the built-in one."""
+
+    @property
+    def provider(self) -> Provider:
+        """The preferred one of the configured providers."""
+        return next(iter(self.providers.values()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +123,6 @@ class Composition:
             blobs=self.blobs,
             tokens=self.tokens,
             catalog=self.catalog,
-            provider=self.provider,
             providers=self.providers,
             metrics=self.metrics,
             presenter=self.presenter,
@@ -133,11 +133,18 @@ class Composition:
             orders=self._orders(),
             queries=self.queries,
             canceler=TaskCanceler(queries=self.queries, transitions=self.transitions, providers=self.providers),
-            receiver=self._receiver(),
+            receiver=CallbackReceiver(
+                clock=self.clock, verifier=self.verifier, callbacks=self.tables.callbacks, metrics=self.metrics
+            ),
             inbox=self._inbox(),
-            delivery_log=DeliveryLog(clock=self.clock, deliveries=self.tables.deliveries),
-            thumbnails=self._thumbnails(),
-            eta=self._eta(),
+            thumbnails=Thumbnails(
+                clock=self.clock,
+                tasks=self.tables.tasks,
+                images=self.tables.images,
+                blobs=self.blobs,
+                metrics=self.metrics,
+            ),
+            eta=EtaEstimator(clock=self.clock, tables=self.tables, providers=self.providers, catalog=self.catalog),
             worker=self._worker(),
             collector=self._collector(),
             address=self.address,
@@ -179,11 +186,6 @@ class Composition:
     def providers(self) -> dict[str, Provider]:
         return self.registry.open_all()
 
-    @property
-    def provider(self) -> Provider:
-        """The preferred one of the configured providers."""
-        return next(iter(self.providers.values()))
-
     def callback_url(self, provider: str, task: str, attempt: int) -> str | None:
         """Return the URL for callbacks about one attempt, token included; None without a public URL."""
         base = self.address.base
@@ -220,12 +222,7 @@ class Composition:
 
     @cached_property
     def balances(self) -> BalanceMonitor:
-        return BalanceMonitor(
-            clock=self.clock,
-            periodic_jobs=self.tables.periodic_jobs,
-            cluster_state=self.tables.cluster_state,
-            providers=self.providers,
-        )
+        return BalanceMonitor(clock=self.clock, tables=self.tables, providers=self.providers)
 
     def _steps(self) -> StepTable:
         providers, transitions = self.providers, self.transitions
@@ -251,14 +248,12 @@ class Composition:
         )
 
     def _worker(self) -> Worker:
-        clock, tasks, running = self.clock, self.tables.tasks, self.running_steps
+        clock, running = self.clock, self.running_steps
         return Worker(
             clock=clock,
-            tasks=tasks,
+            tasks=self.tables.tasks,
             steps=self._steps(),
-            submissions=SubmissionQueue(
-                clock=clock, tasks=tasks, limits=self.tables.provider_limits, providers=self.providers
-            ),
+            submissions=SubmissionQueue(clock=clock, tables=self.tables, providers=self.providers),
             callbacks=CallbackQueue(step=self.callback_step, running=running),
             deliverer=Deliverer(
                 clock=clock,
@@ -277,15 +272,6 @@ class Composition:
             clock_guard=ClockGuard(clock=clock),
         )
 
-    def _eta(self) -> EtaEstimator:
-        return EtaEstimator(
-            clock=self.clock,
-            tasks=self.tables.tasks,
-            limits=self.tables.provider_limits,
-            providers=self.providers,
-            models=[model.name for model in self.catalog.models],
-        )
-
     def _collector(self) -> DatabaseCollector:
         return DatabaseCollector(
             clock=self.clock,
@@ -293,15 +279,6 @@ class Composition:
             tables=self.tables,
             balances=self.balances,
             steps_running=lambda: self.running_steps.count,
-        )
-
-    def _thumbnails(self) -> Thumbnails:
-        return Thumbnails(
-            clock=self.clock,
-            tasks=self.tables.tasks,
-            images=self.tables.images,
-            blobs=self.blobs,
-            metrics=self.metrics,
         )
 
     # -- orders
@@ -353,14 +330,6 @@ class Composition:
             signatures=self.registry.signatures(),
         )
 
-    def _receiver(self) -> CallbackReceiver:
-        return CallbackReceiver(
-            clock=self.clock,
-            verifier=self.verifier,
-            callbacks=self.tables.callbacks,
-            metrics=self.metrics,
-        )
-
     def _inbox(self) -> CallbackInbox:
         return CallbackInbox(
             clock=self.clock,
@@ -372,12 +341,11 @@ class Composition:
         )
 
     def _url_monitor(self) -> UrlMonitor:
-        switch = PollingSwitch(transitions=self.transitions)
         return UrlMonitor(
             address=self.address,
             agents=self.agents,
             probe=ReachabilityProbe(client=self.agents.client, challenge=ChallengeResponse(self.tokens.secret)),
-            switch_to_polling=switch.switch_to_polling,
+            switch_to_polling=partial(switch_to_polling, self.transitions),
             clock=self.clock,
             metrics=self.metrics,
             is_only_machine=not self.settings.shared,

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, ParamSpec
 
 import typer
 
-from broker.cli.exit_codes import ExitCode
+from broker.cli import ExitCode
+
+P = ParamSpec("P")
 
 app = typer.Typer(
     help="A durable broker in front of Nano Banana image providers: nothing is lost, nothing is paid twice.",
@@ -72,28 +74,18 @@ def sandbox(
     duration: Annotated[float, typer.Option(min=0, help="Duration of a job in seconds.")] = 1.0,
     credit: Annotated[float, typer.Option("--credits", min=0, help="Credits of the account.")] = 1000.0,
     key: Annotated[str | None, typer.Option(help="The only API key accepted. Default: any.")] = None,
-    webhook_key: Annotated[str | None, typer.Option(help="Key that signs callbacks, as kie.ai does.")] = None,
+    webhook_key: Annotated[str | None, typer.Option(help="Webhook key, which signs the callbacks.")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder for jobs and files. Default: memory only.")] = None,
 ) -> None:
-    """Run the sandbox provider: an emulator of kie.ai, with faults on request."""
-    from broker.cli import sandbox as body
+    """Run the sandbox provider: an emulator of the upstream API, with faults on request."""
+    from broker.cli.sandbox import list_moods, serve_alone
+    from broker.sandbox.options import Options
 
     if moods:
-        body.list_moods()
+        list_moods()
         return
-    _run_command(
-        partial(
-            body.serve_alone,
-            host=host,
-            port=port,
-            mood=mood,
-            duration=duration,
-            credits_=credit,
-            api_key=key,
-            webhook_key=webhook_key,
-            data_dir=data,
-        )
-    )
+    options = Options(api_key=key, webhook_key=webhook_key, duration=duration, credits=credit, mood=mood, data_dir=data)
+    _run_command(serve_alone, host, port, options)
 
 
 @app.command()
@@ -110,18 +102,18 @@ def generate(
     n: Annotated[int, typer.Option("--n", "-n", min=1, max=6, help="Number of images.")] = 1,
 ) -> None:
     """Make images and save them. Uses the running broker; without one, runs a broker for this command."""
-    from broker.cli.generate import GenerateOptions, generate
+    from broker.cli.generate import generate
 
-    options = GenerateOptions(
-        prompt=prompt,
-        images=tuple(image or ()),
+    _run_command(
+        generate,
+        prompt,
+        images=image or [],
         out=out,
         model=model,
         aspect_ratio=aspect,
         resolution=resolution,
-        count=n,
+        n=n,
     )
-    _run_command(generate, options)
 
 
 @app.command()
@@ -129,7 +121,7 @@ def task(task_id: Annotated[str, typer.Argument(metavar="ID")], as_json: AsJson 
     """Show a task."""
     from broker.cli.tasks import show_task
 
-    _run_command(partial(show_task, task_id, as_json=as_json, watch=watch))
+    _run_command(show_task, task_id, as_json=as_json, watch=watch)
 
 
 @app.command()
@@ -144,7 +136,7 @@ def tasks(
     """List tasks, newest first."""
     from broker.cli.tasks import list_tasks
 
-    _run_command(partial(list_tasks, status=status, limit=limit, as_json=as_json, watch=watch))
+    _run_command(list_tasks, status=status, limit=limit, as_json=as_json, watch=watch)
 
 
 @app.command()
@@ -172,9 +164,7 @@ def list_callbacks(
         return
     from broker.cli.admin.callbacks import list_callbacks
 
-    _run_command(
-        partial(list_callbacks, task=task, verification=verification, limit=limit, as_json=as_json, watch=watch)
-    )
+    _run_command(list_callbacks, task=task, verification=verification, limit=limit, as_json=as_json, watch=watch)
 
 
 @callbacks.command("show")
@@ -182,7 +172,7 @@ def show_callback(callback_id: CallbackId, as_json: AsJson = False) -> None:
     """Show a callback: verification, headers and body."""
     from broker.cli.admin.callbacks import show_callback
 
-    _run_command(partial(show_callback, callback_id, as_json=as_json))
+    _run_command(show_callback, callback_id, as_json=as_json)
 
 
 @callbacks.command("replay")
@@ -194,7 +184,7 @@ def replay_callback(
     """Process a callback again with the current code. A rejected one is only explained."""
     from broker.cli.admin.callbacks import replay_callback
 
-    _run_command(partial(replay_callback, callback_id, dry_run=dry_run, as_json=as_json))
+    _run_command(replay_callback, callback_id, dry_run=dry_run, as_json=as_json)
 
 
 @callbacks.command("export")
@@ -205,7 +195,7 @@ def export_callback(
     """Export a callback as a test fixture. It contains the whole callback, prompt included."""
     from broker.cli.admin.callbacks import export_callback
 
-    _run_command(partial(export_callback, callback_id, out=out))
+    _run_command(export_callback, callback_id, out=out)
 
 
 @webhooks.callback(invoke_without_command=True)
@@ -223,7 +213,7 @@ def list_webhooks(
         return
     from broker.cli.admin.webhooks import list_webhooks
 
-    _run_command(partial(list_webhooks, task=task, outcome=outcome, limit=limit, as_json=as_json, watch=watch))
+    _run_command(list_webhooks, task=task, outcome=outcome, limit=limit, as_json=as_json, watch=watch)
 
 
 @webhooks.command("show")
@@ -231,7 +221,7 @@ def show_webhook(webhook_id: WebhookId, as_json: AsJson = False) -> None:
     """Show a webhook: every attempt, and the body."""
     from broker.cli.admin.webhooks import show_webhook
 
-    _run_command(partial(show_webhook, webhook_id, as_json=as_json))
+    _run_command(show_webhook, webhook_id, as_json=as_json)
 
 
 @webhooks.command("replay")
@@ -239,7 +229,7 @@ def replay_webhook(webhook_id: WebhookId, as_json: AsJson = False) -> None:
     """Send a webhook again."""
     from broker.cli.admin.webhooks import replay_webhook
 
-    _run_command(partial(replay_webhook, webhook_id, as_json=as_json))
+    _run_command(replay_webhook, webhook_id, as_json=as_json)
 
 
 @webhooks.command("secret")
@@ -255,7 +245,7 @@ def doctor(as_json: AsJson = False) -> None:
     """Check settings, provider, credits, public URL, clock, disk and database, with a cure for each problem."""
     from broker.cli.doctor import run_doctor
 
-    _run_command(partial(run_doctor, as_json=as_json))
+    _run_command(run_doctor, as_json=as_json)
 
 
 @app.command()
@@ -286,20 +276,20 @@ def main() -> None:
     app(prog_name="broker")
 
 
-def _run_command(body: Callable[..., Awaitable[int | None]], *args: Any) -> None:
+def _run_command(body: Callable[P, Awaitable[int | None]], *args: P.args, **kwargs: P.kwargs) -> None:
     """Run the coroutine function of a command. Errors that a person can fix are one sentence without a traceback."""
     import anyio
 
     from broker.cli.console import explain_error, print_error
 
     try:
-        code = anyio.run(partial(body, *args))
+        code = anyio.run(partial(body, *args, **kwargs))
     except KeyboardInterrupt:
         code = ExitCode.INTERRUPTED
     except BaseException as error:
-        explained = explain_error(error)
-        if explained is None:
+        explanation = explain_error(error)
+        if explanation is None:
             raise
-        print_error(explained.sentence)
-        code = explained.exit_code
+        sentence, code = explanation
+        print_error(sentence)
     raise typer.Exit(code or ExitCode.DONE)

@@ -1,19 +1,19 @@
-"""Client of the running broker; without one, the same client calls the application in this process."""
+"""Client of the running broker, and of the application in this process where none runs; documents that it shows."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Any, Final, TypeAlias
 
 import anyio
 from starlette.types import ASGIApp
 
 from broker import logs
 from broker.app import build_app
-from broker.bootstrap import absent, load_settings, open_services
-from broker.cli.console import CommandError
+from broker.bootstrap import load_settings, missing_database_file, open_services
+from broker.cli.console import CommandError, clear_screen, print_json
 from broker.client import AsyncClient
 from broker.net.hosts import local_base_url
 from broker.settings import Settings
@@ -22,7 +22,8 @@ PATIENCE_SECONDS: Final = 120.0
 """Long enough for a restart of the broker."""
 WATCH_SECONDS: Final = 1.0
 
-T = TypeVar("T")
+Document: TypeAlias = dict[str, Any]
+"""JSON object of the API."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,7 @@ async def connect_broker() -> AsyncIterator[Connection]:
             yield Connection(client=client, is_running=True)
             return
     base = local_base_url(settings.host, settings.port)
-    missing = absent(settings)
+    missing = missing_database_file(settings)
     if missing is not None:
         raise CommandError(
             f"No broker answers at {base}, and there is no database {missing.resolve()}: is this the right folder?"
@@ -70,17 +71,35 @@ def make_client(base: str, settings: Settings, *, app: ASGIApp | None = None) ->
     return AsyncClient(base, key=key, timeout=settings.request_timeout, patience=PATIENCE_SECONDS, app=app)
 
 
-async def poll_changes(fetch: Callable[[], Awaitable[T]], watch: bool) -> AsyncIterator[T]:
-    """Yield the current value, and with `watch` each later change of it."""
-    previous: T | None = None
-    while True:
-        current = await fetch()
-        if current != previous:
-            yield current
-        if not watch:
-            return
-        previous = current
-        await anyio.sleep(WATCH_SECONDS)
+async def show_document(
+    path: str,
+    print_text: Callable[[Document], None],
+    *,
+    as_json: bool,
+    watch: bool = False,
+    until: Callable[[Document], bool] | None = None,
+    filters: Mapping[str, str | int | None] = {},
+) -> Document:
+    """Print a document of the API as text or JSON, and return it.
+
+    filters: query parameters, None for absent ones. watch: print each change, until `until` is true of the document;
+    without `until`, the terminal is cleared before each.
+    """
+    params = {name: str(value) for name, value in filters.items() if value is not None}
+    previous: Document | None = None
+    async with connect_broker() as broker:
+        while True:
+            document = await broker.client.ask("GET", path, params=params)
+            if document != previous and as_json:
+                print_json(document)
+            elif document != previous:
+                if watch and until is None:
+                    clear_screen()
+                print_text(document)
+            if not watch or (until is not None and until(document)):
+                return document
+            previous = document
+            await anyio.sleep(WATCH_SECONDS)
 
 
 def quiet_logs(settings: Settings) -> None:

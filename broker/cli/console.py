@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
-from broker.cli.exit_codes import ExitCode
+from broker.cli import ExitCode
 from broker.client import BrokerError
 from broker.errors import ApiError, ProviderError, SettingsError
 from storage.errors import StorageError
@@ -23,24 +22,17 @@ class CommandError(Exception):
     """The command failed; the message is one sentence for a person."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ExplainedError:
-    """An error as a sentence, with the exit code of the command."""
-
-    sentence: str
-    exit_code: ExitCode
-
-
-def explain_error(error: BaseException) -> ExplainedError | None:
-    """Return the explanation of an error that a person can fix; None for bugs, which deserve their traceback."""
+def explain_error(error: BaseException) -> tuple[str, ExitCode] | None:
+    """Return the sentence and exit code of an error that a person can fix; None for a bug."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]  # a task group wraps the error that ended it
     match error:
         case SettingsError() | StorageError() | SchemaTooNew():
-            return ExplainedError(sentence=str(error), exit_code=ExitCode.UNAVAILABLE)
+            return str(error), ExitCode.UNAVAILABLE
         case CommandError() | ApiError() | ProviderError() | BrokerError():
-            notes = getattr(error, "__notes__", ())
-            return ExplainedError(sentence=" ".join([str(error), *notes]), exit_code=ExitCode.NOT_DONE)
+            return " ".join([str(error), *getattr(error, "__notes__", ())]), ExitCode.NOT_DONE
+        case OSError(filename=str() | Path()):
+            return f"{error.filename}: {error.strerror}.", ExitCode.NOT_DONE
         case _:
             return None
 
@@ -75,14 +67,6 @@ def format_json(document: Any) -> str:
     """Return indented JSON in which control characters are escaped."""
     text = json.dumps(document, ensure_ascii=False, indent=2)
     return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
-
-
-def write_file(path: Path, text: str) -> None:
-    """Write a text file; raise `CommandError` if it cannot be written."""
-    try:
-        path.write_text(text, "utf-8")
-    except OSError as error:
-        raise CommandError(f"{path} cannot be written: {error.strerror}.") from None
 
 
 def clear_screen() -> None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from dataclasses import asdict
 
 from broker.bootstrap import salvage_settings
+from broker.cli import ExitCode
 from broker.cli.connection import quiet_logs
 from broker.cli.console import print_json, print_line
-from broker.cli.exit_codes import ExitCode
 from broker.clock import SystemClock
 from broker.doctor.checks import checks_for, run_checks
-from broker.doctor.context import open_context
+from broker.doctor.context import DoctorContext, open_context
 from broker.providers.base import Finding
 from broker.providers.health import failed, ok
 from broker.settings.loading import SalvagedSettings
@@ -24,35 +24,34 @@ async def run_doctor(*, as_json: bool) -> int:
     """Print all findings; NOT_DONE if a check failed, UNAVAILABLE if the settings are wrong."""
     found = salvage_settings()
     quiet_logs(found.settings)
-    report = []
+    report: list[Finding] = []
     async with open_context(found, SystemClock()) as context:
-        for finding in _settings_findings(found):
+        async for finding in _all_findings(found, context):
             report.append(finding)
-            _print_finding(finding, quiet=as_json)
-        async for finding in run_checks(context, checks_for(context)):
-            report.append(finding)
-            _print_finding(finding, quiet=as_json)
-    is_healthy = not any(finding.status == "failed" for finding in report)
+            if not as_json:
+                _print_finding(finding)
+    statuses = {finding.status for finding in report}
+    is_healthy = "failed" not in statuses
     if as_json:
         print_json({"ok": is_healthy, "checks": [asdict(finding) for finding in report]})
     elif is_healthy:
-        print_line("All is well." if all(finding.status != "warning" for finding in report) else "Nothing is broken.")
-    if found.complaints:
+        print_line("Nothing is broken." if "warning" in statuses else "All is well.")
+    if found.errors:
         return ExitCode.UNAVAILABLE
     return ExitCode.DONE if is_healthy else ExitCode.NOT_DONE
 
 
-def _settings_findings(found: SalvagedSettings) -> Iterator[Finding]:
-    if not found.complaints:
+async def _all_findings(found: SalvagedSettings, context: DoctorContext) -> AsyncIterator[Finding]:
+    if not found.errors:
         yield ok("settings", "understood")
-    for complaint in found.complaints:
-        problem, _, cure = complaint.partition(": ")
+    for error in found.errors:
+        problem, _, cure = error.partition(": ")
         yield failed("settings", problem, cure or "see .env.example")
+    async for finding in run_checks(context, checks_for(context)):
+        yield finding
 
 
-def _print_finding(finding: Finding, *, quiet: bool) -> None:
-    if quiet:
-        return
+def _print_finding(finding: Finding) -> None:
     mark, style = _MARKS.get(finding.status, _SKIPPED)
     print_line(f"{mark} {finding.name:<21} {finding.found}", style=style)
     if finding.cure:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import platform
 
-from broker.bootstrap import absent, database_for, load_settings, open_services
+from broker.bootstrap import database_for, load_settings, missing_database_file, open_services
+from broker.cli import ExitCode
 from broker.cli.connection import quiet_logs
 from broker.cli.console import print_facts, print_line
-from broker.cli.exit_codes import ExitCode
 from broker.clock import SystemClock
 from storage.images import Images
 from storage.sql import migrate
@@ -41,7 +41,7 @@ async def upgrade_database() -> None:
 async def show_database() -> int:
     """Print the state of the database; NOT_DONE when `broker db upgrade` or a first start is needed."""
     settings = load_settings()
-    path = absent(settings)
+    path = missing_database_file(settings)
     if path is not None:
         print_facts({"database": str(path.resolve()), "Python": platform.python_version()}, width=_WIDTH)
         print_line("There is no database yet. The first start makes one.")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from urllib.parse import urlsplit
 
+import anyio
+
+from broker.cli import TERMINATION_SIGNALS
 from broker.cli.console import CommandError, print_line
-from broker.cli.signals import termination_signal
 from broker.errors import SettingsError
 from broker.providers.registry import point_to_sandbox, sandbox_upstream
 from broker.sandbox.faults import Fault, UnknownFault, parse_fault_setting
@@ -21,33 +22,15 @@ LOOPBACK = "127.0.0.1"
 ENDLESS_CREDITS = 1e9
 
 
-async def serve_alone(
-    *,
-    host: str,
-    port: int,
-    mood: str,
-    duration: float,
-    credits_: float,
-    api_key: str | None,
-    webhook_key: str | None,
-    data_dir: Path | None,
-) -> None:
+async def serve_alone(host: str, port: int, options: Options) -> None:
     """Serve until SIGINT or SIGTERM."""
-    _check_mood("--mood", mood)
+    _check_mood("--mood", options.mood)
     if port and (failure := _find_bind_failure(host, port)):
         raise CommandError(f"{failure.problem}: {failure.cure}")
-    options = Options(
-        api_key=api_key,
-        webhook_key=webhook_key,
-        duration=duration,
-        credits=credits_,
-        mood=mood,
-        data_dir=data_dir,
-    )
-    with termination_signal() as wait_for_signal:
+    with anyio.open_signal_receiver(*TERMINATION_SIGNALS) as signals:
         async with serve_sandbox(host, port, options) as url:
-            _print_addresses(url, api_key)
-            await wait_for_signal()
+            _print_addresses(url, options.api_key)
+            await anext(signals)
 
 
 def _print_addresses(url: str, api_key: str | None) -> None:
@@ -75,7 +58,12 @@ async def run_sandbox(settings: Settings, port: int) -> AsyncIterator[Settings]:
     mood = settings.sandbox_mood or Fault.GOOD.value
     _check_mood("BROKER_SANDBOX_MOOD", mood)
     folder = settings.data_dir / "sandbox"
-    _make_folder(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(
+            f"BROKER_DATA_DIR cannot be used ({error.strerror}): make {folder.parent} writable, or set another"
+        ) from error
     upstream = sandbox_upstream(settings)
     options = Options(
         webhook_key=upstream.webhook_key.get_secret_value() if upstream.webhook_key else None,
@@ -99,15 +87,6 @@ def _check_mood(where: str, mood: str) -> None:
         parse_fault_setting(mood)
     except UnknownFault as error:
         raise SettingsError(f"{where} is wrong: {error}") from None
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SettingsError(
-            f"BROKER_DATA_DIR cannot be used ({error.strerror}): make {folder.parent} writable, or set another"
-        ) from error
 
 
 def _find_bind_failure(host: str, port: int) -> BindFailure | None:

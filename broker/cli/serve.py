@@ -15,9 +15,9 @@ import anyio
 from broker import logs
 from broker.bootstrap import load_settings, open_services
 from broker.callbacks.public_url import is_private_url
+from broker.cli import TERMINATION_SIGNALS
 from broker.cli.console import print_line, print_note
 from broker.cli.embedded import open_system
-from broker.cli.signals import termination_signal
 from broker.doctor.access import COOKIE_FLAW, NEWER_PYTHON, has_cookie_flaw
 from broker.errors import SettingsError
 from broker.logs import log
@@ -47,7 +47,7 @@ async def run_worker() -> None:
             "set the key, or run `broker serve` instead of a worker"
         )
     _configure_logs(settings)
-    with termination_signal() as wait_for_signal:
+    with anyio.open_signal_receiver(*TERMINATION_SIGNALS) as signals:
         async with (
             open_services(settings) as services,
             services.url_monitor.run(),
@@ -56,7 +56,7 @@ async def run_worker() -> None:
             print_line(f"Worker for {', '.join(services.providers)} on {settings.database_shown}")
             print_line(f"  results    {_describe_results(services)}")
             tasks.start_soon(services.worker.run)
-            await wait_for_signal()
+            await anext(signals)
             services.worker.stop()
 
 

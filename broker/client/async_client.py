@@ -4,32 +4,43 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json as jsonlib
 import secrets
-from collections.abc import AsyncGenerator, Awaitable, Iterable, Mapping
-from contextlib import AsyncExitStack, aclosing
-from functools import partial
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
+from contextlib import aclosing, nullcontext
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, TypeAlias, TypedDict, TypeVar, Unpack, cast
+from typing import Any, Final, TypeAlias, TypedDict, TypeVar, Unpack
 from urllib.parse import quote
 
-import aiofiles
-import anyio
-from httpx_sse import EventSource, ServerSentEvent
+import httpx
+from httpx_sse import EventSource
+from pydantic import TypeAdapter
+from pydantic.alias_generators import to_camel
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_before_delay
 
-from broker.client.errors import BrokerApiError, ChecksumMismatch, Unreachable, WaitTimeout, task_error
-from broker.client.models import Document, Image, InvalidResponse, Order, Page, Result, Task
-from broker.client.references import Reference, References
-from broker.client.transport import MAX_HOLD_SECONDS, ASGIApp, Sleep, Transport
+from broker.client import transport
+from broker.client.errors import BrokerApiError, BrokerError, ChecksumMismatch, Unreachable, WaitTimeout, task_error
+from broker.client.models import Document, Image, Order, Page, Result, Task, TaskDocument
+from broker.client.references import Reference, read_references
 
 T = TypeVar("T")
 
 DEFAULT_BASE: Final = "http://127.0.0.1:8000"
 """Default address of `broker serve`."""
+HOLD_SECONDS: Final = 25
+"""Duration of a long poll."""
 MIN_POLL_SECONDS: Final = 1.0
 """Least time between two polls, for brokers that do not hold requests."""
+MAX_WAITING_CONNECTIONS: Final = 24
+"""Limit of long polls and event streams, so that other requests always find a connection."""
+STREAM_TIMEOUT_SECONDS: Final = 60.0
+"""Longest silence in an event stream; a broker sends a comment every fifteen seconds."""
 HEALTH_TIMEOUT_SECONDS: Final = 3.0
+UNKNOWN_BROKER_PATIENCE_SECONDS: Final = 2.0
+"""Patience with a broker that has never answered: the address is probably wrong."""
+
+_adapter_of: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
 
 TaskRef: TypeAlias = "str | Task | Order"
 """A task, its id, or an order, which stands for its first task."""
@@ -57,10 +68,10 @@ class AsyncClient:
     """Client of one broker, for one event loop.
 
     base: URL of the broker. key: one of its BROKER_API_KEYS; not needed on the same machine when none are set.
-    language: of its messages, `en`, `zh` or `ru`. timeout: seconds for one request. patience: seconds for which
-    idempotent requests are repeated while the broker is unreachable or busy, for example during a restart; orders are
-    included, since each carries an idempotency key. sleep: replaces `asyncio.sleep`. app: ASGI application to call
-    instead of the network.
+    language: of its messages, `en`, `zh` or `ru`. timeout: seconds to wait for the next bytes of a response. patience:
+    seconds for which idempotent requests are repeated while the broker is unreachable or busy, for example during a
+    restart; orders are included, since each carries an idempotency key. sleep: replaces `asyncio.sleep`. app: ASGI
+    application to call instead of the network.
 
     Every method raises `BrokerError`. Close it with `async with` or `aclose`.
     """
@@ -73,16 +84,19 @@ class AsyncClient:
         language: str | None = None,
         timeout: float = 120.0,
         patience: float = 90.0,
-        sleep: Sleep = asyncio.sleep,
-        app: ASGIApp | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        app: transport.ASGIApp | None = None,
     ) -> None:
-        self._transport = Transport(
-            base, key=key, language=language, timeout=timeout, patience=patience, sleep=sleep, app=app
-        )
-
-    @property
-    def base(self) -> str:
-        return self._transport.base
+        self.base = transport.validate_base(base)
+        self._timeout = timeout
+        self._patience = patience
+        self._sleep = sleep
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._headers |= {"Accept-Language": language} if language else {}
+        self._http = transport.open_http(app)
+        self._has_answered = False
+        self._waiting = asyncio.Semaphore(MAX_WAITING_CONNECTIONS)
+        """Held by each long poll and event stream."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.base!r})"
@@ -90,14 +104,12 @@ class AsyncClient:
     async def __aenter__(self) -> AsyncClient:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     async def aclose(self) -> None:
         """Close the connections. Tasks continue."""
-        await self._transport.aclose()
+        await self._http.aclose()
 
     async def generate(
         self, prompt: str, *, timeout: float | None = None, **options: Unpack[OrderOptions]
@@ -121,62 +133,37 @@ class AsyncClient:
         The order is durable when this returns. After a lost response the order is sent again with the same key,
         and when no attempt succeeds, a note of the error names the key.
         """
-        references = await References.read(options.get("images", ()))
-        seed = options.get("seed")
-        form = [
-            ("prompt", prompt),
-            ("model", options.get("model")),
-            ("aspectRatio", options.get("aspect_ratio")),
-            ("resolution", options.get("resolution")),
-            ("outputFormat", options.get("output_format")),
-            ("numberOfImages", str(options.get("n", 1))),
-            ("seed", None if seed is None else str(seed)),
-            ("callbackUrl", options.get("callback_url")),
-            *(("imageUrls", link) for link in references.links),
+        fields: dict[str, Any] = {"prompt": prompt, **options}
+        key = fields.pop("idempotency_key", None) or secrets.token_hex(16)
+        references = await read_references(fields.pop("images", ()))
+        fields["number_of_images"] = fields.pop("n", 1)
+        # parts without a file name are fields; so the form is multipart even without a reference
+        parts = [
+            (to_camel(name), (None, str(value).encode("utf-8", "replace")))
+            for name, value in fields.items()
+            if value is not None
         ]
-        parts: list[Any] = [
-            (name, (None, value.encode("utf-8", "replace"))) for name, value in form if value is not None
-        ]
-        parts += [("image", (f"image-{number}", content)) for number, content in enumerate(references.files, 1)]
-        return await self._send_order(parts, options.get("idempotency_key") or secrets.token_hex(16))
-
-    async def _send_order(self, parts: list[Any], key: str) -> Order:
-        was_sent = False
-
-        async def attempt() -> Order:
-            nonlocal was_sent
-            try:
-                document = await self._transport.request(
-                    "POST", "/api/generate/image", headers={"Idempotency-Key": key}, files=parts
-                )
-            except Unreachable as error:
-                was_sent = was_sent or error.sent
-                raise
-            with self._transport.translate_errors():
-                return Order.parse(document, key)
-
         try:
-            return await self._transport.retry(attempt)
+            order = await self._request(
+                Order, "POST", "/api/generate/image", headers={"Idempotency-Key": key}, files=[*parts, *references]
+            )
         except Unreachable as error:
-            if was_sent:
-                error.add_note(f"The order may have arrived. Ordering again with idempotency_key={key!r} is safe.")
+            error.add_note(f"Ordering again with idempotency_key={key!r} is safe: an order that arrived is returned.")
             raise
+        return replace(order, key=key)
 
     async def get(self, task: TaskRef) -> Task:
         """Return the task. Raises `BrokerApiError` with status 404, or 410 once it has expired."""
-        return self._parse_task(await self._request_with_retries("GET", _task_path(task)))
+        return (await self._request(TaskDocument, "GET", _task_path(task))).data
 
     async def wait(self, task: TaskRef, *, timeout: float | None = None) -> Task:
         """Return the task once it has ended, with or without an image. timeout: seconds, then `WaitTimeout`."""
-        params = {"wait": f"{MAX_HOLD_SECONDS:g}"}
+        path = f"{_task_path(task)}?wait={HOLD_SECONDS}"
         try:
             async with asyncio.timeout(timeout):
                 while True:
                     started_at = asyncio.get_running_loop().time()
-                    document = await self._request_with_retries(
-                        "GET", _task_path(task), params=params, hold=MAX_HOLD_SECONDS
-                    )
-                    current = self._parse_task(document)
+                    current = (await self._request(TaskDocument, "GET", path, hold=HOLD_SECONDS)).data
                     if current.ended:
                         return current
                     await self._pause_since(started_at)
@@ -185,44 +172,38 @@ class AsyncClient:
 
     async def events(self, task: TaskRef) -> AsyncGenerator[Task]:
         """Yield the task now and after each change, until it has ended."""
-        path, last_event_id = f"{_task_path(task)}/events", None
+        url, headers = f"{self.base}{_task_path(task)}/events", {**self._headers, "Accept": "text/event-stream"}
+        open_stream = partial(self._send, "GET", url, timeout=STREAM_TIMEOUT_SECONDS, stream=True, headers=headers)
         while True:
-            started_at, is_open = asyncio.get_running_loop().time(), False
-            try:
-                async with AsyncExitStack() as stack:
-                    events = await self._transport.retry(partial(self._open_events, stack, path, last_event_id))
-                    is_open = True
-                    async for event in events:
-                        if event.data:
-                            last_event_id = event.id or last_event_id
-                            current = self._parse_task(_parse_event(event.data))
-                            yield current
-                            if current.ended:
-                                return
-            except Unreachable as error:
-                if not is_open or not error.passing:  # opening has its own retries
-                    raise
+            started_at = asyncio.get_running_loop().time()
+            async with self._waiting:
+                response = await self._retry(open_stream)
+                try:
+                    async with aclosing(response), aclosing(EventSource(response).aiter_sse()) as events:
+                        with transport.translate_errors(self.base):
+                            async for event in events:
+                                if event.data:
+                                    headers["Last-Event-ID"] = event.id
+                                    current = self._parse(TaskDocument, event.data).data
+                                    yield current
+                                    if current.ended:
+                                        return
+                except Unreachable as error:
+                    if not error.passing:
+                        raise
             await self._pause_since(started_at)
-
-    async def _open_events(
-        self, stack: AsyncExitStack, path: str, last_event_id: str | None
-    ) -> AsyncGenerator[ServerSentEvent]:
-        response = await stack.enter_async_context(self._transport.stream_events(path, last_event_id))
-        return await stack.enter_async_context(aclosing(cast(Any, EventSource(response).aiter_sse())))
 
     async def tasks(self, *, status: str | None = None, limit: int = 20, cursor: str | None = None) -> Page:
         """Return a page of tasks, newest first. limit: at most 100. cursor: of the previous page."""
         params = {"limit": str(limit), "status": status, "cursor": cursor}
-        document = await self._request_with_retries(
-            "GET", "/api/tasks", params={name: value for name, value in params.items() if value is not None}
+        return await self._request(
+            Page, "GET", "/api/tasks", params={name: value for name, value in params.items() if value is not None}
         )
-        with self._transport.translate_errors():
-            return Page.parse(document, self.base)
 
     async def cancel(self, task: TaskRef) -> Task:
         """Cancel a task; a canceled one is returned. Raises `BrokerApiError` with status 409 when it is too late."""
         try:
-            return self._parse_task(await self._request_with_retries("DELETE", _task_path(task)))
+            return (await self._request(TaskDocument, "DELETE", _task_path(task))).data
         except BrokerApiError as error:
             # an earlier attempt may have succeeded although its response was lost
             if error.status == 409 and (current := await self.get(task)).status == "canceled":
@@ -231,9 +212,7 @@ class AsyncClient:
 
     async def retry(self, task: TaskRef) -> Order:
         """Order a failed task again; repeated calls return the same new task. Raises `BrokerApiError` for others."""
-        document = await self._request_with_retries("POST", f"{_task_path(task)}/retry")
-        with self._transport.translate_errors():
-            return Order.parse(document)
+        return await self._request(Order, "POST", f"{_task_path(task)}/retry")
 
     async def images(self, task: TaskRef) -> list[Image]:
         """Wait for a task and return its images. Raises `TaskFailed`."""
@@ -244,48 +223,18 @@ class AsyncClient:
 
     async def image(self, result: Result) -> Image:
         """Download an image. Raises `ChecksumMismatch` unless the bytes are those that the broker stored."""
-
-        async def attempt() -> bytes:
-            async with aclosing(self._verified_chunks(result)) as chunks:
-                return b"".join([chunk async for chunk in chunks])
-
-        content = await self._transport.retry(attempt)
-        return Image(**{**vars(result), "content": content})
+        # without the key: images are public, and the URL may lead to a foreign store
+        response = await self._retry(partial(self._send, "GET", result.url, timeout=self._timeout))
+        if result.sha256 is not None and hashlib.sha256(response.content).hexdigest() != result.sha256:
+            raise ChecksumMismatch(f"{result.name} has other bytes than the broker stores: is there a proxy?")
+        return Image(**vars(result), content=response.content)
 
     async def download(self, result: Result, path: str | Path) -> Path:
         """Download an image into a file, or into a folder under its own name; return the path.
 
         An existing file is replaced only once the image is complete and verified. Raises OSError.
         """
-        target = Path(path)
-        target = target / result.name if await anyio.Path(target).is_dir() else target
-        draft = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-
-        async def attempt() -> None:
-            async with aclosing(self._verified_chunks(result)) as chunks, aiofiles.open(draft, "wb") as file:
-                async for chunk in chunks:
-                    await file.write(chunk)
-
-        try:
-            await self._transport.retry(attempt)
-            await anyio.Path(draft).replace(target)
-        finally:
-            with anyio.CancelScope(shield=True):
-                await anyio.Path(draft).unlink(missing_ok=True)
-        return target
-
-    async def _verified_chunks(self, result: Result) -> AsyncGenerator[bytes]:
-        digest, length = hashlib.sha256(), 0
-        async with self._transport.stream_image(result.url) as response:
-            async for chunk in response.aiter_bytes():
-                digest.update(chunk)
-                length += len(chunk)
-                if result.size is not None and length > result.size:
-                    break  # the rest cannot make it right
-                yield chunk
-        complete = result.size is None or length == result.size
-        if not complete or (result.sha256 is not None and digest.hexdigest() != result.sha256.lower()):
-            raise ChecksumMismatch(f"{result.name} arrived with other bytes than the broker stores: is there a proxy?")
+        return await asyncio.to_thread((await self.image(result)).save, path)
 
     async def ask(
         self,
@@ -297,38 +246,71 @@ class AsyncClient:
         json: Any = None,
     ) -> Document:
         """Send any other request and return the JSON object of its response. Only GET and HEAD are retried."""
-        send = self._request_with_retries if method in {"GET", "HEAD"} else self._transport.request
-        return await send(method, path, params=params, headers=headers, json=json)
+        send = self._request if method in {"GET", "HEAD"} else self._request_once
+        return await send(Document, method, path, params=params, headers=headers or {}, json=json)
 
     async def alive(self) -> bool:
-        """Return whether a broker answers at `base`; sends one request with a short time-out."""
-        return await self._transport.is_healthy(HEALTH_TIMEOUT_SECONDS)
+        """Return whether a broker answers at `base`. Sends one request with a short time-out, without the key."""
+        try:
+            response = await self._send("GET", f"{self.base}/health", timeout=HEALTH_TIMEOUT_SECONDS)
+            return self._parse(Document, response.content).get("status") == "healthy"
+        except BrokerError:
+            return False
 
-    async def _request_with_retries(self, method: str, path: str, **options: Any) -> Document:
-        return await self._transport.retry(partial(self._transport.request, method, path, **options))
+    async def _request(self, cls: type[T], method: str, path: str, **options: Any) -> T:
+        return await self._retry(partial(self._request_once, cls, method, path, **options))
 
-    def _parse_task(self, document: Document) -> Task:
-        with self._transport.translate_errors():
-            return Task.parse(document.get("data"), self.base)
+    async def _request_once(
+        self, cls: type[T], method: str, path: str, *, hold: float = 0, headers: Mapping[str, str] = {}, **options: Any
+    ) -> T:
+        """Send one request and return its response as a value. hold: seconds that the broker may delay it."""
+        options["headers"] = {**self._headers, **headers}
+        async with self._waiting if hold else nullcontext():
+            response = await self._send(method, self.base + path, timeout=self._timeout + hold, **options)
+        return self._parse(cls, response.content)
+
+    async def _send(
+        self, method: str, url: str, *, timeout: float, stream: bool = False, **options: Any
+    ) -> httpx.Response:
+        """Send one request. timeout: seconds of silence. Raises `BrokerError` unless the response is a success."""
+        limits = httpx.Timeout(timeout, connect=min(timeout, transport.CONNECT_TIMEOUT_SECONDS))
+        with transport.translate_errors(self.base):
+            request = self._http.build_request(method, url, timeout=limits, **options)
+            response = await self._http.send(request, stream=stream)
+            self._has_answered = True
+            if not response.is_success:
+                await response.aread()
+            transport.check_status(response)
+            return response
+
+    def _parse(self, cls: type[T], content: bytes | str) -> T:
+        with transport.translate_errors(self.base):
+            value: T = _adapter_of(cls).validate_json(content, context=self.base)
+            return value
+
+    async def _retry(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Repeat an idempotent request while its failure is transient and the patience lasts."""
+        retrying = AsyncRetrying(
+            sleep=self._sleep,
+            retry=retry_if_exception(transport.is_transient),
+            wait=transport.pause_seconds,
+            stop=self._should_stop,
+            reraise=True,
+        )
+        return await retrying(attempt)
+
+    def _should_stop(self, state: RetryCallState) -> bool:
+        patience = self._patience if self._has_answered else min(self._patience, UNKNOWN_BROKER_PATIENCE_SECONDS)
+        return stop_before_delay(patience)(state)
 
     async def _pause_since(self, started_at: float) -> None:
+        """Sleep until the next poll may start."""
         elapsed = asyncio.get_running_loop().time() - started_at
-        await self._transport.sleep(max(0.0, MIN_POLL_SECONDS - elapsed))
+        await self._sleep(max(0.0, MIN_POLL_SECONDS - elapsed))
 
 
 def _task_path(task: TaskRef) -> str:
     return f"/api/task/{quote(task if isinstance(task, str) else task.id, safe='')}"
-
-
-def _parse_event(text: str) -> Document:
-    """Raises `InvalidResponse`."""
-    try:
-        document = jsonlib.loads(text)
-    except (ValueError, RecursionError):
-        document = None
-    if not isinstance(document, Mapping):
-        raise InvalidResponse("an event is not a JSON object")
-    return document
 
 
 async def _gather_all(several: Iterable[Awaitable[T]]) -> list[T]:

@@ -12,8 +12,8 @@ Exception
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 
 from broker.client.models import ErrorDetail, Image, Task
 
@@ -22,43 +22,32 @@ class BrokerError(Exception):
     """Base of every error of the client."""
 
 
+@dataclass(eq=False, repr=False)
 class Unreachable(BrokerError):
-    """No response, or one that makes no sense.
+    """No response, or one that makes no sense."""
 
-    passing: the next attempt may succeed. sent: the broker may have received the request.
-    """
-
-    def __init__(self, message: str, *, passing: bool = True, sent: bool = True) -> None:
-        super().__init__(message)
-        self.passing = passing
-        self.sent = sent
+    message: str
+    _: KW_ONLY
+    passing: bool = True
+    """The next attempt may succeed."""
 
 
+@dataclass(eq=False, repr=False)
 class BrokerApiError(BrokerError):
-    """The broker answered with an error.
+    """The broker answered with an error."""
 
-    status: HTTP status. code: of the broker's closed set; None for an answer of a proxy. field: of the request, if one
-    is wrong. retryable: the same request may succeed later. retry_after: seconds.
-    """
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        status: int,
-        code: str | None = None,
-        field: str | None = None,
-        retryable: bool = False,
-        retry_after: float | None = None,
-        details: Sequence[Mapping[str, Any]] = (),
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
-        self.field = field
-        self.retryable = retryable
-        self.retry_after = retry_after
-        self.details = tuple(details)
+    message: str
+    _: KW_ONLY
+    status: int
+    """HTTP status."""
+    code: str | None = None
+    """Of the broker's closed set; None for an answer of a proxy."""
+    field: str | None = None
+    """Of the request, if one is wrong."""
+    retryable: bool = False
+    """The same request may succeed later."""
+    retry_after: float | None = None
+    """Seconds."""
 
 
 class TaskFailed(BrokerError):
@@ -71,11 +60,8 @@ class TaskFailed(BrokerError):
     def __init__(self, task: Task, made: Sequence[Image] = ()) -> None:
         super().__init__(describe_failure(task))
         detail = task.error_detail or ErrorDetail()
-        self.task = task
-        self.made = tuple(made)
-        self.code = detail.code
-        self.retryable = detail.retryable
-        self.billed = detail.billed
+        self.task, self.made = task, tuple(made)
+        self.code, self.retryable, self.billed = detail.code, detail.retryable, detail.billed
 
 
 class TaskCanceled(TaskFailed):

@@ -1,7 +1,4 @@
-"""Reference images as callers have them: a path, bytes, a Pillow image, an image of the broker, or a URL.
-
-Each is read once, before the order is sent, so that a repeated order is the same order.
-"""
+"""Reference images as callers have them: a path, bytes, a Pillow image, an image of the broker, or a URL."""
 
 from __future__ import annotations
 
@@ -9,55 +6,37 @@ import asyncio
 import io
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from broker.client.models import Image
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+Reference: TypeAlias = "str | os.PathLike[str] | bytes | Image | PIL.Image.Image"
+"""Text that begins with http:// or https:// is a URL, which the broker fetches itself; other text is a path."""
 
 _PNG_MODES: Final = frozenset({"1", "L", "LA", "P", "RGB", "RGBA"})
 
 
-@runtime_checkable
-class Picture(Protocol):
-    """Structural type of a Pillow image; Pillow itself is not imported."""
+async def read_references(references: Reference | Iterable[Reference]) -> list[tuple[str, Any]]:
+    """Return the parts of the order's form. Raises OSError for unreadable files, TypeError for other types.
 
-    @property
-    def mode(self) -> str: ...
-
-    def convert(self, mode: str, /) -> Any: ...
-
-    def save(self, fp: Any, format: str) -> None: ...  # noqa: A002
+    Each reference is read once, before the order is sent, so that a repeated order is the same order.
+    """
+    if isinstance(references, str | bytes) or not isinstance(references, Iterable):
+        references = [references]
+    return [await asyncio.to_thread(_read_reference, number, one) for number, one in enumerate(references, 1)]
 
 
-Reference: TypeAlias = "str | os.PathLike[str] | bytes | Image | Picture"
-"""Text that begins with http:// or https:// is a URL, other text is a path."""
+def _read_reference(number: int, reference: Any) -> tuple[str, Any]:
+    if isinstance(reference, str) and reference.lower().startswith(("http://", "https://")):
+        return "imageUrls", (None, reference.encode())
+    return "image", (f"image-{number}", _read_bytes(reference))
 
 
-@dataclass(frozen=True, kw_only=True)
-class References:
-    """References of one order."""
-
-    files: tuple[bytes, ...]
-    links: tuple[str, ...]
-    """URLs that the broker fetches itself."""
-
-    @classmethod
-    async def read(cls, references: Reference | Iterable[Reference]) -> References:
-        """Raises OSError for unreadable files, TypeError for other types."""
-        single = isinstance(references, str | bytes | os.PathLike | Image | Picture)
-        several: list[Any] = [references] if single else list(references)  # type: ignore[arg-type]
-        return cls(
-            files=tuple([await asyncio.to_thread(_read_bytes, one) for one in several if not _is_link(one)]),
-            links=tuple(one for one in several if _is_link(one)),
-        )
-
-
-def _is_link(reference: Reference) -> bool:
-    return isinstance(reference, str) and reference.lower().startswith(("http://", "https://"))
-
-
-def _read_bytes(reference: Reference) -> bytes:
+def _read_bytes(reference: Any) -> bytes:
     match reference:
         case bytes():
             return reference
@@ -65,8 +44,8 @@ def _read_bytes(reference: Reference) -> bytes:
             return reference.content
         case str() | os.PathLike():
             return Path(reference).read_bytes()
-        case Picture():
+        case _ if hasattr(reference, "convert"):  # a Pillow image; the client does not import Pillow
             out = io.BytesIO()
             (reference if reference.mode in _PNG_MODES else reference.convert("RGB")).save(out, format="PNG")
             return out.getvalue()
-    raise TypeError(f"images are paths, addresses, bytes or pictures, not {type(reference).__name__}")
+    raise TypeError(f"images are paths, URLs, bytes or Pillow images, not {type(reference).__name__}")

@@ -12,7 +12,6 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iter
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from functools import wraps
-from types import TracebackType
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar, cast
 
 import anyio
@@ -28,32 +27,29 @@ _END: Final = object()
 
 
 class _LoopThread:
-    """Event loop in a daemon thread. on_close: awaited on the loop before it stops."""
+    """Event loop of a client in a daemon thread."""
 
-    def __init__(self, on_close: Callable[[], Awaitable[None]]) -> None:
-        self._on_close = on_close
-        self._running: set[Future[Any]] = set()
+    def __init__(self, client: AsyncClient) -> None:
         self._lock = threading.Lock()
-        self._closed = False
         ready: Future[BlockingPortal] = Future()
-        self._thread = threading.Thread(target=anyio.run, args=(_run_portal, ready), name="broker-client", daemon=True)
+        self._thread = threading.Thread(
+            target=anyio.run, args=(_run_portal, client, ready), name="broker-client", daemon=True
+        )
         self._thread.start()
         self._portal = ready.result()
 
     def call(self, function: Callable[..., Awaitable[T]], *args: Any, **kwargs: Any) -> T:
         """Return the result of a coroutine function. An interrupt of the caller cancels the coroutine."""
         with self._lock:
-            if self._closed or not self._thread.is_alive():
+            if not self._thread.is_alive():
                 raise RuntimeError(_CLOSED)
             future = self._portal.start_task_soon(lambda: function(*args, **kwargs))
-            self._running.add(future)
         try:
             return future.result()
         except CancelledError:
             raise RuntimeError(_CLOSED) from None
         finally:
             future.cancel()
-            self._running.discard(future)
 
     def close(self) -> None:
         """Cancel running calls, close the client and stop the loop."""
@@ -61,18 +57,13 @@ class _LoopThread:
             threading.Thread(target=self.close, daemon=True).start()
             return
         with self._lock:
-            if self._closed or not self._thread.is_alive():
-                return
-            self._closed = True
-        for future in list(self._running):
-            future.cancel()
-        self._portal.call(self._on_close)
-        self._portal.call(self._portal.stop)
-        self._thread.join()
+            if self._thread.is_alive():
+                self._portal.call(self._portal.stop, True)
+                self._thread.join()
 
 
-async def _run_portal(ready: Future[BlockingPortal]) -> None:
-    async with BlockingPortal() as portal:
+async def _run_portal(client: AsyncClient, ready: Future[BlockingPortal]) -> None:
+    async with client, BlockingPortal() as portal:
         ready.set_result(portal)
         await portal.sleep_until_stopped()
 
@@ -120,7 +111,7 @@ class Client:
         patience: float = 90.0,
     ) -> None:
         self._client = AsyncClient(base, key=key, language=language, timeout=timeout, patience=patience)
-        self._loop = _LoopThread(self._client.aclose)
+        self._loop = _LoopThread(self._client)
         self._finalizer = weakref.finalize(self, self._loop.close)  # also runs at the exit of the interpreter
 
     generate = _as_blocking(AsyncClient.generate)
@@ -147,9 +138,7 @@ class Client:
     def __enter__(self) -> Client:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

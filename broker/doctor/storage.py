@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from broker.bootstrap import FREE_FLOOR, absent, blobs_for, database_for, secret_file
+from broker.bootstrap import FREE_FLOOR, blobs_for, database_for, missing_database_file, secret_file
 from broker.cluster import MAX_HARMLESS_SKEW_SECONDS, max_clock_skew, secrets_match
 from broker.doctor.context import DoctorContext
 from broker.providers.base import Finding
@@ -39,7 +39,7 @@ FREE_SPACE_CURE: Final = "free some space (df -h), or shorten BROKER_RETENTION_H
 async def check_database(context: DoctorContext) -> Sequence[Finding]:
     """Check that the database is sound, fully migrated and able to commit, without changing it."""
     settings, name = context.settings, "database"
-    path = absent(settings)
+    path = missing_database_file(settings)
     if path is not None:
         return [ok(name, f"none yet: the first start creates {path}"), *_check_sqlite_version(settings)]
     async with database_for(settings) as opened:
@@ -86,12 +86,12 @@ async def _check_sharing(opened: Database, context: DoctorContext) -> Sequence[F
 async def check_images(context: DoctorContext) -> Sequence[Finding]:
     """Write a test object to the image store."""
     settings, bucket = context.settings, context.settings.bucket
-    if bucket is None and not settings.blobs.exists():
-        return [ok("images", f"none yet: the first start creates {settings.blobs}")]
+    if bucket is None and not settings.blob_folder.exists():
+        return [ok("images", f"none yet: the first start creates {settings.blob_folder}")]
     async with blobs_for(settings) as store:
         await store.check()
     if bucket is None:
-        return [ok("images", f"{settings.blobs} accepts writes")]
+        return [ok("images", f"{settings.blob_folder} accepts writes")]
     return [ok("images", f"s3://{bucket.name}/{bucket.prefix} accepts writes; {LIFECYCLE_RULE}")]
 
 
@@ -102,7 +102,7 @@ async def check_disks(context: DoctorContext) -> Sequence[Finding]:
 
 def _check_folders(settings: Settings) -> Iterator[Finding]:
     seen: set[int | Path] = set()
-    folders = [settings.data_dir, settings.blobs]
+    folders = [settings.data_dir, settings.blob_folder]
     if not settings.shared:
         folders.insert(0, sqlite_path(settings.database).parent)
     if settings.log_dir is not None:

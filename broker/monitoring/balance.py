@@ -12,7 +12,7 @@ from broker.clock import Clock
 from broker.errors import ProviderError
 from broker.logs import log
 from broker.providers.base import Provider
-from storage.cluster_state import ClusterState, PeriodicJobs
+from storage.tables import Tables
 
 REFRESH_SECONDS: Final = 300.0
 QUERY_SECONDS: Final = 5.0
@@ -25,24 +25,22 @@ class BalanceMonitor:
     """Balances by provider, shared through the database."""
 
     clock: Clock
-    periodic_jobs: PeriodicJobs
-    cluster_state: ClusterState
+    tables: Tables
     providers: Mapping[str, Provider]
 
     async def refresh(self) -> None:
         """Query every provider, unless a process did so recently. The query is free; a failure is only logged."""
-        if not await self.periodic_jobs.try_acquire("balance", now=self.clock.now(), every=REFRESH_SECONDS):
+        if not await self.tables.periodic_jobs.try_acquire("balance", now=self.clock.now(), every=REFRESH_SECONDS):
             return
         for provider in self.providers.values():
             if (balance := await _query_balance(provider)) is not None:
-                await self.cluster_state.set_value(_state_name(provider.name), f"{balance!r} {self.clock.now()!r}")
+                value = f"{balance!r} {self.clock.now()!r}"
+                await self.tables.cluster_state.set_value(_state_name(provider.name), value)
 
     async def latest(self) -> dict[str, float]:
         """Return the recent balances by provider; those without a recent answer are missing."""
-        now = self.clock.now()
-        balances = {
-            name: _parse_recent(await self.cluster_state.get_value(_state_name(name)), now) for name in self.providers
-        }
+        now, state = self.clock.now(), self.tables.cluster_state
+        balances = {name: _parse_recent(await state.get_value(_state_name(name)), now) for name in self.providers}
         return {name: balance for name, balance in balances.items() if balance is not None}
 
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import SystemRandom
-from typing import Any, Final
+from typing import Final
 
 from broker.clock import Clock
 from broker.errors import DownloadError, EgressBlocked
@@ -128,10 +128,9 @@ class Deliverer:
             response = await self.fetcher.post(
                 delivery.url, content=body, headers=headers, timeout=self.timeout_seconds
             )
-        except EgressBlocked as error:
-            return ReceiverResponse(error=_reason_of(error)), "forbidden"
         except DownloadError as error:
-            return ReceiverResponse(error=_reason_of(error)), "unreached"
+            reason = str(error).rpartition(": ")[2][:200]  # without the address, which the row has already
+            return ReceiverResponse(error=reason), "forbidden" if isinstance(error, EgressBlocked) else "unreached"
         return ReceiverResponse(status=response.status, retry_after=response.headers.get("retry-after")), "refused"
 
     async def _record(self, delivery: Delivery, attempt: DeliveryAttempt, result: ReceiverResponse, kind: str) -> None:
@@ -140,7 +139,15 @@ class Deliverer:
         following = retry_policy.next_step(schedule_step, result, now, self.random, expires_at)
         try:
             await self.deliveries.record_attempt(
-                delivery, attempt, schedule_step=schedule_step, **_changes(following, result, now)
+                delivery,
+                attempt,
+                schedule_step=schedule_step,
+                outcome=following.fate,
+                due_at=following.due_at,
+                reason=following.reason,
+                last_status=result.status,
+                delivered_at=now if following.fate == DeliveryStatus.DELIVERED else None,
+                ended_at=None if following.fate == DeliveryStatus.PENDING else now,
             )
         except Stale:
             log.info("another worker has this webhook now", action="delivery_lost", delivery=delivery.id)
@@ -153,27 +160,11 @@ class Deliverer:
 
 
 def _log_attempt(delivery: Delivery, attempt: DeliveryAttempt, following: NextStep) -> None:
-    facts = {"delivery": delivery.id, "task": delivery.task_id, "type": delivery.type, "number": attempt.number}
+    fields = {"delivery": delivery.id, "task": delivery.task_id, "type": delivery.type, "number": attempt.number}
     match following.fate:
         case DeliveryStatus.DELIVERED:
-            log.info("webhook delivered", action="delivery_delivered", **facts)
+            log.info("webhook delivered", action="delivery_delivered", **fields)
         case DeliveryStatus.PENDING:
-            log.info("webhook not delivered yet", action="delivery_failed", why=following.reason, **facts)
+            log.info("webhook not delivered yet", action="delivery_failed", why=following.reason, **fields)
         case DeliveryStatus.GONE | DeliveryStatus.FAILED:
-            log.warning("webhook given up", action="delivery_ended", why=following.reason, **facts)
-
-
-def _changes(following: NextStep, result: ReceiverResponse, now: float) -> dict[str, Any]:
-    return {
-        "outcome": following.fate,
-        "due_at": following.due_at,
-        "reason": following.reason,
-        "last_status": result.status,
-        "delivered_at": now if following.fate == DeliveryStatus.DELIVERED else None,
-        "ended_at": None if following.fate == DeliveryStatus.PENDING else now,
-    }
-
-
-def _reason_of(error: DownloadError) -> str:
-    """Return the error's message without the address, which the row has already."""
-    return str(error).rpartition(": ")[2][:200]
+            log.warning("webhook given up", action="delivery_ended", why=following.reason, **fields)

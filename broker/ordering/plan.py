@@ -1,21 +1,29 @@
-"""Planning: validates an order request against the catalog and the providers."""
+"""Planning: validates an order request against the catalog and the providers.
+
+Every error of a request is reported, not only the first.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
-from broker.catalog import Catalog
+from broker.catalog import MODES, Catalog, Model, quote_text
 from broker.clock import Clock, day
-from broker.errors import ApiError, EgressBlocked
+from broker.errors import ApiError, EgressBlocked, FieldError
 from broker.net.fetcher import Fetcher
-from broker.ordering.validation import validate_params
-from broker.orders import OrderRequest, Plan, Quote
+from broker.orders import ImageParams, Order, OrderRequest, Plan, Quote
 from broker.providers.base import Provider
 
 MAX_IMAGES: Final = 6
 MAX_CALLBACK_URL_CHARACTERS: Final = 2048
+ALLOWED_CONTROLS: Final = frozenset("\t\n\r")
+"""Control characters that occur in text."""
+
+_Errors = Iterator[tuple[str, FieldError]]
+"""Error codes with the field and the sentence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,3 +78,85 @@ class Planner:
                 field="model",
             )
         return candidates
+
+
+def validate_params(catalog: Catalog, params: ImageParams, *, mode: str | None, references: int) -> Order:
+    """Return the order of a request, without its references; an empty optional value counts as absent.
+
+    references: number of reference images. Raises one `ApiError` with all errors in `details`; code, message and field
+    are those of the first one.
+    """
+    model, model_errors = _resolve_model(catalog, params.model)
+    output_format = params.output_format or None
+    params = replace(
+        params,
+        model=model.name,
+        aspect_ratio=params.aspect_ratio or None,
+        resolution=params.resolution.upper() if params.resolution else None,
+        output_format="jpg" if output_format == "jpeg" else output_format,
+    )
+    errors = [
+        *_prompt_errors(params.prompt, model),
+        *model_errors,
+        *_reference_errors(mode or None, references, model),
+        *_choice_errors(params, model),
+    ]
+    if errors:
+        code, first = errors[0]
+        raise ApiError(code, first.message, field=first.field, details=[error for _, error in errors])
+    return Order(params=params, mode="image-to-image" if references else "text-to-image")
+
+
+def _resolve_model(catalog: Catalog, name: str) -> tuple[Model, Sequence[tuple[str, FieldError]]]:
+    """Return the model, or the default one with an error, so that the rest of the request is validated too."""
+    try:
+        return catalog.resolve(name), ()
+    except ApiError as error:
+        return catalog.default, ((error.code, FieldError(field="model", message=error.message)),)
+
+
+def _prompt_errors(prompt: str, model: Model) -> _Errors:
+    """Length counts characters, not bytes; invisible characters alone are not a prompt."""
+    if not any(char.isprintable() and not char.isspace() for char in prompt):
+        yield _error("invalid_prompt", "prompt", "The prompt is empty: say what the image should show.")
+    if len(prompt) > model.prompt_limit:
+        text = f"The prompt has {len(prompt)} characters; {model.name} takes at most {model.prompt_limit}."
+        yield _error("invalid_prompt", "prompt", text)
+    invalid = next((char for char in prompt if _is_invalid(char)), None)
+    if invalid is not None:
+        text = f"The prompt has a character that no text has (U+{ord(invalid):04X}): remove it."
+        yield _error("invalid_prompt", "prompt", text)
+
+
+def _reference_errors(mode: str | None, references: int, model: Model) -> _Errors:
+    if mode is not None and mode not in MODES:
+        text = f"Unknown mode {quote_text(mode)}. Accepted: {', '.join(MODES)}."
+        yield _error("unsupported_parameter", "mode", text)
+    if mode == "image-to-image" and not references:
+        yield _error("invalid_request", "image", "image-to-image needs at least one image: add one.")
+    if mode == "text-to-image" and references:
+        text = "text-to-image takes no images: leave them out, or ask for image-to-image."
+        yield _error("invalid_request", "mode", text)
+    if references > model.max_references:
+        text = f"{references} images are too many; {model.name} takes at most {model.max_references}."
+        yield _error("too_many_images", "image", text)
+
+
+def _choice_errors(params: ImageParams, model: Model) -> _Errors:
+    choices: Mapping[str, tuple[str | None, Sequence[str]]] = {
+        "aspectRatio": (params.aspect_ratio, model.aspect_ratios),
+        "resolution": (params.resolution, model.resolutions),
+        "outputFormat": (params.output_format, model.output_formats),
+    }
+    for name, (value, accepted) in choices.items():
+        if value is not None and value not in accepted:
+            text = f"{model.name} has no {name} {quote_text(value)}. Accepted: {', '.join(accepted)}."
+            yield _error("unsupported_parameter", name, text)
+
+
+def _error(code: str, name: str, message: str) -> tuple[str, FieldError]:
+    return code, FieldError(field=name, message=message)
+
+
+def _is_invalid(char: str) -> bool:
+    return unicodedata.category(char) in {"Cc", "Cs"} and char not in ALLOWED_CONTROLS

@@ -13,7 +13,7 @@ from broker.errors import ApiError, DownloadError
 from broker.net.fetcher import Fetcher
 from broker.orders import DataUriReference, ReferenceSource, StoredReference, UploadedReference, UrlReference
 from broker.tasks.images import stored_image
-from storage.blobs.store import BlobMissing, BlobReader, BlobStore
+from storage.blobs.store import BlobMissing, BlobStore
 from storage.errors import StorageFull
 from storage.ids import new_batch_id, reference_owner
 from storage.images import StoredImage
@@ -48,7 +48,7 @@ class ReferenceIntake:
                 )
                 for position, source in enumerate(sources)
             ]
-        except (InvalidImage, DownloadError, StorageFull) as error:
+        except (InvalidImage, DownloadError, BlobMissing, StorageFull) as error:
             raise reference_error(error) from error
 
     async def inspect(self, sources: Sequence[ReferenceSource], model: str) -> None:
@@ -60,7 +60,7 @@ class ReferenceIntake:
                     self.fetcher.check_url(source.url)
                 else:
                     await self._take_in(owner, source, self._max_bytes(model))
-        except (InvalidImage, DownloadError, StorageFull) as error:
+        except (InvalidImage, DownloadError, BlobMissing, StorageFull) as error:
             raise reference_error(error) from error
         finally:
             await self.delete(owner, sources)
@@ -81,19 +81,11 @@ class ReferenceIntake:
             case DataUriReference(text=text):
                 return await self.intake.from_data_uri(owner, text, max_bytes=max_bytes)
             case StoredReference(blob=blob):
-                async with aclosing(await self._open_stored(blob)) as chunks:
+                async with aclosing(await self.blobs.open(blob)) as chunks:
                     return await self.intake.from_stream(owner, chunks, max_bytes=max_bytes)
             case UrlReference(url=url):
                 async with self.fetcher.open(url, max_bytes=max_bytes) as download:
                     return await self.intake.from_stream(owner, download.chunks, max_bytes=max_bytes)
-
-    async def _open_stored(self, blob: str) -> BlobReader:
-        try:
-            return await self.blobs.open(blob)
-        except BlobMissing as error:
-            raise ApiError(
-                "task_expired", "The reference images of this task are deleted: order it again with its images."
-            ) from error
 
 
 async def hash_source(source: ReferenceSource) -> str:
@@ -112,13 +104,15 @@ async def hash_source(source: ReferenceSource) -> str:
             return digest.hexdigest()
 
 
-def reference_error(error: InvalidImage | DownloadError | StorageFull) -> ApiError:
+def reference_error(error: InvalidImage | DownloadError | BlobMissing | StorageFull) -> ApiError:
     """Return the API's error for a reference that could not be stored."""
     match error:
         case DownloadError():
             return ApiError("invalid_image", f"A reference image could not be fetched: {error}", field="imageUrls")
         case InvalidImage(code=code):
             return ApiError(code, str(error), field="image")
+        case BlobMissing():
+            message = "The reference images of this task are deleted: order it again with its images."
+            return ApiError("task_expired", message)
         case StorageFull():
-            sentence = "There is no space left to store this. Try again later."
-            return ApiError("storage_full", sentence, retryable=True)
+            return ApiError("storage_full", "There is no space left to store this. Try again later.", retryable=True)

@@ -1,22 +1,34 @@
-"""Reading all settings classes at once, so that one start reports every wrong variable."""
+"""Reading all settings classes at once, so that one start reports every wrong variable.
+
+A message has the variable's name, the shape of the value (never the value), and what to write instead.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
-from pydantic import ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
+from pydantic import SecretStr, ValidationError
+from pydantic_settings import BaseSettings
 
-from broker.errors import SettingsError
 from broker.settings.core import Settings
-from broker.settings.errors import aliases_of, describe_error, field_of
 from broker.settings.types import PackageSettings
 
 _S = TypeVar("_S", bound=BaseSettings)
-Kinds = Sequence[type[PackageSettings]]
+
+_CURES: Final = {
+    "int_parsing": "use a whole number",
+    "float_parsing": "use a number",
+    "bool_parsing": "use true or false",
+    "literal_error": "use {expected}",
+    "greater_than": "use a number greater than {gt}",
+    "greater_than_equal": "use a number not less than {ge}",
+    "less_than_equal": "use a number not greater than {le}",
+}
+"""Cures in place of pydantic's messages, which are about Python types."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,102 +38,95 @@ class SalvagedSettings:
     settings: Settings
     wrong: frozenset[str] = frozenset()
     """Fields whose values are wrong."""
-    complaints: tuple[str, ...] = ()
+    errors: tuple[str, ...] = ()
     """A sentence for each, with its cure."""
 
 
 def read_settings(
-    packages: Kinds, *, env_file: Path | None, overrides: Mapping[str, Any], isolated: bool = False
-) -> Settings:
-    """Return the settings of this process. Raises `SettingsError` with a line for each wrong variable.
-
-    env_file: read in addition to the environment, which is stronger. overrides: by field or variable name, strongest;
-    a field name goes to the first class that has it, the core first. isolated: read nothing but the overrides.
-    """
-    by_class = _by_class((Settings, *packages), overrides)
-    found = _read(packages, env_file, by_class, isolated=isolated)
-    if found.complaints:
-        raise SettingsError("\n".join(found.complaints))
-    return found.settings
-
-
-def salvage_settings(packages: Kinds, *, env_file: Path | None) -> SalvagedSettings:
-    """Return settings with defaults in place of wrong values, for a report of everything that is wrong."""
-    return _read(packages, env_file, {})
-
-
-def variables_of(packages: Kinds) -> list[str]:
-    """Return every variable, primary names before their aliases."""
-    kinds: list[type[BaseSettings]] = [Settings, *packages]
-    fields = (field for kind in kinds for field in kind.model_fields.values())
-    return [alias for field in fields for alias in aliases_of(field)]
-
-
-def _by_class(
-    kinds: Iterable[type[BaseSettings]], overrides: Mapping[str, Any]
-) -> dict[type[BaseSettings], dict[str, Any]]:
-    found: dict[type[BaseSettings], dict[str, Any]] = {kind: {} for kind in kinds}
-    for name, value in overrides.items():
-        owner = next((kind for kind in found if field_of(kind, name) in kind.model_fields), None)
-        if owner is None:
-            raise TypeError(f"no setting is named {name}")
-        found[owner][field_of(owner, name)] = value
-    return found
-
-
-def _read(
-    packages: Kinds,
-    env_file: Path | None,
-    overrides: Mapping[type[BaseSettings], Mapping[str, Any]],
+    packages: Sequence[type[PackageSettings]],
     *,
+    env_file: Path | None,
+    overrides: Mapping[str, Any],
     isolated: bool = False,
 ) -> SalvagedSettings:
-    complaints: dict[str, None] = {}
+    """Read the broker's own settings and those of the packages.
+
+    env_file: read in addition to the environment, which is stronger. overrides: by field or variable name, strongest;
+    a field name is for every class that has it. isolated: read nothing but the overrides.
+    """
+    kinds: list[type[BaseSettings]] = [Settings, *packages]
+    if unknown := overrides.keys() - {name for kind in kinds for name in (*kind.model_fields, *_variables(kind))}:
+        raise TypeError(f"no setting is named {', '.join(sorted(unknown))}")
+    errors: dict[str, None] = {}
     wrong: set[str] = set()
-    if not _is_text(env_file):
-        complaints[f"{env_file} is not UTF-8 text: write it again, see .env.example"] = None
-        env_file = None
 
     def read_class(kind: type[_S]) -> _S:
-        values = dict(overrides.get(kind, {}))
-        source = _isolate(kind) if isolated else kind
-        defaulted: set[str] = set()
+        """Read one class; put the defaults in place of wrong values until no more are found."""
+        source = _without_environment(kind) if isolated else kind
+        file, values = env_file, dict(overrides)
         while True:
             try:
-                return source(_env_file=env_file, **values)
+                return source(_env_file=file, **values)
+            except UnicodeDecodeError:
+                errors[f"{file} is not UTF-8 text: write it again, see .env.example"] = None
+                file = None
             except ValidationError as error:
-                errors = error.errors(include_input=True)
-            complaints.update(dict.fromkeys(describe_error(kind, e) for e in errors))
-            bad = {field_of(kind, str(e["loc"][0])) if e["loc"] else "blob_url" for e in errors}
-            if bad <= defaulted:  # no further default can help
-                raise SettingsError("\n".join(complaints))
-            defaulted |= bad
-            wrong.update(bad)
-            values |= {name: kind.model_fields[name].default for name in bad}
+                for found in error.errors(include_input=True):
+                    field = _field_of(kind, found)
+                    errors[_describe_error(kind, field, found)] = None
+                    wrong.add(field)
+                    values |= dict.fromkeys((field, *_aliases(kind, field)), kind.model_fields[field].default)
 
     settings = read_class(Settings).with_packages(*(read_class(kind) for kind in packages))
-    return SalvagedSettings(settings=settings, wrong=frozenset(wrong), complaints=tuple(complaints))
+    return SalvagedSettings(settings=settings, wrong=frozenset(wrong), errors=tuple(errors))
 
 
-class _OverridesOnly:
-    """Mixin that makes a settings class read neither the environment nor a file."""
+def variables_of(packages: Sequence[type[PackageSettings]]) -> list[str]:
+    """Return every variable, primary names before their aliases."""
+    return [*_variables(Settings), *(name for kind in packages for name in _variables(kind))]
 
-    @classmethod
-    def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
+
+def _variables(kind: type[BaseSettings]) -> Iterator[str]:
+    for field in kind.model_fields:
+        yield from _aliases(kind, field)
+
+
+def _aliases(kind: type[BaseSettings], field: str) -> list[str]:
+    """Return the variables of a field, the primary one first."""
+    choices: Any = kind.model_fields[field].validation_alias
+    return list(choices.choices)
+
+
+def _without_environment(kind: type[_S]) -> type[_S]:
+    """Return a subclass that reads neither the environment nor a file."""
+
+    def use_overrides(_: Any, /, settings_cls: Any, init_settings: Any, **__: Any) -> tuple[Any]:
         return (init_settings,)
 
+    members = {"settings_customise_sources": classmethod(use_overrides), "__module__": __name__}
+    return cast(type[_S], type(kind.__name__, (kind,), members))
 
-def _isolate(kind: type[_S]) -> type[_S]:
-    return cast(type[_S], type(kind.__name__, (_OverridesOnly, kind), {"__module__": __name__}))
+
+def _field_of(kind: type[BaseSettings], error: Any) -> str:
+    """Return the field that one of pydantic's errors is about; its location may be a variable."""
+    if not error["loc"]:  # about the bucket's variables together
+        return "blob_url"
+    location = str(error["loc"][0])
+    return next(name for name in kind.model_fields if location == name or location in _aliases(kind, name))
 
 
-def _is_text(path: Path | None) -> bool:
-    if path is None or not path.is_file():
-        return True
-    try:
-        path.read_text("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
+def _describe_error(kind: type[BaseSettings], field: str, error: Any) -> str:
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if not error["loc"]:
+        return message  # it names the variables
+    cure = _CURES.get(error["type"], message).format(**error.get("ctx", {}))
+    return f"{_aliases(kind, field)[0]} is wrong ({_shape(error['input'])}): {cure}"
+
+
+def _shape(value: object) -> str:
+    if isinstance(value, SecretStr):
+        value = value.get_secret_value()
+    if isinstance(value, str):
+        kind = "a number" if re.fullmatch(r"-?[0-9.]+", value) else "text"
+        return f"{kind} of {len(value)} characters"
+    return type(value).__name__

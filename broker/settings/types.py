@@ -2,12 +2,53 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+T = TypeVar("T")
+
+SETTINGS_CONFIG: Final = SettingsConfigDict(
+    env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True, populate_by_name=True, case_sensitive=True
+)
+
+
+def env(*names: str, default: Any = None, **limits: Any) -> Any:
+    """Return the field of a variable. names: the first that is set wins, and the first is used in messages."""
+    return Field(default, validation_alias=AliasChoices(*names), **limits)
+
+
+def matching(pattern: str, cure: str) -> AfterValidator:
+    """Accept an empty value, and text that matches as a whole. The error is the cure; it quotes nothing."""
+
+    def check(value: T) -> T:
+        text = value.get_secret_value() if isinstance(value, SecretStr) else value
+        if text and not re.fullmatch(pattern, str(text)):
+            raise ValueError(cure)
+        return value
+
+    return AfterValidator(check)
+
+
+def http_url(cure: str, *, other: str | None = None) -> AfterValidator:
+    """Accept an http(s) URL without user and password; remove blanks around it and a trailing slash.
+
+    other: pattern of further accepted values, "" for the empty one. The error is the cure; it quotes nothing.
+    """
+
+    def check(value: str) -> str:
+        if other is not None and re.fullmatch(other, value):
+            return value
+        parts = urlsplit(value.strip())
+        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username or parts.password:
+            raise ValueError(cure)
+        return value.strip().rstrip("/")
+
+    return AfterValidator(check)
 
 
 def _split_list(value: Any) -> Any:
@@ -16,38 +57,14 @@ def _split_list(value: Any) -> Any:
     return value
 
 
-def check_http_url(value: str) -> str:
-    """Return the URL without blanks around it and a trailing slash. Raises ValueError, naming none of it."""
-    value = value.strip()
-    parts = urlsplit(value)
-    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username or parts.password:
-        raise ValueError("use an address like https://api.example.com, without user name, password or key in it")
-    return value.rstrip("/")
+_URL_CURE: Final = "use an address like https://api.example.com, without user name, password or key in it"
+_API_KEY_CURE: Final = "use the key as the provider shows it: visible ASCII characters, without blanks"
 
-
-def check_header_value(value: SecretStr | None) -> SecretStr | None:
-    """Return a key that can be sent in a header. Raises ValueError, naming none of it."""
-    text = value.get_secret_value() if value else ""
-    if not all("\x21" <= char <= "\x7e" for char in text):
-        raise ValueError("use the key as the provider shows it: visible ASCII characters, without blanks")
-    return value
-
-
-Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_list)]
-Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split_list)]
+CommaSeparated = Annotated[tuple[T, ...], NoDecode, BeforeValidator(_split_list)]
 Seconds = Annotated[float, Field(gt=0, le=10 * 365 * 86400)]
-HttpUrl = Annotated[str, AfterValidator(check_http_url)]
-ApiKey = Annotated[SecretStr | None, AfterValidator(check_header_value)]
+HttpUrl = Annotated[str, http_url(_URL_CURE)]
+ApiKey = Annotated[SecretStr | None, matching(r"[\x21-\x7e]+", _API_KEY_CURE)]
 BlobLinks = Literal["none", "presigned", "public"]
-
-SETTINGS_CONFIG: Final = SettingsConfigDict(
-    env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True, populate_by_name=True, case_sensitive=True
-)
-
-
-def env_names(name: str, *others: str) -> Any:
-    """Return the names of a variable; the first one that is set wins, and the first is used in messages."""
-    return AliasChoices(name, *others)
 
 
 class PackageSettings(BaseSettings):

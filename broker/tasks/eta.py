@@ -14,13 +14,15 @@ from statistics import median
 from typing import Final
 
 from broker.cache import TtlCache
+from broker.catalog import Catalog
 from broker.clock import Clock
 from broker.presenter import UNKNOWN, Progress
 from broker.providers.base import Provider
 from broker.tasks.submissions import account_limits
-from storage.provider_limits import WINDOW_SECONDS, ProviderLimits, ProviderLoad
+from storage.provider_limits import WINDOW_SECONDS, ProviderLoad
 from storage.states import TaskState
-from storage.tasks import Task, TaskDurations, Tasks
+from storage.tables import Tables
+from storage.tasks import Task, TaskDurations
 
 MAX_POSITIONS: Final = 10_000
 """Every task further back has this position plus one."""
@@ -57,11 +59,9 @@ class EtaEstimator:
     """Estimates when tasks end."""
 
     clock: Clock
-    tasks: Tasks
-    limits: ProviderLimits
+    tables: Tables
     providers: Mapping[str, Provider]
-    models: Sequence[str]
-    """All models whose history counts."""
+    catalog: Catalog
     max_positions: int = MAX_POSITIONS
     _queues: dict[str, TtlCache[_Queue]] = field(default_factory=dict)
     _histories: dict[str, TtlCache[Mapping[str, Sequence[TaskDurations]]]] = field(default_factory=dict)
@@ -72,8 +72,7 @@ class EtaEstimator:
             return UNKNOWN
         if task.state == TaskState.QUEUED:
             return await self._estimate_queued(task)
-        durations = await self._durations(task)
-        return self._estimate_running(durations, _started_at(task), fetching=task.state == TaskState.FETCHING)
+        return await self._estimate_running(task)
 
     # -- the queue
 
@@ -88,11 +87,11 @@ class EtaEstimator:
         return Progress(position=position or beyond, eta=eta, fresh_for=max(0.0, cached.expires_in))
 
     async def _load_queue(self, provider: str) -> _Queue:
-        ids = await self.tasks.queue_ids(provider, self.max_positions + 1)
+        ids = await self.tables.tasks.queue_ids(provider, self.max_positions + 1)
         return _Queue(
             positions={task_id: position for position, task_id in enumerate(ids[: self.max_positions], 1)},
             is_truncated=len(ids) > self.max_positions,
-            load=await self.limits.get_load(provider, self.clock.now()),
+            load=await self.tables.provider_limits.get_load(provider, self.clock.now()),
         )
 
     async def _queued_eta(self, task: Task, position: int, load: ProviderLoad) -> int | None:
@@ -109,13 +108,15 @@ class EtaEstimator:
 
     # -- history
 
-    def _estimate_running(self, durations: Durations | None, started_at: float | None, *, fetching: bool) -> Progress:
+    async def _estimate_running(self, task: Task) -> Progress:
         """Estimate a task that was submitted. Past its estimate it has none; without history it may get one later."""
+        durations, is_fetching = await self._durations(task), task.state == TaskState.FETCHING
+        started_at = task.finished_at if is_fetching else task.sent_at
         if durations is None:
             return Progress(fresh_for=HISTORY_TTL_SECONDS)
         if started_at is None:
             return UNKNOWN
-        whole = durations.fetching if fetching else durations.making + durations.fetching
+        whole = durations.fetching if is_fetching else durations.making + durations.fetching
         left = min(started_at + whole - self.clock.now(), whole)  # the clock may have been set back
         return Progress(eta=round_up(left), fresh_for=stable_for(left))
 
@@ -132,11 +133,9 @@ class EtaEstimator:
         return _median_durations(sufficient[:MAX_HISTORY]) if sufficient else None
 
     async def _load_history(self, provider: str) -> Mapping[str, Sequence[TaskDurations]]:
-        return {model: await self.tasks.recent_durations(provider, model) for model in self.models}
-
-
-def _started_at(task: Task) -> float | None:
-    return task.finished_at if task.state == TaskState.FETCHING else task.sent_at
+        return {
+            model.name: await self.tables.tasks.recent_durations(provider, model.name) for model in self.catalog.models
+        }
 
 
 def _median_durations(images: Sequence[TaskDurations]) -> Durations:

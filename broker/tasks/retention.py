@@ -141,21 +141,18 @@ class Retention:
     async def delete_leftovers(self) -> None:
         """Delete old callbacks, idempotency keys, webhooks and files without a row, a few hundred at a time."""
         now, tables = self.clock.now(), self.tables
-        for delete in (
-            tables.callbacks.delete_before,
-            tables.idempotency.delete_before,
-            tables.deliveries.delete_before,
-        ):
-            await _repeat_in_batches(delete, now - self.policy.retention_seconds)
+        before = now - self.policy.retention_seconds
+        await _repeat_in_batches(tables.callbacks.delete_before, before)
+        await _repeat_in_batches(tables.idempotency.delete_before, before)
+        await _repeat_in_batches(tables.deliveries.delete_before, before)
         await _repeat_in_batches(tables.ledger.delete_older, now)
-        if await self.tables.periodic_jobs.try_acquire("sweep", now=self.clock.now(), every=SWEEP_SECONDS):
+        if await tables.periodic_jobs.try_acquire("sweep", now=now, every=SWEEP_SECONDS):
             await self.sweep(older_than=SWEEP_SECONDS)
 
     async def delete_leftovers_once(self) -> None:
         """Do the same, unless another process did it within the last minute."""
-        if await self.tables.periodic_jobs.try_acquire(
-            "housekeeping", now=self.clock.now(), every=HOUSEKEEPING_SECONDS
-        ):
+        jobs = self.tables.periodic_jobs
+        if await jobs.try_acquire("housekeeping", now=self.clock.now(), every=HOUSEKEEPING_SECONDS):
             await self.delete_leftovers()
 
     async def sweep(self, older_than: float) -> int:
@@ -175,10 +172,9 @@ class Retention:
         strays: list[str] = []
         for start in range(0, len(owners), ROWS_PER_STATEMENT):
             batch = owners[start : start + ROWS_PER_STATEMENT]
-            known = await self.tables.images.owners_with_images(batch) | await self.tables.task_retention.active_owners(
-                batch
-            )
-            strays += [owner for owner in batch if owner not in known]
+            with_images = await self.tables.images.owners_with_images(batch)
+            active = await self.tables.task_retention.active_owners(batch)
+            strays += [owner for owner in batch if owner not in with_images | active]
         return strays
 
 

@@ -11,8 +11,9 @@ from broker.clock import Clock
 from broker.providers.base import Provider
 from broker.reports import Failed, Report
 from broker.tasks.policy import TaskPolicy, backoff_seconds
-from storage.provider_limits import AccountLimits, Capacity, ProviderLimits
-from storage.tasks import Lease, Task, Tasks
+from storage.provider_limits import AccountLimits, Capacity
+from storage.tables import Tables
+from storage.tasks import Lease, Task
 
 ACCOUNT_ERROR_CODES: Final = frozenset({"provider_rate_limited", "provider_unavailable"})
 """Errors that concern the whole account, not one order."""
@@ -25,15 +26,14 @@ class SubmissionQueue:
     """The queued orders of each provider, within its limits."""
 
     clock: Clock
-    tasks: Tasks
-    limits: ProviderLimits
+    tables: Tables
     providers: Mapping[str, Provider]
 
     async def claim(self, provider: str, lease: Lease, *, limit: int) -> list[Task]:
         """Claim queued orders for which the provider has capacity."""
         capacity = await self._get_capacity(provider)
         limit = min(capacity.free, limit)
-        return await self.tasks.claim_queued(provider, now=self.clock.now(), lease=lease, limit=limit)
+        return await self.tables.tasks.claim_queued(provider, now=self.clock.now(), lease=lease, limit=limit)
 
     async def next_at(self, provider: str, queued_at: float) -> float:
         """Return the moment of the next submission. queued_at: when the first order is due; infinite without one."""
@@ -43,7 +43,8 @@ class SubmissionQueue:
         return max(queued_at, self.clock.now() if capacity.free else capacity.recheck_at)
 
     async def _get_capacity(self, provider: str) -> Capacity:
-        return await self.limits.get_capacity(provider, account_limits(self.providers[provider]), self.clock.now())
+        limits = account_limits(self.providers[provider])
+        return await self.tables.provider_limits.get_capacity(provider, limits, self.clock.now())
 
 
 def account_limits(provider: Provider) -> AccountLimits:

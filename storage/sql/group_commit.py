@@ -9,7 +9,7 @@ import asyncio
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import TypeAlias
@@ -36,25 +36,20 @@ class Write:
 class GroupCommitWriter:
     """Thread that owns the only writing connection. Use `await open()` and `await close()` in one event loop.
 
-    connect: opens the connection, inside the thread; in autocommit mode, so that transactions begin and end here.
+    connect: opens the connection; in autocommit mode, so that transactions begin and end here.
     """
 
     def __init__(self, connect: Callable[[], sqlite3.Connection]) -> None:
         self._connect = connect
         self._queue: SimpleQueue[Write | None] = SimpleQueue()
         self._unfinished: set[asyncio.Future[list[Outcome]]] = set()
-        self._thread = threading.Thread(target=self._run, name="sqlite-writer")
 
     async def open(self) -> None:
-        """Start the thread. Raises what `connect` raises; the thread has ended then."""
+        """Connect, and start the thread. Raises what `connect` raises."""
+        connection = await asyncio.to_thread(self._connect)
         self._loop = asyncio.get_running_loop()
-        self._opened: asyncio.Future[None] = self._loop.create_future()
+        self._thread = threading.Thread(target=self._run, args=(connection,), name="sqlite-writer")
         self._thread.start()
-        try:
-            await asyncio.shield(self._opened)
-        except BaseException:
-            await self.close()
-            raise
 
     def submit(
         self, statements: Sequence[Statement], after_commit: Callable[[], None]
@@ -78,18 +73,12 @@ class GroupCommitWriter:
 
     # -- in the thread
 
-    def _run(self) -> None:
-        try:
-            connection = self._connect()
-        except BaseException as error:
-            self._in_loop(_set_error, self._opened, error)
-            return
-        self._in_loop(_set_opened, self._opened)
-        try:
+    def _run(self, connection: sqlite3.Connection) -> None:
+        with closing(connection):
             while group := self._next_group():
-                self._in_loop(_finish_group, group, _write_group(connection, group))
-        finally:
-            connection.close()
+                results = _write_group(connection, group)
+                with suppress(RuntimeError):  # the loop is closed, so no caller waits
+                    self._loop.call_soon_threadsafe(_finish_group, group, results)
 
     def _next_group(self) -> list[Write]:
         """Wait for a write and take all others that are there; empty when the writer is closed."""
@@ -103,18 +92,6 @@ class GroupCommitWriter:
                 item = self._queue.get_nowait()
             self._queue.put(None)  # closed: write this group first, then end at the second look
         return group
-
-    def _in_loop(self, work: Callable[..., None], *args: object) -> None:
-        with suppress(RuntimeError):  # the loop is closed, so no caller waits; what was handed in is still written
-            self._loop.call_soon_threadsafe(work, *args)
-
-
-def _set_opened(opened: asyncio.Future[None]) -> None:
-    opened.set_result(None)
-
-
-def _set_error(opened: asyncio.Future[None], error: BaseException) -> None:
-    opened.set_exception(error)
 
 
 def _finish_group(group: Sequence[Write], results: Sequence[Result]) -> None:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
+from typing import Final
 
 from storage.errors import NoSuchTable
 from storage.sql.database import Database, Stale, Statement
 
-TABLE = """CREATE TABLE IF NOT EXISTS migrations
+_TABLE: Final = """CREATE TABLE IF NOT EXISTS migrations
     (number BIGINT PRIMARY KEY, name TEXT NOT NULL, ran_at DOUBLE PRECISION NOT NULL)"""
-MARK = """INSERT INTO migrations (number, name, ran_at) VALUES (:number, :name, :now)
+_MARK: Final = """INSERT INTO migrations (number, name, ran_at) VALUES (:number, :name, :now)
     ON CONFLICT (number) DO NOTHING"""
 
 
@@ -29,45 +29,31 @@ class SchemaTooNew(Exception):
 
 def load_migrations() -> list[Migration]:
     """Return all migrations of this version, in order."""
-    folder = resources.files("storage.sql.migrations")
-    return sorted(
-        (_read(f.name, f.read_text("utf-8")) for f in folder.iterdir() if f.name.endswith(".sql")),
-        key=lambda m: m.number,
-    )
+    files = (f for f in resources.files("storage.sql.migrations").iterdir() if f.name.endswith(".sql"))
+    return [
+        Migration(number=int(f.name[:4]), name=f.name.removesuffix(".sql"), statements=_split(f.read_text("utf-8")))
+        for f in sorted(files, key=lambda f: f.name)
+    ]
 
 
-def _read(name: str, text: str) -> Migration:
-    return Migration(number=int(name[:4]), name=name.removesuffix(".sql"), statements=tuple(_statements(text)))
-
-
-def _statements(text: str) -> Iterator[str]:
+def _split(text: str) -> tuple[str, ...]:
     # our own files: no semicolon stands inside a string or a comment
     without_comments = re.sub(r"--[^\n]*", "", text)
-    return (part.strip() for part in without_comments.split(";") if part.strip())
+    return tuple(part.strip() for part in without_comments.split(";") if part.strip())
 
 
 async def missing_migrations(database: Database) -> list[Migration]:
-    """Return the migrations that `upgrade` would run. Raises `SchemaTooNew`."""
+    """Return the migrations that `upgrade_schema` would run. Raises `SchemaTooNew`."""
     try:
-        rows = await database.fetch("SELECT number FROM migrations")
+        applied = {row["number"] for row in await database.fetch("SELECT number FROM migrations")}
     except NoSuchTable:
-        rows = []
-    return _unseen({row["number"] for row in rows})
-
-
-def _unseen(seen: set[int]) -> list[Migration]:
+        applied = set()
     known = load_migrations()
-    if seen - {m.number for m in known}:
+    if applied - {m.number for m in known}:
         raise SchemaTooNew(
-            f"the database has migration {max(seen)}, this version knows {known[-1].number}: use the newer broker"
+            f"the database has migration {max(applied)}, this version knows {known[-1].number}: use the newer broker"
         )
-    return [m for m in known if m.number not in seen]
-
-
-async def _applied(database: Database) -> set[int]:
-    """Return the numbers of the migrations that were run here."""
-    await database.transact(Statement(sql=database.exclusive), Statement(sql=TABLE))
-    return {row["number"] for row in await database.fetch("SELECT number FROM migrations")}
+    return [m for m in known if m.number not in applied]
 
 
 async def probe_write(database: Database) -> None:
@@ -77,26 +63,23 @@ async def probe_write(database: Database) -> None:
 
 async def created_at(database: Database) -> float:
     """Return when this database was created; older files belong to another one."""
-    row = await database.fetch_one("SELECT min(ran_at) AS born_at FROM migrations")
-    return float(row["born_at"]) if row and row["born_at"] is not None else float("inf")
+    row = await database.fetch_one("SELECT min(ran_at) AS created_at FROM migrations")
+    return float(row["created_at"]) if row and row["created_at"] is not None else float("inf")
 
 
 async def upgrade_schema(database: Database, now: float) -> list[Migration]:
     """Run the missing migrations; safe in several processes at once. Return those that were run here."""
-    return [m for m in _unseen(await _applied(database)) if await _run(database, m, now)]
+    return [m for m in await missing_migrations(database) if await _run(database, m, now)]
 
 
 async def _run(database: Database, migration: Migration, now: float) -> bool:
-    # the row is first: the second of two processes finds it and changes nothing
+    """Return False if another process ran it first: its row is there."""
     mark = Statement(
-        sql=MARK,
-        params={"number": migration.number, "name": migration.name, "now": now},
-        must_change=True,
+        sql=_MARK, params={"number": migration.number, "name": migration.name, "now": now}, must_change=True
     )
+    statements = [Statement(sql=sql) for sql in migration.statements]
     try:
-        await database.transact(
-            Statement(sql=database.exclusive), mark, *(Statement(sql=sql) for sql in migration.statements)
-        )
+        await database.transact(Statement(sql=database.exclusive), Statement(sql=_TABLE), mark, *statements)
     except Stale:
         return False
     return True

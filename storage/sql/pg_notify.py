@@ -11,15 +11,16 @@ Decisions worth remembering
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+import textwrap
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Final
 
 import asyncpg
 
-from storage.sql.pubsub import LocalChannels
+from storage.sql.pubsub import EventSubscription, LocalChannels
 
-CHANNEL: Final = "broker_wakes"
+CHANNEL: Final = "broker"
 MAX_PAYLOAD_BYTES: Final = 7900
 """Postgres allows 7999 bytes."""
 HEARTBEAT_SECONDS: Final = 15.0
@@ -41,22 +42,22 @@ class PgNotifier:
     """Sends notifications of this process to the others, and receives theirs.
 
     connect: opens a connection of its own, which must lead to Postgres itself: a pooler in transaction mode hands
-    every NOTIFY to an arbitrary session. patience: seconds for one message.
+    every NOTIFY to an arbitrary session. timeout_seconds: for one message.
     """
 
-    def __init__(self, wakes: LocalChannels, connect: Connect, *, patience: float) -> None:
-        self._wakes = wakes
+    def __init__(self, channels: LocalChannels, connect: Connect, *, timeout_seconds: float) -> None:
+        self._channels = channels
         self._connect = connect
-        self._patience = patience
-        self._untold: set[str] = set()
-        self._news = asyncio.Event()
-        self._echo = asyncio.Event()
+        self._timeout_seconds = timeout_seconds
+        self._unsent: set[str] = set()
+        self._wanted = EventSubscription()
+        self._echo = EventSubscription()
         self._pid = 0
 
     def send(self, *channels: str) -> None:
         """Send soon; calls until then share one message."""
-        self._untold.update(channels)
-        self._news.set()
+        self._unsent.update(channels)
+        self._wanted.notify()
 
     async def run(self) -> None:
         """Run until cancelled. Replaces a broken connection; what was not sent is found by polling."""
@@ -65,29 +66,24 @@ class PgNotifier:
                 await self._work()
             await asyncio.sleep(RECONNECT_SECONDS)
 
-    async def listening(self, seconds: float) -> bool:
+    async def is_listening(self, seconds: float) -> bool:
         """Return whether a message comes back within `seconds`, which shows that other processes receive it."""
         self.send(ECHO_CHANNEL)
-        try:
-            async with asyncio.timeout(seconds):
-                await self._echo.wait()
-        except TimeoutError:
-            return False
-        return True
+        return await self._echo.wait(seconds)
 
     async def _work(self) -> None:
-        connection = await self._connected()
+        connection = await self._open_shielded()
         try:
             self._pid = connection.get_server_pid()
-            connection.add_termination_listener(lambda _: self._news.set())  # a broken connection must be noticed
-            await connection.add_listener(CHANNEL, self._hear)
-            self._wakes.notify_all()
+            connection.add_termination_listener(lambda _: self._wanted.notify())  # a broken connection must be noticed
+            await connection.add_listener(CHANNEL, self._receive)
+            self._channels.notify_all()  # what was sent while no connection listened is lost
             while not connection.is_closed():
-                await self._tell_next(connection)
+                await self._send_next(connection)
         finally:
             connection.terminate()
 
-    async def _connected(self) -> asyncpg.Connection[Any]:
+    async def _open_shielded(self) -> asyncpg.Connection[Any]:
         """Open the connection behind a shield: asyncpg leaks one whose opening is cancelled."""
         connecting = asyncio.ensure_future(self._connect())
         try:
@@ -97,36 +93,22 @@ class PgNotifier:
                 (await connecting).terminate()
             raise
 
-    async def _tell_next(self, connection: asyncpg.Connection[Any]) -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(HEARTBEAT_SECONDS):
-                await self._news.wait()
-        self._news.clear()
-        channels, self._untold = self._untold, set()
+    async def _send_next(self, connection: asyncpg.Connection[Any]) -> None:
+        await self._wanted.wait(HEARTBEAT_SECONDS)
+        channels, self._unsent = self._unsent, set()
         if not channels:
-            await connection.execute("SELECT 1", timeout=self._patience)  # detects a dead connection
+            await connection.execute("SELECT 1", timeout=self._timeout_seconds)  # detects a dead connection
         try:
-            for payload in _payloads(sorted(channels)):
-                await connection.execute("SELECT pg_notify($1, $2)", CHANNEL, payload, timeout=self._patience)
+            # as few messages as possible; channel names have no blanks
+            for payload in textwrap.wrap(" ".join(channels), MAX_PAYLOAD_BYTES, break_on_hyphens=False):
+                await connection.execute("SELECT pg_notify($1, $2)", CHANNEL, payload, timeout=self._timeout_seconds)
         except BaseException:
             self.send(*channels)
             raise
 
-    def _hear(self, _: object, pid: int, __: str, payload: object) -> None:
+    def _receive(self, _: object, pid: int, __: str, payload: object) -> None:
         channels = str(payload).split()
         if ECHO_CHANNEL in channels:
-            self._echo.set()
+            self._echo.notify()
         if pid != self._pid:  # listeners of this process were notified at the commit
-            self._wakes.notify(*channels)
-
-
-def _payloads(channels: Sequence[str]) -> Iterator[str]:
-    """Pack channel names, which have no blanks, into as few messages as possible."""
-    message = ""
-    for channel in channels:
-        if message and len(message) + 1 + len(channel) > MAX_PAYLOAD_BYTES:
-            yield message
-            message = ""
-        message = f"{message} {channel}" if message else channel
-    if message:
-        yield message
+            self._channels.notify(*channels)

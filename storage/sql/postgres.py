@@ -54,6 +54,10 @@ MIN_SERVER_VERSION: Final = 14
 MIGRATION_LOCK: Final = 0x62726F6B6572
 """An advisory lock of the whole database: "broker" in ASCII."""
 
+_SET_LISTEN_URL: Final = (
+    "set BROKER_DATABASE_LISTEN_URL to the address of Postgres itself, or to none, then processes notice each other's "
+    "changes within two seconds"
+)
 FOREIGN_OPTIONS: Final = frozenset(
     """channel_binding connect_timeout keepalives keepalives_idle keepalives_interval keepalives_count gssencmode
     sslcompression client_encoding fallback_application_name tcp_user_timeout pgbouncer pool_timeout
@@ -66,8 +70,8 @@ class PostgresDatabase:
 
     url: `postgresql://user:password@host/name`. listen_url: an address of Postgres itself, where `url` leads to a
     pooler in transaction mode; `none` without one: notifications then stay within their process. connections: at most,
-    and one more for notifications. patience: seconds of retries after a broken connection. idle: seconds after which
-    Postgres ends a transaction whose process is silent. statement: seconds for one statement.
+    and one more for notifications. retry_seconds: of retries after a broken connection. idle_seconds: until Postgres
+    ends a transaction whose process is silent. statement_seconds: for one statement.
     """
 
     skip_locked = " FOR UPDATE SKIP LOCKED"
@@ -79,25 +83,25 @@ class PostgresDatabase:
         *,
         listen_url: str = "",
         connections: int = 10,
-        patience: float = RETRY_SECONDS,
-        idle: float = IDLE_SECONDS,
-        statement: float = STATEMENT_SECONDS,
+        retry_seconds: float = RETRY_SECONDS,
+        idle_seconds: float = IDLE_SECONDS,
+        statement_seconds: float = STATEMENT_SECONDS,
     ) -> None:
         self._url = _for_asyncpg(url)
         self._pooled = bool(listen_url)
-        self._deaf = listen_url == "none"
+        self._is_alone = listen_url == "none"
         self._connections = connections
-        self._patience = patience
-        self._seconds = statement
+        self._retry_seconds = retry_seconds
+        self._seconds = statement_seconds
         self._begin = (
             "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; "
-            f"SET LOCAL idle_in_transaction_session_timeout = {int(idle * 1000)}; "
+            f"SET LOCAL idle_in_transaction_session_timeout = {int(idle_seconds * 1000)}; "
             f"SET LOCAL lock_timeout = {int(LOCK_SECONDS * 1000)}"
         )
         self._begin_migration = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL lock_timeout = 0"
-        self._wakes = LocalChannels()
-        self._notices = PgNotifier(
-            self._wakes, partial(self._connect, _for_asyncpg(listen_url or url)), patience=patience
+        self._channels = LocalChannels()
+        self._notifier = PgNotifier(
+            self._channels, partial(self._connect, _for_asyncpg(listen_url or url)), timeout_seconds=retry_seconds
         )
         self._writes: set[asyncio.Task[list[Outcome]]] = set()
         self._closed = False
@@ -106,7 +110,9 @@ class PostgresDatabase:
 
     async def open(self) -> PostgresDatabase:
         self._pool = await self._run_with_retries(self._open_pool)
-        self._telling = None if self._deaf else asyncio.create_task(self._notices.run(), name="postgres-notices")
+        self._notifying = (
+            None if self._is_alone else asyncio.create_task(self._notifier.run(), name="postgres-notifier")
+        )
         return self
 
     async def _open_pool(self) -> asyncpg.Pool[Any]:
@@ -129,7 +135,7 @@ class PostgresDatabase:
         return {
             "statement_cache_size": 0 if self._pooled else 256,
             "command_timeout": self._seconds,
-            "timeout": self._patience,
+            "timeout": self._retry_seconds,
             "server_settings": {"application_name": "nano-banana-broker"},
         }
 
@@ -145,9 +151,9 @@ class PostgresDatabase:
             return
         self._closed = True
         await self.flush()
-        if self._telling is not None:
-            self._telling.cancel()
-            await asyncio.gather(self._telling, return_exceptions=True)
+        if self._notifying is not None:
+            self._notifying.cancel()
+            await asyncio.gather(self._notifying, return_exceptions=True)
         try:
             async with asyncio.timeout(CLOSE_SECONDS):
                 await self._pool.close()
@@ -213,17 +219,17 @@ class PostgresDatabase:
         if self._writes:
             await asyncio.wait(self._writes)
 
-    # -- waking
+    # -- notifications
 
     def notify(self, *channels: str) -> None:
-        self._wakes.notify(*channels)
-        if channels and not self._deaf:
-            self._notices.send(*channels)
+        self._channels.notify(*channels)
+        if channels and not self._is_alone:
+            self._notifier.send(*channels)
 
     def listen(self, channel: str) -> AbstractContextManager[Subscription]:
-        return self._wakes.listen(channel)
+        return self._channels.listen(channel)
 
-    # -- being well
+    # -- health
 
     async def check(self) -> None:
         """Raise `StorageError` with the cure if Postgres is not as the broker needs it."""
@@ -231,17 +237,11 @@ class PostgresDatabase:
             """SELECT current_setting('server_version_num')::bigint / 10000 AS version, pg_is_in_recovery() AS standby,
                 current_setting('server_encoding') AS encoding, current_setting('synchronous_commit') AS commit"""
         )
-        problem = _problem(dict(row or {}))
+        problem = _find_problem(dict(row or {}))
         if problem is None and not self._pooled and await self._is_pooled():
-            problem = (
-                "DATABASE_URL leads through a pooler, like pgbouncer: set BROKER_DATABASE_LISTEN_URL to the address of "
-                "Postgres itself, or to none, then processes notice each other's changes within two seconds"
-            )
-        if problem is None and not self._deaf and not await self._notices.listening(ECHO_SECONDS):
-            problem = (
-                "LISTEN does not work here: set BROKER_DATABASE_LISTEN_URL to the address of Postgres itself, or to "
-                "none, then processes notice each other's changes within two seconds"
-            )
+            problem = f"DATABASE_URL leads through a pooler, like pgbouncer: {_SET_LISTEN_URL}"
+        if problem is None and not self._is_alone and not await self._notifier.is_listening(ECHO_SECONDS):
+            problem = f"LISTEN does not work here: {_SET_LISTEN_URL}"
         if problem is not None:
             raise StorageError(problem)
 
@@ -260,23 +260,23 @@ class PostgresDatabase:
             """SELECT current_database() AS name, current_setting('server_version') AS version,
                 pg_size_pretty(pg_database_size(current_database())) AS size,
                 (SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()) AS sessions,
-                current_setting('max_connections') AS most"""
+                current_setting('max_connections') AS max_connections"""
         )
-        facts = dict(row or {})
+        found = dict(row or {})
         return {
-            "database": facts["name"],
-            "Postgres": facts["version"],
-            "size": facts["size"],
-            "connections": f"{facts['sessions']} of this database; the server takes {facts['most']}",
+            "database": found["name"],
+            "Postgres": found["version"],
+            "size": found["size"],
+            "connections": f"{found['sessions']} of this database; the server takes {found['max_connections']}",
         }
 
-    # -- trying again
+    # -- retries
 
     @asynccontextmanager
     async def _session(self) -> AsyncIterator[Connection]:
         """Provide a connection for one transaction; one that broke, or was left in the middle, is dropped."""
         try:
-            connection = await self._pool.acquire(timeout=self._patience)
+            connection = await self._pool.acquire(timeout=self._retry_seconds)
         except UNAVAILABLE as error:
             raise RetryableError(error) from None
         try:
@@ -292,28 +292,25 @@ class PostgresDatabase:
                 await self._pool.release(connection)
 
     async def _run_with_retries(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Run the work; retry errors that may pass until the patience is over."""
-        begun = time.monotonic()
+        """Run the work; retry errors that may pass for `retry_seconds`."""
+        began = time.monotonic()
         try:
             try:
-                return await work()
+                return await work()  # without tenacity, which costs as much as a short query
             except RetryableError:
-                if time.monotonic() - begun > self._patience:  # the server did not respond at all
+                if time.monotonic() - began > self._retry_seconds:  # the server did not respond at all
                     raise
-                return await self._retry(work)
+                tries = AsyncRetrying(
+                    retry=retry_if_exception_type(RetryableError),
+                    stop=stop_after_delay(self._retry_seconds),
+                    wait=wait_random_exponential(multiplier=0.05, max=0.5),
+                    reraise=True,
+                )
+                return await tries(work)
         except RetryableError as error:
             raise storage_error(error.cause) from None
         except (asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
             raise storage_error(error) from None
-
-    async def _retry(self, work: Callable[[], Awaitable[T]]) -> T:
-        tries = AsyncRetrying(
-            retry=retry_if_exception_type(RetryableError),
-            stop=stop_after_delay(self._patience),
-            wait=wait_random_exponential(multiplier=0.05, max=0.5),
-            reraise=True,
-        )
-        return await tries(work)
 
 
 async def _skip_reset(_: Connection) -> None:
@@ -333,13 +330,13 @@ def _for_asyncpg(url: str) -> str:
     return urlunsplit(parts._replace(query=urlencode(options)))
 
 
-def _problem(facts: dict[str, Any]) -> str | None:
-    if facts["version"] < MIN_SERVER_VERSION:
-        return f"Postgres {facts['version']} is too old: use {MIN_SERVER_VERSION} or newer"
-    if facts["standby"]:
+def _find_problem(server: dict[str, Any]) -> str | None:
+    if server["version"] < MIN_SERVER_VERSION:
+        return f"Postgres {server['version']} is too old: use {MIN_SERVER_VERSION} or newer"
+    if server["standby"]:
         return "this Postgres is a standby, which cannot be written to: let DATABASE_URL lead to the primary"
-    if facts["encoding"] != "UTF8":
-        return f"the database has the encoding {facts['encoding']}: make one with ENCODING 'UTF8'"
-    if facts["commit"] == "off":
+    if server["encoding"] != "UTF8":
+        return f"the database has the encoding {server['encoding']}: make one with ENCODING 'UTF8'"
+    if server["commit"] == "off":
         return "synchronous_commit is off, so a power cut loses orders: ALTER DATABASE … SET synchronous_commit = on"
     return None

@@ -14,41 +14,41 @@ class LocalChannels:
     """Subscriptions by channel; a notification reaches those that exist at that moment."""
 
     def __init__(self) -> None:
-        self._bells: defaultdict[str, set[_EventSubscription]] = defaultdict(set)
+        self._subscriptions: defaultdict[str, set[EventSubscription]] = defaultdict(set)
 
     def notify(self, *channels: str) -> None:
         for channel in channels:
-            for bell in self._bells.get(channel, ()):
-                bell.notify()
+            for subscription in self._subscriptions.get(channel, ()):
+                subscription.notify()
 
     def notify_all(self) -> None:
         """Notify all channels, after a time in which notifications may have been lost."""
-        self.notify(*self._bells)
+        self.notify(*self._subscriptions)
 
     @contextmanager
     def listen(self, channel: str) -> Iterator[Subscription]:
-        bell = _EventSubscription()
-        self._bells[channel].add(bell)
+        subscription = EventSubscription()
+        self._subscriptions[channel].add(subscription)
         try:
-            yield bell
+            yield subscription
         finally:
-            self._bells[channel].discard(bell)
-            if not self._bells[channel]:
-                del self._bells[channel]
+            self._subscriptions[channel].discard(subscription)
+            if not self._subscriptions[channel]:
+                del self._subscriptions[channel]
 
 
-class _EventSubscription:
+class EventSubscription:
     def __init__(self) -> None:
-        self._rung = asyncio.Event()
+        self._notified = asyncio.Event()
 
     def notify(self) -> None:
-        self._rung.set()
+        self._notified.set()
 
     async def wait(self, timeout: float) -> bool:
         try:
             async with asyncio.timeout(max(0.0, timeout)):
-                await self._rung.wait()
+                await self._notified.wait()
         except TimeoutError:
             return False
-        self._rung.clear()
+        self._notified.clear()
         return True

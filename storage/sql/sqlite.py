@@ -55,7 +55,7 @@ class SqliteDatabase:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._wakes = LocalChannels()
+        self._channels = LocalChannels()
         self._writer = GroupCommitWriter(partial(open_connection, path, WRITER_PRAGMAS))
         self._closed = False
 
@@ -106,7 +106,7 @@ class SqliteDatabase:
         if not statements:
             return []
         try:
-            write = self._writer.submit(statements, after_commit=partial(self._wakes.notify, *wake))
+            write = self._writer.submit(statements, after_commit=partial(self._channels.notify, *wake))
             return await asyncio.shield(write)
         except sqlite3.Error as error:
             raise _storage_error(error) from error
@@ -115,10 +115,10 @@ class SqliteDatabase:
         await self._writer.flush()
 
     def notify(self, *channels: str) -> None:
-        self._wakes.notify(*channels)
+        self._channels.notify(*channels)
 
     def listen(self, channel: str) -> AbstractContextManager[Subscription]:
-        return self._wakes.listen(channel)
+        return self._channels.listen(channel)
 
     async def check(self) -> None:
         """Raise `StorageError` with the cure if the file is damaged."""

@@ -112,7 +112,7 @@ def read_settings(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Settings]:
 
 def test_single_broker_keeps_everything_in_its_volume(read_settings: Callable[..., Settings]) -> None:
     settings = read_settings(BROKER_API_KEYS="key")
-    assert (settings.database, settings.blobs) == ("sqlite:////data/broker.db", Path("/data/blobs"))
+    assert (settings.database, settings.blob_folder) == ("sqlite:////data/broker.db", Path("/data/blobs"))
     assert settings.bucket is None
     assert settings.sandboxed
     assert settings.secret_key is None

@@ -56,7 +56,7 @@ def test_the_values_of_the_example_are_the_defaults(name: str, value: str, monke
     places = {"database_url", "blob_url"}  # empty means: in the data folder
     assert said.bucket is None
     assert said.model_dump(exclude=places) == plain.model_dump(exclude=places)
-    assert (said.database, said.blobs) == (plain.database, plain.blobs)
+    assert (said.database, said.blob_folder) == (plain.database, plain.blob_folder)
 
 
 # -- README

@@ -94,8 +94,9 @@ async def test_error_after_sending_means_unknown_outcome(client: ApiClient, faul
     assert f"POST {server.url('/createTask')}" in str(error)
 
 
-async def test_timeout_covers_the_complete_response(client: ApiClient) -> None:
+async def test_timeout_covers_the_complete_response() -> None:
     """Read time-outs alone restart with every byte."""
+    client = ApiClient(timeout=5, max_connections=1)
 
     async def slow(visit: Visit) -> None:
         await visit.say(head("200 OK", "Content-Length: 20"))
@@ -105,7 +106,8 @@ async def test_timeout_covers_the_complete_response(client: ApiClient) -> None:
 
     async with serve(slow) as server:
         assert type(await failure(client, server.url(), timeout=0.1)) is ProviderError
-        assert (await client.request("GET", server.url(), timeout=5)).json() == 11_111_111_111_111_111_111
+        assert (await client.request("GET", server.url())).json() == 11_111_111_111_111_111_111
+    await client.aclose()
 
 
 async def test_refused_connection_means_not_sent(client: ApiClient) -> None:

@@ -19,7 +19,17 @@ from typing import Any
 import pytest
 
 from broker.client import AsyncClient, BrokerApiError, Client, Image, Task
-from tests.integration.test_client import ID, KEY, ORDERED, PNG, broker_of, event, made, says_json, told
+from tests.integration.test_client import (
+    ACCEPT_ORDER,
+    ID,
+    KEY,
+    PNG,
+    broker_of,
+    completed_task,
+    event,
+    respond_json,
+    task_document,
+)
 from tests.support.faulty_http import Script, Visit, head, serve
 
 ROOT = Path(__file__).parent.parent.parent
@@ -27,7 +37,7 @@ SECONDS = 20.0
 STREAM_HEAD = head("200 OK", "Content-Type: text/event-stream")
 
 
-class Elsewhere:
+class BrokerThread:
     """Broker in a thread, like one in another process."""
 
     def __init__(self, script: Script) -> None:
@@ -41,7 +51,7 @@ class Elsewhere:
             self._ready.set()
             await self._stopped.wait()
 
-    def __enter__(self) -> Elsewhere:
+    def __enter__(self) -> BrokerThread:
         self._thread.start()
         assert self._ready.wait(SECONDS)
         return self
@@ -53,10 +63,10 @@ class Elsewhere:
     def url(self) -> str:
         return self._server.url()
 
-    def is_called(self) -> None:
+    def wait_until_called(self) -> None:
         asyncio.run_coroutine_threadsafe(self._server.called.wait(), self._loop).result(SECONDS)
 
-    def is_left(self) -> None:
+    def wait_until_left(self) -> None:
         asyncio.run_coroutine_threadsafe(self._server.left.wait(), self._loop).result(SECONDS)
 
 
@@ -73,30 +83,30 @@ def no_thread_is_left() -> Iterator[None]:
     assert client_threads() == []
 
 
-async def hold(visit: Visit) -> None:
+async def never_answer(visit: Visit) -> None:
     await visit.reader.readexactly(1)
 
 
-async def endless(visit: Visit) -> None:
+async def endless_stream(visit: Visit) -> None:
     await visit.say(STREAM_HEAD, event(1, "pending"))
     await visit.reader.readexactly(1)
 
 
 def test_generate_returns_an_image() -> None:
-    with Elsewhere(broker_of(made(0))) as server, Client(server.url(), key=KEY) as client:
+    with BrokerThread(broker_of(completed_task(0))) as server, Client(server.url(), key=KEY) as client:
         image = client.generate("a red fox")[0]
         assert isinstance(image, Image)
-        assert image._repr_png_() == PNG
+        assert image.content == PNG
         assert client.base == server.url().rstrip("/")
         assert KEY not in repr(client)
 
 
 def test_every_method_has_a_synchronous_form() -> None:
     """With the same signature and docstring, which notebooks show."""
-    blocking = {name for name in vars(Client) if not name.startswith("_")} - {"close"}
+    blocking = {name for name in vars(Client) if not name.startswith("_")} - {"close", "base"}
     awaited = {name for name in vars(AsyncClient) if not name.startswith("_")} - {"aclose"}
     assert blocking == awaited
-    for name in awaited - {"base"}:
+    for name in awaited:
         theirs, ours = getattr(AsyncClient, name), getattr(Client, name)
         assert (inspect.signature(ours), ours.__doc__) == (inspect.signature(theirs), theirs.__doc__)
         assert not inspect.iscoroutinefunction(ours)
@@ -107,17 +117,17 @@ def test_every_method_has_a_synchronous_form() -> None:
 def test_client_works_inside_a_running_loop() -> None:
     """A notebook runs its cells inside an event loop."""
 
-    async def cell(server: Elsewhere) -> list[Image]:
+    async def cell(server: BrokerThread) -> list[Image]:
         with Client(server.url()) as client:
             return client.generate("a red fox")
 
-    with Elsewhere(broker_of(made(0))) as server:
+    with BrokerThread(broker_of(completed_task(0))) as server:
         assert len(asyncio.run(cell(server))) == 1
 
 
 def test_threads_share_one_client() -> None:
     with (
-        Elsewhere(broker_of(made(0))) as server,
+        BrokerThread(broker_of(completed_task(0))) as server,
         Client(server.url()) as client,
         ThreadPoolExecutor(8) as threads,
     ):
@@ -131,9 +141,9 @@ def test_events_are_iterated_and_raise_errors() -> None:
         if visit.path.startswith(f"/api/task/{ID}/"):
             await visit.say(STREAM_HEAD, event(1, "pending"), event(2, "completed"))
         else:
-            await says_json({"error": "No.", "code": "task_not_found"}, "404 Not Found")(visit)
+            await respond_json({"error": "No.", "code": "task_not_found", "retryable": False}, "404 Not Found")(visit)
 
-    with Elsewhere(script) as server, Client(server.url()) as client:
+    with BrokerThread(script) as server, Client(server.url()) as client:
         assert [task.status for task in client.events(ID)] == ["pending", "completed"]
         nothing = client.events("task_0")
         with pytest.raises(BrokerApiError, match="No"):
@@ -141,12 +151,12 @@ def test_events_are_iterated_and_raise_errors() -> None:
 
 
 def test_abandoned_iterator_closes_the_connection() -> None:
-    with Elsewhere(endless) as server, Client(server.url()) as client:
+    with BrokerThread(endless_stream) as server, Client(server.url()) as client:
         for task in client.events(ID):
             assert isinstance(task, Task)
             break
         gc.collect()
-        server.is_left()
+        server.wait_until_left()
 
 
 def test_iterator_keeps_its_client_alive() -> None:
@@ -155,7 +165,7 @@ def test_iterator_keeps_its_client_alive() -> None:
     async def script(visit: Visit) -> None:
         await visit.say(STREAM_HEAD, event(1, "pending"), event(2, "completed"))
 
-    with Elsewhere(script) as server:
+    with BrokerThread(script) as server:
         statuses = []
         for task in Client(server.url()).events(ID):
             gc.collect()
@@ -164,13 +174,13 @@ def test_iterator_keeps_its_client_alive() -> None:
 
 
 def test_closing_cancels_running_calls() -> None:
-    with Elsewhere(hold) as server, ThreadPoolExecutor(2) as threads:
+    with BrokerThread(never_answer) as server, ThreadPoolExecutor(2) as threads:
         client = Client(server.url())
         waiting: list[Future[object]] = [
             threads.submit(client.wait, ID),
             threads.submit(lambda: list(client.events(ID))),
         ]
-        server.is_called()
+        server.wait_until_called()
         client.close()
         assert not client_threads()
         client.close()
@@ -184,7 +194,7 @@ def test_closing_cancels_running_calls() -> None:
 
 
 def test_unreferenced_client_closes_itself() -> None:
-    with Elsewhere(says_json(told())) as server:
+    with BrokerThread(respond_json(task_document())) as server:
         Client(server.url()).get(ID)
 
 
@@ -199,9 +209,9 @@ def test_client_in_a_reference_cycle_closes_itself() -> None:
             return __file__
 
     async def script(visit: Visit) -> None:
-        await (ORDERED if visit.head.startswith(b"POST") else says_json(told()))(visit)
+        await (ACCEPT_ORDER if visit.head.startswith(b"POST") else respond_json(task_document()))(visit)
 
-    with Elsewhere(script) as server:
+    with BrokerThread(script) as server:
         client: Any = Client(server.url())
         cycle = [client]
         cycle.append(cycle)
@@ -284,7 +294,7 @@ def test_client_is_usable_after_an_interrupt() -> None:
 
 def test_client_imports_nothing_of_the_server() -> None:
     """Its import is quick, and it depends on the HTTP API only."""
-    ours, heavy = ("broker", "storage", "uploads", "webhooks"), "starlette uvicorn pydantic structlog PIL typer".split()
+    ours, heavy = ("broker", "storage", "uploads", "webhooks"), "starlette uvicorn structlog PIL typer".split()
     ended = _python("import sys, broker.client; print(*sys.modules)")
     loaded = ended.stdout.split()
     foreign = {name for name in loaded if name.partition(".")[0] in ours and not name.startswith("broker.client")}
@@ -314,12 +324,12 @@ def test_synchronous_methods_are_typed(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
     )
-    said = ended.stdout
-    assert 'list[broker.client.models.Image]"' in said
-    assert 'Iterator[broker.client.models.Task]"' in said
-    assert 'user.py:6: error: Unexpected keyword argument "sizes"' in said
-    assert "user.py:7: error: Argument 1" in said
-    assert "Found 2 errors in 1 file" in said
+    output = ended.stdout
+    assert 'list[broker.client.models.Image]"' in output
+    assert 'Iterator[broker.client.models.Task]"' in output
+    assert 'user.py:6: error: Unexpected keyword argument "sizes"' in output
+    assert "user.py:7: error: Argument 1" in output
+    assert "Found 2 errors in 1 file" in output
     assert (ROOT / "broker" / "py.typed").exists()
 
 
@@ -328,15 +338,15 @@ def _python(program: str) -> subprocess.CompletedProcess[str]:
 
     async def script(visit: Visit) -> None:
         if visit.head.startswith(b"POST"):
-            await ORDERED(visit)
+            await ACCEPT_ORDER(visit)
         elif "task_hold" in visit.path:
-            await hold(visit)
+            await never_answer(visit)
         elif visit.path.endswith("/events"):
-            await endless(visit)
+            await endless_stream(visit)
         else:
-            await says_json(told())(visit)
+            await respond_json(task_document())(visit)
 
-    with Elsewhere(script) as server:
+    with BrokerThread(script) as server:
         return subprocess.run(
             [sys.executable, "-W", "error", "-c", _program(program), server.url(), ID],
             env={**os.environ, "PYTHONPATH": str(ROOT)},

@@ -213,7 +213,7 @@ def test_generate_reports_a_failed_task(served: Shell) -> None:
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (("-i", "missing.png"), "missing.png cannot be read"),
+        (("-i", "missing.png"), "missing.png: No such file"),
         (("-o", "nowhere/fox.png"), "no folder nowhere"),
         (("--aspect", "5:77"), "Accepted: 1:1"),
     ],

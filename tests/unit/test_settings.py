@@ -101,7 +101,7 @@ def test_secrets_are_not_printed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_defaults_are_in_the_data_folder() -> None:
     settings = load_settings()
     assert settings.database == "sqlite:///data/broker.db"
-    assert settings.blobs == Path("data/blobs")
+    assert settings.blob_folder == Path("data/blobs")
 
 
 def test_bucket_needs_a_name_and_both_keys(monkeypatch: pytest.MonkeyPatch) -> None:

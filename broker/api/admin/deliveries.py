@@ -16,12 +16,12 @@ from broker.api.http.endpoint import Endpoint, Parameter, json_success
 from broker.api.http.pagination import Page, PageQuery, cursor_text, split_page
 from broker.api.http.query import NAME_TEXT, one_of_text
 from broker.api.http.responses import DataResponse, data_response, json_response
-from broker.clock import iso
+from broker.clock import Clock, iso
+from broker.errors import ApiError
 from broker.net.url_policy import redact_url
-from broker.notifications.delivery_log import DeliveryLog
 from broker.presenter import Moment, OneOf, ResponseModel, TaskData, TaskId
 from storage import ids
-from storage.deliveries import Delivery, DeliveryAttempt, DeliveryStatus
+from storage.deliveries import Deliveries, Delivery, DeliveryAttempt, DeliveryStatus
 
 DELIVERY_ID: Final = f"^{ids.EVENT_ID.pattern}$"
 DELIVERY_STATUSES: Final = tuple(status.value for status in DeliveryStatus)
@@ -79,7 +79,8 @@ class DeliveryData(DeliverySummary):
 class DeliveryRoutes:
     """For operators only: a body holds the order of another caller."""
 
-    log: DeliveryLog
+    clock: Clock
+    deliveries: Deliveries
 
     def endpoints(self) -> list[Endpoint]:
         operator = partial(Endpoint, access="admin", tag="operators")
@@ -99,7 +100,7 @@ class DeliveryRoutes:
     async def list_deliveries(self, request: Request) -> Response:
         """List webhooks to callers, newest first."""
         query = DeliveryListQuery.read(request)
-        deliveries = await self.log.list_newest(
+        deliveries = await self.deliveries.list_newest(
             task_id=query.task,
             outcome=DeliveryStatus(query.outcome) if query.outcome else None,
             limit=query.limit + 1,
@@ -112,17 +113,26 @@ class DeliveryRoutes:
 
     async def get_delivery(self, request: Request) -> Response:
         """Get a webhook with its body and attempts."""
-        delivery = await self.log.get(request.path_params["id"])
-        return data_response(_present_delivery(delivery, await self.log.list_attempts(delivery.id)))
+        delivery = await self._read(request)
+        return data_response(_present_delivery(delivery, await self.deliveries.list_attempts(delivery.id)))
 
     async def replay_delivery(self, request: Request) -> Response:
         """Send a webhook again.
 
         Under the same webhook-id, with all its retries.
         """
-        delivery = await self.log.replay(request.path_params["id"])
+        await self.deliveries.replay((await self._read(request)).id, self.clock.now())
+        delivery = await self._read(request)
         summary = DeliverySummary(**_summary_fields(delivery))
         return data_response(summary, 202, {"location": f"/api/deliveries/{delivery.id}"})
+
+    async def _read(self, request: Request) -> Delivery:
+        delivery_id = request.path_params["id"]
+        delivery = await self.deliveries.get(delivery_id) if ids.EVENT_ID.fullmatch(delivery_id) else None
+        if delivery is None:
+            message = "There is no delivery with this id. Finished ones are deleted with their tasks."
+            raise ApiError("not_found", message)
+        return delivery
 
 
 _DELIVERY: Final = Parameter(

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
-from broker.cli.connection import connect_broker, poll_changes
-from broker.cli.console import (
-    CommandError,
-    clear_screen,
-    format_json,
-    print_facts,
-    print_json,
-    print_line,
-    print_note,
-    write_file,
-)
-from broker.cli.exit_codes import ExitCode
+import anyio
+
+from broker.cli import ExitCode
+from broker.cli.admin import record_path
+from broker.cli.connection import Document, connect_broker, show_document
+from broker.cli.console import format_json, print_facts, print_json, print_line, print_note
 
 Callback = dict[str, Any]
 """A callback in the inbox, as the API presents it."""
@@ -25,30 +18,19 @@ Callback = dict[str, Any]
 
 async def list_callbacks(*, task: str | None, verification: str | None, limit: int, as_json: bool, watch: bool) -> None:
     """Print the newest callbacks and the number of missing ones; with `watch` again after each change."""
-    filters = {"task": task, "verification": verification, "limit": str(limit)}
-    params = {name: value for name, value in filters.items() if value is not None}
-    async with connect_broker() as broker:
-        async for document in poll_changes(lambda: broker.client.ask("GET", "/api/callbacks", params=params), watch):
-            if as_json:
-                print_json(document)
-                continue
-            if watch:
-                clear_screen()
-            _print_list(document["data"])
-            _print_missing(document["missing"])
+    filters = {"task": task, "verification": verification, "limit": limit}
+    await show_document("/api/callbacks", _print_callbacks, as_json=as_json, watch=watch, filters=filters)
 
 
 async def show_callback(callback_id: str, *, as_json: bool) -> None:
-    async with connect_broker() as broker:
-        document = await broker.client.ask("GET", _callback_path(callback_id))
-    print_json(document) if as_json else _print_callback(document["data"])
+    await show_document(record_path("hook", callback_id), _print_callback, as_json=as_json)
 
 
 async def replay_callback(callback_id: str, *, dry_run: bool, as_json: bool) -> int:
     """Process a callback again; NOT_DONE if its verification forbids it."""
     async with connect_broker() as broker:
         document = await broker.client.ask(
-            "POST", f"{_callback_path(callback_id)}/replay", params={"dryRun": "true"} if dry_run else {}
+            "POST", f"{record_path('hook', callback_id)}/replay", params={"dryRun": "true"} if dry_run else {}
         )
         if document["data"]["replayed"] and not broker.is_running:
             print_note("No broker answers at BROKER_HOST and BROKER_PORT: the next worker processes it.")
@@ -59,49 +41,43 @@ async def replay_callback(callback_id: str, *, dry_run: bool, as_json: bool) -> 
 async def export_callback(callback_id: str, *, out: Path | None) -> None:
     """Print a callback as a test fixture, or write it to a file."""
     async with connect_broker() as broker:
-        document = await broker.client.ask("GET", f"{_callback_path(callback_id)}/fixture")
+        document = await broker.client.ask("GET", f"{record_path('hook', callback_id)}/fixture")
     if out is None:
         print(format_json(document))
         return
-    write_file(out, format_json(document) + "\n")
+    await anyio.Path(out).write_text(format_json(document) + "\n", "utf-8")
     print_note(f"{out} is written. It contains the whole callback, prompt included: review it before you share it.")
 
 
-def _callback_path(callback_id: str) -> str:
-    if not re.fullmatch(r"hook_[0-9A-Za-z_-]{1,100}", callback_id):
-        raise CommandError("The id of a callback begins with hook_; for webhooks (evt_) use `broker webhooks`.")
-    return f"/api/callbacks/{callback_id}"
-
-
-def _print_list(callbacks: list[Callback]) -> None:
-    for callback in callbacks:
+def _print_callbacks(document: Document) -> None:
+    for callback in document["data"]:
         replay = f" (replay of {callback['replayOf']})" if "replayOf" in callback else ""
         lag = "" if callback["lagSeconds"] is None else f"lag {callback['lagSeconds']:g} s"
         print_line(
             f"{callback['id']}  {callback['receivedAt']}  {callback['verification']:<9} {callback['status']}  "
             f"{lag:<14}  {_describe_task(callback) or 'no task'}  {callback['reason']}{replay}"
         )
-    if not callbacks:
+    if not document["data"]:
         print_note("No callbacks.")
-
-
-def _print_missing(missing: dict[str, Any]) -> None:
-    count = missing["count"]
-    if count:
+    missing = document["missing"]
+    if count := missing["count"]:
         noun = "callback" if count == 1 else "callbacks"
         print_line(f"{count} {noun} did not arrive in the last {missing['hours']:g} hours.", style="yellow")
         print_note("Those tasks ended all the same, by polling. See README, Troubleshooting.")
 
 
-def _print_callback(callback: Callback) -> None:
-    lag = callback["lagSeconds"]
+def _print_callback(document: Document) -> None:
+    callback = document["data"]
+    lag, evidence = callback["lagSeconds"], callback["evidence"] or {}
+    proofs = [f"{name}: {evidence[name]}" for name in ("token", "signature") if evidence]
+    proofs += ["from a trusted caller"] if evidence.get("trusted") else []
     print_facts(
         {
             "callback": callback["id"],
             "provider": callback["provider"],
             "task": _describe_task(callback),
             "result": _describe_verification(callback),
-            "evidence": _describe_proofs(callback["evidence"]),
+            "evidence": ", ".join(proofs),
             "received": callback["receivedAt"],
             "lag": None if lag is None else f"{lag:g} s after the end of the job",
             "processed": callback["processedAt"],
@@ -145,10 +121,3 @@ def _describe_task(callback: Callback) -> str | None:
 
 def _describe_verification(record: dict[str, Any]) -> str:
     return f"{record['verification']} ({record['status']}): {record['reason']}"
-
-
-def _describe_proofs(proofs: dict[str, Any] | None) -> str | None:
-    if proofs is None:
-        return None
-    trusted = ", from a trusted caller" if proofs["trusted"] else ""
-    return f"token: {proofs['token']}, signature: {proofs['signature']}{trusted}"

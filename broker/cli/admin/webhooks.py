@@ -2,58 +2,35 @@
 
 from __future__ import annotations
 
-import re
-from typing import Any
-
-from broker.bootstrap import kept_secret, load_settings
-from broker.cli.connection import connect_broker, poll_changes
-from broker.cli.console import (
-    CommandError,
-    clear_screen,
-    format_json,
-    print_facts,
-    print_json,
-    print_line,
-    print_note,
-)
+from broker.bootstrap import existing_secret, load_settings
+from broker.cli.admin import record_path
+from broker.cli.connection import Document, connect_broker, show_document
+from broker.cli.console import CommandError, format_json, print_facts, print_json, print_line, print_note
 from broker.services import signing_keys
 from webhooks.signatures.standard import write_secret
-
-Delivery = dict[str, Any]
-"""A webhook with its delivery, as the API presents it."""
 
 
 async def list_webhooks(*, task: str | None, outcome: str | None, limit: int, as_json: bool, watch: bool) -> None:
     """Print the newest webhooks; with `watch` again after each change."""
-    filters = {"task": task, "outcome": outcome, "limit": str(limit)}
-    params = {name: value for name, value in filters.items() if value is not None}
-    async with connect_broker() as broker:
-        async for document in poll_changes(lambda: broker.client.ask("GET", "/api/deliveries", params=params), watch):
-            if as_json:
-                print_json(document)
-                continue
-            if watch:
-                clear_screen()
-            _print_list(document["data"])
+    filters = {"task": task, "outcome": outcome, "limit": limit}
+    await show_document("/api/deliveries", _print_webhooks, as_json=as_json, watch=watch, filters=filters)
 
 
 async def show_webhook(webhook_id: str, *, as_json: bool) -> None:
-    async with connect_broker() as broker:
-        document = await broker.client.ask("GET", _webhook_path(webhook_id))
-    print_json(document) if as_json else _print_webhook(document["data"])
+    await show_document(record_path("evt", webhook_id), _print_webhook, as_json=as_json)
 
 
 async def replay_webhook(webhook_id: str, *, as_json: bool) -> None:
     """Send a webhook again."""
     async with connect_broker() as broker:
-        document = await broker.client.ask("POST", f"{_webhook_path(webhook_id)}/replay")
+        document = await broker.client.ask("POST", f"{record_path('evt', webhook_id)}/replay")
     print_json(document) if as_json else print_line(f"{webhook_id} will be sent again.")
 
 
 async def print_secrets() -> None:
     """Print each signing secret, the current one first. Raises `CommandError` before the first start."""
     settings = load_settings()
-    secret = kept_secret(settings)
+    secret = existing_secret(settings)
     if secret is None and not settings.webhook_secrets:
         folder = settings.data_dir.resolve()
         raise CommandError(f"There is no secret in {folder} yet: start the broker once, in this folder.")
@@ -62,25 +39,20 @@ async def print_secrets() -> None:
     print_note("For the receiver of your webhooks: docs/behaviour.md explains the verification.")
 
 
-def _webhook_path(webhook_id: str) -> str:
-    if not re.fullmatch(r"evt_[0-9A-Za-z_-]{1,100}", webhook_id):
-        raise CommandError("The id of a webhook begins with evt_; for callbacks (hook_) use `broker callbacks`.")
-    return f"/api/deliveries/{webhook_id}"
-
-
-def _print_list(deliveries: list[Delivery]) -> None:
-    for delivery in deliveries:
+def _print_webhooks(document: Document) -> None:
+    for delivery in document["data"]:
         attempts = "once" if delivery["attempts"] == 1 else f"{delivery['attempts']} times"
         last = "" if delivery["lastStatus"] is None else f"HTTP {delivery['lastStatus']}"
         print_line(
             f"{delivery['id']}  {delivery['createdAt']}  {delivery['type']:<14} {delivery['outcome']:<9} "
             f"{attempts}  {last}  {delivery['taskId']}  {delivery['url']}"
         )
-    if not deliveries:
+    if not document["data"]:
         print_note("No webhooks were sent.")
 
 
-def _print_webhook(delivery: Delivery) -> None:
+def _print_webhook(document: Document) -> None:
+    delivery = document["data"]
     reason = f": {delivery['reason']}" if delivery["reason"] else ""
     print_facts(
         {

@@ -9,9 +9,9 @@ import re
 from typing import Final
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr
+from pydantic import PositiveInt, SecretStr
 
-from broker.settings.types import ApiKey, HttpUrl, PackageSettings, env_names
+from broker.settings.types import ApiKey, HttpUrl, PackageSettings, env
 
 OWN_HOSTS: Final = (".kie.ai", ".erweima.ai")
 _API_PATH: Final = re.compile(r"/api/v1(/jobs(/createTask)?|/playground/createTask)?$|(?<=/nano-banana)/generate$")
@@ -21,12 +21,12 @@ _API_PATH: Final = re.compile(r"/api/v1(/jobs(/createTask)?|/playground/createTa
 class KieSettings(PackageSettings):
     """One account at the upstream API."""
 
-    api_key: ApiKey = Field(None, validation_alias=env_names("NANO_BANANA_API_KEY", "KIE_API_KEY"))
-    api_url: HttpUrl = Field("https://api.kie.ai", validation_alias=env_names("NANO_BANANA_API_URL"))
-    upload_url: HttpUrl = Field("https://kieai.redpandaai.co", validation_alias=env_names("NANO_BANANA_UPLOAD_URL"))
-    webhook_key: SecretStr | None = Field(None, validation_alias=env_names("NANO_BANANA_WEBHOOK_KEY"))
-    upload_references: bool = Field(False, validation_alias=env_names("BROKER_UPLOAD_REFERENCES"))
-    creates_per_10s: int | None = Field(None, gt=0, validation_alias=env_names("NANO_BANANA_CREATES_PER_10S"))
+    api_key: ApiKey = env("NANO_BANANA_API_KEY", "KIE_API_KEY")
+    api_url: HttpUrl = env("NANO_BANANA_API_URL", default="https://api.kie.ai")
+    upload_url: HttpUrl = env("NANO_BANANA_UPLOAD_URL", default="https://kieai.redpandaai.co")
+    webhook_key: SecretStr | None = env("NANO_BANANA_WEBHOOK_KEY")
+    upload_references: bool = env("BROKER_UPLOAD_REFERENCES", default=False)
+    creates_per_10s: PositiveInt | None = env("NANO_BANANA_CREATES_PER_10S")
 
     @property
     def is_configured(self) -> bool:

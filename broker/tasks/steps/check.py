@@ -58,16 +58,10 @@ class CheckStep:
         return lifecycle.LEARNED_BY_CALLBACK if has_callback else lifecycle.LEARNED_BY_CHECK
 
 
-@dataclass(frozen=True, kw_only=True)
-class PollingSwitch:
-    """Switches waiting tasks to checks when callbacks cannot arrive."""
-
-    transitions: Transitions
-
-    async def switch_to_polling(self, sent_before: float) -> int:
-        """Switch every task whose current attempt was sent before this moment; return their number."""
-        count, switch = 0, lifecycle.switch_to_polling
-        while waiting := await self.transitions.tasks.awaiting_callback(sent_before, SWITCH_BATCH_SIZE):
-            await asyncio.gather(*(self.transitions.apply_own(task, switch, is_leased=False) for task in waiting))
-            count += len(waiting)
-        return count
+async def switch_to_polling(transitions: Transitions, sent_before: float) -> int:
+    """Switch every waiting task whose current attempt was sent before this moment to checks; return their number."""
+    count, decide = 0, lifecycle.switch_to_polling
+    while waiting := await transitions.tasks.awaiting_callback(sent_before, SWITCH_BATCH_SIZE):
+        await asyncio.gather(*(transitions.apply_own(task, decide, is_leased=False) for task in waiting))
+        count += len(waiting)
+    return count

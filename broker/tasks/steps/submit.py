@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -63,15 +64,12 @@ class SubmitStep:
                 task, lambda row, now, policy: lifecycle.upload_failed(row, order, now, policy)
             )
             return
-        attempt = await self._begin_submission(task, provider)
-        if attempt is None:
-            return
-        row = await _retry_read(lambda: self.transitions.tasks.get(task.id))
-        if row and (row.state, row.attempt) == (TaskState.SUBMITTING, attempt.number):
-            await self._submit_order(row, order, attempt, provider)
+        row = await self._begin_submission(task, provider)
+        if row is not None:
+            await self._submit_order(row, order, provider)
 
-    async def _begin_submission(self, task: Task, provider: Provider) -> Attempt | None:
-        """Write the intent; return None if the provider has no capacity or the task changed."""
+    async def _begin_submission(self, task: Task, provider: Provider) -> Task | None:
+        """Write the intent; return the row with it, or None if the provider has no capacity or the task changed."""
         now, number = self.transitions.clock.now(), task.attempt + 1
         attempt = Attempt(task_id=task.id, number=number, provider=provider.name, key_id=provider.key_id, sent_at=now)
         expects_callback = self.callback_url(task.provider, task.id, number) is not None
@@ -79,24 +77,19 @@ class SubmitStep:
             task, expects_callback=expects_callback, now=now, policy=self.transitions.policy
         )
         reserving = self.limits.reserve_submission(attempt, account_limits(provider))
-        try:
+        with contextlib.suppress(Stale, StorageError):  # the row says whether the intent was written
             async with self.reservations:
                 await self.transitions.begin_submission(task, intent, reserving)
-        except (Stale, StorageError):
-            if not await _retry_read(lambda: self._was_begun(task, number)):
-                await self.transitions.release(task)
-                return None
-        self.transitions.record_change(task, intent)
-        return attempt
-
-    async def _was_begun(self, task: Task, number: int) -> bool:
-        """Return whether our intent is in the database: the connection broke between its commit and the response."""
-        row = await self.transitions.tasks.get(task.id)
+        row = await _retry_storage(lambda: self.transitions.tasks.get(task.id), task)
         wanted = (TaskState.SUBMITTING, number, task.leased_by)
-        return row is not None and (row.state, row.attempt, row.leased_by) == wanted
+        if row is None or (row.state, row.attempt, row.leased_by) != wanted:
+            await self.transitions.release(task)
+            return None
+        self.transitions.record_change(task, intent)
+        return row
 
-    async def _submit_order(self, task: Task, order: Order, attempt: Attempt, provider: Provider) -> None:
-        url = self.callback_url(task.provider, task.id, attempt.number) if task.expects_callback else None
+    async def _submit_order(self, task: Task, order: Order, provider: Provider) -> None:
+        url = self.callback_url(task.provider, task.id, task.attempt) if task.expects_callback else None
         begun = self.transitions.clock.monotonic()
         try:
             report = await provider.submit(order, url)
@@ -104,33 +97,16 @@ class SubmitStep:
             self._record_request(provider, "unknown", begun)
             log.warning("submission with unknown outcome", action="submit_unknown", task=task.id, why=error.summary)
             await self._update_cooldown(provider, None)
-            await self.transitions.apply_own(task, partial(lifecycle.outcome_unknown, attempt=attempt.number))
+            await self.transitions.apply_own(task, partial(lifecycle.outcome_unknown, attempt=task.attempt))
             return
         self._record_request(provider, _outcome_label(report), begun)
-        await self._store_answer(task, report, attempt.number)
+        await _retry_storage(lambda: self.transitions.apply_report(task, report, task.attempt), task, job=report.job_id)
         await self._update_cooldown(provider, report)
 
     def _record_request(self, provider: Provider, outcome: str, begun: float) -> None:
         clock, metrics = self.transitions.clock, self.transitions.metrics
         metrics.submissions.labels(provider.name, outcome).inc()
         metrics.submission_seconds.labels(provider.name).observe(clock.monotonic() - begun)
-
-    async def _store_answer(self, task: Task, report: Report, number: int) -> None:
-        """Store the provider's response, retrying for as long as the database fails: the response is worth money."""
-        while True:
-            try:
-                await self.transitions.apply_report(task, report, number)
-            except StorageError as error:
-                log.error(
-                    "the provider's response cannot be stored yet",
-                    action="store_retry",
-                    task=task.id,
-                    job=report.job_id,
-                    why=str(error),
-                )
-                await asyncio.sleep(STORE_RETRY_SECONDS)
-            else:
-                return
 
     async def _update_cooldown(self, provider: Provider, report: Report | None) -> None:
         failures = await self.limits.count_errors(provider.name)
@@ -142,13 +118,16 @@ class SubmitStep:
             await self.transitions.tasks.database.transact(self.limits.end_cooldown(provider.name), wake=(DUE_CHANNEL,))
 
 
-async def _retry_read(read: Callable[[], Awaitable[T]]) -> T:
-    """Read, retrying for as long as the database fails: an intent that is not seen would never be submitted."""
+async def _retry_storage(call: Callable[[], Awaitable[T]], task: Task, *, job: str | None = None) -> T:
+    """Call the database, again and again while it fails.
+
+    An intent that is not read would never be submitted, and the provider's response is worth money.
+    """
     while True:
         try:
-            return await read()
+            return await call()
         except StorageError as error:
-            log.error("an intent cannot be read yet", action="intent_read_retry", why=str(error))
+            log.error("the database fails", action="store_retry", task=task.id, job=job, why=str(error))
             await asyncio.sleep(STORE_RETRY_SECONDS)
 
 

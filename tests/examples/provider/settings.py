@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from pydantic import Field, SecretStr
+from pydantic import SecretStr
 
-from broker.settings.types import ApiKey, HttpUrl, PackageSettings, env_names
+from broker.settings.types import ApiKey, HttpUrl, PackageSettings, env
 
 
 class ExampleSettings(PackageSettings):
     """One account."""
 
-    example_key: ApiKey = Field(None, validation_alias=env_names("EXAMPLE_API_KEY"))
-    example_url: HttpUrl = Field("https://api.example.com", validation_alias=env_names("EXAMPLE_API_URL"))
-    example_webhook_key: SecretStr | None = Field(None, validation_alias=env_names("EXAMPLE_WEBHOOK_KEY"))
+    example_key: ApiKey = env("EXAMPLE_API_KEY")
+    example_url: HttpUrl = env("EXAMPLE_API_URL", default="https://api.example.com")
+    example_webhook_key: SecretStr | None = env("EXAMPLE_WEBHOOK_KEY")
 
     @property
     def is_configured(self) -> bool:

@@ -84,7 +84,7 @@ FAULTS: dict[str, tuple[Script, str]] = {
 }
 
 
-def patient(host: str, **settings: float) -> Fetcher:
+def fetcher_for(host: str, **settings: float) -> Fetcher:
     return Fetcher(allow=[host], total_seconds=10, **settings)  # type: ignore[arg-type]
 
 
@@ -119,10 +119,10 @@ async def test_sound_body_arrives_unchanged() -> None:
         "/html": answers("200 OK", b"<html>sorry</html>", "Content-Type: text/html; charset=utf-8"),
     }
     async with serve(scripts) as server:
-        fetcher = patient(server.host)
+        fetcher = fetcher_for(server.host)
         got = {path: await fetch(fetcher, server.url(path)) for path in scripts}
-    facts = {path: (download.media_type, download.size) for path, (download, _) in got.items()}
-    assert facts == {
+    downloads = {path: (download.media_type, download.size) for path, (download, _) in got.items()}
+    assert downloads == {
         "/length": ("image/png", len(body)),
         "/chunked": ("image/webp", None),
         "/both": (None, None),
@@ -137,7 +137,7 @@ async def test_bytes_beyond_the_announced_length_are_dropped() -> None:
     """A second response appended to the first is neither part of it nor the answer to the next request."""
     smuggled = head("200 OK", "Content-Length: 4") + b"evil"
     async with serve(says(head("200 OK", "Content-Length: 4") + b"good" + smuggled)) as server:
-        fetcher = patient(server.host)
+        fetcher = fetcher_for(server.host)
         for _ in range(3):
             assert (await fetch(fetcher, server.url()))[1] == b"good"
         assert server.connections == 3
@@ -154,9 +154,10 @@ async def test_slow_steady_body_is_an_error() -> None:
 
     async with serve(brisk_drip) as server:
         with pytest.raises(DownloadError, match="too slow"):
-            await fetch(patient(server.host, grace_seconds=0.05, min_bytes_per_second=1000), server.url())
+            await fetch(fetcher_for(server.host, grace_seconds=0.05, min_bytes_per_second=1000), server.url())
         assert (
-            len((await fetch(patient(server.host, grace_seconds=0.05, min_bytes_per_second=1), server.url()))[1]) == 30
+            len((await fetch(fetcher_for(server.host, grace_seconds=0.05, min_bytes_per_second=1), server.url()))[1])
+            == 30
         )
 
 
@@ -171,14 +172,14 @@ async def test_bursts_with_long_pauses_are_an_error() -> None:
 
     async with serve(bursts) as server:
         with pytest.raises(DownloadError, match="too slow"):
-            await fetch(patient(server.host, grace_seconds=0.2, min_bytes_per_second=10 * MB), server.url(), 2 * MB)
+            await fetch(fetcher_for(server.host, grace_seconds=0.2, min_bytes_per_second=10 * MB), server.url(), 2 * MB)
 
 
 async def test_slow_reader_does_not_count_against_the_server() -> None:
     """Time spent between chunks does not count against the rate."""
     body = bytes(2 * MB)
     async with serve(answers("200 OK", body)) as server:
-        fetcher = patient(server.host, grace_seconds=0.3, min_bytes_per_second=5 * MB)
+        fetcher = fetcher_for(server.host, grace_seconds=0.3, min_bytes_per_second=5 * MB)
         async with fetcher.open(server.url(), max_bytes=2 * MB) as download:
             length = 0
             async for chunk in download.chunks:
@@ -263,7 +264,7 @@ async def test_concurrent_downloads_are_limited() -> None:
 async def test_post_is_checked_and_never_redirected() -> None:
     """Webhooks to callers: one request, any status is an answer, a redirect is not followed.
 
-    What a receiver says beside its status is its own affair: a page that never ends does not make a delivery fail.
+    Only the status of the response counts: an endless page does not fail a delivery.
     """
     scripts = {
         "/hook?a=b": answers("202 Accepted", b"thanks", "Retry-After: 7"),
@@ -271,7 +272,7 @@ async def test_post_is_checked_and_never_redirected() -> None:
         "/endless": endless,
     }
     async with serve(scripts) as server:
-        fetcher = patient(server.host)
+        fetcher = fetcher_for(server.host)
         answer = await fetcher.post(server.url("/hook?a=b"), content=b"{}", headers={"webhook-id": "1"})
         assert (answer.status, answer.headers["retry-after"], answer.body) == (202, "7", b"thanks")
         assert (await fetcher.post(server.url("/moved"), content=b"{}", headers={})).status == 307
