@@ -29,7 +29,7 @@ class Finished:
     """URLs of the results, in order; empty if the provider reports success without any."""
     job_id: str | None = None
     cost: float | None = None
-    """In the provider's unit (kie: credits); None if not reported."""
+    """In the provider's unit; None if not reported."""
     ended_at: float | None = field(default=None, compare=False)
     """By the provider's own clock, in seconds since the epoch; None if not reported. For measurements only."""
 
