@@ -208,7 +208,7 @@ def _fetching(task: Task, report: Finished, now: float, policy: TaskPolicy) -> d
 
 
 def _finished_empty(task: Task, attempt: Attempt | None, report: Finished, now: float, policy: TaskPolicy) -> Changes:
-    """Check a success without a result once more, then fail (kie.ai sends these occasionally)."""
+    """Check a success without a result once more, then fail; providers send these occasionally."""
     if task.state == TaskState.SUBMITTING:
         return _pending(task, attempt, Pending(job_id=report.job_id, check_in=policy.retry_seconds), now, policy)
     if task.state != TaskState.WAITING or not _is_current(task, attempt):

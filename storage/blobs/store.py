@@ -25,10 +25,10 @@ class Blob:
 
 
 class Draft(Protocol):
-    """New bytes: written in chunks, inspected, then kept or dropped. Use it with `async with`.
+    """New bytes: written in chunks, inspected, then committed or dropped. Use it with `async with`.
 
-    Leaving the block without `keep` leaves nothing behind. Every call of `write` costs a thread hop: hand over
-    some hundred KiB at once.
+    Leaving the block without `commit` leaves nothing behind. Every call of `write` costs a thread hop: write some
+    hundred KiB at once.
     """
 
     @property
@@ -54,7 +54,7 @@ class Draft(Protocol):
         """Make the bytes durable under their final name, atomically. Equal bytes become one blob.
 
         media_type: Content-Type of a link to the blob; ignored by stores without links.
-        The last call on a draft. After a cancellation the bytes are either kept or not.
+        The last call on a draft. After a cancellation the bytes are either stored or not.
         """
         ...
 
@@ -74,7 +74,7 @@ class BlobStore(Protocol):
     """Store of immutable bytes.
 
     Every implementation keeps these promises: a blob is visible whole or not at all, also after a power cut;
-    keeping equal bytes for one owner twice is one blob; a reader in the middle keeps what it reads after a delete;
+    storing equal bytes for one owner twice is one blob; a reader in the middle keeps what it reads after a delete;
     memory use does not grow with the size of a blob; owners match `[A-Za-z0-9_]{1,80}`, anything else is a ValueError;
     messages of errors name a cure and no path.
     """
@@ -91,7 +91,7 @@ class BlobStore(Protocol):
         ...
 
     async def delete(self, owner: str) -> int:
-        """Delete all blobs of an owner; return how many. A blob that is being kept at the same time may stay."""
+        """Delete all blobs of an owner; return how many. A blob that is being stored at the same time may stay."""
         ...
 
     async def delete_stale_drafts(self, older_than: float) -> int:
@@ -118,7 +118,7 @@ class BlobMissing(Exception):
     """The store has no blob of this name."""
 
 
-def is_valid_owner(owner: str) -> str:
+def validate_owner(owner: str) -> str:
     """Return the owner if it is valid, else raise `ValueError`: paths and keys are built from valid owners only."""
     if OWNER.fullmatch(owner) is None:
         raise ValueError("an owner is 1 to 80 letters, digits and underscores")

@@ -28,7 +28,7 @@ def access(**settings: Any) -> Authenticator:
 
 
 def request(*headers: tuple[str, str], peer: str | None = "127.0.0.1") -> HTTPConnection:
-    raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+    raw = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers]  # as ASGI servers do
     client = (peer, 50000) if peer is not None else None
     return HTTPConnection({"type": "http", "scheme": "http", "client": client, "headers": raw})
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -378,17 +377,12 @@ async def test_the_list_can_be_narrowed(tmp_path: Path) -> None:
         assert len((await broker.client.get("/api/tasks?limit=999999999")).json()["data"]) == 3
 
 
-def cursor(text: str) -> str:
-    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
-
-
 NONSENSE = [
         *(("limit", value) for value in ("0", "-1", "x", "1.5", "9" * 40, "%00", "٣", "1e3", " ")),
         *(("status", value) for value in ("done", "PENDING", "%00", "expired", "' OR 1=1", "x" * 5000)),
-        *(("cursor", value) for value in ("x", "%00", "🍌", "=", "A" * 5000, "%ff", cursor("1.0"), cursor("a b"),
-                                          cursor("1e999 task_" + "0" * 32), cursor("nan task_" + "0" * 32),
-                                          cursor("-1.0 task_" + "0" * 32), cursor("1.0 task_x"),
-                                          cursor("1.0 task_" + "0" * 32 + "\n"), cursor("1.0 task_" + "0" * 32) + "!")),
+        *(("cursor", value) for value in ("x", "%00", "🍌", "=", "A" * 5000, "%ff", "1.0", "a-b", "1.0-task_x",
+                                          f"1e999-task_{0:032x}", f"nan-task_{0:032x}", f"-1.0-task_{0:032x}",
+                                          f"1.0-task_{0:032x}%0A", f"1.0-task_{0:032x}!", f"1.0-evt_{0:032x}")),
     ]  # fmt: skip
 
 

@@ -190,10 +190,10 @@ class Names:
     """A name server: records queries and returns the given answers in turn, repeating the last."""
 
     answers: list[list[str]] = field(default_factory=lambda: [[PUBLIC]])
-    asked: list[str] = field(default_factory=list)
+    resolved: list[str] = field(default_factory=list)
 
     async def __call__(self, host: str, port: int) -> list[str]:
-        self.asked.append(host)
+        self.resolved.append(host)
         return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
 
 

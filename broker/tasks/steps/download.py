@@ -84,7 +84,7 @@ class DownloadStep:
         return row
 
     async def _refresh_links(self, task: Task) -> None:
-        """Ask the provider for fresh links to the same results; a failure changes nothing."""
+        """Replace the links by fresh ones of the provider; a failure changes nothing."""
         row, provider = await self.transitions.tasks.get(task.id), self.providers.get(task.provider)
         if row is None or provider is None or row.state != TaskState.FETCHING:
             return

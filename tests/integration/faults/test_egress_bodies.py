@@ -121,8 +121,8 @@ async def test_sound_body_arrives_unchanged() -> None:
     async with serve(scripts) as server:
         fetcher = fetcher_for(server.host)
         got = {path: await fetch(fetcher, server.url(path)) for path in scripts}
-    facts = {path: (download.media_type, download.size) for path, (download, _) in got.items()}
-    assert facts == {
+    downloads = {path: (download.media_type, download.size) for path, (download, _) in got.items()}
+    assert downloads == {
         "/length": ("image/png", len(body)),
         "/chunked": ("image/webp", None),
         "/both": (None, None),

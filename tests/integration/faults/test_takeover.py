@@ -37,10 +37,10 @@ async def a_task(services: Services, clock: ManualClock, state: TaskState, attem
     broker = services
     (task,) = await create_tasks(services, OrderRequest(params=ImageParams(prompt="a red bicycle")))
     values = {"state": state, "attempt": attempt, "due_at": clock.now(), "expects_callback": False, **changes}
-    saving = broker.tasks.update_task(task, **values)
+    update = broker.tasks.update_task(task, **values)
     limits = account_limits(services.providers[task.provider])
     ledger = Attempt(task_id=task.id, number=attempt, provider=task.provider, key_id="default", sent_at=clock.now())
-    await services.database.transact(saving, *services.worker.steps.submit.limits.reserve_submission(ledger, limits))
+    await services.database.transact(update, *services.worker.steps.submit.limits.reserve_submission(ledger, limits))
     fresh = await broker.tasks.get(task.id)
     assert fresh is not None
     return fresh
