@@ -18,7 +18,6 @@ from webhooks.signatures.base import Proof, Signature
 from webhooks.tokens import CallbackTokens
 from webhooks.verification import Decision, Evidence, IncomingCallback, MalformedBody, Verification
 
-MAX_ID_CHARACTERS: Final = 200
 _ATTEMPT: Final = re.compile(r"[1-9][0-9]{0,5}")
 
 
@@ -126,8 +125,6 @@ class CallbackVerifier:
         """
         named = (task_id, *job_ids) if task_id else job_ids
         for name in named[:1] if token == Proof.BODY_VERIFIED else named:
-            if len(name) > MAX_ID_CHARACTERS:
-                continue
             task = await (self.tasks.get(name) if TASK_ID.fullmatch(name) else self.tasks.get_by_job(name))
             if task is not None:
                 return task
