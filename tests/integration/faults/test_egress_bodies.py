@@ -161,6 +161,14 @@ async def test_slow_steady_body_is_an_error() -> None:
         )
 
 
+async def test_total_time_is_limited_at_any_rate() -> None:
+    """A body that is fast enough may not last longer than a download may take."""
+    async with serve(drip) as server, asyncio.timeout(5):
+        fetcher = Fetcher(allow=[server.host], total_seconds=0.2, min_bytes_per_second=1)
+        with pytest.raises(DownloadError, match="too slow"):
+            await fetch(fetcher, server.url())
+
+
 async def test_bursts_with_long_pauses_are_an_error() -> None:
     """The grace is given once, not for every chunk."""
 
