@@ -157,7 +157,9 @@ class Worker:
             await self._start_all(await self.submissions.claim(provider, self.leases.create_lease(), limit=limit))
         has_webhooks = agenda.delivery_at <= now and self.deliverer.free_slots > 0 and not self.deliverer.pause_seconds
         if has_webhooks:
-            await self._start_deliveries()
+            for delivery in await self.deliverer.claim():
+                step = RunningStep(task_ids=(delivery.task_id,))
+                self.running.start(self.deliverer.deliver(delivery), "delivery", step)
         return bool(due or queued or has_webhooks or agenda.queue_deadline_at <= now)
 
     async def _claim(self, state: TaskState, limit: int) -> list[Task]:
@@ -170,7 +172,7 @@ class Worker:
                 await self.tasks.renew([(task.id, task.leased_by)], self.clock.now() + MAX_SLEEP_SECONDS)
             else:
                 step = RunningStep(task_ids=(task.id,), state=task.state, lease_holder=task.leased_by)
-                self.running.start(self._run_step(task), step)
+                self.running.start(self._run_step(task), task.state.value, step)
 
     async def _run_step(self, task: Task) -> None:
         """Run the step of a task. After an error it is repeated when its lease ends."""
@@ -180,23 +182,17 @@ class Worker:
     async def _start_retention(self, state: TaskState) -> None:
         """Start one step for many ended tasks; one such step at a time and state."""
         if tasks := await self._claim(state, retention.BATCH_SIZE * self.running.free_slots(state)):
-            work = self.running.contain_errors(self.retention.run(tasks), "", "retention")
             ids = tuple(task.id for task in tasks)
-            self.running.start(work, RunningStep(task_ids=ids, state=state, lease_holder=tasks[0].leased_by))
-
-    async def _start_deliveries(self) -> None:
-        for delivery in await self.deliverer.claim():
-            work = self.running.contain_errors(self.deliverer.deliver(delivery), delivery.task_id, "delivery")
-            self.running.start(work, RunningStep())
+            step = RunningStep(task_ids=ids, state=state, lease_holder=tasks[0].leased_by)
+            self.running.start(self.retention.run(tasks), "retention", step)
 
     def _start_housekeeping(self) -> None:
         now = self.clock.now()
         if now - self.last_housekeeping < retention.HOUSEKEEPING_SECONDS or self.clock_guard.deletion_paused:
             return
         self.last_housekeeping = now
-        housekeeping = self.retention.delete_leftovers_once()
-        self.running.start(self.running.contain_errors(housekeeping, "", "housekeeping"), RunningStep())
-        self.running.start(self.running.contain_errors(self.balances.refresh(), "", "balance"), RunningStep())
+        self.running.start(self.retention.delete_leftovers_once(), "housekeeping")
+        self.running.start(self.balances.refresh(), "balance")
 
     # -- stopping
 

@@ -223,6 +223,6 @@ async def test_worker_without_free_slots_polls_again_soon(tmp_path: Path, clock:
         agenda = await worker.read_agenda()
         for state in (*CONCURRENCY, *FINAL_STATES):
             for _ in range(worker.running.free_slots(state)):
-                worker.running.start(asyncio.get_running_loop().create_future(), RunningStep(state=state))
+                worker.running.start(asyncio.get_running_loop().create_future(), "test", RunningStep(state=state))
         assert await worker.seconds_until_due(agenda) == MAX_SLEEP_SECONDS
         await worker.running.cancel_all()
