@@ -14,7 +14,7 @@ class Pending:
 
     job_id: str | None = None
     check_in: float | None = None
-    """Seconds until the next check, by the provider's wish; 0: check now; None: as usual."""
+    """Seconds until the next check, as the provider requested; 0: check now; None: as usual."""
     stage: str | None = None
     """The provider's own word for its progress."""
     percent: float | None = None
@@ -49,7 +49,7 @@ class Failed:
     job_id: str | None = None
     provider_code: str | None = None
     retry_in: float | None = None
-    """Seconds to wait, by the provider's wish; None if not reported."""
+    """Seconds to wait, as the provider requested; None if it did not."""
     ended_at: float | None = field(default=None, compare=False)
     """As in `Finished`."""
     known: bool = True
