@@ -123,16 +123,16 @@ async def test_only_four_sizes_are_made(tmp_path: Path) -> None:
     """Any requested size is served, and no thumbnail is larger than the image."""
     async with open_api(tmp_path) as broker:
         image = await shown(broker)
-        for wish, longest in [(1, 128), (128, 128), (129, 256), (512, 512), (513, 900), (999_999, 900)]:
-            assert is_small(await small(broker, image, wish), longest)
+        for requested, longest in [(1, 128), (128, 128), (129, 256), (512, 512), (513, 900), (999_999, 900)]:
+            assert is_small(await small(broker, image, requested), longest)
         assert await rows(broker) == ["result", "thumbnail-1024", "thumbnail-128", "thumbnail-256", "thumbnail-512"]
 
 
-@pytest.mark.parametrize("wish", ["0", "-1", "x", "512px", "5.0", "1234567", "٥١٢", "%00", "512%20", "1e3"])
-async def test_invalid_size_is_rejected_with_the_cure(tmp_path: Path, wish: str) -> None:
+@pytest.mark.parametrize("requested", ["0", "-1", "x", "512px", "5.0", "1234567", "٥١٢", "%00", "512%20", "1e3"])
+async def test_invalid_size_is_rejected_with_the_cure(tmp_path: Path, requested: str) -> None:
     async with open_api(tmp_path) as broker:
         image = await shown(broker)
-        answer = await broker.client.get(f"{path_of(image)}?size={wish}")
+        answer = await broker.client.get(f"{path_of(image)}?size={requested}")
         assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request")
         assert (answer.json()["field"], "128, 256, 512, 1024" in answer.json()["error"]) == ("size", True)
         assert (await broker.client.get(f"{path_of(image)}?size=")).content == DATA
