@@ -43,30 +43,15 @@ FRESH_SECONDS = 20 * 60
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def build_sandbox(options: Options | None = None) -> Starlette:
-    """Return the sandbox as an ASGI application; jobs run while its lifespan is open."""
-    routes = SandboxRoutes(JobRunner(options or Options()))
-
-    @asynccontextmanager
-    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        async with routes.runner.open():
-            yield
-
-    handlers = {HTTPException: _respond_to_unknown, RejectedRequest: _respond_to_rejected}
-    app = Starlette(routes=routes.build_routes(), lifespan=lifespan, exception_handlers=handlers)
-    app.state.runner = routes.runner
-    return app
-
-
 @asynccontextmanager
 async def serve_sandbox(host: str = "127.0.0.1", port: int = 0, options: Options | None = None) -> AsyncIterator[str]:
     """Serve for the duration of the context and yield the base URL. Port 0 takes any free one."""
-    app = build_sandbox(options)
+    runner = JobRunner(options or Options())
+    handlers = {HTTPException: _respond_to_unknown, RejectedRequest: _respond_to_rejected}
+    app = Starlette(routes=SandboxRoutes(runner).build_routes(), exception_handlers=handlers)
     with _bind_socket(host, port) as listener:
-        base_url = _socket_url(listener)
-        runner: JobRunner = app.state.runner
-        runner.base_url = runner.base_url or base_url
-        async with app.router.lifespan_context(app), _run_server(app, listener):
+        runner.base_url = base_url = _socket_url(listener)
+        async with runner.open(), _run_server(app, listener):
             yield base_url
 
 
@@ -171,7 +156,7 @@ class SandboxRoutes:
             scheme, _, key = request.headers.get("authorization", "").partition(" ")
             if scheme != "Bearer" or not key.strip() or self._options.api_key not in {None, key}:
                 raise RejectedRequest(401, "You do not have access permissions")
-            self.runner.base_url = self._options.base_url or _base_url(request)
+            self.runner.base_url = _base_url(request)
             return await handler(request)
 
         return guarded

@@ -79,7 +79,7 @@ def offline(case: Case) -> Provider:
     return case.build("http://127.0.0.1:9", ApiClient(timeout=1.0, max_connections=1), CATALOG, lambda: 0.0)
 
 
-def silent(subject: object) -> None:
+def assert_no_secret(subject: object) -> None:
     """Assert that no secret is in the stored part of an outcome."""
     shown = repr(subject)
     if isinstance(subject, BaseException):
@@ -108,7 +108,7 @@ async def test_refusal_has_a_code_and_is_unbilled(scene: Scene) -> None:
         assert (report.code, report.retryable, report.billed) == (code, retryable, "no")
         assert report.code in TASK_CODES
         assert report.job_id is None
-        silent(report)
+        assert_no_secret(report)
 
 
 async def test_unknown_outcome_is_an_error_and_never_repeated(scene: Scene) -> None:
@@ -116,7 +116,7 @@ async def test_unknown_outcome_is_an_error_and_never_repeated(scene: Scene) -> N
     for number, canned in enumerate(scene.case.unknown, start=1):
         with pytest.raises(ProviderError) as caught:
             await scene.submit(canned)
-        silent(caught.value)
+        assert_no_secret(caught.value)
         assert len(scene.upstream.received) == number, canned
 
 
@@ -125,7 +125,7 @@ async def test_time_out_is_an_unknown_outcome(scene: Scene, clock: ManualClock) 
     scene.upstream.respond(Canned(quiet=True))
     with pytest.raises(ProviderError) as caught:
         await scene.case.build(scene.upstream.url, client, CATALOG, clock.now).submit(scene.order, CALLBACK)
-    silent(caught.value)
+    assert_no_secret(caught.value)
     await client.aclose()
 
 
@@ -134,7 +134,7 @@ async def test_request_that_was_not_sent_may_be_repeated(scene: Scene, clock: Ma
     report = await scene.case.build(closed_port(), client, CATALOG, clock.now).submit(scene.order, CALLBACK)
     assert isinstance(report, Failed)
     assert (report.code, report.retryable, report.billed) == ("provider_unavailable", True, "no")
-    silent(report)
+    assert_no_secret(report)
     await client.aclose()
 
 
@@ -168,7 +168,7 @@ async def test_failed_job_has_code_and_message(scene: Scene) -> None:
         assert isinstance(report, Failed)
         assert report.code in TASK_CODES
         assert report.message.startswith("cannot reach https://broker.example/api/webhook/nano-banana?…")
-        silent(report)
+        assert_no_secret(report)
 
 
 async def test_unreadable_status_is_a_temporary_error(scene: Scene) -> None:
@@ -176,7 +176,7 @@ async def test_unreadable_status_is_a_temporary_error(scene: Scene) -> None:
         with pytest.raises(ProviderError) as caught:
             await scene.check(canned)
         assert not caught.value.permanent
-        silent(caught.value)
+        assert_no_secret(caught.value)
 
 
 async def test_callback_is_parsed(scene: Scene) -> None:
@@ -192,7 +192,7 @@ async def test_callback_is_parsed(scene: Scene) -> None:
     for body in case.callbacks_failed:
         report = parse(body)
         assert isinstance(report, Failed)
-        silent(report)
+        assert_no_secret(report)
     for body in (*case.callbacks_running, *case.callbacks_finished, *case.callbacks_failed):
         assert JOB in scene.provider.job_ids(body)
 
@@ -214,7 +214,7 @@ def test_arbitrary_callback_never_raises(case: Case, body: Any) -> None:
 
 async def test_built_request_has_no_secret(scene: Scene) -> None:
     preview = scene.provider.build_request(scene.order, CALLBACK)
-    silent(preview)
+    assert_no_secret(preview)
     assert set(preview) == {"method", "url", "json", "price", "unit"}
     assert scene.upstream.received == []
     await scene.submit(scene.case.accepted[0])
@@ -229,5 +229,5 @@ async def test_unsupported_parameters_are_named(scene: Scene) -> None:
 
 
 async def test_repr_of_the_provider_has_no_secret(scene: Scene) -> None:
-    silent(scene.provider)
+    assert_no_secret(scene.provider)
     assert await scene.provider.cancel(JOB) is False

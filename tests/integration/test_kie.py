@@ -104,7 +104,7 @@ def result(*urls: str) -> str:
     return json.dumps({"resultUrls": list(urls)})
 
 
-# -- what we send
+# -- requests
 
 REF = "https://broker.example/uploads/references/cat.png"
 EDIT = (reference(REF),)
@@ -208,7 +208,7 @@ async def test_built_request_has_the_price(kie: Provider) -> None:
     assert kie.ignored(order("nano-banana-pro")) == ("steps", "seed")
 
 
-# -- what its answers to an order mean
+# -- responses to an order
 
 CODES: dict[int, tuple[str, bool, float | None] | None] = {
     400: ("provider_rejected", False, None),
@@ -772,7 +772,7 @@ def test_parsing_of_a_hostile_body_is_bounded(offline: Provider) -> None:
     assert offline.parse_callback({"output": [["x"] * 1000] * 1000}) == Pending(check_in=0)
 
 
-# -- the rest
+# -- account, links and settings
 
 
 async def test_expired_result_url_is_refreshed(kie: Provider, upstream: Upstream) -> None:

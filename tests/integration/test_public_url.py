@@ -13,7 +13,7 @@ from broker.callbacks.public_url import PublicUrl, check_configured
 from broker.callbacks.tunnels import CLOUDFLARED_URLS, TunnelAgents
 from broker.errors import SettingsError
 from broker.net.api_client import ApiClient
-from tests.support.faulty_http import Script, answers, rst, says, serve, silence
+from tests.support.faulty_http import Script, answers, rst, sends, serve, silence
 
 pytestmark = pytest.mark.anyio
 
@@ -142,10 +142,10 @@ STRANGE: dict[str, Script] = {
     "nothing": answers("204 No Content"),
     "error": answers("500 Error", b'{"hostname": "x.example.com"}'),
     "redirect": answers("302 Found", b"", "Location: https://example.com/"),
-    "close": says(),
+    "close": sends(),
     "reset": rst,
     "silence": silence,
-    "half": says(b'HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{"hostname":'),
+    "half": sends(b'HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{"hostname":'),
     **{json.dumps(value): json_answer(value) for value in STRANGE_JSON},
 }
 

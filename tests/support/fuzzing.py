@@ -35,8 +35,9 @@ UNFIT: Final = ("positive_data_acceptance", "use_after_free")
 
 
 DICTIONARIES: Final = (
-    ("/api/task/{id}/events", "ended"),
-    ("/api/task/{id}/retry", "failed"),
+    ("DELETE /api/task/", "cancelable"),
+    ("GET /api/task/{id}/events", "ended"),
+    ("POST /api/task/{id}/retry", "failed"),
     ("/api/task/", "tasks"),
     ("/api/batch/", "batches"),
     ("/api/callbacks/", "callbacks"),
@@ -44,7 +45,7 @@ DICTIONARIES: Final = (
     ("/uploads/", "images"),
     ("/docs/", "files"),
 )
-"""Start of a path → the dictionary of its ids; the first match counts."""
+"""Start of a path, or of method and path → the dictionary of its ids; the first match counts."""
 
 
 @dataclass(kw_only=True)
@@ -161,22 +162,22 @@ def _bound_parameters(endpoint: Endpoint) -> dict[str, Any]:
     if endpoint.query and "wait" in endpoint.query.model_fields:
         bound["query.wait"] = {"dictionary": "waits", "probability": 1}
     for parameter in endpoint.parameters:
-        if parameter.where == "path" and (found := _dictionary_of(endpoint.path)):
+        if parameter.where == "path" and (found := _dictionary_of(endpoint)):
             bound[f"path.{parameter.name}"] = {"dictionary": found, **often}
         elif parameter.name == "task" and endpoint.access == "provider":
             bound["query.task"] = {"dictionary": "tasks", **often}
     return bound
 
 
-def _dictionary_of(path: str) -> str | None:
-    return next((name for start, name in DICTIONARIES if path.startswith(start)), None)
+def _dictionary_of(endpoint: Endpoint) -> str | None:
+    label = f"{endpoint.method} {endpoint.path}"
+    return next(
+        (name for start, name in DICTIONARIES if label.startswith(start) or endpoint.path.startswith(start)), None
+    )
 
 
 def _config(broker: ApiBroker, known: Known, examples: int, seconds: int | None, seed: int) -> dict[str, Any]:
-    doors: dict[str, dict[str, Any]] = {}
-    for endpoint in endpoints_of(broker):
-        if bound := _bound_parameters(endpoint):
-            doors.setdefault(endpoint.path, {}).update(bound)
+    bound = {endpoint.operation_id: _bound_parameters(endpoint) for endpoint in endpoints_of(broker)}
     return {
         "seed": seed,
         "base-url": f"http://127.0.0.1:{broker.port}",
@@ -191,6 +192,7 @@ def _config(broker: ApiBroker, known: Known, examples: int, seconds: int | None,
         "checks": {name: {"enabled": False} for name in UNFIT},
         "dictionaries": {
             "tasks": {"values": list(known.tasks)},
+            "cancelable": {"values": [*known.tasks[:3], *known.failed]},
             "failed": {"values": list(known.failed)},
             "ended": {"values": list(known.ended)},
             "batches": {"values": list(known.batches)},
@@ -200,7 +202,9 @@ def _config(broker: ApiBroker, known: Known, examples: int, seconds: int | None,
             "files": {"values": ["start.js", "swagger-ui.css"]},
             "waits": {"values": [0, 0.01]},
         },
-        "operations": [{"include-path": path, "parameters": bound} for path, bound in doors.items()],
+        "operations": [
+            {"include-operation-id": name, "parameters": values} for name, values in bound.items() if values
+        ],
     }
 
 

@@ -61,7 +61,7 @@ def _outcome(fixture: dict[str, Any], provider: Provider) -> dict[str, Any]:
     try:
         body = verification.parse_body(fixture["body"].encode())
     except MalformedBody as malformed:
-        return {"names": [], "report": None, "verification": "malformed", "status": malformed.status}
+        return {"names": [], "report": None, "verification": "malformed", "status": malformed.decision.status}
     decision = verification.decide(evidence)
     return {
         "names": list(provider.job_ids(body)),

@@ -266,7 +266,7 @@ def test_message_never_decides_that_an_attempt_was_unbilled(words: str) -> None:
         assert JOB_API_ERRORS.classify(code, f"failed: {words}").billed is None
 
 
-# -- bodies: where the names stand
+# -- places of the names in a body
 
 BODIES: list[tuple[Any, str, str | None]] = [
     (

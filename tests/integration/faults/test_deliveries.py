@@ -35,7 +35,7 @@ from tests.integration.faults.test_worker import turn
 from tests.support.api import task_cache
 from tests.support.brokers import create_tasks, still
 from tests.support.clock import ManualClock
-from tests.support.faulty_http import PUBLIC, Names, Network, Script, Visit, answers, head, rst, says, silence
+from tests.support.faulty_http import PUBLIC, Names, Network, Script, Visit, answers, head, rst, sends, silence
 from tests.support.process import until
 from tests.support.servers.postgres import Postgres
 from tests.support.servers.receiver import Receiver, receiving
@@ -182,15 +182,15 @@ async def test_recovered_receiver_gets_the_webhook_once(scene: Scene) -> None:
 
 
 async def endless(visit: Visit) -> None:
-    await visit.say(head("200 OK", "Transfer-Encoding: chunked"))
+    await visit.send(head("200 OK", "Transfer-Encoding: chunked"))
     while True:
-        await visit.say(b"1000\r\n" + b"x" * 0x1000 + b"\r\n")
+        await visit.send(b"1000\r\n" + b"x" * 0x1000 + b"\r\n")
 
 
 REACTIONS: dict[str, tuple[Script, DeliveryStatus, float | None, str]] = {
     "no content": (answers("204 No Content"), DeliveryStatus.DELIVERED, None, ""),
     "a page that never ends": (endless, DeliveryStatus.DELIVERED, None, ""),
-    "a body cut off": (says(head("200 OK", "Content-Length: 9"), b"x"), DeliveryStatus.DELIVERED, None, ""),
+    "a body cut off": (sends(head("200 OK", "Content-Length: 9"), b"x"), DeliveryStatus.DELIVERED, None, ""),
     "gone": (answers("410 Gone"), DeliveryStatus.GONE, None, "HTTP 410"),
     "too many": (answers("429 Too Many Requests", b"", "Retry-After: 120"), DeliveryStatus.PENDING, 120, "HTTP 429"),
     "much later": (answers("503 Unavailable", b"", "Retry-After: 86400"), DeliveryStatus.PENDING, 3605, "HTTP 503"),
@@ -204,8 +204,8 @@ REACTIONS: dict[str, tuple[Script, DeliveryStatus, float | None, str]] = {
     "not found": (answers("404 Not Found"), DeliveryStatus.PENDING, 5, "HTTP 404"),
     "silence": (silence, DeliveryStatus.PENDING, 5, "too slow"),
     "a reset": (rst, DeliveryStatus.PENDING, 5, "Error"),
-    "half a head": (says(b"HTTP/1.1 200 O"), DeliveryStatus.PENDING, 5, "Error"),
-    "no HTTP": (says(b"SSH-2.0-OpenSSH\r\n\r\n"), DeliveryStatus.PENDING, 5, "Error"),
+    "half a head": (sends(b"HTTP/1.1 200 O"), DeliveryStatus.PENDING, 5, "Error"),
+    "no HTTP": (sends(b"SSH-2.0-OpenSSH\r\n\r\n"), DeliveryStatus.PENDING, 5, "Error"),
 }
 
 

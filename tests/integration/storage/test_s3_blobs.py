@@ -22,7 +22,7 @@ import pytest
 from storage.blobs.s3 import FRESH_SECONDS, S3Blobs
 from storage.blobs.store import Blob, BlobMissing
 from storage.errors import StorageError, StorageFull
-from tests.support.faulty_http import Script, Visit, answers, head, says
+from tests.support.faulty_http import Script, Visit, answers, head, sends
 from tests.support.faulty_s3 import Network, error, holds, network
 from tests.support.servers.s3 import S3Server
 
@@ -241,7 +241,7 @@ async def test_download_always_cut_is_an_error(blobs: S3Blobs, net: Network, bou
 async def test_response_shorter_than_its_range_is_an_error(blobs: S3Blobs, net: Network) -> None:
     """Proxies between broker and store have been seen to send such responses."""
     part = ("Content-Length: 5", "Content-Range: bytes 1-10/11", "Last-Modified: Tue, 24 Nov 2026 00:00:00 GMT")
-    net.when("GET", says(head("206 Partial Content", *part, 'ETag: "x"', "Connection: close"), b"short"))
+    net.when("GET", sends(head("206 Partial Content", *part, 'ETag: "x"', "Connection: close"), b"short"))
     with pytest.raises(StorageError, match="ended the connection"):
         await read(blobs, name_of(b"x"), 1)
 

@@ -64,7 +64,7 @@ class Receiver:
         return self.received
 
     async def take(self, visit: Visit) -> None:
-        body = await visit.hear_body()
+        body = await visit.read_body()
         lines = visit.head.decode("latin-1").split("\r\n")[1:-2]
         headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
         self.received.append(Message(headers, body))
