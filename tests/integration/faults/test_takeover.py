@@ -220,9 +220,9 @@ async def test_shorter_retention_does_not_change_a_revived_task(tmp_path: Path, 
 async def test_worker_without_free_slots_polls_again_soon(tmp_path: Path, clock: ManualClock) -> None:
     async with still(tmp_path, clock) as services:
         worker = services.worker
-        agenda = await worker.read_agenda()
+        due_work = await worker.read_due_work()
         for state in (*CONCURRENCY, *FINAL_STATES):
             for _ in range(worker.running.free_slots(state)):
                 worker.running.start(asyncio.get_running_loop().create_future(), "test", RunningStep(state=state))
-        assert await worker.seconds_until_due(agenda) == MAX_SLEEP_SECONDS
+        assert await worker.seconds_until_due(due_work) == MAX_SLEEP_SECONDS
         await worker.running.cancel_all()
