@@ -21,7 +21,7 @@ from broker.providers.responses import DEFAULT_WAIT_SECONDS, OPERATOR_WAIT_SECON
 from broker.reports import Failed, Pending, Report
 
 STATUS_TIMEOUT_SECONDS: Final = 30.0
-"""For a status request. It can be repeated, so a provider that hangs must not occupy a slot for long."""
+"""For GET requests. They can be repeated, so a provider that hangs must not occupy a slot for long."""
 
 
 class JobApi:
@@ -35,12 +35,14 @@ class JobApi:
     errors: ClassVar[ErrorTable] = JOB_API_ERRORS
     id_fields: ClassVar[Sequence[str]] = parsing.TASK_IDS
     """Names of a job's id in a response."""
-    callback_path: str = "/api/webhook/nano-banana"
+    callback_path: str = ""
+    """`/api/webhook/<name>` if empty."""
 
     def __init__(self, context: ProviderContext, *, base_url: str, api_key: SecretStr | None) -> None:
         self.name = context.name
         self.key_id = context.key_id
         self.base_url = base_url.rstrip("/")
+        self.callback_path = self.callback_path or f"/api/webhook/{context.name}"
         self.creates_per_10s = context.creates_per_10s
         self.concurrency = context.concurrency
         self.context = context
@@ -48,10 +50,8 @@ class JobApi:
 
     # -- for subclasses to define
 
-    def order_body(
-        self, wire: Wire, order: Order, references: Sequence[str], callback_url: str | None
-    ) -> dict[str, Any]:
-        """Return the body of an order. references: URLs."""
+    def order_body(self, model: str | None, fields: dict[str, Any], callback_url: str | None) -> dict[str, Any]:
+        """Return the body of an order; fields that are None are not sent. model, fields: as the catalog spells them."""
         raise NotImplementedError
 
     def read_order_response(self, response: ProviderResponse) -> Report:
@@ -78,11 +78,12 @@ class JobApi:
     def build_request(self, order: Order, callback_url: str | None) -> dict[str, Any]:
         catalog, params = self.context.catalog, order.params
         wire = catalog.wire(self.catalog_name, params.model, order.mode) or Wire()
+        shown_url = self.redact(callback_url) if callback_url else None
         references = [self.public_url(reference) or f"upload:{reference.name}" for reference in order.references]
         return {
             "method": "POST",
             "url": self.base_url + self.order_path,
-            "json": self.order_body(wire, order, references, self.redact(callback_url) if callback_url else None),
+            "json": self._body(wire, order, references, shown_url),
             "price": catalog.price(self.catalog_name, params.model, order.mode, params.resolution),
             "unit": catalog.unit(self.catalog_name),
         }
@@ -100,7 +101,7 @@ class JobApi:
         if isinstance(references, Failed):
             return references
         try:
-            body = self.order_body(wire, order, references, callback_url)
+            body = self._body(wire, order, references, callback_url)
             response = await self.request("POST", self.order_path, json=body)
         except NotSent as error:
             return self.not_sent(error)
@@ -120,6 +121,10 @@ class JobApi:
 
     # -- requests and responses
 
+    def _body(self, wire: Wire, order: Order, references: Sequence[str], callback_url: str | None) -> dict[str, Any]:
+        body = self.order_body(wire.model, wire.spell(order, references), callback_url)
+        return {name: value for name, value in body.items() if value is not None}
+
     async def resolve_references(self, order: Order) -> list[str] | Failed:
         """Return a URL for each reference; those that the provider cannot fetch are uploaded."""
         urls: list[str] = []
@@ -134,8 +139,12 @@ class JobApi:
         """Send one request with the key. path: below the base URL, or a URL. options: of `ApiClient.request`."""
         url = path if path.startswith("http") else self.base_url + path
         headers = {"Authorization": f"{self.auth_scheme} {self._api_key}"}
+        options = {"timeout": STATUS_TIMEOUT_SECONDS} | options if method == "GET" else options
         response = await self.context.client.request(method, url, headers=headers, **options)
         return ProviderResponse.from_http(response, self.context.now(), id_fields=self.id_fields)
+
+    def parse(self, body: Any) -> ParsedResponse:
+        return ParsedResponse.from_body(body, id_fields=self.id_fields)
 
     def redact(self, text: str) -> str:
         return parsing.redact(text, (self._api_key,))

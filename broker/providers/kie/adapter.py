@@ -11,19 +11,16 @@ polling it is free.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from broker.catalog import Wire
 from broker.errors import ProviderError
 from broker.net.api_client import FilePart
 from broker.orders import Order, Reference
 from broker.providers import parsing
 from broker.providers.base import ProviderContext
-from broker.providers.job_api import STATUS_TIMEOUT_SECONDS, JobApi, running
+from broker.providers.job_api import JobApi, running
 from broker.providers.kie.settings import KieSettings
-from broker.providers.parsing import ParsedResponse
 from broker.providers.responses import ProviderResponse
 from broker.reports import Failed, Finished, Pending, Report
 
@@ -40,6 +37,7 @@ class Kie(JobApi):
 
     catalog_name = "kie"
     order_path = "/api/v1/jobs/createTask"
+    callback_path = "/api/webhook/nano-banana"
 
     def __init__(self, context: ProviderContext) -> None:
         settings: KieSettings = context.settings
@@ -49,12 +47,9 @@ class Kie(JobApi):
 
     # -- ordering
 
-    def order_body(
-        self, wire: Wire, order: Order, references: Sequence[str], callback_url: str | None
-    ) -> dict[str, Any]:
+    def order_body(self, model: str | None, fields: dict[str, Any], callback_url: str | None) -> dict[str, Any]:
         """Return the body of createTask. kie.ai calls back only if `callBackUrl`, in this spelling, is present."""
-        body: dict[str, Any] = {"model": wire.model, "input": wire.spell(order, references)}
-        return body | ({"callBackUrl": callback_url} if callback_url else {})
+        return {"model": model, "input": fields, "callBackUrl": callback_url}
 
     def read_order_response(self, response: ProviderResponse) -> Report:
         """Return the report in a response to createTask (kie.ai: Market). 429 created and charged nothing.
@@ -107,12 +102,10 @@ class Kie(JobApi):
 
         Errors are never permanent: the job may exist and be paid. The deadline ends the polling.
         """
-        response = await self.request(
-            "GET", "/api/v1/jobs/recordInfo", params={"taskId": job_id}, timeout=STATUS_TIMEOUT_SECONDS
-        )
+        response = await self.request("GET", "/api/v1/jobs/recordInfo", params={"taskId": job_id})
         parsed = response.parsed
         if response.body is None:
-            parsed = ParsedResponse.from_body(parsing.salvage_record(response.content.decode("utf-8", "replace")))
+            parsed = self.parse(parsing.salvage_record(response.content.decode("utf-8", "replace")))
         if parsed.ids and job_id not in parsed.ids:
             raise ProviderError(f"{self.name}: recordInfo answered about another job")
         match parsed.state:
@@ -131,7 +124,7 @@ class Kie(JobApi):
 
         A contradiction between code and state, or an unreadable body, means: poll.
         """
-        parsed = ParsedResponse.from_body(body)
+        parsed = self.parse(body)
         is_success = parsed.code is None or parsed.code in parsing.SUCCESS_CODES
         match parsed.state:
             case "done" | None if is_success and parsed.outputs:
@@ -159,7 +152,7 @@ class Kie(JobApi):
 
     async def balance(self) -> float | None:
         """Return the credits (kie.ai: Get Account Credits); documented as an integer, in practice a fraction."""
-        response = await self.request("GET", "/api/v1/chat/credit", timeout=STATUS_TIMEOUT_SECONDS)
+        response = await self.request("GET", "/api/v1/chat/credit")
         left = parsing.amount(parsing.mapping(response.body).get("data"))
         if response.is_success and left is not None:
             return left
