@@ -25,6 +25,7 @@ STATUS_OF: Final[dict[str, int]] = {
     "rate_limited": 429,
     "quota_exceeded": 429,
     "unauthorized": 401,
+    "forbidden": 403,
     "not_found": 404,
     "task_not_found": 404,
     "task_expired": 410,

@@ -12,7 +12,7 @@ import pytest
 
 from broker.catalog import Model
 from broker.providers.registry import load_catalog
-from tests.api.test_api_create import BAD_JSON_VALUES, BAD_VALUES, CREATE, DATA_URI, PROMPT, check_refused
+from tests.api.test_api_create import BAD_JSON_VALUES, BAD_VALUES, CREATE, DATA_URI, PROMPT, check_rejected
 from tests.support.api import ApiBroker, open_api, png
 from tests.support.clock import ManualClock
 
@@ -85,7 +85,7 @@ async def test_models_of_other_providers_are_not_available(tmp_path: Path) -> No
         offers = {offer["name"]: offer for offer in models["nano-banana"]["providers"]}
         assert (offers["legacy"]["prices"], offers["legacy"]["unit"]) == ({}, None)
         answer = await broker.client.post(CREATE, json={**PROMPT, "model": "nano-banana-pro"})
-        await check_refused(broker, "a model of another provider", answer, "unsupported_parameter")
+        await check_rejected(broker, "a model of another provider", answer, "unsupported_parameter")
 
 
 async def test_lower_limit_of_the_broker_applies(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ async def test_value_that_a_model_does_not_accept_is_rejected_and_leaves_nothing
             for dry in (False, True):
                 order = {**PROMPT, "model": model.name, "dryRun": dry, **fields}
                 answer = await broker.client.post(CREATE, json=order)
-                await check_refused(broker, f"{model.name}: {fields}", answer)
+                await check_rejected(broker, f"{model.name}: {fields}", answer)
                 assert (answer.status_code, answer.json()["field"]) == (400, field)
                 assert all(value in answer.json()["error"] for value in accepted), answer.text
         assert await broker.stored_counts() == before
@@ -171,7 +171,7 @@ async def test_value_that_a_model_does_not_accept_is_rejected_and_leaves_nothing
 async def test_unknown_model_error_names_the_closest_and_all_models(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
         answer = await broker.client.post(CREATE, json={**PROMPT, "model": "nano-bananna-pro"})
-        await check_refused(broker, "a slip", answer, "unsupported_parameter")
+        await check_rejected(broker, "a slip", answer, "unsupported_parameter")
         assert 'Did you mean "nano-banana-pro"?' in answer.json()["error"]
         assert all(model.name in answer.json()["error"] for model in CATALOG.models)
 

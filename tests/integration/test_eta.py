@@ -19,7 +19,7 @@ from broker.tasks import eta
 from broker.tasks.eta import round_up
 from storage.states import TaskState
 from storage.tasks import Task
-from tests.api.test_api_tasks import NOTHING_KNOWN, look, parsed
+from tests.api.test_api_tasks import NOTHING_KNOWN, get_data, parsed
 from tests.support.api import NEVER, a_task, open_api, task_cache
 from tests.support.brokers import open_broker, still
 from tests.support.clock import ManualClock
@@ -209,7 +209,7 @@ async def test_ended_task_has_no_progress(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
         progress = {"provider_state": "generating", "provider_percent": 40.0, "sent_at": 1.0}
         task = await broker.add_task(state=TaskState.CANCELED, ended_at=1.0, error_code="canceled", **progress)
-        assert (await look(broker, task.id))["progress"] == {**NOTHING_KNOWN, "stage": "done"}
+        assert (await get_data(broker, task.id))["progress"] == {**NOTHING_KNOWN, "stage": "done"}
 
 
 async def test_a_task_that_is_not_queued_is_one_point_read_per_poll(tmp_path: Path) -> None:
@@ -253,7 +253,7 @@ async def test_stream_sends_the_provider_state(tmp_path: Path) -> None:
             async with asyncio.timeout(1):
                 words.append((await anext(changes)).provider_state)
         assert words == [None, "queuing"]
-        assert (await look(broker, task.id))["progress"]["providerState"] == "queuing"
+        assert (await get_data(broker, task.id))["progress"]["providerState"] == "queuing"
 
 
 async def test_times_are_stored_for_later_estimates(quiet: Services, clock: ManualClock) -> None:
