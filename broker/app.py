@@ -64,7 +64,32 @@ def build_app(services: Services) -> Starlette:
 
 def native_dialect(services: Services, docs: DocsRoutes, version: str) -> Dialect:
     """Return the native dialect; its endpoints are matched in this order."""
-    messages = services.presenter.messages
+    clock, queries, messages = services.clock, services.queries, services.presenter.messages
+    models = ModelRoutes(
+        clock=clock,
+        catalog=services.catalog,
+        provider_name=services.provider.name,
+        supports=lambda model: any(provider.supports(model) for provider in services.providers.values()),
+        max_file_size_bytes=services.settings.max_file_size,
+    )
+    images = ImageRoutes(
+        clock=clock,
+        images=services.images,
+        blobs=services.blobs,
+        queries=queries,
+        thumbnails=services.thumbnails,
+        presenter=services.presenter,
+    )
+    health = HealthRoutes(
+        clock=clock,
+        database=services.database,
+        blobs=services.blobs,
+        queries=queries,
+        worker=services.worker,
+        collector=services.collector,
+        messages=messages,
+        version=version,
+    )
     return Dialect(
         name="native",
         authenticate=Authenticator(services.settings, services.tokens.secret).authenticate,
@@ -72,12 +97,12 @@ def native_dialect(services: Services, docs: DocsRoutes, version: str) -> Dialec
         error_model=ErrorResponse,
         endpoints=[
             *_task_endpoints(services, messages),
-            *_model_routes(services).endpoints(),
+            *models.endpoints(),
             *_callback_routes(services, messages).endpoints(),
-            *_image_routes(services).endpoints(),
+            *images.endpoints(),
             *CallbackInboxRoutes(inbox=services.inbox, callbacks=services.callbacks).endpoints(),
             *DeliveryRoutes(clock=services.clock, deliveries=services.deliveries).endpoints(),
-            *_health_routes(services, messages, version).endpoints(),
+            *health.endpoints(),
             *docs.endpoints(),
         ],
     )
@@ -97,16 +122,6 @@ def _task_endpoints(services: Services, messages: Messages) -> list[Endpoint]:
     return native_endpoints(tasks, batches)
 
 
-def _model_routes(services: Services) -> ModelRoutes:
-    return ModelRoutes(
-        clock=services.clock,
-        catalog=services.catalog,
-        provider_name=services.provider.name,
-        supports=lambda model: any(provider.supports(model) for provider in services.providers.values()),
-        max_file_size_bytes=services.settings.max_file_size,
-    )
-
-
 def _callback_routes(services: Services, messages: Messages) -> CallbackRoutes:
     return CallbackRoutes(
         paths={name: provider.callback_path for name, provider in services.providers.items()},
@@ -115,30 +130,6 @@ def _callback_routes(services: Services, messages: Messages) -> CallbackRoutes:
         challenge=ChallengeResponse(services.tokens.secret),
         metrics=services.metrics,
         messages=messages,
-    )
-
-
-def _image_routes(services: Services) -> ImageRoutes:
-    return ImageRoutes(
-        clock=services.clock,
-        images=services.images,
-        blobs=services.blobs,
-        queries=services.queries,
-        thumbnails=services.thumbnails,
-        presenter=services.presenter,
-    )
-
-
-def _health_routes(services: Services, messages: Messages, version: str) -> HealthRoutes:
-    return HealthRoutes(
-        clock=services.clock,
-        database=services.database,
-        blobs=services.blobs,
-        queries=services.queries,
-        worker=services.worker,
-        collector=services.collector,
-        messages=messages,
-        version=version,
     )
 
 

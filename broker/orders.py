@@ -112,7 +112,7 @@ ReferenceSource = UploadedReference | DataUriReference | UrlReference | StoredRe
 
 @dataclass(frozen=True, kw_only=True)
 class OrderRequest:
-    """What a caller requested, in whichever dialect, before it is validated against the catalog."""
+    """A caller's request in any dialect, before it is validated against the catalog."""
 
     params: ImageParams
     mode: str | None = None

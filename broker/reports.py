@@ -14,7 +14,7 @@ class Pending:
 
     job_id: str | None = None
     check_in: float | None = None
-    """Seconds until the next check, by the provider's wish; 0: check now; None: as usual."""
+    """Seconds until the next check, as the provider requested; 0: check now; None: as usual."""
     stage: str | None = None
     """The provider's own word for its progress."""
     percent: float | None = None
@@ -29,7 +29,7 @@ class Finished:
     """URLs of the results, in order; empty if the provider reports success without any."""
     job_id: str | None = None
     cost: float | None = None
-    """In the provider's unit (kie: credits); None if not reported."""
+    """In the provider's unit; None if not reported."""
     ended_at: float | None = field(default=None, compare=False)
     """By the provider's own clock, in seconds since the epoch; None if not reported. For measurements only."""
 
@@ -49,7 +49,7 @@ class Failed:
     job_id: str | None = None
     provider_code: str | None = None
     retry_in: float | None = None
-    """Seconds to wait, by the provider's wish; None if not reported."""
+    """Seconds to wait, as the provider requested; None if it did not."""
     ended_at: float | None = field(default=None, compare=False)
     """As in `Finished`."""
     known: bool = True

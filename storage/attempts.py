@@ -48,9 +48,8 @@ class Attempts:
 
     async def list_of_task(self, task_id: str) -> list[Attempt]:
         """Return the attempts of a task, in order."""
-        return await fetch_as(
-            self.database, Attempt, "SELECT * FROM attempts WHERE task_id = :id ORDER BY number", id=task_id
-        )
+        sql = "SELECT * FROM attempts WHERE task_id = :id ORDER BY number"
+        return await fetch_as(self.database, Attempt, sql, id=task_id)
 
     async def get(self, task_id: str, number: int) -> Attempt | None:
         sql = "SELECT * FROM attempts WHERE task_id = :id AND number = :number"
@@ -90,9 +89,6 @@ class Ledger:
     async def delete_older(self, now: float, limit: int) -> int:
         """Delete at most `limit` rows of days that are more than `KEPT_DAYS` ago; return how many."""
         key = "day, owner, provider, key_id, model, billed"
-        return await self.database.execute(
-            f"""DELETE FROM ledger WHERE ({key}) IN (SELECT {key} FROM ledger
-                WHERE day < :day ORDER BY {key} LIMIT :limit{self.database.skip_locked})""",
-            day=int(now) // SECONDS_PER_DAY - KEPT_DAYS,
-            limit=limit,
-        )
+        sql = f"""DELETE FROM ledger WHERE ({key}) IN (SELECT {key} FROM ledger
+            WHERE day < :day ORDER BY {key} LIMIT :limit{self.database.skip_locked})"""
+        return await self.database.execute(sql, day=int(now) // SECONDS_PER_DAY - KEPT_DAYS, limit=limit)

@@ -85,29 +85,21 @@ class Callbacks:
 
     async def has_accepted(self, task_id: str, attempt: int) -> bool:
         """Return whether an accepted callback for this attempt exists, processed or not."""
-        row = await self.database.fetch_one(
-            f"""SELECT 1 AS one FROM callbacks c
-                WHERE c.task_id = :task_id AND c.attempt = :attempt AND {_IS_ACCEPTED} LIMIT 1""",
-            task_id=task_id,
-            attempt=attempt,
-        )
-        return row is not None
+        sql = f"""SELECT 1 AS one FROM callbacks c
+            WHERE c.task_id = :task_id AND c.attempt = :attempt AND {_IS_ACCEPTED} LIMIT 1"""
+        return await self.database.fetch_one(sql, task_id=task_id, attempt=attempt) is not None
 
     async def count_missing(self, *, since: float, until: float, limit: int) -> dict[str, int]:
         """Count by provider the jobs that ended between two moments without a callback; at most `limit`.
 
         A check found their end although a callback was expected, and none has arrived since.
         """
-        rows = await self.database.fetch(
-            f"""SELECT provider, count(*) AS n FROM
-                (SELECT provider FROM attempts a WHERE a.learned_by = 'check'
-                AND a.ended_at > :since AND a.ended_at <= :until AND NOT EXISTS
-                (SELECT 1 FROM callbacks c WHERE c.task_id = a.task_id AND c.attempt = a.number AND {_IS_ACCEPTED})
-                LIMIT :limit) due GROUP BY provider""",
-            since=since,
-            until=until,
-            limit=limit,
-        )
+        sql = f"""SELECT provider, count(*) AS n FROM
+            (SELECT provider FROM attempts a WHERE a.learned_by = 'check'
+            AND a.ended_at > :since AND a.ended_at <= :until AND NOT EXISTS
+            (SELECT 1 FROM callbacks c WHERE c.task_id = a.task_id AND c.attempt = a.number AND {_IS_ACCEPTED})
+            LIMIT :limit) due GROUP BY provider"""
+        rows = await self.database.fetch(sql, since=since, until=until, limit=limit)
         return {row["provider"]: row["n"] for row in rows}
 
     async def tasks_with_unprocessed(self, limit: int) -> list[str]:
@@ -131,13 +123,10 @@ class Callbacks:
 
     async def delete_before(self, before: float, limit: int) -> int:
         """Delete at most `limit` processed callbacks received before `before`; return how many."""
-        return await self.database.execute(
-            f"""DELETE FROM callbacks WHERE id IN
-                (SELECT id FROM callbacks WHERE received_at < :before AND processed_at IS NOT NULL
-                ORDER BY received_at, id LIMIT :limit{self.database.skip_locked})""",
-            before=before,
-            limit=limit,
-        )
+        sql = f"""DELETE FROM callbacks WHERE id IN
+            (SELECT id FROM callbacks WHERE received_at < :before AND processed_at IS NOT NULL
+            ORDER BY received_at, id LIMIT :limit{self.database.skip_locked})"""
+        return await self.database.execute(sql, before=before, limit=limit)
 
     async def count_unprocessed(self, task_id: str) -> int:
         """Count the unprocessed callbacks of one task, to limit floods."""

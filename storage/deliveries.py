@@ -6,7 +6,7 @@ its lease and the number of earlier attempts, and is dropped if the row has chan
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -115,31 +115,21 @@ class Deliveries:
             return []
         listed, params = in_clause(busy_hosts)
         allowed = f"AND host NOT IN ({listed})" if busy_hosts else ""
-        (outcome,) = await self.database.transact(
-            Statement(
-                # "leased_by = :holder": a claim may run twice when its outcome was unknown
-                sql=f"""WITH due AS MATERIALIZED (SELECT id FROM deliveries
-                    WHERE due_at <= :now {allowed} AND (lease_until <= :now OR leased_by = :holder)
-                    ORDER BY due_at LIMIT :limit{self.database.skip_locked})
-                    UPDATE deliveries SET leased_by = :holder, lease_until = :until
-                    WHERE id IN (SELECT id FROM due) RETURNING *""",
-                params={"now": now, "holder": lease.holder, "until": lease.until, "limit": limit, **params},
-            )
-        )
+        # "leased_by = :holder": a claim may run twice when its outcome was unknown
+        sql = f"""WITH due AS MATERIALIZED (SELECT id FROM deliveries
+            WHERE due_at <= :now {allowed} AND (lease_until <= :now OR leased_by = :holder)
+            ORDER BY due_at LIMIT :limit{self.database.skip_locked})
+            UPDATE deliveries SET leased_by = :holder, lease_until = :until
+            WHERE id IN (SELECT id FROM due) RETURNING *"""
+        all_params = {"now": now, "holder": lease.holder, "until": lease.until, "limit": limit, **params}
+        (outcome,) = await self.database.transact(Statement(sql=sql, params=all_params))
         return [from_row(Delivery, row) for row in outcome.rows]
 
     async def release(self, held: Sequence[Delivery], *, wake: bool = True) -> None:
         """Release webhooks that were not attempted. wake: let a worker claim them at once."""
-        await self.database.transact(
-            *(
-                Statement(
-                    sql="UPDATE deliveries SET lease_until = 0, leased_by = '' WHERE id = :id AND leased_by = :holder",
-                    params={"id": delivery.id, "holder": delivery.leased_by},
-                )
-                for delivery in held
-            ),
-            wake=(DUE_CHANNEL,) if wake else (),
-        )
+        sql = "UPDATE deliveries SET lease_until = 0, leased_by = '' WHERE id = :id AND leased_by = :holder"
+        releases = [Statement(sql=sql, params={"id": one.id, "holder": one.leased_by}) for one in held]
+        await self.database.transact(*releases, wake=(DUE_CHANNEL,) if wake else ())
 
     # -- changing
 
@@ -173,14 +163,10 @@ class Deliveries:
 
         A running attempt does not count: its lease ends here.
         """
-        (outcome,) = await self.database.transact(
-            Statement(
-                sql="""UPDATE deliveries SET outcome = 'pending', due_at = :now, schedule_step = 0, lease_until = 0,
-                    leased_by = '', delivered_at = NULL, ended_at = NULL, reason = NULL WHERE id = :id""",
-                params={"id": delivery_id, "now": now},
-            ),
-            wake=(DUE_CHANNEL,),
-        )
+        sql = """UPDATE deliveries SET outcome = 'pending', due_at = :now, schedule_step = 0, lease_until = 0,
+            leased_by = '', delivered_at = NULL, ended_at = NULL, reason = NULL WHERE id = :id"""
+        restart = Statement(sql=sql, params={"id": delivery_id, "now": now})
+        (outcome,) = await self.database.transact(restart, wake=(DUE_CHANNEL,))
         return outcome.count == 1
 
     def delete_of_expired(self, tasks: Sequence[str]) -> list[Statement]:
@@ -191,30 +177,25 @@ class Deliveries:
         listed, params = in_clause(tasks)
         state = "(SELECT t.state FROM tasks t WHERE t.id = deliveries.task_id)"
         which = f"task_id IN ({listed}) AND {state} = 'expired'"
-        attempts = f"DELETE FROM delivery_attempts WHERE delivery_id IN (SELECT id FROM deliveries WHERE {which})"
-        return [
-            Statement(sql=f"UPDATE deliveries SET lease_until = 0, leased_by = '' WHERE {which}", params=params),
-            Statement(sql=attempts, params=params),
-            Statement(sql=f"DELETE FROM deliveries WHERE {which}", params=params),
-        ]
+        end_lease = f"UPDATE deliveries SET lease_until = 0, leased_by = '' WHERE {which}"
+        return [Statement(sql=end_lease, params=params), *_delete_where(which, params)]
 
     async def delete_before(self, before: float, limit: int) -> int:
         """Delete at most `limit` webhooks that ended before `before`, with their attempts; return how many."""
-        rows = await self.database.fetch(
-            "SELECT id FROM deliveries WHERE ended_at < :before ORDER BY ended_at LIMIT :limit",
-            before=before,
-            limit=limit,
-        )
+        sql = "SELECT id FROM deliveries WHERE ended_at < :before ORDER BY ended_at LIMIT :limit"
+        rows = await self.database.fetch(sql, before=before, limit=limit)
         if not rows:
             return 0
         listed, params = in_clause([row["id"] for row in rows])
         which = f"id IN ({listed}) AND ended_at < :before"  # keeps one that is replayed at the same time
-        which_params: dict[str, Any] = {**params, "before": before}
-        _, deleted = await self.database.transact(
-            Statement(
-                sql=f"DELETE FROM delivery_attempts WHERE delivery_id IN (SELECT id FROM deliveries WHERE {which})",
-                params=which_params,
-            ),
-            Statement(sql=f"DELETE FROM deliveries WHERE {which}", params=which_params),
-        )
+        _, deleted = await self.database.transact(*_delete_where(which, {**params, "before": before}))
         return deleted.count
+
+
+def _delete_where(which: str, params: Mapping[str, Any]) -> list[Statement]:
+    """Delete webhooks with their attempts."""
+    attempts = f"DELETE FROM delivery_attempts WHERE delivery_id IN (SELECT id FROM deliveries WHERE {which})"
+    return [
+        Statement(sql=attempts, params=params),
+        Statement(sql=f"DELETE FROM deliveries WHERE {which}", params=params),
+    ]

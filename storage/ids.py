@@ -24,11 +24,6 @@ def new_callback_id() -> str:
     return f"hook_{secrets.token_hex(12)}"
 
 
-def new_lease_holder() -> str:
-    """Return the name of one claim, unlike any other."""
-    return secrets.token_hex(8)
-
-
 def reference_owner(batch_id: str) -> str:
     """Return the owner of the files of a batch's references: the batch, because its tasks may expire one by one."""
     return f"refs_{batch_id.rpartition('_')[2]}"

@@ -21,7 +21,7 @@ MAX_COOLDOWN_SECONDS = 3600.0
 
 @dataclass(frozen=True, kw_only=True)
 class AccountLimits:
-    """Limits of one provider. creates: submissions per 10 seconds. places: running jobs."""
+    """Limits of one provider. creates_per_window: submissions per 10 seconds. concurrency: running jobs."""
 
     creates_per_window: int
     concurrency: int
@@ -59,22 +59,22 @@ class ProviderLimits:
     database: Database
 
     async def get_capacity(self, provider: str, limits: AccountLimits, now: float) -> Capacity:
-        """Return how much may be submitted now. A hint only: `intending` decides."""
+        """Return how much may be submitted now. A hint only: `reserve_submission` decides."""
         row: Any = await self.database.fetch_one(
             f"""SELECT (SELECT paused_until FROM provider_limits WHERE provider = :provider) AS paused_until,
                 (SELECT errors FROM provider_limits WHERE provider = :provider) AS errors,
-                ({_SUBMITTED}) AS taken, ({_RUNNING}) AS running, ({_PROBE}) AS probes""",
+                ({_SUBMITTED}) AS submitted, ({_RUNNING}) AS running, ({_PROBE}) AS probes""",
             **_count_params(provider, now),
         )
         if now < (row["paused_until"] or 0.0) < now + MAX_COOLDOWN_SECONDS:
             return Capacity(free=0, recheck_at=row["paused_until"])
         if row["probes"]:
             return Capacity(free=0)
-        window = limits.creates_per_window - row["taken"]
+        window = limits.creates_per_window - row["submitted"]
         if window <= 0:
             return Capacity(free=0, recheck_at=await self._window_opens_at(provider, limits, now))
-        places = limits.concurrency - row["running"]
-        return Capacity(free=max(0, min(window, places, 1 if row["errors"] else window)))
+        slots = limits.concurrency - row["running"]
+        return Capacity(free=max(0, min(window, slots, 1 if row["errors"] else window)))
 
     async def get_load(self, provider: str, now: float) -> ProviderLoad:
         """Return the load of a provider."""
@@ -92,30 +92,26 @@ class ProviderLimits:
         1. Lock the provider's row, so that transactions count one after the other. 2. Count, and write. It follows the
         statement that makes the task `submitting`, so the task itself counts as one running job.
         """
-        taking = Statement(
+        lock = Statement(
             sql="""INSERT INTO provider_limits (provider, paused_until, errors) VALUES (:provider, 0, 0)
                 ON CONFLICT (provider) DO UPDATE SET errors = provider_limits.errors""",
             params={"provider": attempt.provider},
         )
-        return [taking, self._insert_if_free(attempt, limits)]
-
-    @staticmethod
-    def _insert_if_free(attempt: Attempt, limits: AccountLimits) -> Statement:
-        return Statement(
+        insert = Statement(
             sql=f"""INSERT INTO attempts (task_id, number, provider, key_id, sent_at, outcome, billed)
                 SELECT :task_id, :number, :provider, :key_id, :sent_at, 'sent', 'unknown'
-                WHERE ({_SUBMITTED}) < :creates AND ({_RUNNING}) <= :places AND ({_PROBE}) = 0""",
+                WHERE ({_SUBMITTED}) < :creates_per_window AND ({_RUNNING}) <= :concurrency AND ({_PROBE}) = 0""",
             params={
                 **_count_params(attempt.provider, attempt.sent_at),
                 "task_id": attempt.task_id,
                 "number": attempt.number,
                 "key_id": attempt.key_id,
                 "sent_at": attempt.sent_at,
-                "creates": limits.creates_per_window,
-                "places": limits.concurrency,
+                **vars(limits),
             },
             must_change=True,
         )
+        return [lock, insert]
 
     def start_cooldown(self, provider: str, until: float) -> Statement:
         """Start a cooldown until `until`, and count one more failure."""
@@ -135,19 +131,15 @@ class ProviderLimits:
 
     async def count_errors(self, provider: str) -> int:
         """Return the number of failed submissions in a row."""
-        row = await self.database.fetch_one(
-            "SELECT errors FROM provider_limits WHERE provider = :provider", provider=provider
-        )
+        sql = "SELECT errors FROM provider_limits WHERE provider = :provider"
+        row = await self.database.fetch_one(sql, provider=provider)
         return int(row["errors"]) if row else 0
 
     async def _window_opens_at(self, provider: str, limits: AccountLimits, now: float) -> float:
-        row = await self.database.fetch_one(
-            """SELECT sent_at FROM attempts WHERE provider = :provider AND sent_at <= :horizon
-                ORDER BY sent_at DESC LIMIT 1 OFFSET :skip""",
-            provider=provider,
-            horizon=now + WINDOW_SECONDS,
-            skip=limits.creates_per_window - 1,
-        )
+        sql = """SELECT sent_at FROM attempts WHERE provider = :provider AND sent_at <= :horizon
+            ORDER BY sent_at DESC LIMIT 1 OFFSET :skip"""
+        skip = limits.creates_per_window - 1
+        row = await self.database.fetch_one(sql, provider=provider, horizon=now + WINDOW_SECONDS, skip=skip)
         return row["sent_at"] + WINDOW_SECONDS if row else 0.0
 
 

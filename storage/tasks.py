@@ -166,18 +166,14 @@ class Tasks:
     async def count_by_state(self, states: Sequence[TaskState] = tuple(TaskState)) -> dict[str, int]:
         """Count rows by state. Reads every row of these states, so cache the result where they may be many."""
         listed, params = in_clause([state.value for state in states])
-        rows = await self.database.fetch(
-            f"SELECT state, count(*) AS n FROM tasks WHERE state IN ({listed}) GROUP BY state", **params
-        )
+        sql = f"SELECT state, count(*) AS n FROM tasks WHERE state IN ({listed}) GROUP BY state"
+        rows = await self.database.fetch(sql, **params)
         return {row["state"]: row["n"] for row in rows}
 
     async def queue_ids(self, provider: str, limit: int) -> list[str]:
         """Return the ids of the queued tasks of a provider, in the order of submission."""
-        rows = await self.database.fetch(
-            "SELECT id FROM tasks WHERE state = 'queued' AND provider = :provider ORDER BY due_at, id LIMIT :limit",
-            provider=provider,
-            limit=limit,
-        )
+        sql = "SELECT id FROM tasks WHERE state = 'queued' AND provider = :provider ORDER BY due_at, id LIMIT :limit"
+        rows = await self.database.fetch(sql, provider=provider, limit=limit)
         return [row["id"] for row in rows]
 
     async def recent_durations(self, provider: str, model: str) -> list[TaskDurations]:
@@ -197,81 +193,60 @@ class Tasks:
 
     async def claim(self, state: TaskState, *, now: float, lease: Lease, limit: int) -> list[Task]:
         """Lease up to `limit` tasks whose next step in this state is due, the most overdue first."""
-        return await self._claim_rows(
-            "state = :state AND due_at <= :now ORDER BY due_at", state=state.value, now=now, lease=lease, limit=limit
-        )
+        which = "state = :state AND due_at <= :now ORDER BY due_at"
+        return await self._claim_rows(which, state=state, now=now, lease=lease, limit=limit)
 
     async def claim_queued(self, provider: str, *, now: float, lease: Lease, limit: int) -> list[Task]:
         """Lease queued tasks of one provider, oldest first."""
-        return await self._claim_rows(
-            "state = 'queued' AND provider = :provider AND due_at <= :now ORDER BY due_at, id",
-            provider=provider,
-            now=now,
-            lease=lease,
-            limit=limit,
-        )
+        which = "state = 'queued' AND provider = :provider AND due_at <= :now ORDER BY due_at, id"
+        return await self._claim_rows(which, provider=provider, now=now, lease=lease, limit=limit)
 
     async def claim_overdue(self, *, now: float, lease: Lease, limit: int) -> list[Task]:
         """Lease queued tasks whose deadline is over."""
-        return await self._claim_rows(
-            "state = 'queued' AND deadline_at <= :now ORDER BY deadline_at", now=now, lease=lease, limit=limit
-        )
+        which = "state = 'queued' AND deadline_at <= :now ORDER BY deadline_at"
+        return await self._claim_rows(which, now=now, lease=lease, limit=limit)
 
     async def _claim_rows(self, which: str, *, now: float, lease: Lease, limit: int, **params: Any) -> list[Task]:
         where, order = which.split("ORDER BY")
         if limit <= 0:
             return []
-        (outcome,) = await self.database.transact(
-            Statement(
-                # materialized: chosen and locked once, however the update is carried out;
-                # leased_by = :holder: the second run of this claim after a commit whose end was unknown
-                sql=f"""WITH due AS MATERIALIZED (SELECT id FROM tasks
-                    WHERE {where} AND (lease_until <= :now OR leased_by = :holder)
-                    ORDER BY{order} LIMIT :limit{self.database.skip_locked})
-                    UPDATE tasks SET leased_by = :holder, lease_until = :until, version = version + 1
-                    WHERE id IN (SELECT id FROM due) RETURNING *""",
-                params={"now": now, "holder": lease.holder, "until": lease.until, "limit": limit, **params},
-            )
-        )
+        # materialized: chosen and locked once, however the update is carried out;
+        # leased_by = :holder: the second run of this claim after a commit whose end was unknown
+        sql = f"""WITH due AS MATERIALIZED (SELECT id FROM tasks
+            WHERE {where} AND (lease_until <= :now OR leased_by = :holder)
+            ORDER BY{order} LIMIT :limit{self.database.skip_locked})
+            UPDATE tasks SET leased_by = :holder, lease_until = :until, version = version + 1
+            WHERE id IN (SELECT id FROM due) RETURNING *"""
+        all_params = {"now": now, "holder": lease.holder, "until": lease.until, "limit": limit, **params}
+        (outcome,) = await self.database.transact(Statement(sql=sql, params=all_params))
         return [from_row(Task, row) for row in outcome.rows]
 
     async def renew(self, held: Sequence[tuple[str, str]], until: float) -> None:
         """Extend the leases (task id, holder) of running steps; lost and released leases stay so."""
-        await self.database.transact(
-            *(
-                Statement(
-                    sql="UPDATE tasks SET lease_until = :until WHERE id = :id AND leased_by = :holder",
-                    params={"id": task_id, "holder": holder, "until": until},
-                )
-                for task_id, holder in held
-            )
-        )
+        sql = "UPDATE tasks SET lease_until = :until WHERE id = :id AND leased_by = :holder"
+        params = [{"id": task_id, "holder": holder, "until": until} for task_id, holder in held]
+        await self.database.transact(*(Statement(sql=sql, params=one) for one in params))
 
     async def awaiting_callback(self, before: float, limit: int) -> list[Task]:
         """Return tasks that await the callback of an attempt sent before a moment, next due first."""
-        return await fetch_as(
-            self.database,
-            Task,
-            """SELECT * FROM tasks WHERE state = 'waiting' AND expects_callback = 1
-                AND (SELECT sent_at FROM attempts WHERE task_id = tasks.id AND number = tasks.attempt) < :before
-                ORDER BY due_at LIMIT :limit""",
-            before=before,
-            limit=limit,
-        )
+        sql = """SELECT * FROM tasks WHERE state = 'waiting' AND expects_callback = 1
+            AND (SELECT sent_at FROM attempts WHERE task_id = tasks.id AND number = tasks.attempt) < :before
+            ORDER BY due_at LIMIT :limit"""
+        return await fetch_as(self.database, Task, sql, before=before, limit=limit)
 
     async def get_due_work(self, states: Sequence[TaskState], providers: Sequence[str], now: float) -> DueWork:
         """Return in one query when the next work of each kind is due."""
         free = "lease_until <= :now"
-        looks = [
+        queries = [
             f"(SELECT due_at FROM tasks WHERE state = '{s}' AND {free} ORDER BY due_at LIMIT 1) AS {s}" for s in states
         ]
-        looks += [
+        queries += [
             f"""(SELECT due_at FROM tasks WHERE state = 'queued' AND provider = :p{number} AND {free}
                 ORDER BY due_at, id LIMIT 1) AS p{number}"""
             for number, _ in enumerate(providers)
         ]
         row = await self.database.fetch_one(
-            f"""SELECT {", ".join(looks)},
+            f"""SELECT {", ".join(queries)},
                 (SELECT deadline_at FROM tasks WHERE state = 'queued' AND {free}
                     ORDER BY deadline_at LIMIT 1) AS deadline,
                 (SELECT due_at FROM deliveries WHERE due_at IS NOT NULL AND {free}

@@ -97,17 +97,13 @@ def _parse_frame(marker: int, body: bytes, earlier: _Frame | None, max_pixels: i
 
 
 def _skip_scan(source: Source, body: bytes, frame: _Frame | None) -> None:
+    """Move to the marker that ends the compressed data."""
     if frame is None or not body:
         raise InvalidImage("the parts of the JPEG are out of order")
     frame.scans += 1
     frame.buffered = frame.buffered or body[0] < frame.components
     if frame.scans > MAX_SCANS:
         raise InvalidImage("the JPEG consists of too many scans")
-    _skip_to_marker(source)
-
-
-def _skip_to_marker(source: Source) -> None:
-    """Move to the marker that ends the compressed data."""
     start = source.position
     tail = b""
     while chunk := source.read_chunk():

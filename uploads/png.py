@@ -46,7 +46,9 @@ def validate_structure(source: Source, max_pixels: int) -> ImageInfo:
             budget.count_part()
         else:
             budget.count_metadata(length)
-        _check_body(source, kind, length, header.pixels)
+        for data in _read_body(source, kind, length):
+            if kind == b"IDAT":
+                header.pixels.feed(data)
         seen.add(kind)
     header.pixels.finish()
     if source.remaining:
@@ -59,9 +61,7 @@ class _Header:
         length, kind = struct.unpack(">I4s", source.read_exactly(8))
         if (length, kind) != (13, b"IHDR"):
             raise InvalidImage("the PNG does not begin with its header")
-        body = source.read_exactly(13)
-        if zlib.crc32(body, zlib.crc32(kind)) != int.from_bytes(source.read_exactly(4), "big"):
-            raise _damaged_chunk(kind)
+        body = b"".join(_read_body(source, kind, length))
         self.width, self.height, depth, self.colour, method, filters, interlace = struct.unpack(">IIBBBBB", body)
         if depth not in DEPTHS.get(self.colour, ()) or method or filters or interlace > 1:
             raise InvalidImage("the PNG has a header that programs do not understand")
@@ -98,18 +98,14 @@ def _check_place(kind: bytes, before: bytes, seen: set[bytes], header: _Header) 
         raise InvalidImage("the parts of the PNG are out of order")
 
 
-def _check_body(source: Source, kind: bytes, length: int, pixels: _Pixels) -> None:
+def _read_body(source: Source, kind: bytes, length: int) -> Iterator[bytes]:
+    """Yield the body of a chunk in pieces; raises `InvalidImage` at the end if the checksum is wrong."""
     crc = zlib.crc32(kind)
     for data in source.read_chunks(length):
         crc = zlib.crc32(data, crc)
-        if kind == b"IDAT":
-            pixels.feed(data)
+        yield data
     if crc != int.from_bytes(source.read_exactly(4), "big"):
-        raise _damaged_chunk(kind)
-
-
-def _damaged_chunk(kind: bytes) -> InvalidImage:
-    return InvalidImage(f"the PNG is damaged, the checksum of {kind.decode()} is wrong", SEND_AGAIN)
+        raise InvalidImage(f"the PNG is damaged, the checksum of {kind.decode()} is wrong", SEND_AGAIN)
 
 
 class _Pixels:

@@ -41,7 +41,7 @@ class ReceiverResponse:
 class NextStep:
     """The state of a delivery after an attempt."""
 
-    fate: DeliveryStatus
+    outcome: DeliveryStatus
     due_at: float | None = None
     """When the next attempt is due, in seconds since the epoch; None without one."""
     reason: str | None = None
@@ -56,19 +56,17 @@ def next_step(
     attempt is due later.
     """
     if response.status is not None and 200 <= response.status < 300:
-        return NextStep(fate=DeliveryStatus.DELIVERED)
+        return NextStep(outcome=DeliveryStatus.DELIVERED)
     reason = _reason(response)
     if response.status == 410:
-        return NextStep(fate=DeliveryStatus.GONE, reason=reason)
-    if schedule_step > len(RETRY_SCHEDULE):
-        return NextStep(fate=DeliveryStatus.FAILED, reason=reason)
-    pause = RETRY_SCHEDULE[schedule_step - 1]
-    requested = parse_retry_after(response.retry_after, now) if response.status in _RETRY_AFTER_STATUSES else None
-    pause = max(pause * (1 + JITTER * random()), min(requested or 0.0, pause + MAX_EXTRA_WAIT_SECONDS))
-    due_at = now + pause
-    if due_at >= expires_at:
-        return NextStep(fate=DeliveryStatus.FAILED, reason=reason)
-    return NextStep(fate=DeliveryStatus.PENDING, due_at=due_at, reason=reason)
+        return NextStep(outcome=DeliveryStatus.GONE, reason=reason)
+    if schedule_step <= len(RETRY_SCHEDULE):
+        pause = RETRY_SCHEDULE[schedule_step - 1]
+        requested = parse_retry_after(response.retry_after, now) if response.status in _RETRY_AFTER_STATUSES else None
+        pause = max(pause * (1 + JITTER * random()), min(requested or 0.0, pause + MAX_EXTRA_WAIT_SECONDS))
+        if now + pause < expires_at:
+            return NextStep(outcome=DeliveryStatus.PENDING, due_at=now + pause, reason=reason)
+    return NextStep(outcome=DeliveryStatus.FAILED, reason=reason)
 
 
 def _reason(response: ReceiverResponse) -> str:

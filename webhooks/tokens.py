@@ -49,9 +49,9 @@ class ChallengeResponse:
 
     def is_valid(self, nonce: str, answer: object) -> bool:
         expected = self.answer(nonce)
-        if expected is None or not isinstance(answer, str) or not answer.isascii():
+        if expected is None or not isinstance(answer, str):
             return False
-        return hmac.compare_digest(expected, answer)
+        return hmac.compare_digest(expected.encode(), answer.encode("utf-8", "replace"))
 
 
 def new_nonce() -> str:

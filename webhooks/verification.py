@@ -87,13 +87,13 @@ class MalformedBody(Exception):
 
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(reason)
-        self.status = status
-        """HTTP status of the response."""
-        self.reason = reason
+        self.decision = Decision(verification=Verification.MALFORMED, status=status, reason=reason)
 
 
-def parse_body(body: bytes) -> Any:
-    """Return the JSON document. Raises `MalformedBody`."""
+def parse_body(body: bytes, *, encoded: bool = False) -> Any:
+    """Return the JSON document. encoded: the body has a Content-Encoding. Raises `MalformedBody`."""
+    if encoded:
+        raise MalformedBody(400, "its body has a Content-Encoding: send it as it is")
     if len(body) > MAX_BODY_BYTES:
         raise MalformedBody(413, f"the body is larger than {MAX_BODY_BYTES // 1024} KiB")
     try:
@@ -102,29 +102,18 @@ def parse_body(body: bytes) -> Any:
         raise MalformedBody(400, "the body is not readable JSON") from error
 
 
-def parse_callback_body(callback: IncomingCallback) -> Any:
-    """Return the JSON document of a callback. Raises `MalformedBody`."""
-    if callback.encoded:
-        raise MalformedBody(400, "its body has a Content-Encoding: send it as it is")
-    return parse_body(callback.body)
-
-
 def decide(evidence: Evidence) -> Decision:
     """Return what the evidence allows; the first matching rule decides."""
     token, signature = evidence.token, evidence.signature
     is_verified = Proof.BODY_VERIFIED in {token, signature}
+    uncovered = "signed, but the signature does not cover the body"
     missing = "neither token nor signature, though a webhook key is set"
     rules = (
         (token == Proof.WRONG, Verification.REJECT, 401, "its token is wrong"),
         (signature == Proof.WRONG, Verification.REJECT, 401, "its signature is wrong or too old"),
         (not evidence.known, Verification.UNKNOWN, 404, "no task belongs to it"),
         (is_verified, Verification.ACCEPT, 200, "its token or signature is valid"),
-        (
-            signature == Proof.SENDER_VERIFIED,
-            Verification.RECHECK,
-            202,
-            "signed, but the signature does not cover the body",
-        ),
+        (signature == Proof.SENDER_VERIFIED, Verification.RECHECK, 202, uncovered),
         (evidence.signature_required, Verification.REJECT, 401, missing),
         (evidence.trusted, Verification.ACCEPT, 200, "from a trusted caller"),
         (True, Verification.RECHECK, 202, "it carries no proof of its origin"),
@@ -146,12 +135,6 @@ def stored_headers(headers: Mapping[str, str]) -> str:
 def stored_query(query: Mapping[str, str]) -> str:
     """Return task and attempt of the query, as JSON; the token and unknown parameters are left out."""
     return json.dumps({name: query[name][:100] for name in ("task", "attempt") if name in query}, ensure_ascii=False)
-
-
-def task_in_query(stored: str) -> str | None:
-    """Return the task id in a stored query, or None."""
-    task = json.loads(stored).get("task")
-    return task if isinstance(task, str) else None
 
 
 def stored_body(body: bytes, token: str | None = None) -> str:

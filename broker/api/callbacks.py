@@ -15,6 +15,7 @@ from starlette.responses import Response
 from broker.api.http.endpoint import Endpoint, Parameter, caller_of, json_success
 from broker.api.http.request_body import is_encoded
 from broker.api.http.responses import error_response, json_response
+from broker.callbacks.probe import READY_MESSAGE
 from broker.callbacks.receive import CallbackReceiver
 from broker.clock import Clock, iso
 from broker.errors import ApiError
@@ -25,7 +26,6 @@ from webhooks.tokens import ChallengeResponse
 from webhooks.verification import MAX_BODY_BYTES, Decision, IncomingCallback
 
 _CODES: Final = {400: "invalid_request", 401: "unauthorized", 404: "task_not_found", 413: "payload_too_large"}
-_READY: Final = "Nano Banana webhook endpoint is ready"
 
 GENERAL_PATH: Final = "/api/webhook/{provider}"
 """Callback path of providers that need no other."""
@@ -105,7 +105,7 @@ class CallbackRoutes:
         """Check the callback address of a provider."""
         nonces = request.query_params.getlist("probe")
         response = self.challenge.answer(nonces[0]) if len(nonces) == 1 else None  # proves that it is this broker
-        ready = WebhookReady(status="ok", message=_READY, timestamp=iso(self.clock.now()), probe=response)
+        ready = WebhookReady(status="ok", message=READY_MESSAGE, timestamp=iso(self.clock.now()), probe=response)
         return json_response(ready.to_document())
 
     async def receive_callback(self, request: Request) -> Response:

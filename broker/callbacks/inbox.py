@@ -63,7 +63,7 @@ class CallbackInbox:
         callback = await self.callbacks.get(callback_id)
         if callback is None:
             hours = self.policy.retention_seconds / 3600
-            raise ApiError("not_found", f"There is no callback with this id. They are kept for {hours:g} hours.")
+            raise ApiError("not_found", f"There is no callback with this id. Callbacks are stored for {hours:g} hours.")
         return callback
 
     async def count_missing(self) -> tuple[dict[str, int], float]:
@@ -149,7 +149,7 @@ def _describe_changes(task: Task, changes: Changes, replayed_as: Verification) -
     if "due_at" in changes.task:
         return "the provider is checked soon"
     if "duplicate_result" in changes.attempt:
-        return "a second result for the same order is kept as a duplicate"
+        return "a second result for the same order is stored as a duplicate"
     if changes:
         return f"the task stays {task.state.value}, and its attempt is updated"
     return f"nothing: the task is {task.state.value}" + (" already" if replayed_as == Verification.ACCEPT else "")

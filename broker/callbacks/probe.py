@@ -23,7 +23,7 @@ class ProbeVerdict(StrEnum):
     VERIFIED = "verified"
     """The response to our challenge came back."""
     OTHER_SERVER = "other_server"
-    """A server answered that does not know our secret."""
+    """A server without our secret answered."""
     UNREACHABLE = "unreachable"
     """No response."""
 

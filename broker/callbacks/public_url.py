@@ -47,7 +47,7 @@ def check_configured(text: str) -> str:
 
 
 def is_private_url(url: str) -> bool:
-    """Return True where providers on the internet cannot reach the URL's host; asks no name server."""
+    """Return True where providers on the internet cannot reach the URL's host; without a name lookup."""
     return is_private_host((urlsplit(url).hostname or "").removesuffix("."))
 
 

@@ -26,6 +26,7 @@ from broker.callbacks.tunnels import TunnelAgents
 from broker.clock import Clock
 from broker.logs import log
 from broker.metrics import Metrics
+from broker.tasks.policy import doubled_seconds
 from storage.errors import StorageError
 
 REFRESH_SECONDS: Final = 15.0
@@ -126,8 +127,8 @@ class UrlMonitor:
         self._log_change(url, history, result)
         history.was_verified = history.was_verified or result.is_verified
         history.failures = 0 if result.is_verified else history.failures + 1
-        backoff = self.refresh_seconds * 2.0 ** min(max(history.failures - 1, 0), 10)
-        pause = REVERIFY_SECONDS if result.is_verified else min(backoff, REVERIFY_SECONDS)
+        backoff = doubled_seconds(self.refresh_seconds, history.failures - 1, REVERIFY_SECONDS)
+        pause = REVERIFY_SECONDS if result.is_verified else backoff
         history.next_probe_at = self.clock.monotonic() + pause
         if url == self.address.current:
             self.metrics.public_address.labels(url.source).set(result.is_verified)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,7 +18,6 @@ from webhooks.signatures.base import Proof, Signature
 from webhooks.tokens import CallbackTokens
 from webhooks.verification import Decision, Evidence, IncomingCallback, MalformedBody, Verification
 
-MAX_ID_CHARACTERS: Final = 200
 _ATTEMPT: Final = re.compile(r"[1-9][0-9]{0,5}")
 
 
@@ -67,9 +67,9 @@ class CallbackVerifier:
         if token == Proof.WRONG:  # its body is not worth reading
             return unread
         try:
-            body = verification.parse_callback_body(callback)
+            body = verification.parse_body(callback.body, encoded=callback.encoded)
         except MalformedBody as error:
-            return replace(unread, decision=_malformed(error), is_readable=False)
+            return replace(unread, decision=error.decision, is_readable=False)
         job_ids = provider.job_ids(body)
         signed = signature.verify(callback.headers, callback.body, job_ids, self.clock.now())
         read = replace(unread, evidence=replace(evidence, signature=signed), job_ids=job_ids, body=body)
@@ -91,7 +91,7 @@ class CallbackVerifier:
             body=body,
             is_readable=malformed is None,
         )
-        decided = await self._decide(read, verification.task_in_query(callback.query))
+        decided = await self._decide(read, json.loads(callback.query).get("task"))
         return replace(decided, decision=malformed) if malformed and evidence.token != Proof.WRONG else decided
 
     async def _decide(self, read: VerifiedCallback, task_id: str | None) -> VerifiedCallback:
@@ -125,8 +125,6 @@ class CallbackVerifier:
         """
         named = (task_id, *job_ids) if task_id else job_ids
         for name in named[:1] if token == Proof.BODY_VERIFIED else named:
-            if len(name) > MAX_ID_CHARACTERS:
-                continue
             task = await (self.tasks.get(name) if TASK_ID.fullmatch(name) else self.tasks.get_by_job(name))
             if task is not None:
                 return task
@@ -140,8 +138,4 @@ def _read_stored(callback: StoredCallback) -> tuple[Any, Decision | None]:
     try:
         return verification.parse_body(callback.body.encode("utf-8", "replace")), None
     except MalformedBody as error:
-        return None, _malformed(error)
-
-
-def _malformed(error: MalformedBody) -> Decision:
-    return Decision(verification=Verification.MALFORMED, status=error.status, reason=error.reason)
+        return None, error.decision

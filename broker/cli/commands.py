@@ -74,10 +74,10 @@ def sandbox(
     duration: Annotated[float, typer.Option(min=0, help="Duration of a job in seconds.")] = 1.0,
     credit: Annotated[float, typer.Option("--credits", min=0, help="Credits of the account.")] = 1000.0,
     key: Annotated[str | None, typer.Option(help="The only API key accepted. Default: any.")] = None,
-    webhook_key: Annotated[str | None, typer.Option(help="Key that signs callbacks, as kie.ai does.")] = None,
+    webhook_key: Annotated[str | None, typer.Option(help="Webhook key, which signs the callbacks.")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder for jobs and files. Default: memory only.")] = None,
 ) -> None:
-    """Run the sandbox provider: an emulator of kie.ai, with faults on request."""
+    """Run the sandbox provider: an emulator of the upstream API, with faults on request."""
     from broker.cli.sandbox import list_moods, serve_alone
     from broker.sandbox.options import Options
 

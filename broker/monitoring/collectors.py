@@ -7,6 +7,7 @@ million), so their number may be five minutes old.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
@@ -23,47 +24,45 @@ ACTIVE_TTL_SECONDS: Final = 5.0
 ENDED_TTL_SECONDS: Final = 300.0
 
 
+@dataclass(kw_only=True)
 class DatabaseCollector:
     """Fills the gauges and renders the metrics page."""
 
-    def __init__(
-        self,
-        *,
-        clock: Clock,
-        metrics: Metrics,
-        tables: Tables,
-        balances: BalanceMonitor,
-        steps_running: Callable[[], int],
-    ) -> None:
-        """steps_running: returns the number of steps in progress in this process."""
-        self._clock = clock
-        self._metrics = metrics
-        self._limits = tables.provider_limits
-        self._balances = balances
-        self._steps_running = steps_running
-        count = tables.tasks.count_by_state
+    clock: Clock
+    metrics: Metrics
+    tables: Tables
+    balances: BalanceMonitor
+    steps_running: Callable[[], int]
+    """Returns the number of steps in progress in this process."""
+
+    def __post_init__(self) -> None:
+        count, clock = self.tables.tasks.count_by_state, self.clock
         self._active = TtlCache(partial(count, ACTIVE_STATES), seconds=ACTIVE_TTL_SECONDS, clock=clock)
         self._ended = TtlCache(partial(count, FINAL_STATES), seconds=ENDED_TTL_SECONDS, clock=clock)
-        self._pending_deliveries = TtlCache(tables.deliveries.count_pending, seconds=ACTIVE_TTL_SECONDS, clock=clock)
+        pending = self.tables.deliveries.count_pending
+        self._pending_deliveries = TtlCache(pending, seconds=ACTIVE_TTL_SECONDS, clock=clock)
         self._provider_state = TtlCache(self._load_provider_state, seconds=ACTIVE_TTL_SECONDS, clock=clock)
 
     async def render_page(self) -> bytes:
         """Return the current metrics in the Prometheus text format."""
         counts = {**await self._active.get(), **await self._ended.get()}
         for state in TaskState:
-            self._metrics.tasks.labels(state.value).set(counts.get(state.value, 0))
+            self.metrics.tasks.labels(state.value).set(counts.get(state.value, 0))
         cooldowns, balances = await self._provider_state.get()
         for provider, until in cooldowns.items():
-            self._metrics.provider_cooldown.labels(provider).set(max(0.0, until - self._clock.now()))
-        self._metrics.credits_left.clear()
+            self.metrics.provider_cooldown.labels(provider).set(max(0.0, until - self.clock.now()))
+        self.metrics.credits_left.clear()
         for provider, balance in balances.items():
-            self._metrics.credits_left.labels(provider).set(balance)
-        self._metrics.deliveries_pending.set(await self._pending_deliveries.get())
-        self._metrics.steps_running.set(self._steps_running())
-        return generate_latest(self._metrics.registry)
+            self.metrics.credits_left.labels(provider).set(balance)
+        self.metrics.deliveries_pending.set(await self._pending_deliveries.get())
+        self.metrics.steps_running.set(self.steps_running())
+        return generate_latest(self.metrics.registry)
 
     async def _load_provider_state(self) -> tuple[Mapping[str, float], Mapping[str, float]]:
         """Return the end of each provider's cooldown, and the balances."""
-        now = self._clock.now()
-        cooldowns = {name: (await self._limits.get_load(name, now)).paused_until for name in self._balances.providers}
-        return cooldowns, await self._balances.latest()
+        now = self.clock.now()
+        cooldowns = {
+            name: (await self.tables.provider_limits.get_load(name, now)).paused_until
+            for name in self.balances.providers
+        }
+        return cooldowns, await self.balances.latest()

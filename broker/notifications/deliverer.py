@@ -142,26 +142,26 @@ class Deliverer:
                 delivery,
                 attempt,
                 schedule_step=schedule_step,
-                outcome=following.fate,
+                outcome=following.outcome,
                 due_at=following.due_at,
                 reason=following.reason,
                 last_status=result.status,
-                delivered_at=now if following.fate == DeliveryStatus.DELIVERED else None,
-                ended_at=None if following.fate == DeliveryStatus.PENDING else now,
+                delivered_at=now if following.outcome == DeliveryStatus.DELIVERED else None,
+                ended_at=None if following.outcome == DeliveryStatus.PENDING else now,
             )
         except Stale:
             log.info("another worker has this webhook now", action="delivery_lost", delivery=delivery.id)
             return
-        outcome = following.fate if following.fate in {DeliveryStatus.DELIVERED, DeliveryStatus.GONE} else kind
+        outcome = following.outcome if following.outcome in {DeliveryStatus.DELIVERED, DeliveryStatus.GONE} else kind
         self.metrics.deliveries.labels(delivery.type, str(outcome)).inc()
-        if following.fate == DeliveryStatus.DELIVERED:
+        if following.outcome == DeliveryStatus.DELIVERED:
             self.metrics.delivery_seconds.observe(max(0.0, now - delivery.created_at))
         _log_attempt(delivery, attempt, following)
 
 
 def _log_attempt(delivery: Delivery, attempt: DeliveryAttempt, following: NextStep) -> None:
     fields = {"delivery": delivery.id, "task": delivery.task_id, "type": delivery.type, "number": attempt.number}
-    match following.fate:
+    match following.outcome:
         case DeliveryStatus.DELIVERED:
             log.info("webhook delivered", action="delivery_delivered", **fields)
         case DeliveryStatus.PENDING:

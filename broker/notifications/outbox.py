@@ -14,7 +14,7 @@ from storage.sql.database import Statement
 from storage.states import TaskState
 from storage.tables import Tables
 from storage.tasks import Task
-from webhooks.events import Event, event_between, event_body, event_id
+from webhooks.events import event_between, event_body, event_id
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,24 +27,23 @@ class Outbox:
 
     async def enqueue_event(self, before: Task, after: Task) -> Sequence[Statement]:
         """Return the statement that writes the event of a change, or none. It may run twice."""
-        event = event_between(before.status, after.status)
-        if event is None or after.callback_url is None:
+        event, url = event_between(before.status, after.status), after.callback_url
+        if event is None or url is None:
             return ()
-        return (self.tables.deliveries.insert_delivery(await self._delivery(after, after.callback_url, event)),)
-
-    async def _delivery(self, task: Task, url: str, event: Event) -> Delivery:
-        now = self.clock.now()
-        images = await self.tables.images.list_of_owner(task.id, "result") if task.state == TaskState.SUCCEEDED else []
-        return Delivery(
-            id=event_id(task.id, event),
-            task_id=task.id,
+        now, images = self.clock.now(), []
+        if after.state == TaskState.SUCCEEDED:
+            images = await self.tables.images.list_of_owner(after.id, "result")
+        delivery = Delivery(
+            id=event_id(after.id, event),
+            task_id=after.id,
             type=event.value,
             url=url,
             host=_host_of(url),
-            body=event_body(event, iso(now) or "", self.presenter.task(task, images, "en").to_document()),
+            body=event_body(event, iso(now) or "", self.presenter.task(after, images, "en").to_document()),
             due_at=now,
             created_at=now,
         )
+        return (self.tables.deliveries.insert_delivery(delivery),)
 
 
 def _host_of(url: str) -> str:

@@ -35,7 +35,8 @@ class Idempotency:
         Raises `ApiError` for a key that was used with other content.
         """
         if key is not None:
-            return await self.get_record(caller, fingerprint, key) or self._new_record(caller, fingerprint, key)
+            new = IdempotencyRecord(caller=caller, key=key, fingerprint=fingerprint, created_at=self.clock.now())
+            return await self.get_record(caller, fingerprint, key) or new
         joined = await self._join_first_try(caller, fingerprint, retry_count) if retry_count else None
         return joined or await self._reserve_record(caller, fingerprint, retry_count)
 
@@ -50,11 +51,6 @@ class Idempotency:
             )
         return stored
 
-    async def mark_answered(self, answered: IdempotencyRecord | None) -> None:
-        """Record that the client received its answer: an equal request is a new order from now on."""
-        if answered is not None and answered.ordinal:
-            await self.records.mark_answered(answered, self.clock.now())
-
     async def _join_first_try(self, caller: str, fingerprint: str, retry_count: int) -> IdempotencyRecord | None:
         since = self.clock.now() - RETRY_WINDOW_SECONDS
         while True:
@@ -65,19 +61,13 @@ class Idempotency:
     async def _reserve_record(self, caller: str, fingerprint: str, retry_count: int) -> IdempotencyRecord:
         while True:
             ordinal = await self.records.next_ordinal(caller, fingerprint)
-            key = f"derived {fingerprint} {ordinal}"
-            new = self._new_record(caller, fingerprint, key, ordinal=ordinal, retry_count=retry_count)
+            new = IdempotencyRecord(
+                caller=caller,
+                key=f"derived {fingerprint} {ordinal}",
+                fingerprint=fingerprint,
+                ordinal=ordinal,
+                retry_count=retry_count,
+                created_at=self.clock.now(),
+            )
             if await self.records.insert_if_absent(new):
                 return new
-
-    def _new_record(
-        self, caller: str, fingerprint: str, key: str, *, ordinal: int = 0, retry_count: int = 0
-    ) -> IdempotencyRecord:
-        return IdempotencyRecord(
-            caller=caller,
-            key=key,
-            fingerprint=fingerprint,
-            ordinal=ordinal,
-            retry_count=retry_count,
-            created_at=self.clock.now(),
-        )

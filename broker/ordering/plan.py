@@ -135,7 +135,7 @@ def _reference_errors(mode: str | None, references: int, model: Model) -> _Error
     if mode == "image-to-image" and not references:
         yield _error("invalid_request", "image", "image-to-image needs at least one image: add one.")
     if mode == "text-to-image" and references:
-        text = "text-to-image takes no images: leave them out, or ask for image-to-image."
+        text = "text-to-image takes no images: leave them out, or set mode to image-to-image."
         yield _error("invalid_request", "mode", text)
     if references > model.max_references:
         text = f"{references} images are too many; {model.name} takes at most {model.max_references}."

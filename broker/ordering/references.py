@@ -52,7 +52,7 @@ class ReferenceIntake:
             raise reference_error(error) from error
 
     async def inspect(self, sources: Sequence[ReferenceSource], model: str) -> None:
-        """Raise `ApiError` where `store` would, and keep nothing. Addresses are checked, not downloaded."""
+        """Raise `ApiError` where `store` would, and store nothing. Addresses are checked, not downloaded."""
         owner = reference_owner(new_batch_id())
         try:
             for source in sources:

@@ -92,12 +92,13 @@ class OrderService:
 
     async def mark_answered(self, created: CreatedTasks) -> None:
         """Record that the client received the answer: an equal request is a new order from now on."""
-        await self.idempotency.mark_answered(created.record)
+        if created.record is not None and created.record.ordinal:
+            await self.idempotency.records.mark_answered(created.record, self.clock.now())
 
     async def dry_run(self, request: OrderRequest, plan: Plan) -> dict[str, Any]:
         """Return the request that the provider would receive, and its price. Raises `ApiError` where `create` would.
 
-        Reference images that were sent are validated and not kept; those at an address are not downloaded.
+        Reference images that were sent are validated and not stored; those at an address are not downloaded.
         """
         await self.planner.check_callback_url(request.callback_url)
         await self.references.inspect(request.sources, plan.order.params.model)
@@ -199,7 +200,7 @@ class OrderService:
         Raises `ApiError` if the rate limit was reached.
         """
         if await self.tasks.get(first.id) is not None:
-            return None  # the connection broke after the commit, and the second run was refused
+            return None  # the connection broke after the commit, and the second run was rejected
         if record is not None:
             winner = await self.idempotency.get_record(record.caller, record.fingerprint, record.key)
             if winner is not None and winner.batch:

@@ -104,12 +104,15 @@ VAGUE_NAMES: Final[dict[str, ErrorClass]] = _rows(
 
 # -- phrases
 
-_FLAGGED: Final = re.compile(r"sensitive|flagged|\bpolic(y|ies)\b|moderat|nsfw|prohibited|safety|unsafe|violat", re.I)
-_OUTPUT_ONLY: Final = re.compile(r"^(?!.*\b(inputs?|prompts?)\b).*\b(outputs?|generated|results?)\b", re.I | re.S)
+_FLAGGED: Final = r"(sensitive|flagged|\bpolic(y|ies)\b|moderat|nsfw|prohibited|safety|unsafe|violat)"
+_OUTPUT_ONLY: Final = r"(?!.*\b(inputs?|prompts?)\b)(?=.*\b(outputs?|generated|results?)\b)"
 
 PHRASES: Final[tuple[tuple[re.Pattern[str], ErrorClass], ...]] = tuple(
-    (re.compile(pattern, re.I), error)
+    (re.compile(pattern, re.I | re.S), error)
     for pattern, error in (
+        # the content
+        (rf"^{_OUTPUT_ONLY}.*{_FLAGGED}", SAFETY_OUTPUT),
+        (_FLAGGED, SAFETY_INPUT),
         # the account, from a gateway that omits the code
         (r"not enough credits|insufficient (credits?|balance|funds)|out of credits|usage limit exceeded", CREDITS),
         (r"do not have access permissions|^unauthorized\b|api.?key (is )?(not valid|invalid)|invalid api.?key", AUTH),
@@ -200,12 +203,6 @@ def _find_name(table: Mapping[str, ErrorClass], names: Sequence[str]) -> ErrorCl
 
 
 def _by_message(message: str) -> ErrorClass | None:
-    found = _find_name(NAMES, list(_names_in(message))) or _flagged_content(message)
+    found = _find_name(NAMES, list(_names_in(message)))
     found = found or next((error for pattern, error in PHRASES if pattern.search(message)), None)
     return replace(found, billed=None) if found else None
-
-
-def _flagged_content(message: str) -> ErrorClass | None:
-    if not _FLAGGED.search(message):
-        return None
-    return SAFETY_OUTPUT if _OUTPUT_ONLY.match(message) else SAFETY_INPUT

@@ -13,6 +13,21 @@ from webhooks.signatures.base import MAX_CLOCK_SKEW_SECONDS
 NTP_CURE: Final = "set the clock of this machine by NTP (Linux: timedatectl set-ntp true)"
 WARN_CLOCK_SKEW_SECONDS: Final = 120.0
 
+_FAILURES: Final = {
+    "name": (
+        "has no address: its name is unknown",
+        "is {variable} spelt right? Does this machine have a network and a name server?",
+    ),
+    "tls": (
+        "does not prove its identity (TLS)",
+        "is the clock of this machine right? A proxy that opens TLS on the way must let this host through",
+    ),
+    "time-out": ("does not respond to connections", "let this machine out to it: a firewall drops the packets"),
+    "connection": ("takes no connection", "is the port in {variable} right? Does a firewall let this machine out?"),
+    "answer": ("takes the connection, but gives no sound answer", "is {variable} right? If so, try again later"),
+}
+"""Finding and cure by the stage that a request reached."""
+
 
 def ok(name: str, found: str) -> Finding:
     return Finding(name=name, status="ok", found=found)
@@ -36,8 +51,9 @@ async def check_reachable(name: str, variable: str, url: str, client: ApiClient)
     try:
         response = await client.request("GET", url)
     except ProviderError as error:
-        found, cure = _describe_failure(error, variable)
-        return failed(name, f"{url} {found}", cure), None
+        stage = error.at or "connection" if isinstance(error, NotSent) else "answer"
+        found, cure = _FAILURES[stage]
+        return failed(name, f"{url} {found}", cure.format(variable=variable)), None
     if response.status >= 500:
         return warning(name, f"{url} answers HTTP {response.status}", "its server has an error: try again later"), None
     return ok(name, f"{url} answers"), response
@@ -63,22 +79,3 @@ def _sent_at(response: HttpResponse | None) -> float | None:
         return parsedate_to_datetime(headers.get("date", "")).timestamp() + (int(age[:9]) if age.isdecimal() else 0)
     except (ValueError, TypeError, OverflowError, IndexError):
         return None
-
-
-def _describe_failure(error: ProviderError, variable: str) -> tuple[str, str]:
-    match error.at if isinstance(error, NotSent) else "answer":
-        case "name":
-            return (
-                "has no address: its name is unknown",
-                f"is {variable} spelt right? Does this machine have a network and a name server?",
-            )
-        case "tls":
-            return (
-                "does not prove its identity (TLS)",
-                "is the clock of this machine right? A proxy that opens TLS on the way must let this host through",
-            )
-        case "time-out":
-            return "does not respond to connections", "let this machine out to it: a firewall drops the packets"
-        case "connection" | None:
-            return "takes no connection", f"is the port in {variable} right? Does a firewall let this machine out?"
-    return "takes the connection, but gives no sound answer", f"is {variable} right? If so, try again later"

@@ -11,17 +11,17 @@ from typing import Any, ClassVar, Final
 from pydantic import SecretStr
 
 from broker.catalog import Wire
-from broker.errors import NotSent, ProviderError
+from broker.errors import NotSent
 from broker.orders import Order, Reference
 from broker.providers import parsing
 from broker.providers.base import ProviderContext
 from broker.providers.error_codes import JOB_API_ERRORS, ErrorTable
 from broker.providers.parsing import ParsedResponse
-from broker.providers.responses import DEFAULT_WAIT_SECONDS, OPERATOR_WAIT_SECONDS, ProviderResponse
+from broker.providers.responses import ProviderResponse, Reports
 from broker.reports import Failed, Pending, Report
 
 STATUS_TIMEOUT_SECONDS: Final = 30.0
-"""For a status request. It can be repeated, so a provider that hangs must not occupy a slot for long."""
+"""For GET requests. They can be repeated, so a provider that hangs must not occupy a slot for long."""
 
 
 class JobApi:
@@ -35,23 +35,24 @@ class JobApi:
     errors: ClassVar[ErrorTable] = JOB_API_ERRORS
     id_fields: ClassVar[Sequence[str]] = parsing.TASK_IDS
     """Names of a job's id in a response."""
-    callback_path: str = "/api/webhook/nano-banana"
+    callback_path: str = ""
+    """`/api/webhook/<name>` if empty."""
 
     def __init__(self, context: ProviderContext, *, base_url: str, api_key: SecretStr | None) -> None:
         self.name = context.name
         self.key_id = context.key_id
         self.base_url = base_url.rstrip("/")
+        self.callback_path = self.callback_path or f"/api/webhook/{context.name}"
         self.creates_per_10s = context.creates_per_10s
         self.concurrency = context.concurrency
         self.context = context
         self._api_key = api_key.get_secret_value() if api_key else "sandbox-needs-no-key"
+        self.reports = Reports(name=context.name, errors=self.errors, secret=self._api_key)
 
     # -- for subclasses to define
 
-    def order_body(
-        self, wire: Wire, order: Order, references: Sequence[str], callback_url: str | None
-    ) -> dict[str, Any]:
-        """Return the body of an order. references: URLs."""
+    def order_body(self, model: str | None, fields: dict[str, Any], callback_url: str | None) -> dict[str, Any]:
+        """Return the body of an order; fields that are None are not sent. model, fields: as the catalog spells them."""
         raise NotImplementedError
 
     def read_order_response(self, response: ProviderResponse) -> Report:
@@ -78,11 +79,12 @@ class JobApi:
     def build_request(self, order: Order, callback_url: str | None) -> dict[str, Any]:
         catalog, params = self.context.catalog, order.params
         wire = catalog.wire(self.catalog_name, params.model, order.mode) or Wire()
+        shown_url = self.reports.redact(callback_url) if callback_url else None
         references = [self.public_url(reference) or f"upload:{reference.name}" for reference in order.references]
         return {
             "method": "POST",
             "url": self.base_url + self.order_path,
-            "json": self.order_body(wire, order, references, self.redact(callback_url) if callback_url else None),
+            "json": self._body(wire, order, references, shown_url),
             "price": catalog.price(self.catalog_name, params.model, order.mode, params.resolution),
             "unit": catalog.unit(self.catalog_name),
         }
@@ -100,10 +102,10 @@ class JobApi:
         if isinstance(references, Failed):
             return references
         try:
-            body = self.order_body(wire, order, references, callback_url)
+            body = self._body(wire, order, references, callback_url)
             response = await self.request("POST", self.order_path, json=body)
         except NotSent as error:
-            return self.not_sent(error)
+            return self.reports.not_sent(error)
         return self.read_order_response(response)
 
     def job_ids(self, body: Any) -> tuple[str, ...]:
@@ -120,6 +122,10 @@ class JobApi:
 
     # -- requests and responses
 
+    def _body(self, wire: Wire, order: Order, references: Sequence[str], callback_url: str | None) -> dict[str, Any]:
+        body = self.order_body(wire.model, wire.spell(order, references), callback_url)
+        return {name: value for name, value in body.items() if value is not None}
+
     async def resolve_references(self, order: Order) -> list[str] | Failed:
         """Return a URL for each reference; those that the provider cannot fetch are uploaded."""
         urls: list[str] = []
@@ -134,65 +140,12 @@ class JobApi:
         """Send one request with the key. path: below the base URL, or a URL. options: of `ApiClient.request`."""
         url = path if path.startswith("http") else self.base_url + path
         headers = {"Authorization": f"{self.auth_scheme} {self._api_key}"}
+        options = {"timeout": STATUS_TIMEOUT_SECONDS} | options if method == "GET" else options
         response = await self.context.client.request(method, url, headers=headers, **options)
         return ProviderResponse.from_http(response, self.context.now(), id_fields=self.id_fields)
 
-    def redact(self, text: str) -> str:
-        return parsing.redact(text, (self._api_key,))
-
-    def not_sent(self, error: ProviderError) -> Failed:
-        """Return the report of an order whose submission never began, or ended before it could cost anything."""
-        return Failed(
-            code="provider_unavailable",
-            message=self.redact(str(error)),
-            retryable=not error.permanent,
-            billed="no",
-            retry_in=error.retry_in,
-            sent=False,
-        )
-
-    def refusal(self, response: ProviderResponse) -> Failed:
-        """Return the report of a refused order; only for responses that prove the refusal."""
-        error = self.errors.classify(response.code, response.message, response.parsed.names)
-        wait = response.wait_seconds
-        wait = DEFAULT_WAIT_SECONDS.get(response.code) if wait is None else wait
-        return Failed(
-            code=error.code,
-            message=self.redact(response.message),
-            retryable=error.retryable,
-            billed="no",
-            provider_code=str(response.code),
-            retry_in=wait if error.retryable else None,
-            known=error.known,
-        )
-
-    def error(self, action: str, response: ProviderResponse, *, can_be_permanent: bool = False) -> ProviderError:
-        """Return the error of a response without a result. can_be_permanent: a refusal ends the action for good."""
-        defaults = OPERATOR_WAIT_SECONDS | DEFAULT_WAIT_SECONDS
-        wait = response.wait_seconds
-        summary = f"{self.name}: {action} answered HTTP {response.status}, code {response.parsed.code}"
-        return ProviderError(
-            f"{summary}: {self.redact(response.message)}",
-            permanent=can_be_permanent and response.is_permanent,
-            retry_in=defaults.get(response.code) if wait is None else wait,
-            summary=summary,
-            code=self.errors.classify(response.code, response.message, response.parsed.names).code,
-        )
-
-    def job_failed(self, parsed: ParsedResponse, job_id: str | None) -> Failed:
-        """Return the report of a job that ended without a result."""
-        error = self.errors.classify(parsing.to_code(parsed.fail_code), parsed.message, parsed.names)
-        is_refunded = parsed.fail_code == "531"  # kie.ai: whatever it consumed at first
-        return Failed(
-            code=error.code,
-            message=self.redact(parsed.message),
-            retryable=error.retryable,
-            billed=error.billed or "unknown" if parsed.cost is None or is_refunded else parsed.billed,
-            job_id=job_id,
-            ended_at=parsed.ended_at,
-            provider_code=parsed.fail_code or next(iter(parsed.names), None),
-            known=error.known,
-        )
+    def parse(self, body: Any) -> ParsedResponse:
+        return ParsedResponse.from_body(body, id_fields=self.id_fields)
 
 
 def running(parsed: ParsedResponse, job_id: str | None) -> Pending:

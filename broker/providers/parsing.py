@@ -11,10 +11,11 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from itertools import chain, islice
 from typing import Any, Final, Literal, TypeVar
 from urllib.parse import urlsplit
+
+from pydantic import AwareDatetime, TypeAdapter
 
 from broker.reports import Billed
 
@@ -33,7 +34,8 @@ MAX_ITEMS: Final = 8
 
 _OLDEST: Final = 946_684_800.0
 _NEWEST: Final = 4_102_444_800.0
-"""The century in which jobs end, in seconds since the epoch; a larger number counts smaller units."""
+"""The century in which jobs end, in seconds since the epoch."""
+_MOMENT: Final = TypeAdapter(AwareDatetime)
 
 TASK_IDS: Final = ("taskId", "task_id")
 """kie.ai's names of a job's id. Other names may mean a request or an account, so an order is not bound to them."""
@@ -178,23 +180,16 @@ def amount(value: Any) -> float | None:
 
 
 def moment(value: Any) -> float | None:
-    """Return seconds since the epoch from a count of seconds, milli- or microseconds, or from ISO 8601 with a zone.
+    """Return seconds since the epoch from a count of seconds or milliseconds, or from ISO 8601 with a zone.
 
     kie.ai's callbacks mix seconds and milliseconds. None for a time outside this century.
     """
     count = amount(value)
-    seconds = _of_iso(text(value) or "") if count is None else count
-    while seconds is not None and seconds > _NEWEST:
-        seconds = seconds / 1000 if seconds < _NEWEST * 1e6 else None
-    return seconds if seconds is not None and seconds >= _OLDEST else None
-
-
-def _of_iso(words: str) -> float | None:
     try:
-        at = datetime.fromisoformat(words[:40])
-        return at.timestamp() if at.tzinfo else None
+        at = _MOMENT.validate_python(value if count is None else count).timestamp()
     except (ValueError, OverflowError):
         return None
+    return at if _OLDEST <= at <= _NEWEST else None
 
 
 def to_code(value: Any) -> int | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from types import MappingProxyType
 from typing import Final
 
 from broker.catalog import Catalog
@@ -67,7 +66,7 @@ class ProviderRegistry:
     def packages(self) -> Mapping[str, ProviderPackage]:
         """Return the configured packages by name, in the order of preference; the sandbox if none is configured."""
         found = [package for package in (*PROVIDERS, *self.extra) if package.is_configured(self._settings_of(package))]
-        return MappingProxyType({package.name: package for package in found or [SANDBOX]})
+        return {package.name: package for package in found or [SANDBOX]}
 
     def open(self, name: str, key_id: str = DEFAULT_KEY_ID) -> Provider:
         """Return an adapter of a configured provider, bound to one key. Raises KeyError for an unknown one."""

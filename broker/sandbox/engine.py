@@ -34,6 +34,7 @@ from broker.sandbox.options import Options
 
 STAGES = ("waiting", "queuing", "generating")
 TIMEOUT_SECONDS = 15.0
+WINDOW_SECONDS = 10.0
 HTTP_ERRORS = (httpx.HTTPError, httpx.InvalidURL, ValueError)
 
 
@@ -46,8 +47,8 @@ class JobRunner:
 
     def __init__(self, options: Options) -> None:
         self.options = options
-        self.base_url = options.base_url or ""
-        """Address of the sandbox, for URLs in callbacks."""
+        self.base_url = ""
+        """Address of the sandbox as last requested, for URLs in callbacks."""
         self.store = JobStore(folder=options.data_dir)
         self.files = Files(folder=options.data_dir)
         self.stages: dict[str, str] = {}
@@ -112,7 +113,7 @@ class JobRunner:
 
     def _enter_window(self) -> None:
         now = self.options.now()
-        while self._recent and self._recent[0] <= now - self.options.window:
+        while self._recent and self._recent[0] <= now - WINDOW_SECONDS:
             self._recent.popleft()
         if len(self._recent) >= self.options.creates_per_window:
             raise RejectedRequest(429, "Rate limit exceeded", status=429)

@@ -20,7 +20,7 @@ class Options:
     """From the acceptance of a job to its end."""
     credits: float = 1000.0
     creates_per_window: int = 20
-    window: float = 10.0
+    """In ten seconds."""
     callback_retries: int = 3
     callback_spacing: float = 1.0
     """Before each retry of a callback."""
@@ -28,6 +28,4 @@ class Options:
     """Faults of every job whose prompt has no tag: "lost", "late:30", or several, "late:30,twice"."""
     data_dir: Path | None = None
     """Folder in which jobs and files survive a restart; None keeps them in memory."""
-    base_url: str | None = None
-    """Address in the result URLs of callbacks; None uses the bound or the last requested one."""
     now: Callable[[], float] = time.time

@@ -10,8 +10,8 @@ import json
 import mimetypes
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
@@ -43,30 +43,15 @@ FRESH_SECONDS = 20 * 60
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def build_sandbox(options: Options | None = None) -> Starlette:
-    """Return the sandbox as an ASGI application; jobs run while its lifespan is open."""
-    routes = SandboxRoutes(JobRunner(options or Options()))
-
-    @asynccontextmanager
-    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        async with routes.runner.open():
-            yield
-
-    handlers = {HTTPException: _respond_to_unknown, RejectedRequest: _respond_to_rejected}
-    app = Starlette(routes=routes.build_routes(), lifespan=lifespan, exception_handlers=handlers)
-    app.state.runner = routes.runner
-    return app
-
-
 @asynccontextmanager
 async def serve_sandbox(host: str = "127.0.0.1", port: int = 0, options: Options | None = None) -> AsyncIterator[str]:
     """Serve for the duration of the context and yield the base URL. Port 0 takes any free one."""
-    app = build_sandbox(options)
+    runner = JobRunner(options or Options())
+    handlers = {HTTPException: _respond_to_unknown, RejectedRequest: _respond_to_rejected}
+    app = Starlette(routes=SandboxRoutes(runner).build_routes(), exception_handlers=handlers)
     with _bind_socket(host, port) as listener:
-        base_url = _socket_url(listener)
-        runner: JobRunner = app.state.runner
-        runner.base_url = runner.base_url or base_url
-        async with app.router.lifespan_context(app), _run_server(app, listener):
+        runner.base_url = base_url = _socket_url(listener)
+        async with runner.open(), _run_server(app, listener):
             yield base_url
 
 
@@ -96,37 +81,16 @@ async def _run_server(app: Starlette, listener: socket.socket) -> AsyncIterator[
         date_header=False,
         timeout_graceful_shutdown=1,
     )
-    server = _SandboxServer(config)
-    # not in a task group: a cancelled uvicorn leaves its connections open, so it gets the close event instead
-    serving = asyncio.create_task(server.serve([listener]))
-    serving.add_done_callback(lambda _: server.open.set())
+    config.load()
+    # phase by phase: serve() would take over the signals of the process, and look ten times a second for its end
+    server = uvicorn.Server(config)
+    server.lifespan = config.lifespan_class(config)
+    await server.startup([listener])
     try:
-        await server.open.wait()
         yield
     finally:
-        server.close.set()
         with anyio.CancelScope(shield=True):
-            await serving
-
-
-class _SandboxServer(uvicorn.Server):
-    """Server without signal handlers, with events for its start and its end."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.open = asyncio.Event()
-        self.close = asyncio.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.open.set()
-
-    async def main_loop(self) -> None:
-        await self.close.wait()
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
+            await server.shutdown([listener])
 
 
 class _ClosableProtocol(H11Protocol):
@@ -171,7 +135,7 @@ class SandboxRoutes:
             scheme, _, key = request.headers.get("authorization", "").partition(" ")
             if scheme != "Bearer" or not key.strip() or self._options.api_key not in {None, key}:
                 raise RejectedRequest(401, "You do not have access permissions")
-            self.runner.base_url = self._options.base_url or _base_url(request)
+            self.runner.base_url = _base_url(request)
             return await handler(request)
 
         return guarded

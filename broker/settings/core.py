@@ -27,6 +27,7 @@ from webhooks.signatures.standard import read_secret
 _P = TypeVar("_P", bound=PackageSettings)
 _BUCKET: Final = r"s3:(?://)?([a-z0-9][a-z0-9.\-]{1,61}[a-z0-9])?(?:/([A-Za-z0-9_.\-/]*))?"
 _HOST: Final = r"(?:[A-Za-z0-9.\-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?"
+_DSN: Final = "postgresql://user:password@host:5432/name"
 _POSTGRES: Final = r"postgres(?:ql)?://(?:[^/?#].*|[^?#]*\?.+)"
 
 
@@ -44,21 +45,11 @@ def _check_signing_key(secret: SecretStr) -> SecretStr:
 PublicUrl = Annotated[
     str,
     http_url(
-        "use the public URL of the broker, like https://broker.example.com, without user name or password, "
-        "or leave it empty",
-        other="",
+        "use a public URL like https://broker.example.com, without user name or password, or leave it empty", other=""
     ),
 ]
-DatabaseUrl = Annotated[
-    SecretStr,
-    matching(rf"sqlite:///.*|{_POSTGRES}", "use sqlite:///data/broker.db or postgresql://user:password@host:5432/name"),
-]
-ListenUrl = Annotated[
-    SecretStr,
-    matching(
-        f"none|{_POSTGRES}", "use the address of Postgres itself, postgresql://user:password@host:5432/name, or none"
-    ),
-]
+DatabaseUrl = Annotated[SecretStr, matching(rf"sqlite:///.*|{_POSTGRES}", f"use sqlite:///data/broker.db or {_DSN}")]
+ListenUrl = Annotated[SecretStr, matching(f"none|{_POSTGRES}", f"use the address of Postgres itself, {_DSN}, or none")]
 BlobUrl = Annotated[str, matching(f"file:.*|{_BUCKET}", "use file:data/blobs or s3://bucket/prefix")]
 StoreUrl = Annotated[
     str, http_url("use an address like https://s3.example.com, without user name or password", other=f"({_HOST})?")
@@ -66,18 +57,9 @@ StoreUrl = Annotated[
 SecretKey = Annotated[
     SecretStr | None, matching(r"(?s).{16,}", "at least 16 characters; delete the variable, and one is generated")
 ]
-BearerKey = Annotated[
-    SecretStr,
-    matching(
-        r"[^\s\x00-\x1f\x7f-\x9f]+", "use keys without blanks, separated by commas; any other cannot be sent to us"
-    ),
-]
+BearerKey = Annotated[SecretStr, matching(r"[^\s\x00-\x1f\x7f-\x9f]+", "use keys without blanks, separated by commas")]
 Origin = Annotated[
-    str,
-    matching(
-        r"https?://[A-Za-z0-9.\-\[\]:]+",
-        "use exact origins like https://app.example.com, separated by commas; * is not one",
-    ),
+    str, matching(r"https?://[A-Za-z0-9.\-\[\]:]+", "use exact origins like https://app.example.com; * is not one")
 ]
 HostAndPort = Annotated[str, matching(_HOST, "use host or host:port, separated by commas, without http://")]
 SigningKey = Annotated[SecretStr, AfterValidator(_check_signing_key)]

@@ -44,16 +44,6 @@ class _Queue:
     load: ProviderLoad
 
 
-@dataclass(frozen=True, kw_only=True)
-class Durations:
-    """Median time of one image, in seconds."""
-
-    making: float
-    """From the submission to the provider's result."""
-    fetching: float
-    """From there to the end of the task."""
-
-
 @dataclass(kw_only=True)
 class EtaEstimator:
     """Estimates when tasks end."""
@@ -101,10 +91,11 @@ class EtaEstimator:
             return None
         limits = account_limits(provider)
         by_window = (position - 1) // limits.creates_per_window * WINDOW_SECONDS
-        by_slots = max(0, position - max(0, limits.concurrency - load.running)) * durations.making / limits.concurrency
+        behind = max(0, position - max(0, limits.concurrency - load.running))
+        by_slots = behind * durations.provider_seconds / limits.concurrency
         cooldown = max(0.0, load.paused_until - self.clock.now())
         submission = max(cooldown + max(by_window, by_slots), task.due_at - self.clock.now())
-        return round_up(submission + durations.making + durations.fetching)
+        return round_up(submission + durations.provider_seconds + durations.download_seconds)
 
     # -- history
 
@@ -116,11 +107,11 @@ class EtaEstimator:
             return Progress(fresh_for=HISTORY_TTL_SECONDS)
         if started_at is None:
             return UNKNOWN
-        whole = durations.fetching if is_fetching else durations.making + durations.fetching
+        whole = durations.download_seconds + (0.0 if is_fetching else durations.provider_seconds)
         left = min(started_at + whole - self.clock.now(), whole)  # the clock may have been set back
         return Progress(eta=round_up(left), fresh_for=stable_for(left))
 
-    async def _durations(self, task: Task) -> Durations | None:
+    async def _durations(self, task: Task) -> TaskDurations | None:
         """Return the durations by model and resolution, else by model, else by provider."""
         load = partial(self._load_history, task.provider)
         fresh = TtlCache(load, seconds=HISTORY_TTL_SECONDS, clock=self.clock)
@@ -138,11 +129,12 @@ class EtaEstimator:
         }
 
 
-def _median_durations(images: Sequence[TaskDurations]) -> Durations:
+def _median_durations(images: Sequence[TaskDurations]) -> TaskDurations:
     """Return medians; a clock that was set in between makes none negative."""
-    return Durations(
-        making=max(0.0, median(image.provider_seconds for image in images)),
-        fetching=max(0.0, median(image.download_seconds for image in images)),
+    return TaskDurations(
+        resolution=None,
+        provider_seconds=max(0.0, median(image.provider_seconds for image in images)),
+        download_seconds=max(0.0, median(image.download_seconds for image in images)),
     )
 
 

@@ -47,7 +47,7 @@ class DownloadFailure:
     message: str
 
     @property
-    def final(self) -> bool:
+    def is_final(self) -> bool:
         """Return whether a repetition will hardly help; a network or a disk recovers, a missing result does not."""
         return self.code in {"result_gone", "invalid_result"}
 
@@ -208,7 +208,7 @@ def _fetching(task: Task, report: Finished, now: float, policy: TaskPolicy) -> d
 
 
 def _finished_empty(task: Task, attempt: Attempt | None, report: Finished, now: float, policy: TaskPolicy) -> Changes:
-    """Check a success without a result once more, then fail (kie.ai sends these occasionally)."""
+    """Check a success without a result once more, then fail; providers send these occasionally."""
     if task.state == TaskState.SUBMITTING:
         return _pending(task, attempt, Pending(job_id=report.job_id, check_in=policy.retry_seconds), now, policy)
     if task.state != TaskState.WAITING or not _is_current(task, attempt):
@@ -353,9 +353,9 @@ def downloaded(task: Task, stored: int, failures: Sequence[DownloadFailure], now
         return NOTHING
     if not failures:
         return Changes(task=_succeed(now, policy))
-    worst = next((failure for failure in failures if not failure.final), failures[0])
+    worst = next((failure for failure in failures if not failure.is_final), failures[0])
     late, over = now >= task.deadline_at, now >= task.deadline_at + policy.result_kept_seconds
-    is_conclusive = worst.final and (late or task.step_retries + 1 >= policy.max_dead_link_retries)
+    is_conclusive = worst.is_final and (late or task.step_retries + 1 >= policy.max_dead_link_retries)
     if stored and (is_conclusive or over):
         return Changes(task=_succeed(now, policy))  # partial success: the rest is not available
     if over:

@@ -44,4 +44,9 @@ def backoff_seconds(retries: int, policy: TaskPolicy, *, max_seconds: float | No
     max_seconds: `policy.max_check_pause_seconds` if None.
     """
     longest = policy.max_check_pause_seconds if max_seconds is None else max_seconds
-    return float(min(policy.retry_seconds * 2.0 ** min(max(retries, 0), 20), longest))
+    return doubled_seconds(policy.retry_seconds, retries, longest)
+
+
+def doubled_seconds(first_seconds: float, retries: int, max_seconds: float) -> float:
+    """Return a pause that begins with `first_seconds` and doubles with each retry."""
+    return float(min(first_seconds * 2.0 ** min(max(retries, 0), 20), max_seconds))

@@ -43,7 +43,7 @@ class RunningSteps:
 
     tasks: Tasks
     metrics: Metrics
-    _steps: dict[asyncio.Future[object], RunningStep] = field(default_factory=dict)
+    _steps: dict[asyncio.Task[bool], RunningStep] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
@@ -61,13 +61,13 @@ class RunningSteps:
             for step in self._steps.values()
         )
 
-    def start(self, work: Awaitable[object], step: RunningStep) -> None:
-        """Begin a step; a worker is woken when it ends."""
-        future = asyncio.ensure_future(work)
+    def start(self, work: Awaitable[object], name: str, step: RunningStep = RunningStep()) -> None:
+        """Begin a step, with its errors contained; a worker is woken when it ends."""
+        future = asyncio.create_task(self.contain_errors(work, "".join(step.task_ids[:1]), name))
         self._steps[future] = step
         future.add_done_callback(self._remove)
 
-    def _remove(self, future: asyncio.Future[object]) -> None:
+    def _remove(self, future: asyncio.Task[bool]) -> None:
         self._steps.pop(future, None)
         self.tasks.database.notify(DUE_CHANNEL)
 

@@ -17,12 +17,12 @@ from broker.monitoring.balance import BalanceMonitor
 from broker.notifications.deliverer import Deliverer
 from broker.tasks import retention
 from broker.tasks.retention import ClockGuard, Retention
-from broker.tasks.running import CONCURRENCY, LeaseKeeper, RunningStep, RunningSteps
+from broker.tasks.running import LeaseKeeper, RunningStep, RunningSteps
 from broker.tasks.steps.callbacks import CallbackQueue
 from broker.tasks.steps.table import StepTable
 from broker.tasks.submissions import SubmissionQueue
 from storage.errors import StorageError
-from storage.states import FINAL_STATES, TaskState
+from storage.states import ACTIVE_STATES, FINAL_STATES, TaskState
 from storage.tasks import DUE_CHANNEL, DueWork, Task, Tasks
 
 MAX_SLEEP_SECONDS: Final = 1.0
@@ -90,75 +90,76 @@ class Worker:
         """Start the steps that are due; return the seconds until the next poll."""
         try:
             self.last_heartbeat = self.clock.now()
-            agenda = await self.read_agenda()
-            if agenda.has_callbacks:
+            due_work = await self.read_due_work()
+            if due_work.has_callbacks:
                 await self.callbacks.start_due()
             count = self.running.count
-            was_due = await self._start_due(agenda)
+            was_due = await self._start_due(due_work)
             if was_due:
-                agenda = await self.read_agenda()
+                due_work = await self.read_due_work()
             self._start_housekeeping()
             is_locked = was_due and self.running.count == count  # due, but locked by another worker
-            return max(LOCKED_PAUSE_SECONDS if is_locked else 0.0, await self.seconds_until_due(agenda))
+            return max(LOCKED_PAUSE_SECONDS if is_locked else 0.0, await self.seconds_until_due(due_work))
         except StorageError as error:
             log.error("the database is unavailable", action="store_unavailable", why=str(error))
             self.leases.record_outage()
             return MAX_SLEEP_SECONDS
 
-    async def read_agenda(self) -> DueWork:
+    async def read_due_work(self) -> DueWork:
         """Return what is due, and when."""
         begun = self.clock.monotonic()
-        agenda = await self.tasks.get_due_work(self._due_states(), list(self.submissions.providers), self.clock.now())
+        due_work = await self.tasks.get_due_work(self._due_states(), list(self.submissions.providers), self.clock.now())
         took = self.clock.monotonic() - begun
         self.running.metrics.database_seconds.labels("poll").observe(took)
         if took < SLOW_QUERY_SECONDS:
-            return agenda
+            return due_work
         self.leases.record_outage()  # the database was away, and came back before the query was given up
-        return replace(agenda, due={state: at for state, at in agenda.due.items() if state != TaskState.SUBMITTING})
+        return replace(due_work, due={state: at for state, at in due_work.due.items() if state != TaskState.SUBMITTING})
 
     def _due_states(self) -> list[TaskState]:
         """Return the states whose steps may run now, QUEUED aside."""
         self.clock_guard.check_clock()
-        unfinished: list[TaskState] = [
-            state
-            for state in CONCURRENCY
-            if state != TaskState.QUEUED and (self.leases.may_recover or state != TaskState.SUBMITTING)
-        ]
-        return unfinished if self.clock_guard.deletion_paused else [*unfinished, *FINAL_STATES]
+        skipped = {TaskState.QUEUED} if self.leases.may_recover else {TaskState.QUEUED, TaskState.SUBMITTING}
+        states = ACTIVE_STATES if self.clock_guard.deletion_paused else ACTIVE_STATES + FINAL_STATES
+        return [state for state in states if state not in skipped]
 
-    async def seconds_until_due(self, agenda: DueWork) -> float:
+    async def seconds_until_due(self, due_work: DueWork) -> float:
         """Return the seconds until a step with a free slot is due, `MAX_SLEEP_SECONDS` at most."""
         now = self.clock.now()
-        moments = [at for state, at in agenda.due.items() if self.running.free_slots(state)]
+        moments = [at for state, at in due_work.due.items() if self.running.free_slots(state)]
         if self.running.free_slots(TaskState.QUEUED):
-            moments += [await self.submissions.next_at(provider, at) for provider, at in agenda.queued.items()]
-            moments.append(agenda.queue_deadline_at)
+            moments += [await self.submissions.next_at(provider, at) for provider, at in due_work.queued.items()]
+            moments.append(due_work.queue_deadline_at)
         if self.deliverer.free_slots:
-            moments.append(max(agenda.delivery_at, now + self.deliverer.pause_seconds))
+            moments.append(max(due_work.delivery_at, now + self.deliverer.pause_seconds))
         return min(max(0.0, min(moments, default=math.inf) - now), MAX_SLEEP_SECONDS)
 
     # -- starting steps
 
-    async def _start_due(self, agenda: DueWork) -> bool:
+    async def _start_due(self, due_work: DueWork) -> bool:
         """Start what is due; return whether anything was."""
         now = self.clock.now()
-        due = [state for state, at in agenda.due.items() if at <= now]
+        due = [state for state, at in due_work.due.items() if at <= now]
         for state in due:
             if state in FINAL_STATES:
                 await self._start_retention(state)
             else:
                 await self._start_all(await self._claim(state, self.running.free_slots(state)))
-        if agenda.queue_deadline_at <= now:
+        if due_work.queue_deadline_at <= now:
             lease, limit = self.leases.create_lease(), self.running.free_slots(TaskState.QUEUED)
             await self._start_all(await self.tasks.claim_overdue(now=now, lease=lease, limit=limit))
-        queued = [provider for provider, at in agenda.queued.items() if at <= now]
+        queued = [provider for provider, at in due_work.queued.items() if at <= now]
         for provider in queued:
             limit = self.running.free_slots(TaskState.QUEUED)
             await self._start_all(await self.submissions.claim(provider, self.leases.create_lease(), limit=limit))
-        has_webhooks = agenda.delivery_at <= now and self.deliverer.free_slots > 0 and not self.deliverer.pause_seconds
+        has_webhooks = (
+            due_work.delivery_at <= now and self.deliverer.free_slots > 0 and not self.deliverer.pause_seconds
+        )
         if has_webhooks:
-            await self._start_deliveries()
-        return bool(due or queued or has_webhooks or agenda.queue_deadline_at <= now)
+            for delivery in await self.deliverer.claim():
+                step = RunningStep(task_ids=(delivery.task_id,))
+                self.running.start(self.deliverer.deliver(delivery), "delivery", step)
+        return bool(due or queued or has_webhooks or due_work.queue_deadline_at <= now)
 
     async def _claim(self, state: TaskState, limit: int) -> list[Task]:
         return await self.tasks.claim(state, now=self.clock.now(), lease=self.leases.create_lease(), limit=limit)
@@ -170,7 +171,7 @@ class Worker:
                 await self.tasks.renew([(task.id, task.leased_by)], self.clock.now() + MAX_SLEEP_SECONDS)
             else:
                 step = RunningStep(task_ids=(task.id,), state=task.state, lease_holder=task.leased_by)
-                self.running.start(self._run_step(task), step)
+                self.running.start(self._run_step(task), task.state.value, step)
 
     async def _run_step(self, task: Task) -> None:
         """Run the step of a task. After an error it is repeated when its lease ends."""
@@ -180,23 +181,17 @@ class Worker:
     async def _start_retention(self, state: TaskState) -> None:
         """Start one step for many ended tasks; one such step at a time and state."""
         if tasks := await self._claim(state, retention.BATCH_SIZE * self.running.free_slots(state)):
-            work = self.running.contain_errors(self.retention.run(tasks), "", "retention")
             ids = tuple(task.id for task in tasks)
-            self.running.start(work, RunningStep(task_ids=ids, state=state, lease_holder=tasks[0].leased_by))
-
-    async def _start_deliveries(self) -> None:
-        for delivery in await self.deliverer.claim():
-            work = self.running.contain_errors(self.deliverer.deliver(delivery), delivery.task_id, "delivery")
-            self.running.start(work, RunningStep())
+            step = RunningStep(task_ids=ids, state=state, lease_holder=tasks[0].leased_by)
+            self.running.start(self.retention.run(tasks), "retention", step)
 
     def _start_housekeeping(self) -> None:
         now = self.clock.now()
         if now - self.last_housekeeping < retention.HOUSEKEEPING_SECONDS or self.clock_guard.deletion_paused:
             return
         self.last_housekeeping = now
-        housekeeping = self.retention.delete_leftovers_once()
-        self.running.start(self.running.contain_errors(housekeeping, "", "housekeeping"), RunningStep())
-        self.running.start(self.running.contain_errors(self.balances.refresh(), "", "balance"), RunningStep())
+        self.running.start(self.retention.delete_leftovers_once(), "housekeeping")
+        self.running.start(self.balances.refresh(), "balance")
 
     # -- stopping
 

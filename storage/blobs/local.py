@@ -1,7 +1,7 @@
 """Blobs as files: a draft in the same file system, synced, then renamed to its hash.
 
 <root>/.drafts/<random>               being written; locked by its writer, so that only orphans are swept
-<root>/<shard>/<owner>/<sha256>       kept; the shard is the owner's last two characters: ids end in random ones
+<root>/<shard>/<owner>/<sha256>       stored; the shard is the owner's last two characters: ids end in random ones
 """
 
 from __future__ import annotations
@@ -10,19 +10,18 @@ import errno
 import io
 import os
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from aiofiles.threadpool.binary import AsyncBufferedReader
+from storage.blobs.staging import Blob, Disk, Draft, HashingFile, StagingArea
+from storage.blobs.store import NAME, OWNER, BlobMissing, BlobReader, validate_owner
 
-from storage.blobs.staging import Disk, FileDraft, HashingFile, StagingArea
-from storage.blobs.store import NAME, OWNER, Blob, BlobMissing, BlobReader, Draft, is_valid_owner
-
-CHUNK = 2**20
+CHUNK_BYTES = 2**20
 DISK = Disk(variable="BROKER_BLOB_URL", room="free some, or shorten BROKER_RETENTION_HOURS")
-PLACE_TRIES = 100
-ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
+MAX_PLACE_ATTEMPTS = 100
+ABSENT_ERRNOS = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 
 
 class LocalBlobs:
@@ -36,7 +35,7 @@ class LocalBlobs:
         self._drafts = StagingArea(root / ".drafts", DISK, free_floor=free_floor)
 
     def new_draft(self, owner: str) -> Draft:
-        return FileDraft(self._drafts, partial(self._keep, is_valid_owner(owner)))
+        return Draft(self._drafts, partial(self._commit, validate_owner(owner)))
 
     async def open(self, name: str, start: int = 0, stop: int | None = None) -> BlobReader:
         if start < 0:
@@ -45,28 +44,28 @@ class LocalBlobs:
 
     async def delete(self, owner: str) -> int:
         """Delete without sync: blobs that reappear after a power cut are deleted the next time."""
-        return await DISK.run(partial(_remove, self._folder(is_valid_owner(owner))))
+        return await DISK.run(partial(remove_folder, self._folder(validate_owner(owner))))
 
     async def delete_stale_drafts(self, older_than: float) -> int:
         """Delete drafts of dead writers; a draft whose writer lives stays, however old."""
         return await DISK.run(partial(self._drafts.sweep, older_than))
 
     async def list_owners(self, older_than: float, since: float = 0.0) -> list[str]:
-        return await DISK.run(partial(self._owners, older_than, since))
+        return await DISK.run(partial(self._list_owners, older_than, since))
 
     async def check(self) -> None:
         """Write and sync a small file, as a draft would. Raises `StorageError` with the cure."""
-        await DISK.run(self._check)
+        await DISK.run(partial(self._drafts.write_probe, self.sync))
 
     async def get_link(self, name: str, seconds: int) -> str | None:
         return None
 
-    async def _keep(self, owner: str, file: HashingFile, _: str | None) -> Blob:
-        return await DISK.run(partial(self._kept, owner, file))
+    async def _commit(self, owner: str, file: HashingFile, _: str | None) -> Blob:
+        return await DISK.run(partial(self._commit_synced, owner, file))
 
     # -- in a thread
 
-    def _kept(self, owner: str, file: HashingFile) -> Blob:
+    def _commit_synced(self, owner: str, file: HashingFile) -> Blob:
         """1. Sync the bytes. 2. Rename. 3. Sync the folders: a name is never durable before its bytes."""
         with file.lock:
             self.sync(file.fileno())
@@ -75,26 +74,27 @@ class LocalBlobs:
         return Blob(name=f"{owner}/{sha256}", size=file.size, sha256=sha256)
 
     def place(self, draft: Path, owner: str, sha256: str) -> None:
-        """Rename a synced draft, and sync every folder of its path, because new folders are not durable either."""
+        """Rename a synced draft, and sync every folder of its path, because new folders are not durable either.
+
+        Retries, because a delete of the same owner may remove the folder between any two steps.
+        """
         folder = self._folder(owner)
-        descriptor = _rename_into(folder, draft, sha256)
-        try:
-            self.sync(descriptor)
-        finally:
-            os.close(descriptor)
+        for _ in range(MAX_PLACE_ATTEMPTS):
+            with suppress(FileNotFoundError, FileExistsError):
+                folder.mkdir(parents=True, exist_ok=True)
+                with _open_folder(folder) as descriptor:
+                    os.rename(draft, sha256, dst_dir_fd=descriptor)
+                    self.sync(descriptor)
+                break
+        else:
+            raise FileNotFoundError(errno.ENOENT, "the draft is gone")
         for parent in (folder.parent, self.root):
-            self._sync_folder(parent)
+            with _open_folder(parent) as descriptor:
+                self.sync(descriptor)
 
     def sync(self, descriptor: int) -> None:
         """Sync a file or folder; tests observe or fail this call."""
         os.fsync(descriptor)
-
-    def _sync_folder(self, folder: Path) -> None:
-        descriptor = _open_folder(folder)
-        try:
-            self.sync(descriptor)
-        finally:
-            os.close(descriptor)
 
     def _folder(self, owner: str) -> Path:
         return self.root / owner[-2:] / owner
@@ -103,23 +103,15 @@ class LocalBlobs:
         match = NAME.fullmatch(name)
         if match is None:
             raise BlobMissing("image not found")
-        return _LocalReading(_open_blob(self._folder(match[1]) / match[2]), start, stop)
+        return _LocalReader(_open_blob(self._folder(match[1]) / match[2]), start, stop)
 
-    def _owners(self, older_than: float, since: float) -> list[str]:
-        limit = time.time() - older_than  # a folder is as old as the last file that came or went
+    def _list_owners(self, older_than: float, since: float) -> list[str]:
+        limit = time.time() - older_than  # the time of a folder is that of the last file added or deleted
         folders = (folder for folder in self.root.glob("[A-Za-z0-9_]*/*") if OWNER.fullmatch(folder.name))
-        return [folder.name for folder in folders if since <= _age_mark(folder) <= limit]
-
-    def _check(self) -> None:
-        file = self._drafts.new()
-        try:
-            file.write(b"\0" * 4096)
-            self.sync(file.fileno())
-        finally:
-            file.drop()
+        return [folder.name for folder in folders if since <= _modified_at(folder) <= limit]
 
 
-class _LocalReading:
+class _LocalReader:
     """Remaining bytes of a blob. A class, because a generator that was never started cannot close its file."""
 
     def __init__(self, file: io.BufferedReader, start: int, stop: int | None) -> None:
@@ -128,22 +120,16 @@ class _LocalReading:
         self._left = (end if stop is None else min(stop, end)) - start
         file.seek(start)
 
-    def __aiter__(self) -> _LocalReading:
+    def __aiter__(self) -> _LocalReader:
         return self
 
     async def __anext__(self) -> bytes:
-        chunk = await self._read(min(self._left, CHUNK)) if self._left > 0 else b""
+        chunk = await DISK.run(partial(self._file.read, min(self._left, CHUNK_BYTES))) if self._left > 0 else b""
         if not chunk:
             await self.aclose()
             raise StopAsyncIteration
         self._left -= len(chunk)
         return chunk
-
-    async def _read(self, size: int) -> bytes:
-        try:
-            return await AsyncBufferedReader(self._file, loop=None, executor=None).read(size)
-        except OSError as error:
-            raise DISK.storage_error(error) from error
 
     async def aclose(self) -> None:
         self._left = 0
@@ -153,7 +139,7 @@ class _LocalReading:
         self._file.close()
 
 
-def _age_mark(folder: Path) -> float:
+def _modified_at(folder: Path) -> float:
     try:
         return folder.stat().st_mtime
     except FileNotFoundError:
@@ -164,34 +150,21 @@ def _open_blob(path: Path) -> io.BufferedReader:
     try:
         return open(path, "rb", opener=lambda file, flags: os.open(file, flags | os.O_NOFOLLOW))
     except OSError as error:
-        if error.errno in ABSENT:
+        if error.errno in ABSENT_ERRNOS:
             raise BlobMissing("image not found") from error
         raise
 
 
-def _open_folder(folder: Path) -> int:
-    return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+@contextmanager
+def _open_folder(folder: Path) -> Iterator[int]:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
-def _rename_into(folder: Path, draft: Path, name: str) -> int:
-    """Create the folder and move the draft into it; return the folder's descriptor, to be synced and closed.
-
-    Retries, because a delete of the same owner may remove the folder between any two steps.
-    """
-    for _ in range(PLACE_TRIES):
-        with suppress(FileNotFoundError, FileExistsError):
-            folder.mkdir(parents=True, exist_ok=True)
-            descriptor = _open_folder(folder)
-            try:
-                os.rename(draft, name, dst_dir_fd=descriptor)
-            except OSError:
-                os.close(descriptor)
-                raise
-            return descriptor
-    raise FileNotFoundError(errno.ENOENT, "the draft is gone")
-
-
-def _remove(folder: Path) -> int:
+def remove_folder(folder: Path) -> int:
     """Delete the blobs of an owner, and the folder unless it got a new blob at the same time."""
     try:
         blobs = list(folder.iterdir())

@@ -25,7 +25,7 @@ import io
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
@@ -36,33 +36,38 @@ import obstore
 from obstore.exceptions import BaseError, InvalidPathError
 
 from storage.blobs import s3_errors
-from storage.blobs.s3_client import open_bucket, static_key
-from storage.blobs.staging import Disk, FileDraft, HashingFile, StagingArea
-from storage.blobs.store import NAME, Blob, BlobMissing, BlobReader, Draft, is_valid_owner
+from storage.blobs.s3_client import open_bucket, static_credential
+from storage.blobs.staging import Blob, Disk, Draft, HashingFile, StagingArea
+from storage.blobs.store import NAME, BlobMissing, BlobReader, validate_owner
 from storage.errors import StorageError
 
 if TYPE_CHECKING:
     from obstore import GetOptions, GetResult, ObjectMeta
+    from typing_extensions import Buffer
 
 T = TypeVar("T")
 MIB: Final = 2**20
-CHUNK: Final = MIB
-STREAM_CHUNK: Final = 256 * 1024
+CHUNK_BYTES: Final = MIB
+STREAM_CHUNK_BYTES: Final = 256 * 1024
 """Least that obstore collects before it returns a chunk; the last network read may exceed it."""
-PART: Final = 5 * MIB
+MIN_PART_BYTES: Final = 5 * MIB
 """Smallest part that S3 allows; smaller blobs are uploaded in one request."""
-PARTS_AT_ONCE: Final = 2
+MAX_PARALLEL_PARTS: Final = 2
 """Bounds an upload to 15 MiB of memory, and leaves half of a slow line to each part."""
-FRESH: Final = 600.0
-"""Age in seconds below which an object is not uploaded again; far below the age at which objects are swept."""
-PAGE: Final = 1000
-WEEK: Final = 7 * 86400
+FRESH_SECONDS: Final = 600.0
+"""Age below which an object is not uploaded again; far below the age at which objects are swept."""
+PAGE_SIZE: Final = 1000
+MAX_LINK_SECONDS: Final = 7 * 86400
 FOREVER: Final = timedelta(days=365)
 DISK: Final = Disk(variable="BROKER_DATA_DIR", room="free some on the disk of BROKER_DATA_DIR")
 MEDIA_TYPE: Final = "application/octet-stream"
 BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 PREFIX: Final = re.compile(r"(?!\.{1,2}(/|$))[A-Za-z0-9._-]+(/(?!\.{1,2}(/|$))[A-Za-z0-9._-]+)*")
 ENDPOINT: Final = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:]+\])(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]*)?")
+
+_INVALID_KEY: Final = (
+    "remove the objects with an empty part, `.` or `..` in their key from the prefix of BROKER_BLOB_URL"
+)
 
 Links = Literal["none", "presigned", "public"]
 
@@ -103,20 +108,18 @@ class S3Blobs:
         _validate(bucket, prefix, endpoint)
         if links == "public" and not public_base:
             raise ValueError("public links need the public address of the bucket")
-        self._shown = f"bucket={bucket!r}, prefix={prefix!r}, endpoint={endpoint!r}"
         self._base = f"{prefix}/" if prefix else ""
         self._links = links
         self._public_base = (public_base or "").rstrip("/")
         self._total_seconds = total_seconds
         self._drafts = StagingArea(scratch, DISK, free_floor=free_floor)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="s3")
-        key = static_key(access_key, secret_key, session_token)
         store = partial(
             open_bucket,
             bucket,
             endpoint,
             region,
-            key,
+            static_credential(access_key, secret_key, session_token),
             connect=connect_seconds,
             retries=retries,
             retry_seconds=total_seconds / 2,
@@ -128,24 +131,21 @@ class S3Blobs:
         self._probe = store(attempt=timedelta(seconds=connect_seconds), retries=1)
         self._check_seconds = connect_seconds * 2
 
-    def __repr__(self) -> str:
-        return f"S3Blobs({self._shown})"
-
     async def aclose(self) -> None:
         """Wait for abandoned calls, then end the threads."""
         await asyncio.get_running_loop().run_in_executor(None, self._pool.shutdown)
 
     def new_draft(self, owner: str) -> Draft:
-        return FileDraft(self._drafts, partial(self._keep, is_valid_owner(owner)))
+        return Draft(self._drafts, partial(self._commit, validate_owner(owner)))
 
     async def open(self, name: str, start: int = 0, stop: int | None = None) -> BlobReader:
         if start < 0:
             raise ValueError("start counts from the first byte, it cannot be negative")
-        return _S3Reading(self, await self.call(partial(self._open, self._key_of(name), start, stop)))
+        return _S3Reader(self, await self.call(partial(self._open, self._key_of(name), start, stop)))
 
     async def delete(self, owner: str) -> int:
         removed = 0
-        async for page in self._listed(self._base + is_valid_owner(owner)):
+        async for page in self._listed(self._base + validate_owner(owner)):
             keys = [meta["path"] for meta in page if self._named(meta["path"])]
             if keys:
                 await self.call(partial(obstore.delete, self._calls, keys))
@@ -170,7 +170,7 @@ class S3Blobs:
 
     async def check(self) -> None:
         """Write a draft; write, list and delete an object. Raises `StorageError` and its cure without long retries."""
-        await DISK.run(self._check_scratch)
+        await DISK.run(self._drafts.write_probe)
         await self.call(self._check_bucket, self._check_seconds)
 
     async def get_link(self, name: str, seconds: int) -> str | None:
@@ -180,7 +180,7 @@ class S3Blobs:
         key = self._key_of(name)
         if self._links == "public":
             return f"{self._public_base}/{key}"
-        valid = timedelta(seconds=max(1, min(seconds, WEEK)))
+        valid = timedelta(seconds=max(1, min(seconds, MAX_LINK_SECONDS)))
         return await self.call(partial(obstore.sign, self._calls, "GET", key, valid))
 
     async def call(self, work: Callable[[], T], seconds: float | None = None) -> T:
@@ -192,14 +192,14 @@ class S3Blobs:
             async with asyncio.timeout(seconds or self._total_seconds):
                 return await asyncio.get_running_loop().run_in_executor(self._pool, partial(_run_translated, work))
         except TimeoutError:
-            raise s3_errors.timed_out() from None
+            raise s3_errors.storage_error_for(s3_errors.LATE) from None
 
-    async def _keep(self, owner: str, file: HashingFile, media_type: str | None) -> Blob:
+    async def _commit(self, owner: str, file: HashingFile, media_type: str | None) -> Blob:
         return await self.call(partial(self._upload_once, owner, file, media_type or MEDIA_TYPE))
 
     async def _listed(self, prefix: str) -> AsyncIterator[Sequence[ObjectMeta]]:
         """List whole folders only: obstore appends a slash to the prefix. One call per page, each with its own time."""
-        pages = obstore.list(self._calls, prefix or None, chunk_size=PAGE)
+        pages = obstore.list(self._calls, prefix or None, chunk_size=PAGE_SIZE)
         while (page := await self.call(partial(next, pages, None))) is not None:
             yield page
 
@@ -219,25 +219,25 @@ class S3Blobs:
             source, sha256, size = _Source(file), file.sha256.hexdigest(), file.size
         name = f"{owner}/{sha256}"
         with source:
-            if not self._there(self._base + name, size, not_before=time.time() - FRESH):
+            if not self._exists(self._base + name, size, not_before=time.time() - FRESH_SECONDS):
                 self._upload(self._base + name, source, size, media_type)
         return Blob(name=name, size=size, sha256=sha256)
 
     def _upload(self, key: str, source: _Source, size: int, media_type: str) -> None:
-        large = size > PART
+        large = size > MIN_PART_BYTES
         obstore.put(
             self._calls,
             key,
             source,
             attributes={"Content-Type": media_type},
             use_multipart=large,
-            chunk_size=PART,
-            max_concurrency=PARTS_AT_ONCE,
+            chunk_size=MIN_PART_BYTES,
+            max_concurrency=MAX_PARALLEL_PARTS,
         )
-        if large and not self._there(key, size):
+        if large and not self._exists(key, size):
             raise StorageError("the image store accepted the upload and kept another size: try again")
 
-    def _there(self, key: str, size: int, *, not_before: float = 0.0) -> bool:
+    def _exists(self, key: str, size: int, *, not_before: float = 0.0) -> bool:
         try:
             meta = obstore.head(self._calls, key)
         except FileNotFoundError:
@@ -252,24 +252,17 @@ class S3Blobs:
                 return None
             return obstore.get(self._reads, key, options=_range(start, stop))
         except (BaseError, FileNotFoundError) as error:
-            found = s3_errors.parse_response(str(error))
-            if found.status == 416:
+            status, code = s3_errors.parse_response(str(error))
+            if status == "416":
                 return None
-            if found.status == 404 and found.code != "NoSuchBucket":
+            if status == "404" and code != "NoSuchBucket":
                 raise BlobMissing("image not found") from None
             raise
-
-    def _check_scratch(self) -> None:
-        file = self._drafts.new()
-        try:
-            file.write(b"\0" * 4096)
-        finally:
-            file.drop()
 
     def _check_bucket(self) -> None:
         key = self._base + ".check"
         obstore.put(self._probe, key, b"ok", use_multipart=False)
-        next(iter(obstore.list(self._probe, key, chunk_size=PAGE)), None)
+        next(iter(obstore.list(self._probe, key, chunk_size=PAGE_SIZE)), None)
         obstore.delete(self._probe, [key])
 
 
@@ -283,20 +276,19 @@ class _Source(io.FileIO):
     def read(self, size: int | None = -1, /) -> bytes:
         if self._draft.closed:
             raise StorageError("the draft was closed")
-        return super().read(STREAM_CHUNK if size is None or size < 0 else min(size, STREAM_CHUNK)) or b""
+        return super().read(STREAM_CHUNK_BYTES if size is None or size < 0 else min(size, STREAM_CHUNK_BYTES)) or b""
 
 
-class _S3Reading:
+class _S3Reader:
     """Body of a download; raises `StorageError` if it ends early."""
 
     def __init__(self, store: S3Blobs, result: GetResult | None) -> None:
         self._store = store
-        self._stream = iter(result.stream(STREAM_CHUNK)) if result else None
+        self._stream: Iterator[Buffer] = iter(result.stream(STREAM_CHUNK_BYTES)) if result else iter(())
         self._left = result.range[1] - result.range[0] if result else 0
-        self._rest: memoryview = memoryview(b"")
-        self._coming: asyncio.Task[bytes | None] | None = None
+        self._rest = memoryview(b"")
 
-    def __aiter__(self) -> _S3Reading:
+    def __aiter__(self) -> _S3Reader:
         return self
 
     async def __anext__(self) -> bytes:
@@ -305,31 +297,21 @@ class _S3Reading:
         if not self._rest:
             await self.aclose()
             raise StopAsyncIteration
-        chunk, self._rest = self._rest[:CHUNK], self._rest[CHUNK:]
+        chunk, self._rest = self._rest[:CHUNK_BYTES], self._rest[CHUNK_BYTES:]
         return bytes(chunk)
 
     async def _fetch(self) -> None:
-        """Read the next bytes. A caller that is cancelled and calls again gets the same bytes."""
-        if self._coming is None:
-            self._coming = asyncio.ensure_future(self._store.call(partial(next, self._stream, None)))
-        try:
-            data = await asyncio.shield(self._coming)
-        except StorageError:
-            await self.aclose()
-            raise
-        self._coming = None
-        self._left -= len(data or b"")
-        self._rest = memoryview(data or b"")
+        """Read the next bytes. After an error or a cancellation the stream is gone, so that no bytes are left out."""
+        stream, self._stream = self._stream, iter(())
+        data = memoryview(await self._store.call(partial(next, stream, b"")))
+        self._left -= len(data)
         if not data or self._left < 0:
-            await self.aclose()
             raise StorageError("the image store ended the connection in the middle of an image: try again")
+        self._rest, self._stream = data, stream
 
     async def aclose(self) -> None:
         """Drop the stream, and its connection with it."""
-        self._left, self._rest, self._stream = 0, memoryview(b""), None
-        if self._coming is not None:
-            self._coming.cancel()
-            self._coming = None
+        self._left, self._rest, self._stream = 0, memoryview(b""), iter(())
 
 
 def _validate(bucket: str, prefix: str, endpoint: str | None) -> None:
@@ -345,7 +327,7 @@ def _run_translated(work: Callable[[], T]) -> T:
     try:
         return work()
     except InvalidPathError:
-        raise s3_errors.invalid_key() from None
+        raise s3_errors.storage_error_for(_INVALID_KEY) from None
     except BaseError as error:
         raise s3_errors.storage_error(str(error)) from None
     except OSError as error:

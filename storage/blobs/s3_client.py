@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from datetime import timedelta
-from functools import partial
 from typing import TYPE_CHECKING
 
 from obstore.store import S3Store
@@ -15,20 +14,11 @@ if TYPE_CHECKING:
     from obstore.store import ClientConfig, S3Config, S3Credential
 
 
-@dataclass(frozen=True, kw_only=True)
-class S3Key:
-    """Static credentials of the bucket. Only the id may be shown."""
-
-    id: str
-    secret: str = field(repr=False)
-    token: str | None = field(default=None, repr=False)
-
-
 def open_bucket(
     bucket: str,
     endpoint: str | None,
     region: str,
-    key: S3Key | None,
+    credential: Callable[[], S3Credential] | None,
     *,
     attempt: timedelta,
     read: timedelta | None = None,
@@ -60,15 +50,21 @@ def open_bucket(
         client_options=client,
         retry_config={"max_retries": retries, "retry_timeout": timedelta(seconds=retry_seconds)},
         # not as settings, which would be combined with a session token of the environment
-        credential_provider=None if key is None else partial(_credential, key),
+        credential_provider=credential,
     )
 
 
-def _credential(key: S3Key) -> S3Credential:
-    return {"access_key_id": key.id, "secret_access_key": key.secret, "token": key.token, "expires_at": None}
-
-
-def static_key(access_key: str | None, secret_key: str | None, session_token: str | None) -> S3Key | None:
+def static_credential(
+    access_key: str | None, secret_key: str | None, session_token: str | None
+) -> Callable[[], S3Credential] | None:
+    """Return a provider of the given key, or None without one. Its repr does not contain the key."""
     if bool(access_key) != bool(secret_key):
         raise ValueError(f"a key has two parts: set both {s3_errors.ID} and {s3_errors.SECRET}, or neither")
-    return S3Key(id=access_key, secret=secret_key, token=session_token or None) if access_key and secret_key else None
+    if not access_key or not secret_key:
+        return None
+    token = session_token or None
+
+    def credential() -> S3Credential:
+        return {"access_key_id": access_key, "secret_access_key": secret_key, "token": token, "expires_at": None}
+
+    return credential

@@ -17,12 +17,10 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from aiofiles.threadpool.binary import AsyncFileIO
-
-from storage.blobs.store import Blob, Draft
 from storage.errors import StorageError, StorageFull
 
 if TYPE_CHECKING:
@@ -30,7 +28,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 MIB = 2**20
-WRITE_BYTES = MIB
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 CURES = {
@@ -67,8 +64,8 @@ class Disk:
         if error.errno in FULL:
             return StorageFull(f"no space is left for images: {self.room}")
         cure = CURES.get(error.errno or 0, "look at the disk of {variable}, then try again")
-        said = cure.format(variable=self.variable)
-        return StorageError(f"the image store cannot do it now ({error.strerror or 'unknown error'}): {said}")
+        cure = cure.format(variable=self.variable)
+        return StorageError(f"the image store cannot do it now ({error.strerror or 'unknown error'}): {cure}")
 
 
 class StagingArea:
@@ -85,17 +82,26 @@ class StagingArea:
 
     def new(self) -> HashingFile:
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._keep_floor()
+        self._check_floor()
         return HashingFile(self._folder / secrets.token_hex(16))
+
+    def write_probe(self, sync: Callable[[int], None] = os.fsync) -> None:
+        """Write and sync a small draft, and delete it."""
+        file = self.new()
+        try:
+            file.write(b"\0" * 4096)
+            sync(file.fileno())
+        finally:
+            file.drop()
 
     def sweep(self, older_than: float) -> int:
         """Delete drafts of dead writers; a draft whose writer lives stays, however old."""
         if not self._folder.is_dir():
             return 0
-        limit = time.time() - older_than  # the age of a file is told by the machine's clock and no other
+        limit = time.time() - older_than  # files have times of the machine's clock
         return sum(_remove_orphan(path, limit) for path in self._folder.iterdir())
 
-    def _keep_floor(self) -> None:
+    def _check_floor(self) -> None:
         if not self._free_floor:
             return
         disk = os.statvfs(self._folder)
@@ -105,30 +111,49 @@ class StagingArea:
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Blob:
+    """Stored bytes.
+
+    name: `<owner>/<sha256>`, the only handle. size: bytes. sha256: lower-case hex.
+    """
+
+    name: str
+    size: int
+    sha256: str
+
+
 Commit = Callable[["HashingFile", str | None], Awaitable[Blob]]
 """Stores the finished file with its media type."""
 
 
-class FileDraft:
-    """Draft of every store: a `HashingFile` that is deleted after the block unless `keep` renamed it."""
+class Draft:
+    """New bytes: written in chunks, inspected, then committed or dropped. Use it with `async with`.
 
-    def __init__(self, drafts: StagingArea, keep: Commit) -> None:
+    Leaving the block without `commit` leaves nothing behind. Every call of `write` costs a thread hop: write some
+    hundred KiB at once.
+    """
+
+    def __init__(self, drafts: StagingArea, commit: Commit) -> None:
         self._drafts = drafts
-        self._keep = keep
+        self._commit = commit
         self._file: HashingFile | None = None
         self._left = False
         self._lock = threading.Lock()
 
     @property
     def size(self) -> int:
+        """Bytes written so far."""
         return self._opened.size
 
     @property
     def sha256(self) -> str:
+        """Hash of the bytes written so far, in lower-case hex."""
         return self._opened.sha256.hexdigest()
 
     @property
     def path(self) -> Path:
+        """A local file with all bytes written so far, for a decoder (in a thread)."""
         return self._opened.path
 
     @property
@@ -138,13 +163,16 @@ class FileDraft:
         return self._file
 
     async def write(self, chunk: bytes) -> None:
-        try:
-            await AsyncFileIO(self._opened, loop=None, executor=None).write(chunk)
-        except OSError as error:
-            raise self._drafts.disk.storage_error(error) from error
+        """Append; hashes and writes outside the event loop. Raises `StorageFull`. After an error, leave the block."""
+        await self._drafts.disk.run(partial(self._opened.write, chunk))
 
     async def commit(self, media_type: str | None = None) -> Blob:
-        return await self._keep(self._opened, media_type)
+        """Make the bytes durable under their final name, atomically. Equal bytes become one blob.
+
+        media_type: Content-Type of a link to the blob; ignored by stores without links.
+        The last call on a draft. After a cancellation the bytes are either stored or not.
+        """
+        return await self._commit(self._opened, media_type)
 
     async def __aenter__(self) -> Draft:
         try:
@@ -186,16 +214,13 @@ class HashingFile(io.FileIO):
 
     def write(self, data: ReadableBuffer, /) -> int:
         with self.lock, memoryview(data).cast("B") as view:
-            for start in range(0, len(view), WRITE_BYTES):
-                self._write_all(view[start : start + WRITE_BYTES])
-            return len(view)
-
-    def _write_all(self, piece: memoryview) -> None:
-        while piece:
-            written = super().write(piece)
-            self.sha256.update(piece[:written])
-            self.size += written
-            piece = piece[written:]
+            done = 0
+            while done < len(view):
+                written = super().write(view[done:])
+                self.sha256.update(view[done : done + written])
+                self.size += written
+                done += written
+            return done
 
     def drop(self) -> None:
         """Close, and remove the draft if it was not renamed."""
@@ -212,15 +237,15 @@ def _create(path: str, flags: int) -> int:
 def _remove_orphan(draft: Path, limit: float) -> bool:
     """Delete a draft that is unlocked and untouched since `limit`; return whether it was deleted."""
     try:
-        if draft.stat(follow_symlinks=False).st_mtime > limit or _held(draft):
+        if draft.stat(follow_symlinks=False).st_mtime > limit or _is_locked(draft):
             return False
         draft.unlink()
-    except OSError:  # kept or dropped meanwhile, or no draft at all
+    except OSError:  # committed or dropped at the same time, or not a draft
         return False
     return True
 
 
-def _held(draft: Path) -> bool:
+def _is_locked(draft: Path) -> bool:
     descriptor = os.open(draft, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -4,62 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, Protocol
+
+from storage.blobs.staging import Draft
 
 OWNER: Final = re.compile(r"[A-Za-z0-9_]{1,80}")
 NAME: Final = re.compile(r"([A-Za-z0-9_]{1,80})/([0-9a-f]{64})")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Blob:
-    """Stored bytes.
-
-    name: `<owner>/<sha256>`, the only handle. size: bytes. sha256: lower-case hex.
-    """
-
-    name: str
-    size: int
-    sha256: str
-
-
-class Draft(Protocol):
-    """New bytes: written in chunks, inspected, then kept or dropped. Use it with `async with`.
-
-    Leaving the block without `keep` leaves nothing behind. Every call of `write` costs a thread hop: hand over
-    some hundred KiB at once.
-    """
-
-    @property
-    def size(self) -> int:
-        """Bytes written so far."""
-        ...
-
-    @property
-    def sha256(self) -> str:
-        """Hash of the bytes written so far, in lower-case hex."""
-        ...
-
-    @property
-    def path(self) -> Path:
-        """A local file with all bytes written so far, for a decoder (in a thread)."""
-        ...
-
-    async def write(self, chunk: bytes) -> None:
-        """Append; hashes and writes outside the event loop. Raises `StorageFull`. After an error, leave the block."""
-        ...
-
-    async def commit(self, media_type: str | None = None) -> Blob:
-        """Make the bytes durable under their final name, atomically. Equal bytes become one blob.
-
-        media_type: Content-Type of a link to the blob; ignored by stores without links.
-        The last call on a draft. After a cancellation the bytes are either kept or not.
-        """
-        ...
-
-    async def __aenter__(self) -> Draft: ...
-    async def __aexit__(self, *exc: object) -> None: ...
 
 
 class BlobReader(Protocol):
@@ -74,7 +24,7 @@ class BlobStore(Protocol):
     """Store of immutable bytes.
 
     Every implementation keeps these promises: a blob is visible whole or not at all, also after a power cut;
-    keeping equal bytes for one owner twice is one blob; a reader in the middle keeps what it reads after a delete;
+    storing equal bytes for one owner twice is one blob; a reader in the middle keeps what it reads after a delete;
     memory use does not grow with the size of a blob; owners match `[A-Za-z0-9_]{1,80}`, anything else is a ValueError;
     messages of errors name a cure and no path.
     """
@@ -91,7 +41,7 @@ class BlobStore(Protocol):
         ...
 
     async def delete(self, owner: str) -> int:
-        """Delete all blobs of an owner; return how many. A blob that is being kept at the same time may stay."""
+        """Delete all blobs of an owner; return how many. A blob that is being stored at the same time may stay."""
         ...
 
     async def delete_stale_drafts(self, older_than: float) -> int:
@@ -118,7 +68,7 @@ class BlobMissing(Exception):
     """The store has no blob of this name."""
 
 
-def is_valid_owner(owner: str) -> str:
+def validate_owner(owner: str) -> str:
     """Return the owner if it is valid, else raise `ValueError`: paths and keys are built from valid owners only."""
     if OWNER.fullmatch(owner) is None:
         raise ValueError("an owner is 1 to 80 letters, digits and underscores")

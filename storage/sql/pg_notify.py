@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import asyncpg
 
+from storage.sql.postgres_errors import BROKEN
 from storage.sql.pubsub import EventSubscription, LocalChannels
 
 CHANNEL: Final = "broker"
@@ -29,13 +30,7 @@ ECHO_CHANNEL: Final = "echo"
 """Channel without listeners, to test that sending and receiving work."""
 
 Connect = Callable[[], Awaitable["asyncpg.Connection[Any]"]]
-CONNECTION_ERRORS: Final = (
-    asyncpg.PostgresError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,
-    OSError,
-    ValueError,
-)
+CONNECTION_ERRORS: Final = (*BROKEN, asyncpg.PostgresError, ValueError)
 
 
 class PgNotifier:

@@ -66,7 +66,7 @@ FOREIGN_OPTIONS: Final = frozenset(
 
 
 class PostgresDatabase:
-    """One database of a Postgres server. `async with PostgresDatabase(url)` opens it, or `await open()` and `close()`.
+    """One database of a Postgres server. `async with PostgresDatabase(url)` opens it.
 
     url: `postgresql://user:password@host/name`. listen_url: an address of Postgres itself, where `url` leads to a
     pooler in transaction mode; `none` without one: notifications then stay within their process. connections: at most,
@@ -108,7 +108,7 @@ class PostgresDatabase:
 
     # -- opening and closing
 
-    async def open(self) -> PostgresDatabase:
+    async def __aenter__(self) -> PostgresDatabase:
         self._pool = await self._run_with_retries(self._open_pool)
         self._notifying = (
             None if self._is_alone else asyncio.create_task(self._notifier.run(), name="postgres-notifier")
@@ -138,9 +138,6 @@ class PostgresDatabase:
             "timeout": self._retry_seconds,
             "server_settings": {"application_name": "nano-banana-broker"},
         }
-
-    async def __aenter__(self) -> PostgresDatabase:
-        return await self.open()
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()

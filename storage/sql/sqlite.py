@@ -48,7 +48,7 @@ _CURES: Final = {
 
 
 class SqliteDatabase:
-    """Database in one file. `async with SqliteDatabase(path)` opens it, or use `await open()` and `await close()`."""
+    """Database in one file. `async with SqliteDatabase(path)` opens it."""
 
     skip_locked = ""
     exclusive = "SELECT 1 AS alone"  # there is one writer at a time anyway
@@ -59,7 +59,7 @@ class SqliteDatabase:
         self._writer = GroupCommitWriter(partial(open_connection, path, WRITER_PRAGMAS))
         self._closed = False
 
-    async def open(self) -> SqliteDatabase:
+    async def __aenter__(self) -> SqliteDatabase:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             await self._connect()
@@ -77,9 +77,6 @@ class SqliteDatabase:
             self._inline = await asyncio.to_thread(reader)
             opened.callback(self._inline.close)
             self._opened = opened.pop_all()
-
-    async def __aenter__(self) -> SqliteDatabase:
-        return await self.open()
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()

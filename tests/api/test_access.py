@@ -1,4 +1,4 @@
-"""Access: neither a tunnel nor a page in the owner's browser may spend the owner's money."""
+"""Access control: requests through a tunnel, or sent by another web site, are not trusted."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def access(**settings: Any) -> Authenticator:
 
 
 def request(*headers: tuple[str, str], peer: str | None = "127.0.0.1") -> HTTPConnection:
-    raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+    raw = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers]  # as ASGI servers do
     client = (peer, 50000) if peer is not None else None
     return HTTPConnection({"type": "http", "scheme": "http", "client": client, "headers": raw})
 
@@ -55,14 +55,14 @@ def test_a_direct_call_from_this_machine_is_trusted(host: str) -> None:
 
 
 @pytest.mark.parametrize("peer", ["127.0.0.1", "127.8.8.8", "::1", "::ffff:127.0.0.1"])
-def test_every_way_to_be_this_machine(peer: str) -> None:
+def test_every_loopback_address_is_trusted(peer: str) -> None:
     assert trusted([HOST], peer=peer)
 
 
 @pytest.mark.parametrize(
     "peer", ["10.0.0.1", "192.168.1.5", "8.8.8.8", "::ffff:10.0.0.1", "fe80::1", "", "unix", "0.0.0.0", None]
 )
-def test_other_machines_are_not(peer: str | None) -> None:
+def test_other_addresses_are_not_trusted(peer: str | None) -> None:
     """A socket without an address is not trusted either."""
     assert not trusted([HOST], peer=peer)
 
@@ -95,8 +95,8 @@ def test_other_machines_are_not(peer: str | None) -> None:
         "",
     ],
 )
-def test_a_name_that_is_not_ours_is_a_rebound_one(host: str) -> None:
-    """A page whose name was pointed at 127.0.0.1 keeps its name in Host."""
+def test_host_that_is_not_loopback_is_not_trusted(host: str) -> None:
+    """A page whose host name resolves to 127.0.0.1 (DNS rebinding) keeps that name in Host."""
     assert not trusted([("host", host)])
 
 
@@ -110,14 +110,14 @@ def test_missing_or_duplicate_host_is_rejected() -> None:
     """forwarded Forwarded FORWARDED x-forwarded-for X-Forwarded-For x-forwarded-host x-forwarded-proto X-FORWARDED-ANY
     via Via cf-connecting-ip CF-Ray cf-visitor ngrok-trace-id Ngrok-Skip-Browser-Warning NGROK-X""".split(),
 )
-def test_what_was_forwarded_is_not_direct(name: str) -> None:
-    """Tunnels and proxies reach us over loopback and say so in one of these; an empty value says it as well."""
+def test_forwarded_request_is_not_trusted(name: str) -> None:
+    """Tunnels and proxies connect over loopback and add one of these headers; an empty value counts."""
     assert not trusted([HOST, (name, "1")])
     assert not trusted([HOST, (name, "")])
 
 
 @pytest.mark.parametrize("name", ["forward", "viaduct", "x-cf-ray", "cfray", "forwarded-not", "x-request-id"])
-def test_other_headers_say_nothing(name: str) -> None:
+def test_other_headers_do_not_matter(name: str) -> None:
     assert trusted([HOST, (name, "1")])
 
 
@@ -126,7 +126,7 @@ def test_other_headers_say_nothing(name: str) -> None:
     [("cross-site", False), ("same-site", False), ("Cross-Site", False), ("junk", False), ("", False),
      ("same-origin", True), ("none", True)],
 )  # fmt: skip
-def test_a_browser_says_which_site_sent_it(site: str, expected: bool) -> None:
+def test_request_of_another_site_is_not_trusted(site: str, expected: bool) -> None:
     assert trusted([HOST, ("sec-fetch-site", site)]) is expected
     assert not trusted([HOST, ("Sec-Fetch-Site", "none"), ("sec-fetch-site", "cross-site")])
 
@@ -149,7 +149,7 @@ def test_a_browser_says_which_site_sent_it(site: str, expected: bool) -> None:
         ("file://", False),
     ],
 )
-def test_a_page_elsewhere_is_not_this_machine(origin: str, expected: bool) -> None:
+def test_foreign_origin_is_not_trusted(origin: str, expected: bool) -> None:
     """`null` is what sandboxed frames and local files send: any page."""
     settings: dict[str, Any] = {"cors_origins": ("https://app.example.com",)}
     assert trusted([HOST, ("origin", origin)], **settings) is expected
@@ -176,7 +176,7 @@ def test_a_page_elsewhere_is_not_this_machine(origin: str, expected: bool) -> No
 )
 def test_a_known_key_is_trusted_from_anywhere(value: str, expected: bool) -> None:
     headers = [("host", "public.example.com"), ("x-forwarded-for", "8.8.8.8"), ("Authorization", value)]
-    assert trusted(headers, peer="8.8.8.8", api_keys=("another-key-of-somebody", KEY)) is expected
+    assert trusted(headers, peer="8.8.8.8", api_keys=("another-key-of-the-tests", KEY)) is expected
 
 
 def test_duplicate_authorization_is_rejected() -> None:
@@ -185,7 +185,7 @@ def test_duplicate_authorization_is_rejected() -> None:
     assert not trusted(two, api_keys=(KEY,))
 
 
-def test_with_a_key_configured_this_machine_needs_it_too() -> None:
+def test_local_call_needs_the_configured_key() -> None:
     assert not trusted([HOST], api_keys=(KEY,))
 
 
@@ -200,20 +200,20 @@ def test_anonymous_access_trusts_all_callers() -> None:
 
 
 def test_names_distinguish_callers_and_hold_no_key() -> None:
-    """They are kept in the database, so a key must not be found out from them."""
-    known = access(api_keys=(KEY, "another-key-of-somebody"))
+    """Names are stored in the database, so they must not reveal a key."""
+    known = access(api_keys=(KEY, "another-key-of-the-tests"))
     first = known.authenticate(request(HOST, ("authorization", f"Bearer {KEY}"))).name
-    second = known.authenticate(request(HOST, ("authorization", "Bearer another-key-of-somebody"))).name
+    second = known.authenticate(request(HOST, ("authorization", "Bearer another-key-of-the-tests"))).name
     assert first != second
     assert first.startswith("key:")
     assert len(first) == len("key:") + 8
     assert access().authenticate(request(HOST)).name == "local"
     assert access(allow_anonymous=True).authenticate(request()).name == "anonymous"
-    other_house = Authenticator(load_settings(env_file=None, api_keys=(KEY,)), b"another-secret")
-    assert other_house.authenticate(request(("authorization", f"Bearer {KEY}"))).name != first
+    other = Authenticator(load_settings(env_file=None, api_keys=(KEY,)), b"another-secret")
+    assert other.authenticate(request(("authorization", f"Bearer {KEY}"))).name != first
 
 
-def test_the_refusal_names_the_cure() -> None:
+def test_unauthorized_error_names_the_cure() -> None:
     with pytest.raises(ApiError, match="BROKER_API_KEYS") as caught:
         require_trusted(access().authenticate(request()))
     assert caught.value.status == 401
@@ -236,7 +236,7 @@ PROVIDER = """GET /api/webhook/nano-banana · POST /api/webhook/nano-banana · G
 
 
 def sample_path(endpoint: Endpoint) -> str:
-    """A path of the endpoint with ids that exist nowhere."""
+    """Return a path of the endpoint with ids that do not exist."""
     value = next((value for start, value in PATH_VALUES.items() if endpoint.path.startswith(start)), "")
     return re.sub(r"\{[a-z]+\}", value, endpoint.path)
 
@@ -266,7 +266,7 @@ async def test_only_the_routes_of_the_contract_are_open(tmp_path: Path) -> None:
             assert declared == {line.strip() for line in lines.split("·")}
 
 
-async def test_a_key_opens_and_two_do_not(tmp_path: Path) -> None:
+async def test_one_key_is_accepted_and_two_are_rejected(tmp_path: Path) -> None:
     async with open_api(tmp_path, api_keys=(KEY,)) as broker:
         assert (await broker.client.get("/api/tasks")).status_code == 401
         right = ("Authorization", f"Bearer {KEY}")
@@ -274,7 +274,7 @@ async def test_a_key_opens_and_two_do_not(tmp_path: Path) -> None:
         assert (await broker.client.get("/api/tasks", headers=[right, right])).status_code == 401
 
 
-async def test_a_stranger_is_refused_before_the_body_is_read(tmp_path: Path) -> None:
+async def test_unauthorized_request_is_rejected_before_its_body_is_read(tmp_path: Path) -> None:
     """Otherwise any client could fill the disk with uploads."""
     async with open_api(tmp_path, sockets=True) as broker:
         head = (

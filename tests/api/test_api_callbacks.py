@@ -1,4 +1,4 @@
-"""Callbacks of providers: the proof decides what a callback may do, and every one is kept."""
+"""Callbacks of providers: the verification decides the effect, and every callback is stored."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from webhooks.verification import MAX_BODY_BYTES
 
 pytestmark = pytest.mark.anyio
 
-HOOK = "/api/webhook/nano-banana"
+WEBHOOK_PATH = "/api/webhook/nano-banana"
 JOB = "job-of-the-provider"
 FORWARDED = {"X-Forwarded-For": "8.8.8.8"}
-"""What comes through a tunnel: nobody we trust."""
+"""Headers of a request through a tunnel, which is not trusted."""
 WEBHOOK_KEY = "webhook-key-of-the-tests"
 
 
@@ -41,7 +41,7 @@ async def a_job(broker: ApiBroker) -> Task:
 def address(broker: ApiBroker, task: Task, token: str | None = None, **changes: str) -> str:
     token = broker.services.tokens.token(task.id, 1) if token is None else token
     query = {"task": task.id, "attempt": "1", "token": token, **changes}
-    return f"{HOOK}?{httpx.QueryParams(query)}"
+    return f"{WEBHOOK_PATH}?{httpx.QueryParams(query)}"
 
 
 def done(task_id: str = JOB) -> dict[str, Any]:
@@ -54,30 +54,32 @@ def signed(now: float, job: str = JOB, key: str = WEBHOOK_KEY) -> dict[str, str]
     return {"X-Webhook-Timestamp": str(int(now)), "X-Webhook-Signature": base64.b64encode(digest).decode()}
 
 
-async def verdicts(broker: ApiBroker) -> list[tuple[str, int]]:
-    return [(hook.verification, hook.status) for hook in await broker.services.callbacks.list_newest(limit=100)]
+async def stored_verifications(broker: ApiBroker) -> list[tuple[str, int]]:
+    return [
+        (callback.verification, callback.status) for callback in await broker.services.callbacks.list_newest(limit=100)
+    ]
 
 
-async def test_the_address_can_be_checked_with_get(tmp_path: Path) -> None:
+async def test_get_on_the_webhook_path_confirms_the_address(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
-        for path in (HOOK, "/api/webhook/kie"):
+        for path in (WEBHOOK_PATH, "/api/webhook/kie"):
             document = (await broker.client.get(path, headers=FORWARDED)).json()
             assert document["timestamp"].endswith("Z")
             assert (document["status"], document["message"]) == ("ok", "Nano Banana webhook endpoint is ready")
 
 
-async def test_the_greeting_shows_that_it_is_ours_to_a_nonce_and_to_nothing_else(tmp_path: Path) -> None:
+async def test_probe_is_answered_for_a_valid_nonce_only(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
         presence, nonce = ChallengeResponse(broker.services.tokens.secret), new_nonce()
-        shown = (await broker.client.get(HOOK, params={"probe": nonce}, headers=FORWARDED)).json()
+        shown = (await broker.client.get(WEBHOOK_PATH, params={"probe": nonce}, headers=FORWARDED)).json()
         assert presence.is_valid(nonce, shown["probe"])
         for query in ("", "?probe=", "?probe=task_1:1", f"?probe={nonce}0", f"?probe={nonce}&probe={nonce}", "?x=1"):
-            greeting = (await broker.client.get(HOOK + query)).json()
+            greeting = (await broker.client.get(WEBHOOK_PATH + query)).json()
             assert set(greeting) == {"status", "message", "timestamp"}, query
 
 
-async def test_without_a_webhook_key_the_token_decides(tmp_path: Path) -> None:
-    """Every line of the table of proofs; what is not proved is asked for, what is wrong changes nothing."""
+async def test_token_decides_without_a_webhook_key(tmp_path: Path) -> None:
+    """Every row of the table of proofs: without proof the provider is polled, a wrong proof changes nothing."""
     async with open_api(tmp_path) as broker:
         task = await a_job(broker)
         other = broker.services.tokens.token(task.id, 2)
@@ -90,36 +92,42 @@ async def test_without_a_webhook_key_the_token_decides(tmp_path: Path) -> None:
             ("empty token", address(broker, task, ""), FORWARDED, 401, "unauthorized"),
             ("strange token", address(broker, task, "ü\u0000🍌"), FORWARDED, 401, "unauthorized"),
             ("wrong token from here", address(broker, task, other), {}, 401, "unauthorized"),
-            ("another task", f"{HOOK}?task=task_{'9' * 32}&attempt=1&token={token}", FORWARDED, 401, "unauthorized"),
-            ("no attempt", f"{HOOK}?task={task.id}&token={token}", FORWARDED, 401, "unauthorized"),
+            (
+                "another task",
+                f"{WEBHOOK_PATH}?task=task_{'9' * 32}&attempt=1&token={token}",
+                FORWARDED,
+                401,
+                "unauthorized",
+            ),
+            ("no attempt", f"{WEBHOOK_PATH}?task={task.id}&token={token}", FORWARDED, 401, "unauthorized"),
             ("odd attempt", address(broker, task, attempt="01"), FORWARDED, 401, "unauthorized"),
             ("huge attempt", address(broker, task, attempt="9" * 400), FORWARDED, 401, "unauthorized"),
-            ("no proof", HOOK, FORWARDED, 202, ""),
+            ("no proof", WEBHOOK_PATH, FORWARDED, 202, ""),
             ("no proof, other path", "/api/webhook/kie", FORWARDED, 202, ""),
-            ("trusted", HOOK, {}, 200, ""),
+            ("trusted", WEBHOOK_PATH, {}, 200, ""),
         ]
         for what, path, headers, status, code in cases:
             answer = await broker.client.post(path, json=done(), headers=headers)
             assert answer.status_code == status, (what, answer.text)
             assert answer.json().get("code", "") == code, what
             assert answer.json()["success"] is (status < 300), what
-        assert sorted(status for _, status in await verdicts(broker)) == sorted(case[3] for case in cases)
+        assert sorted(status for _, status in await stored_verifications(broker)) == sorted(case[3] for case in cases)
 
 
-async def test_with_a_webhook_key_an_unsigned_call_is_nothing(tmp_path: Path) -> None:
-    """The signature covers only the id, so that what it proves is asked for; the token goes on being enough."""
+async def test_unsigned_callback_is_rejected_with_a_webhook_key(tmp_path: Path) -> None:
+    """The signature covers only the id, so the provider is polled; a token alone is still accepted."""
     async with open_api(tmp_path, webhook_key=WEBHOOK_KEY) as broker:
         task = await a_job(broker)
         now = broker.services.clock.now()
         cases: list[tuple[str, str, dict[str, str], int]] = [
-            ("unsigned", HOOK, FORWARDED, 401),
-            ("unsigned from here", HOOK, {}, 401),
-            ("signed", HOOK, {**FORWARDED, **signed(now)}, 202),
-            ("signed for another job", HOOK, {**FORWARDED, **signed(now, "other")}, 401),
-            ("signed with another key", HOOK, {**FORWARDED, **signed(now, key="other")}, 401),
-            ("stale", HOOK, {**FORWARDED, **signed(now - 301)}, 401),
-            ("from the future", HOOK, {**FORWARDED, **signed(now + 310)}, 401),
-            ("no timestamp", HOOK, {**FORWARDED, "X-Webhook-Signature": "AAAA"}, 401),
+            ("unsigned", WEBHOOK_PATH, FORWARDED, 401),
+            ("unsigned from here", WEBHOOK_PATH, {}, 401),
+            ("signed", WEBHOOK_PATH, {**FORWARDED, **signed(now)}, 202),
+            ("signed for another job", WEBHOOK_PATH, {**FORWARDED, **signed(now, "other")}, 401),
+            ("signed with another key", WEBHOOK_PATH, {**FORWARDED, **signed(now, key="other")}, 401),
+            ("stale", WEBHOOK_PATH, {**FORWARDED, **signed(now - 301)}, 401),
+            ("from the future", WEBHOOK_PATH, {**FORWARDED, **signed(now + 310)}, 401),
+            ("no timestamp", WEBHOOK_PATH, {**FORWARDED, "X-Webhook-Signature": "AAAA"}, 401),
             ("right token, unsigned", address(broker, task), FORWARDED, 200),
             ("right token, wrong signature", address(broker, task), {**FORWARDED, **signed(now, key="x")}, 401),
             ("right token, signed", address(broker, task), {**FORWARDED, **signed(now)}, 200),
@@ -129,20 +137,20 @@ async def test_with_a_webhook_key_an_unsigned_call_is_nothing(tmp_path: Path) ->
             assert answer.status_code == status, (what, answer.text)
 
 
-async def test_a_proved_success_becomes_a_download(tmp_path: Path) -> None:
-    """And the same again changes nothing. The simulated callback of the guide names our own id."""
+async def test_accepted_success_starts_the_download_once(tmp_path: Path) -> None:
+    """Repeated callbacks change nothing. The simulated callback of the guide contains our own id."""
     async with open_api(tmp_path) as broker:
         task = await a_job(broker)
         simulated = {"task_id": task.id, "status": "completed", "output": {"image_url": "http://127.0.0.1:9/x.png"}}
         for _ in range(3):
-            assert (await broker.client.post(HOOK, json=simulated)).status_code == 200
+            assert (await broker.client.post(WEBHOOK_PATH, json=simulated)).status_code == 200
         await broker.services.worker.callbacks.step.process_callbacks(task.id)
         row = await broker.services.tasks.get(task.id)
         assert row is not None
         assert row.outputs == ("http://127.0.0.1:9/x.png",)
 
 
-async def test_a_refused_callback_changes_no_row(tmp_path: Path) -> None:
+async def test_rejected_callbacks_do_not_change_the_task(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
         task = await a_job(broker)
         before = await broker.services.tasks.get(task.id)
@@ -152,8 +160,8 @@ async def test_a_refused_callback_changes_no_row(tmp_path: Path) -> None:
         assert await broker.services.tasks.get(task.id) == before
 
 
-async def test_a_callback_about_nothing_is_not_found(tmp_path: Path) -> None:
-    """404, so that the provider tries again: the job id may be on its way into our books."""
+async def test_callback_without_a_task_is_not_found(tmp_path: Path) -> None:
+    """404, so that the provider tries again: the job id may not be stored yet."""
     async with open_api(tmp_path) as broker:
         strange: list[Any] = [
             done("unknown"),
@@ -167,27 +175,27 @@ async def test_a_callback_about_nothing_is_not_found(tmp_path: Path) -> None:
             {"task_id": "x" * 5000},
         ]
         for body in strange:
-            answer = await broker.client.post(HOOK, content=json.dumps(body), headers=FORWARDED)
+            answer = await broker.client.post(WEBHOOK_PATH, content=json.dumps(body), headers=FORWARDED)
             assert (answer.status_code, answer.json()["code"]) == (404, "task_not_found"), body
 
 
 @pytest.mark.parametrize("trusted", [True, False])
-async def test_unreadable_bodies(tmp_path: Path, trusted: bool) -> None:
+async def test_unreadable_body_is_malformed(tmp_path: Path, trusted: bool) -> None:
     async with open_api(tmp_path) as broker:
         task = await a_job(broker)
         headers = {} if trusted else FORWARDED
         bodies = [b"", b"{", b"\xff\xfe", b"NaN", b"[" * 200_000, b'{"a":' + b"9" * 5000 + b"}", b'"\\ud800"', b"a=b"]
         for body in bodies:
-            for path in (HOOK, address(broker, task)):
+            for path in (WEBHOOK_PATH, address(broker, task)):
                 answer = await broker.client.post(path, content=body, headers=headers)
                 assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request"), body[:50]
-        packed = await broker.client.post(HOOK, content=b"x", headers={**headers, "Content-Encoding": "gzip"})
+        packed = await broker.client.post(WEBHOOK_PATH, content=b"x", headers={**headers, "Content-Encoding": "gzip"})
         assert (packed.status_code, packed.json()["code"]) == (400, "invalid_request")
-        assert {verdict for verdict, _ in await verdicts(broker)} == {"malformed"}
+        assert {result for result, _ in await stored_verifications(broker)} == {"malformed"}
 
 
 async def test_any_content_type_is_read_as_json(tmp_path: Path) -> None:
-    """People forget curl's -H, and one provider sends text/plain."""
+    """Callers forget curl's -H, and one provider sends text/plain."""
     async with open_api(tmp_path) as broker:
         task = await a_job(broker)
         body = json.dumps(done()).encode()
@@ -196,8 +204,8 @@ async def test_any_content_type_is_read_as_json(tmp_path: Path) -> None:
             assert answer.status_code == 200, media_type
 
 
-async def test_a_large_body_is_refused_and_noted(tmp_path: Path) -> None:
-    """At the limit it is read; one byte more, declared or not, is 413 and in the inbox all the same."""
+async def test_body_above_the_limit_is_rejected_and_stored(tmp_path: Path) -> None:
+    """A body at the limit is read; one byte more, declared or not, is 413 and stored in the inbox."""
     async with open_api(tmp_path) as broker:
         task = await a_job(broker)
         body = json.dumps({**done(), "padding": ""}).encode()
@@ -212,12 +220,12 @@ async def test_a_large_body_is_refused_and_noted(tmp_path: Path) -> None:
         for content in (fits + b" ", chunks()):
             answer = await broker.client.post(address(broker, task), content=content)
             assert (answer.status_code, answer.json()["code"]) == (413, "payload_too_large")
-        assert sorted(status for _, status in await verdicts(broker)) == [200, 413, 413]
+        assert sorted(status for _, status in await stored_verifications(broker)) == [200, 413, 413]
 
 
-async def test_the_time_to_an_answer_is_measured(tmp_path: Path) -> None:
+async def test_acknowledgement_time_is_measured(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
-        await broker.client.post(HOOK, json=done())
+        await broker.client.post(WEBHOOK_PATH, json=done())
         page = (await broker.client.get("/metrics")).text
         assert "broker_callback_ack_seconds_count 1.0" in page
         assert 'broker_callbacks_total{provider="kie",verification="unknown"} 1.0' in page

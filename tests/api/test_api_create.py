@@ -1,4 +1,4 @@
-"""Ordering: what is taken, and what is refused without leaving anything behind."""
+"""Orders over HTTP: accepted requests, and rejected ones that store nothing."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def file(data: bytes = b"", name: str = "a.png", part: str = "image") -> Parts:
 # -- what is taken
 
 
-async def test_a_json_order_is_taken(tmp_path: Path) -> None:
-    """The answer existing front ends read, and the headers that give a program the time of its first poll."""
+async def test_json_order_is_accepted(tmp_path: Path) -> None:
+    """With the response that existing front ends read, and the headers for the first poll."""
     async with open_api(tmp_path) as broker:
         answer = await broker.client.post(CREATE, json=PROMPT)
         document = answer.json()
@@ -68,7 +68,7 @@ WISHES = [
 ]
 
 
-async def test_the_caller_chooses_the_language(tmp_path: Path) -> None:
+async def test_message_is_in_the_language_of_the_caller(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
         for wish, message in WISHES:
             headers = [(b"accept-language", wish.encode("latin-1"))]
@@ -76,8 +76,8 @@ async def test_the_caller_chooses_the_language(tmp_path: Path) -> None:
             assert answer.json()["message"] == message, wish
 
 
-async def test_the_form_of_the_old_front_end_is_taken(tmp_path: Path) -> None:
-    """FormData as the integration guide writes it, empty file field and unused steps included."""
+async def test_form_of_the_old_front_end_is_accepted(tmp_path: Path) -> None:
+    """FormData as in the integration guide, with an empty file field and unused steps."""
     async with open_api(tmp_path) as broker:
         fields = text(prompt="星空", model="nano-banana", mode="text-to-image", aspectRatio="1:1", steps="30", seed="")
         answer = await broker.client.post(CREATE, files=[*fields, *file(b"", "")])
@@ -88,8 +88,8 @@ async def test_the_form_of_the_old_front_end_is_taken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("part", ["image", "files"])
-async def test_an_image_part_makes_it_image_to_image(tmp_path: Path, part: str) -> None:
-    """Two files, one of them larger than a parser keeps in memory; both end as references with their own bytes."""
+async def test_image_part_makes_the_order_image_to_image(tmp_path: Path, part: str) -> None:
+    """Two files, one larger than the parser keeps in memory; both are stored as references."""
     async with open_api(tmp_path) as broker:
         parts = [*text(prompt="blend"), *file(png("red"), part=part), *file(png("blue"), "../../b.html", part=part)]
         answer = await broker.client.post(CREATE, files=parts)
@@ -102,7 +102,7 @@ async def test_an_image_part_makes_it_image_to_image(tmp_path: Path, part: str) 
             assert served.content == png(color)
 
 
-async def test_data_uris_and_aliases_are_taken(tmp_path: Path) -> None:
+async def test_data_uris_and_aliases_are_accepted(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
         order = {**PROMPT, "images": [DATA_URI], "aspect_ratio": "16:9", "n": 2, "output_format": "jpeg", "color": "x"}
         answer = await broker.client.post(CREATE, json=order)
@@ -115,14 +115,14 @@ async def test_data_uris_and_aliases_are_taken(tmp_path: Path) -> None:
             assert (data["aspectRatio"], data["mode"]) == ("16:9", "image-to-image")
 
 
-async def test_json_by_any_of_its_names(tmp_path: Path) -> None:
+async def test_every_json_media_type_is_accepted(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
         for media_type in ("application/json; charset=UTF-8", "application/problem+json", "Application/JSON"):
             headers = {"content-type": media_type}
             assert (await broker.client.post(CREATE, content=b'{"prompt":"x"}', headers=headers)).status_code == 202
 
 
-async def test_a_dry_run_makes_nothing(tmp_path: Path) -> None:
+async def test_dry_run_stores_nothing(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
         before = await broker.stored_counts()
         by_json = await broker.client.post(CREATE, json={**PROMPT, "dryRun": True, "images": [DATA_URI], "odd": 1})
@@ -137,7 +137,7 @@ async def test_a_dry_run_makes_nothing(tmp_path: Path) -> None:
 # -- once
 
 
-async def test_the_same_key_gives_the_same_answer(tmp_path: Path) -> None:
+async def test_same_key_returns_the_same_response(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
         headers = {"Idempotency-Key": "order-1"}
         answers = [await broker.client.post(CREATE, json={**PROMPT, "n": 2}, headers=headers) for _ in range(3)]
@@ -147,7 +147,7 @@ async def test_the_same_key_gives_the_same_answer(tmp_path: Path) -> None:
         assert (other.status_code, other.json()["code"]) == (422, "idempotency_mismatch")
 
 
-async def test_the_same_key_at_once_is_one_order(tmp_path: Path) -> None:
+async def test_concurrent_requests_with_one_key_are_one_order(tmp_path: Path) -> None:
     """A double click, or an SDK that retries by itself."""
     async with open_api(tmp_path) as broker:
         headers = {"Idempotency-Key": "double-click"}
@@ -159,8 +159,8 @@ async def test_the_same_key_at_once_is_one_order(tmp_path: Path) -> None:
         assert (tasks, images, keys, files) == (1, 1, 1, 1)
 
 
-async def test_two_hundred_equal_orders_at_once_are_one_order(tmp_path: Path) -> None:
-    """More than a minute's pace, and not one of them is turned away: there is only one order."""
+async def test_two_hundred_concurrent_requests_with_one_key_are_one_order(tmp_path: Path) -> None:
+    """More than the rate limit allows, but none is rejected: there is only one order."""
     async with open_api(tmp_path, rate_per_minute=2) as broker:
         headers = {"Idempotency-Key": "one-click"}
         order = {**PROMPT, "n": 2}
@@ -170,8 +170,8 @@ async def test_two_hundred_equal_orders_at_once_are_one_order(tmp_path: Path) ->
         assert (await broker.stored_counts())[0] == 2
 
 
-async def test_a_repeated_order_costs_no_pace_and_is_not_looked_at_again(tmp_path: Path) -> None:
-    """Its first answer stands, whatever has become of a link since."""
+async def test_repeated_order_is_neither_counted_nor_validated_again(tmp_path: Path) -> None:
+    """The first response is returned, even if a URL has stopped working."""
     async with open_api(tmp_path, rate_per_minute=1) as broker:
         headers = {"Idempotency-Key": "order-1"}
         order = {**PROMPT, "images": [DATA_URI]}
@@ -184,8 +184,8 @@ async def test_a_repeated_order_costs_no_pace_and_is_not_looked_at_again(tmp_pat
         assert (late.status_code, late.json()["code"]) == (410, "task_expired")
 
 
-async def test_a_link_is_the_same_as_long_as_its_address_is(tmp_path: Path) -> None:
-    """The second time no request is made: there is nothing behind the address any more."""
+async def test_reference_url_is_compared_by_its_address(tmp_path: Path) -> None:
+    """The second order sends no request: nothing listens at the address any more."""
     picture = png()
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -209,7 +209,7 @@ async def test_a_link_is_the_same_as_long_as_its_address_is(tmp_path: Path) -> N
     assert mismatch.json()["code"] == "idempotency_mismatch"
 
 
-async def test_the_same_files_with_the_same_key_are_the_same_order(tmp_path: Path) -> None:
+async def test_same_files_with_one_key_are_one_order(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
         headers = {"Idempotency-Key": "order-1"}
         files = {"image": ("a.png", png(), "image/png")}
@@ -225,14 +225,14 @@ async def test_the_same_files_with_the_same_key_are_the_same_order(tmp_path: Pat
 
 @pytest.mark.parametrize("field", ["images", "imageUrls"])
 @pytest.mark.parametrize("entry", ["", None])
-async def test_an_empty_reference_is_not_another_order(tmp_path: Path, field: str, entry: str | None) -> None:
-    """Dropped, image-to-image would become text-to-image, and be paid."""
+async def test_empty_reference_is_rejected(tmp_path: Path, field: str, entry: str | None) -> None:
+    """If it were dropped, image-to-image would become a paid text-to-image order."""
     async with open_api(tmp_path) as broker:
         answer = await broker.client.post(CREATE, json={**PROMPT, field: [entry]})
         assert (answer.status_code, answer.json()["code"]) == (400, "invalid_image")
 
 
-async def test_a_key_is_visible_ascii(tmp_path: Path) -> None:
+async def test_idempotency_key_must_be_visible_ascii(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
         for keys in ([""], ["a b"], ["ü"], ["x" * 256], ["a", "a"]):
             headers = [(b"idempotency-key", key.encode("latin-1")) for key in keys]
@@ -296,7 +296,7 @@ BAD_VALUES: list[tuple[str, Any, str]] = [
     ("imageUrls", "http://\u0000.example/", "invalid_image"),
     ("image_urls", "http://[::1]:1/x.png", "invalid_image"),
 ]
-"""Written out, so that the same table does for forms and for JSON."""
+"""Values as text, so that forms and JSON share the table."""
 
 WRONG_TEXTS: list[Any] = [1, 1.5, True, [], ["x"], {}, {"a": 1}]
 WRONG_NUMBERS: list[Any] = ["1", 1.5, 1.0, True, [], [1], {}, 10**100]
@@ -316,8 +316,8 @@ BAD_JSON_VALUES: list[tuple[str, Any]] = [
 ]  # fmt: skip
 
 
-async def check_refused(broker: ApiBroker, what: str, answer: httpx.Response, code: str = "") -> None:
-    """A refusal in the one shape; `what` is shown when it is not."""
+async def check_rejected(broker: ApiBroker, what: str, answer: httpx.Response, code: str = "") -> None:
+    """Check that the response is an error in the native shape; `what` names the case."""
     about = f"{what[:200]} → {answer.status_code} {answer.text[:300]}"
     assert 400 <= answer.status_code < 500, about
     document = answer.json()
@@ -328,42 +328,42 @@ async def check_refused(broker: ApiBroker, what: str, answer: httpx.Response, co
     assert not code or document["code"] == code, about
 
 
-async def test_bad_values_in_json_leave_nothing(tmp_path: Path) -> None:
+async def test_invalid_json_values_store_nothing(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
         before = await broker.stored_counts()
         for name, value, code in BAD_VALUES:
             if code:
                 for wrong in _as_json(name, value):
                     answer = await broker.client.post(CREATE, json={**PROMPT, name: wrong})
-                    await check_refused(broker, f"{name}={wrong!r}", answer, code)
+                    await check_rejected(broker, f"{name}={wrong!r}", answer, code)
         for name, value in BAD_JSON_VALUES:
             answer = await broker.client.post(CREATE, json={**PROMPT, name: value})
-            await check_refused(broker, f"{name}={value!r}", answer)
+            await check_rejected(broker, f"{name}={value!r}", answer)
             assert answer.json().get("field") in {name, "image", "imageUrls"}, (name, value)
         assert await broker.stored_counts() == before
 
 
 def _as_json(name: str, value: str) -> list[Any]:
-    """A number where the form writes one; and the text itself, which JSON must not take for a number."""
+    """Return the number that a form writes out, and the text itself, which JSON must not read as a number."""
     try:
         return [json.loads(value)] if name not in {"prompt", "model", "mode"} else [value]
     except ValueError:
         return [value]
 
 
-async def test_bad_values_in_a_form_leave_nothing(tmp_path: Path) -> None:
+async def test_invalid_form_values_store_nothing(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
         before = await broker.stored_counts()
         for name, value, code in BAD_VALUES:
             answer = await broker.client.post(CREATE, files=text(**{**PROMPT, name: value}))
-            await check_refused(broker, f"{name}={value!r}", answer, code)
+            await check_rejected(broker, f"{name}={value!r}", answer, code)
             if code:
                 assert answer.json()["field"], name
         assert await broker.stored_counts() == before
 
 
-async def test_forms_that_make_no_sense_leave_nothing(tmp_path: Path) -> None:
-    """Files as text, text as files, fields twice, files that are not images."""
+async def test_invalid_forms_store_nothing(tmp_path: Path) -> None:
+    """Files as text, text as files, repeated fields, files that are not images."""
     prompt = text(**PROMPT)
     cases: dict[str, tuple[Parts, str]] = {
         "no field at all": (text(other="x"), "invalid_prompt"),
@@ -387,7 +387,7 @@ async def test_forms_that_make_no_sense_leave_nothing(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
         before = await broker.stored_counts()
         for what, (parts, code) in cases.items():
-            await check_refused(broker, what, await broker.client.post(CREATE, files=parts), code)
+            await check_rejected(broker, what, await broker.client.post(CREATE, files=parts), code)
         assert await broker.stored_counts() == before
 
 
@@ -460,22 +460,22 @@ BODIES: list[tuple[str | None, bytes]] = [
 ]
 
 
-async def test_unreadable_bodies_leave_nothing(tmp_path: Path) -> None:
+async def test_unreadable_bodies_store_nothing(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
         before = await broker.stored_counts()
         for media_type, body in BODIES:
             headers = {} if media_type is None else {"content-type": media_type}
             answer = await broker.client.post(CREATE, content=body, headers=headers)
-            await check_refused(broker, f"{media_type} {body[:80]!r}", answer)
+            await check_rejected(broker, f"{media_type} {body[:80]!r}", answer)
         packed = await broker.client.post(
             CREATE, content=b"x", headers={"content-type": "application/json", "content-encoding": "gzip"}
         )
-        await check_refused(broker, "packed", packed, "invalid_request")
+        await check_rejected(broker, "packed", packed, "invalid_request")
         assert await broker.stored_counts() == before
 
 
-async def test_odd_but_harmless_bodies_are_taken(tmp_path: Path) -> None:
-    """Latin text in a form, doubled keys, unknown fields with strange names: no reason to fail, and none to break."""
+async def test_unusual_bodies_are_accepted(tmp_path: Path) -> None:
+    """Latin-1 text in a form, repeated keys, unknown fields with unusual names."""
     async with open_api(tmp_path) as broker:
         bodies_and_ignored: list[tuple[str, bytes, list[str]]] = [
             ("application/json", b'{"prompt":"x","prompt":"y"}', []),
@@ -492,7 +492,7 @@ async def test_odd_but_harmless_bodies_are_taken(tmp_path: Path) -> None:
             assert answer.json()["ignored"] == ignored
 
 
-async def test_several_mistakes_are_reported_at_once(tmp_path: Path) -> None:
+async def test_all_invalid_fields_are_reported_at_once(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
         wrong = {"prompt": "", "model": "x", "aspectRatio": "9:9"}
         document = (await broker.client.post(CREATE, json=wrong)).json()
@@ -500,8 +500,8 @@ async def test_several_mistakes_are_reported_at_once(tmp_path: Path) -> None:
         assert [one["field"] for one in document["details"]] == ["prompt", "model", "aspectRatio"]
 
 
-async def test_specific_words_survive_translation(tmp_path: Path) -> None:
-    """The author of a request needs to know what is wrong with it, whatever the language."""
+async def test_translated_error_keeps_the_rule(tmp_path: Path) -> None:
+    """The developer of a client needs the exact rule in every language."""
     async with open_api(tmp_path) as broker:
         for language in ("zh", "ru"):
             answer = await broker.client.post(CREATE, json={**PROMPT, "n": 9}, headers={"accept-language": language})
@@ -509,7 +509,7 @@ async def test_specific_words_survive_translation(tmp_path: Path) -> None:
             assert not answer.json()["error"].isascii()
 
 
-async def test_too_many_orders_are_slowed_down(tmp_path: Path) -> None:
+async def test_orders_above_the_rate_limit_are_rejected(tmp_path: Path) -> None:
     async with open_api(tmp_path, rate_per_minute=2) as broker:
         answers = [await broker.client.post(CREATE, json=PROMPT) for _ in range(3)]
         assert [answer.status_code for answer in answers] == [202, 202, 429]
@@ -518,8 +518,8 @@ async def test_too_many_orders_are_slowed_down(tmp_path: Path) -> None:
         assert 1 <= int(answers[2].headers["retry-after"]) <= 60
 
 
-def test_one_depth_for_all_json() -> None:
-    """A body at the limit is read, one deeper is not."""
+def test_json_depth_is_limited() -> None:
+    """A body at the limit is read, a deeper one is rejected."""
     deepest = strict_json.MAX_DEPTH - 1
     assert parse_json(b"[" * deepest + b"1" + b"]" * deepest)
     with pytest.raises(ApiError):

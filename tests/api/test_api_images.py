@@ -1,4 +1,4 @@
-"""Images by name: the right bytes, of a fixed type, that no browser takes for a page."""
+"""Images by name: exact bytes of a fixed media type that browsers do not show as a page."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ DATA = bytes(range(256)) * 40  # 10 240 bytes; the route does not read them
 FORWARDED = {"X-Forwarded-For": "8.8.8.8"}
 
 
-async def test_an_image_carries_all_guards(tmp_path: Path) -> None:
-    """Open to all clients that have the name; kept by browsers for as long as we keep it."""
+async def test_image_has_all_security_headers(tmp_path: Path) -> None:
+    """Public by name, and cached by browsers until its retention ends."""
     async with open_api(tmp_path, retention_hours=2) as broker:
         image = await broker.add_image(OWNER, DATA)
         for method in ("GET", "HEAD"):
@@ -47,7 +47,7 @@ async def test_an_image_carries_all_guards(tmp_path: Path) -> None:
             assert 7190 <= int(match[1]) <= 7200
 
 
-async def test_an_image_past_its_retention_is_not_kept_by_browsers(tmp_path: Path) -> None:
+async def test_image_past_its_retention_is_not_cached(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
         image = await broker.add_image(OWNER, DATA)
         await broker.services.database.execute("UPDATE images SET created_at = 1.0")
@@ -55,7 +55,7 @@ async def test_an_image_past_its_retention_is_not_kept_by_browsers(tmp_path: Pat
         assert answer.headers["cache-control"] == "private, no-cache"
 
 
-async def test_a_matching_etag_is_answered_with_304(tmp_path: Path) -> None:
+async def test_matching_etag_is_answered_with_304(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
         image = await broker.add_image(OWNER, DATA)
         path, tag = f"/uploads/images/{image.name}", f'"{image.sha256}"'
@@ -96,7 +96,7 @@ RANGES: list[tuple[str, int, tuple[int, int] | None]] = [
 ]
 
 
-async def test_ranges(tmp_path: Path) -> None:
+async def test_single_range_is_served(tmp_path: Path) -> None:
     """One range is served, several are the whole, and an unsatisfiable range is answered with the size."""
     async with open_api(tmp_path) as broker:
         image = await broker.add_image(OWNER, DATA)
@@ -111,7 +111,7 @@ async def test_ranges(tmp_path: Path) -> None:
                 assert told == (f"bytes {part[0]}-{part[1] - 1}/{SIZE}" if status == 206 else None), wish
 
 
-async def test_a_look_at_the_head_alone_knows_no_ranges(tmp_path: Path) -> None:
+async def test_head_request_ignores_ranges(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
         task = await broker.add_task(state=TaskState.SUCCEEDED)
         image = await broker.add_image(task.id, DATA)
@@ -119,7 +119,7 @@ async def test_a_look_at_the_head_alone_knows_no_ranges(tmp_path: Path) -> None:
         assert (answer.status_code, answer.headers["content-length"]) == (200, str(len(DATA)))
 
 
-async def test_a_range_of_another_version_is_the_whole(tmp_path: Path) -> None:
+async def test_range_of_another_version_returns_the_whole_image(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
         image = await broker.add_image(OWNER, DATA)
         path = f"/uploads/images/{image.name}"
@@ -128,8 +128,8 @@ async def test_a_range_of_another_version_is_the_whole(tmp_path: Path) -> None:
         assert (await broker.client.get(path, headers={**same, "If-Range": '"other"'})).status_code == 200
 
 
-async def test_names_of_nothing(tmp_path: Path) -> None:
-    """Neither a path out of the folder, nor a result by the path of the references, nor what is in no table."""
+async def test_unknown_name_is_not_found(tmp_path: Path) -> None:
+    """Paths out of the folder, a result under the path of references, and names without a row."""
     async with open_api(tmp_path) as broker:
         result = await broker.add_image(OWNER, png())
         reference = await broker.add_image(OWNER, png("red"), kind="reference")
@@ -156,7 +156,7 @@ async def test_names_of_nothing(tmp_path: Path) -> None:
         assert (await broker.client.get(f"/uploads/references/{reference.name}")).content == png("red")
 
 
-async def test_a_row_without_its_bytes_is_not_found(tmp_path: Path) -> None:
+async def test_row_without_bytes_is_not_found(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
         image = await broker.add_image(OWNER, DATA)
         await broker.services.blobs.delete(OWNER)
@@ -164,8 +164,8 @@ async def test_a_row_without_its_bytes_is_not_found(tmp_path: Path) -> None:
             assert (await broker.client.request(method, f"/uploads/images/{image.name}")).status_code == 404
 
 
-async def test_an_unknown_media_type_is_served_as_bytes(tmp_path: Path) -> None:
-    """Should a row ever say text/html, it is a download."""
+async def test_unknown_media_type_is_served_as_octet_stream(tmp_path: Path) -> None:
+    """An image whose row has text/html would be a download, not a page."""
     async with open_api(tmp_path) as broker:
         image = await broker.add_image(OWNER, b"<script>alert(1)</script>")
         await broker.services.database.execute("UPDATE images SET media_type = 'text/html'")
@@ -173,8 +173,8 @@ async def test_an_unknown_media_type_is_served_as_bytes(tmp_path: Path) -> None:
         assert answer.headers["content-type"] == "application/octet-stream"
 
 
-async def test_readers_keep_what_they_read_when_it_is_deleted(tmp_path: Path) -> None:
-    """A client that disconnects half-way does not disturb the others."""
+async def test_image_deleted_during_a_download_is_sent_completely(tmp_path: Path) -> None:
+    """A client that disconnects does not disturb the others."""
     large = b"0123456789abcdef" * 2**18  # 4 MiB, more than any buffer on the way
     async with open_api(tmp_path, sockets=True) as broker:
         image = await broker.add_image(OWNER, large)
@@ -188,10 +188,8 @@ async def test_readers_keep_what_they_read_when_it_is_deleted(tmp_path: Path) ->
         assert [hashlib.sha256(data).hexdigest() for data in whole] == [image.sha256] * 2
 
 
-async def test_a_result_in_a_bucket_is_fetched_from_there_if_the_operator_wants_that(
-    tmp_path: Path, s3_server: S3Server
-) -> None:
-    """With a link that is good for ten minutes; references go through us: a provider may not follow a redirect."""
+async def test_result_in_a_bucket_is_redirected_if_links_are_enabled(tmp_path: Path, s3_server: S3Server) -> None:
+    """The link is valid for ten minutes. References are not redirected: a provider may not follow a redirect."""
     bucket: dict[str, Any] = {
         "blob_url": f"s3://{s3_server.new_bucket()}/images",
         "s3_endpoint": s3_server.url,
@@ -214,18 +212,18 @@ async def test_a_result_in_a_bucket_is_fetched_from_there_if_the_operator_wants_
 # -- what is known of an image beside its bytes
 
 
-async def about(broker: ApiBroker, image: StoredImage, **headers: str) -> httpx.Response:
+async def get_metadata(broker: ApiBroker, image: StoredImage, **headers: str) -> httpx.Response:
     folder = "references" if image.kind == "reference" else "images"
     return await broker.client.get(f"/uploads/{folder}/{image.name}.json", headers=headers)
 
 
-async def test_the_metadata_names_the_tasks_of_an_image(tmp_path: Path) -> None:
+async def test_metadata_names_the_tasks_of_an_image(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
         task = await broker.add_task(
             state=TaskState.SUCCEEDED, ended_at=1_790_000_000.0, aspect_ratio="1:1", resolution="2K", params={"seed": 7}
         )
         image = await broker.add_image(task.id, DATA)
-        answer = await about(broker, image)
+        answer = await get_metadata(broker, image)
         assert (answer.status_code, answer.headers["cache-control"]) == (200, "no-store")
         assert answer.json() == {
             "success": True,
@@ -255,33 +253,33 @@ async def test_the_metadata_names_the_tasks_of_an_image(tmp_path: Path) -> None:
         }
 
 
-async def test_the_sidecar_of_a_reference_names_all_orders_of_its_request(tmp_path: Path) -> None:
+async def test_metadata_of_a_reference_names_all_tasks_of_its_request(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
         batch = f"batch_{1:032x}"
         first, second, third = [await broker.add_task(number=number, batch=batch) for number in (1, 2, 3)]
         image = await broker.add_image(batch.replace("batch_", "refs_"), DATA, kind="reference")
-        data = (await about(broker, image)).json()["data"]
+        data = (await get_metadata(broker, image)).json()["data"]
         assert (data["tasks"], data["expiresAt"]) == ([first.id, second.id, third.id], None)
         assert (data["kind"], data["url"]) == ("reference", f"/uploads/references/{image.name}")
         await broker.change_task(first, state=TaskState.EXPIRED, prompt="", ended_at=1.0)
         await broker.change_task(second, state=TaskState.FAILED, ended_at=1_790_000_000.0)
         await broker.change_task(third, state=TaskState.FAILED, ended_at=1_790_000_060.0)
-        data = (await about(broker, image)).json()["data"]
+        data = (await get_metadata(broker, image)).json()["data"]
         assert (data["task"], data["tasks"]) == (second.id, [second.id, third.id])
         assert (data["prompt"], data["expiresAt"]) == ("a banana", "2026-09-22T14:14:20.000Z")
 
 
-async def test_the_sidecar_is_for_trusted_callers_only(tmp_path: Path) -> None:
-    """Images are shown around by their names; what was asked for is not."""
+async def test_metadata_needs_a_key(tmp_path: Path) -> None:
+    """Image URLs are shared with others; prompts are not."""
     async with open_api(tmp_path) as broker:
         task = await broker.add_task(state=TaskState.SUCCEEDED, ended_at=1.0, prompt="a secret wish")
         image = await broker.add_image(task.id, DATA)
-        answer = await about(broker, image, **FORWARDED)
+        answer = await get_metadata(broker, image, **FORWARDED)
         assert (answer.status_code, "secret" in answer.text) == (401, False)
-        assert "secret" in (await about(broker, image)).text
+        assert "secret" in (await get_metadata(broker, image)).text
 
 
-async def test_sidecars_of_nothing(tmp_path: Path) -> None:
+async def test_metadata_of_an_unknown_image_is_not_found(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
         task = await broker.add_task(state=TaskState.SUCCEEDED, ended_at=1.0)
         result = await broker.add_image(task.id, DATA)
@@ -296,4 +294,4 @@ async def test_sidecars_of_nothing(tmp_path: Path) -> None:
             answer = await broker.client.get(path)
             assert (answer.status_code, answer.json()["code"]) == (404, "not_found"), path
         await broker.change_task(task, state=TaskState.EXPIRED, prompt="")
-        assert (await about(broker, result)).status_code == 404
+        assert (await get_metadata(broker, result)).status_code == 404

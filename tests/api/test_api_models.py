@@ -1,4 +1,4 @@
-"""Models and prices: a form can be built from the list, and nothing is ordered that its model does not take."""
+"""Models and prices: a form can be built from the list, and a request that its model does not accept is rejected."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from broker.catalog import Model
 from broker.providers.registry import load_catalog
-from tests.api.test_api_create import BAD_JSON_VALUES, BAD_VALUES, CREATE, DATA_URI, PROMPT, check_refused
+from tests.api.test_api_create import BAD_JSON_VALUES, BAD_VALUES, CREATE, DATA_URI, PROMPT, check_rejected
 from tests.support.api import ApiBroker, open_api, png
 from tests.support.clock import ManualClock
 
@@ -23,7 +23,7 @@ TODAY = datetime(2026, 11, 20, tzinfo=UTC).timestamp()
 """The day on which the catalog was written."""
 
 
-async def listed(broker: ApiBroker) -> dict[str, Any]:
+async def list_models(broker: ApiBroker) -> dict[str, Any]:
     answer = await broker.client.get("/api/models")
     assert answer.status_code == 200
     return {model["name"]: model for model in answer.json()["data"]}
@@ -32,11 +32,11 @@ async def listed(broker: ApiBroker) -> dict[str, Any]:
 # -- the list
 
 
-async def test_the_list_says_what_a_form_needs(tmp_path: Path) -> None:
+async def test_list_has_everything_that_a_form_needs(tmp_path: Path) -> None:
     async with open_api(tmp_path, clock=ManualClock(TODAY)) as broker:
         document = (await broker.client.get("/api/models")).json()
         assert (document["success"], document["default"], document["provider"]) == (True, "nano-banana", "kie")
-        pro = (await listed(broker))["nano-banana-pro"]
+        pro = (await list_models(broker))["nano-banana-pro"]
         aliases = {alias["name"]: alias["until"] for alias in pro.pop("aliases")}
         assert aliases["gemini-3-pro-image"] is None
         assert aliases["gemini-3-pro-image-preview"] == "2026-06-25"
@@ -70,36 +70,36 @@ async def test_the_list_says_what_a_form_needs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("day", "status"), [((2026, 9, 17), "live"), ((2026, 9, 18), "deprecated"), ((2026, 10, 2), "retired")]
 )
-async def test_a_status_is_that_of_today(tmp_path: Path, day: tuple[int, int, int], status: str) -> None:
+async def test_status_is_that_of_today(tmp_path: Path, day: tuple[int, int, int], status: str) -> None:
     async with open_api(tmp_path, clock=ManualClock(datetime(*day, tzinfo=UTC).timestamp())) as broker:
-        model = (await listed(broker))["nano-banana"]
+        model = (await list_models(broker))["nano-banana"]
         assert (model["status"], model["shutdownOn"]) == (status, "2026-10-02")
         assert model["instead"] == "nano-banana-2-lite"
 
 
-async def test_the_list_knows_what_the_provider_in_use_has(tmp_path: Path) -> None:
-    """The older dialect sells one model, at an unknown price."""
+async def test_models_of_other_providers_are_not_available(tmp_path: Path) -> None:
+    """The older dialect serves one model, at an unknown price."""
     async with open_api(tmp_path, api_url="http://127.0.0.1:9/nano-banana") as broker:
-        models = await listed(broker)
+        models = await list_models(broker)
         assert {name for name, model in models.items() if model["available"]} == {"nano-banana"}
         offers = {offer["name"]: offer for offer in models["nano-banana"]["providers"]}
         assert (offers["legacy"]["prices"], offers["legacy"]["unit"]) == ({}, None)
         answer = await broker.client.post(CREATE, json={**PROMPT, "model": "nano-banana-pro"})
-        await check_refused(broker, "a model of another provider", answer, "unsupported_parameter")
+        await check_rejected(broker, "a model of another provider", answer, "unsupported_parameter")
 
 
-async def test_our_own_limit_counts_where_it_is_lower(tmp_path: Path) -> None:
+async def test_lower_limit_of_the_broker_applies(tmp_path: Path) -> None:
     async with open_api(tmp_path, max_file_size=20_000_000) as broker:
-        models = await listed(broker)
+        models = await list_models(broker)
         assert models["nano-banana"]["maxReferenceBytes"] == 10_485_760
         assert models["nano-banana-pro"]["maxReferenceBytes"] == 20_000_000
 
 
-# -- names that their vendor took back
+# -- names that their vendor withdrew
 
 
 @pytest.mark.parametrize("dry", [False, True])
-async def test_a_retired_name_is_served_with_a_warning(tmp_path: Path, dry: bool) -> None:
+async def test_retired_name_is_served_with_a_warning(tmp_path: Path, dry: bool) -> None:
     async with open_api(tmp_path, clock=ManualClock(TODAY)) as broker:
         order = {**PROMPT, "model": "models/Gemini-3-Pro-Image-Preview", "dryRun": dry}
         answer = await broker.client.post(CREATE, json=order)
@@ -110,7 +110,7 @@ async def test_a_retired_name_is_served_with_a_warning(tmp_path: Path, dry: bool
         assert answer.headers["warning"] == f'299 - "{sentence}"'
 
 
-async def test_a_model_with_dates_is_served_with_a_warning(tmp_path: Path) -> None:
+async def test_model_with_dates_is_served_with_a_warning(tmp_path: Path) -> None:
     """The end of the model and of the name are both announced, for the default model, too."""
     async with open_api(tmp_path, clock=ManualClock(TODAY)) as broker:
         default = await broker.client.post(CREATE, json=PROMPT)
@@ -124,7 +124,7 @@ async def test_a_model_with_dates_is_served_with_a_warning(tmp_path: Path) -> No
         assert "warning" not in live.headers
 
 
-def test_before_a_date_nothing_is_warned_of() -> None:
+def test_there_are_no_warnings_before_the_dates() -> None:
     early = datetime(2026, 6, 24, tzinfo=UTC).date()
     assert [CATALOG.warnings(name, early) for model in CATALOG.models for name in model.names] == [()] * sum(
         len(model.names) for model in CATALOG.models
@@ -135,16 +135,16 @@ def test_before_a_date_nothing_is_warned_of() -> None:
 
 def test_every_warning_fits_into_a_header() -> None:
     late = datetime(2100, 1, 1, tzinfo=UTC).date()
-    told = [warning for model in CATALOG.models for name in model.names for warning in CATALOG.warnings(name, late)]
-    assert told
-    assert all(text.isascii() and text.isprintable() and '"' not in text and "\\" not in text for text in told)
+    warnings = [warning for model in CATALOG.models for name in model.names for warning in CATALOG.warnings(name, late)]
+    assert warnings
+    assert all(text.isascii() and text.isprintable() and '"' not in text and "\\" not in text for text in warnings)
 
 
-# -- refused before money is spent
+# -- rejected before money is spent
 
 
 def outside(model: Model) -> Iterator[tuple[dict[str, Any], str, list[str]]]:
-    """A wish beyond each limit of a model, the field at fault, and what the refusal must name."""
+    """Yield fields beyond each limit of a model, the field at fault, and the values that the error must name."""
     yield {"prompt": "x" * (model.prompt_limit + 1)}, "prompt", [str(model.prompt_limit)]
     yield {"aspectRatio": "7:5"}, "aspectRatio", list(model.aspect_ratios)
     yield {"resolution": "8K"}, "resolution", list(model.resolutions)
@@ -155,29 +155,29 @@ def outside(model: Model) -> Iterator[tuple[dict[str, Any], str, list[str]]]:
 
 
 @pytest.mark.parametrize("model", CATALOG.models, ids=lambda model: model.name)
-async def test_what_a_model_does_not_take_is_refused_and_leaves_nothing(tmp_path: Path, model: Model) -> None:
+async def test_value_that_a_model_does_not_accept_is_rejected_and_leaves_nothing(tmp_path: Path, model: Model) -> None:
     async with open_api(tmp_path) as broker:
         before = await broker.stored_counts()
-        for wish, field, accepted in outside(model):
+        for fields, field, accepted in outside(model):
             for dry in (False, True):
-                order = {**PROMPT, "model": model.name, "dryRun": dry, **wish}
+                order = {**PROMPT, "model": model.name, "dryRun": dry, **fields}
                 answer = await broker.client.post(CREATE, json=order)
-                await check_refused(broker, f"{model.name}: {wish}", answer)
+                await check_rejected(broker, f"{model.name}: {fields}", answer)
                 assert (answer.status_code, answer.json()["field"]) == (400, field)
                 assert all(value in answer.json()["error"] for value in accepted), answer.text
         assert await broker.stored_counts() == before
 
 
-async def test_an_unknown_model_names_its_neighbour_and_all_there_are(tmp_path: Path) -> None:
+async def test_unknown_model_error_names_the_closest_and_all_models(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
         answer = await broker.client.post(CREATE, json={**PROMPT, "model": "nano-bananna-pro"})
-        await check_refused(broker, "a slip", answer, "unsupported_parameter")
+        await check_rejected(broker, "a slip", answer, "unsupported_parameter")
         assert 'Did you mean "nano-banana-pro"?' in answer.json()["error"]
         assert all(model.name in answer.json()["error"] for model in CATALOG.models)
 
 
-async def test_an_image_too_large_for_its_model_is_refused(tmp_path: Path) -> None:
-    """However much the operator allows: the provider would refuse it after the order was made."""
+async def test_image_too_large_for_its_model_is_rejected(tmp_path: Path) -> None:
+    """Even if the operator allows more: the provider would refuse it after the order was made."""
     big = png() + b"\0" * 10_485_760
     async with open_api(tmp_path, max_file_size=30_000_000) as broker:
         for dry in ("false", "true"):
@@ -190,7 +190,7 @@ async def test_an_image_too_large_for_its_model_is_refused(tmp_path: Path) -> No
 # -- the dry run
 
 
-async def test_a_dry_run_says_what_all_images_cost(tmp_path: Path) -> None:
+async def test_dry_run_returns_the_total_price(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
         order = {**PROMPT, "model": "nano-banana-pro", "resolution": "4K", "numberOfImages": 3}
         data = (await broker.client.post(CREATE, json={**order, "dryRun": True})).json()["data"]
@@ -203,8 +203,8 @@ async def test_a_dry_run_says_what_all_images_cost(tmp_path: Path) -> None:
         assert unknown["estimate"] == {"price": None, "count": 1, "total": None, "unit": "credits"}
 
 
-async def test_a_dry_run_refuses_what_an_order_would_be_refused_for(tmp_path: Path) -> None:
-    """Also for what is inside an image, and for addresses that we would not fetch from."""
+async def test_dry_run_rejects_the_same_requests_as_an_order(tmp_path: Path) -> None:
+    """Also for the content of an image, and for addresses that are never requested."""
     wrong = [(name, value) for name, value, code in BAD_VALUES if code and "dry" not in name]
     wrong += [(name, value) for name, value in BAD_JSON_VALUES if "dry" not in name]
     async with open_api(tmp_path) as broker:
@@ -216,7 +216,7 @@ async def test_a_dry_run_refuses_what_an_order_would_be_refused_for(tmp_path: Pa
         assert await broker.stored_counts() == before
 
 
-async def test_a_dry_run_forgets_the_images_it_looked_at(tmp_path: Path) -> None:
+async def test_dry_run_stores_no_images(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
         before = await broker.stored_counts()
         half = "data:image/png;base64," + base64.b64encode(png()[:60]).decode()

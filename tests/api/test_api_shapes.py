@@ -1,4 +1,4 @@
-"""One shape for everything that goes wrong, from every source; and what operators read."""
+"""The native error shape from every source, CORS, readiness and metrics."""
 
 from __future__ import annotations
 
@@ -50,16 +50,16 @@ def test_every_code_has_its_status_and_a_sentence_in_every_language(code: str, l
 
 
 @pytest.mark.parametrize("code", sorted(TASK_CODES))
-def test_every_end_of_a_task_has_a_sentence_of_its_own(code: str) -> None:
-    told = {MESSAGES.get(code, language) for language in LANGUAGES}
-    assert len(told) == 3
-    assert not any("{" in sentence for sentence in told)
+def test_every_task_error_has_a_sentence_in_every_language(code: str) -> None:
+    texts = {MESSAGES.get(code, language) for language in LANGUAGES}
+    assert len(texts) == 3
+    assert not any("{" in sentence for sentence in texts)
 
 
-def test_field_and_details_stand_beside_the_sentence() -> None:
-    complaints = [FieldError(field="a", message="A."), FieldError(field="b", message="B.")]
-    refusal = ApiError("invalid_request", "A.", field="a", details=complaints, retry_after=0.2, retryable=True)
-    answer = error_response(MESSAGES, a_request(), refusal, {})
+def test_error_has_field_and_details() -> None:
+    errors = [FieldError(field="a", message="A."), FieldError(field="b", message="B.")]
+    error = ApiError("invalid_request", "A.", field="a", details=errors, retry_after=0.2, retryable=True)
+    answer = error_response(MESSAGES, a_request(), error, {})
     document = json.loads(bytes(answer.body))
     assert document["field"] == "a"
     assert document["details"] == [{"field": "a", "message": "A."}, {"field": "b", "message": "B."}]
@@ -67,26 +67,26 @@ def test_field_and_details_stand_beside_the_sentence() -> None:
     assert answer.headers["retry-after"] == "1"
 
 
-def test_sentences_that_are_missing_stop_the_start() -> None:
+def test_missing_message_is_an_error_at_start() -> None:
     with pytest.raises(ValueError, match="is missing"):
         Messages.load('[processing]\nen = "x"\nzh = "x"\nru = "x"')
 
 
 @pytest.mark.parametrize("key", sorted(MESSAGES.table))
-def test_a_sentence_says_the_same_in_every_language(key: str) -> None:
-    """One placeholder and no other; where a translation leaves the English detail out, all translations do."""
-    told = MESSAGES.table[key]
-    places = {language: re.findall(r"\{[^}]*\}", text) for language, text in told.items()}
+def test_message_has_the_same_placeholder_in_every_language(key: str) -> None:
+    """At most one; if one translation omits the English detail, all do."""
+    texts = MESSAGES.table[key]
+    places = {language: re.findall(r"\{[^}]*\}", text) for language, text in texts.items()}
     assert all(found in ([], ["{detail}"]) for found in places.values())
     assert places["zh"] == places["ru"]
     assert places["en"] == ["{detail}"] or places["zh"] == []
-    assert re.search(r"[\u4e00-\u9fff]", told["zh"])
-    assert re.search(r"[\u0400-\u04ff]", told["ru"])
-    assert all(text == text.strip() and text[-1] in ".。}" for text in told.values())
+    assert re.search(r"[\u4e00-\u9fff]", texts["zh"])
+    assert re.search(r"[\u0400-\u04ff]", texts["ru"])
+    assert all(text == text.strip() and text[-1] in ".。}" for text in texts.values())
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_an_end_says_whether_it_cost(language: Language) -> None:
+def test_task_error_states_whether_it_was_billed(language: Language) -> None:
     for code in TASK_CODES:
         ends = [MESSAGES.task_error(code, billed, language) for billed in ("yes", "no", "unknown")]
         assert len(set(ends)) == 3
@@ -103,12 +103,12 @@ def test_accept_language_is_read_leniently(header: str, language: str) -> None:
     assert language_of(header) == language
 
 
-def test_a_lone_surrogate_does_not_break_a_response() -> None:
-    """A provider's words are stored as they came; an answer with them must still be JSON."""
+def test_lone_surrogate_does_not_break_a_response() -> None:
+    """Texts of a provider are stored unchanged; a response with them must be valid JSON."""
     assert json.loads(to_json({"a": "\ud800 ü"})) == {"a": "\ud800 ü"}
 
 
-# -- who notices it
+# -- sources of errors
 
 
 async def check(answer: httpx.Response, status: int, code: str) -> None:
@@ -120,8 +120,8 @@ async def check(answer: httpx.Response, status: int, code: str) -> None:
     assert isinstance(document["retryable"], bool)
 
 
-async def test_paths_and_methods_that_do_not_exist(tmp_path: Path) -> None:
-    """Also with a slash at the end: a redirect would be made from whatever Host the caller names."""
+async def test_unknown_paths_and_methods_are_rejected(tmp_path: Path) -> None:
+    """Also with a slash at the end: a redirect would use the Host of the request."""
     async with open_api(tmp_path) as broker:
         for path in ("/", "/nope", "/api", "/api/task", "/api/task/", "/health/", "/api/task/x/y", "//health", "/%00"):
             await check(await broker.client.get(path), 404, "not_found")
@@ -155,7 +155,7 @@ async def test_a_large_body_is_rejected_before_it_is_read(tmp_path: Path) -> Non
 
 
 class Broken:
-    """Stands where the broker keeps its images, and fails with the given error."""
+    """Images repository that fails with the given error."""
 
     def __init__(self, error: Exception) -> None:
         self._error = error
@@ -164,7 +164,7 @@ class Broken:
         raise self._error
 
 
-async def test_a_store_in_trouble_is_temporary(tmp_path: Path) -> None:
+async def test_storage_error_is_temporary(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
         broker.mount(images=Broken(StorageError(CANARY)))
         answer = await broker.client.get(IMAGE)
@@ -174,8 +174,8 @@ async def test_a_store_in_trouble_is_temporary(tmp_path: Path) -> None:
         assert CANARY not in answer.text
 
 
-async def test_an_unforeseen_error_is_answered_without_details(tmp_path: Path) -> None:
-    """Neither the answer nor the log repeats an error's text: it may hold what a caller sent."""
+async def test_unforeseen_error_is_answered_without_details(tmp_path: Path) -> None:
+    """Neither the response nor the log repeats the text of an error: it may contain what a caller sent."""
     with capture_logs() as lines:
         async with open_api(tmp_path) as broker:
             broker.mount(images=Broken(KeyError(CANARY)))
@@ -189,13 +189,13 @@ async def test_an_unforeseen_error_is_answered_without_details(tmp_path: Path) -
     assert CANARY not in str(lines)
 
 
-class HalfReading:
-    """A blob whose disk fails in the middle."""
+class FailingReader:
+    """Reader of a blob that fails in the middle."""
 
     def __init__(self) -> None:
         self.closed = False
 
-    def __aiter__(self) -> HalfReading:
+    def __aiter__(self) -> FailingReader:
         return self
 
     async def __anext__(self) -> bytes:
@@ -205,15 +205,15 @@ class HalfReading:
         self.closed = True
 
 
-async def test_an_answer_that_breaks_in_the_middle_is_cut_off(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Half an image must not look like a whole one; and a second response must not follow the first."""
-    reading = HalfReading()
+async def test_failing_response_is_cut_off(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A partial image must not look complete, and no second response may follow the first."""
+    reading = FailingReader()
 
     class Blobs:
         async def get_link(self, *_: Any) -> None:
             return None
 
-        async def open(self, *_: Any) -> HalfReading:
+        async def open(self, *_: Any) -> FailingReader:
             return reading
 
     async with open_api(tmp_path, sockets=True, parts=lambda _: {"blobs": Blobs()}) as broker:
@@ -231,24 +231,24 @@ ORIGIN = "https://app.example.com"
 
 
 async def preflight(broker: ApiBroker, origin: str, headers: str = "authorization,idempotency-key") -> httpx.Response:
-    wish = {
+    headers_sent = {
         "Origin": origin,
         "Access-Control-Request-Method": "POST",
         "Access-Control-Request-Headers": headers,
     }
-    return await broker.client.options("/api/generate/image", headers=wish)
+    return await broker.client.options("/api/generate/image", headers=headers_sent)
 
 
-async def test_only_exact_origins_may_read(tmp_path: Path) -> None:
+async def test_only_configured_origins_are_allowed(tmp_path: Path) -> None:
     async with open_api(tmp_path, cors_origins=(ORIGIN,)) as broker:
         allowed = await preflight(broker, ORIGIN)
         assert allowed.status_code == 200
         assert allowed.headers["access-control-allow-origin"] == ORIGIN
         for origin in ("null", f"{ORIGIN}.evil.com", "https://evil.com", ORIGIN.upper(), f"{ORIGIN}/", "http://app.example.com",
                        "https://xapp.example.com", "*", f"{ORIGIN}:443"):  # fmt: skip
-            refused_one = await preflight(broker, origin)
-            assert refused_one.status_code == 400, origin
-            assert "access-control-allow-origin" not in refused_one.headers
+            rejected = await preflight(broker, origin)
+            assert rejected.status_code == 400, origin
+            assert "access-control-allow-origin" not in rejected.headers
             answer = await broker.client.get("/health", headers={"Origin": origin})
             assert "access-control-allow-origin" not in answer.headers
         answer = await broker.client.get("/nope", headers={"Origin": ORIGIN})
@@ -268,7 +268,7 @@ async def test_without_origins_cors_is_off(tmp_path: Path) -> None:
 # -- operators
 
 
-async def test_ready_names_the_part_to_blame(tmp_path: Path) -> None:
+async def test_readiness_names_the_failing_part(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
         ready = await broker.client.get("/ready")
         assert ready.status_code == 200
@@ -290,7 +290,7 @@ async def test_ready_names_the_part_to_blame(tmp_path: Path) -> None:
         assert "30 seconds" in checks["worker"]
 
 
-async def test_metrics_count_tasks_and_refusals(tmp_path: Path) -> None:
+async def test_metrics_count_tasks_and_errors(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
         await broker.add_task(number=1)
         await broker.add_task(number=2, state=TaskState.SUCCEEDED, ended_at=5.0)
@@ -315,8 +315,8 @@ async def endless() -> AsyncIterator[bytes]:
         yield b"x" * 65536
 
 
-async def test_an_endless_body_is_cut_off(tmp_path: Path) -> None:
-    """Also where the answer is given without reading it."""
+async def test_endless_body_is_cut_off(tmp_path: Path) -> None:
+    """Also if the response is sent without reading it."""
     async with open_api(tmp_path, limits=ConnectionLimits(head_seconds=0.3), max_file_size=1000) as broker:
         headers = {"content-type": "application/json"}
         try:

@@ -1,9 +1,8 @@
-"""Looking at tasks: one at a time, as a stream, page by page; and canceling them."""
+"""Tasks over HTTP: polls, streams, pages and cancellation."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ KEYS = """id status prompt model mode aspectRatio resolution result results erro
 NOTHING_KNOWN = dict.fromkeys(("stage", "position", "providerState", "percent", "etaSeconds"))
 
 
-async def look(broker: ApiBroker, task_id: str, **headers: str) -> dict[str, Any]:
+async def get_data(broker: ApiBroker, task_id: str, **headers: str) -> dict[str, Any]:
     answer = await broker.client.get(f"/api/task/{task_id}", headers=headers)
     assert answer.status_code == 200, answer.text
     assert answer.json()["success"] is True
@@ -28,15 +27,15 @@ async def look(broker: ApiBroker, task_id: str, **headers: str) -> dict[str, Any
     return data
 
 
-# -- the view
+# -- the document
 
 
-async def test_a_running_task_shows_the_keys_of_the_contract(tmp_path: Path) -> None:
-    """And neither an unknown percentage nor the error of the last attempt."""
+async def test_running_task_has_the_keys_of_the_contract(tmp_path: Path) -> None:
+    """Without an unknown percentage, and without the error of the last attempt."""
     async with open_api(tmp_path) as broker:
         trouble = {"error_code": "provider_unavailable", "error_detail": "503 from upstream"}
         task = await broker.add_task(created_at=1_790_000_000.5, updated_at=1_790_000_001.0, cost=4.0, **trouble)
-        data = await look(broker, task.id)
+        data = await get_data(broker, task.id)
         assert list(data) == KEYS
         assert (data["status"], data["progress"]) == ("processing", {**NOTHING_KNOWN, "stage": "waiting"})
         assert (data["error"], data["errorDetail"], data["expiresAt"], data["generation"]) == (None, None, None, None)
@@ -60,19 +59,21 @@ async def test_every_state_has_a_status_and_a_stage(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
         for number, (state, changes, status, stage) in enumerate(STATES):
             task = await broker.add_task(number=number, state=state, **changes)
-            data = await look(broker, task.id)
+            data = await get_data(broker, task.id)
             assert (data["status"], data["progress"]["stage"]) == (status, stage)
             assert (data["error"] is not None) == (status in {"failed", "canceled"})
 
 
-async def test_a_failure_is_reported_in_the_callers_language(tmp_path: Path) -> None:
-    """A sentence for people, a code for programs, and the provider's own words beside them."""
+async def test_failure_is_reported_in_the_language_of_the_caller(tmp_path: Path) -> None:
+    """A sentence for people, a code for programs, and the message of the provider."""
     async with open_api(tmp_path) as broker:
         task = await broker.add_task(
             state=TaskState.FAILED, ended_at=1_790_000_000.0, error_code="safety_input", error_detail="flagged: 敏感",
             billed="no", provider_code="400",
         )  # fmt: skip
-        english, chinese, russian = [await look(broker, task.id, **{"Accept-Language": w}) for w in ("en", "zh", "ru")]
+        english, chinese, russian = [
+            await get_data(broker, task.id, **{"Accept-Language": w}) for w in ("en", "zh", "ru")
+        ]
         assert len({english["error"], chinese["error"], russian["error"]}) == 3
         assert "safety filter" in english["error"]
         assert chinese["errorDetail"] == {
@@ -86,7 +87,7 @@ async def test_a_failure_is_reported_in_the_callers_language(tmp_path: Path) -> 
         assert english["expiresAt"] == "2026-09-22T14:13:20.000Z"
 
 
-async def test_a_completed_task_has_results_and_the_old_record(tmp_path: Path) -> None:
+async def test_completed_task_has_results_and_a_generation_record(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
         task = await broker.add_task(
             state=TaskState.SUCCEEDED, ended_at=1_790_000_000.0, outputs=("https://a/1", "https://a/2"),
@@ -94,7 +95,7 @@ async def test_a_completed_task_has_results_and_the_old_record(tmp_path: Path) -
             aspect_ratio="1:1",
         )  # fmt: skip
         images = [await broker.add_image(task.id, png(color), position=n) for n, color in enumerate(("red", "blue"))]
-        data = await look(broker, task.id)
+        data = await get_data(broker, task.id)
         assert data["result"] == f"/uploads/images/{images[0].name}"
         assert [result["url"] for result in data["results"]] == [f"/uploads/images/{image.name}" for image in images]
         assert data["results"][1] == {
@@ -126,7 +127,7 @@ IDS_OF_NOTHING = [
 ]
 
 
-async def test_ids_of_nothing(tmp_path: Path) -> None:
+async def test_unknown_id_is_not_found(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
         for task_id in IDS_OF_NOTHING:
             for path in (f"/api/task/{task_id}", f"/api/task/{task_id}/events"):
@@ -136,11 +137,11 @@ async def test_ids_of_nothing(tmp_path: Path) -> None:
             assert (await broker.client.delete(f"/api/task/{task_id}")).status_code in {404, 405}, task_id
 
 
-async def test_what_retention_deleted_is_gone(tmp_path: Path) -> None:
-    """410 rather than 404: the caller learns that it is not their mistake."""
+async def test_deleted_task_is_gone(tmp_path: Path) -> None:
+    """410, not 404: the id was correct."""
     async with open_api(tmp_path) as broker:
         task = await broker.add_task(state=TaskState.SUCCEEDED, ended_at=1.0)
-        assert (await look(broker, task.id))["status"] == "completed"
+        assert (await get_data(broker, task.id))["status"] == "completed"
         await broker.change_task(task, state=TaskState.EXPIRED)
         for path in (f"/api/task/{task.id}", f"/api/task/{task.id}?wait=5", f"/api/task/{task.id}/events"):
             answer = await broker.client.get(path)
@@ -151,7 +152,7 @@ async def test_what_retention_deleted_is_gone(tmp_path: Path) -> None:
 
 
 async def test_not_modified_until_something_visible_changes(tmp_path: Path) -> None:
-    """A lease changes the row and nothing that a caller sees."""
+    """A lease changes the row, but no visible field."""
     async with open_api(tmp_path) as broker:
         task = await broker.add_task()
         path = f"/api/task/{task.id}"
@@ -181,8 +182,8 @@ async def test_head_is_get_without_the_body(tmp_path: Path) -> None:
             assert headed.headers[name] == got.headers[name]
 
 
-async def test_a_hot_poll_reads_one_version_and_builds_nothing(tmp_path: Path) -> None:
-    """Proved by what is not asked for: the row itself is taken away behind the cache's back."""
+async def test_cached_poll_reads_only_the_version(tmp_path: Path) -> None:
+    """A change of the row without a new version is not seen."""
     async with open_api(tmp_path) as broker:
         task = await broker.add_task()
         cache = task_cache(broker.services)
@@ -194,8 +195,8 @@ async def test_a_hot_poll_reads_one_version_and_builds_nothing(tmp_path: Path) -
         assert b'"prompt":"changed"' in (await cache.response(task.id, "en")).body
 
 
-async def test_kept_answers_are_bounded(tmp_path: Path) -> None:
-    """By bytes: a prompt may be as long as forty others."""
+async def test_cache_size_is_limited(tmp_path: Path) -> None:
+    """In bytes: one prompt may be as long as forty others."""
     async with open_api(tmp_path) as broker:
         cache = task_cache(broker.services, max_bytes=5_000)
         tasks = [await broker.add_task(number=n, prompt="x" * 900) for n in range(20)]
@@ -206,8 +207,8 @@ async def test_kept_answers_are_bounded(tmp_path: Path) -> None:
         assert await cache.response(tasks[-1].id, "en") is await cache.response(tasks[-1].id, "en")
 
 
-async def test_waiting_ends_with_the_task(tmp_path: Path) -> None:
-    """Long before the time is over."""
+async def test_wait_ends_with_the_task(tmp_path: Path) -> None:
+    """Long before its time is over."""
     async with open_api(tmp_path) as broker:
         task = await broker.add_task()
         waiting = asyncio.create_task(broker.client.get(f"/api/task/{task.id}?wait=30"))
@@ -218,7 +219,7 @@ async def test_waiting_ends_with_the_task(tmp_path: Path) -> None:
             assert (await waiting).json()["data"]["status"] == "canceled"
 
 
-async def test_waiting_is_bounded(tmp_path: Path) -> None:
+async def test_wait_ends_after_its_time(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
         task = await broker.add_task()
         async with asyncio.timeout(5):
@@ -229,14 +230,14 @@ async def test_waiting_is_bounded(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "wait", ["-1", "abc", "nan", "inf", "1e9", "٣", "1,5", " 1", "0x1", "1.", "9" * 30, "%00", "--"]
 )
-async def test_a_wait_that_is_not_a_number(tmp_path: Path, wait: str) -> None:
+async def test_invalid_wait_is_rejected(tmp_path: Path, wait: str) -> None:
     async with open_api(tmp_path) as broker:
         task = await broker.add_task()
         answer = await broker.client.get(f"/api/task/{task.id}?wait={wait}")
         assert (answer.status_code, answer.json()["field"]) == (400, "wait")
 
 
-async def test_waiting_longer_than_allowed_is_waiting_as_long_as_allowed(tmp_path: Path) -> None:
+async def test_longer_wait_than_allowed_is_shortened(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
         task = await broker.add_task(state=TaskState.CANCELED, ended_at=5.0)
         assert (await broker.client.get(f"/api/task/{task.id}?wait=99999999")).status_code == 200
@@ -246,7 +247,7 @@ async def test_waiting_longer_than_allowed_is_waiting_as_long_as_allowed(tmp_pat
 
 
 async def stream(broker: ApiBroker, path: str, **headers: str) -> list[tuple[str, dict[str, Any]]]:
-    """All events of a stream, until it ends: (id, document)."""
+    """Return all events of a stream, until it ends: (id, document)."""
     answer = await broker.client.get(path, headers=headers)
     assert answer.status_code == 200, answer.text
     assert answer.headers["content-type"].startswith("text/event-stream")
@@ -262,7 +263,7 @@ def parsed(text: str) -> list[tuple[str, dict[str, Any]]]:
     return events
 
 
-async def test_a_stream_sends_the_state_each_change_and_the_end(tmp_path: Path) -> None:
+async def test_stream_sends_the_state_each_change_and_the_end(tmp_path: Path) -> None:
     async with open_api(tmp_path, sockets=True) as broker:
         task = await broker.add_task()
         received = ""
@@ -280,13 +281,13 @@ async def test_a_stream_sends_the_state_each_change_and_the_end(tmp_path: Path) 
         assert len({event_id for event_id, _ in events}) == 3
 
 
-async def test_a_stream_does_not_repeat_itself(tmp_path: Path) -> None:
-    """A browser that reconnects names what it has; after the end it gets 204."""
+async def test_stream_does_not_repeat_the_last_event(tmp_path: Path) -> None:
+    """A browser that reconnects sends the id of its last event; after the end it receives 204."""
     async with open_api(tmp_path, sockets=True) as broker:
         task = await broker.add_task(state=TaskState.FAILED, ended_at=5.0, error_code="no_image")
         path = f"/api/task/{task.id}/events"
         ((event_id, document),) = await stream(broker, path)
-        assert document["data"] == (await look(broker, task.id))
+        assert document["data"] == (await get_data(broker, task.id))
         again = await broker.client.get(path, headers={"Last-Event-ID": event_id})
         assert (again.status_code, again.content) == (204, b"")
         assert len(await stream(broker, path, **{"Last-Event-ID": "older"})) == 1
@@ -294,7 +295,7 @@ async def test_a_stream_does_not_repeat_itself(tmp_path: Path) -> None:
         assert (headed.status_code, headed.content) == (200, b"")
 
 
-async def test_a_reconnected_stream_goes_on_where_it_was(tmp_path: Path) -> None:
+async def test_reconnected_stream_continues_after_the_last_event(tmp_path: Path) -> None:
     async with open_api(tmp_path, sockets=True) as broker:
         task = await broker.add_task()
         path = f"/api/task/{task.id}/events"
@@ -310,7 +311,7 @@ async def test_a_reconnected_stream_goes_on_where_it_was(tmp_path: Path) -> None
         assert [document["data"]["status"] for _, document in events] == ["completed"]
 
 
-async def test_a_stream_ends_when_its_task_is_deleted(tmp_path: Path) -> None:
+async def test_stream_ends_when_its_task_is_deleted(tmp_path: Path) -> None:
     async with open_api(tmp_path, sockets=True) as broker:
         task = await broker.add_task()
         async with asyncio.timeout(10), broker.client.stream("GET", f"/api/task/{task.id}/events") as answer:
@@ -324,7 +325,7 @@ async def test_a_stream_ends_when_its_task_is_deleted(tmp_path: Path) -> None:
 # -- canceling
 
 
-async def test_cancel_ends_a_task_that_waits(tmp_path: Path) -> None:
+async def test_cancel_ends_a_waiting_task(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
         task = await broker.add_task()
         answer = await broker.client.delete(f"/api/task/{task.id}")
@@ -334,7 +335,7 @@ async def test_cancel_ends_a_task_that_waits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("state", [TaskState.SUCCEEDED, TaskState.FAILED, TaskState.FETCHING])
-async def test_it_is_too_late_to_cancel(tmp_path: Path, state: TaskState) -> None:
+async def test_cancel_is_rejected_when_it_is_too_late(tmp_path: Path, state: TaskState) -> None:
     async with open_api(tmp_path) as broker:
         task = await broker.add_task(state=state, ended_at=None if state == TaskState.FETCHING else 5.0)
         before = await broker.services.tasks.get(task.id)
@@ -346,8 +347,8 @@ async def test_it_is_too_late_to_cancel(tmp_path: Path, state: TaskState) -> Non
 # -- the list
 
 
-async def test_pages_show_every_task_once(tmp_path: Path) -> None:
-    """Newest first; those of one moment in a fixed order; none is shown twice when new ones arrive between pages."""
+async def test_pages_list_every_task_once_newest_first(tmp_path: Path) -> None:
+    """Tasks of one moment have a fixed order; none is listed twice when new ones arrive between pages."""
     async with open_api(tmp_path) as broker:
         tasks = [await broker.add_task(number=n, created_at=1_790_000_000.0 + n // 3) for n in range(1, 26)]
         seen: list[str] = []
@@ -365,7 +366,7 @@ async def test_pages_show_every_task_once(tmp_path: Path) -> None:
         assert seen == [task.id for task in expected]
 
 
-async def test_the_list_can_be_narrowed(tmp_path: Path) -> None:
+async def test_list_can_be_filtered_by_status(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
         await broker.add_task(number=1, state=TaskState.QUEUED, attempt=0)
         await broker.add_task(number=2)
@@ -378,23 +379,18 @@ async def test_the_list_can_be_narrowed(tmp_path: Path) -> None:
         assert len((await broker.client.get("/api/tasks?limit=999999999")).json()["data"]) == 3
 
 
-def cursor(text: str) -> str:
-    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
-
-
-NONSENSE = [
+INVALID_QUERIES = [
         *(("limit", value) for value in ("0", "-1", "x", "1.5", "9" * 40, "%00", "٣", "1e3", " ")),
         *(("status", value) for value in ("done", "PENDING", "%00", "expired", "' OR 1=1", "x" * 5000)),
-        *(("cursor", value) for value in ("x", "%00", "🍌", "=", "A" * 5000, "%ff", cursor("1.0"), cursor("a b"),
-                                          cursor("1e999 task_" + "0" * 32), cursor("nan task_" + "0" * 32),
-                                          cursor("-1.0 task_" + "0" * 32), cursor("1.0 task_x"),
-                                          cursor("1.0 task_" + "0" * 32 + "\n"), cursor("1.0 task_" + "0" * 32) + "!")),
+        *(("cursor", value) for value in ("x", "%00", "🍌", "=", "A" * 5000, "%ff", "1.0", "a-b", "1.0-task_x",
+                                          f"1e999-task_{0:032x}", f"nan-task_{0:032x}", f"-1.0-task_{0:032x}",
+                                          f"1.0-task_{0:032x}%0A", f"1.0-task_{0:032x}!", f"1.0-evt_{0:032x}")),
     ]  # fmt: skip
 
 
-async def test_nonsense_in_the_query_is_the_callers_mistake(tmp_path: Path) -> None:
+async def test_invalid_query_names_its_field(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
-        for name, value in NONSENSE:
+        for name, value in INVALID_QUERIES:
             answer = await broker.client.get(f"/api/tasks?{name}={value}")
             told = (answer.status_code, answer.json()["code"], answer.json()["field"])
             assert told == (400, "invalid_request", name), (name, value)

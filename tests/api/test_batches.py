@@ -1,4 +1,4 @@
-"""Several images of one request: one poll for all of them, one word to cancel them; and a failed one again."""
+"""Batches over HTTP: one poll and one cancellation for all tasks of a request; retries of failed tasks."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CANCELED = {"state": TaskState.CANCELED, "ended_at": 1.0, "error_code": "cancele
 EXPIRED = {"state": TaskState.EXPIRED, "ended_at": 1.0}
 
 
-async def test_the_answer_to_an_order_names_its_batch(tmp_path: Path) -> None:
+async def test_order_response_names_its_batch(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
         created = (await broker.client.post(CREATE, json={"prompt": "a banana", "numberOfImages": 3})).json()
         data = (await broker.client.get(created["batchUrl"])).json()["data"]
@@ -39,7 +39,7 @@ async def test_the_answer_to_an_order_names_its_batch(tmp_path: Path) -> None:
         assert [task["id"] for task in data["tasks"]] == created["taskIds"]
 
 
-async def test_one_poll_returns_all_its_tasks(tmp_path: Path) -> None:
+async def test_one_poll_returns_all_tasks(tmp_path: Path) -> None:
     """Each as in its own poll."""
     async with open_api(tmp_path) as broker:
         await batch_of(broker, WAITING, DONE, CANCELED)
@@ -67,8 +67,8 @@ async def test_one_poll_returns_all_its_tasks(tmp_path: Path) -> None:
         ([DONE, EXPIRED], "completed"),
     ],
 )
-async def test_its_status_is_that_of_its_tasks(tmp_path: Path, states: list[dict[str, Any]], status: str) -> None:
-    """Unfinished as long as one is; then one image is more than none."""
+async def test_batch_status_follows_from_its_tasks(tmp_path: Path, states: list[dict[str, Any]], status: str) -> None:
+    """Unfinished while one task is; then completed if at least one has an image."""
     async with open_api(tmp_path) as broker:
         await batch_of(broker, *states)
         answer = await broker.client.get(f"/api/batch/{BATCH}")
@@ -76,7 +76,7 @@ async def test_its_status_is_that_of_its_tasks(tmp_path: Path, states: list[dict
         assert ("retry-after" in answer.headers) == (status in {"pending", "processing"})
 
 
-async def test_waiting_ends_with_the_last_of_them(tmp_path: Path) -> None:
+async def test_wait_ends_with_the_last_task(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
         await batch_of(broker, DONE, WAITING, WAITING)
         one, other = [await broker.services.queries.get(f"task_{number:032x}") for number in (2, 3)]
@@ -89,22 +89,22 @@ async def test_waiting_ends_with_the_last_of_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("batch_id", [BATCH, "batch_x", f"task_{'0' * 32}", "x" * 300, "batch_%00"])
-async def test_an_unknown_batch_is_not_found(tmp_path: Path, batch_id: str) -> None:
-    """A task's id is not its batch's: the id of one task must not reveal the others."""
+async def test_unknown_batch_is_not_found(tmp_path: Path, batch_id: str) -> None:
+    """The id of a task is not that of its batch: it must not reveal the other tasks."""
     async with open_api(tmp_path) as broker:
         await broker.add_task(number=0)
         answer = await broker.client.get(f"/api/batch/{batch_id}")
         assert (answer.status_code, answer.json()["code"]) == (404, "task_not_found")
 
 
-async def test_a_deleted_batch_is_gone(tmp_path: Path) -> None:
+async def test_deleted_batch_is_gone(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
         await batch_of(broker, EXPIRED, EXPIRED)
         answer = await broker.client.get(f"/api/batch/{BATCH}")
         assert (answer.status_code, answer.json()["code"]) == (410, "task_expired")
 
 
-async def test_a_batch_is_canceled_as_far_as_it_can_be(tmp_path: Path) -> None:
+async def test_cancel_ends_every_cancelable_task(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
         await batch_of(broker, DONE, WAITING, QUEUED)
         data = (await broker.client.delete(f"/api/batch/{BATCH}")).json()["data"]
@@ -126,8 +126,8 @@ async def test_six_images_of_one_request_arrive(tmp_path: Path) -> None:
 # -- again
 
 
-async def test_a_failed_task_again_is_a_new_task_with_the_same_wish(tmp_path: Path) -> None:
-    """The references, too: they are copied, so that neither task's end takes them from the other."""
+async def test_retry_of_a_failed_task_is_a_new_task_with_the_same_order(tmp_path: Path) -> None:
+    """References are copied, so that the deletion of one task does not delete those of the other."""
     async with open_broker(tmp_path) as broker:
         fields = {
             "prompt": "a fox [mood:flagged]",
@@ -150,7 +150,7 @@ async def test_a_failed_task_again_is_a_new_task_with_the_same_wish(tmp_path: Pa
         assert (await broker.wait_end(second))["status"] == "failed"
 
 
-async def test_asked_twice_it_is_the_same_new_task(tmp_path: Path) -> None:
+async def test_repeated_retry_returns_the_same_new_task(tmp_path: Path) -> None:
     """A double click on "try again" is paid once."""
     async with open_api(tmp_path) as broker:
         task = await broker.add_task(**FAILED)
@@ -162,7 +162,7 @@ async def test_asked_twice_it_is_the_same_new_task(tmp_path: Path) -> None:
 
 
 async def end(broker: ApiBroker, task_id: str, state: str) -> None:
-    """Whatever the worker is doing with it."""
+    """Set the state of a task, whatever the worker is doing with it."""
     await broker.services.database.execute(
         "UPDATE tasks SET state = :state, ended_at = 1, due_at = :never, version = version + 1 WHERE id = :id",
         id=task_id,
@@ -171,8 +171,8 @@ async def end(broker: ApiBroker, task_id: str, state: str) -> None:
     )
 
 
-async def test_a_retry_that_failed_can_be_tried_again(tmp_path: Path) -> None:
-    """By either id: a page that has only the first task must not be stuck with a retry that has failed."""
+async def test_failed_retry_can_be_retried(tmp_path: Path) -> None:
+    """By either id: a page that knows only the first task must not be stuck."""
     async with open_api(tmp_path) as broker:
         first = await broker.add_task(**FAILED)
         second = (await broker.client.post(f"/api/task/{first.id}/retry")).json()["taskId"]
@@ -194,7 +194,9 @@ async def test_a_retry_that_failed_can_be_tried_again(tmp_path: Path) -> None:
         ({"state": TaskState.FETCHING, "ended_at": 1.0, "error_code": "result_gone"}, "still fetching"),
     ],
 )
-async def test_what_did_not_fail_for_good_is_not_paid_again(tmp_path: Path, changes: dict[str, Any], why: str) -> None:
+async def test_task_that_did_not_fail_for_good_is_not_retried(
+    tmp_path: Path, changes: dict[str, Any], why: str
+) -> None:
     async with open_api(tmp_path) as broker:
         task = await broker.add_task(**changes)
         answer = await broker.client.post(f"/api/task/{task.id}/retry")
@@ -202,7 +204,7 @@ async def test_what_did_not_fail_for_good_is_not_paid_again(tmp_path: Path, chan
         assert why in answer.json()["error"]
 
 
-async def test_without_its_references_it_is_not_ordered_again(tmp_path: Path) -> None:
+async def test_task_without_its_references_is_not_retried(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
         ref = {"name": "a", "blob": f"refs_{'0' * 32}/{'0' * 64}", "media_type": "image/png", "size": 1, "sha256": "0"}
         task = await broker.add_task(**FAILED, mode="image-to-image", references=(ref,))

@@ -1,4 +1,4 @@
-"""The rate limit: exact on every database, over two brokers, with a wait that is right."""
+"""The rate limit: one count on every database and over two brokers, and a wait after which the order succeeds."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ async def test_concurrent_orders_over_two_brokers_stay_within_the_limit(brokers:
     assert {error.code for error in errors} == {"rate_limited"}
 
 
-async def test_the_order_succeeds_after_the_wait_and_not_before(
+async def test_order_succeeds_after_the_wait_and_not_before(
     brokers: tuple[Services, Services], clock: ManualClock
 ) -> None:
     await create_tasks(brokers[0], OrderRequest(params=ImageParams(prompt="two foxes"), count=2))
@@ -76,13 +76,13 @@ async def test_the_order_succeeds_after_the_wait_and_not_before(
     await create_tasks(brokers[1], FOX)
 
 
-async def test_the_limit_is_per_caller(brokers: tuple[Services, Services]) -> None:
+async def test_limit_is_per_caller(brokers: tuple[Services, Services]) -> None:
     await create_tasks(brokers[0], OrderRequest(params=ImageParams(prompt="five foxes"), count=LIMIT))
     orders = brokers[1].orders
     await orders.create("another caller", FOX, orders.plan(FOX))
 
 
-async def test_a_repeated_request_is_not_counted(brokers: tuple[Services, Services]) -> None:
+async def test_repeated_request_is_not_counted(brokers: tuple[Services, Services]) -> None:
     same = OrderRequest(params=ImageParams(prompt="a fox"), idempotency_key="k")
     await asyncio.gather(*(create_tasks(brokers[n % 2], same) for n in range(2 * LIMIT)))
     await create_tasks(brokers[0], OrderRequest(params=ImageParams(prompt="four foxes"), count=LIMIT - 1))
@@ -94,7 +94,7 @@ async def test_more_images_than_the_limit_are_never_allowed(brokers: tuple[Servi
     assert (error.retryable, error.retry_after) == (False, None)
 
 
-async def test_a_new_window_begins_after_a_minute_and_after_a_clock_was_set_back(
+async def test_new_window_begins_after_a_minute_and_after_a_clock_was_set_back(
     brokers: tuple[Services, Services], clock: ManualClock
 ) -> None:
     for seconds in (0, 60, -3600):

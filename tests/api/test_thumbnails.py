@@ -16,7 +16,8 @@ from PIL import Image
 
 from broker.thumbnails import RETRY_AFTER_SECONDS, Thumbnails
 from storage.blobs.local import LocalBlobs
-from storage.blobs.store import BlobStore, Draft
+from storage.blobs.staging import Draft
+from storage.blobs.store import BlobStore
 from storage.errors import StorageError
 from storage.images import StoredImage
 from storage.states import TaskState
@@ -123,16 +124,16 @@ async def test_only_four_sizes_are_made(tmp_path: Path) -> None:
     """Any requested size is served, and no thumbnail is larger than the image."""
     async with open_api(tmp_path) as broker:
         image = await shown(broker)
-        for wish, longest in [(1, 128), (128, 128), (129, 256), (512, 512), (513, 900), (999_999, 900)]:
-            assert is_small(await small(broker, image, wish), longest)
+        for requested, longest in [(1, 128), (128, 128), (129, 256), (512, 512), (513, 900), (999_999, 900)]:
+            assert is_small(await small(broker, image, requested), longest)
         assert await rows(broker) == ["result", "thumbnail-1024", "thumbnail-128", "thumbnail-256", "thumbnail-512"]
 
 
-@pytest.mark.parametrize("wish", ["0", "-1", "x", "512px", "5.0", "1234567", "٥١٢", "%00", "512%20", "1e3"])
-async def test_invalid_size_is_rejected_with_the_cure(tmp_path: Path, wish: str) -> None:
+@pytest.mark.parametrize("requested", ["0", "-1", "x", "512px", "5.0", "1234567", "٥١٢", "%00", "512%20", "1e3"])
+async def test_invalid_size_is_rejected_with_the_cure(tmp_path: Path, requested: str) -> None:
     async with open_api(tmp_path) as broker:
         image = await shown(broker)
-        answer = await broker.client.get(f"{path_of(image)}?size={wish}")
+        answer = await broker.client.get(f"{path_of(image)}?size={requested}")
         assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request")
         assert (answer.json()["field"], "128, 256, 512, 1024" in answer.json()["error"]) == ("size", True)
         assert (await broker.client.get(f"{path_of(image)}?size=")).content == DATA
@@ -263,7 +264,7 @@ class Held:
     blobs: BlobStore
 
     def __post_init__(self) -> None:
-        self.asked, self.open_now = asyncio.Event(), asyncio.Event()
+        self.opening, self.open_now = asyncio.Event(), asyncio.Event()
         self.opened, self.readers = 0, asyncio.Semaphore(0)
 
     def __getattr__(self, name: str) -> Any:
@@ -272,7 +273,7 @@ class Held:
     async def open(self, name: str) -> Any:
         self.opened += 1
         self.readers.release()
-        self.asked.set()
+        self.opening.set()
         await self.open_now.wait()
         return await self.blobs.open(name)
 
@@ -317,7 +318,7 @@ async def test_disconnecting_client_does_not_cancel_the_thumbnail_of_others(tmp_
         thumbnails = with_parts(broker, blobs=held)
         first = asyncio.create_task(thumbnails.find_or_make(image, 512))
         second = asyncio.create_task(thumbnails.find_or_make(image, 512))
-        await held.asked.wait()
+        await held.opening.wait()
         first.cancel()
         held.open_now.set()
         assert await second is not None
@@ -329,10 +330,10 @@ async def test_closing_cancels_running_thumbnails(tmp_path: Path) -> None:
         image = await shown(broker)
         held = Held(broker.services.blobs)
         thumbnails = with_parts(broker, blobs=held)
-        asking = asyncio.create_task(thumbnails.find_or_make(image, 512))
-        await held.asked.wait()
+        request = asyncio.create_task(thumbnails.find_or_make(image, 512))
+        await held.opening.wait()
         await thumbnails.aclose()
-        assert await asking is None
+        assert await request is None
         assert await thumbnails.find_or_make(image, 512) is None
         assert files(broker) == 1, "and leaves no draft behind"
 
@@ -344,11 +345,11 @@ async def test_broker_closes_thumbnails_at_shutdown(tmp_path: Path) -> None:
         held = Held(broker.services.blobs)
         thumbnails.blobs = cast(BlobStore, held)
         running = asyncio.create_task(thumbnails.find_or_make(image, 512))
-        await held.asked.wait()
+        await held.opening.wait()
     assert await running is None
 
 
-class _OutOfOrder:
+class _FailingOnce:
     """Blob store whose first read fails."""
 
     def __init__(self, blobs: BlobStore) -> None:
@@ -369,7 +370,7 @@ async def test_unavailable_store_is_tried_again_after_a_pause(tmp_path: Path, cl
     """Until then the image itself is served at once: an attempt may cost a whole decode."""
     async with open_api(tmp_path) as broker:
         image, other = await shown(broker), await shown(broker, 2)
-        store = _OutOfOrder(broker.services.blobs)
+        store = _FailingOnce(broker.services.blobs)
         with_parts(broker, blobs=store, clock=clock)
         thumbnails = broker.services.thumbnails
         assert await thumbnails.find_or_make(image, 512) is None
@@ -501,9 +502,9 @@ async def test_retention_deletes_thumbnails(tmp_path: Path, place: Place) -> Non
 class Interrupted:
     """Blob store that runs a callback before a draft is committed."""
 
-    def __init__(self, blobs: BlobStore, happening: Any) -> None:
+    def __init__(self, blobs: BlobStore, action: Any) -> None:
         self._blobs = blobs
-        self._happening = happening
+        self._action = action
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._blobs, name)
@@ -511,19 +512,19 @@ class Interrupted:
     @asynccontextmanager
     async def new_draft(self, owner: str) -> AsyncIterator[Any]:
         async with self._blobs.new_draft(owner) as draft:
-            yield _InterruptedDraft(draft, self._happening)
+            yield _InterruptedDraft(draft, self._action)
 
 
 class _InterruptedDraft:
-    def __init__(self, draft: Draft, happening: Any) -> None:
+    def __init__(self, draft: Draft, action: Any) -> None:
         self._draft = draft
-        self._happening = happening
+        self._action = action
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._draft, name)
 
     async def commit(self, media_type: str) -> Any:
-        await self._happening()
+        await self._action()
         return await self._draft.commit(media_type)
 
 
@@ -534,11 +535,11 @@ async def test_image_deleted_during_the_making_gets_no_thumbnail(tmp_path: Path,
             task = await task_of(broker, image.owner.replace("refs_", "task_"))
             await broker.change_task(task, state=TaskState.SUCCEEDED, ended_at=1.0)
 
-            async def forgotten(task: Task = task) -> None:
+            async def delete(task: Task = task) -> None:
                 await retire(broker, task, TaskState.SUCCEEDED)
                 await retire(broker, task, TaskState.EXPIRED)
 
-            thumbnails = with_parts(broker, blobs=Interrupted(broker.services.blobs, forgotten))
+            thumbnails = with_parts(broker, blobs=Interrupted(broker.services.blobs, delete))
             assert await thumbnails.find_or_make(image, 512) is None
             assert await broker.services.worker.retention.find_strays([image.owner]) == [image.owner]
         assert (await rows(broker), outcomes(broker)) == ([], {"too_late": 2})

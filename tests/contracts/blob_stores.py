@@ -1,4 +1,4 @@
-"""Every blob store there is; a new one registers by one line, and the contract suite runs on it."""
+"""Blob stores that the contract suite runs on; a new one adds one line."""
 
 from __future__ import annotations
 

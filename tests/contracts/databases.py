@@ -1,4 +1,4 @@
-"""The databases that the contract suites run on: the next one adds one line."""
+"""Databases that the contract suites run on; a new one adds one line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.servers.postgres import Postgres
 
 Opened = AbstractAsyncContextManager[Database]
 Opener = Callable[[pytest.FixtureRequest, Path], Awaitable[Opened]]
-"""An empty database, which is closed again by leaving it."""
+"""Opens an empty database, which is closed on leaving it."""
 
 
 async def sqlite(_: pytest.FixtureRequest, folder: Path) -> Opened:

@@ -30,7 +30,7 @@ JOB = "558a0e58d58a6cb69e5c6a55170398da"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Got:
+class Received:
     """A request as the upstream received it."""
 
     method: str
@@ -44,8 +44,8 @@ class Got:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Says:
-    """One response. body: bytes as they are, anything else as JSON. hang_up, quiet: none after the request is read."""
+class Canned:
+    """A prepared response; none with hang_up or quiet. body: bytes as they are, anything else as JSON."""
 
     status: int = 200
     body: Any = b""
@@ -65,12 +65,12 @@ class Upstream:
     """A server that gives the prepared responses in order, and records the requests."""
 
     def __init__(self) -> None:
-        self.got: list[Got] = []
-        self._script: deque[Says] = deque()
-        self._talks: set[asyncio.Task[None]] = set()
+        self.received: list[Received] = []
+        self._script: deque[Canned] = deque()
+        self._conversations: set[asyncio.Task[None]] = set()
         self.url = ""
 
-    def will(self, *answers: Says) -> None:
+    def respond(self, *answers: Canned) -> None:
         self._script.extend(answers)
 
     @asynccontextmanager
@@ -81,16 +81,16 @@ class Upstream:
             yield self
         finally:
             server.close()
-            for talk in self._talks:
-                talk.cancel()
-            await asyncio.gather(*self._talks, return_exceptions=True)
+            for conversation in self._conversations:
+                conversation.cancel()
+            await asyncio.gather(*self._conversations, return_exceptions=True)
             await server.wait_closed()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        talk = asyncio.ensure_future(self._talk(reader, writer))
-        self._talks.add(talk)
+        conversation = asyncio.ensure_future(self._converse(reader, writer))
+        self._conversations.add(conversation)
 
-    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             with suppress(asyncio.IncompleteReadError, ConnectionError):
                 while await self._answer(reader, writer):
@@ -107,13 +107,13 @@ class Upstream:
         body = await reader.readexactly(int(headers.get("content-length", 0)))
         parts = urlsplit(target)
         query = dict(parse_qsl(parts.query))
-        self.got.append(Got(method=method, path=unquote(parts.path), query=query, headers=headers, body=body))
-        says = self._script.popleft()
-        if says.hang_up:
+        self.received.append(Received(method=method, path=unquote(parts.path), query=query, headers=headers, body=body))
+        canned = self._script.popleft()
+        if canned.hang_up:
             return False
-        if says.quiet:
+        if canned.quiet:
             await asyncio.Event().wait()
-        writer.write(says.encoded())
+        writer.write(canned.encoded())
         await writer.drain()
         return True
 
@@ -153,13 +153,13 @@ class Case:
     model: str = "nano-banana"
     """One that it serves."""
     auth_scheme: str = "Bearer"
-    accepted: tuple[Says, ...]
-    refused: tuple[tuple[Says, str, bool], ...]
-    unknown: tuple[Says, ...]
-    running: tuple[Says, ...]
-    finished: tuple[Says, ...]
-    failed: tuple[Says, ...]
-    unreadable: tuple[Says, ...]
+    accepted: tuple[Canned, ...]
+    refused: tuple[tuple[Canned, str, bool], ...]
+    unknown: tuple[Canned, ...]
+    running: tuple[Canned, ...]
+    finished: tuple[Canned, ...]
+    failed: tuple[Canned, ...]
+    unreadable: tuple[Canned, ...]
     callbacks_running: tuple[Any, ...]
     callbacks_finished: tuple[Any, ...]
     callbacks_failed: tuple[Any, ...]
@@ -175,21 +175,21 @@ class Case:
 ECHO = f"cannot reach {CALLBACK} with Bearer {KEY}"
 """A message of a provider that repeats secrets."""
 
-PAGE = Says(status=502, body=b"<html><center>nginx</center></html>", headers={"content-type": "text/html"})
+PAGE = Canned(status=502, body=b"<html><center>nginx</center></html>", headers={"content-type": "text/html"})
 UNKNOWN_ANYWHERE = (
-    Says(hang_up=True),
+    Canned(hang_up=True),
     PAGE,
-    Says(status=500, body={"code": 500, "msg": ECHO}),
-    Says(status=503, body={"message": ECHO}),
-    Says(status=504),
-    Says(status=408, body={"msg": ECHO}),
-    Says(status=409, body={}),
-    Says(status=425, body={}),
-    Says(status=200),
-    Says(status=200, body=b"<html>welcome</html>"),
-    Says(status=200, body=b'{"code":200,"data":{"tas'),
-    Says(status=200, body=[]),
-    Says(status=200, body={"code": 200, "msg": "success", "data": None}),
+    Canned(status=500, body={"code": 500, "msg": ECHO}),
+    Canned(status=503, body={"message": ECHO}),
+    Canned(status=504),
+    Canned(status=408, body={"msg": ECHO}),
+    Canned(status=409, body={}),
+    Canned(status=425, body={}),
+    Canned(status=200),
+    Canned(status=200, body=b"<html>welcome</html>"),
+    Canned(status=200, body=b'{"code":200,"data":{"tas'),
+    Canned(status=200, body=[]),
+    Canned(status=200, body={"code": 200, "msg": "success", "data": None}),
 )
 
 
@@ -205,29 +205,29 @@ KIE = Case(
     package=PACKAGES["kie"],
     settings=lambda url: {"api_key": KEY, "api_url": url, "upload_url": url, "upload_references": True},
     accepted=(
-        Says(body={"code": 200, "msg": "success", "data": {"taskId": JOB}}),
-        Says(body={"code": "200", "message": "success", "data": {"taskId": JOB, "recordId": "other"}}),
-        Says(body={"code": 0, "data": {"task_id": JOB}}),
+        Canned(body={"code": 200, "msg": "success", "data": {"taskId": JOB}}),
+        Canned(body={"code": "200", "message": "success", "data": {"taskId": JOB, "recordId": "other"}}),
+        Canned(body={"code": 0, "data": {"task_id": JOB}}),
     ),
     refused=(
-        (Says(body={"code": 402, "msg": ECHO, "data": None}), "provider_credits", False),
-        (Says(status=401, body={"code": 401, "msg": ECHO}), "provider_auth", False),
-        (Says(body={"code": 422, "msg": ECHO}), "provider_rejected", False),
-        (Says(status=404, body=b"not here"), "provider_rejected", False),
-        (Says(body={"code": 429, "msg": ECHO}), "provider_rate_limited", True),
+        (Canned(body={"code": 402, "msg": ECHO, "data": None}), "provider_credits", False),
+        (Canned(status=401, body={"code": 401, "msg": ECHO}), "provider_auth", False),
+        (Canned(body={"code": 422, "msg": ECHO}), "provider_rejected", False),
+        (Canned(status=404, body=b"not here"), "provider_rejected", False),
+        (Canned(body={"code": 429, "msg": ECHO}), "provider_rate_limited", True),
     ),
-    unknown=(*UNKNOWN_ANYWHERE, Says(body={"code": 500, "msg": ECHO, "data": None}), Says(body={"code": 501})),
-    running=tuple(Says(body=_kie_record(state=state)) for state in ("waiting", "queuing", "generating", "dreaming")),
-    finished=(Says(body=_kie_record(state="success", resultJson=_result(IMAGE), creditsConsumed=8)),),
-    failed=(Says(body=_kie_record(state="fail", failCode="500", failMsg=ECHO, creditsConsumed=0)),),
+    unknown=(*UNKNOWN_ANYWHERE, Canned(body={"code": 500, "msg": ECHO, "data": None}), Canned(body={"code": 501})),
+    running=tuple(Canned(body=_kie_record(state=state)) for state in ("waiting", "queuing", "generating", "dreaming")),
+    finished=(Canned(body=_kie_record(state="success", resultJson=_result(IMAGE), creditsConsumed=8)),),
+    failed=(Canned(body=_kie_record(state="fail", failCode="500", failMsg=ECHO, creditsConsumed=0)),),
     unreadable=(
-        Says(hang_up=True),
+        Canned(hang_up=True),
         PAGE,
-        Says(body={"code": 422, "msg": "recordInfo is null", "data": None}),
-        Says(status=404, body={"code": 404, "msg": ECHO}),
-        Says(status=401, body={"code": 401, "msg": ECHO}),
-        Says(body={"code": 200, "data": None}),
-        Says(body=b'{"code":200,"data":{"taskId":'),
+        Canned(body={"code": 422, "msg": "recordInfo is null", "data": None}),
+        Canned(status=404, body={"code": 404, "msg": ECHO}),
+        Canned(status=401, body={"code": 401, "msg": ECHO}),
+        Canned(body={"code": 200, "data": None}),
+        Canned(body=b'{"code":200,"data":{"taskId":'),
     ),
     callbacks_running=({"data": {"taskId": JOB, "state": "generating"}},),
     callbacks_finished=(
@@ -241,27 +241,27 @@ LEGACY = Case(
     package=PACKAGES["legacy"],
     settings=lambda url: {"api_key": KEY, "api_url": f"{url}/nano-banana"},
     accepted=(
-        Says(body={"code": 200, "data": {"status": "pending", "task_id": JOB}}),
-        Says(status=201, body={"job_id": JOB, "url": "https://service.example/status/1"}),
-        Says(body={"status": "success", "data": {"id": JOB}}),
+        Canned(body={"code": 200, "data": {"status": "pending", "task_id": JOB}}),
+        Canned(status=201, body={"job_id": JOB, "url": "https://service.example/status/1"}),
+        Canned(body={"status": "success", "data": {"id": JOB}}),
     ),
     refused=(
-        (Says(status=401, body={"error": {"message": ECHO}, "id": "request-1"}), "provider_auth", False),
-        (Says(status=400, body={"error": ECHO}), "provider_rejected", False),
-        (Says(body={"code": 429, "message": ECHO}), "provider_rate_limited", True),
-        (Says(status=308, headers={"location": "https://elsewhere.example/"}), "provider_error", False),
+        (Canned(status=401, body={"error": {"message": ECHO}, "id": "request-1"}), "provider_auth", False),
+        (Canned(status=400, body={"error": ECHO}), "provider_rejected", False),
+        (Canned(body={"code": 429, "message": ECHO}), "provider_rate_limited", True),
+        (Canned(status=308, headers={"location": "https://elsewhere.example/"}), "provider_error", False),
     ),
     unknown=UNKNOWN_ANYWHERE,
     running=tuple(
-        Says(body={"code": 200, "data": {"task_id": JOB, "status": status}})
+        Canned(body={"code": 200, "data": {"task_id": JOB, "status": status}})
         for status in ("pending", "processing", "dreaming")
     ),
     finished=(
-        Says(body={"code": 200, "data": {"task_id": JOB, "status": "completed", "output": {"image_url": IMAGE}}}),
-        Says(body={"status": "succeeded", "output": IMAGE}),
+        Canned(body={"code": 200, "data": {"task_id": JOB, "status": "completed", "output": {"image_url": IMAGE}}}),
+        Canned(body={"status": "succeeded", "output": IMAGE}),
     ),
-    failed=(Says(body={"code": 200, "data": {"task_id": JOB, "status": "failed"}, "error": {"message": ECHO}}),),
-    unreadable=(Says(hang_up=True), PAGE, Says(status=404, body={"error": ECHO}), Says(body=b"{")),
+    failed=(Canned(body={"code": 200, "data": {"task_id": JOB, "status": "failed"}, "error": {"message": ECHO}}),),
+    unreadable=(Canned(hang_up=True), PAGE, Canned(status=404, body={"error": ECHO}), Canned(body=b"{")),
     callbacks_running=({"task_id": JOB, "status": "processing"},),
     callbacks_finished=(
         {"task_id": JOB, "status": "completed", "output": {"image_url": IMAGE}},
@@ -275,18 +275,18 @@ EXAMPLE_CASE = Case(
     settings=lambda url: {"example_key": KEY, "example_url": url},
     model="example-painter",
     auth_scheme="Key",
-    accepted=(Says(status=202, body={"id": JOB, "status": "queued"}),),
+    accepted=(Canned(status=202, body={"id": JOB, "status": "queued"}),),
     refused=(
-        (Says(status=401, body={"error": {"message": ECHO}}), "provider_auth", False),
-        (Says(status=422, body={"error": ECHO}), "provider_rejected", False),
-        (Says(status=410, body={"error": "gone"}), "no_image", False),
-        (Says(status=429, body={"error": ECHO}), "provider_rate_limited", True),
+        (Canned(status=401, body={"error": {"message": ECHO}}), "provider_auth", False),
+        (Canned(status=422, body={"error": ECHO}), "provider_rejected", False),
+        (Canned(status=410, body={"error": "gone"}), "no_image", False),
+        (Canned(status=429, body={"error": ECHO}), "provider_rate_limited", True),
     ),
     unknown=UNKNOWN_ANYWHERE,
-    running=tuple(Says(body={"id": JOB, "status": status}) for status in ("queued", "running", "dreaming")),
-    finished=(Says(body={"id": JOB, "status": "succeeded", "url": IMAGE}),),
-    failed=(Says(body={"id": JOB, "status": "failed", "error": {"message": ECHO}}),),
-    unreadable=(Says(hang_up=True), PAGE, Says(status=404, body={"error": ECHO}), Says(body=b"{")),
+    running=tuple(Canned(body={"id": JOB, "status": status}) for status in ("queued", "running", "dreaming")),
+    finished=(Canned(body={"id": JOB, "status": "succeeded", "url": IMAGE}),),
+    failed=(Canned(body={"id": JOB, "status": "failed", "error": {"message": ECHO}}),),
+    unreadable=(Canned(hang_up=True), PAGE, Canned(status=404, body={"error": ECHO}), Canned(body=b"{")),
     callbacks_running=({"id": JOB, "status": "running"},),
     callbacks_finished=({"id": JOB, "status": "succeeded", "url": IMAGE},),
     callbacks_failed=({"id": JOB, "status": "failed", "error": ECHO},),

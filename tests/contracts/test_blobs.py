@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from storage.blobs.store import Blob, BlobMissing, BlobStore
+from storage.blobs.staging import Blob
+from storage.blobs.store import BlobMissing, BlobStore
 from tests.contracts.blob_stores import STORES
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("nothing_is_left_open")]
 
 MIB = 2**20
-NOT_OWNERS = ["", ".", "..", "../x", "a/b", "/etc", "a b", "a\0", "a\n", "ä", "a-b", "x" * 81, "a.b", "\\", "~"]
+INVALID_OWNERS = ["", ".", "..", "../x", "a/b", "/etc", "a b", "a\0", "a\n", "ä", "a-b", "x" * 81, "a.b", "\\", "~"]
 
 
 @pytest.fixture(params=STORES)
@@ -39,7 +40,7 @@ async def read(blobs: BlobStore, name: str, start: int = 0, stop: int | None = N
     return b"".join([chunk async for chunk in await blobs.open(name, start, stop)])
 
 
-async def there(blobs: BlobStore, name: str) -> bool:
+async def exists(blobs: BlobStore, name: str) -> bool:
     try:
         async with aclosing(await blobs.open(name)):
             return True
@@ -48,7 +49,7 @@ async def there(blobs: BlobStore, name: str) -> bool:
 
 
 @pytest.mark.parametrize("size", [0, 1, MIB - 1, MIB, MIB + 1, 3 * MIB + 17])
-async def test_what_was_kept_comes_back(blobs: BlobStore, size: int) -> None:
+async def test_stored_bytes_are_read_back(blobs: BlobStore, size: int) -> None:
     data = os.urandom(size)
     blob = await keep(blobs, "task_1", data)
     sha256 = hashlib.sha256(data).hexdigest()
@@ -56,7 +57,7 @@ async def test_what_was_kept_comes_back(blobs: BlobStore, size: int) -> None:
     assert await read(blobs, blob.name) == data
 
 
-async def test_keeping_equal_bytes_twice_is_once(blobs: BlobStore) -> None:
+async def test_equal_bytes_stored_twice_are_one_blob(blobs: BlobStore) -> None:
     """A repeated download after a crash must not cost space, nor change what readers see."""
     first = await keep(blobs, "task_1", b"equal")
     assert await keep(blobs, "task_1", b"equal") == first
@@ -64,22 +65,22 @@ async def test_keeping_equal_bytes_twice_is_once(blobs: BlobStore) -> None:
     assert await blobs.delete("task_1") == 1
 
 
-async def test_keeping_equal_bytes_at_once_is_once(blobs: BlobStore) -> None:
+async def test_equal_bytes_stored_concurrently_are_one_blob(blobs: BlobStore) -> None:
     kept = await asyncio.gather(*(keep(blobs, "task_1", b"equal" * 100_000) for _ in range(20)))
     assert len(set(kept)) == 1
     assert await blobs.delete("task_1") == 1
 
 
-async def test_owners_are_apart(blobs: BlobStore) -> None:
-    """Owners that share a beginning or an end too."""
+async def test_delete_affects_one_owner(blobs: BlobStore) -> None:
+    """Also with owners that share a beginning or an end."""
     kept = [await keep(blobs, owner, b"equal") for owner in ("a", "a_1", "b_1", "1", "A_1")]
     assert await blobs.delete("a_1") == 1
-    assert [await there(blobs, blob.name) for blob in kept] == [True, False, True, True, True]
+    assert [await exists(blobs, blob.name) for blob in kept] == [True, False, True, True, True]
 
 
-@pytest.mark.parametrize("owner", NOT_OWNERS)
+@pytest.mark.parametrize("owner", INVALID_OWNERS)
 async def test_owner_with_other_characters_is_rejected(blobs: BlobStore, owner: str) -> None:
-    """No path is ever built from what came from outside."""
+    """Paths are built from valid owners only."""
     with pytest.raises(ValueError, match="owner"):
         blobs.new_draft(owner)
     with pytest.raises(ValueError, match="owner"):
@@ -92,13 +93,13 @@ async def test_owner_with_other_characters_is_rejected(blobs: BlobStore, owner: 
     "name",
     ["", "/", "task_1", "task_1/", "task_1/x", f"task_1/{'A' * 64}", f"task_1/{'0' * 64}\n", f"task_1/{'0' * 65}"],
 )
-async def test_what_could_never_be_a_name_is_missing(blobs: BlobStore, name: str) -> None:
+async def test_invalid_name_is_missing(blobs: BlobStore, name: str) -> None:
     with pytest.raises(BlobMissing):
         await blobs.open(name)
 
 
-async def test_missing_is_said_before_the_first_chunk(blobs: BlobStore) -> None:
-    """An HTTP answer must know it before its headers are sent."""
+async def test_open_of_a_missing_blob_raises_before_the_first_chunk(blobs: BlobStore) -> None:
+    """An HTTP response must know it before its headers are sent."""
     with pytest.raises(BlobMissing):
         await blobs.open(f"task_1/{'0' * 64}")
     blob = await keep(blobs, "task_1", b"x")
@@ -108,14 +109,14 @@ async def test_missing_is_said_before_the_first_chunk(blobs: BlobStore) -> None:
         await blobs.open(blob.name.replace("task_1", "task_2"))
 
 
-async def test_a_draft_is_not_visible_before_it_is_kept(blobs: BlobStore) -> None:
+async def test_draft_is_not_visible_before_commit(blobs: BlobStore) -> None:
     name = f"task_1/{hashlib.sha256(b'x').hexdigest()}"
     async with blobs.new_draft("task_1") as draft:
         await draft.write(b"x")
-        assert not await there(blobs, name)
+        assert not await exists(blobs, name)
         await draft.commit()
-        assert await there(blobs, name)
-    assert await there(blobs, name)
+        assert await exists(blobs, name)
+    assert await exists(blobs, name)
 
 
 async def test_media_type_does_not_change_the_name(blobs: BlobStore) -> None:
@@ -127,11 +128,11 @@ async def test_media_type_does_not_change_the_name(blobs: BlobStore) -> None:
 
 
 async def test_links_are_off_by_default(blobs: BlobStore) -> None:
-    """They can be passed on, and do not ask who fetches them."""
+    """A link works for anyone who has it."""
     assert await blobs.get_link((await keep(blobs, "task_1", b"x")).name, 60) is None
 
 
-async def test_a_draft_that_is_not_kept_leaves_nothing(blobs: BlobStore) -> None:
+async def test_draft_without_commit_leaves_nothing(blobs: BlobStore) -> None:
     async with blobs.new_draft("task_1") as draft:
         await draft.write(b"x")
         path = draft.path
@@ -139,7 +140,7 @@ async def test_a_draft_that_is_not_kept_leaves_nothing(blobs: BlobStore) -> None
     assert await blobs.delete("task_1") == 0
 
 
-async def test_a_draft_that_fails_leaves_nothing(blobs: BlobStore) -> None:
+async def test_draft_left_by_an_error_leaves_nothing(blobs: BlobStore) -> None:
     with pytest.raises(RuntimeError, match="decoder"):
         async with blobs.new_draft("task_1") as draft:
             await draft.write(b"x")
@@ -149,7 +150,7 @@ async def test_a_draft_that_fails_leaves_nothing(blobs: BlobStore) -> None:
     assert await blobs.delete("task_1") == 0
 
 
-async def test_a_draft_shows_all_bytes_written_so_far(blobs: BlobStore) -> None:
+async def test_draft_file_has_all_bytes_written_so_far(blobs: BlobStore) -> None:
     """A decoder reads them before they are committed."""
     async with blobs.new_draft("task_1") as draft:
         for size in (1, 70_000, 2 * MIB):
@@ -166,26 +167,26 @@ async def test_a_draft_shows_all_bytes_written_so_far(blobs: BlobStore) -> None:
         *[(MIB - 1, MIB + 1), (3, 2 * MIB + 8), (2 * MIB, None), (2 * MIB + 10, None)],
     ],
 )
-async def test_a_range_is_cut_to_what_there_is(blobs: BlobStore, start: int, stop: int | None) -> None:
+async def test_range_is_limited_to_the_blob(blobs: BlobStore, start: int, stop: int | None) -> None:
     data = os.urandom(2 * MIB + 10)
     blob = await keep(blobs, "task_1", data)
     assert await read(blobs, blob.name, start, stop) == data[start:stop]
 
 
-async def test_a_range_counts_from_the_first_byte(blobs: BlobStore) -> None:
+async def test_negative_start_is_rejected(blobs: BlobStore) -> None:
     blob = await keep(blobs, "task_1", b"x")
     with pytest.raises(ValueError, match="start"):
         await blobs.open(blob.name, -1)
 
 
-async def test_chunks_are_small(blobs: BlobStore) -> None:
+async def test_chunks_are_at_most_one_mebibyte(blobs: BlobStore) -> None:
     blob = await keep(blobs, "task_1", b"x" * (5 * MIB + 1))
     sizes = [len(chunk) async for chunk in await blobs.open(blob.name)]
     assert max(sizes) <= MIB
     assert min(sizes) > 0
 
 
-async def test_a_reader_in_the_middle_keeps_what_it_reads(blobs: BlobStore) -> None:
+async def test_open_reader_survives_a_delete(blobs: BlobStore) -> None:
     """Retention may delete an image during its download."""
     data = os.urandom(3 * MIB)
     blob = await keep(blobs, "task_1", data)
@@ -194,10 +195,10 @@ async def test_a_reader_in_the_middle_keeps_what_it_reads(blobs: BlobStore) -> N
     assert await blobs.delete("task_1") == 1
     assert first + b"".join([chunk async for chunk in reading]) == data
     assert b"".join([chunk async for chunk in late]) == data  # opened, nothing read yet
-    assert not await there(blobs, blob.name)
+    assert not await exists(blobs, blob.name)
 
 
-async def test_a_reading_may_be_closed_at_any_time(blobs: BlobStore) -> None:
+async def test_reader_may_be_closed_at_any_time(blobs: BlobStore) -> None:
     blob = await keep(blobs, "task_1", b"x" * (3 * MIB))
     for chunks in range(4):
         reading = await blobs.open(blob.name)
@@ -209,16 +210,16 @@ async def test_a_reading_may_be_closed_at_any_time(blobs: BlobStore) -> None:
             await anext(aiter(reading))
 
 
-async def test_deleting_counts_and_may_be_repeated(blobs: BlobStore) -> None:
+async def test_delete_returns_the_count_and_may_be_repeated(blobs: BlobStore) -> None:
     for number in range(5):
         await keep(blobs, "task_1", bytes([number]))
     assert await blobs.delete("task_1") == 5
     assert await blobs.delete("task_1") == 0
-    assert await blobs.delete("nobody") == 0
+    assert await blobs.delete("missing") == 0
     assert await read(blobs, (await keep(blobs, "task_1", b"again")).name) == b"again"
 
 
-async def test_keeping_and_deleting_at_once_is_safe(blobs: BlobStore) -> None:
+async def test_concurrent_commits_and_deletes_are_safe(blobs: BlobStore) -> None:
     """Each blob is whole or gone, and no call fails."""
 
     async def write(number: int) -> Blob:
@@ -231,13 +232,13 @@ async def test_keeping_and_deleting_at_once_is_safe(blobs: BlobStore) -> None:
     writing = asyncio.gather(*(write(number) for number in range(100)))
     await asyncio.gather(delete(), delete(), delete())
     kept = await writing
-    left = [(number, blob.name) for number, blob in enumerate(kept) if await there(blobs, blob.name)]
+    left = [(number, blob.name) for number, blob in enumerate(kept) if await exists(blobs, blob.name)]
     for number, name in left:
         assert await read(blobs, name) == b"%d" % number
     assert await blobs.delete("task_1") == len(left)
 
 
-async def test_a_sweep_spares_what_is_in_use(blobs: BlobStore) -> None:
+async def test_drafts_in_use_are_not_stale(blobs: BlobStore) -> None:
     blob = await keep(blobs, "task_1", b"kept")
     assert await blobs.delete_stale_drafts(3600) == 0
     async with blobs.new_draft("task_1") as draft:
@@ -257,7 +258,7 @@ async def test_owners_are_listed_by_age(blobs: BlobStore) -> None:
     assert await blobs.list_owners(0) == ["refs_2"]
 
 
-async def test_a_healthy_store_says_nothing(blobs: BlobStore) -> None:
+async def test_check_of_a_healthy_store_passes(blobs: BlobStore) -> None:
     await blobs.check()
     assert await blobs.delete_stale_drafts(0) == 0
 

@@ -19,16 +19,16 @@ pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("nothing_is_left_open")
 @pytest.fixture(params=DATABASES)
 async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Database]:
     async with await DATABASES[request.param](request, tmp_path) as opened:
-        await opened.check()  # by then it hears the other processes, and rings for nothing it may have missed
+        await opened.check()  # by then it is listening, and has notified its listeners once
         await opened.execute("CREATE TABLE notes (id TEXT PRIMARY KEY, n BIGINT NOT NULL, blob DOUBLE PRECISION)")
         yield opened
 
 
-def adding(key: str, n: int = 0) -> Statement:
+def insert(key: str, n: int = 0) -> Statement:
     return Statement(sql="INSERT INTO notes (id, n) VALUES (:id, :n)", params={"id": key, "n": n})
 
 
-def bumping(key: str, seen: int) -> Statement:
+def increment(key: str, seen: int) -> Statement:
     return Statement(
         sql="UPDATE notes SET n = n + 1 WHERE id = :id AND n = :seen",
         params={"id": key, "seen": seen},
@@ -36,17 +36,17 @@ def bumping(key: str, seen: int) -> Statement:
     )
 
 
-async def test_a_transaction_happens_whole_or_not_at_all(database: Database) -> None:
-    await database.transact(adding("a"))
+async def test_transaction_is_atomic(database: Database) -> None:
+    await database.transact(insert("a"))
     with pytest.raises(Stale):
-        await database.transact(adding("b"), bumping("a", seen=7))
+        await database.transact(insert("b"), increment("a", seen=7))
     assert await database.fetch("SELECT id FROM notes") == [{"id": "a"}]
 
 
-async def test_a_statement_the_database_refuses_undoes_its_transaction_only(database: Database) -> None:
+async def test_failed_statement_undoes_only_its_transaction(database: Database) -> None:
     outcomes = await asyncio.gather(
-        database.transact(adding("x"), adding("x")),
-        *(database.transact(adding(f"k{i}")) for i in range(50)),
+        database.transact(insert("x"), insert("x")),
+        *(database.transact(insert(f"k{i}")) for i in range(50)),
         return_exceptions=True,
     )
     assert isinstance(outcomes[0], Exception)
@@ -55,51 +55,51 @@ async def test_a_statement_the_database_refuses_undoes_its_transaction_only(data
     assert {row["id"] for row in rows} == {f"k{i}" for i in range(50)}
 
 
-async def test_of_many_who_saw_the_same_row_one_wins(database: Database) -> None:
-    await database.transact(adding("a"))
+async def test_one_of_many_compare_and_set_writes_succeeds(database: Database) -> None:
+    await database.transact(insert("a"))
     outcomes = await asyncio.gather(
-        *(database.transact(bumping("a", seen=0)) for _ in range(20)), return_exceptions=True
+        *(database.transact(increment("a", seen=0)) for _ in range(20)), return_exceptions=True
     )
     assert sum(isinstance(outcome, Stale) for outcome in outcomes) == 19
     assert await database.fetch_one("SELECT n FROM notes WHERE id = :id", id="a") == {"n": 1}
 
 
-async def test_returning_rows_and_counts(database: Database) -> None:
+async def test_outcomes_have_counts_and_returned_rows(database: Database) -> None:
     outcome = await database.transact(
-        adding("a", 1),
-        adding("b", 2),
+        insert("a", 1),
+        insert("b", 2),
         Statement(sql="UPDATE notes SET n = n + 10 RETURNING id, n"),
         Statement(sql="DELETE FROM notes WHERE id = :id", params={"id": "a"}),
     )
     assert sorted((row["id"], row["n"]) for row in outcome[2].rows) == [("a", 11), ("b", 12)]
     assert [o.count for o in outcome] == [1, 1, 2, 1]
-    assert await database.execute("DELETE FROM notes WHERE id = :id", id="nobody") == 0
+    assert await database.execute("DELETE FROM notes WHERE id = :id", id="missing") == 0
 
 
-async def test_what_was_written_is_read_at_once_on_every_way_of_reading(database: Database) -> None:
+async def test_committed_write_is_visible_to_fetch_and_fetch_one(database: Database) -> None:
     for n in range(20):
-        await database.transact(adding(f"k{n}", n))
+        await database.transact(insert(f"k{n}", n))
         assert await database.fetch_one("SELECT n FROM notes WHERE id = :id", id=f"k{n}") == {"n": n}
         assert await database.fetch("SELECT n FROM notes WHERE id = :id", id=f"k{n}") == [{"n": n}]
 
 
-async def test_a_bell_rings_after_the_commit_and_not_for_what_was_undone(database: Database) -> None:
-    with database.listen("news") as bell:
+async def test_subscription_is_notified_after_commit_and_not_after_rollback(database: Database) -> None:
+    with database.listen("news") as subscription:
         with pytest.raises(Stale):
-            await database.transact(bumping("nobody", seen=0), wake=("news",))
-        assert not await bell.wait(0)
-        await database.transact(adding("a"), wake=("news",))
-        assert await bell.wait(5)
-        assert not await bell.wait(0)
+            await database.transact(increment("missing", seen=0), wake=("news",))
+        assert not await subscription.wait(0)
+        await database.transact(insert("a"), wake=("news",))
+        assert await subscription.wait(5)
+        assert not await subscription.wait(0)
 
 
-async def test_a_ring_between_looking_and_waiting_is_not_missed(database: Database) -> None:
-    with database.listen("news") as bell:
+async def test_notification_before_wait_is_not_missed(database: Database) -> None:
+    with database.listen("news") as subscription:
         database.notify("news", "other")
-        assert await bell.wait(0)
+        assert await subscription.wait(0)
 
 
-async def test_only_listeners_of_the_channel_are_woken(database: Database) -> None:
+async def test_only_listeners_of_the_channel_are_notified(database: Database) -> None:
     with database.listen("a") as one, database.listen("a") as two, database.listen("b") as other:
         database.notify("a")
         assert await one.wait(5)
@@ -108,21 +108,21 @@ async def test_only_listeners_of_the_channel_are_woken(database: Database) -> No
 
 
 async def test_canceled_writer_does_not_affect_others(database: Database) -> None:
-    writing = asyncio.ensure_future(database.transact(adding("a")))
+    writing = asyncio.ensure_future(database.transact(insert("a")))
     await asyncio.sleep(0)
     writing.cancel()
     await asyncio.gather(writing, return_exceptions=True)
-    await database.transact(adding("b"))
+    await database.transact(insert("b"))
     assert await database.fetch_one("SELECT id FROM notes WHERE id = :id", id="b")
 
 
-async def test_migrations_run_once_even_with_two_starters(database: Database) -> None:
+async def test_concurrent_upgrades_run_each_migration_once(database: Database) -> None:
     ran = await asyncio.gather(upgrade_schema(database, 1.0), upgrade_schema(database, 1.0))
     assert sorted(m.number for part in ran for m in part) == [m.number for m in load_migrations()]
     assert await upgrade_schema(database, 2.0) == []
 
 
-async def test_a_closed_database_says_so(database: Database) -> None:
+async def test_closed_database_raises_a_storage_error(database: Database) -> None:
     await database.check()
     await database.close()
     await database.close()
@@ -132,16 +132,16 @@ async def test_a_closed_database_says_so(database: Database) -> None:
 
 async def test_unstorable_value_does_not_affect_other_writers(database: Database) -> None:
     outcomes = await asyncio.gather(
-        *(database.transact(adding(key, n)) for key, n in (("a", 1), ("b", 2**70), ("c", 3))), return_exceptions=True
+        *(database.transact(insert(key, n)) for key, n in (("a", 1), ("b", 2**70), ("c", 3))), return_exceptions=True
     )
     assert [isinstance(one, Exception) for one in outcomes] == [False, True, False]
     assert await database.fetch("SELECT id FROM notes ORDER BY id") == [{"id": "a"}, {"id": "c"}]
 
 
 async def test_error_contains_no_value(database: Database) -> None:
-    """Values are prompts, and errors end in logs."""
-    await database.transact(adding("a secret fox"))
-    for statement in (adding("a secret fox"), Statement(sql="SELECT nothing", params={"x": "a secret fox"})):
+    """Values are prompts, and errors are logged."""
+    await database.transact(insert("a secret fox"))
+    for statement in (insert("a secret fox"), Statement(sql="SELECT nothing", params={"x": "a secret fox"})):
         with pytest.raises(Exception) as caught:
             await database.transact(statement)
         assert "fox" not in f"{caught.value} {caught.value.__cause__}"
@@ -149,14 +149,14 @@ async def test_error_contains_no_value(database: Database) -> None:
 
 @pytest.mark.parametrize("text", ["", "a\0b", "\0", "狐狸 читает 🦊", "it's :name $1 %s", "a\ud7ffb"])
 async def test_any_text_can_be_stored_and_found(database: Database, text: str) -> None:
-    """Callbacks and prompts bring what they like; only NUL may come back as U+FFFD."""
-    await database.transact(adding(text))
+    """Callbacks and prompts contain any text; only NUL may come back as U+FFFD."""
+    await database.transact(insert(text))
     rows = await database.fetch("SELECT id FROM notes WHERE id = :id", id=text)
     assert [row["id"].replace("\ufffd", "\0") for row in rows] == [text]
     assert await database.fetch_one("SELECT id FROM notes WHERE id = 'a:b' OR id = :id", id=text)
 
 
-async def test_what_is_not_a_parameter_is_left_alone(database: Database) -> None:
+async def test_text_that_looks_like_a_parameter_is_left_alone(database: Database) -> None:
     await database.transact(
         Statement(sql="INSERT INTO notes (id, n) VALUES (':n ''q'' :id', CAST(:n AS BIGINT))", params={"n": 7})
     )

@@ -19,7 +19,7 @@ from broker.orders import ImageParams, Order
 from broker.providers.base import Provider
 from broker.providers.registry import load_catalog
 from broker.reports import Failed, Finished, Pending, Report
-from tests.contracts.providers import CALLBACK, CASES, IMAGE, JOB, KEY, TOKEN, Case, Says, Upstream, closed_port
+from tests.contracts.providers import CALLBACK, CASES, IMAGE, JOB, KEY, TOKEN, Canned, Case, Upstream, closed_port
 from tests.examples.provider import EXAMPLE
 from tests.support.clock import ManualClock
 
@@ -55,12 +55,12 @@ class Scene:
         params = ImageParams(prompt="a red bicycle", model=self.case.model, aspect_ratio="16:9", seed=7)
         return Order(params=params, mode="text-to-image")
 
-    async def submit(self, says: Says) -> Report:
-        self.upstream.will(says)
+    async def submit(self, canned: Canned) -> Report:
+        self.upstream.respond(canned)
         return await self.provider.submit(self.order, CALLBACK)
 
-    async def check(self, says: Says) -> Report:
-        self.upstream.will(says)
+    async def check(self, canned: Canned) -> Report:
+        self.upstream.respond(canned)
         return await self.provider.check(JOB)
 
 
@@ -79,7 +79,7 @@ def offline(case: Case) -> Provider:
     return case.build("http://127.0.0.1:9", ApiClient(timeout=1.0, max_connections=1), CATALOG, lambda: 0.0)
 
 
-def silent(subject: object) -> None:
+def assert_no_secret(subject: object) -> None:
     """Assert that no secret is in the stored part of an outcome."""
     shown = repr(subject)
     if isinstance(subject, BaseException):
@@ -89,43 +89,43 @@ def silent(subject: object) -> None:
 
 
 async def test_response_with_a_job_is_an_accepted_order(scene: Scene) -> None:
-    for says in scene.case.accepted:
-        assert await scene.submit(says) == Pending(job_id=JOB)
+    for canned in scene.case.accepted:
+        assert await scene.submit(canned) == Pending(job_id=JOB)
 
 
 async def test_order_is_sent_once_with_key_and_callback(scene: Scene) -> None:
     await scene.submit(scene.case.accepted[0])
-    (got,) = scene.upstream.got
-    assert got.method == "POST"
-    assert got.headers["authorization"] == f"{scene.case.auth_scheme} {KEY}"
-    assert CALLBACK in got.json().values()
+    (sent,) = scene.upstream.received
+    assert sent.method == "POST"
+    assert sent.headers["authorization"] == f"{scene.case.auth_scheme} {KEY}"
+    assert CALLBACK in sent.json().values()
 
 
 async def test_refusal_has_a_code_and_is_unbilled(scene: Scene) -> None:
-    for says, code, retryable in scene.case.refused:
-        report = await scene.submit(says)
+    for canned, code, retryable in scene.case.refused:
+        report = await scene.submit(canned)
         assert isinstance(report, Failed)
         assert (report.code, report.retryable, report.billed) == (code, retryable, "no")
         assert report.code in TASK_CODES
         assert report.job_id is None
-        silent(report)
+        assert_no_secret(report)
 
 
 async def test_unknown_outcome_is_an_error_and_never_repeated(scene: Scene) -> None:
     """A second request could order, and bill, a second image."""
-    for number, says in enumerate(scene.case.unknown, start=1):
+    for number, canned in enumerate(scene.case.unknown, start=1):
         with pytest.raises(ProviderError) as caught:
-            await scene.submit(says)
-        silent(caught.value)
-        assert len(scene.upstream.got) == number, says
+            await scene.submit(canned)
+        assert_no_secret(caught.value)
+        assert len(scene.upstream.received) == number, canned
 
 
 async def test_time_out_is_an_unknown_outcome(scene: Scene, clock: ManualClock) -> None:
     client = ApiClient(timeout=0.1, max_connections=1)
-    scene.upstream.will(Says(quiet=True))
+    scene.upstream.respond(Canned(quiet=True))
     with pytest.raises(ProviderError) as caught:
         await scene.case.build(scene.upstream.url, client, CATALOG, clock.now).submit(scene.order, CALLBACK)
-    silent(caught.value)
+    assert_no_secret(caught.value)
     await client.aclose()
 
 
@@ -134,7 +134,7 @@ async def test_request_that_was_not_sent_may_be_repeated(scene: Scene, clock: Ma
     report = await scene.case.build(closed_port(), client, CATALOG, clock.now).submit(scene.order, CALLBACK)
     assert isinstance(report, Failed)
     assert (report.code, report.retryable, report.billed) == ("provider_unavailable", True, "no")
-    silent(report)
+    assert_no_secret(report)
     await client.aclose()
 
 
@@ -145,38 +145,38 @@ async def test_model_not_served_is_refused_without_a_request(scene: Scene) -> No
     assert isinstance(report, Failed)
     assert (report.retryable, report.billed) == (False, "no")
     assert not scene.provider.supports("no-such")
-    assert scene.upstream.got == []
+    assert scene.upstream.received == []
 
 
 async def test_running_job_in_an_unknown_state_is_pending(scene: Scene) -> None:
-    for says in scene.case.running:
-        report = await scene.check(says)
+    for canned in scene.case.running:
+        report = await scene.check(canned)
         assert isinstance(report, Pending)
         assert report.check_in != 0
 
 
 async def test_finished_job_has_its_result(scene: Scene) -> None:
-    for says in scene.case.finished:
-        report = await scene.check(says)
+    for canned in scene.case.finished:
+        report = await scene.check(canned)
         assert isinstance(report, Finished)
         assert (report.outputs, report.job_id) == ((IMAGE,), JOB)
 
 
 async def test_failed_job_has_code_and_message(scene: Scene) -> None:
-    for says in scene.case.failed:
-        report = await scene.check(says)
+    for canned in scene.case.failed:
+        report = await scene.check(canned)
         assert isinstance(report, Failed)
         assert report.code in TASK_CODES
         assert report.message.startswith("cannot reach https://broker.example/api/webhook/nano-banana?…")
-        silent(report)
+        assert_no_secret(report)
 
 
 async def test_unreadable_status_is_a_temporary_error(scene: Scene) -> None:
-    for says in scene.case.unreadable:
+    for canned in scene.case.unreadable:
         with pytest.raises(ProviderError) as caught:
-            await scene.check(says)
+            await scene.check(canned)
         assert not caught.value.permanent
-        silent(caught.value)
+        assert_no_secret(caught.value)
 
 
 async def test_callback_is_parsed(scene: Scene) -> None:
@@ -192,7 +192,7 @@ async def test_callback_is_parsed(scene: Scene) -> None:
     for body in case.callbacks_failed:
         report = parse(body)
         assert isinstance(report, Failed)
-        silent(report)
+        assert_no_secret(report)
     for body in (*case.callbacks_running, *case.callbacks_finished, *case.callbacks_failed):
         assert JOB in scene.provider.job_ids(body)
 
@@ -214,13 +214,13 @@ def test_arbitrary_callback_never_raises(case: Case, body: Any) -> None:
 
 async def test_built_request_has_no_secret(scene: Scene) -> None:
     preview = scene.provider.build_request(scene.order, CALLBACK)
-    silent(preview)
+    assert_no_secret(preview)
     assert set(preview) == {"method", "url", "json", "price", "unit"}
-    assert scene.upstream.got == []
+    assert scene.upstream.received == []
     await scene.submit(scene.case.accepted[0])
-    (got,) = scene.upstream.got
-    assert preview["url"] == scene.upstream.url + got.path
-    assert preview["json"].keys() == got.json().keys()
+    (sent,) = scene.upstream.received
+    assert preview["url"] == scene.upstream.url + sent.path
+    assert preview["json"].keys() == sent.json().keys()
 
 
 async def test_unsupported_parameters_are_named(scene: Scene) -> None:
@@ -229,5 +229,5 @@ async def test_unsupported_parameters_are_named(scene: Scene) -> None:
 
 
 async def test_repr_of_the_provider_has_no_secret(scene: Scene) -> None:
-    silent(scene.provider)
+    assert_no_secret(scene.provider)
     assert await scene.provider.cancel(JOB) is False

@@ -17,7 +17,7 @@ import pytest
 from broker.errors import NotSent, ProviderError
 from broker.net.api_client import MAX_CONCURRENT_UPLOADS, ApiClient, FilePart, HttpResponse
 from broker.net.url_policy import redact_url
-from tests.support.faulty_http import Script, Visit, answers, head, pieces, rst, says, serve, silence
+from tests.support.faulty_http import Script, Visit, answers, head, pieces, rst, sends, serve, silence
 
 pytestmark = pytest.mark.anyio
 
@@ -47,36 +47,36 @@ def unused_port() -> int:
 
 
 async def half_head(visit: Visit) -> None:
-    await visit.say(b"HTTP/1.1 200 OK\r\nContent-")
+    await visit.send(b"HTTP/1.1 200 OK\r\nContent-")
 
 
 async def half_body(visit: Visit) -> None:
-    await visit.say(head("200 OK", "Content-Length: 100"), b'{"data":')
+    await visit.send(head("200 OK", "Content-Length: 100"), b'{"data":')
 
 
 async def dripping(visit: Visit) -> None:
-    await visit.say(head("200 OK", "Content-Length: 1000"))
+    await visit.send(head("200 OK", "Content-Length: 1000"))
     for _ in range(1000):
-        await visit.say(b" ")
+        await visit.send(b" ")
         await asyncio.sleep(0.01)
 
 
 async def echo(visit: Visit) -> None:
     """Not HTTP: it repeats the request, key included."""
-    await visit.say(visit.head)
+    await visit.send(visit.head)
 
 
 AFTER_SENDING: dict[str, Script] = {
-    "closes": says(),
+    "closes": sends(),
     "resets": rst,
     "never answers": silence,
     "half a head": half_head,
     "half a body": half_body,
     "drips": dripping,
     "echoes": echo,
-    "not http": says(b"SSH-2.0-OpenSSH_9.2\r\n"),
+    "not http": sends(b"SSH-2.0-OpenSSH_9.2\r\n"),
     "too long, announced": answers("200 OK", bytes(10_001)),
-    "too long, chunked": says(
+    "too long, chunked": sends(
         head("200 OK", "Transfer-Encoding: chunked"), b"2711\r\n" + bytes(10_001) + b"\r\n0\r\n\r\n"
     ),
     "encoded": answers("200 OK", b"x", "Content-Encoding: gzip"),
@@ -94,18 +94,20 @@ async def test_error_after_sending_means_unknown_outcome(client: ApiClient, faul
     assert f"POST {server.url('/createTask')}" in str(error)
 
 
-async def test_timeout_covers_the_complete_response(client: ApiClient) -> None:
+async def test_timeout_covers_the_complete_response() -> None:
     """Read time-outs alone restart with every byte."""
+    client = ApiClient(timeout=5, max_connections=1)
 
     async def slow(visit: Visit) -> None:
-        await visit.say(head("200 OK", "Content-Length: 20"))
+        await visit.send(head("200 OK", "Content-Length: 20"))
         for _ in range(20):
-            await visit.say(b"1")
+            await visit.send(b"1")
             await asyncio.sleep(0.01)
 
     async with serve(slow) as server:
         assert type(await failure(client, server.url(), timeout=0.1)) is ProviderError
-        assert (await client.request("GET", server.url(), timeout=5)).json() == 11_111_111_111_111_111_111
+        assert (await client.request("GET", server.url())).json() == 11_111_111_111_111_111_111
+    await client.aclose()
 
 
 async def test_refused_connection_means_not_sent(client: ApiClient) -> None:
@@ -193,7 +195,7 @@ async def test_closed_idle_connection_means_unknown_outcome(client: ApiClient) -
     """The provider closes the connection just as the second request arrives: it may have read it."""
 
     async def once(visit: Visit) -> None:
-        await visit.say(head("200 OK", "Content-Length: 2"), b"{}")
+        await visit.send(head("200 OK", "Content-Length: 2"), b"{}")
         await visit.reader.readuntil(b"\r\n\r\n")
 
     async with serve(once) as server:
@@ -205,7 +207,7 @@ async def test_closed_idle_connection_means_unknown_outcome(client: ApiClient) -
 async def test_connections_are_reused(client: ApiClient) -> None:
     async def patient(visit: Visit) -> None:
         while True:
-            await visit.say(head("200 OK", "Content-Length: 2"), b"{}")
+            await visit.send(head("200 OK", "Content-Length: 2"), b"{}")
             await visit.reader.readuntil(b"\r\n\r\n")
 
     async with serve(patient) as server:
@@ -233,7 +235,7 @@ async def test_json_body_is_sent_as_utf8(client: ApiClient) -> None:
     bodies = []
 
     async def keep(visit: Visit) -> None:
-        bodies.append(await visit.hear_body())
+        bodies.append(await visit.read_body())
         await answers("200 OK", b"{}")(visit)
 
     async with serve(keep) as server:
@@ -248,7 +250,7 @@ async def test_multipart_upload_arrives_intact(client: ApiClient) -> None:
     bodies = []
 
     async def keep(visit: Visit) -> None:
-        bodies.append(await visit.hear_body())
+        bodies.append(await visit.read_body())
         await answers("200 OK", b"{}")(visit)
 
     chunks = partial(pieces, image[:5], image[5:70_000], image[70_000:])
@@ -277,7 +279,7 @@ async def test_at_most_four_uploads_run_at_once() -> None:
 
     async def count(visit: Visit) -> None:
         nonlocal running, most
-        await visit.hear_body()
+        await visit.read_body()
         running += 1
         most = max(most, running)
         if running == MAX_CONCURRENT_UPLOADS:

@@ -42,7 +42,7 @@ from broker.client import (
     WaitTimeout,
 )
 from tests.support.api import png
-from tests.support.faulty_http import Script, Server, Visit, answers, head, rst, says, serve
+from tests.support.faulty_http import Script, Server, Visit, answers, head, rst, sends, serve
 
 pytestmark = pytest.mark.anyio
 
@@ -81,7 +81,7 @@ def recording_bodies(bodies: list[bytes], script: Script) -> Script:
     """Store the body of the request, then answer."""
 
     async def record(visit: Visit) -> None:
-        bodies.append(await visit.hear_body())
+        bodies.append(await visit.read_body())
         await script(visit)
 
     return record
@@ -145,8 +145,8 @@ def name_of(part: Message) -> str:
     "fault",
     [
         rst,
-        says(),
-        says(head("202 Accepted", "Content-Length: 500"), b'{"taskIds":'),
+        sends(),
+        sends(head("202 Accepted", "Content-Length: 500"), b'{"taskIds":'),
         answers("503 Service Unavailable"),
     ],
     ids=["reset", "closed", "cut short", "503"],
@@ -345,7 +345,7 @@ async def test_key_appears_in_no_error() -> None:
 
 
 async def test_wait_is_a_long_poll_that_survives_broken_connections() -> None:
-    script = one_per_connection(respond_json(task_document()), rst, says(), respond_json(task_document("completed")))
+    script = one_per_connection(respond_json(task_document()), rst, sends(), respond_json(task_document("completed")))
     async with connected_client(script) as (client, server, _):
         assert (await client.wait(Order(ids=(ID,)))).status == "completed"
     assert paths(server) == [f"/api/task/{ID}?wait=25"] * 4
@@ -472,7 +472,7 @@ def event(number: int, status: str, newline: str = "\n") -> bytes:
 
 
 def stream(*parts: bytes) -> Script:
-    return says(head("200 OK", "Content-Type: text/event-stream"), *parts)
+    return sends(head("200 OK", "Content-Type: text/event-stream"), *parts)
 
 
 async def statuses_of_events(client: AsyncClient) -> list[str]:
@@ -519,7 +519,7 @@ async def test_stream_that_ends_at_once_is_opened_once_a_second() -> None:
 
 
 async def test_each_opened_stream_restarts_the_patience() -> None:
-    cut = says(head("200 OK", "Content-Type: text/event-stream", "Content-Length: 999"), b": ping\n\n")
+    cut = sends(head("200 OK", "Content-Type: text/event-stream", "Content-Length: 999"), b": ping\n\n")
     async with connected_client(one_per_connection(*[cut] * 8, stream(event(1, "completed"))), patience=1.0) as (
         client,
         server,
@@ -552,7 +552,7 @@ async def test_stream_of_other_data_is_unreachable(data: bytes) -> None:
 
 async def test_closing_the_iterator_closes_the_connection() -> None:
     async def endless(visit: Visit) -> None:
-        await visit.say(head("200 OK", "Content-Type: text/event-stream"), event(1, "pending"))
+        await visit.send(head("200 OK", "Content-Type: text/event-stream"), event(1, "pending"))
         await visit.reader.readexactly(1)
 
     async with connected_client(endless) as (client, server, _):
@@ -628,7 +628,7 @@ IMAGE = answers("200 OK", PNG)
 
 @pytest.mark.parametrize(
     "fault",
-    [rst, says(head("200 OK", f"Content-Length: {len(PNG)}"), PNG[:-1]), RATE_LIMITED],
+    [rst, sends(head("200 OK", f"Content-Length: {len(PNG)}"), PNG[:-1]), RATE_LIMITED],
     ids=["reset", "cut short", "429"],
 )
 async def test_incomplete_image_is_downloaded_again(fault: Script, tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ async def never_answer(visit: Visit) -> None:
 
 
 async def endless_stream(visit: Visit) -> None:
-    await visit.say(STREAM_HEAD, event(1, "pending"))
+    await visit.send(STREAM_HEAD, event(1, "pending"))
     await visit.reader.readexactly(1)
 
 
@@ -142,7 +142,7 @@ def test_threads_share_one_client() -> None:
 def test_events_are_iterated_and_raise_errors() -> None:
     async def script(visit: Visit) -> None:
         if visit.path.startswith(f"/api/task/{ID}/"):
-            await visit.say(STREAM_HEAD, event(1, "pending"), event(2, "completed"))
+            await visit.send(STREAM_HEAD, event(1, "pending"), event(2, "completed"))
         else:
             await respond_json({"error": "No.", "code": "task_not_found", "retryable": False}, "404 Not Found")(visit)
 
@@ -166,7 +166,7 @@ def test_iterator_keeps_its_client_alive() -> None:
     """`for task in Client().events(…)` holds no other reference to the client."""
 
     async def script(visit: Visit) -> None:
-        await visit.say(STREAM_HEAD, event(1, "pending"), event(2, "completed"))
+        await visit.send(STREAM_HEAD, event(1, "pending"), event(2, "completed"))
 
     with BrokerThread(script) as server:
         statuses = []

@@ -47,41 +47,43 @@ from webhooks.tokens import ChallengeResponse
 pytestmark = pytest.mark.anyio
 
 KEY = "a-key-of-the-tests"
-NOBODY = "http://127.0.0.1:9"
-GONE = b"HTTP/1.1 404 Not Found\r\nContent-Length: 14\r\n\r\nERR_NGROK_3200"
+CLOSED_URL = "http://127.0.0.1:9"
+TUNNEL_OFFLINE = b"HTTP/1.1 404 Not Found\r\nContent-Length: 14\r\n\r\nERR_NGROK_3200"
 
 
-def a_set_up(folder: Path, **settings: Any) -> Settings:
-    """Return settings with which nothing is reachable and nothing has been created yet."""
+def make_settings(folder: Path, **settings: Any) -> Settings:
+    """Return settings of an unused folder whose URLs all lead to a closed port."""
     defaults: dict[str, Any] = {
         "api_key": KEY,
-        "api_url": NOBODY,
-        "upload_url": NOBODY,
-        "tunnel_api": NOBODY,
+        "api_url": CLOSED_URL,
+        "upload_url": CLOSED_URL,
+        "tunnel_api": CLOSED_URL,
         "data_dir": folder / "data",
         "port": free_port(),
     }
     return load_settings(env_file=None, **{**defaults, **settings})
 
 
-async def examined(settings: Settings, *names: str, cloudflared: Sequence[str] = (NOBODY,)) -> dict[str, Finding]:
+async def get_findings(
+    settings: Settings, *names: str, cloudflared: Sequence[str] = (CLOSED_URL,)
+) -> dict[str, Finding]:
     """Return the findings by name. names: checks to run, all by default."""
     async with open_context(SalvagedSettings(settings=settings), SystemClock(), cloudflared) as context:
         checks = [check for check in checks_for(context) if not names or check.name in names]
         return {finding.name: finding async for finding in run_checks(context, checks)}
 
 
-async def found(settings: Settings, check: str, name: str | None = None, **more: Any) -> tuple[str, str, str]:
+async def get_finding(settings: Settings, check: str, name: str | None = None, **more: Any) -> tuple[str, str, str]:
     """Return status, finding and cure."""
-    finding = (await examined(settings, check, **more))[name or check]
+    finding = (await get_findings(settings, check, **more))[name or check]
     return finding.status, finding.found, finding.cure or ""
 
 
 # -- the provider
 
 
-def a_provider(credit: Any, *headers: str, status: str = "200 OK") -> Script:
-    """Answers everything, and the question for credits like kie.ai."""
+def provider_script(credit: Any, *headers: str, status: str = "200 OK") -> Script:
+    """Return a script that answers every request, the one for credits as kie.ai does."""
 
     async def script(visit: Visit) -> None:
         body = credit if visit.path == "/api/v1/chat/credit" else {}
@@ -108,29 +110,29 @@ def credits_of(left: float) -> dict[str, Any]:
     ],
 )
 async def test_key_and_credits_are_separate(tmp_path: Path, answer: Any, key: str, left: str, cure: str) -> None:
-    async with serve(a_provider(answer)) as server:
-        report = await examined(a_set_up(tmp_path, api_url=server.url().rstrip("/")), "key")
+    async with serve(provider_script(answer)) as server:
+        report = await get_findings(make_settings(tmp_path, api_url=server.url().rstrip("/")), "key")
     assert (report["key"].status, report["credits"].status) == (key, left)
     assert cure in f"{report['key'].cure} {report['credits'].cure}"
 
 
 async def test_key_that_is_not_a_header_value_is_named(tmp_path: Path) -> None:
-    async with serve(a_provider({}, status="401 Unauthorized")) as server:
-        status, said, cure = await found(a_set_up(tmp_path, api_url=server.url().rstrip("/")), "key")
+    async with serve(provider_script({}, status="401 Unauthorized")) as server:
+        status, text, cure = await get_finding(make_settings(tmp_path, api_url=server.url().rstrip("/")), "key")
     assert status == "failed"
     assert "NANO_BANANA_API_KEY" in cure
-    assert KEY not in said + cure
+    assert KEY not in text + cure
 
 
 @asynccontextmanager
 async def no_tls() -> AsyncIterator[int]:
     """A port without TLS."""
 
-    async def refuse(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def reject(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
         writer.close()
 
-    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
+    async with await asyncio.start_server(reject, "127.0.0.1", 0) as server:
         yield server.sockets[0].getsockname()[1]
 
 
@@ -138,7 +140,7 @@ async def no_tls() -> AsyncIterator[int]:
     ("address", "words"),
     [
         ("http://nowhere.invalid", "name"),
-        (NOBODY, "takes no connection"),
+        (CLOSED_URL, "takes no connection"),
         ("https://127.0.0.1:{plain}", "TLS"),
         ("http://{mute}", "no sound answer"),
     ],
@@ -146,7 +148,9 @@ async def no_tls() -> AsyncIterator[int]:
 async def test_unreachable_provider_is_explained(tmp_path: Path, address: str, words: str) -> None:
     async with no_tls() as plain, serve(answers("rubbish")) as mute:
         url = address.format(plain=plain, mute=mute.host)
-        report = await examined(a_set_up(tmp_path, api_url=url, upload_url=url), "provider", "file upload", "key")
+        report = await get_findings(
+            make_settings(tmp_path, api_url=url, upload_url=url), "provider", "file upload", "key"
+        )
     for name, variable in (("provider", "NANO_BANANA_API_URL"), ("file upload", "NANO_BANANA_UPLOAD_URL")):
         assert report[name].status == "failed"
         assert words in report[name].found
@@ -166,25 +170,25 @@ async def test_unreachable_provider_is_explained(tmp_path: Path, address: str, w
     ],
 )
 async def test_wrong_clock_is_found_by_the_providers_date(tmp_path: Path, seconds: int, age: int, status: str) -> None:
-    """More than five minutes off, and every signed callback is refused. What a cache kept is as old as it says."""
+    """Signed callbacks are rejected from five minutes on. The age of a cached response is added to its Date."""
     date = formatdate(time.time() + seconds, usegmt=True)
-    async with serve(a_provider({}, f"Date: {date}", f"Age: {age}")) as server:
-        report = await examined(a_set_up(tmp_path, api_url=server.url().rstrip("/")), "provider")
+    async with serve(provider_script({}, f"Date: {date}", f"Age: {age}")) as server:
+        report = await get_findings(make_settings(tmp_path, api_url=server.url().rstrip("/")), "provider")
     assert report["clock"].status == status
     assert ("NTP" in (report["clock"].cure or "")) == (status != "ok")
 
 
 @pytest.mark.parametrize("date", ["yesterday", "", "Thu, 99 Foo 2026 00:00:00 GMT"])
 async def test_malformed_date_skips_the_clock(tmp_path: Path, date: str) -> None:
-    async with serve(a_provider({}, f"Date: {date}")) as server:
-        report = await examined(a_set_up(tmp_path, api_url=server.url().rstrip("/")), "provider")
+    async with serve(provider_script({}, f"Date: {date}")) as server:
+        report = await get_findings(make_settings(tmp_path, api_url=server.url().rstrip("/")), "provider")
     assert report["clock"].status == "skipped"
 
 
 async def test_legacy_provider_is_not_queried_for_credits(tmp_path: Path) -> None:
-    async with serve(a_provider({})) as server:
-        report = await examined(
-            a_set_up(tmp_path, api_url=server.url("/nano-banana")), "provider", "key", "file upload"
+    async with serve(provider_script({})) as server:
+        report = await get_findings(
+            make_settings(tmp_path, api_url=server.url("/nano-banana")), "provider", "key", "file upload"
         )
         paths = [head.split()[1] for head in server.heads]
     assert paths == [b"/nano-banana"]
@@ -201,21 +205,21 @@ async def test_legacy_provider_is_not_queried_for_credits(tmp_path: Path) -> Non
 
 
 async def test_without_a_broker_the_doctor_answers_the_probe(tmp_path: Path) -> None:
-    """Through the tunnel and back; afterwards the port is free again."""
-    settings = a_set_up(tmp_path)
+    """The probe passes the tunnel; afterwards the port is free."""
+    settings = make_settings(tmp_path)
     async with an_agent() as agent, tunnelling(settings.port) as tunnel:
         agent.names(tunnel.url, port=settings.port)
         settings = settings.model_copy(update={"tunnel_api": agent.url})
-        report = await examined(settings, "public address")
+        report = await get_findings(settings, "public address")
         assert (report["public address"].status, report["broker"].status) == ("ok", "skipped")
         assert f"{tunnel.url} (ngrok) leads to this broker" in report["public address"].found
-        quick = await found(
-            settings.model_copy(update={"tunnel_api": NOBODY}), "public address", cloudflared=[agent.url]
+        quick = await get_finding(
+            settings.model_copy(update={"tunnel_api": CLOSED_URL}), "public address", cloudflared=[agent.url]
         )
         assert quick[0] == "warning", "no quick tunnel either"
         agent.quick = tunnel.url
-        quick = await found(
-            settings.model_copy(update={"tunnel_api": NOBODY}), "public address", cloudflared=[agent.url]
+        quick = await get_finding(
+            settings.model_copy(update={"tunnel_api": CLOSED_URL}), "public address", cloudflared=[agent.url]
         )
         assert (quick[0], "cloudflared" in quick[1]) == ("ok", True)
     with closing(socket.create_server(("127.0.0.1", settings.port))):
@@ -236,35 +240,35 @@ async def test_probe_server_answers_only_probes() -> None:
         assert (await client.get("/api/tasks")).status_code == 404
 
 
-@pytest.mark.parametrize("edge", [GONE, None])
+@pytest.mark.parametrize("edge", [TUNNEL_OFFLINE, None])
 async def test_dead_tunnel_is_named_with_its_cure(tmp_path: Path, edge: bytes | None) -> None:
-    """With an answer of its far end, and without one."""
-    settings = a_set_up(tmp_path)
+    """With a response of the tunnel's edge, and without one."""
+    settings = make_settings(tmp_path)
     async with an_agent() as agent, tunnelling(settings.port) as tunnel:
         agent.names(tunnel.url, port=settings.port)
         tunnel.edge = edge
         if edge is None:
             await tunnel.kill()
-        told = await found(settings.model_copy(update={"tunnel_api": agent.url}), "public address")
-        chosen = await found(settings.model_copy(update={"webhook_base_url": tunnel.url}), "public address")
-    assert (told[0], chosen[0]) == ("failed", "failed")
-    assert "restart ngrok" in told[2]
+        finding = await get_finding(settings.model_copy(update={"tunnel_api": agent.url}), "public address")
+        chosen = await get_finding(settings.model_copy(update={"webhook_base_url": tunnel.url}), "public address")
+    assert (finding[0], chosen[0]) == ("failed", "failed")
+    assert "restart ngrok" in finding[2]
     assert "WEBHOOK_BASE_URL" in chosen[2]
 
 
 async def test_tunnel_to_another_program_fails(tmp_path: Path) -> None:
-    settings = a_set_up(tmp_path)
+    settings = make_settings(tmp_path)
     async with serve(answers("200 OK", b'{"status": "ok"}')) as other, tunnelling(other.port) as tunnel:
-        told = await found(settings.model_copy(update={"webhook_base_url": tunnel.url}), "public address")
-    assert told[0] == "failed"
-    assert "another server answers there (HTTP 200)" in told[1]
+        finding = await get_finding(settings.model_copy(update={"webhook_base_url": tunnel.url}), "public address")
+    assert finding[0] == "failed"
+    assert "another server answers there (HTTP 200)" in finding[1]
 
 
 async def test_tunnel_to_another_port_is_a_warning(tmp_path: Path) -> None:
     async with an_agent() as agent:
         agent.names("https://x.ngrok.app", port=3000)
-        settings = a_set_up(tmp_path, tunnel_api=agent.url)
-        report = await examined(settings, "public address")
+        settings = make_settings(tmp_path, tunnel_api=agent.url)
+        report = await get_findings(settings, "public address")
     assert (report["tunnel"].status, report["public address"].status) == ("warning", "warning")
     assert "leads to port 3000" in report["tunnel"].found
     assert f"ngrok http {settings.port}" in (report["tunnel"].cure or "")
@@ -274,37 +278,37 @@ async def test_tunnel_to_another_port_is_a_warning(tmp_path: Path) -> None:
 async def test_raw_tunnel_needs_a_key(tmp_path: Path, keys: tuple[str, ...], status: str) -> None:
     """Through it every client appears to be on this machine."""
     async with an_agent() as agent:
-        settings = a_set_up(tmp_path, tunnel_api=agent.url, api_keys=keys)
+        settings = make_settings(tmp_path, tunnel_api=agent.url, api_keys=keys)
         agent.names("tcp://1.tcp.ngrok.io:12345", port=settings.port)
-        told = await found(settings, "public address", "raw tunnel")
+        finding = await get_finding(settings, "public address", "raw tunnel")
         agent.names("tcp://1.tcp.ngrok.io:12345", port=22)
-        assert "raw tunnel" not in await examined(settings, "public address")
-    assert told[0] == status
-    assert ("BROKER_API_KEYS" in told[2]) == (status == "failed")
+        assert "raw tunnel" not in await get_findings(settings, "public address")
+    assert finding[0] == status
+    assert ("BROKER_API_KEYS" in finding[2]) == (status == "failed")
 
 
 async def test_anonymous_access_with_a_public_url_fails(tmp_path: Path) -> None:
-    settings = a_set_up(tmp_path, allow_anonymous=True)
-    assert "anonymous access" not in await examined(settings, "public address")
+    settings = make_settings(tmp_path, allow_anonymous=True)
+    assert "anonymous access" not in await get_findings(settings, "public address")
     open_wide = settings.model_copy(update={"webhook_base_url": "https://nowhere.invalid"})
-    status, _, cure = await found(open_wide, "public address", "anonymous access")
+    status, _, cure = await get_finding(open_wide, "public address", "anonymous access")
     assert status == "failed"
     assert "BROKER_ALLOW_ANONYMOUS" in cure
 
 
 async def test_loopback_base_url_is_a_warning(tmp_path: Path) -> None:
-    settings = a_set_up(tmp_path, api_url="https://api.kie.ai")
+    settings = make_settings(tmp_path, api_url="https://api.kie.ai")
     near = settings.model_copy(update={"webhook_base_url": f"http://127.0.0.1:{settings.port}"})
-    status, said, _ = await found(near, "public address")
-    assert (status, "no provider can reach it" in said) == ("warning", True)
+    status, text, _ = await get_finding(near, "public address")
+    assert (status, "no provider can reach it" in text) == ("warning", True)
 
 
 async def test_port_of_another_program_fails(tmp_path: Path) -> None:
     async with serve(answers("200 OK", b"hello")) as web, serve(silence) as mute:
         for other in (web, mute):
-            status, said, cure = await found(a_set_up(tmp_path, port=other.port), "public address", "broker")
+            status, text, cure = await get_finding(make_settings(tmp_path, port=other.port), "public address", "broker")
             assert status == "failed"
-            assert f"port {other.port} is taken by another program" in said
+            assert f"port {other.port} is taken by another program" in text
             assert "BROKER_PORT" in cure
 
 
@@ -317,23 +321,23 @@ async def test_running_broker_is_queried(tmp_path: Path) -> None:
         tunnelling(broker.port) as tunnel,
     ):
         settings = broker.services.settings.model_copy(update={"port": broker.port, "webhook_base_url": tunnel.url})
-        report = await examined(settings, "public address")
+        report = await get_findings(settings, "public address")
         assert [report[name].status for name in ("broker", "callbacks")] == ["ok", "ok"]
         assert "leads to this broker" in report["public address"].found
         keyless = settings.model_copy(update={"api_keys": ()})
-        status, said, cure = await found(keyless, "public address", "broker")
+        status, text, cure = await get_finding(keyless, "public address", "broker")
         assert (status, "BROKER_API_KEYS" in cure) == ("warning", True)
         broker.services.queries.closing = True
-        status, said, _ = await found(settings, "public address", "broker")
-        assert (status, "server: it is stopping" in said) == ("failed", True)
+        status, text, _ = await get_finding(settings, "public address", "broker")
+        assert (status, "server: it is stopping" in text) == ("failed", True)
 
 
 async def test_broker_with_another_secret_fails_and_receives_no_key(tmp_path: Path) -> None:
     async with open_api(tmp_path / "other", sockets=True) as broker:
-        settings = a_set_up(tmp_path, port=broker.port, api_keys=("a-key-for-our-broker-only",))
-        status, said, cure = await found(settings, "public address", "broker")
+        settings = make_settings(tmp_path, port=broker.port, api_keys=("a-key-for-our-broker-only",))
+        status, text, cure = await get_finding(settings, "public address", "broker")
     assert status == "failed"
-    assert "another secret" in said
+    assert "another secret" in text
     assert "SECRET_KEY" in cure
 
 
@@ -342,23 +346,23 @@ async def test_missing_callbacks_are_counted(tmp_path: Path) -> None:
         port = int(str(broker.client.base_url.port))
         settings = broker.services.settings.model_copy(update={"port": port})
         await broker.wait_end(await broker.create_task("a red bicycle [mood:lost]"))
-        status, said, cure = await found(settings, "public address", "callbacks")
-        assert (status, "1 results had to be polled" in said) == ("warning", True)
+        status, text, cure = await get_finding(settings, "public address", "callbacks")
+        assert (status, "1 results had to be polled" in text) == ("warning", True)
         assert "NANO_BANANA_WEBHOOK_KEY" in cure
         await broker.wait_end(await broker.create_task("a green bicycle"))
-        assert (await found(settings, "public address", "callbacks"))[0] == "ok"
+        assert (await get_finding(settings, "public address", "callbacks"))[0] == "ok"
 
 
 # -- storage
 
 
 async def test_new_folder_passes_and_is_left_unchanged(tmp_path: Path) -> None:
-    report = await examined(a_set_up(tmp_path), "database", "images", "disk", "secret")
+    report = await get_findings(make_settings(tmp_path), "database", "images", "disk", "secret")
     assert {finding.status for name, finding in report.items() if name != "SQLite"} <= {"ok", "skipped"}
     assert not (tmp_path / "data").exists()
 
 
-async def a_database(settings: Settings) -> Path:
+async def create_database(settings: Settings) -> Path:
     path = settings.data_dir / "broker.db"
     async with SqliteDatabase(path) as database:
         await upgrade_schema(database, 1.0)
@@ -366,15 +370,15 @@ async def a_database(settings: Settings) -> Path:
 
 
 async def test_sound_database_passes_and_is_left_unchanged(tmp_path: Path) -> None:
-    settings = a_set_up(tmp_path)
-    before = (await a_database(settings)).read_bytes()
-    assert (await found(settings, "database"))[0] == "ok"
+    settings = make_settings(tmp_path)
+    before = (await create_database(settings)).read_bytes()
+    assert (await get_finding(settings, "database"))[0] == "ok"
     assert (settings.data_dir / "broker.db").read_bytes() == before
 
 
-@pytest.mark.parametrize("message", ["it is full: free some space", "it says no more than this"])
+@pytest.mark.parametrize("message", ["it is full: free some space", "a message without a cure"])
 def test_storage_failure_always_has_a_cure(message: str) -> None:
-    """And never what is wrong, said twice."""
+    """A cure that differs from the problem."""
     finding = storage_failure("database", StorageError(message))
     assert message.startswith(finding.found)
     assert finding.cure
@@ -382,82 +386,82 @@ def test_storage_failure_always_has_a_cure(message: str) -> None:
 
 
 async def test_damaged_database_fails(tmp_path: Path) -> None:
-    settings = a_set_up(tmp_path)
-    path = await a_database(settings)
+    settings = make_settings(tmp_path)
+    path = await create_database(settings)
     content = bytearray(path.read_bytes())
     content[4096:20480] = b"\xff" * 16384
     path.write_bytes(content)
-    status, said, cure = await found(settings, "database")
+    status, text, cure = await get_finding(settings, "database")
     assert status == "failed"
-    assert "damaged" in said
+    assert "damaged" in text
     assert "backup" in cure
-    path.write_bytes(b"this is no database" * 1000)
-    status, said, cure = await found(settings, "database")
+    path.write_bytes(b"not a database" * 1000)
+    status, text, cure = await get_finding(settings, "database")
     assert status == "failed"
-    assert "backup" in cure, said
+    assert "backup" in cure, text
 
 
 async def test_missing_and_unknown_migrations_are_found(tmp_path: Path) -> None:
-    settings = a_set_up(tmp_path)
-    path = await a_database(settings)
+    settings = make_settings(tmp_path)
+    path = await create_database(settings)
     async with SqliteDatabase(path) as database:
         await database.execute("DELETE FROM migrations WHERE number = :last", last=load_migrations()[-1].number)
-    status, _, cure = await found(settings, "database")
+    status, _, cure = await get_finding(settings, "database")
     assert (status, "broker db upgrade" in cure) == ("warning", True)
     async with SqliteDatabase(path) as database:
         await database.execute("INSERT INTO migrations VALUES (9999, 'later', 0)")
-    status, _, cure = await found(settings, "database")
+    status, _, cure = await get_finding(settings, "database")
     assert (status, "newer broker" in cure) == ("failed", True)
 
 
 async def test_clock_and_secret_of_a_postgres_are_compared(tmp_path: Path, postgres: Postgres) -> None:
     url = await postgres.fresh()
-    settings = a_set_up(tmp_path, database_url=url, secret_key="the-secret-of-this-machine")
+    settings = make_settings(tmp_path, database_url=url, secret_key="the-secret-of-this-machine")
     async with PostgresDatabase(url) as database:
         await upgrade_schema(database, 1.0)
-        report = await examined(settings, "database")
+        report = await get_findings(settings, "database")
         assert [report[name].status for name in ("database", "clock of the database")] == ["ok", "ok"]
         assert "shared secret" not in report
         await ClusterState(database).set_if_absent("secret", "that of another machine")
-        status, _, cure = await found(settings, "database", "shared secret")
+        status, _, cure = await get_finding(settings, "database", "shared secret")
         assert (status, "SECRET_KEY" in cure) == ("failed", True)
 
 
 async def test_unreachable_postgres_is_shown_without_its_password(tmp_path: Path) -> None:
-    settings = a_set_up(tmp_path, database_url="postgresql://me:s3cret-word@127.0.0.1:9/broker")
-    status, said, cure = await found(settings, "database")
+    settings = make_settings(tmp_path, database_url="postgresql://me:s3cret-word@127.0.0.1:9/broker")
+    status, text, cure = await get_finding(settings, "database")
     assert status == "failed"
-    assert "s3cret" not in said + cure
-    assert "DATABASE_URL" in said + cure
+    assert "s3cret" not in text + cure
+    assert "DATABASE_URL" in text + cure
 
 
 async def test_bucket_finding_names_the_lifecycle_rule(tmp_path: Path, s3_server: S3Server) -> None:
     bucket = s3_server.new_bucket()
-    settings = a_set_up(
+    settings = make_settings(
         tmp_path, blob_url=f"s3://{bucket}", s3_endpoint=s3_server.url, s3_access_key="a", s3_secret_key="b"
     )
-    status, said, _ = await found(settings, "images")
-    assert (status, "AbortIncompleteMultipartUpload" in said) == ("ok", True)
+    status, text, _ = await get_finding(settings, "images")
+    assert (status, "AbortIncompleteMultipartUpload" in text) == ("ok", True)
 
 
 async def test_missing_bucket_fails(tmp_path: Path) -> None:
-    settings = a_set_up(
-        tmp_path, blob_url="s3://pictures", s3_endpoint=NOBODY, s3_access_key="a", s3_secret_key="s3cret-word"
+    settings = make_settings(
+        tmp_path, blob_url="s3://pictures", s3_endpoint=CLOSED_URL, s3_access_key="a", s3_secret_key="s3cret-word"
     )
-    status, said, cure = await found(settings, "images")
+    status, text, cure = await get_finding(settings, "images")
     assert status == "failed"
     assert cure
-    assert "s3cret" not in said + cure
+    assert "s3cret" not in text + cure
 
 
 async def test_unwritable_folder_fails(tmp_path: Path) -> None:
-    status, said, cure = await found(a_set_up(tmp_path, data_dir=Path("/proc/nowhere")), "disk")
-    assert (status, "/proc cannot be written to" in said, "/proc" in cure) == ("failed", True, True)
+    status, text, cure = await get_finding(make_settings(tmp_path, data_dir=Path("/proc/nowhere")), "disk")
+    assert (status, "/proc cannot be written to" in text, "/proc" in cure) == ("failed", True, True)
 
 
 def test_full_disk_fails(tmp_path: Path) -> None:
-    """A limit on the size of files is refused by the same system calls."""
-    asyncio.run(_a_database_in(tmp_path))
+    """A limit on the size of files fails the same system calls."""
+    asyncio.run(_create_database_in(tmp_path))
     report = _report(tmp_path, limit=0)
     assert all(check["cure"] for check in report["checks"] if check["status"] == "failed")
     (disk,) = [check for check in report["checks"] if check["name"] == "disk"]
@@ -466,7 +470,7 @@ def test_full_disk_fails(tmp_path: Path) -> None:
     assert "BROKER_RETENTION_HOURS" in disk["cure"]
 
 
-async def _a_database_in(folder: Path) -> None:
+async def _create_database_in(folder: Path) -> None:
     async with SqliteDatabase(folder / "data" / "broker.db") as database:
         await upgrade_schema(database, 1.0)
 
@@ -475,7 +479,11 @@ def _report(folder: Path, limit: int | None = None) -> Any:
     ended = subprocess.run(
         [sys.executable, "-m", "broker", "doctor", "--json"],
         cwd=folder,
-        env={"PYTHONPATH": str(Path(__file__).parents[2]), "BROKER_TUNNEL_API": NOBODY, "PYTHONDONTWRITEBYTECODE": "1"},
+        env={
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+            "BROKER_TUNNEL_API": CLOSED_URL,
+            "PYTHONDONTWRITEBYTECODE": "1",
+        },
         preexec_fn=(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))) if limit is not None else None,
         check=False,
         capture_output=True,
@@ -496,17 +504,17 @@ def _report(folder: Path, limit: int | None = None) -> Any:
     ],
 )
 async def test_secret_readable_by_others_fails(tmp_path: Path, mode: int, content: str, status: str, cure: str) -> None:
-    settings = a_set_up(tmp_path)
+    settings = make_settings(tmp_path)
     settings.data_dir.mkdir()
     path = settings.data_dir / "secret.key"
     path.write_text(content)
     path.chmod(mode)
-    told = await found(settings, "secret")
-    assert told[0] == status
-    assert cure in told[2]
+    finding = await get_finding(settings, "secret")
+    assert finding[0] == status
+    assert cure in finding[2]
 
 
-# -- who may come in
+# -- access
 
 
 @pytest.mark.parametrize(
@@ -524,9 +532,9 @@ async def test_secret_readable_by_others_fails(tmp_path: Path, mode: int, conten
 async def test_exposed_access_is_a_warning(
     tmp_path: Path, settings: Mapping[str, Any], name: str, status: str, words: str
 ) -> None:
-    told = await found(a_set_up(tmp_path, **settings), "access", name)
-    assert told[0] == status
-    assert words in told[1] + told[2]
+    finding = await get_finding(make_settings(tmp_path, **settings), "access", name)
+    assert finding[0] == status
+    assert words in finding[1] + finding[2]
 
 
 def test_flawed_python_versions_are_known() -> None:
@@ -553,7 +561,7 @@ async def test_failing_or_hanging_check_does_not_affect_others(tmp_path: Path) -
         return [ok("works", "well")]
 
     checks = [Check(name=name, run=run) for name, run in [("h", hangs), ("b", breaks), ("works", works)]]
-    async with open_context(SalvagedSettings(settings=a_set_up(tmp_path)), SystemClock()) as context:
+    async with open_context(SalvagedSettings(settings=make_settings(tmp_path)), SystemClock()) as context:
         report = [finding async for finding in run_checks(context, checks, seconds=0.05)]
     assert [(finding.name, finding.status) for finding in report] == [("h", "failed"), ("b", "failed"), ("works", "ok")]
     assert all(finding.cure for finding in report[:2])
@@ -561,8 +569,8 @@ async def test_failing_or_hanging_check_does_not_affect_others(tmp_path: Path) -
 
 
 async def test_check_with_a_wrong_setting_is_skipped(tmp_path: Path) -> None:
-    salvaged = SalvagedSettings(settings=a_set_up(tmp_path), wrong=frozenset({"api_url"}))
-    async with open_context(salvaged, SystemClock(), [NOBODY]) as context:
+    salvaged = SalvagedSettings(settings=make_settings(tmp_path), wrong=frozenset({"api_url"}))
+    async with open_context(salvaged, SystemClock(), [CLOSED_URL]) as context:
         report = {finding.name: finding async for finding in run_checks(context, checks_for(context))}
     assert [report[name].status for name in ("provider", "key", "file upload")] == ["skipped"] * 3
     assert report["disk"].status == "ok"
@@ -571,17 +579,17 @@ async def test_check_with_a_wrong_setting_is_skipped(tmp_path: Path) -> None:
 SECRETS = {
     "NANO_BANANA_API_KEY": "s3cret-provider",
     "NANO_BANANA_WEBHOOK_KEY": "s3cret-webhook",
-    "SECRET_KEY": "s3cret-of-the-house",
+    "SECRET_KEY": "s3cret-signature-key",
     "BROKER_API_KEYS": "s3cret-caller,s3cret-another",
     "DATABASE_URL": "postgresql://me:s3cret-database@127.0.0.1:9/broker?sslmode=disable&password=s3cret-query",
     "AWS_SECRET_ACCESS_KEY": "s3cret-bucket",
     "AWS_ACCESS_KEY_ID": "s3cret-bucket-id",
     "BROKER_BLOB_URL": "s3://pictures",
-    "AWS_ENDPOINT_URL": NOBODY,
-    "NANO_BANANA_API_URL": NOBODY,
-    "NANO_BANANA_UPLOAD_URL": NOBODY,
-    "WEBHOOK_BASE_URL": NOBODY,
-    "BROKER_TUNNEL_API": NOBODY,
+    "AWS_ENDPOINT_URL": CLOSED_URL,
+    "NANO_BANANA_API_URL": CLOSED_URL,
+    "NANO_BANANA_UPLOAD_URL": CLOSED_URL,
+    "WEBHOOK_BASE_URL": CLOSED_URL,
+    "BROKER_TUNNEL_API": CLOSED_URL,
     "BROKER_PORT": "1",
 }
 
@@ -601,7 +609,8 @@ def test_report_contains_no_secret(tmp_path: Path, form: tuple[str, ...], wrong:
 
 def test_wrong_settings_are_all_named_and_the_others_checked(tmp_path: Path) -> None:
     shell = Shell(
-        tmp_path, {"BROKER_PORT": "eighty", "LOG_LEVEL": "loud", "BROKER_BLOB_URL": "s3:", "BROKER_TUNNEL_API": NOBODY}
+        tmp_path,
+        {"BROKER_PORT": "eighty", "LOG_LEVEL": "loud", "BROKER_BLOB_URL": "s3:", "BROKER_TUNNEL_API": CLOSED_URL},
     )
     ended = shell.run("doctor")
     assert ended.code == 2
@@ -615,14 +624,14 @@ def test_wrong_settings_are_all_named_and_the_others_checked(tmp_path: Path) -> 
 
 def test_binary_settings_file_fails(tmp_path: Path) -> None:
     (tmp_path / ".env").write_bytes(b"\xff\xfe")
-    ended = Shell(tmp_path, {"BROKER_TUNNEL_API": NOBODY}).run("doctor")
+    ended = Shell(tmp_path, {"BROKER_TUNNEL_API": CLOSED_URL}).run("doctor")
     assert ended.code == 2
     assert ".env" in ended.out
 
 
 def test_configuration_without_a_key_passes(tmp_path: Path) -> None:
-    """The sandbox needs nothing; that its pictures are pretended is said."""
-    ended = Shell(tmp_path, {"BROKER_TUNNEL_API": NOBODY, "BROKER_PORT": str(free_port())}).run("doctor")
+    """The sandbox needs nothing; the report says that its images are synthetic."""
+    ended = Shell(tmp_path, {"BROKER_TUNNEL_API": CLOSED_URL, "BROKER_PORT": str(free_port())}).run("doctor")
     assert ended.code == 0, ended.out
     assert "synthetic images" in ended.out
     assert list(tmp_path.iterdir()) == []

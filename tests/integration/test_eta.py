@@ -19,7 +19,7 @@ from broker.tasks import eta
 from broker.tasks.eta import round_up
 from storage.states import TaskState
 from storage.tasks import Task
-from tests.api.test_api_tasks import NOTHING_KNOWN, look, parsed
+from tests.api.test_api_tasks import NOTHING_KNOWN, get_data, parsed
 from tests.support.api import NEVER, a_task, open_api, task_cache
 from tests.support.brokers import open_broker, still
 from tests.support.clock import ManualClock
@@ -154,11 +154,11 @@ async def test_queued_estimate_includes_window_slots_and_cooldown(quiet: Service
 
 
 @pytest.mark.parametrize(
-    ("seconds", "told"),
+    ("seconds", "estimate"),
     [(-1, None), (0, None), (0.1, 5), (5, 5), (5.1, 10), (30, 30), (31, 40), (120, 120), (121, 150), (601, 660)],
 )
-def test_estimates_are_rounded_up_to_steps(seconds: float, told: int | None) -> None:
-    assert round_up(seconds) == told
+def test_estimates_are_rounded_up_to_steps(seconds: float, estimate: int | None) -> None:
+    assert round_up(seconds) == estimate
 
 
 def test_rounded_estimate_is_stable_until_the_next_step() -> None:
@@ -207,9 +207,9 @@ async def test_stream_sends_each_new_position(tmp_path: Path) -> None:
 
 async def test_ended_task_has_no_progress(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
-        told = {"provider_state": "generating", "provider_percent": 40.0, "sent_at": 1.0}
-        task = await broker.add_task(state=TaskState.CANCELED, ended_at=1.0, error_code="canceled", **told)
-        assert (await look(broker, task.id))["progress"] == {**NOTHING_KNOWN, "stage": "done"}
+        progress = {"provider_state": "generating", "provider_percent": 40.0, "sent_at": 1.0}
+        task = await broker.add_task(state=TaskState.CANCELED, ended_at=1.0, error_code="canceled", **progress)
+        assert (await get_data(broker, task.id))["progress"] == {**NOTHING_KNOWN, "stage": "done"}
 
 
 async def test_a_task_that_is_not_queued_is_one_point_read_per_poll(tmp_path: Path) -> None:
@@ -234,13 +234,13 @@ async def test_new_provider_state_updates_the_task_and_a_repeated_one_does_not(
     task = a_task(NOW, job_id="job", due_at=NOW, provider="kie")
     await add(quiet, task)
     steps = quiet.worker.steps
-    for stage, percent, news in (("waiting", None, True), ("waiting", None, False), ("generating", 40.0, True)):
+    for stage, percent, is_new in (("waiting", None, True), ("waiting", None, False), ("generating", 40.0, True)):
         clock.advance(60)
         before = await quiet.queries.get(task.id)
         await steps.transitions.apply_report(before, Pending(job_id="job", stage=stage, percent=percent), 0)
         row = await quiet.queries.get(task.id)
         assert (row.provider_state, row.provider_percent) == (stage, percent)
-        assert (row.updated_at == clock.now()) is news
+        assert (row.updated_at == clock.now()) is is_new
         assert row.version == before.version + 1  # the next check is stored in any case
 
 
@@ -253,7 +253,7 @@ async def test_stream_sends_the_provider_state(tmp_path: Path) -> None:
             async with asyncio.timeout(1):
                 words.append((await anext(changes)).provider_state)
         assert words == [None, "queuing"]
-        assert (await look(broker, task.id))["progress"]["providerState"] == "queuing"
+        assert (await get_data(broker, task.id))["progress"]["providerState"] == "queuing"
 
 
 async def test_times_are_stored_for_later_estimates(quiet: Services, clock: ManualClock) -> None:

@@ -18,7 +18,7 @@ from broker.providers.base import Provider
 from broker.providers.kie.settings import KieSettings
 from broker.providers.registry import PROVIDERS, load_catalog
 from broker.reports import Failed, Finished, Pending
-from tests.contracts.providers import CALLBACK, JOB, KEY, PACKAGES, TOKEN, Says, Upstream, open_provider
+from tests.contracts.providers import CALLBACK, JOB, KEY, PACKAGES, TOKEN, Canned, Upstream, open_provider
 from tests.support.clock import ManualClock
 
 pytestmark = pytest.mark.anyio
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.anyio
 CATALOG = load_catalog()
 IMAGE = "https://tempfile.example/p/one.jpg?sig=1"
 TWO = ("https://tempfile.example/p/one.jpg", "http://tempfile.example/p/two.jpg")
-ACCEPTED = Says(body={"code": 200, "msg": "success", "data": {"taskId": JOB}})
+ACCEPTED = Canned(body={"code": 200, "msg": "success", "data": {"taskId": JOB}})
 
 
 @pytest.fixture
@@ -96,15 +96,15 @@ def order(
     )
 
 
-def record(**data: Any) -> Says:
-    return Says(body={"code": 200, "msg": "success", "data": {"taskId": JOB, "model": "nano-banana-2", **data}})
+def record(**data: Any) -> Canned:
+    return Canned(body={"code": 200, "msg": "success", "data": {"taskId": JOB, "model": "nano-banana-2", **data}})
 
 
 def result(*urls: str) -> str:
     return json.dumps({"resultUrls": list(urls)})
 
 
-# -- what we send
+# -- requests
 
 REF = "https://broker.example/uploads/references/cat.png"
 EDIT = (reference(REF),)
@@ -182,21 +182,21 @@ async def test_each_model_is_spelt_as_its_page_documents(
     kie: Provider, upstream: Upstream, order: Order, expected: dict[str, Any]
 ) -> None:
     """Image-to-image uses the edit model; no request has a field that its model lacks."""
-    upstream.will(ACCEPTED)
+    upstream.respond(ACCEPTED)
     assert await kie.submit(order, CALLBACK) == Pending(job_id=JOB)
-    (got,) = upstream.got
-    assert (got.method, got.path) == ("POST", "/api/v1/jobs/createTask")
-    assert got.json() == expected | {"callBackUrl": CALLBACK}
-    assert got.headers["content-type"] == "application/json"
+    (sent,) = upstream.received
+    assert (sent.method, sent.path) == ("POST", "/api/v1/jobs/createTask")
+    assert sent.json() == expected | {"callBackUrl": CALLBACK}
+    assert sent.headers["content-type"] == "application/json"
     preview = kie.build_request(order, CALLBACK)
     assert preview["json"]["input"] == expected["input"]
     assert preview["json"]["callBackUrl"] == "https://broker.example/api/webhook/nano-banana?…"
 
 
 async def test_request_without_public_url_has_no_callback(kie: Provider, upstream: Upstream) -> None:
-    upstream.will(ACCEPTED)
+    upstream.respond(ACCEPTED)
     await kie.submit(order(), None)
-    assert "callBackUrl" not in upstream.got[0].json()
+    assert "callBackUrl" not in upstream.received[0].json()
 
 
 async def test_built_request_has_the_price(kie: Provider) -> None:
@@ -208,7 +208,7 @@ async def test_built_request_has_the_price(kie: Provider) -> None:
     assert kie.ignored(order("nano-banana-pro")) == ("steps", "seed")
 
 
-# -- what its answers to an order mean
+# -- responses to an order
 
 CODES: dict[int, tuple[str, bool, float | None] | None] = {
     400: ("provider_rejected", False, None),
@@ -233,7 +233,7 @@ CODES: dict[int, tuple[str, bool, float | None] | None] = {
 async def test_code_means_the_same_as_http_status_and_in_the_body(kie: Provider, upstream: Upstream, code: int) -> None:
     """HTTP 200 with an error code is a failure; the task would never end otherwise."""
     for http, spelt, word in product((code, 200), (code, str(code)), ("msg", "message")):
-        upstream.will(Says(status=http, body={"code": spelt, word: "You shall not pass", "data": None}))
+        upstream.respond(Canned(status=http, body={"code": spelt, word: "You shall not pass", "data": None}))
         expected = CODES[code]
         if expected is None:
             with pytest.raises(ProviderError, match=f"code {code}: You shall not pass"):
@@ -253,7 +253,7 @@ async def test_code_means_the_same_as_http_status_and_in_the_body(kie: Provider,
 @pytest.mark.parametrize("code", [505, 531])
 async def test_codes_505_and_531_are_refusals(kie: Provider, upstream: Upstream, code: int) -> None:
     """Feature disabled; failed and refunded. As an HTTP status without a body they could come from any proxy."""
-    upstream.will(Says(body={"code": code, "msg": "no"}), Says(status=code))
+    upstream.respond(Canned(body={"code": code, "msg": "no"}), Canned(status=code))
     report = await kie.submit(order(), CALLBACK)
     assert isinstance(report, Failed)
     assert report.billed == "no"
@@ -263,7 +263,7 @@ async def test_codes_505_and_531_are_refusals(kie: Provider, upstream: Upstream,
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 410, 422, 429])
 async def test_http_refusal_without_body_is_certain(kie: Provider, upstream: Upstream, status: int) -> None:
-    upstream.will(Says(status=status, body=b"<html>no</html>"))
+    upstream.respond(Canned(status=status, body=b"<html>no</html>"))
     report = await kie.submit(order(), CALLBACK)
     assert isinstance(report, Failed)
     assert (report.billed, report.provider_code, report.message) == ("no", str(status), "the answer is not JSON")
@@ -274,22 +274,22 @@ async def test_http_refusal_without_body_is_certain(kie: Provider, upstream: Ups
 async def test_code_of_the_body_precedes_the_http_status(
     kie: Provider, upstream: Upstream, status: int, code: int, refused: bool, data: Any
 ) -> None:
-    upstream.will(Says(status=status, body={"code": code, "msg": "no", "data": data}))
+    upstream.respond(Canned(status=status, body={"code": code, "msg": "no", "data": data}))
     assert isinstance(await kie.submit(order(), CALLBACK), Failed) is refused
 
 
 @pytest.mark.parametrize(
-    "says",
+    "canned",
     [
-        Says(body={"code": 429, "msg": "too many", "data": {"taskId": JOB}}),
-        Says(status=500, body={"code": 500, "msg": "oops", "data": {"taskId": JOB}}),
-        Says(body={"code": 200, "taskId": JOB}),
-        Says(body={"data": {"taskId": f" {JOB} "}}),
+        Canned(body={"code": 429, "msg": "too many", "data": {"taskId": JOB}}),
+        Canned(status=500, body={"code": 500, "msg": "oops", "data": {"taskId": JOB}}),
+        Canned(body={"code": 200, "taskId": JOB}),
+        Canned(body={"data": {"taskId": f" {JOB} "}}),
     ],
 )
-async def test_response_with_a_job_id_is_an_accepted_order(kie: Provider, upstream: Upstream, says: Says) -> None:
+async def test_response_with_a_job_id_is_an_accepted_order(kie: Provider, upstream: Upstream, canned: Canned) -> None:
     """It is the only handle on an image that may be paid, and polling is free."""
-    upstream.will(says)
+    upstream.respond(canned)
     assert await kie.submit(order(), CALLBACK) == Pending(job_id=JOB)
 
 
@@ -316,14 +316,14 @@ async def test_response_with_a_job_id_is_an_accepted_order(kie: Provider, upstre
 async def test_retry_after_is_honoured_up_to_the_limit(
     kie: Provider, upstream: Upstream, header: str, wait: float
 ) -> None:
-    upstream.will(Says(status=429, body={"code": 429}, headers={"Retry-After": header}))
+    upstream.respond(Canned(status=429, body={"code": 429}, headers={"Retry-After": header}))
     report = await kie.submit(order(), CALLBACK)
     assert isinstance(report, Failed)
     assert report.retry_in == wait
 
 
 async def test_refusal_for_content_is_classified_as_safety(kie: Provider, upstream: Upstream) -> None:
-    upstream.will(Says(body={"code": 400, "msg": "Your prompt was flagged by our moderation"}))
+    upstream.respond(Canned(body={"code": 400, "msg": "Your prompt was flagged by our moderation"}))
     report = await kie.submit(order(), CALLBACK)
     assert isinstance(report, Failed)
     assert (report.code, report.retryable) == ("safety_input", False)
@@ -342,7 +342,7 @@ def parts(body: bytes) -> dict[str, bytes]:
     return fields
 
 
-UPLOADED = Says(
+UPLOADED = Canned(
     body={
         "success": True,
         "code": 200,
@@ -357,12 +357,12 @@ UPLOADED = Says(
 
 
 async def test_reference_without_public_url_is_uploaded(kie: Provider, upstream: Upstream) -> None:
-    upstream.will(UPLOADED, ACCEPTED)
+    upstream.respond(UPLOADED, ACCEPTED)
     references = (reference(), reference(REF))
     assert await kie.submit(order("nano-banana-pro", "image-to-image", references=references), None) == Pending(
         job_id=JOB
     )
-    upload, create = upstream.got
+    upload, create = upstream.received
     assert (upload.method, upload.path) == ("POST", "/api/file-stream-upload")
     assert upload.headers["authorization"] == f"Bearer {KEY}"
     fields = parts(upload.body)
@@ -372,36 +372,38 @@ async def test_reference_without_public_url_is_uploaded(kie: Provider, upstream:
 
 
 async def test_setting_uploads_references_with_public_url(uploading: Provider, upstream: Upstream) -> None:
-    upstream.will(Says(body={"code": 200, "data": {"fileUrl": "https://files.example/y.png"}}), ACCEPTED)
+    upstream.respond(Canned(body={"code": 200, "data": {"fileUrl": "https://files.example/y.png"}}), ACCEPTED)
     await uploading.submit(order(mode="image-to-image", references=(reference(REF),)), None)
-    assert upstream.got[1].json()["input"]["image_urls"] == ["https://files.example/y.png"]
+    assert upstream.received[1].json()["input"]["image_urls"] == ["https://files.example/y.png"]
 
 
 async def test_each_upload_has_a_new_name(uploading: Provider, upstream: Upstream) -> None:
     """kie.ai keeps serving the old bytes of a name that was used before."""
-    upstream.will(UPLOADED, UPLOADED, ACCEPTED)
+    upstream.respond(UPLOADED, UPLOADED, ACCEPTED)
     await uploading.submit(order(mode="image-to-image", references=(reference(REF), reference(REF))), None)
-    names = [parts(got.body)["fileName"] for got in upstream.got[:2]]
+    names = [parts(sent.body)["fileName"] for sent in upstream.received[:2]]
     assert len(set(names)) == 2
     assert all(name.startswith(b"abab") and name.endswith(b".png") for name in names)
 
 
-@pytest.mark.parametrize("says", [Says(hang_up=True), Says(status=500, body={"code": 500}), Says(body={"code": 429})])
-async def test_failed_upload_is_unbilled_and_retryable(kie: Provider, upstream: Upstream, says: Says) -> None:
-    upstream.will(says)
+@pytest.mark.parametrize(
+    "canned", [Canned(hang_up=True), Canned(status=500, body={"code": 500}), Canned(body={"code": 429})]
+)
+async def test_failed_upload_is_unbilled_and_retryable(kie: Provider, upstream: Upstream, canned: Canned) -> None:
+    upstream.respond(canned)
     report = await kie.submit(order(mode="image-to-image", references=(reference(),)), None)
     assert isinstance(report, Failed)
     assert (report.code, report.retryable, report.billed) == ("provider_unavailable", True, "no")
-    assert [got.path for got in upstream.got] == ["/api/file-stream-upload"]
+    assert [sent.path for sent in upstream.received] == ["/api/file-stream-upload"]
 
 
 @pytest.mark.parametrize(("code", "kind"), [(400, "provider_rejected"), (401, "provider_auth")])
 async def test_refused_upload_is_not_repeated(kie: Provider, upstream: Upstream, code: int, kind: str) -> None:
-    upstream.will(Says(body={"success": False, "code": code, "msg": "no"}))
+    upstream.respond(Canned(body={"success": False, "code": code, "msg": "no"}))
     report = await kie.submit(order(mode="image-to-image", references=(reference(),)), None)
     assert isinstance(report, Failed)
     assert (report.code, report.retryable, report.billed) == (kind, False, "no")
-    assert len(upstream.got) == 1
+    assert len(upstream.received) == 1
 
 
 # -- status
@@ -412,17 +414,17 @@ async def test_refused_upload_is_not_repeated(kie: Provider, upstream: Upstream,
 )
 @pytest.mark.parametrize("field", ["state", "status", "taskStatus"])
 async def test_every_spelling_of_success_is_parsed(kie: Provider, upstream: Upstream, field: str, state: str) -> None:
-    upstream.will(record(**{field: state}, resultJson=result(*TWO), creditsConsumed="8"))
+    upstream.respond(record(**{field: state}, resultJson=result(*TWO), creditsConsumed="8"))
     assert await kie.check(JOB) == Finished(outputs=TWO, job_id=JOB, cost=8.0)
-    (got,) = upstream.got
-    assert (got.method, got.path, got.query) == ("GET", "/api/v1/jobs/recordInfo", {"taskId": JOB})
+    (sent,) = upstream.received
+    assert (sent.method, sent.path, sent.query) == ("GET", "/api/v1/jobs/recordInfo", {"taskId": JOB})
 
 
 async def test_job_id_is_escaped_in_the_query(kie: Provider, upstream: Upstream) -> None:
-    upstream.will(Says(body={"code": 422}))
+    upstream.respond(Canned(body={"code": 422}))
     with pytest.raises(ProviderError):
         await kie.check("a/b?c&taskId=d")
-    assert upstream.got[0].query == {"taskId": "a/b?c&taskId=d"}
+    assert upstream.received[0].query == {"taskId": "a/b?c&taskId=d"}
 
 
 @pytest.mark.parametrize(
@@ -455,12 +457,12 @@ async def test_results_are_parsed_from_every_wrapping(
     kie: Provider, upstream: Upstream, value: Any, outputs: tuple[str, ...]
 ) -> None:
     """`resultJson` is a string, and can contain several URLs."""
-    upstream.will(record(state="success", resultJson=value))
+    upstream.respond(record(state="success", resultJson=value))
     assert await kie.check(JOB) == Finished(outputs=outputs, job_id=JOB)
 
 
 async def test_results_beyond_sixteen_are_ignored(kie: Provider, upstream: Upstream) -> None:
-    upstream.will(record(state="success", resultJson=result(*(f"https://x.example/{n}" for n in range(99)))))
+    upstream.respond(record(state="success", resultJson=result(*(f"https://x.example/{n}" for n in range(99)))))
     report = await kie.check(JOB)
     assert isinstance(report, Finished)
     assert report.outputs == tuple(f"https://x.example/{n}" for n in range(16))
@@ -470,7 +472,7 @@ async def test_results_beyond_sixteen_are_ignored(kie: Provider, upstream: Upstr
     "state", ["waiting", "queuing", "generating", "pending", "in_progress", "IN-PROGRESS", "dozing"]
 )
 async def test_result_of_an_unfinished_job_is_ignored(kie: Provider, upstream: Upstream, state: str) -> None:
-    upstream.will(record(state=state, resultJson=result(*TWO)))
+    upstream.respond(record(state=state, resultJson=result(*TWO)))
     assert await kie.check(JOB) == Pending(job_id=JOB, stage=state)
 
 
@@ -503,7 +505,7 @@ FREE = {"402", "429"}
 async def test_failure_is_classified_by_code_and_message(
     kie: Provider, upstream: Upstream, fail_code: Any, words: str | None, code: str, retryable: bool
 ) -> None:
-    upstream.will(record(state="fail", failCode=fail_code, failMsg=words))
+    upstream.respond(record(state="fail", failCode=fail_code, failMsg=words))
     assert await kie.check(JOB) == Failed(
         code=code,
         message=words or "no reason given",
@@ -517,13 +519,13 @@ async def test_failure_is_classified_by_code_and_message(
 
 @pytest.mark.parametrize("state", ["fail", "failed", "failure", "error", "cancelled", "timeout"])
 @pytest.mark.parametrize(
-    ("said", "billed"),
+    ("fields", "billed"),
     [({"creditsConsumed": 0}, "no"), ({"creditsConsumed": 0.5}, "yes"), ({"consumeCredits": 0}, "no"), ({}, "unknown")],
 )
 async def test_consumed_credits_show_if_a_failure_was_billed(
-    kie: Provider, upstream: Upstream, state: str, said: dict[str, float], billed: str
+    kie: Provider, upstream: Upstream, state: str, fields: dict[str, float], billed: str
 ) -> None:
-    upstream.will(record(state=state, failCode="500", **said))
+    upstream.respond(record(state=state, failCode="500", **fields))
     report = await kie.check(JOB)
     assert isinstance(report, Failed)
     assert report.billed == billed
@@ -534,34 +536,37 @@ async def test_consumed_credits_show_if_a_failure_was_billed(
 async def test_envelope_code_can_report_a_failed_job(
     kie: Provider, upstream: Upstream, code: int, http: bool, billed: str
 ) -> None:
-    upstream.will(Says(status=code if http else 200, body={"code": code, "msg": "no result", "data": None}))
+    upstream.respond(Canned(status=code if http else 200, body={"code": code, "msg": "no result", "data": None}))
     report = await kie.check(JOB)
     assert isinstance(report, Failed)
     assert (report.code, report.billed, report.job_id) == ("provider_error", billed, JOB)
 
 
 @pytest.mark.parametrize(
-    ("says", "retry_in"),
+    ("canned", "retry_in"),
     [
-        (Says(body={"code": 422, "msg": "recordInfo is null", "data": None}), None),
-        (Says(status=404, body={"code": 404, "msg": "Task not found"}), None),
-        (Says(status=408), None),
-        (Says(status=500, body={"code": 500}), None),
-        (Says(body={"code": 429}), 5.0),
-        (Says(status=503, headers={"Retry-After": "17"}), 17.0),
-        (Says(body={"code": 455}), 60.0),
-        (Says(body={"code": 401}), 60.0),
-        (Says(body={"code": 433}), 60.0),
-        (Says(body={"code": 501, "data": {"taskId": JOB, "state": "generating"}}), None),
-        (Says(body={"code": 200, "data": {"taskId": "another", "state": "success", "resultJson": result(*TWO)}}), None),
-        (Says(body={"code": 200, "status": "success", "data": None}), None),
+        (Canned(body={"code": 422, "msg": "recordInfo is null", "data": None}), None),
+        (Canned(status=404, body={"code": 404, "msg": "Task not found"}), None),
+        (Canned(status=408), None),
+        (Canned(status=500, body={"code": 500}), None),
+        (Canned(body={"code": 429}), 5.0),
+        (Canned(status=503, headers={"Retry-After": "17"}), 17.0),
+        (Canned(body={"code": 455}), 60.0),
+        (Canned(body={"code": 401}), 60.0),
+        (Canned(body={"code": 433}), 60.0),
+        (Canned(body={"code": 501, "data": {"taskId": JOB, "state": "generating"}}), None),
+        (
+            Canned(body={"code": 200, "data": {"taskId": "another", "state": "success", "resultJson": result(*TWO)}}),
+            None,
+        ),
+        (Canned(body={"code": 200, "status": "success", "data": None}), None),
     ],
 )
 async def test_response_without_information_is_polled_again(
-    kie: Provider, upstream: Upstream, says: Says, retry_in: float | None
+    kie: Provider, upstream: Upstream, canned: Canned, retry_in: float | None
 ) -> None:
     """A job may be unknown for a while after it was ordered, and a key may be renewed: the image is paid."""
-    upstream.will(says)
+    upstream.respond(canned)
     with pytest.raises(ProviderError) as caught:
         await kie.check(JOB)
     assert (caught.value.permanent, caught.value.retry_in) == (False, retry_in)
@@ -575,9 +580,9 @@ def cut(**data: Any) -> bytes:
 
 
 async def test_truncated_record_is_salvaged_if_unambiguous(kie: Provider, upstream: Upstream) -> None:
-    upstream.will(Says(body=cut(state="success", resultJson=result(*TWO), creditsConsumed=8)))
+    upstream.respond(Canned(body=cut(state="success", resultJson=result(*TWO), creditsConsumed=8)))
     assert await kie.check(JOB) == Finished(outputs=TWO, job_id=JOB, cost=8.0)
-    upstream.will(Says(body=cut(state="fail", failCode="500", failMsg="Internal server error")))
+    upstream.respond(Canned(body=cut(state="fail", failCode="500", failMsg="Internal server error")))
     assert isinstance(await kie.check(JOB), Failed)
 
 
@@ -596,7 +601,7 @@ async def test_truncated_record_is_salvaged_if_unambiguous(kie: Provider, upstre
     ],
 )
 async def test_ambiguous_truncated_record_is_polled_again(kie: Provider, upstream: Upstream, body: bytes) -> None:
-    upstream.will(Says(body=body))
+    upstream.respond(Canned(body=body))
     with pytest.raises(ProviderError):
         await kie.check(JOB)
 
@@ -704,12 +709,12 @@ def test_contradictory_callback_causes_a_poll(offline: Provider, body: Any) -> N
 
 
 def test_progress_callback_keeps_the_stage_of_kie(offline: Provider) -> None:
-    told = offline.parse_callback({"code": 200, "data": {"taskId": JOB, "state": "generating"}})
-    assert told == Pending(job_id=JOB, stage="generating")
+    report = offline.parse_callback({"code": 200, "data": {"taskId": JOB, "state": "generating"}})
+    assert report == Pending(job_id=JOB, stage="generating")
 
 
 @pytest.mark.parametrize(
-    ("said", "stage", "percent"),
+    ("fields", "stage", "percent"),
     [
         ({"state": "queuing", "progress": 0}, "queuing", None),
         ({"state": "generating", "progress": 40}, "generating", 40.0),
@@ -722,10 +727,10 @@ def test_progress_callback_keeps_the_stage_of_kie(offline: Provider) -> None:
     ],
 )
 async def test_progress_is_never_invented(
-    kie: Provider, upstream: Upstream, said: dict[str, Any], stage: str | None, percent: float | None
+    kie: Provider, upstream: Upstream, fields: dict[str, Any], stage: str | None, percent: float | None
 ) -> None:
     """The percentage is kie.ai's own (0 means unknown), and the stage a single word."""
-    upstream.will(record(**said))
+    upstream.respond(record(**fields))
     assert await kie.check(JOB) == Pending(job_id=JOB, stage=stage, percent=percent)
 
 
@@ -767,44 +772,44 @@ def test_parsing_of_a_hostile_body_is_bounded(offline: Provider) -> None:
     assert offline.parse_callback({"output": [["x"] * 1000] * 1000}) == Pending(check_in=0)
 
 
-# -- the rest
+# -- account, links and settings
 
 
 async def test_expired_result_url_is_refreshed(kie: Provider, upstream: Upstream) -> None:
-    upstream.will(Says(body={"code": 200, "msg": "success", "data": "https://fresh.example/1?sig=2"}))
+    upstream.respond(Canned(body={"code": 200, "msg": "success", "data": "https://fresh.example/1?sig=2"}))
     assert await kie.refresh_url(IMAGE) == "https://fresh.example/1?sig=2"
-    assert upstream.got[0].path == "/api/v1/common/download-url"
-    assert upstream.got[0].json() == {"url": IMAGE}
+    assert upstream.received[0].path == "/api/v1/common/download-url"
+    assert upstream.received[0].json() == {"url": IMAGE}
 
 
 async def test_foreign_url_is_not_refreshed(kie: Provider, upstream: Upstream) -> None:
-    upstream.will(Says(body={"code": 422, "msg": "not ours"}))
+    upstream.respond(Canned(body={"code": 422, "msg": "not ours"}))
     assert await kie.refresh_url(IMAGE) is None
 
 
 @pytest.mark.parametrize(("data", "left"), [(100, 100.0), (60.62, 60.62), ("60.62", 60.62), (0, 0.0)])
 async def test_balance_may_be_a_fraction(kie: Provider, upstream: Upstream, data: Any, left: float) -> None:
-    upstream.will(Says(body={"code": 200, "msg": "success", "data": data}))
+    upstream.respond(Canned(body={"code": 200, "msg": "success", "data": data}))
     assert await kie.balance() == left
-    assert upstream.got[0].path == "/api/v1/chat/credit"
+    assert upstream.received[0].path == "/api/v1/chat/credit"
 
 
 @pytest.mark.parametrize(
-    ("says", "permanent"),
+    ("canned", "permanent"),
     [
-        (Says(body={"code": 401, "msg": KEY}), True),
-        (Says(status=401, body={"code": 401}), True),
-        (Says(body={"code": 429}), False),
-        (Says(body={"code": 455}), False),
-        (Says(body={"code": 500}), False),
-        (Says(body={"code": 200, "data": None}), False),
-        (Says(body={"code": 200, "data": "NaN"}), False),
+        (Canned(body={"code": 401, "msg": KEY}), True),
+        (Canned(status=401, body={"code": 401}), True),
+        (Canned(body={"code": 429}), False),
+        (Canned(body={"code": 455}), False),
+        (Canned(body={"code": 500}), False),
+        (Canned(body={"code": 200, "data": None}), False),
+        (Canned(body={"code": 200, "data": "NaN"}), False),
     ],
 )
 async def test_permanent_and_temporary_errors_are_distinguished(
-    kie: Provider, upstream: Upstream, says: Says, permanent: bool
+    kie: Provider, upstream: Upstream, canned: Canned, permanent: bool
 ) -> None:
-    upstream.will(says, says)
+    upstream.respond(canned, canned)
     with pytest.raises(ProviderError) as caught:
         await kie.balance()
     assert caught.value.permanent is permanent

@@ -13,7 +13,7 @@ from broker.orders import ImageParams, Order, Reference
 from broker.providers.base import Provider
 from broker.providers.registry import load_catalog
 from broker.reports import Failed, Finished, Pending
-from tests.contracts.providers import CALLBACK, IMAGE, JOB, KEY, PACKAGES, Says, Upstream, open_provider
+from tests.contracts.providers import CALLBACK, IMAGE, JOB, KEY, PACKAGES, Canned, Upstream, open_provider
 from tests.support.clock import ManualClock
 
 pytestmark = pytest.mark.anyio
@@ -22,7 +22,7 @@ TEXT = Order(
     params=ImageParams(prompt="a red bicycle", model="nano-banana", aspect_ratio="16:9", resolution="1K"),
     mode="text-to-image",
 )
-ACCEPTED = Says(body={"code": 200, "data": {"status": "pending", "task_id": JOB}})
+ACCEPTED = Canned(body={"code": 200, "data": {"status": "pending", "task_id": JOB}})
 TWO = ("https://tempfile.example/1.png", "https://tempfile.example/2.png")
 
 
@@ -52,17 +52,17 @@ def edit(url: str | None) -> Order:
 
 async def test_request_has_only_fields_of_the_dialect(legacy: Provider, upstream: Upstream) -> None:
     """The URL implies the model, so none is sent; the callback has one field, spelt like the others."""
-    upstream.will(ACCEPTED)
+    upstream.respond(ACCEPTED)
     assert await legacy.submit(TEXT, CALLBACK) == Pending(job_id=JOB)
-    (got,) = upstream.got
-    assert (got.method, got.path) == ("POST", "/nano-banana/generate")
-    assert got.json() == {"prompt": "a red bicycle", "aspect_ratio": "16:9", "callback_url": CALLBACK}
+    (sent,) = upstream.received
+    assert (sent.method, sent.path) == ("POST", "/nano-banana/generate")
+    assert sent.json() == {"prompt": "a red bicycle", "aspect_ratio": "16:9", "callback_url": CALLBACK}
 
 
 async def test_references_are_sent_as_urls(legacy: Provider, upstream: Upstream) -> None:
-    upstream.will(ACCEPTED)
+    upstream.respond(ACCEPTED)
     await legacy.submit(edit("https://broker.example/uploads/references/cat.png"), None)
-    assert upstream.got[0].json() == {
+    assert upstream.received[0].json() == {
         "prompt": "a red bicycle",
         "image_urls": ["https://broker.example/uploads/references/cat.png"],
     }
@@ -73,7 +73,7 @@ async def test_reference_without_url_is_refused_with_the_cure(legacy: Provider, 
     assert isinstance(report, Failed)
     assert (report.billed, report.retryable) == ("no", False)
     assert "public URL" in report.message
-    assert upstream.got == []
+    assert upstream.received == []
 
 
 @pytest.mark.parametrize("field", ["task_id", "taskId", "job_id", "jobId", "id"])
@@ -82,7 +82,7 @@ async def test_every_spelling_of_a_job_id_is_parsed(
     legacy: Provider, upstream: Upstream, field: str, wrapped: bool
 ) -> None:
     named = {field: JOB, "status": "queued"}
-    upstream.will(Says(status=202, body={"data": named} if wrapped else named))
+    upstream.respond(Canned(status=202, body={"data": named} if wrapped else named))
     assert await legacy.submit(TEXT, CALLBACK) == Pending(job_id=JOB)
 
 
@@ -101,32 +101,32 @@ async def test_every_spelling_of_a_job_id_is_parsed(
 async def test_response_with_the_image_finishes_the_job(
     legacy: Provider, upstream: Upstream, body: dict[str, Any], report: Any
 ) -> None:
-    upstream.will(Says(body=body))
+    upstream.respond(Canned(body=body))
     assert await legacy.submit(TEXT, CALLBACK) == report
 
 
 async def test_immediate_failure_may_have_been_billed(legacy: Provider, upstream: Upstream) -> None:
-    upstream.will(Says(body={"task_id": JOB, "status": "failed", "error": "prohibited content"}))
+    upstream.respond(Canned(body={"task_id": JOB, "status": "failed", "error": "prohibited content"}))
     assert await legacy.submit(TEXT, CALLBACK) == Failed(
         code="safety_input", message="prohibited content", retryable=False, billed="unknown", job_id=JOB
     )
 
 
 async def test_status_url_contains_the_job_id(legacy: Provider, upstream: Upstream) -> None:
-    upstream.will(Says(body={"status": "processing"}))
+    upstream.respond(Canned(body={"status": "processing"}))
     assert await legacy.check("a/../b?c") == Pending(job_id="a/../b?c", stage="processing")
-    assert upstream.got[0].path == "/nano-banana/status/a/../b?c"
-    assert upstream.got[0].query == {}
+    assert upstream.received[0].path == "/nano-banana/status/a/../b?c"
+    assert upstream.received[0].query == {}
 
 
 @pytest.mark.parametrize("body", [{"status": "completed"}, {"data": {"status": "success", "output": None}}])
 async def test_success_without_result_has_no_outputs(legacy: Provider, upstream: Upstream, body: Any) -> None:
-    upstream.will(Says(body=body))
+    upstream.respond(Canned(body=body))
     assert await legacy.check(JOB) == Finished(outputs=(), job_id=JOB)
 
 
 async def test_error_of_a_status_request_does_not_end_the_job(legacy: Provider, upstream: Upstream) -> None:
-    upstream.will(Says(status=404, body={"status": "error", "message": "no such task yet"}))
+    upstream.respond(Canned(status=404, body={"status": "error", "message": "no such task yet"}))
     with pytest.raises(ProviderError, match="no such task yet"):
         await legacy.check(JOB)
 

@@ -148,7 +148,7 @@ async def test_unclassified_error_is_counted_once_and_logged_without_its_text(qu
     task = await add(quiet)
     report = replace(UNKNOWN_WORDS, provider_code="FLUX")
     with capture_logs() as logs:
-        for _ in range(2):  # a callback and a check may both tell it
+        for _ in range(2):  # a callback and a check may both report it
             await quiet.worker.steps.transitions.apply_report(task, report, 1)
     assert value(quiet.metrics, "broker_unclassified_errors_total", provider="kie") == 1
     (line,) = [line for line in logs if line["action"] == "unclassified_provider_error"]
@@ -174,11 +174,11 @@ async def test_end_is_counted_once_and_late_image_separately(quiet: Services, cl
     gone = lifecycle.DownloadFailure(code="download_failed", message="")
     clock.advance(90)
     steps = quiet.worker.steps
-    await steps.transitions.apply_own(task, lambda row, now, rules: lifecycle.downloaded(row, 0, [gone], now, rules))
+    await steps.transitions.apply_own(task, lambda row, now, policy: lifecycle.downloaded(row, 0, [gone], now, policy))
     labels = {"model": "nano-banana", "outcome": "download_failed"}
     assert value(quiet.metrics, "broker_task_seconds_sum", **labels) == 90
     await steps.transitions.apply_own(
-        await quiet.queries.get(task.id), lambda row, now, rules: lifecycle.downloaded(row, 1, [], now, rules)
+        await quiet.queries.get(task.id), lambda row, now, policy: lifecycle.downloaded(row, 1, [], now, policy)
     )
     assert value(quiet.metrics, "broker_late_results_total", model="nano-banana") == 1
     assert value(quiet.metrics, "broker_task_attempts_count") == 1
@@ -293,11 +293,11 @@ def test_manual_explains_every_metric_and_no_other() -> None:
 
 def test_manual_and_dashboard_query_existing_metrics_only() -> None:
     manual = (ROOT / "docs" / "operating.md").read_text("utf-8")
-    asked = re.findall(r"\b(?:broker|process|python)_[a-z_]+(?=[{\[)`]| [<>])", manual)
+    named = re.findall(r"\b(?:broker|process|python)_[a-z_]+(?=[{\[)`]| [<>])", manual)
     dashboard = json.loads((ROOT / "deploy" / "grafana.json").read_text("utf-8"))
     for query in queries(dashboard):
-        asked += re.findall(r"\b(?:broker|process)_[a-z_]+", query)
-    base = {re.sub(r"_(bucket|sum|count)$", "", name) for name in asked}
+        named += re.findall(r"\b(?:broker|process)_[a-z_]+", query)
+    base = {re.sub(r"_(bucket|sum|count)$", "", name) for name in named}
     assert len(base) > 25
     assert base <= names(Metrics())
 

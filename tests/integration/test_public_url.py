@@ -13,7 +13,7 @@ from broker.callbacks.public_url import PublicUrl, check_configured
 from broker.callbacks.tunnels import CLOUDFLARED_URLS, TunnelAgents
 from broker.errors import SettingsError
 from broker.net.api_client import ApiClient
-from tests.support.faulty_http import Script, answers, rst, says, serve, silence
+from tests.support.faulty_http import Script, answers, rst, sends, serve, silence
 
 pytestmark = pytest.mark.anyio
 
@@ -28,7 +28,7 @@ async def client() -> AsyncIterator[ApiClient]:
     await client.aclose()
 
 
-def tells(value: Any) -> Script:
+def json_answer(value: Any) -> Script:
     return answers("200 OK", json.dumps(value).encode(), "Content-Type: application/json")
 
 
@@ -96,15 +96,15 @@ async def test_ngrok_tunnel_to_our_port_is_used(client: ApiClient, target: Any, 
     missing = answers("404 Not Found", b"404 page not found")
     found = await ask(
         client,
-        endpoints=missing if old else tells({"endpoints": entries}),
-        tunnels=tells({"tunnels": entries}) if old else missing,
-        quick=tells({"hostname": "x.trycloudflare.com"}),
+        endpoints=missing if old else json_answer({"endpoints": entries}),
+        tunnels=json_answer({"tunnels": entries}) if old else missing,
+        quick=json_answer({"hostname": "x.trycloudflare.com"}),
     )
     assert found == PublicUrl(url="https://ours.ngrok.app", source="ngrok")
 
 
 async def test_upstream_without_a_port_means_the_default_port(client: ApiClient) -> None:
-    script = tells({"endpoints": [endpoint("https://ours.ngrok.app", "http://localhost")]})
+    script = json_answer({"endpoints": [endpoint("https://ours.ngrok.app", "http://localhost")]})
     async with serve(script) as server:
         (found,) = await TunnelAgents(client=client, tunnel_api=server.url(), port=80, cloudflared=[]).list_candidates()
     assert found == PublicUrl(url="https://ours.ngrok.app", source="ngrok")
@@ -112,8 +112,8 @@ async def test_upstream_without_a_port_means_the_default_port(client: ApiClient)
 
 async def test_cloudflared_comes_last(client: ApiClient) -> None:
     """It does not report the port of its tunnel."""
-    nothing = tells({"endpoints": [], "tunnels": []})
-    quick = tells({"hostname": "a-b-c.trycloudflare.com"})
+    nothing = json_answer({"endpoints": [], "tunnels": []})
+    quick = json_answer({"hostname": "a-b-c.trycloudflare.com"})
     found = await ask(client, endpoints=nothing, tunnels=nothing, quick=quick)
     assert found == PublicUrl(url="https://a-b-c.trycloudflare.com", source="cloudflared")
     assert [base.rpartition(":")[2] for base in CLOUDFLARED_URLS] == ["20241", "20242", "20243", "20244", "20245"]
@@ -142,11 +142,11 @@ STRANGE: dict[str, Script] = {
     "nothing": answers("204 No Content"),
     "error": answers("500 Error", b'{"hostname": "x.example.com"}'),
     "redirect": answers("302 Found", b"", "Location: https://example.com/"),
-    "close": says(),
+    "close": sends(),
     "reset": rst,
     "silence": silence,
-    "half": says(b'HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{"hostname":'),
-    **{json.dumps(value): tells(value) for value in STRANGE_JSON},
+    "half": sends(b'HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{"hostname":'),
+    **{json.dumps(value): json_answer(value) for value in STRANGE_JSON},
 }
 
 

@@ -27,12 +27,14 @@ pytestmark = pytest.mark.anyio
 
 VECTOR_KEY, VECTOR_ID = "kie-test-hmac-key", "558a0e58d58a6cb69e5c6a55170398da"
 STATES = ("waiting", "queuing", "generating", "success")
-FAST = 0.01  # seconds a job takes
-PATIENCE = 15  # seconds to wait for what comes at once on an idle machine
+FAST_SECONDS = 0.01
+"""Duration of a job, and the pause between two attempts of a callback."""
+WAIT_SECONDS = 15
+"""Limit of every wait; on an idle machine none takes a second."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hook:
+class ReceivedCallback:
     """Received callback."""
 
     path: str
@@ -51,61 +53,61 @@ class Receiver:
 
     base: str = ""
     answers: list[int] = field(default_factory=list)
-    hooks: list[Hook] = field(default_factory=list)
-    came: asyncio.Condition = field(default_factory=asyncio.Condition)
+    callbacks: list[ReceivedCallback] = field(default_factory=list)
+    arrived: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     @property
     def url(self) -> str:
         return f"{self.base}/hook?token=secret"
 
-    async def first(self, count: int) -> list[Hook]:
-        async with asyncio.timeout(PATIENCE), self.came:
-            await self.came.wait_for(lambda: len(self.hooks) >= count)
-        return self.hooks[:count]
+    async def wait_for(self, count: int) -> list[ReceivedCallback]:
+        async with asyncio.timeout(WAIT_SECONDS), self.arrived:
+            await self.arrived.wait_for(lambda: len(self.callbacks) >= count)
+        return self.callbacks[:count]
 
-    async def hear(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def receive(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
         path, *lines = head.split(" ", 1)[1].splitlines()
         headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
         body = json.loads(await reader.readexactly(int(headers["content-length"])))
         status = self.answers.pop(0) if self.answers else 200
-        async with self.came:
-            self.hooks.append(Hook(path=path.split()[0], headers=headers, body=body))
-            self.came.notify_all()
+        async with self.arrived:
+            self.callbacks.append(ReceivedCallback(path=path.split()[0], headers=headers, body=body))
+            self.arrived.notify_all()
         writer.write(f"HTTP/1.1 {status} So\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
         await writer.drain()
         writer.close()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Play:
+class SandboxClient:
     """Client of a sandbox."""
 
     base: str
     client: httpx.AsyncClient
 
-    async def create(self, prompt: str, hook: str | None = None, model: str = "nano-banana-2", **more: Any) -> Any:
-        body = {"model": model, "callBackUrl": hook, "input": {"prompt": prompt, "aspect_ratio": "1:1", **more}}
+    async def create(self, prompt: str, callback: str | None = None, model: str = "nano-banana-2", **more: Any) -> Any:
+        body = {"model": model, "callBackUrl": callback, "input": {"prompt": prompt, "aspect_ratio": "1:1", **more}}
         return await self.client.post("/api/v1/jobs/createTask", json=body)
 
-    async def task(self, prompt: str, hook: str | None = None, **more: Any) -> str:
-        task_id = (await self.create(prompt, hook, **more)).json()["data"]["taskId"]
+    async def task(self, prompt: str, callback: str | None = None, **more: Any) -> str:
+        task_id = (await self.create(prompt, callback, **more)).json()["data"]["taskId"]
         assert isinstance(task_id, str)
         return task_id
 
     async def read(self, task_id: str) -> Any:
         return (await self.client.get("/api/v1/jobs/recordInfo", params={"taskId": task_id})).json()
 
-    async def ended(self, task_id: str) -> Any:
+    async def wait_for_end(self, task_id: str) -> Any:
         """Poll until the job has ended and return its record."""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(WAIT_SECONDS):
             while True:
                 body = await self.read(task_id)
                 if body["data"] and body["data"]["state"] in {"success", "fail"}:
                     return body["data"]
 
     async def urls(self, prompt: str, **more: Any) -> list[str]:
-        record = await self.ended(await self.task(prompt, **more))
+        record = await self.wait_for_end(await self.task(prompt, **more))
         urls = json.loads(record["resultJson"])["resultUrls"]
         assert isinstance(urls, list)
         return urls
@@ -113,39 +115,39 @@ class Play:
     async def result(self, prompt: str, **more: Any) -> httpx.Response:
         return await self.client.get((await self.urls(prompt, **more))[0])
 
-    async def ledger(self) -> list[Any]:
+    async def list_jobs(self) -> list[Any]:
         jobs = (await self.client.get("/sandbox/jobs")).json()["jobs"]
         assert isinstance(jobs, list)
         return jobs
 
-    async def settled(self) -> list[Any]:
+    async def wait_until_settled(self) -> list[Any]:
         """Return the jobs once every callback is answered or given up."""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(WAIT_SECONDS):
             while True:
-                jobs = await self.ledger()
+                jobs = await self.list_jobs()
                 if all(job["settled"] for job in jobs):
                     return jobs
 
 
 @asynccontextmanager
-async def playing(**options: Any) -> AsyncIterator[Play]:
-    chosen = {"duration": FAST, "callback_spacing": FAST, "creates_per_window": 1000, **options}
+async def running_sandbox(**options: Any) -> AsyncIterator[SandboxClient]:
+    chosen = {"duration": FAST_SECONDS, "callback_spacing": FAST_SECONDS, "creates_per_window": 1000, **options}
     async with serve_sandbox(options=Options(**chosen)) as base:
         headers = {"Authorization": "Bearer any"}
         async with httpx.AsyncClient(base_url=base, headers=headers, timeout=10, verify=False) as client:
-            yield Play(base=base, client=client)
+            yield SandboxClient(base=base, client=client)
 
 
 @pytest.fixture
-async def play() -> AsyncIterator[Play]:
-    async with playing() as play:
-        yield play
+async def sandbox() -> AsyncIterator[SandboxClient]:
+    async with running_sandbox() as sandbox:
+        yield sandbox
 
 
 @pytest.fixture
 async def receiver() -> AsyncIterator[Receiver]:
     receiver = Receiver()
-    server = await asyncio.start_server(receiver.hear, "127.0.0.1", 0)
+    server = await asyncio.start_server(receiver.receive, "127.0.0.1", 0)
     async with server:
         receiver.base = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         yield receiver
@@ -167,31 +169,31 @@ def png(colour: str, size: tuple[int, int] = (60, 40)) -> bytes:
 
 
 async def test_job_passes_its_states_and_the_image_is_downloaded() -> None:
-    async with playing(duration=0.2) as play:
-        task_id = await play.task("a red fox")
+    async with running_sandbox(duration=0.2) as sandbox:
+        task_id = await sandbox.task("a red fox")
         states: list[str] = []
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(WAIT_SECONDS):
             while not states or states[-1] != "success":
-                states.append((await play.read(task_id))["data"]["state"])
+                states.append((await sandbox.read(task_id))["data"]["state"])
         assert list(dict.fromkeys(states)) == [state for state in STATES if state in states]
-        record = await play.ended(task_id)
+        record = await sandbox.wait_for_end(task_id)
         assert json.loads(record["param"])["input"]["prompt"] == "a red fox"
         assert record["creditsConsumed"] == 8
-        picture = await play.client.get(json.loads(record["resultJson"])["resultUrls"][0])
+        picture = await sandbox.client.get(json.loads(record["resultJson"])["resultUrls"][0])
         assert picture.headers["content-type"] == "image/jpeg"
         assert opened(picture).format == "JPEG"
 
 
-async def test_callback_contains_the_record_in_its_own_format(play: Play, receiver: Receiver) -> None:
+async def test_callback_contains_the_record_in_its_own_format(sandbox: SandboxClient, receiver: Receiver) -> None:
     """JSON in JSON in JSON, null for empty, seconds for milliseconds."""
-    task_id = await play.task("a red fox", receiver.url)
-    (hook,) = await receiver.first(1)
-    assert hook.path == "/hook?token=secret"
-    assert (hook.body["code"], hook.data["taskId"], hook.data["state"]) == (200, task_id, "success")
-    assert json.loads(json.loads(hook.data["param"])["input"])["prompt"] == "a red fox"
-    assert hook.data["failCode"] is None
-    assert "x-webhook-signature" not in hook.headers
-    assert (await play.client.get(json.loads(hook.data["resultJson"])["resultUrls"][0])).status_code == 200
+    task_id = await sandbox.task("a red fox", receiver.url)
+    (callback,) = await receiver.wait_for(1)
+    assert callback.path == "/hook?token=secret"
+    assert (callback.body["code"], callback.data["taskId"], callback.data["state"]) == (200, task_id, "success")
+    assert json.loads(json.loads(callback.data["param"])["input"])["prompt"] == "a red fox"
+    assert callback.data["failCode"] is None
+    assert "x-webhook-signature" not in callback.headers
+    assert (await sandbox.client.get(json.loads(callback.data["resultJson"])["resultUrls"][0])).status_code == 200
 
 
 async def test_signature_matches_the_documented_vector() -> None:
@@ -201,37 +203,39 @@ async def test_signature_matches_the_documented_vector() -> None:
 
 
 async def test_callback_is_signed_with_a_key(receiver: Receiver, clock: ManualClock) -> None:
-    async with playing(webhook_key=VECTOR_KEY, now=clock.now) as play:
-        task_id = await play.task("a red fox", receiver.url)
-        (hook,) = await receiver.first(1)
-        assert hook.headers["x-webhook-timestamp"] == str(int(clock.now()))
-        assert hook.headers["x-webhook-signature"] == dialect.compute_signature(VECTOR_KEY, task_id, int(clock.now()))
+    async with running_sandbox(webhook_key=VECTOR_KEY, now=clock.now) as sandbox:
+        task_id = await sandbox.task("a red fox", receiver.url)
+        (callback,) = await receiver.wait_for(1)
+        assert callback.headers["x-webhook-timestamp"] == str(int(clock.now()))
+        assert callback.headers["x-webhook-signature"] == dialect.compute_signature(
+            VECTOR_KEY, task_id, int(clock.now())
+        )
 
 
-async def test_rejected_callback_is_retried_three_times(play: Play, receiver: Receiver) -> None:
+async def test_rejected_callback_is_retried_three_times(sandbox: SandboxClient, receiver: Receiver) -> None:
     receiver.answers = [500, 404, 202]
-    await play.task("heard in the end", receiver.url)
-    (job,) = await play.settled()
+    await sandbox.task("answered in the end", receiver.url)
+    (job,) = await sandbox.wait_until_settled()
     assert [sent["status"] for sent in job["callbacks"]] == [500, 404, 202]
     receiver.answers = [500] * 9
-    await play.task("never heard", receiver.url)
-    job = (await play.settled())[1]
+    await sandbox.task("never answered", receiver.url)
+    job = (await sandbox.wait_until_settled())[1]
     assert [sent["attempt"] for sent in job["callbacks"]] == [1, 2, 3, 4]
 
 
-async def test_callback_to_a_closed_port_is_retried(play: Play) -> None:
-    await play.task("nobody there", "http://127.0.0.1:9/hook")
-    (job,) = await play.settled()
+async def test_callback_to_a_closed_port_is_retried(sandbox: SandboxClient) -> None:
+    await sandbox.task("closed port", "http://127.0.0.1:9/hook")
+    (job,) = await sandbox.wait_until_settled()
     assert [sent["status"] for sent in job["callbacks"]] == [None] * 4
 
 
-async def test_job_list_counts_reads_and_callbacks(play: Play, receiver: Receiver) -> None:
-    task_id = await play.task("once", receiver.url)
-    await receiver.first(1)
-    await play.read(task_id)
-    await play.read(task_id)
-    assert (await play.create("[mood:code:402]")).json()["code"] == 402
-    (job,) = await play.settled()
+async def test_job_list_counts_reads_and_callbacks(sandbox: SandboxClient, receiver: Receiver) -> None:
+    task_id = await sandbox.task("once", receiver.url)
+    await receiver.wait_for(1)
+    await sandbox.read(task_id)
+    await sandbox.read(task_id)
+    assert (await sandbox.create("[mood:code:402]")).json()["code"] == 402
+    (job,) = await sandbox.wait_until_settled()
     assert (job["taskId"], job["prompt"], job["reads"]) == (task_id, "once", 2)
     assert job["request"]["callBackUrl"] == receiver.url
     assert [(sent["kind"], sent["status"]) for sent in job["callbacks"]] == [("true", 200)]
@@ -247,27 +251,27 @@ SIZES = [
 ]
 
 
-async def test_image_has_the_documented_pixels(play: Play) -> None:
+async def test_image_has_the_documented_pixels(sandbox: SandboxClient) -> None:
     for model, fields, size in SIZES:
-        assert opened(await play.result("size", model=model, **fields)).size == size
+        assert opened(await sandbox.result("size", model=model, **fields)).size == size
 
 
-async def test_aspect_ratio_takes_precedence_over_image_size(play: Play) -> None:
+async def test_aspect_ratio_takes_precedence_over_image_size(sandbox: SandboxClient) -> None:
     fields = {"aspect_ratio": "2:3", "image_size": "16:9"}
-    assert opened(await play.result("both", model="google/nano-banana", **fields)).size == (832, 1248)
+    assert opened(await sandbox.result("both", model="google/nano-banana", **fields)).size == (832, 1248)
 
 
-async def test_image_has_the_requested_format(play: Play) -> None:
-    assert opened(await play.result("jpeg", model="google/nano-banana", output_format="jpeg")).format == "JPEG"
-    assert opened(await play.result("png", output_format="png")).format == "PNG"
+async def test_image_has_the_requested_format(sandbox: SandboxClient) -> None:
+    assert opened(await sandbox.result("jpeg", model="google/nano-banana", output_format="jpeg")).format == "JPEG"
+    assert opened(await sandbox.result("png", output_format="png")).format == "PNG"
 
 
 async def test_equal_requests_give_equal_bytes() -> None:
     """In two sandboxes, without a common cache."""
     pictures = []
     for _ in range(2):
-        async with playing() as play:
-            pictures.append((await play.result("twins", seed=7)).content)
+        async with running_sandbox() as sandbox:
+            pictures.append((await sandbox.result("twins", seed=7)).content)
     assert pictures[0] == pictures[1]
     painting = painter.PaintOptions(prompt="twins", size=(64, 64), image_format="png")
     other = painter.PaintOptions(prompt="twins", size=(64, 64), image_format="png", seed=8)
@@ -275,53 +279,53 @@ async def test_equal_requests_give_equal_bytes() -> None:
 
 
 @pytest.mark.parametrize("prompt", ["\ud800 half a pair", "\0\x1b[31m", "红狐 🦊 שועל " * 50, "x" * 20_000, "a\nb\tc"])
-async def test_any_prompt_can_be_painted(play: Play, prompt: str) -> None:
+async def test_any_prompt_can_be_painted(sandbox: SandboxClient, prompt: str) -> None:
     body = {"model": "nano-banana-2", "input": {"prompt": prompt, "aspect_ratio": "1:1"}}
-    answer = await play.client.post("/api/v1/jobs/createTask", content=json.dumps(body))
-    assert (await play.ended(answer.json()["data"]["taskId"]))["state"] == "success"
-    assert (await play.ledger())[0]["prompt"] == prompt
+    answer = await sandbox.client.post("/api/v1/jobs/createTask", content=json.dumps(body))
+    assert (await sandbox.wait_for_end(answer.json()["data"]["taskId"]))["state"] == "success"
+    assert (await sandbox.list_jobs())[0]["prompt"] == prompt
 
 
-async def test_references_appear_in_the_result_and_decide_auto(play: Play) -> None:
-    upload = await play.client.post(
+async def test_references_appear_in_the_result_and_decide_auto(sandbox: SandboxClient) -> None:
+    upload = await sandbox.client.post(
         "/api/file-stream-upload", files={"file": ("red.png", png("red"))}, data={"uploadPath": "images"}
     )
     url = upload.json()["data"]["downloadUrl"]
-    assert (await play.client.get(url)).headers["content-type"] == "image/png"
+    assert (await sandbox.client.get(url)).headers["content-type"] == "image/png"
     fields = {"image_urls": [url], "image_size": "auto", "aspect_ratio": "auto"}
-    picture = opened(await play.result("in a hat", model="google/nano-banana-edit", **fields)).convert("RGB")
+    picture = opened(await sandbox.result("in a hat", model="google/nano-banana-edit", **fields)).convert("RGB")
     assert picture.size == (1248, 832)
     colours = {picture.getpixel((x, y)) for x in range(0, 400, 8) for y in range(600, 832, 8)}
     assert (255, 0, 0) in colours
 
 
-async def test_unreachable_reference_fails_the_job(play: Play) -> None:
-    for url in ("http://127.0.0.1:9/x.png", f"{play.base}/sandbox/jobs"):
-        record = await play.ended(await play.task("reference", image_input=[url]))
+async def test_unreachable_reference_fails_the_job(sandbox: SandboxClient) -> None:
+    for url in ("http://127.0.0.1:9/x.png", f"{sandbox.base}/sandbox/jobs"):
+        record = await sandbox.wait_for_end(await sandbox.task("reference", image_input=[url]))
         assert (record["state"], record["failCode"], record["creditsConsumed"]) == ("fail", "400", 0)
 
 
-async def test_three_upload_routes_store_the_bytes(play: Play) -> None:
+async def test_three_upload_routes_store_the_bytes(sandbox: SandboxClient) -> None:
     source = (
-        await play.client.post(
+        await sandbox.client.post(
             "/api/file-base64-upload", json={"base64Data": "data:image/png;base64,aGFsbG8=", "uploadPath": "a"}
         )
     ).json()
     assert source["success"]
     fetched = {"fileUrl": source["data"]["downloadUrl"], "uploadPath": "b/c", "fileName": "x.png"}
-    copy = (await play.client.post("/api/file-url-upload", json=fetched)).json()["data"]
+    copy = (await sandbox.client.post("/api/file-url-upload", json=fetched)).json()["data"]
     assert (copy["filePath"], copy["fileSize"], copy["mimeType"]) == ("b/c/x.png", 5, "image/png")
-    assert (await play.client.get(copy["downloadUrl"])).content == b"hallo"
+    assert (await sandbox.client.get(copy["downloadUrl"])).content == b"hallo"
     for path, body in [
         ("file-base64-upload", {"base64Data": "!", "uploadPath": "a"}),
         ("file-base64-upload", {"base64Data": "aGFsbG8=", "uploadPath": "/a"}),
         ("file-url-upload", {"fileUrl": "http://127.0.0.1:9/", "uploadPath": "a"}),
     ]:
-        assert not (await play.client.post(f"/api/{path}", json=body)).json()["success"]
-    assert (await play.client.post("/api/file-stream-upload", data={"uploadPath": "a"})).json()["code"] == 400
+        assert not (await sandbox.client.post(f"/api/{path}", json=body)).json()["success"]
+    assert (await sandbox.client.post("/api/file-stream-upload", data={"uploadPath": "a"})).json()["code"] == 400
 
 
-REFUSED: list[tuple[str, dict[str, Any]]] = [
+INVALID_REQUESTS: list[tuple[str, dict[str, Any]]] = [
     ("google/nano-banana-2", {}),
     ("nano-banana-2", {"prompt": ""}),
     ("nano-banana-2", {"prompt": "x" * 20_001}),
@@ -340,92 +344,96 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-async def test_invalid_request_is_rejected_with_422(play: Play) -> None:
-    for model, fields in REFUSED:
-        answer = await play.create(**{"prompt": "p", **fields}, model=model)
+async def test_invalid_request_is_rejected_with_422(sandbox: SandboxClient) -> None:
+    for model, fields in INVALID_REQUESTS:
+        answer = await sandbox.create(**{"prompt": "p", **fields}, model=model)
         assert (answer.status_code, answer.json()["code"]) == (200, 422), (model, fields)
     lite = {"model": "nano-banana-2-lite", "input": {"prompt": "no ratio"}}
-    assert (await play.client.post("/api/v1/jobs/createTask", json=lite)).json()["code"] == 422
-    assert (await play.create("p", "ftp://x.example/")).json()["code"] == 422
-    assert (await play.client.post("/api/v1/jobs/createTask", content="{")).json()["code"] == 400
-    assert not await play.ledger()
+    assert (await sandbox.client.post("/api/v1/jobs/createTask", json=lite)).json()["code"] == 422
+    assert (await sandbox.create("p", "ftp://x.example/")).json()["code"] == 422
+    assert (await sandbox.client.post("/api/v1/jobs/createTask", content="{")).json()["code"] == 400
+    assert not await sandbox.list_jobs()
 
 
 async def test_key_is_required() -> None:
-    async with playing(api_key="right") as play:
+    async with running_sandbox(api_key="right") as sandbox:
         for header, code in [("", 401), ("Basic any", 401), ("Bearer any", 401), ("Bearer right", 200)]:
-            answer = await play.client.get("/api/v1/chat/credit", headers={"Authorization": header})
+            answer = await sandbox.client.get("/api/v1/chat/credit", headers={"Authorization": header})
             assert answer.json()["code"] == code
 
 
 async def test_window_admits_twenty_creates(clock: ManualClock) -> None:
-    async with playing(now=clock.now, creates_per_window=2) as play:
-        codes = [(await play.create("p [mood:failed]")).json()["code"] for _ in range(3)]
+    async with running_sandbox(now=clock.now, creates_per_window=2) as sandbox:
+        codes = [(await sandbox.create("p [mood:failed]")).json()["code"] for _ in range(3)]
         assert codes == [200, 200, 429]
         clock.advance(10)
-        assert (await play.create("p [mood:failed]")).json()["code"] == 200
-        assert len(await play.ledger()) == 3
+        assert (await sandbox.create("p [mood:failed]")).json()["code"] == 200
+        assert len(await sandbox.list_jobs()) == 3
 
 
 async def test_credits_are_charged_for_success_only() -> None:
-    async with playing(credits=8.62) as play:
-        await play.ended(await play.task("p [mood:failed]"))
-        await play.ended(await play.task("p"))
-        assert (await play.client.get("/api/v1/chat/credit")).json()["data"] == 0.62
-        assert (await play.create("p")).json()["code"] == 402
+    async with running_sandbox(credits=8.62) as sandbox:
+        await sandbox.wait_for_end(await sandbox.task("p [mood:failed]"))
+        await sandbox.wait_for_end(await sandbox.task("p"))
+        assert (await sandbox.client.get("/api/v1/chat/credit")).json()["data"] == 0.62
+        assert (await sandbox.create("p")).json()["code"] == 402
 
 
 async def test_download_url_returns_a_link_for_twenty_minutes(clock: ManualClock) -> None:
-    async with playing(now=clock.now) as play:
-        (url,) = await play.urls("p")
-        fresh = (await play.client.post("/api/v1/common/download-url", json={"url": url})).json()["data"]
-        assert (await play.client.get(fresh)).status_code == 200
+    async with running_sandbox(now=clock.now) as sandbox:
+        (url,) = await sandbox.urls("p")
+        fresh = (await sandbox.client.post("/api/v1/common/download-url", json={"url": url})).json()["data"]
+        assert (await sandbox.client.get(fresh)).status_code == 200
         clock.advance(1201)
-        assert (await play.client.get(fresh)).status_code == 404
+        assert (await sandbox.client.get(fresh)).status_code == 404
         foreign = {"url": "http://elsewhere.example/x.png"}
-        assert (await play.client.post("/api/v1/common/download-url", json=foreign)).json()["code"] == 422
+        assert (await sandbox.client.post("/api/v1/common/download-url", json=foreign)).json()["code"] == 422
 
 
-async def test_unknown_tasks_and_routes(play: Play) -> None:
-    assert (await play.read("0" * 32))["code"] == 422
-    assert (await play.read(""))["code"] == 400
-    assert (await play.client.get("/api/v1/jobs/createTask")).status_code == 405
-    assert (await play.client.get("/no/such/door")).json()["code"] == 404
-    assert (await play.client.get("/p/nobody_0.png")).status_code == 404
-    assert (await play.client.get("/files/nothing.png")).status_code == 404
+async def test_unknown_tasks_and_routes(sandbox: SandboxClient) -> None:
+    assert (await sandbox.read("0" * 32))["code"] == 422
+    assert (await sandbox.read(""))["code"] == 400
+    assert (await sandbox.client.get("/api/v1/jobs/createTask")).status_code == 405
+    assert (await sandbox.client.get("/no/such/route")).json()["code"] == 404
+    assert (await sandbox.client.get("/p/unknown_0.png")).status_code == 404
+    assert (await sandbox.client.get("/files/nothing.png")).status_code == 404
 
 
 async def test_restarted_sandbox_resumes_its_jobs(tmp_path: Path, receiver: Receiver) -> None:
-    """It answers, serves the same picture, makes what was in work, and calls back what was due; nothing twice."""
-    async with playing(data_dir=tmp_path) as play:
+    """It serves the same image, finishes the job in progress, and sends the callbacks that are due, each once."""
+    async with running_sandbox(data_dir=tmp_path) as sandbox:
         upload = {"base64Data": "data:image/png;base64,", "uploadPath": "a"}
-        assert not (await play.client.post("/api/file-base64-upload", json=upload)).json()["success"]
+        assert not (await sandbox.client.post("/api/file-base64-upload", json=upload)).json()["success"]
         files = {"file": ("red.png", png("red"))}
-        uploaded = await play.client.post("/api/file-stream-upload", files=files, data={"uploadPath": "a"})
+        uploaded = await sandbox.client.post("/api/file-stream-upload", files=files, data={"uploadPath": "a"})
         reference = uploaded.json()["data"]["downloadUrl"]
-        done = await play.task("done", receiver.url, image_input=[reference])
-        await play.settled()
-        (url,) = json.loads((await play.ended(done))["resultJson"])["resultUrls"]
-        picture = (await play.client.get(url)).content
-        failed = await play.task("failed [mood:failed] [mood:late:60]", receiver.url)
-        await play.ended(failed)
-        working = await play.task("[mood:slow:60]", receiver.url, image_input=[reference])
+        done = await sandbox.task("done", receiver.url, image_input=[reference])
+        await sandbox.wait_until_settled()
+        (url,) = json.loads((await sandbox.wait_for_end(done))["resultJson"])["resultUrls"]
+        picture = (await sandbox.client.get(url)).content
+        failed = await sandbox.task("failed [mood:failed] [mood:late:60]", receiver.url)
+        await sandbox.wait_for_end(failed)
+        working = await sandbox.task("[mood:slow:60]", receiver.url, image_input=[reference])
     with (tmp_path / "journal.jsonl").open("ab") as journal:
         journal.write(b'{"task_id": "torn')
     later = ManualClock((await _created_at(tmp_path)) + 120)
-    async with playing(data_dir=tmp_path, now=later.now) as play:
-        hooks = await receiver.first(3)
-        jobs = await play.settled()
+    async with running_sandbox(data_dir=tmp_path, now=later.now) as sandbox:
+        callbacks = await receiver.wait_for(3)
+        jobs = await sandbox.wait_until_settled()
         assert [job["taskId"] for job in jobs] == [done, failed, working]
         assert [len(job["callbacks"]) for job in jobs] == [1, 1, 1]
-        assert {hook.data["taskId"]: hook.body["code"] for hook in hooks} == {done: 200, failed: 501, working: 200}
-        (url,) = json.loads((await play.ended(done))["resultJson"])["resultUrls"]
-        assert url.startswith(play.base)
-        assert (await play.client.get(url)).content == picture
-        assert (await play.client.get("/api/v1/chat/credit")).json()["data"] == 1000 - 16
-    async with playing(data_dir=tmp_path) as play:
-        assert len(await play.settled()) == 3
-    assert len(receiver.hooks) == 3
+        assert {callback.data["taskId"]: callback.body["code"] for callback in callbacks} == {
+            done: 200,
+            failed: 501,
+            working: 200,
+        }
+        (url,) = json.loads((await sandbox.wait_for_end(done))["resultJson"])["resultUrls"]
+        assert url.startswith(sandbox.base)
+        assert (await sandbox.client.get(url)).content == picture
+        assert (await sandbox.client.get("/api/v1/chat/credit")).json()["data"] == 1000 - 16
+    async with running_sandbox(data_dir=tmp_path) as sandbox:
+        assert len(await sandbox.wait_until_settled()) == 3
+    assert len(receiver.callbacks) == 3
 
 
 async def _created_at(folder: Path) -> float:
@@ -438,8 +446,8 @@ async def _created_at(folder: Path) -> float:
 async def test_error_of_the_caller_is_raised_unchanged() -> None:
     """Work is under way when it happens: no exception group may hide the caller's own error."""
     with pytest.raises(LookupError, match="mine"):
-        async with playing() as play:
-            await play.task("[mood:slow:60]")
+        async with running_sandbox() as sandbox:
+            await sandbox.task("[mood:slow:60]")
             raise LookupError("mine")
 
 
@@ -451,174 +459,178 @@ def test_every_fault_is_described() -> None:
 
 
 async def test_tag_overrides_the_mood_of_the_sandbox(receiver: Receiver) -> None:
-    async with playing(mood="failed, message") as play:
-        body = (await play.create("p")).json()
+    async with running_sandbox(mood="failed, message") as sandbox:
+        body = (await sandbox.create("p")).json()
         assert "message" in body
-        assert (await play.ended(body["data"]["taskId"]))["state"] == "fail"
-        assert (await play.ended(await play.task("p [mood:good]")))["state"] == "success"
+        assert (await sandbox.wait_for_end(body["data"]["taskId"]))["state"] == "fail"
+        assert (await sandbox.wait_for_end(await sandbox.task("p [mood:good]")))["state"] == "success"
     with pytest.raises(UnknownFault, match="there are good, code"):
-        async with playing(mood="sleepy"):
+        async with running_sandbox(mood="sleepy"):
             pass
 
 
-async def test_code_hides_an_error_behind_http_200(play: Play) -> None:
-    answer = await play.create("[mood:code:402]")
+async def test_code_hides_an_error_behind_http_200(sandbox: SandboxClient) -> None:
+    answer = await sandbox.create("[mood:code:402]")
     assert (answer.status_code, answer.json()["code"], answer.json()["data"]) == (200, 402, None)
-    assert not await play.ledger()
+    assert not await sandbox.list_jobs()
 
 
-async def test_status_is_an_http_status(play: Play) -> None:
-    assert (await play.create("[mood:status:503]")).status_code == 503
-    assert not await play.ledger()
+async def test_status_is_an_http_status(sandbox: SandboxClient) -> None:
+    assert (await sandbox.create("[mood:status:503]")).status_code == 503
+    assert not await sandbox.list_jobs()
 
 
-async def test_limited_and_down_end_after_their_count(play: Play) -> None:
-    first, second, third = [await play.create("[mood:limited:2]") for _ in range(3)]
+async def test_limited_and_down_end_after_their_count(sandbox: SandboxClient) -> None:
+    first, second, third = [await sandbox.create("[mood:limited:2]") for _ in range(3)]
     assert (first.status_code, first.headers["retry-after"], second.status_code) == (429, "1", 429)
     assert third.json()["code"] == 200
-    bare = await play.create("[mood:limited_bare]")
+    bare = await sandbox.create("[mood:limited_bare]")
     assert (bare.status_code, "retry-after" in bare.headers) == (429, False)
-    down = await play.create("[mood:down]")
+    down = await sandbox.create("[mood:down]")
     assert (down.status_code, down.headers["content-type"]) == (503, "text/html; charset=utf-8")
-    assert (await play.create("[mood:down]")).json()["code"] == 200
-    assert len(await play.ledger()) == 2
+    assert (await sandbox.create("[mood:down]")).json()["code"] == 200
+    assert len(await sandbox.list_jobs()) == 2
 
 
-async def test_silent_accepts_the_job_and_closes_the_connection(play: Play, receiver: Receiver) -> None:
+async def test_silent_accepts_the_job_and_closes_the_connection(sandbox: SandboxClient, receiver: Receiver) -> None:
     with pytest.raises(httpx.RemoteProtocolError):
-        await play.create("[mood:silent]", receiver.url)
-    (hook,) = await receiver.first(1)
-    assert [job["taskId"] for job in await play.ledger()] == [hook.data["taskId"]]
+        await sandbox.create("[mood:silent]", receiver.url)
+    (callback,) = await receiver.wait_for(1)
+    assert [job["taskId"] for job in await sandbox.list_jobs()] == [callback.data["taskId"]]
 
 
-async def test_silent_lost_sends_no_callback(play: Play, receiver: Receiver) -> None:
+async def test_silent_lost_sends_no_callback(sandbox: SandboxClient, receiver: Receiver) -> None:
     with pytest.raises(httpx.RemoteProtocolError):
-        await play.create("[mood:silent_lost]", receiver.url)
-    (job,) = await play.settled()
-    assert (job["state"], job["callbacks"], receiver.hooks) == ("success", [], [])
+        await sandbox.create("[mood:silent_lost]", receiver.url)
+    (job,) = await sandbox.wait_until_settled()
+    assert (job["state"], job["callbacks"], receiver.callbacks) == ("success", [], [])
 
 
-async def test_slow_answer_outlasts_the_client(play: Play) -> None:
+async def test_slow_answer_outlasts_the_client(sandbox: SandboxClient) -> None:
     with pytest.raises(httpx.ReadTimeout):
-        await play.client.post(
+        await sandbox.client.post(
             "/api/v1/jobs/createTask",
             json={"model": "nano-banana-2", "input": {"prompt": "[mood:slow_answer:0.3]"}},
             timeout=httpx.Timeout(10, read=0.1),
         )
-    assert len(await play.ledger()) == 1
+    assert len(await sandbox.list_jobs()) == 1
 
 
-async def test_early_calls_back_before_it_answers(play: Play, receiver: Receiver) -> None:
+async def test_early_calls_back_before_it_answers(sandbox: SandboxClient, receiver: Receiver) -> None:
     receiver.answers = [503]
-    task_id = await play.task("[mood:early]", receiver.url)
-    assert [hook.data["taskId"] for hook in receiver.hooks] == [task_id] * 2
-    assert [sent["status"] for sent in (await play.ledger())[0]["callbacks"]] == [503, 200]
+    task_id = await sandbox.task("[mood:early]", receiver.url)
+    assert [callback.data["taskId"] for callback in receiver.callbacks] == [task_id] * 2
+    assert [sent["status"] for sent in (await sandbox.list_jobs())[0]["callbacks"]] == [503, 200]
 
 
-async def test_envelopes_change_their_shape(play: Play, receiver: Receiver) -> None:
-    answer = (await play.create("[mood:message] [mood:code_string]", receiver.url)).json()
-    (hook,) = await receiver.first(1)
-    for body in (answer, await play.read(answer["data"]["taskId"]), hook.body):
+async def test_envelopes_change_their_shape(sandbox: SandboxClient, receiver: Receiver) -> None:
+    answer = (await sandbox.create("[mood:message] [mood:code_string]", receiver.url)).json()
+    (callback,) = await receiver.wait_for(1)
+    for body in (answer, await sandbox.read(answer["data"]["taskId"]), callback.body):
         assert (body["code"], "msg" in body, "message" in body) == ("200", False, True)
 
 
-async def test_slow_extends_the_job(play: Play) -> None:
-    task_id = await play.task("[mood:slow:60]")
-    assert (await play.read(task_id))["data"]["state"] == "waiting"
+async def test_slow_extends_the_job(sandbox: SandboxClient) -> None:
+    task_id = await sandbox.task("[mood:slow:60]")
+    assert (await sandbox.read(task_id))["data"]["state"] == "waiting"
 
 
-async def test_failures_have_code_and_message(play: Play, receiver: Receiver) -> None:
-    failed = await play.ended(await play.task("[mood:failed]", receiver.url))
+async def test_failures_have_code_and_message(sandbox: SandboxClient, receiver: Receiver) -> None:
+    failed = await sandbox.wait_for_end(await sandbox.task("[mood:failed]", receiver.url))
     assert (failed["failCode"], failed["failMsg"][:23]) == ("500", "Gemini could not genera")
-    flagged = await play.ended(await play.task("[mood:flagged]"))
+    flagged = await sandbox.wait_for_end(await sandbox.task("[mood:flagged]"))
     assert (flagged["failCode"], "flagged as sensitive" in flagged["failMsg"]) == ("400", True)
-    (hook,) = await receiver.first(1)
-    assert (hook.body["code"], hook.data["state"], hook.data["resultJson"]) == (501, "fail", None)
+    (callback,) = await receiver.wait_for(1)
+    assert (callback.body["code"], callback.data["state"], callback.data["resultJson"]) == (501, "fail", None)
 
 
-async def test_internal_fails_once_and_the_next_submission_succeeds(play: Play) -> None:
-    records = [await play.ended(await play.task("[mood:internal]")) for _ in range(2)]
+async def test_internal_fails_once_and_the_next_submission_succeeds(sandbox: SandboxClient) -> None:
+    records = [await sandbox.wait_for_end(await sandbox.task("[mood:internal]")) for _ in range(2)]
     assert [record["state"] for record in records] == ["fail", "success"]
     assert records[0]["failMsg"] == "Internal Error, Please try again later."
 
 
-async def test_grace_delays_the_record(play: Play, clock: ManualClock) -> None:
-    task_id = await play.task("[mood:grace:2]")
-    assert [(await play.read(task_id))["code"] for _ in range(3)] == [422, 422, 200]
-    async with playing(now=clock.now) as other:
+async def test_grace_delays_the_record(sandbox: SandboxClient, clock: ManualClock) -> None:
+    task_id = await sandbox.task("[mood:grace:2]")
+    assert [(await sandbox.read(task_id))["code"] for _ in range(3)] == [422, 422, 200]
+    async with running_sandbox(now=clock.now) as other:
         task_id = await other.task("[mood:grace_seconds:90]")
         assert (await other.read(task_id))["msg"] == "recordInfo is null"
         clock.advance(90)
         assert (await other.read(task_id))["code"] == 200
 
 
-async def test_unknown_state_and_backwards_end_in_success(play: Play) -> None:
-    task_id = await play.task("[mood:unknown_state:1]")
-    assert (await play.read(task_id))["data"]["state"] == "contemplating"
-    assert (await play.ended(task_id))["state"] == "success"
-    task_id = await play.task("[mood:backwards:1]")
-    await play.ended(task_id)
-    back, again = [(await play.read(task_id))["data"] for _ in range(2)]
+async def test_unknown_state_and_backwards_end_in_success(sandbox: SandboxClient) -> None:
+    task_id = await sandbox.task("[mood:unknown_state:1]")
+    assert (await sandbox.read(task_id))["data"]["state"] == "contemplating"
+    assert (await sandbox.wait_for_end(task_id))["state"] == "success"
+    task_id = await sandbox.task("[mood:backwards:1]")
+    await sandbox.wait_for_end(task_id)
+    back, again = [(await sandbox.read(task_id))["data"] for _ in range(2)]
     assert (back["state"], back["resultJson"], again["state"]) == ("generating", None, "success")
 
 
-async def test_noresult_is_empty_in_four_ways(play: Play) -> None:
-    found = [(await play.ended(await play.task(f"[mood:noresult:{way}]")))["resultJson"] for way in range(4)]
+async def test_noresult_is_empty_in_four_ways(sandbox: SandboxClient) -> None:
+    found = [
+        (await sandbox.wait_for_end(await sandbox.task(f"[mood:noresult:{way}]")))["resultJson"] for way in range(4)
+    ]
     assert found == [None, "", '{"resultUrls":[]}', '{"resultUrls":["http']
 
 
-async def test_several_results_and_a_dead_one(play: Play) -> None:
-    many = [await play.client.get(url) for url in await play.urls("[mood:multi:2]")]
+async def test_several_results_and_a_dead_one(sandbox: SandboxClient) -> None:
+    many = [await sandbox.client.get(url) for url in await sandbox.urls("[mood:multi:2]")]
     assert [answer.status_code for answer in many] == [200, 200]
     assert many[0].content != many[1].content
-    some = [await play.client.get(url) for url in await play.urls("[mood:partial]")]
+    some = [await sandbox.client.get(url) for url in await sandbox.urls("[mood:partial]")]
     assert [answer.status_code for answer in some] == [200, 404]
 
 
-async def test_private_result_urls(play: Play) -> None:
-    assert await play.urls("[mood:private_url]") == ["http://10.0.0.1/x.png"]
-    moved = await play.result("[mood:redirect_private]")
+async def test_private_result_urls(sandbox: SandboxClient) -> None:
+    assert await sandbox.urls("[mood:private_url]") == ["http://10.0.0.1/x.png"]
+    moved = await sandbox.result("[mood:redirect_private]")
     assert (moved.status_code, moved.headers["location"][:23]) == (302, "http://169.254.169.254/")
 
 
-async def test_lost_sends_no_callback(play: Play, receiver: Receiver) -> None:
-    await play.task("[mood:lost]", receiver.url)
-    await play.settled()
-    assert receiver.hooks == []
+async def test_lost_sends_no_callback(sandbox: SandboxClient, receiver: Receiver) -> None:
+    await sandbox.task("[mood:lost]", receiver.url)
+    await sandbox.wait_until_settled()
+    assert receiver.callbacks == []
 
 
-async def test_late_waits_and_twice_repeats(play: Play, receiver: Receiver) -> None:
-    task_id = await play.task("[mood:late:0.2] [mood:twice:3]", receiver.url)
-    record = await play.ended(task_id)
-    assert [hook.data["taskId"] for hook in await receiver.first(3)] == [task_id] * 3
-    (job,) = await play.settled()
+async def test_late_waits_and_twice_repeats(sandbox: SandboxClient, receiver: Receiver) -> None:
+    task_id = await sandbox.task("[mood:late:0.2] [mood:twice:3]", receiver.url)
+    record = await sandbox.wait_for_end(task_id)
+    assert [callback.data["taskId"] for callback in await receiver.wait_for(3)] == [task_id] * 3
+    (job,) = await sandbox.wait_until_settled()
     assert job["callbacks"][0]["at"] * 1000 - record["completeTime"] >= 195
 
 
-async def test_disorder_sends_contradictions_after_the_true_callback(play: Play, receiver: Receiver) -> None:
-    await play.task("[mood:disorder]", receiver.url)
-    hooks = await receiver.first(3)
-    assert [hook.data["state"] for hook in hooks] == ["success", "generating", "fail"]
+async def test_disorder_sends_contradictions_after_the_true_callback(
+    sandbox: SandboxClient, receiver: Receiver
+) -> None:
+    await sandbox.task("[mood:disorder]", receiver.url)
+    callbacks = await receiver.wait_for(3)
+    assert [callback.data["state"] for callback in callbacks] == ["success", "generating", "fail"]
 
 
 async def test_forged_callback_arrives_first_without_token_and_signature(receiver: Receiver) -> None:
     receiver.answers = [401]
-    async with playing(webhook_key="key") as play:
-        await play.task("[mood:forged]", receiver.url)
-        evil, true = await receiver.first(2)
+    async with running_sandbox(webhook_key="key") as sandbox:
+        await sandbox.task("[mood:forged]", receiver.url)
+        evil, true = await receiver.wait_for(2)
         assert (evil.path, "x-webhook-signature" in evil.headers) == ("/hook", False)
         assert (true.path, "x-webhook-signature" in true.headers) == ("/hook?token=secret", True)
         (url,) = json.loads(evil.data["resultJson"])["resultUrls"]
         assert "/evil/" in url
-        assert (await play.client.get("/sandbox/jobs")).json()["evilDownloads"] == 0
-        await play.client.get(url)
-        assert (await play.client.get("/sandbox/jobs")).json()["evilDownloads"] == 1
+        assert (await sandbox.client.get("/sandbox/jobs")).json()["evilDownloads"] == 0
+        await sandbox.client.get(url)
+        assert (await sandbox.client.get("/sandbox/jobs")).json()["evilDownloads"] == 1
 
 
 async def test_signatures_can_be_missing_wrong_or_old(receiver: Receiver, clock: ManualClock) -> None:
-    async with playing(webhook_key="key", now=clock.now) as play:
-        ids = [await play.task(f"[mood:{mood}]", receiver.url) for mood in ("unsigned", "badsign", "stale:600")]
-        by_id = {hook.data["taskId"]: hook.headers for hook in await receiver.first(3)}
+    async with running_sandbox(webhook_key="key", now=clock.now) as sandbox:
+        ids = [await sandbox.task(f"[mood:{mood}]", receiver.url) for mood in ("unsigned", "badsign", "stale:600")]
+        by_id = {callback.data["taskId"]: callback.headers for callback in await receiver.wait_for(3)}
         unsigned, wrong, stale = (by_id[task_id] for task_id in ids)
         assert "x-webhook-signature" not in unsigned
         assert wrong["x-webhook-signature"] != dialect.compute_signature("key", ids[1], int(clock.now()))
@@ -626,20 +638,20 @@ async def test_signatures_can_be_missing_wrong_or_old(receiver: Receiver, clock:
         assert stale["x-webhook-signature"] == dialect.compute_signature("key", ids[2], int(clock.now()) - 600)
 
 
-async def test_bodies_can_contradict_themselves_and_hide_the_id(play: Play, receiver: Receiver) -> None:
-    await play.task("[mood:contradiction]", receiver.url)
-    (hook,) = await receiver.first(1)
-    assert (hook.body["code"], hook.data["state"]) == (501, "success")
-    task_id = await play.task("[mood:toplevel]", receiver.url)
-    hook = (await receiver.first(2))[1]
-    assert (hook.body["taskId"], "taskId" in hook.data) == (task_id, False)
-    task_id = await play.task("[mood:snake]", receiver.url)
-    hook = (await receiver.first(3))[2]
-    assert (hook.data["task_id"], "taskId" in hook.data) == (task_id, False)
+async def test_bodies_can_contradict_themselves_and_hide_the_id(sandbox: SandboxClient, receiver: Receiver) -> None:
+    await sandbox.task("[mood:contradiction]", receiver.url)
+    (callback,) = await receiver.wait_for(1)
+    assert (callback.body["code"], callback.data["state"]) == (501, "success")
+    task_id = await sandbox.task("[mood:toplevel]", receiver.url)
+    callback = (await receiver.wait_for(2))[1]
+    assert (callback.body["taskId"], "taskId" in callback.data) == (task_id, False)
+    task_id = await sandbox.task("[mood:snake]", receiver.url)
+    callback = (await receiver.wait_for(3))[2]
+    assert (callback.data["task_id"], "taskId" in callback.data) == (task_id, False)
 
 
-async def test_big_is_big_and_different_each_time(play: Play) -> None:
-    size, other = [await play.result(f"{number} [mood:big:1]") for number in range(2)]
+async def test_big_is_big_and_different_each_time(sandbox: SandboxClient) -> None:
+    size, other = [await sandbox.result(f"{number} [mood:big:1]") for number in range(2)]
     assert len(size.content) >= 1024 * 1024
     assert opened(size).format == "PNG"
     assert size.content != other.content
@@ -659,55 +671,55 @@ async def test_concurrent_requests_paint_an_image_once() -> None:
     assert painted == ["once"]
 
 
-async def test_results_can_be_missing_temporarily_or_always(play: Play) -> None:
-    (gone,) = await play.urls("[mood:gone]")
-    (once,) = await play.urls("[mood:gone_once:2]")
-    (expiring,) = await play.urls("[mood:expiring]")
-    assert [(await play.client.get(gone)).status_code for _ in range(3)] == [404, 404, 404]
-    assert [(await play.client.get(once)).status_code for _ in range(3)] == [404, 404, 200]
-    assert (await play.client.get(expiring)).status_code == 404
-    fresh = (await play.client.post("/api/v1/common/download-url", json={"url": expiring})).json()["data"]
-    assert opened(await play.client.get(fresh)).format == "JPEG"
+async def test_results_can_be_missing_temporarily_or_always(sandbox: SandboxClient) -> None:
+    (gone,) = await sandbox.urls("[mood:gone]")
+    (once,) = await sandbox.urls("[mood:gone_once:2]")
+    (expiring,) = await sandbox.urls("[mood:expiring]")
+    assert [(await sandbox.client.get(gone)).status_code for _ in range(3)] == [404, 404, 404]
+    assert [(await sandbox.client.get(once)).status_code for _ in range(3)] == [404, 404, 200]
+    assert (await sandbox.client.get(expiring)).status_code == 404
+    fresh = (await sandbox.client.post("/api/v1/common/download-url", json={"url": expiring})).json()["data"]
+    assert opened(await sandbox.client.get(fresh)).format == "JPEG"
 
 
-async def test_truncated_closes_the_connection(play: Play) -> None:
-    (always,) = await play.urls("[mood:truncated]")
-    (once,) = await play.urls("[mood:truncated:1]")
+async def test_truncated_closes_the_connection(sandbox: SandboxClient) -> None:
+    (always,) = await sandbox.urls("[mood:truncated]")
+    (once,) = await sandbox.urls("[mood:truncated:1]")
     for url in (always, always, once):
         with pytest.raises(httpx.RemoteProtocolError):
-            await play.client.get(url)
-    assert opened(await play.client.get(once)).format == "JPEG"
+            await sandbox.client.get(url)
+    assert opened(await sandbox.client.get(once)).format == "JPEG"
 
 
-async def test_drip_sends_the_image_slowly(play: Play) -> None:
-    (url,) = await play.urls("[mood:drip:0.2]")
+async def test_drip_sends_the_image_slowly(sandbox: SandboxClient) -> None:
+    (url,) = await sandbox.urls("[mood:drip:0.2]")
     with pytest.raises(httpx.ReadTimeout):
-        await play.client.get(url, timeout=httpx.Timeout(10, read=0.005))
-    assert opened(await play.client.get(url)).size == (1024, 1024)
+        await sandbox.client.get(url, timeout=httpx.Timeout(10, read=0.005))
+    assert opened(await sandbox.client.get(url)).size == (1024, 1024)
 
 
-async def test_redirect_stays_on_the_sandbox(play: Play) -> None:
-    (url,) = await play.urls("[mood:redirect]")
-    assert (await play.client.get(url)).status_code == 302
-    assert opened(await play.client.get(url, follow_redirects=True)).format == "JPEG"
+async def test_redirect_stays_on_the_sandbox(sandbox: SandboxClient) -> None:
+    (url,) = await sandbox.urls("[mood:redirect]")
+    assert (await sandbox.client.get(url)).status_code == 302
+    assert opened(await sandbox.client.get(url, follow_redirects=True)).format == "JPEG"
 
 
-async def test_wrongtype_is_a_jpeg_named_png(play: Play) -> None:
-    (url,) = await play.urls("[mood:wrongtype]", output_format="png")
-    answer = await play.client.get(url)
+async def test_wrongtype_is_a_jpeg_named_png(sandbox: SandboxClient) -> None:
+    (url,) = await sandbox.urls("[mood:wrongtype]", output_format="png")
+    answer = await sandbox.client.get(url)
     assert (url[-4:], answer.headers["content-type"]) == (".png", "application/octet-stream")
     assert opened(answer).format == "JPEG"
 
 
-async def test_results_that_are_not_images(play: Play) -> None:
-    html = await play.result("[mood:html]")
+async def test_results_that_are_not_images(sandbox: SandboxClient) -> None:
+    html = await sandbox.result("[mood:html]")
     assert (html.status_code, html.headers["content-type"]) == (200, "text/html; charset=utf-8")
-    svg = await play.result("[mood:svg]")
+    svg = await sandbox.result("[mood:svg]")
     assert (b"<script>" in svg.content, svg.headers["content-type"]) == (True, "image/svg+xml")
-    corrupt = await play.result("[mood:corrupt]", output_format="png")
+    corrupt = await sandbox.result("[mood:corrupt]", output_format="png")
     with pytest.raises((OSError, SyntaxError)):
         opened(corrupt)
-    bomb = await play.result("[mood:bomb]")
+    bomb = await sandbox.result("[mood:bomb]")
     assert len(bomb.content) < 100_000
     with pytest.raises(Image.DecompressionBombError):
         Image.open(io.BytesIO(bomb.content))
@@ -716,17 +728,17 @@ async def test_results_that_are_not_images(play: Play) -> None:
 # HTTP client
 
 
-async def test_unusable_reference_url_is_an_error(play: Play) -> None:
-    async def babble(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def test_unusable_reference_url_is_an_error(sandbox: SandboxClient) -> None:
+    async def answer_nonsense(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"hello\r\n\r\n")
         writer.close()
 
-    async with await asyncio.start_server(babble, "127.0.0.1", 0) as server:
+    async with await asyncio.start_server(answer_nonsense, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         odd = ["http://", "ftp://127.0.0.1/x", "http://127.0.0.1:9/", "http://[bad", "nonsense"]
-        for url in (*odd, f"http://127.0.0.1:{port}/", f"{play.base}/p/none"):
+        for url in (*odd, f"http://127.0.0.1:{port}/", f"{sandbox.base}/p/none"):
             body = {"fileUrl": url, "uploadPath": "a"}
-            answer = (await play.client.post("/api/file-url-upload", json=body)).json()
+            answer = (await sandbox.client.post("/api/file-url-upload", json=body)).json()
             assert (answer["success"], "could not be fetched" in answer["msg"]) == (False, True)
 
 

@@ -76,8 +76,8 @@ UNFINISHED = [
     ("half a chunk", POST + b"Transfer-Encoding: chunked\r\n\r\n5\r\n{", b""),
     ("a chunk header byte by byte", POST + b"Transfer-Encoding: chunked\r\n\r\n1;", b"x"),
     ("a second head", b"GET /health HTTP/1.1\r\n" + HOST + b"\r\nGET /health HTTP/1.1\r\n", b""),
-    ("a body nobody reads", b"POST /nope HTTP/1.1\r\n" + HOST + b"Content-Length: 100000\r\n\r\n", b"x"),
-    ("an endless body nobody reads", b"POST /nope HTTP/1.1\r\n" + HOST + b"Content-Length: 999999999\r\n\r\n",
+    ("an unread body", b"POST /nope HTTP/1.1\r\n" + HOST + b"Content-Length: 100000\r\n\r\n", b"x"),
+    ("an endless unread body", b"POST /nope HTTP/1.1\r\n" + HOST + b"Content-Length: 999999999\r\n\r\n",
      b"x" * 65536),
 ]  # fmt: skip
 
@@ -201,7 +201,7 @@ async def _drain(sock: socket.socket) -> bytes:
 
 
 async def test_long_poll_ends_when_its_client_disconnects(tmp_path: Path) -> None:
-    """The request ends at once, not after the rest of its thirty seconds."""
+    """The request ends at once, not after its thirty seconds."""
     async with open_api(tmp_path, sockets=True) as broker:
         task = await broker.add_task()
         _, writer = await asyncio.open_connection("127.0.0.1", broker.port)
@@ -233,7 +233,7 @@ async def test_aborted_upload_leaves_no_task_and_no_file(tmp_path: Path) -> None
 # -- malformed requests
 
 
-NO_REQUESTS = [
+MALFORMED_REQUESTS = [
     ("junk", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n"),
     ("blank line", b"\r\nGET /health HTTP/1.1\r\n"),
     ("no version", b"GET /health\r\n\r\n"),
@@ -257,7 +257,7 @@ NO_REQUESTS = [
 
 async def test_malformed_request_is_rejected_and_closed(tmp_path: Path) -> None:
     async with open_api(tmp_path, sockets=True) as broker:
-        for what, data in NO_REQUESTS:
+        for what, data in MALFORMED_REQUESTS:
             answer = await broker.send_raw(data)
             assert answer.startswith(b"HTTP/1.1 400 "), what
             assert b'"success":false' in answer, what
@@ -291,17 +291,17 @@ async def test_100_continue_is_sent_when_the_body_is_read(tmp_path: Path) -> Non
     async with open_api(tmp_path, sockets=True) as broker:
         body = b'{"prompt":"x"}'
         head = POST + b"Expect: 100-continue\r\nConnection: close\r\nContent-Length: %d\r\n" % len(body)
-        welcome = await broker.send_raw(head + b"\r\n" + body)
-        assert b"HTTP/1.1 202 " in welcome
-        stranger = await broker.send_raw(head + b"Via: 1.1 x\r\n\r\n")
-        assert stranger.startswith(b"HTTP/1.1 401 ")
+        accepted = await broker.send_raw(head + b"\r\n" + body)
+        assert b"HTTP/1.1 202 " in accepted
+        rejected = await broker.send_raw(head + b"Via: 1.1 x\r\n\r\n")
+        assert rejected.startswith(b"HTTP/1.1 401 ")
 
 
-# -- one address, many connections
+# -- connections per address
 
 
 class Pipe(asyncio.Transport):
-    """A connection from elsewhere."""
+    """A connection from another machine."""
 
     def __init__(self, peer: str) -> None:
         super().__init__({"peername": (peer, 1), "sockname": ("10.0.0.1", 80)})
@@ -356,7 +356,7 @@ def settings(folder: Path) -> Any:
     )
 
 
-async def told_by(number: signal.Signals, folder: Path) -> float:
+async def seconds_to_stop(number: signal.Signals, folder: Path) -> float:
     """Return the seconds from the signal until `serve` returned, during a long poll, a stream and an upload."""
     with closing(bind_socket("127.0.0.1", 0)) as sock:
         base = f"http://127.0.0.1:{socket_port(sock)}"
@@ -378,7 +378,7 @@ async def told_by(number: signal.Signals, folder: Path) -> float:
                 under_way = [
                     asyncio.create_task(client.get(f"/api/task/{task.id}?wait=30", timeout=40)),
                     asyncio.create_task(client.get(f"/api/task/{task.id}/events", timeout=40)),
-                    asyncio.create_task(client.post("/api/generate/image", content=_a_slow_order(), headers=JSON)),
+                    asyncio.create_task(client.post("/api/generate/image", content=_slow_order(), headers=JSON)),
                 ]
                 await broker.wait_for_listener(task)
                 await asyncio.sleep(0.3)
@@ -398,7 +398,7 @@ async def told_by(number: signal.Signals, folder: Path) -> float:
 JSON = {"content-type": "application/json"}
 
 
-async def _a_slow_order() -> Any:
+async def _slow_order() -> Any:
     yield b'{"prompt":'
     await asyncio.sleep(1.0)
     yield b'"x"}'
@@ -408,7 +408,7 @@ async def _a_slow_order() -> Any:
 async def test_signal_drains_and_stops_within_ten_seconds(tmp_path: Path, number: signal.Signals) -> None:
     """Accepted requests are answered, waiting ones with the current state, and new ones are rejected."""
     before = signal.getsignal(number)
-    assert await told_by(number, tmp_path) < 5
+    assert await seconds_to_stop(number, tmp_path) < 5
     assert signal.getsignal(number) is before
 
 
@@ -431,15 +431,15 @@ def port_of_closed(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> int
     return int(writer.get_extra_info("peername")[1])
 
 
-class Crashing:
-    """A worker that dies."""
+class CrashingWorker:
+    """A worker that raises soon after its start."""
 
     beat_at = 9e9
     busy = 0
 
     async def run(self) -> None:
         await asyncio.sleep(0.05)
-        raise RuntimeError("the worker is dead")
+        raise RuntimeError("the worker failed")
 
     def stop(self) -> None:
         pass
@@ -449,10 +449,10 @@ async def test_server_stops_when_the_worker_dies(tmp_path: Path) -> None:
     """A broker that accepts orders and processes none would be worse than one that is restarted."""
     with closing(bind_socket("127.0.0.1", 0)) as sock:
         async with open_services(settings(tmp_path), port=socket_port(sock)) as services:
-            crippled = Services(**{**vars(services), "worker": Crashing()})
+            changed = Services(**{**vars(services), "worker": CrashingWorker()})
             async with asyncio.timeout(10):
-                with pytest.raises(RuntimeError, match="the worker is dead"):
-                    await serve(crippled, [sock])
+                with pytest.raises(RuntimeError, match="the worker failed"):
+                    await serve(changed, [sock])
 
 
 # -- the socket

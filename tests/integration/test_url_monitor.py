@@ -100,7 +100,7 @@ async def place(folder: Path, clock: ManualClock, **settings: Any) -> AsyncItera
         yield Place(services=services, port=socket_port(sock), client=client, agent=agent, clock=clock, stack=stack)
 
 
-def said(logs: list[Any]) -> list[str]:
+def logged_actions(logs: list[Any]) -> list[str]:
     return [entry["action"] for entry in logs if entry.get("action", "").startswith(("public_url_", "switched_to"))]
 
 
@@ -131,7 +131,7 @@ async def test_tunnel_started_after_the_broker_is_found(tmp_path: Path, clock: M
         with capture_logs() as logs:
             await broker.refresh()
             await broker.refresh()
-        assert said(logs) == ["public_url_verified", "public_url_found"]
+        assert logged_actions(logs) == ["public_url_verified", "public_url_found"]
         assert broker.base() == tunnel.url
         assert broker.metric("broker_public_address_changes_total", change="found") == 1
         assert await broker.callback_address() == f"{tunnel.url}/api/webhook/nano-banana"
@@ -214,7 +214,7 @@ async def test_new_url_replaces_a_dead_one_at_once(tmp_path: Path, clock: Manual
         broker.agent.names(second.url, port=broker.port)
         with capture_logs() as logs:
             await broker.refresh(after=1)
-        assert said(logs) == [
+        assert logged_actions(logs) == [
             "public_url_unreachable",
             "public_url_verified",
             "public_url_changed",
@@ -260,7 +260,7 @@ async def test_tunnel_that_ends_with_its_agent_is_lost_at_once(tmp_path: Path, c
         broker.agent.silent = True
         with capture_logs() as logs:
             await broker.refresh()
-        assert said(logs) == ["public_url_unreachable", "public_url_lost", "switched_to_polling"]
+        assert logged_actions(logs) == ["public_url_unreachable", "public_url_lost", "switched_to_polling"]
         assert broker.base() is None
         assert await broker.callback_address() is None
         assert broker.metric("broker_public_address", source="ngrok") == 0
@@ -306,7 +306,7 @@ async def test_silent_agent_does_not_end_a_working_tunnel(tmp_path: Path, clock:
             for _ in range(3):
                 await broker.refresh()
         assert broker.base() == tunnel.url
-        assert said(logs) == []
+        assert logged_actions(logs) == []
 
 
 async def test_late_callbacks_arrive_when_the_url_returns(tmp_path: Path, clock: ManualClock) -> None:
@@ -325,8 +325,8 @@ async def test_late_callbacks_arrive_when_the_url_returns(tmp_path: Path, clock:
         await broker.refresh(after=REVERIFY_SECONDS)
         assert broker.base() == tunnel.url
         async with httpx.AsyncClient() as provider:
-            heard = await provider.post(callback, json={"data": {"taskId": "job", "state": "waiting"}})
-        assert heard.status_code == 200
+            answer = await provider.post(callback, json={"data": {"taskId": "job", "state": "waiting"}})
+        assert answer.status_code == 200
 
 
 async def test_task_ends_although_its_callback_cannot_arrive(tmp_path: Path) -> None:
@@ -390,7 +390,7 @@ async def test_configured_url_is_kept_and_its_failure_logged_once(tmp_path: Path
             for edge in (GONE, GONE, None, None):
                 tunnel.edge = edge
                 await broker.refresh(after=REVERIFY_SECONDS)
-        assert said(logs) == ["public_url_unreachable", "public_url_verified"]
+        assert logged_actions(logs) == ["public_url_unreachable", "public_url_verified"]
         assert broker.base() == tunnel.url
         assert (await broker.now(task)).expects_callback
         assert broker.metric("broker_public_address", source="configured") == 1

@@ -17,7 +17,7 @@ import structlog
 from broker.logs import configure_logging, log
 from broker.sandbox.options import Options
 from storage.states import TaskState
-from tests.contracts.providers import Says, Upstream
+from tests.contracts.providers import Canned, Upstream
 from tests.support.api import png
 from tests.support.brokers import RunningBroker, open_broker
 
@@ -49,7 +49,7 @@ TRUSTED = {"Authorization": f"Bearer {CALLER}"}
 
 
 class Echo(Upstream):
-    """A provider that repeats whatever it was sent in every complaint."""
+    """A provider that repeats the request in every error."""
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
@@ -59,15 +59,15 @@ class Echo(Upstream):
         body = (await reader.readexactly(length)).decode()
         repeated = f"no: {head} {body} {PROMPT}".replace("\r\n", " ")
         if "recordInfo" in head:
-            said: dict[str, Any] = {
+            answer: dict[str, Any] = {
                 "code": 200,
                 "data": {"taskId": "job", "state": "fail", "failCode": PROMPT, "failMsg": repeated},
             }
         elif "accept" in body:
-            said = {"code": 200, "data": {"taskId": "job"}}
+            answer = {"code": 200, "data": {"taskId": "job"}}
         else:
-            said = {"code": 500 if "unknown" in body else 400, "msg": repeated}
-        writer.write(Says(body=said).encoded())
+            answer = {"code": 500 if "unknown" in body else 400, "msg": repeated}
+        writer.write(Canned(body=answer).encoded())
         await writer.drain()
         return True
 
@@ -88,27 +88,27 @@ def restored() -> Iterator[None]:
 @pytest.mark.parametrize("form", ["console", "json"])
 async def test_secrets_appear_in_no_output(tmp_path: Path, form: str) -> None:
     configure_logging("DEBUG", form, tmp_path / "logs")
-    told: list[str] = []
+    outputs: list[str] = []
     sandbox_options = Options(
         duration=0.05, callback_spacing=0.05, creates_per_window=10_000, webhook_key="canary-hmac-key"
     )
     async with open_broker(tmp_path / "one", options=sandbox_options, **SECRETS) as broker:
         broker.client.headers.update(TRUSTED)
         tokens = await _journeys(broker)
-        told += await _complaints(broker)
-        told.append((await broker.client.get("/metrics")).text)
+        outputs += await _error_responses(broker)
+        outputs.append((await broker.client.get("/metrics")).text)
     async with (
         Echo().open() as echo,
         open_broker(tmp_path / "two", sandbox=echo.url, with_callbacks=False, **SECRETS) as broker,
     ):
         broker.client.headers.update(TRUSTED)
-        for wish in ("refuse", "unknown", "accept"):
-            await broker.wait_end(await broker.create_task(f"{PROMPT} {wish}"))
-        told.append((await broker.client.get("/metrics")).text)
+        for word in ("refuse", "unknown", "accept"):
+            await broker.wait_end(await broker.create_task(f"{PROMPT} {word}"))
+        outputs.append((await broker.client.get("/metrics")).text)
     logs = (tmp_path / "logs" / "app.log").read_text("utf-8")
     for action in ("task_succeeded", "task_failed", "unclassified_provider_error", "submit_unknown", "download_failed"):
         assert action in logs  # the secret had a chance to leak
-    for text in (logs, *told):
+    for text in (logs, *outputs):
         assert "canary" not in text, _around(text, "canary")
         assert not any(token in text for token in tokens)
         assert base64.b64encode(png())[:60].decode() not in text
@@ -120,7 +120,7 @@ def _around(text: str, word: str) -> str:
 
 
 async def _journeys(broker: RunningBroker) -> set[str]:
-    """Every kind of end; the tokens of their callbacks."""
+    """Create tasks with every kind of end; return the tokens of their callbacks."""
     image = f"data:image/png;base64,{base64.b64encode(png()).decode()}"
     ids = [await broker.create_task(f"{PROMPT} [mood:{mood}]") for mood in MOODS]
     ids.append(await broker.create_task(PROMPT, mode="image-to-image", images=[image]))
@@ -133,22 +133,22 @@ async def _journeys(broker: RunningBroker) -> set[str]:
     return {token(task_id, attempt) for task_id in (*ids, canceled) for attempt in (1, 2, 3)}
 
 
-async def _complaints(broker: RunningBroker) -> list[str]:
-    """Every way to be turned away, with canaries in what was sent."""
+async def _error_responses(broker: RunningBroker) -> list[str]:
+    """Send requests that are rejected, with canaries in them; return the responses."""
     task = (await broker.client.get("/api/tasks")).json()["data"][0]["id"]
-    hook = "/api/webhook/nano-banana"
-    async with httpx.AsyncClient(base_url=broker.client.base_url, timeout=20) as stranger:
+    webhook = "/api/webhook/nano-banana"
+    async with httpx.AsyncClient(base_url=broker.client.base_url, timeout=20) as anonymous:
         answers = [
-            await stranger.post(
+            await anonymous.post(
                 "/api/generate/image", json={"prompt": PROMPT}, headers={"Authorization": "Bearer canary-bad"}
             ),
-            await stranger.get(
+            await anonymous.get(
                 "/api/tasks", headers={"Authorization": "Bearer canary-bad", "X-Forwarded-For": "1.2.3.4"}
             ),
-            await stranger.post(f"{hook}?task={task}&attempt=1&token=canary-token", json={"prompt": PROMPT}),
-            await stranger.post(f"{hook}?task={task}&secret=canary-query", content=b"canary not json"),
-            await stranger.get("/api/task/task_canary"),
-            await stranger.get("/canary?token=canary"),
+            await anonymous.post(f"{webhook}?task={task}&attempt=1&token=canary-token", json={"prompt": PROMPT}),
+            await anonymous.post(f"{webhook}?task={task}&secret=canary-query", content=b"canary not json"),
+            await anonymous.get("/api/task/task_canary"),
+            await anonymous.get("/canary?token=canary"),
         ]
     answers += [
         await broker.client.post("/api/generate/image", json={"prompt": PROMPT, "model": "no-such"}),
@@ -167,7 +167,7 @@ async def _complaints(broker: RunningBroker) -> list[str]:
 
 @pytest.mark.parametrize("form", ["console", "json"])
 async def test_unexpected_error_is_logged_without_its_text(tmp_path: Path, form: str) -> None:
-    """An error of ours may hold whatever a caller or a provider sent."""
+    """The text of an unexpected error may hold data of a caller or a provider."""
     configure_logging("DEBUG", form, tmp_path / "logs")
     async with open_broker(tmp_path, **SECRETS) as broker:
 
@@ -187,7 +187,7 @@ async def test_unexpected_error_is_logged_without_its_text(tmp_path: Path, form:
     assert "canary" not in logs
 
 
-def test_libraries_do_not_debug_into_our_log(tmp_path: Path) -> None:
+def test_debug_lines_of_libraries_are_not_logged(tmp_path: Path) -> None:
     """Some of them log whole bodies and statements with their values."""
     configure_logging("DEBUG", "json", tmp_path)
     for name in ("aiosqlite", "sse_starlette.sse", "httpx", "python_multipart.multipart", "asyncio"):

@@ -1,4 +1,4 @@
-"""The inbox over whole journeys: callbacks that come, come late, never come, and come once more by hand."""
+"""The callback inbox over whole journeys: callbacks in time, late, lost and replayed."""
 
 from __future__ import annotations
 
@@ -30,41 +30,41 @@ async def learned(broker: RunningBroker, task_id: str) -> list[str | None]:
     return [attempt.learned_by for attempt in await Attempts(broker.services.database).list_of_task(task_id)]
 
 
-async def never_came(broker: RunningBroker) -> dict[str, int]:
-    """Among all that ended so far: those of the last minute may be on their way, and are not counted otherwise."""
+async def count_missing(broker: RunningBroker) -> dict[str, int]:
+    """Count over all ended jobs; the product leaves out the last minute, in which callbacks may still arrive."""
     now = broker.services.clock.now()
     return await broker.services.callbacks.count_missing(since=0, until=now + 60, limit=100)
 
 
-async def counted(broker: RunningBroker) -> float:
+async def missing_metric(broker: RunningBroker) -> float:
     page = (await broker.client.get("/metrics")).text
     lines = [line for line in page.splitlines() if line.startswith('broker_callbacks_missing_total{provider="kie"}')]
     return float(lines[0].split()[-1]) if lines else 0.0
 
 
 async def inbox(broker: RunningBroker, task_id: str, number: int) -> list[dict[str, Any]]:
-    """As soon as so many callbacks of the task are there, processed."""
+    """Return the callbacks of the task once so many are stored and processed."""
     async with asyncio.timeout(20):
         while True:
-            hooks: list[dict[str, Any]] = (await broker.client.get("/api/callbacks", params={"task": task_id})).json()[
-                "data"
-            ]
-            if len(hooks) >= number and all(h["processedAt"] for h in hooks):
-                return hooks
+            callbacks: list[dict[str, Any]] = (
+                await broker.client.get("/api/callbacks", params={"task": task_id})
+            ).json()["data"]
+            if len(callbacks) >= number and all(h["processedAt"] for h in callbacks):
+                return callbacks
             await asyncio.sleep(0.01)
 
 
-async def read(broker: RunningBroker, hook_id: str) -> None:
-    """Until its news is taken in."""
+async def wait_until_processed(broker: RunningBroker, callback_id: str) -> None:
+    """Wait until a worker has processed the callback."""
     async with asyncio.timeout(20):
         while True:
-            if (await broker.client.get(f"/api/callbacks/{hook_id}")).json()["data"]["processedAt"]:
+            if (await broker.client.get(f"/api/callbacks/{callback_id}")).json()["data"]["processedAt"]:
                 return
             await asyncio.sleep(0.01)
 
 
-async def job_that_ended(broker: RunningBroker) -> str:
-    """Its id, when it is over at the other side."""
+async def wait_for_ended_job(broker: RunningBroker) -> str:
+    """Return the id of the first job that has ended at the provider."""
     async with asyncio.timeout(20):
         while True:
             ended = [job["taskId"] for job in await broker.provider_jobs() if job["state"] == "success"]
@@ -73,53 +73,53 @@ async def job_that_ended(broker: RunningBroker) -> str:
             await asyncio.sleep(0.02)
 
 
-async def test_a_callback_that_came_is_known_by_its_times(broker: RunningBroker) -> None:
+async def test_received_callback_is_listed_and_not_missing(broker: RunningBroker) -> None:
     task_id = await broker.create_task("a red bicycle")
     await broker.wait_end(task_id)
-    (hook,) = await inbox(broker, task_id, 1)
-    assert (hook["verification"], hook["attempt"]) == ("accept", 1)
-    assert 0 <= hook["lagSeconds"] < 10
+    (callback,) = await inbox(broker, task_id, 1)
+    assert (callback["verification"], callback["attempt"]) == ("accept", 1)
+    assert 0 <= callback["lagSeconds"] < 10
     assert await learned(broker, task_id) == ["callback"]
-    assert (await never_came(broker), await counted(broker)) == ({}, 0)
+    assert (await count_missing(broker), await missing_metric(broker)) == ({}, 0)
 
 
 @pytest.mark.parametrize("mood", ["", " [mood:flagged]"], ids=["success", "failure"])
-async def test_a_lost_callback_is_missed(broker: RunningBroker, mood: str) -> None:
+async def test_lost_callback_is_counted_as_missing(broker: RunningBroker, mood: str) -> None:
     task_id = await broker.create_task(f"a red bicycle [mood:lost]{mood}")
     await broker.wait_end(task_id)
     assert await learned(broker, task_id) == ["check"]
-    assert (await never_came(broker), await counted(broker)) == ({"kie": 1}, 1)
+    assert (await count_missing(broker), await missing_metric(broker)) == ({"kie": 1}, 1)
 
 
-async def test_a_late_callback_is_missed_only_until_it_comes(broker: RunningBroker) -> None:
+async def test_late_callback_is_missing_until_it_arrives(broker: RunningBroker) -> None:
     task_id = await broker.create_task("a red bicycle [mood:late:1]")
     await broker.wait_end(task_id)
     assert await learned(broker, task_id) == ["check"]
     await inbox(broker, task_id, 1)
-    assert (await never_came(broker), await counted(broker)) == ({}, 1)
+    assert (await count_missing(broker), await missing_metric(broker)) == ({}, 1)
 
 
-async def test_where_no_callback_can_come_none_is_missed(tmp_path: Path) -> None:
+async def test_polled_task_has_no_missing_callback(tmp_path: Path) -> None:
     async with open_broker(tmp_path, with_callbacks=False) as broker:
         task_id = await broker.create_task("a red bicycle")
         await broker.wait_end(task_id)
         assert await learned(broker, task_id) == ["poll"]
-        assert (await never_came(broker), await counted(broker)) == ({}, 0)
+        assert (await count_missing(broker), await missing_metric(broker)) == ({}, 0)
 
 
 async def test_unauthenticated_hint_does_not_count_as_a_callback(tmp_path: Path) -> None:
-    """It makes us ask sooner; that the provider never called stays true."""
+    """It makes the broker poll sooner; the callback of the provider is still missing."""
     async with open_broker(tmp_path, check_after=60, task_deadline=300) as broker:
         task_id = await broker.create_task("a red bicycle [mood:lost]")
-        body = {"data": {"taskId": await job_that_ended(broker), "state": "success"}}
-        stranger = {"X-Forwarded-For": "203.0.113.7"}
-        assert (await broker.client.post("/api/webhook/kie", json=body, headers=stranger)).status_code == 202
+        body = {"data": {"taskId": await wait_for_ended_job(broker), "state": "success"}}
+        forwarded = {"X-Forwarded-For": "203.0.113.7"}
+        assert (await broker.client.post("/api/webhook/kie", json=body, headers=forwarded)).status_code == 202
         await broker.wait_end(task_id)
         assert await learned(broker, task_id) == ["check"]
-        assert await never_came(broker) == {"kie": 1}
+        assert await count_missing(broker) == {"kie": 1}
 
 
-async def test_what_never_came_stands_beside_the_inbox_after_a_minute(tmp_path: Path) -> None:
+async def test_missing_callbacks_are_listed_after_a_minute(tmp_path: Path) -> None:
     async with open_broker(tmp_path) as broker:
         task_id = await broker.create_task("a red bicycle [mood:lost]")
         await broker.wait_end(task_id)
@@ -129,14 +129,14 @@ async def test_what_never_came_stands_beside_the_inbox_after_a_minute(tmp_path: 
         assert (await broker.client.get("/api/callbacks")).json()["missing"] == expected
 
 
-async def test_a_replay_of_the_whole_journey_ends_nothing_twice(broker: RunningBroker) -> None:
-    """A success once more, after the image is here: no second download, no spare, no other end."""
+async def test_replay_after_the_journey_changes_nothing(broker: RunningBroker) -> None:
+    """The same success again: no second download, no duplicate result, the same end."""
     task_id = await broker.create_task("a red bicycle")
     before = await broker.wait_end(task_id)
-    (hook,) = await inbox(broker, task_id, 1)
-    answer = await broker.client.post(f"/api/callbacks/{hook['id']}/replay")
+    (callback,) = await inbox(broker, task_id, 1)
+    answer = await broker.client.post(f"/api/callbacks/{callback['id']}/replay")
     assert answer.json()["data"]["effect"] == "nothing: the task is succeeded already"
-    await read(broker, answer.json()["data"]["replayId"])
+    await wait_until_processed(broker, answer.json()["data"]["replayId"])
     assert await broker.get_task(task_id) == before
     (attempt,) = await Attempts(broker.services.database).list_of_task(task_id)
     assert (attempt.outcome, attempt.duplicate_result) == ("succeeded", None)

@@ -30,7 +30,7 @@ async def a_broker(folder: Path, **settings: Any) -> AsyncIterator[tuple[Running
 
 async def told(receiver: Receiver, count: int = 1) -> dict[str, Any]:
     """The last of so many webhooks, as the official library reads it."""
-    message = (await receiver.has_heard(count))[-1]
+    message = (await receiver.wait_received(count))[-1]
     webhook = Webhook(write_secret(derived_key(SECRET.encode())))
     document: dict[str, Any] = webhook.verify(message.body, dict(message.headers))
     return document
@@ -70,7 +70,7 @@ async def test_late_success_is_delivered_after_the_failure(tmp_path: Path) -> No
         document = await told(receiver, 2)
         assert receiver.types == ["task.failed", "task.completed"]
         assert document["data"] == await broker.get_task(task_id)
-        assert len({message.id for message in receiver.heard}) == 2
+        assert len({message.id for message in receiver.received}) == 2
 
 
 async def test_every_image_of_a_batch_is_delivered(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ async def test_every_image_of_a_batch_is_delivered(tmp_path: Path) -> None:
         order = {"prompt": "a red bicycle", "numberOfImages": 4, "callbackUrl": receiver.url}
         ids = (await broker.client.post("/api/generate/image", json=order)).json()["taskIds"]
         await told(receiver, 4)
-        assert sorted(message.document["data"]["id"] for message in receiver.heard) == sorted(ids)
+        assert sorted(message.document["data"]["id"] for message in receiver.received) == sorted(ids)
 
 
 async def test_a_form_can_name_it_too(tmp_path: Path) -> None:
@@ -102,10 +102,10 @@ async def test_failed_delivery_is_listed_and_can_be_replayed(tmp_path: Path) -> 
         await told(receiver, 2)
         (again,) = await _listed_as(broker, "delivered")
         assert (again["attempts"], again["reason"], again["nextAt"]) == (2, None, None)
-        assert receiver.heard[0].id == receiver.heard[1].id == listed["id"]
+        assert receiver.received[0].id == receiver.received[1].id == listed["id"]
         one = (await broker.client.get(f"/api/deliveries/{listed['id']}")).json()["data"]
         assert [tried["status"] for tried in one["attemptLog"]] == [410, 200]
-        assert one["body"] == receiver.heard[1].document
+        assert one["body"] == receiver.received[1].document
 
 
 async def _listed_as(broker: RunningBroker, outcome: str) -> list[dict[str, Any]]:

@@ -110,13 +110,13 @@ class ApiBroker:
             created_at=self.services.clock.now(),
         )
         image = replace(image, **changes)
-        row = vars(image)  # as it is in the end, whatever the task was then
+        row = vars(image)  # inserted without the checks of `insert_image`
         columns, values = ", ".join(row), ", ".join(f":{name}" for name in row)
         await self.services.database.execute(f"INSERT INTO images ({columns}) VALUES ({values})", **row)
         return image
 
     async def add_delivery(self, task: Task, **changes: Any) -> Delivery:
-        """Insert a delivered webhook of the task, or as `changes` say."""
+        """Insert a delivered webhook of the task; `changes` override its fields."""
         now = self.services.clock.now()
         values: dict[str, Any] = {
             "id": task.id.replace("task_", "evt_"),
@@ -145,12 +145,12 @@ class ApiBroker:
         files = sum(path.is_file() for path in (self.folder / "blobs").rglob("*"))
         return counts[0], counts[1], counts[2], files
 
-    async def send_raw(self, data: bytes, *, patience: float = 5.0) -> bytes:
+    async def send_raw(self, data: bytes, *, timeout_seconds: float = 5.0) -> bytes:
         """Send bytes on a new connection; return the response up to the end of the connection."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         try:
             writer.write(data)
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(timeout_seconds):
                 return await reader.read()
         finally:
             writer.close()
@@ -190,18 +190,18 @@ async def open_api(
                 running_server(replace(services, **parts(services)), sock, limits=limits or DEFAULT_LIMITS) as base,
                 httpx.AsyncClient(base_url=base, timeout=35, verify=False) as client,
             ):
-                await _begun(services)
+                await _started(services)
                 mounted = MountedApp(services=services)
                 yield ApiBroker(mounted=mounted, listeners=listeners, client=client, port=port, folder=folder)
         return
     async with (
         open_services(chosen, clock=clock, port=PORT, open_database=listeners.open_database) as services,
-        _working(services),
+        _running_worker(services),
     ):
         mounted = MountedApp(services=services, app=build_app(replace(services, **parts(services))))
         transport = httpx.ASGITransport(mounted, raise_app_exceptions=False, client=("127.0.0.1", 50_000))
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{PORT}", transport=transport) as client:
-            await _begun(services)
+            await _started(services)
             yield ApiBroker(mounted=mounted, listeners=listeners, client=client, port=PORT, folder=folder)
 
 
@@ -216,7 +216,7 @@ def task_cache(services: Services, **limits: Any) -> TaskCache:
 
 
 @asynccontextmanager
-async def _working(services: Services) -> AsyncIterator[None]:
+async def _running_worker(services: Services) -> AsyncIterator[None]:
     """Run the worker, as the server does."""
     working = asyncio.create_task(services.worker.run())
     try:
@@ -228,7 +228,7 @@ async def _working(services: Services) -> AsyncIterator[None]:
         await working
 
 
-async def _begun(services: Services) -> None:
+async def _started(services: Services) -> None:
     """Wait for the worker's first retention pass, which would delete the tasks of a test."""
     known = "SELECT 1 FROM cluster_state WHERE name = 'retention' AND value <> 'inf'"
     while await services.database.fetch_one(known) is None:  # noqa: ASYNC110

@@ -31,12 +31,12 @@ class Visit:
     def path(self) -> str:
         return self.head.split(b" ", 2)[1].decode()
 
-    async def say(self, *parts: bytes) -> None:
+    async def send(self, *parts: bytes) -> None:
         for part in parts:
             self.writer.write(part)
             await self.writer.drain()
 
-    async def hear_body(self) -> bytes:
+    async def read_body(self) -> bytes:
         headers = self.head.lower().split(b"\r\n")
         length = next(int(line[15:]) for line in headers if line.startswith(b"content-length:"))
         return await self.reader.readexactly(length)
@@ -71,7 +71,7 @@ class Server:
 @asynccontextmanager
 async def serve(script: Script | Mapping[str, Script]) -> AsyncGenerator[Server]:
     """Run a server on a free loopback port; a mapping selects the script by path."""
-    server, visits = Server(), set[asyncio.Task[None]]()
+    server, tasks = Server(), set[asyncio.Task[None]]()
 
     async def visit(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         server.connections += 1
@@ -79,25 +79,25 @@ async def serve(script: Script | Mapping[str, Script]) -> AsyncGenerator[Server]
             head = await reader.readuntil(b"\r\n\r\n")
             server.heads.append(head)
             server.called.set()
-            guest = Visit(head, reader, writer)
-            await (script if callable(script) else script[guest.path])(guest)
+            opened = Visit(head, reader, writer)
+            await (script if callable(script) else script[opened.path])(opened)
         except (ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             server.left.set()
         finally:
             writer.close()
 
-    def welcome(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        visits.add(asyncio.create_task(visit(reader, writer)))
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tasks.add(asyncio.create_task(visit(reader, writer)))
 
-    listener = await asyncio.start_server(welcome, "127.0.0.1", 0)
+    listener = await asyncio.start_server(accept, "127.0.0.1", 0)
     server.port = listener.sockets[0].getsockname()[1]
     try:
         yield server
     finally:
         listener.close()
-        for task in visits:
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*visits, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await listener.wait_closed()
 
 
@@ -105,17 +105,17 @@ def head(status: str = "200 OK", *headers: str) -> bytes:
     return "\r\n".join([f"HTTP/1.1 {status}", *headers, "", ""]).encode("latin-1")
 
 
-def says(*parts: bytes) -> Script:
+def sends(*parts: bytes) -> Script:
     """Return a script that sends the bytes, then closes."""
 
     async def script(visit: Visit) -> None:
-        await visit.say(*parts)
+        await visit.send(*parts)
 
     return script
 
 
 def answers(status: str = "200 OK", body: bytes = b"", *headers: str) -> Script:
-    return says(head(status, f"Content-Length: {len(body)}", *headers), body)
+    return sends(head(status, f"Content-Length: {len(body)}", *headers), body)
 
 
 async def silence(visit: Visit) -> None:
@@ -190,10 +190,10 @@ class Names:
     """A name server: records queries and returns the given answers in turn, repeating the last."""
 
     answers: list[list[str]] = field(default_factory=lambda: [[PUBLIC]])
-    asked: list[str] = field(default_factory=list)
+    resolved: list[str] = field(default_factory=list)
 
     async def __call__(self, host: str, port: int) -> list[str]:
-        self.asked.append(host)
+        self.resolved.append(host)
         return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
 
 

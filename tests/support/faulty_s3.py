@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
-from tests.support.faulty_http import Script, Server, Visit, answers, head, says, serve
+from tests.support.faulty_http import Script, Server, Visit, answers, head, sends, serve
 
 Mend = Callable[[bytes], bytes]
 ALWAYS = 10**9
@@ -29,7 +29,7 @@ def error(status: str, code: str, more: str = "") -> Script:
 
 def holds(size: int, modified: str) -> Script:
     """Return the response to HEAD for an object of this size and date."""
-    return says(
+    return sends(
         head("200 OK", f"Content-Length: {size}", f"Last-Modified: {modified}", 'ETag: "x"', "Connection: close")
     )
 
@@ -84,7 +84,7 @@ class Network:
 
     async def forward(self, visit: Visit, mend: Mend = lambda body: body) -> None:
         top, body = await self._answer(visit)
-        await visit.say(top, mend(body))
+        await visit.send(top, mend(body))
 
     async def hang(self, visit: Visit) -> None:
         """Read everything and never answer; ends with the client."""
@@ -96,12 +96,12 @@ class Network:
 
     async def half_and_hang(self, visit: Visit) -> None:
         top, body = await self._answer(visit)
-        await visit.say(top, body[: len(body) // 2])
+        await visit.send(top, body[: len(body) // 2])
         await self.hang(visit)
 
     async def cut_answer(self, visit: Visit) -> None:
         top, body = await self._answer(visit)
-        await visit.say(top, body[: len(body) // 2])
+        await visit.send(top, body[: len(body) // 2])
         # not a reset: that would throw away what is on its way
 
     async def cut_request(self, visit: Visit) -> None:

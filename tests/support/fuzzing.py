@@ -1,6 +1,6 @@
-"""Odd requests by the thousand against a real broker, and the API description held against every answer.
+"""Generated requests to a real broker, whose responses are checked against the OpenAPI document.
 
-`python -m tests.support.fuzzing SECONDS` goes on for so long; the tests make a few hundred, always the same.
+`python -m tests.support.fuzzing SECONDS` runs for that time; the tests send a few hundred requests, always the same.
 """
 
 from __future__ import annotations
@@ -30,13 +30,14 @@ from tests.support.servers import postgres
 
 KEY: Final = "key-of-a-caller-0123456789"
 AUTHORIZED: Final = {"Authorization": f"Bearer {KEY}"}
-UNFIT: Final = ("positive_data_acceptance", "use_after_free")
-"""Checks that are not for us: what a model takes is no matter of a schema, and a canceled task is still there."""
+DISABLED_CHECKS: Final = ("positive_data_acceptance", "use_after_free")
+"""Checks that do not apply: a schema does not know the limits of each model, and a canceled task still exists."""
 
 
 DICTIONARIES: Final = (
-    ("/api/task/{id}/events", "ended"),
-    ("/api/task/{id}/retry", "failed"),
+    ("DELETE /api/task/{id}", "cancelable"),
+    ("GET /api/task/{id}/events", "ended"),
+    ("POST /api/task/{id}/retry", "failed"),
     ("/api/task/", "tasks"),
     ("/api/batch/", "batches"),
     ("/api/callbacks/", "callbacks"),
@@ -44,7 +45,7 @@ DICTIONARIES: Final = (
     ("/uploads/", "images"),
     ("/docs/", "files"),
 )
-"""Start of a path → the dictionary of its ids; the first match counts."""
+"""Method and path, or start of a path → the dictionary of its ids; the first match counts."""
 
 
 @dataclass(kw_only=True)
@@ -55,15 +56,17 @@ class Findings:
     checks: Counter[str] = field(default_factory=Counter)
     seen: Counter[tuple[str, int]] = field(default_factory=Counter)
 
-    def statuses(self, door: str) -> set[int]:
-        return {status for where, status in self.seen if where == door}
+    def statuses(self, endpoint: str) -> set[int]:
+        return {status for label, status in self.seen if label == endpoint}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Known:
-    """Ids of things that exist."""
+class KnownIds:
+    """Ids that exist."""
 
     tasks: tuple[str, ...]
+    cancelable: tuple[str, ...]
+    """Not among `tasks`, so that no other request ends them."""
     ended: tuple[str, ...]
     batches: tuple[str, ...]
     callbacks: tuple[str, ...]
@@ -73,15 +76,15 @@ class Known:
 
 
 @asynccontextmanager
-async def furnished(folder: Path, **settings: Any) -> AsyncIterator[tuple[ApiBroker, Known]]:
+async def filled_broker(folder: Path, **settings: Any) -> AsyncIterator[tuple[ApiBroker, KnownIds]]:
     """Run a broker with caller keys and a task in every state; orders stay queued."""
     async with open_api(folder, sockets=True, api_keys=(KEY,), **settings) as broker:
-        yield broker, await _furnish(broker)
+        yield broker, await _fill(broker)
 
 
-async def _furnish(broker: ApiBroker) -> Known:
+async def _fill(broker: ApiBroker) -> KnownIds:
     now = broker.services.clock.now()
-    facts: dict[TaskState, dict[str, Any]] = {
+    columns: dict[TaskState, dict[str, Any]] = {
         TaskState.QUEUED: {"attempt": 0},
         TaskState.SUBMITTING: {"aspect_ratio": "16:9"},
         TaskState.WAITING: {"job_id": "job-1", "params": {"seed": 5}},
@@ -104,49 +107,52 @@ async def _furnish(broker: ApiBroker) -> Known:
         TaskState.EXPIRED: {"ended_at": now},
     }
     tasks = {
-        state: await broker.add_task(number=n, state=state, **more) for n, (state, more) in enumerate(facts.items(), 1)
+        state: await broker.add_task(number=n, state=state, **more)
+        for n, (state, more) in enumerate(columns.items(), 1)
     }
     deliveries = [
         await broker.add_delivery(task)
         for state, task in tasks.items()
         if task.has_ended and state != TaskState.EXPIRED
     ]
-    running, over = f"batch_{1:032x}", f"batch_{2:032x}"
+    cancelable = [await broker.add_task(number=number) for number in range(21, 25)]
+    running, ended = f"batch_{1:032x}", f"batch_{2:032x}"
     for number in (11, 12):
         await broker.add_task(number=number, batch=running)
-    await broker.add_task(number=13, batch=over, state=TaskState.FAILED, ended_at=now, error_code="no_image")
+    await broker.add_task(number=13, batch=ended, state=TaskState.FAILED, ended_at=now, error_code="no_image")
     await broker.client.post("/api/webhook/kie", json={"task_id": tasks[TaskState.WAITING].id}, headers=AUTHORIZED)
     callbacks = (await broker.client.get("/api/callbacks", headers=AUTHORIZED)).json()["data"]
-    made = await broker.add_image(tasks[TaskState.SUCCEEDED].id, png())
-    given = await broker.add_image(reference_owner(running), png("blue"), kind="reference")
-    return Known(
+    result = await broker.add_image(tasks[TaskState.SUCCEEDED].id, png())
+    reference = await broker.add_image(reference_owner(running), png("blue"), kind="reference")
+    return KnownIds(
         tasks=tuple(task.id for task in tasks.values()),
+        cancelable=tuple(task.id for task in cancelable),
         ended=tuple(task.id for state, task in tasks.items() if task.has_ended or state == TaskState.EXPIRED),
-        batches=(running, over),
+        batches=(running, ended),
         callbacks=tuple(one["id"] for one in callbacks),
-        images=(made.name, given.name),
+        images=(result.name, reference.name),
         failed=(tasks[TaskState.FAILED].id,),
         deliveries=tuple(delivery.id for delivery in deliveries),
     )
 
 
-async def walk(
+async def run_fuzzer(
     broker: ApiBroker,
-    known: Known,
+    known: KnownIds,
     *,
     examples: int,
     seconds: int | None = None,
     seed: int = 1,
     document: dict[str, Any] | None = None,
 ) -> Findings:
-    """Send requests to every endpoint, valid ones and others.
+    """Send valid and invalid requests to every endpoint.
 
-    examples: per endpoint and phase. seconds: continue with new ones until they are over; None = once, always the same.
-    document: the description that the responses are compared with; None = the one that is served.
+    examples: per endpoint and phase. seconds: continue with new ones for that time; None = once, always the same.
+    document: what the responses are compared with; None = the document that is served.
     """
     document = document or (await broker.client.get("/openapi.json", headers=AUTHORIZED)).json()
     config = schemathesis.Config.from_dict(_config(broker, known, examples, seconds, seed))
-    return await asyncio.to_thread(_walk, document, config)
+    return await asyncio.to_thread(_execute, document, config)
 
 
 def endpoints_of(broker: ApiBroker) -> list[Endpoint]:
@@ -155,28 +161,26 @@ def endpoints_of(broker: ApiBroker) -> list[Endpoint]:
 
 
 def _bound_parameters(endpoint: Endpoint) -> dict[str, Any]:
-    """Values that exist, for the parameters of an endpoint that take an id or a name."""
+    """Return existing values for the parameters of an endpoint that take an id or a name."""
     often = {"probability": 0.7}
     bound: dict[str, Any] = {}
     if endpoint.query and "wait" in endpoint.query.model_fields:
         bound["query.wait"] = {"dictionary": "waits", "probability": 1}
     for parameter in endpoint.parameters:
-        if parameter.where == "path" and (found := _dictionary_of(endpoint.path)):
+        if parameter.where == "path" and (found := _dictionary_of(endpoint)):
             bound[f"path.{parameter.name}"] = {"dictionary": found, **often}
         elif parameter.name == "task" and endpoint.access == "provider":
             bound["query.task"] = {"dictionary": "tasks", **often}
     return bound
 
 
-def _dictionary_of(path: str) -> str | None:
-    return next((name for start, name in DICTIONARIES if path.startswith(start)), None)
+def _dictionary_of(endpoint: Endpoint) -> str | None:
+    operation = f"{endpoint.method} {endpoint.path}"
+    return next((name for key, name in DICTIONARIES if key == operation or endpoint.path.startswith(key)), None)
 
 
-def _config(broker: ApiBroker, known: Known, examples: int, seconds: int | None, seed: int) -> dict[str, Any]:
-    doors: dict[str, dict[str, Any]] = {}
-    for endpoint in endpoints_of(broker):
-        if bound := _bound_parameters(endpoint):
-            doors.setdefault(endpoint.path, {}).update(bound)
+def _config(broker: ApiBroker, known: KnownIds, examples: int, seconds: int | None, seed: int) -> dict[str, Any]:
+    bound = {endpoint.operation_id: _bound_parameters(endpoint) for endpoint in endpoints_of(broker)}
     return {
         "seed": seed,
         "base-url": f"http://127.0.0.1:{broker.port}",
@@ -188,9 +192,10 @@ def _config(broker: ApiBroker, known: Known, examples: int, seconds: int | None,
         "workers": 1,
         "suppress-health-check": ["all"],
         "generation": {"max-examples": examples, "deterministic": True, "no-shrink": True, "database": "none"},
-        "checks": {name: {"enabled": False} for name in UNFIT},
+        "checks": {name: {"enabled": False} for name in DISABLED_CHECKS},
         "dictionaries": {
             "tasks": {"values": list(known.tasks)},
+            "cancelable": {"values": list(known.cancelable)},
             "failed": {"values": list(known.failed)},
             "ended": {"values": list(known.ended)},
             "batches": {"values": list(known.batches)},
@@ -200,15 +205,19 @@ def _config(broker: ApiBroker, known: Known, examples: int, seconds: int | None,
             "files": {"values": ["start.js", "swagger-ui.css"]},
             "waits": {"values": [0, 0.01]},
         },
-        "operations": [{"include-path": path, "parameters": bound} for path, bound in doors.items()],
+        "operations": [
+            {"include-operation-id": operation_id, "parameters": parameters}
+            for operation_id, parameters in bound.items()
+            if parameters
+        ],
     }
 
 
-def _walk(document: dict[str, Any], config: schemathesis.Config) -> Findings:
+def _execute(document: dict[str, Any], config: schemathesis.Config) -> Findings:
     findings = Findings()
     for event in from_schema(schemathesis.openapi.from_dict(document, config=config)).execute():
         if isinstance(event, events.ScenarioFinished):
-            _note(event.recorder, findings)
+            _record(event.recorder, findings)
         elif isinstance(event, events.NonFatalError):
             findings.failures.append(f"{event.label}: {event.value!r}")
         elif isinstance(event, events.FatalError):
@@ -216,7 +225,7 @@ def _walk(document: dict[str, Any], config: schemathesis.Config) -> Findings:
     return findings
 
 
-def _note(recorder: Any, findings: Findings) -> None:
+def _record(recorder: Any, findings: Findings) -> None:
     for case_id, interaction in recorder.interactions.items():
         if interaction.response is not None and case_id in recorder.cases:
             operation = recorder.cases[case_id].value.operation
@@ -227,10 +236,10 @@ def _note(recorder: Any, findings: Findings) -> None:
             findings.failures.append(f"{check.name}: {check.failure_info.failure}\n{check.failure_info.code_sample}")
 
 
-def told(findings: Findings) -> Iterator[str]:
-    """For people to read."""
-    for (door, status), times in sorted(findings.seen.items()):
-        yield f"{times:7}  {status}  {door}"
+def report_lines(findings: Findings) -> Iterator[str]:
+    """Yield the report of a run, for people."""
+    for (endpoint, status), times in sorted(findings.seen.items()):
+        yield f"{times:7}  {status}  {endpoint}"
     yield f"{sum(findings.seen.values()):7}  requests, {sum(findings.checks.values())} checks"
     yield from findings.failures
     yield f"{len(findings.failures)} failures"
@@ -242,9 +251,9 @@ async def main(seconds: int, seeds: Sequence[int], server: postgres.Postgres | N
     for seed in seeds:
         settings = {"database_url": await server.fresh()} if server else {}
         with tempfile.TemporaryDirectory() as folder:
-            async with furnished(Path(folder), **settings) as (broker, known):
-                findings = await walk(broker, known, examples=50, seconds=seconds, seed=seed)
-        sys.stdout.write("\n".join([f"seed {seed}", *told(findings), ""]))
+            async with filled_broker(Path(folder), **settings) as (broker, known):
+                findings = await run_fuzzer(broker, known, examples=50, seconds=seconds, seed=seed)
+        sys.stdout.write("\n".join([f"seed {seed}", *report_lines(findings), ""]))
         failures += len(findings.failures)
     return 1 if failures else 0
 

@@ -35,7 +35,7 @@ class Desk:
     async def take(self, data: bytes, step: int = 65_536) -> AcceptedImage:
         return await self.intake.from_stream("task_1", stream(data, step), max_bytes=MAX_BYTES)
 
-    async def refuse(self, data: bytes) -> InvalidImage:
+    async def reject(self, data: bytes) -> InvalidImage:
         """Return the error, and assert that nothing was stored."""
         with pytest.raises(InvalidImage) as caught:
             await self.take(data)

@@ -1,4 +1,4 @@
-"""Every callback that was ever exported, before today's parser and today's judge."""
+"""Exported callbacks: each is parsed and verified as it was when it was exported."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ pytestmark = pytest.mark.anyio
 FOLDER = Path(__file__).parent.parent / "fixtures" / "callbacks"
 FILES = sorted(FOLDER.glob("*.json"))
 KEY = "webhook-key-of-the-fixtures"
-NOTHING_THERE = "http://127.0.0.1:9"
+NO_SERVER = "http://127.0.0.1:9"
 
 
 @pytest.fixture
 async def providers(clock: ManualClock) -> AsyncIterator[dict[str, Provider]]:
     client = ApiClient(timeout=1.0, max_connections=1)
-    settings = {"api_key": "k", "api_url": NOTHING_THERE}
+    settings = {"api_key": "k", "api_url": NO_SERVER}
     opened = {
         name: open_provider(PACKAGES[name], settings, client, load_catalog(), clock.now) for name in ("kie", "legacy")
     }
@@ -45,47 +45,47 @@ def _read(path: Path) -> Any:
     return json.loads(path.read_text("utf-8"))
 
 
-def test_there_are_fixtures_of_every_verdict() -> None:
-    verdicts = {_read(path)["expected"]["verification"] for path in FILES}
-    assert verdicts == {"accept", "recheck", "reject", "unknown", "malformed"}
+def test_fixtures_cover_every_verification() -> None:
+    found = {_read(path)["expected"]["verification"] for path in FILES}
+    assert found == {"accept", "recheck", "reject", "unknown", "malformed"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-async def test_it_comes_to_what_it_came_to(path: Path, providers: dict[str, Provider]) -> None:
+async def test_callback_has_the_same_outcome_as_when_exported(path: Path, providers: dict[str, Provider]) -> None:
     fixture = _read(path)
-    assert _today(fixture, providers[fixture["provider"]]) == fixture["expected"]
+    assert _outcome(fixture, providers[fixture["provider"]]) == fixture["expected"]
 
 
-def _today(fixture: dict[str, Any], provider: Provider) -> dict[str, Any]:
-    proofs = Evidence.from_json(json.dumps(fixture["evidence"]))
+def _outcome(fixture: dict[str, Any], provider: Provider) -> dict[str, Any]:
+    evidence = Evidence.from_json(json.dumps(fixture["evidence"]))
     try:
         body = verification.parse_body(fixture["body"].encode())
     except MalformedBody as malformed:
-        return {"names": [], "report": None, "verification": "malformed", "status": malformed.status}
-    judged = verification.decide(proofs)
+        return {"names": [], "report": None, "verification": "malformed", "status": malformed.decision.status}
+    decision = verification.decide(evidence)
     return {
         "names": list(provider.job_ids(body)),
         "report": report_document(provider.parse_callback(body)),
-        "verification": judged.verification.value,
-        "status": judged.status,
+        "verification": decision.verification.value,
+        "status": decision.status,
     }
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_its_signature_proves_what_it_proved(path: Path) -> None:
-    """As long as a webhook key was set where it came; the other houses of the fixtures had none."""
+def test_signature_proves_the_same_as_when_exported(path: Path) -> None:
+    """Only for fixtures with a signature and a valid token: the other brokers had no webhook key."""
     fixture = _read(path)
     if "x-webhook-signature" not in fixture["headers"] or fixture["evidence"]["token"] == "wrong":
         return
     at = datetime.fromisoformat(fixture["receivedAt"]).timestamp()
     ids = tuple(fixture["expected"]["names"])
     signature = configure_signature(KieSettings.model_validate({"webhook_key": KEY}))
-    proved = signature.verify(fixture["headers"], fixture["body"].encode(), ids, at)
-    assert proved == Proof(fixture["evidence"]["signature"])
+    proof = signature.verify(fixture["headers"], fixture["body"].encode(), ids, at)
+    assert proof == Proof(fixture["evidence"]["signature"])
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_nothing_in_it_is_secret(path: Path) -> None:
+def test_fixture_contains_no_secret(path: Path) -> None:
     text = path.read_text("utf-8")
     assert "token=[hidden]" in text or "token=" not in text
     assert "authorization" not in text.lower()

@@ -1,4 +1,4 @@
-"""The catalog: every name finds its model, and what a model does not do is refused before money is spent."""
+"""The catalog and the validation of requests against it."""
 
 from __future__ import annotations
 
@@ -28,67 +28,67 @@ def validate(*, mode: str | None = None, references: int = 0, **params: Any) -> 
     return validate_params(CATALOG, ImageParams(**{"prompt": "x", **params}), mode=mode, references=references)
 
 
-def refused(**params: Any) -> ApiError:
+def validation_error(**params: Any) -> ApiError:
     with pytest.raises(ApiError) as caught:
         validate(**params)
     return caught.value
 
 
 @pytest.mark.parametrize(("canonical", "written"), [(name, alias) for name, all_ in NAMES.items() for alias in all_])
-def test_every_name_finds_its_model(canonical: str, written: str) -> None:
-    """People write Google's ids, kie.ai's, with prefix and without; all of them are right."""
+def test_every_name_resolves_to_its_model(canonical: str, written: str) -> None:
+    """Callers send Google's ids and kie.ai's, with and without prefix."""
     assert CATALOG.resolve(written).name == canonical
     assert CATALOG.resolve(f" models/{written.upper()} ").name == canonical
     assert CATALOG.resolve(canonical.replace("-", " ").title()).name == canonical
 
 
 @pytest.mark.parametrize("nothing", [None, "", "  "])
-def test_no_model_means_the_default(nothing: str | None) -> None:
+def test_absent_model_is_the_default(nothing: str | None) -> None:
     assert CATALOG.resolve(nothing).name == "nano-banana"
 
 
-def test_an_unknown_model_is_refused_with_a_hint() -> None:
-    refusal = refused(model="nano-bananna-pro")
-    assert (refusal.code, refusal.field, refusal.status) == ("unsupported_parameter", "model", 400)
-    assert 'Did you mean "nano-banana-pro"?' in refusal.message
-    assert "nano-banana-2-lite" in refusal.message
+def test_unknown_model_is_rejected_with_a_suggestion() -> None:
+    error = validation_error(model="nano-bananna-pro")
+    assert (error.code, error.field, error.status) == ("unsupported_parameter", "model", 400)
+    assert 'Did you mean "nano-banana-pro"?' in error.message
+    assert "nano-banana-2-lite" in error.message
 
 
-def test_an_unknown_model_is_quoted_short_and_harmless() -> None:
-    refusal = refused(model="\x1b[31m" + "x" * 5000)
-    assert len(refusal.message) < 300
-    assert refusal.message.isprintable()
+def test_unknown_model_is_quoted_short_and_printable() -> None:
+    error = validation_error(model="\x1b[31m" + "x" * 5000)
+    assert len(error.message) < 300
+    assert error.message.isprintable()
 
 
 @pytest.mark.parametrize("prompt", ["", "  \n\t ", "\u200b\u200b", "\u2060"])
 def test_invisible_prompt_is_empty(prompt: str) -> None:
-    refusal = refused(prompt=prompt)
-    assert (refusal.code, refusal.field) == ("invalid_prompt", "prompt")
+    error = validation_error(prompt=prompt)
+    assert (error.code, error.field) == ("invalid_prompt", "prompt")
 
 
 @pytest.mark.parametrize(
     ("model", "limit"),
     [("nano-banana", 5000), ("nano-banana-pro", 10_000), ("nano-banana-2", 20_000), ("nano-banana-2-lite", 20_000)],
 )
-def test_a_prompt_is_measured_in_characters(model: str, limit: int) -> None:
+def test_prompt_limit_counts_characters(model: str, limit: int) -> None:
     validate(prompt="画" * limit, model=model)
-    refusal = refused(prompt="画" * (limit + 1), model=model)
-    assert refusal.code == "invalid_prompt"
-    assert str(limit) in refusal.message
+    error = validation_error(prompt="画" * (limit + 1), model=model)
+    assert error.code == "invalid_prompt"
+    assert str(limit) in error.message
 
 
 @pytest.mark.parametrize("strange", ["a\0b", "a\x1bb", "a\x85b", "a\ud800b"])
-def test_a_prompt_with_characters_that_no_text_has_is_refused(strange: str) -> None:
+def test_prompt_with_control_characters_is_rejected(strange: str) -> None:
     """A lone surrogate cannot even be sent."""
-    assert refused(prompt=strange).code == "invalid_prompt"
+    assert validation_error(prompt=strange).code == "invalid_prompt"
 
 
-def test_a_prompt_with_lines_and_emoji_is_fine() -> None:
+def test_prompt_with_lines_and_emoji_is_accepted() -> None:
     validate(prompt="line one\r\nline\ttwo 👩‍🎨 Привет")
 
 
 @pytest.mark.parametrize(
-    ("mode", "references", "meant"),
+    ("mode", "references", "expected"),
     [
         (None, 0, "text-to-image"),
         (None, 1, "image-to-image"),
@@ -97,8 +97,8 @@ def test_a_prompt_with_lines_and_emoji_is_fine() -> None:
         ("image-to-image", 2, "image-to-image"),
     ],
 )
-def test_the_mode_follows_the_images(mode: str | None, references: int, meant: str) -> None:
-    assert validate(prompt="x", mode=mode, references=references).mode == meant
+def test_mode_follows_from_the_images(mode: str | None, references: int, expected: str) -> None:
+    assert validate(prompt="x", mode=mode, references=references).mode == expected
 
 
 @pytest.mark.parametrize(
@@ -109,29 +109,29 @@ def test_the_mode_follows_the_images(mode: str | None, references: int, meant: s
         ("video", 0, "unsupported_parameter", "mode"),
     ],
 )
-def test_a_mode_that_contradicts_the_images_is_refused(mode: str, references: int, code: str, field: str) -> None:
-    refusal = refused(mode=mode, references=references)
-    assert (refusal.code, refusal.field, refusal.status) == (code, field, 400)
+def test_mode_that_contradicts_the_images_is_rejected(mode: str, references: int, code: str, field: str) -> None:
+    error = validation_error(mode=mode, references=references)
+    assert (error.code, error.field, error.status) == (code, field, 400)
 
 
 @pytest.mark.parametrize(
     ("model", "most"), [("nano-banana", 10), ("nano-banana-pro", 8), ("nano-banana-2", 14), ("nano-banana-2-lite", 10)]
 )
-def test_each_model_takes_so_many_images(model: str, most: int) -> None:
+def test_number_of_references_is_limited_per_model(model: str, most: int) -> None:
     validate(prompt="x", model=model, references=most)
-    refusal = refused(model=model, references=most + 1)
-    assert (refusal.code, refusal.field) == ("too_many_images", "image")
-    assert f"at most {most}" in refusal.message
+    error = validation_error(model=model, references=most + 1)
+    assert (error.code, error.field) == ("too_many_images", "image")
+    assert f"at most {most}" in error.message
 
 
 @pytest.mark.parametrize("ratio", ["1:1", "9:16", "16:9", "3:4", "4:3", "3:2", "2:3", "5:4", "4:5", "21:9", "auto"])
 @pytest.mark.parametrize("model", NAMES)
-def test_the_eleven_ratios_work_everywhere(model: str, ratio: str) -> None:
+def test_every_model_accepts_the_eleven_ratios(model: str, ratio: str) -> None:
     assert validate(prompt="x", model=model, aspect_ratio=ratio).params.aspect_ratio == ratio
 
 
 @pytest.mark.parametrize(
-    ("wish", "field", "accepted"),
+    ("params", "field", "accepted"),
     [
         ({"aspect_ratio": "8:1"}, "aspectRatio", "21:9"),
         ({"aspect_ratio": "16x9"}, "aspectRatio", "16:9"),
@@ -141,32 +141,36 @@ def test_the_eleven_ratios_work_everywhere(model: str, ratio: str) -> None:
         ({"output_format": "gif"}, "outputFormat", "png, jpg"),
     ],
 )
-def test_what_a_model_cannot_do_is_refused_with_what_it_can(wish: dict[str, str], field: str, accepted: str) -> None:
-    refusal = refused(**wish)
-    assert (refusal.code, refusal.field) == ("unsupported_parameter", field)
-    assert accepted in refusal.message
+def test_unsupported_value_is_rejected_with_the_accepted_ones(
+    params: dict[str, str], field: str, accepted: str
+) -> None:
+    error = validation_error(**params)
+    assert (error.code, error.field) == ("unsupported_parameter", field)
+    assert accepted in error.message
 
 
-def test_other_spellings_of_a_choice_are_understood() -> None:
+def test_other_spellings_of_a_choice_are_accepted() -> None:
     """Front ends send empty fields, `2k` and `jpeg`."""
     order = validate(prompt="x", model="nano-banana-2", aspect_ratio="", resolution="2k", output_format="jpeg", mode="")
     params = ImageParams(prompt="x", model="nano-banana-2", resolution="2K", output_format="jpg")
     assert order == Order(params=params, mode="text-to-image")
 
 
-def test_everything_wrong_is_said_at_once() -> None:
-    refusal = refused(prompt="", model="sora", mode="video", aspect_ratio="7:5", references=99)
-    fields = [complaint.field for complaint in refusal.details]
+def test_all_errors_are_reported_at_once() -> None:
+    error = validation_error(prompt="", model="sora", mode="video", aspect_ratio="7:5", references=99)
+    fields = [one.field for one in error.details]
     assert fields == ["prompt", "model", "mode", "image", "aspectRatio"]
-    assert (refusal.code, refusal.field, refusal.message) == ("invalid_prompt", "prompt", refusal.details[0].message)
+    assert (error.code, error.field, error.message) == ("invalid_prompt", "prompt", error.details[0].message)
 
 
 @given(prompt=st.text(), model=st.none() | st.text(), ratio=st.none() | st.text(), size=st.none() | st.text())
-def test_a_request_is_good_or_refused(prompt: str, model: str | None, ratio: str | None, size: str | None) -> None:
+def test_any_request_is_valid_or_an_api_error(
+    prompt: str, model: str | None, ratio: str | None, size: str | None
+) -> None:
     try:
         validate(prompt=prompt, model=model or "", aspect_ratio=ratio, resolution=size)
-    except ApiError as refusal:
-        refusal.message.encode()
+    except ApiError as error:
+        error.message.encode()
 
 
 @pytest.mark.parametrize(
@@ -184,7 +188,7 @@ def test_prices_are_known_before_ordering(model: str, mode: Any, resolution: str
     assert CATALOG.price("kie", model, mode, resolution) == price
 
 
-def test_what_a_provider_cannot_use_is_named_as_the_caller_wrote_it() -> None:
+def test_ignored_parameters_have_their_native_names() -> None:
     order = Order(
         params=ImageParams(
             prompt="x",
@@ -200,7 +204,7 @@ def test_what_a_provider_cannot_use_is_named_as_the_caller_wrote_it() -> None:
     assert CATALOG.ignored("kie", order) == ("outputFormat", "steps", "seed")
 
 
-def test_a_model_outlives_its_vendors_dates() -> None:
+def test_status_follows_the_dates_of_the_vendor() -> None:
     model = CATALOG.resolve("nano-banana")
     days = [date(2026, 9, 17), date(2026, 9, 18), date(2026, 10, 1), date(2026, 10, 2)]
     assert [model.status(day) for day in days] == ["live", "deprecated", "deprecated", "retired"]

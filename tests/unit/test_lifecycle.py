@@ -76,7 +76,7 @@ def applied(task: Task, changes: Changes) -> Task:
 
 
 REFUSED = Failed(code="provider_rate_limited", message="slow down", retryable=True, billed="no", retry_in=5)
-TOLD = Failed(code="safety_input", message="flagged", retryable=False, billed="unknown", job_id="job")
+REJECTED = Failed(code="safety_input", message="flagged", retryable=False, billed="unknown", job_id="job")
 FREE_FAILURE = Failed(code="provider_error", message="internal error", retryable=True, billed="no", job_id="job")
 DONE = Finished(outputs=URLS, job_id="job", cost=4)
 
@@ -211,7 +211,7 @@ def test_late_submit_response_adds_the_job_id_that_a_callback_left_out() -> None
 
 
 @pytest.mark.parametrize("state", [TaskState.FETCHING, TaskState.SUCCEEDED, TaskState.CANCELED, TaskState.EXPIRED])
-@pytest.mark.parametrize("report", [Pending(job_id="job"), Pending(check_in=0), TOLD, FREE_FAILURE])
+@pytest.mark.parametrize("report", [Pending(job_id="job"), Pending(check_in=0), REJECTED, FREE_FAILURE])
 def test_late_report_does_not_change_an_end(state: TaskState, report: Report) -> None:
     assert apply_report(a_task(state), accepted(), report, NOW, POLICY).task == {}
 
@@ -268,7 +268,7 @@ def test_success_of_an_earlier_attempt_is_accepted() -> None:
 
 
 def test_failure_of_an_earlier_attempt_changes_only_the_ledger() -> None:
-    changes = apply_report(a_task(TaskState.WAITING, attempt=2), an_attempt(), TOLD, NOW, POLICY)
+    changes = apply_report(a_task(TaskState.WAITING, attempt=2), an_attempt(), REJECTED, NOW, POLICY)
     assert changes.task == {}
     assert changes.attempt["code"] == "safety_input"
 
@@ -351,12 +351,12 @@ def test_dead_link_is_retried_before_the_task_fails() -> None:
 
 
 def test_download_is_retried_while_the_provider_keeps_the_result() -> None:
-    told = a_task(TaskState.FETCHING, step_retries=9, ended_at=NOW, error_code="result_gone")
-    again = applied(told, downloaded(told, 0, [GONE], NOW, POLICY))
+    shown = a_task(TaskState.FETCHING, step_retries=9, ended_at=NOW, error_code="result_gone")
+    again = applied(shown, downloaded(shown, 0, [GONE], NOW, POLICY))
     assert (again.state, again.due_at) == (TaskState.FETCHING, NOW + 2 * 2**9)
-    assert applied(told, downloaded(told, 1, [], NOW, POLICY)).status == "completed"
+    assert applied(shown, downloaded(shown, 1, [], NOW, POLICY)).status == "completed"
     late = NOW + 900 + POLICY.result_kept_seconds
-    assert downloaded(told, 0, [GONE], late, POLICY).task["state"] == TaskState.FAILED
+    assert downloaded(shown, 0, [GONE], late, POLICY).task["state"] == TaskState.FAILED
 
 
 def test_some_of_several_results_are_a_success() -> None:
@@ -374,10 +374,10 @@ def test_some_of_several_results_are_a_success() -> None:
 
 def test_paid_image_is_downloaded_after_the_task_was_shown_as_failed() -> None:
     task = a_task(TaskState.FETCHING, deadline_at=NOW)
-    told = applied(task, downloaded(task, 0, [SLOW], NOW, POLICY))
-    assert (told.state, told.status, told.error_code) == (TaskState.FETCHING, "failed", "download_failed")
-    assert applied(told, downloaded(told, 1, [], NOW + 60, POLICY)).status == "completed"
-    gone = downloaded(told, 0, [SLOW], NOW + POLICY.result_kept_seconds, POLICY)
+    shown = applied(task, downloaded(task, 0, [SLOW], NOW, POLICY))
+    assert (shown.state, shown.status, shown.error_code) == (TaskState.FETCHING, "failed", "download_failed")
+    assert applied(shown, downloaded(shown, 1, [], NOW + 60, POLICY)).status == "completed"
+    gone = downloaded(shown, 0, [SLOW], NOW + POLICY.result_kept_seconds, POLICY)
     assert (gone.task["state"], gone.task["billed"]) == (TaskState.FAILED, "yes")
 
 
@@ -419,7 +419,7 @@ EVENTS: dict[str, Report | str] = {
     "success": DONE,
     "success again": DONE,
     "stale": Pending(job_id="job", check_in=0),
-    "failure": TOLD,
+    "failure": REJECTED,
     "cancel": "cancel",
     "fetched": "fetched",
     "deadline": "deadline",

@@ -47,7 +47,7 @@ def test_all_wrong_types_are_reported_at_once() -> None:
 
 def test_form_reads_written_numbers_and_booleans() -> None:
     params = read_form_order(FormData([("prompt", "x"), ("n", " 2 "), ("seed", ""), ("dry_run", "TRUE"), ("odd", "1")]))
-    assert (params.fields.number_of_images, params.fields.seed, params.dry_run) == (2, None, True)
+    assert (params.number_of_images, params.seed, params.dry_run) == (2, None, True)
     assert params.ignored_fields(["steps"]) == ["steps", "odd"]
 
 

@@ -1,4 +1,4 @@
-"""What an operator is told: the cure, whatever else the message carried."""
+"""Messages of S3 errors: the cure, and nothing else of the original message."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ PUT = "Generic S3 error: Error performing PUT https://s3.example.com/bucket/x in
         (PUT + "status code: 418: ", "its own log"),
     ],
 )
-def test_a_message_becomes_its_cure(message: str, cure: str) -> None:
-    said = str(storage_error(message))
-    assert cure in said
-    assert "example.com" not in said
-    assert "169" not in said
+def test_message_is_replaced_by_its_cure(message: str, cure: str) -> None:
+    translated = str(storage_error(message))
+    assert cure in translated
+    assert "example.com" not in translated
+    assert "169" not in translated
 
 
-def test_a_full_store_is_told_apart() -> None:
-    """Uploads are answered with another status then."""
+def test_status_507_is_storage_full() -> None:
+    """Uploads get another HTTP status in this case."""
     assert isinstance(storage_error(PUT + "status code: 507: "), StorageFull)

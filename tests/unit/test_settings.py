@@ -165,3 +165,8 @@ def test_errors_of_all_settings_classes_are_reported_together(monkeypatch: pytes
     monkeypatch.setenv("NANO_BANANA_API_URL", "x")
     with pytest.raises(SettingsError, match=r"(?s)BROKER_PORT.*NANO_BANANA_API_URL"):
         load_settings()
+
+
+def test_unknown_override_is_an_error() -> None:
+    with pytest.raises(TypeError, match="no setting is named prot"):
+        load_settings(isolated=True, prot=8000)

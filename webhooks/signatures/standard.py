@@ -7,7 +7,6 @@ deployed on one side before the old one is removed from the other.
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import hmac
 import re
@@ -32,7 +31,7 @@ def read_secret(text: str) -> bytes:
         raise ValueError(f"it does not begin with {KEY_PREFIX}")
     try:
         key = base64.b64decode(text.removeprefix(KEY_PREFIX).encode("ascii"), validate=True)
-    except (binascii.Error, UnicodeEncodeError):
+    except ValueError:
         raise ValueError(f"what follows {KEY_PREFIX} is not base64") from None
     if len(key) not in KEY_BYTES:
         raise ValueError(f"its key has {len(key)} bytes, not {KEY_BYTES[0]} to {KEY_BYTES[-1]}")

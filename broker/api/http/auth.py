@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,7 +20,7 @@ from broker.net.hosts import is_loopback_host
 from broker.settings import Settings
 
 _LOOPBACK_HOST: Final = re.compile(r"(localhost|127(\.[0-9]{1,3}){3}|\[::1\])(:[0-9]{1,5})?", re.IGNORECASE)
-_FORWARDED: Final = re.compile(r"forwarded|via|(x-forwarded|cf|ngrok)-.*", re.IGNORECASE)
+_FORWARDED: Final = re.compile(r"forwarded|via|(x-forwarded|cf|ngrok)-.*")
 _BEARER: Final = re.compile(r"bearer +([^ ]+) *", re.IGNORECASE)
 _OWN_SITES: Final = frozenset({"same-origin", "none"})
 
@@ -69,7 +69,7 @@ class Authenticator:
         return STRANGER
 
     def _known_key(self, request: HTTPConnection) -> bytes | None:
-        offered = _bearer_token(_header_values(request, b"authorization"))
+        offered = _bearer_token(request.headers.getlist("authorization"))
         if offered is None:
             return None
         digest = self._digest(offered)
@@ -80,32 +80,23 @@ class Authenticator:
         return hmac.new(self._secret, b"api-key.v1:" + key.encode("utf-8", "replace"), hashlib.sha256).digest()
 
     def _is_local(self, request: HTTPConnection) -> bool:
-        hosts = _header_values(request, b"host")
+        hosts = request.headers.getlist("host")
         return (
             is_loopback_host((request.scope.get("client") or ("",))[0])
             and len(hosts) == 1
             and _LOOPBACK_HOST.fullmatch(hosts[0]) is not None
-            and not any(_FORWARDED.fullmatch(name) for name in _header_names(request))
+            and not any(_FORWARDED.fullmatch(name) for name in request.headers)
             and self._is_same_site(request, hosts[0])
         )
 
     def _is_same_site(self, request: HTTPConnection, host: str) -> bool:
         """Return False if a header says that another web site sent it, unless that is one of BROKER_CORS_ORIGINS."""
-        origins = _header_values(request, b"origin")
+        origins = request.headers.getlist("origin")
         if origins and all(origin in self._origins for origin in origins):
             return True
         ours = f"{request.scope['scheme']}://{host}".lower()
-        sites = _header_values(request, b"sec-fetch-site")
+        sites = request.headers.getlist("sec-fetch-site")
         return all(site.strip().lower() in _OWN_SITES for site in sites) and all(o.lower() == ours for o in origins)
-
-
-def _header_names(request: HTTPConnection) -> Iterator[str]:
-    return (name.decode("latin-1") for name, _ in request.scope["headers"])
-
-
-def _header_values(request: HTTPConnection, wanted: bytes) -> list[str]:
-    """Return all values of a header; the case of its name does not matter."""
-    return [value.decode("latin-1") for name, value in request.scope["headers"] if name.lower() == wanted]
 
 
 def _bearer_token(headers: Sequence[str]) -> str | None:

@@ -22,7 +22,7 @@ from broker.api.http.responses import SECURITY_HEADERS
 from broker.logs import log, safe_exc_info
 from broker.metrics import Metrics
 
-_REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _LOGGER: Final = logging.getLogger("broker")
 
 
@@ -39,7 +39,7 @@ class RequestLogMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = _request_id(scope)
-        header = (b"x-request-id", request_id)
+        header = (b"x-request-id", request_id.encode())
         status, began = 0, time.perf_counter()
 
         async def send_with_id(message: Message) -> None:
@@ -49,7 +49,7 @@ class RequestLogMiddleware:
                 message["headers"] = [*message["headers"], header]
             await send(message)
 
-        with bound_contextvars(request_id=request_id.decode("ascii")):
+        with bound_contextvars(request_id=request_id):
             try:
                 await self._app(scope, receive, send_with_id)
             finally:
@@ -75,12 +75,10 @@ class RequestLogMiddleware:
         )
 
 
-def _request_id(scope: Scope) -> bytes:
+def _request_id(scope: Scope) -> str:
     """Return the id that a client or proxy gave, if it is one plain token, or a new one."""
-    given = [value for name, value in scope["headers"] if name.lower() == b"x-request-id"]
-    if len(given) == 1 and _REQUEST_ID.fullmatch(given[0]):
-        return bytes(given[0])
-    return secrets.token_hex(8).encode()
+    given = HTTPConnection(scope).headers.getlist("x-request-id")
+    return given[0] if len(given) == 1 and _REQUEST_ID.fullmatch(given[0]) else secrets.token_hex(8)
 
 
 class SecurityHeadersMiddleware:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Final, Generic, Literal, TypeVar
@@ -15,8 +13,6 @@ from broker.presenter import ResponseModel
 
 DEFAULT_LIMIT: Final = 20
 MAX_LIMIT: Final = 100
-
-_POSITION: Final = re.compile(r"([0-9]{1,12}\.[0-9]{1,12}) ([a-z]+_[0-9a-f]{1,64})")
 
 T = TypeVar("T")
 
@@ -53,10 +49,11 @@ class Page(ResponseModel, Generic[T]):
 
 def cursor_text(prefix: str) -> ParsedText:
     """Annotate a cursor: (moment, id) of the last row of the page before. prefix: of these ids, like `task`."""
+    position = re.compile(rf"([0-9]{{1,12}}\.[0-9]{{1,12}})-({prefix}_[0-9a-f]{{1,64}})")
 
     def parse_cursor(text: str) -> tuple[float, str]:
-        match = _POSITION.fullmatch(_decode_cursor(text))
-        if match is None or not match[2].startswith(f"{prefix}_"):
+        match = position.fullmatch(text)
+        if match is None:
             raise ValueError("must be the nextCursor of an earlier page")
         return float(match[1]), match[2]
 
@@ -70,13 +67,4 @@ def split_page(
     if len(rows) <= limit:
         return rows, None
     moment, row_id = position(rows[limit - 1])
-    return rows[:limit], base64.urlsafe_b64encode(f"{moment!r} {row_id}".encode()).decode().rstrip("=")
-
-
-def _decode_cursor(text: str) -> str:
-    """Return "" for what is not base64 of ASCII."""
-    try:
-        padded = text[:200].encode("ascii") + b"=" * (-len(text[:200]) % 4)
-        return base64.b64decode(padded, altchars=b"-_", validate=True).decode("ascii")
-    except (binascii.Error, ValueError):
-        return ""
+    return rows[:limit], f"{moment!r}-{row_id}"

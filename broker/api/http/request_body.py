@@ -35,8 +35,7 @@ class BoundedRequest(Request):
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         length = self.headers.get("content-length", "0")
-        read = int(length) if re.fullmatch(r"[0-9]{1,20}", length) else 0
-        self._check_size(read)
+        self._check_size(int(length) if re.fullmatch(r"[0-9]{1,20}", length) else 0)
         read = 0
         async with aclosing(super().stream()) as chunks:
             async for chunk in chunks:
@@ -120,18 +119,12 @@ async def read_form(request: Request, options: Mapping[bytes, bytes], max_bytes:
         try:
             return await parser.parse()
         except MultiPartException as error:
-            raise _form_error(error.message) from error
+            if error.message.startswith("Part exceeded"):
+                message = f"A text field is larger than {MAX_TEXT_BYTES:,} bytes: send less."
+                raise ApiError("payload_too_large", message) from error
+            message = f"The form cannot be read. {error.message.rstrip('.')}: let your HTTP client write it."
+            raise ApiError("invalid_request", message) from error
         except OSError as error:
-            raise _spool_error(error) from error
-
-
-def _form_error(why: str) -> ApiError:
-    if why.startswith("Part exceeded"):
-        return ApiError("payload_too_large", f"A text field is larger than {MAX_TEXT_BYTES:,} bytes: send less.")
-    return ApiError("invalid_request", f"The form cannot be read. {why.rstrip('.')}: let your HTTP client write it.")
-
-
-def _spool_error(error: OSError) -> Exception:
-    if error.errno in _DISK_FULL:
-        return ApiError("storage_full", "The disk is full. Try again later.", retryable=True)
-    return error
+            if error.errno in _DISK_FULL:
+                raise ApiError("storage_full", "The disk is full. Try again later.", retryable=True) from error
+            raise

@@ -1,48 +1,153 @@
-"""The fields of a native order: their spellings, and how forms and JSON become one validated model."""
+"""The parameters of a native order: their models, and how forms and JSON of several spellings become one of them.
+
+The OpenAPI document reads the same models.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Annotated, Any, Final, TypeVar
 
-from annotated_types import Ge, Le
-from pydantic import ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic.alias_generators import to_camel
+from pydantic.config import JsonDict
+from pydantic_core import ErrorDetails, PydanticCustomError
 from starlette.datastructures import FormData, UploadFile
 
-from broker.api.native.schemas import MAX_TEXT, OrderForm, OrderJson
 from broker.errors import ApiError, FieldError
 from broker.orders import DataUriReference, ImageParams, OrderRequest, ReferenceSource, UploadedReference, UrlReference
 
-_SPELLINGS: Final[dict[str, tuple[str, ...]]] = {
-    "prompt": (),
-    "model": (),
-    "mode": (),
-    "aspectRatio": ("aspect_ratio",),
-    "resolution": (),
-    "outputFormat": ("output_format",),
-    "numberOfImages": ("number_of_images", "n"),
-    "steps": (),
-    "seed": (),
-    "callbackUrl": ("callback_url",),
-    "dryRun": ("dry_run",),
-    "images": ("image", "file", "files"),
-    "imageUrls": ("image_urls",),
-}
-_NAMES: Final = {spelling: name for name, others in _SPELLINGS.items() for spelling in (name, *others)}
-_LISTS: Final = frozenset({"images", "imageUrls"})
-_CODES: Final = {"prompt": "invalid_prompt", "images": "invalid_image", "imageUrls": "invalid_image"}
-_INTEGERS: Final = frozenset({"numberOfImages", "steps", "seed"})
-_FLAGS: Final = {"true": True, "1": True, "false": False, "0": False}
-_LIST_RULES: Final = {
-    "images": "must be data URIs: send data:image/png;base64,<data>",
-    "imageUrls": "must be a list of web addresses",
-}
+MAX_IMAGES: Final = 6
+MAX_TEXT: Final = 256 * 1024
+"""Characters of one field; the catalog then checks the model's own limit."""
+MAX_STEPS: Final = 1000
+MAX_SAFE_INTEGER: Final = 2**53 - 1
+"""Largest integer that every JSON parser reads exactly."""
+EXAMPLE_ORDER: Final[JsonDict] = {"prompt": "a red fox", "model": "nano-banana", "aspectRatio": "16:9", "dryRun": True}
+"""The request that the documentation page offers to send: it costs nothing."""
 
 CHUNK_BYTES: Final = 256 * 1024
 _MAX_IGNORED: Final = 20
+
+T = TypeVar("T", bound="OrderFields")
+
+
+# -- models
+
+
+def _allow_empty_text(schema: dict[str, Any]) -> None:
+    """Publish that an empty text counts as absent."""
+    schema["anyOf"].append({"type": "string", "maxLength": 0})
+
+
+def _limit_text(text: str) -> str:
+    """Guard the parser; not published, because the limits of the models are far lower."""
+    if len(text) > MAX_TEXT:
+        raise PydanticCustomError("too_long", "is too long")
+    return text
+
+
+def _strip_blanks(text: str | None) -> str | None:
+    """Return text without the blanks around it; None if there are only blanks."""
+    return (text or "").strip() or None
+
+
+_LimitedText = Annotated[str, AfterValidator(_limit_text)]
+_Text = Annotated[_LimitedText | None, AfterValidator(_strip_blanks)]
+_Mode = Annotated[
+    _Text,
+    Field(
+        description="default: by the presence of images",
+        json_schema_extra={"enum": ["text-to-image", "image-to-image", "", None]},
+    ),
+]
+_OR_EMPTY: Final = Field(json_schema_extra=_allow_empty_text)
+_Count = Annotated[int | None, _OR_EMPTY, Field(ge=1, le=MAX_IMAGES, description="that many tasks")]
+_Steps = Annotated[int | None, _OR_EMPTY, Field(ge=1, le=MAX_STEPS)]
+_Seed = Annotated[int | None, _OR_EMPTY, Field(ge=-MAX_SAFE_INTEGER, le=MAX_SAFE_INTEGER)]
+_Flag = Annotated[bool | None, _OR_EMPTY, Field(description="only show what would be sent")]
+_File = Annotated[Any, WithJsonSchema({"type": "string", "format": "binary"})]
+
+
+class OrderFields(BaseModel):
+    """Fields of an order that JSON and forms share. An empty or null value counts as absent.
+
+    Names that are not known are kept as extra fields.
+    """
+
+    model_config = ConfigDict(extra="allow", alias_generator=to_camel, strict=True)
+
+    prompt: Annotated[
+        _LimitedText,
+        Field(
+            description="up to the model's limit",
+            examples=["a red fox"],
+            json_schema_extra={"minLength": 1},  # an absent one is checked by the catalog, with all other fields
+        ),
+    ]
+    model: Annotated[_Text, Field(description="a name or alias of /api/models", examples=["nano-banana"])] = None
+    mode: _Mode = None
+    aspect_ratio: Annotated[_Text, Field(description="one of the model's", examples=["16:9"])] = None
+    resolution: Annotated[_Text, Field(description="one of the model's", examples=["1K"])] = None
+    output_format: Annotated[_Text, Field(description="one of the model's", examples=["png"])] = None
+    number_of_images: _Count = None
+    image_urls: Annotated[list[_LimitedText] | None, Field(description="web addresses, fetched at once")] = None
+    callback_url: Annotated[_Text, Field(description="called by a signed webhook when the task has ended")] = None
+    steps: _Steps = None
+    seed: _Seed = None
+    dry_run: _Flag = None
+
+    def to_request(self, idempotency_key: str | None, retry_count: int | None = None) -> OrderRequest:
+        """Return the order request; the catalog checks its values."""
+        return OrderRequest(
+            params=ImageParams(
+                prompt=self.prompt,
+                model=self.model or "",
+                aspect_ratio=self.aspect_ratio,
+                resolution=self.resolution,
+                output_format=self.output_format,
+                steps=self.steps,
+                seed=self.seed,
+            ),
+            mode=self.mode,
+            count=self.number_of_images or 1,
+            sources=(*self.sent_images(), *(UrlReference(url=url) for url in self.image_urls or ())),
+            callback_url=self.callback_url,
+            idempotency_key=idempotency_key,
+            retry_count=retry_count,
+        )
+
+    @abstractmethod
+    def sent_images(self) -> Iterator[ReferenceSource]:
+        """Yield the reference images in the request itself."""
+
+    def ignored_fields(self, by_provider: Iterable[str]) -> list[str]:
+        """Return the names of fields that the provider does not use or that are not known."""
+        unknown = [name[:64] for name in self.model_extra or () if name.isprintable()]
+        return list(dict.fromkeys([*by_provider, *unknown[:_MAX_IGNORED]]))
+
+
+class OrderJson(OrderFields):
+    """An order in JSON; snake_case names are understood, too."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE_ORDER]})
+
+    images: Annotated[list[str] | None, Field(description="data URIs: jpeg, png or webp")] = None
+
+    def sent_images(self) -> Iterator[ReferenceSource]:
+        return (DataUriReference(text=uri) for uri in self.images or ())
+
+
+class OrderForm(OrderFields):
+    """An order as a form, with its images as files."""
+
+    image: Annotated[list[_File], Field(validation_alias=AliasChoices("image", "images"))] = []
+
+    def sent_images(self) -> Iterator[ReferenceSource]:
+        return (UploadedReference(chunks=_FilePart(file)) for file in self.image)
 
 
 @dataclass
@@ -69,132 +174,84 @@ class _FilePart:
         return chunk
 
 
-@dataclass(frozen=True, kw_only=True)
-class OrderParams:
-    """The parsed fields of a request."""
+# -- reading
 
-    fields: OrderJson | OrderForm
-    unknown: tuple[str, ...]
-    """Names of fields that are not known, to be listed as ignored."""
-
-    @property
-    def dry_run(self) -> bool:
-        return bool(self.fields.dry_run)
-
-    def to_request(self, idempotency_key: str | None, retry_count: int | None = None) -> OrderRequest:
-        """Return the order request; the catalog checks its values."""
-        fields = self.fields
-        return OrderRequest(
-            params=ImageParams(
-                prompt=fields.prompt,
-                model=_strip_blanks(fields.model) or "",
-                aspect_ratio=_strip_blanks(fields.aspect_ratio),
-                resolution=_strip_blanks(fields.resolution),
-                output_format=_strip_blanks(fields.output_format),
-                steps=fields.steps,
-                seed=fields.seed,
-            ),
-            mode=_strip_blanks(fields.mode),
-            count=1 if fields.number_of_images is None else fields.number_of_images,
-            sources=self._sources(),
-            callback_url=_strip_blanks(fields.callback_url),
-            idempotency_key=idempotency_key,
-            retry_count=retry_count,
-        )
-
-    def ignored_fields(self, by_provider: Iterable[str]) -> list[str]:
-        """Return the names of fields that the provider does not use or that are not known."""
-        unknown = [name[:64] for name in self.unknown if name.isprintable()]
-        return list(dict.fromkeys([*by_provider, *unknown[:_MAX_IGNORED]]))
-
-    def _sources(self) -> tuple[ReferenceSource, ...]:
-        """Return the reference images in order; those in the request before those at an address."""
-        match self.fields:
-            case OrderForm(image=files):
-                sent: list[ReferenceSource] = [UploadedReference(chunks=_FilePart(file)) for file in files]
-            case OrderJson(images=uris):
-                sent = [DataUriReference(text=uri) for uri in uris or ()]
-        return (*sent, *(UrlReference(url=url) for url in self.fields.image_urls or ()))
+_NAMES: Final[dict[str, str]] = {
+    **{name: to_camel(name) for name in OrderJson.model_fields},
+    **{to_camel(name): to_camel(name) for name in OrderJson.model_fields},
+    "n": "numberOfImages",
+    **dict.fromkeys(("image", "file", "files"), "images"),
+}
+"""Name of a field by each of its spellings."""
+_RANGES: Final = {
+    "numberOfImages": (1, MAX_IMAGES),
+    "steps": (1, MAX_STEPS),
+    "seed": (-MAX_SAFE_INTEGER, MAX_SAFE_INTEGER),
+}
+_CODES: Final = {"prompt": "invalid_prompt", "images": "invalid_image", "imageUrls": "invalid_image"}
+_LIST_RULES: Final = {
+    "images": "must be data URIs: send data:image/png;base64,<data>",
+    "imageUrls": "must be a list of web addresses",
+}
+_FLAGS: Final = {"true": True, "1": True, "false": False, "0": False}
 
 
-def read_json_order(document: Mapping[str, Any]) -> OrderParams:
+def read_json_order(document: Mapping[str, Any]) -> OrderJson:
     """Raises `ApiError` naming the fields that have a wrong type or range."""
-    folded = _Folded()
+    return _read_order(OrderJson, _json_values(document))
+
+
+def read_form_order(form: FormData) -> OrderForm:
+    """Raises `ApiError` like `read_json_order`. Numbers and booleans are written out in a form."""
+    return _read_order(OrderForm, ((key, _form_value(_NAMES.get(key), value)) for key, value in form.multi_items()))
+
+
+def _read_order(model: type[T], values: Iterable[tuple[str, Any]]) -> T:
+    """Fold values of any spelling into the fields of the model. A missing prompt is an empty one."""
+    folded: dict[str, Any] = {}
+    for key, value in values:
+        name = _NAMES.get(key)
+        if name is None:
+            folded[key] = value
+        elif value is None or value == "":  # an empty field of a form was not filled in
+            continue
+        elif name in _LIST_RULES:
+            folded.setdefault(name, []).append(value)
+        elif folded.setdefault(name, value) != value or type(folded[name]) is not type(value):
+            raise _field_error(name, "was given more than once: send one value")
+    try:
+        return model.model_validate({"prompt": "", **folded})
+    except ValidationError as error:
+        raise _api_error(error) from error
+
+
+def _json_values(document: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the values by key, the entries of a list one by one."""
     for key, value in document.items():
         name = _NAMES.get(key)
-        if name in _LISTS and isinstance(value, list):
-            if "" in value or None in value:
-                raise _field_error(name, "must not have empty entries")  # dropped, it would be another order
-            for one in value:
-                folded.add(key, name, one)
-        else:
-            folded.add(key, name, value)
-    try:
-        fields = OrderJson.model_validate(folded.values())
-    except ValidationError as error:
-        raise _api_error(error) from error
-    return OrderParams(fields=fields, unknown=tuple(folded.unknown))
+        if name not in _LIST_RULES or not isinstance(value, list):
+            yield key, value
+            continue
+        if "" in value or None in value:
+            raise _field_error(name, "must not have empty entries")  # dropped, it would be another order
+        yield from ((key, entry) for entry in value)
 
 
-def read_form_order(form: FormData) -> OrderParams:
-    """Raises `ApiError` like `read_json_order`. Numbers and booleans are written out in a form."""
-    folded = _Folded()
-    for key, value in form.multi_items():
-        name = _NAMES.get(key)
-        folded.add(key, name, value if name is None else _form_value(name, value))
-    values = folded.values()
-    values["image"] = values.pop("images", [])
-    try:
-        fields = OrderForm.model_validate(values)
-    except ValidationError as error:
-        raise _api_error(error) from error
-    return OrderParams(fields=fields, unknown=tuple(folded.unknown))
-
-
-class _Folded:
-    """Values by canonical name, from any spelling."""
-
-    def __init__(self) -> None:
-        self.unknown: list[str] = []
-        self._values: dict[str, list[Any]] = {}
-
-    def add(self, key: str, name: str | None, value: Any) -> None:
-        if name is None:
-            self.unknown.append(key)
-        elif value is not None and value != "":  # an empty field of a form was not filled in
-            self._values.setdefault(name, []).append(value)
-
-    def values(self) -> dict[str, Any]:
-        """Return one value per field, a list where the field is a list. A missing prompt is an empty one."""
-        single = {name: _single_value(name, values) for name, values in self._values.items() if name not in _LISTS}
-        lists = {name: values for name, values in self._values.items() if name in _LISTS}
-        return {"prompt": "", **single, **lists}
-
-
-def _single_value(name: str, values: list[Any]) -> Any:
-    if any(value != values[0] or type(value) is not type(values[0]) for value in values[1:]):
-        raise _field_error(name, "was given more than once: send one value")
-    return values[0]
-
-
-def _form_value(name: str, value: str | UploadFile) -> Any:
+def _form_value(name: str | None, value: str | UploadFile) -> Any:
     """Check that files are where files belong, and read numbers and booleans. An empty file field is absent."""
+    if name is None:
+        return value
     if isinstance(value, UploadFile):
         if name != "images":
             raise _field_error(name, "must be text, not a file")
         return value if value.filename or value.size else None
     if name == "images" and value:
         raise ApiError("invalid_image", "image must be sent as a file: give the part a file name.", field="image")
-    if name in _INTEGERS and re.fullmatch(r"[+-]?[0-9]{1,20}", value.strip()):
+    if name in _RANGES and re.fullmatch(r"[+-]?[0-9]{1,20}", value.strip()):
         return int(value)
     if name == "dryRun":
         return _FLAGS.get(value.strip().lower(), value)
     return value
-
-
-def _strip_blanks(text: str | None) -> str | None:
-    """Return text without the blanks around it; None if there are only blanks."""
-    return (text or "").strip() or None
 
 
 # -- errors
@@ -218,16 +275,10 @@ def _rule_text(name: str, error: ErrorDetails) -> str:
     if kind == "too_long":
         return f"is longer than {MAX_TEXT:,} characters"
     if kind in {"greater_than_equal", "less_than_equal"}:
-        return f"must be from {_bound(name, Ge)} to {_bound(name, Le)}"
+        return "must be from {} to {}".format(*_RANGES[name])
     if kind.startswith("int"):
         return "must be a whole number"
     return "must be true or false" if kind.startswith("bool") else "must be text"
-
-
-def _bound(name: str, kind: type[Ge] | type[Le]) -> Any:
-    """Return the least or largest value that the model declares for a field."""
-    (field,) = (field for field in OrderJson.model_fields.values() if field.alias == name)
-    return next(one.ge if isinstance(one, Ge) else one.le for one in field.metadata if isinstance(one, kind))
 
 
 def _field_error(name: str, rule: str) -> ApiError:

@@ -9,13 +9,12 @@ from broker.api.http.endpoint import ETAG, IF_NONE_MATCH, TEXT, Endpoint, Parame
 from broker.api.http.pagination import Page
 from broker.api.http.responses import DataResponse
 from broker.api.native.batches import BatchRoutes
+from broker.api.native.params import OrderForm, OrderJson
 from broker.api.native.schemas import (
     BATCH_ID,
     BatchData,
     DryRunResponse,
     OrderAccepted,
-    OrderForm,
-    OrderJson,
     PollQuery,
     TaskListQuery,
 )

@@ -8,10 +8,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
-from pydantic.alias_generators import to_camel
-from pydantic.config import JsonDict
-from pydantic_core import PydanticCustomError
+from pydantic import Field
 
 from broker.api.http.pagination import PageQuery, cursor_text
 from broker.api.http.query import EMPTY, ParsedText, QueryModel, one_of_text
@@ -20,89 +17,7 @@ from storage import ids
 from storage.states import STATUS_FILTERS
 
 BATCH_ID: Final = f"^{ids.BATCH_ID.pattern}$"
-MAX_TEXT: Final = 256 * 1024
-"""Characters of one field; the catalog then checks the model's own limit."""
-MAX_STEPS: Final = 1000
-MAX_SAFE_INTEGER: Final = 2**53 - 1
-"""Largest integer that every JSON parser reads exactly."""
-EXAMPLE_ORDER: Final[JsonDict] = {"prompt": "a red fox", "model": "nano-banana", "aspectRatio": "16:9", "dryRun": True}
-"""The request that the documentation page offers to send: it costs nothing."""
-
 BatchId = Annotated[str, Field(pattern=BATCH_ID, examples=[f"batch_{'0' * 32}"])]
-
-
-# -- requests
-
-
-def _allow_empty_text(schema: dict[str, Any]) -> None:
-    """Publish that an empty text counts as absent."""
-    schema["anyOf"].append({"type": "string", "maxLength": 0})
-
-
-def _limit_text(text: str) -> str:
-    """Guard the parser; not published, because the limits of the models are far lower."""
-    if len(text) > MAX_TEXT:
-        raise PydanticCustomError("too_long", "is too long")
-    return text
-
-
-_LimitedText = Annotated[str, AfterValidator(_limit_text)]
-_Text = _LimitedText | None
-_Mode = Annotated[
-    _Text,
-    Field(
-        description="default: by the presence of images",
-        json_schema_extra={"enum": ["text-to-image", "image-to-image", "", None]},
-    ),
-]
-_Count = Annotated[int | None, Field(ge=1, le=6, description="that many tasks", json_schema_extra=_allow_empty_text)]
-_Steps = Annotated[int | None, Field(ge=1, le=MAX_STEPS, json_schema_extra=_allow_empty_text)]
-_Seed = Annotated[int | None, Field(ge=-MAX_SAFE_INTEGER, le=MAX_SAFE_INTEGER, json_schema_extra=_allow_empty_text)]
-_Flag = Annotated[bool | None, Field(description="only show what would be sent", json_schema_extra=_allow_empty_text)]
-_File = Annotated[Any, WithJsonSchema({"type": "string", "format": "binary"})]
-
-
-class OrderFields(BaseModel):
-    """Fields of an order that JSON and forms share. An empty or null value counts as absent.
-
-    `params` folds the other spellings of a name into these before it validates, and drops absent values.
-    """
-
-    model_config = ConfigDict(extra="allow", alias_generator=to_camel, strict=True)
-
-    prompt: Annotated[
-        _LimitedText,
-        Field(
-            description="up to the model's limit",
-            examples=["a red fox"],
-            json_schema_extra={"minLength": 1},  # an absent one is checked by the catalog, with all other fields
-        ),
-    ]
-    model: Annotated[_Text, Field(description="a name or alias of /api/models", examples=["nano-banana"])] = None
-    mode: _Mode = None
-    aspect_ratio: Annotated[_Text, Field(description="one of the model's", examples=["16:9"])] = None
-    resolution: Annotated[_Text, Field(description="one of the model's", examples=["1K"])] = None
-    output_format: Annotated[_Text, Field(description="one of the model's", examples=["png"])] = None
-    number_of_images: _Count = None
-    image_urls: Annotated[list[_LimitedText] | None, Field(description="web addresses, fetched at once")] = None
-    callback_url: Annotated[_Text, Field(description="called by a signed webhook when the task has ended")] = None
-    steps: _Steps = None
-    seed: _Seed = None
-    dry_run: _Flag = None
-
-
-class OrderJson(OrderFields):
-    """An order in JSON; snake_case names are understood, too."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE_ORDER]})
-
-    images: Annotated[list[str] | None, Field(description="data URIs: jpeg, png or webp")] = None
-
-
-class OrderForm(OrderFields):
-    """An order as a form, with its images as files."""
-
-    image: list[_File] = []
 
 
 # -- queries

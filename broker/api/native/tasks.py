@@ -18,7 +18,7 @@ from broker.api.http.endpoint import caller_of
 from broker.api.http.pagination import Page, split_page
 from broker.api.http.request_body import media_type_of, read_form, read_json_object
 from broker.api.http.responses import POLL_SECONDS, data_response, json_response, requested_language
-from broker.api.native.params import OrderParams, read_form_order, read_json_order
+from broker.api.native.params import OrderFields, read_form_order, read_json_order
 from broker.api.native.schemas import (
     CostEstimate,
     DryRunResponse,
@@ -76,7 +76,7 @@ class TaskRoutes:
             "invalid_request", "Send the order as multipart/form-data or application/json.", field="Content-Type"
         )
 
-    async def _order(self, request: Request, params: OrderParams, key: str | None) -> Response:
+    async def _order(self, request: Request, params: OrderFields, key: str | None) -> Response:
         order = params.to_request(key, _retry_count(request))
         plan = self.orders.plan(order)
         if params.dry_run:

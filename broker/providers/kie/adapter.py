@@ -11,19 +11,16 @@ polling it is free.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from broker.catalog import Wire
 from broker.errors import ProviderError
 from broker.net.api_client import FilePart
 from broker.orders import Order, Reference
 from broker.providers import parsing
 from broker.providers.base import ProviderContext
-from broker.providers.job_api import STATUS_TIMEOUT_SECONDS, JobApi, running
+from broker.providers.job_api import JobApi, running
 from broker.providers.kie.settings import KieSettings
-from broker.providers.parsing import ParsedResponse
 from broker.providers.responses import ProviderResponse
 from broker.reports import Failed, Finished, Pending, Report
 
@@ -40,6 +37,7 @@ class Kie(JobApi):
 
     catalog_name = "kie"
     order_path = "/api/v1/jobs/createTask"
+    callback_path = "/api/webhook/nano-banana"
 
     def __init__(self, context: ProviderContext) -> None:
         settings: KieSettings = context.settings
@@ -49,12 +47,9 @@ class Kie(JobApi):
 
     # -- ordering
 
-    def order_body(
-        self, wire: Wire, order: Order, references: Sequence[str], callback_url: str | None
-    ) -> dict[str, Any]:
+    def order_body(self, model: str | None, fields: dict[str, Any], callback_url: str | None) -> dict[str, Any]:
         """Return the body of createTask. kie.ai calls back only if `callBackUrl`, in this spelling, is present."""
-        body: dict[str, Any] = {"model": wire.model, "input": wire.spell(order, references)}
-        return body | ({"callBackUrl": callback_url} if callback_url else {})
+        return {"model": model, "input": fields, "callBackUrl": callback_url}
 
     def read_order_response(self, response: ProviderResponse) -> Report:
         """Return the report in a response to createTask (kie.ai: Market). 429 created and charged nothing.
@@ -64,8 +59,8 @@ class Kie(JobApi):
         if response.parsed.job_id:
             return Pending(job_id=response.parsed.job_id)
         if response.proves_refusal:
-            return self.refusal(response)
-        raise self.error("createTask", response)
+            return self.reports.refusal(response)
+        raise self.reports.error("createTask", response)
 
     # -- references
 
@@ -92,13 +87,13 @@ class Kie(JobApi):
         try:
             response = await self.request("POST", url, form=form, files=[file])
         except ProviderError as error:
-            return self.not_sent(error)
+            return self.reports.not_sent(error)
         data = parsing.record_of(parsing.mapping(response.body))
         if found := parsing.links([data.get("downloadUrl"), data.get("fileUrl")]):
             return found[0]
         if response.is_permanent:
-            return self.refusal(response)
-        return self.not_sent(self.error("file-stream-upload", response))
+            return self.reports.refusal(response)
+        return self.reports.not_sent(self.reports.error("file-stream-upload", response))
 
     # -- results
 
@@ -107,31 +102,29 @@ class Kie(JobApi):
 
         Errors are never permanent: the job may exist and be paid. The deadline ends the polling.
         """
-        response = await self.request(
-            "GET", "/api/v1/jobs/recordInfo", params={"taskId": job_id}, timeout=STATUS_TIMEOUT_SECONDS
-        )
+        response = await self.request("GET", "/api/v1/jobs/recordInfo", params={"taskId": job_id})
         parsed = response.parsed
         if response.body is None:
-            parsed = ParsedResponse.from_body(parsing.salvage_record(response.content.decode("utf-8", "replace")))
+            parsed = self.parse(parsing.salvage_record(response.content.decode("utf-8", "replace")))
         if parsed.ids and job_id not in parsed.ids:
             raise ProviderError(f"{self.name}: recordInfo answered about another job")
         match parsed.state:
             case "done" if parsed.ids:
                 return Finished(outputs=parsed.outputs, job_id=job_id, cost=parsed.cost)
             case "failed" if parsed.ids:
-                return self.job_failed(parsed, job_id)
+                return self.reports.job_failed(parsed, job_id)
             case None if parsed.code in ENDED:
-                return self.job_failed(parsed, job_id)
+                return self.reports.job_failed(parsed, job_id)
             case "running" | "unknown" | None if parsed.ids and response.is_success:
                 return running(parsed, job_id)
-        raise self.error("recordInfo", response)
+        raise self.reports.error("recordInfo", response)
 
     def parse_callback(self, body: Any) -> Report:
         """Parse kie.ai's record with its code, the older `{"task_id", "status", "output"}`, or that of a sibling.
 
         A contradiction between code and state, or an unreadable body, means: poll.
         """
-        parsed = ParsedResponse.from_body(body)
+        parsed = self.parse(body)
         is_success = parsed.code is None or parsed.code in parsing.SUCCESS_CODES
         match parsed.state:
             case "done" | None if is_success and parsed.outputs:
@@ -139,9 +132,9 @@ class Kie(JobApi):
                     outputs=parsed.outputs, job_id=parsed.job_id, cost=parsed.cost, ended_at=parsed.ended_at
                 )
             case "failed" if parsed.code is None or not is_success:
-                return self.job_failed(parsed, parsed.job_id)
+                return self.reports.job_failed(parsed, parsed.job_id)
             case None if parsed.code in ENDED_IN_CALLBACK and not parsed.outputs:
-                return self.job_failed(parsed, parsed.job_id)
+                return self.reports.job_failed(parsed, parsed.job_id)
             case "running" if is_success:
                 return running(parsed, parsed.job_id)
         return Pending(job_id=parsed.job_id, check_in=0)
@@ -155,12 +148,12 @@ class Kie(JobApi):
             return found[0]
         if response.code in {404, 422}:
             return None
-        raise self.error("download-url", response, can_be_permanent=True)
+        raise self.reports.error("download-url", response, can_be_permanent=True)
 
     async def balance(self) -> float | None:
         """Return the credits (kie.ai: Get Account Credits); documented as an integer, in practice a fraction."""
-        response = await self.request("GET", "/api/v1/chat/credit", timeout=STATUS_TIMEOUT_SECONDS)
+        response = await self.request("GET", "/api/v1/chat/credit")
         left = parsing.amount(parsing.mapping(response.body).get("data"))
         if response.is_success and left is not None:
             return left
-        raise self.error("credit", response, can_be_permanent=True)
+        raise self.reports.error("credit", response, can_be_permanent=True)

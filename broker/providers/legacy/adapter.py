@@ -10,17 +10,14 @@ field, spelt like the others; a strict service would refuse three spellings of i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Protocol
 from urllib.parse import quote
 
 from pydantic import SecretStr
 
-from broker.catalog import Wire
-from broker.orders import Order
 from broker.providers import parsing
 from broker.providers.base import ProviderContext
-from broker.providers.job_api import STATUS_TIMEOUT_SECONDS, JobApi, running
+from broker.providers.job_api import JobApi, running
 from broker.providers.parsing import ParsedResponse
 from broker.providers.responses import ProviderResponse
 from broker.reports import Finished, Pending, Report
@@ -44,6 +41,7 @@ class Legacy(JobApi):
 
     catalog_name = "legacy"
     order_path = "/generate"
+    callback_path = "/api/webhook/nano-banana"
     id_fields = parsing.ANY_IDS
 
     def __init__(self, context: ProviderContext) -> None:
@@ -51,11 +49,8 @@ class Legacy(JobApi):
         super().__init__(context, base_url=settings.base_url, api_key=settings.api_key)
         self.creates_per_10s = settings.creates_per_10s or context.creates_per_10s
 
-    def order_body(
-        self, wire: Wire, order: Order, references: Sequence[str], callback_url: str | None
-    ) -> dict[str, Any]:
-        extra = {"model": wire.model, "callback_url": callback_url}
-        return wire.spell(order, references) | {name: value for name, value in extra.items() if value}
+    def order_body(self, model: str | None, fields: dict[str, Any], callback_url: str | None) -> dict[str, Any]:
+        return {**fields, "model": model, "callback_url": callback_url}
 
     def read_order_response(self, response: ProviderResponse) -> Report:
         """Return the report in a response to generate: some services respond with a job, some with the image.
@@ -63,26 +58,26 @@ class Legacy(JobApi):
         A refusal precedes an id here: `id` in an error may be that of the request.
         """
         if response.proves_refusal:
-            return self.refusal(response)
+            return self.reports.refusal(response)
         parsed = response.parsed
         # without a state, a `url` beside an id may be a status page
         report = self._end_of_job(parsed, parsed.job_id) if parsed.state or not parsed.job_id else None
         if response.is_success and (report or parsed.job_id):
             return report or Pending(job_id=parsed.job_id)
-        raise self.error("generate", response)
+        raise self.reports.error("generate", response)
 
     async def check(self, job_id: str) -> Report:
         """Poll a job. An unknown state counts as running."""
-        response = await self.request("GET", f"/status/{quote(job_id, safe='')}", timeout=STATUS_TIMEOUT_SECONDS)
+        response = await self.request("GET", f"/status/{quote(job_id, safe='')}")
         parsed = response.parsed
         if response.body is None or not response.is_success:
-            raise self.error("status", response)
+            raise self.reports.error("status", response)
         if parsed.state == "done":
             return Finished(outputs=parsed.outputs, job_id=job_id, cost=parsed.cost)
         return self._end_of_job(parsed, job_id) or running(parsed, job_id)
 
     def parse_callback(self, body: Any) -> Report:
-        parsed = ParsedResponse.from_body(body, id_fields=self.id_fields)
+        parsed = self.parse(body)
         if report := self._end_of_job(parsed, parsed.job_id):
             return report
         return (
@@ -92,7 +87,7 @@ class Legacy(JobApi):
     def _end_of_job(self, parsed: ParsedResponse, job_id: str | None) -> Report | None:
         """Return a failure, or a result without a state that contradicts it; None if the job runs."""
         if parsed.state == "failed":
-            return self.job_failed(parsed, job_id)
+            return self.reports.job_failed(parsed, job_id)
         if parsed.outputs and parsed.state in {"done", None}:
             return Finished(outputs=parsed.outputs, job_id=job_id, cost=parsed.cost, ended_at=parsed.ended_at)
         return None

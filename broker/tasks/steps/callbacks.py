@@ -79,7 +79,7 @@ class CallbackQueue:
         for task_id in await callbacks.tasks_with_unprocessed(CONCURRENCY + len(self._task_ids)):
             if task_id not in self._task_ids and len(self._task_ids) < CONCURRENCY:
                 self._task_ids.add(task_id)
-                self.running.start(self._process(task_id), RunningStep(task_ids=(task_id,)))
+                self.running.start(self._process(task_id), "callbacks", RunningStep(task_ids=(task_id,)))
 
     async def _process(self, task_id: str) -> None:
         """Process the callbacks of a task. After an error they stay in the inbox and are tried again a little later."""

@@ -84,15 +84,13 @@ class DownloadStep:
         return row
 
     async def _refresh_links(self, task: Task) -> None:
-        """Ask the provider for fresh links to the same results; a failure changes nothing."""
+        """Replace the links by fresh ones of the provider; a failure changes nothing."""
         row, provider = await self.transitions.tasks.get(task.id), self.providers.get(task.provider)
         if row is None or provider is None or row.state != TaskState.FETCHING:
             return
         with contextlib.suppress(ProviderError):
-            outputs = await _fresh_links(row, provider)
-            if outputs != row.outputs:
-                report = Finished(outputs=outputs, job_id=row.job_id)
-                await self.transitions.apply_report(row, report, row.attempt, is_leased=False)
+            report = Finished(outputs=await _fresh_links(row, provider), job_id=row.job_id)
+            await self.transitions.apply_report(row, report, row.attempt, is_leased=False)
 
 
 async def insert_result(tasks: Tasks, images: Images, task: Task, image: StoredImage) -> None:

@@ -7,15 +7,12 @@ callback                     {"id", "status", "url"}
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
-from broker.catalog import Wire
-from broker.orders import Order
 from broker.providers.base import ProviderContext
 from broker.providers.error_codes import HTTP_ACCOUNT, HTTP_ORDER, NO_IMAGE, ErrorTable
-from broker.providers.job_api import STATUS_TIMEOUT_SECONDS, JobApi, running
+from broker.providers.job_api import JobApi, running
 from broker.providers.parsing import ParsedResponse
 from broker.providers.responses import ProviderResponse
 from broker.reports import Finished, Pending, Report
@@ -30,33 +27,29 @@ class ExampleProvider(JobApi):
     auth_scheme = "Key"
     errors = ErrorTable(account=HTTP_ACCOUNT, order={**HTTP_ORDER, 410: NO_IMAGE})
     id_fields = ("id",)
-    callback_path = "/api/webhook/example"
 
     def __init__(self, context: ProviderContext) -> None:
         settings: ExampleSettings = context.settings
         super().__init__(context, base_url=settings.example_url, api_key=settings.example_key)
 
-    def order_body(
-        self, wire: Wire, order: Order, references: Sequence[str], callback_url: str | None
-    ) -> dict[str, Any]:
-        body = {"model": wire.model, **wire.spell(order, references)}
-        return body | ({"webhook": callback_url} if callback_url else {})
+    def order_body(self, model: str | None, fields: dict[str, Any], callback_url: str | None) -> dict[str, Any]:
+        return {"model": model, **fields, "webhook": callback_url}
 
     def read_order_response(self, response: ProviderResponse) -> Report:
         if response.is_success and response.parsed.job_id:
             return Pending(job_id=response.parsed.job_id)
         if response.proves_refusal:
-            return self.refusal(response)
-        raise self.error("submit", response)
+            return self.reports.refusal(response)
+        raise self.reports.error("submit", response)
 
     async def check(self, job_id: str) -> Report:
-        response = await self.request("GET", f"/v1/images/{quote(job_id, safe='')}", timeout=STATUS_TIMEOUT_SECONDS)
+        response = await self.request("GET", f"/v1/images/{quote(job_id, safe='')}")
         if not response.is_success or response.parsed.job_id != job_id:
-            raise self.error("check", response)
+            raise self.reports.error("check", response)
         return self._report(response.parsed) or running(response.parsed, job_id)
 
     def parse_callback(self, body: Any) -> Report:
-        parsed = ParsedResponse.from_body(body, id_fields=self.id_fields)
+        parsed = self.parse(body)
         if parsed.state == "running":
             return running(parsed, parsed.job_id)
         return self._report(parsed) or Pending(job_id=parsed.job_id, check_in=0)
@@ -65,4 +58,4 @@ class ExampleProvider(JobApi):
         """Return the end of a job, or None."""
         if parsed.state == "done" and parsed.outputs:
             return Finished(outputs=parsed.outputs, job_id=parsed.job_id)
-        return self.job_failed(parsed, parsed.job_id) if parsed.state == "failed" else None
+        return self.reports.job_failed(parsed, parsed.job_id) if parsed.state == "failed" else None

@@ -35,7 +35,7 @@ from tests.integration.faults.test_worker import turn
 from tests.support.api import task_cache
 from tests.support.brokers import create_tasks, still
 from tests.support.clock import ManualClock
-from tests.support.faulty_http import PUBLIC, Names, Network, Script, Visit, answers, head, rst, says, silence
+from tests.support.faulty_http import PUBLIC, Names, Network, Script, Visit, answers, head, rst, sends, silence
 from tests.support.process import until
 from tests.support.servers.postgres import Postgres
 from tests.support.servers.receiver import Receiver, receiving
@@ -121,10 +121,10 @@ async def test_dead_receiver_gets_one_attempt_and_six_retries(
         for attempts, pause in enumerate(RETRY_SCHEDULE, 1):
             clock.advance(pause - 1)
             await scene.turn()
-            assert len(receiver.heard) == attempts, "not before its time"
+            assert len(receiver.received) == attempts, "not before its time"
             clock.advance(1)
             await scene.turn()
-        assert len(receiver.heard) == 7
+        assert len(receiver.received) == 7
         delivery = await scene.delivery()
         ended = (DeliveryStatus.FAILED, 7, None, 500)
         assert (delivery.outcome, delivery.attempts, delivery.due_at, delivery.last_status) == ended
@@ -152,15 +152,15 @@ async def test_attempts_share_id_and_body_and_are_signed_each_at_its_time(scene:
     await scene.ended()
     for pause in (5, 300, 1800):
         await scene.turn()
-        message = scene.receiver.heard[-1]
+        message = scene.receiver.received[-1]
         now = scene.clock.now()
         assert message.headers["webhook-timestamp"] == str(int(now))
         for key in KEYS:
             assert StandardSignature([key]).verify(message.headers, message.body, (), now) == Proof.BODY_VERIFIED
         scene.clock.advance(pause)
-    assert len(scene.receiver.heard) == 3
-    assert len({(message.id, message.body) for message in scene.receiver.heard}) == 1
-    assert scene.receiver.heard[0].headers["content-type"] == "application/json"
+    assert len(scene.receiver.received) == 3
+    assert len({(message.id, message.body) for message in scene.receiver.received}) == 1
+    assert scene.receiver.received[0].headers["content-type"] == "application/json"
 
 
 async def test_recovered_receiver_gets_the_webhook_once(scene: Scene) -> None:
@@ -178,19 +178,19 @@ async def test_recovered_receiver_gets_the_webhook_once(scene: Scene) -> None:
     )
     scene.clock.advance(30)
     await scene.turn()
-    assert len(scene.receiver.heard) == 2
+    assert len(scene.receiver.received) == 2
 
 
 async def endless(visit: Visit) -> None:
-    await visit.say(head("200 OK", "Transfer-Encoding: chunked"))
+    await visit.send(head("200 OK", "Transfer-Encoding: chunked"))
     while True:
-        await visit.say(b"1000\r\n" + b"x" * 0x1000 + b"\r\n")
+        await visit.send(b"1000\r\n" + b"x" * 0x1000 + b"\r\n")
 
 
 REACTIONS: dict[str, tuple[Script, DeliveryStatus, float | None, str]] = {
     "no content": (answers("204 No Content"), DeliveryStatus.DELIVERED, None, ""),
     "a page that never ends": (endless, DeliveryStatus.DELIVERED, None, ""),
-    "a body cut off": (says(head("200 OK", "Content-Length: 9"), b"x"), DeliveryStatus.DELIVERED, None, ""),
+    "a body cut off": (sends(head("200 OK", "Content-Length: 9"), b"x"), DeliveryStatus.DELIVERED, None, ""),
     "gone": (answers("410 Gone"), DeliveryStatus.GONE, None, "HTTP 410"),
     "too many": (answers("429 Too Many Requests", b"", "Retry-After: 120"), DeliveryStatus.PENDING, 120, "HTTP 429"),
     "much later": (answers("503 Unavailable", b"", "Retry-After: 86400"), DeliveryStatus.PENDING, 3605, "HTTP 503"),
@@ -204,8 +204,8 @@ REACTIONS: dict[str, tuple[Script, DeliveryStatus, float | None, str]] = {
     "not found": (answers("404 Not Found"), DeliveryStatus.PENDING, 5, "HTTP 404"),
     "silence": (silence, DeliveryStatus.PENDING, 5, "too slow"),
     "a reset": (rst, DeliveryStatus.PENDING, 5, "Error"),
-    "half a head": (says(b"HTTP/1.1 200 O"), DeliveryStatus.PENDING, 5, "Error"),
-    "no HTTP": (says(b"SSH-2.0-OpenSSH\r\n\r\n"), DeliveryStatus.PENDING, 5, "Error"),
+    "half a head": (sends(b"HTTP/1.1 200 O"), DeliveryStatus.PENDING, 5, "Error"),
+    "no HTTP": (sends(b"SSH-2.0-OpenSSH\r\n\r\n"), DeliveryStatus.PENDING, 5, "Error"),
 }
 
 
@@ -245,10 +245,10 @@ async def test_unreachable_receiver_is_retried(scene: Scene) -> None:
 async def test_crash_before_the_delivery_only_delays_it(tmp_path: Path, clock: ManualClock, receiver: Receiver) -> None:
     async with a_scene(tmp_path, clock, receiver) as scene:
         task = await scene.ended()
-    assert receiver.heard == []
+    assert receiver.received == []
     async with a_scene(tmp_path, clock, receiver) as scene:
         await scene.turn()
-    (message,) = receiver.heard
+    (message,) = receiver.received
     assert message.document["data"]["id"] == task.id
 
 
@@ -264,10 +264,10 @@ async def test_crash_during_a_delivery_repeats_it_after_the_lease(
             await replace(scene.services.worker.deliverer, deliveries=crashing).deliver(claimed)
     async with a_scene(tmp_path, clock, receiver) as scene:
         await scene.turn()
-        assert len(receiver.heard) == 1, "another worker may still be delivering it"
+        assert len(receiver.received) == 1, "another worker may still be delivering it"
         clock.advance(scene.services.worker.deliverer.lease_seconds + 1)
         await scene.turn()
-    first, second = receiver.heard
+    first, second = receiver.received
     assert (first.id, first.body) == (second.id, second.body)
 
 
@@ -293,7 +293,7 @@ async def test_stop_releases_interrupted_deliveries(tmp_path: Path, receiver: Re
         worker = scene.services.worker
         worker.drain_seconds = 0.05
         running = asyncio.create_task(worker.run())
-        await receiver.has_heard(1)
+        await receiver.wait_received(1)
         worker.stop()
         await running
         delivery = await scene.delivery()
@@ -319,8 +319,8 @@ async def test_two_processes_deliver_a_webhook_once(
         for _ in range(4):
             await asyncio.gather(one.turn(), other.turn())
         assert {d.outcome for d in await one.services.deliveries.list_newest(limit=50)} == {DeliveryStatus.DELIVERED}
-    told = [message.document["data"]["id"] for message in receiver.heard]
-    assert sorted(told) == sorted(task.id for task in tasks)
+    received_ids = [message.document["data"]["id"] for message in receiver.received]
+    assert sorted(received_ids) == sorted(task.id for task in tasks)
 
 
 async def test_result_after_the_end_of_the_lease_changes_nothing(scene: Scene) -> None:
@@ -381,7 +381,7 @@ async def test_slow_receiver_does_not_delay_others(tmp_path: Path) -> None:
 
 
 async def _has_received(receiver: Receiver) -> bool:
-    return bool(receiver.heard)
+    return bool(receiver.received)
 
 
 async def _deliver_all(scene: Scene, deliveries: Sequence[Delivery]) -> None:
@@ -420,7 +420,7 @@ async def test_next_webhook_to_a_host_follows_when_a_slot_is_free(scene: Scene) 
     assert scene.services.worker.deliverer.pause_seconds, "no claim can succeed until an attempt has ended"
     await _deliver_all(scene, first)
     await scene.turn()
-    assert len(scene.receiver.heard) == 5
+    assert len(scene.receiver.received) == 5
 
 
 async def test_process_delivers_sixteen_webhooks_at_a_time(scene: Scene) -> None:
@@ -463,8 +463,8 @@ async def _fetching(services: Services, task: Task) -> None:
 
 
 async def complete(services: Services, task: Task) -> None:
-    rules, now = services.worker.steps.transitions.policy, services.clock.now()
-    await _settle(services, task, lambda row: lifecycle.downloaded(row, 1, [], now, rules))
+    policy, now = services.worker.steps.transitions.policy, services.clock.now()
+    await _settle(services, task, lambda row: lifecycle.downloaded(row, 1, [], now, policy))
 
 
 async def succeed(services: Services, task: Task) -> None:
@@ -474,8 +474,8 @@ async def succeed(services: Services, task: Task) -> None:
 
 async def fail(services: Services, task: Task) -> None:
     report = Failed(code="safety_input", message="no", retryable=False, billed="no")
-    rules, now = services.worker.steps.transitions.policy, services.clock.now()
-    await _settle(services, task, lambda row: lifecycle.upload_failed(row, report, now, rules))
+    policy, now = services.worker.steps.transitions.policy, services.clock.now()
+    await _settle(services, task, lambda row: lifecycle.upload_failed(row, report, now, policy))
 
 
 async def cancel(services: Services, task: Task) -> None:
@@ -484,18 +484,18 @@ async def cancel(services: Services, task: Task) -> None:
 
 async def fail_early_and_for_good(services: Services, task: Task) -> None:
     """Fail at the deadline; a day later the image is given up."""
-    rules, dead = services.worker.steps.transitions.policy, DownloadFailure(code="result_gone", message="404")
+    policy, dead = services.worker.steps.transitions.policy, DownloadFailure(code="result_gone", message="404")
     await _fetching(services, task)
-    for later in (1.0, 2.0, rules.result_kept_seconds + 3.0):
+    for later in (1.0, 2.0, policy.result_kept_seconds + 3.0):
         now = services.clock.now() + later
-        await _settle(services, task, lambda row, now=now: lifecycle.downloaded(row, 0, [dead], now, rules))  # type: ignore[misc]
+        await _settle(services, task, lambda row, now=now: lifecycle.downloaded(row, 0, [dead], now, policy))  # type: ignore[misc]
 
 
 async def fail_and_succeed(services: Services, task: Task) -> None:
-    rules, dead = services.worker.steps.transitions.policy, DownloadFailure(code="result_gone", message="404")
+    policy, dead = services.worker.steps.transitions.policy, DownloadFailure(code="result_gone", message="404")
     await _fetching(services, task)
     now = services.clock.now() + 1
-    await _settle(services, task, lambda row: lifecycle.downloaded(row, 0, [dead], now, rules))
+    await _settle(services, task, lambda row: lifecycle.downloaded(row, 0, [dead], now, policy))
     await complete(services, task)
 
 
@@ -531,7 +531,7 @@ async def test_every_end_is_delivered_once_with_the_body_of_a_poll(
         if events:
             row = await scene.services.queries.get(task.id)
             poll = (await task_cache(scene.services).task_data(row, "en")).to_document()
-            (last,) = [m.document for m in receiver.heard if m.document["type"] == f"task.{poll['status']}"]
+            (last,) = [m.document for m in receiver.received if m.document["type"] == f"task.{poll['status']}"]
             later = {"updatedAt": None}  # a task that failed early may have changed since
             assert {**last["data"], **later} == {**poll, **later}
             assert last.keys() == {"type", "timestamp", "data"}
@@ -551,10 +551,10 @@ async def test_uncommitted_end_has_no_webhook(scene: Scene) -> None:
     """Row and webhook are one transaction: the loser of a race writes neither."""
     broker = scene.services
     task = await scene.order()
-    told = await scene.services.worker.steps.transitions.outbox.enqueue_event(task, await _as_canceled(task))
+    statements = await scene.services.worker.steps.transitions.outbox.enqueue_event(task, await _as_canceled(task))
     await scene.services.database.transact(broker.tasks.update_task(task, step_retries=1))
     with pytest.raises(Stale):
-        await scene.services.database.transact(broker.tasks.update_task(task, state=TaskState.CANCELED), *told)
+        await scene.services.database.transact(broker.tasks.update_task(task, state=TaskState.CANCELED), *statements)
     assert await broker.deliveries.list_newest(limit=10) == []
 
 
@@ -629,7 +629,9 @@ async def test_failing_name_server_refuses_nothing(resolve: Any) -> None:
 
 
 async def test_allowlisted_host_is_not_resolved() -> None:
-    await Fetcher(allow=["receiver:9000"], resolve=_never).validate("http://receiver:9000/hook")
+    names = Names()
+    await Fetcher(allow=["receiver:9000"], resolve=names).validate("http://receiver:9000/hook")
+    assert names.resolved == []
 
 
 async def test_name_that_changes_to_a_private_address_is_not_called(scene: Scene) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from broker.errors import DownloadError
 from broker.net.fetcher import Download, Fetcher
-from tests.support.faulty_http import Script, Visit, answers, head, rst, says, serve, silence
+from tests.support.faulty_http import Script, Visit, answers, head, rst, sends, serve, silence
 
 pytestmark = pytest.mark.anyio
 
@@ -18,49 +18,51 @@ MB = 2**20
 
 
 async def endless(visit: Visit) -> None:
-    await visit.say(head())
+    await visit.send(head())
     while True:
-        await visit.say(b"x" * 65536)
+        await visit.send(b"x" * 65536)
 
 
 async def drip(visit: Visit) -> None:
-    await visit.say(head("200 OK", "Content-Length: 1000"))
+    await visit.send(head("200 OK", "Content-Length: 1000"))
     for _ in range(1000):
-        await visit.say(b"x")
+        await visit.send(b"x")
         await asyncio.sleep(0.01)
 
 
 async def dripping_head(visit: Visit) -> None:
-    await visit.say(b"HTTP/1.1 200 OK\r\n")
+    await visit.send(b"HTTP/1.1 200 OK\r\n")
     while True:
-        await visit.say(b"X-Slow: y\r\n")
+        await visit.send(b"X-Slow: y\r\n")
         await asyncio.sleep(0.01)
 
 
 async def stall(visit: Visit) -> None:
-    await visit.say(head("200 OK", "Content-Length: 1000"), b"x" * 500)
+    await visit.send(head("200 OK", "Content-Length: 1000"), b"x" * 500)
     await silence(visit)
 
 
 async def half_and_reset(visit: Visit) -> None:
-    await visit.say(head("200 OK", "Content-Length: 1000"), b"x" * 500)
+    await visit.send(head("200 OK", "Content-Length: 1000"), b"x" * 500)
     visit.reset()
 
 
 FAULTS: dict[str, tuple[Script, str]] = {
-    "short body": (says(head("200 OK", "Content-Length: 1000"), b"x" * 999), "download_failed"),
+    "short body": (sends(head("200 OK", "Content-Length: 1000"), b"x" * 999), "download_failed"),
     "half and reset": (half_and_reset, "download_failed"),
-    "short chunked body": (says(head("200 OK", "Transfer-Encoding: chunked"), b"5\r\nxxxxx\r\n"), "download_failed"),
-    "bad chunk": (says(head("200 OK", "Transfer-Encoding: chunked"), b"zz\r\nxxxxx\r\n"), "download_failed"),
+    "short chunked body": (sends(head("200 OK", "Transfer-Encoding: chunked"), b"5\r\nxxxxx\r\n"), "download_failed"),
+    "bad chunk": (sends(head("200 OK", "Transfer-Encoding: chunked"), b"zz\r\nxxxxx\r\n"), "download_failed"),
     "endless": (endless, "invalid_result"),
-    "too large, announced": (says(head("200 OK", f"Content-Length: {MB + 1}")), "invalid_result"),
+    "too large, announced": (sends(head("200 OK", f"Content-Length: {MB + 1}")), "invalid_result"),
     "too large, chunked": (
-        says(head("200 OK", "Transfer-Encoding: chunked"), *[b"10000\r\n" + b"x" * 65536 + b"\r\n"] * 17, b"0\r\n\r\n"),
+        sends(
+            head("200 OK", "Transfer-Encoding: chunked"), *[b"10000\r\n" + b"x" * 65536 + b"\r\n"] * 17, b"0\r\n\r\n"
+        ),
         "invalid_result",
     ),
-    "absurd length": (says(head("200 OK", f"Content-Length: {'9' * 30}")), "download_failed"),
-    "two lengths": (says(head("200 OK", "Content-Length: 1", "Content-Length: 2"), b"xx"), "download_failed"),
-    "negative length": (says(head("200 OK", "Content-Length: -1"), b"x"), "download_failed"),
+    "absurd length": (sends(head("200 OK", f"Content-Length: {'9' * 30}")), "download_failed"),
+    "two lengths": (sends(head("200 OK", "Content-Length: 1", "Content-Length: 2"), b"xx"), "download_failed"),
+    "negative length": (sends(head("200 OK", "Content-Length: -1"), b"x"), "download_failed"),
     "gzip": (answers("200 OK", gzip.compress(bytes(MB)), "Content-Encoding: gzip"), "invalid_result"),
     "unknown encoding": (answers("200 OK", b"x", "Content-Encoding: identity, br"), "invalid_result"),
     "drip": (drip, "download_failed"),
@@ -68,11 +70,11 @@ FAULTS: dict[str, tuple[Script, str]] = {
     "stall": (stall, "download_failed"),
     "silence": (silence, "download_failed"),
     "reset": (rst, "download_failed"),
-    "close": (says(), "download_failed"),
-    "not http": (says(b"SSH-2.0-OpenSSH_9.2\r\n"), "download_failed"),
-    "huge head": (says(b"HTTP/1.1 200 OK\r\n", *[b"X: " + b"y" * 60000 + b"\r\n"] * 4), "download_failed"),
-    "hundred continues": (says(*[head("100 Continue")] * 100), "download_failed"),
-    "switching protocols": (says(head("101 Switching Protocols", "Upgrade: x")), "download_failed"),
+    "close": (sends(), "download_failed"),
+    "not http": (sends(b"SSH-2.0-OpenSSH_9.2\r\n"), "download_failed"),
+    "huge head": (sends(b"HTTP/1.1 200 OK\r\n", *[b"X: " + b"y" * 60000 + b"\r\n"] * 4), "download_failed"),
+    "hundred continues": (sends(*[head("100 Continue")] * 100), "download_failed"),
+    "switching protocols": (sends(head("101 Switching Protocols", "Upgrade: x")), "download_failed"),
     **{
         status: (answers(status, b"<html>"), "result_gone")
         for status in ["401 Unauthorized", "403 Forbidden", "404 Not Found", "410 Gone", "451 Unavailable"]
@@ -84,7 +86,7 @@ FAULTS: dict[str, tuple[Script, str]] = {
 }
 
 
-def patient(host: str, **settings: float) -> Fetcher:
+def fetcher_for(host: str, **settings: float) -> Fetcher:
     return Fetcher(allow=[host], total_seconds=10, **settings)  # type: ignore[arg-type]
 
 
@@ -112,17 +114,17 @@ async def test_sound_body_arrives_unchanged() -> None:
     chunked = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (body[:7], body[7:])) + b"0\r\n\r\n"
     scripts = {
         "/length": answers("200 OK", body, "Content-Type: image/png"),
-        "/chunked": says(head("200 OK", "Transfer-Encoding: chunked", "Content-Type: Image/WebP; q=1"), chunked),
-        "/both": says(head("200 OK", "Transfer-Encoding: chunked", "Content-Length: 3"), chunked),
-        "/until-the-end": says(head("200 OK", "Content-Encoding: identity"), body),
+        "/chunked": sends(head("200 OK", "Transfer-Encoding: chunked", "Content-Type: Image/WebP; q=1"), chunked),
+        "/both": sends(head("200 OK", "Transfer-Encoding: chunked", "Content-Length: 3"), chunked),
+        "/until-the-end": sends(head("200 OK", "Content-Encoding: identity"), body),
         "/empty": answers(),
         "/html": answers("200 OK", b"<html>sorry</html>", "Content-Type: text/html; charset=utf-8"),
     }
     async with serve(scripts) as server:
-        fetcher = patient(server.host)
+        fetcher = fetcher_for(server.host)
         got = {path: await fetch(fetcher, server.url(path)) for path in scripts}
-    facts = {path: (download.media_type, download.size) for path, (download, _) in got.items()}
-    assert facts == {
+    downloads = {path: (download.media_type, download.size) for path, (download, _) in got.items()}
+    assert downloads == {
         "/length": ("image/png", len(body)),
         "/chunked": ("image/webp", None),
         "/both": (None, None),
@@ -136,8 +138,8 @@ async def test_sound_body_arrives_unchanged() -> None:
 async def test_bytes_beyond_the_announced_length_are_dropped() -> None:
     """A second response appended to the first is neither part of it nor the answer to the next request."""
     smuggled = head("200 OK", "Content-Length: 4") + b"evil"
-    async with serve(says(head("200 OK", "Content-Length: 4") + b"good" + smuggled)) as server:
-        fetcher = patient(server.host)
+    async with serve(sends(head("200 OK", "Content-Length: 4") + b"good" + smuggled)) as server:
+        fetcher = fetcher_for(server.host)
         for _ in range(3):
             assert (await fetch(fetcher, server.url()))[1] == b"good"
         assert server.connections == 3
@@ -147,38 +149,47 @@ async def test_slow_steady_body_is_an_error() -> None:
     """The rate counts: with a lower minimum the same body passes."""
 
     async def brisk_drip(visit: Visit) -> None:
-        await visit.say(head("200 OK", "Content-Length: 30"))
+        await visit.send(head("200 OK", "Content-Length: 30"))
         for _ in range(30):
-            await visit.say(b"x")
+            await visit.send(b"x")
             await asyncio.sleep(0.01)
 
     async with serve(brisk_drip) as server:
         with pytest.raises(DownloadError, match="too slow"):
-            await fetch(patient(server.host, grace_seconds=0.05, min_bytes_per_second=1000), server.url())
+            await fetch(fetcher_for(server.host, grace_seconds=0.05, min_bytes_per_second=1000), server.url())
         assert (
-            len((await fetch(patient(server.host, grace_seconds=0.05, min_bytes_per_second=1), server.url()))[1]) == 30
+            len((await fetch(fetcher_for(server.host, grace_seconds=0.05, min_bytes_per_second=1), server.url()))[1])
+            == 30
         )
+
+
+async def test_total_time_is_limited_at_any_rate() -> None:
+    """A body that is fast enough may not last longer than a download may take."""
+    async with serve(drip) as server, asyncio.timeout(5):
+        fetcher = Fetcher(allow=[server.host], total_seconds=0.2, min_bytes_per_second=1)
+        with pytest.raises(DownloadError, match="too slow"):
+            await fetch(fetcher, server.url())
 
 
 async def test_bursts_with_long_pauses_are_an_error() -> None:
     """The grace is given once, not for every chunk."""
 
     async def bursts(visit: Visit) -> None:
-        await visit.say(head("200 OK", f"Content-Length: {6 * MB // 4}"))
+        await visit.send(head("200 OK", f"Content-Length: {6 * MB // 4}"))
         for _ in range(6):
-            await visit.say(bytes(MB // 4))
+            await visit.send(bytes(MB // 4))
             await asyncio.sleep(0.15)
 
     async with serve(bursts) as server:
         with pytest.raises(DownloadError, match="too slow"):
-            await fetch(patient(server.host, grace_seconds=0.2, min_bytes_per_second=10 * MB), server.url(), 2 * MB)
+            await fetch(fetcher_for(server.host, grace_seconds=0.2, min_bytes_per_second=10 * MB), server.url(), 2 * MB)
 
 
 async def test_slow_reader_does_not_count_against_the_server() -> None:
     """Time spent between chunks does not count against the rate."""
     body = bytes(2 * MB)
     async with serve(answers("200 OK", body)) as server:
-        fetcher = patient(server.host, grace_seconds=0.3, min_bytes_per_second=5 * MB)
+        fetcher = fetcher_for(server.host, grace_seconds=0.3, min_bytes_per_second=5 * MB)
         async with fetcher.open(server.url(), max_bytes=2 * MB) as download:
             length = 0
             async for chunk in download.chunks:
@@ -220,9 +231,9 @@ async def test_memory_is_independent_of_the_body_size() -> None:
     size, block = 20 * MB, bytes(MB // 4)
 
     async def large(visit: Visit) -> None:
-        await visit.say(head("200 OK", f"Content-Length: {size}"))
+        await visit.send(head("200 OK", f"Content-Length: {size}"))
         for _ in range(size // len(block)):
-            await visit.say(block)
+            await visit.send(block)
 
     async def sizes(fetcher: Fetcher, url: str) -> list[int]:
         async with fetcher.open(url, max_bytes=size) as download:
@@ -263,7 +274,7 @@ async def test_concurrent_downloads_are_limited() -> None:
 async def test_post_is_checked_and_never_redirected() -> None:
     """Webhooks to callers: one request, any status is an answer, a redirect is not followed.
 
-    What a receiver says beside its status is its own affair: a page that never ends does not make a delivery fail.
+    Only the status of the response counts: an endless page does not fail a delivery.
     """
     scripts = {
         "/hook?a=b": answers("202 Accepted", b"thanks", "Retry-After: 7"),
@@ -271,7 +282,7 @@ async def test_post_is_checked_and_never_redirected() -> None:
         "/endless": endless,
     }
     async with serve(scripts) as server:
-        fetcher = patient(server.host)
+        fetcher = fetcher_for(server.host)
         answer = await fetcher.post(server.url("/hook?a=b"), content=b"{}", headers={"webhook-id": "1"})
         assert (answer.status, answer.headers["retry-after"], answer.body) == (202, "7", b"thanks")
         assert (await fetcher.post(server.url("/moved"), content=b"{}", headers={})).status == 307

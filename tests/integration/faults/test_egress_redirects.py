@@ -77,7 +77,7 @@ async def test_every_hop_is_resolved_and_checked() -> None:
     with pytest.raises(EgressBlocked):
         async with Fetcher(resolve=names, backend=network).open(FIRST, max_bytes=10):
             pass
-    assert names.asked == ["cdn.example.com", "other.example.org"]
+    assert names.resolved == ["cdn.example.com", "other.example.org"]
     assert len(network.dialled) == 1
 
 

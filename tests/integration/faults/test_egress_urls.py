@@ -197,7 +197,7 @@ async def test_payload_reaches_neither_name_server_nor_socket() -> None:
     outcomes = {url: await outcome(fetcher, url) for url in PAYLOADS}
     assert len(outcomes) >= 600
     assert [url for url, what in outcomes.items() if what is not EgressBlocked] == []
-    assert (network.dialled, names.asked) == ([], [])
+    assert (network.dialled, names.resolved) == ([], [])
 
 
 @pytest.mark.parametrize(

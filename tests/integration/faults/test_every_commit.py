@@ -24,7 +24,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Mortal(SqliteDatabase):
-    """Dies at its `fuse`-th transaction once armed, before or after the commit; from then on it answers nothing."""
+    """A database that fails from its `fuse`-th transaction on once armed, before or after the commit."""
 
     def __init__(self, path: Path, fuse: int, *, after: bool) -> None:
         super().__init__(path)
@@ -61,7 +61,7 @@ class Mortal(SqliteDatabase):
 async def _live(
     folder: Path, sandbox: str, receiver: Receiver, fuse: int, port: int, *, after: bool, with_callbacks: bool
 ) -> tuple[str, bool]:
-    """A first life that may be cut short; the task's id, and whether it was."""
+    """Run the first process, which may be cut off; return the task's id, and whether it was."""
     mortal: list[Mortal] = []
 
     def open_mortal(settings: Settings) -> Mortal:
@@ -78,10 +78,10 @@ async def _live(
         task_deadline=6,
         callback_allow=(receiver.host,),
     ) as broker:
-        broker.services.worker.drain_seconds = 0.1  # the dead do not tidy up
+        broker.services.worker.drain_seconds = 0.1  # a dead process does not release its leases
         broker.services.worker.deliverer.lease_seconds = 1.0
         task_id = await _order_armed(broker, mortal[0], receiver)
-        async for _ in _until_dead_or_told(broker, mortal[0], task_id, receiver):
+        async for _ in _until_dead_or_notified(broker, mortal[0], task_id, receiver):
             pass
     return task_id, mortal[0].dead
 
@@ -98,9 +98,9 @@ async def _settled(broker: RunningBroker) -> bool:
     return worker.last_housekeeping > 0 and not worker.running.count
 
 
-async def _until_dead_or_told(broker: RunningBroker, database: Mortal, task_id: str, receiver: Receiver) -> Any:
+async def _until_dead_or_notified(broker: RunningBroker, database: Mortal, task_id: str, receiver: Receiver) -> Any:
     async for answer in _answers(broker, task_id):
-        if database.dead or (receiver.heard and answer.get("status") in {"completed", "failed"}):
+        if database.dead or (receiver.received and answer.get("status") in {"completed", "failed"}):
             return
         yield answer
 
@@ -134,8 +134,8 @@ async def test_crash_at_any_commit_only_delays_the_task(tmp_path: Path, after: b
     lives = await asyncio.gather(*(life(fuse) for fuse in range(1, COMMITS + 1)))
     died = sum(dead for dead, _ in lives)
     unknown = sum(lost for _, lost in lives)
-    assert 4 < died < COMMITS, "every commit of a life was the last one once"
-    # the intent is written and the answer is not: with callbacks only an order that never left stays unknown
+    assert 4 < died < COMMITS, "every commit was the last one once"
+    # the intent is stored, the response is not: with callbacks only an order that was not sent stays unknown
     assert unknown <= (1 if with_callbacks else 2)
 
 
@@ -155,9 +155,9 @@ async def _life(folder: Path, fuse: int, *, after: bool, with_callbacks: bool) -
             callback_allow=(receiver.host,),
         ) as broker:
             data = await broker.wait_end(task_id)
-            await receiver.has_heard(1)
-            assert {(m.id, m.document["type"]) for m in receiver.heard} == {
-                (receiver.heard[0].id, f"task.{data['status']}")
+            await receiver.wait_received(1)
+            assert {(m.id, m.document["type"]) for m in receiver.received} == {
+                (receiver.received[0].id, f"task.{data['status']}")
             }
             return died, _judge(data, len(await broker.provider_jobs()))
 

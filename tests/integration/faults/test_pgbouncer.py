@@ -1,4 +1,4 @@
-"""Behind a pooler in transaction mode: it says what to set, and works when that is set."""
+"""A pooler in transaction mode: the broker names the setting it needs, and works with it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def test_pooler_without_a_listen_url_is_detected(postgres: Postgres) -> No
 
 
 @pytest.mark.parametrize("direct", [True, False], ids=["listening beside it", "not listening"])
-async def test_many_at_once_share_four_sessions(postgres: Postgres, direct: bool) -> None:
+async def test_many_clients_share_four_sessions(postgres: Postgres, direct: bool) -> None:
     """No prepared statement, lock or setting is left in a session for the next client."""
     url = await postgres.fresh()
     async with (
@@ -52,7 +52,7 @@ async def test_many_at_once_share_four_sessions(postgres: Postgres, direct: bool
         assert await database.fetch("SELECT DISTINCT n FROM notes") == [{"n": 2}]
 
 
-async def test_orders_go_through_a_pooler(tmp_path: Path, postgres: Postgres) -> None:
+async def test_orders_complete_through_a_pooler(tmp_path: Path, postgres: Postgres) -> None:
     url = await postgres.fresh()
     async with (
         pgbouncer.pooling(postgres) as port,

@@ -41,29 +41,31 @@ BUMP = "UPDATE notes SET n = n + 1 WHERE id = :id"
 
 
 def through(port: int, url: str) -> str:
-    """The same database by another way."""
+    """Return the URL of the same database through another port."""
     return f"postgresql://postgres@127.0.0.1:{port}/{url.rpartition('/')[2]}"
 
 
 @asynccontextmanager
 async def broken(postgres: Postgres, url: str, when: When) -> AsyncIterator[tuple[PostgresDatabase, Cable]]:
-    """A database whose line breaks at the next moment at which something would become durable."""
+    """Open a database whose connection breaks at the next commit."""
     async with (
         cable(postgres.port, when, fuse=1, armed=False) as line,
         PostgresDatabase(through(line.port, url)) as database,
     ):
-        await database.check()  # by then it also hears the others, and says nothing by itself
+        await database.check()  # it listens now, and sends nothing by itself
         line.moments, line.armed = 0, True
         yield database, line
         assert line.cut
 
 
-# -- a line that breaks
+# -- a broken connection
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("statements", [1, 3])
-async def test_a_transaction_whose_line_breaks_happens_once(postgres: Postgres, when: When, statements: int) -> None:
+async def test_transaction_over_a_broken_connection_happens_once(
+    postgres: Postgres, when: When, statements: int
+) -> None:
     url = await postgres.fresh()
     async with PostgresDatabase(url) as direct:
         await direct.execute("CREATE TABLE notes (id TEXT PRIMARY KEY, n BIGINT)")
@@ -74,7 +76,7 @@ async def test_a_transaction_whose_line_breaks_happens_once(postgres: Postgres, 
         assert await database.fetch("SELECT n FROM notes") == [{"n": statements - 1}]
 
 
-async def test_a_key_that_was_there_before_is_still_an_error(postgres: Postgres) -> None:
+async def test_existing_key_is_an_error_after_a_broken_connection(postgres: Postgres) -> None:
     """A doubtful commit must not make a real conflict look like a success."""
     url = await postgres.fresh()
     async with PostgresDatabase(url) as direct:
@@ -88,14 +90,14 @@ async def test_a_key_that_was_there_before_is_still_an_error(postgres: Postgres)
         await database.execute(BUMP, id="a")
 
 
-async def test_of_two_who_compare_and_set_one_wins_however_the_line_breaks(postgres: Postgres) -> None:
+async def test_one_of_two_concurrent_changes_wins_over_a_broken_connection(postgres: Postgres) -> None:
     url = await postgres.fresh()
     async with PostgresDatabase(url) as direct:
         await upgrade_schema(direct, NOW)
         task, rows = a_task(state=TaskState.WAITING), Tasks(direct)
         await direct.transact(rows.insert_task(task))
         async with broken(postgres, url, "after") as (database, _):
-            with pytest.raises(Stale):  # it had happened; the caller reads again, and finds its own change
+            with pytest.raises(Stale):  # it was committed; the caller reads again, and finds its own change
                 await database.transact(
                     rows.update_task(task, step_retries=7),
                     Attempts(database).update_attempt(task.id, 1, outcome="accepted"),
@@ -116,7 +118,7 @@ async def test_of_two_who_compare_and_set_one_wins_however_the_line_breaks(postg
 async def test_connection_cut_at_any_commit_only_delays_the_task(
     tmp_path: Path, postgres: Postgres, when: When, fuses: range
 ) -> None:
-    """Whatever is cut off, once, at each moment that a life has: the order is made once and comes home."""
+    """For every commit of a task's life: the order is submitted once, and its result arrives."""
     places = asyncio.Semaphore(8)
 
     async def life(fuse: int) -> bool:
@@ -124,7 +126,7 @@ async def test_connection_cut_at_any_commit_only_delays_the_task(
             return await _life(tmp_path / str(fuse), postgres, when, fuse)
 
     cuts = await asyncio.gather(*(life(fuse) for fuse in fuses))
-    assert sum(cuts) > len(fuses) / 2, "a life has many such moments"
+    assert sum(cuts) > len(fuses) / 2, "a task's life has many commits"
 
 
 async def _life(folder: Path, postgres: Postgres, when: When, fuse: int) -> bool:
@@ -142,10 +144,10 @@ async def _life(folder: Path, postgres: Postgres, when: When, fuse: int) -> bool
 
 
 @pytest.mark.parametrize("when", [pytest.param("before", marks=pytest.mark.faults), "after"])
-async def test_an_order_with_a_key_and_references_survives_a_broken_line(
+async def test_order_with_key_and_references_survives_a_broken_connection(
     tmp_path: Path, postgres: Postgres, when: When
 ) -> None:
-    """The answer is that of the first try, and the references are not cleaned away as if the order did not exist."""
+    """The response is that of the first request, and the references of the existing order are kept."""
     picture = samples.plain_png()
     for fuse in range(1, 7):
         url = await postgres.fresh()
@@ -165,12 +167,12 @@ async def test_an_order_with_a_key_and_references_survives_a_broken_line(
             assert (data["status"], len(await broker.provider_jobs())) == ("completed", 1), (fuse, data)
 
 
-# -- a server that dies
+# -- a crashing server
 
 
 @pytest.mark.faults
 async def test_repeated_postgres_crashes_under_load_end_every_task_once(tmp_path: Path) -> None:
-    """Restarted as after a crash every second and a half, while orders come in and go through."""
+    """The server crashes and restarts every 1.5 seconds while orders are created and processed."""
     orders = 60
     with servers.running() as server:
         async with open_broker(tmp_path, database_url=await server.fresh(), task_deadline=30) as broker:
@@ -178,9 +180,9 @@ async def test_repeated_postgres_crashes_under_load_end_every_task_once(tmp_path
             crashing = asyncio.create_task(_crash_until(ending, server))
             ids = []
             for number in range(orders):
-                ids.append(await _surely_order(broker, number))
+                ids.append(await _create_until_accepted(broker, number))
                 await asyncio.sleep(0.1)
-            ends = [await _surely_end(broker, task_id) for task_id in ids]
+            ends = [await _wait_through_crashes(broker, task_id) for task_id in ids]
             ending.set()
             crashes = await crashing
             jobs = await broker.provider_jobs()
@@ -199,7 +201,7 @@ async def _crash_until(ending: asyncio.Event, server: Postgres) -> int:
     return crashes
 
 
-async def _surely_order(broker: RunningBroker, number: int) -> str:
+async def _create_until_accepted(broker: RunningBroker, number: int) -> str:
     async with asyncio.timeout(30):
         while True:
             answer = await broker.client.post(
@@ -214,7 +216,7 @@ async def _surely_order(broker: RunningBroker, number: int) -> str:
             assert answer.headers["retry-after"]
 
 
-async def _surely_end(broker: RunningBroker, task_id: str) -> dict[str, Any]:
+async def _wait_through_crashes(broker: RunningBroker, task_id: str) -> dict[str, Any]:
     async with asyncio.timeout(60):
         while True:
             answer = await broker.client.get(f"/api/task/{task_id}", params={"wait": "1"})
@@ -242,22 +244,22 @@ async def test_listener_is_woken_again_after_a_server_restart(tmp_path: Path) ->
     with servers.running() as server:
         url = await server.fresh()
         async with PostgresDatabase(url) as one, PostgresDatabase(url) as other:
-            with other.listen("news") as bell:
-                one.notify("news")
-                assert await bell.wait(10)
+            with other.listen("changes") as subscription:
+                one.notify("changes")
+                assert await subscription.wait(10)
                 server.restart_hard()
-                assert await bell.wait(10), "it may have missed something"
-                heard = False
-                while not heard:
-                    one.notify("news")
-                    heard = await bell.wait(1)
+                assert await subscription.wait(10), "it may have missed something"
+                is_woken = False
+                while not is_woken:
+                    one.notify("changes")
+                    is_woken = await subscription.wait(1)
 
 
-# -- a process that is silent in the middle of a transaction
+# -- a process that stops inside a transaction
 
 
 async def test_process_stopped_inside_a_transaction_does_not_block_others(postgres: Postgres) -> None:
-    """A stopped process keeps its locks, so Postgres ends its session; its late words find no transaction."""
+    """A stopped process keeps its locks, so Postgres ends its session; its late statements find no transaction."""
     url = await postgres.fresh()
     async with PostgresDatabase(url, idle_seconds=0.5) as database, PostgresDatabase(url) as other:
         await database.execute("CREATE TABLE notes (id TEXT PRIMARY KEY, n BIGINT)")
@@ -276,8 +278,8 @@ async def test_process_stopped_inside_a_transaction_does_not_block_others(postgr
 # -- many processes
 
 
-async def test_a_callback_a_poll_and_a_step_may_each_meet_another_process(tmp_path: Path, postgres: Postgres) -> None:
-    """Two brokers, of which the first takes the order and only the second is called back: the first hears of it."""
+async def test_callback_to_one_process_wakes_a_poll_at_another(tmp_path: Path, postgres: Postgres) -> None:
+    """Two brokers: the first accepts the order, only the second gets the callback, and the first is notified."""
     url, port = await postgres.fresh(), free_port()
     options = Options(duration=0.3, callback_spacing=0.1, callback_retries=20, creates_per_window=10_000)
     shared: dict[str, Any] = {"database_url": url, "secret_key": "the same for all of them", "check_after": 60}
@@ -292,14 +294,14 @@ async def test_a_callback_a_poll_and_a_step_may_each_meet_another_process(tmp_pa
             begun = time.monotonic()
             answer = await one.client.get(f"/api/task/{task_id}", params={"wait": "20"})
             assert answer.json()["data"]["status"] == "completed"
-            assert time.monotonic() - begun < 10, "nobody asked the provider, which would have taken a minute"
+            assert time.monotonic() - begun < 10, "without a check of the provider, which would have taken a minute"
             data = await two.get_task(task_id)
             image = await two.client.get(data["result"])
             assert (image.status_code, len(image.content)) == (200, data["results"][0]["bytes"])
 
 
-async def test_the_window_of_a_provider_holds_over_all_processes(tmp_path: Path, postgres: Postgres) -> None:
-    """Two brokers on one account: together they begin no more jobs in ten seconds than it may."""
+async def test_provider_window_holds_over_all_processes(tmp_path: Path, postgres: Postgres) -> None:
+    """Two brokers on one account: together they submit no more jobs in ten seconds than it allows."""
     url = await postgres.fresh()
     shared: dict[str, Any] = {"database_url": url, "secret_key": "the same for all of them", "creates_per_10s": 10}
     shared["blob_url"] = f"file:{tmp_path / 'blobs'}"
@@ -318,7 +320,7 @@ async def test_the_window_of_a_provider_holds_over_all_processes(tmp_path: Path,
     assert all(later - earlier >= 10 for earlier, later in zip(sent, sent[10:], strict=False))
 
 
-async def test_the_places_of_a_provider_hold_over_all_processes(tmp_path: Path, postgres: Postgres) -> None:
+async def test_provider_concurrency_holds_over_all_processes(tmp_path: Path, postgres: Postgres) -> None:
     """At most two jobs at once over all processes."""
     url = await postgres.fresh()
     shared: dict[str, Any] = {"database_url": url, "secret_key": "the same for all of them", "max_concurrent": 2}
@@ -338,39 +340,39 @@ async def test_the_places_of_a_provider_hold_over_all_processes(tmp_path: Path, 
     assert (len(jobs), most) == (12, 2)
 
 
-async def test_a_poller_elsewhere_hears_of_the_end_at_once(postgres: Postgres) -> None:
+async def test_poller_in_another_process_is_notified_at_once(postgres: Postgres) -> None:
     url = await postgres.fresh()
     async with PostgresDatabase(url) as one, PostgresDatabase(url) as other:
         await one.execute("CREATE TABLE notes (id TEXT PRIMARY KEY, n BIGINT)")
-        await asyncio.gather(one.check(), other.check())  # both hear
-        with other.listen("task:1") as bell, other.listen("task:2") as silent:
+        await asyncio.gather(one.check(), other.check())  # both listen
+        with other.listen("task:1") as subscription, other.listen("task:2") as silent:
             await one.transact(Statement(sql=ADD, params={"id": "a"}), wake=("task:1",))
-            assert await bell.wait(5)
+            assert await subscription.wait(5)
             assert not await silent.wait(0)
 
 
-async def test_thousands_of_wakes_at_once_all_arrive(postgres: Postgres) -> None:
-    """More names than one message of Postgres can hold."""
+async def test_thousands_of_notifications_at_once_all_arrive(postgres: Postgres) -> None:
+    """More channels than one notification of Postgres can hold."""
     url = await postgres.fresh()
     async with PostgresDatabase(url) as one, PostgresDatabase(url) as other:
         await asyncio.gather(one.check(), other.check())
         names = [f"task:task_{n:032x}" for n in range(3000)]
-        bells = [other.listen(name) for name in names]
-        opened = [bell.__enter__() for bell in bells]
+        subscriptions = [other.listen(name) for name in names]
+        opened = [subscription.__enter__() for subscription in subscriptions]
         one.notify(*names)
-        assert all(await asyncio.gather(*(bell.wait(10) for bell in opened)))
-        for bell in bells:
-            bell.__exit__(None, None, None)
+        assert all(await asyncio.gather(*(subscription.wait(10) for subscription in opened)))
+        for subscription in subscriptions:
+            subscription.__exit__(None, None, None)
 
 
 async def test_readiness_follows_the_database(tmp_path: Path) -> None:
     with servers.running() as server:
         url = await server.fresh()
 
-        def open_impatient(_: Settings) -> PostgresDatabase:
+        def open_with_short_timeout(_: Settings) -> PostgresDatabase:
             return PostgresDatabase(url, retry_seconds=0.5)
 
-        async with open_broker(tmp_path, database_url=url, open_database=open_impatient) as broker:
+        async with open_broker(tmp_path, database_url=url, open_database=open_with_short_timeout) as broker:
             assert (await broker.client.get("/ready")).status_code == 200
             server.stop("immediate")
             answer = await broker.client.get("/ready")
@@ -388,7 +390,7 @@ async def _ready(broker: RunningBroker) -> bool:
 
 
 async def test_unresponsive_server_is_given_up(tmp_path: Path) -> None:
-    """The stopped server neither refuses nor answers."""
+    """A stopped server neither rejects the connection nor responds."""
     with servers.running() as server:
         async with PostgresDatabase(await server.fresh(), retry_seconds=0.5, statement_seconds=0.5) as database:
             await database.check()
@@ -417,8 +419,8 @@ def _is_of(pid: int, server: Postgres) -> bool:
     return postmaster in {pid, parent}
 
 
-async def test_a_starter_waits_for_the_migration_of_another(postgres: Postgres) -> None:
-    """However long that takes."""
+async def test_start_waits_for_the_migration_of_another_process(postgres: Postgres) -> None:
+    """Without a time limit."""
     url = await postgres.fresh()
     async with PostgresDatabase(url) as one, PostgresDatabase(url, retry_seconds=0.2) as other:
         slow = Statement(sql="SELECT pg_sleep(6)")
@@ -430,7 +432,7 @@ async def test_a_starter_waits_for_the_migration_of_another(postgres: Postgres) 
 
 
 @pytest.mark.parametrize("option", ["channel_binding=prefer", "connect_timeout=3", "pgbouncer=true", "sslmode=disable"])
-async def test_an_address_with_the_options_of_other_drivers_will_do(postgres: Postgres, option: str) -> None:
+async def test_url_with_options_of_other_drivers_is_accepted(postgres: Postgres, option: str) -> None:
     async with PostgresDatabase(f"{await postgres.fresh()}?{option}") as database:
         await database.check()
 
@@ -444,7 +446,7 @@ async def test_invalid_database_url_is_an_error_with_its_cure(postgres: Postgres
             await database.check()
 
 
-async def test_an_empty_database_misses_everything_and_a_newer_one_is_said_to_be_newer(postgres: Postgres) -> None:
+async def test_empty_and_newer_database_are_reported(postgres: Postgres) -> None:
     async with PostgresDatabase(await postgres.fresh()) as database:
         assert [m.number for m in await missing_migrations(database)] == [m.number for m in load_migrations()]
         await upgrade_schema(database, NOW)

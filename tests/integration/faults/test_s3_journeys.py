@@ -1,4 +1,4 @@
-"""A bucket that is slow, refuses or loses parts while results are stored: they are whole, and submitted once."""
+"""A bucket that is slow, rejects or loses parts: results are complete, and submitted once."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def _tried_twice(net: Network) -> bool:
 
 
 async def rows_and_bytes(broker: RunningBroker) -> None:
-    """No image row without its bytes."""
+    """Assert that each image row has its bytes."""
     rows = await broker.services.database.fetch("SELECT blob, size FROM images")
     for row in rows:
         chunks = [chunk async for chunk in await broker.services.blobs.open(row["blob"])]
@@ -64,13 +64,13 @@ async def test_bucket_outage_only_delays_the_task(tmp_path: Path, s3_server: S3S
         await rows_and_bytes(broker)
 
 
-async def test_interrupted_upload_is_repeated_until_whole(tmp_path: Path, s3_server: S3Server) -> None:
-    """The line breaks in the middle of a part, twice; then it is sent again, and is whole."""
+async def test_interrupted_upload_is_repeated_until_complete(tmp_path: Path, s3_server: S3Server) -> None:
+    """The connection breaks inside a part, twice; then the part is sent again completely."""
 
     async with broker_with_bucket(tmp_path, s3_server) as (broker, net):
         net.when(PART, net.cut_request, times=2)
         data = await broker.wait_end(await broker.create_task("a red bicycle [mood:big:12]"), seconds=60)
-        assert net.count(PART) > 2, "it was large enough to go up in parts"
+        assert net.count(PART) > 2, "it was large enough for a multipart upload"
         assert (data["status"], len(await broker.provider_jobs())) == ("completed", 1)
         answer = await broker.client.get(data["result"])
         with Image.open(io.BytesIO(answer.content)) as image:
@@ -80,7 +80,7 @@ async def test_interrupted_upload_is_repeated_until_whole(tmp_path: Path, s3_ser
 
 @pytest.mark.faults
 async def test_reference_that_cannot_be_stored_submits_nothing(tmp_path: Path, s3_server: S3Server) -> None:
-    """The response is 503 with Retry-After; no task, no row, nothing to pay."""
+    """The response is 503 with Retry-After; no task, no row, no cost."""
     async with broker_with_bucket(tmp_path, s3_server) as (broker, net):
         net.when(r"^PUT .*/images/refs_", error("403 Forbidden", "AccessDenied"))
         buffer = io.BytesIO()

@@ -37,10 +37,10 @@ async def a_task(services: Services, clock: ManualClock, state: TaskState, attem
     broker = services
     (task,) = await create_tasks(services, OrderRequest(params=ImageParams(prompt="a red bicycle")))
     values = {"state": state, "attempt": attempt, "due_at": clock.now(), "expects_callback": False, **changes}
-    saving = broker.tasks.update_task(task, **values)
+    update = broker.tasks.update_task(task, **values)
     limits = account_limits(services.providers[task.provider])
     ledger = Attempt(task_id=task.id, number=attempt, provider=task.provider, key_id="default", sent_at=clock.now())
-    await services.database.transact(saving, *services.worker.steps.submit.limits.reserve_submission(ledger, limits))
+    await services.database.transact(update, *services.worker.steps.submit.limits.reserve_submission(ledger, limits))
     fresh = await broker.tasks.get(task.id)
     assert fresh is not None
     return fresh
@@ -220,9 +220,9 @@ async def test_shorter_retention_does_not_change_a_revived_task(tmp_path: Path, 
 async def test_worker_without_free_slots_polls_again_soon(tmp_path: Path, clock: ManualClock) -> None:
     async with still(tmp_path, clock) as services:
         worker = services.worker
-        agenda = await worker.read_agenda()
+        due_work = await worker.read_due_work()
         for state in (*CONCURRENCY, *FINAL_STATES):
             for _ in range(worker.running.free_slots(state)):
-                worker.running.start(asyncio.get_running_loop().create_future(), RunningStep(state=state))
-        assert await worker.seconds_until_due(agenda) == MAX_SLEEP_SECONDS
+                worker.running.start(asyncio.get_running_loop().create_future(), "test", RunningStep(state=state))
+        assert await worker.seconds_until_due(due_work) == MAX_SLEEP_SECONDS
         await worker.running.cancel_all()

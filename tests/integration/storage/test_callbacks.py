@@ -1,4 +1,4 @@
-"""The inbox at rest: pages by what people look for, and callbacks that never came."""
+"""The rows of the callback inbox: filtered pages, and count_missing_callbacks callbacks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncItera
         yield opened
 
 
-def a_hook(number: int = 1, **changes: Any) -> StoredCallback:
+def a_callback(number: int = 1, **changes: Any) -> StoredCallback:
     values: dict[str, Any] = {
         "id": f"hook_{number:024x}",
         "provider": "kie",
@@ -44,14 +44,14 @@ def a_hook(number: int = 1, **changes: Any) -> StoredCallback:
     return StoredCallback(**{**values, **changes})
 
 
-async def keep(database: Any, *hooks: StoredCallback) -> Callbacks:
+async def store(database: Any, *callbacks: StoredCallback) -> Callbacks:
     inbox = Callbacks(database)
-    await database.transact(*(inbox.insert_callback(hook) for hook in hooks))
+    await database.transact(*(inbox.insert_callback(callback) for callback in callbacks))
     return inbox
 
 
-async def learn(database: Any, number: int = 1, **changes: Any) -> None:
-    """The line of the ledger of an attempt that ended."""
+async def store_ended_attempt(database: Any, number: int = 1, **changes: Any) -> None:
+    """Store an attempt that ended."""
     values: dict[str, Any] = {
         "task_id": f"task_{number:032x}",
         "number": 1,
@@ -66,16 +66,16 @@ async def learn(database: Any, number: int = 1, **changes: Any) -> None:
     await database.execute(f"INSERT INTO attempts ({columns}) VALUES ({names})", **row)
 
 
-async def missing(database: Any, limit: int = 100) -> dict[str, int]:
+async def count_missing_callbacks(database: Any, limit: int = 100) -> dict[str, int]:
     return await Callbacks(database).count_missing(since=NOW, until=NOW + 100, limit=limit)
 
 
-async def test_a_callback_comes_back_as_it_came(database: Any) -> None:
-    hook = a_hook(job_ended_at=NOW - 1, replay_of="hook_0")
-    inbox = await keep(database, hook)
-    assert await inbox.get(hook.id) == hook
+async def test_callback_is_read_back_as_stored(database: Any) -> None:
+    callback = a_callback(job_ended_at=NOW - 1, replay_of="hook_0")
+    inbox = await store(database, callback)
+    assert await inbox.get(callback.id) == callback
     (line,) = await inbox.list_newest(limit=5)
-    assert line == CallbackRecord(**{one.name: getattr(hook, one.name) for one in fields(CallbackRecord)})
+    assert line == CallbackRecord(**{one.name: getattr(callback, one.name) for one in fields(CallbackRecord)})
     assert await inbox.get("hook_2") is None
 
 
@@ -91,8 +91,8 @@ async def test_a_callback_comes_back_as_it_came(database: Any) -> None:
     ids=str,
 )
 async def test_pages_have_every_callback_once(database: Any, only: dict[str, str], expected: Any) -> None:
-    hooks = [
-        a_hook(
+    callbacks = [
+        a_callback(
             number,
             task_id="task_a" if number % 3 == 0 else None,
             verification="reject" if number % 4 == 0 else "accept",
@@ -101,36 +101,36 @@ async def test_pages_have_every_callback_once(database: Any, only: dict[str, str
         )
         for number in range(60)
     ]
-    inbox = await keep(database, *hooks)
+    inbox = await store(database, *callbacks)
     seen: list[CallbackRecord] = []
     before: tuple[float, str] | None = None
     while page := await inbox.list_newest(limit=7, before=before, **only):
         seen += page
         before = (page[-1].received_at, page[-1].id)
-    assert [entry.id for entry in seen] == [hooks[number].id for number in reversed(expected)]
+    assert [entry.id for entry in seen] == [callbacks[number].id for number in reversed(expected)]
 
 
-async def test_an_end_that_was_asked_for_misses_its_callback(database: Any) -> None:
-    await learn(database)
-    assert await missing(database) == {"kie": 1}
+async def test_end_found_by_a_check_has_a_missing_callback(database: Any) -> None:
+    await store_ended_attempt(database)
+    assert await count_missing_callbacks(database) == {"kie": 1}
 
 
-async def test_a_callback_that_came_late_came_all_the_same(database: Any) -> None:
-    await learn(database)
-    inbox = await keep(database, a_hook(received_at=NOW + 50))
-    assert await inbox.has_accepted(a_hook().task_id or "", 1)
-    assert await missing(database) == {}
+async def test_late_callback_is_not_missing(database: Any) -> None:
+    await store_ended_attempt(database)
+    inbox = await store(database, a_callback(received_at=NOW + 50))
+    assert await inbox.has_accepted(a_callback().task_id or "", 1)
+    assert await count_missing_callbacks(database) == {}
 
 
 @pytest.mark.parametrize(
     "changes", [{"verification": "recheck"}, {"attempt": 2}, {"attempt": None}, {"replay_of": "hook_0"}]
 )
-async def test_what_is_no_callback_about_the_attempt_does_not_count(database: Any, changes: dict[str, Any]) -> None:
-    """A hint, one about another attempt, one from somebody at this machine, and one that we repeated ourselves."""
-    await learn(database)
-    inbox = await keep(database, a_hook(**changes))
-    assert not await inbox.has_accepted(a_hook().task_id or "", 1)
-    assert await missing(database) == {"kie": 1}
+async def test_other_callbacks_do_not_count_for_the_attempt(database: Any, changes: dict[str, Any]) -> None:
+    """One without proof, one of another attempt, one without an attempt, and a replay."""
+    await store_ended_attempt(database)
+    inbox = await store(database, a_callback(**changes))
+    assert not await inbox.has_accepted(a_callback().task_id or "", 1)
+    assert await count_missing_callbacks(database) == {"kie": 1}
 
 
 @pytest.mark.parametrize(
@@ -138,13 +138,13 @@ async def test_what_is_no_callback_about_the_attempt_does_not_count(database: An
     [{"learned_by": "callback"}, {"learned_by": "poll"}, {"learned_by": None}, {"ended_at": NOW}, {"ended_at": None}],
     ids=str,
 )
-async def test_only_recent_ends_that_were_asked_for_count(database: Any, changes: dict[str, Any]) -> None:
-    await learn(database, **changes)
-    assert await missing(database) == {}
+async def test_only_recent_ends_found_by_a_check_count(database: Any, changes: dict[str, Any]) -> None:
+    await store_ended_attempt(database, **changes)
+    assert await count_missing_callbacks(database) == {}
 
 
 async def test_missing_callbacks_are_counted_by_provider_up_to_a_limit(database: Any) -> None:
     for number in range(8):
-        await learn(database, number, provider="fal" if number > 5 else "kie")
-    assert await missing(database) == {"kie": 6, "fal": 2}
-    assert sum((await missing(database, limit=3)).values()) == 3
+        await store_ended_attempt(database, number, provider="fal" if number > 5 else "kie")
+    assert await count_missing_callbacks(database) == {"kie": 6, "fal": 2}
+    assert sum((await count_missing_callbacks(database, limit=3)).values()) == 3

@@ -1,4 +1,4 @@
-"""Blobs as files: what only this store can get wrong, shown with real faults where the system offers them."""
+"""Faults of the file store: full and failing disks, power cuts, dead writers, links."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.blobs.local import LocalBlobs, _remove, _rename_into
+from storage.blobs.local import LocalBlobs, remove_folder
 from storage.blobs.staging import HashingFile
 from storage.blobs.store import BlobMissing
 from storage.errors import StorageError, StorageFull
@@ -47,7 +47,7 @@ from storage.blobs.local import LocalBlobs
 
 
 def run(code: str, root: Path) -> str:
-    """Run code in a process of its own, which may break its limits, or die."""
+    """Run code in a process of its own, which may exceed its limits, or die."""
     script = IMPORTS + code
     result = subprocess.run(
         [sys.executable, "-W", "error", "-c", script, str(root)], capture_output=True, text=True, timeout=60, check=True
@@ -75,10 +75,10 @@ asyncio.run(main())
 """
 
 
-def test_a_full_disk_is_said_leaves_nothing_and_heals(tmp_path: Path) -> None:
-    """A real limit of the system in the middle of a write."""
-    said, size = run(WRITE_TOO_MUCH, tmp_path).splitlines()
-    assert "BROKER_RETENTION_HOURS" in said
+def test_full_disk_is_an_error_that_leaves_nothing_and_passes(tmp_path: Path) -> None:
+    """The limit is a real one, in the middle of a write."""
+    message, size = run(WRITE_TOO_MUCH, tmp_path).splitlines()
+    assert "BROKER_RETENTION_HOURS" in message
     assert size == "4"
     assert [path.stat().st_size for path in files(tmp_path)] == [4]
 
@@ -105,7 +105,7 @@ def test_too_many_open_files_name_the_cure(tmp_path: Path) -> None:
     assert files(tmp_path) == []
 
 
-async def test_a_draft_below_the_floor_is_refused(tmp_path: Path) -> None:
+async def test_draft_below_the_free_floor_is_rejected(tmp_path: Path) -> None:
     """The database on the same disk must still be able to write."""
     blobs = LocalBlobs(tmp_path / "blobs", free_floor=2**60)
     with pytest.raises(StorageFull, match="BROKER_RETENTION_HOURS"):
@@ -116,14 +116,14 @@ async def test_a_draft_below_the_floor_is_refused(tmp_path: Path) -> None:
     assert files(tmp_path) == []
 
 
-async def test_a_floor_that_is_kept_refuses_nothing(tmp_path: Path) -> None:
+async def test_draft_above_the_free_floor_is_stored(tmp_path: Path) -> None:
     blobs = LocalBlobs(tmp_path / "blobs", free_floor=1)
     await blobs.check()
     async with blobs.new_draft("task_1") as draft:
         await draft.commit()
 
 
-async def test_a_root_that_is_no_folder_is_said_without_its_path(tmp_path: Path) -> None:
+async def test_root_that_is_a_file_is_an_error_without_its_path(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file")
     blobs = LocalBlobs(tmp_path / "taken")
     with pytest.raises(StorageError, match="BROKER_BLOB_URL must name a folder") as caught:
@@ -136,7 +136,7 @@ async def test_a_root_that_is_no_folder_is_said_without_its_path(tmp_path: Path)
 
 
 class Failing(LocalBlobs):
-    """A disk that fails at the n-th sync."""
+    """Store on a disk that fails at the n-th sync."""
 
     syncs = 0
     fails_at = 1
@@ -149,7 +149,7 @@ class Failing(LocalBlobs):
 
 
 @pytest.mark.parametrize("fails_at", [1, 2, 3, 4])
-async def test_a_disk_that_fails_to_sync_never_says_done(tmp_path: Path, fails_at: int) -> None:
+async def test_failed_sync_fails_the_commit(tmp_path: Path, fails_at: int) -> None:
     blobs = Failing(tmp_path)
     blobs.fails_at = fails_at
     before = descriptors()
@@ -166,7 +166,7 @@ async def test_a_disk_that_fails_to_sync_never_says_done(tmp_path: Path, fails_a
     assert blob.size == 1
 
 
-async def test_a_check_that_fails_leaves_nothing(tmp_path: Path) -> None:
+async def test_failed_check_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="the disk is failing"):
         await Failing(tmp_path).check()
     assert files(tmp_path) == []
@@ -176,7 +176,7 @@ async def test_a_check_that_fails_leaves_nothing(tmp_path: Path) -> None:
 
 
 class Recording(LocalBlobs):
-    """Notes what is synced, and whether the blob had its name by then."""
+    """Store that records what is synced, and whether the blob had its name at that time."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
@@ -190,8 +190,8 @@ class Recording(LocalBlobs):
         super().sync(descriptor)
 
 
-async def test_bytes_are_durable_before_their_name_and_the_name_before_the_answer(tmp_path: Path) -> None:
-    """1. the bytes 2. the name 3. the folder, and those that may be new above it."""
+async def test_commit_syncs_bytes_then_renames_then_syncs_folders(tmp_path: Path) -> None:
+    """The folder, and those above it, which may be new."""
     blobs = Recording(tmp_path)
     async with blobs.new_draft("task_1") as draft:
         await draft.write(b"x" * 10)
@@ -214,7 +214,7 @@ asyncio.run(main())
 """
 
 
-async def test_a_sweep_removes_what_a_dead_writer_left(blobs: LocalBlobs) -> None:
+async def test_draft_of_a_dead_writer_is_deleted(blobs: LocalBlobs) -> None:
     run(DIE, blobs.root)
     (orphan,) = files(blobs.root)
     assert await blobs.delete_stale_drafts(3600) == 0  # too young
@@ -224,8 +224,8 @@ async def test_a_sweep_removes_what_a_dead_writer_left(blobs: LocalBlobs) -> Non
     assert await blobs.delete_stale_drafts(3600) == 0
 
 
-async def test_a_sweep_spares_a_living_writer_however_slow(blobs: LocalBlobs) -> None:
-    """A sweep at the start of one process must not harm the others."""
+async def test_old_draft_of_a_living_writer_is_kept(blobs: LocalBlobs) -> None:
+    """A process that starts must not delete the drafts of others."""
     async with blobs.new_draft("task_1") as draft:
         await draft.write(b"slow")
         os.utime(draft.path, (0, 0))
@@ -233,23 +233,23 @@ async def test_a_sweep_spares_a_living_writer_however_slow(blobs: LocalBlobs) ->
         assert (await draft.commit()).size == 4
 
 
-async def test_a_sweep_before_anything_was_stored_is_fine(blobs: LocalBlobs) -> None:
+async def test_empty_store_has_no_stale_drafts(blobs: LocalBlobs) -> None:
     assert await blobs.delete_stale_drafts(0) == 0
 
 
-async def test_a_sweep_passes_by_what_is_no_draft(blobs: LocalBlobs) -> None:
+async def test_folders_and_links_among_drafts_are_left_alone(blobs: LocalBlobs) -> None:
     (blobs.root / ".drafts" / "folder").mkdir(parents=True)
     (blobs.root / ".drafts" / "link").symlink_to("/nowhere")
     assert await blobs.delete_stale_drafts(-1) == 0
 
 
-async def test_a_draft_is_used_inside_its_block(blobs: LocalBlobs) -> None:
+async def test_write_outside_the_block_is_an_error(blobs: LocalBlobs) -> None:
     draft = blobs.new_draft("task_1")
     with pytest.raises(RuntimeError, match="async with"):
         await draft.write(b"x")
 
 
-async def test_a_draft_that_was_taken_away_is_an_error_not_a_blob(blobs: LocalBlobs) -> None:
+async def test_commit_of_a_deleted_draft_is_an_error(blobs: LocalBlobs) -> None:
     with pytest.raises(StorageError):
         async with blobs.new_draft("task_1") as draft:
             await draft.write(b"x")
@@ -258,16 +258,21 @@ async def test_a_draft_that_was_taken_away_is_an_error_not_a_blob(blobs: LocalBl
     assert files(blobs.root) == []
 
 
-def test_a_folder_that_is_deleted_while_a_blob_is_placed_is_made_again(tmp_path: Path) -> None:
+def test_folder_deleted_while_a_blob_is_placed_is_created_again(tmp_path: Path) -> None:
     """Between any two system calls; without the syncs, which would make the moment rare."""
-    folder = tmp_path / "_1" / "task_1"
+
+    class Unsynced(LocalBlobs):
+        def sync(self, descriptor: int) -> None:
+            pass
+
+    blobs, folder = Unsynced(tmp_path), tmp_path / "_1" / "task_1"
     names = [f"{number:064}" for number in range(600)]
     for name in names:
         (tmp_path / name).touch()
 
     def place() -> None:
         for name in names:
-            os.close(_rename_into(folder, tmp_path / name, name))
+            blobs.place(tmp_path / name, "task_1", name)
 
     with ThreadPoolExecutor(4) as threads:
         placing = threads.submit(place)
@@ -275,16 +280,16 @@ def test_a_folder_that_is_deleted_while_a_blob_is_placed_is_made_again(tmp_path:
         def remove() -> int:
             removed = 0
             while not placing.done():
-                removed += _remove(folder)
+                removed += remove_folder(folder)
             return removed
 
         removers = [threads.submit(remove) for _ in range(3)]
         placing.result()
-    left = _remove(folder)
+    left = remove_folder(folder)
     assert sum(remover.result() for remover in removers) + left == len(names)
 
 
-async def test_a_deleted_owner_leaves_no_folder(blobs: LocalBlobs) -> None:
+async def test_deleted_owner_leaves_no_folder(blobs: LocalBlobs) -> None:
     async with blobs.new_draft("task_1") as draft:
         await draft.commit()
     assert await blobs.delete("task_1") == 1
@@ -292,8 +297,8 @@ async def test_a_deleted_owner_leaves_no_folder(blobs: LocalBlobs) -> None:
 
 
 @pytest.mark.parametrize("steps", range(0, 40, 3))
-def test_a_cancelled_writer_leaves_nothing(tmp_path: Path, steps: int) -> None:
-    """Wherever it is cancelled, its thread included: no draft, no half blob, no open file."""
+def test_cancelled_writer_leaves_nothing(tmp_path: Path, steps: int) -> None:
+    """Cancelled anywhere, its thread included: no draft, no half blob, no open file."""
     blobs = LocalBlobs(tmp_path)
 
     async def write() -> None:
@@ -306,7 +311,7 @@ def test_a_cancelled_writer_leaves_nothing(tmp_path: Path, steps: int) -> None:
         writing = [asyncio.create_task(write()) for _ in range(20)]  # more than there are threads
         for _ in range(steps):
             await asyncio.sleep(0)
-        for _ in range(6):  # impatiently, as cancel scopes do
+        for _ in range(6):  # repeatedly, as cancel scopes do
             for writer in writing:
                 writer.cancel()
             await asyncio.sleep(0)
@@ -319,16 +324,16 @@ def test_a_cancelled_writer_leaves_nothing(tmp_path: Path, steps: int) -> None:
     assert files(tmp_path / ".drafts") == []
 
 
-async def test_a_draft_that_was_left_before_its_thread_began_is_never_made(blobs: LocalBlobs) -> None:
-    """The order in which threads come to a cancelled draft is not ours."""
+async def test_draft_left_before_its_thread_began_is_not_created(blobs: LocalBlobs) -> None:
+    """Threads may reach a cancelled draft in any order."""
     draft = blobs.new_draft("task_1")
     await draft.__aexit__(None, None, None)
     await draft.__aenter__()
     assert files(blobs.root) == []
 
 
-async def test_no_reading_keeps_its_file_open(blobs: LocalBlobs) -> None:
-    """Read to the end, closed, or forgotten before the first chunk: a client may go away at any time."""
+async def test_reader_closes_its_file_at_the_end_on_close_and_when_dropped(blobs: LocalBlobs) -> None:
+    """A client may disconnect at any time, also before the first chunk."""
     async with blobs.new_draft("task_1") as draft:
         await draft.write(b"x" * 3_000_000)
         blob = await draft.commit()
@@ -350,14 +355,14 @@ async def test_no_reading_keeps_its_file_open(blobs: LocalBlobs) -> None:
 
 
 @given(st.text())
-def test_no_owner_from_outside_becomes_a_path(owner: str) -> None:
+def test_invalid_owner_is_rejected(owner: str) -> None:
     blobs = LocalBlobs(Path("/nonexistent"))
     if not (owner.isascii() and owner.replace("_", "a").isalnum() and len(owner) <= 80):
         with pytest.raises(ValueError, match="owner"):
             blobs.new_draft(owner)
 
 
-async def test_a_link_in_place_of_a_blob_is_not_followed(blobs: LocalBlobs, tmp_path: Path) -> None:
+async def test_link_in_place_of_a_blob_is_not_followed(blobs: LocalBlobs, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("secret")
     async with blobs.new_draft("task_1") as draft:
         await draft.write(b"x")
@@ -371,7 +376,7 @@ async def test_a_link_in_place_of_a_blob_is_not_followed(blobs: LocalBlobs, tmp_
     assert (tmp_path / "secret").read_text() == "secret"
 
 
-async def test_a_link_in_place_of_an_owner_is_not_followed(blobs: LocalBlobs, tmp_path: Path) -> None:
+async def test_link_in_place_of_an_owner_is_not_followed(blobs: LocalBlobs, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (blobs.root / "_1").mkdir(parents=True)
     (blobs.root / "_1" / "task_1").symlink_to(tmp_path / "elsewhere")
@@ -381,7 +386,7 @@ async def test_a_link_in_place_of_an_owner_is_not_followed(blobs: LocalBlobs, tm
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
-def test_a_link_in_place_of_a_draft_is_not_followed(tmp_path: Path) -> None:
+def test_link_in_place_of_a_draft_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("precious")
     (tmp_path / "draft").symlink_to(tmp_path / "precious")
     with pytest.raises(FileExistsError):
@@ -389,7 +394,7 @@ def test_a_link_in_place_of_a_draft_is_not_followed(tmp_path: Path) -> None:
     assert (tmp_path / "precious").read_text() == "precious"
 
 
-async def test_blobs_are_not_for_other_users_of_the_machine(blobs: LocalBlobs) -> None:
+async def test_blobs_are_unreadable_for_other_users_of_the_machine(blobs: LocalBlobs) -> None:
     async with blobs.new_draft("task_1") as draft:
         await draft.commit()
     (place,) = files(blobs.root)

@@ -1,4 +1,4 @@
-"""Blobs in a bucket: what only this store can get wrong, over a network that fails in every way that networks do."""
+"""Faults of the S3 store: a failing network, killed writers, foreign objects, errors and their cures, links."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from typing import Any
 import httpx
 import pytest
 
-from storage.blobs.s3 import FRESH, S3Blobs
-from storage.blobs.store import Blob, BlobMissing
+from storage.blobs.s3 import FRESH_SECONDS, S3Blobs
+from storage.blobs.staging import Blob
+from storage.blobs.store import BlobMissing
 from storage.errors import StorageError, StorageFull
-from tests.support.faulty_http import Script, Visit, answers, head, says
+from tests.support.faulty_http import Script, Visit, answers, head, sends
 from tests.support.faulty_s3 import Network, error, holds, network
 from tests.support.servers.s3 import S3Server
 
@@ -33,7 +34,7 @@ ROOT = Path(__file__).parents[3]
 SECRET = "a-very-secret-secret"
 USUAL = {"attempt_seconds": 10.0, "connect_seconds": 5.0, "total_seconds": 60.0, "retries": 1}
 IMPATIENT = 0.4
-"""Seconds for an attempt, where the network hangs; elsewhere a busy machine must not be taken for one."""
+"""Seconds for an attempt where the network hangs; elsewhere a busy machine must not look like one."""
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ Make = Callable[..., S3Blobs]
 
 @pytest.fixture
 async def make(net: Network, bucket: str, tmp_path: Path) -> AsyncIterator[Make]:
-    """Stores behind the network, closed in the end."""
+    """Open stores behind the network; they are closed after the test."""
     async with AsyncExitStack() as stack:
 
         def store(**options: Any) -> S3Blobs:
@@ -94,7 +95,7 @@ async def read(blobs: S3Blobs, name: str, start: int = 0, stop: int | None = Non
 
 
 def stored(server: S3Server, bucket: str) -> list[str]:
-    """What anybody sees, asked without us."""
+    """Return the keys in the bucket, as any other client sees them."""
     return re.findall("<Key>(.*?)</Key>", httpx.get(f"{server.url}/{bucket}?list-type=2").text)
 
 
@@ -117,10 +118,10 @@ async def within(seconds: float) -> AsyncIterator[None]:
     assert time.monotonic() - began < seconds
 
 
-# -- a network that fails
+# -- a failing network
 
 
-DOINGS: dict[str, Callable[[S3Blobs], Awaitable[object]]] = {
+CALLS: dict[str, Callable[[S3Blobs], Awaitable[object]]] = {
     "keep": lambda blobs: keep(blobs, b"x"),
     "open": lambda blobs: blobs.open(name_of(b"x")),
     "delete": lambda blobs: blobs.delete("task_1"),
@@ -129,28 +130,28 @@ DOINGS: dict[str, Callable[[S3Blobs], Awaitable[object]]] = {
 }
 
 
-@pytest.mark.parametrize("doing", DOINGS)
-async def test_a_store_that_never_answers_is_given_up(make: Make, net: Network, doing: str) -> None:
-    """A step must not hang for ever; the lease of its task would run out."""
+@pytest.mark.parametrize("call", CALLS)
+async def test_call_to_a_hanging_store_times_out(make: Make, net: Network, call: str) -> None:
+    """A hanging step would lose the lease of its task."""
     blobs = make(attempt_seconds=IMPATIENT, connect_seconds=IMPATIENT, retries=0)
     net.when(".", net.hang)
     async with within(5):
         with pytest.raises(StorageError):
-            await DOINGS[doing](blobs)
+            await CALLS[call](blobs)
 
 
-async def test_the_wait_for_a_thread_is_part_of_the_call(make: Make, net: Network) -> None:
-    """Many that wait for a slow store do not wait one after the other."""
+async def test_wait_for_a_thread_counts_as_part_of_the_call(make: Make, net: Network) -> None:
+    """Callers that wait for a slow store time out together, not one after the other."""
     blobs = make(threads=1, total_seconds=0.3, attempt_seconds=0.6)
     net.when(".", net.hang)
     async with within(1.5):
-        said = await asyncio.gather(*(keep(blobs, b"%d" % number) for number in range(5)), return_exceptions=True)
-    assert {type(what) for what in said} == {StorageError}
-    assert "in time" in str(said[0])
+        errors = await asyncio.gather(*(keep(blobs, b"%d" % number) for number in range(5)), return_exceptions=True)
+    assert {type(error) for error in errors} == {StorageError}
+    assert "in time" in str(errors[0])
 
 
-async def test_a_check_is_over_soon(make: Make, net: Network) -> None:
-    """However patient the rest is: it is asked by who watches over us, and at the start."""
+async def test_check_has_a_short_time_out(make: Make, net: Network) -> None:
+    """Health checks and the start of the process wait for it."""
     net.when(".", net.hang)
     async with within(5):
         with pytest.raises(StorageError, match="in time"):
@@ -161,7 +162,7 @@ async def test_a_check_is_over_soon(make: Make, net: Network) -> None:
             await make(retries=20).check()
 
 
-async def test_a_busy_store_is_asked_again(make: Make, net: Network) -> None:
+async def test_busy_store_is_retried(make: Make, net: Network) -> None:
     blobs = make(retries=3)
     net.when("PUT", error("503 Slow Down", "SlowDown"), times=2)
     blob = await keep(blobs, b"x")
@@ -170,7 +171,7 @@ async def test_a_busy_store_is_asked_again(make: Make, net: Network) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 12 * MIB])
-async def test_a_store_that_stays_busy_is_an_error_and_nothing_is_visible(
+async def test_upload_to_a_busy_store_fails_and_leaves_nothing_visible(
     blobs: S3Blobs, net: Network, s3_server: S3Server, bucket: str, size: int
 ) -> None:
     net.when("PUT", error("503 Slow Down", "SlowDown"))
@@ -183,21 +184,19 @@ async def test_a_store_that_stays_busy_is_an_error_and_nothing_is_visible(
 
 
 @pytest.mark.parametrize("size", [MIB, 12 * MIB])
-async def test_an_upload_that_is_cut_once_is_repeated(blobs: S3Blobs, net: Network, size: int) -> None:
+async def test_upload_cut_once_is_retried(blobs: S3Blobs, net: Network, size: int) -> None:
     data = os.urandom(size)
     net.when("PUT", net.cut_request, times=1)
     assert await read(blobs, (await keep(blobs, data)).name) == data
 
 
-async def test_an_upload_that_is_always_cut_leaves_nothing(
-    blobs: S3Blobs, net: Network, s3_server: S3Server, bucket: str
-) -> None:
-    """Two parts are there already when the third fails: they are given back."""
-    given_back = asyncio.Event()
+async def test_upload_always_cut_leaves_nothing(blobs: S3Blobs, net: Network, s3_server: S3Server, bucket: str) -> None:
+    """Two parts exist when the third fails: the upload is aborted."""
+    aborted = asyncio.Event()
 
     async def abort(visit: Visit) -> None:
         await net.forward(visit)
-        given_back.set()
+        aborted.set()
 
     net.when("partNumber=3", net.cut_request)
     net.when("DELETE", abort)
@@ -205,21 +204,21 @@ async def test_an_upload_that_is_always_cut_leaves_nothing(
         await keep(blobs, b"x" * (12 * MIB))
     assert stored(s3_server, bucket) == []
     async with asyncio.timeout(5):
-        await given_back.wait()
+        await aborted.wait()
     net.heal()
     blob = await keep(blobs, b"x" * (12 * MIB))
     assert stored(s3_server, bucket) == [f"images/{blob.name}"]
     assert unfinished(s3_server, bucket) == []
 
 
-async def test_an_upload_that_ends_as_something_else_is_an_error(blobs: S3Blobs, net: Network) -> None:
-    """A row may point to it only when it is there in full."""
+async def test_upload_stored_with_another_size_is_an_error(blobs: S3Blobs, net: Network) -> None:
+    """A row may name the blob only when it is complete."""
     net.when("HEAD", holds(5, "Tue, 24 Nov 2026 00:00:00 GMT"))
     with pytest.raises(StorageError, match="another size"):
         await keep(blobs, b"x" * (6 * MIB))
 
 
-async def test_a_download_that_is_cut_once_is_whole_all_the_same(blobs: S3Blobs, net: Network) -> None:
+async def test_download_cut_once_is_complete(blobs: S3Blobs, net: Network) -> None:
     data = os.urandom(3 * MIB)
     blob = await keep(blobs, data)
     net.when("GET", net.cut_answer, times=1)
@@ -227,9 +226,7 @@ async def test_a_download_that_is_cut_once_is_whole_all_the_same(blobs: S3Blobs,
 
 
 @pytest.mark.parametrize("bounds", [(0, None), (7, 2 * MIB)])
-async def test_a_download_that_is_always_cut_is_never_a_short_success(
-    blobs: S3Blobs, net: Network, bounds: tuple[int, int | None]
-) -> None:
+async def test_download_always_cut_is_an_error(blobs: S3Blobs, net: Network, bounds: tuple[int, int | None]) -> None:
     data = os.urandom(3 * MIB)
     blob = await keep(blobs, data)
     net.when("GET", net.cut_answer, times=1)
@@ -242,15 +239,15 @@ async def test_a_download_that_is_always_cut_is_never_a_short_success(
     assert data[bounds[0] :].startswith(seen)
 
 
-async def test_an_answer_that_is_shorter_than_it_says_is_an_error(blobs: S3Blobs, net: Network) -> None:
-    """As proxies between us and the store have been seen to send them."""
+async def test_response_shorter_than_its_range_is_an_error(blobs: S3Blobs, net: Network) -> None:
+    """Proxies between broker and store have been seen to send such responses."""
     part = ("Content-Length: 5", "Content-Range: bytes 1-10/11", "Last-Modified: Tue, 24 Nov 2026 00:00:00 GMT")
-    net.when("GET", says(head("206 Partial Content", *part, 'ETag: "x"', "Connection: close"), b"short"))
+    net.when("GET", sends(head("206 Partial Content", *part, 'ETag: "x"', "Connection: close"), b"short"))
     with pytest.raises(StorageError, match="ended the connection"):
         await read(blobs, name_of(b"x"), 1)
 
 
-async def test_a_download_that_stands_still_is_given_up(make: Make, net: Network) -> None:
+async def test_stalled_download_times_out(make: Make, net: Network) -> None:
     blobs = make(attempt_seconds=IMPATIENT, retries=0)
     blob = await keep(blobs, b"x" * (3 * MIB))
     net.when("GET", net.half_and_hang)
@@ -259,19 +256,18 @@ async def test_a_download_that_stands_still_is_given_up(make: Make, net: Network
             await read(blobs, blob.name)
 
 
-async def test_a_slow_reader_is_no_slow_store(make: Make) -> None:
-    """Somebody on a bad line may take longer for an image than any request may take."""
+async def test_slow_reader_does_not_time_out(make: Make) -> None:
+    """A client on a slow line may take longer for an image than a request may take."""
     blobs = make(attempt_seconds=IMPATIENT, retries=0)
     data = os.urandom(24 * MIB)
     blob = await keep(make(), data)
     async with aclosing(await blobs.open(blob.name)) as reading:
         first = await anext(aiter(reading))
-        await asyncio.sleep(IMPATIENT * 1.5)  # what is shown is that time passes
+        await asyncio.sleep(IMPATIENT * 1.5)  # longer than an attempt may take
         assert first + b"".join([chunk async for chunk in reading]) == data
 
 
-async def test_a_closed_reading_lets_its_connection_go(blobs: S3Blobs, net: Network) -> None:
-    """At once, and not when the store is given up."""
+async def test_closed_reader_closes_its_connection_at_once(blobs: S3Blobs, net: Network) -> None:
     blob = await keep(blobs, b"x" * (3 * MIB))
     net.when("GET", net.half_and_hang)
     for chunks in (0, 1):
@@ -284,28 +280,27 @@ async def test_a_closed_reading_lets_its_connection_go(blobs: S3Blobs, net: Netw
             await net.left.wait()
 
 
-async def test_a_reader_that_was_cancelled_may_come_again(blobs: S3Blobs) -> None:
-    """What its thread had read meanwhile is not lost: a gap in the middle would be worse than an error."""
+async def test_cancelled_read_fails_the_reader(blobs: S3Blobs) -> None:
+    """The bytes that its thread read are lost: a gap in the middle would be worse than an error."""
     data = os.urandom(3 * MIB)
     reading = await blobs.open((await keep(blobs, data)).name)
-    seen: list[bytes] = []
-    for _ in range(5):
-        waiting = asyncio.ensure_future(anext(aiter(reading)))
-        await asyncio.sleep(0)
-        waiting.cancel()
-        with suppress(asyncio.CancelledError):  # or the bytes were there already
-            seen.append(await waiting)
-    assert b"".join([*seen, *[chunk async for chunk in reading]]) == data
+    waiting = asyncio.ensure_future(anext(aiter(reading)))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with suppress(asyncio.CancelledError):
+        await waiting
+    with pytest.raises(StorageError, match="ended the connection"):
+        await anext(aiter(reading))
 
 
-# -- writers that go away
+# -- cancelled and killed writers
 
 
-async def test_a_cancelled_writer_leaves_at_once_and_nothing_is_visible(
+async def test_cancelled_writer_returns_at_once_and_leaves_nothing_visible(
     make: Make, net: Network, s3_server: S3Server, bucket: str, tmp_path: Path
 ) -> None:
     blobs = make(attempt_seconds=1.0)
-    net.when("partNumber=2", net.hang, times=1)  # the store comes back, and would take the rest
+    net.when("partNumber=2", net.hang, times=1)  # the store recovers, and would accept the rest
     writing = asyncio.create_task(keep(blobs, b"x" * (24 * MIB)))
     await net.hanging.wait()
     writing.cancel()
@@ -331,7 +326,7 @@ asyncio.run(main())
 """
 
 
-async def test_sweep_removes_the_draft_of_a_killed_writer_and_leaves_its_upload_to_the_bucket(
+async def test_draft_of_a_killed_writer_is_deleted_and_its_upload_left_to_the_bucket(
     blobs: S3Blobs, net: Network, s3_server: S3Server, bucket: str, tmp_path: Path
 ) -> None:
     net.when("partNumber=3", net.hang)
@@ -350,7 +345,7 @@ async def test_sweep_removes_the_draft_of_a_killed_writer_and_leaves_its_upload_
     assert stored(s3_server, bucket) == []
 
 
-# -- what is there already
+# -- existing objects
 
 
 async def test_equal_bytes_are_uploaded_once(blobs: S3Blobs, net: Network) -> None:
@@ -360,22 +355,21 @@ async def test_equal_bytes_are_uploaded_once(blobs: S3Blobs, net: Network) -> No
     assert net.count("PUT|POST") == before
 
 
-async def test_equal_bytes_that_are_old_are_uploaded_again(blobs: S3Blobs, net: Network) -> None:
-    """The sweep of strays goes by age, and their row may not be there yet."""
+async def test_old_equal_bytes_are_uploaded_again(blobs: S3Blobs, net: Network) -> None:
+    """Blobs without a row are deleted by age, and their row may not exist yet."""
     await keep(blobs, b"equal")
-    old = formatdate(time.time() - FRESH - 60, usegmt=True)
+    old = formatdate(time.time() - FRESH_SECONDS - 60, usegmt=True)
     net.when("HEAD", holds(5, old), times=1)
     await keep(blobs, b"equal")
     assert net.count("PUT") == 2
 
 
-async def test_a_half_object_under_the_name_is_replaced(blobs: S3Blobs, s3_server: S3Server, bucket: str) -> None:
-    """However it came there."""
+async def test_incomplete_object_of_the_same_name_is_replaced(blobs: S3Blobs, s3_server: S3Server, bucket: str) -> None:
     put(s3_server, bucket, f"images/{name_of(b'whole')}", b"wh")
     assert await read(blobs, (await keep(blobs, b"whole")).name) == b"whole"
 
 
-async def test_what_is_not_ours_is_left_alone(blobs: S3Blobs, s3_server: S3Server, bucket: str) -> None:
+async def test_foreign_objects_are_left_alone(blobs: S3Blobs, s3_server: S3Server, bucket: str) -> None:
     blob = await keep(blobs, b"x")
     foreign = [
         "images/.check",
@@ -394,7 +388,7 @@ async def test_what_is_not_ours_is_left_alone(blobs: S3Blobs, s3_server: S3Serve
     assert sorted(stored(s3_server, bucket)) == sorted(foreign)
 
 
-async def test_without_a_prefix_the_bucket_is_ours(make: Make, s3_server: S3Server, bucket: str) -> None:
+async def test_store_without_a_prefix_uses_the_whole_bucket(make: Make, s3_server: S3Server, bucket: str) -> None:
     blobs = make(prefix="")
     blob = await keep(blobs, b"x")
     assert stored(s3_server, bucket) == [blob.name]
@@ -404,18 +398,20 @@ async def test_without_a_prefix_the_bucket_is_ours(make: Make, s3_server: S3Serv
     assert await blobs.delete("task_1") == 1
 
 
-async def test_a_key_that_cannot_be_listed_is_said(blobs: S3Blobs, s3_server: S3Server, bucket: str) -> None:
-    """obstore stops at it; so strays cannot be found until it is gone."""
+async def test_key_that_cannot_be_listed_is_an_error_with_the_cure(
+    blobs: S3Blobs, s3_server: S3Server, bucket: str
+) -> None:
+    """obstore stops at such a key, so blobs without a row cannot be found until it is removed."""
     put(s3_server, bucket, "images//odd")
     with pytest.raises(StorageError, match="empty part"):
         await blobs.list_owners(0)
 
 
-# -- what an operator reads
+# -- errors and their cures
 
 
 AMZ_KEY = "<AWSAccessKeyId>test-id</AWSAccessKeyId><StringToSign>AWS4-HMAC-SHA256</StringToSign>"
-REFUSALS: dict[str, tuple[Script, str]] = {
+ERRORS: dict[str, tuple[Script, str]] = {
     "key": (error("403 Forbidden", "InvalidAccessKeyId", AMZ_KEY), "AWS_ACCESS_KEY_ID .*MINIO_ACCESS_KEY"),
     "secret": (error("403 Forbidden", "SignatureDoesNotMatch", AMZ_KEY), "AWS_SECRET_ACCESS_KEY .*MINIO_SECRET_KEY"),
     "rights": (error("403 Forbidden", "AccessDenied"), "read, write, list and delete"),
@@ -433,27 +429,27 @@ def shown(caught: BaseException) -> str:
     return "".join(traceback.format_exception(caught)) + repr(caught)
 
 
-@pytest.mark.parametrize("why", REFUSALS)
-async def test_a_refusal_names_the_cure_and_no_secret(blobs: S3Blobs, net: Network, why: str) -> None:
-    script, cure = REFUSALS[why]
+@pytest.mark.parametrize("name", ERRORS)
+async def test_error_names_the_cure_and_no_secret(blobs: S3Blobs, net: Network, name: str) -> None:
+    script, cure = ERRORS[name]
     net.when(".", script)
     with pytest.raises(StorageError, match=cure) as caught:
         await blobs.check()
     assert not re.search(f"{SECRET}|test-id|AWS4|127.0.0.1", shown(caught.value))
 
 
-@pytest.mark.parametrize("doing", [doing for doing in DOINGS if doing != "open"])
-async def test_a_bucket_that_is_not_there_is_no_missing_image(make: Make, doing: str) -> None:
+@pytest.mark.parametrize("call", [call for call in CALLS if call != "open"])
+async def test_missing_bucket_is_an_error_and_not_a_missing_image(make: Make, call: str) -> None:
     with pytest.raises(StorageError, match="BROKER_BLOB_URL"):
-        await DOINGS[doing](make(bucket="nobodys-bucket"))
+        await CALLS[call](make(bucket="missing-bucket"))
     with pytest.raises(StorageError, match="BROKER_BLOB_URL"):
-        await make(bucket="nobodys-bucket").open(name_of(b"x"))
+        await make(bucket="missing-bucket").open(name_of(b"x"))
 
 
 @pytest.mark.parametrize("endpoint", ["http://127.0.0.1:1", "http://nowhere.invalid"])
-async def test_a_store_that_is_not_there_names_the_endpoint(make: Make, endpoint: str) -> None:
+async def test_unreachable_store_names_the_endpoint(make: Make, endpoint: str) -> None:
     with pytest.raises(StorageError, match=r"AWS_ENDPOINT_URL \(or MINIO_ENDPOINT\)") as caught:
-        await DOINGS["check"](make(endpoint=endpoint))
+        await CALLS["check"](make(endpoint=endpoint))
     assert not re.search(f"{SECRET}|test-id|127.0.0.1", shown(caught.value))
 
 
@@ -463,20 +459,20 @@ async def test_https_to_a_store_without_it_names_the_endpoint(make: Make, s3_ser
 
 
 @pytest.mark.parametrize(
-    "refusal", [error("507 Insufficient Storage", "XMinioStorageFull"), error("403 No", "QuotaExceeded")]
+    "response", [error("507 Insufficient Storage", "XMinioStorageFull"), error("403 No", "QuotaExceeded")]
 )
-async def test_a_full_bucket_is_said(blobs: S3Blobs, net: Network, refusal: Script) -> None:
-    net.when("PUT", refusal)
+async def test_full_bucket_is_storage_full(blobs: S3Blobs, net: Network, response: Script) -> None:
+    net.when("PUT", response)
     with pytest.raises(StorageFull, match="BROKER_RETENTION_HOURS"):
         await keep(blobs, b"x")
 
 
-async def test_a_draft_below_the_floor_is_refused(make: Make) -> None:
+async def test_draft_below_the_free_floor_is_rejected(make: Make) -> None:
     with pytest.raises(StorageFull, match="BROKER_DATA_DIR"):
         await make(free_floor=2**60).check()
 
 
-async def test_a_draft_that_was_taken_away_is_an_error_not_a_blob(blobs: S3Blobs) -> None:
+async def test_commit_of_a_deleted_draft_is_an_error(blobs: S3Blobs) -> None:
     with pytest.raises(StorageError, match="BROKER_DATA_DIR"):
         async with blobs.new_draft("task_1") as draft:
             await draft.write(b"x")
@@ -484,15 +480,8 @@ async def test_a_draft_that_was_taken_away_is_an_error_not_a_blob(blobs: S3Blobs
             await draft.commit()
 
 
-def test_a_store_shows_no_secret(tmp_path: Path) -> None:
-    blobs = S3Blobs(
-        bucket="bucket", scratch=tmp_path, access_key="the-id", secret_key=SECRET, session_token="the-token"
-    )
-    assert repr(blobs) == "S3Blobs(bucket='bucket', prefix='', endpoint=None)"
-
-
 @pytest.mark.parametrize(
-    ("option", "said"),
+    ("option", "message"),
     [
         ({"bucket": "a/b"}, "BROKER_BLOB_URL"),
         ({"prefix": "a//b"}, "BROKER_BLOB_URL"),
@@ -505,9 +494,9 @@ def test_a_store_shows_no_secret(tmp_path: Path) -> None:
         ({"links": "public"}, "public address"),
     ],
 )
-def test_what_cannot_work_is_refused_at_once(tmp_path: Path, option: dict[str, Any], said: str) -> None:
+def test_invalid_option_is_rejected_at_once(tmp_path: Path, option: dict[str, Any], message: str) -> None:
     known = {"bucket": "bucket", "scratch": tmp_path, "access_key": "id", "secret_key": "secret"}
-    with pytest.raises(ValueError, match=said) as caught:
+    with pytest.raises(ValueError, match=message) as caught:
         S3Blobs(**{**known, **option})
     assert SECRET not in str(caught.value)
 
@@ -516,7 +505,7 @@ def test_what_cannot_work_is_refused_at_once(tmp_path: Path, option: dict[str, A
 
 
 @pytest.mark.parametrize("size", [9, 6 * MIB])
-async def test_a_presigned_link_needs_no_key_and_has_the_right_type(make: Make, size: int) -> None:
+async def test_presigned_link_needs_no_key_and_has_the_media_type(make: Make, size: int) -> None:
     blobs = make(links="presigned")
     blob = await keep(blobs, b"x" * size, media_type="image/png")
     link = await blobs.get_link(blob.name, 60)
@@ -529,26 +518,26 @@ async def test_a_presigned_link_needs_no_key_and_has_the_right_type(make: Make, 
     assert answer.content == b"x" * size
 
 
-async def test_bytes_of_no_known_type_are_never_a_page(make: Make) -> None:
+async def test_bytes_without_a_type_are_not_shown_as_a_page(make: Make) -> None:
     blobs = make(links="presigned")
     link = await blobs.get_link((await keep(blobs, b"<html>")).name, 60)
     async with httpx.AsyncClient() as client:
         assert (await client.get(link or "")).headers["content-type"] == "application/octet-stream"
 
 
-async def test_a_presigned_link_lasts_a_week_at_most(make: Make) -> None:
-    """S3 refuses to serve others."""
+async def test_presigned_link_is_valid_for_at_most_a_week(make: Make) -> None:
+    """S3 serves no longer ones."""
     link = await make(links="presigned").get_link(name_of(b"x"), 10**9)
     assert "X-Amz-Expires=604800&" in (link or "")
 
 
-async def test_a_public_link_is_an_address_and_the_name(make: Make) -> None:
+async def test_public_link_is_the_base_and_the_key(make: Make) -> None:
     blobs = make(links="public", public_base="https://images.example.com/bucket/")
     assert await blobs.get_link(name_of(b"x"), 60) == f"https://images.example.com/bucket/images/{name_of(b'x')}"
 
 
 @pytest.mark.parametrize("links", ["presigned", "public"])
-async def test_what_could_never_be_a_name_has_no_link(make: Make, links: str) -> None:
+async def test_invalid_name_has_no_link(make: Make, links: str) -> None:
     with pytest.raises(BlobMissing):
         await make(links=links, public_base="https://images.example.com").get_link("../secrets", 60)
 
@@ -561,10 +550,10 @@ async def test_what_could_never_be_a_name_has_no_link(make: Make, links: str) ->
         ("images", "http://localhost:9000", "http://localhost:9000/images/task_1/"),
     ],
 )
-async def test_a_store_is_where_it_was_said_to_be_whatever_the_environment_says(
+async def test_empty_endpoint_variables_of_the_environment_are_ignored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bucket: str, endpoint: str | None, expected: str
 ) -> None:
-    """An empty variable, as a compose file leaves it behind, is no address."""
+    """A compose file may set them to an empty value."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", "")
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "")
     store = S3Blobs(

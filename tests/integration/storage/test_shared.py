@@ -1,4 +1,4 @@
-"""What the processes of one database know together: each chore has one taker, each fact one value."""
+"""State shared by the processes of one database: periodic jobs and values."""
 
 from __future__ import annotations
 
@@ -25,32 +25,32 @@ async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncItera
         yield opened
 
 
-async def test_of_many_who_ask_one_gets_the_chore(database: Any) -> None:
-    chores = PeriodicJobs(database)
-    took = await asyncio.gather(*(chores.try_acquire("sweep", now=NOW, every=60) for _ in range(10)))
-    assert sum(took) == 1
-    assert not await chores.try_acquire("sweep", now=NOW + 59, every=60)
-    assert await chores.try_acquire("other", now=NOW + 59, every=60)
-    assert await chores.try_acquire("sweep", now=NOW + 60, every=60)
+async def test_one_of_many_processes_acquires_a_periodic_job(database: Any) -> None:
+    jobs = PeriodicJobs(database)
+    acquired = await asyncio.gather(*(jobs.try_acquire("sweep", now=NOW, every=60) for _ in range(10)))
+    assert sum(acquired) == 1
+    assert not await jobs.try_acquire("sweep", now=NOW + 59, every=60)
+    assert await jobs.try_acquire("other", now=NOW + 59, every=60)
+    assert await jobs.try_acquire("sweep", now=NOW + 60, every=60)
 
 
-async def test_a_clock_that_was_set_back_does_not_put_a_chore_off(database: Any) -> None:
-    chores = PeriodicJobs(database)
-    assert await chores.try_acquire("sweep", now=NOW + 86_400, every=60)
-    assert await chores.try_acquire("sweep", now=NOW, every=60)
+async def test_clock_set_back_does_not_delay_a_periodic_job(database: Any) -> None:
+    jobs = PeriodicJobs(database)
+    assert await jobs.try_acquire("sweep", now=NOW + 86_400, every=60)
+    assert await jobs.try_acquire("sweep", now=NOW, every=60)
 
 
-async def test_the_first_value_holds_until_it_is_replaced(database: Any) -> None:
-    facts = ClusterState(database)
-    heard = await asyncio.gather(*(facts.set_if_absent("secret", f"value {n}") for n in range(10)))
-    assert len(set(heard)) == 1
-    await facts.set_value("secret", "another")
-    assert await facts.set_if_absent("secret", "a third") == "another"
+async def test_first_value_stays_until_it_is_replaced(database: Any) -> None:
+    state = ClusterState(database)
+    values = await asyncio.gather(*(state.set_if_absent("secret", f"value {n}") for n in range(10)))
+    assert len(set(values)) == 1
+    await state.set_value("secret", "another")
+    assert await state.set_if_absent("secret", "a third") == "another"
 
 
-async def test_what_is_told_replaces_what_was_known(database: Any) -> None:
-    facts = ClusterState(database)
-    assert await facts.get_value("credits") is None
+async def test_set_value_replaces_the_value(database: Any) -> None:
+    state = ClusterState(database)
+    assert await state.get_value("credits") is None
     for value in ("12", "11"):
-        await facts.set_value("credits", value)
-        assert await facts.get_value("credits") == value
+        await state.set_value("credits", value)
+        assert await state.get_value("credits") == value

@@ -1,4 +1,4 @@
-"""What SQLite in particular must do: survive, say what is wrong, and commit in groups."""
+"""SQLite: durability, group commit, and errors with their cures."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from storage.sql.sqlite import WRITER_PRAGMAS, SqliteDatabase, open_connection, 
 pytestmark = pytest.mark.anyio
 
 
-async def test_the_file_is_kept_as_promised(tmp_path: Path) -> None:
-    """WAL, and FULL: what was acknowledged survives a power cut."""
+async def test_connections_use_wal_and_full_sync(tmp_path: Path) -> None:
+    """Acknowledged writes then survive a power cut."""
     async with SqliteDatabase(tmp_path / "b.db") as database:
         journal, synchronous = await database.transact(
             Statement(sql="PRAGMA journal_mode"), Statement(sql="PRAGMA synchronous")
@@ -45,7 +45,7 @@ async def test_readers_cannot_write(tmp_path: Path) -> None:
 
 @asynccontextmanager
 async def traced_writer(path: Path, *pragmas: str) -> AsyncIterator[tuple[GroupCommitWriter, list[str]]]:
-    """A writer on a fresh table `t`, and the statements that it runs."""
+    """Provide a writer on a new table `t`, and the statements that it runs."""
     seen: list[str] = []
 
     def connect() -> sqlite3.Connection:
@@ -70,8 +70,8 @@ def submit_numbers(writer: GroupCommitWriter, numbers: range) -> list[asyncio.Fu
     ]
 
 
-async def test_writers_at_once_share_commits(tmp_path: Path) -> None:
-    """Group commit: far fewer commits than transactions."""
+async def test_concurrent_writes_share_commits(tmp_path: Path) -> None:
+    """Group commit: fewer commits than transactions."""
     async with traced_writer(tmp_path / "b.db") as (writer, seen):
         await asyncio.gather(*submit_numbers(writer, range(200)))
     assert 1 <= seen.count("COMMIT") <= 5
@@ -119,22 +119,23 @@ def test_writes_are_finished_when_the_event_loop_ends_first(tmp_path: Path) -> N
 async def test_failed_open_leaves_no_thread(tmp_path: Path) -> None:
     (tmp_path / "b.db").write_text("this is not a database" * 100)
     with pytest.raises(StorageError):
-        await SqliteDatabase(tmp_path / "b.db").open()
+        async with SqliteDatabase(tmp_path / "b.db"):
+            pytest.fail("not reached")
     assert [thread.name for thread in threading.enumerate() if thread.name == "sqlite-writer"] == []
 
 
 async def test_unstorable_value_does_not_affect_other_writers(tmp_path: Path) -> None:
     async with SqliteDatabase(tmp_path / "b.db") as database:
         await database.execute("CREATE TABLE t (n BIGINT)")
-        told = await asyncio.gather(
+        results = await asyncio.gather(
             *(database.execute("INSERT INTO t VALUES (:n)", n=n) for n in (1, 2**70, 3)), return_exceptions=True
         )
         rows = await database.fetch("SELECT n FROM t ORDER BY n")
-    assert [isinstance(one, Exception) for one in told] == [False, True, False]
+    assert [isinstance(one, Exception) for one in results] == [False, True, False]
     assert [row["n"] for row in rows] == [1, 3]
 
 
-async def test_a_locked_database_is_waited_for_once_and_not_once_for_each(tmp_path: Path) -> None:
+async def test_group_waits_once_for_a_locked_database(tmp_path: Path) -> None:
     path = tmp_path / "b.db"
     async with traced_writer(path, "busy_timeout=1") as (writer, seen):
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
@@ -147,7 +148,7 @@ async def test_a_locked_database_is_waited_for_once_and_not_once_for_each(tmp_pa
     assert begun <= 2
 
 
-async def test_a_locked_database_is_a_storage_error(tmp_path: Path) -> None:
+async def test_locked_database_is_a_storage_error(tmp_path: Path) -> None:
     path = tmp_path / "b.db"
     async with SqliteDatabase(path) as database:
         await database.execute("CREATE TABLE t (n BIGINT)")
@@ -160,27 +161,29 @@ async def test_a_locked_database_is_a_storage_error(tmp_path: Path) -> None:
         await database.execute("INSERT INTO t VALUES (99)")
 
 
-async def test_many_can_open_a_fresh_file_at_once(tmp_path: Path) -> None:
-    files = [SqliteDatabase(tmp_path / "b.db") for _ in range(6)]
-    opened = await asyncio.gather(*(file.open() for file in files))
-    await asyncio.gather(*(file.close() for file in opened))
+async def test_new_file_is_opened_concurrently(tmp_path: Path) -> None:
+    async def read_once() -> None:
+        async with SqliteDatabase(tmp_path / "b.db") as database:
+            assert await database.fetch("SELECT 1 AS one") == [{"one": 1}]
+
+    await asyncio.gather(*(read_once() for _ in range(6)))
 
 
-async def test_a_full_disk_is_told_and_later_writes_go_on(tmp_path: Path) -> None:
+async def test_full_disk_fails_one_write_and_later_writes_succeed(tmp_path: Path) -> None:
     async with SqliteDatabase(tmp_path / "b.db") as database:
         await database.execute("CREATE TABLE t (x TEXT)")
         await database.execute("PRAGMA max_page_count = 20")
         small = [database.execute("INSERT INTO t VALUES ('small')") for _ in range(3)]
         big = database.execute("INSERT INTO t VALUES (:x)", x="x" * 500_000)
-        told = await asyncio.gather(*small, big, return_exceptions=True)
+        results = await asyncio.gather(*small, big, return_exceptions=True)
         await database.execute("PRAGMA max_page_count = 1000000")
         await database.execute("INSERT INTO t VALUES ('after')")
         rows = await database.fetch("SELECT x FROM t")
-    assert isinstance(told[-1], StorageFull)
+    assert isinstance(results[-1], StorageFull)
     assert [row["x"] for row in rows] == ["small"] * 3 + ["after"]
 
 
-async def test_a_damaged_file_is_refused_and_left_alone(tmp_path: Path) -> None:
+async def test_damaged_file_is_rejected_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "b.db"
     async with SqliteDatabase(path) as database:
         await database.execute("CREATE TABLE t (x TEXT)")
@@ -196,13 +199,14 @@ async def test_a_damaged_file_is_refused_and_left_alone(tmp_path: Path) -> None:
     assert path.read_bytes() == bytes(broken)
 
 
-async def test_something_that_is_no_database_is_refused(tmp_path: Path) -> None:
+async def test_file_that_is_not_a_database_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "b.db").write_text("this is not a database, it only has its name" * 100)
     with pytest.raises(StorageError, match="restore it from a backup"):
-        await SqliteDatabase(tmp_path / "b.db").open()
+        async with SqliteDatabase(tmp_path / "b.db"):
+            pytest.fail("not reached")
 
 
-async def test_a_newer_schema_is_not_touched(tmp_path: Path) -> None:
+async def test_newer_schema_is_rejected(tmp_path: Path) -> None:
     async with SqliteDatabase(tmp_path / "b.db") as database:
         await upgrade_schema(database, 1.0)
         await database.execute("INSERT INTO migrations VALUES (9999, '9999_future', 1.0)")
@@ -210,7 +214,7 @@ async def test_a_newer_schema_is_not_touched(tmp_path: Path) -> None:
             await upgrade_schema(database, 2.0)
 
 
-def test_addresses() -> None:
+def test_sqlite_url_is_parsed() -> None:
     assert sqlite_path("sqlite:///data/broker.db") == Path("data/broker.db")
     assert sqlite_path("sqlite:////var/lib/broker.db") == Path("/var/lib/broker.db")
     with pytest.raises(ValueError, match="sqlite:///"):
@@ -233,7 +237,7 @@ asyncio.run(main())
 """
 
 
-def test_what_was_acknowledged_survives_a_kill(tmp_path: Path) -> None:
+def test_acknowledged_writes_survive_a_kill(tmp_path: Path) -> None:
     path = tmp_path / "b.db"
     with subprocess.Popen([sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE, text=True) as writer:
         assert writer.stdout is not None

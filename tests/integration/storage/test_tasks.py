@@ -1,4 +1,4 @@
-"""Leasing, comparing and setting; and that no statement of the loop ever walks through a whole table."""
+"""Tasks and their tables: leases, compare-and-set, limits, pages, and the query plan of every statement."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ NOW = 1_000.0
 
 
 class Recorder:
-    """Any database, keeping every statement that runs, to ask for its plan."""
+    """Database that records every statement, to explain its plan."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -96,7 +96,7 @@ async def add(database: Database, *tasks: Task) -> Tasks:
     return rows
 
 
-async def test_a_task_comes_back_as_it_went_in(database: Any) -> None:
+async def test_task_is_read_back_as_stored(database: Any) -> None:
     task = a_task(
         references=({"name": "r.png"},), outputs=("https://a/1", "https://a/2"), expects_callback=True, cost=4.5
     )
@@ -104,7 +104,7 @@ async def test_a_task_comes_back_as_it_went_in(database: Any) -> None:
     assert await rows.get(task.id) == task
 
 
-async def test_two_workers_never_lease_the_same_task(database: Any) -> None:
+async def test_concurrent_claims_never_lease_the_same_task(database: Any) -> None:
     rows = await add(database, *(a_task(n, state=TaskState.WAITING) for n in range(40)))
     claims = await asyncio.gather(
         *(rows.claim(TaskState.WAITING, now=NOW, lease=lease(f"worker-{n}"), limit=10) for n in range(8))
@@ -113,10 +113,10 @@ async def test_two_workers_never_lease_the_same_task(database: Any) -> None:
     assert len(ids) == len(set(ids)) == 40
 
 
-async def test_a_lease_that_ended_is_taken_over_and_the_late_writer_loses(database: Any) -> None:
-    """Fencing: who slept through its lease cannot overwrite what the next one wrote."""
+async def test_expired_lease_is_taken_over_and_the_late_write_is_stale(database: Any) -> None:
+    """Fencing: a worker that outlived its lease cannot overwrite the changes of the next one."""
     rows = await add(database, a_task(state=TaskState.WAITING))
-    (mine,) = await rows.claim(TaskState.WAITING, now=NOW, lease=lease("sleeper"), limit=1)
+    (mine,) = await rows.claim(TaskState.WAITING, now=NOW, lease=lease("slow"), limit=1)
     assert await rows.claim(TaskState.WAITING, now=NOW + 29, lease=lease("other", NOW + 60), limit=1) == []
     (theirs,) = await rows.claim(TaskState.WAITING, now=NOW + 31, lease=lease("other", NOW + 60), limit=1)
     await database.transact(rows.update_task(theirs, state=TaskState.FETCHING))
@@ -127,129 +127,134 @@ async def test_a_lease_that_ended_is_taken_over_and_the_late_writer_loses(databa
     assert after.state == TaskState.FETCHING
 
 
-async def test_a_lost_lease_is_not_renewed(database: Any) -> None:
+async def test_lost_lease_is_not_renewed(database: Any) -> None:
     rows = await add(database, a_task(state=TaskState.WAITING))
-    (mine,) = await rows.claim(TaskState.WAITING, now=NOW, lease=lease("sleeper"), limit=1)
+    (mine,) = await rows.claim(TaskState.WAITING, now=NOW, lease=lease("slow"), limit=1)
     await rows.claim(TaskState.WAITING, now=NOW + 31, lease=lease("other", NOW + 60), limit=1)
-    await rows.renew([(mine.id, "sleeper")], NOW + 1000)
+    await rows.renew([(mine.id, "slow")], NOW + 1000)
     row = await rows.get(mine.id)
     assert row is not None
     assert row.lease_until == NOW + 60
 
 
-async def test_orders_are_submitted_first_come_first_served(database: Any) -> None:
+async def test_queued_tasks_are_claimed_in_order_of_due_time(database: Any) -> None:
     rows = await add(database, *(a_task(n, due_at=NOW - 100 + n) for n in (3, 1, 2)))
     claimed = await rows.claim_queued("kie", now=NOW, lease=lease(), limit=2)
     assert {task.id for task in claimed} == {a_task(1).id, a_task(2).id}
     assert await rows.claim(TaskState.WAITING, now=NOW, lease=lease(), limit=10) == []
 
 
-async def test_the_window_of_a_provider_holds_however_many_try(database: Any) -> None:
+async def test_concurrent_submissions_do_not_exceed_the_window(database: Any) -> None:
     rows = await add(database, *(a_task(n) for n in range(30)))
-    lanes, limits = ProviderLimits(database), AccountLimits(creates_per_window=20, concurrency=100)
+    provider_limits, limits = ProviderLimits(database), AccountLimits(creates_per_window=20, concurrency=100)
 
     async def submit(task: Task) -> bool:
         attempt = Attempt(task_id=task.id, number=1, provider="kie", key_id="default", sent_at=NOW)
         try:
             await database.transact(
                 rows.update_task(task, state=TaskState.SUBMITTING, attempt=1),
-                *lanes.reserve_submission(attempt, limits),
+                *provider_limits.reserve_submission(attempt, limits),
             )
         except Stale:
             return False
         return True
 
-    went = await asyncio.gather(*(submit(a_task(n)) for n in range(30)))
-    assert sum(went) == 20
-    room = await lanes.get_capacity("kie", limits, NOW + 1)
-    assert (room.free, room.recheck_at) == (0, NOW + 10)
-    assert (await lanes.get_capacity("kie", limits, NOW + 10.5)).free == 20
+    submitted = await asyncio.gather(*(submit(a_task(n)) for n in range(30)))
+    assert sum(submitted) == 20
+    capacity = await provider_limits.get_capacity("kie", limits, NOW + 1)
+    assert (capacity.free, capacity.recheck_at) == (0, NOW + 10)
+    assert (await provider_limits.get_capacity("kie", limits, NOW + 10.5)).free == 20
 
 
-async def test_the_places_of_a_provider_hold(database: Any) -> None:
+async def test_submission_beyond_the_concurrency_is_stale(database: Any) -> None:
     rows = await add(database, *(a_task(n, state=TaskState.WAITING) for n in range(3)), a_task(9))
-    lanes, limits = ProviderLimits(database), AccountLimits(creates_per_window=20, concurrency=3)
-    assert (await lanes.get_capacity("kie", limits, NOW)).free == 0
+    provider_limits, limits = ProviderLimits(database), AccountLimits(creates_per_window=20, concurrency=3)
+    assert (await provider_limits.get_capacity("kie", limits, NOW)).free == 0
     attempt = Attempt(task_id=a_task(9).id, number=1, provider="kie", key_id="default", sent_at=NOW)
     with pytest.raises(Stale):
         await database.transact(
-            rows.update_task(a_task(9), state=TaskState.SUBMITTING), *lanes.reserve_submission(attempt, limits)
+            rows.update_task(a_task(9), state=TaskState.SUBMITTING),
+            *provider_limits.reserve_submission(attempt, limits),
         )
     row = await rows.get(a_task(9).id)
     assert row is not None
     assert row.state == TaskState.QUEUED
 
 
-async def test_a_paused_lane_lets_one_go_first(database: Any) -> None:
-    lanes, limits = ProviderLimits(database), AccountLimits(creates_per_window=20, concurrency=100)
-    await database.transact(lanes.start_cooldown("kie", NOW + 5))
-    assert await lanes.get_capacity("kie", limits, NOW) == await lanes.get_capacity("kie", limits, NOW + 4)
-    assert (await lanes.get_capacity("kie", limits, NOW + 6)).free == 1
-    await database.transact(lanes.end_cooldown("kie"))
-    assert (await lanes.get_capacity("kie", limits, NOW)).free == 20
+async def test_one_job_may_be_submitted_after_a_cooldown(database: Any) -> None:
+    provider_limits, limits = ProviderLimits(database), AccountLimits(creates_per_window=20, concurrency=100)
+    await database.transact(provider_limits.start_cooldown("kie", NOW + 5))
+    assert await provider_limits.get_capacity("kie", limits, NOW) == await provider_limits.get_capacity(
+        "kie", limits, NOW + 4
+    )
+    assert (await provider_limits.get_capacity("kie", limits, NOW + 6)).free == 1
+    await database.transact(provider_limits.end_cooldown("kie"))
+    assert (await provider_limits.get_capacity("kie", limits, NOW)).free == 20
 
 
-async def test_after_a_trouble_one_goes_first_and_the_others_wait_for_it(database: Any) -> None:
-    """A provider that hangs again must cost one order, not a burst of them."""
+async def test_submissions_after_a_failure_wait_for_the_first_one(database: Any) -> None:
+    """A provider that hangs again must cost one order, not many."""
     rows = await add(database, *(a_task(n) for n in range(3)))
-    lanes, limits = ProviderLimits(database), AccountLimits(creates_per_window=20, concurrency=100)
-    await database.transact(lanes.start_cooldown("kie", NOW))
+    provider_limits, limits = ProviderLimits(database), AccountLimits(creates_per_window=20, concurrency=100)
+    await database.transact(provider_limits.start_cooldown("kie", NOW))
 
     async def submit(number: int) -> None:
         attempt = Attempt(task_id=a_task(number).id, number=1, provider="kie", key_id="default", sent_at=NOW + 1)
-        going = rows.update_task(a_task(number), state=TaskState.SUBMITTING, attempt=1)
-        await database.transact(going, *lanes.reserve_submission(attempt, limits))
+        change = rows.update_task(a_task(number), state=TaskState.SUBMITTING, attempt=1)
+        await database.transact(change, *provider_limits.reserve_submission(attempt, limits))
 
     await submit(0)
-    assert (await lanes.get_capacity("kie", limits, NOW + 2)).free == 0
+    assert (await provider_limits.get_capacity("kie", limits, NOW + 2)).free == 0
     with pytest.raises(Stale):
         await submit(1)
     await database.transact(
-        Attempts(database).update_attempt(a_task(0).id, 1, outcome="accepted"), lanes.end_cooldown("kie")
+        Attempts(database).update_attempt(a_task(0).id, 1, outcome="accepted"), provider_limits.end_cooldown("kie")
     )
     await submit(1)
 
 
-async def test_a_clock_that_was_set_back_does_not_close_the_lane(database: Any) -> None:
+async def test_clock_set_back_does_not_block_submissions(database: Any) -> None:
     rows = await add(database, *(a_task(n) for n in range(20)))
-    lanes, limits = ProviderLimits(database), AccountLimits(creates_per_window=20, concurrency=100)
+    provider_limits, limits = ProviderLimits(database), AccountLimits(creates_per_window=20, concurrency=100)
     for number in range(20):
         attempt = Attempt(task_id=a_task(number).id, number=1, provider="kie", key_id="default", sent_at=NOW)
         await database.transact(
-            rows.update_task(a_task(number), step_retries=1), *lanes.reserve_submission(attempt, limits)
+            rows.update_task(a_task(number), step_retries=1), *provider_limits.reserve_submission(attempt, limits)
         )
     await database.transact(
-        lanes.start_cooldown("kie", NOW + 60), lanes.end_cooldown("kie"), lanes.start_cooldown("kie", NOW + 60)
+        provider_limits.start_cooldown("kie", NOW + 60),
+        provider_limits.end_cooldown("kie"),
+        provider_limits.start_cooldown("kie", NOW + 60),
     )
-    assert (await lanes.get_capacity("kie", limits, NOW - 7200)).free == 1
+    assert (await provider_limits.get_capacity("kie", limits, NOW - 7200)).free == 1
 
 
-async def test_a_key_is_kept_for_as_long_as_a_task_of_its_order(database: Any) -> None:
-    """An order may wait for a day and run for another: repeated then, it must not be paid again."""
-    task, keys = a_task(), IdempotencyRecords(database)
+async def test_idempotency_record_is_kept_while_a_task_of_its_batch_exists(database: Any) -> None:
+    """A task may exist for days; its request repeated then must not be paid again."""
+    task, records = a_task(), IdempotencyRecords(database)
     rows = await add(database, task)
-    use = IdempotencyRecord(caller="me", key="k", fingerprint="f", batch=task.batch, created_at=NOW)
-    await database.transact(keys.claim(use))
+    record = IdempotencyRecord(caller="me", key="k", fingerprint="f", batch=task.batch, created_at=NOW)
+    await database.transact(records.claim(record))
     for state in (TaskState.QUEUED, TaskState.SUCCEEDED):
         fresh = await rows.get(task.id)
         assert fresh is not None
         await database.transact(rows.update_task(fresh, state=state))
-        assert await keys.delete_before(NOW + 1, 10) == 0
+        assert await records.delete_before(NOW + 1, 10) == 0
     fresh = await rows.get(task.id)
     assert fresh is not None
     await database.transact(rows.update_task(fresh, state=TaskState.EXPIRED))
-    assert (await keys.delete_before(NOW, 10), await keys.delete_before(NOW + 1, 10)) == (0, 1)
+    assert (await records.delete_before(NOW, 10), await records.delete_before(NOW + 1, 10)) == (0, 1)
 
 
-async def test_callbacks_that_nobody_read_are_not_forgotten(database: Any) -> None:
-    hooks, hook = Callbacks(database), _a_hook(a_task())
-    await database.transact(hooks.insert_callback(hook))
-    assert await hooks.delete_before(NOW + 1, 10) == 0
-    await database.transact(hooks.mark_processed(hook, NOW))
-    assert await hooks.delete_before(NOW + 1, 10) == 1
+async def test_unprocessed_callbacks_are_not_deleted(database: Any) -> None:
+    callbacks, callback = Callbacks(database), _a_callback(a_task())
+    await database.transact(callbacks.insert_callback(callback))
+    assert await callbacks.delete_before(NOW + 1, 10) == 0
+    await database.transact(callbacks.mark_processed(callback, NOW))
+    assert await callbacks.delete_before(NOW + 1, 10) == 1
 
 
-async def test_a_result_nobody_waits_for_gets_no_row(database: Any) -> None:
+async def test_result_of_an_expired_or_missing_task_gets_no_row(database: Any) -> None:
     rows = await add(database, a_task(1, state=TaskState.FETCHING), a_task(2, state=TaskState.EXPIRED))
     images = Images(database)
     for number in (1, 2, 3):
@@ -259,8 +264,8 @@ async def test_a_result_nobody_waits_for_gets_no_row(database: Any) -> None:
     assert await images.owners_with_images([a_task(n).id for n in (1, 2, 3)]) == {a_task(1).id}
 
 
-async def test_a_result_and_the_end_of_its_task_exclude_each_other(database: Any) -> None:
-    """Whoever is first: an image row that comes after retention would outlive its bytes."""
+async def test_result_and_expiry_at_the_same_time_leave_no_image_row(database: Any) -> None:
+    """In any order: an image row written after retention would outlive its bytes."""
     rows, images = await add(database, *(a_task(n, state=TaskState.FETCHING) for n in range(30))), Images(database)
 
     async def arrive(task: Task) -> None:
@@ -276,7 +281,7 @@ async def test_a_result_and_the_end_of_its_task_exclude_each_other(database: Any
 
 
 @pytest.mark.parametrize("status", [None, *STATUS_FILTERS])
-async def test_pages_have_every_task_once(database: Any, status: str | None) -> None:
+async def test_pages_contain_every_task_once(database: Any, status: str | None) -> None:
     states = [
         TaskState.QUEUED,
         TaskState.WAITING,
@@ -298,7 +303,7 @@ async def test_pages_have_every_task_once(database: Any, status: str | None) -> 
     ]
 
 
-async def test_the_line_is_the_order_of_submission(database: Any) -> None:
+async def test_queue_ids_are_in_the_order_of_submission(database: Any) -> None:
     late, soon = a_task(1, due_at=NOW + 60), [a_task(n, due_at=NOW - n) for n in (2, 3, 4)]
     other, gone = a_task(5, provider="other"), a_task(6, state=TaskState.WAITING)
     rows = await add(database, late, *soon, other, gone)
@@ -309,8 +314,8 @@ async def test_the_line_is_the_order_of_submission(database: Any) -> None:
     assert {task.id for task in claimed} == set(expected[:2])
 
 
-async def test_how_long_others_took_is_known_of_those_that_went_well(database: Any) -> None:
-    """Newest first; a task without both times does not count."""
+async def test_recent_durations_are_those_of_successes_with_all_times(database: Any) -> None:
+    """Newest first."""
 
     def done(number: int, **changes: Any) -> Task:
         times = {"sent_at": NOW, "finished_at": NOW + 10 * number, "ended_at": NOW + 10 * number + 1}
@@ -325,25 +330,25 @@ async def test_how_long_others_took_is_known_of_those_that_went_well(database: A
         done(7, finished_at=None),
         done(8, provider="other"),
     )
-    took = await rows.recent_durations("kie", "nano-banana")
-    assert [(one.resolution, one.provider_seconds, one.download_seconds) for one in took] == [
+    durations = await rows.recent_durations("kie", "nano-banana")
+    assert [(one.resolution, one.provider_seconds, one.download_seconds) for one in durations] == [
         ("2K", 30, 1),
         ("2K", 20, 1),
         ("2K", 10, 1),
     ]
 
 
-async def test_how_busy_a_lane_is(database: Any) -> None:
+async def test_load_has_cooldown_and_running_jobs(database: Any) -> None:
     await add(database, *(a_task(n, state=TaskState.WAITING) for n in range(3)), a_task(9))
-    lanes = ProviderLimits(database)
-    assert await lanes.get_load("kie", NOW) == ProviderLoad(paused_until=0.0, running=3)
-    await database.transact(lanes.start_cooldown("kie", NOW + 5))
-    assert await lanes.get_load("kie", NOW) == ProviderLoad(paused_until=NOW + 5, running=3)
-    assert (await lanes.get_load("kie", NOW - 9e6)).paused_until == 0.0
+    provider_limits = ProviderLimits(database)
+    assert await provider_limits.get_load("kie", NOW) == ProviderLoad(paused_until=0.0, running=3)
+    await database.transact(provider_limits.start_cooldown("kie", NOW + 5))
+    assert await provider_limits.get_load("kie", NOW) == ProviderLoad(paused_until=NOW + 5, running=3)
+    assert (await provider_limits.get_load("kie", NOW - 9e6)).paused_until == 0.0
 
 
-async def test_no_statement_walks_through_a_table(database: Any) -> None:
-    """Growth must not slow the loop: every statement finds its rows by an index, and looks at few of them."""
+async def test_every_statement_uses_an_index(database: Any) -> None:
+    """Growth must not slow the worker: every statement finds its rows by an index, and reads few of them."""
     task = a_task(state=TaskState.WAITING)
     rows = await add(database, task, a_task(2), a_task(3, state=TaskState.SUCCEEDED, ended_at=NOW, due_at=NOW + 9e6))
     database.seen.clear()
@@ -352,28 +357,29 @@ async def test_no_statement_walks_through_a_table(database: Any) -> None:
     is_postgres = isinstance(database._database, PostgresDatabase)
     if is_postgres:
         await _grow(database)
-    look = _postgres_walks if is_postgres else _sqlite_walks
-    assert await look(database, "SELECT count(*) FROM tasks WHERE prompt = 'x'", {}), "it can fail"
-    walks = {sql: await look(database, sql, params) for sql, params in statements.items()}
-    assert {sql: found for sql, found in walks.items() if found} == {}
+    look = _postgres_scans if is_postgres else _sqlite_scans
+    assert await look(database, "SELECT count(*) FROM tasks WHERE prompt = 'x'", {}), "the check must find a scan"
+    scans = {sql: await look(database, sql, params) for sql, params in statements.items()}
+    assert {sql: found for sql, found in scans.items() if found} == {}
 
 
 FEW_PAGES = 300
 
 
-async def _sqlite_walks(database: Any, sql: str, params: Mapping[str, Any]) -> list[str]:
+async def _sqlite_scans(database: Any, sql: str, params: Mapping[str, Any]) -> list[str]:
     plan = await database.fetch(f"EXPLAIN QUERY PLAN {sql}", **params)
     scans = [row["detail"] for row in plan if row["detail"].startswith("SCAN") and "INDEX" not in row["detail"]]
-    return [scan for scan in scans if scan not in {"SCAN CONSTANT ROW", "SCAN due"}]  # what the statement made itself
+    own_rows = {"SCAN CONSTANT ROW", "SCAN due"}  # produced by the statement itself
+    return [scan for scan in scans if scan not in own_rows]
 
 
 async def _grow(database: Any) -> None:
-    """Twenty thousand of each: all tasks of one provider, most of them ended and not due."""
+    """Add twenty thousand rows per table: all tasks of one provider, most of them ended and not due."""
     await database._database.execute(
         "INSERT INTO attempts (task_id, number, provider, key_id, sent_at, outcome, billed)"
         " VALUES ('t', 1, 'kie', 'default', 0, 'failed', 'no')"
     )
-    for table, keys in (
+    for table, columns in (
         (
             "tasks",
             "'id', 'task_' || md5(g::text), 'batch', md5(g::text), 'created_at', g, 'ended_at', g, "
@@ -386,17 +392,17 @@ async def _grow(database: Any) -> None:
         ("deliveries", "'id', md5(g::text), 'task_id', md5(g::text), 'created_at', g, 'ended_at', 9e9, 'due_at', NULL"),
         ("delivery_attempts", "'delivery_id', md5(g::text)"),
     ):
-        for begin in range(1, 20000, 4000):  # a statement may not take longer than five seconds, on a busy machine too
+        for begin in range(1, 20000, 4000):  # a statement is limited to a few seconds, also on a busy machine
             await database._database.execute(
                 f"""INSERT INTO {table} SELECT r.* FROM {table} t, generate_series({begin}, {begin + 3999}) g,
-                    LATERAL jsonb_populate_record(t, jsonb_build_object({keys})) r
+                    LATERAL jsonb_populate_record(t, jsonb_build_object({columns})) r
                     WHERE t.ctid = (SELECT max(ctid) FROM {table})"""
             )
         await database._database.execute(f"ANALYZE {table}")
 
 
-async def _postgres_walks(database: Any, sql: str, params: Mapping[str, Any]) -> list[str]:
-    """Whether a statement looks at many pages of the database; what it does is undone."""
+async def _postgres_scans(database: Any, sql: str, params: Mapping[str, Any]) -> list[str]:
+    """Return the pages that a statement reads if they are many; its changes are undone."""
     query = to_postgres(sql)
     async with database._pool.acquire() as connection:
         change = connection.transaction()
@@ -406,7 +412,7 @@ async def _postgres_walks(database: Any, sql: str, params: Mapping[str, Any]) ->
                 f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {query.text}", *parameter_values(query, params)
             )
         except asyncpg.UniqueViolationError:
-            return []  # it is in there already, and was found without walking
+            return []  # the row exists, and was found without a scan
         finally:
             await change.rollback()
     plan = json.loads(rows[0][0])[0]["Plan"]
@@ -415,7 +421,7 @@ async def _postgres_walks(database: Any, sql: str, params: Mapping[str, Any]) ->
 
 
 async def _use_everything(database: Any, rows: Tasks, task: Task) -> None:
-    images, hooks, keys, lanes = (
+    images, callbacks, records, provider_limits = (
         Images(database),
         Callbacks(database),
         IdempotencyRecords(database),
@@ -441,14 +447,16 @@ async def _use_everything(database: Any, rows: Tasks, task: Task) -> None:
     await rows.count_by_state([TaskState.QUEUED, TaskState.SUBMITTING, TaskState.WAITING, TaskState.FETCHING])
     await rows.queue_ids("kie", 10_000)
     await rows.recent_durations("kie", "nano-banana")
-    await lanes.get_load("kie", NOW)
+    await provider_limits.get_load("kie", NOW)
     await rows.awaiting_callback(NOW, 5)
     attempt = Attempt(task_id=task.id, number=1, provider="kie", key_id="default", sent_at=NOW)
-    await database.transact(*lanes.reserve_submission(attempt, AccountLimits(creates_per_window=5, concurrency=5)))
+    await database.transact(
+        *provider_limits.reserve_submission(attempt, AccountLimits(creates_per_window=5, concurrency=5))
+    )
     await database.transact(Attempts(database).update_attempt(task.id, 1, job_id="job"))
-    await lanes.get_capacity("kie", limits, NOW)
-    await database.transact(lanes.start_cooldown("kie", NOW), lanes.end_cooldown("kie"))
-    await lanes.get_capacity("kie", AccountLimits(creates_per_window=5, concurrency=5), NOW)
+    await provider_limits.get_capacity("kie", limits, NOW)
+    await database.transact(provider_limits.start_cooldown("kie", NOW), provider_limits.end_cooldown("kie"))
+    await provider_limits.get_capacity("kie", AccountLimits(creates_per_window=5, concurrency=5), NOW)
     await images.get_by_name("x")
     await images.owners_with_images(["x", "y"])
     await images.list_of_owner(task.id, "result")
@@ -457,30 +465,30 @@ async def _use_everything(database: Any, rows: Tasks, task: Task) -> None:
     await rows.list_of_owner(task.id)
     await rows.list_of_owner(f"refs_{task.id[5:]}")
     await database.transact(images.insert_image(_an_image(task)), images.delete_of_expired([task.id]))
-    hook = _a_hook(task)
-    await database.transact(hooks.insert_callback(hook))
-    await hooks.get(hook.id)
+    callback = _a_callback(task)
+    await database.transact(callbacks.insert_callback(callback))
+    await callbacks.get(callback.id)
     for only in ({}, {"task_id": task.id}, {"verification": "reject"}, {"provider": "fal"}):
-        await hooks.list_newest(limit=5, before=(NOW, "hook"), **only)
-    await hooks.has_accepted(task.id, 1)
-    await hooks.count_missing(since=0, until=NOW, limit=5)
-    await hooks.tasks_with_unprocessed(5)
-    await hooks.list_unprocessed(task.id)
-    await hooks.count_unprocessed(task.id)
-    await database.transact(hooks.mark_processed(hook, NOW))
-    await hooks.delete_before(NOW, 5)
-    use = IdempotencyRecord(caller="me", key="k", fingerprint="f", batch=task.batch, created_at=NOW)
-    await database.transact(keys.claim(use))
-    await keys.get("me", "k")
-    await keys.newest_unanswered("me", "f", since=NOW, retry_count=1)
-    await keys.next_ordinal("me", "f")
-    await keys.insert_if_absent(use)
-    await keys.join_retry(use, 1)
-    await keys.mark_answered(use, NOW)
+        await callbacks.list_newest(limit=5, before=(NOW, "callback"), **only)
+    await callbacks.has_accepted(task.id, 1)
+    await callbacks.count_missing(since=0, until=NOW, limit=5)
+    await callbacks.tasks_with_unprocessed(5)
+    await callbacks.list_unprocessed(task.id)
+    await callbacks.count_unprocessed(task.id)
+    await database.transact(callbacks.mark_processed(callback, NOW))
+    await callbacks.delete_before(NOW, 5)
+    record = IdempotencyRecord(caller="me", key="k", fingerprint="f", batch=task.batch, created_at=NOW)
+    await database.transact(records.claim(record))
+    await records.get("me", "k")
+    await records.newest_unanswered("me", "f", since=NOW, retry_count=1)
+    await records.next_ordinal("me", "f")
+    await records.insert_if_absent(record)
+    await records.join_retry(record, 1)
+    await records.mark_answered(record, NOW)
     limits_of_callers = RateLimits(database)
     await database.transact(limits_of_callers.add_usage("me", 1, limit=5, now=NOW))
     await limits_of_callers.get("me")
-    await keys.delete_before(NOW, 5)
+    await records.delete_before(NOW, 5)
     fresh = await rows.get(task.id)
     assert fresh is not None
     await database.transact(rows.update_task(fresh, step_retries=1))
@@ -502,9 +510,13 @@ async def _use_deliveries(deliveries: Deliveries) -> None:
     (claimed,) = await deliveries.claim(now=NOW, lease=lease(until=NOW), limit=5)
     await deliveries.release([claimed])
     (claimed,) = await deliveries.claim(now=NOW, lease=lease(until=NOW), limit=5)
-    await deliveries.record_attempt(claimed, _a_try(claimed), outcome=DeliveryStatus.FAILED, due_at=None, ended_at=NOW)
+    await deliveries.record_attempt(
+        claimed, _an_attempt(claimed), outcome=DeliveryStatus.FAILED, due_at=None, ended_at=NOW
+    )
     with pytest.raises(Stale):
-        await deliveries.record_attempt(claimed, replace(_a_try(claimed), at=NOW + 1), outcome=DeliveryStatus.FAILED)
+        await deliveries.record_attempt(
+            claimed, replace(_an_attempt(claimed), at=NOW + 1), outcome=DeliveryStatus.FAILED
+        )
     await deliveries.list_attempts(delivery.id)
     await deliveries.delete_before(NOW, 5)
     await deliveries.replay(delivery.id, NOW)
@@ -520,7 +532,7 @@ def _a_delivery(task: Task) -> Delivery:
         id="evt_1",
         task_id=task.id,
         type="task.completed",
-        url="https://a.example/hook",
+        url="https://a.example/callback",
         host="a.example",
         body="{}",
         due_at=NOW,
@@ -528,7 +540,7 @@ def _a_delivery(task: Task) -> Delivery:
     )
 
 
-def _a_try(delivery: Delivery) -> DeliveryAttempt:
+def _an_attempt(delivery: Delivery) -> DeliveryAttempt:
     return DeliveryAttempt(delivery_id=delivery.id, number=delivery.attempts + 1, at=NOW, status=500, milliseconds=1)
 
 
@@ -548,7 +560,7 @@ def _an_image(task: Task) -> StoredImage:
     )
 
 
-def _a_hook(task: Task) -> StoredCallback:
+def _a_callback(task: Task) -> StoredCallback:
     return StoredCallback(
         id="hook_1",
         provider="kie",

@@ -23,7 +23,7 @@ def attempt(tmp_path: Path, data: bytes, media_type: MediaType, info: ImageInfo)
         check_decodable(file, media_type, info)
 
 
-def shape_of(tmp_path: Path, data: bytes, media_type: MediaType) -> ImageInfo:
+def image_info(tmp_path: Path, data: bytes, media_type: MediaType) -> ImageInfo:
     path = tmp_path / "image"
     path.write_bytes(data)
     with path.open("rb") as file:
@@ -55,7 +55,7 @@ def test_memory_of_a_decode_is_computed_from_the_header(
     """Progressive JPEG keeps all coefficients, WebP four canvases and the file; the others a few rows."""
     data = s.IMAGES[name]
     file = 2 * len(data) if media_type == "image/webp" else 0
-    assert shape_of(tmp_path, data, media_type).decode_bytes == 24 * 17 * per_pixel + file
+    assert image_info(tmp_path, data, media_type).decode_bytes == 24 * 17 * per_pixel + file
 
 
 def test_jpeg_in_separate_scans_counts_as_buffered(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_jpeg_in_separate_scans_counts_as_buffered(tmp_path: Path) -> None:
     one_colour = struct.pack(">BBBBBB", 1, 1, 0, 0, 63, 0)
     before, _ = s.JPEG.split(b"\xff\xda", 1)
     data = before + s.segment(0xDA, one_colour) + b"scan" + b"\xff\xd9"
-    assert shape_of(tmp_path, data, "image/jpeg").decode_bytes == 24 * 17 * 6
+    assert image_info(tmp_path, data, "image/jpeg").decode_bytes == 24 * 17 * 6
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_undecodable_pixels_are_rejected(tmp_path: Path) -> None:
     webp = s.WEBP_LOSSLESS[:30] + bytes(len(s.WEBP_LOSSLESS) - 30)
     cases: list[tuple[bytes, MediaType]] = [(jpeg, "image/jpeg"), (webp, "image/webp")]
     for data, media_type in cases:
-        info = shape_of(tmp_path, data, media_type)
+        info = image_info(tmp_path, data, media_type)
         with pytest.raises(InvalidImage, match="cannot be decoded"):
             attempt(tmp_path, data, media_type, info)
 

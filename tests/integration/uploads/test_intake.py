@@ -88,7 +88,7 @@ async def test_full_disk_is_storage_full(tmp_path: Path) -> None:
 
 
 async def test_unreadable_draft_is_a_storage_error(desk: Desk) -> None:
-    """Not a bad image: the same bytes may be taken later."""
+    """Not a bad image: the same bytes may be accepted later."""
 
     async def chunks() -> AsyncIterator[bytes]:
         yield s.plain_png(s.chunk(b"tEXt", b"a\0" + b"x" * 2_000))
@@ -105,14 +105,14 @@ async def test_invalid_owner_is_rejected(desk: Desk) -> None:
 
 
 async def test_the_pixel_limit_is_counted_exactly(desk: Desk) -> None:
-    for limit, taken in ((24 * 17, True), (24 * 17 - 1, False)):
+    for limit, is_accepted in ((24 * 17, True), (24 * 17 - 1, False)):
         intake = Intake(desk.blobs, max_pixels=limit)
         for data in (s.PNG, s.JPEG, s.WEBP, s.WEBP_LOSSLESS):
             try:
                 await intake.from_stream("task_1", stream(data), max_bytes=MAX_BYTES)
-                assert taken
+                assert is_accepted
             except InvalidImage:
-                assert not taken
+                assert not is_accepted
 
 
 # -- data URIs
@@ -172,9 +172,11 @@ BAD_URIS = {
 }
 
 
-@pytest.mark.parametrize(("uri", "says"), [pytest.param(*item, id=str(i)) for i, item in enumerate(BAD_URIS.items())])
-async def test_a_bad_data_uri_is_refused(desk: Desk, uri: str, says: str) -> None:
-    with pytest.raises(InvalidImage, match=says) as caught:
+@pytest.mark.parametrize(
+    ("uri", "problem"), [pytest.param(*item, id=str(i)) for i, item in enumerate(BAD_URIS.items())]
+)
+async def test_bad_data_uri_is_rejected(desk: Desk, uri: str, problem: str) -> None:
+    with pytest.raises(InvalidImage, match=problem) as caught:
         await desk.intake.from_data_uri("task_1", uri, max_bytes=MAX_BYTES)
     assert caught.value.code == "invalid_image"
     assert desk.files() == []

@@ -37,7 +37,7 @@ class Receiver:
 
     script: Script = field(default_factory=lambda: answers("204 No Content"))
     server: Server = field(default_factory=Server)
-    heard: list[Message] = field(default_factory=list)
+    received: list[Message] = field(default_factory=list)
     _arrived: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -50,24 +50,24 @@ class Receiver:
 
     @property
     def types(self) -> list[str]:
-        return [message.document["type"] for message in self.heard]
+        return [message.document["type"] for message in self.received]
 
     def about(self, task_id: str) -> list[Message]:
-        return [message for message in self.heard if message.document["data"]["id"] == task_id]
+        return [message for message in self.received if message.document["data"]["id"] == task_id]
 
-    async def has_heard(self, count: int, seconds: float = 10) -> list[Message]:
+    async def wait_received(self, count: int, seconds: float = 10) -> list[Message]:
         """Wait for so many messages and return all."""
         async with asyncio.timeout(seconds):
-            while len(self.heard) < count:
+            while len(self.received) < count:
                 self._arrived.clear()
                 await self._arrived.wait()
-        return self.heard
+        return self.received
 
     async def take(self, visit: Visit) -> None:
-        body = await visit.hear_body()
+        body = await visit.read_body()
         lines = visit.head.decode("latin-1").split("\r\n")[1:-2]
         headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
-        self.heard.append(Message(headers, body))
+        self.received.append(Message(headers, body))
         self._arrived.set()
         await self.script(visit)
 

@@ -9,18 +9,18 @@ import sys
 from broker.sandbox.options import Options
 from broker.sandbox.server import serve_sandbox
 
-PATIENT = Options(
+UNLIMITED = Options(
     duration=1.0, callback_spacing=0.5, callback_retries=20, creates_per_window=1_000_000, credits=1_000_000_000
 )
 """Limits that are never reached, and callbacks that are repeated until answered."""
 
 
 async def main(port: str) -> None:
-    told = asyncio.Event()
+    stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, told.set)
-    async with serve_sandbox("127.0.0.1", int(port), PATIENT):
-        await told.wait()
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with serve_sandbox("127.0.0.1", int(port), UNLIMITED):
+        await stop.wait()
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ class Tunnel:
     async def _forward(self, visit: Visit) -> None:
         self.requests.append(visit.head)
         if self.edge is not None:
-            await visit.say(self.edge)
+            await visit.send(self.edge)
             return
         try:
             there, back = await asyncio.open_connection("127.0.0.1", self.target)
@@ -48,7 +48,7 @@ class Tunnel:
 
     async def _return(self, there: asyncio.StreamReader, visit: Visit) -> None:
         while data := await there.read(65536):
-            await visit.say(data)
+            await visit.send(data)
         visit.reader.feed_eof()
 
 

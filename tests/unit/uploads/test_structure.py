@@ -31,7 +31,7 @@ async def test_every_truncation_is_rejected_as_truncated(desk: Desk, name: str) 
     """At each byte. Pillow alone opens a PNG that misses its last 20."""
     whole = SMALL[name]
     for length in range(len(whole)):
-        error = await desk.refuse(whole[:length])
+        error = await desk.reject(whole[:length])
         assert (length, error.code, error.truncated) == (length, "invalid_image", True)
     await desk.take(whole)
 
@@ -40,7 +40,7 @@ async def test_a_phone_picture_cut_in_its_preview_is_refused(desk: Desk) -> None
     """A cut between the pictures cannot be detected; every other cut is."""
     first, second = SMALL["jpeg"], s.encoded("JPEG", s.picture(3, 3))
     for length in range(1, len(second)):
-        assert (await desk.refuse(first + second[:length])).truncated
+        assert (await desk.reject(first + second[:length])).truncated
 
 
 TAILS = {
@@ -62,7 +62,7 @@ TAILS = {
 @pytest.mark.parametrize("name", ["png", "jpeg", "jpeg of a phone", "webp", "webp lossless", "webp with metadata"])
 async def test_trailing_data_is_rejected(desk: Desk, name: str, tail: str) -> None:
     """A file that is two things at once is served as the harmless one and used as the other."""
-    error = await desk.refuse(s.IMAGES[name] + TAILS[tail])
+    error = await desk.reject(s.IMAGES[name] + TAILS[tail])
     assert "behind the end" in str(error)
     assert "image editor" in str(error)
     assert not error.truncated
@@ -70,14 +70,14 @@ async def test_trailing_data_is_rejected(desk: Desk, name: str, tail: str) -> No
 
 @pytest.mark.parametrize("name", ["png", "webp"])
 async def test_zeros_behind_an_image_are_only_usual_for_jpeg(desk: Desk, name: str) -> None:
-    await desk.refuse(s.IMAGES[name] + b"\0\0")
+    await desk.reject(s.IMAGES[name] + b"\0\0")
 
 
 async def test_an_image_behind_another_is_only_usual_for_jpeg(desk: Desk) -> None:
-    await desk.refuse(s.PNG + s.PNG)
-    await desk.refuse(s.WEBP + s.WEBP)
-    await desk.refuse(s.JPEG + s.PNG)
-    await desk.refuse(s.PNG + s.JPEG)
+    await desk.reject(s.PNG + s.PNG)
+    await desk.reject(s.WEBP + s.WEBP)
+    await desk.reject(s.JPEG + s.PNG)
+    await desk.reject(s.PNG + s.JPEG)
 
 
 def flipped(data: bytes, at: int) -> bytes:
@@ -87,7 +87,7 @@ def flipped(data: bytes, at: int) -> bytes:
 async def test_every_flipped_bit_of_a_png_is_noticed(desk: Desk) -> None:
     whole = SMALL["png with metadata"]
     for at in range(len(whole)):
-        await desk.refuse(flipped(whole, at))
+        await desk.reject(flipped(whole, at))
 
 
 IDAT = s.chunk(b"IDAT", s.rows(4, 3))
@@ -142,7 +142,7 @@ PNGS = {
 
 @pytest.mark.parametrize("name", PNGS)
 async def test_invalid_png_is_rejected(desk: Desk, name: str) -> None:
-    assert re.search(r": (save|send)", str(await desk.refuse(PNGS[name])))
+    assert re.search(r": (save|send)", str(await desk.reject(PNGS[name])))
 
 
 SOF = re.search(rb"\xff\xc0..(.{15})", s.JPEG, re.DOTALL)
@@ -185,7 +185,7 @@ JPEGS = {
 
 @pytest.mark.parametrize("name", JPEGS)
 async def test_invalid_jpeg_is_rejected(desk: Desk, name: str) -> None:
-    assert re.search(r": (save|send)", str(await desk.refuse(JPEGS[name])))
+    assert re.search(r": (save|send)", str(await desk.reject(JPEGS[name])))
 
 
 @pytest.mark.parametrize("length", range(65_533, 65_539))
@@ -220,7 +220,7 @@ WEBPS = {
 
 @pytest.mark.parametrize("name", WEBPS)
 async def test_invalid_webp_is_rejected(desk: Desk, name: str) -> None:
-    assert re.search(r": (save|send)", str(await desk.refuse(WEBPS[name])))
+    assert re.search(r": (save|send)", str(await desk.reject(WEBPS[name])))
 
 
 LIMITS = {
@@ -242,8 +242,8 @@ LIMITS = {
 
 @pytest.mark.parametrize("name", LIMITS)
 async def test_expensive_structure_is_rejected_before_decoding(desk: Desk, name: str) -> None:
-    images, says = LIMITS[name]
-    assert says in str(await desk.refuse(images[name.strip()]))
+    images, problem = LIMITS[name]
+    assert problem in str(await desk.reject(images[name.strip()]))
 
 
 WIDE = [(12288, 1536), (8192, 2048), (1536, 12288)]
@@ -267,7 +267,7 @@ BOMBS = {
 
 @pytest.mark.parametrize("name", BOMBS)
 async def test_more_pixels_than_allowed_are_refused_by_the_header(desk: Desk, name: str) -> None:
-    error = await desk.refuse(BOMBS[name])
+    error = await desk.reject(BOMBS[name])
     assert "120 million" in str(error)
     assert error.code == "invalid_image"
 
@@ -275,7 +275,7 @@ async def test_more_pixels_than_allowed_are_refused_by_the_header(desk: Desk, na
 async def test_inflating_stops_at_the_declared_size(desk: Desk) -> None:
     """40 kB that inflate to 40 MB behind a header of 4 x 3."""
     assert "more pixels" in str(
-        await desk.refuse(s.png(s.header(4, 3), s.chunk(b"IDAT", zlib.compress(bytes(40_000_000)))))
+        await desk.reject(s.png(s.header(4, 3), s.chunk(b"IDAT", zlib.compress(bytes(40_000_000)))))
     )
 
 

@@ -62,7 +62,7 @@ OTHERS = {
 
 @pytest.mark.parametrize(("head", "name"), OTHERS.items())
 async def test_unsupported_type_is_named(desk: Desk, head: bytes, name: str) -> None:
-    error = await desk.refuse(head)
+    error = await desk.reject(head)
     assert error.code == "invalid_image"
     assert name in str(error)
     assert not error.truncated
@@ -74,7 +74,7 @@ async def test_unsupported_type_is_named(desk: Desk, head: bytes, name: str) -> 
 )
 async def test_beginning_of_an_image_is_rejected_as_truncated(desk: Desk, head: bytes) -> None:
     """Asking again may help, unlike with a web page."""
-    assert (await desk.refuse(head)).truncated
+    assert (await desk.reject(head)).truncated
 
 
 @pytest.mark.parametrize("name", IMAGES)

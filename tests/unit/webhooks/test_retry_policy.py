@@ -32,13 +32,13 @@ def test_pauses_are_those_of_the_contract() -> None:
 
 
 def test_delivery_fails_after_six_retries() -> None:
-    assert step_after(7, ReceiverResponse(status=500)) == NextStep(fate=DeliveryStatus.FAILED, reason="HTTP 500")
+    assert step_after(7, ReceiverResponse(status=500)) == NextStep(outcome=DeliveryStatus.FAILED, reason="HTTP 500")
 
 
 def test_delivery_fails_when_the_next_retry_would_exceed_retention() -> None:
     response = ReceiverResponse(status=500)
     assert step_after(2, response, expires_at=NOW + 301).due_at == NOW + 300
-    assert step_after(2, response, expires_at=NOW + 300) == NextStep(fate=DeliveryStatus.FAILED, reason="HTTP 500")
+    assert step_after(2, response, expires_at=NOW + 300) == NextStep(outcome=DeliveryStatus.FAILED, reason="HTTP 500")
 
 
 @pytest.mark.parametrize("step", range(1, 7))
@@ -50,11 +50,11 @@ def test_jitter_adds_up_to_a_tenth(step: int) -> None:
 @pytest.mark.parametrize("status", [200, 201, 202, 204, 299])
 @pytest.mark.parametrize("step", [1, 7])
 def test_every_2xx_delivers(status: int, step: int) -> None:
-    assert step_after(step, ReceiverResponse(status=status)) == NextStep(fate=DeliveryStatus.DELIVERED)
+    assert step_after(step, ReceiverResponse(status=status)) == NextStep(outcome=DeliveryStatus.DELIVERED)
 
 
 def test_gone_ends_the_delivery() -> None:
-    assert step_after(1, ReceiverResponse(status=410)) == NextStep(fate=DeliveryStatus.GONE, reason="HTTP 410")
+    assert step_after(1, ReceiverResponse(status=410)) == NextStep(outcome=DeliveryStatus.GONE, reason="HTTP 410")
 
 
 @pytest.mark.parametrize(
@@ -62,13 +62,13 @@ def test_gone_ends_the_delivery() -> None:
 )
 def test_every_other_status_is_retried(status: int) -> None:
     then = step_after(1, ReceiverResponse(status=status))
-    assert (then.fate, then.due_at) == (DeliveryStatus.PENDING, NOW + 5)
+    assert (then.outcome, then.due_at) == (DeliveryStatus.PENDING, NOW + 5)
     assert str(status) in (then.reason or "")
 
 
 def test_missing_response_is_retried_with_a_reason() -> None:
     assert step_after(1, ReceiverResponse(error="too slow")) == NextStep(
-        fate=DeliveryStatus.PENDING, due_at=NOW + 5, reason="too slow"
+        outcome=DeliveryStatus.PENDING, due_at=NOW + 5, reason="too slow"
     )
 
 

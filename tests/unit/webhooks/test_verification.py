@@ -85,7 +85,7 @@ def test_only_verified_bodies_and_trusted_callers_are_accepted() -> None:
 def test_unreadable_body_is_malformed(body: bytes, status: int) -> None:
     with pytest.raises(MalformedBody) as caught:
         parse_body(body)
-    assert caught.value.status == status
+    assert caught.value.decision.status == status
 
 
 def test_valid_bodies_are_parsed() -> None:
