@@ -50,7 +50,7 @@ class CallbackSummary(ResponseModel):
     task_id: TaskId | None
     attempt: int | None
     verification: VerificationName
-    status: Annotated[int, Field(description="of our response")]
+    status: Annotated[int, Field(description="of the broker's response")]
     reason: str
     received_at: Moment
     lag_seconds: Annotated[float | None, Field(description="from the end of the job, where the body has it")]
