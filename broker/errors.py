@@ -89,8 +89,9 @@ class ProviderError(Exception):
     """The provider's answer is missing or unusable: the state of the job is not known.
 
     From `submit` it means that the outcome is unknown and may cost money. The message never holds a secret.
-    summary: the same without the provider's own words, which may repeat a prompt; for logs. code: why, in a word of
-    the task error codes, where the provider said so.
+    permanent: repeating does not help. retry_in: seconds to wait, where the provider named them. summary: the message
+    without the provider's own words, which may repeat a prompt; for logs. code: the task error code, where the
+    provider named the reason.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class ProviderError(Exception):
 class NotSent(ProviderError):
     """DNS, connect, TLS or pool time-out: the provider cannot have seen the request, so repeating it is free.
 
-    at: how far it came; None where that is not known.
+    at: the stage that failed; None where that is not known.
     """
 
     def __init__(
@@ -120,10 +121,9 @@ class NotSent(ProviderError):
         message: str,
         *,
         permanent: bool = False,
-        retry_in: float | None = None,
         at: Literal["name", "connection", "tls", "time-out"] | None = None,
     ) -> None:
-        super().__init__(message, permanent=permanent, retry_in=retry_in)
+        super().__init__(message, permanent=permanent)
         self.at = at
 
 

@@ -24,7 +24,8 @@ import anyio.to_thread
 from broker.clock import Clock
 from broker.logs import log
 from broker.metrics import Metrics
-from storage.blobs.store import Blob, BlobMissing, BlobStore, Draft
+from storage.blobs.staging import Blob, Draft
+from storage.blobs.store import BlobMissing, BlobStore
 from storage.errors import StorageError
 from storage.images import Images, Kind, StoredImage
 from storage.sql.database import Stale

@@ -13,7 +13,8 @@ from typing import Literal
 
 import anyio.to_thread
 
-from storage.blobs.store import Blob, BlobStore
+from storage.blobs.staging import Blob
+from storage.blobs.store import BlobStore
 from storage.errors import StorageError
 from uploads.decoder import check_decodable
 from uploads.detect import HEAD_BYTES, MediaType, detect_type, validate_structure

@@ -134,9 +134,9 @@ class CallbackRoutes:
     def _acknowledgement(self, request: Request, decision: Decision) -> Response:
         """An error is returned, not raised: raised, it would lose the background task."""
         if decision.status not in _CODES:
-            received = CallbackReceived(success=True, message=f"The callback was taken: {decision.reason}.")
+            received = CallbackReceived(success=True, message=f"The callback was received: {decision.reason}.")
             return json_response(received.to_document(), decision.status)
-        error = ApiError(_CODES[decision.status], f"The callback was not taken: {decision.reason}.")
+        error = ApiError(_CODES[decision.status], f"The callback was rejected: {decision.reason}.")
         self.metrics.request_errors.labels(error.code).inc()
         return error_response(self.messages, request, error, {})
 

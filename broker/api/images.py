@@ -151,9 +151,13 @@ class ImageRoutes:
         return await self._send(request, image, {**self._headers(image, image), **_REVALIDATE})
 
     async def _send(self, request: Request, image: StoredImage, headers: dict[str, str]) -> Response:
+        """Send an image, the requested part of it, or a link into the store if the operator allows links.
+
+        References are not linked: providers may not follow a redirect.
+        """
         if etag_matches(request, headers["etag"]):
             return Response(status_code=304, headers=headers)
-        if link := await self._store_link(image):
+        if image.kind == "result" and (link := await self.blobs.get_link(image.blob, LINK_SECONDS)):
             return Response(status_code=307, headers={**IMAGE_SECURITY_HEADERS, **_LINK_CACHE, "location": link})
         start, stop = _requested_range(request, image.size, headers["etag"])
         if start >= stop:
@@ -162,23 +166,17 @@ class ImageRoutes:
         if is_part:
             headers["content-range"] = f"bytes {start}-{stop - 1}/{image.size}"
         headers["content-length"] = str(stop - start)
-        return _BlobResponse(request, await self._open(image, start, stop), 206 if is_part else 200, headers)
+        try:
+            reader = await self.blobs.open(image.blob, start, stop)
+        except BlobMissing as error:
+            raise _not_found() from error
+        return _BlobResponse(request, reader, 206 if is_part else 200, headers)
 
     async def _find(self, name: str, kind: Kind) -> StoredImage:
         image = await self.images.get_by_name(name) if _NAME.fullmatch(name) else None
         if image is None or image.kind != kind:
             raise _not_found()
         return image
-
-    async def _store_link(self, image: StoredImage) -> str | None:
-        """Return a link into the store, if the operator allows it. Not for references: providers may not follow it."""
-        return await self.blobs.get_link(image.blob, LINK_SECONDS) if image.kind == "result" else None
-
-    async def _open(self, image: StoredImage, start: int, stop: int) -> BlobReader:
-        try:
-            return await self.blobs.open(image.blob, start, stop)
-        except BlobMissing as error:
-            raise _not_found() from error
 
     def _headers(self, image: StoredImage, source: StoredImage) -> dict[str, str]:
         """Let browsers keep an image as long as the broker does. source: the image of a thumbnail."""
@@ -217,22 +215,19 @@ def _requested_range(request: Request, size: int, tag: str) -> tuple[int, int]:
 class _BlobResponse(Response):
     """Streams a blob, closes it in any case, and stops reading when the client disconnects."""
 
-    def __init__(self, request: Request, reading: BlobReader, status: int, headers: Mapping[str, str]) -> None:
+    def __init__(self, request: Request, reader: BlobReader, status: int, headers: Mapping[str, str]) -> None:
         self._request = request
-        self._reading = reading
+        self._reader = reader
         self.status_code = status
         self.background = None
         self.init_headers(headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with aclosing(self._reading):
+        async with aclosing(self._reader):
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             if scope["method"] != "HEAD":
-                await self._send_chunks(send)
+                async for chunk in self._reader:
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                    if await self._request.is_disconnected():
+                        break
             await send({"type": "http.response.body", "body": b""})
-
-    async def _send_chunks(self, send: Send) -> None:
-        async for chunk in self._reading:
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
-            if await self._request.is_disconnected():
-                return

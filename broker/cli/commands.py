@@ -104,16 +104,8 @@ def generate(
     """Make images and save them. Uses the running broker; without one, runs a broker for this command."""
     from broker.cli.generate import generate
 
-    _run_command(
-        generate,
-        prompt,
-        images=image or [],
-        out=out,
-        model=model,
-        aspect_ratio=aspect,
-        resolution=resolution,
-        n=n,
-    )
+    images = image or []
+    _run_command(generate, prompt, images=images, out=out, model=model, aspect_ratio=aspect, resolution=resolution, n=n)
 
 
 @app.command()

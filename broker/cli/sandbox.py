@@ -73,13 +73,9 @@ async def run_sandbox(settings: Settings, port: int) -> AsyncIterator[Settings]:
         data_dir=folder,
     )
     async with serve_sandbox(LOOPBACK, 0 if _find_bind_failure(LOOPBACK, port) else port, options) as url:
-        yield _settings_for(url, settings)
-
-
-def _settings_for(url: str, settings: Settings) -> Settings:
-    """Return the settings without the public URL, which is not needed, and without the key, which must not leak."""
-    allowed = (*settings.download_allow, urlsplit(url).netloc)
-    return point_to_sandbox(settings.model_copy(update={"webhook_base_url": "", "download_allow": allowed}), url)
+        # no public URL, which is not needed, and no key, which must not leak
+        allowed = (*settings.download_allow, urlsplit(url).netloc)
+        yield point_to_sandbox(settings.model_copy(update={"webhook_base_url": "", "download_allow": allowed}), url)
 
 
 def _check_mood(where: str, mood: str) -> None:

@@ -236,18 +236,13 @@ class AsyncClient:
         """
         return await asyncio.to_thread((await self.image(result)).save, path)
 
-    async def ask(
-        self,
-        method: str,
-        path: str,
-        *,
-        params: Mapping[str, str] | None = None,
-        headers: Mapping[str, str] | None = None,
-        json: Any = None,
-    ) -> Document:
-        """Send any other request and return the JSON object of its response. Only GET and HEAD are retried."""
+    async def ask(self, method: str, path: str, /, **options: Any) -> Document:
+        """Send any other request and return the JSON object of its response. Only GET and HEAD are retried.
+
+        options: of `httpx.request`, for example params, headers and json.
+        """
         send = self._request if method in {"GET", "HEAD"} else self._request_once
-        return await send(Document, method, path, params=params, headers=headers or {}, json=json)
+        return await send(Document, method, path, **options)
 
     async def alive(self) -> bool:
         """Return whether a broker answers at `base`. Sends one request with a short time-out, without the key."""

@@ -1,4 +1,4 @@
-"""Downloads from, and webhooks to, URLs that came from outside: checked, resolved once, and dialed as checked."""
+"""Downloads from, and webhooks to, URLs of callers and providers: checked, resolved once, and dialed as checked."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Fetcher:
         self._grace_seconds = grace_seconds
 
     def check_url(self, url: str) -> ParsedUrl:
-        """Return the parsed URL; raise `EgressBlocked` for what can be rejected without asking a name server."""
+        """Return the parsed URL; raise `EgressBlocked` for what can be rejected without a DNS lookup."""
         parsed = parse_url(url)
         self._policy.check_without_dns(parsed)
         return parsed
@@ -87,7 +87,7 @@ class Fetcher:
     @asynccontextmanager
     async def open(self, url: str, *, max_bytes: int) -> AsyncGenerator[Download]:
         """GET a URL. Leaving the context ends the connection, read to the end or not."""
-        parsed = self.check_url(url)  # before the queue: a blocked URL fails at once
+        parsed = parse_url(url)
         async with self._slots, AsyncExitStack() as stack:
             deadline = asyncio.get_running_loop().time() + self._total_seconds
             parsed, response = await self._follow_redirects(stack, parsed, deadline)
@@ -105,7 +105,7 @@ class Fetcher:
 
         For webhooks, where the status is what counts: a body that is too long, too slow or cut off is dropped.
         """
-        parsed = self.check_url(url)
+        parsed = parse_url(url)
         async with self._slots, AsyncExitStack() as stack:
             deadline = asyncio.get_running_loop().time() + timeout
             request = self._send_request(parsed, deadline, method="POST", headers=headers, content=content)
@@ -158,14 +158,14 @@ class Fetcher:
         self._policy.check_without_dns(url)
         host, scheme = url.host.encode("ascii"), url.scheme.encode("ascii")
         length = {"Content-Length": str(len(content))} if content else {}
-        ours = {"Host": url.authority, "Accept-Encoding": "identity", "Connection": "close", **length}
+        fixed = {"Host": url.authority, "Accept-Encoding": "identity", "Connection": "close", **length}
         connection = httpcore.AsyncHTTPConnection(
             httpcore.Origin(scheme, host, url.port), ssl_context=tls_context(), network_backend=self._backend
         )
         request = httpcore.Request(
             method,
             httpcore.URL(scheme=scheme, host=host, port=url.port, target=url.target.encode("ascii")),
-            headers=[*{"User-Agent": USER_AGENT, "Accept": "*/*", **(headers or {}), **ours}.items()],
+            headers=[*{"User-Agent": USER_AGENT, "Accept": "*/*", **(headers or {}), **fixed}.items()],
             content=content,
             extensions={"timeout": {"connect": CONNECT_SECONDS}},
         )

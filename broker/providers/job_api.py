@@ -6,18 +6,19 @@ A subclass names its catalog, paths and error codes, writes the body of an order
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Final
 
 from pydantic import SecretStr
 
 from broker.catalog import Wire
-from broker.errors import NotSent, ProviderError
+from broker.errors import NotSent
 from broker.orders import Order, Reference
 from broker.providers import parsing
 from broker.providers.base import ProviderContext
 from broker.providers.error_codes import JOB_API_ERRORS, ErrorTable
 from broker.providers.parsing import ParsedResponse
-from broker.providers.responses import DEFAULT_WAIT_SECONDS, OPERATOR_WAIT_SECONDS, ProviderResponse
+from broker.providers.responses import ProviderResponse, Reports
 from broker.reports import Failed, Pending, Report
 
 STATUS_TIMEOUT_SECONDS: Final = 30.0
@@ -47,6 +48,7 @@ class JobApi:
         self.concurrency = context.concurrency
         self.context = context
         self._api_key = api_key.get_secret_value() if api_key else "sandbox-needs-no-key"
+        self.reports = Reports(name=context.name, errors=self.errors, secret=self._api_key)
 
     # -- for subclasses to define
 
@@ -78,7 +80,7 @@ class JobApi:
     def build_request(self, order: Order, callback_url: str | None) -> dict[str, Any]:
         catalog, params = self.context.catalog, order.params
         wire = catalog.wire(self.catalog_name, params.model, order.mode) or Wire()
-        shown_url = self.redact(callback_url) if callback_url else None
+        shown_url = self.reports.redact(callback_url) if callback_url else None
         references = [self.public_url(reference) or f"upload:{reference.name}" for reference in order.references]
         return {
             "method": "POST",
@@ -90,7 +92,10 @@ class JobApi:
 
     async def upload_references(self, order: Order) -> Order | Failed:
         urls = await self.resolve_references(order)
-        return urls if isinstance(urls, Failed) else order
+        if isinstance(urls, Failed):
+            return urls
+        pairs = zip(order.references, urls, strict=True)
+        return replace(order, references=tuple(replace(one, url=url, is_uploaded=True) for one, url in pairs))
 
     async def submit(self, order: Order, callback_url: str | None) -> Report:
         wire = self.context.catalog.wire(self.catalog_name, order.params.model, order.mode)
@@ -104,7 +109,7 @@ class JobApi:
             body = self._body(wire, order, references, callback_url)
             response = await self.request("POST", self.order_path, json=body)
         except NotSent as error:
-            return self.not_sent(error)
+            return self.reports.not_sent(error)
         return self.read_order_response(response)
 
     def job_ids(self, body: Any) -> tuple[str, ...]:
@@ -145,63 +150,6 @@ class JobApi:
 
     def parse(self, body: Any) -> ParsedResponse:
         return ParsedResponse.from_body(body, id_fields=self.id_fields)
-
-    def redact(self, text: str) -> str:
-        return parsing.redact(text, (self._api_key,))
-
-    def not_sent(self, error: ProviderError) -> Failed:
-        """Return the report of an order whose submission never began, or ended before it could cost anything."""
-        return Failed(
-            code="provider_unavailable",
-            message=self.redact(str(error)),
-            retryable=not error.permanent,
-            billed="no",
-            retry_in=error.retry_in,
-            sent=False,
-        )
-
-    def refusal(self, response: ProviderResponse) -> Failed:
-        """Return the report of a refused order; only for responses that prove the refusal."""
-        error = self.errors.classify(response.code, response.message, response.parsed.names)
-        wait = response.wait_seconds
-        wait = DEFAULT_WAIT_SECONDS.get(response.code) if wait is None else wait
-        return Failed(
-            code=error.code,
-            message=self.redact(response.message),
-            retryable=error.retryable,
-            billed="no",
-            provider_code=str(response.code),
-            retry_in=wait if error.retryable else None,
-            known=error.known,
-        )
-
-    def error(self, action: str, response: ProviderResponse, *, can_be_permanent: bool = False) -> ProviderError:
-        """Return the error of a response without a result. can_be_permanent: a refusal ends the action for good."""
-        defaults = OPERATOR_WAIT_SECONDS | DEFAULT_WAIT_SECONDS
-        wait = response.wait_seconds
-        summary = f"{self.name}: {action} answered HTTP {response.status}, code {response.parsed.code}"
-        return ProviderError(
-            f"{summary}: {self.redact(response.message)}",
-            permanent=can_be_permanent and response.is_permanent,
-            retry_in=defaults.get(response.code) if wait is None else wait,
-            summary=summary,
-            code=self.errors.classify(response.code, response.message, response.parsed.names).code,
-        )
-
-    def job_failed(self, parsed: ParsedResponse, job_id: str | None) -> Failed:
-        """Return the report of a job that ended without a result."""
-        error = self.errors.classify(parsing.to_code(parsed.fail_code), parsed.message, parsed.names)
-        is_refunded = parsed.fail_code == "531"  # kie.ai: whatever it consumed at first
-        return Failed(
-            code=error.code,
-            message=self.redact(parsed.message),
-            retryable=error.retryable,
-            billed=error.billed or "unknown" if parsed.cost is None or is_refunded else parsed.billed,
-            job_id=job_id,
-            ended_at=parsed.ended_at,
-            provider_code=parsed.fail_code or next(iter(parsed.names), None),
-            known=error.known,
-        )
 
 
 def running(parsed: ParsedResponse, job_id: str | None) -> Pending:

@@ -1,4 +1,4 @@
-"""A provider's response: accepted, refused or unknown; its message; and how long to wait.
+"""A provider's response: accepted, refused or unknown; how long to wait; and the report or error that it becomes.
 
 Shared by adapters of one family of APIs: an envelope `{"code", "msg", "data"}` around a job.
 """
@@ -11,7 +11,10 @@ from typing import Any, Final
 
 from broker.errors import ProviderError
 from broker.net.api_client import HttpResponse
+from broker.providers import parsing
+from broker.providers.error_codes import ErrorTable
 from broker.providers.parsing import SUCCESS_CODES, TASK_IDS, ParsedResponse, requested_wait
+from broker.reports import Failed
 from webhooks.retry_after import parse_retry_after
 
 MAX_WAIT_SECONDS: Final = 600.0
@@ -83,3 +86,70 @@ class ProviderResponse:
     @property
     def message(self) -> str:
         return self.parsed.message if self.body is not None else "the answer is not JSON"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reports:
+    """Writer of the reports and errors of one account; no message has its key."""
+
+    name: str
+    """Of the adapter."""
+    errors: ErrorTable
+    secret: str = field(repr=False)
+
+    def redact(self, text: str) -> str:
+        return parsing.redact(text, (self.secret,))
+
+    def not_sent(self, error: ProviderError) -> Failed:
+        """Return the report of an order whose submission never began, or ended before it could cost anything."""
+        return Failed(
+            code="provider_unavailable",
+            message=self.redact(str(error)),
+            retryable=not error.permanent,
+            billed="no",
+            retry_in=error.retry_in,
+            sent=False,
+        )
+
+    def refusal(self, response: ProviderResponse) -> Failed:
+        """Return the report of a refused order; only for responses that prove the refusal."""
+        error = self.errors.classify(response.code, response.message, response.parsed.names)
+        wait = response.wait_seconds
+        wait = DEFAULT_WAIT_SECONDS.get(response.code) if wait is None else wait
+        return Failed(
+            code=error.code,
+            message=self.redact(response.message),
+            retryable=error.retryable,
+            billed="no",
+            provider_code=str(response.code),
+            retry_in=wait if error.retryable else None,
+            known=error.known,
+        )
+
+    def error(self, action: str, response: ProviderResponse, *, can_be_permanent: bool = False) -> ProviderError:
+        """Return the error of a response without a result. can_be_permanent: a refusal ends the action for good."""
+        defaults = OPERATOR_WAIT_SECONDS | DEFAULT_WAIT_SECONDS
+        wait = response.wait_seconds
+        summary = f"{self.name}: {action} answered HTTP {response.status}, code {response.parsed.code}"
+        return ProviderError(
+            f"{summary}: {self.redact(response.message)}",
+            permanent=can_be_permanent and response.is_permanent,
+            retry_in=defaults.get(response.code) if wait is None else wait,
+            summary=summary,
+            code=self.errors.classify(response.code, response.message, response.parsed.names).code,
+        )
+
+    def job_failed(self, parsed: ParsedResponse, job_id: str | None) -> Failed:
+        """Return the report of a job that ended without a result."""
+        error = self.errors.classify(parsing.to_code(parsed.fail_code), parsed.message, parsed.names)
+        is_refunded = parsed.fail_code == "531"  # kie.ai: whatever it consumed at first
+        return Failed(
+            code=error.code,
+            message=self.redact(parsed.message),
+            retryable=error.retryable,
+            billed=error.billed or "unknown" if parsed.cost is None or is_refunded else parsed.billed,
+            job_id=job_id,
+            ended_at=parsed.ended_at,
+            provider_code=parsed.fail_code or next(iter(parsed.names), None),
+            known=error.known,
+        )

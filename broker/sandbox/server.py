@@ -10,8 +10,8 @@ import json
 import mimetypes
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
@@ -81,37 +81,16 @@ async def _run_server(app: Starlette, listener: socket.socket) -> AsyncIterator[
         date_header=False,
         timeout_graceful_shutdown=1,
     )
-    server = _SandboxServer(config)
-    # not in a task group: a cancelled uvicorn leaves its connections open, so it gets the close event instead
-    serving = asyncio.create_task(server.serve([listener]))
-    serving.add_done_callback(lambda _: server.open.set())
+    config.load()
+    # phase by phase: serve() would take over the signals of the process, and look ten times a second for its end
+    server = uvicorn.Server(config)
+    server.lifespan = config.lifespan_class(config)
+    await server.startup([listener])
     try:
-        await server.open.wait()
         yield
     finally:
-        server.close.set()
         with anyio.CancelScope(shield=True):
-            await serving
-
-
-class _SandboxServer(uvicorn.Server):
-    """Server without signal handlers, with events for its start and its end."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.open = asyncio.Event()
-        self.close = asyncio.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.open.set()
-
-    async def main_loop(self) -> None:
-        await self.close.wait()
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
+            await server.shutdown([listener])
 
 
 class _ClosableProtocol(H11Protocol):

@@ -15,8 +15,8 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from storage.blobs.staging import Disk, FileDraft, HashingFile, StagingArea
-from storage.blobs.store import NAME, OWNER, Blob, BlobMissing, BlobReader, Draft, validate_owner
+from storage.blobs.staging import Blob, Disk, Draft, HashingFile, StagingArea
+from storage.blobs.store import NAME, OWNER, BlobMissing, BlobReader, validate_owner
 
 CHUNK_BYTES = 2**20
 DISK = Disk(variable="BROKER_BLOB_URL", room="free some, or shorten BROKER_RETENTION_HOURS")
@@ -35,7 +35,7 @@ class LocalBlobs:
         self._drafts = StagingArea(root / ".drafts", DISK, free_floor=free_floor)
 
     def new_draft(self, owner: str) -> Draft:
-        return FileDraft(self._drafts, partial(self._commit, validate_owner(owner)))
+        return Draft(self._drafts, partial(self._commit, validate_owner(owner)))
 
     async def open(self, name: str, start: int = 0, stop: int | None = None) -> BlobReader:
         if start < 0:

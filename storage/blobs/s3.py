@@ -37,8 +37,8 @@ from obstore.exceptions import BaseError, InvalidPathError
 
 from storage.blobs import s3_errors
 from storage.blobs.s3_client import open_bucket, static_credential
-from storage.blobs.staging import Disk, FileDraft, HashingFile, StagingArea
-from storage.blobs.store import NAME, Blob, BlobMissing, BlobReader, Draft, validate_owner
+from storage.blobs.staging import Blob, Disk, Draft, HashingFile, StagingArea
+from storage.blobs.store import NAME, BlobMissing, BlobReader, validate_owner
 from storage.errors import StorageError
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ class S3Blobs:
         await asyncio.get_running_loop().run_in_executor(None, self._pool.shutdown)
 
     def new_draft(self, owner: str) -> Draft:
-        return FileDraft(self._drafts, partial(self._commit, validate_owner(owner)))
+        return Draft(self._drafts, partial(self._commit, validate_owner(owner)))
 
     async def open(self, name: str, start: int = 0, stop: int | None = None) -> BlobReader:
         if start < 0:

@@ -21,7 +21,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from storage.blobs.store import Blob, Draft
 from storage.errors import StorageError, StorageFull
 
 if TYPE_CHECKING:
@@ -112,12 +111,28 @@ class StagingArea:
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Blob:
+    """Stored bytes.
+
+    name: `<owner>/<sha256>`, the only handle. size: bytes. sha256: lower-case hex.
+    """
+
+    name: str
+    size: int
+    sha256: str
+
+
 Commit = Callable[["HashingFile", str | None], Awaitable[Blob]]
 """Stores the finished file with its media type."""
 
 
-class FileDraft:
-    """Draft of every store: a `HashingFile` that is deleted after the block unless `commit` renamed it."""
+class Draft:
+    """New bytes: written in chunks, inspected, then committed or dropped. Use it with `async with`.
+
+    Leaving the block without `commit` leaves nothing behind. Every call of `write` costs a thread hop: write some
+    hundred KiB at once.
+    """
 
     def __init__(self, drafts: StagingArea, commit: Commit) -> None:
         self._drafts = drafts
@@ -128,14 +143,17 @@ class FileDraft:
 
     @property
     def size(self) -> int:
+        """Bytes written so far."""
         return self._opened.size
 
     @property
     def sha256(self) -> str:
+        """Hash of the bytes written so far, in lower-case hex."""
         return self._opened.sha256.hexdigest()
 
     @property
     def path(self) -> Path:
+        """A local file with all bytes written so far, for a decoder (in a thread)."""
         return self._opened.path
 
     @property
@@ -145,9 +163,15 @@ class FileDraft:
         return self._file
 
     async def write(self, chunk: bytes) -> None:
+        """Append; hashes and writes outside the event loop. Raises `StorageFull`. After an error, leave the block."""
         await self._drafts.disk.run(partial(self._opened.write, chunk))
 
     async def commit(self, media_type: str | None = None) -> Blob:
+        """Make the bytes durable under their final name, atomically. Equal bytes become one blob.
+
+        media_type: Content-Type of a link to the blob; ignored by stores without links.
+        The last call on a draft. After a cancellation the bytes are either stored or not.
+        """
         return await self._commit(self._opened, media_type)
 
     async def __aenter__(self) -> Draft:

@@ -4,62 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, Protocol
+
+from storage.blobs.staging import Draft
 
 OWNER: Final = re.compile(r"[A-Za-z0-9_]{1,80}")
 NAME: Final = re.compile(r"([A-Za-z0-9_]{1,80})/([0-9a-f]{64})")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Blob:
-    """Stored bytes.
-
-    name: `<owner>/<sha256>`, the only handle. size: bytes. sha256: lower-case hex.
-    """
-
-    name: str
-    size: int
-    sha256: str
-
-
-class Draft(Protocol):
-    """New bytes: written in chunks, inspected, then committed or dropped. Use it with `async with`.
-
-    Leaving the block without `commit` leaves nothing behind. Every call of `write` costs a thread hop: write some
-    hundred KiB at once.
-    """
-
-    @property
-    def size(self) -> int:
-        """Bytes written so far."""
-        ...
-
-    @property
-    def sha256(self) -> str:
-        """Hash of the bytes written so far, in lower-case hex."""
-        ...
-
-    @property
-    def path(self) -> Path:
-        """A local file with all bytes written so far, for a decoder (in a thread)."""
-        ...
-
-    async def write(self, chunk: bytes) -> None:
-        """Append; hashes and writes outside the event loop. Raises `StorageFull`. After an error, leave the block."""
-        ...
-
-    async def commit(self, media_type: str | None = None) -> Blob:
-        """Make the bytes durable under their final name, atomically. Equal bytes become one blob.
-
-        media_type: Content-Type of a link to the blob; ignored by stores without links.
-        The last call on a draft. After a cancellation the bytes are either stored or not.
-        """
-        ...
-
-    async def __aenter__(self) -> Draft: ...
-    async def __aexit__(self, *exc: object) -> None: ...
 
 
 class BlobReader(Protocol):

@@ -66,7 +66,7 @@ FOREIGN_OPTIONS: Final = frozenset(
 
 
 class PostgresDatabase:
-    """One database of a Postgres server. `async with PostgresDatabase(url)` opens it, or `await open()` and `close()`.
+    """One database of a Postgres server. `async with PostgresDatabase(url)` opens it.
 
     url: `postgresql://user:password@host/name`. listen_url: an address of Postgres itself, where `url` leads to a
     pooler in transaction mode; `none` without one: notifications then stay within their process. connections: at most,
@@ -108,7 +108,7 @@ class PostgresDatabase:
 
     # -- opening and closing
 
-    async def open(self) -> PostgresDatabase:
+    async def __aenter__(self) -> PostgresDatabase:
         self._pool = await self._run_with_retries(self._open_pool)
         self._notifying = (
             None if self._is_alone else asyncio.create_task(self._notifier.run(), name="postgres-notifier")
@@ -138,9 +138,6 @@ class PostgresDatabase:
             "timeout": self._retry_seconds,
             "server_settings": {"application_name": "nano-banana-broker"},
         }
-
-    async def __aenter__(self) -> PostgresDatabase:
-        return await self.open()
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
@@ -190,18 +187,12 @@ class PostgresDatabase:
             return []
         write = asyncio.ensure_future(self._write(statements, wake))
         self._writes.add(write)
-        write.add_done_callback(self._written)
+        write.add_done_callback(self._writes.discard)
         return await asyncio.shield(write)
 
-    def _written(self, write: asyncio.Task[list[Outcome]]) -> None:
-        self._writes.discard(write)
-        if not write.cancelled():
-            write.exception()  # marked as retrieved: the caller may have been cancelled
-
     async def _write(self, statements: Sequence[Statement], wake: Sequence[str]) -> list[Outcome]:
-        outcomes = await self._run_with_retries(
-            PostgresTransaction(statements, self._session, *self._frame(statements))
-        )
+        work = PostgresTransaction(statements, self._session, *self._frame(statements))
+        outcomes = await self._run_with_retries(work)
         self.notify(*wake)
         return outcomes
 

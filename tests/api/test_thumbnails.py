@@ -16,7 +16,8 @@ from PIL import Image
 
 from broker.thumbnails import RETRY_AFTER_SECONDS, Thumbnails
 from storage.blobs.local import LocalBlobs
-from storage.blobs.store import BlobStore, Draft
+from storage.blobs.staging import Draft
+from storage.blobs.store import BlobStore
 from storage.errors import StorageError
 from storage.images import StoredImage
 from storage.states import TaskState

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from storage.blobs.store import Blob, BlobMissing, BlobStore
+from storage.blobs.staging import Blob
+from storage.blobs.store import BlobMissing, BlobStore
 from tests.contracts.blob_stores import STORES
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("nothing_is_left_open")]

@@ -60,7 +60,7 @@ def task_document(status: str = "processing", **more: Any) -> dict[str, Any]:
     return {"success": True, "data": {"id": ID, "status": status, **more}}
 
 
-BUSY = respond_json(
+RATE_LIMITED = respond_json(
     {"success": False, "error": "Too many.", "code": "rate_limited", "retryable": True},
     "429 Too Many Requests",
     "Retry-After: 7",
@@ -152,7 +152,7 @@ def name_of(part: Message) -> str:
     ids=["reset", "closed", "cut short", "503"],
 )
 async def test_order_with_a_lost_response_is_sent_again_with_the_same_key(fault: Script) -> None:
-    """The outcome of the first is unknown: only the same key and the same bytes make the second free."""
+    """The outcome of the first attempt is unknown: only the same key and bytes make the second attempt free."""
     bodies: list[bytes] = []
     async with connected_client(
         one_per_connection(recording_bodies(bodies, fault), recording_bodies(bodies, ACCEPTED))
@@ -176,12 +176,12 @@ async def test_each_order_has_a_random_key_unless_given() -> None:
 
 async def test_order_sends_every_option(tmp_path: Path) -> None:
     (tmp_path / "fox.png").write_bytes(PNG)
-    ours = Image(url="http://x/uploads/images/a.png", content=b"an image of ours")
+    stored_image = Image(url="http://x/uploads/images/a.png", content=b"an image of ours")
     bodies: list[bytes] = []
     async with connected_client(recording_bodies(bodies, ACCEPTED), language="zh") as (client, server, _):
         await client.create(
             "猫\r\n--x",
-            images=["http://a.example/1.png", tmp_path / "fox.png", PNG[:9], ours, "https://b.example/2.png"],
+            images=["http://a.example/1.png", tmp_path / "fox.png", PNG[:9], stored_image, "https://b.example/2.png"],
             model="nano-banana-pro",
             aspect_ratio="16:9",
             resolution="2K",
@@ -247,7 +247,7 @@ async def test_order_with_unknown_outcome_names_its_key() -> None:
 
 
 async def test_retry_after_of_a_busy_broker_is_respected() -> None:
-    async with connected_client(one_per_connection(BUSY, BUSY, respond_json(task_document()))) as (
+    async with connected_client(one_per_connection(RATE_LIMITED, RATE_LIMITED, respond_json(task_document()))) as (
         client,
         server,
         pauses,
@@ -258,7 +258,7 @@ async def test_retry_after_of_a_busy_broker_is_respected() -> None:
 
 
 async def test_pause_longer_than_the_patience_raises_at_once() -> None:
-    async with connected_client(recording_bodies([], BUSY), patience=5.0) as (client, server, pauses):
+    async with connected_client(recording_bodies([], RATE_LIMITED), patience=5.0) as (client, server, pauses):
         with pytest.raises(BrokerApiError, match="Too many") as caught:
             await client.create("a fox")
     assert (caught.value.status, caught.value.code) == (429, "rate_limited")
@@ -497,7 +497,7 @@ async def test_broken_stream_continues_after_the_last_event() -> None:
     script = one_per_connection(
         stream(event(1, "pending"), event(2, "processing")[:20]),
         rst,
-        BUSY,
+        RATE_LIMITED,
         stream(),
         stream(b": ping\n\n"),
         stream(event(2, "processing"), event(3, "completed")),
@@ -628,7 +628,7 @@ IMAGE = answers("200 OK", PNG)
 
 @pytest.mark.parametrize(
     "fault",
-    [rst, sends(head("200 OK", f"Content-Length: {len(PNG)}"), PNG[:-1]), BUSY],
+    [rst, sends(head("200 OK", f"Content-Length: {len(PNG)}"), PNG[:-1]), RATE_LIMITED],
     ids=["reset", "cut short", "429"],
 )
 async def test_incomplete_image_is_downloaded_again(fault: Script, tmp_path: Path) -> None:

@@ -107,9 +107,12 @@ def test_every_method_has_a_synchronous_form() -> None:
     awaited = {name for name in vars(AsyncClient) if not name.startswith("_")} - {"aclose"}
     assert blocking == awaited
     for name in awaited:
-        theirs, ours = getattr(AsyncClient, name), getattr(Client, name)
-        assert (inspect.signature(ours), ours.__doc__) == (inspect.signature(theirs), theirs.__doc__)
-        assert not inspect.iscoroutinefunction(ours)
+        async_method, sync_method = getattr(AsyncClient, name), getattr(Client, name)
+        assert (inspect.signature(sync_method), sync_method.__doc__) == (
+            inspect.signature(async_method),
+            async_method.__doc__,
+        )
+        assert not inspect.iscoroutinefunction(sync_method)
     options = inspect.signature(AsyncClient).parameters.keys() - inspect.signature(Client).parameters.keys()
     assert options == {"sleep", "app"}
 
@@ -294,10 +297,10 @@ def test_client_is_usable_after_an_interrupt() -> None:
 
 def test_client_imports_nothing_of_the_server() -> None:
     """Its import is quick, and it depends on the HTTP API only."""
-    ours, heavy = ("broker", "storage", "uploads", "webhooks"), "starlette uvicorn structlog PIL typer".split()
+    server, heavy = ("broker", "storage", "uploads", "webhooks"), "starlette uvicorn structlog PIL typer".split()
     ended = _python("import sys, broker.client; print(*sys.modules)")
     loaded = ended.stdout.split()
-    foreign = {name for name in loaded if name.partition(".")[0] in ours and not name.startswith("broker.client")}
+    foreign = {name for name in loaded if name.partition(".")[0] in server and not name.startswith("broker.client")}
     assert foreign == {"broker"}
     assert set(loaded).isdisjoint(heavy)
 

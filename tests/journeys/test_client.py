@@ -38,7 +38,7 @@ async def client(broker: RunningBroker) -> AsyncIterator[AsyncClient]:
         yield client
 
 
-def size(content: bytes) -> tuple[int, int]:
+def pixel_size(content: bytes) -> tuple[int, int]:
     with PIL.Image.open(io.BytesIO(content)) as image:
         image.load()
         return image.size
@@ -46,7 +46,7 @@ def size(content: bytes) -> tuple[int, int]:
 
 async def test_text_to_image_then_image_to_image(client: AsyncClient, broker: RunningBroker) -> None:
     (fox,) = await client.generate("a red fox", aspect_ratio="16:9")
-    assert size(fox.content) == (1344, 768) == (fox.width, fox.height)
+    assert pixel_size(fox.content) == (1344, 768) == (fox.width, fox.height)
     assert (fox.media_type, fox.size) == ("image/png", len(fox.content))
     night = await client.generate("at night", images=[fox, PIL.Image.new("RGB", (64, 64))], n=2)
     assert len({image.url for image in night}) == 2
@@ -66,7 +66,7 @@ async def test_synchronous_client(broker: RunningBroker, tmp_path: Path) -> None
             return [task.status for task in client.events(order.id)]
 
     assert await asyncio.to_thread(notebook) == ["completed"]
-    assert size((tmp_path / "night.png").read_bytes()) == size((tmp_path / "fox.png").read_bytes())
+    assert pixel_size((tmp_path / "night.png").read_bytes()) == pixel_size((tmp_path / "fox.png").read_bytes())
 
 
 async def test_the_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,10 +75,10 @@ async def test_the_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "fox.png").write_bytes(png())
     async with open_broker(tmp_path / "data") as broker:
         program = example.replace("Client()", f"Client({str(broker.client.base_url)!r})")
-        said: dict[str, Any] = {}
-        await asyncio.to_thread(exec, program, said)
-        said["client"].close()
-    assert (tmp_path / "night.png").read_bytes() == said["fox"].content
+        namespace: dict[str, Any] = {}
+        await asyncio.to_thread(exec, program, namespace)
+        namespace["client"].close()
+    assert (tmp_path / "night.png").read_bytes() == namespace["fox"].content
 
 
 async def test_images_are_downloaded_from_the_bucket(tmp_path: Path, s3_server: S3Server) -> None:
@@ -95,7 +95,7 @@ async def test_images_are_downloaded_from_the_bucket(tmp_path: Path, s3_server: 
     ):
         (fox,) = await client.generate("a red fox")
         assert (await broker.client.get(fox.url)).status_code == 307
-        assert size(fox.content) == (fox.width, fox.height)
+        assert pixel_size(fox.content) == (fox.width, fox.height)
 
 
 async def test_same_idempotency_key_is_the_same_order(client: AsyncClient, broker: RunningBroker) -> None:
@@ -136,7 +136,7 @@ async def test_retry_after_is_respected(tmp_path: Path) -> None:
     """The order above the rate limit waits instead of failing."""
     pauses: list[float] = []
 
-    async def rested(seconds: float) -> None:
+    async def record_pause(seconds: float) -> None:
         """Record the pause, and end the long one."""
         pauses.append(seconds)
         if seconds > 10:
@@ -144,7 +144,7 @@ async def test_retry_after_is_respected(tmp_path: Path) -> None:
 
     async with (
         open_broker(tmp_path, rate_per_minute=2) as broker,
-        AsyncClient(str(broker.client.base_url), sleep=rested) as client,
+        AsyncClient(str(broker.client.base_url), sleep=record_pause) as client,
     ):
         await client.create("a fox", n=2)
         with pytest.raises(InterruptedError):
@@ -164,12 +164,12 @@ async def test_client_survives_a_restart_of_the_broker(tmp_path: Path) -> None:
             waiter = asyncio.create_task(client.wait(order.id))
             listener = asyncio.create_task(_statuses(client, order.id, listening))
             await listening.wait()
-        latecomer = asyncio.create_task(client.generate("a blue fox"))
+        late_order = asyncio.create_task(client.generate("a blue fox"))
         async with open_broker(tmp_path, sandbox=sandbox, port=int(address.rpartition(":")[2])), client:
             async with asyncio.timeout(20):
                 assert (await waiter).status == "completed"
                 statuses = await listener
-                assert len(await latecomer) == 1
+                assert len(await late_order) == 1
     assert statuses[-1] == "completed"
     assert len(statuses) == len(set(statuses))
 

@@ -30,7 +30,7 @@ KEY = "a-key-of-a-trusted-caller"
 OLD = 1_000_000_000.0
 
 
-def is_open(address: str) -> bool:
+def accepts_connections(address: str) -> bool:
     with socket.socket() as probe:
         answered = probe.connect_ex(("127.0.0.1", int(address.rpartition(":")[2]))) == 0
         # without a listener, the system may give the probe that very port, and it reaches itself
@@ -66,7 +66,7 @@ def test_help_names_every_command(shell: Shell) -> None:
 
 
 def test_help_imports_no_heavy_module() -> None:
-    """It is the first command that people run."""
+    """A slow `--help` would be the first impression."""
     heavy = "httpx uvicorn starlette pydantic PIL structlog aiosqlite anyio"
     code = f"import sys, broker.cli.commands; print(*(m for m in {heavy.split()} if m in sys.modules))"
     ended = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=SECONDS)
@@ -111,19 +111,19 @@ def test_control_characters_are_replaced() -> None:
 
 
 def test_deployment_warnings() -> None:
-    good, fine = (3, 11, 10), load_settings(env_file=None, host="127.0.0.1", api_keys=(), webhook_base_url="")
-    assert list(deployment_warnings(fine, good)) == []
-    assert ["CVE" in said for said in deployment_warnings(fine, (3, 11, 7))] == [True]
-    assert ["CVE" in said for said in deployment_warnings(fine, (3, 12, 5))] == [True]
-    wide = fine.model_copy(update={"host": "0.0.0.0"})
-    assert ["BROKER_API_KEYS" in said for said in deployment_warnings(wide, good)] == [True]
-    free = wide.model_copy(update={"allow_anonymous": True})
-    assert ["BROKER_ALLOW_ANONYMOUS" in said for said in deployment_warnings(free, good)] == [True]
+    python, local = (3, 11, 10), load_settings(env_file=None, host="127.0.0.1", api_keys=(), webhook_base_url="")
+    assert list(deployment_warnings(local, python)) == []
+    assert ["CVE" in warning for warning in deployment_warnings(local, (3, 11, 7))] == [True]
+    assert ["CVE" in warning for warning in deployment_warnings(local, (3, 12, 5))] == [True]
+    exposed = local.model_copy(update={"host": "0.0.0.0"})
+    assert ["BROKER_API_KEYS" in warning for warning in deployment_warnings(exposed, python)] == [True]
+    anonymous = exposed.model_copy(update={"allow_anonymous": True})
+    assert ["BROKER_ALLOW_ANONYMOUS" in warning for warning in deployment_warnings(anonymous, python)] == [True]
     for private in ["http://localhost:8000", "http://127.0.0.1:8000", "https://192.168.1.2", "http://broker:8000"]:
-        lost = fine.model_copy(update={"webhook_base_url": private})
-        assert ["WEBHOOK_BASE_URL" in said for said in deployment_warnings(lost, good)] == [True]
-    public = fine.model_copy(update={"webhook_base_url": "https://broker.example.com"})
-    assert list(deployment_warnings(public, good)) == []
+        unreachable = local.model_copy(update={"webhook_base_url": private})
+        assert ["WEBHOOK_BASE_URL" in warning for warning in deployment_warnings(unreachable, python)] == [True]
+    public = local.model_copy(update={"webhook_base_url": "https://broker.example.com"})
+    assert list(deployment_warnings(public, python)) == []
 
 
 # -- demo
@@ -144,7 +144,7 @@ def test_demo_makes_two_images_and_closes_everything(shell: Shell) -> None:
             assert (image.format, image.size) == ("PNG", (1344, 768))
     addresses = re.findall(r"http://127\.0\.0\.1:\d+", ended.out)
     assert len(addresses) == 2
-    assert not any(is_open(address) for address in addresses)
+    assert not any(accepts_connections(address) for address in addresses)
     assert sorted(path.name for path in shell.folder.iterdir()) == [".env", "data"]
 
 
@@ -154,18 +154,18 @@ def test_demo_makes_two_images_and_closes_everything(shell: Shell) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_serve_stops_on_a_signal(shell: Shell, number: signal.Signals) -> None:
     with serving(shell, "serve") as (process, address):
-        assert is_open(address)
+        assert accepts_connections(address)
         process.send_signal(number)
         out, err = process.communicate(timeout=10)
     assert process.returncode == 0, err
     assert "webhook at" in out
     assert "PRETEND PICTURES" in err
-    assert not is_open(address)
+    assert not accepts_connections(address)
 
 
 def test_sandbox_stops_on_a_signal(shell: Shell) -> None:
     with serving(shell, "sandbox", "--port", "0", "--mood", "late:30") as (process, address):
-        assert is_open(address)
+        assert accepts_connections(address)
         process.terminate()
         out, _ = process.communicate(timeout=10)
     assert process.returncode == 0
@@ -288,7 +288,7 @@ def test_folder_without_a_database_is_an_error(shell: Shell) -> None:
     assert list(shell.folder.iterdir()) == []
 
 
-def _row(number: int, **changes: object) -> Task:
+def _task_row(number: int, **changes: object) -> Task:
     task = {
         "id": f"task_{number:032x}",
         "batch": f"batch_{number:032x}",
@@ -306,7 +306,7 @@ def _row(number: int, **changes: object) -> Task:
     return Task(**{**task, **changes})  # type: ignore[arg-type]
 
 
-def _stored(shell: Shell, *rows: Task) -> None:
+def _store_tasks(shell: Shell, *rows: Task) -> None:
     async def store() -> None:
         async with SqliteDatabase(shell.folder / "data" / "broker.db") as database:
             await upgrade_schema(database, OLD)
@@ -315,7 +315,7 @@ def _stored(shell: Shell, *rows: Task) -> None:
     anyio.run(store)
 
 
-def _states(shell: Shell) -> dict[str, int]:
+def _count_states(shell: Shell) -> dict[str, int]:
     async def read() -> dict[str, int]:
         async with SqliteDatabase(shell.folder / "data" / "broker.db") as database:
             return await Tasks(database).count_by_state()
@@ -324,7 +324,7 @@ def _states(shell: Shell) -> dict[str, int]:
 
 
 def test_tasks_are_read_and_canceled_in_the_database(shell: Shell) -> None:
-    _stored(shell, _row(1))
+    _store_tasks(shell, _task_row(1))
     listed = json.loads(shell.run("tasks", "--json").out)
     assert [task["status"] for task in listed["data"]] == ["pending"]
     task_id = listed["data"][0]["id"]
@@ -338,12 +338,12 @@ def test_tasks_are_read_and_canceled_in_the_database(shell: Shell) -> None:
 
 def test_cleanup_deletes_expired_tasks_and_submits_nothing(shell: Shell) -> None:
     ended = {"state": TaskState.FAILED, "ended_at": OLD, "due_at": OLD}
-    _stored(shell, _row(1), _row(2, **ended), _row(3, **ended))
+    _store_tasks(shell, _task_row(1), _task_row(2, **ended), _task_row(3, **ended))
     cleaned = shell.run("cleanup", NANO_BANANA_API_KEY="k", NANO_BANANA_API_URL="http://127.0.0.1:9")
     assert cleaned.code == 0, cleaned.err
     assert cleaned.out.startswith("2 tasks")
-    assert _states(shell)["queued"] == 1
-    assert "failed" not in _states(shell)
+    assert _count_states(shell)["queued"] == 1
+    assert "failed" not in _count_states(shell)
 
 
 def test_the_database_is_upgraded_and_described(shell: Shell) -> None:
@@ -352,7 +352,7 @@ def test_the_database_is_upgraded_and_described(shell: Shell) -> None:
     upgraded = shell.run("db", "upgrade")
     assert upgraded.code == 0
     assert "ran 0001_initial" in upgraded.out
-    _stored(shell, _row(1))
+    _store_tasks(shell, _task_row(1))
     described = shell.run("db", "status")
     assert described.code == 0
     assert re.search(r"^tasks queued +1$", described.out, re.MULTILINE)
@@ -377,12 +377,12 @@ def test_webhook_secret_is_not_created_by_printing(shell: Shell) -> None:
 
 
 def test_database_of_a_newer_broker_is_not_opened(shell: Shell) -> None:
-    async def from_the_future() -> None:
+    async def add_unknown_migration() -> None:
         async with SqliteDatabase(shell.folder / "data" / "broker.db") as database:
             await upgrade_schema(database, OLD)
             await database.execute("INSERT INTO migrations VALUES (9999, 'later', 0)")
 
-    anyio.run(from_the_future)
+    anyio.run(add_unknown_migration)
     for command in (["serve"], ["tasks"]):
         ended = shell.run(*command)
         assert ended.code == 2

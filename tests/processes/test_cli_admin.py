@@ -33,7 +33,7 @@ DELIVERY: dict[str, Any] = {
     "nextAt": None,
     "deliveredAt": None,
 }
-TRIES = [
+ATTEMPTS = [
     {"number": 1, "at": "2026-08-11T02:34:43.000Z", "status": 500, "error": None, "milliseconds": 12},
     {"number": 2, "at": "2026-08-11T02:34:48.000Z", "status": None, "error": "too slow", "milliseconds": 15000},
 ]
@@ -46,12 +46,12 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
     with serving(Shell(folder, {"BROKER_API_KEYS": KEY}), "serve", "--port", "0") as (_, address):
         shell = Shell(folder, {"BROKER_API_KEYS": KEY, "BROKER_PORT": address.rpartition(":")[2]})
         assert shell.run("generate", "a red fox", "-o", "fox.png").code == 0
-        call(shell, "?task=task_x&attempt=1&token=wrong", b'{"a": 1}')
-        call(shell, "", b"\x1b]0;owned\x07 {")
+        send_callback(shell, "?task=task_x&attempt=1&token=wrong", b'{"a": 1}')
+        send_callback(shell, "", b"\x1b]0;owned\x07 {")
         yield shell
 
 
-def call(shell: Shell, query: str, body: bytes, **headers: str) -> None:
+def send_callback(shell: Shell, query: str, body: bytes, **headers: str) -> None:
     """Send a callback and ignore the response."""
     url = f"http://127.0.0.1:{shell.settings['BROKER_PORT']}/api/webhook/nano-banana{query}"
     try:
@@ -60,17 +60,17 @@ def call(shell: Shell, query: str, body: bytes, **headers: str) -> None:
         error.close()
 
 
-def listed(shell: Shell, *args: str) -> list[dict[str, Any]]:
+def list_callbacks(shell: Shell, *args: str) -> list[dict[str, Any]]:
     ended = shell.run("callbacks", *args, "--json")
     assert ended.code == 0, ended.err
     data: list[dict[str, Any]] = json.loads(ended.out)["data"]
     return data
 
 
-def first(shell: Shell, verification: str) -> str:
+def first_callback_id(shell: Shell, verification: str) -> str:
     """Return the id of the first callback with this verification result."""
-    hook_id: str = listed(shell, "--verification", verification)[-1]["id"]
-    return hook_id
+    callback_id: str = list_callbacks(shell, "--verification", verification)[-1]["id"]
+    return callback_id
 
 
 # -- callbacks
@@ -87,29 +87,34 @@ def test_callbacks_are_listed(served: Shell) -> None:
 
 
 def test_callbacks_are_listed_as_json(served: Shell) -> None:
-    (accepted,) = listed(served, "--verification", "accept", "--limit", "1")
-    assert listed(served, "--task", accepted["taskId"])[-1]["id"] == first(served, "accept")
-    assert listed(served, "--task", "task_unknown") == []
+    (accepted,) = list_callbacks(served, "--verification", "accept", "--limit", "1")
+    assert list_callbacks(served, "--task", accepted["taskId"])[-1]["id"] == first_callback_id(served, "accept")
+    assert list_callbacks(served, "--task", "task_unknown") == []
     assert "No callbacks." in served.run("callbacks", "--task", "task_unknown").err
 
 
 def test_callback_is_shown_with_its_body(served: Shell) -> None:
-    hook_id = first(served, "accept")
-    ended = served.run("callbacks", "show", hook_id)
+    callback_id = first_callback_id(served, "accept")
+    ended = served.run("callbacks", "show", callback_id)
     assert ended.code == 0, ended.err
     facts = dict(line.split(None, 1) for line in ended.out.splitlines() if len(line.split(None, 1)) == 2)
-    assert facts["callback"] == hook_id
+    assert facts["callback"] == callback_id
     assert facts["result"] == "accept (200): its token or signature is valid"
     assert '"state": "success"' in ended.out
     assert "token=[hidden]" in ended.out
-    shown = json.loads(served.run("callbacks", "show", hook_id, "--json").out)["data"]
+    shown = json.loads(served.run("callbacks", "show", callback_id, "--json").out)["data"]
     assert shown["body"] in ended.out
 
 
 def test_remote_text_cannot_control_the_terminal(served: Shell) -> None:
-    hook_id = first(served, "malformed")
-    assert "]0;owned" in served.run("callbacks", "show", hook_id).out
-    for args in (("show", hook_id), ("replay", hook_id), ("export", hook_id), ("show", hook_id, "--json")):
+    callback_id = first_callback_id(served, "malformed")
+    assert "]0;owned" in served.run("callbacks", "show", callback_id).out
+    for args in (
+        ("show", callback_id),
+        ("replay", callback_id),
+        ("export", callback_id),
+        ("show", callback_id, "--json"),
+    ):
         assert "\x1b" not in served.run("callbacks", *args).out
 
 
@@ -122,37 +127,37 @@ def test_exported_json_has_no_control_characters() -> None:
 
 
 def test_accepted_callback_is_replayed(served: Shell) -> None:
-    hook_id = first(served, "accept")
-    dry = served.run("callbacks", "replay", hook_id, "--dry-run")
+    callback_id = first_callback_id(served, "accept")
+    dry = served.run("callbacks", "replay", callback_id, "--dry-run")
     assert (dry.code, "Nothing was changed." in dry.out) == (0, True)
     assert "report     the job succeeded: 1 result, 4 credits" in dry.out
-    ended = served.run("callbacks", "replay", hook_id)
+    ended = served.run("callbacks", "replay", callback_id)
     assert ended.code == 0, ended.err
     assert "effect     nothing: the task is succeeded already" in ended.out
     replay_id = re.search(r"Replayed as (hook_[0-9a-f]{24})\.", ended.out)
     assert replay_id is not None
-    assert f"(replay of {hook_id})" in served.run("callbacks").out
-    assert f"replay of  {hook_id}" in served.run("callbacks", "show", replay_id[1]).out
+    assert f"(replay of {callback_id})" in served.run("callbacks").out
+    assert f"replay of  {callback_id}" in served.run("callbacks", "show", replay_id[1]).out
 
 
 def test_rejected_callback_is_only_explained(served: Shell) -> None:
-    before = len(listed(served))
-    ended = served.run("callbacks", "replay", first(served, "reject"))
+    before = len(list_callbacks(served))
+    ended = served.run("callbacks", "replay", first_callback_id(served, "reject"))
     assert (ended.code, "It was not replayed." in ended.out) == (1, True)
     assert "result     reject (401): its token is wrong" in ended.out
-    assert len(listed(served)) == before
+    assert len(list_callbacks(served)) == before
 
 
 def test_callback_is_exported_as_a_fixture(served: Shell) -> None:
-    hook_id = first(served, "accept")
-    printed = served.run("callbacks", "export", hook_id)
-    saved = served.run("callbacks", "export", hook_id, "-o", "fixture.json")
+    callback_id = first_callback_id(served, "accept")
+    printed = served.run("callbacks", "export", callback_id)
+    saved = served.run("callbacks", "export", callback_id, "-o", "fixture.json")
     assert (saved.code, saved.out) == (0, "")
     assert "review it before you share it" in saved.err
     text = (served.folder / "fixture.json").read_text("utf-8")
     assert text == printed.out
     assert json.loads(text)["expected"]["verification"] == "accept"
-    nowhere = served.run("callbacks", "export", hook_id, "-o", "nowhere/fixture.json")
+    nowhere = served.run("callbacks", "export", callback_id, "-o", "nowhere/fixture.json")
     assert (nowhere.code, "nowhere/fixture.json: No such file" in nowhere.err) == (1, True)
 
 
@@ -184,14 +189,14 @@ def test_callbacks_need_the_key_of_the_broker(served: Shell) -> None:
 def test_missing_callbacks_are_counted(served: Shell) -> None:
     """A minute after the end of the attempt, since one may arrive until then."""
     try:
-        _note_ends(served, "check")
+        _set_source(served, "check")
         assert "1 callback did not arrive in the last 24 hours." in served.run("callbacks").out
     finally:
-        _note_ends(served, "callback")
+        _set_source(served, "callback")
     assert "did not arrive" not in served.run("callbacks").out
 
 
-def _note_ends(shell: Shell, learned_by: str) -> None:
+def _set_source(shell: Shell, learned_by: str) -> None:
     """Mark every attempt as ended a while ago and reported in this way."""
     with closing(sqlite3.connect(shell.folder / "data" / "broker.db", timeout=10)) as database, database:
         database.execute("UPDATE attempts SET learned_by = ?, number = 7, ended_at = sent_at - 100", [learned_by])
@@ -202,7 +207,7 @@ def test_watched_inbox_prints_new_callbacks(served: Shell) -> None:
     try:
         assert process.stdout is not None
         process.stdout.readline()
-        call(served, "?task=task_watched&attempt=1&token=wrong", b"{}")
+        send_callback(served, "?task=task_watched&attempt=1&token=wrong", b"{}")
         assert "its token is wrong" in process.stdout.readline()
     finally:
         process.kill()
@@ -214,13 +219,13 @@ def test_watched_inbox_prints_new_callbacks(served: Shell) -> None:
 
 def test_callbacks_are_read_from_the_database(served: Shell) -> None:
     """The same API inside the process, also with a key configured."""
-    away = Shell(served.folder, {**served.settings, "BROKER_PORT": "9"})
-    hook_id = first(served, "accept")
-    assert away.run("callbacks", "show", hook_id).out == served.run("callbacks", "show", hook_id).out
-    assert "Nothing was changed." in away.run("callbacks", "replay", hook_id, "--dry-run").out
-    ended = away.run("callbacks", "replay", hook_id)
+    offline = Shell(served.folder, {**served.settings, "BROKER_PORT": "9"})
+    callback_id = first_callback_id(served, "accept")
+    assert offline.run("callbacks", "show", callback_id).out == served.run("callbacks", "show", callback_id).out
+    assert "Nothing was changed." in offline.run("callbacks", "replay", callback_id, "--dry-run").out
+    ended = offline.run("callbacks", "replay", callback_id)
     assert (ended.code, "the next worker processes it" in ended.err) == (0, True)
-    missing = away.run("callbacks", "show", f"hook_{'0' * 24}")
+    missing = offline.run("callbacks", "show", f"hook_{'0' * 24}")
     assert (missing.code, "There is no callback with this id" in missing.err) == (1, True)
 
 
@@ -233,13 +238,13 @@ def test_folder_without_a_database_is_an_error(tmp_path: Any) -> None:
 # -- webhooks
 
 
-class Receiver(BaseHTTPRequestHandler):
-    """Broker with one delivery."""
+class FakeBroker(BaseHTTPRequestHandler):
+    """HTTP server that answers like a broker with one delivery."""
 
-    asked: ClassVar[list[str]] = []
+    requests: ClassVar[list[str]] = []
 
     def do_GET(self) -> None:
-        whole = {**DELIVERY, "attemptLog": TRIES, "body": {"type": "task.completed", "text": "\x9b2J"}}
+        whole = {**DELIVERY, "attemptLog": ATTEMPTS, "body": {"type": "task.completed", "text": "\x9b2J"}}
         documents: dict[str, Any] = {
             "/health": {"status": "healthy"},
             "/api/deliveries": {"success": True, "data": [DELIVERY], "nextCursor": None},
@@ -251,7 +256,7 @@ class Receiver(BaseHTTPRequestHandler):
         self._answer(202, {"success": True, "data": DELIVERY})
 
     def _answer(self, status: int, document: Any) -> None:
-        self.asked.append(f"{self.command} {self.path}")
+        self.requests.append(f"{self.command} {self.path}")
         body = json.dumps(document).encode()
         self.send_response(status)
         self.send_header("content-type", "application/json")
@@ -264,8 +269,8 @@ class Receiver(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def other_broker() -> Iterator[int]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Receiver) as server:
+def fake_broker() -> Iterator[int]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), FakeBroker) as server:
         thread = Thread(target=server.serve_forever)
         thread.start()
         try:
@@ -276,8 +281,8 @@ def other_broker() -> Iterator[int]:
 
 
 def test_webhooks_are_listed_shown_and_replayed(tmp_path: Any) -> None:
-    Receiver.asked.clear()
-    with other_broker() as port:
+    FakeBroker.requests.clear()
+    with fake_broker() as port:
         shell = Shell(tmp_path, {"BROKER_PORT": str(port)})
         sent = shell.run("webhooks", "--task", DELIVERY["taskId"], "--outcome", "failed", "--limit", "3")
         assert (sent.code, EVENT in sent.out, "HTTP 500" in sent.out) == (0, True, True)
@@ -290,6 +295,6 @@ def test_webhooks_are_listed_shown_and_replayed(tmp_path: Any) -> None:
         assert "\x9b" not in shown.out
         replayed = shell.run("webhooks", "replay", EVENT)
         assert (replayed.code, replayed.out) == (0, f"{EVENT} will be sent again.\n")
-    asked = [line for line in Receiver.asked if "health" not in line]
-    assert asked[0] == f"GET /api/deliveries?task={DELIVERY['taskId']}&outcome=failed&limit=3"
-    assert asked[-1] == f"POST /api/deliveries/{EVENT}/replay"
+    requests = [line for line in FakeBroker.requests if "health" not in line]
+    assert requests[0] == f"GET /api/deliveries?task={DELIVERY['taskId']}&outcome=failed&limit=3"
+    assert requests[-1] == f"POST /api/deliveries/{EVENT}/replay"

@@ -8,30 +8,14 @@ from typing import Any
 import pytest
 
 from broker.errors import TASK_CODES
-from broker.net.api_client import ApiClient, HttpResponse
+from broker.net.api_client import HttpResponse
 from broker.providers import error_codes
-from broker.providers.base import DEFAULT_KEY_ID, ProviderContext
 from broker.providers.error_codes import JOB_API_ERRORS
-from broker.providers.job_api import JobApi
 from broker.providers.parsing import ParsedResponse
-from broker.providers.registry import load_catalog
-from broker.providers.responses import ProviderResponse
+from broker.providers.responses import ProviderResponse, Reports
 from broker.reports import Failed
 
-API = JobApi(
-    ProviderContext(
-        name="kie",
-        key_id=DEFAULT_KEY_ID,
-        settings=None,
-        client=ApiClient(timeout=1.0, max_connections=1),
-        catalog=load_catalog(),
-        now=lambda: 0.0,
-        creates_per_10s=20,
-        concurrency=100,
-    ),
-    base_url="http://127.0.0.1:9",
-    api_key=None,
-)
+REPORTS = Reports(name="kie", errors=JOB_API_ERRORS, secret="key-of-the-test")
 SENSITIVE = "The input or output was flagged as sensitive. Please try again with different inputs."
 GEMINI = "Gemini could not generate an image with the given prompt. Please try again with a different prompt."
 
@@ -309,7 +293,7 @@ BODIES: list[tuple[Any, str, str | None]] = [
 
 @pytest.mark.parametrize(("body", "code", "provider_code"), BODIES)
 def test_names_are_found_in_every_known_place(body: Any, code: str, provider_code: str | None) -> None:
-    report = API.job_failed(ParsedResponse.from_body(body), "job")
+    report = REPORTS.job_failed(ParsedResponse.from_body(body), "job")
     assert (report.code, report.provider_code, report.known) == (code, provider_code, True)
 
 
@@ -330,7 +314,7 @@ def answered(status: int, body: Any, headers: dict[str, str] | None = None) -> H
 )
 def test_wait_in_the_body_is_parsed(body: Any, wait: float) -> None:
     reply = ProviderResponse.from_http(answered(429, body), 0.0)
-    assert API.refusal(reply).retry_in == wait
+    assert REPORTS.refusal(reply).retry_in == wait
 
 
 def test_retry_after_header_precedes_the_body() -> None:
@@ -340,7 +324,7 @@ def test_retry_after_header_precedes_the_body() -> None:
 
 def test_unknown_error_keeps_its_code_and_message() -> None:
     body = {"data": {"state": "fail", "failCode": "FLUX-7", "failMsg": "the flux capacitor is cold"}}
-    assert API.job_failed(ParsedResponse.from_body(body), "job") == Failed(
+    assert REPORTS.job_failed(ParsedResponse.from_body(body), "job") == Failed(
         code="provider_error",
         message="the flux capacitor is cold",
         retryable=False,

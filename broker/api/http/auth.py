@@ -34,7 +34,7 @@ class Caller:
     trusted: bool
 
 
-STRANGER: Final = Caller(name="anonymous", trusted=False)
+UNTRUSTED: Final = Caller(name="anonymous", trusted=False)
 
 
 def require_trusted(caller: Caller) -> None:
@@ -58,7 +58,7 @@ class Authenticator:
         self._origins = frozenset(settings.cors_origins)
 
     def authenticate(self, request: HTTPConnection) -> Caller:
-        """Return the caller of a request, `STRANGER` if it is not trusted. Does not read the body."""
+        """Return the caller of a request, `UNTRUSTED` if it is not trusted. Does not read the body."""
         key = self._known_key(request)
         if key is not None:
             return Caller(name=f"key:{key.hex()[:8]}", trusted=True)
@@ -66,7 +66,7 @@ class Authenticator:
             return Caller(name="anonymous", trusted=True)
         if not self._keys and self._is_local(request):
             return Caller(name="local", trusted=True)
-        return STRANGER
+        return UNTRUSTED
 
     def _known_key(self, request: HTTPConnection) -> bytes | None:
         offered = _bearer_token(request.headers.getlist("authorization"))

@@ -26,7 +26,7 @@ _DISK_FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 class BoundedRequest(Request):
     """A request whose body raises `ApiError("payload_too_large")` as soon as it is larger than allowed.
 
-    Starlette's own limit is not used: it answers in plain text, and with 413 where we would say 401.
+    Starlette's own limit is not used: it answers in plain text, and before the access is checked.
     """
 
     def __init__(self, request: Request, max_bytes: int) -> None:

@@ -205,7 +205,7 @@ async def _disconnect(request: Request) -> None:
 
 
 def _warning_headers(warnings: Sequence[str]) -> dict[str, str]:
-    """RFC 7234, 5.5: 299 is persistent, - hides our name. The messages of the catalog are ASCII without quotes."""
+    """Return a `Warning` (RFC 7234, 5.5): 299 is persistent, - replaces the host. Catalog messages are plain ASCII."""
     return {"warning": ", ".join(f'299 - "{warning}"' for warning in warnings)} if warnings else {}
 
 

@@ -11,12 +11,11 @@ polling it is free.
 from __future__ import annotations
 
 import secrets
-from dataclasses import replace
 from typing import Any, Final
 
 from broker.errors import ProviderError
 from broker.net.api_client import FilePart
-from broker.orders import Order, Reference
+from broker.orders import Reference
 from broker.providers import parsing
 from broker.providers.base import ProviderContext
 from broker.providers.job_api import JobApi, running
@@ -59,21 +58,13 @@ class Kie(JobApi):
         if response.parsed.job_id:
             return Pending(job_id=response.parsed.job_id)
         if response.proves_refusal:
-            return self.refusal(response)
-        raise self.error("createTask", response)
+            return self.reports.refusal(response)
+        raise self.reports.error("createTask", response)
 
     # -- references
 
     def public_url(self, reference: Reference) -> str | None:
         return None if self._settings.upload_references and not reference.is_uploaded else reference.url
-
-    async def upload_references(self, order: Order) -> Order | Failed:
-        urls = await self.resolve_references(order)
-        if isinstance(urls, Failed):
-            return urls
-        uploaded = zip(order.references, urls, strict=True)
-        references = tuple(replace(reference, url=url, is_uploaded=True) for reference, url in uploaded)
-        return replace(order, references=references)
 
     async def upload_reference(self, reference: Reference) -> str | Failed:
         """Upload one reference (kie.ai: File Stream Upload). A failure costs nothing: nothing is ordered yet.
@@ -87,13 +78,13 @@ class Kie(JobApi):
         try:
             response = await self.request("POST", url, form=form, files=[file])
         except ProviderError as error:
-            return self.not_sent(error)
+            return self.reports.not_sent(error)
         data = parsing.record_of(parsing.mapping(response.body))
         if found := parsing.links([data.get("downloadUrl"), data.get("fileUrl")]):
             return found[0]
         if response.is_permanent:
-            return self.refusal(response)
-        return self.not_sent(self.error("file-stream-upload", response))
+            return self.reports.refusal(response)
+        return self.reports.not_sent(self.reports.error("file-stream-upload", response))
 
     # -- results
 
@@ -112,12 +103,12 @@ class Kie(JobApi):
             case "done" if parsed.ids:
                 return Finished(outputs=parsed.outputs, job_id=job_id, cost=parsed.cost)
             case "failed" if parsed.ids:
-                return self.job_failed(parsed, job_id)
+                return self.reports.job_failed(parsed, job_id)
             case None if parsed.code in ENDED:
-                return self.job_failed(parsed, job_id)
+                return self.reports.job_failed(parsed, job_id)
             case "running" | "unknown" | None if parsed.ids and response.is_success:
                 return running(parsed, job_id)
-        raise self.error("recordInfo", response)
+        raise self.reports.error("recordInfo", response)
 
     def parse_callback(self, body: Any) -> Report:
         """Parse kie.ai's record with its code, the older `{"task_id", "status", "output"}`, or that of a sibling.
@@ -132,9 +123,9 @@ class Kie(JobApi):
                     outputs=parsed.outputs, job_id=parsed.job_id, cost=parsed.cost, ended_at=parsed.ended_at
                 )
             case "failed" if parsed.code is None or not is_success:
-                return self.job_failed(parsed, parsed.job_id)
+                return self.reports.job_failed(parsed, parsed.job_id)
             case None if parsed.code in ENDED_IN_CALLBACK and not parsed.outputs:
-                return self.job_failed(parsed, parsed.job_id)
+                return self.reports.job_failed(parsed, parsed.job_id)
             case "running" if is_success:
                 return running(parsed, parsed.job_id)
         return Pending(job_id=parsed.job_id, check_in=0)
@@ -148,7 +139,7 @@ class Kie(JobApi):
             return found[0]
         if response.code in {404, 422}:
             return None
-        raise self.error("download-url", response, can_be_permanent=True)
+        raise self.reports.error("download-url", response, can_be_permanent=True)
 
     async def balance(self) -> float | None:
         """Return the credits (kie.ai: Get Account Credits); documented as an integer, in practice a fraction."""
@@ -156,4 +147,4 @@ class Kie(JobApi):
         left = parsing.amount(parsing.mapping(response.body).get("data"))
         if response.is_success and left is not None:
             return left
-        raise self.error("credit", response, can_be_permanent=True)
+        raise self.reports.error("credit", response, can_be_permanent=True)

@@ -58,20 +58,20 @@ class Legacy(JobApi):
         A refusal precedes an id here: `id` in an error may be that of the request.
         """
         if response.proves_refusal:
-            return self.refusal(response)
+            return self.reports.refusal(response)
         parsed = response.parsed
         # without a state, a `url` beside an id may be a status page
         report = self._end_of_job(parsed, parsed.job_id) if parsed.state or not parsed.job_id else None
         if response.is_success and (report or parsed.job_id):
             return report or Pending(job_id=parsed.job_id)
-        raise self.error("generate", response)
+        raise self.reports.error("generate", response)
 
     async def check(self, job_id: str) -> Report:
         """Poll a job. An unknown state counts as running."""
         response = await self.request("GET", f"/status/{quote(job_id, safe='')}")
         parsed = response.parsed
         if response.body is None or not response.is_success:
-            raise self.error("status", response)
+            raise self.reports.error("status", response)
         if parsed.state == "done":
             return Finished(outputs=parsed.outputs, job_id=job_id, cost=parsed.cost)
         return self._end_of_job(parsed, job_id) or running(parsed, job_id)
@@ -87,7 +87,7 @@ class Legacy(JobApi):
     def _end_of_job(self, parsed: ParsedResponse, job_id: str | None) -> Report | None:
         """Return a failure, or a result without a state that contradicts it; None if the job runs."""
         if parsed.state == "failed":
-            return self.job_failed(parsed, job_id)
+            return self.reports.job_failed(parsed, job_id)
         if parsed.outputs and parsed.state in {"done", None}:
             return Finished(outputs=parsed.outputs, job_id=job_id, cost=parsed.cost, ended_at=parsed.ended_at)
         return None

@@ -10,7 +10,7 @@ from pydantic import SecretStr
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
-from broker.api.http.auth import STRANGER, Caller
+from broker.api.http.auth import UNTRUSTED, Caller
 from broker.api.http.responses import error_headers, json_response
 from broker.errors import ApiError
 from tests.examples.dialect.schemas import ErrorBody, Problem
@@ -24,10 +24,10 @@ class ExampleAuthenticator:
         self._digests = [self._digest(key.get_secret_value()) for key in keys]
 
     def authenticate(self, request: HTTPConnection) -> Caller:
-        """Return the caller of a request, `STRANGER` if it is not trusted."""
+        """Return the caller of a request, `UNTRUSTED` if it is not trusted."""
         digest = self._digest(request.headers.get("x-example-key", ""))
         if not any(hmac.compare_digest(known, digest) for known in self._digests):
-            return STRANGER
+            return UNTRUSTED
         return Caller(name=f"example:{digest.hex()[:8]}", trusted=True)
 
     def _digest(self, key: str) -> bytes:

@@ -39,13 +39,13 @@ class ExampleProvider(JobApi):
         if response.is_success and response.parsed.job_id:
             return Pending(job_id=response.parsed.job_id)
         if response.proves_refusal:
-            return self.refusal(response)
-        raise self.error("submit", response)
+            return self.reports.refusal(response)
+        raise self.reports.error("submit", response)
 
     async def check(self, job_id: str) -> Report:
         response = await self.request("GET", f"/v1/images/{quote(job_id, safe='')}")
         if not response.is_success or response.parsed.job_id != job_id:
-            raise self.error("check", response)
+            raise self.reports.error("check", response)
         return self._report(response.parsed) or running(response.parsed, job_id)
 
     def parse_callback(self, body: Any) -> Report:
@@ -58,4 +58,4 @@ class ExampleProvider(JobApi):
         """Return the end of a job, or None."""
         if parsed.state == "done" and parsed.outputs:
             return Finished(outputs=parsed.outputs, job_id=parsed.job_id)
-        return self.job_failed(parsed, parsed.job_id) if parsed.state == "failed" else None
+        return self.reports.job_failed(parsed, parsed.job_id) if parsed.state == "failed" else None

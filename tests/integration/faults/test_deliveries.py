@@ -629,7 +629,9 @@ async def test_failing_name_server_refuses_nothing(resolve: Any) -> None:
 
 
 async def test_allowlisted_host_is_not_resolved() -> None:
-    await Fetcher(allow=["receiver:9000"], resolve=_never).validate("http://receiver:9000/hook")
+    names = Names()
+    await Fetcher(allow=["receiver:9000"], resolve=names).validate("http://receiver:9000/hook")
+    assert names.resolved == []
 
 
 async def test_name_that_changes_to_a_private_address_is_not_called(scene: Scene) -> None:

@@ -20,7 +20,8 @@ import httpx
 import pytest
 
 from storage.blobs.s3 import FRESH_SECONDS, S3Blobs
-from storage.blobs.store import Blob, BlobMissing
+from storage.blobs.staging import Blob
+from storage.blobs.store import BlobMissing
 from storage.errors import StorageError, StorageFull
 from tests.support.faulty_http import Script, Visit, answers, head, sends
 from tests.support.faulty_s3 import Network, error, holds, network

@@ -119,7 +119,8 @@ def test_writes_are_finished_when_the_event_loop_ends_first(tmp_path: Path) -> N
 async def test_failed_open_leaves_no_thread(tmp_path: Path) -> None:
     (tmp_path / "b.db").write_text("this is not a database" * 100)
     with pytest.raises(StorageError):
-        await SqliteDatabase(tmp_path / "b.db").open()
+        async with SqliteDatabase(tmp_path / "b.db"):
+            pytest.fail("not reached")
     assert [thread.name for thread in threading.enumerate() if thread.name == "sqlite-writer"] == []
 
 
@@ -161,9 +162,11 @@ async def test_locked_database_is_a_storage_error(tmp_path: Path) -> None:
 
 
 async def test_new_file_is_opened_concurrently(tmp_path: Path) -> None:
-    files = [SqliteDatabase(tmp_path / "b.db") for _ in range(6)]
-    opened = await asyncio.gather(*(file.open() for file in files))
-    await asyncio.gather(*(file.close() for file in opened))
+    async def read_once() -> None:
+        async with SqliteDatabase(tmp_path / "b.db") as database:
+            assert await database.fetch("SELECT 1 AS one") == [{"one": 1}]
+
+    await asyncio.gather(*(read_once() for _ in range(6)))
 
 
 async def test_full_disk_fails_one_write_and_later_writes_succeed(tmp_path: Path) -> None:
@@ -199,7 +202,8 @@ async def test_damaged_file_is_rejected_unchanged(tmp_path: Path) -> None:
 async def test_file_that_is_not_a_database_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "b.db").write_text("this is not a database, it only has its name" * 100)
     with pytest.raises(StorageError, match="restore it from a backup"):
-        await SqliteDatabase(tmp_path / "b.db").open()
+        async with SqliteDatabase(tmp_path / "b.db"):
+            pytest.fail("not reached")
 
 
 async def test_newer_schema_is_rejected(tmp_path: Path) -> None:
