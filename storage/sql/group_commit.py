@@ -146,6 +146,6 @@ def _run_statement(connection: sqlite3.Connection, statement: Statement) -> Outc
     return Outcome(count=count, rows=rows)
 
 
-def is_busy(error: sqlite3.Error) -> bool:
+def is_busy(error: BaseException) -> bool:
     """Return whether another connection holds the lock."""
     return (getattr(error, "sqlite_errorname", "") or "").startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))

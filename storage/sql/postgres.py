@@ -187,18 +187,12 @@ class PostgresDatabase:
             return []
         write = asyncio.ensure_future(self._write(statements, wake))
         self._writes.add(write)
-        write.add_done_callback(self._written)
+        write.add_done_callback(self._writes.discard)
         return await asyncio.shield(write)
 
-    def _written(self, write: asyncio.Task[list[Outcome]]) -> None:
-        self._writes.discard(write)
-        if not write.cancelled():
-            write.exception()  # marked as retrieved: the caller may have been cancelled
-
     async def _write(self, statements: Sequence[Statement], wake: Sequence[str]) -> list[Outcome]:
-        outcomes = await self._run_with_retries(
-            PostgresTransaction(statements, self._session, *self._frame(statements))
-        )
+        work = PostgresTransaction(statements, self._session, *self._frame(statements))
+        outcomes = await self._run_with_retries(work)
         self.notify(*wake)
         return outcomes
 

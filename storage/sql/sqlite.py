@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 import aiosqlite
+from tenacity import retry, retry_if_exception, stop_after_attempt, wait_fixed
 
 from storage.errors import NoSuchTable, StorageError, StorageFull
 from storage.sql.database import Outcome, Row, Statement, Subscription
@@ -120,9 +121,9 @@ class SqliteDatabase:
     async def check(self) -> None:
         """Raise `StorageError` with the cure if the file is damaged."""
         rows = await self.fetch("PRAGMA quick_check(1)")
-        verdict = next(iter(rows[0].values()))
-        if verdict != "ok":
-            raise StorageError(f"{self.path.name} is damaged ({verdict}): restore it from a backup; it was not changed")
+        result = next(iter(rows[0].values()))
+        if result != "ok":
+            raise StorageError(f"{self.path.name} is damaged ({result}): restore it from a backup; it was not changed")
 
     async def read_clock(self) -> float:
         return time.time()
@@ -156,17 +157,15 @@ def open_connection(path: Path, pragmas: str) -> sqlite3.Connection:
     return connection
 
 
+@retry(
+    retry=retry_if_exception(is_busy),
+    stop=stop_after_attempt(MAX_OPEN_ATTEMPTS),
+    wait=wait_fixed(OPEN_RETRY_SECONDS),
+    reraise=True,
+)
 def _run_pragmas(connection: sqlite3.Connection, pragmas: str) -> None:
     """Retry while another process switches the file to WAL: busy_timeout does not cover that."""
-    for attempts_left in reversed(range(MAX_OPEN_ATTEMPTS)):
-        try:
-            connection.executescript(pragmas)
-        except sqlite3.OperationalError as error:
-            if not attempts_left or not is_busy(error):
-                raise
-            time.sleep(OPEN_RETRY_SECONDS)
-        else:
-            return
+    connection.executescript(pragmas)
 
 
 def _dict_row(cursor: sqlite3.Cursor, values: tuple[Any, ...]) -> dict[str, Any]:

@@ -126,11 +126,11 @@ CREATE TABLE callbacks (
     job_ended_at DOUBLE PRECISION,
     replay_of TEXT
 );
-CREATE INDEX callbacks_unread ON callbacks (task_id, received_at) WHERE processed_at IS NULL AND task_id IS NOT NULL;
+CREATE INDEX callbacks_unprocessed ON callbacks (task_id, received_at) WHERE processed_at IS NULL AND task_id IS NOT NULL;
 -- pages of the inbox, newest first: all of it, of one task, with one verification, of one provider
 CREATE INDEX callbacks_received ON callbacks (received_at, id);
 CREATE INDEX callbacks_task ON callbacks (task_id, received_at, id);
-CREATE INDEX callbacks_verdict ON callbacks (verification, received_at, id);
+CREATE INDEX callbacks_verification ON callbacks (verification, received_at, id);
 CREATE INDEX callbacks_provider ON callbacks (provider, received_at, id);
 
 CREATE TABLE idempotency (
