@@ -22,7 +22,7 @@ MAX_CONNECTIONS: Final = 32
 CONNECT_TIMEOUT_SECONDS: Final = 10.0
 
 _TRANSIENT_STATUSES: Final = frozenset({429, 502, 503, 504})
-_BACK_OFF: Final = wait_exponential_jitter(initial=0.2, max=5, jitter=0.2)
+_BACK_OFF: Final = wait_exponential_jitter(multiplier=0.2, max=5, jitter=0.2)
 _ERROR_ADAPTER: Final = TypeAdapter(ErrorDocument)
 
 
