@@ -70,8 +70,8 @@ async def _check_sharing(opened: Database, context: DoctorContext) -> Sequence[F
     """Compare the clock and the secret with those of the other processes on a shared database."""
     if not context.settings.shared:
         return []
-    theirs, now = await opened.read_clock(), context.clock.now()
-    name, skew = "clock of the database", abs(theirs - now)
+    database_time, now = await opened.read_clock(), context.clock.now()
+    name, skew = "clock of the database", abs(database_time - now)
     found = f"{skew:.1f} seconds away from ours"
     if skew > max_clock_skew(context.settings.lease):
         clock = failed(name, f"{found}: a broker does not start", f"{NTP_CURE}, and that of the database, too")

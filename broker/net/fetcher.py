@@ -1,4 +1,4 @@
-"""Downloads from, and webhooks to, URLs that came from outside: checked, resolved once, and dialed as checked."""
+"""Downloads from, and webhooks to, URLs of callers and providers: checked, resolved once, and dialed as checked."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Fetcher:
         self._grace_seconds = grace_seconds
 
     def check_url(self, url: str) -> ParsedUrl:
-        """Return the parsed URL; raise `EgressBlocked` for what can be rejected without asking a name server."""
+        """Return the parsed URL; raise `EgressBlocked` for what can be rejected without a DNS lookup."""
         parsed = parse_url(url)
         self._policy.check_without_dns(parsed)
         return parsed
@@ -158,14 +158,14 @@ class Fetcher:
         self._policy.check_without_dns(url)
         host, scheme = url.host.encode("ascii"), url.scheme.encode("ascii")
         length = {"Content-Length": str(len(content))} if content else {}
-        ours = {"Host": url.authority, "Accept-Encoding": "identity", "Connection": "close", **length}
+        fixed = {"Host": url.authority, "Accept-Encoding": "identity", "Connection": "close", **length}
         connection = httpcore.AsyncHTTPConnection(
             httpcore.Origin(scheme, host, url.port), ssl_context=tls_context(), network_backend=self._backend
         )
         request = httpcore.Request(
             method,
             httpcore.URL(scheme=scheme, host=host, port=url.port, target=url.target.encode("ascii")),
-            headers=[*{"User-Agent": USER_AGENT, "Accept": "*/*", **(headers or {}), **ours}.items()],
+            headers=[*{"User-Agent": USER_AGENT, "Accept": "*/*", **(headers or {}), **fixed}.items()],
             content=content,
             extensions={"timeout": {"connect": CONNECT_SECONDS}},
         )

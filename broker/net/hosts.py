@@ -46,7 +46,7 @@ def is_loopback_host(host: str) -> bool:
 
 
 def is_private_host(host: str) -> bool:
-    """Return True where the host's spelling shows that it cannot be reached from the internet; asks no name server."""
+    """Return True where the host's spelling shows that it cannot be reached from the internet, without a DNS lookup."""
     ip = parse_ip(host)
     return not is_public_ip(ip) if ip is not None else is_local_name(host)
 

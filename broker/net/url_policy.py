@@ -141,7 +141,7 @@ class EgressPolicy:
         self._exemption = exemption
 
     def check_without_dns(self, url: ParsedUrl) -> None:
-        """Raise `EgressBlocked` for what can be rejected without asking a name server."""
+        """Raise `EgressBlocked` for what can be rejected without a DNS lookup."""
         if self.is_allowlisted(url.host, url.port):
             return
         if url.port not in self._ports:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -133,12 +134,7 @@ def nearest_ratio(size: tuple[int, int] | None, ratios: tuple[str, ...]) -> str:
     """Return the ratio closest to that of an image; 1:1 without one."""
     if size is None:
         return "1:1"
-    return min(ratios, key=lambda ratio: abs(_aspect_quotient(ratio) - size[0] / size[1]))
-
-
-def _aspect_quotient(ratio: str) -> float:
-    width, height = ratio.split(":")
-    return int(width) / int(height)
+    return min(ratios, key=lambda ratio: abs(Fraction(ratio.replace(":", "/")) - Fraction(*size)))
 
 
 def validate_request(request: dict[str, Any]) -> ValidatedRequest:

@@ -57,15 +57,12 @@ def _write_prompt(canvas: Image.Image, prompt: str) -> None:
     size = max(16, min(canvas.size) // 18)
     font = ImageFont.load_default(size)
     columns = max(8, int(canvas.width * 0.9 / font.getlength("n")))
-    lines = textwrap.wrap(_replace_unprintable(prompt), columns)[: int(canvas.height * 0.6 / (size * 1.3))]
+    # control characters and lone surrogates cannot be drawn
+    text = "".join(letter if letter.isprintable() else " " for letter in prompt[:MAX_PROMPT_CHARACTERS])
+    lines = textwrap.wrap(text, columns)[: int(canvas.height * 0.6 / (size * 1.3))]
     edge, pen = canvas.width * 0.05, ImageDraw.Draw(canvas)
     for row, line in enumerate(lines):
         pen.text((edge, edge + row * size * 1.3), line, (255, 255, 255), font, stroke_width=2, stroke_fill=(0, 0, 0))
-
-
-def _replace_unprintable(prompt: str) -> str:
-    """Replace characters that cannot be drawn, such as lone surrogates and control characters."""
-    return "".join(letter if letter.isprintable() else " " for letter in prompt[:MAX_PROMPT_CHARACTERS])
 
 
 def _paste_references(canvas: Image.Image, thumbnails: tuple[bytes, ...]) -> None:
@@ -135,9 +132,6 @@ class ImageCache:
         async with self._lock:
             image = self._cached.pop(key, b"") or await to_thread.run_sync(make)
             self._cached[key] = image  # last = newest
-            self._evict_oldest()
+            while len(self._cached) > 1 and sum(map(len, self._cached.values())) > CACHE_BYTES:
+                del self._cached[next(iter(self._cached))]
         return image
-
-    def _evict_oldest(self) -> None:
-        while len(self._cached) > 1 and sum(map(len, self._cached.values())) > CACHE_BYTES:
-            del self._cached[next(iter(self._cached))]
