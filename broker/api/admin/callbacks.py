@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from broker.api.http.endpoint import Endpoint, Parameter, json_success
-from broker.api.http.pagination import Page, PageQuery, cursor_text, split_page
+from broker.api.http.pagination import PageQuery, PageResponse, cursor_text, split_page
 from broker.api.http.query import FLAG_TEXT, NAME_TEXT, QueryModel, one_of_text
 from broker.api.http.responses import DataResponse, data_response, json_response
 from broker.callbacks.inbox import CallbackInbox, Explanation
@@ -73,7 +73,7 @@ class MissingSummary(ResponseModel):
     providers: dict[str, int]
 
 
-class CallbackPage(Page[CallbackSummary]):
+class CallbackPage(PageResponse[CallbackSummary]):
     missing: Annotated[MissingSummary | Absent, Field(description="with the first page")] = None
 
 

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from broker.api.http.endpoint import Endpoint, Parameter, json_success
-from broker.api.http.pagination import Page, PageQuery, cursor_text, split_page
+from broker.api.http.pagination import PageQuery, PageResponse, cursor_text, split_page
 from broker.api.http.query import NAME_TEXT, one_of_text
 from broker.api.http.responses import DataResponse, data_response, json_response
 from broker.clock import Clock, iso
@@ -86,7 +86,7 @@ class DeliveryRoutes:
     def endpoints(self) -> list[Endpoint]:
         operator = partial(Endpoint, access="admin", tag="operators")
         single = partial(operator, parameters=(_DELIVERY,))
-        page = json_success("a page", Page[DeliverySummary])
+        page = json_success("a page", PageResponse[DeliverySummary])
         delivery = json_success("the delivery", DataResponse[DeliveryData])
         due = json_success("due now", DataResponse[DeliverySummary], headers={"Location": (True, "of the delivery")})
         path = "/api/deliveries/{id}"
@@ -109,7 +109,7 @@ class DeliveryRoutes:
         )
         page, next_cursor = split_page(deliveries, query.limit, lambda delivery: (delivery.created_at, delivery.id))
         summaries = [DeliverySummary(**_summary_fields(delivery)) for delivery in page]
-        document = Page[DeliverySummary](success=True, data=summaries, next_cursor=next_cursor)
+        document = PageResponse[DeliverySummary](success=True, data=summaries, next_cursor=next_cursor)
         return json_response(document.to_document())
 
     async def get_delivery(self, request: Request) -> Response:

@@ -35,8 +35,8 @@ class PageQuery(QueryModel):
     limit: Annotated[int, _LIMIT_TEXT, Field(description="length of a page; 100 at most")] = DEFAULT_LIMIT
 
 
-class Page(ResponseModel, Generic[T]):
-    """Part of a list; `Page[TaskData]` is `TaskPage` in the OpenAPI document."""
+class PageResponse(ResponseModel, Generic[T]):
+    """Part of a list; `PageResponse[TaskData]` is `TaskPage` in the OpenAPI document."""
 
     success: Literal[True]
     data: list[T]

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Final
 
 from broker.api.http.endpoint import ETAG, IF_NONE_MATCH, TEXT, Endpoint, Parameter, SuccessResponse, json_success
-from broker.api.http.pagination import Page
+from broker.api.http.pagination import PageResponse
 from broker.api.http.responses import DataResponse
 from broker.api.native.params import OrderForm, OrderJson
 from broker.api.native.schemas import (
@@ -126,7 +126,7 @@ def native_endpoints(tasks: TaskRoutes) -> list[Endpoint]:
             tasks.list_tasks,
             parameters=(_LANGUAGE,),
             query=TaskListQuery,
-            responses={200: json_success("a page", Page[TaskData])},
+            responses={200: json_success("a page", PageResponse[TaskData])},
         ),
         poll(
             "/api/batch/{id}",

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from broker.api.http.endpoint import caller_of
-from broker.api.http.pagination import Page, split_page
+from broker.api.http.pagination import PageResponse, split_page
 from broker.api.http.request_body import media_type_of, read_form, read_json_object
 from broker.api.http.responses import (
     POLL_SECONDS,
@@ -175,7 +175,7 @@ class TaskRoutes:
         page, next_cursor = split_page(tasks, query.limit, lambda task: (task.created_at, task.id))
         language = requested_language(request)
         data = [await self.cache.task_data(task, language) for task in page]
-        return json_response(Page[TaskData](success=True, data=data, next_cursor=next_cursor).to_document())
+        return json_response(PageResponse[TaskData](success=True, data=data, next_cursor=next_cursor).to_document())
 
     async def cancel_task(self, request: Request) -> Response:
         """Cancel a task."""
