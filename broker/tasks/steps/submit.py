@@ -112,8 +112,8 @@ class SubmitStep:
         metrics.submission_seconds.labels(provider.name).observe(clock.monotonic() - begun)
 
     async def _update_cooldown(self, provider: Provider, report: Report | None) -> None:
-        failures = await self.limits.count_errors(provider.name)
         clock, policy = self.transitions.clock, self.transitions.policy
+        failures = (await self.limits.get_load(provider.name, clock.now())).errors
         until = cooldown_until(report, failures, clock.now(), policy)
         if until is not None:
             await self.transitions.tasks.database.transact(self.limits.start_cooldown(provider.name, until))
