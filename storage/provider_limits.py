@@ -37,12 +37,18 @@ class Capacity:
 
 @dataclass(frozen=True, kw_only=True)
 class ProviderLoad:
-    """Load of a provider. paused_until: since the epoch. running: jobs that occupy a slot."""
+    """Load of a provider. paused_until: since the epoch. running: jobs that occupy a slot.
+
+    errors: failed submissions in a row.
+    """
 
     paused_until: float
     running: int
+    errors: int
 
 
+_COOLDOWN = """(SELECT paused_until FROM provider_limits WHERE provider = :provider) AS paused_until,
+    (SELECT errors FROM provider_limits WHERE provider = :provider) AS errors"""
 _SUBMITTED = """SELECT count(*) AS n FROM attempts
     WHERE provider = :provider AND sent_at > :since AND sent_at <= :horizon"""
 _RUNNING = """SELECT count(*) AS n FROM tasks WHERE provider = :provider AND state IN ('submitting', 'waiting')"""
@@ -60,12 +66,8 @@ class ProviderLimits:
 
     async def get_capacity(self, provider: str, limits: AccountLimits, now: float) -> Capacity:
         """Return how much may be submitted now. A hint only: `reserve_submission` decides."""
-        row: Any = await self.database.fetch_one(
-            f"""SELECT (SELECT paused_until FROM provider_limits WHERE provider = :provider) AS paused_until,
-                (SELECT errors FROM provider_limits WHERE provider = :provider) AS errors,
-                ({_SUBMITTED}) AS submitted, ({_RUNNING}) AS running, ({_PROBE}) AS probes""",
-            **_count_params(provider, now),
-        )
+        sql = f"SELECT {_COOLDOWN}, ({_SUBMITTED}) AS submitted, ({_RUNNING}) AS running, ({_PROBE}) AS probes"
+        row: Any = await self.database.fetch_one(sql, **_count_params(provider, now))
         if now < (row["paused_until"] or 0.0) < now + MAX_COOLDOWN_SECONDS:
             return Capacity(free=0, recheck_at=row["paused_until"])
         if row["probes"]:
@@ -78,13 +80,10 @@ class ProviderLimits:
 
     async def get_load(self, provider: str, now: float) -> ProviderLoad:
         """Return the load of a provider."""
-        row: Any = await self.database.fetch_one(
-            f"""SELECT (SELECT paused_until FROM provider_limits WHERE provider = :provider) AS paused_until,
-                ({_RUNNING}) AS running""",
-            provider=provider,
-        )
+        row: Any = await self.database.fetch_one(f"SELECT {_COOLDOWN}, ({_RUNNING}) AS running", provider=provider)
         until = row["paused_until"] or 0.0
-        return ProviderLoad(paused_until=until if until < now + MAX_COOLDOWN_SECONDS else 0.0, running=row["running"])
+        paused_until = until if until < now + MAX_COOLDOWN_SECONDS else 0.0
+        return ProviderLoad(paused_until=paused_until, running=row["running"], errors=row["errors"] or 0)
 
     def reserve_submission(self, attempt: Attempt, limits: AccountLimits) -> list[Statement]:
         """Write the attempt if the provider has capacity; otherwise `Stale`.
@@ -128,12 +127,6 @@ class ProviderLimits:
             sql="UPDATE provider_limits SET errors = 0, paused_until = 0 WHERE provider = :provider AND errors > 0",
             params={"provider": provider},
         )
-
-    async def count_errors(self, provider: str) -> int:
-        """Return the number of failed submissions in a row."""
-        sql = "SELECT errors FROM provider_limits WHERE provider = :provider"
-        row = await self.database.fetch_one(sql, provider=provider)
-        return int(row["errors"]) if row else 0
 
     async def _window_opens_at(self, provider: str, limits: AccountLimits, now: float) -> float:
         sql = """SELECT sent_at FROM attempts WHERE provider = :provider AND sent_at <= :horizon

@@ -51,14 +51,6 @@ class TaskRetention:
         found = {row["name"] for row in rows}
         return {owner for owner, name in names.items() if name in found}
 
-    async def unexpired_batches(self, batches: Sequence[str]) -> set[str]:
-        """Return the batches that have a task that is not expired."""
-        listed, params = in_clause(batches)
-        rows = await self.database.fetch(
-            f"SELECT DISTINCT batch FROM tasks WHERE batch IN ({listed}) AND state <> 'expired'", **params
-        )
-        return {row["batch"] for row in rows}
-
     def update_all(self, tasks: Sequence[Task], **changes: Any) -> Statement:
         """Apply the same changes to tasks of one claim that are still leased by it, and end their lease."""
         which, params = _still_leased(tasks)

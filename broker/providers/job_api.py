@@ -6,6 +6,7 @@ A subclass names its catalog, paths and error codes, writes the body of an order
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Final
 
 from pydantic import SecretStr
@@ -91,7 +92,10 @@ class JobApi:
 
     async def upload_references(self, order: Order) -> Order | Failed:
         urls = await self.resolve_references(order)
-        return urls if isinstance(urls, Failed) else order
+        if isinstance(urls, Failed):
+            return urls
+        pairs = zip(order.references, urls, strict=True)
+        return replace(order, references=tuple(replace(one, url=url, is_uploaded=True) for one, url in pairs))
 
     async def submit(self, order: Order, callback_url: str | None) -> Report:
         wire = self.context.catalog.wire(self.catalog_name, order.params.model, order.mode)

@@ -115,10 +115,9 @@ class Retention:
 
     async def _delete_files(self, tasks: Sequence[Task]) -> None:
         """Delete the files of expired tasks, and those of references whose tasks are all expired."""
-        batches = list({task.batch for task in tasks})
-        alive = await self.tables.task_retention.unexpired_batches(batches)
-        owners = [reference_owner(batch) for batch in batches if batch not in alive]
-        with_references = sorted(await self.tables.images.owners_with_images(owners)) if owners else []
+        owners = {reference_owner(task.batch) for task in tasks}
+        owners -= await self.tables.task_retention.active_owners(list(owners))
+        with_references = sorted(await self.tables.images.owners_with_images(list(owners))) if owners else []
         # bytes first: after an error in between, a row leads the next run to them
         await asyncio.gather(*(self.blobs.delete(owner) for owner in (*(task.id for task in tasks), *with_references)))
         deleting = [self.tables.images.delete_of_owners(with_references)] if with_references else []

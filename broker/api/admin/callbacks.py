@@ -21,10 +21,10 @@ from broker.presenter import Absent, Moment, OneOf, ResponseModel, TaskId
 from broker.reports import Failed, Finished, Pending, Report
 from storage import ids
 from storage.callbacks import CallbackRecord, Callbacks, StoredCallback
+from webhooks.verification import Verification
 
 CALLBACK_ID: Final = f"^{ids.CALLBACK_ID.pattern}$"
-VERIFICATIONS: Final = ("accept", "recheck", "reject", "unknown", "malformed")
-"""accept: the body is taken as the provider's word. recheck: check with the provider. The others change nothing."""
+VERIFICATIONS: Final = tuple(verification.value for verification in Verification)
 
 CallbackId = Annotated[str, Field(pattern=CALLBACK_ID, examples=[f"hook_{'0' * 24}"])]
 VerificationName = Annotated[str, OneOf(VERIFICATIONS)]

@@ -11,12 +11,11 @@ polling it is free.
 from __future__ import annotations
 
 import secrets
-from dataclasses import replace
 from typing import Any, Final
 
 from broker.errors import ProviderError
 from broker.net.api_client import FilePart
-from broker.orders import Order, Reference
+from broker.orders import Reference
 from broker.providers import parsing
 from broker.providers.base import ProviderContext
 from broker.providers.job_api import JobApi, running
@@ -66,14 +65,6 @@ class Kie(JobApi):
 
     def public_url(self, reference: Reference) -> str | None:
         return None if self._settings.upload_references and not reference.is_uploaded else reference.url
-
-    async def upload_references(self, order: Order) -> Order | Failed:
-        urls = await self.resolve_references(order)
-        if isinstance(urls, Failed):
-            return urls
-        uploaded = zip(order.references, urls, strict=True)
-        references = tuple(replace(reference, url=url, is_uploaded=True) for reference, url in uploaded)
-        return replace(order, references=references)
 
     async def upload_reference(self, reference: Reference) -> str | Failed:
         """Upload one reference (kie.ai: File Stream Upload). A failure costs nothing: nothing is ordered yet.

@@ -77,16 +77,19 @@ class SubmitStep:
             task, expects_callback=expects_callback, now=now, policy=self.transitions.policy
         )
         reserving = self.limits.reserve_submission(attempt, account_limits(provider))
-        with contextlib.suppress(Stale, StorageError):  # the row says whether the intent was written
+        is_written = False
+        with contextlib.suppress(Stale, StorageError):  # the row says whether it was written all the same
             async with self.reservations:
                 await self.transitions.begin_submission(task, intent, reserving)
+            is_written = True
         row = await _retry_storage(lambda: self.transitions.tasks.get(task.id), task)
-        wanted = (TaskState.SUBMITTING, number, task.leased_by)
-        if row is None or (row.state, row.attempt, row.leased_by) != wanted:
+        current = row if row and (row.state, row.attempt) == (TaskState.SUBMITTING, number) else None
+        # under another lease it is the intent of another worker
+        if not is_written and (current is None or current.leased_by != task.leased_by):
             await self.transitions.release(task)
             return None
         self.transitions.record_change(task, intent)
-        return row
+        return current
 
     async def _submit_order(self, task: Task, order: Order, provider: Provider) -> None:
         url = self.callback_url(task.provider, task.id, task.attempt) if task.expects_callback else None
@@ -109,8 +112,8 @@ class SubmitStep:
         metrics.submission_seconds.labels(provider.name).observe(clock.monotonic() - begun)
 
     async def _update_cooldown(self, provider: Provider, report: Report | None) -> None:
-        failures = await self.limits.count_errors(provider.name)
         clock, policy = self.transitions.clock, self.transitions.policy
+        failures = (await self.limits.get_load(provider.name, clock.now())).errors
         until = cooldown_until(report, failures, clock.now(), policy)
         if until is not None:
             await self.transitions.tasks.database.transact(self.limits.start_cooldown(provider.name, until))

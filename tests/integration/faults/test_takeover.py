@@ -111,7 +111,7 @@ async def test_outage_longer_than_the_lease_loses_no_order(tmp_path: Path, resub
             "database_url": await server.fresh(),
             "blob_url": f"file:{tmp_path / 'blobs'}",
             "secret_key": "the same for all of them",
-            "expects_callback": False,
+            "with_callbacks": False,
             "lease": 1.0,
             "task_deadline": 60,
             "request_timeout": 30,

@@ -341,9 +341,9 @@ async def test_recent_durations_are_those_of_successes_with_all_times(database: 
 async def test_load_has_cooldown_and_running_jobs(database: Any) -> None:
     await add(database, *(a_task(n, state=TaskState.WAITING) for n in range(3)), a_task(9))
     provider_limits = ProviderLimits(database)
-    assert await provider_limits.get_load("kie", NOW) == ProviderLoad(paused_until=0.0, running=3)
+    assert await provider_limits.get_load("kie", NOW) == ProviderLoad(paused_until=0.0, running=3, errors=0)
     await database.transact(provider_limits.start_cooldown("kie", NOW + 5))
-    assert await provider_limits.get_load("kie", NOW) == ProviderLoad(paused_until=NOW + 5, running=3)
+    assert await provider_limits.get_load("kie", NOW) == ProviderLoad(paused_until=NOW + 5, running=3, errors=1)
     assert (await provider_limits.get_load("kie", NOW - 9e6)).paused_until == 0.0
 
 
@@ -494,7 +494,6 @@ async def _use_everything(database: Any, rows: Tasks, task: Task) -> None:
     await database.transact(rows.update_task(fresh, step_retries=1))
     await database.transact(retention.update_all([fresh], step_retries=1), *retention.delete_all([fresh]))
     await database.transact(images.delete_of_owners(["x"]))
-    await retention.unexpired_batches(["b"])
     await _use_deliveries(Deliveries(database))
 
 
