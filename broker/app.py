@@ -22,7 +22,6 @@ from broker.api.http.middleware import RequestLogMiddleware, SecurityHeadersMidd
 from broker.api.http.responses import ErrorResponse, error_response
 from broker.api.images import ImageRoutes
 from broker.api.models import ModelRoutes
-from broker.api.native.batches import BatchRoutes
 from broker.api.native.routes import native_endpoints
 from broker.api.native.task_cache import TaskCache
 from broker.api.native.tasks import TaskRoutes, max_form_bytes
@@ -118,8 +117,7 @@ def _task_endpoints(services: Services, messages: Messages) -> list[Endpoint]:
         messages=messages,
         max_form_bytes=max_form_bytes(services.catalog, services.settings.max_file_size),
     )
-    batches = BatchRoutes(queries=services.queries, canceler=services.canceler, cache=cache)
-    return native_endpoints(tasks, batches)
+    return native_endpoints(tasks)
 
 
 def _callback_routes(services: Services, messages: Messages) -> CallbackRoutes:

@@ -17,11 +17,9 @@ from storage.errors import StorageError
 
 RETRY_SECONDS: Final = 5.0
 """`Retry-After` while the database or the image store is out of reach."""
-_CODES: Final = {404: "not_found", 413: "payload_too_large"}
-_MESSAGES: Final = {
-    404: "There is nothing at this address.",
-    405: "This address does not know that method.",
-    413: "The request is too large: send less.",
+_ROUTING_ERRORS: Final = {
+    404: ("not_found", "There is nothing at this address."),
+    405: ("invalid_request", "This address does not support that method."),
 }
 
 
@@ -50,12 +48,11 @@ class ErrorRenderer:
         return self.render(request, error)
 
     async def _on_http_exception(self, request: Request, error: HTTPException) -> Response:
-        """Paths, methods and limits that Starlette itself rejects."""
+        """Render an unknown path or method; the router of Starlette raises nothing else."""
         headers = dict(error.headers or {})
         if "Allow" in headers:
             headers["Allow"] = ", ".join(sorted(headers["Allow"].split(", ")))
-        message = _MESSAGES.get(error.status_code, "The request cannot be understood.")
-        code = _CODES.get(error.status_code, "invalid_request")
+        code, message = _ROUTING_ERRORS[error.status_code]
         return self.render(request, ApiError(code, message, status=error.status_code), headers)
 
     async def _on_storage_error(self, request: Request, error: StorageError) -> Response:

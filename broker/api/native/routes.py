@@ -1,4 +1,4 @@
-"""Endpoints of the native dialect's orders, tasks and batches."""
+"""Endpoints of the native dialect's orders, tasks and tasks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Final
 from broker.api.http.endpoint import ETAG, IF_NONE_MATCH, TEXT, Endpoint, Parameter, SuccessResponse, json_success
 from broker.api.http.pagination import Page
 from broker.api.http.responses import DataResponse
-from broker.api.native.batches import BatchRoutes
 from broker.api.native.params import OrderForm, OrderJson
 from broker.api.native.schemas import (
     BATCH_ID,
@@ -67,7 +66,7 @@ _EVENT: Final = {
 _GONE: Final = ("task_not_found", "task_expired")
 
 
-def native_endpoints(tasks: TaskRoutes, batches: BatchRoutes) -> list[Endpoint]:
+def native_endpoints(tasks: TaskRoutes) -> list[Endpoint]:
     caller = partial(Endpoint, access="caller", tag="tasks")
     poll = partial(Endpoint, "GET", access="public", tag="tasks", query=PollQuery, errors=_GONE, is_quiet=True)
     task, batch = DataResponse[TaskData], DataResponse[BatchData]
@@ -131,14 +130,14 @@ def native_endpoints(tasks: TaskRoutes, batches: BatchRoutes) -> list[Endpoint]:
         ),
         poll(
             "/api/batch/{id}",
-            batches.get_batch,
+            tasks.get_batch,
             parameters=(_BATCH, IF_NONE_MATCH, _LANGUAGE),
             responses={200: json_success("the batch", batch, headers=_POLL_HEADERS), 304: _NOT_MODIFIED},
         ),
         caller(
             "DELETE",
             "/api/batch/{id}",
-            batches.cancel_batch,
+            tasks.cancel_batch,
             parameters=(_BATCH, _LANGUAGE),
             responses={200: json_success("the batch afterwards", batch)},
             errors=(*_GONE, "conflict"),

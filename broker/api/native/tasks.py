@@ -1,9 +1,10 @@
-"""Orders and tasks of the native dialect: create, poll, stream, list, cancel, retry."""
+"""Orders, tasks and batches of the native dialect: create, poll, stream, list, cancel, retry."""
 
 from __future__ import annotations
 
 import asyncio
 import re
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
@@ -17,14 +18,23 @@ from starlette.responses import Response
 from broker.api.http.endpoint import caller_of
 from broker.api.http.pagination import Page, split_page
 from broker.api.http.request_body import media_type_of, read_form, read_json_object
-from broker.api.http.responses import POLL_SECONDS, data_response, json_response, requested_language
+from broker.api.http.responses import (
+    POLL_SECONDS,
+    CachedResponse,
+    data_document,
+    data_response,
+    json_response,
+    requested_language,
+)
 from broker.api.native.params import OrderFields, read_form_order, read_json_order
 from broker.api.native.schemas import (
+    BatchData,
     CostEstimate,
     DryRunResponse,
     OrderAccepted,
     PollQuery,
     ProviderPreview,
+    StatusCounts,
     TaskListQuery,
 )
 from broker.api.native.task_cache import TaskCache
@@ -36,10 +46,14 @@ from broker.orders import Plan
 from broker.presenter import TaskData
 from broker.tasks.cancellation import TaskCanceler
 from broker.tasks.queries import TaskQueries
+from storage.tasks import Task
 
 MAX_JSON_BYTES: Final = 48 * 2**20
 FORM_OVERHEAD_BYTES: Final = 2 * 2**20
 PING_SECONDS: Final = 15
+
+BATCH_ENDS: Final = ("completed", "failed", "canceled")
+"""The best first: one image is more than none."""
 
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 
@@ -128,7 +142,7 @@ class TaskRoutes:
         """
         task_id = request.path_params["id"]
         if seconds := PollQuery.read(request).wait:
-            await wait_unless_disconnected(request, self.queries.wait(task_id, seconds))
+            await _wait_unless_disconnected(request, self.queries.wait(task_id, seconds))
         return (await self.cache.response(task_id, requested_language(request))).respond(request)
 
     async def stream_task(self, request: Request) -> Response:
@@ -168,10 +182,47 @@ class TaskRoutes:
         task = await self.canceler.cancel_task(request.path_params["id"])
         return data_response(await self.cache.task_data(task, requested_language(request)))
 
+    # -- batches
+
+    async def get_batch(self, request: Request) -> Response:
+        """Get all tasks of one request."""
+        batch_id = request.path_params["id"]
+        if seconds := PollQuery.read(request).wait:
+            await _wait_unless_disconnected(request, self.queries.wait_for_batch(batch_id, seconds))
+        tasks = await self.queries.get_batch(batch_id)
+        document = data_document(await self._present_batch(batch_id, tasks, requested_language(request)))
+        ended = all(task.has_ended for task in tasks)
+        return CachedResponse.from_document(document, ended=ended).respond(request)
+
+    async def cancel_batch(self, request: Request) -> Response:
+        """Cancel all tasks of one request.
+
+        Those that have not ended, and whose image is not being downloaded.
+        """
+        batch_id = request.path_params["id"]
+        tasks = await self.canceler.cancel_batch(batch_id)
+        return data_response(await self._present_batch(batch_id, tasks, requested_language(request)))
+
+    async def _present_batch(self, batch_id: str, tasks: Sequence[Task], language: Language) -> BatchData:
+        counts = Counter(task.status for task in tasks)
+        return BatchData(
+            id=batch_id,
+            status=_batch_status(counts),
+            counts=StatusCounts(**{status: counts[status] for status in StatusCounts.model_fields}),
+            tasks=[await self.cache.task_data(task, language) for task in tasks],
+        )
+
 
 def max_form_bytes(catalog: Catalog, max_file_size_bytes: int) -> int:
     """Return the size limit of a form: the references of the model that takes most, and the other fields."""
     return max(model.max_references for model in catalog.models) * max_file_size_bytes + FORM_OVERHEAD_BYTES
+
+
+def _batch_status(counts: Counter[str]) -> str:
+    """Return the status of a batch: unfinished while one task is, then the best end."""
+    if counts["processing"] or (counts["pending"] and len(+counts) > 1):
+        return "processing"
+    return "pending" if counts["pending"] else next(status for status in BATCH_ENDS if counts[status])
 
 
 class _TaskStream(EventSourceResponse):
@@ -186,7 +237,7 @@ def _event_id(tag: str) -> str:
     return tag.strip('"')
 
 
-async def wait_unless_disconnected(request: Request, waiting: Any) -> None:
+async def _wait_unless_disconnected(request: Request, waiting: Any) -> None:
     """Wait for an awaitable, but not longer than the client stays connected."""
     waiter, disconnect = asyncio.ensure_future(waiting), asyncio.ensure_future(_disconnect(request))
     try:
