@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import httpx
 from httpx_sse import SSEError
 from pydantic import TypeAdapter, ValidationError
-from tenacity import RetryCallState, wait_exponential_jitter
+from tenacity import RetryCallState, wait_exponential, wait_random
 
 from broker.client.errors import BrokerApiError, Unreachable
 from broker.client.models import ErrorDocument
@@ -22,7 +22,7 @@ MAX_CONNECTIONS: Final = 32
 CONNECT_TIMEOUT_SECONDS: Final = 10.0
 
 _TRANSIENT_STATUSES: Final = frozenset({429, 502, 503, 504})
-_BACK_OFF: Final = wait_exponential_jitter(multiplier=0.2, max=5, jitter=0.2)
+_BACK_OFF: Final = wait_exponential(multiplier=0.2, max=5) + wait_random(0, 0.2)
 _ERROR_ADAPTER: Final = TypeAdapter(ErrorDocument)
 
 

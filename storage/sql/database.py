@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from storage.sql.pubsub import Subscription
+
 Row = Mapping[str, Any]
 
 
@@ -32,14 +34,6 @@ class Outcome:
 
     count: int
     rows: Sequence[Row] = ()
-
-
-class Subscription(Protocol):
-    """Subscription to a channel; notifications while no caller waits are kept as one."""
-
-    async def wait(self, timeout: float) -> bool:
-        """Return True at the next notification, False after `timeout` seconds."""
-        ...
 
 
 class Database(Protocol):

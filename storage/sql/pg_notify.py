@@ -19,7 +19,7 @@ from typing import Any, Final
 import asyncpg
 
 from storage.sql.postgres_errors import BROKEN
-from storage.sql.pubsub import EventSubscription, LocalChannels
+from storage.sql.pubsub import LocalChannels, Subscription
 
 CHANNEL: Final = "broker"
 MAX_PAYLOAD_BYTES: Final = 7900
@@ -45,8 +45,8 @@ class PgNotifier:
         self._connect = connect
         self._timeout_seconds = timeout_seconds
         self._unsent: set[str] = set()
-        self._wanted = EventSubscription()
-        self._echo = EventSubscription()
+        self._wanted = Subscription()
+        self._echo = Subscription()
         self._pid = 0
 
     def send(self, *channels: str) -> None:

@@ -25,7 +25,7 @@ import asyncpg
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from storage.errors import StorageError
-from storage.sql.database import Outcome, Row, Statement, Subscription
+from storage.sql.database import Outcome, Row, Statement
 from storage.sql.pg_notify import PgNotifier
 from storage.sql.postgres_errors import BROKEN, UNAVAILABLE, UNDONE, RetryableError, storage_error
 from storage.sql.postgres_transaction import (
@@ -35,7 +35,7 @@ from storage.sql.postgres_transaction import (
     parameter_values,
     to_postgres,
 )
-from storage.sql.pubsub import LocalChannels
+from storage.sql.pubsub import LocalChannels, Subscription
 
 T = TypeVar("T")
 

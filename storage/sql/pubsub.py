@@ -7,14 +7,32 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from storage.sql.database import Subscription
+
+class Subscription:
+    """Subscription to a channel; notifications while no caller waits are kept as one."""
+
+    def __init__(self) -> None:
+        self._notified = asyncio.Event()
+
+    def notify(self) -> None:
+        self._notified.set()
+
+    async def wait(self, timeout: float) -> bool:
+        """Return True at the next notification, False after `timeout` seconds."""
+        try:
+            async with asyncio.timeout(max(0.0, timeout)):
+                await self._notified.wait()
+        except TimeoutError:
+            return False
+        self._notified.clear()
+        return True
 
 
 class LocalChannels:
     """Subscriptions by channel; a notification reaches those that exist at that moment."""
 
     def __init__(self) -> None:
-        self._subscriptions: defaultdict[str, set[EventSubscription]] = defaultdict(set)
+        self._subscriptions: defaultdict[str, set[Subscription]] = defaultdict(set)
 
     def notify(self, *channels: str) -> None:
         for channel in channels:
@@ -27,7 +45,7 @@ class LocalChannels:
 
     @contextmanager
     def listen(self, channel: str) -> Iterator[Subscription]:
-        subscription = EventSubscription()
+        subscription = Subscription()
         self._subscriptions[channel].add(subscription)
         try:
             yield subscription
@@ -35,20 +53,3 @@ class LocalChannels:
             self._subscriptions[channel].discard(subscription)
             if not self._subscriptions[channel]:
                 del self._subscriptions[channel]
-
-
-class EventSubscription:
-    def __init__(self) -> None:
-        self._notified = asyncio.Event()
-
-    def notify(self) -> None:
-        self._notified.set()
-
-    async def wait(self, timeout: float) -> bool:
-        try:
-            async with asyncio.timeout(max(0.0, timeout)):
-                await self._notified.wait()
-        except TimeoutError:
-            return False
-        self._notified.clear()
-        return True

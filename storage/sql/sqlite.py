@@ -20,9 +20,9 @@ import aiosqlite
 from tenacity import retry, retry_if_exception, stop_after_attempt, wait_fixed
 
 from storage.errors import NoSuchTable, StorageError, StorageFull
-from storage.sql.database import Outcome, Row, Statement, Subscription
+from storage.sql.database import Outcome, Row, Statement
 from storage.sql.group_commit import GroupCommitWriter, is_busy
-from storage.sql.pubsub import LocalChannels
+from storage.sql.pubsub import LocalChannels, Subscription
 
 WAL_LIMIT_BYTES: Final = 64 * 2**20
 MAX_OPEN_ATTEMPTS: Final = 50

@@ -84,18 +84,18 @@ async def test_committed_write_is_visible_to_fetch_and_fetch_one(database: Datab
 
 
 async def test_subscription_is_notified_after_commit_and_not_after_rollback(database: Database) -> None:
-    with database.listen("news") as subscription:
+    with database.listen("tasks") as subscription:
         with pytest.raises(Stale):
-            await database.transact(increment("missing", seen=0), wake=("news",))
+            await database.transact(increment("missing", seen=0), wake=("tasks",))
         assert not await subscription.wait(0)
-        await database.transact(insert("a"), wake=("news",))
+        await database.transact(insert("a"), wake=("tasks",))
         assert await subscription.wait(5)
         assert not await subscription.wait(0)
 
 
 async def test_notification_before_wait_is_not_missed(database: Database) -> None:
-    with database.listen("news") as subscription:
-        database.notify("news", "other")
+    with database.listen("tasks") as subscription:
+        database.notify("tasks", "other")
         assert await subscription.wait(0)
 
 

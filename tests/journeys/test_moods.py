@@ -64,7 +64,7 @@ MOODS: dict[str, End] = {
     "failed": failed("no_image"),
     "flagged": failed("safety_input"),
     "internal": End(jobs=2),
-    # the questions
+    # the status reads
     "lost": COMPLETED,
     "lost][mood:grace": COMPLETED,
     "lost][mood:grace_seconds:1": COMPLETED,
@@ -105,8 +105,8 @@ MOODS: dict[str, End] = {
     "svg": failed("invalid_result"),
     "corrupt": failed("invalid_result"),
 }
-HOOKED_ONLY = {"silent": COMPLETED, "silent_lost": End("unknown_outcome", jobs=1, images=0), "early": COMPLETED}
-POLLED_ONLY = {
+CALLBACKS_ONLY = {"silent": COMPLETED, "silent_lost": End("unknown_outcome", jobs=1, images=0), "early": COMPLETED}
+POLLING_ONLY = {
     "silent": End("unknown_outcome", jobs=1, images=0),
     "silent_lost": End("unknown_outcome", jobs=1, images=0),
 }
@@ -114,9 +114,9 @@ POLLED_ONLY = {
 
 SIGNED = ("good", "unsigned", "badsign", "stale", "forged", "early", "twice:3")
 
-WAYS: dict[str, dict[str, End]] = {
-    "callbacks": {**MOODS, **HOOKED_ONLY},
-    "polling": {**MOODS, **POLLED_ONLY},
+END_BY_WAY: dict[str, dict[str, End]] = {
+    "callbacks": {**MOODS, **CALLBACKS_ONLY},
+    "polling": {**MOODS, **POLLING_ONLY},
     "signed": dict.fromkeys(SIGNED, COMPLETED),
 }
 """How a result becomes known: by callback, by checks alone, by signed callback."""
@@ -134,7 +134,7 @@ STORED = "good multi:3 big:3 gone_once:2 truncated:2 corrupt twice:4 early inter
 """Moods whose course writes something else to the stores: images, attempts, late callbacks, each kind of end."""
 
 CHOSEN = {
-    ("sqlite", "callbacks"): set(WAYS["callbacks"]),
+    ("sqlite", "callbacks"): set(END_BY_WAY["callbacks"]),
     ("sqlite", "polling"): set(POLLED),
     ("sqlite", "signed"): set(SIGNED),
     ("postgres", "callbacks"): set(STORED),
@@ -143,7 +143,7 @@ CHOSEN = {
 }
 """The journeys of every test run; the other combinations belong to the fault runs."""
 
-JOURNEYS = [(store, way, mood) for store in STORES for way, ends in WAYS.items() for mood in ends]
+JOURNEYS = [(store, way, mood) for store in STORES for way, ends in END_BY_WAY.items() for mood in ends]
 CASES = [
     pytest.param(store, way, mood, marks=() if mood in CHOSEN[store, way] else pytest.mark.faults)
     for store, way, mood in JOURNEYS
@@ -164,10 +164,10 @@ async def journeys(request: pytest.FixtureRequest, tmp_path_factory: pytest.Temp
     """Start the selected journeys, each with a broker of its own, several at once: they mostly wait."""
     slots = asyncio.Semaphore(AT_ONCE)
 
-    async def travel(store: str, way: str, mood: str) -> Journey:
+    async def start_journey(store: str, way: str, mood: str) -> Journey:
         async with slots:
             shared = await _shared(request) if store == "postgres" else {}
-            return await _travel(tmp_path_factory.mktemp("broker"), way, mood, shared)
+            return await _run_journey(tmp_path_factory.mktemp("broker"), way, mood, shared)
 
     selected = {
         (item.callspec.params["store"], item.callspec.params["way"], item.callspec.params["mood"])
@@ -175,7 +175,7 @@ async def journeys(request: pytest.FixtureRequest, tmp_path_factory: pytest.Temp
         if isinstance(item, pytest.Function) and item.path == request.path and item.originalname == TEST
     }
     # not a task group: one that goes wrong must not end the others
-    running = {journey: asyncio.create_task(travel(*journey)) for journey in JOURNEYS if journey in selected}
+    running = {journey: asyncio.create_task(start_journey(*journey)) for journey in JOURNEYS if journey in selected}
     yield running
     await asyncio.gather(*running.values(), return_exceptions=True)
 
@@ -192,10 +192,10 @@ async def _shared(request: pytest.FixtureRequest) -> dict[str, Any]:
     }
 
 
-async def _travel(folder: Path, way: str, mood: str, shared: dict[str, Any]) -> Journey:
+async def _run_journey(folder: Path, way: str, mood: str, shared: dict[str, Any]) -> Journey:
     key = "hmac-key" if way == "signed" else None
     # the deadline ends some journeys; the others must not reach it on a busy machine
-    deadline = 20.0 if WAYS[way][mood].code is None else 2.5
+    deadline = 20.0 if END_BY_WAY[way][mood].code is None else 2.5
     options = Options(duration=0.1, callback_spacing=0.05, creates_per_window=10_000, webhook_key=key)
     settings = {"webhook_key": key, "task_deadline": deadline, **shared}
     async with open_broker(folder, with_callbacks=way != "polling", options=options, **settings) as broker:
@@ -208,7 +208,7 @@ async def _travel(folder: Path, way: str, mood: str, shared: dict[str, Any]) -> 
 async def test_task_ends_as_expected_for_every_provider_behaviour(
     journeys: Journeys, store: str, way: str, mood: str
 ) -> None:
-    expected = WAYS[way][mood]
+    expected = END_BY_WAY[way][mood]
     data, jobs = await journeys[store, way, mood]
     detail = data["errorDetail"] or {}
     assert (detail.get("code"), len(data["results"]), len(jobs)) == (expected.code, expected.images, expected.jobs)
@@ -218,8 +218,8 @@ async def test_task_ends_as_expected_for_every_provider_behaviour(
 
 
 def test_every_fault_of_the_sandbox_has_a_journey() -> None:
-    names = {re.split(r"[:\]]", mood)[0] for mood in WAYS["callbacks"]}
-    names |= set(re.findall(r"\[mood:(\w+)", " ".join(WAYS["callbacks"])))
+    names = {re.split(r"[:\]]", mood)[0] for mood in END_BY_WAY["callbacks"]}
+    names |= set(re.findall(r"\[mood:(\w+)", " ".join(END_BY_WAY["callbacks"])))
     assert names == set(Fault)
 
 

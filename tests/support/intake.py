@@ -22,7 +22,7 @@ async def stream(data: bytes, step: int = 65_536) -> AsyncIterator[bytes]:
 
 
 @dataclass
-class Desk:
+class IntakeHarness:
     """An intake on a local store."""
 
     root: Path
@@ -32,13 +32,13 @@ class Desk:
         self.blobs = LocalBlobs(self.root)
         self.intake = Intake(self.blobs, max_pixels=MAX_PIXELS)
 
-    async def take(self, data: bytes, step: int = 65_536) -> AcceptedImage:
+    async def accept(self, data: bytes, step: int = 65_536) -> AcceptedImage:
         return await self.intake.from_stream("task_1", stream(data, step), max_bytes=MAX_BYTES)
 
     async def reject(self, data: bytes) -> InvalidImage:
         """Return the error, and assert that nothing was stored."""
         with pytest.raises(InvalidImage) as caught:
-            await self.take(data)
+            await self.accept(data)
         assert self.files() == []
         return caught.value
 
@@ -47,5 +47,5 @@ class Desk:
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Desk:
-    return Desk(tmp_path)
+def harness(tmp_path: Path) -> IntakeHarness:
+    return IntakeHarness(tmp_path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import anyio
 
@@ -11,9 +10,6 @@ from broker.cli import ExitCode
 from broker.cli.admin import record_path
 from broker.cli.connection import Document, connect_broker, show_document
 from broker.cli.console import format_json, print_facts, print_json, print_line, print_note
-
-Callback = dict[str, Any]
-"""A callback in the inbox, as the API presents it."""
 
 
 async def list_callbacks(*, task: str | None, verification: str | None, limit: int, as_json: bool, watch: bool) -> None:
@@ -91,7 +87,7 @@ def _print_callback(document: Document) -> None:
     print_line(callback["body"])
 
 
-def _print_replay(replay: dict[str, Any]) -> None:
+def _print_replay(replay: Document) -> None:
     is_downgraded = replay["replayedAs"] != replay["verification"]
     print_facts(
         {
@@ -113,11 +109,11 @@ def _print_replay(replay: dict[str, Any]) -> None:
         print_line("It was not replayed.", style="yellow")
 
 
-def _describe_task(callback: Callback) -> str | None:
+def _describe_task(callback: Document) -> str | None:
     if not callback["taskId"]:
         return None
     return str(callback["taskId"]) + (f"/{callback['attempt']}" if callback["attempt"] is not None else "")
 
 
-def _describe_verification(record: dict[str, Any]) -> str:
+def _describe_verification(record: Document) -> str:
     return f"{record['verification']} ({record['status']}): {record['reason']}"

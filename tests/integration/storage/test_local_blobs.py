@@ -89,9 +89,9 @@ async def main():
     async with blobs.new_draft("task_1") as draft:
         await draft.write(b"x")
         resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) - 1, 100))
-        for doing in (draft.commit, blobs.check, lambda: blobs.open("task_1/" + "0" * 64)):
+        for call in (draft.commit, blobs.check, lambda: blobs.open("task_1/" + "0" * 64)):
             try:
-                await doing()
+                await call()
             except (StorageError, BlobMissing) as error:
                 print(type(error).__name__, error)
 asyncio.run(main())

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.support.intake import desk
+from tests.support.intake import harness
 
-__all__ = ["desk"]
+__all__ = ["harness"]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.support import samples as s
-from tests.support.intake import Desk
+from tests.support.intake import IntakeHarness
 from uploads.structure import InvalidImage
 
 MANY = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -28,33 +28,33 @@ def runner() -> Iterator[asyncio.Runner]:
 
 
 @pytest.fixture(scope="module")
-def front(tmp_path_factory: pytest.TempPathFactory) -> Desk:
-    return Desk(tmp_path_factory.mktemp("blobs"))
+def harness(tmp_path_factory: pytest.TempPathFactory) -> IntakeHarness:
+    return IntakeHarness(tmp_path_factory.mktemp("blobs"))
 
 
-def judge(runner: asyncio.Runner, desk: Desk, data: bytes) -> bool:
+def judge(runner: asyncio.Runner, harness: IntakeHarness, data: bytes) -> bool:
     """Return whether the bytes were accepted; assert that they are stored whole or not at all."""
 
-    async def take() -> bool:
+    async def accept() -> bool:
         try:
-            image = await desk.take(data)
+            image = await harness.accept(data)
         except InvalidImage as error:
             assert str(error)
-            assert desk.files() == []
+            assert harness.files() == []
             return False
-        (file,) = desk.files()
+        (file,) = harness.files()
         assert file.read_bytes() == data
         assert image.blob.size == len(data)
-        assert await desk.blobs.delete("task_1") == 1
+        assert await harness.blobs.delete("task_1") == 1
         return True
 
-    return runner.run(take())
+    return runner.run(accept())
 
 
 @MANY
 @given(st.binary(max_size=300), st.sampled_from([b"", s.PNG_MAGIC, b"\xff\xd8\xff", b"RIFF\x40\0\0\0WEBPVP8X"]))
-def test_random_bytes(runner: asyncio.Runner, front: Desk, data: bytes, magic: bytes) -> None:
-    assert not judge(runner, front, magic + data)
+def test_random_bytes(runner: asyncio.Runner, harness: IntakeHarness, data: bytes, magic: bytes) -> None:
+    assert not judge(runner, harness, magic + data)
 
 
 @st.composite
@@ -71,8 +71,8 @@ def mutated(draw: st.DrawFn) -> bytes:
 
 @MANY
 @given(mutated())
-def test_mutated_images(runner: asyncio.Runner, front: Desk, data: bytes) -> None:
-    judge(runner, front, data)
+def test_mutated_images(runner: asyncio.Runner, harness: IntakeHarness, data: bytes) -> None:
+    judge(runner, harness, data)
 
 
 @st.composite
@@ -92,10 +92,10 @@ def mutated_png(draw: st.DrawFn) -> bytes:
 
 @MANY
 @given(mutated_png())
-def test_mutated_png_with_right_checksums(runner: asyncio.Runner, front: Desk, data: bytes) -> None:
+def test_mutated_png_with_right_checksums(runner: asyncio.Runner, harness: IntakeHarness, data: bytes) -> None:
     """Pillow decodes every accepted PNG, except compressed text after the pixels."""
     behind = data.rpartition(b"IDAT")[2]
-    if judge(runner, front, data) and not re.search(b"zTXt|iTXt", behind):
+    if judge(runner, harness, data) and not re.search(b"zTXt|iTXt", behind):
         with Image.open(io.BytesIO(data)) as image:
             image.load()
 
@@ -108,11 +108,11 @@ def test_mutated_png_with_right_checksums(runner: asyncio.Runner, front: Desk, d
     st.integers(-2, 2),
 )
 def test_pixel_data_must_have_exactly_its_length(
-    runner: asyncio.Runner, front: Desk, width: int, height: int, kind: tuple[int, int], surplus: int
+    runner: asyncio.Runner, harness: IntakeHarness, width: int, height: int, kind: tuple[int, int], surplus: int
 ) -> None:
     depth, colour = kind
     row = 1 + -(-width * depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour] // 8)
     pixels = zlib.compress(bytes(max(0, row * height + surplus)))
     pieces = [s.chunk(b"IDAT", pixels[at : at + 7]) for at in range(0, len(pixels), 7)]
     palette = [s.chunk(b"PLTE", struct.pack("3B", 1, 2, 3))] if colour == 3 else []
-    assert judge(runner, front, s.png(s.header(width, height, depth, colour), *palette, *pieces)) == (surplus == 0)
+    assert judge(runner, harness, s.png(s.header(width, height, depth, colour), *palette, *pieces)) == (surplus == 0)

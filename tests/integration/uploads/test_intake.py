@@ -15,7 +15,7 @@ import pytest
 from storage.blobs.local import LocalBlobs
 from storage.errors import StorageError, StorageFull
 from tests.support import samples as s
-from tests.support.intake import MAX_BYTES, MAX_PIXELS, Desk, stream
+from tests.support.intake import MAX_BYTES, MAX_PIXELS, IntakeHarness, stream
 from uploads.intake import Intake
 from uploads.structure import InvalidImage
 
@@ -23,21 +23,21 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.mark.parametrize("step", [1, 7, 1023, 1024, 1025, 10**9])
-async def test_chunks_may_have_any_size(desk: Desk, step: int) -> None:
-    image = await desk.take(s.PNG, step)
+async def test_chunks_may_have_any_size(harness: IntakeHarness, step: int) -> None:
+    image = await harness.accept(s.PNG, step)
     assert image.blob.size == len(s.PNG)
 
 
-async def test_empty_chunks_change_nothing(desk: Desk) -> None:
+async def test_empty_chunks_change_nothing(harness: IntakeHarness) -> None:
     async def chunks() -> AsyncIterator[bytes]:
         for byte in s.WEBP:
             yield b""
             yield bytes([byte])
 
-    assert (await desk.intake.from_stream("task_1", chunks(), max_bytes=MAX_BYTES)).extension == "webp"
+    assert (await harness.intake.from_stream("task_1", chunks(), max_bytes=MAX_BYTES)).extension == "webp"
 
 
-async def test_size_limit_is_enforced_while_reading(desk: Desk) -> None:
+async def test_size_limit_is_enforced_while_reading(harness: IntakeHarness) -> None:
     """A sender that never stops is stopped, whatever length it announced."""
     read = 0
 
@@ -49,26 +49,26 @@ async def test_size_limit_is_enforced_while_reading(desk: Desk) -> None:
             yield b"x" * 1000
 
     with pytest.raises(InvalidImage, match="larger than 1,000,000 bytes") as caught:
-        await desk.intake.from_stream("task_1", endless(), max_bytes=1_000_000)
+        await harness.intake.from_stream("task_1", endless(), max_bytes=1_000_000)
     assert caught.value.code == "payload_too_large"
     assert read <= 1_001_000
-    assert desk.files() == []
+    assert harness.files() == []
 
 
-async def test_size_equal_to_the_limit_is_accepted(desk: Desk) -> None:
+async def test_size_equal_to_the_limit_is_accepted(harness: IntakeHarness) -> None:
     size = len(s.PNG)
-    await desk.intake.from_stream("task_1", stream(s.PNG), max_bytes=size)
+    await harness.intake.from_stream("task_1", stream(s.PNG), max_bytes=size)
     with pytest.raises(InvalidImage, match="larger"):
-        await desk.intake.from_stream("task_1", stream(s.PNG), max_bytes=size - 1)
+        await harness.intake.from_stream("task_1", stream(s.PNG), max_bytes=size - 1)
 
 
-async def test_the_same_image_twice_is_one_blob(desk: Desk) -> None:
-    assert await desk.take(s.JPEG) == await desk.take(s.JPEG)
-    assert len(desk.files()) == 1
+async def test_same_image_twice_is_one_blob(harness: IntakeHarness) -> None:
+    assert await harness.accept(s.JPEG) == await harness.accept(s.JPEG)
+    assert len(harness.files()) == 1
 
 
 @pytest.mark.parametrize("after", [0, 100, 2_000, 700_000])
-async def test_failing_sender_leaves_no_file(desk: Desk, after: int) -> None:
+async def test_failing_sender_leaves_no_file(harness: IntakeHarness, after: int) -> None:
     """The sender's error is raised: a lost connection is not a bad image."""
     data = s.plain_png(s.chunk(b"tEXt", b"a\0" + b"x" * 1_000_000))
 
@@ -77,8 +77,8 @@ async def test_failing_sender_leaves_no_file(desk: Desk, after: int) -> None:
         raise ConnectionResetError
 
     with pytest.raises(ConnectionResetError):
-        await desk.intake.from_stream("task_1", broken(), max_bytes=MAX_BYTES)
-    assert desk.files() == []
+        await harness.intake.from_stream("task_1", broken(), max_bytes=MAX_BYTES)
+    assert harness.files() == []
 
 
 async def test_full_disk_is_storage_full(tmp_path: Path) -> None:
@@ -87,26 +87,26 @@ async def test_full_disk_is_storage_full(tmp_path: Path) -> None:
         await intake.from_stream("task_1", stream(s.PNG), max_bytes=MAX_BYTES)
 
 
-async def test_unreadable_draft_is_a_storage_error(desk: Desk) -> None:
+async def test_unreadable_draft_is_a_storage_error(harness: IntakeHarness) -> None:
     """Not a bad image: the same bytes may be accepted later."""
 
     async def chunks() -> AsyncIterator[bytes]:
         yield s.plain_png(s.chunk(b"tEXt", b"a\0" + b"x" * 2_000))
-        for draft in desk.files():
+        for draft in harness.files():
             draft.unlink()
 
     with pytest.raises(StorageError, match="cannot be read back"):
-        await desk.intake.from_stream("task_1", chunks(), max_bytes=MAX_BYTES)
+        await harness.intake.from_stream("task_1", chunks(), max_bytes=MAX_BYTES)
 
 
-async def test_invalid_owner_is_rejected(desk: Desk) -> None:
+async def test_invalid_owner_is_rejected(harness: IntakeHarness) -> None:
     with pytest.raises(ValueError, match="owner"):
-        await desk.intake.from_stream("../x", stream(s.PNG), max_bytes=MAX_BYTES)
+        await harness.intake.from_stream("../x", stream(s.PNG), max_bytes=MAX_BYTES)
 
 
-async def test_the_pixel_limit_is_counted_exactly(desk: Desk) -> None:
+async def test_pixel_limit_is_counted_exactly(harness: IntakeHarness) -> None:
     for limit, is_accepted in ((24 * 17, True), (24 * 17 - 1, False)):
-        intake = Intake(desk.blobs, max_pixels=limit)
+        intake = Intake(harness.blobs, max_pixels=limit)
         for data in (s.PNG, s.JPEG, s.WEBP, s.WEBP_LOSSLESS):
             try:
                 await intake.from_stream("task_1", stream(data), max_bytes=MAX_BYTES)
@@ -137,10 +137,10 @@ GOOD_URIS = {
 
 
 @pytest.mark.parametrize("name", GOOD_URIS)
-async def test_a_data_uri_is_decoded(desk: Desk, name: str) -> None:
-    image = await desk.intake.from_data_uri("task_1", GOOD_URIS[name], max_bytes=MAX_BYTES)
+async def test_data_uri_is_decoded(harness: IntakeHarness, name: str) -> None:
+    image = await harness.intake.from_data_uri("task_1", GOOD_URIS[name], max_bytes=MAX_BYTES)
     assert image.media_type == "image/png"
-    (file,) = desk.files()
+    (file,) = harness.files()
     assert file.read_bytes() == (BIG if "large" in name else s.PNG)
 
 
@@ -175,26 +175,26 @@ BAD_URIS = {
 @pytest.mark.parametrize(
     ("uri", "problem"), [pytest.param(*item, id=str(i)) for i, item in enumerate(BAD_URIS.items())]
 )
-async def test_bad_data_uri_is_rejected(desk: Desk, uri: str, problem: str) -> None:
+async def test_bad_data_uri_is_rejected(harness: IntakeHarness, uri: str, problem: str) -> None:
     with pytest.raises(InvalidImage, match=problem) as caught:
-        await desk.intake.from_data_uri("task_1", uri, max_bytes=MAX_BYTES)
+        await harness.intake.from_data_uri("task_1", uri, max_bytes=MAX_BYTES)
     assert caught.value.code == "invalid_image"
-    assert desk.files() == []
+    assert harness.files() == []
 
 
 @pytest.mark.parametrize("data", [s.PNG, s.PNG + b"\0", s.PNG + b"\0\0"])
-async def test_the_limit_of_a_data_uri_is_that_of_its_bytes(desk: Desk, data: bytes) -> None:
+async def test_limit_of_a_data_uri_is_that_of_its_bytes(harness: IntakeHarness, data: bytes) -> None:
     """Whatever padding there is."""
     with pytest.raises(InvalidImage) as caught:
-        await desk.intake.from_data_uri("task_1", b64(data), max_bytes=len(data) - 1)
+        await harness.intake.from_data_uri("task_1", b64(data), max_bytes=len(data) - 1)
     assert caught.value.code == "payload_too_large"
-    await desk.intake.from_data_uri("task_1", b64(s.PNG), max_bytes=len(s.PNG))
+    await harness.intake.from_data_uri("task_1", b64(s.PNG), max_bytes=len(s.PNG))
 
 
 # -- memory
 
 
-async def test_memory_is_constant_for_many_large_images(desk: Desk) -> None:
+async def test_memory_is_constant_for_many_large_images(harness: IntakeHarness) -> None:
     """Twenty senders of 20 MB at once."""
     side = 2600
     pixels = zlib.compress((b"\0" + os.urandom(side * 3)) * side, 0)
@@ -208,7 +208,7 @@ async def test_memory_is_constant_for_many_large_images(desk: Desk) -> None:
     tracemalloc.start()
     try:
         images = await asyncio.gather(
-            *(desk.intake.from_stream(f"task_{n}", chunks(), max_bytes=MAX_BYTES) for n in range(20))
+            *(harness.intake.from_stream(f"task_{n}", chunks(), max_bytes=MAX_BYTES) for n in range(20))
         )
         assert tracemalloc.get_traced_memory()[1] < 24 * 2**20
     finally:
@@ -216,11 +216,11 @@ async def test_memory_is_constant_for_many_large_images(desk: Desk) -> None:
     assert {image.blob.size for image in images} == {len(data)}
 
 
-async def test_a_large_data_uri_is_decoded_piece_by_piece(desk: Desk) -> None:
+async def test_large_data_uri_is_decoded_piece_by_piece(harness: IntakeHarness) -> None:
     uri = "data:image/png;base64," + b64(s.png(s.header(2600, 2600), s.chunk(b"IDAT", s.rows(2600, 2600, level=0))))
     tracemalloc.start()
     try:
-        await desk.intake.from_data_uri("task_1", uri, max_bytes=MAX_BYTES)
+        await harness.intake.from_data_uri("task_1", uri, max_bytes=MAX_BYTES)
         assert tracemalloc.get_traced_memory()[1] < 4 * 2**20
     finally:
         tracemalloc.stop()

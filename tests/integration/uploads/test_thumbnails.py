@@ -194,7 +194,7 @@ def test_no_metadata_is_copied(tmp_path: Path, kind: str) -> None:
     assert b"ICCP" not in thumbnail.data
 
 
-def test_the_same_image_makes_the_same_thumbnail(tmp_path: Path) -> None:
+def test_same_image_makes_the_same_thumbnail(tmp_path: Path) -> None:
     """The process that made it does not matter."""
     data = s.encoded("PNG", s.picture(400, 300))
     assert small(tmp_path, data) == small(tmp_path, data)
@@ -341,7 +341,7 @@ def test_damaged_image_is_rejected(tmp_path: Path, name: str) -> None:
             make_thumbnail(path, row(media_type, 24, 17), 128)
 
 
-def test_an_image_of_another_size_than_its_row_is_not_decoded(tmp_path: Path) -> None:
+def test_image_of_another_size_than_its_row_is_not_decoded(tmp_path: Path) -> None:
     """The limit was checked on the row: a bomb in place of the image must not be unpacked."""
     path = tmp_path / "image"
     path.write_bytes(s.png(s.header(30_000, 30_000), s.chunk(b"IDAT", s.rows(30_000, 30))))

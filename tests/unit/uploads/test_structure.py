@@ -9,7 +9,7 @@ import zlib
 import pytest
 
 from tests.support import samples as s
-from tests.support.intake import Desk
+from tests.support.intake import IntakeHarness
 from uploads.structure import InvalidImage
 
 pytestmark = pytest.mark.anyio
@@ -27,20 +27,20 @@ SMALL = {
 
 
 @pytest.mark.parametrize("name", SMALL)
-async def test_every_truncation_is_rejected_as_truncated(desk: Desk, name: str) -> None:
+async def test_every_truncation_is_rejected_as_truncated(harness: IntakeHarness, name: str) -> None:
     """At each byte. Pillow alone opens a PNG that misses its last 20."""
     whole = SMALL[name]
     for length in range(len(whole)):
-        error = await desk.reject(whole[:length])
+        error = await harness.reject(whole[:length])
         assert (length, error.code, error.truncated) == (length, "invalid_image", True)
-    await desk.take(whole)
+    await harness.accept(whole)
 
 
-async def test_a_phone_picture_cut_in_its_preview_is_refused(desk: Desk) -> None:
+async def test_phone_picture_cut_in_its_preview_is_rejected(harness: IntakeHarness) -> None:
     """A cut between the pictures cannot be detected; every other cut is."""
     first, second = SMALL["jpeg"], s.encoded("JPEG", s.picture(3, 3))
     for length in range(1, len(second)):
-        assert (await desk.reject(first + second[:length])).truncated
+        assert (await harness.reject(first + second[:length])).truncated
 
 
 TAILS = {
@@ -60,34 +60,34 @@ TAILS = {
 
 @pytest.mark.parametrize("tail", TAILS)
 @pytest.mark.parametrize("name", ["png", "jpeg", "jpeg of a phone", "webp", "webp lossless", "webp with metadata"])
-async def test_trailing_data_is_rejected(desk: Desk, name: str, tail: str) -> None:
+async def test_trailing_data_is_rejected(harness: IntakeHarness, name: str, tail: str) -> None:
     """A file that is two things at once is served as the harmless one and used as the other."""
-    error = await desk.reject(s.IMAGES[name] + TAILS[tail])
+    error = await harness.reject(s.IMAGES[name] + TAILS[tail])
     assert "behind the end" in str(error)
     assert "image editor" in str(error)
     assert not error.truncated
 
 
 @pytest.mark.parametrize("name", ["png", "webp"])
-async def test_zeros_behind_an_image_are_only_usual_for_jpeg(desk: Desk, name: str) -> None:
-    await desk.reject(s.IMAGES[name] + b"\0\0")
+async def test_zeros_behind_an_image_are_only_usual_for_jpeg(harness: IntakeHarness, name: str) -> None:
+    await harness.reject(s.IMAGES[name] + b"\0\0")
 
 
-async def test_an_image_behind_another_is_only_usual_for_jpeg(desk: Desk) -> None:
-    await desk.reject(s.PNG + s.PNG)
-    await desk.reject(s.WEBP + s.WEBP)
-    await desk.reject(s.JPEG + s.PNG)
-    await desk.reject(s.PNG + s.JPEG)
+async def test_image_behind_another_is_only_usual_for_jpeg(harness: IntakeHarness) -> None:
+    await harness.reject(s.PNG + s.PNG)
+    await harness.reject(s.WEBP + s.WEBP)
+    await harness.reject(s.JPEG + s.PNG)
+    await harness.reject(s.PNG + s.JPEG)
 
 
 def flipped(data: bytes, at: int) -> bytes:
     return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
 
 
-async def test_every_flipped_bit_of_a_png_is_noticed(desk: Desk) -> None:
+async def test_every_flipped_bit_of_a_png_is_noticed(harness: IntakeHarness) -> None:
     whole = SMALL["png with metadata"]
     for at in range(len(whole)):
-        await desk.reject(flipped(whole, at))
+        await harness.reject(flipped(whole, at))
 
 
 IDAT = s.chunk(b"IDAT", s.rows(4, 3))
@@ -141,8 +141,8 @@ PNGS = {
 
 
 @pytest.mark.parametrize("name", PNGS)
-async def test_invalid_png_is_rejected(desk: Desk, name: str) -> None:
-    assert re.search(r": (save|send)", str(await desk.reject(PNGS[name])))
+async def test_invalid_png_is_rejected(harness: IntakeHarness, name: str) -> None:
+    assert re.search(r": (save|send)", str(await harness.reject(PNGS[name])))
 
 
 SOF = re.search(rb"\xff\xc0..(.{15})", s.JPEG, re.DOTALL)
@@ -184,13 +184,13 @@ JPEGS = {
 
 
 @pytest.mark.parametrize("name", JPEGS)
-async def test_invalid_jpeg_is_rejected(desk: Desk, name: str) -> None:
-    assert re.search(r": (save|send)", str(await desk.reject(JPEGS[name])))
+async def test_invalid_jpeg_is_rejected(harness: IntakeHarness, name: str) -> None:
+    assert re.search(r": (save|send)", str(await harness.reject(JPEGS[name])))
 
 
 @pytest.mark.parametrize("length", range(65_533, 65_539))
-async def test_the_end_of_a_scan_is_found_across_pieces(desk: Desk, length: int) -> None:
-    await desk.take(BEFORE_SCAN + b"\xff\xda" + (SCAN[:-2] + b"\0" * 65_539)[: length + 12] + b"\xff\xd9")
+async def test_end_of_a_scan_is_found_across_pieces(harness: IntakeHarness, length: int) -> None:
+    await harness.accept(BEFORE_SCAN + b"\xff\xda" + (SCAN[:-2] + b"\0" * 65_539)[: length + 12] + b"\xff\xd9")
 
 
 VP8 = s.WEBP[12:]
@@ -219,8 +219,8 @@ WEBPS = {
 
 
 @pytest.mark.parametrize("name", WEBPS)
-async def test_invalid_webp_is_rejected(desk: Desk, name: str) -> None:
-    assert re.search(r": (save|send)", str(await desk.reject(WEBPS[name])))
+async def test_invalid_webp_is_rejected(harness: IntakeHarness, name: str) -> None:
+    assert re.search(r": (save|send)", str(await harness.reject(WEBPS[name])))
 
 
 LIMITS = {
@@ -241,17 +241,17 @@ LIMITS = {
 
 
 @pytest.mark.parametrize("name", LIMITS)
-async def test_expensive_structure_is_rejected_before_decoding(desk: Desk, name: str) -> None:
+async def test_expensive_structure_is_rejected_before_decoding(harness: IntakeHarness, name: str) -> None:
     images, problem = LIMITS[name]
-    assert problem in str(await desk.reject(images[name.strip()]))
+    assert problem in str(await harness.reject(images[name.strip()]))
 
 
 WIDE = [(12288, 1536), (8192, 2048), (1536, 12288)]
 
 
 @pytest.mark.parametrize(("width", "height"), WIDE)
-async def test_largest_results_of_providers_are_accepted(desk: Desk, width: int, height: int) -> None:
-    image = await desk.take(s.plain_png(width=width, height=height))
+async def test_largest_results_of_providers_are_accepted(harness: IntakeHarness, width: int, height: int) -> None:
+    image = await harness.accept(s.plain_png(width=width, height=height))
     assert (image.width, image.height) == (width, height)
 
 
@@ -266,21 +266,21 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("name", BOMBS)
-async def test_more_pixels_than_allowed_are_refused_by_the_header(desk: Desk, name: str) -> None:
-    error = await desk.reject(BOMBS[name])
+async def test_more_pixels_than_allowed_are_rejected_by_the_header(harness: IntakeHarness, name: str) -> None:
+    error = await harness.reject(BOMBS[name])
     assert "120 million" in str(error)
     assert error.code == "invalid_image"
 
 
-async def test_inflating_stops_at_the_declared_size(desk: Desk) -> None:
+async def test_inflating_stops_at_the_declared_size(harness: IntakeHarness) -> None:
     """40 kB that inflate to 40 MB behind a header of 4 x 3."""
     assert "more pixels" in str(
-        await desk.reject(s.png(s.header(4, 3), s.chunk(b"IDAT", zlib.compress(bytes(40_000_000)))))
+        await harness.reject(s.png(s.header(4, 3), s.chunk(b"IDAT", zlib.compress(bytes(40_000_000)))))
     )
 
 
-async def test_an_error_never_names_a_path_or_a_python_type(desk: Desk) -> None:
+async def test_error_never_names_a_path_or_a_python_type(harness: IntakeHarness) -> None:
     for data in [*PNGS.values(), *JPEGS.values(), *WEBPS.values()]:
         with pytest.raises(InvalidImage) as caught:
-            await desk.take(data)
+            await harness.accept(data)
         assert not re.search(r"/|Error|Exception|<_io|PIL|b'", str(caught.value))

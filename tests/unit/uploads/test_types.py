@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.support.intake import MAX_BYTES, Desk
+from tests.support.intake import MAX_BYTES, IntakeHarness
 from tests.support.samples import IMAGES, interlaced
 from uploads.detect import detect_type
 from uploads.structure import InvalidImage
@@ -61,41 +61,41 @@ OTHERS = {
 
 
 @pytest.mark.parametrize(("head", "name"), OTHERS.items())
-async def test_unsupported_type_is_named(desk: Desk, head: bytes, name: str) -> None:
-    error = await desk.reject(head)
+async def test_unsupported_type_is_named(harness: IntakeHarness, head: bytes, name: str) -> None:
+    error = await harness.reject(head)
     assert error.code == "invalid_image"
     assert name in str(error)
     assert not error.truncated
-    assert not desk.root.joinpath(".drafts").exists()  # judged before anything was written
+    assert not harness.root.joinpath(".drafts").exists()  # judged before anything was written
 
 
 @pytest.mark.parametrize(
     "head", [b"", b"\x89", b"\x89PN", b"\x89PNG\r\n\x1a", b"\xff", b"\xff\xd8", b"R", b"RIFF", b"RIFF\1\2\3\4WEB"]
 )
-async def test_beginning_of_an_image_is_rejected_as_truncated(desk: Desk, head: bytes) -> None:
+async def test_beginning_of_an_image_is_rejected_as_truncated(harness: IntakeHarness, head: bytes) -> None:
     """Asking again may help, unlike with a web page."""
-    assert (await desk.reject(head)).truncated
+    assert (await harness.reject(head)).truncated
 
 
 @pytest.mark.parametrize("name", IMAGES)
-async def test_every_supported_kind_is_accepted(desk: Desk, name: str) -> None:
+async def test_every_supported_kind_is_accepted(harness: IntakeHarness, name: str) -> None:
     data = IMAGES[name]
-    image = await desk.take(data)
+    image = await harness.accept(data)
     assert (image.width, image.height) == ((1, 1) if "one pixel" in name else (24, 17))
     assert image.media_type == f"image/{name.partition(' ')[0]}" == detect_type(data[:12])
     assert image.extension == {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}[image.media_type]
-    (file,) = desk.files()
+    (file,) = harness.files()
     assert file.read_bytes() == data
     assert image.blob.size == len(data)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 2), (3, 5), (5, 3), (8, 8), (9, 17), (1, 20), (20, 1), (33, 31)])
-async def test_interlaced_png_is_taken(desk: Desk, size: tuple[int, int]) -> None:
-    image = await desk.take(interlaced(*size))
+async def test_interlaced_png_is_accepted(harness: IntakeHarness, size: tuple[int, int]) -> None:
+    image = await harness.accept(interlaced(*size))
     assert (image.width, image.height) == size
 
 
-async def test_wrong_type_is_rejected_before_the_rest_is_read(desk: Desk) -> None:
+async def test_wrong_type_is_rejected_before_the_rest_is_read(harness: IntakeHarness) -> None:
     """60 MB of web page cost a kilobyte."""
     read = 0
 
@@ -106,5 +106,5 @@ async def test_wrong_type_is_rejected_before_the_rest_is_read(desk: Desk) -> Non
             yield b"<html>" + b"x" * 494
 
     with pytest.raises(InvalidImage, match="HTML"):
-        await desk.intake.from_stream("task_1", page(), max_bytes=MAX_BYTES)
+        await harness.intake.from_stream("task_1", page(), max_bytes=MAX_BYTES)
     assert read <= 2_000
