@@ -12,7 +12,7 @@ import pytest
 
 from broker.orders import ImageParams, OrderRequest
 from broker.reports import Finished, Pending
-from broker.sandbox.options import Options
+from broker.sandbox.engine import Options
 from broker.sandbox.server import serve_sandbox
 from broker.services import Services
 from broker.tasks.running import CONCURRENCY, RunningStep
