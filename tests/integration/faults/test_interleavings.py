@@ -123,23 +123,23 @@ class Scene:
         number, now = next(self.numbers), self.clock.now()
         outputs = (self.pictures.put(f"{number}.png", encoded("PNG")),)
         task = a_task(now, number=number, state=TaskState.FETCHING, outputs=outputs, due_at=now, deadline_at=now + HOUR)
-        await self.services.database.transact(self.services.tasks.insert_task(task))
+        await self.services.database.transact(self.services.tables.tasks.insert_task(task))
         return task
 
     async def apply_retention(self) -> None:
         """Run the steps of ended tasks that are due, one by one."""
         for state in (TaskState.SUCCEEDED, TaskState.EXPIRED):
             lease = Lease(holder=f"worker {next(self.numbers)}", until=self.clock.now() + 30)
-            while tasks := await self.services.tasks.claim(state, now=self.clock.now(), lease=lease, limit=1):
+            while tasks := await self.services.tables.tasks.claim(state, now=self.clock.now(), lease=lease, limit=1):
                 await self.retention.run(tasks)
 
     async def assert_complete(self, task: Task) -> None:
         """Assert that an unexpired task is completed, and its image is stored."""
-        row = await self.services.tasks.get(task.id)
+        row = await self.services.tables.tasks.get(task.id)
         if row is None or row.state == TaskState.EXPIRED:
             return
         assert row.state == TaskState.SUCCEEDED
-        (image,) = await self.services.images.list_of_owner(task.id, "result")
+        (image,) = await self.services.tables.images.list_of_owner(task.id, "result")
         chunks = [chunk async for chunk in await self.services.blobs.open(image.blob)]
         assert hashlib.sha256(b"".join(chunks)).hexdigest() == image.sha256
 
