@@ -21,6 +21,7 @@ from storage import ids
 from storage.images import StoredImage
 from storage.states import TaskState
 from storage.tasks import Task
+from uploads.detect import MEDIA_TYPES
 from uploads.thumbnails import has_thumbnail
 
 THUMBNAIL_SIZE: Final = 512
@@ -61,7 +62,7 @@ Absent = SkipJsonSchema[None]
 TaskId = Annotated[str, Field(pattern=TASK_ID, examples=[f"task_{'0' * 32}"])]
 Moment = Annotated[str, Field(json_schema_extra={"format": "date-time"}, examples=["2026-11-20T12:00:00.000Z"])]
 ImagePath = Annotated[str, Field(pattern=f"^/uploads/(images|references)/{IMAGE_NAME}$")]
-MediaType = Annotated[str, OneOf(("image/png", "image/jpeg", "image/webp"))]
+MediaType = Annotated[str, OneOf(MEDIA_TYPES)]
 ModeName = Annotated[str, OneOf(MODES)]
 TaskStatus = Annotated[str, OneOf(("pending", "processing", "completed", "failed", "canceled"))]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
