@@ -73,7 +73,7 @@ def native_dialect(services: Services, docs: DocsRoutes, version: str) -> Dialec
     )
     images = ImageRoutes(
         clock=clock,
-        images=services.images,
+        images=services.tables.images,
         blobs=services.blobs,
         queries=queries,
         thumbnails=services.thumbnails,
@@ -99,8 +99,8 @@ def native_dialect(services: Services, docs: DocsRoutes, version: str) -> Dialec
             *models.endpoints(),
             *_callback_routes(services, messages).endpoints(),
             *images.endpoints(),
-            *CallbackInboxRoutes(inbox=services.inbox, callbacks=services.callbacks).endpoints(),
-            *DeliveryRoutes(clock=services.clock, deliveries=services.deliveries).endpoints(),
+            *CallbackInboxRoutes(inbox=services.inbox, callbacks=services.tables.callbacks).endpoints(),
+            *DeliveryRoutes(clock=services.clock, deliveries=services.tables.deliveries).endpoints(),
             *health.endpoints(),
             *docs.endpoints(),
         ],

@@ -86,7 +86,7 @@ class Fetcher:
     @asynccontextmanager
     async def open(self, url: str, *, max_bytes: int) -> AsyncGenerator[Download]:
         """GET a URL. Leaving the context ends the connection, read to the end or not."""
-        parsed = parse_url(url)
+        parsed = self.check_url(url)  # before the wait for a slot
         async with self._slots, AsyncExitStack() as stack:
             deadline = asyncio.get_running_loop().time() + self._total_seconds
             parsed, response = await self._follow_redirects(stack, parsed, deadline)
@@ -104,7 +104,7 @@ class Fetcher:
 
         For webhooks, where the status is what counts: a body that is too long, too slow or cut off is dropped.
         """
-        parsed = parse_url(url)
+        parsed = self.check_url(url)
         async with self._slots, AsyncExitStack() as stack:
             deadline = asyncio.get_running_loop().time() + timeout
             request = self._send_request(parsed, deadline, method="POST", headers=headers, content=content)

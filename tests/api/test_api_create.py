@@ -101,7 +101,7 @@ async def test_image_part_makes_the_order_image_to_image(tmp_path: Path, part: s
         assert answer.status_code == 202, answer.text
         data = (await broker.client.get(answer.json()["pollUrl"])).json()["data"]
         assert data["mode"] == "image-to-image"
-        owner = (await broker.services.tasks.get(data["id"])).references  # type: ignore[union-attr]
+        owner = (await broker.services.tables.tasks.get(data["id"])).references  # type: ignore[union-attr]
         for reference, color in zip(owner, ("red", "blue"), strict=True):
             served = await broker.client.get(f"/uploads/references/{reference['name']}")
             assert served.content == png(color)

@@ -69,7 +69,7 @@ class Place:
         task = a_task(now, number=number, job_id="job", due_at=now + 30, deadline_at=now + 900, **changes)
         attempt = Attempt(task_id=task.id, number=1, provider="kie", key_id="default", job_id="job", sent_at=now - sent)
         columns = ", ".join(vars(attempt))
-        await self.services.database.transact(self.services.tasks.insert_task(task))
+        await self.services.database.transact(self.services.tables.tasks.insert_task(task))
         await self.services.database.execute(
             f"INSERT INTO attempts ({columns}) VALUES ({', '.join(':' + name for name in vars(attempt))})",
             **vars(attempt),
@@ -77,7 +77,7 @@ class Place:
         return task
 
     async def now(self, task: Task) -> Task:
-        fresh = await self.services.tasks.get(task.id)
+        fresh = await self.services.tables.tasks.get(task.id)
         assert fresh is not None
         return fresh
 
