@@ -95,7 +95,7 @@ async def test_stored_intent_is_submitted_although_another_worker_took_the_lease
     async with still(tmp_path, clock) as services:
         submit = services.worker.steps.submit
         (task,) = await create_tasks(services, OrderRequest(params=ImageParams(prompt="a red bicycle")))
-        (mine,) = await services.tasks.claim_queued(
+        (mine,) = await services.tables.tasks.claim_queued(
             now=clock.now(), lease=Lease(holder="sleeper", until=clock.now() + 30), provider="kie", limit=1
         )
         provider = _Saying(submit.providers["kie"], Pending(job_id="job"))
@@ -104,10 +104,10 @@ async def test_stored_intent_is_submitted_although_another_worker_took_the_lease
             clock.advance(60)
             await leased(services, TaskState.SUBMITTING, "other", clock.now())
 
-        tasks: Any = _Overtaken(services.tasks, take_over)
+        tasks: Any = _Overtaken(services.tables.tasks, take_over)
         transitions = replace(submit.transitions, tasks=tasks)
         await replace(submit, providers={"kie": provider}, transitions=transitions).run(mine)
-        after = await services.tasks.get(task.id)
+        after = await services.tables.tasks.get(task.id)
         assert after is not None
         assert (after.state, after.job_id, provider.submitted) == (TaskState.WAITING, "job", 1)
 
