@@ -301,7 +301,11 @@ class Services:
         return UrlMonitor(
             address=self.address,
             agents=self.agents,
-            probe=ReachabilityProbe(client=self.agents.client, challenge=ChallengeResponse(self.tokens.secret)),
+            probe=ReachabilityProbe(
+                client=self.agents.client,
+                challenge=ChallengeResponse(self.tokens.secret),
+                path=next(iter(self.providers.values())).callback_path,
+            ),
             switch_to_polling=partial(switch_to_polling, self.transitions),
             clock=self.clock,
             metrics=self.metrics,
