@@ -304,7 +304,7 @@ class Services:
             probe=ReachabilityProbe(
                 client=self.agents.client,
                 challenge=ChallengeResponse(self.tokens.secret),
-                path=next(iter(self.providers.values())).callback_path,
+                path=self.provider.callback_path,
             ),
             switch_to_polling=partial(switch_to_polling, self.transitions),
             clock=self.clock,

@@ -76,8 +76,8 @@ class DownloadStep:
 
     async def _store_result(self, task: Task, position: int) -> StoredImage:
         max_bytes = self.max_download_bytes
-        async with self.fetcher.open(task.outputs[position], max_bytes=max_bytes) as download:
-            image = await self.intake.from_stream(task.id, download.chunks, max_bytes=max_bytes)
+        async with self.fetcher.open(task.outputs[position], max_bytes=max_bytes) as chunks:
+            image = await self.intake.from_stream(task.id, chunks, max_bytes=max_bytes)
         now = self.transitions.clock.now()
         row = stored_image(image, owner=task.id, kind="result", position=position, now=now)
         await insert_result(self.transitions.tasks, self.images, task, row)
