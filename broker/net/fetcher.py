@@ -56,7 +56,6 @@ class Fetcher:
         self,
         *,
         allow: Collection[str] = (),
-        deny: Collection[str] = (),
         max_connections: int = 32,
         resolve: Resolver | None = None,
         backend: httpcore.AsyncNetworkBackend | None = None,
@@ -66,12 +65,12 @@ class Fetcher:
         ports: Collection[int] = (80, 443),
         exemption: str = "BROKER_DOWNLOAD_ALLOW",
     ) -> None:
-        """allow, deny, ports, exemption: see `EgressPolicy`.
+        """allow, ports, exemption: see `EgressPolicy`.
 
         total_seconds: for one download, redirects included, waiting for a slot excluded.
         min_bytes_per_second: average over the time spent waiting for the body, after grace_seconds.
         """
-        self._policy = EgressPolicy(allow=allow, deny=deny, ports=ports, exemption=exemption)
+        self._policy = EgressPolicy(allow=allow, ports=ports, exemption=exemption)
         self._backend = _GuardedBackend(self._policy, resolve or SystemResolver(), backend or httpcore.AnyIOBackend())
         self._slots = asyncio.Semaphore(max_connections)
         self._total_seconds = total_seconds
@@ -87,7 +86,7 @@ class Fetcher:
     @asynccontextmanager
     async def open(self, url: str, *, max_bytes: int) -> AsyncGenerator[Download]:
         """GET a URL. Leaving the context ends the connection, read to the end or not."""
-        parsed = parse_url(url)
+        parsed = self.check_url(url)  # before the wait for a slot
         async with self._slots, AsyncExitStack() as stack:
             deadline = asyncio.get_running_loop().time() + self._total_seconds
             parsed, response = await self._follow_redirects(stack, parsed, deadline)
@@ -105,7 +104,7 @@ class Fetcher:
 
         For webhooks, where the status is what counts: a body that is too long, too slow or cut off is dropped.
         """
-        parsed = parse_url(url)
+        parsed = self.check_url(url)
         async with self._slots, AsyncExitStack() as stack:
             deadline = asyncio.get_running_loop().time() + timeout
             request = self._send_request(parsed, deadline, method="POST", headers=headers, content=content)

@@ -8,7 +8,7 @@ import tracemalloc
 
 import pytest
 
-from broker.errors import DownloadError
+from broker.errors import DownloadError, EgressBlocked
 from broker.net.fetcher import Download, Fetcher
 from tests.support.faulty_http import Script, Visit, answers, head, rst, sends, serve, silence
 
@@ -269,6 +269,25 @@ async def test_concurrent_downloads_are_limited() -> None:
         fetcher = Fetcher(allow=[server.host], max_connections=3, total_seconds=0.25)
         await asyncio.gather(*(fetch(fetcher, server.url()) for _ in range(30)))
     assert most == 3
+
+
+async def test_blocked_url_is_rejected_while_all_slots_are_in_use() -> None:
+    arrived = asyncio.Event()
+
+    async def held(visit: Visit) -> None:
+        arrived.set()
+        await silence(visit)
+
+    async with serve(held) as server:
+        fetcher = Fetcher(allow=[server.host], max_connections=1)
+        slow = asyncio.create_task(fetch(fetcher, server.url()))
+        await arrived.wait()
+        for call in (fetch(fetcher, "http://10.0.0.1/"), fetcher.post("http://10.0.0.1/", content=b"", headers={})):
+            with pytest.raises(EgressBlocked):
+                async with asyncio.timeout(5):
+                    await call
+        slow.cancel()
+        await asyncio.gather(slow, return_exceptions=True)
 
 
 async def test_post_is_checked_and_never_redirected() -> None:
