@@ -22,9 +22,8 @@ from broker.errors import SettingsError
 from broker.server.protocol import ConnectionLimits, DeadlineH11
 from broker.server.sockets import bind_socket, socket_port
 from broker.server.uvicorn import running_server, serve
-from broker.services import Services
 from storage.states import TaskState
-from tests.support.api import ApiBroker, MountedApp, open_api, png
+from tests.support.api import ApiBroker, MountedApp, open_api, png, with_parts
 from tests.support.listeners import Listeners
 
 pytestmark = pytest.mark.anyio
@@ -391,7 +390,7 @@ async def seconds_to_stop(number: signal.Signals, folder: Path) -> float:
             assert answers[0].json()["data"]["status"] == "processing"
             assert services.queries.closing
             assert services.worker.running.count == 0
-            assert await services.tasks.get(answers[2].json()["taskId"]) is not None
+            assert await services.tables.tasks.get(answers[2].json()["taskId"]) is not None
             return seconds
 
 
@@ -479,7 +478,7 @@ async def test_server_stops_when_the_worker_dies(tmp_path: Path) -> None:
     """A broker that accepts orders and processes none would be worse than one that is restarted."""
     with closing(bind_socket("127.0.0.1", 0)) as sock:
         async with open_services(settings(tmp_path), port=socket_port(sock)) as services:
-            changed = Services(**{**vars(services), "worker": CrashingWorker()})
+            changed = with_parts(services, worker=CrashingWorker())
             async with asyncio.timeout(10):
                 with pytest.raises(RuntimeError, match="the worker failed"):
                     await serve(changed, [sock])
