@@ -35,10 +35,10 @@ from broker.tasks.queries import TaskQueries
 from broker.thumbnails import Thumbnails
 from storage.blobs.store import BlobMissing, BlobReader, BlobStore
 from storage.images import Images, Kind, StoredImage
+from uploads.detect import MEDIA_TYPES
 from uploads.thumbnails import THUMBNAIL_SIZES
 
 _NAME: Final = re.compile(IMAGE_NAME)
-_MEDIA_TYPES: Final = ("image/png", "image/jpeg", "image/webp")
 _SIZE: Final = re.compile(r"[0-9]{1,6}")
 _RANGE: Final = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 _REVALIDATE: Final = {"cache-control": "private, no-cache"}
@@ -67,7 +67,7 @@ class ImageQuery(QueryModel):
 
 _IMAGE: Final = Parameter("name", "path", "the image's name")
 _RANGE_HEADER: Final = Parameter("Range", "header", "a part of the bytes: bytes=0-99")
-_BYTES: Final = {media_type: {"type": "string", "format": "binary"} for media_type in _MEDIA_TYPES}
+_BYTES: Final = {media_type: {"type": "string", "format": "binary"} for media_type in MEDIA_TYPES}
 _RESPONSES: Final = {
     200: SuccessResponse(text="the image", content=_BYTES, headers=ETAG),
     206: SuccessResponse(text="the requested part", content=_BYTES, headers=ETAG),
@@ -187,7 +187,7 @@ class ImageRoutes:
         left = int(source.created_at + self.presenter.retention - self.clock.now())
         return {
             **IMAGE_SECURITY_HEADERS,
-            "content-type": image.media_type if image.media_type in _MEDIA_TYPES else "application/octet-stream",
+            "content-type": image.media_type if image.media_type in MEDIA_TYPES else "application/octet-stream",
             "content-disposition": f'inline; filename="{image.name}"',
             "cache-control": f"private, max-age={left}, immutable" if left > 0 else "private, no-cache",
             "etag": f'"{image.sha256}"',

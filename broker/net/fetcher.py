@@ -56,7 +56,6 @@ class Fetcher:
         self,
         *,
         allow: Collection[str] = (),
-        deny: Collection[str] = (),
         max_connections: int = 32,
         resolve: Resolver | None = None,
         backend: httpcore.AsyncNetworkBackend | None = None,
@@ -66,12 +65,12 @@ class Fetcher:
         ports: Collection[int] = (80, 443),
         exemption: str = "BROKER_DOWNLOAD_ALLOW",
     ) -> None:
-        """allow, deny, ports, exemption: see `EgressPolicy`.
+        """allow, ports, exemption: see `EgressPolicy`.
 
         total_seconds: for one download, redirects included, waiting for a slot excluded.
         min_bytes_per_second: average over the time spent waiting for the body, after grace_seconds.
         """
-        self._policy = EgressPolicy(allow=allow, deny=deny, ports=ports, exemption=exemption)
+        self._policy = EgressPolicy(allow=allow, ports=ports, exemption=exemption)
         self._backend = _GuardedBackend(self._policy, resolve or SystemResolver(), backend or httpcore.AnyIOBackend())
         self._slots = asyncio.Semaphore(max_connections)
         self._total_seconds = total_seconds

@@ -48,7 +48,7 @@ async def quiet(tmp_path: Path, clock: ManualClock) -> AsyncIterator[Services]:
 async def add(services: Services, **changes: Any) -> Task:
     """A task with a job at the provider, and its line in the ledger."""
     task = a_task(NOW, **{"job_id": "job", "sent_at": NOW, "entered_at": NOW, **changes})
-    await services.database.transact(services.tasks.insert_task(task))
+    await services.database.transact(services.tables.tasks.insert_task(task))
     row = {
         **vars(
             Attempt(
@@ -215,7 +215,7 @@ async def test_task_counts_are_cached(quiet: Services, clock: ManualClock) -> No
 
     await quiet.collector.render_page()
     await add(quiet, number=1, state=TaskState.WAITING)
-    await quiet.database.transact(quiet.tasks.insert_task(a_task(NOW, number=2, state=TaskState.FAILED)))
+    await quiet.database.transact(quiet.tables.tasks.insert_task(a_task(NOW, number=2, state=TaskState.FAILED)))
     assert [await counted(state) for state in (TaskState.WAITING, TaskState.FAILED)] == [0, 0]
     clock.advance(collectors.ACTIVE_TTL_SECONDS)
     assert [await counted(state) for state in (TaskState.WAITING, TaskState.FAILED)] == [1, 0]

@@ -68,7 +68,7 @@ async def read(broker: RunningBroker) -> list[CallbackRecord]:
     """The inbox, as soon as all its news is taken in."""
     async with asyncio.timeout(10):
         while True:
-            hooks = await broker.services.callbacks.list_newest(limit=50)
+            hooks = await broker.services.tables.callbacks.list_newest(limit=50)
             if all(hook.processed_at for hook in hooks):
                 return hooks
             await asyncio.sleep(0.02)
