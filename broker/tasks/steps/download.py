@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 from broker.errors import DownloadError, ProviderError
@@ -52,9 +53,7 @@ class DownloadStep:
         stored = len(task.outputs) - len(failures)
         if any(failure.code == "result_gone" for failure in failures):
             await self._refresh_links(task)
-        await self.transitions.apply_own(
-            task, lambda row, now, policy: lifecycle.downloaded(row, stored, failures, now, policy)
-        )
+        await self.transitions.apply_own(task, partial(lifecycle.downloaded, stored=stored, failures=failures))
 
     async def _download(self, task: Task, position: int) -> DownloadFailure | None:
         clock = self.transitions.clock

@@ -65,7 +65,7 @@ async def test_late_recovery_does_not_change_a_later_attempt(
         # a callback led to a second attempt, which the other worker is submitting
         await services.database.transact(tasks.update_task(other, attempt=2))
         before = await tasks.get(sleeper.id)
-        await steps.recover.run(sleeper)
+        await steps.run(sleeper)
         assert await tasks.get(sleeper.id) == before
 
 
