@@ -21,6 +21,7 @@ from storage import ids
 from storage.images import StoredImage
 from storage.states import TaskState
 from storage.tasks import Task
+from uploads.detect import MEDIA_TYPES
 from uploads.thumbnails import has_thumbnail
 
 THUMBNAIL_SIZE: Final = 512
@@ -76,7 +77,7 @@ Moment = Annotated[
 ]
 """ISO 8601 in UTC; made of text or of seconds since the epoch."""
 ImagePath = Annotated[str, Field(pattern=f"^/uploads/(images|references)/{IMAGE_NAME}$")]
-MediaType = Annotated[str, OneOf(("image/png", "image/jpeg", "image/webp"))]
+MediaType = Annotated[str, OneOf(MEDIA_TYPES)]
 ModeName = Annotated[str, OneOf(MODES)]
 TaskStatus = Annotated[str, OneOf(("pending", "processing", "completed", "failed", "canceled"))]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]

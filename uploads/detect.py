@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import BinaryIO, Final, Literal
+from typing import BinaryIO, Final, Literal, get_args
 
 from uploads import jpeg, png, webp
 from uploads.structure import SAVE_AS, SEND_AGAIN, ImageInfo, InvalidImage, Source
 
 MediaType = Literal["image/png", "image/jpeg", "image/webp"]
+MEDIA_TYPES: Final[tuple[str, ...]] = get_args(MediaType)
 
 HEAD_BYTES = 1024
 """Bytes needed to detect the type, or to name an unsupported one."""

@@ -87,6 +87,10 @@ async def _run_server(app: Starlette, listener: socket.socket) -> AsyncIterator[
         yield
     finally:
         with anyio.CancelScope(shield=True):
+            # asyncio drops a connection accepted just before its listener closes: first let it have its protocol
+            asyncio.get_running_loop().remove_reader(listener)
+            for _ in range(2):
+                await asyncio.sleep(0)
             await server.shutdown([listener])
 
 

@@ -292,14 +292,6 @@ def test_malformed_allowlist_entry_stops_the_start(entry: str) -> None:
         Fetcher(allow=[entry])
 
 
-async def test_own_public_addresses_can_be_denied() -> None:
-    network = Network()
-    fetcher = Fetcher(deny=["93.184.216.0/24", "2606:4700::1"], resolve=Names(), backend=network)
-    for url in "http://93.184.216.34/ http://example.com/ http://[2606:4700::1]/ http://[::ffff:93.184.216.9]/".split():
-        assert await outcome(fetcher, url) is EgressBlocked, url
-    assert network.dialled == []
-
-
 async def test_error_messages_hold_no_secret() -> None:
     """Neither the query of the URL nor the address of a name of our network."""
     fetcher = Fetcher(resolve=Names([["10.11.12.13"]]), backend=Network())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ async def test_late_recovery_does_not_change_a_later_attempt(
         # a callback led to a second attempt, which the other worker is submitting
         await services.database.transact(tasks.update_task(other, attempt=2))
         before = await tasks.get(sleeper.id)
-        await steps.recover.run(sleeper)
+        await steps.run(sleeper)
         assert await tasks.get(sleeper.id) == before
 
 
@@ -87,15 +88,61 @@ async def test_late_pending_report_does_not_change_a_task_leased_by_another(tmp_
         assert after.state == TaskState.FETCHING, "a result counts without a lease"
 
 
+async def test_stored_intent_is_submitted_although_another_worker_took_the_lease(
+    tmp_path: Path, clock: ManualClock
+) -> None:
+    """Other workers only wait for the outcome of a stored intent, so the worker that stored it must send the order."""
+    async with still(tmp_path, clock) as services:
+        submit = services.worker.steps.submit
+        (task,) = await create_tasks(services, OrderRequest(params=ImageParams(prompt="a red bicycle")))
+        (mine,) = await services.tables.tasks.claim_queued(
+            now=clock.now(), lease=Lease(holder="sleeper", until=clock.now() + 30), provider="kie", limit=1
+        )
+        provider = _Saying(submit.providers["kie"], Pending(job_id="job"))
+
+        async def take_over() -> None:
+            clock.advance(60)
+            await leased(services, TaskState.SUBMITTING, "other", clock.now())
+
+        tasks: Any = _Overtaken(services.tables.tasks, take_over)
+        transitions = replace(submit.transitions, tasks=tasks)
+        await replace(submit, providers={"kie": provider}, transitions=transitions).run(mine)
+        after = await services.tables.tasks.get(task.id)
+        assert after is not None
+        assert (after.state, after.job_id, provider.submitted) == (TaskState.WAITING, "job", 1)
+
+
+class _Overtaken:
+    """Tasks, the first of which is taken over by another worker just before it is read again."""
+
+    def __init__(self, tasks: Any, take_over: Callable[[], Awaitable[None]]) -> None:
+        self._tasks = tasks
+        self._take_over: Callable[[], Awaitable[None]] | None = take_over
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tasks, name)
+
+    async def get(self, task_id: str) -> Any:
+        if take_over := self._take_over:
+            self._take_over = None
+            await take_over()
+        return await self._tasks.get(task_id)
+
+
 class _Saying:
     """A provider with a fixed report."""
 
     def __init__(self, provider: Any, report: Any) -> None:
         self._provider = provider
         self.report = report
+        self.submitted = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._provider, name)
+
+    async def submit(self, order: Any, callback_url: str | None) -> Any:
+        self.submitted += 1
+        return self.report
 
     async def check(self, job_id: str) -> Any:
         return self.report
