@@ -24,7 +24,7 @@ from broker.errors import NotSent, ProviderError, SettingsError
 from broker.net.api_client import HttpResponse
 from broker.net.hosts import is_loopback_host, local_base_url
 from broker.providers.base import Finding
-from broker.providers.health import failed, ok, skipped, warning
+from broker.providers.health import explain_failure, failed, ok, skipped, warning
 from broker.server.sockets import explain_bind_error, open_socket, port_in_use
 from broker.settings import Settings
 
@@ -183,7 +183,9 @@ async def _check_public_url(context: DoctorContext, tunnels: Sequence[Tunnel]) -
 def _judge_probe(context: DoctorContext, url: PublicUrl, result: ProbeResult) -> Finding:
     name, shown = "public address", f"{url.url} ({url.source})"
     if not result.is_verified:
-        return failed(name, f"{shown}: {_describe_failure(result)}", _probe_cure(context, url, result))
+        is_other = result.verdict == ProbeVerdict.OTHER_SERVER
+        reason = f": {result.reason}" if is_other else f" {explain_failure(result.error)[0]}"
+        return failed(name, shown + reason, _probe_cure(context, url, result))
     is_local, is_plain = _is_loopback_url(url.url), url.url.startswith("http://")
     providers = context.registry.open_all().values()
     if is_local and not all(_is_loopback_url(provider.base_url) for provider in providers):
@@ -197,18 +199,6 @@ def _judge_probe(context: DoctorContext, url: PublicUrl, result: ProbeResult) ->
 
 def _is_loopback_url(url: str) -> bool:
     return is_loopback_host(urlsplit(url).hostname or "")
-
-
-def _describe_failure(result: ProbeResult) -> str:
-    if result.verdict == ProbeVerdict.OTHER_SERVER:
-        return result.reason
-    stage = result.error.at if isinstance(result.error, NotSent) else None
-    return {
-        "name": "its name is unknown",
-        "connection": "the connection is refused",
-        "tls": "its TLS certificate is not accepted",
-        "time-out": "no connection in time",
-    }.get(stage or "", "no valid answer")
 
 
 def _probe_cure(context: DoctorContext, url: PublicUrl, result: ProbeResult) -> str:

@@ -87,8 +87,8 @@ class ReferenceIntake:
                 async with aclosing(await self.blobs.open(blob)) as chunks:
                     return await self.intake.from_stream(owner, chunks, max_bytes=max_bytes)
             case UrlReference(url=url):
-                async with self.fetcher.open(url, max_bytes=max_bytes) as download:
-                    return await self.intake.from_stream(owner, download.chunks, max_bytes=max_bytes)
+                async with self.fetcher.open(url, max_bytes=max_bytes) as chunks:
+                    return await self.intake.from_stream(owner, chunks, max_bytes=max_bytes)
 
 
 async def hash_source(source: ReferenceSource) -> str:

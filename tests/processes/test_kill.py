@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from broker.sandbox.options import Options
+from broker.sandbox.engine import Options
 from broker.sandbox.server import serve_sandbox
 from tests.support.process import Broker, environment, free_port, serving, until
 
