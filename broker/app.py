@@ -22,7 +22,7 @@ from broker.api.http.middleware import RequestLogMiddleware, SecurityHeadersMidd
 from broker.api.http.responses import ErrorResponse, error_response
 from broker.api.images import ImageRoutes
 from broker.api.models import ModelRoutes
-from broker.api.native.routes import native_endpoints
+from broker.api.native.routes import batch_endpoints, task_endpoints
 from broker.api.native.task_cache import TaskCache
 from broker.api.native.tasks import TaskRoutes, max_form_bytes
 from broker.i18n import Messages
@@ -73,7 +73,7 @@ def native_dialect(services: Services, docs: DocsRoutes, version: str) -> Dialec
     )
     images = ImageRoutes(
         clock=clock,
-        images=services.images,
+        images=services.tables.images,
         blobs=services.blobs,
         queries=queries,
         thumbnails=services.thumbnails,
@@ -99,8 +99,8 @@ def native_dialect(services: Services, docs: DocsRoutes, version: str) -> Dialec
             *models.endpoints(),
             *_callback_routes(services, messages).endpoints(),
             *images.endpoints(),
-            *CallbackInboxRoutes(inbox=services.inbox, callbacks=services.callbacks).endpoints(),
-            *DeliveryRoutes(clock=services.clock, deliveries=services.deliveries).endpoints(),
+            *CallbackInboxRoutes(inbox=services.inbox, callbacks=services.tables.callbacks).endpoints(),
+            *DeliveryRoutes(clock=services.clock, deliveries=services.tables.deliveries).endpoints(),
             *health.endpoints(),
             *docs.endpoints(),
         ],
@@ -117,7 +117,7 @@ def _task_endpoints(services: Services, messages: Messages) -> list[Endpoint]:
         messages=messages,
         max_form_bytes=max_form_bytes(services.catalog, services.settings.max_file_size),
     )
-    return native_endpoints(tasks)
+    return [*task_endpoints(tasks), *batch_endpoints(tasks)]
 
 
 def _callback_routes(services: Services, messages: Messages) -> CallbackRoutes:

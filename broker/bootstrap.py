@@ -22,7 +22,7 @@ from broker.net.hosts import local_base_url
 from broker.providers import registry
 from broker.providers.base import ProviderPackage
 from broker.providers.registry import ProviderRegistry
-from broker.services import Composition, Services
+from broker.services import Services
 from broker.settings import Settings
 from broker.settings.loading import SalvagedSettings, read_settings, variables_of
 from broker.tasks.steps.download import DOWNLOAD_CONCURRENCY
@@ -170,7 +170,7 @@ async def open_services(
         )
         blobs = await stack.enter_async_context(blobs_for(settings))
         await blobs.check()
-        services = Composition(
+        services = Services(
             settings=settings,
             clock=clock,
             database=database,
@@ -182,7 +182,7 @@ async def open_services(
             address=_initial_address(settings, port, local_provider=local_provider, now=clock.now()),
             agents=TunnelAgents(client=agent_client, tunnel_api=settings.tunnel_api, port=port or settings.port),
             extra_dialects=tuple(extra_dialects),
-        ).services()
+        )
         stack.push_async_callback(services.thumbnails.aclose)
         await stack.enter_async_context(measure_loop_lag(services.metrics))
         if joins and services.address.current is None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import CoreSchema, core_schema
@@ -21,6 +21,7 @@ from storage import ids
 from storage.images import StoredImage
 from storage.states import TaskState
 from storage.tasks import Task
+from uploads.detect import MEDIA_TYPES
 from uploads.thumbnails import has_thumbnail
 
 THUMBNAIL_SIZE: Final = 512
@@ -51,17 +52,32 @@ class ResponseModel(BaseModel):
 
     model_config = ConfigDict(extra="forbid", alias_generator=to_camel, populate_by_name=True)
 
+    @classmethod
+    def from_object(cls, source: object, **computed: Any) -> Self:
+        """Return the model with the computed fields, and all others from the attributes of the same names."""
+        same = {name: getattr(source, name) for name in cls.model_fields if hasattr(source, name)}
+        return cls(**{**same, **computed})
+
     def to_document(self) -> dict[str, Any]:
         """Return the JSON object as plain values."""
         return self.model_dump(by_alias=True, exclude_defaults=True)
 
 
+def _moment_text(value: Any) -> Any:
+    return iso(value) if isinstance(value, float) else value
+
+
 Absent = SkipJsonSchema[None]
 """Type of a key that may be missing, but is never null."""
 TaskId = Annotated[str, Field(pattern=TASK_ID, examples=[f"task_{'0' * 32}"])]
-Moment = Annotated[str, Field(json_schema_extra={"format": "date-time"}, examples=["2026-11-20T12:00:00.000Z"])]
+Moment = Annotated[
+    str,
+    BeforeValidator(_moment_text),
+    Field(json_schema_extra={"format": "date-time"}, examples=["2026-11-20T12:00:00.000Z"]),
+]
+"""ISO 8601 in UTC; made of text or of seconds since the epoch."""
 ImagePath = Annotated[str, Field(pattern=f"^/uploads/(images|references)/{IMAGE_NAME}$")]
-MediaType = Annotated[str, OneOf(("image/png", "image/jpeg", "image/webp"))]
+MediaType = Annotated[str, OneOf(MEDIA_TYPES)]
 ModeName = Annotated[str, OneOf(MODES)]
 TaskStatus = Annotated[str, OneOf(("pending", "processing", "completed", "failed", "canceled"))]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -188,27 +204,18 @@ class TaskPresenter:
         self, task: Task, images: Sequence[StoredImage], language: Language, progress: Progress = UNKNOWN
     ) -> TaskData:
         """Return a task. images: the results of a completed task, in order."""
-        results = [ImageData(**_image_fields(image)) for image in images]
+        results = [_image_data(image) for image in images]
         error = _error_code(task)
-        return TaskData(
-            id=task.id,
-            status=task.status,
-            prompt=task.prompt,
-            model=task.model,
-            mode=task.mode,
-            aspect_ratio=task.aspect_ratio,
-            resolution=task.resolution,
+        return TaskData.from_object(
+            task,
             result=results[0].url if results else None,
             results=results,
             error=self.messages.task_error(error, task.billed, language) if error else None,
             error_detail=_error_detail(task, error) if error else None,
             progress=_progress(task, progress),
-            provider=task.provider,
             attempts=task.attempt,
             cost=None if task.cost is None else CostData(amount=task.cost, unit="credits"),
-            created_at=iso(task.created_at),
-            updated_at=iso(task.updated_at),
-            expires_at=None if task.ended_at is None else iso(task.ended_at + self.retention),
+            expires_at=None if task.ended_at is None else task.ended_at + self.retention,
             generation=_generation(task, results),
         )
 
@@ -216,22 +223,17 @@ class TaskPresenter:
         """Return the metadata of an image. tasks: those it belongs to, all of one request; at least one."""
         task, ends = tasks[0], [task.ended_at for task in tasks]
         params = ImageParams.from_columns(vars(task))
-        return ImageMetadata(
-            **_image_fields(image),
+        return ImageMetadata.from_object(
+            task,
+            **dict(_image_data(image)),
             name=image.name,
             kind=image.kind,
             task=task.id,
             tasks=[task.id for task in tasks],
-            prompt=task.prompt,
-            model=task.model,
-            mode=task.mode,
-            aspect_ratio=task.aspect_ratio,
-            resolution=task.resolution,
             steps=params.steps,
             seed=params.seed,
-            provider=task.provider,
-            created_at=iso(image.created_at),
-            expires_at=iso(max(end for end in ends if end) + self.retention) if all(ends) else None,
+            created_at=image.created_at,
+            expires_at=max(end for end in ends if end) + self.retention if all(ends) else None,
         )
 
 
@@ -256,41 +258,23 @@ def _error_code(task: Task) -> str | None:
     return task.error_code or ("canceled" if task.state == TaskState.CANCELED else "provider_error")
 
 
-def _image_fields(image: StoredImage) -> dict[str, Any]:
+def _image_data(image: StoredImage) -> ImageData:
     path = f"/uploads/{'references' if image.kind == 'reference' else 'images'}/{image.name}"
-    return {
-        "url": path,
-        "width": image.width,
-        "height": image.height,
-        "bytes": image.size,
-        "media_type": image.media_type,
-        "sha256": image.sha256,
-        "thumbnail": f"{path}?size={THUMBNAIL_SIZE}" if has_thumbnail(image) else None,
-    }
+    thumbnail = f"{path}?size={THUMBNAIL_SIZE}" if has_thumbnail(image) else None
+    return ImageData.from_object(image, url=path, bytes=image.size, thumbnail=thumbnail)
 
 
 def _error_detail(task: Task, code: str) -> TaskErrorDetail:
-    return TaskErrorDetail(
-        code=code,
-        retryable=task.error_retryable,
-        billed=task.billed,
-        provider=task.provider,
-        provider_code=task.provider_code,
-        message=task.error_detail,
-    )
+    return TaskErrorDetail.from_object(task, code=code, retryable=task.error_retryable, message=task.error_detail)
 
 
 def _generation(task: Task, results: Sequence[ImageData]) -> GenerationRecord | None:
     if task.state != TaskState.SUCCEEDED or not results:
         return None
-    return GenerationRecord(
-        id=task.id,
+    return GenerationRecord.from_object(
+        task,
         type="image",
-        mode=task.mode,
-        model=task.model,
-        prompt=task.prompt,
         url=results[0].url,
-        timestamp=iso(task.updated_at if task.ended_at is None else task.ended_at),
-        aspect_ratio=task.aspect_ratio,
+        timestamp=task.updated_at if task.ended_at is None else task.ended_at,
         steps=ImageParams.from_columns(vars(task)).steps,
     )

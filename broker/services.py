@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -42,7 +42,6 @@ from broker.tasks.running import LeaseKeeper, RunningSteps
 from broker.tasks.steps.callbacks import CallbackQueue, CallbackStep
 from broker.tasks.steps.check import CheckStep, switch_to_polling
 from broker.tasks.steps.download import DownloadStep
-from broker.tasks.steps.recover import RecoverStep
 from broker.tasks.steps.submit import SubmitStep
 from broker.tasks.steps.table import StepTable
 from broker.tasks.submissions import SubmissionQueue
@@ -50,12 +49,8 @@ from broker.tasks.transitions import Transitions
 from broker.tasks.worker import Worker
 from broker.thumbnails import Thumbnails
 from storage.blobs.store import BlobStore
-from storage.callbacks import Callbacks
-from storage.deliveries import Deliveries
-from storage.images import Images
 from storage.sql.database import Database
 from storage.tables import Tables
-from storage.tasks import Tasks
 from uploads.intake import Intake
 from webhooks.signatures.standard import StandardSignature, derived_key, read_secret
 from webhooks.tokens import CallbackTokens, ChallengeResponse
@@ -63,45 +58,7 @@ from webhooks.tokens import CallbackTokens, ChallengeResponse
 
 @dataclass(frozen=True, kw_only=True)
 class Services:
-    """The opened system."""
-
-    settings: Settings
-    clock: Clock
-    database: Database
-    blobs: BlobStore
-    tokens: CallbackTokens
-    catalog: Catalog
-    providers: Mapping[str, Provider]
-    metrics: Metrics
-    presenter: TaskPresenter
-    tasks: Tasks
-    images: Images
-    callbacks: Callbacks
-    deliveries: Deliveries
-    orders: OrderService
-    queries: TaskQueries
-    canceler: TaskCanceler
-    receiver: CallbackReceiver
-    inbox: CallbackInbox
-    thumbnails: Thumbnails
-    eta: EtaEstimator
-    worker: Worker
-    collector: DatabaseCollector
-    address: PublicAddress
-    url_monitor: UrlMonitor
-    """Keeps `address` up to date while it runs."""
-    extra_dialects: tuple[Callable[[Services], Any], ...] = ()
-    """Factories of `broker.api.http.endpoint.Dialect`, mounted after the built-in one."""
-
-    @property
-    def provider(self) -> Provider:
-        """The preferred one of the configured providers."""
-        return next(iter(self.providers.values()))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Composition:
-    """The opened resources, and the parts made of them. A part that several others use is a cached property."""
+    """The opened resources, and the parts made of them; each part is made when it is first used."""
 
     settings: Settings
     clock: Clock
@@ -114,43 +71,7 @@ class Composition:
     address: PublicAddress
     agents: TunnelAgents
     extra_dialects: tuple[Callable[[Services], Any], ...] = ()
-
-    def services(self) -> Services:
-        return Services(
-            settings=self.settings,
-            clock=self.clock,
-            database=self.database,
-            blobs=self.blobs,
-            tokens=self.tokens,
-            catalog=self.catalog,
-            providers=self.providers,
-            metrics=self.metrics,
-            presenter=self.presenter,
-            tasks=self.tables.tasks,
-            images=self.tables.images,
-            callbacks=self.tables.callbacks,
-            deliveries=self.tables.deliveries,
-            orders=self._orders(),
-            queries=self.queries,
-            canceler=TaskCanceler(queries=self.queries, transitions=self.transitions, providers=self.providers),
-            receiver=CallbackReceiver(
-                clock=self.clock, verifier=self.verifier, callbacks=self.tables.callbacks, metrics=self.metrics
-            ),
-            inbox=self._inbox(),
-            thumbnails=Thumbnails(
-                clock=self.clock,
-                tasks=self.tables.tasks,
-                images=self.tables.images,
-                blobs=self.blobs,
-                metrics=self.metrics,
-            ),
-            eta=EtaEstimator(clock=self.clock, tables=self.tables, providers=self.providers, catalog=self.catalog),
-            worker=self._worker(),
-            collector=self._collector(),
-            address=self.address,
-            url_monitor=self._url_monitor(),
-            extra_dialects=self.extra_dialects,
-        )
+    """Factories of `broker.api.http.endpoint.Dialect`, mounted after the built-in one."""
 
     # -- shared parts
 
@@ -186,6 +107,11 @@ class Composition:
     def providers(self) -> dict[str, Provider]:
         return self.registry.open_all()
 
+    @property
+    def provider(self) -> Provider:
+        """The preferred one of the configured providers."""
+        return next(iter(self.providers.values()))
+
     def callback_url(self, provider: str, task: str, attempt: int) -> str | None:
         """Return the URL for callbacks about one attempt, token included; None without a public URL."""
         base = self.address.base
@@ -199,7 +125,25 @@ class Composition:
 
     @cached_property
     def queries(self) -> TaskQueries:
-        return TaskQueries(clock=self.clock, tasks=self.tables.tasks, images=self.tables.images)
+        return TaskQueries(tasks=self.tables.tasks, images=self.tables.images)
+
+    @cached_property
+    def canceler(self) -> TaskCanceler:
+        return TaskCanceler(queries=self.queries, transitions=self.transitions, providers=self.providers)
+
+    @cached_property
+    def eta(self) -> EtaEstimator:
+        return EtaEstimator(clock=self.clock, tables=self.tables, providers=self.providers, catalog=self.catalog)
+
+    @cached_property
+    def thumbnails(self) -> Thumbnails:
+        return Thumbnails(
+            clock=self.clock,
+            tasks=self.tables.tasks,
+            images=self.tables.images,
+            blobs=self.blobs,
+            metrics=self.metrics,
+        )
 
     @cached_property
     def transitions(self) -> Transitions:
@@ -234,7 +178,6 @@ class Composition:
                 transitions=transitions,
                 callback_url=self.callback_url,
             ),
-            recover=RecoverStep(transitions=transitions),
             check=CheckStep(callbacks=self.tables.callbacks, providers=providers, transitions=transitions),
             download=DownloadStep(
                 images=self.tables.images,
@@ -247,7 +190,8 @@ class Composition:
             transitions=transitions,
         )
 
-    def _worker(self) -> Worker:
+    @cached_property
+    def worker(self) -> Worker:
         clock, running = self.clock, self.running_steps
         return Worker(
             clock=clock,
@@ -272,7 +216,8 @@ class Composition:
             clock_guard=ClockGuard(clock=clock),
         )
 
-    def _collector(self) -> DatabaseCollector:
+    @cached_property
+    def collector(self) -> DatabaseCollector:
         return DatabaseCollector(
             clock=self.clock,
             metrics=self.metrics,
@@ -283,7 +228,8 @@ class Composition:
 
     # -- orders
 
-    def _orders(self) -> OrderService:
+    @cached_property
+    def orders(self) -> OrderService:
         return OrderService(
             clock=self.clock,
             policy=self.policy,
@@ -330,7 +276,14 @@ class Composition:
             signatures=self.registry.signatures(),
         )
 
-    def _inbox(self) -> CallbackInbox:
+    @cached_property
+    def receiver(self) -> CallbackReceiver:
+        return CallbackReceiver(
+            clock=self.clock, verifier=self.verifier, callbacks=self.tables.callbacks, metrics=self.metrics
+        )
+
+    @cached_property
+    def inbox(self) -> CallbackInbox:
         return CallbackInbox(
             clock=self.clock,
             policy=self.policy,
@@ -340,11 +293,17 @@ class Composition:
             verifier=self.verifier,
         )
 
-    def _url_monitor(self) -> UrlMonitor:
+    @cached_property
+    def url_monitor(self) -> UrlMonitor:
+        """Keeps `address` up to date while it runs."""
         return UrlMonitor(
             address=self.address,
             agents=self.agents,
-            probe=ReachabilityProbe(client=self.agents.client, challenge=ChallengeResponse(self.tokens.secret)),
+            probe=ReachabilityProbe(
+                client=self.agents.client,
+                challenge=ChallengeResponse(self.tokens.secret),
+                path=self.provider.callback_path,
+            ),
             switch_to_polling=partial(switch_to_polling, self.transitions),
             clock=self.clock,
             metrics=self.metrics,

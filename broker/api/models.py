@@ -5,20 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
 from broker.api.http.endpoint import Endpoint, json_success
 from broker.api.http.responses import json_response
-from broker.catalog import MODES, Catalog, Model, Offer, Status
+from broker.catalog import MODES, Catalog, Model, Status
 from broker.clock import Clock, day
 from broker.orders import OutputFormat
 from broker.presenter import ModeName, ResponseModel
 
-Day = Annotated[str, Field(json_schema_extra={"format": "date"}, examples=["2026-10-02"])]
+
+def _day_text(value: Any) -> Any:
+    return value.isoformat() if isinstance(value, date) else value
+
+
+Day = Annotated[str, BeforeValidator(_day_text), Field(json_schema_extra={"format": "date"}, examples=["2026-10-02"])]
 
 
 class ModelAlias(ResponseModel):
@@ -87,33 +92,16 @@ class ModelRoutes:
 
     def _model(self, model: Model, today: date) -> ModelData:
         offers = self.catalog.offers(model)
-        return ModelData(
-            name=model.name,
-            title=model.title,
+        return ModelData.from_object(
+            model,
             default=model is self.catalog.default,
             available=self.supports(model.name),
             status=model.status(today),
-            deprecated_on=_iso_day(model.deprecated_on),
-            shutdown_on=_iso_day(model.shutdown_on),
-            instead=model.instead,
             aliases=[
-                ModelAlias(name=model.google, until=_iso_day(model.shutdown_on)),
-                *(ModelAlias(name=alias.name, until=_iso_day(alias.until)) for alias in model.aliases),
+                ModelAlias.from_object(model, name=model.google, until=model.shutdown_on),
+                *(ModelAlias.from_object(alias) for alias in model.aliases),
             ],
             modes=[mode for mode in MODES if any(mode in offer.modes for offer in offers)],
-            aspect_ratios=list(model.aspect_ratios),
-            resolutions=list(model.resolutions),
-            output_formats=list(model.output_formats),
-            max_references=model.max_references,
             max_reference_bytes=min(model.max_reference_bytes, self.max_file_size_bytes),
-            prompt_limit=model.prompt_limit,
-            providers=[_offer(offer) for offer in offers],
+            providers=[ProviderOffer.from_object(offer, name=offer.provider) for offer in offers],
         )
-
-
-def _offer(offer: Offer) -> ProviderOffer:
-    return ProviderOffer(name=offer.provider, modes=list(offer.modes), prices=dict(offer.prices), unit=offer.unit)
-
-
-def _iso_day(moment: date | None) -> str | None:
-    return moment.isoformat() if moment else None

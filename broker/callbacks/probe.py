@@ -11,7 +11,6 @@ from broker.errors import ProviderError
 from broker.net.api_client import ApiClient
 from webhooks.tokens import ChallengeResponse, new_nonce
 
-PROBE_PATH: Final = "/api/webhook/nano-banana"
 PROBE_SECONDS: Final = 10.0
 READY_MESSAGE: Final = "Nano Banana webhook endpoint is ready"
 
@@ -57,13 +56,15 @@ class ReachabilityProbe:
 
     client: ApiClient
     challenge: ChallengeResponse
+    path: str
+    """Callback path of a provider; a GET there is answered with the challenge response."""
 
     async def probe_url(self, base_url: str, seconds: float = PROBE_SECONDS) -> ProbeResult:
         """Probe a URL given without a trailing slash."""
         nonce, started = new_nonce(), time.perf_counter()
         try:
             response = await self.client.request(
-                "GET", base_url + PROBE_PATH, params={"probe": nonce}, headers=_HEADERS, timeout=seconds
+                "GET", base_url + self.path, params={"probe": nonce}, headers=_HEADERS, timeout=seconds
             )
         except ProviderError as error:
             return ProbeResult(verdict=ProbeVerdict.UNREACHABLE, reason=str(error), error=error)

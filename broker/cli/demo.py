@@ -56,7 +56,7 @@ async def _make_image(
         async for task in changes:
             print_step(f"GET /api/task/{order.id[:12]}…/events: {task.status}, {task.stage}")
     (image,) = await broker.client.images(order)
-    callbacks = await broker.services.callbacks.list_newest(limit=10, task_id=order.id)
+    callbacks = await broker.services.tables.callbacks.list_newest(limit=10, task_id=order.id)
     if not any(callback.verification == "accept" for callback in callbacks):
         raise CommandError(
             f"No callback was accepted: {[callback.reason for callback in callbacks] or 'none arrived'}."

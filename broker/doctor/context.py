@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final
 
-from broker.bootstrap import secret_file
+from broker.bootstrap import existing_secret
 from broker.callbacks.probe import ReachabilityProbe
 from broker.callbacks.tunnels import CLOUDFLARED_URLS
 from broker.clock import Clock
@@ -37,7 +37,9 @@ class DoctorContext:
 
     @property
     def probe(self) -> ReachabilityProbe:
-        return ReachabilityProbe(client=self.client, challenge=ChallengeResponse(self.secret))
+        preferred = next(iter(self.registry.open_all().values()))
+        challenge = ChallengeResponse(self.secret)
+        return ReachabilityProbe(client=self.client, challenge=challenge, path=preferred.callback_path)
 
 
 @asynccontextmanager
@@ -61,8 +63,6 @@ async def open_context(
 
 def _read_secret(settings: Settings) -> bytes:
     """Return the secret without creating its file: checks change nothing."""
-    if settings.secret_key is not None:
-        return settings.secret_key.get_secret_value().encode()
     with suppress(OSError):
-        return secret_file(settings).read_bytes().strip()
+        return existing_secret(settings) or secrets.token_bytes(32)
     return secrets.token_bytes(32)

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from broker.callbacks.probe import PROBE_PATH, ProbeResult, ProbeVerdict
+from broker.callbacks.probe import ProbeResult, ProbeVerdict, ReachabilityProbe
 from broker.callbacks.public_url import PublicUrl, check_configured
 from broker.callbacks.tunnels import Tunnel, TunnelAgents, candidate_urls
 from broker.doctor.context import DoctorContext
@@ -24,10 +24,9 @@ from broker.errors import NotSent, ProviderError, SettingsError
 from broker.net.api_client import HttpResponse
 from broker.net.hosts import is_loopback_host, local_base_url
 from broker.providers.base import Finding
-from broker.providers.health import failed, ok, skipped, warning
+from broker.providers.health import explain_failure, failed, ok, skipped, warning
 from broker.server.sockets import explain_bind_error, open_socket, port_in_use
 from broker.settings import Settings
-from webhooks.tokens import ChallengeResponse
 
 LOCAL_PROBE_SECONDS: Final = 3.0
 _RECEIVED_CALLBACKS: Final = r'^broker_callbacks_total\{[^}]*verification="(?:accept|recheck)"[^}]*\} (\S+)$'
@@ -74,7 +73,7 @@ async def _ensure_answer(context: DoctorContext, local: ProbeResult) -> AsyncIte
                 cure = f"{failure.cure.partition(' (--')[0]}, in {failure.variable}"
                 yield failed("broker", failure.problem, cure)
                 return
-            async with probe_server(sock, ChallengeResponse(context.secret)):
+            async with probe_server(sock, context.probe):
                 yield None
         case _:
             found = f"{port_in_use(settings.port)}, or by a broker that hangs: it does not answer"
@@ -82,14 +81,14 @@ async def _ensure_answer(context: DoctorContext, local: ProbeResult) -> AsyncIte
 
 
 @asynccontextmanager
-async def probe_server(sock: socket.socket, challenge: ChallengeResponse) -> AsyncIterator[None]:
+async def probe_server(sock: socket.socket, probe: ReachabilityProbe) -> AsyncIterator[None]:
     """Answer the reachability probe in place of a broker that does not run, while the block runs."""
 
     async def answer_probe(request: Request) -> JSONResponse:
-        answer = challenge.answer(request.query_params.get("probe", ""))
+        answer = probe.challenge.answer(request.query_params.get("probe", ""))
         return JSONResponse({"status": "ok", "probe": answer}, status_code=200 if answer else 404)
 
-    app = Starlette(routes=[Route(PROBE_PATH, answer_probe, methods=["GET"])])
+    app = Starlette(routes=[Route(probe.path, answer_probe, methods=["GET"])])
     server = uvicorn.Server(
         uvicorn.Config(app, lifespan="off", ws="none", log_config=None, timeout_graceful_shutdown=1)
     )
@@ -184,7 +183,9 @@ async def _check_public_url(context: DoctorContext, tunnels: Sequence[Tunnel]) -
 def _judge_probe(context: DoctorContext, url: PublicUrl, result: ProbeResult) -> Finding:
     name, shown = "public address", f"{url.url} ({url.source})"
     if not result.is_verified:
-        return failed(name, f"{shown}: {_describe_failure(result)}", _probe_cure(url, result))
+        is_other = result.verdict == ProbeVerdict.OTHER_SERVER
+        reason = f": {result.reason}" if is_other else f" {explain_failure(result.error)[0]}"
+        return failed(name, shown + reason, _probe_cure(context, url, result))
     is_local, is_plain = _is_loopback_url(url.url), url.url.startswith("http://")
     providers = context.registry.open_all().values()
     if is_local and not all(_is_loopback_url(provider.base_url) for provider in providers):
@@ -200,26 +201,14 @@ def _is_loopback_url(url: str) -> bool:
     return is_loopback_host(urlsplit(url).hostname or "")
 
 
-def _describe_failure(result: ProbeResult) -> str:
-    if result.verdict == ProbeVerdict.OTHER_SERVER:
-        return result.reason
-    stage = result.error.at if isinstance(result.error, NotSent) else None
-    return {
-        "name": "its name is unknown",
-        "connection": "the connection is refused",
-        "tls": "its TLS certificate is not accepted",
-        "time-out": "no connection in time",
-    }.get(stage or "", "no valid answer")
-
-
-def _probe_cure(url: PublicUrl, result: ProbeResult) -> str:
+def _probe_cure(context: DoctorContext, url: PublicUrl, result: ProbeResult) -> str:
     if url.source != "configured":
         return f"restart {url.source}: its tunnel is dead or leads elsewhere. A running broker notices the new one"
     if result.verdict == ProbeVerdict.OTHER_SERVER:
         return "WEBHOOK_BASE_URL must lead to this broker: restart the tunnel or correct the proxy, or leave it empty"
     return (
         "start the tunnel or the proxy behind WEBHOOK_BASE_URL, or correct it. If only this machine cannot reach "
-        f"its own public name, try from another one: curl {url.url}{PROBE_PATH}"
+        f"its own public name, try from another one: curl {url.url}{context.probe.path}"
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator, Mapping
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field
 from ssl import SSLContext
 from typing import Any, Final, cast
 
@@ -30,20 +29,6 @@ _GONE_STATUSES: Final = frozenset({401, 403, 404, 410, 451})
 _TRANSPORT_ERRORS: Final = (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError, OSError)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Download:
-    """A response body that is arriving."""
-
-    url: str = field(repr=False)
-    """The last URL after redirects, query included."""
-    media_type: str | None
-    """Lower case, without parameters."""
-    size: int | None
-    """Content-Length, if given."""
-    chunks: AsyncIterator[bytes] = field(repr=False)
-    """256 KiB or a little more each; raises `DownloadError`."""
-
-
 class Fetcher:
     """HTTP client for URLs from outside, under `EgressPolicy`.
 
@@ -56,7 +41,6 @@ class Fetcher:
         self,
         *,
         allow: Collection[str] = (),
-        deny: Collection[str] = (),
         max_connections: int = 32,
         resolve: Resolver | None = None,
         backend: httpcore.AsyncNetworkBackend | None = None,
@@ -66,12 +50,12 @@ class Fetcher:
         ports: Collection[int] = (80, 443),
         exemption: str = "BROKER_DOWNLOAD_ALLOW",
     ) -> None:
-        """allow, deny, ports, exemption: see `EgressPolicy`.
+        """allow, ports, exemption: see `EgressPolicy`.
 
         total_seconds: for one download, redirects included, waiting for a slot excluded.
         min_bytes_per_second: average over the time spent waiting for the body, after grace_seconds.
         """
-        self._policy = EgressPolicy(allow=allow, deny=deny, ports=ports, exemption=exemption)
+        self._policy = EgressPolicy(allow=allow, ports=ports, exemption=exemption)
         self._backend = _GuardedBackend(self._policy, resolve or SystemResolver(), backend or httpcore.AnyIOBackend())
         self._slots = asyncio.Semaphore(max_connections)
         self._total_seconds = total_seconds
@@ -85,18 +69,19 @@ class Fetcher:
         return parsed
 
     @asynccontextmanager
-    async def open(self, url: str, *, max_bytes: int) -> AsyncGenerator[Download]:
-        """GET a URL. Leaving the context ends the connection, read to the end or not."""
-        parsed = parse_url(url)
+    async def open(self, url: str, *, max_bytes: int) -> AsyncGenerator[AsyncIterator[bytes]]:
+        """GET a URL, and yield its body in chunks of 256 KiB or a little more; reading them raises `DownloadError`.
+
+        Leaving the context ends the connection, read to the end or not.
+        """
+        parsed = self.check_url(url)  # before the wait for a slot
         async with self._slots, AsyncExitStack() as stack:
             deadline = asyncio.get_running_loop().time() + self._total_seconds
             parsed, response = await self._follow_redirects(stack, parsed, deadline)
             size = _announced_size(response)
             if size is not None and size > max_bytes:
                 raise DownloadError("invalid_result", f"{parsed}: {size} bytes announced, {max_bytes} allowed")
-            chunks = await stack.enter_async_context(aclosing(self._chunks(parsed, response, max_bytes, deadline)))
-            media_type = _first_header(response, b"content-type").partition(";")[0].strip().lower() or None
-            yield Download(url=parsed.url, media_type=media_type, size=size, chunks=chunks)
+            yield await stack.enter_async_context(aclosing(self._chunks(parsed, response, max_bytes, deadline)))
 
     async def post(
         self, url: str, *, content: bytes, headers: Mapping[str, str], timeout: float = 15, max_bytes: int = 65_536
@@ -105,7 +90,7 @@ class Fetcher:
 
         For webhooks, where the status is what counts: a body that is too long, too slow or cut off is dropped.
         """
-        parsed = parse_url(url)
+        parsed = self.check_url(url)
         async with self._slots, AsyncExitStack() as stack:
             deadline = asyncio.get_running_loop().time() + timeout
             request = self._send_request(parsed, deadline, method="POST", headers=headers, content=content)

@@ -10,7 +10,6 @@ import ipaddress
 from typing import Final, TypeAlias
 
 IP: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
-Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 EVERY_INTERFACE: Final = frozenset({"0.0.0.0", "::", ""})  # noqa: S104
 """Hosts that mean all interfaces to a listening socket."""

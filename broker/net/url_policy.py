@@ -14,7 +14,7 @@ from typing import Final
 from urllib.parse import quote, urljoin
 
 from broker.errors import EgressBlocked
-from broker.net.hosts import IP, Network, bracket_host, is_local_name, is_public_ip, parse_ip, unmap_ip
+from broker.net.hosts import IP, bracket_host, is_local_name, is_public_ip, parse_ip
 
 MAX_URL_LENGTH: Final = 8192
 MAX_SHOWN_PATH_LENGTH: Final = 200
@@ -125,18 +125,16 @@ class EgressPolicy:
         self,
         *,
         allow: Collection[str] = (),
-        deny: Collection[str] = (),
         ports: Iterable[int] = (80, 443),
         exemption: str = "BROKER_DOWNLOAD_ALLOW",
     ) -> None:
         """Raise ValueError for a malformed entry.
 
         allow: `host` (any port) or `host:port`, exempt from the rules on names, private addresses and ports, never
-        from those on scheme and user names. deny: public addresses or networks that are blocked all the same.
+        from those on scheme and user names.
         exemption: the environment variable that fills `allow`, for error messages.
         """
         self._allow = frozenset(map(_parse_allowed, allow))
-        self._deny: tuple[Network, ...] = tuple(ipaddress.ip_network(text, strict=False) for text in deny)
         self._ports = frozenset(ports)
         self._exemption = exemption
 
@@ -172,7 +170,7 @@ class EgressPolicy:
 
     def _check_ip(self, ip: IP, host: str) -> None:
         # The address itself stays out of the message: a caller must not learn the names of our network.
-        if not is_public_ip(ip) or any(unmap_ip(ip) in network for network in self._deny):
+        if not is_public_ip(ip):
             raise EgressBlocked(f"{host}: a private or special address ({self._exemption} can exempt it)")
 
 

@@ -48,8 +48,11 @@ class ReferenceIntake:
                 )
                 for position, source in enumerate(sources)
             ]
-        except (InvalidImage, DownloadError, BlobMissing, StorageFull) as error:
-            raise reference_error(error) from error
+        except (InvalidImage, DownloadError, BlobMissing) as error:
+            raise _reference_error(error) from error
+        except StorageFull:
+            await self.delete(owner, sources)
+            raise
 
     async def inspect(self, sources: Sequence[ReferenceSource], model: str) -> None:
         """Raise `ApiError` where `store` would, and store nothing. Addresses are checked, not downloaded."""
@@ -60,8 +63,8 @@ class ReferenceIntake:
                     self.fetcher.check_url(source.url)
                 else:
                     await self._take_in(owner, source, self._max_bytes(model))
-        except (InvalidImage, DownloadError, BlobMissing, StorageFull) as error:
-            raise reference_error(error) from error
+        except (InvalidImage, DownloadError, BlobMissing) as error:
+            raise _reference_error(error) from error
         finally:
             await self.delete(owner, sources)
 
@@ -84,8 +87,8 @@ class ReferenceIntake:
                 async with aclosing(await self.blobs.open(blob)) as chunks:
                     return await self.intake.from_stream(owner, chunks, max_bytes=max_bytes)
             case UrlReference(url=url):
-                async with self.fetcher.open(url, max_bytes=max_bytes) as download:
-                    return await self.intake.from_stream(owner, download.chunks, max_bytes=max_bytes)
+                async with self.fetcher.open(url, max_bytes=max_bytes) as chunks:
+                    return await self.intake.from_stream(owner, chunks, max_bytes=max_bytes)
 
 
 async def hash_source(source: ReferenceSource) -> str:
@@ -104,7 +107,7 @@ async def hash_source(source: ReferenceSource) -> str:
             return digest.hexdigest()
 
 
-def reference_error(error: InvalidImage | DownloadError | BlobMissing | StorageFull) -> ApiError:
+def _reference_error(error: InvalidImage | DownloadError | BlobMissing) -> ApiError:
     """Return the API's error for a reference that could not be stored."""
     match error:
         case DownloadError():
@@ -114,5 +117,3 @@ def reference_error(error: InvalidImage | DownloadError | BlobMissing | StorageF
         case BlobMissing():
             message = "The reference images of this task are deleted: order it again with its images."
             return ApiError("task_expired", message)
-        case StorageFull():
-            return ApiError("storage_full", "There is no space left to store this. Try again later.", retryable=True)

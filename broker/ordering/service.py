@@ -14,12 +14,12 @@ from broker.logs import log
 from broker.ordering.idempotency import Idempotency
 from broker.ordering.plan import Planner
 from broker.ordering.rate_limit import RateLimiter
-from broker.ordering.references import ReferenceIntake, hash_source, reference_error
+from broker.ordering.references import ReferenceIntake, hash_source
 from broker.orders import ImageParams, Order, OrderRequest, Plan, Reference, StoredReference
 from broker.providers.base import Provider
 from broker.tasks.policy import TaskPolicy
 from broker.tasks.queries import TaskQueries
-from storage.errors import StorageError, StorageFull
+from storage.errors import StorageError
 from storage.idempotency import IdempotencyRecord
 from storage.ids import new_batch_id, new_task_id, reference_owner
 from storage.images import Images, StoredImage
@@ -79,8 +79,6 @@ class OrderService:
             references = await self.references.store(owner, request.sources, plan.order.params.model)
             tasks = self._build_tasks(caller, request, plan, batch, references)
             created = await self._write(tasks, references, replace(record, batch=batch) if record else None)
-        except StorageFull as error:
-            raise reference_error(error) from error
         except StorageError:  # the outcome is unknown; the sweep deletes files that belong to no task
             raise
         except Exception:

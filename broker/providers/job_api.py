@@ -148,9 +148,6 @@ class JobApi:
         response = await self.context.client.request(method, url, headers=headers, **options)
         return ProviderResponse.from_http(response, self.context.now(), id_fields=self.id_fields)
 
-    def parse(self, body: Any) -> ParsedResponse:
-        return ParsedResponse.from_body(body, id_fields=self.id_fields)
-
 
 def running(parsed: ParsedResponse, job_id: str | None) -> Pending:
     """Return the report of a job that has not ended."""

@@ -25,7 +25,8 @@ from broker.settings.types import (
 from webhooks.signatures.standard import read_secret
 
 _P = TypeVar("_P", bound=PackageSettings)
-_BUCKET: Final = r"s3:(?://)?([a-z0-9][a-z0-9.\-]{1,61}[a-z0-9])?(?:/([A-Za-z0-9_.\-/]*))?"
+_PREFIX: Final = r"(?:(?!\.{1,2}(?:/|$))[A-Za-z0-9_.\-]+(?:/|$))*"  # obstore lists no key with an empty or dotted part
+_BUCKET: Final = rf"s3:(?://)?([a-z0-9][a-z0-9.\-]{{1,61}}[a-z0-9])?(?:/({_PREFIX}))?"
 _HOST: Final = r"(?:[A-Za-z0-9.\-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?"
 _DSN: Final = "postgresql://user:password@host:5432/name"
 _POSTGRES: Final = r"postgres(?:ql)?://(?:[^/?#].*|[^?#]*\?.+)"
@@ -51,6 +52,7 @@ PublicUrl = Annotated[
 DatabaseUrl = Annotated[SecretStr, matching(rf"sqlite:///.*|{_POSTGRES}", f"use sqlite:///data/broker.db or {_DSN}")]
 ListenUrl = Annotated[SecretStr, matching(f"none|{_POSTGRES}", f"use the address of Postgres itself, {_DSN}, or none")]
 BlobUrl = Annotated[str, matching(f"file:.*|{_BUCKET}", "use file:data/blobs or s3://bucket/prefix")]
+BucketName = Annotated[str, matching(r"[A-Za-z0-9][A-Za-z0-9._\-]*", "use letters, digits, dots and dashes")]
 StoreUrl = Annotated[
     str, http_url("use an address like https://s3.example.com, without user name or password", other=f"({_HOST})?")
 ]
@@ -86,7 +88,7 @@ class Settings(BaseSettings):
     s3_access_key: SecretStr | None = env("AWS_ACCESS_KEY_ID", "MINIO_ACCESS_KEY")
     s3_secret_key: SecretStr | None = env("AWS_SECRET_ACCESS_KEY", "MINIO_SECRET_KEY")
     s3_session_token: SecretStr | None = env("AWS_SESSION_TOKEN")
-    s3_bucket: str = env("MINIO_BUCKET", default="")
+    s3_bucket: BucketName = env("MINIO_BUCKET", default="")
     s3_public_url: StoreUrl = env("MINIO_PUBLIC_URL", default="")
     data_dir: Path = env("BROKER_DATA_DIR", default=Path("data"))
     secret_key: SecretKey = env("SECRET_KEY")

@@ -305,7 +305,7 @@ def begin_submission(task: Task, *, expects_callback: bool, now: float, policy: 
     return Changes(task=columns)
 
 
-def upload_failed(task: Task, report: Failed, now: float, policy: TaskPolicy) -> Changes:
+def upload_failed(task: Task, now: float, policy: TaskPolicy, report: Failed) -> Changes:
     """Return the changes after a failed upload of references. Nothing was submitted: retry until the deadline."""
     if task.state != TaskState.QUEUED:
         return NOTHING
@@ -347,7 +347,7 @@ def queue_timeout(task: Task, now: float, policy: TaskPolicy) -> Changes:
 # -- fetching
 
 
-def downloaded(task: Task, stored: int, failures: Sequence[DownloadFailure], now: float, policy: TaskPolicy) -> Changes:
+def downloaded(task: Task, now: float, policy: TaskPolicy, stored: int, failures: Sequence[DownloadFailure]) -> Changes:
     """Return the changes after a download: `stored` results are here, each of `failures` is one that is not."""
     if task.state != TaskState.FETCHING:
         return NOTHING

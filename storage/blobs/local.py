@@ -67,10 +67,9 @@ class LocalBlobs:
 
     def _commit_synced(self, owner: str, file: HashingFile) -> Blob:
         """1. Sync the bytes. 2. Rename. 3. Sync the folders: a name is never durable before its bytes."""
-        with file.lock:
-            self.sync(file.fileno())
-            sha256 = file.sha256.hexdigest()
-            self.place(file.path, owner, sha256)
+        self.sync(file.fileno())
+        sha256 = file.sha256.hexdigest()
+        self.place(file.path, owner, sha256)
         return Blob(name=f"{owner}/{sha256}", size=file.size, sha256=sha256)
 
     def place(self, draft: Path, owner: str, sha256: str) -> None:
@@ -103,18 +102,29 @@ class LocalBlobs:
         match = NAME.fullmatch(name)
         if match is None:
             raise BlobMissing("image not found")
-        return _LocalReader(_open_blob(self._folder(match[1]) / match[2]), start, stop)
+        path = self._folder(match[1]) / match[2]
+        try:
+            file = io.FileIO(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW))
+        except OSError as error:
+            if error.errno in ABSENT_ERRNOS:
+                raise BlobMissing("image not found") from error
+            raise
+        return _LocalReader(file, start, stop)
 
     def _list_owners(self, older_than: float, since: float) -> list[str]:
         limit = time.time() - older_than  # the time of a folder is that of the last file added or deleted
-        folders = (folder for folder in self.root.glob("[A-Za-z0-9_]*/*") if OWNER.fullmatch(folder.name))
-        return [folder.name for folder in folders if since <= _modified_at(folder) <= limit]
+        owners = []
+        for folder in self.root.glob("[A-Za-z0-9_]*/*"):
+            with suppress(FileNotFoundError):
+                if OWNER.fullmatch(folder.name) and since <= folder.stat().st_mtime <= limit:
+                    owners.append(folder.name)
+        return owners
 
 
 class _LocalReader:
     """Remaining bytes of a blob. A class, because a generator that was never started cannot close its file."""
 
-    def __init__(self, file: io.BufferedReader, start: int, stop: int | None) -> None:
+    def __init__(self, file: io.FileIO, start: int, stop: int | None) -> None:
         self._file = file
         end = file.seek(0, os.SEEK_END)
         self._left = (end if stop is None else min(stop, end)) - start
@@ -137,22 +147,6 @@ class _LocalReader:
 
     def __del__(self) -> None:
         self._file.close()
-
-
-def _modified_at(folder: Path) -> float:
-    try:
-        return folder.stat().st_mtime
-    except FileNotFoundError:
-        return float("inf")
-
-
-def _open_blob(path: Path) -> io.BufferedReader:
-    try:
-        return open(path, "rb", opener=lambda file, flags: os.open(file, flags | os.O_NOFOLLOW))
-    except OSError as error:
-        if error.errno in ABSENT_ERRNOS:
-            raise BlobMissing("image not found") from error
-        raise
 
 
 @contextmanager

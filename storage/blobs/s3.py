@@ -12,8 +12,7 @@ Decisions worth remembering
   counts as part of the call.
 * An upload reads the draft through a file descriptor of its own, so a cancelled caller leaves at once; the upload finds
   the draft closed and stops. Either way the bucket has the whole blob or none of it.
-* Equal bytes are uploaded again when the object is old: its age alone protects it from the sweep until its row is
-  written.
+* Equal bytes are uploaded again: the age of the object alone protects it from the sweep until its row is written.
 * Unfinished multipart uploads of killed processes are removed by the bucket's lifecycle rule
   AbortIncompleteMultipartUpload.
 """
@@ -25,7 +24,7 @@ import io
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
@@ -43,7 +42,6 @@ from storage.errors import StorageError
 
 if TYPE_CHECKING:
     from obstore import GetOptions, GetResult, ObjectMeta
-    from typing_extensions import Buffer
 
 T = TypeVar("T")
 MIB: Final = 2**20
@@ -54,16 +52,11 @@ MIN_PART_BYTES: Final = 5 * MIB
 """Smallest part that S3 allows; smaller blobs are uploaded in one request."""
 MAX_PARALLEL_PARTS: Final = 2
 """Bounds an upload to 15 MiB of memory, and leaves half of a slow line to each part."""
-FRESH_SECONDS: Final = 600.0
-"""Age below which an object is not uploaded again; far below the age at which objects are swept."""
 PAGE_SIZE: Final = 1000
 MAX_LINK_SECONDS: Final = 7 * 86400
 FOREVER: Final = timedelta(days=365)
 DISK: Final = Disk(variable="BROKER_DATA_DIR", room="free some on the disk of BROKER_DATA_DIR")
 MEDIA_TYPE: Final = "application/octet-stream"
-BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
-PREFIX: Final = re.compile(r"(?!\.{1,2}(/|$))[A-Za-z0-9._-]+(/(?!\.{1,2}(/|$))[A-Za-z0-9._-]+)*")
-ENDPOINT: Final = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:]+\])(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]*)?")
 
 _INVALID_KEY: Final = (
     "remove the objects with an empty part, `.` or `..` in their key from the prefix of BROKER_BLOB_URL"
@@ -104,10 +97,7 @@ class S3Blobs:
         retries: int = 8,
         threads: int = 16,
     ) -> None:
-        prefix, endpoint = prefix.strip("/"), endpoint and endpoint.rstrip("/")
-        _validate(bucket, prefix, endpoint)
-        if links == "public" and not public_base:
-            raise ValueError("public links need the public address of the bucket")
+        prefix = prefix.strip("/")
         self._base = f"{prefix}/" if prefix else ""
         self._links = links
         self._public_base = (public_base or "").rstrip("/")
@@ -117,7 +107,7 @@ class S3Blobs:
         store = partial(
             open_bucket,
             bucket,
-            endpoint,
+            endpoint and endpoint.rstrip("/"),
             region,
             static_credential(access_key, secret_key, session_token),
             connect=connect_seconds,
@@ -141,7 +131,20 @@ class S3Blobs:
     async def open(self, name: str, start: int = 0, stop: int | None = None) -> BlobReader:
         if start < 0:
             raise ValueError("start counts from the first byte, it cannot be negative")
-        return _S3Reader(self, await self.call(partial(self._open, self._key_of(name), start, stop)))
+        return self._read(await self.call(partial(self._open, self._key_of(name), start, stop)))
+
+    async def _read(self, result: GetResult | None) -> AsyncGenerator[bytes, None]:
+        """Yield the body of a download; raise `StorageError` if it ends early."""
+        if result is None:
+            return
+        stream, left = iter(result.stream(STREAM_CHUNK_BYTES)), result.range[1] - result.range[0]
+        while left > 0:
+            data = memoryview(await self.call(partial(next, stream, b"")))
+            left -= len(data)
+            if not data or left < 0:
+                raise StorageError("the image store ended the connection in the middle of an image: try again")
+            for start in range(0, len(data), CHUNK_BYTES):
+                yield bytes(data[start : start + CHUNK_BYTES])
 
     async def delete(self, owner: str) -> int:
         removed = 0
@@ -195,7 +198,7 @@ class S3Blobs:
             raise s3_errors.storage_error_for(s3_errors.LATE) from None
 
     async def _commit(self, owner: str, file: HashingFile, media_type: str | None) -> Blob:
-        return await self.call(partial(self._upload_once, owner, file, media_type or MEDIA_TYPE))
+        return await self.call(partial(self._upload, owner, file, media_type or MEDIA_TYPE))
 
     async def _listed(self, prefix: str) -> AsyncIterator[Sequence[ObjectMeta]]:
         """List whole folders only: obstore appends a slash to the prefix. One call per page, each with its own time."""
@@ -213,36 +216,23 @@ class S3Blobs:
 
     # -- in a thread
 
-    def _upload_once(self, owner: str, file: HashingFile, media_type: str) -> Blob:
-        """Upload the blob unless the bucket has a fresh object of its name and size; return it."""
-        with file.lock:
-            source, sha256, size = _Source(file), file.sha256.hexdigest(), file.size
-        name = f"{owner}/{sha256}"
-        with source:
-            if not self._exists(self._base + name, size, not_before=time.time() - FRESH_SECONDS):
-                self._upload(self._base + name, source, size, media_type)
-        return Blob(name=name, size=size, sha256=sha256)
-
-    def _upload(self, key: str, source: _Source, size: int, media_type: str) -> None:
+    def _upload(self, owner: str, file: HashingFile, media_type: str) -> Blob:
+        source, sha256, size = _Source(file), file.sha256.hexdigest(), file.size
+        key = f"{self._base}{owner}/{sha256}"
         large = size > MIN_PART_BYTES
-        obstore.put(
-            self._calls,
-            key,
-            source,
-            attributes={"Content-Type": media_type},
-            use_multipart=large,
-            chunk_size=MIN_PART_BYTES,
-            max_concurrency=MAX_PARALLEL_PARTS,
-        )
-        if large and not self._exists(key, size):
+        with source:
+            obstore.put(
+                self._calls,
+                key,
+                source,
+                attributes={"Content-Type": media_type},
+                use_multipart=large,
+                chunk_size=MIN_PART_BYTES,
+                max_concurrency=MAX_PARALLEL_PARTS,
+            )
+        if large and obstore.head(self._calls, key)["size"] != size:
             raise StorageError("the image store accepted the upload and kept another size: try again")
-
-    def _exists(self, key: str, size: int, *, not_before: float = 0.0) -> bool:
-        try:
-            meta = obstore.head(self._calls, key)
-        except FileNotFoundError:
-            return False
-        return meta["size"] == size and meta["last_modified"].timestamp() >= not_before
+        return Blob(name=f"{owner}/{sha256}", size=size, sha256=sha256)
 
     def _open(self, key: str, start: int, stop: int | None) -> GetResult | None:
         """Return the response with the range of bytes; None if the range is empty."""
@@ -279,49 +269,6 @@ class _Source(io.FileIO):
         return super().read(STREAM_CHUNK_BYTES if size is None or size < 0 else min(size, STREAM_CHUNK_BYTES)) or b""
 
 
-class _S3Reader:
-    """Body of a download; raises `StorageError` if it ends early."""
-
-    def __init__(self, store: S3Blobs, result: GetResult | None) -> None:
-        self._store = store
-        self._stream: Iterator[Buffer] = iter(result.stream(STREAM_CHUNK_BYTES)) if result else iter(())
-        self._left = result.range[1] - result.range[0] if result else 0
-        self._rest = memoryview(b"")
-
-    def __aiter__(self) -> _S3Reader:
-        return self
-
-    async def __anext__(self) -> bytes:
-        if not self._rest and self._left > 0:
-            await self._fetch()
-        if not self._rest:
-            await self.aclose()
-            raise StopAsyncIteration
-        chunk, self._rest = self._rest[:CHUNK_BYTES], self._rest[CHUNK_BYTES:]
-        return bytes(chunk)
-
-    async def _fetch(self) -> None:
-        """Read the next bytes. After an error or a cancellation the stream is gone, so that no bytes are left out."""
-        stream, self._stream = self._stream, iter(())
-        data = memoryview(await self._store.call(partial(next, stream, b"")))
-        self._left -= len(data)
-        if not data or self._left < 0:
-            raise StorageError("the image store ended the connection in the middle of an image: try again")
-        self._rest, self._stream = data, stream
-
-    async def aclose(self) -> None:
-        """Drop the stream, and its connection with it."""
-        self._left, self._rest, self._stream = 0, memoryview(b""), iter(())
-
-
-def _validate(bucket: str, prefix: str, endpoint: str | None) -> None:
-    """Accept only names that need no quoting, because keys are compared as they are. Raises `ValueError`."""
-    if BUCKET.fullmatch(bucket) is None or (prefix and PREFIX.fullmatch(prefix) is None):
-        raise ValueError("BROKER_BLOB_URL is s3://bucket/prefix, of letters, digits, dots, dashes and underscores")
-    if endpoint is not None and ENDPOINT.fullmatch(endpoint) is None:
-        raise ValueError(f"{s3_errors.ENDPOINT} begins with http:// or https:// and names a host, without a key")
-
-
 def _run_translated(work: Callable[[], T]) -> T:
     """Run the call and translate its errors. Their causes are dropped: they may repeat addresses and the key."""
     try:
@@ -331,14 +278,8 @@ def _run_translated(work: Callable[[], T]) -> T:
     except BaseError as error:
         raise s3_errors.storage_error(str(error)) from None
     except OSError as error:
-        raise _os_error(error) from None
-
-
-def _os_error(error: OSError) -> StorageError:
-    """Translate an OSError. obstore raises FileNotFoundError without an errno when the bucket does not exist."""
-    if isinstance(error, FileNotFoundError) and error.errno is None:
-        return s3_errors.storage_error(str(error))
-    return DISK.storage_error(error)
+        # obstore raises FileNotFoundError without an errno when the bucket does not exist
+        raise (DISK.storage_error(error) if error.errno else s3_errors.storage_error(str(error))) from None
 
 
 def _range(start: int, stop: int | None) -> GetOptions:

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 
 from obstore.store import S3Store
 
-from storage.blobs import s3_errors
-
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, S3Config, S3Credential
 
@@ -58,8 +56,6 @@ def static_credential(
     access_key: str | None, secret_key: str | None, session_token: str | None
 ) -> Callable[[], S3Credential] | None:
     """Return a provider of the given key, or None without one. Its repr does not contain the key."""
-    if bool(access_key) != bool(secret_key):
-        raise ValueError(f"a key has two parts: set both {s3_errors.ID} and {s3_errors.SECRET}, or neither")
     if not access_key or not secret_key:
         return None
     token = session_token or None

@@ -12,7 +12,6 @@ import hashlib
 import io
 import os
 import secrets
-import threading
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -53,9 +52,15 @@ class Disk:
     room: str
 
     async def run(self, work: Callable[[], T]) -> T:
-        """Run file work in a thread, to its end even if the caller is cancelled."""
+        """Run file work in a thread. A cancelled caller waits for its end, so that no thread works on a closed file."""
+        running = asyncio.get_running_loop().run_in_executor(None, work)
         try:
-            return await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, work))
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            while not running.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait([running])
+            raise
         except OSError as error:
             raise self.storage_error(error) from error
 
@@ -138,8 +143,6 @@ class Draft:
         self._drafts = drafts
         self._commit = commit
         self._file: HashingFile | None = None
-        self._left = False
-        self._lock = threading.Lock()
 
     @property
     def size(self) -> int:
@@ -186,34 +189,26 @@ class Draft:
         await self._drafts.disk.run(self._drop)
 
     def _open(self) -> None:
-        with self._lock:
-            if not self._left:  # a cancelled caller may be gone before its thread begins
-                self._file = self._drafts.new()
+        self._file = self._drafts.new()
 
     def _drop(self) -> None:
-        with self._lock:
-            self._left = True
-            if self._file is not None:
-                self._file.drop()
+        if self._file is not None:
+            self._file.drop()
 
 
 class HashingFile(io.FileIO):
-    """A new file that hashes what it writes, both in one thread hop.
-
-    The lock is for cancelled callers: their call goes on in its thread while the file is being closed.
-    """
+    """A new file that hashes what it writes, both in one thread hop."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(str(path), "x", opener=_create)
         self.path = path
-        self.lock = threading.RLock()
         self.sha256 = hashlib.sha256()
         self.size = 0
         with suppress(OSError):  # a file system without locks: then only age protects a draft from the sweep
             fcntl.flock(self.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def write(self, data: ReadableBuffer, /) -> int:
-        with self.lock, memoryview(data).cast("B") as view:
+        with memoryview(data).cast("B") as view:
             done = 0
             while done < len(view):
                 written = super().write(view[done:])
@@ -224,9 +219,8 @@ class HashingFile(io.FileIO):
 
     def drop(self) -> None:
         """Close, and remove the draft if it was not renamed."""
-        with self.lock:
-            self.path.unlink(missing_ok=True)
-            self.close()
+        self.path.unlink(missing_ok=True)
+        self.close()
 
 
 def _create(path: str, flags: int) -> int:

@@ -68,7 +68,7 @@ async def replay_callback(broker: ApiBroker, callback_id: str, **params: str) ->
 
 
 async def get_task(broker: ApiBroker, task: Task) -> Task:
-    found = await broker.services.tasks.get(task.id)
+    found = await broker.services.tables.tasks.get(task.id)
     assert found is not None
     return found
 
@@ -100,7 +100,9 @@ async def store_processed(broker: ApiBroker, task: Task, body: Any = None, **cha
         received_at=broker.services.clock.now(),
         processed_at=1.0,
     )
-    await broker.services.database.transact(broker.services.callbacks.insert_callback(replace(callback, **changes)))
+    await broker.services.database.transact(
+        broker.services.tables.callbacks.insert_callback(replace(callback, **changes))
+    )
     return callback.id
 
 

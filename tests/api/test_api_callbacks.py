@@ -56,7 +56,8 @@ def signed(now: float, job: str = JOB, key: str = WEBHOOK_KEY) -> dict[str, str]
 
 async def stored_verifications(broker: ApiBroker) -> list[tuple[str, int]]:
     return [
-        (callback.verification, callback.status) for callback in await broker.services.callbacks.list_newest(limit=100)
+        (callback.verification, callback.status)
+        for callback in await broker.services.tables.callbacks.list_newest(limit=100)
     ]
 
 
@@ -145,7 +146,7 @@ async def test_accepted_success_starts_the_download_once(tmp_path: Path) -> None
         for _ in range(3):
             assert (await broker.client.post(WEBHOOK_PATH, json=simulated)).status_code == 200
         await broker.services.worker.callbacks.step.process_callbacks(task.id)
-        row = await broker.services.tasks.get(task.id)
+        row = await broker.services.tables.tasks.get(task.id)
         assert row is not None
         assert row.outputs == ("http://127.0.0.1:9/x.png",)
 
@@ -153,11 +154,11 @@ async def test_accepted_success_starts_the_download_once(tmp_path: Path) -> None
 async def test_rejected_callbacks_do_not_change_the_task(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
         task = await a_job(broker)
-        before = await broker.services.tasks.get(task.id)
+        before = await broker.services.tables.tasks.get(task.id)
         for number in range(50):
             path = address(broker, task, f"{number:032x}")
             assert (await broker.client.post(path, json=done(), headers=FORWARDED)).status_code == 401
-        assert await broker.services.tasks.get(task.id) == before
+        assert await broker.services.tables.tasks.get(task.id) == before
 
 
 async def test_callback_without_a_task_is_not_found(tmp_path: Path) -> None:
@@ -237,8 +238,8 @@ async def test_tokens_and_secrets_stay_out_of_the_inbox(tmp_path: Path) -> None:
         path = address(broker, task)
         headers = {**FORWARDED, "Authorization": "Bearer canary-1", "X-Api-Key": "canary-2", "X-Trace": "kept"}
         await broker.client.post(path, json=done(), headers=headers)
-        (entry,) = await broker.services.callbacks.list_newest(limit=10)
-        kept = str(await broker.services.callbacks.get(entry.id))
+        (entry,) = await broker.services.tables.callbacks.list_newest(limit=10)
+        kept = str(await broker.services.tables.callbacks.get(entry.id))
         assert "kept" in kept
         assert "canary" not in kept
         assert broker.services.tokens.token(task.id, 1) not in kept

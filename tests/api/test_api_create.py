@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import ANY
@@ -14,7 +15,11 @@ import pytest
 
 from broker.api.http.request_body import parse_json
 from broker.errors import ApiError
+from broker.ordering.service import OrderService
+from storage.blobs.store import BlobStore
+from storage.errors import StorageFull
 from tests.support.api import ApiBroker, open_api, png
+from uploads.intake import Intake
 from webhooks import strict_json
 
 pytestmark = pytest.mark.anyio
@@ -58,7 +63,7 @@ async def test_json_order_is_accepted(tmp_path: Path) -> None:
         assert (await broker.client.get(document["pollUrl"])).json()["data"]["prompt"] == "a banana"
 
 
-WISHES = [
+LANGUAGES = [
     ("zh-CN,zh;q=0.9,en;q=0.8", "图片生成中，请等待..."),
     ("ru", "Изображение создаётся, подождите..."),
     ("fr, de;q=0.9", "Your image is being generated, please wait..."),
@@ -70,10 +75,10 @@ WISHES = [
 
 async def test_message_is_in_the_language_of_the_caller(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
-        for wish, message in WISHES:
-            headers = [(b"accept-language", wish.encode("latin-1"))]
+        for language, message in LANGUAGES:
+            headers = [(b"accept-language", language.encode("latin-1"))]
             answer = await broker.client.post(CREATE, json=PROMPT, headers=headers)
-            assert answer.json()["message"] == message, wish
+            assert answer.json()["message"] == message, language
 
 
 async def test_form_of_the_old_front_end_is_accepted(tmp_path: Path) -> None:
@@ -96,10 +101,45 @@ async def test_image_part_makes_the_order_image_to_image(tmp_path: Path, part: s
         assert answer.status_code == 202, answer.text
         data = (await broker.client.get(answer.json()["pollUrl"])).json()["data"]
         assert data["mode"] == "image-to-image"
-        owner = (await broker.services.tasks.get(data["id"])).references  # type: ignore[union-attr]
+        owner = (await broker.services.tables.tasks.get(data["id"])).references  # type: ignore[union-attr]
         for reference, color in zip(owner, ("red", "blue"), strict=True):
             served = await broker.client.get(f"/uploads/references/{reference['name']}")
             assert served.content == png(color)
+
+
+async def test_order_on_a_full_disk_is_storage_full(tmp_path: Path) -> None:
+    """The second reference does not fit; the first is deleted at once, not by the next sweep."""
+    async with open_api(tmp_path) as broker:
+        broker.mount(orders=with_store(broker, _SecondIsFull(broker.services.blobs)))
+        parts = [*text(prompt="blend"), *file(png("red")), *file(png("blue"))]
+        answer = await broker.client.post(CREATE, files=parts)
+        assert answer.status_code == 507
+        assert (answer.json()["code"], answer.json()["retryable"]) == ("storage_full", True)
+        assert not [path for path in (broker.folder / "blobs").rglob("*") if path.is_file()]
+
+
+def with_store(broker: ApiBroker, blobs: BlobStore) -> OrderService:
+    """Return the broker's order service with another image store."""
+    orders = broker.services.orders
+    intake = Intake(blobs, max_pixels=10_000)
+    return replace(orders, references=replace(orders.references, blobs=blobs, intake=intake))
+
+
+class _SecondIsFull:
+    """A blob store whose disk is full after one draft."""
+
+    def __init__(self, blobs: BlobStore) -> None:
+        self._blobs = blobs
+        self._drafts = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._blobs, name)
+
+    def new_draft(self, owner: str) -> Any:
+        self._drafts += 1
+        if self._drafts > 1:
+            raise StorageFull("no space is left for images")
+        return self._blobs.new_draft(owner)
 
 
 async def test_data_uris_and_aliases_are_accepted(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from broker.i18n import LANGUAGES, Language, Messages, language_of
 from broker.server.protocol import ConnectionLimits
 from storage.errors import StorageError
 from storage.states import TaskState
+from storage.tables import Tables
 from tests.support.api import ApiBroker, open_api
 from tests.support.clock import ManualClock
 
@@ -164,9 +165,15 @@ class Broken:
         raise self._error
 
 
+def mount_broken_images(broker: ApiBroker, error: Exception) -> None:
+    tables = Tables(broker.services.database)
+    vars(tables)["images"] = Broken(error)
+    broker.mount(tables=tables)
+
+
 async def test_storage_error_is_temporary(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
-        broker.mount(images=Broken(StorageError(CANARY)))
+        mount_broken_images(broker, StorageError(CANARY))
         answer = await broker.client.get(IMAGE)
         await check(answer, 503, "unavailable")
         assert answer.json()["retryable"] is True
@@ -178,7 +185,7 @@ async def test_unforeseen_error_is_answered_without_details(tmp_path: Path) -> N
     """Neither the response nor the log repeats the text of an error: it may contain what a caller sent."""
     with capture_logs() as lines:
         async with open_api(tmp_path) as broker:
-            broker.mount(images=Broken(KeyError(CANARY)))
+            mount_broken_images(broker, KeyError(CANARY))
             await check(await broker.client.get(IMAGE), 500, "internal_error")
             assert (await broker.client.get("/health")).status_code == 200
     (line,) = (line for line in lines if line["action"] == "request_failed")
@@ -216,7 +223,7 @@ async def test_failing_response_is_cut_off(tmp_path: Path, caplog: pytest.LogCap
         async def open(self, *_: Any) -> FailingReader:
             return reading
 
-    async with open_api(tmp_path, sockets=True, parts=lambda _: {"blobs": Blobs()}) as broker:
+    async with open_api(tmp_path, sockets=True, blobs=Blobs()) as broker:
         image = await broker.add_image("task_x", b"x" * 100)
         with pytest.raises(httpx.RemoteProtocolError):
             await broker.client.get(f"/uploads/images/{image.name}")

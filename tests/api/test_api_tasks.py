@@ -338,10 +338,10 @@ async def test_cancel_ends_a_waiting_task(tmp_path: Path) -> None:
 async def test_cancel_is_rejected_when_it_is_too_late(tmp_path: Path, state: TaskState) -> None:
     async with open_api(tmp_path) as broker:
         task = await broker.add_task(state=state, ended_at=None if state == TaskState.FETCHING else 5.0)
-        before = await broker.services.tasks.get(task.id)
+        before = await broker.services.tables.tasks.get(task.id)
         answer = await broker.client.delete(f"/api/task/{task.id}")
         assert (answer.status_code, answer.json()["code"]) == (409, "conflict")
-        assert await broker.services.tasks.get(task.id) == before
+        assert await broker.services.tables.tasks.get(task.id) == before
 
 
 # -- the list
@@ -392,5 +392,5 @@ async def test_invalid_query_names_its_field(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
         for name, value in INVALID_QUERIES:
             answer = await broker.client.get(f"/api/tasks?{name}={value}")
-            told = (answer.status_code, answer.json()["code"], answer.json()["field"])
-            assert told == (400, "invalid_request", name), (name, value)
+            error = (answer.status_code, answer.json()["code"], answer.json()["field"])
+            assert error == (400, "invalid_request", name), (name, value)

@@ -155,7 +155,7 @@ async def test_internal_name_of_a_thumbnail_is_not_found(tmp_path: Path) -> None
     async with open_api(tmp_path) as broker:
         image = await shown(broker)
         await small(broker, image)
-        row = await broker.services.images.get_at(image.owner, "thumbnail-512", 0)
+        row = await broker.services.tables.images.get_at(image.owner, "thumbnail-512", 0)
         assert row is not None
         for folder in ("images", "references"):
             assert (await broker.client.get(f"/uploads/{folder}/{row.name}")).status_code == 404
@@ -467,14 +467,14 @@ async def retire(broker: ApiBroker, task: Task, state: TaskState) -> None:
     await broker.services.database.execute(
         "UPDATE tasks SET leased_by = 'test', ended_at = 1.0, due_at = :now WHERE id = :id", id=task.id, now=now
     )
-    fresh = await broker.services.tasks.get(task.id)
+    fresh = await broker.services.tables.tasks.get(task.id)
     assert fresh is not None
     assert fresh.state == state
     await broker.services.worker.retention.run([fresh])
 
 
 async def task_of(broker: ApiBroker, task_id: str) -> Task:
-    task = await broker.services.tasks.get(task_id)
+    task = await broker.services.tables.tasks.get(task_id)
     assert task is not None
     return task
 
@@ -494,7 +494,7 @@ async def test_retention_deletes_thumbnails(tmp_path: Path, place: Place) -> Non
             assert await broker.services.worker.retention.find_strays([image.owner]) == []
             await retire(broker, task, TaskState.SUCCEEDED)
             await retire(broker, task, TaskState.EXPIRED)
-            assert await broker.services.images.owners_with_images([image.owner]) == set()
+            assert await broker.services.tables.images.owners_with_images([image.owner]) == set()
             assert (await small(broker, image)).status_code == 404
         assert (await rows(broker), await stored(broker)) == ([], 0)
 
@@ -554,7 +554,9 @@ async def test_inserting_a_thumbnail_and_retention_exclude_each_other(tmp_path: 
         async def write(image: StoredImage) -> None:
             row = replace(image, name=f"thumbnail_{image.name}", kind="thumbnail-512")
             await asyncio.gather(
-                services.database.transact(services.tasks.lock_owner(image.owner), services.images.insert_image(row)),
+                services.database.transact(
+                    services.tables.tasks.lock_owner(image.owner), services.tables.images.insert_image(row)
+                ),
                 retire(broker, await task_of(broker, image.owner), TaskState.SUCCEEDED),
                 return_exceptions=True,
             )

@@ -74,6 +74,19 @@ def test_proxy_opens_fewer_connections_than_a_broker_accepts_from_one_address() 
     assert all(number < allowed for number in most)
 
 
+def test_proxy_may_not_repeat_an_order() -> None:
+    """A broker that hangs up may have submitted it already; `non_idempotent` would send it to the other one."""
+    assert set(directive_value("proxy_next_upstream").split()) <= {"error", "timeout"}
+
+
+def test_proxy_marks_every_request_as_forwarded() -> None:
+    """Without these headers a broker could take a request of the proxy for one from its own machine."""
+    headers = dict(value.split(maxsplit=1) for directive, value in DIRECTIVES if directive == "proxy_set_header")
+    assert headers["X-Forwarded-For"] == "$proxy_add_x_forwarded_for"
+    assert {"Host", "X-Forwarded-Proto"} <= set(headers)
+    assert "proxy_set_header" not in NGINX.partition("location / {")[2], "in a location, one replaces all of the server"
+
+
 def test_proxy_logs_no_query() -> None:
     """The query of a callback contains its token."""
     logged = re.search(r"log_format (.*?);", NGINX, re.DOTALL)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, closing
+from contextlib import aclosing, asynccontextmanager, closing
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,13 @@ import httpx
 import pytest
 
 from broker.bootstrap import load_settings, salvage_settings
+from broker.callbacks.probe import ReachabilityProbe
 from broker.clock import SystemClock
 from broker.doctor.access import has_cookie_flaw
 from broker.doctor.checks import Check, checks_for, run_checks, storage_failure
 from broker.doctor.context import open_context
 from broker.doctor.reachability import probe_server
+from broker.net.api_client import ApiClient
 from broker.providers.base import Finding
 from broker.providers.health import ok
 from broker.server.sockets import open_socket
@@ -230,13 +232,16 @@ async def test_probe_server_answers_only_probes() -> None:
     port, challenge = free_port(), ChallengeResponse(b"secret")
     nonce = "0" * 32
     async with (
-        probe_server(open_socket("127.0.0.1", port), challenge),
+        aclosing(ApiClient(timeout=1, max_connections=1)) as api_client,
+        probe_server(
+            open_socket("127.0.0.1", port), ReachabilityProbe(client=api_client, challenge=challenge, path="/callback")
+        ),
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client,
     ):
-        answer = (await client.get("/api/webhook/nano-banana", params={"probe": nonce})).json()
+        answer = (await client.get("/callback", params={"probe": nonce})).json()
         assert challenge.is_valid(nonce, answer["probe"])
-        assert (await client.get("/api/webhook/nano-banana", params={"probe": "other text"})).status_code == 404
-        assert (await client.post("/api/webhook/nano-banana", params={"probe": nonce})).status_code == 405
+        assert (await client.get("/callback", params={"probe": "other text"})).status_code == 404
+        assert (await client.post("/callback", params={"probe": nonce})).status_code == 405
         assert (await client.get("/api/tasks")).status_code == 404
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from broker.reports import Finished, Pending
-from broker.sandbox.options import Options
+from broker.sandbox.engine import Options
 from broker.services import Services
 from broker.tasks import eta
 from broker.tasks.eta import round_up
@@ -37,7 +37,7 @@ async def quiet(tmp_path: Path, clock: ManualClock) -> AsyncIterator[Services]:
 
 
 async def add(services: Services, *tasks: Task) -> None:
-    await services.database.transact(*(services.tasks.insert_task(task) for task in tasks))
+    await services.database.transact(*(services.tables.tasks.insert_task(task) for task in tasks))
 
 
 def queued(number: int, **changes: Any) -> Task:
@@ -72,7 +72,7 @@ async def test_one_read_of_the_queue_serves_all_callers_for_a_moment(quiet: Serv
     await add(quiet, first, second)
     places = await asyncio.gather(*(position_and_eta(quiet, task) for task in [second] * 50))
     assert {place for place, _ in places} == {2}
-    await quiet.database.transact(quiet.tasks.update_task(first, state=TaskState.WAITING))
+    await quiet.database.transact(quiet.tables.tasks.update_task(first, state=TaskState.WAITING))
     await add(quiet, queued(3))
     assert (await position_and_eta(quiet, second))[0] == 2
     assert (await position_and_eta(quiet, queued(3)))[0] is None  # queued after the read

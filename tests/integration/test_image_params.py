@@ -29,7 +29,7 @@ def test_columns_of_a_task_hold_every_parameter() -> None:
 async def test_new_parameter_reaches_the_provider_through_the_database(tmp_path: Path, clock: ManualClock) -> None:
     async with still(tmp_path, clock) as services:
         (task,) = await create_tasks(services, OrderRequest(params=PARAMS))
-        stored = await services.tasks.get(task.id)
+        stored = await services.tables.tasks.get(task.id)
         assert stored is not None
         order = services.worker.steps.submit.orders.build_order(stored)
     assert order.params == PARAMS

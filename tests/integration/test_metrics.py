@@ -48,7 +48,7 @@ async def quiet(tmp_path: Path, clock: ManualClock) -> AsyncIterator[Services]:
 async def add(services: Services, **changes: Any) -> Task:
     """A task with a job at the provider, and its line in the ledger."""
     task = a_task(NOW, **{"job_id": "job", "sent_at": NOW, "entered_at": NOW, **changes})
-    await services.database.transact(services.tasks.insert_task(task))
+    await services.database.transact(services.tables.tasks.insert_task(task))
     row = {
         **vars(
             Attempt(
@@ -174,11 +174,11 @@ async def test_end_is_counted_once_and_late_image_separately(quiet: Services, cl
     gone = lifecycle.DownloadFailure(code="download_failed", message="")
     clock.advance(90)
     steps = quiet.worker.steps
-    await steps.transitions.apply_own(task, lambda row, now, policy: lifecycle.downloaded(row, 0, [gone], now, policy))
+    await steps.transitions.apply_own(task, lambda row, now, policy: lifecycle.downloaded(row, now, policy, 0, [gone]))
     labels = {"model": "nano-banana", "outcome": "download_failed"}
     assert value(quiet.metrics, "broker_task_seconds_sum", **labels) == 90
     await steps.transitions.apply_own(
-        await quiet.queries.get(task.id), lambda row, now, policy: lifecycle.downloaded(row, 1, [], now, policy)
+        await quiet.queries.get(task.id), lambda row, now, policy: lifecycle.downloaded(row, now, policy, 1, [])
     )
     assert value(quiet.metrics, "broker_late_results_total", model="nano-banana") == 1
     assert value(quiet.metrics, "broker_task_attempts_count") == 1
@@ -215,7 +215,7 @@ async def test_task_counts_are_cached(quiet: Services, clock: ManualClock) -> No
 
     await quiet.collector.render_page()
     await add(quiet, number=1, state=TaskState.WAITING)
-    await quiet.database.transact(quiet.tasks.insert_task(a_task(NOW, number=2, state=TaskState.FAILED)))
+    await quiet.database.transact(quiet.tables.tasks.insert_task(a_task(NOW, number=2, state=TaskState.FAILED)))
     assert [await counted(state) for state in (TaskState.WAITING, TaskState.FAILED)] == [0, 0]
     clock.advance(collectors.ACTIVE_TTL_SECONDS)
     assert [await counted(state) for state in (TaskState.WAITING, TaskState.FAILED)] == [1, 0]

@@ -22,9 +22,8 @@ from broker.errors import SettingsError
 from broker.server.protocol import ConnectionLimits, DeadlineH11
 from broker.server.sockets import bind_socket, socket_port
 from broker.server.uvicorn import running_server, serve
-from broker.services import Services
 from storage.states import TaskState
-from tests.support.api import ApiBroker, MountedApp, open_api, png
+from tests.support.api import ApiBroker, MountedApp, open_api, png, with_parts
 from tests.support.listeners import Listeners
 
 pytestmark = pytest.mark.anyio
@@ -391,7 +390,7 @@ async def seconds_to_stop(number: signal.Signals, folder: Path) -> float:
             assert answers[0].json()["data"]["status"] == "processing"
             assert services.queries.closing
             assert services.worker.running.count == 0
-            assert await services.tasks.get(answers[2].json()["taskId"]) is not None
+            assert await services.tables.tasks.get(answers[2].json()["taskId"]) is not None
             return seconds
 
 
@@ -427,6 +426,36 @@ async def test_unfinished_request_does_not_delay_the_shutdown(tmp_path: Path) ->
             await asyncio.open_connection("127.0.0.1", port_of_closed(reader, writer))
 
 
+async def test_idle_connection_accepted_while_the_listener_closes_does_not_delay_the_shutdown(tmp_path: Path) -> None:
+    late: list[socket.socket] = []
+
+    async def connect_until_refused(port: int) -> None:
+        while len(late) < 200:
+            connection = socket.socket()
+            connection.setblocking(False)
+            late.append(connection)
+            try:
+                await asyncio.get_running_loop().sock_connect(connection, ("127.0.0.1", port))
+            except OSError:
+                return
+            await asyncio.sleep(0)
+
+    try:
+        for _ in range(5):  # the moment has to be hit
+            sock = bind_socket("127.0.0.1", 0)
+            async with open_services(settings(tmp_path), port=socket_port(sock)) as services:
+                async with (
+                    asyncio.timeout(10),
+                    running_server(services, sock, limits=ConnectionLimits(drain_seconds=30)),
+                ):
+                    clients = [asyncio.create_task(connect_until_refused(socket_port(sock))) for _ in range(5)]
+                    await asyncio.sleep(0.001)
+                await asyncio.gather(*clients)
+    finally:
+        for connection in late:
+            connection.close()
+
+
 def port_of_closed(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> int:
     return int(writer.get_extra_info("peername")[1])
 
@@ -449,7 +478,7 @@ async def test_server_stops_when_the_worker_dies(tmp_path: Path) -> None:
     """A broker that accepts orders and processes none would be worse than one that is restarted."""
     with closing(bind_socket("127.0.0.1", 0)) as sock:
         async with open_services(settings(tmp_path), port=socket_port(sock)) as services:
-            changed = Services(**{**vars(services), "worker": CrashingWorker()})
+            changed = with_parts(services, worker=CrashingWorker())
             async with asyncio.timeout(10):
                 with pytest.raises(RuntimeError, match="the worker failed"):
                     await serve(changed, [sock])

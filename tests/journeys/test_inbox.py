@@ -33,7 +33,7 @@ async def learned(broker: RunningBroker, task_id: str) -> list[str | None]:
 async def count_missing(broker: RunningBroker) -> dict[str, int]:
     """Count over all ended jobs; the product leaves out the last minute, in which callbacks may still arrive."""
     now = broker.services.clock.now()
-    return await broker.services.callbacks.count_missing(since=0, until=now + 60, limit=100)
+    return await broker.services.tables.callbacks.count_missing(since=0, until=now + 60, limit=100)
 
 
 async def missing_metric(broker: RunningBroker) -> float:

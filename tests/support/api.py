@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -64,20 +65,20 @@ class ApiBroker:
 
     def mount(self, **parts: Any) -> None:
         """Build the application again from the same services with other parts."""
-        self.mounted.services = replace(self.services, **parts)
+        self.mounted.services = with_parts(self.services, **parts)
         self.mounted.app = build_app(self.services)
 
     async def add_task(self, **changes: Any) -> Task:
         """Insert a task that no worker touches."""
         task = a_task(self.services.clock.now(), **changes)
-        await self.services.database.transact(self.services.tasks.insert_task(task))
+        await self.services.database.transact(self.services.tables.tasks.insert_task(task))
         return task
 
     async def change_task(self, task: Task, **changes: Any) -> None:
         """Change a task like a worker."""
-        fresh = await self.services.tasks.get(task.id)
+        fresh = await self.services.tables.tasks.get(task.id)
         assert fresh is not None
-        saving = self.services.tasks.update_task(fresh, **changes)
+        saving = self.services.tables.tasks.update_task(fresh, **changes)
         await self.services.database.transact(saving, wake=(f"task:{task.id}",))
 
     async def wait_for_listener(self, task: Task) -> None:
@@ -133,7 +134,7 @@ class ApiBroker:
             "ended_at": now,
         }
         delivery = Delivery(**{**values, **changes})
-        await self.services.database.transact(self.services.deliveries.insert_delivery(delivery))
+        await self.services.database.transact(self.services.tables.deliveries.insert_delivery(delivery))
         return delivery
 
     async def stored_counts(self) -> tuple[int, int, int, int]:
@@ -163,14 +164,14 @@ async def open_api(
     sockets: bool = False,
     limits: ConnectionLimits | None = None,
     clock: Clock | None = None,
-    parts: Callable[[Services], dict[str, Any]] = lambda _: {},
+    blobs: Any = None,
     **settings: Any,
 ) -> AsyncIterator[ApiBroker]:
     """Open a broker and a client of its API.
 
     sockets: over real HTTP, where the test concerns connections or a response that does not end; otherwise the client
     calls the application directly, which takes a fifth of the time. Time limits of connections (`limits`) imply it.
-    parts: what the application uses instead of the services' own parts.
+    blobs: what the application uses instead of the services' own store.
     """
     defaults: dict[str, Any] = {
         "api_key": "a-key-of-the-tests",
@@ -182,12 +183,13 @@ async def open_api(
     }
     chosen = load_settings(env_file=None, **{**defaults, **settings})
     listeners = Listeners()
+    parts = {"blobs": blobs} if blobs else {}
     if sockets or limits is not None:
         with closing(bind_socket("127.0.0.1", 0)) as sock:
             port = socket_port(sock)
             async with (
                 open_services(chosen, clock=clock, port=port, open_database=listeners.open_database) as services,
-                running_server(replace(services, **parts(services)), sock, limits=limits or DEFAULT_LIMITS) as base,
+                running_server(with_parts(services, **parts), sock, limits=limits or DEFAULT_LIMITS) as base,
                 httpx.AsyncClient(base_url=base, timeout=35, verify=False) as client,
             ):
                 await _started(services)
@@ -198,11 +200,18 @@ async def open_api(
         open_services(chosen, clock=clock, port=PORT, open_database=listeners.open_database) as services,
         _running_worker(services),
     ):
-        mounted = MountedApp(services=services, app=build_app(replace(services, **parts(services))))
+        mounted = MountedApp(services=services, app=build_app(with_parts(services, **parts)))
         transport = httpx.ASGITransport(mounted, raise_app_exceptions=False, client=("127.0.0.1", 50_000))
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{PORT}", transport=transport) as client:
             await _started(services)
             yield ApiBroker(mounted=mounted, listeners=listeners, client=client, port=PORT, folder=folder)
+
+
+def with_parts(services: Services, **parts: Any) -> Services:
+    """Return a copy in which these parts are others, or the services themselves; parts made before are shared."""
+    changed = copy(services) if parts else services
+    vars(changed).update(parts)
+    return changed
 
 
 def task_cache(services: Services, **limits: Any) -> TaskCache:

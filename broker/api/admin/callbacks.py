@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, Final, assert_never
+from typing import Annotated, Any, Final, Self, assert_never
 
 from pydantic import Field
+from pydantic.alias_generators import to_camel
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -56,6 +57,14 @@ class CallbackSummary(ResponseModel):
     lag_seconds: Annotated[float | None, Field(description="from the end of the job, where the body has it")]
     processed_at: Annotated[Moment | None, Field(description="null for callbacks that change nothing")]
     replay_of: CallbackId | Absent = None
+
+    @classmethod
+    def from_callback(cls, callback: CallbackRecord, **more: Any) -> Self:
+        lag_seconds = None
+        if callback.job_ended_at is not None:  # the provider's clock may be ahead of ours
+            lag_seconds = round(max(0.0, callback.received_at - callback.job_ended_at), 3)
+        processed_at = callback.processed_at if callback.is_relevant else None
+        return cls.from_object(callback, lag_seconds=lag_seconds, processed_at=processed_at, **more)
 
 
 class CallbackData(CallbackSummary):
@@ -164,7 +173,7 @@ class CallbackInboxRoutes:
         page, next_cursor = split_page(found, query.limit, lambda callback: (callback.received_at, callback.id))
         document = CallbackPage(
             success=True,
-            data=[CallbackSummary(**_summary_fields(callback)) for callback in page],
+            data=[CallbackSummary.from_callback(callback) for callback in page],
             next_cursor=next_cursor,
             missing=await self._missing() if query.cursor is None else None,
         )
@@ -176,7 +185,9 @@ class CallbackInboxRoutes:
 
     async def get_callback(self, request: Request) -> Response:
         """Get a callback with its body and evidence."""
-        return data_response(_present_callback(await self.inbox.get(request.path_params["id"])))
+        callback = await self.inbox.get(request.path_params["id"])
+        evidence = json.loads(callback.evidence)
+        return data_response(CallbackData.from_callback(callback, **_parsed_columns(callback), evidence=evidence))
 
     async def replay_callback(self, request: Request) -> Response:
         """Process a callback again with the current code.
@@ -202,49 +213,20 @@ _CALLBACK: Final = Parameter("id", "path", "the callback's id", {"type": "string
 # -- presentation
 
 
-def _summary_fields(callback: CallbackRecord) -> dict[str, Any]:
-    return {
-        "id": callback.id,
-        "provider": callback.provider,
-        "task_id": callback.task_id,
-        "attempt": callback.attempt,
-        "verification": callback.verification,
-        "status": callback.status,
-        "reason": callback.reason,
-        "received_at": iso(callback.received_at),
-        "lag_seconds": _lag_seconds(callback),
-        "processed_at": iso(callback.processed_at) if callback.is_relevant else None,
-        "replay_of": callback.replay_of,
-    }
-
-
-def _lag_seconds(callback: CallbackRecord) -> float | None:
-    """Return the time from the end of the job to the callback; 0 if the provider's clock is ahead of ours."""
-    return None if callback.job_ended_at is None else round(max(0.0, callback.received_at - callback.job_ended_at), 3)
-
-
-def _present_callback(callback: StoredCallback) -> CallbackData:
-    return CallbackData(
-        **_summary_fields(callback),
-        headers=json.loads(callback.headers),
-        query=json.loads(callback.query),
-        evidence=json.loads(callback.evidence),
-        body=callback.body,
-    )
+def _parsed_columns(callback: StoredCallback) -> dict[str, Any]:
+    return {"headers": json.loads(callback.headers), "query": json.loads(callback.query)}
 
 
 def _present_replay(explanation: Explanation, *, dry_run: bool, replay_id: str | None) -> ReplayData:
     callback, decision, report = explanation.callback, explanation.verified.decision, explanation.report
-    return ReplayData(
+    return ReplayData.from_object(
+        decision,
         id=callback.id,
-        was=_record(callback),
-        names=list(explanation.verified.job_ids),
+        was=VerificationRecord.from_object(callback),
+        names=explanation.verified.job_ids,
         task_id=explanation.verified.task.id if explanation.verified.task else None,
         attempt=callback.attempt,
-        verification=decision.verification.value,
-        status=decision.status,
-        reason=decision.reason,
-        replayed_as=explanation.replayed_as.value if explanation.replayed_as else None,
+        replayed_as=explanation.replayed_as,
         report=describe_report(report) if report else "the body cannot be read",
         report_data=report_document(report) if report else None,
         effect=explanation.effect,
@@ -256,25 +238,18 @@ def _present_replay(explanation: Explanation, *, dry_run: bool, replay_id: str |
 
 def _present_fixture(explanation: Explanation) -> CallbackFixture:
     callback = explanation.callback
-    return CallbackFixture(
-        provider=callback.provider,
-        received_at=iso(callback.received_at),
-        headers=json.loads(callback.headers),
-        query=json.loads(callback.query),
-        body=callback.body,
-        evidence=vars(explanation.verified.evidence),
-        was=_record(callback),
-        expected=ExpectedResult(
-            names=list(explanation.verified.job_ids),
-            report=report_document(explanation.report) if explanation.report else None,
-            verification=explanation.verified.decision.verification.value,
-            status=explanation.verified.decision.status,
-        ),
+    expected = ExpectedResult.from_object(
+        explanation.verified.decision,
+        names=explanation.verified.job_ids,
+        report=report_document(explanation.report) if explanation.report else None,
     )
-
-
-def _record(callback: StoredCallback) -> VerificationRecord:
-    return VerificationRecord(verification=callback.verification, status=callback.status, reason=callback.reason)
+    return CallbackFixture.from_object(
+        callback,
+        **_parsed_columns(callback),
+        evidence=vars(explanation.verified.evidence),
+        was=VerificationRecord.from_object(callback),
+        expected=expected,
+    )
 
 
 def report_document(report: Report) -> dict[str, Any]:
@@ -286,16 +261,9 @@ def report_document(report: Report) -> dict[str, Any]:
             kept = {"outputs": list(report.outputs), "cost": report.cost, "endedAt": iso(report.ended_at)}
             return {"kind": "finished", "jobId": report.job_id, **kept}
         case Failed():
-            return {
-                "kind": "failed",
-                "jobId": report.job_id,
-                "code": report.code,
-                "message": report.message,
-                "retryable": report.retryable,
-                "billed": report.billed,
-                "providerCode": report.provider_code,
-                "endedAt": iso(report.ended_at),
-            }
+            names = ("code", "message", "retryable", "billed", "provider_code")
+            kept = {to_camel(name): getattr(report, name) for name in names}
+            return {"kind": "failed", "jobId": report.job_id, **kept, "endedAt": iso(report.ended_at)}
         case _:
             assert_never(report)
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Self
 
 from pydantic import Field
 from starlette.requests import Request
@@ -16,12 +15,12 @@ from broker.api.http.endpoint import Endpoint, Parameter, json_success
 from broker.api.http.pagination import PageQuery, PageResponse, cursor_text, split_page
 from broker.api.http.query import NAME_TEXT, one_of_text
 from broker.api.http.responses import DataResponse, data_response, json_response
-from broker.clock import Clock, iso
+from broker.clock import Clock
 from broker.errors import ApiError
 from broker.net.url_policy import redact_url
 from broker.presenter import Moment, OneOf, ResponseModel, TaskData, TaskId
 from storage import ids
-from storage.deliveries import Deliveries, Delivery, DeliveryAttempt, DeliveryStatus
+from storage.deliveries import Deliveries, Delivery, DeliveryStatus
 from webhooks.events import Event
 
 DELIVERY_ID: Final = f"^{ids.EVENT_ID.pattern}$"
@@ -52,6 +51,10 @@ class DeliverySummary(ResponseModel):
     created_at: Moment
     next_at: Moment | None
     delivered_at: Moment | None
+
+    @classmethod
+    def from_delivery(cls, delivery: Delivery, **more: Any) -> Self:
+        return cls.from_object(delivery, url=redact_url(delivery.url), next_at=delivery.due_at, **more)
 
 
 class DeliveryAttemptData(ResponseModel):
@@ -108,14 +111,18 @@ class DeliveryRoutes:
             before=query.cursor,
         )
         page, next_cursor = split_page(deliveries, query.limit, lambda delivery: (delivery.created_at, delivery.id))
-        summaries = [DeliverySummary(**_summary_fields(delivery)) for delivery in page]
+        summaries = [DeliverySummary.from_delivery(delivery) for delivery in page]
         document = PageResponse[DeliverySummary](success=True, data=summaries, next_cursor=next_cursor)
         return json_response(document.to_document())
 
     async def get_delivery(self, request: Request) -> Response:
         """Get a webhook with its body and attempts."""
         delivery = await self._read(request)
-        return data_response(_present_delivery(delivery, await self.deliveries.list_attempts(delivery.id)))
+        attempts = await self.deliveries.list_attempts(delivery.id)
+        attempt_log = [DeliveryAttemptData.from_object(attempt) for attempt in attempts]
+        return data_response(
+            DeliveryData.from_delivery(delivery, attempt_log=attempt_log, body=json.loads(delivery.body))
+        )
 
     async def replay_delivery(self, request: Request) -> Response:
         """Send a webhook again.
@@ -124,8 +131,8 @@ class DeliveryRoutes:
         """
         await self.deliveries.replay((await self._read(request)).id, self.clock.now())
         delivery = await self._read(request)
-        summary = DeliverySummary(**_summary_fields(delivery))
-        return data_response(summary, 202, {"location": f"/api/deliveries/{delivery.id}"})
+        location = {"location": f"/api/deliveries/{delivery.id}"}
+        return data_response(DeliverySummary.from_delivery(delivery), 202, location)
 
     async def _read(self, request: Request) -> Delivery:
         delivery_id = request.path_params["id"]
@@ -139,32 +146,3 @@ class DeliveryRoutes:
 _DELIVERY: Final = Parameter(
     "id", "path", "the delivery's id, which is also its webhook-id", {"type": "string", "pattern": DELIVERY_ID}
 )
-
-
-def _summary_fields(delivery: Delivery) -> dict[str, Any]:
-    return {
-        "id": delivery.id,
-        "task_id": delivery.task_id,
-        "type": delivery.type,
-        "url": redact_url(delivery.url),
-        "outcome": delivery.outcome.value,
-        "attempts": delivery.attempts,
-        "last_status": delivery.last_status,
-        "reason": delivery.reason,
-        "created_at": iso(delivery.created_at),
-        "next_at": iso(delivery.due_at),
-        "delivered_at": iso(delivery.delivered_at),
-    }
-
-
-def _present_delivery(delivery: Delivery, attempts: Sequence[DeliveryAttempt]) -> DeliveryData:
-    return DeliveryData(
-        **_summary_fields(delivery),
-        attempt_log=[
-            DeliveryAttemptData(
-                number=one.number, at=iso(one.at), status=one.status, error=one.error, milliseconds=one.milliseconds
-            )
-            for one in attempts
-        ],
-        body=WebhookBody.model_validate(json.loads(delivery.body)),
-    )

@@ -14,6 +14,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from broker.errors import ApiError
+from storage.errors import StorageFull
 from webhooks.strict_json import read_json
 
 MAX_PARTS: Final = 100
@@ -126,5 +127,5 @@ async def read_form(request: Request, options: Mapping[bytes, bytes], max_bytes:
             raise ApiError("invalid_request", message) from error
         except OSError as error:
             if error.errno in _DISK_FULL:
-                raise ApiError("storage_full", "The disk is full. Try again later.", retryable=True) from error
+                raise StorageFull("the disk for temporary files is full") from error
             raise

@@ -1,9 +1,9 @@
-"""Endpoints of the native dialect's orders, tasks and tasks."""
+"""Endpoints of the native dialect's orders, tasks and batches."""
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from broker.api.http.endpoint import ETAG, IF_NONE_MATCH, TEXT, Endpoint, Parameter, SuccessResponse, json_success
 from broker.api.http.pagination import PageResponse
@@ -63,13 +63,22 @@ _EVENT: Final = {
         },
     },
 }
+_EVENTS: Final = SuccessResponse(text="events", content={"text/event-stream": _EVENT})
+_NO_EVENTS: Final = SuccessResponse(text="the task has ended, and the client has the last event: do not reconnect")
 _GONE: Final = ("task_not_found", "task_expired")
+_TaskResponse = DataResponse[TaskData]
+_BatchResponse = DataResponse[BatchData]
+
+_caller_endpoint = partial(Endpoint, access="caller", tag="tasks")
+_poll_endpoint = partial(Endpoint, "GET", access="public", tag="tasks", query=PollQuery, errors=_GONE, is_quiet=True)
+_cancel_endpoint = partial(_caller_endpoint, "DELETE", errors=(*_GONE, "conflict"))
 
 
-def native_endpoints(tasks: TaskRoutes) -> list[Endpoint]:
-    caller = partial(Endpoint, access="caller", tag="tasks")
-    poll = partial(Endpoint, "GET", access="public", tag="tasks", query=PollQuery, errors=_GONE, is_quiet=True)
-    task, batch = DataResponse[TaskData], DataResponse[BatchData]
+def _poll_responses(text: str, model: Any) -> dict[int, SuccessResponse]:
+    return {200: json_success(text, model, headers=_POLL_HEADERS), 304: _NOT_MODIFIED}
+
+
+def task_endpoints(tasks: TaskRoutes) -> list[Endpoint]:
     return [
         Endpoint(
             "POST",
@@ -85,7 +94,7 @@ def native_endpoints(tasks: TaskRoutes) -> list[Endpoint]:
                 *("task_expired", "payload_too_large", "idempotency_mismatch", "rate_limited"),
             ),
         ),
-        caller(
+        _caller_endpoint(
             "POST",
             "/api/task/{id}/retry",
             tasks.retry_task,
@@ -93,19 +102,17 @@ def native_endpoints(tasks: TaskRoutes) -> list[Endpoint]:
             responses={202: _ACCEPTED},
             errors=("invalid_request", *_GONE, "conflict", "rate_limited"),
         ),
-        poll(
+        _poll_endpoint(
             "/api/task/{id}",
             tasks.get_task,
             parameters=(_TASK, IF_NONE_MATCH, _LANGUAGE),
-            responses={200: json_success("the task", task, headers=_POLL_HEADERS), 304: _NOT_MODIFIED},
+            responses=_poll_responses("the task", _TaskResponse),
         ),
-        caller(
-            "DELETE",
+        _cancel_endpoint(
             "/api/task/{id}",
             tasks.cancel_task,
             parameters=(_TASK, _LANGUAGE),
-            responses={200: json_success("the canceled task", task)},
-            errors=(*_GONE, "conflict"),
+            responses={200: json_success("the canceled task", _TaskResponse)},
         ),
         Endpoint(
             "GET",
@@ -114,13 +121,10 @@ def native_endpoints(tasks: TaskRoutes) -> list[Endpoint]:
             access="public",
             tag="tasks",
             parameters=(_TASK, _LAST_EVENT_ID, _LANGUAGE),
-            responses={
-                200: SuccessResponse(text="events", content={"text/event-stream": _EVENT}),
-                204: SuccessResponse(text="the task has ended, and the client has the last event: do not reconnect"),
-            },
+            responses={200: _EVENTS, 204: _NO_EVENTS},
             errors=_GONE,
         ),
-        caller(
+        _caller_endpoint(
             "GET",
             "/api/tasks",
             tasks.list_tasks,
@@ -128,18 +132,21 @@ def native_endpoints(tasks: TaskRoutes) -> list[Endpoint]:
             query=TaskListQuery,
             responses={200: json_success("a page", PageResponse[TaskData])},
         ),
-        poll(
+    ]
+
+
+def batch_endpoints(tasks: TaskRoutes) -> list[Endpoint]:
+    return [
+        _poll_endpoint(
             "/api/batch/{id}",
             tasks.get_batch,
             parameters=(_BATCH, IF_NONE_MATCH, _LANGUAGE),
-            responses={200: json_success("the batch", batch, headers=_POLL_HEADERS), 304: _NOT_MODIFIED},
+            responses=_poll_responses("the batch", _BatchResponse),
         ),
-        caller(
-            "DELETE",
+        _cancel_endpoint(
             "/api/batch/{id}",
             tasks.cancel_batch,
             parameters=(_BATCH, _LANGUAGE),
-            responses={200: json_success("the batch afterwards", batch)},
-            errors=(*_GONE, "conflict"),
+            responses={200: json_success("the batch afterwards", _BatchResponse)},
         ),
     ]

@@ -20,6 +20,7 @@ from broker.providers import parsing
 from broker.providers.base import ProviderContext
 from broker.providers.job_api import JobApi, running
 from broker.providers.kie.settings import KieSettings
+from broker.providers.parsing import ParsedResponse
 from broker.providers.responses import ProviderResponse
 from broker.reports import Failed, Finished, Pending, Report
 
@@ -96,7 +97,7 @@ class Kie(JobApi):
         response = await self.request("GET", "/api/v1/jobs/recordInfo", params={"taskId": job_id})
         parsed = response.parsed
         if response.body is None:
-            parsed = self.parse(parsing.salvage_record(response.content.decode("utf-8", "replace")))
+            parsed = ParsedResponse.from_body(parsing.salvage_record(response.content.decode("utf-8", "replace")))
         if parsed.ids and job_id not in parsed.ids:
             raise ProviderError(f"{self.name}: recordInfo answered about another job")
         match parsed.state:
@@ -115,7 +116,7 @@ class Kie(JobApi):
 
         A contradiction between code and state, or an unreadable body, means: poll.
         """
-        parsed = self.parse(body)
+        parsed = ParsedResponse.from_body(body)
         is_success = parsed.code is None or parsed.code in parsing.SUCCESS_CODES
         match parsed.state:
             case "done" | None if is_success and parsed.outputs:

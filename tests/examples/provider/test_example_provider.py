@@ -38,7 +38,7 @@ async def test_each_model_is_ordered_from_the_provider_that_serves_it(tmp_path: 
         assert (ours["status"], theirs["status"]) == ("completed", "completed")
         (job,) = broker.example.jobs
         assert (job["model"], job["prompt"]) == ("painter-1", "a red fox")
-        tasks = [await broker.services.tasks.get(task["id"]) for task in (ours, theirs)]
+        tasks = [await broker.services.tables.tasks.get(task["id"]) for task in (ours, theirs)]
         assert [task.provider for task in tasks if task] == ["example", "kie"]
         if has_public_url:
             assert job["webhook"].startswith(f"{broker.client.base_url}/api/webhook/example?task={ours['id']}&")

@@ -32,7 +32,7 @@ from storage.sql.sqlite import SqliteDatabase, sqlite_path
 from storage.states import TaskState
 from storage.tasks import Task
 from tests.integration.faults.test_worker import turn
-from tests.support.api import task_cache
+from tests.support.api import task_cache, with_parts
 from tests.support.brokers import create_tasks, still
 from tests.support.clock import ManualClock
 from tests.support.faulty_http import PUBLIC, Names, Network, Script, Visit, answers, head, rst, sends, silence
@@ -71,12 +71,12 @@ class Scene:
         await turn(self.services)
 
     async def delivery_of(self, task: Task) -> Delivery:
-        (delivery,) = await self.services.deliveries.list_newest(task_id=task.id, limit=10)
+        (delivery,) = await self.services.tables.deliveries.list_newest(task_id=task.id, limit=10)
         return delivery
 
     async def delivery(self) -> Delivery:
         """The only one there is."""
-        (delivery,) = await self.services.deliveries.list_newest(limit=10)
+        (delivery,) = await self.services.tables.deliveries.list_newest(limit=10)
         return delivery
 
 
@@ -104,7 +104,7 @@ def calling_with(scene: Scene, fetcher: Fetcher) -> Scene:
     """The same broker, whose orders check the addresses of callers with another fetcher."""
     orders = scene.services.orders
     planner = replace(orders.planner, caller_fetcher=fetcher)
-    return replace(scene, services=replace(scene.services, orders=replace(orders, planner=planner)))
+    return replace(scene, services=with_parts(scene.services, orders=replace(orders, planner=planner)))
 
 
 # -- the retry schedule
@@ -128,7 +128,7 @@ async def test_dead_receiver_gets_one_attempt_and_six_retries(
         delivery = await scene.delivery()
         ended = (DeliveryStatus.FAILED, 7, None, 500)
         assert (delivery.outcome, delivery.attempts, delivery.due_at, delivery.last_status) == ended
-        tries = await scene.services.deliveries.list_attempts(delivery.id)
+        tries = await scene.services.tables.deliveries.list_attempts(delivery.id)
         assert [one.status for one in tries] == [500] * 7
         assert [round(b.at - a.at) for a, b in itertools.pairwise(tries)] == list(RETRY_SCHEDULE)
 
@@ -259,7 +259,7 @@ async def test_crash_during_a_delivery_repeats_it_after_the_lease(
     async with a_scene(tmp_path, clock, receiver) as scene:
         await scene.ended()
         (claimed,) = await scene.services.worker.deliverer.claim()
-        crashing: Any = Unrecorded(scene.services.deliveries)
+        crashing: Any = Unrecorded(scene.services.tables.deliveries)
         with pytest.raises(StorageError):
             await replace(scene.services.worker.deliverer, deliveries=crashing).deliver(claimed)
     async with a_scene(tmp_path, clock, receiver) as scene:
@@ -318,7 +318,9 @@ async def test_two_processes_deliver_a_webhook_once(
         tasks = [await one.ended() for _ in range(24)]
         for _ in range(4):
             await asyncio.gather(one.turn(), other.turn())
-        assert {d.outcome for d in await one.services.deliveries.list_newest(limit=50)} == {DeliveryStatus.DELIVERED}
+        assert {d.outcome for d in await one.services.tables.deliveries.list_newest(limit=50)} == {
+            DeliveryStatus.DELIVERED
+        }
     received_ids = [message.document["data"]["id"] for message in receiver.received]
     assert sorted(received_ids) == sorted(task.id for task in tasks)
 
@@ -358,7 +360,7 @@ async def test_repeated_transaction_delivers_one_webhook(
     async with open_services(settings, clock=clock, open_database=open_doubtful) as services:
         await services.canceler.cancel_task(task.id)
         await turn(services)
-        (delivery,) = await services.deliveries.list_newest(limit=10)
+        (delivery,) = await services.tables.deliveries.list_newest(limit=10)
         assert (delivery.outcome, delivery.attempts) == (DeliveryStatus.DELIVERED, 1)
     assert receiver.types == ["task.canceled"]
 
@@ -401,14 +403,14 @@ async def _write_webhooks(scene: Scene, *hosts: str) -> None:
             due_at=float(number),
             created_at=0.0,
         )
-        await scene.services.database.transact(scene.services.deliveries.insert_delivery(one))
+        await scene.services.database.transact(scene.services.tables.deliveries.insert_delivery(one))
 
 
 async def test_host_gets_two_webhooks_at_a_time(scene: Scene) -> None:
     await _write_webhooks(scene, *["a.example"] * 20, "b.example")
     claimed = [*await _claimed(scene.services), *await _claimed(scene.services)]
     assert [delivery.host for delivery in claimed] == ["a.example", "a.example", "b.example"]
-    leased = [d for d in await scene.services.deliveries.list_newest(limit=200) if d.leased_by]
+    leased = [d for d in await scene.services.tables.deliveries.list_newest(limit=200) if d.leased_by]
     assert len(leased) == 3, "the others are free for other processes"
 
 
@@ -434,13 +436,13 @@ Ending = Callable[[Services, Task], Awaitable[None]]
 
 
 async def _settle(services: Services, task: Task, decide: Callable[[Task], Changes]) -> None:
-    row = await services.tasks.get(task.id)
+    row = await services.tables.tasks.get(task.id)
     assert row is not None
     await services.worker.steps.transitions.apply(row, lambda now, _: decide(now), is_leased=False)
 
 
 async def _fetching(services: Services, task: Task) -> None:
-    tasks, now = services.tasks, services.clock.now()
+    tasks, now = services.tables.tasks, services.clock.now()
     row = await tasks.get(task.id)
     assert row is not None
     image = StoredImage(
@@ -459,12 +461,14 @@ async def _fetching(services: Services, task: Task) -> None:
     found = {"outputs": ("https://a.example/1",), "billed": "yes", "deadline_at": now}
     values = {"state": TaskState.FETCHING, "attempt": 1, **found}
     await services.database.transact(tasks.update_task(row, **values))
-    await services.database.transact(tasks.lock_task(task.id, TaskState.FETCHING), services.images.insert_image(image))
+    await services.database.transact(
+        tasks.lock_task(task.id, TaskState.FETCHING), services.tables.images.insert_image(image)
+    )
 
 
 async def complete(services: Services, task: Task) -> None:
     policy, now = services.worker.steps.transitions.policy, services.clock.now()
-    await _settle(services, task, lambda row: lifecycle.downloaded(row, 1, [], now, policy))
+    await _settle(services, task, lambda row: lifecycle.downloaded(row, now, policy, 1, []))
 
 
 async def succeed(services: Services, task: Task) -> None:
@@ -475,7 +479,7 @@ async def succeed(services: Services, task: Task) -> None:
 async def fail(services: Services, task: Task) -> None:
     report = Failed(code="safety_input", message="no", retryable=False, billed="no")
     policy, now = services.worker.steps.transitions.policy, services.clock.now()
-    await _settle(services, task, lambda row: lifecycle.upload_failed(row, report, now, policy))
+    await _settle(services, task, lambda row: lifecycle.upload_failed(row, now, policy, report))
 
 
 async def cancel(services: Services, task: Task) -> None:
@@ -488,14 +492,14 @@ async def fail_early_and_for_good(services: Services, task: Task) -> None:
     await _fetching(services, task)
     for later in (1.0, 2.0, policy.result_kept_seconds + 3.0):
         now = services.clock.now() + later
-        await _settle(services, task, lambda row, now=now: lifecycle.downloaded(row, 0, [dead], now, policy))  # type: ignore[misc]
+        await _settle(services, task, lambda row, now=now: lifecycle.downloaded(row, now, policy, 0, [dead]))  # type: ignore[misc]
 
 
 async def fail_and_succeed(services: Services, task: Task) -> None:
     policy, dead = services.worker.steps.transitions.policy, DownloadFailure(code="result_gone", message="404")
     await _fetching(services, task)
     now = services.clock.now() + 1
-    await _settle(services, task, lambda row: lifecycle.downloaded(row, 0, [dead], now, policy))
+    await _settle(services, task, lambda row: lifecycle.downloaded(row, now, policy, 0, [dead]))
     await complete(services, task)
 
 
@@ -524,7 +528,7 @@ async def test_every_end_is_delivered_once_with_the_body_of_a_poll(
     async with a_scene(tmp_path, ManualClock(time.time()), receiver, **settings) as scene:
         task = await scene.order()
         await ending(scene.services, task)
-        deliveries = await scene.services.deliveries.list_newest(limit=10)
+        deliveries = await scene.services.tables.deliveries.list_newest(limit=10)
         assert sorted(d.type for d in deliveries) == sorted(events)
         await asyncio.gather(*(scene.services.worker.deliverer.deliver(d) for d in await _claimed(scene.services)))
         assert sorted(receiver.types) == sorted(events)
@@ -544,7 +548,7 @@ async def _claimed(services: Services) -> list[Delivery]:
 async def test_task_without_callback_url_has_no_webhook(scene: Scene) -> None:
     (task,) = await create_tasks(scene.services, OrderRequest(params=ImageParams(prompt="a red bicycle")))
     await scene.services.canceler.cancel_task(task.id)
-    assert await scene.services.deliveries.list_newest(limit=10) == []
+    assert await scene.services.tables.deliveries.list_newest(limit=10) == []
 
 
 async def test_uncommitted_end_has_no_webhook(scene: Scene) -> None:
@@ -552,10 +556,12 @@ async def test_uncommitted_end_has_no_webhook(scene: Scene) -> None:
     broker = scene.services
     task = await scene.order()
     statements = await scene.services.worker.steps.transitions.outbox.enqueue_event(task, await _as_canceled(task))
-    await scene.services.database.transact(broker.tasks.update_task(task, step_retries=1))
+    await scene.services.database.transact(broker.tables.tasks.update_task(task, step_retries=1))
     with pytest.raises(Stale):
-        await scene.services.database.transact(broker.tasks.update_task(task, state=TaskState.CANCELED), *statements)
-    assert await broker.deliveries.list_newest(limit=10) == []
+        await scene.services.database.transact(
+            broker.tables.tasks.update_task(task, state=TaskState.CANCELED), *statements
+        )
+    assert await broker.tables.deliveries.list_newest(limit=10) == []
 
 
 async def _as_canceled(task: Task) -> Task:
@@ -688,7 +694,7 @@ async def test_undelivered_webhook_is_deleted_with_its_task(
         scene.clock.advance(24 * HOUR - sum(RETRY_SCHEDULE[:5]))
         (under_way, *_) = [d for d in await _claimed(scene.services) if d.task_id == task.id]
         await scene.turn()
-        row = await scene.services.tasks.get(task.id)
+        row = await scene.services.tables.tasks.get(task.id)
         assert row is not None
         assert (row.state, row.prompt) == (TaskState.EXPIRED, "")
         assert (await scene.delivery()).task_id == living.id
@@ -702,7 +708,7 @@ async def test_delivered_webhook_is_deleted_with_its_task(scene: Scene) -> None:
     await scene.turn()
     scene.clock.advance(24 * HOUR)
     await scene.turn()
-    assert await scene.services.deliveries.list_newest(limit=5) == []
+    assert await scene.services.tables.deliveries.list_newest(limit=5) == []
     assert await scene.services.database.fetch("SELECT * FROM delivery_attempts") == []
 
 
@@ -727,9 +733,9 @@ async def test_webhook_replayed_during_its_deletion_stays(scene: Scene) -> None:
     await scene.turn()
     broker, delivery = scene.services, await scene.delivery()
     interrupted: Any = Interrupted(
-        scene.services.database, lambda: broker.deliveries.replay(delivery.id, scene.clock.now())
+        scene.services.database, lambda: broker.tables.deliveries.replay(delivery.id, scene.clock.now())
     )
     assert await Deliveries(interrupted).delete_before(scene.clock.now() + 100, 10) == 0
-    assert len(await broker.deliveries.list_attempts(delivery.id)) == 1
+    assert len(await broker.tables.deliveries.list_attempts(delivery.id)) == 1
     await scene.turn()
-    assert await broker.deliveries.delete_before(scene.clock.now() + 100, 10) == 1
+    assert await broker.tables.deliveries.delete_before(scene.clock.now() + 100, 10) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from broker.orders import ImageParams, OrderRequest
 from broker.reports import Finished, Pending
-from broker.sandbox.options import Options
+from broker.sandbox.engine import Options
 from broker.sandbox.server import serve_sandbox
 from broker.services import Services
 from broker.tasks.running import CONCURRENCY, RunningStep
@@ -37,17 +38,17 @@ async def a_task(services: Services, clock: ManualClock, state: TaskState, attem
     broker = services
     (task,) = await create_tasks(services, OrderRequest(params=ImageParams(prompt="a red bicycle")))
     values = {"state": state, "attempt": attempt, "due_at": clock.now(), "expects_callback": False, **changes}
-    update = broker.tasks.update_task(task, **values)
+    update = broker.tables.tasks.update_task(task, **values)
     limits = account_limits(services.providers[task.provider])
     ledger = Attempt(task_id=task.id, number=attempt, provider=task.provider, key_id="default", sent_at=clock.now())
     await services.database.transact(update, *services.worker.steps.submit.limits.reserve_submission(ledger, limits))
-    fresh = await broker.tasks.get(task.id)
+    fresh = await broker.tables.tasks.get(task.id)
     assert fresh is not None
     return fresh
 
 
 async def leased(services: Services, state: TaskState, holder: str, now: float) -> Task:
-    (task,) = await services.tasks.claim(state, now=now, lease=Lease(holder=holder, until=now + 30), limit=1)
+    (task,) = await services.tables.tasks.claim(state, now=now, lease=Lease(holder=holder, until=now + 30), limit=1)
     return task
 
 
@@ -56,7 +57,7 @@ async def test_late_recovery_does_not_change_a_later_attempt(
     tmp_path: Path, clock: ManualClock, resubmit: bool
 ) -> None:
     async with still(tmp_path, clock, resubmit_unknown=resubmit) as services:
-        steps, tasks = services.worker.steps, services.tasks
+        steps, tasks = services.worker.steps, services.tables.tasks
         await a_task(services, clock, TaskState.SUBMITTING, 1)
         sleeper = await leased(services, TaskState.SUBMITTING, "sleeper", clock.now())
         clock.advance(60)
@@ -64,13 +65,13 @@ async def test_late_recovery_does_not_change_a_later_attempt(
         # a callback led to a second attempt, which the other worker is submitting
         await services.database.transact(tasks.update_task(other, attempt=2))
         before = await tasks.get(sleeper.id)
-        await steps.recover.run(sleeper)
+        await steps.run(sleeper)
         assert await tasks.get(sleeper.id) == before
 
 
 async def test_late_pending_report_does_not_change_a_task_leased_by_another(tmp_path: Path, clock: ManualClock) -> None:
     async with still(tmp_path, clock) as services:
-        steps, tasks = services.worker.steps, services.tasks
+        steps, tasks = services.worker.steps, services.tables.tasks
         task = await a_task(services, clock, TaskState.WAITING, 1, job_id="job", deadline_at=clock.now() + 10)
         sleeper = await leased(services, TaskState.WAITING, "sleeper", clock.now())
         clock.advance(60)
@@ -87,15 +88,61 @@ async def test_late_pending_report_does_not_change_a_task_leased_by_another(tmp_
         assert after.state == TaskState.FETCHING, "a result counts without a lease"
 
 
+async def test_stored_intent_is_submitted_although_another_worker_took_the_lease(
+    tmp_path: Path, clock: ManualClock
+) -> None:
+    """Other workers only wait for the outcome of a stored intent, so the worker that stored it must send the order."""
+    async with still(tmp_path, clock) as services:
+        submit = services.worker.steps.submit
+        (task,) = await create_tasks(services, OrderRequest(params=ImageParams(prompt="a red bicycle")))
+        (mine,) = await services.tables.tasks.claim_queued(
+            now=clock.now(), lease=Lease(holder="sleeper", until=clock.now() + 30), provider="kie", limit=1
+        )
+        provider = _Saying(submit.providers["kie"], Pending(job_id="job"))
+
+        async def take_over() -> None:
+            clock.advance(60)
+            await leased(services, TaskState.SUBMITTING, "other", clock.now())
+
+        tasks: Any = _Overtaken(services.tables.tasks, take_over)
+        transitions = replace(submit.transitions, tasks=tasks)
+        await replace(submit, providers={"kie": provider}, transitions=transitions).run(mine)
+        after = await services.tables.tasks.get(task.id)
+        assert after is not None
+        assert (after.state, after.job_id, provider.submitted) == (TaskState.WAITING, "job", 1)
+
+
+class _Overtaken:
+    """Tasks, the first of which is taken over by another worker just before it is read again."""
+
+    def __init__(self, tasks: Any, take_over: Callable[[], Awaitable[None]]) -> None:
+        self._tasks = tasks
+        self._take_over: Callable[[], Awaitable[None]] | None = take_over
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tasks, name)
+
+    async def get(self, task_id: str) -> Any:
+        if take_over := self._take_over:
+            self._take_over = None
+            await take_over()
+        return await self._tasks.get(task_id)
+
+
 class _Saying:
     """A provider with a fixed report."""
 
     def __init__(self, provider: Any, report: Any) -> None:
         self._provider = provider
         self.report = report
+        self.submitted = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._provider, name)
+
+    async def submit(self, order: Any, callback_url: str | None) -> Any:
+        self.submitted += 1
+        return self.report
 
     async def check(self, job_id: str) -> Any:
         return self.report
@@ -142,7 +189,7 @@ async def _accepted(broker: RunningBroker, count: int) -> bool:
 
 async def test_references_are_deleted_after_an_error_of_the_blob_store(tmp_path: Path, clock: ManualClock) -> None:
     async with still(tmp_path, clock) as services:
-        retention, images = services.worker.retention, services.images
+        retention, images = services.worker.retention, services.tables.images
         task = await a_task(services, clock, TaskState.SUCCEEDED, 1, ended_at=clock.now())
         owner = reference_owner(task.batch)
         async with services.blobs.new_draft(owner) as draft:
@@ -205,7 +252,7 @@ async def test_sweep_keeps_the_files_of_an_unfinished_task(tmp_path: Path, clock
 
 async def test_shorter_retention_does_not_change_a_revived_task(tmp_path: Path, clock: ManualClock) -> None:
     async with still(tmp_path, clock) as services:
-        tasks = services.tasks
+        tasks = services.tables.tasks
         due = {"ended_at": clock.now(), "due_at": clock.now() + 86_400}
         retention = TaskRetention(tasks.database)
         ended = await a_task(services, clock, TaskState.FAILED, 1, **due)

@@ -84,7 +84,7 @@ async def ended(services: Services, clock: ManualClock, **changes: Any) -> Task:
     await _file(services, task.id)
     due_at = clock.now() + services.worker.steps.transitions.policy.retention_seconds
     values = {"state": TaskState.SUCCEEDED, "ended_at": clock.now(), "due_at": due_at, **changes}
-    await services.database.transact(services.tasks.update_task(task, **values))
+    await services.database.transact(services.tables.tasks.update_task(task, **values))
     return replace(task, version=task.version + 1, **values)
 
 
@@ -114,12 +114,12 @@ async def test_retention_deletes_only_what_is_old_enough(tmp_path: Path, clock: 
         assert (await services.worker.clean_up(), files(tmp_path)) == (0, 1)
         clock.advance(2 * HOUR)
         assert (await services.worker.clean_up(), files(tmp_path)) == (1, 0)
-        row = await services.tasks.get(task.id)
+        row = await services.tables.tasks.get(task.id)
         assert row is not None
         assert (row.state, row.prompt) == (TaskState.EXPIRED, "")
         clock.advance(8 * 24 * HOUR)
         await services.worker.clean_up()
-        assert await services.tasks.get(task.id) is None
+        assert await services.tables.tasks.get(task.id) is None
 
 
 async def test_shorter_retention_applies_to_ended_tasks(tmp_path: Path, clock: ManualClock) -> None:

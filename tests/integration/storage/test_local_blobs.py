@@ -324,14 +324,6 @@ def test_cancelled_writer_leaves_nothing(tmp_path: Path, steps: int) -> None:
     assert files(tmp_path / ".drafts") == []
 
 
-async def test_draft_left_before_its_thread_began_is_not_created(blobs: LocalBlobs) -> None:
-    """Threads may reach a cancelled draft in any order."""
-    draft = blobs.new_draft("task_1")
-    await draft.__aexit__(None, None, None)
-    await draft.__aenter__()
-    assert files(blobs.root) == []
-
-
 async def test_reader_closes_its_file_at_the_end_on_close_and_when_dropped(blobs: LocalBlobs) -> None:
     """A client may disconnect at any time, also before the first chunk."""
     async with blobs.new_draft("task_1") as draft:
