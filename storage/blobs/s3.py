@@ -156,10 +156,7 @@ class S3Blobs:
         return removed
 
     async def delete_stale_drafts(self, older_than: float) -> int:
-        """Remove drafts that stopped writers left on this machine.
-
-        Unfinished multipart uploads are removed by the bucket's lifecycle rule AbortIncompleteMultipartUpload.
-        """
+        """Delete those of this machine."""
         return await DISK.run(partial(self._drafts.sweep, older_than))
 
     async def list_owners(self, older_than: float, since: float = 0.0) -> list[str]:
