@@ -10,11 +10,9 @@ from typing import Protocol, overload
 class Clock(Protocol):
     def now(self) -> float:
         """Seconds since the epoch. It may be set, forwards and backwards."""
-        ...
 
     def monotonic(self) -> float:
         """Seconds since some moment; only ever forwards."""
-        ...
 
 
 class SystemClock:

@@ -42,7 +42,6 @@ from broker.tasks.running import LeaseKeeper, RunningSteps
 from broker.tasks.steps.callbacks import CallbackQueue, CallbackStep
 from broker.tasks.steps.check import CheckStep, switch_to_polling
 from broker.tasks.steps.download import DownloadStep
-from broker.tasks.steps.recover import RecoverStep
 from broker.tasks.steps.submit import SubmitStep
 from broker.tasks.steps.table import StepTable
 from broker.tasks.submissions import SubmissionQueue
@@ -126,7 +125,7 @@ class Services:
 
     @cached_property
     def queries(self) -> TaskQueries:
-        return TaskQueries(clock=self.clock, tasks=self.tables.tasks, images=self.tables.images)
+        return TaskQueries(tasks=self.tables.tasks, images=self.tables.images)
 
     @cached_property
     def canceler(self) -> TaskCanceler:
@@ -179,7 +178,6 @@ class Services:
                 transitions=transitions,
                 callback_url=self.callback_url,
             ),
-            recover=RecoverStep(transitions=transitions),
             check=CheckStep(callbacks=self.tables.callbacks, providers=providers, transitions=transitions),
             download=DownloadStep(
                 images=self.tables.images,
@@ -304,7 +302,7 @@ class Services:
             probe=ReachabilityProbe(
                 client=self.agents.client,
                 challenge=ChallengeResponse(self.tokens.secret),
-                path=next(iter(self.providers.values())).callback_path,
+                path=self.provider.callback_path,
             ),
             switch_to_polling=partial(switch_to_polling, self.transitions),
             clock=self.clock,

@@ -14,7 +14,7 @@ from typing import Annotated, Final
 
 from pydantic import Field
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from broker.api.http.endpoint import (
@@ -170,7 +170,11 @@ class ImageRoutes:
             reader = await self.blobs.open(image.blob, start, stop)
         except BlobMissing as error:
             raise _not_found() from error
-        return _BlobResponse(request, reader, 206 if is_part else 200, headers)
+        status = 206 if is_part else 200
+        if request.method == "HEAD":
+            await reader.aclose()
+            return Response(status_code=status, headers=headers)
+        return _BlobResponse(reader, status, headers)
 
     async def _find(self, name: str, kind: Kind) -> StoredImage:
         image = await self.images.get_by_name(name) if _NAME.fullmatch(name) else None
@@ -212,22 +216,13 @@ def _requested_range(request: Request, size: int, tag: str) -> tuple[int, int]:
     return int(match[1]), min(last + 1, size)
 
 
-class _BlobResponse(Response):
-    """Streams a blob, closes it in any case, and stops reading when the client disconnects."""
+class _BlobResponse(StreamingResponse):
+    """Streams a blob, and closes it in any case."""
 
-    def __init__(self, request: Request, reader: BlobReader, status: int, headers: Mapping[str, str]) -> None:
-        self._request = request
+    def __init__(self, reader: BlobReader, status: int, headers: Mapping[str, str]) -> None:
+        super().__init__(reader, status, headers)
         self._reader = reader
-        self.status_code = status
-        self.background = None
-        self.init_headers(headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with aclosing(self._reader):
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            if scope["method"] != "HEAD":
-                async for chunk in self._reader:
-                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
-                    if await self._request.is_disconnected():
-                        break
-            await send({"type": "http.response.body", "body": b""})
+            await super().__call__(scope, receive, send)

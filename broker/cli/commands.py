@@ -79,7 +79,7 @@ def sandbox(
 ) -> None:
     """Run the sandbox provider: an emulator of the upstream API, with faults on request."""
     from broker.cli.sandbox import list_moods, serve_alone
-    from broker.sandbox.options import Options
+    from broker.sandbox.engine import Options
 
     if moods:
         list_moods()

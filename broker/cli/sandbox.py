@@ -12,8 +12,8 @@ from broker.cli import TERMINATION_SIGNALS
 from broker.cli.console import CommandError, print_line
 from broker.errors import SettingsError
 from broker.providers.registry import point_to_sandbox, sandbox_upstream
+from broker.sandbox.engine import Options
 from broker.sandbox.faults import Fault, UnknownFault, parse_fault_setting
-from broker.sandbox.options import Options
 from broker.sandbox.server import serve_sandbox
 from broker.server.sockets import BindFailure, explain_bind_error, open_socket
 from broker.settings import Settings

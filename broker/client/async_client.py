@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
-from contextlib import aclosing, nullcontext
+from contextlib import aclosing
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, TypeAlias, TypedDict, TypeVar, Unpack
 from urllib.parse import quote
@@ -17,10 +18,9 @@ import httpx
 from httpx_sse import EventSource
 from pydantic import TypeAdapter
 from pydantic.alias_generators import to_camel
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_before_delay
+from tenacity import AsyncRetrying, retry_if_exception, stop_before_delay, wait_exception, wait_exponential_jitter
 
-from broker.client import transport
-from broker.client.errors import BrokerApiError, BrokerError, ChecksumMismatch, Unreachable, WaitTimeout, task_error
+from broker.client import errors
 from broker.client.models import Document, Image, Order, Page, Result, Task, TaskDocument
 from broker.client.references import Reference, read_references
 
@@ -29,16 +29,13 @@ T = TypeVar("T")
 DEFAULT_BASE: Final = "http://127.0.0.1:8000"
 """Default address of `broker serve`."""
 HOLD_SECONDS: Final = 25
-"""Duration of a long poll."""
-MIN_POLL_SECONDS: Final = 1.0
-"""Least time between two polls, for brokers that do not hold requests."""
-MAX_WAITING_CONNECTIONS: Final = 24
-"""Limit of long polls and event streams, so that other requests always find a connection."""
-STREAM_TIMEOUT_SECONDS: Final = 60.0
-"""Longest silence in an event stream; a broker sends a comment every fifteen seconds."""
+"""Duration of a long poll, and more than the silence between two comments of an event stream."""
+POLL_PAUSE_SECONDS: Final = 1.0
+"""Pause between two polls or event streams, for brokers that end them at once."""
+MAX_CONNECTIONS: Final = 32
+"""Half of the broker's limit per address."""
+CONNECT_TIMEOUT_SECONDS: Final = 10.0
 HEALTH_TIMEOUT_SECONDS: Final = 3.0
-UNKNOWN_BROKER_PATIENCE_SECONDS: Final = 2.0
-"""Patience with a broker that has never answered: the address is probably wrong."""
 
 _adapter_of: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
 
@@ -85,18 +82,30 @@ class AsyncClient:
         timeout: float = 120.0,
         patience: float = 90.0,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-        app: transport.ASGIApp | None = None,
+        app: Callable[..., Awaitable[None]] | None = None,
     ) -> None:
-        self.base = transport.validate_base(base)
+        if not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#@]*)?", base):  # never quoted: it may contain a password
+            raise ValueError("base must be the broker's address and nothing else, like http://127.0.0.1:8000")
+        self.base = base.rstrip("/")
         self._timeout = timeout
-        self._patience = patience
         self._sleep = sleep
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._headers |= {"Accept-Language": language} if language else {}
-        self._http = transport.open_http(app)
-        self._has_answered = False
-        self._waiting = asyncio.Semaphore(MAX_WAITING_CONNECTIONS)
-        """Held by each long poll and event stream."""
+        self._http = httpx.AsyncClient(
+            transport=httpx.ASGITransport(app) if app else None,
+            base_url=self.base,
+            trust_env=False,
+            follow_redirects=True,
+            limits=httpx.Limits(max_connections=MAX_CONNECTIONS),
+            event_hooks={"response": [_reject_downgrade]},
+        )
+        self._send_repeatedly = AsyncRetrying(
+            sleep=sleep,
+            retry=retry_if_exception(errors.is_transient),
+            wait=wait_exception(_retry_after) + wait_exponential_jitter(multiplier=0.2, max=5, jitter=0.2),
+            stop=stop_before_delay(patience),
+            reraise=True,
+        ).wraps(self._send)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.base!r})"
@@ -123,8 +132,7 @@ class AsyncClient:
         tasks = await _gather_all(self.wait(task_id, timeout=timeout) for task_id in order.ids)
         made = await _gather_all(self.image(result) for task in tasks for result in task.images)
         for task in tasks:
-            if task.status != "completed":
-                raise task_error(task, made)
+            errors.check_completed(task, made)
         return made
 
     async def create(self, prompt: str, **options: Unpack[OrderOptions]) -> Order:
@@ -135,76 +143,67 @@ class AsyncClient:
         """
         fields: dict[str, Any] = {"prompt": prompt, **options}
         key = fields.pop("idempotency_key", None) or secrets.token_hex(16)
-        references = await read_references(fields.pop("images", ()))
+        references = await asyncio.to_thread(read_references, fields.pop("images", ()))
         fields["number_of_images"] = fields.pop("n", 1)
         # parts without a file name are fields; so the form is multipart even without a reference
-        parts = [
-            (to_camel(name), (None, str(value).encode("utf-8", "replace")))
-            for name, value in fields.items()
-            if value is not None
-        ]
+        parts = [(to_camel(name), (None, str(value))) for name, value in fields.items() if value is not None]
+        headers = {"Idempotency-Key": key}
         try:
-            order = await self._request(
-                Order, "POST", "/api/generate/image", headers={"Idempotency-Key": key}, files=[*parts, *references]
+            order = await self._fetch(
+                Order, "POST", "/api/generate/image", headers=headers, files=[*parts, *references]
             )
-        except Unreachable as error:
+        except errors.Unreachable as error:
             error.add_note(f"Ordering again with idempotency_key={key!r} is safe: an order that arrived is returned.")
             raise
         return replace(order, key=key)
 
     async def get(self, task: TaskRef) -> Task:
         """Return the task. Raises `BrokerApiError` with status 404, or 410 once it has expired."""
-        return (await self._request(TaskDocument, "GET", _task_path(task))).data
+        return (await self._fetch(TaskDocument, "GET", _task_path(task))).data
 
     async def wait(self, task: TaskRef, *, timeout: float | None = None) -> Task:
         """Return the task once it has ended, with or without an image. timeout: seconds, then `WaitTimeout`."""
         path = f"{_task_path(task)}?wait={HOLD_SECONDS}"
         try:
             async with asyncio.timeout(timeout):
-                while True:
-                    started_at = asyncio.get_running_loop().time()
-                    current = (await self._request(TaskDocument, "GET", path, hold=HOLD_SECONDS)).data
-                    if current.ended:
-                        return current
-                    await self._pause_since(started_at)
+                while not (current := (await self._fetch(TaskDocument, "GET", path, hold=HOLD_SECONDS)).data).ended:
+                    await self._sleep(POLL_PAUSE_SECONDS)
+                return current
         except TimeoutError:
-            raise WaitTimeout(task if isinstance(task, str) else task.id, timeout or 0.0) from None
+            raise errors.WaitTimeout(task if isinstance(task, str) else task.id, timeout or 0.0) from None
 
     async def events(self, task: TaskRef) -> AsyncGenerator[Task]:
         """Yield the task now and after each change, until it has ended."""
-        url, headers = f"{self.base}{_task_path(task)}/events", {**self._headers, "Accept": "text/event-stream"}
-        open_stream = partial(self._send, "GET", url, timeout=STREAM_TIMEOUT_SECONDS, stream=True, headers=headers)
+        url, headers = f"{_task_path(task)}/events", {"Accept": "text/event-stream"}
         while True:
-            started_at = asyncio.get_running_loop().time()
-            async with self._waiting:
-                response = await self._retry(open_stream)
-                try:
-                    async with aclosing(response), aclosing(EventSource(response).aiter_sse()) as events:
-                        with transport.translate_errors(self.base):
-                            async for event in events:
-                                if event.data:
-                                    headers["Last-Event-ID"] = event.id
-                                    current = self._parse(TaskDocument, event.data).data
-                                    yield current
-                                    if current.ended:
-                                        return
-                except Unreachable as error:
-                    if not error.passing:
-                        raise
-            await self._pause_since(started_at)
+            response = await self._send_repeatedly("GET", url, headers=headers, hold=HOLD_SECONDS, stream=True)
+            try:
+                async with aclosing(response), aclosing(EventSource(response).aiter_sse()) as changes:
+                    with errors.translate_errors(self.base):
+                        async for event in changes:
+                            if event.data:
+                                headers["Last-Event-ID"] = event.id
+                                current = self._parse(TaskDocument, event.data).data
+                                yield current
+                                if current.ended:
+                                    return
+            except errors.Unreachable as error:
+                if not error.passing:
+                    raise
+            await self._sleep(POLL_PAUSE_SECONDS)
 
     async def tasks(self, *, status: str | None = None, limit: int = 20, cursor: str | None = None) -> Page:
         """Return a page of tasks, newest first. limit: at most 100. cursor: of the previous page."""
         params = {"limit": str(limit), "status": status, "cursor": cursor}
-        return await self._request(
+        return await self._fetch(
             Page, "GET", "/api/tasks", params={name: value for name, value in params.items() if value is not None}
         )
 
     async def cancel(self, task: TaskRef) -> Task:
         """Cancel a task; a canceled one is returned. Raises `BrokerApiError` with status 409 when it is too late."""
         try:
-            return (await self._request(TaskDocument, "DELETE", _task_path(task))).data
-        except BrokerApiError as error:
+            return (await self._fetch(TaskDocument, "DELETE", _task_path(task))).data
+        except errors.BrokerApiError as error:
             # an earlier attempt may have succeeded although its response was lost
             if error.status == 409 and (current := await self.get(task)).status == "canceled":
                 return current
@@ -212,21 +211,20 @@ class AsyncClient:
 
     async def retry(self, task: TaskRef) -> Order:
         """Order a failed task again; repeated calls return the same new task. Raises `BrokerApiError` for others."""
-        return await self._request(Order, "POST", f"{_task_path(task)}/retry")
+        return await self._fetch(Order, "POST", f"{_task_path(task)}/retry")
 
     async def images(self, task: TaskRef) -> list[Image]:
         """Wait for a task and return its images. Raises `TaskFailed`."""
         ended = await self.wait(task)
-        if ended.status != "completed":
-            raise task_error(ended)
+        errors.check_completed(ended)
         return await _gather_all(self.image(result) for result in ended.images)
 
     async def image(self, result: Result) -> Image:
         """Download an image. Raises `ChecksumMismatch` unless the bytes are those that the broker stored."""
         # without the key: images are public, and the URL may lead to a foreign store
-        response = await self._retry(partial(self._send, "GET", result.url, timeout=self._timeout))
+        response = await self._send_repeatedly("GET", result.url)
         if result.sha256 is not None and hashlib.sha256(response.content).hexdigest() != result.sha256:
-            raise ChecksumMismatch(f"{result.name} has other bytes than the broker stores: is there a proxy?")
+            raise errors.ChecksumMismatch(f"{result.name} has other bytes than the broker stores: is there a proxy?")
         return Image(**vars(result), content=response.content)
 
     async def download(self, result: Result, path: str | Path) -> Path:
@@ -237,71 +235,65 @@ class AsyncClient:
         return await asyncio.to_thread((await self.image(result)).save, path)
 
     async def ask(self, method: str, path: str, /, **options: Any) -> Document:
-        """Send any other request and return the JSON object of its response. Only GET and HEAD are retried.
+        """Send any other request and return the JSON object of its response. Only GET is retried.
 
         options: of `httpx.request`, for example params, headers and json.
         """
-        send = self._request if method in {"GET", "HEAD"} else self._request_once
-        return await send(Document, method, path, **options)
+        return await self._fetch(Document, method, path, repeat=method == "GET", **options)
 
     async def alive(self) -> bool:
         """Return whether a broker answers at `base`. Sends one request with a short time-out, without the key."""
         try:
-            response = await self._send("GET", f"{self.base}/health", timeout=HEALTH_TIMEOUT_SECONDS)
+            async with asyncio.timeout(HEALTH_TIMEOUT_SECONDS):
+                response = await self._send("GET", f"{self.base}/health")
             return self._parse(Document, response.content).get("status") == "healthy"
-        except BrokerError:
+        except (errors.BrokerError, TimeoutError):
             return False
 
-    async def _request(self, cls: type[T], method: str, path: str, **options: Any) -> T:
-        return await self._retry(partial(self._request_once, cls, method, path, **options))
-
-    async def _request_once(
-        self, cls: type[T], method: str, path: str, *, hold: float = 0, headers: Mapping[str, str] = {}, **options: Any
-    ) -> T:
-        """Send one request and return its response as a value. hold: seconds that the broker may delay it."""
-        options["headers"] = {**self._headers, **headers}
-        async with self._waiting if hold else nullcontext():
-            response = await self._send(method, self.base + path, timeout=self._timeout + hold, **options)
-        return self._parse(cls, response.content)
+    async def _fetch(self, cls: type[T], method: str, path: str, *, repeat: bool = True, **options: Any) -> T:
+        """Send a request to the broker and return its response as a value. repeat: the request is idempotent."""
+        send = self._send_repeatedly if repeat else self._send
+        return self._parse(cls, (await send(method, path, **options)).content)
 
     async def _send(
-        self, method: str, url: str, *, timeout: float, stream: bool = False, **options: Any
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str] = {},
+        hold: float = 0.0,
+        stream: bool = False,
+        **options: Any,
     ) -> httpx.Response:
-        """Send one request. timeout: seconds of silence. Raises `BrokerError` unless the response is a success."""
-        limits = httpx.Timeout(timeout, connect=min(timeout, transport.CONNECT_TIMEOUT_SECONDS))
-        with transport.translate_errors(self.base):
-            request = self._http.build_request(method, url, timeout=limits, **options)
+        """Send one request. Raises `BrokerError` unless the response is a success.
+
+        url: a path of the broker; the key is not sent to complete URLs. hold: seconds that the broker may be silent.
+        """
+        own = self._headers if url.startswith("/") else {}
+        timeout = httpx.Timeout(self._timeout + hold, connect=CONNECT_TIMEOUT_SECONDS)
+        with errors.translate_errors(self.base):
+            request = self._http.build_request(method, url, headers={**own, **headers}, timeout=timeout, **options)
             response = await self._http.send(request, stream=stream)
-            self._has_answered = True
             if not response.is_success:
                 await response.aread()
-            transport.check_status(response)
+                raise errors.api_error(response)
             return response
 
     def _parse(self, cls: type[T], content: bytes | str) -> T:
-        with transport.translate_errors(self.base):
+        with errors.translate_errors(self.base):
             value: T = _adapter_of(cls).validate_json(content, context=self.base)
             return value
 
-    async def _retry(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        """Repeat an idempotent request while its failure is transient and the patience lasts."""
-        retrying = AsyncRetrying(
-            sleep=self._sleep,
-            retry=retry_if_exception(transport.is_transient),
-            wait=transport.pause_seconds,
-            stop=self._should_stop,
-            reraise=True,
-        )
-        return await retrying(attempt)
 
-    def _should_stop(self, state: RetryCallState) -> bool:
-        patience = self._patience if self._has_answered else min(self._patience, UNKNOWN_BROKER_PATIENCE_SECONDS)
-        return stop_before_delay(patience)(state)
+async def _reject_downgrade(response: httpx.Response) -> None:
+    """Refuse a redirect from https to another scheme."""
+    target = response.url.join(response.headers.get("location", ""))
+    if response.url.scheme == "https" and response.has_redirect_location and target.scheme != "https":
+        raise errors.Unreachable(f"{response.url.host} redirects from https to another scheme.", passing=False)
 
-    async def _pause_since(self, started_at: float) -> None:
-        """Sleep until the next poll may start."""
-        elapsed = asyncio.get_running_loop().time() - started_at
-        await self._sleep(max(0.0, MIN_POLL_SECONDS - elapsed))
+
+def _retry_after(error: BaseException) -> float:
+    return getattr(error, "retry_after", None) or 0.0
 
 
 def _task_path(task: TaskRef) -> str:
@@ -316,4 +308,3 @@ async def _gather_all(several: Iterable[Awaitable[T]]) -> list[T]:
     finally:
         for one in running:
             one.cancel()
-        await asyncio.gather(*running, return_exceptions=True)

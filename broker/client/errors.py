@@ -1,4 +1,4 @@
-"""Every error of the client, as one tree.
+"""Every error of the client, as one tree, and the rules by which failures of HTTP become one of them.
 
 Exception
 └── BrokerError
@@ -12,10 +12,19 @@ Exception
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import KW_ONLY, asdict, dataclass
+from typing import Final
 
-from broker.client.models import ErrorDetail, Image, Task
+import httpx
+from httpx_sse import SSEError
+from pydantic import TypeAdapter, ValidationError
+
+from broker.client.models import ErrorDetail, ErrorDocument, Image, Task
+
+_TRANSIENT_STATUSES: Final = frozenset({429, 502, 503, 504})
+_ERROR_ADAPTER: Final = TypeAdapter(ErrorDocument)
 
 
 class BrokerError(Exception):
@@ -89,6 +98,44 @@ def describe_failure(task: Task) -> str:
     return f"{task.id} is {task.status}: {task.error or 'no reason given'} ({', '.join(facts)})"
 
 
-def task_error(task: Task, made: Sequence[Image] = ()) -> TaskFailed:
-    """Return the error for a task that ended without an image."""
-    return TaskCanceled(task, made) if task.status == "canceled" else TaskFailed(task, made)
+def check_completed(task: Task, made: Sequence[Image] = ()) -> None:
+    """Raise `TaskFailed` unless the task has an image."""
+    if task.status != "completed":
+        raise (TaskCanceled if task.status == "canceled" else TaskFailed)(task, made)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Return whether the same request may succeed at once or after a pause."""
+    if isinstance(error, BrokerApiError):
+        return error.status in _TRANSIENT_STATUSES and error.retryable
+    return isinstance(error, Unreachable) and error.passing
+
+
+def api_error(response: httpx.Response) -> BrokerApiError:
+    """Return the error that a response describes."""
+    status, retry_after = response.status_code, response.headers.get("retry-after", "")
+    try:
+        document = asdict(_ERROR_ADAPTER.validate_json(response.content))
+    except ValidationError:  # of a proxy
+        document = {"error": f"HTTP {status} from {response.url}", "retryable": True}
+    seconds = float(retry_after) if retry_after.isdecimal() else None
+    return BrokerApiError(document.pop("error"), **document, status=status, retry_after=seconds)
+
+
+@contextmanager
+def translate_errors(base: str) -> Iterator[None]:
+    """Raise every failure of HTTP inside as `Unreachable`."""
+    try:
+        yield
+    except (httpx.InvalidURL, httpx.LocalProtocolError, UnicodeEncodeError):
+        # their messages quote values, for example a key with a line break
+        message = "The request cannot be sent: check the key (header Authorization), the language and the address."
+        raise Unreachable(message, passing=False) from None
+    except (ValidationError, SSEError, httpx.TooManyRedirects) as error:
+        detail = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        raise Unreachable(f"What answers at {base} is not a broker: {detail}", passing=False) from None
+    except httpx.HTTPError as error:
+        reason = str(error) or type(error).__name__
+        raise Unreachable(
+            f"No complete response ({reason}). Is there a broker at {base}? `broker serve` starts one."
+        ) from None

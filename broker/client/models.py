@@ -6,7 +6,6 @@ Their fields have the names of the API in snake case. Unknown keys are ignored, 
 from __future__ import annotations
 
 import base64
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -76,18 +75,11 @@ class Image(Result):
     content: bytes = field(repr=False)
 
     def save(self, path: str | Path) -> Path:
-        """Write the image to a file, or into a folder under its own name; return the path. Raises OSError.
-
-        An existing file is replaced by the complete image or not at all.
-        """
+        """Write the image to a file, or into a folder under its own name; return the path. Raises OSError."""
         target = Path(path)
         target = target / self.name if target.is_dir() else target
-        draft = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-        try:
-            draft.write_bytes(self.content)
-            return draft.replace(target)
-        finally:
-            draft.unlink(missing_ok=True)
+        target.write_bytes(self.content)
+        return target
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         return {self.media_type: base64.b64encode(self.content).decode()} if self.media_type else {}

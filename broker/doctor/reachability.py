@@ -1,4 +1,4 @@
-"""Inbound checks: a running broker, the public URL and back, and tunnels that expose too much."""
+"""Inbound checks: a running broker, the public URL and back, and access that is too wide."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from broker.errors import NotSent, ProviderError, SettingsError
 from broker.net.api_client import HttpResponse
 from broker.net.hosts import is_loopback_host, local_base_url
 from broker.providers.base import Finding
-from broker.providers.health import failed, ok, skipped, warning
+from broker.providers.health import explain_failure, failed, ok, skipped, warning
 from broker.server.sockets import explain_bind_error, open_socket, port_in_use
 from broker.settings import Settings
 
@@ -183,7 +183,9 @@ async def _check_public_url(context: DoctorContext, tunnels: Sequence[Tunnel]) -
 def _judge_probe(context: DoctorContext, url: PublicUrl, result: ProbeResult) -> Finding:
     name, shown = "public address", f"{url.url} ({url.source})"
     if not result.is_verified:
-        return failed(name, f"{shown}: {_describe_failure(result)}", _probe_cure(context, url, result))
+        is_other = result.verdict == ProbeVerdict.OTHER_SERVER
+        reason = f": {result.reason}" if is_other else f" {explain_failure(result.error)[0]}"
+        return failed(name, shown + reason, _probe_cure(context, url, result))
     is_local, is_plain = _is_loopback_url(url.url), url.url.startswith("http://")
     providers = context.registry.open_all().values()
     if is_local and not all(_is_loopback_url(provider.base_url) for provider in providers):
@@ -197,18 +199,6 @@ def _judge_probe(context: DoctorContext, url: PublicUrl, result: ProbeResult) ->
 
 def _is_loopback_url(url: str) -> bool:
     return is_loopback_host(urlsplit(url).hostname or "")
-
-
-def _describe_failure(result: ProbeResult) -> str:
-    if result.verdict == ProbeVerdict.OTHER_SERVER:
-        return result.reason
-    stage = result.error.at if isinstance(result.error, NotSent) else None
-    return {
-        "name": "its name is unknown",
-        "connection": "the connection is refused",
-        "tls": "its TLS certificate is not accepted",
-        "time-out": "no connection in time",
-    }.get(stage or "", "no valid answer")
 
 
 def _probe_cure(context: DoctorContext, url: PublicUrl, result: ProbeResult) -> str:
@@ -244,3 +234,30 @@ def _check_exposure(settings: Settings, tunnels: Sequence[Tunnel]) -> Iterator[F
     if settings.allow_anonymous and is_exposed:
         found = "BROKER_ALLOW_ANONYMOUS trusts every client, and the broker can be reached from the internet"
         yield failed("anonymous access", found, "unset BROKER_ALLOW_ANONYMOUS and set BROKER_API_KEYS")
+
+
+async def check_access(context: DoctorContext) -> Sequence[Finding]:
+    return list(_find_open_access(context.settings)) or [ok("access", _describe_access(context.settings))]
+
+
+def _find_open_access(settings: Settings) -> Iterator[Finding]:
+    is_exposed = not is_loopback_host(settings.host)
+    if is_exposed and settings.allow_anonymous:
+        found = f"every client that reaches {settings.host} may spend your credits (BROKER_ALLOW_ANONYMOUS)"
+        yield warning("access", found, "set BROKER_API_KEYS instead, unless the network is private")
+    elif is_exposed and not settings.api_keys:
+        found = f"other machines reach {settings.host}, but may not order: no key is set"
+        yield warning("access", found, "set BROKER_API_KEYS")
+    for origin in settings.cors_origins:
+        parts = urlsplit(origin)
+        if parts.scheme == "http" and not is_loopback_host(parts.hostname or ""):
+            found = f"pages of {origin} may order, and without TLS they can be changed on the way"
+            yield warning("origins", found, "serve the page over https://, and put that into BROKER_CORS_ORIGINS")
+
+
+def _describe_access(settings: Settings) -> str:
+    if settings.allow_anonymous:
+        return "every program on this machine may order"
+    if settings.api_keys:
+        return f"a key is needed ({len(settings.api_keys)} known)"
+    return "direct calls from this machine only"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator, Mapping
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field
 from ssl import SSLContext
 from typing import Any, Final, cast
 
@@ -28,20 +27,6 @@ CHUNK_BYTES: Final = 256 * 1024
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _GONE_STATUSES: Final = frozenset({401, 403, 404, 410, 451})
 _TRANSPORT_ERRORS: Final = (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError, OSError)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Download:
-    """A response body that is arriving."""
-
-    url: str = field(repr=False)
-    """The last URL after redirects, query included."""
-    media_type: str | None
-    """Lower case, without parameters."""
-    size: int | None
-    """Content-Length, if given."""
-    chunks: AsyncIterator[bytes] = field(repr=False)
-    """256 KiB or a little more each; raises `DownloadError`."""
 
 
 class Fetcher:
@@ -84,8 +69,11 @@ class Fetcher:
         return parsed
 
     @asynccontextmanager
-    async def open(self, url: str, *, max_bytes: int) -> AsyncGenerator[Download]:
-        """GET a URL. Leaving the context ends the connection, read to the end or not."""
+    async def open(self, url: str, *, max_bytes: int) -> AsyncGenerator[AsyncIterator[bytes]]:
+        """GET a URL, and yield its body in chunks of 256 KiB or a little more; reading them raises `DownloadError`.
+
+        Leaving the context ends the connection, read to the end or not.
+        """
         parsed = self.check_url(url)  # before the wait for a slot
         async with self._slots, AsyncExitStack() as stack:
             deadline = asyncio.get_running_loop().time() + self._total_seconds
@@ -93,9 +81,7 @@ class Fetcher:
             size = _announced_size(response)
             if size is not None and size > max_bytes:
                 raise DownloadError("invalid_result", f"{parsed}: {size} bytes announced, {max_bytes} allowed")
-            chunks = await stack.enter_async_context(aclosing(self._chunks(parsed, response, max_bytes, deadline)))
-            media_type = _first_header(response, b"content-type").partition(";")[0].strip().lower() or None
-            yield Download(url=parsed.url, media_type=media_type, size=size, chunks=chunks)
+            yield await stack.enter_async_context(aclosing(self._chunks(parsed, response, max_bytes, deadline)))
 
     async def post(
         self, url: str, *, content: bytes, headers: Mapping[str, str], timeout: float = 15, max_bytes: int = 65_536

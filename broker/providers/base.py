@@ -48,7 +48,6 @@ class Provider(Protocol):
 
     def supports(self, model: str) -> bool:
         """Return True if this canonical model can be ordered here."""
-        ...
 
     def build_request(self, order: Order, callback_url: str | None) -> dict[str, Any]:
         """Return the request that `submit` would send: `{"method", "url", "json", "price", "unit"}`.
@@ -56,18 +55,15 @@ class Provider(Protocol):
         price: of one image, or None if unknown; unit: the provider's currency. No I/O and no secret: the callback's
         query is masked, and a reference that needs an upload appears as `upload:<name>`.
         """
-        ...
 
     def ignored(self, order: Order) -> tuple[str, ...]:
         """Return the names of order fields, as the native API spells them, that this provider cannot use."""
-        ...
 
     async def upload_references(self, order: Order) -> Order | Failed:
         """Return the order with references that the provider can fetch. Free and repeatable.
 
         Failed(billed="no") if that is impossible. `submit` does the same for references not yet uploaded.
         """
-        ...
 
     async def submit(self, order: Order, callback_url: str | None) -> Report:
         """Order one image, once. May cost money; called at most once per attempt.
@@ -75,37 +71,30 @@ class Provider(Protocol):
         Pending(job_id): accepted. Failed(billed="no"): certainly not accepted (not sent, or refused).
         Finished: completed at once. Raises `ProviderError` if the outcome is unknown: the job may exist.
         """
-        ...
 
     async def check(self, job_id: str) -> Report:
         """Return the state of a job. Free and repeatable. Raises `ProviderError` if nothing was learned.
 
         Never returns `Pending(check_in=0)`, which would poll without a pause.
         """
-        ...
 
     def parse_callback(self, body: Any) -> Report:
         """Return the report in a callback body (parsed JSON). Never raises; `Pending(check_in=0)`: poll the provider.
 
         The report's job_id is the body's most specific id, which may be a task id where callbacks are simulated.
         """
-        ...
 
     def job_ids(self, body: Any) -> tuple[str, ...]:
         """Return the ids in a callback body (the provider's or the broker's), most specific first."""
-        ...
 
     async def cancel(self, job_id: str) -> bool:
         """Ask the provider to stop the job; False if it offers no cancellation."""
-        ...
 
     async def refresh_url(self, url: str) -> str | None:
         """Return a fresh link for a result URL that stopped working; None if the provider offers none."""
-        ...
 
     async def balance(self) -> float | None:
         """Return what is left on the account, in the provider's unit; None if the provider does not report it."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,12 +51,16 @@ async def check_reachable(name: str, variable: str, url: str, client: ApiClient)
     try:
         response = await client.request("GET", url)
     except ProviderError as error:
-        stage = error.at or "connection" if isinstance(error, NotSent) else "answer"
-        found, cure = _FAILURES[stage]
+        found, cure = explain_failure(error)
         return failed(name, f"{url} {found}", cure.format(variable=variable)), None
     if response.status >= 500:
         return warning(name, f"{url} answers HTTP {response.status}", "its server has an error: try again later"), None
     return ok(name, f"{url} answers"), response
+
+
+def explain_failure(error: ProviderError | None) -> tuple[str, str]:
+    """Return what a host did instead of answering a request, and the cure."""
+    return _FAILURES[error.at or "connection" if isinstance(error, NotSent) else "answer"]
 
 
 def check_clock(response: HttpResponse | None, now: float) -> Finding:

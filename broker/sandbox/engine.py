@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import anyio
 import httpx
+from anyio import to_thread
 from anyio.abc import TaskGroup
 
 from broker.sandbox import dialect, painter
@@ -30,12 +32,34 @@ from broker.sandbox.faults import (
 )
 from broker.sandbox.jobs import CallbackAttempt, Files, Job, JobEnd, JobStore
 from broker.sandbox.models import RejectedRequest, validate_request
-from broker.sandbox.options import Options
 
 STAGES = ("waiting", "queuing", "generating")
 TIMEOUT_SECONDS = 15.0
 WINDOW_SECONDS = 10.0
 HTTP_ERRORS = (httpx.HTTPError, httpx.InvalidURL, ValueError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of a sandbox; times in seconds, prices in credits."""
+
+    api_key: str | None = None
+    """The only key accepted; None accepts any that is not empty."""
+    webhook_key: str | None = None
+    """Signs callbacks, as kie.ai's webhookHmacKey; None sends them unsigned."""
+    duration: float = 1.0
+    """From the acceptance of a job to its end."""
+    credits: float = 1000.0
+    creates_per_window: int = 20
+    """In ten seconds."""
+    callback_retries: int = 3
+    callback_spacing: float = 1.0
+    """Before each retry of a callback."""
+    mood: str = "good"
+    """Faults of every job whose prompt has no tag: "lost", "late:30", or several, "late:30,twice"."""
+    data_dir: Path | None = None
+    """Folder in which jobs and files survive a restart; None keeps them in memory."""
+    now: Callable[[], float] = time.time
 
 
 class DownloadFailed(Exception):
@@ -53,7 +77,7 @@ class JobRunner:
         self.files = Files(folder=options.data_dir)
         self.stages: dict[str, str] = {}
         self._default_faults = parse_fault_setting(options.mood)
-        self._images = painter.ImageCache()
+        self._painters = anyio.CapacityLimiter(1)
         self._recent: deque[float] = deque()
         self._settled: dict[str, anyio.Event] = {}
         self._tasks: TaskGroup
@@ -158,7 +182,7 @@ class JobRunner:
     async def _fetch_references(self, job: Job) -> tuple[list[tuple[int, int]], tuple[str, ...]]:
         sizes, names = [], []
         for url in job.order.references:
-            size, thumbnail = await anyio.to_thread.run_sync(painter.make_thumbnail, await self._fetch_reference(url))
+            size, thumbnail = await to_thread.run_sync(painter.make_thumbnail, await self._fetch_reference(url))
             name = f"thumbnails/{hashlib.sha256(thumbnail).hexdigest()}"
             await self.files.put(name, thumbnail)
             sizes.append(size)
@@ -166,13 +190,14 @@ class JobRunner:
         return sizes, tuple(names)
 
     async def _fetch_reference(self, url: str) -> bytes:
-        """Return the bytes of a reference. Uploads are found under any host: a restart may have changed the port."""
+        """Return the bytes of a reference. Raises `DownloadFailed`.
+
+        Uploads are found under any host: a restart may have changed the port.
+        """
         path = unquote(urlsplit(url).path)
         own = await self.files.get(path.removeprefix("/files/")) if path.startswith("/files/") else None
-        return own or await self.fetch(url)
-
-    async def fetch(self, url: str) -> bytes:
-        """Return the body of a URL; raise `DownloadFailed` unless the response is a 200."""
+        if own:
+            return own
         try:
             response = await self._http.get(url)
         except HTTP_ERRORS as error:
@@ -184,7 +209,7 @@ class JobRunner:
     async def paint(self, job: Job, end: JobEnd, index: int) -> bytes:
         if Fault.BIG in job.faults:
             size = int(job.faults[Fault.BIG] * 1024 * 1024)
-            noise = await self._images.get_or_paint(size, partial(painter.noise, size))
+            noise = await to_thread.run_sync(painter.noise, size, limiter=self._painters)
             return painter.label_png(noise, job.order.prompt)
         options = painter.PaintOptions(
             prompt=job.order.prompt,
@@ -194,7 +219,7 @@ class JobRunner:
             index=index,
             thumbnails=tuple([await self.files.get(name) or b"" for name in end.thumbnails]),
         )
-        return await self._images.get_or_paint(options, partial(painter.paint, options))
+        return await to_thread.run_sync(painter.paint, options, limiter=self._painters)
 
     def _plan_callbacks(self, job: Job) -> list[PlannedCallback]:
         url = job.request.get("callBackUrl")

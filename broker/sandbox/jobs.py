@@ -84,7 +84,7 @@ _JOB = TypeAdapter(Job)
 
 @dataclass(kw_only=True)
 class JobStore:
-    """Durable store of all jobs: each change appends the whole job to a journal, synced before it takes effect."""
+    """Durable store of all jobs: each change appends the whole job to a journal."""
 
     folder: Path | None
     jobs: dict[str, Job] = field(default_factory=dict)
@@ -94,8 +94,8 @@ class JobStore:
         # memory first: concurrent creates must see each other
         self.jobs[job.task_id] = job
         if self.folder:
-            async with self._journal_lock:
-                await to_thread.run_sync(_append_to_file, self.folder / "journal.jsonl", json.dumps(asdict(job)))
+            async with self._journal_lock, await anyio.open_file(self.folder / "journal.jsonl", "a") as journal:
+                await journal.write(json.dumps(asdict(job)) + "\n")
         return job
 
     def load(self) -> None:
@@ -111,13 +111,6 @@ class JobStore:
         for line in kept.splitlines():
             job = _JOB.validate_python(json.loads(line))  # not validate_json: it rejects lone surrogates
             self.jobs[job.task_id] = job
-
-
-def _append_to_file(path: Path, line: str) -> None:
-    with path.open("a") as journal:
-        journal.write(line + "\n")
-        journal.flush()
-        os.fsync(journal.fileno())
 
 
 @dataclass(kw_only=True)

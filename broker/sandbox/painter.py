@@ -8,15 +8,12 @@ import math
 import struct
 import textwrap
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
-import anyio
-from anyio import to_thread
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 MAX_PROMPT_CHARACTERS = 600
-CACHE_BYTES = 64 * 1024 * 1024
 PNG_HEAD = 33  # signature and IHDR: further chunks may follow
 
 
@@ -36,6 +33,7 @@ class PaintOptions:
     thumbnails: tuple[bytes, ...] = ()
 
 
+@lru_cache(maxsize=128)
 def paint(options: PaintOptions) -> bytes:
     """Paint a gradient, the prompt, and the references in a row at the bottom."""
     first, second = _choose_colours(options)
@@ -91,6 +89,7 @@ def make_thumbnail(data: bytes) -> tuple[tuple[int, int], bytes]:
         raise NotAnImage(str(error)) from error
 
 
+@lru_cache(maxsize=2)
 def noise(size: int) -> bytes:
     """Return an incompressible PNG of at least `size` bytes."""
     side = math.isqrt(size // 3) + 1
@@ -118,20 +117,3 @@ def label_png(png: bytes, label: str) -> bytes:
 
 def _make_chunk(name: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-
-class ImageCache:
-    """Cache of the newest 64 MiB of images; concurrent requests paint an image once."""
-
-    def __init__(self) -> None:
-        self._cached: dict[object, bytes] = {}
-        self._lock = anyio.Lock()
-
-    async def get_or_paint(self, key: object, make: Callable[[], bytes]) -> bytes:
-        """Return the cached image, or paint it in a thread; `key` must contain all parameters of `make`."""
-        async with self._lock:
-            image = self._cached.pop(key, b"") or await to_thread.run_sync(make)
-            self._cached[key] = image  # last = newest
-            while len(self._cached) > 1 and sum(map(len, self._cached.values())) > CACHE_BYTES:
-                del self._cached[next(iter(self._cached))]
-        return image

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import hashlib
 import json
 import mimetypes
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -31,11 +29,10 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from broker.sandbox import dialect
 from broker.sandbox.answers import HangUp, envelope, envelope_response, json_response
 from broker.sandbox.download_faults import DownloadContext, not_found, respond_to_download
-from broker.sandbox.engine import DownloadFailed, JobRunner
+from broker.sandbox.engine import JobRunner, Options
 from broker.sandbox.faults import Fault, Faults, apply_envelope_faults, apply_status_faults, respond_to_create
 from broker.sandbox.jobs import Job
 from broker.sandbox.models import RejectedRequest, validate_request
-from broker.sandbox.options import Options
 
 FRESH_SECONDS = 20 * 60
 """Lifetime of a link from download-url."""
@@ -90,6 +87,10 @@ async def _run_server(app: Starlette, listener: socket.socket) -> AsyncIterator[
         yield
     finally:
         with anyio.CancelScope(shield=True):
+            # asyncio drops a connection accepted just before its listener closes: first let it have its protocol
+            asyncio.get_running_loop().remove_reader(listener)
+            for _ in range(2):
+                await asyncio.sleep(0)
             await server.shutdown([listener])
 
 
@@ -121,9 +122,7 @@ class SandboxRoutes:
             Route("/api/v1/jobs/recordInfo", self._require_key(self.get_record)),
             Route("/api/v1/chat/credit", self._require_key(self.get_credits)),
             Route("/api/v1/common/download-url", self._require_key(self.create_download_url), methods=["POST"]),
-            Route("/api/file-stream-upload", self._require_key(self.upload_stream), methods=["POST"]),
-            Route("/api/file-base64-upload", self._require_key(self.upload_base64), methods=["POST"]),
-            Route("/api/file-url-upload", self._require_key(self.upload_url), methods=["POST"]),
+            Route("/api/file-stream-upload", self._require_key(self.upload_file), methods=["POST"]),
             Route("/files/{name:path}", self.get_file),
             Route("/evil/{name}", self.count_evil_download),
             Route("/sandbox/jobs", self.list_jobs),
@@ -222,35 +221,16 @@ class SandboxRoutes:
         self._evil_downloads += 1
         return Response(b"gotcha", media_type="image/png")
 
-    async def upload_stream(self, request: Request) -> Response:
+    async def upload_file(self, request: Request) -> Response:
         async with request.form() as form:
             file = form.get("file")
             if not isinstance(file, UploadFile):
                 raise RejectedUpload(400, "file is required")
-            fields = {"fileName": file.filename, **form}
-            return await self._store_upload(request, fields, await file.read())
-
-    async def upload_base64(self, request: Request) -> Response:
-        fields = await _read_body(request)
-        try:
-            data = base64.b64decode(str(fields.get("base64Data") or "").rpartition(",")[2], validate=True)
-        except binascii.Error:
-            raise RejectedUpload(400, "base64Data is not base64") from None
-        return await self._store_upload(request, fields, data)
-
-    async def upload_url(self, request: Request) -> Response:
-        fields = await _read_body(request)
-        try:
-            data = await self.runner.fetch(str(fields.get("fileUrl") or ""))
-        except DownloadFailed as error:
-            raise RejectedUpload(500, f"fileUrl could not be fetched: {error}") from None
-        return await self._store_upload(request, fields, data)
-
-    async def _store_upload(self, request: Request, fields: Mapping[str, Any], data: bytes) -> Response:
-        folder = str(fields.get("uploadPath") or "")
+            data = await file.read()
+            name = str(form.get("fileName") or file.filename or hashlib.sha256(data).hexdigest()[:16])
+            folder = str(form.get("uploadPath") or "")
         if not folder or folder != folder.strip("/") or not data:
             raise RejectedUpload(400, "uploadPath without slashes at its ends and some content are required")
-        name = str(fields.get("fileName") or hashlib.sha256(data).hexdigest()[:16])
         path = f"{folder}/{name}"
         await self.runner.files.put(path, data)
         stored = {

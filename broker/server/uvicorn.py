@@ -22,6 +22,8 @@ from broker.services import Services
 
 TICK_SECONDS: Final = 1.0
 """Between two updates of the Date header."""
+LATE_CONNECTION_SECONDS: Final = 0.2
+"""Time for the first request on a connection that was accepted while the listener closed."""
 DEFAULT_LIMITS: Final = ConnectionLimits()
 
 
@@ -134,6 +136,22 @@ class _Server(uvicorn.Server):
         self.force_exit = self.should_exit
         self.should_exit = True
         self._stopping.set()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # asyncio drops a connection accepted just before its listener closes: first let it have its protocol
+        for listener in (listener for server in self.servers for listener in server.sockets):
+            asyncio.get_running_loop().remove_reader(listener)
+        for _ in range(2):
+            await asyncio.sleep(0)
+        # uvicorn asks only the connections of this moment to end; an idle one accepted since would delay the stop
+        late = asyncio.get_running_loop().call_later(LATE_CONNECTION_SECONDS, self._end_connections)
+        await super().shutdown(sockets)
+        late.cancel()
+
+    def _end_connections(self) -> None:
+        """Close idle connections now, and the others after their response."""
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Return when every request has been answered or cut off."""

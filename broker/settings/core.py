@@ -135,17 +135,11 @@ class Settings(BaseSettings):
         if bucket is None:
             return self
         if not bucket.name:
-            raise ValueError(
-                "BROKER_BLOB_URL names no bucket: use s3://bucket/prefix, or set MINIO_BUCKET beside s3://"
-            )
+            raise ValueError("BROKER_BLOB_URL names no bucket: use s3://bucket/prefix, or set MINIO_BUCKET")
         if (bucket.access_key is None) != (bucket.secret_key is None):
-            raise ValueError(
-                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY go together: set both, or none for a role's own"
-            )
+            raise ValueError("AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY go together: set both, or none for a role")
         if bucket.links == "public" and not bucket.public_base:
-            raise ValueError(
-                "BROKER_BLOB_LINKS is public: set MINIO_PUBLIC_URL to the URL at which the bucket can be read"
-            )
+            raise ValueError("BROKER_BLOB_LINKS is public: set MINIO_PUBLIC_URL, at which the bucket can be read")
         return self
 
     @property

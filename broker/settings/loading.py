@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar
 
 from pydantic import SecretStr, ValidationError
 from pydantic_settings import BaseSettings
@@ -62,11 +62,12 @@ def read_settings(
 
     def read_class(kind: type[_S]) -> _S:
         """Read one class; put the defaults in place of wrong values until no more are found."""
-        source = _without_environment(kind) if isolated else kind
-        file, values = env_file, dict(overrides)
+        defaults = {name: field.default for name, field in kind.model_fields.items()} if isolated else {}
+        values = defaults | dict(overrides)  # they precede the environment
+        file = None if isolated else env_file
         while True:
             try:
-                return source(_env_file=file, **values)
+                return kind(_env_file=file, **values)
             except UnicodeDecodeError:
                 errors[f"{file} is not UTF-8 text: write it again, see .env.example"] = None
                 file = None
@@ -95,16 +96,6 @@ def _aliases(kind: type[BaseSettings], field: str) -> list[str]:
     """Return the variables of a field, the primary one first."""
     choices: Any = kind.model_fields[field].validation_alias
     return list(choices.choices)
-
-
-def _without_environment(kind: type[_S]) -> type[_S]:
-    """Return a subclass that reads neither the environment nor a file."""
-
-    def use_overrides(_: Any, /, settings_cls: Any, init_settings: Any, **__: Any) -> tuple[Any]:
-        return (init_settings,)
-
-    members = {"settings_customise_sources": classmethod(use_overrides), "__module__": __name__}
-    return cast(type[_S], type(kind.__name__, (kind,), members))
 
 
 def _field_of(kind: type[BaseSettings], error: Any) -> str:

@@ -90,8 +90,7 @@ def _enter(state: TaskState, now: float, **columns: Any) -> dict[str, Any]:
 def _pending(task: Task, attempt: Attempt | None, report: Pending, now: float, policy: TaskPolicy) -> Changes:
     ledger = {}
     if attempt and report.job_id and not attempt.job_id:
-        outcome = "succeeded" if attempt.outcome == "succeeded" else "accepted"
-        ledger = {"job_id": report.job_id, "outcome": outcome}
+        ledger = {"job_id": report.job_id, "outcome": "succeeded" if attempt.outcome == "succeeded" else "accepted"}
     is_unknown = task.state == TaskState.FAILED and task.error_code == "unknown_outcome"
     changes: dict[str, Any] = {}
     if not _is_current(task, attempt):
@@ -305,7 +304,7 @@ def begin_submission(task: Task, *, expects_callback: bool, now: float, policy: 
     return Changes(task=columns)
 
 
-def upload_failed(task: Task, report: Failed, now: float, policy: TaskPolicy) -> Changes:
+def upload_failed(task: Task, now: float, policy: TaskPolicy, report: Failed) -> Changes:
     """Return the changes after a failed upload of references. Nothing was submitted: retry until the deadline."""
     if task.state != TaskState.QUEUED:
         return NOTHING
@@ -347,7 +346,7 @@ def queue_timeout(task: Task, now: float, policy: TaskPolicy) -> Changes:
 # -- fetching
 
 
-def downloaded(task: Task, stored: int, failures: Sequence[DownloadFailure], now: float, policy: TaskPolicy) -> Changes:
+def downloaded(task: Task, now: float, policy: TaskPolicy, stored: int, failures: Sequence[DownloadFailure]) -> Changes:
     """Return the changes after a download: `stored` results are here, each of `failures` is one that is not."""
     if task.state != TaskState.FETCHING:
         return NOTHING

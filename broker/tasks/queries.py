@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Final
 
-from broker.clock import Clock
 from broker.errors import ApiError
 from storage.ids import BATCH_ID, TASK_ID
 from storage.images import Images, StoredImage
@@ -22,7 +21,6 @@ POLL_SECONDS: Final = 2.0
 class TaskQueries:
     """Reads tasks for callers."""
 
-    clock: Clock
     tasks: Tasks
     images: Images
     closing: bool = False
@@ -62,23 +60,17 @@ class TaskQueries:
     async def list_newest(self, *, status: str | None, limit: int, before: tuple[float, str] | None) -> list[Task]:
         return await self.tasks.list_newest(status=status, limit=limit, before=before)
 
-    async def wait(self, task_id: str, seconds: float) -> Task:
-        """Return the task as soon as it has ended, after `seconds`, or when the server stops."""
-        until = self.clock.monotonic() + seconds
-        with self.tasks.database.listen(task_channel(task_id)) as subscription:
-            while True:
-                task = await self.get(task_id)
-                left = until - self.clock.monotonic()
-                if task.has_ended or self.closing or left <= 0:
-                    return task
-                await subscription.wait(min(left, POLL_SECONDS))
+    async def wait(self, task_id: str) -> None:
+        """Return when the task has ended, or when the server stops."""
+        async with aclosing(self.changes(task_id)) as changes:
+            async for _ in changes:
+                pass
 
-    async def wait_for_batch(self, batch_id: str, seconds: float) -> None:
-        """Return when all tasks of a batch have ended, after `seconds`, or when the server stops."""
-        until = self.clock.monotonic() + seconds
+    async def wait_for_batch(self, batch_id: str) -> None:
+        """Return when all tasks of a batch have ended, or when the server stops."""
         for task in await self.get_batch(batch_id):
             with suppress(ApiError):  # deleted since: the others are still worth waiting for
-                await self.wait(task.id, max(0.0, until - self.clock.monotonic()))
+                await self.wait(task.id)
 
     async def changes(self, task_id: str) -> AsyncGenerator[Task, None]:
         """Yield the task now and after each possible change, until it ends or the server stops.

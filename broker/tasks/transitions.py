@@ -17,11 +17,11 @@ from broker.metrics import Metrics
 from broker.notifications.outbox import Outbox
 from broker.reports import Failed, Report
 from broker.tasks import lifecycle
-from broker.tasks.lifecycle import Changes
-from broker.tasks.metrics import is_unclassified, record_transition
+from broker.tasks.lifecycle import LEARNED_BY_CHECK, Changes
 from broker.tasks.policy import TaskPolicy
 from storage.attempts import Attempt, Attempts
 from storage.sql.database import Stale, Statement
+from storage.states import TaskState
 from storage.tasks import DUE_CHANNEL, Task, Tasks, task_channel
 
 Decision = Callable[[Task, Attempt | None], Changes]
@@ -143,11 +143,13 @@ class Transitions:
 
     def record_change(self, task: Task, changes: Changes, report: Report | None = None) -> None:
         """Count and log a change that is durable. task: the row before it."""
-        record_transition(self.metrics, task, changes, self.clock.now(), report)
+        _count_change(self.metrics, task, changes, self.clock.now())
         state = changes.task.get("state", task.state)
         if changes.attempt.get("duplicate_result"):
             log.warning("a second result of one order was kept", action="duplicate_result", task=task.id)
-        if isinstance(report, Failed) and is_unclassified(changes, report):
+        has_failed = changes.attempt.get("outcome") in {"failed", "refused"}
+        if has_failed and isinstance(report, Failed) and not report.known:
+            self.metrics.unclassified_errors.labels(task.provider).inc()
             # without the message, which may repeat the prompt: it is in the task's errorDetail
             log.warning(
                 "unclassified provider error",
@@ -184,6 +186,30 @@ def _row_values(seen: Task, task: Task, changes: Changes, *, is_leased: bool) ->
     if (is_leased and task.leased_by == seen.leased_by) or values.get("state", task.state) != task.state:
         values |= {"lease_until": 0.0, "leased_by": ""}
     return values
+
+
+def _count_change(metrics: Metrics, task: Task, changes: Changes, now: float) -> None:
+    """Count a change once, after its commit. task: the row before it."""
+    state = changes.task.get("state", task.state)
+    if state != task.state:
+        metrics.transitions.labels(task.state.value, state.value).inc()
+        metrics.state_seconds.labels(task.state.value).observe(max(0.0, now - task.entered_at))
+        if state == TaskState.SUBMITTING and task.attempt == 0:
+            metrics.queue_seconds.labels(task.provider).observe(max(0.0, now - task.created_at))
+    if changes.task.get("ended_at") is not None:
+        # the first end that callers see; the image of a task shown as failed may still arrive
+        if task.ended_at is None:
+            outcome = "completed" if state == TaskState.SUCCEEDED else changes.task["error_code"]
+            metrics.task_seconds.labels(task.model, outcome).observe(max(0.0, now - task.created_at))
+            metrics.task_attempts.observe(task.attempt)
+        elif state == TaskState.SUCCEEDED:
+            metrics.late_results.labels(task.model).inc()
+    if changes.attempt.get("duplicate_result"):
+        metrics.duplicate_results.labels(task.provider).inc()
+    if changes.attempt.get("outcome") == "unknown" and changes.attempt.get("ended_at") is not None:
+        metrics.unknown_outcomes.labels(task.provider).inc()
+    if changes.attempt.get("learned_by") == LEARNED_BY_CHECK:
+        metrics.callbacks_missing.labels(task.provider).inc()
 
 
 def _plain_code(code: str | None) -> str:

@@ -53,37 +53,30 @@ class BlobStore(Protocol):
 
     def new_draft(self, owner: str) -> Draft:
         """Return a draft of `owner`; its file is created on entering the block, which may raise `StorageFull`."""
-        ...
 
     async def open(self, name: str, start: int = 0, stop: int | None = None) -> BlobReader:
         """Return the bytes [start, stop), limited to the blob, in chunks of at most 1 MiB.
 
         Raises `BlobMissing` here, before the first chunk, also for an invalid name.
         """
-        ...
 
     async def delete(self, owner: str) -> int:
         """Delete all blobs of an owner; return how many. A blob that is being stored at the same time may stay."""
-        ...
 
     async def delete_stale_drafts(self, older_than: float) -> int:
         """Delete drafts of dead writers, untouched for `older_than` seconds; return how many."""
-        ...
 
     async def list_owners(self, older_than: float, since: float = 0.0) -> list[str]:
         """Return the owners whose newest blob is older than `older_than` seconds, but not than `since` (epoch)."""
-        ...
 
     async def get_link(self, name: str, seconds: int) -> str | None:
         """Return a public URL of the blob, valid for `seconds`; None if the store has no links.
 
         Does not check that the blob exists. A store with links raises `BlobMissing` for an invalid name.
         """
-        ...
 
     async def check(self) -> None:
         """Raise `StorageError` with the cure if nothing can be stored now."""
-        ...
 
 
 class BlobMissing(Exception):

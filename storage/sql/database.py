@@ -58,42 +58,32 @@ class Database(Protocol):
 
     async def fetch(self, sql: str, **params: Any) -> list[Row]:
         """Return all rows of a query, without blocking the event loop."""
-        ...
 
     async def fetch_one(self, sql: str, **params: Any) -> Row | None:
         """Return the first row of a look-up by index, or None; fast enough to run in the event loop."""
-        ...
 
     async def execute(self, sql: str, **params: Any) -> int:
         """Run one statement as a transaction; return the number of rows that it changed."""
-        ...
 
     async def transact(self, *statements: Statement, wake: Sequence[str] = ()) -> list[Outcome]:
         """Run all statements in order, or none. Raises `Stale` if one with `must_change` changed nothing."""
-        ...
 
     async def flush(self) -> None:
         """Wait until all that was handed in is written, also by callers that were cancelled."""
-        ...
 
     def notify(self, *channels: str) -> None:
         """Notify the listeners of these channels."""
-        ...
 
     def listen(self, channel: str) -> AbstractContextManager[Subscription]:
         """Subscribe to a channel. Listen first, query second, wait third: then no notification is missed."""
-        ...
 
     async def check(self) -> None:
         """Raise `StorageError` with the cure if the store is damaged or out of reach."""
-        ...
 
     async def read_clock(self) -> float:
         """Return the database's time in seconds since the epoch, to measure the clock skew."""
-        ...
 
     async def describe(self) -> dict[str, str]:
         """Return kind, version, location and size for the operator; never a password."""
-        ...
 
     async def close(self) -> None: ...

@@ -63,7 +63,7 @@ async def test_json_order_is_accepted(tmp_path: Path) -> None:
         assert (await broker.client.get(document["pollUrl"])).json()["data"]["prompt"] == "a banana"
 
 
-WISHES = [
+LANGUAGES = [
     ("zh-CN,zh;q=0.9,en;q=0.8", "图片生成中，请等待..."),
     ("ru", "Изображение создаётся, подождите..."),
     ("fr, de;q=0.9", "Your image is being generated, please wait..."),
@@ -75,10 +75,10 @@ WISHES = [
 
 async def test_message_is_in_the_language_of_the_caller(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
-        for wish, message in WISHES:
-            headers = [(b"accept-language", wish.encode("latin-1"))]
+        for language, message in LANGUAGES:
+            headers = [(b"accept-language", language.encode("latin-1"))]
             answer = await broker.client.post(CREATE, json=PROMPT, headers=headers)
-            assert answer.json()["message"] == message, wish
+            assert answer.json()["message"] == message, language
 
 
 async def test_form_of_the_old_front_end_is_accepted(tmp_path: Path) -> None:

@@ -100,15 +100,15 @@ async def test_single_range_is_served(tmp_path: Path) -> None:
     """One range is served, several are the whole, and an unsatisfiable range is answered with the size."""
     async with open_api(tmp_path) as broker:
         image = await broker.add_image(OWNER, DATA)
-        for wish, status, part in RANGES:
-            answer = await broker.client.get(f"/uploads/images/{image.name}", headers={"Range": wish})
-            assert answer.status_code == status, wish
-            told = answer.headers.get("content-range")
+        for header, status, part in RANGES:
+            answer = await broker.client.get(f"/uploads/images/{image.name}", headers={"Range": header})
+            assert answer.status_code == status, header
+            content_range = answer.headers.get("content-range")
             if part is None:
-                assert (answer.content, told) == (b"", f"bytes */{SIZE}"), wish
+                assert (answer.content, content_range) == (b"", f"bytes */{SIZE}"), header
             else:
-                assert answer.content == DATA[slice(*part)], wish
-                assert told == (f"bytes {part[0]}-{part[1] - 1}/{SIZE}" if status == 206 else None), wish
+                assert answer.content == DATA[slice(*part)], header
+                assert content_range == (f"bytes {part[0]}-{part[1] - 1}/{SIZE}" if status == 206 else None), header
 
 
 async def test_head_request_ignores_ranges(tmp_path: Path) -> None:
@@ -272,7 +272,7 @@ async def test_metadata_of_a_reference_names_all_tasks_of_its_request(tmp_path: 
 async def test_metadata_needs_a_key(tmp_path: Path) -> None:
     """Image URLs are shared with others; prompts are not."""
     async with open_api(tmp_path) as broker:
-        task = await broker.add_task(state=TaskState.SUCCEEDED, ended_at=1.0, prompt="a secret wish")
+        task = await broker.add_task(state=TaskState.SUCCEEDED, ended_at=1.0, prompt="a secret prompt")
         image = await broker.add_image(task.id, DATA)
         answer = await get_metadata(broker, image, **FORWARDED)
         assert (answer.status_code, "secret" in answer.text) == (401, False)

@@ -392,5 +392,5 @@ async def test_invalid_query_names_its_field(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
         for name, value in INVALID_QUERIES:
             answer = await broker.client.get(f"/api/tasks?{name}={value}")
-            told = (answer.status_code, answer.json()["code"], answer.json()["field"])
-            assert told == (400, "invalid_request", name), (name, value)
+            error = (answer.status_code, answer.json()["code"], answer.json()["field"])
+            assert error == (400, "invalid_request", name), (name, value)

@@ -143,8 +143,8 @@ async def test_retry_of_a_failed_task_is_a_new_task_with_the_same_order(tmp_path
         second = answer.json()["taskId"]
         assert answer.headers["location"] == f"/api/task/{second}"
         tasks = [await broker.services.queries.get(task_id) for task_id in (first, second)]
-        wishes = [(t.prompt, t.model, t.mode, t.aspect_ratio, t.resolution, len(t.references)) for t in tasks]
-        assert wishes[0] == wishes[1]
+        params = [(t.prompt, t.model, t.mode, t.aspect_ratio, t.resolution, len(t.references)) for t in tasks]
+        assert params[0] == params[1]
         assert tasks[0].references[0]["sha256"] == tasks[1].references[0]["sha256"]
         assert tasks[0].references[0]["blob"] != tasks[1].references[0]["blob"]
         assert (await broker.wait_end(second))["status"] == "failed"

@@ -34,7 +34,7 @@ WRITERS: Final = (1, 8, 32)
 ROUNDS: Final = 3
 SLOW_FLUSH: Final = 2000
 """Microseconds."""
-WAYS: Final = ("no one is told", "after the commit", "inside the transaction")
+WAYS: Final = ("no notification", "after the commit", "inside the transaction")
 HEAD: Final = ("writers", *(f"{way}, commits/s" for way in WAYS), *(f"{way}, ratio" for way in WAYS[1:]))
 
 
@@ -145,7 +145,7 @@ async def _pgbench(server: Postgres, url: str, script: str, clients: int, second
     return float(found[1])
 
 
-# -- how soon it is heard
+# -- time until the notification arrives
 
 
 async def keep_writing(side: Side, url: str, ids: list[str], writers: int) -> None:
@@ -176,11 +176,11 @@ async def latency(url: str, ids: list[str], times: int, busy: int) -> list[str]:
         await theirs.check()  # both can hear
         await ours.check()
         channel = task_channel("of_the_benchmark")
-        with theirs.listen(channel) as bell:
+        with theirs.listen(channel) as subscription:
             for _ in range(times):
                 await ours.transact(*step(Tasks(ours), ids[0]), wake=(channel,))
                 committed = time.perf_counter()
-                if await bell.wait(2.0):
+                if await subscription.wait(2.0):
                     took.append(time.perf_counter() - committed)
                 await asyncio.sleep(0.002)
     if child:
@@ -204,9 +204,9 @@ async def main(seconds: float) -> None:
             say(table(("clients", WAYS[0], WAYS[2], "ratio"), await server_alone(server, url, seconds)))
         await server.execute("ALTER SYSTEM RESET ALL")
         await server.execute("SELECT pg_reload_conf()")
-        say("\n### From the commit in one process to the bell in another\n")
+        say("\n### From the commit in one process to its notification in another\n")
         rows = [await latency(url, ids, 300, busy) for busy in (0, 8)]
-        say(table(("beside", "p50 ms", "p99 ms", "not heard in 2 s"), rows))
+        say(table(("beside", "p50 ms", "p99 ms", "not received in 2 s"), rows))
 
 
 if __name__ == "__main__":

@@ -185,8 +185,8 @@ async def _lives_per_second(url: str, lives: int, processes: int, counts: list[C
     begun = time.time()
     for child in children:
         child.go()
-    heard = await asyncio.gather(*(child.result() for child in children))
-    counts.extend(heard)
+    results = await asyncio.gather(*(child.result() for child in children))
+    counts.extend(results)
     return lives / (await _last_end(url) - begun)
 
 
@@ -229,8 +229,8 @@ async def whole_lives(server: Postgres, lives: int, rounds: int) -> list[list[st
 
     def on_postgres(processes: int) -> tuple[str, Callable[[], Awaitable[float]]]:
         name = f"Postgres, {processes} process{'es' if processes > 1 else ''}"
-        heard = counts.setdefault(name, [])
-        return name, lambda: _on_postgres(server, lives, processes, heard)
+        results = counts.setdefault(name, [])
+        return name, lambda: _on_postgres(server, lives, processes, results)
 
     results = await interleaved(
         dict([on_postgres(1), on_postgres(2), ("SQLite, 1 process", lambda: _on_sqlite(lives))]), rounds
@@ -240,8 +240,8 @@ async def whole_lives(server: Postgres, lives: int, rounds: int) -> list[list[st
     for name, rate in results.items():
         asked = counts.get(name, [])
         each = [sum(getattr(one, f.name) for one in asked) / lives / rounds for f in fields(Counts)]
-        told = [f"{each[0]:.1f}", f"{each[1]:.1f}", f"{each[2]:.1f}", f"{each[3] * 1000:.1f}"] if asked else [""] * 4
-        rows.append([name, f"{rate:.0f}", f"{rate / base:.2f}", *told])
+        columns = [f"{each[0]:.1f}", f"{each[1]:.1f}", f"{each[2]:.1f}", f"{each[3] * 1000:.1f}"] if asked else [""] * 4
+        rows.append([name, f"{rate:.0f}", f"{rate / base:.2f}", *columns])
     return rows
 
 

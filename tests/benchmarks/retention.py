@@ -82,7 +82,7 @@ class Cost:
     dead: int
     sizes: tuple[int, int, int]
 
-    def told(self) -> list[str]:
+    def row(self) -> list[str]:
         polls, creates = self.polls, self.creates
         return [
             self.name,
@@ -223,12 +223,12 @@ class Bench:
 
     async def dropped(self, template: str) -> list[list[str]]:
         """The prototype: how long the ways of dropping take, and how long others wait for each."""
-        told = []
+        rows = []
         for name, statements in DROPS.items():
             for reader in (False, True):
                 async with self.copy(template) as url:
-                    told.append(await self._drop(name, statements, url, reader=reader))
-        return told
+                    rows.append(await self._drop(name, statements, url, reader=reader))
+        return rows
 
     async def _drop(self, name: str, statements: tuple[str, ...], url: str, *, reader: bool) -> list[str]:
         async def work() -> None:
@@ -463,7 +463,7 @@ async def main(rows: int, calm: float, *, remembered: bool = True) -> None:
             await bench.batched(template, processes)
         await bench.one_delete(template)
         say(f"### Forgetting {rows:,} ended tasks beside {POLLS} polls and {CREATES} creates a second\n")
-        say(table(HEAD, [cost.told() for cost in bench.costs]))
+        say(table(HEAD, [cost.row() for cost in bench.costs]))
         async with bench.copy(template) as url:
             say("\n### What partitions would cost everybody else\n")
             say(table(LOOK_UP_HEAD, await look_ups(url, rows, 5)))

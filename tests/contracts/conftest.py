@@ -16,7 +16,7 @@ from storage.blobs.store import Bucket
 from tests.support.servers.postgres import Postgres
 from tests.support.servers.s3 import S3Server
 
-PATIENCE = 3.0
+TIMEOUT_SECONDS = 3.0
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +36,7 @@ async def nothing_is_left_open(started: Postgres) -> AsyncIterator[None]:
     tasks, files = _tasks(), _files()
     yield
     left: dict[str, object] = {}
-    for _ in range(int(PATIENCE / 0.05)):  # a socket is closed a moment after the call
+    for _ in range(int(TIMEOUT_SECONDS / 0.05)):  # a socket is closed a moment after the call
         left = {
             "tasks": _tasks() - tasks,
             "files": max(0, _files() - files),

@@ -13,7 +13,7 @@ import httpx
 from broker.api.http.endpoint import Dialect
 from broker.bootstrap import load_settings, open_services
 from broker.providers.base import ProviderPackage
-from broker.sandbox.options import Options
+from broker.sandbox.engine import Options
 from broker.sandbox.server import serve_sandbox
 from broker.server.sockets import bind_socket, socket_port
 from broker.server.uvicorn import running_server

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from broker.reports import Finished, Pending
-from broker.sandbox.options import Options
+from broker.sandbox.engine import Options
 from broker.services import Services
 from broker.tasks import eta
 from broker.tasks.eta import round_up

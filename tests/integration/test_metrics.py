@@ -174,11 +174,11 @@ async def test_end_is_counted_once_and_late_image_separately(quiet: Services, cl
     gone = lifecycle.DownloadFailure(code="download_failed", message="")
     clock.advance(90)
     steps = quiet.worker.steps
-    await steps.transitions.apply_own(task, lambda row, now, policy: lifecycle.downloaded(row, 0, [gone], now, policy))
+    await steps.transitions.apply_own(task, lambda row, now, policy: lifecycle.downloaded(row, now, policy, 0, [gone]))
     labels = {"model": "nano-banana", "outcome": "download_failed"}
     assert value(quiet.metrics, "broker_task_seconds_sum", **labels) == 90
     await steps.transitions.apply_own(
-        await quiet.queries.get(task.id), lambda row, now, policy: lifecycle.downloaded(row, 1, [], now, policy)
+        await quiet.queries.get(task.id), lambda row, now, policy: lifecycle.downloaded(row, now, policy, 1, [])
     )
     assert value(quiet.metrics, "broker_late_results_total", model="nano-banana") == 1
     assert value(quiet.metrics, "broker_task_attempts_count") == 1

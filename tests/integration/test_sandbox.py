@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 
 from broker.sandbox import dialect, painter
+from broker.sandbox.engine import Options
 from broker.sandbox.faults import Fault, UnknownFault
 from broker.sandbox.jobs import Files
-from broker.sandbox.options import Options
 from broker.sandbox.server import serve_sandbox
 from tests.support.clock import ManualClock
 
@@ -299,31 +299,34 @@ async def test_references_appear_in_the_result_and_decide_auto(sandbox: SandboxC
     assert (255, 0, 0) in colours
 
 
-async def test_unreachable_reference_fails_the_job(sandbox: SandboxClient) -> None:
-    for url in ("http://127.0.0.1:9/x.png", f"{sandbox.base}/sandbox/jobs"):
-        record = await sandbox.wait_for_end(await sandbox.task("reference", image_input=[url]))
-        assert (record["state"], record["failCode"], record["creditsConsumed"]) == ("fail", "400", 0)
+async def test_unusable_reference_fails_the_job(sandbox: SandboxClient) -> None:
+    async def answer_nonsense(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"hello\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(answer_nonsense, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        unusable = ("http://127.0.0.1:9/x.png", f"http://127.0.0.1:{port}/", "/sandbox/jobs", "/p/none")
+        for url in (url if "://" in url else sandbox.base + url for url in unusable):
+            record = await sandbox.wait_for_end(await sandbox.task("reference", image_input=[url]))
+            assert (record["state"], record["failCode"], record["creditsConsumed"]) == ("fail", "400", 0)
 
 
-async def test_three_upload_routes_store_the_bytes(sandbox: SandboxClient) -> None:
-    source = (
-        await sandbox.client.post(
-            "/api/file-base64-upload", json={"base64Data": "data:image/png;base64,aGFsbG8=", "uploadPath": "a"}
-        )
-    ).json()
-    assert source["success"]
-    fetched = {"fileUrl": source["data"]["downloadUrl"], "uploadPath": "b/c", "fileName": "x.png"}
-    copy = (await sandbox.client.post("/api/file-url-upload", json=fetched)).json()["data"]
-    assert (copy["filePath"], copy["fileSize"], copy["mimeType"]) == ("b/c/x.png", 5, "image/png")
-    assert (await sandbox.client.get(copy["downloadUrl"])).content == b"hallo"
-    for path, body in [
-        ("file-base64-upload", {"base64Data": "!", "uploadPath": "a"}),
-        ("file-base64-upload", {"base64Data": "aGFsbG8=", "uploadPath": "/a"}),
-        ("file-url-upload", {"fileUrl": "http://127.0.0.1:9/", "uploadPath": "a"}),
-    ]:
-        assert not (await sandbox.client.post(f"/api/{path}", json=body)).json()["success"]
-    assert (await sandbox.client.post("/api/file-stream-upload", data={"uploadPath": "a"})).json()["code"] == 400
+async def test_uploaded_file_is_served(sandbox: SandboxClient) -> None:
+    async def upload(content: bytes, folder: str) -> dict[str, Any]:
+        answer = await sandbox.client.post(UPLOAD, files={"file": ("x.png", content)}, data={"uploadPath": folder})
+        found: dict[str, Any] = answer.json()
+        return found
 
+    stored = (await upload(b"hallo", "b/c"))["data"]
+    assert (stored["filePath"], stored["fileSize"], stored["mimeType"]) == ("b/c/x.png", 5, "image/png")
+    assert (await sandbox.client.get(stored["downloadUrl"])).content == b"hallo"
+    for rejected in (await upload(b"hallo", "/a"), await upload(b"", "a")):
+        assert not rejected["success"]
+    assert (await sandbox.client.post(UPLOAD, data={"uploadPath": "a"})).json()["code"] == 400
+
+
+UPLOAD = "/api/file-stream-upload"
 
 INVALID_REQUESTS: list[tuple[str, dict[str, Any]]] = [
     ("google/nano-banana-2", {}),
@@ -402,8 +405,6 @@ async def test_unknown_tasks_and_routes(sandbox: SandboxClient) -> None:
 async def test_restarted_sandbox_resumes_its_jobs(tmp_path: Path, receiver: Receiver) -> None:
     """It serves the same image, finishes the job in progress, and sends the callbacks that are due, each once."""
     async with running_sandbox(data_dir=tmp_path) as sandbox:
-        upload = {"base64Data": "data:image/png;base64,", "uploadPath": "a"}
-        assert not (await sandbox.client.post("/api/file-base64-upload", json=upload)).json()["success"]
         files = {"file": ("red.png", png("red"))}
         uploaded = await sandbox.client.post("/api/file-stream-upload", files=files, data={"uploadPath": "a"})
         reference = uploaded.json()["data"]["downloadUrl"]
@@ -658,19 +659,6 @@ async def test_big_is_big_and_different_each_time(sandbox: SandboxClient) -> Non
     assert Fault.BIG.value_if_none == 20
 
 
-async def test_concurrent_requests_paint_an_image_once() -> None:
-    gallery, painted = painter.ImageCache(), []
-
-    def make() -> bytes:
-        painted.append("once")
-        return b"picture"
-
-    async with anyio.create_task_group() as tasks:
-        for _ in range(20):
-            tasks.start_soon(gallery.get_or_paint, "key", make)
-    assert painted == ["once"]
-
-
 async def test_results_can_be_missing_temporarily_or_always(sandbox: SandboxClient) -> None:
     (gone,) = await sandbox.urls("[mood:gone]")
     (once,) = await sandbox.urls("[mood:gone_once:2]")
@@ -726,20 +714,6 @@ async def test_results_that_are_not_images(sandbox: SandboxClient) -> None:
 
 
 # HTTP client
-
-
-async def test_unusable_reference_url_is_an_error(sandbox: SandboxClient) -> None:
-    async def answer_nonsense(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"hello\r\n\r\n")
-        writer.close()
-
-    async with await asyncio.start_server(answer_nonsense, "127.0.0.1", 0) as server:
-        port = server.sockets[0].getsockname()[1]
-        odd = ["http://", "ftp://127.0.0.1/x", "http://127.0.0.1:9/", "http://[bad", "nonsense"]
-        for url in (*odd, f"http://127.0.0.1:{port}/", f"{sandbox.base}/p/none"):
-            body = {"fileUrl": url, "uploadPath": "a"}
-            answer = (await sandbox.client.post("/api/file-url-upload", json=body)).json()
-            assert (answer["success"], "could not be fetched" in answer["msg"]) == (False, True)
 
 
 async def test_file_can_be_stored_concurrently(tmp_path: Path) -> None:

@@ -426,6 +426,36 @@ async def test_unfinished_request_does_not_delay_the_shutdown(tmp_path: Path) ->
             await asyncio.open_connection("127.0.0.1", port_of_closed(reader, writer))
 
 
+async def test_idle_connection_accepted_while_the_listener_closes_does_not_delay_the_shutdown(tmp_path: Path) -> None:
+    late: list[socket.socket] = []
+
+    async def connect_until_refused(port: int) -> None:
+        while len(late) < 200:
+            connection = socket.socket()
+            connection.setblocking(False)
+            late.append(connection)
+            try:
+                await asyncio.get_running_loop().sock_connect(connection, ("127.0.0.1", port))
+            except OSError:
+                return
+            await asyncio.sleep(0)
+
+    try:
+        for _ in range(5):  # the moment has to be hit
+            sock = bind_socket("127.0.0.1", 0)
+            async with open_services(settings(tmp_path), port=socket_port(sock)) as services:
+                async with (
+                    asyncio.timeout(10),
+                    running_server(services, sock, limits=ConnectionLimits(drain_seconds=30)),
+                ):
+                    clients = [asyncio.create_task(connect_until_refused(socket_port(sock))) for _ in range(5)]
+                    await asyncio.sleep(0.001)
+                await asyncio.gather(*clients)
+    finally:
+        for connection in late:
+            connection.close()
+
+
 def port_of_closed(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> int:
     return int(writer.get_extra_info("peername")[1])
 

@@ -15,7 +15,7 @@ import pytest
 import structlog
 
 from broker.logs import configure_logging, log
-from broker.sandbox.options import Options
+from broker.sandbox.engine import Options
 from storage.states import TaskState
 from tests.contracts.providers import Canned, Upstream
 from tests.support.api import png

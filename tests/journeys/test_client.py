@@ -14,7 +14,7 @@ import PIL.Image
 import pytest
 
 from broker.client import AsyncClient, BrokerApiError, Client, TaskCanceled, TaskFailed
-from broker.sandbox.options import Options
+from broker.sandbox.engine import Options
 from broker.sandbox.server import serve_sandbox
 from tests.support.api import png
 from tests.support.brokers import RunningBroker, open_broker

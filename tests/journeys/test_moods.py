@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import pytest
 from PIL import Image
 
+from broker.sandbox.engine import Options
 from broker.sandbox.faults import Fault
-from broker.sandbox.options import Options
 from tests.support.brokers import RunningBroker, open_broker
 from tests.support.servers.postgres import Postgres
 from tests.support.servers.s3 import S3Server

@@ -65,12 +65,12 @@ async def stranger(broker: RunningBroker, path: str, body: Any) -> httpx.Respons
 
 
 async def read(broker: RunningBroker) -> list[CallbackRecord]:
-    """The inbox, as soon as all its news is taken in."""
+    """The inbox, once every callback is processed."""
     async with asyncio.timeout(10):
         while True:
-            hooks = await broker.services.tables.callbacks.list_newest(limit=50)
-            if all(hook.processed_at for hook in hooks):
-                return hooks
+            callbacks = await broker.services.tables.callbacks.list_newest(limit=50)
+            if all(callback.processed_at for callback in callbacks):
+                return callbacks
             await asyncio.sleep(0.02)
 
 

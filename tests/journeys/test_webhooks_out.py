@@ -28,7 +28,7 @@ async def a_broker(folder: Path, **settings: Any) -> AsyncIterator[tuple[Running
             yield broker, receiver
 
 
-async def told(receiver: Receiver, count: int = 1) -> dict[str, Any]:
+async def next_event(receiver: Receiver, count: int = 1) -> dict[str, Any]:
     """The last of so many webhooks, as the official library reads it."""
     message = (await receiver.wait_received(count))[-1]
     webhook = Webhook(write_secret(derived_key(SECRET.encode())))
@@ -39,7 +39,7 @@ async def told(receiver: Receiver, count: int = 1) -> dict[str, Any]:
 async def test_completed_task_is_delivered_with_its_images(tmp_path: Path) -> None:
     async with a_broker(tmp_path) as (broker, receiver):
         task_id = await broker.create_task("a red bicycle", callbackUrl=receiver.url)
-        document = await told(receiver)
+        document = await next_event(receiver)
         assert document["type"] == "task.completed"
         assert document["data"] == await broker.get_task(task_id)
         image = await broker.client.get(document["data"]["result"])
@@ -49,7 +49,7 @@ async def test_completed_task_is_delivered_with_its_images(tmp_path: Path) -> No
 async def test_failed_task_is_delivered_with_its_reason(tmp_path: Path) -> None:
     async with a_broker(tmp_path) as (broker, receiver):
         task_id = await broker.create_task("a red bicycle [mood:flagged]", callback_url=receiver.url)
-        document = await told(receiver)
+        document = await next_event(receiver)
         assert document["type"] == "task.failed"
         assert document["data"]["errorDetail"]["code"] == "safety_input"
         assert document["data"] == await broker.get_task(task_id)
@@ -59,15 +59,15 @@ async def test_canceled_task_is_delivered(tmp_path: Path) -> None:
     async with a_broker(tmp_path) as (broker, receiver):
         task_id = await broker.create_task("a red bicycle [mood:slow:60]", callbackUrl=receiver.url)
         assert (await broker.client.delete(f"/api/task/{task_id}")).status_code == 200
-        document = await told(receiver)
+        document = await next_event(receiver)
         assert (document["type"], document["data"]["id"]) == ("task.canceled", task_id)
 
 
 async def test_late_success_is_delivered_after_the_failure(tmp_path: Path) -> None:
     async with a_broker(tmp_path, task_deadline=0.5) as (broker, receiver):
         task_id = await broker.create_task("a red bicycle [mood:slow:1.5]", callbackUrl=receiver.url)
-        assert (await told(receiver))["data"]["errorDetail"]["code"] == "deadline_exceeded"
-        document = await told(receiver, 2)
+        assert (await next_event(receiver))["data"]["errorDetail"]["code"] == "deadline_exceeded"
+        document = await next_event(receiver, 2)
         assert receiver.types == ["task.failed", "task.completed"]
         assert document["data"] == await broker.get_task(task_id)
         assert len({message.id for message in receiver.received}) == 2
@@ -77,7 +77,7 @@ async def test_every_image_of_a_batch_is_delivered(tmp_path: Path) -> None:
     async with a_broker(tmp_path) as (broker, receiver):
         order = {"prompt": "a red bicycle", "numberOfImages": 4, "callbackUrl": receiver.url}
         ids = (await broker.client.post("/api/generate/image", json=order)).json()["taskIds"]
-        await told(receiver, 4)
+        await next_event(receiver, 4)
         assert sorted(message.document["data"]["id"] for message in receiver.received) == sorted(ids)
 
 
@@ -86,20 +86,20 @@ async def test_a_form_can_name_it_too(tmp_path: Path) -> None:
         form = {"prompt": (None, "a red bicycle"), "callbackUrl": (None, receiver.url)}
         answer = await broker.client.post("/api/generate/image", files=form)
         assert answer.status_code == 202
-        assert (await told(receiver))["data"]["id"] == answer.json()["taskId"]
+        assert (await next_event(receiver))["data"]["id"] == answer.json()["taskId"]
 
 
 async def test_failed_delivery_is_listed_and_can_be_replayed(tmp_path: Path) -> None:
     async with a_broker(tmp_path) as (broker, receiver):
         receiver.script = answers("410 Gone")
         task_id = await broker.create_task("a red bicycle", callbackUrl=receiver.url)
-        await told(receiver)
+        await next_event(receiver)
         (listed,) = await _listed_as(broker, "gone")
         assert (listed["taskId"], listed["attempts"], listed["lastStatus"]) == (task_id, 1, 410)
         receiver.script = answers("200 OK")
         answer = await broker.client.post(f"/api/deliveries/{listed['id']}/replay")
         assert (answer.status_code, answer.json()["data"]["id"]) == (202, listed["id"])
-        await told(receiver, 2)
+        await next_event(receiver, 2)
         (again,) = await _listed_as(broker, "delivered")
         assert (again["attempts"], again["reason"], again["nextAt"]) == (2, None, None)
         assert receiver.received[0].id == receiver.received[1].id == listed["id"]

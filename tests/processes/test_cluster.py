@@ -27,7 +27,7 @@ async def test_processes_are_killed_in_turn_and_every_order_ends_once(orders: in
     async with cluster.running() as running:
         verdict = await trial(running, orders, KILLED_IN_TURN)
         log = running.log()
-    assert verdict.right, f"{verdict.told()}\n{log}"
+    assert verdict.right, f"{verdict.summary()}\n{log}"
     assert len(verdict.events) == len(KILLED_IN_TURN)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from broker.sandbox.options import Options
+from broker.sandbox.engine import Options
 from broker.sandbox.server import serve_sandbox
 from tests.support.process import Broker, environment, free_port, serving, until
 
@@ -102,7 +102,7 @@ async def _has_jobs(sandbox: str, count: int) -> bool:
 
 
 async def test_kill_before_the_job_id_is_known_submits_once(tmp_path: Path, sandbox: str) -> None:
-    """The job's id was never heard; the callback's token binds it to the task."""
+    """The job's id was never received; the callback's token binds it to the task."""
 
     async def accepted(broker: Broker, task_id: str) -> None:
         await until(lambda: _has_jobs(sandbox, 1))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.sandbox.options import Options
+from broker.sandbox.engine import Options
 from broker.sandbox.server import serve_sandbox
 from tests.support.process import Broker, environment, free_port, serving
 

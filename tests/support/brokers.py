@@ -14,7 +14,7 @@ import httpx
 from broker.bootstrap import database_for, load_settings, open_services
 from broker.clock import Clock
 from broker.orders import OrderRequest
-from broker.sandbox.options import Options
+from broker.sandbox.engine import Options
 from broker.sandbox.server import serve_sandbox
 from broker.server.sockets import bind_socket, socket_port
 from broker.server.uvicorn import running_server

@@ -211,7 +211,7 @@ class Verdict:
     twice: int = 0
     unreadable: int = 0
     hollow: int = 0
-    spares: int = 0
+    duplicates: int = 0
     reordered: int = 0
     answers: list[float] = field(default_factory=list)
     lives: list[float] = field(default_factory=list)
@@ -223,10 +223,12 @@ class Verdict:
         """Return whether every acknowledged task was submitted once and its image can be read."""
         one_each = self.submissions == self.ordered and not self.twice
         return (
-            one_each and self.ends["completed"] == self.ordered and not (self.unreadable or self.hollow or self.spares)
+            one_each
+            and self.ends["completed"] == self.ordered
+            and not (self.unreadable or self.hollow or self.duplicates)
         )
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """For people to read."""
         cuts, lives = quantiles(self.answers, n=100), quantiles(self.lives, n=100)
         return "\n".join(
@@ -236,7 +238,7 @@ class Verdict:
                 f"right ends            {self.ends['completed']}   ({dict(self.ends)})",
                 f"submissions           {self.submissions}   (twice for one order: {self.twice})",
                 f"images unreadable     {self.unreadable}   (rows without bytes: {self.hollow})",
-                f"spare results         {self.spares}",
+                f"spare results         {self.duplicates}",
                 f"ordered anew          {self.reordered}   (killed before the first byte had left)",
                 f"order answered in     p50 {cuts[49] * 1000:.0f} ms, p99 {cuts[98] * 1000:.0f} ms",
                 f"from order to end     p50 {lives[49]:.1f} s, p99 {lives[98]:.1f} s (the provider takes 1 s)",
@@ -334,7 +336,9 @@ async def _count(cluster: Cluster, verdict: Verdict) -> None:
     try:
         blobs = {row["blob"] for row in await connection.fetch("SELECT blob FROM images")}
         verdict.hollow = len(blobs - cluster.kept())
-        verdict.spares = await connection.fetchval("SELECT count(*) FROM attempts WHERE duplicate_result IS NOT NULL")
+        verdict.duplicates = await connection.fetchval(
+            "SELECT count(*) FROM attempts WHERE duplicate_result IS NOT NULL"
+        )
         rows = await connection.fetch("SELECT ended_at - created_at AS life FROM tasks WHERE ended_at IS NOT NULL")
         verdict.lives = [row["life"] for row in rows]
         verdict.reordered = await connection.fetchval("SELECT count(*) FROM attempts WHERE number > 1")
@@ -373,16 +377,16 @@ DISASTERS = ((0.2, kill("worker 1")), (0.4, pause("worker 2")), (0.6, kill("serv
 
 
 async def keep_up() -> int:
-    told = asyncio.Event()
+    stopping = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, told.set)
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     async with running() as cluster:
         say(f"brokers    {cluster.address}   (Authorization: Bearer cluster-key)")
         say(f"provider   {cluster.provider}/sandbox/jobs")
         say(f"database   {cluster.database_url}")
         say(f"bucket     {cluster.environment['BROKER_BLOB_URL']} at {cluster.bucket.url}")
         say(f"processes  {', '.join(f'{m.name}: {m.process.pid}' for m in cluster.members.values())}")
-        await told.wait()
+        await stopping.wait()
     return 0
 
 
@@ -391,7 +395,7 @@ async def try_out(tasks: int) -> int:
         names = ", ".join(cluster.members)
         say(f"{tasks} orders through {names}, behind {'nginx' if nginx.installed() else 'a small balancer'}")
         verdict = await trial(cluster, tasks, DISASTERS)
-    say(verdict.told())
+    say(verdict.summary())
     return 0 if verdict.right else 1
 
 

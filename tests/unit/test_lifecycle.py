@@ -130,11 +130,11 @@ def test_repeated_refusal_changes_nothing() -> None:
 
 def test_failed_upload_of_references_is_retried_until_the_deadline() -> None:
     task = a_task(TaskState.QUEUED, deadline_at=NOW + POLICY.queue_seconds)
-    again = applied(task, upload_failed(task, REFUSED, NOW, POLICY))
+    again = applied(task, upload_failed(task, NOW, POLICY, REFUSED))
     assert (again.state, again.due_at, again.deadline_at, again.attempt) == (TaskState.QUEUED, NOW + 5, NOW + 900, 0)
-    assert upload_failed(again, REFUSED, again.deadline_at, POLICY).task["state"] == TaskState.FAILED
-    assert upload_failed(task, replace(REFUSED, retryable=False), NOW, POLICY).task["state"] == TaskState.FAILED
-    assert upload_failed(a_task(TaskState.CANCELED), REFUSED, NOW, POLICY) == NOTHING
+    assert upload_failed(again, again.deadline_at, POLICY, REFUSED).task["state"] == TaskState.FAILED
+    assert upload_failed(task, NOW, POLICY, replace(REFUSED, retryable=False)).task["state"] == TaskState.FAILED
+    assert upload_failed(a_task(TaskState.CANCELED), NOW, POLICY, REFUSED) == NOTHING
 
 
 def test_unknown_outcome_of_an_earlier_attempt_changes_nothing() -> None:
@@ -227,7 +227,7 @@ def test_success_after_failure_is_downloaded(code: str) -> None:
     task = a_task(TaskState.FAILED, error_code=code, ended_at=NOW - 5)
     landing = applied(task, apply_report(task, accepted(), DONE, NOW, POLICY))
     assert (landing.state, landing.status) == (TaskState.FETCHING, "failed")
-    landed = applied(landing, downloaded(landing, 1, [], NOW, POLICY))
+    landed = applied(landing, downloaded(landing, NOW, POLICY, 1, []))
     assert (landed.status, landed.error_code) == ("completed", None)
 
 
@@ -246,7 +246,7 @@ def test_job_id_after_unknown_outcome_is_checked_and_not_resubmitted() -> None:
     assert cancel(found, NOW, POLICY) == NOTHING
     assert apply_report(found, accepted(), FREE_FAILURE, NOW, POLICY).task["state"] == TaskState.FAILED
     landing = applied(found, apply_report(found, accepted(), DONE, NOW, POLICY))
-    assert applied(landing, downloaded(landing, 1, [], NOW, POLICY)).status == "completed"
+    assert applied(landing, downloaded(landing, NOW, POLICY, 1, [])).status == "completed"
 
 
 def test_success_after_cancel_is_kept_as_duplicate_and_not_shown() -> None:
@@ -344,40 +344,40 @@ SLOW = DownloadFailure(code="download_failed", message="reset")
 def test_dead_link_is_retried_before_the_task_fails() -> None:
     task = a_task(TaskState.FETCHING)
     for _ in range(POLICY.max_dead_link_retries - 1):
-        task = applied(task, downloaded(task, 0, [GONE], NOW, POLICY))
+        task = applied(task, downloaded(task, NOW, POLICY, 0, [GONE]))
         assert task.status == "processing"
-    task = applied(task, downloaded(task, 0, [GONE], NOW, POLICY))
+    task = applied(task, downloaded(task, NOW, POLICY, 0, [GONE]))
     assert (task.status, task.error_code) == ("failed", "result_gone")
 
 
 def test_download_is_retried_while_the_provider_keeps_the_result() -> None:
     shown = a_task(TaskState.FETCHING, step_retries=9, ended_at=NOW, error_code="result_gone")
-    again = applied(shown, downloaded(shown, 0, [GONE], NOW, POLICY))
+    again = applied(shown, downloaded(shown, NOW, POLICY, 0, [GONE]))
     assert (again.state, again.due_at) == (TaskState.FETCHING, NOW + 2 * 2**9)
-    assert applied(shown, downloaded(shown, 1, [], NOW, POLICY)).status == "completed"
+    assert applied(shown, downloaded(shown, NOW, POLICY, 1, [])).status == "completed"
     late = NOW + 900 + POLICY.result_kept_seconds
-    assert downloaded(shown, 0, [GONE], late, POLICY).task["state"] == TaskState.FAILED
+    assert downloaded(shown, late, POLICY, 0, [GONE]).task["state"] == TaskState.FAILED
 
 
 def test_some_of_several_results_are_a_success() -> None:
     task = a_task(TaskState.FETCHING, step_retries=POLICY.max_dead_link_retries - 1)
-    assert downloaded(task, 2, [GONE], NOW, POLICY).task["state"] == TaskState.SUCCEEDED
+    assert downloaded(task, NOW, POLICY, 2, [GONE]).task["state"] == TaskState.SUCCEEDED
     early = a_task(TaskState.FETCHING)
-    assert "state" not in downloaded(early, 2, [GONE], NOW, POLICY).task
-    assert downloaded(early, 2, [GONE], early.deadline_at, POLICY).task["state"] == TaskState.SUCCEEDED
-    assert "state" not in downloaded(early, 2, [SLOW], early.deadline_at, POLICY).task
+    assert "state" not in downloaded(early, NOW, POLICY, 2, [GONE]).task
+    assert downloaded(early, early.deadline_at, POLICY, 2, [GONE]).task["state"] == TaskState.SUCCEEDED
+    assert "state" not in downloaded(early, early.deadline_at, POLICY, 2, [SLOW]).task
     assert (
-        downloaded(early, 2, [SLOW], early.deadline_at + POLICY.result_kept_seconds, POLICY).task["state"]
+        downloaded(early, early.deadline_at + POLICY.result_kept_seconds, POLICY, 2, [SLOW]).task["state"]
         == TaskState.SUCCEEDED
     )
 
 
 def test_paid_image_is_downloaded_after_the_task_was_shown_as_failed() -> None:
     task = a_task(TaskState.FETCHING, deadline_at=NOW)
-    shown = applied(task, downloaded(task, 0, [SLOW], NOW, POLICY))
+    shown = applied(task, downloaded(task, NOW, POLICY, 0, [SLOW]))
     assert (shown.state, shown.status, shown.error_code) == (TaskState.FETCHING, "failed", "download_failed")
-    assert applied(shown, downloaded(shown, 1, [], NOW + 60, POLICY)).status == "completed"
-    gone = downloaded(shown, 0, [SLOW], NOW + POLICY.result_kept_seconds, POLICY)
+    assert applied(shown, downloaded(shown, NOW + 60, POLICY, 1, [])).status == "completed"
+    gone = downloaded(shown, NOW + POLICY.result_kept_seconds, POLICY, 0, [SLOW])
     assert (gone.task["state"], gone.task["billed"]) == (TaskState.FAILED, "yes")
 
 
@@ -431,7 +431,7 @@ def happen(task: Task, attempt: Attempt, event: Report | str, now: float) -> tup
         case "cancel":
             changes = cancel(task, now, POLICY)
         case "fetched":
-            changes = downloaded(task, 1, [], now, POLICY)
+            changes = downloaded(task, now, POLICY, 1, [])
         case "deadline":
             changes = outcome_unknown(task, now, POLICY, task.attempt) or check_failed(task, now, POLICY)
         case Pending() | Finished() | Failed():

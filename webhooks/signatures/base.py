@@ -34,14 +34,12 @@ class Signature(Protocol):
     @property
     def required(self) -> bool:
         """True if an unsigned callback without a token must be rejected."""
-        ...
 
     def verify(self, headers: Mapping[str, str], body: bytes, ids: Sequence[str], now: float) -> Proof:
         """Return what the headers prove; never raises.
 
         headers: lower-case names. ids: job ids found in the body, most specific first. now: seconds since the epoch.
         """
-        ...
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,7 @@ class TaskRoutes:
         """
         task_id = request.path_params["id"]
         if seconds := PollQuery.read(request).wait:
-            await _wait_unless_disconnected(request, self.queries.wait(task_id, seconds))
+            await _wait_unless_disconnected(request, self.queries.wait(task_id), seconds)
         return (await self.cache.response(task_id, requested_language(request))).respond(request)
 
     async def stream_task(self, request: Request) -> Response:
@@ -188,7 +188,7 @@ class TaskRoutes:
         """Get all tasks of one request."""
         batch_id = request.path_params["id"]
         if seconds := PollQuery.read(request).wait:
-            await _wait_unless_disconnected(request, self.queries.wait_for_batch(batch_id, seconds))
+            await _wait_unless_disconnected(request, self.queries.wait_for_batch(batch_id), seconds)
         tasks = await self.queries.get_batch(batch_id)
         document = data_document(await self._present_batch(batch_id, tasks, requested_language(request)))
         ended = all(task.has_ended for task in tasks)
@@ -237,11 +237,11 @@ def _event_id(tag: str) -> str:
     return tag.strip('"')
 
 
-async def _wait_unless_disconnected(request: Request, waiting: Any) -> None:
-    """Wait for an awaitable, but not longer than the client stays connected."""
+async def _wait_unless_disconnected(request: Request, waiting: Any, seconds: float) -> None:
+    """Wait for an awaitable, for `seconds` at most, and not longer than the client stays connected."""
     waiter, disconnect = asyncio.ensure_future(waiting), asyncio.ensure_future(_disconnect(request))
     try:
-        await asyncio.wait({waiter, disconnect}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({waiter, disconnect}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if waiter.done():
             waiter.result()
     finally:

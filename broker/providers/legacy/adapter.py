@@ -10,10 +10,8 @@ field, spelt like the others; a strict service would refuse three spellings of i
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import quote
-
-from pydantic import SecretStr
 
 from broker.providers import parsing
 from broker.providers.base import ProviderContext
@@ -21,19 +19,6 @@ from broker.providers.job_api import JobApi, running
 from broker.providers.parsing import ParsedResponse
 from broker.providers.responses import ProviderResponse
 from broker.reports import Finished, Pending, Report
-
-
-class LegacySettings(Protocol):
-    """The part of the upstream's settings that this adapter needs."""
-
-    @property
-    def base_url(self) -> str: ...
-
-    @property
-    def api_key(self) -> SecretStr | None: ...
-
-    @property
-    def creates_per_10s(self) -> int | None: ...
 
 
 class Legacy(JobApi):
@@ -45,7 +30,7 @@ class Legacy(JobApi):
     id_fields = parsing.ANY_IDS
 
     def __init__(self, context: ProviderContext) -> None:
-        settings: LegacySettings = context.settings
+        settings = context.settings  # of the package that owns the variables
         super().__init__(context, base_url=settings.base_url, api_key=settings.api_key)
         self.creates_per_10s = settings.creates_per_10s or context.creates_per_10s
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 from broker.errors import DownloadError, ProviderError
@@ -14,7 +15,6 @@ from broker.net.fetcher import Fetcher
 from broker.providers.base import Provider
 from broker.reports import Finished
 from broker.tasks import lifecycle
-from broker.tasks.images import stored_image
 from broker.tasks.lifecycle import DownloadFailure
 from broker.tasks.transitions import Transitions
 from storage.errors import StorageError
@@ -52,9 +52,7 @@ class DownloadStep:
         stored = len(task.outputs) - len(failures)
         if any(failure.code == "result_gone" for failure in failures):
             await self._refresh_links(task)
-        await self.transitions.apply_own(
-            task, lambda row, now, policy: lifecycle.downloaded(row, stored, failures, now, policy)
-        )
+        await self.transitions.apply_own(task, partial(lifecycle.downloaded, stored=stored, failures=failures))
 
     async def _download(self, task: Task, position: int) -> DownloadFailure | None:
         clock = self.transitions.clock
@@ -76,10 +74,10 @@ class DownloadStep:
 
     async def _store_result(self, task: Task, position: int) -> StoredImage:
         max_bytes = self.max_download_bytes
-        async with self.fetcher.open(task.outputs[position], max_bytes=max_bytes) as download:
-            image = await self.intake.from_stream(task.id, download.chunks, max_bytes=max_bytes)
+        async with self.fetcher.open(task.outputs[position], max_bytes=max_bytes) as chunks:
+            image = await self.intake.from_stream(task.id, chunks, max_bytes=max_bytes)
         now = self.transitions.clock.now()
-        row = stored_image(image, owner=task.id, kind="result", position=position, now=now)
+        row = image.to_row(owner=task.id, kind="result", position=position, now=now)
         await insert_result(self.transitions.tasks, self.images, task, row)
         return row
 

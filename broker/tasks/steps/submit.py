@@ -60,9 +60,7 @@ class SubmitStep:
             log.warning(
                 "references could not be uploaded", action="reference_upload_failed", task=task.id, code=order.code
             )
-            await self.transitions.apply_own(
-                task, lambda row, now, policy: lifecycle.upload_failed(row, order, now, policy)
-            )
+            await self.transitions.apply_own(task, partial(lifecycle.upload_failed, report=order))
             return
         row = await self._begin_submission(task, provider)
         if row is not None:

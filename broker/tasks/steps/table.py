@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from broker.tasks import lifecycle
 from broker.tasks.lifecycle import DownloadFailure
 from broker.tasks.steps.check import CheckStep
 from broker.tasks.steps.download import DownloadStep
-from broker.tasks.steps.recover import RecoverStep
 from broker.tasks.steps.submit import SubmitStep
 from broker.tasks.transitions import Transitions
 from storage.states import TaskState
@@ -20,7 +20,6 @@ class StepTable:
     """The step of each state of an unfinished task."""
 
     submit: SubmitStep
-    recover: RecoverStep
     check: CheckStep
     download: DownloadStep
     transitions: Transitions
@@ -29,11 +28,15 @@ class StepTable:
         """Run the step of the task's state. The caller holds the task's lease."""
         steps = {
             TaskState.QUEUED: self.submit.run,
-            TaskState.SUBMITTING: self.recover.run,
+            TaskState.SUBMITTING: self._recover_submission,
             TaskState.WAITING: self.check.run,
             TaskState.FETCHING: self.download.run,
         }
         await steps[task.state](task)
+
+    async def _recover_submission(self, task: Task) -> None:
+        """End a submission whose outcome is unknown: its process died, or no callback came."""
+        await self.transitions.apply_own(task, partial(lifecycle.outcome_unknown, attempt=task.attempt))
 
     async def record_crash(self, task: Task) -> None:
         """Count a step that ended in an unexpected error as a retry, so that its task ends at the deadline."""
@@ -41,6 +44,4 @@ class StepTable:
         if task.state == TaskState.WAITING:
             await self.transitions.apply_own(task, lifecycle.check_failed)
         elif task.state == TaskState.FETCHING:
-            await self.transitions.apply_own(
-                task, lambda row, now, policy: lifecycle.downloaded(row, 0, [failure], now, policy)
-            )
+            await self.transitions.apply_own(task, partial(lifecycle.downloaded, stored=0, failures=[failure]))

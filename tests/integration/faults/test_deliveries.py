@@ -468,7 +468,7 @@ async def _fetching(services: Services, task: Task) -> None:
 
 async def complete(services: Services, task: Task) -> None:
     policy, now = services.worker.steps.transitions.policy, services.clock.now()
-    await _settle(services, task, lambda row: lifecycle.downloaded(row, 1, [], now, policy))
+    await _settle(services, task, lambda row: lifecycle.downloaded(row, now, policy, 1, []))
 
 
 async def succeed(services: Services, task: Task) -> None:
@@ -479,7 +479,7 @@ async def succeed(services: Services, task: Task) -> None:
 async def fail(services: Services, task: Task) -> None:
     report = Failed(code="safety_input", message="no", retryable=False, billed="no")
     policy, now = services.worker.steps.transitions.policy, services.clock.now()
-    await _settle(services, task, lambda row: lifecycle.upload_failed(row, report, now, policy))
+    await _settle(services, task, lambda row: lifecycle.upload_failed(row, now, policy, report))
 
 
 async def cancel(services: Services, task: Task) -> None:
@@ -492,14 +492,14 @@ async def fail_early_and_for_good(services: Services, task: Task) -> None:
     await _fetching(services, task)
     for later in (1.0, 2.0, policy.result_kept_seconds + 3.0):
         now = services.clock.now() + later
-        await _settle(services, task, lambda row, now=now: lifecycle.downloaded(row, 0, [dead], now, policy))  # type: ignore[misc]
+        await _settle(services, task, lambda row, now=now: lifecycle.downloaded(row, now, policy, 0, [dead]))  # type: ignore[misc]
 
 
 async def fail_and_succeed(services: Services, task: Task) -> None:
     policy, dead = services.worker.steps.transitions.policy, DownloadFailure(code="result_gone", message="404")
     await _fetching(services, task)
     now = services.clock.now() + 1
-    await _settle(services, task, lambda row: lifecycle.downloaded(row, 0, [dead], now, policy))
+    await _settle(services, task, lambda row: lifecycle.downloaded(row, now, policy, 0, [dead]))
     await complete(services, task)
 
 

@@ -24,8 +24,8 @@ OK = head("200 OK", "Content-Length: 2") + b"ok"
 
 
 async def fetch(fetcher: Fetcher, url: str = "https://cdn.example.com/x?sig=1") -> bytes:
-    async with fetcher.open(url, max_bytes=1000) as download:
-        return b"".join([chunk async for chunk in download.chunks])
+    async with fetcher.open(url, max_bytes=1000) as chunks:
+        return b"".join([chunk async for chunk in chunks])
 
 
 @pytest.mark.parametrize("bad", [*FORBIDDEN, *SPECIAL_V6, "::ffff:10.0.0.1", "fe80::1%eth0", "64:ff9b::a00:1", "junk"])

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from broker.sandbox.options import Options
+from broker.sandbox.engine import Options
 from broker.sandbox.server import serve_sandbox
 from broker.settings import Settings
 from storage.attempts import Attempts

@@ -13,7 +13,7 @@ import pytest
 
 from broker.orders import ImageParams, OrderRequest
 from broker.reports import Finished, Pending
-from broker.sandbox.options import Options
+from broker.sandbox.engine import Options
 from broker.sandbox.server import serve_sandbox
 from broker.services import Services
 from broker.tasks.running import CONCURRENCY, RunningStep
@@ -65,7 +65,7 @@ async def test_late_recovery_does_not_change_a_later_attempt(
         # a callback led to a second attempt, which the other worker is submitting
         await services.database.transact(tasks.update_task(other, attempt=2))
         before = await tasks.get(sleeper.id)
-        await steps.recover.run(sleeper)
+        await steps.run(sleeper)
         assert await tasks.get(sleeper.id) == before
 
 

@@ -18,7 +18,7 @@ from tests.support import samples as s
 from tests.support.intake import IntakeHarness
 from uploads.structure import InvalidImage
 
-MANY = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+EXAMPLES = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def judge(runner: asyncio.Runner, harness: IntakeHarness, data: bytes) -> bool:
     return runner.run(accept())
 
 
-@MANY
+@EXAMPLES
 @given(st.binary(max_size=300), st.sampled_from([b"", s.PNG_MAGIC, b"\xff\xd8\xff", b"RIFF\x40\0\0\0WEBPVP8X"]))
 def test_random_bytes(runner: asyncio.Runner, harness: IntakeHarness, data: bytes, magic: bytes) -> None:
     assert not judge(runner, harness, magic + data)
@@ -69,7 +69,7 @@ def mutated(draw: st.DrawFn) -> bytes:
     return bytes(data)
 
 
-@MANY
+@EXAMPLES
 @given(mutated())
 def test_mutated_images(runner: asyncio.Runner, harness: IntakeHarness, data: bytes) -> None:
     judge(runner, harness, data)
@@ -90,7 +90,7 @@ def mutated_png(draw: st.DrawFn) -> bytes:
     return s.PNG_MAGIC + b"".join(chunks)
 
 
-@MANY
+@EXAMPLES
 @given(mutated_png())
 def test_mutated_png_with_right_checksums(runner: asyncio.Runner, harness: IntakeHarness, data: bytes) -> None:
     """Pillow decodes every accepted PNG, except compressed text after the pixels."""
@@ -100,7 +100,7 @@ def test_mutated_png_with_right_checksums(runner: asyncio.Runner, harness: Intak
             image.load()
 
 
-@MANY
+@EXAMPLES
 @given(
     st.integers(1, 40),
     st.integers(1, 40),

@@ -6,7 +6,7 @@ import asyncio
 import signal
 import sys
 
-from broker.sandbox.options import Options
+from broker.sandbox.engine import Options
 from broker.sandbox.server import serve_sandbox
 
 UNLIMITED = Options(
