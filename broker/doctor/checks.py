@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import platform
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
-from broker.doctor import access, reachability, storage
+from broker.doctor import reachability, storage
 from broker.doctor.context import DoctorContext
 from broker.providers.base import Finding, HealthCheck, Provider, ProviderContext
-from broker.providers.health import failed, skipped
+from broker.providers.health import failed, ok, skipped, warning
 from storage.errors import StorageError
 
 CHECK_SECONDS: Final = 20.0
 """Time-out of one check; they run concurrently."""
+COOKIE_FLAW: Final = "one Cookie header can keep it busy for seconds (CVE-2024-7592)"
+NEWER_PYTHON: Final = "use 3.11.10, 3.12.6 or newer"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,17 +32,30 @@ class Check:
     """Settings without which the check makes no sense."""
 
 
+async def check_python(_: DoctorContext) -> Sequence[Finding]:
+    found = platform.python_version()
+    if has_cookie_flaw(sys.version_info[:3]):
+        return [warning("Python", f"{found}: {COOKIE_FLAW}", NEWER_PYTHON)]
+    return [ok("Python", found)]
+
+
+def has_cookie_flaw(version: tuple[Any, ...]) -> bool:
+    return version < (3, 11, 10) or (3, 12) <= version < (3, 12, 6)
+
+
 _DATA: Final = frozenset({"data_dir"})
 
 _CHECKS: Final = (
-    Check(name="Python", run=access.check_python),
+    Check(name="Python", run=check_python),
     Check(
         name="public address",
         run=reachability.check_inbound,
         needs=frozenset({"host", "port", "secret_key", "webhook_base_url", "tunnel_api"}),
     ),
     Check(
-        name="access", run=access.check_access, needs=frozenset({"host", "api_keys", "allow_anonymous", "cors_origins"})
+        name="access",
+        run=reachability.check_access,
+        needs=frozenset({"host", "api_keys", "allow_anonymous", "cors_origins"}),
     ),
     Check(name="secret", run=storage.check_secret, needs=_DATA | {"secret_key"}),
     Check(name="database", run=storage.check_database, needs=_DATA | {"database_url", "database_listen_url", "lease"}),
