@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import platform
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
-from broker.doctor import reachability, storage
+from broker.doctor import machine, reachability
 from broker.doctor.context import DoctorContext
 from broker.providers.base import Finding, HealthCheck, Provider, ProviderContext
-from broker.providers.health import failed, ok, skipped, warning
+from broker.providers.health import failed, skipped
 from storage.errors import StorageError
 
 CHECK_SECONDS: Final = 20.0
 """Time-out of one check; they run concurrently."""
-COOKIE_FLAW: Final = "one Cookie header can keep it busy for seconds (CVE-2024-7592)"
-NEWER_PYTHON: Final = "use 3.11.10, 3.12.6 or newer"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,21 +28,10 @@ class Check:
     """Settings without which the check makes no sense."""
 
 
-async def check_python(_: DoctorContext) -> Sequence[Finding]:
-    found = platform.python_version()
-    if has_cookie_flaw(sys.version_info[:3]):
-        return [warning("Python", f"{found}: {COOKIE_FLAW}", NEWER_PYTHON)]
-    return [ok("Python", found)]
-
-
-def has_cookie_flaw(version: tuple[Any, ...]) -> bool:
-    return version < (3, 11, 10) or (3, 12) <= version < (3, 12, 6)
-
-
 _DATA: Final = frozenset({"data_dir"})
 
 _CHECKS: Final = (
-    Check(name="Python", run=check_python),
+    Check(name="Python", run=machine.check_python),
     Check(
         name="public address",
         run=reachability.check_inbound,
@@ -57,10 +42,10 @@ _CHECKS: Final = (
         run=reachability.check_access,
         needs=frozenset({"host", "api_keys", "allow_anonymous", "cors_origins"}),
     ),
-    Check(name="secret", run=storage.check_secret, needs=_DATA | {"secret_key"}),
-    Check(name="database", run=storage.check_database, needs=_DATA | {"database_url", "database_listen_url", "lease"}),
-    Check(name="images", run=storage.check_images, needs=_DATA | {"blob_url"}),
-    Check(name="disk", run=storage.check_disks, needs=_DATA | {"database_url", "blob_url"}),
+    Check(name="secret", run=machine.check_secret, needs=_DATA | {"secret_key"}),
+    Check(name="database", run=machine.check_database, needs=_DATA | {"database_url", "database_listen_url", "lease"}),
+    Check(name="images", run=machine.check_images, needs=_DATA | {"blob_url"}),
+    Check(name="disk", run=machine.check_disks, needs=_DATA | {"database_url", "blob_url"}),
 )
 
 

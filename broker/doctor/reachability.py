@@ -1,4 +1,4 @@
-"""Inbound checks: a running broker, the public URL and back, the access rules, and tunnels that expose too much."""
+"""Inbound checks: a running broker, the public URL and back, and access that is too wide."""
 
 from __future__ import annotations
 
@@ -237,10 +237,10 @@ def _check_exposure(settings: Settings, tunnels: Sequence[Tunnel]) -> Iterator[F
 
 
 async def check_access(context: DoctorContext) -> Sequence[Finding]:
-    return list(_find_exposure(context.settings)) or [ok("access", _describe_rule(context.settings))]
+    return list(_find_open_access(context.settings)) or [ok("access", _describe_access(context.settings))]
 
 
-def _find_exposure(settings: Settings) -> Iterator[Finding]:
+def _find_open_access(settings: Settings) -> Iterator[Finding]:
     is_exposed = not is_loopback_host(settings.host)
     if is_exposed and settings.allow_anonymous:
         found = f"every client that reaches {settings.host} may spend your credits (BROKER_ALLOW_ANONYMOUS)"
@@ -255,7 +255,7 @@ def _find_exposure(settings: Settings) -> Iterator[Finding]:
             yield warning("origins", found, "serve the page over https://, and put that into BROKER_CORS_ORIGINS")
 
 
-def _describe_rule(settings: Settings) -> str:
+def _describe_access(settings: Settings) -> str:
     if settings.allow_anonymous:
         return "every program on this machine may order"
     if settings.api_keys:

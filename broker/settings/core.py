@@ -12,8 +12,6 @@ from pydantic_settings import BaseSettings
 
 from broker.settings.types import (
     SETTINGS_CONFIG,
-    BlobLinks,
-    Bucket,
     CommaSeparated,
     HttpUrl,
     PackageSettings,
@@ -22,6 +20,7 @@ from broker.settings.types import (
     http_url,
     matching,
 )
+from storage.blobs.store import BlobLinks, Bucket
 from webhooks.signatures.standard import read_secret
 
 _P = TypeVar("_P", bound=PackageSettings)
@@ -41,6 +40,10 @@ def _check_signing_key(secret: SecretStr) -> SecretStr:
             "separated by commas; or delete the variable, and one is derived from SECRET_KEY"
         ) from None
     return secret
+
+
+def _reveal(secret: SecretStr | None) -> str | None:
+    return secret.get_secret_value() if secret else None
 
 
 PublicUrl = Annotated[
@@ -175,9 +178,9 @@ class Settings(BaseSettings):
             prefix=match[2] or "",
             endpoint=self._with_scheme(self.s3_endpoint),
             region=self.s3_region,
-            access_key=self.s3_access_key,
-            secret_key=self.s3_secret_key,
-            session_token=self.s3_session_token,
+            access_key=_reveal(self.s3_access_key),
+            secret_key=_reveal(self.s3_secret_key),
+            session_token=_reveal(self.s3_session_token),
             links=self.blob_links,
             public_base=self._with_scheme(self.s3_public_url),
         )
