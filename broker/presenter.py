@@ -205,13 +205,17 @@ class TaskPresenter:
     ) -> TaskData:
         """Return a task. images: the results of a completed task, in order."""
         results = [_image_data(image) for image in images]
-        error = _error_code(task)
+        error, error_detail = _error_code(task), None
+        if error:
+            error_detail = TaskErrorDetail.from_object(
+                task, code=error, retryable=task.error_retryable, message=task.error_detail
+            )
         return TaskData.from_object(
             task,
             result=results[0].url if results else None,
             results=results,
             error=self.messages.task_error(error, task.billed, language) if error else None,
-            error_detail=_error_detail(task, error) if error else None,
+            error_detail=error_detail,
             progress=_progress(task, progress),
             attempts=task.attempt,
             cost=None if task.cost is None else CostData(amount=task.cost, unit="credits"),
@@ -262,10 +266,6 @@ def _image_data(image: StoredImage) -> ImageData:
     path = f"/uploads/{'references' if image.kind == 'reference' else 'images'}/{image.name}"
     thumbnail = f"{path}?size={THUMBNAIL_SIZE}" if has_thumbnail(image) else None
     return ImageData.from_object(image, url=path, bytes=image.size, thumbnail=thumbnail)
-
-
-def _error_detail(task: Task, code: str) -> TaskErrorDetail:
-    return TaskErrorDetail.from_object(task, code=code, retryable=task.error_retryable, message=task.error_detail)
 
 
 def _generation(task: Task, results: Sequence[ImageData]) -> GenerationRecord | None:

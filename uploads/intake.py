@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import binascii
 import re
+import secrets
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import anyio.to_thread
 from storage.blobs.staging import Blob
 from storage.blobs.store import BlobStore
 from storage.errors import StorageError
+from storage.images import Kind, StoredImage
 from uploads.decoder import check_decodable
 from uploads.detect import HEAD_BYTES, MediaType, detect_type, validate_structure
 from uploads.structure import ImageInfo, InvalidImage
@@ -46,6 +48,23 @@ class AcceptedImage:
     @property
     def extension(self) -> Literal["png", "jpg", "webp"]:
         return EXTENSIONS[self.media_type]
+
+    def to_row(self, *, owner: str, kind: Kind, position: int, now: float) -> StoredImage:
+        """Return the row of this image, with a public name that cannot be guessed."""
+        prefix = "generated" if kind == "result" else "reference"
+        return StoredImage(
+            name=f"{prefix}_{secrets.token_hex(16)}.{self.extension}",
+            owner=owner,
+            kind=kind,
+            position=position,
+            blob=self.blob.name,
+            media_type=self.media_type,
+            size=self.blob.size,
+            width=self.width,
+            height=self.height,
+            sha256=self.blob.sha256,
+            created_at=now,
+        )
 
 
 class Intake:

@@ -23,7 +23,7 @@ from broker.api.http.endpoint import (
     json_success,
 )
 from broker.api.http.openapi import openapi_document
-from broker.api.http.responses import CachedResponse, etag_matches, make_etag
+from broker.api.http.responses import CachedResponse, make_etag
 from broker.errors import ApiError
 
 CONTENT_POLICY: Final = (
@@ -87,19 +87,16 @@ class DocsRoutes:
         name = request.path_params["file"]
         if name not in ASSETS:
             raise ApiError("not_found", "The page has no such file.")
-        path, media_type = ASSETS[name]
-        headers = {"etag": _file_etag(path), **_REVALIDATE}
-        if etag_matches(request, headers["etag"]):
-            return Response(status_code=304, headers=headers)
-        return Response(_read_file(path), media_type=media_type, headers=headers)
+        return _load_asset(*ASSETS[name]).respond(request)
 
 
 @cache
+def _load_asset(path: str, media_type: str) -> CachedResponse:
+    """Read a file once: those of the package do not change."""
+    body = _read_file(path)
+    tag = make_etag(body)
+    return CachedResponse(body=body, tag=tag, headers={"etag": tag, **_REVALIDATE}, media_type=media_type)
+
+
 def _read_file(path: str) -> bytes:
-    """Read once: the files of the package do not change."""
     return resources.files("broker").joinpath("web/docs", path).read_bytes()
-
-
-@cache
-def _file_etag(path: str) -> str:
-    return make_etag(_read_file(path))

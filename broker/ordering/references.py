@@ -12,7 +12,6 @@ from broker.clock import Clock
 from broker.errors import ApiError, DownloadError
 from broker.net.fetcher import Fetcher
 from broker.orders import DataUriReference, ReferenceSource, StoredReference, UploadedReference, UrlReference
-from broker.tasks.images import stored_image
 from storage.blobs.store import BlobMissing, BlobStore
 from storage.errors import StorageFull
 from storage.ids import new_batch_id, reference_owner
@@ -38,16 +37,11 @@ class ReferenceIntake:
         The caller deletes `owner` if the rows are not written.
         """
         try:
-            return [
-                stored_image(
-                    await self._take_in(owner, source, self._max_bytes(model)),
-                    owner=owner,
-                    kind="reference",
-                    position=position,
-                    now=self.clock.now(),
-                )
-                for position, source in enumerate(sources)
-            ]
+            rows = []
+            for position, source in enumerate(sources):
+                image = await self._take_in(owner, source, self._max_bytes(model))
+                rows.append(image.to_row(owner=owner, kind="reference", position=position, now=self.clock.now()))
+            return rows
         except (InvalidImage, DownloadError, BlobMissing) as error:
             raise _reference_error(error) from error
         except StorageFull:

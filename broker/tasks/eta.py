@@ -39,8 +39,8 @@ class _Queue:
 
     positions: Mapping[str, int]
     """By task id, from 1."""
-    is_truncated: bool
-    """Whether there are more orders than we read."""
+    end: int | None
+    """Position of the orders beyond those that were read; None if all were."""
     load: ProviderLoad
 
 
@@ -73,14 +73,13 @@ class EtaEstimator:
         queue = await cached.get()
         position = queue.positions.get(task.id)
         eta = await self._queued_eta(task, position, queue.load) if position else None
-        beyond = self.max_positions + 1 if queue.is_truncated else None
-        return Progress(position=position or beyond, eta=eta, fresh_for=max(0.0, cached.expires_in))
+        return Progress(position=position or queue.end, eta=eta, fresh_for=max(0.0, cached.expires_in))
 
     async def _load_queue(self, provider: str) -> _Queue:
         ids = await self.tables.tasks.queue_ids(provider, self.max_positions + 1)
         return _Queue(
             positions={task_id: position for position, task_id in enumerate(ids[: self.max_positions], 1)},
-            is_truncated=len(ids) > self.max_positions,
+            end=len(ids) if len(ids) > self.max_positions else None,
             load=await self.tables.provider_limits.get_load(provider, self.clock.now()),
         )
 

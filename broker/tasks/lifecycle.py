@@ -90,8 +90,7 @@ def _enter(state: TaskState, now: float, **columns: Any) -> dict[str, Any]:
 def _pending(task: Task, attempt: Attempt | None, report: Pending, now: float, policy: TaskPolicy) -> Changes:
     ledger = {}
     if attempt and report.job_id and not attempt.job_id:
-        outcome = "succeeded" if attempt.outcome == "succeeded" else "accepted"
-        ledger = {"job_id": report.job_id, "outcome": outcome}
+        ledger = {"job_id": report.job_id, "outcome": "succeeded" if attempt.outcome == "succeeded" else "accepted"}
     is_unknown = task.state == TaskState.FAILED and task.error_code == "unknown_outcome"
     changes: dict[str, Any] = {}
     if not _is_current(task, attempt):

@@ -3,13 +3,7 @@
 Results: rows first, files later, because the task's own row leads to them; a reader in progress keeps its file.
 References: files first, because only their rows lead to them. Files without any row are swept.
 
-Decisions worth remembering
-
-* Tasks end one by one, but are deleted by the hundred: one claim, one transaction, one deletion of files. On a busy
-  machine of two cores 50 000 took 45 seconds in one process and 16 in two, and no order waited for more than a tenth
-  of a second; so a day's million takes minutes, spread over the day. Dropped partitions would be quicker, but a task is
-  looked up by its id alone, ends on another day than it began, and leaves a tombstone for a week (docs/scaling.md has
-  the numbers of both). Reconsider at ten million tasks a day.
+Tasks end one by one, but are deleted by the hundred; docs/scaling.md compares this with partitions that are dropped.
 """
 
 from __future__ import annotations

@@ -171,17 +171,12 @@ class CallbackInboxRoutes:
             provider=query.provider,
         )
         page, next_cursor = split_page(found, query.limit, lambda callback: (callback.received_at, callback.id))
-        document = CallbackPage(
-            success=True,
-            data=[CallbackSummary.from_callback(callback) for callback in page],
-            next_cursor=next_cursor,
-            missing=await self._missing() if query.cursor is None else None,
-        )
+        data, summary = [CallbackSummary.from_callback(callback) for callback in page], None
+        if query.cursor is None:
+            missing, window_seconds = await self.inbox.count_missing()
+            summary = MissingSummary(count=sum(missing.values()), hours=window_seconds / 3600, providers=missing)
+        document = CallbackPage(success=True, data=data, next_cursor=next_cursor, missing=summary)
         return json_response(document.to_document())
-
-    async def _missing(self) -> MissingSummary:
-        missing, window_seconds = await self.inbox.count_missing()
-        return MissingSummary(count=sum(missing.values()), hours=window_seconds / 3600, providers=missing)
 
     async def get_callback(self, request: Request) -> Response:
         """Get a callback with its body and evidence."""

@@ -30,10 +30,8 @@ SECURITY_HEADERS: Final = (
 """On every response that does not set its own: browsers must not take it for a page."""
 
 IMAGE_SECURITY_HEADERS: Final = {
-    "x-content-type-options": "nosniff",
     "content-security-policy": "default-src 'none'; sandbox",
     "cross-origin-resource-policy": "cross-origin",
-    "referrer-policy": "no-referrer",
 }
 """On every response with an image: never a page, whatever bytes it has; other sites may show it."""
 
@@ -132,11 +130,12 @@ def etag_matches(request: HTTPConnection, tag: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class CachedResponse:
-    """A JSON response ready to be sent many times."""
+    """A response ready to be sent many times, JSON by default."""
 
     body: bytes
     tag: str
     headers: Mapping[str, str]
+    media_type: str = "application/json"
 
     @classmethod
     def from_document(cls, document: Any, *, ended: bool) -> CachedResponse:
@@ -149,4 +148,4 @@ class CachedResponse:
         """Return all of it, or 304 if the caller has it already."""
         if etag_matches(request, self.tag):
             return Response(status_code=304, headers=self.headers)
-        return Response(self.body, headers=self.headers, media_type="application/json")
+        return Response(self.body, headers=self.headers, media_type=self.media_type)

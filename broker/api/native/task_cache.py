@@ -39,12 +39,8 @@ class TaskCache:
     presenter: TaskPresenter
     max_bytes: int = MAX_CACHE_BYTES
     _entries: OrderedDict[tuple[str, Language], _Entry] = field(default_factory=OrderedDict)
-    _bytes: int = 0
-
-    @property
-    def size_bytes(self) -> int:
-        """Sum of the bodies that are kept."""
-        return self._bytes
+    size_bytes: int = field(default=0, init=False)
+    """Sum of the bodies that are kept."""
 
     async def response(self, task_id: str, language: Language) -> CachedResponse:
         """Return the response of a poll. Raises `ApiError` for ids without a task."""
@@ -71,8 +67,8 @@ class TaskCache:
 
     def _keep(self, key: tuple[str, Language], entry: _Entry) -> None:
         old = self._entries.pop(key, None)
-        self._bytes += len(entry.response.body) - (len(old.response.body) if old else 0)
+        self.size_bytes += len(entry.response.body) - (len(old.response.body) if old else 0)
         self._entries[key] = entry
-        while self._bytes > self.max_bytes and self._entries:
+        while self.size_bytes > self.max_bytes and self._entries:
             _, dropped = self._entries.popitem(last=False)
-            self._bytes -= len(dropped.response.body)
+            self.size_bytes -= len(dropped.response.body)

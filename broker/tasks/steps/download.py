@@ -15,7 +15,6 @@ from broker.net.fetcher import Fetcher
 from broker.providers.base import Provider
 from broker.reports import Finished
 from broker.tasks import lifecycle
-from broker.tasks.images import stored_image
 from broker.tasks.lifecycle import DownloadFailure
 from broker.tasks.transitions import Transitions
 from storage.errors import StorageError
@@ -78,7 +77,7 @@ class DownloadStep:
         async with self.fetcher.open(task.outputs[position], max_bytes=max_bytes) as chunks:
             image = await self.intake.from_stream(task.id, chunks, max_bytes=max_bytes)
         now = self.transitions.clock.now()
-        row = stored_image(image, owner=task.id, kind="result", position=position, now=now)
+        row = image.to_row(owner=task.id, kind="result", position=position, now=now)
         await insert_result(self.transitions.tasks, self.images, task, row)
         return row
 
