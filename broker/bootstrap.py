@@ -7,8 +7,6 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from pathlib import Path
 from typing import Any
 
-from pydantic import SecretStr
-
 from broker.callbacks.probe import PROBE_SECONDS
 from broker.callbacks.public_url import PublicAddress, PublicUrl, check_configured
 from broker.callbacks.tunnels import TunnelAgents
@@ -24,7 +22,7 @@ from broker.providers.base import ProviderPackage
 from broker.providers.registry import ProviderRegistry
 from broker.services import Services
 from broker.settings import Settings
-from broker.settings.loading import SalvagedSettings, read_settings, variables_of
+from broker.settings.loading import SalvagedSettings, read_settings
 from broker.tasks.steps.download import DOWNLOAD_CONCURRENCY
 from storage.blobs.local import LocalBlobs
 from storage.blobs.store import BlobStore
@@ -63,11 +61,6 @@ def salvage_settings(*, env_file: Path | None = Path(".env")) -> SalvagedSetting
     return read_settings(registry.settings_classes(), env_file=env_file, overrides={})
 
 
-def settings_variables() -> list[str]:
-    """Return every variable, primary names before their aliases."""
-    return variables_of(registry.settings_classes())
-
-
 def database_for(settings: Settings) -> AbstractAsyncContextManager[Database]:
     """Return the database of DATABASE_URL, not yet opened."""
     url = settings.database
@@ -103,27 +96,11 @@ async def blobs_for(settings: Settings) -> AsyncIterator[BlobStore]:
         from storage.blobs.s3 import S3Blobs
     except ImportError:
         raise _missing_driver("BROKER_BLOB_URL leads to S3", "s3") from None
-    store = S3Blobs(
-        bucket=bucket.name,
-        prefix=bucket.prefix,
-        scratch=settings.blob_folder / ".drafts",
-        endpoint=bucket.endpoint,
-        region=bucket.region,
-        access_key=_reveal(bucket.access_key),
-        secret_key=_reveal(bucket.secret_key),
-        session_token=_reveal(bucket.session_token),
-        links=bucket.links,
-        public_base=bucket.public_base,
-        free_floor=FREE_FLOOR,
-    )
+    store = S3Blobs(bucket, scratch=settings.blob_folder / ".drafts", free_floor=FREE_FLOOR)
     try:
         yield store
     finally:
         await store.aclose()
-
-
-def _reveal(secret: SecretStr | None) -> str | None:
-    return secret.get_secret_value() if secret else None
 
 
 def _missing_driver(why: str, extra: str) -> SettingsError:

@@ -82,7 +82,7 @@ class ProviderTerms(_Entry):
     """Documented terms of a provider, for all its models."""
 
     unit: str | None = None
-    """Currency of its prices."""
+    """Currency of its prices; None if none is known."""
     creates_per_10s: PositiveInt = 20
     """Submissions per account."""
     concurrency: PositiveInt = 100
@@ -146,7 +146,7 @@ class Catalog:
         self._terms = providers or {}
         self.default = self._by_name[default]
         for model in self.models:
-            _check_references_among(model, self._by_name, self._terms)
+            _check_model(model, self._by_name, self._terms)
 
     @classmethod
     def load(cls, text: str | None = None, *, providers: Mapping[str, str] | None = None) -> Catalog:
@@ -191,14 +191,15 @@ class Catalog:
     def offers(self, model: Model) -> tuple[Offer, ...]:
         """Return the offers of a model; modes of one provider with equal prices are one offer."""
         return tuple(
-            Offer(provider=provider, modes=tuple(modes), prices=prices, unit=self.unit(provider) if prices else None)
+            Offer(
+                provider=provider,
+                modes=tuple(modes),
+                prices=prices,
+                unit=self._terms[provider].unit if prices else None,
+            )
             for provider, wires in model.providers.items()
             for prices, modes in _group_by_price(wires)
         )
-
-    def unit(self, provider: str) -> str | None:
-        """Return the currency of a provider's prices; None if it has no known prices."""
-        return self._terms[provider].unit
 
     def terms(self, provider: str) -> ProviderTerms:
         """Return a provider's limits and unit."""
@@ -274,32 +275,24 @@ def _group_by_price(wires: Mapping[Mode, Wire]) -> Iterator[tuple[Mapping[str, f
 def _index(models: Sequence[Model]) -> dict[str, Model]:
     found: dict[str, Model] = {}
     for model in models:
-        _check_wires(model)
         for name in model.names:
             if found.setdefault(_normalize_name(name), model) is not model:
                 raise ValueError(f"catalog: {name} names both {found[_normalize_name(name)].name} and {model.name}")
     return found
 
 
-def _check_wires(model: Model) -> None:
-    """Check that each wire can spell what its model promises; the first order would fail otherwise."""
-    for provider, modes in model.providers.items():
-        for mode, wire in modes.items():
-            where = f"catalog: {model.name}, {provider}, {mode}"
-            if wire.format and set(wire.formats) != set(model.output_formats):
-                raise ValueError(f"{where}: formats must spell each of {', '.join(model.output_formats)}")
-            if not set(wire.prices) <= set(model.resolutions):
-                raise ValueError(f"{where}: prices are for {', '.join(model.resolutions)}")
-            if mode == "image-to-image" and not wire.references:
-                raise ValueError(f"{where}: references must name the field of the images")
-
-
-def _check_references_among(model: Model, names: Mapping[str, Model], terms: Mapping[str, ProviderTerms]) -> None:
-    """Check what a model refers to: its successor, and the unit of its prices."""
-    if (model.deprecated_on or model.shutdown_on) and (
-        model.instead is None or _normalize_name(model.instead) not in names
-    ):
+def _check_model(model: Model, names: Mapping[str, Model], terms: Mapping[str, ProviderTerms]) -> None:
+    """Check the successor and each provider's spelling of what the model promises; an order would fail otherwise."""
+    has_successor = model.instead is not None and _normalize_name(model.instead) in names
+    if (model.deprecated_on or model.shutdown_on) and not has_successor:
         raise ValueError(f"catalog: {model.name} has a date: instead must name a model to move to")
-    for provider, modes in model.providers.items():
-        if terms[provider].unit is None and any(wire.prices for wire in modes.values()):
-            raise ValueError(f"catalog: {model.name} has prices at {provider}: unit must say what they are")
+    for provider, mode, wire in ((name, *item) for name, wires in model.providers.items() for item in wires.items()):
+        where = f"catalog: {model.name}, {provider}, {mode}"
+        if wire.prices and terms[provider].unit is None:
+            raise ValueError(f"{where}: unit must say what the prices are")
+        if wire.format and set(wire.formats) != set(model.output_formats):
+            raise ValueError(f"{where}: formats must spell each of {', '.join(model.output_formats)}")
+        if not set(wire.prices) <= set(model.resolutions):
+            raise ValueError(f"{where}: prices are for {', '.join(model.resolutions)}")
+        if mode == "image-to-image" and not wire.references:
+            raise ValueError(f"{where}: references must name the field of the images")

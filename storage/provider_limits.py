@@ -100,14 +100,7 @@ class ProviderLimits:
             sql=f"""INSERT INTO attempts (task_id, number, provider, key_id, sent_at, outcome, billed)
                 SELECT :task_id, :number, :provider, :key_id, :sent_at, 'sent', 'unknown'
                 WHERE ({_SUBMITTED}) < :creates_per_window AND ({_RUNNING}) <= :concurrency AND ({_PROBE}) = 0""",
-            params={
-                **_count_params(attempt.provider, attempt.sent_at),
-                "task_id": attempt.task_id,
-                "number": attempt.number,
-                "key_id": attempt.key_id,
-                "sent_at": attempt.sent_at,
-                **vars(limits),
-            },
+            params={**vars(attempt), **vars(limits), **_count_params(attempt.provider, attempt.sent_at)},
             must_change=True,
         )
         return [lock, insert]

@@ -23,7 +23,7 @@ class RateUsage:
 
     def is_current(self, now: float) -> bool:
         """Return False once the window is over, or if it began before the clock was set back."""
-        return -WINDOW_SECONDS < now - self.started_at < WINDOW_SECONDS
+        return abs(self.started_at - now) < WINDOW_SECONDS
 
 
 @dataclass(frozen=True)
@@ -44,16 +44,9 @@ class RateLimits:
                 started_at = CASE WHEN {_IS_CURRENT} THEN r.started_at ELSE :now END,
                 used = CASE WHEN {_IS_CURRENT} THEN r.used ELSE 0 END + :count
                 WHERE CASE WHEN {_IS_CURRENT} THEN r.used ELSE 0 END + :count <= :limit""",
-            params={
-                "caller": caller,
-                "count": count,
-                "limit": limit,
-                "now": now,
-                "oldest": now - WINDOW_SECONDS,
-                "newest": now + WINDOW_SECONDS,
-            },
+            params={"caller": caller, "count": count, "limit": limit, "now": now},
             must_change=True,
         )
 
 
-_IS_CURRENT = "r.started_at > :oldest AND r.started_at < :newest"
+_IS_CURRENT = f"abs(r.started_at - :now) < {WINDOW_SECONDS}"

@@ -47,22 +47,11 @@ STATUS_FILTERS: Final = {
 """SQL condition of each public status; the same rule as `public_status`."""
 ENDED_STATUSES: Final = frozenset({"completed", "failed", "canceled", "expired"})
 
-_STATUS: Final = {
-    TaskState.QUEUED: "pending",
-    TaskState.SUBMITTING: "processing",
-    TaskState.WAITING: "processing",
-    TaskState.FETCHING: "processing",
-    TaskState.SUCCEEDED: "completed",
-    TaskState.FAILED: "failed",
-    TaskState.CANCELED: "canceled",
-    TaskState.EXPIRED: "expired",
-}
-
 
 def public_status(state: TaskState, *, attempt: int, ended_at: float | None) -> str:
     """Return the status that callers see. It never goes back: not to pending, and not from failed to processing."""
     if state in LATE_RESULT_STATES and ended_at is not None:
         return "failed"
-    if state == TaskState.QUEUED and attempt > 0:
-        return "processing"
-    return _STATUS[state]
+    if state in ACTIVE_STATES:
+        return "pending" if state == TaskState.QUEUED and attempt == 0 else "processing"
+    return "completed" if state == TaskState.SUCCEEDED else state.value

@@ -121,10 +121,6 @@ class DueWork:
     delivery_at: float
 
 
-def _or_infinity(value: float | None) -> float:
-    return math.inf if value is None else value
-
-
 @dataclass(frozen=True)
 class Tasks:
     """Tasks in the database."""
@@ -237,15 +233,16 @@ class Tasks:
     async def get_due_work(self, states: Sequence[TaskState], providers: Sequence[str], now: float) -> DueWork:
         """Return in one query when the next work of each kind is due."""
         free = "lease_until <= :now"
+        numbered = {f"p{number}": provider for number, provider in enumerate(providers)}
         queries = [
             f"(SELECT due_at FROM tasks WHERE state = '{s}' AND {free} ORDER BY due_at LIMIT 1) AS {s}" for s in states
         ]
         queries += [
-            f"""(SELECT due_at FROM tasks WHERE state = 'queued' AND provider = :p{number} AND {free}
-                ORDER BY due_at, id LIMIT 1) AS p{number}"""
-            for number, _ in enumerate(providers)
+            f"""(SELECT due_at FROM tasks WHERE state = 'queued' AND provider = :{name} AND {free}
+                ORDER BY due_at, id LIMIT 1) AS {name}"""
+            for name in numbered
         ]
-        row = await self.database.fetch_one(
+        row: Any = await self.database.fetch_one(
             f"""SELECT {", ".join(queries)},
                 (SELECT deadline_at FROM tasks WHERE state = 'queued' AND {free}
                     ORDER BY deadline_at LIMIT 1) AS deadline,
@@ -253,15 +250,15 @@ class Tasks:
                     ORDER BY due_at LIMIT 1) AS delivery,
                 (SELECT 1 FROM callbacks WHERE processed_at IS NULL AND task_id IS NOT NULL LIMIT 1) AS callback""",
             now=now,
-            **{f"p{number}": provider for number, provider in enumerate(providers)},
+            **numbered,
         )
-        found = row or {}
+        due_at = {name: math.inf if value is None else value for name, value in row.items()}
         return DueWork(
-            due={state: _or_infinity(found.get(state.value)) for state in states},
-            queued={provider: _or_infinity(found.get(f"p{number}")) for number, provider in enumerate(providers)},
-            queue_deadline_at=_or_infinity(found.get("deadline")),
-            has_callbacks=found.get("callback") is not None,
-            delivery_at=_or_infinity(found.get("delivery")),
+            due={state: due_at[state] for state in states},
+            queued={provider: due_at[name] for name, provider in numbered.items()},
+            queue_deadline_at=due_at["deadline"],
+            has_callbacks=row["callback"] is not None,
+            delivery_at=due_at["delivery"],
         )
 
     # -- changing: statements for a transaction

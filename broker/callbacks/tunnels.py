@@ -88,24 +88,14 @@ def candidate_urls(tunnels: Sequence[Tunnel], port: int) -> Iterator[PublicUrl]:
 
 def _parse_answer(answer: Any) -> Iterator[Tunnel]:
     """Yield the endpoints or tunnels of an answer of ngrok, or the quick tunnel of cloudflared."""
-    for entry in [*_entries(answer, "endpoints"), *_entries(answer, "tunnels")]:
-        url = entry.get("url") or entry.get("public_url")
-        target = _field(entry.get("upstream"), "url") or _field(entry.get("config"), "addr")
-        if isinstance(url, str):
+    with suppress(AttributeError, LookupError, TypeError):  # of any other answer
+        for entry in answer.get("endpoints") or answer.get("tunnels") or ():
+            target = (entry.get("upstream") or {}).get("url") or (entry.get("config") or {}).get("addr")
+            url = str(entry.get("url") or entry.get("public_url"))
             yield Tunnel(url=url, port=_parse_port(target), agent="ngrok")
-    hostname = _field(answer, "hostname")
-    if isinstance(hostname, str) and hostname:
-        scheme = "http" if is_loopback_host(hostname.rpartition(":")[0]) else "https"
-        yield Tunnel(url=f"{scheme}://{hostname}", port=None, agent="cloudflared")
-
-
-def _entries(answer: Any, name: str) -> list[dict[str, Any]]:
-    entries = _field(answer, name)
-    return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
-
-
-def _field(value: Any, name: str) -> Any:
-    return value.get(name) if isinstance(value, dict) else None
+        if hostname := answer.get("hostname"):
+            scheme = "http" if is_loopback_host(hostname.rpartition(":")[0]) else "https"
+            yield Tunnel(url=f"{scheme}://{hostname}", port=None, agent="cloudflared")
 
 
 def _usable_url(url: str) -> str | None:

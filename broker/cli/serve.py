@@ -18,7 +18,7 @@ from broker.callbacks.public_url import is_private_url
 from broker.cli import TERMINATION_SIGNALS
 from broker.cli.console import print_line, print_note
 from broker.cli.embedded import open_system
-from broker.doctor.access import COOKIE_FLAW, NEWER_PYTHON, has_cookie_flaw
+from broker.doctor.machine import COOKIE_FLAW, NEWER_PYTHON, has_cookie_flaw
 from broker.errors import SettingsError
 from broker.logs import log
 from broker.net.hosts import EVERY_INTERFACE, is_loopback_host, local_base_url

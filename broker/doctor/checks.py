@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from dataclasses import dataclass, replace
 from typing import Final
 
-from broker.doctor import access, reachability, storage
+from broker.doctor import machine, reachability
 from broker.doctor.context import DoctorContext
 from broker.providers.base import Finding, HealthCheck, Provider, ProviderContext
 from broker.providers.health import failed, skipped
@@ -31,19 +31,21 @@ class Check:
 _DATA: Final = frozenset({"data_dir"})
 
 _CHECKS: Final = (
-    Check(name="Python", run=access.check_python),
+    Check(name="Python", run=machine.check_python),
     Check(
         name="public address",
         run=reachability.check_inbound,
         needs=frozenset({"host", "port", "secret_key", "webhook_base_url", "tunnel_api"}),
     ),
     Check(
-        name="access", run=access.check_access, needs=frozenset({"host", "api_keys", "allow_anonymous", "cors_origins"})
+        name="access",
+        run=reachability.check_access,
+        needs=frozenset({"host", "api_keys", "allow_anonymous", "cors_origins"}),
     ),
-    Check(name="secret", run=storage.check_secret, needs=_DATA | {"secret_key"}),
-    Check(name="database", run=storage.check_database, needs=_DATA | {"database_url", "database_listen_url", "lease"}),
-    Check(name="images", run=storage.check_images, needs=_DATA | {"blob_url"}),
-    Check(name="disk", run=storage.check_disks, needs=_DATA | {"database_url", "blob_url"}),
+    Check(name="secret", run=machine.check_secret, needs=_DATA | {"secret_key"}),
+    Check(name="database", run=machine.check_database, needs=_DATA | {"database_url", "database_listen_url", "lease"}),
+    Check(name="images", run=machine.check_images, needs=_DATA | {"blob_url"}),
+    Check(name="disk", run=machine.check_disks, needs=_DATA | {"database_url", "blob_url"}),
 )
 
 

@@ -1,4 +1,4 @@
-"""Inbound checks: a running broker, the public URL and back, and tunnels that expose too much."""
+"""Inbound checks: a running broker, the public URL and back, and access that is too wide."""
 
 from __future__ import annotations
 
@@ -234,3 +234,30 @@ def _check_exposure(settings: Settings, tunnels: Sequence[Tunnel]) -> Iterator[F
     if settings.allow_anonymous and is_exposed:
         found = "BROKER_ALLOW_ANONYMOUS trusts every client, and the broker can be reached from the internet"
         yield failed("anonymous access", found, "unset BROKER_ALLOW_ANONYMOUS and set BROKER_API_KEYS")
+
+
+async def check_access(context: DoctorContext) -> Sequence[Finding]:
+    return list(_find_open_access(context.settings)) or [ok("access", _describe_access(context.settings))]
+
+
+def _find_open_access(settings: Settings) -> Iterator[Finding]:
+    is_exposed = not is_loopback_host(settings.host)
+    if is_exposed and settings.allow_anonymous:
+        found = f"every client that reaches {settings.host} may spend your credits (BROKER_ALLOW_ANONYMOUS)"
+        yield warning("access", found, "set BROKER_API_KEYS instead, unless the network is private")
+    elif is_exposed and not settings.api_keys:
+        found = f"other machines reach {settings.host}, but may not order: no key is set"
+        yield warning("access", found, "set BROKER_API_KEYS")
+    for origin in settings.cors_origins:
+        parts = urlsplit(origin)
+        if parts.scheme == "http" and not is_loopback_host(parts.hostname or ""):
+            found = f"pages of {origin} may order, and without TLS they can be changed on the way"
+            yield warning("origins", found, "serve the page over https://, and put that into BROKER_CORS_ORIGINS")
+
+
+def _describe_access(settings: Settings) -> str:
+    if settings.allow_anonymous:
+        return "every program on this machine may order"
+    if settings.api_keys:
+        return f"a key is needed ({len(settings.api_keys)} known)"
+    return "direct calls from this machine only"

@@ -87,7 +87,7 @@ class JobApi:
             "url": self.base_url + self.order_path,
             "json": self._body(wire, order, references, shown_url),
             "price": catalog.price(self.catalog_name, params.model, order.mode, params.resolution),
-            "unit": catalog.unit(self.catalog_name),
+            "unit": catalog.terms(self.catalog_name).unit,
         }
 
     async def upload_references(self, order: Order) -> Order | Failed:

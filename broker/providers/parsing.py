@@ -66,7 +66,6 @@ _URL_FIELDS: Final = (
 
 _ONE_WORD: Final = re.compile(r"[A-Za-z][A-Za-z_-]{0,31}")
 _IDENTIFIER: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{1,63}")
-_WAIT: Final = re.compile(r"(?:^|resets in ~?)([0-9]{1,6}(?:\.[0-9]{1,9})?) ?s\b")
 _QUERY: Final = re.compile(r"(https?:[^\s?\"'<>]+)\?[^\s\"'<>]*", re.I)
 _FIELD: Final = re.compile(
     r'(?<!\\)"(taskId|state|resultJson|failCode|failMsg|creditsConsumed)"\s*:\s*("(?:[^"\\]++|\\.)*+"|[0-9.]+(?=[,}]))'
@@ -96,7 +95,7 @@ class ParsedResponse:
     @classmethod
     def from_body(cls, body: Any, *, id_fields: Sequence[str] = TASK_IDS) -> ParsedResponse:
         """Parse a body; anything but a JSON object has no content."""
-        top = _envelope_of(body)
+        top = mapping(body)
         record = record_of(top)
         state = first(text, values_at((record, top), *_STATE_FIELDS))
         percent = amount(record.get("progress"))  # kie.ai: of some models; the others send 0
@@ -222,19 +221,6 @@ def ids_in(top: Any, id_fields: Sequence[str] = ANY_IDS) -> tuple[str, ...]:
     specific = values_at(places, *(name for name in id_fields if name in TASK_IDS))
     others = values_at(places, *(name for name in id_fields if name not in TASK_IDS))
     return tuple(dict.fromkeys(found for value in chain(specific, others) if (found := label(value))))
-
-
-def requested_wait(body: Any) -> float | None:
-    """Return the seconds to wait that a body asks for: Gemini's `retryDelay`, Replicate's "resets in ~30s"."""
-    for value in values_at((_envelope_of(body),), "error.details.*.retryDelay", "detail"):
-        if isinstance(value, str) and (match := _WAIT.search(value[:500])):
-            return float(match[1])
-    return None
-
-
-def _envelope_of(body: Any) -> Mapping[str, Any]:
-    """Return the object of a body, without the list of one element that Gemini sometimes puts around its error."""
-    return mapping(body[0] if isinstance(body, list) and len(body) == 1 and "error" in mapping(body[0]) else body)
 
 
 def _names(record: Mapping[str, Any], top: Mapping[str, Any]) -> tuple[str, ...]:

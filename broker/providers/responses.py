@@ -13,7 +13,7 @@ from broker.errors import ProviderError
 from broker.net.api_client import HttpResponse
 from broker.providers import parsing
 from broker.providers.error_codes import ErrorTable
-from broker.providers.parsing import SUCCESS_CODES, TASK_IDS, ParsedResponse, requested_wait
+from broker.providers.parsing import SUCCESS_CODES, TASK_IDS, ParsedResponse
 from broker.reports import Failed
 from webhooks.retry_after import parse_retry_after
 
@@ -47,7 +47,6 @@ class ProviderResponse:
         except ProviderError:
             body = None
         wait = parse_retry_after(response.headers.get("retry-after"), now)
-        wait = requested_wait(body) if wait is None else wait
         return cls(
             status=response.status,
             body=body,

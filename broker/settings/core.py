@@ -12,8 +12,6 @@ from pydantic_settings import BaseSettings
 
 from broker.settings.types import (
     SETTINGS_CONFIG,
-    BlobLinks,
-    Bucket,
     CommaSeparated,
     HttpUrl,
     PackageSettings,
@@ -22,6 +20,7 @@ from broker.settings.types import (
     http_url,
     matching,
 )
+from storage.blobs.store import BlobLinks, Bucket
 from webhooks.signatures.standard import read_secret
 
 _P = TypeVar("_P", bound=PackageSettings)
@@ -41,6 +40,10 @@ def _check_signing_key(secret: SecretStr) -> SecretStr:
             "separated by commas; or delete the variable, and one is derived from SECRET_KEY"
         ) from None
     return secret
+
+
+def _reveal(secret: SecretStr | None) -> str | None:
+    return secret.get_secret_value() if secret else None
 
 
 PublicUrl = Annotated[
@@ -132,17 +135,11 @@ class Settings(BaseSettings):
         if bucket is None:
             return self
         if not bucket.name:
-            raise ValueError(
-                "BROKER_BLOB_URL names no bucket: use s3://bucket/prefix, or set MINIO_BUCKET beside s3://"
-            )
+            raise ValueError("BROKER_BLOB_URL names no bucket: use s3://bucket/prefix, or set MINIO_BUCKET")
         if (bucket.access_key is None) != (bucket.secret_key is None):
-            raise ValueError(
-                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY go together: set both, or none for a role's own"
-            )
+            raise ValueError("AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY go together: set both, or none for a role")
         if bucket.links == "public" and not bucket.public_base:
-            raise ValueError(
-                "BROKER_BLOB_LINKS is public: set MINIO_PUBLIC_URL to the URL at which the bucket can be read"
-            )
+            raise ValueError("BROKER_BLOB_LINKS is public: set MINIO_PUBLIC_URL, at which the bucket can be read")
         return self
 
     @property
@@ -181,9 +178,9 @@ class Settings(BaseSettings):
             prefix=match[2] or "",
             endpoint=self._with_scheme(self.s3_endpoint),
             region=self.s3_region,
-            access_key=self.s3_access_key,
-            secret_key=self.s3_secret_key,
-            session_token=self.s3_session_token,
+            access_key=_reveal(self.s3_access_key),
+            secret_key=_reveal(self.s3_secret_key),
+            session_token=_reveal(self.s3_session_token),
             links=self.blob_links,
             public_base=self._with_scheme(self.s3_public_url),
         )

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr
@@ -64,7 +63,6 @@ CommaSeparated = Annotated[tuple[T, ...], NoDecode, BeforeValidator(_split_list)
 Seconds = Annotated[float, Field(gt=0, le=10 * 365 * 86400)]
 HttpUrl = Annotated[str, http_url(_URL_CURE)]
 ApiKey = Annotated[SecretStr | None, matching(r"[\x21-\x7e]+", _API_KEY_CURE)]
-BlobLinks = Literal["none", "presigned", "public"]
 
 
 class PackageSettings(BaseSettings):
@@ -76,22 +74,3 @@ class PackageSettings(BaseSettings):
     def is_configured(self) -> bool:
         """True if an operator set what the package needs to work."""
         raise NotImplementedError
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bucket:
-    """A place in an S3-compatible store."""
-
-    name: str
-    prefix: str
-    endpoint: str | None
-    """None: AWS."""
-    region: str
-    access_key: SecretStr | None
-    """None, like the other two: the credentials of the machine's role."""
-    secret_key: SecretStr | None
-    session_token: SecretStr | None
-    links: BlobLinks
-    """How callers are redirected to the store for results, if at all."""
-    public_base: str | None
-    """URL at which the bucket can be read without credentials."""

@@ -47,7 +47,6 @@ class LocalBlobs:
         return await DISK.run(partial(remove_folder, self._folder(validate_owner(owner))))
 
     async def delete_stale_drafts(self, older_than: float) -> int:
-        """Delete drafts of dead writers; a draft whose writer lives stays, however old."""
         return await DISK.run(partial(self._drafts.sweep, older_than))
 
     async def list_owners(self, older_than: float, since: float = 0.0) -> list[str]:

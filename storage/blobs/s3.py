@@ -29,15 +29,15 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import obstore
 from obstore.exceptions import BaseError, InvalidPathError
 
 from storage.blobs import s3_errors
-from storage.blobs.s3_client import open_bucket, static_credential
+from storage.blobs.s3_client import open_bucket
 from storage.blobs.staging import Blob, Disk, Draft, HashingFile, StagingArea
-from storage.blobs.store import NAME, BlobMissing, BlobReader, validate_owner
+from storage.blobs.store import NAME, BlobMissing, BlobReader, Bucket, validate_owner
 from storage.errors import StorageError
 
 if TYPE_CHECKING:
@@ -62,15 +62,10 @@ _INVALID_KEY: Final = (
     "remove the objects with an empty part, `.` or `..` in their key from the prefix of BROKER_BLOB_URL"
 )
 
-Links = Literal["none", "presigned", "public"]
-
 
 class S3Blobs:
     """Blob store in one bucket, for any number of processes on any number of machines. Call `aclose` at the end.
 
-    endpoint: None for AWS itself, else `http[s]://host[:port]`; the bucket becomes part of the path.
-    access_key, secret_key, session_token: None to use the environment, a web identity or the machine's role.
-    links: kind of links that `link` returns; "public" needs `public_base`, the public URL of the bucket's keys.
     free_floor: bytes that stay free on the disk of `scratch`.
     connect_seconds: until a connection is open; a `check` takes at most twice as long.
     attempt_seconds: one request, or the wait for the next bytes of a download. retries: of one request, with
@@ -79,17 +74,9 @@ class S3Blobs:
 
     def __init__(
         self,
+        bucket: Bucket,
         *,
-        bucket: str,
-        prefix: str = "",
         scratch: Path,
-        endpoint: str | None = None,
-        region: str = "us-east-1",
-        access_key: str | None = None,
-        secret_key: str | None = None,
-        session_token: str | None = None,
-        links: Links = "none",
-        public_base: str | None = None,
         free_floor: int = 0,
         attempt_seconds: float = 30.0,
         connect_seconds: float = 5.0,
@@ -97,19 +84,15 @@ class S3Blobs:
         retries: int = 8,
         threads: int = 16,
     ) -> None:
-        prefix = prefix.strip("/")
+        prefix = bucket.prefix.strip("/")
         self._base = f"{prefix}/" if prefix else ""
-        self._links = links
-        self._public_base = (public_base or "").rstrip("/")
+        self._bucket = bucket
         self._total_seconds = total_seconds
         self._drafts = StagingArea(scratch, DISK, free_floor=free_floor)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="s3")
         store = partial(
             open_bucket,
             bucket,
-            endpoint and endpoint.rstrip("/"),
-            region,
-            static_credential(access_key, secret_key, session_token),
             connect=connect_seconds,
             retries=retries,
             retry_seconds=total_seconds / 2,
@@ -156,10 +139,7 @@ class S3Blobs:
         return removed
 
     async def delete_stale_drafts(self, older_than: float) -> int:
-        """Remove drafts that stopped writers left on this machine.
-
-        Unfinished multipart uploads are removed by the bucket's lifecycle rule AbortIncompleteMultipartUpload.
-        """
+        """Delete those of this machine."""
         return await DISK.run(partial(self._drafts.sweep, older_than))
 
     async def list_owners(self, older_than: float, since: float = 0.0) -> list[str]:
@@ -178,11 +158,11 @@ class S3Blobs:
 
     async def get_link(self, name: str, seconds: int) -> str | None:
         """Return a link of at most a week, the limit of S3."""
-        if self._links == "none":
+        if self._bucket.links == "none":
             return None
         key = self._key_of(name)
-        if self._links == "public":
-            return f"{self._public_base}/{key}"
+        if self._bucket.links == "public":
+            return f"{(self._bucket.public_base or '').rstrip('/')}/{key}"
         valid = timedelta(seconds=max(1, min(seconds, MAX_LINK_SECONDS)))
         return await self.call(partial(obstore.sign, self._calls, "GET", key, valid))
 

@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING
 
 from obstore.store import S3Store
 
+from storage.blobs.store import Bucket
+
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, S3Config, S3Credential
 
 
 def open_bucket(
-    bucket: str,
-    endpoint: str | None,
-    region: str,
-    credential: Callable[[], S3Credential] | None,
+    bucket: Bucket,
     *,
     attempt: timedelta,
     read: timedelta | None = None,
@@ -25,12 +24,13 @@ def open_bucket(
     retry_seconds: float,
 ) -> S3Store:
     """Return a client; obstore takes what is not given from the environment (roles, web identities, proxies)."""
+    endpoint = bucket.endpoint and bucket.endpoint.rstrip("/")
     # AWS expects the bucket in the host name; its certificates do not cover a bucket with dots
-    hosted = endpoint is None and "." not in bucket
+    hosted = endpoint is None and "." not in bucket.name
     # always set: obstore would use an empty environment variable as the address
-    where = endpoint or f"https://{f'{bucket}.' if hosted else ''}s3.{region}.amazonaws.com"
+    where = endpoint or f"https://{f'{bucket.name}.' if hosted else ''}s3.{bucket.region}.amazonaws.com"
     config: S3Config = {
-        "region": region,
+        "region": bucket.region,
         "endpoint": where,
         "aws_endpoint_url_s3": where,
         "virtual_hosted_style_request": hosted,
@@ -43,22 +43,20 @@ def open_bucket(
     if read is not None:
         client["read_timeout"] = read
     return S3Store(
-        bucket,
+        bucket.name,
         config=config,
         client_options=client,
         retry_config={"max_retries": retries, "retry_timeout": timedelta(seconds=retry_seconds)},
         # not as settings, which would be combined with a session token of the environment
-        credential_provider=credential,
+        credential_provider=_static_credential(bucket),
     )
 
 
-def static_credential(
-    access_key: str | None, secret_key: str | None, session_token: str | None
-) -> Callable[[], S3Credential] | None:
+def _static_credential(bucket: Bucket) -> Callable[[], S3Credential] | None:
     """Return a provider of the given key, or None without one. Its repr does not contain the key."""
+    access_key, secret_key, token = bucket.access_key, bucket.secret_key, bucket.session_token or None
     if not access_key or not secret_key:
         return None
-    token = session_token or None
 
     def credential() -> S3Credential:
         return {"access_key_id": access_key, "secret_access_key": secret_key, "token": token, "expires_at": None}

@@ -4,12 +4,34 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
-from typing import Final, Protocol
+from dataclasses import dataclass, field
+from typing import Final, Literal, Protocol
 
 from storage.blobs.staging import Draft
 
 OWNER: Final = re.compile(r"[A-Za-z0-9_]{1,80}")
 NAME: Final = re.compile(r"([A-Za-z0-9_]{1,80})/([0-9a-f]{64})")
+
+BlobLinks = Literal["none", "presigned", "public"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bucket:
+    """A place in a store that speaks S3."""
+
+    name: str
+    prefix: str = ""
+    endpoint: str | None = None
+    """`http[s]://host[:port]`; None for AWS itself."""
+    region: str = "us-east-1"
+    access_key: str | None = field(default=None, repr=False)
+    """None, like the other two, to use the environment, a web identity or the machine's role."""
+    secret_key: str | None = field(default=None, repr=False)
+    session_token: str | None = field(default=None, repr=False)
+    links: BlobLinks = "none"
+    """Kind of links that callers are redirected to, if any."""
+    public_base: str | None = None
+    """URL at which the bucket can be read without a key; "public" links need it."""
 
 
 class BlobReader(Protocol):

@@ -248,18 +248,12 @@ class PostgresDatabase:
 
     async def describe(self) -> dict[str, str]:
         row = await self.fetch_one(
-            """SELECT current_database() AS name, current_setting('server_version') AS version,
+            """SELECT current_database() AS database, current_setting('server_version') AS "Postgres",
                 pg_size_pretty(pg_database_size(current_database())) AS size,
-                (SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()) AS sessions,
-                current_setting('max_connections') AS max_connections"""
+                (SELECT count(*) FROM pg_stat_activity WHERE datname = current_database())
+                    || ' of this database; the server takes ' || current_setting('max_connections') AS connections"""
         )
-        found = dict(row or {})
-        return {
-            "database": found["name"],
-            "Postgres": found["version"],
-            "size": found["size"],
-            "connections": f"{found['sessions']} of this database; the server takes {found['max_connections']}",
-        }
+        return dict(row or {})
 
     # -- retries
 

@@ -38,8 +38,6 @@ _OTHER_PROCESS: Final = "another process holds it; end that one, or try again"
 _CURES: Final = {
     "SQLITE_READONLY": "let this user write to its file and its folder",
     "SQLITE_CANTOPEN": "let this user read and write its file and its folder",
-    "SQLITE_PERM": "let this user read and write its file and its folder",
-    "SQLITE_AUTH": "let this user read and write its file and its folder",
     "SQLITE_CORRUPT": f"it is damaged; {_MOVE_AWAY}",
     "SQLITE_NOTADB": f"it is not a database; {_MOVE_AWAY}",
     "SQLITE_BUSY": _OTHER_PROCESS,

@@ -10,7 +10,7 @@ import pytest
 
 from storage.blobs.local import LocalBlobs
 from storage.blobs.s3 import S3Blobs
-from storage.blobs.store import BlobStore
+from storage.blobs.store import BlobStore, Bucket
 from tests.support.servers.s3 import S3Server
 
 Open = Callable[[Path, pytest.FixtureRequest], AbstractAsyncContextManager[BlobStore]]
@@ -24,14 +24,14 @@ async def local(folder: Path, _: pytest.FixtureRequest) -> AsyncIterator[BlobSto
 @asynccontextmanager
 async def s3(folder: Path, request: pytest.FixtureRequest) -> AsyncIterator[BlobStore]:
     server: S3Server = request.getfixturevalue("s3_server")
-    store = S3Blobs(
-        bucket=server.new_bucket(),
+    bucket = Bucket(
+        name=server.new_bucket(),
         prefix="images",
-        scratch=folder / "scratch",
         endpoint=server.url,
         access_key="test-id",
         secret_key="test-secret",
     )
+    store = S3Blobs(bucket, scratch=folder / "scratch")
     async with aclosing(store):
         yield store
 

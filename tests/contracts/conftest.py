@@ -12,6 +12,7 @@ import asyncpg
 import pytest
 
 from storage.blobs.s3 import S3Blobs
+from storage.blobs.store import Bucket
 from tests.support.servers.postgres import Postgres
 from tests.support.servers.s3 import S3Server
 
@@ -22,9 +23,8 @@ TIMEOUT_SECONDS = 3.0
 async def started(postgres: Postgres, s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Postgres:
     """Start what stays open for the session: the servers, and the threads of the S3 client."""
     folder = tmp_path_factory.mktemp("scratch")
-    store = S3Blobs(
-        bucket=s3_server.new_bucket(), scratch=folder, endpoint=s3_server.url, access_key="test", secret_key="test"
-    )
+    bucket = Bucket(name=s3_server.new_bucket(), endpoint=s3_server.url, access_key="test", secret_key="test")
+    store = S3Blobs(bucket, scratch=folder)
     await store.check()
     await store.aclose()
     return postgres

@@ -15,9 +15,8 @@ from urllib.parse import urlsplit
 
 import pytest
 import yaml
-from pydantic import SecretStr
 
-from broker.bootstrap import load_settings, settings_variables
+from broker.bootstrap import load_settings
 from broker.settings import Settings
 from tests.deployment.compose import (
     CHECK,
@@ -30,6 +29,7 @@ from tests.deployment.compose import (
     guide_settings,
     service_environment,
 )
+from tests.support.variables import settings_variables
 
 FULL_SET = {"broker", "broker-2", "worker", "settings", "proxy", "postgres", "objects"}
 STARTED = [
@@ -128,8 +128,8 @@ def test_full_set_uses_its_own_postgres_and_object_store(read_settings: Callable
     bucket, keys = settings.bucket, service_environment(objects, **given)
     assert bucket is not None
     assert bucket.endpoint == "http://objects:8333"
-    assert bucket.access_key == SecretStr(keys["AWS_ACCESS_KEY_ID"])
-    assert bucket.secret_key == SecretStr(keys["AWS_SECRET_ACCESS_KEY"])
+    assert bucket.access_key == keys["AWS_ACCESS_KEY_ID"]
+    assert bucket.secret_key == keys["AWS_SECRET_ACCESS_KEY"]
     assert bucket.links == "none"
     assert f"-bucket={bucket.name}" in objects["command"]
 
@@ -139,11 +139,11 @@ def test_object_store_of_the_operator_takes_precedence(read_settings: Callable[.
     plain = read_settings(BROKER_BLOB_URL="s3://mine", **keys).bucket
     assert plain is not None
     assert plain.endpoint is None
-    assert plain.access_key == SecretStr("mine")
+    assert plain.access_key == "mine"
     given = {**guide_settings(), "AWS_ENDPOINT_URL": "https://s3.example.com", **keys}
     full = read_settings(**given).bucket
     assert full is not None
-    assert (full.endpoint, full.access_key) == ("https://s3.example.com", SecretStr("mine"))
+    assert (full.endpoint, full.access_key) == ("https://s3.example.com", "mine")
 
 
 def test_broker_finds_the_tunnel_agent_of_compose() -> None:

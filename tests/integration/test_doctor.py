@@ -21,9 +21,9 @@ import pytest
 from broker.bootstrap import load_settings, salvage_settings
 from broker.callbacks.probe import ReachabilityProbe
 from broker.clock import SystemClock
-from broker.doctor.access import has_cookie_flaw
 from broker.doctor.checks import Check, checks_for, run_checks, storage_failure
 from broker.doctor.context import open_context
+from broker.doctor.machine import has_cookie_flaw
 from broker.doctor.reachability import probe_server
 from broker.net.api_client import ApiClient
 from broker.providers.base import Finding

@@ -20,7 +20,7 @@ import pytest
 
 from storage.blobs.s3 import S3Blobs
 from storage.blobs.staging import Blob
-from storage.blobs.store import BlobMissing
+from storage.blobs.store import BlobMissing, Bucket
 from storage.errors import StorageError, StorageFull
 from tests.support.faulty_http import Script, Visit, answers, head, sends
 from tests.support.faulty_s3 import Network, error, holds, network
@@ -63,15 +63,10 @@ async def make(net: Network, bucket: str, tmp_path: Path) -> AsyncIterator[Make]
     async with AsyncExitStack() as stack:
 
         def store(**options: Any) -> S3Blobs:
-            known = {
-                "bucket": bucket,
-                "prefix": "images",
-                "scratch": tmp_path / "scratch",
-                "endpoint": net.url,
-                "access_key": "test-id",
-                "secret_key": SECRET,
-            }
-            blobs = S3Blobs(**{**known, **USUAL, **options})
+            known: dict[str, Any] = {"name": bucket, "prefix": "images", "endpoint": net.url, "access_key": "test-id"}
+            known |= {name: options.pop(name) for name in (*known, "links", "public_base") if name in options}
+            place = Bucket(**known, secret_key=SECRET)
+            blobs = S3Blobs(place, scratch=tmp_path / "scratch", **{**USUAL, **options})
             stack.push_async_callback(blobs.aclose)
             return blobs
 
@@ -315,9 +310,10 @@ WRITE = """
 import asyncio, sys
 from pathlib import Path
 from storage.blobs.s3 import S3Blobs
+from storage.blobs.store import Bucket
 async def main():
-    blobs = S3Blobs(bucket=sys.argv[1], prefix="images", scratch=Path(sys.argv[2]), endpoint=sys.argv[3],
-                    access_key="id", secret_key="secret")
+    bucket = Bucket(name=sys.argv[1], prefix="images", endpoint=sys.argv[3], access_key="id", secret_key="secret")
+    blobs = S3Blobs(bucket, scratch=Path(sys.argv[2]))
     async with blobs.new_draft("task_1") as draft:
         await draft.write(b"x" * 12 * 2**20)
         await draft.commit()
@@ -431,9 +427,9 @@ async def test_error_names_the_cure_and_no_secret(blobs: S3Blobs, net: Network, 
 @pytest.mark.parametrize("call", [call for call in CALLS if call != "open"])
 async def test_missing_bucket_is_an_error_and_not_a_missing_image(make: Make, call: str) -> None:
     with pytest.raises(StorageError, match="BROKER_BLOB_URL"):
-        await CALLS[call](make(bucket="missing-bucket"))
+        await CALLS[call](make(name="missing-bucket"))
     with pytest.raises(StorageError, match="BROKER_BLOB_URL"):
-        await make(bucket="missing-bucket").open(name_of(b"x"))
+        await make(name="missing-bucket").open(name_of(b"x"))
 
 
 @pytest.mark.parametrize("endpoint", ["http://127.0.0.1:1", "http://nowhere.invalid"])
@@ -525,15 +521,15 @@ async def test_empty_endpoint_variables_of_the_environment_are_ignored(
     """A compose file may set them to an empty value."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", "")
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "")
-    store = S3Blobs(
-        bucket=bucket,
-        scratch=tmp_path,
+    place = Bucket(
+        name=bucket,
         endpoint=endpoint,
         region="eu-west-1",
         access_key="key",
         secret_key="secret",
         links="presigned",
     )
+    store = S3Blobs(place, scratch=tmp_path)
     link = await store.get_link(f"task_1/{'0' * 64}", 60)
     await store.aclose()
     assert link is not None

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from storage.cluster_state import ClusterState, PeriodicJobs
+from storage.rate_limits import RateLimits
+from storage.sql.database import Stale
 from storage.sql.migrate import upgrade_schema
 from tests.contracts.databases import DATABASES
 
@@ -38,6 +40,22 @@ async def test_clock_set_back_does_not_delay_a_periodic_job(database: Any) -> No
     jobs = PeriodicJobs(database)
     assert await jobs.try_acquire("sweep", now=NOW + 86_400, every=60)
     assert await jobs.try_acquire("sweep", now=NOW, every=60)
+
+
+async def test_rate_limit_holds_over_concurrent_orders_and_a_clock_set_back(database: Any) -> None:
+    limits = RateLimits(database)
+
+    async def is_allowed(count: int, now: float) -> bool:
+        try:
+            await database.transact(limits.add_usage("caller", count, limit=5, now=now))
+        except Stale:
+            return False
+        return True
+
+    assert sum(await asyncio.gather(*(is_allowed(1, NOW) for _ in range(10)))) == 5
+    assert not await is_allowed(1, NOW + 59)
+    assert await is_allowed(5, NOW + 60)
+    assert await is_allowed(5, NOW)
 
 
 async def test_first_value_stays_until_it_is_replaced(database: Any) -> None:
