@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import tempfile
 from collections.abc import Callable
 from contextlib import aclosing
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Final
 
 import anyio
-import PIL.Image
 
 from broker.bootstrap import load_settings
 from broker.cli.connection import quiet_logs
@@ -62,21 +60,11 @@ async def _make_image(
             f"No callback was accepted: {[callback.reason for callback in callbacks] or 'none arrived'}."
         )
     print_step("callback received and accepted: its token is valid")
+    if (image.width, image.height) != SIZE:
+        raise CommandError(f"The image has {image.width} × {image.height} pixels, {SIZE} were ordered.")
     path = image.url.removeprefix(broker.client.base)
-    print_step(f"image stored: {_check_image(image)}, {len(image.content) / 1024:.0f} KiB, GET {path}")
-    print_step(f"saved to {await anyio.to_thread.run_sync(_save_image, image, f'{mode}{Path(path).suffix}')}")
+    print_step(f"image stored: {image.width} × {image.height} pixels, {len(image.content) / 1024:.0f} KiB, GET {path}")
+    await anyio.Path(FOLDER).mkdir(parents=True, exist_ok=True)
+    saved = await anyio.to_thread.run_sync(image.save, FOLDER / f"{mode}{Path(path).suffix}")
+    print_step(f"saved to {saved.absolute()}")
     return image
-
-
-def _check_image(image: Image) -> str:
-    """Return format and size as Pillow reads them; raise `CommandError` if the size is wrong."""
-    with PIL.Image.open(io.BytesIO(image.content)) as decoded:
-        decoded.load()
-        if decoded.size != SIZE:
-            raise CommandError(f"The image has {decoded.size} pixels, {SIZE} were ordered.")
-        return f"{decoded.format} of {decoded.width} × {decoded.height} pixels"
-
-
-def _save_image(image: Image, name: str) -> Path:
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    return image.save(FOLDER / name).resolve()
