@@ -18,7 +18,14 @@ import httpx
 from httpx_sse import EventSource
 from pydantic import TypeAdapter
 from pydantic.alias_generators import to_camel
-from tenacity import AsyncRetrying, retry_if_exception, stop_before_delay, wait_exception, wait_exponential_jitter
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception,
+    stop_before_delay,
+    wait_exception,
+    wait_exponential_jitter,
+)
 
 from broker.client import errors
 from broker.client.models import Document, Image, Order, Page, Result, Task, TaskDocument
@@ -32,6 +39,8 @@ HOLD_SECONDS: Final = 25
 """Duration of a long poll, and more than the silence between two comments of an event stream."""
 POLL_PAUSE_SECONDS: Final = 1.0
 """Pause between two polls or event streams, for brokers that end them at once."""
+UNKNOWN_BROKER_SECONDS: Final = 2.0
+"""Patience until the first response: a mistyped address must not cost the time of a restart."""
 MAX_CONNECTIONS: Final = 32
 """Half of the broker's limit per address."""
 CONNECT_TIMEOUT_SECONDS: Final = 10.0
@@ -97,15 +106,23 @@ class AsyncClient:
             trust_env=False,
             follow_redirects=True,
             limits=httpx.Limits(max_connections=MAX_CONNECTIONS),
-            event_hooks={"response": [_reject_downgrade]},
+            event_hooks={"response": [_reject_downgrade, self._note_response]},
         )
+        self._patience, self._has_responded = patience, False
         self._send_repeatedly = AsyncRetrying(
             sleep=sleep,
             retry=retry_if_exception(errors.is_transient),
             wait=wait_exception(_retry_after) + wait_exponential_jitter(multiplier=0.2, max=5, jitter=0.2),
-            stop=stop_before_delay(patience),
+            stop=self._is_hopeless,
             reraise=True,
         ).wraps(self._send)
+
+    async def _note_response(self, _: httpx.Response) -> None:
+        self._has_responded = True
+
+    def _is_hopeless(self, state: RetryCallState) -> bool:
+        patience = self._patience if self._has_responded else min(self._patience, UNKNOWN_BROKER_SECONDS)
+        return stop_before_delay(patience)(state)
 
     async def __aenter__(self) -> AsyncClient:
         return self

@@ -308,11 +308,15 @@ async def test_response_of_another_server_is_unreachable(body: bytes) -> None:
     assert len(server.heads) <= 20
 
 
-async def test_missing_broker_is_named_with_the_cure() -> None:
-    async with AsyncClient("http://127.0.0.1:9", patience=0.0) as client:
+async def test_broker_that_never_responded_is_retried_briefly_and_named_with_the_cure() -> None:
+    """A mistyped address must not cost a minute and a half."""
+    pauses = Pauses()
+    async with AsyncClient("http://127.0.0.1:9", sleep=pauses) as client:
         assert not await client.alive()
         with pytest.raises(Unreachable, match="`broker serve` starts one"):
             await client.create("a fox")
+    assert 1 < len(pauses.seconds) < 8
+    assert sum(pauses.seconds) < 5
 
 
 @pytest.mark.parametrize(
