@@ -8,7 +8,7 @@ from typing import Final
 
 TASK_ID: Final = re.compile(r"task_[0-9a-f]{32}")
 BATCH_ID: Final = re.compile(r"batch_[0-9a-f]{32}")
-CALLBACK_ID: Final = re.compile(r"hook_[0-9a-f]{24}")
+CALLBACK_ID: Final = re.compile(r"callback_[0-9a-f]{24}")
 EVENT_ID: Final = re.compile(r"evt_[0-9a-f]{32}")
 
 
@@ -21,7 +21,7 @@ def new_batch_id() -> str:
 
 
 def new_callback_id() -> str:
-    return f"hook_{secrets.token_hex(12)}"
+    return f"callback_{secrets.token_hex(12)}"
 
 
 def reference_owner(batch_id: str) -> str:

@@ -30,7 +30,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one document p
 Watch = Annotated[bool, typer.Option("--watch", help="Keep running and print each change.")]
 OfTask = Annotated[str | None, typer.Option(metavar="ID", help="Only of this task.")]
 Limit = Annotated[int, typer.Option(min=1, max=100, help="Number of entries.")]
-CallbackId = Annotated[str, typer.Argument(metavar="ID", help="Begins with hook_.")]
+CallbackId = Annotated[str, typer.Argument(metavar="ID", help="Begins with callback_.")]
 WebhookId = Annotated[str, typer.Argument(metavar="ID", help="Begins with evt_.")]
 Port = Annotated[int | None, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes any free one.")]
 

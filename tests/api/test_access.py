@@ -222,7 +222,7 @@ def test_unauthorized_error_names_the_cure() -> None:
 PATH_VALUES = {
     "/api/task/": f"task_{'0' * 32}",
     "/api/batch/": f"batch_{'0' * 32}",
-    "/api/callbacks/": f"hook_{'0' * 24}",
+    "/api/callbacks/": f"callback_{'0' * 24}",
     "/api/deliveries/": f"evt_{'0' * 32}",
     "/uploads/images/": f"generated_{'0' * 32}.png",
     "/uploads/references/": f"reference_{'0' * 32}.png",

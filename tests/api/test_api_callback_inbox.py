@@ -86,7 +86,7 @@ async def store_processed(broker: ApiBroker, task: Task, body: Any = None, **cha
     """Store a callback as processed, without an effect on its task; return its id."""
     evidence = Evidence(token=Proof.BODY_VERIFIED, known=True)
     callback = StoredCallback(
-        id=f"hook_{'c' * 24}",
+        id=f"callback_{'c' * 24}",
         provider="kie",
         task_id=task.id,
         attempt=1,
@@ -233,7 +233,9 @@ async def test_invalid_query_names_its_field(tmp_path: Path, params: Mapping[str
         assert (answer.status_code, answer.json()["field"]) == (400, field)
 
 
-@pytest.mark.parametrize("callback_id", [f"hook_{'0' * 24}", "hook_", "x", "hook_%00", "%F0%9F%8D%8C", "h" * 4000])
+@pytest.mark.parametrize(
+    "callback_id", [f"callback_{'0' * 24}", "callback_", "x", "callback_%00", "%F0%9F%8D%8C", "h" * 4000]
+)
 async def test_unknown_id_is_not_found(tmp_path: Path, callback_id: str) -> None:
     async with open_api(tmp_path) as broker:
         for method, path in (("GET", ""), ("POST", "/replay"), ("GET", "/fixture")):
@@ -244,7 +246,7 @@ async def test_unknown_id_is_not_found(tmp_path: Path, callback_id: str) -> None
 async def test_id_that_postgres_cannot_store_is_not_found(tmp_path: Path, postgres: Postgres) -> None:
     """It stores no NUL; the answer must not be that the database is unavailable."""
     async with open_api(tmp_path, database_url=await postgres.fresh()) as broker:
-        assert (await broker.client.get("/api/callbacks/hook_%00")).status_code == 404
+        assert (await broker.client.get("/api/callbacks/callback_%00")).status_code == 404
         assert (await broker.client.get("/api/callbacks?task=%00")).status_code == 400
 
 

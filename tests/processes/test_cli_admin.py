@@ -80,9 +80,11 @@ def test_callbacks_are_listed(served: Shell) -> None:
     ended = served.run("callbacks")
     assert ended.code == 0, ended.err
     lines = ended.out.splitlines()
-    assert re.fullmatch(r"hook_[0-9a-f]{24}  \S+Z  malformed 400 +no task  the body is not readable JSON", lines[-3])
-    assert re.fullmatch(r"hook_[0-9a-f]{24}  \S+Z  reject    401 +no task  its token is wrong", lines[-2])
-    accepted = r"hook_[0-9a-f]{24}  \S+Z  accept    200  lag [0-9.]+ s +task_[0-9a-f]{32}/1  its token .*"
+    assert re.fullmatch(
+        r"callback_[0-9a-f]{24}  \S+Z  malformed 400 +no task  the body is not readable JSON", lines[-3]
+    )
+    assert re.fullmatch(r"callback_[0-9a-f]{24}  \S+Z  reject    401 +no task  its token is wrong", lines[-2])
+    accepted = r"callback_[0-9a-f]{24}  \S+Z  accept    200  lag [0-9.]+ s +task_[0-9a-f]{32}/1  its token .*"
     assert re.fullmatch(accepted, lines[-1])
 
 
@@ -134,7 +136,7 @@ def test_accepted_callback_is_replayed(served: Shell) -> None:
     ended = served.run("callbacks", "replay", callback_id)
     assert ended.code == 0, ended.err
     assert "effect     nothing: the task is succeeded already" in ended.out
-    replay_id = re.search(r"Replayed as (hook_[0-9a-f]{24})\.", ended.out)
+    replay_id = re.search(r"Replayed as (callback_[0-9a-f]{24})\.", ended.out)
     assert replay_id is not None
     assert f"(replay of {callback_id})" in served.run("callbacks").out
     assert f"replay of  {callback_id}" in served.run("callbacks", "show", replay_id[1]).out
@@ -165,8 +167,8 @@ def test_callback_is_exported_as_a_fixture(served: Shell) -> None:
     ("args", "words"),
     [
         (("show", "../../task"), "There is nothing at this address"),
-        (("replay", f"hook_{'0' * 24}"), "There is no callback with this id"),
-        (("export", "hook_0"), "There is no callback with this id"),
+        (("replay", f"callback_{'0' * 24}"), "There is no callback with this id"),
+        (("export", "callback_0"), "There is no callback with this id"),
         (("--verification", "fine"), "verification must be one of accept, recheck"),
         (("show", EVENT), "There is no callback with this id"),
     ],
@@ -224,7 +226,7 @@ def test_callbacks_are_read_from_the_database(served: Shell) -> None:
     assert "Nothing was changed." in offline.run("callbacks", "replay", callback_id, "--dry-run").out
     ended = offline.run("callbacks", "replay", callback_id)
     assert (ended.code, "the next worker processes it" in ended.err) == (0, True)
-    missing = offline.run("callbacks", "show", f"hook_{'0' * 24}")
+    missing = offline.run("callbacks", "show", f"callback_{'0' * 24}")
     assert (missing.code, "There is no callback with this id" in missing.err) == (1, True)
 
 

@@ -27,7 +27,7 @@ from webhooks.verification import Verification
 CALLBACK_ID: Final = f"^{ids.CALLBACK_ID.pattern}$"
 VERIFICATIONS: Final = tuple(verification.value for verification in Verification)
 
-CallbackId = Annotated[str, Field(pattern=CALLBACK_ID, examples=[f"hook_{'0' * 24}"])]
+CallbackId = Annotated[str, Field(pattern=CALLBACK_ID, examples=[f"callback_{'0' * 24}"])]
 VerificationName = Annotated[str, OneOf(VERIFICATIONS)]
 
 
@@ -38,7 +38,7 @@ class CallbackListQuery(PageQuery):
     task: Annotated[str | None, NAME_TEXT, Field(description="only about this task")] = None
     verification: Annotated[str | None, one_of_text(VERIFICATIONS), Field(description="only with this result")] = None
     provider: Annotated[str | None, NAME_TEXT, Field(description="only from this provider")] = None
-    cursor: Annotated[tuple[float, str] | None, cursor_text("hook")] = None
+    cursor: Annotated[tuple[float, str] | None, cursor_text("callback")] = None
 
 
 class ReplayQuery(QueryModel):

@@ -28,7 +28,7 @@ async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncItera
 
 def a_callback(number: int = 1, **changes: Any) -> StoredCallback:
     values: dict[str, Any] = {
-        "id": f"hook_{number:024x}",
+        "id": f"callback_{number:024x}",
         "provider": "kie",
         "task_id": f"task_{number:032x}",
         "attempt": 1,
@@ -71,12 +71,12 @@ async def count_missing_callbacks(database: Any, limit: int = 100) -> dict[str, 
 
 
 async def test_callback_is_read_back_as_stored(database: Any) -> None:
-    callback = a_callback(job_ended_at=NOW - 1, replay_of="hook_0")
+    callback = a_callback(job_ended_at=NOW - 1, replay_of="callback_0")
     inbox = await store(database, callback)
     assert await inbox.get(callback.id) == callback
     (line,) = await inbox.list_newest(limit=5)
     assert line == CallbackRecord(**{one.name: getattr(callback, one.name) for one in fields(CallbackRecord)})
-    assert await inbox.get("hook_2") is None
+    assert await inbox.get("callback_2") is None
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ async def test_late_callback_is_not_missing(database: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"verification": "recheck"}, {"attempt": 2}, {"attempt": None}, {"replay_of": "hook_0"}]
+    "changes", [{"verification": "recheck"}, {"attempt": 2}, {"attempt": None}, {"replay_of": "callback_0"}]
 )
 async def test_other_callbacks_do_not_count_for_the_attempt(database: Any, changes: dict[str, Any]) -> None:
     """One without proof, one of another attempt, one without an attempt, and a replay."""

@@ -561,7 +561,7 @@ def _an_image(task: Task) -> StoredImage:
 
 def _a_callback(task: Task) -> StoredCallback:
     return StoredCallback(
-        id="hook_1",
+        id="callback_1",
         provider="kie",
         task_id=task.id,
         verification="accept",
