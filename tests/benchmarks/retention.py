@@ -2,7 +2,7 @@
 
 Three ways on copies of one Postgres database, in which as many tasks as you say have ended long enough ago:
 
-* batched: the broker's own worker, in one and two processes. It works twice on a task: prompt and images are forgotten
+* batched: the broker's own worker, in one and two processes. It works twice on a task: prompt and images are deleted
   when retention is over, the row itself a week later. Both are measured, each beside pollers and creators.
 * one DELETE of everything in one transaction, for comparison; no files, no week in which a task is known as expired.
 * a prototype with tables partitioned by day, of which the oldest is dropped; and what a look-up by id alone costs when

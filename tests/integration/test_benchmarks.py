@@ -1,4 +1,4 @@
-"""The benchmarks run on the current schema: `make test` does not run them, and a change of a table must not break them."""
+"""The benchmarks run on the current schema. `make test` does not run them otherwise, so a change could break them."""
 
 from __future__ import annotations
 
