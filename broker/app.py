@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from functools import partial
+from importlib import metadata
 from typing import Final
 
 from starlette.applications import Starlette
@@ -14,7 +15,7 @@ from broker.api.admin.callbacks import CallbackInboxRoutes
 from broker.api.admin.deliveries import DeliveryRoutes
 from broker.api.callbacks import CallbackRoutes
 from broker.api.docs import DocsRoutes
-from broker.api.health import HealthRoutes, installed_version
+from broker.api.health import HealthRoutes
 from broker.api.http.auth import Authenticator
 from broker.api.http.endpoint import Dialect, Endpoint, build_routes
 from broker.api.http.errors import ErrorRenderer
@@ -38,7 +39,7 @@ _CORS_RESPONSE_HEADERS: Final = ("ETag", "Retry-After", "Location", "Warning", "
 
 def build_app(services: Services) -> Starlette:
     """Return the HTTP side of an opened system."""
-    version = installed_version()
+    version = metadata.version("nano-banana-broker")
     services.metrics.build.info({"version": version, "python": platform.python_version()})
     docs = DocsRoutes(version=version)
     native = native_dialect(services, docs, version)

@@ -22,7 +22,7 @@ from broker.providers.base import ProviderPackage
 from broker.providers.registry import ProviderRegistry
 from broker.services import Services
 from broker.settings import Settings
-from broker.settings.loading import SalvagedSettings, read_settings, variables_of
+from broker.settings.loading import SalvagedSettings, read_settings
 from broker.tasks.steps.download import DOWNLOAD_CONCURRENCY
 from storage.blobs.local import LocalBlobs
 from storage.blobs.store import BlobStore
@@ -59,11 +59,6 @@ def load_settings(
 def salvage_settings(*, env_file: Path | None = Path(".env")) -> SalvagedSettings:
     """Return settings with defaults in place of wrong values, for a report of everything that is wrong."""
     return read_settings(registry.settings_classes(), env_file=env_file, overrides={})
-
-
-def settings_variables() -> list[str]:
-    """Return every variable, primary names before their aliases."""
-    return variables_of(registry.settings_classes())
 
 
 def database_for(settings: Settings) -> AbstractAsyncContextManager[Database]:

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from broker.bootstrap import settings_variables
 from tests.support.clock import ManualClock
 from tests.support.servers import postgres as server
 from tests.support.servers.s3 import S3Server, serving_s3
+from tests.support.variables import settings_variables
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from typing import Final, Literal
 
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -120,11 +119,3 @@ async def _failure_of(check: Awaitable[object]) -> str | None:
     except (StorageError, TimeoutError) as error:
         return str(error) or f"no answer within {CHECK_SECONDS:.0f} seconds"
     return None
-
-
-def installed_version() -> str:
-    """Return the version of the installed package; reads files, so it is called once."""
-    try:
-        return version("nano-banana-broker")
-    except PackageNotFoundError:
-        return "unknown"

@@ -142,13 +142,10 @@ class ImageRoutes:
     async def _serve(self, request: Request, kind: Kind) -> Response:
         size = ImageQuery.read(request).size
         image = await self._find(request.path_params["name"], kind)
-        if size is None:
-            return await self._send(request, image, self._headers(image, image))
-        thumbnail = await self.thumbnails.find_or_make(image, size)
-        if thumbnail is not None:
-            return await self._send(request, thumbnail, self._headers(thumbnail, image))
-        # the next request may find a thumbnail
-        return await self._send(request, image, {**self._headers(image, image), **_REVALIDATE})
+        sent = image if size is None else await self.thumbnails.find_or_make(image, size)
+        if sent is None:  # the next request may find a thumbnail
+            return await self._send(request, image, {**self._headers(image, image), **_REVALIDATE})
+        return await self._send(request, sent, self._headers(sent, image))
 
     async def _send(self, request: Request, image: StoredImage, headers: dict[str, str]) -> Response:
         """Send an image, the requested part of it, or a link into the store if the operator allows links.

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
+from urllib.parse import quote
 
 import anyio
 from starlette.types import ASGIApp
@@ -100,6 +101,11 @@ async def show_document(
                 return document
             previous = document
             await anyio.sleep(WATCH_SECONDS)
+
+
+def record_path(collection: str, record_id: str) -> str:
+    """Return the API path of a task, callback or webhook."""
+    return f"/api/{collection}/{quote(record_id, safe='')}"
 
 
 def quiet_logs(settings: Settings) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import tempfile
 from collections.abc import Callable
 from contextlib import aclosing
@@ -10,13 +9,13 @@ from pathlib import Path
 from typing import Final
 
 import anyio
-import PIL.Image
 
 from broker.bootstrap import load_settings
 from broker.cli.connection import quiet_logs
 from broker.cli.console import CommandError, print_line
-from broker.cli.embedded import EmbeddedBroker, run_embedded_broker
-from broker.client import Image
+from broker.cli.embedded import run_embedded_broker
+from broker.client import AsyncClient, Image
+from broker.services import Services
 
 DEADLINE_SECONDS: Final = 30
 FOLDER: Final = Path("data/demo")
@@ -38,45 +37,35 @@ async def demo() -> None:
         # isolated: without a provider key nothing costs
         settings = load_settings(isolated=True, data_dir=Path(folder), task_deadline=DEADLINE_SECONDS)
         quiet_logs(settings)
-        async with run_embedded_broker(settings) as broker:
-            print_step(f"broker at {broker.client.base}, sandbox provider at {broker.services.provider.base_url}")
-            first = await _make_image(broker, print_step, "text-to-image", PROMPT)
-            await _make_image(broker, print_step, "image-to-image", CHANGE, first)
+        async with run_embedded_broker(settings) as (services, client):
+            print_step(f"broker at {client.base}, sandbox provider at {services.provider.base_url}")
+            first = await _make_image(services, client, print_step, "text-to-image", PROMPT)
+            await _make_image(services, client, print_step, "image-to-image", CHANGE, first)
     print_step("everything is closed. `broker serve` starts a lasting broker.")
 
 
 async def _make_image(
-    broker: EmbeddedBroker, print_step: PrintStep, mode: str, prompt: str, *references: Image
+    services: Services, client: AsyncClient, print_step: PrintStep, mode: str, prompt: str, *references: Image
 ) -> Image:
     """Order one image and save it to a file that remains after the demo."""
     print_step(f"{mode}: POST /api/generate/image")
-    order = await broker.client.create(prompt, images=references, aspect_ratio="16:9")
+    order = await client.create(prompt, images=references, aspect_ratio="16:9")
     print_step(f"order accepted, durable before the answer: {order.id}")
-    async with aclosing(broker.client.events(order)) as changes:
+    async with aclosing(client.events(order)) as changes:
         async for task in changes:
             print_step(f"GET /api/task/{order.id[:12]}…/events: {task.status}, {task.stage}")
-    (image,) = await broker.client.images(order)
-    callbacks = await broker.services.tables.callbacks.list_newest(limit=10, task_id=order.id)
+    (image,) = await client.images(order)
+    callbacks = await services.tables.callbacks.list_newest(limit=10, task_id=order.id)
     if not any(callback.verification == "accept" for callback in callbacks):
         raise CommandError(
             f"No callback was accepted: {[callback.reason for callback in callbacks] or 'none arrived'}."
         )
     print_step("callback received and accepted: its token is valid")
-    path = image.url.removeprefix(broker.client.base)
-    print_step(f"image stored: {_check_image(image)}, {len(image.content) / 1024:.0f} KiB, GET {path}")
-    print_step(f"saved to {await anyio.to_thread.run_sync(_save_image, image, f'{mode}{Path(path).suffix}')}")
+    if (image.width, image.height) != SIZE:
+        raise CommandError(f"The image has {image.width} × {image.height} pixels, {SIZE} were ordered.")
+    path = image.url.removeprefix(client.base)
+    print_step(f"image stored: {image.width} × {image.height} pixels, {len(image.content) / 1024:.0f} KiB, GET {path}")
+    await anyio.Path(FOLDER).mkdir(parents=True, exist_ok=True)
+    saved = await anyio.to_thread.run_sync(image.save, FOLDER / f"{mode}{Path(path).suffix}")
+    print_step(f"saved to {saved.absolute()}")
     return image
-
-
-def _check_image(image: Image) -> str:
-    """Return format and size as Pillow reads them; raise `CommandError` if the size is wrong."""
-    with PIL.Image.open(io.BytesIO(image.content)) as decoded:
-        decoded.load()
-        if decoded.size != SIZE:
-            raise CommandError(f"The image has {decoded.size} pixels, {SIZE} were ordered.")
-        return f"{decoded.format} of {decoded.width} × {decoded.height} pixels"
-
-
-def _save_image(image: Image, name: str) -> Path:
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    return image.save(FOLDER / name).resolve()

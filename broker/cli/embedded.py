@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
-from dataclasses import dataclass
 
 from broker.bootstrap import open_services
 from broker.callbacks.public_url import check_configured
@@ -17,15 +16,6 @@ from broker.server.sockets import bind_socket, socket_port
 from broker.server.uvicorn import running_server
 from broker.services import Services
 from broker.settings import Settings
-
-
-@dataclass(frozen=True, kw_only=True)
-class EmbeddedBroker:
-    """A broker that runs for the duration of a command."""
-
-    services: Services
-    client: AsyncClient
-    """Connects over HTTP."""
 
 
 @asynccontextmanager
@@ -46,8 +36,8 @@ async def open_system(settings: Settings, sock: socket.socket) -> AsyncIterator[
 
 
 @asynccontextmanager
-async def run_embedded_broker(settings: Settings) -> AsyncIterator[EmbeddedBroker]:
-    """Run a broker on a free local port. Unfinished tasks stay in its database."""
+async def run_embedded_broker(settings: Settings) -> AsyncIterator[tuple[Services, AsyncClient]]:
+    """Run a broker on a free local port and yield it with a client over HTTP. Unfinished tasks stay in its database."""
     settings = settings.model_copy(update={"host": LOOPBACK})
     with closing(bind_socket(LOOPBACK, 0)) as sock:
         async with (
@@ -55,4 +45,4 @@ async def run_embedded_broker(settings: Settings) -> AsyncIterator[EmbeddedBroke
             running_server(services, sock),
             make_client(local_base_url(LOOPBACK, socket_port(sock)), settings) as client,
         ):
-            yield EmbeddedBroker(services=services, client=client)
+            yield services, client

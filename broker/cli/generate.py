@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import ExitStack, aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Unpack
 
@@ -76,17 +76,18 @@ async def _connect_or_embed(settings: Settings) -> AsyncIterator[AsyncClient]:
 
     With a provider key it uses the real data, so that nothing paid for is lost; the sandbox uses a temporary folder.
     """
-    async with AsyncExitStack() as stack:
-        client = await stack.enter_async_context(find_running_broker(settings))
-        if client is None:
-            base = local_base_url(settings.host, settings.port)
-            print_note(f"No broker answers at {base}, so this command runs one.")
-            own = _sandbox_settings(settings, stack) if settings.sandboxed else _polling_settings(settings)
-            client = (await stack.enter_async_context(run_embedded_broker(own))).client
-        yield client
+    async with find_running_broker(settings) as client:
+        if client is not None:
+            yield client
+            return
+    print_note(f"No broker answers at {local_base_url(settings.host, settings.port)}, so this command runs one.")
+    with ExitStack() as stack:
+        own = _sandbox_settings(settings, stack) if settings.sandboxed else _polling_settings(settings)
+        async with run_embedded_broker(own) as (_, embedded):
+            yield embedded
 
 
-def _sandbox_settings(settings: Settings, stack: AsyncExitStack) -> Settings:
+def _sandbox_settings(settings: Settings, stack: ExitStack) -> Settings:
     print_note(
         "No provider key: the sandbox makes a PRETEND PICTURE. Set NANO_BANANA_API_KEY for a real one.", style="bold"
     )

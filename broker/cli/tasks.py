@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Final
-from urllib.parse import quote
 
 from pydantic import TypeAdapter
 
 from broker.cli import ExitCode
-from broker.cli.connection import Document, connect_broker, show_document
+from broker.cli.connection import Document, connect_broker, record_path, show_document
 from broker.cli.console import print_error, print_facts, print_line, print_note
 from broker.client import Task
 from broker.client.errors import describe_failure
@@ -22,7 +21,7 @@ _PARSER: Final = TypeAdapter(Task)
 async def show_task(task_id: str, *, as_json: bool, watch: bool) -> int:
     """Print a task; with `watch` until it has ended, and NOT_DONE if it has no image then."""
     document = await show_document(
-        _task_path(task_id),
+        record_path("task", task_id),
         _print_task,
         as_json=as_json,
         watch=watch,
@@ -40,12 +39,8 @@ async def list_tasks(*, status: str | None, limit: int, as_json: bool, watch: bo
 async def cancel_task(task_id: str) -> None:
     """Cancel a task; raises the broker's error when it is too late."""
     async with connect_broker() as broker:
-        await broker.client.ask("DELETE", _task_path(task_id))
+        await broker.client.cancel(task_id)
     print_line(f"{task_id} is canceled.")
-
-
-def _task_path(task_id: str) -> str:
-    return f"/api/task/{quote(task_id, safe='')}"
 
 
 def _parse_task(document: Document) -> Task:

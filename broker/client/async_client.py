@@ -107,9 +107,6 @@ class AsyncClient:
             reraise=True,
         ).wraps(self._send)
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.base!r})"
-
     async def __aenter__(self) -> AsyncClient:
         return self
 
@@ -147,11 +144,9 @@ class AsyncClient:
         fields["number_of_images"] = fields.pop("n", 1)
         # parts without a file name are fields; so the form is multipart even without a reference
         parts = [(to_camel(name), (None, str(value))) for name, value in fields.items() if value is not None]
-        headers = {"Idempotency-Key": key}
+        sent: dict[str, Any] = {"headers": {"Idempotency-Key": key}, "files": [*parts, *references]}
         try:
-            order = await self._fetch(
-                Order, "POST", "/api/generate/image", headers=headers, files=[*parts, *references]
-            )
+            order = await self._fetch(Order, "POST", "/api/generate/image", **sent)
         except errors.Unreachable as error:
             error.add_note(f"Ordering again with idempotency_key={key!r} is safe: an order that arrived is returned.")
             raise
@@ -194,10 +189,9 @@ class AsyncClient:
 
     async def tasks(self, *, status: str | None = None, limit: int = 20, cursor: str | None = None) -> Page:
         """Return a page of tasks, newest first. limit: at most 100. cursor: of the previous page."""
-        params = {"limit": str(limit), "status": status, "cursor": cursor}
-        return await self._fetch(
-            Page, "GET", "/api/tasks", params={name: value for name, value in params.items() if value is not None}
-        )
+        given = {"limit": limit, "status": status, "cursor": cursor}
+        params = {name: value for name, value in given.items() if value is not None}
+        return await self._fetch(Page, "GET", "/api/tasks", params=params)
 
     async def cancel(self, task: TaskRef) -> Task:
         """Cancel a task; a canceled one is returned. Raises `BrokerApiError` with status 409 when it is too late."""

@@ -14,17 +14,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import KW_ONLY, asdict, dataclass
-from typing import Final
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, Final
 
 import httpx
 from httpx_sse import SSEError
 from pydantic import TypeAdapter, ValidationError
 
-from broker.client.models import ErrorDetail, ErrorDocument, Image, Task
+from broker.client.models import ErrorDetail, Image, Task
 
 _TRANSIENT_STATUSES: Final = frozenset({429, 502, 503, 504})
-_ERROR_ADAPTER: Final = TypeAdapter(ErrorDocument)
+_OBJECT_ADAPTER: Final = TypeAdapter(dict[str, Any])
 
 
 class BrokerError(Exception):
@@ -115,11 +115,17 @@ def api_error(response: httpx.Response) -> BrokerApiError:
     """Return the error that a response describes."""
     status, retry_after = response.status_code, response.headers.get("retry-after", "")
     try:
-        document = asdict(_ERROR_ADAPTER.validate_json(response.content))
+        document = _OBJECT_ADAPTER.validate_json(response.content)
     except ValidationError:  # of a proxy
-        document = {"error": f"HTTP {status} from {response.url}", "retryable": True}
-    seconds = float(retry_after) if retry_after.isdecimal() else None
-    return BrokerApiError(document.pop("error"), **document, status=status, retry_after=seconds)
+        document = {}
+    return BrokerApiError(
+        document.get("error", f"HTTP {status} from {response.url}"),
+        status=status,
+        code=document.get("code"),
+        field=document.get("field"),
+        retryable=document.get("retryable", status in _TRANSIENT_STATUSES),
+        retry_after=float(retry_after) if retry_after.isdecimal() else None,
+    )
 
 
 @contextmanager

@@ -160,13 +160,3 @@ class Page:
     tasks: Annotated[tuple[Task, ...], Field(alias="data")]
     cursor: Annotated[str | None, Field(alias="nextCursor")] = None
     """Requests the next page; None on the last."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ErrorDocument:
-    """Response with an error."""
-
-    error: str
-    retryable: bool
-    code: str | None = None
-    field: str | None = None

@@ -97,9 +97,6 @@ class Client:
     ask = _as_blocking(AsyncClient.ask)
     alive = _as_blocking(AsyncClient.alive)
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.base!r})"
-
     def __enter__(self) -> Client:
         return self
 

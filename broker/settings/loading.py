@@ -82,11 +82,6 @@ def read_settings(
     return SalvagedSettings(settings=settings, wrong=frozenset(wrong), errors=tuple(errors))
 
 
-def variables_of(packages: Sequence[type[PackageSettings]]) -> list[str]:
-    """Return every variable, primary names before their aliases."""
-    return [*_variables(Settings), *(name for kind in packages for name in _variables(kind))]
-
-
 def _variables(kind: type[BaseSettings]) -> Iterator[str]:
     for field in kind.model_fields:
         yield from _aliases(kind, field)

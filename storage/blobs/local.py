@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from storage.blobs.staging import Blob, Disk, Draft, HashingFile, StagingArea
+from storage.blobs.staging import Blob, Disk, Draft, HashingFile, StagingArea, open_file
 from storage.blobs.store import NAME, OWNER, BlobMissing, BlobReader, validate_owner
 
 CHUNK_BYTES = 2**20
@@ -103,7 +103,7 @@ class LocalBlobs:
             raise BlobMissing("image not found")
         path = self._folder(match[1]) / match[2]
         try:
-            file = io.FileIO(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW))
+            file = io.FileIO(path, opener=open_file)
         except OSError as error:
             if error.errno in ABSENT_ERRNOS:
                 raise BlobMissing("image not found") from error

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import os
 import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
@@ -36,7 +35,7 @@ from obstore.exceptions import BaseError, InvalidPathError
 
 from storage.blobs import s3_errors
 from storage.blobs.s3_client import open_bucket
-from storage.blobs.staging import Blob, Disk, Draft, HashingFile, StagingArea
+from storage.blobs.staging import Blob, Disk, Draft, HashingFile, StagingArea, open_file
 from storage.blobs.store import NAME, BlobMissing, BlobReader, Bucket, validate_owner
 from storage.errors import StorageError
 
@@ -240,7 +239,7 @@ class _Source(io.FileIO):
     """Draft as the upload reads it, until the draft is closed; small chunks keep memory flat."""
 
     def __init__(self, draft: HashingFile) -> None:
-        super().__init__(str(draft.path), opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW))
+        super().__init__(str(draft.path), opener=open_file)
         self._draft = draft
 
     def read(self, size: int | None = -1, /) -> bytes:

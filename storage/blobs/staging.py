@@ -87,7 +87,11 @@ class StagingArea:
 
     def new(self) -> HashingFile:
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._check_floor()
+        disk = os.statvfs(self._folder)
+        if disk.f_bavail * disk.f_frsize < self._free_floor:
+            raise StorageFull(
+                f"less than {self._free_floor // MIB} MiB are free on the disk of the images: {self.disk.room}"
+            )
         return HashingFile(self._folder / secrets.token_hex(16))
 
     def write_probe(self, sync: Callable[[int], None] = os.fsync) -> None:
@@ -105,15 +109,6 @@ class StagingArea:
             return 0
         limit = time.time() - older_than  # files have times of the machine's clock
         return sum(_remove_orphan(path, limit) for path in self._folder.iterdir())
-
-    def _check_floor(self) -> None:
-        if not self._free_floor:
-            return
-        disk = os.statvfs(self._folder)
-        if disk.f_bavail * disk.f_frsize < self._free_floor:
-            raise StorageFull(
-                f"less than {self._free_floor // MIB} MiB are free on the disk of the images: {self.disk.room}"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +195,7 @@ class HashingFile(io.FileIO):
     """A new file that hashes what it writes, both in one thread hop."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(str(path), "x", opener=_create)
+        super().__init__(str(path), "x", opener=open_file)
         self.path = path
         self.sha256 = hashlib.sha256()
         self.size = 0
@@ -223,28 +218,19 @@ class HashingFile(io.FileIO):
         self.close()
 
 
-def _create(path: str, flags: int) -> int:
-    # the flags have O_EXCL: what is already there, be it a link, is never written to
+def open_file(path: str, flags: int) -> int:
+    """Open or create a file for this user and group, never through a link."""
     return os.open(path, flags | os.O_NOFOLLOW, 0o640)
 
 
 def _remove_orphan(draft: Path, limit: float) -> bool:
     """Delete a draft that is unlocked and untouched since `limit`; return whether it was deleted."""
     try:
-        if draft.stat(follow_symlinks=False).st_mtime > limit or _is_locked(draft):
-            return False
-        draft.unlink()
-    except OSError:  # committed or dropped at the same time, or not a draft
+        with io.FileIO(draft, opener=open_file) as file:
+            if os.fstat(file.fileno()).st_mtime > limit:
+                return False
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            draft.unlink()
+    except OSError:  # locked by its writer, committed or dropped at the same time, or not a draft
         return False
     return True
-
-
-def _is_locked(draft: Path) -> bool:
-    descriptor = os.open(draft, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False

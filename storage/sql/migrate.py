@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
 from typing import Final
@@ -69,17 +70,12 @@ async def created_at(database: Database) -> float:
 
 async def upgrade_schema(database: Database, now: float) -> list[Migration]:
     """Run the missing migrations; safe in several processes at once. Return those that were run here."""
-    return [m for m in await missing_migrations(database) if await _run(database, m, now)]
-
-
-async def _run(database: Database, migration: Migration, now: float) -> bool:
-    """Return False if another process ran it first: its row is there."""
-    mark = Statement(
-        sql=_MARK, params={"number": migration.number, "name": migration.name, "now": now}, must_change=True
-    )
-    statements = [Statement(sql=sql) for sql in migration.statements]
-    try:
-        await database.transact(Statement(sql=database.exclusive), Statement(sql=_TABLE), mark, *statements)
-    except Stale:
-        return False
-    return True
+    applied = []
+    for migration in await missing_migrations(database):
+        values = {"number": migration.number, "name": migration.name, "now": now}
+        mark = Statement(sql=_MARK, params=values, must_change=True)
+        first = (Statement(sql=database.exclusive), Statement(sql=_TABLE), mark)
+        with suppress(Stale):  # another process ran it first: its row is there
+            await database.transact(*first, *(Statement(sql=sql) for sql in migration.statements))
+            applied.append(migration)
+    return applied

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager, suppress
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any, Final, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -168,11 +168,12 @@ class PostgresDatabase:
 
     async def _read(self, query: PostgresQuery, params: Any) -> list[Row]:
         values = parameter_values(query, params)
-        async with self._session() as connection:
-            if not self._pooled:
-                return [dict(record) for record in await connection.fetch(query.text, *values)]
-            async with connection.transaction(readonly=True):  # keeps both halves of a statement in one session
-                return [dict(record) for record in await connection.fetch(query.text, *values)]
+        async with (
+            self._session() as connection,
+            # a pooler keeps both halves of a statement in one session only within a transaction
+            connection.transaction(readonly=True) if self._pooled else nullcontext(),
+        ):
+            return [dict(record) for record in await connection.fetch(query.text, *values)]
 
     # -- writing
 

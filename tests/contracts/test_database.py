@@ -138,6 +138,12 @@ async def test_unstorable_value_does_not_affect_other_writers(database: Database
     assert await database.fetch("SELECT id FROM notes ORDER BY id") == [{"id": "a"}, {"id": "c"}]
 
 
+async def test_description_names_the_database_and_its_size(database: Database) -> None:
+    described = await database.describe()
+    assert described["database"]
+    assert "B" in described["size"]
+
+
 async def test_error_contains_no_value(database: Database) -> None:
     """Values are prompts, and errors are logged."""
     await database.transact(insert("a secret fox"))

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from broker.bootstrap import load_settings, settings_variables
+from broker.bootstrap import load_settings
 from broker.settings import Settings
 from tests.deployment.compose import (
     CHECK,
@@ -29,6 +29,7 @@ from tests.deployment.compose import (
     guide_settings,
     service_environment,
 )
+from tests.support.variables import settings_variables
 
 FULL_SET = {"broker", "broker-2", "worker", "settings", "proxy", "postgres", "objects"}
 STARTED = [

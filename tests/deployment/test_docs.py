@@ -10,9 +10,10 @@ from types import SimpleNamespace
 import pytest
 import typer
 
-from broker.bootstrap import load_settings, settings_variables
+from broker.bootstrap import load_settings
 from broker.cli.commands import app
 from broker.errors import STATUS_OF, TASK_CODES
+from tests.support.variables import settings_variables
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")

@@ -7,9 +7,9 @@ import re
 import typer
 import yaml
 
-from broker.bootstrap import settings_variables
 from broker.cli.commands import app
 from tests.deployment.compose import GUIDE, OTHER_VARIABLES, PROCESSES, ROOT
+from tests.support.variables import settings_variables
 
 PREFIXES = "BROKER|NANO_BANANA|WEBHOOK|SECRET|DATABASE|POSTGRES|OBJECTS|NGROK|PROXY"
 

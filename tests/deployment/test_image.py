@@ -11,10 +11,11 @@ from pathlib import PurePosixPath
 
 import pytest
 
-from broker.bootstrap import load_settings, settings_variables
+from broker.bootstrap import load_settings
 from tests.deployment.compose import ROOT
 from tests.deployment.upstream import Unready, Upstream, listening
 from tests.support.servers.ports import free_port
+from tests.support.variables import settings_variables
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text("utf-8")
 IGNORE = [line for line in (ROOT / ".dockerignore").read_text("utf-8").splitlines() if line and line[0] != "#"]

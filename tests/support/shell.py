@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from broker.bootstrap import settings_variables
 from tests.support.servers.forking import Ended, fork_server
+from tests.support.variables import settings_variables
 
 SECONDS = 40.0
 

@@ -16,7 +16,7 @@ from broker.api.http.endpoint import Endpoint, Parameter, json_success
 from broker.api.http.pagination import PageQuery, PageResponse, cursor_text, split_page
 from broker.api.http.query import FLAG_TEXT, NAME_TEXT, QueryModel, one_of_text
 from broker.api.http.responses import DataResponse, data_response, json_response
-from broker.callbacks.inbox import CallbackInbox, Explanation
+from broker.callbacks.inbox import CallbackInbox
 from broker.clock import iso
 from broker.presenter import Absent, Moment, OneOf, ResponseModel, TaskId
 from broker.reports import Failed, Finished, Pending, Report
@@ -194,12 +194,38 @@ class CallbackInboxRoutes:
             explanation, replay_id = await self.inbox.explain(callback_id), None
         else:
             explanation, replay_id = await self.inbox.replay(callback_id)
-        return data_response(_present_replay(explanation, dry_run=dry_run, replay_id=replay_id))
+        callback, verified, report = explanation.callback, explanation.verified, explanation.report
+        data = ReplayData.from_object(
+            verified.decision,
+            id=callback.id,
+            was=VerificationRecord.from_object(callback),
+            names=verified.job_ids,
+            task_id=verified.task.id if verified.task else None,
+            attempt=callback.attempt,
+            replayed_as=explanation.replayed_as,
+            report=describe_report(report) if report else "the body cannot be read",
+            report_data=report_document(report) if report else None,
+            effect=explanation.effect,
+            dry_run=dry_run,
+            replayed=replay_id is not None,
+            replay_id=replay_id,
+        )
+        return data_response(data)
 
     async def export_callback(self, request: Request) -> Response:
         """Export a callback as a test fixture."""
         explanation = await self.inbox.explain(request.path_params["id"])
-        return json_response(_present_fixture(explanation).to_document())
+        callback, verified, report = explanation.callback, explanation.verified, explanation.report
+        fixture = CallbackFixture.from_object(
+            callback,
+            **_parsed_columns(callback),
+            evidence=vars(verified.evidence),
+            was=VerificationRecord.from_object(callback),
+            expected=ExpectedResult.from_object(
+                verified.decision, names=verified.job_ids, report=report_document(report) if report else None
+            ),
+        )
+        return json_response(fixture.to_document())
 
 
 _CALLBACK: Final = Parameter("id", "path", "the callback's id", {"type": "string", "pattern": CALLBACK_ID})
@@ -210,41 +236,6 @@ _CALLBACK: Final = Parameter("id", "path", "the callback's id", {"type": "string
 
 def _parsed_columns(callback: StoredCallback) -> dict[str, Any]:
     return {"headers": json.loads(callback.headers), "query": json.loads(callback.query)}
-
-
-def _present_replay(explanation: Explanation, *, dry_run: bool, replay_id: str | None) -> ReplayData:
-    callback, decision, report = explanation.callback, explanation.verified.decision, explanation.report
-    return ReplayData.from_object(
-        decision,
-        id=callback.id,
-        was=VerificationRecord.from_object(callback),
-        names=explanation.verified.job_ids,
-        task_id=explanation.verified.task.id if explanation.verified.task else None,
-        attempt=callback.attempt,
-        replayed_as=explanation.replayed_as,
-        report=describe_report(report) if report else "the body cannot be read",
-        report_data=report_document(report) if report else None,
-        effect=explanation.effect,
-        dry_run=dry_run,
-        replayed=replay_id is not None,
-        replay_id=replay_id,
-    )
-
-
-def _present_fixture(explanation: Explanation) -> CallbackFixture:
-    callback = explanation.callback
-    expected = ExpectedResult.from_object(
-        explanation.verified.decision,
-        names=explanation.verified.job_ids,
-        report=report_document(explanation.report) if explanation.report else None,
-    )
-    return CallbackFixture.from_object(
-        callback,
-        **_parsed_columns(callback),
-        evidence=vars(explanation.verified.evidence),
-        was=VerificationRecord.from_object(callback),
-        expected=expected,
-    )
 
 
 def report_document(report: Report) -> dict[str, Any]:

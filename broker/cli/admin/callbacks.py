@@ -7,8 +7,7 @@ from pathlib import Path
 import anyio
 
 from broker.cli import ExitCode
-from broker.cli.admin import record_path
-from broker.cli.connection import Document, connect_broker, show_document
+from broker.cli.connection import Document, connect_broker, record_path, show_document
 from broker.cli.console import format_json, print_facts, print_json, print_line, print_note
 
 
@@ -19,14 +18,14 @@ async def list_callbacks(*, task: str | None, verification: str | None, limit: i
 
 
 async def show_callback(callback_id: str, *, as_json: bool) -> None:
-    await show_document(record_path("hook", callback_id), _print_callback, as_json=as_json)
+    await show_document(record_path("callbacks", callback_id), _print_callback, as_json=as_json)
 
 
 async def replay_callback(callback_id: str, *, dry_run: bool, as_json: bool) -> int:
     """Process a callback again; NOT_DONE if its verification forbids it."""
     async with connect_broker() as broker:
         document = await broker.client.ask(
-            "POST", f"{record_path('hook', callback_id)}/replay", params={"dryRun": "true"} if dry_run else {}
+            "POST", f"{record_path('callbacks', callback_id)}/replay", params={"dryRun": "true"} if dry_run else {}
         )
         if document["data"]["replayed"] and not broker.is_running:
             print_note("No broker answers at BROKER_HOST and BROKER_PORT: the next worker processes it.")
@@ -37,7 +36,7 @@ async def replay_callback(callback_id: str, *, dry_run: bool, as_json: bool) -> 
 async def export_callback(callback_id: str, *, out: Path | None) -> None:
     """Print a callback as a test fixture, or write it to a file."""
     async with connect_broker() as broker:
-        document = await broker.client.ask("GET", f"{record_path('hook', callback_id)}/fixture")
+        document = await broker.client.ask("GET", f"{record_path('callbacks', callback_id)}/fixture")
     if out is None:
         print(format_json(document))
         return

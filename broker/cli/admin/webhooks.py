@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from broker.bootstrap import existing_secret, load_settings
-from broker.cli.admin import record_path
-from broker.cli.connection import Document, connect_broker, show_document
+from broker.cli.connection import Document, connect_broker, record_path, show_document
 from broker.cli.console import CommandError, format_json, print_facts, print_json, print_line, print_note
 from broker.services import signing_keys
 from webhooks.signatures.standard import write_secret
@@ -17,13 +16,13 @@ async def list_webhooks(*, task: str | None, outcome: str | None, limit: int, as
 
 
 async def show_webhook(webhook_id: str, *, as_json: bool) -> None:
-    await show_document(record_path("evt", webhook_id), _print_webhook, as_json=as_json)
+    await show_document(record_path("deliveries", webhook_id), _print_webhook, as_json=as_json)
 
 
 async def replay_webhook(webhook_id: str, *, as_json: bool) -> None:
     """Send a webhook again."""
     async with connect_broker() as broker:
-        document = await broker.client.ask("POST", f"{record_path('evt', webhook_id)}/replay")
+        document = await broker.client.ask("POST", f"{record_path('deliveries', webhook_id)}/replay")
     print_json(document) if as_json else print_line(f"{webhook_id} will be sent again.")
 
 
