@@ -20,7 +20,7 @@ from tests.benchmarks.measuring import Side, task_id
 
 POLLS: Final = 200
 CREATES: Final = 20
-NOBODYS: Final = "nobodys"
+NO_PROVIDER: Final = "none"
 """The provider of the created tasks: no worker has it, so they only wait."""
 LONG: Final = 90 * 86_400.0
 
@@ -33,7 +33,7 @@ class Seen:
     creates: list[tuple[float, float]] = field(default_factory=list)
 
 
-def new_task(provider: str = NOBODYS) -> Task:
+def new_task(provider: str = NO_PROVIDER) -> Task:
     now, name = time.time(), f"task_{secrets.token_hex(16)}"
     return Task(
         id=name,

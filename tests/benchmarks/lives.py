@@ -15,16 +15,17 @@ from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 from urllib.parse import parse_qsl, urlsplit
 
 from broker.bootstrap import load_settings, open_services
 from broker.callbacks.receive import CallbackReceiver
-from broker.ordering.service import OrderService
 from broker.orders import ImageParams, Order, OrderRequest
+from broker.providers.base import ProviderPackage
 from broker.reports import Finished, Pending, Report
 from broker.services import Services
 from broker.settings import Settings
+from broker.settings.types import PackageSettings
 from broker.tasks.lifecycle import DownloadFailure
 from broker.tasks.steps.download import DownloadStep, insert_result
 from storage.images import StoredImage
@@ -34,7 +35,6 @@ from storage.sql.sqlite import SqliteDatabase, sqlite_path
 from storage.states import TaskState
 from storage.tasks import Task
 from tests.benchmarks.measuring import Side
-from webhooks.signatures.base import Unsigned
 from webhooks.verification import IncomingCallback
 
 AT_ONCE: Final = 32
@@ -160,13 +160,25 @@ class InstantDownload(DownloadStep):
         return None
 
 
-def _settings(url: str, folder: Path) -> Settings:
+class PromptSettings(PackageSettings):
+    """Without variables: the provider is always in use."""
+
+    is_configured: ClassVar[bool] = True
+
+
+def _package(provider: Prompt, folder: Path) -> ProviderPackage:
+    """Return the simulated provider as the registry takes it. folder: for its catalog."""
+    catalog = folder / "catalog.toml"
+    catalog.write_text(f'unit = "credits"\ncreates_per_10s = {provider.creates_per_10s}\nconcurrency = 1\n[models]\n')
+    return ProviderPackage(name=provider.name, settings=PromptSettings, factory=lambda _: provider, catalog=catalog)
+
+
+def _settings(url: str, folder: Path, package: ProviderPackage) -> Settings:
     return load_settings(
         env_file=None,
+        extra_providers=[package],
         database_url=url,
         data_dir=folder,
-        api_key="bench-key",
-        api_url="http://127.0.0.1:9",
         webhook_base_url="https://broker.example.com",
         secret_key="the same for all of them",
         rate_per_minute=10_000_000,
@@ -178,23 +190,10 @@ def _database(settings: Settings) -> AbstractAsyncContextManager[Database]:
     return SqliteDatabase(sqlite_path(url)) if url.startswith("sqlite:") else CountingPostgres(url)
 
 
-def _feed(services: Services, upstream: Upstream) -> OrderService:
-    """Replace the provider; return what orders from it."""
-    provider, steps = Prompt(upstream), services.worker.steps
-    providers = {provider.name: provider}
+def _skip_downloads(services: Services) -> None:
+    steps = services.worker.steps
     parts = {part.name: getattr(steps.download, part.name) for part in fields(steps.download)}
-    services.worker.steps = replace(
-        steps,
-        submit=replace(steps.submit, providers=providers),
-        check=replace(steps.check, providers=providers),
-        download=InstantDownload(**{**parts, "providers": providers}),
-    )
-    services.worker.callbacks.step = replace(services.worker.callbacks.step, providers=providers)
-    services.worker.submissions = replace(services.worker.submissions, providers=providers)
-    receiver, orders = services.receiver, services.orders
-    verifier = replace(receiver.verifier, providers=providers, signatures={provider.name: Unsigned()})
-    provider.receiver = replace(receiver, verifier=verifier)
-    return replace(orders, providers=providers, planner=replace(orders.planner, providers=providers))
+    services.worker.steps = replace(steps, download=InstantDownload(**parts))
 
 
 async def live(side: Side, url: str, upstream: Upstream, arrivals: Sequence[float]) -> Counts:
@@ -203,8 +202,13 @@ async def live(side: Side, url: str, upstream: Upstream, arrivals: Sequence[floa
     arrivals: seconds from the start, of each order; no more than `AT_ONCE` are taken at a time.
     """
     with tempfile.TemporaryDirectory() as folder:
-        async with open_services(_settings(url, Path(folder)), open_database=_database) as services:
-            orders = _feed(services, upstream)
+        provider = Prompt(upstream)
+        package = _package(provider, Path(folder))
+        settings = _settings(url, Path(folder), package)
+        # no cluster: its processes would have to share a folder of images
+        async with open_services(settings, open_database=_database, extra_providers=[package], joins=False) as services:
+            _skip_downloads(services)
+            provider.receiver, orders = services.receiver, services.orders
             await side.wait_for_go()
             counts = CountingPostgres.counts = Counts()
             begun, cpu = time.monotonic(), time.process_time()

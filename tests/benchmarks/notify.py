@@ -46,8 +46,8 @@ async def seeded(url: str, count: int) -> list[str]:
         await database.transact(*(tasks.insert_task(seed) for seed in seeds))
         for seed in seeds:
             await database.execute(
-                """INSERT INTO attempts (task_id, number, provider, sent_at, outcome, billed)
-                    VALUES (:task_id, 1, 'nobodys', :sent_at, 'sent', 'unknown')""",
+                """INSERT INTO attempts (task_id, number, provider, key_id, sent_at, outcome, billed)
+                    VALUES (:task_id, 1, 'none', 'default', :sent_at, 'sent', 'unknown')""",
                 task_id=seed.id,
                 sent_at=time.time(),
             )
@@ -173,7 +173,7 @@ async def latency(url: str, ids: list[str], times: int, busy: int) -> list[str]:
         child.go()
     took = []
     async with PostgresDatabase(url, connections=2) as ours, PostgresDatabase(url, connections=2) as theirs:
-        await theirs.check()  # both can hear
+        await theirs.check()  # both are connected
         await ours.check()
         channel = task_channel("of_the_benchmark")
         with theirs.listen(channel) as subscription:
@@ -185,7 +185,7 @@ async def latency(url: str, ids: list[str], times: int, busy: int) -> list[str]:
                 await asyncio.sleep(0.002)
     if child:
         await child.result()
-    who = f"{busy} writers in another process" if busy else "nobody else writes"
+    who = f"{busy} writers in another process" if busy else "no other writer"
     return [who, ms(cut(took, 50)), ms(cut(took, 99)), str(times - len(took))]
 
 

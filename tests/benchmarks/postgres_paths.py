@@ -57,10 +57,11 @@ async def stored(url: str, rows: int) -> list[str]:
         tasks = Tasks(database)
         seed = new_task()
         await database.transact(tasks.insert_task(seed))
-        names = ", ".join(f.name for f in fields(Task))
-        changed = names.replace("id, batch", "'task_' || md5(n::text), 'task_' || md5(n::text)", 1)
-        changed = changed.replace("state", "'waiting'", 1).replace("due_at", "n::float", 1)
-        copies = f"INSERT INTO tasks ({names}) SELECT {changed} FROM tasks, generate_series(1, {rows}) AS n"
+        changed = {"id": "'task_' || md5(n::text)", "batch": "'task_' || md5(n::text)", "state": "'waiting'"}
+        changed["due_at"] = "n::float"
+        names = {f.name: f'"{f.name}"' for f in fields(Task)}
+        columns, values = ", ".join(names.values()), ", ".join((names | changed).values())
+        copies = f"INSERT INTO tasks ({columns}) SELECT {values} FROM tasks, generate_series(1, {rows}) AS n"
         await database.execute(copies)
         await database.execute("DELETE FROM tasks WHERE id = :id", id=seed.id)
         await database.execute("ANALYZE tasks")

@@ -2,7 +2,7 @@
 
 Three ways on copies of one Postgres database, in which as many tasks as you say have ended long enough ago:
 
-* batched: the broker's own worker, in one and two processes. It works twice on a task: prompt and images are forgotten
+* batched: the broker's own worker, in one and two processes. It works twice on a task: prompt and images are deleted
   when retention is over, the row itself a week later. Both are measured, each beside pollers and creators.
 * one DELETE of everything in one transaction, for comparison; no files, no week in which a task is known as expired.
 * a prototype with tables partitioned by day, of which the oldest is dropped; and what a look-up by id alone costs when
@@ -40,27 +40,31 @@ PARTITIONS: Final = (2, 9, 32)
 READER_SECONDS: Final = 2.0
 LOOK_UPS: Final = 300
 
+_TASK: Final = """(id, batch, caller, state, due_at, lease_until, leased_by, version, provider, model, mode, prompt,
+    aspect_ratio, params, "references", attempt, step_retries, job_id, expects_callback, outputs, deadline_at,
+    checked_at, error_retryable, billed, cost, created_at, updated_at, ended_at, entered_at, sent_at, finished_at)"""
+_ATTEMPT: Final = "(task_id, number, provider, key_id, job_id, sent_at, ended_at, outcome, billed, cost)"
+_ATTEMPTS_OF: Final = f"""INSERT INTO attempts {_ATTEMPT}
+    SELECT id, 1, provider, 'default', job_id, created_at, ended_at, 'succeeded', 'yes', 4 FROM tasks"""
+
 SEED: Final = (
-    """INSERT INTO tasks SELECT name, name, 'local', 'succeeded', at + {day}, 0, '', 9, 'kie', 'nano-banana',
+    f"""INSERT INTO tasks {_TASK} SELECT name, name, 'local', 'succeeded', at + {{day}}, 0, '', 9, 'kie', 'nano-banana',
         'text-to-image', 'a red bicycle in front of a yellow house, late afternoon, long shadows, number ' || n, '1:1',
-        NULL, 'png', NULL, NULL, '[]', 1, 0, md5('job' || n), 1,
-        '["https://tempfile.example.com/' || name || '.png"]', at + 900, at, NULL, NULL, 0, 'yes', NULL, 4,
-        at - 30, at, at
-        FROM (SELECT n, 'task_' || md5(n::text) AS name, {now} - 2.1 * {day} + n * {day} / {rows} AS at
-            FROM generate_series(0, {rows} - 1) AS n) AS numbered""",
-    """INSERT INTO attempts
-        SELECT id, 1, provider, job_id, created_at, ended_at, 'succeeded', NULL, NULL, 'yes', 4, NULL FROM tasks""",
+        '{{{{"output_format": "png"}}}}', '[]', 1, 0, md5('job' || n), 1,
+        '["https://tempfile.example.com/' || name || '.png"]', at + 900, at, 0, 'yes', 4, at - 30, at, at, at,
+        at - 29, at - 1
+        FROM (SELECT n, 'task_' || md5(n::text) AS name, {{now}} - 2.1 * {{day}} + n * {{day}} / {{rows}} AS at
+            FROM generate_series(0, {{rows}} - 1) AS n) AS numbered""",
+    _ATTEMPTS_OF,
     """INSERT INTO images SELECT 'generated_' || md5('image' || id) || '.png', id, 'result', 0, id || '/' || md5(id),
         'image/png', 2000000, 1024, 1024, md5(id) || md5(id), ended_at FROM tasks""",
 )
 REMEMBERED: Final = (
-    """INSERT INTO tasks
-        SELECT 'task_' || md5(id), 'task_' || md5(id), caller, 'expired', {now} + 30 * {day}, 0, '', 13, provider,
-        model, mode, '', aspect_ratio, NULL, '{{}}', '[]', 1, 1, md5(job_id), 1, '[]', deadline_at,
-        checked_at, NULL, NULL, 0, 'yes', NULL, 4, created_at, updated_at, ended_at FROM tasks""",
-    """INSERT INTO attempts
-        SELECT id, 1, provider, job_id, created_at, ended_at, 'succeeded', NULL, NULL, 'yes', 4, NULL
-        FROM tasks WHERE state = 'expired'""",
+    f"""INSERT INTO tasks {_TASK}
+        SELECT 'task_' || md5(id), 'task_' || md5(id), caller, 'expired', {{now}} + 30 * {{day}}, 0, '', 13, provider,
+        model, mode, '', aspect_ratio, '{{{{}}}}', '[]', 1, 1, md5(job_id), 1, '[]', deadline_at, checked_at,
+        0, 'yes', 4, created_at, updated_at, ended_at, entered_at, sent_at, finished_at FROM tasks""",
+    f"{_ATTEMPTS_OF} WHERE state = 'expired'",
 )
 """As many again that are known to have been, so that Postgres' statistics are those of a table in use."""
 ONE_DELETE: Final = """BEGIN;
@@ -71,7 +75,7 @@ ONE_DELETE: Final = """BEGIN;
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Of one way of forgetting. seconds: until it was done. wal, sizes: bytes."""
+    """Of one way of deletion. seconds: until it was done. wal, sizes: bytes."""
 
     name: str
     rows: int
@@ -114,7 +118,7 @@ HEAD: Final = (
 
 @dataclass(kw_only=True)
 class Bench:
-    """rows: of a day. calm: seconds of polls and creates before anything is forgotten, for comparison.
+    """rows: of a day. calm: seconds of polls and creates before anything is deleted, for comparison.
 
     remembered: whether there are expired tasks, too, whose time has not come.
     """
@@ -200,7 +204,7 @@ class Bench:
 
     @asynccontextmanager
     async def workers(self, url: str, count: int, ahead: float) -> AsyncIterator[Callable[[], Awaitable[None]]]:
-        """Workers that are ready; what is yielded sets them to work and waits until nothing is left to forget."""
+        """Workers that are ready; what is yielded sets them to work and waits until nothing is left to delete."""
         children = [Child(retire, url, ahead) for _ in range(count)]
 
         async def work() -> None:
@@ -240,7 +244,7 @@ class Bench:
             if reading:
                 await reading
 
-        title = f"{name}{', while somebody reads for two seconds' if reader else ''}"
+        title = f"{name}{', during a read of two seconds' if reader else ''}"
         cost = await self.measure(title, url, work)
         return [
             title,
@@ -331,7 +335,8 @@ async def retire(side: Side, url: str, ahead: float) -> float:
             tunnel_api="http://127.0.0.1:9",
             secret_key="the same for all of them",
         )
-        async with open_services(settings, clock=_Ahead(ahead)) as services:
+        # it joins no cluster, which would reject its clock
+        async with open_services(settings, clock=_Ahead(ahead), joins=False) as services:
             await side.wait_for_go()
             begun = time.process_time()
             running = asyncio.create_task(services.worker.run())
@@ -462,10 +467,10 @@ async def main(rows: int, calm: float, *, remembered: bool = True) -> None:
         for processes in (1, 2):
             await bench.batched(template, processes)
         await bench.one_delete(template)
-        say(f"### Forgetting {rows:,} ended tasks beside {POLLS} polls and {CREATES} creates a second\n")
+        say(f"### Deletion of {rows:,} ended tasks during {POLLS} polls and {CREATES} creates a second\n")
         say(table(HEAD, [cost.row() for cost in bench.costs]))
         async with bench.copy(template) as url:
-            say("\n### What partitions would cost everybody else\n")
+            say("\n### Partitions: cost for all other queries\n")
             say(table(LOOK_UP_HEAD, await look_ups(url, rows, 5)))
         await partition(server.url(template))
         say(f"\n### Dropping a day's partition of three tables, {rows:,} rows each, and who waits for it\n")

@@ -205,12 +205,12 @@ async def test_closed_idle_connection_means_unknown_outcome(client: ApiClient) -
 
 
 async def test_connections_are_reused(client: ApiClient) -> None:
-    async def patient(visit: Visit) -> None:
+    async def answer_each_request(visit: Visit) -> None:
         while True:
             await visit.send(head("200 OK", "Content-Length: 2"), b"{}")
             await visit.reader.readuntil(b"\r\n\r\n")
 
-    async with serve(patient) as server:
+    async with serve(answer_each_request) as server:
         for _ in range(5):
             await client.request("GET", server.url())
         assert server.connections == 1

@@ -463,8 +463,7 @@ def port_of_closed(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> int
 class CrashingWorker:
     """A worker that raises soon after its start."""
 
-    beat_at = 9e9
-    busy = 0
+    last_heartbeat = 9e9
 
     async def run(self) -> None:
         await asyncio.sleep(0.05)

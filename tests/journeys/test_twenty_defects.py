@@ -28,7 +28,7 @@ async def broker(tmp_path: Path) -> AsyncIterator[RunningBroker]:
 
 
 @pytest.fixture
-async def patient(tmp_path: Path) -> AsyncIterator[RunningBroker]:
+async def slow_broker(tmp_path: Path) -> AsyncIterator[RunningBroker]:
     """A broker that checks late and waits long, so that only callbacks move a task."""
     async with open_broker(tmp_path, check_after=60, task_deadline=120) as opened:
         yield opened
@@ -60,11 +60,11 @@ async def call_back(broker: RunningBroker, task_id: str, body: Any, *, attempt: 
     return await broker.client.post(address, json=body, headers={"x-forwarded-for": "203.0.113.7"})
 
 
-async def stranger(broker: RunningBroker, path: str, body: Any) -> httpx.Response:
+async def post_from_outside(broker: RunningBroker, path: str, body: Any) -> httpx.Response:
     return await broker.client.post(path, json=body, headers={"x-forwarded-for": "203.0.113.7"})
 
 
-async def read(broker: RunningBroker) -> list[CallbackRecord]:
+async def wait_processed(broker: RunningBroker) -> list[CallbackRecord]:
     """The inbox, once every callback is processed."""
     async with asyncio.timeout(10):
         while True:
@@ -85,15 +85,15 @@ async def test_02_a_200_with_an_error_code_is_a_failure(broker: RunningBroker) -
     assert (data["status"], data["errorDetail"]["code"]) == ("failed", "provider_credits")
 
 
-async def test_03_04_05_a_market_callback_is_understood(patient: RunningBroker) -> None:
+async def test_03_04_05_a_market_callback_is_understood(slow_broker: RunningBroker) -> None:
     """data.taskId, data.state and the JSON string in resultJson."""
-    task_id = await patient.create_task("a red bicycle [mood:late:60]")
-    (job,) = await submitted(patient)
-    finished = await patient.create_task("a blue bicycle")
-    url = (await patient.wait_end(finished))["result"]
-    body = market_body(job["taskId"], resultJson=results(await result_url(patient, finished)), failCode=None)
-    assert (await call_back(patient, task_id, body)).status_code == 200
-    assert (await patient.wait_end(task_id))["result"] != url
+    task_id = await slow_broker.create_task("a red bicycle [mood:late:60]")
+    (job,) = await submitted(slow_broker)
+    finished = await slow_broker.create_task("a blue bicycle")
+    url = (await slow_broker.wait_end(finished))["result"]
+    body = market_body(job["taskId"], resultJson=results(await result_url(slow_broker, finished)), failCode=None)
+    assert (await call_back(slow_broker, task_id, body)).status_code == 200
+    assert (await slow_broker.wait_end(task_id))["result"] != url
 
 
 async def result_url(broker: RunningBroker, task_id: str) -> str:
@@ -102,9 +102,9 @@ async def result_url(broker: RunningBroker, task_id: str) -> str:
     return task.outputs[0]
 
 
-async def test_04_a_fail_callback_ends_the_task(patient: RunningBroker) -> None:
-    task_id = await patient.create_task("a red bicycle [mood:flagged]")
-    data = await patient.wait_end(task_id)
+async def test_04_a_fail_callback_ends_the_task(slow_broker: RunningBroker) -> None:
+    task_id = await slow_broker.create_task("a red bicycle [mood:flagged]")
+    data = await slow_broker.wait_end(task_id)
     assert (data["status"], data["errorDetail"]["code"]) == ("failed", "safety_input")
 
 
@@ -151,46 +151,52 @@ async def test_09_a_second_callback_still_finds_its_task_and_changes_nothing(bro
         broker, task_id, market_body(job["taskId"], resultJson=results("http://evil.example/x.png"))
     )
     assert again.status_code == 200
-    await read(broker)
+    await wait_processed(broker)
     assert await broker.get_task(task_id) == data
 
 
 async def test_10_an_unknown_task_is_not_a_success_and_an_early_callback_is_not_lost(broker: RunningBroker) -> None:
     body = market_body("0" * 32, resultJson=results("http://evil.example/x.png"))
-    assert (await stranger(broker, "/api/webhook/nano-banana", body)).status_code == 404
+    assert (await post_from_outside(broker, "/api/webhook/nano-banana", body)).status_code == 404
     task_id = await broker.create_task("a red bicycle [mood:early]")
     assert (await broker.wait_end(task_id))["status"] == "completed"
 
 
-async def test_11_a_callback_must_prove_itself(patient: RunningBroker) -> None:
-    task_id = await patient.create_task("a red bicycle [mood:slow:2]")
-    (job,) = await submitted(patient)
+async def test_11_a_callback_must_prove_itself(slow_broker: RunningBroker) -> None:
+    task_id = await slow_broker.create_task("a red bicycle [mood:slow:2]")
+    (job,) = await submitted(slow_broker)
     evil = market_body(job["taskId"], resultJson=results("http://evil.example/x.png"))
     path = f"/api/webhook/nano-banana?task={task_id}&attempt=1"
-    assert (await stranger(patient, f"{path}&token={'0' * 32}", evil)).status_code == 401
-    assert (await stranger(patient, path, evil)).status_code == 202
-    await read(patient)
-    assert (await patient.get_task(task_id))["status"] == "processing"
-    assert (await patient.wait_end(task_id))["status"] == "completed"
+    assert (await post_from_outside(slow_broker, f"{path}&token={'0' * 32}", evil)).status_code == 401
+    assert (await post_from_outside(slow_broker, path, evil)).status_code == 202
+    await wait_processed(slow_broker)
+    assert (await slow_broker.get_task(task_id))["status"] == "processing"
+    assert (await slow_broker.wait_end(task_id))["status"] == "completed"
 
 
 @pytest.mark.parametrize("url", [PRIVATE, "http://127.0.0.1:1/x.png", "file:///etc/passwd", "http://[::1]/x.png"])
-async def test_12_an_address_from_a_callback_is_never_fetched_unguarded(patient: RunningBroker, url: str) -> None:
-    task_id = await patient.create_task("a red bicycle [mood:slow:60]")
-    (job,) = await submitted(patient)
-    assert (await call_back(patient, task_id, market_body(job["taskId"], resultJson=results(url)))).status_code == 200
-    data = await patient.wait_end(task_id, seconds=30) if url.startswith("http") else await patient.get_task(task_id)
+async def test_12_an_address_from_a_callback_is_never_fetched_unguarded(slow_broker: RunningBroker, url: str) -> None:
+    task_id = await slow_broker.create_task("a red bicycle [mood:slow:60]")
+    (job,) = await submitted(slow_broker)
+    assert (
+        await call_back(slow_broker, task_id, market_body(job["taskId"], resultJson=results(url)))
+    ).status_code == 200
+    data = (
+        await slow_broker.wait_end(task_id, seconds=30)
+        if url.startswith("http")
+        else await slow_broker.get_task(task_id)
+    )
     assert data["results"] == []
     assert (data["errorDetail"] or {}).get("code") in {None, "invalid_result"}
 
 
-async def test_13_the_provider_does_not_wait_for_our_download(patient: RunningBroker) -> None:
+async def test_13_the_provider_does_not_wait_for_our_download(slow_broker: RunningBroker) -> None:
     """The image takes two seconds to come, the answer to the callback does not."""
-    task_id = await patient.create_task("a red bicycle [mood:drip:2]")
-    await patient.wait_end(task_id)
-    (job,) = await patient.provider_jobs()
+    task_id = await slow_broker.create_task("a red bicycle [mood:drip:2]")
+    await slow_broker.wait_end(task_id)
+    (job,) = await slow_broker.provider_jobs()
     (call,) = job["callbacks"]
-    task = await patient.services.queries.get(task_id)
+    task = await slow_broker.services.queries.get(task_id)
     assert call["status"] == 200
     assert task.ended_at is not None
     assert task.ended_at - call["at"] > 1
@@ -202,7 +208,7 @@ async def test_14_a_late_processing_does_not_overwrite_completed(broker: Running
     (job,) = await broker.provider_jobs()
     late = {"code": 200, "msg": "", "data": {"taskId": job["taskId"], "state": "generating"}}
     assert (await call_back(broker, task_id, late)).status_code == 200
-    await read(broker)
+    await wait_processed(broker)
     assert await broker.get_task(task_id) == data
 
 
@@ -279,13 +285,13 @@ async def test_20_references_go_to_the_model_that_edits_and_what_is_unused_is_sa
     assert len(job["request"]["input"]["image_urls"]) == 1
 
 
-async def test_a_trusted_caller_can_simulate_a_callback_in_the_older_dialect(patient: RunningBroker) -> None:
+async def test_a_trusted_caller_can_simulate_a_callback_in_the_older_dialect(slow_broker: RunningBroker) -> None:
     """`{"task_id": ours, "status", "output": {"image_url"}}` from this machine, as in the old recipes."""
-    donor = await patient.create_task("a blue bicycle")
-    await patient.wait_end(donor)
-    task_id = await patient.create_task("a red bicycle [mood:slow:60]")
-    await submitted(patient, 2)
-    body = {"task_id": task_id, "status": "completed", "output": {"image_url": await result_url(patient, donor)}}
-    answer = await patient.client.post("/api/webhook/nano-banana", json=body)
+    donor = await slow_broker.create_task("a blue bicycle")
+    await slow_broker.wait_end(donor)
+    task_id = await slow_broker.create_task("a red bicycle [mood:slow:60]")
+    await submitted(slow_broker, 2)
+    body = {"task_id": task_id, "status": "completed", "output": {"image_url": await result_url(slow_broker, donor)}}
+    answer = await slow_broker.client.post("/api/webhook/nano-banana", json=body)
     assert answer.status_code == 200
-    assert (await patient.wait_end(task_id))["status"] == "completed"
+    assert (await slow_broker.wait_end(task_id))["status"] == "completed"

@@ -67,13 +67,6 @@ class RunningBroker:
         data: dict[str, Any] = answer.json()["data"]
         return data
 
-    async def wait_status(self, task_id: str, status: str, seconds: float = 20) -> dict[str, Any]:
-        async with asyncio.timeout(seconds):
-            async for data in self.poll_task(task_id):
-                if data["status"] == status:
-                    return data
-        raise AssertionError
-
     async def poll_task(self, task_id: str) -> AsyncIterator[dict[str, Any]]:
         """Poll the task like a front end."""
         while True:

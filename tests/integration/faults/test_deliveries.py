@@ -70,10 +70,6 @@ class Scene:
     async def turn(self) -> None:
         await turn(self.services)
 
-    async def delivery_of(self, task: Task) -> Delivery:
-        (delivery,) = await self.services.tables.deliveries.list_newest(task_id=task.id, limit=10)
-        return delivery
-
     async def delivery(self) -> Delivery:
         """The only one there is."""
         (delivery,) = await self.services.tables.deliveries.list_newest(limit=10)

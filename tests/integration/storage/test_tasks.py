@@ -38,26 +38,26 @@ class Recorder:
     """Database that records every statement, to explain its plan."""
 
     def __init__(self, database: Database) -> None:
-        self._database = database
+        self.inner = database
         self.seen: list[tuple[str, Mapping[str, Any]]] = []
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._database, name)
+        return getattr(self.inner, name)
 
     async def fetch(self, sql: str, **params: Any) -> list[Row]:
         self.seen.append((sql, params))
-        return await self._database.fetch(sql, **params)
+        return await self.inner.fetch(sql, **params)
 
     async def fetch_one(self, sql: str, **params: Any) -> Row | None:
         self.seen.append((sql, params))
-        return await self._database.fetch_one(sql, **params)
+        return await self.inner.fetch_one(sql, **params)
 
     async def execute(self, sql: str, **params: Any) -> int:
         return (await self.transact(Statement(sql=sql, params=params)))[0].count
 
     async def transact(self, *statements: Statement, wake: Sequence[str] = ()) -> list[Outcome]:
         self.seen.extend((s.sql, s.params) for s in statements)
-        return await self._database.transact(*statements, wake=wake)
+        return await self.inner.transact(*statements, wake=wake)
 
 
 @pytest.fixture(params=DATABASES)
@@ -354,7 +354,7 @@ async def test_every_statement_uses_an_index(database: Any) -> None:
     database.seen.clear()
     await _use_everything(database, rows, task)
     statements = dict(database.seen)
-    is_postgres = isinstance(database._database, PostgresDatabase)
+    is_postgres = isinstance(database.inner, PostgresDatabase)
     if is_postgres:
         await _grow(database)
     look = _postgres_scans if is_postgres else _sqlite_scans
@@ -375,7 +375,7 @@ async def _sqlite_scans(database: Any, sql: str, params: Mapping[str, Any]) -> l
 
 async def _grow(database: Any) -> None:
     """Add twenty thousand rows per table: all tasks of one provider, most of them ended and not due."""
-    await database._database.execute(
+    await database.inner.execute(
         "INSERT INTO attempts (task_id, number, provider, key_id, sent_at, outcome, billed)"
         " VALUES ('t', 1, 'kie', 'default', 0, 'failed', 'no')"
     )
@@ -393,31 +393,37 @@ async def _grow(database: Any) -> None:
         ("delivery_attempts", "'delivery_id', md5(g::text)"),
     ):
         for begin in range(1, 20000, 4000):  # a statement is limited to a few seconds, also on a busy machine
-            await database._database.execute(
+            await database.inner.execute(
                 f"""INSERT INTO {table} SELECT r.* FROM {table} t, generate_series({begin}, {begin + 3999}) g,
                     LATERAL jsonb_populate_record(t, jsonb_build_object({columns})) r
                     WHERE t.ctid = (SELECT max(ctid) FROM {table})"""
             )
-        await database._database.execute(f"ANALYZE {table}")
+        await database.inner.execute(f"ANALYZE {table}")
 
 
 async def _postgres_scans(database: Any, sql: str, params: Mapping[str, Any]) -> list[str]:
     """Return the pages that a statement reads if they are many; its changes are undone."""
     query = to_postgres(sql)
-    async with database._pool.acquire() as connection:
-        change = connection.transaction()
-        await change.start()
-        try:
-            rows = await connection.fetch(
-                f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {query.text}", *parameter_values(query, params)
-            )
-        except asyncpg.UniqueViolationError:
-            return []  # the row exists, and was found without a scan
-        finally:
-            await change.rollback()
+    connection = await asyncpg.connect(await _url_of(database))
+    change = connection.transaction()
+    await change.start()
+    try:
+        rows = await connection.fetch(
+            f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {query.text}", *parameter_values(query, params)
+        )
+    except asyncpg.UniqueViolationError:
+        return []  # the row exists, and was found without a scan
+    finally:
+        await change.rollback()
+        await connection.close()
     plan = json.loads(rows[0][0])[0]["Plan"]
     pages = plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
     return [f"{pages} pages"] if pages > FEW_PAGES else []
+
+
+async def _url_of(database: Any) -> str:
+    (row,) = await database.fetch("SELECT current_database() AS name, inet_server_port() AS port")
+    return f"postgresql://postgres@127.0.0.1:{row['port']}/{row['name']}"
 
 
 async def _use_everything(database: Any, rows: Tasks, task: Task) -> None:

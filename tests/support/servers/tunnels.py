@@ -23,13 +23,13 @@ class Tunnel:
     target: int
     edge: bytes | None = None
     requests: list[bytes] = field(default_factory=list)
-    _closing: AsyncExitStack = field(default_factory=AsyncExitStack)
+    closing: AsyncExitStack = field(default_factory=AsyncExitStack)
 
     async def kill(self) -> None:
         """Stop listening."""
-        await self._closing.aclose()
+        await self.closing.aclose()
 
-    async def _forward(self, visit: Visit) -> None:
+    async def forward(self, visit: Visit) -> None:
         self.requests.append(visit.head)
         if self.edge is not None:
             await visit.send(self.edge)
@@ -62,7 +62,7 @@ async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
 @asynccontextmanager
 async def tunnelling(target: int) -> AsyncIterator[Tunnel]:
     tunnel = Tunnel(target=target)
-    server = await tunnel._closing.enter_async_context(serve(tunnel._forward))
+    server = await tunnel.closing.enter_async_context(serve(tunnel.forward))
     tunnel.url = server.url("").rstrip("/")
     try:
         yield tunnel
@@ -87,7 +87,7 @@ class Agent:
     def names(self, *urls: str, port: Any) -> None:
         self.endpoints = [(url, port) for url in urls]
 
-    async def _tell(self, visit: Visit) -> None:
+    async def respond(self, visit: Visit) -> None:
         document = None if self.silent else self._document(visit.path)
         status, body = ("404 Not Found", b"") if document is None else ("200 OK", json.dumps(document).encode())
         await answers(status, body, "Content-Type: application/json")(visit)
@@ -109,7 +109,7 @@ def _local(port: Any) -> str:
 @asynccontextmanager
 async def an_agent(**how: Any) -> AsyncIterator[Agent]:
     agent = Agent(**how)
-    async with serve(agent._tell) as server:
+    async with serve(agent.respond) as server:
         agent.url = _url(server)
         yield agent
 

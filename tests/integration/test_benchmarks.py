@@ -1,0 +1,27 @@
+"""The benchmarks run on the current schema. `make test` does not run them otherwise, so a change could break them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarks import notify, postgres_paths
+from tests.benchmarks.lives import Upstream, live
+from tests.benchmarks.measuring import SPAWN, Side
+from tests.benchmarks.retention import Bench
+from tests.support.servers.postgres import Postgres
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_benchmarks_fill_the_tables(postgres: Postgres) -> None:
+    assert len(await postgres_paths.stored(await postgres.fresh(), 3)) == 3
+    assert len(await notify.seeded(await postgres.fresh(), 2)) == 2
+    assert await Bench(server=postgres, rows=5, calm=0.0, remembered=True).seeded()
+
+
+async def test_tasks_of_a_benchmark_end(tmp_path: Path) -> None:
+    side = Side(SPAWN.Event(), SPAWN.Event(), SPAWN.Event())
+    side.go.set()
+    await live(side, f"sqlite:///{tmp_path}/broker.db", Upstream(seconds=0.01), [0.0, 0.0])
