@@ -291,6 +291,16 @@ def test_manual_explains_every_metric_and_no_other() -> None:
     assert explained == {name for name in names(Metrics()) if name.startswith("broker_")}
 
 
+def test_manual_explains_every_log_action() -> None:
+    manual = (ROOT / "docs" / "operating.md").read_text("utf-8")
+    sources = [
+        path for folder in ("broker", "storage", "uploads", "webhooks") for path in (ROOT / folder).rglob("*.py")
+    ]
+    actions = {name for path in sources for name in re.findall(r'action="(\w+)"', path.read_text("utf-8"))}
+    assert len(actions) > 25
+    assert {action for action in actions if f"`{action}`" not in manual} == set()
+
+
 def test_manual_and_dashboard_query_existing_metrics_only() -> None:
     manual = (ROOT / "docs" / "operating.md").read_text("utf-8")
     named = re.findall(r"\b(?:broker|process|python)_[a-z_]+(?=[{\[)`]| [<>])", manual)
