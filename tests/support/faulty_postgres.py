@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Literal
 
-When = Literal["before", "after"]
+When = Literal["before", "after", "held"]
 SSL_REQUEST = 80877103
 READY = b"Z\x00\x00\x00\x05"
 
@@ -18,7 +18,8 @@ READY = b"Z\x00\x00\x00\x05"
 class Cable:
     """One connection path to Postgres. It breaks once, at the `fuse`-th moment at which something would become durable.
 
-    when: before the message that would do it has arrived, or after, with its answer lost. cut: whether it broke.
+    when: before the message that would do it has arrived; after, with its answer lost; or held: the message never
+    arrives, and the connection stays open until Postgres closes it. cut: whether it broke.
     """
 
     to: int
@@ -87,6 +88,8 @@ class _Line:
                     self._cable.cut = True
                     if self._cable.when == "before":
                         raise _Cut
+                    if self._cable.when == "held":
+                        await asyncio.Event().wait()
                     self._mute = True
             back.write(kind + head + body)
             await back.drain()
