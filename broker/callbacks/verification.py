@@ -97,6 +97,8 @@ class CallbackVerifier:
     async def _decide(self, read: VerifiedCallback, task_id: str | None) -> VerifiedCallback:
         """Find the task of a callback, and decide about it. task_id: from the address."""
         task = await self._find_task(task_id, read.job_ids, read.evidence.token)
+        if task is not None and task.provider != read.provider.name and read.evidence.token != Proof.BODY_VERIFIED:
+            task = None  # a provider's signature, or the lack of one, proves nothing about another provider's job
         evidence = replace(read.evidence, known=task is not None)
         return replace(read, task=task, evidence=evidence, decision=verification.decide(evidence))
 
