@@ -172,26 +172,6 @@ class ErrorTable:
         return replace(guess, known=is_empty and not code)
 
 
-JOB_API_ERRORS: Final = ErrorTable(
-    account={
-        **HTTP_ACCOUNT,
-        433: CREDITS,  # a sub-key's own limit
-        455: AWAY,  # maintenance
-    },
-    order={
-        **HTTP_ORDER,
-        408: FAILED,  # of a job: no result for more than ten minutes
-        413: REJECTED,  # the input matches an existing work
-        451: REJECTED,  # a reference image could not be downloaded
-        501: FAILED,  # generation failed
-        505: REJECTED,  # feature disabled
-        531: REFUNDED,  # failed, credits returned
-    },
-    catch_all=frozenset({500, 501}),  # used even for a bad ratio
-)
-"""Codes of kie.ai (the list of each of its pages); its siblings, relays and resellers pass on the same."""
-
-
 def _names_in(message: str) -> Iterator[str]:
     """Yield the names in a message; only those that no sentence contains by chance."""
     yield message.strip()

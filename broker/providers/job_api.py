@@ -16,7 +16,7 @@ from broker.errors import NotSent
 from broker.orders import Order, Reference
 from broker.providers import parsing
 from broker.providers.base import ProviderContext
-from broker.providers.error_codes import JOB_API_ERRORS, ErrorTable
+from broker.providers.error_codes import ErrorTable
 from broker.providers.parsing import ParsedResponse
 from broker.providers.responses import ProviderResponse, Reports
 from broker.reports import Failed, Pending, Report
@@ -33,7 +33,7 @@ class JobApi:
     order_path: ClassVar[str]
     """Path of orders, below the base URL."""
     auth_scheme: ClassVar[str] = "Bearer"
-    errors: ClassVar[ErrorTable] = JOB_API_ERRORS
+    errors: ClassVar[ErrorTable]
     id_fields: ClassVar[Sequence[str]] = parsing.TASK_IDS
     """Names of a job's id in a response."""
     callback_path: str = ""

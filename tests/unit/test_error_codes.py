@@ -10,12 +10,12 @@ import pytest
 from broker.errors import TASK_CODES
 from broker.net.api_client import HttpResponse
 from broker.providers import error_codes
-from broker.providers.error_codes import JOB_API_ERRORS
+from broker.providers.kie.errors import ERRORS
 from broker.providers.parsing import ParsedResponse
 from broker.providers.responses import ProviderResponse, Reports
 from broker.reports import Failed
 
-REPORTS = Reports(name="kie", errors=JOB_API_ERRORS, secret="key-of-the-test")
+REPORTS = Reports(name="kie", errors=ERRORS, secret="key-of-the-test")
 SENSITIVE = "The input or output was flagged as sensitive. Please try again with different inputs."
 GEMINI = "Gemini could not generate an image with the given prompt. Please try again with a different prompt."
 
@@ -137,7 +137,7 @@ KNOWN_ERRORS: dict[str, list[tuple[int | None, str, str, bool, str | None]]] = {
 def test_known_code_and_message_are_classified(
     code: int | None, words: str, expected: str, retryable: bool, billed: str | None
 ) -> None:
-    found = JOB_API_ERRORS.classify(code, words)
+    found = ERRORS.classify(code, words)
     assert (found.code, found.retryable, found.billed) == (expected, retryable, billed)
     assert found.known
 
@@ -199,19 +199,17 @@ NAMED: dict[str, tuple[str, bool, str | None]] = {
 
 @pytest.mark.parametrize("name", NAMED)
 def test_named_error_is_classified(name: str) -> None:
-    found = JOB_API_ERRORS.classify(None, "no reason given", [name])
+    found = ERRORS.classify(None, "no reason given", [name])
     assert (found.code, found.retryable, found.billed) == NAMED[name]
     assert found.known
-    assert JOB_API_ERRORS.classify(500, "no reason given", [name.swapcase()]) == found
+    assert ERRORS.classify(500, "no reason given", [name.swapcase()]) == found
 
 
 def test_every_row_is_tested_and_within_the_closed_set() -> None:
-    rows = [*JOB_API_ERRORS.account.values(), *JOB_API_ERRORS.order.values(), *error_codes.NAMES.values()]
+    rows = [*ERRORS.account.values(), *ERRORS.order.values(), *error_codes.NAMES.values()]
     assert {row.code for row in [*rows, *error_codes.VAGUE_NAMES.values()]} <= TASK_CODES
     assert {*error_codes.NAMES, *error_codes.VAGUE_NAMES} == {name.lower() for name in NAMED}
-    assert {*JOB_API_ERRORS.account, *JOB_API_ERRORS.order} == {
-        row[0] for rows in KNOWN_ERRORS.values() for row in rows if row[0]
-    }
+    assert {*ERRORS.account, *ERRORS.order} == {row[0] for rows in KNOWN_ERRORS.values() for row in rows if row[0]}
     said = [row[1] for rows in KNOWN_ERRORS.values() for row in rows]
     for pattern, row in error_codes.PHRASES:
         assert any(pattern.search(words) for words in said), pattern.pattern
@@ -231,23 +229,21 @@ def test_every_row_is_tested_and_within_the_closed_set() -> None:
 def test_class_of_an_unknown_error_is_marked_as_a_guess(
     code: int | None, words: str, expected: str, retryable: bool
 ) -> None:
-    found = JOB_API_ERRORS.classify(code, words)
+    found = ERRORS.classify(code, words)
     assert (found.code, found.retryable, found.known) == (expected, retryable, False)
 
 
 def test_specific_name_precedes_code_and_message_precedes_vague_name() -> None:
-    assert (
-        JOB_API_ERRORS.classify(400, "no reason given", ["INVALID_ARGUMENT", "API_KEY_INVALID"]).code == "provider_auth"
-    )
-    assert JOB_API_ERRORS.classify(422, "Invalid status code: 422", ["content_policy_violation"]).code == "safety_input"
-    assert JOB_API_ERRORS.classify(500, "your prompt was flagged", ["api_error"]).code == "safety_input"
+    assert ERRORS.classify(400, "no reason given", ["INVALID_ARGUMENT", "API_KEY_INVALID"]).code == "provider_auth"
+    assert ERRORS.classify(422, "Invalid status code: 422", ["content_policy_violation"]).code == "safety_input"
+    assert ERRORS.classify(500, "your prompt was flagged", ["api_error"]).code == "safety_input"
 
 
 @pytest.mark.parametrize("words", ["RESOURCE_EXHAUSTED", "rate limit", "credits refunded", "E001", "invalid_token"])
 def test_message_never_decides_that_an_attempt_was_unbilled(words: str) -> None:
     """An unbilled attempt is repeated automatically, and a message may repeat a prompt."""
     for code in (None, 500, 501):
-        assert JOB_API_ERRORS.classify(code, f"failed: {words}").billed is None
+        assert ERRORS.classify(code, f"failed: {words}").billed is None
 
 
 # -- places of the names in a body

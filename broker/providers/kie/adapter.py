@@ -19,6 +19,7 @@ from broker.orders import Reference
 from broker.providers import parsing
 from broker.providers.base import ProviderContext
 from broker.providers.job_api import JobApi, running
+from broker.providers.kie.errors import ERRORS
 from broker.providers.kie.settings import KieSettings
 from broker.providers.parsing import ParsedResponse
 from broker.providers.responses import ProviderResponse
@@ -36,6 +37,7 @@ class Kie(JobApi):
     """One account at kie.ai, or the sandbox server, which needs no key."""
 
     catalog_name = "kie"
+    errors = ERRORS
     order_path = "/api/v1/jobs/createTask"
     callback_path = "/api/webhook/nano-banana"
 

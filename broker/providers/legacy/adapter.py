@@ -16,6 +16,7 @@ from urllib.parse import quote
 from broker.providers import parsing
 from broker.providers.base import ProviderContext
 from broker.providers.job_api import JobApi, running
+from broker.providers.legacy.errors import ERRORS
 from broker.providers.parsing import ParsedResponse
 from broker.providers.responses import ProviderResponse
 from broker.reports import Finished, Pending, Report
@@ -25,6 +26,7 @@ class Legacy(JobApi):
     """One account at a service of this dialect. It has no upload: references need a public URL."""
 
     catalog_name = "legacy"
+    errors = ERRORS
     order_path = "/generate"
     callback_path = "/api/webhook/nano-banana"
     id_fields = parsing.ANY_IDS
