@@ -17,7 +17,7 @@ KEPT_DAYS: Final = 400
 class Attempt:
     """One submission to a provider: a request that could cost something, and its outcome.
 
-    key_id: the provider's key that it used, by its stable name; checks and cancels use the same.
+    key_id: stable name of the provider's key that it used.
     outcome: `sent`, `accepted`, `refused`, `failed`, `succeeded` or `unknown`.
     duplicate_result: a second success, as JSON.
     learned_by: source of the end: `callback`, `check` (although a callback was expected) or `poll` (a check

@@ -43,6 +43,8 @@ def check_configured(text: str) -> str:
         raise _wrong_base_url(str(error)) from None
     if "?" in text or "#" in text:
         raise _wrong_base_url("the URL has a query or a fragment")
+    if "/api/webhook/" in f"{parsed.target}/":
+        raise _wrong_base_url("this is the URL for callbacks, which the broker derives itself")
     return parsed.url.rstrip("/")
 
 

@@ -89,7 +89,8 @@ async def _connect_or_embed(settings: Settings) -> AsyncIterator[AsyncClient]:
 
 def _sandbox_settings(settings: Settings, stack: ExitStack) -> Settings:
     print_note(
-        "No provider key: the sandbox makes a PRETEND PICTURE. Set NANO_BANANA_API_KEY for a real one.", style="bold"
+        "No provider key: the sandbox makes a PRETEND PICTURE. A provider key brings real ones.",
+        style="bold",
     )
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="broker-"))
     return settings.model_copy(update={"data_dir": Path(folder), "database_url": SecretStr(""), "blob_url": ""})

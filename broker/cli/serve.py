@@ -43,8 +43,8 @@ async def run_worker() -> None:
     settings = load_settings()
     if settings.sandboxed:
         raise SettingsError(
-            "NANO_BANANA_API_KEY is not set, and the sandbox provider lives in `broker serve`: "
-            "set the key, or run `broker serve` instead of a worker"
+            "no provider key is set (see .env.example), and the sandbox provider runs in `broker serve`: "
+            "set a key, or run `broker serve` instead of a worker"
         )
     _configure_logs(settings)
     with anyio.open_signal_receiver(*TERMINATION_SIGNALS) as signals:
@@ -104,7 +104,7 @@ def _print_warnings(services: Services) -> None:
     settings = services.settings
     if settings.sandboxed:
         print_note(
-            "NO PROVIDER KEY: the sandbox makes PRETEND PICTURES. Set NANO_BANANA_API_KEY for real ones.",
+            "NO PROVIDER KEY: the sandbox makes PRETEND PICTURES. Set a provider key for real ones (see .env.example).",
             style="bold yellow reverse",
         )
     for advice in deployment_warnings(settings, sys.version_info[:3]):

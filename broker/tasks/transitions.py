@@ -161,7 +161,7 @@ class Transitions:
         if state == task.state:
             return
         log.info(
-            f"task is {state.value} now",
+            "task state changed",
             action=f"task_{state.value}",
             task=task.id,
             previous=task.state.value,

@@ -68,7 +68,8 @@ def test_configured_url_is_normalized(configured: str, url: str) -> None:
 @pytest.mark.parametrize(
     "configured",
     """example.com ftp://example.com https:// https:///x https://u:s3cret@example.com https://example.com/?token=s3cret
-    https://example.com/? https://example.com/#x https://exa\\mple.com https://127.1 https://example.com:99999""".split(),
+    https://example.com/? https://example.com/#x https://exa\\mple.com https://127.1 https://example.com:99999
+    https://example.com/api/webhook/nano-banana""".split(),
 )
 def test_wrong_configured_url_stops_the_start_with_a_cure(configured: str) -> None:
     with pytest.raises(SettingsError) as caught:

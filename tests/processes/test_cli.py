@@ -102,7 +102,7 @@ def test_port_in_use_is_reported_with_its_cure(shell: Shell) -> None:
 def test_worker_without_a_provider_key_is_an_error(shell: Shell) -> None:
     ended = shell.run("worker")
     assert ended.code == 2
-    assert "NANO_BANANA_API_KEY" in ended.err
+    assert "no provider key is set" in ended.err
     assert "broker serve" in ended.err
 
 
