@@ -2,12 +2,12 @@
 
 QUEUED ──► SUBMITTING ──► WAITING ──► FETCHING ──► SUCCEEDED ──► EXPIRED ──► (row gone)
   ▲            │   │         │  ▲        │
-  │            │   │         │  └─ check says Pending
+  │            │   │         │  └─ a check reports Pending
   │            │   │         └──► QUEUED   Failed, worth another attempt
-  └─ refused ──┘   └─ Finished at once, or the callback was quicker ──► FETCHING
+  └─ refused ──┘   └─ Finished at once, or the callback was faster ──► FETCHING
 first four ──► FAILED        first three ──► CANCELED        FAILED, CANCELED ──► EXPIRED
-FAILED ──► FETCHING                  a success after the deadline still lands
-FAILED(unknown_outcome) ──► WAITING  the job turned up and can be checked; both are still shown as failed
+FAILED ──► FETCHING                  a success after the deadline is still stored
+FAILED(unknown_outcome) ──► WAITING  the job appeared after all; both are still shown as failed
 """
 
 from __future__ import annotations
