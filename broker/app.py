@@ -123,7 +123,7 @@ def _task_endpoints(services: Services, messages: Messages) -> list[Endpoint]:
 
 def _callback_routes(services: Services, messages: Messages) -> CallbackRoutes:
     return CallbackRoutes(
-        paths={name: provider.callback_path for name, provider in services.providers.items()},
+        paths={provider.api_name: provider.callback_path for provider in services.providers.values()},
         clock=services.clock,
         receiver=services.receiver,
         challenge=ChallengeResponse(services.tokens.secret),

@@ -39,6 +39,8 @@ class Provider(Protocol):
     """Stable, non-secret name of the key; stored with each attempt."""
     base_url: str
     """Where requests are sent; shown to the operator."""
+    api_name: str
+    """Name of its API, in the operation ids of its callback endpoints; the same for the sandbox."""
     callback_path: str
     """Path below the public URL at which the provider calls back."""
     creates_per_10s: int

@@ -41,6 +41,7 @@ class JobApi:
 
     def __init__(self, context: ProviderContext, *, base_url: str, api_key: SecretStr | None) -> None:
         self.name = context.name
+        self.api_name = self.catalog_name
         self.key_id = context.key_id
         self.base_url = base_url.rstrip("/")
         self.callback_path = self.callback_path or f"/api/webhook/{context.name}"

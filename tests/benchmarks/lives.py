@@ -79,6 +79,7 @@ class Prompt:
     name = "prompt"
     key_id = "default"
     base_url = ""
+    api_name = "prompt"
     callback_path = "/api/webhook/prompt"
 
     def __init__(self, upstream: Upstream) -> None:

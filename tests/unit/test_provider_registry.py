@@ -46,6 +46,14 @@ async def test_upstream_url_and_key_select_one_provider(
     assert [provider.name for provider in registry.open_all().values()] == names
 
 
+async def test_sandbox_has_the_operation_ids_of_the_api_that_it_speaks(client: ApiClient) -> None:
+    """A client generated with the sandbox keeps its names with a key."""
+    apis = [
+        [one.api_name for one in open_registry(client, **key).open_all().values()] for key in ({}, {"api_key": "k"})
+    ]
+    assert apis == [["kie"], ["kie"]]
+
+
 async def test_adapter_is_bound_to_the_operators_key(client: ApiClient) -> None:
     registry = open_registry(client, api_key="k")
     assert registry.open("kie", DEFAULT_KEY_ID).key_id == DEFAULT_KEY_ID
