@@ -137,12 +137,12 @@ def _check_again(task: Task, pause: float, now: float) -> dict[str, Any]:
     return {"due_at": due_at, "step_retries": task.step_retries + 1, "checked_at": now}
 
 
-def _pause(task: Task, tries: int, report: Pending, policy: TaskPolicy) -> float:
+def _pause(task: Task, retries: int, report: Pending, policy: TaskPolicy) -> float:
     if report.check_in:
         return report.check_in
     if task.expects_callback:
-        return float(min(policy.check_after_seconds * 1.5 ** min(tries, 20), policy.max_check_pause_seconds))
-    return policy.poll_seconds if tries < 40 else policy.poll_seconds * 3
+        return float(min(policy.check_after_seconds * 1.5 ** min(retries, 20), policy.max_check_pause_seconds))
+    return policy.poll_seconds if retries < 40 else policy.poll_seconds * 3
 
 
 def check_failed(task: Task, now: float, policy: TaskPolicy, retry_in: float | None = None) -> Changes:
