@@ -13,8 +13,8 @@ import pytest
 from broker.api.admin.callbacks import report_document
 from broker.net.api_client import ApiClient
 from broker.providers.base import Provider
-from broker.providers.kie import configure_signature
 from broker.providers.kie.settings import KieSettings
+from broker.providers.kie.signature import configure_signature
 from broker.providers.registry import load_catalog
 from tests.contracts.providers import PACKAGES, open_provider
 from tests.support.clock import ManualClock

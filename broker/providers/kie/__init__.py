@@ -9,17 +9,7 @@ from broker.providers.base import ProviderPackage
 from broker.providers.kie.adapter import Kie
 from broker.providers.kie.checks import CHECKS
 from broker.providers.kie.settings import KieSettings
-from webhooks.signatures.base import Signature, Unsigned
-from webhooks.signatures.job_id_hmac import JobIdHmac
-
-
-def configure_signature(settings: KieSettings) -> Signature:
-    """Return the verifier (kie.ai: Webhook Verification); without a webhook key, callbacks have their token alone."""
-    if settings.webhook_key is None:
-        return Unsigned()
-    key = settings.webhook_key.get_secret_value().encode()
-    return JobIdHmac(key=key, signature_header="x-webhook-signature", timestamp_header="x-webhook-timestamp")
-
+from broker.providers.kie.signature import configure_signature
 
 KIE: Final = ProviderPackage(
     name="kie",
