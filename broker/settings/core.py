@@ -103,6 +103,9 @@ class Settings(BaseSettings):
     allow_anonymous: bool = env("BROKER_ALLOW_ANONYMOUS", default=False)
     cors_origins: CommaSeparated[Origin] = env("BROKER_CORS_ORIGINS", default=())
 
+    providers: CommaSeparated[str] = env("BROKER_PROVIDERS", default=())
+    route: Literal["order", "price"] = env("BROKER_ROUTE", default="order")
+
     retention_hours: float = env("BROKER_RETENTION_HOURS", default=24, gt=0, le=87600)
     check_after: Seconds = env("BROKER_CHECK_AFTER_SECONDS", default=30)
     poll_every: Seconds = env("BROKER_POLL_SECONDS", default=3)

@@ -56,7 +56,7 @@ TUNNEL_OFFLINE = b"HTTP/1.1 404 Not Found\r\nContent-Length: 14\r\n\r\nERR_NGROK
 def make_settings(folder: Path, **settings: Any) -> Settings:
     """Return settings of an unused folder whose URLs all lead to a closed port."""
     defaults: dict[str, Any] = {
-        "api_key": KEY,
+        "kie_keys": KEY,
         "api_url": CLOSED_URL,
         "upload_url": CLOSED_URL,
         "tunnel_api": CLOSED_URL,
