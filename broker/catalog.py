@@ -104,6 +104,8 @@ class ProviderTerms(_Entry):
     """Value of one unit in USD; None if unknown."""
     priced_on: date | None = None
     """When its prices were read."""
+    is_metered: bool = False
+    """True if it charges by tokens or seconds: then its prices are those of a usual image."""
     creates_per_10s: PositiveInt = 20
     """Submissions per account."""
     concurrency: PositiveInt = 100
@@ -229,8 +231,8 @@ class Catalog:
         return max(limits, default=model.max_references)
 
     def terms(self, provider: str) -> ProviderTerms:
-        """Return a provider's limits and unit."""
-        return self._terms[provider]
+        """Return a provider's limits and unit; the defaults for one without a catalog."""
+        return self._terms.get(provider, ProviderTerms())
 
     def serves(self, provider: str, model: str) -> bool:
         """Return whether a provider has a canonical model, in one mode at least."""

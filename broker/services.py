@@ -25,6 +25,7 @@ from broker.notifications.deliverer import Deliverer
 from broker.notifications.outbox import Outbox
 from broker.ordering.idempotency import Idempotency
 from broker.ordering.plan import Planner
+from broker.ordering.pricing import PriceTable
 from broker.ordering.rate_limit import RateLimiter
 from broker.ordering.references import ReferenceIntake
 from broker.ordering.routing import OrderRouter
@@ -101,7 +102,11 @@ class Services:
 
     @cached_property
     def presenter(self) -> TaskPresenter:
-        return TaskPresenter(messages=Messages.load(), retention=self.policy.retention_seconds)
+        return TaskPresenter(
+            messages=Messages.load(),
+            retention=self.policy.retention_seconds,
+            unit_of=lambda provider: self.registry.terms(provider).unit,
+        )
 
     @cached_property
     def intake(self) -> Intake:
@@ -196,6 +201,7 @@ class Services:
                 orders=OrderBuilder(blobs=self.blobs, image_base=lambda: self.address.base),
                 sinks=SinkFactory(blobs=self.blobs, max_bytes=self.settings.max_download_bytes),
                 transitions=transitions,
+                usd_per_unit=lambda provider: self.registry.terms(provider).usd_per_unit,
                 callback_url=self.callback_url,
             ),
             check=CheckStep(callbacks=self.tables.callbacks, pools=pools, transitions=transitions),
@@ -268,6 +274,7 @@ class Services:
                     router=self.router,
                     policy=self.settings.route,
                 ),
+                prices=self.prices,
                 caller_fetcher=self._caller_fetcher(),
             ),
             references=ReferenceIntake(
@@ -285,6 +292,14 @@ class Services:
             providers=self.providers,
             callback_url=self.callback_url,
             image_base=lambda: self.address.base,
+        )
+
+    @cached_property
+    def prices(self) -> PriceTable:
+        return PriceTable(
+            providers=self.providers,
+            is_metered=lambda provider: self.registry.terms(provider).is_metered,
+            max_billed_attempts=self.policy.max_attempts if self.policy.resubmit_unknown else 1,
         )
 
     def _caller_fetcher(self) -> Fetcher:

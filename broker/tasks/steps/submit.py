@@ -44,6 +44,8 @@ class SubmitStep:
     orders: OrderBuilder
     sinks: SinkFactory
     transitions: Transitions
+    usd_per_unit: Callable[[str], float | None]
+    """Provider → value of its unit in USD; None if unknown."""
     callback_url: Callable[[str, str, int], str | None]
     """(provider, task, attempt): return the URL, with its token, that the provider calls; None without a public URL."""
     reservations: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_RESERVATIONS))
@@ -66,7 +68,7 @@ class SubmitStep:
         order = None if provider is None else await self._prepare_order(task, provider)
         if provider is None:
             await self.transitions.release(task)
-        elif order is not None and (row := await self._begin_submission(task, provider)) is not None:
+        elif order is not None and (row := await self._begin_submission(task, order, provider)) is not None:
             await self._submit_order(row, order, provider)
 
     async def _prepare_order(self, task: Task, provider: Provider) -> Order | None:
@@ -80,10 +82,18 @@ class SubmitStep:
         await self.transitions.apply_own(task, partial(lifecycle.upload_failed, report=order, onward=onward))
         return None
 
-    async def _begin_submission(self, task: Task, provider: Provider) -> Task | None:
+    async def _begin_submission(self, task: Task, order: Order, provider: Provider) -> Task | None:
         """Write the intent; return the row with it, or None if the key has no capacity or the task changed."""
         now, number = self.transitions.clock.now(), task.attempt + 1
-        attempt = Attempt(task_id=task.id, number=number, provider=provider.name, key_id=provider.key_id, sent_at=now)
+        attempt = Attempt(
+            task_id=task.id,
+            number=number,
+            provider=provider.name,
+            key_id=provider.key_id,
+            sent_at=now,
+            price=provider.build_request(order, None).get("price"),
+            usd_per_unit=self.usd_per_unit(provider.name),
+        )
         expects_callback = self.callback_url(task.provider, task.id, number) is not None
         intent = lifecycle.begin_submission(
             task,
