@@ -37,7 +37,7 @@ async def seconds_to_stop(folder: Path, load: Load, seconds: float) -> float:
     """Serve under load for some seconds; return the seconds from SIGTERM until `serve` returned."""
     closed = "http://127.0.0.1:9"
     settings = load_settings(
-        env_file=None, api_key="a-key-of-the-tests", api_url=closed, tunnel_api=closed, data_dir=folder
+        env_file=None, kie_keys="a-key-of-the-tests", api_url=closed, tunnel_api=closed, data_dir=folder
     )
     with closing(bind_socket("127.0.0.1", 0)) as sock:
         ready = asyncio.Event()
