@@ -191,6 +191,17 @@ class Services:
         )
 
     @cached_property
+    def deliverer(self) -> Deliverer:
+        return Deliverer(
+            clock=self.clock,
+            deliveries=self.tables.deliveries,
+            fetcher=self._caller_fetcher(),  # its own: name lookups of requests must not delay deliveries
+            signature=StandardSignature(signing_keys(self.settings, self.tokens.secret)),
+            metrics=self.metrics,
+            retention_seconds=self.policy.retention_seconds,
+        )
+
+    @cached_property
     def worker(self) -> Worker:
         clock, running = self.clock, self.running_steps
         return Worker(
@@ -199,20 +210,15 @@ class Services:
             steps=self._steps(),
             submissions=SubmissionQueue(clock=clock, tables=self.tables, providers=self.providers),
             callbacks=CallbackQueue(step=self.callback_step, running=running),
-            deliverer=Deliverer(
-                clock=clock,
-                deliveries=self.tables.deliveries,
-                fetcher=self._caller_fetcher(),  # its own: name lookups of requests must not delay deliveries
-                signature=StandardSignature(signing_keys(self.settings, self.tokens.secret)),
-                metrics=self.metrics,
-                retention_seconds=self.policy.retention_seconds,
-            ),
+            deliverer=self.deliverer,
             retention=Retention(
                 clock=clock, policy=self.policy, tables=self.tables, blobs=self.blobs, metrics=self.metrics
             ),
             balances=self.balances,
             running=running,
-            leases=LeaseKeeper(clock=clock, running=running, lease_seconds=self.settings.lease),
+            leases=LeaseKeeper(
+                clock=clock, running=running, deliverer=self.deliverer, lease_seconds=self.settings.lease
+            ),
             clock_guard=ClockGuard(clock=clock),
         )
 

@@ -513,6 +513,7 @@ async def _use_deliveries(deliveries: Deliveries) -> None:
     await deliveries.count_pending()
     await deliveries.claim(now=NOW, lease=lease(until=NOW), limit=5, busy_hosts=["b.example"])
     (claimed,) = await deliveries.claim(now=NOW, lease=lease(until=NOW), limit=5)
+    await deliveries.renew([claimed], NOW)
     await deliveries.release([claimed])
     (claimed,) = await deliveries.claim(now=NOW, lease=lease(until=NOW), limit=5)
     await deliveries.record_attempt(
