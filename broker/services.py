@@ -52,7 +52,8 @@ from storage.blobs.store import BlobStore
 from storage.sql.database import Database
 from storage.tables import Tables
 from uploads.intake import Intake
-from webhooks.signatures.standard import StandardSignature, derived_key, read_secret
+from webhooks.redaction import Redactor
+from webhooks.signatures.standard import KEY_PREFIX, StandardSignature, derived_key, read_secret, write_secret
 from webhooks.tokens import CallbackTokens, ChallengeResponse
 
 
@@ -285,7 +286,11 @@ class Services:
     @cached_property
     def receiver(self) -> CallbackReceiver:
         return CallbackReceiver(
-            clock=self.clock, verifier=self.verifier, callbacks=self.tables.callbacks, metrics=self.metrics
+            clock=self.clock,
+            verifier=self.verifier,
+            callbacks=self.tables.callbacks,
+            metrics=self.metrics,
+            redactor=Redactor(known_secrets(self.settings, self.tokens.secret)),
         )
 
     @cached_property
@@ -315,6 +320,12 @@ class Services:
             metrics=self.metrics,
             is_only_machine=not self.settings.shared,
         )
+
+
+def known_secrets(settings: Settings, secret: bytes) -> set[str]:
+    """Return the secrets that must be stored nowhere else: those of the settings, and those generated or derived."""
+    signing = {write_secret(key).removeprefix(KEY_PREFIX) for key in signing_keys(settings, secret)}
+    return {*settings.secret_values(), secret.decode("utf-8", "replace"), *signing}
 
 
 def signing_keys(settings: Settings, secret: bytes) -> list[bytes]:

@@ -62,7 +62,8 @@ class Deliverer:
     async def claim(self, lease: Lease) -> list[Delivery]:
         """Claim due webhooks that have a slot; pass each of them to `deliver`.
 
-        lease: to be renewed during the attempts, which may take longer. One host may have more due webhooks than slots: the surplus is released, and the next claim skips the host.
+        lease: renewed while the attempts run. One host may have more due webhooks than slots: the surplus is
+        released, and the next claim skips the host.
         """
         in_flight = Counter(delivery.host for delivery in self._in_flight.values())
         claimed = await self.deliveries.claim(
