@@ -27,9 +27,11 @@ from broker.ordering.idempotency import Idempotency
 from broker.ordering.plan import Planner
 from broker.ordering.rate_limit import RateLimiter
 from broker.ordering.references import ReferenceIntake
+from broker.ordering.routing import OrderRouter
 from broker.ordering.service import OrderService
 from broker.presenter import TaskPresenter
 from broker.providers.base import Provider
+from broker.providers.pool import ProviderPool
 from broker.providers.registry import ProviderRegistry
 from broker.settings import Settings
 from broker.tasks.cancellation import TaskCanceler
@@ -37,7 +39,9 @@ from broker.tasks.eta import EtaEstimator
 from broker.tasks.orders import OrderBuilder
 from broker.tasks.policy import TaskPolicy
 from broker.tasks.queries import TaskQueries
+from broker.tasks.result_sink import SinkFactory
 from broker.tasks.retention import ClockGuard, Retention
+from broker.tasks.routing import Router
 from broker.tasks.running import LeaseKeeper, RunningSteps
 from broker.tasks.steps.callbacks import CallbackQueue, CallbackStep
 from broker.tasks.steps.check import CheckStep, switch_to_polling
@@ -105,8 +109,21 @@ class Services:
         return Intake(self.blobs, max_pixels=self.settings.max_pixels)
 
     @cached_property
-    def providers(self) -> dict[str, Provider]:
+    def pools(self) -> dict[str, ProviderPool]:
         return self.registry.open_all()
+
+    @cached_property
+    def providers(self) -> dict[str, Provider]:
+        """The first account of each configured provider, for everything that needs no particular key."""
+        return {name: pool.preferred for name, pool in self.pools.items()}
+
+    @cached_property
+    def router(self) -> Router:
+        return Router(clock=self.clock, limits=self.tables.provider_limits, pools=self.pools)
+
+    @cached_property
+    def submissions(self) -> SubmissionQueue:
+        return SubmissionQueue(clock=self.clock, tables=self.tables, pools=self.pools, router=self.router)
 
     @property
     def provider(self) -> Provider:
@@ -130,11 +147,11 @@ class Services:
 
     @cached_property
     def canceler(self) -> TaskCanceler:
-        return TaskCanceler(queries=self.queries, transitions=self.transitions, providers=self.providers)
+        return TaskCanceler(queries=self.queries, transitions=self.transitions, pools=self.pools)
 
     @cached_property
     def eta(self) -> EtaEstimator:
-        return EtaEstimator(clock=self.clock, tables=self.tables, providers=self.providers, catalog=self.catalog)
+        return EtaEstimator(clock=self.clock, tables=self.tables, pools=self.pools, catalog=self.catalog)
 
     @cached_property
     def thumbnails(self) -> Thumbnails:
@@ -155,6 +172,7 @@ class Services:
             attempts=self.tables.attempts,
             outbox=Outbox(clock=self.clock, tables=self.tables, presenter=self.presenter),
             metrics=self.metrics,
+            router=self.router,
         )
 
     @cached_property
@@ -167,24 +185,27 @@ class Services:
 
     @cached_property
     def balances(self) -> BalanceMonitor:
-        return BalanceMonitor(clock=self.clock, tables=self.tables, providers=self.providers)
+        return BalanceMonitor(clock=self.clock, tables=self.tables, pools=self.pools)
 
     def _steps(self) -> StepTable:
-        providers, transitions = self.providers, self.transitions
+        pools, transitions = self.pools, self.transitions
         return StepTable(
             submit=SubmitStep(
                 limits=self.tables.provider_limits,
-                providers=providers,
+                pools=pools,
+                queue=self.submissions,
                 orders=OrderBuilder(blobs=self.blobs, image_base=lambda: self.address.base),
+                sinks=SinkFactory(blobs=self.blobs, max_bytes=self.settings.max_download_bytes),
                 transitions=transitions,
                 callback_url=self.callback_url,
             ),
-            check=CheckStep(callbacks=self.tables.callbacks, providers=providers, transitions=transitions),
+            check=CheckStep(callbacks=self.tables.callbacks, pools=pools, transitions=transitions),
             download=DownloadStep(
                 images=self.tables.images,
                 intake=self.intake,
                 fetcher=self.fetcher,
-                providers=providers,
+                blobs=self.blobs,
+                pools=pools,
                 transitions=transitions,
                 max_download_bytes=self.settings.max_download_bytes,
             ),
@@ -209,7 +230,7 @@ class Services:
             clock=clock,
             tasks=self.tables.tasks,
             steps=self._steps(),
-            submissions=SubmissionQueue(clock=clock, tables=self.tables, providers=self.providers),
+            submissions=self.submissions,
             callbacks=CallbackQueue(step=self.callback_step, running=running),
             deliverer=self.deliverer,
             retention=Retention(
@@ -248,6 +269,12 @@ class Services:
                 clock=self.clock,
                 catalog=self.catalog,
                 providers=self.providers,
+                routing=OrderRouter(
+                    catalog=self.catalog,
+                    providers=self.providers,
+                    router=self.router,
+                    policy=self.settings.route,
+                ),
                 caller_fetcher=self._caller_fetcher(),
             ),
             references=ReferenceIntake(
@@ -278,6 +305,7 @@ class Services:
         return CallbackVerifier(
             clock=self.clock,
             tasks=self.tables.tasks,
+            attempts=self.tables.attempts,
             tokens=self.tokens,
             providers=self.providers,
             signatures=self.registry.signatures(),

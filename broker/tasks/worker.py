@@ -108,7 +108,7 @@ class Worker:
     async def read_due_work(self) -> DueWork:
         """Return what is due, and when."""
         begun = self.clock.monotonic()
-        due_work = await self.tasks.get_due_work(self._due_states(), list(self.submissions.providers), self.clock.now())
+        due_work = await self.tasks.get_due_work(self._due_states(), list(self.submissions.pools), self.clock.now())
         took = self.clock.monotonic() - begun
         self.running.metrics.database_seconds.labels("poll").observe(took)
         if took < SLOW_QUERY_SECONDS:

@@ -351,7 +351,7 @@ async def test_connections_per_address_are_limited() -> None:
 def settings(folder: Path) -> Any:
     closed = "http://127.0.0.1:9"
     return load_settings(
-        env_file=None, api_key="a-key-of-the-tests", api_url=closed, tunnel_api=closed, data_dir=folder
+        env_file=None, kie_keys="a-key-of-the-tests", api_url=closed, tunnel_api=closed, data_dir=folder
     )
 
 
