@@ -56,6 +56,29 @@ def chunks_of(data: bytes) -> list[bytes]:
     return found
 
 
+def segments_of(data: bytes) -> tuple[list[tuple[int, bytes, bytes]], bytes]:
+    """The segments of a JPEG's first picture, each with marker, body and scan, and the rest from the end marker."""
+    at, found = 2, []
+    while data[at + 1] != 0xD9:
+        begin = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        is_scan, end = data[at + 1] == 0xDA, begin
+        while is_scan and (data[end] != 0xFF or data[end + 1] in {0, *range(0xD0, 0xD8)}):
+            end += 1
+        found.append((data[at + 1], data[at + 4 : begin], data[begin:end]))
+        at = end
+    return found, data[at:]
+
+
+def riff_chunks_of(data: bytes) -> list[tuple[bytes, bytes]]:
+    """The chunks of a WebP, each with kind and body."""
+    at, found = 12, []
+    while at < len(data):
+        length = int.from_bytes(data[at + 4 : at + 8], "little")
+        found.append((data[at : at + 4], data[at + 8 : at + 8 + length]))
+        at += 8 + length + length % 2
+    return found
+
+
 def riff(*chunks: bytes) -> bytes:
     body = b"WEBP" + b"".join(chunks)
     return b"RIFF" + struct.pack("<I", len(body)) + body

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.support import samples as s
-from uploads.decoder import MAX_DECODE_BYTES, check_decodable
+from tests.support.intake import MAX_DECODE_BYTES
+from uploads.decoder import check_decodable
 from uploads.detect import MediaType, validate_structure
 from uploads.structure import ImageInfo, InvalidImage
 
@@ -20,7 +21,7 @@ def attempt(tmp_path: Path, data: bytes, media_type: MediaType, info: ImageInfo)
     path = tmp_path / "image"
     path.write_bytes(data)
     with path.open("rb") as file:
-        check_decodable(file, media_type, info)
+        check_decodable(file, media_type, info, MAX_DECODE_BYTES)
 
 
 def image_info(tmp_path: Path, data: bytes, media_type: MediaType) -> ImageInfo:
@@ -30,32 +31,36 @@ def image_info(tmp_path: Path, data: bytes, media_type: MediaType) -> ImageInfo:
         return validate_structure(file, media_type, 10**9)
 
 
-@pytest.mark.parametrize("media_type", ["image/png", "image/jpeg", "image/webp"])
-def test_image_above_the_memory_limit_is_not_decoded(tmp_path: Path, media_type: MediaType) -> None:
-    with pytest.raises(InvalidImage):
-        attempt(tmp_path, b"garbage", media_type, ImageInfo(**SIZE, decode_bytes=MAX_DECODE_BYTES))
-    attempt(tmp_path, b"garbage", media_type, ImageInfo(**SIZE, decode_bytes=MAX_DECODE_BYTES + 1))
+@pytest.mark.parametrize(
+    ("name", "media_type"),
+    [("jpeg progressive", "image/jpeg"), ("webp", "image/webp"), ("webp lossless", "image/webp")],
+)
+def test_image_above_the_memory_limit_is_rejected_with_the_limit(
+    tmp_path: Path, name: str, media_type: MediaType
+) -> None:
+    attempt(tmp_path, s.IMAGES[name], media_type, ImageInfo(**SIZE, decode_bytes=MAX_DECODE_BYTES))
+    too_large = ImageInfo(**SIZE, decode_bytes=MAX_DECODE_BYTES + 1)
+    with pytest.raises(InvalidImage, match=r"takes 385 MiB .* 384 MiB \(BROKER_MAX_DECODE_BYTES\): send a smaller"):
+        attempt(tmp_path, s.IMAGES[name], media_type, too_large)
 
 
 @pytest.mark.parametrize(
-    ("name", "media_type", "per_pixel"),
+    ("name", "media_type", "decode_bytes"),
     [
         ("png", "image/png", 0),
         ("jpeg", "image/jpeg", 0),
-        ("jpeg progressive", "image/jpeg", 6),
-        ("jpeg grey progressive", "image/jpeg", 2),
+        ("jpeg progressive", "image/jpeg", (9 + 4 + 4) * 128),
+        ("jpeg grey progressive", "image/jpeg", 9 * 128),
         ("jpeg cmyk", "image/jpeg", 0),
-        ("webp", "image/webp", 16),
-        ("webp lossless", "image/webp", 16),
+        ("webp", "image/webp", 24 * 17 * 16 + 2 * len(s.WEBP)),
+        ("webp lossless", "image/webp", 24 * 17 * 16 + 2 * len(s.WEBP_LOSSLESS)),
     ],
 )
 def test_memory_of_a_decode_is_computed_from_the_header(
-    tmp_path: Path, name: str, media_type: MediaType, per_pixel: int
+    tmp_path: Path, name: str, media_type: MediaType, decode_bytes: int
 ) -> None:
-    """Progressive JPEG keeps all coefficients, WebP four canvases and the file; the others a few rows."""
-    data = s.IMAGES[name]
-    file = 2 * len(data) if media_type == "image/webp" else 0
-    assert image_info(tmp_path, data, media_type).decode_bytes == 24 * 17 * per_pixel + file
+    """Progressive JPEG keeps all coefficients, 128 bytes per block; WebP four canvases and the file; others rows."""
+    assert image_info(tmp_path, s.IMAGES[name], media_type).decode_bytes == decode_bytes
 
 
 def test_jpeg_in_separate_scans_counts_as_buffered(tmp_path: Path) -> None:
@@ -63,7 +68,7 @@ def test_jpeg_in_separate_scans_counts_as_buffered(tmp_path: Path) -> None:
     one_colour = struct.pack(">BBBBBB", 1, 1, 0, 0, 63, 0)
     before, _ = s.JPEG.split(b"\xff\xda", 1)
     data = before + s.segment(0xDA, one_colour) + b"scan" + b"\xff\xd9"
-    assert image_info(tmp_path, data, "image/jpeg").decode_bytes == 24 * 17 * 6
+    assert image_info(tmp_path, data, "image/jpeg").decode_bytes == 17 * 128
 
 
 @pytest.mark.parametrize(
@@ -75,6 +80,16 @@ def test_sizes_of_structure_and_decoder_must_agree(tmp_path: Path, data: bytes, 
     attempt(tmp_path, data, media_type, ImageInfo(**SIZE, decode_bytes=0))
     with pytest.raises(InvalidImage, match="two sizes"):
         attempt(tmp_path, data, media_type, ImageInfo(width=17, height=24, decode_bytes=0))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_jpeg_without_its_last_blocks_is_rejected(tmp_path: Path, mode: str) -> None:
+    """Cut in the scan, and ended like a whole one: decoders paint the rest grey."""
+    head, _, scan = s.encoded("JPEG", s.picture(64, 64, mode)).rpartition(b"\xff\xda")
+    for missing in range(60, len(scan) - 14):  # two blocks, for which the padding may stand
+        data = head + b"\xff\xda" + scan[: -2 - missing].removesuffix(b"\xff") + b"\xff\xd9"
+        with pytest.raises(InvalidImage):
+            attempt(tmp_path, data, "image/jpeg", image_info(tmp_path, data, "image/jpeg"))
 
 
 def test_undecodable_pixels_are_rejected(tmp_path: Path) -> None:
