@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import struct
+import subprocess
+import sys
 import warnings
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.support import samples as s
 from tests.support.intake import MAX_DECODE_BYTES
@@ -15,6 +21,7 @@ from uploads.detect import MediaType, validate_structure
 from uploads.structure import ImageInfo, InvalidImage
 
 SIZE = {"width": 24, "height": 17}
+FAULTS = pytest.mark.faults
 
 
 def attempt(tmp_path: Path, data: bytes, media_type: MediaType, info: ImageInfo) -> None:
@@ -86,7 +93,7 @@ def test_sizes_of_structure_and_decoder_must_agree(tmp_path: Path, data: bytes, 
 def test_jpeg_without_its_last_blocks_is_rejected(tmp_path: Path, mode: str) -> None:
     """Cut in the scan, and ended like a whole one: decoders paint the rest grey."""
     head, _, scan = s.encoded("JPEG", s.picture(64, 64, mode)).rpartition(b"\xff\xda")
-    for missing in range(60, len(scan) - 14):  # two blocks, for which the padding may stand
+    for missing in range(60, len(scan) - 14, 31):  # two blocks, for which the padding may stand
         data = head + b"\xff\xda" + scan[: -2 - missing].removesuffix(b"\xff") + b"\xff\xd9"
         with pytest.raises(InvalidImage):
             attempt(tmp_path, data, "image/jpeg", image_info(tmp_path, data, "image/jpeg"))
@@ -110,3 +117,53 @@ def test_bad_exif_does_not_warn(tmp_path: Path) -> None:
         attempt(tmp_path, s.IMAGES["jpeg with broken exif"], "image/jpeg", ImageInfo(**SIZE, decode_bytes=0))
         attempt(tmp_path, s.IMAGES["jpeg of a phone"], "image/jpeg", ImageInfo(**SIZE, decode_bytes=0))
     assert caught == []
+
+
+MEMORY = """
+import asyncio, re, sys
+from pathlib import Path
+from tests.support.intake import IntakeHarness, stream
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+data, harness = Path(sys.argv[1]).read_bytes(), IntakeHarness(Path(sys.argv[2]))
+before = peak()
+image = asyncio.run(harness.accept(data))
+print(image.width * image.height, peak() - before)
+"""
+LOADED_BYTES = 24 * 2**20
+"""Code that is loaded, and the fixed buffers of intake and decoder."""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the kernel's account is read from /proc")
+@pytest.mark.parametrize(
+    ("data", "media_type"),
+    [
+        pytest.param(lambda: s.flat_jpeg(10_900), "image/jpeg", id="jpeg"),
+        pytest.param(
+            lambda: s.png(s.header(10_900, 10_900, 1, 0), s.chunk(b"IDAT", zlib.compress(bytes(1_364) * 10_900))),
+            "image/png",
+            id="png",
+        ),
+        pytest.param(lambda: s.flat_jpeg(10_900, progressive=True), "image/jpeg", id="progressive", marks=FAULTS),
+        pytest.param(
+            lambda: s.encoded("WEBP", Image.new("RGB", (12_288, 1_536)), method=0),
+            "image/webp",
+            id="webp",
+            marks=FAULTS,
+        ),
+    ],
+)
+def test_memory_of_the_largest_images_is_what_was_computed(
+    tmp_path: Path, data: Callable[[], bytes], media_type: MediaType
+) -> None:
+    """Measured by the kernel in a process of its own."""
+    path, size = tmp_path / "large", len(image := data())
+    path.write_bytes(image)
+    info = image_info(tmp_path, image, media_type)
+    ran = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(path), str(tmp_path / "blobs")],
+        capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    pixels, peak = map(int, ran.stdout.split())
+    assert pixels == info.width * info.height > 18_000_000
+    assert peak < info.decode_bytes + size + LOADED_BYTES
