@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
@@ -13,10 +14,12 @@ from broker.errors import DownloadError, EgressBlocked, ProviderError
 from broker.logs import log
 from broker.net.fetcher import Fetcher
 from broker.providers.base import Provider
-from broker.reports import Finished
+from broker.providers.pool import ProviderPool
+from broker.reports import STORED_PREFIX, Finished
 from broker.tasks import lifecycle
 from broker.tasks.lifecycle import DownloadFailure
 from broker.tasks.transitions import Transitions
+from storage.blobs.store import BlobMissing, BlobStore
 from storage.errors import StorageError
 from storage.images import Images, StoredImage
 from storage.sql.database import Stale
@@ -35,7 +38,8 @@ class DownloadStep:
     images: Images
     intake: Intake
     fetcher: Fetcher
-    providers: Mapping[str, Provider]
+    blobs: BlobStore
+    pools: Mapping[str, ProviderPool]
     transitions: Transitions
     max_download_bytes: int
     """Limit of one result."""
@@ -87,19 +91,34 @@ class DownloadStep:
 
     async def _store_result(self, task: Task, position: int) -> StoredImage:
         max_bytes = self.max_download_bytes
-        async with self.fetcher.open(task.outputs[position], max_bytes=max_bytes) as chunks:
+        async with self._open_output(task.outputs[position]) as chunks:
             image = await self.intake.from_stream(task.id, chunks, max_bytes=max_bytes)
         now = self.transitions.clock.now()
         row = image.to_row(owner=task.id, kind="result", position=position, now=now)
         await insert_result(self.transitions.tasks, self.images, task, row)
         return row
 
+    @asynccontextmanager
+    async def _open_output(self, output: str) -> AsyncGenerator[AsyncIterator[bytes]]:
+        """Open the bytes of a result, at its URL or in the store, where the response to the submission put it."""
+        if not output.startswith(STORED_PREFIX):
+            async with self.fetcher.open(output, max_bytes=self.max_download_bytes) as chunks:
+                yield chunks
+            return
+        try:
+            reader = await self.blobs.open(output.removeprefix(STORED_PREFIX))
+        except BlobMissing as error:
+            raise DownloadError("result_gone", "the stored result is missing") from error
+        async with contextlib.aclosing(reader):
+            yield reader
+
     async def _refresh_links(self, task: Task) -> Task | None:
         """Replace the links by fresh ones of the provider, and return the row then; None if it did not answer."""
-        row, provider = await self.transitions.tasks.get(task.id), self.providers.get(task.provider)
-        if row is None or provider is None or row.state != TaskState.FETCHING:
+        row = await self.transitions.tasks.get(task.id)
+        if row is None or row.provider not in self.pools or row.state != TaskState.FETCHING:
             return task
         try:
+            provider = self.pools[row.provider].bound_to(row.key_id)
             report = Finished(outputs=await _fresh_links(row, provider), job_id=row.job_id)
         except ProviderError:
             return None
@@ -118,7 +137,9 @@ async def _fresh_links(task: Task, provider: Provider) -> tuple[str, ...]:
         report = await provider.check(task.job_id)
         if isinstance(report, Finished) and report.outputs and report.outputs != task.outputs:
             return report.outputs
-    return tuple([await provider.refresh_url(url) or url for url in task.outputs])
+    return tuple(
+        [one if one.startswith(STORED_PREFIX) else await provider.refresh_url(one) or one for one in task.outputs]
+    )
 
 
 def _failure_of(error: DownloadError | InvalidImage | StorageError) -> DownloadFailure:
