@@ -51,7 +51,14 @@ FAMILIES = (
     Family(
         promise="no download leaves its limits or the public network", files=("integration/faults/test_egress_*.py",)
     ),
-    Family(promise="memory does not grow with the images", files=("processes/test_memory.py",)),
+    Family(
+        promise="memory does not grow with the images",
+        files=("processes/test_memory.py", "integration/uploads/test_decoder.py"),
+    ),
+    Family(
+        promise="any bytes are rejected, or an image that decodes whole",
+        files=("integration/uploads/test_any_bytes.py",),
+    ),
     Family(
         promise="a failing receiver gets each webhook, or its last retry",
         files=("integration/faults/test_deliveries.py",),
