@@ -101,7 +101,8 @@ class SubmitStep:
             await self.transitions.apply_own(task, partial(lifecycle.outcome_unknown, attempt=task.attempt))
             return
         self._record_request(provider, _outcome_label(report), begun)
-        await _retry_storage(lambda: self.transitions.apply_report(task, report, task.attempt), task, job=report.job_id)
+        storing = partial(self.transitions.apply_report, task, report, task.attempt, is_paid=True)
+        await _retry_storage(storing, task, job=report.job_id)
         await self._update_cooldown(provider, report)
 
     def _record_request(self, provider: Provider, outcome: str, begun: float) -> None:
