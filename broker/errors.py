@@ -5,6 +5,7 @@ Exception
 ├── SettingsError      a wrong environment variable; stops the start with name, expected form and cure
 ├── ProviderError      no usable answer of a provider (permanent: repeating does not help)
 │   └── NotSent        no byte of the request was sent
+├── SinkError          a result in a provider's response could not be stored (code from the task error codes)
 └── DownloadError      a result could not be downloaded (code from the task error codes)
     └── EgressBlocked  the URL is one that is never requested
 """
@@ -128,6 +129,14 @@ class NotSent(ProviderError):
     ) -> None:
         super().__init__(message, permanent=permanent)
         self.at = at
+
+
+class SinkError(Exception):
+    """A result that a provider's response contains could not be stored. code: `storage_full` or `invalid_result`."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class DownloadError(Exception):

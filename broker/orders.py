@@ -8,6 +8,11 @@ from typing import Any, Final, Literal
 
 Mode = Literal["text-to-image", "image-to-image"]
 OutputFormat = Literal["png", "jpg"]
+RoutePolicy = Literal["order", "price"]
+
+PRIORITIES: Final = ("low", "normal", "high")
+"""In ascending order; a task stores the index."""
+DEFAULT_PRIORITY: Final = "normal"
 
 _COLUMNS: Final = ("prompt", "model", "aspect_ratio", "resolution")
 _STORED_TOGETHER: Final = ("output_format", "steps", "seed")
@@ -119,6 +124,10 @@ class OrderRequest:
     count: int = 1
     """Number of images."""
     sources: tuple[ReferenceSource, ...] = ()
+    provider: str | None = None
+    """The only provider that may get the order; None for any."""
+    priority: str = DEFAULT_PRIORITY
+    """Among the caller's own orders."""
     callback_url: str | None = field(default=None, repr=False)
     """Where the caller receives a webhook at the end."""
     idempotency_key: str | None = None
@@ -142,6 +151,16 @@ class Quote:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Route:
+    """One configured provider, and whether it may get an order."""
+
+    provider: str
+    is_candidate: bool
+    reason: str | None = None
+    """A sentence why it is none, or why it is only tried after the others; None for the others."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """A validated request: what will be ordered, from which providers, and at what price. Made once per request."""
 
@@ -149,6 +168,8 @@ class Plan:
     """Without references: those are stored when the tasks are created."""
     candidates: tuple[str, ...]
     """Names of the providers that can serve it, best first; at least one."""
+    routes: tuple[Route, ...]
+    """Every configured provider: the candidates, in the same order, and then the others."""
     quote: Quote
     warnings: tuple[str, ...]
     ignored: tuple[str, ...]

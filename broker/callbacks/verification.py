@@ -10,11 +10,13 @@ from typing import Any, Final
 
 from broker.clock import Clock
 from broker.providers.base import Provider
+from broker.providers.signing_keys import CallbackSignature
+from storage.attempts import Attempts
 from storage.callbacks import StoredCallback
 from storage.ids import TASK_ID
 from storage.tasks import Task, Tasks
 from webhooks import verification
-from webhooks.signatures.base import Proof, Signature
+from webhooks.signatures.base import Proof
 from webhooks.tokens import CallbackTokens
 from webhooks.verification import Decision, Evidence, IncomingCallback, MalformedBody, Verification
 
@@ -49,10 +51,11 @@ class CallbackVerifier:
 
     clock: Clock
     tasks: Tasks
+    attempts: Attempts
     tokens: CallbackTokens
     providers: Mapping[str, Provider]
     """The preferred one first."""
-    signatures: Mapping[str, Signature]
+    signatures: Mapping[str, CallbackSignature]
     """By provider."""
 
     async def verify(self, callback: IncomingCallback) -> VerifiedCallback:
@@ -71,7 +74,7 @@ class CallbackVerifier:
         except MalformedBody as error:
             return replace(unread, decision=error.decision, is_readable=False)
         job_ids = provider.job_ids(body)
-        signed = signature.verify(callback.headers, callback.body, job_ids, self.clock.now())
+        signed = await signature.verify(callback.headers, callback.body, job_ids, self.clock.now())
         read = replace(unread, evidence=replace(evidence, signature=signed), job_ids=job_ids, body=body)
         return await self._decide(read, task_id)
 
@@ -89,18 +92,28 @@ class CallbackVerifier:
             job_ids=provider.job_ids(body),
             attempt=callback.attempt,
             body=body,
-            is_readable=malformed is None,
+            is_readable=malformed is None and not callback.body_truncated,
         )
-        decided = await self._decide(read, json.loads(callback.query).get("task"))
+        task_id = json.loads(callback.query).get("task")
+        if callback.body_truncated:  # the ids in its body are lost, but not what they led to
+            task_id = callback.task_id or task_id
+        decided = await self._decide(read, task_id)
         return replace(decided, decision=malformed) if malformed and evidence.token != Proof.WRONG else decided
 
     async def _decide(self, read: VerifiedCallback, task_id: str | None) -> VerifiedCallback:
         """Find the task of a callback, and decide about it. task_id: from the address."""
         task = await self._find_task(task_id, read.job_ids, read.evidence.token)
-        if task is not None and task.provider != read.provider.name and read.evidence.token != Proof.BODY_VERIFIED:
-            task = None  # a provider's signature, or the lack of one, proves nothing about another provider's job
+        if task is not None and read.evidence.token != Proof.BODY_VERIFIED:
+            # a provider's signature, or the lack of one, proves nothing about another provider's job
+            task = task if await self._was_sent_to(task, read.provider.name) else None
         evidence = replace(read.evidence, known=task is not None)
         return replace(read, task=task, evidence=evidence, decision=verification.decide(evidence))
+
+    async def _was_sent_to(self, task: Task, provider: str) -> bool:
+        """Return whether a task is, or was in an earlier attempt, at a provider."""
+        if task.provider == provider:
+            return True
+        return any(attempt.provider == provider for attempt in await self.attempts.list_of_task(task.id))
 
     def _provider_of(self, name: str) -> Provider:
         """Return the provider with this name or callback path; the preferred one for an unknown name."""
@@ -134,9 +147,10 @@ class CallbackVerifier:
 
 
 def _read_stored(callback: StoredCallback) -> tuple[Any, Decision | None]:
-    """Return the parsed body, or why there is none; only the beginning of a body that was too large is stored."""
-    if callback.status == 413:
-        return None, Decision(verification=Verification.MALFORMED, status=413, reason=callback.reason)
+    """Return the parsed body, or why it was not readable on arrival or is not now. None of a truncated one is read."""
+    if callback.body_truncated:
+        malformed = Decision(verification=Verification.MALFORMED, status=callback.status, reason=callback.reason)
+        return None, malformed if callback.verification == Verification.MALFORMED else None
     try:
         return verification.parse_body(callback.body.encode("utf-8", "replace")), None
     except MalformedBody as error:

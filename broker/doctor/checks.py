@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from dataclasses import dataclass, replace
 from typing import Final
 
-from broker.doctor import machine, reachability
+from broker.doctor import file_modes, machine, reachability
 from broker.doctor.context import DoctorContext
 from broker.providers.base import Finding, HealthCheck, Provider, ProviderContext
 from broker.providers.health import failed, skipped
@@ -46,6 +46,7 @@ _CHECKS: Final = (
     Check(name="database", run=machine.check_database, needs=_DATA | {"database_url", "database_listen_url", "lease"}),
     Check(name="images", run=machine.check_images, needs=_DATA | {"blob_url"}),
     Check(name="disk", run=machine.check_disks, needs=_DATA | {"database_url", "blob_url"}),
+    Check(name="file permissions", run=file_modes.check_file_modes, needs=_DATA | {"database_url", "blob_url"}),
 )
 
 
@@ -54,14 +55,16 @@ def checks_for(context: DoctorContext) -> tuple[Check, ...]:
     return (*_provider_checks(context), *_CHECKS)
 
 
-def _provider_checks(context: DoctorContext) -> Iterator[Check]:
-    """Yield the checks of each configured provider; with several, findings begin with the provider's name."""
-    registry = context.registry
+def _provider_checks(doctor: DoctorContext) -> Iterator[Check]:
+    """Yield the checks of each key of each provider; with several, findings begin with their names."""
+    registry = doctor.registry
     for name, package in registry.packages.items():
         prefix = f"{name}: " if len(registry.packages) > 1 else ""
-        provider = registry.open(name)
-        for check in package.checks:
-            yield _adapt_check(check, provider, registry.context(name), prefix)
+        accounts = registry.open(name).accounts
+        for context in registry.contexts(name):
+            which = f"key {context.key_id}: " if len(accounts) > 1 else ""
+            for check in package.checks:
+                yield _adapt_check(check, accounts[context.key_id], context, prefix + which)
 
 
 def _adapt_check(check: HealthCheck, provider: Provider, account: ProviderContext, prefix: str) -> Check:

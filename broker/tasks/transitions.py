@@ -19,6 +19,7 @@ from broker.reports import Failed, Report
 from broker.tasks import lifecycle
 from broker.tasks.lifecycle import LEARNED_BY_CHECK, Changes
 from broker.tasks.policy import TaskPolicy
+from broker.tasks.routing import Router
 from storage.attempts import Attempt, Attempts
 from storage.sql.database import Stale, Statement
 from storage.states import TaskState
@@ -38,6 +39,7 @@ class Transitions:
     attempts: Attempts
     outbox: Outbox
     metrics: Metrics
+    router: Router
 
     async def apply(
         self,
@@ -103,9 +105,10 @@ class Transitions:
     ) -> None:
         """Apply the lifecycle's decision on a report about one attempt. learned_by: for the ledger, if it is an end."""
         now = self.clock.now()
+        onward = await self.router.find_onward(task, report) if isinstance(report, Failed) else ()
 
         def decide(row: Task, attempt: Attempt | None) -> Changes:
-            changes = lifecycle.apply_report(row, attempt, report, now, self.policy)
+            changes = lifecycle.apply_report(row, attempt, report, now, self.policy, onward=onward)
             if learned_by is None or "ended_at" not in changes.attempt:
                 return changes
             return replace(changes, attempt={**changes.attempt, "learned_by": learned_by})

@@ -101,7 +101,7 @@ def test_switch_to_polling_changes_no_other_state(state: TaskState) -> None:
 
 
 def test_begin_submission_is_due_at_the_deadline_of_the_provider() -> None:
-    changes = begin_submission(a_task(), expects_callback=True, now=NOW, policy=POLICY).task
+    changes = begin_submission(a_task(), key_id="key", expects_callback=True, now=NOW, policy=POLICY).task
     assert (changes["state"], changes["attempt"], changes["due_at"]) == (TaskState.SUBMITTING, 1, NOW + 900)
 
 

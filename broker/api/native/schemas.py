@@ -71,6 +71,12 @@ class OrderAccepted(ResponseModel):
     estimate: CostEstimate
 
 
+class RouteData(ResponseModel):
+    provider: str
+    candidate: bool
+    reason: Annotated[str | None, Field(description="why it is none, or is only tried after the others")]
+
+
 class ProviderPreview(ResponseModel):
     method: Literal["POST"]
     url: str
@@ -81,6 +87,7 @@ class ProviderPreview(ResponseModel):
     total: float | None
     ignored: list[str]
     warnings: list[str]
+    routes: Annotated[list[RouteData], Field(description="every provider in use, the candidates first")]
 
 
 class DryRunResponse(ResponseModel):

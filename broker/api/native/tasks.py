@@ -92,7 +92,7 @@ class TaskRoutes:
 
     async def _order(self, request: Request, params: OrderFields, key: str | None) -> Response:
         order = params.to_request(key, _retry_count(request))
-        plan = self.orders.plan(order)
+        plan = await self.orders.plan(order)
         if params.dry_run:
             preview = await self.orders.dry_run(order, plan)
             data = ProviderPreview(**{**preview, "ignored": params.ignored_fields(preview["ignored"])})
@@ -128,7 +128,7 @@ class TaskRoutes:
         fail, one whose retry did not, and one whose paid image is still being downloaded.
         """
         caller, order = await self.orders.failed_request(request.path_params["id"])
-        plan = self.orders.plan(order)
+        plan = await self.orders.plan(order)
         created = await self.orders.create(caller, order, plan)
         return self._accepted(created, plan, list(plan.ignored), requested_language(request))
 

@@ -43,7 +43,7 @@ class Kie(JobApi):
 
     def __init__(self, context: ProviderContext) -> None:
         settings: KieSettings = context.settings
-        super().__init__(context, base_url=settings.base_url, api_key=settings.api_key)
+        super().__init__(context, base_url=settings.base_url)
         self.creates_per_10s = settings.creates_per_10s or context.creates_per_10s
         self._settings = settings
 

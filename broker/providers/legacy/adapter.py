@@ -33,7 +33,7 @@ class Legacy(JobApi):
 
     def __init__(self, context: ProviderContext) -> None:
         settings = context.settings  # of the package that owns the variables
-        super().__init__(context, base_url=settings.base_url, api_key=settings.api_key)
+        super().__init__(context, base_url=settings.base_url)
         self.creates_per_10s = settings.creates_per_10s or context.creates_per_10s
 
     def order_body(self, model: str | None, fields: dict[str, Any], callback_url: str | None) -> dict[str, Any]:

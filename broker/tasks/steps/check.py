@@ -10,7 +10,7 @@ from typing import Final
 
 from broker.errors import ProviderError
 from broker.logs import log
-from broker.providers.base import Provider
+from broker.providers.pool import ProviderPool
 from broker.reports import Pending
 from broker.tasks import lifecycle
 from broker.tasks.transitions import Transitions
@@ -25,16 +25,16 @@ class CheckStep:
     """Checks jobs at their provider."""
 
     callbacks: Callbacks
-    providers: Mapping[str, Provider]
+    pools: Mapping[str, ProviderPool]
     transitions: Transitions
 
     async def run(self, task: Task) -> None:
-        provider = self.providers.get(task.provider)
-        if provider is None or task.job_id is None:
+        pool = self.pools.get(task.provider)
+        if pool is None or task.job_id is None:
             await self.transitions.apply_own(task, lifecycle.check_failed)
             return
         try:
-            report = await provider.check(task.job_id)
+            report = await pool.bound_to(task.key_id).check(task.job_id)
         except ProviderError as error:
             self.transitions.metrics.checks.labels(task.provider, "error").inc()
             log.info("check failed", action="check_failed", task=task.id, why=error.summary)

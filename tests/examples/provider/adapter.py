@@ -30,7 +30,7 @@ class ExampleProvider(JobApi):
 
     def __init__(self, context: ProviderContext) -> None:
         settings: ExampleSettings = context.settings
-        super().__init__(context, base_url=settings.example_url, api_key=settings.example_key)
+        super().__init__(context, base_url=settings.example_url)
 
     def order_body(self, model: str | None, fields: dict[str, Any], callback_url: str | None) -> dict[str, Any]:
         return {"model": model, **fields, "webhook": callback_url}

@@ -23,7 +23,7 @@ from storage.sql.sqlite import SqliteDatabase, sqlite_path
 from storage.states import TaskState
 from storage.tasks import Task
 from tests.support.api import a_task
-from tests.support.brokers import RunningBroker, create_tasks, open_broker, still
+from tests.support.brokers import RunningBroker, create_tasks, one_account, open_broker, still
 from tests.support.clock import ManualClock
 from tests.support.small_disk import small_disk
 
@@ -60,8 +60,8 @@ async def test_task_whose_step_crashes_fails_at_the_deadline(tmp_path: Path) -> 
     async with open_broker(tmp_path, with_callbacks=False, lease=0.2, task_deadline=1.0) as broker:
         worker = broker.services.worker
         check = worker.steps.check
-        broken: Any = _Crashing(check.providers["kie"])
-        worker.steps = replace(worker.steps, check=replace(check, providers={"kie": broken}))
+        broken: Any = _Crashing(check.pools["kie"].preferred)
+        worker.steps = replace(worker.steps, check=replace(check, pools=one_account("kie", broken)))
         data = await broker.wait_end(await broker.create_task("a red bicycle"))
     assert data["errorDetail"]["code"] == "deadline_exceeded"
 
