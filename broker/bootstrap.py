@@ -175,10 +175,7 @@ async def open_services(
         providers = ProviderRegistry(
             settings=settings, client=client, catalog=catalog, now=clock.now, extra=extra_providers
         )
-        if settings.blob_group_read and settings.bucket is None:
-            _let_group_pass(settings)
-        blobs = await stack.enter_async_context(blobs_for(settings, free_floor=free_floor))
-        await _check_blobs(blobs)
+        blobs = await stack.enter_async_context(_open_blobs(settings, free_floor))
         services = Services(
             settings=settings,
             clock=clock,
@@ -199,12 +196,17 @@ async def open_services(
         yield services
 
 
-async def _check_blobs(blobs: BlobStore) -> None:
-    """Raise `StorageError` if the store is out of reach. A full one still serves, and `/ready` reports it."""
-    try:
-        await blobs.check()
-    except StorageFull as error:
-        log.warning("no image can be stored", action="store_full", why=str(error))
+@asynccontextmanager
+async def _open_blobs(settings: Settings, free_floor: int) -> AsyncIterator[BlobStore]:
+    """Open and check the store. A full one still serves what it has, and `/ready` reports it."""
+    if settings.blob_group_read and settings.bucket is None:
+        _let_group_pass(settings)
+    async with blobs_for(settings, free_floor=free_floor) as blobs:
+        try:
+            await blobs.check()
+        except StorageFull as error:
+            log.warning("no image can be stored", action="store_full", why=str(error))
+        yield blobs
 
 
 def _initial_address(settings: Settings, port: int | None, *, local_provider: bool, now: float) -> PublicAddress:
