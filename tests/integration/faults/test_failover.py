@@ -6,6 +6,7 @@ The providers are simulated at the seam of the broker: each knows for every job 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -70,6 +71,19 @@ class Job:
     callback_url: str | None
     end: Report | None = None
     is_billed: bool = False
+    may_change: bool = False
+    """True if it will succeed although it was reported as failed and free."""
+    has_changed: bool = False
+
+    def succeed(self) -> None:
+        self.end = Finished(outputs=(f"https://files.example.com/{self.id}.png",), job_id=self.id, cost=4.0)
+        self.is_billed = True
+
+    def change(self) -> None:
+        """Succeed after a failure that was reported as free."""
+        if self.may_change:
+            self.may_change, self.has_changed = False, True
+            self.succeed()
 
 
 @dataclass
@@ -87,10 +101,10 @@ class World:
         """End a job in one of the ways that a provider may report."""
         match self.script.pick("success", "free", "success", "safety", "billed failure"):
             case "success":
-                job.end = Finished(outputs=(f"https://files.example.com/{job.id}.png",), job_id=job.id, cost=4.0)
-                job.is_billed = True
+                job.succeed()
             case "free":
                 job.end = failure("provider_error", retryable=True, job_id=job.id)
+                job.may_change = self.script.pick(False, True)
             case "safety":
                 job.end = failure("safety_output", retryable=False, billed="unknown", job_id=job.id)
                 job.is_billed = True
@@ -166,7 +180,8 @@ class Simulated:
         if outcome == "killed after":
             raise Killed
         if outcome == "at once":
-            job.end, job.is_billed = Finished(outputs=(f"https://files.example.com/{job.id}.png",), job_id=job.id), True
+            job.succeed()
+            assert job.end is not None
             return job.end
         return Pending(job_id=job.id)
 
@@ -252,20 +267,20 @@ class History:
 
     async def _do_something(self) -> None:
         pick = self.world.script.pick
-        match pick("work", "work", "wait", "end", "call", "call", "cancel", "pause"):
+        match pick("work", "work", "wait", "end", "call", "call", "cancel", "pause", "change"):
             case "work":
                 await self._work()
             case "wait":
                 self.clock.advance(pick(1, 15, 100, 1000))
             case "end":
                 self._end_jobs()
+            case "change" if self.world.jobs:
+                pick(*self.world.jobs).change()
             case "call" if called := [job for job in self.world.jobs if job.end and job.callback_url]:
-                await self._call_back(pick(*called))
+                await self.call_back(pick(*called))
             case "cancel" if pick(False, False, True):
-                try:
+                with contextlib.suppress(ApiError):  # it has ended
                     await self.services.canceler.cancel_task(self.task_id)
-                except ApiError:
-                    pass  # it has ended
             case "pause":
                 name, limits = pick(*NAMES), self.services.tables.provider_limits
                 statements = pick([limits.pause_provider(name, self.clock.now())], limits.resume_provider(name))
@@ -294,7 +309,7 @@ class History:
             except Killed:
                 self.clock.advance(31)
 
-    async def _call_back(self, job: Job) -> None:
+    async def call_back(self, job: Job) -> None:
         query = dict(parse_qsl(urlsplit(job.callback_url or "").query))
         callback = IncomingCallback(
             provider=job.provider, query=query, headers={}, body=json.dumps({"job": job.id}).encode(), trusted=False
@@ -311,7 +326,7 @@ class History:
             self._end_jobs()
             for job in self.world.jobs:
                 if job.callback_url:
-                    await self._call_back(job)
+                    await self.call_back(job)
             task = await self.services.tables.tasks.get(self.task_id)
             assert task is not None
             if task.state in ENDED:
@@ -328,10 +343,11 @@ def check_promises(task: Task, attempts: Sequence[Attempt], jobs: Sequence[Job],
     billed = [job for job in jobs if job.is_billed]
     succeeded = [job for job in jobs if isinstance(job.end, Finished)]
     unknown = [attempt for attempt in attempts if attempt.code == "unknown_outcome"]
-    assert len(billed) <= 1 + (len(unknown) if resubmit_unknown else 0)
+    changed = [job for job in jobs if job.has_changed]
+    assert len(billed) <= 1 + len(changed) + (len(unknown) if resubmit_unknown else 0)
     if succeeded and task.state != TaskState.CANCELED:
         assert task.state == TaskState.FETCHING, "a paid image is fetched"
-        source = next(job for job in jobs if task.outputs == getattr(job.end, "outputs", None))
+        source = next(job for job in succeeded if isinstance(job.end, Finished) and task.outputs == job.end.outputs)
         assert (task.provider, task.key_id) == (source.provider, source.key_id)
     counted = [attempt for attempt in attempts if attempt.outcome == "succeeded" or attempt.duplicate_result]
     assert len(counted) == len(succeeded), "each success is in the ledger"
@@ -353,13 +369,159 @@ async def run_histories(folder: Path, examples: int, *, resubmit_unknown: bool) 
             deadline=None,
             database=None,
             suppress_health_check=list(HealthCheck),
-            derandomize=False,
         )
         @given(st.lists(st.integers(0, 23), max_size=40))
         def explore(choices: list[int]) -> None:
             asyncio.run_coroutine_threadsafe(play(choices), loop).result()
 
         await asyncio.to_thread(explore)
+
+
+@dataclass
+class Stage:
+    """The parts of a history that a test directs step by step."""
+
+    services: Services
+    world: World
+    clock: ManualClock
+
+    async def order(self, *choices: int, provider: str | None = None) -> Task:
+        """Create an order and run its first step. choices: of the provider, see `Simulated.submit`."""
+        self.world.begin(choices)
+        return await self.work(await self.create(provider))
+
+    async def create(self, provider: str | None = None) -> Task:
+        request = OrderRequest(params=ImageParams(prompt="a red bicycle"), provider=provider)
+        (task,) = (await self.services.orders.create("local", request, await self.services.orders.plan(request))).tasks
+        return task
+
+    async def work(self, task: Task) -> Task:
+        """Run one step of a task; return the row after it."""
+        lease = Lease(holder=f"worker {next(self.world.numbers)}", until=self.clock.now() + 30)
+        if task.state == TaskState.QUEUED:
+            claimed = await self.services.worker.submissions.claim(task.provider, lease, limit=1)
+        else:
+            claimed = await self.services.tables.tasks.claim(task.state, now=self.clock.now(), lease=lease, limit=1)
+        for one in claimed:
+            await self.services.worker.steps.run(one)
+        after = await self.services.tables.tasks.get(task.id)
+        assert after is not None
+        return after
+
+
+@pytest.fixture
+async def stage(tmp_path: Path, clock: ManualClock) -> AsyncIterator[Stage]:
+    world = World()
+    async with three_providers(tmp_path, clock, world) as services:
+        yield Stage(services, world, clock)
+
+
+ACCEPTED, REFUSED, LOST = 0, 1, 2
+"""Choices of `Simulated.submit`."""
+LIMITED, EMPTY, WRONG_KEY, DOWN, FREE_ERROR, FREE_END, MODEL_GONE, REJECTED, UNSAFE = range(9)
+"""Choices among `REFUSALS`."""
+
+
+async def test_limited_key_hands_its_order_to_the_next_key(stage: Stage) -> None:
+    task = await stage.order(REFUSED, LIMITED, ACCEPTED)
+    assert (task.state, task.provider, task.due_at) == (TaskState.QUEUED, "amber", stage.clock.now())
+    task = await stage.work(task)
+    first, second = await stage.services.tables.attempts.list_of_task(task.id)
+    assert (task.state, task.provider) == (TaskState.WAITING, "amber")
+    assert first.key_id != second.key_id == task.key_id
+
+
+async def test_job_is_checked_with_the_key_that_made_it(stage: Stage) -> None:
+    task = await stage.work(await stage.order(REFUSED, LIMITED, ACCEPTED))
+    stage.clock.advance(60)
+    (job,) = stage.world.jobs
+    job.succeed()
+    assert (await stage.work(task)).state == TaskState.FETCHING  # `Simulated.check` compares the keys
+
+
+@pytest.mark.parametrize("refusal", [LIMITED, EMPTY, WRONG_KEY, DOWN])
+async def test_order_goes_to_the_next_provider_when_every_key_is_refused(stage: Stage, refusal: int) -> None:
+    task = await stage.order(REFUSED, refusal, REFUSED, refusal, ACCEPTED)
+    task = await stage.work(await stage.work(task))
+    assert (task.state, task.provider, task.candidates) == (TaskState.WAITING, "birch", ("birch", "cedar", "amber"))
+
+
+@pytest.mark.parametrize(
+    ("refusal", "goes_on"), [(MODEL_GONE, True), (FREE_END, True), (REJECTED, False), (UNSAFE, False)]
+)
+async def test_code_of_a_refusal_decides_whether_another_provider_is_asked(
+    stage: Stage, refusal: int, goes_on: bool
+) -> None:
+    task = await stage.order(REFUSED, refusal)
+    if goes_on:
+        assert (task.state, task.provider, task.candidates) == (TaskState.QUEUED, "birch", ("birch", "cedar"))
+    else:
+        assert (task.state, task.provider) == (TaskState.FAILED, "amber")
+
+
+async def test_unknown_outcome_is_never_taken_elsewhere(stage: Stage) -> None:
+    task = await stage.order(LOST)
+    assert (task.state, task.provider) == (TaskState.SUBMITTING, "amber")
+    stage.clock.advance(2000)
+    task = await stage.work(task)
+    assert (task.state, task.error_code, len(stage.world.jobs)) == (TaskState.FAILED, "unknown_outcome", 1)
+
+
+async def test_pinned_order_waits_for_its_provider(stage: Stage) -> None:
+    task = await stage.order(REFUSED, LIMITED, REFUSED, LIMITED, provider="birch")
+    task = await stage.work(task)
+    assert (task.state, task.provider, task.candidates) == (TaskState.QUEUED, "birch", ("birch",))
+    stage.clock.advance(10)
+    assert (await stage.work(task)).state == TaskState.WAITING
+
+
+async def test_paused_provider_is_the_last_candidate_of_a_new_order(stage: Stage) -> None:
+    limits = stage.services.tables.provider_limits
+    await stage.services.database.transact(limits.pause_provider("amber", stage.clock.now()))
+    plan = await stage.services.orders.plan(OrderRequest(params=ImageParams(prompt="a red bicycle")))
+    assert plan.candidates == ("birch", "cedar", "amber")
+    assert [route.reason for route in plan.routes] == [None, None, "paused by the operator"]
+
+
+async def test_queued_order_moves_while_its_provider_is_paused(stage: Stage) -> None:
+    task = await stage.create()
+    assert task.provider == "amber"
+    limits = stage.services.tables.provider_limits
+    await stage.services.database.transact(limits.pause_provider("amber", stage.clock.now()))
+    stage.clock.advance(1)
+    task = await stage.work(task)
+    assert (task.state, task.provider) == (TaskState.QUEUED, "birch")
+    assert (await stage.work(task)).state == TaskState.WAITING
+
+
+async def test_late_success_of_an_earlier_attempt_at_another_provider_is_fetched(stage: Stage) -> None:
+    task = await stage.order(ACCEPTED)
+    (job,) = stage.world.jobs
+    job.end = failure("provider_error", retryable=True, job_id=job.id)
+    stage.clock.advance(60)
+    task = await stage.work(task)
+    assert (task.state, task.provider) == (TaskState.QUEUED, "birch")
+    task = await stage.work(task)
+    assert (task.state, task.provider) == (TaskState.WAITING, "birch")
+    history = History(stage.services, stage.world, stage.clock, task.id)
+    for one in stage.world.jobs:
+        one.succeed()
+        await history.call_back(one)
+    late = await stage.services.tables.tasks.get(task.id)
+    assert late is not None
+    assert (late.state, late.provider, late.job_id) == (TaskState.FETCHING, "amber", job.id)
+    attempts = await history.attempts()
+    assert [bool(one.duplicate_result) for one in attempts] == [False, True], "the second success is counted"
+
+
+async def test_order_fails_at_once_when_every_key_waits_for_the_operator(stage: Stage) -> None:
+    choices = [REFUSED, WRONG_KEY] * 8
+    task = await stage.order(*choices)
+    for _ in range(6):
+        task = await stage.work(task)
+    assert (task.state, task.error_code) == (TaskState.FAILED, "provider_auth")
+    again = await stage.order(*choices)
+    assert (again.state, again.error_code) == (TaskState.FAILED, "provider_auth")
 
 
 async def test_no_history_bills_an_order_twice(tmp_path: Path) -> None:
