@@ -45,6 +45,8 @@ class DownloadFailure:
 
     code: str
     message: str
+    is_blocked: bool = False
+    """The address is one that is never requested, and the provider has no other."""
 
     @property
     def is_final(self) -> bool:
@@ -398,9 +400,10 @@ def downloaded(task: Task, now: float, policy: TaskPolicy, stored: int, failures
         return NOTHING
     if not failures:
         return Changes(task=_succeed(now, policy))
-    worst = next((failure for failure in failures if not failure.is_final), failures[0])
+    worst = min(failures, key=lambda failure: (failure.is_final, failure.is_blocked))  # the one that may still recover
     late, over = now >= task.deadline_at, now >= task.deadline_at + policy.result_kept_seconds
-    is_conclusive = worst.is_final and (late or task.step_retries + 1 >= policy.max_dead_link_retries)
+    is_exhausted = worst.is_blocked or task.step_retries + 1 >= policy.max_dead_link_retries
+    is_conclusive = worst.is_final and (late or is_exhausted)
     if stored and (is_conclusive or over):
         return Changes(task=_succeed(now, policy))  # partial success: the rest is not available
     if over:

@@ -35,6 +35,9 @@ FAMILIES = (
     Family(
         promise="a crash before or after any commit costs time only", files=("integration/faults/test_every_commit.py",)
     ),
+    Family(
+        promise="SIGTERM under load: a request that was sent is answered", files=("integration/faults/test_stops.py",)
+    ),
     Family(promise="a cut line or a dead Postgres costs time only", files=("integration/faults/test_postgres.py",)),
     Family(promise="a pooler in transaction mode changes nothing", files=("integration/faults/test_pgbouncer.py",)),
     Family(
@@ -52,7 +55,14 @@ FAMILIES = (
     Family(
         promise="no download leaves its limits or the public network", files=("integration/faults/test_egress_*.py",)
     ),
-    Family(promise="memory does not grow with the images", files=("processes/test_memory.py",)),
+    Family(
+        promise="memory does not grow with the images",
+        files=("processes/test_memory.py", "integration/uploads/test_decoder.py"),
+    ),
+    Family(
+        promise="any bytes are rejected, or an image that decodes whole",
+        files=("integration/uploads/test_any_bytes.py",),
+    ),
     Family(
         promise="a failing receiver gets each webhook, or its last retry",
         files=("integration/faults/test_deliveries.py",),
