@@ -140,6 +140,7 @@ class SubmitStep:
         decision = decide_cooldown(report, failures, clock.now(), policy)
         if decision is not None:
             await database.transact(self.limits.start_cooldown(name, key_id, decision.until, decision.reason))
+            self.transitions.router.expire_statuses()
             if decision.reason in SET_ASIDE_REASONS:
                 log.error(
                     "a key was set aside: the provider refuses it, or its account is empty",
@@ -150,6 +151,7 @@ class SubmitStep:
                 )
         elif failures:
             await database.transact(self.limits.end_cooldown(name, key_id), wake=(DUE_CHANNEL,))
+            self.transitions.router.expire_statuses()
 
 
 async def _retry_storage(call: Callable[[], Awaitable[T]], task: Task, *, job: str | None = None) -> T:
