@@ -40,6 +40,10 @@ FAMILIES = (
     ),
     Family(promise="a cut line or a dead Postgres costs time only", files=("integration/faults/test_postgres.py",)),
     Family(promise="a pooler in transaction mode changes nothing", files=("integration/faults/test_pgbouncer.py",)),
+    Family(
+        promise="failover over three providers bills an order once at most",
+        files=("integration/faults/test_failover.py",),
+    ),
     Family(promise="a late worker does no harm after a takeover", files=("integration/faults/test_takeover.py",)),
     Family(
         promise="downloads, retention and sweep in any order: no image lost, no file left",

@@ -143,6 +143,7 @@ class SubmitStep:
             # the answer to the order is stored after it, so it is no less urgent
             starting = self.limits.start_cooldown(name, key_id, decision.until, decision.reason)
             await database.transact(replace(starting, may_use_reserve=True))
+            self.transitions.router.expire_statuses()
             if decision.reason in SET_ASIDE_REASONS:
                 log.error(
                     "a key was set aside: the provider refuses it, or its account is empty",
@@ -154,6 +155,7 @@ class SubmitStep:
         elif failures:
             ending = self.limits.end_cooldown(name, key_id)
             await database.transact(replace(ending, may_use_reserve=True), wake=(DUE_CHANNEL,))
+            self.transitions.router.expire_statuses()
 
 
 async def _retry_storage(call: Callable[[], Awaitable[T]], task: Task, *, job: str | None = None) -> T:
