@@ -254,6 +254,9 @@ class PostgresDatabase:
         if problem is not None:
             raise StorageError(problem)
 
+    async def check_files(self) -> None:
+        """Return at once: the server keeps its files, and this process has none of them open."""
+
     async def _is_pooled(self) -> bool:
         """Return whether a pooler is in between: the session is then not the one of the handshake."""
         async with self._session() as connection:
