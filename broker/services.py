@@ -106,7 +106,8 @@ class Services:
 
     @cached_property
     def intake(self) -> Intake:
-        return Intake(self.blobs, max_pixels=self.settings.max_pixels)
+        settings = self.settings
+        return Intake(self.blobs, max_pixels=settings.max_pixels, max_decode_bytes=settings.max_decode_bytes)
 
     @cached_property
     def pools(self) -> dict[str, ProviderPool]:

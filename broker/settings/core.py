@@ -137,6 +137,7 @@ class Settings(BaseSettings):
     download_allow: CommaSeparated[HostAndPort] = env("BROKER_DOWNLOAD_ALLOW", default=())
     max_download_bytes: PositiveInt = env("BROKER_MAX_DOWNLOAD_BYTES", default=64 * 2**20)
     max_pixels: PositiveInt = env("BROKER_MAX_PIXELS", default=120_000_000)
+    max_decode_bytes: PositiveInt = env("BROKER_MAX_DECODE_BYTES", default=384 * 2**20)
     max_file_size: PositiveInt = env("MAX_FILE_SIZE", default=10_485_760)
     max_concurrent: PositiveInt | None = env("MAX_CONCURRENT_GENERATIONS", "MAX_WORKERS")
     rate_per_minute: PositiveInt = env("RATE_LIMIT_PER_MINUTE", default=60)

@@ -594,7 +594,7 @@ DATABASE_PASSWORD = "password of the database"
 async def test_settings_that_are_secrets_are_not_stored(tmp_path: Path) -> None:
     """A provider that repeats our request, headers included, knows our key."""
     secrets: dict[str, Any] = {
-        "api_key": PROVIDER_KEY,
+        "kie_keys": ("another-key-of-ours", PROVIDER_KEY),
         "webhook_key": WEBHOOK_KEY,
         "api_keys": ("key-of-a-caller",),
         "s3_secret_key": "key-of-the-bucket",

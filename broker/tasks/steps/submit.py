@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final, TypeVar
 
@@ -136,7 +136,8 @@ class SubmitStep:
         self._record_request(provider, _outcome_label(report), begun)
         if isinstance(report, Failed):  # before the order is queued again, which may choose the same key
             await _retry_storage(lambda: self._update_cooldown(provider, report), task)
-        await _retry_storage(lambda: self.transitions.apply_report(task, report, task.attempt), task, job=report.job_id)
+        storing = partial(self.transitions.apply_report, task, report, task.attempt, is_paid=True)
+        await _retry_storage(storing, task, job=report.job_id)
         if not isinstance(report, Failed):
             await self._update_cooldown(provider, report)
 
@@ -151,7 +152,10 @@ class SubmitStep:
         failures = (await self.limits.get_load(name, key_id, clock.now())).errors
         decision = decide_cooldown(report, failures, clock.now(), policy)
         if decision is not None:
-            await database.transact(self.limits.start_cooldown(name, key_id, decision.until, decision.reason))
+            # the answer to the order is stored after it, so it is no less urgent
+            starting = self.limits.start_cooldown(name, key_id, decision.until, decision.reason)
+            await database.transact(replace(starting, may_use_reserve=True))
+            self.transitions.router.expire_statuses()
             if decision.reason in SET_ASIDE_REASONS:
                 log.error(
                     "a key was set aside: the provider refuses it, or its account is empty",
@@ -161,7 +165,9 @@ class SubmitStep:
                     code=decision.reason,
                 )
         elif failures:
-            await database.transact(self.limits.end_cooldown(name, key_id), wake=(DUE_CHANNEL,))
+            ending = self.limits.end_cooldown(name, key_id)
+            await database.transact(replace(ending, may_use_reserve=True), wake=(DUE_CHANNEL,))
+            self.transitions.router.expire_statuses()
 
 
 async def _retry_storage(call: Callable[[], Awaitable[T]], task: Task, *, job: str | None = None) -> T:
