@@ -33,8 +33,9 @@ def check_decodable(file: BinaryIO, media_type: MediaType, info: ImageInfo, max_
     max_bytes: limit of `info.decode_bytes`; raises `InvalidImage` with both for an image above it.
     """
     if info.decode_bytes > max_bytes:
-        needed, limit = -(-info.decode_bytes // 2**20), f"{max_bytes / 2**20:g} MiB (BROKER_MAX_DECODE_BYTES)"
-        raise InvalidImage(f"to decode the image takes {needed} MiB of memory, more than the {limit}", SEND_SMALLER)
+        needed = f"decoding the image takes {-(-info.decode_bytes // 2**20)} MiB of memory"
+        allowed = f"{max_bytes / 2**20:g} MiB are allowed (BROKER_MAX_DECODE_BYTES)"
+        raise InvalidImage(f"{needed}, {allowed}", SEND_SMALLER)
     try:
         size = _decode_image(file, media_type, info)
     except Exception as error:

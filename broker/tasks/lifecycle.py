@@ -119,7 +119,7 @@ def _pending(task: Task, attempt: Attempt | None, report: Pending, now: float, p
 
 
 def _waiting(task: Task, report: Pending, now: float, policy: TaskPolicy) -> dict[str, Any]:
-    deadline_at = now + policy.deadline_seconds
+    deadline_at = now + (policy.deadline_seconds if report.deadline_in is None else report.deadline_in)
     return _enter(
         TaskState.WAITING,
         now,
@@ -280,8 +280,8 @@ def _another_attempt_at(
     had_a_job = task.job_id is not None or report.job_id is not None
     if had_a_job and task.attempt >= policy.max_attempts:
         return None
-    if onward and task.attempt < len(task.candidates):
-        return now  # a provider that this order has not seen yet
+    if onward and (report.is_account_error or task.attempt < len(task.candidates)):
+        return now  # to a key or a provider that has not just refused it
     wait = 0.0 if onward else report.retry_in or 0.0
     again_at = now + max(wait, backoff_seconds(task.attempt - 1, policy))
     return again_at if again_at <= task.deadline_at else None

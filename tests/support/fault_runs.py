@@ -40,12 +40,17 @@ FAMILIES = (
     ),
     Family(promise="a cut line or a dead Postgres costs time only", files=("integration/faults/test_postgres.py",)),
     Family(promise="a pooler in transaction mode changes nothing", files=("integration/faults/test_pgbouncer.py",)),
+    Family(
+        promise="failover over three providers bills an order once at most",
+        files=("integration/faults/test_failover.py",),
+    ),
     Family(promise="a late worker does no harm after a takeover", files=("integration/faults/test_takeover.py",)),
     Family(
         promise="downloads, retention and sweep in any order: no image lost, no file left",
         files=("integration/faults/test_interleavings.py",),
     ),
     Family(promise="processes killed under load: every order ends once", files=("processes/test_cluster.py",)),
+    Family(promise="a full disk costs no paid image, killed or not", files=("processes/test_full_disk.py",)),
     Family(promise="a faulty bucket: results whole, submitted once", files=("integration/faults/test_s3_journeys.py",)),
     Family(promise="every behaviour of the provider has its end", files=("journeys/test_moods.py",)),
     Family(
