@@ -82,6 +82,8 @@ class Order:
     params: ImageParams
     mode: Mode
     references: tuple[Reference, ...] = ()
+    priority: str = DEFAULT_PRIORITY
+    """A provider may have a cheaper and slower way for `low`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +156,8 @@ class Quote:
     """The most that one image can cost, by the price tables of all candidates; None if one is unknown."""
     is_metered: bool = False
     """True if the first candidate charges by use, so that its price is an estimate."""
+    deadline_seconds: float | None = None
+    """Time that the provider may take, where that is longer than usual."""
 
     @property
     def total(self) -> float | None:

@@ -10,10 +10,8 @@ Billed = Literal["yes", "no", "unknown"]
 STORED_PREFIX: Final = "stored:"
 """Beginning of an output that is in the blob store already; its name there follows."""
 
-PROVIDER_CODES: Final = frozenset(
-    {"provider_auth", "provider_credits", "provider_rate_limited", "provider_unavailable", "provider_error"}
-)
-"""Errors of a provider or an account, not of the order: another provider may serve it."""
+ACCOUNT_CODES: Final = frozenset({"provider_auth", "provider_credits", "provider_rate_limited", "provider_unavailable"})
+"""Errors of one account, not of the order: another key or another provider may serve it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +25,8 @@ class Pending:
     """The provider's own word for its progress."""
     percent: float | None = None
     """Progress, if the provider reports it."""
+    deadline_in: float | None = None
+    """Seconds that the provider has for this job; None: as usual. Of the response to an order only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,12 @@ class Failed:
     @property
     def another_may_serve(self) -> bool:
         """True if another provider may serve the order: the fault is not in the order itself."""
-        return self.model_gone or self.code in PROVIDER_CODES
+        return self.model_gone or self.is_account_error or self.code == "provider_error"
+
+    @property
+    def is_account_error(self) -> bool:
+        """True if the key gets a cooldown; another key of the same provider may work."""
+        return self.code in ACCOUNT_CODES and not self.model_gone
 
 
 Report = Pending | Finished | Failed

@@ -57,7 +57,8 @@ from storage.blobs.store import BlobStore
 from storage.sql.database import Database
 from storage.tables import Tables
 from uploads.intake import Intake
-from webhooks.signatures.standard import StandardSignature, derived_key, read_secret
+from webhooks.redaction import Redactor
+from webhooks.signatures.standard import KEY_PREFIX, StandardSignature, derived_key, read_secret, write_secret
 from webhooks.tokens import CallbackTokens, ChallengeResponse
 
 
@@ -110,7 +111,8 @@ class Services:
 
     @cached_property
     def intake(self) -> Intake:
-        return Intake(self.blobs, max_pixels=self.settings.max_pixels)
+        settings = self.settings
+        return Intake(self.blobs, max_pixels=settings.max_pixels, max_decode_bytes=settings.max_decode_bytes)
 
     @cached_property
     def pools(self) -> dict[str, ProviderPool]:
@@ -193,28 +195,41 @@ class Services:
 
     def _steps(self) -> StepTable:
         pools, transitions = self.pools, self.transitions
+        sinks = SinkFactory(blobs=self.blobs, max_bytes=self.settings.max_download_bytes)
         return StepTable(
             submit=SubmitStep(
                 limits=self.tables.provider_limits,
                 pools=pools,
                 queue=self.submissions,
                 orders=OrderBuilder(blobs=self.blobs, image_base=lambda: self.address.base),
-                sinks=SinkFactory(blobs=self.blobs, max_bytes=self.settings.max_download_bytes),
+                sinks=sinks,
                 transitions=transitions,
                 usd_per_unit=lambda provider: self.registry.terms(provider).usd_per_unit,
                 callback_url=self.callback_url,
             ),
-            check=CheckStep(callbacks=self.tables.callbacks, pools=pools, transitions=transitions),
+            check=CheckStep(callbacks=self.tables.callbacks, pools=pools, sinks=sinks, transitions=transitions),
             download=DownloadStep(
                 images=self.tables.images,
                 intake=self.intake,
                 fetcher=self.fetcher,
                 blobs=self.blobs,
                 pools=pools,
+                sinks=sinks,
                 transitions=transitions,
                 max_download_bytes=self.settings.max_download_bytes,
             ),
             transitions=transitions,
+        )
+
+    @cached_property
+    def deliverer(self) -> Deliverer:
+        return Deliverer(
+            clock=self.clock,
+            deliveries=self.tables.deliveries,
+            fetcher=self._caller_fetcher(),  # its own: name lookups of requests must not delay deliveries
+            signature=StandardSignature(signing_keys(self.settings, self.tokens.secret)),
+            metrics=self.metrics,
+            retention_seconds=self.policy.retention_seconds,
         )
 
     @cached_property
@@ -226,20 +241,15 @@ class Services:
             steps=self._steps(),
             submissions=self.submissions,
             callbacks=CallbackQueue(step=self.callback_step, running=running),
-            deliverer=Deliverer(
-                clock=clock,
-                deliveries=self.tables.deliveries,
-                fetcher=self._caller_fetcher(),  # its own: name lookups of requests must not delay deliveries
-                signature=StandardSignature(signing_keys(self.settings, self.tokens.secret)),
-                metrics=self.metrics,
-                retention_seconds=self.policy.retention_seconds,
-            ),
+            deliverer=self.deliverer,
             retention=Retention(
                 clock=clock, policy=self.policy, tables=self.tables, blobs=self.blobs, metrics=self.metrics
             ),
             balances=self.balances,
             running=running,
-            leases=LeaseKeeper(clock=clock, running=running, lease_seconds=self.settings.lease),
+            leases=LeaseKeeper(
+                clock=clock, running=running, deliverer=self.deliverer, lease_seconds=self.settings.lease
+            ),
             clock_guard=ClockGuard(clock=clock),
         )
 
@@ -322,7 +332,11 @@ class Services:
     @cached_property
     def receiver(self) -> CallbackReceiver:
         return CallbackReceiver(
-            clock=self.clock, verifier=self.verifier, callbacks=self.tables.callbacks, metrics=self.metrics
+            clock=self.clock,
+            verifier=self.verifier,
+            callbacks=self.tables.callbacks,
+            metrics=self.metrics,
+            redactor=Redactor(known_secrets(self.settings, self.tokens.secret)),
         )
 
     @cached_property
@@ -352,6 +366,12 @@ class Services:
             metrics=self.metrics,
             is_only_machine=not self.settings.shared,
         )
+
+
+def known_secrets(settings: Settings, secret: bytes) -> set[str]:
+    """Return the secrets that must be stored nowhere else: those of the settings, and those generated or derived."""
+    signing = {write_secret(key).removeprefix(KEY_PREFIX) for key in signing_keys(settings, secret)}
+    return {*settings.secret_values(), secret.decode("utf-8", "replace"), *signing}
 
 
 def signing_keys(settings: Settings, secret: bytes) -> list[bytes]:

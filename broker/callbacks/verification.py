@@ -92,9 +92,12 @@ class CallbackVerifier:
             job_ids=provider.job_ids(body),
             attempt=callback.attempt,
             body=body,
-            is_readable=malformed is None,
+            is_readable=malformed is None and not callback.body_truncated,
         )
-        decided = await self._decide(read, json.loads(callback.query).get("task"))
+        task_id = json.loads(callback.query).get("task")
+        if callback.body_truncated:  # the ids in its body are lost, but not what they led to
+            task_id = callback.task_id or task_id
+        decided = await self._decide(read, task_id)
         return replace(decided, decision=malformed) if malformed and evidence.token != Proof.WRONG else decided
 
     async def _decide(self, read: VerifiedCallback, task_id: str | None) -> VerifiedCallback:
@@ -144,9 +147,10 @@ class CallbackVerifier:
 
 
 def _read_stored(callback: StoredCallback) -> tuple[Any, Decision | None]:
-    """Return the parsed body, or why there is none; only the beginning of a body that was too large is stored."""
-    if callback.status == 413:
-        return None, Decision(verification=Verification.MALFORMED, status=413, reason=callback.reason)
+    """Return the parsed body, or why it was not readable on arrival or is not now. None of a truncated one is read."""
+    if callback.body_truncated:
+        malformed = Decision(verification=Verification.MALFORMED, status=callback.status, reason=callback.reason)
+        return None, malformed if callback.verification == Verification.MALFORMED else None
     try:
         return verification.parse_body(callback.body.encode("utf-8", "replace")), None
     except MalformedBody as error:

@@ -35,5 +35,6 @@ class PriceTable:
             unit=offer.get("unit"),
             usd_price=first.usd_price(order),
             max_usd_price=self.max_usd_price(candidates, order),
+            deadline_seconds=offer.get("deadline_seconds"),
             is_metered=self.is_metered(first.name),
         )

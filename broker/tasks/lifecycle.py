@@ -45,6 +45,8 @@ class DownloadFailure:
 
     code: str
     message: str
+    is_blocked: bool = False
+    """The address is one that is never requested, and the provider has no other."""
 
     @property
     def is_final(self) -> bool:
@@ -132,7 +134,7 @@ def _pending(task: Task, attempt: Attempt | None, report: Pending, now: float, p
 
 
 def _waiting(task: Task, report: Pending, now: float, policy: TaskPolicy) -> dict[str, Any]:
-    deadline_at = now + policy.deadline_seconds
+    deadline_at = now + (policy.deadline_seconds if report.deadline_in is None else report.deadline_in)
     return _enter(
         TaskState.WAITING,
         now,
@@ -298,8 +300,8 @@ def _another_attempt_at(
     had_a_job = task.job_id is not None or report.job_id is not None
     if had_a_job and task.attempt >= policy.max_attempts:
         return None
-    if onward and task.attempt < len(task.candidates):
-        return now  # a provider that this order has not seen yet
+    if onward and (report.is_account_error or task.attempt < len(task.candidates)):
+        return now  # to a key or a provider that has not just refused it
     wait = 0.0 if onward else report.retry_in or 0.0
     again_at = now + max(wait, backoff_seconds(task.attempt - 1, policy))
     return again_at if again_at <= task.deadline_at else None
@@ -418,9 +420,10 @@ def downloaded(task: Task, now: float, policy: TaskPolicy, stored: int, failures
         return NOTHING
     if not failures:
         return Changes(task=_succeed(now, policy))
-    worst = next((failure for failure in failures if not failure.is_final), failures[0])
+    worst = min(failures, key=lambda failure: (failure.is_final, failure.is_blocked))  # the one that may still recover
     late, over = now >= task.deadline_at, now >= task.deadline_at + policy.result_kept_seconds
-    is_conclusive = worst.is_final and (late or task.step_retries + 1 >= policy.max_dead_link_retries)
+    is_exhausted = worst.is_blocked or task.step_retries + 1 >= policy.max_dead_link_retries
+    is_conclusive = worst.is_final and (late or is_exhausted)
     if stored and (is_conclusive or over):
         return Changes(task=_succeed(now, policy))  # partial success: the rest is not available
     if over:

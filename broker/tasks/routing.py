@@ -20,8 +20,6 @@ PAUSED: Final = "paused"
 """Reason of a provider that an operator paused."""
 STATUS_SECONDS: Final = 0.5
 """Age at which the status of the providers is read again."""
-ACCOUNT_CODES: Final = frozenset({"provider_auth", "provider_credits", "provider_rate_limited", "provider_unavailable"})
-"""Errors of one key: another key of the same provider may work."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,20 +52,24 @@ class Router:
         """Return the status of each configured provider, at most half a second old."""
         return await self._statuses.get()
 
+    def expire_statuses(self) -> None:
+        """Read the statuses again at the next request, because this process has changed one."""
+        self._statuses.expire()
+
     async def find_onward(self, task: Task, failure: Failed) -> tuple[str, ...]:
         """Return the providers to which an order can go after a failure, the next one first; empty if to none.
 
         A provider that refused for good is left out; one that may recover is last.
         """
-        if failure.billed != "no" or not failure.another_may_serve:
+        if not failure.another_may_serve:
             return ()
         statuses = await self.statuses()
-        if failure.code in ACCOUNT_CODES and not failure.model_gone and task.provider in self.pools:
+        if failure.is_account_error and task.provider in self.pools:
             usable = statuses[task.provider].usable_keys if statuses[task.provider].reason != PAUSED else ()
             if any(key_id != task.key_id for key_id in usable):
                 return task.candidates or (task.provider,)
-        may_recover = failure.code in ACCOUNT_CODES or failure.retryable
-        return _onward(task, statuses, keep=may_recover and not failure.model_gone)
+        may_recover = failure.is_account_error or (failure.retryable and not failure.model_gone)
+        return _onward(task, statuses, keep=may_recover)
 
     async def find_available(self, task: Task) -> tuple[str, ...]:
         """Return the providers of a queued order if its own takes none now and another does; else empty."""

@@ -13,7 +13,7 @@ from broker.providers.pool import ProviderPool
 from broker.providers.responses import MAX_WAIT_SECONDS
 from broker.reports import Failed, Report
 from broker.tasks.policy import TaskPolicy, backoff_seconds, doubled_seconds
-from broker.tasks.routing import ACCOUNT_CODES, PAUSED, Router
+from broker.tasks.routing import PAUSED, Router
 from storage.provider_limits import MAX_COOLDOWN_SECONDS, PROBE_SECONDS, SET_ASIDE_REASONS, AccountLimits, Capacity
 from storage.tables import Tables
 from storage.tasks import Lease, Task
@@ -120,7 +120,7 @@ def decide_cooldown(report: Report | None, failures: int, now: float, policy: Ta
     if report is None:
         until = now + OPEN_SECONDS if failures + 1 >= MAX_UNKNOWN_IN_A_ROW else now
         return CooldownDecision(until=until, reason="provider_unavailable")
-    if not isinstance(report, Failed) or report.code not in ACCOUNT_CODES or report.job_id is not None:
+    if not isinstance(report, Failed) or not report.is_account_error or report.job_id is not None:
         return None
     if report.code in SET_ASIDE_REASONS:
         seconds = doubled_seconds(SET_ASIDE_SECONDS, failures, MAX_COOLDOWN_SECONDS - 1)

@@ -156,7 +156,7 @@ class Worker:
             due_work.delivery_at <= now and self.deliverer.free_slots > 0 and not self.deliverer.pause_seconds
         )
         if has_webhooks:
-            for delivery in await self.deliverer.claim():
+            for delivery in await self.deliverer.claim(self.leases.create_lease()):
                 step = RunningStep(task_ids=(delivery.task_id,))
                 self.running.start(self.deliverer.deliver(delivery), "delivery", step)
         return bool(due or queued or has_webhooks or due_work.queue_deadline_at <= now)

@@ -142,14 +142,9 @@ async def still(
     **settings: Any,
 ) -> AsyncIterator[Services]:
     """Open the services without a server; their worker does nothing by itself."""
-    chosen = load_settings(
-        env_file=None,
-        kie_keys="test-key",
-        api_url="http://127.0.0.1:9",
-        tunnel_api="http://127.0.0.1:9",
-        data_dir=folder,
-        **settings,
-    )
+    nowhere = "http://127.0.0.1:9"
+    fixed = {"kie_keys": "test-key", "api_url": nowhere, "tunnel_api": nowhere, "data_dir": folder}
+    chosen = load_settings(env_file=None, **{**fixed, **settings})
     async with open_services(chosen, clock=clock, open_database=open_database) as services:
         yield services
 

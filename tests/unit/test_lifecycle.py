@@ -378,6 +378,13 @@ def test_dead_link_is_retried_before_the_task_fails() -> None:
     assert (task.status, task.error_code) == ("failed", "result_gone")
 
 
+def test_blocked_address_fails_the_task_at_once_unless_another_result_may_recover() -> None:
+    task, blocked = a_task(TaskState.FETCHING), replace(GONE, code="invalid_result", is_blocked=True)
+    assert applied(task, downloaded(task, NOW, POLICY, 0, [blocked, blocked])).status == "failed"
+    for other in (GONE, SLOW):
+        assert applied(task, downloaded(task, NOW, POLICY, 0, [blocked, other])).status == "processing"
+
+
 def test_download_is_retried_while_the_provider_keeps_the_result() -> None:
     shown = a_task(TaskState.FETCHING, step_retries=9, ended_at=NOW, error_code="result_gone")
     again = applied(shown, downloaded(shown, NOW, POLICY, 0, [GONE]))

@@ -49,6 +49,9 @@ class TaskListQuery(PageQuery):
 # -- responses
 
 
+DEADLINE: Final = Field(description="time that the provider may take, where that is longer than usual")
+
+
 class CostEstimate(ResponseModel):
     """Quote of the order by the catalog; null where a price is unknown."""
 
@@ -63,6 +66,7 @@ class CostEstimate(ResponseModel):
     upper_bound_usd: Annotated[
         float | None, Field(description="the most that the order can cost, by the price tables of all its candidates")
     ]
+    deadline_seconds: Annotated[float | None, DEADLINE]
 
 
 class OrderAccepted(ResponseModel):

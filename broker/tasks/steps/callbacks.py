@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 from broker.providers.base import Provider
-from broker.reports import Pending, Report
+from broker.reports import Finished, Pending, Report
 from broker.tasks.lifecycle import LEARNED_BY_CALLBACK
 from broker.tasks.running import RunningStep, RunningSteps
 from broker.tasks.transitions import Transitions
@@ -18,7 +17,8 @@ from storage.callbacks import StoredCallback
 from storage.sql.database import Stale
 from storage.tables import Tables
 from storage.tasks import Task
-from webhooks.verification import Verification
+from webhooks.redaction import MASK
+from webhooks.verification import MalformedBody, Verification, parse_body
 
 CONCURRENCY: Final = 32
 RETRY_SECONDS: Final = 1.0
@@ -56,11 +56,19 @@ class CallbackStep:
         return next((attempt.number for attempt in attempts if attempt.job_id == report.job_id), None)
 
     def report_of(self, task: Task, callback: StoredCallback) -> Report:
-        """Return the report in a callback; of an unverified one only that the provider is to be checked now."""
+        """Return the report in a callback; of an unverified one only that the provider is to be checked now.
+
+        The same for one that the redaction of secrets made useless: a masked URL leads to no image.
+        """
         provider = self.providers.get(callback.provider)
         if callback.verification != Verification.ACCEPT or provider is None:
             return Pending(check_in=0)
-        report = provider.parse_callback(json.loads(callback.body))
+        try:
+            report = provider.parse_callback(parse_body(callback.body.encode("utf-8", "replace")))
+        except MalformedBody:
+            return Pending(check_in=0)
+        if isinstance(report, Finished) and any(MASK in url for url in report.outputs):
+            return Pending(check_in=0)
         return replace(report, job_id=None) if report.job_id == task.id else report
 
 

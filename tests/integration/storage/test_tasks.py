@@ -258,6 +258,7 @@ async def test_unprocessed_callbacks_are_not_deleted(database: Any) -> None:
     await database.transact(callbacks.insert_callback(callback))
     assert await callbacks.delete_before(NOW + 1, 10) == 0
     await database.transact(callbacks.mark_processed(callback, NOW))
+    await database.transact(*callbacks.insert_unproven(replace(callback, id="callback_2"), max_bytes=30_000))
     assert await callbacks.delete_before(NOW + 1, 10) == 1
 
 
@@ -395,7 +396,11 @@ async def _grow(database: Any) -> None:
             "'state', 'succeeded', 'due_at', 9e9, 'sent_at', g, 'finished_at', g, 'callback_url', 'https://a.example/'",
         ),
         ("attempts", "'task_id', 'task_' || md5(g::text), 'job_id', md5(g::text), 'sent_at', g - 30000"),
-        ("callbacks", "'id', md5(g::text), 'task_id', md5(g::text), 'processed_at', 9e9, 'received_at', 9e9"),
+        (
+            "callbacks",
+            "'id', md5(g::text), 'task_id', md5(g::text), 'processed_at', 9e9, 'received_at', 9e9, "
+            "'unproven_position', g",
+        ),
         ("images", "'name', md5(g::text), 'owner', md5(g::text), 'sha256', md5(g::text)"),
         ("idempotency", "'key', md5(g::text), 'created_at', 9e9"),
         ("deliveries", "'id', md5(g::text), 'task_id', md5(g::text), 'created_at', g, 'ended_at', 9e9, 'due_at', NULL"),
@@ -525,6 +530,7 @@ async def _use_deliveries(deliveries: Deliveries) -> None:
     await deliveries.count_pending()
     await deliveries.claim(now=NOW, lease=lease(until=NOW), limit=5, busy_hosts=["b.example"])
     (claimed,) = await deliveries.claim(now=NOW, lease=lease(until=NOW), limit=5)
+    await deliveries.renew([claimed], NOW)
     await deliveries.release([claimed])
     (claimed,) = await deliveries.claim(now=NOW, lease=lease(until=NOW), limit=5)
     await deliveries.record_attempt(
