@@ -272,11 +272,6 @@ class Catalog:
             return "invalid_prompt", FieldError(field="prompt", message=text)
         return None
 
-    def usd_price(self, provider: str, model: str, mode: Mode, resolution: str | None) -> float | None:
-        """Return the price of one image in USD; None if unknown."""
-        price, rate = self.price(provider, model, mode, resolution), self.terms(provider).usd_per_unit
-        return None if price is None or rate is None else price * rate
-
     def price(self, provider: str, model: str, mode: Mode, resolution: str | None) -> float | None:
         """Return the price of one image in the provider's unit; None if unknown."""
         wire = self.wire(provider, model, mode)

@@ -282,6 +282,7 @@ class Services:
                     catalog=self.catalog,
                     providers=self.providers,
                     router=self.router,
+                    prices=self.prices,
                     policy=self.settings.route,
                 ),
                 prices=self.prices,
@@ -308,7 +309,7 @@ class Services:
     def prices(self) -> PriceTable:
         return PriceTable(
             providers=self.providers,
-            is_metered=lambda provider: self.registry.terms(provider).is_metered,
+            terms=self.registry.terms,
             max_billed_attempts=self.policy.max_attempts if self.policy.resubmit_unknown else 1,
         )
 

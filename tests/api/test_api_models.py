@@ -200,18 +200,11 @@ async def test_dry_run_returns_the_total_price(tmp_path: Path) -> None:
         created = (await broker.client.post(CREATE, json=order)).json()
         quote = {"price": 24, "count": 3, "total": 72, "unit": "credits"}
         quote |= {"usd": 0.36, "qualifier": "exact", "upperBoundUsd": 0.36}
-        assert created["estimate"] == quote
+        assert created["estimate"] == {**quote, "deadlineSeconds": None}
         assert {name: data[name] for name in quote} == quote
         unknown = (await broker.client.post(CREATE, json={**PROMPT, "model": "nano-banana-2-lite"})).json()
-        assert unknown["estimate"] == {
-            "price": None,
-            "count": 1,
-            "total": None,
-            "unit": "credits",
-            "usd": None,
-            "qualifier": "estimate",
-            "upperBoundUsd": None,
-        }
+        nothing = {"price": None, "total": None, "usd": None, "qualifier": "estimate", "upperBoundUsd": None}
+        assert unknown["estimate"] == {**nothing, "count": 1, "unit": "credits", "deadlineSeconds": None}
 
 
 async def test_upper_bound_covers_every_attempt_that_can_be_billed(tmp_path: Path) -> None:
