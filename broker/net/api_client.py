@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from ssl import SSLContext, SSLError
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
+import httpcore
 import httpx
 
 from broker.errors import NotSent, ProviderError
+from broker.net.pieces import LimitedBackend, TooManyPieces, limited_chunks
 from broker.net.url_policy import redact_url
 from webhooks.strict_json import read_json
 
@@ -63,9 +74,13 @@ class ApiClient:
 
     def __init__(self, *, timeout: float, max_connections: int, max_answer_bytes: int = 8 * 2**20) -> None:
         """timeout: seconds for request and response once connected. Redirects are returned like other responses."""
-        limits = httpx.Limits(max_connections=max_connections, keepalive_expiry=KEEPALIVE_SECONDS)
-        # The bare transport: httpx.AsyncClient would keep cookies and log URLs with their queries.
-        self._transport = httpx.AsyncHTTPTransport(verify=tls_context(), trust_env=False, limits=limits)
+        # The bare pool: httpx.AsyncClient would keep cookies and log URLs with their queries.
+        self._pool = httpcore.AsyncConnectionPool(
+            ssl_context=tls_context(),
+            max_connections=max_connections,
+            keepalive_expiry=KEEPALIVE_SECONDS,
+            network_backend=LimitedBackend(httpcore.AnyIOBackend()),
+        )
         self._slots = asyncio.Semaphore(max_connections)  # the pool's own queue slows down with its length
         self._upload_slots = asyncio.Semaphore(MAX_CONCURRENT_UPLOADS)
         self._timeout = timeout
@@ -100,7 +115,7 @@ class ApiClient:
             request = _build_request(what, method, url, all_headers, params=params or {}, json=json, files=fields)
             return await self._send(what, request, seconds)
 
-    async def _send(self, what: str, request: httpx.Request, seconds: float) -> HttpResponse:
+    async def _send(self, what: str, request: httpcore.Request, seconds: float) -> HttpResponse:
         connect = min(seconds, CONNECT_SECONDS)
         request.extensions["timeout"] = {"pool": connect, "connect": connect, "read": seconds, "write": seconds}
         async with self._slot(what, connect):
@@ -108,12 +123,13 @@ class ApiClient:
                 # Pool, TCP and TLS have their own, more specific time-outs; this one must not come before theirs.
                 async with asyncio.timeout(3 * connect + seconds) as deadline:
                     request.extensions["trace"] = _restart_when_sending(deadline, seconds)
-                    async with aclosing(await self._transport.handle_async_request(request)) as response:
-                        body = await self._read_body(what, response)
-                        return HttpResponse(status=response.status_code, headers=dict(response.headers), body=body)
+                    async with aclosing(await self._pool.handle_async_request(request)) as response:
+                        headers = httpx.Headers(response.headers)
+                        body = await self._read_body(what, headers, response)
+                        return HttpResponse(status=response.status, headers=dict(headers), body=body)
 
     async def aclose(self) -> None:
-        await self._transport.aclose()
+        await self._pool.aclose()
 
     @asynccontextmanager
     async def _slot(self, what: str, seconds: float) -> AsyncGenerator[None]:
@@ -127,14 +143,15 @@ class ApiClient:
         finally:
             self._slots.release()
 
-    async def _read_body(self, what: str, response: httpx.Response) -> bytes:
-        if response.headers.get("content-encoding", "identity").lower() != "identity":
+    async def _read_body(self, what: str, headers: httpx.Headers, response: httpcore.Response) -> bytes:
+        if headers.get("content-encoding", "identity").lower() != "identity":
             raise ProviderError(f"{what}: the response is encoded although identity was requested")
         body = bytearray()
-        async for part in response.aiter_raw():
-            body += part
-            if len(body) > self._max_answer_bytes:
-                raise ProviderError(f"{what}: the response is longer than {self._max_answer_bytes} bytes")
+        async with aclosing(limited_chunks(response)) as parts:
+            async for part in parts:
+                body += part
+                if len(body) > self._max_answer_bytes:
+                    raise ProviderError(f"{what}: the response is longer than {self._max_answer_bytes} bytes")
         return bytes(body)
 
 
@@ -147,7 +164,7 @@ def _build_request(
     params: Mapping[str, str],
     json: Any,
     files: Sequence[tuple[str, Any]] | None,
-) -> httpx.Request:
+) -> httpcore.Request:
     """Return the request; raise `NotSent(permanent)` for one that cannot be encoded and so was certainly not sent."""
     for name, value in headers.items():
         # h11 would reject it too, but its message quotes the value: a key with a line break in it
@@ -160,7 +177,12 @@ def _build_request(
         raise NotSent(f"{what}: the request cannot be encoded", permanent=True) from None
     if address.scheme not in ("http", "https") or not address.host or not 0 < (address.port or 80) < 65536:
         raise NotSent(f"{what}: the address needs http:// or https://, a host and a possible port", permanent=True)
-    return request
+    return httpcore.Request(
+        request.method,
+        httpcore.URL(scheme=address.raw_scheme, host=address.raw_host, port=address.port, target=address.raw_path),
+        headers=request.headers.raw,
+        content=cast(AsyncIterable[bytes], request.stream),
+    )
 
 
 def _restart_when_sending(deadline: asyncio.Timeout, seconds: float) -> Callable[[str, Any], Awaitable[None]]:
@@ -178,19 +200,21 @@ def _provider_errors(what: str) -> Iterator[None]:
     """Translate errors into "certainly not sent" and "unknown": only the first may be repeated at no cost."""
     try:
         yield
-    except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as exc:
+    except (httpcore.ConnectError, httpcore.ConnectTimeout, httpcore.PoolTimeout) as exc:
         raise NotSent(f"{what}: no connection ({str(exc) or type(exc).__name__})", at=_failed_stage(exc)) from None
-    except (httpx.TimeoutException, TimeoutError):
+    except (httpcore.TimeoutException, TimeoutError):
         raise ProviderError(f"{what}: no complete response in time") from None
-    except httpx.NetworkError:
+    except httpcore.NetworkError:
         raise ProviderError(f"{what}: the connection broke") from None
-    except httpx.HTTPError:
+    except TooManyPieces as exc:
+        raise ProviderError(f"{what}: {exc}") from None
+    except httpcore.ProtocolError:
         raise ProviderError(f"{what}: the response is cut short or is not HTTP") from None
 
 
 def _failed_stage(error: BaseException) -> Literal["name", "connection", "tls", "time-out"]:
     """Return the stage at which connecting failed: each has a cure of its own."""
-    if isinstance(error, httpx.TimeoutException):
+    if isinstance(error, httpcore.TimeoutException):
         return "time-out"
     cause: BaseException | None = error
     while cause is not None:
