@@ -27,6 +27,7 @@ from broker.tasks.steps.download import DOWNLOAD_CONCURRENCY
 from storage.blobs.local import LocalBlobs
 from storage.blobs.store import BlobStore
 from storage.cluster_state import ClusterState
+from storage.file_modes import GROUP_PASS_FOLDER
 from storage.sql.database import Database
 from storage.sql.migrate import upgrade_schema
 from storage.sql.sqlite import SqliteDatabase, sqlite_path
@@ -90,7 +91,7 @@ async def blobs_for(settings: Settings) -> AsyncIterator[BlobStore]:
     """Open the store of BROKER_BLOB_URL."""
     bucket = settings.bucket
     if bucket is None:
-        yield LocalBlobs(settings.blob_folder, free_floor=FREE_FLOOR)
+        yield LocalBlobs(settings.blob_folder, free_floor=FREE_FLOOR, group_read=settings.blob_group_read)
         return
     try:
         from storage.blobs.s3 import S3Blobs
@@ -101,6 +102,26 @@ async def blobs_for(settings: Settings) -> AsyncIterator[BlobStore]:
         yield store
     finally:
         await store.aclose()
+
+
+def _let_group_pass(settings: Settings) -> None:
+    """Let the group pass the folders above those of the images: the data folder, and those that do not exist yet.
+
+    It cannot list them, and their files stay closed to it. Other folders are the operator's.
+    """
+    data_dir = settings.data_dir.absolute()
+    try:
+        for folder in reversed(settings.blob_folder.absolute().parents):
+            is_new = not folder.exists()
+            folder.mkdir(exist_ok=True)
+            mode = folder.stat().st_mode
+            if (is_new or folder.is_relative_to(data_dir)) and not mode & GROUP_PASS_FOLDER:
+                folder.chmod(mode | GROUP_PASS_FOLDER)
+    except OSError as error:
+        raise SettingsError(
+            f"BROKER_BLOB_GROUP_READ: the group cannot be let through {folder} ({error.strerror}): give that folder to "
+            f"the user who runs the broker, or run: chmod g+x {folder}"
+        ) from error
 
 
 def _missing_driver(why: str, extra: str) -> SettingsError:
@@ -145,6 +166,8 @@ async def open_services(
         providers = ProviderRegistry(
             settings=settings, client=client, catalog=catalog, now=clock.now, extra=extra_providers
         )
+        if settings.blob_group_read and settings.bucket is None:
+            _let_group_pass(settings)
         blobs = await stack.enter_async_context(blobs_for(settings))
         await blobs.check()
         services = Services(

@@ -3,20 +3,38 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any, Final, NoReturn
 
 MAX_DEPTH: Final = 32
 
 
-def read_json(body: bytes, *, max_depth: int = MAX_DEPTH, repair_surrogates: bool = False) -> Any:
-    """Parse UTF-8 JSON without NaN, overlong numbers, lone surrogates or nesting beyond `max_depth`.
+class DuplicateName(ValueError):
+    """An object has a member twice. Parsers differ in which value they keep."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__("an object names a member twice")
+        self.name = name
+        """As sent; may be long, or have characters that cannot be stored."""
+
+
+def read_json(
+    body: bytes,
+    *,
+    max_depth: int = MAX_DEPTH,
+    repair_surrogates: bool = False,
+    allow_duplicate_names: bool = False,
+) -> Any:
+    """Parse UTF-8 JSON without NaN, overlong numbers, lone surrogates, duplicate names or nesting beyond `max_depth`.
 
     repair_surrogates: replace lone surrogates instead of rejecting them; providers cut texts inside an emoji.
-    Raises ValueError for every other input.
+    allow_duplicate_names: take the last value of a member, as most parsers do.
+    Raises `DuplicateName`, and ValueError for every other input.
     """
     text = body.decode("utf-8")
+    make_object = None if allow_duplicate_names else _unique_members
     try:
-        document = json.loads(text, parse_constant=_reject_constant)
+        document = json.loads(text, parse_constant=_reject_constant, object_pairs_hook=make_object)
     except RecursionError as error:
         raise ValueError("too deep") from error
     _check_depth(document, max_depth)
@@ -28,6 +46,13 @@ def read_json(body: bytes, *, max_depth: int = MAX_DEPTH, repair_surrogates: boo
             raise ValueError("a lone surrogate cannot be stored") from None
         return json.loads(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
     return document
+
+
+def _unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        raise DuplicateName(Counter(name for name, _ in pairs).most_common(1)[0][0])
+    return members
 
 
 def _reject_constant(name: str) -> NoReturn:

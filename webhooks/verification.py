@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from webhooks.signatures.base import Proof
-from webhooks.strict_json import read_json
+from webhooks.strict_json import DuplicateName, read_json
 
 MAX_BODY_BYTES: Final = 256 * 1024
 MIN_TOKEN_LENGTH: Final = 16
@@ -98,6 +98,8 @@ def parse_body(body: bytes, *, encoded: bool = False) -> Any:
         raise MalformedBody(413, f"the body is larger than {MAX_BODY_BYTES // 1024} KiB")
     try:
         return read_json(body)
+    except DuplicateName as error:
+        raise MalformedBody(400, "an object in the body names a member twice") from error
     except ValueError as error:
         raise MalformedBody(400, "the body is not readable JSON") from error
 

@@ -10,6 +10,7 @@ from typing import Annotated, ParamSpec
 import typer
 
 from broker.cli import ExitCode
+from storage.file_modes import restrict_new_files
 
 P = ParamSpec("P")
 
@@ -265,6 +266,7 @@ def status() -> None:
 
 
 def main() -> None:
+    restrict_new_files()
     app(prog_name="broker")
 
 

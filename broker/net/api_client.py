@@ -51,9 +51,13 @@ class HttpResponse:
     body: bytes = field(repr=False)
 
     def json(self) -> Any:
-        """Return the body as JSON; raise `ProviderError` for anything else, quoting none of it."""
+        """Return the body as JSON; raise `ProviderError` for anything else, quoting none of it.
+
+        Defects without a second meaning are tolerated: rejecting the response to an order could lose a paid job.
+        """
         try:
-            return read_json(self.body, max_depth=MAX_JSON_DEPTH, repair_surrogates=True)
+            # A duplicate name is harmless here, where one parser reads the text: the last value counts.
+            return read_json(self.body, max_depth=MAX_JSON_DEPTH, repair_surrogates=True, allow_duplicate_names=True)
         except ValueError:
             raise ProviderError(f"HTTP {self.status} with {len(self.body)} bytes that are not sound JSON") from None
 

@@ -85,6 +85,7 @@ class Settings(BaseSettings):
     database_connections: int = env("BROKER_DATABASE_CONNECTIONS", default=10, ge=2, le=1000)
     blob_url: BlobUrl = env("BROKER_BLOB_URL", default="")
     blob_links: BlobLinks = env("BROKER_BLOB_LINKS", default="none")
+    blob_group_read: bool = env("BROKER_BLOB_GROUP_READ", default=False)
     s3_endpoint: StoreUrl = env("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "MINIO_ENDPOINT", default="")
     s3_use_ssl: bool = env("MINIO_USE_SSL", default=False)
     s3_region: str = env("AWS_REGION", "AWS_DEFAULT_REGION", default="us-east-1")

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from storage.blobs.staging import Blob, Disk, Draft, HashingFile, StagingArea, open_file
 from storage.blobs.store import NAME, OWNER, BlobMissing, BlobReader, validate_owner
+from storage.file_modes import GROUP_READ_FILE, GROUP_READ_FOLDER, add_bits
 
 CHUNK_BYTES = 2**20
 DISK = Disk(variable="BROKER_BLOB_URL", room="free some, or shorten BROKER_RETENTION_HOURS")
@@ -28,10 +29,12 @@ class LocalBlobs:
     """Blob store in one folder, for any number of processes of one machine.
 
     free_floor: bytes that stay free on the disk; a draft that begins below it is refused with `StorageFull`.
+    group_read: new blobs, and the folders on the way from the root to them, are readable by the group.
     """
 
-    def __init__(self, root: Path, *, free_floor: int = 0) -> None:
+    def __init__(self, root: Path, *, free_floor: int = 0, group_read: bool = False) -> None:
         self.root = root
+        self._group_read = group_read
         self._drafts = StagingArea(root / ".drafts", DISK, free_floor=free_floor)
 
     def new_draft(self, owner: str) -> Draft:
@@ -65,7 +68,9 @@ class LocalBlobs:
     # -- in a thread
 
     def _commit_synced(self, owner: str, file: HashingFile) -> Blob:
-        """1. Sync the bytes. 2. Rename. 3. Sync the folders: a name is never durable before its bytes."""
+        """1. Set the mode, sync the bytes. 2. Rename. 3. Sync the folders: a name is never durable before its bytes."""
+        if self._group_read:
+            add_bits(file.fileno(), GROUP_READ_FILE)
         self.sync(file.fileno())
         sha256 = file.sha256.hexdigest()
         self.place(file.path, owner, sha256)
@@ -80,15 +85,26 @@ class LocalBlobs:
         for _ in range(MAX_PLACE_ATTEMPTS):
             with suppress(FileNotFoundError, FileExistsError):
                 folder.mkdir(parents=True, exist_ok=True)
-                with _open_folder(folder) as descriptor:
+                with self._open_folder(folder) as descriptor:
                     os.rename(draft, sha256, dst_dir_fd=descriptor)
                     self.sync(descriptor)
                 break
         else:
             raise FileNotFoundError(errno.ENOENT, "the draft is gone")
         for parent in (folder.parent, self.root):
-            with _open_folder(parent) as descriptor:
+            with self._open_folder(parent) as descriptor:
                 self.sync(descriptor)
+
+    @contextmanager
+    def _open_folder(self, folder: Path) -> Iterator[int]:
+        """Open a folder on the way to a blob, and let the group in if it shall read."""
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            if self._group_read:
+                add_bits(descriptor, GROUP_READ_FOLDER)
+            yield descriptor
+        finally:
+            os.close(descriptor)
 
     def sync(self, descriptor: int) -> None:
         """Sync a file or folder; tests observe or fail this call."""
@@ -146,15 +162,6 @@ class _LocalReader:
 
     def __del__(self) -> None:
         self._file.close()
-
-
-@contextmanager
-def _open_folder(folder: Path) -> Iterator[int]:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def remove_folder(folder: Path) -> int:

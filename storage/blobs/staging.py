@@ -219,8 +219,8 @@ class HashingFile(io.FileIO):
 
 
 def open_file(path: str, flags: int) -> int:
-    """Open or create a file for this user and group, never through a link."""
-    return os.open(path, flags | os.O_NOFOLLOW, 0o640)
+    """Open or create a file for this user only, never through a link."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 
 
 def _remove_orphan(draft: Path, limit: float) -> bool:

@@ -515,10 +515,9 @@ async def test_unreadable_bodies_store_nothing(tmp_path: Path) -> None:
 
 
 async def test_unusual_bodies_are_accepted(tmp_path: Path) -> None:
-    """Latin-1 text in a form, repeated keys, unknown fields with unusual names."""
+    """Latin-1 text in a form, unknown fields with unusual names."""
     async with open_api(tmp_path) as broker:
         bodies_and_ignored: list[tuple[str, bytes, list[str]]] = [
-            ("application/json", b'{"prompt":"x","prompt":"y"}', []),
             ("application/json", '{"prompt":"x","\\u0000":1,"ключ":[[]]}'.encode(), ["ключ"]),
             ("application/json", b'{"prompt":"x","model":null,"seed":null,"images":null,"image":[]}', []),
             (MULTIPART, part(b"prompt", b"\xff\xfe") + b"--x--\r\n", []),
@@ -556,6 +555,21 @@ async def test_orders_above_the_rate_limit_are_rejected(tmp_path: Path) -> None:
         assert answers[2].json()["code"] == "rate_limited"
         assert answers[2].json()["retryable"] is True
         assert 1 <= int(answers[2].headers["retry-after"]) <= 60
+
+
+async def test_json_with_a_duplicate_name_is_rejected(tmp_path: Path) -> None:
+    """As in a form: one of two values would be used, and which one depends on the parser."""
+    async with open_api(tmp_path) as broker:
+        before = await broker.stored_counts()
+        for body in (b'{"prompt": "a", "prompt": "b"}', b'{"prompt": "a", "n": 1, "\\u0070rompt": "b"}'):
+            answer = await broker.client.post(CREATE, content=body, headers={"content-type": "application/json"})
+            await check_rejected(broker, repr(body), answer, "invalid_request")
+            assert answer.json()["field"] == "prompt"
+            assert answer.json()["error"] == "prompt was given more than once: send one value."
+        odd = b'{"prompt": "a", "\\ud800": 1, "\\ud800": 2}'
+        answer = await broker.client.post(CREATE, content=odd, headers={"content-type": "application/json"})
+        await check_rejected(broker, repr(odd), answer, "invalid_request")
+        assert await broker.stored_counts() == before
 
 
 def test_json_depth_is_limited() -> None:

@@ -314,6 +314,7 @@ async def test_error_reading_our_own_file_is_not_a_provider_error(client: ApiCli
         (b'{"msg": "cut \\ud83d"}', {"msg": "cut \ufffd"}),
         (b'{"msg": "\\uD83D\\uDE00"}', {"msg": "\U0001f600"}),
         (b"[" * 60 + b"]" * 60, json.loads("[" * 60 + "]" * 60)),
+        (b'{"data": {"taskId": "1"}, "msg": "a", "msg": "b"}', {"data": {"taskId": "1"}, "msg": "b"}),
     ],
 )
 def test_sound_json_is_parsed(body: bytes, value: Any) -> None:

@@ -519,6 +519,63 @@ async def test_secret_readable_by_others_fails(tmp_path: Path, mode: int, conten
     assert cure in finding[2]
 
 
+# -- file permissions
+
+
+def make_older_files(settings: Settings) -> None:
+    """Create a data folder as a process without the umask did."""
+    image = settings.blob_folder / "_1" / "task_1" / "image"
+    image.parent.mkdir(parents=True)
+    for name in ("broker.db", "broker.db-wal"):
+        (settings.data_dir / name).touch()
+        (settings.data_dir / name).chmod(0o644)
+    image.touch()
+    image.chmod(0o640)
+    for folder in (settings.data_dir, *image.parents[:3]):
+        folder.chmod(0o755)
+
+
+async def get_modes(settings: Settings) -> tuple[str, str, str]:
+    return await get_finding(settings, "file permissions")
+
+
+@pytest.mark.parametrize("group_read", [False, True])
+async def test_older_files_that_others_can_read_are_named_and_cured(tmp_path: Path, group_read: bool) -> None:
+    settings = make_settings(tmp_path, blob_group_read=group_read)
+    make_older_files(settings)
+    status, found, cure = await get_modes(settings)
+    assert status == "warning"
+    assert f"{settings.data_dir} (mode 755), " in found
+    assert f"{settings.data_dir / 'broker.db'} (mode 644)" in found
+    assert found.endswith("and more")
+    await asyncio.to_thread(subprocess.run, cure, shell=True, check=True)
+    assert (await get_modes(settings))[0] == "ok"
+    paths = [settings.data_dir, settings.data_dir / "broker.db", settings.blob_folder / "_1" / "task_1"]
+    expected = [0o710, 0o600, 0o750] if group_read else [0o700, 0o600, 0o700]
+    assert [path.stat().st_mode & 0o777 for path in paths] == expected
+
+
+async def test_closed_folder_protects_what_is_in_it(tmp_path: Path) -> None:
+    settings = make_settings(tmp_path)
+    make_older_files(settings)
+    settings.data_dir.chmod(0o700)
+    assert await get_modes(settings) == ("ok", f"{settings.data_dir}: accessible to its owner only", "")
+
+
+async def test_only_the_files_of_the_broker_are_named_in_a_folder_of_others(tmp_path: Path) -> None:
+    """The cure must not touch the files of other programs."""
+    for name in ("my own.db", "app.log", "app.log.2026-11-28", "syslog"):
+        (tmp_path / name).touch()
+        (tmp_path / name).chmod(0o644)
+    settings = make_settings(tmp_path, database_url=f"sqlite:///{tmp_path}/my own.db", log_dir=tmp_path)
+    status, found, cure = await get_modes(settings)
+    assert status == "warning"
+    assert "syslog" not in found
+    await asyncio.to_thread(subprocess.run, cure, shell=True, check=True)
+    assert (await get_modes(settings))[0] == "ok"
+    assert (tmp_path / "syslog").stat().st_mode & 0o777 == 0o644
+
+
 # -- access
 
 

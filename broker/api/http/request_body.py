@@ -15,7 +15,7 @@ from starlette.requests import Request
 
 from broker.errors import ApiError
 from storage.errors import StorageFull
-from webhooks.strict_json import read_json
+from webhooks.strict_json import DuplicateName, read_json
 
 MAX_PARTS: Final = 100
 MAX_TEXT_BYTES: Final = 256 * 1024
@@ -79,6 +79,10 @@ def parse_json(body: bytes) -> Any:
     """Return strict JSON. Raises `ApiError`."""
     try:
         return read_json(body)
+    except DuplicateName as error:
+        name = error.name[:64] if error.name.isprintable() else None
+        message = f"{name or 'A field'} was given more than once: send one value."
+        raise ApiError("invalid_request", message, field=name) from error
     except ValueError as error:
         raise ApiError(
             "invalid_request", "The body is not readable JSON: check its syntax and that it is UTF-8."

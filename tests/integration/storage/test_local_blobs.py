@@ -6,8 +6,10 @@ import asyncio
 import errno
 import gc
 import os
+import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from storage.blobs.local import LocalBlobs, remove_folder
 from storage.blobs.staging import HashingFile
 from storage.blobs.store import BlobMissing
 from storage.errors import StorageError, StorageFull
+from storage.file_modes import PRIVATE_UMASK
 
 pytestmark = pytest.mark.anyio
 
@@ -391,3 +394,53 @@ async def test_blobs_are_unreadable_for_other_users_of_the_machine(blobs: LocalB
         await draft.commit()
     (place,) = files(blobs.root)
     assert place.stat().st_mode & 0o007 == 0
+
+
+@pytest.fixture
+def _private_umask() -> Iterator[None]:
+    """Create files as the processes of a broker do."""
+    before = os.umask(PRIVATE_UMASK)
+    yield
+    os.umask(before)
+
+
+def modes(*places: Path | int) -> list[str]:
+    return [f"{stat.S_IMODE(os.stat(place).st_mode):o}" for place in places]
+
+
+class ModesWhenSynced(LocalBlobs):
+    """Blob store that records the mode of each file and folder when it syncs it."""
+
+    def __init__(self, root: Path, *, group_read: bool) -> None:
+        super().__init__(root, group_read=group_read)
+        self.synced: list[str] = []
+
+    def sync(self, descriptor: int) -> None:
+        self.synced += modes(descriptor)
+        super().sync(descriptor)
+
+
+@pytest.mark.parametrize(
+    ("group_read", "expected"), [(False, ["600", "700", "700", "700"]), (True, ["640", "750", "750", "750"])]
+)
+async def test_group_reads_blobs_only_if_it_may(
+    tmp_path: Path, _private_umask: None, group_read: bool, expected: list[str]
+) -> None:
+    """The folders above a blob, too; drafts stay closed. A blob has its mode before it has its name."""
+    blobs = ModesWhenSynced(tmp_path / "blobs", group_read=group_read)
+    async with blobs.new_draft("task_1") as draft:
+        assert modes(draft.path) == ["600"]
+        blob = await draft.commit()
+    place = blobs.root / "_1" / blob.name
+    assert modes(place, place.parent, place.parent.parent, blobs.root) == expected
+    assert blobs.synced == expected
+    assert modes(blobs.root / ".drafts") == ["700"]
+
+
+async def test_folders_of_an_earlier_start_are_opened_to_the_group(tmp_path: Path, _private_umask: None) -> None:
+    folder = tmp_path / "blobs" / "_1" / "task_1"
+    folder.mkdir(parents=True)
+    blobs = LocalBlobs(tmp_path / "blobs", group_read=True)
+    async with blobs.new_draft("task_1") as draft:
+        await draft.commit()
+    assert modes(folder, folder.parent, blobs.root) == ["750", "750", "750"]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from webhooks.strict_json import read_json
+from webhooks.strict_json import DuplicateName, read_json
 
 
 def test_lone_surrogate_is_rejected_or_replaced() -> None:
@@ -22,3 +24,25 @@ def test_nesting_beyond_the_limit_is_rejected(depth: int, accepted: bool) -> Non
         return
     with pytest.raises(ValueError, match="too deep"):
         read_json(body, max_depth=3)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"a": 1, "a": 2}',
+        b'{"a": 1, "a": 1}',
+        b'{"a": 1, "\\u0061": 2}',
+        b'[{"b": [{"a": {}, "x": 1, "a": {}}]}]',
+    ],
+)
+def test_duplicate_name_is_rejected_unless_allowed(body: bytes) -> None:
+    """Two readers of one text may pick different values."""
+    with pytest.raises(DuplicateName) as caught:
+        read_json(body)
+    assert caught.value.name == "a"
+    assert read_json(body, allow_duplicate_names=True) == json.loads(body)
+
+
+def test_same_name_in_different_objects_is_no_duplicate() -> None:
+    body = b'{"a": {"a": [{"a": 1}, {"a": 2}]}, "b": {"a": 3}}'
+    assert read_json(body) == json.loads(body)

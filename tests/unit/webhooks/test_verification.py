@@ -78,6 +78,7 @@ def test_only_verified_bodies_and_trusted_callers_are_accepted() -> None:
         (b'{"a":' * 40 + b"1" + b"}" * 40, 400),
         (b'{"n": ' + b"9" * 5000 + b"}", 400),
         (b'{"truncated": ', 400),
+        (b'{"data": {"state": "success", "state": "fail"}}', 400),
         (b" " * (MAX_BODY_BYTES + 1), 413),
     ],
     ids=lambda value: repr(value)[:20],
