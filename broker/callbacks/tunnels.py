@@ -22,6 +22,7 @@ from broker.errors import ProviderError, SettingsError
 from broker.net.api_client import ApiClient
 from broker.net.hosts import is_loopback_host
 from broker.net.url_policy import DEFAULT_PORTS
+from broker.offload import parse_off_loop
 
 CLOUDFLARED_URLS: Final = tuple(f"http://127.0.0.1:{port}" for port in range(20241, 20246))
 """The addresses at which cloudflared serves its metrics unless configured otherwise."""
@@ -74,7 +75,7 @@ class TunnelAgents:
         with suppress(ProviderError, TimeoutError):
             async with asyncio.timeout(self.seconds):
                 response = await self.client.request("GET", url)
-                return response.json() if response.status == 200 else None
+                return await parse_off_loop(len(response.body), response.json) if response.status == 200 else None
         return None
 
 

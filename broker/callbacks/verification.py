@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 from broker.clock import Clock
+from broker.offload import parse_off_loop
 from broker.providers.base import Provider
+from broker.reports import Report
 from storage.callbacks import StoredCallback
 from storage.ids import TASK_ID
 from storage.tasks import Task, Tasks
@@ -33,9 +36,8 @@ class VerifiedCallback:
     task: Task | None = None
     attempt: int | None = None
     """From the address, for a callback with a token."""
-    body: Any = None
-    """Parsed; None if it is not readable, or was not read."""
-    is_readable: bool = True
+    report: Report | None = None
+    """In its body; None if that is not readable, or was not read."""
 
     @property
     def is_relevant(self) -> bool:
@@ -66,13 +68,13 @@ class CallbackVerifier:
         unread = VerifiedCallback(provider=provider, evidence=evidence, decision=decision, attempt=attempt)
         if token == Proof.WRONG:  # its body is not worth reading
             return unread
+        parse = partial(verification.parse_body, callback.body, encoded=callback.encoded)
         try:
-            body = verification.parse_body(callback.body, encoded=callback.encoded)
+            job_ids, report = await _read_body(provider, len(callback.body), parse)
         except MalformedBody as error:
-            return replace(unread, decision=error.decision, is_readable=False)
-        job_ids = provider.job_ids(body)
+            return replace(unread, decision=error.decision)
         signed = signature.verify(callback.headers, callback.body, job_ids, self.clock.now())
-        read = replace(unread, evidence=replace(evidence, signature=signed), job_ids=job_ids, body=body)
+        read = replace(unread, evidence=replace(evidence, signature=signed), job_ids=job_ids, report=report)
         return await self._decide(read, task_id)
 
     async def verify_stored(self, callback: StoredCallback) -> VerifiedCallback:
@@ -81,15 +83,19 @@ class CallbackVerifier:
         evidence = Evidence.from_json(callback.evidence)
         required = self.signatures[provider.name].required and evidence.token == Proof.NONE
         evidence = replace(evidence, signature_required=required)
-        body, malformed = _read_stored(callback)
+        job_ids: tuple[str, ...] = ()
+        report, malformed = None, None
+        try:
+            job_ids, report = await _read_body(provider, len(callback.body), partial(_parse_stored, callback))
+        except MalformedBody as error:
+            malformed = error.decision
         read = VerifiedCallback(
             provider=provider,
             evidence=evidence,
             decision=malformed or verification.decide(evidence),
-            job_ids=provider.job_ids(body),
+            job_ids=job_ids,
             attempt=callback.attempt,
-            body=body,
-            is_readable=malformed is None,
+            report=report,
         )
         decided = await self._decide(read, json.loads(callback.query).get("task"))
         return replace(decided, decision=malformed) if malformed and evidence.token != Proof.WRONG else decided
@@ -133,11 +139,18 @@ class CallbackVerifier:
         return None
 
 
-def _read_stored(callback: StoredCallback) -> tuple[Any, Decision | None]:
-    """Return the parsed body, or why there is none; only the beginning of a body that was too large is stored."""
+async def _read_body(provider: Provider, size: int, parse: Callable[[], Any]) -> tuple[tuple[str, ...], Report]:
+    """Return the job ids and the report in a body of `size` bytes. Raises `MalformedBody`."""
+
+    def read() -> tuple[tuple[str, ...], Report]:
+        body = parse()
+        return provider.job_ids(body), provider.parse_callback(body)
+
+    return await parse_off_loop(size, read)
+
+
+def _parse_stored(callback: StoredCallback) -> Any:
+    """Return the parsed body. Raises `MalformedBody`; only the beginning of a body that was too large is stored."""
     if callback.status == 413:
-        return None, Decision(verification=Verification.MALFORMED, status=413, reason=callback.reason)
-    try:
-        return verification.parse_body(callback.body.encode("utf-8", "replace")), None
-    except MalformedBody as error:
-        return None, error.decision
+        raise MalformedBody(413, callback.reason)
+    return verification.parse_body(callback.body.encode("utf-8", "replace"))

@@ -46,6 +46,10 @@ def with_length(path: str, body: bytes) -> bytes:
     return post(path, f"Content-Length: {len(body)}") + body
 
 
+def with_head(body: bytes) -> bytes:
+    return head("200 OK", f"Content-Length: {len(body)}", "Connection: close") + body
+
+
 def lists(size: int) -> bytes:
     return b"[" + b",".join([b"[]"] * (size // 3)) + b"]"
 
@@ -62,14 +66,14 @@ REQUESTS: Final[dict[str, bytes]] = {
     "callback of 240 kB of lists": with_length(WEBHOOK, lists(240_000)),
     "callback of 240 kB of objects": with_length(WEBHOOK, objects(240_000)),
     "callback with JSON in a string": with_length(WEBHOOK, json.dumps({"data": lists(240_000).decode()}).encode()),
-    "order of 2 MB of lists": with_length("/api/generate/image", b'{"prompt": "x", "y": ' + lists(2_000_000) + b"}"),
+    "order of 400 kB of lists": with_length("/api/generate/image", b'{"prompt": "x", "y": ' + lists(400_000) + b"}"),
 }
 RESPONSES: Final[dict[str, tuple[str, bytes]]] = {
     "result in chunks of a byte": ("/result", head("200 OK", IN_CHUNKS) + CHUNKS),
     "103 responses of the file server": ("/result", EARLY_HINTS),
     "status in chunks of a byte": ("/recordInfo", head("200 OK", IN_CHUNKS) + CHUNKS),
     "103 responses of the provider": ("/recordInfo", EARLY_HINTS),
-    "status of 2 MB of lists": ("/recordInfo", head("200 OK", "Content-Length: 2000001") + lists(2_000_000)),
+    "status of 400 kB of lists": ("/recordInfo", with_head(lists(400_000))),
 }
 """The path that is answered so; the provider's other answers are right."""
 
@@ -77,73 +81,61 @@ RESPONSES: Final[dict[str, tuple[str, bytes]]] = {
 # -- hostile peers
 
 
-async def trickle(writer: asyncio.StreamWriter, data: bytes, rate: int) -> int:
-    """Send the bytes at that rate; return how many were sent before the other side closed."""
+@dataclass
+class Sent:
+    size: int = 0
+
+
+async def trickle(writer: asyncio.StreamWriter, data: bytes, rate: int, total: Sent) -> None:
+    """Send the bytes at that rate, until the other side closes."""
     sent, begun = 0, time.perf_counter()
     with suppress(ConnectionError):
         while sent < len(data) and not writer.is_closing():
-            piece = data[sent : sent + int((time.perf_counter() - begun + TICK_SECONDS) * rate) - sent]
+            piece = data[sent : int((time.perf_counter() - begun + TICK_SECONDS) * rate)]
             writer.write(piece)
             await writer.drain()
             sent += len(piece)
+            total.size += len(piece)
             await asyncio.sleep(TICK_SECONDS)
-    return sent
 
 
-async def send_requests(port: int, data: bytes, rate: int) -> AsyncIterator[int]:
-    """Send the request again and again, over new connections."""
+async def send_requests(port: int, data: bytes, rate: int, total: Sent) -> None:
+    """Send the request again and again, each on a new connection and until it is answered."""
     while True:
-        try:
+        with suppress(ConnectionError):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        except ConnectionError:
-            await asyncio.sleep(TICK_SECONDS)
-            continue
-        answer = asyncio.create_task(_read_until_closed(reader))
-        sending = asyncio.create_task(trickle(writer, data, rate))
-        try:
-            yield await sending
-            await asyncio.wait({answer}, timeout=TICK_SECONDS)
-        finally:
-            sending.cancel()
-            answer.cancel()
-            writer.close()
-
-
-async def _read_until_closed(reader: asyncio.StreamReader) -> None:
-    with suppress(ConnectionError):
-        while await reader.read(65536):
-            pass
+            sending = asyncio.create_task(trickle(writer, data, rate, total))
+            try:
+                await reader.readuntil(b"\r\n\r\n")
+            except asyncio.IncompleteReadError:
+                pass
+            finally:
+                sending.cancel()
+                writer.close()
 
 
 async def attack(side: Side, kind: str, port: int, rate: int) -> int:
     """Send hostile requests from go until stop; return the bytes sent."""
-    total = 0
-
-    async def client() -> None:
-        nonlocal total
-        async for sent in send_requests(port, REQUESTS[kind], rate):
-            total += sent
-
+    total = Sent()
     await side.wait_for_go()
-    clients = [asyncio.create_task(client()) for _ in range(CONNECTIONS)]
+    clients = [asyncio.create_task(send_requests(port, REQUESTS[kind], rate, total)) for _ in range(CONNECTIONS)]
     await side.wait_for_stop()
     for task in clients:
         task.cancel()
     await asyncio.gather(*clients, return_exceptions=True)
-    return total
+    return total.size
 
 
 async def provide(side: Side, kind: str, port: int, rate: int) -> int:
     """Be a provider and its file server at that port; return the hostile bytes sent."""
-    total, hostile = 0, asyncio.Semaphore(CONNECTIONS)
+    total, hostile = Sent(), asyncio.Semaphore(CONNECTIONS)
     hostile_path, hostile_bytes = RESPONSES.get(kind, ("", b""))
     result = json.dumps({"resultUrls": [f"http://127.0.0.1:{port}/result"]})
 
     async def script(visit: Visit) -> None:
-        nonlocal total
         if hostile_path and hostile_path in visit.path:
             async with hostile:
-                total += await trickle(visit.writer, hostile_bytes, rate)
+                await trickle(visit.writer, hostile_bytes, rate, total)
             return
         state = "success" if hostile_path == "/result" else "generating"
         job = {"taskId": f"job{time.monotonic_ns()}", "state": state, "resultJson": result}
@@ -153,7 +145,7 @@ async def provide(side: Side, kind: str, port: int, rate: int) -> int:
     async with serve(script, port=port):
         await side.wait_for_go()
         await side.wait_for_stop()
-    return total
+    return total.size
 
 
 # -- honest polls

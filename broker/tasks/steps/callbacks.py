@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from broker.offload import parse_off_loop
 from broker.providers.base import Provider
 from broker.reports import Pending, Report
 from broker.tasks.lifecycle import LEARNED_BY_CALLBACK
@@ -40,7 +41,7 @@ class CallbackStep:
                 with contextlib.suppress(Stale):
                     await self.tables.database.transact(mark_processed)
                 continue
-            report = self.report_of(task, callback)
+            report = await self.report_of(task, callback)
             await self.transitions.apply_report(
                 task,
                 report,
@@ -55,12 +56,12 @@ class CallbackStep:
         attempts = await self.tables.attempts.list_of_task(task.id) if report.job_id else []
         return next((attempt.number for attempt in attempts if attempt.job_id == report.job_id), None)
 
-    def report_of(self, task: Task, callback: StoredCallback) -> Report:
+    async def report_of(self, task: Task, callback: StoredCallback) -> Report:
         """Return the report in a callback; of an unverified one only that the provider is to be checked now."""
         provider = self.providers.get(callback.provider)
         if callback.verification != Verification.ACCEPT or provider is None:
             return Pending(check_in=0)
-        report = provider.parse_callback(json.loads(callback.body))
+        report = await parse_off_loop(len(callback.body), lambda: provider.parse_callback(json.loads(callback.body)))
         return replace(report, job_id=None) if report.job_id == task.id else report
 
 
