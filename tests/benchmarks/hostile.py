@@ -24,11 +24,12 @@ from tests.support.servers.ports import free_port
 
 CONNECTIONS: Final = 4
 BYTES_PER_SECOND: Final = 500_000
-"""Of each hostile connection."""
+"""Of all hostile connections together."""
 SECONDS: Final = 8.0
 WARM_UP_SECONDS: Final = 2.0
 TICK_SECONDS: Final = 0.02
-POLL_SECONDS: Final = 0.01
+POLL_SECONDS: Final = 0.2
+POLLERS: Final = 8
 TASKS: Final = 24
 """Enough that a hostile provider or file server is always asked for one more."""
 MAX_P99_SECONDS: Final = 0.06
@@ -138,7 +139,8 @@ async def provide(side: Side, kind: str, port: int, rate: int) -> int:
                 await trickle(visit.writer, hostile_bytes, rate, total)
             return
         state = "success" if hostile_path == "/result" else "generating"
-        job = {"taskId": f"job{time.monotonic_ns()}", "state": state, "resultJson": result}
+        job_id = visit.path.partition("?taskId=")[2] or f"job{time.monotonic_ns()}"
+        job = {"taskId": job_id, "state": state, "resultJson": result}
         body = json.dumps({"code": 200, "msg": "success", "data": job}).encode()
         await visit.send(head("200 OK", f"Content-Length: {len(body)}", "Connection: close"), body)
 
@@ -152,12 +154,18 @@ async def provide(side: Side, kind: str, port: int, rate: int) -> int:
 
 
 async def poll(side: Side, port: int, task_id: str) -> list[float]:
-    """Poll the task at a steady rate; return the seconds of each, from the moment it was due."""
-    request = f"GET /api/task/{task_id} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
+    """Poll the task at a steady rate; return the seconds of each poll, from the moment it was due."""
     latencies: list[float] = []
     await side.wait_for_go()
+    begun = time.perf_counter()
+    dues = [begun + POLL_SECONDS * number / POLLERS for number in range(POLLERS)]
+    await asyncio.gather(*(_poll_from(due, side, port, task_id, latencies) for due in dues))
+    return latencies
+
+
+async def _poll_from(due: float, side: Side, port: int, task_id: str, latencies: list[float]) -> None:
+    request = f"GET /api/task/{task_id} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    due = time.perf_counter()
     while not side.stop.is_set():
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
         writer.write(request)
@@ -168,7 +176,6 @@ async def poll(side: Side, port: int, task_id: str) -> list[float]:
         latencies.append(time.perf_counter() - due)
         due += POLL_SECONDS
     writer.close()
-    return latencies
 
 
 def _length(answer: bytes) -> int:
@@ -206,11 +213,12 @@ async def measure(kind: str, folder: Path, *, seconds: float = SECONDS, rate: in
     provider_port, port = free_port(), free_port()
     more = {"BROKER_TASK_DEADLINE_SECONDS": "600", "BROKER_CHECK_AFTER_SECONDS": "0.2"}
     env = environment(folder, f"http://127.0.0.1:{provider_port}", port, **more)
-    provider = Child(provide, kind, provider_port, rate)
+    share = rate // CONNECTIONS
+    provider = Child(provide, kind, provider_port, share)
     await provider.ready()
     async with serving(env, folder) as broker:
         task_id = await _create_tasks(broker)
-        peers = [provider, *([Child(attack, kind, port, rate)] if kind in REQUESTS else [])]
+        peers = [provider, *([Child(attack, kind, port, share)] if kind in REQUESTS else [])]
         poller = Child(poll, port, task_id)
         for child in (*peers, poller):
             await child.ready()
@@ -232,7 +240,7 @@ async def _create_tasks(broker: Broker) -> str:
 
 
 async def main(seconds: float = SECONDS, rate: int = BYTES_PER_SECOND, only: str = "") -> None:
-    say(f"\n{CONNECTIONS} hostile connections of {rate / 1e6:g} MB/s each; {1 / POLL_SECONDS:g} polls a second\n")
+    say(f"\n{CONNECTIONS} hostile connections with {rate / 1e6:g} MB/s; {POLLERS / POLL_SECONDS:g} polls a second\n")
     outcomes = []
     for kind in ("none", *REQUESTS, *RESPONSES):
         if only in kind:
@@ -244,7 +252,9 @@ async def main(seconds: float = SECONDS, rate: int = BYTES_PER_SECOND, only: str
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=SECONDS)
-    parser.add_argument("--rate", type=int, default=BYTES_PER_SECOND, help="bytes per second of each connection")
+    parser.add_argument(
+        "--rate", type=int, default=BYTES_PER_SECOND, help="bytes per second of all hostile connections"
+    )
     parser.add_argument("--only", default="", help="part of the name of a kind")
     arguments = parser.parse_args()
     asyncio.run(main(arguments.seconds, arguments.rate, arguments.only))
