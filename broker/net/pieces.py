@@ -22,7 +22,10 @@ MIN_CHUNK_BYTES: Final = 64
 MAX_INTERIM_RESPONSES: Final = 16
 """1xx responses before a response."""
 EVENTS_PER_TURN: Final = 256
-"""Parser events of one connection before other tasks run again: about a millisecond."""
+"""Parser events of one connection before other tasks run again: a millisecond or two."""
+SMALL_TURN_BYTES: Final = EVENTS_PER_TURN * 1024
+PAUSE_SECONDS: Final = 0.02
+"""Pause of a connection after a turn with fewer bytes: a few such connections must not use up the processor."""
 READ_BYTES: Final = 256 * 1024
 
 _HEAD_END: Final = re.compile(rb"\n\r?\n")
@@ -51,19 +54,42 @@ class ChunkCounter:
             )
 
 
+class TurnCounter:
+    """Counts the parser events of one message between two pauses of its connection."""
+
+    def __init__(self) -> None:
+        self._events = 0
+        self._bytes = 0
+
+    def add(self, size: int) -> None:
+        """Count an event. size: bytes of body."""
+        self._events += 1
+        self._bytes += size
+
+    @property
+    def is_over(self) -> bool:
+        return self._events >= EVENTS_PER_TURN
+
+    def start_next(self) -> float:
+        """Return the seconds until the next turn; 0 for one that follows as soon as other tasks have run."""
+        seconds = 0.0 if self._bytes >= SMALL_TURN_BYTES else PAUSE_SECONDS
+        self._events = self._bytes = 0
+        return seconds
+
+
 async def limited_chunks(response: httpcore.Response) -> AsyncGenerator[bytes]:
     """Yield the body of a response, and let other tasks run in between. Raises `TooManyPieces`."""
     is_chunked = any(name.lower() == b"transfer-encoding" for name, _ in response.headers)
-    counter, events = ChunkCounter(), 0
+    chunks, turn = ChunkCounter(), TurnCounter()
     body = cast(AsyncGenerator[bytes, None], cast(AsyncIterable[bytes], response.aiter_stream()))
     async with aclosing(body) as parts:
         async for part in parts:
             if is_chunked:
-                counter.add(len(part))
+                chunks.add(len(part))
             yield part
-            events += 1
-            if events % EVENTS_PER_TURN == 0:
-                await asyncio.sleep(0)
+            turn.add(len(part))
+            if turn.is_over:
+                await asyncio.sleep(turn.start_next())
 
 
 class LimitedBackend(httpcore.AsyncNetworkBackend):

@@ -21,7 +21,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from broker.api.http.responses import SECURITY_HEADERS, to_json
 from broker.net.hosts import is_loopback_host
-from broker.net.pieces import EVENTS_PER_TURN, ChunkCounter, TooManyPieces
+from broker.net.pieces import ChunkCounter, TooManyPieces, TurnCounter
 
 MAX_HEAD_BYTES: Final = 16 * 1024
 
@@ -73,7 +73,7 @@ class _Timer:
 
 
 class _StrictConnection(h11.Connection):
-    """h11 with two more rules for the head of a request, one for its body, and a pause after `EVENTS_PER_TURN`.
+    """h11 with two more rules for the head of a request, one for its body, and a limit of events per turn.
 
     A request with both Content-Length and Transfer-Encoding is rejected, though the RFC allows it: a proxy in front may
     read it the other way. The size limit also holds for a head that arrived in one piece; h11 only counts incomplete
@@ -83,22 +83,27 @@ class _StrictConnection(h11.Connection):
     is_chunked = False
     """True if the body of the current request is chunked."""
     has_more = False
-    """True if the pause began before the received bytes were used up."""
+    """True if the turn ended before the received bytes were used up."""
     error_message = _MALFORMED_MESSAGE
     """For the client, once `next_event` has raised."""
-    _turn_events = 0
 
-    def start_turn(self) -> None:
-        """Allow as many events again."""
-        self._turn_events, self.has_more = 0, False
+    def __init__(self) -> None:
+        super().__init__(h11.SERVER, MAX_HEAD_BYTES)
+        self._chunks = ChunkCounter()
+        self._turn = TurnCounter()
+
+    def start_next_turn(self) -> float:
+        """Return the seconds until the next turn."""
+        self.has_more = False
+        return self._turn.start_next()
 
     def next_event(self) -> Any:
-        """Return the next event; `NEED_DATA` also when a turn has had its events."""
-        self.has_more = self._turn_events >= EVENTS_PER_TURN
+        """Return the next event; `NEED_DATA` also when the turn is over."""
+        self.has_more = self._turn.is_over
         if self.has_more:
             return h11.NEED_DATA
-        self._turn_events += 1
         event = super().next_event()
+        self._turn.add(len(event.data) if isinstance(event, h11.Data) else 0)
         if isinstance(event, h11.Data) and self.is_chunked:
             self._count_chunk(event)
         if isinstance(event, h11.Request):
@@ -112,7 +117,8 @@ class _StrictConnection(h11.Connection):
         head_bytes = len(event.target) + sum(len(name) + len(value) + 4 for name, value in event.headers)
         if head_bytes > MAX_HEAD_BYTES:
             raise h11.RemoteProtocolError("the head is too large")
-        self.is_chunked, self._chunks = b"transfer-encoding" in names, ChunkCounter()
+        self.is_chunked = b"transfer-encoding" in names
+        self._chunks, self._turn = ChunkCounter(), TurnCounter()
 
     def _count_chunk(self, event: h11.Data) -> None:
         try:
@@ -152,7 +158,7 @@ class DeadlineH11(H11Protocol):
     def __init__(self, *args: Any, limits: ConnectionLimits, peers: Counter[str], **kwargs: Any) -> None:
         """peers: connections by client address, shared by all connections of a server."""
         super().__init__(*args, **kwargs)
-        self.conn: _StrictConnection = _StrictConnection(h11.SERVER, MAX_HEAD_BYTES)
+        self.conn: _StrictConnection = _StrictConnection()
         self._limits = limits
         self._min_window_bytes = limits.min_bytes_per_second * limits.window_seconds
         self._peers = peers
@@ -207,12 +213,11 @@ class DeadlineH11(H11Protocol):
             self._update_phase()
 
     def handle_events(self) -> None:
-        """Handle the events of this turn, and the others in the next turns of the event loop."""
-        self.conn.start_turn()
+        """Handle the events of this turn, and the others in later turns of the event loop."""
         super().handle_events()
         if self.conn.has_more and not self.flow.is_held:
             self.flow.hold()
-            self.loop.call_soon(self._continue_parsing)
+            self.loop.call_later(self.conn.start_next_turn(), self._continue_parsing)
 
     def _continue_parsing(self) -> None:
         self.flow.release()
