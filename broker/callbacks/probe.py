@@ -9,7 +9,7 @@ from typing import Final
 
 from broker.errors import ProviderError
 from broker.net.api_client import ApiClient
-from broker.offload import parse_off_loop
+from broker.net.documents import parse_off_loop
 from webhooks.tokens import ChallengeResponse, new_nonce
 
 PROBE_SECONDS: Final = 10.0

@@ -20,9 +20,9 @@ from urllib.parse import urlsplit
 from broker.callbacks.public_url import PublicUrl, check_configured
 from broker.errors import ProviderError, SettingsError
 from broker.net.api_client import ApiClient
+from broker.net.documents import parse_off_loop
 from broker.net.hosts import is_loopback_host
 from broker.net.url_policy import DEFAULT_PORTS
-from broker.offload import parse_off_loop
 
 CLOUDFLARED_URLS: Final = tuple(f"http://127.0.0.1:{port}" for port in range(20241, 20246))
 """The addresses at which cloudflared serves its metrics unless configured otherwise."""

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Final
 
 from broker.clock import Clock
-from broker.offload import parse_off_loop
+from broker.net.documents import parse_off_loop
 from broker.providers.base import Provider
 from broker.reports import Report
 from storage.callbacks import StoredCallback

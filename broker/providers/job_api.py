@@ -14,7 +14,7 @@ from pydantic import SecretStr
 
 from broker.catalog import Wire
 from broker.errors import NotSent
-from broker.offload import parse_off_loop
+from broker.net.documents import parse_off_loop
 from broker.orders import Order, Reference
 from broker.providers import parsing
 from broker.providers.base import ProviderContext

@@ -20,9 +20,9 @@ from starlette.requests import Request
 from broker.api.http.request_body import read_json_object
 from broker.errors import DownloadError, ProviderError
 from broker.net.api_client import ApiClient
+from broker.net.documents import MAX_INLINE_BYTES, parse_off_loop
 from broker.net.fetcher import Fetcher
 from broker.net.pieces import EVENTS_PER_TURN, MAX_INTERIM_RESPONSES, MAX_SMALL_CHUNKS, MIN_CHUNK_BYTES
-from broker.offload import MAX_INLINE_BYTES, parse_off_loop
 from broker.server.protocol import ConnectionLimits, DeadlineH11
 from tests.support.api import ApiBroker, open_api
 from tests.support.faulty_http import Network, Script, Visit, head, sends, serve

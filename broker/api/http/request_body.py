@@ -14,7 +14,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from broker.errors import ApiError
-from broker.offload import parse_off_loop
+from broker.net.documents import parse_off_loop
 from storage.errors import StorageFull
 from webhooks.strict_json import DuplicateName, read_json
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from broker.offload import parse_off_loop
+from broker.net.documents import parse_off_loop
 from broker.providers.base import Provider
 from broker.reports import Pending, Report
 from broker.tasks.lifecycle import LEARNED_BY_CALLBACK
