@@ -26,6 +26,7 @@ from broker.api.models import ModelRoutes
 from broker.api.native.routes import batch_endpoints, task_endpoints
 from broker.api.native.task_cache import TaskCache
 from broker.api.native.tasks import TaskRoutes, max_form_bytes
+from broker.api.root import RootRoutes
 from broker.i18n import Messages
 from broker.services import Services
 from webhooks.tokens import ChallengeResponse
@@ -70,6 +71,7 @@ def native_dialect(services: Services, docs: DocsRoutes, version: str) -> Dialec
         catalog=services.catalog,
         provider_name=services.provider.name,
         supports=lambda model: any(provider.supports(model) for provider in services.providers.values()),
+        apis=frozenset(provider.api_name for provider in services.providers.values()),
         max_file_size_bytes=services.settings.max_file_size,
     )
     images = ImageRoutes(
@@ -82,7 +84,7 @@ def native_dialect(services: Services, docs: DocsRoutes, version: str) -> Dialec
     )
     health = HealthRoutes(
         clock=clock,
-        database=services.database,
+        cluster_state=services.tables.cluster_state,
         blobs=services.blobs,
         queries=queries,
         worker=services.worker,
@@ -102,6 +104,7 @@ def native_dialect(services: Services, docs: DocsRoutes, version: str) -> Dialec
             *images.endpoints(),
             *CallbackInboxRoutes(inbox=services.inbox, callbacks=services.tables.callbacks).endpoints(),
             *DeliveryRoutes(clock=services.clock, deliveries=services.tables.deliveries).endpoints(),
+            *RootRoutes.load(messages, pretend_pictures=services.settings.sandboxed).endpoints(),
             *health.endpoints(),
             *docs.endpoints(),
         ],

@@ -30,6 +30,10 @@ class TtlCache(Generic[T]):
                 self._loaded = await self._load(), self._clock.monotonic()
             return self._loaded[0]
 
+    def expire(self) -> None:
+        """Let the next reader load the value again: it is known to have changed."""
+        self._loaded = None
+
     @property
     def expires_in(self) -> float:
         """Seconds until the value is loaded again."""

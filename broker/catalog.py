@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from importlib import resources
@@ -16,7 +16,7 @@ from typing import Any, Final, Literal, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, PositiveInt, TypeAdapter
 
-from broker.errors import ApiError
+from broker.errors import ApiError, FieldError
 from broker.orders import Mode, Order, OutputFormat
 
 Status = Literal["live", "deprecated", "retired"]
@@ -31,25 +31,42 @@ class _Entry(BaseModel):
 
 
 class Wire(_Entry):
-    """One provider's spelling of one mode of one model. A field without a name does not exist there."""
+    """One provider's spelling of one mode of one model, and its limits where they are narrower than the model's.
+
+    A field without a name does not exist there. A value that a provider does not serve makes it no candidate.
+    """
 
     model: str | None = None
     ratio: str | None = None
     default_ratio: str | None = None
+    aspect_ratios: tuple[str, ...] = ()
+    """Those it serves; empty: all of the model's."""
+    ratios: Mapping[str, str] = {}
+    """Its spelling of ratios, where it differs from ours; "" for the one that is its default without the field."""
     resolution: str | None = None
+    default_resolution: str | None = None
+    """Sent where the order names none, because the provider's own default is another than the model's first."""
+    resolutions: Mapping[str, str] = {}
+    """Its spelling of those that it serves; empty: all of the model's, spelled as ours."""
     format: str | None = None
     formats: Mapping[OutputFormat, str] = {}
+    """Its spelling of the formats that it serves."""
     references: str | None = None
     empty_references: bool = False
+    max_references: int | None = None
+    prompt_limit: int | None = None
+    """Characters."""
     prices: Mapping[str, float] = {}
     extra: Mapping[str, str] = {}
     """Names of other parameters (`ImageParams.extra`), by ours."""
 
     def spell(self, order: Order, references: Sequence[str]) -> dict[str, Any]:
         """Return the provider's input object of an order, without the model's id."""
+        ratio = order.params.aspect_ratio or self.default_ratio
+        resolution = order.params.resolution or self.default_resolution
         fields = {
-            self.ratio: order.params.aspect_ratio or self.default_ratio,
-            self.resolution: order.params.resolution,
+            self.ratio: (self.ratios.get(ratio, ratio) or None) if ratio else None,
+            self.resolution: self.resolutions.get(resolution, resolution) if resolution else None,
             self.format: self.formats.get(cast("OutputFormat", order.params.output_format)) if self.format else None,
             self.references: list(references) if references or self.empty_references else None,
         }
@@ -83,6 +100,10 @@ class ProviderTerms(_Entry):
 
     unit: str | None = None
     """Currency of its prices; None if none is known."""
+    usd_per_unit: float | None = None
+    """Value of one unit in USD; None if unknown."""
+    priced_on: date | None = None
+    """When its prices were read."""
     creates_per_10s: PositiveInt = 20
     """Submissions per account."""
     concurrency: PositiveInt = 100
@@ -201,6 +222,12 @@ class Catalog:
             for prices, modes in _group_by_price(wires)
         )
 
+    def max_references(self, model: Model, providers: Collection[str]) -> int:
+        """Return how many reference images a model takes at the best of these providers; its own limit if at none."""
+        wires = [wire for name in providers for wire in model.providers.get(name, {}).values() if wire.references]
+        limits = [model.max_references if wire.max_references is None else wire.max_references for wire in wires]
+        return max(limits, default=model.max_references)
+
     def terms(self, provider: str) -> ProviderTerms:
         """Return a provider's limits and unit."""
         return self._terms[provider]
@@ -213,6 +240,40 @@ class Catalog:
         """Return a provider's spelling of a mode of a canonical model; None if it does not serve it."""
         found = self._by_name.get(model)
         return found.providers.get(provider, {}).get(mode) if found else None
+
+    def find_obstacle(self, provider: str, order: Order, references: int) -> tuple[str, FieldError] | None:
+        """Return why a provider cannot serve an order, as error code and field; None if it can.
+
+        references: number of reference images. An order that no provider of the model serves was refused before.
+        """
+        params, wire = order.params, self.wire(provider, order.params.model, order.mode)
+        if wire is None:
+            text = f"The provider in use ({provider}) does not serve {params.model} ({order.mode})."
+            return "unsupported_parameter", FieldError(field="model", message=text)
+        model = self.resolve(params.model)
+        choices: Mapping[str, tuple[str | None, Sequence[str]]] = {
+            "aspectRatio": (params.aspect_ratio, wire.aspect_ratios or model.aspect_ratios),
+            "resolution": (params.resolution, tuple(wire.resolutions) or model.resolutions),
+            "outputFormat": (params.output_format if wire.format else None, tuple(wire.formats)),
+        }
+        for name, (value, accepted) in choices.items():
+            if value is not None and value not in accepted:
+                text = f"{model.name} has no {name} {quote_text(value)} here. Accepted: {', '.join(accepted)}."
+                return "unsupported_parameter", FieldError(field=name, message=text)
+        most = model.max_references if wire.max_references is None else wire.max_references
+        if references > most:
+            text = f"{references} images are too many; {model.name} takes at most {most}."
+            return "too_many_images", FieldError(field="image", message=text)
+        longest = wire.prompt_limit or model.prompt_limit
+        if len(params.prompt) > longest:
+            text = f"The prompt has {len(params.prompt)} characters; {model.name} takes at most {longest}."
+            return "invalid_prompt", FieldError(field="prompt", message=text)
+        return None
+
+    def usd_price(self, provider: str, model: str, mode: Mode, resolution: str | None) -> float | None:
+        """Return the price of one image in USD; None if unknown."""
+        price, rate = self.price(provider, model, mode, resolution), self.terms(provider).usd_per_unit
+        return None if price is None or rate is None else price * rate
 
     def price(self, provider: str, model: str, mode: Mode, resolution: str | None) -> float | None:
         """Return the price of one image in the provider's unit; None if unknown."""
@@ -290,8 +351,12 @@ def _check_model(model: Model, names: Mapping[str, Model], terms: Mapping[str, P
         where = f"catalog: {model.name}, {provider}, {mode}"
         if wire.prices and terms[provider].unit is None:
             raise ValueError(f"{where}: unit must say what the prices are")
-        if wire.format and set(wire.formats) != set(model.output_formats):
-            raise ValueError(f"{where}: formats must spell each of {', '.join(model.output_formats)}")
+        if wire.format and not (wire.formats and set(wire.formats) <= set(model.output_formats)):
+            raise ValueError(f"{where}: formats must spell some of {', '.join(model.output_formats)}")
+        if not set(wire.aspect_ratios) | set(wire.ratios) <= set(model.aspect_ratios):
+            raise ValueError(f"{where}: aspect ratios are {', '.join(model.aspect_ratios)}")
+        if not set(wire.resolutions) <= set(model.resolutions):
+            raise ValueError(f"{where}: resolutions are {', '.join(model.resolutions)}")
         if not set(wire.prices) <= set(model.resolutions):
             raise ValueError(f"{where}: prices are for {', '.join(model.resolutions)}")
         if mode == "image-to-image" and not wire.references:

@@ -5,6 +5,7 @@ Exception
 ├── SettingsError      a wrong environment variable; stops the start with name, expected form and cure
 ├── ProviderError      no usable answer of a provider (permanent: repeating does not help)
 │   └── NotSent        no byte of the request was sent
+├── SinkError          a result in a provider's response could not be stored (code from the task error codes)
 └── DownloadError      a result could not be downloaded (code from the task error codes)
     └── EgressBlocked  the URL is one that is never requested
 """
@@ -57,7 +58,8 @@ class ApiError(Exception):
     """The request cannot be served; the caller can change that.
 
     code: a key of `STATUS_OF`. message: one sentence naming the cure. field: the request field at fault.
-    retry_after: seconds until the same request may succeed. status: overrides the code's status (405).
+    retry_after: seconds until the same request may succeed. status: overrides the code's status (405). message_key: of
+    a message in three languages that is more precise than the code's.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class ApiError(Exception):
         retryable: bool = False,
         retry_after: float | None = None,
         status: int | None = None,
+        message_key: str | None = None,
     ) -> None:
         super().__init__(message)
         self.code = code
@@ -79,6 +82,7 @@ class ApiError(Exception):
         self.retryable = retryable
         self.retry_after = retry_after
         self.status = status or STATUS_OF[code]
+        self.message_key = message_key or code
 
 
 class SettingsError(Exception):
@@ -125,6 +129,14 @@ class NotSent(ProviderError):
     ) -> None:
         super().__init__(message, permanent=permanent)
         self.at = at
+
+
+class SinkError(Exception):
+    """A result that a provider's response contains could not be stored. code: `storage_full` or `invalid_result`."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class DownloadError(Exception):

@@ -14,7 +14,10 @@ from broker.errors import STATUS_OF, TASK_CODES
 Language = Literal["en", "zh", "ru"]
 LANGUAGES: Final[tuple[Language, ...]] = get_args(Language)
 
-OTHER_KEYS: Final = ("processing", "billed_yes", "billed_no", "billed_unknown")
+OTHER_KEYS: Final = (
+    *("processing", "database_replaced", "billed_yes", "billed_no", "billed_unknown"),
+    *("root_about", "root_pretend", "root_docs"),
+)
 """Keys beside the error codes."""
 
 _PREFERENCE: Final = re.compile(

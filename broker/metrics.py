@@ -80,10 +80,10 @@ class Metrics:
         )
         self.checks = self._counter("broker_provider_checks", "Status checks of jobs, by answer", "provider", "answer")
         self.provider_cooldown = self._gauge(
-            "broker_provider_cooldown_seconds", "Time until the next submission to a provider", "provider"
+            "broker_provider_cooldown_seconds", "Time until the next submission with a key", "provider", "key_id"
         )
         self.credits_left = self._gauge(
-            "broker_provider_credits", "Balance of a provider's account, in its unit", "provider"
+            "broker_provider_credits", "Balance of a provider's account, in its unit", "provider", "key_id"
         )
 
     def _declare_callbacks(self) -> None:

@@ -8,6 +8,11 @@ from typing import Any, Final, Literal
 
 Mode = Literal["text-to-image", "image-to-image"]
 OutputFormat = Literal["png", "jpg"]
+RoutePolicy = Literal["order", "price"]
+
+PRIORITIES: Final = ("low", "normal", "high")
+"""In ascending order; a task stores the index."""
+DEFAULT_PRIORITY: Final = "normal"
 
 _COLUMNS: Final = ("prompt", "model", "aspect_ratio", "resolution")
 _STORED_TOGETHER: Final = ("output_format", "steps", "seed")
@@ -73,6 +78,8 @@ class Order:
     params: ImageParams
     mode: Mode
     references: tuple[Reference, ...] = ()
+    priority: str = DEFAULT_PRIORITY
+    """A provider may have a cheaper and slower way for `low`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +126,10 @@ class OrderRequest:
     count: int = 1
     """Number of images."""
     sources: tuple[ReferenceSource, ...] = ()
+    provider: str | None = None
+    """The only provider that may get the order; None for any."""
+    priority: str = DEFAULT_PRIORITY
+    """Among the caller's own orders."""
     callback_url: str | None = field(default=None, repr=False)
     """Where the caller receives a webhook at the end."""
     idempotency_key: str | None = None
@@ -135,10 +146,22 @@ class Quote:
     """Of one image; None if unknown."""
     count: int
     unit: str | None
+    deadline_seconds: float | None = None
+    """Time that the provider may take, where that is longer than usual."""
 
     @property
     def total(self) -> float | None:
         return None if self.price is None else self.price * self.count
+
+
+@dataclass(frozen=True, kw_only=True)
+class Route:
+    """One configured provider, and whether it may get an order."""
+
+    provider: str
+    is_candidate: bool
+    reason: str | None = None
+    """A sentence why it is none, or why it is only tried after the others; None for the others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +172,8 @@ class Plan:
     """Without references: those are stored when the tasks are created."""
     candidates: tuple[str, ...]
     """Names of the providers that can serve it, best first; at least one."""
+    routes: tuple[Route, ...]
+    """Every configured provider: the candidates, in the same order, and then the others."""
     quote: Quote
     warnings: tuple[str, ...]
     ignored: tuple[str, ...]

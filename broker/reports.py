@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 Billed = Literal["yes", "no", "unknown"]
+
+STORED_PREFIX: Final = "stored:"
+"""Beginning of an output that is in the blob store already; its name there follows."""
+
+ACCOUNT_CODES: Final = frozenset({"provider_auth", "provider_credits", "provider_rate_limited", "provider_unavailable"})
+"""Errors of one account, not of the order: another key or another provider may serve it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +25,8 @@ class Pending:
     """The provider's own word for its progress."""
     percent: float | None = None
     """Progress, if the provider reports it."""
+    deadline_in: float | None = None
+    """Seconds that the provider has for this job; None: as usual. Of the response to an order only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +34,14 @@ class Finished:
     """The job succeeded."""
 
     outputs: tuple[str, ...]
-    """URLs of the results, in order; empty if the provider reports success without any."""
+    """The results, in order: URLs, or what a `ResultSink` returned; empty for a success without any."""
     job_id: str | None = None
     cost: float | None = None
     """In the provider's unit; None if not reported."""
+    texts: tuple[str, ...] = ()
+    """Texts that the model wrote beside the images, in order."""
+    turn: str | None = field(default=None, repr=False)
+    """The model's turn as the provider must get it back in a later turn of the conversation, byte for byte."""
     ended_at: float | None = field(default=None, compare=False)
     """By the provider's own clock, in seconds since the epoch; None if not reported. For measurements only."""
 
@@ -56,6 +68,18 @@ class Failed:
     """True if the code is from the provider's error table; False if it was guessed."""
     sent: bool = True
     """True if a request was sent that could create a job."""
+    model_gone: bool = False
+    """True if the provider no longer has the model, or never had it."""
+
+    @property
+    def another_may_serve(self) -> bool:
+        """True if another provider may serve the order: the fault is not in the order itself."""
+        return self.model_gone or self.is_account_error or self.code == "provider_error"
+
+    @property
+    def is_account_error(self) -> bool:
+        """True if the key gets a cooldown; another key of the same provider may work."""
+        return self.code in ACCOUNT_CODES and not self.model_gone
 
 
 Report = Pending | Finished | Failed

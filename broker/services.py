@@ -27,9 +27,11 @@ from broker.ordering.idempotency import Idempotency
 from broker.ordering.plan import Planner
 from broker.ordering.rate_limit import RateLimiter
 from broker.ordering.references import ReferenceIntake
+from broker.ordering.routing import OrderRouter
 from broker.ordering.service import OrderService
 from broker.presenter import TaskPresenter
 from broker.providers.base import Provider
+from broker.providers.pool import ProviderPool
 from broker.providers.registry import ProviderRegistry
 from broker.settings import Settings
 from broker.tasks.cancellation import TaskCanceler
@@ -37,7 +39,9 @@ from broker.tasks.eta import EtaEstimator
 from broker.tasks.orders import OrderBuilder
 from broker.tasks.policy import TaskPolicy
 from broker.tasks.queries import TaskQueries
+from broker.tasks.result_sink import SinkFactory
 from broker.tasks.retention import ClockGuard, Retention
+from broker.tasks.routing import Router
 from broker.tasks.running import LeaseKeeper, RunningSteps
 from broker.tasks.steps.callbacks import CallbackQueue, CallbackStep
 from broker.tasks.steps.check import CheckStep, switch_to_polling
@@ -52,7 +56,8 @@ from storage.blobs.store import BlobStore
 from storage.sql.database import Database
 from storage.tables import Tables
 from uploads.intake import Intake
-from webhooks.signatures.standard import StandardSignature, derived_key, read_secret
+from webhooks.redaction import Redactor
+from webhooks.signatures.standard import KEY_PREFIX, StandardSignature, derived_key, read_secret, write_secret
 from webhooks.tokens import CallbackTokens, ChallengeResponse
 
 
@@ -101,11 +106,25 @@ class Services:
 
     @cached_property
     def intake(self) -> Intake:
-        return Intake(self.blobs, max_pixels=self.settings.max_pixels)
+        settings = self.settings
+        return Intake(self.blobs, max_pixels=settings.max_pixels, max_decode_bytes=settings.max_decode_bytes)
+
+    @cached_property
+    def pools(self) -> dict[str, ProviderPool]:
+        return self.registry.open_all()
 
     @cached_property
     def providers(self) -> dict[str, Provider]:
-        return self.registry.open_all()
+        """The first account of each configured provider, for everything that needs no particular key."""
+        return {name: pool.preferred for name, pool in self.pools.items()}
+
+    @cached_property
+    def router(self) -> Router:
+        return Router(clock=self.clock, limits=self.tables.provider_limits, pools=self.pools)
+
+    @cached_property
+    def submissions(self) -> SubmissionQueue:
+        return SubmissionQueue(clock=self.clock, tables=self.tables, pools=self.pools, router=self.router)
 
     @property
     def provider(self) -> Provider:
@@ -129,11 +148,11 @@ class Services:
 
     @cached_property
     def canceler(self) -> TaskCanceler:
-        return TaskCanceler(queries=self.queries, transitions=self.transitions, providers=self.providers)
+        return TaskCanceler(queries=self.queries, transitions=self.transitions, pools=self.pools)
 
     @cached_property
     def eta(self) -> EtaEstimator:
-        return EtaEstimator(clock=self.clock, tables=self.tables, providers=self.providers, catalog=self.catalog)
+        return EtaEstimator(clock=self.clock, tables=self.tables, pools=self.pools, catalog=self.catalog)
 
     @cached_property
     def thumbnails(self) -> Thumbnails:
@@ -154,6 +173,7 @@ class Services:
             attempts=self.tables.attempts,
             outbox=Outbox(clock=self.clock, tables=self.tables, presenter=self.presenter),
             metrics=self.metrics,
+            router=self.router,
         )
 
     @cached_property
@@ -166,28 +186,44 @@ class Services:
 
     @cached_property
     def balances(self) -> BalanceMonitor:
-        return BalanceMonitor(clock=self.clock, tables=self.tables, providers=self.providers)
+        return BalanceMonitor(clock=self.clock, tables=self.tables, pools=self.pools)
 
     def _steps(self) -> StepTable:
-        providers, transitions = self.providers, self.transitions
+        pools, transitions = self.pools, self.transitions
+        sinks = SinkFactory(blobs=self.blobs, max_bytes=self.settings.max_download_bytes)
         return StepTable(
             submit=SubmitStep(
                 limits=self.tables.provider_limits,
-                providers=providers,
+                pools=pools,
+                queue=self.submissions,
                 orders=OrderBuilder(blobs=self.blobs, image_base=lambda: self.address.base),
+                sinks=sinks,
                 transitions=transitions,
                 callback_url=self.callback_url,
             ),
-            check=CheckStep(callbacks=self.tables.callbacks, providers=providers, transitions=transitions),
+            check=CheckStep(callbacks=self.tables.callbacks, pools=pools, sinks=sinks, transitions=transitions),
             download=DownloadStep(
                 images=self.tables.images,
                 intake=self.intake,
                 fetcher=self.fetcher,
-                providers=providers,
+                blobs=self.blobs,
+                pools=pools,
+                sinks=sinks,
                 transitions=transitions,
                 max_download_bytes=self.settings.max_download_bytes,
             ),
             transitions=transitions,
+        )
+
+    @cached_property
+    def deliverer(self) -> Deliverer:
+        return Deliverer(
+            clock=self.clock,
+            deliveries=self.tables.deliveries,
+            fetcher=self._caller_fetcher(),  # its own: name lookups of requests must not delay deliveries
+            signature=StandardSignature(signing_keys(self.settings, self.tokens.secret)),
+            metrics=self.metrics,
+            retention_seconds=self.policy.retention_seconds,
         )
 
     @cached_property
@@ -197,22 +233,17 @@ class Services:
             clock=clock,
             tasks=self.tables.tasks,
             steps=self._steps(),
-            submissions=SubmissionQueue(clock=clock, tables=self.tables, providers=self.providers),
+            submissions=self.submissions,
             callbacks=CallbackQueue(step=self.callback_step, running=running),
-            deliverer=Deliverer(
-                clock=clock,
-                deliveries=self.tables.deliveries,
-                fetcher=self._caller_fetcher(),  # its own: name lookups of requests must not delay deliveries
-                signature=StandardSignature(signing_keys(self.settings, self.tokens.secret)),
-                metrics=self.metrics,
-                retention_seconds=self.policy.retention_seconds,
-            ),
+            deliverer=self.deliverer,
             retention=Retention(
                 clock=clock, policy=self.policy, tables=self.tables, blobs=self.blobs, metrics=self.metrics
             ),
             balances=self.balances,
             running=running,
-            leases=LeaseKeeper(clock=clock, running=running, lease_seconds=self.settings.lease),
+            leases=LeaseKeeper(
+                clock=clock, running=running, deliverer=self.deliverer, lease_seconds=self.settings.lease
+            ),
             clock_guard=ClockGuard(clock=clock),
         )
 
@@ -241,6 +272,12 @@ class Services:
                 clock=self.clock,
                 catalog=self.catalog,
                 providers=self.providers,
+                routing=OrderRouter(
+                    catalog=self.catalog,
+                    providers=self.providers,
+                    router=self.router,
+                    policy=self.settings.route,
+                ),
                 caller_fetcher=self._caller_fetcher(),
             ),
             references=ReferenceIntake(
@@ -271,6 +308,7 @@ class Services:
         return CallbackVerifier(
             clock=self.clock,
             tasks=self.tables.tasks,
+            attempts=self.tables.attempts,
             tokens=self.tokens,
             providers=self.providers,
             signatures=self.registry.signatures(),
@@ -279,7 +317,11 @@ class Services:
     @cached_property
     def receiver(self) -> CallbackReceiver:
         return CallbackReceiver(
-            clock=self.clock, verifier=self.verifier, callbacks=self.tables.callbacks, metrics=self.metrics
+            clock=self.clock,
+            verifier=self.verifier,
+            callbacks=self.tables.callbacks,
+            metrics=self.metrics,
+            redactor=Redactor(known_secrets(self.settings, self.tokens.secret)),
         )
 
     @cached_property
@@ -309,6 +351,12 @@ class Services:
             metrics=self.metrics,
             is_only_machine=not self.settings.shared,
         )
+
+
+def known_secrets(settings: Settings, secret: bytes) -> set[str]:
+    """Return the secrets that must be stored nowhere else: those of the settings, and those generated or derived."""
+    signing = {write_secret(key).removeprefix(KEY_PREFIX) for key in signing_keys(settings, secret)}
+    return {*settings.secret_values(), secret.decode("utf-8", "replace"), *signing}
 
 
 def signing_keys(settings: Settings, secret: bytes) -> list[bytes]:

@@ -41,7 +41,7 @@ from uploads.thumbnails import (
 )
 
 CONCURRENCY: Final = 2
-"""Thumbnails made at a time; each may take `MAX_DECODE_BYTES` of memory."""
+"""Thumbnails made at a time; each may take `MAX_MEMORY_BYTES` of memory."""
 MAX_WAITING: Final = 50
 WAIT_SECONDS: Final = 10.0
 MAX_REMEMBERED_FAILURES: Final = 1000

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from storage.sql.database import Database, Statement
 from storage.sql.rows import fetch_as, fetch_one_as, fetch_page, insert_row
@@ -40,15 +40,29 @@ class CallbackRecord:
 class StoredCallback(CallbackRecord):
     """One callback as received, without secrets.
 
-    headers, query, evidence: JSON. body: text.
+    headers, query, evidence: JSON. body: text; body_truncated: only its beginning.
     """
 
     headers: str
     query: str
     body: str
+    body_truncated: bool = False
     evidence: str
 
+    @property
+    def size_bytes(self) -> int:
+        """Return about how much of the database the row takes, its index entries included."""
+        texts = (self.headers, self.query, self.body, self.evidence, self.reason)
+        return ROW_BYTES + sum(len(text.encode()) for text in texts)
 
+
+ROW_BYTES: Final = 1024
+"""Of a row without its texts."""
+MAX_EVICTED: Final = 100
+"""Deleted at most with one insertion, which needs a few."""
+
+
+_UNPROVEN_BYTES = "(SELECT bytes FROM callback_totals WHERE kind = 'unproven')"
 _IS_ACCEPTED = "c.verification = 'accept' AND c.replay_of IS NULL"
 _IS_UNPROCESSED = "processed_at IS NULL AND task_id IS NOT NULL"
 """As in the index of unprocessed callbacks."""
@@ -62,6 +76,27 @@ class Callbacks:
 
     def insert_callback(self, callback: StoredCallback) -> Statement:
         return insert_row("callbacks", callback)
+
+    def insert_unproven(self, callback: StoredCallback, *, max_bytes: int) -> list[Statement]:
+        """Insert a callback of an unknown sender; delete the oldest of these beyond `max_bytes`, over all processes.
+
+        They form a log: the position of each is the number of bytes before it, ever. 1. Count its bytes; the lock of
+        the counter's row orders concurrent insertions. 2. Insert it at its position. 3. Delete those that begin
+        more than `max_bytes` before the end. Needs no sum over the table, and no correction when retention deletes.
+        """
+        params = {"size": callback.size_bytes}
+        count = """INSERT INTO callback_totals (kind, bytes) VALUES ('unproven', :size)
+            ON CONFLICT (kind) DO UPDATE SET bytes = callback_totals.bytes + :size"""
+        position = {"unproven_position": f"{_UNPROVEN_BYTES} - :size"}
+        insert = insert_row("callbacks", callback, computed=position)
+        evict = f"""DELETE FROM callbacks WHERE id IN
+            (SELECT id FROM callbacks WHERE unproven_position < {_UNPROVEN_BYTES} - :max_bytes
+            ORDER BY unproven_position LIMIT {MAX_EVICTED}{self.database.skip_locked})"""
+        return [
+            Statement(sql=count, params=params),
+            Statement(sql=insert.sql, params={**insert.params, **params}),
+            Statement(sql=evict, params={"max_bytes": max_bytes}),
+        ]
 
     async def get(self, callback_id: str) -> StoredCallback | None:
         sql = "SELECT * FROM callbacks WHERE id = :id"

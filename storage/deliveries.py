@@ -125,6 +125,12 @@ class Deliveries:
         (outcome,) = await self.database.transact(Statement(sql=sql, params=all_params))
         return [from_row(Delivery, row) for row in outcome.rows]
 
+    async def renew(self, held: Sequence[Delivery], until: float) -> None:
+        """Extend the leases of webhooks that are being attempted; lost and released leases stay so."""
+        sql = "UPDATE deliveries SET lease_until = :until WHERE id = :id AND leased_by = :holder"
+        params = [{"id": one.id, "holder": one.leased_by, "until": until} for one in held]
+        await self.database.transact(*(Statement(sql=sql, params=one) for one in params))
+
     async def release(self, held: Sequence[Delivery], *, wake: bool = True) -> None:
         """Release webhooks that were not attempted. wake: let a worker claim them at once."""
         sql = "UPDATE deliveries SET lease_until = 0, leased_by = '' WHERE id = :id AND leased_by = :holder"

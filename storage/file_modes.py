@@ -36,17 +36,18 @@ def add_bits(descriptor: int, bits: int) -> None:
 
 def find_exposed(
     path: Path, *, permitted: Callable[[Path], int] = lambda _: 0, reach: int = OTHER_USERS
-) -> Iterator[Path]:
-    """Yield the path and what is below it, files before folders, as far as users other than its owner have access.
+) -> Iterator[tuple[Path, int]]:
+    """Yield path and mode of the path and of what is below it, as far as users other than its owner have access.
 
-    permitted: bits that are meant to be set. reach: bits of the users who can pass the folders above.
+    Files come before folders. permitted: bits that are meant to be set. reach: bits of the users who can pass the
+    folders above.
     """
     with suppress(FileNotFoundError, PermissionError):  # deleted at the same time, or not ours to look into
         mode = path.lstat().st_mode
         if stat.S_ISLNK(mode):
             return
         if mode & reach & ~permitted(path):
-            yield path
+            yield path, stat.S_IMODE(mode)
         if stat.S_ISDIR(mode) and (passing := reach & _classes_that_pass(mode)):
             for entry in sorted(path.iterdir(), key=lambda entry: (entry.is_dir(), entry.name)):
                 yield from find_exposed(entry, permitted=permitted, reach=passing)

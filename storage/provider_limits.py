@@ -1,6 +1,6 @@
-"""Limits of providers: window of submissions, concurrency, and cooldown.
+"""Limits of each key of a provider: window of submissions, concurrency, and cooldown; and pauses of whole providers.
 
-Kept in the database, because all processes of one account share one window.
+Kept in the database, because all processes share the limits of one key.
 """
 
 from __future__ import annotations
@@ -11,129 +11,209 @@ from typing import Any
 
 from storage.attempts import Attempt
 from storage.sql.database import Database, Statement
+from storage.sql.rows import fetch_as
 
 WINDOW_SECONDS = 10.0
 PROBE_SECONDS = 150.0
-"""Longer than a submission can take; an attempt still `sent` after that belongs to a process that died."""
+"""Longer than a submission can take that is answered with a job id."""
 MAX_COOLDOWN_SECONDS = 3600.0
 """Longest cooldown; one that seems longer was written before the clock was set back."""
 
 
+SET_ASIDE_REASONS = ("provider_auth", "provider_credits")
+"""Reasons of a cooldown that only the operator can end."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class AccountLimits:
-    """Limits of one provider. creates_per_window: submissions per 10 seconds. concurrency: running jobs."""
+    """Limits of one key of a provider. creates_per_window: submissions per 10 seconds. concurrency: running jobs.
+
+    submit_seconds: longest time that a submission can take; an attempt that is still `sent` after it belongs to a
+    process that died.
+    """
 
     creates_per_window: int
     concurrency: int
+    submit_seconds: float = PROBE_SECONDS
 
 
 @dataclass(frozen=True, kw_only=True)
 class Capacity:
-    """Number of jobs that may be submitted now; if 0, when to check again (`inf`: when a job ends)."""
+    """Number of jobs that may be submitted now; if 0, when to check again (`inf`: when a job ends).
+
+    is_paused: nothing is submitted because of earlier errors, not because of the limits. is_set_aside: and only the
+    operator can change that.
+    """
 
     free: int
     recheck_at: float = math.inf
+    is_paused: bool = False
+    is_set_aside: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProviderLoad:
-    """Load of a provider. paused_until: since the epoch. running: jobs that occupy a slot.
+class AccountLoad:
+    """Load of one key. paused_until: since the epoch. running: jobs that occupy a slot.
 
-    errors: failed submissions in a row.
+    errors: failed submissions in a row. reason: task error code of the last one; empty without a cooldown.
     """
 
     paused_until: float
     running: int
     errors: int
+    reason: str = ""
+
+    @property
+    def is_set_aside(self) -> bool:
+        """Return whether the operator must act before the key works again."""
+        return self.errors > 0 and self.reason in SET_ASIDE_REASONS
 
 
-_COOLDOWN = """(SELECT paused_until FROM provider_limits WHERE provider = :provider) AS paused_until,
-    (SELECT errors FROM provider_limits WHERE provider = :provider) AS errors"""
-_SUBMITTED = """SELECT count(*) AS n FROM attempts
-    WHERE provider = :provider AND sent_at > :since AND sent_at <= :horizon"""
-_RUNNING = """SELECT count(*) AS n FROM tasks WHERE provider = :provider AND state IN ('submitting', 'waiting')"""
+@dataclass(frozen=True, kw_only=True)
+class Cooldown:
+    """Cooldown of one key. reason: task error code of the last failure."""
+
+    provider: str
+    key_id: str
+    paused_until: float
+    errors: int
+    reason: str
+
+
+_ACCOUNT = "provider = :provider AND key_id = :key_id"
+_COOLDOWN = f"""(SELECT paused_until FROM provider_limits WHERE {_ACCOUNT}) AS paused_until,
+    (SELECT errors FROM provider_limits WHERE {_ACCOUNT}) AS errors,
+    (SELECT reason FROM provider_limits WHERE {_ACCOUNT}) AS reason"""
+_SUBMITTED = f"SELECT count(*) AS n FROM attempts WHERE {_ACCOUNT} AND sent_at > :since AND sent_at <= :horizon"
+_RUNNING = f"SELECT count(*) AS n FROM tasks WHERE {_ACCOUNT} AND state IN ('submitting', 'waiting')"
 # after a failure one job is submitted first, as a probe
-_PROBE = """SELECT count(*) AS n FROM provider_limits l JOIN attempts a ON a.provider = l.provider
-    WHERE l.provider = :provider AND l.errors > 0 AND a.outcome = 'sent'
+_PROBE = """SELECT count(*) AS n FROM provider_limits l JOIN attempts a
+    ON a.provider = l.provider AND a.key_id = l.key_id
+    WHERE l.provider = :provider AND l.key_id = :key_id AND l.errors > 0 AND a.outcome = 'sent'
     AND a.sent_at >= l.paused_until AND a.sent_at > :probing AND a.sent_at <= :horizon"""
 
 
 @dataclass(frozen=True)
 class ProviderLimits:
-    """Limits of the providers; one row each."""
+    """Limits of the providers, one row per key, and the pauses of operators."""
 
     database: Database
 
-    async def get_capacity(self, provider: str, limits: AccountLimits, now: float) -> Capacity:
+    async def get_capacity(self, provider: str, key_id: str, limits: AccountLimits, now: float) -> Capacity:
         """Return how much may be submitted now. A hint only: `reserve_submission` decides."""
         sql = f"SELECT {_COOLDOWN}, ({_SUBMITTED}) AS submitted, ({_RUNNING}) AS running, ({_PROBE}) AS probes"
-        row: Any = await self.database.fetch_one(sql, **_count_params(provider, now))
+        row: Any = await self.database.fetch_one(sql, **_count_params(provider, key_id, limits, now))
         if now < (row["paused_until"] or 0.0) < now + MAX_COOLDOWN_SECONDS:
-            return Capacity(free=0, recheck_at=row["paused_until"])
+            is_set_aside = row["reason"] in SET_ASIDE_REASONS
+            return Capacity(free=0, recheck_at=row["paused_until"], is_paused=True, is_set_aside=is_set_aside)
         if row["probes"]:
-            return Capacity(free=0)
+            return Capacity(free=0, is_paused=True)
         window = limits.creates_per_window - row["submitted"]
         if window <= 0:
-            return Capacity(free=0, recheck_at=await self._window_opens_at(provider, limits, now))
+            return Capacity(free=0, recheck_at=await self._window_opens_at(provider, key_id, limits, now))
         slots = limits.concurrency - row["running"]
         return Capacity(free=max(0, min(window, slots, 1 if row["errors"] else window)))
 
-    async def get_load(self, provider: str, now: float) -> ProviderLoad:
-        """Return the load of a provider."""
-        row: Any = await self.database.fetch_one(f"SELECT {_COOLDOWN}, ({_RUNNING}) AS running", provider=provider)
+    async def get_load(self, provider: str, key_id: str, now: float) -> AccountLoad:
+        """Return the load of a key."""
+        sql = f"SELECT {_COOLDOWN}, ({_RUNNING}) AS running"
+        row: Any = await self.database.fetch_one(sql, provider=provider, key_id=key_id)
         until = row["paused_until"] or 0.0
-        paused_until = until if until < now + MAX_COOLDOWN_SECONDS else 0.0
-        return ProviderLoad(paused_until=paused_until, running=row["running"], errors=row["errors"] or 0)
+        return AccountLoad(
+            paused_until=until if until < now + MAX_COOLDOWN_SECONDS else 0.0,
+            running=row["running"],
+            errors=row["errors"] or 0,
+            reason=row["reason"] or "",
+        )
 
     def reserve_submission(self, attempt: Attempt, limits: AccountLimits) -> list[Statement]:
-        """Write the attempt if the provider has capacity; otherwise `Stale`.
+        """Write the attempt if its key has capacity and its provider is not paused; otherwise `Stale`.
 
-        1. Lock the provider's row, so that transactions count one after the other. 2. Count, and write. It follows the
+        1. Lock the key's row, so that transactions count one after the other. 2. Count, and write. It follows the
         statement that makes the task `submitting`, so the task itself counts as one running job.
         """
+        account = {"provider": attempt.provider, "key_id": attempt.key_id}
         lock = Statement(
-            sql="""INSERT INTO provider_limits (provider, paused_until, errors) VALUES (:provider, 0, 0)
-                ON CONFLICT (provider) DO UPDATE SET errors = provider_limits.errors""",
-            params={"provider": attempt.provider},
+            sql="""INSERT INTO provider_limits (provider, key_id, paused_until, errors, reason)
+                VALUES (:provider, :key_id, 0, 0, '')
+                ON CONFLICT (provider, key_id) DO UPDATE SET errors = provider_limits.errors""",
+            params=account,
         )
         insert = Statement(
             sql=f"""INSERT INTO attempts (task_id, number, provider, key_id, sent_at, outcome, billed)
                 SELECT :task_id, :number, :provider, :key_id, :sent_at, 'sent', 'unknown'
-                WHERE ({_SUBMITTED}) < :creates_per_window AND ({_RUNNING}) <= :concurrency AND ({_PROBE}) = 0""",
-            params={**vars(attempt), **vars(limits), **_count_params(attempt.provider, attempt.sent_at)},
+                WHERE ({_SUBMITTED}) < :creates_per_window AND ({_RUNNING}) <= :concurrency AND ({_PROBE}) = 0
+                AND NOT EXISTS (SELECT 1 FROM provider_pauses WHERE provider = :provider)""",
+            params={
+                **vars(attempt),
+                **vars(limits),
+                **_count_params(attempt.provider, attempt.key_id, limits, attempt.sent_at),
+            },
             must_change=True,
         )
         return [lock, insert]
 
-    def start_cooldown(self, provider: str, until: float) -> Statement:
-        """Start a cooldown until `until`, and count one more failure."""
+    def start_cooldown(self, provider: str, key_id: str, until: float, reason: str) -> Statement:
+        """Start a cooldown until `until`, and count one more failure. reason: task error code."""
         return Statement(
-            sql="""INSERT INTO provider_limits (provider, paused_until, errors) VALUES (:provider, :until, 1)
-                ON CONFLICT (provider) DO UPDATE SET errors = provider_limits.errors + 1, paused_until =
+            sql="""INSERT INTO provider_limits (provider, key_id, paused_until, errors, reason)
+                VALUES (:provider, :key_id, :until, 1, :reason)
+                ON CONFLICT (provider, key_id) DO UPDATE SET errors = provider_limits.errors + 1, reason = :reason,
+                paused_until =
                 CASE WHEN provider_limits.paused_until > :until THEN provider_limits.paused_until ELSE :until END""",
-            params={"provider": provider, "until": until},
+            params={"provider": provider, "key_id": key_id, "until": until, "reason": reason},
         )
 
-    def end_cooldown(self, provider: str) -> Statement:
+    def end_cooldown(self, provider: str, key_id: str) -> Statement:
         """End the cooldown and reset the failures."""
         return Statement(
-            sql="UPDATE provider_limits SET errors = 0, paused_until = 0 WHERE provider = :provider AND errors > 0",
-            params={"provider": provider},
+            sql=f"UPDATE provider_limits SET errors = 0, paused_until = 0, reason = '' WHERE {_ACCOUNT} AND errors > 0",
+            params={"provider": provider, "key_id": key_id},
         )
 
-    async def _window_opens_at(self, provider: str, limits: AccountLimits, now: float) -> float:
-        sql = """SELECT sent_at FROM attempts WHERE provider = :provider AND sent_at <= :horizon
+    async def list_cooldowns(self, now: float) -> list[Cooldown]:
+        """Return the keys that are in cooldown now."""
+        sql = "SELECT * FROM provider_limits WHERE paused_until > :now AND paused_until < :horizon"
+        return await fetch_as(self.database, Cooldown, sql, now=now, horizon=now + MAX_COOLDOWN_SECONDS)
+
+    async def paused_providers(self) -> frozenset[str]:
+        """Return the providers that an operator paused."""
+        rows = await self.database.fetch("SELECT provider FROM provider_pauses ORDER BY provider")
+        return frozenset(row["provider"] for row in rows)
+
+    def pause_provider(self, provider: str, now: float) -> Statement:
+        """Submit nothing to a provider until it is resumed; running jobs go on."""
+        return Statement(
+            sql="""INSERT INTO provider_pauses (provider, paused_at) VALUES (:provider, :now)
+                ON CONFLICT (provider) DO NOTHING""",
+            params={"provider": provider, "now": now},
+        )
+
+    def resume_provider(self, provider: str) -> list[Statement]:
+        """End the pause and the cooldowns of a provider."""
+        params = {"provider": provider}
+        ended = "UPDATE provider_limits SET errors = 0, paused_until = 0, reason = '' WHERE provider = :provider"
+        return [
+            Statement(sql="DELETE FROM provider_pauses WHERE provider = :provider", params=params),
+            Statement(sql=ended, params=params),
+        ]
+
+    async def _window_opens_at(self, provider: str, key_id: str, limits: AccountLimits, now: float) -> float:
+        sql = f"""SELECT sent_at FROM attempts WHERE {_ACCOUNT} AND sent_at <= :horizon
             ORDER BY sent_at DESC LIMIT 1 OFFSET :skip"""
         skip = limits.creates_per_window - 1
-        row = await self.database.fetch_one(sql, provider=provider, horizon=now + WINDOW_SECONDS, skip=skip)
+        row = await self.database.fetch_one(
+            sql, provider=provider, key_id=key_id, horizon=now + WINDOW_SECONDS, skip=skip
+        )
         return row["sent_at"] + WINDOW_SECONDS if row else 0.0
 
 
-def _count_params(provider: str, now: float) -> dict[str, Any]:
+def _count_params(provider: str, key_id: str, limits: AccountLimits, now: float) -> dict[str, Any]:
     """Return the moments of the counts. Other clocks may be slightly ahead; rows far ahead predate a clock set back."""
     return {
         "provider": provider,
+        "key_id": key_id,
         "since": now - WINDOW_SECONDS,
-        "probing": now - PROBE_SECONDS,
+        "probing": now - limits.submit_seconds,
         "horizon": now + WINDOW_SECONDS,
     }

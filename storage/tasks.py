@@ -32,8 +32,11 @@ class Task:
 
     batch: shared by the tasks of one request; owns its references. attempt: number of the current
     attempt, 0 before the first. step_retries: retries of the step of this state. expects_callback: a callback may
-    come, because the provider got a URL that still leads here. references: as stored. outputs: result URLs,
-    in order. callback_url: receives the webhook of the end; may hold a secret. deadline_at: end of
+    come, because the provider got a URL that still leads here. key_id: key of the current attempt, empty before it.
+    candidates: providers that may serve it, the current one first. priority: 0 low, 1 normal, 2 high, among the
+    caller's own tasks. references: as stored. outputs: results, in order: URLs, or `stored:` and the name of a blob.
+    texts: written by the model beside the images. turn: the model's turn as its provider must get it back.
+    callback_url: receives the webhook of the end; may hold a secret. deadline_at: end of
     the time for this state. ended_at: when an end was first shown to the caller.
     entered_at: when it came into this state. sent_at, finished_at: when the current attempt was submitted, and when its
     result was ready. provider_state, provider_percent: the provider's own word for its progress, if it has any.
@@ -48,6 +51,9 @@ class Task:
     leased_by: str = ""
     version: int = 1
     provider: str
+    key_id: str = ""
+    candidates: tuple[str, ...] = ()
+    priority: int = 1
     model: str
     mode: str
     prompt: str
@@ -61,6 +67,8 @@ class Task:
     job_id: str | None = None
     expects_callback: bool = False
     outputs: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
+    turn: str | None = None
     deadline_at: float
     checked_at: float = 0.0
     callback_url: str | None = None
@@ -192,10 +200,14 @@ class Tasks:
         which = "state = :state AND due_at <= :now ORDER BY due_at"
         return await self._claim_rows(which, state=state, now=now, lease=lease, limit=limit)
 
-    async def claim_queued(self, provider: str, *, now: float, lease: Lease, limit: int) -> list[Task]:
-        """Lease queued tasks of one provider, oldest first."""
-        which = "state = 'queued' AND provider = :provider AND due_at <= :now ORDER BY due_at, id"
-        return await self._claim_rows(which, provider=provider, now=now, lease=lease, limit=limit)
+    async def claim_queued(
+        self, provider: str, *, now: float, lease: Lease, limit: int, movable_to: Sequence[str] = ()
+    ) -> list[Task]:
+        """Lease queued tasks of one provider, oldest first. movable_to: only those that one of these may serve too."""
+        others = {f"other{number}": f'%"{name}"%' for number, name in enumerate(movable_to)}
+        movable = f"AND ({' OR '.join(f'candidates LIKE :{name}' for name in others)}) " if others else ""
+        which = f"state = 'queued' AND provider = :provider AND due_at <= :now {movable}ORDER BY due_at, id"
+        return await self._claim_rows(which, provider=provider, now=now, lease=lease, limit=limit, **others)
 
     async def claim_overdue(self, *, now: float, lease: Lease, limit: int) -> list[Task]:
         """Lease queued tasks whose deadline is over."""

@@ -8,9 +8,12 @@ Decisions
   Pillow opens a PNG without its end, and all decoders ignore a web page or an archive after it. A missing end is
   marked (`truncated`), since fetching again may help. Reconsider a rule when a common camera or provider writes such
   files; multi-picture JPEGs of phones are the one exception so far.
-* Memory is constant. The pixel limit is checked on the header. PNG data is inflated in pieces and counted, not decoded.
-  JPEG is decoded at an eighth. An image that would need more than `MAX_DECODE_BYTES` (progressive JPEG, WebP) is not
-  decoded: the structure alone is the proof then. Reconsider with a decoder in a process of its own.
+* Every accepted image has been decoded once, in bounded memory. The pixel limit is checked on the header. PNG data is
+  inflated in pieces and counted to the byte. JPEG is decoded at an eighth, in a few rows at a time where all pixels are
+  in one scan. Progressive JPEG and WebP are decoded as a whole; one that needs more than BROKER_MAX_DECODE_BYTES is
+  rejected. Reconsider with a decoder in a process of its own.
+* Missing pixels are an error, which decoders of JPEG hide: at the end marker they paint the rest grey. In a single scan
+  every block must be there, except the last two; of several scans only the least possible length is known.
 * A successful decode does not prove integrity: most flipped bits of a JPEG or WebP decode. The SHA-256 of the received
   bytes is stored, to compare with the sender's where there is one.
 * Images are stored as received, metadata included: they are paid results, and their provenance mark lives there.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
@@ -10,13 +10,14 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from uploads.detect import MediaType
-from uploads.structure import ImageInfo, InvalidImage
-
-MAX_DECODE_BYTES = 256 * 2**20
-"""Memory limit of one decode. Larger images (16 megapixels of WebP, 44 of progressive JPEG) are not decoded."""
+from uploads.structure import SEND_SMALLER, ImageInfo, InvalidImage
 
 TRIAL_REDUCTION = 8
 """A JPEG decoded at an eighth of its size proves as much for a fraction of the work."""
+
+SCAN_PADDING: Final = b"\xff\0" * 8
+"""64 one bits, because the decoder reads that many ahead. No code of a JPEG is all ones, so they stand for three codes
+at most: what is left of a block, and one more."""
 
 
 def open_image(file: BinaryIO, media_type: str) -> ImageFile:
@@ -26,31 +27,54 @@ def open_image(file: BinaryIO, media_type: str) -> ImageFile:
     return readers[media_type](file)
 
 
-def check_decodable(file: BinaryIO, media_type: MediaType, info: ImageInfo) -> None:
-    """Decode the image with Pillow if its memory allows; raises `InvalidImage` for any error of Pillow."""
-    if info.decode_bytes > MAX_DECODE_BYTES:
-        return
+def check_decodable(file: BinaryIO, media_type: MediaType, info: ImageInfo, max_bytes: int) -> None:
+    """Decode the image with Pillow; raises `InvalidImage` for any error of Pillow.
+
+    max_bytes: limit of `info.decode_bytes`; raises `InvalidImage` with both for an image above it.
+    """
+    if info.decode_bytes > max_bytes:
+        needed = f"decoding the image takes {-(-info.decode_bytes // 2**20)} MiB of memory"
+        allowed = f"{max_bytes / 2**20:g} MiB are allowed (BROKER_MAX_DECODE_BYTES)"
+        raise InvalidImage(f"{needed}, {allowed}", SEND_SMALLER)
     try:
-        size = _decode_image(file, media_type)
+        size = _decode_image(file, media_type, info)
     except Exception as error:
         raise InvalidImage("the image is damaged, it cannot be decoded") from error
     if size != (info.width, info.height):
         raise InvalidImage("the image has two sizes")
 
 
-def _decode_image(file: BinaryIO, media_type: MediaType) -> tuple[int, int]:
+def _decode_image(file: BinaryIO, media_type: MediaType, info: ImageInfo) -> tuple[int, int]:
     with open_image(file, media_type) as image:
         size = image.size
-        if media_type == "image/jpeg":
+        if isinstance(image, _Jpeg):
             image.draft(None, (max(1, size[0] // TRIAL_REDUCTION), max(1, size[1] // TRIAL_REDUCTION)))
-        # the structure check inflated the pixels of a PNG; load() would only inflate text behind them
+            image.scan_end = info.scan_end
+        # the structure check inflated the pixels of a PNG; load() would keep them all
         if media_type != "image/png":
             image.load()
         return size
 
 
 class _Jpeg(JpegImageFile):
-    """JPEG reader without the Exif resolution, whose reading warns (process-wide) about common bad Exif."""
+    """JPEG reader without the Exif resolution, whose reading warns (process-wide) about common bad Exif.
+
+    scan_end: if set, the data for the decoder ends there, with `SCAN_PADDING` and without an end marker. At a marker
+    the decoder fills missing pixels with grey and reports success; without one it waits for more, and Pillow reports
+    a truncated image.
+    """
+
+    scan_end: int | None = None
+    _is_padded = False
 
     def _read_dpi_from_exif(self) -> None:
         return
+
+    def load_read(self, read_bytes: int) -> bytes:
+        if self.scan_end is None or self.fp is None:
+            return super().load_read(read_bytes)
+        if missing := self.scan_end - self.fp.tell():
+            return self.fp.read(min(missing, read_bytes))
+        padding = b"" if self._is_padded else SCAN_PADDING
+        self._is_padded = True
+        return padding

@@ -70,13 +70,13 @@ class AcceptedImage:
 class Intake:
     """Validator and writer of incoming images.
 
-    max_pixels: limit of one image, checked before anything is decoded. decoders: images validated at once; each may
-    take `MAX_DECODE_BYTES` of memory, everything else is constant.
+    max_pixels: limit of one image, checked before anything is decoded. max_decode_bytes: memory of one decode; larger
+    images are rejected. decoders: images validated at once; each may take that memory, everything else is constant.
     """
 
-    def __init__(self, blobs: BlobStore, *, max_pixels: int, decoders: int = 2) -> None:
+    def __init__(self, blobs: BlobStore, *, max_pixels: int, max_decode_bytes: int, decoders: int = 2) -> None:
         self._blobs = blobs
-        self._max_pixels = max_pixels
+        self._validate = partial(_validate_file, max_pixels=max_pixels, max_decode_bytes=max_decode_bytes)
         self._decoders = anyio.CapacityLimiter(decoders)
 
     async def from_stream(self, owner: str, chunks: AsyncIterable[bytes], *, max_bytes: int) -> AcceptedImage:
@@ -93,8 +93,7 @@ class Intake:
                 await draft.write(head)
                 async for piece in pieces:
                     await draft.write(piece)
-                validate = partial(_validate_file, draft.path, media_type, self._max_pixels)
-                info = await anyio.to_thread.run_sync(validate, limiter=self._decoders)
+                info = await anyio.to_thread.run_sync(self._validate, draft.path, media_type, limiter=self._decoders)
                 blob = await draft.commit(media_type)
         return AcceptedImage(blob=blob, media_type=media_type, width=info.width, height=info.height)
 
@@ -106,12 +105,12 @@ class Intake:
         return await self.from_stream(owner, _decode_base64(uri, start), max_bytes=max_bytes)
 
 
-def _validate_file(path: Path, media_type: MediaType, max_pixels: int) -> ImageInfo:
+def _validate_file(path: Path, media_type: MediaType, *, max_pixels: int, max_decode_bytes: int) -> ImageInfo:
     """Validate in a thread; the structure first, because it bounds the work of the decoder."""
     try:
         with path.open("rb") as file:
             info = validate_structure(file, media_type, max_pixels)
-            check_decodable(file, media_type, info)
+            check_decodable(file, media_type, info, max_decode_bytes)
     except OSError as error:
         raise StorageError(
             f"the image cannot be read back ({error.strerror}): look at the disk of BROKER_BLOB_URL"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Final
 
 from uploads.structure import (
+    SEND_AGAIN,
     ImageInfo,
     InvalidImage,
     ParseBudget,
@@ -19,11 +21,18 @@ MAGIC = b"\xff\xd8\xff"
 SOI, EOI, SOS, DNL = 0xD8, 0xD9, 0xDA, 0xDC
 BASELINE, EXTENDED, PROGRESSIVE = 0xC0, 0xC1, 0xC2
 FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+BEHIND_PICTURE = {EOI, DNL, *range(0xE0, 0xF0), 0xFE}
+"""Markers between the pixels and the end that a decoder skips; the trial decode ends with the pixels."""
 
 END_OF_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 MAX_SEGMENTS = 5_000
 MAX_SCANS = 100
 """Each scan of a progressive JPEG costs a pass over the picture, however few bytes it has. Ten are common."""
+BLOCK_PIXELS: Final = 8
+COEFFICIENTS_BYTES: Final = 2 * BLOCK_PIXELS**2
+"""Memory of the coefficients of one block."""
+MAX_SAMPLING: Final = 4
+OUT_OF_ORDER: Final = "the parts of the JPEG are out of order"
 
 
 def validate_structure(source: Source, max_pixels: int) -> ImageInfo:
@@ -42,19 +51,37 @@ class _Frame:
     width: int
     height: int
     components: int
+    blocks: int
+    """Blocks of 8 x 8 samples, of all components."""
     buffered: bool
     """A decoder needs the coefficients of the whole picture in memory at once."""
     scans: int = 0
+    scan_bytes: int = 0
+    scan_end: int = 0
+    """Offset behind the latest scan."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Return whether all pixels were in the scan before."""
+        return self.scans > 0 and not self.buffered
 
     def image_info(self) -> ImageInfo:
-        coefficients = self.width * self.height * self.components * 2
-        return ImageInfo(width=self.width, height=self.height, decode_bytes=coefficients if self.buffered else 0)
+        if self.scan_bytes * 8 < self.blocks:  # each block has a code of at least one bit, whatever the coding
+            raise InvalidImage("the JPEG has fewer pixels than its header says", SEND_AGAIN)
+        return ImageInfo(
+            width=self.width,
+            height=self.height,
+            decode_bytes=self.blocks * COEFFICIENTS_BYTES if self.buffered else 0,
+            scan_end=self.scan_end if self.is_complete else None,
+        )
 
 
 def _read_picture(source: Source, max_pixels: int, budget: ParseBudget) -> ImageInfo:
     source.skip(2)
     frame: _Frame | None = None
     while (marker := _read_marker(source, budget)) != EOI:
+        if frame is not None and frame.is_complete and marker not in BEHIND_PICTURE:
+            raise InvalidImage(OUT_OF_ORDER)
         body = _read_segment(source, marker, budget)
         if marker in FRAMES:
             frame = _parse_frame(marker, body, frame, max_pixels)
@@ -93,23 +120,35 @@ def _parse_frame(marker: int, body: bytes, earlier: _Frame | None, max_pixels: i
         raise InvalidImage("this kind of JPEG (lossless, arithmetic or 12 bit) is not shown by browsers")
     height, width = int.from_bytes(body[1:3], "big"), int.from_bytes(body[3:5], "big")
     check_size(width, height, max_pixels)
-    return _Frame(width=width, height=height, components=body[5], buffered=marker == PROGRESSIVE)
+    blocks = _count_blocks(width, height, body[7::3])
+    return _Frame(width=width, height=height, components=body[5], blocks=blocks, buffered=marker == PROGRESSIVE)
+
+
+def _count_blocks(width: int, height: int, samplings: bytes) -> int:
+    """Return the blocks of a picture. samplings: horizontal and vertical factor of each component, a byte for both."""
+    factors = [divmod(sampling, 16) for sampling in samplings]
+    if not all(1 <= factor <= MAX_SAMPLING for pair in factors for factor in pair):
+        raise InvalidImage("the JPEG is damaged, its header makes no sense")
+    columns, rows = (BLOCK_PIXELS * max(direction) for direction in zip(*factors, strict=True))
+    return sum(-(-width * across // columns) * -(-height * down // rows) for across, down in factors)
 
 
 def _skip_scan(source: Source, body: bytes, frame: _Frame | None) -> None:
     """Move to the marker that ends the compressed data."""
     if frame is None or not body:
-        raise InvalidImage("the parts of the JPEG are out of order")
+        raise InvalidImage(OUT_OF_ORDER)
     frame.scans += 1
     frame.buffered = frame.buffered or body[0] < frame.components
     if frame.scans > MAX_SCANS:
         raise InvalidImage("the JPEG consists of too many scans")
-    start = source.position
+    begin = start = source.position
     tail = b""
     while chunk := source.read_chunk():
         window = tail + chunk
         if found := END_OF_SCAN.search(window):
-            source.seek(start + found.start())
+            frame.scan_end = start + found.start()
+            frame.scan_bytes += frame.scan_end - begin
+            source.seek(frame.scan_end)
             return
         tail = window[-1:]
         start += len(window) - len(tail)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -28,6 +29,12 @@ WHOLE = ((0, 0, 1, 1),)
 MAX_CHUNKS = 100_000
 MAX_LENGTH = 2**31 - 1
 INFLATED_CHUNK_BYTES = 256 * 1024
+MAX_TEXT_BYTES = 2**20
+"""Limit of one compressed text when inflated; Pillow's, and it fails on more."""
+COMPRESSED_TEXT = {
+    b"zTXt": re.compile(rb"[^\0]*\0(?P<method>.)(?P<text>.*)", re.DOTALL),
+    b"iTXt": re.compile(rb"[^\0]*\0[^\0](?P<method>.)[^\0]*\0[^\0]*\0(?P<text>.*)", re.DOTALL),
+}
 
 
 def validate_structure(source: Source, max_pixels: int) -> ImageInfo:
@@ -46,7 +53,10 @@ def validate_structure(source: Source, max_pixels: int) -> ImageInfo:
             budget.count_part()
         else:
             budget.count_metadata(length)
-        for data in _read_body(source, kind, length):
+        body = _read_body(source, kind, length)
+        if pattern := COMPRESSED_TEXT.get(kind):
+            _check_text(pattern.fullmatch(b"".join(body)), budget)
+        for data in body:
             if kind == b"IDAT":
                 header.pixels.feed(data)
         seen.add(kind)
@@ -106,6 +116,22 @@ def _read_body(source: Source, kind: bytes, length: int) -> Iterator[bytes]:
         yield data
     if crc != int.from_bytes(source.read_exactly(4), "big"):
         raise InvalidImage(f"the PNG is damaged, the checksum of {kind.decode()} is wrong", SEND_AGAIN)
+
+
+def _check_text(match: re.Match[bytes] | None, budget: ParseBudget) -> None:
+    """Count a compressed text as metadata: decoders inflate it, also behind the pixels. A damaged one is ignored."""
+    if match is None:
+        return
+    if match["method"] != b"\0":
+        raise InvalidImage("the PNG has a text that programs cannot unpack")
+    inflater = zlib.decompressobj()
+    try:
+        text = inflater.decompress(match["text"], MAX_TEXT_BYTES)
+    except zlib.error:
+        return
+    if inflater.unconsumed_tail:
+        raise InvalidImage(f"the PNG has a text that unpacks to more than {MAX_TEXT_BYTES // 2**20} MiB")
+    budget.count_metadata(len(text))
 
 
 class _Pixels:

@@ -15,6 +15,7 @@ SAVE_AGAIN = "save it again with an image editor"
 SAVE_AS = "save it as PNG, JPEG or WebP"
 SEND_AGAIN = "send it again"
 SEND_SINGLE = "send a single picture"
+SEND_SMALLER = "send a smaller picture"
 
 
 class InvalidImage(Exception):
@@ -36,11 +37,14 @@ class InvalidImage(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageInfo:
-    """Size in pixels and memory in bytes that a full decode takes."""
+    """Facts that the structure check finds and the trial decode needs."""
 
     width: int
     height: int
     decode_bytes: int
+    """Memory of the trial decode that grows with the picture."""
+    scan_end: int | None = None
+    """Offset behind the pixels of a JPEG with a single scan."""
 
 
 def check_size(width: int, height: int, max_pixels: int) -> None:
@@ -49,7 +53,7 @@ def check_size(width: int, height: int, max_pixels: int) -> None:
         raise InvalidImage("the image says it has no pixels")
     if width * height > max_pixels:
         limit = f"{max_pixels / 1e6:g} million that are accepted"
-        raise InvalidImage(f"{width} x {height} pixels are more than the {limit}", "send a smaller picture")
+        raise InvalidImage(f"{width} x {height} pixels are more than the {limit}", SEND_SMALLER)
 
 
 class Source:

@@ -1,7 +1,7 @@
 """WebP thumbnails: the sizes, the images that have them, and the resizing.
 
 Pillow's `thumbnail` decodes a JPEG at a half, a quarter or an eighth, and reduces every image by whole steps before it
-resamples. The cap on pixels bounds the memory of one image to about `MAX_DECODE_BYTES`.
+resamples. The cap on pixels bounds the memory of one image to about `MAX_MEMORY_BYTES`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ ThumbnailSize = Literal[128, 256, 512, 1024]
 THUMBNAIL_SIZES: Final[tuple[ThumbnailSize, ...]] = (128, 256, 512, 1024)
 """Longest sides in pixels. A fixed set: image URLs are shared, and strangers must not choose how many are made."""
 
+MAX_MEMORY_BYTES: Final = 256 * 2**20
 MAX_PIXELS: Final[dict[str, int]] = {"image/png": 32_000_000, "image/jpeg": 28_000_000, "image/webp": 16_000_000}
 """Memory per pixel in the worst case: a PNG and one copy of it, 8 bytes; the coefficients of a progressive JPEG in
 four colours and its draft, 9; four canvases of a WebP, 16."""

@@ -9,16 +9,17 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, Final
 
+from webhooks.redaction import Redactor
 from webhooks.signatures.base import Proof
 from webhooks.strict_json import DuplicateName, read_json
 
 MAX_BODY_BYTES: Final = 256 * 1024
-MIN_TOKEN_LENGTH: Final = 16
-"""Shorter query values are not tokens of the broker, and could be any word of a body."""
+MIN_STORED_BODY_BYTES: Final = 2 * 1024
+"""Stored of a body that proves nothing, or is too large."""
+MAX_HEADER_LENGTH: Final = 500
+"""Characters stored of one header."""
 _STORED_HEADERS: Final = re.compile(r"content-type|content-length|content-encoding|user-agent|webhook-.*|x-.*")
 _SECRET_HEADERS: Final = re.compile(r".*(authorization|cookie|secret|token|key).*")
-_TOKEN: Final = re.compile(r"token(=|\\+u003d|%3d|%253d)[0-9a-f]{32}", re.IGNORECASE)
-"""A token as it appears in a URL, in JSON with HTML-safe escapes, and in a URL within a URL."""
 
 
 class Verification(StrEnum):
@@ -61,6 +62,12 @@ class Evidence:
     trusted: bool = False
     known: bool = False
     """True if a task belongs to the callback."""
+
+    @property
+    def is_proven(self) -> bool:
+        """True if the provider or a trusted caller sent it, whatever its content."""
+        proofs = {self.token, self.signature}
+        return Proof.WRONG not in proofs and (self.trusted or proofs != {Proof.NONE})
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -124,28 +131,33 @@ def decide(evidence: Evidence) -> Decision:
     return Decision(verification=verification, status=status, reason=reason)
 
 
-def stored_headers(headers: Mapping[str, str]) -> str:
+def stored_headers(headers: Mapping[str, str], redactor: Redactor) -> str:
     """Return the headers to store, as JSON, without secrets."""
     stored = {
-        name: value[:500]
+        redactor.redact(name): redactor.redact(value)[:MAX_HEADER_LENGTH]
         for name, value in headers.items()
         if _STORED_HEADERS.fullmatch(name) and not _SECRET_HEADERS.fullmatch(name)
     }
     return json.dumps(stored, ensure_ascii=False)
 
 
-def stored_query(query: Mapping[str, str]) -> str:
+def stored_query(query: Mapping[str, str], redactor: Redactor) -> str:
     """Return task and attempt of the query, as JSON; the token and unknown parameters are left out."""
-    return json.dumps({name: query[name][:100] for name in ("task", "attempt") if name in query}, ensure_ascii=False)
+    stored = {name: redactor.redact(query[name])[:100] for name in ("task", "attempt") if name in query}
+    return json.dumps(stored, ensure_ascii=False)
 
 
-def stored_body(body: bytes, token: str | None = None) -> str:
-    """Return the body as text, truncated to `MAX_BODY_BYTES`, with every token masked.
+def stored_body(
+    body: bytes, redactor: Redactor, *, token: str | None = None, is_proven: bool = False
+) -> tuple[str, bool]:
+    """Return the body as text, with every secret masked, and whether it was truncated.
 
-    Providers repeat the callback URL, token included. token: the one of this request, masked in any spelling.
+    Providers repeat the callback URL, token included, and some repeat the whole request with our key. token: the one
+    of this request. is_proven: store it whole, unless it is too large; readable JSON then stays readable.
     NUL is replaced, because Postgres cannot store it.
     """
-    text = body[:MAX_BODY_BYTES].decode("utf-8", "replace").replace("\x00", "\ufffd")
-    if token and len(token) >= MIN_TOKEN_LENGTH:
-        text = text.replace(token, "[hidden]")
-    return _TOKEN.sub(r"token\1[hidden]", text)
+    max_bytes = MAX_BODY_BYTES if is_proven and len(body) <= MAX_BODY_BYTES else MIN_STORED_BODY_BYTES
+    text = redactor.redact(body.decode("utf-8", "replace").replace("\x00", "\ufffd"), token)
+    # truncated last: half a secret would not be recognized
+    stored = text.encode()[:max_bytes].decode("utf-8", "ignore")
+    return stored, len(stored) < len(text) or len(body) > MAX_BODY_BYTES

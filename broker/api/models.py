@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import date
 from typing import Annotated, Any, Literal
@@ -71,6 +71,8 @@ class ModelRoutes:
     catalog: Catalog
     provider_name: str
     supports: Callable[[str], bool]
+    apis: Collection[str]
+    """Names of the catalogs of the providers in use."""
     max_file_size_bytes: int
 
     def endpoints(self) -> list[Endpoint]:
@@ -102,6 +104,7 @@ class ModelRoutes:
                 *(ModelAlias.from_object(alias) for alias in model.aliases),
             ],
             modes=[mode for mode in MODES if any(mode in offer.modes for offer in offers)],
+            max_references=self.catalog.max_references(model, self.apis),
             max_reference_bytes=min(model.max_reference_bytes, self.max_file_size_bytes),
             providers=[ProviderOffer.from_object(offer, name=offer.provider) for offer in offers],
         )

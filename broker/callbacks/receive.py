@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
@@ -12,14 +13,18 @@ from broker.metrics import Metrics
 from broker.reports import Pending, Report
 from storage.callbacks import Callbacks, StoredCallback
 from storage.ids import new_callback_id
+from storage.sql.database import Statement
 from storage.tasks import DUE_CHANNEL
 from webhooks import verification
+from webhooks.redaction import Redactor
 from webhooks.signatures.base import MAX_CLOCK_SKEW_SECONDS
 from webhooks.verification import Decision, IncomingCallback, Verification
 
 MAX_UNPROCESSED_PER_TASK: Final = 20
 MAX_REJECTED_PER_MINUTE: Final = 120
-"""Callbacks without a task or proof that one process stores."""
+"""Callbacks without proof and without effect that one process stores."""
+MAX_UNPROVEN_BYTES: Final = 64 * 2**20
+"""Stored of callbacks without proof, by all processes; the oldest are deleted."""
 MAX_CALLBACK_AGE_SECONDS: Final = 14 * 24 * 3600.0
 
 
@@ -31,6 +36,9 @@ class CallbackReceiver:
     verifier: CallbackVerifier
     callbacks: Callbacks
     metrics: Metrics
+    redactor: Redactor
+    _unproven_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """One at a time: in the database they would wait for each other, each with a connection."""
     _rejected_at: deque[float] = field(default_factory=deque)
     """Monotonic times at which rejected callbacks were stored in the last minute."""
 
@@ -41,15 +49,28 @@ class CallbackReceiver:
         self.metrics.callbacks.labels(verified.provider.name, decision.verification.value).inc()
         if await self._may_store(verified):
             stored = self._to_stored(incoming, verified)
-            wake = (DUE_CHANNEL,) if stored.is_relevant else ()
-            await self.callbacks.database.transact(self.callbacks.insert_callback(stored), wake=wake)
+            if verified.evidence.is_proven:
+                await self._insert(stored, self.callbacks.insert_callback(stored))
+            else:
+                async with self._unproven_lock:
+                    insert = self.callbacks.insert_unproven(stored, max_bytes=MAX_UNPROVEN_BYTES)
+                    await self._insert(stored, *insert)
             if decision.verification == Verification.ACCEPT and stored.job_ended_at is not None:
                 lag_seconds = max(0.0, stored.received_at - stored.job_ended_at)
                 self.metrics.callback_lag.labels(stored.provider).observe(lag_seconds)
         return decision
 
+    async def _insert(self, stored: StoredCallback, *statements: Statement) -> None:
+        await self.callbacks.database.transact(*statements, wake=(DUE_CHANNEL,) if stored.is_relevant else ())
+
     def _to_stored(self, incoming: IncomingCallback, verified: VerifiedCallback) -> StoredCallback:
         now, task = self.clock.now(), verified.task
+        body, is_truncated = verification.stored_body(
+            incoming.body,
+            self.redactor,
+            token=incoming.query.get("token"),
+            is_proven=verified.evidence.is_proven,
+        )
         return StoredCallback(
             id=new_callback_id(),
             provider=task.provider if task else verified.provider.name,
@@ -58,9 +79,10 @@ class CallbackReceiver:
             verification=verified.decision.verification.value,
             status=verified.decision.status,
             reason=verified.decision.reason,
-            headers=verification.stored_headers(incoming.headers),
-            query=verification.stored_query(incoming.query),
-            body=verification.stored_body(incoming.body, incoming.query.get("token")),
+            headers=verification.stored_headers(incoming.headers, self.redactor),
+            query=verification.stored_query(incoming.query, self.redactor),
+            body=body,
+            body_truncated=is_truncated,
             evidence=verified.evidence.to_json(),
             received_at=now,
             processed_at=None if verified.is_relevant else now,
@@ -72,6 +94,8 @@ class CallbackReceiver:
         if verified.task is not None and verified.is_relevant:
             is_accepted = verified.decision.verification == Verification.ACCEPT
             return is_accepted or await self.callbacks.count_unprocessed(verified.task.id) < MAX_UNPROCESSED_PER_TASK
+        if verified.evidence.is_proven:
+            return True
         now = self.clock.monotonic()
         while self._rejected_at and self._rejected_at[0] <= now - 60.0:
             self._rejected_at.popleft()

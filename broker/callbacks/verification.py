@@ -12,12 +12,14 @@ from typing import Any, Final
 from broker.clock import Clock
 from broker.net.documents import parse_off_loop
 from broker.providers.base import Provider
+from broker.providers.signing_keys import CallbackSignature
 from broker.reports import Report
+from storage.attempts import Attempts
 from storage.callbacks import StoredCallback
 from storage.ids import TASK_ID
 from storage.tasks import Task, Tasks
 from webhooks import verification
-from webhooks.signatures.base import Proof, Signature
+from webhooks.signatures.base import Proof
 from webhooks.tokens import CallbackTokens
 from webhooks.verification import Decision, Evidence, IncomingCallback, MalformedBody, Verification
 
@@ -51,10 +53,11 @@ class CallbackVerifier:
 
     clock: Clock
     tasks: Tasks
+    attempts: Attempts
     tokens: CallbackTokens
     providers: Mapping[str, Provider]
     """The preferred one first."""
-    signatures: Mapping[str, Signature]
+    signatures: Mapping[str, CallbackSignature]
     """By provider."""
 
     async def verify(self, callback: IncomingCallback) -> VerifiedCallback:
@@ -73,7 +76,7 @@ class CallbackVerifier:
             job_ids, report = await _read_body(provider, len(callback.body), parse)
         except MalformedBody as error:
             return replace(unread, decision=error.decision)
-        signed = signature.verify(callback.headers, callback.body, job_ids, self.clock.now())
+        signed = await signature.verify(callback.headers, callback.body, job_ids, self.clock.now())
         read = replace(unread, evidence=replace(evidence, signature=signed), job_ids=job_ids, report=report)
         return await self._decide(read, task_id)
 
@@ -83,12 +86,7 @@ class CallbackVerifier:
         evidence = Evidence.from_json(callback.evidence)
         required = self.signatures[provider.name].required and evidence.token == Proof.NONE
         evidence = replace(evidence, signature_required=required)
-        job_ids: tuple[str, ...] = ()
-        report, malformed = None, None
-        try:
-            job_ids, report = await _read_body(provider, len(callback.body), partial(_parse_stored, callback))
-        except MalformedBody as error:
-            malformed = error.decision
+        job_ids, report, malformed = await _read_stored(provider, callback)
         read = VerifiedCallback(
             provider=provider,
             evidence=evidence,
@@ -97,16 +95,26 @@ class CallbackVerifier:
             attempt=callback.attempt,
             report=report,
         )
-        decided = await self._decide(read, json.loads(callback.query).get("task"))
+        task_id = json.loads(callback.query).get("task")
+        if callback.body_truncated:  # the ids in its body are lost, but not what they led to
+            task_id = callback.task_id or task_id
+        decided = await self._decide(read, task_id)
         return replace(decided, decision=malformed) if malformed and evidence.token != Proof.WRONG else decided
 
     async def _decide(self, read: VerifiedCallback, task_id: str | None) -> VerifiedCallback:
         """Find the task of a callback, and decide about it. task_id: from the address."""
         task = await self._find_task(task_id, read.job_ids, read.evidence.token)
-        if task is not None and task.provider != read.provider.name and read.evidence.token != Proof.BODY_VERIFIED:
-            task = None  # a provider's signature, or the lack of one, proves nothing about another provider's job
+        if task is not None and read.evidence.token != Proof.BODY_VERIFIED:
+            # a provider's signature, or the lack of one, proves nothing about another provider's job
+            task = task if await self._was_sent_to(task, read.provider.name) else None
         evidence = replace(read.evidence, known=task is not None)
         return replace(read, task=task, evidence=evidence, decision=verification.decide(evidence))
+
+    async def _was_sent_to(self, task: Task, provider: str) -> bool:
+        """Return whether a task is, or was in an earlier attempt, at a provider."""
+        if task.provider == provider:
+            return True
+        return any(attempt.provider == provider for attempt in await self.attempts.list_of_task(task.id))
 
     def _provider_of(self, name: str) -> Provider:
         """Return the provider with this name or callback path; the preferred one for an unknown name."""
@@ -149,8 +157,18 @@ async def _read_body(provider: Provider, size: int, parse: Callable[[], Any]) ->
     return await parse_off_loop(size, read)
 
 
-def _parse_stored(callback: StoredCallback) -> Any:
-    """Return the parsed body. Raises `MalformedBody`; only the beginning of a body that was too large is stored."""
-    if callback.status == 413:
-        raise MalformedBody(413, callback.reason)
-    return verification.parse_body(callback.body.encode("utf-8", "replace"))
+async def _read_stored(
+    provider: Provider, callback: StoredCallback
+) -> tuple[tuple[str, ...], Report | None, Decision | None]:
+    """Return the job ids and the report, or why the body was not readable on arrival or is not now.
+
+    None of a truncated one is read.
+    """
+    if callback.body_truncated:
+        malformed = Decision(verification=Verification.MALFORMED, status=callback.status, reason=callback.reason)
+        return (), None, malformed if callback.verification == Verification.MALFORMED else None
+    parse = partial(verification.parse_body, callback.body.encode("utf-8", "replace"))
+    try:
+        return *await _read_body(provider, len(callback.body), parse), None
+    except MalformedBody as error:
+        return (), None, error.decision

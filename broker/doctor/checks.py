@@ -55,14 +55,16 @@ def checks_for(context: DoctorContext) -> tuple[Check, ...]:
     return (*_provider_checks(context), *_CHECKS)
 
 
-def _provider_checks(context: DoctorContext) -> Iterator[Check]:
-    """Yield the checks of each configured provider; with several, findings begin with the provider's name."""
-    registry = context.registry
+def _provider_checks(doctor: DoctorContext) -> Iterator[Check]:
+    """Yield the checks of each key of each provider; with several, findings begin with their names."""
+    registry = doctor.registry
     for name, package in registry.packages.items():
         prefix = f"{name}: " if len(registry.packages) > 1 else ""
-        provider = registry.open(name)
-        for check in package.checks:
-            yield _adapt_check(check, provider, registry.context(name), prefix)
+        accounts = registry.open(name).accounts
+        for context in registry.contexts(name):
+            which = f"key {context.key_id}: " if len(accounts) > 1 else ""
+            for check in package.checks:
+                yield _adapt_check(check, accounts[context.key_id], context, prefix + which)
 
 
 def _adapt_check(check: HealthCheck, provider: Provider, account: ProviderContext, prefix: str) -> Check:

@@ -37,7 +37,7 @@ class DoctorContext:
 
     @property
     def probe(self) -> ReachabilityProbe:
-        preferred = next(iter(self.registry.open_all().values()))
+        preferred = next(iter(self.registry.open_all().values())).preferred
         challenge = ChallengeResponse(self.secret)
         return ReachabilityProbe(client=self.client, challenge=challenge, path=preferred.callback_path)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import shlex
-import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -79,18 +78,18 @@ def _check_places(places: _Places) -> Iterator[Finding]:
         if exposed:
             is_private = False
             yield _exposed(exposed, places.cure_folder(folder))
-    exposed = [path for file in places.files for path in find_exposed(file)]
+    exposed = [found for file in places.files for found in find_exposed(file)]
     if exposed:
         is_private = False
-        yield _exposed(exposed, f"chmod go= {_quote(*exposed)}")
+        yield _exposed(exposed, f"chmod go= {_quote(*(path for path, _ in exposed))}")
     if is_private:
-        readers = "its owner only" if places.group_read is None else "its owner only, images also by the group"
-        yield ok(_NAME, f"{places.folders[0]}: accessible to {readers}")
+        exception = "" if places.group_read is None else "; the group reads the images"
+        yield ok(_NAME, f"other users of this machine have no access{exception}")
 
 
-def _exposed(paths: Sequence[Path], cure: str) -> Finding:
-    named = ", ".join(f"{path} (mode {stat.S_IMODE(path.stat().st_mode):o})" for path in paths[:MAX_NAMED_FILES])
-    more = " and more" if len(paths) > MAX_NAMED_FILES else ""
+def _exposed(found: Sequence[tuple[Path, int]], cure: str) -> Finding:
+    named = ", ".join(f"{path} (mode {mode:o})" for path, mode in found[:MAX_NAMED_FILES])
+    more = " and more" if len(found) > MAX_NAMED_FILES else ""
     return warning(_NAME, f"other users of this machine can access {named}{more}", cure)
 
 

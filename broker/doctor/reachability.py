@@ -187,7 +187,7 @@ def _judge_probe(context: DoctorContext, url: PublicUrl, result: ProbeResult) ->
         reason = f": {result.reason}" if is_other else f" {explain_failure(result.error)[0]}"
         return failed(name, shown + reason, _probe_cure(context, url, result))
     is_local, is_plain = _is_loopback_url(url.url), url.url.startswith("http://")
-    providers = context.registry.open_all().values()
+    providers = [pool.preferred for pool in context.registry.open_all().values()]
     if is_local and not all(_is_loopback_url(provider.base_url) for provider in providers):
         found = f"{shown} is this very machine: no provider can reach it"
         return warning(name, found, "set a public one in WEBHOOK_BASE_URL, or leave it empty")

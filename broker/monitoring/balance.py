@@ -12,6 +12,7 @@ from broker.clock import Clock
 from broker.errors import ProviderError
 from broker.logs import log
 from broker.providers.base import Provider
+from broker.providers.pool import ProviderPool
 from storage.tables import Tables
 
 REFRESH_SECONDS: Final = 300.0
@@ -22,30 +23,34 @@ MAX_AGE_SECONDS: Final = 3 * REFRESH_SECONDS
 
 @dataclass(frozen=True, kw_only=True)
 class BalanceMonitor:
-    """Balances by provider, shared through the database."""
+    """Balances by account, shared through the database."""
 
     clock: Clock
     tables: Tables
-    providers: Mapping[str, Provider]
+    pools: Mapping[str, ProviderPool]
 
     async def refresh(self) -> None:
         """Query every provider, unless a process did so recently. The query is free; a failure is only logged."""
         if not await self.tables.periodic_jobs.try_acquire("balance", now=self.clock.now(), every=REFRESH_SECONDS):
             return
-        for provider in self.providers.values():
+        for provider in (account for pool in self.pools.values() for account in pool.accounts.values()):
             if (balance := await _query_balance(provider)) is not None:
                 value = f"{balance!r} {self.clock.now()!r}"
-                await self.tables.cluster_state.set_value(_state_name(provider.name), value)
+                await self.tables.cluster_state.set_value(_state_name(provider.name, provider.key_id), value)
 
-    async def latest(self) -> dict[str, float]:
-        """Return the recent balances by provider; those without a recent answer are missing."""
+    async def latest(self) -> dict[tuple[str, str], float]:
+        """Return the recent balances by provider and key id; those without a recent answer are missing."""
         now, state = self.clock.now(), self.tables.cluster_state
-        balances = {name: _parse_recent(await state.get_value(_state_name(name)), now) for name in self.providers}
-        return {name: balance for name, balance in balances.items() if balance is not None}
+        balances = {
+            (name, key_id): _parse_recent(await state.get_value(_state_name(name, key_id)), now)
+            for name, pool in self.pools.items()
+            for key_id in pool.accounts
+        }
+        return {account: balance for account, balance in balances.items() if balance is not None}
 
 
-def _state_name(provider: str) -> str:
-    return f"balance of {provider}"
+def _state_name(provider: str, key_id: str) -> str:
+    return f"balance of {provider} {key_id}"
 
 
 async def _query_balance(provider: Provider) -> float | None:

@@ -49,20 +49,21 @@ class DatabaseCollector:
         for state in TaskState:
             self.metrics.tasks.labels(state.value).set(counts.get(state.value, 0))
         cooldowns, balances = await self._provider_state.get()
-        for provider, until in cooldowns.items():
-            self.metrics.provider_cooldown.labels(provider).set(max(0.0, until - self.clock.now()))
+        for account, until in cooldowns.items():
+            self.metrics.provider_cooldown.labels(*account).set(max(0.0, until - self.clock.now()))
         self.metrics.credits_left.clear()
-        for provider, balance in balances.items():
-            self.metrics.credits_left.labels(provider).set(balance)
+        for account, balance in balances.items():
+            self.metrics.credits_left.labels(*account).set(balance)
         self.metrics.deliveries_pending.set(await self._pending_deliveries.get())
         self.metrics.steps_running.set(self.steps_running())
         return generate_latest(self.metrics.registry)
 
-    async def _load_provider_state(self) -> tuple[Mapping[str, float], Mapping[str, float]]:
-        """Return the end of each provider's cooldown, and the balances."""
+    async def _load_provider_state(self) -> tuple[Mapping[tuple[str, str], float], Mapping[tuple[str, str], float]]:
+        """Return the end of each key's cooldown, and the balances, by provider and key id."""
         now = self.clock.now()
         cooldowns = {
-            name: (await self.tables.provider_limits.get_load(name, now)).paused_until
-            for name in self.balances.providers
+            (name, key_id): (await self.tables.provider_limits.get_load(name, key_id, now)).paused_until
+            for name, pool in self.balances.pools.items()
+            for key_id in pool.accounts
         }
         return cooldowns, await self.balances.latest()

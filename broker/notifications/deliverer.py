@@ -7,7 +7,6 @@ other. A webhook without a free slot keeps its row as it is.
 from __future__ import annotations
 
 import math
-import secrets
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -45,8 +44,6 @@ class Deliverer:
     """No attempt is scheduled later than this after the event."""
     timeout_seconds: float = 15.0
     """Of one attempt, from the name lookup on."""
-    lease_seconds: float = 45.0
-    """Until another process may take a webhook over; longer than the time-out."""
     random: Callable[[], float] = SystemRandom().random
     _in_flight: dict[str, Delivery] = field(default_factory=dict)
     _paused_until: float = -math.inf
@@ -62,16 +59,16 @@ class Deliverer:
 
     # -- claiming
 
-    async def claim(self) -> list[Delivery]:
+    async def claim(self, lease: Lease) -> list[Delivery]:
         """Claim due webhooks that have a slot; pass each of them to `deliver`.
 
-        One host may have more due webhooks than slots: the surplus is released, and the next claim skips the host.
+        lease: renewed while the attempts run. One host may have more due webhooks than slots: the surplus is
+        released, and the next claim skips the host.
         """
-        now = self.clock.now()
         in_flight = Counter(delivery.host for delivery in self._in_flight.values())
         claimed = await self.deliveries.claim(
-            now=now,
-            lease=Lease(holder=secrets.token_hex(8), until=now + self.lease_seconds),
+            now=self.clock.now(),
+            lease=lease,
             limit=self.free_slots,
             busy_hosts=[host for host, count in in_flight.items() if count >= HOST_CONCURRENCY],
         )
@@ -85,6 +82,10 @@ class Deliverer:
             self._paused_until = self.clock.monotonic() + BUSY_PAUSE_SECONDS
         self._in_flight |= {delivery.id: delivery for delivery in started}
         return started
+
+    async def renew_leases(self, until: float) -> None:
+        """Extend the leases of all attempts in progress."""
+        await self.deliveries.renew(list(self._in_flight.values()), until)
 
     async def release(self) -> None:
         """Make interrupted webhooks due for other processes at once."""

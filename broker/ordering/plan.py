@@ -14,7 +14,8 @@ from broker.catalog import MODES, Catalog, Model, quote_text
 from broker.clock import Clock, day
 from broker.errors import ApiError, EgressBlocked, FieldError
 from broker.net.fetcher import Fetcher
-from broker.orders import ImageParams, Order, OrderRequest, Plan, Quote
+from broker.ordering.routing import OrderRouter
+from broker.orders import PRIORITIES, ImageParams, Order, OrderRequest, Plan, Quote
 from broker.providers.base import Provider
 
 MAX_IMAGES: Final = 6
@@ -33,22 +34,36 @@ class Planner:
     clock: Clock
     catalog: Catalog
     providers: Mapping[str, Provider]
-    """In order of preference."""
+    routing: OrderRouter
     caller_fetcher: Fetcher
     """With the rules on which addresses of callers may be called."""
 
-    def make_plan(self, request: OrderRequest) -> Plan:
+    async def make_plan(self, request: OrderRequest) -> Plan:
         """Return the plan of a request. Raises `ApiError` for a field that is wrong."""
         if not 1 <= request.count <= MAX_IMAGES:
             raise ApiError("invalid_request", f"numberOfImages must be from 1 to {MAX_IMAGES}.", field="numberOfImages")
+        if request.priority not in PRIORITIES:
+            raise ApiError(
+                "unsupported_parameter",
+                f"Unknown priority {quote_text(request.priority)}. Accepted: {', '.join(PRIORITIES)}.",
+                field="priority",
+            )
         order = validate_params(self.catalog, request.params, mode=request.mode, references=len(request.sources))
-        candidates = self._find_candidates(order.params.model)
+        order = replace(order, priority=request.priority)
+        routes = await self.routing.find_routes(order, references=len(request.sources), pinned=request.provider)
+        candidates = tuple(route.provider for route in routes if route.is_candidate)
         provider = self.providers[candidates[0]]
         offer = provider.build_request(order, None)
         return Plan(
             order=order,
             candidates=candidates,
-            quote=Quote(price=offer.get("price"), count=request.count, unit=offer.get("unit")),
+            routes=routes,
+            quote=Quote(
+                price=offer.get("price"),
+                count=request.count,
+                unit=offer.get("unit"),
+                deadline_seconds=offer.get("deadline_seconds"),
+            ),
             warnings=self.catalog.warnings(request.params.model or None, day(self.clock.now())),
             ignored=provider.ignored(order),
         )
@@ -68,16 +83,6 @@ class Planner:
                 "Use a public https:// address, without user name and on the usual port.",
                 field="callbackUrl",
             ) from error
-
-    def _find_candidates(self, model: str) -> tuple[str, ...]:
-        candidates = tuple(name for name, provider in self.providers.items() if provider.supports(model))
-        if not candidates:
-            raise ApiError(
-                "unsupported_parameter",
-                f"The provider in use ({', '.join(self.providers)}) does not serve {model}.",
-                field="model",
-            )
-        return candidates
 
 
 def validate_params(catalog: Catalog, params: ImageParams, *, mode: str | None, references: int) -> Order:

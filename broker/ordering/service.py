@@ -15,7 +15,16 @@ from broker.ordering.idempotency import Idempotency
 from broker.ordering.plan import Planner
 from broker.ordering.rate_limit import RateLimiter
 from broker.ordering.references import ReferenceIntake, hash_source
-from broker.orders import ImageParams, Order, OrderRequest, Plan, Reference, StoredReference
+from broker.orders import (
+    DEFAULT_PRIORITY,
+    PRIORITIES,
+    ImageParams,
+    Order,
+    OrderRequest,
+    Plan,
+    Reference,
+    StoredReference,
+)
 from broker.providers.base import Provider
 from broker.tasks.policy import TaskPolicy
 from broker.tasks.queries import TaskQueries
@@ -58,9 +67,9 @@ class OrderService:
     image_base: Callable[[], str | None]
     """Where a provider reaches our images; None without a public URL."""
 
-    def plan(self, request: OrderRequest) -> Plan:
+    async def plan(self, request: OrderRequest) -> Plan:
         """Return the plan of a request. Raises `ApiError` for a field that is wrong."""
-        return self.planner.make_plan(request)
+        return await self.planner.make_plan(request)
 
     async def create(self, caller: str, request: OrderRequest, plan: Plan) -> CreatedTasks:
         """Create the durable tasks of a request, or return those of an equal earlier one.
@@ -107,8 +116,13 @@ class OrderService:
             **self.providers[plan.candidates[0]].build_request(order, address),
             "count": plan.quote.count,
             "total": plan.quote.total,
+            "deadline_seconds": plan.quote.deadline_seconds,
             "warnings": list(plan.warnings),
             "ignored": list(plan.ignored),
+            "routes": [
+                {"provider": route.provider, "candidate": route.is_candidate, "reason": route.reason}
+                for route in plan.routes
+            ],
         }
 
     async def failed_request(self, task_id: str) -> tuple[str, OrderRequest]:
@@ -155,6 +169,8 @@ class OrderService:
                 caller=caller,
                 due_at=now,
                 provider=plan.candidates[0],
+                candidates=plan.candidates,
+                priority=PRIORITIES.index(request.priority),
                 mode=order.mode,
                 **order.params.to_columns(),
                 references=tuple(_reference_columns(reference) for reference in references),
@@ -214,10 +230,13 @@ class OrderService:
 
 
 async def request_fingerprint(request: OrderRequest, order: Order) -> str:
-    """Return the hash of what makes two requests equal: the order, its references, the count, the callback URL."""
-    callback = {"callback_url": request.callback_url} if request.callback_url else {}
+    """Return the hash of what makes two requests equal: the order, its references and the other fields."""
+    others = {"callback_url": request.callback_url, "provider": request.provider}
+    if request.priority != DEFAULT_PRIORITY:
+        others["priority"] = request.priority
+    chosen = {name: value for name, value in others.items() if value}
     references = [await hash_source(source) for source in request.sources]
-    content = {**asdict(order), "references": references, "count": request.count, **callback}
+    content = {**asdict(order), "references": references, "count": request.count, **chosen}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -232,6 +251,7 @@ def _request_of(task: Task) -> OrderRequest:
         params=ImageParams.from_columns(vars(task)),
         mode=task.mode,
         sources=tuple(StoredReference(blob=ref["blob"], sha256=ref["sha256"]) for ref in task.references),
+        priority=PRIORITIES[task.priority],
         callback_url=task.callback_url,
         idempotency_key=_retry_key(task),
     )

@@ -7,24 +7,40 @@ is here and in `job_api` (an adapter's base), `responses` (classes of responses)
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+import hashlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources.abc import Traversable
 from typing import Any, Final, Literal, Protocol
 
+from pydantic import SecretStr
+
 from broker.catalog import Catalog
+from broker.errors import FieldError
 from broker.net.api_client import ApiClient
 from broker.orders import Order
+from broker.providers.signing_keys import CallbackSignature, FixedKeys
 from broker.reports import Failed, Report
 from broker.settings.types import PackageSettings
-from webhooks.signatures.base import Signature, Unsigned
+from webhooks.signatures.base import Unsigned
 
-DEFAULT_KEY_ID: Final = "default"
-"""Id of the key that the operator configured. Rotating the key keeps the id, so that running jobs stay reachable.
+NO_KEY_ID: Final = "none"
+"""Key id of a provider that needs no key."""
 
-Each provider has this one key. Every attempt stores its key id, and `registry.open(name, key_id)` raises KeyError for
-any other id; a pool of keys needs an id for each further key there.
-"""
+
+def key_id_of(key: SecretStr) -> str:
+    """Return the stable name of a key: it survives a new order of the keys, and reveals nothing of them."""
+    return hashlib.sha256(key.get_secret_value().encode()).hexdigest()[:8]
+
+
+class ResultSink(Protocol):
+    """Where `submit` puts a result that the provider's response contains."""
+
+    async def store(self, chunks: AsyncIterator[bytes]) -> str:
+        """Store one result durably, chunk by chunk, and return its output for `Finished`.
+
+        Memory use does not grow with the result. Raises `SinkError` if it cannot be stored.
+        """
 
 
 class Provider(Protocol):
@@ -37,6 +53,8 @@ class Provider(Protocol):
     """Used in URLs, rows and metrics."""
     key_id: str
     """Stable, non-secret name of the key; stored with each attempt."""
+    holds_submit: bool
+    """True if `submit` may wait for the result, for minutes, instead of for a job id."""
     base_url: str
     """Where requests are sent; shown to the operator."""
     api_name: str
@@ -55,8 +73,21 @@ class Provider(Protocol):
         """Return the request that `submit` would send: `{"method", "url", "json", "price", "unit"}`.
 
         price: of one image, or None if unknown; unit: the provider's currency. No I/O and no secret: the callback's
-        query is masked, and a reference that needs an upload appears as `upload:<name>`.
+        query is masked, and a reference that needs an upload appears as `upload:<name>`. An order that the provider
+        works on for longer than usual has `deadline_seconds` in addition.
         """
+
+    def expects_callback(self, order: Order) -> bool:
+        """Return True if the provider calls back about this order when it gets a URL."""
+
+    def find_obstacle(self, order: Order, references: int) -> tuple[str, FieldError] | None:
+        """Return why the order cannot be served here, as error code and field; None if it can.
+
+        references: number of reference images, which the order does not have yet.
+        """
+
+    def usd_price(self, order: Order) -> float | None:
+        """Return the price of one image in USD; None if unknown."""
 
     def ignored(self, order: Order) -> tuple[str, ...]:
         """Return the names of order fields, as the native API spells them, that this provider cannot use."""
@@ -67,15 +98,18 @@ class Provider(Protocol):
         Failed(billed="no") if that is impossible. `submit` does the same for references not yet uploaded.
         """
 
-    async def submit(self, order: Order, callback_url: str | None) -> Report:
+    async def submit(self, order: Order, callback_url: str | None, sink: ResultSink) -> Report:
         """Order one image, once. May cost money; called at most once per attempt.
 
         Pending(job_id): accepted. Failed(billed="no"): certainly not accepted (not sent, or refused).
-        Finished: completed at once. Raises `ProviderError` if the outcome is unknown: the job may exist.
+        Finished: completed at once; results in the response itself go to `sink` before this returns.
+        Raises `ProviderError` if the outcome is unknown: the job may exist.
         """
 
-    async def check(self, job_id: str) -> Report:
+    async def check(self, job_id: str, sink: ResultSink) -> Report:
         """Return the state of a job. Free and repeatable. Raises `ProviderError` if nothing was learned.
+
+        Results in the response itself go to `sink`, as with `submit`.
 
         Never returns `Pending(check_in=0)`, which would poll without a pause.
         """
@@ -106,6 +140,8 @@ class ProviderContext:
     name: str
     """Name of the adapter: that of its package, or `sandbox`."""
     key_id: str
+    api_key: SecretStr | None
+    """None for a provider that needs no key."""
     settings: Any
     """An instance of the package's settings class."""
     client: ApiClient
@@ -146,8 +182,8 @@ class ProviderPackage:
     catalog: Traversable
     """TOML file with the models it serves, its prices and limits."""
     checks: Sequence[HealthCheck] = ()
-    signature: Callable[[Any], Signature] = lambda _: Unsigned()
-    """Settings → verifier of its callbacks."""
+    signature: Callable[[Sequence[ProviderContext]], CallbackSignature] = lambda _: FixedKeys(Unsigned())
+    """The provider's keys, the preferred one first → verifier of its callbacks."""
     signature_advice: str | None = None
     """A question to the operator whose callbacks are all rejected."""
     is_configured: Callable[[Any], bool] = lambda settings: bool(settings.is_configured)

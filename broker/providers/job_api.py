@@ -10,14 +10,12 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Final
 
-from pydantic import SecretStr
-
 from broker.catalog import Wire
-from broker.errors import NotSent
+from broker.errors import FieldError, NotSent
 from broker.net.documents import parse_off_loop
 from broker.orders import Order, Reference
 from broker.providers import parsing
-from broker.providers.base import ProviderContext
+from broker.providers.base import ProviderContext, ResultSink
 from broker.providers.error_codes import ErrorTable
 from broker.providers.parsing import ParsedResponse
 from broker.providers.responses import ProviderResponse, Reports
@@ -38,10 +36,11 @@ class JobApi:
     errors: ClassVar[ErrorTable]
     id_fields: ClassVar[Sequence[str]] = parsing.TASK_IDS
     """Names of a job's id in a response."""
+    holds_submit: bool = False
     callback_path: str = ""
     """`/api/webhook/<name>` if empty."""
 
-    def __init__(self, context: ProviderContext, *, base_url: str, api_key: SecretStr | None) -> None:
+    def __init__(self, context: ProviderContext, *, base_url: str) -> None:
         self.name = context.name
         self.api_name = self.catalog_name
         self.key_id = context.key_id
@@ -50,7 +49,7 @@ class JobApi:
         self.creates_per_10s = context.creates_per_10s
         self.concurrency = context.concurrency
         self.context = context
-        self._api_key = api_key.get_secret_value() if api_key else "sandbox-needs-no-key"
+        self._api_key = context.api_key.get_secret_value() if context.api_key else "sandbox-needs-no-key"
         self.reports = Reports(name=context.name, errors=self.errors, secret=self._api_key)
 
     # -- for subclasses to define
@@ -77,6 +76,16 @@ class JobApi:
     def supports(self, model: str) -> bool:
         return self.context.catalog.serves(self.catalog_name, model)
 
+    def find_obstacle(self, order: Order, references: int) -> tuple[str, FieldError] | None:
+        return self.context.catalog.find_obstacle(self.catalog_name, order, references)
+
+    def usd_price(self, order: Order) -> float | None:
+        params = order.params
+        return self.context.catalog.usd_price(self.catalog_name, params.model, order.mode, params.resolution)
+
+    def expects_callback(self, order: Order) -> bool:
+        return not self.holds_submit
+
     def ignored(self, order: Order) -> tuple[str, ...]:
         return self.context.catalog.ignored(self.catalog_name, order)
 
@@ -100,7 +109,7 @@ class JobApi:
         pairs = zip(order.references, urls, strict=True)
         return replace(order, references=tuple(replace(one, url=url, is_uploaded=True) for one, url in pairs))
 
-    async def submit(self, order: Order, callback_url: str | None) -> Report:
+    async def submit(self, order: Order, callback_url: str | None, sink: ResultSink) -> Report:
         wire = self.context.catalog.wire(self.catalog_name, order.params.model, order.mode)
         if wire is None:
             message = f"{self.name} does not serve {order.params.model} ({order.mode})"

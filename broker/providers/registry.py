@@ -7,16 +7,20 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final
 
+from pydantic import SecretStr
+
 from broker.catalog import Catalog
+from broker.errors import SettingsError
 from broker.net.api_client import ApiClient
-from broker.providers.base import DEFAULT_KEY_ID, Provider, ProviderContext, ProviderPackage
+from broker.providers.base import NO_KEY_ID, ProviderContext, ProviderPackage, key_id_of
 from broker.providers.kie import KIE
 from broker.providers.kie.checks import SANDBOX_CHECKS
 from broker.providers.kie.settings import KieSettings
 from broker.providers.legacy import legacy_package
+from broker.providers.pool import ProviderPool
+from broker.providers.signing_keys import CallbackSignature
 from broker.settings import Settings
 from broker.settings.types import PackageSettings
-from webhooks.signatures.base import Signature
 
 PROVIDERS: Final[tuple[ProviderPackage, ...]] = (
     KIE,
@@ -35,7 +39,7 @@ def sandbox_upstream(settings: Settings) -> KieSettings:
 def point_to_sandbox(settings: Settings, url: str) -> Settings:
     """Return settings whose upstream is the sandbox server at `url`, without any key."""
     upstream = sandbox_upstream(settings)
-    return settings.with_packages(upstream.model_copy(update={"api_key": None, "api_url": url, "upload_url": url}))
+    return settings.with_packages(upstream.model_copy(update={"kie_keys": (), "api_url": url, "upload_url": url}))
 
 
 def settings_classes(extra: Sequence[ProviderPackage] = ()) -> tuple[type[PackageSettings], ...]:
@@ -64,37 +68,55 @@ class ProviderRegistry:
 
     @cached_property
     def packages(self) -> Mapping[str, ProviderPackage]:
-        """Return the configured packages by name, in the order of preference; the sandbox if none is configured."""
-        found = [package for package in (*PROVIDERS, *self.extra) if package.is_configured(self._settings_of(package))]
-        return {package.name: package for package in found or [SANDBOX]}
+        """Return the packages in use by name, in the order of preference; the sandbox if none is configured.
 
-    def open(self, name: str, key_id: str = DEFAULT_KEY_ID) -> Provider:
-        """Return an adapter of a configured provider, bound to one key. Raises KeyError for an unknown one."""
-        return self.packages[name].factory(self.context(name, key_id))
+        Those of BROKER_PROVIDERS in its order, or all configured ones. Raises `SettingsError` for a name there that
+        is not known or not configured.
+        """
+        found = {
+            package.name: package
+            for package in (*PROVIDERS, *self.extra)
+            if package.is_configured(self._settings_of(package))
+        } or {SANDBOX.name: SANDBOX}
+        for name in self.settings.providers:
+            if name not in found:
+                raise SettingsError(
+                    f"BROKER_PROVIDERS names {name}, which has no key: set its key, or use some of {', '.join(found)}"
+                )
+        return {name: found[name] for name in self.settings.providers or found}
 
-    def context(self, name: str, key_id: str = DEFAULT_KEY_ID) -> ProviderContext:
-        """Return one key of a provider, with its limits. Raises KeyError for an unknown one."""
-        if key_id != DEFAULT_KEY_ID:
-            raise KeyError(f"{name} has no key {key_id}")
+    def open(self, name: str) -> ProviderPool:
+        """Return the adapters of a configured provider, one per key. Raises KeyError for an unknown one."""
+        factory = self.packages[name].factory
+        return ProviderPool(name=name, accounts={one.key_id: factory(one) for one in self.contexts(name)})
+
+    def contexts(self, name: str) -> tuple[ProviderContext, ...]:
+        """Return every key of a provider, with its limits. Raises KeyError for an unknown one."""
+        settings = self._settings_of(self.packages[name])
         terms = self.catalog.terms(name if name != SANDBOX.name else KIE.name)
-        return ProviderContext(
-            name=name,
-            key_id=key_id,
-            settings=self._settings_of(self.packages[name]),
-            client=self.client,
-            catalog=self.catalog,
-            now=self.now,
-            creates_per_10s=terms.creates_per_10s,
-            concurrency=self.settings.max_concurrent or terms.concurrency,
+        keys: dict[str, SecretStr | None] = {key_id_of(key): key for key in settings.keys}
+        return tuple(
+            ProviderContext(
+                name=name,
+                key_id=key_id,
+                api_key=key,
+                settings=settings,
+                client=self.client,
+                catalog=self.catalog,
+                now=self.now,
+                creates_per_10s=terms.creates_per_10s,
+                concurrency=self.settings.max_concurrent or terms.concurrency,
+            )
+            for key_id, key in (keys or {NO_KEY_ID: None}).items()
         )
 
-    def open_all(self) -> dict[str, Provider]:
-        """Return an adapter of every configured provider, bound to the operator's key; the preferred one first."""
+    def open_all(self) -> dict[str, ProviderPool]:
+        """Return every configured provider, the preferred one first."""
         return {name: self.open(name) for name in self.packages}
 
-    def signatures(self) -> dict[str, Signature]:
+    def signatures(self) -> dict[str, CallbackSignature]:
         """Return the verifier of each provider's callbacks."""
-        return {name: package.signature(self._settings_of(package)) for name, package in self.packages.items()}
+        return {name: package.signature(self.contexts(name)) for name, package in self.packages.items()}
 
     def _settings_of(self, package: ProviderPackage) -> PackageSettings:
         return self.settings.package(package.settings)

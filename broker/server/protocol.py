@@ -9,6 +9,9 @@ because that one accepts megabytes of headers and requests without a Host.
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import termios
+from array import array
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +27,7 @@ from broker.net.hosts import is_loopback_host
 from broker.net.pieces import ChunkCounter, TooManyPieces, TurnCounter
 
 MAX_HEAD_BYTES: Final = 16 * 1024
+CLOSE_HEADER: Final = (b"connection", b"close")
 
 _MALFORMED_MESSAGE: Final = "This is not a well-formed HTTP request."
 
@@ -45,6 +49,8 @@ class ConnectionLimits:
     """Connections of one address other than loopback."""
     drain_seconds: int = 7
     """For requests in progress when the server stops."""
+    last_request_seconds: float = 0.1
+    """For requests and handshakes on their way when the server stops: a round trip, and a busy moment of the loop."""
 
 
 class _Phase(Enum):
@@ -152,6 +158,13 @@ class _TurnFlow(FlowControl):
             super().resume_reading()
 
 
+def _has_unread_bytes(transport: asyncio.Transport) -> bool:
+    """Return whether the kernel holds bytes that the loop has not read yet."""
+    count = array("i", [0])
+    fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.FIONREAD, count)
+    return count[0] > 0
+
+
 class DeadlineH11(H11Protocol):
     """One client connection."""
 
@@ -198,6 +211,24 @@ class DeadlineH11(H11Protocol):
         super().connection_lost(exc)
 
     def shutdown(self) -> None:
+        """Close after the response to the request in progress, or to one that arrives within `last_request_seconds`."""
+        if self._is_responding():
+            self.cycle.default_headers = self.server_state.default_headers  # they announce the close
+            super().shutdown()
+        else:
+            self.loop.call_later(self._limits.last_request_seconds, self._close_idle)
+
+    def _is_responding(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete and not self._is_lingering
+
+    def _close_idle(self) -> None:
+        if self._is_responding() or self.transport.is_closing():
+            return
+        if not self._is_lingering and _has_unread_bytes(
+            self.transport
+        ):  # closing now would reset the connection instead of answering
+            self.shutdown()
+            return
         try:
             if self._is_lingering:
                 self.transport.close()

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import socket
+import struct
+import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
 from broker.errors import SettingsError
 
 BACKLOG: Final = 2048
+_SO_ATTACH_FILTER: Final = 26
+_DROP_SYN: Final = b"".join(
+    struct.pack("=HBBI", *instruction)
+    for instruction in (
+        (0x30, 0, 0, 13),  # load the flags of the TCP header
+        (0x54, 0, 0, 0x12),  # keep SYN and ACK
+        (0x15, 0, 1, 0x02),  # if SYN alone:
+        (0x06, 0, 0, 0),  # drop the packet
+        (0x06, 0, 0, 0xFFFFFFFF),  # else accept it
+    )
+)
+"""A program of the kernel's classic packet filter."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,3 +84,20 @@ def port_in_use(port: int) -> str:
 def socket_port(sock: socket.socket) -> int:
     """Return the port that the socket was given."""
     return int(sock.getsockname()[1])
+
+
+def refuse_handshakes(listener: socket.socket) -> None:
+    """Let a listening socket begin no more handshakes. Those that have begun end, and can be accepted.
+
+    A connection that is established between the last accept and the close is reset, with the request that its client
+    has sent. A client whose first packet is dropped repeats it after a second: then it is refused, or reaches the
+    next process. Linux only; elsewhere handshakes go on until the close.
+    """
+    if sys.platform == "linux":
+        program = ctypes.create_string_buffer(_DROP_SYN)
+        with suppress(OSError):  # a sandboxed kernel may have no packet filter
+            listener.setsockopt(
+                socket.SOL_SOCKET,
+                _SO_ATTACH_FILTER,
+                struct.pack("@HP", len(_DROP_SYN) // 8, ctypes.addressof(program)),
+            )

@@ -16,14 +16,14 @@ import uvicorn
 from broker.app import build_app
 from broker.logs import log
 from broker.net.hosts import local_base_url
-from broker.server.protocol import MAX_HEAD_BYTES, ConnectionLimits, DeadlineH11
-from broker.server.sockets import BACKLOG, socket_port
+from broker.server.protocol import CLOSE_HEADER, MAX_HEAD_BYTES, ConnectionLimits, DeadlineH11
+from broker.server.sockets import BACKLOG, refuse_handshakes, socket_port
 from broker.services import Services
 
 TICK_SECONDS: Final = 1.0
 """Between two updates of the Date header."""
-LATE_CONNECTION_SECONDS: Final = 0.2
-"""Time for the first request on a connection that was accepted while the listener closed."""
+POLL_SECONDS: Final = 0.02
+"""Between two looks for requests in progress when the server stops."""
 DEFAULT_LIMITS: Final = ConnectionLimits()
 
 
@@ -111,8 +111,9 @@ def _stop_on_signal(number: signal.Signals, stop: Callable[[], None]) -> None:
 class _Server(uvicorn.Server):
     """uvicorn without its signal handlers, and without polling ten times a second for the stop flag."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, last_request_seconds: float) -> None:
         super().__init__(config)
+        self._last_request_seconds = last_request_seconds
         self.listening = asyncio.Event()
         self._stopping = asyncio.Event()
 
@@ -135,21 +136,46 @@ class _Server(uvicorn.Server):
         """Accept no more connections and finish requests in progress. A second call does not wait for them."""
         self.force_exit = self.should_exit
         self.should_exit = True
+        self.config.encoded_headers.append(CLOSE_HEADER)
         self._stopping.set()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        # asyncio drops a connection accepted just before its listener closes: first let it have its protocol
-        for listener in (listener for server in self.servers for listener in server.sockets):
-            asyncio.get_running_loop().remove_reader(listener)
+        """Answer the requests that clients have sent, then close.
+
+        uvicorn's own closes at once: it resets connections that the kernel has accepted, and those whose request has
+        not been read.
+        """
+        loop = asyncio.get_running_loop()
+        listeners = [listener for server in self.servers for listener in server.sockets]
+        # 1. accept the connections that clients are opening, and no others
+        for listener in listeners:
+            refuse_handshakes(listener)
+        self._end_connections()
+        await asyncio.sleep(self._last_request_seconds)
+        # 2. asyncio drops a connection accepted just before its listener closes: first let it have its protocol
+        for listener in listeners:
+            loop.remove_reader(listener)
         for _ in range(2):
             await asyncio.sleep(0)
-        # uvicorn asks only the connections of this moment to end; an idle one accepted since would delay the stop
-        late = asyncio.get_running_loop().call_later(LATE_CONNECTION_SECONDS, self._end_connections)
-        await super().shutdown(sockets)
-        late.cancel()
+        for server in self.servers:
+            server.close()
+        for sock in sockets or []:
+            sock.close()
+        # 3. answer
+        self._end_connections()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._wait_until_idle(), self.config.timeout_graceful_shutdown)
+        for task in self.server_state.tasks:
+            task.cancel()
+
+    async def _wait_until_idle(self) -> None:
+        while self.server_state.connections or self.server_state.tasks:
+            if self.force_exit:
+                return
+            await asyncio.sleep(POLL_SECONDS)
 
     def _end_connections(self) -> None:
-        """Close idle connections now, and the others after their response."""
+        """Let every connection close after its response, or after a moment without a request."""
         for connection in list(self.server_state.connections):
             connection.shutdown()
 
@@ -177,5 +203,6 @@ def _build_server(services: Services, limits: ConnectionLimits) -> _Server:
             timeout_keep_alive=limits.idle_seconds,
             timeout_graceful_shutdown=limits.drain_seconds,
             h11_max_incomplete_event_size=MAX_HEAD_BYTES,
-        )
+        ),
+        limits.last_request_seconds,
     )

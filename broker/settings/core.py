@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Final, Literal, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, PositiveInt, PrivateAttr, SecretStr, model_validator
 from pydantic_settings import BaseSettings
@@ -40,6 +41,21 @@ def _check_signing_key(secret: SecretStr) -> SecretStr:
             "separated by commas; or delete the variable, and one is derived from SECRET_KEY"
         ) from None
     return secret
+
+
+def _secrets_in(settings: BaseSettings) -> Iterator[SecretStr]:
+    """Yield the secrets in the fields of a settings class."""
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        for item in value if isinstance(value, tuple) else (value,):
+            if isinstance(item, SecretStr):
+                yield item
+
+
+def _passwords_in(address: str) -> set[str]:
+    """Return the password of a database, which may be among the options of its URL."""
+    parts = urlsplit(address)
+    return {unquote(parts.password or ""), dict(parse_qsl(parts.query)).get("password", "")}
 
 
 def _reveal(secret: SecretStr | None) -> str | None:
@@ -104,6 +120,9 @@ class Settings(BaseSettings):
     allow_anonymous: bool = env("BROKER_ALLOW_ANONYMOUS", default=False)
     cors_origins: CommaSeparated[Origin] = env("BROKER_CORS_ORIGINS", default=())
 
+    providers: CommaSeparated[str] = env("BROKER_PROVIDERS", default=())
+    route: Literal["order", "price"] = env("BROKER_ROUTE", default="order")
+
     retention_hours: float = env("BROKER_RETENTION_HOURS", default=24, gt=0, le=87600)
     check_after: Seconds = env("BROKER_CHECK_AFTER_SECONDS", default=30)
     poll_every: Seconds = env("BROKER_POLL_SECONDS", default=3)
@@ -118,6 +137,7 @@ class Settings(BaseSettings):
     download_allow: CommaSeparated[HostAndPort] = env("BROKER_DOWNLOAD_ALLOW", default=())
     max_download_bytes: PositiveInt = env("BROKER_MAX_DOWNLOAD_BYTES", default=64 * 2**20)
     max_pixels: PositiveInt = env("BROKER_MAX_PIXELS", default=120_000_000)
+    max_decode_bytes: PositiveInt = env("BROKER_MAX_DECODE_BYTES", default=384 * 2**20)
     max_file_size: PositiveInt = env("MAX_FILE_SIZE", default=10_485_760)
     max_concurrent: PositiveInt | None = env("MAX_CONCURRENT_GENERATIONS", "MAX_WORKERS")
     rate_per_minute: PositiveInt = env("RATE_LIMIT_PER_MINUTE", default=60)
@@ -191,6 +211,12 @@ class Settings(BaseSettings):
         if not address or "://" in address:
             return address or None
         return f"{'https' if self.s3_use_ssl else 'http'}://{address}"
+
+    def secret_values(self) -> frozenset[str]:
+        """Return every secret of these settings and of the packages, and the passwords in addresses."""
+        values = {secret.get_secret_value() for settings in (self, *self._packages) for secret in _secrets_in(settings)}
+        addresses = {value for value in values if re.match(r"sqlite:|postgres(ql)?://", value)}
+        return frozenset(values - addresses).union(*map(_passwords_in, addresses)) - {""}
 
     @property
     def sandboxed(self) -> bool:

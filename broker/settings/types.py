@@ -62,7 +62,8 @@ _API_KEY_CURE: Final = "use the key as the provider shows it: visible ASCII char
 CommaSeparated = Annotated[tuple[T, ...], NoDecode, BeforeValidator(_split_list)]
 Seconds = Annotated[float, Field(gt=0, le=10 * 365 * 86400)]
 HttpUrl = Annotated[str, http_url(_URL_CURE)]
-ApiKey = Annotated[SecretStr | None, matching(r"[\x21-\x7e]+", _API_KEY_CURE)]
+ApiKeys = CommaSeparated[Annotated[SecretStr, matching(r"[\x21-\x7e]+", _API_KEY_CURE)]]
+"""The keys of one provider: one, or a pool."""
 
 
 class PackageSettings(BaseSettings):
@@ -71,6 +72,11 @@ class PackageSettings(BaseSettings):
     model_config = SETTINGS_CONFIG
 
     @property
+    def keys(self) -> tuple[SecretStr, ...]:
+        """The keys of a provider, the preferred one first; empty for a package that needs none."""
+        return ()
+
+    @property
     def is_configured(self) -> bool:
         """True if an operator set what the package needs to work."""
-        raise NotImplementedError
+        return bool(self.keys)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from broker.errors import ApiError, ProviderError
 from broker.logs import log
-from broker.providers.base import Provider
+from broker.providers.pool import ProviderPool
 from broker.tasks import lifecycle
 from broker.tasks.queries import TaskQueries
 from broker.tasks.transitions import Transitions
@@ -21,7 +21,7 @@ class TaskCanceler:
 
     queries: TaskQueries
     transitions: Transitions
-    providers: Mapping[str, Provider]
+    pools: Mapping[str, ProviderPool]
 
     async def cancel_task(self, task_id: str) -> Task:
         """Return the canceled task. Raises `ApiError("conflict")` if it has ended or its image is being downloaded."""
@@ -51,11 +51,11 @@ class TaskCanceler:
         return await self.queries.get_batch(batch_id)
 
     async def _cancel_at_provider(self, task: Task) -> None:
-        provider = self.providers.get(task.provider)
-        if provider is None or task.job_id is None:
+        pool = self.pools.get(task.provider)
+        if pool is None or task.job_id is None:
             return
         try:
-            await provider.cancel(task.job_id)
+            await pool.bound_to(task.key_id).cancel(task.job_id)
         except ProviderError as error:
             log.info(
                 "the provider did not cancel the job", action="provider_cancel_failed", task=task.id, why=error.summary

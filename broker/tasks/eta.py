@@ -17,9 +17,9 @@ from broker.cache import TtlCache
 from broker.catalog import Catalog
 from broker.clock import Clock
 from broker.presenter import UNKNOWN, Progress
-from broker.providers.base import Provider
+from broker.providers.pool import ProviderPool
 from broker.tasks.submissions import account_limits
-from storage.provider_limits import WINDOW_SECONDS, ProviderLoad
+from storage.provider_limits import WINDOW_SECONDS, AccountLoad
 from storage.states import TaskState
 from storage.tables import Tables
 from storage.tasks import Task, TaskDurations
@@ -41,7 +41,7 @@ class _Queue:
     """By task id, from 1."""
     end: int | None
     """Position of the orders beyond those that were read; None if all were."""
-    load: ProviderLoad
+    load: AccountLoad
 
 
 @dataclass(kw_only=True)
@@ -50,7 +50,7 @@ class EtaEstimator:
 
     clock: Clock
     tables: Tables
-    providers: Mapping[str, Provider]
+    pools: Mapping[str, ProviderPool]
     catalog: Catalog
     max_positions: int = MAX_POSITIONS
     _queues: dict[str, TtlCache[_Queue]] = field(default_factory=dict)
@@ -80,18 +80,31 @@ class EtaEstimator:
         return _Queue(
             positions={task_id: position for position, task_id in enumerate(ids[: self.max_positions], 1)},
             end=len(ids) if len(ids) > self.max_positions else None,
-            load=await self.tables.provider_limits.get_load(provider, self.clock.now()),
+            load=await self._get_load(provider),
         )
 
-    async def _queued_eta(self, task: Task, position: int, load: ProviderLoad) -> int | None:
+    async def _get_load(self, provider: str) -> AccountLoad:
+        """Return the load of all keys of a provider together; it is paused until the first of them is not."""
+        limits, now = self.tables.provider_limits, self.clock.now()
+        key_ids = self.pools[provider].accounts if provider in self.pools else ()
+        loads = [await limits.get_load(provider, key_id, now) for key_id in key_ids]
+        return AccountLoad(
+            paused_until=min((load.paused_until for load in loads), default=0.0),
+            running=sum(load.running for load in loads),
+            errors=sum(load.errors for load in loads),
+        )
+
+    async def _queued_eta(self, task: Task, position: int, load: AccountLoad) -> int | None:
         """Return the seconds until the end: orders are submitted as fast as the provider's limits allow."""
-        durations, provider = await self._durations(task), self.providers.get(task.provider)
-        if durations is None or provider is None:
+        durations, pool = await self._durations(task), self.pools.get(task.provider)
+        if durations is None or pool is None:
             return None
-        limits = account_limits(provider)
-        by_window = (position - 1) // limits.creates_per_window * WINDOW_SECONDS
-        behind = max(0, position - max(0, limits.concurrency - load.running))
-        by_slots = behind * durations.provider_seconds / limits.concurrency
+        limits = [account_limits(account) for account in pool.accounts.values()]
+        creates_per_window = sum(one.creates_per_window for one in limits)
+        concurrency = sum(one.concurrency for one in limits)
+        by_window = (position - 1) // creates_per_window * WINDOW_SECONDS
+        behind = max(0, position - max(0, concurrency - load.running))
+        by_slots = behind * durations.provider_seconds / concurrency
         cooldown = max(0.0, load.paused_until - self.clock.now())
         submission = max(cooldown + max(by_window, by_slots), task.due_at - self.clock.now())
         return round_up(submission + durations.provider_seconds + durations.download_seconds)

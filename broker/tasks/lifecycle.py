@@ -45,6 +45,8 @@ class DownloadFailure:
 
     code: str
     message: str
+    is_blocked: bool = False
+    """The address is one that is never requested, and the provider has no other."""
 
     @property
     def is_final(self) -> bool:
@@ -52,8 +54,20 @@ class DownloadFailure:
         return self.code in {"result_gone", "invalid_result"}
 
 
-def apply_report(task: Task, attempt: Attempt | None, report: Report, now: float, policy: TaskPolicy) -> Changes:
-    """Return what a report about one attempt changes. attempt: None if nothing was ever submitted."""
+def apply_report(
+    task: Task,
+    attempt: Attempt | None,
+    report: Report,
+    now: float,
+    policy: TaskPolicy,
+    *,
+    onward: Sequence[str] = (),
+) -> Changes:
+    """Return what a report about one attempt changes.
+
+    attempt: None if nothing was ever submitted. onward: the providers that may serve the order after a failure of this
+    attempt, the next one first; empty if there is nowhere to go.
+    """
     if attempt and attempt.job_id and report.job_id and attempt.job_id != report.job_id:
         return _duplicate(attempt, report)  # two job ids for one attempt: the provider made two jobs
     match report:
@@ -62,7 +76,7 @@ def apply_report(task: Task, attempt: Attempt | None, report: Report, now: float
         case Finished():
             return _finished(task, attempt, report, now, policy)
         case Failed():
-            return _failed(task, attempt, report, now, policy)
+            return _failed(task, attempt, report, now, policy, onward=onward)
         case _:
             assert_never(report)
 
@@ -105,7 +119,7 @@ def _pending(task: Task, attempt: Attempt | None, report: Pending, now: float, p
 
 
 def _waiting(task: Task, report: Pending, now: float, policy: TaskPolicy) -> dict[str, Any]:
-    deadline_at = now + policy.deadline_seconds
+    deadline_at = now + (policy.deadline_seconds if report.deadline_in is None else report.deadline_in)
     return _enter(
         TaskState.WAITING,
         now,
@@ -177,7 +191,7 @@ def _finished(task: Task, attempt: Attempt | None, report: Finished, now: float,
         job_id = attempt.job_id or report.job_id
         ledger = {"outcome": "succeeded", "job_id": job_id, "cost": report.cost, "billed": "yes", "ended_at": now}
     if task.state in CANCELABLE_STATES or (task.state == TaskState.FAILED and report.outputs != task.outputs):
-        return Changes(task=_fetching(task, report, now, policy), attempt=ledger)
+        return Changes(task=_fetching(task, attempt, report, now, policy), attempt=ledger)
     if attempt and (task.state == TaskState.CANCELED or not _is_same_job(task, attempt, report)):
         return Changes(attempt={**ledger, **_duplicate(attempt, report).attempt})
     if task.state == TaskState.FETCHING and report.outputs != task.outputs:
@@ -191,12 +205,17 @@ def _is_same_job(task: Task, attempt: Attempt, report: Finished) -> bool:
     return job_id == task.job_id if job_id and task.job_id else _is_current(task, attempt)
 
 
-def _fetching(task: Task, report: Finished, now: float, policy: TaskPolicy) -> dict[str, Any]:
+def _fetching(task: Task, attempt: Attempt | None, report: Finished, now: float, policy: TaskPolicy) -> dict[str, Any]:
+    """Return the columns of a task with a result; it may be that of an earlier attempt at another provider."""
+    source = {} if attempt is None else {"provider": attempt.provider, "key_id": attempt.key_id}
     return _enter(
         TaskState.FETCHING,
         now,
-        job_id=report.job_id or task.job_id,
+        **source,
+        job_id=report.job_id or (task.job_id if _is_current(task, attempt) else None),
         outputs=report.outputs,
+        texts=report.texts,
+        turn=report.turn,
         finished_at=now,
         cost=report.cost,
         billed="yes",
@@ -222,7 +241,15 @@ def _finished_empty(task: Task, attempt: Attempt | None, report: Finished, now: 
 # -- failed
 
 
-def _failed(task: Task, attempt: Attempt | None, report: Failed, now: float, policy: TaskPolicy) -> Changes:
+def _failed(
+    task: Task,
+    attempt: Attempt | None,
+    report: Failed,
+    now: float,
+    policy: TaskPolicy,
+    *,
+    onward: Sequence[str],
+) -> Changes:
     ledger = {}
     if attempt and attempt.outcome not in {"succeeded", "failed", "refused"}:
         ledger = {
@@ -237,21 +264,39 @@ def _failed(task: Task, attempt: Attempt | None, report: Failed, now: float, pol
         return Changes(attempt=ledger)
     if task.state == TaskState.QUEUED and attempt is not None:
         return Changes(attempt=ledger)  # repeated: the decision was made before
-    again_at = _another_attempt_at(task, report, now, policy)
+    again_at = _another_attempt_at(task, report, now, policy, onward)
     if again_at is None:
         return Changes(task=_fail_with(task, report, now, policy), attempt=ledger)
-    return Changes(task=_queue_again(report.code, report.message, again_at, now), attempt=ledger)
+    queued = {**_queue_again(report.code, report.message, again_at, now), **_redirect(onward)}
+    return Changes(task=queued, attempt=ledger)
 
 
-def _another_attempt_at(task: Task, report: Failed, now: float, policy: TaskPolicy) -> float | None:
+def _another_attempt_at(
+    task: Task, report: Failed, now: float, policy: TaskPolicy, onward: Sequence[str]
+) -> float | None:
     """Return the moment of another attempt, or None. Only an attempt that certainly cost nothing is repeated."""
-    if not report.retryable or report.billed != "no" or task.ended_at is not None:
+    if report.billed != "no" or task.ended_at is not None or not (report.retryable or onward):
         return None
     had_a_job = task.job_id is not None or report.job_id is not None
     if had_a_job and task.attempt >= policy.max_attempts:
         return None
-    again_at = now + max(report.retry_in or 0.0, backoff_seconds(task.attempt - 1, policy))
+    if onward and (report.is_account_error or task.attempt < len(task.candidates)):
+        return now  # to a key or a provider that has not just refused it
+    wait = 0.0 if onward else report.retry_in or 0.0
+    again_at = now + max(wait, backoff_seconds(task.attempt - 1, policy))
     return again_at if again_at <= task.deadline_at else None
+
+
+def _redirect(onward: Sequence[str]) -> dict[str, Any]:
+    """Return the columns of a task that goes to the first of these providers; none if it stays."""
+    return {"provider": onward[0], "candidates": tuple(onward)} if onward else {}
+
+
+def move_to(task: Task, now: float, policy: TaskPolicy, onward: Sequence[str]) -> Changes:
+    """Return the changes of a queued task that goes to another provider, because its own takes no orders now."""
+    if task.state != TaskState.QUEUED or onward[0] == task.provider:
+        return NOTHING
+    return Changes(task={**_redirect(onward), "updated_at": now})
 
 
 def _queue_again(code: str, detail: str, again_at: float, now: float) -> dict[str, Any]:
@@ -284,7 +329,7 @@ def _fail(
 # -- submitting
 
 
-def begin_submission(task: Task, *, expects_callback: bool, now: float, policy: TaskPolicy) -> Changes:
+def begin_submission(task: Task, *, key_id: str, expects_callback: bool, now: float, policy: TaskPolicy) -> Changes:
     """Return the changes to write before the one request that can cost money: a crash must not submit twice.
 
     The row is due when the deadline of the provider is over, or at once where no callback can arrive.
@@ -294,6 +339,7 @@ def begin_submission(task: Task, *, expects_callback: bool, now: float, policy: 
         TaskState.SUBMITTING,
         now,
         attempt=task.attempt + 1,
+        key_id=key_id,
         sent_at=now,
         expects_callback=expects_callback,
         job_id=None,
@@ -304,10 +350,12 @@ def begin_submission(task: Task, *, expects_callback: bool, now: float, policy: 
     return Changes(task=columns)
 
 
-def upload_failed(task: Task, now: float, policy: TaskPolicy, report: Failed) -> Changes:
+def upload_failed(task: Task, now: float, policy: TaskPolicy, report: Failed, onward: Sequence[str] = ()) -> Changes:
     """Return the changes after a failed upload of references. Nothing was submitted: retry until the deadline."""
     if task.state != TaskState.QUEUED:
         return NOTHING
+    if onward and onward[0] != task.provider:
+        return move_to(task, now, policy, onward)
     deadline_at = min(task.deadline_at, now + policy.deadline_seconds)
     again_at = now + max(report.retry_in or 0.0, backoff_seconds(task.step_retries, policy))
     if not report.retryable or again_at > deadline_at:
@@ -352,9 +400,10 @@ def downloaded(task: Task, now: float, policy: TaskPolicy, stored: int, failures
         return NOTHING
     if not failures:
         return Changes(task=_succeed(now, policy))
-    worst = next((failure for failure in failures if not failure.is_final), failures[0])
+    worst = min(failures, key=lambda failure: (failure.is_final, failure.is_blocked))  # the one that may still recover
     late, over = now >= task.deadline_at, now >= task.deadline_at + policy.result_kept_seconds
-    is_conclusive = worst.is_final and (late or task.step_retries + 1 >= policy.max_dead_link_retries)
+    is_exhausted = worst.is_blocked or task.step_retries + 1 >= policy.max_dead_link_retries
+    is_conclusive = worst.is_final and (late or is_exhausted)
     if stored and (is_conclusive or over):
         return Changes(task=_succeed(now, policy))  # partial success: the rest is not available
     if over:
@@ -390,7 +439,7 @@ def expire(task: Task, now: float, policy: TaskPolicy) -> Changes:
     expires_at = (task.ended_at or now) + policy.retention_seconds
     if now < expires_at:
         return Changes(task={"due_at": expires_at})
-    content: dict[str, Any] = {"prompt": "", "params": {}, "references": (), "outputs": ()}
+    content: dict[str, Any] = {"prompt": "", "params": {}, "references": (), "outputs": (), "texts": (), "turn": None}
     content |= {"callback_url": None, "error_detail": None}
     return Changes(task=_enter(TaskState.EXPIRED, now, **content, step_retries=0, due_at=now))
 

@@ -11,6 +11,7 @@ from typing import Final
 from broker.clock import Clock
 from broker.logs import log, safe_exc_info
 from broker.metrics import Metrics
+from broker.notifications.deliverer import Deliverer
 from storage.errors import StorageError
 from storage.states import TaskState
 from storage.tasks import DUE_CHANNEL, Lease, Task, Tasks
@@ -110,7 +111,7 @@ class RunningSteps:
 
 @dataclass(kw_only=True)
 class LeaseKeeper:
-    """Renews the leases of running steps, and delays recovery after a database outage.
+    """Renews the leases of running steps and deliveries, and delays recovery after a database outage.
 
     During an outage no lease can be renewed. Before other workers recover submissions, the worker that holds a
     provider's response gets the time to store it.
@@ -118,6 +119,7 @@ class LeaseKeeper:
 
     clock: Clock
     running: RunningSteps
+    deliverer: Deliverer
     lease_seconds: float
     _recover_from: float = field(init=False)
 
@@ -140,7 +142,9 @@ class LeaseKeeper:
         while True:
             await asyncio.sleep(self.lease_seconds / 3)
             try:
-                await self.running.tasks.renew(self.running.held_leases(), self.clock.now() + self.lease_seconds)
+                until = self.clock.now() + self.lease_seconds
+                await self.running.tasks.renew(self.running.held_leases(), until)
+                await self.deliverer.renew_leases(until)
             except StorageError as error:
                 log.error("leases could not be renewed", action="store_unavailable", why=str(error))
                 self.record_outage()

@@ -9,31 +9,43 @@ from typing import Final
 
 from broker.clock import Clock
 from broker.providers.base import Provider
+from broker.providers.pool import ProviderPool
+from broker.providers.responses import MAX_WAIT_SECONDS
 from broker.reports import Failed, Report
-from broker.tasks.policy import TaskPolicy, backoff_seconds
-from storage.provider_limits import AccountLimits, Capacity
+from broker.tasks.policy import TaskPolicy, backoff_seconds, doubled_seconds
+from broker.tasks.routing import PAUSED, Router
+from storage.provider_limits import MAX_COOLDOWN_SECONDS, PROBE_SECONDS, SET_ASIDE_REASONS, AccountLimits, Capacity
 from storage.tables import Tables
 from storage.tasks import Lease, Task
 
-ACCOUNT_ERROR_CODES: Final = frozenset({"provider_rate_limited", "provider_unavailable"})
-"""Errors that concern the whole account, not one order."""
 MAX_UNKNOWN_IN_A_ROW: Final = 5
 OPEN_SECONDS: Final = 30.0
+SET_ASIDE_SECONDS: Final = 600.0
+"""First pause of a key that only the operator can repair; doubles with each further refusal."""
+HELD_SECONDS: Final = 660.0
+"""Longest time of a submission that waits for the result."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SubmissionQueue:
-    """The queued orders of each provider, within its limits."""
+    """The queued orders of each provider, within the limits of its keys."""
 
     clock: Clock
     tables: Tables
-    providers: Mapping[str, Provider]
+    pools: Mapping[str, ProviderPool]
+    router: Router
 
     async def claim(self, provider: str, lease: Lease, *, limit: int) -> list[Task]:
-        """Claim queued orders for which the provider has capacity."""
+        """Claim queued orders for which the provider has capacity, or which another provider can take instead."""
         capacity = await self._get_capacity(provider)
-        limit = min(capacity.free, limit)
-        return await self.tables.tasks.claim_queued(provider, now=self.clock.now(), lease=lease, limit=limit)
+        tasks, now = self.tables.tasks, self.clock.now()
+        if not capacity.is_paused:
+            return await tasks.claim_queued(provider, now=now, lease=lease, limit=min(capacity.free, limit))
+        statuses = await self.router.statuses()
+        others = [name for name, status in statuses.items() if name != provider and status.is_available]
+        if not others:
+            return []
+        return await tasks.claim_queued(provider, now=now, lease=lease, limit=limit, movable_to=others)
 
     async def next_at(self, provider: str, queued_at: float) -> float:
         """Return the moment of the next submission. queued_at: when the first order is due; infinite without one."""
@@ -42,24 +54,78 @@ class SubmissionQueue:
         capacity = await self._get_capacity(provider)
         return max(queued_at, self.clock.now() if capacity.free else capacity.recheck_at)
 
+    async def choose_account(self, provider: str) -> Provider | None:
+        """Return the account with the most capacity; None if there is none with any.
+
+        If every key waits for the operator, the first one: its refusal ends the order at once and with the reason.
+        """
+        pool = self.pools[provider]
+        if len(pool.accounts) == 1:
+            return pool.preferred  # the reservation decides
+        capacities = await self._get_capacities(pool)
+        key_id, best = max(capacities.items(), key=lambda item: item[1].free)
+        if best.free:
+            return pool.accounts[key_id]
+        return pool.preferred if all(one.is_set_aside for one in capacities.values()) else None
+
     async def _get_capacity(self, provider: str) -> Capacity:
-        limits = account_limits(self.providers[provider])
-        return await self.tables.provider_limits.get_capacity(provider, limits, self.clock.now())
+        """Return the capacity of all keys of a provider together."""
+        if (await self.router.statuses())[provider].reason == PAUSED:
+            return Capacity(free=0, is_paused=True)
+        capacities = (await self._get_capacities(self.pools[provider])).values()
+        free = sum(one.free for one in capacities)
+        if not free and all(one.is_set_aside for one in capacities) and not await self._has_alternative(provider):
+            return Capacity(free=1)
+        return Capacity(
+            free=free,
+            recheck_at=min(one.recheck_at for one in capacities),
+            is_paused=all(one.is_paused for one in capacities),
+        )
+
+    async def _has_alternative(self, provider: str) -> bool:
+        statuses = await self.router.statuses()
+        return any(status.is_available for name, status in statuses.items() if name != provider)
+
+    async def _get_capacities(self, pool: ProviderPool) -> dict[str, Capacity]:
+        now = self.clock.now()
+        return {
+            key_id: await self.tables.provider_limits.get_capacity(pool.name, key_id, account_limits(account), now)
+            for key_id, account in pool.accounts.items()
+        }
 
 
 def account_limits(provider: Provider) -> AccountLimits:
-    return AccountLimits(creates_per_window=provider.creates_per_10s, concurrency=provider.concurrency)
+    submit_seconds = HELD_SECONDS if provider.holds_submit else PROBE_SECONDS
+    return AccountLimits(
+        creates_per_window=provider.creates_per_10s, concurrency=provider.concurrency, submit_seconds=submit_seconds
+    )
 
 
-def cooldown_until(report: Report | None, failures: int, now: float, policy: TaskPolicy) -> float | None:
-    """Return the moment until which nothing is submitted; None closes the circuit.
+@dataclass(frozen=True, kw_only=True)
+class CooldownDecision:
+    """Nothing is submitted with a key until then. reason: task error code."""
+
+    until: float
+    reason: str
+
+
+def decide_cooldown(report: Report | None, failures: int, now: float, policy: TaskPolicy) -> CooldownDecision | None:
+    """Return the cooldown after a submission; None closes the circuit.
 
     report: response to a submission, None if its outcome is unknown. failures: failed submissions in a row before
     this one. An account error opens the circuit at once. A single unknown outcome does not, only a row of them: the
-    provider is down then, and each further submission may cost money.
+    provider is down then, and each further submission may cost money. A key that is wrong or has no credits left is
+    set aside for minutes, because only the operator can change that; a real order is the probe afterwards.
     """
     if report is None:
-        return now + OPEN_SECONDS if failures + 1 >= MAX_UNKNOWN_IN_A_ROW else now
-    if isinstance(report, Failed) and report.retryable and report.code in ACCOUNT_ERROR_CODES:
-        return now + max(report.retry_in or 0.0, backoff_seconds(failures, policy))
-    return None
+        until = now + OPEN_SECONDS if failures + 1 >= MAX_UNKNOWN_IN_A_ROW else now
+        return CooldownDecision(until=until, reason="provider_unavailable")
+    if not isinstance(report, Failed) or not report.is_account_error or report.job_id is not None:
+        return None
+    if report.code in SET_ASIDE_REASONS:
+        seconds = doubled_seconds(SET_ASIDE_SECONDS, failures, MAX_COOLDOWN_SECONDS - 1)
+        return CooldownDecision(until=now + seconds, reason=report.code)
+    if not report.retryable:
+        return None
+    wait = min(report.retry_in or 0.0, MAX_WAIT_SECONDS)
+    return CooldownDecision(until=now + max(wait, backoff_seconds(failures, policy)), reason=report.code)

@@ -108,7 +108,7 @@ class Worker:
     async def read_due_work(self) -> DueWork:
         """Return what is due, and when."""
         begun = self.clock.monotonic()
-        due_work = await self.tasks.get_due_work(self._due_states(), list(self.submissions.providers), self.clock.now())
+        due_work = await self.tasks.get_due_work(self._due_states(), list(self.submissions.pools), self.clock.now())
         took = self.clock.monotonic() - begun
         self.running.metrics.database_seconds.labels("poll").observe(took)
         if took < SLOW_QUERY_SECONDS:
@@ -156,7 +156,7 @@ class Worker:
             due_work.delivery_at <= now and self.deliverer.free_slots > 0 and not self.deliverer.pause_seconds
         )
         if has_webhooks:
-            for delivery in await self.deliverer.claim():
+            for delivery in await self.deliverer.claim(self.leases.create_lease()):
                 step = RunningStep(task_ids=(delivery.task_id,))
                 self.running.start(self.deliverer.deliver(delivery), "delivery", step)
         return bool(due or queued or has_webhooks or due_work.queue_deadline_at <= now)

@@ -25,12 +25,13 @@ def set_clause(changes: Mapping[str, Any]) -> str:
     return "".join(f'"{name}" = :{name}, ' for name in changes)
 
 
-def insert_row(table: str, row: object, conflict: str = "") -> Statement:
-    """Insert a dataclass. conflict: the ON CONFLICT clause."""
+def insert_row(table: str, row: object, conflict: str = "", *, computed: Mapping[str, str] | None = None) -> Statement:
+    """Insert a dataclass. conflict: the ON CONFLICT clause. computed: further columns and their SQL expressions."""
     names = vars(row)
+    values = {name: f":{name}" for name in names} | dict(computed or {})
     return Statement(
-        sql=f"""INSERT INTO {table} ({", ".join(f'"{name}"' for name in names)})
-            VALUES ({", ".join(f":{name}" for name in names)}) {conflict}""",
+        sql=f"""INSERT INTO {table} ({", ".join(f'"{name}"' for name in values)})
+            VALUES ({", ".join(values.values())}) {conflict}""",
         params=to_columns(names),
     )
 

@@ -229,7 +229,7 @@ PATH_VALUES = {
     "/api/webhook/": "kie",
     "/docs/": "start.js",
 }
-PUBLIC = """GET /health · GET /api/task/{id} · GET /api/task/{id}/events · GET /api/batch/{id} ·
+PUBLIC = """GET / · GET /health · GET /api/task/{id} · GET /api/task/{id}/events · GET /api/batch/{id} ·
     GET /uploads/images/{name} · GET /uploads/references/{name}"""
 PROVIDER = """GET /api/webhook/nano-banana · POST /api/webhook/nano-banana · GET /api/webhook/{provider} ·
     POST /api/webhook/{provider}"""

@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import httpx
 import pytest
 
+from broker.callbacks.receive import MAX_REJECTED_PER_MINUTE, MAX_UNPROVEN_BYTES
 from storage.attempts import Attempts
 from storage.callbacks import StoredCallback
 from storage.states import TaskState
@@ -20,6 +22,7 @@ from tests.api.test_api_callbacks import FORWARDED, JOB, WEBHOOK_KEY, WEBHOOK_PA
 from tests.support.api import NEVER, ApiBroker, open_api
 from tests.support.servers.postgres import Postgres
 from webhooks.signatures.base import Proof
+from webhooks.signatures.standard import KEY_PREFIX, derived_key, write_secret
 from webhooks.verification import Evidence
 
 pytestmark = pytest.mark.anyio
@@ -65,6 +68,12 @@ async def replay_callback(broker: ApiBroker, callback_id: str, **params: str) ->
     assert answer.status_code == 200, answer.text
     data: dict[str, Any] = answer.json()["data"]
     return data
+
+
+async def get_stored(broker: ApiBroker, callback_id: str) -> StoredCallback:
+    stored = await broker.services.tables.callbacks.get(callback_id)
+    assert stored is not None
+    return stored
 
 
 async def get_task(broker: ApiBroker, task: Task) -> Task:
@@ -125,7 +134,11 @@ async def test_list_and_detail_have_their_documented_keys(tmp_path: Path) -> Non
         assert {name: line[name] for name in expected} == expected
         keys = "status reason receivedAt lagSeconds processedAt"
         assert line.keys() == {*expected, *keys.split()}
-        assert whole == {**line, **{name: whole[name] for name in ("headers", "query", "evidence", "body")}}
+        assert whole == {
+            **line,
+            **{name: whole[name] for name in ("headers", "query", "evidence", "body")},
+            "bodyTruncated": False,
+        }
         assert json.loads(whole["body"]) == done()
         assert whole["query"] == {"task": task.id, "attempt": "1"}
         assert whole["headers"]["x-trace"] == "kept"
@@ -437,14 +450,19 @@ async def test_callback_of_an_unknown_task_is_rechecked_once_the_task_is_known(t
 async def test_replay_of_an_unreadable_callback_is_malformed(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
         task = await a_job(broker)
-        for body, status in ((b"{", 400), (b"x" * 300_000, 413)):
+        unreadable = [
+            (b"{", 400, "the body cannot be read"),
+            (b'{"code": 200, "code": 200}', 400, "the body cannot be read"),
+            (b"x" * 300_000, 413, "only the beginning of the body is stored"),
+        ]
+        for body, status, report in unreadable:
             explained = await replay_callback(broker, await send_callback(broker, address(broker, task), body))
             assert (explained["verification"], explained["status"], explained["replayed"]) == (
                 "malformed",
                 status,
                 False,
             )
-            assert (explained["reportData"], explained["report"]) == (None, "the body cannot be read")
+            assert (explained["reportData"], explained["report"]) == (None, report)
 
 
 async def test_replay_after_the_end_changes_nothing(tmp_path: Path) -> None:
@@ -476,6 +494,64 @@ async def test_valid_token_is_valid_for_its_own_task_only(tmp_path: Path) -> Non
         assert (await get_task(broker, task)).state == TaskState.WAITING
 
 
+# -- callbacks without proof
+
+
+async def test_callback_without_proof_keeps_the_beginning_of_its_body(tmp_path: Path) -> None:
+    """A stranger must not fill the disk: 120 callbacks a minute of 256 KiB each would do so in hours."""
+    async with open_api(tmp_path) as broker:
+        task = await a_job(broker)
+        padded = {**done(), "padding": "я" * 30_000}
+        strangers = {
+            "reject": await send_callback(broker, address(broker, task, "0" * 32), padded),
+            "unknown": await send_callback(broker, WEBHOOK_PATH, {**padded, **done("another-job")}),
+            "malformed": await send_callback(broker, WEBHOOK_PATH, b"[" * 200_000),
+            "recheck": await send_callback(broker, WEBHOOK_PATH, padded),
+        }
+        for verification, callback_id in strangers.items():
+            shown = await get_callback(broker, callback_id)
+            assert (shown["verification"], shown["bodyTruncated"]) == (verification, True)
+            assert 2046 <= len(shown["body"].encode()) <= 2048
+            exported = (await broker.client.get(f"/api/callbacks/{callback_id}/fixture")).json()
+            assert (exported["bodyTruncated"], exported["expected"]["report"]) == (True, None)
+            assert exported["expected"]["verification"] == verification
+        explained = await replay_callback(broker, strangers["recheck"])
+        assert (explained["replayedAs"], explained["taskId"], explained["replayed"]) == ("recheck", task.id, True)
+        assert explained["report"] == "only the beginning of the body is stored"
+        whole = await get_callback(broker, await send_callback(broker, address(broker, task), padded))
+        assert (json.loads(whole["body"]), whole["bodyTruncated"]) == (padded, False)
+
+
+async def test_strangers_delete_no_proven_callback(tmp_path: Path) -> None:
+    """Beyond the limit of all callbacks without proof, their oldest are deleted; none of those with a proof."""
+    async with open_api(tmp_path) as broker:
+        task = await a_job(broker)
+        proven = [
+            await send_callback(broker, address(broker, task), done()),
+            await send_callback(broker, address(broker, task), b"{"),
+        ]
+        first, second = [await send_callback(broker, WEBHOOK_PATH, done("unknown")) for _ in range(2)]
+        replay = (await replay_callback(broker, proven[0]))["replayId"]
+        almost_full = MAX_UNPROVEN_BYTES - (await get_stored(broker, first)).size_bytes
+        await broker.services.database.execute("UPDATE callback_totals SET bytes = :bytes", bytes=almost_full)
+        third = await send_callback(broker, WEBHOOK_PATH, done("unknown"))
+        fourth = await send_callback(broker, WEBHOOK_PATH, done("unknown"))
+        left = {callback["id"] for callback in (await list_callbacks(broker))[0]}
+        assert left == {*proven, second, third, fourth, replay}
+
+
+async def test_proven_callback_is_stored_during_a_flood(tmp_path: Path) -> None:
+    """The limit of callbacks without effect per minute is for those without proof."""
+    async with open_api(tmp_path) as broker:
+        task = await a_job(broker)
+        for _ in range(MAX_REJECTED_PER_MINUTE + 1):
+            await broker.client.post(WEBHOOK_PATH, content=b"{", headers=FORWARDED)
+        await send_callback(broker, address(broker, task), b"[")
+        ((line,), _) = await list_callbacks(broker, limit=1)
+        assert (line["verification"], line["status"]) == ("malformed", 400)
+        assert (await get_callback(broker, line["id"]))["body"] == "["
+
+
 # -- the fixture, and secrets
 
 
@@ -484,7 +560,9 @@ async def test_fixture_contains_the_expected_result(tmp_path: Path) -> None:
         task = await a_job(broker)
         callback_id = await send_callback(broker, address(broker, task), ended(2, broker.services.clock.now()))
         fixture = (await broker.client.get(f"/api/callbacks/{callback_id}/fixture")).json()
-        assert fixture.keys() == {"provider", "receivedAt", "headers", "query", "body", "evidence", "was", "expected"}
+        assert fixture.keys() == {
+            *("provider", "receivedAt", "headers", "query", "body", "bodyTruncated", "evidence", "was", "expected")
+        }
         assert (fixture["provider"], fixture["was"]["verification"]) == ("kie", "accept")
         expected = fixture["expected"]
         assert (expected["names"], expected["verification"], expected["status"]) == ([JOB], "accept", 200)
@@ -507,3 +585,67 @@ async def test_no_endpoint_shows_a_secret(tmp_path: Path) -> None:
             assert token not in text
             assert "canary" not in text
         assert token not in json.dumps(explained)
+
+
+PROVIDER_KEY = "kie-key/with+odd=characters&more"
+DATABASE_PASSWORD = "password of the database"
+
+
+async def test_settings_that_are_secrets_are_not_stored(tmp_path: Path) -> None:
+    """A provider that repeats our request, headers included, knows our key."""
+    secrets: dict[str, Any] = {
+        "kie_keys": ("another-key-of-ours", PROVIDER_KEY),
+        "webhook_key": WEBHOOK_KEY,
+        "api_keys": ("key-of-a-caller",),
+        "s3_secret_key": "key-of-the-bucket",
+        "secret_key": "secret-of-the-broker",
+        "database_listen_url": f"postgresql://broker:{quote(DATABASE_PASSWORD)}@db.example/broker",
+    }
+    async with open_api(tmp_path, **secrets) as broker:
+        task = await a_job(broker)
+        values = [PROVIDER_KEY, WEBHOOK_KEY, "key-of-a-caller", "key-of-the-bucket", "secret-of-the-broker"]
+        values += [DATABASE_PASSWORD, write_secret(derived_key(b"secret-of-the-broker")).removeprefix(KEY_PREFIX)]
+        request = {"Authorization": [f"Bearer {value}" for value in values], "url": [quote(v, "") for v in values]}
+        body = {**done(), "param": json.dumps(request), "request": request}
+        headers = {**FORWARDED, "X-Echo": f"Bearer {PROVIDER_KEY}", "X-Other": quote(PROVIDER_KEY, "")}
+        for path in (address(broker, task), f"{WEBHOOK_PATH}?{httpx.QueryParams({'task': PROVIDER_KEY})}"):
+            await broker.client.post(path, json=body, headers=headers)
+        callbacks = await broker.services.tables.callbacks.list_newest(limit=5)
+        assert {callback.verification for callback in callbacks} == {"accept", "reject"}
+        for callback in callbacks:
+            assert "Bearer [hidden]" in json.loads((await get_stored(broker, callback.id)).headers)["x-echo"]
+            for end in ("", "/fixture"):
+                url = f"/api/callbacks/{callback.id}{end}"
+                text = (await broker.client.get(url, headers={"Authorization": "Bearer key-of-a-caller"})).text
+                shown = unquote(text) + text
+                assert "Bearer [hidden]" in shown
+                assert not [value for value in values if value in shown or json.dumps(value)[1:-1] in shown]
+        (accepted,) = [callback for callback in callbacks if callback.verification == "accept"]
+        document = json.loads((await get_stored(broker, accepted.id)).body)
+        assert json.loads(document["param"])["url"] == document["request"]["url"] == ["[hidden]"] * len(values)
+        assert (await wait_for_state(broker, task, TaskState.FETCHING)).outputs == (RESULT,)
+
+
+@pytest.mark.parametrize(
+    ("key", "url", "more"),
+    [
+        (PROVIDER_KEY, f"https://files.example/x.png?key={quote(PROVIDER_KEY, '')}", b""),
+        ('value","name', RESULT, b',"member":"value","name":1'),
+    ],
+    ids=["masked URL", "no JSON any more"],
+)
+async def test_callback_that_redaction_made_useless_makes_the_broker_poll(
+    tmp_path: Path, key: str, url: str, more: bytes
+) -> None:
+    """Its result is not lost: the provider still has it."""
+    async with open_api(tmp_path, webhook_key=key) as broker:
+        task, body = await a_job(broker), done()
+        body["data"]["resultJson"] = json.dumps({"resultUrls": [url]})
+        content = json.dumps(body).encode()[:-1] + more + b"}"
+        callback_id = await send_callback(broker, address(broker, task), content)
+        shown = await wait_for_field(broker, callback_id, "processedAt")
+        assert shown["verification"] == "accept"
+        assert key not in unquote(shown["body"])
+        found = await get_task(broker, task)
+        assert (found.state, found.outputs) == (TaskState.WAITING, ())
+        assert found.due_at < NEVER

@@ -124,7 +124,7 @@ async def check(answer: httpx.Response, status: int, code: str) -> None:
 async def test_unknown_paths_and_methods_are_rejected(tmp_path: Path) -> None:
     """Also with a slash at the end: a redirect would use the Host of the request."""
     async with open_api(tmp_path) as broker:
-        for path in ("/", "/nope", "/api", "/api/task", "/api/task/", "/health/", "/api/task/x/y", "//health", "/%00"):
+        for path in ("/nope", "/api", "/api/task", "/api/task/", "/health/", "/api/task/x/y", "/.//health", "/%00"):
             await check(await broker.client.get(path), 404, "not_found")
         wrong = {
             ("POST", "/health"): "GET, HEAD",

@@ -50,7 +50,7 @@ async def brokers(
 async def create(services: Services, prompt: str = "a fox", *, caller: str = "me", **fields: Any) -> CreatedTasks:
     orders: OrderService = services.orders
     request = OrderRequest(params=ImageParams(prompt=prompt), **fields)
-    return await orders.create(caller, request, orders.plan(request))
+    return await orders.create(caller, request, await orders.plan(request))
 
 
 async def count_tasks(services: Services) -> int:

@@ -134,6 +134,7 @@ async def test_responses_match_the_document(tmp_path: Path) -> None:
             ("GET", "/api/deliveries/{id}", f"/api/deliveries/{known.deliveries[0]}", {}, 200),
             ("POST", "/api/deliveries/{id}/replay", f"/api/deliveries/{known.deliveries[0]}/replay", {}, 202),
             ("GET", "/api/callbacks", "/api/callbacks", {}, 200),
+            ("GET", "/", "/", {}, 200),
             ("GET", "/health", "/health", {}, 200),
             ("GET", "/ready", "/ready", {}, 200),
             ("GET", "/api/webhook/{provider}", "/api/webhook/kie", {}, 200),
@@ -209,7 +210,7 @@ async def test_every_response_has_security_headers(tmp_path: Path) -> None:
     async with open_api(tmp_path, sockets=True, cors_origins=("https://app.example.com",)) as broker:
         task = await broker.add_task(state=TaskState.SUCCEEDED, ended_at=broker.services.clock.now())
         image = await broker.add_image(task.id, png())
-        paths = ["/health", "/ready", "/metrics", "/api/tasks", "/api/models", "/openapi.json", "/docs", "/nope"]
+        paths = ["/", "/health", "/ready", "/metrics", "/api/tasks", "/api/models", "/openapi.json", "/docs", "/nope"]
         paths += [f"/api/task/{task.id}", f"/api/task/{task.id}/events", f"/uploads/images/{image.name}", "/api/task/x"]
         answers = [await broker.client.get(path) for path in paths]
         again = {"If-None-Match": answers[paths.index(f"/api/task/{task.id}")].headers["etag"]}

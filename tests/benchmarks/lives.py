@@ -21,7 +21,7 @@ from urllib.parse import parse_qsl, urlsplit
 from broker.bootstrap import load_settings, open_services
 from broker.callbacks.receive import CallbackReceiver
 from broker.orders import ImageParams, Order, OrderRequest
-from broker.providers.base import ProviderPackage
+from broker.providers.base import ProviderPackage, ResultSink
 from broker.reports import Finished, Pending, Report
 from broker.services import Services
 from broker.settings import Settings
@@ -82,6 +82,8 @@ class Prompt:
     api_name = "prompt"
     callback_path = "/api/webhook/prompt"
 
+    holds_submit = False
+
     def __init__(self, upstream: Upstream) -> None:
         self.creates_per_10s = upstream.creates_per_10s
         self.concurrency = upstream.places
@@ -95,13 +97,22 @@ class Prompt:
     def build_request(self, order: Order, callback_url: str | None) -> dict[str, Any]:
         return {}
 
+    def find_obstacle(self, order: Order, references: int) -> None:
+        return None
+
+    def usd_price(self, order: Order) -> None:
+        return None
+
+    def expects_callback(self, order: Order) -> bool:
+        return True
+
     def ignored(self, order: Order) -> tuple[str, ...]:
         return ()
 
     async def upload_references(self, order: Order) -> Order:
         return order
 
-    async def submit(self, order: Order, callback_url: str | None) -> Report:
+    async def submit(self, order: Order, callback_url: str | None, sink: ResultSink) -> Report:
         job = secrets.token_hex(16)
         calling = asyncio.create_task(self._call(job, callback_url or ""))
         self._calling.add(calling)
@@ -117,7 +128,7 @@ class Prompt:
             IncomingCallback(provider=self.name, query=query, headers={}, body=body, trusted=False)
         )
 
-    async def check(self, job_id: str) -> Report:
+    async def check(self, job_id: str, sink: ResultSink) -> Report:
         return self._finished(job_id)
 
     def parse_callback(self, body: Any) -> Report:
@@ -220,7 +231,7 @@ async def live(side: Side, url: str, upstream: Upstream, arrivals: Sequence[floa
                 await asyncio.sleep(begun + at - time.monotonic())
                 async with places:
                     request = OrderRequest(params=ImageParams(prompt=f"picture {number}"))
-                    await orders.create("local", request, orders.plan(request))
+                    await orders.create("local", request, await orders.plan(request))
 
             await asyncio.gather(*(order(number, at) for number, at in enumerate(arrivals)))
             await _all_ended(services.database)

@@ -330,7 +330,7 @@ async def retire(side: Side, url: str, ahead: float) -> float:
             env_file=None,
             database_url=url,
             data_dir=Path(folder),
-            api_key="bench-key",
+            kie_keys="bench-key",
             api_url="http://127.0.0.1:9",
             tunnel_api="http://127.0.0.1:9",
             secret_key="the same for all of them",

@@ -17,8 +17,9 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from broker.catalog import Catalog
 from broker.net.api_client import ApiClient
-from broker.providers.base import DEFAULT_KEY_ID, Provider, ProviderContext, ProviderPackage
+from broker.providers.base import NO_KEY_ID, Provider, ProviderContext, ProviderPackage, key_id_of
 from broker.providers.registry import PROVIDERS
+from broker.reports import STORED_PREFIX
 from tests.examples.provider import EXAMPLE
 
 PACKAGES = {package.name: package for package in PROVIDERS}
@@ -128,19 +129,42 @@ def closed_port() -> str:
 def open_provider(
     package: ProviderPackage, settings: Mapping[str, Any], client: ApiClient, catalog: Catalog, now: Callable[[], float]
 ) -> Provider:
-    """Return the adapter of a package, bound to the key in its settings (by field)."""
-    return package.factory(
-        ProviderContext(
-            name=package.name,
-            key_id=DEFAULT_KEY_ID,
-            settings=package.settings.model_validate(settings),
-            client=client,
-            catalog=catalog,
-            now=now,
-            creates_per_10s=20,
-            concurrency=100,
-        )
+    """Return the adapter of a package, bound to the first key in its settings (by field)."""
+    return package.factory(open_context(package, settings, client, catalog, now))
+
+
+def open_context(
+    package: ProviderPackage, settings: Mapping[str, Any], client: ApiClient, catalog: Catalog, now: Callable[[], float]
+) -> ProviderContext:
+    """Return the context of a package's first key."""
+    chosen = package.settings.model_validate(settings)
+    key = next(iter(chosen.keys), None)
+    return ProviderContext(
+        name=package.name,
+        key_id=key_id_of(key) if key else NO_KEY_ID,
+        api_key=key,
+        settings=chosen,
+        client=client,
+        catalog=catalog,
+        now=now,
+        creates_per_10s=20,
+        concurrency=100,
     )
+
+
+class RecordingSink:
+    """A sink that keeps results in memory."""
+
+    def __init__(self) -> None:
+        self.stored: list[bytes] = []
+
+    async def store(self, chunks: AsyncIterator[bytes]) -> str:
+        self.stored.append(b"".join([chunk async for chunk in chunks]))
+        return f"{STORED_PREFIX}{len(self.stored) - 1}"
+
+
+SINK = RecordingSink()
+"""For tests whose provider has no results in its responses."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -203,7 +227,7 @@ def _result(*urls: str) -> str:
 
 KIE = Case(
     package=PACKAGES["kie"],
-    settings=lambda url: {"api_key": KEY, "api_url": url, "upload_url": url, "upload_references": True},
+    settings=lambda url: {"kie_keys": KEY, "api_url": url, "upload_url": url, "upload_references": True},
     accepted=(
         Canned(body={"code": 200, "msg": "success", "data": {"taskId": JOB}}),
         Canned(body={"code": "200", "message": "success", "data": {"taskId": JOB, "recordId": "other"}}),
@@ -239,7 +263,7 @@ KIE = Case(
 
 LEGACY = Case(
     package=PACKAGES["legacy"],
-    settings=lambda url: {"api_key": KEY, "api_url": f"{url}/nano-banana"},
+    settings=lambda url: {"kie_keys": KEY, "api_url": f"{url}/nano-banana"},
     accepted=(
         Canned(body={"code": 200, "data": {"status": "pending", "task_id": JOB}}),
         Canned(status=201, body={"job_id": JOB, "url": "https://service.example/status/1"}),
@@ -272,7 +296,7 @@ LEGACY = Case(
 
 EXAMPLE_CASE = Case(
     package=EXAMPLE,
-    settings=lambda url: {"example_key": KEY, "example_url": url},
+    settings=lambda url: {"example_keys": KEY, "example_url": url},
     model="example-painter",
     auth_scheme="Key",
     accepted=(Canned(status=202, body={"id": JOB, "status": "queued"}),),

@@ -19,7 +19,19 @@ from broker.orders import ImageParams, Order
 from broker.providers.base import Provider
 from broker.providers.registry import load_catalog
 from broker.reports import Failed, Finished, Pending, Report
-from tests.contracts.providers import CALLBACK, CASES, IMAGE, JOB, KEY, TOKEN, Canned, Case, Upstream, closed_port
+from tests.contracts.providers import (
+    CALLBACK,
+    CASES,
+    IMAGE,
+    JOB,
+    KEY,
+    SINK,
+    TOKEN,
+    Canned,
+    Case,
+    Upstream,
+    closed_port,
+)
 from tests.examples.provider import EXAMPLE
 from tests.support.clock import ManualClock
 
@@ -57,11 +69,11 @@ class Scene:
 
     async def submit(self, canned: Canned) -> Report:
         self.upstream.respond(canned)
-        return await self.provider.submit(self.order, CALLBACK)
+        return await self.provider.submit(self.order, CALLBACK, SINK)
 
     async def check(self, canned: Canned) -> Report:
         self.upstream.respond(canned)
-        return await self.provider.check(JOB)
+        return await self.provider.check(JOB, SINK)
 
 
 @pytest.fixture(params=CASES, ids=attrgetter("name"))
@@ -124,14 +136,14 @@ async def test_time_out_is_an_unknown_outcome(scene: Scene, clock: ManualClock) 
     client = ApiClient(timeout=0.1, max_connections=1)
     scene.upstream.respond(Canned(quiet=True))
     with pytest.raises(ProviderError) as caught:
-        await scene.case.build(scene.upstream.url, client, CATALOG, clock.now).submit(scene.order, CALLBACK)
+        await scene.case.build(scene.upstream.url, client, CATALOG, clock.now).submit(scene.order, CALLBACK, SINK)
     assert_no_secret(caught.value)
     await client.aclose()
 
 
 async def test_request_that_was_not_sent_may_be_repeated(scene: Scene, clock: ManualClock) -> None:
     client = ApiClient(timeout=5.0, max_connections=1)
-    report = await scene.case.build(closed_port(), client, CATALOG, clock.now).submit(scene.order, CALLBACK)
+    report = await scene.case.build(closed_port(), client, CATALOG, clock.now).submit(scene.order, CALLBACK, SINK)
     assert isinstance(report, Failed)
     assert (report.code, report.retryable, report.billed) == ("provider_unavailable", True, "no")
     assert_no_secret(report)
@@ -140,7 +152,9 @@ async def test_request_that_was_not_sent_may_be_repeated(scene: Scene, clock: Ma
 
 async def test_model_not_served_is_refused_without_a_request(scene: Scene) -> None:
     report = await scene.provider.submit(
-        Order(params=ImageParams(prompt="x", model="no-such"), mode="text-to-image"), None
+        Order(params=ImageParams(prompt="x", model="no-such"), mode="text-to-image"),
+        None,
+        SINK,
     )
     assert isinstance(report, Failed)
     assert (report.retryable, report.billed) == (False, "no")

@@ -82,6 +82,6 @@ def example_settings(folder: Path, providers: Sequence[ProviderPackage], **more:
         extra_providers=providers,
         data_dir=folder,
         tunnel_api="http://127.0.0.1:9",
-        api_key="key-of-kie",
+        kie_keys="key-of-kie",
         **more,
     )

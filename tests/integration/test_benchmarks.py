@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks import notify, postgres_paths
+from tests.benchmarks import intake, notify, postgres_paths
 from tests.benchmarks.lives import Upstream, live
 from tests.benchmarks.measuring import SPAWN, Side
 from tests.benchmarks.retention import Bench
@@ -19,6 +19,13 @@ async def test_benchmarks_fill_the_tables(postgres: Postgres) -> None:
     assert len(await postgres_paths.stored(await postgres.fresh(), 3)) == 3
     assert len(await notify.seeded(await postgres.fresh(), 2)) == 2
     assert await Bench(server=postgres, rows=5, calm=0.0, remembered=True).seeded()
+
+
+async def test_images_of_a_benchmark_are_accepted(tmp_path: Path) -> None:
+    images = intake.write_images(tmp_path, 64, 64)
+    (row,) = await intake.measure({"image": images["lossless WebP, 64 x 64"]}, tmp_path / "store", 1)
+    assert row[0] == "image"
+    assert len(images) == 6
 
 
 async def test_tasks_of_a_benchmark_end(tmp_path: Path) -> None:

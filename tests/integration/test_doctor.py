@@ -56,7 +56,7 @@ TUNNEL_OFFLINE = b"HTTP/1.1 404 Not Found\r\nContent-Length: 14\r\n\r\nERR_NGROK
 def make_settings(folder: Path, **settings: Any) -> Settings:
     """Return settings of an unused folder whose URLs all lead to a closed port."""
     defaults: dict[str, Any] = {
-        "api_key": KEY,
+        "kie_keys": KEY,
         "api_url": CLOSED_URL,
         "upload_url": CLOSED_URL,
         "tunnel_api": CLOSED_URL,
@@ -559,7 +559,7 @@ async def test_closed_folder_protects_what_is_in_it(tmp_path: Path) -> None:
     settings = make_settings(tmp_path)
     make_older_files(settings)
     settings.data_dir.chmod(0o700)
-    assert await get_modes(settings) == ("ok", f"{settings.data_dir}: accessible to its owner only", "")
+    assert await get_modes(settings) == ("ok", "other users of this machine have no access", "")
 
 
 async def test_only_the_files_of_the_broker_are_named_in_a_folder_of_others(tmp_path: Path) -> None:

@@ -147,7 +147,8 @@ async def test_queued_estimate_includes_window_slots_and_cooldown(quiet: Service
         40,
         60,
     ]
-    await quiet.database.transact(quiet.worker.submissions.tables.provider_limits.start_cooldown("kie", NOW + 300))
+    limits, key_id = quiet.tables.provider_limits, quiet.provider.key_id
+    await quiet.database.transact(limits.start_cooldown("kie", key_id, NOW + 300, "provider_unavailable"))
     clock.advance(eta.QUEUE_TTL_SECONDS)
     assert (await position_and_eta(quiet, tasks[0]))[1] == 330
     assert (await position_and_eta(quiet, queued(1, due_at=NOW + 400)))[1] == 450  # due later

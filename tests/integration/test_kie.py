@@ -18,7 +18,17 @@ from broker.providers.base import Provider
 from broker.providers.kie.settings import KieSettings
 from broker.providers.registry import PROVIDERS, load_catalog
 from broker.reports import Failed, Finished, Pending
-from tests.contracts.providers import CALLBACK, JOB, KEY, PACKAGES, TOKEN, Canned, Upstream, open_provider
+from tests.contracts.providers import (
+    CALLBACK,
+    JOB,
+    KEY,
+    PACKAGES,
+    SINK,
+    TOKEN,
+    Canned,
+    Upstream,
+    open_provider,
+)
 from tests.support.clock import ManualClock
 
 pytestmark = pytest.mark.anyio
@@ -60,7 +70,7 @@ def offline(clock: ManualClock) -> Provider:
 
 
 def account(url: str, client: ApiClient, clock: ManualClock, *, upload_references: bool = False) -> Provider:
-    settings = {"api_key": KEY, "api_url": url, "upload_url": f"{url}/", "upload_references": upload_references}
+    settings = {"kie_keys": KEY, "api_url": url, "upload_url": f"{url}/", "upload_references": upload_references}
     return open_provider(PACKAGES["kie"], settings, client, CATALOG, clock.now)
 
 
@@ -183,7 +193,7 @@ async def test_each_model_is_spelt_as_its_page_documents(
 ) -> None:
     """Image-to-image uses the edit model; no request has a field that its model lacks."""
     upstream.respond(ACCEPTED)
-    assert await kie.submit(order, CALLBACK) == Pending(job_id=JOB)
+    assert await kie.submit(order, CALLBACK, SINK) == Pending(job_id=JOB)
     (sent,) = upstream.received
     assert (sent.method, sent.path) == ("POST", "/api/v1/jobs/createTask")
     assert sent.json() == expected | {"callBackUrl": CALLBACK}
@@ -195,7 +205,7 @@ async def test_each_model_is_spelt_as_its_page_documents(
 
 async def test_request_without_public_url_has_no_callback(kie: Provider, upstream: Upstream) -> None:
     upstream.respond(ACCEPTED)
-    await kie.submit(order(), None)
+    await kie.submit(order(), None, SINK)
     assert "callBackUrl" not in upstream.received[0].json()
 
 
@@ -237,10 +247,10 @@ async def test_code_means_the_same_as_http_status_and_in_the_body(kie: Provider,
         expected = CODES[code]
         if expected is None:
             with pytest.raises(ProviderError, match=f"code {code}: You shall not pass"):
-                await kie.submit(order(), CALLBACK)
+                await kie.submit(order(), CALLBACK, SINK)
             continue
         kind, retryable, wait = expected
-        assert await kie.submit(order(), CALLBACK) == Failed(
+        assert await kie.submit(order(), CALLBACK, SINK) == Failed(
             code=kind,
             message="You shall not pass",
             retryable=retryable,
@@ -254,17 +264,17 @@ async def test_code_means_the_same_as_http_status_and_in_the_body(kie: Provider,
 async def test_codes_505_and_531_are_refusals(kie: Provider, upstream: Upstream, code: int) -> None:
     """Feature disabled; failed and refunded. As an HTTP status without a body they could come from any proxy."""
     upstream.respond(Canned(body={"code": code, "msg": "no"}), Canned(status=code))
-    report = await kie.submit(order(), CALLBACK)
+    report = await kie.submit(order(), CALLBACK, SINK)
     assert isinstance(report, Failed)
     assert report.billed == "no"
     with pytest.raises(ProviderError):
-        await kie.submit(order(), CALLBACK)
+        await kie.submit(order(), CALLBACK, SINK)
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 410, 422, 429])
 async def test_http_refusal_without_body_is_certain(kie: Provider, upstream: Upstream, status: int) -> None:
     upstream.respond(Canned(status=status, body=b"<html>no</html>"))
-    report = await kie.submit(order(), CALLBACK)
+    report = await kie.submit(order(), CALLBACK, SINK)
     assert isinstance(report, Failed)
     assert (report.billed, report.provider_code, report.message) == ("no", str(status), "the answer is not JSON")
 
@@ -275,7 +285,7 @@ async def test_code_of_the_body_precedes_the_http_status(
     kie: Provider, upstream: Upstream, status: int, code: int, refused: bool, data: Any
 ) -> None:
     upstream.respond(Canned(status=status, body={"code": code, "msg": "no", "data": data}))
-    assert isinstance(await kie.submit(order(), CALLBACK), Failed) is refused
+    assert isinstance(await kie.submit(order(), CALLBACK, SINK), Failed) is refused
 
 
 @pytest.mark.parametrize(
@@ -290,7 +300,7 @@ async def test_code_of_the_body_precedes_the_http_status(
 async def test_response_with_a_job_id_is_an_accepted_order(kie: Provider, upstream: Upstream, canned: Canned) -> None:
     """It is the only handle on an image that may be paid, and polling is free."""
     upstream.respond(canned)
-    assert await kie.submit(order(), CALLBACK) == Pending(job_id=JOB)
+    assert await kie.submit(order(), CALLBACK, SINK) == Pending(job_id=JOB)
 
 
 @pytest.mark.parametrize(
@@ -317,14 +327,14 @@ async def test_retry_after_is_honoured_up_to_the_limit(
     kie: Provider, upstream: Upstream, header: str, wait: float
 ) -> None:
     upstream.respond(Canned(status=429, body={"code": 429}, headers={"Retry-After": header}))
-    report = await kie.submit(order(), CALLBACK)
+    report = await kie.submit(order(), CALLBACK, SINK)
     assert isinstance(report, Failed)
     assert report.retry_in == wait
 
 
 async def test_refusal_for_content_is_classified_as_safety(kie: Provider, upstream: Upstream) -> None:
     upstream.respond(Canned(body={"code": 400, "msg": "Your prompt was flagged by our moderation"}))
-    report = await kie.submit(order(), CALLBACK)
+    report = await kie.submit(order(), CALLBACK, SINK)
     assert isinstance(report, Failed)
     assert (report.code, report.retryable) == ("safety_input", False)
 
@@ -359,7 +369,7 @@ UPLOADED = Canned(
 async def test_reference_without_public_url_is_uploaded(kie: Provider, upstream: Upstream) -> None:
     upstream.respond(UPLOADED, ACCEPTED)
     references = (reference(), reference(REF))
-    assert await kie.submit(order("nano-banana-pro", "image-to-image", references=references), None) == Pending(
+    assert await kie.submit(order("nano-banana-pro", "image-to-image", references=references), None, SINK) == Pending(
         job_id=JOB
     )
     upload, create = upstream.received
@@ -373,14 +383,14 @@ async def test_reference_without_public_url_is_uploaded(kie: Provider, upstream:
 
 async def test_setting_uploads_references_with_public_url(uploading: Provider, upstream: Upstream) -> None:
     upstream.respond(Canned(body={"code": 200, "data": {"fileUrl": "https://files.example/y.png"}}), ACCEPTED)
-    await uploading.submit(order(mode="image-to-image", references=(reference(REF),)), None)
+    await uploading.submit(order(mode="image-to-image", references=(reference(REF),)), None, SINK)
     assert upstream.received[1].json()["input"]["image_urls"] == ["https://files.example/y.png"]
 
 
 async def test_each_upload_has_a_new_name(uploading: Provider, upstream: Upstream) -> None:
     """kie.ai keeps serving the old bytes of a name that was used before."""
     upstream.respond(UPLOADED, UPLOADED, ACCEPTED)
-    await uploading.submit(order(mode="image-to-image", references=(reference(REF), reference(REF))), None)
+    await uploading.submit(order(mode="image-to-image", references=(reference(REF), reference(REF))), None, SINK)
     names = [parts(sent.body)["fileName"] for sent in upstream.received[:2]]
     assert len(set(names)) == 2
     assert all(name.startswith(b"abab") and name.endswith(b".png") for name in names)
@@ -391,7 +401,7 @@ async def test_each_upload_has_a_new_name(uploading: Provider, upstream: Upstrea
 )
 async def test_failed_upload_is_unbilled_and_retryable(kie: Provider, upstream: Upstream, canned: Canned) -> None:
     upstream.respond(canned)
-    report = await kie.submit(order(mode="image-to-image", references=(reference(),)), None)
+    report = await kie.submit(order(mode="image-to-image", references=(reference(),)), None, SINK)
     assert isinstance(report, Failed)
     assert (report.code, report.retryable, report.billed) == ("provider_unavailable", True, "no")
     assert [sent.path for sent in upstream.received] == ["/api/file-stream-upload"]
@@ -400,7 +410,7 @@ async def test_failed_upload_is_unbilled_and_retryable(kie: Provider, upstream: 
 @pytest.mark.parametrize(("code", "kind"), [(400, "provider_rejected"), (401, "provider_auth")])
 async def test_refused_upload_is_not_repeated(kie: Provider, upstream: Upstream, code: int, kind: str) -> None:
     upstream.respond(Canned(body={"success": False, "code": code, "msg": "no"}))
-    report = await kie.submit(order(mode="image-to-image", references=(reference(),)), None)
+    report = await kie.submit(order(mode="image-to-image", references=(reference(),)), None, SINK)
     assert isinstance(report, Failed)
     assert (report.code, report.retryable, report.billed) == (kind, False, "no")
     assert len(upstream.received) == 1
@@ -415,7 +425,7 @@ async def test_refused_upload_is_not_repeated(kie: Provider, upstream: Upstream,
 @pytest.mark.parametrize("field", ["state", "status", "taskStatus"])
 async def test_every_spelling_of_success_is_parsed(kie: Provider, upstream: Upstream, field: str, state: str) -> None:
     upstream.respond(record(**{field: state}, resultJson=result(*TWO), creditsConsumed="8"))
-    assert await kie.check(JOB) == Finished(outputs=TWO, job_id=JOB, cost=8.0)
+    assert await kie.check(JOB, SINK) == Finished(outputs=TWO, job_id=JOB, cost=8.0)
     (sent,) = upstream.received
     assert (sent.method, sent.path, sent.query) == ("GET", "/api/v1/jobs/recordInfo", {"taskId": JOB})
 
@@ -423,7 +433,7 @@ async def test_every_spelling_of_success_is_parsed(kie: Provider, upstream: Upst
 async def test_job_id_is_escaped_in_the_query(kie: Provider, upstream: Upstream) -> None:
     upstream.respond(Canned(body={"code": 422}))
     with pytest.raises(ProviderError):
-        await kie.check("a/b?c&taskId=d")
+        await kie.check("a/b?c&taskId=d", SINK)
     assert upstream.received[0].query == {"taskId": "a/b?c&taskId=d"}
 
 
@@ -458,12 +468,12 @@ async def test_results_are_parsed_from_every_wrapping(
 ) -> None:
     """`resultJson` is a string, and can contain several URLs."""
     upstream.respond(record(state="success", resultJson=value))
-    assert await kie.check(JOB) == Finished(outputs=outputs, job_id=JOB)
+    assert await kie.check(JOB, SINK) == Finished(outputs=outputs, job_id=JOB)
 
 
 async def test_results_beyond_sixteen_are_ignored(kie: Provider, upstream: Upstream) -> None:
     upstream.respond(record(state="success", resultJson=result(*(f"https://x.example/{n}" for n in range(99)))))
-    report = await kie.check(JOB)
+    report = await kie.check(JOB, SINK)
     assert isinstance(report, Finished)
     assert report.outputs == tuple(f"https://x.example/{n}" for n in range(16))
 
@@ -473,7 +483,7 @@ async def test_results_beyond_sixteen_are_ignored(kie: Provider, upstream: Upstr
 )
 async def test_result_of_an_unfinished_job_is_ignored(kie: Provider, upstream: Upstream, state: str) -> None:
     upstream.respond(record(state=state, resultJson=result(*TWO)))
-    assert await kie.check(JOB) == Pending(job_id=JOB, stage=state)
+    assert await kie.check(JOB, SINK) == Pending(job_id=JOB, stage=state)
 
 
 FAILURES = [
@@ -506,7 +516,7 @@ async def test_failure_is_classified_by_code_and_message(
     kie: Provider, upstream: Upstream, fail_code: Any, words: str | None, code: str, retryable: bool
 ) -> None:
     upstream.respond(record(state="fail", failCode=fail_code, failMsg=words))
-    assert await kie.check(JOB) == Failed(
+    assert await kie.check(JOB, SINK) == Failed(
         code=code,
         message=words or "no reason given",
         retryable=retryable,
@@ -526,7 +536,7 @@ async def test_consumed_credits_show_if_a_failure_was_billed(
     kie: Provider, upstream: Upstream, state: str, fields: dict[str, float], billed: str
 ) -> None:
     upstream.respond(record(state=state, failCode="500", **fields))
-    report = await kie.check(JOB)
+    report = await kie.check(JOB, SINK)
     assert isinstance(report, Failed)
     assert report.billed == billed
 
@@ -537,7 +547,7 @@ async def test_envelope_code_can_report_a_failed_job(
     kie: Provider, upstream: Upstream, code: int, http: bool, billed: str
 ) -> None:
     upstream.respond(Canned(status=code if http else 200, body={"code": code, "msg": "no result", "data": None}))
-    report = await kie.check(JOB)
+    report = await kie.check(JOB, SINK)
     assert isinstance(report, Failed)
     assert (report.code, report.billed, report.job_id) == ("provider_error", billed, JOB)
 
@@ -568,7 +578,7 @@ async def test_response_without_information_is_polled_again(
     """A job may be unknown for a while after it was ordered, and a key may be renewed: the image is paid."""
     upstream.respond(canned)
     with pytest.raises(ProviderError) as caught:
-        await kie.check(JOB)
+        await kie.check(JOB, SINK)
     assert (caught.value.permanent, caught.value.retry_in) == (False, retry_in)
 
 
@@ -581,9 +591,9 @@ def cut(**data: Any) -> bytes:
 
 async def test_truncated_record_is_salvaged_if_unambiguous(kie: Provider, upstream: Upstream) -> None:
     upstream.respond(Canned(body=cut(state="success", resultJson=result(*TWO), creditsConsumed=8)))
-    assert await kie.check(JOB) == Finished(outputs=TWO, job_id=JOB, cost=8.0)
+    assert await kie.check(JOB, SINK) == Finished(outputs=TWO, job_id=JOB, cost=8.0)
     upstream.respond(Canned(body=cut(state="fail", failCode="500", failMsg="Internal server error")))
-    assert isinstance(await kie.check(JOB), Failed)
+    assert isinstance(await kie.check(JOB, SINK), Failed)
 
 
 @pytest.mark.parametrize(
@@ -603,7 +613,7 @@ async def test_truncated_record_is_salvaged_if_unambiguous(kie: Provider, upstre
 async def test_ambiguous_truncated_record_is_polled_again(kie: Provider, upstream: Upstream, body: bytes) -> None:
     upstream.respond(Canned(body=body))
     with pytest.raises(ProviderError):
-        await kie.check(JOB)
+        await kie.check(JOB, SINK)
 
 
 # -- callbacks
@@ -731,7 +741,7 @@ async def test_progress_is_never_invented(
 ) -> None:
     """The percentage is kie.ai's own (0 means unknown), and the stage a single word."""
     upstream.respond(record(**fields))
-    assert await kie.check(JOB) == Pending(job_id=JOB, stage=stage, percent=percent)
+    assert await kie.check(JOB, SINK) == Pending(job_id=JOB, stage=stage, percent=percent)
 
 
 @pytest.mark.parametrize(
@@ -840,7 +850,7 @@ async def test_permanent_and_temporary_errors_are_distinguished(
     ],
 )
 def test_api_url_selects_one_provider_and_its_base_url(written: str, meant: tuple[str, str]) -> None:
-    settings = KieSettings.model_validate({"api_key": "k", "api_url": written})
+    settings = KieSettings.model_validate({"kie_keys": "k", "api_url": written})
     chosen = [package.name for package in PROVIDERS if package.is_configured(settings)]
     assert (*chosen, settings.base_url) == meant
 

@@ -13,7 +13,17 @@ from broker.orders import ImageParams, Order, Reference
 from broker.providers.base import Provider
 from broker.providers.registry import load_catalog
 from broker.reports import Failed, Finished, Pending
-from tests.contracts.providers import CALLBACK, IMAGE, JOB, KEY, PACKAGES, Canned, Upstream, open_provider
+from tests.contracts.providers import (
+    CALLBACK,
+    IMAGE,
+    JOB,
+    KEY,
+    PACKAGES,
+    SINK,
+    Canned,
+    Upstream,
+    open_provider,
+)
 from tests.support.clock import ManualClock
 
 pytestmark = pytest.mark.anyio
@@ -35,7 +45,7 @@ async def upstream() -> AsyncIterator[Upstream]:
 @pytest.fixture
 async def legacy(upstream: Upstream, clock: ManualClock) -> AsyncIterator[Provider]:
     client = ApiClient(timeout=5.0, max_connections=4)
-    settings = {"api_key": KEY, "api_url": f"{upstream.url}/nano-banana/"}
+    settings = {"kie_keys": KEY, "api_url": f"{upstream.url}/nano-banana/"}
     yield open_provider(PACKAGES["legacy"], settings, client, load_catalog(), clock.now)
     await client.aclose()
 
@@ -53,7 +63,7 @@ def edit(url: str | None) -> Order:
 async def test_request_has_only_fields_of_the_dialect(legacy: Provider, upstream: Upstream) -> None:
     """The URL implies the model, so none is sent; the callback has one field, spelt like the others."""
     upstream.respond(ACCEPTED)
-    assert await legacy.submit(TEXT, CALLBACK) == Pending(job_id=JOB)
+    assert await legacy.submit(TEXT, CALLBACK, SINK) == Pending(job_id=JOB)
     (sent,) = upstream.received
     assert (sent.method, sent.path) == ("POST", "/nano-banana/generate")
     assert sent.json() == {"prompt": "a red bicycle", "aspect_ratio": "16:9", "callback_url": CALLBACK}
@@ -61,7 +71,7 @@ async def test_request_has_only_fields_of_the_dialect(legacy: Provider, upstream
 
 async def test_references_are_sent_as_urls(legacy: Provider, upstream: Upstream) -> None:
     upstream.respond(ACCEPTED)
-    await legacy.submit(edit("https://broker.example/uploads/references/cat.png"), None)
+    await legacy.submit(edit("https://broker.example/uploads/references/cat.png"), None, SINK)
     assert upstream.received[0].json() == {
         "prompt": "a red bicycle",
         "image_urls": ["https://broker.example/uploads/references/cat.png"],
@@ -69,7 +79,7 @@ async def test_references_are_sent_as_urls(legacy: Provider, upstream: Upstream)
 
 
 async def test_reference_without_url_is_refused_with_the_cure(legacy: Provider, upstream: Upstream) -> None:
-    report = await legacy.submit(edit(None), None)
+    report = await legacy.submit(edit(None), None, SINK)
     assert isinstance(report, Failed)
     assert (report.billed, report.retryable) == ("no", False)
     assert "public URL" in report.message
@@ -83,7 +93,7 @@ async def test_every_spelling_of_a_job_id_is_parsed(
 ) -> None:
     named = {field: JOB, "status": "queued"}
     upstream.respond(Canned(status=202, body={"data": named} if wrapped else named))
-    assert await legacy.submit(TEXT, CALLBACK) == Pending(job_id=JOB)
+    assert await legacy.submit(TEXT, CALLBACK, SINK) == Pending(job_id=JOB)
 
 
 @pytest.mark.parametrize(
@@ -102,19 +112,19 @@ async def test_response_with_the_image_finishes_the_job(
     legacy: Provider, upstream: Upstream, body: dict[str, Any], report: Any
 ) -> None:
     upstream.respond(Canned(body=body))
-    assert await legacy.submit(TEXT, CALLBACK) == report
+    assert await legacy.submit(TEXT, CALLBACK, SINK) == report
 
 
 async def test_immediate_failure_may_have_been_billed(legacy: Provider, upstream: Upstream) -> None:
     upstream.respond(Canned(body={"task_id": JOB, "status": "failed", "error": "prohibited content"}))
-    assert await legacy.submit(TEXT, CALLBACK) == Failed(
+    assert await legacy.submit(TEXT, CALLBACK, SINK) == Failed(
         code="safety_input", message="prohibited content", retryable=False, billed="unknown", job_id=JOB
     )
 
 
 async def test_status_url_contains_the_job_id(legacy: Provider, upstream: Upstream) -> None:
     upstream.respond(Canned(body={"status": "processing"}))
-    assert await legacy.check("a/../b?c") == Pending(job_id="a/../b?c", stage="processing")
+    assert await legacy.check("a/../b?c", SINK) == Pending(job_id="a/../b?c", stage="processing")
     assert upstream.received[0].path == "/nano-banana/status/a/../b?c"
     assert upstream.received[0].query == {}
 
@@ -122,13 +132,13 @@ async def test_status_url_contains_the_job_id(legacy: Provider, upstream: Upstre
 @pytest.mark.parametrize("body", [{"status": "completed"}, {"data": {"status": "success", "output": None}}])
 async def test_success_without_result_has_no_outputs(legacy: Provider, upstream: Upstream, body: Any) -> None:
     upstream.respond(Canned(body=body))
-    assert await legacy.check(JOB) == Finished(outputs=(), job_id=JOB)
+    assert await legacy.check(JOB, SINK) == Finished(outputs=(), job_id=JOB)
 
 
 async def test_error_of_a_status_request_does_not_end_the_job(legacy: Provider, upstream: Upstream) -> None:
     upstream.respond(Canned(status=404, body={"status": "error", "message": "no such task yet"}))
     with pytest.raises(ProviderError, match="no such task yet"):
-        await legacy.check(JOB)
+        await legacy.check(JOB, SINK)
 
 
 @pytest.mark.parametrize(

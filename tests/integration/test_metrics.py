@@ -109,7 +109,7 @@ async def test_journey_updates_its_metrics(tmp_path: Path) -> None:
         page = (await broker.client.get("/metrics")).text
     assert 'broker_tasks{state="succeeded"} 1.0' in page
     assert 'broker_tasks{state="queued"} 0.0' in page
-    assert 'broker_provider_cooldown_seconds{provider="kie"} 0.0' in page
+    assert re.search(r'broker_provider_cooldown_seconds{.*provider="kie".*} 0.0', page)
     assert re.search(r'broker_build_info{python="3\.\d+\.\d+",version="[^"]+"} 1\.0', page)
     assert "process_resident_memory_bytes" in page
     assert "python_gc_collections_total" in page
@@ -224,12 +224,13 @@ async def test_task_counts_are_cached(quiet: Services, clock: ManualClock) -> No
 
 
 async def test_cooldown_is_shown_as_remaining_seconds(quiet: Services, clock: ManualClock) -> None:
-    await quiet.database.transact(quiet.worker.submissions.tables.provider_limits.start_cooldown("kie", NOW + 30))
+    limits, key_id = quiet.tables.provider_limits, quiet.provider.key_id
+    await quiet.database.transact(limits.start_cooldown("kie", key_id, NOW + 30, "provider_unavailable"))
     await quiet.collector.render_page()
-    assert value(quiet.metrics, "broker_provider_cooldown_seconds", provider="kie") == 30
+    assert value(quiet.metrics, "broker_provider_cooldown_seconds", provider="kie", key_id=key_id) == 30
     clock.advance(40)
     await quiet.collector.render_page()
-    assert value(quiet.metrics, "broker_provider_cooldown_seconds", provider="kie") == 0
+    assert value(quiet.metrics, "broker_provider_cooldown_seconds", provider="kie", key_id=key_id) == 0
 
 
 async def test_one_process_queries_the_balance_for_all(tmp_path: Path) -> None:
@@ -239,9 +240,11 @@ async def test_one_process_queries_the_balance_for_all(tmp_path: Path) -> None:
         assert not await balances.tables.periodic_jobs.try_acquire(
             "balance", now=broker.services.clock.now(), every=balance.REFRESH_SECONDS
         )
-        async with open_api(tmp_path) as other:  # another process on the same database, which sends no query
+        async with open_api(
+            tmp_path, kie_keys="test-key"
+        ) as other:  # another process on the same database, which sends no query
             page = (await other.client.get("/metrics")).text
-    assert re.search(r'broker_provider_credits{provider="kie"} \d', page)
+    assert re.search(r'broker_provider_credits{.*provider="kie".*} \d', page)
 
 
 async def _balance_known(broker: RunningBroker) -> None:
@@ -252,13 +255,13 @@ async def _balance_known(broker: RunningBroker) -> None:
 
 async def test_unknown_balance_is_absent(quiet: Services, clock: ManualClock) -> None:
     """An old balance is not shown, nor is there one while the provider cannot be reached."""
-    balances = quiet.worker.balances
+    balances, key_id = quiet.worker.balances, quiet.provider.key_id
     await balances.refresh()
     assert await balances.latest() == {}
-    await balances.tables.cluster_state.set_value("balance of kie", f"12.5 {NOW!r}")
-    assert await balances.latest() == {"kie": 12.5}
+    await balances.tables.cluster_state.set_value(f"balance of kie {key_id}", f"12.5 {NOW!r}")
+    assert await balances.latest() == {("kie", key_id): 12.5}
     await quiet.collector.render_page()
-    assert value(quiet.metrics, "broker_provider_credits", provider="kie") == 12.5
+    assert value(quiet.metrics, "broker_provider_credits", provider="kie", key_id=key_id) == 12.5
     clock.advance(balance.MAX_AGE_SECONDS + 1)
     await quiet.collector.render_page()
     assert b"broker_provider_credits{" not in await quiet.collector.render_page()

@@ -91,7 +91,7 @@ async def place(folder: Path, clock: ManualClock, **settings: Any) -> AsyncItera
     async with AsyncExitStack() as stack:
         agent = settings.pop("agent", None) or await stack.enter_async_context(an_agent())
         sock = stack.enter_context(closing(settings.pop("sock", None) or bind_socket("127.0.0.1", 0)))
-        chosen: dict[str, Any] = {"api_key": "a-key-of-the-tests", "api_url": "http://127.0.0.1:9", "data_dir": folder}
+        chosen: dict[str, Any] = {"kie_keys": "a-key-of-the-tests", "api_url": "http://127.0.0.1:9", "data_dir": folder}
         loaded = load_settings(env_file=None, **{**chosen, "tunnel_api": agent.url, **settings})
         services = await stack.enter_async_context(open_services(loaded, clock=clock, port=socket_port(sock)))
         services.url_monitor.agents = replace(services.url_monitor.agents, cloudflared=[agent.url])

@@ -27,7 +27,7 @@ KEY = "canary-provider-key"
 CALLER = "canary-caller-key-0123456789"
 PROMPT = "canary-prompt a red bicycle"
 SECRETS: dict[str, Any] = {
-    "api_key": KEY,
+    "kie_keys": KEY,
     "api_keys": (CALLER,),
     "secret_key": "canary-secret-0123456789",
     "webhook_key": "canary-hmac-key",

@@ -17,6 +17,7 @@ import pytest
 
 from broker.cli.console import format_json
 from tests.processes.test_cli import KEY
+from tests.support.file_modes import accessible_to_others, modes_below
 from tests.support.shell import Shell, serving
 
 EVENT = f"evt_{'1' * 32}"
@@ -43,7 +44,10 @@ ATTEMPTS = [
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
     """Yield a shell next to a running broker with one image and two rejected callbacks."""
     folder = tmp_path_factory.mktemp("served")
-    with serving(Shell(folder, {"BROKER_API_KEYS": KEY}), "serve", "--port", "0") as (_, address):
+    with serving(Shell(folder, {"BROKER_API_KEYS": KEY, "BROKER_LOG_DIR": "logs"}), "serve", "--port", "0") as (
+        _,
+        address,
+    ):
         shell = Shell(folder, {"BROKER_API_KEYS": KEY, "BROKER_PORT": address.rpartition(":")[2]})
         assert shell.run("generate", "a red fox", "-o", "fox.png").code == 0
         send_callback(shell, "?task=task_x&attempt=1&token=wrong", b'{"a": 1}')
@@ -161,6 +165,16 @@ def test_callback_is_exported_as_a_fixture(served: Shell) -> None:
     assert json.loads(text)["expected"]["verification"] == "accept"
     nowhere = served.run("callbacks", "export", callback_id, "-o", "nowhere/fixture.json")
     assert (nowhere.code, "nowhere/fixture.json: No such file" in nowhere.err) == (1, True)
+
+
+def test_files_of_a_running_broker_are_accessible_to_its_user_only(served: Shell) -> None:
+    """Database, WAL, log, images and secret, and the files that commands save."""
+    callback_id = first_callback_id(served, "accept")
+    assert served.run("callbacks", "export", callback_id, "-o", "callback.json").code == 0
+    assert accessible_to_others(served.folder) == {}
+    made = {path.rpartition("/")[2] for path in modes_below(served.folder)}
+    assert {"broker.db", "broker.db-wal", "broker.db-shm", "secret.key", "app.log", "fox.png", "callback.json"} <= made
+    assert list(served.folder.glob("data/blobs/*/task_*/*"))
 
 
 @pytest.mark.parametrize(

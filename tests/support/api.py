@@ -174,7 +174,7 @@ async def open_api(
     blobs: what the application uses instead of the services' own store.
     """
     defaults: dict[str, Any] = {
-        "api_key": "a-key-of-the-tests",
+        "kie_keys": "a-key-of-the-tests",
         "api_url": "http://127.0.0.1:9",
         "webhook_base_url": "https://broker.example",
         "tunnel_api": "http://127.0.0.1:9",

@@ -14,6 +14,7 @@ import httpx
 from broker.bootstrap import database_for, load_settings, open_services
 from broker.clock import Clock
 from broker.orders import OrderRequest
+from broker.providers.pool import ProviderPool
 from broker.sandbox.engine import Options
 from broker.sandbox.server import serve_sandbox
 from broker.server.sockets import bind_socket, socket_port
@@ -114,7 +115,7 @@ async def open_broker(
             env_file=None,
             **{
                 **QUICK,
-                "api_key": "test-key",
+                "kie_keys": "test-key",
                 "api_url": sandbox,
                 "upload_url": sandbox,
                 "webhook_base_url": address if with_callbacks else "",
@@ -141,17 +142,17 @@ async def still(
     **settings: Any,
 ) -> AsyncIterator[Services]:
     """Open the services without a server; their worker does nothing by itself."""
-    chosen = load_settings(
-        env_file=None,
-        api_key="test-key",
-        api_url="http://127.0.0.1:9",
-        tunnel_api="http://127.0.0.1:9",
-        data_dir=folder,
-        **settings,
-    )
+    nowhere = "http://127.0.0.1:9"
+    fixed = {"kie_keys": "test-key", "api_url": nowhere, "tunnel_api": nowhere, "data_dir": folder}
+    chosen = load_settings(env_file=None, **{**fixed, **settings})
     async with open_services(chosen, clock=clock, open_database=open_database) as services:
         yield services
 
 
+def one_account(name: str, provider: Any) -> dict[str, ProviderPool]:
+    """Return the pools of one provider with one account."""
+    return {name: ProviderPool(name=name, accounts={provider.key_id: provider})}
+
+
 async def create_tasks(services: Services, request: OrderRequest) -> tuple[Task, ...]:
-    return (await services.orders.create("local", request, services.orders.plan(request))).tasks
+    return (await services.orders.create("local", request, await services.orders.plan(request))).tasks

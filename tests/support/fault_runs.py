@@ -35,20 +35,35 @@ FAMILIES = (
     Family(
         promise="a crash before or after any commit costs time only", files=("integration/faults/test_every_commit.py",)
     ),
+    Family(
+        promise="SIGTERM under load: a request that was sent is answered", files=("integration/faults/test_stops.py",)
+    ),
     Family(promise="a cut line or a dead Postgres costs time only", files=("integration/faults/test_postgres.py",)),
     Family(promise="a pooler in transaction mode changes nothing", files=("integration/faults/test_pgbouncer.py",)),
+    Family(
+        promise="failover over three providers bills an order once at most",
+        files=("integration/faults/test_failover.py",),
+    ),
     Family(promise="a late worker does no harm after a takeover", files=("integration/faults/test_takeover.py",)),
     Family(
         promise="downloads, retention and sweep in any order: no image lost, no file left",
         files=("integration/faults/test_interleavings.py",),
     ),
     Family(promise="processes killed under load: every order ends once", files=("processes/test_cluster.py",)),
+    Family(promise="a full disk costs no paid image, killed or not", files=("processes/test_full_disk.py",)),
     Family(promise="a faulty bucket: results whole, submitted once", files=("integration/faults/test_s3_journeys.py",)),
     Family(promise="every behaviour of the provider has its end", files=("journeys/test_moods.py",)),
     Family(
         promise="no download leaves its limits or the public network", files=("integration/faults/test_egress_*.py",)
     ),
-    Family(promise="memory does not grow with the images", files=("processes/test_memory.py",)),
+    Family(
+        promise="memory does not grow with the images",
+        files=("processes/test_memory.py", "integration/uploads/test_decoder.py"),
+    ),
+    Family(
+        promise="any bytes are rejected, or an image that decodes whole",
+        files=("integration/uploads/test_any_bytes.py",),
+    ),
     Family(
         promise="a failing receiver gets each webhook, or its last retry",
         files=("integration/faults/test_deliveries.py",),

@@ -13,6 +13,7 @@ from uploads.intake import AcceptedImage, Intake
 from uploads.structure import InvalidImage
 
 MAX_PIXELS = 120_000_000
+MAX_DECODE_BYTES = 384 * 2**20
 MAX_BYTES = 64 * 2**20
 
 
@@ -30,7 +31,7 @@ class IntakeHarness:
 
     def __post_init__(self) -> None:
         self.blobs = LocalBlobs(self.root)
-        self.intake = Intake(self.blobs, max_pixels=MAX_PIXELS)
+        self.intake = Intake(self.blobs, max_pixels=MAX_PIXELS, max_decode_bytes=MAX_DECODE_BYTES)
 
     async def accept(self, data: bytes, step: int = 65_536) -> AcceptedImage:
         return await self.intake.from_stream("task_1", stream(data, step), max_bytes=MAX_BYTES)

@@ -56,6 +56,29 @@ def chunks_of(data: bytes) -> list[bytes]:
     return found
 
 
+def segments_of(data: bytes) -> tuple[list[tuple[int, bytes, bytes]], bytes]:
+    """The segments of a JPEG's first picture, each with marker, body and scan, and the rest from the end marker."""
+    at, found = 2, []
+    while data[at + 1] != 0xD9:
+        begin = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        is_scan, end = data[at + 1] == 0xDA, begin
+        while is_scan and (data[end] != 0xFF or data[end + 1] in {0, *range(0xD0, 0xD8)}):
+            end += 1
+        found.append((data[at + 1], data[at + 4 : begin], data[begin:end]))
+        at = end
+    return found, data[at:]
+
+
+def riff_chunks_of(data: bytes) -> list[tuple[bytes, bytes]]:
+    """The chunks of a WebP, each with kind and body."""
+    at, found = 12, []
+    while at < len(data):
+        length = int.from_bytes(data[at + 4 : at + 8], "little")
+        found.append((data[at : at + 4], data[at + 8 : at + 8 + length]))
+        at += 8 + length + length % 2
+    return found
+
+
 def riff(*chunks: bytes) -> bytes:
     body = b"WEBP" + b"".join(chunks)
     return b"RIFF" + struct.pack("<I", len(body)) + body
@@ -78,6 +101,29 @@ def with_segments(jpeg: bytes, *segments: bytes) -> bytes:
     """Behind the first segment, so that the magic bytes stay."""
     first = 4 + int.from_bytes(jpeg[4:6], "big")
     return jpeg[:first] + b"".join(segments) + jpeg[first:]
+
+
+def flat_jpeg(side: int, *, progressive: bool = False, components: int = 3) -> bytes:
+    """A grey square in as few bytes as there can be: a bit for the mean of each block, and one for its end."""
+    sampling = b"".join(
+        bytes([index, 0x22 if index == 0 and components > 1 else 0x11, 0]) for index in range(components)
+    )
+    frame = struct.pack(">BHHB", 8, side, side, components) + sampling
+    scan = bytes([components]) + b"".join(bytes([index, 0]) for index in range(components))
+    scan += b"\0\0\0" if progressive else b"\0\x3f\0"
+    blocks = (-(-side // 16)) ** 2 * 6 if components == 3 else (-(-side // 8)) ** 2
+    one_code = bytes([1]) + bytes(16)
+    return b"".join(
+        (
+            b"\xff\xd8",
+            segment(0xDB, b"\0" + b"\1" * 64),
+            segment(0xC2 if progressive else 0xC0, frame),
+            segment(0xC4, b"\0" + one_code + b"\x10" + one_code),
+            segment(0xDA, scan),
+            bytes(-(-blocks * (1 if progressive else 2) // 8)),
+            b"\xff\xd9",
+        )
+    )
 
 
 PNG = encoded("PNG")

@@ -13,10 +13,9 @@ import pytest
 from broker.api.admin.callbacks import report_document
 from broker.net.api_client import ApiClient
 from broker.providers.base import Provider
-from broker.providers.kie.settings import KieSettings
 from broker.providers.kie.signature import configure_signature
 from broker.providers.registry import load_catalog
-from tests.contracts.providers import PACKAGES, open_provider
+from tests.contracts.providers import PACKAGES, open_context, open_provider
 from tests.support.clock import ManualClock
 from webhooks import verification
 from webhooks.signatures.base import Proof
@@ -33,7 +32,7 @@ NO_SERVER = "http://127.0.0.1:9"
 @pytest.fixture
 async def providers(clock: ManualClock) -> AsyncIterator[dict[str, Provider]]:
     client = ApiClient(timeout=1.0, max_connections=1)
-    settings = {"api_key": "k", "api_url": NO_SERVER}
+    settings = {"kie_keys": "k", "api_url": NO_SERVER}
     opened = {
         name: open_provider(PACKAGES[name], settings, client, load_catalog(), clock.now) for name in ("kie", "legacy")
     }
@@ -72,15 +71,16 @@ def _outcome(fixture: dict[str, Any], provider: Provider) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_signature_proves_the_same_as_when_exported(path: Path) -> None:
+async def test_signature_proves_the_same_as_when_exported(path: Path) -> None:
     """Only for fixtures with a signature and a valid token: the other brokers had no webhook key."""
     fixture = _read(path)
     if "x-webhook-signature" not in fixture["headers"] or fixture["evidence"]["token"] == "wrong":
         return
     at = datetime.fromisoformat(fixture["receivedAt"]).timestamp()
     ids = tuple(fixture["expected"]["names"])
-    signature = configure_signature(KieSettings.model_validate({"webhook_key": KEY}))
-    proof = signature.verify(fixture["headers"], fixture["body"].encode(), ids, at)
+    client = ApiClient(timeout=1.0, max_connections=1)
+    context = open_context(PACKAGES["kie"], {"webhook_key": KEY}, client, load_catalog(), lambda: at)
+    proof = await configure_signature([context]).verify(fixture["headers"], fixture["body"].encode(), ids, at)
     assert proof == Proof(fixture["evidence"]["signature"])
 
 

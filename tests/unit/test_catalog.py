@@ -115,7 +115,7 @@ def test_mode_that_contradicts_the_images_is_rejected(mode: str, references: int
 
 
 @pytest.mark.parametrize(
-    ("model", "most"), [("nano-banana", 10), ("nano-banana-pro", 8), ("nano-banana-2", 14), ("nano-banana-2-lite", 10)]
+    ("model", "most"), [("nano-banana", 10), ("nano-banana-pro", 14), ("nano-banana-2", 14), ("nano-banana-2-lite", 10)]
 )
 def test_number_of_references_is_limited_per_model(model: str, most: int) -> None:
     validate(prompt="x", model=model, references=most)

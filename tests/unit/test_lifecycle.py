@@ -101,7 +101,7 @@ def test_switch_to_polling_changes_no_other_state(state: TaskState) -> None:
 
 
 def test_begin_submission_is_due_at_the_deadline_of_the_provider() -> None:
-    changes = begin_submission(a_task(), expects_callback=True, now=NOW, policy=POLICY).task
+    changes = begin_submission(a_task(), key_id="key", expects_callback=True, now=NOW, policy=POLICY).task
     assert (changes["state"], changes["attempt"], changes["due_at"]) == (TaskState.SUBMITTING, 1, NOW + 900)
 
 
@@ -348,6 +348,13 @@ def test_dead_link_is_retried_before_the_task_fails() -> None:
         assert task.status == "processing"
     task = applied(task, downloaded(task, NOW, POLICY, 0, [GONE]))
     assert (task.status, task.error_code) == ("failed", "result_gone")
+
+
+def test_blocked_address_fails_the_task_at_once_unless_another_result_may_recover() -> None:
+    task, blocked = a_task(TaskState.FETCHING), replace(GONE, code="invalid_result", is_blocked=True)
+    assert applied(task, downloaded(task, NOW, POLICY, 0, [blocked, blocked])).status == "failed"
+    for other in (GONE, SLOW):
+        assert applied(task, downloaded(task, NOW, POLICY, 0, [blocked, other])).status == "processing"
 
 
 def test_download_is_retried_while_the_provider_keeps_the_result() -> None:

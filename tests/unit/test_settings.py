@@ -74,8 +74,7 @@ def test_every_alias_of_a_variable_is_read(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("MAX_WORKERS", "3")
     settings = load_settings()
     upstream = settings.package(KieSettings)
-    assert upstream.api_key is not None
-    assert upstream.api_key.get_secret_value() == "from-the-other-name"
+    assert [key.get_secret_value() for key in upstream.kie_keys] == ["from-the-other-name"]
     assert settings.max_concurrent == 3
     assert not settings.sandboxed
 
@@ -171,3 +170,23 @@ def test_errors_of_all_settings_classes_are_reported_together(monkeypatch: pytes
 def test_unknown_override_is_an_error() -> None:
     with pytest.raises(TypeError, match="no setting is named prot"):
         load_settings(isolated=True, prot=8000)
+
+
+def test_secret_values_are_those_of_every_package_and_passwords_in_addresses() -> None:
+    signing_key = f"whsec_{'A' * 32}"
+    settings = load_settings(
+        isolated=True,
+        kie_keys="key-one,key-two",
+        webhook_key="hmac-key",
+        api_keys="caller-one,caller-two",
+        secret_key="secret-of-the-broker",
+        webhook_secrets=signing_key,
+        s3_access_key="access-key",
+        s3_secret_key="bucket-key",
+        database_url="postgresql://user:pass%20word@db.example/broker?password=in-the-query",
+        database_listen_url="postgresql://user:other@db.example/broker",
+    )
+    providers, callers = {"key-one", "key-two", "hmac-key"}, {"caller-one", "caller-two"}
+    own = {"secret-of-the-broker", signing_key, "access-key", "bucket-key"}
+    assert settings.secret_values() == providers | callers | own | {"pass word", "in-the-query", "other"}
+    assert load_settings(isolated=True).secret_values() == frozenset()

@@ -72,6 +72,7 @@ class CallbackData(CallbackSummary):
     query: dict[str, str]
     evidence: dict[str, Any]
     body: str
+    body_truncated: Annotated[bool, Field(description="only the beginning of the body is stored")]
 
 
 class MissingSummary(ResponseModel):
@@ -129,6 +130,7 @@ class CallbackFixture(ResponseModel):
     headers: dict[str, str]
     query: dict[str, str]
     body: str
+    body_truncated: Annotated[bool, Field(description="only its beginning: nothing can be read in it")]
     evidence: dict[str, Any]
     was: VerificationRecord
     expected: ExpectedResult
@@ -203,7 +205,7 @@ class CallbackInboxRoutes:
             task_id=verified.task.id if verified.task else None,
             attempt=callback.attempt,
             replayed_as=explanation.replayed_as,
-            report=describe_report(report) if report else "the body cannot be read",
+            report=describe_report(report) if report else _describe_unread(callback),
             report_data=report_document(report) if report else None,
             effect=explanation.effect,
             dry_run=dry_run,
@@ -236,6 +238,10 @@ _CALLBACK: Final = Parameter("id", "path", "the callback's id", {"type": "string
 
 def _parsed_columns(callback: StoredCallback) -> dict[str, Any]:
     return {"headers": json.loads(callback.headers), "query": json.loads(callback.query)}
+
+
+def _describe_unread(callback: StoredCallback) -> str:
+    return "only the beginning of the body is stored" if callback.body_truncated else "the body cannot be read"
 
 
 def report_document(report: Report) -> dict[str, Any]:

@@ -18,7 +18,16 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from starlette.datastructures import FormData, UploadFile
 
 from broker.errors import ApiError, FieldError
-from broker.orders import DataUriReference, ImageParams, OrderRequest, ReferenceSource, UploadedReference, UrlReference
+from broker.orders import (
+    DEFAULT_PRIORITY,
+    PRIORITIES,
+    DataUriReference,
+    ImageParams,
+    OrderRequest,
+    ReferenceSource,
+    UploadedReference,
+    UrlReference,
+)
 
 MAX_IMAGES: Final = 6
 MAX_TEXT: Final = 256 * 1024
@@ -64,6 +73,13 @@ _Mode = Annotated[
         json_schema_extra={"enum": ["text-to-image", "image-to-image", "", None]},
     ),
 ]
+_Priority = Annotated[
+    _Text,
+    Field(
+        description="among the caller's own orders; default: normal",
+        json_schema_extra={"enum": [*PRIORITIES, "", None]},
+    ),
+]
 _OR_EMPTY: Final = Field(json_schema_extra=_allow_empty_text)
 _Count = Annotated[int | None, _OR_EMPTY, Field(ge=1, le=MAX_IMAGES, description="that many tasks")]
 _Steps = Annotated[int | None, _OR_EMPTY, Field(ge=1, le=MAX_STEPS)]
@@ -98,6 +114,8 @@ class OrderFields(BaseModel):
     callback_url: Annotated[_Text, Field(description="called by a signed webhook when the task has ended")] = None
     steps: _Steps = None
     seed: _Seed = None
+    provider: Annotated[_Text, Field(description="the only provider that may get the order")] = None
+    priority: _Priority = None
     dry_run: _Flag = None
 
     def to_request(self, idempotency_key: str | None, retry_count: int | None = None) -> OrderRequest:
@@ -115,6 +133,8 @@ class OrderFields(BaseModel):
             mode=self.mode,
             count=self.number_of_images or 1,
             sources=(*self.sent_images(), *(UrlReference(url=url) for url in self.image_urls or ())),
+            provider=self.provider,
+            priority=self.priority or DEFAULT_PRIORITY,
             callback_url=self.callback_url,
             idempotency_key=idempotency_key,
             retry_count=retry_count,

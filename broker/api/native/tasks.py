@@ -92,7 +92,7 @@ class TaskRoutes:
 
     async def _order(self, request: Request, params: OrderFields, key: str | None) -> Response:
         order = params.to_request(key, _retry_count(request))
-        plan = self.orders.plan(order)
+        plan = await self.orders.plan(order)
         if params.dry_run:
             preview = await self.orders.dry_run(order, plan)
             data = ProviderPreview(**{**preview, "ignored": params.ignored_fields(preview["ignored"])})
@@ -116,7 +116,13 @@ class TaskRoutes:
             batch_url=f"/api/batch/{batch}",
             ignored=ignored,
             warnings=list(plan.warnings),
-            estimate=CostEstimate(price=quote.price, count=quote.count, total=quote.total, unit=quote.unit),
+            estimate=CostEstimate(
+                price=quote.price,
+                count=quote.count,
+                total=quote.total,
+                unit=quote.unit,
+                deadline_seconds=quote.deadline_seconds,
+            ),
         )
         headers = {"location": accepted.poll_url, "retry-after": POLL_SECONDS, **_warning_headers(plan.warnings)}
         return json_response(accepted.to_document(), 202, headers)
@@ -128,7 +134,7 @@ class TaskRoutes:
         fail, one whose retry did not, and one whose paid image is still being downloaded.
         """
         caller, order = await self.orders.failed_request(request.path_params["id"])
-        plan = self.orders.plan(order)
+        plan = await self.orders.plan(order)
         created = await self.orders.create(caller, order, plan)
         return self._accepted(created, plan, list(plan.ignored), requested_language(request))
 

@@ -37,6 +37,8 @@ async def export_callback(callback_id: str, *, out: Path | None) -> None:
     """Print a callback as a test fixture, or write it to a file."""
     async with connect_broker() as broker:
         document = await broker.client.ask("GET", f"{record_path('callbacks', callback_id)}/fixture")
+    if document["bodyTruncated"]:
+        print_note("Only the beginning of its body is stored, so it cannot serve as a fixture.")
     if out is None:
         print(format_json(document))
         return
@@ -84,6 +86,8 @@ def _print_callback(document: Document) -> None:
         print_line(f"{'header':<10} {name}: {value}")
     print_line()
     print_line(callback["body"])
+    if callback["bodyTruncated"]:
+        print_note("Only the beginning of the body is stored: it carried no proof of its origin, or was too large.")
 
 
 def _print_replay(replay: Document) -> None:

@@ -9,7 +9,7 @@ from broker.errors import ProviderError
 from broker.providers.base import Finding, HealthCheck, Provider, ProviderContext
 from broker.providers.health import check_clock, check_reachable, failed, ok, skipped, warning
 
-UPSTREAM_FIELDS: Final = frozenset({"api_key", "api_url", "upload_url"})
+UPSTREAM_FIELDS: Final = frozenset({"kie_keys", "api_url", "upload_url"})
 SANDBOX: Final = "the sandbox provider is used: no key, no cost, synthetic images"
 LOW_BALANCE_IMAGES: Final = 25
 _TOP_UP: Final = "top up your account at https://kie.ai/pricing"

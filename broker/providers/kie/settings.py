@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from pydantic import PositiveInt, SecretStr
 
-from broker.settings.types import ApiKey, HttpUrl, PackageSettings, env
+from broker.settings.types import ApiKeys, HttpUrl, PackageSettings, env
 
 OWN_HOSTS: Final = (".kie.ai", ".erweima.ai")
 _API_PATH: Final = re.compile(r"/api/v1(/jobs(/createTask)?|/playground/createTask)?$|(?<=/nano-banana)/generate$")
@@ -21,7 +21,7 @@ _API_PATH: Final = re.compile(r"/api/v1(/jobs(/createTask)?|/playground/createTa
 class KieSettings(PackageSettings):
     """One account at the upstream API."""
 
-    api_key: ApiKey = env("NANO_BANANA_API_KEY", "KIE_API_KEY")
+    kie_keys: ApiKeys = env("NANO_BANANA_API_KEY", "KIE_API_KEY", default=())
     api_url: HttpUrl = env("NANO_BANANA_API_URL", default="https://api.kie.ai")
     upload_url: HttpUrl = env("NANO_BANANA_UPLOAD_URL", default="https://kieai.redpandaai.co")
     webhook_key: SecretStr | None = env("NANO_BANANA_WEBHOOK_KEY")
@@ -29,8 +29,8 @@ class KieSettings(PackageSettings):
     creates_per_10s: PositiveInt | None = env("NANO_BANANA_CREATES_PER_10S")
 
     @property
-    def is_configured(self) -> bool:
-        return self.api_key is not None
+    def keys(self) -> tuple[SecretStr, ...]:
+        return self.kie_keys
 
     @property
     def is_older_dialect(self) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 from broker.providers import parsing
-from broker.providers.base import ProviderContext
+from broker.providers.base import ProviderContext, ResultSink
 from broker.providers.job_api import JobApi, running
 from broker.providers.legacy.errors import ERRORS
 from broker.providers.parsing import ParsedResponse
@@ -33,7 +33,7 @@ class Legacy(JobApi):
 
     def __init__(self, context: ProviderContext) -> None:
         settings = context.settings  # of the package that owns the variables
-        super().__init__(context, base_url=settings.base_url, api_key=settings.api_key)
+        super().__init__(context, base_url=settings.base_url)
         self.creates_per_10s = settings.creates_per_10s or context.creates_per_10s
 
     def order_body(self, model: str | None, fields: dict[str, Any], callback_url: str | None) -> dict[str, Any]:
@@ -53,7 +53,7 @@ class Legacy(JobApi):
             return report or Pending(job_id=parsed.job_id)
         raise self.reports.error("generate", response)
 
-    async def check(self, job_id: str) -> Report:
+    async def check(self, job_id: str, sink: ResultSink) -> Report:
         """Poll a job. An unknown state counts as running."""
         response = await self.request("GET", f"/status/{quote(job_id, safe='')}")
         parsed = response.parsed

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Final
 
 from broker.net.documents import parse_off_loop
 from broker.providers.base import Provider
-from broker.reports import Pending, Report
+from broker.reports import Finished, Pending, Report
 from broker.tasks.lifecycle import LEARNED_BY_CALLBACK
 from broker.tasks.running import RunningStep, RunningSteps
 from broker.tasks.transitions import Transitions
@@ -19,7 +19,8 @@ from storage.callbacks import StoredCallback
 from storage.sql.database import Stale
 from storage.tables import Tables
 from storage.tasks import Task
-from webhooks.verification import Verification
+from webhooks.redaction import MASK
+from webhooks.verification import MalformedBody, Verification, parse_body
 
 CONCURRENCY: Final = 32
 RETRY_SECONDS: Final = 1.0
@@ -57,12 +58,25 @@ class CallbackStep:
         return next((attempt.number for attempt in attempts if attempt.job_id == report.job_id), None)
 
     async def report_of(self, task: Task, callback: StoredCallback) -> Report:
-        """Return the report in a callback; of an unverified one only that the provider is to be checked now."""
+        """Return the report in a callback; of an unverified one only that the provider is to be checked now.
+
+        The same for one that the redaction of secrets made useless: a masked URL leads to no image.
+        """
         provider = self.providers.get(callback.provider)
         if callback.verification != Verification.ACCEPT or provider is None:
             return Pending(check_in=0)
-        report = await parse_off_loop(len(callback.body), lambda: provider.parse_callback(json.loads(callback.body)))
+        try:
+            report = await parse_off_loop(len(callback.body), partial(_parse_report, provider, callback))
+        except MalformedBody:
+            return Pending(check_in=0)
+        if isinstance(report, Finished) and any(MASK in url for url in report.outputs):
+            return Pending(check_in=0)
         return replace(report, job_id=None) if report.job_id == task.id else report
+
+
+def _parse_report(provider: Provider, callback: StoredCallback) -> Report:
+    """Raises `MalformedBody`."""
+    return provider.parse_callback(parse_body(callback.body.encode("utf-8", "replace")))
 
 
 @dataclass(kw_only=True)

@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
-from broker.errors import ProviderError
+from broker.errors import ProviderError, SinkError
 from broker.logs import log
-from broker.providers.base import Provider
-from broker.reports import Pending
+from broker.providers.pool import ProviderPool
+from broker.reports import Pending, Report
 from broker.tasks import lifecycle
+from broker.tasks.result_sink import SinkFactory, sink_failure
 from broker.tasks.transitions import Transitions
 from storage.callbacks import Callbacks
 from storage.tasks import Task
@@ -25,16 +26,23 @@ class CheckStep:
     """Checks jobs at their provider."""
 
     callbacks: Callbacks
-    providers: Mapping[str, Provider]
+    pools: Mapping[str, ProviderPool]
+    sinks: SinkFactory
     transitions: Transitions
 
     async def run(self, task: Task) -> None:
-        provider = self.providers.get(task.provider)
-        if provider is None or task.job_id is None:
+        pool = self.pools.get(task.provider)
+        if pool is None or task.job_id is None:
             await self.transitions.apply_own(task, lifecycle.check_failed)
             return
         try:
-            report = await provider.check(task.job_id)
+            report: Report = await pool.bound_to(task.key_id).check(task.job_id, self.sinks.for_task(task.id))
+        except SinkError as error:
+            log.warning("a result could not be stored", action="result_not_stored", task=task.id, code=error.code)
+            if error.code == "storage_full":  # the provider keeps it, and a disk recovers
+                await self.transitions.apply_own(task, lifecycle.check_failed)
+                return
+            report = sink_failure(error)
         except ProviderError as error:
             self.transitions.metrics.checks.labels(task.provider, "error").inc()
             log.info("check failed", action="check_failed", task=task.id, why=error.summary)

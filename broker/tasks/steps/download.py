@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
 
-from broker.errors import DownloadError, ProviderError
+from broker.errors import DownloadError, EgressBlocked, ProviderError, SinkError
 from broker.logs import log
 from broker.net.fetcher import Fetcher
 from broker.providers.base import Provider
-from broker.reports import Finished
+from broker.providers.pool import ProviderPool
+from broker.reports import STORED_PREFIX, Finished
 from broker.tasks import lifecycle
 from broker.tasks.lifecycle import DownloadFailure
+from broker.tasks.result_sink import SinkFactory
 from broker.tasks.transitions import Transitions
+from storage.blobs.store import BlobMissing, BlobStore
 from storage.errors import StorageError
 from storage.images import Images, StoredImage
 from storage.sql.database import Stale
@@ -35,24 +39,39 @@ class DownloadStep:
     images: Images
     intake: Intake
     fetcher: Fetcher
-    providers: Mapping[str, Provider]
+    blobs: BlobStore
+    pools: Mapping[str, ProviderPool]
+    sinks: SinkFactory
     transitions: Transitions
     max_download_bytes: int
     """Limit of one result."""
     downloads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(DOWNLOAD_CONCURRENCY))
 
     async def run(self, task: Task) -> None:
-        """Download what is not stored yet, then decide. A result that seems gone is looked for at a fresh link."""
+        """Download what is not stored yet, then decide.
+
+        A result that seems gone is looked for at a fresh link in the next turn, as file servers lag. One whose address
+        is blocked is looked for at once, and once, as that address will stay blocked.
+        """
+        outputs, failures = task.outputs, await self._download_missing(task)
+        is_blocked = any(failure.is_blocked for failure in failures)
+        was_looked_for = task.has_ended and task.step_retries > 0
+        if any(failure.code == "result_gone" for failure in failures) or (is_blocked and not was_looked_for):
+            fresh = await self._refresh_links(task)
+            if fresh is None:  # the provider could not be asked: it is in the next turn
+                failures = [replace(failure, is_blocked=False) for failure in failures]
+            elif is_blocked and fresh.outputs != task.outputs:
+                outputs, failures = fresh.outputs, await self._download_missing(fresh)
+        stored = len(outputs) - len(failures)
+        await self.transitions.apply_own(task, partial(lifecycle.downloaded, stored=stored, failures=failures))
+
+    async def _download_missing(self, task: Task) -> list[DownloadFailure]:
         stored_positions = {image.position for image in await self.images.list_of_owner(task.id, "result")}
         missing = [position for position in range(len(task.outputs)) if position not in stored_positions]
-        outcomes = await asyncio.gather(*(self._download(task, position) for position in missing))
-        failures = [failure for failure in outcomes if failure is not None]
         if task.step_retries:
             self.transitions.metrics.download_retries.inc(len(missing))
-        stored = len(task.outputs) - len(failures)
-        if any(failure.code == "result_gone" for failure in failures):
-            await self._refresh_links(task)
-        await self.transitions.apply_own(task, partial(lifecycle.downloaded, stored=stored, failures=failures))
+        outcomes = await asyncio.gather(*(self._download(task, position) for position in missing))
+        return [failure for failure in outcomes if failure is not None]
 
     async def _download(self, task: Task, position: int) -> DownloadFailure | None:
         clock = self.transitions.clock
@@ -74,21 +93,48 @@ class DownloadStep:
 
     async def _store_result(self, task: Task, position: int) -> StoredImage:
         max_bytes = self.max_download_bytes
-        async with self.fetcher.open(task.outputs[position], max_bytes=max_bytes) as chunks:
+        async with self._open_output(task.outputs[position]) as chunks:
             image = await self.intake.from_stream(task.id, chunks, max_bytes=max_bytes)
         now = self.transitions.clock.now()
         row = image.to_row(owner=task.id, kind="result", position=position, now=now)
         await insert_result(self.transitions.tasks, self.images, task, row)
         return row
 
-    async def _refresh_links(self, task: Task) -> None:
-        """Replace the links by fresh ones of the provider; a failure changes nothing."""
-        row, provider = await self.transitions.tasks.get(task.id), self.providers.get(task.provider)
-        if row is None or provider is None or row.state != TaskState.FETCHING:
+    @asynccontextmanager
+    async def _open_output(self, output: str) -> AsyncGenerator[AsyncIterator[bytes]]:
+        """Open the bytes of a result, at its URL or in the store, where the response to the submission put it."""
+        if not output.startswith(STORED_PREFIX):
+            async with self.fetcher.open(output, max_bytes=self.max_download_bytes) as chunks:
+                yield chunks
             return
-        with contextlib.suppress(ProviderError):
-            report = Finished(outputs=await _fresh_links(row, provider), job_id=row.job_id)
-            await self.transitions.apply_report(row, report, row.attempt, is_leased=False)
+        try:
+            reader = await self.blobs.open(output.removeprefix(STORED_PREFIX))
+        except BlobMissing as error:
+            raise DownloadError("result_gone", "the stored result is missing") from error
+        async with contextlib.aclosing(reader):
+            yield reader
+
+    async def _refresh_links(self, task: Task) -> Task | None:
+        """Replace the links by fresh ones of the provider, and return the row then; None if it did not answer."""
+        row = await self.transitions.tasks.get(task.id)
+        if row is None or row.provider not in self.pools or row.state != TaskState.FETCHING:
+            return task
+        try:
+            provider = self.pools[row.provider].bound_to(row.key_id)
+            report = Finished(outputs=await self._fresh_links(row, provider), job_id=row.job_id)
+        except (ProviderError, SinkError):
+            return None
+        await self.transitions.apply_report(row, report, row.attempt, is_leased=False)
+        return await self.transitions.tasks.get(task.id) or task
+
+    async def _fresh_links(self, task: Task, provider: Provider) -> tuple[str, ...]:
+        if task.job_id is not None:
+            report = await provider.check(task.job_id, self.sinks.for_task(task.id))
+            if isinstance(report, Finished) and report.outputs and report.outputs != task.outputs:
+                return report.outputs
+        return tuple(
+            [one if one.startswith(STORED_PREFIX) else await provider.refresh_url(one) or one for one in task.outputs]
+        )
 
 
 async def insert_result(tasks: Tasks, images: Images, task: Task, image: StoredImage) -> None:
@@ -97,17 +143,10 @@ async def insert_result(tasks: Tasks, images: Images, task: Task, image: StoredI
         await tasks.database.transact(tasks.lock_task(task.id, TaskState.FETCHING), images.insert_image(image))
 
 
-async def _fresh_links(task: Task, provider: Provider) -> tuple[str, ...]:
-    if task.job_id is not None:
-        report = await provider.check(task.job_id)
-        if isinstance(report, Finished) and report.outputs and report.outputs != task.outputs:
-            return report.outputs
-    return tuple([await provider.refresh_url(url) or url for url in task.outputs])
-
-
 def _failure_of(error: DownloadError | InvalidImage | StorageError) -> DownloadFailure:
     if isinstance(error, DownloadError):
-        return DownloadFailure(code=error.code, message=str(error))
+        is_blocked = isinstance(error, EgressBlocked)
+        return DownloadFailure(code=error.code, message=str(error), is_blocked=is_blocked)
     if isinstance(error, StorageError):
         return DownloadFailure(code="storage_full", message=str(error))
     if error.truncated:

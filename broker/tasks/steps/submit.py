@@ -5,22 +5,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final, TypeVar
 
-from broker.errors import ProviderError
+from broker.errors import ProviderError, SinkError
 from broker.logs import log
 from broker.orders import Order
 from broker.providers.base import Provider
+from broker.providers.pool import ProviderPool
 from broker.reports import Failed, Report
 from broker.tasks import lifecycle
 from broker.tasks.orders import OrderBuilder
-from broker.tasks.submissions import account_limits, cooldown_until
+from broker.tasks.result_sink import SinkFactory, sink_failure
+from broker.tasks.submissions import SubmissionQueue, account_limits, decide_cooldown
 from broker.tasks.transitions import Transitions
 from storage.attempts import Attempt
 from storage.errors import StorageError
-from storage.provider_limits import ProviderLimits
+from storage.provider_limits import SET_ASIDE_REASONS, ProviderLimits
 from storage.sql.database import Stale
 from storage.states import TaskState
 from storage.tasks import DUE_CHANNEL, Task
@@ -37,8 +39,10 @@ class SubmitStep:
     """Submits orders to providers."""
 
     limits: ProviderLimits
-    providers: Mapping[str, Provider]
+    pools: Mapping[str, ProviderPool]
+    queue: SubmissionQueue
     orders: OrderBuilder
+    sinks: SinkFactory
     transitions: Transitions
     callback_url: Callable[[str, str, int], str | None]
     """(provider, task, attempt): return the URL, with its token, that the provider calls; None without a public URL."""
@@ -47,32 +51,58 @@ class SubmitStep:
     async def run(self, task: Task) -> None:
         """Submit the order of a task.
 
-        1. Fail if it waited too long. 2. Upload references, which is free, before the intent. 3. Write the intent, if
-        the provider has capacity. 4. Send the one request that may cost money. 5. Store the response.
+        1. Fail if it waited too long. 2. Move on if its provider takes no orders now and another one does. 3. Choose
+        the key. 4. Upload references, which is free, before the intent. 5. Write the intent, if the key has capacity.
+        6. Send the one request that may cost money. 7. Store the response.
         """
-        provider = self.providers.get(task.provider)
-        if provider is None or self.transitions.clock.now() >= task.deadline_at:
+        if task.provider not in self.pools or self.transitions.clock.now() >= task.deadline_at:
             await self.transitions.apply_own(task, lifecycle.queue_timeout)
             return
-        built = self.orders.build_order(task)
-        order = await provider.upload_references(built) if task.references else built
-        if isinstance(order, Failed):
-            log.warning(
-                "references could not be uploaded", action="reference_upload_failed", task=task.id, code=order.code
-            )
-            await self.transitions.apply_own(task, partial(lifecycle.upload_failed, report=order))
+        if onward := await self.transitions.router.find_available(task):
+            log.info("order moved", action="order_moved", task=task.id, provider=task.provider, to=onward[0])
+            await self.transitions.apply_own(task, partial(lifecycle.move_to, onward=onward))
             return
-        row = await self._begin_submission(task, provider)
-        if row is not None:
+        provider = await self.queue.choose_account(task.provider)
+        order = None if provider is None else await self._prepare_order(task, provider)
+        if provider is None:
+            await self.transitions.release(task)
+        elif order is not None and (row := await self._begin_submission(task, order, provider)) is not None:
             await self._submit_order(row, order, provider)
 
-    async def _begin_submission(self, task: Task, provider: Provider) -> Task | None:
-        """Write the intent; return the row with it, or None if the provider has no capacity or the task changed."""
+    async def _prepare_order(self, task: Task, provider: Provider) -> Order | None:
+        """Return the order with references that the provider can read; None if that failed, which is recorded."""
+        built = self.orders.build_order(task)
+        order: Order | Failed = await self._find_lack_of_room(provider) or (
+            await provider.upload_references(built) if task.references else built
+        )
+        if not isinstance(order, Failed):
+            return order
+        log.warning("an order could not be prepared", action="order_not_prepared", task=task.id, code=order.code)
+        onward = await self.transitions.router.find_onward(task, order)
+        await self.transitions.apply_own(task, partial(lifecycle.upload_failed, report=order, onward=onward))
+        return None
+
+    async def _find_lack_of_room(self, provider: Provider) -> Failed | None:
+        """Return a failure if the response to the submission may have the result, and it could not be stored now."""
+        if not provider.holds_submit:
+            return None
+        try:
+            await self.sinks.check()
+        except StorageError as error:
+            return Failed(code="storage_full", message=str(error), retryable=True, billed="no", sent=False)
+        return None
+
+    async def _begin_submission(self, task: Task, order: Order, provider: Provider) -> Task | None:
+        """Write the intent; return the row with it, or None if the key has no capacity or the task changed."""
         now, number = self.transitions.clock.now(), task.attempt + 1
         attempt = Attempt(task_id=task.id, number=number, provider=provider.name, key_id=provider.key_id, sent_at=now)
-        expects_callback = self.callback_url(task.provider, task.id, number) is not None
+        has_url = self.callback_url(task.provider, task.id, number) is not None
         intent = lifecycle.begin_submission(
-            task, expects_callback=expects_callback, now=now, policy=self.transitions.policy
+            task,
+            key_id=provider.key_id,
+            expects_callback=has_url and provider.expects_callback(order),
+            now=now,
+            policy=self.transitions.policy,
         )
         reserving = self.limits.reserve_submission(attempt, account_limits(provider))
         is_written = False
@@ -92,8 +122,11 @@ class SubmitStep:
     async def _submit_order(self, task: Task, order: Order, provider: Provider) -> None:
         url = self.callback_url(task.provider, task.id, task.attempt) if task.expects_callback else None
         begun = self.transitions.clock.monotonic()
+        report: Report
         try:
-            report = await provider.submit(order, url)
+            report = await provider.submit(order, url, self.sinks.for_task(task.id))
+        except SinkError as error:
+            report = sink_failure(error)
         except ProviderError as error:
             self._record_request(provider, "unknown", begun)
             log.warning("submission with unknown outcome", action="submit_unknown", task=task.id, why=error.summary)
@@ -101,8 +134,12 @@ class SubmitStep:
             await self.transitions.apply_own(task, partial(lifecycle.outcome_unknown, attempt=task.attempt))
             return
         self._record_request(provider, _outcome_label(report), begun)
-        await _retry_storage(lambda: self.transitions.apply_report(task, report, task.attempt), task, job=report.job_id)
-        await self._update_cooldown(provider, report)
+        if isinstance(report, Failed):  # before the order is queued again, which may choose the same key
+            await _retry_storage(lambda: self._update_cooldown(provider, report), task)
+        storing = partial(self.transitions.apply_report, task, report, task.attempt, is_paid=True)
+        await _retry_storage(storing, task, job=report.job_id)
+        if not isinstance(report, Failed):
+            await self._update_cooldown(provider, report)
 
     def _record_request(self, provider: Provider, outcome: str, begun: float) -> None:
         clock, metrics = self.transitions.clock, self.transitions.metrics
@@ -110,13 +147,27 @@ class SubmitStep:
         metrics.submission_seconds.labels(provider.name).observe(clock.monotonic() - begun)
 
     async def _update_cooldown(self, provider: Provider, report: Report | None) -> None:
-        clock, policy = self.transitions.clock, self.transitions.policy
-        failures = (await self.limits.get_load(provider.name, clock.now())).errors
-        until = cooldown_until(report, failures, clock.now(), policy)
-        if until is not None:
-            await self.transitions.tasks.database.transact(self.limits.start_cooldown(provider.name, until))
+        clock, policy, name, key_id = self.transitions.clock, self.transitions.policy, provider.name, provider.key_id
+        database = self.transitions.tasks.database
+        failures = (await self.limits.get_load(name, key_id, clock.now())).errors
+        decision = decide_cooldown(report, failures, clock.now(), policy)
+        if decision is not None:
+            # the answer to the order is stored after it, so it is no less urgent
+            starting = self.limits.start_cooldown(name, key_id, decision.until, decision.reason)
+            await database.transact(replace(starting, may_use_reserve=True))
+            self.transitions.router.expire_statuses()
+            if decision.reason in SET_ASIDE_REASONS:
+                log.error(
+                    "a key was set aside: the provider refuses it, or its account is empty",
+                    action="key_set_aside",
+                    provider=name,
+                    key_id=key_id,
+                    code=decision.reason,
+                )
         elif failures:
-            await self.transitions.tasks.database.transact(self.limits.end_cooldown(provider.name), wake=(DUE_CHANNEL,))
+            ending = self.limits.end_cooldown(name, key_id)
+            await database.transact(replace(ending, may_use_reserve=True), wake=(DUE_CHANNEL,))
+            self.transitions.router.expire_statuses()
 
 
 async def _retry_storage(call: Callable[[], Awaitable[T]], task: Task, *, job: str | None = None) -> T:

@@ -9,6 +9,9 @@ CREATE TABLE tasks (
     leased_by TEXT NOT NULL,
     version BIGINT NOT NULL,
     provider TEXT NOT NULL,
+    key_id TEXT NOT NULL,
+    candidates TEXT NOT NULL,
+    priority BIGINT NOT NULL,
     model TEXT NOT NULL,
     mode TEXT NOT NULL,
     prompt TEXT NOT NULL,
@@ -21,6 +24,8 @@ CREATE TABLE tasks (
     job_id TEXT,
     expects_callback BIGINT NOT NULL,
     outputs TEXT NOT NULL,
+    texts TEXT NOT NULL,
+    turn TEXT,
     deadline_at DOUBLE PRECISION NOT NULL,
     checked_at DOUBLE PRECISION NOT NULL,
     callback_url TEXT,
@@ -45,7 +50,7 @@ CREATE INDEX tasks_due ON tasks (state, due_at);
 CREATE INDEX tasks_queue ON tasks (provider, due_at, id) WHERE state = 'queued';
 CREATE INDEX tasks_queue_deadline ON tasks (deadline_at) WHERE state = 'queued';
 -- jobs that occupy a slot at the provider
-CREATE INDEX tasks_running ON tasks (provider) WHERE state IN ('submitting', 'waiting');
+CREATE INDEX tasks_running ON tasks (provider, key_id) WHERE state IN ('submitting', 'waiting');
 CREATE INDEX tasks_newest ON tasks (created_at, id);
 CREATE INDEX tasks_batch ON tasks (batch);
 -- durations of the newest successes
@@ -70,7 +75,7 @@ CREATE TABLE attempts (
     PRIMARY KEY (task_id, number)
 );
 CREATE INDEX attempts_job ON attempts (job_id) WHERE job_id IS NOT NULL;
-CREATE INDEX attempts_window ON attempts (provider, sent_at);
+CREATE INDEX attempts_window ON attempts (provider, key_id, sent_at);
 CREATE INDEX attempts_ended_by_check ON attempts (ended_at) WHERE learned_by = 'check';
 
 -- attempts of purged tasks, summed up: day is in days since the epoch (UTC), cost in the unit of the provider
@@ -86,11 +91,20 @@ CREATE TABLE ledger (
     PRIMARY KEY (day, owner, provider, key_id, model, billed)
 );
 
--- cooldown of a provider: nothing is submitted before `paused_until`
+-- cooldown of each key of a provider: nothing is submitted with it before `paused_until`
 CREATE TABLE provider_limits (
-    provider TEXT PRIMARY KEY,
+    provider TEXT NOT NULL,
+    key_id TEXT NOT NULL,
     paused_until DOUBLE PRECISION NOT NULL,
-    errors BIGINT NOT NULL
+    errors BIGINT NOT NULL,
+    reason TEXT NOT NULL,
+    PRIMARY KEY (provider, key_id)
+);
+
+-- providers that an operator paused
+CREATE TABLE provider_pauses (
+    provider TEXT PRIMARY KEY,
+    paused_at DOUBLE PRECISION NOT NULL
 );
 
 CREATE TABLE images (

@@ -68,7 +68,7 @@ class ImageRoutes:
             field = str(error.errors()[0]["loc"][0])
             raise ApiError("invalid_request", f"{field} is missing or has a wrong type.", field=field) from error
         order = OrderRequest(params=parsed.to_params())
-        created = await self.orders.create(caller_of(request).name, order, self.orders.plan(order))
+        created = await self.orders.create(caller_of(request).name, order, await self.orders.plan(order))
         return json_response((await self._job(created.tasks[0])).to_document(), 202)
 
     async def get_image(self, request: Request) -> Response:

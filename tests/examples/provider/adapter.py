@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import quote
 
-from broker.providers.base import ProviderContext
+from broker.providers.base import ProviderContext, ResultSink
 from broker.providers.error_codes import HTTP_ACCOUNT, HTTP_ORDER, NO_IMAGE, ErrorTable
 from broker.providers.job_api import JobApi, running
 from broker.providers.parsing import ParsedResponse
@@ -30,7 +30,7 @@ class ExampleProvider(JobApi):
 
     def __init__(self, context: ProviderContext) -> None:
         settings: ExampleSettings = context.settings
-        super().__init__(context, base_url=settings.example_url, api_key=settings.example_key)
+        super().__init__(context, base_url=settings.example_url)
 
     def order_body(self, model: str | None, fields: dict[str, Any], callback_url: str | None) -> dict[str, Any]:
         return {"model": model, **fields, "webhook": callback_url}
@@ -42,7 +42,7 @@ class ExampleProvider(JobApi):
             return self.reports.refusal(response)
         raise self.reports.error("submit", response)
 
-    async def check(self, job_id: str) -> Report:
+    async def check(self, job_id: str, sink: ResultSink) -> Report:
         response = await self.request("GET", f"/v1/images/{quote(job_id, safe='')}")
         if not response.is_success or response.parsed.job_id != job_id:
             raise self.reports.error("check", response)

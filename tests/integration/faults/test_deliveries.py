@@ -254,14 +254,14 @@ async def test_crash_during_a_delivery_repeats_it_after_the_lease(
     """At least once: whether the first attempt arrived is unknown, so the second has the same id."""
     async with a_scene(tmp_path, clock, receiver) as scene:
         await scene.ended()
-        (claimed,) = await scene.services.worker.deliverer.claim()
+        (claimed,) = await _claimed(scene.services)
         crashing: Any = Unrecorded(scene.services.tables.deliveries)
         with pytest.raises(StorageError):
             await replace(scene.services.worker.deliverer, deliveries=crashing).deliver(claimed)
     async with a_scene(tmp_path, clock, receiver) as scene:
         await scene.turn()
         assert len(receiver.received) == 1, "another worker may still be delivering it"
-        clock.advance(scene.services.worker.deliverer.lease_seconds + 1)
+        clock.advance(scene.services.settings.lease + 1)
         await scene.turn()
     first, second = receiver.received
     assert (first.id, first.body) == (second.id, second.body)
@@ -321,12 +321,39 @@ async def test_two_processes_deliver_a_webhook_once(
     assert sorted(received_ids) == sorted(task.id for task in tasks)
 
 
+async def test_attempt_that_outlasts_its_lease_is_not_repeated_by_another_process(
+    tmp_path: Path, receiver: Receiver
+) -> None:
+    """A lease may be shorter than the time-out of an attempt: it is renewed while the attempt runs."""
+    clock, lease_seconds = ManualClock(time.time()), 0.1
+    receiver.script = silence
+    async with (
+        a_scene(tmp_path, clock, receiver, lease=lease_seconds) as one,
+        a_scene(tmp_path, clock, receiver, lease=lease_seconds) as other,
+    ):
+        await one.ended()
+        one.services.worker.drain_seconds = 0.0
+        running = asyncio.create_task(one.services.worker.run())
+        await receiver.wait_received(1)
+
+        async def is_renewed() -> bool:
+            return (await one.delivery()).lease_until == clock.now() + lease_seconds
+
+        for _ in range(4):
+            clock.advance(lease_seconds / 2)
+            await until(is_renewed)
+            await other.turn()
+        one.services.worker.stop()
+        await running
+    assert len(receiver.received) == 1
+
+
 async def test_result_after_the_end_of_the_lease_changes_nothing(scene: Scene) -> None:
     deliverer = scene.services.worker.deliverer
     scene.receiver.script = answers("500 Internal Server Error")
     await scene.ended()
-    (sleeper,) = await deliverer.claim()
-    scene.clock.advance(deliverer.lease_seconds + 1)
+    (sleeper,) = await _claimed(scene.services)
+    scene.clock.advance(scene.services.settings.lease + 1)
     await scene.turn()
     before = await scene.delivery()
     scene.receiver.script = answers("410 Gone")
@@ -538,7 +565,7 @@ async def test_every_end_is_delivered_once_with_the_body_of_a_poll(
 
 
 async def _claimed(services: Services) -> list[Delivery]:
-    return await services.worker.deliverer.claim()
+    return await services.worker.deliverer.claim(services.worker.leases.create_lease())
 
 
 async def test_task_without_callback_url_has_no_webhook(scene: Scene) -> None:
@@ -599,7 +626,7 @@ UNFIT = ["https://example.com/\udc80", "https://example.com/\x00", "https://exam
 async def test_blocked_callback_url_is_refused_in_the_request(scene: Scene, url: str) -> None:
     orders = calling_with(scene, Fetcher(resolve=Names())).services.orders
     request = OrderRequest(params=ImageParams(prompt="a red bicycle"), callback_url=url)
-    plan = orders.plan(request)
+    plan = await orders.plan(request)
     for attempt in (orders.create("local", request, plan), orders.dry_run(request, plan)):
         with pytest.raises(ApiError) as refused:
             await attempt

@@ -79,7 +79,6 @@ async def _live(
         callback_allow=(receiver.host,),
     ) as broker:
         broker.services.worker.drain_seconds = 0.1  # a dead process does not release its leases
-        broker.services.worker.deliverer.lease_seconds = 1.0
         task_id = await _order_armed(broker, mortal[0], receiver)
         async for _ in _until_dead_or_notified(broker, mortal[0], task_id, receiver):
             pass

@@ -185,7 +185,9 @@ async def a_scene(folder: Path) -> AsyncIterator[Scene]:
             turns=turns,
             clock=clock,
             pictures=pictures,
-            download=replace(services.worker.steps.download, intake=Intake(blobs, max_pixels=10**6)),
+            download=replace(
+                services.worker.steps.download, intake=Intake(blobs, max_pixels=10**6, max_decode_bytes=2**20)
+            ),
             retention=replace(services.worker.retention, blobs=blobs),
             numbers=count(1),
         )

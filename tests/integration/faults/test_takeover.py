@@ -25,7 +25,7 @@ from storage.ids import reference_owner
 from storage.states import FINAL_STATES, TaskState
 from storage.task_retention import TaskRetention
 from storage.tasks import Lease, Task
-from tests.support.brokers import RunningBroker, create_tasks, open_broker, still
+from tests.support.brokers import RunningBroker, create_tasks, one_account, open_broker, still
 from tests.support.clock import ManualClock
 from tests.support.process import until
 from tests.support.servers import postgres as servers
@@ -77,8 +77,8 @@ async def test_late_pending_report_does_not_change_a_task_leased_by_another(tmp_
         clock.advance(60)
         await leased(services, TaskState.WAITING, "other", clock.now())
         before = await tasks.get(task.id)
-        provider = _Saying(steps.check.providers["kie"], Pending(job_id="job"))
-        check = replace(steps.check, providers={"kie": provider})
+        provider = _Saying(steps.check.pools["kie"].preferred, Pending(job_id="job"))
+        check = replace(steps.check, pools=one_account("kie", provider))
         await check.run(sleeper)
         assert await tasks.get(task.id) == before
         provider.report = Finished(outputs=("https://example.com/a.png",), job_id="job")
@@ -98,7 +98,7 @@ async def test_stored_intent_is_submitted_although_another_worker_took_the_lease
         (mine,) = await services.tables.tasks.claim_queued(
             now=clock.now(), lease=Lease(holder="sleeper", until=clock.now() + 30), provider="kie", limit=1
         )
-        provider = _Saying(submit.providers["kie"], Pending(job_id="job"))
+        provider = _Saying(submit.pools["kie"].preferred, Pending(job_id="job"))
 
         async def take_over() -> None:
             clock.advance(60)
@@ -106,7 +106,9 @@ async def test_stored_intent_is_submitted_although_another_worker_took_the_lease
 
         tasks: Any = _Overtaken(services.tables.tasks, take_over)
         transitions = replace(submit.transitions, tasks=tasks)
-        await replace(submit, providers={"kie": provider}, transitions=transitions).run(mine)
+        pools = one_account("kie", provider)
+        queue = replace(submit.queue, pools=pools)
+        await replace(submit, pools=pools, queue=queue, transitions=transitions).run(mine)
         after = await services.tables.tasks.get(task.id)
         assert after is not None
         assert (after.state, after.job_id, provider.submitted) == (TaskState.WAITING, "job", 1)
@@ -140,11 +142,11 @@ class _Saying:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._provider, name)
 
-    async def submit(self, order: Any, callback_url: str | None) -> Any:
+    async def submit(self, order: Any, callback_url: str | None, sink: Any) -> Any:
         self.submitted += 1
         return self.report
 
-    async def check(self, job_id: str) -> Any:
+    async def check(self, job_id: str, sink: Any) -> Any:
         return self.report
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,10 @@ import pytest
 from storage.attempts import Attempt
 from storage.callbacks import CallbackRecord, Callbacks, StoredCallback
 from storage.sql.migrate import upgrade_schema
+from storage.sql.postgres import PostgresDatabase
+from storage.sql.sqlite import SqliteDatabase
 from tests.contracts.databases import DATABASES
+from tests.support.servers.postgres import Postgres
 
 pytestmark = pytest.mark.anyio
 
@@ -48,6 +53,15 @@ async def store(database: Any, *callbacks: StoredCallback) -> Callbacks:
     inbox = Callbacks(database)
     await database.transact(*(inbox.insert_callback(callback) for callback in callbacks))
     return inbox
+
+
+async def store_unproven(database: Any, *callbacks: StoredCallback, max_bytes: int) -> None:
+    for callback in callbacks:
+        await database.transact(*Callbacks(database).insert_unproven(callback, max_bytes=max_bytes))
+
+
+async def stored_numbers(database: Any) -> set[int]:
+    return {int(row["id"].removeprefix("callback_"), 16) for row in await database.fetch("SELECT id FROM callbacks")}
 
 
 async def store_ended_attempt(database: Any, number: int = 1, **changes: Any) -> None:
@@ -148,3 +162,53 @@ async def test_missing_callbacks_are_counted_by_provider_up_to_a_limit(database:
         await store_ended_attempt(database, number, provider="fal" if number > 5 else "kie")
     assert await count_missing_callbacks(database) == {"kie": 6, "fal": 2}
     assert sum((await count_missing_callbacks(database, limit=3)).values()) == 3
+
+
+# -- the limit of callbacks without proof
+
+
+async def test_oldest_unproven_callbacks_beyond_the_limit_are_deleted(database: Any) -> None:
+    """Whatever their order of arrival says by the clock, processed or not."""
+    await store(database, a_callback(1), a_callback(2, verification="recheck", status=202))
+    strangers = [a_callback(number, verification="recheck", received_at=NOW - number) for number in range(10, 20)]
+    size = strangers[0].size_bytes
+    await store_unproven(database, *strangers, max_bytes=4 * size)
+    assert await stored_numbers(database) == {1, 2, 16, 17, 18, 19}
+    await store_unproven(database, a_callback(20, body="x" * size), max_bytes=4 * size)
+    assert await stored_numbers(database) == {1, 2, 18, 19, 20}
+    stored = await Callbacks(database).get(a_callback(20).id)
+    assert stored == a_callback(20, body="x" * size)
+
+
+async def test_unproven_callback_that_retention_deleted_leaves_room_for_none_older(database: Any) -> None:
+    """Deleting needs no correction of a count: the newest bytes up to the limit are kept, before and after."""
+    size = a_callback(1).size_bytes
+    await store_unproven(database, *(a_callback(n, processed_at=NOW) for n in range(1, 5)), max_bytes=4 * size)
+    assert await Callbacks(database).delete_before(NOW + 3, 10) == 2
+    await store_unproven(database, *(a_callback(n) for n in range(5, 7)), max_bytes=4 * size)
+    assert await stored_numbers(database) == {3, 4, 5, 6}
+    await store_unproven(database, a_callback(7), max_bytes=4 * size)
+    assert await stored_numbers(database) == {4, 5, 6, 7}
+
+
+@pytest.mark.parametrize("kind", DATABASES)
+async def test_limit_of_unproven_callbacks_holds_over_processes(tmp_path: Path, kind: str, postgres: Postgres) -> None:
+    """Four connections insert at the same time, as four processes would; none of them may count for itself."""
+    url = await postgres.fresh()
+    size = a_callback(1).size_bytes
+
+    async with AsyncExitStack() as stack:
+        processes: list[Any] = []
+        for _ in range(4):
+            opened = SqliteDatabase(tmp_path / "broker.db") if kind == "sqlite" else PostgresDatabase(url)
+            processes.append(await stack.enter_async_context(opened))
+            await upgrade_schema(processes[-1], NOW)
+        numbers = iter(range(100, 180))
+
+        async def insert(database: Any) -> None:
+            for number in numbers:
+                await store_unproven(database, a_callback(number), max_bytes=10 * size)
+
+        await asyncio.gather(*(insert(process) for process in processes for _ in range(3)))
+        await store_unproven(processes[0], a_callback(180), max_bytes=10 * size)
+        assert len(await stored_numbers(processes[0])) == 10

@@ -18,7 +18,7 @@ from storage.callbacks import Callbacks, StoredCallback
 from storage.deliveries import Deliveries, Delivery, DeliveryAttempt, DeliveryStatus
 from storage.idempotency import IdempotencyRecord, IdempotencyRecords
 from storage.images import Images, StoredImage
-from storage.provider_limits import AccountLimits, ProviderLimits, ProviderLoad
+from storage.provider_limits import AccountLimits, AccountLoad, ProviderLimits
 from storage.rate_limits import RateLimits
 from storage.sql.database import Database, Outcome, Row, Stale, Statement
 from storage.sql.migrate import upgrade_schema
@@ -67,6 +67,11 @@ async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncItera
         yield Recorder(opened)
 
 
+KIE = ("kie", "default")
+"""A provider and its key."""
+DOWN = "provider_unavailable"
+
+
 def a_task(number: int = 1, **changes: Any) -> Task:
     task_id = f"task_{number:032x}"
     values: dict[str, Any] = {
@@ -75,6 +80,7 @@ def a_task(number: int = 1, **changes: Any) -> Task:
         "caller": "local",
         "due_at": NOW,
         "provider": "kie",
+        "key_id": "default",
         "model": "nano-banana",
         "mode": "text-to-image",
         "prompt": "a red bicycle",
@@ -161,15 +167,15 @@ async def test_concurrent_submissions_do_not_exceed_the_window(database: Any) ->
 
     submitted = await asyncio.gather(*(submit(a_task(n)) for n in range(30)))
     assert sum(submitted) == 20
-    capacity = await provider_limits.get_capacity("kie", limits, NOW + 1)
+    capacity = await provider_limits.get_capacity(*KIE, limits, NOW + 1)
     assert (capacity.free, capacity.recheck_at) == (0, NOW + 10)
-    assert (await provider_limits.get_capacity("kie", limits, NOW + 10.5)).free == 20
+    assert (await provider_limits.get_capacity(*KIE, limits, NOW + 10.5)).free == 20
 
 
 async def test_submission_beyond_the_concurrency_is_stale(database: Any) -> None:
     rows = await add(database, *(a_task(n, state=TaskState.WAITING) for n in range(3)), a_task(9))
     provider_limits, limits = ProviderLimits(database), AccountLimits(creates_per_window=20, concurrency=3)
-    assert (await provider_limits.get_capacity("kie", limits, NOW)).free == 0
+    assert (await provider_limits.get_capacity(*KIE, limits, NOW)).free == 0
     attempt = Attempt(task_id=a_task(9).id, number=1, provider="kie", key_id="default", sent_at=NOW)
     with pytest.raises(Stale):
         await database.transact(
@@ -183,20 +189,20 @@ async def test_submission_beyond_the_concurrency_is_stale(database: Any) -> None
 
 async def test_one_job_may_be_submitted_after_a_cooldown(database: Any) -> None:
     provider_limits, limits = ProviderLimits(database), AccountLimits(creates_per_window=20, concurrency=100)
-    await database.transact(provider_limits.start_cooldown("kie", NOW + 5))
-    assert await provider_limits.get_capacity("kie", limits, NOW) == await provider_limits.get_capacity(
-        "kie", limits, NOW + 4
+    await database.transact(provider_limits.start_cooldown(*KIE, NOW + 5, DOWN))
+    assert await provider_limits.get_capacity(*KIE, limits, NOW) == await provider_limits.get_capacity(
+        *KIE, limits, NOW + 4
     )
-    assert (await provider_limits.get_capacity("kie", limits, NOW + 6)).free == 1
-    await database.transact(provider_limits.end_cooldown("kie"))
-    assert (await provider_limits.get_capacity("kie", limits, NOW)).free == 20
+    assert (await provider_limits.get_capacity(*KIE, limits, NOW + 6)).free == 1
+    await database.transact(provider_limits.end_cooldown(*KIE))
+    assert (await provider_limits.get_capacity(*KIE, limits, NOW)).free == 20
 
 
 async def test_submissions_after_a_failure_wait_for_the_first_one(database: Any) -> None:
     """A provider that hangs again must cost one order, not many."""
     rows = await add(database, *(a_task(n) for n in range(3)))
     provider_limits, limits = ProviderLimits(database), AccountLimits(creates_per_window=20, concurrency=100)
-    await database.transact(provider_limits.start_cooldown("kie", NOW))
+    await database.transact(provider_limits.start_cooldown(*KIE, NOW, DOWN))
 
     async def submit(number: int) -> None:
         attempt = Attempt(task_id=a_task(number).id, number=1, provider="kie", key_id="default", sent_at=NOW + 1)
@@ -204,11 +210,12 @@ async def test_submissions_after_a_failure_wait_for_the_first_one(database: Any)
         await database.transact(change, *provider_limits.reserve_submission(attempt, limits))
 
     await submit(0)
-    assert (await provider_limits.get_capacity("kie", limits, NOW + 2)).free == 0
+    assert (await provider_limits.get_capacity(*KIE, limits, NOW + 2)).free == 0
     with pytest.raises(Stale):
         await submit(1)
     await database.transact(
-        Attempts(database).update_attempt(a_task(0).id, 1, outcome="accepted"), provider_limits.end_cooldown("kie")
+        Attempts(database).update_attempt(a_task(0).id, 1, outcome="accepted"),
+        provider_limits.end_cooldown(*KIE),
     )
     await submit(1)
 
@@ -222,11 +229,11 @@ async def test_clock_set_back_does_not_block_submissions(database: Any) -> None:
             rows.update_task(a_task(number), step_retries=1), *provider_limits.reserve_submission(attempt, limits)
         )
     await database.transact(
-        provider_limits.start_cooldown("kie", NOW + 60),
-        provider_limits.end_cooldown("kie"),
-        provider_limits.start_cooldown("kie", NOW + 60),
+        provider_limits.start_cooldown(*KIE, NOW + 60, DOWN),
+        provider_limits.end_cooldown(*KIE),
+        provider_limits.start_cooldown(*KIE, NOW + 60, DOWN),
     )
-    assert (await provider_limits.get_capacity("kie", limits, NOW - 7200)).free == 1
+    assert (await provider_limits.get_capacity(*KIE, limits, NOW - 7200)).free == 1
 
 
 async def test_idempotency_record_is_kept_while_a_task_of_its_batch_exists(database: Any) -> None:
@@ -251,6 +258,7 @@ async def test_unprocessed_callbacks_are_not_deleted(database: Any) -> None:
     await database.transact(callbacks.insert_callback(callback))
     assert await callbacks.delete_before(NOW + 1, 10) == 0
     await database.transact(callbacks.mark_processed(callback, NOW))
+    await database.transact(*callbacks.insert_unproven(replace(callback, id="callback_2"), max_bytes=30_000))
     assert await callbacks.delete_before(NOW + 1, 10) == 1
 
 
@@ -341,10 +349,12 @@ async def test_recent_durations_are_those_of_successes_with_all_times(database: 
 async def test_load_has_cooldown_and_running_jobs(database: Any) -> None:
     await add(database, *(a_task(n, state=TaskState.WAITING) for n in range(3)), a_task(9))
     provider_limits = ProviderLimits(database)
-    assert await provider_limits.get_load("kie", NOW) == ProviderLoad(paused_until=0.0, running=3, errors=0)
-    await database.transact(provider_limits.start_cooldown("kie", NOW + 5))
-    assert await provider_limits.get_load("kie", NOW) == ProviderLoad(paused_until=NOW + 5, running=3, errors=1)
-    assert (await provider_limits.get_load("kie", NOW - 9e6)).paused_until == 0.0
+    assert await provider_limits.get_load(*KIE, NOW) == AccountLoad(paused_until=0.0, running=3, errors=0)
+    await database.transact(provider_limits.start_cooldown(*KIE, NOW + 5, DOWN))
+    assert await provider_limits.get_load(*KIE, NOW) == AccountLoad(
+        paused_until=NOW + 5, running=3, errors=1, reason=DOWN
+    )
+    assert (await provider_limits.get_load(*KIE, NOW - 9e6)).paused_until == 0.0
 
 
 async def test_every_statement_uses_an_index(database: Any) -> None:
@@ -386,7 +396,11 @@ async def _grow(database: Any) -> None:
             "'state', 'succeeded', 'due_at', 9e9, 'sent_at', g, 'finished_at', g, 'callback_url', 'https://a.example/'",
         ),
         ("attempts", "'task_id', 'task_' || md5(g::text), 'job_id', md5(g::text), 'sent_at', g - 30000"),
-        ("callbacks", "'id', md5(g::text), 'task_id', md5(g::text), 'processed_at', 9e9, 'received_at', 9e9"),
+        (
+            "callbacks",
+            "'id', md5(g::text), 'task_id', md5(g::text), 'processed_at', 9e9, 'received_at', 9e9, "
+            "'unproven_position', g",
+        ),
         ("images", "'name', md5(g::text), 'owner', md5(g::text), 'sha256', md5(g::text)"),
         ("idempotency", "'key', md5(g::text), 'created_at', 9e9"),
         ("deliveries", "'id', md5(g::text), 'task_id', md5(g::text), 'created_at', g, 'ended_at', 9e9, 'due_at', NULL"),
@@ -453,16 +467,19 @@ async def _use_everything(database: Any, rows: Tasks, task: Task) -> None:
     await rows.count_by_state([TaskState.QUEUED, TaskState.SUBMITTING, TaskState.WAITING, TaskState.FETCHING])
     await rows.queue_ids("kie", 10_000)
     await rows.recent_durations("kie", "nano-banana")
-    await provider_limits.get_load("kie", NOW)
+    await provider_limits.get_load(*KIE, NOW)
     await rows.awaiting_callback(NOW, 5)
     attempt = Attempt(task_id=task.id, number=1, provider="kie", key_id="default", sent_at=NOW)
     await database.transact(
         *provider_limits.reserve_submission(attempt, AccountLimits(creates_per_window=5, concurrency=5))
     )
     await database.transact(Attempts(database).update_attempt(task.id, 1, job_id="job"))
-    await provider_limits.get_capacity("kie", limits, NOW)
-    await database.transact(provider_limits.start_cooldown("kie", NOW), provider_limits.end_cooldown("kie"))
-    await provider_limits.get_capacity("kie", AccountLimits(creates_per_window=5, concurrency=5), NOW)
+    await provider_limits.get_capacity(*KIE, limits, NOW)
+    await database.transact(
+        provider_limits.start_cooldown(*KIE, NOW, DOWN),
+        provider_limits.end_cooldown(*KIE),
+    )
+    await provider_limits.get_capacity(*KIE, AccountLimits(creates_per_window=5, concurrency=5), NOW)
     await images.get_by_name("x")
     await images.owners_with_images(["x", "y"])
     await images.list_of_owner(task.id, "result")
@@ -513,6 +530,7 @@ async def _use_deliveries(deliveries: Deliveries) -> None:
     await deliveries.count_pending()
     await deliveries.claim(now=NOW, lease=lease(until=NOW), limit=5, busy_hosts=["b.example"])
     (claimed,) = await deliveries.claim(now=NOW, lease=lease(until=NOW), limit=5)
+    await deliveries.renew([claimed], NOW)
     await deliveries.release([claimed])
     (claimed,) = await deliveries.claim(now=NOW, lease=lease(until=NOW), limit=5)
     await deliveries.record_attempt(

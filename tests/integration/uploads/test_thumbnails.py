@@ -17,9 +17,9 @@ from PIL import Image, ImageOps
 
 from storage.images import StoredImage
 from tests.support import samples as s
-from uploads.decoder import MAX_DECODE_BYTES
 from uploads.detect import detect_type, validate_structure
 from uploads.thumbnails import (
+    MAX_MEMORY_BYTES,
     THUMBNAIL_SIZES,
     Thumbnail,
     ThumbnailError,
@@ -293,7 +293,7 @@ def test_memory_stays_within_the_limit_for_the_largest_images(
     image.save(path, kind, **options)
     original = row(f"image/{kind.lower()}", *size, path.stat().st_size)
     assert has_thumbnail(original)
-    assert int(thumbnail_in_subprocess(path, original)) < MAX_DECODE_BYTES + 2 * path.stat().st_size + LOADED_BYTES
+    assert int(thumbnail_in_subprocess(path, original)) < MAX_MEMORY_BYTES + 2 * path.stat().st_size + LOADED_BYTES
 
 
 def flat_png(width: int, height: int) -> bytes:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import re
 import struct
 import zlib
 
 import pytest
+from PIL import Image
 
 from tests.support import samples as s
 from tests.support.intake import IntakeHarness
@@ -92,6 +94,7 @@ async def test_every_flipped_bit_of_a_png_is_noticed(harness: IntakeHarness) -> 
 
 IDAT = s.chunk(b"IDAT", s.rows(4, 3))
 PIXELS = zlib.compress((b"\0" + b"x" * 12) * 3)
+LONG_TEXT = b"a\0\0" + zlib.compress(b"x" * 2_000_000)
 PNGS = {
     "no header": s.png(IDAT),
     "a header that is not first": s.png(s.chunk(b"tEXt", b"a\0b"), s.header(4, 3), IDAT),
@@ -131,7 +134,15 @@ PNGS = {
     "animation": s.encoded("PNG", save_all=True, append_images=[s.picture(mode="L").convert("RGB")]),
     "animation of one frame": s.plain_png(s.chunk(b"acTL", struct.pack(">II", 1, 0))),
     "frames without animation": s.plain_png(s.chunk(b"fcTL", b"\0" * 26)),
-    "text that unpacks to a lot": s.plain_png(s.chunk(b"zTXt", b"a\0\0" + zlib.compress(b"x" * 2_000_000))),
+    "text that unpacks to a lot": s.plain_png(s.chunk(b"zTXt", LONG_TEXT)),
+    "text behind the pixels that unpacks to a lot": s.png(s.header(4, 3), IDAT, s.chunk(b"zTXt", LONG_TEXT)),
+    "international text that unpacks to a lot": s.png(
+        s.header(4, 3), IDAT, s.chunk(b"iTXt", b"a\0\1\0en\0b\0" + zlib.compress(b"x" * 2_000_000))
+    ),
+    "many texts that unpack to much": s.png(
+        s.header(4, 3), IDAT, *[s.chunk(b"zTXt", b"a\0\0" + zlib.compress(b"x" * 1_000_000))] * 17
+    ),
+    "text that is compressed in an unknown way": s.png(s.header(4, 3), IDAT, s.chunk(b"zTXt", b"a\0\1x")),
     "a lot of text": s.plain_png(*[s.chunk(b"tEXt", b"a\0" + b"x" * 2_000_000)] * 9),
     "one huge text": s.plain_png(s.chunk(b"tEXt", b"a\0" + b"x" * 17_000_000)),
     "millions of empty chunks": s.plain_png(s.chunk(b"teXt") * 300_000),
@@ -148,6 +159,7 @@ async def test_invalid_png_is_rejected(harness: IntakeHarness, name: str) -> Non
 SOF = re.search(rb"\xff\xc0..(.{15})", s.JPEG, re.DOTALL)
 assert SOF is not None
 BEFORE_SCAN, SCAN = s.JPEG.split(b"\xff\xda", 1)
+PROGRESSIVE = s.IMAGES["jpeg progressive"]
 
 
 def with_size(width: int, height: int, jpeg: bytes = s.JPEG) -> bytes:
@@ -178,7 +190,13 @@ JPEGS = {
     "thousands of parts": s.with_segments(s.JPEG, s.segment(0xE1, b"") * 10_000),
     "millions of fill bytes": s.with_segments(s.JPEG, b"\xff" * 3_000_000),
     "a lot of metadata": s.with_segments(s.JPEG, *[s.segment(0xE1, b"Exif\0\0" + b"x" * 65_000)] * 300),
-    "thousands of scans": s.JPEG[:-2] + (b"\xff\xda" + SCAN[:-2]) * 2_000 + b"\xff\xd9",
+    "thousands of scans": PROGRESSIVE[:-2]
+    + (b"\xff\xda" + PROGRESSIVE.rpartition(b"\xff\xda")[2][:-2]) * 2_000
+    + b"\xff\xd9",
+    "a scan behind its pixels": s.JPEG[:-2] + b"\xff\xda" + SCAN,
+    "tables behind its pixels": s.JPEG[:-2] + s.segment(0xC4, b"\0" * 17) + b"\xff\xd9",
+    "an impossible sampling": s.JPEG.replace(SOF[0], s.segment(0xC0, SOF[1][:7] + b"\x55" + SOF[1][8:])),
+    "no sampling": s.JPEG.replace(SOF[0], s.segment(0xC0, SOF[1][:7] + b"\0" + SOF[1][8:])),
     "thousands of pictures": s.JPEG * 1_000,
 }
 
@@ -186,6 +204,41 @@ JPEGS = {
 @pytest.mark.parametrize("name", JPEGS)
 async def test_invalid_jpeg_is_rejected(harness: IntakeHarness, name: str) -> None:
     assert re.search(r": (save|send)", str(await harness.reject(JPEGS[name])))
+
+
+LARGER = {
+    "one": ["jpeg", "jpeg grey", "jpeg cmyk", "jpeg with restarts", "jpeg one pixel", "jpeg of a phone"],
+    "several": ["jpeg progressive", "jpeg grey progressive"],
+}
+
+
+@pytest.mark.parametrize("name", LARGER["one"] + LARGER["several"])
+async def test_jpeg_with_a_few_pixels_and_a_large_header_is_rejected(harness: IntakeHarness, name: str) -> None:
+    """Decoders paint the missing ones grey and report success."""
+    assert "fewer pixels" in str(await harness.reject(with_size(10_900, 10_900, s.IMAGES[name])))
+
+
+@pytest.mark.parametrize("name", LARGER["one"])
+async def test_jpeg_in_one_scan_has_every_pixel_of_its_header(harness: IntakeHarness, name: str) -> None:
+    """Up to the blocks at its edges, which are whole in the file."""
+    block = 16 if name in {"jpeg", "jpeg with restarts", "jpeg one pixel", "jpeg of a phone"} else 8
+    with Image.open(io.BytesIO(s.IMAGES[name])) as image:
+        width, height = (-(-side // block) * block for side in image.size)
+    for size in ((width + 1, height), (width, height + 1)):
+        await harness.reject(with_size(*size, s.IMAGES[name]))
+    await harness.accept(with_size(width, height, s.IMAGES[name]))
+
+
+async def test_webp_with_a_few_pixels_and_a_large_header_is_rejected(harness: IntakeHarness) -> None:
+    size = s.WEBP.index(b"\x9d\x01\x2a") + 3
+    for width, height, problem in ((24, 1700, "cannot be decoded"), (10_900, 10_900, "BROKER_MAX_DECODE_BYTES")):
+        forged = s.WEBP[:size] + struct.pack("<HH", width, height) + s.WEBP[size + 4 :]
+        assert problem in str(await harness.reject(forged))
+
+
+async def test_compressed_text_behind_the_pixels_is_accepted(harness: IntakeHarness) -> None:
+    text = s.chunk(b"zTXt", b"a\0\0" + zlib.compress(b"x" * 1_000_000)), s.chunk(b"zTXt", b"a\0\0damaged")
+    await harness.accept(s.png(s.header(4, 3), IDAT, *text, s.chunk(b"iTXt", b"a\0\0\0en\0b\0plain")))
 
 
 @pytest.mark.parametrize("length", range(65_533, 65_539))

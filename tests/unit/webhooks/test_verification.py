@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from webhooks.redaction import Redactor
 from webhooks.signatures.base import Proof
 from webhooks.verification import (
     MAX_BODY_BYTES,
+    MIN_STORED_BODY_BYTES,
     Evidence,
     MalformedBody,
     Verification,
@@ -22,6 +24,13 @@ from webhooks.verification import (
     stored_headers,
     stored_query,
 )
+
+REDACTOR = Redactor(["secret-of-the-broker"])
+
+
+def stored_text(body: bytes, token: str | None = None) -> str:
+    text, _ = stored_body(body, REDACTOR, token=token, is_proven=True)
+    return text
 
 
 def verification_of(
@@ -99,23 +108,52 @@ def test_valid_bodies_are_parsed() -> None:
 def test_arbitrary_bytes_never_raise_other_errors(body: bytes) -> None:
     with suppress(MalformedBody):
         json.dumps(parse_body(body))
-    assert "\x00" not in stored_body(body)
+    assert "\x00" not in stored_text(body)
 
 
 @pytest.mark.parametrize("sign", ["=", "\\u003d", "\\\\u003d", "%3D", "%3d", "%253D"])
 def test_repeated_token_is_masked_in_the_stored_body(sign: str) -> None:
     """kie.ai repeats the whole request with the callback URL; serializers and URLs escape it."""
     body = '{"data": {"param": "{\\"callBackUrl\\": \\"https://x/h?task=t&token' + sign + "a1" * 16 + '\\"}"}}'
-    kept = stored_body(body.encode())
+    kept = stored_text(body.encode())
     assert "a1a1" not in kept
     assert "[hidden]" in kept
 
 
 def test_token_of_the_request_is_masked_in_any_spelling() -> None:
     token = "a1" * 16
-    kept = stored_body(json.dumps({"address": ["https://x/h", "secret", token]}).encode(), token)
+    kept = stored_text(json.dumps({"address": ["https://x/h", "secret", token]}).encode(), token)
     assert json.loads(kept) == {"address": ["https://x/h", "secret", "[hidden]"]}
-    assert stored_body(b'{"state": "fail"}', "fail") == '{"state": "fail"}'
+    assert stored_text(b'{"state": "fail"}', "fail") == '{"state": "fail"}'
+
+
+@pytest.mark.parametrize(
+    ("size", "is_proven", "stored"),
+    [
+        (MAX_BODY_BYTES, True, MAX_BODY_BYTES),
+        (MAX_BODY_BYTES + 1, True, MIN_STORED_BODY_BYTES),
+        (MIN_STORED_BODY_BYTES, False, MIN_STORED_BODY_BYTES),
+        (MIN_STORED_BODY_BYTES + 1, False, MIN_STORED_BODY_BYTES),
+    ],
+)
+def test_body_without_proof_or_too_large_is_truncated(size: int, is_proven: bool, stored: int) -> None:
+    text, is_truncated = stored_body(b"x" * size, REDACTOR, is_proven=is_proven)
+    assert (len(text), is_truncated) == (stored, stored < size)
+
+
+def test_truncation_leaves_no_half_of_a_secret() -> None:
+    for position in range(MIN_STORED_BODY_BYTES - 25, MIN_STORED_BODY_BYTES + 2):
+        text, is_truncated = stored_body(b"x" * position + b"secret-of-the-broker" * 200, REDACTOR)
+        assert is_truncated
+        assert "secret" not in text
+    assert stored_body("я".encode() * 2000 + b"x", REDACTOR)[0] == "я" * 1024
+
+
+def test_evidence_of_any_proof_counts_unless_another_is_wrong() -> None:
+    for token, signature, trusted in itertools.product(Proof, Proof, [True, False]):
+        evidence = Evidence(token=token, signature=signature, trusted=trusted)
+        has_proof = trusted or token != Proof.NONE or signature != Proof.NONE
+        assert evidence.is_proven is (has_proof and Proof.WRONG not in {token, signature})
 
 
 def test_secret_headers_and_parameters_are_not_stored() -> None:
@@ -128,10 +166,10 @@ def test_secret_headers_and_parameters_are_not_stored() -> None:
         "content-type": "application/json",
         "user-agent": "kie",
     }
-    kept = stored_headers(headers)
+    kept = stored_headers(headers, REDACTOR)
     assert "canary" not in kept
     assert set(json.loads(kept)) == {"x-webhook-timestamp", "content-type", "user-agent"}
-    assert json.loads(stored_query({"task": "t", "attempt": "1", "token": "canary", "x": "canary"})) == {
+    assert json.loads(stored_query({"task": "t", "attempt": "1", "token": "canary", "x": "canary"}, REDACTOR)) == {
         "task": "t",
         "attempt": "1",
     }
