@@ -75,7 +75,7 @@ class _Crashing:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._provider, name)
 
-    async def check(self, job_id: str) -> Any:
+    async def check(self, job_id: str, sink: Any) -> Any:
         raise ZeroDivisionError("a bug")
 
 
