@@ -84,7 +84,7 @@ def native_dialect(services: Services, docs: DocsRoutes, version: str) -> Dialec
     )
     health = HealthRoutes(
         clock=clock,
-        database=services.database,
+        cluster_state=services.tables.cluster_state,
         blobs=services.blobs,
         queries=queries,
         worker=services.worker,

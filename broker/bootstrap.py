@@ -13,6 +13,8 @@ from broker.callbacks.tunnels import TunnelAgents
 from broker.clock import Clock, SystemClock
 from broker.cluster import check_clock_skew, check_cluster, create_secret_file
 from broker.errors import SettingsError
+from broker.logs import log
+from broker.monitoring.database_files import watch_database_files
 from broker.monitoring.loop_lag import measure_loop_lag
 from broker.net.api_client import ApiClient
 from broker.net.fetcher import Fetcher
@@ -27,6 +29,7 @@ from broker.tasks.steps.download import DOWNLOAD_CONCURRENCY
 from storage.blobs.local import LocalBlobs
 from storage.blobs.store import BlobStore
 from storage.cluster_state import ClusterState
+from storage.errors import StorageFull
 from storage.file_modes import GROUP_PASS_FOLDER
 from storage.sql.database import Database
 from storage.sql.migrate import upgrade_schema
@@ -62,11 +65,14 @@ def salvage_settings(*, env_file: Path | None = Path(".env")) -> SalvagedSetting
     return read_settings(registry.settings_classes(), env_file=env_file, overrides={})
 
 
-def database_for(settings: Settings) -> AbstractAsyncContextManager[Database]:
-    """Return the database of DATABASE_URL, not yet opened."""
+def database_for(settings: Settings, *, spends_reserve: bool = False) -> AbstractAsyncContextManager[Database]:
+    """Return the database of DATABASE_URL, not yet opened.
+
+    spends_reserve: see `SqliteDatabase`; on Postgres it changes nothing.
+    """
     url = settings.database
     if url.startswith("sqlite:"):
-        return SqliteDatabase(sqlite_path(url))
+        return SqliteDatabase(sqlite_path(url), spends_reserve=spends_reserve)
     try:
         from storage.sql.postgres import PostgresDatabase
     except ImportError:
@@ -87,17 +93,17 @@ def missing_database_file(settings: Settings) -> Path | None:
 
 
 @asynccontextmanager
-async def blobs_for(settings: Settings) -> AsyncIterator[BlobStore]:
-    """Open the store of BROKER_BLOB_URL."""
+async def blobs_for(settings: Settings, *, free_floor: int = FREE_FLOOR) -> AsyncIterator[BlobStore]:
+    """Open the store of BROKER_BLOB_URL. free_floor: bytes that images leave free on the disk."""
     bucket = settings.bucket
     if bucket is None:
-        yield LocalBlobs(settings.blob_folder, free_floor=FREE_FLOOR, group_read=settings.blob_group_read)
+        yield LocalBlobs(settings.blob_folder, free_floor=free_floor, group_read=settings.blob_group_read)
         return
     try:
         from storage.blobs.s3 import S3Blobs
     except ImportError:
         raise _missing_driver("BROKER_BLOB_URL leads to S3", "s3") from None
-    store = S3Blobs(bucket, scratch=settings.blob_folder / ".drafts", free_floor=FREE_FLOOR)
+    store = S3Blobs(bucket, scratch=settings.blob_folder / ".drafts", free_floor=free_floor)
     try:
         yield store
     finally:
@@ -136,6 +142,7 @@ async def open_services(
     port: int | None = None,
     local_provider: bool = False,
     joins: bool = True,
+    free_floor: int = FREE_FLOOR,
     extra_providers: Sequence[ProviderPackage] = (),
     open_database: Callable[[Settings], AbstractAsyncContextManager[Database]] = database_for,
     extra_dialects: Sequence[Callable[[Services], Any]] = (),
@@ -145,6 +152,7 @@ async def open_services(
     port: the one that the server listens on; None without HTTP (callbacks then need a configured public URL).
     local_provider: the provider runs on this machine, so callbacks need no tunnel (the sandbox).
     joins: the process works on tasks, so it must agree with the others on what they share; otherwise it only reads.
+    free_floor: bytes that images leave free on the disk; 0 for a process that frees some.
     extra_providers: packages beside those of the registry; `settings` must have been loaded with them.
     extra_dialects: factories of `broker.api.http.endpoint.Dialect`, mounted after the built-in one.
     """
@@ -154,6 +162,7 @@ async def open_services(
         database = await stack.enter_async_context(open_database(settings))
         await database.check()
         await upgrade_schema(database, clock.now())
+        await stack.enter_async_context(watch_database_files(database))
         if settings.shared and joins:
             await check_clock_skew(database, clock, settings.lease)
             await check_cluster(ClusterState(database), settings, secret)
@@ -166,10 +175,7 @@ async def open_services(
         providers = ProviderRegistry(
             settings=settings, client=client, catalog=catalog, now=clock.now, extra=extra_providers
         )
-        if settings.blob_group_read and settings.bucket is None:
-            _let_group_pass(settings)
-        blobs = await stack.enter_async_context(blobs_for(settings))
-        await blobs.check()
+        blobs = await stack.enter_async_context(_open_blobs(settings, free_floor))
         services = Services(
             settings=settings,
             clock=clock,
@@ -188,6 +194,19 @@ async def open_services(
         if joins and services.address.current is None:
             await services.url_monitor.seed()
         yield services
+
+
+@asynccontextmanager
+async def _open_blobs(settings: Settings, free_floor: int) -> AsyncIterator[BlobStore]:
+    """Open and check the store. A full one still serves what it has, and `/ready` reports it."""
+    if settings.blob_group_read and settings.bucket is None:
+        _let_group_pass(settings)
+    async with blobs_for(settings, free_floor=free_floor) as blobs:
+        try:
+            await blobs.check()
+        except StorageFull as error:
+            log.warning("no image can be stored", action="store_full", why=str(error))
+        yield blobs
 
 
 def _initial_address(settings: Settings, port: int | None, *, local_provider: bool, now: float) -> PublicAddress:

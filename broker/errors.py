@@ -58,7 +58,8 @@ class ApiError(Exception):
     """The request cannot be served; the caller can change that.
 
     code: a key of `STATUS_OF`. message: one sentence naming the cure. field: the request field at fault.
-    retry_after: seconds until the same request may succeed. status: overrides the code's status (405).
+    retry_after: seconds until the same request may succeed. status: overrides the code's status (405). message_key: of
+    a message in three languages that is more precise than the code's.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class ApiError(Exception):
         retryable: bool = False,
         retry_after: float | None = None,
         status: int | None = None,
+        message_key: str | None = None,
     ) -> None:
         super().__init__(message)
         self.code = code
@@ -80,6 +82,7 @@ class ApiError(Exception):
         self.retryable = retryable
         self.retry_after = retry_after
         self.status = status or STATUS_OF[code]
+        self.message_key = message_key or code
 
 
 class SettingsError(Exception):

@@ -15,7 +15,7 @@ Language = Literal["en", "zh", "ru"]
 LANGUAGES: Final[tuple[Language, ...]] = get_args(Language)
 
 OTHER_KEYS: Final = (
-    *("processing", "billed_yes", "billed_no", "billed_unknown"),
+    *("processing", "database_replaced", "billed_yes", "billed_no", "billed_unknown"),
     *("root_about", "root_pretend", "root_docs"),
 )
 """Keys beside the error codes."""

@@ -78,6 +78,8 @@ class Order:
     params: ImageParams
     mode: Mode
     references: tuple[Reference, ...] = ()
+    priority: str = DEFAULT_PRIORITY
+    """A provider may have a cheaper and slower way for `low`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +146,8 @@ class Quote:
     """Of one image; None if unknown."""
     count: int
     unit: str | None
+    deadline_seconds: float | None = None
+    """Time that the provider may take, where that is longer than usual."""
 
     @property
     def total(self) -> float | None:

@@ -25,6 +25,8 @@ class Pending:
     """The provider's own word for its progress."""
     percent: float | None = None
     """Progress, if the provider reports it."""
+    deadline_in: float | None = None
+    """Seconds that the provider has for this job; None: as usual. Of the response to an order only."""
 
 
 @dataclass(frozen=True, kw_only=True)

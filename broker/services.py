@@ -190,23 +190,25 @@ class Services:
 
     def _steps(self) -> StepTable:
         pools, transitions = self.pools, self.transitions
+        sinks = SinkFactory(blobs=self.blobs, max_bytes=self.settings.max_download_bytes)
         return StepTable(
             submit=SubmitStep(
                 limits=self.tables.provider_limits,
                 pools=pools,
                 queue=self.submissions,
                 orders=OrderBuilder(blobs=self.blobs, image_base=lambda: self.address.base),
-                sinks=SinkFactory(blobs=self.blobs, max_bytes=self.settings.max_download_bytes),
+                sinks=sinks,
                 transitions=transitions,
                 callback_url=self.callback_url,
             ),
-            check=CheckStep(callbacks=self.tables.callbacks, pools=pools, transitions=transitions),
+            check=CheckStep(callbacks=self.tables.callbacks, pools=pools, sinks=sinks, transitions=transitions),
             download=DownloadStep(
                 images=self.tables.images,
                 intake=self.intake,
                 fetcher=self.fetcher,
                 blobs=self.blobs,
                 pools=pools,
+                sinks=sinks,
                 transitions=transitions,
                 max_download_bytes=self.settings.max_download_bytes,
             ),

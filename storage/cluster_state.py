@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass
+from typing import Final
 
 from storage.sql.database import Database
+
+PROBE_BYTES: Final = 6144
+"""Random bytes of a probe, 8 KiB as text: Postgres stores them outside of the row, in new pages."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,14 @@ class ClusterState:
     async def set_value(self, name: str, value: str) -> None:
         """Store the value, replacing any other."""
         await self._insert(name, value, "DO UPDATE SET value = :value")
+
+    async def probe_write(self) -> None:
+        """Write about as much as an order needs; raise `StorageError` if the database stores nothing now.
+
+        The value is random, so that it takes space on the disk each time: a commit without a change succeeds on a full
+        disk as well.
+        """
+        await self.set_value("write_probe", secrets.token_urlsafe(PROBE_BYTES))
 
     async def _insert(self, name: str, value: str, conflict: str) -> None:
         await self.database.execute(

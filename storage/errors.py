@@ -11,5 +11,9 @@ class StorageFull(StorageError):
     """No space is left. Cure: free disk space, or shorten BROKER_RETENTION_HOURS."""
 
 
+class DatabaseReplaced(StorageError):
+    """The database's file was removed or replaced while it was open, so nothing written to it would last."""
+
+
 class NoSuchTable(StorageError):
     """The database has no tables yet. Cure: `broker db upgrade`, or start the broker."""

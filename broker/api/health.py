@@ -22,9 +22,8 @@ from broker.presenter import ResponseModel
 from broker.tasks.queries import TaskQueries
 from broker.tasks.worker import Worker
 from storage.blobs.store import BlobStore
+from storage.cluster_state import ClusterState
 from storage.errors import StorageError
-from storage.sql.database import Database
-from storage.sql.migrate import probe_write
 
 CHECK_SECONDS: Final = 5.0
 MAX_HEARTBEAT_SECONDS: Final = 30.0
@@ -57,7 +56,7 @@ class UnreadyResponse(ErrorResponse):
 @dataclass(frozen=True, kw_only=True)
 class HealthRoutes:
     clock: Clock
-    database: Database
+    cluster_state: ClusterState
     blobs: BlobStore
     queries: TaskQueries
     worker: Worker
@@ -83,7 +82,7 @@ class HealthRoutes:
     async def ready(self, request: Request) -> Response:
         """Check that orders are stored and processed."""
         failures = {
-            "database": await _failure_of(probe_write(self.database)),
+            "database": await _failure_of(self.cluster_state.probe_write()),
             "blobs": await _failure_of(self.blobs.check()),
             "worker": self._worker_failure(),
             "server": "it is stopping" if self.queries.closing else None,

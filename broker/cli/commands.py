@@ -70,22 +70,30 @@ def sandbox(
     host: Annotated[str, typer.Option(help="Address to listen on; every client that reaches it can read the jobs.")] = (
         "127.0.0.1"
     ),
+    dialect: Annotated[str, typer.Option(help="The provider to emulate, like kie or replicate.")] = "kie",
     mood: Annotated[str, typer.Option(help="Faults on request, like lost or late:30,twice.")] = "good",
-    moods: Annotated[bool, typer.Option("--moods", help="List every mood and exit.")] = False,
+    moods: Annotated[bool, typer.Option("--moods", help="List every mood of the dialect and exit.")] = False,
     duration: Annotated[float, typer.Option(min=0, help="Duration of a job in seconds.")] = 1.0,
-    credit: Annotated[float, typer.Option("--credits", min=0, help="Credits of the account.")] = 1000.0,
+    credit: Annotated[float, typer.Option("--credits", min=0, help="Balance, in the provider's unit.")] = 1000.0,
     key: Annotated[str | None, typer.Option(help="The only API key accepted. Default: any.")] = None,
     webhook_key: Annotated[str | None, typer.Option(help="Webhook key, which signs the callbacks.")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder for jobs and files. Default: memory only.")] = None,
 ) -> None:
-    """Run the sandbox provider: an emulator of the upstream API, with faults on request."""
+    """Run the sandbox provider: an emulator of a provider's API, with faults on request."""
     from broker.cli.sandbox import list_moods, serve_alone
     from broker.sandbox.engine import Options
 
     if moods:
-        list_moods()
-        return
-    options = Options(api_key=key, webhook_key=webhook_key, duration=duration, credits=credit, mood=mood, data_dir=data)
+        _run_command(list_moods, dialect)
+    options = Options(
+        dialect=dialect,
+        api_key=key,
+        webhook_key=webhook_key,
+        duration=duration,
+        credits=credit,
+        mood=mood,
+        data_dir=data,
+    )
     _run_command(serve_alone, host, port, options)
 
 

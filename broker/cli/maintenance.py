@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from functools import partial
 
 from broker.bootstrap import database_for, load_settings, missing_database_file, open_services
 from broker.cli import ExitCode
@@ -19,10 +20,14 @@ _WIDTH = 18
 
 
 async def delete_expired() -> None:
-    """Run retention once. No order is submitted, no provider is called."""
+    """Run retention once. No order is submitted, no provider is called.
+
+    It frees space, so it may use all that is left on the disk, and the reserve of the database.
+    """
     settings = load_settings()
     quiet_logs(settings)
-    async with open_services(settings, joins=False) as services:
+    open_database = partial(database_for, spends_reserve=True)
+    async with open_services(settings, joins=False, free_floor=0, open_database=open_database) as services:
         removed = await services.worker.clean_up()
     print_line(
         f"{removed} {'task' if removed == 1 else 'tasks'} older than {settings.retention_hours:g} hours deleted."

@@ -12,6 +12,8 @@ from broker.cli import TERMINATION_SIGNALS
 from broker.cli.console import CommandError, print_line
 from broker.errors import SettingsError
 from broker.providers.registry import point_to_sandbox, sandbox_upstream
+from broker.sandbox.dialect import Dialect
+from broker.sandbox.dialects import DIALECTS
 from broker.sandbox.engine import Options
 from broker.sandbox.faults import Fault, UnknownFault, parse_fault_setting
 from broker.sandbox.server import serve_sandbox
@@ -24,27 +26,37 @@ ENDLESS_CREDITS = 1e9
 
 async def serve_alone(host: str, port: int, options: Options) -> None:
     """Serve until SIGINT or SIGTERM."""
-    _check_mood("--mood", options.mood)
+    dialect = _find_dialect(options.dialect)
+    _check_mood("--mood", options.mood, dialect)
     if port and (failure := _find_bind_failure(host, port)):
         raise CommandError(f"{failure.problem}: {failure.cure}")
     with anyio.open_signal_receiver(*TERMINATION_SIGNALS) as signals:
         async with serve_sandbox(host, port, options) as url:
-            _print_addresses(url, options.api_key)
+            _print_addresses(url, dialect, options.api_key)
             await anext(signals)
 
 
-def _print_addresses(url: str, api_key: str | None) -> None:
+def _find_dialect(name: str) -> Dialect:
+    """Return a dialect of the sandbox. Raises `CommandError`."""
+    try:
+        return DIALECTS[name]
+    except KeyError:
+        raise CommandError(f"no dialect is named {name!r}: use one of {', '.join(DIALECTS)}") from None
+
+
+def _print_addresses(url: str, dialect: Dialect, api_key: str | None) -> None:
+    variables = dialect.variables(url, "the key given here" if api_key else "any")
     print_line(f"The sandbox provider is at {url}", style="bold")
     print_line(f"  its jobs       {url}/sandbox/jobs")
-    print_line(f"  for a broker   NANO_BANANA_API_URL={url}")
-    print_line(f"                 NANO_BANANA_UPLOAD_URL={url}")
-    print_line(f"                 NANO_BANANA_API_KEY={'the key given here' if api_key else 'any'}")
-    print_line(f"                 BROKER_DOWNLOAD_ALLOW={urlsplit(url).netloc}")
+    heading = "for a broker"
+    for name, value in {**variables, "BROKER_DOWNLOAD_ALLOW": urlsplit(url).netloc}.items():
+        print_line(f"  {heading:<14} {name}={value}")
+        heading = ""
 
 
-def list_moods() -> None:
-    """Print every mood and its effect. A value follows the name, as in late:30."""
-    for mood in Fault:
+async def list_moods(name: str) -> None:
+    """Print every mood of a dialect and its effect. A value follows the mood, as in late:30."""
+    for mood in _find_dialect(name).faults:
         value = f" (VALUE is {mood.value_if_none:g} if not given)" if mood.value_if_none else ""
         print_line(f"{mood.value:<18} {mood.doc}{value}")
 
@@ -56,7 +68,7 @@ async def run_sandbox(settings: Settings, port: int) -> AsyncIterator[Settings]:
     port: preferred, so that result URLs from before a restart stay valid; if it is in use, any free one.
     """
     mood = settings.sandbox_mood or Fault.GOOD.value
-    _check_mood("BROKER_SANDBOX_MOOD", mood)
+    _check_mood("BROKER_SANDBOX_MOOD", mood, _find_dialect(Options.dialect))
     folder = settings.data_dir / "sandbox"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -78,9 +90,9 @@ async def run_sandbox(settings: Settings, port: int) -> AsyncIterator[Settings]:
         yield point_to_sandbox(settings.model_copy(update={"webhook_base_url": "", "download_allow": allowed}), url)
 
 
-def _check_mood(where: str, mood: str) -> None:
+def _check_mood(where: str, mood: str, dialect: Dialect) -> None:
     try:
-        parse_fault_setting(mood)
+        parse_fault_setting(mood, dialect.faults)
     except UnknownFault as error:
         raise SettingsError(f"{where} is wrong: {error}") from None
 

@@ -66,7 +66,7 @@ async def check_database(context: DoctorContext) -> Sequence[Finding]:
         if missing:
             found = f"{settings.database_shown}: {len(missing)} migrations are missing"
             return [warning(name, found, "run: broker db upgrade (every start does it, too)")]
-        await migrate.probe_write(opened)
+        await migrate.probe_commit(opened)
         sound = ok(name, f"{settings.database_shown}: sound, all migrations there, takes commits")
         return [sound, *_check_sqlite_version(settings), *await _check_sharing(opened, context)]
 

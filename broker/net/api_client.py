@@ -52,6 +52,28 @@ class HttpResponse:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StreamedBody:
+    """A request body that is sent while it is produced."""
+
+    size: int
+    """Bytes of all chunks together."""
+    chunks: AsyncIterator[bytes]
+    """Raises `NotSent` if it cannot be completed: a server ignores half a body."""
+    media_type: str = "application/json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamedResponse:
+    """A response whose body is still arriving; usable only inside the block that opened it."""
+
+    status: int
+    headers: Mapping[str, str] = field(repr=False)
+    """By lower-case name."""
+    chunks: AsyncIterator[bytes] = field(repr=False)
+    """The body, once. Raises `ProviderError` beyond the limit that the request named."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class FilePart:
     """One file of a multipart form."""
 
@@ -102,9 +124,40 @@ class ApiClient:
                 fields = await _multipart_fields(form or {}, files)
             all_headers = {"User-Agent": USER_AGENT, "Accept": "*/*", "Accept-Encoding": "identity", **(headers or {})}
             request = _build_request(what, method, url, all_headers, params=params or {}, json=json, files=fields)
-            return await self._send(what, request, seconds)
+            response = await stack.enter_async_context(self._send(what, request, seconds, self._max_answer_bytes))
+            return await read_response(response)
 
-    async def _send(self, what: str, request: httpx.Request, seconds: float) -> HttpResponse:
+    @asynccontextmanager
+    async def stream(
+        self,
+        method: str,
+        url: str,
+        *,
+        timeout: float,
+        max_bytes: int,
+        headers: Mapping[str, str] | None = None,
+        params: Mapping[str, str] | None = None,
+        body: StreamedBody | None = None,
+    ) -> AsyncGenerator[StreamedResponse]:
+        """Send one request, once, and read the response while it arrives. Neither body is ever whole in memory.
+
+        timeout: seconds for request and response, whatever the client's own. max_bytes: limit of the response.
+
+        Raises as `request` does, also for errors while the block reads.
+        """
+        what = f"{method} {redact_url(url)}"
+        all_headers = {"User-Agent": USER_AGENT, "Accept": "*/*", "Accept-Encoding": "identity", **(headers or {})}
+        if body is not None:
+            all_headers |= {"Content-Type": body.media_type, "Content-Length": str(body.size)}
+        content = None if body is None else body.chunks
+        request = _build_request(what, method, url, all_headers, params=params or {}, content=content)
+        async with self._send(what, request, timeout, max_bytes) as response:
+            yield response
+
+    @asynccontextmanager
+    async def _send(
+        self, what: str, request: httpx.Request, seconds: float, max_bytes: int
+    ) -> AsyncGenerator[StreamedResponse]:
         connect = min(seconds, CONNECT_SECONDS)
         request.extensions["timeout"] = {"pool": connect, "connect": connect, "read": seconds, "write": seconds}
         async with self._slot(what, connect):
@@ -112,9 +165,12 @@ class ApiClient:
                 # Pool, TCP and TLS have their own, more specific time-outs; this one must not come before theirs.
                 async with asyncio.timeout(3 * connect + seconds) as deadline:
                     request.extensions["trace"] = _restart_when_sending(deadline, seconds)
-                    async with aclosing(await self._transport.handle_async_request(request)) as response:
-                        body = await self._read_body(what, response)
-                        return HttpResponse(status=response.status_code, headers=dict(response.headers), body=body)
+                    async with (
+                        aclosing(await self._transport.handle_async_request(request)) as response,
+                        aclosing(_read_body(what, response, max_bytes)) as chunks,
+                    ):
+                        headers = dict(response.headers)
+                        yield StreamedResponse(status=response.status_code, headers=headers, chunks=chunks)
 
     async def aclose(self) -> None:
         await self._transport.aclose()
@@ -131,15 +187,24 @@ class ApiClient:
         finally:
             self._slots.release()
 
-    async def _read_body(self, what: str, response: httpx.Response) -> bytes:
-        if response.headers.get("content-encoding", "identity").lower() != "identity":
-            raise ProviderError(f"{what}: the response is encoded although identity was requested")
-        body = bytearray()
-        async for part in response.aiter_raw():
-            body += part
-            if len(body) > self._max_answer_bytes:
-                raise ProviderError(f"{what}: the response is longer than {self._max_answer_bytes} bytes")
-        return bytes(body)
+
+async def read_response(response: StreamedResponse) -> HttpResponse:
+    """Return a streamed response as a whole."""
+    body = bytearray()
+    async for chunk in response.chunks:
+        body += chunk
+    return HttpResponse(status=response.status, headers=response.headers, body=bytes(body))
+
+
+async def _read_body(what: str, response: httpx.Response, max_bytes: int) -> AsyncGenerator[bytes]:
+    if response.headers.get("content-encoding", "identity").lower() != "identity":
+        raise ProviderError(f"{what}: the response is encoded although identity was requested")
+    size = 0
+    async for part in response.aiter_raw():
+        size += len(part)
+        if size > max_bytes:
+            raise ProviderError(f"{what}: the response is longer than {max_bytes} bytes")
+        yield part
 
 
 def _build_request(
@@ -149,8 +214,9 @@ def _build_request(
     headers: Mapping[str, str],
     *,
     params: Mapping[str, str],
-    json: Any,
-    files: Sequence[tuple[str, Any]] | None,
+    json: Any = None,
+    files: Sequence[tuple[str, Any]] | None = None,
+    content: AsyncIterator[bytes] | None = None,
 ) -> httpx.Request:
     """Return the request; raise `NotSent(permanent)` for one that cannot be encoded and so was certainly not sent."""
     for name, value in headers.items():
@@ -159,7 +225,7 @@ def _build_request(
             raise NotSent(f"{what}: the header {name} has characters that headers cannot have", permanent=True)
     try:
         address = httpx.URL(url).copy_merge_params(params)
-        request = httpx.Request(method, address, headers=headers, json=json, files=files)
+        request = httpx.Request(method, address, headers=headers, json=json, files=files, content=content)
     except (httpx.InvalidURL, ValueError):
         raise NotSent(f"{what}: the request cannot be encoded", permanent=True) from None
     if address.scheme not in ("http", "https") or not address.host or not 0 < (address.port or 80) < 65536:

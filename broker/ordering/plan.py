@@ -49,6 +49,7 @@ class Planner:
                 field="priority",
             )
         order = validate_params(self.catalog, request.params, mode=request.mode, references=len(request.sources))
+        order = replace(order, priority=request.priority)
         routes = await self.routing.find_routes(order, references=len(request.sources), pinned=request.provider)
         candidates = tuple(route.provider for route in routes if route.is_candidate)
         provider = self.providers[candidates[0]]
@@ -57,7 +58,12 @@ class Planner:
             order=order,
             candidates=candidates,
             routes=routes,
-            quote=Quote(price=offer.get("price"), count=request.count, unit=offer.get("unit")),
+            quote=Quote(
+                price=offer.get("price"),
+                count=request.count,
+                unit=offer.get("unit"),
+                deadline_seconds=offer.get("deadline_seconds"),
+            ),
             warnings=self.catalog.warnings(request.params.model or None, day(self.clock.now())),
             ignored=provider.ignored(order),
         )

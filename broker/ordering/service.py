@@ -116,6 +116,7 @@ class OrderService:
             **self.providers[plan.candidates[0]].build_request(order, address),
             "count": plan.quote.count,
             "total": plan.quote.total,
+            "deadline_seconds": plan.quote.deadline_seconds,
             "warnings": list(plan.warnings),
             "ignored": list(plan.ignored),
             "routes": [

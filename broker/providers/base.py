@@ -54,7 +54,7 @@ class Provider(Protocol):
     key_id: str
     """Stable, non-secret name of the key; stored with each attempt."""
     holds_submit: bool
-    """True if `submit` waits for the result, for minutes, instead of for a job id."""
+    """True if `submit` may wait for the result, for minutes, instead of for a job id."""
     base_url: str
     """Where requests are sent; shown to the operator."""
     api_name: str
@@ -73,8 +73,12 @@ class Provider(Protocol):
         """Return the request that `submit` would send: `{"method", "url", "json", "price", "unit"}`.
 
         price: of one image, or None if unknown; unit: the provider's currency. No I/O and no secret: the callback's
-        query is masked, and a reference that needs an upload appears as `upload:<name>`.
+        query is masked, and a reference that needs an upload appears as `upload:<name>`. An order that the provider
+        works on for longer than usual has `deadline_seconds` in addition.
         """
+
+    def expects_callback(self, order: Order) -> bool:
+        """Return True if the provider calls back about this order when it gets a URL."""
 
     def find_obstacle(self, order: Order, references: int) -> tuple[str, FieldError] | None:
         """Return why the order cannot be served here, as error code and field; None if it can.
@@ -102,8 +106,10 @@ class Provider(Protocol):
         Raises `ProviderError` if the outcome is unknown: the job may exist.
         """
 
-    async def check(self, job_id: str) -> Report:
+    async def check(self, job_id: str, sink: ResultSink) -> Report:
         """Return the state of a job. Free and repeatable. Raises `ProviderError` if nothing was learned.
+
+        Results in the response itself go to `sink`, as with `submit`.
 
         Never returns `Pending(check_in=0)`, which would poll without a pause.
         """

@@ -81,6 +81,9 @@ class JobApi:
         params = order.params
         return self.context.catalog.usd_price(self.catalog_name, params.model, order.mode, params.resolution)
 
+    def expects_callback(self, order: Order) -> bool:
+        return not self.holds_submit
+
     def ignored(self, order: Order) -> tuple[str, ...]:
         return self.context.catalog.ignored(self.catalog_name, order)
 

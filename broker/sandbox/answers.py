@@ -1,4 +1,4 @@
-"""Responses: envelopes, and connections that close early."""
+"""Responses: JSON, and connections that close early."""
 
 from __future__ import annotations
 
@@ -13,15 +13,6 @@ from starlette.types import Receive, Scope, Send
 def json_response(body: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """Return JSON in ASCII: a prompt may contain a lone surrogate, which UTF-8 cannot encode."""
     return Response(json.dumps(body), status, headers, media_type="application/json")
-
-
-def envelope(code: int, msg: str, data: Any = None) -> dict[str, Any]:
-    return {"code": code, "msg": msg, "data": data}
-
-
-def envelope_response(code: int, msg: str, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """Return an error envelope, by default with HTTP 200: with kie.ai the code in the body decides."""
-    return json_response(envelope(code, msg), status=status, headers=headers)
 
 
 class HangUp(Response):

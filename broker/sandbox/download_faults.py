@@ -57,7 +57,7 @@ def _is_missing(context: DownloadContext, faults: Faults) -> bool:
     )
 
 
-async def _faulty_response(context: DownloadContext, fault: Fault, value: float) -> Response | None:
+async def _faulty_response(context: DownloadContext, fault: str, value: float) -> Response | None:
     response: Response | None = None
     match fault:
         case Fault.HTML:

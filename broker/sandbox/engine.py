@@ -2,36 +2,39 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 import anyio
 import httpx
 from anyio import to_thread
 from anyio.abc import TaskGroup
 
-from broker.sandbox import dialect, painter
+from broker.sandbox import painter
+from broker.sandbox.callbacks import Callbacks, Delivery, PlannedCallback, plan_callbacks
 from broker.sandbox.faults import (
+    CANCELED,
+    FailureKind,
     Fault,
+    FaultName,
     Faults,
     JobFailure,
-    PlannedCallback,
     UnknownFault,
     parse_fault_setting,
     parse_fault_tags,
-    plan_callbacks,
     requested_failure,
 )
-from broker.sandbox.jobs import CallbackAttempt, Files, Job, JobEnd, JobStore
-from broker.sandbox.models import RejectedRequest, validate_request
+from broker.sandbox.jobs import CallbackAttempt, Files, Job, JobEnd, JobStore, JobView
+from broker.sandbox.orders import JobOrder, RejectedRequest
 
 STAGES = ("waiting", "queuing", "generating")
 TIMEOUT_SECONDS = 15.0
@@ -41,12 +44,14 @@ HTTP_ERRORS = (httpx.HTTPError, httpx.InvalidURL, ValueError)
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of a sandbox; times in seconds, prices in credits."""
+    """Options of a sandbox; times in seconds, prices in the provider's unit."""
 
+    dialect: str = "kie"
+    """Name of the provider that it emulates."""
     api_key: str | None = None
     """The only key accepted; None accepts any that is not empty."""
     webhook_key: str | None = None
-    """Signs callbacks, as kie.ai's webhookHmacKey; None sends them unsigned."""
+    """The secret that signs callbacks; None: no signature where that is optional, else a secret of the sandbox."""
     duration: float = 1.0
     """From the acceptance of a job to its end."""
     credits: float = 1000.0
@@ -69,17 +74,19 @@ class DownloadFailed(Exception):
 class JobRunner:
     """All jobs and the work on them."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, faults: Sequence[FaultName], callbacks: Callbacks) -> None:
         self.options = options
+        self._known_faults, self._callbacks = faults, callbacks
         self.base_url = ""
         """Address of the sandbox as last requested, for URLs in callbacks."""
         self.store = JobStore(folder=options.data_dir)
         self.files = Files(folder=options.data_dir)
         self.stages: dict[str, str] = {}
-        self._default_faults = parse_fault_setting(options.mood)
+        self._default_faults = parse_fault_setting(options.mood, faults)
         self._painters = anyio.CapacityLimiter(1)
         self._recent: deque[float] = deque()
         self._settled: dict[str, anyio.Event] = {}
+        self._work: dict[str, anyio.CancelScope] = {}
         self._tasks: TaskGroup
         self._http: httpx.AsyncClient
 
@@ -105,21 +112,21 @@ class JobRunner:
 
     def faults_of(self, prompt: str) -> Faults:
         try:
-            return parse_fault_tags(prompt) or self._default_faults
+            return parse_fault_tags(prompt, self._known_faults) or self._default_faults
         except UnknownFault as error:
             raise RejectedRequest(422, str(error)) from None
 
-    async def accept(self, request: dict[str, Any]) -> Job:
+    async def accept(self, order: JobOrder, request: dict[str, Any]) -> Job:
         """Store and start a new job. Raises `RejectedRequest`."""
-        order = validate_request(request)
         if order.price > self.credits(reserved=True):
             raise RejectedRequest(402, "The current credits are insufficient. Please top up.")
         self._enter_window()
         now, jobs = self.options.now(), self.store.jobs
         seed = json.dumps([now, len(jobs), request])
         job = Job(
-            task_id=hashlib.sha256(seed.encode()).hexdigest()[:32],
+            id=hashlib.sha256(seed.encode()).hexdigest()[:32],
             request=request,
+            order=order,
             faults=self.faults_of(order.prompt),
             earlier=sum(job.order.prompt == order.prompt for job in jobs.values()),
             created_at=now,
@@ -128,10 +135,17 @@ class JobRunner:
         self._start_job(job)
         return job
 
+    def cancel(self, job: Job) -> bool:
+        """Stop the work on a job, which then ends as canceled; False if it has ended already."""
+        if job.end:
+            return False
+        self._work[job.id].cancel()
+        return True
+
     def credits(self, *, reserved: bool = False) -> float:
         """Return the remaining credits. reserved: minus the price of unfinished jobs."""
         jobs = self.store.jobs.values()
-        spent = sum(job.end.credits for job in jobs if job.end)
+        spent = sum(job.end.cost for job in jobs if job.end)
         reserved_credits = sum(job.order.price for job in jobs if not job.end) if reserved else 0
         return round(self.options.credits - spent - reserved_credits, 4)
 
@@ -144,40 +158,57 @@ class JobRunner:
         self._recent.append(now)
 
     def _start_job(self, job: Job) -> None:
-        self.stages[job.task_id] = STAGES[0]
-        self._settled[job.task_id] = anyio.Event()
+        self.stages[job.id] = STAGES[0]
+        self._settled[job.id] = anyio.Event()
         self._tasks.start_soon(self._run_job, job)
 
     async def wait_until_settled(self, job: Job) -> None:
         """Wait until the job has ended and its callbacks are answered or given up."""
-        await self._settled[job.task_id].wait()
+        await self._settled[job.id].wait()
 
     async def _run_job(self, job: Job) -> None:
         if not job.end:
-            job = await self.store.save_job(replace(job, end=await self._work_on(job)))
-        for number, callback in enumerate(self._plan_callbacks(job)):
+            end = JobEnd(at=0, failure=CANCELED)
+            with anyio.CancelScope() as self._work[job.id]:
+                end = await self._work_on(job)
+            job = await self.store.save_job(replace(job, end=replace(end, at=self.options.now())))
+        for number, callback in enumerate(plan_callbacks(self.view(job), f"{self.base_url}/evil/{job.id}.png")):
             job = await self._deliver_callback(job, number, callback)
         await self.store.save_job(replace(job, is_settled=True))
-        self._settled[job.task_id].set()
+        self._settled[job.id].set()
+
+    def view(self, job: Job) -> JobView:
+        """Return what is true about a job."""
+        if job.end is None:
+            return JobView(job=job, stage=self.stages.get(job.id, STAGES[0]))
+        if job.end.failure:
+            return JobView(job=job, stage="fail", failure=job.end.failure)
+        return JobView(job=job, stage="success", urls=self._result_urls(job))
+
+    def _result_urls(self, job: Job) -> tuple[str, ...]:
+        if Fault.PRIVATE_URL in job.faults:
+            return ("http://10.0.0.1/x.png",)
+        count = int(job.faults.get(Fault.MULTI, job.faults.get(Fault.PARTIAL, job.order.count)))
+        return tuple(f"{self.base_url}/p/{job.id}_{number}.{job.suffix}" for number in range(count))
 
     async def _work_on(self, job: Job) -> JobEnd:
         """1. pass the stages 2. apply a requested failure 3. fetch the references 4. paint the image"""
         duration = 0.0 if Fault.EARLY in job.faults else job.faults.get(Fault.SLOW, self.options.duration)
         left = max(0.0, job.created_at + duration - self.options.now())
         for stage in STAGES:
-            self.stages[job.task_id] = stage
+            self.stages[job.id] = stage
             await anyio.sleep(left / len(STAGES))
         if failure := requested_failure(job.faults, job.earlier):
-            return JobEnd(at=self.options.now(), failure=failure)
+            return JobEnd(at=0, failure=failure)
         try:
             sizes, thumbnails = await self._fetch_references(job)
         except (DownloadFailed, painter.NotAnImage) as error:
             text = f"Failed to download the reference image: {error}"
-            return JobEnd(at=self.options.now(), failure=JobFailure(code="400", text=text))
-        pixels = job.order.pixels(sizes[0] if sizes else None)
-        end = JobEnd(at=0, credits=job.order.price, pixels=pixels, thumbnails=thumbnails)
+            return JobEnd(at=0, failure=JobFailure(kind=FailureKind.REFERENCE, text=text))
+        pixels = job.order.pick_size(sizes[0] if sizes else None)
+        end = JobEnd(at=0, cost=job.order.price, pixels=pixels, thumbnails=thumbnails)
         await self.paint(job, end, 0)
-        return replace(end, at=self.options.now())
+        return end
 
     async def _fetch_references(self, job: Job) -> tuple[list[tuple[int, int]], tuple[str, ...]]:
         sizes, names = [], []
@@ -194,6 +225,8 @@ class JobRunner:
 
         Uploads are found under any host: a restart may have changed the port.
         """
+        if url.startswith("data:"):
+            return _decode_data_uri(url)
         path = unquote(urlsplit(url).path)
         own = await self.files.get(path.removeprefix("/files/")) if path.startswith("/files/") else None
         if own:
@@ -221,14 +254,6 @@ class JobRunner:
         )
         return await to_thread.run_sync(painter.paint, options, limiter=self._painters)
 
-    def _plan_callbacks(self, job: Job) -> list[PlannedCallback]:
-        url = job.request.get("callBackUrl")
-        if not url:
-            return []
-        body = dialect.build_callback(job, self.result_url(job, self.base_url))
-        true = PlannedCallback(kind="true", url=url, body=body)
-        return plan_callbacks(true, job.faults, f"{self.base_url}/evil/{job.task_id}.png")
-
     async def _deliver_callback(self, job: Job, number: int, callback: PlannedCallback) -> Job:
         """Send until a 2xx response or the last attempt; attempts before a restart count."""
         earlier = [sent for sent in job.sent if sent.number == number]
@@ -240,23 +265,35 @@ class JobRunner:
         for attempt in range(len(earlier) + 1, attempts + 1):
             await anyio.sleep(self.options.callback_spacing if attempt > 1 else 0)
             now = self.options.now()
-            status = await self._send_callback(job, callback, now)
+            status = await self._send_callback(job, number, callback, now)
             sent = CallbackAttempt(number=number, kind=callback.kind, attempt=attempt, status=status, at=now)
             job = await self.store.save_job(replace(job, sent=(*job.sent, sent)))
             if sent.delivered:
                 break
         return job
 
-    async def _send_callback(self, job: Job, callback: PlannedCallback, now: float) -> int | None:
-        signature = dialect.sign_callback(callback, self.options.webhook_key, job.task_id, now)
+    async def _send_callback(self, job: Job, number: int, callback: PlannedCallback, now: float) -> int | None:
+        # in ASCII: httpx would fail to encode a lone surrogate
+        body = json.dumps(self._callbacks.build_body(callback.view)).encode()
+        delivery = Delivery(
+            id=f"msg_{job.id}{number:02d}",
+            job=job,
+            body=body,
+            timestamp=int(now - callback.age),
+            is_wrong=callback.signature == "wrong",
+        )
+        signature = {} if callback.signature == "none" else self._callbacks.sign(delivery)
         headers = {"Content-Type": "application/json", **signature}
         try:
-            # json.dumps: httpx would fail to encode a lone surrogate
-            response = await self._http.post(callback.url, headers=headers, content=json.dumps(callback.body))
+            response = await self._http.post(callback.url, headers=headers, content=body)
         except HTTP_ERRORS:
             return None
         return response.status_code
 
-    def result_url(self, job: Job, base: str) -> Callable[[int], str]:
-        """Return a function that makes the result URL of the image with a number."""
-        return lambda number: f"{base}/p/{job.task_id}_{number}.{job.suffix}"
+
+def _decode_data_uri(uri: str) -> bytes:
+    head, _, text = uri.partition(",")
+    try:
+        return base64.b64decode(text, validate=True) if head.endswith(";base64") else unquote_to_bytes(text)
+    except ValueError as error:
+        raise DownloadFailed(str(error)) from error

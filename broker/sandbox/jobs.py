@@ -7,7 +7,6 @@ import json
 import os
 import secrets
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from anyio import to_thread
 from pydantic import TypeAdapter
 
 from broker.sandbox.faults import Fault, Faults, JobFailure
-from broker.sandbox.models import ValidatedRequest, validate_request
+from broker.sandbox.orders import JobOrder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +40,8 @@ class JobEnd:
     """End of a job."""
 
     at: float
-    credits: float = 0.0
+    cost: float = 0.0
+    """In the provider's unit."""
     failure: JobFailure | None = None
     pixels: tuple[int, int] = (0, 0)
     """Of the image."""
@@ -53,8 +53,10 @@ class JobEnd:
 class Job:
     """An accepted submission."""
 
-    task_id: str
+    id: str
     request: dict[str, Any]
+    """As the dialect received it, for its records."""
+    order: JobOrder
     faults: Faults
     earlier: int
     """Earlier jobs of the same prompt."""
@@ -64,10 +66,6 @@ class Job:
     is_settled: bool = False
     """No callback is due any more."""
 
-    @cached_property
-    def order(self) -> ValidatedRequest:
-        return validate_request(self.request)
-
     @property
     def image_format(self) -> str:
         if Fault.WRONGTYPE in self.faults:
@@ -76,7 +74,28 @@ class Job:
 
     @property
     def suffix(self) -> str:
-        return "png" if Fault.WRONGTYPE in self.faults or self.image_format == "png" else "jpg"
+        return "png" if Fault.WRONGTYPE in self.faults else self.image_format.replace("jpeg", "jpg")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobView:
+    """A job as one record or callback shows it, which a fault may make untrue."""
+
+    job: Job
+    stage: str
+    """waiting, queuing, generating, success or fail; or a word of no meaning."""
+    urls: tuple[str, ...] = ()
+    """Of the results; empty unless it succeeded."""
+    failure: JobFailure | None = None
+
+    @property
+    def cost(self) -> float:
+        return self.job.end.cost if self.job.end else 0.0
+
+    @property
+    def ended_at(self) -> float | None:
+        """When it ended, in seconds since the epoch; None if it is shown as running."""
+        return self.job.end.at if self.job.end and self.stage in {"success", "fail"} else None
 
 
 _JOB = TypeAdapter(Job)
@@ -92,7 +111,7 @@ class JobStore:
 
     async def save_job(self, job: Job) -> Job:
         # memory first: concurrent creates must see each other
-        self.jobs[job.task_id] = job
+        self.jobs[job.id] = job
         if self.folder:
             async with self._journal_lock, await anyio.open_file(self.folder / "journal.jsonl", "a") as journal:
                 await journal.write(json.dumps(asdict(job)) + "\n")
@@ -110,12 +129,12 @@ class JobStore:
             os.truncate(path, len(kept))
         for line in kept.splitlines():
             job = _JOB.validate_python(json.loads(line))  # not validate_json: it rejects lone surrogates
-            self.jobs[job.task_id] = job
+            self.jobs[job.id] = job
 
 
 @dataclass(kw_only=True)
 class Files:
-    """Uploads and thumbnails by name, in a folder or in memory. The same name overwrites."""
+    """Uploads, inline references and thumbnails by name, in a folder or in memory. The same name overwrites."""
 
     folder: Path | None
     _held: dict[str, bytes] = field(default_factory=dict)

@@ -119,7 +119,7 @@ def _pending(task: Task, attempt: Attempt | None, report: Pending, now: float, p
 
 
 def _waiting(task: Task, report: Pending, now: float, policy: TaskPolicy) -> dict[str, Any]:
-    deadline_at = now + policy.deadline_seconds
+    deadline_at = now + (policy.deadline_seconds if report.deadline_in is None else report.deadline_in)
     return _enter(
         TaskState.WAITING,
         now,

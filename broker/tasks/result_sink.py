@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from broker.errors import SinkError
-from broker.reports import STORED_PREFIX
+from broker.reports import STORED_PREFIX, Failed
 from storage.blobs.store import BlobStore
 from storage.errors import StorageError
 
@@ -43,6 +43,11 @@ class TaskSink:
         return STORED_PREFIX + blob.name
 
 
+def sink_failure(error: SinkError) -> Failed:
+    """Return the report of a job that succeeded, but whose result is lost."""
+    return Failed(code=error.code, message=str(error), retryable=False, billed="yes")
+
+
 @dataclass(frozen=True, kw_only=True)
 class SinkFactory:
     """Makes the sinks of tasks."""
@@ -53,3 +58,7 @@ class SinkFactory:
 
     def for_task(self, task_id: str) -> TaskSink:
         return TaskSink(blobs=self.blobs, task_id=task_id, max_bytes=self.max_bytes)
+
+    async def check(self) -> None:
+        """Raise `StorageError` with the cure if no result can be stored now."""
+        await self.blobs.check()

@@ -50,6 +50,7 @@ class Transitions:
         also: Sequence[Statement] = (),
         is_leased: bool = True,
         outlives_lease: bool = True,
+        is_paid: bool = False,
         report: Report | None = None,
     ) -> Task | None:
         """Apply a decision; return the row on which it was made, or None if it was not applied.
@@ -57,6 +58,7 @@ class Transitions:
         number: of the attempt, the current one if None. also: statements of the same transaction. is_leased: the
         caller holds the task's lease, which ends with the change. outlives_lease: the decision counts after the lease
         was lost, as for a provider's report; a decision that follows from the row alone is the next worker's then.
+        is_paid: the decision holds what money was spent for, so it is written on a full disk as well.
         report: subject of the decision, for metrics and log.
         """
         seen = task
@@ -72,7 +74,8 @@ class Transitions:
             if attempt and changes.attempt:
                 ledger = [self.attempts.update_attempt(task.id, attempt.number, **changes.attempt)]
             events = await self.outbox.enqueue_event(task, replace(task, **values))
-            change = (self.tasks.update_task(task, **values), *ledger, *events, *also)
+            update = replace(self.tasks.update_task(task, **values), may_use_reserve=is_paid)
+            change = (update, *ledger, *events, *also)
             begun = self.clock.monotonic()
             try:
                 await self.tasks.database.transact(*change, wake=(DUE_CHANNEL, task_channel(task.id)))
@@ -97,6 +100,7 @@ class Transitions:
         also: Sequence[Statement] = (),
         is_leased: bool = True,
         outlives_lease: bool = True,
+        is_paid: bool = False,
         learned_by: str | None = None,
     ) -> None:
         """Apply the lifecycle's decision on a report about one attempt. learned_by: for the ledger, if it is an end."""
@@ -116,6 +120,7 @@ class Transitions:
             also=also,
             is_leased=is_leased,
             outlives_lease=outlives_lease,
+            is_paid=is_paid,
             report=report,
         )
 

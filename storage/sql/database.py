@@ -21,11 +21,13 @@ class Statement:
     """One SQL statement with `:name` parameters.
 
     must_change: changing no row makes the whole transaction raise `Stale`.
+    may_use_reserve: the whole transaction may use disk space that is kept for what must not be lost.
     """
 
     sql: str
     params: Mapping[str, Any] = field(default_factory=dict)
     must_change: bool = False
+    may_use_reserve: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +81,9 @@ class Database(Protocol):
 
     async def check(self) -> None:
         """Raise `StorageError` with the cure if the store is damaged or out of reach."""
+
+    async def check_files(self) -> None:
+        """Raise `DatabaseReplaced` if the files are no longer those that were opened; writes then raise it, too."""
 
     async def read_clock(self) -> float:
         """Return the database's time in seconds since the epoch, to measure the clock skew."""

@@ -1,6 +1,8 @@
 """Writer thread of a SQLite file: one connection, one transaction for all writes that wait at the same time.
 
 A commit costs one fsync, however many writes are in it, so writes that arrive during a commit share the next one.
+Nothing is reported as written that went into a removed file, and a full disk refuses all writes but those that may use
+the reserve.
 """
 
 from __future__ import annotations
@@ -11,12 +13,21 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from functools import partial
+from itertools import compress
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TypeAlias
 
+from storage.errors import StorageError, StorageFull
 from storage.sql.database import Outcome, Stale, Statement
+from storage.sql.opened_files import OpenedFiles
+from storage.sql.reserve import DiskReserve
+from storage.sql.sqlite_errors import FULL_MESSAGE, is_busy, is_full
 
 MAX_WRITES_PER_COMMIT = 256
+CHECKPOINT_PAGES = 1000
+"""Pages in the log after which a commit copies them into the database."""
 
 Result: TypeAlias = list[Outcome] | Exception
 
@@ -36,20 +47,31 @@ class Write:
 class GroupCommitWriter:
     """Thread that owns the only writing connection. Use `await open()` and `await close()` in one event loop.
 
-    connect: opens the connection; in autocommit mode, so that transactions begin and end here.
+    path: of the database. connect: opens the connection; in autocommit mode, so that transactions begin and end here.
+    spends_reserve: every write may use the reserve.
     """
 
-    def __init__(self, connect: Callable[[], sqlite3.Connection]) -> None:
+    def __init__(self, path: Path, connect: Callable[[], sqlite3.Connection], *, spends_reserve: bool = False) -> None:
         self._connect = connect
+        self._files = OpenedFiles(())
+        self._paths = (path, path.with_name(path.name + "-wal"))
+        self._reserve = DiskReserve(path.with_name(path.name + "-reserve"))
+        self._spends_reserve = spends_reserve
+        self._may_write_all = True
         self._queue: SimpleQueue[Write | None] = SimpleQueue()
         self._unfinished: set[asyncio.Future[list[Outcome]]] = set()
 
     async def open(self) -> None:
         """Connect, and start the thread. Raises what `connect` raises."""
-        connection = await asyncio.to_thread(self._connect)
+        connection = await asyncio.to_thread(self._reserve.run, self._connect, is_full)
+        self._files = OpenedFiles(self._paths)
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._run, args=(connection,), name="sqlite-writer")
         self._thread.start()
+
+    def check_files(self) -> None:
+        """Raise `DatabaseReplaced` if database or log are no longer the opened ones."""
+        self._files.check()
 
     def submit(
         self, statements: Sequence[Statement], after_commit: Callable[[], None]
@@ -76,9 +98,46 @@ class GroupCommitWriter:
     def _run(self, connection: sqlite3.Connection) -> None:
         with closing(connection):
             while group := self._next_group():
-                results = _write_group(connection, group)
+                results = self._write_to_opened_files(connection, group)
                 with suppress(RuntimeError):  # the loop is closed, so no caller waits
                     self._loop.call_soon_threadsafe(_finish_group, group, results)
+
+    def _write_to_opened_files(self, connection: sqlite3.Connection, group: Sequence[Write]) -> Sequence[Result]:
+        """Write the group; fail it, written or not, if its files are gone from their paths."""
+        try:
+            self._files.check()
+            results = self._write_admitted(connection, group)
+            self._files.check()
+        except (StorageError, sqlite3.Error) as error:
+            return [error] * len(group)
+        return results
+
+    def _write_admitted(self, connection: sqlite3.Connection, group: Sequence[Write]) -> Sequence[Result]:
+        """Write the group; while the reserve is in use, only those that may use it."""
+        may_write_all = self._reserve.refill()
+        if may_write_all != self._may_write_all:
+            # a checkpoint may make the database larger and use the reserve up; deletions do not, and need a short log
+            in_reserve = CHECKPOINT_PAGES // 10 if self._spends_reserve else 0
+            connection.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES if may_write_all else in_reserve}")
+            self._may_write_all = may_write_all
+        is_admitted = [may_write_all or self._may_use_reserve(write) for write in group]
+        admitted = list(compress(group, is_admitted))
+        results = iter(self._write_group(connection, admitted) if admitted else ())
+        return [next(results) if admits else StorageFull(FULL_MESSAGE) for admits in is_admitted]
+
+    def _write_group(self, connection: sqlite3.Connection, group: Sequence[Write]) -> Sequence[Result]:
+        """Commit the group; if that fails as a whole, write one by one, so that one write cannot fail the others."""
+        commit = partial(_commit_together, connection, group)
+        try:
+            return self._reserve.run(commit, is_full) if all(map(self._may_use_reserve, group)) else commit()
+        except Exception as error:
+            # a lock: each of them would only wait for it again
+            if len(group) == 1 or not isinstance(error, sqlite3.Error) or is_busy(error):
+                return [error] * len(group)
+            return [self._write_admitted(connection, [write])[0] for write in group]
+
+    def _may_use_reserve(self, write: Write) -> bool:
+        return self._spends_reserve or any(statement.may_use_reserve for statement in write.statements)
 
     def _next_group(self) -> list[Write]:
         """Wait for a write and take all others that are there; empty when the writer is closed."""
@@ -103,17 +162,6 @@ def _finish_group(group: Sequence[Write], results: Sequence[Result]) -> None:
             write.done.set_result(result)
 
 
-def _write_group(connection: sqlite3.Connection, group: Sequence[Write]) -> Sequence[Result]:
-    """Commit the group; if that fails as a whole, write one by one, so that one write cannot fail the others."""
-    try:
-        return _commit_together(connection, group)
-    except Exception as error:
-        # a lock: each of them would only wait for it again
-        if len(group) == 1 or not isinstance(error, sqlite3.Error) or is_busy(error):
-            return [error] * len(group)
-        return [_write_group(connection, [write])[0] for write in group]
-
-
 def _commit_together(connection: sqlite3.Connection, group: Sequence[Write]) -> Sequence[Result]:
     """Run every write in a savepoint of its own, and commit all of them with one fsync."""
     results: list[Result] = []
@@ -124,7 +172,7 @@ def _commit_together(connection: sqlite3.Connection, group: Sequence[Write]) -> 
             try:
                 results.append([_run_statement(connection, statement) for statement in write.statements])
             except Exception as error:  # fails this write alone
-                if not connection.in_transaction:  # a full disk rolls the whole transaction back
+                if is_full(error) or not connection.in_transaction:  # which may have undone the whole transaction
                     raise
                 connection.execute("ROLLBACK TO one")
                 results.append(error)
@@ -144,8 +192,3 @@ def _run_statement(connection: sqlite3.Connection, statement: Statement) -> Outc
     if statement.must_change and count == 0:
         raise Stale
     return Outcome(count=count, rows=rows)
-
-
-def is_busy(error: BaseException) -> bool:
-    """Return whether another connection holds the lock."""
-    return (getattr(error, "sqlite_errorname", "") or "").startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))

@@ -57,7 +57,7 @@ async def missing_migrations(database: Database) -> list[Migration]:
     return [m for m in known if m.number not in applied]
 
 
-async def probe_write(database: Database) -> None:
+async def probe_commit(database: Database) -> None:
     """Commit without a change; raise `StorageError` if that fails."""
     await database.execute("DELETE FROM migrations WHERE number < 0")
 

@@ -67,7 +67,7 @@ class PgNotifier:
         return await self._echo.wait(seconds)
 
     async def _work(self) -> None:
-        connection = await self._open_shielded()
+        connection = await self._connect()
         try:
             self._pid = connection.get_server_pid()
             connection.add_termination_listener(lambda _: self._wanted.notify())  # a broken connection must be noticed
@@ -77,16 +77,6 @@ class PgNotifier:
                 await self._send_next(connection)
         finally:
             connection.terminate()
-
-    async def _open_shielded(self) -> asyncpg.Connection[Any]:
-        """Open the connection behind a shield: asyncpg leaks one whose opening is cancelled."""
-        connecting = asyncio.ensure_future(self._connect())
-        try:
-            return await asyncio.shield(connecting)
-        except asyncio.CancelledError:
-            with suppress(*CONNECTION_ERRORS):
-                (await connecting).terminate()
-            raise
 
     async def _send_next(self, connection: asyncpg.Connection[Any]) -> None:
         await self._wanted.wait(HEARTBEAT_SECONDS)

@@ -101,9 +101,12 @@ class PostgresDatabase:
         self._begin_migration = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL lock_timeout = 0"
         self._channels = LocalChannels()
         self._notifier = PgNotifier(
-            self._channels, partial(self._connect, _for_asyncpg(listen_url or url)), timeout_seconds=retry_seconds
+            self._channels,
+            partial(self._connect, _for_asyncpg(listen_url or url), **self._options()),
+            timeout_seconds=retry_seconds,
         )
         self._writes: set[asyncio.Task[list[Outcome]]] = set()
+        self._openings: set[asyncio.Task[asyncpg.Connection[Any]]] = set()
         self._closed = False
 
     # -- opening and closing
@@ -119,16 +122,28 @@ class PostgresDatabase:
         try:
             # min_size=0: asyncpg does not close an idle connection that is being opened while the pool closes
             return await asyncpg.create_pool(
-                self._url, min_size=0, max_size=self._connections, reset=_skip_reset, **self._options()
+                self._url,
+                min_size=0,
+                max_size=self._connections,
+                reset=_skip_reset,
+                connect=self._connect,
+                **self._options(),
             )
         except ValueError:  # the address itself is wrong
             raise
         except UNAVAILABLE as error:
             raise RetryableError(error) from None
 
-    async def _connect(self, url: str) -> asyncpg.Connection[Any]:
-        connection: asyncpg.Connection[Any] = await asyncpg.connect(url, **self._options())
-        return connection
+    async def _connect(self, dsn: str | None = None, **options: Any) -> asyncpg.Connection[Any]:
+        """Open a connection in a task of its own: asyncpg leaks one whose opening is cancelled, or its error."""
+        opening: asyncio.Task[asyncpg.Connection[Any]] = asyncio.create_task(asyncpg.connect(dsn, **options))
+        self._openings.add(opening)
+        opening.add_done_callback(self._openings.discard)
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(_terminate_opened)
+            raise
 
     def _options(self) -> dict[str, Any]:
         # behind a pooler the next statement may run in another session, without the prepared statements of this one
@@ -156,6 +171,8 @@ class PostgresDatabase:
                 await self._pool.close()
         except BROKEN:
             self._pool.terminate()
+        if self._openings:  # those that nothing waits for any more; they end by their time-out
+            await asyncio.wait(self._openings)
 
     # -- reading
 
@@ -237,6 +254,9 @@ class PostgresDatabase:
         if problem is not None:
             raise StorageError(problem)
 
+    async def check_files(self) -> None:
+        """Return at once: the server keeps its files, and this process has none of them open."""
+
     async def _is_pooled(self) -> bool:
         """Return whether a pooler is in between: the session is then not the one of the handshake."""
         async with self._session() as connection:
@@ -301,6 +321,12 @@ class PostgresDatabase:
 
 async def _skip_reset(_: Connection) -> None:
     """Skip the reset: sessions have no state, and a reset costs a round trip."""
+
+
+def _terminate_opened(opening: asyncio.Task[asyncpg.Connection[Any]]) -> None:
+    """Close a connection that nothing waits for any more."""
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().terminate()
 
 
 def _drop(connection: Connection) -> None:

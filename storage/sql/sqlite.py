@@ -19,43 +19,38 @@ from typing import Any, Final, cast
 import aiosqlite
 from tenacity import retry, retry_if_exception, stop_after_attempt, wait_fixed
 
-from storage.errors import NoSuchTable, StorageError, StorageFull
+from storage.errors import StorageError
 from storage.sql.database import Outcome, Row, Statement
-from storage.sql.group_commit import GroupCommitWriter, is_busy
+from storage.sql.group_commit import CHECKPOINT_PAGES, GroupCommitWriter
 from storage.sql.pubsub import LocalChannels, Subscription
+from storage.sql.sqlite_errors import find_cure, is_busy, storage_error
 
 WAL_LIMIT_BYTES: Final = 64 * 2**20
 MAX_OPEN_ATTEMPTS: Final = 50
 OPEN_RETRY_SECONDS: Final = 0.1
 
 ALL_PRAGMAS: Final = "PRAGMA busy_timeout=5000; PRAGMA mmap_size=0;"
-WRITER_PRAGMAS: Final = f"""PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA wal_autocheckpoint=1000;
-    PRAGMA journal_size_limit={WAL_LIMIT_BYTES}; PRAGMA temp_store=MEMORY;"""
+WRITER_PRAGMAS: Final = f"""PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;
+    PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}; PRAGMA journal_size_limit={WAL_LIMIT_BYTES}; PRAGMA temp_store=MEMORY;
+    SELECT 1 FROM sqlite_schema;"""  # reading creates the log
 READER_PRAGMAS: Final = "PRAGMA query_only=ON; PRAGMA cache_size=-65536;"
-
-_MOVE_AWAY: Final = "restore it from a backup, or move it away to begin with an empty one"
-_OTHER_PROCESS: Final = "another process holds it; end that one, or try again"
-_CURES: Final = {
-    "SQLITE_READONLY": "let this user write to its file and its folder",
-    "SQLITE_CANTOPEN": "let this user read and write its file and its folder",
-    "SQLITE_CORRUPT": f"it is damaged; {_MOVE_AWAY}",
-    "SQLITE_NOTADB": f"it is not a database; {_MOVE_AWAY}",
-    "SQLITE_BUSY": _OTHER_PROCESS,
-    "SQLITE_LOCKED": _OTHER_PROCESS,
-    "SQLITE_IOERR": "its disk is failing; check it, and the kernel's log",
-}
 
 
 class SqliteDatabase:
-    """Database in one file. `async with SqliteDatabase(path)` opens it."""
+    """Database in one file. `async with SqliteDatabase(path)` opens it.
+
+    spends_reserve: every write may use the disk space that is kept for outcomes; for a process that frees space.
+    """
 
     skip_locked = ""
     exclusive = "SELECT 1 AS alone"  # there is one writer at a time anyway
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, spends_reserve: bool = False) -> None:
         self.path = path
         self._channels = LocalChannels()
-        self._writer = GroupCommitWriter(partial(open_connection, path, WRITER_PRAGMAS))
+        self._writer = GroupCommitWriter(
+            path, partial(open_connection, path, WRITER_PRAGMAS), spends_reserve=spends_reserve
+        )
         self._closed = False
 
     async def __aenter__(self) -> SqliteDatabase:
@@ -63,8 +58,7 @@ class SqliteDatabase:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             await self._connect()
         except (OSError, sqlite3.Error) as error:
-            name = getattr(error, "sqlite_errorname", "") or ""
-            raise StorageError(f"cannot open the database {self.path.name} ({error}): {_cure(name)}") from error
+            raise StorageError(f"cannot open the database {self.path.name} ({error}): {find_cure(error)}") from error
         return self
 
     async def _connect(self) -> None:
@@ -84,13 +78,13 @@ class SqliteDatabase:
         try:
             return list(cast("list[Row]", await self._reader.execute_fetchall(sql, params)))
         except sqlite3.Error as error:
-            raise _storage_error(error) from error
+            raise storage_error(error) from error
 
     async def fetch_one(self, sql: str, **params: Any) -> Row | None:
         try:
             row: Row | None = self._inline.execute(sql, params).fetchone()
         except sqlite3.Error as error:
-            raise _storage_error(error) from error
+            raise storage_error(error) from error
         return row
 
     async def execute(self, sql: str, **params: Any) -> int:
@@ -105,7 +99,7 @@ class SqliteDatabase:
             write = self._writer.submit(statements, after_commit=partial(self._channels.notify, *wake))
             return await asyncio.shield(write)
         except sqlite3.Error as error:
-            raise _storage_error(error) from error
+            raise storage_error(error) from error
 
     async def flush(self) -> None:
         await self._writer.flush()
@@ -122,6 +116,9 @@ class SqliteDatabase:
         result = next(iter(rows[0].values()))
         if result != "ok":
             raise StorageError(f"{self.path.name} is damaged ({result}): restore it from a backup; it was not changed")
+
+    async def check_files(self) -> None:
+        await asyncio.to_thread(self._writer.check_files)
 
     async def read_clock(self) -> float:
         return time.time()
@@ -168,20 +165,6 @@ def _run_pragmas(connection: sqlite3.Connection, pragmas: str) -> None:
 
 def _dict_row(cursor: sqlite3.Cursor, values: tuple[Any, ...]) -> dict[str, Any]:
     return {column[0]: value for column, value in zip(cursor.description, values, strict=True)}
-
-
-def _cure(name: str) -> str:
-    """Look the cure up by the error's family: SQLITE_CANTOPEN_ISDIR belongs to SQLITE_CANTOPEN."""
-    return _CURES.get("_".join(name.split("_")[:2]), "look at its disk, and whether DATABASE_URL is right")
-
-
-def _storage_error(error: sqlite3.Error) -> StorageError:
-    name = getattr(error, "sqlite_errorname", "") or ""
-    if name == "SQLITE_FULL" or name.startswith("SQLITE_IOERR_WRITE"):
-        return StorageFull("the disk of the database is full: free some space")
-    if "no such table" in str(error):
-        return NoSuchTable("the database has no tables yet: run broker db upgrade")
-    return StorageError(f"the database cannot do it now ({name or 'error'}, {error}): {_cure(name)}")
 
 
 def sqlite_path(url: str) -> Path:

@@ -103,6 +103,9 @@ class Prompt:
     def usd_price(self, order: Order) -> None:
         return None
 
+    def expects_callback(self, order: Order) -> bool:
+        return True
+
     def ignored(self, order: Order) -> tuple[str, ...]:
         return ()
 
@@ -125,7 +128,7 @@ class Prompt:
             IncomingCallback(provider=self.name, query=query, headers={}, body=body, trusted=False)
         )
 
-    async def check(self, job_id: str) -> Report:
+    async def check(self, job_id: str, sink: ResultSink) -> Report:
         return self._finished(job_id)
 
     def parse_callback(self, body: Any) -> Report:

@@ -73,7 +73,7 @@ class Scene:
 
     async def check(self, canned: Canned) -> Report:
         self.upstream.respond(canned)
-        return await self.provider.check(JOB)
+        return await self.provider.check(JOB, SINK)
 
 
 @pytest.fixture(params=CASES, ids=attrgetter("name"))

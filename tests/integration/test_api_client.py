@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from broker.errors import NotSent, ProviderError
-from broker.net.api_client import MAX_CONCURRENT_UPLOADS, ApiClient, FilePart, HttpResponse
+from broker.net.api_client import MAX_CONCURRENT_UPLOADS, ApiClient, FilePart, HttpResponse, StreamedBody
 from broker.net.url_policy import redact_url
 from tests.support.faulty_http import Script, Visit, answers, head, pieces, rst, sends, serve, silence
 
@@ -371,3 +371,62 @@ def test_response_repr_has_no_content() -> None:
 )
 def test_redacted_url_has_no_secrets(url: str, shown: str) -> None:
     assert redact_url(url) == shown
+
+
+def streamed(*chunks: bytes, size: int | None = None) -> StreamedBody:
+    async def read() -> AsyncIterator[bytes]:
+        for chunk in chunks:
+            yield chunk
+
+    return StreamedBody(size=sum(map(len, chunks)) if size is None else size, chunks=read())
+
+
+async def read_stream(client: ApiClient, url: str, *, timeout: float = 5.0, body: StreamedBody | None = None) -> bytes:
+    async with client.stream(
+        "POST", f"{url}?key={SECRET}", headers=HEADERS, timeout=timeout, max_bytes=10_000, body=body or streamed(b"{}")
+    ) as response:
+        return b"".join([chunk async for chunk in response.chunks])
+
+
+async def test_streamed_body_is_sent_whole_with_its_length(client: ApiClient) -> None:
+    received: list[bytes] = []
+
+    async def keep(visit: Visit) -> None:
+        received.append(await visit.read_body())
+        await answers("200 OK", b"done")(visit)
+
+    async with serve(keep) as server:
+        assert await read_stream(client, server.url(), body=streamed(b"[1,", b"2]")) == b"done"
+    assert received == [b"[1,2]"]
+    assert b"content-type: application/json" in server.heads[0].lower()
+
+
+async def test_streamed_response_may_take_longer_than_other_requests(client: ApiClient) -> None:
+    async def slow(visit: Visit) -> None:
+        await visit.read_body()
+        await asyncio.sleep(0.5)  # the time-out of the client is 0.3 seconds
+        await answers("200 OK", b"late")(visit)
+
+    async with serve(slow) as server:
+        assert await read_stream(client, server.url()) == b"late"
+
+
+@pytest.mark.parametrize("fault", AFTER_SENDING)
+async def test_error_while_a_response_is_streamed_means_unknown_outcome(client: ApiClient, fault: str) -> None:
+    async with serve(AFTER_SENDING[fault]) as server, asyncio.timeout(5):
+        with pytest.raises(ProviderError) as caught:
+            await read_stream(client, server.url(), timeout=0.3)
+    assert type(caught.value) is ProviderError
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+async def test_body_that_cannot_be_completed_is_not_sent(client: ApiClient) -> None:
+    """Half a body is not an order."""
+
+    async def read() -> AsyncIterator[bytes]:
+        yield b"{"
+        raise NotSent("a reference image cannot be read", permanent=True)
+
+    async with serve(silence) as server:
+        with pytest.raises(NotSent):
+            await read_stream(client, server.url(), body=StreamedBody(size=10, chunks=read()))

@@ -425,7 +425,7 @@ async def test_refused_upload_is_not_repeated(kie: Provider, upstream: Upstream,
 @pytest.mark.parametrize("field", ["state", "status", "taskStatus"])
 async def test_every_spelling_of_success_is_parsed(kie: Provider, upstream: Upstream, field: str, state: str) -> None:
     upstream.respond(record(**{field: state}, resultJson=result(*TWO), creditsConsumed="8"))
-    assert await kie.check(JOB) == Finished(outputs=TWO, job_id=JOB, cost=8.0)
+    assert await kie.check(JOB, SINK) == Finished(outputs=TWO, job_id=JOB, cost=8.0)
     (sent,) = upstream.received
     assert (sent.method, sent.path, sent.query) == ("GET", "/api/v1/jobs/recordInfo", {"taskId": JOB})
 
@@ -433,7 +433,7 @@ async def test_every_spelling_of_success_is_parsed(kie: Provider, upstream: Upst
 async def test_job_id_is_escaped_in_the_query(kie: Provider, upstream: Upstream) -> None:
     upstream.respond(Canned(body={"code": 422}))
     with pytest.raises(ProviderError):
-        await kie.check("a/b?c&taskId=d")
+        await kie.check("a/b?c&taskId=d", SINK)
     assert upstream.received[0].query == {"taskId": "a/b?c&taskId=d"}
 
 
@@ -468,12 +468,12 @@ async def test_results_are_parsed_from_every_wrapping(
 ) -> None:
     """`resultJson` is a string, and can contain several URLs."""
     upstream.respond(record(state="success", resultJson=value))
-    assert await kie.check(JOB) == Finished(outputs=outputs, job_id=JOB)
+    assert await kie.check(JOB, SINK) == Finished(outputs=outputs, job_id=JOB)
 
 
 async def test_results_beyond_sixteen_are_ignored(kie: Provider, upstream: Upstream) -> None:
     upstream.respond(record(state="success", resultJson=result(*(f"https://x.example/{n}" for n in range(99)))))
-    report = await kie.check(JOB)
+    report = await kie.check(JOB, SINK)
     assert isinstance(report, Finished)
     assert report.outputs == tuple(f"https://x.example/{n}" for n in range(16))
 
@@ -483,7 +483,7 @@ async def test_results_beyond_sixteen_are_ignored(kie: Provider, upstream: Upstr
 )
 async def test_result_of_an_unfinished_job_is_ignored(kie: Provider, upstream: Upstream, state: str) -> None:
     upstream.respond(record(state=state, resultJson=result(*TWO)))
-    assert await kie.check(JOB) == Pending(job_id=JOB, stage=state)
+    assert await kie.check(JOB, SINK) == Pending(job_id=JOB, stage=state)
 
 
 FAILURES = [
@@ -516,7 +516,7 @@ async def test_failure_is_classified_by_code_and_message(
     kie: Provider, upstream: Upstream, fail_code: Any, words: str | None, code: str, retryable: bool
 ) -> None:
     upstream.respond(record(state="fail", failCode=fail_code, failMsg=words))
-    assert await kie.check(JOB) == Failed(
+    assert await kie.check(JOB, SINK) == Failed(
         code=code,
         message=words or "no reason given",
         retryable=retryable,
@@ -536,7 +536,7 @@ async def test_consumed_credits_show_if_a_failure_was_billed(
     kie: Provider, upstream: Upstream, state: str, fields: dict[str, float], billed: str
 ) -> None:
     upstream.respond(record(state=state, failCode="500", **fields))
-    report = await kie.check(JOB)
+    report = await kie.check(JOB, SINK)
     assert isinstance(report, Failed)
     assert report.billed == billed
 
@@ -547,7 +547,7 @@ async def test_envelope_code_can_report_a_failed_job(
     kie: Provider, upstream: Upstream, code: int, http: bool, billed: str
 ) -> None:
     upstream.respond(Canned(status=code if http else 200, body={"code": code, "msg": "no result", "data": None}))
-    report = await kie.check(JOB)
+    report = await kie.check(JOB, SINK)
     assert isinstance(report, Failed)
     assert (report.code, report.billed, report.job_id) == ("provider_error", billed, JOB)
 
@@ -578,7 +578,7 @@ async def test_response_without_information_is_polled_again(
     """A job may be unknown for a while after it was ordered, and a key may be renewed: the image is paid."""
     upstream.respond(canned)
     with pytest.raises(ProviderError) as caught:
-        await kie.check(JOB)
+        await kie.check(JOB, SINK)
     assert (caught.value.permanent, caught.value.retry_in) == (False, retry_in)
 
 
@@ -591,9 +591,9 @@ def cut(**data: Any) -> bytes:
 
 async def test_truncated_record_is_salvaged_if_unambiguous(kie: Provider, upstream: Upstream) -> None:
     upstream.respond(Canned(body=cut(state="success", resultJson=result(*TWO), creditsConsumed=8)))
-    assert await kie.check(JOB) == Finished(outputs=TWO, job_id=JOB, cost=8.0)
+    assert await kie.check(JOB, SINK) == Finished(outputs=TWO, job_id=JOB, cost=8.0)
     upstream.respond(Canned(body=cut(state="fail", failCode="500", failMsg="Internal server error")))
-    assert isinstance(await kie.check(JOB), Failed)
+    assert isinstance(await kie.check(JOB, SINK), Failed)
 
 
 @pytest.mark.parametrize(
@@ -613,7 +613,7 @@ async def test_truncated_record_is_salvaged_if_unambiguous(kie: Provider, upstre
 async def test_ambiguous_truncated_record_is_polled_again(kie: Provider, upstream: Upstream, body: bytes) -> None:
     upstream.respond(Canned(body=body))
     with pytest.raises(ProviderError):
-        await kie.check(JOB)
+        await kie.check(JOB, SINK)
 
 
 # -- callbacks
@@ -741,7 +741,7 @@ async def test_progress_is_never_invented(
 ) -> None:
     """The percentage is kie.ai's own (0 means unknown), and the stage a single word."""
     upstream.respond(record(**fields))
-    assert await kie.check(JOB) == Pending(job_id=JOB, stage=stage, percent=percent)
+    assert await kie.check(JOB, SINK) == Pending(job_id=JOB, stage=stage, percent=percent)
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ async def test_immediate_failure_may_have_been_billed(legacy: Provider, upstream
 
 async def test_status_url_contains_the_job_id(legacy: Provider, upstream: Upstream) -> None:
     upstream.respond(Canned(body={"status": "processing"}))
-    assert await legacy.check("a/../b?c") == Pending(job_id="a/../b?c", stage="processing")
+    assert await legacy.check("a/../b?c", SINK) == Pending(job_id="a/../b?c", stage="processing")
     assert upstream.received[0].path == "/nano-banana/status/a/../b?c"
     assert upstream.received[0].query == {}
 
@@ -132,13 +132,13 @@ async def test_status_url_contains_the_job_id(legacy: Provider, upstream: Upstre
 @pytest.mark.parametrize("body", [{"status": "completed"}, {"data": {"status": "success", "output": None}}])
 async def test_success_without_result_has_no_outputs(legacy: Provider, upstream: Upstream, body: Any) -> None:
     upstream.respond(Canned(body=body))
-    assert await legacy.check(JOB) == Finished(outputs=(), job_id=JOB)
+    assert await legacy.check(JOB, SINK) == Finished(outputs=(), job_id=JOB)
 
 
 async def test_error_of_a_status_request_does_not_end_the_job(legacy: Provider, upstream: Upstream) -> None:
     upstream.respond(Canned(status=404, body={"status": "error", "message": "no such task yet"}))
     with pytest.raises(ProviderError, match="no such task yet"):
-        await legacy.check(JOB)
+        await legacy.check(JOB, SINK)
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import pytest
 from PIL import Image
 
+from broker.sandbox.dialects.kie import KIE
 from broker.sandbox.engine import Options
-from broker.sandbox.faults import Fault
 from tests.support.brokers import RunningBroker, open_broker
 from tests.support.servers.postgres import Postgres
 from tests.support.servers.s3 import S3Server
@@ -220,7 +220,7 @@ async def test_task_ends_as_expected_for_every_provider_behaviour(
 def test_every_fault_of_the_sandbox_has_a_journey() -> None:
     names = {re.split(r"[:\]]", mood)[0] for mood in END_BY_WAY["callbacks"]}
     names |= set(re.findall(r"\[mood:(\w+)", " ".join(END_BY_WAY["callbacks"])))
-    assert names == set(Fault)
+    assert names == set(KIE.faults)
 
 
 TEST = test_task_ends_as_expected_for_every_provider_behaviour.__name__

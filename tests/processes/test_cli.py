@@ -24,6 +24,7 @@ from storage.sql.sqlite import SqliteDatabase
 from storage.states import TaskState
 from storage.tasks import Task, Tasks
 from tests.support.shell import SECONDS, Shell, serving
+from tests.support.small_disk import small_disk
 from webhooks.signatures.standard import derived_key, write_secret
 
 KEY = "a-key-of-a-trusted-caller"
@@ -344,6 +345,16 @@ def test_cleanup_deletes_expired_tasks_and_submits_nothing(shell: Shell) -> None
     assert cleaned.out.startswith("2 tasks")
     assert _count_states(shell)["queued"] == 1
     assert "failed" not in _count_states(shell)
+
+
+def test_cleanup_deletes_with_less_space_than_images_need(shell: Shell) -> None:
+    with small_disk(shell.folder / "data", 32) as disk:
+        _store_tasks(shell, _task_row(1, state=TaskState.FAILED, ended_at=OLD, due_at=OLD))
+        disk.fill()
+        variables = {"NANO_BANANA_API_KEY": "k", "NANO_BANANA_API_URL": "http://127.0.0.1:9", "SECRET_KEY": "x" * 32}
+        cleaned = shell.run("cleanup", **variables)
+        assert cleaned.code == 0, cleaned.err
+        assert "failed" not in _count_states(shell)
 
 
 def test_the_database_is_upgraded_and_described(shell: Shell) -> None:

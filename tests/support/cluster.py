@@ -295,8 +295,15 @@ async def _order(client: httpx.AsyncClient, number: int, verdict: Verdict) -> st
                 verdict.answers.append(time.monotonic() - begun)
                 task_id: str = answer.json()["taskId"]
                 return task_id
-            assert answer.status_code in {500, 502, 503}, answer.text
+            assert _is_temporary(answer), f"{answer.status_code} {answer.text}"
         await asyncio.sleep(0.2)
+
+
+def _is_temporary(answer: httpx.Response) -> bool:
+    """Return whether a broker shed the request, or nginx found none; any other answer to an order is a defect."""
+    if answer.headers.get("content-type", "").startswith("application/json"):
+        return answer.status_code == 503 and answer.json()["code"] == "unavailable" and "retry-after" in answer.headers
+    return answer.status_code == 502
 
 
 async def _quiet(client: httpx.AsyncClient) -> None:

@@ -50,6 +50,7 @@ FAMILIES = (
         files=("integration/faults/test_interleavings.py",),
     ),
     Family(promise="processes killed under load: every order ends once", files=("processes/test_cluster.py",)),
+    Family(promise="a full disk costs no paid image, killed or not", files=("processes/test_full_disk.py",)),
     Family(promise="a faulty bucket: results whole, submitted once", files=("integration/faults/test_s3_journeys.py",)),
     Family(promise="every behaviour of the provider has its end", files=("journeys/test_moods.py",)),
     Family(

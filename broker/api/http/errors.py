@@ -13,7 +13,7 @@ from broker.api.http.endpoint import Dialect, dialect_of
 from broker.errors import ApiError
 from broker.logs import log
 from broker.metrics import Metrics
-from storage.errors import StorageError, StorageFull
+from storage.errors import DatabaseReplaced, StorageError, StorageFull
 
 RETRY_SECONDS: Final = 5.0
 """`Retry-After` while the database or the image store is out of reach."""
@@ -57,7 +57,7 @@ class ErrorRenderer:
 
     async def _on_storage_error(self, request: Request, error: StorageError) -> Response:
         log.error("the store cannot be used", action="store_unavailable", why=str(error))
-        return self.render(request, _storage_full() if isinstance(error, StorageFull) else unavailable())
+        return self.render(request, _api_error(error))
 
     async def _on_disconnect(self, request: Request, _: ClientDisconnect) -> Response:
         log.debug("the client disconnected", action="client_disconnected")
@@ -68,6 +68,21 @@ def unavailable() -> ApiError:
     """Return the error of a database, a store or a process that cannot be used right now."""
     message = "The broker cannot do this right now. Try again in a few seconds."
     return ApiError("unavailable", message, retryable=True, retry_after=RETRY_SECONDS)
+
+
+def _api_error(error: StorageError) -> ApiError:
+    match error:
+        case StorageFull():
+            return _storage_full()
+        case DatabaseReplaced():
+            return ApiError(
+                "unavailable",
+                str(error),
+                retryable=True,
+                retry_after=RETRY_SECONDS,
+                message_key="database_replaced",
+            )
+    return unavailable()
 
 
 def _storage_full() -> ApiError:

@@ -96,7 +96,7 @@ def error_response(
     details = [ErrorField(field=one.field, message=one.message) for one in error.details]
     response = ErrorResponse(
         success=False,
-        error=messages.get(error.code, requested_language(request), error.message),
+        error=messages.get(error.message_key, requested_language(request), error.message),
         code=error.code,
         retryable=error.retryable,
         field=error.field,

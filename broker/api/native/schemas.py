@@ -48,6 +48,9 @@ class TaskListQuery(PageQuery):
 # -- responses
 
 
+DEADLINE: Final = Field(description="time that the provider may take, where that is longer than usual")
+
+
 class CostEstimate(ResponseModel):
     """Price of the order by the catalog; null where it is unknown."""
 
@@ -55,6 +58,7 @@ class CostEstimate(ResponseModel):
     count: int
     total: float | None
     unit: str | None
+    deadline_seconds: Annotated[float | None, DEADLINE]
 
 
 class OrderAccepted(ResponseModel):
@@ -85,6 +89,7 @@ class ProviderPreview(ResponseModel):
     unit: str | None
     count: int
     total: float | None
+    deadline_seconds: Annotated[float | None, DEADLINE]
     ignored: list[str]
     warnings: list[str]
     routes: Annotated[list[RouteData], Field(description="every provider in use, the candidates first")]

@@ -116,7 +116,13 @@ class TaskRoutes:
             batch_url=f"/api/batch/{batch}",
             ignored=ignored,
             warnings=list(plan.warnings),
-            estimate=CostEstimate(price=quote.price, count=quote.count, total=quote.total, unit=quote.unit),
+            estimate=CostEstimate(
+                price=quote.price,
+                count=quote.count,
+                total=quote.total,
+                unit=quote.unit,
+                deadline_seconds=quote.deadline_seconds,
+            ),
         )
         headers = {"location": accepted.poll_url, "retry-after": POLL_SECONDS, **_warning_headers(plan.warnings)}
         return json_response(accepted.to_document(), 202, headers)

@@ -17,7 +17,7 @@ from broker.errors import ProviderError
 from broker.net.api_client import FilePart
 from broker.orders import Reference
 from broker.providers import parsing
-from broker.providers.base import ProviderContext
+from broker.providers.base import ProviderContext, ResultSink
 from broker.providers.job_api import JobApi, running
 from broker.providers.kie.errors import ERRORS
 from broker.providers.kie.settings import KieSettings
@@ -91,7 +91,7 @@ class Kie(JobApi):
 
     # -- results
 
-    async def check(self, job_id: str) -> Report:
+    async def check(self, job_id: str, sink: ResultSink) -> Report:
         """Poll a job (kie.ai: Get Task Detail). It may be unknown there (404, 422) for a while after the order.
 
         Errors are never permanent: the job may exist and be paid. The deadline ends the polling.

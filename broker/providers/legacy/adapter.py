@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 from broker.providers import parsing
-from broker.providers.base import ProviderContext
+from broker.providers.base import ProviderContext, ResultSink
 from broker.providers.job_api import JobApi, running
 from broker.providers.legacy.errors import ERRORS
 from broker.providers.parsing import ParsedResponse
@@ -53,7 +53,7 @@ class Legacy(JobApi):
             return report or Pending(job_id=parsed.job_id)
         raise self.reports.error("generate", response)
 
-    async def check(self, job_id: str) -> Report:
+    async def check(self, job_id: str, sink: ResultSink) -> Report:
         """Poll a job. An unknown state counts as running."""
         response = await self.request("GET", f"/status/{quote(job_id, safe='')}")
         parsed = response.parsed

@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
-from broker.errors import ProviderError
+from broker.errors import ProviderError, SinkError
 from broker.logs import log
 from broker.providers.pool import ProviderPool
-from broker.reports import Pending
+from broker.reports import Pending, Report
 from broker.tasks import lifecycle
+from broker.tasks.result_sink import SinkFactory, sink_failure
 from broker.tasks.transitions import Transitions
 from storage.callbacks import Callbacks
 from storage.tasks import Task
@@ -26,6 +27,7 @@ class CheckStep:
 
     callbacks: Callbacks
     pools: Mapping[str, ProviderPool]
+    sinks: SinkFactory
     transitions: Transitions
 
     async def run(self, task: Task) -> None:
@@ -34,7 +36,13 @@ class CheckStep:
             await self.transitions.apply_own(task, lifecycle.check_failed)
             return
         try:
-            report = await pool.bound_to(task.key_id).check(task.job_id)
+            report: Report = await pool.bound_to(task.key_id).check(task.job_id, self.sinks.for_task(task.id))
+        except SinkError as error:
+            log.warning("a result could not be stored", action="result_not_stored", task=task.id, code=error.code)
+            if error.code == "storage_full":  # the provider keeps it, and a disk recovers
+                await self.transitions.apply_own(task, lifecycle.check_failed)
+                return
+            report = sink_failure(error)
         except ProviderError as error:
             self.transitions.metrics.checks.labels(task.provider, "error").inc()
             log.info("check failed", action="check_failed", task=task.id, why=error.summary)

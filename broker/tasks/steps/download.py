@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
 
-from broker.errors import DownloadError, EgressBlocked, ProviderError
+from broker.errors import DownloadError, EgressBlocked, ProviderError, SinkError
 from broker.logs import log
 from broker.net.fetcher import Fetcher
 from broker.providers.base import Provider
@@ -18,6 +18,7 @@ from broker.providers.pool import ProviderPool
 from broker.reports import STORED_PREFIX, Finished
 from broker.tasks import lifecycle
 from broker.tasks.lifecycle import DownloadFailure
+from broker.tasks.result_sink import SinkFactory
 from broker.tasks.transitions import Transitions
 from storage.blobs.store import BlobMissing, BlobStore
 from storage.errors import StorageError
@@ -40,6 +41,7 @@ class DownloadStep:
     fetcher: Fetcher
     blobs: BlobStore
     pools: Mapping[str, ProviderPool]
+    sinks: SinkFactory
     transitions: Transitions
     max_download_bytes: int
     """Limit of one result."""
@@ -119,27 +121,26 @@ class DownloadStep:
             return task
         try:
             provider = self.pools[row.provider].bound_to(row.key_id)
-            report = Finished(outputs=await _fresh_links(row, provider), job_id=row.job_id)
-        except ProviderError:
+            report = Finished(outputs=await self._fresh_links(row, provider), job_id=row.job_id)
+        except (ProviderError, SinkError):
             return None
         await self.transitions.apply_report(row, report, row.attempt, is_leased=False)
         return await self.transitions.tasks.get(task.id) or task
+
+    async def _fresh_links(self, task: Task, provider: Provider) -> tuple[str, ...]:
+        if task.job_id is not None:
+            report = await provider.check(task.job_id, self.sinks.for_task(task.id))
+            if isinstance(report, Finished) and report.outputs and report.outputs != task.outputs:
+                return report.outputs
+        return tuple(
+            [one if one.startswith(STORED_PREFIX) else await provider.refresh_url(one) or one for one in task.outputs]
+        )
 
 
 async def insert_result(tasks: Tasks, images: Images, task: Task, image: StoredImage) -> None:
     """Insert the row of a result, only while the task is in FETCHING: a row must not outlive its bytes."""
     with contextlib.suppress(Stale):
         await tasks.database.transact(tasks.lock_task(task.id, TaskState.FETCHING), images.insert_image(image))
-
-
-async def _fresh_links(task: Task, provider: Provider) -> tuple[str, ...]:
-    if task.job_id is not None:
-        report = await provider.check(task.job_id)
-        if isinstance(report, Finished) and report.outputs and report.outputs != task.outputs:
-            return report.outputs
-    return tuple(
-        [one if one.startswith(STORED_PREFIX) else await provider.refresh_url(one) or one for one in task.outputs]
-    )
 
 
 def _failure_of(error: DownloadError | InvalidImage | StorageError) -> DownloadFailure:

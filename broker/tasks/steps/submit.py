@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final, TypeVar
 
@@ -17,7 +17,7 @@ from broker.providers.pool import ProviderPool
 from broker.reports import Failed, Report
 from broker.tasks import lifecycle
 from broker.tasks.orders import OrderBuilder
-from broker.tasks.result_sink import SinkFactory
+from broker.tasks.result_sink import SinkFactory, sink_failure
 from broker.tasks.submissions import SubmissionQueue, account_limits, decide_cooldown
 from broker.tasks.transitions import Transitions
 from storage.attempts import Attempt
@@ -66,29 +66,41 @@ class SubmitStep:
         order = None if provider is None else await self._prepare_order(task, provider)
         if provider is None:
             await self.transitions.release(task)
-        elif order is not None and (row := await self._begin_submission(task, provider)) is not None:
+        elif order is not None and (row := await self._begin_submission(task, order, provider)) is not None:
             await self._submit_order(row, order, provider)
 
     async def _prepare_order(self, task: Task, provider: Provider) -> Order | None:
         """Return the order with references that the provider can read; None if that failed, which is recorded."""
         built = self.orders.build_order(task)
-        order = await provider.upload_references(built) if task.references else built
+        order: Order | Failed = await self._find_lack_of_room(provider) or (
+            await provider.upload_references(built) if task.references else built
+        )
         if not isinstance(order, Failed):
             return order
-        log.warning("references could not be uploaded", action="reference_upload_failed", task=task.id, code=order.code)
+        log.warning("an order could not be prepared", action="order_not_prepared", task=task.id, code=order.code)
         onward = await self.transitions.router.find_onward(task, order)
         await self.transitions.apply_own(task, partial(lifecycle.upload_failed, report=order, onward=onward))
         return None
 
-    async def _begin_submission(self, task: Task, provider: Provider) -> Task | None:
+    async def _find_lack_of_room(self, provider: Provider) -> Failed | None:
+        """Return a failure if the response to the submission may have the result, and it could not be stored now."""
+        if not provider.holds_submit:
+            return None
+        try:
+            await self.sinks.check()
+        except StorageError as error:
+            return Failed(code="storage_full", message=str(error), retryable=True, billed="no", sent=False)
+        return None
+
+    async def _begin_submission(self, task: Task, order: Order, provider: Provider) -> Task | None:
         """Write the intent; return the row with it, or None if the key has no capacity or the task changed."""
         now, number = self.transitions.clock.now(), task.attempt + 1
         attempt = Attempt(task_id=task.id, number=number, provider=provider.name, key_id=provider.key_id, sent_at=now)
-        expects_callback = self.callback_url(task.provider, task.id, number) is not None
+        has_url = self.callback_url(task.provider, task.id, number) is not None
         intent = lifecycle.begin_submission(
             task,
             key_id=provider.key_id,
-            expects_callback=expects_callback and not provider.holds_submit,
+            expects_callback=has_url and provider.expects_callback(order),
             now=now,
             policy=self.transitions.policy,
         )
@@ -114,7 +126,7 @@ class SubmitStep:
         try:
             report = await provider.submit(order, url, self.sinks.for_task(task.id))
         except SinkError as error:
-            report = Failed(code=error.code, message=str(error), retryable=False, billed="yes")
+            report = sink_failure(error)
         except ProviderError as error:
             self._record_request(provider, "unknown", begun)
             log.warning("submission with unknown outcome", action="submit_unknown", task=task.id, why=error.summary)
@@ -124,7 +136,8 @@ class SubmitStep:
         self._record_request(provider, _outcome_label(report), begun)
         if isinstance(report, Failed):  # before the order is queued again, which may choose the same key
             await _retry_storage(lambda: self._update_cooldown(provider, report), task)
-        await _retry_storage(lambda: self.transitions.apply_report(task, report, task.attempt), task, job=report.job_id)
+        storing = partial(self.transitions.apply_report, task, report, task.attempt, is_paid=True)
+        await _retry_storage(storing, task, job=report.job_id)
         if not isinstance(report, Failed):
             await self._update_cooldown(provider, report)
 
@@ -139,7 +152,9 @@ class SubmitStep:
         failures = (await self.limits.get_load(name, key_id, clock.now())).errors
         decision = decide_cooldown(report, failures, clock.now(), policy)
         if decision is not None:
-            await database.transact(self.limits.start_cooldown(name, key_id, decision.until, decision.reason))
+            # the answer to the order is stored after it, so it is no less urgent
+            starting = self.limits.start_cooldown(name, key_id, decision.until, decision.reason)
+            await database.transact(replace(starting, may_use_reserve=True))
             self.transitions.router.expire_statuses()
             if decision.reason in SET_ASIDE_REASONS:
                 log.error(
@@ -150,7 +165,8 @@ class SubmitStep:
                     code=decision.reason,
                 )
         elif failures:
-            await database.transact(self.limits.end_cooldown(name, key_id), wake=(DUE_CHANNEL,))
+            ending = self.limits.end_cooldown(name, key_id)
+            await database.transact(replace(ending, may_use_reserve=True), wake=(DUE_CHANNEL,))
             self.transitions.router.expire_statuses()
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import quote
 
-from broker.providers.base import ProviderContext
+from broker.providers.base import ProviderContext, ResultSink
 from broker.providers.error_codes import HTTP_ACCOUNT, HTTP_ORDER, NO_IMAGE, ErrorTable
 from broker.providers.job_api import JobApi, running
 from broker.providers.parsing import ParsedResponse
@@ -42,7 +42,7 @@ class ExampleProvider(JobApi):
             return self.reports.refusal(response)
         raise self.reports.error("submit", response)
 
-    async def check(self, job_id: str) -> Report:
+    async def check(self, job_id: str, sink: ResultSink) -> Report:
         response = await self.request("GET", f"/v1/images/{quote(job_id, safe='')}")
         if not response.is_success or response.parsed.job_id != job_id:
             raise self.reports.error("check", response)

@@ -155,6 +155,9 @@ class Simulated:
     def usd_price(self, order: Order) -> float:
         return 0.02
 
+    def expects_callback(self, order: Order) -> bool:
+        return True
+
     def ignored(self, order: Order) -> tuple[str, ...]:
         return ()
 
@@ -188,7 +191,7 @@ class Simulated:
             return job.end
         return Pending(job_id=job.id)
 
-    async def check(self, job_id: str) -> Report:
+    async def check(self, job_id: str, sink: ResultSink) -> Report:
         job = next(one for one in self._world.jobs if one.id == job_id)
         assert (job.provider, job.key_id) == (self.name, self.key_id), "a job is checked with the key that made it"
         if self._world.script.pick(False, False, True):

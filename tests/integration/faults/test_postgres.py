@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import time
@@ -104,6 +105,21 @@ async def test_one_of_two_concurrent_changes_wins_over_a_broken_connection(postg
         row = await rows.get(task.id)
         assert row is not None
         assert (row.step_retries, row.version) == (7, task.version + 1)
+
+
+async def test_read_that_is_cancelled_while_a_connection_opens_leaves_nothing_behind(postgres: Postgres) -> None:
+    """At each turn of the loop; an exception that nothing awaits fails the test."""
+    url = await postgres.fresh()
+    for turns in range(1, 8):
+        async with PostgresDatabase(url) as database:
+            reading = asyncio.create_task(database.fetch("SELECT 1 AS one"))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+            assert await database.fetch("SELECT 1 AS one") == [{"one": 1}]
+        del reading
+        gc.collect()
 
 
 @pytest.mark.parametrize(

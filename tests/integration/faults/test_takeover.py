@@ -146,7 +146,7 @@ class _Saying:
         self.submitted += 1
         return self.report
 
-    async def check(self, job_id: str) -> Any:
+    async def check(self, job_id: str, sink: Any) -> Any:
         return self.report
 
 

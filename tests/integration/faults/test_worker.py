@@ -7,11 +7,13 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from broker.bootstrap import database_for
 from broker.orders import ImageParams, OrderRequest
 from broker.services import Services
 from broker.settings import Settings
@@ -20,8 +22,10 @@ from storage.sql.database import Outcome, Statement
 from storage.sql.sqlite import SqliteDatabase, sqlite_path
 from storage.states import TaskState
 from storage.tasks import Task
+from tests.support.api import a_task
 from tests.support.brokers import RunningBroker, create_tasks, one_account, open_broker, still
 from tests.support.clock import ManualClock
+from tests.support.small_disk import small_disk
 
 pytestmark = pytest.mark.anyio
 
@@ -71,7 +75,7 @@ class _Crashing:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._provider, name)
 
-    async def check(self, job_id: str) -> Any:
+    async def check(self, job_id: str, sink: Any) -> Any:
         raise ZeroDivisionError("a bug")
 
 
@@ -129,6 +133,18 @@ async def test_shorter_retention_applies_to_ended_tasks(tmp_path: Path, clock: M
     clock.advance(2 * HOUR)
     async with still(tmp_path, clock, retention_hours=1) as services:
         assert (await services.worker.clean_up(), files(tmp_path)) == (1, 0)
+
+
+async def test_cleanup_of_many_tasks_fits_into_a_full_disk(tmp_path: Path, clock: ManualClock) -> None:
+    with small_disk(tmp_path / "disk", 16) as disk:
+        url = f"sqlite:///{disk.folder / 'broker.db'}"
+        async with still(tmp_path, clock, database_url=url) as services:
+            tasks = [a_task(1.0, number=n, state=TaskState.FAILED, due_at=1.0, prompt="x" * 500) for n in range(1000)]
+            await services.database.transact(*(services.tables.tasks.insert_task(task) for task in tasks))
+        open_database = partial(database_for, spends_reserve=True)
+        async with still(tmp_path, clock, database_url=url, open_database=open_database) as services:
+            disk.fill()
+            assert await services.worker.clean_up() == 1000
 
 
 class JumpingClock(ManualClock):

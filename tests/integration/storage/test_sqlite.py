@@ -55,7 +55,7 @@ async def traced_writer(path: Path, *pragmas: str) -> AsyncIterator[tuple[GroupC
         connection.set_trace_callback(seen.append)
         return connection
 
-    writer = GroupCommitWriter(connect)
+    writer = GroupCommitWriter(path, connect)
     await writer.open()
     try:
         yield writer, seen
@@ -104,7 +104,7 @@ def test_writes_are_finished_when_the_event_loop_ends_first(tmp_path: Path) -> N
         return connection
 
     async def interrupted() -> GroupCommitWriter:
-        writer = GroupCommitWriter(connect)
+        writer = GroupCommitWriter(tmp_path / "b.db", connect)
         await writer.open()
         submit_numbers(writer, range(3))
         return writer

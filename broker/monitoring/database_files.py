@@ -1,0 +1,43 @@
+"""Watch over the files of the database: reports that they were removed or replaced while this process has them open."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+from broker.logs import log
+from storage.errors import DatabaseReplaced
+from storage.sql.database import Database
+
+INTERVAL_SECONDS: Final = 3.0
+
+
+@asynccontextmanager
+async def watch_database_files(
+    database: Database, *, interval_seconds: float = INTERVAL_SECONDS
+) -> AsyncIterator[None]:
+    """Check while the block runs, and log each loss and each return once. Writes are refused by the database itself."""
+    watching = asyncio.create_task(_watch(database, interval_seconds), name="database_files")
+    try:
+        yield
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+
+
+async def _watch(database: Database, interval_seconds: float) -> None:
+    is_lost = False
+    while True:
+        try:
+            await database.check_files()
+        except DatabaseReplaced as error:
+            if not is_lost:
+                log.critical("NOTHING IS STORED", action="database_replaced", why=str(error))
+            is_lost = True
+        else:
+            if is_lost:
+                log.info("the files of the database are back", action="database_returned")
+            is_lost = False
+        await asyncio.sleep(interval_seconds)
