@@ -36,7 +36,8 @@ FAMILIES = (
         promise="a crash before or after any commit costs time only", files=("integration/faults/test_every_commit.py",)
     ),
     Family(
-        promise="SIGTERM under load: a request that was sent is answered", files=("integration/faults/test_stops.py",)
+        promise="SIGTERM under load: requests on new and busy connections are answered",
+        files=("integration/faults/test_stops.py",),
     ),
     Family(promise="a cut line or a dead Postgres costs time only", files=("integration/faults/test_postgres.py",)),
     Family(promise="a pooler in transaction mode changes nothing", files=("integration/faults/test_pgbouncer.py",)),

@@ -84,8 +84,8 @@ class TaskRoutes:
             finally:
                 await form.close()
         if media_type == "application/json" or re.fullmatch(r"application/[\w.-]+\+json", media_type):
-            document = await read_json_object(request, min(MAX_JSON_BYTES, self.max_form_bytes))
-            return await self._order(request, read_json_order(document), key)
+            max_bytes = min(MAX_JSON_BYTES, self.max_form_bytes)
+            return await self._order(request, await read_json_object(request, max_bytes, read_json_order), key)
         raise ApiError(
             "invalid_request", "Send the order as multipart/form-data or application/json.", field="Content-Type"
         )

@@ -49,6 +49,9 @@ CREATE TABLE tasks (
 -- due steps by state; queued tasks have an order of their own per provider
 CREATE INDEX tasks_due ON tasks (state, due_at);
 CREATE INDEX tasks_queue ON tasks (provider, due_at, id) WHERE state = 'queued';
+-- round robin between callers: the head of each one's queue, and when it was served last
+CREATE INDEX tasks_turns ON tasks (provider, caller, priority DESC, due_at, id) WHERE state = 'queued';
+CREATE INDEX tasks_served ON tasks (provider, caller, sent_at) WHERE sent_at IS NOT NULL;
 CREATE INDEX tasks_queue_deadline ON tasks (deadline_at) WHERE state = 'queued';
 -- jobs that occupy a slot at the provider
 CREATE INDEX tasks_running ON tasks (provider, key_id) WHERE state IN ('submitting', 'waiting');
