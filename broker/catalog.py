@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from datetime import date
 from importlib import resources
-from itertools import groupby
-from typing import Any, Final, Literal, cast, get_args
+from typing import Any, Final, Literal, NamedTuple, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, PositiveInt, TypeAdapter
 
@@ -28,6 +26,22 @@ class _Entry(BaseModel):
     """Base of a table in a catalog file; an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PixelSize(NamedTuple):
+    """Width and height of an image in pixels."""
+
+    width: int
+    height: int
+
+
+class ImageSizes(_Entry):
+    """The images that a family of models makes."""
+
+    pixels: Mapping[str, Mapping[str, PixelSize]] = {}
+    """By ratio and resolution; a ratio that leaves the size to the model is missing."""
+    tokens: Mapping[str, PositiveInt] = {}
+    """Output tokens of one image, by resolution; empty if unknown."""
 
 
 class Wire(_Entry):
@@ -84,17 +98,6 @@ class Alias(_Entry):
     """The day on which its vendor withdrew it; the broker still accepts it."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Offer:
-    """A provider's modes and prices of a model."""
-
-    provider: str
-    modes: tuple[Mode, ...]
-    prices: Mapping[str, float]
-    """By resolution; empty if unknown."""
-    unit: str | None
-
-
 class ProviderTerms(_Entry):
     """Documented terms of a provider, for all its models."""
 
@@ -128,6 +131,8 @@ class Model(_Entry):
     """Characters."""
     aspect_ratios: tuple[str, ...]
     resolutions: tuple[str, ...]
+    image_sizes: ImageSizes = ImageSizes()
+    """In the file: the name of a table of `image_sizes`."""
     output_formats: tuple[OutputFormat, ...]
     max_references: int
     max_reference_bytes: int
@@ -137,6 +142,11 @@ class Model(_Entry):
     def names(self) -> tuple[str, ...]:
         """Return all its names, the canonical one first."""
         return (self.name, self.google, *(alias.name for alias in self.aliases))
+
+    def pixel_size(self, aspect_ratio: str | None, resolution: str | None) -> PixelSize | None:
+        """Return the size of an image with these parameters; None if the model chooses it, or it is unknown."""
+        sizes = self.image_sizes.pixels.get(aspect_ratio or "", {})
+        return sizes.get(resolution or self.resolutions[0])
 
     def status(self, on: date) -> Status:
         """Return its status at Google on a day; a reseller may still sell a retired model."""
@@ -184,7 +194,8 @@ class Catalog:
         for name, table in tables.items():
             if unknown := table.get("models", {}).keys() - known:
                 raise ValueError(f"catalog of {name}: no model is named {', '.join(sorted(unknown))}")
-        models = TypeAdapter(tuple[Model, ...]).validate_python([_expand(model, tables) for model in listed])
+        sizes = raw.get("image_sizes", {})
+        models = TypeAdapter(tuple[Model, ...]).validate_python([_expand(model, tables, sizes) for model in listed])
         terms = {
             name: {key: value for key, value in table.items() if "models" not in key} for name, table in tables.items()
         }
@@ -211,25 +222,6 @@ class Catalog:
         ]
         return (*withdrawn, *filter(None, [model.warning(on)]))
 
-    def offers(self, model: Model) -> tuple[Offer, ...]:
-        """Return the offers of a model; modes of one provider with equal prices are one offer."""
-        return tuple(
-            Offer(
-                provider=provider,
-                modes=tuple(modes),
-                prices=prices,
-                unit=self._terms[provider].unit if prices else None,
-            )
-            for provider, wires in model.providers.items()
-            for prices, modes in _group_by_price(wires)
-        )
-
-    def max_references(self, model: Model, providers: Collection[str]) -> int:
-        """Return how many reference images a model takes at the best of these providers; its own limit if at none."""
-        wires = [wire for name in providers for wire in model.providers.get(name, {}).values() if wire.references]
-        limits = [model.max_references if wire.max_references is None else wire.max_references for wire in wires]
-        return max(limits, default=model.max_references)
-
     def terms(self, provider: str) -> ProviderTerms:
         """Return a provider's limits and unit; the defaults for one without a catalog."""
         return self._terms.get(provider, ProviderTerms())
@@ -237,6 +229,11 @@ class Catalog:
     def serves(self, provider: str, model: str) -> bool:
         """Return whether a provider has a canonical model, in one mode at least."""
         return any(model == known.name and provider in known.providers for known in self.models)
+
+    def pixel_size(self, model: str, aspect_ratio: str | None, resolution: str | None) -> PixelSize | None:
+        """Return the size of an image of a canonical model; None if the model chooses it, or it is unknown."""
+        found = self._by_name.get(model)
+        return found.pixel_size(aspect_ratio, resolution) if found else None
 
     def wire(self, provider: str, model: str, mode: Mode) -> Wire | None:
         """Return a provider's spelling of a mode of a canonical model; None if it does not serve it."""
@@ -310,13 +307,20 @@ def _normalize_name(name: str) -> str:
     return name.strip().lower().removeprefix("models/").replace(" ", "-").replace("_", "-")
 
 
-def _expand(model: dict[str, Any], tables: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """Write out a model's abbreviated aliases, and add the providers that serve it."""
+def _expand(
+    model: dict[str, Any], tables: Mapping[str, dict[str, Any]], sizes: Mapping[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """Write out a model's abbreviated aliases and image sizes, and add the providers that serve it."""
     served = {name: table["models"] for name, table in tables.items() if model["name"] in table.get("models", {})}
-    return model | {
-        "aliases": [{"name": alias} if isinstance(alias, str) else alias for alias in model["aliases"]],
-        "providers": {name: _per_mode(models[model["name"]]) for name, models in served.items()},
-    }
+    family = {"image_sizes": sizes.get(model["image_sizes"])} if "image_sizes" in model else {}
+    return (
+        model
+        | family
+        | {
+            "aliases": [{"name": alias} if isinstance(alias, str) else alias for alias in model["aliases"]],
+            "providers": {name: _per_mode(models[model["name"]]) for name, models in served.items()},
+        }
+    )
 
 
 def _per_mode(table: dict[str, Any]) -> dict[str, Any]:
@@ -324,10 +328,6 @@ def _per_mode(table: dict[str, Any]) -> dict[str, Any]:
     shared = {key: value for key, value in table.items() if key not in MODES}
     named = {mode: table[mode] for mode in MODES if mode in table} or {mode: {} for mode in MODES}
     return {mode: shared | own for mode, own in named.items()}
-
-
-def _group_by_price(wires: Mapping[Mode, Wire]) -> Iterator[tuple[Mapping[str, float], Iterator[Mode]]]:
-    return groupby((mode for mode in MODES if mode in wires), key=lambda mode: wires[mode].prices)
 
 
 def _index(models: Sequence[Model]) -> dict[str, Model]:
