@@ -92,6 +92,9 @@ class ApiClient:
         limits = httpx.Limits(max_connections=max_connections, keepalive_expiry=KEEPALIVE_SECONDS)
         # The bare transport: httpx.AsyncClient would keep cookies and log URLs with their queries.
         self._transport = httpx.AsyncHTTPTransport(verify=tls_context(), trust_env=False, limits=limits)
+        # held for minutes, so they must not take the connections of other requests; the worker limits their number
+        unlimited = httpx.Limits(max_connections=None, keepalive_expiry=KEEPALIVE_SECONDS)
+        self._streams = httpx.AsyncHTTPTransport(verify=tls_context(), trust_env=False, limits=unlimited)
         self._slots = asyncio.Semaphore(max_connections)  # the pool's own queue slows down with its length
         self._upload_slots = asyncio.Semaphore(MAX_CONCURRENT_UPLOADS)
         self._timeout = timeout
@@ -124,7 +127,9 @@ class ApiClient:
                 fields = await _multipart_fields(form or {}, files)
             all_headers = {"User-Agent": USER_AGENT, "Accept": "*/*", "Accept-Encoding": "identity", **(headers or {})}
             request = _build_request(what, method, url, all_headers, params=params or {}, json=json, files=fields)
-            response = await stack.enter_async_context(self._send(what, request, seconds, self._max_answer_bytes))
+            await stack.enter_async_context(self._slot(what, min(seconds, CONNECT_SECONDS)))
+            sending = _send(what, self._transport, request, seconds=seconds, max_bytes=self._max_answer_bytes)
+            response = await stack.enter_async_context(sending)
             return await read_response(response)
 
     @asynccontextmanager
@@ -151,29 +156,12 @@ class ApiClient:
             all_headers |= {"Content-Type": body.media_type, "Content-Length": str(body.size)}
         content = None if body is None else body.chunks
         request = _build_request(what, method, url, all_headers, params=params or {}, content=content)
-        async with self._send(what, request, timeout, max_bytes) as response:
+        async with _send(what, self._streams, request, seconds=timeout, max_bytes=max_bytes) as response:
             yield response
-
-    @asynccontextmanager
-    async def _send(
-        self, what: str, request: httpx.Request, seconds: float, max_bytes: int
-    ) -> AsyncGenerator[StreamedResponse]:
-        connect = min(seconds, CONNECT_SECONDS)
-        request.extensions["timeout"] = {"pool": connect, "connect": connect, "read": seconds, "write": seconds}
-        async with self._slot(what, connect):
-            with _provider_errors(what):
-                # Pool, TCP and TLS have their own, more specific time-outs; this one must not come before theirs.
-                async with asyncio.timeout(3 * connect + seconds) as deadline:
-                    request.extensions["trace"] = _restart_when_sending(deadline, seconds)
-                    async with (
-                        aclosing(await self._transport.handle_async_request(request)) as response,
-                        aclosing(_read_body(what, response, max_bytes)) as chunks,
-                    ):
-                        headers = dict(response.headers)
-                        yield StreamedResponse(status=response.status_code, headers=headers, chunks=chunks)
 
     async def aclose(self) -> None:
         await self._transport.aclose()
+        await self._streams.aclose()
 
     @asynccontextmanager
     async def _slot(self, what: str, seconds: float) -> AsyncGenerator[None]:
@@ -186,6 +174,24 @@ class ApiClient:
             yield
         finally:
             self._slots.release()
+
+
+@asynccontextmanager
+async def _send(
+    what: str, transport: httpx.AsyncHTTPTransport, request: httpx.Request, *, seconds: float, max_bytes: int
+) -> AsyncGenerator[StreamedResponse]:
+    connect = min(seconds, CONNECT_SECONDS)
+    request.extensions["timeout"] = {"pool": connect, "connect": connect, "read": seconds, "write": seconds}
+    with _provider_errors(what):
+        # Pool, TCP and TLS have their own, more specific time-outs; this one must not come before theirs.
+        async with asyncio.timeout(3 * connect + seconds) as deadline:
+            request.extensions["trace"] = _restart_when_sending(deadline, seconds)
+            async with (
+                aclosing(await transport.handle_async_request(request)) as response,
+                aclosing(_read_body(what, response, max_bytes)) as chunks,
+            ):
+                headers = dict(response.headers)
+                yield StreamedResponse(status=response.status_code, headers=headers, chunks=chunks)
 
 
 async def read_response(response: StreamedResponse) -> HttpResponse:

@@ -1,4 +1,4 @@
-"""uvicorn beside the worker: started together, stopped by a signal, drained within ten seconds."""
+"""uvicorn beside the worker: started together, stopped by a signal, drained within ten seconds, or a minute where a provider is working on a paid image."""
 
 from __future__ import annotations
 
