@@ -26,6 +26,8 @@ KEEPALIVE_SECONDS: Final = 5.0
 MAX_CONCURRENT_UPLOADS: Final = 4
 """A file is whole in memory while it is uploaded."""
 
+MAX_ANSWER_BYTES: Final = 8 * 2**20
+"""Longest response that is read as a whole."""
 MAX_JSON_DEPTH: Final = 64
 USER_AGENT: Final = "nano-banana-broker"
 
@@ -87,7 +89,7 @@ class FilePart:
 class ApiClient:
     """HTTP client for one provider's API, for the life of the process. The URL is the operator's, hence trusted."""
 
-    def __init__(self, *, timeout: float, max_connections: int, max_answer_bytes: int = 8 * 2**20) -> None:
+    def __init__(self, *, timeout: float, max_connections: int, max_answer_bytes: int = MAX_ANSWER_BYTES) -> None:
         """timeout: seconds for request and response once connected. Redirects are returned like other responses."""
         limits = httpx.Limits(max_connections=max_connections, keepalive_expiry=KEEPALIVE_SECONDS)
         # The bare transport: httpx.AsyncClient would keep cookies and log URLs with their queries.
@@ -195,10 +197,12 @@ async def _send(
 
 
 async def read_response(response: StreamedResponse) -> HttpResponse:
-    """Return a streamed response as a whole."""
+    """Return a streamed response as a whole. Raises `ProviderError` for one that is too long for that."""
     body = bytearray()
     async for chunk in response.chunks:
         body += chunk
+        if len(body) > MAX_ANSWER_BYTES:
+            raise ProviderError(f"HTTP {response.status} with more than {MAX_ANSWER_BYTES} bytes")
     return HttpResponse(status=response.status, headers=response.headers, body=bytes(body))
 
 

@@ -1,4 +1,7 @@
-"""uvicorn beside the worker: started together, stopped by a signal, drained within ten seconds, or a minute where a provider is working on a paid image."""
+"""uvicorn beside the worker: started together, stopped by a signal, drained within ten seconds.
+
+Submissions that wait for a paid image get a minute.
+"""
 
 from __future__ import annotations
 
