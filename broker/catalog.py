@@ -14,7 +14,7 @@ from importlib import resources
 from itertools import groupby
 from typing import Any, Final, Literal, cast, get_args
 
-from pydantic import BaseModel, ConfigDict, PositiveInt, TypeAdapter
+from pydantic import BaseModel, ConfigDict, PositiveInt, TypeAdapter, field_validator
 
 from broker.errors import ApiError, FieldError
 from broker.orders import Mode, Order, OutputFormat
@@ -36,6 +36,8 @@ class Wire(_Entry):
     A field without a name does not exist there. A value that a provider does not serve makes it no candidate.
     """
 
+    enabled: bool = True
+    """False for an entry whose id or fields at the provider are not confirmed: checked, but not served."""
     model: str | None = None
     ratio: str | None = None
     default_ratio: str | None = None
@@ -130,6 +132,13 @@ class Model(_Entry):
     max_references: int
     max_reference_bytes: int
     providers: Mapping[str, Mapping[Mode, Wire]]
+    """By name; only modes that are enabled."""
+
+    @field_validator("providers")
+    @classmethod
+    def _drop_disabled(cls, given: Mapping[str, Mapping[Mode, Wire]]) -> Mapping[str, Mapping[Mode, Wire]]:
+        enabled = {name: {mode: wire for mode, wire in wires.items() if wire.enabled} for name, wires in given.items()}
+        return {name: wires for name, wires in enabled.items() if wires}
 
     @property
     def names(self) -> tuple[str, ...]:
