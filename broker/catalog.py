@@ -106,6 +106,8 @@ class ProviderTerms(_Entry):
     """Value of one unit in USD; None if unknown."""
     priced_on: date | None = None
     """When its prices were read."""
+    is_metered: bool = False
+    """True if it charges by tokens or seconds: then its prices are those of a usual image."""
     creates_per_10s: PositiveInt = 20
     """Submissions per account."""
     concurrency: PositiveInt = 100
@@ -238,8 +240,8 @@ class Catalog:
         return max(limits, default=model.max_references)
 
     def terms(self, provider: str) -> ProviderTerms:
-        """Return a provider's limits and unit."""
-        return self._terms[provider]
+        """Return a provider's limits and unit; the defaults for one without a catalog."""
+        return self._terms.get(provider, ProviderTerms())
 
     def serves(self, provider: str, model: str) -> bool:
         """Return whether a provider has a canonical model, in one mode at least."""
@@ -278,11 +280,6 @@ class Catalog:
             text = f"The prompt has {len(params.prompt)} characters; {model.name} takes at most {longest}."
             return "invalid_prompt", FieldError(field="prompt", message=text)
         return None
-
-    def usd_price(self, provider: str, model: str, mode: Mode, resolution: str | None) -> float | None:
-        """Return the price of one image in USD; None if unknown."""
-        price, rate = self.price(provider, model, mode, resolution), self.terms(provider).usd_per_unit
-        return None if price is None or rate is None else price * rate
 
     def price(self, provider: str, model: str, mode: Mode, resolution: str | None) -> float | None:
         """Return the price of one image in the provider's unit; None if unknown."""
