@@ -79,10 +79,6 @@ class JobApi:
     def find_obstacle(self, order: Order, references: int) -> tuple[str, FieldError] | None:
         return self.context.catalog.find_obstacle(self.catalog_name, order, references)
 
-    def usd_price(self, order: Order) -> float | None:
-        params = order.params
-        return self.context.catalog.usd_price(self.catalog_name, params.model, order.mode, params.resolution)
-
     def expects_callback(self, order: Order) -> bool:
         return not self.holds_submit
 

@@ -95,7 +95,8 @@ class TaskRoutes:
         plan = await self.orders.plan(order)
         if params.dry_run:
             preview = await self.orders.dry_run(order, plan)
-            data = ProviderPreview(**{**preview, "ignored": params.ignored_fields(preview["ignored"])})
+            preview["ignored"] = params.ignored_fields(preview["ignored"])
+            data = ProviderPreview.from_object(plan.quote, **preview)
             document = DryRunResponse(success=True, dry_run=True, data=data).to_document()
             return json_response(document, 200, _warning_headers(data.warnings))
         created = await self.orders.create(caller_of(request).name, order, plan)
@@ -104,7 +105,7 @@ class TaskRoutes:
         return self._accepted(created, plan, params.ignored_fields(plan.ignored), requested_language(request))
 
     def _accepted(self, created: CreatedTasks, plan: Plan, ignored: list[str], language: Language) -> Response:
-        first, batch, quote = created.tasks[0].id, created.tasks[0].batch, plan.quote
+        first, batch = created.tasks[0].id, created.tasks[0].batch
         accepted = OrderAccepted(
             success=True,
             task_id=first,
@@ -116,13 +117,7 @@ class TaskRoutes:
             batch_url=f"/api/batch/{batch}",
             ignored=ignored,
             warnings=list(plan.warnings),
-            estimate=CostEstimate(
-                price=quote.price,
-                count=quote.count,
-                total=quote.total,
-                unit=quote.unit,
-                deadline_seconds=quote.deadline_seconds,
-            ),
+            estimate=CostEstimate.from_object(plan.quote),
         )
         headers = {"location": accepted.poll_url, "retry-after": POLL_SECONDS, **_warning_headers(plan.warnings)}
         return json_response(accepted.to_document(), 202, headers)

@@ -35,6 +35,7 @@ CREATE TABLE tasks (
     billed TEXT NOT NULL,
     provider_code TEXT,
     cost DOUBLE PRECISION,
+    cost_usd DOUBLE PRECISION,
     created_at DOUBLE PRECISION NOT NULL,
     updated_at DOUBLE PRECISION NOT NULL,
     ended_at DOUBLE PRECISION,
@@ -72,8 +73,11 @@ CREATE TABLE attempts (
     code TEXT,
     provider_code TEXT,
     billed TEXT NOT NULL,
+    price DOUBLE PRECISION,
+    usd_per_unit DOUBLE PRECISION,
     cost DOUBLE PRECISION,
     duplicate_result TEXT,
+    duplicate_cost DOUBLE PRECISION,
     learned_by TEXT,
     PRIMARY KEY (task_id, number)
 );
@@ -81,7 +85,8 @@ CREATE INDEX attempts_job ON attempts (job_id) WHERE job_id IS NOT NULL;
 CREATE INDEX attempts_window ON attempts (provider, key_id, sent_at);
 CREATE INDEX attempts_ended_by_check ON attempts (ended_at) WHERE learned_by = 'check';
 
--- attempts of purged tasks, summed up: day is in days since the epoch (UTC), cost in the unit of the provider
+-- attempts of purged tasks, summed up: day is in days since the epoch (UTC), cost in the unit of the provider;
+-- usd_estimated by the price table at the submission, usd what was certainly billed
 CREATE TABLE ledger (
     day BIGINT NOT NULL,
     owner TEXT NOT NULL,
@@ -90,7 +95,10 @@ CREATE TABLE ledger (
     model TEXT NOT NULL,
     billed TEXT NOT NULL,
     attempts BIGINT NOT NULL,
+    duplicates BIGINT NOT NULL,
     cost DOUBLE PRECISION NOT NULL,
+    usd_estimated DOUBLE PRECISION NOT NULL,
+    usd DOUBLE PRECISION NOT NULL,
     PRIMARY KEY (day, owner, provider, key_id, model, billed)
 );
 
