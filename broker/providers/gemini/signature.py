@@ -1,7 +1,7 @@
 """Signatures of Google's webhooks (Google: Webhooks).
 
-A webhook of the project, which the operator created, is signed with the secret that Google showed then. One that an order
-named is signed with Google's own keys. Both use the headers of Standard Webhooks.
+A webhook of the project, which the operator created, is signed with the secret that Google showed then. One that an
+order named is signed with Google's own keys. Both use the headers of Standard Webhooks.
 """
 
 from __future__ import annotations
