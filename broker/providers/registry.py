@@ -18,6 +18,7 @@ from broker.providers.kie import KIE
 from broker.providers.kie.checks import SANDBOX_CHECKS
 from broker.providers.kie.settings import KieSettings
 from broker.providers.legacy import legacy_package
+from broker.providers.openrouter import OPENROUTER
 from broker.providers.pool import ProviderPool
 from broker.providers.signing_keys import CallbackSignature
 from broker.settings import Settings
@@ -27,6 +28,7 @@ PROVIDERS: Final[tuple[ProviderPackage, ...]] = (
     KIE,
     legacy_package(owner=KIE),  # exclusive with the line above: one upstream, chosen by its URL
     GEMINI,
+    OPENROUTER,
 )
 
 SANDBOX: Final = replace(KIE, name="sandbox", checks=SANDBOX_CHECKS)

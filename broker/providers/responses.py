@@ -63,6 +63,20 @@ class ProviderResponse:
             wait_seconds=None if wait_seconds is None else min(max(wait_seconds, 0.0), MAX_WAIT_SECONDS),
         )
 
+    def unwrap_error(self) -> ProviderResponse:
+        """Return the response with an error object where it belongs.
+
+        Some send it as the only element of a list, and some within HTTP 200: then its code takes the place of the
+        status.
+        """
+        body = self.body[0] if isinstance(self.body, list) and len(self.body) == 1 else self.body
+        error = parsing.mapping(parsing.mapping(body).get("error"))
+        is_hidden = 200 <= self.status < 300 and bool(error)
+        status = (parsing.to_code(error.get("code")) or 500) if is_hidden else self.status
+        return replace(
+            ProviderResponse.from_body(body, status=status, wait_seconds=self.wait_seconds), content=self.content
+        )
+
     @property
     def code(self) -> int:
         """The code that explains the response: the body's, unless it is missing or contradicts a bad HTTP status."""

@@ -15,35 +15,29 @@ from urllib.parse import quote
 
 from broker.catalog import Wire
 from broker.errors import NotSent
-from broker.net.api_client import StreamedResponse, read_response
 from broker.orders import Order, Reference
 from broker.providers.base import ProviderContext, ResultSink
 from broker.providers.gemini import batches
 from broker.providers.gemini.answers import Answer, is_image, read_answer
-from broker.providers.gemini.errors import ERRORS, OVERLOADED, UNBILLED_AT_GOOGLE, error_status, unwrap_error
+from broker.providers.gemini.errors import ERRORS, OVERLOADED, UNBILLED_AT_GOOGLE, error_status, retry_delay
 from broker.providers.gemini.settings import GeminiSettings
+from broker.providers.held_api import HeldApi
 from broker.providers.inline_requests import stream_body
-from broker.providers.inline_results import InlineDocument, read_inline_results
-from broker.providers.job_api import JobApi
+from broker.providers.inline_results import read_inline_results
 from broker.providers.responses import ProviderResponse
 from broker.reports import Billed, Failed, Finished, Pending, Report
 
-ANSWER_SECONDS: Final = 300.0
-ANSWER_4K_SECONDS: Final = 600.0
-"""Time of an answer; relays advise these."""
-MAX_ANSWER_BYTES: Final = 256 * 2**20
 BATCH_SECONDS: Final = 48 * 3600.0
 """A batch that has not ended then expires (Google: Batch API)."""
 BATCH_CHECK_SECONDS: Final = 60.0
 BATCH_DISCOUNT: Final = 0.5
 
 
-class Gemini(JobApi):
+class Gemini(HeldApi):
     """One key of Google's API, or of a relay."""
 
     catalog_name = "gemini"
     errors = ERRORS
-    holds_submit = True
 
     def __init__(self, context: ProviderContext) -> None:
         settings: GeminiSettings = context.settings
@@ -54,7 +48,7 @@ class Gemini(JobApi):
     # -- planning
 
     def build_request(self, order: Order, callback_url: str | None) -> dict[str, Any]:
-        wire = self._wire(order) or Wire()
+        wire = self.find_wire(order) or Wire()
         shown_url = self.reports.redact(callback_url) if callback_url else None
         data = [f"inline:{reference.name}" for reference in order.references]
         params, catalog = order.params, self.context.catalog
@@ -71,63 +65,57 @@ class Gemini(JobApi):
     def expects_callback(self, order: Order) -> bool:
         return self._is_batch(order)
 
-    async def upload_references(self, order: Order) -> Order | Failed:
-        return order  # they are part of the request
-
     # -- ordering
 
     async def submit(self, order: Order, callback_url: str | None, sink: ResultSink) -> Report:
-        wire = self._wire(order)
+        wire = self.find_wire(order)
         if wire is None:
             return self.not_served(order)
-        is_batch = self._is_batch(order)
         body = stream_body(lambda data: self._build_body(wire, order, data, callback_url), order.references)
-        is_4k = order.params.resolution == "4K"
-        headers, params = self._auth()
         try:
-            async with self.context.client.stream(
-                "POST",
-                self.base_url + self._path(wire, order),
-                headers=headers,
-                params=params,
-                body=body,
-                timeout=ANSWER_4K_SECONDS if is_4k else ANSWER_SECONDS,
-                max_bytes=MAX_ANSWER_BYTES,
+            async with self.stream(
+                "POST", self._path(wire, order), body=body, resolution=order.params.resolution
             ) as response:
-                if is_batch or not 200 <= response.status < 300:
-                    return self._read_small_answer(await self._parse(response), is_batch=is_batch)
+                if not 200 <= response.status < 300:
+                    return self._read_error(await self.read_whole(response))
+                if self._is_batch(order):
+                    return self._read_order_of_batch(await self.read_whole(response))
                 document = await read_inline_results(response.chunks, sink, is_image=is_image)
-                return self._read_answer(document, response, wire)
         except NotSent as error:
             return self.reports.not_sent(error)
+        answer = read_answer(document)
+        if answer is not None:
+            return self._report(answer, wire)
+        response_of_error = ProviderResponse.from_body(document.body, status=response.status)
+        return self._read_error(response_of_error.unwrap_error(), is_answered=True)
 
-    def _read_small_answer(self, response: ProviderResponse, *, is_batch: bool) -> Report:
-        """Return the report in an answer that is no image: an error, or the name of a batch."""
+    def _read_order_of_batch(self, response: ProviderResponse) -> Report:
         name = batches.read_name(response.body)
-        if is_batch and response.is_success and name:
-            return Pending(job_id=name, check_in=BATCH_CHECK_SECONDS, deadline_in=BATCH_SECONDS)
-        return self._read_error(response)
+        if name is None:
+            return self._read_error(response)
+        return Pending(job_id=name, check_in=BATCH_CHECK_SECONDS, deadline_in=BATCH_SECONDS)
 
-    def _read_error(self, response: ProviderResponse) -> Failed:
-        """Return the report of a refusal. Raises `ProviderError` for an error that may come after the work.
+    def _read_error(self, response: ProviderResponse, *, is_answered: bool = False) -> Failed:
+        """Return the report of a failure. Raises `ProviderError` for an error that may come before the work ends.
 
         No job goes on behind an error of Google's: an overloaded model has not begun, and a failed request is not
-        billed (Google: Billing). A relay may bill what failed behind it.
+        billed (Google: Billing). A relay may bill what failed behind it. is_answered: the error came as an answer.
         """
-        response = unwrap_error(response)
-        status = error_status(response.body)
-        is_unbilled = (response.status == 503 and status == OVERLOADED) or (
-            self._is_google and response.status == 500 and status == UNBILLED_AT_GOOGLE
+        name = error_status(response.body)
+        is_unbilled = (response.status == 503 and name == OVERLOADED) or (
+            self._is_google and response.status == 500 and name == UNBILLED_AT_GOOGLE
         )
-        if not response.proves_refusal and not is_unbilled:
+        is_failure = is_answered and response.status >= 500
+        if not (response.proves_refusal or is_unbilled or is_failure):
             raise self.reports.error("generateContent", response)
-        return replace(self.reports.refusal(response), model_gone=response.status == 404)
-
-    def _read_answer(self, document: InlineDocument, response: StreamedResponse, wire: Wire) -> Report:
-        answer = read_answer(document)
-        if answer is None:
-            return self._read_error(ProviderResponse.from_body(document.body, status=response.status))
-        return self._report(answer, wire)
+        refusal = self.reports.refusal(response)
+        wait = refusal.retry_in if response.wait_seconds is not None else retry_delay(response.body) or refusal.retry_in
+        return replace(
+            refusal,
+            retry_in=wait if refusal.retryable else None,
+            billed="no" if response.proves_refusal or is_unbilled else "unknown",
+            model_gone=response.status == 404,
+        )
 
     def _report(self, answer: Answer, wire: Wire, *, job_id: str | None = None) -> Finished | Failed:
         discount = self._discount(job_id is not None)
@@ -161,20 +149,12 @@ class Gemini(JobApi):
 
     async def check(self, job_id: str, sink: ResultSink) -> Report:
         """Return the state of a batch (Google: Batch API). Its images are in the response."""
-        headers, params = self._auth()
-        path = f"/v1beta/{quote(batches.to_name(job_id), safe='/')}"
-        async with self.context.client.stream(
-            "GET",
-            self.base_url + path,
-            headers=headers,
-            params=params,
-            timeout=ANSWER_SECONDS,
-            max_bytes=MAX_ANSWER_BYTES,
-        ) as response:
+        name = batches.to_name(job_id)
+        async with self.stream("GET", f"/v1beta/{quote(name, safe='/')}") as response:
             if not 200 <= response.status < 300:
-                raise self.reports.error("batch", unwrap_error(await self._parse(response)))
+                raise self.reports.error("batch", await self.read_whole(response))
             document = await read_inline_results(response.chunks, sink, is_image=is_image)
-        batch = batches.read_batch(document, batches.to_name(job_id))
+        batch = batches.read_batch(document, name)
         if batch is None:
             raise self.reports.error("batch", ProviderResponse.from_body(document.body, status=response.status))
         if batch.answer is not None:
@@ -198,19 +178,11 @@ class Gemini(JobApi):
         response = await self.request("POST", f"/v1beta/{quote(name, safe='/')}:cancel", json={})
         if response.is_success:
             return True
-        raise self.reports.error("cancel", unwrap_error(response), can_be_permanent=True)
+        raise self.reports.error("cancel", response.unwrap_error(), can_be_permanent=True)
 
     # -- requests
 
-    async def request(self, method: str, path: str, **options: Any) -> ProviderResponse:
-        headers, params = self._auth()
-        response = await self.context.client.request(
-            method, self.base_url + path, headers=headers, params=params, **options
-        )
-        return ProviderResponse.from_http(response, self.context.now())
-
-    def _auth(self) -> tuple[Mapping[str, str], Mapping[str, str]]:
-        """Return the headers and the query that carry the key."""
+    def auth(self) -> tuple[Mapping[str, str], Mapping[str, str]]:
         match self._settings.gemini_auth:
             case "header":
                 return {"x-goog-api-key": self._api_key}, {}
@@ -234,15 +206,9 @@ class Gemini(JobApi):
     def _discount(self, is_batch: bool) -> float:
         return BATCH_DISCOUNT if is_batch else 1.0
 
-    def _wire(self, order: Order) -> Wire | None:
-        return self.context.catalog.wire(self.catalog_name, order.params.model, order.mode)
-
     def _wire_of_model(self, model: str | None) -> Wire:
         """Return the spelling, hence the prices, of a model by its id at Google."""
         return self.context.catalog.wire_by_id(self.catalog_name, model or "") or Wire()
-
-    async def _parse(self, response: StreamedResponse) -> ProviderResponse:
-        return ProviderResponse.from_http(await read_response(response), self.context.now())
 
 
 def build_content(fields: Mapping[str, Any], references: Sequence[Reference], data: Sequence[str]) -> dict[str, Any]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Final
 
 from broker.providers import parsing
 from broker.providers.error_codes import HTTP_ACCOUNT, HTTP_ORDER, ErrorTable
-from broker.providers.responses import ProviderResponse
 
 ERRORS: Final = ErrorTable(account=HTTP_ACCOUNT, order=HTTP_ORDER)
 
@@ -28,17 +26,3 @@ def retry_delay(body: Any) -> float | None:
     return parsing.first(
         lambda value: parsing.amount(value.removesuffix("s")) if isinstance(value, str) else None, delays
     )
-
-
-def unwrap_error(response: ProviderResponse) -> ProviderResponse:
-    """Return a response whose error is where it belongs.
-
-    Some send it as the only element of a list, and relays within HTTP 200: then its code takes the place of the status.
-    """
-    body = response.body[0] if isinstance(response.body, list) and len(response.body) == 1 else response.body
-    error: Mapping[str, Any] = parsing.mapping(parsing.mapping(body).get("error"))
-    status = response.status
-    if 200 <= status < 300 and error:
-        status = parsing.to_code(error.get("code")) or 500
-    wait = retry_delay(body) if response.wait_seconds is None else response.wait_seconds
-    return ProviderResponse.from_body(body, status=status, wait_seconds=wait)
