@@ -102,6 +102,15 @@ async def test_disk_without_room_for_the_reserve_is_used(disk: SmallDisk) -> Non
         assert not (disk.folder / "b.db-reserve").exists()
 
 
+async def test_closed_database_opens_on_a_full_disk(disk: SmallDisk) -> None:
+    async with SqliteDatabase(disk.folder / "b.db") as database:
+        await database.execute("CREATE TABLE t (x TEXT)")
+        await database.transact(insert("an order"))
+    disk.fill()
+    async with SqliteDatabase(disk.folder / "b.db") as database:
+        assert await stored(database) == ["an order"]
+
+
 KILLED = """
 import asyncio, os, sys
 from pathlib import Path
