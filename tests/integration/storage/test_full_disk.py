@@ -54,6 +54,7 @@ async def fill(disk: SmallDisk, database: SqliteDatabase) -> None:
 async def test_outcomes_are_written_on_a_full_disk(disk: SmallDisk) -> None:
     async with SqliteDatabase(disk.folder / "b.db") as database:
         await database.execute("CREATE TABLE t (x TEXT)")
+        await database.transact(insert("x" * 800 * 4096))  # the log is long: a checkpoint is near
         await fill(disk, database)
         before = await stored(database)
         for number in range(60):

@@ -121,7 +121,7 @@ async def test_commit_into_a_file_removed_meanwhile_is_not_acknowledged(tmp_path
 
     def connect() -> sqlite3.Connection:
         connection = open_connection(path, WRITER_PRAGMAS)
-        connection.create_function("remove", 0, lambda: path.unlink())
+        connection.create_function("remove", 0, path.unlink)
         return connection
 
     writer = GroupCommitWriter(path, connect)
