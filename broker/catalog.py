@@ -12,12 +12,13 @@ from datetime import date
 from importlib import resources
 from typing import Any, Final, Literal, NamedTuple, cast, get_args
 
-from pydantic import BaseModel, ConfigDict, PositiveInt, TypeAdapter
+from pydantic import BaseModel, ConfigDict, PositiveInt, TypeAdapter, field_validator
 
 from broker.errors import ApiError, FieldError
 from broker.orders import Mode, Order, OutputFormat
 
 Status = Literal["live", "deprecated", "retired"]
+TokenKind = Literal["input", "text", "image"]
 
 MODES: Final[tuple[Mode, ...]] = get_args(Mode)
 
@@ -35,21 +36,14 @@ class PixelSize(NamedTuple):
     height: int
 
 
-class ImageSizes(_Entry):
-    """The images that a family of models makes."""
-
-    pixels: Mapping[str, Mapping[str, PixelSize]] = {}
-    """By ratio and resolution; a ratio that leaves the size to the model is missing."""
-    tokens: Mapping[str, PositiveInt] = {}
-    """Output tokens of one image, by resolution; empty if unknown."""
-
-
 class Wire(_Entry):
     """One provider's spelling of one mode of one model, and its limits where they are narrower than the model's.
 
     A field without a name does not exist there. A value that a provider does not serve makes it no candidate.
     """
 
+    enabled: bool = True
+    """False for an entry whose id or fields at the provider are not confirmed: checked, but not served."""
     model: str | None = None
     ratio: str | None = None
     default_ratio: str | None = None
@@ -71,6 +65,8 @@ class Wire(_Entry):
     prompt_limit: int | None = None
     """Characters."""
     prices: Mapping[str, float] = {}
+    token_prices: Mapping[TokenKind, float] = {}
+    """USD per million tokens, where the provider reports tokens: of the input, of text and of images."""
     extra: Mapping[str, str] = {}
     """Names of other parameters (`ImageParams.extra`), by ours."""
 
@@ -131,12 +127,21 @@ class Model(_Entry):
     """Characters."""
     aspect_ratios: tuple[str, ...]
     resolutions: tuple[str, ...]
-    image_sizes: ImageSizes = ImageSizes()
-    """In the file: the name of a table of `image_sizes`."""
+    image_sizes: Mapping[str, Mapping[str, PixelSize]] = {}
+    """By ratio and resolution; in the file the name of a table. A ratio that leaves the size to the model is missing."""
+    output_tokens: Mapping[str, PositiveInt] = {}
+    """Of one image, by resolution; one that is unknown is missing."""
     output_formats: tuple[OutputFormat, ...]
     max_references: int
     max_reference_bytes: int
     providers: Mapping[str, Mapping[Mode, Wire]]
+    """By name; only modes that are enabled."""
+
+    @field_validator("providers")
+    @classmethod
+    def _drop_disabled(cls, given: Mapping[str, Mapping[Mode, Wire]]) -> Mapping[str, Mapping[Mode, Wire]]:
+        enabled = {name: {mode: wire for mode, wire in wires.items() if wire.enabled} for name, wires in given.items()}
+        return {name: wires for name, wires in enabled.items() if wires}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -145,7 +150,7 @@ class Model(_Entry):
 
     def pixel_size(self, aspect_ratio: str | None, resolution: str | None) -> PixelSize | None:
         """Return the size of an image with these parameters; None if the model chooses it, or it is unknown."""
-        sizes = self.image_sizes.pixels.get(aspect_ratio or "", {})
+        sizes = self.image_sizes.get(aspect_ratio or "", {})
         return sizes.get(resolution or self.resolutions[0])
 
     def status(self, on: date) -> Status:
@@ -239,6 +244,11 @@ class Catalog:
         """Return a provider's spelling of a mode of a canonical model; None if it does not serve it."""
         found = self._by_name.get(model)
         return found.providers.get(provider, {}).get(mode) if found else None
+
+    def wire_by_id(self, provider: str, model: str) -> Wire | None:
+        """Return a provider's spelling of a model by the provider's own id; None if it has none of that id."""
+        wires = (wire for known in self.models for wire in known.providers.get(provider, {}).values())
+        return next((wire for wire in wires if wire.model == model), None)
 
     def find_obstacle(self, provider: str, order: Order, references: int) -> tuple[str, FieldError] | None:
         """Return why a provider cannot serve an order, as error code and field; None if it can.
@@ -354,6 +364,8 @@ def _check_model(model: Model, names: Mapping[str, Model], terms: Mapping[str, P
             raise ValueError(f"{where}: aspect ratios are {', '.join(model.aspect_ratios)}")
         if not set(wire.resolutions) <= set(model.resolutions):
             raise ValueError(f"{where}: resolutions are {', '.join(model.resolutions)}")
+        if wire.token_prices and set(wire.token_prices) != set(get_args(TokenKind)):
+            raise ValueError(f"{where}: token_prices need a price of {', '.join(get_args(TokenKind))}")
         if not set(wire.prices) <= set(model.resolutions):
             raise ValueError(f"{where}: prices are for {', '.join(model.resolutions)}")
         if mode == "image-to-image" and not wire.references:

@@ -115,7 +115,7 @@ class ModelRoutes:
         offers = list_offers(self.catalog, model)
         used = [offer for offer in offers if offer.provider in self.apis]
         limits = combine_limits(model, used)
-        sizes = {ratio: model.image_sizes.pixels.get(ratio, {}) for ratio in limits.aspect_ratios}
+        sizes = {ratio: model.image_sizes.get(ratio, {}) for ratio in limits.aspect_ratios}
         return ModelData.from_object(
             model,
             **vars(limits),
@@ -139,7 +139,7 @@ class ModelRoutes:
                 if by_resolution
             },
             output_tokens={
-                name: count for name, count in model.image_sizes.tokens.items() if name in limits.resolutions
+                name: count for name, count in model.output_tokens.items() if name in limits.resolutions
             },
             providers=[self._offer(offer) for offer in offers],
         )

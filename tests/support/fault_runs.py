@@ -45,6 +45,10 @@ FAMILIES = (
         promise="failover over three providers bills an order once at most",
         files=("integration/faults/test_failover.py",),
     ),
+    Family(
+        promise="a budget is kept whatever providers report, and each reservation is settled once",
+        files=("integration/faults/test_budget.py",),
+    ),
     Family(promise="a late worker does no harm after a takeover", files=("integration/faults/test_takeover.py",)),
     Family(
         promise="downloads, retention and sweep in any order: no image lost, no file left",
@@ -69,6 +73,7 @@ FAMILIES = (
         promise="a failing receiver gets each webhook, or its last retry",
         files=("integration/faults/test_deliveries.py",),
     ),
+    Family(promise="polls are answered while peers send tiny pieces", files=("processes/test_hostile.py",)),
     Family(promise="the worker outlives its own errors", files=("integration/faults/test_worker.py",)),
 )
 

@@ -14,14 +14,16 @@ from broker.errors import ApiError
 from broker.offers import combine_limits, list_offers
 from broker.ordering.plan import validate_params
 from broker.orders import ImageParams, Order
-from broker.providers.registry import load_catalog
+from broker.providers.registry import PROVIDERS, load_catalog
 
 CATALOG = load_catalog()
+PACKAGES = {package.name: package for package in PROVIDERS}
 NAMES = {
     "nano-banana": ["gemini-2.5-flash-image", "gemini-2.5-flash-image-preview", "google/nano-banana-edit"],
     "nano-banana-pro": ["gemini-3-pro-image", "gemini-3-pro-image-preview", "google/nano-banana-pro"],
     "nano-banana-2": ["gemini-3.1-flash-image", "gemini-3.1-flash-image-preview", "google/nano-banana-2"],
     "nano-banana-2-lite": ["gemini-3.1-flash-lite-image", "google/nano-banana-2-lite"],
+    "nano-banana-2.1": ["gemini-nano-banana-2.1", "google/nano-banana-2.1"],
 }
 
 
@@ -225,16 +227,27 @@ def test_pixel_sizes_are_those_of_the_gemini_api(name: str, resolution: str) -> 
         assert "{}x{}".format(*model.pixel_size(ratio, resolution) or ()) == size
 
 
-def test_every_ratio_of_a_model_has_a_size_at_every_resolution_and_tokens() -> None:
+def test_every_ratio_of_a_model_has_a_size_at_every_resolution() -> None:
     for model in CATALOG.models:
+        assert model.output_tokens.keys() <= set(model.resolutions)
         for resolution in model.resolutions:
-            assert model.image_sizes.tokens[resolution] > 0
             for ratio in model.aspect_ratios:
                 size = model.pixel_size(ratio, resolution)
                 assert (size is None) == (ratio == "auto"), (model.name, ratio)
                 if size is not None:
                     width, height = map(int, ratio.split(":"))
                     assert size.width / size.height == pytest.approx(width / height, rel=0.07)
+
+
+def test_tokens_of_an_image_are_those_of_the_gemini_api() -> None:
+    """Where Google bills by tokens, its price of an image is theirs."""
+    assert CATALOG.resolve("nano-banana").output_tokens == {"1K": 1290}
+    assert CATALOG.resolve("nano-banana-pro").output_tokens == {"1K": 1120, "2K": 1120, "4K": 2000}
+    for model in CATALOG.models:
+        wire = CATALOG.wire("gemini", model.name, "text-to-image")
+        for resolution, tokens in model.output_tokens.items() if wire else ():
+            price = wire.token_prices["image"] * tokens / 1e6
+            assert wire.prices[resolution] == pytest.approx(price, rel=0.01), (model.name, resolution)
 
 
 def test_model_decides_the_size_without_a_ratio() -> None:
@@ -314,7 +327,9 @@ def test_modes_of_equal_price_are_one_offer() -> None:
     catalog = Catalog.load(BROKEN, providers={"kie": wires})
     offers = [(offer.modes, dict(offer.prices)) for offer in list_offers(catalog, catalog.default)]
     assert offers == [(("text-to-image",), {"1K": 4}), (("image-to-image",), {"1K": 8})]
-    (one,) = list_offers(CATALOG, CATALOG.resolve("nano-banana-pro"))
+    (one,) = [
+        offer for offer in list_offers(CATALOG, CATALOG.resolve("nano-banana-pro")) if offer.provider == "kie"
+    ]
     assert (one.modes, one.unit) == (("text-to-image", "image-to-image"), "credits")
 
 
@@ -346,6 +361,44 @@ def test_limits_of_the_providers_in_use_are_combined() -> None:
     assert both.aspect_ratios == ("1:1", "16:9", "auto")
     assert (both.resolutions, both.prompt_limit) == (("1K",), 10_000)
     assert combine_limits(model, []).resolutions == ("1K", "2K", "4K")
+
+
+@pytest.mark.parametrize("value", ["true", "false"])
+def test_disabled_entry_is_not_served(value: str) -> None:
+    catalog = Catalog.load(BROKEN, providers={"kie": f"[models.a]\nreferences = 'r'\nenabled = {value}"})
+    assert catalog.serves("kie", "a") == (value == "true")
+    assert (catalog.wire("kie", "a", "text-to-image") is not None) == (value == "true")
+    assert len(list_offers(catalog, catalog.default)) == (value == "true")
+
+
+def test_mode_can_be_disabled() -> None:
+    wires = "[models.a]\nreferences = 'r'\n[models.a.text-to-image]\n[models.a.image-to-image]\nenabled = false"
+    catalog = Catalog.load(BROKEN, providers={"kie": wires})
+    (offer,) = list_offers(catalog, catalog.default)
+    assert offer.modes == ("text-to-image",)
+
+
+def test_disabled_entry_is_checked() -> None:
+    with pytest.raises(ValueError, match="refrences"):
+        Catalog.load(BROKEN, providers={"kie": "[models.a]\nenabled = false\nrefrences = 'r'"})
+
+
+def test_one_line_enables_nano_banana_2_1_at_kie() -> None:
+    """Its id there was not seen, so the entry is disabled as shipped."""
+    assert not CATALOG.serves("kie", "nano-banana-2.1")
+    text = PACKAGES["kie"].catalog.read_text("utf-8")
+    (line,) = [line for line in text.splitlines() if line.startswith("enabled = false")]
+    catalog = Catalog.load(providers={"kie": text.replace(line, "enabled = true")})
+    wire = catalog.wire("kie", "nano-banana-2.1", "image-to-image")
+    assert wire is not None
+    params = ImageParams(prompt="x", model="nano-banana-2.1", aspect_ratio="16:9", resolution="2K", output_format="jpg")
+    assert wire.spell(Order(params=params, mode="image-to-image"), ["https://a.example/1.png"]) == {
+        "prompt": "x",
+        "aspect_ratio": "16:9",
+        "resolution": "2K",
+        "output_format": "jpg",
+        "image_input": ["https://a.example/1.png"],
+    }
 
 
 def test_name_of_two_models_stops_the_start() -> None:
