@@ -14,7 +14,7 @@ from importlib import resources
 from itertools import groupby
 from typing import Any, Final, Literal, cast, get_args
 
-from pydantic import BaseModel, ConfigDict, PositiveInt, TypeAdapter
+from pydantic import BaseModel, ConfigDict, PositiveInt, TypeAdapter, field_validator
 
 from broker.errors import ApiError, FieldError
 from broker.orders import Mode, Order, OutputFormat
@@ -36,6 +36,8 @@ class Wire(_Entry):
     A field without a name does not exist there. A value that a provider does not serve makes it no candidate.
     """
 
+    enabled: bool = True
+    """False for an entry whose id or fields at the provider are not confirmed: checked, but not served."""
     model: str | None = None
     ratio: str | None = None
     default_ratio: str | None = None
@@ -104,6 +106,8 @@ class ProviderTerms(_Entry):
     """Value of one unit in USD; None if unknown."""
     priced_on: date | None = None
     """When its prices were read."""
+    is_metered: bool = False
+    """True if it charges by tokens or seconds: then its prices are those of a usual image."""
     creates_per_10s: PositiveInt = 20
     """Submissions per account."""
     concurrency: PositiveInt = 100
@@ -132,6 +136,13 @@ class Model(_Entry):
     max_references: int
     max_reference_bytes: int
     providers: Mapping[str, Mapping[Mode, Wire]]
+    """By name; only modes that are enabled."""
+
+    @field_validator("providers")
+    @classmethod
+    def _drop_disabled(cls, given: Mapping[str, Mapping[Mode, Wire]]) -> Mapping[str, Mapping[Mode, Wire]]:
+        enabled = {name: {mode: wire for mode, wire in wires.items() if wire.enabled} for name, wires in given.items()}
+        return {name: wires for name, wires in enabled.items() if wires}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -231,8 +242,8 @@ class Catalog:
         return max(limits, default=model.max_references)
 
     def terms(self, provider: str) -> ProviderTerms:
-        """Return a provider's limits and unit."""
-        return self._terms[provider]
+        """Return a provider's limits and unit; the defaults for one without a catalog."""
+        return self._terms.get(provider, ProviderTerms())
 
     def serves(self, provider: str, model: str) -> bool:
         """Return whether a provider has a canonical model, in one mode at least."""
@@ -271,11 +282,6 @@ class Catalog:
             text = f"The prompt has {len(params.prompt)} characters; {model.name} takes at most {longest}."
             return "invalid_prompt", FieldError(field="prompt", message=text)
         return None
-
-    def usd_price(self, provider: str, model: str, mode: Mode, resolution: str | None) -> float | None:
-        """Return the price of one image in USD; None if unknown."""
-        price, rate = self.price(provider, model, mode, resolution), self.terms(provider).usd_per_unit
-        return None if price is None or rate is None else price * rate
 
     def price(self, provider: str, model: str, mode: Mode, resolution: str | None) -> float | None:
         """Return the price of one image in the provider's unit; None if unknown."""

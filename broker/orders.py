@@ -9,6 +9,10 @@ from typing import Any, Final, Literal
 Mode = Literal["text-to-image", "image-to-image"]
 OutputFormat = Literal["png", "jpg"]
 RoutePolicy = Literal["order", "price"]
+Qualifier = Literal["exact", "estimate"]
+
+USD_DIGITS: Final = 6
+"""Digits after the point of an amount in USD."""
 
 PRIORITIES: Final = ("low", "normal", "high")
 """In ascending order; a task stores the index."""
@@ -140,18 +144,40 @@ class OrderRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Quote:
-    """The price of a request, by the catalog."""
+    """The price of a request, by the catalog: what the first candidate charges, and the most it can cost."""
 
     price: float | None
-    """Of one image; None if unknown."""
+    """Of one image at the first candidate, in its unit; None if unknown."""
     count: int
     unit: str | None
+    usd_price: float | None
+    """The same in USD."""
+    max_usd_price: float | None
+    """The most that one image can cost, by the price tables of all candidates; None if one is unknown."""
+    is_metered: bool = False
+    """True if the first candidate charges by use, so that its price is an estimate."""
     deadline_seconds: float | None = None
     """Time that the provider may take, where that is longer than usual."""
 
     @property
     def total(self) -> float | None:
         return None if self.price is None else self.price * self.count
+
+    @property
+    def usd(self) -> float | None:
+        return self._in_all(self.usd_price)
+
+    @property
+    def upper_bound_usd(self) -> float | None:
+        return self._in_all(self.max_usd_price)
+
+    @property
+    def qualifier(self) -> Qualifier:
+        is_exact = self.usd_price is not None and self.usd_price == self.max_usd_price and not self.is_metered
+        return "exact" if is_exact else "estimate"
+
+    def _in_all(self, usd: float | None) -> float | None:
+        return None if usd is None else round(usd * self.count, USD_DIGITS)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -16,7 +16,7 @@ from broker.catalog import MODES
 from broker.clock import iso
 from broker.errors import TASK_CODES
 from broker.i18n import Language, Messages
-from broker.orders import ImageParams
+from broker.orders import USD_DIGITS, ImageParams
 from storage import ids
 from storage.images import StoredImage
 from storage.states import TaskState
@@ -126,7 +126,8 @@ class ProgressData(ResponseModel):
 
 class CostData(ResponseModel):
     amount: float
-    unit: str
+    unit: Annotated[str | None, Field(description="of the provider that made the image")]
+    usd: Annotated[float | None, Field(description="by the price table at the submission; null if unknown")]
 
 
 class TaskErrorDetail(ResponseModel):
@@ -199,6 +200,8 @@ class TaskPresenter:
     messages: Messages
     retention: float
     """Seconds after the end until a task is deleted."""
+    unit_of: Callable[[str], str | None]
+    """Provider → unit of its costs; None if unknown."""
 
     def task(
         self, task: Task, images: Sequence[StoredImage], language: Language, progress: Progress = UNKNOWN
@@ -218,10 +221,16 @@ class TaskPresenter:
             error_detail=error_detail,
             progress=_progress(task, progress),
             attempts=task.attempt,
-            cost=None if task.cost is None else CostData(amount=task.cost, unit="credits"),
+            cost=self._cost(task),
             expires_at=None if task.ended_at is None else task.ended_at + self.retention,
             generation=_generation(task, results),
         )
+
+    def _cost(self, task: Task) -> CostData | None:
+        if task.cost is None:
+            return None
+        usd = None if task.cost_usd is None else round(task.cost_usd, USD_DIGITS)
+        return CostData(amount=task.cost, unit=self.unit_of(task.provider), usd=usd)
 
     def image_metadata(self, image: StoredImage, tasks: Sequence[Task]) -> ImageMetadata:
         """Return the metadata of an image. tasks: those it belongs to, all of one request; at least one."""

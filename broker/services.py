@@ -25,6 +25,7 @@ from broker.notifications.deliverer import Deliverer
 from broker.notifications.outbox import Outbox
 from broker.ordering.idempotency import Idempotency
 from broker.ordering.plan import Planner
+from broker.ordering.pricing import PriceTable
 from broker.ordering.rate_limit import RateLimiter
 from broker.ordering.references import ReferenceIntake
 from broker.ordering.routing import OrderRouter
@@ -102,7 +103,11 @@ class Services:
 
     @cached_property
     def presenter(self) -> TaskPresenter:
-        return TaskPresenter(messages=Messages.load(), retention=self.policy.retention_seconds)
+        return TaskPresenter(
+            messages=Messages.load(),
+            retention=self.policy.retention_seconds,
+            unit_of=lambda provider: self.registry.terms(provider).unit,
+        )
 
     @cached_property
     def intake(self) -> Intake:
@@ -199,6 +204,7 @@ class Services:
                 orders=OrderBuilder(blobs=self.blobs, image_base=lambda: self.address.base),
                 sinks=sinks,
                 transitions=transitions,
+                usd_per_unit=lambda provider: self.registry.terms(provider).usd_per_unit,
                 callback_url=self.callback_url,
             ),
             check=CheckStep(callbacks=self.tables.callbacks, pools=pools, sinks=sinks, transitions=transitions),
@@ -276,8 +282,10 @@ class Services:
                     catalog=self.catalog,
                     providers=self.providers,
                     router=self.router,
+                    prices=self.prices,
                     policy=self.settings.route,
                 ),
+                prices=self.prices,
                 caller_fetcher=self._caller_fetcher(),
             ),
             references=ReferenceIntake(
@@ -295,6 +303,14 @@ class Services:
             providers=self.providers,
             callback_url=self.callback_url,
             image_base=lambda: self.address.base,
+        )
+
+    @cached_property
+    def prices(self) -> PriceTable:
+        return PriceTable(
+            providers=self.providers,
+            terms=self.registry.terms,
+            max_billed_attempts=self.policy.max_attempts if self.policy.resubmit_unknown else 1,
         )
 
     def _caller_fetcher(self) -> Fetcher:

@@ -19,7 +19,10 @@ class Attempt:
 
     key_id: stable name of the provider's key that it used.
     outcome: `sent`, `accepted`, `refused`, `failed`, `succeeded` or `unknown`.
-    duplicate_result: a second success, as JSON.
+    price: of one image by the catalog at the submission, in the provider's unit; None if unknown.
+    usd_per_unit: value of the provider's unit then; None if unknown.
+    cost: in the provider's unit: as it reported it, or else `price`; None unless it was billed.
+    duplicate_result: a second success, as JSON. duplicate_cost: of a second job of this attempt, like `cost`.
     learned_by: source of the end: `callback`, `check` (although a callback was expected) or `poll` (a check
     without one); None where the response to the submission had it.
     """
@@ -35,9 +38,16 @@ class Attempt:
     code: str | None = None
     provider_code: str | None = None
     billed: str = "unknown"
+    price: float | None = None
+    usd_per_unit: float | None = None
     cost: float | None = None
     duplicate_result: str | None = None
+    duplicate_cost: float | None = None
     learned_by: str | None = None
+
+    def to_usd(self, amount: float | None) -> float | None:
+        """Return an amount in the provider's unit in USD; None if either is unknown."""
+        return None if amount is None or self.usd_per_unit is None else amount * self.usd_per_unit
 
 
 @dataclass(frozen=True)
@@ -64,6 +74,16 @@ class Attempts:
         )
 
 
+_ENTRY: Final = f"""CAST(a.sent_at AS BIGINT) / {SECONDS_PER_DAY} AS day, t.caller AS owner, a.provider, a.key_id,
+    t.model, a.billed, 1 AS attempts, CASE WHEN a.duplicate_result IS NULL THEN 0 ELSE 1 END AS duplicates,
+    coalesce(a.cost, 0.0) + coalesce(a.duplicate_cost, 0.0) AS cost,
+    coalesce(a.price * a.usd_per_unit, 0.0) AS usd_estimated,
+    coalesce((coalesce(a.cost, 0.0) + coalesce(a.duplicate_cost, 0.0)) * a.usd_per_unit, 0.0) AS usd"""
+"""An attempt `a` of a task `t` as a row of the ledger."""
+_KEY: Final = "day, owner, provider, key_id, model, billed"
+_AMOUNTS: Final = ("attempts", "duplicates", "cost", "usd_estimated", "usd")
+
+
 @dataclass(frozen=True)
 class Ledger:
     """Sums per day, owner, provider, key, model and billing; what attempts cost after their tasks are gone."""
@@ -75,20 +95,19 @@ class Ledger:
 
         For the transaction that deletes these attempts, with their tasks locked: so each is counted once.
         """
+        sums = ", ".join(f"sum({name})" for name in _AMOUNTS)
+        added = ", ".join(f"{name} = ledger.{name} + excluded.{name}" for name in _AMOUNTS)
         return Statement(
-            sql=f"""INSERT INTO ledger (day, owner, provider, key_id, model, billed, attempts, cost)
-                SELECT CAST(a.sent_at AS BIGINT) / {SECONDS_PER_DAY}, t.caller, a.provider, a.key_id, t.model, a.billed,
-                    count(*), coalesce(sum(a.cost), 0.0)
-                FROM tasks t JOIN attempts a ON a.task_id = t.id WHERE {which}
-                GROUP BY 1, 2, 3, 4, 5, 6
-                ON CONFLICT (day, owner, provider, key_id, model, billed) DO UPDATE SET
-                    attempts = ledger.attempts + excluded.attempts, cost = ledger.cost + excluded.cost""",
+            sql=f"""INSERT INTO ledger ({_KEY}, {", ".join(_AMOUNTS)})
+                SELECT {_KEY}, {sums}
+                FROM (SELECT {_ENTRY} FROM tasks t JOIN attempts a ON a.task_id = t.id WHERE {which}) AS entries
+                GROUP BY {_KEY}
+                ON CONFLICT ({_KEY}) DO UPDATE SET {added}""",
             params=params,
         )
 
     async def delete_older(self, now: float, limit: int) -> int:
         """Delete at most `limit` rows of days that are more than `KEPT_DAYS` ago; return how many."""
-        key = "day, owner, provider, key_id, model, billed"
-        sql = f"""DELETE FROM ledger WHERE ({key}) IN (SELECT {key} FROM ledger
-            WHERE day < :day ORDER BY {key} LIMIT :limit{self.database.skip_locked})"""
+        sql = f"""DELETE FROM ledger WHERE ({_KEY}) IN (SELECT {_KEY} FROM ledger
+            WHERE day < :day ORDER BY {_KEY} LIMIT :limit{self.database.skip_locked})"""
         return await self.database.execute(sql, day=int(now) // SECONDS_PER_DAY - KEPT_DAYS, limit=limit)

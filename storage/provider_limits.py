@@ -140,8 +140,9 @@ class ProviderLimits:
             params=account,
         )
         insert = Statement(
-            sql=f"""INSERT INTO attempts (task_id, number, provider, key_id, sent_at, outcome, billed)
-                SELECT :task_id, :number, :provider, :key_id, :sent_at, 'sent', 'unknown'
+            sql=f"""INSERT INTO attempts
+                    (task_id, number, provider, key_id, sent_at, outcome, billed, price, usd_per_unit)
+                SELECT :task_id, :number, :provider, :key_id, :sent_at, 'sent', 'unknown', :price, :usd_per_unit
                 WHERE ({_SUBMITTED}) < :creates_per_window AND ({_RUNNING}) <= :concurrency AND ({_PROBE}) = 0
                 AND NOT EXISTS (SELECT 1 FROM provider_pauses WHERE provider = :provider)""",
             params={

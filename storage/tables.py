@@ -11,6 +11,7 @@ from storage.images import Images
 from storage.provider_limits import ProviderLimits
 from storage.rate_limits import RateLimits
 from storage.sql.database import Database
+from storage.task_queue import TaskQueue
 from storage.task_retention import TaskRetention
 from storage.tasks import Tasks
 
@@ -21,6 +22,7 @@ class Tables:
     def __init__(self, database: Database) -> None:
         self.database = database
         self.tasks = Tasks(database)
+        self.task_queue = TaskQueue(database)
         self.task_retention = TaskRetention(database)
         self.attempts = Attempts(database)
         self.ledger = Ledger(database)

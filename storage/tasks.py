@@ -38,6 +38,7 @@ class Task:
     texts: written by the model beside the images. turn: the model's turn as its provider must get it back.
     callback_url: receives the webhook of the end; may hold a secret. deadline_at: end of
     the time for this state. ended_at: when an end was first shown to the caller.
+    cost, cost_usd: of the result, in its provider's unit and in USD.
     entered_at: when it came into this state. sent_at, finished_at: when the current attempt was submitted, and when its
     result was ready. provider_state, provider_percent: the provider's own word for its progress, if it has any.
     """
@@ -78,6 +79,7 @@ class Task:
     billed: str = "no"
     provider_code: str | None = None
     cost: float | None = None
+    cost_usd: float | None = None
     created_at: float
     updated_at: float
     ended_at: float | None = None
@@ -174,12 +176,6 @@ class Tasks:
         rows = await self.database.fetch(sql, **params)
         return {row["state"]: row["n"] for row in rows}
 
-    async def queue_ids(self, provider: str, limit: int) -> list[str]:
-        """Return the ids of the queued tasks of a provider, in the order of submission."""
-        sql = "SELECT id FROM tasks WHERE state = 'queued' AND provider = :provider ORDER BY due_at, id LIMIT :limit"
-        rows = await self.database.fetch(sql, provider=provider, limit=limit)
-        return [row["id"] for row in rows]
-
     async def recent_durations(self, provider: str, model: str) -> list[TaskDurations]:
         """Return the durations of the newest images of a model, newest first; at most 100."""
         return await fetch_as(
@@ -200,15 +196,6 @@ class Tasks:
         which = "state = :state AND due_at <= :now ORDER BY due_at"
         return await self._claim_rows(which, state=state, now=now, lease=lease, limit=limit)
 
-    async def claim_queued(
-        self, provider: str, *, now: float, lease: Lease, limit: int, movable_to: Sequence[str] = ()
-    ) -> list[Task]:
-        """Lease queued tasks of one provider, oldest first. movable_to: only those that one of these may serve too."""
-        others = {f"other{number}": f'%"{name}"%' for number, name in enumerate(movable_to)}
-        movable = f"AND ({' OR '.join(f'candidates LIKE :{name}' for name in others)}) " if others else ""
-        which = f"state = 'queued' AND provider = :provider AND due_at <= :now {movable}ORDER BY due_at, id"
-        return await self._claim_rows(which, provider=provider, now=now, lease=lease, limit=limit, **others)
-
     async def claim_overdue(self, *, now: float, lease: Lease, limit: int) -> list[Task]:
         """Lease queued tasks whose deadline is over."""
         which = "state = 'queued' AND deadline_at <= :now ORDER BY deadline_at"
@@ -216,18 +203,10 @@ class Tasks:
 
     async def _claim_rows(self, which: str, *, now: float, lease: Lease, limit: int, **params: Any) -> list[Task]:
         where, order = which.split("ORDER BY")
-        if limit <= 0:
-            return []
-        # materialized: chosen and locked once, however the update is carried out;
-        # leased_by = :holder: the second run of this claim after a commit whose end was unknown
-        sql = f"""WITH due AS MATERIALIZED (SELECT id FROM tasks
+        sql = f"""due AS MATERIALIZED (SELECT id FROM tasks
             WHERE {where} AND (lease_until <= :now OR leased_by = :holder)
-            ORDER BY{order} LIMIT :limit{self.database.skip_locked})
-            UPDATE tasks SET leased_by = :holder, lease_until = :until, version = version + 1
-            WHERE id IN (SELECT id FROM due) RETURNING *"""
-        all_params = {"now": now, "holder": lease.holder, "until": lease.until, "limit": limit, **params}
-        (outcome,) = await self.database.transact(Statement(sql=sql, params=all_params))
-        return [from_row(Task, row) for row in outcome.rows]
+            ORDER BY{order} LIMIT :limit{self.database.skip_locked})"""
+        return await claim_rows(self.database, sql, now=now, lease=lease, limit=limit, **params)
 
     async def renew(self, held: Sequence[tuple[str, str]], until: float) -> None:
         """Extend the leases (task id, holder) of running steps; lost and released leases stay so."""
@@ -305,3 +284,20 @@ class Tasks:
             params={"value": value},
             must_change=True,
         )
+
+
+async def claim_rows(
+    database: Database, due: str, *, now: float, lease: Lease, limit: int, **params: Any
+) -> list[Task]:
+    """Lease the tasks whose ids the common table expression `due` selects.
+
+    It selects free tasks, or those of the same holder: the second run of a claim after a commit whose end was unknown.
+    """
+    if limit <= 0:
+        return []
+    # materialized: chosen and locked once, however the update is carried out
+    sql = f"""WITH {due} UPDATE tasks SET leased_by = :holder, lease_until = :until, version = version + 1
+        WHERE id IN (SELECT id FROM due) RETURNING *"""
+    all_params = {"now": now, "holder": lease.holder, "until": lease.until, "limit": limit, **params}
+    (outcome,) = await database.transact(Statement(sql=sql, params=all_params))
+    return [from_row(Task, row) for row in outcome.rows]

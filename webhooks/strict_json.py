@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from typing import Any, Final, NoReturn
 
 MAX_DEPTH: Final = 32
+MAX_VALUES: Final = 2**15
+"""Values of one document: it is their number, not their bytes, that parsing takes time and memory for."""
+
+_STRING: Final = re.compile(r'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+_SURROGATE_ESCAPE: Final = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class DuplicateName(ValueError):
@@ -18,6 +24,13 @@ class DuplicateName(ValueError):
         """As sent; may be long, or have characters that cannot be stored."""
 
 
+class TooManyValues(ValueError):
+    """A document has more than `MAX_VALUES` values."""
+
+    def __init__(self) -> None:
+        super().__init__(f"more than {MAX_VALUES:,} values")
+
+
 def read_json(
     body: bytes,
     *,
@@ -25,19 +38,23 @@ def read_json(
     repair_surrogates: bool = False,
     allow_duplicate_names: bool = False,
 ) -> Any:
-    """Parse UTF-8 JSON without NaN, overlong numbers, lone surrogates, duplicate names or nesting beyond `max_depth`.
+    """Parse UTF-8 JSON without NaN, overlong numbers, lone surrogates, duplicate names, nesting beyond `max_depth` or
+    more than `MAX_VALUES` values.
 
     repair_surrogates: replace lone surrogates instead of rejecting them; providers cut texts inside an emoji.
     allow_duplicate_names: take the last value of a member, as most parsers do.
-    Raises `DuplicateName`, and ValueError for every other input.
+    Raises `DuplicateName`, `TooManyValues`, and ValueError for every other input.
     """
     text = body.decode("utf-8")
+    check_values(text)
     make_object = None if allow_duplicate_names else _unique_members
     try:
         document = json.loads(text, parse_constant=_reject_constant, object_pairs_hook=make_object)
     except RecursionError as error:
         raise ValueError("too deep") from error
     _check_depth(document, max_depth)
+    if not _SURROGATE_ESCAPE.search(text):
+        return document
     text = json.dumps(document, ensure_ascii=False)
     try:
         text.encode("utf-8")
@@ -46,6 +63,24 @@ def read_json(
             raise ValueError("a lone surrogate cannot be stored") from None
         return json.loads(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
     return document
+
+
+def check_values(text: str) -> None:
+    """Raise `TooManyValues` for such JSON, without parsing it."""
+    if _count_values(text, 0, len(text)) <= MAX_VALUES:  # what strings contain was counted, too
+        return
+    values = end = 0
+    for string in _STRING.finditer(text):
+        values += _count_values(text, end, string.start())
+        end = string.end()
+        if values > MAX_VALUES:
+            break
+    if values + _count_values(text, end, len(text)) > MAX_VALUES:
+        raise TooManyValues
+
+
+def _count_values(text: str, start: int, end: int) -> int:
+    return sum(text.count(sign, start, end) for sign in ",[{")
 
 
 def _unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -89,7 +89,7 @@ class CallbackInbox:
             callback=callback,
             verified=verified,
             replayed_as=replayed_as,
-            report=verified.provider.parse_callback(verified.body) if verified.is_readable else None,
+            report=verified.report,
             effect=effect,
         )
 
@@ -107,7 +107,7 @@ class CallbackInbox:
     async def _describe_effect(self, callback: StoredCallback, task: Task, replayed_as: Verification) -> str:
         if task.state == TaskState.EXPIRED:
             return "nothing: the task was deleted by retention"
-        report = self.callback_step.report_of(task, replace(callback, verification=replayed_as.value))
+        report = await self.callback_step.report_of(task, replace(callback, verification=replayed_as.value))
         number = callback.attempt or await self.callback_step.attempt_number(task, report) or task.attempt
         attempt = await self.attempts.get(task.id, number)
         changes = lifecycle.apply_report(task, attempt, report, self.clock.now(), self.policy)

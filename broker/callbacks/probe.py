@@ -9,6 +9,7 @@ from typing import Final
 
 from broker.errors import ProviderError
 from broker.net.api_client import ApiClient
+from broker.net.documents import parse_off_loop
 from webhooks.tokens import ChallengeResponse, new_nonce
 
 PROBE_SECONDS: Final = 10.0
@@ -69,7 +70,7 @@ class ReachabilityProbe:
         except ProviderError as error:
             return ProbeResult(verdict=ProbeVerdict.UNREACHABLE, reason=str(error), error=error)
         try:
-            answer = response.json()
+            answer = await parse_off_loop(len(response.body), response.json)
         except ProviderError:
             answer = None
         if isinstance(answer, dict) and self.challenge.is_valid(nonce, answer.get("probe")):

@@ -65,7 +65,6 @@ class CallbackReceiver:
 
     def _to_stored(self, incoming: IncomingCallback, verified: VerifiedCallback) -> StoredCallback:
         now, task = self.clock.now(), verified.task
-        report = verified.provider.parse_callback(verified.body) if verified.is_relevant else None
         body, is_truncated = verification.stored_body(
             incoming.body,
             self.redactor,
@@ -87,7 +86,7 @@ class CallbackReceiver:
             evidence=verified.evidence.to_json(),
             received_at=now,
             processed_at=None if verified.is_relevant else now,
-            job_ended_at=_plausible_end(report, now) if report else None,
+            job_ended_at=_plausible_end(verified.report, now) if verified.is_relevant and verified.report else None,
         )
 
     async def _may_store(self, verified: VerifiedCallback) -> bool:

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from broker.callbacks.public_url import PublicUrl, check_configured
 from broker.errors import ProviderError, SettingsError
 from broker.net.api_client import ApiClient
+from broker.net.documents import parse_off_loop
 from broker.net.hosts import is_loopback_host
 from broker.net.url_policy import DEFAULT_PORTS
 
@@ -74,7 +75,7 @@ class TunnelAgents:
         with suppress(ProviderError, TimeoutError):
             async with asyncio.timeout(self.seconds):
                 response = await self.client.request("GET", url)
-                return response.json() if response.status == 200 else None
+                return await parse_off_loop(len(response.body), response.json) if response.status == 200 else None
         return None
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 from broker.clock import Clock
+from broker.net.documents import parse_off_loop
 from broker.providers.base import Provider
 from broker.providers.signing_keys import CallbackSignature
+from broker.reports import Report
 from storage.attempts import Attempts
 from storage.callbacks import StoredCallback
 from storage.ids import TASK_ID
@@ -35,9 +38,8 @@ class VerifiedCallback:
     task: Task | None = None
     attempt: int | None = None
     """From the address, for a callback with a token."""
-    body: Any = None
-    """Parsed; None if it is not readable, or was not read."""
-    is_readable: bool = True
+    report: Report | None = None
+    """In its body; None if that is not readable, or was not read."""
 
     @property
     def is_relevant(self) -> bool:
@@ -69,13 +71,13 @@ class CallbackVerifier:
         unread = VerifiedCallback(provider=provider, evidence=evidence, decision=decision, attempt=attempt)
         if token == Proof.WRONG:  # its body is not worth reading
             return unread
+        parse = partial(verification.parse_body, callback.body, encoded=callback.encoded)
         try:
-            body = verification.parse_body(callback.body, encoded=callback.encoded)
+            job_ids, report = await _read_body(provider, len(callback.body), parse)
         except MalformedBody as error:
-            return replace(unread, decision=error.decision, is_readable=False)
-        job_ids = provider.job_ids(body)
+            return replace(unread, decision=error.decision)
         signed = await signature.verify(callback.headers, callback.body, job_ids, self.clock.now())
-        read = replace(unread, evidence=replace(evidence, signature=signed), job_ids=job_ids, body=body)
+        read = replace(unread, evidence=replace(evidence, signature=signed), job_ids=job_ids, report=report)
         return await self._decide(read, task_id)
 
     async def verify_stored(self, callback: StoredCallback) -> VerifiedCallback:
@@ -84,15 +86,14 @@ class CallbackVerifier:
         evidence = Evidence.from_json(callback.evidence)
         required = self.signatures[provider.name].required and evidence.token == Proof.NONE
         evidence = replace(evidence, signature_required=required)
-        body, malformed = _read_stored(callback)
+        job_ids, report, malformed = await _read_stored(provider, callback)
         read = VerifiedCallback(
             provider=provider,
             evidence=evidence,
             decision=malformed or verification.decide(evidence),
-            job_ids=provider.job_ids(body),
+            job_ids=job_ids,
             attempt=callback.attempt,
-            body=body,
-            is_readable=malformed is None and not callback.body_truncated,
+            report=report,
         )
         task_id = json.loads(callback.query).get("task")
         if callback.body_truncated:  # the ids in its body are lost, but not what they led to
@@ -146,12 +147,28 @@ class CallbackVerifier:
         return None
 
 
-def _read_stored(callback: StoredCallback) -> tuple[Any, Decision | None]:
-    """Return the parsed body, or why it was not readable on arrival or is not now. None of a truncated one is read."""
+async def _read_body(provider: Provider, size: int, parse: Callable[[], Any]) -> tuple[tuple[str, ...], Report]:
+    """Return the job ids and the report in a body of `size` bytes. Raises `MalformedBody`."""
+
+    def read() -> tuple[tuple[str, ...], Report]:
+        body = parse()
+        return provider.job_ids(body), provider.parse_callback(body)
+
+    return await parse_off_loop(size, read)
+
+
+async def _read_stored(
+    provider: Provider, callback: StoredCallback
+) -> tuple[tuple[str, ...], Report | None, Decision | None]:
+    """Return the job ids and the report, or why the body was not readable on arrival or is not now.
+
+    None of a truncated one is read.
+    """
     if callback.body_truncated:
         malformed = Decision(verification=Verification.MALFORMED, status=callback.status, reason=callback.reason)
-        return None, malformed if callback.verification == Verification.MALFORMED else None
+        return (), None, malformed if callback.verification == Verification.MALFORMED else None
+    parse = partial(verification.parse_body, callback.body.encode("utf-8", "replace"))
     try:
-        return verification.parse_body(callback.body.encode("utf-8", "replace")), None
+        return *await _read_body(provider, len(callback.body), parse), None
     except MalformedBody as error:
-        return None, error.decision
+        return (), None, error.decision

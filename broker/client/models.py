@@ -102,7 +102,8 @@ class ErrorDetail(JsonObject):
 @dataclass(frozen=True, kw_only=True)
 class Cost:
     amount: float
-    unit: str = "credits"
+    unit: str | None = None
+    usd: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from ssl import SSLContext, SSLError
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
+import httpcore
 import httpx
 
 from broker.errors import NotSent, ProviderError
+from broker.net.pieces import LimitedBackend, TooManyPieces, limited_chunks
 from broker.net.url_policy import redact_url
 from webhooks.strict_json import read_json
 
@@ -89,9 +100,13 @@ class ApiClient:
 
     def __init__(self, *, timeout: float, max_connections: int, max_answer_bytes: int = 8 * 2**20) -> None:
         """timeout: seconds for request and response once connected. Redirects are returned like other responses."""
-        limits = httpx.Limits(max_connections=max_connections, keepalive_expiry=KEEPALIVE_SECONDS)
-        # The bare transport: httpx.AsyncClient would keep cookies and log URLs with their queries.
-        self._transport = httpx.AsyncHTTPTransport(verify=tls_context(), trust_env=False, limits=limits)
+        # The bare pool: httpx.AsyncClient would keep cookies and log URLs with their queries.
+        self._pool = httpcore.AsyncConnectionPool(
+            ssl_context=tls_context(),
+            max_connections=max_connections,
+            keepalive_expiry=KEEPALIVE_SECONDS,
+            network_backend=LimitedBackend(httpcore.AnyIOBackend()),
+        )
         self._slots = asyncio.Semaphore(max_connections)  # the pool's own queue slows down with its length
         self._upload_slots = asyncio.Semaphore(MAX_CONCURRENT_UPLOADS)
         self._timeout = timeout
@@ -156,7 +171,7 @@ class ApiClient:
 
     @asynccontextmanager
     async def _send(
-        self, what: str, request: httpx.Request, seconds: float, max_bytes: int
+        self, what: str, request: httpcore.Request, seconds: float, max_bytes: int
     ) -> AsyncGenerator[StreamedResponse]:
         connect = min(seconds, CONNECT_SECONDS)
         request.extensions["timeout"] = {"pool": connect, "connect": connect, "read": seconds, "write": seconds}
@@ -166,14 +181,14 @@ class ApiClient:
                 async with asyncio.timeout(3 * connect + seconds) as deadline:
                     request.extensions["trace"] = _restart_when_sending(deadline, seconds)
                     async with (
-                        aclosing(await self._transport.handle_async_request(request)) as response,
+                        aclosing(await self._pool.handle_async_request(request)) as response,
                         aclosing(_read_body(what, response, max_bytes)) as chunks,
                     ):
-                        headers = dict(response.headers)
-                        yield StreamedResponse(status=response.status_code, headers=headers, chunks=chunks)
+                        headers = dict(httpx.Headers(response.headers))
+                        yield StreamedResponse(status=response.status, headers=headers, chunks=chunks)
 
     async def aclose(self) -> None:
-        await self._transport.aclose()
+        await self._pool.aclose()
 
     @asynccontextmanager
     async def _slot(self, what: str, seconds: float) -> AsyncGenerator[None]:
@@ -196,15 +211,16 @@ async def read_response(response: StreamedResponse) -> HttpResponse:
     return HttpResponse(status=response.status, headers=response.headers, body=bytes(body))
 
 
-async def _read_body(what: str, response: httpx.Response, max_bytes: int) -> AsyncGenerator[bytes]:
-    if response.headers.get("content-encoding", "identity").lower() != "identity":
+async def _read_body(what: str, response: httpcore.Response, max_bytes: int) -> AsyncGenerator[bytes]:
+    if httpx.Headers(response.headers).get("content-encoding", "identity").lower() != "identity":
         raise ProviderError(f"{what}: the response is encoded although identity was requested")
     size = 0
-    async for part in response.aiter_raw():
-        size += len(part)
-        if size > max_bytes:
-            raise ProviderError(f"{what}: the response is longer than {max_bytes} bytes")
-        yield part
+    async with aclosing(limited_chunks(response)) as parts:
+        async for part in parts:
+            size += len(part)
+            if size > max_bytes:
+                raise ProviderError(f"{what}: the response is longer than {max_bytes} bytes")
+            yield part
 
 
 def _build_request(
@@ -217,7 +233,7 @@ def _build_request(
     json: Any = None,
     files: Sequence[tuple[str, Any]] | None = None,
     content: AsyncIterator[bytes] | None = None,
-) -> httpx.Request:
+) -> httpcore.Request:
     """Return the request; raise `NotSent(permanent)` for one that cannot be encoded and so was certainly not sent."""
     for name, value in headers.items():
         # h11 would reject it too, but its message quotes the value: a key with a line break in it
@@ -230,7 +246,12 @@ def _build_request(
         raise NotSent(f"{what}: the request cannot be encoded", permanent=True) from None
     if address.scheme not in ("http", "https") or not address.host or not 0 < (address.port or 80) < 65536:
         raise NotSent(f"{what}: the address needs http:// or https://, a host and a possible port", permanent=True)
-    return request
+    return httpcore.Request(
+        request.method,
+        httpcore.URL(scheme=address.raw_scheme, host=address.raw_host, port=address.port, target=address.raw_path),
+        headers=request.headers.raw,
+        content=cast(AsyncIterable[bytes], request.stream),
+    )
 
 
 def _restart_when_sending(deadline: asyncio.Timeout, seconds: float) -> Callable[[str, Any], Awaitable[None]]:
@@ -248,19 +269,21 @@ def _provider_errors(what: str) -> Iterator[None]:
     """Translate errors into "certainly not sent" and "unknown": only the first may be repeated at no cost."""
     try:
         yield
-    except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as exc:
+    except (httpcore.ConnectError, httpcore.ConnectTimeout, httpcore.PoolTimeout) as exc:
         raise NotSent(f"{what}: no connection ({str(exc) or type(exc).__name__})", at=_failed_stage(exc)) from None
-    except (httpx.TimeoutException, TimeoutError):
+    except (httpcore.TimeoutException, TimeoutError):
         raise ProviderError(f"{what}: no complete response in time") from None
-    except httpx.NetworkError:
+    except httpcore.NetworkError:
         raise ProviderError(f"{what}: the connection broke") from None
-    except httpx.HTTPError:
+    except TooManyPieces as exc:
+        raise ProviderError(f"{what}: {exc}") from None
+    except httpcore.ProtocolError:
         raise ProviderError(f"{what}: the response is cut short or is not HTTP") from None
 
 
 def _failed_stage(error: BaseException) -> Literal["name", "connection", "tls", "time-out"]:
     """Return the stage at which connecting failed: each has a cure of its own."""
-    if isinstance(error, httpx.TimeoutException):
+    if isinstance(error, httpcore.TimeoutException):
         return "time-out"
     cause: BaseException | None = error
     while cause is not None:

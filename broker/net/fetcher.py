@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator, Mapping
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager, suppress
-from ssl import SSLContext
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import anyio
 import httpcore
@@ -14,6 +13,7 @@ import httpcore
 from broker.errors import DownloadError
 from broker.net.api_client import CONNECT_SECONDS, USER_AGENT, HttpResponse, tls_context
 from broker.net.hosts import parse_ip
+from broker.net.pieces import LimitedBackend, TooManyPieces, limited_chunks
 from broker.net.resolver import Resolver, SystemResolver
 from broker.net.url_policy import EgressPolicy, ParsedUrl, parse_url
 
@@ -21,7 +21,6 @@ MAX_REDIRECTS: Final = 3
 MAX_DIALS: Final = 4
 DNS_SECONDS: Final = 5.0
 RESPONSE_SECONDS: Final = 30.0
-READ_BYTES: Final = 256 * 1024
 CHUNK_BYTES: Final = 256 * 1024
 
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
@@ -56,7 +55,8 @@ class Fetcher:
         min_bytes_per_second: average over the time spent waiting for the body, after grace_seconds.
         """
         self._policy = EgressPolicy(allow=allow, ports=ports, exemption=exemption)
-        self._backend = _GuardedBackend(self._policy, resolve or SystemResolver(), backend or httpcore.AnyIOBackend())
+        inner = LimitedBackend(backend or httpcore.AnyIOBackend())
+        self._backend = _GuardedBackend(self._policy, resolve or SystemResolver(), inner)
         self._slots = asyncio.Semaphore(max_connections)
         self._total_seconds = total_seconds
         self._min_bytes_per_second = min_bytes_per_second
@@ -170,7 +170,7 @@ class Fetcher:
         """Yield the body in chunks worth a thread call each; h11 raises for a body of another length than announced."""
         loop = asyncio.get_running_loop()
         received, waited = 0, 0.0  # seconds waited for the server: the time of our reader between chunks does not count
-        async with aclosing(cast(AsyncGenerator[bytes, None], response.aiter_stream())) as stream:
+        async with aclosing(limited_chunks(response)) as stream:
             while True:
                 started, parts, length = loop.time(), [], 0
                 limit = started - waited + self._grace_seconds
@@ -213,8 +213,8 @@ class _GuardedBackend(httpcore.AsyncNetworkBackend):
         share = (timeout or CONNECT_SECONDS) / (len(others) + 1)
         for address in others:
             with suppress(httpcore.ConnectError, httpcore.ConnectTimeout):
-                return _WideStream(await self._inner.connect_tcp(address, port, share, local_address, socket_options))
-        return _WideStream(await self._inner.connect_tcp(last, port, share, local_address, socket_options))
+                return await self._inner.connect_tcp(address, port, share, local_address, socket_options)
+        return await self._inner.connect_tcp(last, port, share, local_address, socket_options)
 
     async def resolve_host(self, host: str, port: int) -> list[str]:
         """Return the addresses to dial; raise `EgressBlocked` if one is bad, ConnectError if there is no answer."""
@@ -228,42 +228,14 @@ class _GuardedBackend(httpcore.AsyncNetworkBackend):
         return self._policy.resolve(host, port, answers)
 
 
-class _WideStream(httpcore.AsyncNetworkStream):
-    """Stream that reads 256 KiB at a time: httpcore's 64 KiB cost a copy and an event-loop turn more each."""
-
-    def __init__(self, inner: httpcore.AsyncNetworkStream) -> None:
-        self._inner = inner
-
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return await self._inner.read(max(max_bytes, READ_BYTES), timeout)
-
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        await self._inner.write(buffer, timeout)
-
-    async def aclose(self) -> None:
-        await self._inner.aclose()
-
-    async def start_tls(
-        self, ssl_context: SSLContext, server_hostname: str | None = None, timeout: float | None = None
-    ) -> httpcore.AsyncNetworkStream:
-        try:
-            return _WideStream(await self._inner.start_tls(ssl_context, server_hostname, timeout))
-        except BaseException:
-            # httpcore forgets the socket when it is canceled in the middle of a handshake.
-            with anyio.CancelScope(shield=True):
-                await self._inner.aclose()
-            raise
-
-    def get_extra_info(self, info: str) -> Any:
-        return self._inner.get_extra_info(info)
-
-
 @contextmanager
 def _download_errors(url: ParsedUrl) -> Iterator[None]:
     try:
         yield
     except TimeoutError:
         raise DownloadError("download_failed", f"{url}: too slow") from None
+    except TooManyPieces as exc:
+        raise DownloadError("download_failed", f"{url}: {exc}") from None
     except _TRANSPORT_ERRORS as exc:
         raise DownloadError("download_failed", f"{url}: {type(exc).__name__}") from None
 

@@ -14,8 +14,9 @@ from broker.catalog import MODES, Catalog, Model, quote_text
 from broker.clock import Clock, day
 from broker.errors import ApiError, EgressBlocked, FieldError
 from broker.net.fetcher import Fetcher
+from broker.ordering.pricing import PriceTable
 from broker.ordering.routing import OrderRouter
-from broker.orders import PRIORITIES, ImageParams, Order, OrderRequest, Plan, Quote
+from broker.orders import PRIORITIES, ImageParams, Order, OrderRequest, Plan
 from broker.providers.base import Provider
 
 MAX_IMAGES: Final = 6
@@ -35,6 +36,7 @@ class Planner:
     catalog: Catalog
     providers: Mapping[str, Provider]
     routing: OrderRouter
+    prices: PriceTable
     caller_fetcher: Fetcher
     """With the rules on which addresses of callers may be called."""
 
@@ -52,20 +54,13 @@ class Planner:
         order = replace(order, priority=request.priority)
         routes = await self.routing.find_routes(order, references=len(request.sources), pinned=request.provider)
         candidates = tuple(route.provider for route in routes if route.is_candidate)
-        provider = self.providers[candidates[0]]
-        offer = provider.build_request(order, None)
         return Plan(
             order=order,
             candidates=candidates,
             routes=routes,
-            quote=Quote(
-                price=offer.get("price"),
-                count=request.count,
-                unit=offer.get("unit"),
-                deadline_seconds=offer.get("deadline_seconds"),
-            ),
+            quote=self.prices.make_quote(candidates, order, request.count),
             warnings=self.catalog.warnings(request.params.model or None, day(self.clock.now())),
-            ignored=provider.ignored(order),
+            ignored=self.providers[candidates[0]].ignored(order),
         )
 
     async def check_callback_url(self, url: str | None) -> None:

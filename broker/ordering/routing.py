@@ -13,6 +13,7 @@ from typing import Final
 
 from broker.catalog import Catalog, quote_text
 from broker.errors import ApiError, FieldError
+from broker.ordering.pricing import PriceTable
 from broker.orders import Order, Route, RoutePolicy
 from broker.providers.base import Provider
 from broker.tasks.routing import PAUSED, ProviderStatus, Router
@@ -34,6 +35,7 @@ class OrderRouter:
     providers: Mapping[str, Provider]
     """In order of preference."""
     router: Router
+    prices: PriceTable
     policy: RoutePolicy
     """`order`: as configured; `price`: the cheapest first."""
 
@@ -88,7 +90,7 @@ class OrderRouter:
         position = list(self.providers).index(name)
         if self.policy == "order":
             return 0.0, position
-        price = self.providers[name].usd_price(order)
+        price = self.prices.usd_price(name, order)
         return math.inf if price is None else price, position
 
     def _reason(self, name: str, obstacle: tuple[str, FieldError] | None, order: Order) -> str:

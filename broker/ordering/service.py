@@ -103,7 +103,7 @@ class OrderService:
             await self.idempotency.records.mark_answered(created.record, self.clock.now())
 
     async def dry_run(self, request: OrderRequest, plan: Plan) -> dict[str, Any]:
-        """Return the request that the provider would receive, and its price. Raises `ApiError` where `create` would.
+        """Return the request that the provider would receive. Raises `ApiError` where `create` would.
 
         Reference images that were sent are validated and not stored; those at an address are not downloaded.
         """
@@ -114,9 +114,6 @@ class OrderService:
         address = callback.split("?")[0] if callback else None
         return {
             **self.providers[plan.candidates[0]].build_request(order, address),
-            "count": plan.quote.count,
-            "total": plan.quote.total,
-            "deadline_seconds": plan.quote.deadline_seconds,
             "warnings": list(plan.warnings),
             "ignored": list(plan.ignored),
             "routes": [

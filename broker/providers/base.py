@@ -86,9 +86,6 @@ class Provider(Protocol):
         references: number of reference images, which the order does not have yet.
         """
 
-    def usd_price(self, order: Order) -> float | None:
-        """Return the price of one image in USD; None if unknown."""
-
     def ignored(self, order: Order) -> tuple[str, ...]:
         """Return the names of order fields, as the native API spells them, that this provider cannot use."""
 

@@ -15,8 +15,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from broker.errors import ProviderError, SinkError
+from broker.net.documents import parse_off_loop
+from broker.net.pieces import TurnCounter
 from broker.providers.base import ResultSink
-from webhooks.strict_json import read_json
+from webhooks.strict_json import MAX_VALUES, read_json
 
 MAX_DOCUMENT_BYTES: Final = 8 * 2**20
 """Limit of a document without its images; thought signatures are part of it."""
@@ -58,9 +60,7 @@ async def read_inline_results(
     reader = _Reader(chunks=chunks, sink=sink, is_image=is_image)
     await reader.read_document()
     try:
-        body = read_json(
-            bytes(reader.document), max_depth=MAX_DEPTH, repair_surrogates=True, allow_duplicate_names=True
-        )
+        body = await parse_off_loop(len(reader.document), reader.parse_document)
     except ValueError:
         raise ProviderError(f"a response of {len(reader.document)} bytes, images aside, is not sound JSON") from None
     return InlineDocument(body=body, outputs=frozenset(reader.outputs))
@@ -82,15 +82,25 @@ class _Reader:
 
     async def read_document(self) -> None:
         """Copy the document to its end, with an output of the sink in place of each image."""
-        string = ""
+        string, values, turn = "", 0, TurnCounter()
         while (gap := await self._read_gap()) is not None:
+            values += sum(gap.count(sign) for sign in (b",", b"[", b"{"))
+            if values > MAX_VALUES:
+                raise ProviderError(f"a response has more than {MAX_VALUES} values")
             self._track_nesting(gap, string)
+            turn.add(len(gap))
+            if turn.is_over:
+                await asyncio.sleep(turn.start_next())
             enclosing = self._names[-1] if self._names else ""
             if gap.strip() == b":" and self.is_image(enclosing, string) and await self._starts_like_base64():
                 await self._read_image()
                 string = ""
             else:
                 string = await self._read_text()
+
+    def parse_document(self) -> Any:
+        """Return the document as a value. Raises ValueError."""
+        return read_json(bytes(self.document), max_depth=MAX_DEPTH, repair_surrogates=True, allow_duplicate_names=True)
 
     def _track_nesting(self, gap: bytes, name: str) -> None:
         """Follow the brackets between two strings. name: the string before them."""

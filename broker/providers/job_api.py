@@ -8,11 +8,13 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar, Final
 
 from broker.catalog import Wire
 from broker.errors import FieldError, NotSent, ProviderError
 from broker.net.api_client import FilePart
+from broker.net.documents import parse_off_loop
 from broker.orders import Order, Reference
 from broker.providers import parsing
 from broker.providers.base import ProviderContext, ResultSink
@@ -83,10 +85,6 @@ class JobApi:
 
     def find_obstacle(self, order: Order, references: int) -> tuple[str, FieldError] | None:
         return self.context.catalog.find_obstacle(self.catalog_name, order, references)
-
-    def usd_price(self, order: Order) -> float | None:
-        params = order.params
-        return self.context.catalog.usd_price(self.catalog_name, params.model, order.mode, params.resolution)
 
     def expects_callback(self, order: Order) -> bool:
         return not self.holds_submit
@@ -185,7 +183,8 @@ class JobApi:
         headers = {"Authorization": f"{self.auth_scheme} {self._api_key}"}
         options = {"timeout": STATUS_TIMEOUT_SECONDS} | options if method == "GET" else options
         response = await self.context.client.request(method, url, headers=headers, **options)
-        return ProviderResponse.from_http(response, self.context.now(), id_fields=self.id_fields)
+        parse = partial(ProviderResponse.from_http, response, self.context.now(), id_fields=self.id_fields)
+        return await parse_off_loop(len(response.body), parse)
 
 
 def running(parsed: ParsedResponse, job_id: str | None) -> Pending:

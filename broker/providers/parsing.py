@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from pydantic import AwareDatetime, TypeAdapter
 
 from broker.reports import Billed
+from webhooks.strict_json import check_values
 
 State = Literal["running", "done", "failed", "unknown"]
 T = TypeVar("T")
@@ -161,6 +162,7 @@ def unpacked(value: Any) -> Any:
         if not isinstance(value, str) or not value.lstrip().startswith(("{", "[", '"')):
             return value
         try:
+            check_values(value)
             value = json.loads(value, strict=False)
         except (ValueError, RecursionError):
             return value

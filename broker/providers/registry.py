@@ -9,7 +9,7 @@ from typing import Final
 
 from pydantic import SecretStr
 
-from broker.catalog import Catalog
+from broker.catalog import Catalog, ProviderTerms
 from broker.errors import SettingsError
 from broker.net.api_client import ApiClient
 from broker.providers.base import NO_KEY_ID, ProviderContext, ProviderPackage, key_id_of
@@ -99,7 +99,7 @@ class ProviderRegistry:
     def contexts(self, name: str) -> tuple[ProviderContext, ...]:
         """Return every key of a provider, with its limits. Raises KeyError for an unknown one."""
         settings = self._settings_of(self.packages[name])
-        terms = self.catalog.terms(name if name != SANDBOX.name else KIE.name)
+        terms = self.terms(name)
         keys: dict[str, SecretStr | None] = {key_id_of(key): key for key in settings.keys}
         return tuple(
             ProviderContext(
@@ -115,6 +115,10 @@ class ProviderRegistry:
             )
             for key_id, key in (keys or {NO_KEY_ID: None}).items()
         )
+
+    def terms(self, name: str) -> ProviderTerms:
+        """Return limits and prices of a provider, configured or not."""
+        return self.catalog.terms(KIE.name if name == SANDBOX.name else name)
 
     def open_all(self) -> dict[str, ProviderPool]:
         """Return every configured provider, the preferred one first."""

@@ -1,8 +1,9 @@
 """One HTTP/1.1 connection with deadlines and strict framing.
 
 uvicorn waits without limit for a request that never ends, and so do its worker tasks. `DeadlineH11` limits every phase
-of a connection: ten seconds for the head of a request, at least a kibibyte per second for bodies and readers. h11 is
-chosen over the faster parser because that one accepts megabytes of headers and requests without a Host.
+of a connection: ten seconds for the head of a request, at least a kibibyte per second for bodies and readers. It parses
+a few hundred events per event-loop turn, and rejects bodies in tiny chunks. h11 is chosen over the faster parser
+because that one accepts megabytes of headers and requests without a Host.
 """
 
 from __future__ import annotations
@@ -18,18 +19,17 @@ from enum import Enum, auto
 from typing import Any, Final
 
 import h11
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from broker.api.http.responses import SECURITY_HEADERS, to_json
 from broker.net.hosts import is_loopback_host
+from broker.net.pieces import ChunkCounter, TooManyPieces, TurnCounter
 
 MAX_HEAD_BYTES: Final = 16 * 1024
 CLOSE_HEADER: Final = (b"connection", b"close")
 
 _MALFORMED_MESSAGE: Final = "This is not a well-formed HTTP request."
-_MALFORMED_REQUEST: Final = to_json(
-    {"success": False, "error": _MALFORMED_MESSAGE, "code": "invalid_request", "retryable": False}
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,23 +79,83 @@ class _Timer:
 
 
 class _StrictConnection(h11.Connection):
-    """h11 with two more rules for the head of a request.
+    """h11 with two more rules for the head of a request, one for its body, and a limit of events per turn.
 
     A request with both Content-Length and Transfer-Encoding is rejected, though the RFC allows it: a proxy in front may
     read it the other way. The size limit also holds for a head that arrived in one piece; h11 only counts incomplete
     ones.
     """
 
+    is_chunked = False
+    """True if the body of the current request is chunked."""
+    has_more = False
+    """True if the turn ended before the received bytes were used up."""
+    error_message = _MALFORMED_MESSAGE
+    """For the client, once `next_event` has raised."""
+
+    def __init__(self) -> None:
+        super().__init__(h11.SERVER, MAX_HEAD_BYTES)
+        self._chunks = ChunkCounter()
+        self._turn = TurnCounter()
+
+    def start_next_turn(self) -> float:
+        """Return the seconds until the next turn."""
+        self.has_more = False
+        return self._turn.start_next()
+
     def next_event(self) -> Any:
+        """Return the next event; `NEED_DATA` also when the turn is over."""
+        self.has_more = self._turn.is_over
+        if self.has_more:
+            return h11.NEED_DATA
         event = super().next_event()
+        self._turn.add(len(event.data) if isinstance(event, h11.Data) else 0)
+        if isinstance(event, h11.Data) and self.is_chunked:
+            self._count_chunk(event)
         if isinstance(event, h11.Request):
-            names = {name for name, _ in event.headers}
-            if {b"content-length", b"transfer-encoding"} <= names:
-                raise h11.RemoteProtocolError("both Content-Length and Transfer-Encoding")
-            head_bytes = len(event.target) + sum(len(name) + len(value) + 4 for name, value in event.headers)
-            if head_bytes > MAX_HEAD_BYTES:
-                raise h11.RemoteProtocolError("the head is too large")
+            self._check_head(event)
         return event
+
+    def _check_head(self, event: h11.Request) -> None:
+        names = {name for name, _ in event.headers}
+        if {b"content-length", b"transfer-encoding"} <= names:
+            raise h11.RemoteProtocolError("both Content-Length and Transfer-Encoding")
+        head_bytes = len(event.target) + sum(len(name) + len(value) + 4 for name, value in event.headers)
+        if head_bytes > MAX_HEAD_BYTES:
+            raise h11.RemoteProtocolError("the head is too large")
+        self.is_chunked = b"transfer-encoding" in names
+        self._chunks, self._turn = ChunkCounter(), TurnCounter()
+
+    def _count_chunk(self, event: h11.Data) -> None:
+        try:
+            self._chunks.add(len(event.data), is_start=event.chunk_start)
+        except TooManyPieces as error:
+            self.error_message = f"The body came in {error}: send larger ones."
+            raise h11.RemoteProtocolError(str(error)) from None
+
+
+class _TurnFlow(FlowControl):
+    """Flow control that reads nothing more while received bytes wait for their turn."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        super().__init__(transport)
+        self.transport = transport
+        self.is_held = False
+
+    def hold(self) -> None:
+        self.is_held = True
+        self.transport.pause_reading()
+
+    def release(self) -> None:
+        self.is_held = False
+        if not self.read_paused:
+            self.transport.resume_reading()
+
+    def resume_reading(self) -> None:
+        if self.is_held:
+            self.read_paused = False
+        else:
+            super().resume_reading()
 
 
 def _has_unread_bytes(transport: asyncio.Transport) -> bool:
@@ -111,11 +171,12 @@ class DeadlineH11(H11Protocol):
     def __init__(self, *args: Any, limits: ConnectionLimits, peers: Counter[str], **kwargs: Any) -> None:
         """peers: connections by client address, shared by all connections of a server."""
         super().__init__(*args, **kwargs)
-        self.conn = _StrictConnection(h11.SERVER, MAX_HEAD_BYTES)
+        self.conn: _StrictConnection = _StrictConnection()
         self._limits = limits
         self._min_window_bytes = limits.min_bytes_per_second * limits.window_seconds
         self._peers = peers
         self._peer: str | None = None
+        self._is_lingering = False
         self._phase = _Phase.SERVER
         self._phase_started = 0.0
         self._received = 0
@@ -125,6 +186,7 @@ class DeadlineH11(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.flow: _TurnFlow = _TurnFlow(transport)
         if self._register_peer():
             self._update_phase()
         else:
@@ -157,27 +219,56 @@ class DeadlineH11(H11Protocol):
             self.loop.call_later(self._limits.last_request_seconds, self._close_idle)
 
     def _is_responding(self) -> bool:
-        return self.cycle is not None and not self.cycle.response_complete
+        return self.cycle is not None and not self.cycle.response_complete and not self._is_lingering
 
     def _close_idle(self) -> None:
         if self._is_responding() or self.transport.is_closing():
             return
-        if _has_unread_bytes(self.transport):  # closing now would reset the connection instead of answering
+        if not self._is_lingering and _has_unread_bytes(
+            self.transport
+        ):  # closing now would reset the connection instead of answering
             self.shutdown()
             return
         try:
-            super().shutdown()
+            if self._is_lingering:
+                self.transport.close()
+            else:
+                super().shutdown()
         except h11.LocalProtocolError:
             self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
         self._received += len(data)
-        super().data_received(data)
-        self._update_phase()
+        if not self._is_lingering:
+            super().data_received(data)
+            self._update_phase()
+
+    def handle_events(self) -> None:
+        """Handle the events of this turn, and the others in later turns of the event loop."""
+        super().handle_events()
+        if self.conn.has_more and not self.flow.is_held:
+            self.flow.hold()
+            self.loop.call_later(self.conn.start_next_turn(), self._continue_parsing)
+
+    def _continue_parsing(self) -> None:
+        self.flow.release()
+        if not self._is_lingering and not self.transport.is_closing():
+            self.handle_events()
+            self._update_phase()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        if self._current_phase() == _Phase.LEFTOVER and self.conn.is_chunked:
+            self._linger()  # parsing the chunks would be work for nothing
         self._update_phase()
+
+    def _linger(self) -> None:
+        """End our side, and discard what the client still sends: closed at once, it would not read the response."""
+        if not self.transport.is_closing():
+            self._is_lingering = True
+            self.flow.resume_reading()
+            self.transport.write_eof()
+            self._update_phase()
 
     def _update_phase(self) -> None:
         """Start the deadline of a new phase; within a phase more bytes do not extend it."""
@@ -191,6 +282,8 @@ class DeadlineH11(H11Protocol):
             self._reading.start(self._limits.window_seconds if phase == _Phase.BODY else self._limits.head_seconds)
 
     def _current_phase(self) -> _Phase:
+        if self._is_lingering:
+            return _Phase.LEFTOVER
         state = self.conn.their_state
         if state is h11.SEND_BODY:
             return _Phase.LEFTOVER if self.cycle and self.cycle.response_complete else _Phase.BODY
@@ -234,13 +327,18 @@ class DeadlineH11(H11Protocol):
         if self.conn.our_state not in {h11.IDLE, h11.SEND_RESPONSE}:
             self.transport.abort()
             return
+        error = {"success": False, "error": self.conn.error_message, "code": "invalid_request", "retryable": False}
+        body = to_json(error)
         headers = [
             (b"content-type", b"application/json"),
-            (b"content-length", str(len(_MALFORMED_REQUEST)).encode()),
+            (b"content-length", str(len(body)).encode()),
             (b"connection", b"close"),
             *SECURITY_HEADERS,
         ]
         response = h11.Response(status_code=400, headers=headers)
-        for event in (response, h11.Data(data=_MALFORMED_REQUEST), h11.EndOfMessage()):
+        for event in (response, h11.Data(data=body), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")
-        self.transport.close()
+        if self.cycle and not self.cycle.response_complete:  # the handler waits for the rest of the body
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        self._linger()

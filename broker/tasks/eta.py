@@ -76,7 +76,7 @@ class EtaEstimator:
         return Progress(position=position or queue.end, eta=eta, fresh_for=max(0.0, cached.expires_in))
 
     async def _load_queue(self, provider: str) -> _Queue:
-        ids = await self.tables.tasks.queue_ids(provider, self.max_positions + 1)
+        ids = await self.tables.task_queue.list_ids(provider, self.max_positions + 1)
         return _Queue(
             positions={task_id: position for position, task_id in enumerate(ids[: self.max_positions], 1)},
             end=len(ids) if len(ids) > self.max_positions else None,

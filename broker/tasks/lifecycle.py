@@ -69,7 +69,7 @@ def apply_report(
     attempt, the next one first; empty if there is nowhere to go.
     """
     if attempt and attempt.job_id and report.job_id and attempt.job_id != report.job_id:
-        return _duplicate(attempt, report)  # two job ids for one attempt: the provider made two jobs
+        return _second_job(attempt, report)
     match report:
         case Pending():
             return _pending(task, attempt, report, now, policy)
@@ -87,6 +87,21 @@ def _duplicate(attempt: Attempt, report: Report) -> Changes:
         return NOTHING
     outputs = report.outputs if isinstance(report, Finished) else ()
     return Changes(attempt={"duplicate_result": json.dumps({"job_id": report.job_id, "outputs": outputs})})
+
+
+def _second_job(attempt: Attempt, report: Report) -> Changes:
+    """Keep a report about another job id than the attempt's: the provider made, and bills, two jobs."""
+    if attempt.duplicate_result is not None:
+        return NOTHING
+    is_free = isinstance(report, Failed) and report.billed == "no"
+    cost = 0.0 if is_free else _cost_of(attempt, report)
+    return Changes(attempt={**_duplicate(attempt, report).attempt, "duplicate_cost": cost})
+
+
+def _cost_of(attempt: Attempt, report: Report) -> float | None:
+    """Return the cost of a billed job, in the provider's unit: as reported, or else by the price table."""
+    reported = report.cost if isinstance(report, Finished) else None
+    return attempt.price if reported is None else reported
 
 
 def _is_current(task: Task, attempt: Attempt | None) -> bool:
@@ -188,8 +203,9 @@ def _finished(task: Task, attempt: Attempt | None, report: Finished, now: float,
         return _finished_empty(task, attempt, report, now, policy)
     ledger = {}
     if attempt and attempt.outcome != "succeeded":
+        cost = _cost_of(attempt, report)
         job_id = attempt.job_id or report.job_id
-        ledger = {"outcome": "succeeded", "job_id": job_id, "cost": report.cost, "billed": "yes", "ended_at": now}
+        ledger = {"outcome": "succeeded", "job_id": job_id, "cost": cost, "billed": "yes", "ended_at": now}
     if task.state in CANCELABLE_STATES or (task.state == TaskState.FAILED and report.outputs != task.outputs):
         return Changes(task=_fetching(task, attempt, report, now, policy), attempt=ledger)
     if attempt and (task.state == TaskState.CANCELED or not _is_same_job(task, attempt, report)):
@@ -207,7 +223,11 @@ def _is_same_job(task: Task, attempt: Attempt, report: Finished) -> bool:
 
 def _fetching(task: Task, attempt: Attempt | None, report: Finished, now: float, policy: TaskPolicy) -> dict[str, Any]:
     """Return the columns of a task with a result; it may be that of an earlier attempt at another provider."""
-    source = {} if attempt is None else {"provider": attempt.provider, "key_id": attempt.key_id}
+    source: dict[str, Any] = {"cost": report.cost}
+    if attempt is not None:
+        cost = _cost_of(attempt, report)
+        source = {"provider": attempt.provider, "key_id": attempt.key_id}
+        source |= {"cost": cost, "cost_usd": attempt.to_usd(cost)}
     return _enter(
         TaskState.FETCHING,
         now,
@@ -217,7 +237,6 @@ def _fetching(task: Task, attempt: Attempt | None, report: Finished, now: float,
         texts=report.texts,
         turn=report.turn,
         finished_at=now,
-        cost=report.cost,
         billed="yes",
         step_retries=0,
         due_at=now,
@@ -258,6 +277,7 @@ def _failed(
             "code": report.code,
             "provider_code": report.provider_code,
             "billed": report.billed,
+            "cost": attempt.price if report.billed == "yes" else None,
             "ended_at": now,
         }
     if task.state not in CANCELABLE_STATES or not _is_current(task, attempt):

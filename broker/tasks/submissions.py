@@ -38,14 +38,14 @@ class SubmissionQueue:
     async def claim(self, provider: str, lease: Lease, *, limit: int) -> list[Task]:
         """Claim queued orders for which the provider has capacity, or which another provider can take instead."""
         capacity = await self._get_capacity(provider)
-        tasks, now = self.tables.tasks, self.clock.now()
+        queue, now = self.tables.task_queue, self.clock.now()
         if not capacity.is_paused:
-            return await tasks.claim_queued(provider, now=now, lease=lease, limit=min(capacity.free, limit))
+            return await queue.claim(provider, now=now, lease=lease, limit=min(capacity.free, limit))
         statuses = await self.router.statuses()
         others = [name for name, status in statuses.items() if name != provider and status.is_available]
         if not others:
             return []
-        return await tasks.claim_queued(provider, now=now, lease=lease, limit=limit, movable_to=others)
+        return await queue.claim_movable(provider, others, now=now, lease=lease, limit=limit)
 
     async def next_at(self, provider: str, queued_at: float) -> float:
         """Return the moment of the next submission. queued_at: when the first order is due; infinite without one."""

@@ -38,6 +38,13 @@ async def test_list_has_everything_that_a_form_needs(tmp_path: Path) -> None:
         assert (document["success"], document["default"], document["provider"]) == (True, "nano-banana", "kie")
         pro = (await list_models(broker))["nano-banana-pro"]
         aliases = {alias["name"]: alias["until"] for alias in pro.pop("aliases")}
+        providers = {provider["name"]: provider for provider in pro.pop("providers")}
+        assert providers["kie"] == {
+            "name": "kie",
+            "modes": ["text-to-image", "image-to-image"],
+            "prices": {"1K": 18, "2K": 18, "4K": 24},
+            "unit": "credits",
+        }
         assert aliases["gemini-3-pro-image"] is None
         assert aliases["gemini-3-pro-image-preview"] == "2026-06-25"
         assert pro == {
@@ -56,14 +63,6 @@ async def test_list_has_everything_that_a_form_needs(tmp_path: Path) -> None:
             "maxReferences": 8,
             "maxReferenceBytes": 10_485_760,
             "promptLimit": 10_000,
-            "providers": [
-                {
-                    "name": "kie",
-                    "modes": ["text-to-image", "image-to-image"],
-                    "prices": {"1K": 18, "2K": 18, "4K": 24},
-                    "unit": "credits",
-                }
-            ],
         }
 
 
@@ -198,9 +197,20 @@ async def test_dry_run_returns_the_total_price(tmp_path: Path) -> None:
         assert data["url"] == "http://127.0.0.1:9/api/v1/jobs/createTask"
         assert data["json"]["input"]["resolution"] == "4K"
         created = (await broker.client.post(CREATE, json=order)).json()
-        assert created["estimate"] == {"price": 24, "count": 3, "total": 72, "unit": "credits"}
+        quote = {"price": 24, "count": 3, "total": 72, "unit": "credits"}
+        quote |= {"usd": 0.36, "qualifier": "exact", "upperBoundUsd": 0.36}
+        assert created["estimate"] == {**quote, "deadlineSeconds": None}
+        assert {name: data[name] for name in quote} == quote
         unknown = (await broker.client.post(CREATE, json={**PROMPT, "model": "nano-banana-2-lite"})).json()
-        assert unknown["estimate"] == {"price": None, "count": 1, "total": None, "unit": "credits"}
+        nothing = {"price": None, "total": None, "usd": None, "qualifier": "estimate", "upperBoundUsd": None}
+        assert unknown["estimate"] == {**nothing, "count": 1, "unit": "credits", "deadlineSeconds": None}
+
+
+async def test_upper_bound_covers_every_attempt_that_can_be_billed(tmp_path: Path) -> None:
+    async with open_api(tmp_path, resubmit_unknown=True) as broker:
+        data = (await broker.client.post(CREATE, json={**PROMPT, "dryRun": True})).json()["data"]
+        attempts = broker.services.policy.max_attempts
+        assert (data["usd"], data["qualifier"], data["upperBoundUsd"]) == (0.02, "estimate", 0.02 * attempts)
 
 
 async def test_dry_run_rejects_the_same_requests_as_an_order(tmp_path: Path) -> None:

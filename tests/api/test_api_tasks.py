@@ -34,13 +34,21 @@ async def test_running_task_has_the_keys_of_the_contract(tmp_path: Path) -> None
     """Without an unknown percentage, and without the error of the last attempt."""
     async with open_api(tmp_path) as broker:
         trouble = {"error_code": "provider_unavailable", "error_detail": "503 from upstream"}
-        task = await broker.add_task(created_at=1_790_000_000.5, updated_at=1_790_000_001.0, cost=4.0, **trouble)
+        task = await broker.add_task(created_at=1_790_000_000.5, updated_at=1_790_000_001.0, **trouble)
         data = await get_data(broker, task.id)
         assert list(data) == KEYS
         assert (data["status"], data["progress"]) == ("processing", {**NOTHING_KNOWN, "stage": "waiting"})
         assert (data["error"], data["errorDetail"], data["expiresAt"], data["generation"]) == (None, None, None, None)
         assert data["createdAt"] == "2026-09-21T14:13:20.500Z"
-        assert data["cost"] == {"amount": 4.0, "unit": "credits"}
+        assert data["cost"] is None
+
+
+async def test_cost_has_the_unit_of_the_provider_that_made_the_image(tmp_path: Path) -> None:
+    async with open_api(tmp_path) as broker:
+        task = await broker.add_task(provider="kie", cost=4.0, cost_usd=0.02)
+        assert (await get_data(broker, task.id))["cost"] == {"amount": 4.0, "unit": "credits", "usd": 0.02}
+        task = await broker.add_task(number=2, provider="legacy", cost=1.5)
+        assert (await get_data(broker, task.id))["cost"] == {"amount": 1.5, "unit": None, "usd": None}
 
 
 STATES: list[tuple[TaskState, dict[str, Any], str, str]] = [

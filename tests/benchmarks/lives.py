@@ -100,9 +100,6 @@ class Prompt:
     def find_obstacle(self, order: Order, references: int) -> None:
         return None
 
-    def usd_price(self, order: Order) -> None:
-        return None
-
     def expects_callback(self, order: Order) -> bool:
         return True
 

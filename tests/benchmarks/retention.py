@@ -40,16 +40,18 @@ PARTITIONS: Final = (2, 9, 32)
 READER_SECONDS: Final = 2.0
 LOOK_UPS: Final = 300
 
-_TASK: Final = """(id, batch, caller, state, due_at, lease_until, leased_by, version, provider, model, mode, prompt,
-    aspect_ratio, params, "references", attempt, step_retries, job_id, expects_callback, outputs, deadline_at,
+_TASK: Final = """(id, batch, caller, state, due_at, lease_until, leased_by, version, provider, key_id, candidates,
+    priority, texts, model, mode, prompt, aspect_ratio,
+    params, "references", attempt, step_retries, job_id, expects_callback, outputs, deadline_at,
     checked_at, error_retryable, billed, cost, created_at, updated_at, ended_at, entered_at, sent_at, finished_at)"""
 _ATTEMPT: Final = "(task_id, number, provider, key_id, job_id, sent_at, ended_at, outcome, billed, cost)"
 _ATTEMPTS_OF: Final = f"""INSERT INTO attempts {_ATTEMPT}
     SELECT id, 1, provider, 'default', job_id, created_at, ended_at, 'succeeded', 'yes', 4 FROM tasks"""
 
 SEED: Final = (
-    f"""INSERT INTO tasks {_TASK} SELECT name, name, 'local', 'succeeded', at + {{day}}, 0, '', 9, 'kie', 'nano-banana',
-        'text-to-image', 'a red bicycle in front of a yellow house, late afternoon, long shadows, number ' || n, '1:1',
+    f"""INSERT INTO tasks {_TASK} SELECT name, name, 'local', 'succeeded', at + {{day}}, 0, '', 9, 'kie',
+        'default', '["kie"]', 1, '[]', 'nano-banana', 'text-to-image',
+        'a red bicycle in front of a yellow house, late afternoon, long shadows, number ' || n, '1:1',
         '{{{{"output_format": "png"}}}}', '[]', 1, 0, md5('job' || n), 1,
         '["https://tempfile.example.com/' || name || '.png"]', at + 900, at, 0, 'yes', 4, at - 30, at, at, at,
         at - 29, at - 1
@@ -62,7 +64,8 @@ SEED: Final = (
 REMEMBERED: Final = (
     f"""INSERT INTO tasks {_TASK}
         SELECT 'task_' || md5(id), 'task_' || md5(id), caller, 'expired', {{now}} + 30 * {{day}}, 0, '', 13, provider,
-        model, mode, '', aspect_ratio, '{{{{}}}}', '[]', 1, 1, md5(job_id), 1, '[]', deadline_at, checked_at,
+        key_id, candidates, priority, texts, model, mode, '', aspect_ratio,
+        '{{{{}}}}', '[]', 1, 1, md5(job_id), 1, '[]', deadline_at, checked_at,
         0, 'yes', 4, created_at, updated_at, ended_at, entered_at, sent_at, finished_at FROM tasks""",
     f"{_ATTEMPTS_OF} WHERE state = 'expired'",
 )
@@ -366,7 +369,9 @@ TASK_INDEXES: Final = (
     "(state, due_at)",
     "(provider, due_at, id) WHERE state = 'queued'",
     "(deadline_at) WHERE state = 'queued'",
-    "(provider) WHERE state IN ('submitting', 'waiting')",
+    "(provider, key_id) WHERE state IN ('submitting', 'waiting')",
+    "(provider, caller, priority DESC, due_at, id) WHERE state = 'queued'",
+    "(provider, caller, sent_at) WHERE sent_at IS NOT NULL",
     "(created_at, id)",
     "(batch)",
 )
@@ -392,7 +397,7 @@ async def partition(url: str, days: int = 9) -> None:
             for index in TASK_INDEXES if name == "tasks" else ():
                 await connection.execute(f"CREATE INDEX ON tasks {index}")
         await connection.execute("CREATE INDEX ON attempts (job_id) WHERE job_id IS NOT NULL")
-        await connection.execute("CREATE INDEX ON attempts (provider, sent_at)")
+        await connection.execute("CREATE INDEX ON attempts (provider, key_id, sent_at)")
         await connection.execute("CREATE UNIQUE INDEX ON images (owner, kind, position, created_at)")
         for name in kinds:
             await connection.execute(

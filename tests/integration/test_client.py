@@ -413,7 +413,7 @@ async def test_every_field_of_a_task_is_parsed() -> None:
         "progress": {"stage": "done"},
         "provider": "kie",
         "attempts": 2,
-        "cost": {"amount": 4, "unit": "credits"},
+        "cost": {"amount": 4, "unit": "credits", "usd": 0.02},
         "createdAt": "2026-09-21T14:13:20.000Z",
         "updatedAt": "2026-09-21T14:13:21.500Z",
         "expiresAt": None,
@@ -445,7 +445,7 @@ async def test_every_field_of_a_task_is_parsed() -> None:
         progress={"stage": "done"},
         provider="kie",
         attempts=2,
-        cost=Cost(amount=4.0, unit="credits"),
+        cost=Cost(amount=4.0, unit="credits", usd=0.02),
         created_at=datetime(2026, 9, 21, 14, 13, 20, tzinfo=UTC),
         updated_at=datetime(2026, 9, 21, 14, 13, 21, 500_000, tzinfo=UTC),
     )

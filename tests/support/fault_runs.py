@@ -36,7 +36,8 @@ FAMILIES = (
         promise="a crash before or after any commit costs time only", files=("integration/faults/test_every_commit.py",)
     ),
     Family(
-        promise="SIGTERM under load: a request that was sent is answered", files=("integration/faults/test_stops.py",)
+        promise="SIGTERM under load: requests on new and busy connections are answered",
+        files=("integration/faults/test_stops.py",),
     ),
     Family(promise="a cut line or a dead Postgres costs time only", files=("integration/faults/test_postgres.py",)),
     Family(promise="a pooler in transaction mode changes nothing", files=("integration/faults/test_pgbouncer.py",)),
@@ -68,6 +69,7 @@ FAMILIES = (
         promise="a failing receiver gets each webhook, or its last retry",
         files=("integration/faults/test_deliveries.py",),
     ),
+    Family(promise="polls are answered while peers send tiny pieces", files=("processes/test_hostile.py",)),
     Family(promise="the worker outlives its own errors", files=("integration/faults/test_worker.py",)),
 )
 

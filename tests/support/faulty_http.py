@@ -69,8 +69,8 @@ class Server:
 
 
 @asynccontextmanager
-async def serve(script: Script | Mapping[str, Script]) -> AsyncGenerator[Server]:
-    """Run a server on a free loopback port; a mapping selects the script by path."""
+async def serve(script: Script | Mapping[str, Script], *, port: int = 0) -> AsyncGenerator[Server]:
+    """Run a server on a loopback port, by default a free one; a mapping selects the script by path."""
     server, tasks = Server(), set[asyncio.Task[None]]()
 
     async def visit(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -89,7 +89,7 @@ async def serve(script: Script | Mapping[str, Script]) -> AsyncGenerator[Server]
     def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         tasks.add(asyncio.create_task(visit(reader, writer)))
 
-    listener = await asyncio.start_server(accept, "127.0.0.1", 0)
+    listener = await asyncio.start_server(accept, "127.0.0.1", port)
     server.port = listener.sockets[0].getsockname()[1]
     try:
         yield server

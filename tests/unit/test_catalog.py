@@ -13,14 +13,16 @@ from broker.catalog import Catalog
 from broker.errors import ApiError
 from broker.ordering.plan import validate_params
 from broker.orders import ImageParams, Order
-from broker.providers.registry import load_catalog
+from broker.providers.registry import PROVIDERS, load_catalog
 
 CATALOG = load_catalog()
+PACKAGES = {package.name: package for package in PROVIDERS}
 NAMES = {
     "nano-banana": ["gemini-2.5-flash-image", "gemini-2.5-flash-image-preview", "google/nano-banana-edit"],
     "nano-banana-pro": ["gemini-3-pro-image", "gemini-3-pro-image-preview", "google/nano-banana-pro"],
     "nano-banana-2": ["gemini-3.1-flash-image", "gemini-3.1-flash-image-preview", "google/nano-banana-2"],
     "nano-banana-2-lite": ["gemini-3.1-flash-lite-image", "google/nano-banana-2-lite"],
+    "nano-banana-2.1": ["gemini-nano-banana-2.1", "google/nano-banana-2.1"],
 }
 
 
@@ -270,8 +272,45 @@ def test_modes_of_equal_price_are_one_offer() -> None:
     catalog = Catalog.load(BROKEN, providers={"kie": wires})
     offers = [(offer.modes, dict(offer.prices)) for offer in catalog.offers(catalog.default)]
     assert offers == [(("text-to-image",), {"1K": 4}), (("image-to-image",), {"1K": 8})]
-    (one,) = CATALOG.offers(CATALOG.resolve("nano-banana-pro"))
+    (one,) = [one for one in CATALOG.offers(CATALOG.resolve("nano-banana-pro")) if one.provider == "kie"]
     assert (one.modes, one.unit) == (("text-to-image", "image-to-image"), "credits")
+
+
+@pytest.mark.parametrize("value", ["true", "false"])
+def test_disabled_entry_is_not_served(value: str) -> None:
+    catalog = Catalog.load(BROKEN, providers={"kie": f"[models.a]\nreferences = 'r'\nenabled = {value}"})
+    assert catalog.serves("kie", "a") == (value == "true")
+    assert (catalog.wire("kie", "a", "text-to-image") is not None) == (value == "true")
+    assert len(catalog.offers(catalog.default)) == (value == "true")
+
+
+def test_mode_can_be_disabled() -> None:
+    wires = "[models.a]\nreferences = 'r'\n[models.a.text-to-image]\n[models.a.image-to-image]\nenabled = false"
+    (offer,) = (catalog := Catalog.load(BROKEN, providers={"kie": wires})).offers(catalog.default)
+    assert offer.modes == ("text-to-image",)
+
+
+def test_disabled_entry_is_checked() -> None:
+    with pytest.raises(ValueError, match="refrences"):
+        Catalog.load(BROKEN, providers={"kie": "[models.a]\nenabled = false\nrefrences = 'r'"})
+
+
+def test_one_line_enables_nano_banana_2_1_at_kie() -> None:
+    """Its id there was not seen, so the entry is disabled as shipped."""
+    assert not CATALOG.serves("kie", "nano-banana-2.1")
+    text = PACKAGES["kie"].catalog.read_text("utf-8")
+    (line,) = [line for line in text.splitlines() if line.startswith("enabled = false")]
+    catalog = Catalog.load(providers={"kie": text.replace(line, "enabled = true")})
+    wire = catalog.wire("kie", "nano-banana-2.1", "image-to-image")
+    assert wire is not None
+    params = ImageParams(prompt="x", model="nano-banana-2.1", aspect_ratio="16:9", resolution="2K", output_format="jpg")
+    assert wire.spell(Order(params=params, mode="image-to-image"), ["https://a.example/1.png"]) == {
+        "prompt": "x",
+        "aspect_ratio": "16:9",
+        "resolution": "2K",
+        "output_format": "jpg",
+        "image_input": ["https://a.example/1.png"],
+    }
 
 
 def test_name_of_two_models_stops_the_start() -> None:

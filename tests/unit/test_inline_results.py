@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from broker.errors import ProviderError, SinkError
 from broker.providers.inline_results import PIECE_BYTES, InlineDocument, read_inline_results
 from tests.contracts.providers import RecordingSink
+from webhooks.strict_json import MAX_VALUES
 
 pytestmark = pytest.mark.anyio
 
@@ -60,6 +61,13 @@ async def test_images_are_stored_and_the_rest_is_kept(chunk: int) -> None:
     }
     assert found.body["data"] == [{"b64_json": "stored:2"}, {"b64_json": "stored:3", "n": 1}]
     assert found.body["text"] == "see ![it](stored:4) and é"
+
+
+@pytest.mark.parametrize("part", ["[]", '"",' + "[]," * 99 + "[]"])
+async def test_document_of_too_many_values_is_an_error(part: str) -> None:
+    text = "[" + ",".join([part] * (MAX_VALUES // part.count("[") + 1)) + "]"
+    with pytest.raises(ProviderError):
+        await read(text, RecordingSink())
 
 
 @pytest.mark.parametrize(

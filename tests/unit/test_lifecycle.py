@@ -255,6 +255,34 @@ def test_success_after_cancel_is_kept_as_duplicate_and_not_shown() -> None:
     assert json.loads(changes.attempt["duplicate_result"]) == {"job_id": "job", "outputs": list(URLS)}
 
 
+@pytest.mark.parametrize(
+    ("reported", "cost"), [(5.0, 5.0), (None, 4.0)], ids=["as reported", "by the price table if not reported"]
+)
+def test_success_costs_what_the_provider_reports(reported: float | None, cost: float) -> None:
+    attempt = replace(accepted(), price=4.0, usd_per_unit=0.005)
+    changes = apply_report(a_task(TaskState.WAITING), attempt, replace(DONE, cost=reported), NOW, POLICY)
+    assert (changes.attempt["billed"], changes.attempt["cost"]) == ("yes", cost)
+    assert (changes.task["cost"], changes.task["cost_usd"]) == (cost, cost * 0.005)
+
+
+@pytest.mark.parametrize(("billed", "cost"), [("yes", 4.0), ("no", None), ("unknown", None)])
+def test_failure_costs_the_price_only_if_it_was_billed(billed: Any, cost: float | None) -> None:
+    attempt = replace(accepted(), price=4.0, usd_per_unit=0.005)
+    changes = apply_report(a_task(TaskState.WAITING), attempt, replace(REJECTED, billed=billed), NOW, POLICY)
+    assert (changes.attempt["billed"], changes.attempt["cost"]) == (billed, cost)
+
+
+@pytest.mark.parametrize(
+    ("report", "cost"),
+    [(DONE, 4.0), (replace(DONE, cost=6.0), 6.0), (FREE_FAILURE, 0.0), (Pending(job_id="job"), 4.0)],
+)
+def test_second_job_of_one_attempt_adds_its_cost(report: Report, cost: float) -> None:
+    attempt = replace(accepted(), price=4.0)
+    changes = apply_report(a_task(TaskState.WAITING), attempt, replace(report, job_id="another"), NOW, POLICY)
+    assert changes.attempt["duplicate_cost"] == cost
+    assert "cost" not in changes.attempt
+
+
 def test_second_job_of_one_attempt_is_kept_as_duplicate() -> None:
     foreign = replace(DONE, job_id="another", outputs=("https://evil.example/x.png",))
     changes = apply_report(a_task(TaskState.WAITING), accepted(), foreign, NOW, POLICY)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData
@@ -14,12 +14,15 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from broker.errors import ApiError
+from broker.net.documents import parse_off_loop
 from storage.errors import StorageFull
-from webhooks.strict_json import DuplicateName, read_json
+from webhooks.strict_json import DuplicateName, TooManyValues, read_json
 
 MAX_PARTS: Final = 100
 MAX_TEXT_BYTES: Final = 256 * 1024
 """Of one text part; the longest prompt is a quarter of it."""
+
+T = TypeVar("T")
 
 _DISK_FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -67,12 +70,17 @@ def is_encoded(request: Request) -> bool:
 # -- JSON
 
 
-async def read_json_object(request: Request, max_bytes: int) -> dict[str, Any]:
-    """Return the JSON object of a request. Raises `ApiError`."""
-    document = parse_json(await BoundedRequest(request, max_bytes).body())
-    if not isinstance(document, dict):
-        raise ApiError("invalid_request", 'The body is not a JSON object: send {"prompt": "…"}.')
-    return document
+async def read_json_object(request: Request, max_bytes: int, build: Callable[[dict[str, Any]], T]) -> T:
+    """Return what `build` makes of the JSON object of a request. Raises `ApiError`, and the errors of `build`."""
+    body = await BoundedRequest(request, max_bytes).body()
+
+    def parse() -> T:
+        document = parse_json(body)
+        if not isinstance(document, dict):
+            raise ApiError("invalid_request", 'The body is not a JSON object: send {"prompt": "…"}.')
+        return build(document)
+
+    return await parse_off_loop(len(body), parse)
 
 
 def parse_json(body: bytes) -> Any:
@@ -83,6 +91,8 @@ def parse_json(body: bytes) -> Any:
         name = error.name[:64] if error.name.isprintable() else None
         message = f"{name or 'A field'} was given more than once: send one value."
         raise ApiError("invalid_request", message, field=name) from error
+    except TooManyValues as error:
+        raise ApiError("invalid_request", f"The body has {error}: send less.") from error
     except ValueError as error:
         raise ApiError(
             "invalid_request", "The body is not readable JSON: check its syntax and that it is UTF-8."

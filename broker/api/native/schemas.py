@@ -12,6 +12,7 @@ from pydantic import Field
 
 from broker.api.http.pagination import PageQuery, cursor_text
 from broker.api.http.query import EMPTY, ParsedText, QueryModel, one_of_text
+from broker.orders import Qualifier
 from broker.presenter import TASK_ID, ResponseModel, TaskData, TaskId, TaskStatus
 from storage import ids
 from storage.states import STATUS_FILTERS
@@ -52,12 +53,19 @@ DEADLINE: Final = Field(description="time that the provider may take, where that
 
 
 class CostEstimate(ResponseModel):
-    """Price of the order by the catalog; null where it is unknown."""
+    """Quote of the order by the catalog; null where a price is unknown."""
 
-    price: float | None
+    price: Annotated[float | None, Field(description="of one image at the preferred provider, in its unit")]
     count: int
     total: float | None
     unit: str | None
+    usd: Annotated[float | None, Field(description="the total in USD")]
+    qualifier: Annotated[
+        Qualifier, Field(description="exact: a fixed price, and nothing else can be charged by the price table")
+    ]
+    upper_bound_usd: Annotated[
+        float | None, Field(description="the most that the order can cost, by the price tables of all its candidates")
+    ]
     deadline_seconds: Annotated[float | None, DEADLINE]
 
 
@@ -81,15 +89,10 @@ class RouteData(ResponseModel):
     reason: Annotated[str | None, Field(description="why it is none, or is only tried after the others")]
 
 
-class ProviderPreview(ResponseModel):
+class ProviderPreview(CostEstimate):
     method: Literal["POST"]
     url: str
     json_: Annotated[dict[str, Any], Field(alias="json", description="the exact body for the provider")]
-    price: float | None
-    unit: str | None
-    count: int
-    total: float | None
-    deadline_seconds: Annotated[float | None, DEADLINE]
     ignored: list[str]
     warnings: list[str]
     routes: Annotated[list[RouteData], Field(description="every provider in use, the candidates first")]

@@ -84,8 +84,8 @@ class TaskRoutes:
             finally:
                 await form.close()
         if media_type == "application/json" or re.fullmatch(r"application/[\w.-]+\+json", media_type):
-            document = await read_json_object(request, min(MAX_JSON_BYTES, self.max_form_bytes))
-            return await self._order(request, read_json_order(document), key)
+            max_bytes = min(MAX_JSON_BYTES, self.max_form_bytes)
+            return await self._order(request, await read_json_object(request, max_bytes, read_json_order), key)
         raise ApiError(
             "invalid_request", "Send the order as multipart/form-data or application/json.", field="Content-Type"
         )
@@ -95,7 +95,8 @@ class TaskRoutes:
         plan = await self.orders.plan(order)
         if params.dry_run:
             preview = await self.orders.dry_run(order, plan)
-            data = ProviderPreview(**{**preview, "ignored": params.ignored_fields(preview["ignored"])})
+            preview["ignored"] = params.ignored_fields(preview["ignored"])
+            data = ProviderPreview.from_object(plan.quote, **preview)
             document = DryRunResponse(success=True, dry_run=True, data=data).to_document()
             return json_response(document, 200, _warning_headers(data.warnings))
         created = await self.orders.create(caller_of(request).name, order, plan)
@@ -104,7 +105,7 @@ class TaskRoutes:
         return self._accepted(created, plan, params.ignored_fields(plan.ignored), requested_language(request))
 
     def _accepted(self, created: CreatedTasks, plan: Plan, ignored: list[str], language: Language) -> Response:
-        first, batch, quote = created.tasks[0].id, created.tasks[0].batch, plan.quote
+        first, batch = created.tasks[0].id, created.tasks[0].batch
         accepted = OrderAccepted(
             success=True,
             task_id=first,
@@ -116,13 +117,7 @@ class TaskRoutes:
             batch_url=f"/api/batch/{batch}",
             ignored=ignored,
             warnings=list(plan.warnings),
-            estimate=CostEstimate(
-                price=quote.price,
-                count=quote.count,
-                total=quote.total,
-                unit=quote.unit,
-                deadline_seconds=quote.deadline_seconds,
-            ),
+            estimate=CostEstimate.from_object(plan.quote),
         )
         headers = {"location": accepted.poll_url, "retry-after": POLL_SECONDS, **_warning_headers(plan.warnings)}
         return json_response(accepted.to_document(), 202, headers)

@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Final
 
+from broker.net.documents import parse_off_loop
 from broker.providers.base import Provider
 from broker.reports import Finished, Pending, Report
 from broker.tasks.lifecycle import LEARNED_BY_CALLBACK
@@ -40,7 +42,7 @@ class CallbackStep:
                 with contextlib.suppress(Stale):
                     await self.tables.database.transact(mark_processed)
                 continue
-            report = self.report_of(task, callback)
+            report = await self.report_of(task, callback)
             await self.transitions.apply_report(
                 task,
                 report,
@@ -55,7 +57,7 @@ class CallbackStep:
         attempts = await self.tables.attempts.list_of_task(task.id) if report.job_id else []
         return next((attempt.number for attempt in attempts if attempt.job_id == report.job_id), None)
 
-    def report_of(self, task: Task, callback: StoredCallback) -> Report:
+    async def report_of(self, task: Task, callback: StoredCallback) -> Report:
         """Return the report in a callback; of an unverified one only that the provider is to be checked now.
 
         The same for one that the redaction of secrets made useless: a masked URL leads to no image.
@@ -64,12 +66,17 @@ class CallbackStep:
         if callback.verification != Verification.ACCEPT or provider is None:
             return Pending(check_in=0)
         try:
-            report = provider.parse_callback(parse_body(callback.body.encode("utf-8", "replace")))
+            report = await parse_off_loop(len(callback.body), partial(_parse_report, provider, callback))
         except MalformedBody:
             return Pending(check_in=0)
         if isinstance(report, Finished) and any(MASK in url for url in report.outputs):
             return Pending(check_in=0)
         return replace(report, job_id=None) if report.job_id == task.id else report
+
+
+def _parse_report(provider: Provider, callback: StoredCallback) -> Report:
+    """Raises `MalformedBody`."""
+    return provider.parse_callback(parse_body(callback.body.encode("utf-8", "replace")))
 
 
 @dataclass(kw_only=True)

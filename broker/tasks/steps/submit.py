@@ -44,6 +44,8 @@ class SubmitStep:
     orders: OrderBuilder
     sinks: SinkFactory
     transitions: Transitions
+    usd_per_unit: Callable[[str], float | None]
+    """Provider → value of its unit in USD; None if unknown."""
     callback_url: Callable[[str, str, int], str | None]
     """(provider, task, attempt): return the URL, with its token, that the provider calls; None without a public URL."""
     reservations: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_RESERVATIONS))
@@ -95,7 +97,15 @@ class SubmitStep:
     async def _begin_submission(self, task: Task, order: Order, provider: Provider) -> Task | None:
         """Write the intent; return the row with it, or None if the key has no capacity or the task changed."""
         now, number = self.transitions.clock.now(), task.attempt + 1
-        attempt = Attempt(task_id=task.id, number=number, provider=provider.name, key_id=provider.key_id, sent_at=now)
+        attempt = Attempt(
+            task_id=task.id,
+            number=number,
+            provider=provider.name,
+            key_id=provider.key_id,
+            sent_at=now,
+            price=provider.build_request(order, None).get("price"),
+            usd_per_unit=self.usd_per_unit(provider.name),
+        )
         has_url = self.callback_url(task.provider, task.id, number) is not None
         intent = lifecycle.begin_submission(
             task,

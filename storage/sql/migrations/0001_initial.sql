@@ -35,6 +35,7 @@ CREATE TABLE tasks (
     billed TEXT NOT NULL,
     provider_code TEXT,
     cost DOUBLE PRECISION,
+    cost_usd DOUBLE PRECISION,
     created_at DOUBLE PRECISION NOT NULL,
     updated_at DOUBLE PRECISION NOT NULL,
     ended_at DOUBLE PRECISION,
@@ -48,6 +49,9 @@ CREATE TABLE tasks (
 -- due steps by state; queued tasks have an order of their own per provider
 CREATE INDEX tasks_due ON tasks (state, due_at);
 CREATE INDEX tasks_queue ON tasks (provider, due_at, id) WHERE state = 'queued';
+-- round robin between callers: the head of each one's queue, and when it was served last
+CREATE INDEX tasks_turns ON tasks (provider, caller, priority DESC, due_at, id) WHERE state = 'queued';
+CREATE INDEX tasks_served ON tasks (provider, caller, sent_at) WHERE sent_at IS NOT NULL;
 CREATE INDEX tasks_queue_deadline ON tasks (deadline_at) WHERE state = 'queued';
 -- jobs that occupy a slot at the provider
 CREATE INDEX tasks_running ON tasks (provider, key_id) WHERE state IN ('submitting', 'waiting');
@@ -69,8 +73,11 @@ CREATE TABLE attempts (
     code TEXT,
     provider_code TEXT,
     billed TEXT NOT NULL,
+    price DOUBLE PRECISION,
+    usd_per_unit DOUBLE PRECISION,
     cost DOUBLE PRECISION,
     duplicate_result TEXT,
+    duplicate_cost DOUBLE PRECISION,
     learned_by TEXT,
     PRIMARY KEY (task_id, number)
 );
@@ -78,7 +85,8 @@ CREATE INDEX attempts_job ON attempts (job_id) WHERE job_id IS NOT NULL;
 CREATE INDEX attempts_window ON attempts (provider, key_id, sent_at);
 CREATE INDEX attempts_ended_by_check ON attempts (ended_at) WHERE learned_by = 'check';
 
--- attempts of purged tasks, summed up: day is in days since the epoch (UTC), cost in the unit of the provider
+-- attempts of purged tasks, summed up: day is in days since the epoch (UTC), cost in the unit of the provider;
+-- usd_estimated by the price table at the submission, usd what was certainly billed
 CREATE TABLE ledger (
     day BIGINT NOT NULL,
     owner TEXT NOT NULL,
@@ -87,7 +95,10 @@ CREATE TABLE ledger (
     model TEXT NOT NULL,
     billed TEXT NOT NULL,
     attempts BIGINT NOT NULL,
+    duplicates BIGINT NOT NULL,
     cost DOUBLE PRECISION NOT NULL,
+    usd_estimated DOUBLE PRECISION NOT NULL,
+    usd DOUBLE PRECISION NOT NULL,
     PRIMARY KEY (day, owner, provider, key_id, model, billed)
 );
 

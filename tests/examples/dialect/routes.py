@@ -62,9 +62,8 @@ class ImageRoutes:
 
     async def create_image(self, request: Request) -> Response:
         """Order an image."""
-        document = await read_json_object(request, MAX_BODY_BYTES)
         try:
-            parsed = self.request_model.model_validate(document)
+            parsed = await read_json_object(request, MAX_BODY_BYTES, self.request_model.model_validate)
         except ValidationError as error:
             field = str(error.errors()[0]["loc"][0])
             raise ApiError("invalid_request", f"{field} is missing or has a wrong type.", field=field) from error

@@ -152,9 +152,6 @@ class Simulated:
     def find_obstacle(self, order: Order, references: int) -> None:
         return None
 
-    def usd_price(self, order: Order) -> float:
-        return 0.02
-
     def expects_callback(self, order: Order) -> bool:
         return True
 

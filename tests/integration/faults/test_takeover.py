@@ -95,7 +95,7 @@ async def test_stored_intent_is_submitted_although_another_worker_took_the_lease
     async with still(tmp_path, clock) as services:
         submit = services.worker.steps.submit
         (task,) = await create_tasks(services, OrderRequest(params=ImageParams(prompt="a red bicycle")))
-        (mine,) = await services.tables.tasks.claim_queued(
+        (mine,) = await services.tables.task_queue.claim(
             now=clock.now(), lease=Lease(holder="sleeper", until=clock.now() + 30), provider="kie", limit=1
         )
         provider = _Saying(submit.pools["kie"].preferred, Pending(job_id="job"))

@@ -19,6 +19,7 @@ from tests.integration.storage.test_tasks import a_task
 pytestmark = pytest.mark.anyio
 
 TODAY = 20_000
+COLUMNS = ("day", "owner", "provider", "key_id", "model", "billed", "attempts", "cost")
 NOON = TODAY * SECONDS_PER_DAY + SECONDS_PER_DAY / 2
 
 
@@ -39,6 +40,7 @@ async def add_attempts(database: Any, *attempts: Attempt) -> None:
 
 def an_attempt(task: Task, number: int = 1, **changes: Any) -> Attempt:
     values: dict[str, Any] = {"provider": "kie", "key_id": "default", "sent_at": NOON, "billed": "yes", "cost": 4.0}
+    values |= {"price": 4.0, "usd_per_unit": 0.005}
     return Attempt(task_id=task.id, number=number, **{**values, **changes})
 
 
@@ -54,7 +56,12 @@ def expired(number: int, **changes: Any) -> Task:
 
 async def ledger_of(database: Any) -> list[tuple[Any, ...]]:
     rows = await database.fetch("SELECT * FROM ledger ORDER BY day, owner, provider, key_id, model, billed")
-    return [tuple(row.values()) for row in rows]
+    return [tuple(row[name] for name in COLUMNS) for row in rows]
+
+
+async def sums_of(database: Any) -> list[tuple[Any, ...]]:
+    rows = await database.fetch("SELECT * FROM ledger ORDER BY day, owner, provider, key_id, model, billed")
+    return [(row["billed"], row["duplicates"], round(row["usd_estimated"], 9), round(row["usd"], 9)) for row in rows]
 
 
 async def test_purge_moves_attempts_into_the_ledger_summed_by_day_owner_key_model_and_billing(database: Any) -> None:
@@ -78,6 +85,22 @@ async def test_purge_moves_attempts_into_the_ledger_summed_by_day_owner_key_mode
         (TODAY, "bob", "kie", "second", "nano-banana-pro", "yes", 1, 4.0),
     ]
     assert await database.fetch("SELECT * FROM attempts") == await database.fetch("SELECT * FROM tasks") == []
+
+
+async def test_ledger_keeps_estimates_actual_amounts_and_duplicates(database: Any) -> None:
+    """Unknown prices count as nothing; the estimate of an attempt with unknown billing is no certain amount."""
+    task = expired(1)
+    claimed = await claim_expired(database, task)
+    await add_attempts(
+        database,
+        an_attempt(task, 1, billed="no", cost=None),
+        an_attempt(task, 2, cost=5.0, duplicate_result="{}", duplicate_cost=4.0),
+        an_attempt(task, 3, price=None),
+        an_attempt(task, 4, billed="unknown", cost=None),
+        an_attempt(task, 5, usd_per_unit=None),
+    )
+    await database.transact(*TaskRetention(database).delete_all(claimed))
+    assert await sums_of(database) == [("no", 0, 0.02, 0.0), ("unknown", 0, 0.02, 0.0), ("yes", 1, 0.02, 0.065)]
 
 
 async def test_later_purges_add_to_the_sums(database: Any) -> None:

@@ -25,6 +25,7 @@ from storage.sql.migrate import upgrade_schema
 from storage.sql.postgres import PostgresDatabase
 from storage.sql.postgres_transaction import parameter_values, to_postgres
 from storage.states import STATUS_FILTERS, TaskState
+from storage.task_queue import TaskQueue
 from storage.task_retention import TaskRetention
 from storage.tasks import Lease, Task, Tasks
 from tests.contracts.databases import DATABASES
@@ -145,7 +146,7 @@ async def test_lost_lease_is_not_renewed(database: Any) -> None:
 
 async def test_queued_tasks_are_claimed_in_order_of_due_time(database: Any) -> None:
     rows = await add(database, *(a_task(n, due_at=NOW - 100 + n) for n in (3, 1, 2)))
-    claimed = await rows.claim_queued("kie", now=NOW, lease=lease(), limit=2)
+    claimed = await TaskQueue(database).claim("kie", now=NOW, lease=lease(), limit=2)
     assert {task.id for task in claimed} == {a_task(1).id, a_task(2).id}
     assert await rows.claim(TaskState.WAITING, now=NOW, lease=lease(), limit=10) == []
 
@@ -314,12 +315,47 @@ async def test_pages_contain_every_task_once(database: Any, status: str | None) 
 async def test_queue_ids_are_in_the_order_of_submission(database: Any) -> None:
     late, soon = a_task(1, due_at=NOW + 60), [a_task(n, due_at=NOW - n) for n in (2, 3, 4)]
     other, gone = a_task(5, provider="other"), a_task(6, state=TaskState.WAITING)
-    rows = await add(database, late, *soon, other, gone)
+    await add(database, late, *soon, other, gone)
     expected = [a_task(n).id for n in (4, 3, 2, 1)]
-    assert await rows.queue_ids("kie", 10) == expected
-    assert await rows.queue_ids("kie", 2) == expected[:2]
-    claimed = await rows.claim_queued("kie", now=NOW, lease=lease(), limit=2)
+    assert await TaskQueue(database).list_ids("kie", 10) == expected
+    assert await TaskQueue(database).list_ids("kie", 2) == expected[:2]
+    claimed = await TaskQueue(database).claim("kie", now=NOW, lease=lease(), limit=2)
     assert {task.id for task in claimed} == set(expected[:2])
+
+
+async def test_callers_are_served_in_turn(database: Any) -> None:
+    """A caller with a hundred tasks delays another caller's single one by one turn, also over several claims."""
+    many = [a_task(n, caller="many", due_at=NOW - 500 + n) for n in range(100)]
+    few = [a_task(200 + n, caller="few", due_at=NOW - 1) for n in range(2)]
+    rows = await add(database, *many, *few)
+    queue, served = TaskQueue(database), []
+    for number in range(6):
+        (task,) = await queue.claim("kie", now=NOW, lease=lease(f"worker {number}"), limit=1)
+        served.append(task.caller)
+        submitted = {"state": TaskState.SUBMITTING, "sent_at": NOW + number}
+        await database.transact(rows.update_task(task, **submitted))
+    assert served == ["few", "many", "few", "many", "many", "many"]
+    ids = await queue.list_ids("kie", 5)
+    assert ids == [task.id for task in many[4:9]]
+    claimed = await queue.claim("kie", now=NOW, lease=lease("another"), limit=30)
+    assert {task.id for task in claimed} == {task.id for task in many[4:34]}
+
+
+async def test_priority_orders_the_tasks_of_one_caller_only(database: Any) -> None:
+    mine = [a_task(n, caller="a", priority=priority, due_at=NOW - 9 + n) for n, priority in enumerate((0, 1, 2, 1))]
+    other = a_task(9, caller="b", priority=0, due_at=NOW)
+    await add(database, *mine, other)
+    low, normal, high, later = (task.id for task in mine)
+    assert await TaskQueue(database).list_ids("kie", 9) == [high, other.id, normal, later, low]
+
+
+async def test_second_worker_claims_what_the_first_did_not(database: Any) -> None:
+    await add(database, *(a_task(n, due_at=NOW - 100 + n) for n in range(10)))
+    queue = TaskQueue(database)
+    first = await queue.claim("kie", now=NOW, lease=lease("first"), limit=4)
+    second = await queue.claim("kie", now=NOW, lease=lease("second"), limit=4)
+    assert {task.id for task in first} == {a_task(n).id for n in range(4)}
+    assert {task.id for task in second} == {a_task(n).id for n in range(4, 8)}
 
 
 async def test_recent_durations_are_those_of_successes_with_all_times(database: Any) -> None:
@@ -379,8 +415,8 @@ FEW_PAGES = 300
 async def _sqlite_scans(database: Any, sql: str, params: Mapping[str, Any]) -> list[str]:
     plan = await database.fetch(f"EXPLAIN QUERY PLAN {sql}", **params)
     scans = [row["detail"] for row in plan if row["detail"].startswith("SCAN") and "INDEX" not in row["detail"]]
-    own_rows = {"SCAN CONSTANT ROW", "SCAN due"}  # produced by the statement itself
-    return [scan for scan in scans if scan not in own_rows]
+    tables = {row["name"] for row in await database.fetch("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    return [scan for scan in scans if scan.split()[1] in tables]  # others are rows that the statement itself made
 
 
 async def _grow(database: Any) -> None:
@@ -458,14 +494,15 @@ async def _use_everything(database: Any, rows: Tasks, task: Task) -> None:
     await Attempts(database).list_of_task(task.id)
     await Attempts(database).get(task.id, 1)
     await rows.claim(TaskState.WAITING, now=NOW, lease=lease(until=NOW), limit=5)
-    await rows.claim_queued("kie", now=NOW, lease=lease(until=NOW), limit=5)
+    await TaskQueue(database).claim("kie", now=NOW, lease=lease(until=NOW), limit=5)
+    await TaskQueue(database).claim_movable("kie", ["fal"], now=NOW, lease=lease(until=NOW), limit=5)
     await rows.claim_overdue(now=NOW + 1000, lease=lease(until=NOW), limit=5)
     await rows.renew([(task.id, "me")], NOW)
     await retention.shorten_retention(60.0, after="", limit=5)
     await retention.active_owners(["x", "refs_y"])
     await rows.get_due_work([TaskState.WAITING, TaskState.EXPIRED], ["kie"], NOW)
     await rows.count_by_state([TaskState.QUEUED, TaskState.SUBMITTING, TaskState.WAITING, TaskState.FETCHING])
-    await rows.queue_ids("kie", 10_000)
+    await TaskQueue(database).list_ids("kie", 10_000)
     await rows.recent_durations("kie", "nano-banana")
     await provider_limits.get_load(*KIE, NOW)
     await rows.awaiting_callback(NOW, 5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from typing import Final
 from urllib.parse import quote, quote_plus
 
 import pytest
@@ -75,9 +76,12 @@ def test_secret_that_contains_another_is_masked_as_a_whole() -> None:
     assert Redactor(["password", "whsec_password_long"]).redact("whsec_password_long password") == f"{MASK} {MASK}"
 
 
-@given(st.text(), st.text(min_size=8))
-def test_text_without_a_secret_is_unchanged_and_none_is_left(text: str, secret: str) -> None:
+AMBIGUOUS: Final = 'abnu0\\/"%25+ я'
+"""Characters that escape sequences consist of."""
+
+
+@given(st.text(AMBIGUOUS), st.text(AMBIGUOUS, min_size=8, max_size=12))
+def test_no_secret_is_left(text: str, secret: str) -> None:
     kept = Redactor([secret]).redact(text + secret)
-    assert len(kept) <= len(text) + len(secret)
-    if secret not in text and secret not in MASK:
-        assert secret not in kept.removesuffix(MASK)
+    assert MASK in kept
+    assert secret not in kept

@@ -8,7 +8,12 @@ from broker.sandbox.orders import JobOrder, RejectedRequest, is_http_url, requir
 from broker.sandbox.pixels import ALL_RATIOS, RATIOS, sizes_of
 
 FIELDS = {"prompt", "aspect_ratio", "output_format", "enable_sync_mode", "enable_base64_output"}
-RATIOS_OF = {"nano-banana": RATIOS, "nano-banana-pro": RATIOS, "nano-banana-2": ALL_RATIOS}
+RATIOS_OF = {
+    "nano-banana": RATIOS,
+    "nano-banana-pro": RATIOS,
+    "nano-banana-2": ALL_RATIOS,
+    "nano-banana-2.1": ALL_RATIOS,
+}
 PRICES = {"1k": 0.1, "2k": 0.1, "4k": 0.2}
 MAX_REFERENCES = 14
 
@@ -19,7 +24,7 @@ def validate_order(name: str, mode: str, fields: dict[str, Any], webhook: str | 
         raise RejectedRequest(404, "model not found")
     is_first = name == "nano-banana"
     known = FIELDS | ({"images"} if mode == "edit" else set()) | (set() if is_first else {"resolution"})
-    known |= {"enable_web_search"} if name == "nano-banana-2" else set()
+    known |= {"enable_web_search"} if RATIOS_OF[name] is ALL_RATIOS else set()
     require(fields.keys() <= known, "the input has an unknown field", 400)
     prompt: Any = fields.get("prompt")
     require(isinstance(prompt, str) and prompt != "", "prompt is required", 400)

@@ -1,0 +1,47 @@
+"""Prices of orders: the quote before an order, and the most that it can cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from broker.catalog import ProviderTerms
+from broker.orders import Order, Quote
+from broker.providers.base import Provider
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriceTable:
+    """What the providers in use charge, by the catalog."""
+
+    providers: Mapping[str, Provider]
+    terms: Callable[[str], ProviderTerms]
+    """Provider → its terms."""
+    max_billed_attempts: int
+    """Submissions of one order that can be billed: 1 unless an unknown outcome is submitted again."""
+
+    def usd_price(self, name: str, order: Order) -> float | None:
+        """Return the price of one image at a provider in USD; None if unknown."""
+        price = self.providers[name].build_request(order, None).get("price")
+        rate = self.terms(name).usd_per_unit
+        return None if price is None or rate is None else float(price * rate)
+
+    def max_usd_price(self, names: Sequence[str], order: Order) -> float | None:
+        """Return the most that one image can cost in USD if these providers may get the order; None if unknown."""
+        prices = [self.usd_price(name, order) for name in names]
+        known = [price for price in prices if price is not None]
+        return max(known) * self.max_billed_attempts if len(known) == len(prices) else None
+
+    def make_quote(self, candidates: Sequence[str], order: Order, count: int) -> Quote:
+        """Return the quote of `count` images. candidates: the providers that may get the order, best first."""
+        first = self.providers[candidates[0]]
+        offer = first.build_request(order, None)
+        return Quote(
+            price=offer.get("price"),
+            count=count,
+            unit=offer.get("unit"),
+            usd_price=self.usd_price(first.name, order),
+            max_usd_price=self.max_usd_price(candidates, order),
+            deadline_seconds=offer.get("deadline_seconds"),
+            is_metered=self.terms(first.name).is_metered,
+        )

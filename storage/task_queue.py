@@ -1,0 +1,89 @@
+"""The queue of each provider: round robin between callers, and by priority within one caller's tasks.
+
+The caller that was served longest ago is next, so an order for many images delays another caller's single image by one
+turn. Nothing but the tasks themselves records the turns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from storage.sql.database import Database
+from storage.tasks import Lease, Task, claim_rows
+
+MAX_CALLERS = 100
+"""Callers of one claim; each adds a branch to its statement."""
+
+_QUEUED = "state = 'queued' AND provider = :provider"
+_FREE = "due_at <= :now AND (lease_until <= :now OR leased_by = :holder)"
+_ORDER = "priority DESC, due_at, id"
+# one index seek per caller, however many tasks it has in the queue
+_CALLERS = f"""WITH RECURSIVE callers(name) AS (
+        SELECT min(caller) FROM tasks WHERE {_QUEUED}
+        UNION ALL SELECT (SELECT min(caller) FROM tasks WHERE {_QUEUED} AND caller > callers.name)
+        FROM callers WHERE callers.name IS NOT NULL
+    )
+    SELECT name FROM callers WHERE name IS NOT NULL"""
+_SERVED_LONGEST_AGO = """ORDER BY coalesce((SELECT max(sent_at) FROM tasks
+    WHERE provider = :provider AND caller = name AND sent_at IS NOT NULL), 0), name"""
+
+
+@dataclass(frozen=True)
+class TaskQueue:
+    """Queued tasks by provider."""
+
+    database: Database
+
+    async def claim(self, provider: str, *, now: float, lease: Lease, limit: int) -> list[Task]:
+        """Lease up to `limit` due tasks of a provider, one of each caller in turn."""
+        if limit <= 0:
+            return []
+        due = f"{_CALLERS} AND EXISTS (SELECT 1 FROM tasks WHERE {_QUEUED} AND caller = name AND {_FREE})"
+        callers = await self._callers(due, provider, limit, now=now, holder=lease.holder)
+        if not callers:
+            return []
+        heads, params = _heads(callers, f"AND {_FREE}")
+        sql = f"""heads AS MATERIALIZED ({heads}),
+            due AS MATERIALIZED (SELECT tasks.id FROM tasks JOIN heads ON heads.id = tasks.id
+                WHERE state = 'queued' AND {_FREE} ORDER BY nth, place LIMIT :limit{self.database.skip_locked})"""
+        return await claim_rows(self.database, sql, now=now, lease=lease, limit=limit, provider=provider, **params)
+
+    async def claim_movable(
+        self, provider: str, others: Sequence[str], *, now: float, lease: Lease, limit: int
+    ) -> list[Task]:
+        """Lease up to `limit` due tasks of a provider that one of these others may serve too, oldest first."""
+        patterns = {f"other{number}": f'%"{name}"%' for number, name in enumerate(others)}
+        movable = " OR ".join(f"candidates LIKE :{name}" for name in patterns)
+        sql = f"""due AS MATERIALIZED (SELECT id FROM tasks WHERE {_QUEUED} AND ({movable}) AND {_FREE}
+            ORDER BY due_at, id LIMIT :limit{self.database.skip_locked})"""
+        return await claim_rows(self.database, sql, now=now, lease=lease, limit=limit, provider=provider, **patterns)
+
+    async def list_ids(self, provider: str, limit: int) -> list[str]:
+        """Return the ids of a provider's queued tasks, in the order of submission."""
+        callers = await self._callers(_CALLERS, provider, limit)
+        if not callers:
+            return []
+        heads, params = _heads(callers, "")
+        sql = f"SELECT id FROM ({heads}) AS heads ORDER BY nth, place LIMIT :limit"
+        rows = await self.database.fetch(sql, provider=provider, limit=limit, **params)
+        return [row["id"] for row in rows]
+
+    async def _callers(self, sql: str, provider: str, limit: int, **params: Any) -> list[str]:
+        """Return callers with queued tasks, the one that was served longest ago first."""
+        rows = await self.database.fetch(
+            f"{sql} {_SERVED_LONGEST_AGO} LIMIT :limit", provider=provider, limit=min(limit, MAX_CALLERS), **params
+        )
+        return [row["name"] for row in rows]
+
+
+def _heads(callers: Sequence[str], condition: str) -> tuple[str, dict[str, str]]:
+    """Return the query of the first tasks of each caller, numbered by turn, and its parameters."""
+    branches = [
+        f"""SELECT id, {place} AS place, row_number() OVER (ORDER BY {_ORDER}) AS nth FROM (
+            SELECT id, priority, due_at FROM tasks WHERE {_QUEUED} AND caller = :caller{place} {condition}
+            ORDER BY {_ORDER} LIMIT :limit) AS of_caller{place}"""
+        for place in range(len(callers))
+    ]
+    return " UNION ALL ".join(branches), {f"caller{place}": caller for place, caller in enumerate(callers)}
