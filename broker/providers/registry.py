@@ -13,11 +13,13 @@ from broker.catalog import Catalog, ProviderTerms
 from broker.errors import SettingsError
 from broker.net.api_client import ApiClient
 from broker.providers.base import NO_KEY_ID, ProviderContext, ProviderPackage, key_id_of
+from broker.providers.gemini import GEMINI
 from broker.providers.kie import KIE
 from broker.providers.kie.checks import SANDBOX_CHECKS
 from broker.providers.kie.settings import KieSettings
 from broker.providers.legacy import legacy_package
 from broker.providers.nanobananaapi import NANOBANANAAPI
+from broker.providers.openrouter import OPENROUTER
 from broker.providers.pool import ProviderPool
 from broker.providers.replicate import REPLICATE
 from broker.providers.signing_keys import CallbackSignature
@@ -31,6 +33,8 @@ PROVIDERS: Final[tuple[ProviderPackage, ...]] = (
     REPLICATE,
     WAVESPEED,
     NANOBANANAAPI,
+    GEMINI,
+    OPENROUTER,
 )
 
 SANDBOX: Final = replace(KIE, name="sandbox", checks=SANDBOX_CHECKS)
