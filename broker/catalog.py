@@ -109,6 +109,8 @@ class ProviderTerms(_Entry):
     """Submissions per account."""
     concurrency: PositiveInt = 100
     """Running jobs per account."""
+    result_seconds: PositiveInt | None = None
+    """How long results are kept, where that is less than a day; None: as long as is usual."""
 
 
 class Model(_Entry):
@@ -128,7 +130,7 @@ class Model(_Entry):
     aspect_ratios: tuple[str, ...]
     resolutions: tuple[str, ...]
     image_sizes: Mapping[str, Mapping[str, PixelSize]] = {}
-    """By ratio and resolution; in the file the name of a table. A ratio that leaves the size to the model is missing."""
+    """By ratio and resolution, in the file the name of a table; a ratio that leaves the size to the model is absent."""
     output_tokens: Mapping[str, PositiveInt] = {}
     """Of one image, by resolution; one that is unknown is missing."""
     output_formats: tuple[OutputFormat, ...]

@@ -138,9 +138,7 @@ class ModelRoutes:
                 for ratio, by_resolution in sizes.items()
                 if by_resolution
             },
-            output_tokens={
-                name: count for name, count in model.output_tokens.items() if name in limits.resolutions
-            },
+            output_tokens={name: count for name, count in model.output_tokens.items() if name in limits.resolutions},
             providers=[self._offer(offer) for offer in offers],
         )
 

@@ -245,7 +245,9 @@ def test_tokens_of_an_image_are_those_of_the_gemini_api() -> None:
     assert CATALOG.resolve("nano-banana-pro").output_tokens == {"1K": 1120, "2K": 1120, "4K": 2000}
     for model in CATALOG.models:
         wire = CATALOG.wire("gemini", model.name, "text-to-image")
-        for resolution, tokens in model.output_tokens.items() if wire else ():
+        for resolution, tokens in model.output_tokens.items():
+            if wire is None:
+                continue
             price = wire.token_prices["image"] * tokens / 1e6
             assert wire.prices[resolution] == pytest.approx(price, rel=0.01), (model.name, resolution)
 
@@ -327,9 +329,7 @@ def test_modes_of_equal_price_are_one_offer() -> None:
     catalog = Catalog.load(BROKEN, providers={"kie": wires})
     offers = [(offer.modes, dict(offer.prices)) for offer in list_offers(catalog, catalog.default)]
     assert offers == [(("text-to-image",), {"1K": 4}), (("image-to-image",), {"1K": 8})]
-    (one,) = [
-        offer for offer in list_offers(CATALOG, CATALOG.resolve("nano-banana-pro")) if offer.provider == "kie"
-    ]
+    (one,) = [offer for offer in list_offers(CATALOG, CATALOG.resolve("nano-banana-pro")) if offer.provider == "kie"]
     assert (one.modes, one.unit) == (("text-to-image", "image-to-image"), "credits")
 
 
