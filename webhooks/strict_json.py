@@ -24,6 +24,13 @@ class DuplicateName(ValueError):
         """As sent; may be long, or have characters that cannot be stored."""
 
 
+class TooManyValues(ValueError):
+    """A document has more than `MAX_VALUES` values."""
+
+    def __init__(self) -> None:
+        super().__init__(f"more than {MAX_VALUES:,} values")
+
+
 def read_json(
     body: bytes,
     *,
@@ -36,7 +43,7 @@ def read_json(
 
     repair_surrogates: replace lone surrogates instead of rejecting them; providers cut texts inside an emoji.
     allow_duplicate_names: take the last value of a member, as most parsers do.
-    Raises `DuplicateName`, and ValueError for every other input.
+    Raises `DuplicateName`, `TooManyValues`, and ValueError for every other input.
     """
     text = body.decode("utf-8")
     check_values(text)
@@ -59,7 +66,7 @@ def read_json(
 
 
 def check_values(text: str) -> None:
-    """Raise ValueError for JSON with more than `MAX_VALUES` values, without parsing it."""
+    """Raise `TooManyValues` for such JSON, without parsing it."""
     if _count_values(text, 0, len(text)) <= MAX_VALUES:  # what strings contain was counted, too
         return
     values = end = 0
@@ -69,7 +76,7 @@ def check_values(text: str) -> None:
         if values > MAX_VALUES:
             break
     if values + _count_values(text, end, len(text)) > MAX_VALUES:
-        raise ValueError("too many values")
+        raise TooManyValues
 
 
 def _count_values(text: str, start: int, end: int) -> int:

@@ -172,7 +172,7 @@ def _commit_together(connection: sqlite3.Connection, group: Sequence[Write]) -> 
             try:
                 results.append([_run_statement(connection, statement) for statement in write.statements])
             except Exception as error:  # fails this write alone
-                if is_full(error) or not connection.in_transaction:  # which may have undone the whole transaction
+                if not connection.in_transaction:  # a full disk rolls the whole transaction back
                     raise
                 connection.execute("ROLLBACK TO one")
                 results.append(error)

@@ -9,6 +9,7 @@ The size of the file is the whole state, so it holds for every process of the da
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -34,7 +35,7 @@ class DiskReserve:
         A reserve that the disk never had the space for refuses no writes.
         """
         size = self._size()
-        if size == RESERVE_BYTES:
+        if size is not None and size >= RESERVE_BYTES:
             return True
         return self._grow(size) or size is None
 
@@ -60,7 +61,7 @@ class DiskReserve:
             disk = os.statvfs(self._path.parent)
             if disk.f_bavail * disk.f_frsize < RESERVE_BYTES - begin:
                 return False
-            self._resize(lambda file: os.posix_fallocate(file, begin, RESERVE_BYTES - begin))
+            self._resize(lambda file: _allocate(file, begin, RESERVE_BYTES - begin))
         except OSError:
             with suppress(OSError):
                 if size is None:
@@ -88,3 +89,11 @@ class DiskReserve:
             os.fsync(file)
         finally:
             os.close(file)
+
+
+def _allocate(file: int, start: int, size: int) -> None:
+    """Take space on the disk, by writing zeros where the system has no call for it."""
+    if sys.platform == "darwin":
+        os.pwrite(file, bytes(size), start)
+    else:
+        os.posix_fallocate(file, start, size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from tests.benchmarks import intake, notify, postgres_paths, retention, simulation
+from tests.benchmarks import hostile, intake, notify, postgres_paths, retention, simulation
 
 
 async def main() -> None:
@@ -13,6 +13,7 @@ async def main() -> None:
     await retention.main(10_000, 2.0)
     await simulation.main(10.0)
     await intake.main(3)
+    await hostile.main(4.0)
 
 
 if __name__ == "__main__":

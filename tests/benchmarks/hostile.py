@@ -11,8 +11,7 @@ import asyncio
 import json
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -84,6 +83,8 @@ RESPONSES: Final[dict[str, tuple[str, bytes]]] = {
 
 @dataclass
 class Sent:
+    """Count of the hostile bytes that were sent."""
+
     size: int = 0
 
 
@@ -187,6 +188,8 @@ def _length(answer: bytes) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
+    """The polls of one run."""
+
     kind: str
     latencies: list[float]
     hostile_bytes: int
@@ -199,13 +202,6 @@ class Outcome:
         values = self.latencies
         numbers = (ms(cut(values, 50)), ms(self.p99), ms(max(values)))
         return (self.kind, len(values), *numbers, f"{self.hostile_bytes / 1e6:.1f}")
-
-
-@asynccontextmanager
-async def _running(work: Callable[..., Awaitable[object]], *arguments: object) -> AsyncIterator[Child]:
-    child = Child(work, *arguments)
-    await child.ready()
-    yield child
 
 
 async def measure(kind: str, folder: Path, *, seconds: float = SECONDS, rate: int = BYTES_PER_SECOND) -> Outcome:
@@ -240,6 +236,7 @@ async def _create_tasks(broker: Broker) -> str:
 
 
 async def main(seconds: float = SECONDS, rate: int = BYTES_PER_SECOND, only: str = "") -> None:
+    """Print a table of all kinds whose name contains `only`. rate: bytes per second of all hostile connections."""
     say(f"\n{CONNECTIONS} hostile connections with {rate / 1e6:g} MB/s; {POLLERS / POLL_SECONDS:g} polls a second\n")
     outcomes = []
     for kind in ("none", *REQUESTS, *RESPONSES):
@@ -247,6 +244,8 @@ async def main(seconds: float = SECONDS, rate: int = BYTES_PER_SECOND, only: str
             with tempfile.TemporaryDirectory() as folder:
                 outcomes.append(await measure(kind, Path(folder), seconds=seconds, rate=rate))
     say(table(HEAD, [outcome.row() for outcome in outcomes]))
+    slow = [outcome.kind for outcome in outcomes if outcome.p99 > MAX_P99_SECONDS]
+    say(f"\np99 above {ms(MAX_P99_SECONDS)} ms: {', '.join(slow) or 'none'}")
 
 
 if __name__ == "__main__":

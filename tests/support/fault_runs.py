@@ -69,6 +69,7 @@ FAMILIES = (
         promise="a failing receiver gets each webhook, or its last retry",
         files=("integration/faults/test_deliveries.py",),
     ),
+    Family(promise="polls are answered while peers send tiny pieces", files=("processes/test_hostile.py",)),
     Family(promise="the worker outlives its own errors", files=("integration/faults/test_worker.py",)),
 )
 

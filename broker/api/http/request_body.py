@@ -16,7 +16,7 @@ from starlette.requests import Request
 from broker.errors import ApiError
 from broker.net.documents import parse_off_loop
 from storage.errors import StorageFull
-from webhooks.strict_json import DuplicateName, read_json
+from webhooks.strict_json import DuplicateName, TooManyValues, read_json
 
 MAX_PARTS: Final = 100
 MAX_TEXT_BYTES: Final = 256 * 1024
@@ -91,6 +91,8 @@ def parse_json(body: bytes) -> Any:
         name = error.name[:64] if error.name.isprintable() else None
         message = f"{name or 'A field'} was given more than once: send one value."
         raise ApiError("invalid_request", message, field=name) from error
+    except TooManyValues as error:
+        raise ApiError("invalid_request", f"The body has {error}: send less.") from error
     except ValueError as error:
         raise ApiError(
             "invalid_request", "The body is not readable JSON: check its syntax and that it is UTF-8."

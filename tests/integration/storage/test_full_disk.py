@@ -54,6 +54,7 @@ async def fill(disk: SmallDisk, database: SqliteDatabase) -> None:
 async def test_outcomes_are_written_on_a_full_disk(disk: SmallDisk) -> None:
     async with SqliteDatabase(disk.folder / "b.db") as database:
         await database.execute("CREATE TABLE t (x TEXT)")
+        await database.transact(insert("x" * 800 * 4096))  # the log is long: a checkpoint is near
         await fill(disk, database)
         before = await stored(database)
         for number in range(60):
@@ -100,6 +101,15 @@ async def test_disk_without_room_for_the_reserve_is_used(disk: SmallDisk) -> Non
         await database.execute("CREATE TABLE t (x TEXT)")
         await database.transact(insert("an order"))
         assert not (disk.folder / "b.db-reserve").exists()
+
+
+async def test_closed_database_opens_on_a_full_disk(disk: SmallDisk) -> None:
+    async with SqliteDatabase(disk.folder / "b.db") as database:
+        await database.execute("CREATE TABLE t (x TEXT)")
+        await database.transact(insert("an order"))
+    disk.fill()
+    async with SqliteDatabase(disk.folder / "b.db") as database:
+        assert await stored(database) == ["an order"]
 
 
 KILLED = """

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.errors import StorageError, StorageFull
+from storage.errors import DatabaseReplaced, StorageError, StorageFull
 from storage.sql.database import Outcome, Statement
 from storage.sql.group_commit import GroupCommitWriter
 from storage.sql.migrate import SchemaTooNew, upgrade_schema
@@ -114,6 +114,23 @@ def test_writes_are_finished_when_the_event_loop_ends_first(tmp_path: Path) -> N
     asyncio.run(writer.close())
     with closing(sqlite3.connect(tmp_path / "b.db")) as other:
         assert other.execute("SELECT count(*) FROM t").fetchone() == (3,)
+
+
+async def test_commit_into_a_file_removed_meanwhile_is_not_acknowledged(tmp_path: Path) -> None:
+    path = tmp_path / "b.db"
+
+    def connect() -> sqlite3.Connection:
+        connection = open_connection(path, WRITER_PRAGMAS)
+        connection.create_function("remove", 0, path.unlink)
+        return connection
+
+    writer = GroupCommitWriter(path, connect)
+    await writer.open()
+    try:
+        with pytest.raises(DatabaseReplaced):
+            await writer.submit([Statement(sql="SELECT remove()")], after_commit=lambda: None)
+    finally:
+        await writer.close()
 
 
 async def test_failed_open_leaves_no_thread(tmp_path: Path) -> None:
