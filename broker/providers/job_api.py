@@ -30,8 +30,8 @@ class JobApi:
 
     catalog_name: ClassVar[str]
     """Name of its catalog, whatever the adapter is called."""
-    order_path: ClassVar[str]
-    """Path of orders, below the base URL."""
+    order_path: ClassVar[str] = ""
+    """Path of orders, below the base URL; empty where `order_url` is defined instead."""
     auth_scheme: ClassVar[str] = "Bearer"
     errors: ClassVar[ErrorTable]
     id_fields: ClassVar[Sequence[str]] = parsing.TASK_IDS
@@ -53,6 +53,10 @@ class JobApi:
         self.reports = Reports(name=context.name, errors=self.errors, secret=self._api_key)
 
     # -- for subclasses to define
+
+    def order_url(self, model: str | None, callback_url: str | None) -> str:
+        """Return the URL of an order. model: as the catalog spells it."""
+        return self.base_url + self.order_path
 
     def order_body(self, model: str | None, fields: dict[str, Any], callback_url: str | None) -> dict[str, Any]:
         """Return the body of an order; fields that are None are not sent. model, fields: as the catalog spells them."""
@@ -92,7 +96,7 @@ class JobApi:
         references = [self.public_url(reference) or f"upload:{reference.name}" for reference in order.references]
         return {
             "method": "POST",
-            "url": self.base_url + self.order_path,
+            "url": self.order_url(wire.model, shown_url),
             "json": self._body(wire, order, references, shown_url),
             "price": catalog.price(self.catalog_name, params.model, order.mode, params.resolution),
             "unit": catalog.terms(self.catalog_name).unit,
@@ -115,7 +119,7 @@ class JobApi:
             return references
         try:
             body = self._body(wire, order, references, callback_url)
-            response = await self.request("POST", self.order_path, json=body)
+            response = await self.request("POST", self.order_url(wire.model, callback_url), json=body)
         except NotSent as error:
             return self.reports.not_sent(error)
         return self.read_order_response(response)
