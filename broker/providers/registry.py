@@ -13,6 +13,7 @@ from broker.catalog import Catalog, ProviderTerms
 from broker.errors import SettingsError
 from broker.net.api_client import ApiClient
 from broker.providers.base import NO_KEY_ID, ProviderContext, ProviderPackage, key_id_of
+from broker.providers.fal import FAL
 from broker.providers.kie import KIE
 from broker.providers.kie.checks import SANDBOX_CHECKS
 from broker.providers.kie.settings import KieSettings
@@ -25,6 +26,7 @@ from broker.settings.types import PackageSettings
 PROVIDERS: Final[tuple[ProviderPackage, ...]] = (
     KIE,
     legacy_package(owner=KIE),  # exclusive with the line above: one upstream, chosen by its URL
+    FAL,
 )
 
 SANDBOX: Final = replace(KIE, name="sandbox", checks=SANDBOX_CHECKS)

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Final
 
 from broker.sandbox.dialect import Dialect
+from broker.sandbox.dialects.fal import FAL
 from broker.sandbox.dialects.kie import KIE
 
-_DIALECTS = (KIE,)
+_DIALECTS = (KIE, FAL)
 
 DIALECTS: Final[Mapping[str, Dialect]] = {dialect.name: dialect for dialect in _DIALECTS}
