@@ -496,6 +496,7 @@ async def _use_everything(database: Any, rows: Tasks, task: Task) -> None:
     await rows.claim(TaskState.WAITING, now=NOW, lease=lease(until=NOW), limit=5)
     await TaskQueue(database).claim("kie", now=NOW, lease=lease(until=NOW), limit=5)
     await TaskQueue(database).claim_movable("kie", ["fal"], now=NOW, lease=lease(until=NOW), limit=5)
+    assert await TaskQueue(database).list_providers() == ["kie"]
     await rows.claim_overdue(now=NOW + 1000, lease=lease(until=NOW), limit=5)
     await rows.renew([(task.id, "me")], NOW)
     await retention.shorten_retention(60.0, after="", limit=5)
