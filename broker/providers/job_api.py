@@ -108,8 +108,7 @@ class JobApi:
     async def submit(self, order: Order, callback_url: str | None, sink: ResultSink) -> Report:
         wire = self.context.catalog.wire(self.catalog_name, order.params.model, order.mode)
         if wire is None:
-            message = f"{self.name} does not serve {order.params.model} ({order.mode})"
-            return Failed(code="provider_rejected", message=message, retryable=False, billed="no", sent=False)
+            return self.not_served(order)
         references = await self.resolve_references(order)
         if isinstance(references, Failed):
             return references
@@ -133,6 +132,10 @@ class JobApi:
         return None
 
     # -- requests and responses
+
+    def not_served(self, order: Order) -> Failed:
+        message = f"{self.name} does not serve {order.params.model} ({order.mode})"
+        return Failed(code="provider_rejected", message=message, retryable=False, billed="no", sent=False)
 
     def _body(self, wire: Wire, order: Order, references: Sequence[str], callback_url: str | None) -> dict[str, Any]:
         body = self.order_body(wire.model, wire.spell(order, references), callback_url)

@@ -62,6 +62,10 @@ class SubmissionQueue:
         capacity = await self._get_capacity(provider)
         return max(queued_at, self.clock.now() if capacity.free else capacity.recheck_at)
 
+    def holder(self, provider: str) -> str:
+        """Return the provider if its submissions may wait for minutes, so that they have their own slots; else ""."""
+        return provider if provider in self.pools and self.pools[provider].preferred.holds_submit else ""
+
     async def choose_account(self, provider: str) -> Provider | None:
         """Return the account with the most capacity; None if there is none with any.
 
