@@ -20,6 +20,7 @@ from broker.errors import ApiError, FieldError
 from broker.orders import Mode, Order, OutputFormat
 
 Status = Literal["live", "deprecated", "retired"]
+TokenKind = Literal["input", "text", "image"]
 
 MODES: Final[tuple[Mode, ...]] = get_args(Mode)
 
@@ -60,6 +61,8 @@ class Wire(_Entry):
     prompt_limit: int | None = None
     """Characters."""
     prices: Mapping[str, float] = {}
+    token_prices: Mapping[TokenKind, float] = {}
+    """USD per million tokens, where the provider reports tokens: of the input, of text and of images."""
     extra: Mapping[str, str] = {}
     """Names of other parameters (`ImageParams.extra`), by ours."""
 
@@ -114,6 +117,8 @@ class ProviderTerms(_Entry):
     """Submissions per account."""
     concurrency: PositiveInt = 100
     """Running jobs per account."""
+    result_seconds: PositiveInt | None = None
+    """How long results are kept, where that is less than a day; None: as long as is usual."""
 
 
 class Model(_Entry):
@@ -254,6 +259,11 @@ class Catalog:
         found = self._by_name.get(model)
         return found.providers.get(provider, {}).get(mode) if found else None
 
+    def wire_by_id(self, provider: str, model: str) -> Wire | None:
+        """Return a provider's spelling of a model by the provider's own id; None if it has none of that id."""
+        wires = (wire for known in self.models for wire in known.providers.get(provider, {}).values())
+        return next((wire for wire in wires if wire.model == model), None)
+
     def find_obstacle(self, provider: str, order: Order, references: int) -> tuple[str, FieldError] | None:
         """Return why a provider cannot serve an order, as error code and field; None if it can.
 
@@ -365,6 +375,8 @@ def _check_model(model: Model, names: Mapping[str, Model], terms: Mapping[str, P
             raise ValueError(f"{where}: aspect ratios are {', '.join(model.aspect_ratios)}")
         if not set(wire.resolutions) <= set(model.resolutions):
             raise ValueError(f"{where}: resolutions are {', '.join(model.resolutions)}")
+        if wire.token_prices and set(wire.token_prices) != set(get_args(TokenKind)):
+            raise ValueError(f"{where}: token_prices need a price of {', '.join(get_args(TokenKind))}")
         if not set(wire.prices) <= set(model.resolutions):
             raise ValueError(f"{where}: prices are for {', '.join(model.resolutions)}")
         if mode == "image-to-image" and not wire.references:

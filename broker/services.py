@@ -23,6 +23,7 @@ from broker.monitoring.collectors import DatabaseCollector
 from broker.net.fetcher import Fetcher
 from broker.notifications.deliverer import Deliverer
 from broker.notifications.outbox import Outbox
+from broker.ordering.budgets import DailyBudget
 from broker.ordering.idempotency import Idempotency
 from broker.ordering.plan import Planner
 from broker.ordering.pricing import PriceTable
@@ -176,6 +177,7 @@ class Services:
             policy=self.policy,
             tasks=self.tables.tasks,
             attempts=self.tables.attempts,
+            budgets=self.tables.budgets,
             outbox=Outbox(clock=self.clock, tables=self.tables, presenter=self.presenter),
             metrics=self.metrics,
             router=self.router,
@@ -283,6 +285,7 @@ class Services:
                     providers=self.providers,
                     router=self.router,
                     prices=self.prices,
+                    budget=self.budget,
                     policy=self.settings.route,
                 ),
                 prices=self.prices,
@@ -300,10 +303,15 @@ class Services:
             limiter=RateLimiter(
                 clock=self.clock, usage=self.tables.rate_limits, per_minute=self.settings.rate_per_minute
             ),
+            budget=self.budget,
             providers=self.providers,
             callback_url=self.callback_url,
             image_base=lambda: self.address.base,
         )
+
+    @cached_property
+    def budget(self) -> DailyBudget:
+        return DailyBudget(clock=self.clock, budgets=self.tables.budgets, limit_usd=self.settings.daily_budget)
 
     @cached_property
     def prices(self) -> PriceTable:

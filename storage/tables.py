@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from storage.attempts import Attempts, Ledger
+from storage.budgets import Budgets
 from storage.callbacks import Callbacks
 from storage.cluster_state import ClusterState, PeriodicJobs
 from storage.deliveries import Deliveries
@@ -31,6 +32,7 @@ class Tables:
         self.deliveries = Deliveries(database)
         self.idempotency = IdempotencyRecords(database)
         self.provider_limits = ProviderLimits(database)
+        self.budgets = Budgets(database)
         self.rate_limits = RateLimits(database)
         self.periodic_jobs = PeriodicJobs(database)
         self.cluster_state = ClusterState(database)

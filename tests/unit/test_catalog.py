@@ -272,7 +272,7 @@ def test_modes_of_equal_price_are_one_offer() -> None:
     catalog = Catalog.load(BROKEN, providers={"kie": wires})
     offers = [(offer.modes, dict(offer.prices)) for offer in catalog.offers(catalog.default)]
     assert offers == [(("text-to-image",), {"1K": 4}), (("image-to-image",), {"1K": 8})]
-    (one,) = (one for one in CATALOG.offers(CATALOG.resolve("nano-banana-pro")) if one.provider == "kie")
+    (one,) = [offer for offer in CATALOG.offers(CATALOG.resolve("nano-banana-pro")) if offer.provider == "kie"]
     assert (one.modes, one.unit) == (("text-to-image", "image-to-image"), "credits")
 
 

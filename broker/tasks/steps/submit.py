@@ -57,7 +57,7 @@ class SubmitStep:
         the key. 4. Upload references, which is free, before the intent. 5. Write the intent, if the key has capacity.
         6. Send the one request that may cost money. 7. Store the response.
         """
-        if task.provider not in self.pools or self.transitions.clock.now() >= task.deadline_at:
+        if self.transitions.clock.now() >= task.deadline_at:
             await self.transitions.apply_own(task, lifecycle.queue_timeout)
             return
         if onward := await self.transitions.router.find_available(task):

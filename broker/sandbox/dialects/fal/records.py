@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from broker.sandbox.callbacks import Delivery
+from broker.sandbox.callbacks import CallbackDelivery
 from broker.sandbox.dialects.fal.faults import FAILURES, NO_RESULTS, FalFault
 from broker.sandbox.dialects.fal.signing import SigningKeys
 from broker.sandbox.faults import Fault, JobFailure
@@ -103,7 +103,7 @@ class FalCallbacks:
             return body | {"status": "ERROR", "error": error, "payload": build_error(view.failure, job)}
         return body | {"status": "OK", "error": None, "payload": build_output(view)}
 
-    def sign(self, delivery: Delivery) -> Mapping[str, str]:
+    def sign(self, delivery: CallbackDelivery) -> Mapping[str, str]:
         """Return the signature headers. A wrong one is by the right key, about another body."""
         number = 1 if FalFault.ROTATED in delivery.job.faults else 0
         body = delivery.body + b" " if delivery.is_wrong else delivery.body
