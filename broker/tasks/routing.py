@@ -13,7 +13,7 @@ from broker.cache import TtlCache
 from broker.clock import Clock
 from broker.providers.pool import ProviderPool
 from broker.reports import Failed
-from storage.provider_limits import ProviderLimits
+from storage.limits.provider_limits import ProviderLimits
 from storage.tasks import Task
 
 PAUSED: Final = "paused"

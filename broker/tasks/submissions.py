@@ -14,7 +14,13 @@ from broker.providers.responses import MAX_WAIT_SECONDS
 from broker.reports import Failed, Report
 from broker.tasks.policy import TaskPolicy, backoff_seconds, doubled_seconds
 from broker.tasks.routing import PAUSED, Router
-from storage.provider_limits import MAX_COOLDOWN_SECONDS, PROBE_SECONDS, SET_ASIDE_REASONS, AccountLimits, Capacity
+from storage.limits.provider_limits import (
+    MAX_COOLDOWN_SECONDS,
+    PROBE_SECONDS,
+    SET_ASIDE_REASONS,
+    AccountLimits,
+    Capacity,
+)
 from storage.tables import Tables
 from storage.tasks import Lease, Task
 

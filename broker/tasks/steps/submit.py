@@ -22,7 +22,7 @@ from broker.tasks.submissions import SubmissionQueue, account_limits, decide_coo
 from broker.tasks.transitions import Transitions
 from storage.attempts import Attempt
 from storage.errors import StorageError
-from storage.provider_limits import SET_ASIDE_REASONS, ProviderLimits
+from storage.limits.provider_limits import SET_ASIDE_REASONS, ProviderLimits
 from storage.sql.database import Stale
 from storage.states import TaskState
 from storage.tasks import DUE_CHANNEL, Task

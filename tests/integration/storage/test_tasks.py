@@ -14,13 +14,13 @@ import asyncpg
 import pytest
 
 from storage.attempts import Attempt, Attempts
-from storage.budgets import Budgets
 from storage.callbacks import Callbacks, StoredCallback
 from storage.deliveries import Deliveries, Delivery, DeliveryAttempt, DeliveryStatus
 from storage.idempotency import IdempotencyRecord, IdempotencyRecords
 from storage.images import Images, StoredImage
-from storage.provider_limits import AccountLimits, AccountLoad, ProviderLimits
-from storage.rate_limits import RateLimits
+from storage.limits.budgets import Budgets
+from storage.limits.provider_limits import AccountLimits, AccountLoad, ProviderLimits
+from storage.limits.rate_limits import RateLimits
 from storage.sql.database import Database, Outcome, Row, Stale, Statement
 from storage.sql.migrate import upgrade_schema
 from storage.sql.postgres import PostgresDatabase
