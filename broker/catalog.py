@@ -59,6 +59,7 @@ class Wire(_Entry):
     format: str | None = None
     formats: Mapping[OutputFormat, str] = {}
     """Its spelling of the formats that it serves."""
+    seed: str | None = None
     references: str | None = None
     empty_references: bool = False
     max_references: int | None = None
@@ -78,6 +79,7 @@ class Wire(_Entry):
             self.ratio: (self.ratios.get(ratio, ratio) or None) if ratio else None,
             self.resolution: self.resolutions.get(resolution, resolution) if resolution else None,
             self.format: self.formats.get(cast("OutputFormat", order.params.output_format)) if self.format else None,
+            self.seed: order.params.seed,
             self.references: list(references) if references or self.empty_references else None,
         }
         fields |= {name: order.params.extra.get(ours) for ours, name in self.extra.items()}
@@ -298,7 +300,7 @@ class Catalog:
             "resolution": (order.params.resolution, wire.resolution or one_size),
             "outputFormat": (order.params.output_format, wire.format),
             "steps": (order.params.steps, None),
-            "seed": (order.params.seed, None),
+            "seed": (order.params.seed, wire.seed),
             **{name: (value, wire.extra.get(name)) for name, value in order.params.extra.items()},
         }
         return tuple(name for name, (value, spelled) in values.items() if value is not None and not spelled)

@@ -1,7 +1,7 @@
 """Daily budget: the most that the orders of one UTC day can cost (BROKER_DAILY_BUDGET), over all processes.
 
 An order reserves the most that it can cost in the transaction that creates its tasks, and is refused if that does not
-fit in what is left. When a task ends, its reservation becomes what its attempts cost (`storage.budgets`).
+fit in what is left. When a task ends, its reservation becomes what its attempts cost (`storage.limits.budgets`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from broker.clock import Clock, iso
 from broker.errors import ApiError
 from broker.orders import Quote
 from storage.attempts import SECONDS_PER_DAY
-from storage.budgets import MICROS_PER_USD, Budgets, day_of, to_micros
+from storage.limits.budgets import MICROS_PER_USD, Budgets, day_of, to_micros
 from storage.sql.database import Statement
 
 
