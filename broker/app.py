@@ -11,8 +11,10 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
+from broker.api.admin.attempts import AttemptRoutes
 from broker.api.admin.callbacks import CallbackInboxRoutes
 from broker.api.admin.deliveries import DeliveryRoutes
+from broker.api.admin.providers import ProviderRoutes
 from broker.api.callbacks import CallbackRoutes
 from broker.api.docs import DocsRoutes
 from broker.api.health import HealthRoutes
@@ -104,6 +106,10 @@ def native_dialect(services: Services, docs: DocsRoutes, version: str) -> Dialec
             *images.endpoints(),
             *CallbackInboxRoutes(inbox=services.inbox, callbacks=services.tables.callbacks).endpoints(),
             *DeliveryRoutes(clock=services.clock, deliveries=services.tables.deliveries).endpoints(),
+            *AttemptRoutes(
+                queries=queries, attempts=services.tables.attempts, unit_of=services.provider_admin.unit_of
+            ).endpoints(),
+            *ProviderRoutes(providers=services.provider_admin).endpoints(),
             *RootRoutes.load(messages, pretend_pictures=services.settings.sandboxed).endpoints(),
             *health.endpoints(),
             *docs.endpoints(),

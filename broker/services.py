@@ -23,6 +23,7 @@ from broker.monitoring.collectors import DatabaseCollector
 from broker.net.fetcher import Fetcher
 from broker.notifications.deliverer import Deliverer
 from broker.notifications.outbox import Outbox
+from broker.notifications.signing import known_secrets, signing_keys
 from broker.ordering.budgets import DailyBudget
 from broker.ordering.idempotency import Idempotency
 from broker.ordering.plan import Planner
@@ -35,11 +36,13 @@ from broker.presenter import TaskPresenter
 from broker.providers.base import Provider
 from broker.providers.pool import ProviderPool
 from broker.providers.registry import ProviderRegistry
+from broker.providers.signing_keys import verifies_signatures
 from broker.settings import Settings
 from broker.tasks.cancellation import TaskCanceler
 from broker.tasks.eta import EtaEstimator
 from broker.tasks.orders import OrderBuilder
 from broker.tasks.policy import TaskPolicy
+from broker.tasks.provider_admin import ProviderAdmin
 from broker.tasks.queries import TaskQueries
 from broker.tasks.result_sink import SinkFactory
 from broker.tasks.retention import ClockGuard, Retention
@@ -59,7 +62,7 @@ from storage.sql.database import Database
 from storage.tables import Tables
 from uploads.intake import Intake
 from webhooks.redaction import Redactor
-from webhooks.signatures.standard import KEY_PREFIX, StandardSignature, derived_key, read_secret, write_secret
+from webhooks.signatures.standard import StandardSignature
 from webhooks.tokens import CallbackTokens, ChallengeResponse
 
 
@@ -128,6 +131,19 @@ class Services:
     @cached_property
     def router(self) -> Router:
         return Router(clock=self.clock, limits=self.tables.provider_limits, pools=self.pools)
+
+    @cached_property
+    def provider_admin(self) -> ProviderAdmin:
+        return ProviderAdmin(
+            clock=self.clock,
+            tables=self.tables,
+            pools=self.pools,
+            router=self.router,
+            balances=self.balances,
+            models=[model.name for model in self.catalog.models],
+            unit_of=lambda provider: self.registry.terms(provider).unit,
+            callbacks_signed=lambda provider: verifies_signatures(self.registry.signatures[provider]),
+        )
 
     @cached_property
     def submissions(self) -> SubmissionQueue:
@@ -311,6 +327,7 @@ class Services:
             providers=self.providers,
             callback_url=self.callback_url,
             image_base=lambda: self.address.base,
+            metrics=self.metrics,
         )
 
     @cached_property
@@ -339,7 +356,7 @@ class Services:
             attempts=self.tables.attempts,
             tokens=self.tokens,
             providers=self.providers,
-            signatures=self.registry.signatures(),
+            signatures=self.registry.signatures,
         )
 
     @cached_property
@@ -379,15 +396,3 @@ class Services:
             metrics=self.metrics,
             is_only_machine=not self.settings.shared,
         )
-
-
-def known_secrets(settings: Settings, secret: bytes) -> set[str]:
-    """Return the secrets that must be stored nowhere else: those of the settings, and those generated or derived."""
-    signing = {write_secret(key).removeprefix(KEY_PREFIX) for key in signing_keys(settings, secret)}
-    return {*settings.secret_values(), secret.decode("utf-8", "replace"), *signing}
-
-
-def signing_keys(settings: Settings, secret: bytes) -> list[bytes]:
-    """Return the keys that sign webhooks: the configured ones, or one derived from our secret."""
-    chosen = [read_secret(key.get_secret_value()) for key in settings.webhook_secrets]
-    return chosen or [derived_key(secret)]
