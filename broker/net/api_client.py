@@ -37,6 +37,8 @@ KEEPALIVE_SECONDS: Final = 5.0
 MAX_CONCURRENT_UPLOADS: Final = 4
 """A file is whole in memory while it is uploaded."""
 
+MAX_ANSWER_BYTES: Final = 8 * 2**20
+"""Longest response that is read as a whole."""
 MAX_JSON_DEPTH: Final = 64
 USER_AGENT: Final = "nano-banana-broker"
 
@@ -98,15 +100,11 @@ class FilePart:
 class ApiClient:
     """HTTP client for one provider's API, for the life of the process. The URL is the operator's, hence trusted."""
 
-    def __init__(self, *, timeout: float, max_connections: int, max_answer_bytes: int = 8 * 2**20) -> None:
+    def __init__(self, *, timeout: float, max_connections: int, max_answer_bytes: int = MAX_ANSWER_BYTES) -> None:
         """timeout: seconds for request and response once connected. Redirects are returned like other responses."""
-        # The bare pool: httpx.AsyncClient would keep cookies and log URLs with their queries.
-        self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=tls_context(),
-            max_connections=max_connections,
-            keepalive_expiry=KEEPALIVE_SECONDS,
-            network_backend=LimitedBackend(httpcore.AnyIOBackend()),
-        )
+        self._pool = _open_pool(max_connections)
+        # held for minutes, so they must not take the connections of other requests; the worker limits their number
+        self._streams = _open_pool(None)
         self._slots = asyncio.Semaphore(max_connections)  # the pool's own queue slows down with its length
         self._upload_slots = asyncio.Semaphore(MAX_CONCURRENT_UPLOADS)
         self._timeout = timeout
@@ -139,7 +137,9 @@ class ApiClient:
                 fields = await _multipart_fields(form or {}, files)
             all_headers = {"User-Agent": USER_AGENT, "Accept": "*/*", "Accept-Encoding": "identity", **(headers or {})}
             request = _build_request(what, method, url, all_headers, params=params or {}, json=json, files=fields)
-            response = await stack.enter_async_context(self._send(what, request, seconds, self._max_answer_bytes))
+            await stack.enter_async_context(self._slot(what, min(seconds, CONNECT_SECONDS)))
+            sending = _send(what, self._pool, request, seconds=seconds, max_bytes=self._max_answer_bytes)
+            response = await stack.enter_async_context(sending)
             return await read_response(response)
 
     @asynccontextmanager
@@ -166,29 +166,12 @@ class ApiClient:
             all_headers |= {"Content-Type": body.media_type, "Content-Length": str(body.size)}
         content = None if body is None else body.chunks
         request = _build_request(what, method, url, all_headers, params=params or {}, content=content)
-        async with self._send(what, request, timeout, max_bytes) as response:
+        async with _send(what, self._streams, request, seconds=timeout, max_bytes=max_bytes) as response:
             yield response
-
-    @asynccontextmanager
-    async def _send(
-        self, what: str, request: httpcore.Request, seconds: float, max_bytes: int
-    ) -> AsyncGenerator[StreamedResponse]:
-        connect = min(seconds, CONNECT_SECONDS)
-        request.extensions["timeout"] = {"pool": connect, "connect": connect, "read": seconds, "write": seconds}
-        async with self._slot(what, connect):
-            with _provider_errors(what):
-                # Pool, TCP and TLS have their own, more specific time-outs; this one must not come before theirs.
-                async with asyncio.timeout(3 * connect + seconds) as deadline:
-                    request.extensions["trace"] = _restart_when_sending(deadline, seconds)
-                    async with (
-                        aclosing(await self._pool.handle_async_request(request)) as response,
-                        aclosing(_read_body(what, response, max_bytes)) as chunks,
-                    ):
-                        headers = dict(httpx.Headers(response.headers))
-                        yield StreamedResponse(status=response.status, headers=headers, chunks=chunks)
 
     async def aclose(self) -> None:
         await self._pool.aclose()
+        await self._streams.aclose()
 
     @asynccontextmanager
     async def _slot(self, what: str, seconds: float) -> AsyncGenerator[None]:
@@ -203,11 +186,41 @@ class ApiClient:
             self._slots.release()
 
 
+def _open_pool(max_connections: int | None) -> httpcore.AsyncConnectionPool:
+    """Return a bare pool: httpx.AsyncClient would keep cookies and log URLs with their queries."""
+    return httpcore.AsyncConnectionPool(
+        ssl_context=tls_context(),
+        max_connections=max_connections,
+        keepalive_expiry=KEEPALIVE_SECONDS,
+        network_backend=LimitedBackend(httpcore.AnyIOBackend()),
+    )
+
+
+@asynccontextmanager
+async def _send(
+    what: str, pool: httpcore.AsyncConnectionPool, request: httpcore.Request, *, seconds: float, max_bytes: int
+) -> AsyncGenerator[StreamedResponse]:
+    connect = min(seconds, CONNECT_SECONDS)
+    request.extensions["timeout"] = {"pool": connect, "connect": connect, "read": seconds, "write": seconds}
+    with _provider_errors(what):
+        # Pool, TCP and TLS have their own, more specific time-outs; this one must not come before theirs.
+        async with asyncio.timeout(3 * connect + seconds) as deadline:
+            request.extensions["trace"] = _restart_when_sending(deadline, seconds)
+            async with (
+                aclosing(await pool.handle_async_request(request)) as response,
+                aclosing(_read_body(what, response, max_bytes)) as chunks,
+            ):
+                headers = dict(httpx.Headers(response.headers))
+                yield StreamedResponse(status=response.status, headers=headers, chunks=chunks)
+
+
 async def read_response(response: StreamedResponse) -> HttpResponse:
-    """Return a streamed response as a whole."""
+    """Return a streamed response as a whole. Raises `ProviderError` for one that is too long for that."""
     body = bytearray()
     async for chunk in response.chunks:
         body += chunk
+        if len(body) > MAX_ANSWER_BYTES:
+            raise ProviderError(f"HTTP {response.status} with more than {MAX_ANSWER_BYTES} bytes")
     return HttpResponse(status=response.status, headers=response.headers, body=bytes(body))
 
 

@@ -6,7 +6,7 @@ Shared by adapters of one family of APIs: an envelope `{"code", "msg", "data"}` 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from broker.errors import ProviderError
@@ -47,12 +47,34 @@ class ProviderResponse:
         except ProviderError:
             body = None
         wait = parse_retry_after(response.headers.get("retry-after"), now)
+        parsed = cls.from_body(body, status=response.status, wait_seconds=wait, id_fields=id_fields)
+        return replace(parsed, content=response.body)
+
+    @classmethod
+    def from_body(
+        cls, body: Any, *, status: int, wait_seconds: float | None = None, id_fields: Sequence[str] = TASK_IDS
+    ) -> ProviderResponse:
+        """Return the response with this JSON. wait_seconds: the wait that it asks for, if any."""
         return cls(
-            status=response.status,
+            status=status,
             body=body,
-            content=response.body,
+            content=b"",
             parsed=ParsedResponse.from_body(body, id_fields=id_fields),
-            wait_seconds=None if wait is None else min(max(wait, 0.0), MAX_WAIT_SECONDS),
+            wait_seconds=None if wait_seconds is None else min(max(wait_seconds, 0.0), MAX_WAIT_SECONDS),
+        )
+
+    def unwrap_error(self) -> ProviderResponse:
+        """Return the response with an error object where it belongs.
+
+        Some send it as the only element of a list, and some within HTTP 200: then its code takes the place of the
+        status.
+        """
+        body = self.body[0] if isinstance(self.body, list) and len(self.body) == 1 else self.body
+        error = parsing.mapping(parsing.mapping(body).get("error"))
+        is_hidden = 200 <= self.status < 300 and bool(error)
+        status = (parsing.to_code(error.get("code")) or 500) if is_hidden else self.status
+        return replace(
+            ProviderResponse.from_body(body, status=status, wait_seconds=self.wait_seconds), content=self.content
         )
 
     @property

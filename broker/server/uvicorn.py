@@ -1,4 +1,7 @@
-"""uvicorn beside the worker: started together, stopped by a signal, drained within ten seconds."""
+"""uvicorn beside the worker: started together, stopped by a signal, drained within ten seconds.
+
+Submissions that wait for a paid image get a minute.
+"""
 
 from __future__ import annotations
 

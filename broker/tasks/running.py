@@ -23,6 +23,8 @@ CONCURRENCY: Final = {
     TaskState.FETCHING: 24,
 }
 """Steps at a time, by state: a provider that hangs, or slow downloads, must not delay the other steps."""
+HELD_CONCURRENCY: Final = 32
+"""Submissions at a time to each provider that answers with the result, after minutes: they have slots of their own."""
 MIN_GRACE_SECONDS: Final = 3.0
 """Shortest delay of recovery after an outage of the database."""
 
@@ -34,6 +36,8 @@ class RunningStep:
     task_ids: tuple[str, ...] = ()
     state: TaskState | None = None
     """Whose slot it takes; None if it takes none."""
+    held_by: str = ""
+    """The provider whose own slots it takes, because it may wait there for minutes; empty for all others."""
     lease_holder: str = ""
     """Of its tasks' lease; empty without one."""
 
@@ -50,9 +54,10 @@ class RunningSteps:
     def count(self) -> int:
         return len(self._steps)
 
-    def free_slots(self, state: TaskState) -> int:
-        """Return the free slots of a state; a state outside `CONCURRENCY` has one."""
-        return CONCURRENCY.get(state, 1) - sum(step.state == state for step in self._steps.values())
+    def free_slots(self, state: TaskState, held_by: str = "") -> int:
+        """Return the free slots of a state; a state outside `CONCURRENCY` has one. held_by: as in `RunningStep`."""
+        slots = HELD_CONCURRENCY if held_by else CONCURRENCY.get(state, 1)
+        return slots - sum((step.state, step.held_by) == (state, held_by) for step in self._steps.values())
 
     def has_step_of(self, task: Task) -> bool:
         """Return whether a step of this task and state is in progress here."""
@@ -100,9 +105,9 @@ class RunningSteps:
         if self._steps:
             await asyncio.wait(list(self._steps), timeout=timeout_seconds)
 
-    async def cancel_all(self) -> list[tuple[str, str]]:
-        """Cancel the steps that are left; return the leases they held."""
-        left = dict(self._steps)
+    async def cancel_all(self, *, held_too: bool) -> list[tuple[str, str]]:
+        """Cancel the steps that are left; return the leases they held. held_too: also those that wait for a result."""
+        left = {future: step for future, step in self._steps.items() if held_too or not step.held_by}
         for future in left:
             future.cancel()
         await asyncio.gather(*left, return_exceptions=True)

@@ -31,6 +31,10 @@ LOCKED_PAUSE_SECONDS: Final = 0.1
 SLOW_QUERY_SECONDS: Final = 1.0
 """A poll that takes longer counts as a database outage."""
 DRAIN_SECONDS: Final = 7.0
+MAX_ORPHANS: Final = 100
+"""Orders of one provider that is no longer configured, moved at a time."""
+HELD_DRAIN_SECONDS: Final = 60.0
+"""Time that submissions get on stop which wait for a result: it is paid, and lost if the connection ends."""
 
 
 @dataclass(kw_only=True)
@@ -50,6 +54,7 @@ class Worker:
     clock_guard: ClockGuard
     drain_seconds: float = DRAIN_SECONDS
     """Time that running steps get on stop."""
+    held_drain_seconds: float = HELD_DRAIN_SECONDS
     last_heartbeat: float = 0.0
     last_housekeeping: float = 0.0
     _stopping: asyncio.Event = field(default_factory=asyncio.Event)
@@ -127,8 +132,10 @@ class Worker:
         """Return the seconds until a step with a free slot is due, `MAX_SLEEP_SECONDS` at most."""
         now = self.clock.now()
         moments = [at for state, at in due_work.due.items() if self.running.free_slots(state)]
+        for provider, at in due_work.queued.items():
+            if self._free_submissions(provider):
+                moments.append(await self.submissions.next_at(provider, at))
         if self.running.free_slots(TaskState.QUEUED):
-            moments += [await self.submissions.next_at(provider, at) for provider, at in due_work.queued.items()]
             moments.append(due_work.queue_deadline_at)
         if self.deliverer.free_slots:
             moments.append(max(due_work.delivery_at, now + self.deliverer.pause_seconds))
@@ -150,8 +157,8 @@ class Worker:
             await self._start_all(await self.tasks.claim_overdue(now=now, lease=lease, limit=limit))
         queued = [provider for provider, at in due_work.queued.items() if at <= now]
         for provider in queued:
-            limit = self.running.free_slots(TaskState.QUEUED)
-            await self._start_all(await self.submissions.claim(provider, self.leases.create_lease(), limit=limit))
+            lease, limit = self.leases.create_lease(), self._free_submissions(provider)
+            await self._start_all(await self.submissions.claim(provider, lease, limit=limit))
         has_webhooks = (
             due_work.delivery_at <= now and self.deliverer.free_slots > 0 and not self.deliverer.pause_seconds
         )
@@ -160,6 +167,9 @@ class Worker:
                 step = RunningStep(task_ids=(delivery.task_id,))
                 self.running.start(self.deliverer.deliver(delivery), "delivery", step)
         return bool(due or queued or has_webhooks or due_work.queue_deadline_at <= now)
+
+    def _free_submissions(self, provider: str) -> int:
+        return self.running.free_slots(TaskState.QUEUED, self.submissions.holder(provider))
 
     async def _claim(self, state: TaskState, limit: int) -> list[Task]:
         return await self.tasks.claim(state, now=self.clock.now(), lease=self.leases.create_lease(), limit=limit)
@@ -170,7 +180,8 @@ class Worker:
             if self.running.has_step_of(task):
                 await self.tasks.renew([(task.id, task.leased_by)], self.clock.now() + MAX_SLEEP_SECONDS)
             else:
-                step = RunningStep(task_ids=(task.id,), state=task.state, lease_holder=task.leased_by)
+                held_by = self.submissions.holder(task.provider) if task.state == TaskState.QUEUED else ""
+                step = RunningStep(task_ids=(task.id,), state=task.state, held_by=held_by, lease_holder=task.leased_by)
                 self.running.start(self._run_step(task), task.state.value, step)
 
     async def _run_step(self, task: Task) -> None:
@@ -192,13 +203,21 @@ class Worker:
         self.last_housekeeping = now
         self.running.start(self.retention.delete_leftovers_once(), "housekeeping")
         self.running.start(self.balances.refresh(), "balance")
+        self.running.start(self.move_orphans(), "orphans")
+
+    async def move_orphans(self) -> None:
+        """Move queued orders of providers that are no longer configured to others that can serve them."""
+        for task in await self.submissions.claim_orphans(self.leases.create_lease(), limit=MAX_ORPHANS):
+            await self._run_step(task)
 
     # -- stopping
 
     async def drain(self) -> None:
         """Wait for running steps, cancel the rest, and make their tasks and webhooks due for other workers at once."""
         await self.running.wait(self.drain_seconds)
-        held = await self.running.cancel_all()
+        held = await self.running.cancel_all(held_too=False)
+        await self.running.wait(self.held_drain_seconds - self.drain_seconds)
+        held += await self.running.cancel_all(held_too=True)
         await self.tasks.database.flush()  # statements that a step handed over are executed all the same
         try:
             await self.tasks.renew(held, 0.0)

@@ -274,4 +274,4 @@ async def test_worker_without_free_slots_polls_again_soon(tmp_path: Path, clock:
             for _ in range(worker.running.free_slots(state)):
                 worker.running.start(asyncio.get_running_loop().create_future(), "test", RunningStep(state=state))
         assert await worker.seconds_until_due(due_work) == MAX_SLEEP_SECONDS
-        await worker.running.cancel_all()
+        await worker.running.cancel_all(held_too=True)

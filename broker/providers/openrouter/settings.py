@@ -1,0 +1,28 @@
+"""The variables of OpenRouter."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from pydantic import SecretStr
+
+from broker.settings.types import ApiKeys, HttpUrl, PackageSettings, env
+
+_VERSION: Final = re.compile(r"/api/v1$")
+
+
+class OpenRouterSettings(PackageSettings):
+    """One account."""
+
+    openrouter_keys: ApiKeys = env("OPENROUTER_API_KEY", default=())
+    openrouter_url: HttpUrl = env("OPENROUTER_BASE_URL", default="https://openrouter.ai/api/v1")
+
+    @property
+    def keys(self) -> tuple[SecretStr, ...]:
+        return self.openrouter_keys
+
+    @property
+    def base_url(self) -> str:
+        """The address without the version of the API."""
+        return _VERSION.sub("", self.openrouter_url)
