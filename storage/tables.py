@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from storage.attempts import Attempts, Ledger
-from storage.budgets import Budgets
+from storage.attempts import Attempts
 from storage.callbacks import Callbacks
 from storage.cluster_state import ClusterState, PeriodicJobs
+from storage.costs.budgets import Budgets
+from storage.costs.ledger import Ledger
 from storage.deliveries import Deliveries
 from storage.idempotency import IdempotencyRecords
 from storage.images import Images

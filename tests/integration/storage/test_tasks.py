@@ -14,8 +14,8 @@ import asyncpg
 import pytest
 
 from storage.attempts import Attempt, Attempts
-from storage.budgets import Budgets
 from storage.callbacks import Callbacks, StoredCallback
+from storage.costs.budgets import Budgets
 from storage.deliveries import Deliveries, Delivery, DeliveryAttempt, DeliveryStatus
 from storage.idempotency import IdempotencyRecord, IdempotencyRecords
 from storage.images import Images, StoredImage

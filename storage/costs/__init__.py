@@ -1,0 +1,1 @@
+"""What orders cost: the ledger of all attempts, and the daily budgets."""
