@@ -163,6 +163,7 @@ class TaskData(ResponseModel):
     resolution: str | None
     result: Annotated[ImagePath | None, Field(description="the first image")]
     results: list[ImageData]
+    texts: Annotated[list[str], Field(description="what the model wrote beside the images")]
     error: str | None
     error_detail: TaskErrorDetail | None
     progress: ProgressData
@@ -217,6 +218,7 @@ class TaskPresenter:
             task,
             result=results[0].url if results else None,
             results=results,
+            texts=list(task.texts) if results else [],
             error=self.messages.task_error(error, task.billed, language) if error else None,
             error_detail=error_detail,
             progress=_progress(task, progress),
