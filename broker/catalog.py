@@ -115,6 +115,8 @@ class ProviderTerms(_Entry):
     """Submissions per account."""
     concurrency: PositiveInt = 100
     """Running jobs per account."""
+    result_seconds: PositiveInt | None = None
+    """How long results are kept, where that is less than a day; None: as long as is usual."""
 
 
 class Model(_Entry):

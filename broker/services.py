@@ -23,6 +23,7 @@ from broker.monitoring.collectors import DatabaseCollector
 from broker.net.fetcher import Fetcher
 from broker.notifications.deliverer import Deliverer
 from broker.notifications.outbox import Outbox
+from broker.ordering.budgets import DailyBudget
 from broker.ordering.idempotency import Idempotency
 from broker.ordering.plan import Planner
 from broker.ordering.pricing import PriceTable
@@ -176,6 +177,7 @@ class Services:
             policy=self.policy,
             tasks=self.tables.tasks,
             attempts=self.tables.attempts,
+            budgets=self.tables.budgets,
             outbox=Outbox(clock=self.clock, tables=self.tables, presenter=self.presenter),
             metrics=self.metrics,
             router=self.router,
@@ -217,6 +219,9 @@ class Services:
                 sinks=sinks,
                 transitions=transitions,
                 max_download_bytes=self.settings.max_download_bytes,
+                kept_seconds={
+                    name: seconds for name in pools if (seconds := self.catalog.terms(name).result_seconds) is not None
+                },
             ),
             transitions=transitions,
         )
@@ -283,6 +288,7 @@ class Services:
                     providers=self.providers,
                     router=self.router,
                     prices=self.prices,
+                    budget=self.budget,
                     policy=self.settings.route,
                 ),
                 prices=self.prices,
@@ -300,10 +306,15 @@ class Services:
             limiter=RateLimiter(
                 clock=self.clock, usage=self.tables.rate_limits, per_minute=self.settings.rate_per_minute
             ),
+            budget=self.budget,
             providers=self.providers,
             callback_url=self.callback_url,
             image_base=lambda: self.address.base,
         )
+
+    @cached_property
+    def budget(self) -> DailyBudget:
+        return DailyBudget(clock=self.clock, budgets=self.tables.budgets, limit_usd=self.settings.daily_budget)
 
     @cached_property
     def prices(self) -> PriceTable:

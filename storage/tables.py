@@ -8,8 +8,9 @@ from storage.cluster_state import ClusterState, PeriodicJobs
 from storage.deliveries import Deliveries
 from storage.idempotency import IdempotencyRecords
 from storage.images import Images
-from storage.provider_limits import ProviderLimits
-from storage.rate_limits import RateLimits
+from storage.limits.budgets import Budgets
+from storage.limits.provider_limits import ProviderLimits
+from storage.limits.rate_limits import RateLimits
 from storage.sql.database import Database
 from storage.task_queue import TaskQueue
 from storage.task_retention import TaskRetention
@@ -31,6 +32,7 @@ class Tables:
         self.deliveries = Deliveries(database)
         self.idempotency = IdempotencyRecords(database)
         self.provider_limits = ProviderLimits(database)
+        self.budgets = Budgets(database)
         self.rate_limits = RateLimits(database)
         self.periodic_jobs = PeriodicJobs(database)
         self.cluster_state = ClusterState(database)

@@ -52,7 +52,9 @@ class Planner:
             )
         order = validate_params(self.catalog, request.params, mode=request.mode, references=len(request.sources))
         order = replace(order, priority=request.priority)
-        routes = await self.routing.find_routes(order, references=len(request.sources), pinned=request.provider)
+        routes = await self.routing.find_routes(
+            order, references=len(request.sources), count=request.count, pinned=request.provider
+        )
         candidates = tuple(route.provider for route in routes if route.is_candidate)
         return Plan(
             order=order,

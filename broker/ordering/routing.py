@@ -13,10 +13,12 @@ from typing import Final
 
 from broker.catalog import Catalog, quote_text
 from broker.errors import ApiError, FieldError
+from broker.ordering.budgets import DailyBudget
 from broker.ordering.pricing import PriceTable
 from broker.orders import Order, Route, RoutePolicy
 from broker.providers.base import Provider
 from broker.tasks.routing import PAUSED, ProviderStatus, Router
+from storage.limits.budgets import to_micros
 
 _STATUS_SENTENCES: Final = {
     PAUSED: "paused by the operator",
@@ -36,14 +38,15 @@ class OrderRouter:
     """In order of preference."""
     router: Router
     prices: PriceTable
+    budget: DailyBudget
     policy: RoutePolicy
     """`order`: as configured; `price`: the cheapest first."""
 
-    async def find_routes(self, order: Order, *, references: int, pinned: str | None) -> tuple[Route, ...]:
+    async def find_routes(self, order: Order, *, references: int, count: int, pinned: str | None) -> tuple[Route, ...]:
         """Return a route for every configured provider, candidates first, best first.
 
-        references: number of reference images. pinned: the only provider that may get it. Raises `ApiError` if there
-        is no candidate, for the reason of the preferred provider.
+        references: number of reference images. count: of images. pinned: the only provider that may get it. Raises
+        `ApiError` if there is no candidate, for the reason of the preferred provider.
         """
         if pinned is not None and pinned not in self.providers:
             names = ", ".join(self.providers)
@@ -62,6 +65,8 @@ class OrderRouter:
         able = [name for name, obstacle in obstacles.items() if obstacle is None]
         if not able:
             raise _refusal([obstacles[pinned]] if pinned else list(obstacles.values()))
+        obstacles |= (too_dear := await self._find_unaffordable(able, order, count))
+        able = [name for name in able if name not in too_dear]
         statuses = await self.router.statuses()
         chosen = self._prefer_complete(able, order)
         ranked = sorted(chosen, key=lambda name: (not statuses[name].is_available, self._rank(name, order)))
@@ -80,6 +85,31 @@ class OrderRouter:
             text = f"The provider in use ({', '.join(self.providers)}) does not serve {order.params.model}."
             return "unsupported_parameter", FieldError(field="model", message=text)
         return provider.find_obstacle(order, references)
+
+    async def _find_unaffordable(
+        self, names: Sequence[str], order: Order, count: int
+    ) -> dict[str, tuple[str, FieldError]]:
+        """Return those whose price does not fit in the daily budget, if another's does; else those without a price.
+
+        If no price is known or fits, none: the order is refused when it is created, unless it repeats an earlier one.
+        """
+        state = await self.budget.read_state()
+        if state is None:
+            return {}
+        prices = {name: self.prices.max_usd_price([name], order) for name in names}
+        priced = {name: price for name, price in prices.items() if price is not None}
+        fitting = [name for name, price in priced.items() if to_micros(price) * count <= state.left_micros]
+        kept = fitting or list(priced) or names
+        reasons = {
+            name: "its price does not fit in what is left of the daily budget"
+            if name in priced
+            else "its price is not known, so it cannot be reserved in the daily budget"
+            for name in names
+            if name not in kept
+        }
+        return {
+            name: ("quota_exceeded", FieldError(field="provider", message=reason)) for name, reason in reasons.items()
+        }
 
     def _prefer_complete(self, names: Sequence[str], order: Order) -> list[str]:
         """Return those that ignore the fewest parameters."""

@@ -11,6 +11,7 @@ from typing import Any
 from broker.clock import Clock
 from broker.errors import ApiError
 from broker.logs import log
+from broker.ordering.budgets import DailyBudget
 from broker.ordering.idempotency import Idempotency
 from broker.ordering.plan import Planner
 from broker.ordering.rate_limit import RateLimiter
@@ -22,6 +23,7 @@ from broker.orders import (
     Order,
     OrderRequest,
     Plan,
+    Quote,
     Reference,
     StoredReference,
 )
@@ -61,6 +63,7 @@ class OrderService:
     references: ReferenceIntake
     idempotency: Idempotency
     limiter: RateLimiter
+    budget: DailyBudget
     providers: Mapping[str, Provider]
     callback_url: Callable[[str, str, int], str | None]
     """(provider, task, attempt) → the address that the provider calls."""
@@ -74,20 +77,22 @@ class OrderService:
     async def create(self, caller: str, request: OrderRequest, plan: Plan) -> CreatedTasks:
         """Create the durable tasks of a request, or return those of an equal earlier one.
 
-        1. Find the idempotency record. 2. Check the rate limit and the callback URL. 3. Store the references.
-        4. Write tasks, references, record and rate usage in one transaction. Raises `ApiError`; then nothing is left.
+        1. Find the idempotency record. 2. Check the rate limit, the budget and the callback URL. 3. Store the
+        references. 4. Write tasks, references, record, rate usage and reservation in one transaction. Raises
+        `ApiError`; then nothing is left.
         """
         record = await self._find_record(caller, request, plan.order)
         if record is not None and record.batch:
             return await self._repeat(record)
         await self.limiter.check_allowance(caller, request.count)
+        await self.budget.check(plan.quote)
         await self.planner.check_callback_url(request.callback_url)
         batch = new_batch_id()
         owner = reference_owner(batch)
         try:
             references = await self.references.store(owner, request.sources, plan.order.params.model)
             tasks = self._build_tasks(caller, request, plan, batch, references)
-            created = await self._write(tasks, references, replace(record, batch=batch) if record else None)
+            created = await self._write(tasks, references, replace(record, batch=batch) if record else None, plan.quote)
         except StorageError:  # the outcome is unknown; the sweep deletes files that belong to no task
             raise
         except Exception:
@@ -107,6 +112,7 @@ class OrderService:
 
         Reference images that were sent are validated and not stored; those at an address are not downloaded.
         """
+        await self.budget.check(plan.quote)
         await self.planner.check_callback_url(request.callback_url)
         await self.references.inspect(request.sources, plan.order.params.model)
         order = replace(plan.order, references=_example_references(len(request.sources), self.image_base()))
@@ -168,6 +174,7 @@ class OrderService:
                 provider=plan.candidates[0],
                 candidates=plan.candidates,
                 priority=PRIORITIES.index(request.priority),
+                reserved=self.budget.share_of_task(plan.quote),
                 mode=order.mode,
                 **order.params.to_columns(),
                 references=tuple(_reference_columns(reference) for reference in references),
@@ -181,19 +188,24 @@ class OrderService:
         )
 
     async def _write(
-        self, tasks: tuple[Task, ...], references: Sequence[StoredImage], record: IdempotencyRecord | None
+        self,
+        tasks: tuple[Task, ...],
+        references: Sequence[StoredImage],
+        record: IdempotencyRecord | None,
+        quote: Quote,
     ) -> CreatedTasks:
         """Write everything in one transaction, or return the tasks of the request that was quicker."""
         first = tasks[0]
         # in this order: equal requests wait for each other at the record, before anything is counted
         statements = [self.idempotency.records.claim(record)] if record else []
         statements.append(self.limiter.acquire(first.caller, len(tasks)))
+        statements += self.budget.reserve(quote, first.created_at)
         statements += [self.tasks.insert_task(task) for task in tasks]
         statements += [self.images.insert_image(reference) for reference in references]
         try:
             await self.database.transact(*statements, wake=(DUE_CHANNEL,))
         except Stale:
-            if (repeated := await self._resolve_conflict(first, record)) is not None:
+            if (repeated := await self._resolve_conflict(first, record, quote)) is not None:
                 return repeated
         log.info(
             "order accepted",
@@ -205,10 +217,12 @@ class OrderService:
         )
         return CreatedTasks(tasks=tasks, record=record)
 
-    async def _resolve_conflict(self, first: Task, record: IdempotencyRecord | None) -> CreatedTasks | None:
+    async def _resolve_conflict(
+        self, first: Task, record: IdempotencyRecord | None, quote: Quote
+    ) -> CreatedTasks | None:
         """Return the tasks of an equal request that was quicker; None if our own were written after all.
 
-        Raises `ApiError` if the rate limit was reached.
+        Raises `ApiError` if the rate limit or the budget was reached.
         """
         if await self.tasks.get(first.id) is not None:
             return None  # the connection broke after the commit, and the second run was rejected
@@ -217,6 +231,7 @@ class OrderService:
             if winner is not None and winner.batch:
                 return await self._repeat(winner)
         await self.limiter.check_allowance(first.caller, 1)
+        await self.budget.check(quote)
         raise StorageError("the order could not be written")
 
     async def _repeat(self, record: IdempotencyRecord) -> CreatedTasks:

@@ -20,7 +20,7 @@ from anyio import to_thread
 from anyio.abc import TaskGroup
 
 from broker.sandbox import painter
-from broker.sandbox.callbacks import Callbacks, Delivery, PlannedCallback, plan_callbacks
+from broker.sandbox.callbacks import CallbackDelivery, CallbackFormat, PlannedCallback, plan_callbacks
 from broker.sandbox.faults import (
     CANCELED,
     FailureKind,
@@ -74,7 +74,7 @@ class DownloadFailed(Exception):
 class JobRunner:
     """All jobs and the work on them."""
 
-    def __init__(self, options: Options, faults: Sequence[FaultName], callbacks: Callbacks) -> None:
+    def __init__(self, options: Options, faults: Sequence[FaultName], callbacks: CallbackFormat) -> None:
         self.options = options
         self._known_faults, self._callbacks = faults, callbacks
         self.base_url = ""
@@ -275,7 +275,7 @@ class JobRunner:
     async def _send_callback(self, job: Job, number: int, callback: PlannedCallback, now: float) -> int | None:
         # in ASCII: httpx would fail to encode a lone surrogate
         body = json.dumps(self._callbacks.build_body(callback.view)).encode()
-        delivery = Delivery(
+        delivery = CallbackDelivery(
             id=f"msg_{job.id}{number:02d}",
             job=job,
             body=body,

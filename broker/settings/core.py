@@ -140,6 +140,7 @@ class Settings(BaseSettings):
     max_decode_bytes: PositiveInt = env("BROKER_MAX_DECODE_BYTES", default=384 * 2**20)
     max_file_size: PositiveInt = env("MAX_FILE_SIZE", default=10_485_760)
     max_concurrent: PositiveInt | None = env("MAX_CONCURRENT_GENERATIONS", "MAX_WORKERS")
+    daily_budget: float | None = env("BROKER_DAILY_BUDGET", gt=0, le=1_000_000, allow_inf_nan=False)
     rate_per_minute: PositiveInt = env("RATE_LIMIT_PER_MINUTE", default=60)
     request_timeout: Seconds = env("REQUEST_TIMEOUT_SECONDS", default=120)
     max_connections: PositiveInt = env("MAX_CONNECTIONS", default=100)

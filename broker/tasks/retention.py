@@ -139,6 +139,7 @@ class Retention:
         await _repeat_in_batches(tables.idempotency.delete_before, before)
         await _repeat_in_batches(tables.deliveries.delete_before, before)
         await _repeat_in_batches(tables.ledger.delete_older, now)
+        await tables.budgets.delete_older(now)
         if await tables.periodic_jobs.try_acquire("sweep", now=now, every=SWEEP_SECONDS):
             await self.sweep(older_than=SWEEP_SECONDS)
 

@@ -1,7 +1,7 @@
 """Transitions: the only way in which a task changes.
 
-A decision is applied to the row as it is now, in one compare-and-set transaction: row, ledger line, outbox event. When
-another process was quicker, the same pure decision is made again on the row as it is then.
+A decision is applied to the row as it is now, in one compare-and-set transaction: row, ledger line, budget, outbox
+event. When another process was quicker, the same pure decision is made again on the row as it is then.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from broker.tasks.lifecycle import LEARNED_BY_CHECK, Changes
 from broker.tasks.policy import TaskPolicy
 from broker.tasks.routing import Router
 from storage.attempts import Attempt, Attempts
+from storage.limits.budgets import Budgets
 from storage.sql.database import Stale, Statement
 from storage.states import TaskState
 from storage.tasks import DUE_CHANNEL, Task, Tasks, task_channel
@@ -37,6 +38,7 @@ class Transitions:
     policy: TaskPolicy
     tasks: Tasks
     attempts: Attempts
+    budgets: Budgets
     outbox: Outbox
     metrics: Metrics
     router: Router
@@ -75,7 +77,8 @@ class Transitions:
                 ledger = [self.attempts.update_attempt(task.id, attempt.number, **changes.attempt)]
             events = await self.outbox.enqueue_event(task, replace(task, **values))
             update = replace(self.tasks.update_task(task, **values), may_use_reserve=is_paid)
-            change = (update, *ledger, *events, *also)
+            settling = self.budgets.settle(task) if _must_settle(task, changes) else []
+            change = (update, *ledger, *settling, *events, *also)
             begun = self.clock.monotonic()
             try:
                 await self.tasks.database.transact(*change, wake=(DUE_CHANNEL, task_channel(task.id)))
@@ -184,6 +187,13 @@ class Transitions:
             return False
         ledger = await self.attempts.get(task.id, task.attempt) if changes.attempt else None
         return _has(fresh, changes.task) and (not changes.attempt or _has(ledger, changes.attempt))
+
+
+def _must_settle(task: Task, changes: Changes) -> bool:
+    """Return whether a change ends a task that holds a part of a budget, or changes what an ended one cost."""
+    if task.reserved is None:
+        return False
+    return "ended_at" in changes.task or (task.ended_at is not None and bool(changes.attempt))
 
 
 def _row_values(seen: Task, task: Task, changes: Changes, *, is_leased: bool) -> dict[str, Any]:

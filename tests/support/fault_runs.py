@@ -45,6 +45,10 @@ FAMILIES = (
         promise="failover over three providers bills an order once at most",
         files=("integration/faults/test_failover.py",),
     ),
+    Family(
+        promise="a budget is kept whatever providers report, and each reservation is settled once",
+        files=("integration/faults/test_budget.py",),
+    ),
     Family(promise="a late worker does no harm after a takeover", files=("integration/faults/test_takeover.py",)),
     Family(
         promise="downloads, retention and sweep in any order: no image lost, no file left",

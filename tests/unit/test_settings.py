@@ -50,6 +50,9 @@ def no_dotenv_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("BROKER_WEBHOOK_SECRETS", "whsec_" + "A" * 32 + ",whsec_QUJD", "24 to 64"),
         ("BROKER_LOG_FORMAT", "xml", "json"),
         ("MAX_FILE_SIZE", "-1", "greater than 0"),
+        ("BROKER_DAILY_BUDGET", "0", "greater than 0"),
+        ("BROKER_DAILY_BUDGET", "5 USD", "use a number"),
+        ("BROKER_DAILY_BUDGET", "inf", "finite number"),
     ],
 )
 def test_wrong_value_is_named_with_its_cure(monkeypatch: pytest.MonkeyPatch, name: str, value: str, cure: str) -> None:

@@ -91,7 +91,7 @@ def task_endpoints(tasks: TaskRoutes) -> list[Endpoint]:
             responses={200: json_success("a dry run", DryRunResponse, headers=_WARNING), 202: _ACCEPTED},
             errors=(
                 *("invalid_request", "invalid_prompt", "invalid_image", "too_many_images", "unsupported_parameter"),
-                *("task_expired", "payload_too_large", "idempotency_mismatch", "rate_limited"),
+                *("task_expired", "payload_too_large", "idempotency_mismatch", "rate_limited", "quota_exceeded"),
             ),
         ),
         _caller_endpoint(
@@ -100,7 +100,7 @@ def task_endpoints(tasks: TaskRoutes) -> list[Endpoint]:
             tasks.retry_task,
             parameters=(_TASK, _LANGUAGE),
             responses={202: _ACCEPTED},
-            errors=("invalid_request", *_GONE, "conflict", "rate_limited"),
+            errors=("invalid_request", *_GONE, "conflict", "rate_limited", "quota_exceeded"),
         ),
         _poll_endpoint(
             "/api/task/{id}",

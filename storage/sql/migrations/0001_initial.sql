@@ -36,6 +36,7 @@ CREATE TABLE tasks (
     provider_code TEXT,
     cost DOUBLE PRECISION,
     cost_usd DOUBLE PRECISION,
+    reserved BIGINT,
     created_at DOUBLE PRECISION NOT NULL,
     updated_at DOUBLE PRECISION NOT NULL,
     ended_at DOUBLE PRECISION,
@@ -100,6 +101,13 @@ CREATE TABLE ledger (
     usd_estimated DOUBLE PRECISION NOT NULL,
     usd DOUBLE PRECISION NOT NULL,
     PRIMARY KEY (day, owner, provider, key_id, model, billed)
+);
+
+-- daily budgets: what the tasks created on a day (UTC) may cost or have cost, in millionths of a USD;
+-- the sum of their `reserved`, which settles when a task ends
+CREATE TABLE budget_days (
+    day BIGINT PRIMARY KEY,
+    used BIGINT NOT NULL
 );
 
 -- cooldown of each key of a provider: nothing is submitted with it before `paused_until`

@@ -69,6 +69,8 @@ class Job:
     key_id: str
     task: str
     callback_url: str | None
+    cost: float = 4.0
+    """Credits, as reported with a success."""
     end: Report | None = None
     is_billed: bool = False
     may_change: bool = False
@@ -76,7 +78,7 @@ class Job:
     has_changed: bool = False
 
     def succeed(self) -> None:
-        self.end = Finished(outputs=(f"https://files.example.com/{self.id}.png",), job_id=self.id, cost=4.0)
+        self.end = Finished(outputs=(f"https://files.example.com/{self.id}.png",), job_id=self.id, cost=self.cost)
         self.is_billed = True
 
     def change(self) -> None:
@@ -93,6 +95,10 @@ class World:
     script: Script = field(default_factory=lambda: Script([]))
     jobs: list[Job] = field(default_factory=list)
     numbers: Iterator[int] = field(default_factory=count)
+    prices: dict[str, float | None] = field(default_factory=dict)
+    """By provider, in credits, where it is not 4."""
+    cost: float = 4.0
+    """Of each job that succeeds."""
     unknown_outcomes: int = 0
     """Submissions whose outcome the broker cannot know."""
 
@@ -159,7 +165,7 @@ class Simulated:
         return ()
 
     def build_request(self, order: Order, callback_url: str | None) -> dict[str, Any]:
-        return {"price": 4.0, "unit": "credits"}
+        return {"price": self._world.prices.get(self.name, 4.0), "unit": "credits"}
 
     async def upload_references(self, order: Order) -> Order:
         return order
@@ -176,7 +182,7 @@ class Simulated:
             raise ProviderError("the connection broke")
         if outcome == "killed before":
             raise Killed
-        job = Job(f"job{next(world.numbers)}", self.name, self.key_id, order.params.prompt, callback_url)
+        job = Job(f"job{next(world.numbers)}", self.name, self.key_id, order.params.prompt, callback_url, world.cost)
         world.jobs.append(job)
         if outcome == "lost":
             raise ProviderError("the connection broke")
@@ -222,11 +228,11 @@ class SimulatedSettings(PackageSettings):
 
 @asynccontextmanager
 async def three_providers(
-    folder: Path, clock: ManualClock, world: World, *, resubmit_unknown: bool = False
+    folder: Path, clock: ManualClock, world: World, *, resubmit_unknown: bool = False, **more: Any
 ) -> AsyncIterator[Services]:
     """Open the services with three providers of two keys each; their worker does nothing by itself."""
     catalog = folder / "catalog.toml"
-    catalog.write_text('unit = "credits"\n[models]\n')
+    catalog.write_text('unit = "credits"\nusd_per_unit = 0.005\n[models]\n')
     packages = [
         ProviderPackage(name=name, settings=SimulatedSettings, factory=partial(Simulated, world), catalog=catalog)
         for name in NAMES
@@ -238,6 +244,7 @@ async def three_providers(
         webhook_base_url="https://broker.example.com",
         resubmit_unknown=resubmit_unknown,
         rate_per_minute=10_000_000,
+        **more,
     )
     async with open_services(chosen, clock=clock, extra_providers=packages) as services:
         yield services
@@ -495,6 +502,17 @@ async def test_queued_order_moves_while_its_provider_is_paused(stage: Stage) -> 
     task = await stage.work(task)
     assert (task.state, task.provider) == (TaskState.QUEUED, "birch")
     assert (await stage.work(task)).state == TaskState.WAITING
+
+
+async def test_queued_order_of_a_provider_without_a_key_any_more_moves_on(stage: Stage) -> None:
+    task = await stage.create()
+    gone = stage.services.tables.tasks.update_task(task, provider="gone", candidates=("gone", "cedar"))
+    await stage.services.database.transact(gone)
+    await stage.services.worker.move_orphans()
+    moved = await stage.services.tables.tasks.get(task.id)
+    assert moved is not None
+    assert (moved.state, moved.provider, moved.candidates) == (TaskState.QUEUED, "cedar", ("cedar",))
+    assert (await stage.work(moved)).state == TaskState.WAITING
 
 
 async def test_late_success_of_an_earlier_attempt_at_another_provider_is_fetched(stage: Stage) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from broker.sandbox.dialect import Dialect
+from broker.sandbox.dialect import SandboxDialect
 from broker.sandbox.dialects.gemini.faults import FAULTS
 from broker.sandbox.dialects.gemini.routes import GeminiRoutes, respond_to_rejected
 from broker.sandbox.dialects.gemini.webhooks import GeminiWebhooks
 
-GEMINI: Final = Dialect(
+GEMINI: Final = SandboxDialect(
     name="gemini",
     faults=FAULTS,
     build_routes=lambda service: GeminiRoutes(service).build(),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from broker.sandbox.dialect import Dialect
+from broker.sandbox.dialect import SandboxDialect
 from broker.sandbox.dialects.openrouter.routes import FAULTS, OpenRouterRoutes, respond_to_rejected
 
-OPENROUTER: Final = Dialect(
+OPENROUTER: Final = SandboxDialect(
     name="openrouter",
     faults=FAULTS,
     build_routes=lambda service: OpenRouterRoutes(service).build(),

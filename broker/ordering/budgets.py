@@ -1,0 +1,99 @@
+"""Daily budget: the most that the orders of one UTC day can cost (BROKER_DAILY_BUDGET), over all processes.
+
+An order reserves the most that it can cost in the transaction that creates its tasks, and is refused if that does not
+fit in what is left. When a task ends, its reservation becomes what its attempts cost (`storage.limits.budgets`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from broker.clock import Clock, iso
+from broker.errors import ApiError
+from broker.orders import Quote
+from storage.attempts import SECONDS_PER_DAY
+from storage.limits.budgets import MICROS_PER_USD, Budgets, day_of, to_micros
+from storage.sql.database import Statement
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetState:
+    """The budget of the current day."""
+
+    limit_micros: int
+    used_micros: int
+    """Reserved by orders that have not ended, or spent."""
+    resets_at: float
+    """Seconds since the epoch."""
+
+    @property
+    def left_micros(self) -> int:
+        """Return what new orders can reserve; never negative."""
+        return max(0, self.limit_micros - self.used_micros)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DailyBudget:
+    """The budget of a day, for all callers together."""
+
+    clock: Clock
+    budgets: Budgets
+    limit_usd: float | None
+    """None: no budget, and nothing is reserved."""
+
+    async def read_state(self) -> BudgetState | None:
+        """Return the budget of today; None without a budget."""
+        if self.limit_usd is None:
+            return None
+        day = day_of(self.clock.now())
+        return BudgetState(
+            limit_micros=to_micros(self.limit_usd),
+            used_micros=await self.budgets.get_used(day),
+            resets_at=float((day + 1) * SECONDS_PER_DAY),
+        )
+
+    async def check(self, quote: Quote) -> None:
+        """Raise `ApiError("quota_exceeded")`, with the time of reset, if an order with this quote does not fit."""
+        state = await self.read_state()
+        if state is None:
+            return
+        if quote.max_usd_price is None:
+            raise ApiError(
+                "quota_exceeded",
+                "The price of this order is not known, so it cannot be reserved in the daily budget "
+                "(BROKER_DAILY_BUDGET): choose a model and a provider with a price in GET /api/models.",
+            )
+        most = to_micros(quote.max_usd_price) * quote.count
+        can_cost = f"This order can cost up to {_usd(most)} USD"
+        if most > state.limit_micros:
+            raise ApiError(
+                "quota_exceeded",
+                f"{can_cost}, more than the whole daily budget of {_usd(state.limit_micros)} USD "
+                "(BROKER_DAILY_BUDGET): order fewer or smaller images.",
+            )
+        if most > state.left_micros:
+            raise ApiError(
+                "quota_exceeded",
+                f"{can_cost}, and {_usd(state.left_micros)} USD are left of the daily budget of "
+                f"{_usd(state.limit_micros)} USD (BROKER_DAILY_BUDGET). It resets at {iso(state.resets_at)}.",
+                retryable=True,
+                retry_after=state.resets_at - self.clock.now(),
+            )
+
+    def share_of_task(self, quote: Quote) -> int | None:
+        """Return the reservation of each task of an order, in millionths of a USD; None without a budget."""
+        return None if self.limit_usd is None else to_micros(quote.max_usd_price or 0.0)
+
+    def reserve(self, quote: Quote, created_at: float) -> list[Statement]:
+        """Return the statement that reserves an order; `Stale` if it does not fit. Empty without a budget.
+
+        It belongs into the transaction that creates the tasks, at `created_at`.
+        """
+        if self.limit_usd is None:
+            return []
+        amount = to_micros(quote.max_usd_price or 0.0) * quote.count
+        return [self.budgets.reserve(day_of(created_at), amount, limit=to_micros(self.limit_usd))]
+
+
+def _usd(micros: int) -> str:
+    return f"{micros / MICROS_PER_USD:.6f}".rstrip("0").rstrip(".")
