@@ -14,8 +14,8 @@ from tests.support.api import ApiBroker, open_api, png, task_cache
 
 pytestmark = pytest.mark.anyio
 
-KEYS = """id status prompt model mode aspectRatio resolution result results texts error errorDetail progress provider attempts
-    cost createdAt updatedAt expiresAt generation""".split()
+KEYS = """id status prompt model mode aspectRatio resolution result results texts error errorDetail progress provider
+    attempts cost createdAt updatedAt expiresAt generation""".split()
 NOTHING_KNOWN = dict.fromkeys(("stage", "position", "providerState", "percent", "etaSeconds"))
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import jwt
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from broker.sandbox.callbacks import Delivery
+from broker.sandbox.callbacks import CallbackDelivery
 from broker.sandbox.dialects.gemini.faults import GeminiFault
 from broker.sandbox.faults import FailureKind
 from broker.sandbox.jobs import JobView
@@ -55,7 +55,7 @@ class GeminiWebhooks:
         data = {"id": f"batches/{view.job.id}"}
         return {"type": kind, "version": "v1", "timestamp": at.isoformat(), "data": data}
 
-    def sign(self, delivery: Delivery) -> Mapping[str, str]:
+    def sign(self, delivery: CallbackDelivery) -> Mapping[str, str]:
         sign = self._sign_with_token if self._secret is None else self._sign_with_secret
         return {
             "webhook-id": delivery.id,
@@ -63,7 +63,7 @@ class GeminiWebhooks:
             "webhook-signature": sign(delivery),
         }
 
-    def _sign_with_token(self, delivery: Delivery) -> str:
+    def _sign_with_token(self, delivery: CallbackDelivery) -> str:
         claims = {
             "iss": "https://generativelanguage.googleapis.com",
             "aud": delivery.job.order.callback_url,
@@ -73,7 +73,7 @@ class GeminiWebhooks:
         name = "a key that is not published" if delivery.is_wrong else KEY_ID
         return jwt.encode(claims, _signing_key(name), algorithm="RS256", headers={"kid": KEY_ID})
 
-    def _sign_with_secret(self, delivery: Delivery) -> str:
+    def _sign_with_secret(self, delivery: CallbackDelivery) -> str:
         key = base64.b64decode((self._secret or "").removeprefix("whsec_")) + (b"wrong" if delivery.is_wrong else b"")
         signed = f"{delivery.id}.{delivery.timestamp}.".encode() + delivery.body
         return "v1," + base64.b64encode(hmac.digest(key, signed, hashlib.sha256)).decode()
