@@ -177,11 +177,7 @@ class TaskData(ResponseModel):
     aspect_ratio: str | None
     resolution: str | None
     result: Annotated[ImagePath | None, Field(description="the first image")]
-<<<<<<< HEAD
-    results: list[ImageData]
-=======
     results: list[ResultData]
->>>>>>> main
     texts: Annotated[list[str], Field(description="what the model wrote beside the images")]
     error: str | None
     error_detail: TaskErrorDetail | None

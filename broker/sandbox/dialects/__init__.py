@@ -6,11 +6,8 @@ from collections.abc import Mapping
 from typing import Final
 
 from broker.sandbox.dialect import SandboxDialect
-<<<<<<< HEAD
-from broker.sandbox.dialects.gemini import GEMINI
-=======
 from broker.sandbox.dialects.fal import FAL
->>>>>>> main
+from broker.sandbox.dialects.gemini import GEMINI
 from broker.sandbox.dialects.kie import KIE
 from broker.sandbox.dialects.nanobananaapi import NANOBANANAAPI
 from broker.sandbox.dialects.openrouter import OPENROUTER
@@ -19,11 +16,8 @@ from broker.sandbox.dialects.wavespeed import WAVESPEED
 
 _DIALECTS = (
     KIE,
-<<<<<<< HEAD
     GEMINI,
-=======
     FAL,
->>>>>>> main
     REPLICATE,
     WAVESPEED,
     OPENROUTER,
