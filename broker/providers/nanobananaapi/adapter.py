@@ -84,7 +84,7 @@ class NanoBananaApi(JobApi):
             return running(parsed, parsed.job_id)
         if parsed.state == "failed" or (parsed.state is None and parsed.code in FAILED_IN_CALLBACK):
             return self.reports.job_failed(parsed, parsed.job_id)
-        if parsed.outputs and (parsed.state == "done" or is_success):
+        if parsed.outputs and (parsed.state == "done" or (parsed.state is None and is_success)):
             return Finished(outputs=parsed.outputs, job_id=parsed.job_id)
         return Pending(job_id=parsed.job_id, check_in=0)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from broker.sandbox.dialect import SandboxDialect
+from broker.sandbox.dialects.fal import FAL
 from broker.sandbox.dialects.kie import KIE
 from broker.sandbox.dialects.nanobananaapi import NANOBANANAAPI
 from broker.sandbox.dialects.replicate import REPLICATE
@@ -13,6 +14,7 @@ from broker.sandbox.dialects.wavespeed import WAVESPEED
 
 _DIALECTS = (
     KIE,
+    FAL,
     REPLICATE,
     WAVESPEED,
     NANOBANANAAPI,
