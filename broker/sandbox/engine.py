@@ -205,7 +205,7 @@ class JobRunner:
             return JobEnd(at=0, failure=failure)
         try:
             sizes, thumbnails = await self._fetch_references(job)
-        except (DownloadFailed, painter.NotAnImage) as error:
+        except (DownloadFailed, painter.NotAnImage, OSError) as error:  # OSError: the disk takes no thumbnail
             text = f"Failed to download the reference image: {error}"
             return JobEnd(at=0, failure=JobFailure(kind=FailureKind.REFERENCE, text=text))
         pixels = job.order.pick_size(sizes[0] if sizes else None)
