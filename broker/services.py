@@ -106,6 +106,7 @@ class Services:
     def presenter(self) -> TaskPresenter:
         return TaskPresenter(
             messages=Messages.load(),
+            catalog=self.catalog,
             retention=self.policy.retention_seconds,
             unit_of=lambda provider: self.registry.terms(provider).unit,
         )
@@ -225,6 +226,9 @@ class Services:
                 sinks=sinks,
                 transitions=transitions,
                 max_download_bytes=self.settings.max_download_bytes,
+                kept_seconds={
+                    name: seconds for name in pools if (seconds := self.catalog.terms(name).result_seconds) is not None
+                },
             ),
             transitions=transitions,
         )

@@ -159,7 +159,7 @@ class Station:
 
 
 class ProviderLimits:
-    """Window and concurrency of the provider, counted as in storage.provider_limits."""
+    """Window and concurrency of the provider, counted as in storage.limits.provider_limits."""
 
     def __init__(self, calendar: Calendar, creates: int, concurrency: int, until: float) -> None:
         self.creates, self.concurrency = creates, concurrency

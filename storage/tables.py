@@ -5,13 +5,13 @@ from __future__ import annotations
 from storage.attempts import Attempts
 from storage.callbacks import Callbacks
 from storage.cluster_state import ClusterState, PeriodicJobs
-from storage.costs.budgets import Budgets
-from storage.costs.ledger import Ledger
 from storage.deliveries import Deliveries
 from storage.idempotency import IdempotencyRecords
 from storage.images import Images
-from storage.provider_limits import ProviderLimits
-from storage.rate_limits import RateLimits
+from storage.ledger import Ledger
+from storage.limits.budgets import Budgets
+from storage.limits.provider_limits import ProviderLimits
+from storage.limits.rate_limits import RateLimits
 from storage.sql.database import Database
 from storage.task_queue import TaskQueue
 from storage.task_retention import TaskRetention

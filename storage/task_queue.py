@@ -60,6 +60,18 @@ class TaskQueue:
             ORDER BY due_at, id LIMIT :limit{self.database.skip_locked})"""
         return await claim_rows(self.database, sql, now=now, lease=lease, limit=limit, provider=provider, **patterns)
 
+    async def list_providers(self) -> list[str]:
+        """Return the providers that have queued tasks, configured or not."""
+        rows = await self.database.fetch(
+            """WITH RECURSIVE providers(name) AS (
+                SELECT min(provider) FROM tasks WHERE state = 'queued'
+                UNION ALL SELECT (SELECT min(provider) FROM tasks WHERE state = 'queued' AND provider > providers.name)
+                FROM providers WHERE providers.name IS NOT NULL
+            )
+            SELECT name FROM providers WHERE name IS NOT NULL"""
+        )
+        return [row["name"] for row in rows]
+
     async def list_ids(self, provider: str, limit: int) -> list[str]:
         """Return the ids of a provider's queued tasks, in the order of submission."""
         callers = await self._callers(_CALLERS, provider, limit)

@@ -12,7 +12,7 @@ from broker.cli import TERMINATION_SIGNALS
 from broker.cli.console import CommandError, print_line
 from broker.errors import SettingsError
 from broker.providers.registry import point_to_sandbox, sandbox_upstream
-from broker.sandbox.dialect import Dialect
+from broker.sandbox.dialect import SandboxDialect
 from broker.sandbox.dialects import DIALECTS
 from broker.sandbox.engine import Options
 from broker.sandbox.faults import Fault, UnknownFault, parse_fault_setting
@@ -36,7 +36,7 @@ async def serve_alone(host: str, port: int, options: Options) -> None:
             await anext(signals)
 
 
-def _find_dialect(name: str) -> Dialect:
+def _find_dialect(name: str) -> SandboxDialect:
     """Return a dialect of the sandbox. Raises `CommandError`."""
     try:
         return DIALECTS[name]
@@ -44,7 +44,7 @@ def _find_dialect(name: str) -> Dialect:
         raise CommandError(f"no dialect is named {name!r}: use one of {', '.join(DIALECTS)}") from None
 
 
-def _print_addresses(url: str, dialect: Dialect, api_key: str | None) -> None:
+def _print_addresses(url: str, dialect: SandboxDialect, api_key: str | None) -> None:
     variables = dialect.variables(url, "the key given here" if api_key else "any")
     print_line(f"The sandbox provider is at {url}", style="bold")
     print_line(f"  its jobs       {url}/sandbox/jobs")
@@ -90,7 +90,7 @@ async def run_sandbox(settings: Settings, port: int) -> AsyncIterator[Settings]:
         yield point_to_sandbox(settings.model_copy(update={"webhook_base_url": "", "download_allow": allowed}), url)
 
 
-def _check_mood(where: str, mood: str, dialect: Dialect) -> None:
+def _check_mood(where: str, mood: str, dialect: SandboxDialect) -> None:
     try:
         parse_fault_setting(mood, dialect.faults)
     except UnknownFault as error:

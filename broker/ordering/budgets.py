@@ -1,7 +1,7 @@
 """Daily budget: the most that the orders of one UTC day can cost (BROKER_DAILY_BUDGET), over all processes.
 
 An order reserves the most that it can cost in the transaction that creates its tasks, and is refused if that does not
-fit in what is left. When a task ends, its reservation becomes what its attempts cost (`storage.costs.budgets`).
+fit in what is left. When a task ends, its reservation becomes what its attempts cost (`storage.limits.budgets`).
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from broker.clock import Clock, iso
 from broker.errors import ApiError
 from broker.orders import Quote
-from storage.costs.budgets import MICROS_PER_USD, Budgets, day_of, to_micros
-from storage.costs.ledger import SECONDS_PER_DAY
+from storage.ledger import SECONDS_PER_DAY
+from storage.limits.budgets import MICROS_PER_USD, Budgets, day_of, to_micros
 from storage.sql.database import Statement
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from broker.clock import Clock
 from broker.errors import ApiError
-from storage.rate_limits import WINDOW_SECONDS, RateLimits
+from storage.limits.rate_limits import WINDOW_SECONDS, RateLimits
 from storage.sql.database import Statement
 
 

@@ -18,7 +18,7 @@ from broker.ordering.pricing import PriceTable
 from broker.orders import Order, Route, RoutePolicy
 from broker.providers.base import Provider
 from broker.tasks.routing import PAUSED, ProviderStatus, Router
-from storage.costs.budgets import to_micros
+from storage.limits.budgets import to_micros
 
 _STATUS_SENTENCES: Final = {
     PAUSED: "paused by the operator",

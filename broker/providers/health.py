@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from email.utils import parsedate_to_datetime
 from typing import Final
 
 from broker.errors import NotSent, ProviderError
 from broker.net.api_client import ApiClient, HttpResponse
-from broker.providers.base import Finding
+from broker.providers.base import Finding, HealthCheck, Provider, ProviderContext
 from webhooks.signatures.base import MAX_CLOCK_SKEW_SECONDS
 
 NTP_CURE: Final = "set the clock of this machine by NTP (Linux: timedatectl set-ntp true)"
@@ -58,6 +59,41 @@ async def check_reachable(name: str, variable: str, url: str, client: ApiClient)
     if response.status >= 500:
         return warning(name, f"{url} answers HTTP {response.status}", "its server has an error: try again later"), None
     return ok(name, f"{url} answers"), response
+
+
+async def check_account(variable: str, url: str, page: str, context: ProviderContext) -> Finding:
+    """Check an API key with a GET that costs nothing. variable: that sets the key; page: where keys are made."""
+    secret = context.api_key.get_secret_value() if context.api_key else ""
+    try:
+        response = await context.client.request("GET", url, headers={"Authorization": f"Bearer {secret}"})
+    except ProviderError as error:
+        return skipped("key", f"not verified: {error}")
+    if response.status in {401, 403}:
+        cure = f"copy the key again from {page} into {variable}"
+        return failed("key", f"the provider does not accept {variable}", cure)
+    return ok("key", "accepted") if response.status == 200 else skipped("key", f"not verified: HTTP {response.status}")
+
+
+def account_checks(
+    *, url_variable: str, key_variable: str, account_path: str, page: str, needs: frozenset[str]
+) -> tuple[HealthCheck, ...]:
+    """Return the checks of an account: its API is reachable, the clocks agree, and the key is accepted.
+
+    account_path: of a free request that needs the key, below the base URL. page: where keys are made.
+    """
+
+    async def check_provider(provider: Provider, context: ProviderContext) -> Sequence[Finding]:
+        began = context.now()
+        found, response = await check_reachable("provider", url_variable, provider.base_url, context.client)
+        return [found, check_clock(response, (began + context.now()) / 2)]
+
+    async def check_key(provider: Provider, context: ProviderContext) -> Sequence[Finding]:
+        return [await check_account(key_variable, f"{provider.base_url}{account_path}", page, context)]
+
+    return (
+        HealthCheck(name="provider", run=check_provider, needs=needs),
+        HealthCheck(name="key", run=check_key, needs=needs),
+    )
 
 
 def explain_failure(error: ProviderError | None) -> tuple[str, str]:

@@ -5,13 +5,15 @@ A subclass names its catalog, paths and error codes, writes the body of an order
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import secrets
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Final
 
 from broker.catalog import Wire
-from broker.errors import FieldError, NotSent
+from broker.errors import FieldError, NotSent, ProviderError
+from broker.net.api_client import FilePart
 from broker.net.documents import parse_off_loop
 from broker.orders import Order, Reference
 from broker.providers import parsing
@@ -23,6 +25,7 @@ from broker.reports import Failed, Pending, Report
 
 STATUS_TIMEOUT_SECONDS: Final = 30.0
 """For GET requests. They can be repeated, so a provider that hangs must not occupy a slot for long."""
+_EXTENSIONS: Final = {"image/jpeg": "jpg", "image/png": "png", "image/webp": "webp"}
 
 
 class JobApi:
@@ -30,8 +33,8 @@ class JobApi:
 
     catalog_name: ClassVar[str]
     """Name of its catalog, whatever the adapter is called."""
-    order_path: ClassVar[str]
-    """Path of orders, below the base URL."""
+    order_path: ClassVar[str] = ""
+    """Path of orders, below the base URL; empty where `order_url` is defined instead."""
     auth_scheme: ClassVar[str] = "Bearer"
     errors: ClassVar[ErrorTable]
     id_fields: ClassVar[Sequence[str]] = parsing.TASK_IDS
@@ -53,6 +56,10 @@ class JobApi:
         self.reports = Reports(name=context.name, errors=self.errors, secret=self._api_key)
 
     # -- for subclasses to define
+
+    def order_url(self, model: str | None, callback_url: str | None) -> str:
+        """Return the URL of an order. model: as the catalog spells it."""
+        return self.base_url + self.order_path
 
     def order_body(self, model: str | None, fields: dict[str, Any], callback_url: str | None) -> dict[str, Any]:
         """Return the body of an order; fields that are None are not sent. model, fields: as the catalog spells them."""
@@ -92,7 +99,7 @@ class JobApi:
         references = [self.public_url(reference) or f"upload:{reference.name}" for reference in order.references]
         return {
             "method": "POST",
-            "url": self.base_url + self.order_path,
+            "url": self.order_url(wire.model, shown_url),
             "json": self._body(wire, order, references, shown_url),
             "price": catalog.price(self.catalog_name, params.model, order.mode, params.resolution),
             "unit": catalog.terms(self.catalog_name).unit,
@@ -114,7 +121,7 @@ class JobApi:
             return references
         try:
             body = self._body(wire, order, references, callback_url)
-            response = await self.request("POST", self.order_path, json=body)
+            response = await self.request("POST", self.order_url(wire.model, callback_url), json=body)
         except NotSent as error:
             return self.reports.not_sent(error)
         return self.read_order_response(response)
@@ -150,6 +157,28 @@ class JobApi:
                 return url
             urls.append(url)
         return urls
+
+    async def upload_file(
+        self, url: str, reference: Reference, *places: str, field: str = "file", form: Mapping[str, str] | None = None
+    ) -> str | Failed:
+        """Upload a reference as a form; return the URL at the first of several places (dotted) in the response.
+
+        A failure costs nothing: nothing is ordered yet. form: further fields, in which `{name}` is the file's name. A
+        reused name may go on serving the old bytes, so each name is new.
+        """
+        name = f"{reference.sha256[:16]}-{secrets.token_hex(8)}.{_EXTENSIONS.get(reference.media_type, 'bin')}"
+        file = FilePart(name=field, filename=name, media_type=reference.media_type, read=reference.read)
+        fields = {key: value.format(name=name) for key, value in (form or {}).items()}
+        try:
+            response = await self.request("POST", url, form=fields, files=[file])
+        except ProviderError as error:
+            return self.reports.not_sent(error)
+        found = parsing.links(list(parsing.values_at((response.body,), *places)))
+        if response.is_success and found:
+            return found[0]
+        if response.is_permanent:
+            return self.reports.refusal(response)
+        return self.reports.not_sent(self.reports.error("upload", response))
 
     async def request(self, method: str, path: str, **options: Any) -> ProviderResponse:
         """Send one request with the key. path: below the base URL, or a URL. options: of `ApiClient.request`."""

@@ -46,13 +46,13 @@ _STATES: Final[dict[str, State]] = {
     **dict.fromkeys("waiting queuing queued pending submitted created starting".split(), "running"),
     **dict.fromkeys("generating processing running in_progress".split(), "running"),
     **dict.fromkeys("success succeeded completed complete finished done".split(), "done"),
-    **dict.fromkeys("fail failed failure error canceled cancelled timeout".split(), "failed"),
+    **dict.fromkeys("fail failed failure error canceled cancelled aborted timeout".split(), "failed"),
 }
 _STATE_FIELDS: Final = ("state", "status", "taskStatus", "task_status")
 _COST_FIELDS: Final = ("creditsConsumed", "consumeCredits", "credits_consumed")
 _END_FIELDS: Final = ("completeTime", "complete_time", "completedAt", "completed_at")
-_RESULT_FIELDS: Final = ("resultJson", "output", "result", "info", "response")
-"""kie.ai's; the next two of the older callback; the last two of kie.ai's sibling products."""
+_RESULT_FIELDS: Final = ("resultJson", "output", "outputs", "result", "info", "response")
+"""kie.ai's; Replicate's and the older callback's; WaveSpeed's; the older callback's; kie.ai's sibling products'."""
 _NAME_PATHS: Final = (
     *("error.details.*.reason", "error.status", "error.type", "error.code", "detail.*.type"),
     *("promptFeedback.blockReason", "candidates.*.finishReason"),

@@ -13,23 +13,31 @@ from broker.catalog import Catalog, ProviderTerms
 from broker.errors import SettingsError
 from broker.net.api_client import ApiClient
 from broker.providers.base import NO_KEY_ID, ProviderContext, ProviderPackage, key_id_of
+from broker.providers.fal import FAL
 from broker.providers.gemini import GEMINI
 from broker.providers.health import LOW_BALANCE_IMAGES
 from broker.providers.kie import KIE
 from broker.providers.kie.checks import SANDBOX_CHECKS
 from broker.providers.kie.settings import KieSettings
 from broker.providers.legacy import legacy_package
+from broker.providers.nanobananaapi import NANOBANANAAPI
 from broker.providers.openrouter import OPENROUTER
 from broker.providers.pool import ProviderPool
+from broker.providers.replicate import REPLICATE
 from broker.providers.signing_keys import CallbackSignature
+from broker.providers.wavespeed import WAVESPEED
 from broker.settings import Settings
 from broker.settings.types import PackageSettings
 
 PROVIDERS: Final[tuple[ProviderPackage, ...]] = (
     KIE,
     legacy_package(owner=KIE),  # exclusive with the line above: one upstream, chosen by its URL
+    REPLICATE,
+    WAVESPEED,
+    NANOBANANAAPI,
     GEMINI,
     OPENROUTER,
+    FAL,
 )
 
 SANDBOX: Final = replace(KIE, name="sandbox", checks=SANDBOX_CHECKS)

@@ -12,8 +12,8 @@ loopback.
 One engine does the work for all dialects: jobs and their durable journal, images, references, callbacks and downloads.
 A dialect is what one provider's API looks like. To add one:
 
-1. A package `dialects/<name>/` with a `Dialect` (`dialect.py`): its routes, which validate a request into a `JobOrder`
-   and answer with records; the bodies and signatures of its callbacks, if it has any; its response to a rejected
-   request; the faults that it maps, with those that only it has in an enumeration of its own.
+1. A package `dialects/<name>/` with a `SandboxDialect` (`dialect.py`): its routes, which validate a request into a
+   `JobOrder` and answer with records; the bodies and signatures of its callbacks, if it has any; its response to a
+   rejected request; the faults that it maps, with those that only it has in an enumeration of its own.
 2. One line in `dialects/__init__.py`.
 """

@@ -12,7 +12,7 @@ from broker.sandbox.jobs import Job, JobView
 
 
 @dataclass(frozen=True, kw_only=True)
-class Delivery:
+class CallbackDelivery:
     """One callback to be signed."""
 
     id: str
@@ -25,13 +25,13 @@ class Delivery:
     """True if the signature is to be a wrong one."""
 
 
-class Callbacks(Protocol):
+class CallbackFormat(Protocol):
     """The callbacks of one dialect."""
 
     def build_body(self, view: JobView) -> Any:
         """Return the JSON body."""
 
-    def sign(self, delivery: Delivery) -> Mapping[str, str]:
+    def sign(self, delivery: CallbackDelivery) -> Mapping[str, str]:
         """Return the headers that sign it; none if the provider does not sign."""
 
 
@@ -41,7 +41,7 @@ class NoCallbacks:
     def build_body(self, view: JobView) -> Any:
         return None
 
-    def sign(self, delivery: Delivery) -> Mapping[str, str]:
+    def sign(self, delivery: CallbackDelivery) -> Mapping[str, str]:
         return {}
 
 

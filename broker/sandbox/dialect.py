@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
-from broker.sandbox.callbacks import Callbacks, NoCallbacks
+from broker.sandbox.callbacks import CallbackFormat, NoCallbacks
 from broker.sandbox.engine import Options
 from broker.sandbox.faults import FaultName
 from broker.sandbox.orders import RejectedRequest
@@ -16,7 +16,7 @@ from broker.sandbox.service import JobService
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dialect:
+class SandboxDialect:
     """One provider's API, as its emulator serves it."""
 
     name: str
@@ -28,4 +28,4 @@ class Dialect:
     """Its error response; also for unknown paths and methods."""
     variables: Callable[[str, str], Mapping[str, str]]
     """(URL of the sandbox, API key) → the environment variables of a broker that uses it."""
-    callbacks: Callable[[Options], Callbacks] = lambda _: NoCallbacks()
+    callbacks: Callable[[Options], CallbackFormat] = lambda _: NoCallbacks()

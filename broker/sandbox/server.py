@@ -18,7 +18,7 @@ from starlette.routing import BaseRoute, Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from broker.sandbox.answers import json_response
-from broker.sandbox.dialect import Dialect
+from broker.sandbox.dialect import SandboxDialect
 from broker.sandbox.dialects import DIALECTS
 from broker.sandbox.engine import JobRunner, Options
 from broker.sandbox.orders import RejectedRequest
@@ -37,7 +37,7 @@ async def serve_sandbox(host: str = "127.0.0.1", port: int = 0, options: Options
             yield base_url
 
 
-def _build_app(dialect: Dialect, service: JobService) -> Starlette:
+def _build_app(dialect: SandboxDialect, service: JobService) -> Starlette:
     async def respond_to_rejected(_request: Request, error: Any) -> Response:
         return dialect.respond_to_rejected(error)
 

@@ -19,7 +19,7 @@ from broker.clock import Clock
 from broker.presenter import UNKNOWN, Progress
 from broker.providers.pool import ProviderPool
 from broker.tasks.submissions import account_limits
-from storage.provider_limits import WINDOW_SECONDS, AccountLoad
+from storage.limits.provider_limits import WINDOW_SECONDS, AccountLoad
 from storage.states import TaskState
 from storage.tables import Tables
 from storage.tasks import Task, TaskDurations

@@ -22,6 +22,8 @@ LEARNED_BY_CALLBACK: Final = "callback"
 LEARNED_BY_CHECK: Final = "check"
 """A check found the end although a callback was expected."""
 LEARNED_BY_POLL: Final = "poll"
+MIN_RETRIES_WHILE_KEPT: Final = 6
+"""Downloads in the last part of a result's life, if it is short: the pause between two does not grow beyond."""
 """A check found the end, and no callback could arrive."""
 
 
@@ -414,21 +416,36 @@ def queue_timeout(task: Task, now: float, policy: TaskPolicy) -> Changes:
 # -- fetching
 
 
-def downloaded(task: Task, now: float, policy: TaskPolicy, stored: int, failures: Sequence[DownloadFailure]) -> Changes:
-    """Return the changes after a download: `stored` results are here, each of `failures` is one that is not."""
+def downloaded(
+    task: Task,
+    now: float,
+    policy: TaskPolicy,
+    stored: int,
+    failures: Sequence[DownloadFailure],
+    *,
+    kept_seconds: float | None = None,
+) -> Changes:
+    """Return the changes after a download: `stored` results are here, each of `failures` is one that is not.
+
+    kept_seconds: how long the provider keeps results, if that is documented to be short.
+    """
     if task.state != TaskState.FETCHING:
         return NOTHING
     if not failures:
         return Changes(task=_succeed(now, policy))
     worst = min(failures, key=lambda failure: (failure.is_final, failure.is_blocked))  # the one that may still recover
     late, over = now >= task.deadline_at, now >= task.deadline_at + policy.result_kept_seconds
+    longest_pause = policy.max_retry_seconds
+    if kept_seconds is not None and task.finished_at is not None:
+        over = now >= task.finished_at + kept_seconds
+        longest_pause = min(longest_pause, kept_seconds / MIN_RETRIES_WHILE_KEPT)
     is_exhausted = worst.is_blocked or task.step_retries + 1 >= policy.max_dead_link_retries
     is_conclusive = worst.is_final and (late or is_exhausted)
     if stored and (is_conclusive or over):
         return Changes(task=_succeed(now, policy))  # partial success: the rest is not available
     if over:
         return Changes(task=_fail(task, worst.code, worst.message, now, policy, billed="yes"))
-    pause = backoff_seconds(task.step_retries, policy, max_seconds=policy.max_retry_seconds)
+    pause = backoff_seconds(task.step_retries, policy, max_seconds=longest_pause)
     changes: dict[str, Any] = {"due_at": now + pause, "step_retries": task.step_retries + 1}
     if (is_conclusive or late) and task.ended_at is None:
         # callers see the failure now; the image is paid, so the download is retried while the provider keeps it

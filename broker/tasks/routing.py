@@ -13,7 +13,7 @@ from broker.cache import TtlCache
 from broker.clock import Clock
 from broker.providers.pool import ProviderPool
 from broker.reports import Failed
-from storage.provider_limits import ProviderLimits
+from storage.limits.provider_limits import ProviderLimits
 from storage.tasks import Task
 
 PAUSED: Final = "paused"
@@ -72,10 +72,13 @@ class Router:
         return _onward(task, statuses, keep=may_recover)
 
     async def find_available(self, task: Task) -> tuple[str, ...]:
-        """Return the providers of a queued order if its own takes none now and another does; else empty."""
+        """Return the providers of a queued order if its own takes none now and another does; else empty.
+
+        A provider that is no longer configured is left out.
+        """
         statuses = await self.statuses()
         own = statuses.get(task.provider)
-        return () if own is not None and own.is_available else _onward(task, statuses, keep=True)
+        return () if own is not None and own.is_available else _onward(task, statuses, keep=own is not None)
 
     async def _load_statuses(self) -> Mapping[str, ProviderStatus]:
         now, paused = self.clock.now(), await self.limits.paused_providers()

@@ -14,7 +14,13 @@ from broker.providers.responses import MAX_WAIT_SECONDS
 from broker.reports import Failed, Report
 from broker.tasks.policy import TaskPolicy, backoff_seconds, doubled_seconds
 from broker.tasks.routing import PAUSED, Router
-from storage.provider_limits import MAX_COOLDOWN_SECONDS, PROBE_SECONDS, SET_ASIDE_REASONS, AccountLimits, Capacity
+from storage.limits.provider_limits import (
+    MAX_COOLDOWN_SECONDS,
+    PROBE_SECONDS,
+    SET_ASIDE_REASONS,
+    AccountLimits,
+    Capacity,
+)
 from storage.tables import Tables
 from storage.tasks import Lease, Task
 
@@ -47,6 +53,14 @@ class SubmissionQueue:
             return []
         return await queue.claim_movable(provider, others, now=now, lease=lease, limit=limit)
 
+    async def claim_orphans(self, lease: Lease, *, limit: int) -> list[Task]:
+        """Claim queued orders whose provider is no longer configured, and which another provider can take."""
+        queue, now = self.tables.task_queue, self.clock.now()
+        orphaned = [name for name in await queue.list_providers() if name not in self.pools]
+        others = list(self.pools)
+        claims = [await queue.claim_movable(name, others, now=now, lease=lease, limit=limit) for name in orphaned]
+        return [task for tasks in claims for task in tasks]
+
     async def next_at(self, provider: str, queued_at: float) -> float:
         """Return the moment of the next submission. queued_at: when the first order is due; infinite without one."""
         if math.isinf(queued_at):
@@ -63,7 +77,9 @@ class SubmissionQueue:
 
         If every key waits for the operator, the first one: its refusal ends the order at once and with the reason.
         """
-        pool = self.pools[provider]
+        pool = self.pools.get(provider)
+        if pool is None:
+            return None
         if len(pool.accounts) == 1:
             return pool.preferred  # the reservation decides
         capacities = await self._get_capacities(pool)

@@ -21,7 +21,7 @@ from broker.tasks.lifecycle import LEARNED_BY_CHECK, Changes
 from broker.tasks.policy import TaskPolicy
 from broker.tasks.routing import Router
 from storage.attempts import Attempt, Attempts
-from storage.costs.budgets import Budgets
+from storage.limits.budgets import Budgets
 from storage.sql.database import Stale, Statement
 from storage.states import TaskState
 from storage.tasks import DUE_CHANNEL, Task, Tasks, task_channel

@@ -31,6 +31,8 @@ LOCKED_PAUSE_SECONDS: Final = 0.1
 SLOW_QUERY_SECONDS: Final = 1.0
 """A poll that takes longer counts as a database outage."""
 DRAIN_SECONDS: Final = 7.0
+MAX_ORPHANS: Final = 100
+"""Orders of one provider that is no longer configured, moved at a time."""
 HELD_DRAIN_SECONDS: Final = 60.0
 """Time that submissions get on stop which wait for a result: it is paid, and lost if the connection ends."""
 
@@ -201,6 +203,12 @@ class Worker:
         self.last_housekeeping = now
         self.running.start(self.retention.delete_leftovers_once(), "housekeeping")
         self.running.start(self.balances.refresh(), "balance")
+        self.running.start(self.move_orphans(), "orphans")
+
+    async def move_orphans(self) -> None:
+        """Move queued orders of providers that are no longer configured to others that can serve them."""
+        for task in await self.submissions.claim_orphans(self.leases.create_lease(), limit=MAX_ORPHANS):
+            await self._run_step(task)
 
     # -- stopping
 

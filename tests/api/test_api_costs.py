@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from storage.attempts import Attempt
-from storage.costs.ledger import SECONDS_PER_DAY
+from storage.ledger import SECONDS_PER_DAY
 from storage.states import TaskState
 from storage.tasks import Task
 from tests.support.api import ApiBroker, open_api

@@ -1,6 +1,7 @@
-"""Every provider, with the responses of its upstream in each class of outcome.
+"""Providers with the responses of their upstream in each class of outcome.
 
-To add a provider: one `Case`. The upstream is a real, small HTTP server that shares no code with the adapters.
+To add a provider: one `Case`, in a module of its own in `tests.contracts.cases`. The upstream is a real, small HTTP
+server that shares no code with the adapters.
 """
 
 from __future__ import annotations
@@ -187,6 +188,12 @@ class Case:
     callbacks_running: tuple[Any, ...]
     callbacks_finished: tuple[Any, ...]
     callbacks_failed: tuple[Any, ...]
+    canceled: Canned | None = None
+    """Response to a cancellation; None if the provider offers none."""
+    job: str = JOB
+    """The job id that the adapter reports for `JOB`."""
+    before_end: tuple[Canned, ...] = ()
+    """Responses to a check before each of `finished` and `failed`."""
 
     @property
     def name(self) -> str:
@@ -315,5 +322,3 @@ EXAMPLE_CASE = Case(
     callbacks_finished=({"id": JOB, "status": "succeeded", "url": IMAGE},),
     callbacks_failed=({"id": JOB, "status": "failed", "error": ECHO},),
 )
-
-CASES = (KIE, LEGACY, EXAMPLE_CASE)

@@ -394,6 +394,16 @@ def test_download_is_retried_while_the_provider_keeps_the_result() -> None:
     assert downloaded(shown, late, POLICY, 0, [GONE]).task["state"] == TaskState.FAILED
 
 
+def test_download_of_a_short_lived_result_is_retried_more_often_and_ends_with_it() -> None:
+    """Replicate removes results after one hour: later retries are useless, and a long pause would miss it."""
+    task = a_task(TaskState.FETCHING, step_retries=12, finished_at=NOW)
+    changes = downloaded(task, NOW + 600, POLICY, 0, [SLOW], kept_seconds=3600)
+    assert (changes.task["due_at"], changes.task["step_retries"]) == (NOW + 600 + 600, 13)
+    assert downloaded(task, NOW + 3599, POLICY, 0, [SLOW], kept_seconds=3600).task["due_at"] > NOW
+    ended = downloaded(task, NOW + 3600, POLICY, 0, [SLOW], kept_seconds=3600).task
+    assert (ended["state"], ended["error_code"], ended["billed"]) == (TaskState.FAILED, "download_failed", "yes")
+
+
 def test_some_of_several_results_are_a_success() -> None:
     task = a_task(TaskState.FETCHING, step_retries=POLICY.max_dead_link_retries - 1)
     assert downloaded(task, NOW, POLICY, 2, [GONE]).task["state"] == TaskState.SUCCEEDED

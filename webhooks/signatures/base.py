@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -57,11 +56,3 @@ def is_fresh(timestamp: str | None, now: float) -> bool:
     if timestamp is None or not _TIMESTAMP.fullmatch(timestamp):
         return False
     return abs(now - int(timestamp)) <= MAX_CLOCK_SKEW_SECONDS
-
-
-def decode_base64(text: str) -> bytes:
-    """Return the decoded bytes; empty, which equals no digest, for invalid input."""
-    try:
-        return base64.b64decode(text.encode("ascii"), validate=True)
-    except ValueError:
-        return b""

@@ -22,8 +22,8 @@ from broker.clock import Clock, day, iso
 from broker.ordering.budgets import BudgetState, DailyBudget
 from broker.orders import USD_DIGITS
 from broker.presenter import Moment, OneOf, ResponseModel
-from storage.costs.budgets import MICROS_PER_USD
-from storage.costs.ledger import CostSum, Group, Ledger
+from storage.ledger import CostSum, Group, Ledger
+from storage.limits.budgets import MICROS_PER_USD
 
 GROUPS: Final[tuple[Group, ...]] = get_args(Group)
 DEFAULT_DAYS: Final = 30

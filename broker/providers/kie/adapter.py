@@ -10,11 +10,9 @@ polling it is free.
 
 from __future__ import annotations
 
-import secrets
 from typing import Any, Final
 
 from broker.errors import ProviderError
-from broker.net.api_client import FilePart
 from broker.orders import Reference
 from broker.providers import parsing
 from broker.providers.base import ProviderContext, ResultSink
@@ -30,7 +28,6 @@ ENDED: Final = frozenset({408, 501, 531})
 ENDED_IN_CALLBACK: Final = ENDED | {400, 413, 422, 451, 500}
 """kie.ai calls back only when a job has ended; these codes give the outcome (400: content refused)."""
 UPLOAD_FOLDER: Final = "references"
-EXTENSIONS: Final = {"image/jpeg": "jpg", "image/png": "png", "image/webp": "webp"}
 
 
 class Kie(JobApi):
@@ -70,24 +67,14 @@ class Kie(JobApi):
         return None if self._settings.upload_references and not reference.is_uploaded else reference.url
 
     async def upload_reference(self, reference: Reference) -> str | Failed:
-        """Upload one reference (kie.ai: File Stream Upload). A failure costs nothing: nothing is ordered yet.
-
-        A reused name may go on serving the old bytes, so each name is new.
-        """
-        name = f"{reference.sha256[:16]}-{secrets.token_hex(8)}.{EXTENSIONS.get(reference.media_type, 'bin')}"
-        file = FilePart(name="file", filename=name, media_type=reference.media_type, read=reference.read)
-        url = f"{self._settings.upload_url}/api/file-stream-upload"
-        form = {"uploadPath": UPLOAD_FOLDER, "fileName": name}
-        try:
-            response = await self.request("POST", url, form=form, files=[file])
-        except ProviderError as error:
-            return self.reports.not_sent(error)
-        data = parsing.record_of(parsing.mapping(response.body))
-        if found := parsing.links([data.get("downloadUrl"), data.get("fileUrl")]):
-            return found[0]
-        if response.is_permanent:
-            return self.reports.refusal(response)
-        return self.reports.not_sent(self.reports.error("file-stream-upload", response))
+        """Upload one reference (kie.ai: File Stream Upload)."""
+        return await self.upload_file(
+            f"{self._settings.upload_url}/api/file-stream-upload",
+            reference,
+            "data.downloadUrl",
+            "data.fileUrl",
+            form={"uploadPath": UPLOAD_FOLDER, "fileName": "{name}"},
+        )
 
     # -- results
 

@@ -22,7 +22,7 @@ from broker.tasks.submissions import SubmissionQueue, account_limits, decide_coo
 from broker.tasks.transitions import Transitions
 from storage.attempts import Attempt
 from storage.errors import StorageError
-from storage.provider_limits import SET_ASIDE_REASONS, ProviderLimits
+from storage.limits.provider_limits import SET_ASIDE_REASONS, ProviderLimits
 from storage.sql.database import Stale
 from storage.states import TaskState
 from storage.tasks import DUE_CHANNEL, Task
@@ -57,7 +57,7 @@ class SubmitStep:
         the key. 4. Upload references, which is free, before the intent. 5. Write the intent, if the key has capacity.
         6. Send the one request that may cost money. 7. Store the response.
         """
-        if task.provider not in self.pools or self.transitions.clock.now() >= task.deadline_at:
+        if self.transitions.clock.now() >= task.deadline_at:
             await self.transitions.apply_own(task, lifecycle.queue_timeout)
             return
         if onward := await self.transitions.router.find_available(task):

@@ -22,8 +22,8 @@ from broker.orders import ImageParams, OrderRequest
 from broker.services import Services
 from broker.tasks import lifecycle
 from storage.attempts import Attempt
-from storage.costs.budgets import day_of, to_micros
-from storage.costs.ledger import SECONDS_PER_DAY
+from storage.ledger import SECONDS_PER_DAY
+from storage.limits.budgets import day_of, to_micros
 from storage.states import TaskState
 from storage.tasks import Task
 from tests.integration.faults.test_failover import NAMES, History, Stage, World, failure, three_providers

@@ -504,6 +504,17 @@ async def test_queued_order_moves_while_its_provider_is_paused(stage: Stage) -> 
     assert (await stage.work(task)).state == TaskState.WAITING
 
 
+async def test_queued_order_of_a_provider_without_a_key_any_more_moves_on(stage: Stage) -> None:
+    task = await stage.create()
+    gone = stage.services.tables.tasks.update_task(task, provider="gone", candidates=("gone", "cedar"))
+    await stage.services.database.transact(gone)
+    await stage.services.worker.move_orphans()
+    moved = await stage.services.tables.tasks.get(task.id)
+    assert moved is not None
+    assert (moved.state, moved.provider, moved.candidates) == (TaskState.QUEUED, "cedar", ("cedar",))
+    assert (await stage.work(moved)).state == TaskState.WAITING
+
+
 async def test_late_success_of_an_earlier_attempt_at_another_provider_is_fetched(stage: Stage) -> None:
     task = await stage.order(ACCEPTED)
     (job,) = stage.world.jobs

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from storage.attempts import Attempt
-from storage.costs.budgets import Budgets, day_of, to_micros
+from storage.limits.budgets import Budgets, day_of, to_micros
 from storage.sql.database import Stale
 from storage.sql.migrate import upgrade_schema
 from storage.sql.postgres import PostgresDatabase

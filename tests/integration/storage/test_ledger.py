@@ -11,7 +11,7 @@ from typing import Any, get_args
 import pytest
 
 from storage.attempts import Attempt
-from storage.costs.ledger import KEPT_DAYS, SECONDS_PER_DAY, Group, Ledger
+from storage.ledger import KEPT_DAYS, SECONDS_PER_DAY, Group, Ledger
 from storage.sql.migrate import upgrade_schema
 from storage.sql.sqlite import SqliteDatabase
 from storage.states import TaskState

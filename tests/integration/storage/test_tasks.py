@@ -15,12 +15,12 @@ import pytest
 
 from storage.attempts import Attempt, Attempts
 from storage.callbacks import Callbacks, StoredCallback
-from storage.costs.budgets import Budgets
 from storage.deliveries import Deliveries, Delivery, DeliveryAttempt, DeliveryStatus
 from storage.idempotency import IdempotencyRecord, IdempotencyRecords
 from storage.images import Images, StoredImage
-from storage.provider_limits import AccountLimits, AccountLoad, ProviderLimits
-from storage.rate_limits import RateLimits
+from storage.limits.budgets import Budgets
+from storage.limits.provider_limits import AccountLimits, AccountLoad, ProviderLimits
+from storage.limits.rate_limits import RateLimits
 from storage.sql.database import Database, Outcome, Row, Stale, Statement
 from storage.sql.migrate import upgrade_schema
 from storage.sql.postgres import PostgresDatabase
@@ -497,6 +497,7 @@ async def _use_everything(database: Any, rows: Tasks, task: Task) -> None:
     await rows.claim(TaskState.WAITING, now=NOW, lease=lease(until=NOW), limit=5)
     await TaskQueue(database).claim("kie", now=NOW, lease=lease(until=NOW), limit=5)
     await TaskQueue(database).claim_movable("kie", ["fal"], now=NOW, lease=lease(until=NOW), limit=5)
+    assert await TaskQueue(database).list_providers() == ["kie"]
     await rows.claim_overdue(now=NOW + 1000, lease=lease(until=NOW), limit=5)
     await rows.renew([(task.id, "me")], NOW)
     await retention.shorten_retention(60.0, after="", limit=5)

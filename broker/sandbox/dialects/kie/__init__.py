@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Final
 
-from broker.sandbox.dialect import Dialect
+from broker.sandbox.dialect import SandboxDialect
 from broker.sandbox.dialects.kie.faults import KieFault
 from broker.sandbox.dialects.kie.records import KieCallbacks
 from broker.sandbox.dialects.kie.routes import KieRoutes, respond_to_rejected
 from broker.sandbox.faults import Fault
 
-KIE: Final = Dialect(
+KIE: Final = SandboxDialect(
     name="kie",
     faults=(*Fault, *KieFault),
     build_routes=lambda service: KieRoutes(service).build(),

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from broker.sandbox.callbacks import Delivery
+from broker.sandbox.callbacks import CallbackDelivery
 from broker.sandbox.dialects.kie.faults import FAIL_CODES, NO_RESULTS, apply_callback_faults
 from broker.sandbox.faults import Fault
 from broker.sandbox.jobs import JobView
@@ -70,7 +70,7 @@ class KieCallbacks:
         body = envelope(501 if failed else 200, FAILURE_MESSAGE if failed else SUCCESS_MESSAGE, {**data, **changes})
         return apply_callback_faults(body, view.job.faults)
 
-    def sign(self, delivery: Delivery) -> Mapping[str, str]:
+    def sign(self, delivery: CallbackDelivery) -> Mapping[str, str]:
         """Return the signature headers; none without a key, as kie.ai does."""
         key = f"not {self.key}" if delivery.is_wrong else self.key
         if key is None:

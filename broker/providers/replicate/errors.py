@@ -1,0 +1,9 @@
+"""Error codes of Replicate: HTTP statuses (HTTP API reference); the codes in a model's message are shared names."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from broker.providers.error_codes import HTTP_ACCOUNT, HTTP_ORDER, ErrorTable
+
+ERRORS: Final = ErrorTable(account=HTTP_ACCOUNT, order=HTTP_ORDER)

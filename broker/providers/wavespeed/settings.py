@@ -1,0 +1,23 @@
+"""The variables of WaveSpeed."""
+
+from __future__ import annotations
+
+from pydantic import SecretStr
+
+from broker.settings.types import ApiKeys, HttpUrl, PackageSettings, env
+
+
+class WaveSpeedSettings(PackageSettings):
+    """The accounts at WaveSpeed."""
+
+    wavespeed_keys: ApiKeys = env("WAVESPEED_API_KEY", default=())
+    wavespeed_url: HttpUrl = env("WAVESPEED_BASE_URL", default="https://api.wavespeed.ai")
+
+    @property
+    def keys(self) -> tuple[SecretStr, ...]:
+        return self.wavespeed_keys
+
+    @property
+    def base_url(self) -> str:
+        """Base URL without the version, which may be part of the variable."""
+        return self.wavespeed_url.removesuffix("/api/v3")

@@ -1,1 +1,0 @@
-"""What orders cost: the ledger of all attempts, and the daily budgets."""

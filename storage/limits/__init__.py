@@ -1,0 +1,1 @@
+"""Limits that all processes share: of the providers' keys, of each caller's rate, and the daily budget."""
