@@ -113,6 +113,18 @@ async def test_every_order_ends_once_whatever_the_provider_does(tmp_path: Path, 
     assert document["evilDownloads"] == 0
 
 
+async def test_canceled_order_is_canceled_at_the_provider(tmp_path: Path) -> None:
+    async with broker_at("replicate", tmp_path, check_after=0.1) as broker:
+        task = await broker.create_task("a red fox [mood:slow:60]")
+        async for _ in broker.poll_task(task):
+            if any(job["reads"] for job in await broker.provider_jobs()):  # its id is known
+                break
+        assert (await broker.client.delete(f"/api/task/{task}")).status_code == 200
+        assert (await broker.wait_end(task))["status"] == "canceled"
+        (job,) = await broker.provider_jobs()
+        assert job["state"] == "fail"
+
+
 async def complete_both_orders(broker: RunningBroker, mood: str = "") -> None:
     """Order an image from text, and one from two references; assert that both are stored in their sizes."""
     wide = await broker.create_task(f"a red fox{mood}", **WIDE_2K)
