@@ -69,7 +69,7 @@ def native_dialect(services: Services, docs: DocsRoutes, version: str) -> Dialec
     models = ModelRoutes(
         clock=clock,
         catalog=services.catalog,
-        provider_name=services.provider.name,
+        provider_names=tuple(services.providers),
         supports=lambda model: any(provider.supports(model) for provider in services.providers.values()),
         apis=frozenset(provider.api_name for provider in services.providers.values()),
         max_file_size_bytes=services.settings.max_file_size,

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from datetime import date
 from importlib import resources
-from itertools import groupby
-from typing import Any, Final, Literal, cast, get_args
+from typing import Any, Final, Literal, NamedTuple, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, PositiveInt, TypeAdapter, field_validator
 
@@ -29,6 +27,13 @@ class _Entry(BaseModel):
     """Base of a table in a catalog file; an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PixelSize(NamedTuple):
+    """Width and height of an image in pixels."""
+
+    width: int
+    height: int
 
 
 class Wire(_Entry):
@@ -54,6 +59,7 @@ class Wire(_Entry):
     format: str | None = None
     formats: Mapping[OutputFormat, str] = {}
     """Its spelling of the formats that it serves."""
+    seed: str | None = None
     references: str | None = None
     empty_references: bool = False
     max_references: int | None = None
@@ -73,6 +79,7 @@ class Wire(_Entry):
             self.ratio: (self.ratios.get(ratio, ratio) or None) if ratio else None,
             self.resolution: self.resolutions.get(resolution, resolution) if resolution else None,
             self.format: self.formats.get(cast("OutputFormat", order.params.output_format)) if self.format else None,
+            self.seed: order.params.seed,
             self.references: list(references) if references or self.empty_references else None,
         }
         fields |= {name: order.params.extra.get(ours) for ours, name in self.extra.items()}
@@ -87,17 +94,6 @@ class Alias(_Entry):
     name: str
     until: date | None = None
     """The day on which its vendor withdrew it; the broker still accepts it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Offer:
-    """A provider's modes and prices of a model."""
-
-    provider: str
-    modes: tuple[Mode, ...]
-    prices: Mapping[str, float]
-    """By resolution; empty if unknown."""
-    unit: str | None
 
 
 class ProviderTerms(_Entry):
@@ -135,6 +131,10 @@ class Model(_Entry):
     """Characters."""
     aspect_ratios: tuple[str, ...]
     resolutions: tuple[str, ...]
+    image_sizes: Mapping[str, Mapping[str, PixelSize]] = {}
+    """By ratio and resolution, in the file the name of a table; a ratio that leaves the size to the model is absent."""
+    output_tokens: Mapping[str, PositiveInt] = {}
+    """Of one image, by resolution; one that is unknown is missing."""
     output_formats: tuple[OutputFormat, ...]
     max_references: int
     max_reference_bytes: int
@@ -151,6 +151,11 @@ class Model(_Entry):
     def names(self) -> tuple[str, ...]:
         """Return all its names, the canonical one first."""
         return (self.name, self.google, *(alias.name for alias in self.aliases))
+
+    def pixel_size(self, aspect_ratio: str | None, resolution: str | None) -> PixelSize | None:
+        """Return the size of an image with these parameters; None if the model chooses it, or it is unknown."""
+        sizes = self.image_sizes.get(aspect_ratio or "", {})
+        return sizes.get(resolution or self.resolutions[0])
 
     def status(self, on: date) -> Status:
         """Return its status at Google on a day; a reseller may still sell a retired model."""
@@ -198,7 +203,8 @@ class Catalog:
         for name, table in tables.items():
             if unknown := table.get("models", {}).keys() - known:
                 raise ValueError(f"catalog of {name}: no model is named {', '.join(sorted(unknown))}")
-        models = TypeAdapter(tuple[Model, ...]).validate_python([_expand(model, tables) for model in listed])
+        sizes = raw.get("image_sizes", {})
+        models = TypeAdapter(tuple[Model, ...]).validate_python([_expand(model, tables, sizes) for model in listed])
         terms = {
             name: {key: value for key, value in table.items() if "models" not in key} for name, table in tables.items()
         }
@@ -225,25 +231,6 @@ class Catalog:
         ]
         return (*withdrawn, *filter(None, [model.warning(on)]))
 
-    def offers(self, model: Model) -> tuple[Offer, ...]:
-        """Return the offers of a model; modes of one provider with equal prices are one offer."""
-        return tuple(
-            Offer(
-                provider=provider,
-                modes=tuple(modes),
-                prices=prices,
-                unit=self._terms[provider].unit if prices else None,
-            )
-            for provider, wires in model.providers.items()
-            for prices, modes in _group_by_price(wires)
-        )
-
-    def max_references(self, model: Model, providers: Collection[str]) -> int:
-        """Return how many reference images a model takes at the best of these providers; its own limit if at none."""
-        wires = [wire for name in providers for wire in model.providers.get(name, {}).values() if wire.references]
-        limits = [model.max_references if wire.max_references is None else wire.max_references for wire in wires]
-        return max(limits, default=model.max_references)
-
     def terms(self, provider: str) -> ProviderTerms:
         """Return a provider's limits and unit; the defaults for one without a catalog."""
         return self._terms.get(provider, ProviderTerms())
@@ -251,6 +238,11 @@ class Catalog:
     def serves(self, provider: str, model: str) -> bool:
         """Return whether a provider has a canonical model, in one mode at least."""
         return any(model == known.name and provider in known.providers for known in self.models)
+
+    def pixel_size(self, model: str, aspect_ratio: str | None, resolution: str | None) -> PixelSize | None:
+        """Return the size of an image of a canonical model; None if the model chooses it, or it is unknown."""
+        found = self._by_name.get(model)
+        return found.pixel_size(aspect_ratio, resolution) if found else None
 
     def wire(self, provider: str, model: str, mode: Mode) -> Wire | None:
         """Return a provider's spelling of a mode of a canonical model; None if it does not serve it."""
@@ -308,7 +300,7 @@ class Catalog:
             "resolution": (order.params.resolution, wire.resolution or one_size),
             "outputFormat": (order.params.output_format, wire.format),
             "steps": (order.params.steps, None),
-            "seed": (order.params.seed, None),
+            "seed": (order.params.seed, wire.seed),
             **{name: (value, wire.extra.get(name)) for name, value in order.params.extra.items()},
         }
         return tuple(name for name, (value, spelled) in values.items() if value is not None and not spelled)
@@ -329,13 +321,20 @@ def _normalize_name(name: str) -> str:
     return name.strip().lower().removeprefix("models/").replace(" ", "-").replace("_", "-")
 
 
-def _expand(model: dict[str, Any], tables: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """Write out a model's abbreviated aliases, and add the providers that serve it."""
+def _expand(
+    model: dict[str, Any], tables: Mapping[str, dict[str, Any]], sizes: Mapping[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """Write out a model's abbreviated aliases and image sizes, and add the providers that serve it."""
     served = {name: table["models"] for name, table in tables.items() if model["name"] in table.get("models", {})}
-    return model | {
-        "aliases": [{"name": alias} if isinstance(alias, str) else alias for alias in model["aliases"]],
-        "providers": {name: _per_mode(models[model["name"]]) for name, models in served.items()},
-    }
+    family = {"image_sizes": sizes.get(model["image_sizes"])} if "image_sizes" in model else {}
+    return (
+        model
+        | family
+        | {
+            "aliases": [{"name": alias} if isinstance(alias, str) else alias for alias in model["aliases"]],
+            "providers": {name: _per_mode(models[model["name"]]) for name, models in served.items()},
+        }
+    )
 
 
 def _per_mode(table: dict[str, Any]) -> dict[str, Any]:
@@ -343,10 +342,6 @@ def _per_mode(table: dict[str, Any]) -> dict[str, Any]:
     shared = {key: value for key, value in table.items() if key not in MODES}
     named = {mode: table[mode] for mode in MODES if mode in table} or {mode: {} for mode in MODES}
     return {mode: shared | own for mode, own in named.items()}
-
-
-def _group_by_price(wires: Mapping[Mode, Wire]) -> Iterator[tuple[Mapping[str, float], Iterator[Mode]]]:
-    return groupby((mode for mode in MODES if mode in wires), key=lambda mode: wires[mode].prices)
 
 
 def _index(models: Sequence[Model]) -> dict[str, Model]:

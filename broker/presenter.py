@@ -12,7 +12,7 @@ from pydantic.alias_generators import to_camel
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import CoreSchema, core_schema
 
-from broker.catalog import MODES
+from broker.catalog import MODES, Catalog
 from broker.clock import iso
 from broker.errors import TASK_CODES
 from broker.i18n import Language, Messages
@@ -95,6 +95,21 @@ class ImageData(ResponseModel):
     thumbnail: str | None
 
 
+class ImageSize(ResponseModel):
+    """Size of an image in pixels."""
+
+    width: int
+    height: int
+
+
+class ResultData(ImageData):
+    """A result, and whether it has the size that was ordered."""
+
+    requested: Annotated[ImageSize | None, Field(description="by ratio and resolution; null: the model chooses it")]
+    actual: ImageSize
+    mismatch: Annotated[bool, Field(description="the image has another size than requested")]
+
+
 class ImageMetadata(ImageData):
     """An image and the tasks it belongs to."""
 
@@ -162,7 +177,8 @@ class TaskData(ResponseModel):
     aspect_ratio: str | None
     resolution: str | None
     result: Annotated[ImagePath | None, Field(description="the first image")]
-    results: list[ImageData]
+    results: list[ResultData]
+    texts: Annotated[list[str], Field(description="what the model wrote beside the images")]
     error: str | None
     error_detail: TaskErrorDetail | None
     progress: ProgressData
@@ -198,6 +214,7 @@ class TaskPresenter:
     """Builds the native models of tasks and images."""
 
     messages: Messages
+    catalog: Catalog
     retention: float
     """Seconds after the end until a task is deleted."""
     unit_of: Callable[[str], str | None]
@@ -207,7 +224,7 @@ class TaskPresenter:
         self, task: Task, images: Sequence[StoredImage], language: Language, progress: Progress = UNKNOWN
     ) -> TaskData:
         """Return a task. images: the results of a completed task, in order."""
-        results = [_image_data(image) for image in images]
+        results = [self._result_data(task, image) for image in images]
         error, error_detail = _error_code(task), None
         if error:
             error_detail = TaskErrorDetail.from_object(
@@ -217,6 +234,7 @@ class TaskPresenter:
             task,
             result=results[0].url if results else None,
             results=results,
+            texts=list(task.texts) if results else [],
             error=self.messages.task_error(error, task.billed, language) if error else None,
             error_detail=error_detail,
             progress=_progress(task, progress),
@@ -231,6 +249,17 @@ class TaskPresenter:
             return None
         usd = None if task.cost_usd is None else round(task.cost_usd, USD_DIGITS)
         return CostData(amount=task.cost, unit=self.unit_of(task.provider), usd=usd)
+
+    def _result_data(self, task: Task, image: StoredImage) -> ResultData:
+        size = self.catalog.pixel_size(task.model, task.aspect_ratio, task.resolution)
+        requested = None if size is None else ImageSize.from_object(size)
+        actual = ImageSize.from_object(image)
+        return ResultData(
+            **dict(_image_data(image)),
+            requested=requested,
+            actual=actual,
+            mismatch=requested is not None and requested != actual,
+        )
 
     def image_metadata(self, image: StoredImage, tasks: Sequence[Task]) -> ImageMetadata:
         """Return the metadata of an image. tasks: those it belongs to, all of one request; at least one."""

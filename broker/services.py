@@ -106,6 +106,7 @@ class Services:
     def presenter(self) -> TaskPresenter:
         return TaskPresenter(
             messages=Messages.load(),
+            catalog=self.catalog,
             retention=self.policy.retention_seconds,
             unit_of=lambda provider: self.registry.terms(provider).unit,
         )

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from broker.cli import ExitCode
 from broker.cli.connection import Document, connect_broker, record_path, show_document
 from broker.cli.console import print_error, print_facts, print_line, print_note
-from broker.client import Task
+from broker.client import Result, Task
 from broker.client.errors import describe_failure
 
 MAX_PROMPT_CHARACTERS: Final = 40
@@ -57,11 +57,17 @@ def _print_task(document: Document) -> None:
             "prompt": task.prompt,
             "created": task.raw["createdAt"],
             "updated": task.raw["updatedAt"],
-            **{f"image {n}": image.url for n, image in enumerate(task.images, 1)},
+            **{f"image {n}": _describe_image(image) for n, image in enumerate(task.images, 1)},
+            **{f"text {n}": text for n, text in enumerate(task.texts, 1)},
         }
     )
     if task.error:
         print_error(describe_failure(task))
+
+
+def _describe_image(image: Result) -> str:
+    other_size = f" ({image.width}x{image.height}, not the size that was ordered)" if image.mismatch else ""
+    return f"{image.url}{other_size}"
 
 
 def _describe_progress(task: Task) -> Iterator[str]:

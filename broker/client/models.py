@@ -62,6 +62,8 @@ class Result(JsonObject):
     sha256: str | None = None
     """Hexadecimal."""
     thumbnail: Url | None = None
+    mismatch: bool = False
+    """True if the image has another size than the order requested."""
 
     @property
     def name(self) -> str:
@@ -120,6 +122,8 @@ class Task(JsonObject):
     resolution: str | None = None
     images: Annotated[tuple[Result, ...], Field(alias="results")] = ()
     """Empty until the task is completed."""
+    texts: tuple[str, ...] = ()
+    """Texts that the model wrote beside the images."""
     error: str | None = None
     error_detail: ErrorDetail | None = None
     progress: Mapping[str, Any] = field(default_factory=dict, hash=False)

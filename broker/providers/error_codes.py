@@ -115,6 +115,7 @@ PHRASES: Final[tuple[tuple[re.Pattern[str], ErrorClass], ...]] = tuple(
         (_FLAGGED, SAFETY_INPUT),
         # the account, from a gateway that omits the code
         (r"not enough credits|insufficient (credits?|balance|funds)|out of credits|usage limit exceeded", CREDITS),
+        (r"exhausted balance", CREDITS),  # fal, with 403
         (r"do not have access permissions|^unauthorized\b|api.?key (is )?(not valid|invalid)|invalid api.?key", AUTH),
         (r"rate limit|throttled|too many requests|resource has been exhausted", RATE),
         # the order

@@ -13,6 +13,7 @@ from broker.catalog import Catalog, ProviderTerms
 from broker.errors import SettingsError
 from broker.net.api_client import ApiClient
 from broker.providers.base import NO_KEY_ID, ProviderContext, ProviderPackage, key_id_of
+from broker.providers.fal import FAL
 from broker.providers.gemini import GEMINI
 from broker.providers.kie import KIE
 from broker.providers.kie.checks import SANDBOX_CHECKS
@@ -35,6 +36,7 @@ PROVIDERS: Final[tuple[ProviderPackage, ...]] = (
     NANOBANANAAPI,
     GEMINI,
     OPENROUTER,
+    FAL,
 )
 
 SANDBOX: Final = replace(KIE, name="sandbox", checks=SANDBOX_CHECKS)

@@ -36,17 +36,22 @@ async def test_list_has_everything_that_a_form_needs(tmp_path: Path) -> None:
     async with open_api(tmp_path, clock=ManualClock(TODAY)) as broker:
         document = (await broker.client.get("/api/models")).json()
         assert (document["success"], document["default"], document["provider"]) == (True, "nano-banana", "kie")
+        assert document["providers"] == ["kie"]
         pro = (await list_models(broker))["nano-banana-pro"]
         aliases = {alias["name"]: alias["until"] for alias in pro.pop("aliases")}
-        providers = {provider["name"]: provider for provider in pro.pop("providers")}
-        assert providers["kie"] == {
-            "name": "kie",
-            "modes": ["text-to-image", "image-to-image"],
-            "prices": {"1K": 18, "2K": 18, "4K": 24},
-            "unit": "credits",
-        }
         assert aliases["gemini-3-pro-image"] is None
         assert aliases["gemini-3-pro-image-preview"] == "2026-06-25"
+        sizes = pro.pop("pixelSizes")
+        assert list(sizes) == [ratio for ratio in pro["aspectRatios"] if ratio != "auto"]
+        assert sizes["16:9"]["4K"] == {"width": 5504, "height": 3072}
+        limits = {
+            "aspectRatios": ["1:1", "2:3", "3:2", "3:4", "4:3", "4:5", "5:4", "9:16", "16:9", "21:9", "auto"],
+            "resolutions": ["1K", "2K", "4K"],
+            "outputFormats": ["png", "jpg"],
+            "maxReferences": 8,
+            "promptLimit": 10_000,
+        }
+        pro["providers"] = [offer for offer in pro["providers"] if offer["name"] == "kie"]
         assert pro == {
             "name": "nano-banana-pro",
             "title": "Nano Banana Pro",
@@ -57,12 +62,21 @@ async def test_list_has_everything_that_a_form_needs(tmp_path: Path) -> None:
             "shutdownOn": None,
             "instead": None,
             "modes": ["text-to-image", "image-to-image"],
-            "aspectRatios": ["1:1", "2:3", "3:2", "3:4", "4:3", "4:5", "5:4", "9:16", "16:9", "21:9", "auto"],
-            "resolutions": ["1K", "2K", "4K"],
-            "outputFormats": ["png", "jpg"],
-            "maxReferences": 8,
+            **limits,
             "maxReferenceBytes": 10_485_760,
-            "promptLimit": 10_000,
+            "outputTokens": {"1K": 1120, "2K": 1120, "4K": 2000},
+            "providers": [
+                {
+                    **limits,
+                    "name": "kie",
+                    "inUse": True,
+                    "modes": ["text-to-image", "image-to-image"],
+                    "prices": {"1K": 18, "2K": 18, "4K": 24},
+                    "unit": "credits",
+                    "usdPrices": {"1K": 0.09, "2K": 0.09, "4K": 0.12},
+                    "pricedOn": "2026-11-20",
+                }
+            ],
         }
 
 
@@ -83,6 +97,9 @@ async def test_models_of_other_providers_are_not_available(tmp_path: Path) -> No
         assert {name for name, model in models.items() if model["available"]} == {"nano-banana"}
         offers = {offer["name"]: offer for offer in models["nano-banana"]["providers"]}
         assert (offers["legacy"]["prices"], offers["legacy"]["unit"]) == ({}, None)
+        assert (offers["legacy"]["inUse"], offers["kie"]["inUse"]) == (True, False)
+        assert models["nano-banana"]["outputFormats"] == []  # this dialect has no field for it
+        assert models["nano-banana-pro"]["maxReferences"] == 14  # its own, because no provider in use serves it
         answer = await broker.client.post(CREATE, json={**PROMPT, "model": "nano-banana-pro"})
         await check_rejected(broker, "a model of another provider", answer, "unsupported_parameter")
 

@@ -14,8 +14,8 @@ from tests.support.api import ApiBroker, open_api, png, task_cache
 
 pytestmark = pytest.mark.anyio
 
-KEYS = """id status prompt model mode aspectRatio resolution result results error errorDetail progress provider attempts
-    cost createdAt updatedAt expiresAt generation""".split()
+KEYS = """id status prompt model mode aspectRatio resolution result results texts error errorDetail progress provider
+    attempts cost createdAt updatedAt expiresAt generation""".split()
 NOTHING_KNOWN = dict.fromkeys(("stage", "position", "providerState", "percent", "etaSeconds"))
 
 
@@ -114,6 +114,9 @@ async def test_completed_task_has_results_and_a_generation_record(tmp_path: Path
             "mediaType": "image/png",
             "sha256": images[1].sha256,
             "thumbnail": f"/uploads/images/{images[1].name}?size=512",
+            "requested": {"width": 1024, "height": 1024},
+            "actual": {"width": 4, "height": 4},
+            "mismatch": True,
         }
         assert data["generation"] == {
             "id": task.id,
@@ -127,6 +130,41 @@ async def test_completed_task_has_results_and_a_generation_record(tmp_path: Path
             "steps": 30,
         }
         assert (await broker.client.get(data["result"])).content == png("red")
+
+
+@pytest.mark.parametrize(
+    ("order", "size", "requested", "mismatch"),
+    [
+        ({"aspect_ratio": "16:9"}, (1344, 768), (1344, 768), False),
+        ({"aspect_ratio": "16:9"}, (1024, 1024), (1344, 768), True),
+        ({"aspect_ratio": "16:9", "resolution": "2K", "model": "nano-banana-pro"}, (2752, 1536), (2752, 1536), False),
+        ({"aspect_ratio": "16:9", "resolution": "2K", "model": "nano-banana-pro"}, (1376, 768), (2752, 1536), True),
+        ({"aspect_ratio": "auto"}, (640, 480), None, False),
+        ({}, (640, 480), None, False),
+        ({"aspect_ratio": "1:1", "model": "a-model-of-yesterday"}, (640, 480), None, False),
+    ],
+)
+async def test_result_says_whether_it_has_the_size_that_was_ordered(
+    tmp_path: Path, order: dict[str, Any], size: tuple[int, int], requested: tuple[int, int] | None, mismatch: bool
+) -> None:
+    async with open_api(tmp_path) as broker:
+        task = await broker.add_task(state=TaskState.SUCCEEDED, ended_at=1_790_000_000.0, **order)
+        await broker.add_image(task.id, png(), width=size[0], height=size[1])
+        (result,) = (await get_data(broker, task.id))["results"]
+        assert result["requested"] == (requested and {"width": requested[0], "height": requested[1]})
+        assert result["actual"] == {"width": size[0], "height": size[1]}
+        assert result["mismatch"] is mismatch
+
+
+async def test_text_that_the_model_wrote_is_returned_with_the_images(tmp_path: Path) -> None:
+    async with open_api(tmp_path) as broker:
+        task = await broker.add_task(
+            state=TaskState.SUCCEEDED, ended_at=1_790_000_000.0, provider="gemini", texts=("Here it is.", "Еще одна.")
+        )
+        data = await get_data(broker, task.id)
+        assert (data["texts"], data["provider"]) == (["Here it is.", "Еще одна."], "gemini")
+        silent = await broker.add_task(number=2)
+        assert (await get_data(broker, silent.id))["texts"] == []
 
 
 IDS_OF_NOTHING = [

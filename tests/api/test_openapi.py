@@ -197,9 +197,9 @@ async def test_fuzzer_reports_an_undocumented_response(tmp_path: Path) -> None:
     """Here the responses lack a key that the document requires."""
     async with filled_broker(tmp_path) as (broker, known):
         document = await get_document(broker)
-        document["components"]["schemas"]["TaskData"]["required"].append("texts")
+        document["components"]["schemas"]["TaskData"]["required"].append("captions")
         findings = await run_fuzzer(broker, known, examples=1, document=document)
-        assert any("response_schema_conformance" in failure and "texts" in failure for failure in findings.failures)
+        assert any("response_schema_conformance" in failure and "captions" in failure for failure in findings.failures)
 
 
 # -- for browsers

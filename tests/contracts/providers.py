@@ -190,6 +190,10 @@ class Case:
     callbacks_failed: tuple[Any, ...]
     canceled: Canned | None = None
     """Response to a cancellation; None if the provider offers none."""
+    job: str = JOB
+    """The job id that the adapter reports for `JOB`."""
+    before_end: tuple[Canned, ...] = ()
+    """Responses to a check before each of `finished` and `failed`."""
 
     @property
     def name(self) -> str:

@@ -40,7 +40,7 @@ pytestmark = pytest.mark.anyio
 CATALOG = load_catalog([EXAMPLE])
 _KEYS = st.text() | st.sampled_from(
     "code msg data taskId task_id state status resultJson resultUrls output result info image_url url failCode failMsg "
-    "creditsConsumed error message id".split()
+    "creditsConsumed error message id request_id payload payload_error images detail type msg".split()
 )
 JSON = st.recursive(
     st.none()
@@ -64,16 +64,16 @@ class Scene:
 
     @property
     def order(self) -> Order:
-        params = ImageParams(prompt="a red bicycle", model=self.case.model, aspect_ratio="16:9", seed=7)
+        params = ImageParams(prompt="a red bicycle", model=self.case.model, aspect_ratio="16:9", steps=30, seed=7)
         return Order(params=params, mode="text-to-image")
 
     async def submit(self, canned: Canned) -> Report:
         self.upstream.respond(canned)
         return await self.provider.submit(self.order, CALLBACK, SINK)
 
-    async def check(self, canned: Canned) -> Report:
-        self.upstream.respond(canned)
-        return await self.provider.check(JOB, SINK)
+    async def check(self, *canned: Canned) -> Report:
+        self.upstream.respond(*canned)
+        return await self.provider.check(self.case.job, SINK)
 
 
 @pytest.fixture(params=CASES, ids=attrgetter("name"))
@@ -102,7 +102,7 @@ def assert_no_secret(subject: object) -> None:
 
 async def test_response_with_a_job_is_an_accepted_order(scene: Scene) -> None:
     for canned in scene.case.accepted:
-        assert await scene.submit(canned) == Pending(job_id=JOB)
+        assert await scene.submit(canned) == Pending(job_id=scene.case.job)
 
 
 async def test_order_is_sent_once_with_key_and_callback(scene: Scene) -> None:
@@ -171,14 +171,14 @@ async def test_running_job_in_an_unknown_state_is_pending(scene: Scene) -> None:
 
 async def test_finished_job_has_its_result(scene: Scene) -> None:
     for canned in scene.case.finished:
-        report = await scene.check(canned)
+        report = await scene.check(*scene.case.before_end, canned)
         assert isinstance(report, Finished)
-        assert (report.outputs, report.job_id) == ((IMAGE,), JOB)
+        assert (report.outputs, report.job_id) == ((IMAGE,), scene.case.job)
 
 
 async def test_failed_job_has_code_and_message(scene: Scene) -> None:
     for canned in scene.case.failed:
-        report = await scene.check(canned)
+        report = await scene.check(*scene.case.before_end, canned)
         assert isinstance(report, Failed)
         assert report.code in TASK_CODES
         assert report.message.startswith("cannot reach https://broker.example/api/webhook/nano-banana?…")
@@ -208,7 +208,7 @@ async def test_callback_is_parsed(scene: Scene) -> None:
         assert isinstance(report, Failed)
         assert_no_secret(report)
     for body in (*case.callbacks_running, *case.callbacks_finished, *case.callbacks_failed):
-        assert JOB in scene.provider.job_ids(body)
+        assert case.job in scene.provider.job_ids(body)
 
 
 @pytest.mark.parametrize("case", CASES, ids=attrgetter("name"))
@@ -238,7 +238,9 @@ async def test_built_request_has_no_secret(scene: Scene) -> None:
 
 
 async def test_unsupported_parameters_are_named(scene: Scene) -> None:
-    assert "seed" in scene.provider.ignored(scene.order)
+    assert "steps" in scene.provider.ignored(scene.order)
+    preview = str(scene.provider.build_request(scene.order, None)["json"])
+    assert ("'seed': 7" in preview) == ("seed" not in scene.provider.ignored(scene.order))
     assert "aspectRatio" not in scene.provider.ignored(scene.order)
 
 
@@ -249,5 +251,5 @@ async def test_repr_of_the_provider_has_no_secret(scene: Scene) -> None:
 async def test_cancellation_is_asked_for_where_the_provider_has_one(scene: Scene) -> None:
     if scene.case.canceled:
         scene.upstream.respond(scene.case.canceled, Canned(status=404))
-        assert await scene.provider.cancel(JOB) is True
-    assert await scene.provider.cancel(JOB) is False
+        assert await scene.provider.cancel(scene.case.job) is True
+    assert await scene.provider.cancel(scene.case.job) is False

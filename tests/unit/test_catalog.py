@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from broker.catalog import Catalog
 from broker.errors import ApiError
+from broker.offers import combine_limits, list_offers
 from broker.ordering.plan import validate_params
 from broker.orders import ImageParams, Order
 from broker.providers.registry import PROVIDERS, load_catalog
@@ -206,6 +207,57 @@ def test_ignored_parameters_have_their_native_names() -> None:
     assert CATALOG.ignored("kie", order) == ("outputFormat", "steps", "seed")
 
 
+PIXELS = {
+    (
+        "nano-banana",
+        "1K",
+    ): """1:1 1024x1024 · 16:9 1344x768 · 9:16 768x1344 · 4:3 1184x864 · 3:4 864x1184 · 3:2 1248x832 ·
+        2:3 832x1248""",
+    ("nano-banana-pro", "1K"): "1:1 1024x1024 · 16:9 1376x768 · 9:16 768x1376 · 4:3 1200x896 · 3:4 896x1200",
+    ("nano-banana-pro", "2K"): "1:1 2048x2048 · 16:9 2752x1536 · 9:16 1536x2752 · 4:3 2400x1792 · 3:4 1792x2400",
+    ("nano-banana-pro", "4K"): "1:1 4096x4096 · 16:9 5504x3072 · 9:16 3072x5504 · 4:3 4800x3584 · 3:4 3584x4800",
+}
+"""As existing users of the Gemini API know them."""
+
+
+@pytest.mark.parametrize(("name", "resolution"), PIXELS)
+def test_pixel_sizes_are_those_of_the_gemini_api(name: str, resolution: str) -> None:
+    model = CATALOG.resolve(name)
+    for ratio, size in (entry.split() for entry in PIXELS[name, resolution].split("·")):
+        assert "{}x{}".format(*model.pixel_size(ratio, resolution) or ()) == size
+
+
+def test_every_ratio_of_a_model_has_a_size_at_every_resolution() -> None:
+    for model in CATALOG.models:
+        assert model.output_tokens.keys() <= set(model.resolutions)
+        for resolution in model.resolutions:
+            for ratio in model.aspect_ratios:
+                size = model.pixel_size(ratio, resolution)
+                assert (size is None) == (ratio == "auto"), (model.name, ratio)
+                if size is not None:
+                    width, height = map(int, ratio.split(":"))
+                    assert size.width / size.height == pytest.approx(width / height, rel=0.07)
+
+
+def test_tokens_of_an_image_are_those_of_the_gemini_api() -> None:
+    """Where Google bills by tokens, its price of an image is theirs."""
+    assert CATALOG.resolve("nano-banana").output_tokens == {"1K": 1290}
+    assert CATALOG.resolve("nano-banana-pro").output_tokens == {"1K": 1120, "2K": 1120, "4K": 2000}
+    for model in CATALOG.models:
+        wire = CATALOG.wire("gemini", model.name, "text-to-image")
+        for resolution, tokens in model.output_tokens.items():
+            if wire is None:
+                continue
+            price = wire.token_prices["image"] * tokens / 1e6
+            assert wire.prices[resolution] == pytest.approx(price, rel=0.01), (model.name, resolution)
+
+
+def test_model_decides_the_size_without_a_ratio() -> None:
+    assert CATALOG.pixel_size("nano-banana-pro", None, "2K") is None
+    assert CATALOG.pixel_size("nano-banana-pro", "1:1", None) == (1024, 1024)
+    assert CATALOG.pixel_size("a model of yesterday", "1:1", None) is None
+
+
 def test_status_follows_the_dates_of_the_vendor() -> None:
     model = CATALOG.resolve("nano-banana")
     days = [date(2026, 9, 17), date(2026, 9, 18), date(2026, 10, 1), date(2026, 10, 2)]
@@ -259,6 +311,11 @@ def test_missing_target_of_a_reference_stops_the_start(more: str, prices: str, c
         Catalog.load(f"{BROKEN}{more}", providers={"kie": f"[models.a]\nreferences = 'r'\n{prices}"})
 
 
+def test_unknown_table_of_image_sizes_stops_the_start() -> None:
+    with pytest.raises(ValueError, match="image_sizes"):
+        Catalog.load(f"{BROKEN}image_sizes = 'gemini-9'", providers={"kie": "[models.a]\nreferences = 'r'"})
+
+
 def test_modes_of_equal_price_are_one_offer() -> None:
     wires = """
         unit = "credits"
@@ -270,10 +327,40 @@ def test_modes_of_equal_price_are_one_offer() -> None:
         prices = { 1K = 8 }
     """
     catalog = Catalog.load(BROKEN, providers={"kie": wires})
-    offers = [(offer.modes, dict(offer.prices)) for offer in catalog.offers(catalog.default)]
+    offers = [(offer.modes, dict(offer.prices)) for offer in list_offers(catalog, catalog.default)]
     assert offers == [(("text-to-image",), {"1K": 4}), (("image-to-image",), {"1K": 8})]
-    (one,) = [offer for offer in CATALOG.offers(CATALOG.resolve("nano-banana-pro")) if offer.provider == "kie"]
+    (one,) = [offer for offer in list_offers(CATALOG, CATALOG.resolve("nano-banana-pro")) if offer.provider == "kie"]
     assert (one.modes, one.unit) == (("text-to-image", "image-to-image"), "credits")
+
+
+def test_limits_of_the_providers_in_use_are_combined() -> None:
+    """What one of them accepts is accepted: the order goes there."""
+    narrow = """
+        [models.nano-banana-pro]
+        ratio = "shape"
+        aspect_ratios = ["1:1", "16:9"]
+        resolution = "size"
+        resolutions = { 1K = "small" }
+        references = "images"
+        max_references = 3
+        prompt_limit = 500
+    """
+    fixed = """
+        [models.nano-banana-pro]
+        ratio = "shape"
+        aspect_ratios = ["auto", "1:1"]
+        references = "images"
+    """
+    catalog = Catalog.load(providers={"narrow": narrow, "fixed": fixed})
+    model = catalog.resolve("nano-banana-pro")
+    first, second = list_offers(catalog, model)
+    assert (first.limits.aspect_ratios, first.limits.resolutions) == (("1:1", "16:9"), ("1K",))
+    assert (first.limits.output_formats, first.limits.prompt_limit, first.max_references) == ((), 500, 3)
+    assert (second.limits.resolutions, second.max_references) == (("1K",), 14)
+    both = combine_limits(model, [first, second])
+    assert both.aspect_ratios == ("1:1", "16:9", "auto")
+    assert (both.resolutions, both.prompt_limit) == (("1K",), 10_000)
+    assert combine_limits(model, []).resolutions == ("1K", "2K", "4K")
 
 
 @pytest.mark.parametrize("value", ["true", "false"])
@@ -281,12 +368,13 @@ def test_disabled_entry_is_not_served(value: str) -> None:
     catalog = Catalog.load(BROKEN, providers={"kie": f"[models.a]\nreferences = 'r'\nenabled = {value}"})
     assert catalog.serves("kie", "a") == (value == "true")
     assert (catalog.wire("kie", "a", "text-to-image") is not None) == (value == "true")
-    assert len(catalog.offers(catalog.default)) == (value == "true")
+    assert len(list_offers(catalog, catalog.default)) == (value == "true")
 
 
 def test_mode_can_be_disabled() -> None:
     wires = "[models.a]\nreferences = 'r'\n[models.a.text-to-image]\n[models.a.image-to-image]\nenabled = false"
-    (offer,) = (catalog := Catalog.load(BROKEN, providers={"kie": wires})).offers(catalog.default)
+    catalog = Catalog.load(BROKEN, providers={"kie": wires})
+    (offer,) = list_offers(catalog, catalog.default)
     assert offer.modes == ("text-to-image",)
 
 

@@ -95,6 +95,8 @@ KNOWN_ERRORS: dict[str, list[tuple[int | None, str, str, bool, str | None]]] = {
             True,
             None,
         ),
+        (403, "User is locked. Reason: Exhausted balance. Top up your balance.", "provider_auth", False, "no"),
+        (None, "User is locked. Reason: Exhausted balance. Top up your balance.", "provider_credits", False, None),
         (None, "out of credits (E001)", "provider_credits", False, None),
         (None, "the key is bad (E002)", "provider_auth", False, None),
         (429, "Request was throttled. Your rate limit resets in ~30s.", "provider_rate_limited", True, "no"),

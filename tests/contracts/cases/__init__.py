@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.contracts.cases.fal import FAL
 from tests.contracts.cases.nanobananaapi import NANOBANANAAPI
 from tests.contracts.cases.replicate import REPLICATE
 from tests.contracts.cases.wavespeed import WAVESPEED
@@ -14,4 +15,5 @@ CASES = (
     REPLICATE,
     WAVESPEED,
     NANOBANANAAPI,
+    FAL,
 )
