@@ -27,10 +27,11 @@ SETTINGS: Mapping[str, Callable[[str], Mapping[str, Any]]] = {
     "replicate": lambda url: {"replicate_tokens": "key", "replicate_url": f"{url}/v1"},
     "wavespeed": lambda url: {"wavespeed_keys": "key", "wavespeed_url": url},
     "nanobananaapi": lambda url: {"nanobananaapi_keys": "key", "nanobananaapi_url": f"{url}/api/v1/nanobanana"},
+    "fal": lambda url: {"fal_keys": "key", "fal_url": url, "fal_rest_url": f"{url}/v1"},
 }
 """By dialect: URL of its emulator → settings of the provider's package."""
-SIGNED = ("replicate", "wavespeed")
-"""Providers that sign every callback, with a secret that the broker fetches."""
+SIGNED = ("replicate", "wavespeed", "fal")
+"""Providers that sign every callback, with a secret or keys that the broker fetches."""
 NEEDS_PUBLIC_URL = ("nanobananaapi",)
 """Providers without an upload of references: they fetch them from the broker, so its URL is known in every case."""
 
