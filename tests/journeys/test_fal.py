@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import pytest
@@ -57,15 +56,12 @@ async def test_failure_by_the_server_is_free_and_repeated(tmp_path: Path, with_c
 
 
 async def test_canceled_task_is_canceled_at_the_provider(tmp_path: Path) -> None:
-    async with broker_at("fal", tmp_path, with_callbacks=False, check_after=0.1, task_deadline=30) as broker:
+    async with broker_at("fal", tmp_path, check_after=0.1, task_deadline=30) as broker:
         task_id = await broker.create_task("a red fox [mood:slow:60]")
-        async with asyncio.timeout(20):
-            while not await request_ids(broker):  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
-            while (await broker.get_task(task_id))["status"] == "pending":  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+        async for data in broker.poll_task(task_id):
+            if data["progress"]["stage"] == "IN_QUEUE":
+                break
         assert (await broker.client.delete(f"/api/task/{task_id}")).status_code == 200
-        async with asyncio.timeout(20):
-            while (await broker.provider_jobs())[0]["state"] != "fail":
-                await asyncio.sleep(0.01)
-        assert (await broker.get_task(task_id))["status"] == "canceled"
+        assert (await broker.wait_end(task_id))["status"] == "canceled"
+        (job,) = await broker.provider_jobs()
+        assert job["state"] == "fail"
