@@ -12,6 +12,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from broker.api.admin.callbacks import CallbackInboxRoutes
+from broker.api.admin.costs import CostRoutes
 from broker.api.admin.deliveries import DeliveryRoutes
 from broker.api.callbacks import CallbackRoutes
 from broker.api.docs import DocsRoutes
@@ -103,6 +104,12 @@ def native_dialect(services: Services, docs: DocsRoutes, version: str) -> Dialec
             *_callback_routes(services, messages).endpoints(),
             *images.endpoints(),
             *CallbackInboxRoutes(inbox=services.inbox, callbacks=services.tables.callbacks).endpoints(),
+            *CostRoutes(
+                clock=clock,
+                ledger=services.tables.ledger,
+                budget=services.budget,
+                unit_of=services.presenter.unit_of,
+            ).endpoints(),
             *DeliveryRoutes(clock=services.clock, deliveries=services.tables.deliveries).endpoints(),
             *RootRoutes.load(messages, pretend_pictures=services.settings.sandboxed).endpoints(),
             *health.endpoints(),

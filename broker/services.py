@@ -194,7 +194,13 @@ class Services:
 
     @cached_property
     def balances(self) -> BalanceMonitor:
-        return BalanceMonitor(clock=self.clock, tables=self.tables, pools=self.pools)
+        return BalanceMonitor(
+            clock=self.clock,
+            tables=self.tables,
+            pools=self.pools,
+            metrics=self.metrics,
+            low_balance=self.registry.low_balance,
+        )
 
     def _steps(self) -> StepTable:
         pools, transitions = self.pools, self.transitions
@@ -266,6 +272,7 @@ class Services:
             metrics=self.metrics,
             tables=self.tables,
             balances=self.balances,
+            read_budget=self.budget.read_usd,
             steps_running=lambda: self.running_steps.count,
         )
 

@@ -6,7 +6,7 @@ million), so their number may be five minutes old.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -32,6 +32,8 @@ class DatabaseCollector:
     metrics: Metrics
     tables: Tables
     balances: BalanceMonitor
+    read_budget: Callable[[], Awaitable[Mapping[str, float]]]
+    """Returns limit and used part of the daily budget in USD by name; empty without one."""
     steps_running: Callable[[], int]
     """Returns the number of steps in progress in this process."""
 
@@ -54,6 +56,8 @@ class DatabaseCollector:
         self.metrics.credits_left.clear()
         for account, balance in balances.items():
             self.metrics.credits_left.labels(*account).set(balance)
+        for kind, usd in (await self.read_budget()).items():
+            self.metrics.daily_budget.labels(kind).set(usd)
         self.metrics.deliveries_pending.set(await self._pending_deliveries.get())
         self.metrics.steps_running.set(self.steps_running())
         return generate_latest(self.metrics.registry)
