@@ -394,3 +394,28 @@ async def test_signature_proves_nothing_about_another_job(tmp_path: Path) -> Non
         assert await send(broker, "of-another-customer", task=task.id) == 202
         assert await send(broker, "of-another-customer", task=task.id, attempt="1") == 202
         assert (await stored_attempt(broker, task)).outcome == "sent"
+
+
+# -- health
+
+
+async def findings(upstream: Upstream, client: ApiClient, *answers: Canned) -> list[tuple[str, str]]:
+    """Return name and status of each finding, where the upstream gives these answers."""
+    context = open_context(FAL.package, FAL.settings(upstream.url), client, CATALOG, time.time)
+    upstream.respond(*answers)
+    provider = FAL.package.factory(context)
+    found = [finding for check in FAL.package.checks for finding in await check.run(provider, context)]
+    assert KEY not in str(found)
+    return [(one.name, one.status) for one in found]
+
+
+async def test_health_checks_are_free_and_say_what_is_wrong(upstream: Upstream, client: ApiClient) -> None:
+    keys = Canned(body=SigningKeys(None).publish(2))
+    sound = await findings(upstream, client, Canned(status=404), Canned(status=404, body={"detail": "x"}), keys)
+    assert sound == [("fal", "ok"), ("clock", "skipped"), ("fal key", "ok"), ("fal callback keys", "ok")]
+    locked = {"detail": "User is locked. Reason: Exhausted balance."}
+    wrong = await findings(upstream, client, Canned(status=500), Canned(status=403, body=locked), Canned(body={}))
+    assert wrong == [("fal", "warning"), ("clock", "skipped"), ("fal key", "failed"), ("fal callback keys", "warning")]
+    silent = await findings(upstream, client, *[Canned(hang_up=True)] * 3)
+    assert silent == [("fal", "failed"), ("clock", "skipped"), ("fal key", "skipped"), ("fal callback keys", "warning")]
+    assert {one.method for one in upstream.received} == {"GET"}

@@ -91,6 +91,7 @@ INTERNAL_ENDS: Mapping[str, tuple[str | None, int, int]] = {
     "replicate": ("provider_unavailable", 1, 0),
     "wavespeed": (None, 2, 1),
     "nanobananaapi": ("provider_error", 1, 0),
+    "fal": (None, 2, 1),
 }
 """After a failure that another attempt may cure: one is made only where the provider says that it billed nothing."""
 
@@ -114,8 +115,9 @@ async def test_every_order_ends_once_whatever_the_provider_does(tmp_path: Path, 
     assert document["evilDownloads"] == 0
 
 
-async def test_canceled_order_is_canceled_at_the_provider(tmp_path: Path) -> None:
-    async with broker_at("replicate", tmp_path, check_after=0.1) as broker:
+@pytest.mark.parametrize("dialect", ["replicate", "fal"])
+async def test_canceled_order_is_canceled_at_the_provider(tmp_path: Path, dialect: str) -> None:
+    async with broker_at(dialect, tmp_path, check_after=0.1) as broker:
         task = await broker.create_task("a red fox [mood:slow:60]")
         async for _ in broker.poll_task(task):
             if any(job["reads"] for job in await broker.provider_jobs()):  # its id is known
