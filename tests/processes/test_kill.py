@@ -141,7 +141,8 @@ async def test_kill_during_an_unaccepted_submission_is_an_unknown_outcome(
         assert (data["errorDetail"]["code"], len(await jobs(sandbox))) == ("unknown_outcome", 0)
 
 
-@pytest.mark.parametrize("resubmit", [False, pytest.param(True, marks=pytest.mark.faults)])
+@pytest.mark.faults
+@pytest.mark.parametrize("resubmit", [False, True])
 async def test_kill_while_a_provider_holds_the_call_is_an_unknown_outcome(tmp_path: Path, resubmit: bool) -> None:
     """Nothing leads to the image any more. The order is repeated only if the operator says so, and then once."""
     async with serve_sandbox(options=Options(dialect="gemini", duration=1.0)) as gemini:
