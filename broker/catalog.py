@@ -288,6 +288,11 @@ class Catalog:
         wire = self.wire(provider, model, mode)
         return wire.prices.get(resolution or self._by_name[model].resolutions[0]) if wire else None
 
+    def lowest_price(self, provider: str) -> float | None:
+        """Return the lowest price of an image in the provider's unit; None if none is known."""
+        wires = (wire for model in self.models for wire in model.providers.get(provider, {}).values())
+        return min((price for wire in wires for price in wire.prices.values()), default=None)
+
     def ignored(self, provider: str, order: Order) -> tuple[str, ...]:
         """Return the parameters of an order without a field at the provider, as the native API spells them.
 

@@ -96,6 +96,13 @@ class Metrics:
             "broker_provider_credits", "Balance of a provider's account, in its unit", "provider", "key_id"
         )
 
+        self.low_balances = self._counter(
+            "broker_balance_low", "Falls of a balance below the price of a few images", "provider", "key_id"
+        )
+        self.daily_budget = self._gauge(
+            "broker_daily_budget_usd", "Limit and used part of the daily budget, reservations included", "kind"
+        )
+
     def _declare_callbacks(self) -> None:
         self.callbacks = self._counter(
             "broker_callbacks", "Callbacks received, by verification result", "provider", "verification"

@@ -36,13 +36,11 @@ from broker.presenter import TaskPresenter
 from broker.providers.base import Provider
 from broker.providers.pool import ProviderPool
 from broker.providers.registry import ProviderRegistry
-from broker.providers.signing_keys import verifies_signatures
 from broker.settings import Settings
 from broker.tasks.cancellation import TaskCanceler
 from broker.tasks.eta import EtaEstimator
 from broker.tasks.orders import OrderBuilder
 from broker.tasks.policy import TaskPolicy
-from broker.tasks.provider_admin import ProviderAdmin
 from broker.tasks.queries import TaskQueries
 from broker.tasks.result_sink import SinkFactory
 from broker.tasks.retention import ClockGuard, Retention
@@ -133,19 +131,6 @@ class Services:
         return Router(clock=self.clock, limits=self.tables.provider_limits, pools=self.pools)
 
     @cached_property
-    def provider_admin(self) -> ProviderAdmin:
-        return ProviderAdmin(
-            clock=self.clock,
-            tables=self.tables,
-            pools=self.pools,
-            router=self.router,
-            balances=self.balances,
-            models=[model.name for model in self.catalog.models],
-            unit_of=lambda provider: self.registry.terms(provider).unit,
-            callbacks_signed=lambda provider: verifies_signatures(self.registry.signatures[provider]),
-        )
-
-    @cached_property
     def submissions(self) -> SubmissionQueue:
         return SubmissionQueue(clock=self.clock, tables=self.tables, pools=self.pools, router=self.router)
 
@@ -210,7 +195,13 @@ class Services:
 
     @cached_property
     def balances(self) -> BalanceMonitor:
-        return BalanceMonitor(clock=self.clock, tables=self.tables, pools=self.pools)
+        return BalanceMonitor(
+            clock=self.clock,
+            tables=self.tables,
+            pools=self.pools,
+            metrics=self.metrics,
+            low_balance=self.registry.low_balance,
+        )
 
     def _steps(self) -> StepTable:
         pools, transitions = self.pools, self.transitions
@@ -282,6 +273,7 @@ class Services:
             metrics=self.metrics,
             tables=self.tables,
             balances=self.balances,
+            read_budget=self.budget.read_usd,
             steps_running=lambda: self.running_steps.count,
         )
 

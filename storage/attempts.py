@@ -1,16 +1,12 @@
-"""Attempts, one row per submission to a provider with its outcome and cost, and the ledger of purged ones."""
+"""Attempts: one row per submission to a provider, with its outcome and cost."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from storage.sql.database import Database, Statement
 from storage.sql.rows import fetch_as, fetch_one_as
-
-SECONDS_PER_DAY: Final = 86_400
-KEPT_DAYS: Final = 400
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,42 +75,3 @@ class Attempts:
             sql=f"UPDATE attempts SET {sets} WHERE task_id = :task_id AND number = :number",
             params={**changes, "task_id": task_id, "number": number},
         )
-
-
-_ENTRY: Final = f"""CAST(a.sent_at AS BIGINT) / {SECONDS_PER_DAY} AS day, t.caller AS owner, a.provider, a.key_id,
-    t.model, a.billed, 1 AS attempts, CASE WHEN a.duplicate_result IS NULL THEN 0 ELSE 1 END AS duplicates,
-    coalesce(a.cost, 0.0) + coalesce(a.duplicate_cost, 0.0) AS cost,
-    coalesce(a.price * a.usd_per_unit, 0.0) AS usd_estimated,
-    coalesce((coalesce(a.cost, 0.0) + coalesce(a.duplicate_cost, 0.0)) * a.usd_per_unit, 0.0) AS usd"""
-"""An attempt `a` of a task `t` as a row of the ledger."""
-_KEY: Final = "day, owner, provider, key_id, model, billed"
-_AMOUNTS: Final = ("attempts", "duplicates", "cost", "usd_estimated", "usd")
-
-
-@dataclass(frozen=True)
-class Ledger:
-    """Sums per day, owner, provider, key, model and billing; what attempts cost after their tasks are gone."""
-
-    database: Database
-
-    def append_attempts(self, which: str, params: Mapping[str, Any]) -> Statement:
-        """Add the attempts of the tasks that `which` selects, `t` being the task.
-
-        For the transaction that deletes these attempts, with their tasks locked: so each is counted once.
-        """
-        sums = ", ".join(f"sum({name})" for name in _AMOUNTS)
-        added = ", ".join(f"{name} = ledger.{name} + excluded.{name}" for name in _AMOUNTS)
-        return Statement(
-            sql=f"""INSERT INTO ledger ({_KEY}, {", ".join(_AMOUNTS)})
-                SELECT {_KEY}, {sums}
-                FROM (SELECT {_ENTRY} FROM tasks t JOIN attempts a ON a.task_id = t.id WHERE {which}) AS entries
-                GROUP BY {_KEY}
-                ON CONFLICT ({_KEY}) DO UPDATE SET {added}""",
-            params=params,
-        )
-
-    async def delete_older(self, now: float, limit: int) -> int:
-        """Delete at most `limit` rows of days that are more than `KEPT_DAYS` ago; return how many."""
-        sql = f"""DELETE FROM ledger WHERE ({_KEY}) IN (SELECT {_KEY} FROM ledger
-            WHERE day < :day ORDER BY {_KEY} LIMIT :limit{self.database.skip_locked})"""
-        return await self.database.execute(sql, day=int(now) // SECONDS_PER_DAY - KEPT_DAYS, limit=limit)

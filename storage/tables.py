@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from storage.attempts import Attempts, Ledger
+from storage.attempts import Attempts
 from storage.callbacks import Callbacks
 from storage.cluster_state import ClusterState, PeriodicJobs
 from storage.deliveries import Deliveries
 from storage.idempotency import IdempotencyRecords
 from storage.images import Images
+from storage.ledger import Ledger
 from storage.limits.budgets import Budgets
 from storage.limits.provider_limits import ProviderLimits
 from storage.limits.rate_limits import RateLimits

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from storage.attempts import Ledger
 from storage.ids import owner_key
+from storage.ledger import Ledger
 from storage.sql.database import Database, Statement
 from storage.sql.rows import in_clause, set_clause, to_columns
 from storage.tasks import Task

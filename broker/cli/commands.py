@@ -281,6 +281,19 @@ def resume_provider(name: ProviderName, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def costs(
+    by: Annotated[str, typer.Option(help="What a row stands for: day, model, provider or user.")] = "day",
+    since: Annotated[str | None, typer.Option(help="First day (UTC), like 2026-11-20. Default: 30 days ago.")] = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show what orders cost: estimated, billed, and of unknown billing."""
+    from broker.cli.admin.costs import show_costs
+
+    _run_command(show_costs, by=by, since=since, as_csv=as_csv, as_json=as_json)
+
+
+@app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Check settings, provider, credits, public URL, clock, disk and database, with a cure for each problem."""
     from broker.cli.doctor import run_doctor

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from broker.clock import Clock
 from broker.errors import ProviderError
 from broker.logs import log
+from broker.metrics import Metrics
 from broker.providers.base import Provider
 from broker.providers.pool import ProviderPool
 from storage.tables import Tables
@@ -28,6 +29,9 @@ class BalanceMonitor:
     clock: Clock
     tables: Tables
     pools: Mapping[str, ProviderPool]
+    metrics: Metrics
+    low_balance: Callable[[str], float | None]
+    """Provider → the balance, in its unit, below which an account is to be topped up; None if unknown."""
 
     async def refresh(self) -> None:
         """Query every provider, unless a process did so recently. The query is free; a failure is only logged."""
@@ -35,8 +39,23 @@ class BalanceMonitor:
             return
         for provider in (account for pool in self.pools.values() for account in pool.accounts.values()):
             if (balance := await _query_balance(provider)) is not None:
-                value = f"{balance!r} {self.clock.now()!r}"
-                await self.tables.cluster_state.set_value(_state_name(provider.name, provider.key_id), value)
+                await self._store(provider, balance)
+
+    async def _store(self, provider: Provider, balance: float) -> None:
+        """Store a balance, and warn if it is low and the one before was not."""
+        state, name = self.tables.cluster_state, _state_name(provider.name, provider.key_id)
+        before, low = await state.get_value(name), self.low_balance(provider.name)
+        if low is not None and balance < low and (before is None or float(before.split()[0]) >= low):
+            log.warning(
+                "the balance of an account is low: top it up",
+                action="balance_low",
+                provider=provider.name,
+                key_id=provider.key_id,
+                balance=balance,
+                low_below=low,
+            )
+            self.metrics.low_balances.labels(provider.name, provider.key_id).inc()
+        await state.set_value(name, f"{balance!r} {self.clock.now()!r}")
 
     async def latest(self) -> dict[tuple[str, str], float]:
         """Return the recent balances by provider and key id; those without a recent answer are missing."""
@@ -57,7 +76,9 @@ async def _query_balance(provider: Provider) -> float | None:
     try:
         async with asyncio.timeout(QUERY_SECONDS):
             return await provider.balance()
-    except (ProviderError, TimeoutError):
+    except (ProviderError, TimeoutError) as error:
+        if isinstance(error, ProviderError) and error.code == "provider_credits":
+            return 0.0
         log.debug("the provider did not report its balance", action="balance_unavailable", provider=provider.name)
         return None
 

@@ -6,7 +6,7 @@ million), so their number may be five minutes old.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, get_args
@@ -44,6 +44,8 @@ class DatabaseCollector:
     metrics: Metrics
     tables: Tables
     balances: BalanceMonitor
+    read_budget: Callable[[], Awaitable[Mapping[str, float]]]
+    """Returns limit and used part of the daily budget in USD by name; empty without one."""
     steps_running: Callable[[], int]
     """Returns the number of steps in progress in this process."""
 
@@ -61,6 +63,8 @@ class DatabaseCollector:
         for state in TaskState:
             self.metrics.tasks.labels(state.value).set(counts.get(state.value, 0))
         self._set_provider_state(await self._provider_state.get())
+        for kind, usd in (await self.read_budget()).items():
+            self.metrics.daily_budget.labels(kind).set(usd)
         self.metrics.deliveries_pending.set(await self._pending_deliveries.get())
         self.metrics.steps_running.set(self.steps_running())
         return generate_latest(self.metrics.registry)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from broker.clock import Clock, iso
 from broker.errors import ApiError
 from broker.orders import Quote
-from storage.attempts import SECONDS_PER_DAY
+from storage.ledger import SECONDS_PER_DAY
 from storage.limits.budgets import MICROS_PER_USD, Budgets, day_of, to_micros
 from storage.sql.database import Statement
 
@@ -51,6 +51,12 @@ class DailyBudget:
             used_micros=await self.budgets.get_used(day),
             resets_at=float((day + 1) * SECONDS_PER_DAY),
         )
+
+    async def read_usd(self) -> dict[str, float]:
+        """Return `limit` and `used` of today in USD; empty without a budget."""
+        state = await self.read_state()
+        amounts = {} if state is None else {"limit": state.limit_micros, "used": state.used_micros}
+        return {name: micros / MICROS_PER_USD for name, micros in amounts.items()}
 
     async def check(self, quote: Quote) -> None:
         """Raise `ApiError("quota_exceeded")`, with the time of reset, if an order with this quote does not fit."""

@@ -13,6 +13,8 @@ from webhooks.signatures.base import MAX_CLOCK_SKEW_SECONDS
 
 NTP_CURE: Final = "set the clock of this machine by NTP (Linux: timedatectl set-ntp true)"
 WARN_CLOCK_SKEW_SECONDS: Final = 120.0
+LOW_BALANCE_IMAGES: Final = 25
+"""A balance for fewer images is low."""
 
 _FAILURES: Final = {
     "name": (

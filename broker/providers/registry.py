@@ -15,6 +15,7 @@ from broker.net.api_client import ApiClient
 from broker.providers.base import NO_KEY_ID, ProviderContext, ProviderPackage, key_id_of
 from broker.providers.fal import FAL
 from broker.providers.gemini import GEMINI
+from broker.providers.health import LOW_BALANCE_IMAGES
 from broker.providers.kie import KIE
 from broker.providers.kie.checks import SANDBOX_CHECKS
 from broker.providers.kie.settings import KieSettings
@@ -123,8 +124,13 @@ class ProviderRegistry:
         )
 
     def terms(self, name: str) -> ProviderTerms:
-        """Return limits and prices of a provider, configured or not."""
-        return self.catalog.terms(KIE.name if name == SANDBOX.name else name)
+        """Return limits and unit of a provider, configured or not."""
+        return self.catalog.terms(_catalog_name(name))
+
+    def low_balance(self, name: str) -> float | None:
+        """Return the balance, in the provider's unit, below which an account should be topped up; None if unknown."""
+        price = self.catalog.lowest_price(_catalog_name(name))
+        return None if price is None else LOW_BALANCE_IMAGES * price
 
     def open_all(self) -> dict[str, ProviderPool]:
         """Return every configured provider, the preferred one first."""
@@ -137,3 +143,8 @@ class ProviderRegistry:
 
     def _settings_of(self, package: ProviderPackage) -> PackageSettings:
         return self.settings.package(package.settings)
+
+
+def _catalog_name(name: str) -> str:
+    """Return the name of a provider's catalog: the sandbox has that of the provider that it stands in for."""
+    return KIE.name if name == SANDBOX.name else name

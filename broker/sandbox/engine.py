@@ -6,10 +6,10 @@ import base64
 import hashlib
 import json
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections import defaultdict, deque
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
@@ -56,7 +56,9 @@ class Options:
     """From the acceptance of a job to its end."""
     credits: float = 1000.0
     creates_per_window: int = 20
-    """In ten seconds."""
+    """In ten seconds, per key."""
+    key_windows: Mapping[str, int] = field(default_factory=dict)
+    """The same for single keys."""
     callback_retries: int = 3
     callback_spacing: float = 1.0
     """Before each retry of a callback."""
@@ -84,7 +86,8 @@ class JobRunner:
         self.stages: dict[str, str] = {}
         self._default_faults = parse_fault_setting(options.mood, faults)
         self._painters = anyio.CapacityLimiter(1)
-        self._recent: deque[float] = deque()
+        self._recent: defaultdict[str, deque[float]] = defaultdict(deque)
+        """Times of the latest creates, by key."""
         self._settled: dict[str, anyio.Event] = {}
         self._work: dict[str, anyio.CancelScope] = {}
         self._tasks: TaskGroup
@@ -116,11 +119,11 @@ class JobRunner:
         except UnknownFault as error:
             raise RejectedRequest(422, str(error)) from None
 
-    async def accept(self, order: JobOrder, request: dict[str, Any]) -> Job:
-        """Store and start a new job. Raises `RejectedRequest`."""
+    async def accept(self, order: JobOrder, request: dict[str, Any], key: str) -> Job:
+        """Store and start a new job of a key's account. Raises `RejectedRequest`."""
         if order.price > self.credits(reserved=True):
             raise RejectedRequest(402, "The current credits are insufficient. Please top up.")
-        self._enter_window()
+        self._enter_window(key)
         now, jobs = self.options.now(), self.store.jobs
         seed = json.dumps([now, len(jobs), request])
         job = Job(
@@ -149,13 +152,13 @@ class JobRunner:
         reserved_credits = sum(job.order.price for job in jobs if not job.end) if reserved else 0
         return round(self.options.credits - spent - reserved_credits, 4)
 
-    def _enter_window(self) -> None:
-        now = self.options.now()
-        while self._recent and self._recent[0] <= now - WINDOW_SECONDS:
-            self._recent.popleft()
-        if len(self._recent) >= self.options.creates_per_window:
+    def _enter_window(self, key: str) -> None:
+        now, recent = self.options.now(), self._recent[key]
+        while recent and recent[0] <= now - WINDOW_SECONDS:
+            recent.popleft()
+        if len(recent) >= self.options.key_windows.get(key, self.options.creates_per_window):
             raise RejectedRequest(429, "Rate limit exceeded", status=429)
-        self._recent.append(now)
+        recent.append(now)
 
     def _start_job(self, job: Job) -> None:
         self.stages[job.id] = STAGES[0]
@@ -202,7 +205,7 @@ class JobRunner:
             return JobEnd(at=0, failure=failure)
         try:
             sizes, thumbnails = await self._fetch_references(job)
-        except (DownloadFailed, painter.NotAnImage) as error:
+        except (DownloadFailed, painter.NotAnImage, OSError) as error:  # OSError: the disk takes no thumbnail
             text = f"Failed to download the reference image: {error}"
             return JobEnd(at=0, failure=JobFailure(kind=FailureKind.REFERENCE, text=text))
         pixels = job.order.pick_size(sizes[0] if sizes else None)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import secrets
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,10 @@ _JOB = TypeAdapter(Job)
 
 @dataclass(kw_only=True)
 class JobStore:
-    """Durable store of all jobs: each change appends the whole job to a journal."""
+    """Durable store of all jobs: each change appends the whole job to a journal.
+
+    A change that cannot be stored is kept in memory. The next one of the job that can be contains it.
+    """
 
     folder: Path | None
     jobs: dict[str, Job] = field(default_factory=dict)
@@ -113,8 +117,9 @@ class JobStore:
         # memory first: concurrent creates must see each other
         self.jobs[job.id] = job
         if self.folder:
-            async with self._journal_lock, await anyio.open_file(self.folder / "journal.jsonl", "a") as journal:
-                await journal.write(json.dumps(asdict(job)) + "\n")
+            line = json.dumps(asdict(job)).encode() + b"\n"
+            async with self._journal_lock:
+                await to_thread.run_sync(_append_line, self.folder / "journal.jsonl", line)
         return job
 
     def load(self) -> None:
@@ -155,6 +160,14 @@ class Files:
     def _path_of(folder: Path, name: str) -> Path:
         # names are the client's: no part of one may become part of a path
         return folder / "files" / hashlib.sha256(name.encode(errors="replace")).hexdigest()
+
+
+def _append_line(path: Path, line: bytes) -> None:
+    """Append the whole line, or nothing where it cannot be stored: half a line would make the next one unreadable."""
+    with suppress(OSError), path.open("ab", buffering=0) as journal:
+        size = journal.tell()
+        if journal.write(line) < len(line):
+            journal.truncate(size)
 
 
 def _write_file(path: Path, data: bytes) -> None:

@@ -7,9 +7,10 @@ import json
 import mimetypes
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any
+from typing import Any, Final
 from urllib.parse import quote
 
 import anyio
@@ -35,6 +36,10 @@ def authorization_key(scheme: str) -> KeyReader:
         return key.strip() or None if found == scheme else None
 
     return read_key
+
+
+_KEY: Final[ContextVar[str]] = ContextVar("key")
+"""Key of the request that is being answered."""
 
 
 class JobService:
@@ -66,6 +71,7 @@ class JobService:
             if key is None or self.options.api_key not in {None, key}:
                 raise RejectedRequest(401, "You do not have access permissions")
             self._runner.base_url = str(request.base_url).rstrip("/")
+            _KEY.set(key)
             return await handler(request)
 
         return guarded
@@ -83,7 +89,7 @@ class JobService:
         faults = self.faults_of(order.prompt)
         if response := respond_to_create(faults, self._creates[order.prompt] - 1):
             return response
-        job = await self._runner.accept(order, request)
+        job = await self._runner.accept(order, request, _KEY.get())
         if Fault.EARLY in faults:
             await self._runner.wait_until_settled(job)
         await anyio.sleep(faults.get(Fault.SLOW_ANSWER, 0))

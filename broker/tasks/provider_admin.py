@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,6 +12,8 @@ from broker.logs import log
 from broker.monitoring.balance import BalanceMonitor
 from broker.providers.base import Provider
 from broker.providers.pool import ProviderPool
+from broker.providers.registry import ProviderRegistry
+from broker.providers.signing_keys import verifies_signatures
 from broker.tasks.routing import PAUSED, ProviderStatus, Router
 from storage.limits.provider_limits import Circuit
 from storage.tables import Tables
@@ -69,24 +71,20 @@ class ProviderAdmin:
 
     clock: Clock
     tables: Tables
-    pools: Mapping[str, ProviderPool]
     router: Router
     balances: BalanceMonitor
-    models: Sequence[str]
-    """Canonical names of the catalog."""
-    unit_of: Callable[[str], str | None]
-    callbacks_signed: Callable[[str], bool]
+    registry: ProviderRegistry
 
     async def list_reports(self) -> list[ProviderReport]:
         """Return every provider in use, the preferred one first."""
         self.router.expire_statuses()  # the operator may just have changed one from another process
         statuses, balances = await self.router.statuses(), await self.balances.latest()
-        return [await self._report(pool, statuses[name], balances) for name, pool in self.pools.items()]
+        return [await self._report(pool, statuses[name], balances) for name, pool in self.router.pools.items()]
 
     async def get_report(self, name: str) -> ProviderReport:
         """Return one provider. Raises `ApiError("not_found")` for a name that is not in use."""
-        if name not in self.pools:
-            raise ApiError("not_found", f"No provider of this name is in use. In use: {', '.join(self.pools)}.")
+        if name not in self.router.pools:
+            raise ApiError("not_found", f"No provider of this name is in use. In use: {', '.join(self.router.pools)}.")
         return next(report for report in await self.list_reports() if report.name == name)
 
     async def pause(self, name: str) -> ProviderReport:
@@ -111,11 +109,11 @@ class ProviderAdmin:
         return ProviderReport(
             name=pool.name,
             base_url=provider.base_url,
-            models=tuple(model for model in self.models if provider.supports(model)),
+            models=tuple(model.name for model in self.registry.catalog.models if provider.supports(model.name)),
             is_paused=status.reason == PAUSED,
             unavailable_because=status.reason,
-            callbacks_signed=self.callbacks_signed(pool.name),
-            unit=self.unit_of(pool.name),
+            callbacks_signed=verifies_signatures(self.registry.signatures[pool.name]),
+            unit=self.registry.terms(pool.name).unit,
             keys=tuple([await self._report_key(account, balances) for account in pool.accounts.values()]),
         )
 

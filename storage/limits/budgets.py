@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-from storage.attempts import KEPT_DAYS, SECONDS_PER_DAY
+from storage.ledger import KEPT_DAYS, SECONDS_PER_DAY
 from storage.sql.database import Database, Statement
 from storage.tasks import Task
 

@@ -15,7 +15,7 @@ import pytest
 from broker.errors import ApiError
 from broker.orders import ImageParams, OrderRequest
 from broker.services import Services
-from storage.attempts import SECONDS_PER_DAY
+from storage.ledger import SECONDS_PER_DAY
 from storage.limits.budgets import day_of, to_micros
 from tests.support.api import open_api
 from tests.support.brokers import create_tasks, still

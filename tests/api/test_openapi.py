@@ -130,6 +130,7 @@ async def test_responses_match_the_document(tmp_path: Path) -> None:
             ("GET", "/api/tasks", "/api/tasks", {}, 200),
             ("GET", "/api/tasks", "/api/tasks?limit=2&status=failed", {}, 200),
             ("GET", "/api/models", "/api/models", {}, 200),
+            ("GET", "/api/costs", "/api/costs", {}, 200),
             ("GET", "/api/deliveries", "/api/deliveries", {}, 200),
             ("GET", "/api/deliveries/{id}", f"/api/deliveries/{known.deliveries[0]}", {}, 200),
             ("POST", "/api/deliveries/{id}/replay", f"/api/deliveries/{known.deliveries[0]}/replay", {}, 202),

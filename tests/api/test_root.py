@@ -77,7 +77,7 @@ async def test_browser_gets_a_page(tmp_path: Path) -> None:
 
 async def test_sandbox_is_named_in_the_language_of_the_client(tmp_path: Path) -> None:
     messages = Messages.load()
-    async with open_api(tmp_path, api_key=None) as broker:
+    async with open_api(tmp_path, kie_keys=()) as broker:
         for language in LANGUAGES:
             headers = {"Accept-Language": language}
             sentence = messages.get("root_pretend", language)

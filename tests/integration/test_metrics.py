@@ -17,15 +17,16 @@ from structlog.testing import capture_logs
 from broker.metrics import Metrics
 from broker.monitoring import balance, collectors
 from broker.monitoring.loop_lag import measure_loop_lag
+from broker.orders import ImageParams, OrderRequest
 from broker.reports import Failed, Finished, Pending
 from broker.services import Services
 from broker.tasks import lifecycle
 from storage.attempts import Attempt
 from storage.states import TaskState
 from storage.tasks import Task
-from tests.contracts.providers import closed_port
+from tests.contracts.providers import Canned, Upstream, closed_port
 from tests.support.api import a_task, open_api
-from tests.support.brokers import RunningBroker, open_broker, still
+from tests.support.brokers import RunningBroker, create_tasks, open_broker, still
 from tests.support.clock import ManualClock
 
 pytestmark = pytest.mark.anyio
@@ -33,6 +34,15 @@ pytestmark = pytest.mark.anyio
 ROOT = Path(__file__).parent.parent.parent
 NOW = 1_790_000_000.0
 UNKNOWN_WORDS = Failed(code="provider_error", message="the flux is cold", retryable=False, known=False, job_id="job")
+
+
+EMPTY = {"code": 402, "msg": "Insufficient credits"}
+BUSY = {"code": 455, "msg": "maintenance"}
+
+
+def left(credits_left: float) -> dict[str, Any]:
+    """Return the answer of the provider with this balance."""
+    return {"code": 200, "msg": "success", "data": credits_left}
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float:
@@ -278,6 +288,35 @@ async def _balance_known(broker: RunningBroker) -> None:
     async with asyncio.timeout(5):
         while not await broker.services.worker.balances.latest():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
+
+
+async def test_low_balance_is_warned_of_once_per_fall(tmp_path: Path, clock: ManualClock) -> None:
+    """Below the price of 25 images, on the first answer too; not again while it stays low, or is not known."""
+    async with Upstream().open() as upstream, still(tmp_path, clock, api_url=upstream.url) as quiet:
+        with capture_logs() as logs:
+            for answer in (left(99.0), left(98.0), left(100.0), BUSY, left(99.5), EMPTY, left(4.0)):
+                upstream.respond(Canned(body=answer))
+                await quiet.balances.refresh()
+                clock.advance(balance.REFRESH_SECONDS + 1)
+        warned = [line["balance"] for line in logs if line["action"] == "balance_low"]
+        assert warned == [99.0, 99.5]
+        key_id = quiet.provider.key_id
+        assert value(quiet.metrics, "broker_balance_low_total", provider="kie", key_id=key_id) == 2
+
+
+async def test_account_without_credits_has_a_balance_of_zero(tmp_path: Path, clock: ManualClock) -> None:
+    async with Upstream().open() as upstream, still(tmp_path, clock, api_url=upstream.url) as quiet:
+        upstream.respond(Canned(body=EMPTY))
+        await quiet.balances.refresh()
+        assert await quiet.balances.latest() == {("kie", quiet.provider.key_id): 0.0}
+
+
+async def test_daily_budget_is_shown(tmp_path: Path, clock: ManualClock) -> None:
+    async with still(tmp_path, clock, daily_budget=0.5) as quiet:
+        await create_tasks(quiet, OrderRequest(params=ImageParams(prompt="a fox")))
+        await quiet.collector.render_page()
+        assert value(quiet.metrics, "broker_daily_budget_usd", kind="limit") == 0.5
+        assert value(quiet.metrics, "broker_daily_budget_usd", kind="used") == 0.02
 
 
 async def test_unknown_balance_is_absent(quiet: Services, clock: ManualClock) -> None:

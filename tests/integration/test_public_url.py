@@ -40,12 +40,15 @@ def tunnel(url: Any, addr: Any) -> dict[str, Any]:
     return {"name": "x", "uri": "/", "public_url": url, "proto": "https", "config": {"addr": addr, "inspect": True}}
 
 
-async def ask(client: ApiClient, *, endpoints: Script, tunnels: Script, quick: Script) -> PublicUrl | None:
+async def ask(
+    client: ApiClient, *, endpoints: Script, tunnels: Script, quick: Script, seconds: float = 20.0
+) -> PublicUrl | None:
+    """Return the first tunnel that the agents report. seconds: time of an agent, short where it never responds."""
     scripts = {"/api/endpoints": endpoints, "/api/tunnels": tunnels, "/quicktunnel": quick}
-    async with serve(scripts) as server, asyncio.timeout(3):
+    async with serve(scripts) as server, asyncio.timeout(60):
         agent = server.url("/")
         agents = TunnelAgents(
-            client=client, tunnel_api=agent, port=PORT, cloudflared=[NOWHERE, agent.rstrip("/")], seconds=0.3
+            client=client, tunnel_api=agent, port=PORT, cloudflared=[NOWHERE, agent.rstrip("/")], seconds=seconds
         )
         return next(iter(await agents.list_candidates()), None)
 
@@ -155,7 +158,7 @@ STRANGE: dict[str, Script] = {
 async def test_unexpected_agent_answers_are_ignored(client: ApiClient, name: str) -> None:
     """Any program may listen there; it costs a second at most and never the start."""
     script = STRANGE[name]
-    assert await ask(client, endpoints=script, tunnels=script, quick=script) is None
+    assert await ask(client, endpoints=script, tunnels=script, quick=script, seconds=0.3) is None
 
 
 @pytest.mark.parametrize("tunnel_api", [NOWHERE, "", "nonsense", "ftp://x", "http://[::1"])

@@ -24,6 +24,7 @@ from broker.sandbox.faults import Fault, UnknownFault
 from broker.sandbox.jobs import Files
 from broker.sandbox.server import serve_sandbox
 from tests.support.clock import ManualClock
+from tests.support.small_disk import BLOCK_BYTES, small_disk
 
 pytestmark = pytest.mark.anyio
 
@@ -433,6 +434,31 @@ async def test_restarted_sandbox_resumes_its_jobs(tmp_path: Path, receiver: Rece
     async with running_sandbox(data_dir=tmp_path) as sandbox:
         assert len(await sandbox.wait_until_settled()) == 3
     assert len(receiver.callbacks) == 3
+
+
+async def test_sandbox_on_a_full_disk_goes_on_in_memory(tmp_path: Path, receiver: Receiver) -> None:
+    """It runs in the process of the broker, which would end with it. What it stores later can be read."""
+    with small_disk(tmp_path / "disk", 1) as disk:
+        folder = disk.folder / "sandbox"
+        async with running_sandbox(data_dir=folder) as sandbox:
+            files = {"file": ("red.png", png("red"))}
+            uploaded = await sandbox.client.post("/api/file-stream-upload", files=files, data={"uploadPath": "a"})
+            reference = uploaded.json()["data"]["downloadUrl"]
+            await sandbox.task("before", receiver.url)
+            await sandbox.wait_until_settled()
+            disk.fill()
+            with (folder / "journal.jsonl").open("ab", buffering=0) as journal:  # half a line has room
+                journal.write(b" " * (BLOCK_BYTES - journal.tell() % BLOCK_BYTES - 100))
+            during = await sandbox.task("during", receiver.url)
+            pictured = await sandbox.task("pictured", receiver.url, image_input=[reference])
+            assert (await sandbox.wait_for_end(during))["state"] == "success"
+            assert (await sandbox.wait_for_end(pictured))["state"] == "fail"
+            await receiver.wait_for(3)
+            disk.free()
+            after = await sandbox.task("after", receiver.url)
+            await sandbox.wait_until_settled()
+        async with running_sandbox(data_dir=folder) as sandbox:
+            assert after in [job["taskId"] for job in await sandbox.wait_until_settled()]
 
 
 async def _created_at(folder: Path) -> float:

@@ -1,4 +1,4 @@
-"""`broker callbacks` and `broker webhooks`: with a running broker, and without one."""
+"""`broker callbacks`, `broker webhooks` and `broker costs`: with a running broker, and without one."""
 
 from __future__ import annotations
 
@@ -313,3 +313,28 @@ def test_webhooks_are_listed_shown_and_replayed(tmp_path: Any) -> None:
     requests = [line for line in FakeBroker.requests if "health" not in line]
     assert requests[0] == f"GET /api/deliveries?task={DELIVERY['taskId']}&outcome=failed&limit=3"
     assert requests[-1] == f"POST /api/deliveries/{EVENT}/replay"
+
+
+# -- costs
+
+
+def test_costs_of_a_running_broker_are_shown_as_a_table(served: Shell) -> None:
+    ended = served.run("costs", "--by", "provider")
+    assert ended.code == 0, ended.err
+    titles, *rows = ended.out.splitlines()
+    assert titles.split()[:2] == ["provider", "attempts"]
+    assert [row.split()[:3] for row in rows] == [["sandbox", "1", "1"], ["total", "1", "1"]]
+    assert rows[0].split()[-5:] == ["4", "credits", "0.0200", "0.0200", "0.0000"]
+
+
+def test_costs_are_printed_as_csv_and_json(served: Shell) -> None:
+    header, row = served.run("costs", "--by", "model", "--csv").out.splitlines()
+    assert dict(zip(header.split(","), row.split(","), strict=True))["usd"] == "0.020000"
+    (document,) = map(json.loads, served.run("costs", "--by", "model", "--json").out.splitlines())
+    assert [one["name"] for one in document["data"]["rows"]] == ["nano-banana"]
+    assert "No order was submitted since 2999-01-01." in served.run("costs", "--since", "2999-01-01").err
+
+
+def test_wrong_grouping_is_a_sentence(served: Shell) -> None:
+    ended = served.run("costs", "--by", "colour")
+    assert (ended.code, "by must be one of day, model, provider, user" in ended.err) == (1, True)

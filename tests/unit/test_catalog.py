@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.api.offers import combine_limits, list_offers
 from broker.catalog import Catalog
 from broker.errors import ApiError
+from broker.ordering.offers import combine_limits, list_offers
 from broker.ordering.plan import validate_params
 from broker.orders import ImageParams, Order
 from broker.providers.registry import PROVIDERS, load_catalog

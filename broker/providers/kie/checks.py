@@ -7,11 +7,10 @@ from typing import Final
 
 from broker.errors import ProviderError
 from broker.providers.base import Finding, HealthCheck, Provider, ProviderContext
-from broker.providers.health import check_clock, check_reachable, failed, ok, skipped, warning
+from broker.providers.health import LOW_BALANCE_IMAGES, check_clock, check_reachable, failed, ok, skipped, warning
 
 UPSTREAM_FIELDS: Final = frozenset({"kie_keys", "api_url", "upload_url"})
 SANDBOX: Final = "the sandbox provider is used: no key, no cost, synthetic images"
-LOW_BALANCE_IMAGES: Final = 25
 _TOP_UP: Final = "top up your account at https://kie.ai/pricing"
 
 

@@ -21,7 +21,8 @@ from broker.errors import ApiError
 from broker.orders import ImageParams, OrderRequest
 from broker.services import Services
 from broker.tasks import lifecycle
-from storage.attempts import SECONDS_PER_DAY, Attempt
+from storage.attempts import Attempt
+from storage.ledger import SECONDS_PER_DAY
 from storage.limits.budgets import day_of, to_micros
 from storage.states import TaskState
 from storage.tasks import Task

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from storage.attempts import KEPT_DAYS, SECONDS_PER_DAY, Attempt, Ledger
+from storage.attempts import Attempt
+from storage.ledger import KEPT_DAYS, SECONDS_PER_DAY, Group, Ledger
 from storage.sql.migrate import upgrade_schema
+from storage.sql.sqlite import SqliteDatabase
 from storage.states import TaskState
 from storage.task_retention import TaskRetention
 from storage.tasks import Lease, Task, Tasks
@@ -44,10 +48,10 @@ def an_attempt(task: Task, number: int = 1, **changes: Any) -> Attempt:
     return Attempt(task_id=task.id, number=number, **{**values, **changes})
 
 
-async def claim_expired(database: Any, *tasks: Task, holder: str = "me") -> list[Task]:
+async def claim_expired(database: Any, *tasks: Task, holder: str = "me", limit: int = 10) -> list[Task]:
     rows = Tasks(database)
     await database.transact(*(rows.insert_task(task) for task in tasks))
-    return await rows.claim(TaskState.EXPIRED, now=NOON, lease=Lease(holder=holder, until=NOON + 30), limit=10)
+    return await rows.claim(TaskState.EXPIRED, now=NOON, lease=Lease(holder=holder, until=NOON + 30), limit=limit)
 
 
 def expired(number: int, **changes: Any) -> Task:
@@ -136,3 +140,87 @@ async def test_rows_are_deleted_after_400_days(database: Any) -> None:
     assert await Ledger(database).delete_older(NOON, 1) == 1
     assert await Ledger(database).delete_older(NOON, 10) == 1
     assert [row[0] for row in await ledger_of(database)] == [TODAY - KEPT_DAYS, TODAY]
+
+
+async def test_last_moment_of_a_day_belongs_to_it(database: Any) -> None:
+    claimed = await claim_expired(database, expired(1))
+    await add_attempts(database, an_attempt(expired(1), sent_at=(TODAY + 1) * SECONDS_PER_DAY - 0.3))
+    await database.transact(*TaskRetention(database).delete_all(claimed))
+    assert [row[0] for row in await ledger_of(database)] == [TODAY]
+
+
+# -- costs
+
+
+async def costs_of(database: Any, by: Group, since: int = TODAY) -> list[tuple[Any, ...]]:
+    sums = await Ledger(database).sum_costs(by, since_day=since)
+    return [(one.name, one.billed, one.attempts, one.duplicates, one.cost, round(one.usd, 9)) for one in sums]
+
+
+async def test_costs_are_the_same_before_and_after_a_purge(database: Any) -> None:
+    first, second = expired(1), expired(2, caller="bob", model="nano-banana-pro")
+    claimed = await claim_expired(database, first, second)
+    await add_attempts(
+        database,
+        an_attempt(first, 1, billed="no", cost=None),
+        an_attempt(first, 2),
+        an_attempt(second, 1, cost=6.0, provider="fal", duplicate_result="{}", duplicate_cost=6.0),
+        an_attempt(second, 2, sent_at=NOON - SECONDS_PER_DAY),
+    )
+    expected = {
+        "day": [(TODAY, "yes", 1, 1, 12.0, 0.06), (TODAY, "no", 1, 0, 0.0, 0.0), (TODAY, "yes", 1, 0, 4.0, 0.02)],
+        "model": [
+            ("nano-banana", "no", 1, 0, 0.0, 0.0),
+            ("nano-banana", "yes", 1, 0, 4.0, 0.02),
+            ("nano-banana-pro", "yes", 1, 1, 12.0, 0.06),
+        ],
+        "provider": [("fal", "yes", 1, 1, 12.0, 0.06), ("kie", "no", 1, 0, 0.0, 0.0), ("kie", "yes", 1, 0, 4.0, 0.02)],
+        "user": [
+            ("ann", "no", 1, 0, 0.0, 0.0),
+            ("ann", "yes", 1, 0, 4.0, 0.02),
+            ("bob", "yes", 1, 1, 12.0, 0.06),
+        ],
+    }
+    groups: tuple[Group, ...] = get_args(Group)
+    assert {by: await costs_of(database, by) for by in groups} == expected
+    await database.transact(*TaskRetention(database).delete_all(claimed[:1]))
+    assert {by: await costs_of(database, by) for by in groups} == expected
+    await database.transact(*TaskRetention(database).delete_all(claimed[1:]))
+    assert {by: await costs_of(database, by) for by in groups} == expected
+    assert sum(one[2] for one in await costs_of(database, "day", TODAY - 1)) == 4
+
+
+async def test_each_attempt_is_counted_once_while_a_purge_runs(database: Any) -> None:
+    tasks = [expired(number) for number in range(1, 41)]
+    claimed = await claim_expired(database, *tasks, limit=len(tasks))
+    await add_attempts(database, *(an_attempt(task) for task in tasks))
+
+    async def purge() -> None:
+        for task in claimed:
+            await database.transact(*TaskRetention(database).delete_all([task]))
+
+    purging = asyncio.create_task(purge())
+    counted = []
+    while not purging.done():
+        counted += await costs_of(database, "day")
+    await purging
+    assert {(one[2], one[4]) for one in [*counted, *await costs_of(database, "day")]} == {(40, 160.0)}
+
+
+async def test_costs_read_the_ledger_and_the_tasks_by_their_keys(tmp_path: Path) -> None:
+    """Only the attempts are read as a whole, because most of them count."""
+    async with SqliteDatabase(tmp_path / "broker.db") as database:
+        await upgrade_schema(database, NOON)
+        seen: list[str] = []
+
+        @dataclass
+        class Explaining:
+            async def fetch(self, sql: str, **params: Any) -> Any:
+                plan = await database.fetch(f"EXPLAIN QUERY PLAN {sql}", **params)
+                seen.extend(row["detail"] for row in plan)
+                return await database.fetch(sql, **params)
+
+        explained: Any = Explaining()
+        await Ledger(explained).sum_costs("model", since_day=TODAY)
+        assert [step for step in seen if step.startswith("SCAN")] == ["SCAN a", "SCAN entries"]
+        assert any(step.startswith("SEARCH ledger USING") and "day>" in step for step in seen), seen

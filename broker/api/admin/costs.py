@@ -1,0 +1,190 @@
+"""Costs over HTTP, for operators: what attempts were estimated at, and what they cost, as JSON or CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+from itertools import groupby
+from typing import Annotated, Any, Final, cast, get_args
+
+from pydantic import Field
+from starlette.requests import Request
+from starlette.responses import Response
+
+from broker.api.http.endpoint import TEXT, Endpoint, SuccessResponse
+from broker.api.http.query import EMPTY, ParsedText, QueryModel, one_of_text
+from broker.api.http.responses import DataResponse, data_response
+from broker.clock import Clock, day, iso
+from broker.ordering.budgets import BudgetState, DailyBudget
+from broker.orders import USD_DIGITS
+from broker.presenter import Moment, OneOf, ResponseModel
+from storage.ledger import CostSum, Group, Ledger
+from storage.limits.budgets import MICROS_PER_USD
+
+GROUPS: Final[tuple[Group, ...]] = get_args(Group)
+DEFAULT_DAYS: Final = 30
+EPOCH: Final = date(1970, 1, 1)
+CSV_TYPE: Final = "text/csv"
+
+
+# -- models
+
+
+def _parse_date(text: str) -> date:
+    try:
+        if not re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text):
+            raise ValueError
+        return date.fromisoformat(text)
+    except ValueError:
+        raise ValueError("must be a date like 2026-11-20") from None
+
+
+_DATE_TEXT: Final = ParsedText(_parse_date, {"anyOf": [{"type": "string", "format": "date"}, EMPTY]})
+
+
+class CostQuery(QueryModel):
+    by: Annotated[Group, one_of_text(GROUPS), Field(description="one row for each")] = "day"
+    since: Annotated[
+        date | None, _DATE_TEXT, Field(description=f"first day (UTC); by default {DEFAULT_DAYS} days ago")
+    ] = None
+    format: Annotated[str, one_of_text(("json", "csv")), Field(description="csv: a table without total")] = "json"
+
+
+class BilledCounts(ResponseModel):
+    """Attempts by what is known about their billing."""
+
+    yes: int
+    no: int
+    unknown: int
+
+
+class CostRow(ResponseModel):
+    name: Annotated[str, Field(description="day (UTC), model, provider or caller")]
+    attempts: int
+    billed: BilledCounts
+    duplicates: Annotated[int, Field(description="second results of one order")]
+    cost: Annotated[float | None, Field(description="in the provider's unit; null for several units")]
+    unit: str | None
+    usd_estimated: Annotated[float, Field(description="all attempts, by the price tables at their submission")]
+    usd: Annotated[float, Field(description="what was certainly billed")]
+    usd_unknown: Annotated[float, Field(description="estimate of the attempts whose billing is unknown")]
+
+
+class BudgetStatus(ResponseModel):
+    """The daily budget; both amounts are of today (UTC)."""
+
+    limit_usd: float
+    used_usd: Annotated[float, Field(description="spent, or reserved by orders that have not ended")]
+    resets_at: Moment
+
+
+class CostsData(ResponseModel):
+    by: Annotated[str, OneOf(GROUPS)]
+    since: Annotated[str, Field(json_schema_extra={"format": "date"})]
+    rows: list[CostRow]
+    total: CostRow
+    budget: Annotated[BudgetStatus | None, Field(description="null without BROKER_DAILY_BUDGET")]
+
+
+# -- handlers
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostRoutes:
+    """For operators only: costs of all callers."""
+
+    clock: Clock
+    ledger: Ledger
+    budget: DailyBudget
+    unit_of: Callable[[str], str | None]
+    """Provider → unit of its costs; None if unknown."""
+
+    def endpoints(self) -> list[Endpoint]:
+        costs = SuccessResponse(text="the costs", content={"application/json": DataResponse[CostsData], CSV_TYPE: TEXT})
+        return [
+            Endpoint(
+                "GET",
+                "/api/costs",
+                self.get_costs,
+                access="admin",
+                tag="operators",
+                query=CostQuery,
+                responses={200: costs},
+            )
+        ]
+
+    async def get_costs(self, request: Request) -> Response:
+        """Get what attempts cost.
+
+        Of tasks that exist and of those deleted within the last 400 days, each attempt once. The invoices of the
+        providers lie between `usd` and `usd` + `usdUnknown`.
+        """
+        query = CostQuery.read(request)
+        since = query.since or day(self.clock.now()) - timedelta(days=DEFAULT_DAYS)
+        sums = await self.ledger.sum_costs(query.by, since_day=(since - EPOCH).days)
+        rows = [self._make_row(_name(name, query.by), group) for name, group in groupby(sums, key=lambda one: one.name)]
+        if query.format == "csv":
+            return Response(write_csv(query.by, rows), media_type=CSV_TYPE, headers={"cache-control": "no-store"})
+        return data_response(
+            CostsData(
+                by=query.by,
+                since=since.isoformat(),
+                rows=rows,
+                total=self._make_row("total", sums),
+                budget=_budget_status(await self.budget.read_state()),
+            )
+        )
+
+    def _make_row(self, name: str, sums: Iterable[CostSum]) -> CostRow:
+        group = list(sums)
+        counts = {billed: _total(group, "attempts", billed) for billed in BilledCounts.model_fields}
+        units = {self.unit_of(one.provider) for one in group}
+        unit = units.pop() if len(units) == 1 else None
+        return CostRow(
+            name=name,
+            attempts=_total(group, "attempts"),
+            billed=BilledCounts(**counts),
+            duplicates=_total(group, "duplicates"),
+            cost=None if unit is None else _total(group, "cost"),
+            unit=unit,
+            usd_estimated=_total(group, "usd_estimated"),
+            usd=_total(group, "usd"),
+            usd_unknown=_total(group, "usd_estimated", "unknown"),
+        )
+
+
+def write_csv(by: str, rows: Sequence[CostRow]) -> str:
+    """Return rows as CSV with a header, one line each."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    amounts = ("usd_estimated", "usd", "usd_unknown")
+    counts = tuple(BilledCounts.model_fields)
+    writer.writerow([by, "attempts", *(f"billed_{name}" for name in counts), "duplicates", "cost", "unit", *amounts])
+    for row in rows:
+        billed = [getattr(row.billed, name) for name in counts]
+        usd = [f"{getattr(row, name):.{USD_DIGITS}f}" for name in amounts]
+        writer.writerow([row.name, row.attempts, *billed, row.duplicates, row.cost, row.unit, *usd])
+    return text.getvalue()
+
+
+def _total(sums: Iterable[CostSum], field: str, billed: str | None = None) -> Any:
+    """Return the sum of a field, of those with one billing or of all."""
+    return round(sum(getattr(one, field) for one in sums if billed in {None, one.billed}), USD_DIGITS)
+
+
+def _name(name: str | int, by: Group) -> str:
+    return (EPOCH + timedelta(days=cast("int", name))).isoformat() if by == "day" else str(name)
+
+
+def _budget_status(state: BudgetState | None) -> BudgetStatus | None:
+    if state is None:
+        return None
+    return BudgetStatus(
+        limit_usd=state.limit_micros / MICROS_PER_USD,
+        used_usd=state.used_micros / MICROS_PER_USD,
+        resets_at=iso(state.resets_at),
+    )

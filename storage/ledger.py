@@ -1,0 +1,89 @@
+"""The ledger: what attempts cost, summed by day; it outlives their tasks by far, and holds no prompt and no task id."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from storage.sql.database import Database, Statement
+from storage.sql.rows import fetch_as
+
+SECONDS_PER_DAY: Final = 86_400
+KEPT_DAYS: Final = 400
+
+Group = Literal["day", "model", "provider", "user"]
+
+# a cast truncates in SQLite and rounds in Postgres
+_DAY: Final = f"""(CAST(a.sent_at AS BIGINT) - CASE WHEN CAST(a.sent_at AS BIGINT) > a.sent_at THEN 1 ELSE 0 END)
+    / {SECONDS_PER_DAY}"""
+_ENTRY: Final = f"""{_DAY} AS day, t.caller AS owner, a.provider, a.key_id, t.model, a.billed,
+    1 AS attempts, CASE WHEN a.duplicate_result IS NULL THEN 0 ELSE 1 END AS duplicates,
+    coalesce(a.cost, 0.0) + coalesce(a.duplicate_cost, 0.0) AS cost,
+    coalesce(a.price * a.usd_per_unit, 0.0) AS usd_estimated,
+    coalesce((coalesce(a.cost, 0.0) + coalesce(a.duplicate_cost, 0.0)) * a.usd_per_unit, 0.0) AS usd"""
+"""An attempt `a` of a task `t` as a row of the ledger."""
+_KEY: Final = "day, owner, provider, key_id, model, billed"
+_AMOUNTS: Final = ("attempts", "duplicates", "cost", "usd_estimated", "usd")
+_COLUMN_OF_GROUP: Final[Mapping[Group, str]] = {"day": "day", "model": "model", "provider": "provider", "user": "owner"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostSum:
+    """Attempts of one day, model, provider or caller, at one provider and with one billing.
+
+    name: of the group; a day is in days since the epoch (UTC). duplicates: second results. cost: in the provider's
+    unit. usd_estimated: by the price tables at the submissions. usd: certainly billed.
+    """
+
+    name: str | int
+    provider: str
+    billed: str
+    attempts: int
+    duplicates: int
+    cost: float
+    usd_estimated: float
+    usd: float
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Sums per day, owner, provider, key, model and billing; what attempts cost after their tasks are gone."""
+
+    database: Database
+
+    def append_attempts(self, which: str, params: Mapping[str, Any]) -> Statement:
+        """Add the attempts of the tasks that `which` selects, `t` being the task.
+
+        For the transaction that deletes these attempts, with their tasks locked: so each is counted once.
+        """
+        sums = ", ".join(f"sum({name})" for name in _AMOUNTS)
+        added = ", ".join(f"{name} = ledger.{name} + excluded.{name}" for name in _AMOUNTS)
+        return Statement(
+            sql=f"""INSERT INTO ledger ({_KEY}, {", ".join(_AMOUNTS)})
+                SELECT {_KEY}, {sums}
+                FROM (SELECT {_ENTRY} FROM tasks t JOIN attempts a ON a.task_id = t.id WHERE {which}) AS entries
+                GROUP BY {_KEY}
+                ON CONFLICT ({_KEY}) DO UPDATE SET {added}""",
+            params=params,
+        )
+
+    async def sum_costs(self, by: Group, *, since_day: int) -> list[CostSum]:
+        """Return the costs since a day, of live attempts and of purged ones.
+
+        One statement, so that an attempt which a purge moves is counted once. It reads every live attempt since then.
+        """
+        sums = ", ".join(f"CAST(sum({name}) AS BIGINT) AS {name}" for name in _AMOUNTS[:2])
+        sums += "".join(f", sum({name}) AS {name}" for name in _AMOUNTS[2:])
+        sql = f"""SELECT {_COLUMN_OF_GROUP[by]} AS name, provider, billed, {sums} FROM (
+                SELECT {_ENTRY} FROM attempts a JOIN tasks t ON t.id = a.task_id WHERE a.sent_at >= :since_at
+                UNION ALL SELECT {_KEY}, {", ".join(_AMOUNTS)} FROM ledger WHERE day >= :since_day
+            ) AS entries GROUP BY {_COLUMN_OF_GROUP[by]}, provider, billed ORDER BY 1, 2, 3"""
+        since_at = since_day * float(SECONDS_PER_DAY)
+        return await fetch_as(self.database, CostSum, sql, since_day=since_day, since_at=since_at)
+
+    async def delete_older(self, now: float, limit: int) -> int:
+        """Delete at most `limit` rows of days that are more than `KEPT_DAYS` ago; return how many."""
+        sql = f"""DELETE FROM ledger WHERE ({_KEY}) IN (SELECT {_KEY} FROM ledger
+            WHERE day < :day ORDER BY {_KEY} LIMIT :limit{self.database.skip_locked})"""
+        return await self.database.execute(sql, day=int(now) // SECONDS_PER_DAY - KEPT_DAYS, limit=limit)
