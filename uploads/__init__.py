@@ -13,7 +13,7 @@ Decisions
   in one scan. Progressive JPEG and WebP are decoded as a whole; one that needs more than BROKER_MAX_DECODE_BYTES is
   rejected. Reconsider with a decoder in a process of its own.
 * Missing pixels are an error, which decoders of JPEG hide: at the end marker they paint the rest grey. In a single scan
-  every block must be there, except the last two; of several scans only the least possible length is known.
+  every block must be there, except the last two; of several scans only the least possible length of the first is known.
 * A successful decode does not prove integrity: most flipped bits of a JPEG or WebP decode. The SHA-256 of the received
   bytes is stored, to compare with the sender's where there is one.
 * Images are stored as received, metadata included: they are paid results, and their provenance mark lives there.

@@ -28,6 +28,8 @@ END_OF_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 MAX_SEGMENTS = 5_000
 MAX_SCANS = 100
 """Each scan of a progressive JPEG costs a pass over the picture, however few bytes it has. Ten are common."""
+SCAN_HEADER_BYTES: Final = 6
+"""At least, after its length."""
 BLOCK_PIXELS: Final = 8
 COEFFICIENTS_BYTES: Final = 2 * BLOCK_PIXELS**2
 """Memory of the coefficients of one block."""
@@ -56,7 +58,8 @@ class _Frame:
     buffered: bool
     """A decoder needs the coefficients of the whole picture in memory at once."""
     scans: int = 0
-    scan_bytes: int = 0
+    first_scan_bytes: int = 0
+    """Of the scans that have a code for every block: not the later ones of a progressive JPEG."""
     scan_end: int = 0
     """Offset behind the latest scan."""
 
@@ -66,7 +69,7 @@ class _Frame:
         return self.scans > 0 and not self.buffered
 
     def image_info(self) -> ImageInfo:
-        if self.scan_bytes * 8 < self.blocks:  # each block has a code of at least one bit, whatever the coding
+        if self.first_scan_bytes * 8 < self.blocks:  # a code has at least one bit
             raise InvalidImage("the JPEG has fewer pixels than its header says", SEND_AGAIN)
         return ImageInfo(
             width=self.width,
@@ -135,8 +138,9 @@ def _count_blocks(width: int, height: int, samplings: bytes) -> int:
 
 def _skip_scan(source: Source, body: bytes, frame: _Frame | None) -> None:
     """Move to the marker that ends the compressed data."""
-    if frame is None or not body:
+    if frame is None or len(body) < SCAN_HEADER_BYTES:
         raise InvalidImage(OUT_OF_ORDER)
+    first_coefficient, refined_bits = body[-3], body[-1] >> 4
     frame.scans += 1
     frame.buffered = frame.buffered or body[0] < frame.components
     if frame.scans > MAX_SCANS:
@@ -147,7 +151,8 @@ def _skip_scan(source: Source, body: bytes, frame: _Frame | None) -> None:
         window = tail + chunk
         if found := END_OF_SCAN.search(window):
             frame.scan_end = start + found.start()
-            frame.scan_bytes += frame.scan_end - begin
+            if not first_coefficient and not refined_bits:
+                frame.first_scan_bytes += frame.scan_end - begin
             source.seek(frame.scan_end)
             return
         tail = window[-1:]

@@ -22,7 +22,14 @@ from broker.errors import DownloadError, ProviderError
 from broker.net.api_client import ApiClient
 from broker.net.documents import MAX_INLINE_BYTES, parse_off_loop
 from broker.net.fetcher import Fetcher
-from broker.net.pieces import EVENTS_PER_TURN, MAX_INTERIM_RESPONSES, MAX_SMALL_CHUNKS, MIN_CHUNK_BYTES
+from broker.net.pieces import (
+    EVENTS_PER_TURN,
+    MAX_INTERIM_RESPONSES,
+    MAX_SMALL_CHUNKS,
+    MIN_CHUNK_BYTES,
+    PAUSE_SECONDS,
+    TurnCounter,
+)
 from broker.server.protocol import ConnectionLimits, DeadlineH11
 from tests.support.api import ApiBroker, open_api
 from tests.support.faulty_http import Network, Script, Visit, head, sends, serve
@@ -117,8 +124,12 @@ class Pipe(asyncio.Transport):
         pass
 
 
-async def test_other_tasks_run_between_the_events_of_one_read(tmp_path: Path) -> None:
-    """A few hundred per turn of the event loop; nothing more is read before those are used up."""
+@pytest.mark.parametrize("chunk_bytes", [1, 300])
+async def test_other_tasks_run_between_the_events_of_one_read(chunk_bytes: int) -> None:
+    """A few hundred per turn of the event loop; nothing more is read before those are used up.
+
+    A turn of 300 bytes each is more than the server holds for a handler, which resumes the reading.
+    """
     parts: list[bytes] = []
     complete = asyncio.Event()
 
@@ -134,17 +145,29 @@ async def test_other_tasks_run_between_the_events_of_one_read(tmp_path: Path) ->
     config = uvicorn.Config(collect, log_config=None, lifespan="off", ws="none")
     config.load()
     protocol, pipe = _connect(config)
-    protocol.data_received(request_head("/") + in_chunks(bytes(4000)))
+    body = bytes(4000 * chunk_bytes)
+    protocol.data_received(request_head("/") + in_chunks(body, chunk_bytes))
     reading = [pipe.reading]
     async with asyncio.timeout(5):
         while not complete.is_set():
             await asyncio.sleep(0)
             reading.append(pipe.reading)
-    assert b"".join(parts) == bytes(4000)
-    assert max(len(part) for part in parts) <= EVENTS_PER_TURN
+    assert b"".join(parts) == body
+    assert max(len(part) for part in parts) <= EVENTS_PER_TURN * chunk_bytes
     assert not any(reading[: 4000 // EVENTS_PER_TURN])
     assert pipe.reading
     protocol.connection_lost(None)
+
+
+def test_turn_of_few_bytes_ends_with_a_pause() -> None:
+    """A few such connections would use up the processor; those that send larger pieces are not slowed down."""
+    turn = TurnCounter()
+    for size, pause_seconds in ((1, PAUSE_SECONDS), (1024, 0.0), (1023, PAUSE_SECONDS)):
+        for _ in range(EVENTS_PER_TURN):
+            assert not turn.is_over
+            turn.add(size)
+        assert turn.is_over
+        assert turn.start_next() == pause_seconds
 
 
 def _connect(config: uvicorn.Config) -> tuple[DeadlineH11, Pipe]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 import re
 import struct
 import zlib
@@ -172,6 +173,7 @@ JPEGS = {
     "no picture": b"\xff\xd8\xff\xd9",
     "no scan": BEFORE_SCAN + b"\xff\xd9",
     "a scan without header": b"\xff\xd8\xff\xda" + SCAN,
+    "a scan with half a header": BEFORE_SCAN + s.segment(0xDA, SCAN[2:7]) + SCAN[12:],
     "two headers": s.with_segments(s.JPEG, s.segment(0xC0, SOF[1])),
     "a header of nothing": s.JPEG.replace(SOF[0], s.segment(0xC0, b"")),
     "a header that is too short": s.JPEG.replace(SOF[0], s.segment(0xC0, SOF[1][:-1])),
@@ -216,6 +218,14 @@ LARGER = {
 async def test_jpeg_with_a_few_pixels_and_a_large_header_is_rejected(harness: IntakeHarness, name: str) -> None:
     """Decoders paint the missing ones grey and report success."""
     assert "fewer pixels" in str(await harness.reject(with_size(10_900, 10_900, s.IMAGES[name])))
+
+
+async def test_only_the_first_scan_of_a_progressive_jpeg_has_every_block(harness: IntakeHarness) -> None:
+    """Its later scans, however long, may leave blocks out."""
+    pixels = random.Random(1).randbytes(128 * 128)
+    noise = s.encoded("JPEG", Image.frombytes("L", (128, 128), pixels), quality=95, progressive=True)
+    assert "fewer pixels" in str(await harness.reject(with_size(1000, 1000, noise)))
+    await harness.accept(noise)
 
 
 @pytest.mark.parametrize("name", LARGER["one"])
