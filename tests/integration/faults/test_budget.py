@@ -35,6 +35,7 @@ PRICE: Final = to_micros(0.02)
 """Of one image at each provider, by the price table."""
 COST: Final = to_micros(0.015)
 """What the providers report for an image."""
+LONG: Final = (pytest.mark.faults, pytest.mark.timeout(900))
 
 
 class OrderHistory(History):
@@ -157,12 +158,12 @@ async def run_days(folder: Path, examples: int, *, resubmit_unknown: bool, image
         await asyncio.to_thread(explore)
 
 
-@pytest.mark.parametrize("examples", [40, pytest.param(2000, marks=pytest.mark.faults)])
+@pytest.mark.parametrize("examples", [40, pytest.param(1000, marks=LONG)])
 async def test_no_order_of_a_day_exceeds_the_budget(tmp_path: Path, examples: int) -> None:
     await run_days(tmp_path, examples, resubmit_unknown=False, images=3)
 
 
-@pytest.mark.parametrize("examples", [20, pytest.param(2000, marks=pytest.mark.faults)])
+@pytest.mark.parametrize("examples", [20, pytest.param(1000, marks=LONG)])
 async def test_budget_covers_every_repeated_submission(tmp_path: Path, examples: int) -> None:
     await run_days(tmp_path, examples, resubmit_unknown=True, images=7)
 
