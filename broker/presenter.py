@@ -234,7 +234,7 @@ class TaskPresenter:
             task,
             result=results[0].url if results else None,
             results=results,
-            texts=list(task.texts) if results else [],
+            texts=list(task.texts),
             error=self.messages.task_error(error, task.billed, language) if error else None,
             error_detail=error_detail,
             progress=_progress(task, progress),

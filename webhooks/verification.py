@@ -115,7 +115,7 @@ def decide(evidence: Evidence) -> Decision:
     """Return what the evidence allows; the first matching rule decides."""
     token, signature = evidence.token, evidence.signature
     is_verified = Proof.BODY_VERIFIED in {token, signature}
-    uncovered = "signed, but the signature does not cover the body"
+    uncovered = "signed, but the signature does not cover the body, or the body names no job of the task"
     missing = "neither token nor signature, though a webhook key is set"
     rules = (
         (token == Proof.WRONG, Verification.REJECT, 401, "its token is wrong"),

@@ -15,7 +15,7 @@ from broker.api.http.endpoint import Endpoint, json_success
 from broker.api.http.responses import json_response
 from broker.catalog import MODES, Catalog, Model, Status
 from broker.clock import Clock, day
-from broker.offers import Offer, combine_limits, list_offers
+from broker.ordering.offers import Offer, combine_limits, list_offers
 from broker.orders import USD_DIGITS, OutputFormat
 from broker.presenter import ImageSize, ModeName, ResponseModel
 

@@ -37,7 +37,7 @@ class VerifiedCallback:
     """The ids in its body, ours or the provider's."""
     task: Task | None = None
     attempt: int | None = None
-    """From the address, for a callback with a token."""
+    """From the address, for a callback with a token; else the one whose job the body names."""
     report: Report | None = None
     """In its body; None if that is not readable, or was not read."""
 
@@ -103,18 +103,24 @@ class CallbackVerifier:
 
     async def _decide(self, read: VerifiedCallback, task_id: str | None) -> VerifiedCallback:
         """Find the task of a callback, and decide about it. task_id: from the address."""
-        task = await self._find_task(task_id, read.job_ids, read.evidence.token)
-        if task is not None and read.evidence.token != Proof.BODY_VERIFIED:
+        task, evidence, attempt = await self._find_task(task_id, read.job_ids, read.evidence.token), read.evidence, None
+        if task is not None and evidence.token != Proof.BODY_VERIFIED:
             # a provider's signature, or the lack of one, proves nothing about another provider's job
-            task = task if await self._was_sent_to(task, read.provider.name) else None
-        evidence = replace(read.evidence, known=task is not None)
-        return replace(read, task=task, evidence=evidence, decision=verification.decide(evidence))
-
-    async def _was_sent_to(self, task: Task, provider: str) -> bool:
-        """Return whether a task is, or was in an earlier attempt, at a provider."""
-        if task.provider == provider:
-            return True
-        return any(attempt.provider == provider for attempt in await self.attempts.list_of_task(task.id))
+            attempts = await self.attempts.list_of_task(task.id)
+            sent_to = {task.provider, *(one.provider for one in attempts)}
+            task = task if read.provider.name in sent_to else None
+            attempt = next((one.number for one in attempts if one.job_id in read.job_ids), None)
+            if evidence.signature == Proof.BODY_VERIFIED and attempt is None:
+                # nor about another job: some providers sign for all their customers with the same keys
+                evidence = replace(evidence, signature=Proof.SENDER_VERIFIED)
+        evidence = replace(evidence, known=task is not None)
+        return replace(
+            read,
+            task=task,
+            attempt=read.attempt or attempt,
+            evidence=evidence,
+            decision=verification.decide(evidence),
+        )
 
     def _provider_of(self, name: str) -> Provider:
         """Return the provider with this name or callback path; the preferred one for an unknown name."""

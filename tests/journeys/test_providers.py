@@ -29,10 +29,11 @@ SETTINGS: Mapping[str, Callable[[str], Mapping[str, Any]]] = {
     "replicate": lambda url: {"replicate_tokens": "key", "replicate_url": f"{url}/v1"},
     "wavespeed": lambda url: {"wavespeed_keys": "key", "wavespeed_url": url},
     "nanobananaapi": lambda url: {"nanobananaapi_keys": "key", "nanobananaapi_url": f"{url}/api/v1/nanobanana"},
+    "fal": lambda url: {"fal_keys": "key", "fal_url": url, "fal_rest_url": f"{url}/v1"},
 }
 """By dialect: URL of its emulator → settings of the provider's package."""
-SIGNED = ("replicate", "wavespeed")
-"""Providers that sign every callback, with a secret that the broker fetches."""
+SIGNED = ("replicate", "wavespeed", "fal")
+"""Providers that sign every callback, with a secret or keys that the broker fetches."""
 NEEDS_PUBLIC_URL = ("nanobananaapi",)
 """Providers without an upload of references: they fetch them from the broker, so its URL is known in every case."""
 
@@ -90,6 +91,7 @@ INTERNAL_ENDS: Mapping[str, tuple[str | None, int, int]] = {
     "replicate": ("provider_unavailable", 1, 0),
     "wavespeed": (None, 2, 1),
     "nanobananaapi": ("provider_error", 1, 0),
+    "fal": (None, 2, 1),
 }
 """After a failure that another attempt may cure: one is made only where the provider says that it billed nothing."""
 
@@ -113,8 +115,9 @@ async def test_every_order_ends_once_whatever_the_provider_does(tmp_path: Path, 
     assert document["evilDownloads"] == 0
 
 
-async def test_canceled_order_is_canceled_at_the_provider(tmp_path: Path) -> None:
-    async with broker_at("replicate", tmp_path, check_after=0.1) as broker:
+@pytest.mark.parametrize("dialect", ["replicate", "fal"])
+async def test_canceled_order_is_canceled_at_the_provider(tmp_path: Path, dialect: str) -> None:
+    async with broker_at(dialect, tmp_path, check_after=0.1) as broker:
         task = await broker.create_task("a red fox [mood:slow:60]")
         async for _ in broker.poll_task(task):
             if any(job["reads"] for job in await broker.provider_jobs()):  # its id is known

@@ -142,6 +142,25 @@ async def test_kill_during_an_unaccepted_submission_is_an_unknown_outcome(
 
 
 @pytest.mark.faults
+@pytest.mark.parametrize("resubmit", [False, True])
+async def test_kill_while_a_provider_holds_the_call_is_an_unknown_outcome(tmp_path: Path, resubmit: bool) -> None:
+    """Nothing leads to the image any more. The order is repeated only if the operator says so, and then once."""
+    async with serve_sandbox(options=Options(dialect="gemini", duration=1.0)) as gemini:
+        env = {"GEMINI_API_KEY": "key", "GEMINI_BASE_URL": gemini, "BROKER_PROVIDERS": "gemini"}
+
+        async def accepted(broker: Broker, task_id: str) -> None:
+            await until(lambda: _has_jobs(gemini, 1))
+
+        more = {"BROKER_RESUBMIT_UNKNOWN": str(resubmit).lower(), **env}
+        data = await killed_and_restarted(tmp_path, gemini, "a red bicycle", accepted, **more)
+        made = len(await jobs(gemini))
+    if resubmit:
+        assert (data["status"], made) == ("completed", 2)
+    else:
+        assert (data["status"], data["errorDetail"]["code"], made) == ("failed", "unknown_outcome", 1)
+
+
+@pytest.mark.faults
 async def test_kill_after_the_acknowledged_callback_keeps_its_result(tmp_path: Path, sandbox: str) -> None:
     """The provider will not call again; what it said is in the inbox."""
 

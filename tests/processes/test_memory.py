@@ -1,4 +1,4 @@
-"""Memory of a broker while images of twenty megabytes are downloaded at once: none is ever held whole."""
+"""Memory of a broker while large images arrive at once, by download or within an answer: none is ever held whole."""
 
 from __future__ import annotations
 
@@ -39,6 +39,23 @@ async def test_large_images_at_once_stay_on_the_disk(tmp_path: Path, images: int
             sizes = await asyncio.gather(*(_size(broker, task_id) for task_id in ids))
             peak = memory(broker, "VmHWM")
     assert all(size >= IMAGE_MIB * 2**20 for size in sizes)
+    assert peak - idle < ALLOWED_MIB, f"idle {idle:.0f} MiB, peak {peak:.0f} MiB"
+
+
+@pytest.mark.faults
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the kernel's account is read from /proc")
+@pytest.mark.parametrize("images", [1, 4])
+async def test_large_images_within_answers_go_to_the_disk_while_they_arrive(tmp_path: Path, images: int) -> None:
+    """An answer of Gemini with an image of 40 MiB is a JSON document of 53 MiB."""
+    async with serve_sandbox(options=Options(dialect="gemini", duration=0.5)) as sandbox:
+        gemini = {"GEMINI_API_KEY": "key", "GEMINI_BASE_URL": sandbox, "BROKER_PROVIDERS": "gemini"}
+        env = environment(tmp_path, sandbox, free_port(), BROKER_TASK_DEADLINE_SECONDS="120", **gemini)
+        async with serving(env, tmp_path) as broker:
+            idle = memory(broker, "VmRSS")
+            ids = await asyncio.gather(*(_ordered(broker, "noise [mood:big:40]") for _ in range(images)))
+            sizes = await asyncio.gather(*(_size(broker, task_id) for task_id in ids))
+            peak = memory(broker, "VmHWM")
+    assert all(size >= 40 * 2**20 for size in sizes)
     assert peak - idle < ALLOWED_MIB, f"idle {idle:.0f} MiB, peak {peak:.0f} MiB"
 
 

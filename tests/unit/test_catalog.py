@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from broker.catalog import Catalog
 from broker.errors import ApiError
-from broker.offers import combine_limits, list_offers
+from broker.ordering.offers import combine_limits, list_offers
 from broker.ordering.plan import validate_params
 from broker.orders import ImageParams, Order
 from broker.providers.registry import PROVIDERS, load_catalog

@@ -6,6 +6,7 @@ the sender, not the body.
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,18 @@ def is_jwt(headers: Mapping[str, str]) -> bool:
     """Return True if the signature header has a token, and not a list of digests."""
     offered = headers.get(SIGNATURE_HEADER, "")
     return len(offered) <= MAX_TOKEN_CHARACTERS and _TOKEN.fullmatch(offered) is not None
+
+
+def _is_canonical(token: str) -> bool:
+    """Return True if each part is base64url as an encoder writes it: the last digit has unused bits."""
+    parts = [part.encode() for part in token.split(".")]
+    try:
+        return all(
+            base64.urlsafe_b64encode(base64.urlsafe_b64decode(part + b"=" * (-len(part) % 4))).rstrip(b"=") == part
+            for part in parts
+        )
+    except ValueError:
+        return False
 
 
 def read_keys(document: Any) -> Mapping[str, jwt.PyJWK]:
@@ -57,7 +70,7 @@ class Rs256Jwt:
         offered = headers.get(SIGNATURE_HEADER)
         if offered is None:
             return Proof.NONE
-        if not is_jwt(headers) or not is_fresh(headers.get(TIMESTAMP_HEADER), now):
+        if not is_jwt(headers) or not _is_canonical(offered) or not is_fresh(headers.get(TIMESTAMP_HEADER), now):
             return Proof.WRONG
         try:
             key = self.keys[str(jwt.get_unverified_header(offered).get("kid"))]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -201,6 +201,21 @@ async def test_late_report_corrects_what_an_ended_task_holds(stage: Stage, end: 
     for _ in range(2):
         await History(stage.services, stage.world, stage.clock, task.id).call_back(job)
         assert await reserved_of(stage, task) == amount
+
+
+async def test_second_job_of_one_submission_is_counted_beyond_the_reservation(stage: Stage) -> None:
+    """The provider bills both, so less is left for other orders; a repeated callback of either changes nothing."""
+    task = await stage.order(0)
+    first = stage.world.jobs[0]
+    second = replace(first, id="job of the same submission")
+    stage.world.jobs.append(second)
+    for job in (first, second):
+        job.succeed()
+    history = OrderHistory(stage.services, stage.world, stage.clock, task.id)
+    await history.finish()
+    assert await reserved_of(stage, task) == 2 * COST
+    (attempt,) = await history.attempts()
+    assert (attempt.cost, attempt.duplicate_cost) == (3.0, 3.0)
 
 
 async def test_late_success_after_an_unknown_outcome_is_settled_before_the_download(stage: Stage) -> None:
