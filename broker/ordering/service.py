@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 from broker.clock import Clock
 from broker.errors import ApiError
@@ -38,6 +38,9 @@ from storage.images import Images, StoredImage
 from storage.sql.database import Database, Stale
 from storage.states import LATE_RESULT_STATES, TaskState
 from storage.tasks import DUE_CHANNEL, Task, Tasks
+
+MAX_WRITES: Final = 3
+"""Tries to write an order while others change what is left of the budget."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +204,11 @@ class OrderService:
         record: IdempotencyRecord | None,
         quote: Quote,
     ) -> CreatedTasks:
-        """Write everything in one transaction, or return the tasks of the request that was quicker."""
+        """Write everything in one transaction, or return the tasks of the request that was quicker.
+
+        Repeated if what the rate limit and the budget allow changed between the check and the transaction. Raises
+        `ApiError` if the order does not fit in either.
+        """
         first = tasks[0]
         # in this order: equal requests wait for each other at the record, before anything is counted
         statements = [self.idempotency.records.claim(record)] if record else []
@@ -209,11 +216,20 @@ class OrderService:
         statements += self.budget.reserve(quote, first.created_at)
         statements += [self.tasks.insert_task(task) for task in tasks]
         statements += [self.images.insert_image(reference) for reference in references]
-        try:
-            await self.database.transact(*statements, wake=(DUE_CHANNEL,))
-        except Stale:
-            if (repeated := await self._resolve_conflict(first, record, quote)) is not None:
-                return repeated
+        for _ in range(MAX_WRITES):
+            try:
+                await self.database.transact(*statements, wake=(DUE_CHANNEL,))
+            except Stale:
+                if (repeated := await self._find_winner(record)) is not None:
+                    return repeated
+                if await self.tasks.get(first.id) is not None:
+                    break  # the connection broke after the commit, and the second run was rejected
+                await self.limiter.check_allowance(first.caller, len(tasks))
+                await self.budget.check(quote)
+            else:
+                break
+        else:
+            raise StorageError("the order could not be written")
         log.info(
             "order accepted",
             action="task_created",
@@ -224,22 +240,12 @@ class OrderService:
         )
         return CreatedTasks(tasks=tasks, record=record)
 
-    async def _resolve_conflict(
-        self, first: Task, record: IdempotencyRecord | None, quote: Quote
-    ) -> CreatedTasks | None:
-        """Return the tasks of an equal request that was quicker; None if our own were written after all.
-
-        Raises `ApiError` if the rate limit or the budget was reached.
-        """
-        if await self.tasks.get(first.id) is not None:
-            return None  # the connection broke after the commit, and the second run was rejected
-        if record is not None:
-            winner = await self.idempotency.get_record(record.caller, record.fingerprint, record.key)
-            if winner is not None and winner.batch:
-                return await self._repeat(winner)
-        await self.limiter.check_allowance(first.caller, 1)
-        await self.budget.check(quote)
-        raise StorageError("the order could not be written")
+    async def _find_winner(self, record: IdempotencyRecord | None) -> CreatedTasks | None:
+        """Return the tasks of an equal request that was quicker; None if there was none."""
+        if record is None:
+            return None
+        winner = await self.idempotency.get_record(record.caller, record.fingerprint, record.key)
+        return await self._repeat(winner) if winner is not None and winner.batch not in {"", record.batch} else None
 
     async def _repeat(self, record: IdempotencyRecord) -> CreatedTasks:
         tasks = await self.tasks.list_of_batch(record.batch)
