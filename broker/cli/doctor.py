@@ -13,7 +13,7 @@ from broker.clock import SystemClock
 from broker.doctor.checks import checks_for, run_checks
 from broker.doctor.context import DoctorContext, open_context
 from broker.providers.base import Finding
-from broker.providers.health import failed, ok
+from broker.providers.health import failed, ok, warning
 from broker.settings.loading import SalvagedSettings
 
 _MARKS = {"ok": ("ok     ", "green"), "warning": ("WARNING", "yellow"), "failed": ("FAILED ", "bold red")}
@@ -47,6 +47,9 @@ async def _all_findings(found: SalvagedSettings, context: DoctorContext) -> Asyn
     for error in found.errors:
         problem, _, cure = error.partition(": ")
         yield failed("settings", problem, cure or "see .env.example")
+    for sentence in found.settings.unread_variables:
+        problem, _, cure = sentence.partition(": ")
+        yield warning("settings", problem, cure)
     async for finding in run_checks(context, checks_for(context)):
         yield finding
 

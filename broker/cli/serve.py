@@ -41,6 +41,7 @@ async def serve(host: str | None, port: int | None) -> None:
 async def run_worker() -> None:
     """Run the worker until SIGINT or SIGTERM; its steps are finished or released."""
     settings = load_settings()
+    _print_unread(settings)
     if settings.sandboxed:
         raise SettingsError(
             "no provider key is set (see .env.example), and the sandbox provider runs in `broker serve`: "
@@ -102,6 +103,7 @@ def _configure_logs(settings: Settings) -> None:
 
 def _print_warnings(services: Services) -> None:
     settings = services.settings
+    _print_unread(settings)
     if settings.sandboxed:
         print_note(
             "NO PROVIDER KEY: the sandbox makes PRETEND PICTURES. Set a provider key for real ones (see .env.example).",
@@ -109,6 +111,11 @@ def _print_warnings(services: Services) -> None:
         )
     for advice in deployment_warnings(settings, sys.version_info[:3]):
         print_note(f"Warning: {advice}", style="yellow")
+
+
+def _print_unread(settings: Settings) -> None:
+    for sentence in settings.unread_variables:
+        print_note(f"Warning: {sentence}", style="yellow")
 
 
 def deployment_warnings(settings: Settings, python: tuple[Any, ...]) -> Iterator[str]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Final, Literal, TypeVar
+from typing import Annotated, ClassVar, Final, Literal, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, PositiveInt, PrivateAttr, SecretStr, model_validator
@@ -91,7 +91,17 @@ class Settings(BaseSettings):
     """The configuration of one process. Secrets are printed as `**********`."""
 
     model_config = SETTINGS_CONFIG
+    other_names: ClassVar[Mapping[str, str]] = {
+        "WORKERS": "start `broker serve` several times on one Postgres (README, Scaling)",
+        "POSTGRES_(HOST|PORT|DB|USER|PASSWORD)": "DATABASE_URL=postgresql://user:password@host:5432/name",
+        "ALGORITHM|PWD_SCHEMES|(ACCESS|REFRESH)_TOKEN_EXPIRE_(MINUTES|DAYS)": (
+            "there are no user accounts; callers have keys (BROKER_API_KEYS)"
+        ),
+        "(NEXT_PUBLIC_)?WEBHOOK_URL|NEXT_PUBLIC_(WEBHOOK_)?BASE_URL|CALLBACK_BASE_URL": "WEBHOOK_BASE_URL",
+    }
+    """Names of the systems that the broker replaces, see `broker.settings.other_names`."""
     _packages: tuple[PackageSettings, ...] = PrivateAttr(default=())
+    _unread: tuple[str, ...] = PrivateAttr(default=())
 
     webhook_base_url: PublicUrl = env("WEBHOOK_BASE_URL", default="")
     tunnel_api: HttpUrl = env("BROKER_TUNNEL_API", default="http://127.0.0.1:4040")
@@ -138,7 +148,7 @@ class Settings(BaseSettings):
     max_download_bytes: PositiveInt = env("BROKER_MAX_DOWNLOAD_BYTES", default=64 * 2**20)
     max_pixels: PositiveInt = env("BROKER_MAX_PIXELS", default=120_000_000)
     max_decode_bytes: PositiveInt = env("BROKER_MAX_DECODE_BYTES", default=384 * 2**20)
-    max_file_size: PositiveInt = env("MAX_FILE_SIZE", default=10_485_760)
+    max_file_size: PositiveInt = env("MAX_FILE_SIZE", "NEXT_PUBLIC_MAX_FILE_SIZE", default=10_485_760)
     max_concurrent: PositiveInt | None = env("MAX_CONCURRENT_GENERATIONS", "MAX_WORKERS")
     daily_budget: float | None = env("BROKER_DAILY_BUDGET", gt=0, le=1_000_000, allow_inf_nan=False)
     rate_per_minute: PositiveInt = env("RATE_LIMIT_PER_MINUTE", default=60)
@@ -227,6 +237,17 @@ class Settings(BaseSettings):
     def package(self, kind: type[_P]) -> _P:
         """Return the settings of a package."""
         return next(package for package in self._packages if isinstance(package, kind))
+
+    @property
+    def unread_variables(self) -> tuple[str, ...]:
+        """A sentence for each variable that is set under a name that the broker does not read, with its cure."""
+        return self._unread
+
+    def with_unread(self, sentences: tuple[str, ...]) -> Settings:
+        """Return a copy with these `unread_variables`."""
+        copy = self.model_copy()
+        copy._unread = sentences
+        return copy
 
     def with_packages(self, *packages: PackageSettings) -> Settings:
         """Return a copy in which these replace the packages of their kinds."""

@@ -15,6 +15,7 @@ from pydantic import SecretStr, ValidationError
 from pydantic_settings import BaseSettings
 
 from broker.settings.core import Settings
+from broker.settings.other_names import explain_unread, set_variables
 from broker.settings.types import PackageSettings
 
 _S = TypeVar("_S", bound=BaseSettings)
@@ -79,7 +80,18 @@ def read_settings(
                     values |= dict.fromkeys((field, *_aliases(kind, field)), kind.model_fields[field].default)
 
     settings = read_class(Settings).with_packages(*(read_class(kind) for kind in packages))
+    if not isolated:
+        read = {name for kind in kinds for name in _variables(kind)}
+        names = _set_variables(env_file)
+        settings = settings.with_unread(tuple(explain_unread(names, (Settings, *packages), read)))
     return SalvagedSettings(settings=settings, wrong=frozenset(wrong), errors=tuple(errors))
+
+
+def _set_variables(env_file: Path | None) -> set[str]:
+    try:
+        return set_variables(env_file)
+    except UnicodeDecodeError:  # reported with the values
+        return set_variables(None)
 
 
 def _variables(kind: type[BaseSettings]) -> Iterator[str]:

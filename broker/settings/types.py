@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Final, TypeVar
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Final, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr
@@ -70,6 +71,8 @@ class PackageSettings(BaseSettings):
     """The variables of one provider or dialect package. Each variable has one owner."""
 
     model_config = SETTINGS_CONFIG
+    other_names: ClassVar[Mapping[str, str]] = {}
+    """Names that others use for its variables, see `broker.settings.other_names`."""
 
     @property
     def keys(self) -> tuple[SecretStr, ...]:

@@ -105,6 +105,15 @@ def test_worker_without_a_provider_key_is_an_error(shell: Shell) -> None:
     assert "broker serve" in ended.err
 
 
+def test_key_under_another_name_is_answered_by_the_start(shell: Shell) -> None:
+    ended = shell.run("worker", FAL_API_KEY="hunter2")
+    assert "FAL_API_KEY is not read: set FAL_KEY instead" in ended.err
+    assert "hunter2" not in ended.err
+    report = json.loads(shell.run("doctor", "--json", FAL_API_KEY="hunter2").out)["checks"]
+    found = next(one for one in report if one["name"] == "settings" and one["status"] == "warning")
+    assert (found["found"], found["cure"]) == ("FAL_API_KEY is not read", "set FAL_KEY instead")
+
+
 def test_control_characters_are_replaced() -> None:
     assert strip_controls("a fox\x1b]0;owned\x07\x1b[2J\r\nnext") == "a fox ]0;owned  [2J \nnext"
 

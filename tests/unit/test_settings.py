@@ -9,6 +9,7 @@ import pytest
 from broker.bootstrap import load_settings
 from broker.errors import SettingsError
 from broker.providers.kie.settings import KieSettings
+from tests.support.variables import settings_variables
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +71,85 @@ def test_all_wrong_values_are_reported_together(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("LOG_LEVEL", "x")
     with pytest.raises(SettingsError, match=r"(?s)BROKER_PORT.*LOG_LEVEL|LOG_LEVEL.*BROKER_PORT"):
         load_settings()
+
+
+MOVERS = """GOOGLE_API_KEY GEMINI_API_KEY DATABASE_URL REQUEST_TIMEOUT_SECONDS MAX_CONNECTIONS RATE_LIMIT_PER_MINUTE
+    WORKERS NANO_BANANA_API_URL NANO_BANANA_API_KEY WEBHOOK_BASE_URL KIE_API_KEY NEXT_PUBLIC_MAX_FILE_SIZE
+    POSTGRES_HOST POSTGRES_PORT POSTGRES_DB POSTGRES_USER POSTGRES_PASSWORD MINIO_ENDPOINT MINIO_ACCESS_KEY
+    MINIO_SECRET_KEY MINIO_BUCKET MINIO_USE_SSL MINIO_PUBLIC_URL SECRET_KEY ALGORITHM ACCESS_TOKEN_EXPIRE_MINUTES
+    REFRESH_TOKEN_EXPIRE_DAYS PWD_SCHEMES REPLICATE_API_TOKEN MAX_WORKERS MAX_CONCURRENT_GENERATIONS""".split()
+"""Variables of the systems whose users move to the broker."""
+OTHER_NAMES = {
+    "FAL_API_KEY": "FAL_KEY",
+    "FAL_KEY_ID": "FAL_KEY",
+    "GOOGLE_GENAI_API_KEY": "GEMINI_API_KEY",
+    "GOOGLE_GEMINI_API_KEY": "GEMINI_API_KEY",
+    "GOOGLE_GENERATIVE_AI_API_KEY": "GEMINI_API_KEY",
+    "GOOGLE_AI_STUDIO_KEY": "GEMINI_API_KEY",
+    "GEMINI_KEY": "GEMINI_API_KEY",
+    "NEXT_PUBLIC_GEMINI_API_KEY": "GEMINI_API_KEY",
+    "GOOGLE_GEMINI_BASE_URL": "GEMINI_BASE_URL",
+    "REPLICATE_API_KEY": "REPLICATE_API_TOKEN",
+    "REPLICATE_TOKEN": "REPLICATE_API_TOKEN",
+    "OPENROUTER_KEY": "OPENROUTER_API_KEY",
+    "OPEN_ROUTER_API_KEY": "OPENROUTER_API_KEY",
+    "WAVESPEED_KEY": "WAVESPEED_API_KEY",
+    "WAVESPEED_AI_API_KEY": "WAVESPEED_API_KEY",
+    "NANOBANANA_API_KEY": "NANOBANANAAPI_KEY",
+    "NANOBANANAAPI_API_KEY": "NANOBANANAAPI_KEY",
+    "KIE_KEY": "NANO_BANANA_API_KEY",
+    "KIEAI_API_KEY": "NANO_BANANA_API_KEY",
+    "KIE_BASE_URL": "NANO_BANANA_API_URL",
+    "KIE_WEBHOOK_SECRET": "NANO_BANANA_WEBHOOK_KEY",
+    "POSTGRES_HOST": "DATABASE_URL",
+    "NEXT_PUBLIC_BASE_URL": "WEBHOOK_BASE_URL",
+    "BROKER_PROVIDER": "BROKER_PROVIDERS",
+}
+
+
+@pytest.mark.parametrize("place", ["environment", "file"])
+@pytest.mark.parametrize(("name", "instead"), OTHER_NAMES.items())
+def test_variable_under_another_name_is_answered(
+    monkeypatch: pytest.MonkeyPatch, name: str, instead: str, place: str
+) -> None:
+    if place == "file":
+        Path(".env").write_text(f"{name}=hunter2\n")
+    else:
+        monkeypatch.setenv(name, "hunter2")
+    (sentence,) = load_settings().unread_variables
+    assert sentence.startswith(f"{name} is not read: set {instead}")
+    assert "hunter2" not in sentence
+
+
+def test_variable_whose_replacement_is_set_needs_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POSTGRES_PASSWORD", "hunter2")
+    monkeypatch.setenv("FAL_API_KEY", "hunter2")
+    Path(".env").write_text("DATABASE_URL=postgresql://u:hunter2@db/broker\nFAL_KEY=hunter2\n")
+    assert load_settings().unread_variables == ()
+
+
+@pytest.mark.parametrize("name", ["PATH", "AWS_PROFILE", "OPENAI_API_KEY", "FALCON_KEY", "MY_GEMINI", "FAL_API_KEY"])
+def test_other_variables_need_no_answer(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Neither those of other programs, nor those that are empty."""
+    monkeypatch.setenv(name, "" if name == "FAL_API_KEY" else "x")
+    assert load_settings().unread_variables == ()
+
+
+@pytest.mark.parametrize("name", MOVERS)
+def test_variable_of_a_mover_works_or_is_answered(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    if name in settings_variables():
+        return
+    monkeypatch.setenv(name, "30")
+    (sentence,) = load_settings().unread_variables
+    assert sentence.startswith(f"{name} is not read: ")
+
+
+def test_misspelt_variable_of_the_broker_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BROKER_RETENTION", "3")
+    monkeypatch.setenv("BROKER_XYZZY_QUUX", "3")
+    near, far = load_settings().unread_variables
+    assert near == "BROKER_RETENTION is not read: set BROKER_RETENTION_HOURS instead"
+    assert far == "BROKER_XYZZY_QUUX is not read: see .env.example for the names that are"
 
 
 def test_every_alias_of_a_variable_is_read(monkeypatch: pytest.MonkeyPatch) -> None:

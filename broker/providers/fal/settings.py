@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Final
+from collections.abc import Mapping
+from typing import ClassVar, Final
 
 from pydantic import SecretStr
 
@@ -15,6 +16,11 @@ _API_PATH: Final = re.compile(r"(/v\d+)?(/\.well-known(/jwks\.json)?|/storage(/u
 
 class FalSettings(PackageSettings):
     """The accounts at fal."""
+
+    other_names: ClassVar[Mapping[str, str]] = {
+        "FAL_KEY_(ID|SECRET)": "FAL_KEY=id:secret",
+        "FAL(_AI)?(_API)?_(KEY|TOKEN|SECRET)": "FAL_KEY",
+    }
 
     fal_keys: ApiKeys = env("FAL_KEY", default=())
     fal_url: HttpUrl = env("FAL_BASE_URL", default="https://queue.fal.run")

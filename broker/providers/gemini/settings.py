@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Final, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import AfterValidator, SecretStr
 
@@ -30,6 +31,12 @@ ModelSuffix = Annotated[
 
 class GeminiSettings(PackageSettings):
     """One project at Google, or one account at a relay."""
+
+    other_names: ClassVar[Mapping[str, str]] = {
+        "(GOOGLE_)?(GOOGLE|GEMINI|GENAI|GENERATIVE_AI|AI_STUDIO|AI)(_API)?_(KEY|TOKEN)": "GEMINI_API_KEY",
+        "NEXT_PUBLIC_(GOOGLE|GEMINI)_API_KEY": "GEMINI_API_KEY",
+        "(GOOGLE_)?GEMINI(_API)?(_BASE)?_(URL|ENDPOINT)|GOOGLE_GENAI_BASE_URL": "GEMINI_BASE_URL",
+    }
 
     gemini_keys: ApiKeys = env("GEMINI_API_KEY", "GOOGLE_API_KEY", default=())
     gemini_url: HttpUrl = env("GEMINI_BASE_URL", default=GOOGLE)

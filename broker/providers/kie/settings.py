@@ -6,7 +6,8 @@ This class is the only owner of these variables; the package of the older dialec
 from __future__ import annotations
 
 import re
-from typing import Final
+from collections.abc import Mapping
+from typing import ClassVar, Final
 from urllib.parse import urlsplit
 
 from pydantic import PositiveInt, SecretStr
@@ -20,6 +21,12 @@ _API_PATH: Final = re.compile(r"/api/v1(/jobs(/createTask)?|/playground/createTa
 
 class KieSettings(PackageSettings):
     """One account at the upstream API."""
+
+    other_names: ClassVar[Mapping[str, str]] = {
+        "(KIE|KIEAI|KIE_AI|NANO_BANANA|NANOBANANA_KIE)(_API)?_(KEY|TOKEN|SECRET)": "NANO_BANANA_API_KEY",
+        "KIE(_AI)?(_API)?(_BASE)?_URL|NANO_BANANA(_API)?_BASE_URL": "NANO_BANANA_API_URL",
+        "(KIE|NANO_BANANA)(_AI)?_WEBHOOK(_HMAC)?_(KEY|SECRET)|WEBHOOK_HMAC_KEY": "NANO_BANANA_WEBHOOK_KEY",
+    }
 
     kie_keys: ApiKeys = env("NANO_BANANA_API_KEY", "KIE_API_KEY", default=())
     api_url: HttpUrl = env("NANO_BANANA_API_URL", default="https://api.kie.ai")

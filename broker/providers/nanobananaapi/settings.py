@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Final
+from collections.abc import Mapping
+from typing import ClassVar, Final
 
 from pydantic import SecretStr
 
@@ -14,6 +15,11 @@ _API_PATH: Final = re.compile(r"/api/v1(/nanobanana)?$")
 
 class NanoBananaApiSettings(PackageSettings):
     """The accounts at nanobananaapi.ai."""
+
+    other_names: ClassVar[Mapping[str, str]] = {
+        "NANOBANANA(_?API)?(_AI)?(_API)?_(KEY|TOKEN|SECRET)": "NANOBANANAAPI_KEY",
+        "NANOBANANA(_?API)?(_AI)?(_API)?(_BASE)?_URL": "NANOBANANAAPI_BASE_URL",
+    }
 
     nanobananaapi_keys: ApiKeys = env("NANOBANANAAPI_KEY", default=())
     nanobananaapi_url: HttpUrl = env("NANOBANANAAPI_BASE_URL", default="https://api.nanobananaapi.ai")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Final
+from collections.abc import Mapping
+from typing import ClassVar, Final
 
 from pydantic import SecretStr
 
@@ -14,6 +15,11 @@ _VERSION: Final = re.compile(r"/api/v1$")
 
 class OpenRouterSettings(PackageSettings):
     """One account."""
+
+    other_names: ClassVar[Mapping[str, str]] = {
+        "OPEN_?ROUTER(_AI)?(_API)?_(KEY|TOKEN|SECRET)": "OPENROUTER_API_KEY",
+        "OPEN_?ROUTER(_API)?(_BASE)?_URL": "OPENROUTER_BASE_URL",
+    }
 
     openrouter_keys: ApiKeys = env("OPENROUTER_API_KEY", default=())
     openrouter_url: HttpUrl = env("OPENROUTER_BASE_URL", default="https://openrouter.ai/api/v1")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from pydantic import SecretStr
 
 from broker.settings.types import ApiKeys, HttpUrl, PackageSettings, env
@@ -9,6 +12,11 @@ from broker.settings.types import ApiKeys, HttpUrl, PackageSettings, env
 
 class ReplicateSettings(PackageSettings):
     """The accounts at Replicate."""
+
+    other_names: ClassVar[Mapping[str, str]] = {
+        "REPLICATE(_API)?_(KEY|TOKEN|SECRET)": "REPLICATE_API_TOKEN",
+        "REPLICATE(_API)?(_BASE)?_URL": "REPLICATE_BASE_URL",
+    }
 
     replicate_tokens: ApiKeys = env("REPLICATE_API_TOKEN", default=())
     replicate_url: HttpUrl = env("REPLICATE_BASE_URL", default="https://api.replicate.com")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from pydantic import SecretStr
 
 from broker.settings.types import ApiKeys, HttpUrl, PackageSettings, env
@@ -9,6 +12,11 @@ from broker.settings.types import ApiKeys, HttpUrl, PackageSettings, env
 
 class WaveSpeedSettings(PackageSettings):
     """The accounts at WaveSpeed."""
+
+    other_names: ClassVar[Mapping[str, str]] = {
+        "WAVE_?SPEED(_AI)?(_API)?_(KEY|TOKEN|SECRET)": "WAVESPEED_API_KEY",
+        "WAVE_?SPEED(_AI)?(_API)?(_BASE)?_URL": "WAVESPEED_BASE_URL",
+    }
 
     wavespeed_keys: ApiKeys = env("WAVESPEED_API_KEY", default=())
     wavespeed_url: HttpUrl = env("WAVESPEED_BASE_URL", default="https://api.wavespeed.ai")
