@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from dataclasses import dataclass, replace
 from typing import Final
 
-from broker.doctor import file_modes, machine, reachability
+from broker.doctor import file_modes, machine, providers, reachability
 from broker.doctor.context import DoctorContext
 from broker.providers.base import Finding, HealthCheck, Provider, ProviderContext
 from broker.providers.health import failed, skipped
@@ -44,6 +44,11 @@ _CHECKS: Final = (
     ),
     Check(name="secret", run=machine.check_secret, needs=_DATA | {"secret_key"}),
     Check(name="database", run=machine.check_database, needs=_DATA | {"database_url", "database_listen_url", "lease"}),
+    Check(
+        name=providers.NAME,
+        run=providers.check_provider_state,
+        needs=_DATA | {"database_url", "database_listen_url", "providers"},
+    ),
     Check(name="images", run=machine.check_images, needs=_DATA | {"blob_url"}),
     Check(name="disk", run=machine.check_disks, needs=_DATA | {"database_url", "blob_url"}),
     Check(name="file permissions", run=file_modes.check_file_modes, needs=_DATA | {"database_url", "blob_url"}),

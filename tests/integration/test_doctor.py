@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import resource
 import socket
@@ -33,6 +34,7 @@ from broker.settings import Settings
 from broker.settings.loading import SalvagedSettings
 from storage.cluster_state import ClusterState
 from storage.errors import StorageError
+from storage.limits.provider_limits import ProviderLimits
 from storage.sql.migrate import load_migrations, upgrade_schema
 from storage.sql.postgres import PostgresDatabase
 from storage.sql.sqlite import SqliteDatabase
@@ -79,6 +81,66 @@ async def get_finding(settings: Settings, check: str, name: str | None = None, *
     """Return status, finding and cure."""
     finding = (await get_findings(settings, check, **more))[name or check]
     return finding.status, finding.found, finding.cure or ""
+
+
+# -- what the database knows about the providers
+
+
+async def get_state(folder: Path, *statements: Any, keys: str = "first-key,second-key") -> list[tuple[str, str, str]]:
+    """Return the findings about the providers after these changes of their limits."""
+    settings = make_settings(folder, kie_keys=keys)
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    async with SqliteDatabase(settings.data_dir / "broker.db") as database:
+        await upgrade_schema(database, time.time())
+        for change in statements:
+            made = change(ProviderLimits(database))
+            await database.transact(*(made if isinstance(made, list) else [made]))
+    async with open_context(SalvagedSettings(settings=settings), SystemClock()) as context:
+        (check,) = (check for check in checks_for(context) if check.name == "provider state")
+        return [(one.status, one.found, one.cure or "") async for one in run_checks(context, [check])]
+
+
+FIRST, SECOND = (hashlib.sha256(key).hexdigest()[:8] for key in (b"first-key", b"second-key"))
+
+
+def cooldown(key_id: str, reason: str) -> Any:
+    return lambda limits: limits.start_cooldown("kie", key_id, time.time() + 600, reason)
+
+
+async def test_provider_without_problems_is_sound(tmp_path: Path) -> None:
+    assert await get_state(tmp_path) == [("ok", "kie: every key takes orders", "")]
+
+
+async def test_provider_state_is_unknown_before_the_first_start(tmp_path: Path) -> None:
+    status, _, _ = await get_finding(make_settings(tmp_path), "provider state")
+    assert status == "skipped"
+
+
+async def test_paused_provider_is_reported(tmp_path: Path) -> None:
+    ((status, found, cure),) = await get_state(tmp_path, lambda limits: limits.pause_provider("kie", time.time()))
+    assert (status, "kie is paused" in found) == ("warning", True)
+    assert cure == "run: broker providers resume kie"
+
+
+async def test_key_that_was_set_aside_is_reported_with_its_cure(tmp_path: Path) -> None:
+    """A key that another one replaces is a warning; without any the provider takes no orders."""
+    ((status, found, cure),) = await get_state(tmp_path, cooldown(SECOND, "provider_auth"))
+    assert (status, f"it refuses key {SECOND}" in found) == ("warning", True)
+    assert cure == "copy the key again into its variable, then run: broker providers resume kie"
+    ((status, _, _),) = await get_state(tmp_path / "one", cooldown(FIRST, "provider_auth"), keys="first-key")
+    assert status == "failed"
+
+
+async def test_keys_that_share_an_account_problem_are_reported_together(tmp_path: Path) -> None:
+    changes = [cooldown(key_id, "provider_credits") for key_id in (FIRST, SECOND)]
+    ((status, found, cure),) = await get_state(tmp_path, *changes)
+    assert (status, f"keys {FIRST}, {SECOND}" in found) == ("failed", True)
+    assert "share its balance" in cure
+
+
+async def test_cooldown_of_a_key_is_reported(tmp_path: Path) -> None:
+    ((status, found, _),) = await get_state(tmp_path, cooldown(FIRST, "provider_rate_limited"))
+    assert (status, f"key {FIRST}: cools down until 20" in found) == ("warning", True)
 
 
 # -- the provider
