@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import socket
+import sys
 import time
 from contextlib import closing
 from pathlib import Path
@@ -152,6 +153,27 @@ async def test_handshake_in_progress_at_the_stop_may_end(tmp_path: Path) -> None
                 sending = asyncio.create_task(send_late(services))
             await sending
             assert client.recv(4096).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the packet filter is Linux's")
+async def test_no_handshake_begins_once_the_server_stops(tmp_path: Path) -> None:
+    """The connection would be reset at the close. The client's kernel repeats its first packet, and is refused."""
+    sock = bind_socket("127.0.0.1", 0)
+
+    async def connect_late(services: Services) -> None:
+        await until_stopping(services)
+        for _ in range(20):  # turns of the loop
+            await asyncio.sleep(0)
+        await asyncio.get_running_loop().sock_connect(client, address)
+
+    async with open_services(settings(tmp_path), port=socket_port(sock)) as services:
+        with socket.socket() as client:
+            client.setblocking(False)
+            address = sock.getsockname()
+            async with running_server(services, sock, limits=ConnectionLimits(last_request_seconds=0.5)):
+                connecting = asyncio.create_task(connect_late(services))
+            with pytest.raises(ConnectionRefusedError):
+                await connecting
 
 
 async def test_idle_connection_accepted_while_the_listener_closes_does_not_delay_the_shutdown(tmp_path: Path) -> None:
