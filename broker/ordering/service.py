@@ -11,6 +11,7 @@ from typing import Any, Final
 from broker.clock import Clock
 from broker.errors import ApiError
 from broker.logs import log
+from broker.metrics import Metrics
 from broker.ordering.budgets import DailyBudget
 from broker.ordering.idempotency import Idempotency
 from broker.ordering.plan import Planner
@@ -72,6 +73,7 @@ class OrderService:
     """(provider, task, attempt) → the address that the provider calls."""
     image_base: Callable[[], str | None]
     """Where a provider reaches our images; None without a public URL."""
+    metrics: Metrics
 
     async def plan(self, request: OrderRequest) -> Plan:
         """Return the plan of a request. Raises `ApiError` for a field that is wrong."""
@@ -103,7 +105,14 @@ class OrderService:
             raise
         if created.is_repeated:
             await self.references.delete(owner, request.sources)
+        else:
+            self._count_routes(plan, request.count)
         return created
+
+    def _count_routes(self, plan: Plan, images: int) -> None:
+        for route in plan.routes:
+            role = "first" if route.provider == plan.candidates[0] else "other" if route.is_candidate else "excluded"
+            self.metrics.order_routes.labels(route.provider, role).inc(images)
 
     async def mark_answered(self, created: CreatedTasks) -> None:
         """Record that the client received the answer: an equal request is a new order from now on."""
@@ -125,10 +134,7 @@ class OrderService:
             **self.providers[plan.candidates[0]].build_request(order, address),
             "warnings": list(plan.warnings),
             "ignored": list(plan.ignored),
-            "routes": [
-                {"provider": route.provider, "candidate": route.is_candidate, "reason": route.reason}
-                for route in plan.routes
-            ],
+            "routes": [route.to_column() for route in plan.routes],
         }
 
     async def failed_request(self, task_id: str) -> tuple[str, OrderRequest]:
@@ -176,6 +182,7 @@ class OrderService:
                 due_at=now,
                 provider=plan.candidates[0],
                 candidates=plan.candidates,
+                routes=tuple(route.to_column() for route in plan.routes),
                 priority=PRIORITIES.index(request.priority),
                 reserved=self.budget.share_of_task(plan.quote),
                 mode=order.mode,
