@@ -11,9 +11,11 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
+from broker.api.admin.attempts import AttemptRoutes
 from broker.api.admin.callbacks import CallbackInboxRoutes
 from broker.api.admin.costs import CostRoutes
 from broker.api.admin.deliveries import DeliveryRoutes
+from broker.api.admin.providers import ProviderRoutes
 from broker.api.callbacks import CallbackRoutes
 from broker.api.docs import DocsRoutes
 from broker.api.health import HealthRoutes
@@ -30,6 +32,7 @@ from broker.api.native.tasks import TaskRoutes, max_form_bytes
 from broker.api.root import RootRoutes
 from broker.i18n import Messages
 from broker.services import Services
+from broker.tasks.provider_admin import ProviderAdmin
 from webhooks.tokens import ChallengeResponse
 
 _CORS_METHODS: Final = ("GET", "POST", "DELETE")
@@ -111,6 +114,7 @@ def native_dialect(services: Services, docs: DocsRoutes, version: str) -> Dialec
                 unit_of=services.presenter.unit_of,
             ).endpoints(),
             *DeliveryRoutes(clock=services.clock, deliveries=services.tables.deliveries).endpoints(),
+            *_provider_endpoints(services),
             *RootRoutes.load(messages, pretend_pictures=services.settings.sandboxed).endpoints(),
             *health.endpoints(),
             *docs.endpoints(),
@@ -129,6 +133,22 @@ def _task_endpoints(services: Services, messages: Messages) -> list[Endpoint]:
         max_form_bytes=max_form_bytes(services.catalog, services.settings.max_file_size),
     )
     return [*task_endpoints(tasks), *batch_endpoints(tasks)]
+
+
+def _provider_endpoints(services: Services) -> list[Endpoint]:
+    admin = ProviderAdmin(
+        clock=services.clock,
+        tables=services.tables,
+        router=services.router,
+        balances=services.balances,
+        registry=services.registry,
+    )
+    attempts = AttemptRoutes(
+        queries=services.queries,
+        attempts=services.tables.attempts,
+        unit_of=lambda provider: services.registry.terms(provider).unit,
+    )
+    return [*attempts.endpoints(), *ProviderRoutes(providers=admin).endpoints()]
 
 
 def _callback_routes(services: Services, messages: Messages) -> CallbackRoutes:

@@ -82,6 +82,16 @@ class Metrics:
         self.provider_cooldown = self._gauge(
             "broker_provider_cooldown_seconds", "Time until the next submission with a key", "provider", "key_id"
         )
+        self.provider_circuit = self._gauge(
+            "broker_provider_circuit", "1 for the state of a key's circuit breaker", "provider", "key_id", "state"
+        )
+        self.provider_paused = self._gauge("broker_provider_paused", "1 if an operator paused the provider", "provider")
+        self.order_routes = self._counter(
+            "broker_order_routes", "Ordered images, by what the router made of each provider", "provider", "role"
+        )
+        self.orders_moved = self._counter(
+            "broker_orders_moved", "Orders that went on to another provider", "from", "to"
+        )
         self.credits_left = self._gauge(
             "broker_provider_credits", "Balance of a provider's account, in its unit", "provider", "key_id"
         )

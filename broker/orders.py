@@ -189,6 +189,10 @@ class Route:
     reason: str | None = None
     """A sentence why it is none, or why it is only tried after the others; None for the others."""
 
+    def to_column(self) -> dict[str, Any]:
+        """Return the entry of this route in the task."""
+        return {"provider": self.provider, "candidate": self.is_candidate, "reason": self.reason}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:

@@ -23,6 +23,7 @@ from broker.monitoring.collectors import DatabaseCollector
 from broker.net.fetcher import Fetcher
 from broker.notifications.deliverer import Deliverer
 from broker.notifications.outbox import Outbox
+from broker.notifications.signing import known_secrets, signing_keys
 from broker.ordering.budgets import DailyBudget
 from broker.ordering.idempotency import Idempotency
 from broker.ordering.plan import Planner
@@ -59,7 +60,7 @@ from storage.sql.database import Database
 from storage.tables import Tables
 from uploads.intake import Intake
 from webhooks.redaction import Redactor
-from webhooks.signatures.standard import KEY_PREFIX, StandardSignature, derived_key, read_secret, write_secret
+from webhooks.signatures.standard import StandardSignature
 from webhooks.tokens import CallbackTokens, ChallengeResponse
 
 
@@ -318,6 +319,7 @@ class Services:
             providers=self.providers,
             callback_url=self.callback_url,
             image_base=lambda: self.address.base,
+            metrics=self.metrics,
         )
 
     @cached_property
@@ -346,7 +348,7 @@ class Services:
             attempts=self.tables.attempts,
             tokens=self.tokens,
             providers=self.providers,
-            signatures=self.registry.signatures(),
+            signatures=self.registry.signatures,
         )
 
     @cached_property
@@ -386,15 +388,3 @@ class Services:
             metrics=self.metrics,
             is_only_machine=not self.settings.shared,
         )
-
-
-def known_secrets(settings: Settings, secret: bytes) -> set[str]:
-    """Return the secrets that must be stored nowhere else: those of the settings, and those generated or derived."""
-    signing = {write_secret(key).removeprefix(KEY_PREFIX) for key in signing_keys(settings, secret)}
-    return {*settings.secret_values(), secret.decode("utf-8", "replace"), *signing}
-
-
-def signing_keys(settings: Settings, secret: bytes) -> list[bytes]:
-    """Return the keys that sign webhooks: the configured ones, or one derived from our secret."""
-    chosen = [read_secret(key.get_secret_value()) for key in settings.webhook_secrets]
-    return chosen or [derived_key(secret)]

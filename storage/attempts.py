@@ -61,6 +61,13 @@ class Attempts:
         sql = "SELECT * FROM attempts WHERE task_id = :id AND number = :number"
         return await fetch_one_as(self.database, Attempt, sql, id=task_id, number=number)
 
+    async def count_ended(self, provider: str, key_id: str, since: float) -> dict[str | None, int]:
+        """Count the ended attempts of one key that were sent since a moment, by error code; None: success."""
+        sql = """SELECT CASE WHEN outcome = 'succeeded' THEN NULL ELSE code END AS code, count(*) AS n FROM attempts
+            WHERE provider = :provider AND key_id = :key_id AND sent_at > :since AND ended_at IS NOT NULL GROUP BY 1"""
+        rows = await self.database.fetch(sql, provider=provider, key_id=key_id, since=since)
+        return {row["code"]: row["n"] for row in rows}
+
     def update_attempt(self, task_id: str, number: int, **changes: Any) -> Statement:
         """Change one attempt, in the transaction that changes its task."""
         sets = ", ".join(f"{name} = :{name}" for name in changes)

@@ -33,7 +33,8 @@ class Task:
     batch: shared by the tasks of one request; owns its references. attempt: number of the current
     attempt, 0 before the first. step_retries: retries of the step of this state. expects_callback: a callback may
     come, because the provider got a URL that still leads here. key_id: key of the current attempt, empty before it.
-    candidates: providers that may serve it, the current one first. priority: 0 low, 1 normal, 2 high, among the
+    candidates: providers that may serve it, the current one first. routes: what the router made of each provider at the
+    order, and each move to another one later; opaque to storage. priority: 0 low, 1 normal, 2 high, among the
     caller's own tasks. references: as stored. outputs: results, in order: URLs, or `stored:` and the name of a blob.
     texts: written by the model beside the images. turn: the model's turn as its provider must get it back.
     callback_url: receives the webhook of the end; may hold a secret. deadline_at: end of
@@ -55,6 +56,7 @@ class Task:
     provider: str
     key_id: str = ""
     candidates: tuple[str, ...] = ()
+    routes: tuple[Mapping[str, Any], ...] = ()
     priority: int = 1
     model: str
     mode: str

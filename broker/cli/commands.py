@@ -26,6 +26,8 @@ callbacks = typer.Typer(help="List, show, replay and export callbacks from provi
 app.add_typer(callbacks, name="callbacks")
 webhooks = typer.Typer(help="List, show and replay webhooks to callers.")
 app.add_typer(webhooks, name="webhooks")
+providers = typer.Typer(help="List, pause and resume the providers in use.")
+app.add_typer(providers, name="providers")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one document per line.")]
 Watch = Annotated[bool, typer.Option("--watch", help="Keep running and print each change.")]
@@ -33,6 +35,7 @@ OfTask = Annotated[str | None, typer.Option(metavar="ID", help="Only of this tas
 Limit = Annotated[int, typer.Option(min=1, max=100, help="Number of entries.")]
 CallbackId = Annotated[str, typer.Argument(metavar="ID", help="Begins with callback_.")]
 WebhookId = Annotated[str, typer.Argument(metavar="ID", help="Begins with evt_.")]
+ProviderName = Annotated[str, typer.Argument(metavar="NAME", help="Like kie or gemini.")]
 Port = Annotated[int | None, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes any free one.")]
 
 
@@ -118,10 +121,20 @@ def generate(
 
 
 @app.command()
-def task(task_id: Annotated[str, typer.Argument(metavar="ID")], as_json: AsJson = False, watch: Watch = False) -> None:
+def task(
+    task_id: Annotated[str, typer.Argument(metavar="ID")],
+    *,
+    attempts: Annotated[
+        bool, typer.Option("--attempts", help="Show every attempt, and why each provider was or was not chosen.")
+    ] = False,
+    as_json: AsJson = False,
+    watch: Watch = False,
+) -> None:
     """Show a task."""
-    from broker.cli.tasks import show_task
+    from broker.cli.tasks import show_attempts, show_task
 
+    if attempts:
+        _run_command(show_attempts, task_id, as_json=as_json)
     _run_command(show_task, task_id, as_json=as_json, watch=watch)
 
 
@@ -239,6 +252,32 @@ def print_secret() -> None:
     from broker.cli.admin.webhooks import print_secrets
 
     _run_command(print_secrets)
+
+
+@providers.callback(invoke_without_command=True)
+def list_providers(context: typer.Context, *, as_json: AsJson = False, watch: Watch = False) -> None:
+    """List the providers in use: for every key its limits, jobs in flight, cooldown, balance and error rate."""
+    if context.invoked_subcommand is not None:
+        return
+    from broker.cli.admin.providers import list_providers
+
+    _run_command(list_providers, as_json=as_json, watch=watch)
+
+
+@providers.command("pause")
+def pause_provider(name: ProviderName, as_json: AsJson = False) -> None:
+    """Submit nothing more to a provider. Its running jobs go on; queued orders go to another one, or wait."""
+    from broker.cli.admin.providers import change_provider
+
+    _run_command(change_provider, name, "pause", as_json=as_json)
+
+
+@providers.command("resume")
+def resume_provider(name: ProviderName, as_json: AsJson = False) -> None:
+    """Use a provider again. Ends the cooldowns of its keys, too."""
+    from broker.cli.admin.providers import change_provider
+
+    _run_command(change_provider, name, "resume", as_json=as_json)
 
 
 @app.command()

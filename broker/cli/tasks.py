@@ -30,6 +30,11 @@ async def show_task(task_id: str, *, as_json: bool, watch: bool) -> int:
     return ExitCode.NOT_DONE if watch and _parse_task(document).status != "completed" else ExitCode.DONE
 
 
+async def show_attempts(task_id: str, *, as_json: bool) -> None:
+    """Print the routes and attempts of a task."""
+    await show_document(f"{record_path('task', task_id)}/attempts", _print_attempts, as_json=as_json)
+
+
 async def list_tasks(*, status: str | None, limit: int, as_json: bool, watch: bool) -> None:
     """Print the newest tasks; with `watch` again after each change."""
     filters = {"status": status, "limit": limit}
@@ -63,6 +68,19 @@ def _print_task(document: Document) -> None:
     )
     if task.error:
         print_error(describe_failure(task))
+
+
+def _print_attempts(document: Document) -> None:
+    for route in document["data"]["routes"]:
+        when = f"  {route['movedAt']}" if route["movedAt"] else ""
+        role = "candidate" if route["candidate"] else "not chosen"
+        print_line(f"{route['provider']:<10} {role:<10}{when}  {route['reason'] or ''}".rstrip())
+    for attempt in document["data"]["attempts"]:
+        cost = "" if attempt["cost"] is None else f"  {attempt['cost']['amount']:g} {attempt['cost']['unit'] or ''}"
+        print_line(
+            f"{attempt['number']}  {attempt['sentAt']}  {attempt['provider']}  key {attempt['keyId']}  "
+            f"{attempt['outcome']}  {attempt['code'] or ''}  billed: {attempt['billed']}{cost}"
+        )
 
 
 def _describe_image(image: Result) -> str:

@@ -6,10 +6,10 @@ million), so their number may be five minutes old.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Final, get_args
 
 from prometheus_client import generate_latest
 
@@ -17,11 +17,23 @@ from broker.cache import TtlCache
 from broker.clock import Clock
 from broker.metrics import Metrics
 from broker.monitoring.balance import BalanceMonitor
+from storage.limits.provider_limits import AccountLoad, Circuit
 from storage.states import ACTIVE_STATES, FINAL_STATES, TaskState
 from storage.tables import Tables
 
 ACTIVE_TTL_SECONDS: Final = 5.0
 ENDED_TTL_SECONDS: Final = 300.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProviderState:
+    """State of the keys in the database, by provider and key id."""
+
+    loads: Mapping[tuple[str, str], AccountLoad]
+    paused: Collection[str]
+    """Providers that an operator paused."""
+    balances: Mapping[tuple[str, str], float]
+    """Those that are known."""
 
 
 @dataclass(kw_only=True)
@@ -50,24 +62,33 @@ class DatabaseCollector:
         counts = {**await self._active.get(), **await self._ended.get()}
         for state in TaskState:
             self.metrics.tasks.labels(state.value).set(counts.get(state.value, 0))
-        cooldowns, balances = await self._provider_state.get()
-        for account, until in cooldowns.items():
-            self.metrics.provider_cooldown.labels(*account).set(max(0.0, until - self.clock.now()))
-        self.metrics.credits_left.clear()
-        for account, balance in balances.items():
-            self.metrics.credits_left.labels(*account).set(balance)
+        self._set_provider_state(await self._provider_state.get())
         for kind, usd in (await self.read_budget()).items():
             self.metrics.daily_budget.labels(kind).set(usd)
         self.metrics.deliveries_pending.set(await self._pending_deliveries.get())
         self.metrics.steps_running.set(self.steps_running())
         return generate_latest(self.metrics.registry)
 
-    async def _load_provider_state(self) -> tuple[Mapping[tuple[str, str], float], Mapping[tuple[str, str], float]]:
-        """Return the end of each key's cooldown, and the balances, by provider and key id."""
+    async def _load_provider_state(self) -> ProviderState:
+        now, limits = self.clock.now(), self.tables.provider_limits
+        return ProviderState(
+            loads={
+                (name, key_id): await limits.get_load(name, key_id, now)
+                for name, pool in self.balances.pools.items()
+                for key_id in pool.accounts
+            },
+            paused=await limits.paused_providers(),
+            balances=await self.balances.latest(),
+        )
+
+    def _set_provider_state(self, state: ProviderState) -> None:
         now = self.clock.now()
-        cooldowns = {
-            (name, key_id): (await self.tables.provider_limits.get_load(name, key_id, now)).paused_until
-            for name, pool in self.balances.pools.items()
-            for key_id in pool.accounts
-        }
-        return cooldowns, await self.balances.latest()
+        for account, load in state.loads.items():
+            self.metrics.provider_cooldown.labels(*account).set(max(0.0, load.paused_until - now))
+            for circuit in get_args(Circuit):
+                self.metrics.provider_circuit.labels(*account, circuit).set(circuit == load.circuit(now))
+        for name in self.balances.pools:
+            self.metrics.provider_paused.labels(name).set(name in state.paused)
+        self.metrics.credits_left.clear()
+        for account, balance in state.balances.items():
+            self.metrics.credits_left.labels(*account).set(balance)

@@ -6,11 +6,12 @@ import hashlib
 import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 from broker.clock import Clock
 from broker.errors import ApiError
 from broker.logs import log
+from broker.metrics import Metrics
 from broker.ordering.budgets import DailyBudget
 from broker.ordering.idempotency import Idempotency
 from broker.ordering.plan import Planner
@@ -37,6 +38,9 @@ from storage.images import Images, StoredImage
 from storage.sql.database import Database, Stale
 from storage.states import LATE_RESULT_STATES, TaskState
 from storage.tasks import DUE_CHANNEL, Task, Tasks
+
+MAX_WRITES: Final = 3
+"""Tries to write an order while others change what is left of the budget."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +73,7 @@ class OrderService:
     """(provider, task, attempt) → the address that the provider calls."""
     image_base: Callable[[], str | None]
     """Where a provider reaches our images; None without a public URL."""
+    metrics: Metrics
 
     async def plan(self, request: OrderRequest) -> Plan:
         """Return the plan of a request. Raises `ApiError` for a field that is wrong."""
@@ -100,7 +105,14 @@ class OrderService:
             raise
         if created.is_repeated:
             await self.references.delete(owner, request.sources)
+        else:
+            self._count_routes(plan, request.count)
         return created
+
+    def _count_routes(self, plan: Plan, images: int) -> None:
+        for route in plan.routes:
+            role = "first" if route.provider == plan.candidates[0] else "other" if route.is_candidate else "excluded"
+            self.metrics.order_routes.labels(route.provider, role).inc(images)
 
     async def mark_answered(self, created: CreatedTasks) -> None:
         """Record that the client received the answer: an equal request is a new order from now on."""
@@ -122,10 +134,7 @@ class OrderService:
             **self.providers[plan.candidates[0]].build_request(order, address),
             "warnings": list(plan.warnings),
             "ignored": list(plan.ignored),
-            "routes": [
-                {"provider": route.provider, "candidate": route.is_candidate, "reason": route.reason}
-                for route in plan.routes
-            ],
+            "routes": [route.to_column() for route in plan.routes],
         }
 
     async def failed_request(self, task_id: str) -> tuple[str, OrderRequest]:
@@ -173,6 +182,7 @@ class OrderService:
                 due_at=now,
                 provider=plan.candidates[0],
                 candidates=plan.candidates,
+                routes=tuple(route.to_column() for route in plan.routes),
                 priority=PRIORITIES.index(request.priority),
                 reserved=self.budget.share_of_task(plan.quote),
                 mode=order.mode,
@@ -194,7 +204,11 @@ class OrderService:
         record: IdempotencyRecord | None,
         quote: Quote,
     ) -> CreatedTasks:
-        """Write everything in one transaction, or return the tasks of the request that was quicker."""
+        """Write everything in one transaction, or return the tasks of the request that was quicker.
+
+        Repeated if what the rate limit and the budget allow changed between the check and the transaction. Raises
+        `ApiError` if the order does not fit in either.
+        """
         first = tasks[0]
         # in this order: equal requests wait for each other at the record, before anything is counted
         statements = [self.idempotency.records.claim(record)] if record else []
@@ -202,11 +216,20 @@ class OrderService:
         statements += self.budget.reserve(quote, first.created_at)
         statements += [self.tasks.insert_task(task) for task in tasks]
         statements += [self.images.insert_image(reference) for reference in references]
-        try:
-            await self.database.transact(*statements, wake=(DUE_CHANNEL,))
-        except Stale:
-            if (repeated := await self._resolve_conflict(first, record, quote)) is not None:
-                return repeated
+        for _ in range(MAX_WRITES):
+            try:
+                await self.database.transact(*statements, wake=(DUE_CHANNEL,))
+            except Stale:
+                if (repeated := await self._find_winner(record)) is not None:
+                    return repeated
+                if await self.tasks.get(first.id) is not None:
+                    break  # the connection broke after the commit, and the second run was rejected
+                await self.limiter.check_allowance(first.caller, len(tasks))
+                await self.budget.check(quote)
+            else:
+                break
+        else:
+            raise StorageError("the order could not be written")
         log.info(
             "order accepted",
             action="task_created",
@@ -217,22 +240,12 @@ class OrderService:
         )
         return CreatedTasks(tasks=tasks, record=record)
 
-    async def _resolve_conflict(
-        self, first: Task, record: IdempotencyRecord | None, quote: Quote
-    ) -> CreatedTasks | None:
-        """Return the tasks of an equal request that was quicker; None if our own were written after all.
-
-        Raises `ApiError` if the rate limit or the budget was reached.
-        """
-        if await self.tasks.get(first.id) is not None:
-            return None  # the connection broke after the commit, and the second run was rejected
-        if record is not None:
-            winner = await self.idempotency.get_record(record.caller, record.fingerprint, record.key)
-            if winner is not None and winner.batch:
-                return await self._repeat(winner)
-        await self.limiter.check_allowance(first.caller, 1)
-        await self.budget.check(quote)
-        raise StorageError("the order could not be written")
+    async def _find_winner(self, record: IdempotencyRecord | None) -> CreatedTasks | None:
+        """Return the tasks of an equal request that was quicker; None if there was none."""
+        if record is None:
+            return None
+        winner = await self.idempotency.get_record(record.caller, record.fingerprint, record.key)
+        return await self._repeat(winner) if winner is not None and winner.batch not in {"", record.batch} else None
 
     async def _repeat(self, record: IdempotencyRecord) -> CreatedTasks:
         tasks = await self.tasks.list_of_batch(record.batch)

@@ -9,6 +9,7 @@ from typing import Final
 from broker.errors import NotSent, ProviderError
 from broker.net.api_client import ApiClient, HttpResponse
 from broker.providers.base import Finding, HealthCheck, Provider, ProviderContext
+from broker.providers.responses import ProviderResponse
 from webhooks.signatures.base import MAX_CLOCK_SKEW_SECONDS
 
 NTP_CURE: Final = "set the clock of this machine by NTP (Linux: timedatectl set-ntp true)"
@@ -68,10 +69,11 @@ async def check_account(variable: str, url: str, page: str, context: ProviderCon
         response = await context.client.request("GET", url, headers={"Authorization": f"Bearer {secret}"})
     except ProviderError as error:
         return skipped("key", f"not verified: {error}")
-    if response.status in {401, 403}:
+    code = ProviderResponse.from_http(response, context.now()).code  # the body's, where it contradicts HTTP 200
+    if code in {401, 403}:
         cure = f"copy the key again from {page} into {variable}"
         return failed("key", f"the provider does not accept {variable}", cure)
-    return ok("key", "accepted") if response.status == 200 else skipped("key", f"not verified: HTTP {response.status}")
+    return ok("key", "accepted") if code == 200 else skipped("key", f"not verified: its answer has code {code}")
 
 
 def account_checks(

@@ -136,7 +136,8 @@ class ProviderRegistry:
         """Return every configured provider, the preferred one first."""
         return {name: self.open(name) for name in self.packages}
 
-    def signatures(self) -> dict[str, CallbackSignature]:
+    @cached_property
+    def signatures(self) -> Mapping[str, CallbackSignature]:
         """Return the verifier of each provider's callbacks."""
         return {name: package.signature(self.contexts(name)) for name, package in self.packages.items()}
 

@@ -42,6 +42,11 @@ class FixedKeys:
         return self.signature.verify(headers, body, ids, now)
 
 
+def verifies_signatures(verifier: CallbackSignature) -> bool:
+    """Return False for the verifier of a provider whose callbacks are not signed, or whose key is not configured."""
+    return not (isinstance(verifier, FixedKeys) and isinstance(verifier.signature, Unsigned))
+
+
 @dataclass(kw_only=True)
 class FetchedKeys:
     """Verifier whose keys the provider publishes.

@@ -18,6 +18,8 @@ from storage.attempts import Attempt
 from storage.states import CANCELABLE_STATES, TaskState
 from storage.tasks import Task
 
+MAX_ROUTES: Final = 50
+"""Entries of `Task.routes`; later moves are only counted and logged."""
 LEARNED_BY_CALLBACK: Final = "callback"
 LEARNED_BY_CHECK: Final = "check"
 """A check found the end although a callback was expected."""
@@ -289,7 +291,10 @@ def _failed(
     again_at = _another_attempt_at(task, report, now, policy, onward)
     if again_at is None:
         return Changes(task=_fail_with(task, report, now, policy), attempt=ledger)
-    queued = {**_queue_again(report.code, report.message, again_at, now), **_redirect(onward)}
+    queued = {
+        **_queue_again(report.code, report.message, again_at, now),
+        **_redirect(task, onward, now, f"after {report.code} at {task.provider}"),
+    }
     return Changes(task=queued, attempt=ledger)
 
 
@@ -309,16 +314,23 @@ def _another_attempt_at(
     return again_at if again_at <= task.deadline_at else None
 
 
-def _redirect(onward: Sequence[str]) -> dict[str, Any]:
+def _redirect(task: Task, onward: Sequence[str], now: float, reason: str) -> dict[str, Any]:
     """Return the columns of a task that goes to the first of these providers; none if it stays."""
-    return {"provider": onward[0], "candidates": tuple(onward)} if onward else {}
+    if not onward:
+        return {}
+    columns: dict[str, Any] = {"provider": onward[0], "candidates": tuple(onward)}
+    if onward[0] != task.provider and len(task.routes) < MAX_ROUTES:
+        move = {"provider": onward[0], "candidate": True, "reason": reason, "at": now}
+        columns["routes"] = (*task.routes, move)
+    return columns
 
 
 def move_to(task: Task, now: float, policy: TaskPolicy, onward: Sequence[str]) -> Changes:
     """Return the changes of a queued task that goes to another provider, because its own takes no orders now."""
     if task.state != TaskState.QUEUED or onward[0] == task.provider:
         return NOTHING
-    return Changes(task={**_redirect(onward), "updated_at": now})
+    reason = f"{task.provider} takes no orders now"
+    return Changes(task={**_redirect(task, onward, now, reason), "updated_at": now})
 
 
 def _queue_again(code: str, detail: str, again_at: float, now: float) -> dict[str, Any]:

@@ -209,6 +209,8 @@ def _row_values(seen: Task, task: Task, changes: Changes, *, is_leased: bool) ->
 def _count_change(metrics: Metrics, task: Task, changes: Changes, now: float) -> None:
     """Count a change once, after its commit. task: the row before it."""
     state = changes.task.get("state", task.state)
+    if state == TaskState.QUEUED and (provider := changes.task.get("provider", task.provider)) != task.provider:
+        metrics.orders_moved.labels(task.provider, provider).inc()
     if state != task.state:
         metrics.transitions.labels(task.state.value, state.value).inc()
         metrics.state_seconds.labels(task.state.value).observe(max(0.0, now - task.entered_at))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from storage.attempts import Attempt
 from storage.sql.database import Database, Statement
@@ -22,6 +22,11 @@ MAX_COOLDOWN_SECONDS = 3600.0
 
 SET_ASIDE_REASONS = ("provider_auth", "provider_credits")
 """Reasons of a cooldown that only the operator can end."""
+
+
+Circuit = Literal["closed", "half_open", "open", "set_aside"]
+"""Of one key. closed: orders are submitted. open: none is, until the cooldown ends. half_open: one is, as a probe.
+set_aside: open or half open, and only the operator can change the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,13 +60,23 @@ class Capacity:
 class AccountLoad:
     """Load of one key. paused_until: since the epoch. running: jobs that occupy a slot.
 
-    errors: failed submissions in a row. reason: task error code of the last one; empty without a cooldown.
+    submitted: submissions in the window. errors: failed submissions in a row. reason: task error code of the last one;
+    empty without a cooldown.
     """
 
     paused_until: float
     running: int
     errors: int
     reason: str = ""
+    submitted: int = 0
+
+    def circuit(self, now: float) -> Circuit:
+        """Return the state of the circuit breaker."""
+        if self.is_set_aside:
+            return "set_aside"
+        if self.paused_until > now:
+            return "open"
+        return "half_open" if self.errors else "closed"
 
     @property
     def is_set_aside(self) -> bool:
@@ -116,14 +131,16 @@ class ProviderLimits:
 
     async def get_load(self, provider: str, key_id: str, now: float) -> AccountLoad:
         """Return the load of a key."""
-        sql = f"SELECT {_COOLDOWN}, ({_RUNNING}) AS running"
-        row: Any = await self.database.fetch_one(sql, provider=provider, key_id=key_id)
+        sql = f"SELECT {_COOLDOWN}, ({_RUNNING}) AS running, ({_SUBMITTED}) AS submitted"
+        moments = {"since": now - WINDOW_SECONDS, "horizon": now + WINDOW_SECONDS}
+        row: Any = await self.database.fetch_one(sql, provider=provider, key_id=key_id, **moments)
         until = row["paused_until"] or 0.0
         return AccountLoad(
             paused_until=until if until < now + MAX_COOLDOWN_SECONDS else 0.0,
             running=row["running"],
             errors=row["errors"] or 0,
             reason=row["reason"] or "",
+            submitted=row["submitted"],
         )
 
     def reserve_submission(self, attempt: Attempt, limits: AccountLimits) -> list[Statement]:

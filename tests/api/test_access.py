@@ -227,6 +227,7 @@ PATH_VALUES = {
     "/uploads/images/": f"generated_{'0' * 32}.png",
     "/uploads/references/": f"reference_{'0' * 32}.png",
     "/api/webhook/": "kie",
+    "/api/providers/": "kie",
     "/docs/": "start.js",
 }
 PUBLIC = """GET / · GET /health · GET /api/task/{id} · GET /api/task/{id}/events · GET /api/batch/{id} ·

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
-from dataclasses import replace
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from broker.bootstrap import database_for
 from broker.errors import ApiError
 from broker.orders import ImageParams, OrderRequest
 from broker.services import Services
+from broker.settings import Settings
 from storage.ledger import SECONDS_PER_DAY
 from storage.limits.budgets import day_of, to_micros
+from storage.sql.database import Statement
 from tests.support.api import open_api
 from tests.support.brokers import create_tasks, still
 from tests.support.clock import ManualClock
@@ -137,3 +140,59 @@ async def test_nothing_is_reserved_without_a_budget(tmp_path: Path) -> None:
         rows = await broker.services.database.fetch("SELECT reserved FROM tasks")
         assert [row["reserved"] for row in rows] == [None]
         assert await broker.services.database.fetch("SELECT * FROM budget_days") == []
+
+
+async def test_orders_and_ends_at_the_same_time_keep_the_sum(brokers: tuple[Services, Services]) -> None:
+    """An order is refused for the budget only, although what is left changes between its check and its transaction."""
+    tasks = await create_tasks(brokers[0], replace(FOX, count=IMAGES))
+
+    async def cancel(number: int) -> None:
+        with suppress(ApiError):  # canceled by the other broker
+            await brokers[number % 2].canceler.cancel_task(tasks[number // 2].id)
+
+    async def order(number: int) -> None:
+        try:
+            await create_tasks(brokers[number % 2], FOX)
+        except ApiError as error:
+            assert error.code == "quota_exceeded"
+
+    await asyncio.gather(
+        *(cancel(number) for number in range(2 * IMAGES)), *(order(number) for number in range(4 * IMAGES))
+    )
+    assert await reserved_today(brokers[0]) <= to_micros(BUDGET)
+
+
+@dataclass
+class Contended:
+    """A database in which the budget is used up exactly while an order is written."""
+
+    inner: Any
+    is_contended: bool = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    async def transact(self, *statements: Statement, wake: Sequence[str] = ()) -> Any:
+        if not self.is_contended:
+            return await self.inner.transact(*statements, wake=wake)
+        self.is_contended = False
+        await self.inner.execute("INSERT INTO budget_days (day, used) VALUES (20000, 1000000000)")
+        try:
+            return await self.inner.transact(*statements, wake=wake)
+        finally:
+            await self.inner.execute("DELETE FROM budget_days")
+
+
+async def test_order_is_written_when_the_budget_was_used_up_for_a_moment_only(tmp_path: Path) -> None:
+    contended: list[Contended] = []
+
+    @asynccontextmanager
+    async def open_database(settings: Settings) -> AsyncIterator[Any]:
+        async with database_for(settings) as database:
+            contended.append(Contended(database))
+            yield contended[0]
+
+    async with still(tmp_path, ManualClock(NOON), open_database=open_database, daily_budget=BUDGET) as services:
+        contended[0].is_contended = True
+        assert len(await create_tasks(services, FOX)) == 1
+        assert await reserved_today(services) == to_micros(0.02)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from broker.errors import ProviderError
 from broker.net.api_client import ApiClient
 from broker.orders import ImageParams, Order, Reference
 from broker.providers.base import Provider
@@ -18,7 +19,7 @@ from broker.reports import Failed, Finished, Pending
 from tests.contracts.cases.nanobananaapi import NANOBANANAAPI, first_callback, record
 from tests.contracts.cases.replicate import REPLICATE, prediction
 from tests.contracts.cases.wavespeed import WAVESPEED, envelope
-from tests.contracts.providers import CALLBACK, IMAGE, JOB, SINK, Canned, Case, Upstream, open_context
+from tests.contracts.providers import CALLBACK, IMAGE, JOB, KEY, SINK, Canned, Case, Upstream, open_context
 from tests.support.clock import ManualClock
 from webhooks.signatures.base import Proof
 from webhooks.signatures.hex_v3 import HexSignature, read_text_secret
@@ -286,6 +287,45 @@ async def test_reference_without_public_url_is_refused_by_nanobananaapi(nanobana
     report = await nanobananaapi.upload_references(order("nano-banana", reference()))
     assert isinstance(report, Failed)
     assert (report.code, report.billed) == ("provider_rejected", "no")
+
+
+# -- the account
+
+
+@pytest.mark.parametrize("case", [REPLICATE, WAVESPEED, NANOBANANAAPI], ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [
+        (Canned(body={"code": 200, "data": 1}), "ok"),
+        (Canned(status=401, body={"detail": "no"}), "failed"),
+        (Canned(body={"code": 401, "msg": "no", "data": None}), "failed"),
+        (Canned(status=404), "skipped"),
+        (Canned(hang_up=True), "skipped"),
+    ],
+)
+async def test_key_is_checked_without_cost(
+    case: Case, answer: Canned, status: str, upstream: Upstream, client: ApiClient, clock: ManualClock
+) -> None:
+    """An error can have HTTP 200: then the code in the body decides."""
+    context = open_context(case.package, case.settings(upstream.url), client, CATALOG, clock.now)
+    (check,) = [check for check in case.package.checks if check.name == "key"]
+    upstream.respond(answer)
+    (finding,) = await check.run(case.package.factory(context), context)
+    assert finding.status == status
+    assert KEY not in str(finding)
+    (sent,) = upstream.received
+    assert (sent.method, sent.headers["authorization"]) == ("GET", f"Bearer {KEY}")
+
+
+@pytest.mark.parametrize("data", [{"balance": 3.5}, 3.5], ids=["wavespeed", "nanobananaapi"])
+async def test_balance_is_read(data: Any, wavespeed: Provider, nanobananaapi: Provider, upstream: Upstream) -> None:
+    provider = wavespeed if isinstance(data, dict) else nanobananaapi
+    upstream.respond(Canned(body={"code": 200, "msg": "success", "data": data}))
+    assert await provider.balance() == 3.5
+    upstream.respond(Canned(body={"code": 401, "msg": "no"}))
+    with pytest.raises(ProviderError) as caught:
+        await provider.balance()
+    assert (caught.value.permanent, caught.value.code) == (True, "provider_auth")
 
 
 # -- signatures

@@ -243,6 +243,33 @@ async def test_cooldown_is_shown_as_remaining_seconds(quiet: Services, clock: Ma
     assert value(quiet.metrics, "broker_provider_cooldown_seconds", provider="kie", key_id=key_id) == 0
 
 
+async def test_circuit_of_a_key_and_pause_of_a_provider_are_shown(quiet: Services, clock: ManualClock) -> None:
+    limits, key_id = quiet.tables.provider_limits, quiet.provider.key_id
+
+    async def shown() -> tuple[list[str], float]:
+        await quiet.collector.render_page()
+        states = [
+            state
+            for state in ("closed", "half_open", "open", "set_aside")
+            if value(quiet.metrics, "broker_provider_circuit", provider="kie", key_id=key_id, state=state)
+        ]
+        return states, value(quiet.metrics, "broker_provider_paused", provider="kie")
+
+    assert await shown() == (["closed"], 0.0)
+    starting = limits.start_cooldown("kie", key_id, NOW + 30, "provider_unavailable")
+    await quiet.database.transact(starting, limits.pause_provider("kie", NOW))
+    clock.advance(collectors.ACTIVE_TTL_SECONDS)
+    assert await shown() == (["open"], 1.0)
+    clock.advance(40)
+    assert await shown() == (["half_open"], 1.0)
+    await quiet.database.transact(limits.start_cooldown("kie", key_id, NOW + 600, "provider_credits"))
+    clock.advance(collectors.ACTIVE_TTL_SECONDS)
+    assert await shown() == (["set_aside"], 1.0)
+    await quiet.database.transact(*limits.resume_provider("kie"))
+    clock.advance(collectors.ACTIVE_TTL_SECONDS)
+    assert await shown() == (["closed"], 0.0)
+
+
 async def test_one_process_queries_the_balance_for_all(tmp_path: Path) -> None:
     async with open_broker(tmp_path) as broker:
         balances = broker.services.worker.balances

@@ -185,3 +185,9 @@ async def test_canceled_order_cancels_its_batch(tmp_path: Path) -> None:
         async for _ in broker.poll_task(task_id):
             if (await broker.provider_jobs())[0]["state"] == "fail":
                 break
+
+
+async def test_balance_of_a_limited_key_is_known(tmp_path: Path) -> None:
+    async with broker_at("openrouter", tmp_path) as broker:
+        await order(broker, "a red fox")
+        assert await broker.services.provider.balance() == pytest.approx(1000 - 0.134)

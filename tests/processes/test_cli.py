@@ -60,10 +60,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
 def test_help_names_every_command(shell: Shell) -> None:
     ended = shell.run("--help")
     assert ended.code == 0
-    assert all(
-        f" {name} " in ended.out
-        for name in "demo serve worker sandbox generate task tasks cancel callbacks webhooks doctor cleanup db".split()
-    )
+    names = "demo serve worker sandbox generate task tasks cancel callbacks webhooks providers doctor cleanup db"
+    assert all(f" {name} " in ended.out for name in names.split())
 
 
 def test_help_imports_no_heavy_module() -> None:
@@ -269,6 +267,37 @@ def test_tasks_are_shown_as_text_and_as_json(served: Shell) -> None:
     assert watched.code == 1
     assert "a blue fox" in watched.out
     assert "safety_input" in watched.err
+
+
+def test_attempts_of_a_task_are_shown(served: Shell) -> None:
+    served.run("generate", "a green fox [mood:flagged]")
+    (task,) = json.loads(served.run("tasks", "--status", "failed", "--limit", "1", "--json").out)["data"]
+    lines = served.run("task", task["id"], "--attempts").out.splitlines()
+    assert lines[0] == "sandbox    candidate"
+    assert re.fullmatch(r"1  \S+Z  sandbox  key none  (failed|refused)  safety_input  billed: \w+", lines[1])
+    (attempt,) = json.loads(served.run("task", task["id"], "--attempts", "--json").out)["data"]["attempts"]
+    assert (attempt["provider"], attempt["code"]) == ("sandbox", "safety_input")
+
+
+def test_providers_are_listed_paused_and_resumed(served: Shell) -> None:
+    listed = served.run("providers")
+    assert listed.code == 0, listed.err
+    assert re.match(r"sandbox at http://127\.0\.0\.1:\d+ takes orders\n  models +nano-banana, ", listed.out)
+    assert re.search(r"key        none  takes orders  in flight 0/100  submitted \d/20 in 10 s", listed.out)
+    assert "takes no orders: paused" in served.run("providers", "pause", "sandbox").out
+    (provider,) = json.loads(served.run("providers", "--json").out)["data"]
+    assert (provider["paused"], provider["available"]) == (True, False)
+    assert "sandbox at" in served.run("providers", "resume", "sandbox").out
+    assert json.loads(served.run("providers", "resume", "sandbox", "--json").out)["data"]["available"] is True
+    unknown = served.run("providers", "pause", "fal")
+    assert unknown.code == 1
+    assert "In use: sandbox" in unknown.err
+
+
+def test_provider_is_paused_in_the_database(shell: Shell) -> None:
+    _store_tasks(shell, _task_row(1))
+    assert "paused" in shell.run("providers", "pause", "sandbox").out
+    assert json.loads(shell.run("providers", "--json").out)["data"][0]["paused"] is True
 
 
 def test_cancel_reports_the_reason_of_a_failure(served: Shell) -> None:

@@ -42,7 +42,9 @@ DICTIONARIES: Final = (
     ("/api/batch/", "batches"),
     ("/api/callbacks/", "callbacks"),
     ("/api/deliveries/", "deliveries"),
-    ("/uploads/", "images"),
+    ("/api/providers/", "providers"),
+    ("/uploads/images/", "results"),
+    ("/uploads/references/", "references"),
     ("/docs/", "files"),
 )
 """Method and path, or start of a path → the dictionary of its ids; the first match counts."""
@@ -70,7 +72,8 @@ class KnownIds:
     ended: tuple[str, ...]
     batches: tuple[str, ...]
     callbacks: tuple[str, ...]
-    images: tuple[str, ...]
+    results: tuple[str, ...]
+    references: tuple[str, ...]
     failed: tuple[str, ...]
     deliveries: tuple[str, ...]
 
@@ -130,7 +133,8 @@ async def _fill(broker: ApiBroker) -> KnownIds:
         ended=tuple(task.id for state, task in tasks.items() if task.has_ended or state == TaskState.EXPIRED),
         batches=(running, ended),
         callbacks=tuple(one["id"] for one in callbacks),
-        images=(result.name, reference.name),
+        results=(result.name,),
+        references=(reference.name,),
         failed=(tasks[TaskState.FAILED].id,),
         deliveries=tuple(delivery.id for delivery in deliveries),
     )
@@ -200,8 +204,10 @@ def _config(broker: ApiBroker, known: KnownIds, examples: int, seconds: int | No
             "ended": {"values": list(known.ended)},
             "batches": {"values": list(known.batches)},
             "callbacks": {"values": list(known.callbacks)},
-            "images": {"values": list(known.images)},
+            "results": {"values": list(known.results)},
+            "references": {"values": list(known.references)},
             "deliveries": {"values": list(known.deliveries)},
+            "providers": {"values": ["kie"]},
             "files": {"values": ["start.js", "swagger-ui.css"]},
             "waits": {"values": [0, 0.01]},
         },

@@ -81,8 +81,8 @@ async def test_limits_come_from_the_catalog_unless_settings_override_them(client
 
 
 async def test_webhook_key_configures_the_signature(client: ApiClient) -> None:
-    assert open_registry(client, kie_keys="k").signatures() == {"kie": FixedKeys(Unsigned())}
-    (signature,) = open_registry(client, kie_keys="k", webhook_key="w").signatures().values()
+    assert open_registry(client, kie_keys="k").signatures == {"kie": FixedKeys(Unsigned())}
+    (signature,) = open_registry(client, kie_keys="k", webhook_key="w").signatures.values()
     assert isinstance(signature, FixedKeys)
     assert isinstance(signature.signature, JobIdHmac)
     assert signature.required

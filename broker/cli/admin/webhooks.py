@@ -5,7 +5,7 @@ from __future__ import annotations
 from broker.bootstrap import existing_secret, load_settings
 from broker.cli.connection import Document, connect_broker, record_path, show_document
 from broker.cli.console import CommandError, format_json, print_facts, print_json, print_line, print_note
-from broker.services import signing_keys
+from broker.notifications.signing import signing_keys
 from webhooks.signatures.standard import write_secret
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, SecretStr
@@ -41,6 +42,16 @@ class GeminiSettings(PackageSettings):
     @property
     def keys(self) -> tuple[SecretStr, ...]:
         return self.gemini_keys
+
+    def place_key(self, key: str) -> tuple[Mapping[str, str], Mapping[str, str]]:
+        """Return the headers and the query that carry a key."""
+        match self.gemini_auth:
+            case "header":
+                return {"x-goog-api-key": key}, {}
+            case "query":
+                return {}, {"key": key}
+            case "bearer":
+                return {"Authorization": f"Bearer {key}"}, {}
 
     @property
     def base_url(self) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -35,6 +35,7 @@ PRICE: Final = to_micros(0.02)
 """Of one image at each provider, by the price table."""
 COST: Final = to_micros(0.015)
 """What the providers report for an image."""
+LONG: Final = (pytest.mark.faults, pytest.mark.timeout(900))
 
 
 class OrderHistory(History):
@@ -157,12 +158,12 @@ async def run_days(folder: Path, examples: int, *, resubmit_unknown: bool, image
         await asyncio.to_thread(explore)
 
 
-@pytest.mark.parametrize("examples", [40, pytest.param(2000, marks=pytest.mark.faults)])
+@pytest.mark.parametrize("examples", [40, pytest.param(1000, marks=LONG)])
 async def test_no_order_of_a_day_exceeds_the_budget(tmp_path: Path, examples: int) -> None:
     await run_days(tmp_path, examples, resubmit_unknown=False, images=3)
 
 
-@pytest.mark.parametrize("examples", [20, pytest.param(2000, marks=pytest.mark.faults)])
+@pytest.mark.parametrize("examples", [20, pytest.param(1000, marks=LONG)])
 async def test_budget_covers_every_repeated_submission(tmp_path: Path, examples: int) -> None:
     await run_days(tmp_path, examples, resubmit_unknown=True, images=7)
 
@@ -201,6 +202,21 @@ async def test_late_report_corrects_what_an_ended_task_holds(stage: Stage, end: 
     for _ in range(2):
         await History(stage.services, stage.world, stage.clock, task.id).call_back(job)
         assert await reserved_of(stage, task) == amount
+
+
+async def test_second_job_of_one_submission_is_counted_beyond_the_reservation(stage: Stage) -> None:
+    """The provider bills both, so less is left for other orders; a repeated callback of either changes nothing."""
+    task = await stage.order(0)
+    first = stage.world.jobs[0]
+    second = replace(first, id="job of the same submission")
+    stage.world.jobs.append(second)
+    for job in (first, second):
+        job.succeed()
+    history = OrderHistory(stage.services, stage.world, stage.clock, task.id)
+    await history.finish()
+    assert await reserved_of(stage, task) == 2 * COST
+    (attempt,) = await history.attempts()
+    assert (attempt.cost, attempt.duplicate_cost) == (3.0, 3.0)
 
 
 async def test_late_success_after_an_unknown_outcome_is_settled_before_the_download(stage: Stage) -> None:

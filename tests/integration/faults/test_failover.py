@@ -504,6 +504,25 @@ async def test_queued_order_moves_while_its_provider_is_paused(stage: Stage) -> 
     assert (await stage.work(task)).state == TaskState.WAITING
 
 
+async def test_every_move_of_an_order_is_kept_with_its_reason(stage: Stage) -> None:
+    task = await stage.order(REFUSED, EMPTY, REFUSED, EMPTY, ACCEPTED)
+    task = await stage.work(task)  # the second key
+    limits = stage.services.tables.provider_limits
+    await stage.services.database.transact(limits.pause_provider("birch", stage.clock.now()))
+    stage.clock.advance(1)
+    task = await stage.work(task)
+    assert task.provider == "cedar"
+    assert [route["provider"] for route in task.routes] == [*NAMES, "birch", "cedar"]
+    assert [route["reason"] for route in task.routes[3:]] == [
+        "after provider_credits at amber",
+        "birch takes no orders now",
+    ]
+    assert [route["at"] for route in task.routes[3:]] == [stage.clock.now() - 1, stage.clock.now()]
+    moved = stage.services.metrics.registry.get_sample_value
+    assert moved("broker_orders_moved_total", {"from": "amber", "to": "birch"}) == 1.0
+    assert moved("broker_orders_moved_total", {"from": "birch", "to": "cedar"}) == 1.0
+
+
 async def test_queued_order_of_a_provider_without_a_key_any_more_moves_on(stage: Stage) -> None:
     task = await stage.create()
     gone = stage.services.tables.tasks.update_task(task, provider="gone", candidates=("gone", "cedar"))

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from storage.attempts import Attempt
+from storage.ledger import SECONDS_PER_DAY
 from storage.limits.budgets import Budgets, day_of, to_micros
 from storage.sql.database import Stale
 from storage.sql.migrate import upgrade_schema
@@ -69,43 +70,43 @@ async def test_first_reservation_of_a_day_obeys_the_limit_too(processes: list[An
     assert await reserve(database, 1, day=TODAY + 1), "the next day has its own budget"
 
 
-async def add_settled(database: Any, task: Task, *attempts: Attempt) -> int:
-    """Add a reserved task with these attempts, settle it twice, and return what is used then."""
-    rows, budgets = Tasks(database), Budgets(database)
-    await database.transact(budgets.reserve(TODAY, task.reserved or 0, limit=DOLLAR), rows.insert_task(task))
-    await add_attempts(database, *attempts)
+async def settle(database: Any, task: Task, *attempts: Attempt) -> int:
+    """Add a reserved task with these attempts, settle it twice, and return what is used of its day then."""
+    rows, budgets, day = Tasks(database), Budgets(database), day_of(task.created_at)
+    await database.transact(budgets.reserve(day, task.reserved or 0, limit=DOLLAR), rows.insert_task(task))
+    await add_attempts(database, *(replace(attempt, task_id=task.id) for attempt in attempts))
     for _ in range(2):
         await database.transact(*budgets.settle(task))
     fresh = await rows.get(task.id)
     assert fresh is not None
-    assert fresh.reserved == await budgets.get_used(TODAY)
-    return await budgets.get_used(TODAY)
+    assert fresh.reserved == await budgets.get_used(day)
+    return fresh.reserved
 
 
 def an_attempt(number: int = 1, **changes: Any) -> Attempt:
     values: dict[str, Any] = {"provider": "kie", "key_id": "key", "sent_at": NOON, "price": 4.0, "usd_per_unit": 0.005}
-    return Attempt(task_id=a_task().id, number=number, **{**values, **changes})
+    return Attempt(task_id="", number=number, **{**values, **changes})
 
 
-@pytest.mark.parametrize(
-    ("attempts", "usd"),
-    [
-        ([], 0.0),
-        ([an_attempt(billed="no")], 0.0),
-        ([an_attempt(billed="yes", cost=3.0)], 0.015),
-        ([an_attempt(billed="yes")], 0.02),
-        ([an_attempt(billed="unknown")], 0.02),
-        ([an_attempt(billed="yes", cost=3.0, duplicate_cost=4.0)], 0.035),
-        ([an_attempt(1, billed="no"), an_attempt(2, billed="unknown"), an_attempt(3, billed="yes", cost=4.0)], 0.04),
-        ([an_attempt(billed="yes", usd_per_unit=None)], 0.0),
-    ],
-    ids=["none", "free", "reported", "not reported", "unknown", "two jobs", "several", "no price in USD"],
-)
-async def test_settled_reservation_is_what_the_attempts_cost(
-    processes: list[Any], attempts: list[Attempt], usd: float
-) -> None:
-    task = a_task(state=TaskState.FAILED, reserved=60_000, created_at=NOON)
-    assert await add_settled(processes[0], task, *attempts) == to_micros(usd)
+SETTLEMENTS: dict[str, tuple[list[Attempt], float]] = {
+    "no attempt": ([], 0.0),
+    "free": ([an_attempt(billed="no")], 0.0),
+    "cost reported": ([an_attempt(billed="yes", cost=3.0)], 0.015),
+    "cost not reported": ([an_attempt(billed="yes")], 0.02),
+    "billing unknown": ([an_attempt(billed="unknown")], 0.02),
+    "two jobs": ([an_attempt(billed="yes", cost=3.0, duplicate_cost=4.0)], 0.035),
+    "several attempts": ([an_attempt(1, billed="no"), an_attempt(2), an_attempt(3, billed="yes", cost=4.0)], 0.04),
+    "no price in USD": ([an_attempt(billed="yes", usd_per_unit=None)], 0.0),
+}
+
+
+async def test_settled_reservation_is_what_the_attempts_cost(processes: list[Any]) -> None:
+    for number, (attempts, _) in enumerate(SETTLEMENTS.values()):
+        task = a_task(number, state=TaskState.FAILED, reserved=60_000, created_at=NOON + number * SECONDS_PER_DAY)
+        await settle(processes[0], task, *attempts)
+    used = [await Budgets(processes[0]).get_used(TODAY + number) for number in range(len(SETTLEMENTS))]
+    expected = {name: to_micros(usd) for name, (_, usd) in SETTLEMENTS.items()}
+    assert dict(zip(SETTLEMENTS, used, strict=True)) == expected
 
 
 async def test_settlement_belongs_to_the_day_of_the_order(processes: list[Any]) -> None:
