@@ -19,6 +19,7 @@ from storage.tasks import Task
 from tests.support.api import png
 from tests.support.brokers import RunningBroker, open_broker
 from tests.support.faulty_http import Server, Visit, answers, serve
+from tests.support.servers import postgres as servers
 
 pytestmark = pytest.mark.anyio
 
@@ -84,6 +85,19 @@ async def test_held_calls_leave_the_slots_and_connections_of_other_providers(tmp
         gemini.may_answer.set()
         ends = [await broker.wait_end(task_id) for task_id in held]
         assert {data["status"] for data in ends} == {"completed"}
+
+
+@pytest.mark.faults
+async def test_held_calls_hold_no_database_connection(tmp_path: Path) -> None:
+    with servers.running() as server:
+        more = {"database_url": await server.fresh(), "database_connections": 2, "webhook_base_url": ""}
+        async with gemini_server() as gemini, broker_with(gemini, tmp_path, **more) as broker:
+            held = [await broker.create_task("held", **HELD) for _ in range(8)]
+            await gemini.wait_orders(8)
+            assert (await broker.wait_end(await broker.create_task("other", provider="kie")))["status"] == "completed"
+            gemini.may_answer.set()
+            assert {(await broker.wait_end(task_id))["status"] for task_id in held} == {"completed"}
+    assert gemini.orders == 8
 
 
 async def test_held_call_longer_than_its_lease_is_made_once(tmp_path: Path) -> None:
