@@ -118,5 +118,5 @@ async def test_first_start_on_a_full_disk_says_so(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", mebibytes=1) as disk:
         disk.fill()
         async with AsyncExitStack() as stack:
-            with pytest.raises(SettingsError, match="BROKER_DATA_DIR cannot be used .*: free some space on its disk"):
+            with pytest.raises(SettingsError, match=r"BROKER_DATA_DIR cannot be used .*: free some space on its disk"):
                 await opened(stack, disk.folder / "data")
