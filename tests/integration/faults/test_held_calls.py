@@ -156,3 +156,24 @@ async def test_order_waits_while_its_image_could_not_be_stored(tmp_path: Path) -
         drafts.unlink()
         assert (await broker.wait_end(task_id))["status"] == "completed"
     assert gemini.orders == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (
+            "404 Not Found",
+            {"code": 404, "status": "NOT_FOUND", "message": "models/gemini-2.5-flash-image is not found"},
+        ),
+        ("503 Service Unavailable", {"code": 503, "status": "UNAVAILABLE", "message": "The model is overloaded."}),
+    ],
+)
+async def test_order_that_gemini_certainly_did_not_make_goes_to_the_next_provider(
+    tmp_path: Path, status: str, error: dict[str, Any]
+) -> None:
+    async with serve(answers(status, json.dumps({"error": error}).encode())) as server:
+        chosen: dict[str, Any] = {"gemini_keys": "key", "gemini_url": server.url(""), "providers": ("gemini", "kie")}
+        async with open_broker(tmp_path, **chosen) as broker:
+            data = await broker.wait_end(await broker.create_task("a red fox"))
+            assert (data["status"], data["provider"], data["attempts"]) == ("completed", "kie", 2)
+            assert len(await broker.provider_jobs()) == 1
