@@ -12,7 +12,7 @@ from broker.callbacks.public_url import PublicAddress, PublicUrl, check_configur
 from broker.callbacks.tunnels import TunnelAgents
 from broker.clock import Clock, SystemClock
 from broker.cluster import check_clock_skew, check_cluster, create_secret_file
-from broker.errors import SettingsError
+from broker.errors import SettingsError, unusable_folder
 from broker.logs import log
 from broker.monitoring.database_files import watch_database_files
 from broker.monitoring.loop_lag import measure_loop_lag
@@ -241,6 +241,4 @@ def _ensure_secret(settings: Settings) -> bytes:
         create_secret_file(secret_file(settings))
         return secret_file(settings).read_bytes().strip()
     except OSError as error:
-        raise SettingsError(
-            f"BROKER_DATA_DIR cannot be used ({error.strerror}): make {settings.data_dir} writable, or set another"
-        ) from error
+        raise unusable_folder("BROKER_DATA_DIR", settings.data_dir, error) from error

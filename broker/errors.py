@@ -12,8 +12,10 @@ Exception
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Literal
 
 STATUS_OF: Final[dict[str, int]] = {
@@ -87,6 +89,13 @@ class ApiError(Exception):
 
 class SettingsError(Exception):
     """A wrong environment variable. The message holds its name, the expected form and the cure; never a secret."""
+
+
+def unusable_folder(variable: str, folder: Path, error: OSError) -> SettingsError:
+    """Return the error of a folder in which nothing can be written."""
+    is_full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+    cure = "free some space on its disk" if is_full else f"make {folder} writable"
+    return SettingsError(f"{variable} cannot be used ({error.strerror}): {cure}, or set another")
 
 
 class ProviderError(Exception):

@@ -10,7 +10,7 @@ import anyio
 
 from broker.cli import TERMINATION_SIGNALS
 from broker.cli.console import CommandError, print_line
-from broker.errors import SettingsError
+from broker.errors import SettingsError, unusable_folder
 from broker.providers.registry import point_to_sandbox, sandbox_upstream
 from broker.sandbox.dialect import SandboxDialect
 from broker.sandbox.dialects import DIALECTS
@@ -73,9 +73,7 @@ async def run_sandbox(settings: Settings, port: int) -> AsyncIterator[Settings]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SettingsError(
-            f"BROKER_DATA_DIR cannot be used ({error.strerror}): make {folder.parent} writable, or set another"
-        ) from error
+        raise unusable_folder("BROKER_DATA_DIR", folder.parent, error) from error
     upstream = sandbox_upstream(settings)
     options = Options(
         webhook_key=upstream.webhook_key.get_secret_value() if upstream.webhook_key else None,

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -19,7 +20,7 @@ from broker.cli import TERMINATION_SIGNALS
 from broker.cli.console import print_line, print_note
 from broker.cli.embedded import open_system
 from broker.doctor.machine import COOKIE_FLAW, NEWER_PYTHON, has_cookie_flaw
-from broker.errors import SettingsError
+from broker.errors import SettingsError, unusable_folder
 from broker.logs import log
 from broker.net.hosts import EVERY_INTERFACE, is_loopback_host, local_base_url
 from broker.server.sockets import bind_socket, socket_port
@@ -95,9 +96,7 @@ def _configure_logs(settings: Settings) -> None:
     try:
         logs.configure_logging(settings.log_level, settings.log_format, settings.log_dir)
     except OSError as error:
-        raise SettingsError(
-            f"BROKER_LOG_DIR cannot be used ({error.strerror}): make {settings.log_dir} writable, or set another"
-        ) from error
+        raise unusable_folder("BROKER_LOG_DIR", settings.log_dir or Path(), error) from error
     log.info("starting", action="starting", python=platform.python_version(), sqlite=sqlite3.sqlite_version)
 
 

@@ -163,10 +163,9 @@ class JobApi:
     ) -> str | Failed:
         """Upload a reference as a form; return the URL at the first of several places (dotted) in the response.
 
-        A failure costs nothing: nothing is ordered yet. form: further fields, in which `{name}` is the file's name. A
-        reused name may go on serving the old bytes, so each name is new.
+        A failure costs nothing: nothing is ordered yet. form: further fields, in which `{name}` is the file's name.
         """
-        name = f"{reference.sha256[:16]}-{secrets.token_hex(8)}.{_EXTENSIONS.get(reference.media_type, 'bin')}"
+        name = new_file_name(reference)
         file = FilePart(name=field, filename=name, media_type=reference.media_type, read=reference.read)
         fields = {key: value.format(name=name) for key, value in (form or {}).items()}
         try:
@@ -193,3 +192,8 @@ class JobApi:
 def running(parsed: ParsedResponse, job_id: str | None) -> Pending:
     """Return the report of a job that has not ended."""
     return Pending(job_id=job_id, stage=parsed.stage, percent=parsed.percent)
+
+
+def new_file_name(reference: Reference) -> str:
+    """Return a name for an upload; a new one each time, because a reused name may go on serving the old bytes."""
+    return f"{reference.sha256[:16]}-{secrets.token_hex(8)}.{_EXTENSIONS.get(reference.media_type, 'bin')}"

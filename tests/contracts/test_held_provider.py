@@ -20,7 +20,17 @@ from broker.providers.base import Provider
 from broker.providers.registry import load_catalog
 from broker.reports import Failed, Finished, Report
 from tests.contracts.held import HELD_CASES, IMAGE_BYTES, HeldCase
-from tests.contracts.providers import CALLBACK, KEY, SINK, TOKEN, Canned, RecordingSink, Upstream, closed_port
+from tests.contracts.providers import (
+    CALLBACK,
+    KEY,
+    SINK,
+    TOKEN,
+    Canned,
+    RecordingSink,
+    Upstream,
+    closed_port,
+    open_context,
+)
 from tests.contracts.providers import open_provider as open_adapter
 from tests.support.clock import ManualClock
 
@@ -164,6 +174,19 @@ async def test_job_that_cannot_exist_is_not_checked(scene: Scene) -> None:
     with pytest.raises(ProviderError):
         await scene.provider.check("none", SINK)
     assert_no_secret(scene.provider)
+
+
+async def test_key_is_checked_free_of_charge(scene: Scene, clock: ManualClock) -> None:
+    check = next(check for check in scene.case.package.checks if check.name == "key")
+    client = ApiClient(timeout=5.0, max_connections=1)
+    context = open_context(scene.case.package, scene.case.settings(scene.upstream.url), client, CATALOG, clock.now)
+    for status, found in ((200, "ok"), (401, "failed"), (404, "skipped")):
+        scene.upstream.respond(Canned(status=status, body={}))
+        (finding,) = await check.run(scene.provider, context)
+        assert finding.status == found
+        assert_no_secret(finding)
+        assert (scene.upstream.received[-1].method, scene.case.finds_key(scene.upstream.received[-1])) == ("GET", True)
+    await client.aclose()
 
 
 JSON = st.recursive(

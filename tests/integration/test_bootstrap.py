@@ -15,6 +15,7 @@ from broker.errors import SettingsError
 from broker.services import Services
 from storage.errors import StorageError
 from tests.support.servers.postgres import Postgres
+from tests.support.small_disk import small_disk
 
 pytestmark = pytest.mark.anyio
 
@@ -111,3 +112,11 @@ async def test_missing_database_is_reported_with_its_cure(
         with pytest.raises(StorageError, match=cure) as caught:
             await opened(stack, tmp_path, database_url=url.format(port=postgres.port))
     assert "hunter2" not in f"{caught.value!r} {caught.value.__cause__!r} {caught.value.__context__!r}"
+
+
+async def test_first_start_on_a_full_disk_says_so(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", mebibytes=1) as disk:
+        disk.fill()
+        async with AsyncExitStack() as stack:
+            with pytest.raises(SettingsError, match=r"BROKER_DATA_DIR cannot be used .*: free some space on its disk"):
+                await opened(stack, disk.folder / "data")

@@ -242,6 +242,15 @@ async def test_error_in_the_status_makes_any_error_of_the_result_the_jobs_own(
     assert (report.code, report.retryable, report.billed) == ("provider_error", True, "no")
 
 
+async def test_image_counts_more_than_an_error_in_the_status(fal: Provider, upstream: Upstream) -> None:
+    status = Canned(body={**queued("COMPLETED"), "error": "Runner disconnected"})
+    upstream.respond(status, Canned(body=output()), status, Canned(body={}))
+    assert isinstance(await fal.check(FAL.job, SINK), Finished)
+    report = await fal.check(FAL.job, SINK)
+    assert isinstance(report, Failed)
+    assert (report.message, report.billed) == ("Runner disconnected", "unknown")
+
+
 @pytest.mark.parametrize(
     "answer",
     [

@@ -101,3 +101,8 @@ async def test_openrouter_refuses_what_its_models_do_not_take() -> None:
         assert (await client.post("/api/v1/images/generations", json=order)).status_code == 404
         assert (await client.post("/api/v1/images", json=order, headers={"authorization": ""})).status_code == 401
         assert (await client.get("/sandbox/jobs")).json()["jobs"] == []
+
+
+async def test_key_has_the_rest_of_its_limit() -> None:
+    async with sandbox_of("openrouter") as client:
+        assert (await client.get("/api/v1/key")).json()["data"]["limit_remaining"] == 1000.0

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from broker.catalog import Catalog
 from broker.errors import ProviderError
 from broker.net.api_client import ApiClient
 from broker.orders import ImageParams, Mode, Order, OutputFormat, Reference
@@ -859,3 +860,21 @@ def test_api_url_selects_one_provider_and_its_base_url(written: str, meant: tupl
 def test_invalid_api_url_is_rejected(wrong: str) -> None:
     with pytest.raises(ValidationError):
         KieSettings.model_validate({"api_url": wrong})
+
+
+async def test_model_of_unconfirmed_id_is_ordered_once_it_is_enabled(
+    kie: Provider, upstream: Upstream, client: ApiClient, clock: ManualClock
+) -> None:
+    order = Order(params=ImageParams(prompt="x", model="nano-banana-2.1", resolution="2K"), mode="text-to-image")
+    assert not kie.supports("nano-banana-2.1")
+    assert isinstance(await kie.submit(order, None, SINK), Failed)
+    assert upstream.received == []
+    text = PACKAGES["kie"].catalog.read_text("utf-8").replace("enabled = false", "enabled = true")
+    settings = {"kie_keys": KEY, "api_url": upstream.url}
+    enabled = open_provider(PACKAGES["kie"], settings, client, Catalog.load(providers={"kie": text}), clock.now)
+    upstream.respond(ACCEPTED)
+    assert await enabled.submit(order, None, SINK) == Pending(job_id=JOB)
+    assert upstream.received[0].json() == {
+        "model": "nano-banana-2.1",
+        "input": {"prompt": "x", "resolution": "2K", "image_input": []},
+    }

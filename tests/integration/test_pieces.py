@@ -42,6 +42,7 @@ CREATE = "/api/generate/image"
 CHUNKED = "Transfer-Encoding: chunked"
 HINT = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
 OK = head("200 OK", "Content-Length: 2") + b"{}"
+TOO_MANY_HINTS = HINT * (MAX_INTERIM_RESPONSES + 1) + OK
 LIMIT = "more than 4,096 chunks of less than 64 bytes on average"
 
 
@@ -181,7 +182,7 @@ def _connect(config: uvicorn.Config) -> tuple[DeadlineH11, Pipe]:
 
 HOSTILE: dict[str, tuple[Script, str]] = {
     "tiny chunks": (sends(head("200 OK", CHUNKED), in_chunks(bytes(MAX_SMALL_CHUNKS + 1))), LIMIT),
-    "interim responses": (sends(HINT * (MAX_INTERIM_RESPONSES + 1), OK), "more than 16 interim responses"),
+    "interim responses": (sends(TOO_MANY_HINTS), "more than 16 interim responses"),
 }
 
 
@@ -225,6 +226,25 @@ async def test_some_interim_responses_are_skipped_however_they_arrive() -> None:
         for _ in range(2):
             assert (await client.request("GET", server.url())).json() == {}
         assert server.connections == 1
+
+
+async def test_interim_responses_are_limited_on_a_connection_that_is_used_again() -> None:
+    async def answer_twice(visit: Visit) -> None:
+        await visit.send(OK)
+        await visit.reader.readuntil(b"\r\n\r\n")
+        await visit.send(TOO_MANY_HINTS)
+
+    async with serve(answer_twice) as server, _api_client() as client:
+        await client.request("GET", server.url())
+        with pytest.raises(ProviderError, match="more than 16 interim responses"):
+            await client.request("GET", server.url())
+        assert server.connections == 1
+
+
+async def test_interim_responses_are_limited_over_tls() -> None:
+    fetcher = Fetcher(backend=Network(replies=[TOO_MANY_HINTS]))
+    with pytest.raises(DownloadError, match="more than 16 interim responses"):
+        await _download(fetcher, "https://93.184.216.34/")
 
 
 async def test_other_tasks_run_between_the_chunks_of_a_response() -> None:

@@ -162,4 +162,6 @@ async def test_signature_matches_the_vector(
 
 def test_variables_name_the_settings_of_each_provider() -> None:
     for dialect in DIALECTS.values():
-        assert set(dialect.variables("http://127.0.0.1:1", "key").values()) == {"http://127.0.0.1:1", "key"}
+        *urls, key = dialect.variables("http://127.0.0.1:1", "key").values()
+        assert all(url.startswith("http://127.0.0.1:1") for url in urls)
+        assert key == "key"

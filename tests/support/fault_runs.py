@@ -49,6 +49,11 @@ FAMILIES = (
         promise="a budget is kept whatever providers report, and each reservation is settled once",
         files=("integration/faults/test_budget.py",),
     ),
+    Family(promise="no byte of a signed callback can be changed", files=("unit/webhooks/test_ed25519_lines.py",)),
+    Family(
+        promise="an order whose answer is the image ends with image, code or unknown outcome, and is made once",
+        files=("journeys/test_held_providers.py", "integration/faults/test_held_calls.py"),
+    ),
     Family(promise="a late worker does no harm after a takeover", files=("integration/faults/test_takeover.py",)),
     Family(
         promise="downloads, retention and sweep in any order: no image lost, no file left",

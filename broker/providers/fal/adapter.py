@@ -17,7 +17,6 @@ in the sources of its clients.
 from __future__ import annotations
 
 import re
-import secrets
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
@@ -30,14 +29,13 @@ from broker.providers import parsing
 from broker.providers.base import ProviderContext, ResultSink
 from broker.providers.fal.errors import ERRORS
 from broker.providers.fal.settings import FalSettings
-from broker.providers.job_api import JobApi
+from broker.providers.job_api import JobApi, new_file_name
 from broker.providers.parsing import ParsedResponse
 from broker.providers.responses import ProviderResponse
 from broker.reports import Failed, Finished, Pending, Report
 
 UPLOAD_SECONDS: Final = 120.0
 MAX_UPLOAD_ANSWER_BYTES: Final = 2**16
-EXTENSIONS: Final = {"image/jpeg": "jpg", "image/png": "png", "image/webp": "webp"}
 READ_ERRORS: Final = frozenset({401, 403, 404, 408, 429})
 """Statuses of a result that are about the key, the address or the moment, whatever became of the job."""
 _STATUS_IN_ERROR: Final = re.compile(r"status code:? (\d{3})\b")
@@ -82,10 +80,11 @@ class Fal(JobApi):
 
     async def upload_reference(self, reference: Reference) -> str | Failed:
         """Upload one reference: its address first, then its bytes. A failure costs nothing: nothing is ordered yet."""
-        name = f"{secrets.token_hex(8)}.{EXTENSIONS.get(reference.media_type, 'bin')}"
         url = f"{self._settings.rest_url}/storage/upload/initiate?storage_type=fal-cdn-v3"
         try:
-            response = await self.request("POST", url, json={"file_name": name, "content_type": reference.media_type})
+            response = await self.request(
+                "POST", url, json={"file_name": new_file_name(reference), "content_type": reference.media_type}
+            )
             links = parsing.mapping(response.body)
             upload_url, file_url = links.get("upload_url"), links.get("file_url")
             if response.is_permanent:
@@ -119,8 +118,9 @@ class Fal(JobApi):
         if status != "COMPLETED":
             return Pending(job_id=job_id, stage=response.parsed.stage)
         output = await self.request("GET", path)
-        if output.is_success and isinstance(output.body, dict) and not error:
-            return self._finished(output.body, job_id)
+        if output.is_success and isinstance(output.body, dict):
+            finished = self._finished(output.body, job_id)
+            return finished if finished.outputs or not error else self._job_failed(output.body, None, error, job_id)
         if _is_error_of_the_job(output, is_expected=error is not None):
             return self._job_failed(output.body, output.status, error, job_id)
         raise self.reports.error("result", output)

@@ -33,6 +33,8 @@ async def check_key(provider: Provider, context: ProviderContext) -> Sequence[Fi
     if response.status in {401, 403}:
         cure = "copy the key again from https://fal.ai/dashboard/keys into FAL_KEY, and look at the balance there"
         return [failed("fal key", f"the provider does not accept FAL_KEY (key {context.key_id})", cure)]
+    if response.status >= 500:
+        return [skipped("fal key", f"not verified: HTTP {response.status}")]
     return [ok("fal key", f"not refused (key {context.key_id})")]
 
 

@@ -124,7 +124,7 @@ class Gemini(HeldApi):
             return Failed(
                 code=error.code,
                 message=self.reports.redact(answer.message),
-                retryable=error.retryable,
+                retryable=error.retryable and answer.id is not None,  # only attempts with an id are counted
                 billed=self._billed_without_image(answer),
                 job_id=job_id or answer.id,
                 provider_code=answer.block_reason or answer.finish_reason,
@@ -183,13 +183,7 @@ class Gemini(HeldApi):
     # -- requests
 
     def auth(self) -> tuple[Mapping[str, str], Mapping[str, str]]:
-        match self._settings.gemini_auth:
-            case "header":
-                return {"x-goog-api-key": self._api_key}, {}
-            case "query":
-                return {}, {"key": self._api_key}
-            case "bearer":
-                return {"Authorization": f"Bearer {self._api_key}"}, {}
+        return self._settings.place_key(self._api_key)
 
     def _path(self, wire: Wire, order: Order) -> str:
         model = quote(f"{wire.model}{self._settings.gemini_model_suffix}", safe="")

@@ -49,6 +49,16 @@ class GeminiSettings(PackageSettings):
     def keys(self) -> tuple[SecretStr, ...]:
         return self.gemini_keys
 
+    def place_key(self, key: str) -> tuple[Mapping[str, str], Mapping[str, str]]:
+        """Return the headers and the query that carry a key."""
+        match self.gemini_auth:
+            case "header":
+                return {"x-goog-api-key": key}, {}
+            case "query":
+                return {}, {"key": key}
+            case "bearer":
+                return {"Authorization": f"Bearer {key}"}, {}
+
     @property
     def base_url(self) -> str:
         """The address without the version of the API."""

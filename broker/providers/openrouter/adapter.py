@@ -63,6 +63,13 @@ class OpenRouter(HeldApi):
             return self.reports.not_sent(error)
         return self._read_answer(document, response.status)
 
+    async def balance(self) -> float | None:
+        """Return what the key may still spend, in USD (openrouter.ai: API keys); None for a key without a limit."""
+        response = await self.request("GET", "/api/v1/key")
+        if response.is_success:
+            return parsing.first(parsing.amount, parsing.values_at([response.body], "data.limit_remaining"))
+        raise self.reports.error("key", response, can_be_permanent=True)
+
     def _read_answer(self, document: InlineDocument, status: int) -> Report:
         body = parsing.mapping(document.body)
         items = body.get("data")

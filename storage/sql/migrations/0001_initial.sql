@@ -142,7 +142,8 @@ CREATE TABLE images (
 );
 CREATE UNIQUE INDEX images_owner ON images (owner, kind, position);
 
--- callback inbox
+-- callback inbox. Of callbacks without proof only the newest are kept, up to a number of bytes. They form a log: the
+-- position of each is the number of bytes before it; null for proven callbacks.
 CREATE TABLE callbacks (
     id TEXT PRIMARY KEY,
     provider TEXT NOT NULL,
@@ -158,7 +159,9 @@ CREATE TABLE callbacks (
     received_at DOUBLE PRECISION NOT NULL,
     processed_at DOUBLE PRECISION,
     job_ended_at DOUBLE PRECISION,
-    replay_of TEXT
+    replay_of TEXT,
+    body_truncated BIGINT NOT NULL,
+    unproven_position BIGINT
 );
 CREATE INDEX callbacks_unprocessed ON callbacks (task_id, received_at) WHERE processed_at IS NULL AND task_id IS NOT NULL;
 -- pages of the inbox, newest first: all of it, of one task, with one verification, of one provider
@@ -166,6 +169,13 @@ CREATE INDEX callbacks_received ON callbacks (received_at, id);
 CREATE INDEX callbacks_task ON callbacks (task_id, received_at, id);
 CREATE INDEX callbacks_verification ON callbacks (verification, received_at, id);
 CREATE INDEX callbacks_provider ON callbacks (provider, received_at, id);
+CREATE INDEX callbacks_unproven ON callbacks (unproven_position) WHERE unproven_position IS NOT NULL;
+
+-- bytes ever stored, by kind of callback
+CREATE TABLE callback_totals (
+    kind TEXT PRIMARY KEY,
+    bytes BIGINT NOT NULL
+);
 
 CREATE TABLE idempotency (
     caller TEXT NOT NULL,

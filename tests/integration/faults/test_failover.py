@@ -573,6 +573,7 @@ async def test_resubmission_bills_once_per_unknown_outcome(tmp_path: Path) -> No
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("resubmit_unknown", [False, True])
 async def test_no_history_of_thousands_bills_an_order_twice(tmp_path: Path, resubmit_unknown: bool) -> None:
     await run_histories(tmp_path, 10_000, resubmit_unknown=resubmit_unknown)

@@ -19,6 +19,7 @@ from storage.tasks import Task
 from tests.support.api import png
 from tests.support.brokers import RunningBroker, open_broker
 from tests.support.faulty_http import Server, Visit, answers, serve
+from tests.support.servers import postgres as servers
 
 pytestmark = pytest.mark.anyio
 
@@ -86,6 +87,19 @@ async def test_held_calls_leave_the_slots_and_connections_of_other_providers(tmp
         assert {data["status"] for data in ends} == {"completed"}
 
 
+@pytest.mark.faults
+async def test_held_calls_hold_no_database_connection(tmp_path: Path) -> None:
+    with servers.running() as server:
+        more = {"database_url": await server.fresh(), "database_connections": 2, "webhook_base_url": ""}
+        async with gemini_server() as gemini, broker_with(gemini, tmp_path, **more) as broker:
+            held = [await broker.create_task("held", **HELD) for _ in range(8)]
+            await gemini.wait_orders(8)
+            assert (await broker.wait_end(await broker.create_task("other", provider="kie")))["status"] == "completed"
+            gemini.may_answer.set()
+            assert {(await broker.wait_end(task_id))["status"] for task_id in held} == {"completed"}
+    assert gemini.orders == 8
+
+
 async def test_held_call_longer_than_its_lease_is_made_once(tmp_path: Path) -> None:
     async with gemini_server() as gemini, broker_with(gemini, tmp_path, lease=0.3) as broker:
         task_id = await broker.create_task("held", **HELD)
@@ -142,3 +156,24 @@ async def test_order_waits_while_its_image_could_not_be_stored(tmp_path: Path) -
         drafts.unlink()
         assert (await broker.wait_end(task_id))["status"] == "completed"
     assert gemini.orders == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (
+            "404 Not Found",
+            {"code": 404, "status": "NOT_FOUND", "message": "models/gemini-2.5-flash-image is not found"},
+        ),
+        ("503 Service Unavailable", {"code": 503, "status": "UNAVAILABLE", "message": "The model is overloaded."}),
+    ],
+)
+async def test_order_that_gemini_certainly_did_not_make_goes_to_the_next_provider(
+    tmp_path: Path, status: str, error: dict[str, Any]
+) -> None:
+    async with serve(answers(status, json.dumps({"error": error}).encode())) as server:
+        chosen: dict[str, Any] = {"gemini_keys": "key", "gemini_url": server.url(""), "providers": ("gemini", "kie")}
+        async with open_broker(tmp_path, **chosen) as broker:
+            data = await broker.wait_end(await broker.create_task("a red fox"))
+            assert (data["status"], data["provider"], data["attempts"]) == ("completed", "kie", 2)
+            assert len(await broker.provider_jobs()) == 1

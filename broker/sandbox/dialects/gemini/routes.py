@@ -15,7 +15,7 @@ from starlette.routing import Route
 
 from broker.sandbox.answers import HangUp, json_response
 from broker.sandbox.dialects.gemini.faults import FAILED_ANSWERS, WITHOUT_IMAGE, GeminiFault, Record
-from broker.sandbox.dialects.gemini.models import validate_request
+from broker.sandbox.dialects.gemini.models import MODELS, validate_request
 from broker.sandbox.dialects.gemini.webhooks import key_set
 from broker.sandbox.faults import FailureKind, Fault
 from broker.sandbox.jobs import Job, JobView
@@ -73,6 +73,7 @@ class GeminiRoutes:
 
     def build(self) -> Sequence[Route]:
         return [
+            Route("/v1beta/models", self._guard(self.list_models)),
             Route("/v1beta/models/{model}:generateContent", self._guard(self.generate), methods=["POST"]),
             Route("/v1beta/models/{model}:batchGenerateContent", self._guard(self.create_batch), methods=["POST"]),
             Route("/v1beta/batches/{id}", self._guard(self.get_batch)),
@@ -82,6 +83,9 @@ class GeminiRoutes:
 
     def _guard(self, handler: Any) -> Any:
         return self._service.guard(handler, read_key)
+
+    async def list_models(self, _request: Request) -> Response:
+        return json_response({"models": [{"name": f"models/{model}"} for model in MODELS]})
 
     async def generate(self, request: Request) -> Response:
         body = await read_json(request)

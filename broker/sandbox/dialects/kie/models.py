@@ -35,6 +35,17 @@ class KieModel:
 _FIRST_FIELDS = frozenset({"output_format", "image_size"})
 _LATER_FIELDS = frozenset({"output_format", "resolution"})
 
+_SECOND = KieModel(
+    prompt_limit=20_000,
+    prices={"1K": 8, "2K": 12, "4K": 18},
+    formats=("jpg", "png"),
+    references="image_input",
+    max_references=14,
+    ratios=ALL_RATIOS,
+    default_ratio="auto",
+    fields=_LATER_FIELDS,
+)
+
 MODELS: dict[str, KieModel] = {
     "google/nano-banana": KieModel(prompt_limit=5_000, prices={"1K": 4}, formats=("png", "jpeg"), fields=_FIRST_FIELDS),
     "google/nano-banana-edit": KieModel(
@@ -54,16 +65,8 @@ MODELS: dict[str, KieModel] = {
         max_references=8,
         fields=_LATER_FIELDS,
     ),
-    "nano-banana-2": KieModel(
-        prompt_limit=20_000,
-        prices={"1K": 8, "2K": 12, "4K": 18},
-        formats=("jpg", "png"),
-        references="image_input",
-        max_references=14,
-        ratios=ALL_RATIOS,
-        default_ratio="auto",
-        fields=_LATER_FIELDS,
-    ),
+    "nano-banana-2": _SECOND,
+    "nano-banana-2.1": _SECOND,  # its page was not seen: neither the id nor the fields are confirmed
     # The price is undocumented: the lowest documented one stands in. The format cannot be chosen.
     "nano-banana-2-lite": KieModel(
         prompt_limit=20_000,

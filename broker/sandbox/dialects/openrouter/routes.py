@@ -15,7 +15,7 @@ from broker.sandbox.answers import HangUp, json_response
 from broker.sandbox.faults import Fault, FaultName
 from broker.sandbox.orders import JobOrder, RejectedRequest, is_http_url, require, require_choice
 from broker.sandbox.pixels import ALL_RATIOS, RATIOS, sizes_of
-from broker.sandbox.service import JobService, authorization_key, read_json
+from broker.sandbox.service import Handler, JobService, authorization_key, read_json
 
 
 class OpenRouterFault(FaultName):
@@ -68,8 +68,16 @@ class OpenRouterRoutes:
         self._service = service
 
     def build(self) -> Sequence[Route]:
-        guarded = self._service.guard(self.create_image, authorization_key("Bearer"))
-        return [Route("/api/v1/images", guarded, methods=["POST"])]
+        return [
+            Route("/api/v1/images", self._guard(self.create_image), methods=["POST"]),
+            Route("/api/v1/key", self._guard(self.get_key)),
+        ]
+
+    def _guard(self, handler: Handler) -> Handler:
+        return self._service.guard(handler, authorization_key("Bearer"))
+
+    async def get_key(self, _request: Request) -> Response:
+        return json_response({"data": {"label": "sandbox", "limit_remaining": self._service.balance()}})
 
     async def create_image(self, request: Request) -> Response:
         body = await read_json(request)
