@@ -49,6 +49,7 @@ class ProviderOffer(LimitsData):
     prices: Annotated[dict[str, float], Field(description="of one image, by resolution; empty: unknown")]
     unit: Annotated[str | None, Field(description="of the prices")]
     usd_prices: Annotated[dict[str, float], Field(description="the same in USD; empty: unknown")]
+    metered: Annotated[bool, Field(description="it charges by tokens or seconds: the prices are of a usual image")]
     priced_on: Annotated[Day | None, Field(description="when the prices were read")]
 
 
@@ -148,6 +149,7 @@ class ModelRoutes:
             **vars(offer.limits),
             name=offer.provider,
             in_use=offer.provider in self.apis,
+            metered=offer.is_metered,
             prices=dict(offer.prices),
             usd_prices={resolution: round(price, USD_DIGITS) for resolution, price in offer.usd_prices},
         )

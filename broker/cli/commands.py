@@ -112,12 +112,15 @@ def generate(
     aspect: Annotated[str | None, typer.Option(help="Like 1:1, 16:9 or auto.")] = None,
     resolution: Annotated[str | None, typer.Option(help="1K, 2K or 4K, if the model supports it.")] = None,
     n: Annotated[int, typer.Option("--n", "-n", min=1, max=6, help="Number of images.")] = 1,
+    provider: Annotated[str | None, typer.Option(help="The only provider that may get the order.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show price, routes and request; order nothing.")] = False,
 ) -> None:
     """Make images and save them. Uses the running broker; without one, runs a broker for this command."""
-    from broker.cli.generate import generate
+    from broker.cli.generate import generate, show_dry_run
 
-    images = image or []
-    _run_command(generate, prompt, images=images, out=out, model=model, aspect_ratio=aspect, resolution=resolution, n=n)
+    run = partial(show_dry_run, prompt) if dry_run else partial(generate, prompt, out=out)
+    chosen = {"model": model, "aspect_ratio": aspect, "resolution": resolution, "n": n, "provider": provider}
+    _run_command(partial(run, images=image or [], **chosen))
 
 
 @app.command()

@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from broker.bootstrap import load_settings
 from broker.cli import ExitCode
 from broker.cli.connection import find_running_broker, quiet_logs
-from broker.cli.console import CommandError, print_error, print_line, print_note, show_progress
+from broker.cli.console import CommandError, format_json, print_error, print_line, print_note, show_progress
 from broker.cli.embedded import run_embedded_broker
 from broker.client import AsyncClient, Task
 from broker.client.async_client import OrderOptions
@@ -38,6 +38,22 @@ async def generate(prompt: str, *, out: Path | None, **options: Unpack[OrderOpti
     for task in failures:
         print_error(describe_failure(task))
     return ExitCode.NOT_DONE if failures else ExitCode.DONE
+
+
+async def show_dry_run(prompt: str, **options: Unpack[OrderOptions]) -> None:
+    """Print what an order would cost, which providers may get it, and the request that the first one would get."""
+    settings = load_settings()
+    quiet_logs(settings)
+    async with _connect_or_embed(settings) as client:
+        preview = await client.dry_run(prompt, **options)
+    price = "unknown" if preview["total"] is None else f"{preview['total']:g} {preview['unit']}"
+    usd = "" if preview["usd"] is None else f" ({preview['usd']:g} USD)"
+    print_line(f"price      {price}{usd}, {preview['qualifier']}")
+    for route in preview["routes"]:
+        role = "candidate" if route["candidate"] else "not chosen"
+        print_line(f"{route['provider']:<10} {role}  {route['reason'] or ''}".rstrip())
+    print_line(f"{preview['method']} {preview['url']}")
+    print_line(format_json(preview["json"]))
 
 
 async def _wait_for_task(client: AsyncClient, task_id: str, update: Callable[[str], None]) -> Task:

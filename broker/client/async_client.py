@@ -64,6 +64,10 @@ class OrderOptions(TypedDict, total=False):
     n: int
     """Number of images, one task each."""
     seed: int | None
+    provider: str | None
+    """The only provider that may get the order."""
+    priority: str | None
+    """`low`, `normal` or `high`, among the caller's own tasks."""
     callback_url: str | None
     """Receives a webhook when a task ends."""
     idempotency_key: str | None
@@ -150,24 +154,27 @@ class AsyncClient:
         return made
 
     async def create(self, prompt: str, **options: Unpack[OrderOptions]) -> Order:
-        """Order images: images, model, aspect_ratio, resolution, output_format, n, seed, callback_url, idempotency_key.
+        """Order images, with the `OrderOptions` as keywords.
 
         The order is durable when this returns. After a lost response the order is sent again with the same key,
         and when no attempt succeeds, a note of the error names the key.
         """
-        fields: dict[str, Any] = {"prompt": prompt, **options}
-        key = fields.pop("idempotency_key", None) or secrets.token_hex(16)
-        references = await asyncio.to_thread(read_references, fields.pop("images", ()))
-        fields["number_of_images"] = fields.pop("n", 1)
-        # parts without a file name are fields; so the form is multipart even without a reference
-        parts = [(to_camel(name), (None, str(value))) for name, value in fields.items() if value is not None]
-        sent: dict[str, Any] = {"headers": {"Idempotency-Key": key}, "files": [*parts, *references]}
+        key = options.pop("idempotency_key", None) or secrets.token_hex(16)
+        sent: dict[str, Any] = {"headers": {"Idempotency-Key": key}, "files": await _order_parts(prompt, options)}
         try:
             order = await self._fetch(Order, "POST", "/api/generate/image", **sent)
         except errors.Unreachable as error:
             error.add_note(f"Ordering again with idempotency_key={key!r} is safe: an order that arrived is returned.")
             raise
         return replace(order, key=key)
+
+    async def dry_run(self, prompt: str, **options: Unpack[OrderOptions]) -> Document:
+        """Return the request that a provider would get, with its quote and routes. Nothing is ordered."""
+        options.pop("idempotency_key", None)
+        parts = [*await _order_parts(prompt, options), ("dryRun", (None, "true"))]
+        document = await self._fetch(Document, "POST", "/api/generate/image", files=parts)
+        preview: Document = document["data"]
+        return preview
 
     async def get(self, task: TaskRef) -> Task:
         """Return the task. Raises `BrokerApiError` with status 404, or 410 once it has expired."""
@@ -309,6 +316,16 @@ def _retry_after(error: BaseException) -> float:
 
 def _task_path(task: TaskRef) -> str:
     return f"/api/task/{quote(task if isinstance(task, str) else task.id, safe='')}"
+
+
+async def _order_parts(prompt: str, options: OrderOptions) -> list[Any]:
+    """Return the parts of the form of an order."""
+    fields: dict[str, Any] = {"prompt": prompt, **options}
+    references = await asyncio.to_thread(read_references, fields.pop("images", ()))
+    fields["number_of_images"] = fields.pop("n", 1)
+    # parts without a file name are fields; so the form is multipart even without a reference
+    parts = [(to_camel(name), (None, str(value))) for name, value in fields.items() if value is not None]
+    return [*parts, *references]
 
 
 async def _gather_all(several: Iterable[Awaitable[T]]) -> list[T]:

@@ -85,6 +85,7 @@ class Client:
 
     generate = _as_blocking(AsyncClient.generate)
     create = _as_blocking(AsyncClient.create)
+    dry_run = _as_blocking(AsyncClient.dry_run)
     get = _as_blocking(AsyncClient.get)
     wait = _as_blocking(AsyncClient.wait)
     events = _as_iterator(AsyncClient.events)

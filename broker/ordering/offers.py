@@ -37,6 +37,8 @@ class Offer:
     """The same in USD; empty if unknown."""
     unit: str | None
     """Of `prices`."""
+    is_metered: bool
+    """True if it charges by tokens or seconds: then the prices are those of a usual image."""
     priced_on: date | None
     """When the prices were read."""
 
@@ -94,6 +96,7 @@ def _make_offer(model: Model, mode: Mode, wire: Wire, provider: str, terms: Prov
         prices=prices,
         usd_prices=() if rate is None else tuple((resolution, price * rate) for resolution, price in prices),
         unit=terms.unit if prices else None,
+        is_metered=terms.is_metered,
         priced_on=terms.priced_on if prices else None,
     )
 

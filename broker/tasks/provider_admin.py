@@ -99,6 +99,8 @@ class ProviderAdmin:
         await self.get_report(name)
         ending = self.tables.provider_limits.resume_provider(name)
         await self.tables.database.transact(*ending, wake=(DUE_CHANNEL,))
+        self.router.expire_statuses()
+        self.tables.database.notify(DUE_CHANNEL)  # again: the worker of this process may have read an old status
         log.info("provider resumed", action="provider_resumed", provider=name)
         return await self.get_report(name)
 

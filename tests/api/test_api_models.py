@@ -74,6 +74,7 @@ async def test_list_has_everything_that_a_form_needs(tmp_path: Path) -> None:
                     "prices": {"1K": 18, "2K": 18, "4K": 24},
                     "unit": "credits",
                     "usdPrices": {"1K": 0.09, "2K": 0.09, "4K": 0.12},
+                    "metered": False,
                     "pricedOn": "2026-11-20",
                 }
             ],

@@ -188,6 +188,8 @@ async def test_order_sends_every_option(tmp_path: Path) -> None:
             output_format="jpg",
             n=2,
             seed=0,
+            provider="fal",
+            priority="low",
             callback_url="https://c.example/",
         )
     assert header(server.heads[0], "authorization") == f"Bearer {KEY}"
@@ -200,6 +202,8 @@ async def test_order_sends_every_option(tmp_path: Path) -> None:
         ("resolution", b"2K"),
         ("outputFormat", b"jpg"),
         ("seed", b"0"),
+        ("provider", b"fal"),
+        ("priority", b"low"),
         ("callbackUrl", b"https://c.example/"),
         ("numberOfImages", b"2"),
         ("imageUrls", b"http://a.example/1.png"),
@@ -208,6 +212,16 @@ async def test_order_sends_every_option(tmp_path: Path) -> None:
         ("image", b"an image of ours"),
         ("imageUrls", b"https://b.example/2.png"),
     ]
+
+
+async def test_dry_run_sends_the_same_form_and_returns_the_preview() -> None:
+    bodies: list[bytes] = []
+    preview = respond_json({"success": True, "dryRun": True, "data": {"price": 4}})
+    async with connected_client(recording_bodies(bodies, preview)) as (client, server, _):
+        assert await client.dry_run("a fox", resolution="2K") == {"price": 4}
+    form = [(name_of(part), part.get_payload(decode=True)) for part in parts(server.heads[0], bodies[0])]
+    assert form == [("prompt", b"a fox"), ("resolution", b"2K"), ("numberOfImages", b"1"), ("dryRun", b"true")]
+    assert header(server.heads[0], "idempotency-key") is None
 
 
 async def test_single_reference_needs_no_list_and_text_is_a_path(tmp_path: Path) -> None:

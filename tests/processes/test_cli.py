@@ -232,6 +232,16 @@ def test_generate_reports_a_wrong_option(served: Shell, args: tuple[str, ...], w
     assert words in ended.err
 
 
+def test_dry_run_shows_price_routes_and_request_and_orders_nothing(served: Shell) -> None:
+    before = json.loads(served.run("tasks", "--json").out)
+    ended = served.run("generate", "a dry fox", "--dry-run", "--provider", "sandbox", "--n", "2")
+    assert ended.code == 0, ended.err
+    assert ended.out.startswith("price      8 credits (0.04 USD), exact\nsandbox    candidate\nPOST http://127.0.0.1:")
+    assert '"prompt": "a dry fox"' in ended.out
+    assert json.loads(served.run("tasks", "--json").out) == before
+    assert "No provider" in served.run("generate", "a fox", "--dry-run", "--provider", "fal").err
+
+
 def test_generate_needs_the_key_of_the_broker(served: Shell) -> None:
     ended = served.run("generate", "a fox", BROKER_API_KEYS="another-key")
     assert ended.code == 1

@@ -494,6 +494,7 @@ async def _use_everything(database: Any, rows: Tasks, task: Task) -> None:
         await rows.list_newest(status=status, limit=5, before=(NOW, "task"))
     await Attempts(database).list_of_task(task.id)
     await Attempts(database).get(task.id, 1)
+    assert await Attempts(database).count_ended("kie", "default", NOW) == {}
     await rows.claim(TaskState.WAITING, now=NOW, lease=lease(until=NOW), limit=5)
     await TaskQueue(database).claim("kie", now=NOW, lease=lease(until=NOW), limit=5)
     await TaskQueue(database).claim_movable("kie", ["fal"], now=NOW, lease=lease(until=NOW), limit=5)
