@@ -42,6 +42,8 @@ class _Queue:
     end: int | None
     """Position of the orders beyond those that were read; None if all were."""
     load: AccountLoad
+    is_paused: bool
+    """By the operator: then there is no estimate."""
 
 
 @dataclass(kw_only=True)
@@ -72,7 +74,7 @@ class EtaEstimator:
         cached = self._queues.setdefault(task.provider, fresh)
         queue = await cached.get()
         position = queue.positions.get(task.id)
-        eta = await self._queued_eta(task, position, queue.load) if position else None
+        eta = await self._queued_eta(task, position, queue.load) if position and not queue.is_paused else None
         return Progress(position=position or queue.end, eta=eta, fresh_for=max(0.0, cached.expires_in))
 
     async def _load_queue(self, provider: str) -> _Queue:
@@ -81,6 +83,7 @@ class EtaEstimator:
             positions={task_id: position for position, task_id in enumerate(ids[: self.max_positions], 1)},
             end=len(ids) if len(ids) > self.max_positions else None,
             load=await self._get_load(provider),
+            is_paused=provider in await self.tables.provider_limits.paused_providers(),
         )
 
     async def _get_load(self, provider: str) -> AccountLoad:

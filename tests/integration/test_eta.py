@@ -126,6 +126,29 @@ async def test_history_falls_back_to_the_model_then_the_provider_then_none(quiet
     )
 
 
+async def test_nothing_is_promised_while_the_provider_is_paused(quiet: Services, clock: ManualClock) -> None:
+    """Only the operator knows when it ends; the position is known."""
+    task, limits = queued(9), quiet.tables.provider_limits
+    await add(quiet, task, *(done(n) for n in range(5)))
+    await quiet.database.transact(limits.pause_provider("kie", clock.now()))
+    assert await position_and_eta(quiet, task) == (1, None)
+    await quiet.database.transact(*limits.resume_provider("kie"))
+    clock.advance(eta.QUEUE_TTL_SECONDS)
+    assert await position_and_eta(quiet, task) == (1, 30)
+
+
+async def test_estimates_follow_the_turns_of_the_callers(quiet: Services) -> None:
+    """A single image, ordered last, is not behind the hundreds of another caller."""
+    many = [queued(n, caller="a", due_at=NOW - 1) for n in range(10, 510)]
+    single = queued(900, caller="b", due_at=NOW)
+    await add(quiet, *many, single, *(done(n) for n in range(5)))
+    (place, soon), (last, later) = [await position_and_eta(quiet, task) for task in (single, many[-1])]
+    assert (place, last) == (2, 501)
+    assert soon is not None
+    assert later is not None
+    assert soon < later
+
+
 async def test_exceeded_estimate_disappears(quiet: Services, clock: ManualClock) -> None:
     await add(quiet, *(done(n) for n in range(5)))
     task = a_task(NOW, state=TaskState.WAITING, sent_at=NOW)
