@@ -73,7 +73,7 @@ class CallbackReceiver:
         )
         return StoredCallback(
             id=new_callback_id(),
-            provider=task.provider if task else verified.provider.name,
+            provider=verified.provider.name,  # whose form it has; the task may be at another one by now
             task_id=task.id if task else None,
             attempt=verified.attempt,
             verification=verified.decision.verification.value,

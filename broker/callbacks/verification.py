@@ -109,7 +109,8 @@ class CallbackVerifier:
             attempts = await self.attempts.list_of_task(task.id)
             sent_to = {task.provider, *(one.provider for one in attempts)}
             task = task if read.provider.name in sent_to else None
-            attempt = next((one.number for one in attempts if one.job_id in read.job_ids), None)
+            own = [one for one in attempts if one.provider == read.provider.name]
+            attempt = next((one.number for one in own if one.job_id in read.job_ids), None)
             if evidence.signature == Proof.BODY_VERIFIED and attempt is None:
                 # nor about another job: some providers sign for all their customers with the same keys
                 evidence = replace(evidence, signature=Proof.SENDER_VERIFIED)

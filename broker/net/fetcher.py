@@ -1,4 +1,4 @@
-"""Downloads from, and webhooks to, URLs of callers and providers: checked, resolved once, and dialed as checked."""
+"""Requests to URLs that callers and providers name: checked, resolved once, and dialed as checked."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import anyio
 import httpcore
 
 from broker.errors import DownloadError
-from broker.net.api_client import CONNECT_SECONDS, USER_AGENT, HttpResponse, tls_context
+from broker.net.api_client import CONNECT_SECONDS, USER_AGENT, HttpResponse, StreamedBody, tls_context
 from broker.net.hosts import parse_ip
 from broker.net.pieces import LimitedBackend, TooManyPieces, limited_chunks
 from broker.net.resolver import Resolver, SystemResolver
@@ -105,6 +105,17 @@ class Fetcher:
                 body=body,
             )
 
+    async def put(self, url: str, body: StreamedBody, *, timeout: float) -> int:
+        """PUT a body to a URL and return the status of the response, without following redirects. timeout: seconds."""
+        parsed = self.check_url(url)
+        async with self._slots:
+            deadline = asyncio.get_running_loop().time() + timeout
+            headers = {"Content-Type": body.media_type, "Content-Length": str(body.size)}
+            async with self._send_request(
+                parsed, deadline, method="PUT", headers=headers, content=body.chunks, response_seconds=timeout
+            ) as response:
+                return response.status
+
     async def validate(self, url: str, *, dns_seconds: float = 2.0) -> None:
         """Raise `EgressBlocked` for a URL that would be blocked now: an early error for the caller.
 
@@ -137,12 +148,13 @@ class Fetcher:
         *,
         method: str = "GET",
         headers: Mapping[str, str] | None = None,
-        content: bytes = b"",
+        content: bytes | AsyncIterator[bytes] = b"",
+        response_seconds: float = RESPONSE_SECONDS,
     ) -> AsyncGenerator[httpcore.Response]:
         """Send one checked request over one new connection, closed at the end."""
         self._policy.check_without_dns(url)
         host, scheme = url.host.encode("ascii"), url.scheme.encode("ascii")
-        length = {"Content-Length": str(len(content))} if content else {}
+        length = {"Content-Length": str(len(content))} if isinstance(content, bytes) and content else {}
         fixed = {"Host": url.authority, "Accept-Encoding": "identity", "Connection": "close", **length}
         connection = httpcore.AsyncHTTPConnection(
             httpcore.Origin(scheme, host, url.port), ssl_context=tls_context(), network_backend=self._backend
@@ -157,7 +169,7 @@ class Fetcher:
         try:
             with _download_errors(url):
                 now = asyncio.get_running_loop().time()
-                async with asyncio.timeout_at(min(deadline, now + RESPONSE_SECONDS)):
+                async with asyncio.timeout_at(min(deadline, now + response_seconds)):
                     response = await connection.handle_async_request(request)
             yield response
         finally:

@@ -18,6 +18,7 @@ from pydantic import SecretStr
 from broker.catalog import Catalog
 from broker.errors import FieldError
 from broker.net.api_client import ApiClient
+from broker.net.fetcher import Fetcher
 from broker.orders import Order
 from broker.providers.signing_keys import CallbackSignature, FixedKeys
 from broker.reports import Failed, Report
@@ -142,6 +143,9 @@ class ProviderContext:
     settings: Any
     """An instance of the package's settings class."""
     client: ApiClient
+    """For the addresses of the settings."""
+    fetcher: Fetcher
+    """For addresses that the provider names."""
     catalog: Catalog
     now: Callable[[], float]
     """Seconds since the epoch."""

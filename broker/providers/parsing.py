@@ -29,6 +29,8 @@ MAX_OUTPUTS: Final = 16
 MAX_URL_LENGTH: Final = 4096
 MAX_CANDIDATES: Final = 1000
 """Strings examined in search of URLs; bounds the work on a hostile body."""
+MAX_TEXT_CHARS: Final = 2**16
+"""Of all texts beside a result together; each response about the task repeats them."""
 MAX_SALVAGED_CHARS: Final = 2**20
 MAX_ITEMS: Final = 8
 """Items of a list that are read, and names of a failure that are kept."""
@@ -202,6 +204,17 @@ def to_code(value: Any) -> int | None:
 def text(value: Any) -> str | None:
     """Return a non-empty string without surrounding blanks; None for everything else."""
     return value.strip() or None if isinstance(value, str) else None
+
+
+def texts(values: Iterable[Any]) -> tuple[str, ...]:
+    """Return the texts among the values, cut where they are too long together."""
+    left = MAX_TEXT_CHARS
+    found: list[str] = []
+    for value in filter(None, map(text, values)):
+        if left:
+            found.append(value[:left])
+            left -= len(found[-1])
+    return tuple(found)
 
 
 def label(value: Any) -> str | None:

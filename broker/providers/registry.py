@@ -12,6 +12,7 @@ from pydantic import SecretStr
 from broker.catalog import Catalog, ProviderTerms
 from broker.errors import SettingsError
 from broker.net.api_client import ApiClient
+from broker.net.fetcher import Fetcher
 from broker.providers.base import NO_KEY_ID, ProviderContext, ProviderPackage, key_id_of
 from broker.providers.fal import FAL
 from broker.providers.gemini import GEMINI
@@ -115,6 +116,7 @@ class ProviderRegistry:
                 api_key=key,
                 settings=settings,
                 client=self.client,
+                fetcher=self._fetcher,
                 catalog=self.catalog,
                 now=self.now,
                 creates_per_10s=terms.creates_per_10s,
@@ -135,6 +137,11 @@ class ProviderRegistry:
     def open_all(self) -> dict[str, ProviderPool]:
         """Return every configured provider, the preferred one first."""
         return {name: self.open(name) for name in self.packages}
+
+    @cached_property
+    def _fetcher(self) -> Fetcher:
+        """Return the client for addresses that a provider names; the rules are those of results."""
+        return Fetcher(allow=self.settings.download_allow)
 
     @cached_property
     def signatures(self) -> Mapping[str, CallbackSignature]:

@@ -92,12 +92,18 @@ class ProviderResponse:
     def proves_refusal(self) -> bool:
         """True if the response, where it names no job, proves that none exists.
 
-        The body's code precedes the HTTP status, because kie.ai answers errors with HTTP 200. 408, 409, 425 and 5xx
-        prove nothing: the order may have been accepted. A permanent redirect comes from a server that takes no orders.
+        The body's code precedes the HTTP status, because kie.ai answers errors with HTTP 200. 408, 409, 425, 499 (the
+        request was canceled behind a gateway) and 5xx prove nothing: the order may have been accepted. A permanent
+        redirect comes from a server that takes no orders.
         """
         if self.parsed.code in {505, 531} or self.code in {301, 307, 308}:
             return True
-        return 400 <= self.code < 500 and self.code not in {408, 409, 425}
+        return 400 <= self.code < 500 and self.code not in {408, 409, 425, 499}
+
+    @property
+    def is_unpaid(self) -> bool:
+        """True if the account was refused, by code: nothing can be billed then, whenever the error came."""
+        return self.code in {401, 402}
 
     @property
     def is_permanent(self) -> bool:

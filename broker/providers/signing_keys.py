@@ -72,14 +72,19 @@ class FetchedKeys:
     async def verify(self, headers: Mapping[str, str], body: bytes, ids: Sequence[str], now: float) -> Proof:
         if not self.is_signed(headers):
             return Proof.NONE
-        if self._fetched_at is None or now - self._fetched_at > KEYS_SECONDS:
+        if self._is_old(now):
             await self._fetch_keys(now)
+        if self._is_old(now):
+            return Proof.NONE
         used = self._signature
         proof = used.verify(headers, body, ids, now)
         if proof == Proof.WRONG:
             await self._fetch_keys(now, unlike=used)
             proof = self._signature.verify(headers, body, ids, now)
         return proof
+
+    def _is_old(self, now: float) -> bool:
+        return self._fetched_at is None or now - self._fetched_at > KEYS_SECONDS
 
     async def _fetch_keys(self, now: float, unlike: Signature | None = None) -> None:
         """Fetch the keys once for all concurrent callbacks. unlike: the keys in whose place others are needed."""

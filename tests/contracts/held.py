@@ -120,6 +120,8 @@ OPENROUTER = HeldCase(
         (Canned(status=200, body={"error": {"code": 402, "message": ECHO}}), "provider_credits", False),
     ),
     without_image=(
+        (Canned(body={"error": {"code": 429, "message": ECHO}}), "provider_rate_limited"),
+        (Canned(body={"error": {"code": 404, "message": ECHO}}), "provider_rejected"),
         (Canned(body=_images()), "no_image"),
         (Canned(body=_images({"b64_json": None})), "no_image"),
         (Canned(body={"error": {"code": 502, "message": ECHO}}), "provider_error"),

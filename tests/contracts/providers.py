@@ -10,7 +10,7 @@ import asyncio
 import json
 import socket
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +18,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from broker.catalog import Catalog
 from broker.net.api_client import ApiClient
+from broker.net.fetcher import Fetcher
 from broker.providers.base import NO_KEY_ID, Provider, ProviderContext, ProviderPackage, key_id_of
 from broker.providers.registry import PROVIDERS
 from broker.reports import STORED_PREFIX
@@ -135,9 +136,15 @@ def open_provider(
 
 
 def open_context(
-    package: ProviderPackage, settings: Mapping[str, Any], client: ApiClient, catalog: Catalog, now: Callable[[], float]
+    package: ProviderPackage,
+    settings: Mapping[str, Any],
+    client: ApiClient,
+    catalog: Catalog,
+    now: Callable[[], float],
+    *,
+    allow: Sequence[str] = ("127.0.0.1",),
 ) -> ProviderContext:
-    """Return the context of a package's first key."""
+    """Return the context of a package's first key. allow: hosts of our network that the provider may name."""
     chosen = package.settings.model_validate(settings)
     key = next(iter(chosen.keys), None)
     return ProviderContext(
@@ -146,6 +153,7 @@ def open_context(
         api_key=key,
         settings=chosen,
         client=client,
+        fetcher=Fetcher(allow=allow),
         catalog=catalog,
         now=now,
         creates_per_10s=20,
@@ -216,6 +224,7 @@ UNKNOWN_ANYWHERE = (
     Canned(status=408, body={"msg": ECHO}),
     Canned(status=409, body={}),
     Canned(status=425, body={}),
+    Canned(status=499, body={"code": 499, "msg": ECHO}),
     Canned(status=200),
     Canned(status=200, body=b"<html>welcome</html>"),
     Canned(status=200, body=b'{"code":200,"data":{"tas'),

@@ -24,6 +24,7 @@ from broker.sandbox.dialects.fal.signing import SigningKeys
 from broker.sandbox.engine import Options
 from broker.sandbox.server import serve_sandbox
 from storage.attempts import Attempt
+from storage.states import TaskState
 from storage.tasks import Task
 from tests.contracts.cases.fal import COMPLETED, FAL, callback, output, queued, rejected
 from tests.contracts.providers import CALLBACK, IMAGE, JOB, KEY, SINK, Canned, Upstream, open_context
@@ -158,6 +159,18 @@ async def test_reference_is_uploaded_in_two_steps_and_the_key_stays_here(fal: Pr
     assert "authorization" not in put.headers
 
 
+async def test_reference_is_not_uploaded_into_our_own_network(
+    upstream: Upstream, client: ApiClient, clock: ManualClock
+) -> None:
+    """The provider names the address of the upload, as it names those of results."""
+    context = open_context(FAL.package, FAL.settings(upstream.url), client, CATALOG, clock.now, allow=())
+    upstream.respond(Canned(body={"upload_url": f"{upstream.url}/inside", "file_url": IMAGE}), Canned())
+    placed = await FAL.package.factory(context).upload_references(order("nano-banana-2", reference()))
+    assert isinstance(placed, Failed)
+    assert (placed.code, placed.billed) == ("provider_unavailable", "no")
+    assert [one.method for one in upstream.received] == ["POST"]
+
+
 @pytest.mark.parametrize(
     ("answers", "code", "retryable"),
     [
@@ -231,15 +244,24 @@ async def test_type_of_a_detail_is_the_code_and_server_errors_are_free(
         assert report.message == "something went wrong"
 
 
-@pytest.mark.parametrize("answer", [Canned(status=500, body={"detail": "Internal Server Error"}), Canned(status=502)])
+@pytest.mark.parametrize(
+    ("answer", "billed"),
+    [
+        (Canned(status=500, body={"detail": "Internal Server Error", "error_type": "runner_disconnected"}), "no"),
+        (Canned(status=500, body={"detail": "Internal Server Error"}), "unknown"),
+        (Canned(status=502), "unknown"),
+        (Canned(status=504, body=b"<html>"), "unknown"),
+    ],
+)
 async def test_error_in_the_status_makes_any_error_of_the_result_the_jobs_own(
-    fal: Provider, upstream: Upstream, answer: Canned
+    fal: Provider, upstream: Upstream, answer: Canned, billed: str
 ) -> None:
+    """But a gateway's status does not say what the job cost: it may have been a rejected input, which is charged."""
     status = {**queued("COMPLETED"), "error": "Runner disconnected", "error_type": "runner_disconnected"}
     upstream.respond(Canned(body=status), answer)
     report = await fal.check(FAL.job, SINK)
     assert isinstance(report, Failed)
-    assert (report.code, report.retryable, report.billed) == ("provider_error", True, "no")
+    assert (report.code, report.retryable, report.billed) == ("provider_error", True, billed)
 
 
 async def test_image_counts_more_than_an_error_in_the_status(fal: Provider, upstream: Upstream) -> None:
@@ -287,6 +309,12 @@ async def test_result_that_cannot_be_read_is_not_the_end_of_the_job(
 )
 async def test_callback_without_a_result_means_poll(fal: Provider, body: Any) -> None:
     assert fal.parse_callback(body) == Pending(check_in=0)
+
+
+async def test_status_within_an_error_may_be_part_of_a_prompt(fal: Provider) -> None:
+    report = fal.parse_callback(callback("ERROR", error="Nothing drawn for 'a sign: status code 500'", payload=None))
+    assert isinstance(report, Failed)
+    assert report.billed == "unknown"
 
 
 async def test_id_of_the_gateway_is_not_the_jobs(fal: Provider) -> None:
@@ -352,6 +380,17 @@ async def test_keys_are_fetched_again_after_a_day(upstream: Upstream, client: Ap
     assert len(upstream.received) == 2
 
 
+async def test_old_keys_prove_nothing_when_they_cannot_be_fetched_again(upstream: Upstream, client: ApiClient) -> None:
+    keys, start = SigningKeys(None), 1_790_000_000
+    signature = verifier(client, upstream.url)
+    upstream.respond(Canned(body=keys.publish(1)), Canned(status=503), Canned(body=keys.publish(1)))
+    proofs = []
+    for at in (start, start + 86_401, start + 86_402, start + 86_500):
+        headers = {name.lower(): value for name, value in keys.sign(0, "r", at, b"{}").items()}
+        proofs.append(await signature.verify(headers, b"{}", (), at))
+    assert proofs == [Proof.BODY_VERIFIED, Proof.NONE, Proof.NONE, Proof.BODY_VERIFIED]
+
+
 async def test_without_the_keys_a_signature_proves_nothing(client: ApiClient) -> None:
     async with signed_callbacks(client, "a fox [mood:keys_down]") as (url, (message,)):
         assert await verifier(client, url).verify(message.headers, message.body, (), time.time()) == Proof.NONE
@@ -394,6 +433,24 @@ async def test_signature_alone_is_enough_for_the_job_that_the_body_names(tmp_pat
         assert await send(broker, JOB) == 200
         (stored,) = await broker.services.tables.callbacks.list_newest(limit=10)
         assert (stored.task_id, stored.attempt, stored.verification) == (task.id, 1, "accept")
+
+
+async def test_late_success_of_an_earlier_provider_is_read_in_its_own_form(tmp_path: Path) -> None:
+    """After an unknown outcome the order went on to another provider, whose callbacks look different."""
+    async with open_api(tmp_path, fal_keys="k", fal_url="http://127.0.0.1:9") as broker:
+        services = broker.services
+        task = await broker.add_task(state=TaskState.SUBMITTING, provider="kie", attempt=2)
+        for number, provider in enumerate(("fal", "kie"), start=1):
+            sent = Attempt(task_id=task.id, number=number, provider=provider, key_id="k", sent_at=1.0)
+            columns, names = ", ".join(vars(sent)), ", ".join(f":{name}" for name in vars(sent))
+            await services.database.execute(f"INSERT INTO attempts ({columns}) VALUES ({names})", **vars(sent))
+        query = httpx.QueryParams(task=task.id, attempt=1, token=services.tokens.token(task.id, 1))
+        answer = await broker.client.post(f"/api/webhook/fal?{query}", json=callback("OK", payload=output()))
+        assert answer.status_code == 200
+        await services.callback_step.process_callbacks(task.id)
+        row = await services.tables.tasks.get(task.id)
+        assert row is not None
+        assert (row.state, row.provider, row.outputs) == (TaskState.FETCHING, "fal", (IMAGE,))
 
 
 async def test_signature_proves_nothing_about_another_job(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -86,6 +87,14 @@ def test_images_in_a_text_are_found(text: str, images: list[str], rest: str) -> 
     assert split_text(text, STORED) == (images, rest)
 
 
+@pytest.mark.parametrize("text", ["[" * 200_000, "[](" * 100_000, "![](" + "a" * 200_000, "[x](a " * 50_000])
+def test_text_of_brackets_takes_no_longer_than_another(text: str) -> None:
+    """Callers can make a model write it; searched naively it stops the process for minutes."""
+    begun = time.process_time()
+    assert split_text(text, STORED)[0] == []
+    assert time.process_time() - begun < 5.0
+
+
 def test_last_image_counts_and_drafts_do_not() -> None:
     answer = answer_of(
         parts(
@@ -97,6 +106,12 @@ def test_last_image_counts_and_drafts_do_not() -> None:
         )
     )
     assert (answer.image, answer.texts) == ("stored:1", ("first",))
+
+
+def test_texts_are_limited_together() -> None:
+    """A model can be made to write megabytes, and each poll of the task would repeat them."""
+    texts = answer_of(parts(*({"text": letter * 40_000} for letter in "abc"))).texts
+    assert [(text[0], len(text)) for text in texts] == [("a", 40_000), ("b", 25_536)]
 
 
 def test_output_that_the_sink_did_not_return_is_no_image() -> None:
@@ -189,6 +204,43 @@ async def test_google_does_not_bill_an_answer_without_tokens(
             await gemini.submit(an_order(), None, RecordingSink())
 
 
+@pytest.mark.parametrize(
+    ("url", "error", "billed"),
+    [
+        ("https://generativelanguage.googleapis.com", {"code": 429, "status": "RESOURCE_EXHAUSTED"}, "no"),
+        ("https://relay.example", {"code": 402, "message": "insufficient balance"}, "no"),
+        ("https://relay.example", {"code": 429, "status": "RESOURCE_EXHAUSTED"}, "unknown"),
+        ("https://relay.example", {"code": 503, "status": "UNAVAILABLE"}, "unknown"),
+        ("https://relay.example", {"code": 404, "message": "not found"}, "unknown"),
+    ],
+)
+async def test_relay_may_bill_an_error_within_200(
+    client: ApiClient, clock: ManualClock, upstream: Upstream, url: str, error: dict[str, Any], billed: str
+) -> None:
+    """Some bill each 200, with or without an image. Without an account nothing can be billed."""
+    gemini = adapter(url, client, clock)
+    gemini.base_url = upstream.url
+    upstream.respond(Canned(body={"error": error}))
+    report = await gemini.submit(an_order(), None, RecordingSink())
+    assert isinstance(report, Failed)
+    assert report.billed == billed
+
+
+@pytest.mark.parametrize(
+    ("url", "billed"),
+    [("https://generativelanguage.googleapis.com", "no"), ("https://relay.example", "unknown")],
+)
+async def test_relay_may_bill_a_refusal_of_the_content(
+    client: ApiClient, clock: ManualClock, upstream: Upstream, url: str, billed: str
+) -> None:
+    gemini = adapter(url, client, clock)
+    gemini.base_url = upstream.url
+    upstream.respond(Canned(status=400, body={"error": {"message": "flagged as unsafe", "type": "x", "code": "y"}}))
+    report = await gemini.submit(an_order(), None, RecordingSink())
+    assert isinstance(report, Failed)
+    assert (report.code, report.billed) == ("safety_input", billed)
+
+
 async def test_wait_that_google_asks_for_is_kept(client: ApiClient, clock: ManualClock, upstream: Upstream) -> None:
     details = [{"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "17s"}]
     error = {"error": {"code": 429, "status": "RESOURCE_EXHAUSTED", "message": "slow down", "details": details}}
@@ -230,6 +282,36 @@ async def test_batch_is_ordered_checked_and_canceled(client: ApiClient, clock: M
     upstream.respond(Canned(body={}))
     assert await gemini.cancel("batches/b1") is True
     assert upstream.received[-1].path == "/v1beta/batches/b1:cancel"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Canned(status=500, body={"error": {"code": 500, "status": "INTERNAL", "message": "Internal error"}}),
+        Canned(status=503, body={"error": {"code": 503, "status": "UNAVAILABLE", "message": "overloaded"}}),
+        Canned(body={"error": {"code": 500, "status": "INTERNAL", "message": "Internal error"}}),
+    ],
+)
+async def test_batch_may_exist_after_an_error_of_the_server(
+    client: ApiClient, clock: ManualClock, upstream: Upstream, answer: Canned
+) -> None:
+    """A request that fails has cost nothing; a batch that was created before the error goes on and will be billed."""
+    gemini = adapter("https://generativelanguage.googleapis.com", client, clock, uses_batch=True)
+    gemini.base_url = upstream.url
+    upstream.respond(answer)
+    with pytest.raises(ProviderError):
+        await gemini.submit(an_order(priority="low"), CALLBACK, RecordingSink())
+
+
+def test_canceled_batch_may_have_been_billed() -> None:
+    """Its only request may have been answered before."""
+    batch = read_batch(
+        InlineDocument(body={"name": "batches/b1", "metadata": {"state": "BATCH_STATE_CANCELLED"}}, outputs=STORED),
+        "batches/b1",
+    )
+    assert batch is not None
+    assert batch.failure is not None
+    assert batch.failure.billed == "unknown"
 
 
 @pytest.mark.parametrize("body", [{}, {"name": "batches/other", "done": True}, {"name": "batches/b1"}, [], None])

@@ -155,6 +155,14 @@ async def test_code_in_the_message_of_a_model_decides(
     assert (report.code, report.provider_code, report.retryable) == (code, provider_code, retryable)
 
 
+async def test_code_within_a_message_may_be_part_of_a_prompt(replicate: Provider, upstream: Upstream) -> None:
+    """It must not decide what is billed, or the order goes on after a job that cost money."""
+    upstream.respond(Canned(body=prediction("failed", error="Nothing was drawn for 'a plate E001 (E002) on a van'")))
+    report = await replicate.check(JOB, SINK)
+    assert isinstance(report, Failed)
+    assert report.billed == "unknown"
+
+
 async def test_removed_result_is_gone_and_paid(replicate: Provider, upstream: Upstream) -> None:
     removed = prediction("succeeded", data_removed=True)
     upstream.respond(Canned(body=removed))
@@ -171,7 +179,7 @@ async def test_model_that_is_gone_may_be_elsewhere(
         upstream.respond(Canned(status=404, body={"detail": "not found", "code": 404, "message": "not found"}))
         report = await provider.submit(order("nano-banana"), CALLBACK, SINK)
         assert isinstance(report, Failed)
-        assert (report.model_gone, report.another_may_serve, report.billed) == (True, True, "no")
+        assert (report.cannot_serve, report.another_may_serve, report.billed) == (True, True, "no")
 
 
 @pytest.mark.parametrize(("headers", "wait"), [({}, 30.0), ({"retry-after": "7"}, 7.0)])

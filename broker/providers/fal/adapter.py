@@ -22,8 +22,8 @@ from dataclasses import replace
 from typing import Any, Final
 from urllib.parse import quote, urlencode
 
-from broker.errors import ProviderError
-from broker.net.api_client import StreamedBody, read_response
+from broker.errors import DownloadError, ProviderError
+from broker.net.api_client import StreamedBody
 from broker.orders import Order, Reference
 from broker.providers import parsing
 from broker.providers.base import ProviderContext, ResultSink
@@ -35,11 +35,10 @@ from broker.providers.responses import ProviderResponse
 from broker.reports import Failed, Finished, Pending, Report
 
 UPLOAD_SECONDS: Final = 120.0
-MAX_UPLOAD_ANSWER_BYTES: Final = 2**16
 READ_ERRORS: Final = frozenset({401, 403, 404, 408, 429})
 """Statuses of a result that are about the key, the address or the moment, whatever became of the job."""
-_STATUS_IN_ERROR: Final = re.compile(r"status code:? (\d{3})\b")
-"""In the `error` of a callback: "Invalid status code: 422"."""
+_STATUS_IN_ERROR: Final = re.compile(r"Invalid status code: (\d{3})")
+"""The whole `error` of a callback; within a longer text it may be part of a prompt."""
 
 
 class Fal(JobApi):
@@ -73,7 +72,7 @@ class Fal(JobApi):
     def read_order_response(self, response: ProviderResponse) -> Report:
         """Return the report in a response to an order. A 404 is about the app."""
         if response.proves_refusal:
-            return replace(self.reports.refusal(response), model_gone=response.status == 404)
+            return replace(self.reports.refusal(response), cannot_serve=response.status == 404)
         if response.is_success and response.parsed.job_id:
             return Pending(job_id=response.parsed.job_id)
         raise self.reports.error("order", response)
@@ -91,20 +90,16 @@ class Fal(JobApi):
                 return self.reports.refusal(response)
             if not response.is_success or not parsing.links([upload_url]) or not parsing.links([file_url]):
                 return self.reports.not_sent(self.reports.error("upload", response))
-            await self._put_bytes(str(upload_url), reference)
+            body = StreamedBody(size=reference.size, chunks=reference.read(), media_type=reference.media_type)
+            # the address is its own permission, so without the key; fal names it, so like that of a result
+            status = await self.context.fetcher.put(str(upload_url), body, timeout=UPLOAD_SECONDS)
         except ProviderError as error:
             return self.reports.not_sent(error)
+        except DownloadError as error:
+            return self.reports.not_sent(ProviderError(f"upload: {error}"))
+        if not 200 <= status < 300:
+            return self.reports.not_sent(ProviderError(f"{self.name}: upload answered HTTP {status}"))
         return str(file_url)
-
-    async def _put_bytes(self, url: str, reference: Reference) -> None:
-        """Send the bytes to an address that is its own permission: without the key. Raises `ProviderError`."""
-        body = StreamedBody(size=reference.size, chunks=reference.read(), media_type=reference.media_type)
-        async with self.context.client.stream(
-            "PUT", url, timeout=UPLOAD_SECONDS, max_bytes=MAX_UPLOAD_ANSWER_BYTES, body=body
-        ) as stream:
-            response = ProviderResponse.from_http(await read_response(stream), self.context.now())
-        if not 200 <= response.status < 300:
-            raise self.reports.error("upload", response)
 
     # -- results
 
@@ -122,7 +117,9 @@ class Fal(JobApi):
             finished = self._finished(output.body, job_id)
             return finished if finished.outputs or not error else self._job_failed(output.body, None, error, job_id)
         if _is_error_of_the_job(output, is_expected=error is not None):
-            return self._job_failed(output.body, output.status, error, job_id)
+            report = self._job_failed(output.body, output.status, error, job_id)
+            is_known = output.status < 500 or _is_of_the_app(output.body)
+            return report if is_known else replace(report, billed="unknown")
         raise self.reports.error("result", output)
 
     def parse_callback(self, body: Any) -> Report:
@@ -131,7 +128,7 @@ class Fal(JobApi):
         status, error = _status_and_error(top)
         payload = top.get("payload")
         if status == "ERROR" and not top.get("payload_error"):
-            code = _STATUS_IN_ERROR.search(error or "")
+            code = _STATUS_IN_ERROR.fullmatch(error or "")
             return self._job_failed(payload, int(code[1]) if code else None, error, None)
         finished = self._finished(parsing.mapping(payload), None)
         return finished if status == "OK" and finished.outputs else Pending(check_in=0)
@@ -153,8 +150,7 @@ class Fal(JobApi):
 
     def _finished(self, output: Mapping[str, Any], job_id: str | None) -> Finished:
         urls = parsing.links(list(parsing.values_at((output,), "images.*.url")))
-        description = parsing.text(output.get("description"))
-        return Finished(outputs=urls, job_id=job_id, texts=(description,) if description else ())
+        return Finished(outputs=urls, job_id=job_id, texts=parsing.texts([output.get("description")]))
 
     def _job_failed(self, body: Any, code: int | None, error: str | None, job_id: str | None) -> Failed:
         """Return the report of a failed job. body: that of the app, with `detail`; code: its HTTP status, if known.
@@ -188,10 +184,15 @@ def _status_and_error(body: Any) -> tuple[str | None, str | None]:
 def _is_error_of_the_job(output: ProviderResponse, *, is_expected: bool) -> bool:
     """Return whether the response to a result is the failure of the job, and not one of reading it.
 
-    is_expected: the status named an error. Without it only the forms count that no gateway has: a list of details, or a
-    type; "Request is still in progress" has neither.
+    is_expected: the status named an error. Without it only the forms count that no gateway has; "Request is still in
+    progress" has none of them.
     """
     if output.status < 400 or output.status in READ_ERRORS:
         return False
-    body = parsing.mapping(output.body)
-    return is_expected or isinstance(body.get("detail"), list) or "error_type" in body
+    return is_expected or _is_of_the_app(output.body)
+
+
+def _is_of_the_app(body: Any) -> bool:
+    """Return whether an error has a form that no gateway has: a gateway's status says nothing about the job."""
+    top = parsing.mapping(body)
+    return isinstance(top.get("detail"), list) or "error_type" in top

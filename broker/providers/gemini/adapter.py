@@ -31,6 +31,8 @@ BATCH_SECONDS: Final = 48 * 3600.0
 """A batch that has not ended then expires (Google: Batch API)."""
 BATCH_CHECK_SECONDS: Final = 60.0
 BATCH_DISCOUNT: Final = 0.5
+CONTENT_CODES: Final = frozenset({"safety_input", "safety_output", "no_image"})
+"""Refusals of an order by the model or its filters, behind a relay."""
 
 
 class Gemini(HeldApi):
@@ -76,10 +78,10 @@ class Gemini(HeldApi):
             async with self.stream(
                 "POST", self._path(wire, order), body=body, resolution=order.params.resolution
             ) as response:
-                if not 200 <= response.status < 300:
-                    return self._read_error(await self.read_whole(response))
                 if self._is_batch(order):
                     return self._read_order_of_batch(await self.read_whole(response))
+                if not 200 <= response.status < 300:
+                    return self._read_error(await self.read_whole(response))
                 document = await read_inline_results(response.chunks, sink, is_image=is_image)
         except NotSent as error:
             return self.reports.not_sent(error)
@@ -90,7 +92,10 @@ class Gemini(HeldApi):
         return self._read_error(response_of_error.unwrap_error(), is_answered=True)
 
     def _read_order_of_batch(self, response: ProviderResponse) -> Report:
-        name = batches.read_name(response.body)
+        """Return the report in the response to a batch. After a server error it may exist, and go on."""
+        name = batches.read_name(response.body) if response.is_success else None
+        if name is None and not response.proves_refusal:
+            raise self.reports.error("batchGenerateContent", response)
         if name is None:
             return self._read_error(response)
         return Pending(job_id=name, check_in=BATCH_CHECK_SECONDS, deadline_in=BATCH_SECONDS)
@@ -99,7 +104,8 @@ class Gemini(HeldApi):
         """Return the report of a failure. Raises `ProviderError` for an error that may come before the work ends.
 
         No job goes on behind an error of Google's: an overloaded model has not begun, and a failed request is not
-        billed (Google: Billing). A relay may bill what failed behind it. is_answered: the error came as an answer.
+        billed (Google: Billing). A relay may bill what failed behind it, a refusal of the content, and each 200.
+        is_answered: the error came within a 200.
         """
         name = error_status(response.body)
         is_unbilled = (response.status == 503 and name == OVERLOADED) or (
@@ -109,12 +115,15 @@ class Gemini(HeldApi):
         if not (response.proves_refusal or is_unbilled or is_failure):
             raise self.reports.error("generateContent", response)
         refusal = self.reports.refusal(response)
+        is_free = response.proves_refusal or is_unbilled
+        if not self._is_google:
+            is_free = is_free and refusal.code not in CONTENT_CODES and not (is_answered and not response.is_unpaid)
         wait = refusal.retry_in if response.wait_seconds is not None else retry_delay(response.body) or refusal.retry_in
         return replace(
             refusal,
             retry_in=wait if refusal.retryable else None,
-            billed="no" if response.proves_refusal or is_unbilled else "unknown",
-            model_gone=response.status == 404,
+            billed="no" if is_free else "unknown",
+            cannot_serve=response.status == 404,
         )
 
     def _report(self, answer: Answer, wire: Wire, *, job_id: str | None = None) -> Finished | Failed:

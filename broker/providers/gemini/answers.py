@@ -20,7 +20,8 @@ from broker.providers.inline_results import InlineDocument
 MAX_TURN_CHARACTERS: Final = 2**20
 """Longest turn that is kept; the images in it are outputs of the sink."""
 
-_MARKDOWN: Final = re.compile(r"!?\[[^\]]*\]\(\s*<?([^)\s>]+)>?[^)]*\)")
+_MARKDOWN: Final = re.compile(r"!?\[[^\[\]]*+\]\(\s*+<?([^()\[\]\s<>]++)>?[^()\[\]]*+\)")
+"""Each part ends at the next bracket, so that a text of brackets is read once, and not once per bracket."""
 _OUTPUT: Final = re.compile(r"stored:[A-Za-z0-9_/]+")
 _LINK: Final = re.compile(r"https?://[^\s)\"'<>\]]+")
 _IMAGE_PATH: Final = re.compile(r"\.(png|jpe?g|webp)(\?|$)", re.I)
@@ -99,7 +100,7 @@ def read_answer(document: InlineDocument) -> Answer | None:
     return Answer(
         id=parsing.label(_value(body, "responseId")),
         image=images[-1] if images else None,
-        texts=tuple(texts),
+        texts=parsing.texts(texts),
         turn=_turn(parts) if images else None,
         tokens=_tokens(parsing.mapping(_value(body, "usageMetadata"))),
         block_reason=parsing.text(_value(feedback, "blockReason")),

@@ -68,7 +68,7 @@ def read_batch(document: InlineDocument, name: str) -> Batch | None:
                 code="provider_error" if state == "CANCELLED" else "deadline_exceeded",
                 message=f"the batch ended as {state}",
                 retryable=False,
-                billed="no",
+                billed="no" if state == "EXPIRED" else "unknown",  # a canceled one may have been answered before
                 provider_code=state,
             )
             return replace(batch, failure=failure)

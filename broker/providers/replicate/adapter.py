@@ -25,8 +25,9 @@ from broker.providers.replicate.settings import ReplicateSettings
 from broker.providers.responses import ProviderResponse
 from broker.reports import Failed, Finished, Pending, Report
 
-_ERROR_CODE: Final = re.compile(r"\bE\d{3,4}\b")
-"""Of a model, at the end of its message: "… flagged as sensitive. … (E005)"."""
+_ERROR_CODE: Final = re.compile(r"\((E\d{3,4})\)(?: \([^()]{1,64}\))?\s*$")
+"""Of a model, at the end of its message: "… flagged as sensitive. … (E005)", perhaps with an id behind it. Elsewhere in
+a message it may be part of a prompt."""
 _RESET: Final = re.compile(r"resets in ~?(\d{1,3})\s?s")
 REMOVED: Final = "the provider removed the result: it keeps results for one hour"
 
@@ -55,7 +56,7 @@ class Replicate(JobApi):
     def read_order_response(self, response: ProviderResponse) -> Report:
         """Return the report in a prediction, which may have ended already. A 404 is about the model."""
         if response.proves_refusal:
-            return replace(self.reports.refusal(response), model_gone=response.status == 404)
+            return replace(self.reports.refusal(response), cannot_serve=response.status == 404)
         parsed = _parse(response.body)
         if response.is_success and parsed.job_id:
             return self._end_of_job(parsed, response.body) or Pending(job_id=parsed.job_id)
@@ -106,4 +107,4 @@ class Replicate(JobApi):
 def _parse(body: Any) -> ParsedResponse:
     parsed = ParsedResponse.from_body(body, id_fields=Replicate.id_fields)
     found = _ERROR_CODE.search(parsed.message) if parsed.state == "failed" else None
-    return replace(parsed, names=(found[0], *parsed.names)) if found else parsed
+    return replace(parsed, names=(found[1], *parsed.names)) if found else parsed
