@@ -261,7 +261,7 @@ class Catalog:
         """
         params, wire = order.params, self.wire(provider, order.params.model, order.mode)
         if wire is None:
-            text = f"The provider in use ({provider}) does not serve {params.model} ({order.mode})."
+            text = f"{provider} does not serve {params.model} ({order.mode})."
             return "unsupported_parameter", FieldError(field="model", message=text)
         model = self.resolve(params.model)
         choices: Mapping[str, tuple[str | None, Sequence[str]]] = {

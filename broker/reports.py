@@ -68,18 +68,18 @@ class Failed:
     """True if the code is from the provider's error table; False if it was guessed."""
     sent: bool = True
     """True if a request was sent that could create a job."""
-    model_gone: bool = False
-    """True if the provider no longer has the model, or never had it."""
+    cannot_serve: bool = False
+    """True if this provider can never serve the order: it does not have the model, or cannot get the references."""
 
     @property
     def another_may_serve(self) -> bool:
         """True if another provider may serve the order: the fault is not in the order itself."""
-        return self.model_gone or self.is_account_error or self.code == "provider_error"
+        return self.cannot_serve or self.is_account_error or self.code == "provider_error"
 
     @property
     def is_account_error(self) -> bool:
         """True if the key gets a cooldown; another key of the same provider may work."""
-        return self.code in ACCOUNT_CODES and not self.model_gone
+        return self.code in ACCOUNT_CODES and not self.cannot_serve
 
 
 Report = Pending | Finished | Failed

@@ -64,7 +64,7 @@ class OrderRouter:
             }
         able = [name for name, obstacle in obstacles.items() if obstacle is None]
         if not able:
-            raise _refusal([obstacles[pinned]] if pinned else list(obstacles.values()))
+            raise self._refusal(order, [obstacles[pinned]] if pinned else list(obstacles.values()))
         obstacles |= (too_dear := await self._find_unaffordable(able, order, count))
         able = [name for name in able if name not in too_dear]
         statuses = await self.router.statuses()
@@ -82,7 +82,7 @@ class OrderRouter:
     def _find_obstacle(self, name: str, order: Order, references: int) -> tuple[str, FieldError] | None:
         provider = self.providers[name]
         if not provider.supports(order.params.model):
-            text = f"The provider in use ({', '.join(self.providers)}) does not serve {order.params.model}."
+            text = f"{name} does not serve {order.params.model}."
             return "unsupported_parameter", FieldError(field="model", message=text)
         return provider.find_obstacle(order, references)
 
@@ -128,12 +128,14 @@ class OrderRouter:
             return obstacle[1].message
         return f"it would ignore {', '.join(self.providers[name].ignored(order))}"
 
-
-def _refusal(obstacles: Sequence[tuple[str, FieldError] | None]) -> ApiError:
-    """Return the error of an order without a candidate: of the first provider that has the model, if any has."""
-    found = [one for one in obstacles if one is not None]
-    code, error = next((one for one in found if one[1].field != "model"), found[0])
-    return ApiError(code, error.message, field=error.field)
+    def _refusal(self, order: Order, obstacles: Sequence[tuple[str, FieldError] | None]) -> ApiError:
+        """Return the error of an order without a candidate: of the first provider that has the model, if any has."""
+        found = [one for one in obstacles if one is not None]
+        code, error = next((one for one in found if one[1].field != "model"), found[0])
+        message = error.message
+        if error.field == "model" and len(found) > 1:
+            message = f"No provider in use ({', '.join(self.providers)}) serves {order.params.model}."
+        return ApiError(code, message, field=error.field)
 
 
 def _status_reason(status: ProviderStatus) -> str | None:

@@ -76,7 +76,9 @@ class JobApi:
     async def upload_reference(self, reference: Reference) -> str | Failed:
         """Upload a reference without a public URL, and return its URL."""
         message = f"{self.name} fetches reference images itself: give the broker a public URL"
-        return Failed(code="provider_rejected", message=message, retryable=False, billed="no")
+        return Failed(
+            code="provider_rejected", message=message, retryable=False, billed="no", sent=False, cannot_serve=True
+        )
 
     # -- the provider's contract
 
@@ -142,7 +144,9 @@ class JobApi:
 
     def not_served(self, order: Order) -> Failed:
         message = f"{self.name} does not serve {order.params.model} ({order.mode})"
-        return Failed(code="provider_rejected", message=message, retryable=False, billed="no", sent=False)
+        return Failed(
+            code="provider_rejected", message=message, retryable=False, billed="no", sent=False, cannot_serve=True
+        )
 
     def _body(self, wire: Wire, order: Order, references: Sequence[str], callback_url: str | None) -> dict[str, Any]:
         body = self.order_body(wire.model, wire.spell(order, references), callback_url)

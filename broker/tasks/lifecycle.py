@@ -24,9 +24,9 @@ LEARNED_BY_CALLBACK: Final = "callback"
 LEARNED_BY_CHECK: Final = "check"
 """A check found the end although a callback was expected."""
 LEARNED_BY_POLL: Final = "poll"
+"""A check found the end, and no callback could arrive."""
 MIN_RETRIES_WHILE_KEPT: Final = 6
 """Downloads in the last part of a result's life, if it is short: the pause between two does not grow beyond."""
-"""A check found the end, and no callback could arrive."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -325,11 +325,16 @@ def _redirect(task: Task, onward: Sequence[str], now: float, reason: str) -> dic
     return columns
 
 
-def move_to(task: Task, now: float, policy: TaskPolicy, onward: Sequence[str]) -> Changes:
-    """Return the changes of a queued task that goes to another provider, because its own takes no orders now."""
+def move_to(
+    task: Task, now: float, policy: TaskPolicy, onward: Sequence[str], *, report: Failed | None = None
+) -> Changes:
+    """Return the changes of a queued task that goes to another provider.
+
+    report: why its own could not get the references; None if it takes no orders now.
+    """
     if task.state != TaskState.QUEUED or onward[0] == task.provider:
         return NOTHING
-    reason = f"{task.provider} takes no orders now"
+    reason = f"{task.provider} takes no orders now" if report is None else f"after {report.code} at {task.provider}"
     return Changes(task={**_redirect(task, onward, now, reason), "updated_at": now})
 
 
@@ -389,7 +394,7 @@ def upload_failed(task: Task, now: float, policy: TaskPolicy, report: Failed, on
     if task.state != TaskState.QUEUED:
         return NOTHING
     if onward and onward[0] != task.provider:
-        return move_to(task, now, policy, onward)
+        return move_to(task, now, policy, onward, report=report)
     deadline_at = min(task.deadline_at, now + policy.deadline_seconds)
     again_at = now + max(report.retry_in or 0.0, backoff_seconds(task.step_retries, policy))
     if not report.retryable or again_at > deadline_at:

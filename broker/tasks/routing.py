@@ -68,7 +68,7 @@ class Router:
             usable = statuses[task.provider].usable_keys if statuses[task.provider].reason != PAUSED else ()
             if any(key_id != task.key_id for key_id in usable):
                 return task.candidates or (task.provider,)
-        may_recover = failure.is_account_error or (failure.retryable and not failure.model_gone)
+        may_recover = failure.is_account_error or (failure.retryable and not failure.cannot_serve)
         return _onward(task, statuses, keep=may_recover)
 
     async def find_available(self, task: Task) -> tuple[str, ...]:

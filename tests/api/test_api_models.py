@@ -255,3 +255,19 @@ async def test_dry_run_stores_no_images(tmp_path: Path) -> None:
         )
         assert [answer.status_code for answer in (good, bad, link)] == [200, 400, 200]
         assert await broker.stored_counts() == before
+
+
+async def test_each_provider_without_the_model_is_named_alone(tmp_path: Path) -> None:
+    """In the routes of a dry run, and in the error of an order that names it; all together if none has the model."""
+    async with open_api(tmp_path, providers=("kie", "replicate"), kie_keys="key", replicate_tokens="key") as broker:
+        order = {**PROMPT, "model": "nano-banana-2-lite", "dryRun": True}
+        data = (await broker.client.post(CREATE, json=order)).json()["data"]
+        assert {route["provider"]: route["reason"] for route in data["routes"]} == {
+            "kie": None,
+            "replicate": "replicate does not serve nano-banana-2-lite.",
+        }
+        pinned = await broker.client.post(CREATE, json={**order, "provider": "replicate"})
+        assert (pinned.status_code, pinned.json()["error"]) == (400, "replicate does not serve nano-banana-2-lite.")
+        nowhere = await broker.client.post(CREATE, json={**order, "model": "nano-banana-2.1"})
+        error = "No provider in use (kie, replicate) serves nano-banana-2.1."
+        assert (nowhere.status_code, nowhere.json()["error"], nowhere.json()["field"]) == (400, error, "model")

@@ -120,7 +120,7 @@ async def test_refusal_has_a_code_and_is_unbilled(scene: Scene) -> None:
         report = await scene.submit(canned)
         assert isinstance(report, Failed), canned
         assert (report.code, report.retryable, report.billed) == (code, retryable, "no"), canned
-        assert report.model_gone == (canned.status == 404)
+        assert report.cannot_serve == (canned.status == 404)
         assert report.job_id is None
         assert_no_secret(report)
 

@@ -179,7 +179,7 @@ async def test_model_that_is_gone_may_be_elsewhere(
         upstream.respond(Canned(status=404, body={"detail": "not found", "code": 404, "message": "not found"}))
         report = await provider.submit(order("nano-banana"), CALLBACK, SINK)
         assert isinstance(report, Failed)
-        assert (report.model_gone, report.another_may_serve, report.billed) == (True, True, "no")
+        assert (report.cannot_serve, report.another_may_serve, report.billed) == (True, True, "no")
 
 
 @pytest.mark.parametrize(("headers", "wait"), [({}, 30.0), ({"retry-after": "7"}, 7.0)])

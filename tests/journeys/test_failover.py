@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,10 +18,12 @@ import pytest
 from broker.sandbox.engine import Options
 from broker.sandbox.server import serve_sandbox
 from tests.support.brokers import RunningBroker, open_broker
+from tests.support.samples import PNG
 
 pytestmark = pytest.mark.anyio
 
 KEYS = ("first", "second", "third")
+IMAGE = f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
 
 
 @dataclass
@@ -164,3 +167,30 @@ async def test_limited_key_leaves_the_orders_to_the_other_keys(tmp_path: Path) -
     assert by_outcome["succeeded", None] == 12
     keys = {attempt.key_id for attempt in attempts if attempt.outcome == "succeeded"}
     assert len(keys) == 2
+
+
+async def test_order_goes_on_if_its_first_provider_cannot_get_the_references(tmp_path: Path) -> None:
+    """Without a public URL nanobananaapi.ai cannot fetch a reference, and it takes no uploads; WaveSpeed does."""
+    async with (
+        serve_sandbox(options=options(dialect="nanobananaapi")) as first,
+        serve_sandbox(options=options(dialect="wavespeed")) as second,
+        open_broker(
+            tmp_path,
+            with_callbacks=False,
+            sandbox=second,
+            providers=("nanobananaapi", "wavespeed"),
+            nanobananaapi_keys="key",
+            nanobananaapi_url=first,
+            wavespeed_keys="key",
+            wavespeed_url=second,
+        ) as broker,
+    ):
+        task = await broker.create_task("in a hat", model="nano-banana-2", images=[IMAGE])
+        ended = await broker.wait_end(task)
+        routes = (await broker.client.get(f"/api/task/{task}/attempts")).json()["data"]["routes"]
+        pinned = await broker.create_task("in a hat", model="nano-banana-2", images=[IMAGE], provider="nanobananaapi")
+        refused = await broker.wait_end(pinned)
+    assert (ended["status"], ended["provider"], ended["attempts"]) == ("completed", "wavespeed", 1), ended
+    assert (refused["errorDetail"]["code"], refused["attempts"]) == ("provider_rejected", 0)
+    moved = [(route["provider"], route["reason"]) for route in routes if route["movedAt"]]
+    assert moved == [("wavespeed", "after provider_rejected at nanobananaapi")]

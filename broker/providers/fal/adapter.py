@@ -72,7 +72,7 @@ class Fal(JobApi):
     def read_order_response(self, response: ProviderResponse) -> Report:
         """Return the report in a response to an order. A 404 is about the app."""
         if response.proves_refusal:
-            return replace(self.reports.refusal(response), model_gone=response.status == 404)
+            return replace(self.reports.refusal(response), cannot_serve=response.status == 404)
         if response.is_success and response.parsed.job_id:
             return Pending(job_id=response.parsed.job_id)
         raise self.reports.error("order", response)

@@ -123,7 +123,7 @@ class Gemini(HeldApi):
             refusal,
             retry_in=wait if refusal.retryable else None,
             billed="no" if is_free else "unknown",
-            model_gone=response.status == 404,
+            cannot_serve=response.status == 404,
         )
 
     def _report(self, answer: Answer, wire: Wire, *, job_id: str | None = None) -> Finished | Failed:

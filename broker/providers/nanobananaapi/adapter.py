@@ -60,7 +60,7 @@ class NanoBananaApi(JobApi):
         if response.parsed.job_id:
             return Pending(job_id=response.parsed.job_id)
         if response.proves_refusal:
-            return replace(self.reports.refusal(response), model_gone=response.status == 404)
+            return replace(self.reports.refusal(response), cannot_serve=response.status == 404)
         raise self.reports.error("generate", response)
 
     # -- results

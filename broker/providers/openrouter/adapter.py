@@ -92,7 +92,7 @@ class OpenRouter(HeldApi):
         is_answered: the error came within HTTP 200, after the work began; what it cost is not said.
         """
         if response.proves_refusal or (is_answered and response.status >= 500):
-            refusal = replace(self.reports.refusal(response), model_gone=response.status == 404)
+            refusal = replace(self.reports.refusal(response), cannot_serve=response.status == 404)
             return replace(refusal, billed="unknown") if is_answered and not response.is_unpaid else refusal
         raise self.reports.error("images", response)
 

@@ -56,7 +56,7 @@ class Replicate(JobApi):
     def read_order_response(self, response: ProviderResponse) -> Report:
         """Return the report in a prediction, which may have ended already. A 404 is about the model."""
         if response.proves_refusal:
-            return replace(self.reports.refusal(response), model_gone=response.status == 404)
+            return replace(self.reports.refusal(response), cannot_serve=response.status == 404)
         parsed = _parse(response.body)
         if response.is_success and parsed.job_id:
             return self._end_of_job(parsed, response.body) or Pending(job_id=parsed.job_id)

@@ -47,7 +47,7 @@ class WaveSpeed(JobApi):
     def read_order_response(self, response: ProviderResponse) -> Report:
         """Return the report in the envelope of a prediction. A 404 is about the model."""
         if response.proves_refusal:
-            return replace(self.reports.refusal(response), model_gone=response.status == 404)
+            return replace(self.reports.refusal(response), cannot_serve=response.status == 404)
         if response.is_success and response.parsed.job_id:
             return self._end_of_job(response.parsed) or Pending(job_id=response.parsed.job_id)
         raise self.reports.error("order", response)

@@ -132,7 +132,7 @@ REFUSALS: Final = (
     failure("provider_unavailable", retryable=True, sent=False),
     failure("provider_error", retryable=True),
     failure("provider_error"),
-    failure("provider_rejected", model_gone=True),
+    failure("provider_rejected", cannot_serve=True),
     failure("provider_rejected"),
     failure("safety_input"),
 )
