@@ -56,6 +56,8 @@ class Task:
     provider: str
     key_id: str = ""
     candidates: tuple[str, ...] = ()
+    pinned: str | None = None
+    """The provider that the request named; None if it named none."""
     routes: tuple[Mapping[str, Any], ...] = ()
     priority: int = 1
     model: str

@@ -182,6 +182,7 @@ class OrderService:
                 due_at=now,
                 provider=plan.candidates[0],
                 candidates=plan.candidates,
+                pinned=request.provider,
                 routes=tuple(route.to_column() for route in plan.routes),
                 priority=PRIORITIES.index(request.priority),
                 reserved=self.budget.share_of_task(plan.quote),
@@ -277,6 +278,7 @@ def _request_of(task: Task) -> OrderRequest:
         mode=task.mode,
         sources=tuple(StoredReference(blob=ref["blob"], sha256=ref["sha256"]) for ref in task.references),
         priority=PRIORITIES[task.priority],
+        provider=task.pinned,
         callback_url=task.callback_url,
         idempotency_key=_retry_key(task),
     )

@@ -150,6 +150,16 @@ async def test_retry_of_a_failed_task_is_a_new_task_with_the_same_order(tmp_path
         assert (await broker.wait_end(second))["status"] == "failed"
 
 
+async def test_retry_stays_at_the_provider_that_the_order_named(tmp_path: Path) -> None:
+    async with open_api(tmp_path, wavespeed_keys="k", wavespeed_url="http://127.0.0.1:9") as broker:
+        order = {"prompt": "a fox", "model": "nano-banana-2", "provider": "wavespeed"}
+        first = (await broker.client.post(CREATE, json=order)).json()["taskId"]
+        await broker.client.delete(f"/api/task/{first}")
+        second = (await broker.client.post(f"/api/task/{first}/retry")).json()["taskId"]
+        task = await broker.services.queries.get(second)
+        assert (task.provider, task.candidates) == ("wavespeed", ("wavespeed",))
+
+
 async def test_repeated_retry_returns_the_same_new_task(tmp_path: Path) -> None:
     """A double click on "try again" is paid once."""
     async with open_api(tmp_path) as broker:

@@ -11,6 +11,7 @@ CREATE TABLE tasks (
     provider TEXT NOT NULL,
     key_id TEXT NOT NULL,
     candidates TEXT NOT NULL,
+    pinned TEXT,
     routes TEXT NOT NULL,
     priority BIGINT NOT NULL,
     model TEXT NOT NULL,
