@@ -15,7 +15,9 @@ from storage.sql.database import Database
 from storage.tasks import Lease, Task, claim_rows
 
 MAX_CALLERS = 100
-"""Callers of one claim; each adds a branch to its statement."""
+"""Callers of one statement; each adds a branch to it."""
+MAX_LISTED_CALLERS = 1000
+"""Callers whose tasks are listed."""
 
 _QUEUED = "state = 'queued' AND provider = :provider"
 _FREE = "due_at <= :now AND (lease_until <= :now OR leased_by = :holder)"
@@ -46,7 +48,8 @@ class TaskQueue:
             return []
         due = f"{_CALLERS} AND EXISTS (SELECT 1 FROM tasks WHERE {_QUEUED} AND caller = name AND {_FREE})"
         order = f"{_PREPARED}, {_SERVED_AT}"
-        callers = await self._callers(due, order, provider, limit, now=now, holder=lease.holder)
+        most = min(limit, MAX_CALLERS)
+        callers = await self._callers(due, order, provider, most, now=now, holder=lease.holder)
         if not callers:
             return []
         heads, params = _heads(callers, f"AND {_FREE}")
@@ -79,18 +82,19 @@ class TaskQueue:
 
     async def list_ids(self, provider: str, limit: int) -> list[str]:
         """Return the ids of a provider's queued tasks, in the order of submission."""
-        callers = await self._callers(_CALLERS, _SERVED_AT, provider, limit)
-        if not callers:
-            return []
-        heads, params = _heads(callers, "")
-        sql = f"SELECT id FROM ({heads}) AS heads ORDER BY nth, place LIMIT :limit"
-        rows = await self.database.fetch(sql, provider=provider, limit=limit, **params)
-        return [row["id"] for row in rows]
+        callers = await self._callers(_CALLERS, _SERVED_AT, provider, min(limit, MAX_LISTED_CALLERS))
+        turns: list[tuple[int, int, str]] = []
+        for start in range(0, len(callers), MAX_CALLERS):
+            heads, params = _heads(callers[start : start + MAX_CALLERS], "")
+            sql = f"SELECT id, nth, place FROM ({heads}) AS heads ORDER BY nth, place LIMIT :limit"
+            rows = await self.database.fetch(sql, provider=provider, limit=limit, **params)
+            turns += [(row["nth"], start + row["place"], row["id"]) for row in rows]
+        return [task_id for *_, task_id in sorted(turns)[:limit]]
 
     async def _callers(self, sql: str, order: str, provider: str, limit: int, **params: Any) -> list[str]:
         """Return callers with queued tasks, in this order."""
         rows = await self.database.fetch(
-            f"{sql} ORDER BY {order} LIMIT :limit", provider=provider, limit=min(limit, MAX_CALLERS), **params
+            f"{sql} ORDER BY {order} LIMIT :limit", provider=provider, limit=limit, **params
         )
         return [row["name"] for row in rows]
 

@@ -355,6 +355,12 @@ async def test_orders_that_are_being_prepared_count_as_turns(database: Any) -> N
     assert served == ["slow", "usual"] * 3
 
 
+async def test_queue_of_many_callers_is_listed_in_turns(database: Any) -> None:
+    tasks = [a_task(n, caller=f"caller {n % 150:03}", due_at=NOW - 500 + n) for n in range(300)]
+    await add(database, *tasks)
+    assert await TaskQueue(database).list_ids("kie", 10_000) == [task.id for task in tasks]
+
+
 async def test_priority_orders_the_tasks_of_one_caller_only(database: Any) -> None:
     mine = [a_task(n, caller="a", priority=priority, due_at=NOW - 9 + n) for n, priority in enumerate((0, 1, 2, 1))]
     other = a_task(9, caller="b", priority=0, due_at=NOW)
