@@ -1,7 +1,8 @@
 """The queue of each provider: round robin between callers, and by priority within one caller's tasks.
 
 The caller that was served longest ago is next, so an order for many images delays another caller's single image by one
-turn. Nothing but the tasks themselves records the turns.
+turn; before that, the caller with the fewest orders in preparation, which can take minutes. Nothing but the tasks
+themselves records the turns.
 """
 
 from __future__ import annotations
@@ -26,8 +27,11 @@ _CALLERS = f"""WITH RECURSIVE callers(name) AS (
         FROM callers WHERE callers.name IS NOT NULL
     )
     SELECT name FROM callers WHERE name IS NOT NULL"""
-_SERVED_LONGEST_AGO = """ORDER BY coalesce((SELECT max(sent_at) FROM tasks
+_SERVED_AT = """coalesce((SELECT max(sent_at) FROM tasks
     WHERE provider = :provider AND caller = name AND sent_at IS NOT NULL), 0), name"""
+# claimed and not sent: their references are being uploaded
+_PREPARED = f"""(SELECT count(*) FROM tasks
+    WHERE {_QUEUED} AND caller = name AND lease_until > 0 AND lease_until > :now)"""
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,8 @@ class TaskQueue:
         if limit <= 0:
             return []
         due = f"{_CALLERS} AND EXISTS (SELECT 1 FROM tasks WHERE {_QUEUED} AND caller = name AND {_FREE})"
-        callers = await self._callers(due, provider, limit, now=now, holder=lease.holder)
+        order = f"{_PREPARED}, {_SERVED_AT}"
+        callers = await self._callers(due, order, provider, limit, now=now, holder=lease.holder)
         if not callers:
             return []
         heads, params = _heads(callers, f"AND {_FREE}")
@@ -74,7 +79,7 @@ class TaskQueue:
 
     async def list_ids(self, provider: str, limit: int) -> list[str]:
         """Return the ids of a provider's queued tasks, in the order of submission."""
-        callers = await self._callers(_CALLERS, provider, limit)
+        callers = await self._callers(_CALLERS, _SERVED_AT, provider, limit)
         if not callers:
             return []
         heads, params = _heads(callers, "")
@@ -82,10 +87,10 @@ class TaskQueue:
         rows = await self.database.fetch(sql, provider=provider, limit=limit, **params)
         return [row["id"] for row in rows]
 
-    async def _callers(self, sql: str, provider: str, limit: int, **params: Any) -> list[str]:
-        """Return callers with queued tasks, the one that was served longest ago first."""
+    async def _callers(self, sql: str, order: str, provider: str, limit: int, **params: Any) -> list[str]:
+        """Return callers with queued tasks, in this order."""
         rows = await self.database.fetch(
-            f"{sql} {_SERVED_LONGEST_AGO} LIMIT :limit", provider=provider, limit=min(limit, MAX_CALLERS), **params
+            f"{sql} ORDER BY {order} LIMIT :limit", provider=provider, limit=min(limit, MAX_CALLERS), **params
         )
         return [row["name"] for row in rows]
 

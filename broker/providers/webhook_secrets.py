@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from broker.errors import ProviderError
 from broker.providers import parsing
 from broker.providers.base import ProviderContext
+from webhooks.signatures.base import Proof, Signature
 
 REFUSED = frozenset({401, 403})
 
 
-async def fetch_secrets(
-    keys: Sequence[ProviderContext], url: str, place: str, read: Callable[[str], bytes]
-) -> list[bytes]:
-    """Return the signing key of each account; none for one whose API key the provider refuses.
+@dataclass(frozen=True)
+class PartialSignature:
+    """Verifier without the secrets of all accounts: what does not match may be signed with a missing one."""
 
-    place: of the secret in the response, dotted. read: decodes it. Raises `ProviderError` if one cannot be fetched: a
-    callback signed with it would look wrong.
+    signature: Signature
+    required: bool = False
+
+    def verify(self, headers: Mapping[str, str], body: bytes, ids: Sequence[str], now: float) -> Proof:
+        proof = self.signature.verify(headers, body, ids, now)
+        return Proof.NONE if proof == Proof.WRONG else proof
+
+
+async def fetch_signature(
+    keys: Sequence[ProviderContext],
+    url: str,
+    place: str,
+    read: Callable[[str], bytes],
+    build: Callable[[Sequence[bytes]], Signature],
+) -> Signature:
+    """Return the verifier with the secret of each account, but of those whose API key the provider refuses.
+
+    place: of the secret in the response, dotted. read: decodes it. build: makes the verifier of all. Raises
+    `ProviderError` if a secret cannot be fetched for another reason.
     """
     found = []
     for context in keys:
@@ -31,4 +49,4 @@ async def fetch_secrets(
         except ValueError as error:
             summary = f"{context.name}: the secret of its webhooks, HTTP {response.status}: {error}"
             raise ProviderError(summary, summary=summary) from None
-    return found
+    return build(found) if len(found) == len(keys) else PartialSignature(build(found))

@@ -125,11 +125,12 @@ def _pending(task: Task, attempt: Attempt | None, report: Pending, now: float, p
     if attempt and report.job_id and not attempt.job_id:
         ledger = {"job_id": report.job_id, "outcome": "succeeded" if attempt.outcome == "succeeded" else "accepted"}
     is_unknown = task.state == TaskState.FAILED and task.error_code == "unknown_outcome"
+    is_unknown = is_unknown or _waits_after_unknown(task, attempt)
     changes: dict[str, Any] = {}
     if not _is_current(task, attempt):
         pass
     elif report.job_id and (task.state == TaskState.SUBMITTING or is_unknown):
-        changes = _waiting(task, report, now, policy)
+        changes = _waiting(task, attempt, report, now, policy)
     elif report.job_id and task.state == TaskState.FETCHING and task.job_id is None:
         changes = {"job_id": report.job_id}
     elif task.state == TaskState.WAITING:
@@ -137,11 +138,17 @@ def _pending(task: Task, attempt: Attempt | None, report: Pending, now: float, p
     return Changes(task=changes, attempt=ledger)
 
 
-def _waiting(task: Task, report: Pending, now: float, policy: TaskPolicy) -> dict[str, Any]:
+def _waits_after_unknown(task: Task, attempt: Attempt | None) -> bool:
+    """Return whether the order is to be submitted again only because the outcome of this attempt was unknown."""
+    return task.state == TaskState.QUEUED and attempt is not None and attempt.outcome == "unknown"
+
+
+def _waiting(task: Task, attempt: Attempt | None, report: Pending, now: float, policy: TaskPolicy) -> dict[str, Any]:
     deadline_at = now + (policy.deadline_seconds if report.deadline_in is None else report.deadline_in)
     return _enter(
         TaskState.WAITING,
         now,
+        **({"provider": attempt.provider, "key_id": attempt.key_id} if attempt else {}),
         job_id=report.job_id,
         step_retries=0,
         deadline_at=deadline_at,
@@ -286,7 +293,7 @@ def _failed(
         }
     if task.state not in CANCELABLE_STATES or not _is_current(task, attempt):
         return Changes(attempt=ledger)
-    if task.state == TaskState.QUEUED and attempt is not None:
+    if task.state == TaskState.QUEUED and attempt is not None and not _waits_after_unknown(task, attempt):
         return Changes(attempt=ledger)  # repeated: the decision was made before
     again_at = _another_attempt_at(task, report, now, policy, onward)
     if again_at is None:

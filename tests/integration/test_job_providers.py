@@ -389,3 +389,14 @@ async def test_each_key_has_a_secret_and_a_refused_one_is_left_out(
     upstream.respond(Canned(body={"key": other}), Canned(status=401), Canned(body={"key": REPLICATE_SECRET}))
     right = StandardSignature([read_secret(REPLICATE_SECRET)]).sign("msg_1", clock.now(), b"{}")
     assert await signature.verify(right, b"{}", (), clock.now()) == Proof.BODY_VERIFIED
+
+
+async def test_signature_may_be_that_of_a_key_that_was_refused(
+    upstream: Upstream, client: ApiClient, clock: ManualClock
+) -> None:
+    """Its jobs go on after it was revoked, and only their callbacks can say so: the token in the URL decides."""
+    context = open_context(REPLICATE.package, REPLICATE.settings(upstream.url), client, CATALOG, clock.now)
+    signature = REPLICATE.package.signature([context] * 2)
+    upstream.respond(Canned(body={"key": "whsec_" + "b3RoZXIgc2VjcmV0IG9mIGFub3RoZXIga2V5"}), Canned(status=401))
+    revoked = StandardSignature([read_secret(REPLICATE_SECRET)]).sign("msg_1", clock.now(), b"{}")
+    assert await signature.verify(revoked, b"{}", (), clock.now()) == Proof.NONE

@@ -22,6 +22,7 @@ from broker.tasks.lifecycle import (
     downloaded,
     expire,
     files_deleted,
+    move_to,
     outcome_unknown,
     queue_timeout,
     switch_to_polling,
@@ -247,6 +248,21 @@ def test_job_id_after_unknown_outcome_is_checked_and_not_resubmitted() -> None:
     assert apply_report(found, accepted(), FREE_FAILURE, NOW, POLICY).task["state"] == TaskState.FAILED
     landing = applied(found, apply_report(found, accepted(), DONE, NOW, POLICY))
     assert applied(landing, downloaded(landing, NOW, POLICY, 1, [])).status == "completed"
+
+
+def test_job_id_after_unknown_outcome_ends_the_wait_for_another_submission() -> None:
+    """The setting allows a second submission only as long as the first one is unknown."""
+    policy = replace(POLICY, resubmit_unknown=True)
+    sent, attempt = a_task(TaskState.SUBMITTING, deadline_at=NOW, key_id="default"), an_attempt()
+    lost = outcome_unknown(sent, NOW, policy, 1)
+    queued, attempt = applied(sent, lost), replace(attempt, **lost.attempt)
+    assert queued.state == TaskState.QUEUED
+    moved = applied(queued, move_to(queued, NOW, policy, ("fal", "kie")))
+    assert moved.provider == "fal"
+    found = applied(moved, apply_report(moved, attempt, Pending(job_id="job", check_in=0), NOW, policy))
+    assert (found.state, found.provider, found.key_id, found.job_id) == (TaskState.WAITING, "kie", "default", "job")
+    failed = applied(moved, apply_report(moved, attempt, REJECTED, NOW, policy))
+    assert (failed.state, failed.error_code, failed.billed) == (TaskState.FAILED, "safety_input", "unknown")
 
 
 def test_success_after_cancel_is_kept_as_duplicate_and_not_shown() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from broker.providers.base import ProviderContext
 from broker.providers.signing_keys import CallbackSignature, FetchedKeys
-from broker.providers.webhook_secrets import fetch_secrets
+from broker.providers.webhook_secrets import fetch_signature
 from webhooks.signatures.base import Signature
 from webhooks.signatures.standard import StandardSignature, read_secret
 
@@ -15,6 +15,6 @@ def configure_signature(keys: Sequence[ProviderContext]) -> CallbackSignature:
     url = f"{keys[0].settings.base_url}/v1/webhooks/default/secret"
 
     async def fetch() -> Signature:
-        return StandardSignature(await fetch_secrets(keys, url, "key", read_secret))
+        return await fetch_signature(keys, url, "key", read_secret, StandardSignature)
 
     return FetchedKeys(name=keys[0].name, is_signed=lambda headers: "webhook-signature" in headers, fetch=fetch)

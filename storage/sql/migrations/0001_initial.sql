@@ -54,6 +54,7 @@ CREATE INDEX tasks_queue ON tasks (provider, due_at, id) WHERE state = 'queued';
 -- round robin between callers: the head of each one's queue, and when it was served last
 CREATE INDEX tasks_turns ON tasks (provider, caller, priority DESC, due_at, id) WHERE state = 'queued';
 CREATE INDEX tasks_served ON tasks (provider, caller, sent_at) WHERE sent_at IS NOT NULL;
+CREATE INDEX tasks_prepared ON tasks (provider, caller, lease_until) WHERE state = 'queued' AND lease_until > 0;
 CREATE INDEX tasks_queue_deadline ON tasks (deadline_at) WHERE state = 'queued';
 -- jobs that occupy a slot at the provider
 CREATE INDEX tasks_running ON tasks (provider, key_id) WHERE state IN ('submitting', 'waiting');

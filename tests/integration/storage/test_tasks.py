@@ -342,6 +342,19 @@ async def test_callers_are_served_in_turn(database: Any) -> None:
     assert {task.id for task in claimed} == {task.id for task in many[4:34]}
 
 
+async def test_orders_that_are_being_prepared_count_as_turns(database: Any) -> None:
+    """Uploads to a host that hangs take minutes, and nothing is sent: they must not take every free slot."""
+    slow = [a_task(n, caller="slow", due_at=NOW - 500 + n) for n in range(100)]
+    earlier = a_task(300, caller="usual", state=TaskState.SUCCEEDED, sent_at=NOW - 50)
+    usual = [a_task(200 + n, caller="usual", due_at=NOW - 1) for n in range(3)]
+    await add(database, earlier, *slow, *usual)
+    queue, served = TaskQueue(database), []
+    for number in range(6):
+        (task,) = await queue.claim("kie", now=NOW, lease=lease(f"worker {number}"), limit=1)
+        served.append(task.caller)
+    assert served == ["slow", "usual"] * 3
+
+
 async def test_priority_orders_the_tasks_of_one_caller_only(database: Any) -> None:
     mine = [a_task(n, caller="a", priority=priority, due_at=NOW - 9 + n) for n, priority in enumerate((0, 1, 2, 1))]
     other = a_task(9, caller="b", priority=0, due_at=NOW)
