@@ -19,12 +19,15 @@ _DAY: Final = f"""(CAST(a.sent_at AS BIGINT) - CASE WHEN CAST(a.sent_at AS BIGIN
     / {SECONDS_PER_DAY}"""
 _ENTRY: Final = f"""{_DAY} AS day, t.caller AS owner, a.provider, a.key_id, t.model, a.billed,
     1 AS attempts, CASE WHEN a.duplicate_result IS NULL THEN 0 ELSE 1 END AS duplicates,
+    CASE WHEN a.billed <> 'no' AND a.usd_per_unit * CASE a.billed WHEN 'yes' THEN a.cost ELSE a.price END IS NULL
+        THEN 1 ELSE 0 END AS unpriced,
     coalesce(a.cost, 0.0) + coalesce(a.duplicate_cost, 0.0) AS cost,
     coalesce(a.price * a.usd_per_unit, 0.0) AS usd_estimated,
     coalesce((coalesce(a.cost, 0.0) + coalesce(a.duplicate_cost, 0.0)) * a.usd_per_unit, 0.0) AS usd"""
-"""An attempt `a` of a task `t` as a row of the ledger."""
+"""An attempt `a` of a task `t` as a row of the ledger: first the columns of `_KEY`, then those of `_AMOUNTS`."""
 _KEY: Final = "day, owner, provider, key_id, model, billed"
-_AMOUNTS: Final = ("attempts", "duplicates", "cost", "usd_estimated", "usd")
+_COUNTS: Final = ("attempts", "duplicates", "unpriced")
+_AMOUNTS: Final = (*_COUNTS, "cost", "usd_estimated", "usd")
 _COLUMN_OF_GROUP: Final[Mapping[Group, str]] = {"day": "day", "model": "model", "provider": "provider", "user": "owner"}
 
 
@@ -33,7 +36,8 @@ class CostSum:
     """Attempts of one day, model, provider or caller, at one provider and with one billing.
 
     name: of the group; a day is in days since the epoch (UTC). duplicates: second results. cost: in the provider's
-    unit. usd_estimated: by the price tables at the submissions. usd: certainly billed.
+    unit. usd_estimated: by the price tables at the submissions. usd: certainly billed. unpriced: attempts that were or
+    may have been billed, at a price in USD that is not known; the sums count them with 0.
     """
 
     name: str | int
@@ -41,6 +45,7 @@ class CostSum:
     billed: str
     attempts: int
     duplicates: int
+    unpriced: int
     cost: float
     usd_estimated: float
     usd: float
@@ -73,8 +78,8 @@ class Ledger:
 
         One statement, so that an attempt which a purge moves is counted once. It reads every live attempt since then.
         """
-        sums = ", ".join(f"CAST(sum({name}) AS BIGINT) AS {name}" for name in _AMOUNTS[:2])
-        sums += "".join(f", sum({name}) AS {name}" for name in _AMOUNTS[2:])
+        sums = ", ".join(f"CAST(sum({name}) AS BIGINT) AS {name}" for name in _COUNTS)
+        sums += "".join(f", sum({name}) AS {name}" for name in _AMOUNTS if name not in _COUNTS)
         sql = f"""SELECT {_COLUMN_OF_GROUP[by]} AS name, provider, billed, {sums} FROM (
                 SELECT {_ENTRY} FROM attempts a JOIN tasks t ON t.id = a.task_id WHERE a.sent_at >= :since_at
                 UNION ALL SELECT {_KEY}, {", ".join(_AMOUNTS)} FROM ledger WHERE day >= :since_day

@@ -410,10 +410,10 @@ def upload_failed(task: Task, now: float, policy: TaskPolicy, report: Failed, on
     return Changes(task={**again, "error_code": report.code, "error_detail": report.message})
 
 
-def outcome_unknown(task: Task, now: float, policy: TaskPolicy, attempt: int) -> Changes:
-    """Return the changes after a submission with unknown outcome: wait for its callback, then fail.
+def outcome_unknown(task: Task, now: float, policy: TaskPolicy, attempt: int, onward: Sequence[str] = ()) -> Changes:
+    """Return the changes after a submission with unknown outcome: wait for its callback, then fail or submit again.
 
-    attempt: number of that attempt; by now a later one may have begun.
+    attempt: number of that attempt; by now a later one may have begun. onward: as in `apply_report`.
     """
     if task.state != TaskState.SUBMITTING or attempt != task.attempt:
         return NOTHING
@@ -424,6 +424,7 @@ def outcome_unknown(task: Task, now: float, policy: TaskPolicy, attempt: int) ->
     if policy.resubmit_unknown and task.attempt < policy.max_attempts:
         # at its old place: behind all later orders it could time out in the queue
         again = _queue_again("unknown_outcome", detail, min(task.created_at, now), now)
+        again |= _redirect(task, onward, now, f"after unknown_outcome at {task.provider}")
         return Changes(task={**again, "deadline_at": now + policy.deadline_seconds}, attempt=ledger)
     return Changes(task=_fail(task, "unknown_outcome", detail, now, policy, billed="unknown"), attempt=ledger)
 

@@ -71,6 +71,10 @@ class Router:
         may_recover = failure.is_account_error or (failure.retryable and not failure.cannot_serve)
         return _onward(task, statuses, keep=may_recover)
 
+    async def find_other(self, task: Task) -> tuple[str, ...]:
+        """Return the providers of an order after an unknown outcome: another one that takes orders first, if any."""
+        return _onward(task, await self.statuses(), keep=True)
+
     async def find_available(self, task: Task) -> tuple[str, ...]:
         """Return the providers of a queued order if its own takes none now and another does; else empty.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from broker.clock import Clock
@@ -137,6 +138,11 @@ class Transitions:
             is_leased=is_leased,
             outlives_lease=False,
         )
+
+    async def record_unknown(self, task: Task) -> None:
+        """Record that the outcome of the current submission is unknown."""
+        onward = await self.router.find_other(task)
+        await self.apply_own(task, partial(lifecycle.outcome_unknown, attempt=task.attempt, onward=onward))
 
     async def begin_submission(self, task: Task, intent: Changes, reserving: Sequence[Statement]) -> None:
         """Write the intent to submit; the caller calls `record_change` once it is durable.

@@ -67,6 +67,7 @@ async def test_costs_by_day_are_the_default(broker: ApiBroker) -> None:
             "usdEstimated": 0.02,
             "usd": 0.02,
             "usdUnknown": 0.0,
+            "unpriced": 0,
         },
         {
             "name": TODAY,
@@ -78,6 +79,7 @@ async def test_costs_by_day_are_the_default(broker: ApiBroker) -> None:
             "usdEstimated": 0.04,
             "usd": 0.04,
             "usdUnknown": 0.02,
+            "unpriced": 0,
         },
     ]
     assert (data["total"]["attempts"], data["total"]["usd"], data["total"]["usdEstimated"]) == (4, 0.06, 0.06)
@@ -98,6 +100,14 @@ async def test_costs_by_model_provider_and_user(broker: ApiBroker, by: str, rows
     assert [(row["name"], row["attempts"], row["usd"], row["unit"]) for row in data["rows"]] == rows
 
 
+async def test_billed_attempts_of_unknown_price_are_counted_apart(broker: ApiBroker) -> None:
+    """The cost of a provider without prices is unknown, not 0."""
+    await add_attempt(broker, 5, provider="wavespeed", price=None, cost=None)
+    rows = {row["name"]: row for row in (await get_costs(broker, by="provider"))["rows"]}
+    assert {name: row["unpriced"] for name, row in rows.items()} == {"kie": 0, "legacy": 0, "wavespeed": 1}
+    assert (rows["wavespeed"]["cost"], rows["kie"]["cost"]) == (None, 12.0)
+
+
 async def test_since_leaves_earlier_days_out(broker: ApiBroker) -> None:
     assert [row["name"] for row in (await get_costs(broker, since=TODAY))["rows"]] == [TODAY]
     data = await get_costs(broker, since="2024-10-05")
@@ -108,9 +118,9 @@ async def test_csv_has_a_line_for_each_row(broker: ApiBroker) -> None:
     answer = await broker.client.get("/api/costs", params={"format": "csv", "by": "provider"})
     assert answer.headers["content-type"] == "text/csv; charset=utf-8"
     assert answer.text.splitlines() == [
-        "provider,attempts,billed_yes,billed_no,billed_unknown,duplicates,cost,unit,usd_estimated,usd,usd_unknown",
-        "kie,3,2,0,1,1,12.0,credits,0.060000,0.060000,0.020000",
-        "legacy,1,0,1,0,0,,,0.000000,0.000000,0.000000",
+        "provider,attempts,billed_yes,billed_no,billed_unknown,duplicates,cost,unit,usd_estimated,usd,usd_unknown,unpriced",
+        "kie,3,2,0,1,1,12.0,credits,0.060000,0.060000,0.020000,0",
+        "legacy,1,0,1,0,0,,,0.000000,0.000000,0.000000,0",
     ]
 
 

@@ -194,3 +194,28 @@ async def test_order_goes_on_if_its_first_provider_cannot_get_the_references(tmp
     assert (refused["errorDetail"]["code"], refused["attempts"]) == ("provider_rejected", 0)
     moved = [(route["provider"], route["reason"]) for route in routes if route["movedAt"]]
     assert moved == [("wavespeed", "after provider_rejected at nanobananaapi")]
+
+
+async def test_order_of_unknown_outcome_is_submitted_to_the_next_provider_if_the_operator_allows_it(
+    tmp_path: Path,
+) -> None:
+    async with (
+        serve_sandbox(options=options(mood="silent_lost")) as first,
+        serve_sandbox(options=options(dialect="wavespeed")) as second,
+        open_broker(
+            tmp_path,
+            with_callbacks=False,
+            sandbox=first,
+            resubmit_unknown=True,
+            wavespeed_keys="key",
+            wavespeed_url=second,
+            download_allow=(urlsplit(second).netloc,),
+        ) as broker,
+    ):
+        task = await broker.create_task("a red fox", model="nano-banana-2")
+        ended = await broker.wait_end(task)
+        detail = (await broker.client.get(f"/api/task/{task}/attempts")).json()["data"]
+    assert (ended["status"], ended["provider"]) == ("completed", "wavespeed"), ended["errorDetail"]
+    attempts = [(one["provider"], one["outcome"], one["billed"]) for one in detail["attempts"]]
+    assert attempts == [("kie", "unknown", "unknown"), ("wavespeed", "succeeded", "yes")]
+    assert detail["routes"][-1]["reason"] == "after unknown_outcome at kie"

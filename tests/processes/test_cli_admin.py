@@ -324,7 +324,7 @@ def test_costs_of_a_running_broker_are_shown_as_a_table(served: Shell) -> None:
     titles, *rows = ended.out.splitlines()
     assert titles.split()[:2] == ["provider", "attempts"]
     assert [row.split()[:3] for row in rows] == [["sandbox", "1", "1"], ["total", "1", "1"]]
-    assert rows[0].split()[-5:] == ["4", "credits", "0.0200", "0.0200", "0.0000"]
+    assert rows[0].split()[-6:] == ["4", "credits", "0.0200", "0.0200", "0.0000", "0"]
 
 
 def test_costs_are_printed_as_csv_and_json(served: Shell) -> None:

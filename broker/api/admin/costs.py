@@ -67,11 +67,16 @@ class CostRow(ResponseModel):
     attempts: int
     billed: BilledCounts
     duplicates: Annotated[int, Field(description="second results of one order")]
-    cost: Annotated[float | None, Field(description="in the provider's unit; null for several units")]
+    cost: Annotated[
+        float | None, Field(description="in the provider's unit; null for several units, and where no price is known")
+    ]
     unit: str | None
     usd_estimated: Annotated[float, Field(description="all attempts, by the price tables at their submission")]
     usd: Annotated[float, Field(description="what was certainly billed")]
     usd_unknown: Annotated[float, Field(description="estimate of the attempts whose billing is unknown")]
+    unpriced: Annotated[
+        int, Field(description="attempts that were or may have been billed, at an unknown price: 0 USD in these sums")
+    ]
 
 
 class BudgetStatus(ResponseModel):
@@ -121,7 +126,7 @@ class CostRoutes:
         """Get what attempts cost.
 
         Of tasks that exist and of those deleted within the last 400 days, each attempt once. The invoices of the
-        providers lie between `usd` and `usd` + `usdUnknown`.
+        providers lie between `usd` and `usd` + `usdUnknown`, apart from the attempts that are `unpriced`.
         """
         query = CostQuery.read(request)
         since = query.since or day(self.clock.now()) - timedelta(days=DEFAULT_DAYS)
@@ -144,16 +149,19 @@ class CostRoutes:
         counts = {billed: _total(group, "attempts", billed) for billed in BilledCounts.model_fields}
         units = {self.unit_of(one.provider) for one in group}
         unit = units.pop() if len(units) == 1 else None
+        unpriced = _total(group, "unpriced")
+        is_known = unit is not None and not (unpriced and not _total(group, "cost"))
         return CostRow(
             name=name,
             attempts=_total(group, "attempts"),
             billed=BilledCounts(**counts),
             duplicates=_total(group, "duplicates"),
-            cost=None if unit is None else _total(group, "cost"),
+            cost=_total(group, "cost") if is_known else None,
             unit=unit,
             usd_estimated=_total(group, "usd_estimated"),
             usd=_total(group, "usd"),
             usd_unknown=_total(group, "usd_estimated", "unknown"),
+            unpriced=unpriced,
         )
 
 
@@ -163,11 +171,12 @@ def write_csv(by: str, rows: Sequence[CostRow]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     amounts = ("usd_estimated", "usd", "usd_unknown")
     counts = tuple(BilledCounts.model_fields)
-    writer.writerow([by, "attempts", *(f"billed_{name}" for name in counts), "duplicates", "cost", "unit", *amounts])
+    titles = [by, "attempts", *(f"billed_{name}" for name in counts), "duplicates", "cost", "unit"]
+    writer.writerow([*titles, *amounts, "unpriced"])
     for row in rows:
         billed = [getattr(row.billed, name) for name in counts]
         usd = [f"{getattr(row, name):.{USD_DIGITS}f}" for name in amounts]
-        writer.writerow([row.name, row.attempts, *billed, row.duplicates, row.cost, row.unit, *usd])
+        writer.writerow([row.name, row.attempts, *billed, row.duplicates, row.cost, row.unit, *usd, row.unpriced])
     return text.getvalue()
 
 

@@ -35,6 +35,7 @@ def _print_costs(document: Document) -> None:
         ("USD estimated", lambda row: f"{row.usd_estimated:.4f}"),
         ("USD", lambda row: f"{row.usd:.4f}"),
         ("USD unknown", lambda row: f"{row.usd_unknown:.4f}"),
+        ("unpriced", lambda row: str(row.unpriced)),
     ]
     if not costs.rows:
         print_note(f"No order was submitted since {costs.since}.")

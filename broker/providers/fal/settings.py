@@ -19,7 +19,7 @@ class FalSettings(PackageSettings):
 
     other_names: ClassVar[Mapping[str, str]] = {
         "FAL_KEY_(ID|SECRET)": "FAL_KEY=id:secret",
-        "FAL(_AI)?(_API)?_(KEY|TOKEN|SECRET)": "FAL_KEY",
+        "FAL(_AI)?(_API)?_(KEY|TOKEN|SECRET)S?": "FAL_KEY",
     }
 
     fal_keys: ApiKeys = env("FAL_KEY", default=())

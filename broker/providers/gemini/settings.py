@@ -33,8 +33,8 @@ class GeminiSettings(PackageSettings):
     """One project at Google, or one account at a relay."""
 
     other_names: ClassVar[Mapping[str, str]] = {
-        "(GOOGLE_)?(GOOGLE|GEMINI|GENAI|GENERATIVE_AI|AI_STUDIO|AI)(_API)?_(KEY|TOKEN)": "GEMINI_API_KEY",
-        "NEXT_PUBLIC_(GOOGLE|GEMINI)_API_KEY": "GEMINI_API_KEY",
+        "(GOOGLE_)?(GOOGLE|GEMINI|GENAI|GENERATIVE_AI|AI_STUDIO|AI)(_API)?_(KEY|TOKEN)S?": "GEMINI_API_KEY",
+        "NEXT_PUBLIC_(GOOGLE|GEMINI)_API_KEYS?": "GEMINI_API_KEY",
         "(GOOGLE_)?GEMINI(_API)?(_BASE)?_(URL|ENDPOINT)|GOOGLE_GENAI_BASE_URL": "GEMINI_BASE_URL",
     }
 

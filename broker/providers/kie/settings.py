@@ -23,7 +23,7 @@ class KieSettings(PackageSettings):
     """One account at the upstream API."""
 
     other_names: ClassVar[Mapping[str, str]] = {
-        "(KIE|KIEAI|KIE_AI|NANO_BANANA|NANOBANANA_KIE)(_API)?_(KEY|TOKEN|SECRET)": "NANO_BANANA_API_KEY",
+        "(KIE|KIEAI|KIE_AI|NANO_BANANA|NANOBANANA_KIE)(_API)?_(KEY|TOKEN|SECRET)S?": "NANO_BANANA_API_KEY",
         "KIE(_AI)?(_API)?(_BASE)?_URL|NANO_BANANA(_API)?_BASE_URL": "NANO_BANANA_API_URL",
         "(KIE|NANO_BANANA)(_AI)?_WEBHOOK(_HMAC)?_(KEY|SECRET)|WEBHOOK_HMAC_KEY": "NANO_BANANA_WEBHOOK_KEY",
     }

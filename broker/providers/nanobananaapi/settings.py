@@ -17,7 +17,7 @@ class NanoBananaApiSettings(PackageSettings):
     """The accounts at nanobananaapi.ai."""
 
     other_names: ClassVar[Mapping[str, str]] = {
-        "NANOBANANA(_?API)?(_AI)?(_API)?_(KEY|TOKEN|SECRET)": "NANOBANANAAPI_KEY",
+        "NANOBANANA(_?API)?(_AI)?(_API)?_(KEY|TOKEN|SECRET)S?": "NANOBANANAAPI_KEY",
         "NANOBANANA(_?API)?(_AI)?(_API)?(_BASE)?_URL": "NANOBANANAAPI_BASE_URL",
     }
 

@@ -17,7 +17,7 @@ class OpenRouterSettings(PackageSettings):
     """One account."""
 
     other_names: ClassVar[Mapping[str, str]] = {
-        "OPEN_?ROUTER(_AI)?(_API)?_(KEY|TOKEN|SECRET)": "OPENROUTER_API_KEY",
+        "OPEN_?ROUTER(_AI)?(_API)?_(KEY|TOKEN|SECRET)S?": "OPENROUTER_API_KEY",
         "OPEN_?ROUTER(_API)?(_BASE)?_URL": "OPENROUTER_BASE_URL",
     }
 

@@ -14,7 +14,7 @@ class ReplicateSettings(PackageSettings):
     """The accounts at Replicate."""
 
     other_names: ClassVar[Mapping[str, str]] = {
-        "REPLICATE(_API)?_(KEY|TOKEN|SECRET)": "REPLICATE_API_TOKEN",
+        "REPLICATE(_API)?_(KEY|TOKEN|SECRET)S?": "REPLICATE_API_TOKEN",
         "REPLICATE(_API)?(_BASE)?_URL": "REPLICATE_BASE_URL",
     }
 

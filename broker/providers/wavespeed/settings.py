@@ -14,7 +14,7 @@ class WaveSpeedSettings(PackageSettings):
     """The accounts at WaveSpeed."""
 
     other_names: ClassVar[Mapping[str, str]] = {
-        "WAVE_?SPEED(_AI)?(_API)?_(KEY|TOKEN|SECRET)": "WAVESPEED_API_KEY",
+        "WAVE_?SPEED(_AI)?(_API)?_(KEY|TOKEN|SECRET)S?": "WAVESPEED_API_KEY",
         "WAVE_?SPEED(_AI)?(_API)?(_BASE)?_URL": "WAVESPEED_BASE_URL",
     }
 

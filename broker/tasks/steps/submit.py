@@ -141,7 +141,7 @@ class SubmitStep:
             self._record_request(provider, "unknown", begun)
             log.warning("submission with unknown outcome", action="submit_unknown", task=task.id, why=error.summary)
             await self._update_cooldown(provider, None)
-            await self.transitions.apply_own(task, partial(lifecycle.outcome_unknown, attempt=task.attempt))
+            await self.transitions.record_unknown(task)
             return
         self._record_request(provider, _outcome_label(report), begun)
         if isinstance(report, Failed):  # before the order is queued again, which may choose the same key

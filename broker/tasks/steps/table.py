@@ -36,7 +36,7 @@ class StepTable:
 
     async def _recover_submission(self, task: Task) -> None:
         """End a submission whose outcome is unknown: its process died, or no callback came."""
-        await self.transitions.apply_own(task, partial(lifecycle.outcome_unknown, attempt=task.attempt))
+        await self.transitions.record_unknown(task)
 
     async def record_crash(self, task: Task) -> None:
         """Count a step that ended in an unexpected error as a retry, so that its task ends at the deadline."""

@@ -100,6 +100,7 @@ CREATE TABLE ledger (
     billed TEXT NOT NULL,
     attempts BIGINT NOT NULL,
     duplicates BIGINT NOT NULL,
+    unpriced BIGINT NOT NULL,
     cost DOUBLE PRECISION NOT NULL,
     usd_estimated DOUBLE PRECISION NOT NULL,
     usd DOUBLE PRECISION NOT NULL,

@@ -92,7 +92,7 @@ async def test_purge_moves_attempts_into_the_ledger_summed_by_day_owner_key_mode
 
 
 async def test_ledger_keeps_estimates_actual_amounts_and_duplicates(database: Any) -> None:
-    """Unknown prices count as nothing; the estimate of an attempt with unknown billing is no certain amount."""
+    """Unknown prices are counted apart; the estimate of an attempt with unknown billing is no certain amount."""
     task = expired(1)
     claimed = await claim_expired(database, task)
     await add_attempts(
@@ -102,9 +102,15 @@ async def test_ledger_keeps_estimates_actual_amounts_and_duplicates(database: An
         an_attempt(task, 3, price=None),
         an_attempt(task, 4, billed="unknown", cost=None),
         an_attempt(task, 5, usd_per_unit=None),
+        an_attempt(task, 6, billed="unknown", price=None, cost=None),
+        an_attempt(task, 7, billed="no", price=None, cost=None),
+        an_attempt(task, 8, price=None, cost=None),
     )
+    before = [(one.billed, one.unpriced) for one in await Ledger(database).sum_costs("provider", since_day=TODAY)]
     await database.transact(*TaskRetention(database).delete_all(claimed))
     assert await sums_of(database) == [("no", 0, 0.02, 0.0), ("unknown", 0, 0.02, 0.0), ("yes", 1, 0.02, 0.065)]
+    after = [(one.billed, one.unpriced) for one in await Ledger(database).sum_costs("provider", since_day=TODAY)]
+    assert before == after == [("no", 0), ("unknown", 1), ("yes", 2)]
 
 
 async def test_later_purges_add_to_the_sums(database: Any) -> None:
