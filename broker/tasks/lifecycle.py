@@ -131,7 +131,7 @@ def _pending(task: Task, attempt: Attempt | None, report: Pending, now: float, p
         pass
     elif report.job_id and (task.state == TaskState.SUBMITTING or is_unknown):
         changes = _waiting(task, attempt, report, now, policy)
-    elif report.job_id and task.state == TaskState.FETCHING and task.job_id is None:
+    elif ledger.get("outcome") == "succeeded" and task.state == TaskState.FETCHING and task.job_id is None:
         changes = {"job_id": report.job_id}
     elif task.state == TaskState.WAITING:
         changes = _still_waiting(task, report, now, policy)
@@ -243,7 +243,7 @@ def _fetching(task: Task, attempt: Attempt | None, report: Finished, now: float,
         TaskState.FETCHING,
         now,
         **source,
-        job_id=report.job_id or (task.job_id if _is_current(task, attempt) else None),
+        job_id=report.job_id or (attempt.job_id if attempt else task.job_id),
         outputs=report.outputs,
         texts=report.texts,
         turn=report.turn,

@@ -12,6 +12,7 @@ import pytest
 
 from broker.orders import ImageParams, OrderRequest
 from broker.services import Services
+from storage.attempts import Attempt
 from storage.states import TaskState
 from storage.tasks import Lease, Task
 from tests.contracts.providers import JOB, Canned, Upstream
@@ -63,6 +64,12 @@ async def begin_download(services: Services, clock: ManualClock, *urls: str) -> 
     return task.id
 
 
+async def insert_attempts(services: Services, *attempts: Attempt) -> None:
+    for attempt in attempts:
+        columns, values = ", ".join(vars(attempt)), ", ".join(f":{name}" for name in vars(attempt))
+        await services.database.execute(f"INSERT INTO attempts ({columns}) VALUES ({values})", **vars(attempt))
+
+
 async def run_step(services: Services, clock: ManualClock, *, wait: float = 7200) -> Task:
     """Run the step of the one task after `wait` seconds, and return the task then."""
     tasks = services.tables.tasks
@@ -100,6 +107,27 @@ async def test_fresh_link_instead_of_a_blocked_address_is_downloaded_at_once(
     kie.respond(record(pictures.put("a.png", s.PNG)))
     async with opened(tmp_path, clock, kie, pictures) as services:
         assert (await run_first_step(services, clock, PRIVATE)).status == "completed"
+
+
+async def test_fresh_link_of_an_earlier_attempt_is_not_counted_for_the_later_one(
+    tmp_path: Path, clock: ManualClock, kie: Upstream, pictures: Pictures
+) -> None:
+    """The late success of the first attempt is downloaded, while the job of the second goes on."""
+    kie.respond(record(pictures.put("a.png", s.PNG)))
+    async with opened(tmp_path, clock, kie, pictures) as services:
+        task_id = await begin_download(services, clock, PRIVATE)
+        task = await services.tables.tasks.get(task_id)
+        assert task is not None
+        key: dict[str, Any] = {"task_id": task_id, "key_id": "key", "sent_at": clock.now(), "price": 4.0}
+        await insert_attempts(
+            services,
+            Attempt(**key, number=1, provider="kie", job_id=JOB, outcome="succeeded", billed="yes"),
+            Attempt(**key, number=2, provider="wavespeed", job_id="other", outcome="accepted"),
+        )
+        await services.database.transact(services.tables.tasks.update_task(task, attempt=2, key_id="key"))
+        assert (await run_step(services, clock, wait=0)).status == "completed"
+        _, second = await services.tables.attempts.list_of_task(task_id)
+        assert (second.outcome, second.duplicate_result, second.duplicate_cost) == ("accepted", None, None)
 
 
 async def test_fresh_link_that_is_blocked_too_ends_the_task(

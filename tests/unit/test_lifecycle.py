@@ -211,6 +211,20 @@ def test_late_submit_response_adds_the_job_id_that_a_callback_left_out() -> None
     assert changes == Changes(attempt={"job_id": "job", "outcome": "succeeded"})
 
 
+def test_result_without_a_job_id_is_of_the_job_of_its_attempt() -> None:
+    """Links are refreshed by that job; the callbacks of some providers do not name it."""
+    queued = a_task(TaskState.SUBMITTING, attempt=2)
+    found = applied(queued, apply_report(queued, accepted(), replace(DONE, job_id=None), NOW, POLICY))
+    assert (found.state, found.job_id) == (TaskState.FETCHING, "job")
+
+
+def test_job_of_a_later_attempt_is_not_that_of_the_result() -> None:
+    """The result is of an earlier attempt, whose callback named no job."""
+    fetching = a_task(TaskState.FETCHING, attempt=2, job_id=None)
+    changes = apply_report(fetching, an_attempt(number=2), Pending(job_id="job"), NOW, POLICY)
+    assert changes == Changes(attempt={"job_id": "job", "outcome": "accepted"})
+
+
 @pytest.mark.parametrize("state", [TaskState.FETCHING, TaskState.SUCCEEDED, TaskState.CANCELED, TaskState.EXPIRED])
 @pytest.mark.parametrize("report", [Pending(job_id="job"), Pending(check_in=0), REJECTED, FREE_FAILURE])
 def test_late_report_does_not_change_an_end(state: TaskState, report: Report) -> None:

@@ -129,8 +129,15 @@ class DownloadStep:
             report = Finished(outputs=await self._fresh_links(row, provider), job_id=row.job_id)
         except (ProviderError, SinkError):
             return None
-        await self.transitions.apply_report(row, report, row.attempt, is_leased=False)
+        await self.transitions.apply_report(row, report, await self._attempt_of_result(row), is_leased=False)
         return await self.transitions.tasks.get(task.id) or task
+
+    async def _attempt_of_result(self, task: Task) -> int:
+        """Return the number of the attempt that made the result: an earlier one can succeed after a later one began."""
+        attempts = await self.transitions.attempts.list_of_task(task.id)
+        made = {"provider": task.provider, "job_id": task.job_id, "outcome": "succeeded"}
+        found = (one.number for one in attempts if made.items() <= vars(one).items())
+        return next(found, task.attempt)
 
     async def _fresh_links(self, task: Task, provider: Provider) -> tuple[str, ...]:
         if task.job_id is not None:
