@@ -169,6 +169,7 @@ class Reports:
     def job_failed(self, parsed: ParsedResponse, job_id: str | None) -> Failed:
         """Return the report of a job that ended without a result."""
         error = self.errors.classify(parsing.to_code(parsed.fail_code), parsed.message, parsed.names)
+        code = parsed.fail_code or next(iter(parsed.names), None)
         is_refunded = parsed.fail_code == "531"  # kie.ai: whatever it consumed at first
         return Failed(
             code=error.code,
@@ -177,6 +178,6 @@ class Reports:
             billed=error.billed or "unknown" if parsed.cost is None or is_refunded else parsed.billed,
             job_id=job_id,
             ended_at=parsed.ended_at,
-            provider_code=parsed.fail_code or next(iter(parsed.names), None),
+            provider_code=self.redact(code) if code else None,
             known=error.known,
         )

@@ -241,6 +241,17 @@ async def test_relay_may_bill_a_refusal_of_the_content(
     assert (report.code, report.billed) == ("safety_input", billed)
 
 
+@pytest.mark.parametrize("reason", [KEY, "x" * 100_000])
+async def test_reason_of_a_relay_is_short_and_without_the_key(
+    client: ApiClient, clock: ManualClock, upstream: Upstream, reason: str
+) -> None:
+    upstream.respond(Canned(body={"promptFeedback": {"blockReason": reason}}))
+    report = await adapter(upstream.url, client, clock).submit(an_order(), None, RecordingSink())
+    assert isinstance(report, Failed)
+    assert KEY not in repr(report)
+    assert len(repr(report)) < 1000
+
+
 async def test_wait_that_google_asks_for_is_kept(client: ApiClient, clock: ManualClock, upstream: Upstream) -> None:
     details = [{"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "17s"}]
     error = {"error": {"code": 429, "status": "RESOURCE_EXHAUSTED", "message": "slow down", "details": details}}

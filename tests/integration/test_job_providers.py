@@ -163,6 +163,13 @@ async def test_code_within_a_message_may_be_part_of_a_prompt(replicate: Provider
     assert report.billed == "unknown"
 
 
+async def test_code_of_a_failure_is_without_the_key(nanobananaapi: Provider, upstream: Upstream) -> None:
+    upstream.respond(Canned(body={"code": 200, "data": {"taskId": JOB, "successFlag": 3, "errorCode": KEY}}))
+    report = await nanobananaapi.check(JOB, SINK)
+    assert isinstance(report, Failed)
+    assert KEY not in repr(report)
+
+
 async def test_removed_result_is_gone_and_paid(replicate: Provider, upstream: Upstream) -> None:
     removed = prediction("succeeded", data_removed=True)
     upstream.respond(Canned(body=removed))

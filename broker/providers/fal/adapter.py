@@ -163,7 +163,7 @@ class Fal(JobApi):
         return replace(
             report,
             billed="no" if is_free else report.billed,
-            provider_code=next(iter(parsed.names), None) or report.provider_code,
+            provider_code=self.reports.redact(next(iter(parsed.names), "")) or report.provider_code,
         )
 
     async def cancel(self, job_id: str) -> bool:

@@ -136,7 +136,7 @@ class Gemini(HeldApi):
                 retryable=error.retryable and answer.id is not None,  # only attempts with an id are counted
                 billed=self._billed_without_image(answer),
                 job_id=job_id or answer.id,
-                provider_code=answer.block_reason or answer.finish_reason,
+                provider_code=self.reports.redact(answer.block_reason or answer.finish_reason or "") or None,
                 known=error.known,
             )
         tokens = answer.tokens if wire.token_prices else None

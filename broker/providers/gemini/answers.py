@@ -103,8 +103,8 @@ def read_answer(document: InlineDocument) -> Answer | None:
         texts=parsing.texts(texts),
         turn=_turn(parts) if images else None,
         tokens=_tokens(parsing.mapping(_value(body, "usageMetadata"))),
-        block_reason=parsing.text(_value(feedback, "blockReason")),
-        finish_reason=parsing.text(_value(candidate, "finishReason")),
+        block_reason=parsing.label(_value(feedback, "blockReason")),
+        finish_reason=parsing.label(_value(candidate, "finishReason")),
         explanation=parsing.first(parsing.text, explanation),
     )
 

@@ -102,7 +102,7 @@ def _items(body: Mapping[str, Any], place: str) -> list[Mapping[str, Any]]:
 
 
 def _state(value: Any) -> str | None:
-    text = parsing.text(value)
+    text = parsing.label(value)
     for prefix in _STATES:
         text = text.removeprefix(prefix) if text else None
     return text
