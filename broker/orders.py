@@ -155,9 +155,9 @@ class Quote:
     max_usd_price: float | None
     """The most that one image can cost, by the price tables of all candidates; None if one is unknown."""
     is_metered: bool = False
-    """True if the first candidate charges by use, so that its price is an estimate."""
+    """True if a candidate charges by use: its price is that of a usual image, and has no upper bound."""
     deadline_seconds: float | None = None
-    """Time that the provider may take, where that is longer than usual."""
+    """Longest time that one of the candidates may take, where that is longer than usual."""
 
     @property
     def total(self) -> float | None:
@@ -169,7 +169,7 @@ class Quote:
 
     @property
     def upper_bound_usd(self) -> float | None:
-        return self._in_all(self.max_usd_price)
+        return None if self.is_metered else self._in_all(self.max_usd_price)
 
     @property
     def qualifier(self) -> Qualifier:

@@ -34,14 +34,14 @@ class PriceTable:
 
     def make_quote(self, candidates: Sequence[str], order: Order, count: int) -> Quote:
         """Return the quote of `count` images. candidates: the providers that may get the order, best first."""
-        first = self.providers[candidates[0]]
-        offer = first.build_request(order, None)
+        first, *others = (self.providers[name].build_request(order, None) for name in candidates)
+        deadlines = [offer["deadline_seconds"] for offer in (first, *others) if offer.get("deadline_seconds")]
         return Quote(
-            price=offer.get("price"),
+            price=first.get("price"),
             count=count,
-            unit=offer.get("unit"),
-            usd_price=self.usd_price(first.name, order),
+            unit=first.get("unit"),
+            usd_price=self.usd_price(candidates[0], order),
             max_usd_price=self.max_usd_price(candidates, order),
-            deadline_seconds=offer.get("deadline_seconds"),
-            is_metered=self.terms(first.name).is_metered,
+            deadline_seconds=max(deadlines, default=None),
+            is_metered=any(self.terms(name).is_metered for name in candidates),
         )

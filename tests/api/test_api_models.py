@@ -231,6 +231,25 @@ async def test_upper_bound_covers_every_attempt_that_can_be_billed(tmp_path: Pat
         assert (data["usd"], data["qualifier"], data["upperBoundUsd"]) == (0.02, "estimate", 0.02 * attempts)
 
 
+async def test_provider_that_charges_by_use_has_no_upper_bound(tmp_path: Path) -> None:
+    async with open_api(tmp_path, gemini_keys="key-of-google") as broker:
+        pinned = [
+            (await broker.client.post(CREATE, json={**PROMPT, "dryRun": True, "provider": name})).json()["data"]
+            for name in ("kie", "gemini")
+        ]
+        data = (await broker.client.post(CREATE, json={**PROMPT, "dryRun": True})).json()["data"]
+    assert [(one["qualifier"], one["upperBoundUsd"]) for one in pinned] == [("exact", 0.02), ("estimate", None)]
+    assert (data["usd"], data["qualifier"], data["upperBoundUsd"]) == (0.02, "estimate", None)
+
+
+async def test_quote_has_the_longest_deadline_of_its_candidates(tmp_path: Path) -> None:
+    """An order of low priority may go on to a batch, which takes up to two days."""
+    async with open_api(tmp_path, gemini_keys="key-of-google", uses_batch=True) as broker:
+        order = {**PROMPT, "dryRun": True, "priority": "low"}
+        data = (await broker.client.post(CREATE, json=order)).json()["data"]
+    assert (data["routes"][0]["provider"], data["deadlineSeconds"]) == ("kie", 48 * 3600)
+
+
 async def test_dry_run_rejects_the_same_requests_as_an_order(tmp_path: Path) -> None:
     """Also for the content of an image, and for addresses that are never requested."""
     wrong = [(name, value) for name, value, code in BAD_VALUES if code and "dry" not in name]

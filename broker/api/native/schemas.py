@@ -64,7 +64,8 @@ class CostEstimate(ResponseModel):
         Qualifier, Field(description="exact: a fixed price, and nothing else can be charged by the price table")
     ]
     upper_bound_usd: Annotated[
-        float | None, Field(description="the most that the order can cost, by the price tables of all its candidates")
+        float | None,
+        Field(description="the most that the order can cost at any of its candidates; null if one charges by use"),
     ]
     deadline_seconds: Annotated[float | None, DEADLINE]
 
