@@ -68,7 +68,7 @@ class Ledger:
             sql=f"""INSERT INTO ledger ({_KEY}, {", ".join(_AMOUNTS)})
                 SELECT {_KEY}, {sums}
                 FROM (SELECT {_ENTRY} FROM tasks t JOIN attempts a ON a.task_id = t.id WHERE {which}) AS entries
-                GROUP BY {_KEY}
+                GROUP BY {_KEY} ORDER BY {_KEY}
                 ON CONFLICT ({_KEY}) DO UPDATE SET {added}""",
             params=params,
         )
