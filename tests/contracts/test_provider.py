@@ -213,7 +213,7 @@ async def test_callback_is_parsed(scene: Scene) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=attrgetter("name"))
 @given(body=JSON)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_arbitrary_callback_never_raises(case: Case, body: Any) -> None:
     provider = offline(case)
     report = provider.parse_callback(body)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import atexit
 import secrets
-import shutil
 import signal
 import subprocess
 import sys
@@ -104,7 +103,7 @@ def running(folder: Path | None = None, port: int | None = None) -> Iterator[Pos
 def _initialized() -> PostgresServer:
     """Return a data folder that was initialized and never started; each server runs on a copy."""
     folder = Path(tempfile.mkdtemp(prefix="postgres-template-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    atexit.register(subprocess.run, ["rm", "-rf", str(folder)], check=False)
     wheel = PostgresServer(folder, cleanup_mode=None)
     wheel.ensure_pgdata_inited()
     return wheel
