@@ -101,6 +101,9 @@ class Services:
             retry_seconds=self.settings.retry_after,
             resubmit_unknown=self.settings.resubmit_unknown,
             retention_seconds=self.settings.retention_hours * 3600.0,
+            short_kept_seconds={
+                name: seconds for name in self.pools if (seconds := self.catalog.terms(name).result_seconds) is not None
+            },
         )
 
     @cached_property
@@ -227,9 +230,6 @@ class Services:
                 sinks=sinks,
                 transitions=transitions,
                 max_download_bytes=self.settings.max_download_bytes,
-                kept_seconds={
-                    name: seconds for name in pools if (seconds := self.catalog.terms(name).result_seconds) is not None
-                },
             ),
             transitions=transitions,
         )

@@ -234,7 +234,7 @@ def _is_same_job(task: Task, attempt: Attempt, report: Finished) -> bool:
 
 def _fetching(task: Task, attempt: Attempt | None, report: Finished, now: float, policy: TaskPolicy) -> dict[str, Any]:
     """Return the columns of a task with a result; it may be that of an earlier attempt at another provider."""
-    source: dict[str, Any] = {"cost": report.cost}
+    source: dict[str, Any] = {"cost": report.cost, "provider": task.provider}
     if attempt is not None:
         cost = _cost_of(attempt, report)
         source = {"provider": attempt.provider, "key_id": attempt.key_id}
@@ -250,7 +250,7 @@ def _fetching(task: Task, attempt: Attempt | None, report: Finished, now: float,
         finished_at=now,
         billed="yes",
         step_retries=0,
-        due_at=now,
+        due_at=policy.download_at(source["provider"], now),
         deadline_at=now + policy.deadline_seconds,
     )
 
@@ -441,26 +441,15 @@ def queue_timeout(task: Task, now: float, policy: TaskPolicy) -> Changes:
 # -- fetching
 
 
-def downloaded(
-    task: Task,
-    now: float,
-    policy: TaskPolicy,
-    stored: int,
-    failures: Sequence[DownloadFailure],
-    *,
-    kept_seconds: float | None = None,
-) -> Changes:
-    """Return the changes after a download: `stored` results are here, each of `failures` is one that is not.
-
-    kept_seconds: how long the provider keeps results, if that is documented to be short.
-    """
+def downloaded(task: Task, now: float, policy: TaskPolicy, stored: int, failures: Sequence[DownloadFailure]) -> Changes:
+    """Return the changes after a download: `stored` results are here, each of `failures` is one that is not."""
     if task.state != TaskState.FETCHING:
         return NOTHING
     if not failures:
         return Changes(task=_succeed(now, policy))
     worst = min(failures, key=lambda failure: (failure.is_final, failure.is_blocked))  # the one that may still recover
     late, over = now >= task.deadline_at, now >= task.deadline_at + policy.result_kept_seconds
-    longest_pause = policy.max_retry_seconds
+    longest_pause, kept_seconds = policy.max_retry_seconds, policy.short_kept_seconds.get(task.provider)
     if kept_seconds is not None and task.finished_at is not None:
         over = now >= task.finished_at + kept_seconds
         longest_pause = min(longest_pause, kept_seconds / MIN_RETRIES_WHILE_KEPT)

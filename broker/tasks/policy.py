@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,8 @@ class TaskPolicy:
     """Time an order may wait in the queue."""
     result_kept_seconds: float = 24 * 3600.0
     """Time a provider keeps results."""
+    short_kept_seconds: Mapping[str, float] = field(default_factory=dict)
+    """The same of each provider that is documented to keep them for less."""
     retry_seconds: float = 2.0
     """First pause after a failed step; each further one is twice as long."""
     max_retry_seconds: float = 3600.0
@@ -36,6 +39,10 @@ class TaskPolicy:
     """Time a finished task is kept."""
     tombstone_seconds: float = 7 * 24 * 3600.0
     """Time an expired task answers 410."""
+
+    def download_at(self, provider: str, now: float) -> float:
+        """Return when a result that is ready now is due for download: the sooner it is deleted, the more overdue."""
+        return now + self.short_kept_seconds.get(provider, self.result_kept_seconds) - self.result_kept_seconds
 
 
 def backoff_seconds(retries: int, policy: TaskPolicy, *, max_seconds: float | None = None) -> float:

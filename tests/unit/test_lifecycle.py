@@ -35,6 +35,7 @@ from storage.tasks import Task
 
 NOW = 10_000.0
 POLICY = TaskPolicy()
+SHORT_KEPT = TaskPolicy(short_kept_seconds={"kie": 3600.0})
 URLS = ("https://cdn.example/a.png",)
 RANK = {"pending": 0, "processing": 1, "failed": 2, "canceled": 3, "completed": 3, "expired": 4}
 
@@ -424,13 +425,23 @@ def test_download_is_retried_while_the_provider_keeps_the_result() -> None:
     assert downloaded(shown, late, POLICY, 0, [GONE]).task["state"] == TaskState.FAILED
 
 
+def test_result_that_is_deleted_sooner_is_downloaded_first() -> None:
+    """The most overdue task is claimed first, so a backlog of downloads cannot outlast a result of one hour."""
+    report = Finished(outputs=URLS, job_id="job")
+    usual, short = (
+        apply_report(a_task(TaskState.WAITING), accepted(), report, NOW, policy).task["due_at"]
+        for policy in (POLICY, SHORT_KEPT)
+    )
+    assert (usual, short) == (NOW, NOW - 23 * 3600)
+
+
 def test_download_of_a_short_lived_result_is_retried_more_often_and_ends_with_it() -> None:
     """Replicate removes results after one hour: later retries are useless, and a long pause would miss it."""
-    task = a_task(TaskState.FETCHING, step_retries=12, finished_at=NOW)
-    changes = downloaded(task, NOW + 600, POLICY, 0, [SLOW], kept_seconds=3600)
+    task, policy = a_task(TaskState.FETCHING, step_retries=12, finished_at=NOW), SHORT_KEPT
+    changes = downloaded(task, NOW + 600, policy, 0, [SLOW])
     assert (changes.task["due_at"], changes.task["step_retries"]) == (NOW + 600 + 600, 13)
-    assert downloaded(task, NOW + 3599, POLICY, 0, [SLOW], kept_seconds=3600).task["due_at"] > NOW
-    ended = downloaded(task, NOW + 3600, POLICY, 0, [SLOW], kept_seconds=3600).task
+    assert downloaded(task, NOW + 3599, policy, 0, [SLOW]).task["due_at"] > NOW
+    ended = downloaded(task, NOW + 3600, policy, 0, [SLOW]).task
     assert (ended["state"], ended["error_code"], ended["billed"]) == (TaskState.FAILED, "download_failed", "yes")
 
 

@@ -45,8 +45,6 @@ class DownloadStep:
     transitions: Transitions
     max_download_bytes: int
     """Limit of one result."""
-    kept_seconds: Mapping[str, float]
-    """By provider: how long it keeps results, where that is short."""
     downloads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(DOWNLOAD_CONCURRENCY))
 
     async def run(self, task: Task) -> None:
@@ -65,10 +63,7 @@ class DownloadStep:
             elif is_blocked and fresh.outputs != task.outputs:
                 outputs, failures = fresh.outputs, await self._download_missing(fresh)
         stored = len(outputs) - len(failures)
-        kept_seconds = self.kept_seconds.get(task.provider)
-        await self.transitions.apply_own(
-            task, partial(lifecycle.downloaded, stored=stored, failures=failures, kept_seconds=kept_seconds)
-        )
+        await self.transitions.apply_own(task, partial(lifecycle.downloaded, stored=stored, failures=failures))
 
     async def _download_missing(self, task: Task) -> list[DownloadFailure]:
         stored_positions = {image.position for image in await self.images.list_of_owner(task.id, "result")}
