@@ -293,7 +293,6 @@ class Services:
                 catalog=self.catalog,
                 providers=self.providers,
                 routing=OrderRouter(
-                    catalog=self.catalog,
                     providers=self.providers,
                     router=self.router,
                     prices=self.prices,

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from broker.catalog import Catalog, quote_text
+from broker.catalog import quote_text
 from broker.errors import ApiError, FieldError
 from broker.ordering.budgets import DailyBudget
 from broker.ordering.pricing import PriceTable
@@ -33,7 +33,6 @@ _STATUS_SENTENCES: Final = {
 class OrderRouter:
     """Finds the providers of a new order."""
 
-    catalog: Catalog
     providers: Mapping[str, Provider]
     """In order of preference."""
     router: Router

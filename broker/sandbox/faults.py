@@ -97,6 +97,21 @@ class Fault(FaultName):
 JOB_FAULTS: Final = tuple(fault for fault in Fault if fault is not Fault.EXPIRING)
 """Those of an API with jobs, callbacks and result URLs; EXPIRING needs one for fresh links as well."""
 
+HELD_FAULTS: Final = (
+    Fault.GOOD,
+    Fault.STATUS,
+    Fault.LIMITED,
+    Fault.LIMITED_BARE,
+    Fault.DOWN,
+    Fault.SILENT,
+    Fault.SLOW,
+    Fault.FAILED,
+    Fault.FLAGGED,
+    Fault.INTERNAL,
+    Fault.NORESULT,
+)
+"""Those of a dialect that answers an order with the image, whatever else it has."""
+
 Faults = Mapping[str, float]
 """The VALUE of each requested fault."""
 

@@ -94,17 +94,13 @@ class SubmissionQueue:
             return Capacity(free=0, is_paused=True)
         capacities = (await self._get_capacities(self.pools[provider])).values()
         free = sum(one.free for one in capacities)
-        if not free and all(one.is_set_aside for one in capacities) and not await self._has_alternative(provider):
-            return Capacity(free=1)
+        if not free and all(one.is_set_aside for one in capacities):
+            return Capacity(free=1)  # an order moves on, or is refused at once and with the reason
         return Capacity(
             free=free,
             recheck_at=min(one.recheck_at for one in capacities),
             is_paused=all(one.is_paused for one in capacities),
         )
-
-    async def _has_alternative(self, provider: str) -> bool:
-        statuses = await self.router.statuses()
-        return any(status.is_available for name, status in statuses.items() if name != provider)
 
     async def _get_capacities(self, pool: ProviderPool) -> dict[str, Capacity]:
         now = self.clock.now()

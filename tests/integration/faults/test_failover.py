@@ -523,6 +523,16 @@ async def test_every_move_of_an_order_is_kept_with_its_reason(stage: Stage) -> N
     assert moved("broker_orders_moved_total", {"from": "birch", "to": "cedar"}) == 1.0
 
 
+async def test_pinned_order_fails_at_once_if_its_provider_waits_for_the_operator(stage: Stage) -> None:
+    """It has no other candidate, although other providers take orders: it must not wait for the next probe."""
+    choices = [REFUSED, EMPTY] * 3
+    task = await stage.order(*choices, provider="amber")
+    task = await stage.work(task)
+    assert (task.state, task.error_code) == (TaskState.FAILED, "provider_credits")
+    again = await stage.order(*choices, provider="amber")
+    assert (again.state, again.error_code) == (TaskState.FAILED, "provider_credits")
+
+
 async def test_queued_order_of_a_provider_without_a_key_any_more_moves_on(stage: Stage) -> None:
     task = await stage.create()
     gone = stage.services.tables.tasks.update_task(task, provider="gone", candidates=("gone", "cedar"))

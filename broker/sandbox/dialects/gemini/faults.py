@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from broker.sandbox.faults import FailureKind, Fault, FaultName
+from broker.sandbox.faults import HELD_FAULTS, FailureKind, Fault, FaultName
 
 Record = dict[str, Any]
 
@@ -26,17 +26,7 @@ class GeminiFault(FaultName):
 
 
 FAULTS: Final[tuple[FaultName, ...]] = (
-    Fault.GOOD,
-    Fault.STATUS,
-    Fault.LIMITED,
-    Fault.LIMITED_BARE,
-    Fault.DOWN,
-    Fault.SILENT,
-    Fault.SLOW,
-    Fault.FAILED,
-    Fault.FLAGGED,
-    Fault.INTERNAL,
-    Fault.NORESULT,
+    *HELD_FAULTS,
     Fault.LOST,
     Fault.LATE,
     Fault.TWICE,

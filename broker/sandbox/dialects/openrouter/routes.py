@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from broker.sandbox.answers import HangUp, json_response
-from broker.sandbox.faults import Fault, FaultName
+from broker.sandbox.faults import HELD_FAULTS, Fault, FaultName
 from broker.sandbox.orders import JobOrder, RejectedRequest, is_http_url, require, require_choice
 from broker.sandbox.pixels import ALL_RATIOS, RATIOS, sizes_of
 from broker.sandbox.service import Handler, JobService, authorization_key, read_json
@@ -28,17 +28,7 @@ class OpenRouterFault(FaultName):
 
 
 FAULTS: Final[tuple[FaultName, ...]] = (
-    Fault.GOOD,
-    Fault.STATUS,
-    Fault.LIMITED,
-    Fault.LIMITED_BARE,
-    Fault.DOWN,
-    Fault.SILENT,
-    Fault.SLOW,
-    Fault.FAILED,
-    Fault.FLAGGED,
-    Fault.INTERNAL,
-    Fault.NORESULT,
+    *HELD_FAULTS,
     Fault.BIG,
     Fault.WRONGTYPE,
     *OpenRouterFault,
