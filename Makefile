@@ -40,8 +40,9 @@ format: $(VENV)/dev  ## format the code and apply safe fixes
 	$(BIN)/ruff check --fix .
 
 lock:  ## update the pinned dependencies (needs uv)
-	uv pip compile $(LOCK_FLAGS) --upgrade --all-extras --group build pyproject.toml --output-file requirements.lock
 	uv pip compile $(LOCK_FLAGS) --upgrade --all-extras --group dev pyproject.toml --output-file requirements-dev.lock
+	uv pip compile $(LOCK_FLAGS) --upgrade --all-extras --group build --constraints requirements-dev.lock \
+		pyproject.toml --output-file requirements.lock
 
 # run: the product's dependencies; dev: also those of the gates. A stamp is renewed when its lock file changes.
 $(VENV)/run: requirements.lock pyproject.toml | $(BIN)/python
