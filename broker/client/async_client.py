@@ -116,7 +116,7 @@ class AsyncClient:
         self._send_repeatedly = AsyncRetrying(
             sleep=sleep,
             retry=retry_if_exception(errors.is_transient),
-            wait=wait_exception(_retry_after) + wait_exponential_jitter(multiplier=0.2, max=5, jitter=0.2),
+            wait=wait_exception(_retry_after) + wait_exponential_jitter(0.2, max=5, jitter=0.2),
             stop=self._is_hopeless,
             reraise=True,
         ).wraps(self._send)
