@@ -21,12 +21,13 @@ from broker.bootstrap import load_settings, open_services
 from broker.clock import Clock, iso
 from broker.server.protocol import ConnectionLimits
 from broker.server.sockets import bind_socket, socket_port
-from broker.server.uvicorn import DEFAULT_LIMITS, running_server
+from broker.server.uvicorn import running_server
 from broker.services import Services
 from storage.deliveries import Delivery, DeliveryStatus
 from storage.images import StoredImage
 from storage.states import TaskState
 from storage.tasks import Task
+from tests.support.brokers import QUICK_STOP
 from tests.support.listeners import Listeners
 from webhooks.events import Event, event_body
 
@@ -189,7 +190,7 @@ async def open_api(
             port = socket_port(sock)
             async with (
                 open_services(chosen, clock=clock, port=port, open_database=listeners.open_database) as services,
-                running_server(with_parts(services, **parts), sock, limits=limits or DEFAULT_LIMITS) as base,
+                running_server(with_parts(services, **parts), sock, limits=limits or QUICK_STOP) as base,
                 httpx.AsyncClient(base_url=base, timeout=35, verify=False) as client,
             ):
                 await _started(services)

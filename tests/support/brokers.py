@@ -17,6 +17,7 @@ from broker.orders import OrderRequest
 from broker.providers.pool import ProviderPool
 from broker.sandbox.engine import Options
 from broker.sandbox.server import serve_sandbox
+from broker.server.protocol import ConnectionLimits
 from broker.server.sockets import bind_socket, socket_port
 from broker.server.uvicorn import running_server
 from broker.services import Services
@@ -33,6 +34,8 @@ QUICK: dict[str, Any] = {
     "rate_per_minute": 10_000,
     "request_timeout": 2.0,
 }
+QUICK_STOP = ConnectionLimits(last_request_seconds=0.01)
+"""No request is on its way when the server of a test stops."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +131,7 @@ async def open_broker(
         services = await stack.enter_async_context(
             open_services(chosen, port=socket_port(sock), open_database=open_database)
         )
-        await stack.enter_async_context(running_server(services, sock))
+        await stack.enter_async_context(running_server(services, sock, limits=QUICK_STOP))
         client = await stack.enter_async_context(httpx.AsyncClient(base_url=address, timeout=35, verify=False))
         yield RunningBroker(services=services, client=client, sandbox=sandbox)
 
