@@ -6,6 +6,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from typing import Final, Literal, get_args
 
@@ -35,7 +36,7 @@ class Messages:
     @classmethod
     def load(cls, text: str | None = None) -> Messages:
         """Read the TOML given, or the one of the package. Raises ValueError for a missing message or language."""
-        table = tomllib.loads(text or resources.files("broker").joinpath("messages.toml").read_text("utf-8"))
+        table = _parse_toml(text or resources.files("broker").joinpath("messages.toml").read_text("utf-8"))
         for key in {*OTHER_KEYS, *TASK_CODES, *STATUS_OF} - table.keys():
             raise ValueError(f"messages: {key} is missing")
         for key, by_language in table.items():
@@ -51,6 +52,12 @@ class Messages:
         """Return why a task failed, what to do about it, and if it was billed."""
         messages = (self.get(code, language), self.get(f"billed_{billed}", language))
         return ("" if language == "zh" else " ").join(messages)
+
+
+@cache
+def _parse_toml(text: str) -> Mapping[str, Mapping[str, str]]:
+    """Parse a document once per process."""
+    return tomllib.loads(text)
 
 
 def language_of(header: str) -> Language:
