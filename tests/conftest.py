@@ -7,9 +7,14 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.clock import ManualClock
+from tests.support.memory_disk import keep_temporary_files_in_memory
 from tests.support.servers import postgres as server
 from tests.support.servers.s3 import S3Server, serving_s3
 from tests.support.variables import settings_variables
+
+
+def pytest_configure() -> None:
+    keep_temporary_files_in_memory()
 
 
 @pytest.fixture(scope="session")
