@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 from functools import partial
 from importlib import metadata
 from typing import Final
@@ -17,6 +18,7 @@ from broker.api.admin.costs import CostRoutes
 from broker.api.admin.deliveries import DeliveryRoutes
 from broker.api.admin.providers import ProviderRoutes
 from broker.api.callbacks import CallbackRoutes
+from broker.api.dialects.banana_service import banana_service_dialect
 from broker.api.docs import DocsRoutes
 from broker.api.health import HealthRoutes
 from broker.api.http.auth import Authenticator
@@ -30,6 +32,7 @@ from broker.api.native.routes import batch_endpoints, task_endpoints
 from broker.api.native.task_cache import TaskCache
 from broker.api.native.tasks import TaskRoutes, max_form_bytes
 from broker.api.root import RootRoutes
+from broker.api.shared.dialect import shared_dialect
 from broker.i18n import Messages
 from broker.services import Services
 from broker.tasks.provider_admin import ProviderAdmin
@@ -42,15 +45,20 @@ _CORS_REQUEST_HEADERS: Final = (
 _CORS_RESPONSE_HEADERS: Final = ("ETag", "Retry-After", "Location", "Warning", "X-Request-ID")
 
 
+DIALECTS: Final[tuple[Callable[[Services], Dialect], ...]] = (banana_service_dialect,)
+"""Factories of the dialects of other APIs, mounted after the native one."""
+
+
 def build_app(services: Services) -> Starlette:
     """Return the HTTP side of an opened system."""
     version = metadata.version("nano-banana-broker")
     services.metrics.build.info({"version": version, "python": platform.python_version()})
     docs = DocsRoutes(version=version)
     native = native_dialect(services, docs, version)
-    dialects = [native, *(make_dialect(services) for make_dialect in services.extra_dialects)]
+    dialects = [native, *(make(services) for make in (*DIALECTS, *services.extra_dialects))]
+    dialects.append(shared_dialect(services, dialects))
     docs.dialects = dialects
-    errors = ErrorRenderer(native, services.metrics)
+    errors = ErrorRenderer(dialects, services.metrics)
     app = Starlette(
         routes=build_routes(dialects),
         middleware=[
@@ -74,7 +82,7 @@ def native_dialect(services: Services, docs: DocsRoutes, version: str) -> Dialec
         clock=clock,
         catalog=services.catalog,
         provider_names=tuple(services.providers),
-        supports=lambda model: any(provider.supports(model) for provider in services.providers.values()),
+        supports=services.supports,
         apis=frozenset(provider.api_name for provider in services.providers.values()),
         max_file_size_bytes=services.settings.max_file_size,
     )

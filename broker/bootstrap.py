@@ -190,6 +190,7 @@ async def open_services(
             extra_dialects=tuple(extra_dialects),
         )
         stack.push_async_callback(services.thumbnails.aclose)
+        stack.push_async_callback(services.answers.aclose)
         await stack.enter_async_context(measure_loop_lag(services.metrics))
         if joins and services.address.current is None:
             await services.url_monitor.seed()

@@ -2,6 +2,7 @@
 
 Exception
 ├── ApiError           a request that cannot be served; becomes the HTTP error of its code
+│   └── TaskFailed     its task failed
 ├── SettingsError      a wrong environment variable; stops the start with name, expected form and cure
 ├── ProviderError      no usable answer of a provider (permanent: repeating does not help)
 │   └── NotSent        no byte of the request was sent
@@ -85,6 +86,18 @@ class ApiError(Exception):
         self.retry_after = retry_after
         self.status = status or STATUS_OF[code]
         self.message_key = message_key or code
+
+
+class TaskFailed(ApiError):
+    """The task of a request failed, which a dialect tells as an error of the request.
+
+    code: one of `TASK_CODES`. billed: whether the provider charged for it.
+    """
+
+    def __init__(self, code: str, message: str, *, status: int, task_id: str, billed: str, retryable: bool) -> None:
+        super().__init__(code, message, status=status, retryable=retryable)
+        self.task_id = task_id
+        self.billed = billed
 
 
 class SettingsError(Exception):

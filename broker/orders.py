@@ -58,6 +58,34 @@ class ImageParams:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TurnPart:
+    """A text or an image of a turn, and the signature that its provider needs to get back with it."""
+
+    text: str | None = None
+    reference: int | None = None
+    """Position of the image among the references of the order."""
+    signature: str | None = None
+    """Byte for byte as the provider wrote it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """One turn of a conversation."""
+
+    role: Literal["user", "model"]
+    parts: tuple[TurnPart, ...]
+
+    def to_column(self) -> dict[str, Any]:
+        """Return the entry of this turn in a task."""
+        parts = [{name: value for name, value in vars(part).items() if value is not None} for part in self.parts]
+        return {"role": self.role, "parts": parts}
+
+    @classmethod
+    def from_column(cls, column: Mapping[str, Any]) -> Turn:
+        return cls(role=column["role"], parts=tuple(TurnPart(**part) for part in column["parts"]))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Reference:
     """A stored reference image, as a provider can use it."""
 
@@ -82,6 +110,8 @@ class Order:
     params: ImageParams
     mode: Mode
     references: tuple[Reference, ...] = ()
+    turns: tuple[Turn, ...] = ()
+    """The whole conversation, its last turn included, for providers that keep a history; empty without one."""
     priority: str = DEFAULT_PRIORITY
     """A provider may have a cheaper and slower way for `low`."""
 
@@ -130,6 +160,10 @@ class OrderRequest:
     count: int = 1
     """Number of images."""
     sources: tuple[ReferenceSource, ...] = ()
+    turns: tuple[Turn, ...] = ()
+    """The conversation that the order continues, as in `Order`."""
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    """What the dialect keeps about the request, to answer in its own terms later; JSON values, no image data."""
     provider: str | None = None
     """The only provider that may get the order; None for any."""
     priority: str = DEFAULT_PRIORITY
@@ -140,6 +174,9 @@ class OrderRequest:
     """Identifies a repeated request as the same one."""
     retry_count: int | None = None
     """How many times the client says it has sent this request before; None if it does not count."""
+    answer_seconds: float | None = None
+    """How long the answer may take: an equal request after an answer that was cut off gets the same order. None: that
+    is not recorded, unless the client counts."""
 
 
 @dataclass(frozen=True, kw_only=True)

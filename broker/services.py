@@ -14,7 +14,7 @@ from broker.callbacks.receive import CallbackReceiver
 from broker.callbacks.tunnels import TunnelAgents
 from broker.callbacks.url_monitor import UrlMonitor
 from broker.callbacks.verification import CallbackVerifier
-from broker.catalog import Catalog
+from broker.catalog import Catalog, Model
 from broker.clock import Clock
 from broker.i18n import Messages
 from broker.metrics import Metrics
@@ -22,8 +22,11 @@ from broker.monitoring.balance import BalanceMonitor
 from broker.monitoring.collectors import DatabaseCollector
 from broker.net.fetcher import Fetcher
 from broker.notifications.deliverer import Deliverer
+from broker.notifications.formats import make_formats
+from broker.notifications.formats.base import FormatContext, WebhookFormat
 from broker.notifications.outbox import Outbox
 from broker.notifications.signing import known_secrets, signing_keys
+from broker.ordering.answers import OpenAnswers
 from broker.ordering.budgets import DailyBudget
 from broker.ordering.idempotency import Idempotency
 from broker.ordering.plan import Planner
@@ -60,7 +63,6 @@ from storage.sql.database import Database
 from storage.tables import Tables
 from uploads.intake import Intake
 from webhooks.redaction import Redactor
-from webhooks.signatures.standard import StandardSignature
 from webhooks.tokens import CallbackTokens, ChallengeResponse
 
 
@@ -137,6 +139,15 @@ class Services:
     def submissions(self) -> SubmissionQueue:
         return SubmissionQueue(clock=self.clock, tables=self.tables, pools=self.pools, router=self.router)
 
+    def supports(self, model: str) -> bool:
+        """Return whether a provider in use serves a canonical model."""
+        return any(provider.supports(model) for provider in self.providers.values())
+
+    @property
+    def served_models(self) -> tuple[Model, ...]:
+        """The models that a provider in use serves, in the order of the catalog."""
+        return tuple(model for model in self.catalog.models if self.supports(model.name))
+
     @property
     def provider(self) -> Provider:
         """The preferred one of the configured providers."""
@@ -183,7 +194,7 @@ class Services:
             tasks=self.tables.tasks,
             attempts=self.tables.attempts,
             budgets=self.tables.budgets,
-            outbox=Outbox(clock=self.clock, tables=self.tables, presenter=self.presenter),
+            outbox=Outbox(clock=self.clock, tables=self.tables, formats=self.webhook_formats),
             metrics=self.metrics,
             router=self.router,
         )
@@ -235,12 +246,23 @@ class Services:
         )
 
     @cached_property
+    def webhook_formats(self) -> dict[str, WebhookFormat]:
+        return make_formats(
+            FormatContext(
+                presenter=self.presenter,
+                signing_keys=tuple(signing_keys(self.settings, self.tokens.secret)),
+                secret=self.tokens.secret,
+                public_base=lambda: self.address.base,
+            )
+        )
+
+    @cached_property
     def deliverer(self) -> Deliverer:
         return Deliverer(
             clock=self.clock,
             deliveries=self.tables.deliveries,
             fetcher=self._caller_fetcher(),  # its own: name lookups of requests must not delay deliveries
-            signature=StandardSignature(signing_keys(self.settings, self.tokens.secret)),
+            formats=self.webhook_formats,
             metrics=self.metrics,
             retention_seconds=self.policy.retention_seconds,
         )
@@ -280,6 +302,10 @@ class Services:
     # -- orders
 
     @cached_property
+    def answers(self) -> OpenAnswers:
+        return OpenAnswers(clock=self.clock, records=self.tables.idempotency, senders=self.tables.answer_senders)
+
+    @cached_property
     def orders(self) -> OrderService:
         return OrderService(
             clock=self.clock,
@@ -310,7 +336,8 @@ class Services:
                 fetcher=self.fetcher,
                 max_file_size_bytes=self.settings.max_file_size,
             ),
-            idempotency=Idempotency(clock=self.clock, records=self.tables.idempotency),
+            idempotency=Idempotency(clock=self.clock, records=self.tables.idempotency, answers=self.answers),
+            answers=self.answers,
             limiter=RateLimiter(
                 clock=self.clock, usage=self.tables.rate_limits, per_minute=self.settings.rate_per_minute
             ),

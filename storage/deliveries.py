@@ -29,7 +29,8 @@ class DeliveryStatus(StrEnum):
 class Delivery:
     """One webhook. Moments (`_at`) are seconds since the epoch.
 
-    id: its `webhook-id`. url: may hold a secret of the receiver. host: with port. body: as it is sent.
+    id: its `webhook-id`. url: may hold a secret of the receiver. host: with port. body: as it is sent. format: the name
+    of its body's shape and signature.
     due_at: of the next attempt; None if none follows. schedule_step: attempts of this schedule. attempts: all of
     them, with those of replays. last_status: of the last response, if any.
     reason: why it is not delivered yet, in a few words.
@@ -41,6 +42,7 @@ class Delivery:
     url: str
     host: str
     body: str
+    format: str = "native"
     outcome: DeliveryStatus = DeliveryStatus.PENDING
     due_at: float | None
     lease_until: float = 0.0

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from storage.sql.database import Database, Statement
-from storage.sql.rows import fetch_one_as, insert_row
+from storage.sql.rows import fetch_as, fetch_one_as, insert_row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,10 @@ class IdempotencyRecord:
     created_at: float
     answered_at: float | None = None
     """When a client received the answer; recorded only for requests without Idempotency-Key."""
+    sender: str = ""
+    """The process that is sending the answer; empty where nobody records that, and after the answer was cut off."""
+    left_at: float | None = None
+    """When an answer ended before it was sent to its end."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +43,40 @@ class IdempotencyRecords:
         sql = "SELECT * FROM idempotency WHERE caller = :caller AND key = :key"
         return await fetch_one_as(self.database, IdempotencyRecord, sql, caller=caller, key=key)
 
-    async def newest_unanswered(
-        self, caller: str, fingerprint: str, *, since: float, retry_count: int
-    ) -> IdempotencyRecord | None:
-        """Return the newest request without key that no retry with this count has joined and no client has answered."""
+    async def list_unsent(
+        self, caller: str, fingerprint: str, *, oldest: float, since: float
+    ) -> list[IdempotencyRecord]:
+        """Return the requests without key whose answer a process sends, or was cut off since a moment; newest first.
+
+        oldest: requests from before that moment are left out.
+        """
         sql = """SELECT * FROM idempotency WHERE caller = :caller AND fingerprint = :fingerprint AND ordinal > 0
-            AND answered_at IS NULL AND created_at >= :since AND retry_count < :retry_count
-            ORDER BY ordinal DESC LIMIT 1"""
-        params = {"caller": caller, "fingerprint": fingerprint, "since": since, "retry_count": retry_count}
-        return await fetch_one_as(self.database, IdempotencyRecord, sql, **params)
+            AND answered_at IS NULL AND created_at >= :oldest AND (sender <> '' OR left_at >= :since)
+            ORDER BY ordinal DESC LIMIT 20"""
+        params = {"caller": caller, "fingerprint": fingerprint, "oldest": oldest, "since": since}
+        return await fetch_as(self.database, IdempotencyRecord, sql, **params)
+
+    async def take_over(self, seen: IdempotencyRecord, taken: IdempotencyRecord) -> bool:
+        """Let a repeated request send the answer of a record. Return False if another process was quicker."""
+        sql = """UPDATE idempotency SET sender = :sender, left_at = NULL, retry_count = :retry_count
+            WHERE caller = :caller AND key = :key AND answered_at IS NULL AND sender IN (:seen, '')
+            AND retry_count = :seen_count"""
+        changed = await self.database.execute(
+            sql,
+            caller=seen.caller,
+            key=seen.key,
+            sender=taken.sender,
+            retry_count=taken.retry_count,
+            seen=seen.sender,
+            seen_count=seen.retry_count,
+        )
+        return changed == 1
+
+    async def mark_left(self, record: IdempotencyRecord, now: float) -> None:
+        """Record that the answer of this sender was cut off, unless another one has taken it over."""
+        sql = """UPDATE idempotency SET sender = '', left_at = :now WHERE caller = :caller AND key = :key
+            AND answered_at IS NULL AND sender = :sender"""
+        await self.database.execute(sql, caller=record.caller, key=record.key, sender=record.sender, now=now)
 
     async def next_ordinal(self, caller: str, fingerprint: str) -> int:
         sql = """SELECT coalesce(max(ordinal), 0) + 1 AS next FROM idempotency
@@ -61,19 +90,14 @@ class IdempotencyRecords:
         (inserted,) = await self.database.transact(insert)
         return inserted.count == 1
 
-    async def join_retry(self, joined: IdempotencyRecord, retry_count: int) -> bool:
-        """Let one retry join the record. Return False if an equal retry joined first, or the record was answered."""
-        sql = """UPDATE idempotency SET retry_count = :retry_count WHERE caller = :caller AND key = :key
-            AND retry_count < :retry_count AND answered_at IS NULL"""
-        return await self.database.execute(sql, caller=joined.caller, key=joined.key, retry_count=retry_count) == 1
-
     def claim(self, claimed: IdempotencyRecord) -> Statement:
         """Bind the record to its batch, inserting it if needed; `Stale` if it is bound to a batch already."""
         unbound = "ON CONFLICT (caller, key) DO UPDATE SET batch = excluded.batch WHERE idempotency.batch = ''"
         return replace(insert_row("idempotency", claimed, unbound), must_change=True)
 
     async def mark_answered(self, answered: IdempotencyRecord, now: float) -> None:
-        sql = "UPDATE idempotency SET answered_at = :now WHERE caller = :caller AND key = :key AND answered_at IS NULL"
+        sql = """UPDATE idempotency SET answered_at = :now, sender = ''
+            WHERE caller = :caller AND key = :key AND answered_at IS NULL"""
         await self.database.execute(sql, caller=answered.caller, key=answered.key, now=now)
 
     async def delete_before(self, before: float, limit: int) -> int:
@@ -82,4 +106,35 @@ class IdempotencyRecords:
             WHERE created_at < :before AND NOT EXISTS
             (SELECT 1 FROM tasks t WHERE t.batch = idempotency.batch AND t.state <> 'expired')
             ORDER BY created_at LIMIT :limit{self.database.skip_locked})"""
+        return await self.database.execute(sql, before=before, limit=limit)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerSender:
+    """A process that sends answers. beats: how often it was marked as alive, lastly at `seen_at`."""
+
+    name: str
+    seen_at: float
+    beats: int
+
+
+@dataclass(frozen=True)
+class AnswerSenders:
+    """Processes that are sending answers, and when each was last seen alive."""
+
+    database: Database
+
+    async def get(self, name: str) -> AnswerSender | None:
+        sql = "SELECT * FROM answer_senders WHERE name = :name"
+        return await fetch_one_as(self.database, AnswerSender, sql, name=name)
+
+    async def mark_seen(self, name: str, now: float) -> None:
+        sql = """INSERT INTO answer_senders (name, seen_at, beats) VALUES (:name, :now, 1)
+            ON CONFLICT (name) DO UPDATE SET seen_at = excluded.seen_at, beats = answer_senders.beats + 1"""
+        await self.database.execute(sql, name=name, now=now)
+
+    async def delete_before(self, before: float, limit: int) -> int:
+        """Delete processes that were last seen before a moment."""
+        sql = f"""DELETE FROM answer_senders WHERE name IN (SELECT name FROM answer_senders WHERE seen_at < :before
+            ORDER BY seen_at LIMIT :limit{self.database.skip_locked})"""
         return await self.database.execute(sql, before=before, limit=limit)

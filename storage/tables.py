@@ -6,7 +6,7 @@ from storage.attempts import Attempts
 from storage.callbacks import Callbacks
 from storage.cluster_state import ClusterState, PeriodicJobs
 from storage.deliveries import Deliveries
-from storage.idempotency import IdempotencyRecords
+from storage.idempotency import AnswerSenders, IdempotencyRecords
 from storage.images import Images
 from storage.ledger import Ledger
 from storage.limits.budgets import Budgets
@@ -32,6 +32,7 @@ class Tables:
         self.callbacks = Callbacks(database)
         self.deliveries = Deliveries(database)
         self.idempotency = IdempotencyRecords(database)
+        self.answer_senders = AnswerSenders(database)
         self.provider_limits = ProviderLimits(database)
         self.budgets = Budgets(database)
         self.rate_limits = RateLimits(database)

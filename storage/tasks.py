@@ -35,12 +35,13 @@ class Task:
     come, because the provider got a URL that still leads here. key_id: key of the current attempt, empty before it.
     candidates: providers that may serve it, the current one first. routes: what the router made of each provider at the
     order, and each move to another one later; opaque to storage. priority: 0 low, 1 normal, 2 high, among the
-    caller's own tasks. references: as stored. outputs: results, in order: URLs, or `stored:` and the name of a blob.
-    texts: written by the model beside the images. turn: the model's turn as its provider must get it back.
-    callback_url: receives the webhook of the end; may hold a secret. deadline_at: end of
-    the time for this state. ended_at: when an end was first shown to the caller.
-    cost, cost_usd: of the result, in its provider's unit and in USD. reserved: its part of the daily budget when it was
-    created, in millionths of a USD, replaced in the database when it ends; None without a budget.
+    caller's own tasks. references: as stored. turns: the conversation that the order continues. origin: what the
+    dialect of the order keeps about it; both opaque to storage. outputs: results, in order: URLs, or `stored:` and the
+    name of a blob. texts: written by the model beside the images. turn: the model's turn as its provider must get it
+    back. callback_url: receives the webhook of the end; may hold a secret. deadline_at: end of the time for this
+    state. ended_at: when an end was first shown to the caller. cost, cost_usd: of the result, in its provider's unit
+    and in USD. reserved: its part of the daily budget when it was created, in millionths of a USD, replaced in the
+    database when it ends; None without a budget.
     entered_at: when it came into this state. sent_at, finished_at: when the current attempt was submitted, and when its
     result was ready. provider_state, provider_percent: the provider's own word for its progress, if it has any.
     """
@@ -68,6 +69,8 @@ class Task:
     params: Mapping[str, Any] = field(default_factory=dict)
     """Parameters that are never queried; opaque to storage."""
     references: tuple[Mapping[str, Any], ...] = ()
+    turns: tuple[Mapping[str, Any], ...] = ()
+    origin: Mapping[str, Any] = field(default_factory=dict)
     attempt: int = 0
     step_retries: int = 0
     job_id: str | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from random import SystemRandom
 from typing import Final
@@ -18,12 +18,12 @@ from broker.errors import DownloadError, EgressBlocked
 from broker.logs import log
 from broker.metrics import Metrics
 from broker.net.fetcher import Fetcher
+from broker.notifications.formats.base import WebhookFormat
 from storage.deliveries import Deliveries, Delivery, DeliveryAttempt, DeliveryStatus
 from storage.sql.database import Stale
 from storage.tasks import Lease
 from webhooks import retry_policy
 from webhooks.retry_policy import NextStep, ReceiverResponse
-from webhooks.signatures.standard import StandardSignature
 
 CONCURRENCY: Final = 16
 HOST_CONCURRENCY: Final = 2
@@ -38,7 +38,7 @@ class Deliverer:
     clock: Clock
     deliveries: Deliveries
     fetcher: Fetcher
-    signature: StandardSignature
+    formats: Mapping[str, WebhookFormat]
     metrics: Metrics
     retention_seconds: float
     """No attempt is scheduled later than this after the event."""
@@ -124,7 +124,7 @@ class Deliverer:
     async def _send(self, delivery: Delivery, at: float) -> tuple[ReceiverResponse, str]:
         """Send the webhook; return the result and its label for the metric."""
         body = delivery.body.encode()
-        headers = {"Content-Type": "application/json", **self.signature.sign(delivery.id, at, body)}
+        headers = {"Content-Type": "application/json", **self.formats[delivery.format].sign(delivery, at, body)}
         try:
             response = await self.fetcher.post(
                 delivery.url, content=body, headers=headers, timeout=self.timeout_seconds

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from broker.clock import Clock, iso
+from broker.clock import Clock
 from broker.errors import EgressBlocked
 from broker.net.url_policy import parse_url
-from broker.presenter import TaskPresenter
+from broker.notifications.formats import ORIGIN_KEY
+from broker.notifications.formats.base import WebhookFormat
 from storage.deliveries import Delivery
+from storage.images import StoredImage
 from storage.sql.database import Statement
 from storage.states import TaskState
 from storage.tables import Tables
 from storage.tasks import Task
-from webhooks.events import event_between, event_body, event_id
+from webhooks.events import event_between, event_id
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,23 +25,28 @@ class Outbox:
 
     clock: Clock
     tables: Tables
-    presenter: TaskPresenter
+    formats: Mapping[str, WebhookFormat]
 
     async def enqueue_event(self, before: Task, after: Task) -> Sequence[Statement]:
         """Return the statement that writes the event of a change, or none. It may run twice."""
         event, url = event_between(before.status, after.status), after.callback_url
         if event is None or url is None:
             return ()
-        now, images = self.clock.now(), []
+        name = str(after.origin.get(ORIGIN_KEY, "native"))
+        now, images = self.clock.now(), list[StoredImage]()
         if after.state == TaskState.SUCCEEDED:
             images = await self.tables.images.list_of_owner(after.id, "result")
+        body = self.formats[name].make_body(event, now, after, images)
+        if body is None:
+            return ()
         delivery = Delivery(
             id=event_id(after.id, event),
             task_id=after.id,
             type=event.value,
             url=url,
             host=_host_of(url),
-            body=event_body(event, iso(now) or "", self.presenter.task(after, images, "en").to_document()),
+            body=body,
+            format=name,
             due_at=now,
             created_at=now,
         )

@@ -1,8 +1,9 @@
 """Idempotency: recognizes a repeated order request, through the database and so over all processes.
 
 * A request with an Idempotency-Key has the record of that key.
-* A request without key, from an SDK that counts its retries, has a record with a key derived from its content and an
-  ordinal: the first try reserves the next ordinal, and a retry joins the newest record that is still unanswered.
+* A request without key whose client may repeat it by itself has a record with a key derived from its content and an
+  ordinal, and the process that sends its answer. Another equal request takes it over if the client says that it is a
+  retry, or if the answer was cut off (`broker.ordering.answers`); otherwise it reserves the next ordinal.
 * The first request to bind the record to its batch creates the tasks; the others return the same tasks.
 """
 
@@ -13,10 +14,21 @@ from typing import Final
 
 from broker.clock import Clock
 from broker.errors import ApiError
+from broker.ordering.answers import OpenAnswer, OpenAnswers
 from storage.idempotency import IdempotencyRecord, IdempotencyRecords
 
 RETRY_WINDOW_SECONDS: Final = 10.0
 """An SDK retries within seconds; an equal request after that is a new order."""
+HELD_RETRY_SECONDS: Final = 600.0
+"""The same for an answer that takes longer: its client may have been restarted, or be a person."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundRecord:
+    """The record of a request, and its answer if the end of that is recorded."""
+
+    record: IdempotencyRecord
+    answer: OpenAnswer | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,19 +37,21 @@ class Idempotency:
 
     clock: Clock
     records: IdempotencyRecords
+    answers: OpenAnswers
 
     async def find_record(
-        self, caller: str, fingerprint: str, *, key: str | None, retry_count: int
-    ) -> IdempotencyRecord:
+        self, caller: str, fingerprint: str, *, key: str | None, retry_count: int, answer_seconds: float | None
+    ) -> FoundRecord:
         """Return the request's record, with a batch if its tasks exist.
 
-        retry_count: how many times the client has sent this request before, by its own count.
-        Raises `ApiError` for a key that was used with other content.
+        retry_count: how many times the client has sent this request before, by its own count. answer_seconds: see
+        `OrderRequest`. Raises `ApiError` for a key that was used with other content.
         """
         if key is not None:
             new = IdempotencyRecord(caller=caller, key=key, fingerprint=fingerprint, created_at=self.clock.now())
-            return await self.get_record(caller, fingerprint, key) or new
-        joined = await self._join_first_try(caller, fingerprint, retry_count) if retry_count else None
+            return FoundRecord(record=await self.get_record(caller, fingerprint, key) or new)
+        await self.answers.show_alive()
+        joined = await self._join_unsent(caller, fingerprint, retry_count, answer_seconds or RETRY_WINDOW_SECONDS)
         return joined or await self._reserve_record(caller, fingerprint, retry_count)
 
     async def get_record(self, caller: str, fingerprint: str, key: str) -> IdempotencyRecord | None:
@@ -51,14 +65,24 @@ class Idempotency:
             )
         return stored
 
-    async def _join_first_try(self, caller: str, fingerprint: str, retry_count: int) -> IdempotencyRecord | None:
-        since = self.clock.now() - RETRY_WINDOW_SECONDS
-        while True:
-            found = await self.records.newest_unanswered(caller, fingerprint, since=since, retry_count=retry_count)
-            if found is None or await self.records.join_retry(found, retry_count):
-                return found
+    async def _join_unsent(
+        self, caller: str, fingerprint: str, retry_count: int, answer_seconds: float
+    ) -> FoundRecord | None:
+        """Take over a record whose answer was cut off. A client that counts its retries says so itself."""
+        window = HELD_RETRY_SECONDS if answer_seconds > RETRY_WINDOW_SECONDS else RETRY_WINDOW_SECONDS
+        since = self.clock.now() - window
+        unsent = await self.records.list_unsent(caller, fingerprint, oldest=since - answer_seconds, since=since)
+        given_up = [record for record in unsent if record.retry_count < retry_count]
+        for seen in given_up:
+            if answer := await self.answers.take_over(seen, retry_count=retry_count, is_open=True):
+                return FoundRecord(record=answer.record, answer=answer)
+        others = [record for record in unsent if record not in given_up]
+        for seen in await self.answers.find_cut_off(others, since=since):
+            if answer := await self.answers.take_over(seen, retry_count=seen.retry_count, is_open=False):
+                return FoundRecord(record=answer.record, answer=answer)
+        return None
 
-    async def _reserve_record(self, caller: str, fingerprint: str, retry_count: int) -> IdempotencyRecord:
+    async def _reserve_record(self, caller: str, fingerprint: str, retry_count: int) -> FoundRecord:
         while True:
             ordinal = await self.records.next_ordinal(caller, fingerprint)
             new = IdempotencyRecord(
@@ -68,6 +92,7 @@ class Idempotency:
                 ordinal=ordinal,
                 retry_count=retry_count,
                 created_at=self.clock.now(),
+                sender=self.answers.name,
             )
             if await self.records.insert_if_absent(new):
-                return new
+                return FoundRecord(record=new, answer=self.answers.begin(new))

@@ -51,7 +51,7 @@ class Planner:
                 field="priority",
             )
         order = validate_params(self.catalog, request.params, mode=request.mode, references=len(request.sources))
-        order = replace(order, priority=request.priority)
+        order = replace(order, priority=request.priority, turns=request.turns)
         routes = await self.routing.find_routes(
             order, references=len(request.sources), count=request.count, pinned=request.provider
         )

@@ -12,8 +12,9 @@ from broker.clock import Clock
 from broker.errors import ApiError
 from broker.logs import log
 from broker.metrics import Metrics
+from broker.ordering.answers import OpenAnswer, OpenAnswers
 from broker.ordering.budgets import DailyBudget
-from broker.ordering.idempotency import Idempotency
+from broker.ordering.idempotency import FoundRecord, Idempotency
 from broker.ordering.plan import Planner
 from broker.ordering.rate_limit import RateLimiter
 from broker.ordering.references import ReferenceIntake, hash_source
@@ -27,6 +28,7 @@ from broker.orders import (
     Quote,
     Reference,
     StoredReference,
+    Turn,
 )
 from broker.providers.base import Provider
 from broker.tasks.policy import TaskPolicy
@@ -51,6 +53,8 @@ class CreatedTasks:
     is_repeated: bool = False
     """True if an earlier, equal request created them."""
     record: IdempotencyRecord | None = None
+    answer: OpenAnswer | None = None
+    """Set if the end of the answer is recorded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +70,7 @@ class OrderService:
     planner: Planner
     references: ReferenceIntake
     idempotency: Idempotency
+    answers: OpenAnswers
     limiter: RateLimiter
     budget: DailyBudget
     providers: Mapping[str, Provider]
@@ -86,7 +91,19 @@ class OrderService:
         references. 4. Write tasks, references, record, rate usage and reservation in one transaction. Raises
         `ApiError`; then nothing is left.
         """
-        record = await self._find_record(caller, request, plan.order)
+        found = await self._find_record(caller, request, plan.order)
+        record, answer = (found.record, found.answer) if found else (None, None)
+        try:
+            created = await self._create_or_repeat(caller, request, plan, record)
+        except BaseException:
+            if answer is not None:
+                await self.answers.leave(answer)
+            raise
+        return replace(created, answer=answer)
+
+    async def _create_or_repeat(
+        self, caller: str, request: OrderRequest, plan: Plan, record: IdempotencyRecord | None
+    ) -> CreatedTasks:
         if record is not None and record.batch:
             return await self._repeat(record)
         await self.limiter.check_allowance(caller, request.count)
@@ -113,11 +130,6 @@ class OrderService:
         for route in plan.routes:
             role = "first" if route.provider == plan.candidates[0] else "other" if route.is_candidate else "excluded"
             self.metrics.order_routes.labels(route.provider, role).inc(images)
-
-    async def mark_answered(self, created: CreatedTasks) -> None:
-        """Record that the client received the answer: an equal request is a new order from now on."""
-        if created.record is not None and created.record.ordinal:
-            await self.idempotency.records.mark_answered(created.record, self.clock.now())
 
     async def dry_run(self, request: OrderRequest, plan: Plan) -> dict[str, Any]:
         """Return the request that the provider would receive. Raises `ApiError` where `create` would.
@@ -159,14 +171,15 @@ class OrderService:
             task = tasks[0]
         return task
 
-    async def _find_record(self, caller: str, request: OrderRequest, order: Order) -> IdempotencyRecord | None:
-        if request.idempotency_key is None and request.retry_count is None:
+    async def _find_record(self, caller: str, request: OrderRequest, order: Order) -> FoundRecord | None:
+        if request.idempotency_key is None and request.retry_count is None and request.answer_seconds is None:
             return None
         return await self.idempotency.find_record(
             caller,
             await request_fingerprint(request, order),
             key=request.idempotency_key,
             retry_count=request.retry_count or 0,
+            answer_seconds=request.answer_seconds,
         )
 
     def _build_tasks(
@@ -189,6 +202,8 @@ class OrderService:
                 mode=order.mode,
                 **order.params.to_columns(),
                 references=tuple(_reference_columns(reference) for reference in references),
+                turns=tuple(turn.to_column() for turn in order.turns),
+                origin=request.origin,
                 callback_url=request.callback_url,
                 deadline_at=now + self.policy.queue_seconds,
                 created_at=now,
@@ -277,6 +292,8 @@ def _request_of(task: Task) -> OrderRequest:
         params=ImageParams.from_columns(vars(task)),
         mode=task.mode,
         sources=tuple(StoredReference(blob=ref["blob"], sha256=ref["sha256"]) for ref in task.references),
+        turns=tuple(Turn.from_column(turn) for turn in task.turns),
+        origin=task.origin,
         priority=PRIORITIES[task.priority],
         provider=task.pinned,
         callback_url=task.callback_url,

@@ -22,6 +22,7 @@ import h11
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from broker.api.http.connection import EXTENSION, Connection
 from broker.api.http.responses import SECURITY_HEADERS, to_json
 from broker.net.hosts import is_loopback_host
 from broker.net.pieces import ChunkCounter, TooManyPieces, TurnCounter
@@ -183,6 +184,7 @@ class DeadlineH11(H11Protocol):
         self._window_start_bytes = 0
         self._reading = _Timer(self.loop, self._on_reading_expired)
         self._writing = _Timer(self.loop, self._on_writing_expired)
+        self._connection = Connection()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -202,6 +204,7 @@ class DeadlineH11(H11Protocol):
         return self._peers[peer] <= self._limits.max_per_peer
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._connection.lose(exc)
         self._reading.cancel()
         self._writing.cancel()
         if self._peer is not None:
@@ -245,7 +248,10 @@ class DeadlineH11(H11Protocol):
 
     def handle_events(self) -> None:
         """Handle the events of this turn, and the others in later turns of the event loop."""
+        before = self.cycle
         super().handle_events()
+        if self.cycle is not before:  # the application of the new request starts in the next turn
+            self.cycle.scope["extensions"] = {EXTENSION: {"connection": self._connection}}
         if self.conn.has_more and not self.flow.is_held:
             self.flow.hold()
             self.loop.call_later(self.conn.start_next_turn(), self._continue_parsing)

@@ -130,6 +130,9 @@ class Settings(BaseSettings):
     allow_anonymous: bool = env("BROKER_ALLOW_ANONYMOUS", default=False)
     cors_origins: CommaSeparated[Origin] = env("BROKER_CORS_ORIGINS", default=())
 
+    hold: Seconds = env("BROKER_HOLD_SECONDS", default=600)
+    gemini_spelling: Literal["both", "camel", "snake"] = env("BROKER_GEMINI_SPELLING", default="both")
+
     providers: CommaSeparated[str] = env("BROKER_PROVIDERS", default=())
     route: Literal["order", "price"] = env("BROKER_ROUTE", default="order")
 

@@ -491,7 +491,7 @@ def expire(task: Task, now: float, policy: TaskPolicy) -> Changes:
     if now < expires_at:
         return Changes(task={"due_at": expires_at})
     content: dict[str, Any] = {"prompt": "", "params": {}, "references": (), "outputs": (), "texts": (), "turn": None}
-    content |= {"callback_url": None, "error_detail": None}
+    content |= {"turns": (), "origin": {}, "callback_url": None, "error_detail": None}
     return Changes(task=_enter(TaskState.EXPIRED, now, **content, step_retries=0, due_at=now))
 
 

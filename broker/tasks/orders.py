@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from broker.errors import NotSent
-from broker.orders import PRIORITIES, ImageParams, Mode, Order, Reference
+from broker.orders import PRIORITIES, ImageParams, Mode, Order, Reference, Turn
 from storage.blobs.store import BlobMissing, BlobStore
 from storage.errors import StorageError
 from storage.tasks import Task
@@ -27,6 +27,7 @@ class OrderBuilder:
             params=ImageParams.from_columns(vars(task)),
             mode=cast("Mode", task.mode),
             references=tuple(self._build_reference(ref) for ref in task.references),
+            turns=tuple(Turn.from_column(turn) for turn in task.turns),
             priority=PRIORITIES[task.priority],
         )
 

@@ -137,6 +137,7 @@ class Retention:
         before = now - self.policy.retention_seconds
         await _repeat_in_batches(tables.callbacks.delete_before, before)
         await _repeat_in_batches(tables.idempotency.delete_before, before)
+        await _repeat_in_batches(tables.answer_senders.delete_before, before)
         await _repeat_in_batches(tables.deliveries.delete_before, before)
         await _repeat_in_batches(tables.ledger.delete_older, now)
         await tables.budgets.delete_older(now)

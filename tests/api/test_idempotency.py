@@ -53,6 +53,16 @@ async def create(services: Services, prompt: str = "a fox", *, caller: str = "me
     return await orders.create(caller, request, await orders.plan(request))
 
 
+async def end_answer(services: Services, created: CreatedTasks) -> None:
+    assert created.answer is not None
+    await services.answers.finish(created.answer)
+
+
+async def cut_off(services: Services, created: CreatedTasks) -> None:
+    assert created.answer is not None
+    await services.answers.leave(created.answer)
+
+
 async def count_tasks(services: Services) -> int:
     rows = await services.database.fetch("SELECT count(*) AS n FROM tasks")
     return int(rows[0]["n"])
@@ -146,18 +156,19 @@ async def test_each_retry_joins_a_first_try_of_its_own(brokers: tuple[Services, 
 
 async def test_answered_order_is_not_joined(brokers: tuple[Services, Services]) -> None:
     first = await create(brokers[0], retry_count=0)
-    await brokers[0].orders.mark_answered(first)
+    await end_answer(brokers[0], first)
     assert (await create(brokers[1], retry_count=1)).tasks[0].id != first.tasks[0].id
 
 
 async def test_retry_joins_the_newest_unanswered_order(brokers: tuple[Services, Services]) -> None:
     answered, newest = [await create(brokers[0], retry_count=0) for _ in range(2)]
-    await brokers[0].orders.mark_answered(answered)
+    await end_answer(brokers[0], answered)
     assert (await create(brokers[1], retry_count=1)).tasks[0].id == newest.tasks[0].id
 
 
 async def test_retry_after_the_window_is_a_new_order(brokers: tuple[Services, Services], clock: ManualClock) -> None:
     first = await create(brokers[0], retry_count=0)
+    await cut_off(brokers[0], first)
     clock.advance(RETRY_WINDOW_SECONDS + 0.1)
     assert (await create(brokers[1], retry_count=1)).tasks[0].id != first.tasks[0].id
 

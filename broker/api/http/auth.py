@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,7 +21,7 @@ from broker.settings import Settings
 
 _LOOPBACK_HOST: Final = re.compile(r"(localhost|127(\.[0-9]{1,3}){3}|\[::1\])(:[0-9]{1,5})?", re.IGNORECASE)
 _FORWARDED: Final = re.compile(r"forwarded|via|(x-forwarded|cf|ngrok)-.*")
-_BEARER: Final = re.compile(r"bearer +([^ ]+) *", re.IGNORECASE)
+_AUTHORIZATION: Final = re.compile(r"([A-Za-z0-9-]+) +([^ ]+) *")
 _OWN_SITES: Final = frozenset({"same-origin", "none"})
 
 
@@ -47,10 +47,27 @@ def require_trusted(caller: Caller) -> None:
         )
 
 
-class Authenticator:
-    """The native authentication rule."""
+@dataclass(frozen=True, kw_only=True)
+class KeyPlaces:
+    """Where the clients of a dialect send their key; `Authorization: Bearer` is understood everywhere."""
 
-    def __init__(self, settings: Settings, secret: bytes) -> None:
+    schemes: tuple[str, ...] = ()
+    """Other schemes of `Authorization`, in lower case."""
+    headers: tuple[str, ...] = ()
+    """Headers, in lower case."""
+    query: tuple[str, ...] = ()
+    """Query parameters; they never reach a log."""
+
+
+NATIVE_PLACES: Final = KeyPlaces()
+
+
+class Authenticator:
+    """The rule by which a caller is known; dialects differ in the places of the key."""
+
+    def __init__(self, settings: Settings, secret: bytes, places: KeyPlaces = NATIVE_PLACES) -> None:
+        self._places = places
+        self._schemes = frozenset({"bearer", *places.schemes})
         self._secret = secret
         """Derives a caller's name from its key; the name in the database does not reveal the key."""
         self._keys = [self._digest(key.get_secret_value()) for key in settings.api_keys]
@@ -69,12 +86,21 @@ class Authenticator:
         return UNTRUSTED
 
     def _known_key(self, request: HTTPConnection) -> bytes | None:
-        offered = _bearer_token(request.headers.getlist("authorization"))
-        if offered is None:
+        offered = self._offered_keys(request)
+        if len(offered) != 1:
             return None
-        digest = self._digest(offered)
+        digest = self._digest(offered.pop())
         known = [key for key in self._keys if hmac.compare_digest(key, digest)]
         return known[0] if known else None
+
+    def _offered_keys(self, request: HTTPConnection) -> set[str]:
+        """Return the keys that a request holds; an empty one for a header that is given twice."""
+        headers = [_scheme_token(request.headers.getlist("authorization"), self._schemes)]
+        for name in self._places.headers:
+            values = request.headers.getlist(name)
+            headers += [_as_utf8(values[0]) if len(values) == 1 else ""] if values else []
+        queries = [value for name in self._places.query for value in request.query_params.getlist(name)]
+        return {key for key in (*headers, *queries) if key is not None}
 
     def _digest(self, key: str) -> bytes:
         return hmac.new(self._secret, b"api-key.v1:" + key.encode("utf-8", "replace"), hashlib.sha256).digest()
@@ -99,7 +125,13 @@ class Authenticator:
         return all(site.strip().lower() in _OWN_SITES for site in sites) and all(o.lower() == ours for o in origins)
 
 
-def _bearer_token(headers: Sequence[str]) -> str | None:
-    """Return the token of the only Authorization header; None if there are two."""
-    match = _BEARER.fullmatch(headers[0]) if len(headers) == 1 else None
-    return match[1].encode("latin-1").decode("utf-8", "replace") if match else None
+def _scheme_token(headers: Sequence[str], schemes: Collection[str]) -> str | None:
+    """Return the token of the only Authorization header; None without one, empty if it is not understood."""
+    if not headers:
+        return None
+    match = _AUTHORIZATION.fullmatch(headers[0]) if len(headers) == 1 else None
+    return _as_utf8(match[2]) if match and match[1].lower() in schemes else ""
+
+
+def _as_utf8(header: str) -> str:
+    return header.encode("latin-1").decode("utf-8", "replace")

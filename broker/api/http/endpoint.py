@@ -19,6 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from broker.api.http.answers import send_tracked
 from broker.api.http.auth import Caller, require_trusted
 from broker.api.http.query import QueryModel
 from broker.errors import ApiError
@@ -86,6 +87,8 @@ class Endpoint:
     responses: Mapping[int, SuccessResponse]
     errors: tuple[str, ...] = ()
     """Codes of `broker.errors.STATUS_OF`, beside those that follow from the access and the query, and server errors."""
+    is_held: bool = False
+    """The response waits for the end of a task, and may tell its failure."""
     is_quiet: bool = False
     """Log successful requests at DEBUG only: polls, health checks, images."""
 
@@ -125,6 +128,10 @@ class Dialect:
     """Request, error and extra headers → the response."""
     error_model: type[BaseModel]
     """Model of the bodies that `render_error` makes."""
+    is_client: Callable[[HTTPConnection], bool] = lambda _: False
+    """Whether a request to a path that several dialects have comes from a client of this one."""
+    documents: Mapping[str, Callable[..., Mapping[str, Any]]] = field(default_factory=dict)
+    """Its part in the responses of paths that several dialects have, by the names of `broker.api.shared`."""
 
 
 def json_success(text: str, schema: Schema, **more: Any) -> SuccessResponse:
@@ -161,7 +168,10 @@ class _EndpointRoute(Route):
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope[_DIALECT] = self._dialect
         scope[_ENDPOINT] = self._endpoints.get("GET" if scope["method"] == "HEAD" else scope["method"])
-        await super().handle(scope, receive, send)
+        if scope["method"] == "POST":
+            await send_tracked(super().handle, scope, receive, send)
+        else:
+            await super().handle(scope, receive, send)
 
     async def _call(self, request: Request) -> Response:
         """Check the access before the handler can read the body."""
@@ -180,9 +190,9 @@ def caller_of(request: HTTPConnection) -> Caller:
     return caller
 
 
-def dialect_of(scope: Scope, default: Dialect) -> Dialect:
-    """Return the dialect whose path was requested, or `default` for unknown paths."""
-    dialect: Dialect = scope.get(_DIALECT, default)
+def dialect_of(scope: Scope) -> Dialect | None:
+    """Return the dialect whose path was requested; None for unknown paths."""
+    dialect: Dialect | None = scope.get(_DIALECT)
     return dialect
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from starlette.exceptions import HTTPException
@@ -26,14 +26,17 @@ _ROUTING_ERRORS: Final = {
 class ErrorRenderer:
     """Renders errors in the dialect of the request, and counts them."""
 
-    def __init__(self, fallback: Dialect, metrics: Metrics) -> None:
-        self._fallback = fallback
-        """For paths that no dialect has."""
+    def __init__(self, dialects: Sequence[Dialect], metrics: Metrics) -> None:
+        self._fallback, *self._others = dialects
+        """For paths that no dialect has, unless another dialect recognizes its client."""
         self._metrics = metrics
 
     def render(self, request: HTTPConnection, error: ApiError, headers: Mapping[str, str] | None = None) -> Response:
         self._metrics.request_errors.labels(error.code).inc()
-        return dialect_of(request.scope, self._fallback).render_error(request, error, headers or {})
+        dialect = dialect_of(request.scope)
+        if dialect is None:
+            dialect = next((one for one in self._others if one.is_client(request)), self._fallback)
+        return dialect.render_error(request, error, headers or {})
 
     def exception_handlers(self) -> Any:
         """Return the handlers as Starlette takes them."""

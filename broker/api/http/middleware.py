@@ -46,7 +46,8 @@ class RequestLogMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], header]
+                if not any(name == header[0] for name, _ in message["headers"]):  # a dialect has its own meaning of it
+                    message["headers"] = [*message["headers"], header]
             await send(message)
 
         with bound_contextvars(request_id=request_id):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Final
@@ -44,7 +45,9 @@ def openapi_document(dialects: Sequence[Dialect], *, version: str) -> dict[str, 
                 raise ValueError(f"operation id {endpoint.operation_id} is used twice")
             names[endpoint.operation_id] = None
             tags[endpoint.tag] = None
-            paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = _operation(endpoint, dialect.error_model)
+            paths.setdefault(_path_template(endpoint.path), {})[endpoint.method.lower()] = _operation(
+                endpoint, dialect.error_model
+            )
     return {
         "openapi": "3.1.0",
         "info": {"title": "Nano Banana broker", "version": version, "description": ABOUT, "license": {"name": "MIT"}},
@@ -70,6 +73,11 @@ def _operation(endpoint: Endpoint, error_model: type[BaseModel]) -> dict[str, An
     if endpoint.request:
         operation["requestBody"] = {"required": True, "content": _content(endpoint.request)}
     return operation
+
+
+def _path_template(path: str) -> str:
+    """Return a path without the converters of its parameters."""
+    return re.sub(r":[a-z]+\}", "}", path)
 
 
 def _query_parameters(query: type[QueryModel] | None) -> Iterator[Parameter]:
@@ -99,6 +107,11 @@ def _responses(endpoint: Endpoint, error_model: type[BaseModel]) -> Iterator[tup
             str(status),
             _response(json_success(f"{HTTPStatus(status).phrase}: {named}", error_model, headers=headers)),
         )
+    if endpoint.is_held:
+        failed = json_success(
+            "Failed Dependency: the provider could not make the image; the code says why", error_model
+        )
+        yield "424", _response(failed)
     yield "5XX", _response(json_success("a fault of the broker; 503 and 507 may be retried", error_model))
 
 

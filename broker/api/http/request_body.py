@@ -8,12 +8,13 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from typing import Any, Final, TypeVar
 
+from pydantic import BaseModel, ValidationError
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from broker.errors import ApiError
+from broker.errors import ApiError, FieldError
 from broker.net.documents import parse_off_loop
 from storage.errors import StorageFull
 from webhooks.strict_json import DuplicateName, TooManyValues, read_json
@@ -23,6 +24,7 @@ MAX_TEXT_BYTES: Final = 256 * 1024
 """Of one text part; the longest prompt is a quarter of it."""
 
 T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
 
 _DISK_FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -81,6 +83,30 @@ async def read_json_object(request: Request, max_bytes: int, build: Callable[[di
         return build(document)
 
     return await parse_off_loop(len(body), parse)
+
+
+async def read_json_model(request: Request, max_bytes: int, model: type[M]) -> M:
+    """Return the JSON object of a request as a model. Raises `ApiError` naming the fields that are wrong."""
+
+    def build(document: dict[str, Any]) -> M:
+        try:
+            return model.model_validate(document)
+        except ValidationError as error:
+            raise validation_error(error) from error
+
+    return await read_json_object(request, max_bytes, build)
+
+
+def validation_error(error: ValidationError) -> ApiError:
+    """Return the error of the API for fields of a wrong type or range, each named once."""
+    messages: dict[str, str] = {}
+    for one in error.errors(include_url=False, include_input=False, include_context=False):
+        name = ".".join(str(part) for part in one["loc"])[:100] or "body"
+        if name.isprintable():
+            messages.setdefault(name, f"{name}: {one['msg'][:1].lower()}{one['msg'][1:]}.")
+    details = [FieldError(field=name, message=message) for name, message in messages.items()]
+    first = details[0] if details else FieldError(field="body", message="The body has a field that is wrong.")
+    return ApiError("invalid_request", first.message, field=first.field, details=details)
 
 
 def parse_json(body: bytes) -> Any:

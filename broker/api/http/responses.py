@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Generic, Literal, TypeVar
 
@@ -149,3 +149,8 @@ class CachedResponse:
         if etag_matches(request, self.tag):
             return Response(status_code=304, headers=self.headers)
         return Response(self.body, headers=self.headers, media_type=self.media_type)
+
+
+def warning_headers(warnings: Sequence[str]) -> dict[str, str]:
+    """Return a `Warning` (RFC 7234, 5.5): 299 is persistent, - replaces the host. Catalog messages are plain ASCII."""
+    return {"warning": ", ".join(f'299 - "{warning}"' for warning in warnings)} if warnings else {}

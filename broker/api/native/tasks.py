@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import anyio
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.requests import Request
 from starlette.responses import Response
 
+from broker.api.http.answers import TrackedAnswer, track_answer
 from broker.api.http.endpoint import caller_of
+from broker.api.http.identity import idempotency_key, retry_count
 from broker.api.http.pagination import PageResponse, split_page
 from broker.api.http.request_body import media_type_of, read_form, read_json_object
 from broker.api.http.responses import (
@@ -25,7 +26,9 @@ from broker.api.http.responses import (
     data_response,
     json_response,
     requested_language,
+    warning_headers,
 )
+from broker.api.http.waiting import wait_while_connected
 from broker.api.native.params import OrderFields, read_form_order, read_json_order
 from broker.api.native.schemas import (
     BatchData,
@@ -55,8 +58,6 @@ PING_SECONDS: Final = 15
 BATCH_ENDS: Final = ("completed", "failed", "canceled")
 """The best first: one image is more than none."""
 
-_KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
-
 
 @dataclass(frozen=True, kw_only=True)
 class TaskRoutes:
@@ -75,7 +76,7 @@ class TaskRoutes:
         The order is durable before the response is sent. Whatever can be rejected is rejected here, before it costs.
         With `dryRun` nothing is created: the response is the provider request and its price.
         """
-        key = _idempotency_key(request)
+        key = idempotency_key(request)
         media_type, options = media_type_of(request)
         if media_type == "multipart/form-data":
             form = await read_form(request, options, self.max_form_bytes)
@@ -91,17 +92,16 @@ class TaskRoutes:
         )
 
     async def _order(self, request: Request, params: OrderFields, key: str | None) -> Response:
-        order = params.to_request(key, _retry_count(request))
+        order = params.to_request(key, retry_count(request))
         plan = await self.orders.plan(order)
         if params.dry_run:
             preview = await self.orders.dry_run(order, plan)
             preview["ignored"] = params.ignored_fields(preview["ignored"])
             data = ProviderPreview.from_object(plan.quote, **preview)
             document = DryRunResponse(success=True, dry_run=True, data=data).to_document()
-            return json_response(document, 200, _warning_headers(data.warnings))
+            return json_response(document, 200, warning_headers(data.warnings))
         created = await self.orders.create(caller_of(request).name, order, plan)
-        if not await request.is_disconnected():
-            await self.orders.mark_answered(created)
+        track_answer(request.scope, TrackedAnswer(answers=self.orders.answers, answer=created.answer))
         return self._accepted(created, plan, params.ignored_fields(plan.ignored), requested_language(request))
 
     def _accepted(self, created: CreatedTasks, plan: Plan, ignored: list[str], language: Language) -> Response:
@@ -119,7 +119,7 @@ class TaskRoutes:
             warnings=list(plan.warnings),
             estimate=CostEstimate.from_object(plan.quote),
         )
-        headers = {"location": accepted.poll_url, "retry-after": POLL_SECONDS, **_warning_headers(plan.warnings)}
+        headers = {"location": accepted.poll_url, "retry-after": POLL_SECONDS, **warning_headers(plan.warnings)}
         return json_response(accepted.to_document(), 202, headers)
 
     async def retry_task(self, request: Request) -> Response:
@@ -143,7 +143,7 @@ class TaskRoutes:
         """
         task_id = request.path_params["id"]
         if seconds := PollQuery.read(request).wait:
-            await _wait_unless_disconnected(request, self.queries.wait(task_id), seconds)
+            await wait_while_connected(request, self.queries.wait(task_id), seconds)
         return (await self.cache.response(task_id, requested_language(request))).respond(request)
 
     async def stream_task(self, request: Request) -> Response:
@@ -189,7 +189,7 @@ class TaskRoutes:
         """Get all tasks of one request."""
         batch_id = request.path_params["id"]
         if seconds := PollQuery.read(request).wait:
-            await _wait_unless_disconnected(request, self.queries.wait_for_batch(batch_id), seconds)
+            await wait_while_connected(request, self.queries.wait_for_batch(batch_id), seconds)
         tasks = await self.queries.get_batch(batch_id)
         document = data_document(await self._present_batch(batch_id, tasks, requested_language(request)))
         ended = all(task.has_ended for task in tasks)
@@ -236,46 +236,3 @@ class _TaskStream(EventSourceResponse):
 
 def _event_id(tag: str) -> str:
     return tag.strip('"')
-
-
-async def _wait_unless_disconnected(request: Request, waiting: Any, seconds: float) -> None:
-    """Wait for an awaitable, for `seconds` at most, and not longer than the client stays connected."""
-    waiter, disconnect = asyncio.ensure_future(waiting), asyncio.ensure_future(_disconnect(request))
-    try:
-        await asyncio.wait({waiter, disconnect}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        if waiter.done():
-            waiter.result()
-    finally:
-        waiter.cancel()
-        disconnect.cancel()
-        await asyncio.gather(waiter, disconnect, return_exceptions=True)
-
-
-async def _disconnect(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def _warning_headers(warnings: Sequence[str]) -> dict[str, str]:
-    """Return a `Warning` (RFC 7234, 5.5): 299 is persistent, - replaces the host. Catalog messages are plain ASCII."""
-    return {"warning": ", ".join(f'299 - "{warning}"' for warning in warnings)} if warnings else {}
-
-
-# -- headers
-
-
-def _idempotency_key(request: Request) -> str | None:
-    keys = request.headers.getlist("idempotency-key")
-    if not keys:
-        return None
-    if len(keys) > 1 or not _KEY.fullmatch(keys[0]):
-        raise ApiError(
-            "invalid_request", "Idempotency-Key must be 1 to 255 visible ASCII characters.", field="Idempotency-Key"
-        )
-    return keys[0]
-
-
-def _retry_count(request: Request) -> int | None:
-    """Return how often a Stainless SDK has already sent this request; None for other clients."""
-    count = request.headers.get("x-stainless-retry-count", "")
-    return int(count) if re.fullmatch(r"[0-9]{1,3}", count) else None

@@ -21,6 +21,8 @@ CREATE TABLE tasks (
     resolution TEXT,
     params TEXT NOT NULL,
     "references" TEXT NOT NULL,
+    turns TEXT NOT NULL,
+    origin TEXT NOT NULL,
     attempt BIGINT NOT NULL,
     step_retries BIGINT NOT NULL,
     job_id TEXT,
@@ -189,11 +191,20 @@ CREATE TABLE idempotency (
     batch TEXT NOT NULL,
     created_at DOUBLE PRECISION NOT NULL,
     answered_at DOUBLE PRECISION,
+    sender TEXT NOT NULL,
+    left_at DOUBLE PRECISION,
     PRIMARY KEY (caller, key)
 );
 CREATE INDEX idempotency_age ON idempotency (created_at);
 -- requests without Idempotency-Key
 CREATE INDEX idempotency_derived ON idempotency (caller, fingerprint, ordinal) WHERE ordinal > 0;
+
+-- processes that are sending answers, and when each was last seen alive
+CREATE TABLE answer_senders (
+    name TEXT PRIMARY KEY,
+    seen_at DOUBLE PRECISION NOT NULL,
+    beats BIGINT NOT NULL
+);
 
 -- images that each caller ordered in its current window
 CREATE TABLE rate_limits (
@@ -210,6 +221,7 @@ CREATE TABLE deliveries (
     url TEXT NOT NULL,
     host TEXT NOT NULL,
     body TEXT NOT NULL,
+    format TEXT NOT NULL,
     outcome TEXT NOT NULL,
     due_at DOUBLE PRECISION,
     lease_until DOUBLE PRECISION NOT NULL,

@@ -1,0 +1,1 @@
+"""Dialects: the APIs of others, one package each. They import what is shared, never each other."""

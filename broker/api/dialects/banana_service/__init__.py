@@ -1,0 +1,27 @@
+"""The dialect of BananaService: one synchronous route; README.md states where it differs."""
+
+from __future__ import annotations
+
+from broker.api.dialects.banana_service.routes import BananaServiceRoutes
+from broker.api.dialects.banana_service.schemas import BananaServiceError, render_error
+from broker.api.http.auth import Authenticator
+from broker.api.http.endpoint import Dialect
+from broker.api.shared.held_answers import HeldAnswers
+from broker.services import Services
+
+
+def banana_service_dialect(services: Services) -> Dialect:
+    """Return the dialect, mounted on the parts that it uses."""
+    routes = BananaServiceRoutes(
+        held=HeldAnswers.from_services(services),
+        queries=services.queries,
+        blobs=services.blobs,
+        messages=services.presenter.messages,
+    )
+    return Dialect(
+        name="banana_service",
+        authenticate=Authenticator(services.settings, services.tokens.secret).authenticate,
+        render_error=render_error,
+        error_model=BananaServiceError,
+        endpoints=routes.endpoints(),
+    )

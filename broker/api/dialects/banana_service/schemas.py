@@ -1,0 +1,64 @@
+"""Models and error shape of BananaService."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import HTTPConnection
+from starlette.responses import Response
+
+from broker.api.http.responses import error_headers, json_response
+from broker.api.shared.models import SnakeResponseModel
+from broker.errors import ApiError
+from broker.orders import DataUriReference, ImageParams, OrderRequest
+
+DEFAULT_MODEL = "gemini-3-pro-image-preview"
+
+
+class BananaServiceRequest(BaseModel):
+    """What a client of BananaService sends; other fields are kept as extra fields."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    prompt: str
+    image_base64: Annotated[str | None, Field(description="a data URI, or base64 alone")] = None
+    model: str | None = None
+    number_of_images: int | None = None
+
+    def to_order(self) -> OrderRequest:
+        """Return the order request; the catalog checks its values."""
+        return OrderRequest(
+            params=ImageParams(prompt=self.prompt, model=self.model or DEFAULT_MODEL),
+            count=1 if self.number_of_images is None else self.number_of_images,
+            sources=(DataUriReference(text=as_data_uri(self.image_base64)),) if self.image_base64 else (),
+        )
+
+
+class BananaServiceImages(SnakeResponseModel):
+    images: Annotated[list[str], Field(description="base64")]
+    metadata: None
+
+
+class BananaServiceAccepted(SnakeResponseModel):
+    task_id: str
+    status: str
+    poll_url: str
+
+
+class BananaServiceError(SnakeResponseModel):
+    """The body of every error."""
+
+    detail: str
+
+
+def as_data_uri(text: str) -> str:
+    """Return base64 as a data URI; the type comes from the content, not from the URI."""
+    return text if text.startswith("data:") else f"data:image/png;base64,{text}"
+
+
+def render_error(_: HTTPConnection, error: ApiError, headers: Mapping[str, str]) -> Response:
+    return json_response(
+        BananaServiceError(detail=error.message).to_document(), error.status, {**error_headers(error), **headers}
+    )

@@ -1,0 +1,64 @@
+"""Whether the answer to an order was sent to its end: one that was cut off is sent again, not ordered again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import anyio
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from broker.api.http.connection import connection_of
+from broker.ordering.answers import OpenAnswer, OpenAnswers
+
+_ANSWER: Final = "broker.answer"
+
+
+@dataclass(kw_only=True)
+class TrackedAnswer:
+    """The answer to a request that has ordered something."""
+
+    answers: OpenAnswers
+    answer: OpenAnswer | None
+    """None for a request whose Idempotency-Key identifies it."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Added to the response, whatever it is."""
+    is_final: bool = True
+    """False if it does not have the result: then an equal request gets the same order again."""
+
+
+def track_answer(scope: Scope, answer: TrackedAnswer) -> None:
+    """Let the route record the end of the answer to this request."""
+    scope[_ANSWER] = answer
+
+
+def tracked_answer(scope: Scope) -> TrackedAnswer | None:
+    found: TrackedAnswer | None = scope.get(_ANSWER)
+    return found
+
+
+async def send_tracked(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """Run an application, and record the end of its answer if it asked for that."""
+    connection, is_sent = connection_of(scope), False
+
+    async def watched_send(message: Message) -> None:
+        nonlocal is_sent
+        tracked = tracked_answer(scope)
+        if tracked is not None and message["type"] == "http.response.start":
+            added = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in tracked.headers.items()]
+            message["headers"] = [*message["headers"], *added]
+        await send(message)
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            is_sent = connection is None or not connection.is_lost
+
+    try:
+        await app(scope, receive, watched_send)
+    finally:
+        tracked = tracked_answer(scope)
+        if tracked is not None and tracked.answer is not None:
+            with anyio.CancelScope(shield=True):
+                if is_sent and tracked.is_final:
+                    tracked.answers.confirm(tracked.answer, connection.reset if connection else None)
+                else:
+                    await tracked.answers.leave(tracked.answer)

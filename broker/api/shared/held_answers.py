@@ -1,0 +1,190 @@
+"""Held answers: a synchronous dialect keeps its client waiting until the task has ended.
+
+The order is durable before the wait begins. The wait occupies neither a thread nor a connection to the database, and
+holds nothing of the request's body. The client may leave; an equal request then gets the same order
+(`broker.ordering.idempotency`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response, StreamingResponse
+
+from broker.api.http.answers import TrackedAnswer, track_answer, tracked_answer
+from broker.api.http.endpoint import caller_of
+from broker.api.http.errors import unavailable
+from broker.api.http.identity import idempotency_key, retry_count
+from broker.api.http.responses import to_json, warning_headers
+from broker.api.http.waiting import wait_while_connected
+from broker.api.shared.task_errors import still_running
+from broker.errors import ApiError
+from broker.ordering.idempotency import RETRY_WINDOW_SECONDS
+from broker.ordering.service import OrderService
+from broker.orders import OrderRequest
+from broker.services import Services
+from broker.tasks.queries import TaskQueries
+from storage.tasks import Task
+
+BLANKS_AFTER_SECONDS: Final = 60.0
+"""Proxies close a connection that was silent for about 100 seconds."""
+BLANK_SECONDS: Final = 15.0
+
+ORDER_ERRORS: Final = (
+    *("invalid_request", "invalid_prompt", "invalid_image", "too_many_images", "unsupported_parameter"),
+    *("payload_too_large", "idempotency_mismatch", "task_expired", "rate_limited", "quota_exceeded"),
+)
+"""Codes of the errors of an endpoint that takes an order."""
+
+Render = Callable[[Sequence[Task]], Awaitable[Response]]
+"""The ended tasks of an order → the response. Raises `ApiError` for an order that failed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlacedOrder:
+    """A durable order, without anything of its request."""
+
+    batch: str
+    tasks: tuple[str, ...]
+    """Their ids."""
+    ignored: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldAnswers:
+    """Places orders of dialects, and waits for their end."""
+
+    orders: OrderService
+    queries: TaskQueries
+    hold_seconds: float
+    """Longest wait; after it the answer names the task."""
+    blanks_after_seconds: float = BLANKS_AFTER_SECONDS
+    blank_seconds: float = BLANK_SECONDS
+
+    @classmethod
+    def from_services(cls, services: Services) -> HeldAnswers:
+        return cls(orders=services.orders, queries=services.queries, hold_seconds=services.settings.hold)
+
+    # -- placing
+
+    async def place(
+        self, request: Request, order: OrderRequest, *, is_held: bool = True, ignored: Sequence[str] = ()
+    ) -> PlacedOrder:
+        """Make the order durable; the answer is then recorded as sent or cut off.
+
+        order: without key and retry count, which are read from the request. is_held: the answer waits for the end.
+        ignored: fields that the dialect does not use. Raises `ApiError`; then nothing was ordered.
+        """
+        order = replace(
+            order,
+            idempotency_key=idempotency_key(request),
+            retry_count=retry_count(request),
+            answer_seconds=self.hold_seconds if is_held else RETRY_WINDOW_SECONDS,
+        )
+        plan = await self.orders.plan(order)
+        created = await self.orders.create(caller_of(request).name, order, plan)
+        unused = tuple(dict.fromkeys((*plan.ignored, *ignored)))
+        placed = PlacedOrder(
+            batch=created.tasks[0].batch,
+            tasks=tuple(task.id for task in created.tasks),
+            ignored=unused,
+            warnings=plan.warnings,
+        )
+        headers = {"x-request-id": placed.tasks[0], "x-should-retry": "false", **warning_headers(plan.warnings)}
+        headers |= {"x-ignored": ", ".join(unused)} if unused else {}
+        tracked = TrackedAnswer(answers=self.orders.answers, answer=created.answer, headers=headers)
+        track_answer(request.scope, tracked)
+        return placed
+
+    # -- waiting
+
+    async def answer(
+        self,
+        request: Request,
+        placed: PlacedOrder,
+        render: Render,
+        *,
+        render_late: Callable[[ApiError], Mapping[str, Any]] | None = None,
+    ) -> Response:
+        """Wait for the end of an order, and return its response.
+
+        render_late: for a dialect whose clients accept blank lines before JSON: what a failure looks like inside a
+        success, because blank lines begin the answer after a minute. Raises `ApiError` for a failed order, and when
+        the time is over.
+        """
+        seconds = min(self.blanks_after_seconds, self.hold_seconds) if render_late else self.hold_seconds
+        if await self.wait(request, placed, seconds):
+            return await render(await self.ended_tasks(placed))
+        if render_late is None or seconds >= self.hold_seconds:
+            raise _give_up(request, placed)
+        return StreamingResponse(self._trickle(request, placed, render, render_late), media_type="application/json")
+
+    async def wait(self, request: Request, placed: PlacedOrder, seconds: float) -> bool:
+        """Wait until all tasks of an order have ended; return False if the time is over.
+
+        Raises `ApiError` when the server stops, and `ClientDisconnect`.
+        """
+        ending = await wait_while_connected(request, self.queries.wait_for_batch(placed.batch), seconds)
+        if ending == "left":
+            _mark_unfinished(request)
+            raise ClientDisconnect
+        has_ended = ending == "done" and all(task.has_ended for task in await self.ended_tasks(placed))
+        if self.queries.closing and not has_ended:
+            _mark_unfinished(request)
+            raise unavailable()
+        return has_ended
+
+    async def ended_tasks(self, placed: PlacedOrder) -> list[Task]:
+        """Return the tasks of an order, in order."""
+        return await self.queries.get_batch(placed.batch)
+
+    async def _trickle(
+        self,
+        request: Request,
+        placed: PlacedOrder,
+        render: Render,
+        render_late: Callable[[ApiError], Mapping[str, Any]],
+    ) -> AsyncIterator[bytes]:
+        """Yield blank lines until the order has ended, then its response, or its failure as `render_late` shows it."""
+        left = self.hold_seconds - self.blanks_after_seconds
+        try:
+            while not await self.wait(request, placed, min(self.blank_seconds, left)):
+                left -= self.blank_seconds
+                if left <= 0:
+                    raise _give_up(request, placed)
+                yield b"\n"
+            response = await render(await self.ended_tasks(placed))
+        except ApiError as error:
+            yield to_json(render_late(error))
+            return
+        async for chunk in _body_of(response):
+            yield chunk
+
+
+def _give_up(request: Request, placed: PlacedOrder) -> ApiError:
+    """Return the error that names the task; an equal request waits for it again."""
+    _mark_unfinished(request)
+    return still_running(placed.tasks)
+
+
+def _mark_unfinished(request: Request) -> None:
+    if tracked := tracked_answer(request.scope):
+        tracked.is_final = False
+
+
+def wants_async(request: Request) -> bool:
+    """Return whether the client prefers an answer at once (RFC 7240)."""
+    preferences = ",".join(request.headers.getlist("prefer")).lower().split(",")
+    return any(preference.partition(";")[0].strip() == "respond-async" for preference in preferences)
+
+
+async def _body_of(response: Response) -> AsyncIterator[bytes]:
+    if isinstance(response, StreamingResponse):
+        async for chunk in response.body_iterator:
+            yield chunk if isinstance(chunk, bytes) else str(chunk).encode()
+    else:
+        yield bytes(response.body)

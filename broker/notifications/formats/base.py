@@ -1,0 +1,39 @@
+"""The contract of a webhook format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from broker.presenter import TaskPresenter
+from storage.deliveries import Delivery
+from storage.images import StoredImage
+from storage.tasks import Task
+from webhooks.events import Event
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormatContext:
+    """What formats are made of."""
+
+    presenter: TaskPresenter
+    signing_keys: tuple[bytes, ...] = field(repr=False)
+    """Of Standard Webhooks, the first one is current."""
+    secret: bytes = field(repr=False)
+    """Our secret, to derive other keys from."""
+    public_base: Callable[[], str | None]
+    """Our public URL; None without one."""
+
+
+class WebhookFormat(Protocol):
+    """How one dialect tells the end of a task."""
+
+    def make_body(self, event: Event, at: float, task: Task, images: Sequence[StoredImage]) -> str | None:
+        """Return the JSON body about an event, in ASCII; None if the receiver did not ask for this event.
+
+        at: seconds since the epoch. images: the results of a completed task, in order. Pure: it may be called twice.
+        """
+
+    def sign(self, delivery: Delivery, at: float, body: bytes) -> Mapping[str, str]:
+        """Return the headers of one attempt. at: time of sending, in seconds since the epoch."""
