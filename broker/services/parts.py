@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
 
 from broker.callbacks.inbox import CallbackInbox
 from broker.callbacks.probe import ReachabilityProbe
-from broker.callbacks.public_url import PublicAddress
 from broker.callbacks.receive import CallbackReceiver
-from broker.callbacks.tunnels import TunnelAgents
 from broker.callbacks.url_monitor import UrlMonitor
 from broker.callbacks.verification import CallbackVerifier
-from broker.catalog import Catalog, Model
-from broker.clock import Clock
-from broker.i18n import Messages
-from broker.metrics import Metrics
 from broker.monitoring.balance import BalanceMonitor
 from broker.monitoring.collectors import DatabaseCollector
 from broker.net.fetcher import Fetcher
@@ -35,132 +27,29 @@ from broker.ordering.rate_limit import RateLimiter
 from broker.ordering.references import ReferenceIntake
 from broker.ordering.routing import OrderRouter
 from broker.ordering.service import OrderService
-from broker.presenter import TaskPresenter
-from broker.providers.base import Provider
-from broker.providers.pool import ProviderPool
-from broker.providers.registry import ProviderRegistry
-from broker.settings import Settings
+from broker.services.resources import Resources
 from broker.tasks.cancellation import TaskCanceler
 from broker.tasks.eta import EtaEstimator
 from broker.tasks.orders import OrderBuilder
-from broker.tasks.policy import TaskPolicy
 from broker.tasks.queries import TaskQueries
 from broker.tasks.result_sink import SinkFactory
 from broker.tasks.retention import ClockGuard, Retention
-from broker.tasks.routing import Router
 from broker.tasks.running import LeaseKeeper, RunningSteps
 from broker.tasks.steps.callbacks import CallbackQueue, CallbackStep
 from broker.tasks.steps.check import CheckStep, switch_to_polling
 from broker.tasks.steps.download import DownloadStep
 from broker.tasks.steps.submit import SubmitStep
 from broker.tasks.steps.table import StepTable
-from broker.tasks.submissions import SubmissionQueue
 from broker.tasks.transitions import Transitions
 from broker.tasks.worker import Worker
 from broker.thumbnails import Thumbnails
-from storage.blobs.store import BlobStore
-from storage.sql.database import Database
-from storage.tables import Tables
-from uploads.intake import Intake
 from webhooks.redaction import Redactor
-from webhooks.tokens import CallbackTokens, ChallengeResponse
+from webhooks.tokens import ChallengeResponse
 
 
 @dataclass(frozen=True, kw_only=True)
-class Services:
-    """The opened resources, and the parts made of them; each part is made when it is first used."""
-
-    settings: Settings
-    clock: Clock
-    database: Database
-    fetcher: Fetcher
-    catalog: Catalog
-    registry: ProviderRegistry
-    blobs: BlobStore
-    tokens: CallbackTokens
-    address: PublicAddress
-    agents: TunnelAgents
-    extra_dialects: tuple[Callable[[Services], Any], ...] = ()
-    """Factories of `broker.api.http.endpoint.Dialect`, mounted after the built-in one."""
-
-    # -- shared parts
-
-    @cached_property
-    def tables(self) -> Tables:
-        return Tables(self.database)
-
-    @cached_property
-    def metrics(self) -> Metrics:
-        return Metrics()
-
-    @cached_property
-    def policy(self) -> TaskPolicy:
-        return TaskPolicy(
-            check_after_seconds=self.settings.check_after,
-            max_check_pause_seconds=max(60.0, self.settings.check_after),
-            poll_seconds=self.settings.poll_every,
-            deadline_seconds=self.settings.task_deadline,
-            retry_seconds=self.settings.retry_after,
-            resubmit_unknown=self.settings.resubmit_unknown,
-            retention_seconds=self.settings.retention_hours * 3600.0,
-            short_kept_seconds={
-                name: seconds for name in self.pools if (seconds := self.catalog.terms(name).result_seconds) is not None
-            },
-        )
-
-    @cached_property
-    def presenter(self) -> TaskPresenter:
-        return TaskPresenter(
-            messages=Messages.load(),
-            catalog=self.catalog,
-            retention=self.policy.retention_seconds,
-            unit_of=lambda provider: self.registry.terms(provider).unit,
-        )
-
-    @cached_property
-    def intake(self) -> Intake:
-        settings = self.settings
-        return Intake(self.blobs, max_pixels=settings.max_pixels, max_decode_bytes=settings.max_decode_bytes)
-
-    @cached_property
-    def pools(self) -> dict[str, ProviderPool]:
-        return self.registry.open_all()
-
-    @cached_property
-    def providers(self) -> dict[str, Provider]:
-        """The first account of each configured provider, for everything that needs no particular key."""
-        return {name: pool.preferred for name, pool in self.pools.items()}
-
-    @cached_property
-    def router(self) -> Router:
-        return Router(clock=self.clock, limits=self.tables.provider_limits, pools=self.pools)
-
-    @cached_property
-    def submissions(self) -> SubmissionQueue:
-        return SubmissionQueue(clock=self.clock, tables=self.tables, pools=self.pools, router=self.router)
-
-    def supports(self, model: str) -> bool:
-        """Return whether a provider in use serves a canonical model."""
-        return any(provider.supports(model) for provider in self.providers.values())
-
-    @property
-    def served_models(self) -> tuple[Model, ...]:
-        """The models that a provider in use serves, in the order of the catalog."""
-        return tuple(model for model in self.catalog.models if self.supports(model.name))
-
-    @property
-    def provider(self) -> Provider:
-        """The preferred one of the configured providers."""
-        return next(iter(self.providers.values()))
-
-    def callback_url(self, provider: str, task: str, attempt: int) -> str | None:
-        """Return the URL for callbacks about one attempt, token included; None without a public URL."""
-        base = self.address.base
-        if base is None:
-            return None
-        token = self.tokens.token(task, attempt)
-        path = self.providers[provider].callback_path
-        return f"{base}{path}?task={task}&attempt={attempt}&token={token}"
+class Services(Resources):
+    """The parts of the system; each part is made when it is first used."""
 
     # -- tasks
 
