@@ -6,11 +6,12 @@ import errno
 import re
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from python_multipart.multipart import parse_options_header
-from starlette.datastructures import FormData
+from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
@@ -22,6 +23,7 @@ from webhooks.strict_json import DuplicateName, TooManyValues, read_json
 MAX_PARTS: Final = 100
 MAX_TEXT_BYTES: Final = 256 * 1024
 """Of one text part; the longest prompt is a quarter of it."""
+FILE_CHUNK_BYTES: Final = 256 * 1024
 
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
@@ -169,3 +171,27 @@ async def read_form(request: Request, options: Mapping[bytes, bytes], max_bytes:
             if error.errno in _DISK_FULL:
                 raise StorageFull("the disk for temporary files is full") from error
             raise
+
+
+@dataclass
+class UploadedChunks:
+    """The bytes of an uploaded file, from its beginning in each iteration.
+
+    A class, because a generator that is left half-way has to be closed by its caller.
+    """
+
+    file: UploadFile
+    _begun: bool = False
+
+    def __aiter__(self) -> UploadedChunks:
+        self._begun = False
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._begun:
+            await self.file.seek(0)
+            self._begun = True
+        chunk = await self.file.read(FILE_CHUNK_BYTES)
+        if not chunk:
+            raise StopAsyncIteration
+        return chunk

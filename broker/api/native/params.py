@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any, Final, TypeVar
 
 from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
@@ -17,6 +16,7 @@ from pydantic.config import JsonDict
 from pydantic_core import ErrorDetails, PydanticCustomError
 from starlette.datastructures import FormData, UploadFile
 
+from broker.api.http.request_body import UploadedChunks
 from broker.errors import ApiError, FieldError
 from broker.orders import (
     DEFAULT_PRIORITY,
@@ -38,7 +38,6 @@ MAX_SAFE_INTEGER: Final = 2**53 - 1
 EXAMPLE_ORDER: Final[JsonDict] = {"prompt": "a red fox", "model": "nano-banana", "aspectRatio": "16:9", "dryRun": True}
 """The request that the documentation page offers to send: it costs nothing."""
 
-CHUNK_BYTES: Final = 256 * 1024
 _MAX_IGNORED: Final = 20
 
 T = TypeVar("T", bound="OrderFields")
@@ -167,31 +166,7 @@ class OrderForm(OrderFields):
     image: Annotated[list[_File], Field(validation_alias=AliasChoices("image", "images"))] = []
 
     def sent_images(self) -> Iterator[ReferenceSource]:
-        return (UploadedReference(chunks=_FilePart(file)) for file in self.image)
-
-
-@dataclass
-class _FilePart:
-    """The bytes of an uploaded file, from its beginning in each iteration.
-
-    A class, because a generator that is left half-way has to be closed by its caller.
-    """
-
-    file: UploadFile
-    _begun: bool = False
-
-    def __aiter__(self) -> _FilePart:
-        self._begun = False
-        return self
-
-    async def __anext__(self) -> bytes:
-        if not self._begun:
-            await self.file.seek(0)
-            self._begun = True
-        chunk = await self.file.read(CHUNK_BYTES)
-        if not chunk:
-            raise StopAsyncIteration
-        return chunk
+        return (UploadedReference(chunks=UploadedChunks(file)) for file in self.image)
 
 
 # -- reading
