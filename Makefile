@@ -2,6 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
+NPM := $(shell command -v npm)
 UV := $(shell command -v uv)
 LOCK_FLAGS := --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 
@@ -25,9 +26,10 @@ test: $(VENV)/dev  ## run every gate: format, lint, types, layers, tests
 faults: $(VENV)/dev  ## run kills, crashes, outages and takeovers at full length; prints a table; some minutes
 	$(BIN)/python -m tests.support.fault_runs
 
-e2e: $(VENV)/dev  ## run the documentation page in a browser and a front end in Node, where installed
+e2e: $(VENV)/dev $(if $(NPM),tests/e2e/node_modules/.installed)  ## run every SDK at every provider, a browser and a front end, where installed
 	$(BIN)/pytest tests/api/test_openapi.py -k browser
 	$(BIN)/pytest tests/journeys/test_poller.py
+	$(BIN)/python -m tests.dialects
 
 bench: $(VENV)/dev  ## measure the throughput on this machine; prints tables; some minutes
 	$(BIN)/python -m tests.benchmarks
@@ -55,6 +57,11 @@ $(VENV)/dev: requirements-dev.lock pyproject.toml | $(BIN)/python
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv $(VENV) || $(PYTHON) -m venv --clear --without-pip $(VENV)
+
+# the lock file has hashes and names no registry
+tests/e2e/node_modules/.installed: tests/e2e/package-lock.json
+	cd tests/e2e && $(NPM) ci --ignore-scripts --no-audit --no-fund --omit-lockfile-registry-resolved
+	@touch $@
 
 # uv if installed, else the pip of the environment, else (Debian without ensurepip) the pip outside of it
 PIP = $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$$($(BIN)/python -m pip --version >/dev/null 2>&1 \

@@ -1,0 +1,96 @@
+"""The matrix of clients and providers: each cell is one order from text and one from an image, over real HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from anyio import to_thread
+from PIL import Image
+from pydantic import SecretStr
+
+from tests.dialects import clients
+from tests.support.brokers import RunningBroker
+from tests.support.emulators import PROVIDERS
+
+KEY: Final = "key-of-a-caller-0123456789"
+SETTINGS: Final[dict[str, Any]] = {"api_keys": (SecretStr(KEY),), "check_after": 0.2}
+NODE_FOLDER: Final = Path(__file__).parents[1] / "e2e"
+NODE_CLIENTS: Final = tuple(sorted(path.stem for path in NODE_FOLDER.glob("clients/*.mjs")))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One client at one provider."""
+
+    client: str
+    provider: str
+
+
+def short_matrix() -> dict[str, list[str]]:
+    """Return clients by provider, so that each client and each provider occurs."""
+    names, providers = clients.NAMES, tuple(PROVIDERS)
+    length = max(len(names), len(providers))
+    pairs = {(providers[n % len(providers)], names[n % len(names)]) for n in range(length)}
+    return {provider: sorted(name for other, name in pairs if other == provider) for provider in providers}
+
+
+async def run_python(name: str, broker: RunningBroker) -> None:
+    """Complete both orders with a Python client. Raises what the SDK raises, and AssertionError."""
+    client, url = clients.load_client(name), base_url(broker)
+    before = len(await broker.provider_jobs())
+    made = await to_thread.run_sync(client.text_to_image, url, KEY, f"a red fox by {name}")
+    _assert_image(made)
+    edited = await to_thread.run_sync(client.image_to_image, url, KEY, f"a blue fox by {name}", _picture())
+    _assert_image(edited)
+    assert len(await broker.provider_jobs()) - before == 2, "each call is one order"
+
+
+async def run_node(name: str, broker: RunningBroker) -> None:
+    """Complete both orders with a client in Node."""
+    before = len(await broker.provider_jobs())
+    process = await asyncio.create_subprocess_exec(
+        *(shutil.which("node") or "node", str(NODE_FOLDER / "run.mjs"), name, base_url(broker), KEY),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await process.communicate(_picture())
+    assert process.returncode == 0, err.decode()[-2000:]
+    for image in json.loads(out):
+        _assert_image(bytes.fromhex(image))
+    assert len(await broker.provider_jobs()) - before == 2, "each call is one order"
+
+
+def table(failures: dict[Cell, str], names: Sequence[str]) -> str:
+    """Return the matrix as text: `ok`, or the number of a failure that follows."""
+    width = max(len(name) for name in names)
+    lines = [" " * width + "".join(f"  {provider:>13}" for provider in PROVIDERS)]
+    numbers = {cell: number for number, cell in enumerate(failures, 1)}
+    for name in names:
+        marks = [numbers.get(Cell(client=name, provider=provider)) for provider in PROVIDERS]
+        lines.append(f"{name:<{width}}" + "".join(f"  {f'FAILED {mark}' if mark else 'ok':>13}" for mark in marks))
+    lines += [f"{number}. {cell.client} at {cell.provider}: {failures[cell]}" for cell, number in numbers.items()]
+    return "\n".join(lines)
+
+
+def base_url(broker: RunningBroker) -> str:
+    return str(broker.client.base_url).rstrip("/")
+
+
+def _assert_image(data: bytes) -> None:
+    with Image.open(io.BytesIO(data)) as image:
+        image.load()
+        assert min(image.size) > 100, image.size
+
+
+def _picture() -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (120, 80), "red").save(out, "png")
+    return out.getvalue()

@@ -1,0 +1,51 @@
+"""Every example of docs/dialects.md makes an image; those in Node are run by `python -m tests.dialects`."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from anyio import to_thread
+from PIL import Image
+
+from tests.dialects.documentation import Example, read_examples
+from tests.dialects.matrix import KEY, SETTINGS
+from tests.support.brokers import RunningBroker, open_broker
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def broker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[RunningBroker]:
+    """A broker that the examples find in their environment, and an empty folder for their images."""
+    (tmp_path / "images").mkdir()
+    monkeypatch.chdir(tmp_path / "images")
+    async with open_broker(tmp_path / "data", **SETTINGS) as broker:
+        monkeypatch.setenv("BROKER_URL", str(broker.client.base_url).rstrip("/"))
+        monkeypatch.setenv("BROKER_KEY", KEY)
+        yield broker
+
+
+def check_image(example: Example) -> None:
+    path = Path("image.png")
+    assert path.exists(), example.name
+    with Image.open(path) as image:
+        image.load()
+    path.unlink()
+
+
+async def test_python_examples_make_an_image(broker: RunningBroker) -> None:
+    for example in read_examples("python"):
+        await to_thread.run_sync(exec, compile(example.text, example.name, "exec"), {"__name__": "example"})
+        check_image(example)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl here")
+async def test_curl_examples_make_an_image(broker: RunningBroker) -> None:
+    for example in read_examples("sh"):
+        process = await asyncio.create_subprocess_exec("bash", "-euo", "pipefail", "-c", example.text)
+        assert await process.wait() == 0, example.name
+        check_image(example)
