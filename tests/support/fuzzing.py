@@ -26,6 +26,7 @@ from broker.logs import configure_logging
 from storage.ids import reference_owner
 from storage.states import TaskState
 from tests.support.api import ApiBroker, open_api, png
+from tests.support.brokers import RunningBroker
 from tests.support.servers import postgres
 
 KEY: Final = "key-of-a-caller-0123456789"
@@ -156,7 +157,7 @@ async def run_fuzzer(
     """
     document = document or await _native_document(broker)
     config = schemathesis.Config.from_dict(_config(broker, known, examples, seconds, seed))
-    return await asyncio.to_thread(_execute, document, config)
+    return await asyncio.to_thread(execute, document, config)
 
 
 async def _native_document(broker: ApiBroker) -> dict[str, Any]:
@@ -167,12 +168,12 @@ async def _native_document(broker: ApiBroker) -> dict[str, Any]:
     return document
 
 
-def dialects_of(broker: ApiBroker) -> list[Dialect]:
+def dialects_of(broker: ApiBroker | RunningBroker) -> list[Dialect]:
     dialects: list[Dialect] = build_app(broker.services).state.dialects
     return dialects
 
 
-def endpoints_of(broker: ApiBroker, *names: str) -> list[Endpoint]:
+def endpoints_of(broker: ApiBroker | RunningBroker, *names: str) -> list[Endpoint]:
     """Return the endpoints of some dialects, by default of all."""
     dialects = [dialect for dialect in dialects_of(broker) if dialect.name in names or not names]
     return [endpoint for dialect in dialects for endpoint in dialect.endpoints]
@@ -197,11 +198,11 @@ def _dictionary_of(endpoint: Endpoint) -> str | None:
     return next((name for key, name in DICTIONARIES if key == operation or endpoint.path.startswith(key)), None)
 
 
-def _config(broker: ApiBroker, known: KnownIds, examples: int, seconds: int | None, seed: int) -> dict[str, Any]:
-    bound = {one.operation_id: _bound_parameters(one) for one in endpoints_of(broker, "native")}
+def base_config(base_url: str, *, examples: int, seed: int, seconds: int | None = None) -> dict[str, Any]:
+    """Return the configuration of a run, without ids that exist."""
     return {
         "seed": seed,
-        "base-url": f"http://127.0.0.1:{broker.port}",
+        "base-url": base_url,
         "headers": AUTHORIZED,
         "request-timeout": MAX_WAIT_SECONDS + 10,
         **({"max-time": seconds} if seconds else {}),
@@ -211,6 +212,13 @@ def _config(broker: ApiBroker, known: KnownIds, examples: int, seconds: int | No
         "suppress-health-check": ["all"],
         "generation": {"max-examples": examples, "deterministic": True, "no-shrink": True, "database": "none"},
         "checks": {name: {"enabled": False} for name in DISABLED_CHECKS},
+    }
+
+
+def _config(broker: ApiBroker, known: KnownIds, examples: int, seconds: int | None, seed: int) -> dict[str, Any]:
+    bound = {one.operation_id: _bound_parameters(one) for one in endpoints_of(broker, "native")}
+    return {
+        **base_config(f"http://127.0.0.1:{broker.port}", examples=examples, seconds=seconds, seed=seed),
         "dictionaries": {
             "tasks": {"values": list(known.tasks)},
             "cancelable": {"values": list(known.cancelable)},
@@ -233,7 +241,8 @@ def _config(broker: ApiBroker, known: KnownIds, examples: int, seconds: int | No
     }
 
 
-def _execute(document: dict[str, Any], config: schemathesis.Config) -> Findings:
+def execute(document: dict[str, Any], config: schemathesis.Config) -> Findings:
+    """Send the requests, in the calling thread."""
     findings = Findings()
     for event in from_schema(schemathesis.openapi.from_dict(document, config=config)).execute():
         if isinstance(event, events.ScenarioFinished):

@@ -1,0 +1,116 @@
+"""What holds for every dialect, read from the endpoint lists: access, error shapes, and generated requests."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import pytest
+import schemathesis
+from pydantic import SecretStr
+
+from broker.api.http.endpoint import Dialect, Endpoint
+from broker.sandbox.engine import Options
+from tests.support.api import ApiBroker, open_api
+from tests.support.brokers import RunningBroker, open_broker
+from tests.support.fuzzing import AUTHORIZED, KEY, base_config, dialects_of, execute, report_lines
+
+pytestmark = pytest.mark.anyio
+
+STRANGER: Final = {"X-Forwarded-For": "8.8.8.8"}
+
+PLACES: Final[Mapping[str, Any]] = {
+    "Bearer": lambda key: {"headers": {"Authorization": f"Bearer {key}"}},
+    "Token": lambda key: {"headers": {"Authorization": f"Token {key}"}},
+    "Key": lambda key: {"headers": {"Authorization": f"Key {key}"}},
+    "x-goog-api-key": lambda key: {"headers": {"x-goog-api-key": key}},
+    "?key=": lambda key: {"params": {"key": key}},
+}
+"""Where a client may send its key → arguments of the request."""
+UNDERSTOOD: Final[Mapping[str, tuple[str, ...]]] = {
+    "native": (),
+    "banana_service": (),
+    "shared": ("Token", "Key", "x-goog-api-key", "?key="),
+}
+"""By dialect: places beside Bearer."""
+
+
+def path_of(endpoint: Endpoint) -> str:
+    return re.sub(r"\{[a-z_]+(:path)?\}", "nothing", endpoint.path)
+
+
+@pytest.fixture
+async def broker(tmp_path: Path) -> AsyncIterator[ApiBroker]:
+    async with open_api(tmp_path, api_keys=(SecretStr(KEY),)) as broker:
+        yield broker
+
+
+def keyed_endpoints(broker: ApiBroker) -> list[tuple[Dialect, Endpoint]]:
+    return [(dialect, one) for dialect in dialects_of(broker) for one in dialect.endpoints if one.needs_key]
+
+
+async def test_every_route_accepts_a_key_where_its_dialect_has_it_and_nowhere_else(broker: ApiBroker) -> None:
+    """The requests have no body, so that the router alone answers."""
+    for dialect, endpoint in keyed_endpoints(broker):
+        accepted = {"Bearer", *UNDERSTOOD[dialect.name]}
+        for place, send in PLACES.items():
+            for key, is_known in ((KEY, True), ("wrong-key-of-a-caller", False)):
+                answer = await broker.client.request(endpoint.method, path_of(endpoint), **send(key))
+                is_open = answer.status_code != 401
+                assert is_open == (is_known and place in accepted), (endpoint.method, endpoint.path, place, key)
+
+
+async def test_a_stranger_gets_an_error_in_the_shape_of_the_dialect(broker: ApiBroker) -> None:
+    for dialect, endpoint in keyed_endpoints(broker):
+        answer = await broker.client.request(endpoint.method, path_of(endpoint), headers=STRANGER)
+        assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer"), endpoint.path
+        dialect.error_model.model_validate(answer.json())
+        assert "BROKER_API_KEYS" in answer.text
+
+
+async def test_a_wrong_method_and_a_body_that_is_not_json_get_the_shape_of_the_dialect(broker: ApiBroker) -> None:
+    for dialect in dialects_of(broker):
+        for path in {path_of(one) for one in dialect.endpoints}:
+            answer = await broker.client.request("TRACE", path, headers=AUTHORIZED)
+            assert answer.status_code == 405, path
+            dialect.error_model.model_validate(answer.json())
+        for endpoint in dialect.endpoints:
+            if "application/json" in endpoint.request and endpoint.access == "caller":
+                headers = {**AUTHORIZED, "Content-Type": "application/json"}
+                answer = await broker.client.request(
+                    endpoint.method, path_of(endpoint), content=b'{"prompt": ', headers=headers
+                )
+                assert 400 <= answer.status_code < 500, (endpoint.path, answer.text)
+                dialect.error_model.model_validate(answer.json())
+
+
+async def test_generated_requests_are_answered_as_described(tmp_path: Path) -> None:
+    """No 5xx, no undocumented status, header, type or key, and no endpoint open without a key."""
+    options = Options(duration=0, callback_spacing=0, creates_per_window=10_000)
+    settings: dict[str, Any] = {"api_keys": (SecretStr(KEY),), "hold": 5}
+    async with open_broker(tmp_path, options=options, **settings) as broker:
+        document = await document_of_dialects(broker)
+        config = schemathesis.Config.from_dict(base_config(str(broker.client.base_url), examples=2, seed=1))
+        findings = await asyncio.to_thread(execute, document, config)
+    assert findings.failures == [], "\n".join(report_lines(findings))
+    described = {
+        f"{method.upper()} {path}"
+        for path, item in document["paths"].items()
+        for method in item
+        if method != "parameters"
+    }
+    assert {endpoint for endpoint, _ in findings.seen} == described
+
+
+async def document_of_dialects(broker: RunningBroker) -> dict[str, Any]:
+    """Return the OpenAPI document without the native endpoints, which have a test of their own."""
+    answer = await broker.client.get("/openapi.json", headers=AUTHORIZED)
+    assert answer.status_code == httpx.codes.OK
+    document: dict[str, Any] = answer.json()
+    native = {one.path for dialect in dialects_of(broker) if dialect.name == "native" for one in dialect.endpoints}
+    document["paths"] = {path: item for path, item in document["paths"].items() if path not in native}
+    return document
