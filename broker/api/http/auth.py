@@ -111,7 +111,7 @@ class Authenticator:
             is_loopback_host((request.scope.get("client") or ("",))[0])
             and len(hosts) == 1
             and _LOOPBACK_HOST.fullmatch(hosts[0]) is not None
-            and not any(_FORWARDED.fullmatch(name) for name in request.headers)
+            and not is_forwarded(request)
             and self._is_same_site(request, hosts[0])
         )
 
@@ -123,6 +123,11 @@ class Authenticator:
         ours = f"{request.scope['scheme']}://{host}".lower()
         sites = request.headers.getlist("sec-fetch-site")
         return all(site.strip().lower() in _OWN_SITES for site in sites) and all(o.lower() == ours for o in origins)
+
+
+def is_forwarded(request: HTTPConnection) -> bool:
+    """Return whether a proxy or a tunnel has sent a request on."""
+    return any(_FORWARDED.fullmatch(name) for name in request.headers)
 
 
 def _scheme_token(headers: Sequence[str], schemes: Collection[str]) -> str | None:

@@ -123,17 +123,18 @@ class HeldAnswers:
             raise _give_up(request, placed)
         return StreamingResponse(self._trickle(request, placed, render, render_late), media_type="application/json")
 
-    async def wait(self, request: Request, placed: PlacedOrder, seconds: float) -> bool:
+    async def wait(self, request: Request, placed: PlacedOrder, seconds: float, *, is_pollable: bool = False) -> bool:
         """Wait until all tasks of an order have ended; return False if the time is over.
 
-        Raises `ApiError` when the server stops, and `ClientDisconnect`.
+        is_pollable: an answer before the end names the order, and the client polls it; then the time is also over when
+        the server stops. Raises `ApiError` when the server stops, and `ClientDisconnect`.
         """
         ending = await wait_while_connected(request, self.queries.wait_for_batch(placed.batch), seconds)
         if ending == "left":
             _mark_unfinished(request)
             raise ClientDisconnect
         has_ended = ending == "done" and all(task.has_ended for task in await self.ended_tasks(placed))
-        if self.queries.closing and not has_ended:
+        if self.queries.closing and not has_ended and not is_pollable:
             _mark_unfinished(request)
             raise unavailable()
         return has_ended

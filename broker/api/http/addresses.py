@@ -1,0 +1,30 @@
+"""Absolute URLs of the broker, for answers of APIs whose clients follow them."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from starlette.requests import HTTPConnection
+
+from broker.api.http.auth import is_forwarded
+
+_HOST: Final = re.compile(r"([A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?")
+
+
+def own_base_url(request: HTTPConnection, public: str | None) -> str:
+    """Return the URL at which the client reaches the broker, without a trailing slash.
+
+    public: our public URL, if there is one. A request that a proxy or a tunnel sent on has come to that: what the proxy
+    writes into `Host`, and the scheme that it uses to reach us, say nothing about the client's side. A direct request
+    has come to its `Host`. Clients of such a URL send their key to it, so it is used in the answer to this request
+    alone, never for another caller.
+    """
+    hosts = request.headers.getlist("host")
+    host = hosts[0] if len(hosts) == 1 and _HOST.fullmatch(hosts[0]) else None
+    if public and (host is None or is_forwarded(request)):
+        return public
+    scheme = request.scope["scheme"]
+    if request.headers.get("x-forwarded-proto", "").partition(",")[0].strip().lower() == "https":
+        scheme = "https"
+    return f"{scheme}://{host or 'localhost'}"
