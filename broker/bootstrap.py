@@ -65,22 +65,25 @@ def salvage_settings(*, env_file: Path | None = Path(".env")) -> SalvagedSetting
     return read_settings(registry.settings_classes(), env_file=env_file, overrides={})
 
 
-def database_for(settings: Settings, *, spends_reserve: bool = False) -> AbstractAsyncContextManager[Database]:
+def database_for(
+    settings: Settings, *, spends_reserve: bool = False, retry_seconds: float | None = None
+) -> AbstractAsyncContextManager[Database]:
     """Return the database of DATABASE_URL, not yet opened.
 
-    spends_reserve: see `SqliteDatabase`; on Postgres it changes nothing.
+    spends_reserve: see `SqliteDatabase`; on Postgres it changes nothing. retry_seconds: see `PostgresDatabase`.
     """
     url = settings.database
     if url.startswith("sqlite:"):
         return SqliteDatabase(sqlite_path(url), spends_reserve=spends_reserve)
     try:
-        from storage.sql.postgres import PostgresDatabase
+        from storage.sql.postgres import RETRY_SECONDS, PostgresDatabase
     except ImportError:
         raise _missing_driver("DATABASE_URL leads to Postgres", "postgres") from None
     return PostgresDatabase(
         url,
         listen_url=settings.database_listen_url.get_secret_value(),
         connections=settings.database_connections,
+        retry_seconds=retry_seconds or RETRY_SECONDS,
     )
 
 

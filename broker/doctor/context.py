@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final
 
-from broker.bootstrap import existing_secret
+from broker.bootstrap import database_for, existing_secret
 from broker.callbacks.probe import ReachabilityProbe
 from broker.callbacks.tunnels import CLOUDFLARED_URLS
 from broker.clock import Clock
@@ -16,9 +16,12 @@ from broker.net.api_client import ApiClient
 from broker.providers.registry import ProviderRegistry, load_catalog
 from broker.settings import Settings
 from broker.settings.loading import SalvagedSettings
+from storage.sql.database import Database
 from webhooks.tokens import ChallengeResponse
 
 RESPONSE_SECONDS: Final = 10.0
+DATABASE_SECONDS: Final = 2.0
+"""The doctor reports a Postgres that restarts; a broker waits longer for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +43,9 @@ class DoctorContext:
         preferred = next(iter(self.registry.open_all().values())).preferred
         challenge = ChallengeResponse(self.secret)
         return ReachabilityProbe(client=self.client, challenge=challenge, path=preferred.callback_path)
+
+    def open_database(self) -> AbstractAsyncContextManager[Database]:
+        return database_for(self.settings, retry_seconds=DATABASE_SECONDS)
 
 
 @asynccontextmanager

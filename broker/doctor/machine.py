@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from broker.bootstrap import FREE_FLOOR, blobs_for, database_for, missing_database_file, secret_file
+from broker.bootstrap import FREE_FLOOR, blobs_for, missing_database_file, secret_file
 from broker.cluster import MAX_HARMLESS_SKEW_SECONDS, max_clock_skew, secrets_match
 from broker.doctor.context import DoctorContext
 from broker.providers.base import Finding
@@ -57,7 +57,7 @@ async def check_database(context: DoctorContext) -> Sequence[Finding]:
     path = missing_database_file(settings)
     if path is not None:
         return [ok(name, f"none yet: the first start creates {path}"), *_check_sqlite_version(settings)]
-    async with database_for(settings) as opened:
+    async with context.open_database() as opened:
         await opened.check()
         try:
             missing = await migrate.missing_migrations(opened)

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
-from broker.bootstrap import database_for, missing_database_file
+from broker.bootstrap import missing_database_file
 from broker.clock import iso
 from broker.doctor.context import DoctorContext
 from broker.providers.base import Finding
@@ -23,7 +23,7 @@ async def check_provider_state(context: DoctorContext) -> Sequence[Finding]:
     """Report the providers that take no orders, or not with every key, and what the operator must do."""
     if missing_database_file(context.settings) is not None:
         return [skipped(NAME, "nothing was ordered yet")]
-    async with database_for(context.settings) as database:
+    async with context.open_database() as database:
         await database.check()
         if await migrate.missing_migrations(database):
             return [skipped(NAME, "migrations are missing")]

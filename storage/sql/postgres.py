@@ -71,7 +71,7 @@ class PostgresDatabase:
     url: `postgresql://user:password@host/name`. listen_url: an address of Postgres itself, where `url` leads to a
     pooler in transaction mode; `none` without one: notifications then stay within their process. connections: at most,
     and one more for notifications. retry_seconds: of retries after a broken connection. idle_seconds: until Postgres
-    ends a transaction whose process is silent. statement_seconds: for one statement.
+    ends a transaction whose process is silent. lock_seconds: for a lock. statement_seconds: for one statement.
     """
 
     skip_locked = " FOR UPDATE SKIP LOCKED"
@@ -85,6 +85,7 @@ class PostgresDatabase:
         connections: int = 10,
         retry_seconds: float = RETRY_SECONDS,
         idle_seconds: float = IDLE_SECONDS,
+        lock_seconds: float = LOCK_SECONDS,
         statement_seconds: float = STATEMENT_SECONDS,
     ) -> None:
         self._url = _for_asyncpg(url)
@@ -96,7 +97,7 @@ class PostgresDatabase:
         self._begin = (
             "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; "
             f"SET LOCAL idle_in_transaction_session_timeout = {int(idle_seconds * 1000)}; "
-            f"SET LOCAL lock_timeout = {int(LOCK_SECONDS * 1000)}"
+            f"SET LOCAL lock_timeout = {int(lock_seconds * 1000)}"
         )
         self._begin_migration = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL lock_timeout = 0"
         self._channels = LocalChannels()

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
-from broker.bootstrap import load_settings, open_services
+from broker.bootstrap import database_for, load_settings, open_services
 from broker.clock import Clock, SystemClock
 from broker.errors import SettingsError
 from broker.services import Services
 from storage.errors import StorageError
+from tests.support.brokers import still
 from tests.support.servers.postgres import Postgres
 from tests.support.small_disk import small_disk
 
@@ -108,9 +110,10 @@ async def test_configured_secret_replaces_the_previous_one(tmp_path: Path, postg
 async def test_missing_database_is_reported_with_its_cure(
     tmp_path: Path, postgres: Postgres, url: str, cure: str
 ) -> None:
-    async with AsyncExitStack() as stack:
-        with pytest.raises(StorageError, match=cure) as caught:
-            await opened(stack, tmp_path, database_url=url.format(port=postgres.port))
+    impatient = partial(database_for, retry_seconds=0.5)
+    with pytest.raises(StorageError, match=cure) as caught:
+        async with still(tmp_path, SystemClock(), open_database=impatient, database_url=url.format(port=postgres.port)):
+            pass
     assert "hunter2" not in f"{caught.value!r} {caught.value.__cause__!r} {caught.value.__context__!r}"
 
 

@@ -29,6 +29,9 @@ from webhooks.signatures.standard import derived_key, write_secret
 
 KEY = "a-key-of-a-trusted-caller"
 OLD = 1_000_000_000.0
+QUICK = "slow:0.1"
+"""Mood of a job that takes a tenth of a second."""
+REFUSED = f"[mood:flagged] [mood:{QUICK}]"
 
 
 def accepts_connections(address: str) -> bool:
@@ -50,7 +53,8 @@ def shell(tmp_path: Path) -> Shell:
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
     """Yield a shell next to a running broker with the sandbox as its provider."""
     folder = tmp_path_factory.mktemp("served")
-    with serving(Shell(folder, {"BROKER_API_KEYS": KEY}), "serve", "--port", "0") as (_, address):
+    settings = {"BROKER_API_KEYS": KEY, "BROKER_SANDBOX_MOOD": QUICK}
+    with serving(Shell(folder, settings), "serve", "--port", "0") as (_, address):
         yield Shell(folder, {"BROKER_API_KEYS": KEY, "BROKER_PORT": address.rpartition(":")[2]})
 
 
@@ -212,7 +216,7 @@ def test_generate_saves_the_images(served: Shell) -> None:
 
 
 def test_generate_reports_a_failed_task(served: Shell) -> None:
-    ended = served.run("generate", "a fox [mood:flagged]")
+    ended = served.run("generate", f"a fox {REFUSED}")
     assert (ended.code, ended.out) == (1, "")
     assert "code safety_input, billed: no" in ended.err
     assert "Traceback" not in ended.err
@@ -275,10 +279,10 @@ def test_interrupted_generate_leaves_the_task_running(served: Shell) -> None:
 
 
 def test_tasks_are_shown_as_text_and_as_json(served: Shell) -> None:
-    served.run("generate", "a blue fox [mood:flagged]")
+    served.run("generate", f"a blue fox {REFUSED}")
     listed = json.loads(served.run("tasks", "--status", "failed", "--limit", "1", "--json").out)
     (task,) = listed["data"]
-    assert task["prompt"] == "a blue fox [mood:flagged]"
+    assert task["prompt"] == f"a blue fox {REFUSED}"
     shown = json.loads(served.run("task", task["id"], "--json").out)
     assert shown["data"] == task
     assert task["id"] in served.run("tasks").out
@@ -289,7 +293,7 @@ def test_tasks_are_shown_as_text_and_as_json(served: Shell) -> None:
 
 
 def test_attempts_of_a_task_are_shown(served: Shell) -> None:
-    served.run("generate", "a green fox [mood:flagged]")
+    served.run("generate", f"a green fox {REFUSED}")
     (task,) = json.loads(served.run("tasks", "--status", "failed", "--limit", "1", "--json").out)["data"]
     lines = served.run("task", task["id"], "--attempts").out.splitlines()
     assert lines[0] == "sandbox    candidate"

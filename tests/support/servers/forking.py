@@ -8,12 +8,14 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import pkgutil
 import subprocess
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -69,11 +71,7 @@ def fork_server() -> ForkServer:
 
 def serve() -> None:
     """Run the command of each line of standard input; write its exit code."""
-    # what most commands import; it opens nothing and starts no thread
-    import broker.bootstrap  # noqa: PLC0415
-    import broker.cli.commands  # noqa: PLC0415
-    import broker.client  # noqa: F401, PLC0415
-
+    _import_commands()
     for line in sys.stdin:
         pid = os.fork()
         if not pid:
@@ -81,6 +79,21 @@ def serve() -> None:
         _, status = os.waitpid(pid, 0)
         sys.stdout.write(f"{os.waitstatus_to_exitcode(status)}\n")
         sys.stdout.flush()
+
+
+def _import_commands() -> None:
+    """Import what the commands import, and read the files that a process reads once; starts no thread."""
+    import broker.cli  # noqa: PLC0415
+    from broker.i18n import Messages  # noqa: PLC0415
+    from broker.net.api_client import tls_context  # noqa: PLC0415
+    from broker.providers.registry import load_catalog  # noqa: PLC0415
+
+    for module in pkgutil.walk_packages(broker.cli.__path__, "broker.cli."):
+        import_module(module.name)
+    for name in ("broker.sandbox.server", "broker.server.uvicorn", "storage.sql.migrations"):
+        import_module(name)
+    for read_file in (load_catalog, Messages.load, tls_context):
+        read_file()
 
 
 def _become_command(args: list[str], cwd: str, env: dict[str, str], out: str, err: str) -> None:
