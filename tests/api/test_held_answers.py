@@ -136,3 +136,12 @@ async def test_failure_is_an_error_on_which_no_sdk_pays_twice(tmp_path: Path) ->
             assert answer.headers["x-should-retry"] == "false"
         rejected = await broker.client.post("/generate", json={"prompt": "a fox", "number_of_images": 9})
         assert (rejected.status_code, "x-should-retry" in rejected.headers) == (400, False)
+
+
+async def test_ignored_names_that_fit_in_no_header_are_left_out(tmp_path: Path) -> None:
+    async with broker_in(tmp_path) as broker:
+        odd = {"tempo": 1, "键": 1, "a\r\nx-evil: 1": 1, "a,b": 1, "": 1, **{f"more{n}": 1 for n in range(40)}}
+        answer = await broker.client.post("/generate", json={"prompt": "a red fox", **odd})
+        assert answer.status_code == 200, answer.text
+        names = answer.headers["x-ignored"].split(", ")
+        assert (names[:2], len(names), "x-evil" in answer.headers) == (["tempo", "more0"], 20, False)

@@ -7,7 +7,8 @@ holds nothing of the request's body. The client may leave; an equal request then
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -32,6 +33,10 @@ from storage.tasks import Task
 BLANKS_AFTER_SECONDS: Final = 60.0
 """Proxies close a connection that was silent for about 100 seconds."""
 BLANK_SECONDS: Final = 15.0
+MAX_IGNORED: Final = 20
+"""Names in `x-ignored`."""
+_HEADER_NAME: Final = re.compile(r"[!-+\--~]{1,64}")
+"""A name that fits in a list in a header."""
 
 ORDER_ERRORS: Final = (
     *("invalid_request", "invalid_prompt", "invalid_image", "too_many_images", "unsupported_parameter"),
@@ -87,7 +92,7 @@ class HeldAnswers:
         )
         plan = await self.orders.plan(order)
         created = await self.orders.create(caller_of(request).name, order, plan)
-        unused = tuple(dict.fromkeys((*plan.ignored, *ignored)))
+        unused = _listed_names((*plan.ignored, *ignored))
         placed = PlacedOrder(
             batch=created.tasks[0].batch,
             tasks=tuple(task.id for task in created.tasks),
@@ -164,6 +169,11 @@ class HeldAnswers:
             return
         async for chunk in _body_of(response):
             yield chunk
+
+
+def _listed_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Return names once each, without those that do not fit in a header: they may come from a client."""
+    return tuple(name for name in dict.fromkeys(names) if _HEADER_NAME.fullmatch(name))[:MAX_IGNORED]
 
 
 def _give_up(request: Request, placed: PlacedOrder) -> ApiError:
