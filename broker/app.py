@@ -25,12 +25,13 @@ from broker.api.http.auth import Authenticator
 from broker.api.http.endpoint import Dialect, Endpoint, build_routes
 from broker.api.http.errors import ErrorRenderer
 from broker.api.http.middleware import RequestLogMiddleware, SecurityHeadersMiddleware, UnhandledErrorMiddleware
+from broker.api.http.request_body import max_form_bytes
 from broker.api.http.responses import ErrorResponse, error_response
 from broker.api.images import ImageRoutes
 from broker.api.models import ModelRoutes
 from broker.api.native.routes import batch_endpoints, task_endpoints
 from broker.api.native.task_cache import TaskCache
-from broker.api.native.tasks import TaskRoutes, max_form_bytes
+from broker.api.native.tasks import TaskRoutes
 from broker.api.root import RootRoutes
 from broker.api.shared.dialect import shared_dialect
 from broker.i18n import Messages
@@ -40,9 +41,16 @@ from webhooks.tokens import ChallengeResponse
 
 _CORS_METHODS: Final = ("GET", "POST", "DELETE")
 _CORS_REQUEST_HEADERS: Final = (
-    "Authorization Idempotency-Key If-None-Match Last-Event-ID Cache-Control X-Request-ID".split()
+    *"Authorization Idempotency-Key If-None-Match Last-Event-ID Cache-Control X-Request-ID Prefer".split(),
+    *"X-Goog-Api-Key X-Goog-Api-Client OpenAI-Organization OpenAI-Project OpenAI-Beta".split(),
+    *(f"X-Stainless-{name}" for name in "Lang Package-Version OS Arch Runtime Runtime-Version".split()),
+    *(f"X-Stainless-{name}" for name in "Retry-Count Timeout Read-Timeout Async Helper-Method".split()),
 )
-_CORS_RESPONSE_HEADERS: Final = ("ETag", "Retry-After", "Location", "Warning", "X-Request-ID")
+"""Beside those that browsers always allow: what the SDKs of the dialects send from a page."""
+_CORS_RESPONSE_HEADERS: Final = (
+    *("ETag", "Retry-After", "Location", "Warning", "X-Request-ID"),
+    *("X-Should-Retry", "X-Ignored", "X-Delivered-Size"),
+)
 
 
 DIALECTS: Final[tuple[Callable[[Services], Dialect], ...]] = (banana_service_dialect,)

@@ -19,7 +19,8 @@ from broker.ordering.routing import OrderRouter
 from broker.orders import PRIORITIES, ImageParams, Order, OrderRequest, Plan
 from broker.providers.base import Provider
 
-MAX_IMAGES: Final = 6
+MAX_IMAGES: Final = 10
+"""Of one order, in the dialect that has most; the others have limits of their own."""
 MAX_CALLBACK_URL_CHARACTERS: Final = 2048
 ALLOWED_CONTROLS: Final = frozenset("\t\n\r")
 """Control characters that occur in text."""

@@ -62,6 +62,23 @@ async def test_answer_has_the_images_and_the_task(tmp_path: Path) -> None:
         assert (at_once.status_code, at_once.headers["location"]) == (202, f"/api/task/{at_once.json()['task_id']}")
 
 
+async def test_ignored_fields_of_any_name_are_listed_where_a_header_can_hold_them(tmp_path: Path) -> None:
+    async with broker_in(tmp_path) as broker:
+        body = {
+            "prompt": "a red fox",
+            "style": 1,
+            "\u043a\u043b\u044e\u0447": 1,
+            "a\r\nx-injected: 1": 1,
+            "a,b": 1,
+            "x" * 65: 1,
+        }
+        answer = await broker.client.post("/generate", json=body)
+        assert (answer.status_code, answer.headers["x-ignored"]) == (200, "style"), answer.text
+        many = {"prompt": "a red fox", **{f"field{number}": 1 for number in range(100)}}
+        answer = await broker.client.post("/generate", json=many)
+        assert len(answer.headers["x-ignored"].split(", ")) == 20
+
+
 async def test_asking_twice_gives_two_images_also_at_the_same_time(tmp_path: Path) -> None:
     async with broker_in(tmp_path) as broker:
         await asyncio.gather(*(generate(broker, "a red fox") for _ in range(3)))
@@ -121,7 +138,7 @@ async def test_restarted_broker_answers_the_order_of_the_one_before(tmp_path: Pa
         sandbox, port = broker.sandbox, broker.client.base_url.port
         broker.services.queries.closing = True
         cut_off = await waiting
-        assert cut_off.status_code == 503
+        assert (cut_off.status_code, cut_off.headers["x-should-retry"]) == (503, "true")
         broker.services.queries.closing = False
         answer = await generate(broker, "a red fox")
         assert (answer.status_code, await ordered(broker)) == (200, 1)
@@ -134,7 +151,7 @@ async def test_failure_is_an_error_on_which_no_sdk_pays_twice(tmp_path: Path) ->
             answer = await generate(broker, f"a red fox [mood:{mood}]")
             assert (answer.status_code, list(answer.json())) == (status, ["detail"]), answer.text
             assert answer.headers["x-should-retry"] == "false"
-        rejected = await broker.client.post("/generate", json={"prompt": "a fox", "number_of_images": 9})
+        rejected = await broker.client.post("/generate", json={"prompt": "a fox", "number_of_images": 11})
         assert (rejected.status_code, "x-should-retry" in rejected.headers) == (400, False)
 
 

@@ -23,7 +23,7 @@ class TrackedAnswer:
     answer: OpenAnswer | None
     """None for a request whose Idempotency-Key identifies it."""
     headers: Mapping[str, str] = field(default_factory=dict)
-    """Added to the response, whatever it is."""
+    """Of the response, whatever it is; with names in lower case."""
     is_final: bool = True
     """False if it does not have the result: then an equal request gets the same order again."""
 
@@ -47,7 +47,8 @@ async def send_tracked(app: ASGIApp, scope: Scope, receive: Receive, send: Send)
         tracked = tracked_answer(scope)
         if tracked is not None and message["type"] == "http.response.start":
             added = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in tracked.headers.items()]
-            message["headers"] = [*message["headers"], *added]
+            names = {name for name, _ in added}
+            message["headers"] = [*(one for one in message["headers"] if one[0] not in names), *added]
         await send(message)
         if message["type"] == "http.response.body" and not message.get("more_body", False):
             is_sent = connection is None or not connection.is_lost

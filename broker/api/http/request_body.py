@@ -15,11 +15,15 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
+from broker.catalog import Catalog
 from broker.errors import ApiError, FieldError
 from broker.net.documents import parse_off_loop
 from storage.errors import StorageFull
 from webhooks.strict_json import DuplicateName, TooManyValues, read_json
 
+MAX_JSON_BYTES: Final = 48 * 2**20
+"""Of an order with its images."""
+FORM_OVERHEAD_BYTES: Final = 2 * 2**20
 MAX_PARTS: Final = 100
 MAX_TEXT_BYTES: Final = 256 * 1024
 """Of one text part; the longest prompt is a quarter of it."""
@@ -128,6 +132,11 @@ def parse_json(body: bytes) -> Any:
 
 
 # -- forms
+
+
+def max_form_bytes(catalog: Catalog, max_file_size_bytes: int) -> int:
+    """Return the size limit of a form: the references of the model that takes most, and the other fields."""
+    return max(model.max_references for model in catalog.models) * max_file_size_bytes + FORM_OVERHEAD_BYTES
 
 
 class _CompleteFormParser(MultiPartParser):

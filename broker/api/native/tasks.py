@@ -18,7 +18,7 @@ from broker.api.http.answers import TrackedAnswer, track_answer
 from broker.api.http.endpoint import caller_of
 from broker.api.http.identity import idempotency_key, retry_count
 from broker.api.http.pagination import PageResponse, split_page
-from broker.api.http.request_body import media_type_of, read_form, read_json_object
+from broker.api.http.request_body import MAX_JSON_BYTES, media_type_of, read_form, read_json_object
 from broker.api.http.responses import (
     POLL_SECONDS,
     CachedResponse,
@@ -41,7 +41,6 @@ from broker.api.native.schemas import (
     TaskListQuery,
 )
 from broker.api.native.task_cache import TaskCache
-from broker.catalog import Catalog
 from broker.errors import ApiError
 from broker.i18n import Language, Messages
 from broker.ordering.service import CreatedTasks, OrderService
@@ -51,8 +50,6 @@ from broker.tasks.cancellation import TaskCanceler
 from broker.tasks.queries import TaskQueries
 from storage.tasks import Task
 
-MAX_JSON_BYTES: Final = 48 * 2**20
-FORM_OVERHEAD_BYTES: Final = 2 * 2**20
 PING_SECONDS: Final = 15
 
 BATCH_ENDS: Final = ("completed", "failed", "canceled")
@@ -212,11 +209,6 @@ class TaskRoutes:
             counts=StatusCounts(**{status: counts[status] for status in StatusCounts.model_fields}),
             tasks=[await self.cache.task_data(task, language) for task in tasks],
         )
-
-
-def max_form_bytes(catalog: Catalog, max_file_size_bytes: int) -> int:
-    """Return the size limit of a form: the references of the model that takes most, and the other fields."""
-    return max(model.max_references for model in catalog.models) * max_file_size_bytes + FORM_OVERHEAD_BYTES
 
 
 def _batch_status(counts: Counter[str]) -> str:

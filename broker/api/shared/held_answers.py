@@ -44,6 +44,8 @@ ORDER_ERRORS: Final = (
 )
 """Codes of the errors of an endpoint that takes an order."""
 
+NO_SPELLING: Final[Mapping[str, str]] = {}
+
 Render = Callable[[Sequence[Task]], Awaitable[Response]]
 """The ended tasks of an order → the response. Raises `ApiError` for an order that failed."""
 
@@ -77,12 +79,19 @@ class HeldAnswers:
     # -- placing
 
     async def place(
-        self, request: Request, order: OrderRequest, *, is_held: bool = True, ignored: Sequence[str] = ()
+        self,
+        request: Request,
+        order: OrderRequest,
+        *,
+        is_held: bool = True,
+        ignored: Sequence[str] = (),
+        spelling: Mapping[str, str] = NO_SPELLING,
     ) -> PlacedOrder:
         """Make the order durable; the answer is then recorded as sent or cut off.
 
         order: without key and retry count, which are read from the request. is_held: the answer waits for the end.
-        ignored: fields that the dialect does not use. Raises `ApiError`; then nothing was ordered.
+        ignored: fields that the dialect does not use. spelling: names of fields in the native API → in the dialect.
+        Raises `ApiError`; then nothing was ordered.
         """
         order = replace(
             order,
@@ -92,7 +101,7 @@ class HeldAnswers:
         )
         plan = await self.orders.plan(order)
         created = await self.orders.create(caller_of(request).name, order, plan)
-        unused = _listed_names((*plan.ignored, *ignored))
+        unused = _listed_names((*(spelling.get(name, name) for name in plan.ignored), *ignored))
         placed = PlacedOrder(
             batch=created.tasks[0].batch,
             tasks=tuple(task.id for task in created.tasks),
@@ -136,13 +145,26 @@ class HeldAnswers:
         """
         ending = await wait_while_connected(request, self.queries.wait_for_batch(placed.batch), seconds)
         if ending == "left":
-            _mark_unfinished(request)
+            mark_unfinished(request)
             raise ClientDisconnect
         has_ended = ending == "done" and all(task.has_ended for task in await self.ended_tasks(placed))
         if self.queries.closing and not has_ended and not is_pollable:
-            _mark_unfinished(request)
+            mark_unfinished(request)
+            allow_retry(request)
             raise unavailable()
         return has_ended
+
+    async def pauses(self, request: Request, placed: PlacedOrder, seconds: float | None = None) -> AsyncIterator[None]:
+        """Wait like `wait`, and yield at each moment when something must be sent, so that proxies stay connected.
+
+        seconds: by default the longest wait. Raises `ApiError` when the time is over.
+        """
+        left = self.hold_seconds if seconds is None else seconds
+        while not await self.wait(request, placed, min(self.blank_seconds, left)):
+            left -= self.blank_seconds
+            if left <= 0:
+                raise _give_up(request, placed)
+            yield
 
     async def ended_tasks(self, placed: PlacedOrder) -> list[Task]:
         """Return the tasks of an order, in order."""
@@ -158,10 +180,7 @@ class HeldAnswers:
         """Yield blank lines until the order has ended, then its response, or its failure as `render_late` shows it."""
         left = self.hold_seconds - self.blanks_after_seconds
         try:
-            while not await self.wait(request, placed, min(self.blank_seconds, left)):
-                left -= self.blank_seconds
-                if left <= 0:
-                    raise _give_up(request, placed)
+            async for _ in self.pauses(request, placed, left):
                 yield b"\n"
             response = await render(await self.ended_tasks(placed))
         except ApiError as error:
@@ -178,13 +197,20 @@ def _listed_names(names: Iterable[str]) -> tuple[str, ...]:
 
 def _give_up(request: Request, placed: PlacedOrder) -> ApiError:
     """Return the error that names the task; an equal request waits for it again."""
-    _mark_unfinished(request)
+    mark_unfinished(request)
     return still_running(placed.tasks)
 
 
-def _mark_unfinished(request: Request) -> None:
+def mark_unfinished(request: Request) -> None:
+    """Record that the answer to this request does not have the result: an equal request waits for it again."""
     if tracked := tracked_answer(request.scope):
         tracked.is_final = False
+
+
+def allow_retry(request: Request) -> None:
+    """Let the SDK of this client repeat its request by itself: it joins its own order."""
+    if tracked := tracked_answer(request.scope):
+        tracked.headers = {**tracked.headers, "x-should-retry": "true"}
 
 
 def wants_async(request: Request) -> bool:
