@@ -44,6 +44,10 @@ class Metrics:
             "broker_http_requests", "HTTP requests by operation and status", "operation", "status"
         )
 
+        self.uploaded_files = self._counter(
+            "broker_uploaded_files", "Files that callers uploaded ahead of their orders", "media_type"
+        )
+
     def _declare_tasks(self) -> None:
         self.tasks = self._gauge("broker_tasks", "Tasks by state", "state")
         self.transitions = self._counter("broker_task_transitions", "State changes of tasks", "from", "to")

@@ -133,19 +133,21 @@ class DataUriReference:
 
 @dataclass(frozen=True, kw_only=True)
 class UrlReference:
-    """A reference image to be downloaded."""
+    """A reference image at an address: to be downloaded, or one of ours (`broker.ordering.own_images`)."""
 
     url: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredReference:
-    """A reference image of an earlier order."""
+    """A reference image that we have: of an earlier order, or an uploaded file."""
 
     blob: str
     """Its name in the blob store."""
     sha256: str
     """Lower-case hex."""
+    address: str | None = None
+    """Our address of it, if the caller sent that."""
 
 
 ReferenceSource = UploadedReference | DataUriReference | UrlReference | StoredReference
@@ -159,6 +161,8 @@ class OrderRequest:
     mode: str | None = None
     count: int = 1
     """Number of images."""
+    host: str | None = None
+    """The host, with its port, by which the caller reached us: addresses there are ours."""
     sources: tuple[ReferenceSource, ...] = ()
     turns: tuple[Turn, ...] = ()
     """The conversation that the order continues, as in `Order`."""

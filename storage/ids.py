@@ -24,6 +24,24 @@ def new_callback_id() -> str:
     return f"callback_{secrets.token_hex(12)}"
 
 
+def new_file_id() -> str:
+    return secrets.token_hex(16)
+
+
+def new_file_owner() -> str:
+    """Return a new owner of the bytes of an uploaded file."""
+    return f"file_{secrets.token_hex(16)}"
+
+
+def new_upload_id() -> str:
+    return secrets.token_hex(16)
+
+
+def new_upload_owner() -> str:
+    """Return a new owner of the parts of a resumable upload."""
+    return f"upload_{secrets.token_hex(16)}"
+
+
 def reference_owner(batch_id: str) -> str:
     """Return the owner of the files of a batch's references: the batch, because its tasks may expire one by one."""
     return f"refs_{batch_id.rpartition('_')[2]}"

@@ -6,6 +6,8 @@ from storage.attempts import Attempts
 from storage.callbacks import Callbacks
 from storage.cluster_state import ClusterState, PeriodicJobs
 from storage.deliveries import Deliveries
+from storage.files.resumable_uploads import ResumableUploads
+from storage.files.uploaded_files import UploadedFiles
 from storage.idempotency import AnswerSenders, IdempotencyRecords
 from storage.images import Images
 from storage.ledger import Ledger
@@ -29,6 +31,8 @@ class Tables:
         self.attempts = Attempts(database)
         self.ledger = Ledger(database)
         self.images = Images(database)
+        self.uploaded_files = UploadedFiles(database)
+        self.resumable_uploads = ResumableUploads(database)
         self.callbacks = Callbacks(database)
         self.deliveries = Deliveries(database)
         self.idempotency = IdempotencyRecords(database)

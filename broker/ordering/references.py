@@ -11,7 +11,15 @@ from broker.catalog import Catalog
 from broker.clock import Clock
 from broker.errors import ApiError, DownloadError
 from broker.net.fetcher import Fetcher
-from broker.orders import DataUriReference, ReferenceSource, StoredReference, UploadedReference, UrlReference
+from broker.ordering.own_images import OwnImages, own_image_gone
+from broker.orders import (
+    DataUriReference,
+    OrderRequest,
+    ReferenceSource,
+    StoredReference,
+    UploadedReference,
+    UrlReference,
+)
 from storage.blobs.store import BlobMissing, BlobStore
 from storage.errors import StorageFull
 from storage.ids import new_batch_id, reference_owner
@@ -29,38 +37,50 @@ class ReferenceIntake:
     blobs: BlobStore
     intake: Intake
     fetcher: Fetcher
+    own_images: OwnImages
     max_file_size_bytes: int
 
-    async def store(self, owner: str, sources: Sequence[ReferenceSource], model: str) -> list[StoredImage]:
+    async def store(
+        self, caller: str, owner: str, request: OrderRequest, model: str, *, first: int = 0
+    ) -> list[StoredImage]:
         """Store the images, and return their rows, not yet written. Raises `ApiError` for one that is not usable.
 
-        The caller deletes `owner` if the rows are not written.
+        first: position of the first one. The caller deletes `owner` if the rows are not written.
         """
-        try:
-            rows = []
-            for position, source in enumerate(sources):
+        rows = []
+        for position, sent in enumerate(request.sources, first):
+            source = await self._find_own(caller, sent, request.host)
+            try:
                 image = await self._take_in(owner, source, self._max_bytes(model))
-                rows.append(image.to_row(owner=owner, kind="reference", position=position, now=self.clock.now()))
-            return rows
-        except (InvalidImage, DownloadError, BlobMissing) as error:
-            raise _reference_error(error) from error
-        except StorageFull:
-            await self.delete(owner, sources)
-            raise
+            except (InvalidImage, DownloadError, BlobMissing) as error:
+                raise _reference_error(error, source) from error
+            except StorageFull:
+                await self.delete(owner, request.sources)
+                raise
+            rows.append(image.to_row(owner=owner, kind="reference", position=position, now=self.clock.now()))
+        return rows
 
-    async def inspect(self, sources: Sequence[ReferenceSource], model: str) -> None:
-        """Raise `ApiError` where `store` would, and store nothing. Addresses are checked, not downloaded."""
+    async def inspect(self, caller: str, request: OrderRequest, model: str) -> None:
+        """Raise `ApiError` where `store` would, and store nothing. Addresses of others are checked, not downloaded."""
         owner = reference_owner(new_batch_id())
         try:
-            for source in sources:
-                if isinstance(source, UrlReference):
-                    self.fetcher.check_url(source.url)
-                else:
-                    await self._take_in(owner, source, self._max_bytes(model))
-        except (InvalidImage, DownloadError, BlobMissing) as error:
-            raise _reference_error(error) from error
+            for sent in request.sources:
+                source = await self._find_own(caller, sent, request.host)
+                try:
+                    if isinstance(source, UrlReference):
+                        self.fetcher.check_url(source.url)
+                    else:
+                        await self._take_in(owner, source, self._max_bytes(model))
+                except (InvalidImage, DownloadError, BlobMissing) as error:
+                    raise _reference_error(error, source) from error
         finally:
-            await self.delete(owner, sources)
+            await self.delete(owner, request.sources)
+
+    async def _find_own(self, caller: str, source: ReferenceSource, host: str | None) -> ReferenceSource:
+        """Return our own image for our own address. Raises `ApiError` for one that is gone."""
+        if not isinstance(source, UrlReference):
+            return source
+        return await self.own_images.resolve(caller, source.url, host) or source
 
     async def delete(self, owner: str, sources: Sequence[ReferenceSource]) -> None:
         """Delete the files that may have been stored for an owner."""
@@ -101,13 +121,15 @@ async def hash_source(source: ReferenceSource) -> str:
             return digest.hexdigest()
 
 
-def _reference_error(error: InvalidImage | DownloadError | BlobMissing) -> ApiError:
+def _reference_error(error: InvalidImage | DownloadError | BlobMissing, source: ReferenceSource) -> ApiError:
     """Return the API's error for a reference that could not be stored."""
     match error:
         case DownloadError():
             return ApiError("invalid_image", f"A reference image could not be fetched: {error}", field="imageUrls")
         case InvalidImage(code=code):
             return ApiError(code, str(error), field="image")
+        case BlobMissing() if isinstance(source, StoredReference) and source.address:
+            return own_image_gone(source.address)
         case BlobMissing():
             message = "The reference images of this task are deleted: order it again with its images."
             return ApiError("task_expired", message)

@@ -112,7 +112,7 @@ class OrderService:
         batch = new_batch_id()
         owner = reference_owner(batch)
         try:
-            references = await self.references.store(owner, request.sources, plan.order.params.model)
+            references = await self.references.store(caller, owner, request, plan.order.params.model)
             tasks = self._build_tasks(caller, request, plan, batch, references)
             created = await self._write(tasks, references, replace(record, batch=batch) if record else None, plan.quote)
         except StorageError:  # the outcome is unknown; the sweep deletes files that belong to no task
@@ -131,14 +131,14 @@ class OrderService:
             role = "first" if route.provider == plan.candidates[0] else "other" if route.is_candidate else "excluded"
             self.metrics.order_routes.labels(route.provider, role).inc(images)
 
-    async def dry_run(self, request: OrderRequest, plan: Plan) -> dict[str, Any]:
+    async def dry_run(self, caller: str, request: OrderRequest, plan: Plan) -> dict[str, Any]:
         """Return the request that the provider would receive. Raises `ApiError` where `create` would.
 
         Reference images that were sent are validated and not stored; those at an address are not downloaded.
         """
         await self.budget.check(plan.quote)
         await self.planner.check_callback_url(request.callback_url)
-        await self.references.inspect(request.sources, plan.order.params.model)
+        await self.references.inspect(caller, request, plan.order.params.model)
         order = replace(plan.order, references=_example_references(len(request.sources), self.image_base()))
         callback = self.callback_url(plan.candidates[0], "task_dry_run", 1)
         address = callback.split("?")[0] if callback else None

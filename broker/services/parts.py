@@ -20,7 +20,9 @@ from broker.notifications.outbox import Outbox
 from broker.notifications.signing import known_secrets, signing_keys
 from broker.ordering.answers import OpenAnswers
 from broker.ordering.budgets import DailyBudget
+from broker.ordering.files import FileService
 from broker.ordering.idempotency import Idempotency
+from broker.ordering.own_images import OwnImages
 from broker.ordering.plan import Planner
 from broker.ordering.pricing import PriceTable
 from broker.ordering.rate_limit import RateLimiter
@@ -223,6 +225,9 @@ class Services(Resources):
                 blobs=self.blobs,
                 intake=self.intake,
                 fetcher=self.fetcher,
+                own_images=OwnImages(
+                    images=self.tables.images, files=self.files, public_base=lambda: self.address.base
+                ),
                 max_file_size_bytes=self.settings.max_file_size,
             ),
             idempotency=Idempotency(clock=self.clock, records=self.tables.idempotency, answers=self.answers),
@@ -235,6 +240,20 @@ class Services(Resources):
             callback_url=self.callback_url,
             image_base=lambda: self.address.base,
             metrics=self.metrics,
+        )
+
+    @cached_property
+    def files(self) -> FileService:
+        return FileService(
+            clock=self.clock,
+            database=self.database,
+            files=self.tables.uploaded_files,
+            uploads=self.tables.resumable_uploads,
+            blobs=self.blobs,
+            intake=self.intake,
+            metrics=self.metrics,
+            max_bytes=self.settings.max_file_size,
+            retention_seconds=self.policy.retention_seconds,
         )
 
     @cached_property

@@ -1,7 +1,7 @@
 """Retention: deletes tasks that ended long enough ago, many at a time, and everything that has no row.
 
 Results: rows first, files later, because the task's own row leads to them; a reader in progress keeps its file.
-References: files first, because only their rows lead to them. Files without any row are swept.
+References and uploaded files: files first, because only their rows lead to them. Files without any row are swept.
 
 Tasks end one by one, but are deleted by the hundred; docs/scaling.md compares this with partitions that are dropped.
 """
@@ -12,6 +12,7 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 from broker.clock import Clock
@@ -20,6 +21,8 @@ from broker.metrics import Metrics
 from broker.tasks import lifecycle
 from broker.tasks.policy import TaskPolicy
 from storage.blobs.store import BlobStore
+from storage.files.resumable_uploads import ResumableUploads
+from storage.files.uploaded_files import UploadedFiles
 from storage.ids import reference_owner
 from storage.sql.migrate import created_at
 from storage.states import TaskState
@@ -141,8 +144,19 @@ class Retention:
         await _repeat_in_batches(tables.deliveries.delete_before, before)
         await _repeat_in_batches(tables.ledger.delete_older, now)
         await tables.budgets.delete_older(now)
+        for uploads in (tables.uploaded_files, tables.resumable_uploads):
+            await _repeat_in_batches(partial(self._delete_uploads, uploads), before)
         if await tables.periodic_jobs.try_acquire("sweep", now=now, every=SWEEP_SECONDS):
             await self.sweep(older_than=SWEEP_SECONDS)
+
+    async def _delete_uploads(self, rows: UploadedFiles | ResumableUploads, before: float, limit: int) -> int:
+        """Delete what callers uploaded before a moment; return the number."""
+        owners = await rows.owners_before(before, limit)
+        for owner in owners:  # bytes first: after an error in between, a row leads the next run to them
+            await self.blobs.delete(owner)
+        if owners:
+            await rows.delete_of_owners(owners)
+        return len(owners)
 
     async def delete_leftovers_once(self) -> None:
         """Do the same, unless another process did it within the last minute."""
@@ -163,13 +177,15 @@ class Retention:
         return len(strays)
 
     async def find_strays(self, owners: Sequence[str]) -> list[str]:
-        """Return the owners without an image row and without an unexpired task, which may still get its row."""
+        """Return the owners without a row and without an unexpired task, which may still get its row."""
         strays: list[str] = []
         for start in range(0, len(owners), ROWS_PER_STATEMENT):
             batch = owners[start : start + ROWS_PER_STATEMENT]
             with_images = await self.tables.images.owners_with_images(batch)
             active = await self.tables.task_retention.active_owners(batch)
-            strays += [owner for owner in batch if owner not in with_images | active]
+            with_files = await self.tables.uploaded_files.owners_with_files(batch)
+            uploading = await self.tables.resumable_uploads.owners_with_uploads(batch)
+            strays += [owner for owner in batch if owner not in with_images | active | with_files | uploading]
         return strays
 
 

@@ -20,11 +20,16 @@ def own_base_url(request: HTTPConnection, public: str | None) -> str:
     has come to its `Host`. Clients of such a URL send their key to it, so it is used in the answer to this request
     alone, never for another caller.
     """
-    hosts = request.headers.getlist("host")
-    host = hosts[0] if len(hosts) == 1 and _HOST.fullmatch(hosts[0]) else None
+    host = reached_host(request)
     if public and (host is None or is_forwarded(request)):
         return public
     scheme = request.scope["scheme"]
     if request.headers.get("x-forwarded-proto", "").partition(",")[0].strip().lower() == "https":
         scheme = "https"
     return f"{scheme}://{host or 'localhost'}"
+
+
+def reached_host(request: HTTPConnection) -> str | None:
+    """Return the `Host` of a request, with its port; None without a plain one. A caller can send any."""
+    hosts = request.headers.getlist("host")
+    return hosts[0] if len(hosts) == 1 and _HOST.fullmatch(hosts[0]) else None

@@ -38,6 +38,8 @@ MAX_SAFE_INTEGER: Final = 2**53 - 1
 EXAMPLE_ORDER: Final[JsonDict] = {"prompt": "a red fox", "model": "nano-banana", "aspectRatio": "16:9", "dryRun": True}
 """The request that the documentation page offers to send: it costs nothing."""
 
+OWN_PATH: Final = "/uploads/"
+"""Begins an address of our images; no base64 of an image begins like this."""
 _MAX_IGNORED: Final = 20
 
 T = TypeVar("T", bound="OrderFields")
@@ -154,19 +156,27 @@ class OrderJson(OrderFields):
 
     model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE_ORDER]})
 
-    images: Annotated[list[str] | None, Field(description="data URIs: jpeg, png or webp")] = None
+    images: Annotated[
+        list[str] | None, Field(description="data URIs: jpeg, png or webp; or /uploads/images/… of an earlier result")
+    ] = None
 
     def sent_images(self) -> Iterator[ReferenceSource]:
-        return (DataUriReference(text=uri) for uri in self.images or ())
+        return (
+            UrlReference(url=text) if text.startswith(OWN_PATH) else DataUriReference(text=text)
+            for text in self.images or ()
+        )
 
 
 class OrderForm(OrderFields):
-    """An order as a form, with its images as files."""
+    """An order as a form, with its images as files, or as addresses of ours."""
 
     image: Annotated[list[_File], Field(validation_alias=AliasChoices("image", "images"))] = []
 
     def sent_images(self) -> Iterator[ReferenceSource]:
-        return (UploadedReference(chunks=UploadedChunks(file)) for file in self.image)
+        return (
+            UrlReference(url=sent) if isinstance(sent, str) else UploadedReference(chunks=UploadedChunks(sent))
+            for sent in self.image
+        )
 
 
 # -- reading
@@ -240,7 +250,7 @@ def _form_value(name: str | None, value: str | UploadFile) -> Any:
         if name != "images":
             raise _field_error(name, "must be text, not a file")
         return value if value.filename or value.size else None
-    if name == "images" and value:
+    if name == "images" and value and not value.startswith(OWN_PATH):
         raise ApiError("invalid_image", "image must be sent as a file: give the part a file name.", field="image")
     if name in _RANGES and re.fullmatch(r"[+-]?[0-9]{1,20}", value.strip()):
         return int(value)

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import anyio
@@ -14,6 +14,7 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.requests import Request
 from starlette.responses import Response
 
+from broker.api.http.addresses import reached_host
 from broker.api.http.answers import TrackedAnswer, track_answer
 from broker.api.http.endpoint import caller_of
 from broker.api.http.identity import idempotency_key, retry_count
@@ -89,15 +90,16 @@ class TaskRoutes:
         )
 
     async def _order(self, request: Request, params: OrderFields, key: str | None) -> Response:
-        order = params.to_request(key, retry_count(request))
+        caller = caller_of(request).name
+        order = replace(params.to_request(key, retry_count(request)), host=reached_host(request))
         plan = await self.orders.plan(order)
         if params.dry_run:
-            preview = await self.orders.dry_run(order, plan)
+            preview = await self.orders.dry_run(caller, order, plan)
             preview["ignored"] = params.ignored_fields(preview["ignored"])
             data = ProviderPreview.from_object(plan.quote, **preview)
             document = DryRunResponse(success=True, dry_run=True, data=data).to_document()
             return json_response(document, 200, warning_headers(data.warnings))
-        created = await self.orders.create(caller_of(request).name, order, plan)
+        created = await self.orders.create(caller, order, plan)
         track_answer(request.scope, TrackedAnswer(answers=self.orders.answers, answer=created.answer))
         return self._accepted(created, plan, params.ignored_fields(plan.ignored), requested_language(request))
 

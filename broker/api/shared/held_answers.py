@@ -15,6 +15,7 @@ from typing import Any, Final
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 
+from broker.api.http.addresses import reached_host
 from broker.api.http.answers import TrackedAnswer, track_answer, tracked_answer
 from broker.api.http.endpoint import caller_of
 from broker.api.http.errors import unavailable
@@ -95,6 +96,7 @@ class HeldAnswers:
         """
         order = replace(
             order,
+            host=reached_host(request),
             idempotency_key=idempotency_key(request),
             retry_count=retry_count(request),
             answer_seconds=self.hold_seconds if is_held else RETRY_WINDOW_SECONDS,

@@ -147,6 +147,42 @@ CREATE TABLE images (
 );
 CREATE UNIQUE INDEX images_owner ON images (owner, kind, position);
 
+-- images that callers sent ahead of their orders
+CREATE TABLE uploaded_files (
+    owner TEXT PRIMARY KEY,
+    caller TEXT NOT NULL,
+    id TEXT NOT NULL,
+    name TEXT NOT NULL,
+    blob TEXT NOT NULL,
+    media_type TEXT NOT NULL,
+    size BIGINT NOT NULL,
+    width BIGINT NOT NULL,
+    height BIGINT NOT NULL,
+    sha256 TEXT NOT NULL,
+    metadata TEXT NOT NULL,
+    created_at DOUBLE PRECISION NOT NULL
+);
+CREATE UNIQUE INDEX uploaded_files_id ON uploaded_files (caller, id);
+CREATE INDEX uploaded_files_newest ON uploaded_files (caller, created_at, id);
+CREATE INDEX uploaded_files_age ON uploaded_files (created_at);
+
+-- the same while they arrive in several requests
+CREATE TABLE resumable_uploads (
+    id TEXT PRIMARY KEY,
+    owner TEXT NOT NULL,
+    caller TEXT NOT NULL,
+    file_id TEXT NOT NULL,
+    name TEXT NOT NULL,
+    metadata TEXT NOT NULL,
+    parts TEXT NOT NULL,
+    received BIGINT NOT NULL,
+    last_received BIGINT NOT NULL,
+    finished_as TEXT NOT NULL,
+    created_at DOUBLE PRECISION NOT NULL
+);
+CREATE UNIQUE INDEX resumable_uploads_owner ON resumable_uploads (owner);
+CREATE INDEX resumable_uploads_age ON resumable_uploads (created_at);
+
 -- callback inbox. Of callbacks without proof only the newest are kept, up to a number of bytes. They form a log: the
 -- position of each is the number of bytes before it; null for proven callbacks.
 CREATE TABLE callbacks (

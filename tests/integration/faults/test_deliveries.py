@@ -627,7 +627,7 @@ async def test_blocked_callback_url_is_refused_in_the_request(scene: Scene, url:
     orders = calling_with(scene, Fetcher(resolve=Names())).services.orders
     request = OrderRequest(params=ImageParams(prompt="a red bicycle"), callback_url=url)
     plan = await orders.plan(request)
-    for attempt in (orders.create("local", request, plan), orders.dry_run(request, plan)):
+    for attempt in (orders.create("local", request, plan), orders.dry_run("local", request, plan)):
         with pytest.raises(ApiError) as refused:
             await attempt
         assert (refused.value.code, refused.value.field) == ("invalid_request", "callbackUrl")

@@ -16,6 +16,8 @@ import pytest
 from storage.attempts import Attempt, Attempts
 from storage.callbacks import Callbacks, StoredCallback
 from storage.deliveries import Deliveries, Delivery, DeliveryAttempt, DeliveryStatus
+from storage.files.resumable_uploads import ResumableUpload, ResumableUploads
+from storage.files.uploaded_files import UploadedFile, UploadedFiles
 from storage.idempotency import IdempotencyRecord, IdempotencyRecords
 from storage.images import Images, StoredImage
 from storage.limits.budgets import Budgets
@@ -581,6 +583,43 @@ async def _use_everything(database: Any, rows: Tasks, task: Task) -> None:
     await database.transact(retention.update_all([fresh], step_retries=1), *retention.delete_all([fresh]))
     await database.transact(images.delete_of_owners(["x"]))
     await _use_deliveries(Deliveries(database))
+    await _use_files(UploadedFiles(database), ResumableUploads(database))
+
+
+async def _use_files(files: UploadedFiles, uploads: ResumableUploads) -> None:
+    file = UploadedFile(
+        owner="file_1",
+        caller="me",
+        id="1",
+        name="fox.png",
+        blob="b",
+        media_type="image/png",
+        size=3,
+        width=1,
+        height=1,
+        sha256="0",
+        created_at=NOW,
+    )
+    upload = ResumableUpload(id="1", owner="upload_1", caller="me", name="fox.png", created_at=NOW)
+    await uploads.insert(upload)
+    assert await uploads.append_part(upload, "b", 3)
+    assert not await uploads.append_part(upload, "b", 3), "it has changed"
+    upload = replace(upload, parts=("b",), received=3)
+    assert await uploads.get("1") == upload
+    await files.database.transact(files.insert_file(file), uploads.finish(upload, file.id))
+    with pytest.raises(Stale):
+        await files.database.transact(files.insert_file(replace(file, owner="file_2")))
+    with pytest.raises(Stale):
+        await files.database.transact(uploads.finish(upload, "2"))
+    assert await files.get("me", "1") == file
+    assert await files.list_newest("me", since=0, before=(NOW + 1, "x"), limit=5) == [file]
+    for rows, owner in ((files, file.owner), (uploads, upload.owner)):
+        assert await rows.owners_before(NOW + 1, 5) == [owner]
+        await rows.delete_of_owners(["x"])
+    assert await files.owners_with_files([file.owner, "x"]) == {file.owner}
+    assert await uploads.owners_with_uploads([upload.owner, "x"]) == {upload.owner}
+    assert await files.delete(file)
+    await uploads.delete(upload)
 
 
 async def _use_deliveries(deliveries: Deliveries) -> None:

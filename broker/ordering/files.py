@@ -1,0 +1,266 @@
+"""Files that callers upload before they order: stored, listed and deleted, whole or in parts.
+
+A file is validated like every reference image, belongs to its caller, and is kept for the retention time.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator, AsyncIterable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from broker.clock import Clock
+from broker.errors import ApiError
+from broker.logs import log
+from broker.metrics import Metrics
+from storage.blobs.store import BlobMissing, BlobReader, BlobStore
+from storage.files.resumable_uploads import ResumableUpload, ResumableUploads
+from storage.files.uploaded_files import UploadedFile, UploadedFiles
+from storage.ids import new_file_id, new_file_owner, new_upload_id, new_upload_owner
+from storage.sql.database import Database, Stale, Statement
+from uploads.intake import Intake
+from uploads.structure import InvalidImage
+
+MAX_NAME: Final = 512
+"""Characters; the rest is cut off."""
+MAX_METADATA: Final = 100
+"""Entries."""
+WRITE_BYTES: Final = 256 * 1024
+_CHOSEN_ID: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileDetails:
+    """What a caller says about a file that it uploads."""
+
+    name: str = ""
+    chosen_id: str | None = None
+    """None for a random one."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def checked(self) -> FileDetails:
+        """Return the details as they are stored. Raises `ApiError`."""
+        if self.chosen_id is not None and not _CHOSEN_ID.fullmatch(self.chosen_id):
+            message = "The name of a file is 1 to 40 lower-case letters, digits and dashes, with no dash at an end."
+            raise ApiError("invalid_request", message, field="name")
+        if len(self.metadata) > MAX_METADATA:
+            message = f"The metadata of a file has at most {MAX_METADATA} entries."
+            raise ApiError("invalid_request", message, field="metadata")
+        shown = "".join(character for character in self.name if character.isprintable())
+        return replace(self, name=shown[:MAX_NAME])
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileService:
+    """Uploaded files of callers."""
+
+    clock: Clock
+    database: Database
+    files: UploadedFiles
+    uploads: ResumableUploads
+    blobs: BlobStore
+    intake: Intake
+    metrics: Metrics
+    max_bytes: int
+    retention_seconds: float
+
+    # -- finished files
+
+    async def store(self, caller: str, chunks: AsyncIterable[bytes], details: FileDetails) -> UploadedFile:
+        """Validate and store a file. Raises `ApiError` for one that is not a usable image."""
+        return await self._take_in(caller, chunks, details.checked())
+
+    async def get(self, caller: str, file_id: str) -> UploadedFile:
+        """Return a file of the caller. Raises `ApiError("not_found")`."""
+        file = await self.files.get(caller, file_id)
+        if file is None or file.created_at <= self._oldest:
+            raise file_not_found(file_id)
+        return file
+
+    async def list_newest(self, caller: str, *, before: tuple[float, str] | None, limit: int) -> list[UploadedFile]:
+        """Return one page of the caller's files, newest first."""
+        return await self.files.list_newest(caller, since=self._oldest, before=before, limit=limit)
+
+    async def delete(self, caller: str, file_id: str) -> None:
+        """Delete a file of the caller; orders that used it keep their copy. Raises `ApiError("not_found")`."""
+        file = await self.get(caller, file_id)
+        if not await self.files.delete(file):
+            raise file_not_found(file_id)
+        await self.blobs.delete(file.owner)
+        log.info("a file was deleted", action="file_deleted", size=file.size)
+
+    async def open(self, file: UploadedFile) -> BlobReader:
+        """Return the bytes of a file. Raises `ApiError("not_found")`."""
+        try:
+            return await self.blobs.open(file.blob)
+        except BlobMissing as error:
+            raise file_not_found(file.id) from error
+
+    def expires_at(self, file: UploadedFile) -> float:
+        """Return when the file will be deleted, in seconds since the epoch."""
+        return file.created_at + self.retention_seconds
+
+    @property
+    def _oldest(self) -> float:
+        return self.clock.now() - self.retention_seconds
+
+    # -- files that arrive in several requests
+
+    async def begin_upload(self, caller: str, details: FileDetails, size: int | None) -> ResumableUpload:
+        """Begin an upload. size: the bytes that are announced, if they are. Raises `ApiError`."""
+        if (size or 0) > self.max_bytes:
+            raise self._too_large()
+        checked = details.checked()
+        upload = ResumableUpload(
+            id=new_upload_id(),
+            owner=new_upload_owner(),
+            caller=caller,
+            file_id=checked.chosen_id or "",
+            name=checked.name,
+            metadata=checked.metadata,
+            created_at=self.clock.now(),
+        )
+        await self.uploads.insert(upload)
+        return upload
+
+    async def get_upload(self, upload_id: str) -> ResumableUpload:
+        """Return an upload by its secret. Raises `ApiError("not_found")`."""
+        upload = await self.uploads.get(upload_id)
+        if upload is None or upload.created_at <= self._oldest:
+            raise ApiError("not_found", "There is no such upload; it may have expired. Begin a new one.")
+        return upload
+
+    async def append_part(self, upload: ResumableUpload, offset: int, chunks: AsyncIterable[bytes]) -> ResumableUpload:
+        """Add bytes to an upload; the same bytes again change nothing. Raises `ApiError`."""
+        if offset not in {upload.received, upload.last_received} or upload.finished_as:
+            raise _wrong_offset(upload)
+        async with aclosing(_grouped(chunks)) as pieces, self.blobs.new_draft(upload.owner) as draft:
+            async for piece in pieces:
+                if offset + draft.size + len(piece) > self.max_bytes:
+                    raise self._too_large()
+                await draft.write(piece)
+            if offset != upload.received:
+                if (offset + draft.size, draft.sha256) != (upload.received, upload.parts[-1].rpartition("/")[2]):
+                    raise _wrong_offset(upload)
+                return upload
+            if draft.size == 0:
+                return upload
+            size, part = draft.size, await draft.commit()
+        if not await self.uploads.append_part(upload, part.name, size):
+            raise _wrong_offset(await self.get_upload(upload.id))
+        return await self.get_upload(upload.id)
+
+    async def finish_upload(self, upload: ResumableUpload, offset: int, chunks: AsyncIterable[bytes]) -> UploadedFile:
+        """Add the last bytes of an upload, and store the file; once more changes nothing. Raises `ApiError`."""
+        if upload.finished_as:
+            return await self.get(upload.caller, upload.finished_as)
+        if offset != upload.received:
+            raise _wrong_offset(upload)
+        details = FileDetails(name=upload.name, chosen_id=upload.file_id or None, metadata=upload.metadata)
+        try:
+            async with aclosing(self._joined(upload, chunks)) as joined:
+                file = await self._take_in(upload.caller, joined, details, upload)
+        except InvalidUpload:
+            await self.cancel_upload(upload)
+            raise
+        await self.blobs.delete(upload.owner)
+        return file
+
+    async def cancel_upload(self, upload: ResumableUpload) -> None:
+        """Forget an upload that is not finished."""
+        await self.uploads.delete(upload)
+        await self.blobs.delete(upload.owner)
+
+    # -- storing
+
+    async def _take_in(
+        self,
+        caller: str,
+        chunks: AsyncIterable[bytes],
+        details: FileDetails,
+        upload: ResumableUpload | None = None,
+    ) -> UploadedFile:
+        owner, file_id = new_file_owner(), details.chosen_id or new_file_id()
+        try:
+            image = await self.intake.from_stream(owner, chunks, max_bytes=self.max_bytes)
+        except InvalidImage as error:
+            raise InvalidUpload(error.code, str(error), field="file") from error
+        file = UploadedFile(
+            owner=owner,
+            caller=caller,
+            id=file_id,
+            name=details.name,
+            blob=image.blob.name,
+            media_type=image.media_type,
+            size=image.blob.size,
+            width=image.width,
+            height=image.height,
+            sha256=image.blob.sha256,
+            metadata=details.metadata,
+            created_at=self.clock.now(),
+        )
+        stored = await self._write(file, upload)
+        if stored is file:
+            self.metrics.uploaded_files.labels(file.media_type).inc()
+            log.info("file uploaded", action="file_uploaded", size=file.size, media_type=file.media_type)
+        return stored
+
+    async def _write(self, file: UploadedFile, upload: ResumableUpload | None) -> UploadedFile:
+        """Write the row, or return the one that another request for the same upload has written."""
+        finish: list[Statement] = [self.uploads.finish(upload, file.id)] if upload else []
+        try:
+            await self.database.transact(self.files.insert_file(file), *finish)
+        except Stale:
+            written = await self.files.get(file.caller, file.id)
+            if written is not None and written.owner == file.owner:  # the connection broke after the commit
+                return file
+            await self.blobs.delete(file.owner)
+            current = await self.uploads.get(upload.id) if upload else None
+            if current is not None and current.finished_as:
+                return await self.get(file.caller, current.finished_as)
+            raise ApiError(
+                "conflict", f"There is a file {file.id} already: delete it, or choose another name."
+            ) from None
+        return file
+
+    async def _joined(self, upload: ResumableUpload, chunks: AsyncIterable[bytes]) -> AsyncGenerator[bytes, None]:
+        for part in upload.parts:
+            async with aclosing(await self.blobs.open(part)) as stored:
+                async for chunk in stored:
+                    yield chunk
+        async for chunk in chunks:
+            yield chunk
+
+    def _too_large(self) -> ApiError:
+        message = f"The file is larger than {self.max_bytes:,} bytes (MAX_FILE_SIZE): send a smaller one."
+        return ApiError("payload_too_large", message)
+
+
+class InvalidUpload(ApiError):
+    """The uploaded bytes are not a usable image."""
+
+
+def file_not_found(file_id: str) -> ApiError:
+    shown = file_id if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", file_id) else "this name"
+    return ApiError("not_found", f"There is no file {shown}; it may have expired. Upload it again.", field="file")
+
+
+def _wrong_offset(upload: ResumableUpload) -> ApiError:
+    if upload.finished_as:
+        return ApiError("conflict", "This upload is finished: begin a new one.")
+    message = f"{upload.received} bytes of this upload have arrived: send the next ones at that offset."
+    return ApiError("invalid_request", message, field="offset")
+
+
+async def _grouped(chunks: AsyncIterable[bytes]) -> AsyncGenerator[bytes, None]:
+    """Yield the bytes in large pieces, because writing each one takes a thread."""
+    held = bytearray()
+    async for chunk in chunks:
+        held += chunk
+        if len(held) >= WRITE_BYTES:
+            yield bytes(held)
+            held.clear()
+    if held:
+        yield bytes(held)
