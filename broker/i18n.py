@@ -17,7 +17,7 @@ LANGUAGES: Final[tuple[Language, ...]] = get_args(Language)
 
 OTHER_KEYS: Final = (
     *("processing", "database_replaced", "billed_yes", "billed_no", "billed_unknown"),
-    *("root_about", "root_pretend", "root_docs"),
+    *("root_about", "root_pretend", "root_docs", "no_image_hint", "google_key_hint"),
 )
 """Keys beside the error codes."""
 

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Final, Literal
 
 from PIL import Image
-from PIL.Image import Resampling, Transpose
+from PIL.Image import Resampling
 
 from storage.images import StoredImage
 from uploads.decoder import open_image
+from uploads.orientation import make_upright, read_orientation
 
 ThumbnailSize = Literal[128, 256, 512, 1024]
 THUMBNAIL_SIZES: Final[tuple[ThumbnailSize, ...]] = (128, 256, 512, 1024)
@@ -31,16 +32,6 @@ MAX_SIDE_PIXELS: Final = 32_768
 
 REDUCING_GAP: Final = 2.0
 WEBP_QUALITY: Final = 80
-
-_TRANSPOSE_BY_ORIENTATION: Final = {
-    2: Transpose.FLIP_LEFT_RIGHT,
-    3: Transpose.ROTATE_180,
-    4: Transpose.FLIP_TOP_BOTTOM,
-    5: Transpose.TRANSPOSE,
-    6: Transpose.ROTATE_270,
-    7: Transpose.TRANSVERSE,
-    8: Transpose.ROTATE_90,
-}
 
 
 class ThumbnailError(Exception):
@@ -83,7 +74,7 @@ def make_thumbnail(path: Path, original: StoredImage, size: ThumbnailSize) -> Th
                 resized = _with_resizable_mode(image)
                 resized.thumbnail((size, size), Resampling.LANCZOS, reducing_gap=REDUCING_GAP)
                 resized.load()
-                return _encode_webp(resized, _read_orientation(image.info.get("exif")))
+                return _encode_webp(resized, read_orientation(image.info.get("exif")))
         except Exception as error:
             if _is_temporary(error):
                 raise
@@ -115,20 +106,7 @@ def _with_resizable_mode(image: Image.Image) -> Image.Image:
 def _encode_webp(image: Image.Image, orientation: int) -> Thumbnail:
     if image.mode == "I":  # sixteen bits of grey; convert() alone would clip instead of scale
         image = image.point(lambda value: value * (1 / 257)).convert("L")
-    transpose = _TRANSPOSE_BY_ORIENTATION.get(orientation)
-    upright = image.transpose(transpose) if transpose is not None else image
+    upright = make_upright(image, orientation)
     out = io.BytesIO()
     upright.save(out, "WEBP", quality=WEBP_QUALITY)
     return Thumbnail(data=out.getvalue(), width=upright.width, height=upright.height)
-
-
-def _read_orientation(exif: bytes | None) -> int:
-    """Return tag 0x112 of the first directory, or 1. Pillow's own reader warns process-wide about bad Exif."""
-    tiff = (exif or b"").removeprefix(b"Exif\0\0")
-    order: Literal["little", "big"] = "little" if tiff[:2] == b"II" else "big"
-    start = int.from_bytes(tiff[4:8], order)
-    entries = min(int.from_bytes(tiff[start : start + 2], order), 1000)
-    for at in range(start + 2, start + 2 + 12 * entries, 12):
-        if int.from_bytes(tiff[at : at + 2], order) == 0x112:
-            return int.from_bytes(tiff[at + 8 : at + 10], order)
-    return 1

@@ -34,6 +34,7 @@ PLACES: Final[Mapping[str, Any]] = {
 UNDERSTOOD: Final[Mapping[str, tuple[str, ...]]] = {
     "native": (),
     "banana_service": (),
+    "chat_service": (),
     "shared": ("Token", "Key", "x-goog-api-key", "?key="),
 }
 """By dialect: places beside Bearer."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import json
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Final
 
 from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from storage.blobs.store import BlobStore
 from storage.images import StoredImage
@@ -58,7 +59,7 @@ def split_document(document: Any) -> list[bytes | InlineImage]:
     return [pieces[0], *(part for pair in zip(images, pieces[1:], strict=True) for part in pair)]
 
 
-async def stream_pieces(pieces: Sequence[bytes | InlineImage], blobs: BlobStore) -> AsyncIterator[bytes]:
+async def stream_pieces(pieces: Sequence[bytes | InlineImage], blobs: BlobStore) -> AsyncGenerator[bytes, None]:
     """Yield the bytes of `split_document`. Raises `BlobMissing` for an image that was deleted."""
     for piece in pieces:
         if isinstance(piece, bytes):
@@ -91,4 +92,16 @@ def image_json(
     pieces = split_document(document)
     length = sum(len(piece) if isinstance(piece, bytes) else piece.encoded_bytes for piece in pieces)
     fixed = {"content-type": "application/json", "cache-control": "no-store", "content-length": str(length)}
-    return StreamingResponse(stream_pieces(pieces, blobs), status, headers={**fixed, **(headers or {})})
+    return _ClosingResponse(stream_pieces(pieces, blobs), status, headers={**fixed, **(headers or {})})
+
+
+class _ClosingResponse(StreamingResponse):
+    """Closes its stream in any case: the client may leave in the middle of an image."""
+
+    def __init__(self, stream: AsyncGenerator[bytes, None], status: int, headers: Mapping[str, str]) -> None:
+        super().__init__(stream, status, headers)
+        self._stream = stream
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with aclosing(self._stream):
+            await super().__call__(scope, receive, send)

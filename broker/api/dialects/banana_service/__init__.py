@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from broker.api.dialects.banana_service.routes import BananaServiceRoutes
-from broker.api.dialects.banana_service.schemas import BananaServiceError, render_error
 from broker.api.http.auth import Authenticator
 from broker.api.http.endpoint import Dialect
+from broker.api.shared.detail_errors import DetailError, render_detail_error
 from broker.api.shared.held_answers import HeldAnswers
 from broker.services import Services
 
 
 def banana_service_dialect(services: Services) -> Dialect:
     """Return the dialect, mounted on the parts that it uses."""
+    messages = services.presenter.messages
     routes = BananaServiceRoutes(
         held=HeldAnswers.from_services(services),
         queries=services.queries,
         blobs=services.blobs,
-        messages=services.presenter.messages,
+        messages=messages,
     )
     return Dialect(
         name="banana_service",
         authenticate=Authenticator(services.settings, services.tokens.secret).authenticate,
-        render_error=render_error,
-        error_model=BananaServiceError,
+        render_error=partial(render_detail_error, messages),
+        error_model=DetailError,
         endpoints=routes.endpoints(),
     )

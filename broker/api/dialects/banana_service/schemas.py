@@ -1,17 +1,12 @@
-"""Models and error shape of BananaService."""
+"""Models of BananaService."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.requests import HTTPConnection
-from starlette.responses import Response
 
-from broker.api.http.responses import error_headers, json_response
 from broker.api.shared.models import SnakeResponseModel
-from broker.errors import ApiError
 from broker.orders import DataUriReference, ImageParams, OrderRequest
 
 DEFAULT_MODEL = "gemini-3-pro-image-preview"
@@ -41,24 +36,6 @@ class BananaServiceImages(SnakeResponseModel):
     metadata: None
 
 
-class BananaServiceAccepted(SnakeResponseModel):
-    task_id: str
-    status: str
-    poll_url: str
-
-
-class BananaServiceError(SnakeResponseModel):
-    """The body of every error."""
-
-    detail: str
-
-
 def as_data_uri(text: str) -> str:
     """Return base64 as a data URI; the type comes from the content, not from the URI."""
     return text if text.startswith("data:") else f"data:image/png;base64,{text}"
-
-
-def render_error(_: HTTPConnection, error: ApiError, headers: Mapping[str, str]) -> Response:
-    return json_response(
-        BananaServiceError(detail=error.message).to_document(), error.status, {**error_headers(error), **headers}
-    )

@@ -1,0 +1,34 @@
+"""The dialect of the Nano Banana chat service; README.md states where it differs."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from broker.api.dialects.chat_service.png_copies import PngCopies
+from broker.api.dialects.chat_service.routes import ChatServiceRoutes
+from broker.api.http.auth import Authenticator
+from broker.api.http.endpoint import Dialect
+from broker.api.http.request_body import max_form_bytes
+from broker.api.shared.detail_errors import DetailError, render_detail_error
+from broker.api.shared.held_answers import HeldAnswers
+from broker.services import Services
+
+
+def chat_service_dialect(services: Services) -> Dialect:
+    """Return the dialect, mounted on the parts that it uses."""
+    messages = services.presenter.messages
+    routes = ChatServiceRoutes(
+        held=HeldAnswers.from_services(services),
+        queries=services.queries,
+        blobs=services.blobs,
+        copies=PngCopies(blobs=services.blobs),
+        messages=messages,
+        max_form_bytes=max_form_bytes(services.catalog, services.settings.max_file_size),
+    )
+    return Dialect(
+        name="chat_service",
+        authenticate=Authenticator(services.settings, services.tokens.secret).authenticate,
+        render_error=partial(render_detail_error, messages),
+        error_model=DetailError,
+        endpoints=routes.endpoints(),
+    )
