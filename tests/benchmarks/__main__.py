@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from tests.benchmarks import hostile, intake, notify, postgres_paths, retention, simulation
+from tests.benchmarks import hostile, intake, notify, postgres_paths, retention, simulation, waiters
 
 
 async def main() -> None:
@@ -14,6 +14,7 @@ async def main() -> None:
     await simulation.main(10.0)
     await intake.main(3)
     await hostile.main(4.0)
+    await waiters.main(1000)
 
 
 if __name__ == "__main__":

@@ -82,6 +82,11 @@ class ApiBroker:
         saving = self.services.tables.tasks.update_task(fresh, **changes)
         await self.services.database.transact(saving, wake=(f"task:{task.id}",))
 
+    @property
+    def waiters(self) -> int:
+        """Number of requests that wait for a change of a task."""
+        return sum(count for channel, count in self.listeners.counts.items() if channel.startswith("task:"))
+
     async def wait_for_listener(self, task: Task) -> None:
         """Wait until a request waits for a change of the task."""
         while not self.listeners.counts[f"task:{task.id}"]:  # noqa: ASYNC110

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from starlette.types import Scope
@@ -16,6 +18,7 @@ class Connection:
 
     def __init__(self) -> None:
         self.is_lost = False
+        self._watchers: list[Callable[[], None]] = []
         self.reset = asyncio.Event()
         """Set when the connection ended with an error: the client left before it had read all."""
 
@@ -23,6 +26,19 @@ class Connection:
         self.is_lost = True
         if error is not None:
             self.reset.set()
+        for on_loss in self._watchers:
+            on_loss()
+
+    @contextmanager
+    def watch(self, on_loss: Callable[[], None]) -> Iterator[None]:
+        """Call a function when the connection is lost, at once if it is."""
+        self._watchers.append(on_loss)
+        if self.is_lost:
+            on_loss()
+        try:
+            yield
+        finally:
+            self._watchers.remove(on_loss)
 
 
 def connection_of(scope: Scope) -> Connection | None:

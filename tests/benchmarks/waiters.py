@@ -1,0 +1,129 @@
+"""Cost of a client that waits: `python -m tests.benchmarks.waiters [CLIENTS]`.
+
+The clients wait for a task each, by a long poll or by the held answer of a synchronous dialect. The broker is a process
+of its own: its memory and its processor time while all wait, and the time from the commit that ends a task to the last
+byte of its client's response.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+from anyio import to_thread
+
+from storage.states import TaskState
+from tests.benchmarks.measuring import Child, Side, cut, ms, say, table
+from tests.support.api import ApiBroker, open_api
+
+WAYS: Final = ("long poll", "held answer")
+IDLE_SECONDS: Final = 3.0
+ENDS_PER_SECOND: Final = 500
+STARTS_PER_SECOND: Final = 200
+PAGE_KIB: Final = os.sysconf("SC_PAGE_SIZE") / 1024
+HEAD: Final = ("clients", "way", "KiB each", "CPU while waiting, %", "end → response p50, ms", "p99, ms", "last, ms")
+
+
+def memory_kib() -> float:
+    return int(Path("/proc/self/statm").read_text("ascii").split()[1]) * PAGE_KIB
+
+
+async def serve(side: Side, folder: str, clients: int) -> dict[str, Any]:
+    """Run the broker; when all clients wait, end their tasks. Return the moment of each commit, by task."""
+    settings: dict[str, Any] = {"rate_per_minute": 1_000_000, "hold": 60}
+    async with open_api(Path(folder), sockets=True, **settings) as broker:
+        before = memory_kib()
+        await to_thread.run_sync(Path(folder, "port").write_text, str(broker.port), "ascii")
+        await side.wait_for_go()
+        while broker.waiters < clients:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        used, began = time.process_time(), time.perf_counter()
+        await asyncio.sleep(IDLE_SECONDS)
+        cpu = (time.process_time() - used) / (time.perf_counter() - began)
+        waiting = memory_kib() - before
+        commits = await end_tasks(broker)
+        await side.wait_for_stop()
+        return {"kib": waiting / clients, "cpu": cpu, "commits": commits}
+
+
+async def end_tasks(broker: ApiBroker) -> dict[str, float]:
+    rows = await broker.services.database.fetch("SELECT id FROM tasks")
+    commits = {}
+    for row in rows:
+        task = await broker.services.tables.tasks.get(row["id"])
+        assert task is not None
+        await broker.change_task(task, state=TaskState.FAILED, error_code="no_image", ended_at=time.time())
+        commits[task.id] = time.time()
+        await asyncio.sleep(1 / ENDS_PER_SECOND)
+    return commits
+
+
+async def wait_for_task(port: int, request: bytes) -> tuple[bytes, float]:
+    """Send a request; return the response and the moment of its last byte."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(request)
+    response = await reader.read()
+    writer.close()
+    return response, time.time()
+
+
+def http_request(method: str, path: str, document: Mapping[str, Any] | None = None) -> bytes:
+    body = json.dumps(document).encode() if document else b""
+    head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+async def requests_of(way: str, port: int, clients: int) -> list[bytes]:
+    orders = [{"prompt": f"a red fox, number {number}"} for number in range(clients)]
+    if way == "held answer":
+        return [http_request("POST", "/generate", order) for order in orders]
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+        answers = [await client.post("/api/generate/image", json=order) for order in orders]
+    return [http_request("GET", f"/api/task/{answer.json()['taskId']}?wait=30") for answer in answers]
+
+
+async def measure(way: str, clients: int) -> list[str]:
+    with tempfile.TemporaryDirectory() as folder:
+        child = Child(serve, folder, clients)
+        await child.ready()
+        port = int(await to_thread.run_sync(Path(folder, "port").read_text, "ascii"))
+        requests = await requests_of(way, port, clients)
+        waiting = []
+        for request in requests:  # not all at once: the peak of the orders is not what is measured
+            waiting.append(asyncio.create_task(wait_for_task(port, request)))
+            await asyncio.sleep(1 / STARTS_PER_SECOND)
+        child.go()
+        answers = await asyncio.gather(*waiting)
+        result = await child.result()
+    delays = [moment - result["commits"][task_of(response)] for response, moment in answers]
+    return [
+        f"{clients:,}",
+        way,
+        f"{result['kib']:.1f}",
+        f"{result['cpu'] * 100:.1f}",
+        *(ms(cut(delays, percent)) for percent in (50, 99)),
+        ms(max(delays)),
+    ]
+
+
+def task_of(response: bytes) -> str:
+    start = response.index(b"task_")
+    return response[start : start + 37].decode()
+
+
+async def main(clients: int) -> None:
+    say(table(HEAD, [await measure(way, clients) for way in WAYS]))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.waiters")
+    parser.add_argument("clients", type=int, nargs="?", default=1000)
+    asyncio.run(main(parser.parse_args().clients))
