@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import io
 import os
@@ -43,7 +44,14 @@ class LocalBlobs:
     async def open(self, name: str, start: int = 0, stop: int | None = None) -> BlobReader:
         if start < 0:
             raise ValueError("start counts from the first byte, it cannot be negative")
-        return await DISK.run(partial(self._open, name, start, stop))
+        opened: list[_LocalReader] = []
+        try:
+            await DISK.run(lambda: opened.append(self._open(name, start, stop)))
+        except asyncio.CancelledError:
+            for reader in opened:  # the collector may destroy the file before the reader that would close it
+                await reader.aclose()
+            raise
+        return opened[0]
 
     async def delete(self, owner: str) -> int:
         """Delete without sync: blobs that reappear after a power cut are deleted the next time."""
@@ -113,7 +121,7 @@ class LocalBlobs:
     def _folder(self, owner: str) -> Path:
         return self.root / owner[-2:] / owner
 
-    def _open(self, name: str, start: int, stop: int | None) -> BlobReader:
+    def _open(self, name: str, start: int, stop: int | None) -> _LocalReader:
         match = NAME.fullmatch(name)
         if match is None:
             raise BlobMissing("image not found")
