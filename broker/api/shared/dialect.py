@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
 from broker.api.http.auth import Authenticator, KeyPlaces
-from broker.api.http.endpoint import Dialect, Endpoint, Parameter, json_success
+from broker.api.http.endpoint import Dialect, Endpoint, Parameter, SuccessResponse, json_success
 from broker.api.http.responses import json_response
+from broker.api.shared.files import DELETED_FILE, FILE, FILES, FilesQuery, SharedFiles
 from broker.catalog import Catalog, Model
 from broker.errors import ApiError
 from broker.services import Services
@@ -31,7 +33,12 @@ _OBJECT: Final = {"type": "object"}
 
 def shared_dialect(services: Services, dialects: Sequence[Dialect]) -> Dialect:
     """Return the dialect of the shared routes, to be mounted after the others."""
-    routes = SharedRoutes(models=services.served_models, catalog=services.catalog, dialects=tuple(dialects))
+    routes = SharedRoutes(
+        models=services.served_models,
+        catalog=services.catalog,
+        files=SharedFiles.from_services(services),
+        dialects=tuple(dialects),
+    )
     native = dialects[0]
     return Dialect(
         name="shared",
@@ -47,6 +54,7 @@ class SharedRoutes:
     models: Sequence[Model]
     """Those that a provider in use serves."""
     catalog: Catalog
+    files: SharedFiles
     dialects: tuple[Dialect, ...]
 
     def endpoints(self) -> list[Endpoint]:
@@ -75,29 +83,77 @@ class SharedRoutes:
                     errors=("not_found",),
                 )
             )
+        if self._has(FILES):
+            found += self._file_endpoints()
         return found
 
-    async def list_served_models(self, _: Request) -> Response:
+    def _file_endpoints(self) -> list[Endpoint]:
+        endpoint = partial(Endpoint, access="caller", tag="files")
+        one = partial(
+            endpoint, path="/v1/files/{id}", parameters=(Parameter("id", "path", "of a file"),), errors=("not_found",)
+        )
+        return [
+            endpoint(
+                "GET",
+                "/v1/files",
+                self.list_files,
+                query=FilesQuery,
+                responses={200: json_success("the files of the caller, newest first", _OBJECT)},
+            ),
+            one("GET", handler=self.get_file, responses={200: json_success("the file", _OBJECT)}),
+            one(
+                "DELETE",
+                handler=self.delete_file,
+                responses={200: json_success("deleted", _OBJECT), 204: SuccessResponse(text="deleted")},
+            ),
+        ]
+
+    async def list_served_models(self, request: Request) -> Response:
         """List models, in the shapes of all dialects that have this route."""
-        return json_response(self._merge(MODELS, self.models))
+        return json_response(self._merge(request, MODELS, self.models))
 
     async def get_served_model(self, request: Request) -> Response:
         """Get a model, in the shapes of all dialects that have this route."""
         name = request.path_params["name"]
         model = find_served(self.models, self.catalog, name)
-        return json_response(self._merge(MODEL, model, name))
+        return json_response(self._merge(request, MODEL, model, name))
+
+    async def list_files(self, request: Request) -> Response:
+        """List uploaded files, in the shapes of all dialects that have this route."""
+        return json_response(self._merge(request, FILES, await self.files.read_page(request)))
+
+    async def get_file(self, request: Request) -> Response:
+        """Get an uploaded file, in the shapes of all dialects that have this route."""
+        return json_response(self._merge(request, FILE, await self.files.read_file(request)))
+
+    async def delete_file(self, request: Request) -> Response:
+        """Delete an uploaded file.
+
+        Orders that used it keep their copy.
+        """
+        await self.files.delete_file(request)
+        client = self._client_dialect(request)
+        if client is not None and FILE in client.documents and DELETED_FILE not in client.documents:
+            return Response(status_code=204)
+        return json_response(self._merge(request, DELETED_FILE))
 
     def render_error(self, request: HTTPConnection, error: ApiError, headers: Mapping[str, str]) -> Response:
         native, *others = self.dialects
         fallback = next((dialect for dialect in others if dialect.documents), native)
-        return next((one for one in others if one.is_client(request)), fallback).render_error(request, error, headers)
+        return (self._client_dialect(request) or fallback).render_error(request, error, headers)
+
+    def _client_dialect(self, request: HTTPConnection) -> Dialect | None:
+        """Return the dialect that recognizes the client of a request."""
+        return next((one for one in self.dialects[1:] if one.is_client(request)), None)
 
     def _has(self, document: str) -> bool:
         return any(document in dialect.documents for dialect in self.dialects)
 
-    def _merge(self, document: str, *arguments: Any) -> dict[str, Any]:
+    def _merge(self, request: Request, document: str, *arguments: Any) -> dict[str, Any]:
+        """Return the parts of all dialects; of fields that several have, that of the client's."""
         merged: dict[str, Any] = {}
-        for dialect in self.dialects:
+        client = self._client_dialect(request)
+        for dialect in sorted(self.dialects, key=lambda one: one is client):
             if make := dialect.documents.get(document):
                 merged |= make(*arguments)
         return merged
