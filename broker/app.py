@@ -20,6 +20,7 @@ from broker.api.admin.providers import ProviderRoutes
 from broker.api.callbacks import CallbackRoutes
 from broker.api.dialects.banana_service import banana_service_dialect
 from broker.api.dialects.chat_service import chat_service_dialect
+from broker.api.dialects.kie import kie_dialect
 from broker.api.docs import DocsRoutes
 from broker.api.health import HealthRoutes
 from broker.api.http.auth import Authenticator
@@ -57,6 +58,7 @@ _CORS_RESPONSE_HEADERS: Final = (
 DIALECTS: Final[tuple[Callable[[Services], Dialect], ...]] = (
     banana_service_dialect,
     chat_service_dialect,
+    kie_dialect,
 )
 """Factories of the dialects of other APIs, mounted after the native one."""
 

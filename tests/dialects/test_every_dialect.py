@@ -35,6 +35,7 @@ UNDERSTOOD: Final[Mapping[str, tuple[str, ...]]] = {
     "native": (),
     "banana_service": (),
     "chat_service": (),
+    "kie": (),
     "shared": ("Token", "Key", "x-goog-api-key", "?key="),
 }
 """By dialect: places beside Bearer."""
@@ -85,7 +86,8 @@ async def test_a_wrong_method_and_a_body_that_is_not_json_get_the_shape_of_the_d
                 answer = await broker.client.request(
                     endpoint.method, path_of(endpoint), content=b'{"prompt": ', headers=headers
                 )
-                assert 400 <= answer.status_code < 500, (endpoint.path, answer.text)
+                statuses = {200} if dialect.has_errors_in_success else set(range(400, 500))
+                assert answer.status_code in statuses, (endpoint.path, answer.text)
                 dialect.error_model.model_validate(answer.json())
 
 
@@ -95,7 +97,8 @@ async def test_generated_requests_are_answered_as_described(tmp_path: Path) -> N
     settings: dict[str, Any] = {"api_keys": (SecretStr(KEY),), "hold": 5}
     async with open_broker(tmp_path, options=options, **settings) as broker:
         document = await document_of_dialects(broker)
-        config = schemathesis.Config.from_dict(base_config(str(broker.client.base_url), examples=2, seed=1))
+        fixed = base_config(str(broker.client.base_url), examples=2, seed=1)
+        config = schemathesis.Config.from_dict({**fixed, "operations": checks_of_operations(broker)})
         findings = await asyncio.to_thread(execute, document, config)
     assert findings.failures == [], "\n".join(report_lines(findings))
     described = {
@@ -105,6 +108,16 @@ async def test_generated_requests_are_answered_as_described(tmp_path: Path) -> N
         if method != "parameters"
     }
     assert {endpoint for endpoint, _ in findings.seen} == described
+
+
+def checks_of_operations(broker: RunningBroker) -> list[dict[str, Any]]:
+    """Return which operations are not checked for a status that rejects wrong data."""
+    return [
+        {"include-operation-id": one.operation_id, "checks": {"negative_data_rejection": {"enabled": False}}}
+        for dialect in dialects_of(broker)
+        for one in dialect.endpoints
+        if dialect.has_errors_in_success
+    ]
 
 
 async def document_of_dialects(broker: RunningBroker) -> dict[str, Any]:

@@ -130,6 +130,8 @@ class Dialect:
     """Model of the bodies that `render_error` makes."""
     is_client: Callable[[HTTPConnection], bool] = lambda _: False
     """Whether a request to a path that several dialects have comes from a client of this one."""
+    has_errors_in_success: bool = False
+    """Errors about a request come with HTTP 200, and a code in the body tells them from a success."""
     documents: Mapping[str, Callable[..., Mapping[str, Any]]] = field(default_factory=dict)
     """Its part in the responses of paths that several dialects have, by the names of `broker.api.shared`."""
 

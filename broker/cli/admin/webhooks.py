@@ -36,6 +36,7 @@ async def print_secrets() -> None:
     for key in signing_keys(settings, secret or b""):
         print_line(write_secret(key))
     print_note("For the receiver of your webhooks: docs/behaviour.md explains the verification.")
+    print_note("For clients of the kie.ai dialect, the whole first line is the webhookHmacKey.")
 
 
 def _print_webhooks(document: Document) -> None:

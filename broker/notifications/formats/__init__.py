@@ -9,10 +9,12 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from broker.notifications.formats.base import FormatContext, WebhookFormat
+from broker.notifications.formats.kie import KieFormat
 from broker.notifications.formats.native import NativeFormat
 
 FORMATS: Final[Mapping[str, Callable[[FormatContext], WebhookFormat]]] = {
     "native": NativeFormat,
+    "kie": KieFormat,
 }
 ORIGIN_KEY: Final = "webhook_format"
 """Key in the origin of an order."""

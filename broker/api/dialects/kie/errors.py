@@ -1,0 +1,42 @@
+"""Errors in kie.ai's shape: the code is in the body, and the HTTP status is mostly 200."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from starlette.requests import HTTPConnection
+from starlette.responses import Response
+
+from broker.api.dialects.kie.schemas import KieError
+from broker.api.http.responses import error_headers, json_response
+from broker.errors import ApiError
+
+INVALID: Final = 422
+CODES: Final[Mapping[str, int]] = {
+    "unauthorized": 401,
+    "forbidden": 401,
+    "not_found": 404,
+    "task_expired": 404,
+    "rate_limited": 429,
+    "quota_exceeded": 433,
+    "storage_full": 455,
+    "internal_error": 500,
+    "unavailable": 500,
+}
+"""kie.ai's code of each of ours; 422 of the others, which are about the order. 500 leaves open whether it was taken."""
+_CODES_IN_SUCCESS: Final = frozenset({404, INVALID})
+"""Codes that come with HTTP 200."""
+
+
+def render_error(_: HTTPConnection, error: ApiError, headers: Mapping[str, str]) -> Response:
+    """Return `{"code", "msg", "data": null}`."""
+    code = CODES.get(error.code, INVALID)
+    is_about_order = code in _CODES_IN_SUCCESS and error.status not in {405, 413}
+    return error_answer(
+        code, error.message, 200 if is_about_order else error.status, {**error_headers(error), **headers}
+    )
+
+
+def error_answer(code: int, message: str, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return json_response(KieError(code=code, msg=message, data=None).to_document(), status, headers)

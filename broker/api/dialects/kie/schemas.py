@@ -1,0 +1,126 @@
+"""Models of kie.ai's requests and responses; the record of a job is in `broker.notifications.formats.kie`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from broker.api.http.query import NAME_TEXT, QueryModel
+from broker.notifications.formats import ORIGIN_KEY
+from broker.notifications.formats.kie import KieRecord
+from broker.orders import ImageParams, OrderRequest, UrlReference
+from broker.presenter import ResponseModel
+
+EDIT_MODEL: Final = "google/nano-banana-edit"
+"""The one that needs a reference image."""
+SQUARE_MODELS: Final = frozenset({"google/nano-banana", EDIT_MODEL, "nano-banana-pro"})
+"""Those that make a square image where the order names no ratio; the others choose it."""
+_REFERENCES: Final = ("image_urls", "image_input")
+
+
+class KieInput(BaseModel):
+    """The fields of an order, by the names that they have at one model or another; others are kept as extra fields."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    prompt: str
+    image_urls: list[str] | None = None
+    image_input: list[str] | None = None
+    aspect_ratio: str | None = None
+    image_size: Annotated[str | None, Field(description="the older name of aspect_ratio, which takes precedence")] = (
+        None
+    )
+    resolution: str | None = None
+    output_format: str | None = None
+    seed: int | None = None
+    google_search: bool | None = None
+
+    @property
+    def references(self) -> list[str]:
+        return self.image_urls or self.image_input or []
+
+    def to_params(self, model: str) -> ImageParams:
+        """Return the parameters; the catalog checks their values."""
+        ratio = self.aspect_ratio or self.image_size or ("1:1" if model in SQUARE_MODELS else None)
+        return ImageParams(
+            prompt=self.prompt,
+            model=model,
+            aspect_ratio=ratio,
+            resolution=self.resolution,
+            output_format=self.output_format,
+            seed=self.seed,
+            extra={"google_search": True} if self.google_search else {},
+        )
+
+    def to_origin(self) -> dict[str, Any]:
+        """Return what a record shows of it beside the prompt: no secrets, which queries of URLs may be."""
+        known = self.model_dump(exclude={"prompt", *(self.model_extra or {})}, exclude_none=True)
+        return {
+            name: [url.partition("?")[0] for url in value] if name in _REFERENCES else value
+            for name, value in known.items()
+        }
+
+
+class KieCreateTask(BaseModel):
+    """The body of createTask; other fields are kept as extra fields."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    model: Annotated[str, Field(min_length=1, examples=["nano-banana-2"])]
+    callback_url: Annotated[str | None, Field(alias="callBackUrl", description="called when the job has ended")] = None
+    input: KieInput
+
+    @property
+    def ignored(self) -> list[str]:
+        return [*(self.model_extra or {}), *(f"input.{name}" for name in self.input.model_extra or {})]
+
+    def to_order(self, base_url: str, sources: Sequence[UrlReference]) -> OrderRequest:
+        """Return the order request. base_url: where the client reaches the broker."""
+        origin: Mapping[str, Any] = {
+            "dialect": "kie",
+            "model": self.model,
+            "input": self.input.to_origin(),
+            "base_url": base_url,
+            ORIGIN_KEY: "kie",
+        }
+        return OrderRequest(
+            params=self.input.to_params(self.model),
+            mode="image-to-image" if self.model == EDIT_MODEL else None,
+            sources=tuple(sources),
+            callback_url=self.callback_url or None,
+            origin=origin,
+        )
+
+
+class KieRecordQuery(QueryModel):
+    task_id: Annotated[str | None, NAME_TEXT, Field(description="required")] = None
+
+
+class KieTaskId(ResponseModel):
+    task_id: str
+    record_id: Annotated[str, Field(description="the same")]
+
+
+class KieAnswer(ResponseModel):
+    """Base of all answers: the code decides, not the status."""
+
+    code: Annotated[int, Field(description="200 for success; an error has another one, and no data")]
+    msg: str
+
+
+class KieTaskCreated(KieAnswer):
+    data: KieTaskId | None
+
+
+class KieRecordAnswer(KieAnswer):
+    data: KieRecord | None
+
+
+class KieCredits(KieAnswer):
+    data: float | None
+
+
+class KieError(KieAnswer):
+    data: None
