@@ -36,6 +36,7 @@ UNDERSTOOD: Final[Mapping[str, tuple[str, ...]]] = {
     "banana_service": (),
     "chat_service": (),
     "kie": (),
+    "gemini": ("x-goog-api-key", "?key="),
     "shared": ("Token", "Key", "x-goog-api-key", "?key="),
 }
 """By dialect: places beside Bearer."""

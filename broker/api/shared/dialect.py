@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Union
 
+from pydantic import BaseModel, RootModel, create_model
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
@@ -39,14 +40,19 @@ def shared_dialect(services: Services, dialects: Sequence[Dialect]) -> Dialect:
         files=SharedFiles.from_services(services),
         dialects=tuple(dialects),
     )
-    native = dialects[0]
     return Dialect(
         name="shared",
         authenticate=Authenticator(services.settings, services.tokens.secret, ALL_PLACES).authenticate,
         render_error=routes.render_error,
-        error_model=native.error_model,
+        error_model=_any_error_model(dialects),
         endpoints=routes.endpoints(),
     )
+
+
+def _any_error_model(dialects: Sequence[Dialect]) -> type[BaseModel]:
+    """Return the model of an error in the shape of any of the dialects."""
+    models: Any = tuple(dict.fromkeys(dialect.error_model for dialect in dialects))
+    return create_model("SharedError", __base__=RootModel[Union[models]])  # noqa: UP007
 
 
 @dataclass(frozen=True, kw_only=True)

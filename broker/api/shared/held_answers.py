@@ -49,6 +49,17 @@ NO_SPELLING: Final[Mapping[str, str]] = {}
 
 Render = Callable[[Sequence[Task]], Awaitable[Response]]
 """The ended tasks of an order → the response. Raises `ApiError` for an order that failed."""
+RenderLate = Callable[[ApiError], Mapping[str, Any] | bytes]
+"""The failure of an order → what stands for it in an answer that has begun as a success: JSON, or the bytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _LateAnswer:
+    """An answer that begins with blank lines."""
+
+    render: Render
+    render_late: RenderLate
+    blank: bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,20 +135,24 @@ class HeldAnswers:
         placed: PlacedOrder,
         render: Render,
         *,
-        render_late: Callable[[ApiError], Mapping[str, Any]] | None = None,
+        render_late: RenderLate | None = None,
+        blank: bytes = b"\n",
+        media_type: str = "application/json",
     ) -> Response:
         """Wait for the end of an order, and return its response.
 
         render_late: for a dialect whose clients accept blank lines before JSON: what a failure looks like inside a
-        success, because blank lines begin the answer after a minute. Raises `ApiError` for a failed order, and when
-        the time is over.
+        success, because blank lines begin the answer after a minute. blank: such a line. media_type: of an answer
+        that begins so. Raises `ApiError` for a failed order, and when the time is over.
         """
         seconds = min(self.blanks_after_seconds, self.hold_seconds) if render_late else self.hold_seconds
         if await self.wait(request, placed, seconds):
             return await render(await self.ended_tasks(placed))
         if render_late is None or seconds >= self.hold_seconds:
             raise _give_up(request, placed)
-        return StreamingResponse(self._trickle(request, placed, render, render_late), media_type="application/json")
+        late = _LateAnswer(render=render, render_late=render_late, blank=blank)
+        headers = {"content-type": media_type, "cache-control": "no-store"}
+        return StreamingResponse(self._trickle(request, placed, late), headers=headers)
 
     async def wait(self, request: Request, placed: PlacedOrder, seconds: float, *, is_pollable: bool = False) -> bool:
         """Wait until all tasks of an order have ended; return False if the time is over.
@@ -172,21 +187,16 @@ class HeldAnswers:
         """Return the tasks of an order, in order."""
         return await self.queries.get_batch(placed.batch)
 
-    async def _trickle(
-        self,
-        request: Request,
-        placed: PlacedOrder,
-        render: Render,
-        render_late: Callable[[ApiError], Mapping[str, Any]],
-    ) -> AsyncIterator[bytes]:
+    async def _trickle(self, request: Request, placed: PlacedOrder, late: _LateAnswer) -> AsyncIterator[bytes]:
         """Yield blank lines until the order has ended, then its response, or its failure as `render_late` shows it."""
         left = self.hold_seconds - self.blanks_after_seconds
         try:
             async for _ in self.pauses(request, placed, left):
-                yield b"\n"
-            response = await render(await self.ended_tasks(placed))
+                yield late.blank
+            response = await late.render(await self.ended_tasks(placed))
         except ApiError as error:
-            yield to_json(render_late(error))
+            failure = late.render_late(error)
+            yield failure if isinstance(failure, bytes) else to_json(failure)
             return
         async for chunk in _body_of(response):
             yield chunk

@@ -1,0 +1,128 @@
+"""Answers of generateContent, made of ended tasks; the images in them are streamed from the store."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from broker.api.dialects.gemini.spelling import AnswerStyle, spell_image
+from broker.catalog import Catalog
+from broker.errors import ApiError
+from storage.images import StoredImage
+from storage.tasks import Task
+
+PROMPT_TOKENS: Final = 10
+"""Of a prompt whose tokens are not known: the count in the documentation of relays."""
+LATE_REASON: Final = "IMAGE_OTHER"
+
+Document = dict[str, Any]
+"""A JSON object, with `InlineImage` in place of images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskImages:
+    """A completed task and its images."""
+
+    task: Task
+    images: Sequence[StoredImage]
+
+
+def model_version(task: Task) -> str:
+    """Return the name by which the caller asked for the model."""
+    return str(task.origin.get("model") or task.model)
+
+
+def answer_document(made: Sequence[TaskImages], catalog: Catalog, style: AnswerStyle) -> Document:
+    """Return the whole answer: a candidate for each task."""
+    candidates = [
+        {"content": {"role": "model", "parts": [*answer_parts(one, style)]}, "finishReason": "STOP", "index": index}
+        for index, one in enumerate(made)
+    ]
+    return {"candidates": candidates, **_ending(made, catalog)}
+
+
+def answer_chunks(made: Sequence[TaskImages], catalog: Catalog, style: AnswerStyle) -> Iterator[Document]:
+    """Yield the same in pieces: each part, and at the end the reasons and the usage."""
+    for index, one in enumerate(made):
+        for part in answer_parts(one, style):
+            candidate = {"content": {"role": "model", "parts": [part]}, "index": index}
+            yield {"candidates": [candidate], **_identity(one.task)}
+    ends = [
+        {"content": {"role": "model", "parts": [{"text": ""}]}, "finishReason": "STOP", "index": index}
+        for index in range(len(made))
+    ]
+    yield {"candidates": ends, **_ending(made, catalog)}
+
+
+def late_answer(error: ApiError, *, task_id: str, model: str) -> Document:
+    """Return a failure as an answer, for one that has begun as a success: SDKs trip over an error in it."""
+    text = f"{error.message} (task {task_id}, {error.code})"
+    content = {"role": "model", "parts": [{"text": text}]}
+    candidate = {"content": content, "finishReason": LATE_REASON, "finishMessage": text, "index": 0}
+    return {"candidates": [candidate], "modelVersion": model, "responseId": task_id}
+
+
+# -- parts
+
+
+def answer_parts(made: TaskImages, style: AnswerStyle) -> Iterator[Document]:
+    """Yield the texts and images of a task, with the signatures of the provider's turn if it has any."""
+    parts = _parts_of_turn(made, style) or _plain_parts(made, style)
+    if style.is_image_first:
+        parts.sort(key=lambda part: "text" in part)
+    yield from parts
+
+
+def _plain_parts(made: TaskImages, style: AnswerStyle) -> list[Document]:
+    texts: list[Document] = [{"text": text} for text in made.task.texts]
+    return [*texts, *(spell_image(image, style.spelling) for image in made.images)]
+
+
+def _parts_of_turn(made: TaskImages, style: AnswerStyle) -> list[Document] | None:
+    """Return the parts of the provider's turn; None without one, or if it is not made of texts and stored images."""
+    if made.task.turn is None:
+        return None
+    outputs = {made.task.outputs[image.position]: image for image in made.images}
+    parts: list[Document] = []
+    for part in json.loads(made.task.turn)["parts"]:
+        if part.get("thought") is True:
+            continue
+        signature = part.get("thoughtSignature") or part.get("thought_signature")
+        signed = {"thoughtSignature": signature} if signature else {}
+        inline: Mapping[str, Any] = part.get("inlineData") or part.get("inline_data") or {}
+        if inline.get("data") in outputs:
+            parts.append(spell_image(outputs.pop(inline["data"]), style.spelling) | signed)
+        elif isinstance(text := part.get("text"), str) and not any(output in text for output in outputs):
+            parts.append({"text": text} | signed)
+    return None if outputs else parts
+
+
+# -- counts
+
+
+def _identity(task: Task) -> Document:
+    return {"modelVersion": model_version(task), "responseId": task.id}
+
+
+def _ending(made: Sequence[TaskImages], catalog: Catalog) -> Document:
+    image = sum(_image_tokens(one, catalog) for one in made)
+    usage = {
+        "promptTokenCount": PROMPT_TOKENS,
+        "candidatesTokenCount": image,
+        "totalTokenCount": PROMPT_TOKENS + image,
+        "candidatesTokensDetails": [{"modality": "IMAGE", "tokenCount": image}],
+    }
+    return {"usageMetadata": usage, **_identity(made[0].task)}
+
+
+def _image_tokens(made: TaskImages, catalog: Catalog) -> int:
+    """Return the tokens of the images of a task; a size that is not known counts as the next smaller one."""
+    model = catalog.resolve(made.task.model)
+    known = [
+        model.output_tokens[name]
+        for name in model.resolutions[: model.resolutions.index(made.task.resolution or model.resolutions[0]) + 1]
+        if name in model.output_tokens
+    ]
+    return known[-1] * len(made.images) if known else 0
