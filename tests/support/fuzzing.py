@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import schemathesis
 from schemathesis.engine import events, from_schema
@@ -148,15 +148,19 @@ async def run_fuzzer(
     examples: int,
     seconds: int | None = None,
     seed: int = 1,
+    mode: Literal["all", "positive"] = "all",
     document: dict[str, Any] | None = None,
 ) -> Findings:
-    """Send valid and invalid requests to every endpoint.
+    """Send requests to every endpoint.
 
     examples: per endpoint and phase. seconds: continue with new ones for that time; None = once, always the same.
+    mode: valid and invalid requests, or valid ones.
     document: what the responses are compared with; None = the document that is served.
     """
     document = document or await _native_document(broker)
-    config = schemathesis.Config.from_dict(_config(broker, known, examples, seconds, seed))
+    values = _config(broker, known, examples, seconds, seed)
+    values["generation"]["mode"] = mode
+    config = schemathesis.Config.from_dict(values)
     return await asyncio.to_thread(execute, document, config)
 
 
