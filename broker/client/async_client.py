@@ -11,6 +11,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from ssl import SSLContext
 from typing import Any, Final, TypeAlias, TypedDict, TypeVar, Unpack
 from urllib.parse import quote
 
@@ -106,6 +107,7 @@ class AsyncClient:
         self._headers |= {"Accept-Language": language} if language else {}
         self._http = httpx.AsyncClient(
             transport=httpx.ASGITransport(app) if app else None,
+            verify=tls_context(),
             base_url=self.base,
             trust_env=False,
             follow_redirects=True,
@@ -308,6 +310,12 @@ async def _reject_downgrade(response: httpx.Response) -> None:
     target = response.url.join(response.headers.get("location", ""))
     if response.url.scheme == "https" and response.has_redirect_location and target.scheme != "https":
         raise errors.Unreachable(f"{response.url.host} redirects from https to another scheme.", passing=False)
+
+
+@cache
+def tls_context() -> SSLContext:
+    """Return the one context of the process: reading the certificates takes 20 ms and some megabytes."""
+    return httpx.create_ssl_context(trust_env=False)
 
 
 def _retry_after(error: BaseException) -> float:

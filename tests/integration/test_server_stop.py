@@ -49,7 +49,7 @@ async def seconds_to_stop(number: signal.Signals, folder: Path) -> float:
             broker = ApiBroker(
                 mounted=MountedApp(services=services),
                 listeners=listeners,
-                client=httpx.AsyncClient(base_url=base),
+                client=httpx.AsyncClient(base_url=base, verify=False),
                 port=socket_port(sock),
                 folder=folder,
             )

@@ -74,7 +74,8 @@ async def serving(env: dict[str, str], folder: Path) -> AsyncIterator[Broker]:
             stdout=log,
             stderr=log,
         )
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{env['BROKER_PORT']}", timeout=35) as client:
+        address = f"http://127.0.0.1:{env['BROKER_PORT']}"
+        async with httpx.AsyncClient(base_url=address, timeout=35, verify=False) as client:
             broker = Broker(process, client)
             try:
                 await _healthy(broker, folder)

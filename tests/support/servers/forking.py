@@ -84,15 +84,16 @@ def serve() -> None:
 def _import_commands() -> None:
     """Import what the commands import, and read the files that a process reads once; starts no thread."""
     import broker.cli  # noqa: PLC0415
+    from broker.client import async_client  # noqa: PLC0415
     from broker.i18n import Messages  # noqa: PLC0415
-    from broker.net.api_client import tls_context  # noqa: PLC0415
+    from broker.net import api_client  # noqa: PLC0415
     from broker.providers.registry import load_catalog  # noqa: PLC0415
 
     for module in pkgutil.walk_packages(broker.cli.__path__, "broker.cli."):
         import_module(module.name)
     for name in ("broker.sandbox.server", "broker.server.uvicorn", "storage.sql.migrations"):
         import_module(name)
-    for read_file in (load_catalog, Messages.load, tls_context):
+    for read_file in (load_catalog, Messages.load, api_client.tls_context, async_client.tls_context):
         read_file()
 
 
