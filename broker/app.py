@@ -22,6 +22,7 @@ from broker.api.dialects.banana_service import banana_service_dialect
 from broker.api.dialects.chat_service import chat_service_dialect
 from broker.api.dialects.gemini import gemini_dialect
 from broker.api.dialects.kie import kie_dialect
+from broker.api.dialects.openai import openai_dialect
 from broker.api.docs import DocsRoutes
 from broker.api.health import HealthRoutes
 from broker.api.http.auth import Authenticator
@@ -61,6 +62,7 @@ DIALECTS: Final[tuple[Callable[[Services], Dialect], ...]] = (
     chat_service_dialect,
     kie_dialect,
     gemini_dialect,
+    openai_dialect,
 )
 """Factories of the dialects of other APIs, mounted after the native one."""
 

@@ -132,6 +132,7 @@ class Settings(BaseSettings):
 
     hold: Seconds = env("BROKER_HOLD_SECONDS", default=600)
     gemini_spelling: Literal["both", "camel", "snake"] = env("BROKER_GEMINI_SPELLING", default="both")
+    openai_model: str = env("BROKER_OPENAI_MODEL", default="")
 
     providers: CommaSeparated[str] = env("BROKER_PROVIDERS", default=())
     route: Literal["order", "price"] = env("BROKER_ROUTE", default="order")

@@ -37,6 +37,7 @@ UNDERSTOOD: Final[Mapping[str, tuple[str, ...]]] = {
     "chat_service": (),
     "kie": (),
     "gemini": ("x-goog-api-key", "?key="),
+    "openai": ("?key=",),
     "shared": ("Token", "Key", "x-goog-api-key", "?key="),
 }
 """By dialect: places beside Bearer."""

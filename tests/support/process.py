@@ -94,7 +94,7 @@ async def _healthy(broker: Broker, folder: Path) -> None:
             await asyncio.sleep(0.05)
 
 
-async def until(true: Callable[[], Awaitable[bool]]) -> None:
+async def until(true: Callable[[], Awaitable[object]]) -> None:
     """Poll until true: another process cannot notify this one."""
     async with asyncio.timeout(20):
         while True:
