@@ -21,6 +21,8 @@ Status = Literal["live", "deprecated", "retired"]
 TokenKind = Literal["input", "text", "image"]
 
 MODES: Final[tuple[Mode, ...]] = get_args(Mode)
+NEVER_IGNORED: Final = ("google_search",)
+"""Other parameters (`ImageParams.extra`) without which the image shows something else."""
 
 
 class _Entry(BaseModel):
@@ -272,6 +274,10 @@ class Catalog:
         for name, (value, accepted) in choices.items():
             if value is not None and value not in accepted:
                 text = f"{model.name} has no {name} {quote_text(value)} here. Accepted: {', '.join(accepted)}."
+                return "unsupported_parameter", FieldError(field=name, message=text)
+        for name in NEVER_IGNORED:
+            if params.extra.get(name) and name not in wire.extra:
+                text = f"{model.name} has no {name} here: leave it out."
                 return "unsupported_parameter", FieldError(field=name, message=text)
         most = model.max_references if wire.max_references is None else wire.max_references
         if references > most:

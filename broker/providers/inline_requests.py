@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import secrets
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any
@@ -16,17 +17,14 @@ from broker.orders import Reference
 def stream_body(build: Callable[[Sequence[str]], Mapping[str, Any]], references: Sequence[Reference]) -> StreamedBody:
     """Return the body that `build` makes of the base64 of each reference.
 
-    build: gets a token in place of each reference, and puts each once into a string of the body.
+    build: gets a token in place of each reference, and puts each once into a string of the body, in any order.
     """
     tokens = [secrets.token_hex(16) for _ in references]
-    rest = json.dumps(build(tokens), ensure_ascii=False, separators=(",", ":"))
-    texts: list[bytes] = []
-    for token in tokens:
-        text, _, rest = rest.partition(token)
-        texts.append(text.encode("utf-8", "replace"))
-    end = rest.encode("utf-8", "replace")
-    size = sum(map(len, texts)) + sum(_encoded_size(one.size) for one in references) + len(end)
-    return StreamedBody(size=size, chunks=_chunks(texts, references, end))
+    text = json.dumps(build(tokens), ensure_ascii=False, separators=(",", ":"))
+    sent = [references[position] for position in sorted(range(len(tokens)), key=lambda n: text.index(tokens[n]))]
+    *texts, end = [one.encode("utf-8", "replace") for one in re.split("|".join(tokens) or "$^", text)]
+    size = sum(map(len, texts)) + sum(_encoded_size(one.size) for one in sent) + len(end)
+    return StreamedBody(size=size, chunks=_chunks(texts, sent, end))
 
 
 def _encoded_size(size: int) -> int:

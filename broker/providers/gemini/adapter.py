@@ -15,11 +15,12 @@ from urllib.parse import quote
 
 from broker.catalog import Wire
 from broker.errors import NotSent
-from broker.orders import Order, Reference
+from broker.orders import Order
 from broker.providers.base import ProviderContext, ResultSink
 from broker.providers.gemini import batches
 from broker.providers.gemini.answers import Answer, is_image, read_answer
 from broker.providers.gemini.errors import ERRORS, OVERLOADED, UNBILLED_AT_GOOGLE, error_status, retry_delay
+from broker.providers.gemini.requests import build_content
 from broker.providers.gemini.settings import GeminiSettings
 from broker.providers.held_api import HeldApi
 from broker.providers.inline_requests import stream_body
@@ -200,7 +201,7 @@ class Gemini(HeldApi):
 
     def _build_body(self, wire: Wire, order: Order, data: Sequence[str], callback_url: str | None) -> dict[str, Any]:
         """Return the body of an order. data: base64 of each reference, or what stands for it."""
-        request = build_content(wire.spell(order, ()), order.references, data)
+        request = build_content(order, wire.spell(order, ()), data)
         return batches.wrap(request, callback_url) if self._is_batch(order) else request
 
     def _is_batch(self, order: Order) -> bool:
@@ -212,19 +213,3 @@ class Gemini(HeldApi):
     def _wire_of_model(self, model: str | None) -> Wire:
         """Return the spelling, hence the prices, of a model by its id at Google."""
         return self.context.catalog.wire_by_id(self.catalog_name, model or "") or Wire()
-
-
-def build_content(fields: Mapping[str, Any], references: Sequence[Reference], data: Sequence[str]) -> dict[str, Any]:
-    """Return the body of generateContent. fields: as the catalog spells them. data: base64 of each reference."""
-    images = [
-        {"inlineData": {"mimeType": reference.media_type, "data": text}}
-        for reference, text in zip(references, data, strict=True)
-    ]
-    image_config = {name: fields[name] for name in ("aspectRatio", "imageSize") if name in fields}
-    config: dict[str, Any] = {"responseModalities": ["TEXT", "IMAGE"]}
-    tools: dict[str, Any] = {"tools": [{"googleSearch": {}}]} if fields.get("googleSearch") else {}
-    return {
-        "contents": [{"role": "user", "parts": [{"text": fields["prompt"]}, *images]}],
-        "generationConfig": config | ({"imageConfig": image_config} if image_config else {}),
-        **tools,
-    }
