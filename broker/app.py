@@ -20,6 +20,7 @@ from broker.api.admin.providers import ProviderRoutes
 from broker.api.callbacks import CallbackRoutes
 from broker.api.dialects.banana_service import banana_service_dialect
 from broker.api.dialects.chat_service import chat_service_dialect
+from broker.api.dialects.fal import fal_dialect
 from broker.api.dialects.gemini import gemini_dialect
 from broker.api.dialects.kie import kie_dialect
 from broker.api.dialects.openai import openai_dialect
@@ -63,6 +64,7 @@ DIALECTS: Final[tuple[Callable[[Services], Dialect], ...]] = (
     kie_dialect,
     gemini_dialect,
     openai_dialect,
+    fal_dialect,
 )
 """Factories of the dialects of other APIs, mounted after the native one."""
 

@@ -229,9 +229,10 @@ PATH_VALUES = {
     "/api/webhook/": "kie",
     "/api/providers/": "kie",
     "/docs/": "start.js",
+    "/fal/": "nothing",
 }
 PUBLIC = """GET / · GET /health · GET /api/task/{id} · GET /api/task/{id}/events · GET /api/batch/{id} ·
-    GET /uploads/images/{name} · GET /uploads/references/{name}"""
+    GET /uploads/images/{name} · GET /uploads/references/{name} · GET /fal/.well-known/jwks.json"""
 PROVIDER = """GET /api/webhook/nano-banana · POST /api/webhook/nano-banana · GET /api/webhook/{provider} ·
     POST /api/webhook/{provider}"""
 

@@ -12,8 +12,9 @@ from anyio import to_thread
 from PIL import Image
 
 from tests.dialects.documentation import Example, read_examples
-from tests.dialects.matrix import KEY, SETTINGS
+from tests.dialects.matrix import KEY, SETTINGS, base_url
 from tests.support.brokers import RunningBroker, open_broker
+from tests.support.tls_front import fal_environment, tls_front
 
 pytestmark = pytest.mark.anyio
 
@@ -24,9 +25,11 @@ async def broker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     (tmp_path / "images").mkdir()
     monkeypatch.chdir(tmp_path / "images")
     async with open_broker(tmp_path / "data", **SETTINGS) as broker:
-        monkeypatch.setenv("BROKER_URL", str(broker.client.base_url).rstrip("/"))
-        monkeypatch.setenv("BROKER_KEY", KEY)
-        yield broker
+        with tls_front(base_url(broker)) as front, fal_environment(front, KEY):
+            monkeypatch.setenv("BROKER_URL", base_url(broker))
+            monkeypatch.setenv("BROKER_HOST_WITH_TLS", front.host)
+            monkeypatch.setenv("BROKER_KEY", KEY)
+            yield broker
 
 
 def check_image(example: Example) -> None:

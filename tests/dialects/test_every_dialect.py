@@ -38,6 +38,7 @@ UNDERSTOOD: Final[Mapping[str, tuple[str, ...]]] = {
     "kie": (),
     "gemini": ("x-goog-api-key", "?key="),
     "openai": ("?key=",),
+    "fal": ("Key",),
     "shared": ("Token", "Key", "x-goog-api-key", "?key="),
 }
 """By dialect: places beside Bearer."""

@@ -23,6 +23,7 @@ def base(public: str | None, **headers: str) -> str:
         (PUBLIC, {"host": "127.0.0.1:8000", "x_forwarded_for": "1.2.3.4"}, PUBLIC),
         (None, {"host": "broker.example.com", "x_forwarded_proto": "https"}, "https://broker.example.com"),
         (None, {"host": "[::1]:8000"}, "http://[::1]:8000"),
+        ("http://10.0.0.1", {"host": "a.example", "x_forwarded_proto": "https"}, "https://a.example"),
         (PUBLIC, {"host": 'evil"host'}, PUBLIC),
         (None, {"host": "evil host/path"}, "http://localhost"),
         (None, {}, "http://localhost"),

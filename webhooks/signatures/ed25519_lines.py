@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import hmac
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,6 +36,11 @@ def read_keys(document: Any) -> list[Ed25519PublicKey]:
     if not keys:
         raise ValueError("it is not a JWK set with an Ed25519 key")
     return keys
+
+
+def derived_key(secret: bytes) -> Ed25519PrivateKey:
+    """Return our own signing key, derived from `secret`; the same in every process."""
+    return Ed25519PrivateKey.from_private_bytes(hmac.new(secret, b"ed25519-lines.v1", hashlib.sha256).digest())
 
 
 def write_keys(keys: Sequence[Ed25519PublicKey]) -> dict[str, Any]:

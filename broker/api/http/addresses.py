@@ -15,17 +15,18 @@ _HOST: Final = re.compile(r"([A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-
 def own_base_url(request: HTTPConnection, public: str | None) -> str:
     """Return the URL at which the client reaches the broker, without a trailing slash.
 
+    It has TLS if the client's own connection has: a client must not be sent to a place where its key is read.
+
     public: our public URL, if there is one. A request that a proxy or a tunnel sent on has come to that: what the proxy
     writes into `Host`, and the scheme that it uses to reach us, say nothing about the client's side. A direct request
     has come to its `Host`. Clients of such a URL send their key to it, so it is used in the answer to this request
     alone, never for another caller.
     """
-    host = reached_host(request)
-    if public and (host is None or is_forwarded(request)):
-        return public
-    scheme = request.scope["scheme"]
+    host, scheme = reached_host(request), request.scope["scheme"]
     if request.headers.get("x-forwarded-proto", "").partition(",")[0].strip().lower() == "https":
         scheme = "https"
+    if public and (host is None or is_forwarded(request)) and (public.startswith("https:") or scheme == "http"):
+        return public
     return f"{scheme}://{host or 'localhost'}"
 
 

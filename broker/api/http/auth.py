@@ -57,6 +57,8 @@ class KeyPlaces:
     """Headers, in lower case."""
     query: tuple[str, ...] = ()
     """Query parameters; they never reach a log."""
+    has_key_ids: bool = False
+    """A key may have an id before it, which is not read: `<id>:<key>`."""
 
 
 NATIVE_PLACES: Final = KeyPlaces()
@@ -89,8 +91,10 @@ class Authenticator:
         offered = self._offered_keys(request)
         if len(offered) != 1:
             return None
-        digest = self._digest(offered.pop())
-        known = [key for key in self._keys if hmac.compare_digest(key, digest)]
+        text = offered.pop()
+        spellings = {text, text.partition(":")[2]} if self._places.has_key_ids else {text}
+        digests = [self._digest(spelling) for spelling in spellings]
+        known = [key for key in self._keys for digest in digests if hmac.compare_digest(key, digest)]
         return known[0] if known else None
 
     def _offered_keys(self, request: HTTPConnection) -> set[str]:

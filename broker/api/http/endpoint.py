@@ -8,6 +8,7 @@ and one error shape.
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Final, Literal
@@ -16,7 +17,7 @@ from pydantic import BaseModel
 from pydantic.alias_generators import to_camel
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
 from broker.api.http.answers import send_tracked
@@ -141,11 +142,16 @@ def json_success(text: str, schema: Schema, **more: Any) -> SuccessResponse:
 
 
 def build_routes(dialects: Iterable[Dialect]) -> list[Route]:
-    """Return one route per path, in declared order. Raises ValueError for an endpoint that is declared twice."""
+    """Return one route per path, in declared order. Raises ValueError for an endpoint that is declared twice.
+
+    A path without parameters that one dialect has alone is matched for all methods, so that a pattern after it does not
+    get those that it lacks.
+    """
+    declared = [(dialect, *item) for dialect in dialects for item in _by_path(dialect.endpoints).items()]
+    counts = Counter(path for _, path, _ in declared)
     return [
-        _EndpointRoute(dialect, path, endpoints)
-        for dialect in dialects
-        for path, endpoints in _by_path(dialect.endpoints).items()
+        _EndpointRoute(dialect, path, endpoints, is_whole="{" not in path and counts[path] == 1)
+        for dialect, path, endpoints in declared
     ]
 
 
@@ -162,10 +168,15 @@ def _by_path(endpoints: Iterable[Endpoint]) -> dict[str, dict[str, Endpoint]]:
 class _EndpointRoute(Route):
     """All methods of one path, so that a 405 lists them. HEAD is served by GET."""
 
-    def __init__(self, dialect: Dialect, path: str, endpoints: Mapping[str, Endpoint]) -> None:
+    def __init__(self, dialect: Dialect, path: str, endpoints: Mapping[str, Endpoint], *, is_whole: bool) -> None:
         self._dialect = dialect
         self._endpoints = endpoints
+        self._is_whole = is_whole
         super().__init__(path, self._call, methods=list(endpoints), name=path)
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        match, child_scope = super().matches(scope)
+        return Match.FULL if match == Match.PARTIAL and self._is_whole else match, child_scope
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope[_DIALECT] = self._dialect

@@ -9,10 +9,12 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from broker.notifications.formats.base import FormatContext, WebhookFormat
+from broker.notifications.formats.fal import FalFormat
 from broker.notifications.formats.kie import KieFormat
 from broker.notifications.formats.native import NativeFormat
 
 FORMATS: Final[Mapping[str, Callable[[FormatContext], WebhookFormat]]] = {
+    "fal": FalFormat,
     "native": NativeFormat,
     "kie": KieFormat,
 }

@@ -1,0 +1,109 @@
+"""The queue: submit, status, stream of the status, result, cancel."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from broker.api.dialects.fal.errors import REQUEST_ID
+from broker.api.dialects.fal.orders import INLINE_KEY, FalOrders
+from broker.api.dialects.fal.results import FalResults
+from broker.api.dialects.fal.schemas import FalCanceled, FalTicket
+from broker.api.dialects.fal.statuses import COMPLETED, FalStatuses, request_addresses
+from broker.api.dialects.fal.targets import FalTarget
+from broker.api.http.responses import json_response
+from broker.api.shared.held_streams import HEARTBEAT, event_bytes
+from broker.errors import ApiError
+from broker.tasks.cancellation import TaskCanceler
+from broker.tasks.queries import TaskQueries
+from storage.tasks import Task
+
+_TRUE: Final = frozenset({"1", "true"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class FalQueue:
+    """What the endpoints of the queue do, called directly or through the proxy."""
+
+    orders: FalOrders
+    queries: TaskQueries
+    canceler: TaskCanceler
+    statuses: FalStatuses
+    results: FalResults
+
+    async def submit(self, request: Request, target: FalTarget) -> Response:
+        """Order, and answer at once."""
+        order = await self.orders.place(request, target, is_held=False)
+        first = order.placed.tasks[0]
+        base = self.orders.base_for(request)
+        position = await self.statuses.queue_position(await self.queries.get(first))
+        ticket = FalTicket(status="IN_QUEUE", queue_position=position, **request_addresses(base, order.app.name, first))
+        return json_response(ticket.to_document(), 200, {REQUEST_ID: first})
+
+    async def get_status(self, request: Request, target: FalTarget) -> Response:
+        tasks = await self._tasks(target.request_id)
+        status = await self.statuses.describe(tasks, self._addresses(request, target), with_logs=_wants_logs(target))
+        code = 200 if status.status == COMPLETED else 202
+        return json_response(status.to_document(), code, {REQUEST_ID: target.request_id})
+
+    async def stream_status(self, request: Request, target: FalTarget) -> Response:
+        tasks, addresses = await self._tasks(target.request_id), self._addresses(request, target)
+        headers = {REQUEST_ID: target.request_id, "cache-control": "no-store"}
+        return StreamingResponse(
+            self._events(tasks, addresses, with_logs=_wants_logs(target)),
+            headers=headers,
+            media_type="text/event-stream",
+        )
+
+    async def get_result(self, request: Request, target: FalTarget) -> Response:
+        tasks = await self._tasks(target.request_id)
+        if not all(task.has_ended for task in tasks):
+            message = "Request is still in progress"
+            return json_response({"detail": message, "message": message}, 400, {REQUEST_ID: target.request_id})
+        is_inline = bool(tasks[0].origin.get(INLINE_KEY))
+        base = self.orders.base_for(request)
+        return await self.results.render_output(tasks, base, is_inline=is_inline)
+
+    async def cancel(self, _: Request, target: FalTarget) -> Response:
+        tasks = await self._tasks(target.request_id)
+        try:
+            await self.canceler.cancel_batch(tasks[0].batch)
+        except ApiError as error:
+            if error.code != "conflict":
+                raise
+            body = FalCanceled(status="ALREADY_COMPLETED")
+            return json_response(body.to_document(), 400, {REQUEST_ID: target.request_id})
+        body = FalCanceled(status="CANCELLATION_REQUESTED")
+        return json_response(body.to_document(), 202, {REQUEST_ID: target.request_id})
+
+    # -- reading
+
+    async def _tasks(self, request_id: str) -> list[Task]:
+        """Return the images of a request; its id is that of the first one."""
+        return await self.queries.get_batch((await self.queries.get(request_id)).batch)
+
+    def _addresses(self, request: Request, target: FalTarget) -> dict[str, Any]:
+        base = self.orders.base_for(request)
+        return request_addresses(base, target.app, target.request_id)
+
+    async def _events(self, tasks: list[Task], addresses: dict[str, Any], *, with_logs: bool) -> AsyncIterator[bytes]:
+        """Yield the state now and at each change, until the end; a heartbeat where nothing has changed."""
+        last = b""
+        with suppress(ApiError):  # deleted during the stream
+            for task in tasks:
+                async with aclosing(self.queries.changes(task.id)) as changes:
+                    async for _ in changes:
+                        now = await self.queries.get_batch(task.batch)
+                        status = await self.statuses.describe(now, addresses, with_logs=with_logs)
+                        event = event_bytes(status.to_document())
+                        yield HEARTBEAT if event == last else event
+                        last = event
+
+
+def _wants_logs(target: FalTarget) -> bool:
+    return target.query.get("logs", "").lower() in _TRUE

@@ -1,0 +1,36 @@
+"""Runs: an order whose answer waits for the images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from broker.api.dialects.fal.apps import split_stream
+from broker.api.dialects.fal.orders import FalOrders
+from broker.api.dialects.fal.results import FalResults
+from broker.api.dialects.fal.targets import FalTarget
+from broker.api.shared.held_answers import HeldAnswers
+from storage.tasks import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class FalRuns:
+    held: HeldAnswers
+    orders: FalOrders
+    results: FalResults
+
+    async def run(self, request: Request, target: FalTarget) -> Response:
+        """Order, and wait for the images. With `/stream` behind the app, the answer is an event."""
+        app, is_stream = split_stream(target.app)
+        order = await self.orders.place(request, replace(target, app=app), is_held=True)
+        base = self.orders.base_for(request)
+
+        async def render(tasks: Sequence[Task]) -> Response:
+            if is_stream:
+                return await self.results.render_event(tasks, base)
+            return await self.results.render_output(tasks, base, is_inline=order.is_inline)
+
+        return await self.held.answer(request, order.placed, render)

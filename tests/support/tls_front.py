@@ -1,0 +1,150 @@
+"""What stands before a broker for clients that speak TLS only: a proxy with a certificate of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import ipaddress
+import os
+import ssl
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from unittest.mock import patch
+from urllib.parse import urlsplit
+
+from anyio.from_thread import start_blocking_portal
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from tests.support.faulty_http import Visit
+
+
+@dataclass(kw_only=True)
+class TlsFront:
+    """A running proxy. cuts: how many answers to a POST it still cuts off after their first bytes."""
+
+    upstream: str
+    """Host and port."""
+    certificate: Path
+    port: int = 0
+    cuts: int = 0
+    posts: int = 0
+    """Number of POST requests so far."""
+
+    @property
+    def host(self) -> str:
+        return f"localhost:{self.port}"
+
+    async def visit(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await self._forward(Visit(await reader.readuntil(b"\r\n\r\n"), reader, writer))
+        except (ConnectionError, asyncio.IncompleteReadError, ssl.SSLError):
+            pass
+        finally:
+            writer.close()
+
+    async def _forward(self, visit: Visit) -> None:
+        """Forward one request, and close the connection after its answer."""
+        first, *lines = visit.head.split(b"\r\n")[:-2]
+        kept = [line for line in lines if not line.lower().startswith(b"connection:")]
+        head = b"\r\n".join([first, *kept, b"X-Forwarded-Proto: https", b"Connection: close", b"", b""])
+        has_body = any(line.lower().startswith(b"content-length:") for line in lines)
+        body = await visit.read_body() if has_body else b""
+        host, _, port = self.upstream.partition(":")
+        answer, out = await asyncio.open_connection(host, int(port))
+        try:
+            out.write(head + body)
+            is_cut = first.startswith(b"POST ") and self.cuts > 0
+            self.posts += first.startswith(b"POST ")
+            while chunk := await answer.read(64 * 1024):
+                if is_cut:
+                    self.cuts -= 1
+                    Visit(b"", answer, out).reset()
+                    visit.writer.transport.abort()
+                    return
+                await visit.send(chunk)
+        finally:
+            out.close()
+
+
+@contextmanager
+def tls_front(base_url: str, *, cuts: int = 0) -> Iterator[TlsFront]:
+    """Run the proxy before a broker, in a thread of its own."""
+    with tempfile.TemporaryDirectory() as folder, start_blocking_portal() as portal:
+        certificate = Path(folder) / "certificate.pem"
+        certificate.write_bytes(_make_certificate())
+        front = TlsFront(upstream=urlsplit(base_url).netloc, certificate=certificate, cuts=cuts)
+        with portal.wrap_async_context_manager(_serve(front)):
+            yield front
+
+
+@contextmanager
+def fal_environment(front: TlsFront, key: str) -> Iterator[None]:
+    """Set the environment of fal's client, which reads it when it is imported."""
+    chosen = {
+        "FAL_KEY": key,
+        "FAL_QUEUE_RUN_HOST": f"{front.host}/fal",
+        "FAL_RUN_HOST": f"{front.host}/fal/run",
+        "SSL_CERT_FILE": str(front.certificate),
+    }
+    _forget_fal_client()
+    with patch.dict(os.environ, chosen):
+        try:
+            yield
+        finally:
+            _forget_fal_client()
+
+
+@contextmanager
+def fal_sdk(front: TlsFront, key: str) -> Iterator[ModuleType]:
+    """Import fal's client, unmodified, for a broker behind a proxy."""
+    with fal_environment(front, key):
+        yield import_module("fal_client")
+
+
+def _forget_fal_client() -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "fal_client"]:
+        del sys.modules[name]
+
+
+@asynccontextmanager
+async def _serve(front: TlsFront) -> AsyncIterator[None]:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(front.certificate)
+    server = await asyncio.start_server(front.visit, "127.0.0.1", 0, ssl=context)
+    front.port = server.sockets[0].getsockname()[1]
+    try:
+        yield
+    finally:
+        server.close()
+        await server.wait_closed()
+
+
+def _make_certificate() -> bytes:
+    """Return a key and its own certificate for this machine, as PEM."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(hours=12))
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+    secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain)
+    return secret + certificate.public_bytes(pem)
