@@ -12,9 +12,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from broker.clock import Clock
-from broker.errors import ApiError
+from broker.errors import ApiError, DownloadError
 from broker.logs import log
 from broker.metrics import Metrics
+from broker.net.fetcher import Fetcher
 from storage.blobs.store import BlobMissing, BlobReader, BlobStore
 from storage.files.resumable_uploads import ResumableUpload, ResumableUploads
 from storage.files.uploaded_files import UploadedFile, UploadedFiles
@@ -62,6 +63,7 @@ class FileService:
     uploads: ResumableUploads
     blobs: BlobStore
     intake: Intake
+    fetcher: Fetcher
     metrics: Metrics
     max_bytes: int
     retention_seconds: float
@@ -71,6 +73,14 @@ class FileService:
     async def store(self, caller: str, chunks: AsyncIterable[bytes], details: FileDetails) -> UploadedFile:
         """Validate and store a file. Raises `ApiError` for one that is not a usable image."""
         return await self._take_in(caller, chunks, details.checked())
+
+    async def store_url(self, caller: str, url: str, details: FileDetails) -> UploadedFile:
+        """Download, validate and store a file. Raises `ApiError`."""
+        try:
+            async with self.fetcher.open(url, max_bytes=self.max_bytes) as chunks:
+                return await self.store(caller, chunks, details)
+        except DownloadError as error:
+            raise InvalidUpload("invalid_image", f"The file could not be fetched: {error}", field="url") from error
 
     async def get(self, caller: str, file_id: str) -> UploadedFile:
         """Return a file of the caller. Raises `ApiError("not_found")`."""

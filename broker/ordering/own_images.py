@@ -3,7 +3,7 @@
 An address is ours if it has no host, our public URL, or the host by which the caller reached us:
 
     /uploads/images/<name>, /uploads/references/<name>      whoever knows the name may use the image, as it may get it
-    /v1beta/files/<id>, /v1/files/<id>, /fal/files/<id>     a file that the caller itself uploaded
+    /v1beta/files/<id>, /v1/files/<id>, /fal/files/<id>, /api/files/<id>      a file that the caller itself uploaded
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from broker.orders import StoredReference
 from storage.images import Images
 
 _IMAGE: Final = re.compile(r"/uploads/(image|reference)s/([A-Za-z0-9_.-]{1,100})")
-_FILE: Final = re.compile(r"/(?:v1beta|v1|fal)/files/([A-Za-z0-9-]{1,64})(?:/[^/]*)?")
+_FILE: Final = re.compile(r"/(?:v1beta|v1|fal|api)/files/([A-Za-z0-9-]{1,64})(?:/[^/]*)?")
 _KINDS: Final = {"image": "result", "reference": "reference"}
 
 

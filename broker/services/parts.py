@@ -251,6 +251,7 @@ class Services(Resources):
             uploads=self.tables.resumable_uploads,
             blobs=self.blobs,
             intake=self.intake,
+            fetcher=self.fetcher,
             metrics=self.metrics,
             max_bytes=self.settings.max_file_size,
             retention_seconds=self.policy.retention_seconds,

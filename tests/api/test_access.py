@@ -239,7 +239,7 @@ PROVIDER = """GET /api/webhook/nano-banana · POST /api/webhook/nano-banana · G
 
 def sample_path(endpoint: Endpoint) -> str:
     """Return a path of the endpoint with ids that do not exist."""
-    value = next((value for start, value in PATH_VALUES.items() if endpoint.path.startswith(start)), "")
+    value = next((value for start, value in PATH_VALUES.items() if endpoint.path.startswith(start)), "nothing")
     return re.sub(r"\{[a-z]+(:path)?\}", value, endpoint.path)
 
 

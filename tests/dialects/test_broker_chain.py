@@ -15,6 +15,7 @@ import pytest
 from pydantic import SecretStr
 
 from broker.sandbox.engine import Options
+from tests.support.api import png
 from tests.support.brokers import RunningBroker, open_broker
 from tests.support.faulty_http import Visit, serve
 
@@ -61,11 +62,15 @@ async def test_order_completes_by_callback_with_the_image_and_cost_of_the_broker
     assert job["request"]["input"]["resolution"] == "2K"
 
 
-async def test_order_completes_by_polling(tmp_path: Path, back: RunningBroker) -> None:
+async def test_orders_complete_by_polling_also_with_an_uploaded_reference(tmp_path: Path, back: RunningBroker) -> None:
     async with front_of(back, tmp_path, with_callbacks=False) as front:
-        task = await front.wait_end(await front.create_task("a red fox"))
-        assert task["status"] == "completed", task
-        assert len(await back.provider_jobs()) == 1
+        picture = f"data:image/png;base64,{base64.b64encode(png()).decode()}"
+        for number, fields in enumerate(({}, {"images": [picture]}), 1):
+            task = await front.wait_end(await front.create_task("a red fox", **fields))
+            assert task["status"] == "completed", task
+            assert len(await back.provider_jobs()) == number
+        (reference,) = (await back.provider_jobs())[-1]["request"]["input"]["image_urls"]
+        assert (await front.client.get(reference)).content == png(), "uploaded to the one behind"
 
 
 @pytest.mark.parametrize("with_callbacks", [True, False])

@@ -24,7 +24,10 @@ from broker.providers.kie.errors import ERRORS
 from broker.sandbox.engine import Options
 from storage.states import TaskState
 from storage.tasks import Task
+from tests.support.api import png
 from tests.support.brokers import RunningBroker, open_broker
+from tests.support.faulty_http import answers as picture_answers
+from tests.support.faulty_http import serve
 from tests.support.servers.receiver import receiving
 
 pytestmark = pytest.mark.anyio
@@ -124,6 +127,58 @@ async def test_callbacks_have_the_record_and_a_signature_of_id_and_time(broker: 
             assert body["data"]["failCode"] == (None if number == 1 else record["failCode"])
             param = json.loads(body["data"]["param"])
             assert json.loads(param["input"]) == {"prompt": prompt}, "kie.ai encodes it twice"
+
+
+async def test_uploads_are_references_of_the_same_caller(broker: RunningBroker) -> None:
+    client, picture = broker.client, png()
+    encoded = base64.b64encode(picture).decode()
+    named = {"uploadPath": "images/mine", "fileName": "../a b.png"}
+    answers = [
+        await client.post("/api/file-stream-upload", files={"file": ("x.png", picture)}, data=named),
+        await client.post("/api/file-base64-upload", json={"base64Data": encoded, **named}),
+        await client.post(
+            "/api/file-base64-upload", json={"base64Data": f"data:image/png;base64,{encoded}", "uploadPath": "a"}
+        ),
+        await client.post("/api/file-url-upload", json={"fileUrl": f"{broker.sandbox}/files/a.png", **named}),
+    ]
+    refused = answers.pop()
+    assert (refused.status_code, refused.json()["success"], refused.json()["code"]) == (200, False, 400)
+    for answer in answers:
+        assert (answer.status_code, answer.json()["success"], answer.json()["code"]) == (200, True, 200), answer.text
+        data = answer.json()["data"]
+        assert (data["mimeType"], data["fileSize"]) == ("image/png", len(picture))
+        assert (await client.get(data["downloadUrl"])).content == picture
+        created = await create(broker, "google/nano-banana-edit", prompt="a fox", image_urls=[data["downloadUrl"]])
+        assert (await wait_record(broker, created.json()["data"]["taskId"]))["state"] == "success"
+    assert answers[0].json()["data"]["filePath"] == "images/mine/../a b.png"
+
+
+async def test_file_at_an_address_is_uploaded(tmp_path: Path) -> None:
+    async with (
+        serve(picture_answers("200 OK", png())) as server,
+        open_broker(tmp_path, options=QUICK, download_allow=("127.0.0.1",)) as broker,
+    ):
+        body = {"fileUrl": server.url("/pictures/a.png"), "uploadPath": "images"}
+        answer = await broker.client.post("/api/file-url-upload", json=body)
+        assert answer.json()["data"]["fileName"] == "a.png", answer.text
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"uploadPath": "/images", "base64Data": "aGk="},
+        {"uploadPath": "images/", "base64Data": "aGk="},
+        {"base64Data": "aGk="},
+        {"uploadPath": "images", "base64Data": "no base64"},
+        {"uploadPath": "images", "base64Data": "bm8gaW1hZ2U="},
+    ],
+)
+async def test_upload_that_is_wrong_is_refused(broker: RunningBroker, wrong: dict[str, str]) -> None:
+    answer = await broker.client.post("/api/file-base64-upload", json=wrong)
+    assert {**answer.json(), "msg": ""} == {"success": False, "code": 400, "msg": "", "data": None}
+    form = {name: value for name, value in wrong.items() if name == "uploadPath"}
+    answer = await broker.client.post("/api/file-stream-upload", files={"file": ("a.png", b"no image")}, data=form)
+    assert {**answer.json(), "msg": ""} == {"success": False, "code": 400, "msg": "", "data": None}
 
 
 def signature(task: str, timestamp: str) -> str:

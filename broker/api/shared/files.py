@@ -7,13 +7,13 @@ A dialect shows a file by the documents `FILE` and `FILES`. One whose clients ex
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterable, Callable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
 from pydantic import Field
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
 
 from broker.api.http.addresses import own_base_url
@@ -102,10 +102,12 @@ class SharedFiles:
 
     # -- taking in
 
-    async def store_form(self, request: Request, field: str) -> FileView:
+    async def store_form(
+        self, request: Request, field: str, read_details: Callable[[FormData, UploadFile], FileDetails] | None = None
+    ) -> FileView:
         """Store the file in a part of a form; a part `metadata` with a JSON object is kept with it.
 
-        Raises `ApiError`.
+        read_details: for a form that says something else about its file. Raises `ApiError`.
         """
         media_type, options = media_type_of(request)
         if media_type != "multipart/form-data":
@@ -117,7 +119,7 @@ class SharedFiles:
             if not isinstance(part, UploadFile):
                 message = f"{field} must be one file: give the part a file name."
                 raise ApiError("invalid_request", message, field=field)
-            details = FileDetails(name=part.filename or "", metadata=_read_metadata(form.get("metadata")))
+            details = (read_details or _read_details)(form, part)
             return await self._store(request, UploadedChunks(part), details)
         finally:
             await form.close()
@@ -126,6 +128,14 @@ class SharedFiles:
         """Store the body of a request as a file. Raises `ApiError`."""
         async with aclosing(BoundedRequest(request, self.files.max_bytes).stream()) as chunks:
             return await self._store(request, chunks, details)
+
+    async def store_bytes(self, request: Request, data: bytes, details: FileDetails) -> FileView:
+        """Store bytes as a file. Raises `ApiError`."""
+        return await self._store(request, _single_chunk(data), details)
+
+    async def store_url(self, request: Request, url: str, details: FileDetails) -> FileView:
+        """Download a file, and store it. Raises `ApiError`."""
+        return self.view(request, await self.files.store_url(caller_of(request).name, url, details))
 
     async def _store(self, request: Request, chunks: AsyncIterable[bytes], details: FileDetails) -> FileView:
         return self.view(request, await self.files.store(caller_of(request).name, chunks, details))
@@ -148,6 +158,14 @@ class SharedFiles:
     async def delete_file(self, request: Request) -> None:
         """Delete the caller's file that the path names. Raises `ApiError("not_found")`."""
         await self.files.delete(caller_of(request).name, request.path_params["id"])
+
+
+async def _single_chunk(data: bytes) -> AsyncIterator[bytes]:
+    yield data
+
+
+def _read_details(form: FormData, part: UploadFile) -> FileDetails:
+    return FileDetails(name=part.filename or "", metadata=_read_metadata(form.get("metadata")))
 
 
 def _read_metadata(sent: UploadFile | str | None) -> Mapping[str, Any]:

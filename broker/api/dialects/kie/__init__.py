@@ -5,8 +5,10 @@ from __future__ import annotations
 from broker.api.dialects.kie.errors import render_error
 from broker.api.dialects.kie.routes import KieRoutes
 from broker.api.dialects.kie.schemas import KieError
+from broker.api.dialects.kie.uploads import KieUploadRoutes
 from broker.api.http.auth import Authenticator
 from broker.api.http.endpoint import Dialect
+from broker.api.shared.files import SharedFiles
 from broker.api.shared.held_answers import HeldAnswers
 from broker.services import Services
 
@@ -22,11 +24,12 @@ def kie_dialect(services: Services) -> Dialect:
         balances=services.balances,
         usd_per_unit=lambda provider: services.registry.terms(provider).usd_per_unit,
     )
+    uploads = KieUploadRoutes(files=SharedFiles.from_services(services))
     return Dialect(
         name="kie",
         authenticate=Authenticator(services.settings, services.tokens.secret).authenticate,
         render_error=render_error,
         error_model=KieError,
         has_errors_in_success=True,
-        endpoints=routes.endpoints(),
+        endpoints=[*routes.endpoints(), *uploads.endpoints()],
     )

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, cast
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic.alias_generators import to_camel
+from pydantic_core import PydanticCustomError
 
 from broker.api.http.query import NAME_TEXT, QueryModel
 from broker.notifications.formats import ORIGIN_KEY
 from broker.notifications.formats.kie import KieRecord
+from broker.ordering.files import FileDetails
 from broker.orders import ImageParams, OrderRequest, UrlReference
-from broker.presenter import ResponseModel
+from broker.presenter import Absent, MediaType, Moment, ResponseModel
 
 EDIT_MODEL: Final = "google/nano-banana-edit"
 """The one that needs a reference image."""
@@ -124,3 +128,62 @@ class KieCredits(KieAnswer):
 
 class KieError(KieAnswer):
     data: None
+    success: Annotated[bool | Absent, Field(description="of uploads alone")] = None
+
+
+# -- uploads
+
+
+def _decode(text: str) -> bytes:
+    """Return the bytes of base64, alone or in a data URL."""
+    encoded = text.partition(",")[2] if text.startswith("data:") else text
+    try:
+        return base64.b64decode("".join(encoded.split()), validate=True)
+    except ValueError as error:
+        raise PydanticCustomError("base64", "is not base64") from error
+
+
+_Folder = Annotated[str, Field(pattern="^[^/]+(/[^/]+)*$", max_length=200, description="without a slash at its ends")]
+
+
+class KieUpload(BaseModel):
+    """What an upload says about its file; other fields are ignored."""
+
+    model_config = ConfigDict(alias_generator=to_camel, strict=True)
+
+    upload_path: _Folder
+    file_name: str | None = None
+
+    def to_details(self, name: str = "") -> FileDetails:
+        """Return what is kept with the file. name: what it is called where no name was chosen."""
+        return FileDetails(name=self.file_name or name, metadata={"uploadPath": self.upload_path})
+
+
+class KieBase64Upload(KieUpload):
+    base64_data: Annotated[str, AfterValidator(_decode), Field(alias="base64Data", description="or a data URL")]
+
+    @property
+    def data(self) -> bytes:
+        return cast("bytes", self.base64_data)
+
+
+class KieUrlUpload(KieUpload):
+    file_url: str
+
+
+class KieUploadForm(KieUpload):
+    file: Annotated[Any, WithJsonSchema({"type": "string", "format": "binary"})]
+
+
+class KieFile(ResponseModel):
+    file_name: str
+    file_path: str
+    download_url: Annotated[str, Field(description="for orders of the same caller; to download it, send the key")]
+    file_size: int
+    mime_type: MediaType
+    uploaded_at: Moment
+
+
+class KieUploaded(KieAnswer):
+    success: bool
+    data: KieFile | None
