@@ -9,6 +9,8 @@ import pytest
 
 from tests.support import cluster
 from tests.support.cluster import ROOT, Disaster, kill, pause, revive, trial
+from tests.support.servers.postgres import Postgres
+from tests.support.servers.s3 import S3Server
 
 pytestmark = pytest.mark.anyio
 
@@ -23,8 +25,10 @@ KILLED_IN_TURN: tuple[tuple[float, Disaster], ...] = (
 
 
 @pytest.mark.parametrize("orders", [60, pytest.param(500, marks=[pytest.mark.faults, pytest.mark.timeout(600)])])
-async def test_processes_are_killed_in_turn_and_every_order_ends_once(orders: int) -> None:
-    async with cluster.running() as running:
+async def test_processes_are_killed_in_turn_and_every_order_ends_once(
+    orders: int, postgres: Postgres, s3_server: S3Server
+) -> None:
+    async with cluster.running(database=postgres, bucket=s3_server) as running:
         verdict = await trial(running, orders, KILLED_IN_TURN)
         log = running.log()
     assert verdict.right, f"{verdict.summary()}\n{log}"

@@ -117,12 +117,22 @@ def _folder() -> Iterator[Path]:
 
 
 @asynccontextmanager
-async def running(*, serves: int = 2, workers: int = 2, **environment: str) -> AsyncIterator[Cluster]:
-    """Run a whole cluster; delete everything of it afterwards."""
+async def running(
+    *,
+    serves: int = 2,
+    workers: int = 2,
+    database: postgres.Postgres | None = None,
+    bucket: S3Server | None = None,
+    **environment: str,
+) -> AsyncIterator[Cluster]:
+    """Run a whole cluster; delete everything of it afterwards.
+
+    database, bucket: servers that run already; by default it has its own.
+    """
     async with AsyncExitStack() as stack:
         folder = stack.enter_context(_folder())
-        database = stack.enter_context(postgres.running())
-        bucket = stack.enter_context(serving_s3())
+        database = database or stack.enter_context(postgres.running())
+        bucket = bucket or stack.enter_context(serving_s3())
         provider = await stack.enter_async_context(_provider(folder))
         ports = [free_port() for _ in range(serves)]
         front = nginx.balancing if nginx.installed() else balancing

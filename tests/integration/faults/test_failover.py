@@ -575,7 +575,7 @@ async def test_order_fails_at_once_when_every_key_waits_for_the_operator(stage: 
 
 
 async def test_no_history_bills_an_order_twice(tmp_path: Path) -> None:
-    await run_histories(tmp_path, 400, resubmit_unknown=False)
+    await run_histories(tmp_path, 200, resubmit_unknown=False)
 
 
 async def test_resubmission_bills_once_per_unknown_outcome(tmp_path: Path) -> None:

@@ -281,16 +281,16 @@ def thumbnail_in_subprocess(
 @needs_proc
 @pytest.mark.parametrize(("kind", "mode", "options", "size"), [
     ("PNG", "P", {"compress_level": 1}, (8000, 4000)), ("PNG", "RGBA", {"compress_level": 1}, (1000, 32_000)),
-    ("JPEG", "CMYK", {"progressive": True}, (7000, 4000)), ("WEBP", "RGBA", {}, (4000, 4000)),
+    ("JPEG", "CMYK", {"progressive": True}, (7000, 4000)), ("WEBP", "RGBA", {"method": 0}, (4000, 4000)),
 ])  # fmt: skip
 def test_memory_stays_within_the_limit_for_the_largest_images(
     tmp_path: Path, kind: str, mode: str, options: dict[str, Any], size: tuple[int, int]
 ) -> None:
     """Measured by the kernel in a process of its own."""
-    image = s.picture(50, 30).resize(size, Image.Resampling.NEAREST)
+    image = s.picture(50, 30)
     image = image.quantize(16) if mode == "P" else image.convert(mode)
     path = tmp_path / "image"
-    image.save(path, kind, **options)
+    image.resize(size, Image.Resampling.NEAREST).save(path, kind, **options)
     original = row(f"image/{kind.lower()}", *size, path.stat().st_size)
     assert has_thumbnail(original)
     assert int(thumbnail_in_subprocess(path, original)) < MAX_MEMORY_BYTES + 2 * path.stat().st_size + LOADED_BYTES
