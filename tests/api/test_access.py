@@ -232,7 +232,8 @@ PATH_VALUES = {
     "/fal/": "nothing",
 }
 PUBLIC = """GET / · GET /health · GET /api/task/{id} · GET /api/task/{id}/events · GET /api/batch/{id} ·
-    GET /uploads/images/{name} · GET /uploads/references/{name} · GET /fal/.well-known/jwks.json"""
+    GET /uploads/images/{name} · GET /uploads/references/{name} · GET /fal/.well-known/jwks.json ·
+    POST /upload/v1beta/files/{upload} · POST /upload/v1/files/{upload}"""
 PROVIDER = """GET /api/webhook/nano-banana · POST /api/webhook/nano-banana · GET /api/webhook/{provider} ·
     POST /api/webhook/{provider}"""
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from broker.api.dialects.gemini.errors import GeminiError, render_error
+from broker.api.dialects.gemini.files import GeminiFileRoutes, describe_deletion, describe_file, describe_files
 from broker.api.dialects.gemini.models import GeminiModelRoutes, describe_model, describe_models
 from broker.api.dialects.gemini.routes import GeminiOrderRoutes
 from broker.api.dialects.gemini.spelling import is_gemini_client
+from broker.api.dialects.gemini.uploads import GeminiUploadRoutes
 from broker.api.http.auth import Authenticator, KeyPlaces
 from broker.api.http.endpoint import Dialect
 from broker.api.shared.dialect import MODEL, MODELS
+from broker.api.shared.files import DELETED_FILE, FILE, FILES, SharedFiles
 from broker.api.shared.held_answers import HeldAnswers
 from broker.services import Services
 
@@ -19,12 +22,25 @@ def gemini_dialect(services: Services, held: HeldAnswers | None = None) -> Diale
     """Return the dialect, mounted on the parts that it uses."""
     routes = GeminiOrderRoutes.from_services(services, held or HeldAnswers.from_services(services))
     models = GeminiModelRoutes(models=services.served_models, catalog=services.catalog)
+    files = SharedFiles.from_services(services)
+    uploads = GeminiUploadRoutes(files=files, metrics=services.metrics)
     return Dialect(
         name="gemini",
         authenticate=Authenticator(services.settings, services.tokens.secret, PLACES).authenticate,
         render_error=render_error,
         error_model=GeminiError,
-        endpoints=[*routes.endpoints(), *models.endpoints()],
+        endpoints=[
+            *routes.endpoints(),
+            *models.endpoints(),
+            *uploads.endpoints(),
+            *GeminiFileRoutes(files=files).endpoints(),
+        ],
         is_client=is_gemini_client,
-        documents={MODELS: describe_models, MODEL: describe_model},
+        documents={
+            MODELS: describe_models,
+            MODEL: describe_model,
+            FILES: describe_files,
+            FILE: describe_file,
+            DELETED_FILE: describe_deletion,
+        },
     )

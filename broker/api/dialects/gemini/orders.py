@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from broker.api.dialects.gemini.contents import ResolveFile, read_conversation
-from broker.api.dialects.gemini.requests import GeminiFileData, GenerateContentRequest
+from broker.api.dialects.gemini.requests import GenerateContentRequest
 from broker.catalog import Catalog
 from broker.errors import ApiError
-from broker.orders import ImageParams, OrderRequest, ReferenceSource
+from broker.orders import ImageParams, OrderRequest
 
 MAX_IMAGES: Final[Mapping[str, int]] = {"nano-banana": 3}
 """Input images of one turn, where Google takes fewer than the catalog has from other providers."""
@@ -58,12 +58,6 @@ async def build_order(
         origin={"dialect": "gemini", "model": model.removeprefix("models/")},
     )
     return BuiltOrder(order=order, ignored=(*request.ignored_names(), *conversation.left_out))
-
-
-async def refuse_file(file: GeminiFileData) -> ReferenceSource:
-    """Raise the error for a file that this broker does not have."""
-    message = "This file is not stored here: send the image as base64 in inlineData."
-    raise ApiError("invalid_request", message, field="fileData.fileUri")
 
 
 def _find_model(catalog: Catalog, name: str) -> str:

@@ -11,7 +11,8 @@ from starlette.responses import Response
 
 from broker.api.dialects.gemini.answers import TaskImages, answer_chunks, answer_document, late_answer
 from broker.api.dialects.gemini.contents import ResolveFile
-from broker.api.dialects.gemini.orders import SPELLING, build_order, refuse_file
+from broker.api.dialects.gemini.files import find_file
+from broker.api.dialects.gemini.orders import SPELLING, build_order
 from broker.api.dialects.gemini.requests import GenerateContentRequest
 from broker.api.dialects.gemini.schemas import REQUEST_SCHEMA, GeminiAccepted, GeminiAnswer
 from broker.api.dialects.gemini.spelling import AnswerStyle, Spelling, choose_style, is_sdk
@@ -44,7 +45,7 @@ class GeminiOrderRoutes:
     catalog: Catalog
     messages: Messages
     spelling: Spelling
-    resolve_file: ResolveFile = refuse_file
+    resolve_file: ResolveFile = find_file
 
     @classmethod
     def from_services(cls, services: Services, held: HeldAnswers) -> GeminiOrderRoutes:
