@@ -113,14 +113,33 @@ def generate(
     resolution: Annotated[str | None, typer.Option(help="1K, 2K or 4K, if the model supports it.")] = None,
     n: Annotated[int, typer.Option("--n", "-n", min=1, max=6, help="Number of images.")] = 1,
     provider: Annotated[str | None, typer.Option(help="The only provider that may get the order.")] = None,
+    priority: Annotated[
+        str | None, typer.Option(help="low, normal or high, among your own orders; low may be cheaper and slower.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show price, routes and request; order nothing.")] = False,
 ) -> None:
     """Make images and save them. Uses the running broker; without one, runs a broker for this command."""
     from broker.cli.generate import generate, show_dry_run
 
     run = partial(show_dry_run, prompt) if dry_run else partial(generate, prompt, out=out)
-    chosen = {"model": model, "aspect_ratio": aspect, "resolution": resolution, "n": n, "provider": provider}
+    chosen = {"model": model, "aspect_ratio": aspect, "resolution": resolution, "n": n}
+    chosen |= {"provider": provider, "priority": priority}
     _run_command(partial(run, images=image or [], **chosen))
+
+
+@app.command()
+def mcp(
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Folder to save results to. Default: ~/nano-banana")
+    ] = None,
+    wait: Annotated[
+        float, typer.Option(min=0, max=24, help="Longest wait of one call in seconds; then it returns the task id.")
+    ] = 24,
+) -> None:
+    """Serve tools for agents over stdio (MCP): generate, edit, get_task, list_models. Uses the running broker."""
+    from broker.cli.mcp import serve_mcp
+
+    _run_command(serve_mcp, out=out, seconds=wait)
 
 
 @app.command()

@@ -54,21 +54,40 @@ async def connect_broker() -> AsyncIterator[Connection]:
     private = settings.model_copy(update={"webhook_base_url": "", "tunnel_api": ""})
     async with (
         open_services(private, joins=False) as services,
-        make_client(base, settings, app=build_app(services)) as client,
+        make_client(base, settings, first_key(settings), app=build_app(services)) as client,
     ):
         yield Connection(client=client, is_running=False)
 
 
 @asynccontextmanager
 async def find_running_broker(settings: Settings) -> AsyncIterator[AsyncClient | None]:
-    """Yield a client of the broker at BROKER_HOST and BROKER_PORT, or None if there is none."""
-    async with make_client(local_base_url(settings.host, settings.port), settings) as client:
-        yield client if await client.alive() else None
+    """Yield a client of the broker at BROKER_URL, or at BROKER_HOST and BROKER_PORT; None if there is none.
+
+    Raises `CommandError` if no broker answers at a BROKER_URL: then another one must not get the order.
+    """
+    base, key = broker_address(settings)
+    async with make_client(base, settings, key) as client:
+        is_running = await client.alive()
+        if settings.broker_url and not is_running:
+            raise CommandError(f"No broker answers at {base}: check BROKER_URL, and that the broker runs there.")
+        yield client if is_running else None
 
 
-def make_client(base: str, settings: Settings, *, app: ASGIApp | None = None) -> AsyncClient:
-    """Return a client with the first of BROKER_API_KEYS; the caller closes it."""
-    key = settings.api_keys[0].get_secret_value() if settings.api_keys else None
+def broker_address(settings: Settings) -> tuple[str, str | None]:
+    """Return the URL of the broker that commands talk to, and the key that they send."""
+    key = settings.broker_key.get_secret_value() if settings.broker_key else None
+    if settings.broker_url:  # the keys of the broker configured here are not for another one
+        return settings.broker_url, key
+    return local_base_url(settings.host, settings.port), key or first_key(settings)
+
+
+def first_key(settings: Settings) -> str | None:
+    """Return the first of BROKER_API_KEYS."""
+    return settings.api_keys[0].get_secret_value() if settings.api_keys else None
+
+
+def make_client(base: str, settings: Settings, key: str | None, *, app: ASGIApp | None = None) -> AsyncClient:
+    """Return a client; the caller closes it."""
     return AsyncClient(base, key=key, timeout=settings.request_timeout, patience=PATIENCE_SECONDS, app=app)
 
 

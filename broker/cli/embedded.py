@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, closing
 
 from broker.bootstrap import open_services
 from broker.callbacks.public_url import check_configured
-from broker.cli.connection import make_client
+from broker.cli.connection import first_key, make_client
 from broker.cli.sandbox import LOOPBACK, run_sandbox
 from broker.client import AsyncClient
 from broker.net.hosts import local_base_url
@@ -43,6 +43,6 @@ async def run_embedded_broker(settings: Settings) -> AsyncIterator[tuple[Service
         async with (
             open_system(settings, sock) as services,
             running_server(services, sock),
-            make_client(local_base_url(LOOPBACK, socket_port(sock)), settings) as client,
+            make_client(local_base_url(LOOPBACK, socket_port(sock)), settings, first_key(settings)) as client,
         ):
             yield services, client

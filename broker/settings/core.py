@@ -68,6 +68,10 @@ PublicUrl = Annotated[
         "use a public URL like https://broker.example.com, without user name or password, or leave it empty", other=""
     ),
 ]
+BrokerUrl = Annotated[
+    str,
+    http_url("use the address of a broker like https://broker.example.com, without user name or password", other=""),
+]
 DatabaseUrl = Annotated[SecretStr, matching(rf"sqlite:///.*|{_POSTGRES}", f"use sqlite:///data/broker.db or {_DSN}")]
 ListenUrl = Annotated[SecretStr, matching(f"none|{_POSTGRES}", f"use the address of Postgres itself, {_DSN}, or none")]
 BlobUrl = Annotated[str, matching(f"file:.*|{_BUCKET}", "use file:data/blobs or s3://bucket/prefix")]
@@ -127,6 +131,8 @@ class Settings(BaseSettings):
     port: int = env("BROKER_PORT", default=8000, ge=0, le=65535)
     connections_per_peer: PositiveInt = env("BROKER_CONNECTIONS_PER_PEER", default=64)
     api_keys: CommaSeparated[BearerKey] = env("BROKER_API_KEYS", default=())
+    broker_url: BrokerUrl = env("BROKER_URL", default="")
+    broker_key: BearerKey | None = env("BROKER_KEY")
     allow_anonymous: bool = env("BROKER_ALLOW_ANONYMOUS", default=False)
     cors_origins: CommaSeparated[Origin] = env("BROKER_CORS_ORIGINS", default=())
 

@@ -64,7 +64,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
 def test_help_names_every_command(shell: Shell) -> None:
     ended = shell.run("--help")
     assert ended.code == 0
-    names = "demo serve worker sandbox generate task tasks cancel callbacks webhooks providers doctor cleanup db"
+    names = "demo serve worker sandbox generate mcp task tasks cancel callbacks webhooks providers doctor cleanup db"
     assert all(f" {name} " in ended.out for name in names.split())
 
 
@@ -228,6 +228,7 @@ def test_generate_reports_a_failed_task(served: Shell) -> None:
         (("-i", "missing.png"), "missing.png: No such file"),
         (("-o", "nowhere/fox.png"), "no folder nowhere"),
         (("--aspect", "5:77"), "Accepted: 1:1"),
+        (("--priority", "urgent"), "priority"),
     ],
 )
 def test_generate_reports_a_wrong_option(served: Shell, args: tuple[str, ...], words: str) -> None:
@@ -244,6 +245,16 @@ def test_dry_run_shows_price_routes_and_request_and_orders_nothing(served: Shell
     assert '"prompt": "a dry fox"' in ended.out
     assert json.loads(served.run("tasks", "--json").out) == before
     assert "No provider" in served.run("generate", "a fox", "--dry-run", "--provider", "fal").err
+
+
+def test_command_talks_to_the_broker_at_a_url_and_to_no_other(served: Shell, shell: Shell) -> None:
+    url = f"http://127.0.0.1:{served.settings['BROKER_PORT']}"
+    assert shell.run("generate", "a fox", "--dry-run", BROKER_URL=url, BROKER_KEY=KEY).code == 0
+    assert "BROKER_API_KEYS" in shell.run("tasks", BROKER_URL=url, BROKER_API_KEYS=KEY).err
+    for command in (("generate", "a fox"), ("tasks",)):
+        ended = served.run(*command, BROKER_URL="http://127.0.0.1:9")
+        assert (ended.code, ended.out) == (1, "")
+        assert "check BROKER_URL" in ended.err
 
 
 def test_generate_needs_the_key_of_the_broker(served: Shell) -> None:
