@@ -10,16 +10,20 @@ from typing import Any
 
 
 class Event(StrEnum):
-    """The end of a task. Each event happens to a task at most once; a failed task may still complete later."""
+    """What happens to a task. Each event happens to it at most once; a failed task may still complete later.
 
+    STARTED: a provider works on it; only some formats of webhooks announce it. The others are ends.
+    """
+
+    STARTED = "task.started"
     COMPLETED = "task.completed"
     FAILED = "task.failed"
     CANCELED = "task.canceled"
 
 
 def event_between(before: str, after: str) -> Event | None:
-    """Return the event that a change of the public status causes, or None."""
-    ends = {event.removeprefix("task."): event for event in Event}
+    """Return the end that a change of the public status causes, or None."""
+    ends = {event.removeprefix("task."): event for event in Event if event != Event.STARTED}
     return ends.get(after) if before != after else None
 
 

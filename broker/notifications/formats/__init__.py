@@ -12,11 +12,13 @@ from broker.notifications.formats.base import FormatContext, WebhookFormat
 from broker.notifications.formats.fal import FalFormat
 from broker.notifications.formats.kie import KieFormat
 from broker.notifications.formats.native import NativeFormat
+from broker.notifications.formats.replicate import ReplicateFormat
 
 FORMATS: Final[Mapping[str, Callable[[FormatContext], WebhookFormat]]] = {
     "fal": FalFormat,
     "native": NativeFormat,
     "kie": KieFormat,
+    "replicate": ReplicateFormat,
 }
 ORIGIN_KEY: Final = "webhook_format"
 """Key in the origin of an order."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from broker.presenter import TaskPresenter
 from storage.deliveries import Delivery
@@ -37,3 +37,11 @@ class WebhookFormat(Protocol):
 
     def sign(self, delivery: Delivery, at: float, body: bytes) -> Mapping[str, str]:
         """Return the headers of one attempt. at: time of sending, in seconds since the epoch."""
+
+
+@runtime_checkable
+class StartFormat(Protocol):
+    """A webhook format that also tells when a provider has begun to work on a task."""
+
+    def make_start_body(self, at: float, task: Task) -> str | None:
+        """Return the JSON body about the start, like `WebhookFormat.make_body`."""
