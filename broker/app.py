@@ -24,6 +24,7 @@ from broker.api.dialects.fal import fal_dialect
 from broker.api.dialects.gemini import gemini_dialect
 from broker.api.dialects.kie import kie_dialect
 from broker.api.dialects.openai import openai_dialect
+from broker.api.dialects.replicate import replicate_dialect
 from broker.api.docs import DocsRoutes
 from broker.api.health import HealthRoutes
 from broker.api.http.auth import Authenticator
@@ -65,6 +66,7 @@ DIALECTS: Final[tuple[Callable[[Services], Dialect], ...]] = (
     gemini_dialect,
     openai_dialect,
     fal_dialect,
+    replicate_dialect,
 )
 """Factories of the dialects of other APIs, mounted after the native one."""
 

@@ -230,6 +230,9 @@ PATH_VALUES = {
     "/api/providers/": "kie",
     "/docs/": "start.js",
     "/fal/": "nothing",
+    "/v1/predictions/": f"task_{'0' * 32}",
+    "/v1/models/": "nano-banana",
+    "/v1/deployments/": "nano-banana",
 }
 PUBLIC = """GET / · GET /health · GET /api/task/{id} · GET /api/task/{id}/events · GET /api/batch/{id} ·
     GET /uploads/images/{name} · GET /uploads/references/{name} · GET /fal/.well-known/jwks.json ·

@@ -36,6 +36,7 @@ UNDERSTOOD: Final[Mapping[str, tuple[str, ...]]] = {
     "banana_service": (),
     "chat_service": (),
     "kie": (),
+    "replicate": ("Token",),
     "gemini": ("x-goog-api-key", "?key="),
     "openai": ("?key=",),
     "fal": ("Key",),

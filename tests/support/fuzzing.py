@@ -47,6 +47,8 @@ DICTIONARIES: Final = (
     ("/uploads/images/", "results"),
     ("/uploads/references/", "references"),
     ("/docs/", "files"),
+    ("/v1/predictions/{id}/cancel", "cancelable"),
+    ("/v1/predictions/", "tasks"),
 )
 """Method and path, or start of a path → the dictionary of its ids; the first match counts."""
 

@@ -117,15 +117,16 @@ class PredictionPresenter:
     ) -> ReplicatePrediction:
         """Return the prediction of one task, or of all tasks of a batch.
 
-        images: one of each completed task, in order. is_new: for the answer to its order, in which clients take every
-        status but `starting` for an end.
+        images: of each completed task the first, in order. is_new: for the answer to its order, in which clients take
+        every status but `starting` for an end.
         """
         first, origin = tasks[0], PredictionOrigin.of_task(tasks[0])
         status = _status_of(tasks)
         if is_new and status == "processing":
             status = "starting"
         urls = [f"{base_url}/uploads/images/{image.name}" for image in images]
-        error, detail = self._error(first) if status == "failed" else (None, None)
+        failed = next((task for task in tasks if task.status == "failed"), None)
+        error, detail = self._error(failed) if failed and status == "failed" else (None, None)
         url = f"{base_url}/v1/predictions/{first.id}"
         ended_at = max(task.ended_at or 0.0 for task in tasks) if all(task.has_ended for task in tasks) else None
         return ReplicatePrediction(
@@ -171,7 +172,7 @@ class ReplicateFormat:
         wanted = PredictionOrigin.of_task(task).events
         if "completed" not in wanted and not ("output" in wanted and event == Event.COMPLETED):
             return None
-        return self._write_body(task, images)
+        return self._write_body(task, images[:1])
 
     def make_start_body(self, at: float, task: Task) -> str | None:
         return self._write_body(task, ()) if "start" in PredictionOrigin.of_task(task).events else None

@@ -1,0 +1,55 @@
+"""The dialect of Replicate: predictions, models and webhooks; README.md states where it differs."""
+
+from __future__ import annotations
+
+from starlette.requests import HTTPConnection
+
+from broker.api.dialects.replicate.models import ReplicateModels
+from broker.api.dialects.replicate.predictions import PredictionAnswers
+from broker.api.dialects.replicate.routes import ReplicateRoutes
+from broker.api.dialects.replicate.schemas import ReplicateProblem, render_error
+from broker.api.http.auth import Authenticator, KeyPlaces
+from broker.api.http.endpoint import Dialect
+from broker.api.shared.dialect import MODEL, MODELS
+from broker.api.shared.held_answers import HeldAnswers
+from broker.notifications.formats.replicate import PredictionPresenter
+from broker.notifications.signing import signing_keys
+from broker.services import Services
+from webhooks.signatures.standard import write_secret
+
+PLACES = KeyPlaces(schemes=("token",))
+
+
+def replicate_dialect(services: Services) -> Dialect:
+    """Return the dialect, mounted on the parts that it uses."""
+    models = ReplicateModels(served=services.served_models, catalog=services.catalog)
+    secret = services.tokens.secret
+    routes = ReplicateRoutes(
+        clock=services.clock,
+        held=HeldAnswers.from_services(services),
+        queries=services.queries,
+        canceler=services.canceler,
+        models=models,
+        answers=PredictionAnswers(
+            queries=services.queries,
+            blobs=services.blobs,
+            presenter=PredictionPresenter(messages=services.presenter.messages),
+            public_base=lambda: services.address.base,
+        ),
+        webhook_secret=write_secret(signing_keys(services.settings, secret)[0]),
+    )
+    return Dialect(
+        name="replicate",
+        authenticate=Authenticator(services.settings, secret, PLACES).authenticate,
+        render_error=render_error,
+        error_model=ReplicateProblem,
+        endpoints=routes.endpoints(),
+        is_client=is_replicate_client,
+        documents={MODEL: models.model_document, MODELS: models.list_document},
+    )
+
+
+def is_replicate_client(request: HTTPConnection) -> bool:
+    """Return whether one of Replicate's SDKs, or the AI SDK's provider for it, has sent a request."""
+    agent = request.headers.get("user-agent", "")
+    return agent.startswith(("replicate-python/", "replicate-javascript/")) or "ai-sdk/replicate/" in agent
