@@ -20,7 +20,7 @@ from tests.support.brokers import RunningBroker
 from tests.support.emulators import PROVIDERS
 
 KEY: Final = "key-of-a-caller-0123456789"
-SETTINGS: Final[dict[str, Any]] = {"api_keys": (SecretStr(KEY),), "check_after": 0.2}
+SETTINGS: Final[dict[str, Any]] = {"api_keys": (SecretStr(KEY),), "check_after": 0.2, "task_deadline": 20}
 NODE_FOLDER: Final = Path(__file__).parents[1] / "e2e"
 NODE_CLIENTS: Final = tuple(sorted(path.stem for path in NODE_FOLDER.glob("clients/*.mjs")))
 

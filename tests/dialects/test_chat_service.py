@@ -92,7 +92,8 @@ async def test_options_are_checked_and_those_without_effect_are_named(broker: Ru
     assert len(await broker.provider_jobs()) == 1
 
 
-async def test_numbers_may_be_written_out(broker: RunningBroker) -> None:
+async def test_options_reach_a_provider_that_has_them_and_may_be_written_out(broker: RunningBroker) -> None:
+    sent = {"temperature": 0.5, "topP": 0.9, "topK": 40, "maxOutputTokens": 2048, "seed": -5}
     options = {"temperature": "0.5", "top_p": "0.9", "top_k": "40", "max_output_tokens": "2048", "seed": "-5"}
     answers = [
         await generate(broker, "a red fox", **options),
@@ -101,7 +102,9 @@ async def test_numbers_may_be_written_out(broker: RunningBroker) -> None:
     for answer in answers:
         decoded(answer)
         task = await broker.services.queries.get(answer.headers["x-request-id"])
-        assert dict(task.params) == {"temperature": 0.5, "topP": 0.9, "topK": 40, "maxOutputTokens": 2048, "seed": -5}
+        assert dict(task.params) == sent
+    for job in await broker.provider_jobs():
+        assert sent.items() <= job["request"]["config"].items()
 
 
 async def test_options_that_the_provider_does_not_have_are_named(tmp_path: Path) -> None:
