@@ -158,6 +158,7 @@ def _task_endpoints(services: Services, messages: Messages) -> list[Endpoint]:
         orders=services.orders,
         queries=services.queries,
         canceler=services.canceler,
+        deleter=services.deleter,
         cache=cache,
         messages=messages,
         max_form_bytes=max_form_bytes(services.catalog, services.settings.max_file_size),

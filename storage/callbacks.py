@@ -163,6 +163,14 @@ class Callbacks:
             ORDER BY received_at, id LIMIT :limit{self.database.skip_locked})"""
         return await self.database.execute(sql, before=before, limit=limit)
 
+    def delete_of_expired(self, task_id: str) -> Statement:
+        """Delete the processed callbacks of a task if it is expired; it follows the statement that expires the task."""
+        state = "(SELECT t.state FROM tasks t WHERE t.id = callbacks.task_id)"
+        return Statement(
+            sql=f"DELETE FROM callbacks WHERE task_id = :id AND processed_at IS NOT NULL AND {state} = 'expired'",
+            params={"id": task_id},
+        )
+
     async def count_unprocessed(self, task_id: str) -> int:
         """Count the unprocessed callbacks of one task, to limit floods."""
         sql = f"SELECT count(*) AS n FROM callbacks WHERE {_IS_UNPROCESSED} AND task_id = :task_id"

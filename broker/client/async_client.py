@@ -222,7 +222,7 @@ class AsyncClient:
     async def cancel(self, task: TaskRef) -> Task:
         """Cancel a task; a canceled one is returned. Raises `BrokerApiError` with status 409 when it is too late."""
         try:
-            return (await self._fetch(TaskDocument, "DELETE", _task_path(task))).data
+            return (await self._fetch(TaskDocument, "DELETE", _task_path(task), params={"cancelOnly": "true"})).data
         except errors.BrokerApiError as error:
             # an earlier attempt may have succeeded although its response was lost
             if error.status == 409 and (current := await self.get(task)).status == "canceled":

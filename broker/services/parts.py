@@ -31,6 +31,7 @@ from broker.ordering.routing import OrderRouter
 from broker.ordering.service import OrderService
 from broker.services.resources import Resources
 from broker.tasks.cancellation import TaskCanceler
+from broker.tasks.deletion import TaskDeleter
 from broker.tasks.eta import EtaEstimator
 from broker.tasks.orders import OrderBuilder
 from broker.tasks.queries import TaskQueries
@@ -62,6 +63,10 @@ class Services(Resources):
     @cached_property
     def canceler(self) -> TaskCanceler:
         return TaskCanceler(queries=self.queries, transitions=self.transitions, pools=self.pools)
+
+    @cached_property
+    def deleter(self) -> TaskDeleter:
+        return TaskDeleter(queries=self.queries, transitions=self.transitions, tables=self.tables)
 
     @cached_property
     def eta(self) -> EtaEstimator:

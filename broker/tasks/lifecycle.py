@@ -490,6 +490,17 @@ def expire(task: Task, now: float, policy: TaskPolicy) -> Changes:
     expires_at = (task.ended_at or now) + policy.retention_seconds
     if now < expires_at:
         return Changes(task={"due_at": expires_at})
+    return _without_content(now)
+
+
+def delete(task: Task, now: float, policy: TaskPolicy) -> Changes:
+    """Return the changes of a deletion on request: retention that is over now; NOTHING while the task has not ended."""
+    if not task.has_ended or task.state == TaskState.EXPIRED:
+        return NOTHING
+    return _without_content(now)
+
+
+def _without_content(now: float) -> Changes:
     content: dict[str, Any] = {"prompt": "", "params": {}, "references": (), "outputs": (), "texts": (), "turn": None}
     content |= {"turns": (), "origin": {}, "callback_url": None, "error_detail": None}
     return Changes(task=_enter(TaskState.EXPIRED, now, **content, step_retries=0, due_at=now))

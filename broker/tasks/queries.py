@@ -32,7 +32,7 @@ class TaskQueries:
         if task is None:
             raise ApiError("task_not_found", "There is no task with this id. Check the id, or create the task again.")
         if task.state == TaskState.EXPIRED:
-            raise ApiError("task_expired", "This task and its images were deleted when their retention time was over.")
+            raise ApiError("task_expired", "This task and its images are deleted: on request, or by retention.")
         return task
 
     async def get_batch(self, batch_id: str) -> list[Task]:
@@ -42,7 +42,7 @@ class TaskQueries:
             raise ApiError("task_not_found", "There is no batch with this id. Check the id, or create the tasks again.")
         kept = [task for task in tasks if task.state != TaskState.EXPIRED]
         if not kept:
-            raise ApiError("task_expired", "The tasks of this batch were deleted when their retention time was over.")
+            raise ApiError("task_expired", "The tasks of this batch are deleted: on request, or by retention.")
         return kept
 
     async def get_version(self, task_id: str) -> int | None:

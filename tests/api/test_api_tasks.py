@@ -376,7 +376,7 @@ async def test_cancel_ends_a_waiting_task(tmp_path: Path) -> None:
         task = await broker.add_task()
         answer = await broker.client.delete(f"/api/task/{task.id}")
         assert (answer.status_code, answer.json()["data"]["status"]) == (200, "canceled")
-        again = await broker.client.delete(f"/api/task/{task.id}")
+        again = await broker.client.delete(f"/api/task/{task.id}", params={"cancelOnly": "true"})
         assert (again.status_code, again.json()["code"]) == (409, "conflict")
 
 
@@ -385,7 +385,7 @@ async def test_cancel_is_rejected_when_it_is_too_late(tmp_path: Path, state: Tas
     async with open_api(tmp_path) as broker:
         task = await broker.add_task(state=state, ended_at=None if state == TaskState.FETCHING else 5.0)
         before = await broker.services.tables.tasks.get(task.id)
-        answer = await broker.client.delete(f"/api/task/{task.id}")
+        answer = await broker.client.delete(f"/api/task/{task.id}", params={"cancelOnly": "true"})
         assert (answer.status_code, answer.json()["code"]) == (409, "conflict")
         assert await broker.services.tables.tasks.get(task.id) == before
 

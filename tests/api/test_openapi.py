@@ -141,7 +141,7 @@ async def test_responses_match_the_document(tmp_path: Path) -> None:
             ("GET", "/api/webhook/{provider}", "/api/webhook/kie", {}, 200),
             ("POST", WEBHOOK_PATH, WEBHOOK_PATH, {"json": {"task_id": known.tasks[2]}}, 200),
             ("DELETE", "/api/task/{id}", f"/api/task/{known.tasks[2]}", {}, 200),
-            ("DELETE", "/api/task/{id}", f"/api/task/{known.tasks[2]}", {}, 409),
+            ("DELETE", "/api/task/{id}", f"/api/task/{known.tasks[2]}?cancelOnly=true", {}, 409),
             *(("GET", "/api/task/{id}", f"/api/task/{task}", {}, 410 if task == known.tasks[-1] else 200)
               for task in known.tasks),
         ]  # fmt: skip

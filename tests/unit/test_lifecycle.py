@@ -19,6 +19,7 @@ from broker.tasks.lifecycle import (
     begin_submission,
     cancel,
     check_failed,
+    delete,
     downloaded,
     expire,
     files_deleted,
@@ -496,6 +497,16 @@ def test_expired_task_keeps_no_content() -> None:
     gone = applied(task, expire(task, NOW + POLICY.retention_seconds, POLICY))
     assert (gone.state, gone.prompt, gone.references, gone.outputs) == (TaskState.EXPIRED, "", (), ())
     assert files_deleted(NOW, POLICY).task["due_at"] == NOW + 7 * 86400
+
+
+@pytest.mark.parametrize("state", list(TaskState))
+def test_deletion_on_request_is_a_retention_that_is_over_now(state: TaskState) -> None:
+    has_ended = state in {TaskState.SUCCEEDED, TaskState.FAILED, TaskState.CANCELED}
+    task = a_task(state, ended_at=NOW if has_ended else None)
+    assert bool(delete(task, NOW, POLICY)) == has_ended
+    if has_ended:
+        gone = applied(task, delete(task, NOW, POLICY))
+        assert (gone.state, gone.prompt, gone.outputs, gone.due_at) == (TaskState.EXPIRED, "", (), NOW)
 
 
 # -- in every order

@@ -12,6 +12,7 @@ from broker.api.native.params import OrderForm, OrderJson
 from broker.api.native.schemas import (
     BATCH_ID,
     BatchData,
+    DeletionQuery,
     DryRunResponse,
     OrderAccepted,
     PollQuery,
@@ -110,9 +111,14 @@ def task_endpoints(tasks: TaskRoutes) -> list[Endpoint]:
         ),
         _cancel_endpoint(
             "/api/task/{id}",
-            tasks.cancel_task,
+            tasks.cancel_or_delete_task,
+            operation_id="cancelTask",
+            query=DeletionQuery,
             parameters=(_TASK, _LANGUAGE),
-            responses={200: json_success("the canceled task", _TaskResponse)},
+            responses={
+                200: json_success("the canceled task", _TaskResponse),
+                204: SuccessResponse(text="the task had ended, and is deleted with its images"),
+            },
         ),
         Endpoint(
             "GET",

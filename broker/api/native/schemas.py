@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field
 
 from broker.api.http.pagination import PageQuery, cursor_text
-from broker.api.http.query import EMPTY, ParsedText, QueryModel, one_of_text
+from broker.api.http.query import EMPTY, FLAG_TEXT, ParsedText, QueryModel, one_of_text
 from broker.orders import Qualifier
 from broker.presenter import TASK_ID, ResponseModel, TaskData, TaskId, TaskStatus
 from storage import ids
@@ -39,6 +39,10 @@ class PollQuery(QueryModel):
     wait: Annotated[float, _WAIT_TEXT, Field(description="seconds to hold the response until the end; at most 30")] = (
         0.0
     )
+
+
+class DeletionQuery(QueryModel):
+    cancel_only: Annotated[bool, FLAG_TEXT, Field(description="cancel, but delete nothing")] = False
 
 
 class TaskListQuery(PageQuery):

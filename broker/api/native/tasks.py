@@ -34,6 +34,7 @@ from broker.api.native.params import OrderFields, read_form_order, read_json_ord
 from broker.api.native.schemas import (
     BatchData,
     CostEstimate,
+    DeletionQuery,
     DryRunResponse,
     OrderAccepted,
     PollQuery,
@@ -48,6 +49,7 @@ from broker.ordering.service import CreatedTasks, OrderService
 from broker.orders import Plan
 from broker.presenter import TaskData
 from broker.tasks.cancellation import TaskCanceler
+from broker.tasks.deletion import TaskDeleter
 from broker.tasks.queries import TaskQueries
 from storage.tasks import Task
 
@@ -62,6 +64,7 @@ class TaskRoutes:
     orders: OrderService
     queries: TaskQueries
     canceler: TaskCanceler
+    deleter: TaskDeleter
     cache: TaskCache
     messages: Messages
     max_form_bytes: int
@@ -177,9 +180,17 @@ class TaskRoutes:
         data = [await self.cache.task_data(task, language) for task in page]
         return json_response(PageResponse[TaskData](success=True, data=data, next_cursor=next_cursor).to_document())
 
-    async def cancel_task(self, request: Request) -> Response:
-        """Cancel a task."""
-        task = await self.canceler.cancel_task(request.path_params["id"])
+    async def cancel_or_delete_task(self, request: Request) -> Response:
+        """Cancel a task, or delete one that has ended, with its images.
+
+        With `cancelOnly` nothing is deleted: 409 for a task that has ended.
+        """
+        task_id = request.path_params["id"]
+        is_cancel = DeletionQuery.read(request).cancel_only or not (await self.queries.get(task_id)).has_ended
+        if not is_cancel:
+            await self.deleter.delete_task(task_id)
+            return Response(status_code=204)
+        task = await self.canceler.cancel_task(task_id)
         return data_response(await self.cache.task_data(task, requested_language(request)))
 
     # -- batches
