@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 
+from broker.api.http.endpoint import Dialect
 from broker.bootstrap import database_for, load_settings, open_services
 from broker.clock import Clock
 from broker.orders import OrderRequest
@@ -99,6 +100,7 @@ async def open_broker(
     sandbox: str | None = None,
     options: Options | None = None,
     open_database: Callable[[Settings], AbstractAsyncContextManager[Database]] = database_for,
+    extra_dialects: Sequence[Callable[[Services], Dialect]] = (),
     **settings: Any,
 ) -> AsyncIterator[RunningBroker]:
     """Run a broker over real HTTP, with the sandbox as its provider.
@@ -129,7 +131,7 @@ async def open_broker(
             },
         )
         services = await stack.enter_async_context(
-            open_services(chosen, port=socket_port(sock), open_database=open_database)
+            open_services(chosen, port=socket_port(sock), open_database=open_database, extra_dialects=extra_dialects)
         )
         await stack.enter_async_context(running_server(services, sock, limits=QUICK_STOP))
         client = await stack.enter_async_context(httpx.AsyncClient(base_url=address, timeout=35, verify=False))

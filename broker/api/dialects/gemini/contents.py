@@ -16,20 +16,16 @@ from broker.api.dialects.gemini.requests import (
     GeminiRequestContent,
     GeminiRequestPart,
 )
+from broker.catalog import quote_text
 from broker.errors import ApiError
 from broker.orders import DataUriReference, ReferenceSource, Turn, TurnPart
 
 Role = Literal["user", "model"]
 ResolveFile = Callable[[GeminiFileData], Awaitable[ReferenceSource]]
-"""The file of a part → its image. Raises `ApiError` for a file that this broker does not have."""
+"""The file of a part → its image. Raises `ApiError` for a file that the caller does not have here."""
 
 _URL_ALPHABET: Final = str.maketrans("-_", "+/")
-_ROLES: Final[Mapping[str | None, Literal["user", "model"]]] = {
-    None: "user",
-    "": "user",
-    "user": "user",
-    "model": "model",
-}
+_ROLES: Final[Mapping[str, Role]] = {"": "user", "user": "user", "model": "model"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,18 +73,16 @@ async def read_conversation(
     """
     places = [*_list_parts(contents)]
     if not places or places[-1].role != "user":
-        raise ApiError(
-            "invalid_request", "contents must end with a turn of the user: add one with a text.", field="contents"
-        )
+        message = "contents must end with a turn of the user: add one with a text."
+        raise ApiError("invalid_request", message, field="contents")
     asked = _last_turn(places)
     kept, left_out = _choose_images(places, asked, max_images)
     sources = {place.path: await _read_image(place, resolve_file) for place in kept}
     positions = {path: position for position, path in enumerate(sources)}
-    turns = _build_turns(places, positions, is_sdk=is_sdk)
     return Conversation(
         prompt=_prompt(places),
         sources=tuple(sources.values()),
-        turns=() if _is_plain(places) else turns,
+        turns=() if _is_plain(places) else _build_turns(places, positions, is_sdk=is_sdk),
         left_out=tuple(place.path for place in left_out),
     )
 
@@ -115,16 +109,13 @@ def _check_part(place: _Place) -> None:
     media = place.part.inline_data or place.part.file_data
     media_type = (media.mime_type if media else None) or "image/png"
     if not media_type.lower().startswith("image/"):
-        message = (
-            f"Only images are read, no {media_type.partition('/')[0][:32] or 'other'} files: send PNG, JPEG or WebP."
-        )
+        message = f"Only images are read, not {quote_text(media_type)}: send PNG, JPEG or WebP."
         raise ApiError("invalid_request", message, field=place.path)
     others = [*place.part.unknown_names()]
     is_empty = media is None and place.part.text is None and not place.part.thought_signature
     if is_empty and others:
-        raise ApiError(
-            "unsupported_parameter", "A part must be text or an image.", field=f"{place.path}.{others[0]}"[:100]
-        )
+        message = "A part must be a text or an image."
+        raise ApiError("unsupported_parameter", message, field=f"{place.path}.{others[0]}"[:100])
 
 
 async def _read_image(place: _Place, resolve_file: ResolveFile) -> ReferenceSource:
@@ -156,9 +147,8 @@ def _choose_images(places: Sequence[_Place], asked: Sequence[_Place], most: int)
     """Return the images that are kept, in order, and those that are left out, the oldest ones."""
     count = sum(place.has_image for place in asked)
     if count > most:
-        raise ApiError(
-            "too_many_images", f"{count} images are too many: this model takes at most {most}.", field="contents"
-        )
+        message = f"{count} images are too many: this model takes at most {most} in a turn."
+        raise ApiError("too_many_images", message, field="contents")
     images = [place for place in places if place.has_image]
     begin = max(0, len(images) - most)
     return images[begin:], images[:begin]
