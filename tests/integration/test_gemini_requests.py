@@ -110,6 +110,12 @@ async def test_reference_outside_the_turns_is_not_lost() -> None:
     assert (await sent_body(order))["contents"][-1] == {"role": "user", "parts": [image("fox")]}
 
 
+async def test_plan_of_a_conversation_has_its_turns_without_images() -> None:
+    """The images are stored after it."""
+    order = an_order(user(TurnPart(text="a fox"), TurnPart(reference=0)), model(TurnPart(reference=1)))
+    assert (await sent_body(order))["contents"] == [{"role": "user", "parts": [{"text": "a fox"}]}]
+
+
 async def test_search_is_an_obstacle_at_a_provider_without_it() -> None:
     order = an_order(extra={"google_search": True})
     assert CATALOG.find_obstacle("gemini", order, 0) is None

@@ -36,7 +36,7 @@ def build_content(order: Order, fields: Mapping[str, Any], data: Sequence[str]) 
 
 
 def _spell_turns(order: Order, images: Sequence[Part]) -> list[dict[str, Any]]:
-    """Return the conversation, with the signatures of its parts unchanged.
+    """Return the conversation, with the signatures of its parts unchanged; a plan has no images yet.
 
     The models of the third generation refuse an image in a turn of theirs without its signature (Google: Thought
     signatures). One that another provider made has none: the user shows it at the beginning of the next turn.
@@ -46,6 +46,8 @@ def _spell_turns(order: Order, images: Sequence[Part]) -> list[dict[str, Any]]:
     for turn in order.turns:
         own, unsigned = list[Part](), list[Part]()
         for part in turn.parts:
+            if part.reference is not None and part.reference >= len(images):
+                continue
             is_unsigned = turn.role == "model" and part.reference is not None and not part.signature
             (unsigned if is_unsigned else own).append(_spell_part(part, images))
         if turn.role == "user":

@@ -1,0 +1,215 @@
+"""Conversations in the Gemini dialect: what a request says, and what Gemini gets back of its own turns."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from anyio import to_thread
+from google import genai
+from google.genai import types
+from pydantic import SecretStr
+
+from broker.api.dialects.gemini.contents import Conversation, read_conversation
+from broker.api.dialects.gemini.requests import GeminiFileData, GenerateContentRequest
+from broker.api.dialects.gemini.spelling import Spelling, spell_image
+from broker.api.shared.inline_images import split_document
+from broker.errors import ApiError
+from broker.orders import DataUriReference, ReferenceSource, Turn, TurnPart, UrlReference
+from broker.sandbox.dialects.gemini.routes import SIGNATURE
+from storage.images import StoredImage
+from tests.dialects.matrix import KEY, base_url
+from tests.support.brokers import RunningBroker
+from tests.support.emulators import broker_before
+
+pytestmark = pytest.mark.anyio
+
+PRO = "gemini-3-pro-image"
+
+
+# -- what a request says
+
+
+async def find_nothing(file: GeminiFileData) -> ReferenceSource:
+    return UrlReference(url=file.file_uri)
+
+
+async def read(*contents: Any, most: int = 3, is_sdk: bool = False) -> Conversation:
+    request = GenerateContentRequest.model_validate({"contents": list(contents)})
+    return await read_conversation(request.contents, max_images=most, resolve_file=find_nothing, is_sdk=is_sdk)
+
+
+def user(*parts: Any) -> dict[str, Any]:
+    return {"role": "user", "parts": list(parts)}
+
+
+def model(*parts: Any) -> dict[str, Any]:
+    return {"role": "model", "parts": list(parts)}
+
+
+def text(words: str) -> dict[str, Any]:
+    return {"text": words}
+
+
+def image(data: str, **more: Any) -> dict[str, Any]:
+    return {"inline_data": {"mime_type": "image/png", "data": data}, **more}
+
+
+def data_of(source: ReferenceSource) -> str:
+    assert isinstance(source, DataUriReference)
+    return source.text.removeprefix("data:image/png;base64,")
+
+
+async def test_one_turn_with_its_text_first_needs_no_turns() -> None:
+    said = await read(user(text("a fox"), text("in snow"), image("AAAA")))
+    assert (said.prompt, [data_of(one) for one in said.sources], said.turns) == ("a fox\nin snow", ["AAAA"], ())
+
+
+async def test_order_of_texts_and_images_in_one_turn_is_kept() -> None:
+    said = await read(user(text("this:"), image("AAAA"), text("in the style of"), image("BBBB")))
+    parts = (
+        TurnPart(text="this:"),
+        TurnPart(reference=0),
+        TurnPart(text="in the style of"),
+        TurnPart(reference=1),
+    )
+    assert said.turns == (Turn(role="user", parts=parts),)
+    assert said.prompt == "this:\nin the style of"
+
+
+async def test_prompt_has_what_was_said_since_the_last_image_of_the_model() -> None:
+    fox = model(text("Here it is."), image("AAAA"))
+    assert (await read(user(text("a fox")), fox, user(text("blue")))).prompt == "blue"
+    asked = await read(user(text("a fox")), model(text("Which colour?")), user(text("red")))
+    assert asked.prompt == "a fox\nred"
+    assert (await read(user(text("a fox")), fox, user(image("BBBB")))).prompt == "a fox"
+
+
+async def test_newest_images_of_earlier_turns_are_kept() -> None:
+    turns = [user(text("a fox"), image("AAAA")), model(image("BBBB")), user(text("blue")), model(image("CCCC"))]
+    said = await read(*turns, user(text("and this"), image("DDDD")), most=2)
+    assert [data_of(one) for one in said.sources] == ["CCCC", "DDDD"]
+    assert said.left_out == ("contents[0].parts[1]", "contents[1].parts[0]")
+    assert [[part.reference for part in turn.parts] for turn in said.turns] == [[None], [None], [0], [None, 1]]
+    with pytest.raises(ApiError, match="3 images are too many"):
+        await read(user(text("three"), *[image("AAAA")] * 3), most=2)
+
+
+async def test_base64_of_either_alphabet_and_signatures_of_an_sdk_are_read() -> None:
+    turns = [user(text("a fox")), model(image("_-8", thoughtSignature="a_-8=")), user(text("blue"))]
+    for is_sdk, signature in ((True, "a/+8="), (False, "a_-8=")):
+        said = await read(*turns, is_sdk=is_sdk)
+        assert data_of(said.sources[0]) == "/+8="
+        assert said.turns[1].parts == (TurnPart(reference=0, signature=signature),)
+
+
+async def test_drafts_of_the_model_are_left_out() -> None:
+    said = await read(user(text("a fox")), model(image("AAAA", thought=True), image("BBBB")), user(text("blue")))
+    assert [data_of(one) for one in said.sources] == ["BBBB"]
+
+
+async def test_short_forms_and_both_spellings_of_a_name_are_read() -> None:
+    assert (await read("a fox")).prompt == "a fox"
+    assert (await read({"parts": text("a fox")})).prompt == "a fox"
+    both = {**image("AAAA"), "inlineData": {"mimeType": "image/png", "data": "BBBB"}}
+    assert [data_of(one) for one in (await read(user(text("a fox"), both))).sources] == ["BBBB"]
+    file = {"file_data": {"file_uri": "https://broker.example/v1beta/files/x"}}
+    assert (await read(user(text("a fox"), file))).sources == (
+        UrlReference(url="https://broker.example/v1beta/files/x"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("contents", "field"),
+    [
+        ([], "contents"),
+        ([user()], "contents"),
+        ([user(text("a fox")), model(image("AAAA"))], "contents"),
+        ([{"role": "system", "parts": [text("a fox")]}], "contents[0].role"),
+        ([user(text("a fox"), {"functionCall": {"name": "x"}})], "contents[0].parts[1].functionCall"),
+        ([user(text("a fox"), {"inlineData": {"mimeType": "video/mp4", "data": ""}})], "contents[0].parts[1]"),
+        ([user(text("a fox"), {"fileData": {"mimeType": "application/pdf", "fileUri": "x"}})], "contents[0].parts[1]"),
+    ],
+)
+async def test_what_is_neither_text_nor_image_is_refused(contents: list[Any], field: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        await read(*contents)
+    assert (caught.value.status, caught.value.field) == (400, field)
+
+
+SNAKE = '"inline_data":{"mime_type":"image/png","data": IMAGE}'
+CAMEL = '"inlineData":{"mimeType":"image/png","data":IMAGE}'
+
+
+@pytest.mark.parametrize(("spelling", "found"), [("camel", CAMEL), ("snake", SNAKE), ("both", f"{SNAKE},{CAMEL}")])
+def test_only_the_copy_in_snake_case_has_a_blank(spelling: Spelling, found: str) -> None:
+    row: dict[str, Any] = {"kind": "result", "position": 0, "media_type": "image/png", "size": 3, "created_at": 0.0}
+    row |= {"name": "x.png", "owner": "task", "blob": "x", "sha256": "", "width": 1, "height": 1}
+    pieces = split_document(spell_image(StoredImage(**row), spelling))
+    shown = [
+        piece.decode() if isinstance(piece, bytes) else piece.head.decode().replace('"', "IMAGE") for piece in pieces
+    ]
+    assert "".join(shown) == f"{{{found}}}"
+
+
+# -- what Gemini gets back
+
+
+@pytest.fixture(scope="module")
+async def broker(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningBroker]:
+    """A broker before Gemini, whose emulator refuses an image of the model without its signature."""
+    settings: dict[str, Any] = {"api_keys": (SecretStr(KEY),), "task_deadline": 20}
+    async with broker_before("gemini", tmp_path_factory.mktemp("broker"), **settings) as running:
+        running.client.headers["x-goog-api-key"] = KEY
+        yield running
+
+
+async def test_chat_by_the_sdk_returns_the_turns_of_gemini_unchanged(broker: RunningBroker) -> None:
+    config = types.GenerateContentConfig(
+        temperature=0.5,
+        seed=7,
+        system_instruction="only foxes",
+        tools=[types.Tool(google_search=types.GoogleSearch())],
+    )
+
+    def talk(client: genai.Client) -> list[types.GenerateContentResponse]:
+        with client:
+            chat = client.chats.create(model=PRO, config=config)
+            return [chat.send_message(words) for words in ("a red fox", "make it blue", "make it green")]
+
+    options = types.HttpOptions(base_url=base_url(broker))
+    answers = await to_thread.run_sync(talk, genai.Client(api_key=KEY, http_options=options))
+    for answer in answers:
+        assert answer.parts
+        first, second = answer.parts
+        assert (first.text, second.thought_signature) == ("Here is your image.", base64.b64decode(SIGNATURE))
+    last = await broker.services.queries.get(answers[-1].response_id or "")
+    assert (len(last.references), last.prompt) == (2, "make it green")
+    signatures = [part.get("signature") for turn in last.turns for part in turn["parts"] if "reference" in part]
+    assert signatures == [SIGNATURE, SIGNATURE]
+    job = (await broker.provider_jobs())[-1]
+    assert job["prompt"].splitlines() == [
+        *("a red fox", "Here is your image.", "make it blue", "Here is your image.", "make it green")
+    ]
+    config_sent, tools = job["request"]["config"], job["request"]["tools"]
+    assert (config_sent["temperature"], config_sent["seed"], tools) == (0.5, 7, [{"googleSearch": {}}])
+    answered = answers[-1].sdk_http_response
+    assert answered
+    assert "x-ignored" not in (answered.headers or {})
+
+
+@pytest.mark.parametrize("mood", ["thoughts", "snake", "markdown"])
+async def test_answer_has_the_image_first_for_clients_that_are_no_sdk(broker: RunningBroker, mood: str) -> None:
+    """However the provider spells it; without its drafts."""
+    body = {"contents": [user(text(f"a fox [mood:{mood}]"))], "systemInstruction": {"parts": [text("only foxes")]}}
+    answer = await broker.client.post(f"/v1beta/models/{PRO}:generateContent", json=body)
+    assert answer.status_code == 200, answer.text
+    first, second = answer.json()["candidates"][0]["content"]["parts"]
+    assert first["inlineData"]["data"] == first["inline_data"]["data"]
+    assert base64.b64decode(first["inlineData"]["data"], validate=True).startswith(b"\x89PNG")
+    assert second["text"].startswith("Here")
+    assert ("thoughtSignature" in first) == (mood != "markdown")
+    assert json.dumps(answer.json()).count("stored:") == 0
