@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from storage.attempts import Attempts
+from storage.batches import Batches
 from storage.callbacks import Callbacks
 from storage.cluster_state import ClusterState, PeriodicJobs
 from storage.deliveries import Deliveries
@@ -28,6 +29,7 @@ class Tables:
         self.tasks = Tasks(database)
         self.task_queue = TaskQueue(database)
         self.task_retention = TaskRetention(database)
+        self.batches = Batches(database)
         self.attempts = Attempts(database)
         self.ledger = Ledger(database)
         self.images = Images(database)

@@ -21,14 +21,22 @@ class Event(StrEnum):
     CANCELED = "task.canceled"
 
 
+class BatchEvent(StrEnum):
+    """The end of a batch of different orders."""
+
+    SUCCEEDED = "batch.succeeded"
+    FAILED = "batch.failed"
+    CANCELED = "batch.cancelled"
+
+
 def event_between(before: str, after: str) -> Event | None:
     """Return the end that a change of the public status causes, or None."""
     ends = {event.removeprefix("task."): event for event in Event if event != Event.STARTED}
     return ends.get(after) if before != after else None
 
 
-def event_id(task_id: str, event: Event) -> str:
-    """Return the `webhook-id`: a function of task and event, so that an event is stored only once."""
+def event_id(task_id: str, event: Event | BatchEvent) -> str:
+    """Return the `webhook-id`: a function of task (or batch) and event, so that an event is stored only once."""
     return f"evt_{hashlib.sha256(f'{event.value}:{task_id}'.encode()).hexdigest()[:32]}"
 
 

@@ -4,49 +4,65 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from broker.clock import Clock
 from broker.errors import EgressBlocked
 from broker.net.url_policy import parse_url
 from broker.notifications.formats import ORIGIN_KEY
-from broker.notifications.formats.base import StartFormat, WebhookFormat
+from broker.notifications.formats.base import BatchFormat, StartFormat, WebhookFormat
+from storage.batches import Ending
 from storage.deliveries import Delivery
 from storage.images import StoredImage
 from storage.sql.database import Statement
 from storage.states import TaskState
 from storage.tables import Tables
 from storage.tasks import Task
-from webhooks.events import Event, event_between, event_id
+from webhooks.events import BatchEvent, Event, event_between, event_id
+
+BATCH_EVENTS: Final[Mapping[Ending, BatchEvent]] = {
+    "succeeded": BatchEvent.SUCCEEDED,
+    "failed": BatchEvent.FAILED,
+    "canceled": BatchEvent.CANCELED,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outbox:
-    """Builder of the statements that write webhooks; executes nothing itself."""
+    """Builder of the statements that write webhooks; executes no statement itself."""
 
     clock: Clock
     tables: Tables
     formats: Mapping[str, WebhookFormat]
 
     async def enqueue_event(self, before: Task, after: Task) -> Sequence[Statement]:
-        """Return the statement that writes the event of a change, or none. It may run twice."""
-        if after.callback_url is None:
-            return ()
+        """Return the statements that write the events of a change, if any. They may run twice."""
         name, now = str(after.origin.get(ORIGIN_KEY, "native")), self.clock.now()
-        event, body = await self._event_of_change(before, after, self.formats[name], now)
+        chosen, url = self.formats[name], after.callback_url
+        if isinstance(chosen, BatchFormat):
+            return await self._enqueue_batch_events(before, after, chosen, now)
+        if url is None:
+            return ()
+        event, body = await self._event_of_change(before, after, chosen, now)
         if event is None or body is None:
             return ()
-        delivery = Delivery(
-            id=event_id(after.id, event),
-            task_id=after.id,
-            type=event.value,
-            url=after.callback_url,
-            host=_host_of(after.callback_url),
-            body=body,
-            format=name,
-            due_at=now,
-            created_at=now,
-        )
-        return (self.tables.deliveries.insert_delivery(delivery),)
+        return (self.tables.deliveries.insert_delivery(_make_delivery(after, event, url, body, now)),)
+
+    async def _enqueue_batch_events(
+        self, before: Task, after: Task, chosen: BatchFormat, now: float
+    ) -> Sequence[Statement]:
+        """Return the statements that write the event of a batch if this was the last of its tasks to end."""
+        if event_between(before.status, after.status) is None:
+            return ()
+        batch = await self.tables.batches.get(after.batch)
+        if batch is None:
+            return ()
+        statements = [self.tables.batches.touch(batch.id, now)]
+        for url in batch.callback_urls:
+            for ending, event in BATCH_EVENTS.items():
+                delivery = _make_delivery(after, event, url, chosen.make_batch_body(event, now, batch), now)
+                statements.append(self.tables.batches.insert_if_ended(batch.id, ending, delivery))
+        return statements
 
     async def _event_of_change(
         self, before: Task, after: Task, webhook_format: WebhookFormat, now: float
@@ -61,6 +77,21 @@ class Outbox:
         if was_accepted and isinstance(webhook_format, StartFormat):
             return Event.STARTED, webhook_format.make_start_body(now, after)
         return None, None
+
+
+def _make_delivery(task: Task, event: Event | BatchEvent, url: str, body: str, now: float) -> Delivery:
+    """Return a webhook. The event of a batch has one id for each address, whichever task ended last."""
+    return Delivery(
+        id=event_id(f"{task.batch} {url}" if isinstance(event, BatchEvent) else task.id, event),
+        task_id=task.id,
+        type=event.value,
+        url=url,
+        host=_host_of(url),
+        body=body,
+        format=str(task.origin.get(ORIGIN_KEY, "native")),
+        due_at=now,
+        created_at=now,
+    )
 
 
 def _host_of(url: str) -> str:

@@ -6,6 +6,7 @@ fit in what is left. When a task ends, its reservation becomes what its attempts
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from broker.clock import Clock, iso
@@ -58,18 +59,18 @@ class DailyBudget:
         amounts = {} if state is None else {"limit": state.limit_micros, "used": state.used_micros}
         return {name: micros / MICROS_PER_USD for name, micros in amounts.items()}
 
-    async def check(self, quote: Quote) -> None:
-        """Raise `ApiError("quota_exceeded")`, with the time of reset, if an order with this quote does not fit."""
+    async def check(self, *quotes: Quote) -> None:
+        """Raise `ApiError("quota_exceeded")`, with the time of reset, if orders with these quotes do not fit."""
         state = await self.read_state()
         if state is None:
             return
-        if quote.max_usd_price is None:
+        if any(quote.max_usd_price is None for quote in quotes):
             raise ApiError(
                 "quota_exceeded",
                 "The price of this order is not known, so it cannot be reserved in the daily budget "
                 "(BROKER_DAILY_BUDGET): choose a model and a provider with a price in GET /api/models.",
             )
-        most = to_micros(quote.max_usd_price) * quote.count
+        most = _most_micros(quotes)
         can_cost = f"This order can cost up to {_usd(most)} USD"
         if most > state.limit_micros:
             raise ApiError(
@@ -90,15 +91,19 @@ class DailyBudget:
         """Return the reservation of each task of an order, in millionths of a USD; None without a budget."""
         return None if self.limit_usd is None else to_micros(quote.max_usd_price or 0.0)
 
-    def reserve(self, quote: Quote, created_at: float) -> list[Statement]:
-        """Return the statement that reserves an order; `Stale` if it does not fit. Empty without a budget.
+    def reserve(self, quotes: Sequence[Quote], created_at: float) -> list[Statement]:
+        """Return the statement that reserves orders; `Stale` if they do not fit. Empty without a budget.
 
         It belongs into the transaction that creates the tasks, at `created_at`.
         """
         if self.limit_usd is None:
             return []
-        amount = to_micros(quote.max_usd_price or 0.0) * quote.count
-        return [self.budgets.reserve(day_of(created_at), amount, limit=to_micros(self.limit_usd))]
+        return [self.budgets.reserve(day_of(created_at), _most_micros(quotes), limit=to_micros(self.limit_usd))]
+
+
+def _most_micros(quotes: Sequence[Quote]) -> int:
+    """Return the most that orders can cost, in millionths of a USD."""
+    return sum(to_micros(quote.max_usd_price or 0.0) * quote.count for quote in quotes)
 
 
 def _usd(micros: int) -> str:

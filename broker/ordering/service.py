@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from broker.clock import Clock
@@ -14,18 +12,24 @@ from broker.logs import log
 from broker.metrics import Metrics
 from broker.ordering.answers import OpenAnswer, OpenAnswers
 from broker.ordering.budgets import DailyBudget
+from broker.ordering.drafts import (
+    BatchDetails,
+    OrderWriting,
+    PlannedOrder,
+    TaskBase,
+    build_tasks,
+    combined_fingerprint,
+    request_fingerprint,
+)
 from broker.ordering.idempotency import FoundRecord, Idempotency
 from broker.ordering.plan import Planner
 from broker.ordering.rate_limit import RateLimiter
-from broker.ordering.references import ReferenceIntake, hash_source
+from broker.ordering.references import ReferenceIntake
 from broker.orders import (
-    DEFAULT_PRIORITY,
     PRIORITIES,
     ImageParams,
-    Order,
     OrderRequest,
     Plan,
-    Quote,
     Reference,
     StoredReference,
     Turn,
@@ -33,11 +37,12 @@ from broker.orders import (
 from broker.providers.base import Provider
 from broker.tasks.policy import TaskPolicy
 from broker.tasks.queries import TaskQueries
+from storage.batches import Batches
 from storage.errors import StorageError
 from storage.idempotency import IdempotencyRecord
-from storage.ids import new_batch_id, new_task_id, reference_owner
+from storage.ids import new_batch_id, reference_owner
 from storage.images import Images, StoredImage
-from storage.sql.database import Database, Stale
+from storage.sql.database import Database, Stale, Statement
 from storage.states import LATE_RESULT_STATES, TaskState
 from storage.tasks import DUE_CHANNEL, Task, Tasks
 
@@ -66,6 +71,7 @@ class OrderService:
     database: Database
     tasks: Tasks
     images: Images
+    batches: Batches
     queries: TaskQueries
     planner: Planner
     references: ReferenceIntake
@@ -85,46 +91,91 @@ class OrderService:
         return await self.planner.make_plan(request)
 
     async def create(self, caller: str, request: OrderRequest, plan: Plan) -> CreatedTasks:
-        """Create the durable tasks of a request, or return those of an equal earlier one.
+        """Create the durable tasks of a request, or return those of an equal earlier one. Raises `ApiError`."""
+        return await self.create_together(caller, [PlannedOrder(request=request, plan=plan)])
 
-        1. Find the idempotency record. 2. Check the rate limit, the budget and the callback URL. 3. Store the
+    async def create_together(
+        self, caller: str, orders: Sequence[PlannedOrder], details: BatchDetails | None = None
+    ) -> CreatedTasks:
+        """Create the durable tasks of several orders, all or none, or return those of an equal earlier request.
+
+        The first one says how the request is identified. details: of a batch of different orders.
+        1. Find the idempotency record. 2. Check the rate limit, the budget and the callback URLs. 3. Store the
         references. 4. Write tasks, references, record, rate usage and reservation in one transaction. Raises
         `ApiError`; then nothing is left.
         """
-        found = await self._find_record(caller, request, plan.order)
+        found = await self._find_record(caller, orders, details)
         record, answer = (found.record, found.answer) if found else (None, None)
         try:
-            created = await self._create_or_repeat(caller, request, plan, record)
+            if record is not None and record.batch:
+                created = await self._repeat(record)
+            else:
+                created = await self._create_new(caller, orders, details, record)
         except BaseException:
             if answer is not None:
                 await self.answers.leave(answer)
             raise
         return replace(created, answer=answer)
 
-    async def _create_or_repeat(
-        self, caller: str, request: OrderRequest, plan: Plan, record: IdempotencyRecord | None
+    async def _create_new(
+        self,
+        caller: str,
+        orders: Sequence[PlannedOrder],
+        details: BatchDetails | None,
+        record: IdempotencyRecord | None,
     ) -> CreatedTasks:
-        if record is not None and record.batch:
-            return await self._repeat(record)
-        await self.limiter.check_allowance(caller, request.count)
-        await self.budget.check(plan.quote)
-        await self.planner.check_callback_url(request.callback_url)
+        await self._check_limits(caller, orders)
+        await self._check_callback_urls(orders, details)
         batch = new_batch_id()
-        owner = reference_owner(batch)
+        owner, sources = reference_owner(batch), [source for order in orders for source in order.request.sources]
         try:
-            references = await self.references.store(caller, owner, request, plan.order.params.model)
-            tasks = self._build_tasks(caller, request, plan, batch, references)
-            created = await self._write(tasks, references, replace(record, batch=batch) if record else None, plan.quote)
+            references = await self._store_references(caller, owner, orders)
+            now = self.clock.now()
+            tasks = build_tasks(
+                orders,
+                references,
+                base=TaskBase(caller=caller, batch=batch, created_at=now, deadline_at=now + self.policy.queue_seconds),
+                share_of_task=self.budget.share_of_task,
+            )
+            writing = OrderWriting(
+                tasks=tasks,
+                references=[image for images in references for image in images],
+                record=replace(record, batch=batch) if record else None,
+                quotes=[order.plan.quote for order in orders],
+                details=details,
+            )
+            created = await self._write(writing, orders)
         except StorageError:  # the outcome is unknown; the sweep deletes files that belong to no task
             raise
         except Exception:
-            await self.references.delete(owner, request.sources)
+            await self.references.delete(owner, sources)
             raise
         if created.is_repeated:
-            await self.references.delete(owner, request.sources)
+            await self.references.delete(owner, sources)
         else:
-            self._count_routes(plan, request.count)
+            for order in orders:
+                self._count_routes(order.plan, order.request.count)
         return created
+
+    async def _check_limits(self, caller: str, orders: Sequence[PlannedOrder]) -> None:
+        await self.limiter.check_allowance(caller, sum(order.request.count for order in orders))
+        await self.budget.check(*(order.plan.quote for order in orders))
+
+    async def _check_callback_urls(self, orders: Sequence[PlannedOrder], details: BatchDetails | None) -> None:
+        urls = [order.request.callback_url for order in orders] + [*(details.callback_urls if details else ())]
+        for url in dict.fromkeys(urls):
+            await self.planner.check_callback_url(url)
+
+    async def _store_references(
+        self, caller: str, owner: str, orders: Sequence[PlannedOrder]
+    ) -> list[list[StoredImage]]:
+        """Store the references of each order; their positions are counted over all of them."""
+        stored, count = list[list[StoredImage]](), 0
+        for order in orders:
+            model = order.plan.order.params.model
+            stored.append(await self.references.store(caller, owner, order.request, model, first=count))
+            count += len(stored[-1])
+        return stored
 
     def _count_routes(self, plan: Plan, images: int) -> None:
         for route in plan.routes:
@@ -171,77 +222,38 @@ class OrderService:
             task = tasks[0]
         return task
 
-    async def _find_record(self, caller: str, request: OrderRequest, order: Order) -> FoundRecord | None:
-        if request.idempotency_key is None and request.retry_count is None and request.answer_seconds is None:
+    async def _find_record(
+        self, caller: str, orders: Sequence[PlannedOrder], details: BatchDetails | None
+    ) -> FoundRecord | None:
+        first = orders[0].request
+        if first.idempotency_key is None and first.retry_count is None and first.answer_seconds is None:
             return None
+        prints = [await request_fingerprint(order.request, order.plan.order) for order in orders]
         return await self.idempotency.find_record(
             caller,
-            await request_fingerprint(request, order),
-            key=request.idempotency_key,
-            retry_count=request.retry_count or 0,
-            answer_seconds=request.answer_seconds,
+            prints[0] if details is None else combined_fingerprint(prints, details),
+            key=first.idempotency_key,
+            retry_count=first.retry_count or 0,
+            answer_seconds=first.answer_seconds,
         )
 
-    def _build_tasks(
-        self, caller: str, request: OrderRequest, plan: Plan, batch: str, references: Sequence[StoredImage]
-    ) -> tuple[Task, ...]:
-        now, order = self.clock.now(), plan.order
-        ids = sorted(new_task_id() for _ in range(request.count))  # the order of reading
-        return tuple(
-            Task(
-                id=task_id,
-                batch=batch,
-                caller=caller,
-                due_at=now,
-                provider=plan.candidates[0],
-                candidates=plan.candidates,
-                pinned=request.provider,
-                routes=tuple(route.to_column() for route in plan.routes),
-                priority=PRIORITIES.index(request.priority),
-                reserved=self.budget.share_of_task(plan.quote),
-                mode=order.mode,
-                **order.params.to_columns(),
-                references=tuple(_reference_columns(reference) for reference in references),
-                turns=tuple(turn.to_column() for turn in order.turns),
-                origin=request.origin,
-                callback_url=request.callback_url,
-                deadline_at=now + self.policy.queue_seconds,
-                created_at=now,
-                updated_at=now,
-                entered_at=now,
-            )
-            for task_id in ids
-        )
-
-    async def _write(
-        self,
-        tasks: tuple[Task, ...],
-        references: Sequence[StoredImage],
-        record: IdempotencyRecord | None,
-        quote: Quote,
-    ) -> CreatedTasks:
+    async def _write(self, writing: OrderWriting, orders: Sequence[PlannedOrder]) -> CreatedTasks:
         """Write everything in one transaction, or return the tasks of the request that was quicker.
 
         Repeated if what the rate limit and the budget allow changed between the check and the transaction. Raises
-        `ApiError` if the order does not fit in either.
+        `ApiError` if the orders do not fit in either.
         """
-        first = tasks[0]
-        # in this order: equal requests wait for each other at the record, before anything is counted
-        statements = [self.idempotency.records.claim(record)] if record else []
-        statements.append(self.limiter.acquire(first.caller, len(tasks)))
-        statements += self.budget.reserve(quote, first.created_at)
-        statements += [self.tasks.insert_task(task) for task in tasks]
-        statements += [self.images.insert_image(reference) for reference in references]
+        tasks, record = writing.tasks, writing.record
+        statements = self._statements(writing)
         for _ in range(MAX_WRITES):
             try:
                 await self.database.transact(*statements, wake=(DUE_CHANNEL,))
             except Stale:
                 if (repeated := await self._find_winner(record)) is not None:
                     return repeated
-                if await self.tasks.get(first.id) is not None:
+                if await self.tasks.get(tasks[0].id) is not None:
                     break  # the connection broke after the commit, and the second run was rejected
-                await self.limiter.check_allowance(first.caller, len(tasks))
-                await self.budget.check(quote)
+                await self._check_limits(tasks[0].caller, orders)
             else:
                 break
         else:
@@ -249,12 +261,24 @@ class OrderService:
         log.info(
             "order accepted",
             action="task_created",
-            task=first.id,
+            task=tasks[0].id,
             count=len(tasks),
-            model=first.model,
-            mode=first.mode,
+            model=tasks[0].model,
+            mode=tasks[0].mode,
         )
         return CreatedTasks(tasks=tasks, record=record)
+
+    def _statements(self, writing: OrderWriting) -> list[Statement]:
+        first = writing.tasks[0]
+        # in this order: equal requests wait for each other at the record, before anything is counted
+        statements = [self.idempotency.records.claim(writing.record)] if writing.record else []
+        statements.append(self.limiter.acquire(first.caller, len(writing.tasks)))
+        statements += self.budget.reserve(writing.quotes, first.created_at)
+        statements += [self.tasks.insert_task(task) for task in writing.tasks]
+        statements += [self.images.insert_image(reference) for reference in writing.references]
+        if writing.details is not None:
+            statements.append(self.batches.insert_batch(writing.details.to_row(first)))
+        return statements
 
     async def _find_winner(self, record: IdempotencyRecord | None) -> CreatedTasks | None:
         """Return the tasks of an equal request that was quicker; None if there was none."""
@@ -268,17 +292,6 @@ class OrderService:
         if not tasks:
             raise ApiError("task_expired", "This Idempotency-Key was used for a task that is deleted. Use a new key.")
         return CreatedTasks(tasks=tuple(tasks), is_repeated=True, record=record)
-
-
-async def request_fingerprint(request: OrderRequest, order: Order) -> str:
-    """Return the hash of what makes two requests equal: the order, its references and the other fields."""
-    others = {"callback_url": request.callback_url, "provider": request.provider}
-    if request.priority != DEFAULT_PRIORITY:
-        others["priority"] = request.priority
-    chosen = {name: value for name, value in others.items() if value}
-    references = [await hash_source(source) for source in request.sources]
-    content = {**asdict(order), "references": references, "count": request.count, **chosen}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _retry_key(task: Task) -> str:
@@ -299,11 +312,6 @@ def _request_of(task: Task) -> OrderRequest:
         callback_url=task.callback_url,
         idempotency_key=_retry_key(task),
     )
-
-
-def _reference_columns(image: StoredImage) -> dict[str, Any]:
-    names = ("name", "blob", "media_type", "size", "sha256")
-    return {name: getattr(image, name) for name in names}
 
 
 def _example_references(count: int, base: str | None) -> tuple[Reference, ...]:

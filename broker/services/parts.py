@@ -209,6 +209,7 @@ class Services(Resources):
             database=self.database,
             tasks=self.tables.tasks,
             images=self.tables.images,
+            batches=self.tables.batches,
             queries=self.queries,
             planner=Planner(
                 clock=self.clock,

@@ -142,6 +142,7 @@ class Retention:
         await _repeat_in_batches(tables.idempotency.delete_before, before)
         await _repeat_in_batches(tables.answer_senders.delete_before, before)
         await _repeat_in_batches(tables.deliveries.delete_before, before)
+        await _repeat_in_batches(tables.batches.delete_before, before)
         await _repeat_in_batches(tables.ledger.delete_older, now)
         await tables.budgets.delete_older(now)
         for uploads in (tables.uploaded_files, tables.resumable_uploads):

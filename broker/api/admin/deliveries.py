@@ -21,13 +21,13 @@ from broker.net.url_policy import redact_url
 from broker.presenter import Moment, OneOf, ResponseModel, TaskData, TaskId
 from storage import ids
 from storage.deliveries import Deliveries, Delivery, DeliveryStatus
-from webhooks.events import Event
+from webhooks.events import BatchEvent, Event
 
 DELIVERY_ID: Final = f"^{ids.EVENT_ID.pattern}$"
 DELIVERY_STATUSES: Final = tuple(status.value for status in DeliveryStatus)
 
 DeliveryId = Annotated[str, Field(pattern=DELIVERY_ID, examples=[f"evt_{'0' * 32}"])]
-EventType = Annotated[str, OneOf(tuple(event.value for event in Event))]
+EventType = Annotated[str, OneOf(tuple(event.value for event in (*Event, *BatchEvent)))]
 
 
 # -- models

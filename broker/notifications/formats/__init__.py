@@ -10,12 +10,14 @@ from typing import Final
 
 from broker.notifications.formats.base import FormatContext, WebhookFormat
 from broker.notifications.formats.fal import FalFormat
+from broker.notifications.formats.gemini_batch import GeminiBatchFormat
 from broker.notifications.formats.kie import KieFormat
 from broker.notifications.formats.native import NativeFormat
 from broker.notifications.formats.replicate import ReplicateFormat
 
 FORMATS: Final[Mapping[str, Callable[[FormatContext], WebhookFormat]]] = {
     "fal": FalFormat,
+    "gemini_batch": GeminiBatchFormat,
     "native": NativeFormat,
     "kie": KieFormat,
     "replicate": ReplicateFormat,

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from broker.presenter import TaskPresenter
+from storage.batches import StoredBatch
 from storage.deliveries import Delivery
 from storage.images import StoredImage
 from storage.tasks import Task
-from webhooks.events import Event
+from webhooks.events import BatchEvent, Event
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,14 @@ class FormatContext:
     """Our secret, to derive other keys from."""
     public_base: Callable[[], str | None]
     """Our public URL; None without one."""
+
+
+@runtime_checkable
+class BatchFormat(Protocol):
+    """How one dialect tells the end of a batch of different orders, by webhooks to the addresses of the batch."""
+
+    def make_batch_body(self, event: BatchEvent, at: float, batch: StoredBatch) -> str:
+        """Return the JSON body about an event, in ASCII. at: seconds since the epoch. Pure."""
 
 
 class WebhookFormat(Protocol):

@@ -147,6 +147,21 @@ CREATE TABLE images (
 );
 CREATE UNIQUE INDEX images_owner ON images (owner, kind, position);
 
+-- batches of different orders: what was said about all of them together
+CREATE TABLE batches (
+    id TEXT PRIMARY KEY,
+    caller TEXT NOT NULL,
+    dialect TEXT NOT NULL,
+    name TEXT NOT NULL,
+    model TEXT NOT NULL,
+    callback_urls TEXT NOT NULL,
+    metadata TEXT NOT NULL,
+    created_at DOUBLE PRECISION NOT NULL,
+    updated_at DOUBLE PRECISION NOT NULL
+);
+CREATE INDEX batches_newest ON batches (caller, dialect, created_at, id);
+CREATE INDEX batches_age ON batches (created_at);
+
 -- images that callers sent ahead of their orders
 CREATE TABLE uploaded_files (
     owner TEXT PRIMARY KEY,

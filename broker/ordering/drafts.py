@@ -1,0 +1,126 @@
+"""The rows of an order, before they are written: one request is one order, or a batch of different ones."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from broker.ordering.references import hash_source
+from broker.orders import DEFAULT_PRIORITY, PRIORITIES, Order, OrderRequest, Plan, Quote
+from storage.batches import StoredBatch
+from storage.idempotency import IdempotencyRecord
+from storage.ids import new_task_id
+from storage.images import StoredImage
+from storage.tasks import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedOrder:
+    """One order of a request, and its plan."""
+
+    request: OrderRequest
+    plan: Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchDetails:
+    """What a caller says about a batch of different orders."""
+
+    dialect: str
+    name: str
+    model: str
+    callback_urls: tuple[str, ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_row(self, first: Task) -> StoredBatch:
+        """first: the first task of the batch."""
+        return StoredBatch(
+            **vars(self), id=first.batch, caller=first.caller, created_at=first.created_at, updated_at=first.created_at
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrderWriting:
+    """What one transaction writes."""
+
+    tasks: tuple[Task, ...]
+    references: Sequence[StoredImage]
+    record: IdempotencyRecord | None
+    quotes: Sequence[Quote]
+    details: BatchDetails | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskBase:
+    """What the tasks of a request have in common."""
+
+    caller: str
+    batch: str
+    created_at: float
+    deadline_at: float
+
+
+def build_tasks(
+    orders: Sequence[PlannedOrder],
+    references: Sequence[Sequence[StoredImage]],
+    *,
+    base: TaskBase,
+    share_of_task: Callable[[Quote], int | None],
+) -> tuple[Task, ...]:
+    """Return the tasks of orders, in order. references: of each order. share_of_task: its reservation in the budget."""
+    ids = iter(sorted(new_task_id() for order in orders for _ in range(order.request.count)))  # the order of reading
+    return tuple(
+        _build_task(next(ids), order, images, base, share_of_task(order.plan.quote))
+        for order, images in zip(orders, references, strict=True)
+        for _ in range(order.request.count)
+    )
+
+
+def _build_task(
+    task_id: str, planned: PlannedOrder, references: Sequence[StoredImage], base: TaskBase, reserved: int | None
+) -> Task:
+    request, plan, order = planned.request, planned.plan, planned.plan.order
+    return Task(
+        **vars(base),
+        id=task_id,
+        due_at=base.created_at,
+        provider=plan.candidates[0],
+        candidates=plan.candidates,
+        pinned=request.provider,
+        routes=tuple(route.to_column() for route in plan.routes),
+        priority=PRIORITIES.index(request.priority),
+        reserved=reserved,
+        mode=order.mode,
+        **order.params.to_columns(),
+        references=tuple(_reference_columns(reference) for reference in references),
+        turns=tuple(turn.to_column() for turn in order.turns),
+        origin=request.origin,
+        callback_url=request.callback_url,
+        updated_at=base.created_at,
+        entered_at=base.created_at,
+    )
+
+
+def _reference_columns(image: StoredImage) -> dict[str, Any]:
+    names = ("name", "blob", "media_type", "size", "sha256")
+    return {name: getattr(image, name) for name in names}
+
+
+async def request_fingerprint(request: OrderRequest, order: Order) -> str:
+    """Return the hash of what makes two requests equal: the order, its references and the other fields."""
+    others = {"callback_url": request.callback_url, "provider": request.provider}
+    if request.priority != DEFAULT_PRIORITY:
+        others["priority"] = request.priority
+    chosen = {name: value for name, value in others.items() if value}
+    references = [await hash_source(source) for source in request.sources]
+    content = {**asdict(order), "references": references, "count": request.count, **chosen}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def combined_fingerprint(prints: Sequence[str], details: BatchDetails) -> str:
+    """Return the hash of what makes two batches equal: the fingerprints of their orders, and the details."""
+    content = json.dumps({"orders": prints, **vars(details)}, sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
