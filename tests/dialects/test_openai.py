@@ -4,64 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import io
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
 import openai
 import pytest
-from anyio import to_thread
 from openai import AsyncOpenAI, OpenAI
-from PIL import Image
 
 from broker.api.dialects.openai.sizes import choose_shape
 from broker.catalog import Catalog
-from broker.sandbox.engine import Options
 from tests.dialects.matrix import base_url
-from tests.support.brokers import RunningBroker, open_broker
+from tests.dialects.openai_sdk import broker_in, call, inputs_of, picture, sdk_for, size_of
 from tests.support.process import until
 
 pytestmark = pytest.mark.anyio
-
-T = TypeVar("T")
-
-
-def picture(colour: str = "red") -> bytes:
-    out = io.BytesIO()
-    Image.new("RGB", (120, 80), colour).save(out, "png")
-    return out.getvalue()
-
-
-def size_of(b64: str | None) -> tuple[int, int]:
-    with Image.open(io.BytesIO(base64.b64decode(b64 or "", validate=True))) as image:
-        image.load()
-        return image.size
-
-
-@asynccontextmanager
-async def broker_in(folder: Path, duration: float = 0.02, **settings: Any) -> AsyncIterator[RunningBroker]:
-    options = Options(duration=duration, callback_spacing=0.02, creates_per_window=10_000)
-    async with open_broker(folder, options=options, task_deadline=20, **settings) as broker:
-        yield broker
-
-
-def sdk_for(broker: RunningBroker, **options: Any) -> OpenAI:
-    chosen = {"api_key": "any while none is set", "max_retries": 0, **options}
-    return OpenAI(base_url=f"{base_url(broker)}/v1", **chosen)
-
-
-async def call(client: OpenAI, use: Callable[[OpenAI], T]) -> T:
-    """Use the SDK in a thread, and close it."""
-    with client:
-        return await to_thread.run_sync(use, client)
-
-
-async def inputs_of(broker: RunningBroker) -> list[dict[str, Any]]:
-    return [job["request"]["input"] for job in await broker.provider_jobs()]
-
 
 # -- images
 
@@ -119,9 +76,10 @@ async def test_edits_by_the_asynchronous_sdk(tmp_path: Path) -> None:
             assert answer.status_code == 200, answer.text
         assert [len(one["image_urls"]) for one in await inputs_of(broker)] == [1, 1, 2, 1, 1]
 
-        for overlay in ({"mask": picture()}, {"markup": picture()}):
+        overlays: list[dict[str, Any]] = [{"mask": picture()}, {"markup": picture()}]
+        for overlay in overlays:
             with pytest.raises(openai.BadRequestError) as refused:
-                await client.images.edit(image=picture(), prompt="masked", **overlay)  # type: ignore[call-overload]
+                await client.images.edit(image=picture(), prompt="masked", **overlay)
             assert (refused.value.code, refused.value.param) == ("unsupported_parameter", next(iter(overlay)))
         with pytest.raises(openai.BadRequestError) as refused:
             await client.images.edit(image=[picture()] * 11, prompt="too many")

@@ -9,6 +9,8 @@ from starlette.requests import HTTPConnection
 
 from broker.api.dialects.openai.answers import ImageAnswers
 from broker.api.dialects.openai.async_tasks import AsyncTasks
+from broker.api.dialects.openai.chat_answers import ChatAnswers
+from broker.api.dialects.openai.chat_routes import OpenAIChatRoutes
 from broker.api.dialects.openai.errors import OpenAIError, render_error
 from broker.api.dialects.openai.image_routes import OpenAIImageRoutes
 from broker.api.dialects.openai.manifest import ManifestRoute
@@ -25,21 +27,27 @@ _USER_AGENT: Final = re.compile(r"(Async)?(Azure)?OpenAI/")
 
 def openai_dialect(services: Services) -> Dialect:
     """Return the dialect, mounted on the parts that it uses. Raises `SettingsError`."""
-    messages = services.presenter.messages
     names = ModelNames.from_setting(services.settings.openai_model, services.catalog, services.served_models)
-    answers = ImageAnswers(queries=services.queries, blobs=services.blobs, catalog=services.catalog, messages=messages)
+    held, queries, messages = HeldAnswers.from_services(services), services.queries, services.presenter.messages
+    answers = ImageAnswers(queries=queries, blobs=services.blobs, catalog=services.catalog, messages=messages)
     tasks = AsyncTasks(
-        queries=services.queries,
+        queries=queries,
         answers=answers,
         address=services.address,
         retention_seconds=services.policy.retention_seconds,
     )
     images = OpenAIImageRoutes(
-        held=HeldAnswers.from_services(services),
+        held=held,
         names=names,
         answers=answers,
         async_tasks=tasks,
         max_form_bytes=max_form_bytes(services.catalog, services.settings.max_file_size),
+    )
+    chats = OpenAIChatRoutes(
+        held=held,
+        names=names,
+        answers=ChatAnswers(queries=queries, blobs=services.blobs, catalog=services.catalog, messages=messages),
+        async_tasks=tasks,
     )
     manifest = ManifestRoute(models=services.served_models, default=names.default, address=services.address)
     return Dialect(
@@ -47,7 +55,7 @@ def openai_dialect(services: Services) -> Dialect:
         authenticate=Authenticator(services.settings, services.tokens.secret, KeyPlaces(query=("key",))).authenticate,
         render_error=render_error,
         error_model=OpenAIError,
-        endpoints=[*images.endpoints(), *manifest.endpoints(), *tasks.endpoints()],
+        endpoints=[*images.endpoints(), *chats.endpoints(), *manifest.endpoints(), *tasks.endpoints()],
         is_client=_is_openai_client,
         documents={MODELS: list_models, MODEL: describe_model},
     )

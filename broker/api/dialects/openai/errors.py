@@ -10,6 +10,7 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
 from broker.api.http.responses import error_headers, json_response
+from broker.api.shared.held_streams import event_bytes
 from broker.api.shared.models import SnakeResponseModel
 from broker.errors import ApiError, TaskFailed
 from broker.presenter import Absent
@@ -24,6 +25,16 @@ SPELLING: Final[Mapping[str, str]] = {
     "callbackUrl": "callback_url",
 }
 """Names of fields in the native API → in this one."""
+CHAT_PATH: Final = "/v1/chat/completions"
+CHAT_SPELLING: Final[Mapping[str, str]] = {
+    **SPELLING,
+    "aspectRatio": "image_config.aspect_ratio",
+    "resolution": "image_config.image_size",
+    "image": "messages",
+    "imageUrls": "messages",
+    "topP": "top_p",
+}
+"""The same for chats."""
 _TYPES: Final[Mapping[int, str]] = {
     401: "authentication_error",
     403: "permission_error",
@@ -48,12 +59,12 @@ class OpenAIError(SnakeResponseModel):
     error: OpenAIErrorDetail
 
 
-def error_detail(error: ApiError) -> OpenAIErrorDetail:
+def error_detail(error: ApiError, spelling: Mapping[str, str] = SPELLING) -> OpenAIErrorDetail:
     failed = error if isinstance(error, TaskFailed) else None
     return OpenAIErrorDetail(
         message=error.message,
         type=_error_type(error.status),
-        param=SPELLING.get(error.field, error.field) if error.field else None,
+        param=spelling.get(error.field, error.field) if error.field else None,
         code=error.code,
         retryable=error.retryable,
         billed=failed.billed if failed else None,
@@ -61,12 +72,18 @@ def error_detail(error: ApiError) -> OpenAIErrorDetail:
     )
 
 
-def error_document(error: ApiError) -> dict[str, Any]:
-    return OpenAIError(error=error_detail(error)).to_document()
+def error_document(error: ApiError, spelling: Mapping[str, str] = SPELLING) -> dict[str, Any]:
+    return OpenAIError(error=error_detail(error, spelling)).to_document()
 
 
-def render_error(_: HTTPConnection, error: ApiError, headers: Mapping[str, str]) -> Response:
-    return json_response(error_document(error), error.status, {**error_headers(error), **headers})
+def error_event(error: ApiError) -> bytes:
+    """Return the error as an event of a stream that has begun."""
+    return event_bytes(error_document(error))
+
+
+def render_error(request: HTTPConnection, error: ApiError, headers: Mapping[str, str]) -> Response:
+    spelling = CHAT_SPELLING if request.url.path == CHAT_PATH else SPELLING
+    return json_response(error_document(error, spelling), error.status, {**error_headers(error), **headers})
 
 
 def _error_type(status: int) -> str:

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from broker.api.dialects.openai.answers import DELIVERED_SIZE, ImageAnswers, OpenAIImages, Operation
 from broker.api.dialects.openai.async_tasks import AsyncTasks, OpenAIImageTask
-from broker.api.dialects.openai.errors import SPELLING, error_document
+from broker.api.dialects.openai.errors import SPELLING, error_event
 from broker.api.dialects.openai.image_requests import (
     OpenAIImageFields,
     OpenAIImageForm,
@@ -22,7 +22,7 @@ from broker.api.dialects.openai.models import ModelNames
 from broker.api.http.endpoint import TEXT, Endpoint, Handler, Schema, SuccessResponse, json_success
 from broker.api.http.request_body import MAX_JSON_BYTES, media_type_of, read_form, read_json_model
 from broker.api.shared.held_answers import ORDER_ERRORS, HeldAnswers, PlacedOrder, wants_async
-from broker.api.shared.held_streams import event_bytes, stream_answer
+from broker.api.shared.held_streams import stream_answer
 from broker.errors import ApiError
 from broker.orders import ReferenceSource
 from storage.tasks import Task
@@ -96,7 +96,7 @@ class OpenAIImageRoutes:
             def render_events(tasks: Sequence[Task]) -> AsyncIterator[bytes]:
                 return self.answers.stream_events(tasks, operation=operation, quality=wishes.quality)
 
-            return stream_answer(self.held, request, placed, render_events, _error_event)
+            return stream_answer(self.held, request, placed, render_events, error_event)
 
         async def render(tasks: Sequence[Task]) -> Response:
             link_base = self.async_tasks.link_base(request) if wishes.has_links else None
@@ -162,7 +162,3 @@ def _order_endpoint(path: str, handler: Handler, responses: dict[int, SuccessRes
         errors=ORDER_ERRORS,
         is_held=200 in responses,
     )
-
-
-def _error_event(error: ApiError) -> bytes:
-    return event_bytes(error_document(error))
