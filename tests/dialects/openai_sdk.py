@@ -39,9 +39,10 @@ async def broker_in(folder: Path, duration: float = 0.02, **settings: Any) -> As
         yield broker
 
 
-def sdk_for(broker: RunningBroker, **options: Any) -> OpenAI:
-    chosen = {"api_key": "any while none is set", "max_retries": 0, **options}
-    return OpenAI(base_url=f"{base_url(broker)}/v1", **chosen)
+def sdk_for(broker: RunningBroker | str, **options: Any) -> OpenAI:
+    """Return the SDK for a broker, or for what is at an address."""
+    url = broker if isinstance(broker, str) else base_url(broker)
+    return OpenAI(base_url=f"{url}/v1", **{"api_key": "any while none is set", "max_retries": 0, **options})
 
 
 async def call(client: OpenAI, use: Callable[[OpenAI], T]) -> T:
