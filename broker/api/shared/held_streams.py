@@ -19,6 +19,12 @@ from storage.tasks import Task
 
 HEARTBEAT: Final = b"\n\n"
 """The one form that no parser of an SDK trips over."""
+EVENT_SCHEMA: Final = {
+    "type": "object",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string", "contentMediaType": "application/json"}},
+    "required": ["data"],
+}
+"""Of an event in the OpenAPI document."""
 _HEADERS: Final = {"cache-control": "no-store", "x-accel-buffering": "no"}
 
 RenderEvents = Callable[[Sequence[Task]], AsyncIterator[bytes]]

@@ -13,10 +13,10 @@ from broker.api.dialects.openai.chat_answers import ChatAnswers, OpenAIChatCompl
 from broker.api.dialects.openai.chat_requests import OpenAIChatRequest
 from broker.api.dialects.openai.errors import CHAT_PATH, CHAT_SPELLING, error_event
 from broker.api.dialects.openai.models import ModelNames
-from broker.api.http.endpoint import TEXT, Endpoint, SuccessResponse, json_success
+from broker.api.http.endpoint import Endpoint, SuccessResponse, json_success
 from broker.api.http.request_body import MAX_JSON_BYTES, read_json_model
 from broker.api.shared.held_answers import ORDER_ERRORS, HeldAnswers, PlacedOrder, wants_async
-from broker.api.shared.held_streams import stream_answer
+from broker.api.shared.held_streams import EVENT_SCHEMA, stream_answer
 from storage.tasks import Task
 
 
@@ -47,7 +47,7 @@ class OpenAIChatRoutes:
                 responses={
                     200: SuccessResponse(
                         text="the completion; with `stream`, its chunks",
-                        content={"application/json": OpenAIChatCompletion, "text/event-stream": TEXT},
+                        content={"application/json": OpenAIChatCompletion, "text/event-stream": EVENT_SCHEMA},
                     ),
                     202: json_success("the order is durable", OpenAIImageTask),
                 },

@@ -19,10 +19,10 @@ from broker.api.dialects.openai.image_requests import (
     read_image_form,
 )
 from broker.api.dialects.openai.models import ModelNames
-from broker.api.http.endpoint import TEXT, Endpoint, Handler, Schema, SuccessResponse, json_success
+from broker.api.http.endpoint import Endpoint, Handler, Schema, SuccessResponse, json_success
 from broker.api.http.request_body import MAX_JSON_BYTES, media_type_of, read_form, read_json_model
 from broker.api.shared.held_answers import ORDER_ERRORS, HeldAnswers, PlacedOrder, wants_async
-from broker.api.shared.held_streams import stream_answer
+from broker.api.shared.held_streams import EVENT_SCHEMA, stream_answer
 from broker.errors import ApiError
 from broker.orders import ReferenceSource
 from storage.tasks import Task
@@ -54,7 +54,7 @@ class OpenAIImageRoutes:
         held = {
             200: SuccessResponse(
                 text="the images; with `stream`, an event for each",
-                content={"application/json": OpenAIImages, "text/event-stream": TEXT},
+                content={"application/json": OpenAIImages, "text/event-stream": EVENT_SCHEMA},
                 headers={DELIVERED_SIZE: (False, "sizes in pixels; not of a stream")},
             ),
             202: ACCEPTED,
