@@ -233,10 +233,12 @@ PATH_VALUES = {
     "/v1/predictions/": f"task_{'0' * 32}",
     "/v1/models/": "nano-banana",
     "/v1/deployments/": "nano-banana",
+    "/v1/images/tasks/": f"task_{'0' * 32}",
+    "/v1/tasks/": f"task_{'0' * 32}",
 }
 PUBLIC = """GET / · GET /health · GET /api/task/{id} · GET /api/task/{id}/events · GET /api/batch/{id} ·
     GET /uploads/images/{name} · GET /uploads/references/{name} · GET /fal/.well-known/jwks.json ·
-    POST /upload/v1beta/files/{upload} · POST /upload/v1/files/{upload}"""
+    POST /upload/v1beta/files/{upload} · POST /upload/v1/files/{upload} · PUT /fal/storage/uploads/{id}/file"""
 PROVIDER = """GET /api/webhook/nano-banana · POST /api/webhook/nano-banana · GET /api/webhook/{provider} ·
     POST /api/webhook/{provider}"""
 

@@ -54,14 +54,15 @@ class TlsFront:
         """Forward one request, and close the connection after its answer."""
         first, *lines = visit.head.split(b"\r\n")[:-2]
         kept = [line for line in lines if not line.lower().startswith(b"connection:")]
-        head = b"\r\n".join([first, *kept, b"X-Forwarded-Proto: https", b"Connection: close", b"", b""])
+        is_cut = first.startswith(b"POST ") and self.cuts > 0
+        ending = [] if is_cut else [b"Connection: close"]  # a server that closes itself does not see the reset
+        head = b"\r\n".join([first, *kept, b"X-Forwarded-Proto: https", *ending, b"", b""])
         has_body = any(line.lower().startswith(b"content-length:") for line in lines)
         body = await visit.read_body() if has_body else b""
         host, _, port = self.upstream.partition(":")
         answer, out = await asyncio.open_connection(host, int(port))
         try:
             out.write(head + body)
-            is_cut = first.startswith(b"POST ") and self.cuts > 0
             self.posts += first.startswith(b"POST ")
             while chunk := await answer.read(64 * 1024):
                 if is_cut:

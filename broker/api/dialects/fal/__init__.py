@@ -10,8 +10,10 @@ from broker.api.dialects.fal.routes import FalEndpoints
 from broker.api.dialects.fal.runs import FalRuns
 from broker.api.dialects.fal.schemas import FalError, FalJwks
 from broker.api.dialects.fal.statuses import FalStatuses
+from broker.api.dialects.fal.uploads import FalUploads
 from broker.api.http.auth import Authenticator, KeyPlaces
 from broker.api.http.endpoint import Dialect
+from broker.api.shared.files import SharedFiles
 from broker.api.shared.held_answers import HeldAnswers
 from broker.services import Services
 from webhooks.signatures.ed25519_lines import derived_key, write_keys
@@ -37,7 +39,10 @@ def fal_dialect(services: Services) -> Dialect:
     )
     keys = write_keys([derived_key(services.tokens.secret).public_key()])
     routes = FalEndpoints(
-        queue=queue, runs=FalRuns(held=held, orders=orders, results=results), keys=FalJwks.model_validate(keys)
+        queue=queue,
+        runs=FalRuns(held=held, orders=orders, results=results),
+        uploads=FalUploads(shared=SharedFiles.from_services(services)),
+        keys=FalJwks.model_validate(keys),
     )
     return Dialect(
         name="fal",

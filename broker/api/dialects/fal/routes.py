@@ -13,8 +13,18 @@ from starlette.responses import Response
 from broker.api.dialects.fal.orders import PRIORITY, WEBHOOK
 from broker.api.dialects.fal.queue import FalQueue
 from broker.api.dialects.fal.runs import FalRuns
-from broker.api.dialects.fal.schemas import FalCanceled, FalError, FalInput, FalJwks, FalStatus, FalTicket
+from broker.api.dialects.fal.schemas import (
+    FalCanceled,
+    FalError,
+    FalInput,
+    FalJwks,
+    FalStatus,
+    FalTicket,
+    FalUploadRequest,
+    FalUploadUrls,
+)
 from broker.api.dialects.fal.targets import TARGET_URL, FalTarget, Kind, read_target
+from broker.api.dialects.fal.uploads import FalUploads
 from broker.api.http.endpoint import Endpoint, Parameter, SuccessResponse, json_success
 from broker.api.http.responses import json_response
 from broker.notifications.formats.fal import FalOutput
@@ -63,11 +73,18 @@ class FalEndpoints:
 
     queue: FalQueue
     runs: FalRuns
+    uploads: FalUploads
     keys: FalJwks
 
     def endpoints(self) -> list[Endpoint]:
         """Return the endpoint list of the dialect, in the order of matching."""
-        return [self._keys_endpoint(), *self._proxy_endpoints(), *self._order_endpoints(), *self._request_endpoints()]
+        return [
+            self._keys_endpoint(),
+            *self._proxy_endpoints(),
+            *self._upload_endpoints(),
+            *self._order_endpoints(),
+            *self._request_endpoints(),
+        ]
 
     def _keys_endpoint(self) -> Endpoint:
         return Endpoint(
@@ -102,7 +119,7 @@ class FalEndpoints:
             endpoint(
                 method="POST",
                 operation_id="falProxyPost",
-                request={"application/json": FalInput},
+                request={"application/json": {"type": "object"}},
                 responses={200: _ANYTHING, **_ORDER_RESPONSES, **bad},
                 errors=_ORDER_ERRORS,
             ),
@@ -111,6 +128,33 @@ class FalEndpoints:
                 operation_id="falProxyPut",
                 responses={202: _ANYTHING, **bad},
                 errors=_REQUEST_ERRORS,
+            ),
+        ]
+
+    def _upload_endpoints(self) -> list[Endpoint]:
+        endpoint = partial(Endpoint, tag=_TAG)
+        invalid = {422: json_success("Unprocessable Content: it is not a usable image", FalError)}
+        return [
+            endpoint(
+                "POST",
+                "/fal/storage/upload/initiate",
+                self.initiate_upload,
+                operation_id="falInitiateUpload",
+                access="caller",
+                request={"application/json": FalUploadRequest},
+                responses={200: json_success("where the bytes are sent", FalUploadUrls), **invalid},
+                errors=("payload_too_large",),
+            ),
+            endpoint(
+                "PUT",
+                "/fal/storage/uploads/{id}/file",
+                self.store_upload,
+                operation_id="falStoreUpload",
+                access="public",
+                parameters=(Parameter("id", "path", "the secret of the upload"),),
+                request={"application/octet-stream": {"type": "string", "format": "binary"}},
+                responses={200: json_success("the file is stored", {"type": "object"}), **invalid},
+                errors=("not_found", "payload_too_large", "conflict"),
             ),
         ]
 
@@ -213,7 +257,7 @@ class FalEndpoints:
         """Cancel a request at fal."""
         return await self.queue.cancel(request, FalTarget.from_path(request))
 
-    # -- the proxy and the keys
+    # -- the proxy
 
     async def forward_request(self, request: Request) -> Response:
         """Do what an address at fal stands for, for its JavaScript client.
@@ -223,7 +267,7 @@ class FalEndpoints:
         method = "GET" if request.method == "HEAD" else request.method
         target = read_target(method, request.headers.get(TARGET_URL, ""))
         if target is None:
-            message = f"Invalid request: {TARGET_URL} must be an address of queue.fal.run or fal.run."
+            message = f"Invalid request: {TARGET_URL} must be an address of fal that the broker serves."
             return json_response(FalError(detail=message, message=message).to_document(), 400)
         kind, meant = target
         handlers: Mapping[Kind, Callable[[Request, FalTarget], Awaitable[Response]]] = {
@@ -233,8 +277,19 @@ class FalEndpoints:
             "stream": self.queue.stream_status,
             "result": self.queue.get_result,
             "cancel": self.queue.cancel,
+            "upload": self.uploads.initiate,
         }
         return await handlers[kind](request, meant)
+
+    # -- uploads and keys
+
+    async def initiate_upload(self, request: Request) -> Response:
+        """Get the addresses of a file that is uploaded next."""
+        return await self.uploads.initiate(request, FalTarget.from_path(request))
+
+    async def store_upload(self, request: Request) -> Response:
+        """Store the bytes of a file at its upload address."""
+        return await self.uploads.store(request)
 
     async def get_webhook_keys(self, _: Request) -> Response:
         """Get the keys that sign webhooks in fal's form."""

@@ -115,6 +115,20 @@ class FalError(SnakeResponseModel):
     error_type: str | Absent = None
 
 
+class FalUploadRequest(BaseModel):
+    """What a client says about a file that it is about to send."""
+
+    model_config = ConfigDict(strict=True)
+
+    file_name: str = ""
+    content_type: str = ""
+
+
+class FalUploadUrls(SnakeResponseModel):
+    upload_url: Annotated[str, Field(description="takes the bytes by PUT, without a key: it holds its own secret")]
+    file_url: Annotated[str, Field(description="stands for the file in orders of the same caller")]
+
+
 class FalJwk(SnakeResponseModel):
     """A public key (RFC 8037)."""
 

@@ -15,7 +15,7 @@ from starlette.requests import Request
 
 TARGET_URL: Final = "x-fal-target-url"
 MAX_QUERY_FIELDS: Final = 20
-Kind = Literal["run", "submit", "status", "stream", "result", "cancel"]
+Kind = Literal["run", "submit", "status", "stream", "result", "cancel", "upload"]
 
 _APP: Final = r"(?P<app>[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)*)"
 _REQUEST: Final = rf"/{_APP}/requests/(?P<id>[A-Za-z0-9_-]{{1,64}})"
@@ -26,6 +26,7 @@ _ADDRESSES: Final[tuple[tuple[Kind, str, str, str], ...]] = (
     ("cancel", "PUT", "queue.fal.run", rf"{_REQUEST}/cancel"),
     ("submit", "POST", "queue.fal.run", rf"/{_APP}"),
     ("run", "POST", "fal.run", rf"/{_APP}"),
+    ("upload", "POST", "rest.fal.ai", r"/storage/upload/initiate"),
 )
 """What is done here, and its method, host and path at fal."""
 
@@ -61,5 +62,5 @@ def read_target(method: str, url: str) -> tuple[Kind, FalTarget] | None:
         match = re.fullmatch(pattern, parts.path)
         if match and (parts.hostname, method) == (host, expected):
             named = match.groupdict()
-            return kind, FalTarget(app=named["app"], request_id=named.get("id", ""), query=query)
+            return kind, FalTarget(app=named.get("app", ""), request_id=named.get("id", ""), query=query)
     return None
