@@ -22,6 +22,8 @@ from broker.orders import DEFAULT_PRIORITY
 
 WEBHOOK: Final = "fal_webhook"
 PRIORITY: Final = "x-fal-queue-priority"
+APP_KEY: Final = "app"
+"""Key in the origin of an order: the app, without its sub-path."""
 INLINE_KEY: Final = "sync_mode"
 """Key in the origin of an order: its images are wanted as data URIs."""
 _IGNORED_HEADERS: Final = (
@@ -71,7 +73,7 @@ class FalOrders:
     def _origin(self, request: Request, app: ModelApp, parsed: FalInput) -> dict[str, object]:
         return {
             "dialect": "fal",
-            "app": app.name,
+            APP_KEY: app.name,
             INLINE_KEY: bool(parsed.sync_mode),
             BASE_KEY: self.base_for(request),
             ORIGIN_KEY: "fal",

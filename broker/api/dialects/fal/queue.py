@@ -10,8 +10,9 @@ from typing import Any, Final
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from broker.api.dialects.fal.apps import OWNERS
 from broker.api.dialects.fal.errors import REQUEST_ID
-from broker.api.dialects.fal.orders import INLINE_KEY, FalOrders
+from broker.api.dialects.fal.orders import APP_KEY, INLINE_KEY, FalOrders
 from broker.api.dialects.fal.results import FalResults
 from broker.api.dialects.fal.schemas import FalCanceled, FalTicket
 from broker.api.dialects.fal.statuses import COMPLETED, FalStatuses, request_addresses
@@ -47,12 +48,13 @@ class FalQueue:
 
     async def get_status(self, request: Request, target: FalTarget) -> Response:
         tasks = await self._tasks(target.request_id)
-        status = await self.statuses.describe(tasks, self._addresses(request, target), with_logs=_wants_logs(target))
+        status = await self.statuses.describe(tasks, self._addresses(request, tasks[0]), with_logs=_wants_logs(target))
         code = 200 if status.status == COMPLETED else 202
         return json_response(status.to_document(), code, {REQUEST_ID: target.request_id})
 
     async def stream_status(self, request: Request, target: FalTarget) -> Response:
-        tasks, addresses = await self._tasks(target.request_id), self._addresses(request, target)
+        tasks = await self._tasks(target.request_id)
+        addresses = self._addresses(request, tasks[0])
         headers = {REQUEST_ID: target.request_id, "cache-control": "no-store"}
         return StreamingResponse(
             self._events(tasks, addresses, with_logs=_wants_logs(target)),
@@ -87,9 +89,10 @@ class FalQueue:
         """Return the images of a request; its id is that of the first one."""
         return await self.queries.get_batch((await self.queries.get(request_id)).batch)
 
-    def _addresses(self, request: Request, target: FalTarget) -> dict[str, Any]:
-        base = self.orders.base_for(request)
-        return request_addresses(base, target.app, target.request_id)
+    def _addresses(self, request: Request, task: Task) -> dict[str, Any]:
+        """Return the addresses of a request, by the app of its order: the path may have any."""
+        app = task.origin.get(APP_KEY) or f"{OWNERS[0]}/{task.model}"
+        return request_addresses(self.orders.base_for(request), str(app), task.id)
 
     async def _events(self, tasks: list[Task], addresses: dict[str, Any], *, with_logs: bool) -> AsyncIterator[bytes]:
         """Yield the state now and at each change, until the end; a heartbeat where nothing has changed."""

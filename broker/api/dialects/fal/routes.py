@@ -43,7 +43,7 @@ _ORDER: Final = (
 )
 _TARGET: Final = Parameter(TARGET_URL, "header", "the address at fal that the request is meant for")
 
-_EVENTS: Final = {"text/event-stream": {"type": "string"}}
+_EVENTS: Final = {"text/event-stream": {"type": "object", "properties": {"data": {"type": "string"}}}}
 _OUTPUT: Final = json_success("the images", FalOutput)
 _TICKET: Final = json_success("the order is durable", FalTicket)
 _RUNNING: Final = json_success("the request waits or runs", FalStatus)
