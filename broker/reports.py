@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -42,6 +43,8 @@ class Finished:
     """Texts that the model wrote beside the images, in order."""
     turn: str | None = field(default=None, repr=False)
     """The model's turn as the provider must get it back in a later turn of the conversation, byte for byte."""
+    tokens: Mapping[str, int] = field(default_factory=dict)
+    """Tokens of `input`, `text` and `image`, as the provider counted them; empty if it did not."""
     ended_at: float | None = field(default=None, compare=False)
     """By the provider's own clock, in seconds since the epoch; None if not reported. For measurements only."""
 

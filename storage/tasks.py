@@ -78,6 +78,8 @@ class Task:
     outputs: tuple[str, ...] = ()
     texts: tuple[str, ...] = ()
     turn: str | None = None
+    tokens: Mapping[str, int] = field(default_factory=dict)
+    """As in the provider's report; opaque to storage."""
     deadline_at: float
     checked_at: float = 0.0
     callback_url: str | None = None

@@ -190,6 +190,9 @@ async def test_chat_by_the_sdk_returns_the_turns_of_gemini_unchanged(broker: Run
     assert (len(last.references), last.prompt) == (2, "make it green")
     signatures = [part.get("signature") for turn in last.turns for part in turn["parts"] if "reference" in part]
     assert signatures == [SIGNATURE, SIGNATURE]
+    usage = answers[-1].usage_metadata
+    assert usage
+    assert (usage.prompt_token_count, usage.candidates_token_count, usage.total_token_count) == (10, 1232, 1242)
     job = (await broker.provider_jobs())[-1]
     assert job["prompt"].splitlines() == [
         *("a red fox", "Here is your image.", "make it blue", "Here is your image.", "make it green")

@@ -147,6 +147,7 @@ class Gemini(HeldApi):
             cost=None if tokens is None else tokens.price(wire.token_prices) * discount,
             texts=answer.texts,
             turn=answer.turn,
+            tokens=answer.tokens.to_counts() if answer.tokens else {},
         )
 
     def _billed_without_image(self, answer: Answer) -> Billed:

@@ -41,6 +41,9 @@ class Tokens:
         counts: Mapping[TokenKind, float] = {"input": self.prompt, "text": self.text, "image": self.image}
         return sum(count * usd_per_million[name] for name, count in counts.items()) / 1e6
 
+    def to_counts(self) -> dict[str, int]:
+        return {"input": int(self.prompt), "text": int(self.text), "image": int(self.image)}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:

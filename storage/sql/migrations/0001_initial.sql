@@ -30,6 +30,7 @@ CREATE TABLE tasks (
     outputs TEXT NOT NULL,
     texts TEXT NOT NULL,
     turn TEXT,
+    tokens TEXT NOT NULL,
     deadline_at DOUBLE PRECISION NOT NULL,
     checked_at DOUBLE PRECISION NOT NULL,
     callback_url TEXT,

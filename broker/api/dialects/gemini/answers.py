@@ -107,22 +107,26 @@ def _identity(task: Task) -> Document:
 
 
 def _ending(made: Sequence[TaskImages], catalog: Catalog) -> Document:
-    image = sum(_image_tokens(one, catalog) for one in made)
+    counts = [_tokens(one, catalog) for one in made]
+    prompt, text, image = (sum(one.get(name, 0) for one in counts) for name in ("input", "text", "image"))
+    details = [{"modality": name, "tokenCount": count} for name, count in (("TEXT", text), ("IMAGE", image)) if count]
     usage = {
-        "promptTokenCount": PROMPT_TOKENS,
-        "candidatesTokenCount": image,
-        "totalTokenCount": PROMPT_TOKENS + image,
-        "candidatesTokensDetails": [{"modality": "IMAGE", "tokenCount": image}],
+        "promptTokenCount": prompt,
+        "candidatesTokenCount": text + image,
+        "totalTokenCount": prompt + text + image,
+        "candidatesTokensDetails": details,
     }
     return {"usageMetadata": usage, **_identity(made[0].task)}
 
 
-def _image_tokens(made: TaskImages, catalog: Catalog) -> int:
-    """Return the tokens of the images of a task; a size that is not known counts as the next smaller one."""
+def _tokens(made: TaskImages, catalog: Catalog) -> Mapping[str, int]:
+    """Return the tokens of a task: those that the provider counted, or those of the catalog for its images.
+
+    A size that the catalog does not know counts as the next smaller one.
+    """
+    if made.task.tokens.get("image"):  # relays may count nothing
+        return made.task.tokens
     model = catalog.resolve(made.task.model)
-    known = [
-        model.output_tokens[name]
-        for name in model.resolutions[: model.resolutions.index(made.task.resolution or model.resolutions[0]) + 1]
-        if name in model.output_tokens
-    ]
-    return known[-1] * len(made.images) if known else 0
+    largest = model.resolutions.index(made.task.resolution or model.resolutions[0])
+    known = [model.output_tokens[name] for name in model.resolutions[: largest + 1] if name in model.output_tokens]
+    return {"input": PROMPT_TOKENS, "image": known[-1] * len(made.images) if known else 0}
