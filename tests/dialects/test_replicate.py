@@ -230,6 +230,15 @@ async def test_input_is_shown_without_images_and_unused_fields_are_listed(broker
     assert answer.headers["x-request-id"] == answer.json()["id"]
 
 
+async def test_earlier_output_is_a_reference_by_its_address(broker: RunningBroker) -> None:
+    await create(broker, "a fox to be changed")
+    (first, *_) = (await broker.client.get("/v1/predictions")).json()["results"]
+    answer = await create(broker, "a changed fox", input={"image_input": [first["output"]]})
+    assert answer.json()["status"] == "succeeded"
+    assert answer.json()["input"]["image_input"] == [first["output"]]
+    assert (await broker.get_task(answer.json()["id"]))["mode"] == "image-to-image"
+
+
 async def test_order_of_another_dialect_is_a_prediction_too(broker: RunningBroker) -> None:
     task_id = await broker.create_task("a native fox", aspectRatio="1:1")
     prediction = await call(broker, lambda client: client.predictions.get(task_id))
