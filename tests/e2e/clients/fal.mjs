@@ -7,14 +7,7 @@ export const imageToImage = (baseUrl, key, prompt, image) =>
   run(baseUrl, key, "fal-ai/nano-banana/edit", { prompt, image_urls: [`data:image/png;base64,${image.toString("base64")}`] });
 
 async function run(baseUrl, key, app, input) {
-  const fal = createFalClient({
-    proxyUrl: { url: `${baseUrl}/fal/proxy`, when: "always" },
-    requestMiddleware: async (request) => ({
-      ...request,
-      url: `${baseUrl}/fal/proxy`,
-      headers: { ...request.headers, "x-fal-target-url": request.url, authorization: `Key ${key}` },
-    }),
-  });
+  const fal = createFalClient({ credentials: key, proxyUrl: { url: `${baseUrl}/fal/proxy`, when: "always" } });
   const { data } = await fal.subscribe(app, { input });
   return Buffer.from(await (await fetch(data.images[0].url)).arrayBuffer());
 }
