@@ -50,12 +50,10 @@ async def test_generations_by_the_sdk(tmp_path: Path) -> None:
             linked = client.images.generate(model="dall-e-3", prompt="a linked fox")
             assert linked.data is not None
             assert httpx.get(linked.data[0].url or "").headers["content-type"] == "image/png"
-            client.images.generate(model="nano-banana-pro", prompt="a detailed fox", quality="medium")
 
         await call(sdk_for(broker), generate)
-        first, *others, detailed = await inputs_of(broker)
+        first, *others = await inputs_of(broker)
         assert (first["aspect_ratio"], first["resolution"], first["output_format"]) == ("16:9", "1K", "jpg")
-        assert detailed["resolution"] == "2K"
         assert len(others) == 3
 
 
@@ -117,6 +115,7 @@ async def test_errors_are_exceptions_of_the_sdk_and_never_a_second_order(tmp_pat
                 ({"output_format": "webp"}, "unsupported_parameter", "output_format"),
                 ({"n": 11}, "invalid_request", "n"),
                 ({"prompt": ""}, "invalid_prompt", "prompt"),
+                ({"extra_body": {"callback_url": "http://127.0.0.1/"}}, "invalid_request", "callback_url"),
             ]
             for fields, code, param in refused:
                 with pytest.raises(openai.BadRequestError) as error:
@@ -194,3 +193,21 @@ async def test_models_are_listed_and_names_of_openai_are_refused_by_setting(tmp_
 def test_size_becomes_the_nearest_ratio_and_resolution(size: str | None, shape: tuple[str | None, str | None]) -> None:
     chosen = choose_shape(Catalog.load().resolve("nano-banana-pro"), size, None)
     assert (chosen.aspect_ratio, chosen.resolution) == shape
+
+
+@pytest.mark.parametrize(
+    ("model", "quality", "resolution"),
+    [
+        ("nano-banana-pro", "low", "1K"),
+        ("nano-banana-pro", "medium", "2K"),
+        ("nano-banana-pro", "max", "4K"),
+        ("nano-banana-pro", "auto", None),
+        ("nano-banana-pro", "splendid", None),
+        ("nano-banana", "high", None),
+    ],
+)
+def test_quality_chooses_the_resolution_that_the_size_leaves_open(
+    model: str, quality: str, resolution: str | None
+) -> None:
+    chosen = choose_shape(Catalog.load().resolve(model), "auto", quality)
+    assert (chosen.resolution, chosen.is_quality_used) == (resolution, resolution is not None)

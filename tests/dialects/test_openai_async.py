@@ -89,6 +89,7 @@ async def test_failed_task_has_the_error_of_the_synchronous_route(tmp_path: Path
             body = {"prompt": f"a fox [mood:flagged] by {len(route)}"}
             answer = await broker.client.post(f"/v1/images/{route}", json=body, headers=headers)
             assert answer.status_code == 202, answer.text
+            assert ("preference-applied" in answer.headers) == bool(headers)
             failed = await poll(broker, answer.json()["poll_url"], {}, until={"failed"})
             assert (failed["http_status"], failed["error"]["code"]) == (400, "safety_input")
             assert failed["error"]["message"]

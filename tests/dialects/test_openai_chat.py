@@ -33,7 +33,7 @@ async def test_chat_goes_on_with_the_image_of_the_answer(tmp_path: Path) -> None
     async with broker_in(tmp_path) as broker:
 
         def chat(client: OpenAI) -> None:
-            config = {"image_config": {"aspect_ratio": "16:9", "image_size": "2K"}}
+            config = {"image_config": {"aspect_ratio": "16:9", "image_size": "1K"}}
             messages: list[Any] = [{"role": "user", "content": "a red fox"}]
             raw = client.chat.completions.with_raw_response.create(
                 model="nano-banana-pro", messages=messages, extra_body={**IMAGES, **config, "tools": []}
@@ -47,14 +47,14 @@ async def test_chat_goes_on_with_the_image_of_the_answer(tmp_path: Path) -> None
             assert first.usage is not None
             assert first.usage.completion_tokens == 1120
             made: Any = first.choices[0].message
-            assert size_of(made.images[0]["image_url"]["url"].partition(",")[2]) == (2752, 1536)
+            assert size_of(made.images[0]["image_url"]["url"].partition(",")[2]) == (1376, 768)
             messages += [made.model_dump(), {"role": "user", "content": "now in snow"}]
             second = client.chat.completions.create(model="nano-banana-pro", messages=messages, n=2, extra_body=IMAGES)
             assert [choice.index for choice in second.choices] == [0, 1]
 
         await call(sdk_for(broker), chat)
         first, *others = await inputs_of(broker)
-        assert (first["prompt"], first["aspect_ratio"], first["resolution"]) == ("a red fox", "16:9", "2K")
+        assert (first["prompt"], first["aspect_ratio"], first["resolution"]) == ("a red fox", "16:9", "1K")
         for other in others:
             assert (other["prompt"], len(other["image_input"])) == ("now in snow", 1), "the answer is the reference"
 

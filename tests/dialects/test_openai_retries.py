@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -86,3 +87,22 @@ async def test_broker_that_is_killed_answers_the_retry_after_its_restart(tmp_pat
         async with serving(variables, tmp_path):
             assert await waiting == (1024, 1024)
         assert len(await jobs()) == 1
+
+
+async def test_stream_that_its_client_leaves_or_that_takes_too_long_goes_on_as_the_same_order(tmp_path: Path) -> None:
+    async with broker_in(tmp_path, duration=0.5, hold=0.3) as broker:
+        body = {"prompt": "a red fox", "stream": True}
+        async with broker.client.stream("POST", "/v1/images/generations", json=body) as left:
+            task = left.headers["x-request-id"]
+            assert left.headers["content-type"].startswith("text/event-stream")
+        late = await broker.client.post("/v1/images/generations", json=body)
+        assert (late.headers["x-request-id"], late.status_code) == (task, 200)
+        (event,) = late.text.strip().split("\n\n")
+        assert json.loads(event.removeprefix("data: "))["error"]["code"] == "unavailable", "BROKER_HOLD_SECONDS is over"
+        await broker.wait_end(task)
+        done = await broker.client.post("/v1/images/generations", json=body)
+        assert (done.headers["x-request-id"], done.text.startswith("event: image_generation.completed\n")) == (
+            task,
+            True,
+        )
+        assert len(await broker.provider_jobs()) == 1

@@ -28,5 +28,5 @@ def _complete(base_url: str, key: str, content: Any) -> bytes:
         )
     message: Any = completion.choices[0].message
     head, _, data = message.images[0]["image_url"]["url"].partition(",")
-    assert head == "data:image/png;base64"
+    assert head in {"data:image/png;base64", "data:image/jpeg;base64"}
     return base64.b64decode(data, validate=True)

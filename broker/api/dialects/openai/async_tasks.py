@@ -114,13 +114,14 @@ class AsyncTasks:
     def link_base(self, request: Request) -> str:
         return own_base_url(request, self.address.base)
 
-    async def accept(self, placed: PlacedOrder) -> Response:
-        """Return the response to an order that nobody waits for."""
+    async def accept(self, placed: PlacedOrder, *, is_preferred: bool = False) -> Response:
+        """Return the response to an order whose client polls. is_preferred: because it said so by `Prefer`."""
         task = (await self.queries.get_batch(placed.batch))[0]
         task_id = _PREFIX + placed.batch.removeprefix("batch_")
         poll_url = f"/v1/images/tasks/{task_id}"
         document = self._state(task_id, [task], "processing", poll_url=poll_url)
         headers = {"location": poll_url, "retry-after": POLL_SECONDS}
+        headers |= {"preference-applied": "respond-async"} if is_preferred else {}
         return json_response(OpenAIImageTask(**document).to_document(), 202, headers)
 
     async def get_openai_image_task(self, request: Request) -> Response:

@@ -64,7 +64,7 @@ class OpenAIChatRoutes:
         is_async = wants_async(request)
         placed, wishes = await self._place(request, is_held=not is_async)
         if is_async:
-            return await self.async_tasks.accept(placed)
+            return await self.async_tasks.accept(placed, is_preferred=True)
         if wishes.is_streamed:
 
             def render_events(tasks: Sequence[Task]) -> AsyncIterator[bytes]:

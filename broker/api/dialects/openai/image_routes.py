@@ -89,7 +89,7 @@ class OpenAIImageRoutes:
 
     async def _answer(self, request: Request, operation: Operation) -> Response:
         if wants_async(request):
-            return await self._accept(request, operation)
+            return await self._accept(request, operation, is_preferred=True)
         placed, wishes = await self._place(request, operation, is_held=True)
         if wishes.is_streamed:
 
@@ -104,9 +104,9 @@ class OpenAIImageRoutes:
 
         return await self.held.answer(request, placed, render)
 
-    async def _accept(self, request: Request, operation: Operation) -> Response:
+    async def _accept(self, request: Request, operation: Operation, *, is_preferred: bool = False) -> Response:
         placed, _ = await self._place(request, operation, is_held=False)
-        return await self.async_tasks.accept(placed)
+        return await self.async_tasks.accept(placed, is_preferred=is_preferred)
 
     # -- placing
 
