@@ -22,6 +22,7 @@ from broker.api.dialects.banana_service import banana_service_dialect
 from broker.api.dialects.chat_service import chat_service_dialect
 from broker.api.dialects.fal import fal_dialect
 from broker.api.dialects.gemini import gemini_dialect
+from broker.api.dialects.image_service import image_service_dialect
 from broker.api.dialects.kie import kie_dialect
 from broker.api.dialects.openai import openai_dialect
 from broker.api.dialects.replicate import replicate_dialect
@@ -66,6 +67,7 @@ DIALECTS: Final[tuple[Callable[[Services], Dialect], ...]] = (
     banana_service_dialect,
     chat_service_dialect,
     kie_dialect,
+    image_service_dialect,
     gemini_dialect,
     openai_dialect,
     fal_dialect,

@@ -16,7 +16,7 @@ Language = Literal["en", "zh", "ru"]
 LANGUAGES: Final[tuple[Language, ...]] = get_args(Language)
 
 OTHER_KEYS: Final = (
-    *("processing", "database_replaced", "billed_yes", "billed_no", "billed_unknown"),
+    *("processing", "deleted", "database_replaced", "billed_yes", "billed_no", "billed_unknown"),
     *("root_about", "root_pretend", "root_docs", "no_image_hint", "google_key_hint"),
 )
 """Keys beside the error codes."""

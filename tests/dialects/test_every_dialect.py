@@ -36,6 +36,7 @@ UNDERSTOOD: Final[Mapping[str, tuple[str, ...]]] = {
     "banana_service": (),
     "chat_service": (),
     "kie": (),
+    "image_service": (),
     "replicate": ("Token",),
     "gemini": ("x-goog-api-key", "?key="),
     "openai": ("?key=",),
