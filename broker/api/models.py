@@ -15,7 +15,7 @@ from broker.api.http.endpoint import Endpoint, json_success
 from broker.api.http.responses import json_response
 from broker.catalog import MODES, Catalog, Model, Status
 from broker.clock import Clock, day
-from broker.ordering.offers import Offer, combine_limits, list_offers
+from broker.ordering.offers import Offer, combine_limits, list_offers, most_references
 from broker.orders import USD_DIGITS, OutputFormat
 from broker.presenter import ImageSize, ModeName, ResponseModel
 
@@ -128,7 +128,7 @@ class ModelRoutes:
                 *(ModelAlias.from_object(alias) for alias in model.aliases),
             ],
             modes=[mode for mode in MODES if any(mode in offer.modes for offer in used or offers)],
-            max_references=max((offer.max_references for offer in used), default=model.max_references),
+            max_references=most_references(self.catalog, model, self.apis),
             max_reference_bytes=min(model.max_reference_bytes, self.max_file_size_bytes),
             pixel_sizes={
                 ratio: {

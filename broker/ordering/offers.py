@@ -59,6 +59,12 @@ def list_offers(catalog: Catalog, model: Model) -> tuple[Offer, ...]:
     )
 
 
+def most_references(catalog: Catalog, model: Model, apis: Collection[str]) -> int:
+    """Return the most reference images that one provider takes for a model. apis: the catalogs of those in use."""
+    taken = [offer.max_references for offer in list_offers(catalog, model) if offer.provider in apis]
+    return max(taken, default=model.max_references)
+
+
 def combine_limits(model: Model, offers: Collection[Offer]) -> Limits:
     """Return what at least one of these offers accepts, in the order of the model; its own limits without offers."""
     if not offers:

@@ -245,6 +245,14 @@ async def test_errors_are_exceptions_of_the_sdk(broker: RunningBroker) -> None:
     assert len(await broker.provider_jobs()) == before, "nothing was ordered"
 
 
+async def test_error_names_the_field_of_the_request(broker: RunningBroker) -> None:
+    answer = await post(broker, ask({"text": "a fox"}, imageConfig={"aspectRatio": "7:1", "imageSize": "9K"}))
+    violations = answer.json()["error"]["details"][1]["fieldViolations"]
+    assert [one["field"] for one in violations] == [
+        *("generationConfig.imageConfig.aspectRatio", "generationConfig.imageConfig.imageSize")
+    ]
+
+
 async def test_failed_order_is_an_error_that_names_the_task_and_whether_it_cost(broker: RunningBroker) -> None:
     for mood, code, reason in (("flagged", 400, "safety_input"), ("noresult", 424, "no_image")):
         error = await refused(broker, contents=f"a red fox [mood:{mood}]")

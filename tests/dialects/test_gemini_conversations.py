@@ -14,11 +14,13 @@ from google.genai import types
 from pydantic import SecretStr
 
 from broker.api.dialects.gemini.contents import Conversation, read_conversation
+from broker.api.dialects.gemini.orders import build_order
 from broker.api.dialects.gemini.requests import GeminiFileData, GenerateContentRequest
 from broker.api.dialects.gemini.spelling import Spelling, spell_image
 from broker.api.shared.inline_images import split_document
 from broker.errors import ApiError
 from broker.orders import DataUriReference, ReferenceSource, Turn, TurnPart, UrlReference
+from broker.providers.registry import load_catalog
 from broker.sandbox.dialects.gemini.routes import SIGNATURE
 from storage.images import StoredImage
 from tests.dialects.matrix import KEY, base_url
@@ -27,6 +29,7 @@ from tests.support.emulators import broker_before
 
 pytestmark = pytest.mark.anyio
 
+FLASH = "gemini-2.5-flash-image"
 PRO = "gemini-3-pro-image"
 
 
@@ -96,6 +99,18 @@ async def test_newest_images_of_earlier_turns_are_kept() -> None:
     assert [[part.reference for part in turn.parts] for turn in said.turns] == [[None], [None], [0], [None, 1]]
     with pytest.raises(ApiError, match="3 images are too many"):
         await read(user(text("three"), *[image("AAAA")] * 3), most=2)
+
+
+async def test_long_conversation_fits_into_what_the_providers_in_use_take() -> None:
+    """Otherwise a chat ends in an error after so many images."""
+    turns = [user(text("a fox")), *[model(image("AAAA")), user(text("again"))] * 9]
+    request = GenerateContentRequest.model_validate({"contents": turns})
+    for model_name, apis, most in ((PRO, {"kie"}, 8), (PRO, {"kie", "gemini"}, 9), (FLASH, {"kie"}, 3)):
+        built = await build_order(
+            request, model_name, catalog=load_catalog(), apis=apis, resolve_file=find_nothing, is_sdk=False
+        )
+        assert len(built.order.sources) == most
+        assert len(built.ignored) == 9 - most
 
 
 async def test_base64_of_either_alphabet_and_signatures_of_an_sdk_are_read() -> None:

@@ -9,6 +9,7 @@ from pydantic import Field
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
+from broker.api.dialects.gemini.orders import SPELLING
 from broker.api.http.responses import error_headers, json_response
 from broker.api.shared.models import SnakeResponseModel
 from broker.errors import ApiError, TaskFailed
@@ -70,9 +71,8 @@ def _details(error: ApiError) -> Iterator[dict[str, Any]]:
     if isinstance(error, TaskFailed):
         metadata |= {"billed": error.billed, "taskId": error.task_id}
     yield {"@type": f"{_TYPE}ErrorInfo", "reason": error.code, "domain": DOMAIN, "metadata": metadata}
-    violations = [{"field": one.field, "description": one.message} for one in error.details]
-    if not violations and error.field:
-        violations = [{"field": error.field, "description": error.message}]
+    found = [(one.field, one.message) for one in error.details] or [(error.field or "", error.message)]
+    violations = [{"field": SPELLING.get(name, name), "description": message} for name, message in found if name]
     if violations:
         yield {"@type": f"{_TYPE}BadRequest", "fieldViolations": violations}
     if error.retry_after is not None:

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from broker.api.dialects.gemini.contents import ResolveFile, read_conversation
 from broker.api.dialects.gemini.requests import GenerateContentRequest
-from broker.catalog import Catalog
+from broker.catalog import Catalog, Model
 from broker.errors import ApiError
+from broker.ordering.offers import most_references
 from broker.orders import ImageParams, OrderRequest
 
 MAX_IMAGES: Final[Mapping[str, int]] = {"nano-banana": 3}
-"""Input images of one turn, where Google takes fewer than the catalog has from other providers."""
+"""Input images of one turn, where Google takes fewer than other providers."""
 
 SPELLING: Final[Mapping[str, str]] = {
     "aspectRatio": "generationConfig.imageConfig.aspectRatio",
     "resolution": "generationConfig.imageConfig.imageSize",
+    "numberOfImages": "generationConfig.candidateCount",
+    "google_search": "tools.googleSearch",
+    "prompt": "contents",
+    "image": "contents",
     **{name: f"generationConfig.{name}" for name in ("seed", "temperature", "topP", "topK", "maxOutputTokens")},
 }
-"""Parameters of an order → their names in a request."""
+"""Names in the native API → in a request."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,14 +36,24 @@ class BuiltOrder:
 
 
 async def build_order(
-    request: GenerateContentRequest, model: str, *, catalog: Catalog, resolve_file: ResolveFile, is_sdk: bool
+    request: GenerateContentRequest,
+    model: str,
+    *,
+    catalog: Catalog,
+    apis: Collection[str],
+    resolve_file: ResolveFile,
+    is_sdk: bool,
 ) -> BuiltOrder:
-    """Return the order of a request. model: as the path names it. Raises `ApiError` for what is not supported."""
+    """Return the order of a request. Raises `ApiError` for what is not supported.
+
+    model: as the path names it. apis: the catalogs of the providers in use.
+    """
     found = _find_model(catalog, model)
+    most = most_references(catalog, found, apis)
     request.check_supported()
     conversation = await read_conversation(
         request.contents,
-        max_images=MAX_IMAGES.get(found, catalog.resolve(found).max_references),
+        max_images=min(most, MAX_IMAGES.get(found.name, most)),
         resolve_file=resolve_file,
         is_sdk=is_sdk,
     )
@@ -60,10 +75,10 @@ async def build_order(
     return BuiltOrder(order=order, ignored=(*request.ignored_names(), *conversation.left_out))
 
 
-def _find_model(catalog: Catalog, name: str) -> str:
-    """Return the canonical name. Raises `ApiError("not_found")`, as Google does."""
+def _find_model(catalog: Catalog, name: str) -> Model:
+    """Return the model. Raises `ApiError("not_found")`, as Google does."""
     try:
-        return catalog.resolve(name).name
+        return catalog.resolve(name)
     except ApiError as error:
         raise ApiError("not_found", error.message, field="model") from error
 

@@ -43,6 +43,8 @@ class GeminiOrderRoutes:
     queries: TaskQueries
     blobs: BlobStore
     catalog: Catalog
+    apis: frozenset[str]
+    """Names of the catalogs of the providers in use."""
     messages: Messages
     spelling: Spelling
     resolve_file: ResolveFile = find_file
@@ -54,6 +56,7 @@ class GeminiOrderRoutes:
             queries=services.queries,
             blobs=services.blobs,
             catalog=services.catalog,
+            apis=frozenset(provider.api_name for provider in services.providers.values()),
             messages=services.presenter.messages,
             spelling=services.settings.gemini_spelling,
         )
@@ -95,7 +98,7 @@ class GeminiOrderRoutes:
         async def render(tasks: Sequence[Task]) -> Response:
             return image_json(answer_document(await self._find_images(tasks), self.catalog, style), self.blobs)
 
-        model = request.path_params["model"]
+        model = request.path_params["model"].removeprefix("models/")
         return await self.held.answer(
             request,
             placed,
@@ -116,7 +119,7 @@ class GeminiOrderRoutes:
         async def render(tasks: Sequence[Task]) -> Response:
             return layout.respond(answer_chunks(await self._find_images(tasks), self.catalog, style), self.blobs)
 
-        model = request.path_params["model"]
+        model = request.path_params["model"].removeprefix("models/")
         return await self.held.answer(
             request,
             placed,
@@ -133,6 +136,7 @@ class GeminiOrderRoutes:
             parsed,
             request.path_params["model"],
             catalog=self.catalog,
+            apis=self.apis,
             resolve_file=self.resolve_file,
             is_sdk=is_sdk(request),
         )
