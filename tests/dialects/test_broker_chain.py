@@ -62,6 +62,15 @@ async def test_order_completes_by_callback_with_the_image_and_cost_of_the_broker
     assert job["request"]["input"]["resolution"] == "2K"
 
 
+async def test_callback_with_the_signature_of_another_key_is_rejected(tmp_path: Path, back: RunningBroker) -> None:
+    """Its token is right; the order still completes, by polling."""
+    async with front_of(back, tmp_path, webhook_key="another-key") as front:
+        task = await front.wait_end(await front.create_task("a red fox"))
+        assert task["status"] == "completed", task
+        callbacks = (await front.client.get("/api/callbacks")).json()["data"]
+    assert {(one["verification"], one["status"]) for one in callbacks} == {("reject", 401)}
+
+
 async def test_orders_complete_by_polling_also_with_an_uploaded_reference(tmp_path: Path, back: RunningBroker) -> None:
     async with front_of(back, tmp_path, with_callbacks=False) as front:
         picture = f"data:image/png;base64,{base64.b64encode(png()).decode()}"

@@ -113,6 +113,13 @@ async def test_credits_are_what_is_left_of_the_budget(broker: RunningBroker) -> 
     assert (last.status_code, last.json()["code"]) == (429, 433)
 
 
+async def test_credits_without_a_budget_are_the_balances_at_the_providers(tmp_path: Path) -> None:
+    async with open_broker(tmp_path, options=Options(credits=60.62)) as broker, asyncio.timeout(5):
+        while (answer := (await broker.client.get("/api/v1/chat/credit")).json())["code"] == 505:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+        assert answer == {"code": 200, "msg": "success", "data": 60.62}
+
+
 async def test_callbacks_have_the_record_and_a_signature_of_id_and_time(broker: RunningBroker) -> None:
     async with receiving() as receiver:
         for number, prompt in enumerate(("a red fox", "a red fox [mood:flagged]"), 1):
