@@ -392,5 +392,38 @@ async def test_upload_that_is_no_image_is_refused(broker: RunningBroker) -> None
     assert unknown.status_code == 404
 
 
+# -- a broker before a broker
+
+
+@pytest.mark.parametrize("with_callbacks", [True, False])
+async def test_another_broker_takes_this_one_for_fal(
+    tmp_path: Path, broker: RunningBroker, *, with_callbacks: bool
+) -> None:
+    """By callbacks that the published keys verify, or by polling, with an uploaded image."""
+    address = f"{str(broker.client.base_url).rstrip('/')}/fal"
+    settings: dict[str, Any] = {
+        "kie_keys": (),
+        "fal_keys": KEY,
+        "fal_url": address,
+        "fal_rest_url": address,
+        "download_allow": ("127.0.0.1",),
+        "check_after": 30 if with_callbacks else 0.1,
+        "task_deadline": 30,
+    }
+    images = {} if with_callbacks else {"images": [data_uri()]}
+    order: dict[str, Any] = {"model": "nano-banana-pro", "resolution": "2K", **images}
+    async with open_broker(
+        tmp_path / "front", sandbox=address, with_callbacks=with_callbacks, api_keys=(), **settings
+    ) as front:
+        task = await front.wait_end(await front.create_task("a red fox", **order))
+        assert task["status"] == "completed", task["errorDetail"]
+        flagged = await front.wait_end(await front.create_task("a fox [mood:flagged]"))
+        assert (flagged["status"], flagged["errorDetail"]["code"]) == ("failed", "safety_input"), flagged
+        callbacks = (await front.client.get("/api/callbacks")).json()["data"]
+    assert {one["verification"] for one in callbacks} == ({"accept"} if with_callbacks else set())
+    edit, _ = sorted(await broker.provider_jobs(), key=lambda job: len(job["request"]["input"]["prompt"]))
+    assert edit["request"]["input"]["resolution"] == "2K"
+
+
 def data_uri() -> str:
     return "data:image/png;base64," + base64.b64encode(png()).decode()
