@@ -284,6 +284,23 @@ class Tasks:
             must_change=True,
         )
 
+    def lock_batch(self, batch: str) -> Statement:
+        """Lock the first task of a batch until the transaction ends. It comes before all other locks."""
+        return Statement(
+            sql="UPDATE tasks SET version = version WHERE id = (SELECT min(id) FROM tasks WHERE batch = :batch)",
+            params={"batch": batch},
+            must_change=True,
+        )
+
+    def check_ended(self, task: Task, others: int) -> Statement:
+        """Raise `Stale` unless so many other tasks of the batch have ended. Its own statement, to see what is new."""
+        return Statement(
+            sql="""UPDATE tasks SET version = version WHERE id = :id AND :others = (
+                SELECT count(*) FROM tasks WHERE batch = :batch AND id <> :id AND ended_at IS NOT NULL)""",
+            params={"id": task.id, "batch": task.batch, "others": others},
+            must_change=True,
+        )
+
     def lock_owner(self, owner: str) -> Statement:
         """Lock the task, or the tasks of the batch, that own these files until the transaction ends.
 

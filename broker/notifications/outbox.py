@@ -10,7 +10,7 @@ from broker.clock import Clock
 from broker.errors import EgressBlocked
 from broker.net.url_policy import parse_url
 from broker.notifications.formats import ORIGIN_KEY
-from broker.notifications.formats.base import BatchFormat, StartFormat, WebhookFormat
+from broker.notifications.formats.base import BatchFormat, RequestFormat, StartFormat, WebhookFormat
 from storage.batches import Ending
 from storage.deliveries import Delivery
 from storage.images import StoredImage
@@ -28,6 +28,16 @@ BATCH_EVENTS: Final[Mapping[Ending, BatchEvent]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class OutgoingEvents:
+    """What a change of a task adds to its transaction."""
+
+    statements: Sequence[Statement] = ()
+    """Write the webhooks."""
+    guards: Sequence[Statement] = ()
+    """Come first; they raise `Stale` if another task has changed what the webhooks tell. Then they are made again."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Outbox:
     """Builder of the statements that write webhooks; executes no statement itself."""
 
@@ -35,18 +45,45 @@ class Outbox:
     tables: Tables
     formats: Mapping[str, WebhookFormat]
 
-    async def enqueue_event(self, before: Task, after: Task) -> Sequence[Statement]:
+    async def enqueue_event(self, before: Task, after: Task) -> OutgoingEvents:
         """Return the statements that write the events of a change, if any. They may run twice."""
         name, now = str(after.origin.get(ORIGIN_KEY, "native")), self.clock.now()
         chosen, url = self.formats[name], after.callback_url
         if isinstance(chosen, BatchFormat):
-            return await self._enqueue_batch_events(before, after, chosen, now)
+            return OutgoingEvents(statements=await self._enqueue_batch_events(before, after, chosen, now))
         if url is None:
-            return ()
+            return OutgoingEvents()
+        if isinstance(chosen, RequestFormat):
+            return await self._enqueue_request_event(before, after, url, chosen, now)
         event, body = await self._event_of_change(before, after, chosen, now)
         if event is None or body is None:
-            return ()
-        return (self.tables.deliveries.insert_delivery(_make_delivery(after, event, url, body, now)),)
+            return OutgoingEvents()
+        return OutgoingEvents(statements=[self._insert(after, event, url, body, now)])
+
+    async def _enqueue_request_event(
+        self, before: Task, after: Task, url: str, chosen: RequestFormat, now: float
+    ) -> OutgoingEvents:
+        """Return the statement that writes the event of a request if this is the last of its tasks to end.
+
+        Two of them may end at the same time, and neither sees the other: then one is Stale, and sees it afterwards.
+        """
+        event = event_between(before.status, after.status)
+        if event is None:
+            return OutgoingEvents()
+        read = await self.tables.tasks.list_of_batch(after.batch)
+        others = sum(task.ended_at is not None for task in read if task.id != after.id)
+        tasks = [after if task.id == after.id else task for task in read]
+        guards = [self.tables.tasks.lock_batch(after.batch), self.tables.tasks.check_ended(after, others)]
+        if not all(task.has_ended for task in tasks):
+            return OutgoingEvents(guards=guards)
+        completed = [task for task in tasks if task.state == TaskState.SUCCEEDED]
+        images = [image for task in completed for image in await self.tables.images.list_of_owner(task.id, "result")]
+        body = chosen.make_request_body(now, tasks, images)
+        event = Event.COMPLETED if completed else event
+        return OutgoingEvents(statements=[self._insert(after, event, url, body, now)])
+
+    def _insert(self, task: Task, event: Event, url: str, body: str, now: float) -> Statement:
+        return self.tables.deliveries.insert_delivery(_make_delivery(task, event, url, body, now))
 
     async def _enqueue_batch_events(
         self, before: Task, after: Task, chosen: BatchFormat, now: float

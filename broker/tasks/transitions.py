@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from broker.clock import Clock
 from broker.logs import log
@@ -26,6 +26,9 @@ from storage.limits.budgets import Budgets
 from storage.sql.database import Stale, Statement
 from storage.states import TaskState
 from storage.tasks import DUE_CHANNEL, Task, Tasks, task_channel
+
+MAX_GUARDED: Final = 10
+"""Tries to write the end of a task while others of its request end, which each of them does once."""
 
 Decision = Callable[[Task, Attempt | None], Changes]
 """Returns what to change, given the row and one attempt as they are now."""
@@ -64,7 +67,7 @@ class Transitions:
         is_paid: the decision holds what money was spent for, so it is written on a full disk as well.
         report: subject of the decision, for metrics and log.
         """
-        seen = task
+        seen, guarded = task, 0
         while True:
             if is_leased and not outlives_lease and task.leased_by != seen.leased_by:
                 return None
@@ -79,14 +82,18 @@ class Transitions:
             events = await self.outbox.enqueue_event(task, replace(task, **values))
             update = replace(self.tasks.update_task(task, **values), may_use_reserve=is_paid)
             settling = self.budgets.settle(task) if _must_settle(task, changes) else []
-            change = (update, *ledger, *settling, *events, *also)
+            change = (*events.guards, update, *ledger, *settling, *events.statements, *also)
             begun = self.clock.monotonic()
             try:
                 await self.tasks.database.transact(*change, wake=(DUE_CHANNEL, task_channel(task.id)))
             except Stale:
                 fresh = await self.tasks.get(task.id)
-                if fresh is None or fresh.version == task.version:
+                guarded += bool(events.guards)
+                is_unchanged = fresh is None or fresh.version == task.version
+                if fresh is None or (is_unchanged and not 0 < guarded <= MAX_GUARDED):
                     return None  # the row is gone, or another process executed the statements of `also`
+                if is_unchanged:
+                    continue  # another task of the request has ended
                 if also or not await self._was_committed(fresh, task, changes):
                     task = fresh
                     continue

@@ -35,6 +35,14 @@ class BatchFormat(Protocol):
         """Return the JSON body about an event, in ASCII. at: seconds since the epoch. Pure."""
 
 
+@runtime_checkable
+class RequestFormat(Protocol):
+    """How one dialect tells the end of a request for several images, by one webhook with all of them."""
+
+    def make_request_body(self, at: float, tasks: Sequence[Task], images: Sequence[StoredImage]) -> str:
+        """Return the JSON body, in ASCII. tasks: all of the request, ended. images: their results, in order. Pure."""
+
+
 class WebhookFormat(Protocol):
     """How one dialect tells the end of a task."""
 

@@ -114,7 +114,7 @@ def build_output(tasks: Sequence[Task], images: Sequence[StoredImage], base: str
 
 
 class FalFormat:
-    """A webhook at the end of a request."""
+    """One webhook at the end of a request, whose id is that of its first task."""
 
     def __init__(self, context: FormatContext) -> None:
         self._presenter = context.presenter
@@ -122,12 +122,16 @@ class FalFormat:
         self._public_base = context.public_base
 
     def make_body(self, event: Event, at: float, task: Task, images: Sequence[StoredImage]) -> str | None:
-        body: dict[str, Any] = {"request_id": task.id, "gateway_request_id": task.id}
-        if event == Event.COMPLETED:
-            base = self._public_base() or str(task.origin.get(BASE_KEY, ""))
-            body |= {"status": "OK", "error": None, "payload": build_output([task], images, base).to_document()}
+        return self.make_request_body(at, [task], images)
+
+    def make_request_body(self, at: float, tasks: Sequence[Task], images: Sequence[StoredImage]) -> str:
+        first, completed = tasks[0], [task for task in tasks if task.status == "completed"]
+        body: dict[str, Any] = {"request_id": first.id, "gateway_request_id": first.id}
+        if completed:
+            base = self._public_base() or str(first.origin.get(BASE_KEY, ""))
+            body |= {"status": "OK", "error": None, "payload": build_output(completed, images, base).to_document()}
         else:
-            body |= {"status": "ERROR", **self._failure(task)}
+            body |= {"status": "ERROR", **self._failure(first)}
         return json.dumps(body, allow_nan=False, separators=(",", ":"))
 
     def _failure(self, task: Task) -> dict[str, Any]:
@@ -143,4 +147,4 @@ class FalFormat:
         }
 
     def sign(self, delivery: Delivery, at: float, body: bytes) -> Mapping[str, str]:
-        return sign(self._key, delivery.task_id, USER_ID, at, body)
+        return sign(self._key, json.loads(body)["request_id"], USER_ID, at, body)

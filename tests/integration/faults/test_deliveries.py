@@ -578,11 +578,11 @@ async def test_uncommitted_end_has_no_webhook(scene: Scene) -> None:
     """Row and webhook are one transaction: the loser of a race writes neither."""
     broker = scene.services
     task = await scene.order()
-    statements = await scene.services.worker.steps.transitions.outbox.enqueue_event(task, await _as_canceled(task))
+    events = await scene.services.worker.steps.transitions.outbox.enqueue_event(task, await _as_canceled(task))
     await scene.services.database.transact(broker.tables.tasks.update_task(task, step_retries=1))
     with pytest.raises(Stale):
         await scene.services.database.transact(
-            broker.tables.tasks.update_task(task, state=TaskState.CANCELED), *statements
+            broker.tables.tasks.update_task(task, state=TaskState.CANCELED), *events.statements
         )
     assert await broker.tables.deliveries.list_newest(limit=10) == []
 

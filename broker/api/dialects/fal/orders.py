@@ -15,7 +15,6 @@ from broker.api.http.addresses import own_base_url
 from broker.api.http.request_body import MAX_JSON_BYTES, read_json_model
 from broker.api.shared.held_answers import HeldAnswers, PlacedOrder
 from broker.catalog import Catalog
-from broker.errors import ApiError
 from broker.notifications.formats import ORIGIN_KEY
 from broker.notifications.formats.fal import BASE_KEY
 from broker.orders import DEFAULT_PRIORITY
@@ -60,9 +59,6 @@ class FalOrders:
         app = find_app(target.app, self.catalog)
         parsed = await read_json_model(request, MAX_JSON_BYTES, FalInput)
         webhook = target.query.get(WEBHOOK) or None
-        if webhook and (parsed.num_images or 1) > 1:
-            message = "A request with a webhook makes one image: leave num_images out, and send a request per image."
-            raise ApiError("unsupported_parameter", message, field="num_images")
         priority = "low" if request.headers.get(PRIORITY) == "low" else DEFAULT_PRIORITY
         order = parsed.to_order(app, callback_url=webhook, priority=priority, origin=self._origin(request, app, parsed))
         placed = await self.held.place(
