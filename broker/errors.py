@@ -2,7 +2,7 @@
 
 Exception
 ├── ApiError           a request that cannot be served; becomes the HTTP error of its code
-│   └── TaskFailed     its task failed
+│   └── FailedTask     its task failed
 ├── SettingsError      a wrong environment variable; stops the start with name, expected form and cure
 ├── ProviderError      no usable answer of a provider (permanent: repeating does not help)
 │   └── NotSent        no byte of the request was sent
@@ -88,7 +88,7 @@ class ApiError(Exception):
         self.message_key = message_key or code
 
 
-class TaskFailed(ApiError):
+class FailedTask(ApiError):
     """The task of a request failed, which a dialect tells as an error of the request.
 
     code: one of `TASK_CODES`. billed: whether the provider charged for it.

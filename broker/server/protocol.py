@@ -22,7 +22,7 @@ import h11
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from broker.api.http.connection import EXTENSION, Connection
+from broker.api.http.connection import EXTENSION, ClientConnection
 from broker.api.http.responses import SECURITY_HEADERS, to_json
 from broker.net.hosts import is_loopback_host
 from broker.net.pieces import ChunkCounter, TooManyPieces, TurnCounter
@@ -184,7 +184,7 @@ class DeadlineH11(H11Protocol):
         self._window_start_bytes = 0
         self._reading = _Timer(self.loop, self._on_reading_expired)
         self._writing = _Timer(self.loop, self._on_writing_expired)
-        self._connection = Connection()
+        self._connection = ClientConnection()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)

@@ -13,7 +13,7 @@ EXTENSION: Final = "broker.connection"
 """Name of the ASGI extension; absent where an application is called without a server of ours."""
 
 
-class Connection:
+class ClientConnection:
     """One connection of a client."""
 
     def __init__(self) -> None:
@@ -41,6 +41,6 @@ class Connection:
             self._watchers.remove(on_loss)
 
 
-def connection_of(scope: Scope) -> Connection | None:
-    found: Connection | None = scope.get("extensions", {}).get(EXTENSION, {}).get("connection")
+def connection_of(scope: Scope) -> ClientConnection | None:
+    found: ClientConnection | None = scope.get("extensions", {}).get(EXTENSION, {}).get("connection")
     return found

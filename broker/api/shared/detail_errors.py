@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from broker.api.http.responses import error_headers, json_response, requested_language
 from broker.api.shared.models import SnakeResponseModel
-from broker.errors import ApiError, TaskFailed
+from broker.errors import ApiError, FailedTask
 from broker.i18n import Messages
 
 
@@ -24,6 +24,6 @@ def render_detail_error(
 ) -> Response:
     """Return an error in the language of the request. The message of a failed task is in that language already."""
     sentence = error.message
-    if not isinstance(error, TaskFailed):
+    if not isinstance(error, FailedTask):
         sentence = messages.get(error.message_key, requested_language(request), error.message)
     return json_response(DetailError(detail=sentence).to_document(), error.status, {**error_headers(error), **headers})

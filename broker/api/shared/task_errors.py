@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from broker.errors import ApiError, TaskFailed
+from broker.errors import ApiError, FailedTask
 from broker.i18n import Language, Messages
 from storage.tasks import Task
 
@@ -29,13 +29,13 @@ def completed_tasks(tasks: Sequence[Task], messages: Messages, language: Languag
     return completed
 
 
-def task_error(task: Task, messages: Messages, language: Language = "en") -> TaskFailed:
+def task_error(task: Task, messages: Messages, language: Language = "en") -> FailedTask:
     """Return the error of a task that ended without an image."""
     code = task.error_code or ("canceled" if task.status == "canceled" else "provider_error")
     sentence = messages.task_error(code, task.billed, language)
     if task.error_detail:
         sentence = f"{sentence} ({task.error_detail})"
-    return TaskFailed(
+    return FailedTask(
         code,
         sentence,
         status=_status(code, is_repeatable=task.error_retryable and task.billed == "no"),

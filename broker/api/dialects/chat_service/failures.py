@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from broker.api.shared.task_errors import completed_tasks
-from broker.errors import TaskFailed
+from broker.errors import FailedTask
 from broker.i18n import Language, Messages
 from storage.tasks import Task
 
@@ -19,11 +19,11 @@ def completed_or_hint(tasks: Sequence[Task], messages: Messages, language: Langu
     """Return the tasks of an order that have images. Raises the error of the first one, with a hint, if none has."""
     try:
         return completed_tasks(tasks, messages, language)
-    except TaskFailed as error:
+    except FailedTask as error:
         hint = _HINTS.get(error.code)
         if hint is None:
             raise
-        raise TaskFailed(
+        raise FailedTask(
             error.code,
             f"{error.message} {messages.get(hint, language)}",
             status=NO_IMAGE_STATUS if error.code == "no_image" else error.status,

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from broker.api.dialects.fal.schemas import SPELLING, FalError
 from broker.api.http.answers import tracked_answer
 from broker.api.http.responses import error_headers, json_response
-from broker.errors import ApiError, FieldError, TaskFailed
+from broker.errors import ApiError, FailedTask, FieldError
 from broker.notifications.formats.fal import FalDetail, failure_detail, failure_status, failure_type
 
 REQUEST_ID: Final = "x-fal-request-id"
@@ -53,7 +53,7 @@ def request_id_of(request: HTTPConnection) -> str:
 
 
 def render_error(request: HTTPConnection, error: ApiError, headers: Mapping[str, str]) -> Response:
-    if isinstance(error, TaskFailed):
+    if isinstance(error, FailedTask):
         return _render_failure(request, error, headers)
     status = _QUOTA_STATUS if error.code == "quota_exceeded" else _STATUS_OF.get(error.status, error.status)
     kind, message = _TYPE_OF.get(error.code, _OTHER_TYPE), _in_our_terms(error.message)
@@ -71,7 +71,7 @@ def render_error(request: HTTPConnection, error: ApiError, headers: Mapping[str,
     return json_response(body.to_document(), status, {**fixed, **headers})
 
 
-def _render_failure(request: HTTPConnection, error: TaskFailed, headers: Mapping[str, str]) -> Response:
+def _render_failure(request: HTTPConnection, error: FailedTask, headers: Mapping[str, str]) -> Response:
     """Return the failure of a task: an order may be repeated where that is free, a result is final."""
     status = failure_status(error.code, error.billed)
     if request.scope["method"] == "POST" and status in _WORST_CASE:

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from broker.api.dialects.gemini.orders import SPELLING
 from broker.api.http.responses import error_headers, json_response
 from broker.api.shared.models import SnakeResponseModel
-from broker.errors import ApiError, TaskFailed
+from broker.errors import ApiError, FailedTask
 
 DOMAIN: Final = "nano-banana-broker"
 _TYPE: Final = "type.googleapis.com/google.rpc."
@@ -68,7 +68,7 @@ def render_error(_: HTTPConnection, error: ApiError, headers: Mapping[str, str])
 
 def _details(error: ApiError) -> Iterator[dict[str, Any]]:
     metadata = {"retryable": str(error.retryable).lower()}
-    if isinstance(error, TaskFailed):
+    if isinstance(error, FailedTask):
         metadata |= {"billed": error.billed, "taskId": error.task_id}
     yield {"@type": f"{_TYPE}ErrorInfo", "reason": error.code, "domain": DOMAIN, "metadata": metadata}
     found = [(one.field, one.message) for one in error.details] or [(error.field or "", error.message)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from broker.api.dialects.kie.errors import render_error
-from broker.api.dialects.kie.routes import KieRoutes
+from broker.api.dialects.kie.routes import KieJobRoutes
 from broker.api.dialects.kie.schemas import KieError
 from broker.api.dialects.kie.uploads import KieUploadRoutes
 from broker.api.http.auth import Authenticator
@@ -15,7 +15,7 @@ from broker.services import Services
 
 def kie_dialect(services: Services) -> Dialect:
     """Return the dialect, mounted on the parts that it uses."""
-    routes = KieRoutes(
+    routes = KieJobRoutes(
         held=HeldAnswers.from_services(services),
         queries=services.queries,
         messages=services.presenter.messages,

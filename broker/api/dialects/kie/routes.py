@@ -40,7 +40,7 @@ SUCCESS_MESSAGE: Final = "success"
 
 
 @dataclass(frozen=True, kw_only=True)
-class KieRoutes:
+class KieJobRoutes:
     held: HeldAnswers
     queries: TaskQueries
     messages: Messages

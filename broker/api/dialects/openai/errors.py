@@ -12,7 +12,7 @@ from starlette.responses import Response
 from broker.api.http.responses import error_headers, json_response
 from broker.api.shared.held_streams import event_bytes
 from broker.api.shared.models import SnakeResponseModel
-from broker.errors import ApiError, TaskFailed
+from broker.errors import ApiError, FailedTask
 from broker.presenter import Absent
 
 SPELLING: Final[Mapping[str, str]] = {
@@ -60,7 +60,7 @@ class OpenAIError(SnakeResponseModel):
 
 
 def error_detail(error: ApiError, spelling: Mapping[str, str] = SPELLING) -> OpenAIErrorDetail:
-    failed = error if isinstance(error, TaskFailed) else None
+    failed = error if isinstance(error, FailedTask) else None
     return OpenAIErrorDetail(
         message=error.message,
         type=_error_type(error.status),

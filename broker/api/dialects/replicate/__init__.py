@@ -6,7 +6,7 @@ from starlette.requests import HTTPConnection
 
 from broker.api.dialects.replicate.models import ReplicateModels
 from broker.api.dialects.replicate.predictions import PredictionAnswers
-from broker.api.dialects.replicate.routes import ReplicateRoutes
+from broker.api.dialects.replicate.routes import PredictionRoutes
 from broker.api.dialects.replicate.schemas import ReplicateProblem, render_error
 from broker.api.http.auth import Authenticator, KeyPlaces
 from broker.api.http.endpoint import Dialect
@@ -24,7 +24,7 @@ def replicate_dialect(services: Services) -> Dialect:
     """Return the dialect, mounted on the parts that it uses."""
     models = ReplicateModels(served=services.served_models, catalog=services.catalog)
     secret = services.tokens.secret
-    routes = ReplicateRoutes(
+    routes = PredictionRoutes(
         clock=services.clock,
         held=HeldAnswers.from_services(services),
         queries=services.queries,

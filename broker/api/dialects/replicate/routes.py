@@ -55,7 +55,7 @@ _VERSION_ID: Final = Parameter("id", "path", "the id of a version")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReplicateRoutes:
+class PredictionRoutes:
     clock: Clock
     held: HeldAnswers
     queries: TaskQueries
