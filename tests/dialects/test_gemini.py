@@ -37,7 +37,7 @@ SAFETY = types.SafetySetting(
     category=types.HarmCategory.HARM_CATEGORY_HARASSMENT, threshold=types.HarmBlockThreshold.BLOCK_NONE
 )
 QUICK = "/quick"
-"""Path prefix of the same dialect with blank lines after a tenth of a second."""
+"""Path prefix of the same dialect with blank lines after a moment."""
 
 
 def picture(colour: str = "red") -> bytes:
@@ -53,7 +53,7 @@ def size_of(data: bytes | None) -> tuple[int, int]:
 
 
 def quick_dialect(services: Services) -> Dialect:
-    held = replace(HeldAnswers.from_services(services), blanks_after_seconds=0.1, blank_seconds=0.05)
+    held = replace(HeldAnswers.from_services(services), blanks_after_seconds=0.05, blank_seconds=0.03)
     dialect = gemini_dialect(services, held)
     endpoints = [
         replace(one, path=QUICK + one.path, operation_id=f"quick_{one.operation_id}") for one in dialect.endpoints
@@ -289,7 +289,7 @@ async def test_answer_that_was_cut_off_is_sent_again(broker: RunningBroker) -> N
 
 async def test_late_answer_begins_with_blank_lines(broker: RunningBroker) -> None:
     """The SDK reads the image, and a failure as a candidate that names the task."""
-    prompt = "a patient fox [mood:slow:0.25]"
+    prompt = "a patient fox [mood:slow:0.15]"
     raw = await post(broker, ask({"text": prompt}), path=QUICK)
     assert set(raw.text.partition("{")[0]) == {"\n"}
     GeminiAnswer.model_validate(raw.json())
@@ -302,7 +302,7 @@ async def test_late_answer_begins_with_blank_lines(broker: RunningBroker) -> Non
 
 
 async def test_late_stream_is_kept_open_by_blank_lines_alone(broker: RunningBroker) -> None:
-    prompt = "a patient fox [mood:slow:0.25]"
+    prompt = "a patient fox [mood:slow:0.15]"
 
     def read(client: genai.Client, text: str) -> list[types.GenerateContentResponse]:
         return list(client.models.generate_content_stream(model=FLASH, contents=text))

@@ -176,7 +176,7 @@ def test_only_the_copy_in_snake_case_has_a_blank(spelling: Spelling, found: str)
 @pytest.fixture(scope="module")
 async def broker(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningBroker]:
     """A broker before Gemini, whose emulator refuses an image of the model without its signature."""
-    settings: dict[str, Any] = {"api_keys": (SecretStr(KEY),), "task_deadline": 20}
+    settings: dict[str, Any] = {"api_keys": (SecretStr(KEY),), "task_deadline": 20, "gemini_spelling": "snake"}
     async with broker_before("gemini", tmp_path_factory.mktemp("broker"), **settings) as running:
         running.client.headers["x-goog-api-key"] = KEY
         yield running
@@ -226,8 +226,8 @@ async def test_answer_has_the_image_first_for_clients_that_are_no_sdk(broker: Ru
     answer = await broker.client.post(f"/v1beta/models/{PRO}:generateContent", json=body)
     assert answer.status_code == 200, answer.text
     first, second = answer.json()["candidates"][0]["content"]["parts"]
-    assert first["inlineData"]["data"] == first["inline_data"]["data"]
-    assert base64.b64decode(first["inlineData"]["data"], validate=True).startswith(b"\x89PNG")
+    assert "inlineData" not in first, "BROKER_GEMINI_SPELLING"
+    assert base64.b64decode(first["inline_data"]["data"], validate=True).startswith(b"\x89PNG")
     assert second["text"].startswith("Here")
     assert ("thoughtSignature" in first) == (mood != "markdown")
     assert json.dumps(answer.json()).count("stored:") == 0

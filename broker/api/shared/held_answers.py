@@ -151,7 +151,7 @@ class HeldAnswers:
         if render_late is None or seconds >= self.hold_seconds:
             raise _give_up(request, placed)
         late = _LateAnswer(render=render, render_late=render_late, blank=blank)
-        headers = {"content-type": media_type, "cache-control": "no-store"}
+        headers = {"content-type": media_type, "cache-control": "no-store", "x-accel-buffering": "no"}
         return StreamingResponse(self._trickle(request, placed, late), headers=headers)
 
     async def wait(self, request: Request, placed: PlacedOrder, seconds: float, *, is_pollable: bool = False) -> bool:

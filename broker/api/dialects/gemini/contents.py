@@ -24,7 +24,6 @@ Role = Literal["user", "model"]
 ResolveFile = Callable[[GeminiFileData], Awaitable[ReferenceSource]]
 """The file of a part → its image. Raises `ApiError` for a file that the caller does not have here."""
 
-_URL_ALPHABET: Final = str.maketrans("-_", "+/")
 _ROLES: Final[Mapping[str, Role]] = {"": "user", "user": "user", "model": "model"}
 
 
@@ -130,8 +129,12 @@ def _as_data_uri(inline: GeminiInlineData) -> str:
     """Return base64 of either alphabet, padded or not, in the standard one; the type comes from the content."""
     if inline.data.startswith("data:"):
         return inline.data
-    text = inline.data.translate(_URL_ALPHABET) if "-" in inline.data or "_" in inline.data else inline.data
+    text = _standard_alphabet(inline.data)
     return f"data:image/png;base64,{text}{'=' * (-len(text) % 4)}"
+
+
+def _standard_alphabet(base64: str) -> str:
+    return base64.replace("-", "+").replace("_", "/")
 
 
 # -- turns
@@ -166,7 +169,7 @@ def _build_turns(places: Sequence[_Place], positions: Mapping[str, int], *, is_s
             TurnPart(
                 text=None if place.has_image else place.part.text or "",
                 reference=positions.get(place.path),
-                signature=signature.translate(_URL_ALPHABET) if signature and is_sdk else signature or None,
+                signature=_standard_alphabet(signature) if signature and is_sdk else signature or None,
             )
         )
     return tuple(Turn(role=role, parts=tuple(parts)) for _, role, parts in turns)
