@@ -201,6 +201,28 @@ async def test_client_whose_answers_are_cut_off_makes_one_order(broker: RunningB
     ]
 
 
+async def test_client_repeats_its_run_while_the_broker_stops_and_gets_the_same_order(broker: RunningBroker) -> None:
+    fronts = list[TlsFront]()
+
+    def use(fal_client: ModuleType, front: TlsFront) -> None:
+        fronts.append(front)
+        assert len(fal_client.run(APP, arguments={"prompt": "a red fox [mood:slow:0.4]"})["images"]) == 1
+
+    async def stop_and_start() -> None:
+        async with asyncio.timeout(10):
+            while True:
+                jobs = await broker.provider_jobs()
+                broker.services.queries.closing = bool(jobs) and fronts[0].posts < 2
+                if fronts and fronts[0].posts > 1:
+                    return
+                await asyncio.sleep(0.02)
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(with_sdk(broker, use))
+        group.create_task(stop_and_start())
+    assert len(await broker.provider_jobs()) == 1
+
+
 # -- the queue
 
 

@@ -21,7 +21,10 @@ ERROR_TYPE: Final = "x-fal-error-type"
 RETRYABLE: Final = "x-fal-retryable"
 INVALID_STATUS: Final = 422
 
-_STATUS_OF: Final = {400: INVALID_STATUS}
+REPEATED_STATUS: Final = 429
+"""Repeated by all clients, in steps from a tenth of a second; the one for Python does not repeat our 503."""
+
+_STATUS_OF: Final = {400: INVALID_STATUS, 503: REPEATED_STATUS}
 _QUOTA_STATUS: Final = 403
 """Of an exhausted balance; clients repeat a request after 429 ten times."""
 _TYPE_OF: Final = {

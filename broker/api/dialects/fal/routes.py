@@ -54,8 +54,10 @@ _ORDER_RESPONSES: Final = {
     403: json_success("Forbidden: the budget is used up", FalError),
     422: json_success("Unprocessable Content: the input is wrong or its content is refused", FalError),
 }
+_AWAY: Final = {429: json_success("Too Many Requests: later; also while the broker stops or has no database", FalError)}
 _ORDER_ERRORS: Final = ("not_found", "payload_too_large", "task_expired", "rate_limited")
 _RESULT_RESPONSES: Final = {
+    **_AWAY,
     400: json_success("Bad Request: the request has not ended yet", FalError),
     422: json_success("Unprocessable Content: the content of the request is refused", FalError),
     499: json_success("the request is canceled", FalError),
@@ -198,7 +200,7 @@ class FalEndpoints:
                 self.get_request_status,
                 operation_id="falGetStatus",
                 parameters=(*_REQUEST, _LOGS),
-                responses={200: _ENDED, 202: _RUNNING},
+                responses={200: _ENDED, 202: _RUNNING, **_AWAY},
                 is_quiet=True,
             ),
             endpoint(
@@ -207,14 +209,14 @@ class FalEndpoints:
                 self.stream_request_status,
                 operation_id="falStreamStatus",
                 parameters=(*_REQUEST, _LOGS),
-                responses={200: SuccessResponse(text="the status now and at each change", content=_EVENTS)},
+                responses={200: SuccessResponse(text="the status now and at each change", content=_EVENTS), **_AWAY},
             ),
             endpoint(
                 "PUT",
                 f"{_REQUEST_PATH}/cancel",
                 self.cancel_request,
                 operation_id="falCancel",
-                responses={202: _CANCELED, 400: _TOO_LATE},
+                responses={202: _CANCELED, 400: _TOO_LATE, **_AWAY},
             ),
             endpoint(
                 "GET",
