@@ -184,6 +184,7 @@ async def broker(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Runn
 
 async def test_chat_by_the_sdk_returns_the_turns_of_gemini_unchanged(broker: RunningBroker) -> None:
     config = types.GenerateContentConfig(
+        response_modalities=["TEXT", "IMAGE"],
         temperature=0.5,
         seed=7,
         system_instruction="only foxes",
@@ -220,6 +221,16 @@ async def test_chat_by_the_sdk_returns_the_turns_of_gemini_unchanged(broker: Run
 
 
 @pytest.mark.parametrize("mood", ["thoughts", "snake", "markdown"])
+async def test_image_comes_first_for_an_sdk_that_does_not_ask_for_text(broker: RunningBroker) -> None:
+    def generate(client: genai.Client) -> types.GenerateContentResponse:
+        with client:
+            return client.models.generate_content(model=PRO, contents="a fox for parts[0]")
+
+    options = types.HttpOptions(base_url=base_url(broker))
+    answer = await to_thread.run_sync(generate, genai.Client(api_key=KEY, http_options=options))
+    assert [part.inline_data is not None for part in answer.parts or ()] == [True, False]
+
+
 async def test_answer_has_the_image_first_for_clients_that_are_no_sdk(broker: RunningBroker, mood: str) -> None:
     """However the provider spells it; without its drafts."""
     body = {"contents": [user(text(f"a fox [mood:{mood}]"))], "systemInstruction": {"parts": [text("only foxes")]}}

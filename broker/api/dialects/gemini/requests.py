@@ -114,6 +114,10 @@ class GenerateContentRequest(GeminiInput):
         return tuple(name.upper() for name in self.config.response_modalities or ("TEXT", "IMAGE"))
 
     @property
+    def asks_for_text(self) -> bool:
+        return bool(self.config.response_modalities) and "TEXT" in self.modalities
+
+    @property
     def has_grounding(self) -> bool:
         return any(to_camel(name) in GROUNDING for tool in self.tools or () for name in tool)
 

@@ -143,7 +143,7 @@ class GeminiOrderRoutes:
         placed = await self.held.place(
             request, built.order, is_held=not wants_async(request), ignored=built.ignored, spelling=SPELLING
         )
-        return placed, choose_style(request, self.spelling, parsed.modalities)
+        return placed, choose_style(request, self.spelling, asks_for_text=parsed.asks_for_text)
 
     async def _find_images(self, tasks: Sequence[Task]) -> list[TaskImages]:
         return [

@@ -38,12 +38,12 @@ def is_gemini_client(request: HTTPConnection) -> bool:
     return is_sdk(request) or "x-goog-api-key" in request.headers or "key" in request.query_params
 
 
-def choose_style(request: HTTPConnection, spelling: Spelling, modalities: tuple[str, ...]) -> AnswerStyle:
+def choose_style(request: HTTPConnection, spelling: Spelling, *, asks_for_text: bool) -> AnswerStyle:
     """Return the style for a client. spelling: for clients that are not SDKs."""
     is_from_sdk = is_sdk(request)
     return AnswerStyle(
         spelling="camel" if is_from_sdk else spelling,
-        is_image_first=not is_from_sdk or "TEXT" not in modalities,
+        is_image_first=not (is_from_sdk and asks_for_text),
     )
 
 
