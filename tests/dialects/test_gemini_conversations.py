@@ -220,7 +220,6 @@ async def test_chat_by_the_sdk_returns_the_turns_of_gemini_unchanged(broker: Run
     assert "x-ignored" not in (answered.headers or {})
 
 
-@pytest.mark.parametrize("mood", ["thoughts", "snake", "markdown"])
 async def test_image_comes_first_for_an_sdk_that_does_not_ask_for_text(broker: RunningBroker) -> None:
     def generate(client: genai.Client) -> types.GenerateContentResponse:
         with client:
@@ -231,6 +230,7 @@ async def test_image_comes_first_for_an_sdk_that_does_not_ask_for_text(broker: R
     assert [part.inline_data is not None for part in answer.parts or ()] == [True, False]
 
 
+@pytest.mark.parametrize("mood", ["thoughts", "snake", "markdown"])
 async def test_answer_has_the_image_first_for_clients_that_are_no_sdk(broker: RunningBroker, mood: str) -> None:
     """However the provider spells it; without its drafts."""
     body = {"contents": [user(text(f"a fox [mood:{mood}]"))], "systemInstruction": {"parts": [text("only foxes")]}}
