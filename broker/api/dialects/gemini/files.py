@@ -15,6 +15,7 @@ from broker.api.dialects.gemini.requests import GeminiFileData
 from broker.api.http.endpoint import Endpoint, Parameter, json_success
 from broker.api.http.responses import json_response
 from broker.api.shared.files import FilePage, FilesQuery, FileView, SharedFiles
+from broker.clock import iso
 from broker.errors import ApiError
 from broker.orders import ReferenceSource, UrlReference
 from broker.presenter import Absent, Moment, ResponseModel
@@ -91,14 +92,15 @@ class GeminiFileRoutes:
 
 def make_file(view: FileView) -> GeminiFile:
     file = view.file
+    created_at = str(iso(file.created_at))
     return GeminiFile(
         name=f"{NAME_PREFIX}{file.id}",
         display_name=file.name or None,
         mime_type=file.media_type,
         size_bytes=str(file.size),
-        create_time=file.created_at,  # type: ignore[arg-type]
-        update_time=file.created_at,  # type: ignore[arg-type]
-        expiration_time=view.expires_at,  # type: ignore[arg-type]
+        create_time=created_at,
+        update_time=created_at,
+        expiration_time=str(iso(view.expires_at)),
         sha256_hash=base64.b64encode(bytes.fromhex(file.sha256)).decode(),
         uri=f"{view.base}/v1beta/{NAME_PREFIX}{file.id}",
         state="ACTIVE",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from starlette.requests import HTTPConnection
 
+from broker.api.dialects.replicate.files import ReplicateFileRoutes, describe_file, describe_files
 from broker.api.dialects.replicate.models import ReplicateModels
 from broker.api.dialects.replicate.predictions import PredictionAnswers
 from broker.api.dialects.replicate.routes import PredictionRoutes
@@ -11,6 +12,7 @@ from broker.api.dialects.replicate.schemas import ReplicateProblem, render_error
 from broker.api.http.auth import Authenticator, KeyPlaces
 from broker.api.http.endpoint import Dialect
 from broker.api.shared.dialect import MODEL, MODELS
+from broker.api.shared.files import FILE, FILES, SharedFiles
 from broker.api.shared.held_answers import HeldAnswers
 from broker.notifications.formats.replicate import PredictionPresenter
 from broker.notifications.signing import signing_keys
@@ -43,9 +45,14 @@ def replicate_dialect(services: Services) -> Dialect:
         authenticate=Authenticator(services.settings, secret, PLACES).authenticate,
         render_error=render_error,
         error_model=ReplicateProblem,
-        endpoints=routes.endpoints(),
+        endpoints=[*routes.endpoints(), *ReplicateFileRoutes(files=SharedFiles.from_services(services)).endpoints()],
         is_client=is_replicate_client,
-        documents={MODEL: models.model_document, MODELS: models.list_document},
+        documents={
+            MODEL: models.model_document,
+            MODELS: models.list_document,
+            FILE: describe_file,
+            FILES: describe_files,
+        },
     )
 
 

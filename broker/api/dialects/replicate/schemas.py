@@ -107,7 +107,7 @@ def make_source(text: str) -> ReferenceSource:
     """Return the source of a reference image. Raises `ApiError` for a text that is neither a URL nor a data URI."""
     if text[:5].lower() == "data:":
         return DataUriReference(text=text)
-    if re.match(r"https?://", text, re.IGNORECASE):
+    if text.startswith("/uploads/") or re.match(r"https?://", text, re.IGNORECASE):
         return UrlReference(url=text)
     raise ApiError("invalid_image", "An input image must be an http(s) URL or a data URI.", field="input")
 
