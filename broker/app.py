@@ -59,7 +59,7 @@ _CORS_REQUEST_HEADERS: Final = (
 _CORS_RESPONSE_HEADERS: Final = (
     *("ETag", "Retry-After", "Location", "Warning", "X-Request-ID"),
     *("X-Should-Retry", "X-Ignored", "X-Delivered-Size"),
-    *("X-Fal-Request-Id", "X-Fal-Error-Type", "X-Fal-Retryable"),
+    *("X-Fal-Request-Id", "X-Fal-Error-Type", "X-Fal-Retryable", "X-Fal-Request-Timeout-Type"),
 )
 
 

@@ -253,6 +253,8 @@ async def test_only_configured_origins_are_allowed(tmp_path: Path) -> None:
         assert allowed.headers["access-control-allow-origin"] == ORIGIN
         sdk = await preflight(broker, ORIGIN, "authorization,content-type,openai-organization,x-stainless-retry-count")
         assert sdk.status_code == 200, sdk.text
+        fal = await preflight(broker, ORIGIN, "authorization,content-type,x-fal-target-url,x-fal-queue-priority")
+        assert fal.status_code == 200, fal.text
         for origin in ("null", f"{ORIGIN}.evil.com", "https://evil.com", ORIGIN.upper(), f"{ORIGIN}/", "http://app.example.com",
                        "https://xapp.example.com", "*", f"{ORIGIN}:443"):  # fmt: skip
             rejected = await preflight(broker, origin)

@@ -223,6 +223,20 @@ async def test_client_repeats_its_run_while_the_broker_stops_and_gets_the_same_o
     assert len(await broker.provider_jobs()) == 1
 
 
+async def test_run_that_does_not_start_in_time_is_canceled(tmp_path: Path) -> None:
+    def use(fal_client: ModuleType, front: TlsFront) -> None:
+        limit = {"X-Fal-Request-Timeout": "0.2"}
+        assert fal_client.run(APP, arguments={"prompt": "a red fox [mood:slow:0.3]"}, headers=limit)["images"]
+        with pytest.raises(fal_client.client.FalClientHTTPError) as caught:
+            fal_client.run(APP, arguments={"prompt": "a blue fox"}, headers=limit)
+        assert (caught.value.status_code, caught.value.error_type, front.posts) == (504, "request_timeout", 2)
+
+    async with open_broker(tmp_path, options=QUICK, api_keys=(SecretStr(KEY),), creates_per_10s=1) as broker:
+        await with_sdk(broker, use)
+        (task,) = await broker.services.queries.list_newest(status="canceled", limit=10, before=None)
+        assert (task.prompt, len(await broker.provider_jobs())) == ("a blue fox", 1)
+
+
 # -- the queue
 
 

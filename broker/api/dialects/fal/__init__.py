@@ -40,7 +40,7 @@ def fal_dialect(services: Services) -> Dialect:
     keys = write_keys([derived_key(services.tokens.secret).public_key()])
     routes = FalEndpoints(
         queue=queue,
-        runs=FalRuns(held=held, orders=orders, results=results),
+        runs=FalRuns(held=held, orders=orders, results=results, canceler=services.canceler),
         uploads=FalUploads(shared=SharedFiles.from_services(services)),
         keys=FalJwks.model_validate(keys),
     )

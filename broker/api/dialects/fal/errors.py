@@ -24,6 +24,9 @@ INVALID_STATUS: Final = 422
 REPEATED_STATUS: Final = 429
 """Repeated by all clients, in steps from a tenth of a second; the one for Python does not repeat our 503."""
 
+TIMEOUT_TYPE: Final = "x-fal-request-timeout-type"
+"""With the value `user`, no client repeats the request."""
+
 _STATUS_OF: Final = {400: INVALID_STATUS, 503: REPEATED_STATUS}
 _QUOTA_STATUS: Final = 403
 """Of an exhausted balance; clients repeat a request after 429 ten times."""
@@ -40,6 +43,16 @@ _OTHER_TYPE: Final = "value_error"
 _NATIVE_NAME: Final = re.compile(r"\b(aspectRatio|callbackUrl|imageUrls|numberOfImages|outputFormat)\b")
 _WORST_CASE: Final = frozenset({424, 500})
 """Statuses of a result that say nothing about a new order."""
+
+
+class StartTimeout(ApiError):
+    """The request did not start within the time that its client gave it, and is canceled."""
+
+    def __init__(self, seconds: float) -> None:
+        message = (
+            f"The request did not start within {seconds:g} seconds, as it asked: it is canceled, and cost nothing."
+        )
+        super().__init__("unavailable", message, status=504)
 
 
 def is_fal_client(request: HTTPConnection) -> bool:
@@ -60,6 +73,8 @@ def render_error(request: HTTPConnection, error: ApiError, headers: Mapping[str,
         return _render_failure(request, error, headers)
     status = _QUOTA_STATUS if error.code == "quota_exceeded" else _STATUS_OF.get(error.status, error.status)
     kind, message = _TYPE_OF.get(error.code, _OTHER_TYPE), _in_our_terms(error.message)
+    if isinstance(error, StartTimeout):
+        kind, headers = "request_timeout", {TIMEOUT_TYPE: "user", **headers}
     if status == INVALID_STATUS:
         listed = error.details or (FieldError(field=error.field or "", message=error.message),)
         body = FalError(detail=[_detail(error.code, kind, one) for one in listed], message=message)

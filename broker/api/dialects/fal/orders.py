@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -25,12 +26,8 @@ APP_KEY: Final = "app"
 """Key in the origin of an order: the app, without its sub-path."""
 INLINE_KEY: Final = "sync_mode"
 """Key in the origin of an order: its images are wanted as data URIs."""
-_IGNORED_HEADERS: Final = (
-    "x-fal-request-timeout",
-    "x-fal-no-retry",
-    "x-fal-runner-hint",
-    "x-fal-object-lifecycle-preference",
-)
+START_TIMEOUT: Final = "x-fal-request-timeout"
+_IGNORED_HEADERS: Final = ("x-fal-no-retry", "x-fal-runner-hint", "x-fal-object-lifecycle-preference")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +59,7 @@ class FalOrders:
         priority = "low" if request.headers.get(PRIORITY) == "low" else DEFAULT_PRIORITY
         order = parsed.to_order(app, callback_url=webhook, priority=priority, origin=self._origin(request, app, parsed))
         placed = await self.held.place(
-            request, order, is_held=is_held, ignored=_ignored(request, parsed), spelling=SPELLING
+            request, order, is_held=is_held, ignored=_ignored(request, parsed, is_held=is_held), spelling=SPELLING
         )
         return FalOrder(placed=placed, app=app, is_inline=bool(parsed.sync_mode))
 
@@ -76,6 +73,14 @@ class FalOrders:
         }
 
 
-def _ignored(request: Request, parsed: FalInput) -> list[str]:
-    headers = [name for name in _IGNORED_HEADERS if name in request.headers]
+def start_timeout(request: Request) -> float | None:
+    """Return how many seconds a request may wait before it starts; None without a limit that is a plain number."""
+    text = request.headers.get(START_TIMEOUT, "")
+    return float(text) if re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", text) else None
+
+
+def _ignored(request: Request, parsed: FalInput, *, is_held: bool) -> list[str]:
+    """Return the fields and headers without an effect. A request in the queue is canceled by its client alone."""
+    names = _IGNORED_HEADERS if is_held else (START_TIMEOUT, *_IGNORED_HEADERS)
+    headers = [name for name in names if name in request.headers]
     return [*(parsed.model_extra or ()), *headers]

@@ -9,10 +9,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from broker.api.dialects.fal.apps import split_stream
-from broker.api.dialects.fal.orders import FalOrders
+from broker.api.dialects.fal.errors import StartTimeout
+from broker.api.dialects.fal.orders import FalOrders, start_timeout
 from broker.api.dialects.fal.results import FalResults
 from broker.api.dialects.fal.targets import FalTarget
-from broker.api.shared.held_answers import HeldAnswers
+from broker.api.shared.held_answers import HeldAnswers, PlacedOrder
+from broker.errors import ApiError
+from broker.tasks.cancellation import TaskCanceler
 from storage.tasks import Task
 
 
@@ -21,12 +24,14 @@ class FalRuns:
     held: HeldAnswers
     orders: FalOrders
     results: FalResults
+    canceler: TaskCanceler
 
     async def run(self, request: Request, target: FalTarget) -> Response:
         """Order, and wait for the images. With `/stream` behind the app, the answer is an event."""
         app, is_stream = split_stream(target.app)
         order = await self.orders.place(request, replace(target, app=app), is_held=True)
         base = self.orders.base_for(request)
+        await self._await_start(request, order.placed)
 
         async def render(tasks: Sequence[Task]) -> Response:
             if is_stream:
@@ -34,3 +39,18 @@ class FalRuns:
             return await self.results.render_output(tasks, base, is_inline=order.is_inline)
 
         return await self.held.answer(request, order.placed, render)
+
+    async def _await_start(self, request: Request, placed: PlacedOrder) -> None:
+        """Wait as long as the client lets the order wait for its start. Raises `StartTimeout` if it has not begun."""
+        seconds = start_timeout(request)
+        if seconds is None or seconds >= self.held.hold_seconds or await self.held.wait(request, placed, seconds):
+            return
+        if any(task.status != "pending" for task in await self.held.ended_tasks(placed)):
+            return
+        try:
+            await self.canceler.cancel_batch(placed.batch)
+        except ApiError as error:
+            if error.code != "conflict":
+                raise
+        else:
+            raise StartTimeout(seconds)
