@@ -14,6 +14,7 @@ from broker.clock import Clock
 from broker.i18n import Messages
 from broker.metrics import Metrics
 from broker.net.fetcher import Fetcher
+from broker.ordering.offers import most_references
 from broker.presenter import TaskPresenter
 from broker.providers.base import Provider
 from broker.providers.pool import ProviderPool
@@ -105,6 +106,12 @@ class Resources:
     def supports(self, model: str) -> bool:
         """Return whether a provider in use serves a canonical model."""
         return any(provider.supports(model) for provider in self.providers.values())
+
+    def most_references(self, model: Model) -> int:
+        """Return how many reference images a provider in use takes for a model, at most."""
+        return most_references(
+            self.catalog, model, frozenset(provider.api_name for provider in self.providers.values())
+        )
 
     @property
     def served_models(self) -> tuple[Model, ...]:

@@ -118,7 +118,9 @@ async def test_chat_that_asks_for_no_image_is_refused(tmp_path: Path) -> None:
 def build(*messages: dict[str, Any], model: str = "nano-banana") -> Any:
     catalog = Catalog.load()
     names = ModelNames.from_setting("", catalog, catalog.models)
-    return OpenAIChatRequest.model_validate({"messages": messages, "model": model, **IMAGES}).to_order(names)
+    return OpenAIChatRequest.model_validate({"messages": messages, "model": model, **IMAGES}).to_order(
+        names, lambda found: found.max_references
+    )
 
 
 def test_conversation_becomes_turns_and_a_prompt_for_providers_without_history() -> None:

@@ -47,6 +47,7 @@ def openai_dialect(services: Services) -> Dialect:
         held=held,
         names=names,
         answers=ChatAnswers(queries=queries, blobs=services.blobs, catalog=services.catalog, messages=messages),
+        most_references=services.most_references,
         async_tasks=tasks,
     )
     manifest = ManifestRoute(models=services.served_models, default=names.default, address=services.address)

@@ -105,7 +105,7 @@ class ImageAnswers:
             output_format=images[0].media_type.removeprefix("image/"),
             size=size_text(images[0]),
             quality=quality,
-            usage=image_usage(output_tokens(self.catalog, tasks)),
+            usage=image_usage(count_tokens(self.catalog, tasks)),
         )
         return described.to_document()
 
@@ -118,19 +118,38 @@ def size_text(image: StoredImage) -> str:
     return f"{image.width}x{image.height}"
 
 
-def output_tokens(catalog: Catalog, tasks: Sequence[Task]) -> int | None:
-    """Return the tokens of the images by the table of their model; None where that does not have them."""
+@dataclass(frozen=True, kw_only=True)
+class TokenCount:
+    """Tokens of an order."""
+
+    input: int
+    """0 where the provider does not count them."""
+    output: int
+
+    @property
+    def total(self) -> int:
+        return self.input + self.output
+
+
+def count_tokens(catalog: Catalog, tasks: Sequence[Task]) -> TokenCount | None:
+    """Return the tokens as the provider counted them, or those of the images by the table of their model; None where
+    neither is known.
+    """
     model = catalog.resolve(tasks[0].model)
-    tokens = model.output_tokens.get(tasks[0].resolution or model.resolutions[0])
-    return None if tokens is None else tokens * len(tasks)
+    by_table = model.output_tokens.get(tasks[0].resolution or model.resolutions[0])
+    counted = [task.tokens for task in tasks if task.tokens.get("image")]
+    if len(counted) == len(tasks):
+        output = sum(one.get("image", 0) + one.get("text", 0) for one in counted)
+        return TokenCount(input=sum(one.get("input", 0) for one in counted), output=output)
+    return None if by_table is None else TokenCount(input=0, output=by_table * len(tasks))
 
 
-def image_usage(tokens: int | None) -> OpenAIImageUsage | None:
+def image_usage(tokens: TokenCount | None) -> OpenAIImageUsage | None:
     if tokens is None:
         return None
     return OpenAIImageUsage(
-        input_tokens=0,
-        input_tokens_details=OpenAITokenDetails(text_tokens=0, image_tokens=0),
-        output_tokens=tokens,
-        total_tokens=tokens,
+        input_tokens=tokens.input,
+        input_tokens_details=OpenAITokenDetails(text_tokens=tokens.input, image_tokens=0),
+        output_tokens=tokens.output,
+        total_tokens=tokens.total,
     )

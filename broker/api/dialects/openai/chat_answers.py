@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field
 from starlette.responses import Response
 
-from broker.api.dialects.openai.answers import output_tokens
+from broker.api.dialects.openai.answers import count_tokens
 from broker.api.shared.held_streams import event_bytes, stream_event
 from broker.api.shared.inline_images import data_uri, image_json
 from broker.api.shared.models import SnakeResponseModel
@@ -106,10 +106,12 @@ class ChatAnswers:
         }
 
     def _usage(self, tasks: Sequence[Task]) -> dict[str, Any] | None:
-        tokens = output_tokens(self.catalog, tasks)
+        tokens = count_tokens(self.catalog, tasks)
         if tokens is None:
             return None
-        return OpenAIChatUsage(prompt_tokens=0, completion_tokens=tokens, total_tokens=tokens).to_document()
+        return OpenAIChatUsage(
+            prompt_tokens=tokens.input, completion_tokens=tokens.output, total_tokens=tokens.total
+        ).to_document()
 
 
 def _head(tasks: Sequence[Task], kind: str) -> dict[str, Any]:

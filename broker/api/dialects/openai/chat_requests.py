@@ -6,7 +6,7 @@ user wrote since the assistant's last image, which shows all that was written be
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Final, Literal
 
@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from broker.api.dialects.openai.image_requests import MAX_N, MAX_SAFE_INTEGER, ORIGIN, source_of
 from broker.api.dialects.openai.models import ModelNames
+from broker.catalog import Model
 from broker.errors import ApiError
 from broker.orders import ImageParams, OrderRequest, Turn, TurnPart
 
@@ -66,14 +67,17 @@ class OpenAIChatRequest(_ChatModel):
     stream: bool | None = None
     stream_options: OpenAIStreamOptions | None = None
 
-    def to_order(self, names: ModelNames) -> OrderRequest:
-        """Return the order request. Raises `ApiError` for a chat that does not ask for an image."""
+    def to_order(self, names: ModelNames, most_references: Callable[[Model], int]) -> OrderRequest:
+        """Return the order request. Raises `ApiError` for a chat that does not ask for an image.
+
+        most_references: how many images a provider in use takes for a model.
+        """
         self._check_outputs()
         name, model = names.find_model(self.model)
         pieces = [*_list_pieces(self.messages)]
         if not pieces or pieces[-1].role != "user":
             raise ApiError("invalid_request", "The last message must be one of the user.", field="messages")
-        kept = _keep_images(pieces, model.max_references)
+        kept = _keep_images(pieces, most_references(model))
         config = self.image_config or OpenAIChatImageConfig()
         sampling = {"temperature": self.temperature, "topP": self.top_p}
         return OrderRequest(
@@ -140,7 +144,7 @@ def _read_part(part: OpenAIChatPart, message: int) -> tuple[str, str]:
 
 
 def _keep_images(pieces: Sequence[_Piece], most: int) -> list[_Piece]:
-    """Return the pieces without the oldest images, where there are more than the model takes; those of the last message
+    """Return the pieces without the oldest images, where there are too many; those of the last message
     stay in any case, and are refused by the limit of the model."""
     images = [piece for piece in pieces if piece.image]
     last = pieces[-1].message

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
 from starlette.requests import Request
@@ -17,6 +17,7 @@ from broker.api.http.endpoint import Endpoint, SuccessResponse, json_success
 from broker.api.http.request_body import MAX_JSON_BYTES, read_json_model
 from broker.api.shared.held_answers import ORDER_ERRORS, HeldAnswers, PlacedOrder, wants_async
 from broker.api.shared.held_streams import EVENT_SCHEMA, stream_answer
+from broker.catalog import Model
 from storage.tasks import Task
 
 
@@ -33,6 +34,7 @@ class OpenAIChatRoutes:
     held: HeldAnswers
     names: ModelNames
     answers: ChatAnswers
+    most_references: Callable[[Model], int]
     async_tasks: AsyncTasks
 
     def endpoints(self) -> list[Endpoint]:
@@ -79,7 +81,7 @@ class OpenAIChatRoutes:
         wishes = _ChatWishes(
             is_streamed=bool(parsed.stream), with_usage=bool(options is not None and options.include_usage)
         )
-        order = parsed.to_order(self.names)
+        order = parsed.to_order(self.names, self.most_references)
         placed = await self.held.place(
             request, order, is_held=is_held, ignored=parsed.ignored_names(), spelling=CHAT_SPELLING
         )
