@@ -417,6 +417,7 @@ async def test_proxy_refuses_other_addresses_and_methods(broker: RunningBroker) 
     for method, target in (("POST", "https://evil.example/a/b"), ("GET", f"{QUEUE}/{APP}"), ("PUT", f"{QUEUE}/{APP}")):
         answer = await through_proxy(broker, method, target)
         assert (answer.status_code, "x-fal-target-url" in answer.json()["detail"]) == (400, True)
+        assert answer.headers["x-fal-request-id"]
     assert (await broker.client.post("/fal/proxy", headers={"Authorization": ""})).status_code == 401
 
 

@@ -14,7 +14,7 @@ from broker.api.dialects.fal.apps import OWNERS
 from broker.api.dialects.fal.errors import REQUEST_ID
 from broker.api.dialects.fal.orders import APP_KEY, INLINE_KEY, FalOrders
 from broker.api.dialects.fal.results import FalResults
-from broker.api.dialects.fal.schemas import FalCanceled, FalTicket
+from broker.api.dialects.fal.schemas import FalCanceled, FalError, FalTicket
 from broker.api.dialects.fal.statuses import COMPLETED, FalStatuses, request_addresses
 from broker.api.dialects.fal.targets import FalTarget
 from broker.api.http.responses import json_response
@@ -66,7 +66,8 @@ class FalQueue:
         tasks = await self._tasks(target.request_id)
         if not all(task.has_ended for task in tasks):
             message = "Request is still in progress"
-            return json_response({"detail": message, "message": message}, 400, {REQUEST_ID: target.request_id})
+            body = FalError(detail=message, message=message)
+            return json_response(body.to_document(), 400, {REQUEST_ID: target.request_id})
         is_inline = bool(tasks[0].origin.get(INLINE_KEY))
         base = self.orders.base_for(request)
         return await self.results.render_output(tasks, base, is_inline=is_inline)

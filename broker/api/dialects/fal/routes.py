@@ -10,6 +10,7 @@ from typing import Final
 from starlette.requests import Request
 from starlette.responses import Response
 
+from broker.api.dialects.fal.errors import REQUEST_ID, request_id_of
 from broker.api.dialects.fal.orders import PRIORITY, WEBHOOK
 from broker.api.dialects.fal.queue import FalQueue
 from broker.api.dialects.fal.runs import FalRuns
@@ -270,7 +271,8 @@ class FalEndpoints:
         target = read_target(method, request.headers.get(TARGET_URL, ""))
         if target is None:
             message = f"Invalid request: {TARGET_URL} must be an address of fal that the broker serves."
-            return json_response(FalError(detail=message, message=message).to_document(), 400)
+            body = FalError(detail=message, message=message)
+            return json_response(body.to_document(), 400, {REQUEST_ID: request_id_of(request)})
         kind, meant = target
         handlers: Mapping[Kind, Callable[[Request, FalTarget], Awaitable[Response]]] = {
             "run": self.runs.run,
