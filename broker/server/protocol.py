@@ -16,12 +16,14 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import partial
 from typing import Any, Final
 
 import h11
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from broker.api.http.answers import tracked_answer
 from broker.api.http.connection import EXTENSION, ClientConnection
 from broker.api.http.responses import SECURITY_HEADERS, to_json
 from broker.net.hosts import is_loopback_host
@@ -159,6 +161,18 @@ class _TurnFlow(FlowControl):
             super().resume_reading()
 
 
+class _OrderTransport:
+    """The transport of one response: after the answer to an order only our side is closed.
+
+    A client that did not read all of it then resets the connection, which could not be seen after a full close.
+    """
+
+    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
+        self.write = transport.write
+        self.is_closing = transport.is_closing
+        self.close = close
+
+
 def _has_unread_bytes(transport: asyncio.Transport) -> bool:
     """Return whether the kernel holds bytes that the loop has not read yet."""
     count = array("i", [0])
@@ -251,7 +265,9 @@ class DeadlineH11(H11Protocol):
         before = self.cycle
         super().handle_events()
         if self.cycle is not before:  # the application of the new request starts in the next turn
-            self.cycle.scope["extensions"] = {EXTENSION: {"connection": self._connection}}
+            cycle: Any = self.cycle
+            cycle.scope["extensions"] = {EXTENSION: {"connection": self._connection}}
+            cycle.transport = _OrderTransport(self.transport, partial(self._end_response, cycle.scope))
         if self.conn.has_more and not self.flow.is_held:
             self.flow.hold()
             self.loop.call_later(self.conn.start_next_turn(), self._continue_parsing)
@@ -267,6 +283,13 @@ class DeadlineH11(H11Protocol):
         if self._current_phase() == _Phase.LEFTOVER and self.conn.is_chunked:
             self._linger()  # parsing the chunks would be work for nothing
         self._update_phase()
+
+    def _end_response(self, scope: Any) -> None:
+        """Close after a response that is the last one of its connection."""
+        if tracked_answer(scope) is None:
+            self.transport.close()
+        else:
+            self._linger()
 
     def _linger(self) -> None:
         """End our side, and discard what the client still sends: closed at once, it would not read the response."""

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator
+import socket
+import time
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from anyio import to_thread
 
 from broker.sandbox.engine import Options
 from tests.support.brokers import RunningBroker, open_broker
@@ -31,15 +34,21 @@ async def generate(broker: RunningBroker, prompt: str, **headers: str) -> httpx.
     return await broker.client.post("/generate", json={"prompt": prompt}, headers=headers)
 
 
-async def hang_up(broker: RunningBroker, prompt: str, *, after: float = 0.1, read: int = 0) -> None:
+async def hang_up(broker: RunningBroker, prompt: str, *, after: float = 0.1, read: int = 0, **headers: str) -> None:
     """Send an order, and close the connection after a while, or after some bytes of the answer."""
-    host, port = broker.client.base_url.host, broker.client.base_url.port
-    reader, writer = await asyncio.open_connection(host, port)
+    await to_thread.run_sync(_hang_up, broker.client.base_url, prompt, after, read, headers)
+
+
+def _hang_up(url: httpx.URL, prompt: str, after: float, read: int, headers: Mapping[str, str]) -> None:
+    """A socket without buffers of its own: what it has not read is in the kernel, which then resets the connection."""
     body = json.dumps({"prompt": prompt}).encode()
-    head = f"POST /generate HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Length: {len(body)}\r\n\r\n"
-    writer.write(head.encode() + body)
-    await (reader.readexactly(read) if read else asyncio.sleep(after))
-    writer.close()
+    head = f"POST /generate HTTP/1.1\r\nHost: {url.host}:{url.port}\r\nContent-Length: {len(body)}\r\n"
+    head += "".join(f"{name}: {value}\r\n" for name, value in headers.items()) + "\r\n"
+    with socket.create_connection((url.host, url.port)) as connection:
+        connection.sendall(head.encode() + body)
+        if read:
+            assert len(connection.recv(read, socket.MSG_WAITALL)) == read
+        time.sleep(0.02 if read else after)
 
 
 async def ordered(broker: RunningBroker) -> int:
@@ -96,12 +105,24 @@ async def test_client_that_leaves_gets_the_same_order_when_it_returns(tmp_path: 
         assert await ordered(broker) == 2, "that one was answered"
 
 
-async def test_answer_that_was_cut_off_is_sent_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("connection", ["keep-alive", "close"])
+async def test_answer_that_was_cut_off_is_sent_again(tmp_path: Path, connection: str) -> None:
     """The whole answer fits in the buffers of the network; only the reset says that it was not read."""
     async with broker_in(tmp_path) as broker:
-        await hang_up(broker, "a red fox", read=100)
+        await hang_up(broker, "a red fox", read=100, Connection=connection)
         answer = await generate(broker, "a red fox")
         assert (answer.status_code, await ordered(broker)) == (200, 1)
+
+
+@pytest.mark.parametrize("connection", ["keep-alive", "close"])
+async def test_short_answer_that_was_not_read_is_sent_again(tmp_path: Path, connection: str) -> None:
+    """It fits in the buffers of the network; only the reset says that it was not read, also where we close."""
+    async with broker_in(tmp_path) as broker:
+        await hang_up(broker, "a red fox", read=10, Connection=connection, Prefer="respond-async")
+        await asyncio.sleep(0.05)
+        again = await generate(broker, "a red fox", Prefer="respond-async")
+        await broker.wait_end(again.headers["x-request-id"])
+        assert await ordered(broker) == 1
 
 
 async def test_sdk_that_gave_up_joins_while_the_first_try_still_waits(tmp_path: Path) -> None:
