@@ -76,6 +76,19 @@ async def test_sdk_uploads_shows_lists_and_deletes_a_file(broker: RunningBroker,
         await to_thread.run_sync(work, client, other)
 
 
+async def test_metadata_may_be_a_part_with_a_name_as_the_client_in_node_sends_it(broker: RunningBroker) -> None:
+    parts = {
+        "content": ("buffer_1", PICTURE, "application/octet-stream"),
+        "metadata": ("blob", b'{"album": "x"}', "application/json"),
+    }
+    answer = await broker.client.post("/v1/files", headers=BEARER, files=parts)
+    assert answer.status_code == 201, answer.text
+    assert (answer.json()["metadata"], answer.json()["content_type"]) == ({"album": "x"}, "image/png")
+    parts["metadata"] = ("blob", b'{"album": "' + b"x" * 2**20 + b'"}', "application/json")
+    assert (await broker.client.post("/v1/files", headers=BEARER, files=parts)).status_code == 413
+    await broker.client.delete(f"/v1/files/{answer.json()['id']}", headers=BEARER)
+
+
 async def test_sdk_sends_an_input_that_is_a_file_as_one(broker: RunningBroker) -> None:
     def work(client: Client) -> bytes:
         image = io.BytesIO(PICTURE)
@@ -136,7 +149,8 @@ async def test_upload_that_is_refused_says_why(broker: RunningBroker) -> None:
         ({"files": {"content": (None, "text")}}, "content must be one file"),
         ({"files": {"content": ("a.gif", b"GIF89a" + bytes(500))}}, "GIF"),
         ({"files": {"content": part}, "data": {"metadata": "[1]"}}, "metadata must be a JSON object"),
-        ({"files": {"content": part, "metadata": ("m", b"{}")}}, "metadata must be text"),
+        ({"files": {"content": part, "metadata": ("blob", b"[1]")}}, "metadata must be a JSON object"),
+        ({"files": {"content": part, "metadata": ("blob", b"\xff")}}, "not readable JSON"),
         ({"json": {}}, "multipart/form-data"),
     ]
     for request, sentence in wrong:

@@ -20,7 +20,14 @@ from broker.api.http.addresses import own_base_url
 from broker.api.http.endpoint import caller_of
 from broker.api.http.pagination import MAX_LIMIT, split_page
 from broker.api.http.query import EMPTY, ParsedText, QueryModel
-from broker.api.http.request_body import BoundedRequest, UploadedChunks, media_type_of, parse_json, read_form
+from broker.api.http.request_body import (
+    MAX_TEXT_BYTES,
+    BoundedRequest,
+    UploadedChunks,
+    media_type_of,
+    parse_json,
+    read_form,
+)
 from broker.errors import ApiError
 from broker.ordering.files import FileDetails, FileService
 from broker.services import Services
@@ -119,7 +126,7 @@ class SharedFiles:
             if not isinstance(part, UploadFile):
                 message = f"{field} must be one file: give the part a file name."
                 raise ApiError("invalid_request", message, field=field)
-            details = (read_details or _read_details)(form, part)
+            details = read_details(form, part) if read_details else await _read_details(form, part)
             return await self._store(request, UploadedChunks(part), details)
         finally:
             await form.close()
@@ -164,14 +171,16 @@ async def _single_chunk(data: bytes) -> AsyncIterator[bytes]:
     yield data
 
 
-def _read_details(form: FormData, part: UploadFile) -> FileDetails:
-    return FileDetails(name=part.filename or "", metadata=_read_metadata(form.get("metadata")))
+async def _read_details(form: FormData, part: UploadFile) -> FileDetails:
+    return FileDetails(name=part.filename or "", metadata=await _read_metadata(form.get("metadata")))
 
 
-def _read_metadata(sent: UploadFile | str | None) -> Mapping[str, Any]:
-    if isinstance(sent, UploadFile):
-        raise ApiError("invalid_request", "metadata must be text, not a file.", field="metadata")
-    found = parse_json(sent.encode()) if sent else {}
+async def _read_metadata(sent: UploadFile | str | None) -> Mapping[str, Any]:
+    """Return the metadata of a part, which JavaScript clients send as a file. Raises `ApiError`."""
+    body = await sent.read(MAX_TEXT_BYTES + 1) if isinstance(sent, UploadFile) else (sent or "").encode()
+    if len(body) > MAX_TEXT_BYTES:
+        raise ApiError("payload_too_large", f"metadata is larger than {MAX_TEXT_BYTES:,} bytes: send less.")
+    found = parse_json(body) if body else {}
     if not isinstance(found, dict):
         raise ApiError("invalid_request", 'metadata must be a JSON object: send {"key": "value"}.', field="metadata")
     return found

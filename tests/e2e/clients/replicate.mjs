@@ -2,8 +2,8 @@ import Replicate from "replicate";
 
 export const textToImage = (baseUrl, key, prompt) => run(baseUrl, key, { prompt });
 
-export const imageToImage = (baseUrl, key, prompt, image) =>
-  run(baseUrl, key, { prompt, image_input: [`data:image/png;base64,${image.toString("base64")}`] });
+// the client uploads the buffer as a file
+export const imageToImage = (baseUrl, key, prompt, image) => run(baseUrl, key, { prompt, image_input: [image] });
 
 async function run(baseUrl, key, input) {
   const replicate = new Replicate({ auth: key, baseUrl: `${baseUrl}/v1`, useFileOutput: false });
